@@ -1,0 +1,140 @@
+"""What can go wrong, as one tree.
+
+::
+
+    FanoutError
+    ├── InputError            a document, a file or a folder is at fault
+    ├── SpecError             a field of a job is wrong
+    │   └── PromptError       a prompt template is wrong
+    ├── SettingsError         an environment variable is wrong
+    ├── BrokerError           the broker cannot be reached or refuses
+    ├── ModelError            a model cannot be used at all: unknown, no key, no server
+    ├── LLMError              one call to a model failed, with the kind of failure
+    ├── EmbeddedError         the embedded server or its worker did not start
+    └── RunError              a run cannot do what was asked of it
+        ├── UnknownRunError   there is no such run, or it has expired
+        └── WaitTimeoutError  the run had not ended when the waiting did
+
+Every message is meant for the person who typed the command: it names the field, file or line,
+the value, and what is allowed.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from fanout.runs import ErrorKind
+
+__all__ = [
+    "BrokerError",
+    "EmbeddedError",
+    "FanoutError",
+    "InputError",
+    "LLMError",
+    "ModelError",
+    "PromptError",
+    "RunError",
+    "SettingsError",
+    "SpecError",
+    "UnknownRunError",
+    "WaitTimeoutError",
+]
+
+
+class FanoutError(Exception):
+    """The root: catching it catches all that fanout raises on purpose."""
+
+
+class InputError(FanoutError):
+    """A document, a file or a folder is at fault.
+
+    Attributes:
+        source: The file or folder, or None where the input came from memory.
+        line: The 1-based line in the source, or None.
+    """
+
+    def __init__(self, message: str, *, source: str | None = None, line: int | None = None) -> None:
+        where = f"{source}, line {line}: " if source and line else f"{source}: " if source else ""
+        super().__init__(where + message)
+        self.source = source
+        self.line = line
+
+
+class SpecError(FanoutError):
+    """A field of a job is wrong.
+
+    Attributes:
+        field: The field's name as the user writes it, or None where the job as a whole is wrong.
+    """
+
+    def __init__(self, message: str, *, field: str | None = None) -> None:
+        super().__init__(f"{field}: {message}" if field else message)
+        self.field = field
+
+
+class PromptError(SpecError):
+    """A prompt template is wrong."""
+
+
+class SettingsError(FanoutError):
+    """An environment variable is wrong."""
+
+
+class BrokerError(FanoutError):
+    """The broker cannot be reached, or refuses the credentials."""
+
+
+class ModelError(FanoutError):
+    """A model cannot be used at all: the provider is unknown, a key is missing, no server answers.
+
+    Attributes:
+        kind: The kind of error that a call would end with, or None where no call could be made.
+    """
+
+    def __init__(self, message: str, *, kind: ErrorKind | None = None) -> None:
+        super().__init__(message)
+        self.kind = kind
+
+
+class LLMError(FanoutError):
+    """One call to a model failed.
+
+    Attributes:
+        kind: Why, from the closed list.
+        retry_after_s: Seconds that the provider asked to wait, or None.
+        status: The HTTP status, or None.
+    """
+
+    def __init__(
+        self,
+        kind: ErrorKind,
+        message: str,
+        *,
+        retry_after_s: float | None = None,
+        status: int | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.kind = kind
+        self.retry_after_s = retry_after_s
+        self.status = status
+
+
+class EmbeddedError(FanoutError):
+    """The embedded server or its worker did not start."""
+
+
+class RunError(FanoutError):
+    """A run cannot do what was asked of it."""
+
+
+class UnknownRunError(RunError):
+    """There is no such run, or it has expired."""
+
+    def __init__(self, run_id: str) -> None:
+        super().__init__(f"no run {run_id!r} is known to this broker (it may have expired)")
+        self.run_id = run_id
+
+
+class WaitTimeoutError(RunError):
+    """The run had not ended when the waiting did; the run itself goes on."""

@@ -1,0 +1,65 @@
+"""The seam to a model: one coroutine that answers one prompt."""
+
+from __future__ import annotations
+
+from typing import Protocol, runtime_checkable
+
+import msgspec
+
+from fanout.runs import Usage
+
+__all__ = ["LLM", "LLMReply", "LLMRequest"]
+
+
+class LLMRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """One call.
+
+    Attributes:
+        prompt: The user's message.
+        system: The system prompt, or None.
+        temperature: Sampling temperature, or None for the provider's default.
+        max_tokens: The longest answer in tokens, or None.
+        seed: Sampling seed, or None.
+        stop: Strings that end the answer.
+    """
+
+    prompt: str
+    system: str | None = None
+    temperature: float | None = None
+    max_tokens: int | None = None
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+
+
+class LLMReply(msgspec.Struct, frozen=True, kw_only=True):
+    """One answer, and what it consumed."""
+
+    text: str
+    usage: Usage = Usage(calls=1)
+
+
+@runtime_checkable
+class LLM(Protocol):
+    """A model that workers can call.
+
+    An instance belongs to one asyncio loop: all its coroutines run there.
+    """
+
+    async def check(self) -> None:
+        """Make sure that calls can succeed: credentials are present, the server answers.
+
+        Costs no tokens.
+
+        Raises:
+            ModelError: They cannot; one line that says what to set.
+        """
+
+    async def complete(self, request: LLMRequest) -> LLMReply:
+        """Answer one prompt. Makes exactly one call: retries and deadlines are the caller's.
+
+        Raises:
+            LLMError: The call failed, with its kind.
+        """
+
+    async def aclose(self) -> None:
+        """Release connections."""

@@ -1,0 +1,190 @@
+"""The records that travel through a run: frozen values, encoded as JSON by msgspec."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Any
+
+import msgspec
+
+__all__ = [
+    "TERMINAL",
+    "BranchRef",
+    "Chunk",
+    "Document",
+    "ErrorKind",
+    "Outcome",
+    "RunStatus",
+    "Shard",
+    "Usage",
+    "branch_ref",
+]
+
+
+class RunStatus(StrEnum):
+    """Where a run is."""
+
+    ENQUEUING = "enqueuing"  # the client is still splitting and publishing
+    RUNNING = "running"  # all input is enqueued, branches are being processed
+    REDUCING = "reducing"  # all branches have ended, the aggregate is being made
+    PAUSED = "paused"  # no new branches start until it is unpaused
+    SUCCEEDED = "succeeded"  # the run met its policy; tolerated failures are recorded
+    FAILED = "failed"  # the run did not meet its policy, or was stopped by an error
+    CANCELLED = "cancelled"  # somebody stopped it; what had finished is kept
+
+
+TERMINAL = frozenset({RunStatus.SUCCEEDED, RunStatus.FAILED, RunStatus.CANCELLED})
+
+
+class ErrorKind(StrEnum):
+    """Why a branch has no output: a closed list."""
+
+    RATE_LIMITED = "rate_limited"  # the provider asked to slow down
+    TIMEOUT = "timeout"  # no complete answer within the deadline
+    CONNECTION = "connection"  # the provider could not be reached
+    SERVER_ERROR = "server_error"  # the provider failed (HTTP 5xx)
+    CONTEXT_LENGTH = "context_length"  # prompt and answer do not fit the model's context window
+    CONTENT_FILTER = "content_filter"  # the provider refused the content
+    INVALID_OUTPUT = "invalid_output"  # the answer is empty, or not of the form asked for
+    BAD_REQUEST = "bad_request"  # the document or the request cannot be used as it is
+    AUTH = "auth"  # the provider refused the credentials
+    BUDGET = "budget"  # the account or the run has no money left
+    CANCELLED = "cancelled"  # the run was stopped before this branch was called
+    TIME_LIMIT = "time_limit"  # the task exceeded its hard time limit
+    WORKER_LOST = "worker_lost"  # the worker process died while it ran the branch
+    POISONED = "poisoned"  # the branch killed its worker again and again
+    EXPIRED = "expired"  # the branch waited in the queue for too long
+    LOST = "lost"  # no trace of the branch was left, and its attempts are used up
+    INTERNAL = "internal"  # a fault in fanout or in the caller's own function
+
+
+class _Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What all records share: immutable, by keyword only, defaults left out of the JSON."""
+
+
+class Document(_Record, frozen=True, kw_only=True):
+    """One input item as the user gave it.
+
+    Attributes:
+        name: How the user knows it: a path, ``reviews.csv:17``, or ``item 3`` for a string.
+        index: Its 0-based position in the input.
+        text: The text; empty where ``error`` is set.
+        columns: The other columns of a row, by name.
+        error: Why the document cannot be used, or None.
+    """
+
+    name: str
+    index: int
+    text: str = ""
+    columns: dict[str, str] = {}
+    error: str | None = None
+
+
+class Chunk(_Record, frozen=True, kw_only=True):
+    """One piece of a document.
+
+    Attributes:
+        text: The piece itself.
+        document: The document's name.
+        document_index: The document's 0-based position in the input.
+        position: The 0-based position of the chunk in its document.
+        start: The offset in the document's text of the first character.
+        end: The offset behind the last character.
+        columns: The columns of the document's row.
+        error: Why the document cannot be used; its branches then fail without a call.
+    """
+
+    text: str
+    document: str
+    document_index: int
+    position: int = 0
+    start: int = 0
+    end: int = 0
+    columns: dict[str, str] = {}
+    error: str | None = None
+
+
+class Shard(_Record, frozen=True, kw_only=True):
+    """The input of one chord: up to 500 branches, and the chunks that they need.
+
+    Attributes:
+        first: The stage-wide index of the shard's first branch.
+        count: How many branches the shard has.
+        first_chunk: The stage-wide index of ``chunks[0]``.
+        chunks: The chunks of these branches, each once.
+    """
+
+    first: int
+    count: int
+    first_chunk: int
+    chunks: list[Chunk]
+
+
+class BranchRef(msgspec.Struct, frozen=True, kw_only=True):
+    """Which chunk, aspect and sample a branch stands for.
+
+    Attributes:
+        index: The stage-wide index of the branch; outputs are in this order.
+        chunk: The index of its chunk.
+        aspect: The name of its prompt, or None where the run has a single prompt.
+        sample: 0-based number of the sample.
+    """
+
+    index: int
+    chunk: int
+    aspect: str | None
+    sample: int
+
+
+def branch_ref(index: int, aspects: tuple[str | None, ...], samples: int) -> BranchRef:
+    """Return what the branch ``index`` stands for: chunks x aspects x samples, samples fastest."""
+    rest, sample = divmod(index, samples)
+    chunk, aspect = divmod(rest, len(aspects))
+    return BranchRef(index=index, chunk=chunk, aspect=aspects[aspect], sample=sample)
+
+
+class Usage(_Record, frozen=True, kw_only=True):
+    """What calls consumed. An unknown is None, never 0; a sum with an unknown is unknown.
+
+    Attributes:
+        calls: Calls made, retries included.
+        input_tokens: Tokens of the prompts.
+        output_tokens: Tokens of the answers.
+        cost_usd: US dollars, where the provider's adapter knows its prices.
+    """
+
+    calls: int = 0
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    cost_usd: float | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all four fields, unknowns as None."""
+        return {name: getattr(self, name) for name in self.__struct_fields__}
+
+
+class Outcome(_Record, frozen=True, kw_only=True):
+    """How a branch ended: an output, or an error with its kind.
+
+    Attributes:
+        index: The stage-wide index of the branch.
+        output: The model's answer, or None where the branch failed.
+        kind: Why it failed, or None.
+        message: The failure in words; may quote the provider, never a key.
+        attempts: Calls made for it; 0 where none was.
+        usage: What those calls consumed.
+        elapsed_s: Seconds from the first call to the end, waits included.
+    """
+
+    index: int
+    output: str | None = None
+    kind: ErrorKind | None = None
+    message: str | None = None
+    attempts: int = 0
+    usage: Usage = Usage()
+    elapsed_s: float = 0.0
+
+    @property
+    def ok(self) -> bool:
+        """Whether there is an output."""
+        return self.kind is None

@@ -1,0 +1,66 @@
+"""The environment: ``FANOUT_*`` variables, read once and validated."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, ValidationError, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from fanout.errors import SettingsError
+
+__all__ = ["Settings", "load_settings"]
+
+_SCHEMES = ("redis://", "rediss://", "redis+socket://", "sentinel://")
+
+
+class Settings(BaseSettings):
+    """What a process takes from its environment.
+
+    Attributes:
+        broker_url: The Redis server that is both queue and run store; None runs embedded.
+        model: The model where a job names none.
+        key_prefix: Put before every key of the run store, so that teams can share a server.
+        run_ttl_s: Seconds that a run's records are kept after they were last written.
+        visibility_timeout_s: Seconds after which a dead worker's messages come back. It must be
+            longer than the longest call with its retries.
+        concurrency: Branches that a worker has in flight where nothing else says.
+        cache_dir: Where model weights are kept between runs.
+    """
+
+    model_config = SettingsConfigDict(env_prefix="FANOUT_", env_ignore_empty=True, frozen=True)
+
+    broker_url: str | None = None
+    model: str | None = None
+    key_prefix: Annotated[str, Field(min_length=1, max_length=64)] = "fanout"
+    run_ttl_s: Annotated[int, Field(ge=60)] = 7 * 24 * 3600
+    visibility_timeout_s: Annotated[int, Field(ge=5)] = 3600
+    concurrency: Annotated[int, Field(ge=1, le=10_000)] = 32
+    cache_dir: Path = Field(default_factory=lambda: Path.home() / ".cache" / "fanout")
+
+    @field_validator("broker_url")
+    @classmethod
+    def _known_scheme(cls, url: str | None) -> str | None:
+        if url is not None and not url.startswith(_SCHEMES):
+            msg = f"must start with one of {', '.join(_SCHEMES)}"
+            raise ValueError(msg)
+        return url
+
+
+def load_settings(**overrides: object) -> Settings:
+    """Return the settings of this process; ``overrides`` that are not None win.
+
+    Raises:
+        SettingsError: A variable is wrong; the message names it and what is allowed.
+    """
+    given = {name: value for name, value in overrides.items() if value is not None}
+    try:
+        return Settings(**given)  # type: ignore[arg-type]
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = str(first["loc"][0]) if first["loc"] else "?"
+        message = first["msg"].removeprefix("Value error, ")
+        # A broker URL may carry a password: say what is wrong with it, not what it is.
+        shown = "" if name == "broker_url" else f" (got {first['input']!r})"
+        raise SettingsError(f"FANOUT_{name.upper()}: {message}{shown}") from None

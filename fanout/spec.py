@@ -1,0 +1,217 @@
+"""What a run asks for: one model behind ``ParallelCalls``, the command line and YAML jobs."""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import (
+    AliasChoices,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
+
+from fanout.errors import SpecError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+__all__ = ["RetrySpec", "RunSpec", "load_job", "make_spec"]
+
+SplitName = Literal["none", "lines", "tokens", "markdown", "sentences"]
+ReduceName = Literal["none", "concat", "merge", "vote", "rank", "llm"]
+
+
+class RetrySpec(BaseModel):
+    """When a failed call is made again.
+
+    Attributes:
+        max_attempts: Calls a branch may make, the first included.
+        max_elapsed_s: Seconds a branch may take in all, waits included.
+        base_wait_s: The first wait, in seconds; each further one doubles.
+        max_wait_s: The longest single wait, in seconds.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    max_attempts: Annotated[int, Field(ge=1, le=100)] = 5
+    max_elapsed_s: Annotated[float, Field(gt=0)] = 300.0
+    base_wait_s: Annotated[float, Field(ge=0)] = 0.5
+    max_wait_s: Annotated[float, Field(ge=0)] = 60.0
+
+
+class RunSpec(BaseModel):
+    """One fan-out / fan-in job.
+
+    Attributes:
+        inputs: Files, folders, globs, or ``-`` for standard input; empty where documents come
+            from memory.
+        text_column: The column of ``.csv`` and ``.jsonl`` rows that holds the text.
+        max_document_mb: The size in megabytes above which a document is refused.
+        model: ``provider/model``, ``local``, ``fake``, or ``package.module:callable``.
+        prompt: The template of each branch; ``{input}`` is the chunk.
+        aspects: Named templates, each put to every chunk, in place of ``prompt``.
+        samples: How many answers to take for each chunk and aspect.
+        system: The system prompt.
+        temperature: Sampling temperature; None leaves it to the provider.
+        max_tokens: The longest answer, in tokens; None leaves it to the provider.
+        seed: Seed of the first sample; sample ``n`` uses ``seed + n``.
+        stop: Strings that end an answer.
+        output_format: ``json`` refuses an answer that is not JSON (kind ``invalid_output``).
+        split: How a document becomes chunks.
+        chunk_tokens: The largest chunk, in estimated tokens.
+        chunk_overlap_tokens: What neighbouring chunks share, in estimated tokens.
+        reduce: How outputs become the aggregate; ``llm`` where ``aggregate_prompt`` is given,
+            else ``none``.
+        aggregate_prompt: The template of the LLM aggregate; ``{input}`` is the joined outputs.
+        group_by: ``document``, ``aspect`` or the name of a column: one aggregate for each value.
+        context_tokens: The model's context window; None takes the known one, or a safe guess.
+        min_success: The share of branches (0 to 1) that must succeed. Whatever it is, a run in
+            which no branch succeeded has failed.
+        max_workers: The most branches of this run in flight in the whole fleet; None is no cap.
+        timeout_s: Seconds for one call from start to last byte.
+        retries: When a failed call is made again.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+    inputs: tuple[str, ...] = ()
+    text_column: str | None = None
+    max_document_mb: Annotated[float, Field(gt=0, le=256)] = 16.0
+
+    model: Annotated[str, Field(min_length=1, validation_alias=AliasChoices("model", "llm"))]
+    prompt: Annotated[
+        str | None, Field(validation_alias=AliasChoices("prompt", "branch_prompt"))
+    ] = None
+    aspects: dict[str, str] = Field(default_factory=dict)
+    samples: Annotated[int, Field(ge=1, le=10_000)] = 1
+    system: str | None = None
+    temperature: Annotated[float | None, Field(ge=0, le=2)] = None
+    max_tokens: Annotated[int | None, Field(ge=1)] = None
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    output_format: Literal["text", "json"] = "text"
+
+    split: SplitName = "none"
+    chunk_tokens: Annotated[int, Field(ge=1)] = 1000
+    chunk_overlap_tokens: Annotated[int, Field(ge=0)] = 0
+
+    reduce: ReduceName | None = None
+    aggregate_prompt: Annotated[
+        str | None, Field(validation_alias=AliasChoices("aggregate_prompt", "aggregate"))
+    ] = None
+    group_by: Annotated[str | None, Field(min_length=1)] = None
+    context_tokens: Annotated[int | None, Field(ge=256)] = None
+
+    min_success: Annotated[float, Field(ge=0, le=1)] = 0.0
+    max_workers: Annotated[int | None, Field(ge=1)] = None
+    timeout_s: Annotated[float, Field(gt=0)] = 120.0
+    retries: RetrySpec = RetrySpec()
+
+    @model_validator(mode="after")
+    def _fields_fit_together(self) -> Self:
+        # Raised as SpecError inside a validator, pydantic would wrap it and lose the field.
+        problem = self._misfit()
+        if problem:
+            raise ValueError(problem)
+        return self
+
+    def _misfit(self) -> str | None:
+        if bool(self.prompt) == bool(self.aspects):
+            return "prompt: give either prompt or aspects, and not both"
+        if self.reduce == "llm" and not self.aggregate_prompt:
+            return "aggregate_prompt: reduce 'llm' needs an aggregate prompt"
+        if self.aggregate_prompt and self.reduce not in (None, "llm"):
+            return (
+                f"reduce: {self.reduce!r} does not use an aggregate prompt; "
+                "leave reduce out, or leave aggregate_prompt out"
+            )
+        if self.group_by and self.reduction == "none":
+            return "group_by: needs a reduce (concat, merge, vote, rank or llm)"
+        if self.chunk_overlap_tokens >= self.chunk_tokens:
+            return (
+                f"chunk_overlap_tokens: {self.chunk_overlap_tokens} must be smaller than "
+                f"chunk_tokens ({self.chunk_tokens})"
+            )
+        return None
+
+    @property
+    def reduction(self) -> ReduceName:
+        """The aggregator that is used: what ``reduce`` says, or what follows from the prompts."""
+        return self.reduce or ("llm" if self.aggregate_prompt else "none")
+
+    @property
+    def prompts(self) -> dict[str | None, str]:
+        """The branch templates by aspect; the single prompt has the aspect None."""
+        if self.prompt:
+            return {None: self.prompt}
+        return {name: template for name, template in self.aspects.items()}  # noqa: C416 - widens
+
+    @property
+    def aspect_names(self) -> tuple[str | None, ...]:
+        """The aspects in order; ``(None,)`` where there is a single prompt."""
+        return tuple(self.prompts)
+
+    @property
+    def branches_per_chunk(self) -> int:
+        """Aspects x samples."""
+        return len(self.aspect_names) * self.samples
+
+
+def make_spec(**fields: Any) -> RunSpec:
+    """Return the validated spec; fields that are None are left to their defaults.
+
+    Raises:
+        SpecError: A field is wrong; the message has its name, its value and what is allowed.
+    """
+    given = {name: value for name, value in fields.items() if value is not None}
+    try:
+        return RunSpec.model_validate(given)
+    except ValidationError as error:
+        raise _spec_error(error) from None
+
+
+def load_job(path: Path) -> dict[str, Any]:
+    """Return the fields of the YAML job file ``path``, not yet validated.
+
+    Raises:
+        SpecError: The file cannot be read, is not YAML, or is not a mapping.
+    """
+    try:
+        fields = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise SpecError(f"cannot read the job file {path}: {error}") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark else ""
+        raise SpecError(f"{path}{where}: not valid YAML") from None
+    if not isinstance(fields, dict):
+        raise SpecError(f"{path}: a job file is a mapping of fields, not {type(fields).__name__}")
+    return {str(name): value for name, value in fields.items()}
+
+
+def _spec_error(error: ValidationError) -> SpecError:
+    first = error.errors()[0]
+    field = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "value_error" and not field:
+        return SpecError(first["msg"].removeprefix("Value error, "))
+    if first["type"] == "extra_forbidden":
+        return SpecError(_unknown_field(field), field=field)
+    if first["type"] == "missing":
+        return SpecError("is required", field=field)
+    return SpecError(f"{_lower(first['msg'])} (got {first['input']!r})", field=field)
+
+
+def _unknown_field(field: str) -> str:
+    known = RetrySpec.model_fields if field.startswith("retries.") else RunSpec.model_fields
+    near = get_close_matches(field.rpartition(".")[2], known, n=1)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    return f"there is no such field{hint} (known: {', '.join(sorted(known))})"
+
+
+def _lower(text: str) -> str:
+    return text[:1].lower() + text[1:]

@@ -1,0 +1,1 @@
+"""The Celery application: what a machine of the fleet runs."""
