@@ -12,7 +12,7 @@ from fanout.errors import SettingsError
 
 __all__ = ["Settings", "load_settings"]
 
-_SCHEMES = ("redis://", "rediss://", "redis+socket://", "sentinel://")
+_SCHEMES = ("redis://", "rediss://")
 
 
 class Settings(BaseSettings):

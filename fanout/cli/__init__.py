@@ -1,1 +1,5 @@
-"""."""
+"""The command line."""
+
+from fanout.cli.main import main
+
+__all__ = ["main"]

@@ -1,1 +1,26 @@
-"""."""
+"""The run store: a protocol, the real one on Redis, and one in memory for tests."""
+
+from fanout.stores.base import (
+    Begun,
+    Grant,
+    Recorded,
+    RunRecord,
+    StageRecord,
+    Store,
+    Verdict,
+)
+from fanout.stores.memory import MemoryStore
+from fanout.stores.redis import RedisStore, connect
+
+__all__ = [
+    "Begun",
+    "Grant",
+    "MemoryStore",
+    "Recorded",
+    "RedisStore",
+    "RunRecord",
+    "StageRecord",
+    "Store",
+    "Verdict",
+    "connect",
+]

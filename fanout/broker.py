@@ -1,0 +1,143 @@
+"""The wire: task names, queues, ids, and the one Celery configuration that all sides share."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import msgspec
+from celery import Celery
+from kombu import Queue
+
+from fanout.runs import ErrorKind  # noqa: TC001 - msgspec reads the annotation
+from fanout.stores import RedisStore, connect
+
+if TYPE_CHECKING:
+    from fanout.settings import Settings
+
+__all__ = [
+    "AGGREGATE",
+    "BRANCH",
+    "BRANCHES_QUEUE",
+    "COLLECT",
+    "CONTROL_QUEUE",
+    "EXPAND",
+    "PREFLIGHT",
+    "SEAL",
+    "Preflight",
+    "branch_id",
+    "collect_id",
+    "expand_id",
+    "make_app",
+    "make_store",
+    "seal_id",
+    "shard_group",
+    "stage_group",
+]
+
+EXPAND = "fanout.expand"  # publishes a shard's chord
+BRANCH = "fanout.branch"  # makes one LLM call: a member of a shard chord's header
+COLLECT = "fanout.collect"  # a shard chord's callback, and a member of the root chord's header
+SEAL = "fanout.seal"  # the last member of the root chord's header: all shards are known
+AGGREGATE = "fanout.aggregate"  # the root chord's callback
+PREFLIGHT = "fanout.preflight"  # asks a worker whether a model can be used
+
+# Control tasks have a queue of their own that workers look at first: behind thousands of branches
+# a collect would hold up the window.
+CONTROL_QUEUE = "fanout.control"
+BRANCHES_QUEUE = "fanout.branches"
+
+# A part-return that was not deduplicated, or a run that outlives its counters, would never end.
+_CHORD_LIFETIME_S = 30 * 24 * 3600
+
+
+class Preflight(msgspec.Struct, frozen=True, kw_only=True):
+    """A worker's answer about a model.
+
+    Attributes:
+        message: One line that says what to set, or None where the model can be used.
+        kind: The kind of error that a call would end with, where one is known.
+    """
+
+    message: str | None = None
+    kind: ErrorKind | None = None
+
+
+def shard_group(run_id: str, stage: int, shard: int) -> str:
+    """Return the group id of a shard's chord."""
+    return f"{run_id}/{stage}/{shard}"
+
+
+def stage_group(run_id: str, stage: int) -> str:
+    """Return the group id of a stage's root chord."""
+    return f"{run_id}/{stage}"
+
+
+def branch_id(run_id: str, stage: int, shard: int, position: int) -> str:
+    """Return the task id of a branch: the same each time it is published."""
+    return f"{run_id}/{stage}/{shard}/{position}"
+
+
+def expand_id(run_id: str, stage: int, shard: int) -> str:
+    """Return the task id that publishes a shard."""
+    return f"{run_id}/{stage}/{shard}/expand"
+
+
+def collect_id(run_id: str, stage: int, shard: int) -> str:
+    """Return the task id of a shard's callback."""
+    return f"{run_id}/{stage}/{shard}/collect"
+
+
+def seal_id(run_id: str, stage: int) -> str:
+    """Return the task id that closes a root chord's header."""
+    return f"{run_id}/{stage}/seal"
+
+
+def make_app(settings: Settings) -> Celery:
+    """Return the Celery application for ``settings.broker_url``, as all sides need it."""
+    app = Celery("fanout", set_as_current=False)
+    app.conf.update(
+        broker_url=settings.broker_url,
+        # The callback of a chord must run although header tasks failed: see workers.backend.
+        result_backend=f"workers.backend:TolerantRedisBackend+{settings.broker_url}",
+        # Without it every thread builds a backend, and connections, of its own.
+        result_backend_thread_safe=True,
+        result_chord_expires=_CHORD_LIFETIME_S,
+        # What a chord's members return is a few bytes in Redis; nothing else is kept of a task.
+        task_ignore_result=True,
+        task_store_errors_even_if_ignored=False,
+        # Pickle would let whoever reaches the broker run code on the workers.
+        task_serializer="json",
+        result_serializer="json",
+        accept_content=["json"],
+        task_queues=[Queue(CONTROL_QUEUE), Queue(BRANCHES_QUEUE)],
+        task_default_queue=CONTROL_QUEUE,
+        task_routes={BRANCH: {"queue": BRANCHES_QUEUE}},
+        # A typo in a queue's name must not make a queue that nobody consumes.
+        task_create_missing_queues=False,
+        broker_connection_retry_on_startup=True,
+        broker_transport_options={
+            # Kombu's default of 10 is fewer than the acks that a busy worker has in flight.
+            "max_connections": 1024,
+            "visibility_timeout": settings.visibility_timeout_s,
+            # The default restores ten messages at a time, every 100 s: half an hour for 200.
+            "unacked_restore_limit": 10_000,
+            "unacked_restore_interval": 5,
+            "unacked_restore_throttle": 1,
+            # Control before branches, in the order of task_queues.
+            "queue_order_strategy": "priority",
+            # One list per queue instead of four: priorities are not used.
+            "priority_steps": [0],
+            "socket_keepalive": True,
+            "socket_connect_timeout": 5,
+            "health_check_interval": 25,
+        },
+        # The store says whether a task's work is done; a second opinion costs a round trip each.
+        worker_deduplicate_successful_tasks=False,
+    )
+    return app
+
+
+def make_store(settings: Settings) -> RedisStore:
+    """Return the run store on the same server."""
+    client = connect(settings.broker_url or "")
+    return RedisStore(client, prefix=settings.key_prefix, ttl_s=settings.run_ttl_s)

@@ -1,0 +1,143 @@
+"""A stage as two levels of Celery chords, and how their messages get onto the wire.
+
+* The shard chord: its header is the shard's branch tasks, its callback is ``collect``.
+* The root chord: its header is all ``collect`` tasks and one ``seal``, its callback is
+  ``aggregate``. The seal is published when the number of shards is known, and after the chord's
+  size was set: whichever member returns last finds the size and runs the callback, so a stage can
+  be processed while it is still being written.
+
+These are ordinary chords, counted by Celery's own result backend. Only their publishing is ours:
+Celery's ``chord(...)()`` publishes one message per round trip and subscribes to every result.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from fanout import broker
+from fanout.errors import BrokerError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from celery import Celery, Signature
+
+    from fanout.stores import Grant
+
+__all__ = ["Publisher"]
+
+# Messages of a header in one pipelined write: 1.2 KB each.
+_BATCH = 500
+
+
+class Publisher:
+    """Puts the tasks of a run onto the queues. Safe to share between threads."""
+
+    def __init__(self, app: Celery) -> None:
+        self._app = app
+
+    def preflight(self, model: str, note: str) -> None:
+        """Ask some worker to check ``model`` and to leave its answer as ``note``."""
+        self._publish([self._signature(broker.PREFLIGHT, (model, note), task_id=note)])
+
+    def expand(self, run_id: str, stage: int, grants: Iterable[Grant]) -> None:
+        """Have some worker publish the chords of these shards."""
+        self._publish(
+            self._signature(
+                broker.EXPAND,
+                (run_id, stage, grant.shard, grant.lanes),
+                task_id=broker.expand_id(run_id, stage, grant.shard),
+            )
+            for grant in grants
+        )
+
+    def shard_chord(
+        self, run_id: str, stage: int, shard: int, *, size: int, published: int, feed: int
+    ) -> None:
+        """Publish a shard's chord of ``size`` branches, or the first ``published`` of them.
+
+        ``feed`` is the chord's size where the other branches follow one by one, else 0.
+        """
+        group = broker.shard_group(run_id, stage, shard)
+        callback = self._collect(run_id, stage, shard)
+        self._app.backend.set_chord_size(group, size)
+        self._publish(self._header(run_id, stage, shard, range(published), feed, callback))
+
+    def branch(self, run_id: str, stage: int, shard: int, position: int, *, feed: int) -> None:
+        """Publish one further branch of a shard's chord whose size is set already."""
+        callback = self._collect(run_id, stage, shard)
+        header = self._header(run_id, stage, shard, range(position, position + 1), feed, callback)
+        self._publish(header)
+
+    def collect(self, run_id: str, stage: int, shard: int) -> None:
+        """Publish a shard's callback by itself: the chord has no header."""
+        callback = self._collect(run_id, stage, shard)
+        self._publish([callback.clone(args=([],))])
+
+    def seal(self, run_id: str, stage: int, *, shards: int) -> None:
+        """Set the size of a stage's root chord, and publish the last member of its header."""
+        group = broker.stage_group(run_id, stage)
+        self._app.backend.set_chord_size(group, shards + 1)
+        seal = self._signature(
+            broker.SEAL,
+            (run_id, stage),
+            task_id=broker.seal_id(run_id, stage),
+            group_id=group,
+            group_index=shards,
+            chord=self._aggregate(run_id, stage),
+        )
+        self._publish([seal])
+
+    def _header(
+        self, run_id: str, stage: int, shard: int, positions: range, feed: int, callback: Signature
+    ) -> Iterator[Signature]:
+        for position in positions:
+            yield self._signature(
+                broker.BRANCH,
+                (run_id, stage, shard, position, feed),
+                queue=broker.BRANCHES_QUEUE,
+                task_id=broker.branch_id(run_id, stage, shard, position),
+                group_id=broker.shard_group(run_id, stage, shard),
+                group_index=position,
+                chord=callback,
+            )
+
+    def _collect(self, run_id: str, stage: int, shard: int) -> Signature:
+        return self._signature(
+            broker.COLLECT,
+            (run_id, stage, shard),
+            task_id=broker.collect_id(run_id, stage, shard),
+            group_id=broker.stage_group(run_id, stage),
+            group_index=shard,
+            chord=self._aggregate(run_id, stage),
+        )
+
+    def _aggregate(self, run_id: str, stage: int) -> Signature:
+        task_id = f"{broker.stage_group(run_id, stage)}/aggregate"
+        return self._signature(broker.AGGREGATE, (run_id, stage), task_id=task_id)
+
+    def _signature(self, task: str, args: tuple[Any, ...], **options: Any) -> Signature:
+        # A name, not an import: who publishes needs no task code. Results travel by the store, so
+        # that Celery neither keeps one nor subscribes to it. The run is the root of all its tasks.
+        options = {"queue": broker.CONTROL_QUEUE, "root_id": str(args[0]), **options}
+        return self._app.signature(task, args=args, options={**options, "ignore_result": True})
+
+    def _publish(self, signatures: Iterable[Signature]) -> None:
+        # Without Celery's own retry: a whole batch is published again by whoever called, which
+        # the deterministic ids make harmless.
+        with self._app.producer_pool.acquire(block=True) as producer:
+            if not producer.supports_batch_publish:
+                raise BrokerError("a retry* option of the broker URL rules out batches: remove it")
+            with producer.batch(max_size=_BATCH):
+                for signature in signatures:
+                    self._send(signature, producer)
+
+    def _send(self, signature: Signature, producer: Any) -> None:
+        self._app.send_task(
+            signature.task,
+            args=signature.args,
+            producer=producer,
+            retry=False,
+            add_to_parent=False,
+            **signature.options,
+        )

@@ -1,0 +1,90 @@
+"""The ``fanout`` command: its subcommands, and how errors become exit statuses.
+
+Exit status: 0 the run met its policy, 1 it did not or something else failed, 2 wrong usage or
+input, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module, metadata
+
+import click
+
+from fanout.errors import FanoutError, InputError, ModelError, SettingsError, SpecError
+
+__all__ = ["main"]
+
+# Each command is imported when it is used: ``--help`` should not load Celery.
+_COMMANDS = {
+    "run": ("fanout.cli.run", "Run a job and print its answer."),
+    "worker": ("fanout.cli.worker", "Process branches for a fleet."),
+}
+
+_USAGE = 2
+_FAILURE = 1
+_INTERRUPTED = 130
+
+
+class _Commands(click.Group):
+    """A group that knows its commands by name, and loads the one that is called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
+        return sorted(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        if cmd_name not in _COMMANDS:
+            return None
+        command: click.Command = import_module(_COMMANDS[cmd_name][0]).command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        rows = [(name, _COMMANDS[name][1]) for name in self.list_commands(ctx)]
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
+
+
+def _show_version(ctx: click.Context, _parameter: click.Parameter, wanted: bool) -> None:  # noqa: FBT001
+    if wanted and not ctx.resilient_parsing:
+        click.echo(f"fanout {metadata.version('fanout-llm')}")
+        ctx.exit()
+
+
+@click.command(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_show_version,
+    help="Show the version and exit.",
+)
+def cli() -> None:
+    """Ask an LLM the same question about very many documents, and get one answer at the end."""
+
+
+def main() -> None:
+    """Run the command line of this process, and exit with its status."""
+    try:
+        status = cli.main(standalone_mode=False)
+    except click.exceptions.Abort:
+        status = _INTERRUPTED
+    except KeyboardInterrupt:
+        status = _INTERRUPTED
+    except click.ClickException as error:
+        error.show()
+        status = _USAGE
+    except FanoutError as error:
+        click.echo(f"fanout: {error}", err=True)
+        status = _status(error)
+    except BrokenPipeError:
+        # Whoever read the answer has read enough.
+        sys.stderr.close()
+        status = _FAILURE
+    sys.exit(status or 0)
+
+
+def _status(error: FanoutError) -> int:
+    at_fault = isinstance(error, (InputError, SpecError, SettingsError))
+    is_setup = isinstance(error, ModelError) and error.kind in {None, "auth"}
+    return _USAGE if at_fault or is_setup else _FAILURE

@@ -1,0 +1,119 @@
+"""The options that describe a job, and how they and a job file become a spec."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
+
+import click
+
+from fanout.errors import SpecError
+from fanout.spec import ReduceName, RunSpec, SplitName, load_job, make_spec
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from fanout.settings import Settings
+
+__all__ = ["job_options", "job_spec"]
+
+_OPTIONS = [
+    click.option("--model", "-m", metavar="M", help=(
+        "openai/NAME, anthropic/NAME, litellm/NAME, local, fake, or package.module:function "
+        "[default: $FANOUT_MODEL]"
+    )),
+    click.option("--prompt", "-p", metavar="P", help="What to ask of each chunk; {input} is it."),
+    click.option("--aspect", "aspects", metavar="NAME=P", multiple=True,
+                 help="A named prompt; give several to ask several questions of each chunk."),
+    click.option("--samples", metavar="N", type=int, help="Answers for each chunk and prompt."),
+    click.option("--aggregate", "aggregate_prompt", metavar="P",
+                 help="What to ask of all the answers; {input} is them."),
+    click.option("--reduce", type=click.Choice(get_args(ReduceName)),
+                 help="How the answers become one. [default: llm with --aggregate, else none]"),
+    click.option("--group-by", metavar="BY",
+                 help="document, aspect or a column: one aggregate for each."),
+    click.option("--system", metavar="P", help="The system prompt."),
+    click.option("--temperature", metavar="T", type=float, help="Sampling temperature, 0 to 2."),
+    click.option("--max-tokens", metavar="N", type=int, help="The longest answer."),
+    click.option("--seed", metavar="N", type=int, help="Sampling seed."),
+    click.option("--stop", metavar="S", multiple=True, help="A string that ends an answer."),
+    click.option("--output-format", type=click.Choice(["text", "json"]),
+                 help="json refuses answers that are not JSON. [default: text]"),
+    click.option("--context-tokens", metavar="N", type=int, help="The model's context window."),
+    click.option("--split", type=click.Choice(get_args(SplitName)),
+                 help="How documents become chunks. [default: none]"),
+    click.option("--chunk-tokens", metavar="N", type=int,
+                 help="The largest chunk, in estimated tokens. [default: 1000]"),
+    click.option("--chunk-overlap-tokens", metavar="N", type=int,
+                 help="What neighbouring chunks share. [default: 0]"),
+    click.option("--text-column", metavar="NAME",
+                 help="The column of .csv and .jsonl rows with the text. [default: text]"),
+    click.option("--max-document-mb", metavar="N", type=float,
+                 help="Refuse documents larger than this. [default: 16]"),
+    click.option("--max-workers", metavar="N", type=int,
+                 help="The most calls in flight, in the whole fleet."),
+    click.option("--timeout", "timeout_s", metavar="SECONDS", type=float,
+                 help="The longest a call may take. [default: 120]"),
+    click.option("--max-attempts", metavar="N", type=int,
+                 help="Calls a branch may make, the first included. [default: 5]"),
+    click.option("--min-success", metavar="SHARE", type=float,
+                 help="The share of branches, 0 to 1, that must succeed. [default: 0]"),
+]  # fmt: skip
+
+
+def job_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the arguments and options that describe a job."""
+    for option in reversed(_OPTIONS):
+        command = option(command)
+    return click.argument("inputs", nargs=-1, metavar="[JOB.yaml] [INPUT]...")(command)
+
+
+def job_spec(inputs: tuple[str, ...], options: dict[str, Any], settings: Settings) -> RunSpec:
+    """Return the spec of a job file, over which options win.
+
+    Raises:
+        SpecError: A field is wrong.
+    """
+    fields: dict[str, Any] = {}
+    if inputs and inputs[0].endswith((".yaml", ".yml")):
+        fields = _job_fields(Path(inputs[0]))
+        inputs = inputs[1:]
+    fields.update(_given(options))
+    if inputs:
+        fields["inputs"] = inputs
+    if not {"model", "llm"} & fields.keys():
+        if settings.model is None:
+            raise SpecError("is required: give --model, or set FANOUT_MODEL", field="model")
+        fields["model"] = settings.model
+    if not fields.get("inputs"):
+        raise SpecError("is required: give files, folders, globs, or - for stdin", field="inputs")
+    return make_spec(**fields)
+
+
+def _job_fields(path: Path) -> dict[str, Any]:
+    fields = load_job(path)
+    inputs = fields.get("inputs", [])
+    if isinstance(inputs, str):
+        inputs = [inputs]
+    if isinstance(inputs, list):
+        # Where a job is run from should not matter: its paths are relative to the job file.
+        fields["inputs"] = [
+            str(path.parent / one) if isinstance(one, str) and one != "-" else one for one in inputs
+        ]
+    return fields
+
+
+def _given(options: dict[str, Any]) -> dict[str, Any]:
+    given = {name: value for name, value in options.items() if value not in (None, ())}
+    if "aspects" in given:
+        given["aspects"] = dict(_aspect(text) for text in given["aspects"])
+    if "max_attempts" in given:
+        given["retries"] = {"max_attempts": given.pop("max_attempts")}
+    return given
+
+
+def _aspect(text: str) -> tuple[str, str]:
+    name, equals, prompt = text.partition("=")
+    if not equals or not name or not prompt:
+        raise SpecError(f"must be NAME=PROMPT (got {text!r})", field="--aspect")
+    return name, prompt

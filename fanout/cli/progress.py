@@ -1,0 +1,128 @@
+"""The progress of a run on stderr: a live line on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import time
+from collections import deque
+from typing import TYPE_CHECKING, TextIO
+
+if TYPE_CHECKING:
+    from fanout.client import Status
+    from fanout.runs import Usage
+
+__all__ = ["Progress", "summary"]
+
+_LIVE_S = 0.1
+_PLAIN_S = 10.0
+# The rate is that of the last seconds: an average from the start hides that calls have stalled.
+_RATE_WINDOW_S = 10.0
+_MINUTE_S = 60
+_HOUR_S = 3600
+
+
+class Progress:
+    """Shows the status of a run as it changes.
+
+    Args:
+        stream: Where to write; standard error where it is None.
+        is_quiet: Write nothing.
+    """
+
+    def __init__(self, stream: TextIO | None = None, *, is_quiet: bool = False) -> None:
+        self._stream = stream or sys.stderr
+        self._is_quiet = is_quiet
+        self._is_live = self._stream.isatty()
+        self._shown_at = float("-inf")
+        self._shown: tuple[str, int] | None = None
+        self._seen: deque[tuple[float, int]] = deque()
+
+    def note(self, text: str) -> None:
+        """Write a line that stays."""
+        if not self._is_quiet:
+            self.clear()
+            self._stream.write(f"{text}\n")
+            self._stream.flush()
+
+    def show(self, status: Status) -> None:
+        """Show the status, unless it was shown a moment ago."""
+        now = time.monotonic()
+        self._seen.append((now, status.usage.calls))
+        while now - self._seen[0][0] > _RATE_WINDOW_S:
+            self._seen.popleft()
+        if self._is_quiet or not self._is_due(status, now):
+            return
+        self._shown_at, self._shown = now, (status.status.value, status.done)
+        line = self.line(status)
+        if self._is_live:
+            width = shutil.get_terminal_size().columns
+            self._stream.write(f"\r\x1b[K{line[: width - 1]}")
+        else:
+            self._stream.write(f"{line}\n")
+        self._stream.flush()
+
+    def _is_due(self, status: Status, now: float) -> bool:
+        if self._is_live:
+            return now - self._shown_at >= _LIVE_S
+        has_moved = self._shown is None or status.status.value != self._shown[0]
+        has_changed = (status.status.value, status.done) != self._shown
+        return has_moved or (has_changed and now - self._shown_at >= _PLAIN_S)
+
+    def clear(self) -> None:
+        """Remove the live line."""
+        if self._is_live and not self._is_quiet and self._shown is not None:
+            self._stream.write("\r\x1b[K")
+            self._stream.flush()
+
+    def line(self, status: Status) -> str:
+        """Return the status as one line."""
+        more = "+" if status.status.value == "enqueuing" else ""
+        parts = [f"{status.status.value} {status.done:,}/{status.total:,}{more}"]
+        if status.failed:
+            parts.append(f"{status.failed:,} failed")
+        rate = self._rate()
+        if rate is not None:
+            parts.append(f"{rate:,.1f} calls/s")
+        left = status.total - status.done
+        if rate and left and not more:
+            parts.append(f"ETA {_clock(left / rate)}")
+        parts.extend(_tokens(status.usage))
+        if not status.workers and left:
+            parts.append("no worker is consuming: start one with `fanout worker`")
+        return " · ".join(parts)
+
+    def _rate(self) -> float | None:
+        (first_at, first), (last_at, last) = self._seen[0], self._seen[-1]
+        if last_at - first_at < _LIVE_S or last == first:
+            return None
+        return (last - first) / (last_at - first_at)
+
+
+def summary(status: Status) -> str:
+    """Return how a run ended, as one line."""
+    share = f" ({status.succeeded / status.total:.1%})" if status.total else ""
+    parts = [f"{status.succeeded:,} of {status.total:,} branches{share}"]
+    if status.failed:
+        kinds = ", ".join(
+            f"{kind.value} {count:,}" for kind, count in sorted(status.errors.items())
+        )
+        parts.append(f"{status.failed:,} failed: {kinds}")
+    parts.append(f"{status.usage.calls:,} calls in {_clock(status.elapsed_s)}")
+    parts.extend(_tokens(status.usage))
+    if status.usage.cost_usd:
+        parts.append(f"${status.usage.cost_usd:,.4f}")
+    return f"run {status.run_id} {status.status.value}: {' · '.join(parts)}"
+
+
+def _tokens(usage: Usage) -> list[str]:
+    if usage.input_tokens is None or usage.output_tokens is None:
+        return []
+    return [f"{usage.input_tokens:,} tokens in, {usage.output_tokens:,} out"]
+
+
+def _clock(seconds: float) -> str:
+    if seconds < _MINUTE_S:
+        return f"{seconds:.1f} s"
+    hours, rest = divmod(int(seconds), _HOUR_S)
+    return f"{hours}:{rest // 60:02}:{rest % 60:02}" if hours else f"{rest // 60}:{rest % 60:02}"

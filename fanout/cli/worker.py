@@ -1,0 +1,69 @@
+"""``fanout worker``: a Celery worker, set up for fanout."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import click
+
+from fanout.settings import load_settings
+
+__all__ = ["command"]
+
+
+@click.command(
+    "worker",
+    context_settings={"ignore_unknown_options": True},
+    epilog="Any further option is handed to `celery worker`; see `celery worker --help`.",
+)
+@click.option(
+    "--concurrency",
+    "-c",
+    metavar="N",
+    type=click.IntRange(1, 10_000),
+    help="Branches in flight at once [default: $FANOUT_CONCURRENCY, else 32]",
+)
+@click.option(
+    "--pool",
+    "-P",
+    type=click.Choice(["threads", "prefork", "solo"]),
+    default="threads",
+    show_default=True,
+    help="prefork is for functions that need the CPU.",
+)
+@click.option(
+    "--loglevel",
+    "-l",
+    metavar="LEVEL",
+    default="INFO",
+    show_default=True,
+    help="DEBUG, INFO, WARNING or ERROR.",
+)
+@click.option(
+    "--broker-url",
+    metavar="URL",
+    help="The fleet's Redis server [default: $FANOUT_BROKER_URL, else this machine's]",
+)
+@click.argument("celery_options", nargs=-1, type=click.UNPROCESSED)
+def command(
+    concurrency: int | None,
+    pool: str,
+    loglevel: str,
+    broker_url: str | None,
+    celery_options: tuple[str, ...],
+) -> None:
+    """Process the branches of a fleet until stopped.
+
+    SIGTERM or Ctrl-C finishes what is in flight. It is the same worker as
+    `celery -A workers.app worker`.
+    """
+    settings = load_settings(broker_url=broker_url, concurrency=concurrency)
+    if broker_url is not None:
+        os.environ["FANOUT_BROKER_URL"] = broker_url
+    arguments = ["--pool", pool, "--concurrency", str(settings.concurrency)]
+    arguments += ["--loglevel", loglevel, *celery_options]
+    # The same process from here on: signals and exit status are Celery's own. A name and not an
+    # import, because the workers import this package.
+    celery = [sys.executable, "-m", "celery", "-A", "workers.app", "worker"]
+    os.execv(sys.executable, [*celery, *arguments])  # noqa: S606 - our own interpreter

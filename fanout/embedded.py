@@ -1,0 +1,156 @@
+"""A whole fleet for one process: a Valkey server and a worker, started on demand.
+
+Two kinds. ``EmbeddedFleet`` runs its worker as a child process. ``InProcessFleet`` runs it in a
+thread of the calling process, for functions that another process could not import.
+"""
+
+from __future__ import annotations
+
+import atexit
+import importlib
+import json
+import os
+import select
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, cast
+
+from fanout.errors import EmbeddedError
+from fanout.settings import load_settings
+
+if TYPE_CHECKING:
+    from typing import Self
+
+__all__ = ["EmbeddedFleet", "InProcessFleet"]
+
+_START_S = 30.0
+_LOG_TAIL = 2_000
+
+
+class EmbeddedFleet:
+    """A Valkey server and, unless ``concurrency`` is 0, one worker process.
+
+    Both end when the fleet is closed, and when the calling process ends, whatever way it ends.
+    """
+
+    def __init__(self, *, concurrency: int) -> None:
+        self._folder = Path(tempfile.mkdtemp(prefix="fanout-"))
+        self._guard = self._start_guard(concurrency)
+        try:
+            self.broker_url = self._read_url()
+        except BaseException:
+            self.close()
+            raise
+        atexit.register(self.close)
+
+    def _start_guard(self, concurrency: int) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", "fanout.embedded_guard", str(self._folder)]
+        # What this process can import, its worker can: functions are named by dotted path.
+        paths = [path or str(Path.cwd()) for path in sys.path]
+        with (self._folder / "guard.log").open("wb") as log:
+            return subprocess.Popen(  # noqa: S603 - our own interpreter and module
+                [*command, str(concurrency)],
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                # Ctrl-C is for the caller, who then decides what becomes of the run.
+                start_new_session=True,
+            )
+
+    def _read_url(self) -> str:
+        stdout = cast("IO[bytes]", self._guard.stdout)
+        line = stdout.readline() if select.select([stdout], [], [], _START_S)[0] else b""
+        if not line:
+            raise EmbeddedError(f"the embedded server did not start: {self._tail('guard.log')}")
+        return str(json.loads(line)["broker_url"])
+
+    def _tail(self, name: str) -> str:
+        try:
+            text = (self._folder / name).read_text(errors="replace")[-_LOG_TAIL:].strip()
+        except OSError:
+            return "it left no log"
+        return text or "its log is empty"
+
+    def check(self) -> None:
+        """Make sure that the fleet is still there. Raises EmbeddedError."""
+        if self._guard.poll() is not None:
+            tail = self._tail("worker.log")
+            raise EmbeddedError(f"the embedded server or worker has stopped: {tail}")
+
+    def close(self) -> None:
+        """Stop the worker and the server, and remove their files. Safe to call twice."""
+        atexit.unregister(self.close)
+        if self._guard.stdin is not None and not self._guard.stdin.closed:
+            self._guard.stdin.close()
+        self._guard.wait()
+        if self._guard.stdout is not None:
+            self._guard.stdout.close()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self.close()
+
+
+class InProcessFleet:
+    """A Valkey server, and a worker in a thread of this process.
+
+    Celery keeps a worker's state in globals, so there is one at a time: it is shared by all who
+    ask for it, and stops with the last of them.
+    """
+
+    _lock = threading.RLock()
+    _shared: InProcessFleet | None = None
+
+    @classmethod
+    def acquire(cls, *, concurrency: int) -> InProcessFleet:
+        """Return the fleet of this process; ``concurrency`` counts where it is to be started."""
+        with cls._lock:
+            if cls._shared is None:
+                cls._shared = cls(concurrency=concurrency)
+            fleet = cls._shared
+            fleet._users += 1  # noqa: SLF001 - our own class
+            return fleet
+
+    def __init__(self, *, concurrency: int) -> None:
+        self._users = 0
+        self._server = EmbeddedFleet(concurrency=0)
+        self.broker_url = self._server.broker_url
+        self.concurrency = concurrency
+        # By name, as the workers import this package and not the other way round.
+        thread = importlib.import_module("workers.thread")
+        settings = load_settings(broker_url=self.broker_url)
+        self._worker: Any = thread.WorkerThread(settings, concurrency=concurrency)
+        try:
+            self._worker.start()
+        except BaseException:
+            self._server.close()
+            raise
+        atexit.register(self._stop)
+
+    def check(self) -> None:
+        """Make sure that the fleet is still there. Raises EmbeddedError."""
+        self._server.check()
+        self._worker.check()
+
+    def close(self) -> None:
+        """Give the fleet back; the last one stops it."""
+        with self._lock:
+            self._users -= 1
+            if self._users == 0:
+                self._stop()
+
+    def _stop(self) -> None:
+        atexit.unregister(self._stop)
+        with self._lock:
+            if InProcessFleet._shared is self:
+                InProcessFleet._shared = None
+            self._worker.stop()
+            self._server.close()

@@ -1,0 +1,154 @@
+"""The client's half of a run: documents become chunks, shards, and messages."""
+
+from __future__ import annotations
+
+from itertools import chain, islice
+from typing import TYPE_CHECKING
+
+from fanout.admission import plan_lanes, shard_window
+from fanout.documents import from_paths, from_strings
+from fanout.errors import InputError
+from fanout.prompts import AGGREGATE_NAMES, BRANCH_NAMES, Template
+from fanout.runs import RunStatus
+from fanout.shards import pack
+from fanout.splitters import make_splitter, split_documents
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping
+
+    from fanout.chords import Publisher
+    from fanout.runs import Chunk, Document, Shard
+    from fanout.spec import RunSpec
+    from fanout.stores import Store
+
+__all__ = ["Enqueuer", "checked_documents", "open_stage"]
+
+_SHOWN_FAULTS = 3
+
+
+def checked_documents(
+    spec: RunSpec, documents: Iterable[str | Mapping[str, object] | Document] | None
+) -> Iterator[Document]:
+    """Return the documents of a run, once its prompts are known to fit them.
+
+    The first usable document is read at once, as its columns are names that prompts may use.
+
+    Raises:
+        PromptError: A prompt is wrong, or has an unknown name.
+        InputError: There is no document, or a source is at fault.
+    """
+    max_bytes = int(spec.max_document_mb * 1_000_000)
+    templates = _templates(spec)
+    if documents is None:
+        source = from_paths(spec.inputs, text_column=spec.text_column, max_bytes=max_bytes)
+    else:
+        source = from_strings(documents, text_column=spec.text_column, max_bytes=max_bytes)
+    head: list[Document] = []
+    for document in source:
+        head.append(document)
+        if document.error is None:
+            break
+    else:
+        raise _no_document(head)
+    known = (*BRANCH_NAMES, *head[-1].columns)
+    for template in templates:
+        template.require(known)
+    return chain(head, source)
+
+
+def _templates(spec: RunSpec) -> list[Template]:
+    if spec.aggregate_prompt is not None:
+        template = Template.parse(spec.aggregate_prompt, field="aggregate_prompt")
+        template.require(AGGREGATE_NAMES)
+    return [
+        Template.parse(source, field="prompt" if aspect is None else f"aspects.{aspect}")
+        for aspect, source in spec.prompts.items()
+    ]
+
+
+def _no_document(faulty: list[Document]) -> InputError:
+    if not faulty:
+        return InputError("there is no input: give files, folders, globs, or - for standard input")
+    faults = [f"{document.name}: {document.error}" for document in faulty[:_SHOWN_FAULTS]]
+    more = len(faulty) - len(faults)
+    tail = f"; and {more} more" if more else ""
+    return InputError(f"no document can be used: {'; '.join(faults)}{tail}")
+
+
+class Enqueuer:
+    """Writes the shards of a run and opens them while it goes on writing."""
+
+    def __init__(
+        self,
+        store: Store,
+        publisher: Publisher,
+        on_bad_document: Callable[[str, str], None] | None = None,
+        should_stop: Callable[[], bool] | None = None,
+    ) -> None:
+        self._store = store
+        self._publisher = publisher
+        self._on_bad_document = on_bad_document
+        self._should_stop = should_stop
+
+    def enqueue(
+        self, run_id: str, spec: RunSpec, documents: Iterator[Document], *, max_workers: int | None
+    ) -> None:
+        """Split, pack, write and publish; the run is ``running`` when this returns."""
+        splitter = make_splitter(
+            spec.split,
+            chunk_tokens=spec.chunk_tokens,
+            chunk_overlap_tokens=spec.chunk_overlap_tokens,
+        )
+        chunks = self._watched(split_documents(documents, splitter))
+        shards = self._stoppable(run_id, pack(chunks, branches_per_chunk=spec.branches_per_chunk))
+        try:
+            open_stage(self._store, self._publisher, run_id, 0, shards, max_workers=max_workers)
+        except InputError:
+            # The source broke half-way: a part of the input must not look like all of it.
+            self._store.delete_run(run_id)
+            raise
+
+    def _watched(self, chunks: Iterable[Chunk]) -> Iterator[Chunk]:
+        for chunk in chunks:
+            if chunk.error is not None and self._on_bad_document is not None:
+                self._on_bad_document(chunk.document, chunk.error)
+            yield chunk
+
+    def _stoppable(self, run_id: str, shards: Iterator[Shard]) -> Iterator[Shard]:
+        for shard in shards:
+            if self._should_stop is not None and self._should_stop():
+                self._store.halt(run_id, RunStatus.CANCELLED)
+                return
+            yield shard
+
+
+def open_stage(
+    store: Store,
+    publisher: Publisher,
+    run_id: str,
+    stage: int,
+    shards: Iterable[Shard],
+    *,
+    max_workers: int | None,
+) -> None:
+    """Write the shards of a stage, publish the first, and seal it.
+
+    How ``max_workers`` is spread depends on whether there are fewer shards than the window, so
+    that many are held back at first. All of it may be done again: nothing is counted twice.
+    """
+    concurrency = sum(store.workers().values())
+    stream = iter(shards)
+    head: list[Shard] = []
+    if max_workers is not None:
+        lanes = plan_lanes(max_workers=max_workers, shards=None)
+        head = list(islice(stream, lanes.window))
+        lanes = plan_lanes(max_workers=max_workers, shards=len(head))
+        store.set_lanes(run_id, stage, lanes)
+    number = -1
+    for number, shard in enumerate(chain(head, stream)):
+        store.put_shard(run_id, stage, number, shard)
+        grants = store.open_shards(run_id, stage, window=shard_window(concurrency))
+        publisher.expand(run_id, stage, grants)
+    store.seal_stage(run_id, stage)
+    store.set_status(run_id, RunStatus.RUNNING if stage == 0 else RunStatus.REDUCING, stage=stage)
+    publisher.seal(run_id, stage, shards=number + 1)

@@ -1,0 +1,158 @@
+"""``ParallelCalls``: the whole pattern in one call."""
+
+from __future__ import annotations
+
+import weakref
+from typing import TYPE_CHECKING, Any
+
+from fanout.client import Client
+from fanout.errors import SpecError
+from fanout.llm.callables import import_path, register_callable, unregister_callable
+from fanout.settings import load_settings
+from fanout.spec import make_spec
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+    from typing import Self
+
+    from fanout.client import Status
+    from fanout.llm import LLM
+    from fanout.results import Result
+    from fanout.runs import Document
+    from fanout.spec import ReduceName
+
+__all__ = ["ParallelCalls"]
+
+
+class ParallelCalls:
+    """Puts a prompt to every chunk in parallel, and reduces the answers.
+
+    Works from a script, a thread, or a notebook cell: it blocks, and needs no event loop. One
+    runner may be used again and again, and by several threads; close it, or use it as a context
+    manager, to stop an embedded fleet before the process ends.
+
+    Args:
+        llm: A model string (``openai/gpt-5-mini``, ``anthropic/...``, ``litellm/...``, ``local``,
+            ``fake``), a dotted path ``package.module:callable``, or a callable ``str -> str``,
+            sync or async.
+        max_workers: The most branches of a run in flight, in the whole fleet; embedded, it is also
+            the worker's concurrency.
+        broker_url: The Redis server of a fleet; ``FANOUT_BROKER_URL`` where it is None. Without
+            either, a server and a worker are embedded.
+
+    Raises:
+        SpecError: ``llm`` is a callable that workers on other machines could not import.
+        BrokerError: No broker answers at the URL.
+    """
+
+    def __init__(
+        self,
+        llm: str | Callable[[str], str] | Callable[[str], Awaitable[str]] | LLM | None = None,
+        max_workers: int | None = None,
+        *,
+        broker_url: str | None = None,
+    ) -> None:
+        settings = load_settings(broker_url=broker_url)
+        is_embedded = settings.broker_url is None
+        self._max_workers = max_workers
+        self._model = _model_string(llm or settings.model, is_embedded=is_embedded)
+        self._client = Client(broker_url, concurrency=max_workers)
+        self._finalizer = weakref.finalize(self, _release, self._client, self._model)
+
+    def run(
+        self,
+        chunks: Iterable[str | Mapping[str, object] | Document] | None = None,
+        branch_prompt: str | None = None,
+        aggregate_prompt: str | None = None,
+        *,
+        inputs: Sequence[str] = (),
+        aspects: Mapping[str, str] | None = None,
+        samples: int = 1,
+        reduce: ReduceName | None = None,
+        group_by: str | None = None,
+        on_progress: Callable[[Status], None] | None = None,
+        on_bad_document: Callable[[str, str], None] | None = None,
+        **options: Any,
+    ) -> Result:
+        """Run the job and wait for its result.
+
+        Args:
+            chunks: The texts, or rows with a ``text`` column; read lazily.
+            branch_prompt: The template of each branch; ``{input}`` is the chunk.
+            aggregate_prompt: The template of the LLM aggregate; ``{input}`` is the joined outputs.
+            inputs: Files, folders or globs, in place of ``chunks``.
+            aspects: Named templates, each put to every chunk, in place of ``branch_prompt``.
+            samples: How many answers to take for each chunk and aspect.
+            reduce: ``none``, ``concat``, ``merge``, ``vote``, ``rank`` or ``llm``.
+            group_by: ``document``, ``aspect`` or a column: one aggregate for each value.
+            on_progress: Called with the status several times a second.
+            on_bad_document: Called with name and reason of each document that cannot be used.
+            **options: Any other field of ``RunSpec``: ``system``, ``temperature``, ``split``, ...
+
+        Returns:
+            The result, also of a failed run: see its ``status`` and ``error``.
+
+        Raises:
+            SpecError: A field is wrong, or a prompt has an unknown name.
+            InputError: There is no usable document at all.
+            ModelError: The model cannot be used.
+            BrokerError: The broker cannot be reached.
+        """
+        spec = make_spec(
+            model=self._model,
+            inputs=tuple(inputs),
+            prompt=branch_prompt,
+            aspects=dict(aspects) if aspects else None,
+            samples=samples,
+            aggregate_prompt=aggregate_prompt,
+            reduce=reduce,
+            group_by=group_by,
+            max_workers=self._max_workers,
+            **options,
+        )
+        run = self._client.submit(spec, chunks, on_bad_document=on_bad_document)
+        try:
+            run.wait(on_progress=on_progress)
+        except KeyboardInterrupt:
+            run.cancel()
+            raise
+        return run.result()
+
+    @property
+    def client(self) -> Client:
+        """The client behind the runner, for what goes beyond one call."""
+        return self._client
+
+    def close(self) -> None:
+        """Stop an embedded fleet and release connections. Safe to call twice."""
+        self._finalizer()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self.close()
+
+
+def _model_string(llm: Any, *, is_embedded: bool) -> str:
+    if llm is None:
+        raise SpecError("is required: give llm=..., or set FANOUT_MODEL", field="llm")
+    if isinstance(llm, str):
+        return llm
+    path = import_path(llm)
+    if path is not None and not is_embedded:
+        return path
+    if not is_embedded:
+        name = getattr(llm, "__qualname__", type(llm).__name__)
+        raise SpecError(
+            f"{name} cannot be imported by workers on other machines: move it to module level in "
+            "a module that they have, and name it as 'package.module:function'",
+            field="llm",
+        )
+    return register_callable(llm)
+
+
+def _release(client: Client, model: str) -> None:
+    client.close()
+    if model.startswith("callable:"):
+        unregister_callable(model)

@@ -1,0 +1,225 @@
+"""The seam to the run store: where inputs, outcomes and the state of runs live."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal, Protocol
+
+import msgspec
+
+from fanout.runs import TERMINAL, ErrorKind, Outcome, RunStatus, Shard, Usage
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from fanout.admission import Lanes
+
+__all__ = ["Begun", "Grant", "Recorded", "RunRecord", "StageRecord", "Store", "Verdict"]
+
+Verdict = Literal["go", "done", "halted", "gone"]
+
+
+class Begun(msgspec.Struct, frozen=True, kw_only=True):
+    """Whether a branch may make its call.
+
+    Attributes:
+        verdict: ``go``; ``done``, as it has an outcome already; ``halted``, as its run was
+            stopped; ``gone``, as there is no such run any more.
+        deliveries: How often this branch has been begun, this time included; 0 unless ``go``.
+    """
+
+    verdict: Verdict
+    deliveries: int = 0
+
+
+class Recorded(msgspec.Struct, frozen=True, kw_only=True):
+    """What became of an outcome.
+
+    Attributes:
+        first: Whether it was the first for its branch, and so was kept and counted.
+        next: The position in the shard of the branch to publish next, or None.
+    """
+
+    first: bool
+    next: int | None = None
+
+
+class Grant(msgspec.Struct, frozen=True, kw_only=True):
+    """A shard that may now be published.
+
+    Attributes:
+        shard: Its number.
+        lanes: How many of its branches may be in flight at once; 0 is all.
+    """
+
+    shard: int
+    lanes: int = 0
+
+
+class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """The state of a run.
+
+    Attributes:
+        run_id: Its name.
+        status: Where it is.
+        created_at: Seconds since the epoch.
+        ended_at: Seconds since the epoch, or None while it goes on.
+        stage: The number of the stage that is being processed.
+        halt: Why no further call may be made: the status it will end with, or None.
+        error: One line that says why the run failed, or None.
+    """
+
+    run_id: str
+    status: RunStatus
+    created_at: float
+    ended_at: float | None = None
+    stage: int = 0
+    halt: RunStatus | None = None
+    error: str | None = None
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the status is final."""
+        return self.status in TERMINAL
+
+
+class StageRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """The counts of a stage.
+
+    Attributes:
+        shards: Shards written so far; all of them once ``sealed``.
+        total: Branches written so far.
+        sealed: Whether the input is complete.
+        succeeded: Branches with an output.
+        failed: Branches with an error.
+        errors: Failed branches by kind.
+        usage: What the calls consumed.
+    """
+
+    shards: int = 0
+    total: int = 0
+    sealed: bool = False
+    succeeded: int = 0
+    failed: int = 0
+    errors: dict[ErrorKind, int] = {}
+    usage: Usage = Usage()
+
+    @property
+    def done(self) -> int:
+        """Branches that have an outcome."""
+        return self.succeeded + self.failed
+
+
+class Store(Protocol):
+    """What a run needs remembered. Every method is safe to call twice, from any process."""
+
+    def create_run(self, run_id: str, *, spec: str, created_at: float) -> None:
+        """Remember a new run in status ``enqueuing``; ``spec`` is its JSON."""
+
+    def spec(self, run_id: str) -> str:
+        """Return the JSON of the run's spec. Raises UnknownRunError."""
+
+    def run(self, run_id: str) -> RunRecord:
+        """Return the state of a run. Raises UnknownRunError."""
+
+    def runs(self) -> Iterator[RunRecord]:
+        """Yield the runs that have not expired, the newest first."""
+
+    def stage(self, run_id: str, stage: int) -> StageRecord:
+        """Return the counts of a stage; all 0 where there is no such stage."""
+
+    def set_status(self, run_id: str, status: RunStatus, *, stage: int | None = None) -> bool:
+        """Move a run that has not ended to ``status``; say whether it was moved."""
+
+    def end_run(
+        self, run_id: str, status: RunStatus, *, ended_at: float, error: str | None = None
+    ) -> bool:
+        """Give a run its final status; say whether this call did. The first end stands."""
+
+    def halt(self, run_id: str, status: RunStatus, *, error: str | None = None) -> bool:
+        """Let no further call start; the run will end with ``status``. The first halt stands."""
+
+    def delete_run(self, run_id: str) -> None:
+        """Forget all there is of a run. Raises UnknownRunError."""
+
+    def put_shard(self, run_id: str, stage: int, number: int, shard: Shard) -> None:
+        """Write the input of the next shard of a stage and count it."""
+
+    def shard(self, run_id: str, stage: int, number: int) -> Shard:
+        """Return the input of a shard. Raises UnknownRunError where it has expired."""
+
+    def set_lanes(self, run_id: str, stage: int, lanes: Lanes) -> None:
+        """Set how a stage's ``max_workers`` is spread, before its first shard is opened."""
+
+    def seal_stage(self, run_id: str, stage: int) -> None:
+        """Say that the stage's input is complete."""
+
+    def open_shards(
+        self, run_id: str, stage: int, *, window: int, finished: int | None = None
+    ) -> list[Grant]:
+        """Close the shard ``finished``, if any, and open shards until ``window`` are in flight."""
+
+    def start_shard(self, run_id: str, stage: int, number: int, *, published: int) -> None:
+        """Remember that the first ``published`` branches of a shard are being published."""
+
+    def begin(self, run_id: str, stage: int, number: int, position: int) -> Begun:
+        """Ask whether the branch at ``position`` of a shard may make its call, and count it."""
+
+    def record(
+        self,
+        run_id: str,
+        stage: int,
+        number: int,
+        position: int,
+        outcome: Outcome,
+        *,
+        feed: int = 0,
+    ) -> Recorded:
+        """Write the outcome of a branch; the first one stands and is counted once.
+
+        Args:
+            run_id: The run.
+            stage: The stage.
+            number: The shard.
+            position: The branch's position in the shard.
+            outcome: How it ended.
+            feed: The size of the shard where its branches are published one after the other
+                (``max_workers``), else 0; the position to publish next is then returned.
+        """
+
+    def record_missing(
+        self, run_id: str, stage: int, number: int, outcomes: Iterable[tuple[int, Outcome]]
+    ) -> None:
+        """Write outcomes, by position, for the branches of a shard that have none."""
+
+    def outcomes(self, run_id: str, stage: int, number: int) -> dict[int, Outcome]:
+        """Return the outcomes of a shard so far, by position."""
+
+    def compact(self, run_id: str, stage: int, number: int, outcomes: dict[int, Outcome]) -> None:
+        """Replace the outcomes of a finished shard by one compressed blob."""
+
+    def put_result(self, run_id: str, result: bytes) -> None:
+        """Write the run's aggregate; the first one stands."""
+
+    def result(self, run_id: str) -> bytes | None:
+        """Return the run's aggregate, or None where there is none."""
+
+    def put_note(self, key: str, note: bytes, *, ttl_s: int) -> None:
+        """Leave a short-lived note, such as the answer of a check."""
+
+    def take_note(self, key: str) -> bytes | None:
+        """Take a note away, or return None where there is none yet."""
+
+    def worker_alive(self, name: str, *, concurrency: int, ttl_s: float) -> None:
+        """Say that a worker is there, for the next ``ttl_s`` seconds."""
+
+    def worker_gone(self, name: str) -> None:
+        """Say that a worker has stopped."""
+
+    def workers(self) -> dict[str, int]:
+        """Return the concurrency of each live worker, by name."""
+
+    def ping(self) -> None:
+        """Make sure that the store answers. Raises BrokerError."""
+
+    def close(self) -> None:
+        """Release connections."""

@@ -1,0 +1,325 @@
+"""The run store in memory: for tests, and to see what the store does without a server."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, defaultdict
+from dataclasses import dataclass, field
+from threading import RLock
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from fanout.errors import UnknownRunError
+from fanout.runs import Outcome, RunStatus, Shard, Usage
+from fanout.stores.base import Begun, Grant, Recorded, RunRecord, StageRecord
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from fanout.admission import Lanes
+
+__all__ = ["MemoryStore"]
+
+
+@dataclass
+class _Shard:
+    input: Shard
+    outcomes: dict[int, Outcome] = field(default_factory=dict)
+    deliveries: Counter[int] = field(default_factory=Counter)
+    next: int | None = None
+    finished: bool = False
+
+
+@dataclass
+class _Stage:
+    record: StageRecord = field(default_factory=StageRecord)
+    shards: dict[int, _Shard] = field(default_factory=dict)
+    open: dict[int, int] = field(default_factory=dict)
+    opened: int = 0
+    window: int = 0
+    per_shard: int = 0
+    cap: int = 0
+    unknown: set[str] = field(default_factory=set)
+
+
+@dataclass
+class _Run:
+    spec: str
+    record: RunRecord
+    stages: dict[int, _Stage] = field(default_factory=lambda: defaultdict(_Stage))
+    result: bytes | None = None
+
+
+class MemoryStore:
+    """The run store in the memory of one process. Nothing expires but notes and workers."""
+
+    def __init__(self) -> None:
+        self._lock = RLock()
+        self._runs: dict[str, _Run] = {}
+        self._notes: dict[str, tuple[bytes, float]] = {}
+        self._workers: dict[str, tuple[int, float]] = {}
+
+    def _run(self, run_id: str) -> _Run:
+        try:
+            return self._runs[run_id]
+        except KeyError:
+            raise UnknownRunError(run_id) from None
+
+    def _shard(self, run_id: str, stage: int, number: int) -> _Shard:
+        shard = self._run(run_id).stages[stage].shards.get(number)
+        if shard is None:
+            raise UnknownRunError(run_id)
+        return shard
+
+    def create_run(self, run_id: str, *, spec: str, created_at: float) -> None:
+        """See Store."""
+        record = RunRecord(run_id=run_id, status=RunStatus.ENQUEUING, created_at=created_at)
+        with self._lock:
+            self._runs[run_id] = _Run(spec, record)
+
+    def spec(self, run_id: str) -> str:
+        """See Store."""
+        return self._run(run_id).spec
+
+    def run(self, run_id: str) -> RunRecord:
+        """See Store."""
+        return self._run(run_id).record
+
+    def runs(self) -> Iterator[RunRecord]:
+        """See Store."""
+        records = [run.record for run in self._runs.values()]
+        yield from sorted(records, key=lambda record: record.created_at, reverse=True)
+
+    def stage(self, run_id: str, stage: int) -> StageRecord:
+        """See Store."""
+        run = self._runs.get(run_id)
+        return run.stages[stage].record if run else StageRecord()
+
+    def set_status(self, run_id: str, status: RunStatus, *, stage: int | None = None) -> bool:
+        """See Store."""
+        with self._lock:
+            run = self._runs.get(run_id)
+            if run is None or run.record.has_ended:
+                return False
+            number = run.record.stage if stage is None else stage
+            run.record = msgspec.structs.replace(run.record, status=status, stage=number)
+            return True
+
+    def end_run(
+        self, run_id: str, status: RunStatus, *, ended_at: float, error: str | None = None
+    ) -> bool:
+        """See Store."""
+        with self._lock:
+            run = self._runs.get(run_id)
+            if run is None or run.record.has_ended:
+                return False
+            run.record = msgspec.structs.replace(
+                run.record, status=status, ended_at=ended_at, error=run.record.error or error
+            )
+            return True
+
+    def halt(self, run_id: str, status: RunStatus, *, error: str | None = None) -> bool:
+        """See Store."""
+        with self._lock:
+            run = self._runs.get(run_id)
+            if run is None or run.record.has_ended or run.record.halt:
+                return False
+            error = error or run.record.error
+            run.record = msgspec.structs.replace(run.record, halt=status, error=error)
+            return True
+
+    def delete_run(self, run_id: str) -> None:
+        """See Store."""
+        with self._lock:
+            self._run(run_id)
+            del self._runs[run_id]
+
+    def put_shard(self, run_id: str, stage: int, number: int, shard: Shard) -> None:
+        """See Store."""
+        with self._lock:
+            state = self._run(run_id).stages[stage]
+            if number == state.record.shards:
+                state.record = msgspec.structs.replace(
+                    state.record, shards=number + 1, total=state.record.total + shard.count
+                )
+            state.shards.setdefault(number, _Shard(shard)).input = shard
+
+    def shard(self, run_id: str, stage: int, number: int) -> Shard:
+        """See Store."""
+        return self._shard(run_id, stage, number).input
+
+    def set_lanes(self, run_id: str, stage: int, lanes: Lanes) -> None:
+        """See Store."""
+        with self._lock:
+            state = self._run(run_id).stages[stage]
+            state.window, state.per_shard, state.cap = lanes.window, lanes.per_shard, lanes.cap
+
+    def seal_stage(self, run_id: str, stage: int) -> None:
+        """See Store."""
+        with self._lock:
+            state = self._run(run_id).stages[stage]
+            state.record = msgspec.structs.replace(state.record, sealed=True)
+
+    def open_shards(
+        self, run_id: str, stage: int, *, window: int, finished: int | None = None
+    ) -> list[Grant]:
+        """See Store."""
+        with self._lock:
+            state = self._run(run_id).stages[stage]
+            if finished is not None:
+                state.open.pop(finished, None)
+            granted: list[Grant] = []
+            while (grant := _next_grant(state, state.window or window)) is not None:
+                granted.append(grant)
+            return granted
+
+    def start_shard(self, run_id: str, stage: int, number: int, *, published: int) -> None:
+        """See Store."""
+        with self._lock:
+            shard = self._shard(run_id, stage, number)
+            if shard.next is None:
+                shard.next = published
+
+    def begin(self, run_id: str, stage: int, number: int, position: int) -> Begun:
+        """See Store."""
+        with self._lock:
+            run = self._runs.get(run_id)
+            if run is None:
+                return Begun(verdict="gone")
+            shard = self._shard(run_id, stage, number)
+            if shard.finished or position in shard.outcomes:
+                return Begun(verdict="done")
+            if run.record.halt:
+                return Begun(verdict="halted")
+            shard.deliveries[position] += 1
+            return Begun(verdict="go", deliveries=shard.deliveries[position])
+
+    def record(
+        self,
+        run_id: str,
+        stage: int,
+        number: int,
+        position: int,
+        outcome: Outcome,
+        *,
+        feed: int = 0,
+    ) -> Recorded:
+        """See Store."""
+        with self._lock:
+            run = self._runs.get(run_id)
+            if run is None:
+                return Recorded(first=False)
+            shard = self._shard(run_id, stage, number)
+            if shard.finished or position in shard.outcomes:
+                return Recorded(first=False)
+            shard.outcomes[position] = outcome
+            _count(run.stages[stage], outcome)
+            return Recorded(first=True, next=_following(shard, feed))
+
+    def record_missing(
+        self, run_id: str, stage: int, number: int, outcomes: Iterable[tuple[int, Outcome]]
+    ) -> None:
+        """See Store."""
+        for position, outcome in outcomes:
+            self.record(run_id, stage, number, position, outcome)
+
+    def outcomes(self, run_id: str, stage: int, number: int) -> dict[int, Outcome]:
+        """See Store."""
+        with self._lock:
+            return dict(self._shard(run_id, stage, number).outcomes)
+
+    def compact(self, run_id: str, stage: int, number: int, outcomes: dict[int, Outcome]) -> None:
+        """See Store."""
+        with self._lock:
+            shard = self._shard(run_id, stage, number)
+            if not shard.finished:
+                shard.outcomes, shard.finished = dict(outcomes), True
+
+    def put_result(self, run_id: str, result: bytes) -> None:
+        """See Store."""
+        with self._lock:
+            run = self._run(run_id)
+            run.result = result if run.result is None else run.result
+
+    def result(self, run_id: str) -> bytes | None:
+        """See Store."""
+        run = self._runs.get(run_id)
+        return run.result if run else None
+
+    def put_note(self, key: str, note: bytes, *, ttl_s: int) -> None:
+        """See Store."""
+        self._notes[key] = (note, time.monotonic() + ttl_s)
+
+    def take_note(self, key: str) -> bytes | None:
+        """See Store."""
+        note, until = self._notes.pop(key, (None, 0.0))
+        return note if until > time.monotonic() else None
+
+    def worker_alive(self, name: str, *, concurrency: int, ttl_s: float) -> None:
+        """See Store."""
+        self._workers[name] = (concurrency, time.monotonic() + ttl_s)
+
+    def worker_gone(self, name: str) -> None:
+        """See Store."""
+        self._workers.pop(name, None)
+
+    def workers(self) -> dict[str, int]:
+        """See Store."""
+        now = time.monotonic()
+        return {name: number for name, (number, until) in self._workers.items() if until > now}
+
+    def ping(self) -> None:
+        """See Store."""
+
+    def close(self) -> None:
+        """See Store."""
+
+
+def _next_grant(state: _Stage, window: int) -> Grant | None:
+    used = sum(state.open.values())
+    is_capped = state.cap and used >= state.cap
+    if state.opened >= state.record.shards or len(state.open) >= window or is_capped:
+        return None
+    lanes = min(state.per_shard, state.cap - used) if state.cap else 0
+    grant = Grant(shard=state.opened, lanes=lanes)
+    state.open[state.opened] = lanes
+    state.opened += 1
+    return grant
+
+
+def _following(shard: _Shard, feed: int) -> int | None:
+    if not feed:
+        return None
+    following = shard.next or 0
+    shard.next = following + 1
+    return following if following < feed else None
+
+
+def _count(state: _Stage, outcome: Outcome) -> None:
+    record = state.record
+    errors = dict(record.errors)
+    if outcome.kind is not None:
+        errors[outcome.kind] = errors.get(outcome.kind, 0) + 1
+    state.record = msgspec.structs.replace(
+        record,
+        succeeded=record.succeeded + outcome.ok,
+        failed=record.failed + (not outcome.ok),
+        errors=errors,
+        usage=_add_usage(state, outcome),
+    )
+
+
+def _add_usage(state: _Stage, outcome: Outcome) -> Usage:
+    total = state.record.usage.to_dict()
+    added = outcome.usage.to_dict()
+    total["calls"] += added["calls"]
+    for name in ("input_tokens", "output_tokens", "cost_usd"):
+        if added[name] is None:
+            # An answer of unknown cost makes the sum unknown; a call that failed does not.
+            state.unknown |= {name} if outcome.ok else set()
+        else:
+            total[name] = (total[name] or 0) + added[name]
+        if name in state.unknown:
+            total[name] = None
+    return Usage(**total)

@@ -1,0 +1,410 @@
+"""The run store on a Redis-protocol server: the real one.
+
+Keys, under ``{prefix}:run:{id}``: the run (a hash); ``:sN`` a stage (a hash) and ``:sN:open`` its
+shards in flight; ``:sN:M:in`` the input of shard M, ``:live`` its outcomes while it is processed,
+``:state`` its deliveries, ``:out`` its outcomes once it is finished; ``:result`` the aggregate.
+"""
+
+from __future__ import annotations
+
+import time
+from functools import wraps
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
+
+import redis
+from redis.backoff import ExponentialBackoff
+from redis.exceptions import AuthenticationError, RedisError
+from redis.retry import Retry
+
+from fanout.errors import BrokerError, UnknownRunError
+from fanout.runs import TERMINAL, ErrorKind, Outcome, RunStatus, Shard, Usage
+from fanout.stores import codec, scripts
+from fanout.stores.base import Begun, Grant, Recorded, RunRecord, StageRecord
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from fanout.admission import Lanes
+
+__all__ = ["RedisStore", "connect"]
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+_FINAL = tuple(sorted(TERMINAL))
+_RUN_FIELDS = ("status", "created_at", "ended_at", "stage", "halt", "error")
+
+
+def connect(url: str) -> redis.Redis:
+    """Return a client for ``url`` that rides out short interruptions."""
+    return redis.Redis.from_url(
+        url,
+        retry=Retry(ExponentialBackoff(cap=1.0, base=0.05), 4),
+        socket_connect_timeout=5,
+        socket_timeout=30,
+        socket_keepalive=True,
+        health_check_interval=30,
+    )
+
+
+def _translated(method: Callable[_P, _R]) -> Callable[_P, _R]:
+    """Turn the client's errors into BrokerError, with a line that a user can act on."""
+
+    @wraps(method)
+    def call(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        try:
+            return method(*args, **kwargs)
+        except RedisError as error:
+            raise BrokerError(_explain(cast("RedisStore", args[0]), error)) from error
+
+    return call
+
+
+def _explain(store: RedisStore, error: RedisError) -> str:
+    text = str(error)
+    if isinstance(error, AuthenticationError) or "WRONGPASS" in text or "NOAUTH" in text:
+        return (
+            f"the broker at {store.address} refuses the credentials; check the user and password "
+            "in FANOUT_BROKER_URL (redis://user:password@host:port/0)"
+        )
+    if isinstance(error, (redis.ConnectionError, redis.TimeoutError)):
+        return (
+            f"no broker answers at {store.address} ({text}); start a Redis server there, or set "
+            "FANOUT_BROKER_URL or --broker-url to one"
+        )
+    if text.startswith(("OOM", "command not allowed when used memory")):
+        return f"the broker at {store.address} is out of memory (maxmemory is reached)"
+    return f"the broker at {store.address} refused a command: {text}"
+
+
+class RedisStore:
+    """The run store on a Redis-protocol server. Safe to share between threads."""
+
+    def __init__(
+        self, client: redis.Redis, *, prefix: str = "fanout", ttl_s: int = 604_800
+    ) -> None:
+        self._redis = client
+        self._prefix = prefix
+        self._ttl_s = ttl_s
+        self._begin = client.register_script(scripts.BEGIN)
+        self._record = client.register_script(scripts.RECORD)
+        self._open = client.register_script(scripts.OPEN_SHARDS)
+        self._put_shard = client.register_script(scripts.PUT_SHARD)
+        self._compact = client.register_script(scripts.COMPACT)
+        self._set_status = client.register_script(scripts.SET_STATUS)
+        self._end_run = client.register_script(scripts.END_RUN)
+        self._halt = client.register_script(scripts.HALT)
+
+    @property
+    def address(self) -> str:
+        """Where the server is, without credentials."""
+        options = self._redis.connection_pool.connection_kwargs
+        return f"{options.get('host', 'localhost')}:{options.get('port', 6379)}"
+
+    def _run(self, run_id: str) -> str:
+        return f"{self._prefix}:run:{run_id}"
+
+    def _stage(self, run_id: str, stage: int) -> str:
+        return f"{self._prefix}:run:{run_id}:s{stage}"
+
+    def _shard(self, run_id: str, stage: int, number: int, part: str) -> str:
+        return f"{self._prefix}:run:{run_id}:s{stage}:{number}:{part}"
+
+    @_translated
+    def create_run(self, run_id: str, *, spec: str, created_at: float) -> None:
+        """See Store."""
+        key = self._run(run_id)
+        fields = {"spec": spec, "status": RunStatus.ENQUEUING.value, "created_at": created_at}
+        with self._redis.pipeline() as pipe:
+            pipe.hset(key, mapping=cast("dict[Any, Any]", fields))
+            pipe.expire(key, self._ttl_s)
+            pipe.zadd(f"{self._prefix}:runs", {run_id: created_at})
+            pipe.execute()
+
+    @_translated
+    def spec(self, run_id: str) -> str:
+        """See Store."""
+        spec = cast("bytes | None", self._redis.hget(self._run(run_id), "spec"))
+        if spec is None:
+            raise UnknownRunError(run_id)
+        return spec.decode()
+
+    @_translated
+    def run(self, run_id: str) -> RunRecord:
+        """See Store."""
+        values = cast("list[bytes | None]", self._redis.hmget(self._run(run_id), _RUN_FIELDS))
+        if values[0] is None:
+            raise UnknownRunError(run_id)
+        return _run_record(run_id, values)
+
+    def runs(self) -> Iterator[RunRecord]:
+        """See Store."""
+        for run_id in self._run_ids():
+            try:
+                yield self.run(run_id)
+            except UnknownRunError:
+                self._forget(run_id)
+
+    @_translated
+    def _run_ids(self) -> list[str]:
+        ids = cast("list[bytes]", self._redis.zrange(f"{self._prefix}:runs", 0, -1, desc=True))
+        return [run_id.decode() for run_id in ids]
+
+    @_translated
+    def _forget(self, run_id: str) -> None:
+        self._redis.zrem(f"{self._prefix}:runs", run_id)
+
+    @_translated
+    def stage(self, run_id: str, stage: int) -> StageRecord:
+        """See Store."""
+        fields = cast("dict[bytes, bytes]", self._redis.hgetall(self._stage(run_id, stage)))
+        return _stage_record({name.decode(): value for name, value in fields.items()})
+
+    @_translated
+    def set_status(self, run_id: str, status: RunStatus, *, stage: int | None = None) -> bool:
+        """See Store."""
+        args: list[Any] = [status, "" if stage is None else stage, *_FINAL]
+        return bool(self._set_status(keys=[self._run(run_id)], args=args))
+
+    @_translated
+    def end_run(
+        self, run_id: str, status: RunStatus, *, ended_at: float, error: str | None = None
+    ) -> bool:
+        """See Store."""
+        args: list[Any] = [status, ended_at, error or "", self._ttl_s, *_FINAL]
+        return bool(self._end_run(keys=[self._run(run_id)], args=args))
+
+    @_translated
+    def halt(self, run_id: str, status: RunStatus, *, error: str | None = None) -> bool:
+        """See Store."""
+        args: list[Any] = [status, error or "", *_FINAL]
+        return bool(self._halt(keys=[self._run(run_id)], args=args))
+
+    @_translated
+    def delete_run(self, run_id: str) -> None:
+        """See Store."""
+        record = self.run(run_id)
+        # Newest stage first and the run last: a deletion that dies half-way can be done again.
+        for stage in range(record.stage + 1, -1, -1):
+            for number in range(self.stage(run_id, stage).shards):
+                parts = ("in", "live", "state", "out")
+                self._redis.delete(*(self._shard(run_id, stage, number, part) for part in parts))
+            key = self._stage(run_id, stage)
+            self._redis.delete(key, f"{key}:open")
+        self._redis.delete(self._run(run_id), f"{self._run(run_id)}:result")
+        self._forget(run_id)
+
+    @_translated
+    def put_shard(self, run_id: str, stage: int, number: int, shard: Shard) -> None:
+        """See Store."""
+        keys = [
+            self._run(run_id),
+            self._stage(run_id, stage),
+            self._shard(run_id, stage, number, "in"),
+        ]
+        args = [codec.encode_shard(shard), number, shard.count, self._ttl_s]
+        if not self._put_shard(keys=keys, args=args):
+            raise UnknownRunError(run_id)
+
+    @_translated
+    def shard(self, run_id: str, stage: int, number: int) -> Shard:
+        """See Store."""
+        blob = cast("bytes | None", self._redis.get(self._shard(run_id, stage, number, "in")))
+        if blob is None:
+            raise UnknownRunError(run_id)
+        return codec.decode_shard(blob)
+
+    @_translated
+    def set_lanes(self, run_id: str, stage: int, lanes: Lanes) -> None:
+        """See Store."""
+        fields = {"window": lanes.window, "lane": lanes.per_shard, "cap": lanes.cap}
+        self._redis.hset(self._stage(run_id, stage), mapping=cast("dict[Any, Any]", fields))
+
+    @_translated
+    def seal_stage(self, run_id: str, stage: int) -> None:
+        """See Store."""
+        self._redis.hset(self._stage(run_id, stage), "sealed", "1")
+
+    @_translated
+    def open_shards(
+        self, run_id: str, stage: int, *, window: int, finished: int | None = None
+    ) -> list[Grant]:
+        """See Store."""
+        key = self._stage(run_id, stage)
+        args: list[Any] = [window, -1 if finished is None else finished, self._ttl_s]
+        flat = cast("list[int]", self._open(keys=[key, f"{key}:open"], args=args))
+        pairs = zip(flat[::2], flat[1::2], strict=True)
+        return [Grant(shard=shard, lanes=lanes) for shard, lanes in pairs]
+
+    @_translated
+    def start_shard(self, run_id: str, stage: int, number: int, *, published: int) -> None:
+        """See Store."""
+        key = self._shard(run_id, stage, number, "state")
+        with self._redis.pipeline() as pipe:
+            pipe.hsetnx(key, "next", published)
+            pipe.expire(key, self._ttl_s)
+            pipe.execute()
+
+    @_translated
+    def begin(self, run_id: str, stage: int, number: int, position: int) -> Begun:
+        """See Store."""
+        keys = [self._run(run_id), *self._shard_keys(run_id, stage, number)]
+        verdict, deliveries = self._begin(keys=keys, args=[position, self._ttl_s])
+        return Begun(verdict=verdict.decode(), deliveries=deliveries)
+
+    def _shard_keys(self, run_id: str, stage: int, number: int) -> list[str]:
+        return [self._shard(run_id, stage, number, part) for part in ("live", "out", "state")]
+
+    @_translated
+    def record(
+        self,
+        run_id: str,
+        stage: int,
+        number: int,
+        position: int,
+        outcome: Outcome,
+        *,
+        feed: int = 0,
+    ) -> Recorded:
+        """See Store."""
+        keys, args = self._record_call(run_id, stage, number, position, outcome, feed)
+        first, following = self._record(keys=keys, args=args)
+        return Recorded(first=bool(first), next=None if following < 0 else following)
+
+    def _record_call(
+        self, run_id: str, stage: int, number: int, position: int, outcome: Outcome, feed: int
+    ) -> tuple[list[str], list[Any]]:
+        keys = [
+            self._run(run_id),
+            self._stage(run_id, stage),
+            *self._shard_keys(run_id, stage, number),
+        ]
+        usage = outcome.usage
+        counts = (usage.input_tokens, usage.output_tokens, usage.cost_usd)
+        args = [position, codec.encode_outcome(outcome), self._ttl_s, feed, outcome.kind or ""]
+        return keys, [*args, usage.calls, *("" if count is None else count for count in counts)]
+
+    @_translated
+    def record_missing(
+        self, run_id: str, stage: int, number: int, outcomes: Iterable[tuple[int, Outcome]]
+    ) -> None:
+        """See Store."""
+        with self._redis.pipeline(transaction=False) as pipe:
+            for position, outcome in outcomes:
+                keys, args = self._record_call(run_id, stage, number, position, outcome, 0)
+                self._record(keys=keys, args=args, client=pipe)
+            pipe.execute()
+
+    @_translated
+    def outcomes(self, run_id: str, stage: int, number: int) -> dict[int, Outcome]:
+        """See Store."""
+        with self._redis.pipeline() as pipe:
+            pipe.get(self._shard(run_id, stage, number, "out"))
+            pipe.hgetall(self._shard(run_id, stage, number, "live"))
+            blob, live = pipe.execute()
+        if blob is not None:
+            return codec.decode_outcomes(blob)
+        return {int(position): codec.decode_outcome(data) for position, data in live.items()}
+
+    @_translated
+    def compact(self, run_id: str, stage: int, number: int, outcomes: dict[int, Outcome]) -> None:
+        """See Store."""
+        keys = [self._shard(run_id, stage, number, part) for part in ("live", "state", "out")]
+        self._compact(keys=keys, args=[codec.encode_outcomes(outcomes), self._ttl_s])
+
+    @_translated
+    def put_result(self, run_id: str, result: bytes) -> None:
+        """See Store."""
+        self._redis.set(f"{self._run(run_id)}:result", result, nx=True, ex=self._ttl_s)
+
+    @_translated
+    def result(self, run_id: str) -> bytes | None:
+        """See Store."""
+        return cast("bytes | None", self._redis.get(f"{self._run(run_id)}:result"))
+
+    @_translated
+    def put_note(self, key: str, note: bytes, *, ttl_s: int) -> None:
+        """See Store."""
+        self._redis.set(f"{self._prefix}:note:{key}", note, ex=ttl_s)
+
+    @_translated
+    def take_note(self, key: str) -> bytes | None:
+        """See Store."""
+        return cast("bytes | None", self._redis.getdel(f"{self._prefix}:note:{key}"))
+
+    @_translated
+    def worker_alive(self, name: str, *, concurrency: int, ttl_s: float) -> None:
+        """See Store."""
+        key = f"{self._prefix}:workers"
+        with self._redis.pipeline() as pipe:
+            pipe.zremrangebyscore(key, "-inf", time.time())
+            pipe.zadd(key, {f"{concurrency}:{name}": time.time() + ttl_s})
+            pipe.execute()
+
+    @_translated
+    def worker_gone(self, name: str) -> None:
+        """See Store."""
+        key = f"{self._prefix}:workers"
+        members = cast("list[bytes]", self._redis.zrange(key, 0, -1))
+        stale = [member for member in members if member.decode().partition(":")[2] == name]
+        if stale:
+            self._redis.zrem(key, *stale)
+
+    @_translated
+    def workers(self) -> dict[str, int]:
+        """See Store."""
+        key = f"{self._prefix}:workers"
+        members = cast("list[bytes]", self._redis.zrangebyscore(key, time.time(), "+inf"))
+        parts = (member.decode().partition(":") for member in members)
+        return {name: int(concurrency) for concurrency, _, name in parts}
+
+    @_translated
+    def ping(self) -> None:
+        """See Store."""
+        self._redis.ping()
+
+    def close(self) -> None:
+        """See Store."""
+        self._redis.close()
+
+
+def _run_record(run_id: str, values: list[bytes | None]) -> RunRecord:
+    text = dict(zip(_RUN_FIELDS, (v and v.decode() for v in values), strict=True))
+    return RunRecord(
+        run_id=run_id,
+        status=RunStatus(text["status"] or ""),
+        created_at=float(text["created_at"] or 0),
+        ended_at=float(text["ended_at"]) if text["ended_at"] else None,
+        stage=int(text["stage"] or 0),
+        halt=RunStatus(text["halt"]) if text["halt"] else None,
+        error=text["error"] or None,
+    )
+
+
+def _stage_record(fields: dict[str, bytes]) -> StageRecord:
+    def count(name: str) -> int:
+        return int(float(fields.get(name, b"0")))
+
+    def quantity(name: str) -> float | None:
+        if f"unknown:{name}" in fields or name not in fields:
+            return None
+        return float(fields[name])
+
+    input_tokens, output_tokens = quantity("input_tokens"), quantity("output_tokens")
+    return StageRecord(
+        shards=count("written"),
+        total=count("total"),
+        sealed="sealed" in fields,
+        succeeded=count("succeeded"),
+        failed=count("failed"),
+        errors={
+            ErrorKind(name.removeprefix("kind:")): int(value)
+            for name, value in fields.items()
+            if name.startswith("kind:")
+        },
+        usage=Usage(
+            calls=count("calls"),
+            input_tokens=None if input_tokens is None else int(input_tokens),
+            output_tokens=None if output_tokens is None else int(output_tokens),
+            cost_usd=quantity("cost_usd"),
+        ),
+    )

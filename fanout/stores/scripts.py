@@ -1,0 +1,151 @@
+"""The store's Lua: each script is one step that must not be seen half done.
+
+The server runs a script atomically, and it costs one round trip.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "BEGIN",
+    "COMPACT",
+    "END_RUN",
+    "HALT",
+    "OPEN_SHARDS",
+    "PUT_SHARD",
+    "RECORD",
+    "SET_STATUS",
+]
+
+# KEYS run, live, out, state; ARGV position, ttl. Returns {verdict, deliveries}.
+BEGIN = """
+local status = redis.call('HGET', KEYS[1], 'status')
+if not status then return {'gone', 0} end
+if redis.call('HEXISTS', KEYS[2], ARGV[1]) == 1 or redis.call('EXISTS', KEYS[3]) == 1 then
+    return {'done', 0}
+end
+if redis.call('HEXISTS', KEYS[1], 'halt') == 1 then return {'halted', 0} end
+local deliveries = redis.call('HINCRBY', KEYS[4], 'a:' .. ARGV[1], 1)
+if deliveries == 1 then redis.call('EXPIRE', KEYS[4], ARGV[2]) end
+return {'go', deliveries}
+"""
+
+# KEYS run, stage, live, out, state; ARGV position, outcome, ttl, feed, kind, calls, input tokens,
+# output tokens, cost. An unknown quantity is the empty string. Returns {first, next}.
+RECORD = """
+if redis.call('EXISTS', KEYS[1]) == 0 or redis.call('EXISTS', KEYS[4]) == 1 then
+    return {0, -1}
+end
+if redis.call('HSETNX', KEYS[3], ARGV[1], ARGV[2]) == 0 then return {0, -1} end
+redis.call('EXPIRE', KEYS[3], ARGV[3])
+local ok = ARGV[5] == ''
+redis.call('HINCRBY', KEYS[2], ok and 'succeeded' or 'failed', 1)
+if not ok then redis.call('HINCRBY', KEYS[2], 'kind:' .. ARGV[5], 1) end
+if ARGV[6] ~= '0' then redis.call('HINCRBY', KEYS[2], 'calls', ARGV[6]) end
+for i, name in ipairs({'input_tokens', 'output_tokens', 'cost_usd'}) do
+    local value = ARGV[6 + i]
+    if value ~= '' then
+        redis.call('HINCRBYFLOAT', KEYS[2], name, value)
+    elseif ok then
+        redis.call('HSET', KEYS[2], 'unknown:' .. name, 1)
+    end
+end
+local feed = tonumber(ARGV[4])
+if feed > 0 then
+    local following = redis.call('HINCRBY', KEYS[5], 'next', 1) - 1
+    if following < feed then return {1, following} end
+end
+return {1, -1}
+"""
+
+# KEYS stage, open; ARGV window, finished (-1: none), ttl. Returns shard, lanes, shard, lanes, ...
+# The stage hash keeps cap (0: none), lane (per shard), used, written and opened.
+OPEN_SHARDS = """
+local function field(name)
+    return tonumber(redis.call('HGET', KEYS[1], name) or 0)
+end
+if tonumber(ARGV[2]) >= 0 then
+    local lanes = redis.call('HGET', KEYS[2], ARGV[2])
+    if lanes then
+        redis.call('HDEL', KEYS[2], ARGV[2])
+        redis.call('HINCRBY', KEYS[1], 'used', -tonumber(lanes))
+    end
+end
+local cap, lane, written = field('cap'), field('lane'), field('written')
+local used, opened = field('used'), field('opened')
+local window = field('window')
+if window == 0 then window = tonumber(ARGV[1]) end
+local inflight = redis.call('HLEN', KEYS[2])
+local granted = {}
+while opened < written and inflight < window and (cap == 0 or used < cap) do
+    local lanes = 0
+    if cap > 0 then lanes = math.min(lane, cap - used) end
+    redis.call('HSET', KEYS[2], opened, lanes)
+    granted[#granted + 1] = opened
+    granted[#granted + 1] = lanes
+    opened, used, inflight = opened + 1, used + lanes, inflight + 1
+end
+if #granted > 0 then
+    redis.call('HSET', KEYS[1], 'opened', opened, 'used', used)
+    redis.call('EXPIRE', KEYS[2], ARGV[3])
+    redis.call('EXPIRE', KEYS[1], ARGV[3])
+end
+return granted
+"""
+
+# KEYS run, stage, blob; ARGV blob, number, count, ttl. A shard that is written again, by a client
+# that resumes, is counted once.
+PUT_SHARD = """
+if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
+redis.call('SET', KEYS[3], ARGV[1], 'EX', ARGV[4])
+if tonumber(redis.call('HGET', KEYS[2], 'written') or 0) == tonumber(ARGV[2]) then
+    redis.call('HINCRBY', KEYS[2], 'written', 1)
+    redis.call('HINCRBY', KEYS[2], 'total', ARGV[3])
+end
+redis.call('EXPIRE', KEYS[1], ARGV[4])
+redis.call('EXPIRE', KEYS[2], ARGV[4])
+return 1
+"""
+
+# KEYS live, state, out; ARGV blob, ttl.
+COMPACT = """
+redis.call('SET', KEYS[3], ARGV[1], 'NX', 'EX', ARGV[2])
+redis.call('DEL', KEYS[1], KEYS[2])
+return 1
+"""
+
+# KEYS run; ARGV status, stage ('' leaves it), and the final statuses. Returns whether it moved.
+SET_STATUS = """
+local status = redis.call('HGET', KEYS[1], 'status')
+if not status then return 0 end
+for i = 3, #ARGV do
+    if status == ARGV[i] then return 0 end
+end
+redis.call('HSET', KEYS[1], 'status', ARGV[1])
+if ARGV[2] ~= '' then redis.call('HSET', KEYS[1], 'stage', ARGV[2]) end
+return 1
+"""
+
+# KEYS run; ARGV status, ended at, error, ttl, and the final statuses. Returns whether it ended now.
+END_RUN = """
+local status = redis.call('HGET', KEYS[1], 'status')
+if not status then return 0 end
+for i = 5, #ARGV do
+    if status == ARGV[i] then return 0 end
+end
+redis.call('HSET', KEYS[1], 'status', ARGV[1], 'ended_at', ARGV[2])
+if ARGV[3] ~= '' then redis.call('HSETNX', KEYS[1], 'error', ARGV[3]) end
+redis.call('EXPIRE', KEYS[1], ARGV[4])
+return 1
+"""
+
+# KEYS run; ARGV status, error, and the final statuses. Returns whether it is this halt that stands.
+HALT = """
+local status = redis.call('HGET', KEYS[1], 'status')
+if not status then return 0 end
+for i = 3, #ARGV do
+    if status == ARGV[i] then return 0 end
+end
+if redis.call('HSETNX', KEYS[1], 'halt', ARGV[1]) == 0 then return 0 end
+if ARGV[2] ~= '' then redis.call('HSET', KEYS[1], 'error', ARGV[2]) end
+return 1
+"""

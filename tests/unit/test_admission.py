@@ -1,0 +1,33 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fanout.admission import plan_lanes, shard_window
+
+
+@pytest.mark.parametrize(
+    ("concurrency", "window"),
+    [(0, 2), (1, 2), (200, 2), (250, 2), (251, 3), (1000, 5), (10_000, 41), (10**6, 64)],
+)
+def test_the_window_holds_twice_what_the_workers_can(concurrency, window):
+    assert shard_window(concurrency) == window
+
+
+@given(max_workers=st.integers(1, 20_000), shards=st.none() | st.integers(1, 500))
+def test_lanes_fill_max_workers_and_no_more_shards_than_there_are(max_workers, shards):
+    lanes = plan_lanes(max_workers=max_workers, shards=shards)
+    assert lanes.cap == max_workers
+    assert 1 <= lanes.window <= (shards or 64)
+    assert lanes.window * lanes.per_shard >= max_workers, "the cap can be reached"
+    assert (lanes.window - 1) * lanes.per_shard < max_workers, "no shard is left without a lane"
+
+
+@pytest.mark.parametrize(
+    ("max_workers", "shards", "window", "per_shard"),
+    [(1, None, 1, 1), (4, None, 2, 2), (4, 1, 1, 4), (200, None, 4, 50), (200, 2, 2, 100)],
+)
+def test_how_max_workers_is_spread(max_workers, shards, window, per_shard):
+    lanes = plan_lanes(max_workers=max_workers, shards=shards)
+    assert (lanes.window, lanes.per_shard) == (window, per_shard)

@@ -1,0 +1,10 @@
+"""The Celery application of a worker: ``celery -A workers.app worker``."""
+
+from __future__ import annotations
+
+from fanout.settings import load_settings
+from workers.config import make_worker_app
+
+__all__ = ["app"]
+
+app = make_worker_app(load_settings())

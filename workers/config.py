@@ -1,0 +1,71 @@
+"""How a worker is set up, over what all sides of the broker share."""
+
+from __future__ import annotations
+
+import os
+import threading
+from typing import TYPE_CHECKING
+
+from fanout.broker import make_app
+from workers.presence import Presence
+from workers.runtime import Runtime
+from workers.tasks import register
+
+if TYPE_CHECKING:
+    from celery import Celery
+
+    from fanout.settings import Settings
+
+__all__ = ["make_worker_app"]
+
+_DEFAULT_BROKER = "redis://localhost:6379/0"
+
+
+def make_worker_app(settings: Settings) -> Celery:
+    """Return a Celery application that processes fanout's tasks.
+
+    ``settings.broker_url`` defaults to a server on this machine.
+    """
+    if settings.broker_url is None:
+        settings = settings.model_copy(update={"broker_url": _DEFAULT_BROKER})
+    app = make_app(settings)
+    app.conf.update(
+        # LLM calls wait on one asyncio loop: a thread only holds the task while it does.
+        worker_pool="threads",
+        worker_concurrency=settings.concurrency,
+        # One message per free thread: what is taken is what is processed, the rest stays for
+        # other workers.
+        worker_prefetch_multiplier=1,
+        # A message leaves the queue when its work is done, not when it begins.
+        task_acks_late=True,
+        # A child that dies under a branch is made known as WorkerLostError, not hidden by an
+        # endless redelivery; up to three further tries follow.
+        task_reject_on_worker_lost=False,
+        task_retry_on_worker_lost=True,
+        # Functions of users may print; that is theirs, not the log's.
+        worker_redirect_stdouts=False,
+    )
+    register(app, _RuntimeOfProcess(app, settings))
+    app.steps["worker"].add(Presence)
+    return app
+
+
+class _RuntimeOfProcess:
+    """Hands out the runtime of the calling process; a forked child makes one of its own."""
+
+    def __init__(self, app: Celery, settings: Settings) -> None:
+        self._app = app
+        self._settings = settings
+        self._lock = threading.Lock()
+        self._made: tuple[int, Runtime] | None = None
+
+    def __call__(self) -> Runtime:
+        pid = os.getpid()
+        made = self._made
+        if made is not None and made[0] == pid:
+            return made[1]
+        with self._lock:
+            if self._made is None or self._made[0] != pid:
+                concurrency = int(self._app.conf.worker_concurrency)
+                self._made = (pid, Runtime(self._app, self._settings, concurrency=concurrency))
+            return self._made[1]

@@ -1,0 +1,31 @@
+"""Asks, where the calls will be made, whether a model can be used at all."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from fanout.broker import Preflight
+from fanout.errors import ModelError
+
+if TYPE_CHECKING:
+    from workers.runtime import Runtime
+
+__all__ = ["check_model"]
+
+_KEPT_S = 600
+
+
+def check_model(runtime: Runtime, model: str, note: str) -> None:
+    """Check ``model`` and leave the answer, a Preflight as JSON, as ``note``."""
+    try:
+        runtime.call(runtime.model(model).check())
+    except ModelError as error:
+        answer = Preflight(message=str(error), kind=error.kind)
+    except Exception as error:  # noqa: BLE001 - whoever waits must get an answer
+        fault = f"{type(error).__name__}: {error}"
+        answer = Preflight(message=f"the model {model} could not be checked: {fault}")
+    else:
+        answer = Preflight()
+    runtime.store.put_note(note, msgspec.json.encode(answer), ttl_s=_KEPT_S)

@@ -1,0 +1,114 @@
+"""What one worker process has: the store, the publisher, the models and the loop they run on."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import OrderedDict
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from fanout.prompts import Template
+
+from fanout.broker import make_store
+from fanout.chords import Publisher
+from fanout.llm import make_llm
+from fanout.spec import RunSpec
+from workers.inflight import InFlight
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
+    from celery import Celery
+
+    from fanout.llm import LLM
+    from fanout.runs import Shard
+    from fanout.settings import Settings
+    from fanout.stores import Store
+
+__all__ = ["Runtime"]
+
+_T = TypeVar("_T")
+_CACHED_SHARDS = 32
+_CACHED_SPECS = 64
+
+
+class Runtime:
+    """One per worker process; made on first use, so that prefork children get their own."""
+
+    def __init__(self, app: Celery, settings: Settings, *, concurrency: int) -> None:
+        self.settings = settings
+        self.store: Store = make_store(settings)
+        self.publisher = Publisher(app)
+        self._concurrency = concurrency
+        self._shards: OrderedDict[tuple[str, int, int], Shard] = OrderedDict()
+        self._shards_lock = threading.Lock()
+        self._in_flight = InFlight(self.store)
+        self._models: dict[str, LLM] = {}
+        self._models_lock = threading.Lock()
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._run_loop, name="fanout-llm", daemon=True)
+        self._thread.start()
+        # Caches per runtime: two servers may know runs of the same id.
+        self.spec = lru_cache(maxsize=_CACHED_SPECS)(self._load_spec)
+        self.template = lru_cache(maxsize=_CACHED_SPECS * 8)(self._load_template)
+
+    def _run_loop(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        self._loop.run_forever()
+
+    def call_for(self, run_id: str, coroutine: Coroutine[Any, Any, _T]) -> _T:
+        """Make a call of a run on the loop. Raises CallStoppedError where the run is stopped."""
+        return self.call(self._in_flight.call(run_id, coroutine))
+
+    def call(self, coroutine: Coroutine[Any, Any, _T]) -> _T:
+        """Run a coroutine on the loop, and wait for it in this thread."""
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
+
+    def model(self, name: str) -> LLM:
+        """Return the model, one per process. Raises ModelError."""
+        with self._models_lock:
+            llm = self._models.get(name)
+            if llm is None:
+                llm = self.call(self._make_model(name))
+                self._models[name] = llm
+            return llm
+
+    async def _make_model(self, name: str) -> LLM:
+        # On the loop, because that is where its connections will live.
+        return make_llm(name, settings=self.settings, concurrency=self._concurrency)
+
+    def _load_spec(self, run_id: str) -> RunSpec:
+        return RunSpec.model_validate_json(self.store.spec(run_id))
+
+    def _load_template(self, run_id: str, stage: int, aspect: str | None) -> Template:
+        spec = self.spec(run_id)
+        if stage:
+            return Template.parse(spec.aggregate_prompt or "{input}", field="aggregate_prompt")
+        return Template.parse(spec.prompts[aspect])
+
+    def shard(self, run_id: str, stage: int, number: int) -> Shard:
+        """Return the input of a shard; a few are kept, as its branches arrive together."""
+        key = (run_id, stage, number)
+        # One lock for all: the branches of one shard start at once, and one of them should fetch.
+        with self._shards_lock:
+            shard = self._shards.get(key)
+            if shard is None:
+                shard = self.store.shard(run_id, stage, number)
+                self._shards[key] = shard
+                if len(self._shards) > _CACHED_SHARDS:
+                    self._shards.popitem(last=False)
+            else:
+                self._shards.move_to_end(key)
+            return shard
+
+    def close(self) -> None:
+        """Close the models' connections, the loop and the store."""
+        with self._models_lock:
+            for llm in self._models.values():
+                self.call(llm.aclose())
+            self._models.clear()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+        self.store.close()

@@ -1,0 +1,178 @@
+"""What happens around the branches of a stage: expand, collect, aggregate."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+from fanout.admission import shard_window
+from fanout.runs import ErrorKind, Outcome, RunStatus
+from workers import reductions
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from fanout.runs import Shard
+    from fanout.spec import RunSpec
+    from fanout.stores import StageRecord
+    from workers.runtime import Runtime
+
+__all__ = ["aggregate", "collect", "expand"]
+
+
+def expand(runtime: Runtime, run_id: str, stage: int, number: int, lanes: int) -> None:
+    """Publish the chord of a shard; ``lanes`` branches of it at first, or all where that is 0."""
+    shard = runtime.shard(run_id, stage, number)
+    if runtime.store.run(run_id).halt:
+        # A stopped run with many shards must end soon: its branches are recorded, not published.
+        _record_cancelled(runtime, run_id, stage, number, shard)
+        runtime.publisher.collect(run_id, stage, number)
+        return
+    published = min(lanes or shard.count, shard.count)
+    runtime.store.start_shard(run_id, stage, number, published=published)
+    runtime.publisher.shard_chord(
+        run_id,
+        stage,
+        number,
+        size=shard.count,
+        published=published,
+        feed=shard.count if published < shard.count else 0,
+    )
+
+
+def _record_cancelled(runtime: Runtime, run_id: str, stage: int, number: int, shard: Shard) -> None:
+    message = "the run was stopped before this branch was called"
+    runtime.store.record_missing(
+        run_id,
+        stage,
+        number,
+        (
+            (
+                position,
+                Outcome(index=shard.first + position, kind=ErrorKind.CANCELLED, message=message),
+            )
+            for position in range(shard.count)
+        ),
+    )
+
+
+def collect(
+    runtime: Runtime, results: list[Any], run_id: str, stage: int, number: int
+) -> dict[str, int]:
+    """Account for every branch of a shard, compact its outcomes, and publish the next shards.
+
+    Args:
+        runtime: The worker's process.
+        results: What the members of the chord returned; records of failure tell why a branch
+            that wrote no outcome has none.
+        run_id: The run.
+        stage: The stage.
+        number: The shard.
+
+    Returns:
+        The shard's counts: this travels through the root chord, so it is tiny.
+    """
+    outcomes = _complete(runtime, run_id, stage, number, _failures(results))
+    store = runtime.store
+    store.compact(run_id, stage, number, outcomes)
+    window = shard_window(sum(store.workers().values()))
+    grants = store.open_shards(run_id, stage, window=window, finished=number)
+    runtime.publisher.expand(run_id, stage, grants)
+    succeeded = sum(outcome.ok for outcome in outcomes.values())
+    return {"shard": number, "succeeded": succeeded, "failed": len(outcomes) - succeeded}
+
+
+def _complete(
+    runtime: Runtime, run_id: str, stage: int, number: int, failures: dict[int, Outcome]
+) -> dict[int, Outcome]:
+    shard = runtime.shard(run_id, stage, number)
+    outcomes = runtime.store.outcomes(run_id, stage, number)
+    missing = [position for position in range(shard.count) if position not in outcomes]
+    if not missing:
+        return outcomes
+    lost = Outcome(index=0, kind=ErrorKind.LOST, message="no trace of the branch was left")
+    runtime.store.record_missing(
+        run_id,
+        stage,
+        number,
+        (
+            (position, _at(shard.first + position, failures.get(position, lost)))
+            for position in missing
+        ),
+    )
+    return runtime.store.outcomes(run_id, stage, number)
+
+
+def _at(index: int, failure: Outcome) -> Outcome:
+    return Outcome(index=index, kind=failure.kind, message=failure.message)
+
+
+# What Celery calls the ends that a branch cannot record by itself.
+_KINDS = {
+    "WorkerLostError": (ErrorKind.WORKER_LOST, "the worker process died while it ran the branch"),
+    "Terminated": (ErrorKind.WORKER_LOST, "the worker process was terminated"),
+    "TimeLimitExceeded": (ErrorKind.TIME_LIMIT, "the task exceeded its hard time limit"),
+    "SoftTimeLimitExceeded": (ErrorKind.TIME_LIMIT, "the task exceeded its soft time limit"),
+}
+
+
+def _failures(results: list[Any]) -> dict[int, Outcome]:
+    """Return an outcome, by position, for each failed member of a shard chord's header."""
+    records = (result for result in results if isinstance(result, dict) and "task_id" in result)
+    return {int(r["task_id"].rpartition("/")[2]): _failure(r) for r in records}
+
+
+def _failure(record: dict[str, Any]) -> Outcome:
+    if record["state"] == "REVOKED":
+        if "expired" in record.get("reason", ""):
+            return Outcome(index=0, kind=ErrorKind.EXPIRED, message="the task expired in the queue")
+        return Outcome(index=0, kind=ErrorKind.CANCELLED, message="the task was revoked")
+    kind, message = _KINDS.get(
+        record["error"], (ErrorKind.INTERNAL, f"the task ended with {record['error']}")
+    )
+    return Outcome(index=0, kind=kind, message=message)
+
+
+def aggregate(runtime: Runtime, run_id: str, stage: int) -> None:
+    """Reduce the outcomes of a stage: end the run, or open the next stage."""
+    store = runtime.store
+    run = store.run(run_id)
+    if run.has_ended:
+        return
+    for number in _unfinished(runtime, run_id, stage):
+        store.compact(run_id, stage, number, _complete(runtime, run_id, stage, number, {}))
+    if run.halt:
+        store.end_run(run_id, run.halt, ended_at=time.time())
+        return
+    spec = runtime.spec(run_id)
+    problem = _policy_problem(spec, store.stage(run_id, 0)) if stage == 0 else None
+    if problem:
+        store.end_run(run_id, RunStatus.FAILED, ended_at=time.time(), error=problem)
+        return
+    store.set_status(run_id, RunStatus.REDUCING)
+    reductions.reduce(runtime, run_id, stage, spec)
+
+
+def _unfinished(runtime: Runtime, run_id: str, stage: int) -> Iterator[int]:
+    """Yield the shards with fewer outcomes than branches: their collect itself has failed."""
+    record = runtime.store.stage(run_id, stage)
+    if record.done >= record.total:
+        return
+    for number in range(record.shards):
+        shard = runtime.store.shard(run_id, stage, number)
+        if len(runtime.store.outcomes(run_id, stage, number)) < shard.count:
+            yield number
+
+
+def _policy_problem(spec: RunSpec, record: StageRecord) -> str | None:
+    """Return why the outcomes of a run's branches make it fail, or None."""
+    kinds = ", ".join(f"{kind.value} {count}" for kind, count in sorted(record.errors.items()))
+    if record.succeeded == 0:
+        return f"no branch succeeded: {record.failed} of {record.total} failed ({kinds})"
+    if record.succeeded < spec.min_success * record.total:
+        share = record.succeeded / record.total
+        return (
+            f"{record.succeeded} of {record.total} branches succeeded ({share:.1%}), "
+            f"min_success is {spec.min_success:.1%} ({kinds})"
+        )
+    return None

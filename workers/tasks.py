@@ -1,0 +1,65 @@
+"""The Celery tasks: thin, so that what they do can be called without Celery."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from fanout import broker
+from fanout.errors import BrokerError
+from workers.branches import BranchFailed, run_branch
+from workers.preflight import check_model
+from workers.stages import aggregate, collect, expand
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from celery import Celery
+
+    from workers.runtime import Runtime
+
+__all__ = ["register"]
+
+# The store being away for a while is not the task's fault: it comes back to the queue, with its
+# place in its chord.
+_PATIENT = {
+    "autoretry_for": (BrokerError,),
+    "retry_backoff": 1,
+    "retry_backoff_max": 30,
+    "max_retries": 10,
+}
+
+
+def register(app: Celery, runtime: Callable[[], Runtime]) -> None:
+    """Register fanout's tasks with a worker's application.
+
+    Args:
+        app: The application.
+        runtime: Returns the runtime of the calling process.
+    """
+    app.fanout_runtime = runtime
+
+    # A failed branch is an ordinary end: ``throws`` keeps its traceback out of the logs. Retries
+    # are for lost workers only; retries of calls happen on the loop.
+    @app.task(name=broker.BRANCH, throws=(BranchFailed,), max_retries=3)  # type: ignore[untyped-decorator]
+    def branch(run_id: str, stage: int, shard: int, position: int, feed: int) -> None:
+        run_branch(runtime(), run_id, stage, shard, position, feed)
+
+    @app.task(name=broker.EXPAND, **_PATIENT)  # type: ignore[untyped-decorator]
+    def expand_shard(run_id: str, stage: int, shard: int, lanes: int) -> None:
+        expand(runtime(), run_id, stage, shard, lanes)
+
+    @app.task(name=broker.COLLECT, **_PATIENT)  # type: ignore[untyped-decorator]
+    def collect_shard(results: list[Any], run_id: str, stage: int, shard: int) -> dict[str, int]:
+        return collect(runtime(), results, run_id, stage, shard)
+
+    @app.task(name=broker.SEAL)  # type: ignore[untyped-decorator]
+    def seal_stage(run_id: str, stage: int) -> None:
+        """Do nothing: that it returns is what its chord waits for."""
+
+    @app.task(name=broker.AGGREGATE, **_PATIENT)  # type: ignore[untyped-decorator]
+    def aggregate_stage(_results: list[Any], run_id: str, stage: int) -> None:
+        aggregate(runtime(), run_id, stage)
+
+    @app.task(name=broker.PREFLIGHT)  # type: ignore[untyped-decorator]
+    def preflight(model: str, note: str) -> None:
+        check_model(runtime(), model, note)

@@ -1,0 +1,83 @@
+"""A worker in a thread of the calling process: for functions that cannot be imported elsewhere."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from typing import TYPE_CHECKING, Any
+
+from celery.exceptions import WorkerShutdown
+from celery.worker import WorkController
+
+from fanout.errors import EmbeddedError
+from workers.config import make_worker_app
+
+if TYPE_CHECKING:
+    from fanout.settings import Settings
+
+__all__ = ["WorkerThread"]
+
+_START_S = 30.0
+_STOP_S = 30.0
+
+
+class WorkerThread:
+    """A Celery worker without signal handlers. One at a time in a process."""
+
+    def __init__(self, settings: Settings, *, concurrency: int) -> None:
+        self._app = make_worker_app(settings)
+        self._concurrency = concurrency
+        self._ready = threading.Event()
+        self._error: BaseException | None = None
+        self._worker: WorkController | None = None
+        self._thread = threading.Thread(target=self._run, name="fanout-worker", daemon=True)
+
+    def _run(self) -> None:
+        for name in ("celery", "kombu"):
+            # The caller's program decides what it logs; without a handler, Python would print.
+            logging.getLogger(name).addHandler(logging.NullHandler())
+        try:
+            self._worker = WorkController(
+                app=self._app,
+                hostname=f"thread-{os.getpid()}@localhost",
+                pool_cls="threads",
+                concurrency=self._concurrency,
+                without_heartbeat=True,
+                without_mingle=True,
+                without_gossip=True,
+                ready_callback=self._on_ready,
+            )
+            self._worker.start()
+        except BaseException as error:  # noqa: BLE001 - handed to whoever starts or checks
+            self._error = error
+        finally:
+            self._ready.set()
+
+    def _on_ready(self, _consumer: Any) -> None:
+        self._ready.set()
+
+    def start(self) -> None:
+        """Start, and wait until the worker consumes. Raises EmbeddedError."""
+        self._thread.start()
+        if not self._ready.wait(_START_S):
+            raise EmbeddedError(f"the embedded worker did not start within {_START_S:.0f} s")
+        self.check()
+
+    def check(self) -> None:
+        """Make sure that the worker is running. Raises EmbeddedError."""
+        if not self._thread.is_alive() or self._error is not None:
+            raise EmbeddedError(f"the embedded worker has stopped: {self._error!r}")
+
+    def stop(self) -> None:
+        """Let the branches in flight end, and stop. Safe to call twice."""
+        if self._thread.is_alive() and self._worker is not None:
+            # Celery's own way, a flag in worker.state, would stop every worker to come as well.
+            self._worker.consumer.hub.call_soon(_shut_down)
+            self._thread.join(_STOP_S)
+        self._app.fanout_runtime().close()
+        self._app.close()
+
+
+def _shut_down() -> None:
+    raise WorkerShutdown(0)
