@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 .PHONY: demo test lint clean help
 
 help:
-	@echo "make demo   summarise real documents with a small local model"
+	@echo "make demo   explain the amendments to the US constitution with a small local model"
 	@echo "make test   run the whole test suite"
 	@echo "make lint   style, types and import rules"
 	@echo "make clean  remove the environment"
@@ -25,7 +25,7 @@ $(VENV)/.installed: $(VENV)/.locked pyproject.toml README.md $(SOURCES)
 	@touch $@
 
 demo: $(VENV)/.installed
-	@$(BIN)/fanout run examples/reviews.yaml
+	@$(BIN)/fanout run examples/amendments.yaml
 
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest $(PYTEST_ARGS)

@@ -1,1 +1,56 @@
 """Ask an LLM the same question about very many documents, and get one answer at the end."""
+
+from fanout.client import Client, Run, Status
+from fanout.errors import (
+    BrokerError,
+    EmbeddedError,
+    FanoutError,
+    InputError,
+    LLMError,
+    ModelError,
+    PromptError,
+    RunError,
+    SettingsError,
+    SpecError,
+    UnknownRunError,
+    WaitTimeoutError,
+)
+from fanout.llm import LLM, FakeLLM, LLMReply, LLMRequest
+from fanout.parallel import ParallelCalls
+from fanout.results import BranchError, Output, ReduceError, Result
+from fanout.runs import Chunk, Document, ErrorKind, RunStatus, Usage
+from fanout.spec import RetrySpec, RunSpec
+
+__all__ = [
+    "LLM",
+    "BranchError",
+    "BrokerError",
+    "Chunk",
+    "Client",
+    "Document",
+    "EmbeddedError",
+    "ErrorKind",
+    "FakeLLM",
+    "FanoutError",
+    "InputError",
+    "LLMError",
+    "LLMReply",
+    "LLMRequest",
+    "ModelError",
+    "Output",
+    "ParallelCalls",
+    "PromptError",
+    "ReduceError",
+    "Result",
+    "RetrySpec",
+    "Run",
+    "RunError",
+    "RunSpec",
+    "RunStatus",
+    "SettingsError",
+    "SpecError",
+    "Status",
+    "UnknownRunError",
+    "Usage",
+    "WaitTimeoutError",
+]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from fanout import broker
@@ -38,28 +39,31 @@ def register(app: Celery, runtime: Callable[[], Runtime]) -> None:
     """
     app.fanout_runtime = runtime
 
+    # Not shared: a program that embeds a worker may have Celery applications of its own.
+    task = partial(app.task, shared=False)
+
     # A failed branch is an ordinary end: ``throws`` keeps its traceback out of the logs. Retries
     # are for lost workers only; retries of calls happen on the loop.
-    @app.task(name=broker.BRANCH, throws=(BranchFailed,), max_retries=3)  # type: ignore[untyped-decorator]
+    @task(name=broker.BRANCH, throws=(BranchFailed,), max_retries=3)  # type: ignore[untyped-decorator]
     def branch(run_id: str, stage: int, shard: int, position: int, feed: int) -> None:
         run_branch(runtime(), run_id, stage, shard, position, feed)
 
-    @app.task(name=broker.EXPAND, **_PATIENT)  # type: ignore[untyped-decorator]
+    @task(name=broker.EXPAND, **_PATIENT)  # type: ignore[untyped-decorator]
     def expand_shard(run_id: str, stage: int, shard: int, lanes: int) -> None:
         expand(runtime(), run_id, stage, shard, lanes)
 
-    @app.task(name=broker.COLLECT, **_PATIENT)  # type: ignore[untyped-decorator]
+    @task(name=broker.COLLECT, **_PATIENT)  # type: ignore[untyped-decorator]
     def collect_shard(results: list[Any], run_id: str, stage: int, shard: int) -> dict[str, int]:
         return collect(runtime(), results, run_id, stage, shard)
 
-    @app.task(name=broker.SEAL)  # type: ignore[untyped-decorator]
+    @task(name=broker.SEAL)  # type: ignore[untyped-decorator]
     def seal_stage(run_id: str, stage: int) -> None:
         """Do nothing: that it returns is what its chord waits for."""
 
-    @app.task(name=broker.AGGREGATE, **_PATIENT)  # type: ignore[untyped-decorator]
+    @task(name=broker.AGGREGATE, **_PATIENT)  # type: ignore[untyped-decorator]
     def aggregate_stage(_results: list[Any], run_id: str, stage: int) -> None:
         aggregate(runtime(), run_id, stage)
 
-    @app.task(name=broker.PREFLIGHT)  # type: ignore[untyped-decorator]
+    @task(name=broker.PREFLIGHT)  # type: ignore[untyped-decorator]
     def preflight(model: str, note: str) -> None:
         check_model(runtime(), model, note)

@@ -7,6 +7,8 @@ import os
 import threading
 from typing import TYPE_CHECKING, Any
 
+from celery import _state
+from celery.app.trace import reset_worker_optimizations, setup_worker_optimizations
 from celery.exceptions import WorkerShutdown
 from celery.worker import WorkController
 
@@ -37,10 +39,12 @@ class WorkerThread:
         for name in ("celery", "kombu"):
             # The caller's program decides what it logs; without a handler, Python would print.
             logging.getLogger(name).addHandler(logging.NullHandler())
+        hostname = f"thread-{os.getpid()}@localhost"
         try:
+            self._take_process(hostname)
             self._worker = WorkController(
                 app=self._app,
-                hostname=f"thread-{os.getpid()}@localhost",
+                hostname=hostname,
                 pool_cls="threads",
                 concurrency=self._concurrency,
                 without_heartbeat=True,
@@ -53,6 +57,13 @@ class WorkerThread:
             self._error = error
         finally:
             self._ready.set()
+
+    def _take_process(self, hostname: str) -> None:
+        # What the worker command does first. It also makes the application the default of the
+        # process; the caller may have one of its own, which is put back.
+        default = _state.default_app
+        setup_worker_optimizations(self._app, hostname)
+        _state.set_default_app(default)
 
     def _on_ready(self, _consumer: Any) -> None:
         self._ready.set()
@@ -75,6 +86,7 @@ class WorkerThread:
             # Celery's own way, a flag in worker.state, would stop every worker to come as well.
             self._worker.consumer.hub.call_soon(_shut_down)
             self._thread.join(_STOP_S)
+            reset_worker_optimizations(self._app)
         self._app.fanout_runtime().close()
         self._app.close()
 

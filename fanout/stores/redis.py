@@ -201,7 +201,7 @@ class RedisStore:
             self._stage(run_id, stage),
             self._shard(run_id, stage, number, "in"),
         ]
-        args = [codec.encode_shard(shard), number, shard.count, self._ttl_s]
+        args: list[Any] = [codec.encode_shard(shard), number, shard.count, self._ttl_s]
         if not self._put_shard(keys=keys, args=args):
             raise UnknownRunError(run_id)
 

@@ -1,0 +1,55 @@
+"""One aggregate for each document, aspect, or value of a column."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from fanout.aggregators.concat import Concat
+from fanout.aggregators.merge import Merge
+from fanout.aggregators.rank import Rank
+from fanout.aggregators.vote import Vote
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from fanout.aggregators.base import Accumulator, Aggregate, Item
+
+__all__ = ["aggregate_groups", "group_key", "make_accumulator"]
+
+_ACCUMULATORS: dict[str, type[Concat | Merge | Rank | Vote]] = {
+    "concat": Concat,
+    "merge": Merge,
+    "rank": Rank,
+    "vote": Vote,
+}
+
+
+def make_accumulator(name: str) -> Accumulator:
+    """Return an aggregator by name: ``concat``, ``merge``, ``rank`` or ``vote``.
+
+    ``none`` aggregates nothing, and ``llm`` needs calls: neither is an accumulator.
+    """
+    return _ACCUMULATORS[name]()
+
+
+def group_key(
+    group_by: str | None, *, document: str, aspect: str | None, columns: Mapping[str, str]
+) -> str:
+    """Return the group of a branch; the only group of a run without groups is the empty string."""
+    if group_by is None:
+        return ""
+    if group_by == "document":
+        return document
+    if group_by == "aspect":
+        return aspect or ""
+    return columns.get(group_by, f"(no {group_by})")
+
+
+def aggregate_groups(name: str, items: Iterable[Item]) -> dict[str, Aggregate]:
+    """Return the aggregate of each group, in the order in which the groups first appear."""
+    groups: dict[str, Accumulator] = {}
+    for item in items:
+        if item.group not in groups:
+            groups[item.group] = make_accumulator(name)
+        groups[item.group].add(item)
+    return {group: accumulator.result() for group, accumulator in groups.items()}

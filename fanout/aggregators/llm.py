@@ -1,0 +1,144 @@
+"""Planning the LLM aggregate: which answers go into which call, and how they are shown.
+
+The calls themselves are branches of further stages. Where the answers of a group do not fit one
+prompt, each call reduces some of them, and a next stage reduces what those calls gave.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from fanout.aggregators.base import place
+from fanout.errors import SpecError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+
+    from fanout.aggregators.base import Item
+
+__all__ = ["Part", "leaf_parts", "plan", "render_input", "room_tokens"]
+
+# Below this, an answer is cut to nothing that could be reduced.
+_LEAST_ROOM = 64
+# The lines that render_input puts before the parts.
+_PREAMBLE_TOKENS = 48
+_SEPARATOR = "\n\n"
+# A chat template, and an estimate that is off, take their share of the window.
+_SAFETY = 0.85
+
+
+class Part(msgspec.Struct, frozen=True, kw_only=True):
+    """A piece of what is reduced: an answer, or the partial reduction of several.
+
+    Attributes:
+        group: The group that it belongs to.
+        text: What the prompt shows of it; empty where there is nothing to show.
+        count: How many answers it stands for.
+        failed: How many branches behind it have no answer.
+    """
+
+    group: str
+    text: str
+    count: int = 1
+    failed: int = 0
+
+
+def leaf_parts(items: Iterable[Item]) -> Iterator[Part]:
+    """Yield each branch as a part; an answer is shown under a line that says where it is from."""
+    for item in items:
+        if item.output is None:
+            yield Part(group=item.group, text="", count=0, failed=1)
+        else:
+            yield Part(group=item.group, text=f"[{place(item)}]\n{item.output.strip()}")
+
+
+def room_tokens(*, context_tokens: int, template_tokens: int, answer_tokens: int) -> int:
+    """Return how many estimated tokens of answers fit one prompt.
+
+    Raises:
+        SpecError: Hardly any do.
+    """
+    room = int(context_tokens * _SAFETY) - template_tokens - answer_tokens - _PREAMBLE_TOKENS
+    if room < _LEAST_ROOM:
+        raise SpecError(
+            f"the context window of {context_tokens:,} tokens leaves no room for answers beside "
+            f"the prompt ({template_tokens:,}) and the aggregate ({answer_tokens:,}); raise it, "
+            "or lower max_tokens",
+            field="context_tokens",
+        )
+    return room
+
+
+def plan(
+    parts: Sequence[Part], *, room_tokens: int, estimate: Callable[[str], int]
+) -> list[list[Part]]:
+    """Pack the parts of one group, in order, into as few prompts as they need.
+
+    Where there are several prompts, each holds at least two parts that have a text (the last may
+    hold one): parts too long for that are cut. So every level has at most half as many parts as
+    the one before, and the tree ends.
+
+    Args:
+        parts: The parts of one group.
+        room_tokens: What fits one prompt.
+        estimate: Says how many tokens a text has.
+    """
+    missing = sum(part.failed for part in parts if not part.text)
+    shown = [part for part in parts if part.text]
+    if not shown:
+        return []
+    bins = _pack(shown, room_tokens, estimate)
+    if missing:
+        bins[0] = [*bins[0], Part(group=parts[0].group, text="", count=0, failed=missing)]
+    return bins
+
+
+def _pack(
+    parts: Sequence[Part], room_tokens: int, estimate: Callable[[str], int]
+) -> list[list[Part]]:
+    sizes = [estimate(part.text + _SEPARATOR) for part in parts]
+    if sum(sizes) <= room_tokens:
+        return [list(parts)]
+    most = room_tokens if len(parts) == 1 else room_tokens // 2
+    bins: list[list[Part]] = []
+    used = room_tokens
+    for part, size in zip(parts, sizes, strict=True):
+        kept = part if size <= most else _cut(part, most, estimate)
+        kept_size = min(size, most)
+        if used + kept_size > room_tokens:
+            bins.append([])
+            used = 0
+        bins[-1].append(kept)
+        used += kept_size
+    return bins
+
+
+def _cut(part: Part, most: int, estimate: Callable[[str], int]) -> Part:
+    total = estimate(part.text)
+    mark = f"\n[... cut: {most:,} of {total:,} tokens are shown]"
+    room = most - estimate(mark + _SEPARATOR)
+    keep = len(part.text) * max(room, 1) // total
+    # Bytes are not spread evenly over a text: step back until it fits.
+    while keep > 1 and estimate(part.text[:keep]) > room:
+        keep = keep * 9 // 10
+    return msgspec.structs.replace(part, text=part.text[:keep] + mark)
+
+
+def render_input(parts: Sequence[Part], *, level: int) -> str:
+    """Return what ``{input}`` is replaced by.
+
+    Args:
+        parts: What goes into this prompt.
+        level: 0 where the parts are the answers of branches, more where they are reductions.
+    """
+    count = sum(part.count for part in parts)
+    failed = sum(part.failed for part in parts)
+    head = []
+    if level:
+        head.append(f"(These are partial results, made from {count:,} answers.)")
+    if failed:
+        total = count + failed
+        head.append(f"({failed:,} of {total:,} answers are missing, because their calls failed.)")
+    return _SEPARATOR.join([*head, *(part.text for part in parts if part.text)])

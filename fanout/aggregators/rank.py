@@ -1,0 +1,92 @@
+"""Answers by the number in them."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+from fanout.aggregators.base import Aggregate, list_some, place
+from fanout.json_text import parse_json
+
+if TYPE_CHECKING:
+    from fanout.aggregators.base import Item
+
+__all__ = ["Rank", "score_of"]
+
+_FIELDS = ("score", "rating", "rank_score")
+_NUMBER = r"(?<![\w.])[-+]?\d+(?:\.\d+)?"
+_LABELLED = re.compile(rf"\b(?:score|rating|grade)\b[^\d\n+-]{{0,20}}({_NUMBER})", re.IGNORECASE)
+_ANY = re.compile(_NUMBER)
+
+
+class Rank:
+    """Sorts answers by their number, the highest first; equal numbers share a rank.
+
+    The number is the field ``score`` or ``rating`` of a JSON answer; else the one behind the word
+    score, rating or grade; else the first one. ``7/10`` counts as 7.
+
+    Answers without a number are ranked last, and failed branches are left out; notes name both.
+    """
+
+    def __init__(self) -> None:
+        self._rows: list[dict[str, Any]] = []
+        self._missing: list[str] = []
+        self._unscored: list[str] = []
+
+    def add(self, item: Item) -> None:
+        """See Accumulator."""
+        if item.output is None:
+            self._missing.append(place(item))
+            return
+        score = score_of(item.output)
+        if score is None:
+            self._unscored.append(place(item))
+        row = {"score": score, "index": item.index, "document": item.document}
+        if item.aspect is not None:
+            row["aspect"] = item.aspect
+        if item.sample:
+            row["sample"] = item.sample
+        self._rows.append({**row, "output": item.output})
+
+    def result(self) -> Aggregate:
+        """See Accumulator."""
+        rows = sorted(self._rows, key=_sort_key)
+        ranked: list[dict[str, Any]] = []
+        for position, row in enumerate(rows, 1):
+            shares = bool(ranked) and ranked[-1]["score"] == row["score"]
+            ranked.append({"rank": ranked[-1]["rank"] if shares else position, **row})
+        return Aggregate(
+            value=ranked,
+            succeeded=len(rows),
+            failed=len(self._missing),
+            notes=self._notes(),
+        )
+
+    def _notes(self) -> list[str]:
+        notes = []
+        if self._unscored:
+            names = list_some(self._unscored)
+            notes.append(f"{len(self._unscored):,} answers hold no number: ranked last: {names}")
+        if self._missing:
+            notes.append(f"{len(self._missing):,} failed and left out: {list_some(self._missing)}")
+        return notes
+
+
+def _sort_key(row: dict[str, Any]) -> tuple[bool, float, int]:
+    return row["score"] is None, -(row["score"] or 0.0), row["index"]
+
+
+def score_of(answer: str) -> float | None:
+    """Return the number that an answer is ranked by, or None where it has none."""
+    try:
+        value = parse_json(answer)
+    except ValueError:
+        value = None
+    if isinstance(value, dict):
+        for field in _FIELDS:
+            if isinstance(value.get(field), int | float) and not isinstance(value[field], bool):
+                return float(value[field])
+    found = _LABELLED.search(answer) or _ANY.search(answer)
+    if found is None:
+        return None
+    return float(found[found.lastindex or 0])

@@ -1,0 +1,162 @@
+"""Any function ``str -> str`` as a model: sync or async, passed as it is or named by its path."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from importlib import import_module
+from itertools import count
+from typing import TYPE_CHECKING, Any
+
+from fanout.errors import LLMError, ModelError
+from fanout.llm.base import LLM, LLMReply, LLMRequest
+from fanout.runs import ErrorKind
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = [
+    "CallableLLM",
+    "import_path",
+    "load_callable",
+    "register_callable",
+    "resolve_callable",
+    "unregister_callable",
+]
+
+_PREFIX = "callable:"
+
+_registered: dict[str, Any] = {}
+_ids = count(1)
+_lock = threading.Lock()
+
+
+class CallableLLM:
+    """A function as a model.
+
+    Args:
+        function: Takes the prompt, returns the answer. A sync one runs in a thread, so that it
+            does not hold up other calls; a thread cannot be ended, so that after a deadline it
+            goes on unheard.
+        concurrency: How many threads there are for a sync one.
+    """
+
+    def __init__(self, function: Callable[[str], Any], *, concurrency: int = 32) -> None:
+        self._function = function
+        self._is_async = _is_async(function)
+        self._threads: ThreadPoolExecutor | None = None
+        if not self._is_async:
+            self._threads = ThreadPoolExecutor(concurrency, thread_name_prefix="fanout-call")
+
+    async def check(self) -> None:
+        """Do nothing: whether a function works shows when it is called."""
+
+    async def complete(self, request: LLMRequest) -> LLMReply:
+        """Call the function with the prompt.
+
+        Raises:
+            LLMError: It raised (kind ``internal``, or its own if it raised LLMError), or it
+                returned something that is not a string (kind ``invalid_output``).
+        """
+        try:
+            text = await self._call(request.prompt)
+        except (LLMError, asyncio.CancelledError):
+            raise
+        except BaseException as error:
+            # SystemExit in a function must end its branch, not the worker.
+            raise LLMError(ErrorKind.INTERNAL, f"{type(error).__name__}: {error}") from error
+        if not isinstance(text, str):
+            kind = type(text).__name__
+            raise LLMError(ErrorKind.INVALID_OUTPUT, f"the function returned {kind}, not str")
+        return LLMReply(text=text)
+
+    async def _call(self, prompt: str) -> Any:
+        if self._is_async:
+            return await self._function(prompt)
+        loop = asyncio.get_running_loop()
+        returned = await loop.run_in_executor(self._threads, _shielded, self._function, prompt)
+        # A sync wrapper around an async function, such as a partial or a decorator.
+        return await returned if inspect.isawaitable(returned) else returned
+
+    async def aclose(self) -> None:
+        """Let the threads go; those in the middle of a call are not waited for."""
+        if self._threads is not None:
+            self._threads.shutdown(wait=False, cancel_futures=True)
+
+
+def _shielded(function: Callable[[str], Any], prompt: str) -> Any:
+    try:
+        return function(prompt)
+    except (SystemExit, KeyboardInterrupt, StopIteration) as error:
+        # None of these crosses a future as it should.
+        raise LLMError(ErrorKind.INTERNAL, f"{type(error).__name__}: {error}") from error
+
+
+def _is_async(function: Any) -> bool:
+    call = getattr(function, "__call__", None)  # noqa: B004 - an object with an async __call__
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(call)
+
+
+def register_callable(function: Any) -> str:
+    """Make a function known to workers in this process; return its model string."""
+    with _lock:
+        model = f"{_PREFIX}{next(_ids)}"
+        _registered[model] = function
+    return model
+
+
+def unregister_callable(model: str) -> None:
+    """Forget a function."""
+    _registered.pop(model, None)
+
+
+def resolve_callable(model: str) -> Any:
+    """Return the function of a ``callable:`` model string.
+
+    Raises:
+        ModelError: It is not known in this process.
+    """
+    try:
+        return _registered[model]
+    except KeyError:
+        raise ModelError(
+            f"{model} is a function of another process: name it as 'package.module:function'"
+        ) from None
+
+
+def load_callable(path: str) -> Any:
+    """Return the object at ``package.module:name``. Raises ModelError where there is none."""
+    module_name, _, name = path.partition(":")
+    try:
+        found: Any = import_module(module_name)
+    except Exception as error:
+        raise ModelError(
+            f"the function {path} cannot be used: importing {module_name} failed with "
+            f"{type(error).__name__}: {error}"
+        ) from error
+    for part in name.split("."):
+        try:
+            found = getattr(found, part)
+        except AttributeError:
+            raise ModelError(
+                f"the function {path} cannot be used: {module_name} has no {name}"
+            ) from None
+    if not callable(found) and not isinstance(found, LLM):
+        kind = type(found).__name__
+        raise ModelError(f"{path} is of type {kind}, which cannot be called")
+    return found
+
+
+def import_path(function: Any) -> str | None:
+    """Return ``package.module:name`` where another process could import the function, else None."""
+    module_name = getattr(function, "__module__", None)
+    name = getattr(function, "__qualname__", None)
+    if not module_name or not name or module_name == "__main__" or "<" in name:
+        return None
+    found: Any = sys.modules.get(module_name)
+    for part in name.split("."):
+        found = getattr(found, part, None)
+    return f"{module_name}:{name}" if found is function else None

@@ -1,0 +1,152 @@
+"""One branch's calls: a deadline for each, and retries that wait on the loop."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import time
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from fanout.errors import LLMError
+from fanout.json_text import bare_json, parse_json
+from fanout.retries import decide
+from fanout.runs import ErrorKind, Usage
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from fanout.llm.base import LLM, LLMReply, LLMRequest
+    from fanout.spec import RetrySpec
+
+__all__ = ["CallResult", "complete_with_retries", "validate_json"]
+
+_MAX_MESSAGE = 300
+
+
+class CallResult(msgspec.Struct, frozen=True, kw_only=True):
+    """What the calls of a branch gave.
+
+    Attributes:
+        output: The answer, or None where all calls failed.
+        kind: Why the last call failed, or None.
+        message: The failure in words, or None.
+        attempts: Calls made.
+        usage: What they consumed.
+        elapsed_s: Seconds from the first call to the end, waits included.
+    """
+
+    output: str | None
+    kind: ErrorKind | None
+    message: str | None
+    attempts: int
+    usage: Usage
+    elapsed_s: float
+
+
+async def complete_with_retries(
+    llm: LLM,
+    request: LLMRequest,
+    *,
+    policy: RetrySpec,
+    timeout_s: float,
+    validate: Callable[[str], str] | None = None,
+    clock: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    rand: Callable[[], float] = random.random,
+) -> CallResult:
+    """Call until there is an answer or the policy says no. Raises nothing but CancelledError.
+
+    Args:
+        llm: The model.
+        request: The call.
+        policy: When to call again.
+        timeout_s: Seconds that one call may take in all.
+        validate: Returns the answer to keep, or raises LLMError where it cannot be used.
+        clock: Seconds, rising.
+        sleep: Waits.
+        rand: A random number from 0 to 1.
+    """
+    started = clock()
+    replies: list[Usage] = []
+    attempt = 0
+    while True:
+        attempt += 1
+        try:
+            reply = await _call(llm, request, timeout_s)
+            replies.append(reply.usage)
+            text = validate(reply.text) if validate else reply.text
+        except LLMError as error:
+            elapsed_s = clock() - started
+            decision = decide(
+                kind=error.kind,
+                attempt=attempt,
+                elapsed_s=elapsed_s,
+                policy=policy,
+                jitter=rand(),
+                retry_after_s=error.retry_after_s,
+            )
+            if decision is None:
+                return _result(None, error, attempt, replies, elapsed_s)
+            await sleep(decision.wait_s)
+        else:
+            return _result(text, None, attempt, replies, clock() - started)
+
+
+async def _call(llm: LLM, request: LLMRequest, timeout_s: float) -> LLMReply:
+    try:
+        async with asyncio.timeout(timeout_s):
+            return await llm.complete(request)
+    except TimeoutError:
+        raise LLMError(ErrorKind.TIMEOUT, f"no answer within {timeout_s:g} s") from None
+    except LLMError:
+        raise
+    except Exception as error:
+        message = f"{type(error).__name__}: {error}"
+        raise LLMError(ErrorKind.INTERNAL, message) from error
+
+
+def _result(
+    output: str | None,
+    error: LLMError | None,
+    attempts: int,
+    replies: list[Usage],
+    elapsed_s: float,
+) -> CallResult:
+    return CallResult(
+        output=output,
+        kind=error.kind if error else None,
+        message=str(error)[:_MAX_MESSAGE] if error else None,
+        attempts=attempts,
+        usage=_total(attempts, replies),
+        elapsed_s=elapsed_s,
+    )
+
+
+def _total(attempts: int, replies: list[Usage]) -> Usage:
+    """Add up what is known: a call without an answer is not known to have consumed anything."""
+
+    def known(values: list[int | None]) -> int | None:
+        numbers = [value for value in values if value is not None]
+        return sum(numbers) if numbers and len(numbers) == len(values) else None
+
+    costs = [usage.cost_usd for usage in replies]
+    costs_known = [cost for cost in costs if cost is not None]
+    return Usage(
+        calls=attempts,
+        input_tokens=known([usage.input_tokens for usage in replies]),
+        output_tokens=known([usage.output_tokens for usage in replies]),
+        cost_usd=sum(costs_known) if costs and len(costs_known) == len(costs) else None,
+    )
+
+
+def validate_json(text: str) -> str:
+    """Return the JSON of an answer without a fence around it. Raises LLMError where it is none."""
+    try:
+        parse_json(text)
+    except ValueError as error:
+        where = f": {error.msg}" if isinstance(error, json.JSONDecodeError) else ""
+        raise LLMError(ErrorKind.INVALID_OUTPUT, f"the answer is not JSON{where}") from None
+    return bare_json(text)

@@ -1,0 +1,196 @@
+"""A model that calls nobody: for tests, demonstrations and measuring the engine alone."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qsl, urlencode
+
+from fanout.errors import LLMError, ModelError
+from fanout.llm.base import LLMReply, LLMRequest
+from fanout.runs import ErrorKind, Usage
+from fanout.tokens import estimate_tokens
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["FakeLLM"]
+
+_MALFORMED = '{"answer": not json'
+_SPAN = 2.0**64
+
+
+class FakeLLM:
+    """Answers at once, or as it is told to; the same prompt always meets the same fate.
+
+    As a model string: ``fake``, or ``fake?fail_rate=0.2&latency_s=0.05``.
+
+    Args:
+        latency_s: Seconds that each call takes.
+        jitter_s: Up to so many seconds more, by the prompt.
+        fail_rate: The share of prompts, 0 to 1, that fail at every attempt.
+        fail_kind: Their kind of error; several, separated by commas, are dealt out by the prompt.
+        flaky_rate: The share of prompts that fail at their first call only.
+        malformed_rate: The share of prompts that are answered with broken JSON.
+        retry_after_s: Seconds that a ``rate_limited`` error asks to wait.
+        answer: The answer to everything; without it, a short one that depends on the prompt.
+        seed: Deals out other fates.
+        context_tokens: The context window that it claims to have.
+        script: Full control for tests: gets the request, returns the answer, or an error to raise.
+
+    Attributes:
+        calls: How many calls were made.
+    """
+
+    def __init__(
+        self,
+        *,
+        latency_s: float = 0.0,
+        jitter_s: float = 0.0,
+        fail_rate: float = 0.0,
+        fail_kind: str = "server_error",
+        flaky_rate: float = 0.0,
+        malformed_rate: float = 0.0,
+        retry_after_s: float | None = None,
+        answer: str | None = None,
+        seed: int = 0,
+        context_tokens: int = 8192,
+        script: Callable[[LLMRequest], str | LLMReply | Exception] | None = None,
+    ) -> None:
+        self._options = {name: value for name, value in locals().items() if name in _OPTIONS}
+        self._kinds = [_kind(name) for name in fail_kind.split(",")]
+        self._script = script
+        self._seen: set[bytes] = set()
+        self.latency_s = _at_least_0("latency_s", latency_s)
+        self.jitter_s = _at_least_0("jitter_s", jitter_s)
+        self.fail_rate = _share("fail_rate", fail_rate)
+        self.flaky_rate = _share("flaky_rate", flaky_rate)
+        self.malformed_rate = _share("malformed_rate", malformed_rate)
+        self.retry_after_s = retry_after_s
+        self.answer = answer
+        self.seed = seed
+        self.context_tokens = context_tokens
+        self.calls = 0
+
+    @classmethod
+    def from_model(cls, model: str) -> FakeLLM:
+        """Return the fake of a model string. Raises ModelError for a wrong option."""
+        _, _, query = model.partition("?")
+        options: dict[str, Any] = {}
+        for name, text in parse_qsl(query, keep_blank_values=True):
+            if name not in _OPTIONS:
+                known = ", ".join(sorted(_OPTIONS))
+                raise ModelError(f"the fake model has no option {name!r} (known: {known})")
+            try:
+                options[name] = _OPTIONS[name](text)
+            except ValueError:
+                wanted = _OPTIONS[name].__name__
+                raise ModelError(
+                    f"the fake model's {name} must be of type {wanted} (got {text!r})"
+                ) from None
+        return cls(**options)
+
+    def to_model(self) -> str:
+        """Return the model string of this fake. Raises ModelError where it has a script."""
+        if self._script is not None:
+            raise ModelError("a fake with a script has no model string: pass it as it is")
+        given = {name: value for name, value in self._options.items() if value != _DEFAULTS[name]}
+        return f"fake?{urlencode(given)}" if given else "fake"
+
+    async def check(self) -> None:
+        """Do nothing: a fake can always be called."""
+
+    async def complete(self, request: LLMRequest) -> LLMReply:
+        """Answer, or fail, as told. Raises LLMError."""
+        self.calls += 1
+        digest = self._digest(request)
+        wait_s = self.latency_s + self.jitter_s * _unit(digest, 4)
+        if wait_s:
+            await asyncio.sleep(wait_s)
+        if self._script is not None:
+            return _scripted(self._script(request), request)
+        self._maybe_fail(digest)
+        if _unit(digest, 2) < self.malformed_rate:
+            return _reply(_MALFORMED, request)
+        return _reply(self.answer or _default_answer(digest, request), request)
+
+    def _digest(self, request: LLMRequest) -> bytes:
+        key = json.dumps([self.seed, request.seed, request.system, request.prompt])
+        return hashlib.sha512(key.encode("utf-8", "surrogatepass")).digest()
+
+    def _maybe_fail(self, digest: bytes) -> None:
+        is_first = digest not in self._seen
+        is_flaky = is_first and _unit(digest, 1) < self.flaky_rate
+        if self.flaky_rate:
+            self._seen.add(digest)
+        if is_flaky or _unit(digest, 0) < self.fail_rate:
+            kind = self._kinds[digest[-1] % len(self._kinds)]
+            retry_after_s = self.retry_after_s if kind is ErrorKind.RATE_LIMITED else None
+            raise LLMError(
+                kind, f"the fake model was told to fail ({kind.value})", retry_after_s=retry_after_s
+            )
+
+    async def aclose(self) -> None:
+        """Do nothing: there is nothing open."""
+
+
+_OPTIONS: dict[str, Callable[[str], Any]] = {
+    "latency_s": float,
+    "jitter_s": float,
+    "fail_rate": float,
+    "fail_kind": str,
+    "flaky_rate": float,
+    "malformed_rate": float,
+    "retry_after_s": float,
+    "answer": str,
+    "seed": int,
+    "context_tokens": int,
+}
+_DEFAULTS: dict[str, Any] = FakeLLM.__init__.__kwdefaults__ or {}
+
+
+def _kind(name: str) -> ErrorKind:
+    try:
+        return ErrorKind(name.strip())
+    except ValueError:
+        known = ", ".join(kind.value for kind in ErrorKind)
+        raise ModelError(f"the fake model's fail_kind {name!r} is none of {known}") from None
+
+
+def _share(name: str, value: float) -> float:
+    if not 0 <= value <= 1:
+        raise ModelError(f"the fake model's {name} must be from 0 to 1 (got {value})")
+    return value
+
+
+def _at_least_0(name: str, value: float) -> float:
+    if value < 0:
+        raise ModelError(f"the fake model's {name} must be at least 0 (got {value})")
+    return value
+
+
+def _unit(digest: bytes, slot: int) -> float:
+    """Return a number from 0 to 1, an independent one for each slot."""
+    return int.from_bytes(digest[slot * 8 : slot * 8 + 8]) / _SPAN
+
+
+def _default_answer(digest: bytes, request: LLMRequest) -> str:
+    return f"fake answer {digest[:4].hex()} to {len(request.prompt.split())} words"
+
+
+def _scripted(told: str | LLMReply | Exception, request: LLMRequest) -> LLMReply:
+    if isinstance(told, Exception):
+        raise told
+    return told if isinstance(told, LLMReply) else _reply(told, request)
+
+
+def _reply(text: str, request: LLMRequest) -> LLMReply:
+    usage = Usage(
+        calls=1,
+        input_tokens=estimate_tokens((request.system or "") + request.prompt),
+        output_tokens=estimate_tokens(text),
+        cost_usd=0.0,
+    )
+    return LLMReply(text=text, usage=usage)

@@ -1,0 +1,69 @@
+"""When a failed call is made again: a pure policy by kind of error."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from fanout.runs import ErrorKind
+
+if TYPE_CHECKING:
+    from fanout.spec import RetrySpec
+
+__all__ = ["RETRYABLE", "STOPS_RUN", "RetryDecision", "decide"]
+
+RETRYABLE = frozenset(
+    {
+        ErrorKind.RATE_LIMITED,  # it passes, and the provider often says when
+        ErrorKind.TIMEOUT,  # one slow answer says nothing of the next
+        ErrorKind.CONNECTION,  # networks and servers come back
+        ErrorKind.SERVER_ERROR,  # the provider's fault, mostly short
+        ErrorKind.INVALID_OUTPUT,  # sampling may give a better answer
+    }
+)
+
+# These fail every branch alike: one message instead of a hundred thousand failures.
+STOPS_RUN = frozenset({ErrorKind.AUTH, ErrorKind.BUDGET})
+
+
+class RetryDecision(msgspec.Struct, frozen=True, kw_only=True):
+    """Make the call again.
+
+    Attributes:
+        wait_s: Seconds to wait before it.
+    """
+
+    wait_s: float
+
+
+def decide(
+    *,
+    kind: ErrorKind,
+    attempt: int,
+    elapsed_s: float,
+    policy: RetrySpec,
+    jitter: float,
+    retry_after_s: float | None = None,
+) -> RetryDecision | None:
+    """Return whether and when a failed call is made again, or None where it is not.
+
+    The wait doubles with each attempt, up to ``policy.max_wait_s``, and is between half of that
+    and all of it, so that branches that failed together do not come back together. What the
+    provider asks for in ``Retry-After`` is the least.
+
+    Args:
+        kind: Why the call failed.
+        attempt: Calls made so far, from 1.
+        elapsed_s: Seconds since the first call began.
+        policy: The bounds.
+        jitter: A random number from 0 to 1.
+        retry_after_s: Seconds that the provider asked to wait, or None.
+    """
+    if kind not in RETRYABLE or attempt >= policy.max_attempts:
+        return None
+    full = min(policy.max_wait_s, policy.base_wait_s * 2.0 ** min(attempt - 1, 30))
+    wait_s = max(full * (0.5 + jitter / 2), retry_after_s or 0.0)
+    if elapsed_s + wait_s > policy.max_elapsed_s:
+        return None
+    return RetryDecision(wait_s=wait_s)

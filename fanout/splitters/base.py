@@ -1,0 +1,17 @@
+"""The seam to splitting: offsets in, offsets out."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["Splitter"]
+
+
+class Splitter(Protocol):
+    """Says where a text is cut."""
+
+    def spans(self, text: str) -> Iterator[tuple[int, int]]:
+        """Yield start and end (in characters, end excluded) of each chunk, in order."""

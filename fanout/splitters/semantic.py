@@ -1,0 +1,114 @@
+"""Splitting where a text falls apart by itself, to a size in estimated tokens."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+from fanout.tokens import BYTES_PER_TOKEN, estimate_tokens
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["MarkdownSplitter", "SentenceSplitter", "TokenSplitter"]
+
+# Latin and CJK full stops with the quotes and brackets that close after them; blank lines.
+_SENTENCE_END = re.compile(
+    r"[.!?\u2026]+[\"'\u201d\u2019)\]]*(?=\s|$)"
+    r"|[\u3002\uff01\uff1f]+[\u300d\u300f\u201d\u2019\uff09]*"
+    r"|\n\s*\n"
+)
+
+
+class TokenSplitter:
+    """Chunks of up to ``chunk_tokens``, cut at the largest boundary that fits.
+
+    Boundaries are paragraphs, lines, sentences, words and characters, in this order.
+    """
+
+    def __init__(self, chunk_tokens: int, overlap_tokens: int = 0) -> None:
+        self._chunk_tokens = chunk_tokens
+        self._overlap_tokens = overlap_tokens
+
+    def spans(self, text: str) -> Iterator[tuple[int, int]]:
+        """See Splitter."""
+        for start, chunk in self._splitter(text).chunk_indices(text):
+            yield start, start + len(chunk)
+
+    def _splitter(self, text: str) -> Any:
+        from semantic_text_splitter import TextSplitter
+
+        return self._make(TextSplitter, text)
+
+    def _make(self, kind: Any, text: str) -> Any:
+        if text.isascii():
+            # Four characters are a token then, and counting them needs no call back into Python.
+            size, overlap = self._chunk_tokens * BYTES_PER_TOKEN, self._overlap_tokens * 4
+            return kind(size, overlap=overlap)
+        return kind.from_callback(estimate_tokens, self._chunk_tokens, overlap=self._overlap_tokens)
+
+
+class MarkdownSplitter(TokenSplitter):
+    """The same, but headings, lists, tables and code blocks are boundaries too."""
+
+    def _splitter(self, text: str) -> Any:
+        from semantic_text_splitter import MarkdownSplitter as Markdown
+
+        return self._make(Markdown, text)
+
+
+class SentenceSplitter:
+    """Chunks of whole sentences, as many as fit; a sentence that does not fit is cut as tokens."""
+
+    def __init__(self, chunk_tokens: int, overlap_tokens: int = 0) -> None:
+        self._chunk_tokens = chunk_tokens
+        self._overlap_tokens = overlap_tokens
+        self._long = TokenSplitter(chunk_tokens, overlap_tokens)
+
+    def spans(self, text: str) -> Iterator[tuple[int, int]]:
+        """See Splitter."""
+        pending: list[tuple[int, int]] = []
+        for start, end in _sentences(text):
+            if pending and estimate_tokens(text[pending[0][0] : end]) > self._chunk_tokens:
+                yield pending[0][0], pending[-1][1]
+                pending = self._overlap(text, pending, end)
+            if estimate_tokens(text[start:end]) > self._chunk_tokens:
+                yield from self._cut(text, start, end)
+            else:
+                pending.append((start, end))
+        if pending:
+            yield pending[0][0], pending[-1][1]
+
+    def _cut(self, text: str, start: int, end: int) -> Iterator[tuple[int, int]]:
+        for first, last in self._long.spans(text[start:end]):
+            yield start + first, start + last
+
+    def _overlap(
+        self, text: str, sentences: list[tuple[int, int]], end: int
+    ) -> list[tuple[int, int]]:
+        """Return the last sentences that the next chunk, which reaches to ``end``, repeats."""
+        kept: list[tuple[int, int]] = []
+        for start, stop in reversed(sentences[1:]):
+            shared = estimate_tokens(text[start : sentences[-1][1]])
+            fits = estimate_tokens(text[start:end]) <= self._chunk_tokens
+            if shared > self._overlap_tokens or not fits:
+                break
+            kept.insert(0, (start, stop))
+        return kept
+
+
+def _sentences(text: str) -> Iterator[tuple[int, int]]:
+    """Yield the spans of sentences, without the white space around them."""
+    start = 0
+    for match in _SENTENCE_END.finditer(text):
+        yield from _trimmed(text, start, match.end())
+        start = match.end()
+    yield from _trimmed(text, start, len(text))
+
+
+def _trimmed(text: str, start: int, end: int) -> Iterator[tuple[int, int]]:
+    piece = text[start:end]
+    left = len(piece) - len(piece.lstrip())
+    right = len(piece.rstrip())
+    if left < right:
+        yield start + left, start + right

@@ -1,0 +1,31 @@
+"""Splitting by hardly anything: the whole text, or its lines."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["LineSplitter", "WholeSplitter"]
+
+
+class WholeSplitter:
+    """One chunk, whatever its length."""
+
+    def spans(self, text: str) -> Iterator[tuple[int, int]]:
+        """See Splitter."""
+        yield 0, len(text)
+
+
+class LineSplitter:
+    """One chunk for each line that is not blank, whatever its length."""
+
+    def spans(self, text: str) -> Iterator[tuple[int, int]]:
+        """See Splitter."""
+        start = 0
+        for line in text.splitlines(keepends=True):
+            bare = line.rstrip()
+            if bare:
+                yield start, start + len(bare)
+            start += len(line)

@@ -1,0 +1,16 @@
+"""How long a text is for a model, without a vocabulary."""
+
+from __future__ import annotations
+
+__all__ = ["BYTES_PER_TOKEN", "estimate_tokens"]
+
+BYTES_PER_TOKEN = 4
+
+
+def estimate_tokens(text: str) -> int:
+    """Return about how many tokens a text has: a quarter of its UTF-8 bytes, rounded up.
+
+    Bytes and not characters, because a token of English is some four letters of one byte, while a
+    Chinese character is three bytes and about one token.
+    """
+    return -(-len(text.encode("utf-8", "surrogatepass")) // BYTES_PER_TOKEN)

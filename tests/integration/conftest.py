@@ -1,0 +1,89 @@
+"""Real worker processes on a real server."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from fanout.client import Client
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+
+class Worker:
+    """A `celery -A workers.app worker` process."""
+
+    def __init__(self, url: str, log: Path, *options: str, **env: str) -> None:
+        self.name = f"w{os.urandom(3).hex()}@test"
+        self.log = log
+        command = [sys.executable, "-m", "celery", "-A", "workers.app", "worker"]
+        with log.open("ab") as stream:
+            self.process = subprocess.Popen(
+                [*command, "--hostname", self.name, "--loglevel", "INFO", *options],
+                env={**os.environ, "FANOUT_BROKER_URL": url, **env},
+                stdin=subprocess.DEVNULL,
+                stdout=stream,
+                stderr=stream,
+                start_new_session=True,
+            )
+
+    def children(self) -> list[int]:
+        import psutil
+
+        return [child.pid for child in psutil.Process(self.process.pid).children()]
+
+    def signal(self, number: signal.Signals) -> None:
+        self.process.send_signal(number)
+
+    def stop(self) -> None:
+        if self.process.poll() is None:
+            self.process.terminate()
+            try:
+                self.process.wait(20)
+            except subprocess.TimeoutExpired:
+                os.killpg(self.process.pid, signal.SIGKILL)
+                self.process.wait()
+
+
+def wait_for(condition: Callable[[], bool], what: str, timeout_s: float = 30.0) -> None:
+    """Poll until a condition holds; fail with its name where it does not in time."""
+    until = time.monotonic() + timeout_s
+    while not condition():
+        if time.monotonic() > until:
+            pytest.fail(f"waited {timeout_s} s in vain until {what}")
+        time.sleep(0.02)
+
+
+@pytest.fixture
+def start_worker(broker_url: str, tmp_path: Path) -> Iterator[Callable[..., Worker]]:
+    """Start workers that are known to consume; they are stopped after the test."""
+    workers: list[Worker] = []
+
+    def start(*options: str, url: str = broker_url, **env: str) -> Worker:
+        worker = Worker(url, tmp_path / f"worker{len(workers)}.log", *options, **env)
+        workers.append(worker)
+        with Client(url) as client:
+            try:
+                wait_for(lambda: worker.name in client.workers(), f"{worker.name} is up")
+            except BaseException:
+                print(worker.log.read_text())
+                raise
+        return worker
+
+    yield start
+    for worker in workers:
+        worker.stop()
+
+
+@pytest.fixture
+def client(broker_url: str) -> Iterator[Client]:
+    with Client(broker_url) as client:
+        yield client

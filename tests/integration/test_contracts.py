@@ -1,0 +1,207 @@
+"""What the engine leans on inside Celery and kombu: each fact has a test that fails if it changes."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import redis
+from celery.app.task import Context
+from celery.backends.redis import RedisBackend
+
+from fanout import broker
+from fanout.chords import Publisher
+from fanout.errors import BrokerError
+from fanout.settings import load_settings
+from fanout.stores import Grant
+from workers.backend import TolerantRedisBackend
+
+GROUP = "r1/0/0"
+
+
+@pytest.fixture
+def app(broker_url):
+    app = broker.make_app(load_settings(broker_url=broker_url))
+    yield app
+    app.close()
+
+
+@pytest.fixture
+def server_client(broker_url):
+    with redis.Redis.from_url(broker_url) as client:
+        yield client
+
+
+@pytest.fixture
+def publisher(app):
+    return Publisher(app)
+
+
+def queued(client, queue):
+    """The messages of a queue, oldest first: header, properties and body."""
+    messages = [json.loads(raw) for raw in reversed(client.lrange(queue, 0, -1))]
+    return [(m["headers"], m["properties"], json.loads(_body(m))) for m in messages]
+
+
+def _body(message):
+    import base64
+
+    return base64.b64decode(message["body"])
+
+
+def request(position, callback, *, group=GROUP, task_id=None):
+    return Context(
+        id=task_id or f"{group}/{position}",
+        group=group,
+        group_index=position,
+        chord=callback,
+        ignore_result=True,
+    )
+
+
+def members(client):
+    """The chord callback as the branches of a published shard carry it."""
+    headers_and_bodies = queued(client, broker.BRANCHES_QUEUE)
+    return [body[2]["chord"] for _, _, body in headers_and_bodies]
+
+
+def test_the_result_backend_is_the_tolerant_one(app):
+    assert type(app.backend) is TolerantRedisBackend
+    assert isinstance(app.backend, RedisBackend)
+
+
+def test_messages_can_be_published_in_batches(app):
+    with app.producer_pool.acquire() as producer:
+        assert producer.supports_batch_publish
+
+
+def test_a_retry_option_that_rules_out_batches_is_refused(broker_url):
+    app = broker.make_app(load_settings(broker_url=broker_url))
+    app.conf.broker_transport_options["retry_on_timeout"] = True
+    with pytest.raises(BrokerError, match="retry"):
+        Publisher(app).preflight("fake", "n")
+    app.close()
+
+
+def test_a_shard_is_published_as_a_chord(publisher, server_client):
+    publisher.shard_chord("r1", 0, 3, size=5, published=3, feed=5)
+    messages = queued(server_client, broker.BRANCHES_QUEUE)
+    assert [headers["id"] for headers, _, _ in messages] == ["r1/0/3/0", "r1/0/3/1", "r1/0/3/2"]
+    for position, (headers, properties, body) in enumerate(messages):
+        assert headers["task"] == broker.BRANCH
+        assert (headers["group"], headers["group_index"]) == ("r1/0/3", position)
+        assert headers["root_id"] == "r1"
+        assert headers["ignore_result"] is True
+        assert properties["correlation_id"] == f"r1/0/3/{position}"
+        assert body[0] == ["r1", 0, 3, position, 5], "ids only: no text crosses the broker"
+        assert body[2]["chord"]["task"] == broker.COLLECT
+    assert server_client.get("celery-taskset-meta-r1/0/3.s") == b"5"
+
+
+def test_publishing_subscribes_to_nothing_and_stores_nothing(app, publisher, server_client):
+    publisher.expand("r1", 0, [Grant(shard=0), Grant(shard=1)])
+    assert server_client.pubsub_channels() == []
+    assert server_client.keys("*") == [b"fanout.control"]
+
+
+def test_the_callback_runs_when_the_last_member_returns_and_has_the_results(
+    app, publisher, server_client
+):
+    publisher.shard_chord("r1", 0, 0, size=2, published=2, feed=0)
+    callback = members(server_client)[0]
+    app.backend.mark_as_done("r1/0/0/0", None, request(0, callback), store_result=False)
+    assert queued(server_client, broker.CONTROL_QUEUE) == []
+    app.backend.mark_as_done("r1/0/0/1", None, request(1, callback), store_result=False)
+    [(headers, _, body)] = queued(server_client, broker.CONTROL_QUEUE)
+    assert headers["id"] == "r1/0/0/collect", "the callback keeps the id it was given"
+    assert (headers["group"], headers["group_index"]) == ("r1/0", 0)
+    assert body[0] == [[None, None], "r1", 0, 0]
+    assert body[2]["chord"]["task"] == broker.AGGREGATE, "and is a member of the root chord"
+
+
+@pytest.mark.parametrize("state", ["FAILURE", "REVOKED"])
+def test_a_failed_member_is_counted_and_becomes_a_record_without_its_message(
+    app, publisher, server_client, state
+):
+    publisher.shard_chord("r1", 0, 0, size=2, published=2, feed=0)
+    callback = members(server_client)[0]
+    if state == "FAILURE":
+        error = ValueError("could not parse: the text of a document")
+        app.backend.mark_as_failure(
+            "r1/0/0/0", error, request=request(0, callback), store_result=False
+        )
+    else:
+        app.backend.mark_as_revoked(
+            "r1/0/0/0", "expired", request=request(0, callback), store_result=False
+        )
+    app.backend.mark_as_done("r1/0/0/1", None, request(1, callback), store_result=False)
+    [(_, _, body)] = queued(server_client, broker.CONTROL_QUEUE)
+    record, other = body[0][0]
+    assert other is None
+    assert record["task_id"] == "r1/0/0/0"
+    assert record["state"] == state
+    assert record["error"] == ("ValueError" if state == "FAILURE" else "TaskRevokedError")
+    assert "the text of a document" not in json.dumps(body)
+    if state == "REVOKED":
+        assert "expired" in record["reason"]
+
+
+def test_a_member_that_returns_twice_counts_once(app, publisher, server_client):
+    publisher.shard_chord("r1", 0, 0, size=2, published=2, feed=0)
+    callback = members(server_client)[0]
+    for _ in range(2):
+        app.backend.mark_as_done("r1/0/0/0", None, request(0, callback), store_result=False)
+    assert queued(server_client, broker.CONTROL_QUEUE) == []
+
+
+def test_a_member_that_returns_after_the_end_does_not_run_the_callback_again(
+    app, publisher, server_client
+):
+    publisher.shard_chord("r1", 0, 0, size=1, published=1, feed=0)
+    callback = members(server_client)[0]
+    for _ in range(3):
+        app.backend.mark_as_done("r1/0/0/0", None, request(0, callback), store_result=False)
+    assert len(queued(server_client, broker.CONTROL_QUEUE)) == 1
+
+
+def test_a_root_chord_is_not_complete_before_its_seal(app, publisher, server_client):
+    """All known shards may have returned while the client is still splitting."""
+    aggregate = publisher._aggregate("r1", 0)
+    for shard in range(2):
+        done = request(shard, aggregate, group="r1/0", task_id=f"r1/0/{shard}/collect")
+        app.backend.mark_as_done(done.id, {"shard": shard}, done, store_result=False)
+    assert queued(server_client, broker.CONTROL_QUEUE) == []
+    publisher.seal("r1", 0, shards=2)
+    [(headers, _, body)] = queued(server_client, broker.CONTROL_QUEUE)
+    assert headers["task"] == broker.SEAL
+    seal = request(2, body[2]["chord"], group="r1/0", task_id="r1/0/seal")
+    app.backend.mark_as_done(seal.id, None, seal, store_result=False)
+    _, (headers, _, body) = queued(server_client, broker.CONTROL_QUEUE)
+    assert headers["task"] == broker.AGGREGATE
+    assert body[0] == [[{"shard": 0}, {"shard": 1}, None], "r1", 0]
+
+
+def test_an_empty_shard_chord_is_its_callback(publisher, server_client):
+    publisher.collect("r1", 0, 7)
+    [(headers, _, body)] = queued(server_client, broker.CONTROL_QUEUE)
+    assert headers["id"] == "r1/0/7/collect"
+    assert body[0] == [[], "r1", 0, 7]
+
+
+def test_control_tasks_are_delivered_before_branches(app, publisher):
+    publisher.shard_chord("r1", 0, 0, size=2, published=2, feed=0)
+    publisher.collect("r1", 0, 9)
+    tasks = []
+    with app.connection_for_read() as connection:
+        consumer = app.amqp.TaskConsumer(connection.default_channel)
+        consumer.register_callback(lambda _body, message: tasks.append(message.headers["task"]))
+        consumer.qos(prefetch_count=1)
+        with consumer:
+            connection.drain_events(timeout=5)
+    assert tasks == [broker.COLLECT]
+
+
+def test_a_message_is_small(publisher, server_client):
+    publisher.shard_chord("r1", 0, 3, size=1, published=1, feed=0)
+    [message] = server_client.lrange(broker.BRANCHES_QUEUE, 0, -1)
+    assert len(message) < 3_000
