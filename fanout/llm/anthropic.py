@@ -1,0 +1,135 @@
+"""Anthropic's Messages API."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+import anthropic
+
+from fanout.errors import LLMError, ModelError
+from fanout.llm.base import LLMReply, LLMRequest
+from fanout.llm.http_errors import cause_of, connection_limits, http_error
+from fanout.runs import ErrorKind, Usage
+
+if TYPE_CHECKING:
+    from anthropic.types import Message
+
+__all__ = ["AnthropicLLM"]
+
+_CHECK_S = 10.0
+_NO_KEY = "none"
+# The API wants a limit; this is enough for a page and a half.
+_DEFAULT_MAX_TOKENS = 4096
+
+
+class AnthropicLLM:
+    """A model behind Anthropic's Messages API.
+
+    Args:
+        name: The model's name.
+        concurrency: Connections that may be open at once.
+    """
+
+    def __init__(self, name: str, *, concurrency: int = 32) -> None:
+        self._name = name
+        self._key = os.environ.get("ANTHROPIC_API_KEY") or ""
+        self._client = anthropic.AsyncAnthropic(
+            api_key=self._key or _NO_KEY,
+            base_url=os.environ.get("ANTHROPIC_BASE_URL") or None,
+            max_retries=0,
+            timeout=None,
+            http_client=anthropic.DefaultAioHttpClient(
+                limits=connection_limits(concurrency), timeout=None
+            ),
+        )
+
+    async def check(self) -> None:
+        """See LLM."""
+        if not self._key:
+            raise ModelError(
+                "ANTHROPIC_API_KEY is not set; set it where the workers run", kind=ErrorKind.AUTH
+            )
+        url = self._client.base_url
+        try:
+            await self._client.with_options(timeout=_CHECK_S).models.list(limit=1)
+        except anthropic.APIStatusError as error:
+            reason = self._status_error(error)
+            if reason.kind is ErrorKind.AUTH:
+                raise ModelError(
+                    f"{url} refuses the key in ANTHROPIC_API_KEY ({reason}); set a valid one "
+                    "where the workers run",
+                    kind=ErrorKind.AUTH,
+                ) from None
+            if reason.kind is not ErrorKind.BAD_REQUEST:
+                raise ModelError(f"{url} says: {reason}", kind=reason.kind) from None
+        except anthropic.APIConnectionError as error:
+            raise ModelError(
+                f"no server answers at {url} ({cause_of(error)}); check the network, or "
+                "ANTHROPIC_BASE_URL where the workers run",
+                kind=ErrorKind.CONNECTION,
+            ) from None
+
+    async def complete(self, request: LLMRequest) -> LLMReply:
+        """See LLM."""
+        if request.seed is not None:
+            raise LLMError(ErrorKind.BAD_REQUEST, "anthropic takes no seed: leave it out")
+        try:
+            message = await self._client.messages.create(
+                model=self._name,
+                messages=[{"role": "user", "content": request.prompt}],
+                **_options(request),
+            )
+        except anthropic.APITimeoutError as error:
+            raise LLMError(ErrorKind.TIMEOUT, "the connection timed out") from error
+        except anthropic.APIConnectionError as error:
+            raise LLMError(ErrorKind.CONNECTION, cause_of(error)) from error
+        except anthropic.APIStatusError as error:
+            raise self._status_error(error) from error
+        return _reply(message)
+
+    def _status_error(self, error: anthropic.APIStatusError) -> LLMError:
+        body = error.body if isinstance(error.body, dict) else {}
+        detail = body.get("error") if isinstance(body.get("error"), dict) else {}
+        return http_error(
+            status=error.status_code,
+            message=str((detail or {}).get("message") or error.message),
+            code=str((detail or {}).get("type") or ""),
+            headers=error.response.headers,
+            secrets=(self._key,),
+        )
+
+    async def aclose(self) -> None:
+        """See LLM."""
+        await self._client.close()
+
+
+def _options(request: LLMRequest) -> dict[str, Any]:
+    options = {
+        "max_tokens": request.max_tokens or _DEFAULT_MAX_TOKENS,
+        "system": request.system,
+        "temperature": request.temperature,
+        "stop_sequences": list(request.stop) or None,
+    }
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _reply(message: Message) -> LLMReply:
+    if message.stop_reason == "refusal":
+        raise LLMError(ErrorKind.CONTENT_FILTER, "the provider refused to answer")
+    text = "".join(block.text for block in message.content if block.type == "text")
+    if not text.strip():
+        raise LLMError(
+            ErrorKind.INVALID_OUTPUT, f"the answer is empty (stop reason {message.stop_reason})"
+        )
+    usage = message.usage
+    # The parts of a prompt that came from a cache, or went into one, are counted apart.
+    cached = (usage.cache_creation_input_tokens or 0) + (usage.cache_read_input_tokens or 0)
+    return LLMReply(
+        text=text,
+        usage=Usage(
+            calls=1,
+            input_tokens=usage.input_tokens + cached,
+            output_tokens=usage.output_tokens,
+        ),
+    )

@@ -1,0 +1,127 @@
+"""What all providers that speak HTTP share: what an error means, and how many connections."""
+
+from __future__ import annotations
+
+import re
+import time
+from email.utils import parsedate_to_datetime
+from typing import TYPE_CHECKING
+
+import httpx2
+
+from fanout.errors import LLMError
+from fanout.runs import ErrorKind
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["cause_of", "connection_limits", "http_error", "redacted", "retry_after"]
+
+_MAX_MESSAGE = 300
+
+_BY_STATUS = {
+    401: ErrorKind.AUTH,
+    402: ErrorKind.BUDGET,
+    403: ErrorKind.AUTH,
+    408: ErrorKind.TIMEOUT,
+    409: ErrorKind.SERVER_ERROR,
+    425: ErrorKind.SERVER_ERROR,
+    429: ErrorKind.RATE_LIMITED,
+}
+_FIRST_SERVER_ERROR = 500
+
+# Codes and phrases by which providers and compatible servers say the same thing.
+_BY_WORDS = (
+    (ErrorKind.BUDGET, ("insufficient_quota", "billing", "credit balance")),
+    (
+        ErrorKind.CONTEXT_LENGTH,
+        (
+            "context_length",
+            "context length",
+            "context window",
+            "exceed_context_size",
+            "maximum context",
+            "prompt is too long",
+            "available context size",
+        ),
+    ),
+    (ErrorKind.CONTENT_FILTER, ("content_filter", "content_policy", "content management policy")),
+)
+_WORDED_STATUSES = frozenset({400, 403, 413, 422, 429})
+
+_KEY = re.compile(r"\b(?:sk|pk|rk|key)-[\w*-]{6,}")
+
+
+def http_error(
+    *,
+    status: int,
+    message: str,
+    code: str | None = None,
+    headers: Mapping[str, str] | None = None,
+    secrets: tuple[str, ...] = (),
+) -> LLMError:
+    """Return the LLMError of an HTTP error reply.
+
+    Args:
+        status: The HTTP status.
+        message: What the provider says.
+        code: Its machine-readable code or type, or None.
+        headers: The reply's headers.
+        secrets: Keys that the message must not repeat.
+    """
+    return LLMError(
+        _kind(status, f"{code or ''} {message}".lower()),
+        f"HTTP {status}: {redacted(message, secrets)}",
+        retry_after_s=retry_after(headers or {}),
+        status=status,
+    )
+
+
+def _kind(status: int, words: str) -> ErrorKind:
+    if status in _WORDED_STATUSES:
+        for kind, phrases in _BY_WORDS:
+            if any(phrase in words for phrase in phrases):
+                return kind
+    if status in _BY_STATUS:
+        return _BY_STATUS[status]
+    return ErrorKind.SERVER_ERROR if status >= _FIRST_SERVER_ERROR else ErrorKind.BAD_REQUEST
+
+
+def retry_after(headers: Mapping[str, str]) -> float | None:
+    """Return how many seconds a reply asks to wait, or None.
+
+    Source: RFC 9110, section 10.2.3 (seconds or a date), and ``retry-after-ms``, which OpenAI and
+    Azure send.
+    """
+    milliseconds = headers.get("retry-after-ms")
+    seconds = headers.get("retry-after")
+    try:
+        if milliseconds is not None:
+            return max(0.0, float(milliseconds) / 1000)
+        if seconds is not None:
+            return max(0.0, float(seconds))
+    except ValueError:
+        pass
+    try:
+        return max(0.0, parsedate_to_datetime(seconds or "").timestamp() - time.time())
+    except ValueError:
+        return None
+
+
+def redacted(message: str, secrets: tuple[str, ...] = ()) -> str:
+    """Return a provider's message, short and without keys."""
+    for secret in secrets:
+        if secret:
+            message = message.replace(secret, "[key]")
+    return _KEY.sub("[key]", " ".join(message.split()))[:_MAX_MESSAGE]
+
+
+def cause_of(error: Exception) -> str:
+    """Return why a connection failed: the SDKs' own message says only that it did."""
+    cause = error.__cause__
+    return redacted(str(cause) if cause and str(cause) else str(error))
+
+
+def connection_limits(concurrency: int) -> httpx2.Limits:
+    """Return limits for so many calls in flight; the SDKs' own would hold some back."""
+    return httpx2.Limits(max_connections=concurrency, max_keepalive_connections=concurrency)

@@ -1,0 +1,121 @@
+"""All other providers, by litellm: an optional extra, as it is large and slow to import."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from typing import Any
+
+from fanout.errors import LLMError, ModelError
+from fanout.llm.base import LLMReply, LLMRequest
+from fanout.llm.http_errors import http_error, redacted
+from fanout.runs import ErrorKind, Usage
+
+__all__ = ["LiteLLM"]
+
+
+class LiteLLM:
+    """A model as litellm names it: ``PROVIDER/NAME``.
+
+    Args:
+        name: The model's name.
+
+    Raises:
+        ModelError: The extra is not installed.
+    """
+
+    def __init__(self, name: str) -> None:
+        # Its price map would otherwise be fetched over the network at import.
+        os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
+        try:
+            import litellm
+        except ImportError:
+            raise ModelError(
+                "litellm/... needs an extra: pip install 'fanout-llm[litellm]'"
+            ) from None
+        self._litellm: Any = litellm
+        self._name = name
+        litellm.suppress_debug_info = True
+
+    async def check(self) -> None:
+        """See LLM. Looks for the provider's variables; litellm has no call without tokens."""
+        try:
+            found = await asyncio.to_thread(self._litellm.validate_environment, self._name)
+            missing = [] if found["keys_in_environment"] else found["missing_keys"]
+        except Exception as error:  # noqa: BLE001 - litellm raises all sorts
+            raise ModelError(
+                f"litellm does not know {self._name}: {redacted(str(error))}"
+            ) from None
+        if missing:
+            names = " or ".join(missing)
+            raise ModelError(
+                f"{names} is not set; set it where the workers run", kind=ErrorKind.AUTH
+            )
+
+    async def complete(self, request: LLMRequest) -> LLMReply:
+        """See LLM."""
+        system = [{"role": "system", "content": request.system}] if request.system else []
+        try:
+            response = await self._litellm.acompletion(
+                model=self._name,
+                messages=[*system, {"role": "user", "content": request.prompt}],
+                num_retries=0,
+                **_options(request),
+            )
+        except Exception as error:
+            raise self._error(error) from error
+        return self._reply(response)
+
+    def _error(self, error: Exception) -> LLMError:
+        name = type(error).__name__
+        if name == "Timeout":
+            return LLMError(ErrorKind.TIMEOUT, redacted(str(error)))
+        if name == "APIConnectionError":
+            return LLMError(ErrorKind.CONNECTION, redacted(str(error)))
+        status = getattr(error, "status_code", None)
+        if not isinstance(status, int):
+            return LLMError(ErrorKind.INTERNAL, f"{name}: {redacted(str(error))}")
+        response = getattr(error, "response", None)
+        return http_error(
+            status=status,
+            message=str(error),
+            code=name,
+            headers=getattr(response, "headers", None),
+        )
+
+    def _reply(self, response: Any) -> LLMReply:
+        choice = response.choices[0]
+        text = choice.message.content
+        if choice.finish_reason == "content_filter":
+            raise LLMError(ErrorKind.CONTENT_FILTER, "the provider refused to answer")
+        if not text or not text.strip():
+            raise LLMError(ErrorKind.INVALID_OUTPUT, "the answer is empty")
+        usage = getattr(response, "usage", None)
+        return LLMReply(
+            text=text,
+            usage=Usage(
+                calls=1,
+                input_tokens=getattr(usage, "prompt_tokens", None),
+                output_tokens=getattr(usage, "completion_tokens", None),
+                cost_usd=self._cost(response),
+            ),
+        )
+
+    def _cost(self, response: Any) -> float | None:
+        try:
+            return float(self._litellm.completion_cost(completion_response=response))
+        except Exception:  # noqa: BLE001 - a model without a price raises all sorts
+            return None
+
+    async def aclose(self) -> None:
+        """Do nothing: litellm keeps its connections to itself."""
+
+
+def _options(request: LLMRequest) -> dict[str, Any]:
+    options = {
+        "temperature": request.temperature,
+        "max_tokens": request.max_tokens,
+        "seed": request.seed,
+        "stop": list(request.stop) or None,
+    }
+    return {name: value for name, value in options.items() if value is not None}

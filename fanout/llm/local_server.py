@@ -1,0 +1,68 @@
+"""The process of the local model: ``python -m fanout.llm.local_server WEIGHTS FOLDER``.
+
+It serves until no process holds the lock of its users any more.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+import xllamacpp
+
+from fanout.llm.registry import LOCAL_CONTEXT_TOKENS
+
+__all__ = ["main"]
+
+# Slots share a batch, which is what makes small calls cheap; four fill two cores.
+_SLOTS = 4
+_LOOK_S = 1.0
+
+
+def main(weights: Path, folder: Path) -> None:
+    """Serve ``weights``; leave the address in ``folder``."""
+    server = xllamacpp.Server(_parameters(weights))
+    address = folder / "local-server.json"
+    unfinished = folder / f"local-server.json.{os.getpid()}"
+    unfinished.write_text(json.dumps({"url": server.listening_address, "pid": os.getpid()}))
+    unfinished.replace(address)
+    with (folder / "local-server.users").open("ab") as users:
+        while not _is_unused(users.fileno()):
+            time.sleep(_LOOK_S)
+        # Whoever comes now waits for the lock, finds no address, and starts another.
+        address.unlink(missing_ok=True)
+
+
+def _is_unused(users: int) -> bool:
+    try:
+        fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _parameters(weights: Path) -> xllamacpp.CommonParams:
+    parameters = xllamacpp.CommonParams()
+    parameters.model.path = str(weights)
+    parameters.hostnames = ["127.0.0.1"]
+    parameters.port = 0
+    parameters.n_parallel = _SLOTS
+    # Divided over the slots.
+    parameters.n_ctx = _SLOTS * LOCAL_CONTEXT_TOKENS
+    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    parameters.cpuparams.n_threads = threads or 1
+    parameters.cpuparams_batch.n_threads = threads or 1
+    parameters.use_jinja = True
+    parameters.ui = False
+    parameters.warmup = False
+    return parameters
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    # llama.cpp joins its threads slowly; nothing is left to do.
+    os._exit(0)
