@@ -58,7 +58,7 @@ class RunSpec(BaseModel):
         samples: How many answers to take for each chunk and aspect.
         system: The system prompt.
         temperature: Sampling temperature; None leaves it to the provider.
-        max_tokens: The longest answer, in tokens; None leaves it to the provider.
+        max_tokens: The longest answer of a branch, in tokens; None leaves it to the provider.
         seed: Seed of the first sample; sample ``n`` uses ``seed + n``.
         stop: Strings that end an answer.
         output_format: ``json`` refuses an answer that is not JSON (kind ``invalid_output``).
@@ -68,6 +68,7 @@ class RunSpec(BaseModel):
         reduce: How outputs become the aggregate; ``llm`` where ``aggregate_prompt`` is given,
             else ``none``.
         aggregate_prompt: The template of the LLM aggregate; ``{input}`` is the joined outputs.
+        aggregate_max_tokens: The longest answer of an LLM aggregate, in tokens.
         group_by: ``document``, ``aspect`` or the name of a column: one aggregate for each value.
         context_tokens: The model's context window; None takes the known one, or a safe guess.
         min_success: The share of branches (0 to 1) that must succeed. Whatever it is, a run in
@@ -104,6 +105,7 @@ class RunSpec(BaseModel):
     aggregate_prompt: Annotated[
         str | None, Field(validation_alias=AliasChoices("aggregate_prompt", "aggregate"))
     ] = None
+    aggregate_max_tokens: Annotated[int | None, Field(ge=1)] = None
     group_by: Annotated[str | None, Field(min_length=1)] = None
     context_tokens: Annotated[int | None, Field(ge=256)] = None
 

@@ -76,7 +76,8 @@ def _call(runtime: Runtime, run_id: str, stage: int, number: int, index: int) ->
     if chunk.error is not None:
         return Outcome(index=index, kind=ErrorKind.BAD_REQUEST, message=chunk.error)
     template = runtime.template(run_id, stage, ref.aspect)
-    request = _request(spec, template.render(_values(chunk, ref)), ref.sample)
+    limit = spec.max_tokens if stage == 0 else spec.aggregate_max_tokens
+    request = _request(spec, template.render(_values(chunk, ref)), limit, ref.sample)
     wants_json = stage == 0 and spec.output_format == "json"
     result = runtime.call_for(
         run_id,
@@ -102,12 +103,12 @@ def _values(chunk: Chunk, ref: BranchRef) -> dict[str, str]:
     }
 
 
-def _request(spec: RunSpec, prompt: str, sample: int) -> LLMRequest:
+def _request(spec: RunSpec, prompt: str, max_tokens: int | None, sample: int) -> LLMRequest:
     return LLMRequest(
         prompt=prompt,
         system=spec.system,
         temperature=spec.temperature,
-        max_tokens=spec.max_tokens,
+        max_tokens=max_tokens,
         seed=None if spec.seed is None else spec.seed + sample,
         stop=spec.stop,
     )

@@ -131,7 +131,7 @@ def _plan_chunks(groups: dict[str, list[Part]], stage: int, spec: RunSpec) -> It
     room = room_tokens(
         context_tokens=spec.context_tokens or context_tokens(spec.model),
         template_tokens=estimate_tokens((spec.aggregate_prompt or "") + (spec.system or "")),
-        answer_tokens=spec.max_tokens or _ANSWER_TOKENS,
+        answer_tokens=spec.aggregate_max_tokens or _ANSWER_TOKENS,
     )
     for group, parts in groups.items():
         for position, some in enumerate(plan(parts, room_tokens=room, estimate=estimate_tokens)):

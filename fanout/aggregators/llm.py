@@ -65,7 +65,7 @@ def room_tokens(*, context_tokens: int, template_tokens: int, answer_tokens: int
         raise SpecError(
             f"the context window of {context_tokens:,} tokens leaves no room for answers beside "
             f"the prompt ({template_tokens:,}) and the aggregate ({answer_tokens:,}); raise it, "
-            "or lower max_tokens",
+            "or lower aggregate_max_tokens",
             field="context_tokens",
         )
     return room

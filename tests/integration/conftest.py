@@ -71,11 +71,10 @@ def start_worker(broker_url: str, tmp_path: Path) -> Iterator[Callable[..., Work
         worker = Worker(url, tmp_path / f"worker{len(workers)}.log", *options, **env)
         workers.append(worker)
         with Client(url) as client:
-            try:
-                wait_for(lambda: worker.name in client.workers(), f"{worker.name} is up")
-            except BaseException:
-                print(worker.log.read_text())
-                raise
+            wait_for(
+                lambda: worker.process.poll() is None and worker.name in client.workers(),
+                f"the worker is up; its log is {worker.log}",
+            )
         return worker
 
     yield start

@@ -1,4 +1,4 @@
-"""What the engine leans on inside Celery and kombu: each fact has a test that fails if it changes."""
+"""What the engine leans on inside Celery and kombu: a test for each fact."""
 
 from __future__ import annotations
 
