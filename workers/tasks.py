@@ -40,7 +40,8 @@ def register(app: Celery, runtime: Callable[[], Runtime]) -> None:
     app.fanout_runtime = runtime
 
     # Not shared: a program that embeds a worker may have Celery applications of its own.
-    task = partial(app.task, shared=False)
+    # A task whose prefork child died is tried again after a second, not after Celery's 180.
+    task = partial(app.task, shared=False, default_retry_delay=1)
 
     # A failed branch is an ordinary end: ``throws`` keeps its traceback out of the logs. Retries
     # are for lost workers only; retries of calls happen on the loop.

@@ -1,0 +1,70 @@
+"""The command line, run as a user runs it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import psutil
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+FANOUT = str(Path(sys.executable).parent / "fanout")
+
+
+@dataclass
+class Done:
+    status: int
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working directory."""
+    folder = tmp_path / "here"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    return folder
+
+
+@pytest.fixture
+def fanout(here: Path) -> Callable[..., Done]:
+    """Run the command line to its end; a traceback is never what a user should see."""
+
+    def run(*arguments: str, stdin: bytes = b"", timeout_s: float = 60, **env: str) -> Done:
+        done = subprocess.run(
+            [FANOUT, *arguments],
+            input=stdin,
+            capture_output=True,
+            timeout=timeout_s,
+            check=False,
+            env={**os.environ, **env},
+        )
+        result = Done(done.returncode, done.stdout.decode(), done.stderr.decode())
+        assert "Traceback" not in result.stderr, result.stderr
+        return result
+
+    return run
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left_behind() -> Iterator[None]:
+    """Every process that a test's commands started has ended, whatever way the test ended."""
+    before = {process.pid for process in psutil.process_iter()}
+    yield
+    left = [p for p in psutil.process_iter(["cmdline"]) if p.pid not in before]
+    ours = [p for p in left if _is_ours(p)]
+    _, alive = psutil.wait_procs(ours, timeout=15)
+    assert alive == [], [process.cmdline() for process in alive]
+
+
+def _is_ours(process: psutil.Process) -> bool:
+    words = " ".join(process.info["cmdline"] or ())
+    return any(name in words for name in ("fanout", "valkey-server", "workers.app"))

