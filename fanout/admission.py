@@ -50,4 +50,5 @@ def plan_lanes(*, max_workers: int, shards: int | None) -> Lanes:
     window = min(max_workers, max(_MIN_WINDOW, ceil(max_workers / _LANES_PER_SHARD)), _MAX_WINDOW)
     if shards is not None:
         window = max(1, min(window, shards))
-    return Lanes(window=window, per_shard=ceil(max_workers / window), cap=max_workers)
+    per_shard = ceil(max_workers / window)
+    return Lanes(window=ceil(max_workers / per_shard), per_shard=per_shard, cap=max_workers)

@@ -9,7 +9,12 @@ import anthropic
 
 from fanout.errors import LLMError, ModelError
 from fanout.llm.base import LLMReply, LLMRequest
-from fanout.llm.http_errors import cause_of, connection_limits, http_error
+from fanout.llm.http_errors import (
+    cause_of,
+    connection_error,
+    connection_limits,
+    http_error,
+)
 from fanout.runs import ErrorKind, Usage
 
 if TYPE_CHECKING:
@@ -80,10 +85,8 @@ class AnthropicLLM:
                 messages=[{"role": "user", "content": request.prompt}],
                 **_options(request),
             )
-        except anthropic.APITimeoutError as error:
-            raise LLMError(ErrorKind.TIMEOUT, "the connection timed out") from error
         except anthropic.APIConnectionError as error:
-            raise LLMError(ErrorKind.CONNECTION, cause_of(error)) from error
+            raise connection_error(error) from error
         except anthropic.APIStatusError as error:
             raise self._status_error(error) from error
         return _reply(message)
@@ -108,7 +111,8 @@ def _options(request: LLMRequest) -> dict[str, Any]:
     options = {
         "max_tokens": request.max_tokens or _DEFAULT_MAX_TOKENS,
         "system": request.system,
-        "temperature": request.temperature,
+        # The SDK knows it no longer, but models that take it are still served.
+        "extra_body": None if request.temperature is None else {"temperature": request.temperature},
         "stop_sequences": list(request.stop) or None,
     }
     return {name: value for name, value in options.items() if value is not None}

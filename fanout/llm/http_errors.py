@@ -15,7 +15,14 @@ from fanout.runs import ErrorKind
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["cause_of", "connection_limits", "http_error", "redacted", "retry_after"]
+__all__ = [
+    "cause_of",
+    "connection_error",
+    "connection_limits",
+    "http_error",
+    "redacted",
+    "retry_after",
+]
 
 _MAX_MESSAGE = 300
 
@@ -114,6 +121,15 @@ def redacted(message: str, secrets: tuple[str, ...] = ()) -> str:
         if secret:
             message = message.replace(secret, "[key]")
     return _KEY.sub("[key]", " ".join(message.split()))[:_MAX_MESSAGE]
+
+
+def connection_error(error: Exception) -> LLMError:
+    """Return the LLMError of a call that got no reply, be it a timeout or a refused connection.
+
+    The aiohttp transport reports a refused connection as a timeout of connecting.
+    """
+    is_late = isinstance(error.__cause__, (httpx2.ReadTimeout, httpx2.WriteTimeout))
+    return LLMError(ErrorKind.TIMEOUT if is_late else ErrorKind.CONNECTION, cause_of(error))
 
 
 def cause_of(error: Exception) -> str:

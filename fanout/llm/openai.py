@@ -9,7 +9,12 @@ import openai
 
 from fanout.errors import LLMError, ModelError
 from fanout.llm.base import LLMReply, LLMRequest
-from fanout.llm.http_errors import cause_of, connection_limits, http_error
+from fanout.llm.http_errors import (
+    cause_of,
+    connection_error,
+    connection_limits,
+    http_error,
+)
 from fanout.runs import ErrorKind, Usage
 
 if TYPE_CHECKING:
@@ -96,10 +101,8 @@ class OpenAILLM:
             completion = await self._client.chat.completions.create(
                 model=self._name, messages=_messages(request), **self._options(request)
             )
-        except openai.APITimeoutError as error:
-            raise LLMError(ErrorKind.TIMEOUT, "the connection timed out") from error
         except openai.APIConnectionError as error:
-            raise LLMError(ErrorKind.CONNECTION, cause_of(error)) from error
+            raise connection_error(error) from error
         except openai.APIStatusError as error:
             raise self._status_error(error) from error
         return _reply(completion)

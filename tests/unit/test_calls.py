@@ -1,0 +1,113 @@
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from fanout.errors import LLMError
+from fanout.llm import FakeLLM, LLMReply, LLMRequest
+from fanout.llm.calls import complete_with_retries, validate_json
+from fanout.runs import ErrorKind, Usage
+from fanout.spec import RetrySpec
+
+POLICY = RetrySpec(max_attempts=3, max_elapsed_s=100, base_wait_s=1, max_wait_s=10)
+
+
+def call(*told, timeout_s=10, validate=None, policy=POLICY):
+    """Call a fake that is told what to do at each call; return the result and the waits."""
+    script = iter(told)
+    waits = []
+    now = [0.0]
+
+    async def sleep(seconds):
+        waits.append(seconds)
+        now[0] += seconds
+
+    result = asyncio.run(
+        complete_with_retries(
+            FakeLLM(script=lambda request: next(script)),
+            LLMRequest(prompt="p"),
+            policy=policy,
+            timeout_s=timeout_s,
+            validate=validate,
+            clock=lambda: now[0],
+            sleep=sleep,
+            rand=lambda: 1.0,
+        )
+    )
+    return result, waits
+
+
+def error(kind=ErrorKind.SERVER_ERROR, **options):
+    return LLMError(kind, f"it is {kind.value}", **options)
+
+
+def test_an_answer_is_an_outcome():
+    result, waits = call("yes")
+    assert (result.output, result.kind, result.attempts, waits) == ("yes", None, 1, [])
+
+
+def test_a_passing_error_is_waited_out():
+    result, waits = call(error(), error(ErrorKind.RATE_LIMITED, retry_after_s=7), "yes")
+    assert (result.output, result.attempts, result.elapsed_s) == ("yes", 3, 8)
+    assert waits == [1, 7]
+
+
+def test_attempts_end_with_the_last_error():
+    result, _ = call(error(), error(), error(ErrorKind.TIMEOUT))
+    assert (result.output, result.kind, result.attempts) == (None, ErrorKind.TIMEOUT, 3)
+    assert result.message == "it is timeout"
+
+
+@pytest.mark.parametrize("kind", [ErrorKind.AUTH, ErrorKind.BAD_REQUEST, ErrorKind.CONTENT_FILTER])
+def test_an_error_that_stays_is_not_tried_again(kind):
+    result, waits = call(error(kind))
+    assert (result.kind, result.attempts, waits) == (kind, 1, [])
+
+
+def test_a_call_that_takes_too_long_times_out():
+    result = asyncio.run(
+        complete_with_retries(
+            FakeLLM(latency_s=30),
+            LLMRequest(prompt="p"),
+            policy=RetrySpec(max_attempts=1),
+            timeout_s=0.01,
+        )
+    )
+    assert (result.kind, result.message) == (ErrorKind.TIMEOUT, "no answer within 0.01 s")
+
+
+def test_an_unexpected_exception_is_internal_and_short():
+    result, _ = call(ValueError("x" * 1000))
+    assert result.kind is ErrorKind.INTERNAL
+    assert result.message.startswith("ValueError: xxx")
+    assert len(result.message) == 300
+
+
+def test_usage_adds_up_over_attempts():
+    half = LLMReply(
+        text="{bad", usage=Usage(calls=1, input_tokens=5, output_tokens=2, cost_usd=0.5)
+    )
+    whole = LLMReply(text="{}", usage=Usage(calls=1, input_tokens=5, output_tokens=1, cost_usd=0.5))
+    result, _ = call(half, error(), whole, validate=validate_json)
+    assert result.output == "{}"
+    assert result.usage == Usage(calls=3, input_tokens=10, output_tokens=3, cost_usd=1.0)
+
+
+def test_an_unknown_usage_makes_the_sum_unknown():
+    unknown = LLMReply(text="{bad", usage=Usage(calls=1))
+    known = LLMReply(text="{}", usage=Usage(calls=1, input_tokens=5, output_tokens=1, cost_usd=0.0))
+    result, _ = call(unknown, known, validate=validate_json)
+    assert result.usage == Usage(calls=2)
+
+
+@pytest.mark.parametrize("text", ['{"a": 1}', " [1]\n", '```json\n{"a": 1}\n```', "```\n[1]\n```"])
+def test_json_is_taken_out_of_what_is_around_it(text):
+    assert validate_json(text) in {'{"a": 1}', "[1]"}
+
+
+@pytest.mark.parametrize("text", ["", "no", "{", 'Sure! {"a": 1}'])
+def test_what_is_not_json_is_invalid_output(text):
+    with pytest.raises(LLMError, match="the answer is not JSON") as caught:
+        validate_json(text)
+    assert caught.value.kind is ErrorKind.INVALID_OUTPUT
