@@ -15,7 +15,7 @@ from fanout.embedded import EmbeddedFleet, InProcessFleet
 from fanout.enqueue import Enqueuer, checked_documents
 from fanout.errors import BrokerError, ModelError, WaitTimeoutError
 from fanout.results import Output, Result, StoredResult
-from fanout.runs import TERMINAL, RunStatus, Usage, branch_ref
+from fanout.runs import RunStatus, Usage, branch_ref
 from fanout.settings import load_settings
 from fanout.shards import shard_chunk
 from fanout.spec import RunSpec, make_spec
@@ -109,6 +109,11 @@ class Client:
     def is_embedded(self) -> bool:
         """Whether the fleet is this client's own."""
         return self._settings.broker_url is None
+
+    @property
+    def broker_url(self) -> str | None:
+        """The server, with its credentials; None while an embedded one is not started yet."""
+        return self._fleet.broker_url if self._fleet is not None else self._settings.broker_url
 
     def _connected(self, model: str | None = None) -> _Wire:
         if self._wire is None:
@@ -306,7 +311,7 @@ class Run:
             else:
                 status = self.status()
                 on_progress(status)
-                ended = status.status in TERMINAL
+                ended = status.status.has_ended
             if ended:
                 return self.status()
             self._check()

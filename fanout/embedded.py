@@ -29,6 +29,7 @@ __all__ = ["EmbeddedFleet", "InProcessFleet"]
 
 _START_S = 30.0
 _LOG_TAIL = 2_000
+_SHARED_CONCURRENCY = 64
 
 
 class EmbeddedFleet:
@@ -111,16 +112,21 @@ class InProcessFleet:
 
     @classmethod
     def acquire(cls, *, concurrency: int) -> InProcessFleet:
-        """Return the fleet of this process; ``concurrency`` counts where it is to be started."""
+        """Return the fleet of this process.
+
+        Its worker's concurrency is fixed when it is started, so that is made ample: what a run
+        may have in flight is bounded by its ``max_workers``, not by the worker.
+        """
         with cls._lock:
             if cls._shared is None:
-                cls._shared = cls(concurrency=concurrency)
+                cls._shared = cls(concurrency=max(concurrency, _SHARED_CONCURRENCY))
             fleet = cls._shared
             fleet._users += 1  # noqa: SLF001 - our own class
             return fleet
 
     def __init__(self, *, concurrency: int) -> None:
         self._users = 0
+        self._is_stopped = False
         self._server = EmbeddedFleet(concurrency=0)
         self.broker_url = self._server.broker_url
         self.concurrency = concurrency
@@ -150,6 +156,9 @@ class InProcessFleet:
     def _stop(self) -> None:
         atexit.unregister(self._stop)
         with self._lock:
+            if self._is_stopped:
+                return
+            self._is_stopped = True
             if InProcessFleet._shared is self:
                 InProcessFleet._shared = None
             self._worker.stop()

@@ -32,6 +32,11 @@ class RunStatus(StrEnum):
     FAILED = "failed"  # the run did not meet its policy, or was stopped by an error
     CANCELLED = "cancelled"  # somebody stopped it; what had finished is kept
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether it is final."""
+        return self in TERMINAL
+
 
 TERMINAL = frozenset({RunStatus.SUCCEEDED, RunStatus.FAILED, RunStatus.CANCELLED})
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fanout.llm.calls import CallResult, complete_with_retries, validate_json
-from fanout.retries import STOPS_RUN
-
 from fanout.errors import ModelError, PromptError
 from fanout.llm.base import LLMRequest
+from fanout.llm.calls import CallResult, complete_with_retries, validate_json
+from fanout.retries import STOPS_RUN
 from fanout.runs import ErrorKind, Outcome, RunStatus, branch_ref
 from fanout.shards import shard_chunk
 from workers.inflight import CallStoppedError

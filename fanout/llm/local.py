@@ -11,6 +11,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.request
 import zipfile
@@ -161,6 +162,8 @@ class LocalServer:
                 break
             url = self._running()
             if url is not None:
+                # It is nobody's child to wait for, but should leave no zombie where it was born.
+                threading.Thread(target=process.wait, daemon=True).start()
                 return url
             time.sleep(0.05)
         process.kill()

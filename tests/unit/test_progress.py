@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+import io
+
+import pytest
+
+from fanout.cli.progress import Progress, summary
+from fanout.client import Status
+from fanout.runs import ErrorKind, RunStatus, Usage
+
+
+def status(**fields):
+    given = {
+        "run_id": "r1", "status": RunStatus.RUNNING, "total": 1000, "done": 10, "succeeded": 8,
+        "failed": 2, "errors": {ErrorKind.TIMEOUT: 2}, "usage": Usage(calls=12),
+        "created_at": 0.0, "elapsed_s": 2.0, "stage": 0, "error": None, "workers": 1,
+    }  # fmt: skip
+    return Status(**{**given, **fields})
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr("fanout.cli.progress.time.monotonic", lambda: now[0])
+    return now
+
+
+def test_a_line_says_how_far_how_fast_and_how_long(clock):
+    stream = Terminal()
+    progress = Progress(stream)
+    progress.show(status(usage=Usage(calls=0)))
+    clock[0] += 2
+    progress.show(status(usage=Usage(calls=100, input_tokens=5000, output_tokens=70)))
+    line = stream.getvalue().rsplit("\x1b[K", 1)[1]
+    assert (
+        line
+        == ("running 10/1,000 · 2 failed · 50.0 calls/s · ETA 19.8 s · 5,000 tokens in, 70 out")[
+            :79
+        ]
+    )
+
+
+def test_a_total_that_still_grows_is_marked_and_has_no_eta(clock):
+    stream = io.StringIO()
+    progress = Progress(stream)
+    progress.show(status(status=RunStatus.ENQUEUING))
+    assert "enqueuing 10/1,000+" in stream.getvalue()
+    assert "ETA" not in stream.getvalue()
+
+
+def test_without_a_terminal_there_is_a_line_for_each_status_and_now_and_then(clock):
+    stream = io.StringIO()
+    progress = Progress(stream)
+    for done in range(5):
+        progress.show(status(done=done))
+        clock[0] += 1
+    assert stream.getvalue().count("\n") == 1
+    clock[0] += 10
+    progress.show(status(done=9))
+    progress.show(status(status=RunStatus.REDUCING))
+    assert stream.getvalue().count("\n") == 3
+
+
+def test_a_fleet_without_workers_is_said(clock):
+    stream = io.StringIO()
+    Progress(stream).show(status(workers=0))
+    assert "no worker is consuming: start one with `fanout worker`" in stream.getvalue()
+
+
+def test_quiet_is_quiet(clock):
+    stream = Terminal()
+    progress = Progress(stream, is_quiet=True)
+    progress.show(status())
+    progress.note("x")
+    progress.clear()
+    assert stream.getvalue() == ""
+
+
+def test_the_summary_says_how_it_ended():
+    line = summary(
+        status(
+            status=RunStatus.SUCCEEDED,
+            done=1000,
+            succeeded=998,
+            elapsed_s=3723,
+            usage=Usage(calls=1004, input_tokens=9, output_tokens=8, cost_usd=1.25),
+        )
+    )
+    assert line == (
+        "run r1 succeeded: 998 of 1,000 branches (99.8%) · 2 failed: timeout 2 · "
+        "1,004 calls in 1:02:03 · 9 tokens in, 8 out · $1.2500"
+    )
