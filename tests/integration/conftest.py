@@ -29,6 +29,8 @@ class Worker:
             self.process = subprocess.Popen(
                 [*command, "--hostname", self.name, "--loglevel", "INFO", *options],
                 env={**os.environ, "FANOUT_BROKER_URL": url, **env},
+                # Celery puts the working directory first on its path: not the source tree.
+                cwd=log.parent,
                 stdin=subprocess.DEVNULL,
                 stdout=stream,
                 stderr=stream,

@@ -16,39 +16,10 @@ from fanout.llm.callables import CallableLLM
 from fanout.llm.http_errors import http_error, redacted, retry_after
 from fanout.runs import ErrorKind, Usage
 from fanout.settings import load_settings
+from tests.provider import anthropic_reply, openai_reply
 
 KEY = "sk-test-0123456789abcdef"
 REQUEST = LLMRequest(prompt="hello")
-
-
-def openai_reply(text="hi", finish="stop", **message):
-    return {
-        "id": "1",
-        "object": "chat.completion",
-        "created": 1,
-        "model": "m",
-        "choices": [
-            {
-                "index": 0,
-                "finish_reason": finish,
-                "message": {"role": "assistant", "content": text, **message},
-            },
-        ],
-        "usage": {"prompt_tokens": 5, "completion_tokens": 2, "total_tokens": 7},
-    }
-
-
-def anthropic_reply(text="hi", stop="end_turn"):
-    return {
-        "id": "1",
-        "type": "message",
-        "role": "assistant",
-        "model": "m",
-        "stop_reason": stop,
-        "stop_sequence": None,
-        "content": [{"type": "text", "text": text}],
-        "usage": {"input_tokens": 3, "output_tokens": 2, "cache_read_input_tokens": 2},
-    }
 
 
 @pytest.fixture

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib
+import json
 import pkgutil
 import subprocess
 import sys
 import textwrap
+from importlib import metadata
 
 import pytest
 
@@ -19,6 +21,14 @@ def modules():
         for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
             if module.name not in {"fanout.llm.local_server", "fanout.embedded_guard"}:
                 yield module.name
+
+
+def test_what_is_tested_is_what_is_installed():
+    """Not the source tree by accident, unless it is installed in editable mode."""
+    origin = json.loads(metadata.distribution("fanout-llm").read_text("direct_url.json"))
+    if not origin.get("dir_info", {}).get("editable"):
+        assert "site-packages" in fanout.__file__
+        assert "site-packages" in workers.__file__
 
 
 def test_the_exports_are_sorted_and_exist():

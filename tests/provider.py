@@ -5,20 +5,16 @@ from __future__ import annotations
 import json
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import TYPE_CHECKING, Any
-
-import pytest
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+from typing import Any
 
 
 class Provider:
-    """Serves what `status`, `body` and `headers` say, and keeps what it was asked."""
+    """Serves what `status`, `headers` and `body` (or `bodies`, by path) say; keeps requests."""
 
     def __init__(self) -> None:
         self.status = 200
         self.body: Any = {}
+        self.bodies: dict[str, Any] = {}
         self.headers: dict[str, str] = {}
         self.requests: list[tuple[str, dict[str, str], Any]] = []
         provider = self
@@ -30,7 +26,8 @@ class Provider:
                 data = self.rfile.read(int(self.headers.get("content-length") or 0))
                 headers = {name.lower(): value for name, value in self.headers.items()}
                 provider.requests.append((self.path, headers, json.loads(data or "null")))
-                body = json.dumps(provider.body).encode()
+                told = provider.bodies.get(self.path, provider.body)
+                body = json.dumps(told).encode()
                 self.send_response(provider.status)
                 for name, value in provider.headers.items():
                     self.send_header(name, value)
@@ -56,8 +53,31 @@ class Provider:
         self._thread.join()
 
 
-@pytest.fixture
-def provider() -> Iterator[Provider]:
-    running = Provider()
-    yield running
-    running.close()
+def openai_reply(text: str | None = "hi", finish: str = "stop", **message: Any) -> dict[str, Any]:
+    return {
+        "id": "1",
+        "object": "chat.completion",
+        "created": 1,
+        "model": "m",
+        "choices": [
+            {
+                "index": 0,
+                "finish_reason": finish,
+                "message": {"role": "assistant", "content": text, **message},
+            },
+        ],
+        "usage": {"prompt_tokens": 5, "completion_tokens": 2, "total_tokens": 7},
+    }
+
+
+def anthropic_reply(text: str = "hi", stop: str = "end_turn") -> dict[str, Any]:
+    return {
+        "id": "1",
+        "type": "message",
+        "role": "assistant",
+        "model": "m",
+        "stop_reason": stop,
+        "stop_sequence": None,
+        "content": [{"type": "text", "text": text}],
+        "usage": {"input_tokens": 3, "output_tokens": 2, "cache_read_input_tokens": 2},
+    }

@@ -1,0 +1,132 @@
+"""Every example in the documentation is run."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from fanout.cli.options import job_spec
+from fanout.settings import load_settings
+from tests.provider import anthropic_reply, openai_reply
+
+from .conftest import FANOUT
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def blocks(language):
+    for page in PAGES:
+        found = re.findall(
+            rf"^```{language}\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE
+        )
+        for number, source in enumerate(found, 1):
+            yield pytest.param(source, id=f"{page.name}-{number}")
+
+
+def commands():
+    for parameter in blocks("sh"):
+        text = parameter.values[0].replace("\\\n", " ")
+        for line in text.splitlines():
+            if line.startswith("fanout run"):
+                words = shlex.split(line, comments=True)
+                yield pytest.param(words[1:], id=f"{parameter.id}-{words[2]}")
+
+
+@pytest.fixture
+def files(here, provider, monkeypatch):
+    """The files that the examples name, and providers that answer them."""
+    (here / "reviews.csv").write_text("review,text,product\nfine,fine,bread\nbad,bad,salt\n")
+    (here / "contracts").mkdir()
+    (here / "contracts" / "one.md").write_text("# Parties\n\nAnn and Bob\n\n# Term\n\nA year\n")
+    (here / "job.yaml").write_text(next(blocks("yaml")).values[0])
+    provider.bodies = {
+        "/v1/chat/completions": openai_reply("positive"),
+        "/v1/messages": anthropic_reply("a year"),
+    }
+    monkeypatch.setenv("OPENAI_BASE_URL", f"{provider.url}/v1")
+    monkeypatch.setenv("ANTHROPIC_BASE_URL", provider.url)
+    monkeypatch.setenv("ANTHROPIC_API_KEY", "none")
+    return here
+
+
+@pytest.mark.parametrize("source", list(blocks("python")))
+def test_python_examples_run(source, here):
+    (here / "example.py").write_text(source)
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "example.py"],
+        capture_output=True, text=True, timeout=110, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert done.stdout
+
+
+@pytest.mark.parametrize("words", list(commands()))
+def test_commands_run(words, files):
+    done = subprocess.run([FANOUT, *words], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout
+    if "--out" in words:
+        assert (files / "results" / "run.json").exists()
+
+
+@pytest.mark.parametrize("source", list(blocks("yaml")))
+def test_job_files_are_valid(source, files):
+    (files / "example.yaml").write_text(source)
+    job_spec(("example.yaml",), {}, load_settings())
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.yaml")), ids=lambda p: p.name)
+def test_the_examples_run(path, here, fanout):
+    """With a fake in place of their model: what a model answers is not ours to test."""
+    shutil.copytree(path.parent, here / "examples")
+    done = fanout("run", f"examples/{path.name}", "--model", "fake?context_tokens=2048")
+    assert done.status == 0, done.stderr
+    assert "27 of 27 branches" in done.stderr
+    assert done.stdout.startswith("fake answer")
+
+
+def test_every_field_of_a_job_is_documented():
+    from fanout.spec import RetrySpec, RunSpec
+
+    text = (ROOT / "docs" / "jobs.md").read_text()
+    for name in [*RunSpec.model_fields, *RetrySpec.model_fields]:
+        assert f"`{name}`" in text, name
+
+
+def test_every_setting_is_documented():
+    from fanout.settings import Settings
+
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    for name in Settings.model_fields:
+        assert f"`FANOUT_{name.upper()}`" in text
+
+
+def test_every_kind_of_error_and_status_is_documented():
+    from fanout import ErrorKind
+
+    text = (ROOT / "docs" / "jobs.md").read_text()
+    assert [kind for kind in ErrorKind if f"| `{kind.value}` |" not in text] == []
+
+
+def test_the_changelog_knows_this_version():
+    from importlib.metadata import version
+
+    assert f"## {version('fanout-llm')}" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_the_examples_say_where_their_documents_are_from():
+    text = (ROOT / "examples" / "README.md").read_text()
+    assert "public domain" in text
+    for job in (ROOT / "examples").glob("*.yaml"):
+        assert job.name in text
+        for pattern in yaml.safe_load(job.read_text())["inputs"]:
+            assert list(job.parent.glob(pattern))
