@@ -1,6 +1,6 @@
 """Ask an LLM the same question about very many documents, and get one answer at the end."""
 
-from fanout.client import Client, Run, Status
+from fanout.client import Client, Run
 from fanout.errors import (
     BrokerError,
     EmbeddedError,
@@ -17,7 +17,7 @@ from fanout.errors import (
 )
 from fanout.llm import LLM, FakeLLM, LLMReply, LLMRequest
 from fanout.parallel import ParallelCalls
-from fanout.results import BranchError, Output, ReduceError, Result
+from fanout.results import BranchError, Output, ReduceError, Result, Status
 from fanout.runs import Chunk, Document, ErrorKind, RunStatus, Usage
 from fanout.spec import RetrySpec, RunSpec
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import secrets
 import time
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -14,7 +13,7 @@ from fanout.chords import Publisher
 from fanout.embedded import EmbeddedFleet, InProcessFleet
 from fanout.enqueue import Enqueuer, checked_documents
 from fanout.errors import BrokerError, ModelError, WaitTimeoutError
-from fanout.results import Output, Result, StoredResult
+from fanout.results import Output, Result, Status, StoredResult
 from fanout.runs import RunStatus, Usage, branch_ref
 from fanout.settings import load_settings
 from fanout.shards import shard_chunk
@@ -24,11 +23,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
     from typing import Self
 
-    from fanout.runs import Document, ErrorKind, Outcome, Shard
+    from fanout.runs import Document, Outcome, Shard
     from fanout.settings import Settings
     from fanout.stores import Store
 
-__all__ = ["Client", "Run", "Status"]
+__all__ = ["Client", "Run"]
 
 # Crockford's base 32: no letter that reads like a digit.
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
@@ -36,52 +35,6 @@ _ID_LENGTH = 8
 _FIRST_POLL_S = 0.01
 _LAST_POLL_S = 0.25
 _PREFLIGHT_S = 600.0
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Status:
-    """Where a run is.
-
-    Attributes:
-        run_id: The run's name.
-        status: One of the words of RunStatus.
-        total: Branches known so far; final once the status is past ``enqueuing``.
-        done: Branches that have ended.
-        succeeded: Branches with an output.
-        failed: Branches with an error.
-        errors: Failed branches by kind.
-        usage: What all calls consumed; an unknown is None.
-        created_at: Seconds since the epoch.
-        elapsed_s: Seconds from submission to now, or to the end.
-        stage: The stage in progress; 0 is the branches, others are the reduce.
-        error: Why the run failed, or None.
-        workers: Live workers.
-    """
-
-    run_id: str
-    status: RunStatus
-    total: int
-    done: int
-    succeeded: int
-    failed: int
-    errors: dict[ErrorKind, int]
-    usage: Usage
-    created_at: float
-    elapsed_s: float
-    stage: int
-    error: str | None
-    workers: int
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the fields as JSON-able values: what ``fanout status --json`` prints."""
-        fields = {name: getattr(self, name) for name in self.__slots__}
-        fields["elapsed_s"] = round(self.elapsed_s, 3)
-        return {
-            **fields,
-            "status": self.status.value,
-            "errors": {kind.value: count for kind, count in sorted(self.errors.items())},
-            "usage": self.usage.to_dict(),
-        }
 
 
 class Client:

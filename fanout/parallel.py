@@ -15,9 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
     from typing import Self
 
-    from fanout.client import Status
     from fanout.llm import LLM
-    from fanout.results import Result
+    from fanout.results import Result, Status
     from fanout.runs import Document
     from fanout.spec import ReduceName
 

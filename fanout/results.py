@@ -1,4 +1,4 @@
-"""What a run leaves behind: the stored aggregate, and the result that a caller gets."""
+"""What a caller gets of a run: its status, its result, and the aggregate as it is stored."""
 
 from __future__ import annotations
 
@@ -10,7 +10,15 @@ import msgspec
 from fanout.aggregators import Aggregate  # noqa: TC001 - msgspec reads the annotation
 from fanout.runs import ErrorKind, RunStatus, Usage
 
-__all__ = ["BranchError", "Output", "ReduceError", "Result", "StoredResult", "branch_error"]
+__all__ = [
+    "BranchError",
+    "Output",
+    "ReduceError",
+    "Result",
+    "Status",
+    "StoredResult",
+    "branch_error",
+]
 
 
 class ReduceError(msgspec.Struct, frozen=True, kw_only=True):
@@ -39,6 +47,52 @@ class StoredResult(msgspec.Struct, frozen=True, kw_only=True):
 
     aggregates: dict[str, Aggregate] = {}
     errors: list[ReduceError] = []
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Status:
+    """Where a run is.
+
+    Attributes:
+        run_id: The run's name.
+        status: One of the words of RunStatus.
+        total: Branches known so far; final once the status is past ``enqueuing``.
+        done: Branches that have ended.
+        succeeded: Branches with an output.
+        failed: Branches with an error.
+        errors: Failed branches by kind.
+        usage: What all calls consumed; an unknown is None.
+        created_at: Seconds since the epoch.
+        elapsed_s: Seconds from submission to now, or to the end.
+        stage: The stage in progress; 0 is the branches, others are the reduce.
+        error: Why the run failed, or None.
+        workers: Live workers.
+    """
+
+    run_id: str
+    status: RunStatus
+    total: int
+    done: int
+    succeeded: int
+    failed: int
+    errors: dict[ErrorKind, int]
+    usage: Usage
+    created_at: float
+    elapsed_s: float
+    stage: int
+    error: str | None
+    workers: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as JSON-able values: what ``fanout status --json`` prints."""
+        fields = {name: getattr(self, name) for name in self.__slots__}
+        fields["elapsed_s"] = round(self.elapsed_s, 3)
+        return {
+            **fields,
+            "status": self.status.value,
+            "errors": {kind.value: count for kind, count in sorted(self.errors.items())},
+            "usage": self.usage.to_dict(),
+        }
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -10,7 +10,10 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from fanout.errors import SettingsError
 
-__all__ = ["Settings", "load_settings"]
+__all__ = ["DEFAULT_BROKER_URL", "Settings", "load_settings"]
+
+# Where a worker looks that is told nothing.
+DEFAULT_BROKER_URL = "redis://localhost:6379/0"
 
 _SCHEMES = ("redis://", "rediss://")
 
@@ -25,6 +28,8 @@ class Settings(BaseSettings):
         run_ttl_s: Seconds that a run's records are kept after they were last written.
         visibility_timeout_s: Seconds after which a dead worker's messages come back. It must be
             longer than the longest call with its retries.
+        max_deliveries: How often a branch may be begun; one that killed its worker each time is
+            then recorded as ``poisoned``.
         concurrency: Branches that a worker has in flight where nothing else says.
         cache_dir: Where model weights are kept between runs.
     """
@@ -36,6 +41,7 @@ class Settings(BaseSettings):
     key_prefix: Annotated[str, Field(min_length=1, max_length=64)] = "fanout"
     run_ttl_s: Annotated[int, Field(ge=60)] = 7 * 24 * 3600
     visibility_timeout_s: Annotated[int, Field(ge=5)] = 3600
+    max_deliveries: Annotated[int, Field(ge=1)] = 4
     concurrency: Annotated[int, Field(ge=1, le=10_000)] = 32
     cache_dir: Path = Field(default_factory=lambda: Path.home() / ".cache" / "fanout")
 

@@ -42,6 +42,9 @@ def run_branch(
     if begun.verdict == "halted":
         message = "the run was stopped before this branch was called"
         outcome = Outcome(index=index, kind=ErrorKind.CANCELLED, message=message)
+    elif begun.deliveries > runtime.settings.max_deliveries:
+        message = f"the worker died {begun.deliveries - 1} times while it ran this branch"
+        outcome = Outcome(index=index, kind=ErrorKind.POISONED, message=message)
     else:
         outcome = _answer(runtime, run_id, stage, number, index)
     if outcome.kind in STOPS_RUN:

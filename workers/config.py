@@ -7,6 +7,7 @@ import threading
 from typing import TYPE_CHECKING
 
 from fanout.broker import make_app
+from fanout.settings import DEFAULT_BROKER_URL
 from workers.presence import Presence
 from workers.runtime import Runtime
 from workers.tasks import register
@@ -18,8 +19,6 @@ if TYPE_CHECKING:
 
 __all__ = ["make_worker_app"]
 
-_DEFAULT_BROKER = "redis://localhost:6379/0"
-
 
 def make_worker_app(settings: Settings) -> Celery:
     """Return a Celery application that processes fanout's tasks.
@@ -27,7 +26,7 @@ def make_worker_app(settings: Settings) -> Celery:
     ``settings.broker_url`` defaults to a server on this machine.
     """
     if settings.broker_url is None:
-        settings = settings.model_copy(update={"broker_url": _DEFAULT_BROKER})
+        settings = settings.model_copy(update={"broker_url": DEFAULT_BROKER_URL})
     app = make_app(settings)
     app.conf.update(
         # LLM calls wait on one asyncio loop: a thread only holds the task while it does.
@@ -39,7 +38,7 @@ def make_worker_app(settings: Settings) -> Celery:
         # A message leaves the queue when its work is done, not when it begins.
         task_acks_late=True,
         # A child that dies under a branch is made known as WorkerLostError, not hidden by an
-        # endless redelivery; up to three further tries follow.
+        # endless redelivery; it is tried again until ``max_deliveries`` is reached.
         task_reject_on_worker_lost=False,
         task_retry_on_worker_lost=True,
         # Functions of users may print; that is theirs, not the log's.

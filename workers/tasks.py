@@ -43,9 +43,9 @@ def register(app: Celery, runtime: Callable[[], Runtime]) -> None:
     # A task whose prefork child died is tried again after a second, not after Celery's 180.
     task = partial(app.task, shared=False, default_retry_delay=1)
 
-    # A failed branch is an ordinary end: ``throws`` keeps its traceback out of the logs. Retries
-    # are for lost workers only; retries of calls happen on the loop.
-    @task(name=broker.BRANCH, throws=(BranchFailed,), max_retries=3)  # type: ignore[untyped-decorator]
+    # A failed branch is an ordinary end: ``throws`` keeps its traceback out of the logs. Retries of
+    # calls happen on the loop; Celery's are for a store that is away, and for lost workers.
+    @task(name=broker.BRANCH, throws=(BranchFailed,), **_PATIENT)  # type: ignore[untyped-decorator]
     def branch(run_id: str, stage: int, shard: int, position: int, feed: int) -> None:
         run_branch(runtime(), run_id, stage, shard, position, feed)
 

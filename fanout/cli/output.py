@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from pathlib import Path
 
-    from fanout.client import Run, Status
-    from fanout.results import Output
+    from fanout.client import Run
+    from fanout.results import Output, Status
 
 __all__ = ["OutputFolder", "answer_text", "error_row", "output_row"]
 

@@ -9,7 +9,7 @@ from collections import deque
 from typing import TYPE_CHECKING, TextIO
 
 if TYPE_CHECKING:
-    from fanout.client import Status
+    from fanout.results import Status
     from fanout.runs import Usage
 
 __all__ = ["Progress", "summary"]

@@ -21,7 +21,8 @@ from fanout.settings import load_settings
 if TYPE_CHECKING:
     from types import FrameType
 
-    from fanout.client import Run, Status
+    from fanout.client import Run
+    from fanout.results import Status
 
 __all__ = ["command"]
 

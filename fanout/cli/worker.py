@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import os
 import sys
+from typing import TYPE_CHECKING
 
 import click
 
-from fanout.settings import load_settings
+from fanout.settings import DEFAULT_BROKER_URL, load_settings
+from fanout.stores import RedisStore, connect
+
+if TYPE_CHECKING:
+    from fanout.settings import Settings
 
 __all__ = ["command"]
 
@@ -61,9 +66,19 @@ def command(
     settings = load_settings(broker_url=broker_url, concurrency=concurrency)
     if broker_url is not None:
         os.environ["FANOUT_BROKER_URL"] = broker_url
+    _check_broker(settings)
     arguments = ["--pool", pool, "--concurrency", str(settings.concurrency)]
     arguments += ["--loglevel", loglevel, *celery_options]
     # The same process from here on: signals and exit status are Celery's own. A name and not an
     # import, because the workers import this package.
     celery = [sys.executable, "-m", "celery", "-A", "workers.app", "worker"]
     os.execv(sys.executable, [*celery, *arguments])  # noqa: S606 - our own interpreter
+
+
+def _check_broker(settings: Settings) -> None:
+    """Say at once what is wrong with a broker: Celery would try for ever. Raises BrokerError."""
+    store = RedisStore(connect(settings.broker_url or DEFAULT_BROKER_URL))
+    try:
+        store.ping()
+    finally:
+        store.close()

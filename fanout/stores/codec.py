@@ -1,4 +1,4 @@
-"""How records become bytes: JSON, and zlib where there are many."""
+"""How records become bytes: JSON, zlib where there are many, and the fields of hashes."""
 
 from __future__ import annotations
 
@@ -6,12 +6,16 @@ import zlib
 
 import msgspec
 
-from fanout.runs import Outcome, Shard
+from fanout.runs import ErrorKind, Outcome, RunStatus, Shard, Usage
+from fanout.stores.base import RunRecord, StageRecord
 
 __all__ = [
+    "RUN_FIELDS",
     "decode_outcome",
     "decode_outcomes",
+    "decode_run",
     "decode_shard",
+    "decode_stage",
     "encode_outcome",
     "encode_outcomes",
     "encode_shard",
@@ -19,6 +23,8 @@ __all__ = [
 
 # Level 1 halves JSON text at some 100 MB/s; higher levels cost more than the bytes they save.
 _LEVEL = 1
+
+RUN_FIELDS = ("status", "created_at", "ended_at", "stage", "halt", "error")
 
 _encode = msgspec.json.Encoder().encode
 _shard = msgspec.json.Decoder(Shard).decode
@@ -54,3 +60,50 @@ def encode_outcomes(outcomes: dict[int, Outcome]) -> bytes:
 def decode_outcomes(blob: bytes) -> dict[int, Outcome]:
     """Return the outcomes of a blob, by position."""
     return dict(_outcomes(zlib.decompress(blob)))
+
+
+def decode_run(run_id: str, values: list[bytes | None]) -> RunRecord:
+    """Return the run of the values of RUN_FIELDS."""
+    text = dict(zip(RUN_FIELDS, (v and v.decode() for v in values), strict=True))
+    return RunRecord(
+        run_id=run_id,
+        status=RunStatus(text["status"] or ""),
+        created_at=float(text["created_at"] or 0),
+        ended_at=float(text["ended_at"]) if text["ended_at"] else None,
+        stage=int(text["stage"] or 0),
+        halt=RunStatus(text["halt"]) if text["halt"] else None,
+        error=text["error"] or None,
+    )
+
+
+def decode_stage(raw: dict[bytes, bytes]) -> StageRecord:
+    """Return the stage of a hash."""
+    fields = {name.decode(): value for name, value in raw.items()}
+
+    def count(name: str) -> int:
+        return int(float(fields.get(name, b"0")))
+
+    def quantity(name: str) -> float | None:
+        if f"unknown:{name}" in fields or name not in fields:
+            return None
+        return float(fields[name])
+
+    input_tokens, output_tokens = quantity("input_tokens"), quantity("output_tokens")
+    return StageRecord(
+        shards=count("written"),
+        total=count("total"),
+        sealed="sealed" in fields,
+        succeeded=count("succeeded"),
+        failed=count("failed"),
+        errors={
+            ErrorKind(name.removeprefix("kind:")): int(value)
+            for name, value in fields.items()
+            if name.startswith("kind:")
+        },
+        usage=Usage(
+            calls=count("calls"),
+            input_tokens=None if input_tokens is None else int(input_tokens),
+            output_tokens=None if output_tokens is None else int(output_tokens),
+            cost_usd=quantity("cost_usd"),
+        ),
+    )

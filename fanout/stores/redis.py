@@ -17,7 +17,7 @@ from redis.exceptions import AuthenticationError, RedisError
 from redis.retry import Retry
 
 from fanout.errors import BrokerError, UnknownRunError
-from fanout.runs import TERMINAL, ErrorKind, Outcome, RunStatus, Shard, Usage
+from fanout.runs import TERMINAL, Outcome, RunStatus, Shard
 from fanout.stores import codec, scripts
 from fanout.stores.base import Begun, Grant, Recorded, RunRecord, StageRecord
 
@@ -31,7 +31,6 @@ __all__ = ["RedisStore", "connect"]
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
 _FINAL = tuple(sorted(TERMINAL))
-_RUN_FIELDS = ("status", "created_at", "ended_at", "stage", "halt", "error")
 
 
 def connect(url: str) -> redis.Redis:
@@ -131,10 +130,10 @@ class RedisStore:
     @_translated
     def run(self, run_id: str) -> RunRecord:
         """See Store."""
-        values = cast("list[bytes | None]", self._redis.hmget(self._run(run_id), _RUN_FIELDS))
+        values = cast("list[bytes | None]", self._redis.hmget(self._run(run_id), codec.RUN_FIELDS))
         if values[0] is None:
             raise UnknownRunError(run_id)
-        return _run_record(run_id, values)
+        return codec.decode_run(run_id, values)
 
     def runs(self) -> Iterator[RunRecord]:
         """See Store."""
@@ -157,7 +156,7 @@ class RedisStore:
     def stage(self, run_id: str, stage: int) -> StageRecord:
         """See Store."""
         fields = cast("dict[bytes, bytes]", self._redis.hgetall(self._stage(run_id, stage)))
-        return _stage_record({name.decode(): value for name, value in fields.items()})
+        return codec.decode_stage(fields)
 
     @_translated
     def set_status(self, run_id: str, status: RunStatus, *, stage: int | None = None) -> bool:
@@ -365,46 +364,3 @@ class RedisStore:
     def close(self) -> None:
         """See Store."""
         self._redis.close()
-
-
-def _run_record(run_id: str, values: list[bytes | None]) -> RunRecord:
-    text = dict(zip(_RUN_FIELDS, (v and v.decode() for v in values), strict=True))
-    return RunRecord(
-        run_id=run_id,
-        status=RunStatus(text["status"] or ""),
-        created_at=float(text["created_at"] or 0),
-        ended_at=float(text["ended_at"]) if text["ended_at"] else None,
-        stage=int(text["stage"] or 0),
-        halt=RunStatus(text["halt"]) if text["halt"] else None,
-        error=text["error"] or None,
-    )
-
-
-def _stage_record(fields: dict[str, bytes]) -> StageRecord:
-    def count(name: str) -> int:
-        return int(float(fields.get(name, b"0")))
-
-    def quantity(name: str) -> float | None:
-        if f"unknown:{name}" in fields or name not in fields:
-            return None
-        return float(fields[name])
-
-    input_tokens, output_tokens = quantity("input_tokens"), quantity("output_tokens")
-    return StageRecord(
-        shards=count("written"),
-        total=count("total"),
-        sealed="sealed" in fields,
-        succeeded=count("succeeded"),
-        failed=count("failed"),
-        errors={
-            ErrorKind(name.removeprefix("kind:")): int(value)
-            for name, value in fields.items()
-            if name.startswith("kind:")
-        },
-        usage=Usage(
-            calls=count("calls"),
-            input_tokens=None if input_tokens is None else int(input_tokens),
-            output_tokens=None if output_tokens is None else int(output_tokens),
-            cost_usd=quantity("cost_usd"),
-        ),
-    )

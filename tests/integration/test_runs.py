@@ -314,7 +314,8 @@ def test_a_killed_prefork_child_does_not_stop_the_callback(client, functions, st
     )
     assert result.status is RunStatus.SUCCEEDED
     assert [error.index for error in result.errors] == [7]
-    assert result.errors[0].kind is ErrorKind.WORKER_LOST
+    assert result.errors[0].kind is ErrorKind.POISONED
+    assert "died 4 times" in result.errors[0].message
     assert result.aggregated.count("fine") == 19
 
 

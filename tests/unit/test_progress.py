@@ -5,7 +5,7 @@ import io
 import pytest
 
 from fanout.cli.progress import Progress, summary
-from fanout.client import Status
+from fanout.results import Status
 from fanout.runs import ErrorKind, RunStatus, Usage
 
 

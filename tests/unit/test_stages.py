@@ -1,0 +1,292 @@
+"""What workers do around branches, without a server: a memory store and a publisher that notes."""
+
+from __future__ import annotations
+
+import itertools
+from contextlib import suppress
+
+import msgspec
+import pytest
+
+from fanout.llm import FakeLLM
+from fanout.prompts import Template
+from fanout.results import StoredResult
+from fanout.runs import Chunk, ErrorKind, Outcome, RunStatus, Shard
+from fanout.settings import load_settings
+from fanout.shards import pack
+from fanout.spec import make_spec
+from fanout.stores import MemoryStore
+from workers.branches import BranchFailed, run_branch
+from workers.stages import aggregate, collect, expand
+
+RUN = "r1"
+
+
+class Publisher:
+    """Notes what would be published."""
+
+    def __init__(self):
+        self.sent = []
+
+    def expand(self, run_id, stage, grants):
+        self.sent += [("expand", stage, grant.shard, grant.lanes) for grant in grants]
+
+    def shard_chord(self, run_id, stage, shard, *, size, published, feed):
+        self.sent.append(("chord", stage, shard, size, published, feed))
+
+    def branch(self, run_id, stage, shard, position, *, feed):
+        self.sent.append(("branch", stage, shard, position, feed))
+
+    def collect(self, run_id, stage, shard):
+        self.sent.append(("collect", stage, shard))
+
+    def seal(self, run_id, stage, *, shards):
+        self.sent.append(("seal", stage, shards))
+
+
+class Runtime:
+    """As much of a worker process as branches and stages use."""
+
+    def __init__(self, **fields):
+        self.settings = load_settings(max_deliveries=2)
+        self.store = MemoryStore()
+        self.publisher = Publisher()
+        self.llm = FakeLLM(script=self._answer)
+        self.told = lambda request: f"answer to {request.prompt}"
+        self._spec = make_spec(**{"model": "fake", "prompt": "{input}", **fields})
+        self.store.create_run(RUN, spec=self._spec.model_dump_json(), created_at=1.0)
+
+    def _answer(self, request):
+        return self.told(request)
+
+    def spec(self, run_id):
+        return self._spec
+
+    def template(self, run_id, stage, aspect):
+        source = self._spec.aggregate_prompt if stage else self._spec.prompts[aspect]
+        return Template.parse(source)
+
+    def shard(self, run_id, stage, number):
+        return self.store.shard(run_id, stage, number)
+
+    def model(self, name):
+        return self.llm
+
+    def call_for(self, run_id, coroutine):
+        import asyncio
+
+        return asyncio.run(coroutine)
+
+    def write(self, texts, **options):
+        chunks = [Chunk(text=t, document=f"d{i}", document_index=i) for i, t in enumerate(texts)]
+        per_chunk = self._spec.branches_per_chunk
+        for number, shard in enumerate(pack(chunks, branches_per_chunk=per_chunk, **options)):
+            self.store.put_shard(RUN, 0, number, shard)
+
+    def process(self, stage=0):
+        """Do what workers would do with a stage, to its end."""
+        for number in itertools.count():
+            if number >= self.store.stage(RUN, stage).shards:
+                break
+            for position in range(self.store.shard(RUN, stage, number).count):
+                with suppress(BranchFailed):
+                    run_branch(self, RUN, stage, number, position, 0)
+            collect(self, [], RUN, stage, number)
+        aggregate(self, RUN, stage)
+
+    @property
+    def result(self):
+        return msgspec.json.decode(self.store.result(RUN), type=StoredResult)
+
+
+def outcome(index=0):
+    return Outcome(index=index, output="x", attempts=1)
+
+
+def test_expand_publishes_a_whole_shard():
+    runtime = Runtime()
+    runtime.write(["a", "b", "c"])
+    expand(runtime, RUN, 0, 0, lanes=0)
+    assert runtime.publisher.sent == [("chord", 0, 0, 3, 3, 0)]
+
+
+@pytest.mark.parametrize(("lanes", "published", "feed"), [(2, 2, 3), (3, 3, 0), (9, 3, 0)])
+def test_expand_publishes_as_many_branches_as_it_has_lanes(lanes, published, feed):
+    runtime = Runtime()
+    runtime.write(["a", "b", "c"])
+    expand(runtime, RUN, 0, 0, lanes=lanes)
+    assert runtime.publisher.sent == [("chord", 0, 0, 3, published, feed)]
+
+
+def test_a_branch_that_ends_publishes_the_next_of_its_shard():
+    runtime = Runtime()
+    runtime.write(["a", "b", "c"])
+    expand(runtime, RUN, 0, 0, lanes=1)
+    for position in range(3):
+        run_branch(runtime, RUN, 0, 0, position, feed=3)
+    assert runtime.publisher.sent[1:] == [("branch", 0, 0, 1, 3), ("branch", 0, 0, 2, 3)]
+
+
+def test_a_stopped_run_is_not_published_but_recorded():
+    runtime = Runtime()
+    runtime.write(["a", "b"])
+    runtime.store.halt(RUN, RunStatus.CANCELLED)
+    expand(runtime, RUN, 0, 0, lanes=0)
+    assert runtime.publisher.sent == [("collect", 0, 0)]
+    collect(runtime, [], RUN, 0, 0)
+    aggregate(runtime, RUN, 0)
+    record = runtime.store.stage(RUN, 0)
+    assert record.errors == {ErrorKind.CANCELLED: 2}
+    assert runtime.store.run(RUN).status is RunStatus.CANCELLED
+
+
+def test_a_branch_with_an_outcome_makes_no_call():
+    runtime = Runtime()
+    runtime.write(["a"])
+    run_branch(runtime, RUN, 0, 0, 0, 0)
+    run_branch(runtime, RUN, 0, 0, 0, 0)
+    assert runtime.llm.calls == 1
+
+
+def test_a_branch_that_was_begun_too_often_is_poisoned():
+    runtime = Runtime()
+    runtime.write(["a"])
+    for _ in range(2):
+        runtime.store.begin(RUN, 0, 0, 0)
+    with pytest.raises(BranchFailed, match="poisoned"):
+        run_branch(runtime, RUN, 0, 0, 0, 0)
+    assert runtime.llm.calls == 0
+
+
+def test_a_failed_task_says_its_kind_and_not_what_the_provider_said():
+    runtime = Runtime(retries={"max_attempts": 1})
+    runtime.write(["a"])
+    runtime.told = lambda request: ValueError("about the secret document")
+    with pytest.raises(BranchFailed) as caught:
+        run_branch(runtime, RUN, 0, 0, 0, 0)
+    assert str(caught.value) == "internal"
+    assert "secret" in runtime.store.outcomes(RUN, 0, 0)[0].message
+
+
+def test_the_parameters_of_a_call_are_those_of_the_spec():
+    runtime = Runtime(
+        system="s", temperature=0.5, max_tokens=7, seed=10, stop=["."], samples=2,
+        aggregate_prompt="{input}", aggregate_max_tokens=99,
+    )  # fmt: skip
+    asked = []
+    runtime.told = lambda request: asked.append(request) or "x"
+    runtime.write(["a"])
+    runtime.process()
+    runtime.process(stage=1)
+    assert [(r.system, r.temperature, r.stop) for r in asked] == [("s", 0.5, (".",))] * 3
+    assert [(r.seed, r.max_tokens) for r in asked] == [(10, 7), (11, 7), (10, 99)]
+
+
+RECORDS = [
+    ({"state": "FAILURE", "error": "WorkerLostError"}, "worker_lost"),
+    ({"state": "FAILURE", "error": "TimeLimitExceeded"}, "time_limit"),
+    ({"state": "FAILURE", "error": "ZeroDivisionError"}, "internal"),
+    ({"state": "REVOKED", "error": "TaskRevokedError", "reason": "['expired']"}, "expired"),
+    ({"state": "REVOKED", "error": "TaskRevokedError", "reason": "['terminated']"}, "cancelled"),
+]
+
+
+@pytest.mark.parametrize(("record", "kind"), RECORDS)
+def test_a_branch_that_wrote_no_outcome_gets_one_from_its_chord(record, kind):
+    runtime = Runtime()
+    runtime.write(["a", "b"])
+    runtime.store.record(RUN, 0, 0, 0, outcome())
+    counts = collect(runtime, [None, {**record, "task_id": "r1/0/0/1"}], RUN, 0, 0)
+    assert counts == {"shard": 0, "succeeded": 1, "failed": 1}
+    assert runtime.store.outcomes(RUN, 0, 0)[1].kind == kind
+
+
+def test_a_branch_that_left_no_trace_is_lost():
+    runtime = Runtime()
+    runtime.write(["a", "b"])
+    collect(runtime, [None, None], RUN, 0, 0)
+    assert runtime.store.stage(RUN, 0).errors == {ErrorKind.LOST: 2}
+
+
+def test_a_collect_opens_the_next_shards_once():
+    runtime = Runtime()
+    runtime.write([str(i) for i in range(8)], max_branches=2)
+    runtime.store.open_shards(RUN, 0, window=2)
+    collect(runtime, [], RUN, 0, 0)
+    assert runtime.publisher.sent == [("expand", 0, 2, 0)]
+    collect(runtime, [], RUN, 0, 0)
+    assert runtime.publisher.sent == [("expand", 0, 2, 0)], "a second delivery opens nothing"
+
+
+def test_an_aggregate_accounts_for_a_shard_whose_collect_failed():
+    runtime = Runtime(reduce="concat")
+    runtime.write(["a", "b"], max_branches=1)
+    run_branch(runtime, RUN, 0, 0, 0, 0)
+    collect(runtime, [], RUN, 0, 0)
+    aggregate(runtime, RUN, 0)
+    record = runtime.store.stage(RUN, 0)
+    assert (record.succeeded, record.errors) == (1, {ErrorKind.LOST: 1})
+    assert runtime.result.aggregates[""].value == "answer to a"
+
+
+def test_an_aggregate_that_is_delivered_twice_changes_nothing():
+    runtime = Runtime(reduce="concat")
+    runtime.write(["a"])
+    runtime.process()
+    ended = runtime.store.run(RUN)
+    aggregate(runtime, RUN, 0)
+    assert runtime.store.run(RUN) == ended
+
+
+def test_an_aggregate_that_died_while_opening_a_stage_can_be_done_again():
+    runtime = Runtime(aggregate_prompt="{count}: {input}")
+    runtime.write(["a", "b"])
+    runtime.process()
+    aggregate(runtime, RUN, 0)
+    assert runtime.store.stage(RUN, 1).total == 1, "the stage is opened once"
+    runtime.process(stage=1)
+    assert runtime.result.aggregates[""].value.startswith("answer to 2: [d0]")
+
+
+def test_a_tree_counts_what_its_partial_reductions_lost():
+    """A partial reduction that failed takes its answers with it, and the root is told."""
+    runtime = Runtime(
+        aggregate_prompt="SUM {count} {failed}: {input}", context_tokens=300,
+        aggregate_max_tokens=20, retries={"max_attempts": 1},
+    )  # fmt: skip
+
+    def told(request):
+        if not request.prompt.startswith("SUM"):
+            return "word " * 20
+        return ValueError("no") if "[d0]" in request.prompt else "partial"
+
+    runtime.told = told
+    runtime.write([str(i) for i in range(12)])
+    stage = 0
+    while not runtime.store.run(RUN).has_ended:
+        runtime.process(stage=stage)
+        stage += 1
+    root = runtime.result.aggregates[""]
+    lost = runtime.store.shard(RUN, 1, 0).chunks[0].columns["count"]
+    assert root.value == "partial"
+    assert (root.succeeded, root.failed) == (12 - int(lost), int(lost))
+    assert [error.kind for error in runtime.result.errors] == [ErrorKind.INTERNAL]
+
+
+def test_answers_that_cannot_fit_end_the_run_with_a_clear_error():
+    runtime = Runtime(aggregate_prompt="x" * 2000 + "{input}", context_tokens=400)
+    runtime.write(["a"])
+    runtime.process()
+    record = runtime.store.run(RUN)
+    assert record.status is RunStatus.FAILED
+    assert "context_tokens: the context window of 400 tokens leaves no room" in record.error
+
+
+def test_a_shard_may_begin_in_the_middle_of_a_chunk():
+    shard = Shard(
+        first=3, count=1, first_chunk=1, chunks=[Chunk(text="b", document="d", document_index=1)]
+    )
+    runtime = Runtime(samples=2)
+    runtime.store.put_shard(RUN, 0, 0, shard)
+    run_branch(runtime, RUN, 0, 0, 0, 0)
+    assert runtime.store.outcomes(RUN, 0, 0)[0].index == 3
