@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -31,6 +31,8 @@ class Settings(BaseSettings):
         max_deliveries: How often a branch may be begun; one that killed its worker each time is
             then recorded as ``poisoned``.
         concurrency: Branches that a worker has in flight where nothing else says.
+        pool: Celery's worker pool. A setting of ours, because Celery cannot tell ``--pool prefork``
+            from its own default, and so would take the configured one.
         cache_dir: Where model weights are kept between runs.
     """
 
@@ -43,6 +45,7 @@ class Settings(BaseSettings):
     visibility_timeout_s: Annotated[int, Field(ge=5)] = 3600
     max_deliveries: Annotated[int, Field(ge=1)] = 4
     concurrency: Annotated[int, Field(ge=1, le=10_000)] = 32
+    pool: Literal["threads", "prefork", "solo"] = "threads"
     cache_dir: Path = Field(default_factory=lambda: Path.home() / ".cache" / "fanout")
 
     @field_validator("broker_url")

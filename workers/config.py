@@ -29,8 +29,8 @@ def make_worker_app(settings: Settings) -> Celery:
         settings = settings.model_copy(update={"broker_url": DEFAULT_BROKER_URL})
     app = make_app(settings)
     app.conf.update(
-        # LLM calls wait on one asyncio loop: a thread only holds the task while it does.
-        worker_pool="threads",
+        # By default threads: LLM calls wait on one asyncio loop, a thread only holds the task.
+        worker_pool=settings.pool,
         worker_concurrency=settings.concurrency,
         # One message per free thread: what is taken is what is processed, the rest stays for
         # other workers.

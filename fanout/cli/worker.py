@@ -33,9 +33,7 @@ __all__ = ["command"]
     "--pool",
     "-P",
     type=click.Choice(["threads", "prefork", "solo"]),
-    default="threads",
-    show_default=True,
-    help="prefork is for functions that need the CPU.",
+    help="prefork is for functions that need the CPU. [default: $FANOUT_POOL, else threads]",
 )
 @click.option(
     "--loglevel",
@@ -53,7 +51,7 @@ __all__ = ["command"]
 @click.argument("celery_options", nargs=-1, type=click.UNPROCESSED)
 def command(
     concurrency: int | None,
-    pool: str,
+    pool: str | None,
     loglevel: str,
     broker_url: str | None,
     celery_options: tuple[str, ...],
@@ -63,11 +61,12 @@ def command(
     SIGTERM or Ctrl-C finishes what is in flight. It is the same worker as
     `celery -A workers.app worker`.
     """
-    settings = load_settings(broker_url=broker_url, concurrency=concurrency)
+    settings = load_settings(broker_url=broker_url, concurrency=concurrency, pool=pool)
+    os.environ["FANOUT_POOL"] = settings.pool
     if broker_url is not None:
         os.environ["FANOUT_BROKER_URL"] = broker_url
     _check_broker(settings)
-    arguments = ["--pool", pool, "--concurrency", str(settings.concurrency)]
+    arguments = ["--concurrency", str(settings.concurrency)]
     arguments += ["--loglevel", loglevel, *celery_options]
     # The same process from here on: signals and exit status are Celery's own. A name and not an
     # import, because the workers import this package.

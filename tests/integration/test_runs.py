@@ -308,9 +308,10 @@ def test_a_killed_prefork_child_does_not_stop_the_callback(client, functions, st
         "        os.kill(os.getpid(), signal.SIGKILL)\n"
         "    return 'fine'\n"
     )
-    start_worker("--pool", "prefork", "--concurrency", "2", PYTHONPATH=path)
+    worker = start_worker("--concurrency", "2", PYTHONPATH=path, FANOUT_POOL="prefork")
+    assert len(worker.children()) == 2
     result = run_to_end(
-        client, texts(20), model="functions_under_test:model", reduce="concat", timeout_s=100
+        client, texts(20), model="functions_under_test:model", reduce="concat", timeout_s=60
     )
     assert result.status is RunStatus.SUCCEEDED
     assert [error.index for error in result.errors] == [7]
