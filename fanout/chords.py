@@ -88,6 +88,16 @@ class Publisher:
         )
         self._publish([seal])
 
+    def forget_root(self, run_id: str, stage: int) -> None:
+        """Forget that a stage's root chord has completed, so that it can do so again.
+
+        The mark of completion would otherwise turn away the members that return before the seal.
+        """
+        backend = self._app.backend
+        group = broker.stage_group(run_id, stage)
+        parts = (".c", ".d", ".j", ".s", ".t")
+        backend.client.delete(*(backend.get_key_for_group(group, part) for part in parts))
+
     def _header(
         self, run_id: str, stage: int, shard: int, positions: range, feed: int, callback: Signature
     ) -> Iterator[Signature]:

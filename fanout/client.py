@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import threading
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ import msgspec
 from fanout.broker import Preflight, make_app, make_store
 from fanout.chords import Publisher
 from fanout.embedded import EmbeddedFleet, InProcessFleet
-from fanout.enqueue import Enqueuer, checked_documents
+from fanout.enqueue import Enqueuer, checked_documents, retry_failed
 from fanout.errors import BrokerError, ModelError, WaitTimeoutError
 from fanout.results import Output, Result, Status, StoredResult
 from fanout.runs import RunStatus, Usage, branch_ref
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
     from typing import Self
 
-    from fanout.runs import Document, Outcome, Shard
+    from fanout.runs import Document, ErrorKind, Outcome, Shard
     from fanout.settings import Settings
     from fanout.stores import Store
 
@@ -53,6 +54,7 @@ class Client:
     def __init__(self, broker_url: str | None = None, *, concurrency: int | None = None) -> None:
         self._settings = load_settings(broker_url=broker_url)
         self._concurrency = concurrency or self._settings.concurrency
+        self._lock = threading.Lock()
         self._fleet: EmbeddedFleet | InProcessFleet | None = None
         self._wire: _Wire | None = None
         if self._settings.broker_url is not None:
@@ -69,13 +71,15 @@ class Client:
         return self._fleet.broker_url if self._fleet is not None else self._settings.broker_url
 
     def _connected(self, model: str | None = None) -> _Wire:
-        if self._wire is None:
-            if model is None:
-                raise BrokerError("no run was submitted yet, and no broker is configured")
-            self._fleet = self._start_fleet(model)
-            settings = load_settings(broker_url=self._fleet.broker_url)
-            self._wire = _Wire(settings)
-        return self._wire
+        # Two threads that submit their first runs at once share one fleet.
+        with self._lock:
+            if self._wire is None:
+                if model is None:
+                    raise BrokerError("no run was submitted yet, and no broker is configured")
+                self._fleet = self._start_fleet(model)
+                settings = load_settings(broker_url=self._fleet.broker_url)
+                self._wire = _Wire(settings)
+            return self._wire
 
     def _start_fleet(self, model: str) -> EmbeddedFleet | InProcessFleet:
         if model.startswith("callable:"):
@@ -131,13 +135,13 @@ class Client:
         """Return a run by its id. Raises UnknownRunError."""
         wire = self._connected()
         wire.store.run(run_id)
-        return Run(run_id, wire.store, self._check_fleet)
+        return Run(run_id, wire.store, wire.publisher, self._check_fleet)
 
     def runs(self) -> Iterator[Run]:
         """Yield the runs that have not expired, the newest first."""
         wire = self._connected()
         for record in wire.store.runs():
-            yield Run(record.run_id, wire.store, self._check_fleet)
+            yield Run(record.run_id, wire.store, wire.publisher, self._check_fleet)
 
     def workers(self) -> dict[str, int]:
         """Return the concurrency of each live worker, by name."""
@@ -207,9 +211,12 @@ class Run:
         run_id: The run's name.
     """
 
-    def __init__(self, run_id: str, store: Store, check: Callable[[], None]) -> None:
+    def __init__(
+        self, run_id: str, store: Store, publisher: Publisher, check: Callable[[], None]
+    ) -> None:
         self.run_id = run_id
         self._store = store
+        self._publisher = publisher
         self._check = check
 
     def __repr__(self) -> str:
@@ -223,7 +230,7 @@ class Run:
     def status(self) -> Status:
         """Return where the run is. Raises UnknownRunError."""
         run = self._store.run(self.run_id)
-        stages = [self._store.stage(self.run_id, stage) for stage in range(run.stage + 1)]
+        stages = [self._store.stage(self.run_id, stage) for stage in range(run.last_stage + 1)]
         branches = stages[0]
         return Status(
             run_id=self.run_id,
@@ -323,6 +330,21 @@ class Run:
             Whether this call stopped it; False where it had ended or was stopped before.
         """
         return self._store.halt(self.run_id, RunStatus.CANCELLED)
+
+    def retry_failed(self, kinds: Iterable[ErrorKind] | None = None) -> int:
+        """Process the failed branches of a run that has ended again, and redo its aggregate.
+
+        Args:
+            kinds: Only those that failed in these ways; None is all.
+
+        Returns:
+            How many branches are processed again.
+
+        Raises:
+            RunError: The run has not ended.
+        """
+        wanted = None if kinds is None else frozenset(kinds)
+        return retry_failed(self._store, self._publisher, self.run_id, wanted)
 
     def delete(self) -> None:
         """Forget the run and all its records. Raises UnknownRunError."""

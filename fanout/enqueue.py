@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 from fanout.admission import plan_lanes, shard_window
 from fanout.documents import from_paths, from_strings
-from fanout.errors import InputError
+from fanout.errors import InputError, RunError
 from fanout.prompts import AGGREGATE_NAMES, BRANCH_NAMES, Template
-from fanout.runs import RunStatus
+from fanout.runs import Document, RunStatus
 from fanout.shards import pack
 from fanout.splitters import make_splitter, split_documents
 
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from fanout.chords import Publisher
-    from fanout.runs import Chunk, Document, Shard
+    from fanout.runs import Chunk, ErrorKind, Shard
     from fanout.spec import RunSpec
     from fanout.stores import Store
 
-__all__ = ["Enqueuer", "checked_documents", "open_stage"]
+__all__ = ["Enqueuer", "checked_documents", "open_stage", "retry_failed"]
 
 _SHOWN_FAULTS = 3
 
@@ -53,7 +53,22 @@ def checked_documents(
     known = (*BRANCH_NAMES, *head[-1].columns)
     for template in templates:
         template.require(known)
-    return chain(head, source)
+    return map(_encodable, chain(head, source))
+
+
+def _encodable(document: Document) -> Document:
+    """Return a document whose texts have bytes: a lone surrogate, half a character, has none."""
+    texts = (document.name, document.text, *document.columns, *document.columns.values())
+    try:
+        for text in texts:
+            text.encode()
+    except UnicodeEncodeError as error:
+        return Document(
+            name=document.name.encode("utf-8", "replace").decode(),
+            index=document.index,
+            error=f"it holds half of a character (a lone surrogate, at offset {error.start})",
+        )
+    return document
 
 
 def _templates(spec: RunSpec) -> list[Template]:
@@ -152,3 +167,48 @@ def open_stage(
     store.seal_stage(run_id, stage)
     store.set_status(run_id, RunStatus.RUNNING if stage == 0 else RunStatus.REDUCING, stage=stage)
     publisher.seal(run_id, stage, shards=number + 1)
+
+
+def retry_failed(
+    store: Store, publisher: Publisher, run_id: str, kinds: frozenset[ErrorKind] | None
+) -> int:
+    """Reopen a run that has ended for its failed branches; return how many they are.
+
+    Shards without such branches pass through without a call, and the aggregate is made anew.
+
+    Raises:
+        RunError: The run has not ended.
+    """
+    run = store.run(run_id)
+    record = store.stage(run_id, 0)
+    known = record.errors if kinds is None else record.errors.keys() & kinds
+    if run.status is RunStatus.SUCCEEDED and not known:
+        return 0
+    if not store.reopen_run(run_id):
+        raise RunError(f"run {run_id} has not ended: wait for it, or cancel it, before a retry")
+    count = sum(_reopen_shard(store, run_id, number, kinds) for number in range(record.shards))
+    publisher.forget_root(run_id, 0)
+    window = shard_window(sum(store.workers().values()))
+    publisher.expand(run_id, 0, store.open_shards(run_id, 0, window=window))
+    publisher.seal(run_id, 0, shards=record.shards)
+    return count
+
+
+def _reopen_shard(
+    store: Store, run_id: str, number: int, kinds: frozenset[ErrorKind] | None
+) -> int:
+    outcomes = store.outcomes(run_id, 0, number)
+    again = {
+        position
+        for position, outcome in outcomes.items()
+        if outcome.kind is not None and (kinds is None or outcome.kind in kinds)
+    }
+    if again:
+        store.reopen_shard(
+            run_id,
+            0,
+            number,
+            kept={at: outcome for at, outcome in outcomes.items() if at not in again},
+            dropped=[outcomes[at] for at in sorted(again)],
+        )
+    return len(again)

@@ -117,10 +117,16 @@ class RunSpec(BaseModel):
     @model_validator(mode="after")
     def _fields_fit_together(self) -> Self:
         # Raised as SpecError inside a validator, pydantic would wrap it and lose the field.
-        problem = self._misfit()
+        problem = self._undecoded() or self._misfit()
         if problem:
             raise ValueError(problem)
         return self
+
+    def _undecoded(self) -> str | None:
+        for name in type(self).model_fields:
+            if not _is_utf8(getattr(self, name)):
+                return f"{name}: holds bytes that are not UTF-8 text (got {getattr(self, name)!r})"
+        return None
 
     def _misfit(self) -> str | None:
         if bool(self.prompt) == bool(self.aspects):
@@ -162,6 +168,23 @@ class RunSpec(BaseModel):
     def branches_per_chunk(self) -> int:
         """Aspects x samples."""
         return len(self.aspect_names) * self.samples
+
+
+def _is_utf8(value: object) -> bool:
+    """Say whether all strings in a field have bytes; what came from argv undecoded has none."""
+    if isinstance(value, dict):
+        return all(_is_utf8(part) for part in (*value, *value.values()))
+    if isinstance(value, tuple):
+        return all(_is_utf8(part) for part in value)
+    return not isinstance(value, str) or value.isascii() or _encodes(value)
+
+
+def _encodes(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def make_spec(**fields: Any) -> RunSpec:

@@ -28,10 +28,11 @@ from fanout.shards import pack, shard_chunk
 from fanout.tokens import estimate_tokens
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from fanout.runs import Outcome
     from fanout.spec import RunSpec
+    from fanout.stores import RunRecord
     from workers.runtime import Runtime
 
 __all__ = ["reduce"]
@@ -40,12 +41,13 @@ __all__ = ["reduce"]
 _ANSWER_TOKENS = 512
 
 
-def reduce(runtime: Runtime, run_id: str, stage: int, spec: RunSpec) -> None:
+def reduce(runtime: Runtime, run: RunRecord, stage: int, spec: RunSpec) -> None:
     """Reduce what a stage gave: end the run, or open the next stage."""
+    run_id = run.run_id
     if spec.reduction == "none":
         _end(runtime, run_id, StoredResult())
     elif spec.reduction == "llm":
-        _reduce_by_calls(runtime, run_id, stage, spec)
+        _reduce_by_calls(runtime, run, stage, spec)
     else:
         items = _items(runtime, run_id, spec)
         _end(runtime, run_id, StoredResult(aggregates=aggregate_groups(spec.reduction, items)))
@@ -87,23 +89,26 @@ def _items(runtime: Runtime, run_id: str, spec: RunSpec) -> Iterator[Item]:
         )
 
 
-def _reduce_by_calls(runtime: Runtime, run_id: str, stage: int, spec: RunSpec) -> None:
+def _reduce_by_calls(runtime: Runtime, run: RunRecord, stage: int, spec: RunSpec) -> None:
     """Open a stage of LLM calls over what ``stage`` gave, or end the run.
 
     A group is done at the first reduce stage in which it has a single chunk.
     """
+    run_id = run.run_id
+    level = stage - run.base_stage if stage else 0
+    following = run.base_stage + level + 1
     parts = _leaves(runtime, run_id, spec) if stage == 0 else _partials(runtime, run_id, stage)
     if not parts:
-        _end_with_answers(runtime, run_id, stage)
+        _end_with_answers(runtime, run_id, range(run.base_stage + 1, following))
         return
     try:
-        chunks = list(_plan_chunks(parts, stage, spec))
+        chunks = list(_plan_chunks(parts, level, spec))
     except SpecError as error:
         _end(runtime, run_id, StoredResult(), problem=str(error))
         return
     shards = pack(chunks, branches_per_chunk=1)
     open_stage(
-        runtime.store, runtime.publisher, run_id, stage + 1, shards, max_workers=spec.max_workers
+        runtime.store, runtime.publisher, run_id, following, shards, max_workers=spec.max_workers
     )
 
 
@@ -127,20 +132,21 @@ def _partials(runtime: Runtime, run_id: str, stage: int) -> dict[str, list[Part]
     return {group: parts for group, parts in groups.items() if len(parts) > 1}
 
 
-def _plan_chunks(groups: dict[str, list[Part]], stage: int, spec: RunSpec) -> Iterator[Chunk]:
+def _plan_chunks(groups: dict[str, list[Part]], level: int, spec: RunSpec) -> Iterator[Chunk]:
     room = room_tokens(
         context_tokens=spec.context_tokens or context_tokens(spec.model),
         template_tokens=estimate_tokens((spec.aggregate_prompt or "") + (spec.system or "")),
         answer_tokens=spec.aggregate_max_tokens or _ANSWER_TOKENS,
     )
     for group, parts in groups.items():
-        for position, some in enumerate(plan(parts, room_tokens=room, estimate=estimate_tokens)):
+        prompts = plan(parts, room_tokens=room, level=level, estimate=estimate_tokens)
+        for position, some in enumerate(prompts):
             counts = {
                 "group": group,
                 "count": str(sum(part.count for part in some)),
                 "failed": str(sum(part.failed for part in some)),
             }
-            text = render_input(some, level=stage)
+            text = render_input(some, level=level)
             yield Chunk(
                 text=text, document=group, document_index=0, position=position, columns=counts
             )
@@ -151,10 +157,10 @@ def _standing(chunk: Chunk) -> tuple[str, int, int]:
     return columns["group"], int(columns["count"]), int(columns["failed"])
 
 
-def _end_with_answers(runtime: Runtime, run_id: str, last: int) -> None:
+def _end_with_answers(runtime: Runtime, run_id: str, stages: Iterable[int]) -> None:
     aggregates: dict[str, Aggregate] = {}
     errors: list[ReduceError] = []
-    for stage in range(1, last + 1):
+    for stage in stages:
         chunks_of: dict[str, int] = defaultdict(int)
         for chunk, outcome, _ in _branches(runtime, run_id, stage):
             group, count, failed = _standing(chunk)

@@ -8,11 +8,10 @@ from collections import OrderedDict
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from fanout.prompts import Template
-
 from fanout.broker import make_store
 from fanout.chords import Publisher
 from fanout.llm import make_llm
+from fanout.prompts import Template
 from fanout.spec import RunSpec
 from workers.inflight import InFlight
 

@@ -22,6 +22,10 @@ __all__ = ["aggregate", "collect", "expand"]
 
 def expand(runtime: Runtime, run_id: str, stage: int, number: int, lanes: int) -> None:
     """Publish the chord of a shard; ``lanes`` branches of it at first, or all where that is 0."""
+    if runtime.store.is_finished(run_id, stage, number):
+        # Delivered again, or a retry to which this shard has nothing to add.
+        runtime.publisher.collect(run_id, stage, number)
+        return
     shard = runtime.shard(run_id, stage, number)
     if runtime.store.run(run_id).halt:
         # A stopped run with many shards must end soon: its branches are recorded, not published.
@@ -137,7 +141,7 @@ def aggregate(runtime: Runtime, run_id: str, stage: int) -> None:
     """Reduce the outcomes of a stage: end the run, or open the next stage."""
     store = runtime.store
     run = store.run(run_id)
-    if run.has_ended:
+    if run.has_ended or 0 < stage <= run.base_stage:
         return
     for number in _unfinished(runtime, run_id, stage):
         store.compact(run_id, stage, number, _complete(runtime, run_id, stage, number, {}))
@@ -150,7 +154,7 @@ def aggregate(runtime: Runtime, run_id: str, stage: int) -> None:
         store.end_run(run_id, RunStatus.FAILED, ended_at=time.time(), error=problem)
         return
     store.set_status(run_id, RunStatus.REDUCING)
-    reductions.reduce(runtime, run_id, stage, spec)
+    reductions.reduce(runtime, run, stage, spec)
 
 
 def _unfinished(runtime: Runtime, run_id: str, stage: int) -> Iterator[int]:

@@ -72,47 +72,65 @@ def room_tokens(*, context_tokens: int, template_tokens: int, answer_tokens: int
 
 
 def plan(
-    parts: Sequence[Part], *, room_tokens: int, estimate: Callable[[str], int]
+    parts: Sequence[Part], *, room_tokens: int, level: int, estimate: Callable[[str], int]
 ) -> list[list[Part]]:
-    """Pack the parts of one group, in order, into as few prompts as they need.
+    """Pack the parts of one group, in order, into few prompts.
 
-    Where there are several prompts, each holds at least two parts that have a text (the last may
-    hold one): parts too long for that are cut. So every level has at most half as many parts as
-    the one before, and the tree ends.
+    At level 0 a long answer may have a prompt to itself, and only one that is longer than a
+    prompt is cut. Above, where the parts are reductions, each prompt but the last holds at least
+    two of them, cut where need be: so every level has at most half as many parts as the one
+    before, and the tree ends.
 
     Args:
         parts: The parts of one group.
         room_tokens: What fits one prompt.
+        level: 0 where the parts are the answers of branches, more where they are reductions.
         estimate: Says how many tokens a text has.
     """
     missing = sum(part.failed for part in parts if not part.text)
     shown = [part for part in parts if part.text]
     if not shown:
         return []
-    bins = _pack(shown, room_tokens, estimate)
+    bins = _pack(shown, room_tokens, 2 if level else 1, estimate)
     if missing:
         bins[0] = [*bins[0], Part(group=parts[0].group, text="", count=0, failed=missing)]
     return bins
 
 
 def _pack(
-    parts: Sequence[Part], room_tokens: int, estimate: Callable[[str], int]
+    parts: Sequence[Part], room_tokens: int, least: int, estimate: Callable[[str], int]
 ) -> list[list[Part]]:
-    sizes = [estimate(part.text + _SEPARATOR) for part in parts]
-    if sum(sizes) <= room_tokens:
-        return [list(parts)]
-    most = room_tokens if len(parts) == 1 else room_tokens // 2
-    bins: list[list[Part]] = []
-    used = room_tokens
-    for part, size in zip(parts, sizes, strict=True):
-        kept = part if size <= most else _cut(part, most, estimate)
-        kept_size = min(size, most)
-        if used + kept_size > room_tokens:
+    bins: list[list[Part]] = [[]]
+    used = 0
+    for part in parts:
+        size = _size(part, estimate)
+        if used + size > room_tokens and len(bins[-1]) >= least:
             bins.append([])
             used = 0
-        bins[-1].append(kept)
-        used += kept_size
-    return bins
+        bins[-1].append(part)
+        used += size
+    return [_fit(some, room_tokens, estimate) for some in bins]
+
+
+def _fit(parts: list[Part], room_tokens: int, estimate: Callable[[str], int]) -> list[Part]:
+    """Cut the longest of the parts of one prompt, as little as makes them fit together."""
+    sizes = [_size(part, estimate) for part in parts]
+    limit = room_tokens
+    left = room_tokens
+    for done, size in enumerate(sorted(sizes)):
+        # What the shorter ones do not need, the longer ones share.
+        limit = left // (len(sizes) - done)
+        if size > limit:
+            break
+        left -= size
+    return [
+        part if size <= limit else _cut(part, limit, estimate)
+        for part, size in zip(parts, sizes, strict=True)
+    ]
+
+
+def _size(part: Part, estimate: Callable[[str], int]) -> int:
+    return estimate(part.text + _SEPARATOR)
 
 
 def _cut(part: Part, most: int, estimate: Callable[[str], int]) -> Part:

@@ -4,30 +4,31 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from fanout.aggregators.base import Aggregate, list_some, place
 from fanout.json_text import parse_json
 
 if TYPE_CHECKING:
     from fanout.aggregators.base import Item
 
-__all__ = ["Merge", "merged"]
+__all__ = ["Merge"]
 
 
 class Merge:
     """Merges answers that are JSON, in input order.
 
     Objects are merged key by key: objects recursively, lists one after the other; values that
-    differ become a list of the distinct ones, and equal ones stay one value. Where not all
-    answers are objects, the result is a list: lists one after the other, anything else appended.
+    differ become a list of the distinct ones, and equal ones stay one value (``1`` and ``1.0``
+    are equal, ``1`` and ``true`` are not). Where not all answers are objects, the result is a
+    list: lists one after the other, anything else appended.
 
     Failed branches, and answers that are not JSON, are left out and named in a note.
     """
 
     def __init__(self) -> None:
-        self._value: Any = None
-        self._is_first = True
-        # Values that came about by collecting, and so are extended and not compared.
-        self._collected: set[tuple[str, ...]] = set()
+        # Answers are merged into this in place: the cost of one does not grow with those before.
+        self._value: dict[str, Any] | list[Any] | None = None
         self._succeeded = 0
         self._missing: list[str] = []
         self._unusable: list[str] = []
@@ -46,13 +47,14 @@ class Merge:
         self._take(value)
 
     def _take(self, value: Any) -> None:
-        if self._is_first:
+        if self._value is None:
             self._value = value if isinstance(value, dict | list) else [value]
-            self._is_first = False
         elif isinstance(self._value, dict) and isinstance(value, dict):
-            self._value = merged(self._value, value, self._collected)
+            _merge(self._value, value)
         else:
-            self._value = _listed(self._value) + _listed(value)
+            if isinstance(self._value, dict):
+                self._value = [self._value]
+            self._value.extend(_listed(value))
 
     def result(self) -> Aggregate:
         """See Accumulator."""
@@ -62,37 +64,68 @@ class Merge:
         if self._unusable:
             names = list_some(self._unusable)
             notes.append(f"{len(self._unusable):,} answers are not JSON and left out: {names}")
-        value = {} if self._value is None else self._value
+        value = {} if self._value is None else _plain(self._value)
         return Aggregate(
             value=value, succeeded=self._succeeded, failed=len(self._missing), notes=notes
         )
 
 
-def merged(
-    left: dict[str, Any],
-    right: dict[str, Any],
-    collected: set[tuple[str, ...]],
-    path: tuple[str, ...] = (),
-) -> dict[str, Any]:
-    """Return two objects as one; ``collected`` remembers which lists came about by collecting."""
-    out = dict(left)
+class _Distinct:
+    """The values of a key on which answers differ, in the order they came."""
+
+    def __init__(self) -> None:
+        self._values: dict[bytes, Any] = {}
+
+    def add(self, value: Any) -> None:
+        self._values.setdefault(_identity(value), value)
+
+    def values(self) -> list[Any]:
+        return list(self._values.values())
+
+
+def _merge(left: dict[str, Any], right: dict[str, Any]) -> None:
+    """Merge ``right`` into ``left``."""
     for key, value in right.items():
-        here = (*path, key)
-        out[key] = _both(out[key], value, collected, here) if key in out else value
-    return out
+        left[key] = _both(left[key], value) if key in left else value
 
 
-def _both(left: Any, right: Any, collected: set[tuple[str, ...]], path: tuple[str, ...]) -> Any:
-    if path in collected:
-        return left + [value for value in _listed(right) if value not in left]
-    if isinstance(left, dict) and isinstance(right, dict):
-        return merged(left, right, collected, path)
-    if isinstance(left, list) or isinstance(right, list):
-        return _listed(left) + _listed(right)
-    if left == right:
+def _both(left: Any, right: Any) -> Any:
+    if isinstance(left, _Distinct):
+        for value in _listed(right):
+            left.add(value)
         return left
-    collected.add(path)
-    return [left, right]
+    if isinstance(left, dict) and isinstance(right, dict):
+        _merge(left, right)
+        return left
+    if isinstance(left, list):
+        left.extend(_listed(right))
+        return left
+    if isinstance(right, list):
+        return [left, *right]
+    if _identity(left) == _identity(right):
+        return left
+    distinct = _Distinct()
+    distinct.add(left)
+    distinct.add(right)
+    return distinct
+
+
+def _identity(value: Any) -> bytes:
+    """Return what two equal JSON values, and only they, have in common."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return msgspec.json.encode(_plain(value), order="deterministic")
+
+
+def _plain(value: Any) -> Any:
+    """Return a value of JSON, with lists where values were collected."""
+    if isinstance(value, _Distinct):
+        return [_plain(one) for one in value.values()]
+    if isinstance(value, dict):
+        return {key: _plain(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_plain(one) for one in value]
+    return value
 
 
 def _listed(value: Any) -> list[Any]:

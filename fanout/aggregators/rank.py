@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +15,16 @@ if TYPE_CHECKING:
 __all__ = ["Rank", "score_of"]
 
 _FIELDS = ("score", "rating", "rank_score")
-_NUMBER = r"(?<![\w.])[-+]?\d+(?:\.\d+)?"
-_LABELLED = re.compile(rf"\b(?:score|rating|grade)\b[^\d\n+-]{{0,20}}({_NUMBER})", re.IGNORECASE)
+_NUMBER = r"(?<![\w.])[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?"
+_LABEL = r"\b(?:score|rating|grade)\b"
+# The scale, which people put between the label and the colon: "Score (0-10): 7".
+_SCALE = r"(?:\s*(?:\([^)\n]*\)|\[[^\]\n]*\]|(?:out of|on a scale|from|between)\b[^:=\n]{0,40}))?"
+_GAP = r"[^\d\n+-]{0,20}"
+_ASSIGNED = re.compile(rf"{_LABEL}[\"'*_]*{_SCALE}\W{{0,4}}?[:=]{_GAP}({_NUMBER})", re.IGNORECASE)
+_LABELLED = re.compile(rf"{_LABEL}{_GAP}({_NUMBER})", re.IGNORECASE)
+_RANGE = re.compile(
+    r"\b(?:scale|range)\s+(?:of\s+|from\s+)?\d+\s*(?:-|\u2013|to)\s*\d+", re.IGNORECASE
+)
 _ANY = re.compile(_NUMBER)
 
 
@@ -23,7 +32,8 @@ class Rank:
     """Sorts answers by their number, the highest first; equal numbers share a rank.
 
     The number is the field ``score`` or ``rating`` of a JSON answer; else the one behind the word
-    score, rating or grade; else the first one. ``7/10`` counts as 7.
+    score, rating or grade; else the first one. ``7/10`` counts as 7, and the scale of ``Score
+    (0-10): 7`` is not taken for the score.
 
     Answers without a number are ranked last, and failed branches are left out; notes name both.
     """
@@ -84,9 +94,31 @@ def score_of(answer: str) -> float | None:
         value = None
     if isinstance(value, dict):
         for field in _FIELDS:
-            if isinstance(value.get(field), int | float) and not isinstance(value[field], bool):
-                return float(value[field])
-    found = _LABELLED.search(answer) or _ANY.search(answer)
+            score = _field_score(value.get(field))
+            if score is not None:
+                return score
+    return _text_score(answer)
+
+
+def _field_score(value: Any) -> float | None:
+    if isinstance(value, str):
+        return _text_score(value)
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return _finite(value)
+    return None
+
+
+def _text_score(text: str) -> float | None:
+    found = _ASSIGNED.search(text) or _LABELLED.search(text) or _ANY.search(_RANGE.sub(" ", text))
     if found is None:
         return None
-    return float(found[found.lastindex or 0])
+    return _finite(found[found.lastindex or 0].replace(",", ""))
+
+
+def _finite(number: float | str) -> float | None:
+    """Return a number that can be compared, or None where it is too large to be one."""
+    try:
+        value = float(number)
+    except OverflowError:
+        return None
+    return value if math.isfinite(value) else None

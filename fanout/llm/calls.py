@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import random
 import time
 from typing import TYPE_CHECKING
@@ -78,6 +77,7 @@ async def complete_with_retries(
             reply = await _call(llm, request, timeout_s)
             replies.append(reply.usage)
             text = validate(reply.text) if validate else reply.text
+            text = _storable(text)
         except LLMError as error:
             elapsed_s = clock() - started
             decision = decide(
@@ -118,11 +118,16 @@ def _result(
     return CallResult(
         output=output,
         kind=error.kind if error else None,
-        message=str(error)[:_MAX_MESSAGE] if error else None,
+        message=_storable(str(error)[:_MAX_MESSAGE]) if error else None,
         attempts=attempts,
         usage=_total(attempts, replies),
         elapsed_s=elapsed_s,
     )
+
+
+def _storable(text: str) -> str:
+    """Return a text without halves of characters, which have no bytes: models do cut there."""
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def _total(attempts: int, replies: list[Usage]) -> Usage:
@@ -147,6 +152,5 @@ def validate_json(text: str) -> str:
     try:
         parse_json(text)
     except ValueError as error:
-        where = f": {error.msg}" if isinstance(error, json.JSONDecodeError) else ""
-        raise LLMError(ErrorKind.INVALID_OUTPUT, f"the answer is not JSON{where}") from None
+        raise LLMError(ErrorKind.INVALID_OUTPUT, f"the answer is not JSON: {error}") from None
     return bare_json(text)

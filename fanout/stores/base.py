@@ -64,6 +64,8 @@ class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
         created_at: Seconds since the epoch.
         ended_at: Seconds since the epoch, or None while it goes on.
         stage: The number of the stage that is being processed.
+        base_stage: Reduce stages up to this number belong to an aggregate that a retry discarded;
+            those of the present one follow it.
         halt: Why no further call may be made: the status it will end with, or None.
         error: One line that says why the run failed, or None.
     """
@@ -73,8 +75,14 @@ class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
     created_at: float
     ended_at: float | None = None
     stage: int = 0
+    base_stage: int = 0
     halt: RunStatus | None = None
     error: str | None = None
+
+    @property
+    def last_stage(self) -> int:
+        """The highest number that a stage of the run has."""
+        return max(self.stage, self.base_stage)
 
     @property
     def has_ended(self) -> bool:
@@ -128,7 +136,10 @@ class Store(Protocol):
         """Return the counts of a stage; all 0 where there is no such stage."""
 
     def set_status(self, run_id: str, status: RunStatus, *, stage: int | None = None) -> bool:
-        """Move a run that has not ended to ``status``; say whether it was moved."""
+        """Move a run that has not ended to ``status``; say whether it was moved.
+
+        The stage only rises: a task that is delivered again does not take it back.
+        """
 
     def end_run(
         self, run_id: str, status: RunStatus, *, ended_at: float, error: str | None = None
@@ -137,6 +148,30 @@ class Store(Protocol):
 
     def halt(self, run_id: str, status: RunStatus, *, error: str | None = None) -> bool:
         """Let no further call start; the run will end with ``status``. The first halt stands."""
+
+    def reopen_run(self, run_id: str) -> bool:
+        """Take a run that has ended back to ``running``; say whether this call did.
+
+        Its aggregate is dropped, and what its reduce stages hold, but not what they consumed. Its
+        shards may be opened again.
+        """
+
+    def reopen_shard(
+        self,
+        run_id: str,
+        stage: int,
+        number: int,
+        *,
+        kept: dict[int, Outcome],
+        dropped: list[Outcome],
+    ) -> None:
+        """Take a finished shard back to the outcomes ``kept``; uncount those ``dropped``.
+
+        What calls consumed stays counted.
+        """
+
+    def is_finished(self, run_id: str, stage: int, number: int) -> bool:
+        """Say whether a shard is compacted."""
 
     def delete_run(self, run_id: str) -> None:
         """Forget all there is of a run. Raises UnknownRunError."""

@@ -24,7 +24,7 @@ __all__ = [
 # Level 1 halves JSON text at some 100 MB/s; higher levels cost more than the bytes they save.
 _LEVEL = 1
 
-RUN_FIELDS = ("status", "created_at", "ended_at", "stage", "halt", "error")
+RUN_FIELDS = ("status", "created_at", "ended_at", "stage", "base_stage", "halt", "error")
 
 _encode = msgspec.json.Encoder().encode
 _shard = msgspec.json.Decoder(Shard).decode
@@ -71,6 +71,7 @@ def decode_run(run_id: str, values: list[bytes | None]) -> RunRecord:
         created_at=float(text["created_at"] or 0),
         ended_at=float(text["ended_at"]) if text["ended_at"] else None,
         stage=int(text["stage"] or 0),
+        base_stage=int(text["base_stage"] or 0),
         halt=RunStatus(text["halt"]) if text["halt"] else None,
         error=text["error"] or None,
     )
@@ -98,7 +99,7 @@ def decode_stage(raw: dict[bytes, bytes]) -> StageRecord:
         errors={
             ErrorKind(name.removeprefix("kind:")): int(value)
             for name, value in fields.items()
-            if name.startswith("kind:")
+            if name.startswith("kind:") and int(value)
         },
         usage=Usage(
             calls=count("calls"),

@@ -102,7 +102,7 @@ class MemoryStore:
             run = self._runs.get(run_id)
             if run is None or run.record.has_ended:
                 return False
-            number = run.record.stage if stage is None else stage
+            number = max(run.record.stage, stage or 0)
             run.record = msgspec.structs.replace(run.record, status=status, stage=number)
             return True
 
@@ -128,6 +128,50 @@ class MemoryStore:
             error = error or run.record.error
             run.record = msgspec.structs.replace(run.record, halt=status, error=error)
             return True
+
+    def reopen_run(self, run_id: str) -> bool:
+        """See Store."""
+        with self._lock:
+            run = self._run(run_id)
+            if not run.record.has_ended:
+                return False
+            run.record = RunRecord(
+                run_id=run_id,
+                status=RunStatus.RUNNING,
+                created_at=run.record.created_at,
+                base_stage=run.record.last_stage,
+            )
+            for number, stage in run.stages.items():
+                if number:
+                    stage.shards.clear()
+            run.stages[0].open, run.stages[0].opened, run.result = {}, 0, None
+            return True
+
+    def reopen_shard(
+        self,
+        run_id: str,
+        stage: int,
+        number: int,
+        *,
+        kept: dict[int, Outcome],
+        dropped: list[Outcome],
+    ) -> None:
+        """See Store."""
+        with self._lock:
+            old = self._shard(run_id, stage, number)
+            state = self._run(run_id).stages[stage]
+            state.shards[number] = _Shard(old.input, outcomes=dict(kept))
+            errors = Counter(state.record.errors)
+            errors.subtract(outcome.kind for outcome in dropped if outcome.kind)
+            state.record = msgspec.structs.replace(
+                state.record,
+                failed=state.record.failed - len(dropped),
+                errors={kind: count for kind, count in errors.items() if count},
+            )
+
+    def is_finished(self, run_id: str, stage: int, number: int) -> bool:
+        """See Store."""
+        return self._shard(run_id, stage, number).finished
 
     def delete_run(self, run_id: str) -> None:
         """See Store."""

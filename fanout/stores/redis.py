@@ -92,6 +92,7 @@ class RedisStore:
         self._set_status = client.register_script(scripts.SET_STATUS)
         self._end_run = client.register_script(scripts.END_RUN)
         self._halt = client.register_script(scripts.HALT)
+        self._reopen_run = client.register_script(scripts.REOPEN_RUN)
 
     @property
     def address(self) -> str:
@@ -179,18 +180,59 @@ class RedisStore:
         return bool(self._halt(keys=[self._run(run_id)], args=args))
 
     @_translated
+    def reopen_run(self, run_id: str) -> bool:
+        """See Store."""
+        stage = self._stage(run_id, 0)
+        keys = [self._run(run_id), stage, f"{stage}:open", f"{self._run(run_id)}:result"]
+        if not self._reopen_run(keys=keys, args=[self._ttl_s, *_FINAL]):
+            return False
+        for number in range(1, self.run(run_id).base_stage + 1):
+            self._delete_shards(run_id, number)
+        return True
+
+    @_translated
+    def reopen_shard(
+        self,
+        run_id: str,
+        stage: int,
+        number: int,
+        *,
+        kept: dict[int, Outcome],
+        dropped: list[Outcome],
+    ) -> None:
+        """See Store."""
+        live = self._shard(run_id, stage, number, "live")
+        with self._redis.pipeline() as pipe:
+            pipe.delete(self._shard(run_id, stage, number, "out"), live)
+            for position, outcome in kept.items():
+                pipe.hset(live, str(position), cast("Any", codec.encode_outcome(outcome)))
+            pipe.expire(live, self._ttl_s)
+            pipe.hincrby(self._stage(run_id, stage), "failed", -len(dropped))
+            for outcome in dropped:
+                pipe.hincrby(self._stage(run_id, stage), f"kind:{outcome.kind}", -1)
+            pipe.execute()
+
+    @_translated
+    def is_finished(self, run_id: str, stage: int, number: int) -> bool:
+        """See Store."""
+        return bool(self._redis.exists(self._shard(run_id, stage, number, "out")))
+
+    @_translated
     def delete_run(self, run_id: str) -> None:
         """See Store."""
         record = self.run(run_id)
         # Newest stage first and the run last: a deletion that dies half-way can be done again.
-        for stage in range(record.stage + 1, -1, -1):
-            for number in range(self.stage(run_id, stage).shards):
-                parts = ("in", "live", "state", "out")
-                self._redis.delete(*(self._shard(run_id, stage, number, part) for part in parts))
-            key = self._stage(run_id, stage)
-            self._redis.delete(key, f"{key}:open")
+        for stage in range(record.last_stage + 1, -1, -1):
+            self._delete_shards(run_id, stage)
+            self._redis.delete(self._stage(run_id, stage))
         self._redis.delete(self._run(run_id), f"{self._run(run_id)}:result")
         self._forget(run_id)
+
+    def _delete_shards(self, run_id: str, stage: int) -> None:
+        for number in range(self.stage(run_id, stage).shards):
+            parts = ("in", "live", "state", "out")
+            self._redis.delete(*(self._shard(run_id, stage, number, part) for part in parts))
+        self._redis.delete(f"{self._stage(run_id, stage)}:open")
 
     @_translated
     def put_shard(self, run_id: str, stage: int, number: int, shard: Shard) -> None:

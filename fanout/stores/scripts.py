@@ -13,6 +13,7 @@ __all__ = [
     "OPEN_SHARDS",
     "PUT_SHARD",
     "RECORD",
+    "REOPEN_RUN",
     "SET_STATUS",
 ]
 
@@ -113,7 +114,8 @@ redis.call('DEL', KEYS[1], KEYS[2])
 return 1
 """
 
-# KEYS run; ARGV status, stage ('' leaves it), and the final statuses. Returns whether it moved.
+# KEYS run; ARGV status, stage ('' leaves it; it only rises), and the final statuses. Returns
+# whether it moved.
 SET_STATUS = """
 local status = redis.call('HGET', KEYS[1], 'status')
 if not status then return 0 end
@@ -121,7 +123,9 @@ for i = 3, #ARGV do
     if status == ARGV[i] then return 0 end
 end
 redis.call('HSET', KEYS[1], 'status', ARGV[1])
-if ARGV[2] ~= '' then redis.call('HSET', KEYS[1], 'stage', ARGV[2]) end
+local before = tonumber(redis.call('HGET', KEYS[1], 'stage') or 0)
+local stage = tonumber(ARGV[2])
+if stage and stage > before then redis.call('HSET', KEYS[1], 'stage', stage) end
 return 1
 """
 
@@ -147,5 +151,25 @@ for i = 3, #ARGV do
 end
 if redis.call('HSETNX', KEYS[1], 'halt', ARGV[1]) == 0 then return 0 end
 if ARGV[2] ~= '' then redis.call('HSET', KEYS[1], 'error', ARGV[2]) end
+return 1
+"""
+
+# KEYS run, stage 0, its open shards, result; ARGV ttl, and the final statuses. Returns whether it
+# was this call that reopened it.
+REOPEN_RUN = """
+local status = redis.call('HGET', KEYS[1], 'status')
+local has_ended = false
+for i = 2, #ARGV do
+    if status == ARGV[i] then has_ended = true end
+end
+if not has_ended then return 0 end
+local stage = tonumber(redis.call('HGET', KEYS[1], 'stage') or 0)
+if stage > 0 then redis.call('HSET', KEYS[1], 'base_stage', stage) end
+redis.call('HSET', KEYS[1], 'status', 'running', 'stage', 0)
+redis.call('HDEL', KEYS[1], 'halt', 'error', 'ended_at')
+redis.call('HSET', KEYS[2], 'opened', 0, 'used', 0)
+redis.call('DEL', KEYS[3], KEYS[4])
+redis.call('EXPIRE', KEYS[1], ARGV[1])
+redis.call('EXPIRE', KEYS[2], ARGV[1])
 return 1
 """

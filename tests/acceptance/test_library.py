@@ -122,6 +122,23 @@ def test_two_runners_with_functions_work_at_the_same_time(script):
     assert out == "['a1', 'a2'] ['b1', 'b2']\n"
 
 
+def test_one_runner_may_be_used_by_several_threads(script):
+    out = script("""
+        import psutil, threading
+        from fanout import ParallelCalls
+
+        results = {}
+        with ParallelCalls(llm="fake", max_workers=4) as runner:
+            def use(name):
+                results[name] = runner.run([name] * 20, "{input}").coverage
+            threads = [threading.Thread(target=use, args=(name,)) for name in "abc"]
+            for thread in threads: thread.start()
+            for thread in threads: thread.join()
+            print(results == dict.fromkeys("abc", 1.0), len(psutil.Process().children()))
+    """)
+    assert out == "True 1\n"
+
+
 def test_failures_are_records_in_input_order(script):
     """A fifth of a thousand branches fail, and the aggregate is made once of the others."""
     out = script("""

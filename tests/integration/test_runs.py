@@ -7,7 +7,7 @@ import signal
 import pytest
 import redis
 
-from fanout import Client, ErrorKind, ModelError, RunStatus, SpecError
+from fanout import Client, ErrorKind, ModelError, RunError, RunStatus, SpecError
 from fanout.broker import BRANCHES_QUEUE, CONTROL_QUEUE
 from fanout.spec import make_spec
 
@@ -423,3 +423,75 @@ def test_a_client_of_another_process_can_follow_a_run(worker, client, broker_url
         assert run.wait(20).succeeded == 3
         assert run.spec == spec
         assert [one.run_id for one in other.runs()] == [run_id]
+
+
+RECOVERING = (
+    "import pathlib\n"
+    "from fanout import ErrorKind, LLMError\n"
+    "well = pathlib.Path({path!r})\n"
+    "def model(prompt):\n"
+    "    if prompt.startswith('ALL'):\n"
+    "        return str(prompt.count('fine'))\n"
+    "    if prompt.endswith('7') and not well.exists():\n"
+    "        kind = ErrorKind.BAD_REQUEST if '17' in prompt else ErrorKind.CONTENT_FILTER\n"
+    "        raise LLMError(kind, 'not yet')\n"
+    "    return 'fine'\n"
+)
+
+
+def test_failed_branches_can_be_retried_and_the_aggregate_is_redone(
+    client, functions, start_worker, tmp_path
+):
+    start_worker(PYTHONPATH=functions(RECOVERING.format(path=str(tmp_path / "well"))))
+    spec = make_spec(
+        model="functions_under_test:model", prompt="{input}", aggregate_prompt="ALL {input}"
+    )
+    run = client.submit(spec, texts(1200))
+    run.wait(60)
+    assert run.status().failed == 120
+    assert run.result().aggregated == "1080"
+    calls = run.status().usage.calls
+    (tmp_path / "well").touch()
+
+    again = run.retry_failed([ErrorKind.BAD_REQUEST])
+    assert 0 < again < 120
+    assert run.wait(60).failed == 120 - again
+    assert run.result().aggregated == str(1080 + again)
+
+    assert run.retry_failed() == 120 - again
+    status = run.wait(60)
+    assert (status.succeeded, status.failed, status.errors) == (1200, 0, {})
+    result = run.result()
+    assert result.outputs == ["fine"] * 1200
+    assert result.aggregated == "1200"
+    assert result.usage.calls == calls + 120 + 2, "only what had failed was called again"
+    assert run.retry_failed() == 0, "there is nothing left to retry"
+
+
+def test_a_run_that_has_not_ended_cannot_be_retried(worker, client):
+    run = client.submit(make_spec(model="fake?latency_s=30", prompt="{input}"), texts(2))
+    with pytest.raises(RunError, match="has not ended"):
+        run.retry_failed()
+    run.cancel()
+    run.wait(20)
+
+
+def test_a_cancelled_run_can_be_taken_up_again(client, functions, start_worker, tmp_path):
+    path = functions(
+        "import asyncio, pathlib\n"
+        f"well = pathlib.Path({str(tmp_path / 'well')!r})\n"
+        "async def model(prompt):\n"
+        "    if not well.exists() and not prompt.endswith('0'):\n"
+        "        await asyncio.sleep(60)\n"
+        "    return 'fine'\n"
+    )
+    start_worker("--concurrency", "16", PYTHONPATH=path)
+    spec = make_spec(model="functions_under_test:model", prompt="{input}", reduce="vote")
+    run = client.submit(spec, texts(900))
+    wait_for(lambda: run.status().done >= 1, "a branch is done")
+    run.cancel()
+    assert run.wait(20).status is RunStatus.CANCELLED
+    (tmp_path / "well").touch()
+    run.retry_failed()
+    assert run.wait(30).status is RunStatus.SUCCEEDED
+    assert run.result().aggregated["votes"] == {"fine": 900}

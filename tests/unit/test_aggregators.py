@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import json
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from fanout.aggregators import (
+    Aggregate,
     Item,
     Part,
     aggregate_groups,
@@ -89,12 +91,46 @@ def test_aspects_and_samples_are_part_of_the_place():
         (["1", "2"], [1, 2]),
         (['{"a": 1}', "[2]"], [{"a": 1}, 2]),
         (['```json\n{"a": 1}\n```', ' {"b": 2} '], {"a": 1, "b": 2}),
+        (['{"a": 1}', '{"a": true}', '{"a": 1.0}'], {"a": [1, True]}),
+        (['{"a": {"x": [1]}}', '{"a": 1}', '{"a": {"x": [1]}}'], {"a": [{"x": [1]}, 1]}),
+        (['{"a": {"b": 1}}', '{"a": {"b": 2}}', '{"a": {"b": 2}}'], {"a": {"b": [1, 2]}}),
+        (['{"a": 1}', '{"a": 2}', '{"a": [2, 3]}'], {"a": [1, 2, 3]}),
+        (['"x"', "null", '{"a": 1}'], ["x", None, {"a": 1}]),
         ([], {}),
     ],
 )
 def test_how_json_answers_are_merged(outputs, value):
     made = aggregate_groups("merge", items(outputs)) if outputs else None
     assert (made[""].value if made else make_accumulator("merge").result().value) == value
+
+
+def values_are(left, right):
+    return json.dumps(left) == json.dumps(right)
+
+
+def test_one_and_true_differ_and_one_and_one_point_nought_do_not():
+    assert values_are(aggregate("merge", ['{"a": 1}', '{"a": true}']).value, {"a": [1, True]})
+    assert values_are(aggregate("merge", ['{"a": 1}', '{"a": 1.0}']).value, {"a": 1})
+
+
+@pytest.mark.parametrize(
+    "odd", ["NaN", '{"a": Infinity}', "1e999", '"\\ud800"', "[" * 5000, "9" * 400]
+)
+def test_what_json_cannot_store_is_left_out_of_a_merge(odd):
+    made = aggregate("merge", ['{"a": 1}', odd])
+    assert msgspec.json.decode(msgspec.json.encode(made), type=Aggregate).value == made.value
+
+
+def test_an_answer_nested_too_deep_is_left_out():
+    deep = '{"a":' * 101 + "1" + "}" * 101
+    made = aggregate("merge", [deep[5:-1], deep])
+    assert made.notes == ["1 answers are not JSON and left out: d1"]
+
+
+def test_merging_costs_the_same_however_many_answers_came_before():
+    """20,000 answers, each with a new value: with a cost that grew, this would take minutes."""
+    made = aggregate("merge", [json.dumps({"a": [i], "b": i}) for i in range(20_000)])
+    assert made.value == {"a": list(range(20_000)), "b": list(range(20_000))}
 
 
 def test_merge_leaves_out_what_is_not_json_and_says_so():
@@ -137,6 +173,22 @@ def test_votes_add_up(outputs):
         ("v2x has no number", None),
         ("none", None),
         ("", None),
+        ("Score (0-10): 7", 7),
+        ("**Score (out of 10):** 6.5", 6.5),
+        ("Score out of 10: 7", 7),
+        ("Score on a scale of 0 to 10: 4", 4),
+        ("Score (7/10). Experience: 5 years", 7),
+        ("Score 8/10. Years: 5", 8),
+        ("On a scale of 0-10, I give it a 7.", 7),
+        ("**Rating**: 9", 9),
+        ('Sure! {"score": 3}', 3),
+        ('{"score": "8/10"}', 8),
+        ('{"score": null, "rating": 2}', 2),
+        ('{"score": true}', None),
+        ("1,250 points", 1250),
+        ("9" * 400, None),
+        ('{"score": ' + "9" * 400 + "}", None),
+        ('{"score": NaN}', None),
     ],
 )
 def test_the_number_that_an_answer_is_ranked_by(answer, score):
@@ -177,31 +229,45 @@ def parts(*sizes):
 
 
 def test_what_fits_one_prompt_is_one_prompt():
-    assert len(plan(parts(40, 40, 40), room_tokens=100, estimate=estimate_tokens)) == 1
+    assert len(plan(parts(40, 40, 40), room_tokens=100, level=0, estimate=estimate_tokens)) == 1
 
 
 @given(
     sizes=st.lists(st.integers(1, 3000), min_size=1, max_size=60),
     room=st.integers(64, 400),
+    level=st.integers(0, 2),
 )
-def test_every_part_is_in_one_prompt_in_order_and_no_prompt_is_too_large(sizes, room):
-    bins = plan(parts(*sizes), room_tokens=room, estimate=estimate_tokens)
+def test_every_part_is_in_one_prompt_in_order_and_no_prompt_is_too_large(sizes, room, level):
+    bins = plan(parts(*sizes), room_tokens=room, level=level, estimate=estimate_tokens)
     for some in bins:
-        assert estimate_tokens(render_input(some, level=0)) <= room
+        assert sum(estimate_tokens(part.text) for part in some) <= room
     assert sum(len(some) for some in bins) == len(sizes)
     for some in bins[:-1]:
-        assert len(some) >= 2, "each level has at most half the parts of the one before"
+        assert level == 0 or len(some) >= 2, "it has at most half the parts of the level before"
+
+
+@given(sizes=st.lists(st.integers(1, 240), min_size=1, max_size=60))
+def test_an_answer_that_fits_a_prompt_is_not_cut(sizes):
+    given = parts(*sizes)
+    bins = plan(given, room_tokens=64, level=0, estimate=estimate_tokens)
+    assert [part for some in bins for part in some] == given
+
+
+def test_only_the_long_one_of_a_prompt_is_cut():
+    [[short, long]] = plan(parts(100, 900), room_tokens=200, level=1, estimate=estimate_tokens)
+    assert short.text == "x" * 100
+    assert 150 < estimate_tokens(long.text) <= 175
 
 
 @given(count=st.integers(1, 500), answer=st.integers(1, 2000), room=st.integers(64, 300))
 def test_the_tree_ends(count, answer, room):
-    level = parts(*[answer] * count)
-    for _ in range(12):
-        bins = plan(level, room_tokens=room, estimate=estimate_tokens)
+    parts_of_level = parts(*[answer] * count)
+    for level in range(12):
+        bins = plan(parts_of_level, room_tokens=room, level=level, estimate=estimate_tokens)
         if len(bins) == 1:
             return
-        assert len(bins) <= (len(level) + 1) // 2
-        level = [
+        assert level == 0 or len(bins) <= (len(parts_of_level) + 1) // 2
+        parts_of_level = [
             Part(group="g", text="y" * answer, count=sum(part.count for part in some))
             for some in bins
         ]
@@ -209,19 +275,21 @@ def test_the_tree_ends(count, answer, room):
 
 
 def test_a_part_that_is_cut_says_so():
-    [[part]] = plan(parts(4000), room_tokens=100, estimate=estimate_tokens)
+    [[part]] = plan(parts(4000), room_tokens=100, level=0, estimate=estimate_tokens)
     assert part.text.startswith("xxx")
     assert part.text.endswith("[... cut: 100 of 1,000 tokens are shown]")
 
 
 def test_a_cut_does_not_split_wide_text_too_short():
-    [[part]] = plan([Part(group="g", text="今" * 4000)], room_tokens=100, estimate=estimate_tokens)
+    [[part]] = plan(
+        [Part(group="g", text="今" * 4000)], room_tokens=100, level=0, estimate=estimate_tokens
+    )
     assert 60 < estimate_tokens(part.text) <= 100
 
 
 def test_what_is_missing_is_told():
     leaves = list(leaf_parts(items(["a", None, "c", None])))
-    [some] = plan(leaves, room_tokens=1000, estimate=estimate_tokens)
+    [some] = plan(leaves, room_tokens=1000, level=0, estimate=estimate_tokens)
     text = render_input(some, level=0)
     assert text.startswith("(2 of 4 answers are missing, because their calls failed.)")
     assert "[d0]\na\n\n[d2]\nc" in text
@@ -235,7 +303,10 @@ def test_partial_results_are_called_so():
 
 
 def test_a_group_without_answers_needs_no_call():
-    assert plan(list(leaf_parts(items([None]))), room_tokens=100, estimate=estimate_tokens) == []
+    assert (
+        plan(list(leaf_parts(items([None]))), room_tokens=100, level=0, estimate=estimate_tokens)
+        == []
+    )
 
 
 def test_a_window_without_room_is_a_clear_error():

@@ -111,3 +111,8 @@ def test_what_is_not_json_is_invalid_output(text):
     with pytest.raises(LLMError, match="the answer is not JSON") as caught:
         validate_json(text)
     assert caught.value.kind is ErrorKind.INVALID_OUTPUT
+
+
+def test_half_a_character_at_the_end_of_an_answer_does_not_lose_the_answer():
+    result, _ = call("caf\u00e9 \ud83d")
+    assert result.output == "café ?"

@@ -7,8 +7,10 @@ import tracemalloc
 import pytest
 
 from fanout.documents import from_paths, from_strings
+from fanout.enqueue import checked_documents
 from fanout.errors import InputError
 from fanout.runs import Document
+from fanout.spec import make_spec
 
 MAX = 1000
 
@@ -228,3 +230,13 @@ def test_reading_holds_neither_a_huge_line_nor_many_rows_in_memory(here):
     tracemalloc.stop()
     assert count == 100_001
     assert peak < 8_000_000
+
+
+def test_half_a_character_costs_the_document_that_holds_it():
+    spec = make_spec(model="fake", prompt="{input}")
+    rows = [{"text": "fine"}, {"text": "caf\ud800"}, {"text": "x", "who": "\udc80"}]
+    fine, text, column = checked_documents(spec, rows)
+    assert fine.error is None
+    assert text.error == "it holds half of a character (a lone surrogate, at offset 3)"
+    assert "half of a character" in column.error
+    assert (text.index, column.index) == (1, 2)

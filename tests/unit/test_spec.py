@@ -95,3 +95,16 @@ def test_a_job_file_that_is_not_one_says_so(tmp_path, text, words):
 def test_a_missing_job_file_says_so(tmp_path):
     with pytest.raises(SpecError, match=r"cannot read the job file .*nope\.yaml"):
         load_job(tmp_path / "nope.yaml")
+
+
+@pytest.mark.parametrize(
+    ("field", "fields"),
+    [
+        ("prompt", {"prompt": "\udcff {input}"}),
+        ("aspects", {"prompt": None, "aspects": {"a": "\udcff {input}"}}),
+        ("inputs", {"inputs": ["\udcff.txt"]}),
+    ],
+)
+def test_a_text_that_is_not_utf8_is_refused(field, fields):
+    with pytest.raises(SpecError, match=f"^{field}: holds bytes that are not UTF-8"):
+        make_spec(**{"model": "fake", "prompt": "{input}", **fields})

@@ -266,6 +266,48 @@ def test_workers_are_known_until_they_go_or_fall_silent(store):
     assert store.workers() == {"b@x:1": 4}
 
 
+def test_a_run_that_has_ended_can_be_reopened_once(store, run):
+    store.put_shard(run, 0, 0, shard())
+    store.put_shard(run, 1, 0, shard())
+    store.record(run, 1, 0, 0, ok(0))
+    store.open_shards(run, 0, window=2)
+    assert not store.reopen_run(run), "it has not ended"
+    store.halt(run, RunStatus.FAILED, error="bad key")
+    store.set_status(run, RunStatus.REDUCING, stage=1)
+    store.put_result(run, b"old")
+    store.end_run(run, RunStatus.FAILED, ended_at=5.0)
+    assert store.reopen_run(run)
+    assert not store.reopen_run(run)
+    record = store.run(run)
+    assert (record.status, record.stage, record.halt) == (RunStatus.RUNNING, 0, None)
+    assert (record.error, record.ended_at, store.result(run)) == (None, None, None)
+    assert store.run(run).base_stage == 1, "the next aggregate takes the stages from 2"
+    assert store.stage(run, 1).usage.calls == 1, "what was consumed stays counted"
+    with pytest.raises(UnknownRunError):
+        store.shard(run, 1, 0)
+    assert [grant.shard for grant in store.open_shards(run, 0, window=2)] == [0]
+
+
+def test_a_finished_shard_can_be_taken_back_to_what_is_kept(store, run):
+    store.put_shard(run, 0, 0, shard(3))
+    store.record(run, 0, 0, 0, ok(0, input_tokens=5, output_tokens=1, cost_usd=0.5))
+    store.record(run, 0, 0, 1, failed(1))
+    store.record(run, 0, 0, 2, failed(2, ErrorKind.AUTH))
+    outcomes = store.outcomes(run, 0, 0)
+    store.compact(run, 0, 0, outcomes)
+    assert store.is_finished(run, 0, 0)
+    kept = {0: outcomes[0], 2: outcomes[2]}
+    store.reopen_shard(run, 0, 0, kept=kept, dropped=[outcomes[1]])
+    assert not store.is_finished(run, 0, 0)
+    assert store.outcomes(run, 0, 0) == kept
+    record = store.stage(run, 0)
+    assert (record.succeeded, record.failed, record.errors) == (1, 1, {ErrorKind.AUTH: 1})
+    assert record.usage.calls == 5, "what was consumed stays counted"
+    assert store.begin(run, 0, 0, 0).verdict == "done"
+    assert store.begin(run, 0, 0, 1).verdict == "go"
+    assert store.record(run, 0, 0, 1, ok(1)).first
+
+
 def test_deleting_leaves_no_key(broker_url):
     client = redis.Redis.from_url(broker_url)
     store = RedisStore(client)
