@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 .PHONY: demo test lint clean help
 
 help:
-	@echo "make demo   explain the amendments to the US constitution with a small local model"
+	@echo "make demo   have a small local model read the amendments to the US constitution"
 	@echo "make test   run the whole test suite"
 	@echo "make lint   style, types and import rules"
 	@echo "make clean  remove the environment"
