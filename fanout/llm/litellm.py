@@ -40,6 +40,7 @@ class LiteLLM:
     async def check(self) -> None:
         """See LLM. Looks for the provider's variables; litellm has no call without tokens."""
         try:
+            self._litellm.get_llm_provider(self._name)
             found = await asyncio.to_thread(self._litellm.validate_environment, self._name)
             missing = [] if found["keys_in_environment"] else found["missing_keys"]
         except Exception as error:  # noqa: BLE001 - litellm raises all sorts

@@ -268,6 +268,11 @@ class FakeLitellm(types.ModuleType):
         self.error = None
         self.missing = []
 
+    def get_llm_provider(self, model):
+        if "/" not in model:
+            raise ValueError(f"no provider in {model}")
+        return model, model.partition("/")[0], None, None
+
     def validate_environment(self, model):
         return {"keys_in_environment": not self.missing, "missing_keys": self.missing}
 
@@ -308,6 +313,11 @@ def test_litellm_names_the_variable_that_is_missing(litellm):
     litellm.missing = ["MISTRAL_API_KEY"]
     with pytest.raises(ModelError, match="MISTRAL_API_KEY is not set"):
         using("litellm/mistral/small", lambda llm: llm.check())
+
+
+def test_litellm_that_knows_no_such_provider_says_so(litellm):
+    with pytest.raises(ModelError, match="litellm does not know nonsense"):
+        using("litellm/nonsense", lambda llm: llm.check())
 
 
 def test_litellm_s_errors_have_kinds(litellm):
