@@ -12,6 +12,8 @@ from fanout.runs import ErrorKind  # noqa: TC001 - msgspec reads the annotation
 from fanout.stores import RedisStore, connect
 
 if TYPE_CHECKING:
+    import redis
+
     from fanout.settings import Settings
 
 __all__ = [
@@ -26,6 +28,7 @@ __all__ = [
     "Preflight",
     "branch_id",
     "collect_id",
+    "connect_broker",
     "expand_id",
     "make_app",
     "make_store",
@@ -122,6 +125,8 @@ def make_app(settings: Settings) -> Celery:
             # The default restores ten messages at a time, every 100 s: half an hour for 200.
             "unacked_restore_limit": 10_000,
             "unacked_restore_interval": 5,
+            # A worker that dies while it restores would keep all others from it for five minutes.
+            "unacked_mutex_expire": 15,
             "unacked_restore_throttle": 1,
             # Control before branches, in the order of task_queues.
             "queue_order_strategy": "priority",
@@ -137,7 +142,15 @@ def make_app(settings: Settings) -> Celery:
     return app
 
 
-def make_store(settings: Settings) -> RedisStore:
-    """Return the run store on the same server."""
-    client = connect(settings.broker_url or "")
+def connect_broker(settings: Settings, *, is_patient: bool = False) -> redis.Redis:
+    """Return a client of the server that is both broker and store."""
+    return connect(settings.broker_url or "", is_patient=is_patient)
+
+
+def make_store(settings: Settings, *, is_patient: bool = False) -> RedisStore:
+    """Return the run store on the same server.
+
+    A patient one waits for a server that is away, or full, instead of raising BrokerError.
+    """
+    client = connect_broker(settings, is_patient=is_patient)
     return RedisStore(client, prefix=settings.key_prefix, ttl_s=settings.run_ttl_s)

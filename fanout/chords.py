@@ -63,16 +63,21 @@ class Publisher:
         self._app.backend.set_chord_size(group, size)
         self._publish(self._header(run_id, stage, shard, range(published), feed, callback))
 
-    def branch(self, run_id: str, stage: int, shard: int, position: int, *, feed: int) -> None:
-        """Publish one further branch of a shard's chord whose size is set already."""
+    def branches(
+        self, run_id: str, stage: int, shard: int, positions: Iterable[int], *, feed: int
+    ) -> None:
+        """Publish branches of a shard's chord whose size is set already."""
         callback = self._collect(run_id, stage, shard)
-        header = self._header(run_id, stage, shard, range(position, position + 1), feed, callback)
-        self._publish(header)
+        self._publish(self._header(run_id, stage, shard, positions, feed, callback))
 
     def collect(self, run_id: str, stage: int, shard: int) -> None:
         """Publish a shard's callback by itself: the chord has no header."""
         callback = self._collect(run_id, stage, shard)
         self._publish([callback.clone(args=([],))])
+
+    def aggregate(self, run_id: str, stage: int) -> None:
+        """Publish a stage's callback by itself: its root chord will not come to it."""
+        self._publish([self._aggregate(run_id, stage).clone(args=([],))])
 
     def seal(self, run_id: str, stage: int, *, shards: int) -> None:
         """Set the size of a stage's root chord, and publish the last member of its header."""
@@ -99,7 +104,13 @@ class Publisher:
         backend.client.delete(*(backend.get_key_for_group(group, part) for part in parts))
 
     def _header(
-        self, run_id: str, stage: int, shard: int, positions: range, feed: int, callback: Signature
+        self,
+        run_id: str,
+        stage: int,
+        shard: int,
+        positions: Iterable[int],
+        feed: int,
+        callback: Signature,
     ) -> Iterator[Signature]:
         for position in positions:
             yield self._signature(

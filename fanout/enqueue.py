@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from itertools import chain, islice
 from typing import TYPE_CHECKING
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from fanout.spec import RunSpec
     from fanout.stores import Store
 
-__all__ = ["Enqueuer", "checked_documents", "open_stage", "retry_failed"]
+__all__ = ["Enqueuer", "checked_documents", "open_stage", "retry_failed", "unpark"]
 
 _SHOWN_FAULTS = 3
 
@@ -167,6 +168,17 @@ def open_stage(
     store.seal_stage(run_id, stage)
     store.set_status(run_id, RunStatus.RUNNING if stage == 0 else RunStatus.REDUCING, stage=stage)
     publisher.seal(run_id, stage, shards=number + 1)
+
+
+def unpark(store: Store, publisher: Publisher, run_id: str) -> int:
+    """Publish the branches that were parked while a run was paused; return how many."""
+    parked = store.take_parked(run_id)
+    shards: dict[tuple[int, int, int], list[int]] = defaultdict(list)
+    for branch in parked:
+        shards[branch.stage, branch.shard, branch.feed].append(branch.position)
+    for (stage, number, feed), positions in shards.items():
+        publisher.branches(run_id, stage, number, positions, feed=feed)
+    return len(parked)
 
 
 def retry_failed(

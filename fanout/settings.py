@@ -26,8 +26,12 @@ class Settings(BaseSettings):
         model: The model where a job names none.
         key_prefix: Put before every key of the run store, so that teams can share a server.
         run_ttl_s: Seconds that a run's records are kept after they were last written.
-        visibility_timeout_s: Seconds after which a dead worker's messages come back. It must be
-            longer than the longest call with its retries.
+        visibility_timeout_s: Seconds after which a dead worker's messages come back. It may be
+            shorter than a call: a living worker renews it.
+        stall_s: Seconds without progress after which the reaper looks at a shard closely.
+        reaper_interval_s: Seconds between two sweeps of the reaper; 0 turns it off.
+        grace_s: Seconds that a worker that is asked to stop gives to the calls in flight; then it
+            hands them back.
         max_deliveries: How often a branch may be begun; one that killed its worker each time is
             then recorded as ``poisoned``.
         concurrency: Branches that a worker has in flight where nothing else says.
@@ -42,7 +46,10 @@ class Settings(BaseSettings):
     model: str | None = None
     key_prefix: Annotated[str, Field(min_length=1, max_length=64)] = "fanout"
     run_ttl_s: Annotated[int, Field(ge=60)] = 7 * 24 * 3600
-    visibility_timeout_s: Annotated[int, Field(ge=5)] = 3600
+    visibility_timeout_s: Annotated[int, Field(ge=5)] = 30
+    stall_s: Annotated[float, Field(ge=1)] = 15.0
+    reaper_interval_s: Annotated[float, Field(ge=0)] = 5.0
+    grace_s: Annotated[float, Field(ge=0)] = 20.0
     max_deliveries: Annotated[int, Field(ge=1)] = 4
     concurrency: Annotated[int, Field(ge=1, le=10_000)] = 32
     pool: Literal["threads", "prefork", "solo"] = "threads"

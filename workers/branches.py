@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import secrets
 from typing import TYPE_CHECKING
 
-from fanout.errors import ModelError, PromptError
+from fanout.errors import ModelError, PromptError, UnknownRunError
 from fanout.llm.base import LLMRequest
 from fanout.llm.calls import CallResult, complete_with_retries, validate_json
 from fanout.retries import STOPS_RUN
 from fanout.runs import ErrorKind, Outcome, RunStatus, branch_ref
 from fanout.shards import shard_chunk
-from workers.inflight import CallStoppedError
+from workers.inflight import CallStoppedError, Stop
 
 if TYPE_CHECKING:
     from fanout.runs import BranchRef, Chunk
     from fanout.spec import RunSpec
+    from fanout.stores import Begun
     from workers.runtime import Runtime
 
-__all__ = ["BranchFailed", "run_branch"]
+__all__ = ["BranchFailed", "BranchHandedBack", "BranchParked", "run_branch"]
 
 
 class BranchFailed(Exception):  # noqa: N818 - Flower shows the name: it should read as a state
@@ -27,6 +29,14 @@ class BranchFailed(Exception):  # noqa: N818 - Flower shows the name: it should 
     """
 
 
+class BranchParked(Exception):  # noqa: N818 - it is no error
+    """The run is paused: the branch is remembered, and published again when the run goes on."""
+
+
+class BranchHandedBack(Exception):  # noqa: N818 - it is no error
+    """The worker stops: the branch goes back to the queue, as if it had not been begun."""
+
+
 def run_branch(
     runtime: Runtime, run_id: str, stage: int, number: int, position: int, feed: int
 ) -> None:
@@ -34,34 +44,93 @@ def run_branch(
 
     Raises:
         BranchFailed: It ended with an error, so that Celery counts the task as failed.
+        BranchParked: Its run is paused.
+        BranchHandedBack: This worker stops.
     """
-    begun = runtime.store.begin(run_id, stage, number, position)
-    if begun.verdict in {"done", "gone"}:
-        return
-    index = runtime.shard(run_id, stage, number).first + position
-    if begun.verdict == "halted":
-        message = "the run was stopped before this branch was called"
-        outcome = Outcome(index=index, kind=ErrorKind.CANCELLED, message=message)
-    elif begun.deliveries > runtime.settings.max_deliveries:
-        message = f"the worker died {begun.deliveries - 1} times while it ran this branch"
-        outcome = Outcome(index=index, kind=ErrorKind.POISONED, message=message)
+    branch = _Branch(runtime, run_id, stage, number, position, feed)
+    begun = branch.begin()
+    if begun.verdict == "suspect":
+        # One at a time, and counted only now: when the worker dies again, it was this one.
+        with runtime.alone:
+            branch.process(branch.begin(is_alone=True))
     else:
-        outcome = _answer(runtime, run_id, stage, number, index)
-    if outcome.kind in STOPS_RUN:
-        runtime.store.halt(run_id, RunStatus.FAILED, error=f"{outcome.kind}: {outcome.message}")
-    recorded = runtime.store.record(run_id, stage, number, position, outcome, feed=feed)
-    if recorded.next is not None:
-        runtime.publisher.branch(run_id, stage, number, recorded.next, feed=feed)
-    if outcome.kind is not None:
-        raise BranchFailed(outcome.kind.value)
+        branch.process(begun)
+
+
+class _Branch:
+    """One delivery of a branch."""
+
+    def __init__(
+        self, runtime: Runtime, run_id: str, stage: int, number: int, position: int, feed: int
+    ) -> None:
+        self._runtime = runtime
+        self._key = (run_id, stage, number, position)
+        self._feed = feed
+        self._token = secrets.token_hex(4)
+
+    def begin(self, *, is_alone: bool = False) -> Begun:
+        if self._runtime.is_handing_back:
+            raise BranchHandedBack
+        return self._runtime.store.begin(
+            *self._key, token=self._token, feed=self._feed, is_alone=is_alone
+        )
+
+    def process(self, begun: Begun) -> None:
+        if begun.verdict in {"done", "gone"}:
+            return
+        if begun.verdict == "paused":
+            raise BranchParked
+        outcome = self._outcome(begun)
+        run_id, stage, number, _ = self._key
+        store = self._runtime.store
+        if outcome.kind in STOPS_RUN:
+            store.halt(run_id, RunStatus.FAILED, error=f"{outcome.kind}: {outcome.message}")
+        recorded = store.record(*self._key, outcome, feed=self._feed)
+        if recorded.next is not None:
+            self._runtime.publisher.branches(
+                run_id, stage, number, [recorded.next], feed=self._feed
+            )
+        if outcome.kind is not None:
+            raise BranchFailed(outcome.kind.value)
+
+    def _outcome(self, begun: Begun) -> Outcome:
+        run_id, stage, number, position = self._key
+        index = self._runtime.indices(run_id, stage, number)[position]
+        if begun.verdict == "halted":
+            return _error(index, ErrorKind.CANCELLED, _NOT_CALLED.format("the run was stopped"))
+        if begun.verdict == "expired":
+            return _error(index, ErrorKind.EXPIRED, _NOT_CALLED.format("the run's deadline passed"))
+        if begun.deliveries > self._runtime.settings.max_deliveries:
+            times = begun.deliveries - 1
+            message = f"the worker died {times} times while it ran this branch"
+            return _error(index, ErrorKind.POISONED, message)
+        try:
+            return _answer(self._runtime, run_id, stage, number, index)
+        except BranchHandedBack:
+            self._runtime.store.unbegin(*self._key, token=self._token)
+            raise
+
+
+_NOT_CALLED = "{} before this branch was called"
+
+
+def _error(index: int, kind: ErrorKind, message: str, *, attempts: int = 0) -> Outcome:
+    return Outcome(index=index, kind=kind, message=message, attempts=attempts)
 
 
 def _answer(runtime: Runtime, run_id: str, stage: int, number: int, index: int) -> Outcome:
     try:
         return _call(runtime, run_id, stage, number, index)
-    except CallStoppedError:
+    except CallStoppedError as stopped:
+        if stopped.reason is Stop.HANDED_BACK:
+            raise BranchHandedBack from None
+        if stopped.reason is Stop.EXPIRED:
+            message = "the run's deadline passed during the call"
+            return _error(index, ErrorKind.EXPIRED, message, attempts=1)
         message = "the run was stopped during the call"
-        return Outcome(index=index, kind=ErrorKind.CANCELLED, message=message, attempts=1)
+        return _error(index, ErrorKind.CANCELLED, message, attempts=1)
+    except UnknownRunError:
+        return _error(index, ErrorKind.LOST, "the server has lost the input of this branch")
     except PromptError as error:
         return Outcome(index=index, kind=ErrorKind.BAD_REQUEST, message=str(error))
     except ModelError as error:
@@ -90,6 +159,7 @@ def _call(runtime: Runtime, run_id: str, stage: int, number: int, index: int) ->
             timeout_s=spec.timeout_s,
             validate=validate_json if wants_json else None,
         ),
+        has_deadline=stage == 0,
     )
     return _outcome(index, result)
 

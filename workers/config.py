@@ -8,8 +8,11 @@ from typing import TYPE_CHECKING
 
 from fanout.broker import make_app
 from fanout.settings import DEFAULT_BROKER_URL
+from workers.leases import Leases
 from workers.presence import Presence
+from workers.reaper import ReaperStep
 from workers.runtime import Runtime
+from workers.shutdown import Shutdown, listen_in_children
 from workers.tasks import register
 
 if TYPE_CHECKING:
@@ -41,11 +44,16 @@ def make_worker_app(settings: Settings) -> Celery:
         # endless redelivery; it is tried again until ``max_deliveries`` is reached.
         task_reject_on_worker_lost=False,
         task_retry_on_worker_lost=True,
+        worker_consumer="workers.shutdown:HandsBack",
+        # A server that is away comes back, whenever that is.
+        broker_connection_max_retries=None,
         # Functions of users may print; that is theirs, not the log's.
         worker_redirect_stdouts=False,
     )
     register(app, _RuntimeOfProcess(app, settings))
-    app.steps["worker"].add(Presence)
+    app.fanout_settings = settings
+    app.steps["worker"].update({Presence, Leases, ReaperStep, Shutdown})
+    listen_in_children(app)
     return app
 
 

@@ -1,10 +1,12 @@
-"""The calls of a worker process that are in flight, so that those of a stopped run can be ended."""
+"""The calls of a worker process that are in flight, and what ends them early."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import defaultdict
+from enum import Enum
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from fanout.errors import BrokerError, UnknownRunError
@@ -14,7 +16,7 @@ if TYPE_CHECKING:
 
     from fanout.stores import Store
 
-__all__ = ["CallStoppedError", "InFlight"]
+__all__ = ["CallStoppedError", "InFlight", "Stop"]
 
 _T = TypeVar("_T")
 # A stopped run should cost no more than this much of further calls.
@@ -23,12 +25,24 @@ _LOOK_S = 0.5
 _log = logging.getLogger(__name__)
 
 
+class Stop(Enum):
+    """Why a call was ended early."""
+
+    HALTED = "halted"  # its run was stopped
+    EXPIRED = "expired"  # its run's deadline passed
+    HANDED_BACK = "handed back"  # the worker stops: another one shall make the call
+
+
 class CallStoppedError(Exception):
-    """The run was stopped while the call was in flight."""
+    """The call was ended early."""
+
+    def __init__(self, reason: Stop) -> None:
+        super().__init__(reason.value)
+        self.reason = reason
 
 
 class InFlight:
-    """Runs calls on the current loop, and cancels those whose run is stopped.
+    """Runs calls on the current loop, and cancels those that must end.
 
     It looks at each run with calls in flight twice a second: one small read a run, whatever the
     number of its calls.
@@ -36,26 +50,41 @@ class InFlight:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._tasks: defaultdict[str, set[asyncio.Task[Any]]] = defaultdict(set)
+        # By run, and by whether its deadline binds them: it does not bind those of the reduce.
+        self._tasks: defaultdict[tuple[str, bool], dict[asyncio.Task[Any], Stop | None]]
+        self._tasks = defaultdict(dict)
         self._watcher: asyncio.Task[None] | None = None
+        self._is_handing_back = False
 
-    async def call(self, run_id: str, coroutine: Coroutine[Any, Any, _T]) -> _T:
+    async def call(
+        self, run_id: str, coroutine: Coroutine[Any, Any, _T], *, has_deadline: bool
+    ) -> _T:
         """Await a call of a run.
 
         Raises:
-            CallStoppedError: The run was stopped meanwhile.
+            CallStoppedError: It was ended early.
         """
+        if self._is_handing_back:
+            coroutine.close()
+            raise CallStoppedError(Stop.HANDED_BACK)
         task = asyncio.ensure_future(coroutine)
-        self._tasks[run_id].add(task)
+        calls = self._tasks[run_id, has_deadline]
+        calls[task] = None
         self._watch()
         try:
             return await task
         except asyncio.CancelledError:
-            raise CallStoppedError from None
+            raise CallStoppedError(calls[task] or Stop.HANDED_BACK) from None
         finally:
-            self._tasks[run_id].discard(task)
-            if not self._tasks[run_id]:
-                del self._tasks[run_id]
+            del calls[task]
+            if not calls:
+                self._tasks.pop((run_id, has_deadline), None)
+
+    def hand_back(self) -> None:
+        """End all calls, and those to come; on the loop."""
+        self._is_handing_back = True
+        for key in list(self._tasks):
+            self._cancel(key, Stop.HANDED_BACK)
 
     def _watch(self) -> None:
         if self._watcher is None or self._watcher.done():
@@ -64,19 +93,27 @@ class InFlight:
     async def _look(self) -> None:
         while self._tasks:
             await asyncio.sleep(_LOOK_S)
-            for run_id in list(self._tasks):
-                if await asyncio.to_thread(self._is_stopped, run_id):
-                    self._cancel(run_id)
+            for key in list(self._tasks):
+                reason = await asyncio.to_thread(self._reason, *key)
+                if reason is not None:
+                    self._cancel(key, reason)
 
-    def _is_stopped(self, run_id: str) -> bool:
+    def _reason(self, run_id: str, has_deadline: bool) -> Stop | None:  # noqa: FBT001 - half a key
         try:
-            return self._store.run(run_id).halt is not None
+            run = self._store.run(run_id)
         except UnknownRunError:
-            return True
+            return Stop.HALTED
         except BrokerError as error:
             _log.warning("cannot see whether run %s goes on: %s", run_id, error)
-            return False
+            return None
+        if run.halt is not None:
+            return Stop.HALTED
+        if has_deadline and run.deadline_at is not None and time.time() >= run.deadline_at:
+            return Stop.EXPIRED
+        return None
 
-    def _cancel(self, run_id: str) -> None:
-        for task in self._tasks.get(run_id, ()):
+    def _cancel(self, key: tuple[str, bool], reason: Stop) -> None:
+        calls = self._tasks.get(key, {})
+        for task in calls:
+            calls[task] = calls[task] or reason
             task.cancel()

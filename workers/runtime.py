@@ -8,15 +8,16 @@ from collections import OrderedDict
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from fanout.broker import make_store
+from fanout.broker import connect_broker, make_store
 from fanout.chords import Publisher
 from fanout.llm import make_llm
+from fanout.messages import Messages
 from fanout.prompts import Template
 from fanout.spec import RunSpec
 from workers.inflight import InFlight
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
+    from collections.abc import Callable, Coroutine
 
     from celery import Celery
 
@@ -37,12 +38,20 @@ class Runtime:
 
     def __init__(self, app: Celery, settings: Settings, *, concurrency: int) -> None:
         self.settings = settings
-        self.store: Store = make_store(settings)
+        # An outcome in hand was paid for: it waits for the server as long as that takes.
+        self.store: Store = make_store(settings, is_patient=True)
+        # Branches that may be what killed their worker are processed one at a time.
+        self.alone = threading.Lock()
+        self._stopping = threading.Event()
+        self._closers: list[Callable[[], None]] = []
         self.publisher = Publisher(app)
+        self.messages = Messages(connect_broker(settings))
         self._concurrency = concurrency
         self._shards: OrderedDict[tuple[str, int, int], Shard] = OrderedDict()
         self._shards_lock = threading.Lock()
-        self._in_flight = InFlight(self.store)
+        # For what must not wait: whoever watches or beats.
+        self.watched: Store = make_store(settings)
+        self._in_flight = InFlight(self.watched)
         self._models: dict[str, LLM] = {}
         self._models_lock = threading.Lock()
         self._loop = asyncio.new_event_loop()
@@ -50,15 +59,28 @@ class Runtime:
         self._thread.start()
         # Caches per runtime: two servers may know runs of the same id.
         self.spec = lru_cache(maxsize=_CACHED_SPECS)(self._load_spec)
+        self.indices = lru_cache(maxsize=_CACHED_SHARDS * 8)(self.store.indices)
         self.template = lru_cache(maxsize=_CACHED_SPECS * 8)(self._load_template)
 
     def _run_loop(self) -> None:
         asyncio.set_event_loop(self._loop)
         self._loop.run_forever()
 
-    def call_for(self, run_id: str, coroutine: Coroutine[Any, Any, _T]) -> _T:
-        """Make a call of a run on the loop. Raises CallStoppedError where the run is stopped."""
-        return self.call(self._in_flight.call(run_id, coroutine))
+    def call_for(
+        self, run_id: str, coroutine: Coroutine[Any, Any, _T], *, has_deadline: bool
+    ) -> _T:
+        """Make a call of a run on the loop. Raises CallStoppedError where it is ended early."""
+        return self.call(self._in_flight.call(run_id, coroutine, has_deadline=has_deadline))
+
+    @property
+    def is_handing_back(self) -> bool:
+        """Whether this process stops, and no longer waits for what is in flight."""
+        return self._stopping.is_set()
+
+    def hand_back(self) -> None:
+        """End the calls in flight, so that their branches go back to the queue."""
+        self._stopping.set()
+        self._loop.call_soon_threadsafe(self._in_flight.hand_back)
 
     def call(self, coroutine: Coroutine[Any, Any, _T]) -> _T:
         """Run a coroutine on the loop, and wait for it in this thread."""
@@ -101,8 +123,14 @@ class Runtime:
                 self._shards.move_to_end(key)
             return shard
 
+    def on_close(self, callback: Callable[[], None]) -> None:
+        """Have something done when the runtime is closed."""
+        self._closers.append(callback)
+
     def close(self) -> None:
         """Close the models' connections, the loop and the store."""
+        for closer in self._closers:
+            closer()
         with self._models_lock:
             for llm in self._models.values():
                 self.call(llm.aclose())
@@ -111,3 +139,4 @@ class Runtime:
         self._thread.join()
         self._loop.close()
         self.store.close()
+        self.watched.close()

@@ -6,13 +6,13 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from fanout.admission import shard_window
+from fanout.messages import seen_of_shard
 from fanout.runs import ErrorKind, Outcome, RunStatus
 from workers import reductions
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from fanout.runs import Shard
     from fanout.spec import RunSpec
     from fanout.stores import StageRecord
     from workers.runtime import Runtime
@@ -26,38 +26,42 @@ def expand(runtime: Runtime, run_id: str, stage: int, number: int, lanes: int) -
         # Delivered again, or a retry to which this shard has nothing to add.
         runtime.publisher.collect(run_id, stage, number)
         return
-    shard = runtime.shard(run_id, stage, number)
     if runtime.store.run(run_id).halt:
         # A stopped run with many shards must end soon: its branches are recorded, not published.
-        _record_cancelled(runtime, run_id, stage, number, shard)
+        message = "the run was stopped before this branch was called"
+        _record_rest(runtime, run_id, stage, number, ErrorKind.CANCELLED, message)
         runtime.publisher.collect(run_id, stage, number)
         return
-    published = min(lanes or shard.count, shard.count)
-    runtime.store.start_shard(run_id, stage, number, published=published)
-    runtime.publisher.shard_chord(
-        run_id,
-        stage,
-        number,
-        size=shard.count,
-        published=published,
-        feed=shard.count if published < shard.count else 0,
-    )
+    count = len(runtime.indices(run_id, stage, number))
+    published = min(lanes or count, count)
+    feed = count if published < count else 0
+    if runtime.store.start_shard(run_id, stage, number, published=published):
+        runtime.publisher.shard_chord(
+            run_id, stage, number, size=count, published=published, feed=feed
+        )
+    else:
+        _expand_rest(runtime, run_id, stage, number, feed)
 
 
-def _record_cancelled(runtime: Runtime, run_id: str, stage: int, number: int, shard: Shard) -> None:
-    message = "the run was stopped before this branch was called"
-    runtime.store.record_missing(
-        run_id,
-        stage,
-        number,
-        (
-            (
-                position,
-                Outcome(index=shard.first + position, kind=ErrorKind.CANCELLED, message=message),
-            )
-            for position in range(shard.count)
-        ),
+def _expand_rest(runtime: Runtime, run_id: str, stage: int, number: int, feed: int) -> None:
+    """Publish what a first attempt has not: a branch in the queue twice would be called twice."""
+    shard = runtime.store.shard_state(run_id, stage, number)
+    task_ids = runtime.messages.task_ids().get(run_id, set())
+    seen = seen_of_shard(task_ids, run_id, stage, number)
+    missing = set(range(shard.published or 0)) - shard.ended - seen.branches
+    runtime.publisher.branches(run_id, stage, number, sorted(missing), feed=feed)
+    if shard.ended >= set(range(shard.count)):
+        runtime.publisher.collect(run_id, stage, number)
+
+
+def _record_rest(
+    runtime: Runtime, run_id: str, stage: int, number: int, kind: ErrorKind, message: str
+) -> None:
+    outcomes = (
+        (position, Outcome(index=index, kind=kind, message=message))
+        for position, index in enumerate(runtime.indices(run_id, stage, number))
     )
+    runtime.store.record_missing(run_id, stage, number, outcomes)
 
 
 def collect(
@@ -89,9 +93,9 @@ def collect(
 def _complete(
     runtime: Runtime, run_id: str, stage: int, number: int, failures: dict[int, Outcome]
 ) -> dict[int, Outcome]:
-    shard = runtime.shard(run_id, stage, number)
+    indices = runtime.indices(run_id, stage, number)
     outcomes = runtime.store.outcomes(run_id, stage, number)
-    missing = [position for position in range(shard.count) if position not in outcomes]
+    missing = [position for position in range(len(indices)) if position not in outcomes]
     if not missing:
         return outcomes
     lost = Outcome(index=0, kind=ErrorKind.LOST, message="no trace of the branch was left")
@@ -99,10 +103,7 @@ def _complete(
         run_id,
         stage,
         number,
-        (
-            (position, _at(shard.first + position, failures.get(position, lost)))
-            for position in missing
-        ),
+        ((position, _at(indices[position], failures.get(position, lost))) for position in missing),
     )
     return runtime.store.outcomes(run_id, stage, number)
 
@@ -163,8 +164,8 @@ def _unfinished(runtime: Runtime, run_id: str, stage: int) -> Iterator[int]:
     if record.done >= record.total:
         return
     for number in range(record.shards):
-        shard = runtime.store.shard(run_id, stage, number)
-        if len(runtime.store.outcomes(run_id, stage, number)) < shard.count:
+        count = len(runtime.store.indices(run_id, stage, number))
+        if len(runtime.store.outcomes(run_id, stage, number)) < count:
             yield number
 
 

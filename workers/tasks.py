@@ -5,9 +5,11 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from celery.exceptions import Ignore, Reject
+
 from fanout import broker
 from fanout.errors import BrokerError
-from workers.branches import BranchFailed, run_branch
+from workers.branches import BranchFailed, BranchHandedBack, BranchParked, run_branch
 from workers.preflight import check_model
 from workers.stages import aggregate, collect, expand
 
@@ -47,7 +49,13 @@ def register(app: Celery, runtime: Callable[[], Runtime]) -> None:
     # calls happen on the loop; Celery's are for a store that is away, and for lost workers.
     @task(name=broker.BRANCH, throws=(BranchFailed,), **_PATIENT)  # type: ignore[untyped-decorator]
     def branch(run_id: str, stage: int, shard: int, position: int, feed: int) -> None:
-        run_branch(runtime(), run_id, stage, shard, position, feed)
+        try:
+            run_branch(runtime(), run_id, stage, shard, position, feed)
+        except BranchParked:
+            # It is not done: its chord must not count it.
+            raise Ignore from None
+        except BranchHandedBack:
+            raise Reject(requeue=True) from None
 
     @task(name=broker.EXPAND, **_PATIENT)  # type: ignore[untyped-decorator]
     def expand_shard(run_id: str, stage: int, shard: int, lanes: int) -> None:

@@ -85,6 +85,8 @@ class WorkerThread:
         if self._thread.is_alive() and self._worker is not None:
             # Celery's own way, a flag in worker.state, would stop every worker to come as well.
             self._worker.consumer.hub.call_soon(_shut_down)
+            # Whoever closes an embedded fleet does not wait for what is in flight.
+            self._app.fanout_hand_back()
             self._thread.join(_STOP_S)
             reset_worker_optimizations(self._app)
         self._app.fanout_runtime().close()

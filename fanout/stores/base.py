@@ -13,9 +13,25 @@ if TYPE_CHECKING:
 
     from fanout.admission import Lanes
 
-__all__ = ["Begun", "Grant", "Recorded", "RunRecord", "StageRecord", "Store", "Verdict"]
+__all__ = [
+    "ALONE_AFTER",
+    "Begun",
+    "Grant",
+    "Parked",
+    "Recorded",
+    "RunRecord",
+    "ShardState",
+    "StageProgress",
+    "StageRecord",
+    "Store",
+    "Verdict",
+]
 
-Verdict = Literal["go", "done", "halted", "gone"]
+# A branch that was begun so often without an end is begun again only alone: when its worker dies,
+# it is known which branch it was.
+ALONE_AFTER = 2
+
+Verdict = Literal["go", "done", "halted", "expired", "paused", "suspect", "gone"]
 
 
 class Begun(msgspec.Struct, frozen=True, kw_only=True):
@@ -23,8 +39,10 @@ class Begun(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         verdict: ``go``; ``done``, as it has an outcome already; ``halted``, as its run was
-            stopped; ``gone``, as there is no such run any more.
-        deliveries: How often this branch has been begun, this time included; 0 unless ``go``.
+            stopped; ``expired``, as the run's deadline has passed; ``paused``: it was parked and
+            is published again when the run goes on; ``suspect``: it was begun several times and
+            never ended, so it must be begun alone; ``gone``, as there is no such run any more.
+        deliveries: How often this branch has been begun, this time included where it is ``go``.
     """
 
     verdict: Verdict
@@ -55,6 +73,62 @@ class Grant(msgspec.Struct, frozen=True, kw_only=True):
     lanes: int = 0
 
 
+class Parked(msgspec.Struct, frozen=True, kw_only=True):
+    """A branch that was not begun because its run is paused.
+
+    Attributes:
+        stage: Its stage.
+        shard: Its shard.
+        position: Its position in the shard.
+        feed: As it was published with: see ``Store.record``.
+    """
+
+    stage: int
+    shard: int
+    position: int
+    feed: int
+
+
+class StageProgress(msgspec.Struct, frozen=True, kw_only=True):
+    """How far the shards of a stage are.
+
+    Attributes:
+        written: Shards that the stage has so far.
+        sealed: Whether these are all.
+        opened: Shards that were ever let into the queue: the first ones.
+        open: The lanes of each shard that is being processed, by number.
+        marks: For each open shard a value that changes whenever a branch of it begins or ends.
+        heals: How often the stage itself was healed.
+    """
+
+    written: int = 0
+    sealed: bool = False
+    opened: int = 0
+    open: dict[int, int] = {}
+    marks: dict[int, tuple[int, ...]] = {}
+    heals: int = 0
+
+
+class ShardState(msgspec.Struct, frozen=True, kw_only=True):
+    """What there is of a shard that is being processed.
+
+    Attributes:
+        first: The stage-wide index of its first branch.
+        count: Its branches.
+        published: How many of them, from the first, were published; None where none ever were.
+        finished: Whether it is compacted.
+        ended: The positions that have an outcome.
+        heals: How often it was healed.
+    """
+
+    first: int
+    count: int
+    published: int | None
+    finished: bool
+    ended: frozenset[int]
+    heals: int
+
+
 class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
     """The state of a run.
 
@@ -67,6 +141,7 @@ class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
         base_stage: Reduce stages up to this number belong to an aggregate that a retry discarded;
             those of the present one follow it.
         halt: Why no further call may be made: the status it will end with, or None.
+        deadline_at: Seconds since the epoch after which no branch is begun, or None.
         error: One line that says why the run failed, or None.
     """
 
@@ -77,6 +152,7 @@ class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
     stage: int = 0
     base_stage: int = 0
     halt: RunStatus | None = None
+    deadline_at: float | None = None
     error: str | None = None
 
     @property
@@ -120,7 +196,9 @@ class StageRecord(msgspec.Struct, frozen=True, kw_only=True):
 class Store(Protocol):
     """What a run needs remembered. Every method is safe to call twice, from any process."""
 
-    def create_run(self, run_id: str, *, spec: str, created_at: float) -> None:
+    def create_run(
+        self, run_id: str, *, spec: str, created_at: float, deadline_at: float | None = None
+    ) -> None:
         """Remember a new run in status ``enqueuing``; ``spec`` is its JSON."""
 
     def spec(self, run_id: str) -> str:
@@ -131,6 +209,9 @@ class Store(Protocol):
 
     def runs(self) -> Iterator[RunRecord]:
         """Yield the runs that have not expired, the newest first."""
+
+    def active_runs(self) -> list[str]:
+        """Return the runs that have not ended."""
 
     def stage(self, run_id: str, stage: int) -> StageRecord:
         """Return the counts of a stage; all 0 where there is no such stage."""
@@ -148,6 +229,15 @@ class Store(Protocol):
 
     def halt(self, run_id: str, status: RunStatus, *, error: str | None = None) -> bool:
         """Let no further call start; the run will end with ``status``. The first halt stands."""
+
+    def pause(self, run_id: str) -> bool:
+        """Let no further branch begin until ``unpause``; say whether this call did."""
+
+    def unpause(self, run_id: str) -> bool:
+        """Let branches begin again; say whether this call did. Those parked stay so."""
+
+    def take_parked(self, run_id: str) -> list[Parked]:
+        """Take away the branches that were not begun because the run is, or was, paused."""
 
     def reopen_run(self, run_id: str) -> bool:
         """Take a run that has ended back to ``running``; say whether this call did.
@@ -182,6 +272,12 @@ class Store(Protocol):
     def shard(self, run_id: str, stage: int, number: int) -> Shard:
         """Return the input of a shard. Raises UnknownRunError where it has expired."""
 
+    def indices(self, run_id: str, stage: int, number: int) -> range:
+        """Return the stage-wide indices of a shard's branches. Raises UnknownRunError.
+
+        They outlive its input, so that what became of it can be recorded without that.
+        """
+
     def set_lanes(self, run_id: str, stage: int, lanes: Lanes) -> None:
         """Set how a stage's ``max_workers`` is spread, before its first shard is opened."""
 
@@ -193,11 +289,50 @@ class Store(Protocol):
     ) -> list[Grant]:
         """Close the shard ``finished``, if any, and open shards until ``window`` are in flight."""
 
-    def start_shard(self, run_id: str, stage: int, number: int, *, published: int) -> None:
-        """Remember that the first ``published`` branches of a shard are being published."""
+    def start_shard(self, run_id: str, stage: int, number: int, *, published: int) -> bool:
+        """Remember that the first ``published`` branches of a shard are being published.
 
-    def begin(self, run_id: str, stage: int, number: int, position: int) -> Begun:
-        """Ask whether the branch at ``position`` of a shard may make its call, and count it."""
+        Returns:
+            Whether this call was the first to say so.
+        """
+
+    def begin(
+        self,
+        run_id: str,
+        stage: int,
+        number: int,
+        position: int,
+        *,
+        token: str,
+        feed: int = 0,
+        is_alone: bool = False,
+    ) -> Begun:
+        """Ask whether the branch at ``position`` of a shard may make its call, and count it.
+
+        Args:
+            run_id: The run.
+            stage: The stage.
+            number: The shard.
+            position: The branch's position in the shard.
+            token: Names this delivery: asking again with the same one is not counted.
+            feed: As the branch was published with, for when it is parked.
+            is_alone: Whether no other suspect is processed beside it.
+        """
+
+    def unbegin(self, run_id: str, stage: int, number: int, position: int, *, token: str) -> None:
+        """Take a begin back: the delivery was handed back without a call's end."""
+
+    def progress(self, run_id: str, stage: int) -> StageProgress:
+        """Return how far the shards of a stage are."""
+
+    def shard_state(self, run_id: str, stage: int, number: int) -> ShardState:
+        """Return what there is of a shard. Raises UnknownRunError."""
+
+    def healed(self, run_id: str, stage: int, number: int | None = None) -> None:
+        """Count that a shard, or the stage itself, was healed."""
+
+    def take_lock(self, name: str, holder: str, *, ttl_s: int) -> bool:
+        """Take or keep a lock for ``ttl_s`` seconds; say whether ``holder`` has it."""
 
     def record(
         self,

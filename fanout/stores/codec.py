@@ -7,24 +7,30 @@ import zlib
 import msgspec
 
 from fanout.runs import ErrorKind, Outcome, RunStatus, Shard, Usage
-from fanout.stores.base import RunRecord, StageRecord
+from fanout.stores.base import Parked, RunRecord, StageRecord
 
 __all__ = [
     "RUN_FIELDS",
     "decode_outcome",
     "decode_outcomes",
+    "decode_parked",
     "decode_run",
     "decode_shard",
+    "decode_size",
     "decode_stage",
     "encode_outcome",
     "encode_outcomes",
+    "encode_parked",
     "encode_shard",
 ]
 
 # Level 1 halves JSON text at some 100 MB/s; higher levels cost more than the bytes they save.
 _LEVEL = 1
 
-RUN_FIELDS = ("status", "created_at", "ended_at", "stage", "base_stage", "halt", "error")
+RUN_FIELDS = (
+    "status", "created_at", "ended_at", "stage", "base_stage", "halt", "deadline_at", "error",
+    "paused",
+)  # fmt: skip
 
 _encode = msgspec.json.Encoder().encode
 _shard = msgspec.json.Decoder(Shard).decode
@@ -62,17 +68,36 @@ def decode_outcomes(blob: bytes) -> dict[int, Outcome]:
     return dict(_outcomes(zlib.decompress(blob)))
 
 
+def decode_size(size: bytes) -> range:
+    """Return a shard's indices, of the first one and the count."""
+    first, count = (int(part) for part in size.split(b":"))
+    return range(first, first + count)
+
+
+def encode_parked(parked: Parked) -> str:
+    """Return a parked branch as a member of a set."""
+    return f"{parked.stage}:{parked.shard}:{parked.position}:{parked.feed}"
+
+
+def decode_parked(member: bytes) -> Parked:
+    """Return the parked branch of a member."""
+    stage, shard, position, feed = (int(part) for part in member.split(b":"))
+    return Parked(stage=stage, shard=shard, position=position, feed=feed)
+
+
 def decode_run(run_id: str, values: list[bytes | None]) -> RunRecord:
     """Return the run of the values of RUN_FIELDS."""
     text = dict(zip(RUN_FIELDS, (v and v.decode() for v in values), strict=True))
+    status = RunStatus(text["status"] or "")
     return RunRecord(
         run_id=run_id,
-        status=RunStatus(text["status"] or ""),
+        status=RunStatus.PAUSED if text["paused"] and not status.has_ended else status,
         created_at=float(text["created_at"] or 0),
         ended_at=float(text["ended_at"]) if text["ended_at"] else None,
         stage=int(text["stage"] or 0),
         base_stage=int(text["base_stage"] or 0),
         halt=RunStatus(text["halt"]) if text["halt"] else None,
+        deadline_at=float(text["deadline_at"]) if text["deadline_at"] else None,
         error=text["error"] or None,
     )
 

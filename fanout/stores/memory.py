@@ -12,7 +12,18 @@ import msgspec
 
 from fanout.errors import UnknownRunError
 from fanout.runs import Outcome, RunStatus, Shard, Usage
-from fanout.stores.base import Begun, Grant, Recorded, RunRecord, StageRecord
+from fanout.stores.base import (
+    ALONE_AFTER,
+    Begun,
+    Grant,
+    Parked,
+    Recorded,
+    RunRecord,
+    ShardState,
+    StageProgress,
+    StageRecord,
+)
+from fanout.stores.codec import encode_parked
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -27,6 +38,8 @@ class _Shard:
     input: Shard
     outcomes: dict[int, Outcome] = field(default_factory=dict)
     deliveries: Counter[int] = field(default_factory=Counter)
+    tokens: dict[int, str] = field(default_factory=dict)
+    heals: int = 0
     next: int | None = None
     finished: bool = False
 
@@ -41,6 +54,7 @@ class _Stage:
     per_shard: int = 0
     cap: int = 0
     unknown: set[str] = field(default_factory=set)
+    heals: int = 0
 
 
 @dataclass
@@ -49,6 +63,8 @@ class _Run:
     record: RunRecord
     stages: dict[int, _Stage] = field(default_factory=lambda: defaultdict(_Stage))
     result: bytes | None = None
+    is_paused: bool = False
+    parked: set[Parked] = field(default_factory=set)
 
 
 class MemoryStore:
@@ -58,6 +74,7 @@ class MemoryStore:
         self._lock = RLock()
         self._runs: dict[str, _Run] = {}
         self._notes: dict[str, tuple[bytes, float]] = {}
+        self._locks: dict[str, tuple[str, float]] = {}
         self._workers: dict[str, tuple[int, float]] = {}
 
     def _run(self, run_id: str) -> _Run:
@@ -72,9 +89,16 @@ class MemoryStore:
             raise UnknownRunError(run_id)
         return shard
 
-    def create_run(self, run_id: str, *, spec: str, created_at: float) -> None:
+    def create_run(
+        self, run_id: str, *, spec: str, created_at: float, deadline_at: float | None = None
+    ) -> None:
         """See Store."""
-        record = RunRecord(run_id=run_id, status=RunStatus.ENQUEUING, created_at=created_at)
+        record = RunRecord(
+            run_id=run_id,
+            status=RunStatus.ENQUEUING,
+            created_at=created_at,
+            deadline_at=deadline_at,
+        )
         with self._lock:
             self._runs[run_id] = _Run(spec, record)
 
@@ -84,11 +108,18 @@ class MemoryStore:
 
     def run(self, run_id: str) -> RunRecord:
         """See Store."""
-        return self._run(run_id).record
+        run = self._run(run_id)
+        if run.is_paused and not run.record.has_ended:
+            return msgspec.structs.replace(run.record, status=RunStatus.PAUSED)
+        return run.record
+
+    def active_runs(self) -> list[str]:
+        """See Store."""
+        return sorted(run_id for run_id, run in self._runs.items() if not run.record.has_ended)
 
     def runs(self) -> Iterator[RunRecord]:
         """See Store."""
-        records = [run.record for run in self._runs.values()]
+        records = [self.run(run_id) for run_id in self._runs]
         yield from sorted(records, key=lambda record: record.created_at, reverse=True)
 
     def stage(self, run_id: str, stage: int) -> StageRecord:
@@ -129,6 +160,31 @@ class MemoryStore:
             run.record = msgspec.structs.replace(run.record, halt=status, error=error)
             return True
 
+    def pause(self, run_id: str) -> bool:
+        """See Store."""
+        with self._lock:
+            run = self._runs.get(run_id)
+            if run is None or run.is_paused or run.record.has_ended or run.record.halt:
+                return False
+            run.is_paused = True
+            return True
+
+    def unpause(self, run_id: str) -> bool:
+        """See Store."""
+        with self._lock:
+            run = self._runs.get(run_id)
+            was_paused = run is not None and run.is_paused
+            if run is not None:
+                run.is_paused = False
+            return was_paused
+
+    def take_parked(self, run_id: str) -> list[Parked]:
+        """See Store."""
+        with self._lock:
+            run = self._run(run_id)
+            taken, run.parked = run.parked, set()
+            return sorted(taken, key=encode_parked)
+
     def reopen_run(self, run_id: str) -> bool:
         """See Store."""
         with self._lock:
@@ -145,6 +201,7 @@ class MemoryStore:
                 if number:
                     stage.shards.clear()
             run.stages[0].open, run.stages[0].opened, run.result = {}, 0, None
+            run.stages[0].heals, run.is_paused, run.parked = 0, False, set()
             return True
 
     def reopen_shard(
@@ -193,6 +250,11 @@ class MemoryStore:
         """See Store."""
         return self._shard(run_id, stage, number).input
 
+    def indices(self, run_id: str, stage: int, number: int) -> range:
+        """See Store."""
+        shard = self._shard(run_id, stage, number).input
+        return range(shard.first, shard.first + shard.count)
+
     def set_lanes(self, run_id: str, stage: int, lanes: Lanes) -> None:
         """See Store."""
         with self._lock:
@@ -218,14 +280,26 @@ class MemoryStore:
                 granted.append(grant)
             return granted
 
-    def start_shard(self, run_id: str, stage: int, number: int, *, published: int) -> None:
+    def start_shard(self, run_id: str, stage: int, number: int, *, published: int) -> bool:
         """See Store."""
         with self._lock:
             shard = self._shard(run_id, stage, number)
-            if shard.next is None:
+            is_first = shard.next is None
+            if is_first:
                 shard.next = published
+            return is_first
 
-    def begin(self, run_id: str, stage: int, number: int, position: int) -> Begun:
+    def begin(
+        self,
+        run_id: str,
+        stage: int,
+        number: int,
+        position: int,
+        *,
+        token: str,
+        feed: int = 0,
+        is_alone: bool = False,
+    ) -> Begun:
         """See Store."""
         with self._lock:
             run = self._runs.get(run_id)
@@ -236,8 +310,70 @@ class MemoryStore:
                 return Begun(verdict="done")
             if run.record.halt:
                 return Begun(verdict="halted")
-            shard.deliveries[position] += 1
-            return Begun(verdict="go", deliveries=shard.deliveries[position])
+            deadline = run.record.deadline_at
+            if deadline is not None and stage == 0 and time.time() >= deadline:
+                return Begun(verdict="expired")
+            if run.is_paused:
+                run.parked.add(Parked(stage=stage, shard=number, position=position, feed=feed))
+                return Begun(verdict="paused")
+            return _begun(shard, position, token, is_alone=is_alone)
+
+    def unbegin(self, run_id: str, stage: int, number: int, position: int, *, token: str) -> None:
+        """See Store."""
+        with self._lock:
+            shard = self._shard(run_id, stage, number)
+            if shard.tokens.get(position) == token:
+                del shard.tokens[position]
+                shard.deliveries[position] -= 1
+
+    def progress(self, run_id: str, stage: int) -> StageProgress:
+        """See Store."""
+        with self._lock:
+            run = self._runs.get(run_id)
+            if run is None:
+                return StageProgress()
+            state = run.stages[stage]
+            return StageProgress(
+                written=state.record.shards,
+                sealed=state.record.sealed,
+                opened=state.opened,
+                open=dict(state.open),
+                marks={number: _mark(state.shards[number]) for number in state.open},
+                heals=state.heals,
+            )
+
+    def shard_state(self, run_id: str, stage: int, number: int) -> ShardState:
+        """See Store."""
+        with self._lock:
+            shard = self._shard(run_id, stage, number)
+            count = shard.input.count
+            return ShardState(
+                first=shard.input.first,
+                count=count,
+                published=None if shard.next is None else min(shard.next, count),
+                finished=shard.finished,
+                ended=frozenset() if shard.finished else frozenset(shard.outcomes),
+                heals=shard.heals,
+            )
+
+    def healed(self, run_id: str, stage: int, number: int | None = None) -> None:
+        """See Store."""
+        with self._lock:
+            healed = (
+                self._run(run_id).stages[stage]
+                if number is None
+                else self._shard(run_id, stage, number)
+            )
+            healed.heals += 1
+
+    def take_lock(self, name: str, holder: str, *, ttl_s: int) -> bool:
+        """See Store."""
+        with self._lock:
+            other, until = self._locks.get(name, (holder, 0.0))
+            if other != holder and until > time.monotonic():
+                return False
+            self._locks[name] = (holder, time.monotonic() + ttl_s)
+            return True
 
     def record(
         self,
@@ -330,6 +466,21 @@ def _next_grant(state: _Stage, window: int) -> Grant | None:
     state.open[state.opened] = lanes
     state.opened += 1
     return grant
+
+
+def _begun(shard: _Shard, position: int, token: str, *, is_alone: bool) -> Begun:
+    deliveries = shard.deliveries[position]
+    if shard.tokens.get(position) == token:
+        return Begun(verdict="go", deliveries=deliveries)
+    if deliveries >= ALONE_AFTER and not is_alone:
+        return Begun(verdict="suspect", deliveries=deliveries)
+    shard.deliveries[position] += 1
+    shard.tokens[position] = token
+    return Begun(verdict="go", deliveries=deliveries + 1)
+
+
+def _mark(shard: _Shard) -> tuple[int, ...]:
+    return len(shard.outcomes), len(shard.deliveries), int(shard.finished)
 
 
 def _following(shard: _Shard, feed: int) -> int | None:

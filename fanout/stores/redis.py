@@ -2,7 +2,9 @@
 
 Keys, under ``{prefix}:run:{id}``: the run (a hash); ``:sN`` a stage (a hash) and ``:sN:open`` its
 shards in flight; ``:sN:M:in`` the input of shard M, ``:live`` its outcomes while it is processed,
-``:state`` its deliveries, ``:out`` its outcomes once it is finished; ``:result`` the aggregate.
+``:state`` its deliveries, ``:out`` its outcomes once it is finished; ``:result`` the aggregate;
+``:parked`` branches that wait for a paused run to go on. ``:sN:sizes`` has each shard's first index
+and count. ``{prefix}:runs`` are all runs by age, ``{prefix}:active`` those that have not ended.
 """
 
 from __future__ import annotations
@@ -13,13 +15,28 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 
 import redis
 from redis.backoff import ExponentialBackoff
-from redis.exceptions import AuthenticationError, RedisError
+from redis.exceptions import (
+    AuthenticationError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    RedisError,
+)
 from redis.retry import Retry
 
 from fanout.errors import BrokerError, UnknownRunError
 from fanout.runs import TERMINAL, Outcome, RunStatus, Shard
 from fanout.stores import codec, scripts
-from fanout.stores.base import Begun, Grant, Recorded, RunRecord, StageRecord
+from fanout.stores.base import (
+    ALONE_AFTER,
+    Begun,
+    Grant,
+    Parked,
+    Recorded,
+    RunRecord,
+    ShardState,
+    StageProgress,
+    StageRecord,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -33,11 +50,20 @@ _R = TypeVar("_R")
 _FINAL = tuple(sorted(TERMINAL))
 
 
-def connect(url: str) -> redis.Redis:
-    """Return a client for ``url`` that rides out short interruptions."""
+_PASSING = (redis.ConnectionError, redis.TimeoutError, OutOfMemoryError, ReadOnlyError)
+_PATIENT_RETRIES = 3_600
+
+
+def connect(url: str, *, is_patient: bool = False) -> redis.Redis:
+    """Return a client for ``url`` that rides out short interruptions, or, if patient, long ones.
+
+    What it sends again may have been carried out: every script bears that.
+    """
+    backoff = ExponentialBackoff(cap=1.0, base=0.05)
+    retry = Retry(backoff, _PATIENT_RETRIES, supported_errors=_PASSING) if is_patient else None
     return redis.Redis.from_url(
         url,
-        retry=Retry(ExponentialBackoff(cap=1.0, base=0.05), 4),
+        retry=retry or Retry(backoff, 4),
         socket_connect_timeout=5,
         socket_timeout=30,
         socket_keepalive=True,
@@ -93,12 +119,19 @@ class RedisStore:
         self._end_run = client.register_script(scripts.END_RUN)
         self._halt = client.register_script(scripts.HALT)
         self._reopen_run = client.register_script(scripts.REOPEN_RUN)
+        self._unbegin = client.register_script(scripts.UNBEGIN)
+        self._pause = client.register_script(scripts.PAUSE)
+        self._lock = client.register_script(scripts.LOCK)
 
     @property
     def address(self) -> str:
         """Where the server is, without credentials."""
         options = self._redis.connection_pool.connection_kwargs
         return f"{options.get('host', 'localhost')}:{options.get('port', 6379)}"
+
+    @property
+    def _active(self) -> str:
+        return f"{self._prefix}:active"
 
     def _run(self, run_id: str) -> str:
         return f"{self._prefix}:run:{run_id}"
@@ -110,14 +143,19 @@ class RedisStore:
         return f"{self._prefix}:run:{run_id}:s{stage}:{number}:{part}"
 
     @_translated
-    def create_run(self, run_id: str, *, spec: str, created_at: float) -> None:
+    def create_run(
+        self, run_id: str, *, spec: str, created_at: float, deadline_at: float | None = None
+    ) -> None:
         """See Store."""
         key = self._run(run_id)
         fields = {"spec": spec, "status": RunStatus.ENQUEUING.value, "created_at": created_at}
+        if deadline_at is not None:
+            fields["deadline_at"] = deadline_at
         with self._redis.pipeline() as pipe:
             pipe.hset(key, mapping=cast("dict[Any, Any]", fields))
             pipe.expire(key, self._ttl_s)
             pipe.zadd(f"{self._prefix}:runs", {run_id: created_at})
+            pipe.sadd(self._active, run_id)
             pipe.execute()
 
     @_translated
@@ -152,6 +190,15 @@ class RedisStore:
     @_translated
     def _forget(self, run_id: str) -> None:
         self._redis.zrem(f"{self._prefix}:runs", run_id)
+        self._redis.srem(self._active, run_id)
+
+    @_translated
+    def active_runs(self) -> list[str]:
+        """See Store."""
+        return sorted(run_id.decode() for run_id in self._members(self._active))
+
+    def _members(self, key: str) -> set[bytes]:
+        return cast("set[bytes]", self._redis.smembers(key))
 
     @_translated
     def stage(self, run_id: str, stage: int) -> StageRecord:
@@ -170,8 +217,8 @@ class RedisStore:
         self, run_id: str, status: RunStatus, *, ended_at: float, error: str | None = None
     ) -> bool:
         """See Store."""
-        args: list[Any] = [status, ended_at, error or "", self._ttl_s, *_FINAL]
-        return bool(self._end_run(keys=[self._run(run_id)], args=args))
+        args: list[Any] = [status, ended_at, error or "", self._ttl_s, run_id, *_FINAL]
+        return bool(self._end_run(keys=[self._run(run_id), self._active], args=args))
 
     @_translated
     def halt(self, run_id: str, status: RunStatus, *, error: str | None = None) -> bool:
@@ -180,11 +227,32 @@ class RedisStore:
         return bool(self._halt(keys=[self._run(run_id)], args=args))
 
     @_translated
+    def pause(self, run_id: str) -> bool:
+        """See Store."""
+        return bool(self._pause(keys=[self._run(run_id)], args=["1", *_FINAL]))
+
+    @_translated
+    def unpause(self, run_id: str) -> bool:
+        """See Store."""
+        return bool(self._pause(keys=[self._run(run_id)], args=["0", *_FINAL]))
+
+    @_translated
+    def take_parked(self, run_id: str) -> list[Parked]:
+        """See Store."""
+        key = f"{self._run(run_id)}:parked"
+        with self._redis.pipeline() as pipe:
+            pipe.smembers(key)
+            pipe.delete(key)
+            members, _ = pipe.execute()
+        return [codec.decode_parked(member) for member in sorted(members)]
+
+    @_translated
     def reopen_run(self, run_id: str) -> bool:
         """See Store."""
         stage = self._stage(run_id, 0)
-        keys = [self._run(run_id), stage, f"{stage}:open", f"{self._run(run_id)}:result"]
-        if not self._reopen_run(keys=keys, args=[self._ttl_s, *_FINAL]):
+        run = self._run(run_id)
+        keys = [run, stage, f"{stage}:open", f"{run}:result", self._active, f"{run}:parked"]
+        if not self._reopen_run(keys=keys, args=[self._ttl_s, run_id, *_FINAL]):
             return False
         for number in range(1, self.run(run_id).base_stage + 1):
             self._delete_shards(run_id, number)
@@ -203,7 +271,8 @@ class RedisStore:
         """See Store."""
         live = self._shard(run_id, stage, number, "live")
         with self._redis.pipeline() as pipe:
-            pipe.delete(self._shard(run_id, stage, number, "out"), live)
+            pipe.delete(*(self._shard(run_id, stage, number, part) for part in ("out", "state")))
+            pipe.delete(live)
             for position, outcome in kept.items():
                 pipe.hset(live, str(position), cast("Any", codec.encode_outcome(outcome)))
             pipe.expire(live, self._ttl_s)
@@ -225,14 +294,14 @@ class RedisStore:
         for stage in range(record.last_stage + 1, -1, -1):
             self._delete_shards(run_id, stage)
             self._redis.delete(self._stage(run_id, stage))
-        self._redis.delete(self._run(run_id), f"{self._run(run_id)}:result")
+        self._redis.delete(*(f"{self._run(run_id)}{part}" for part in ("", ":result", ":parked")))
         self._forget(run_id)
 
     def _delete_shards(self, run_id: str, stage: int) -> None:
         for number in range(self.stage(run_id, stage).shards):
             parts = ("in", "live", "state", "out")
             self._redis.delete(*(self._shard(run_id, stage, number, part) for part in parts))
-        self._redis.delete(f"{self._stage(run_id, stage)}:open")
+        self._redis.delete(*(f"{self._stage(run_id, stage)}:{part}" for part in ("open", "sizes")))
 
     @_translated
     def put_shard(self, run_id: str, stage: int, number: int, shard: Shard) -> None:
@@ -241,8 +310,10 @@ class RedisStore:
             self._run(run_id),
             self._stage(run_id, stage),
             self._shard(run_id, stage, number, "in"),
+            f"{self._stage(run_id, stage)}:sizes",
         ]
-        args: list[Any] = [codec.encode_shard(shard), number, shard.count, self._ttl_s]
+        blob = codec.encode_shard(shard)
+        args: list[Any] = [blob, number, shard.count, self._ttl_s, shard.first]
         if not self._put_shard(keys=keys, args=args):
             raise UnknownRunError(run_id)
 
@@ -253,6 +324,14 @@ class RedisStore:
         if blob is None:
             raise UnknownRunError(run_id)
         return codec.decode_shard(blob)
+
+    @_translated
+    def indices(self, run_id: str, stage: int, number: int) -> range:
+        """See Store."""
+        size = self._redis.hget(f"{self._stage(run_id, stage)}:sizes", str(number))
+        if size is None:
+            raise UnknownRunError(run_id)
+        return codec.decode_size(cast("bytes", size))
 
     @_translated
     def set_lanes(self, run_id: str, stage: int, lanes: Lanes) -> None:
@@ -277,20 +356,104 @@ class RedisStore:
         return [Grant(shard=shard, lanes=lanes) for shard, lanes in pairs]
 
     @_translated
-    def start_shard(self, run_id: str, stage: int, number: int, *, published: int) -> None:
+    def start_shard(self, run_id: str, stage: int, number: int, *, published: int) -> bool:
         """See Store."""
         key = self._shard(run_id, stage, number, "state")
         with self._redis.pipeline() as pipe:
             pipe.hsetnx(key, "next", published)
             pipe.expire(key, self._ttl_s)
+            is_first, _ = pipe.execute()
+        return bool(is_first)
+
+    @_translated
+    def begin(
+        self,
+        run_id: str,
+        stage: int,
+        number: int,
+        position: int,
+        *,
+        token: str,
+        feed: int = 0,
+        is_alone: bool = False,
+    ) -> Begun:
+        """See Store."""
+        run = self._run(run_id)
+        keys = [run, *self._shard_keys(run_id, stage, number), f"{run}:parked"]
+        parked = Parked(stage=stage, shard=number, position=position, feed=feed)
+        args: list[Any] = [position, self._ttl_s, token, int(is_alone), ALONE_AFTER]
+        args += [codec.encode_parked(parked), int(stage == 0)]
+        verdict, deliveries = self._begin(keys=keys, args=args)
+        return Begun(verdict=verdict.decode(), deliveries=deliveries)
+
+    @_translated
+    def unbegin(self, run_id: str, stage: int, number: int, position: int, *, token: str) -> None:
+        """See Store."""
+        self._unbegin(keys=[self._shard(run_id, stage, number, "state")], args=[position, token])
+
+    @_translated
+    def progress(self, run_id: str, stage: int) -> StageProgress:
+        """See Store."""
+        key = self._stage(run_id, stage)
+        with self._redis.pipeline() as pipe:
+            pipe.hmget(key, "written", "sealed", "opened", "heals")
+            pipe.hgetall(f"{key}:open")
+            (written, sealed, opened, heals), lanes = pipe.execute()
+        numbers = sorted(int(number) for number in lanes)
+        with self._redis.pipeline(transaction=False) as pipe:
+            for number in numbers:
+                live, out, state = self._shard_keys(run_id, stage, number)
+                pipe.hlen(live)
+                pipe.hlen(state)
+                pipe.exists(out)
+            marks = pipe.execute()
+        return StageProgress(
+            written=int(written or 0),
+            sealed=sealed is not None,
+            opened=int(opened or 0),
+            open={int(number): int(lane) for number, lane in lanes.items()},
+            marks={n: tuple(marks[3 * i : 3 * i + 3]) for i, n in enumerate(numbers)},
+            heals=int(heals or 0),
+        )
+
+    @_translated
+    def shard_state(self, run_id: str, stage: int, number: int) -> ShardState:
+        """See Store."""
+        live, out, state = self._shard_keys(run_id, stage, number)
+        with self._redis.pipeline() as pipe:
+            pipe.hget(f"{self._stage(run_id, stage)}:sizes", str(number))
+            pipe.hmget(state, "next", "heals")
+            pipe.exists(out)
+            pipe.hkeys(live)
+            size, (published, heals), finished, ended = pipe.execute()
+        if size is None:
+            raise UnknownRunError(run_id)
+        indices = codec.decode_size(size)
+        return ShardState(
+            first=indices.start,
+            count=len(indices),
+            published=None if published is None else min(int(published), len(indices)),
+            finished=bool(finished),
+            ended=frozenset(int(position) for position in ended),
+            heals=int(heals or 0),
+        )
+
+    @_translated
+    def healed(self, run_id: str, stage: int, number: int | None = None) -> None:
+        """See Store."""
+        if number is None:
+            self._redis.hincrby(self._stage(run_id, stage), "heals", 1)
+            return
+        key = self._shard(run_id, stage, number, "state")
+        with self._redis.pipeline() as pipe:
+            pipe.hincrby(key, "heals", 1)
+            pipe.expire(key, self._ttl_s)
             pipe.execute()
 
     @_translated
-    def begin(self, run_id: str, stage: int, number: int, position: int) -> Begun:
+    def take_lock(self, name: str, holder: str, *, ttl_s: int) -> bool:
         """See Store."""
-        keys = [self._run(run_id), *self._shard_keys(run_id, stage, number)]
-        verdict, deliveries = self._begin(keys=keys, args=[position, self._ttl_s])
-        return Begun(verdict=verdict.decode(), deliveries=deliveries)
+        return bool(self._lock(keys=[f"{self._prefix}:lock:{name}"], args=[holder, ttl_s]))
 
     def _shard_keys(self, run_id: str, stage: int, number: int) -> list[str]:
         return [self._shard(run_id, stage, number, part) for part in ("live", "out", "state")]

@@ -10,24 +10,49 @@ __all__ = [
     "COMPACT",
     "END_RUN",
     "HALT",
+    "LOCK",
     "OPEN_SHARDS",
+    "PAUSE",
     "PUT_SHARD",
     "RECORD",
     "REOPEN_RUN",
     "SET_STATUS",
+    "UNBEGIN",
 ]
 
-# KEYS run, live, out, state; ARGV position, ttl. Returns {verdict, deliveries}.
+# KEYS run, live, out, state, parked; ARGV position, ttl, token, whether it is begun alone, after
+# how many deliveries it must be, what to park it as, whether the run's deadline binds it. Returns
+# {verdict, deliveries}. The token makes a begin that is sent again count once.
 BEGIN = """
-local status = redis.call('HGET', KEYS[1], 'status')
-if not status then return {'gone', 0} end
+local run = redis.call('HMGET', KEYS[1], 'status', 'halt', 'deadline_at', 'paused')
+if not run[1] then return {'gone', 0} end
 if redis.call('HEXISTS', KEYS[2], ARGV[1]) == 1 or redis.call('EXISTS', KEYS[3]) == 1 then
     return {'done', 0}
 end
-if redis.call('HEXISTS', KEYS[1], 'halt') == 1 then return {'halted', 0} end
-local deliveries = redis.call('HINCRBY', KEYS[4], 'a:' .. ARGV[1], 1)
-if deliveries == 1 then redis.call('EXPIRE', KEYS[4], ARGV[2]) end
-return {'go', deliveries}
+if run[2] then return {'halted', 0} end
+if run[3] and ARGV[7] == '1' and tonumber(redis.call('TIME')[1]) >= tonumber(run[3]) then
+    return {'expired', 0}
+end
+if run[4] then
+    redis.call('SADD', KEYS[5], ARGV[6])
+    redis.call('EXPIRE', KEYS[5], ARGV[2])
+    return {'paused', 0}
+end
+local begun = redis.call('HMGET', KEYS[4], 'a:' .. ARGV[1], 't:' .. ARGV[1])
+local deliveries = tonumber(begun[1] or 0)
+if begun[2] == ARGV[3] then return {'go', deliveries} end
+if deliveries >= tonumber(ARGV[5]) and ARGV[4] == '0' then return {'suspect', deliveries} end
+redis.call('HSET', KEYS[4], 'a:' .. ARGV[1], deliveries + 1, 't:' .. ARGV[1], ARGV[3])
+if deliveries == 0 then redis.call('EXPIRE', KEYS[4], ARGV[2]) end
+return {'go', deliveries + 1}
+"""
+
+# KEYS state; ARGV position, token. A call that was handed back has not been tried.
+UNBEGIN = """
+if redis.call('HGET', KEYS[1], 't:' .. ARGV[1]) ~= ARGV[2] then return 0 end
+redis.call('HINCRBY', KEYS[1], 'a:' .. ARGV[1], -1)
+redis.call('HDEL', KEYS[1], 't:' .. ARGV[1])
+return 1
 """
 
 # KEYS run, stage, live, out, state; ARGV position, outcome, ttl, feed, kind, calls, input tokens,
@@ -93,8 +118,8 @@ end
 return granted
 """
 
-# KEYS run, stage, blob; ARGV blob, number, count, ttl. A shard that is written again, by a client
-# that resumes, is counted once.
+# KEYS run, stage, blob, sizes; ARGV blob, number, count, ttl, index of the first branch. A shard
+# that is written again, by a client that resumes, is counted once.
 PUT_SHARD = """
 if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
 redis.call('SET', KEYS[3], ARGV[1], 'EX', ARGV[4])
@@ -102,8 +127,10 @@ if tonumber(redis.call('HGET', KEYS[2], 'written') or 0) == tonumber(ARGV[2]) th
     redis.call('HINCRBY', KEYS[2], 'written', 1)
     redis.call('HINCRBY', KEYS[2], 'total', ARGV[3])
 end
+redis.call('HSET', KEYS[4], ARGV[2], ARGV[5] .. ':' .. ARGV[3])
 redis.call('EXPIRE', KEYS[1], ARGV[4])
 redis.call('EXPIRE', KEYS[2], ARGV[4])
+redis.call('EXPIRE', KEYS[4], ARGV[4])
 return 1
 """
 
@@ -129,11 +156,13 @@ if stage and stage > before then redis.call('HSET', KEYS[1], 'stage', stage) end
 return 1
 """
 
-# KEYS run; ARGV status, ended at, error, ttl, and the final statuses. Returns whether it ended now.
+# KEYS run, active; ARGV status, ended at, error, ttl, run id, and the final statuses. Returns
+# whether it ended now.
 END_RUN = """
+redis.call('SREM', KEYS[2], ARGV[5])
 local status = redis.call('HGET', KEYS[1], 'status')
 if not status then return 0 end
-for i = 5, #ARGV do
+for i = 6, #ARGV do
     if status == ARGV[i] then return 0 end
 end
 redis.call('HSET', KEYS[1], 'status', ARGV[1], 'ended_at', ARGV[2])
@@ -154,21 +183,43 @@ if ARGV[2] ~= '' then redis.call('HSET', KEYS[1], 'error', ARGV[2]) end
 return 1
 """
 
-# KEYS run, stage 0, its open shards, result; ARGV ttl, and the final statuses. Returns whether it
-# was this call that reopened it.
+# KEYS run, active; ARGV 1 to pause, 0 to go on, and the final statuses. Returns whether it changed.
+PAUSE = """
+local status = redis.call('HGET', KEYS[1], 'status')
+if not status then return 0 end
+if ARGV[1] == '0' then return redis.call('HDEL', KEYS[1], 'paused') end
+for i = 2, #ARGV do
+    if status == ARGV[i] then return 0 end
+end
+if redis.call('HEXISTS', KEYS[1], 'halt') == 1 then return 0 end
+return redis.call('HSETNX', KEYS[1], 'paused', 1)
+"""
+
+# KEYS lock; ARGV holder, ttl. Returns whether the holder has it now.
+LOCK = """
+local holder = redis.call('GET', KEYS[1])
+if holder and holder ~= ARGV[1] then return 0 end
+redis.call('SET', KEYS[1], ARGV[1], 'EX', ARGV[2])
+return 1
+"""
+
+# KEYS run, stage 0, its open shards, result, active, parked; ARGV ttl, run id, and the final
+# statuses. Returns whether it was this call that reopened it.
 REOPEN_RUN = """
 local status = redis.call('HGET', KEYS[1], 'status')
 local has_ended = false
-for i = 2, #ARGV do
+for i = 3, #ARGV do
     if status == ARGV[i] then has_ended = true end
 end
 if not has_ended then return 0 end
 local stage = tonumber(redis.call('HGET', KEYS[1], 'stage') or 0)
 if stage > 0 then redis.call('HSET', KEYS[1], 'base_stage', stage) end
 redis.call('HSET', KEYS[1], 'status', 'running', 'stage', 0)
-redis.call('HDEL', KEYS[1], 'halt', 'error', 'ended_at')
+redis.call('HDEL', KEYS[1], 'halt', 'error', 'ended_at', 'paused', 'deadline_at')
 redis.call('HSET', KEYS[2], 'opened', 0, 'used', 0)
-redis.call('DEL', KEYS[3], KEYS[4])
+redis.call('HDEL', KEYS[2], 'heals')
+redis.call('DEL', KEYS[3], KEYS[4], KEYS[6])
+redis.call('SADD', KEYS[5], ARGV[2])
 redis.call('EXPIRE', KEYS[1], ARGV[1])
 redis.call('EXPIRE', KEYS[2], ARGV[1])
 return 1

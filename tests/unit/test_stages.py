@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
+import threading
 from contextlib import suppress
 
 import msgspec
 import pytest
 
+from fanout.enqueue import unpark
+from fanout.errors import UnknownRunError
 from fanout.llm import FakeLLM
 from fanout.prompts import Template
 from fanout.results import StoredResult
@@ -16,7 +20,8 @@ from fanout.settings import load_settings
 from fanout.shards import pack
 from fanout.spec import make_spec
 from fanout.stores import MemoryStore
-from workers.branches import BranchFailed, run_branch
+from workers.branches import BranchFailed, BranchHandedBack, BranchParked, run_branch
+from workers.inflight import CallStoppedError, Stop
 from workers.stages import aggregate, collect, expand
 
 RUN = "r1"
@@ -34,8 +39,11 @@ class Publisher:
     def shard_chord(self, run_id, stage, shard, *, size, published, feed):
         self.sent.append(("chord", stage, shard, size, published, feed))
 
-    def branch(self, run_id, stage, shard, position, *, feed):
-        self.sent.append(("branch", stage, shard, position, feed))
+    def branches(self, run_id, stage, shard, positions, *, feed):
+        self.sent += [("branch", stage, shard, position, feed) for position in positions]
+
+    def aggregate(self, run_id, stage):
+        self.sent.append(("aggregate", stage))
 
     def collect(self, run_id, stage, shard):
         self.sent.append(("collect", stage, shard))
@@ -44,13 +52,28 @@ class Publisher:
         self.sent.append(("seal", stage, shards))
 
 
+class Messages:
+    """What is in the broker, as a test says."""
+
+    def __init__(self):
+        self.ids = set()
+
+    def task_ids(self):
+        return {RUN: self.ids}
+
+
 class Runtime:
     """As much of a worker process as branches and stages use."""
+
+    stop = None
 
     def __init__(self, **fields):
         self.settings = load_settings(max_deliveries=2)
         self.store = MemoryStore()
         self.publisher = Publisher()
+        self.messages = Messages()
+        self.alone = threading.Lock()
+        self.is_handing_back = False
         self.llm = FakeLLM(script=self._answer)
         self.told = lambda request: f"answer to {request.prompt}"
         self._spec = make_spec(**{"model": "fake", "prompt": "{input}", **fields})
@@ -69,12 +92,16 @@ class Runtime:
     def shard(self, run_id, stage, number):
         return self.store.shard(run_id, stage, number)
 
+    def indices(self, run_id, stage, number):
+        return self.store.indices(run_id, stage, number)
+
     def model(self, name):
         return self.llm
 
-    def call_for(self, run_id, coroutine):
-        import asyncio
-
+    def call_for(self, run_id, coroutine, *, has_deadline):
+        if self.stop is not None:
+            coroutine.close()
+            raise CallStoppedError(self.stop)
         return asyncio.run(coroutine)
 
     def write(self, texts, **options):
@@ -151,11 +178,89 @@ def test_a_branch_with_an_outcome_makes_no_call():
 def test_a_branch_that_was_begun_too_often_is_poisoned():
     runtime = Runtime()
     runtime.write(["a"])
-    for _ in range(2):
-        runtime.store.begin(RUN, 0, 0, 0)
+    for token in ("one", "two"):
+        runtime.store.begin(RUN, 0, 0, 0, token=token)
     with pytest.raises(BranchFailed, match="poisoned"):
         run_branch(runtime, RUN, 0, 0, 0, 0)
     assert runtime.llm.calls == 0
+
+
+def test_a_suspect_is_processed_alone_and_counted_only_then():
+    runtime = Runtime()
+    runtime.settings = load_settings(max_deliveries=4)
+    runtime.write(["a", "b"])
+    for token in ("one", "two"):
+        runtime.store.begin(RUN, 0, 0, 0, token=token)
+    locked = []
+    runtime.told = lambda request: locked.append(runtime.alone.locked()) or "fine"
+    run_branch(runtime, RUN, 0, 0, 0, 0)
+    run_branch(runtime, RUN, 0, 0, 1, 0)
+    assert locked == [True, False]
+
+
+def test_a_branch_of_a_paused_run_is_parked_with_how_it_was_published():
+    runtime = Runtime()
+    runtime.write(["a", "b"])
+    runtime.store.pause(RUN)
+    with pytest.raises(BranchParked):
+        run_branch(runtime, RUN, 0, 0, 1, feed=2)
+    assert runtime.llm.calls == 0
+    runtime.store.unpause(RUN)
+    assert unpark(runtime.store, runtime.publisher, RUN) == 1
+    assert runtime.publisher.sent == [("branch", 0, 0, 1, 2)]
+    assert unpark(runtime.store, runtime.publisher, RUN) == 0
+
+
+def test_a_branch_that_is_handed_back_was_not_begun():
+    runtime = Runtime()
+    runtime.write(["a"])
+    runtime.stop = Stop.HANDED_BACK
+    with pytest.raises(BranchHandedBack):
+        run_branch(runtime, RUN, 0, 0, 0, 0)
+    assert runtime.store.outcomes(RUN, 0, 0) == {}
+    assert runtime.store.begin(RUN, 0, 0, 0, token="next").deliveries == 1
+
+
+def test_a_worker_that_hands_back_begins_nothing():
+    runtime = Runtime()
+    runtime.write(["a"])
+    runtime.is_handing_back = True
+    with pytest.raises(BranchHandedBack):
+        run_branch(runtime, RUN, 0, 0, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("stop", "kind"), [(Stop.HALTED, ErrorKind.CANCELLED), (Stop.EXPIRED, ErrorKind.EXPIRED)]
+)
+def test_a_call_that_was_ended_early_says_why(stop, kind):
+    runtime = Runtime()
+    runtime.write(["a"])
+    runtime.stop = stop
+    with pytest.raises(BranchFailed, match=kind.value):
+        run_branch(runtime, RUN, 0, 0, 0, 0)
+    assert runtime.store.outcomes(RUN, 0, 0)[0].attempts == 1
+
+
+def test_a_branch_whose_input_is_gone_is_lost():
+    runtime = Runtime()
+    runtime.write(["a"])
+
+    def gone(*_):
+        raise UnknownRunError(RUN)
+
+    runtime.shard = gone
+    with pytest.raises(BranchFailed, match="lost"):
+        run_branch(runtime, RUN, 0, 0, 0, 0)
+
+
+def test_an_expand_that_is_delivered_again_publishes_only_what_is_missing():
+    runtime = Runtime()
+    runtime.write(["a", "b", "c", "d"])
+    expand(runtime, RUN, 0, 0, lanes=0)
+    run_branch(runtime, RUN, 0, 0, 1, 0)
+    runtime.messages.ids = {f"{RUN}/0/0/3", f"{RUN}/0/0/expand"}
+    expand(runtime, RUN, 0, 0, lanes=0)
+    assert runtime.publisher.sent[1:] == [("branch", 0, 0, 0, 0), ("branch", 0, 0, 2, 0)]
 
 
 def test_a_failed_task_says_its_kind_and_not_what_the_provider_said():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import fakeredis
 import pytest
 import redis
@@ -9,7 +11,7 @@ import redis
 from fanout.admission import Lanes
 from fanout.errors import UnknownRunError
 from fanout.runs import Chunk, ErrorKind, Outcome, RunStatus, Shard, Usage
-from fanout.stores import MemoryStore, RedisStore
+from fanout.stores import Begun, MemoryStore, Parked, RedisStore
 
 RUN = "r1"
 
@@ -108,21 +110,122 @@ def test_max_workers_is_spread_over_shards_and_never_exceeded(store, run):
 
 def test_a_branch_may_begin_and_its_deliveries_are_counted(store, run):
     store.put_shard(run, 0, 0, shard())
-    assert store.begin(run, 0, 0, 1).verdict == "go"
-    assert store.begin(run, 0, 0, 1).deliveries == 2
-    assert store.begin(run, 0, 0, 2).deliveries == 1
+    assert store.begin(run, 0, 0, 1, token="a") == Begun(verdict="go", deliveries=1)
+    assert store.begin(run, 0, 0, 1, token="b").deliveries == 2
+    assert store.begin(run, 0, 0, 2, token="c").deliveries == 1
+
+
+def test_a_begin_that_is_sent_again_counts_once(store, run):
+    store.put_shard(run, 0, 0, shard())
+    assert store.begin(run, 0, 0, 1, token="a").deliveries == 1
+    assert store.begin(run, 0, 0, 1, token="a").deliveries == 1
+
+
+def test_a_branch_that_was_begun_twice_without_an_end_must_be_begun_alone(store, run):
+    store.put_shard(run, 0, 0, shard())
+    for token in ("a", "b"):
+        store.begin(run, 0, 0, 1, token=token)
+    assert store.begin(run, 0, 0, 1, token="c") == Begun(verdict="suspect", deliveries=2)
+    assert store.begin(run, 0, 0, 1, token="c").deliveries == 2, "it is not counted yet"
+    assert store.begin(run, 0, 0, 1, token="c", is_alone=True).deliveries == 3
+
+
+def test_a_begin_can_be_taken_back_by_whoever_made_it(store, run):
+    store.put_shard(run, 0, 0, shard())
+    store.begin(run, 0, 0, 1, token="a")
+    store.unbegin(run, 0, 0, 1, token="another")
+    assert store.begin(run, 0, 0, 1, token="b").deliveries == 2
+    store.unbegin(run, 0, 0, 1, token="b")
+    assert store.begin(run, 0, 0, 1, token="c").deliveries == 2
+
+
+def test_a_paused_run_parks_its_branches_until_it_goes_on(store, run):
+    store.put_shard(run, 0, 0, shard())
+    assert store.pause(run)
+    assert not store.pause(run), "it is paused already"
+    assert store.run(run).status is RunStatus.PAUSED
+    assert store.begin(run, 0, 0, 1, token="a", feed=3).verdict == "paused"
+    assert store.begin(run, 0, 0, 1, token="b", feed=3).verdict == "paused"
+    assert store.unpause(run)
+    assert not store.unpause(run)
+    assert store.run(run).status is RunStatus.ENQUEUING
+    assert store.take_parked(run) == [Parked(stage=0, shard=0, position=1, feed=3)]
+    assert store.take_parked(run) == []
+    assert store.begin(run, 0, 0, 1, token="c").deliveries == 1
+
+
+def test_what_has_ended_or_was_stopped_cannot_be_paused(store, run):
+    store.halt(run, RunStatus.CANCELLED)
+    assert not store.pause(run)
+    store.end_run(run, RunStatus.CANCELLED, ended_at=1.0)
+    assert not store.pause(run)
+    assert not store.pause("nope")
+
+
+def test_no_branch_begins_after_the_deadline_but_reductions_do(store):
+    store.create_run(RUN, spec="{}", created_at=1.0, deadline_at=time.time() - 2)
+    store.put_shard(RUN, 0, 0, shard())
+    store.put_shard(RUN, 1, 0, shard())
+    assert store.begin(RUN, 0, 0, 0, token="a").verdict == "expired"
+    assert store.begin(RUN, 1, 0, 0, token="a").verdict == "go"
+
+
+def test_runs_are_active_until_they_end_and_again_when_reopened(store, run):
+    assert store.active_runs() == [run]
+    store.end_run(run, RunStatus.FAILED, ended_at=1.0)
+    assert store.active_runs() == []
+    store.reopen_run(run)
+    assert store.active_runs() == [run]
+
+
+def test_the_progress_of_a_stage_changes_when_a_branch_begins_or_ends(store, run):
+    for number in range(3):
+        store.put_shard(run, 0, number, shard())
+    store.open_shards(run, 0, window=2)
+    first = store.progress(run, 0)
+    assert (first.written, first.opened, first.sealed, first.open) == (3, 2, False, {0: 0, 1: 0})
+    store.begin(run, 0, 0, 1, token="a")
+    second = store.progress(run, 0)
+    store.record(run, 0, 0, 1, ok(1))
+    third = store.progress(run, 0)
+    assert first.marks[1] == second.marks[1] == third.marks[1]
+    assert len({first.marks[0], second.marks[0], third.marks[0]}) == 3
+
+
+def test_the_state_of_a_shard_says_what_was_published_and_what_has_ended(store, run):
+    store.put_shard(run, 0, 0, Shard(first=7, count=3, first_chunk=0, chunks=[]))
+    state = store.shard_state(run, 0, 0)
+    assert (state.first, state.count, state.published, state.ended) == (7, 3, None, frozenset())
+    assert store.start_shard(run, 0, 0, published=2)
+    assert not store.start_shard(run, 0, 0, published=3), "the first stands"
+    store.record(run, 0, 0, 1, ok(1))
+    store.healed(run, 0, 0)
+    state = store.shard_state(run, 0, 0)
+    assert (state.published, state.ended, state.heals) == (2, frozenset({1}), 1)
+    store.compact(run, 0, 0, store.outcomes(run, 0, 0))
+    assert store.shard_state(run, 0, 0).finished
+    assert store.indices(run, 0, 0) == range(7, 10)
+    with pytest.raises(UnknownRunError):
+        store.shard_state(run, 0, 9)
+
+
+def test_a_lock_is_its_holder_s_until_it_runs_out(store):
+    assert store.take_lock("x", "me", ttl_s=60)
+    assert store.take_lock("x", "me", ttl_s=60)
+    assert not store.take_lock("x", "you", ttl_s=60)
+    assert store.take_lock("y", "you", ttl_s=60)
 
 
 def test_a_branch_with_an_outcome_does_not_begin_again(store, run):
     store.put_shard(run, 0, 0, shard())
     store.record(run, 0, 0, 1, ok(1))
-    assert store.begin(run, 0, 0, 1).verdict == "done"
+    assert store.begin(run, 0, 0, 1, token="t").verdict == "done"
 
 
 def test_no_branch_of_a_halted_run_begins(store, run):
     store.put_shard(run, 0, 0, shard())
     assert store.halt(run, RunStatus.FAILED, error="bad key")
-    assert store.begin(run, 0, 0, 0).verdict == "halted"
+    assert store.begin(run, 0, 0, 0, token="t").verdict == "halted"
     record = store.run(run)
     assert (record.halt, record.error) == (RunStatus.FAILED, "bad key")
 
@@ -136,7 +239,7 @@ def test_the_first_halt_stands(store, run):
 def test_no_branch_of_a_deleted_run_begins(store, run):
     store.put_shard(run, 0, 0, shard())
     store.delete_run(run)
-    assert store.begin(run, 0, 0, 0).verdict == "gone"
+    assert store.begin(run, 0, 0, 0, token="t").verdict == "gone"
     assert not store.record(run, 0, 0, 0, ok()).first
     with pytest.raises(UnknownRunError):
         store.run(run)
@@ -219,7 +322,7 @@ def test_compaction_keeps_the_outcomes_and_shuts_late_ones_out(store, run):
     outcomes = store.outcomes(run, 0, 0)
     store.compact(run, 0, 0, outcomes)
     assert store.outcomes(run, 0, 0) == outcomes
-    assert store.begin(run, 0, 0, 0).verdict == "done"
+    assert store.begin(run, 0, 0, 0, token="t").verdict == "done"
     assert not store.record(run, 0, 0, 0, failed(0)).first
     store.compact(run, 0, 0, {})
     assert store.outcomes(run, 0, 0) == outcomes, "compacting again changes nothing"
@@ -303,8 +406,8 @@ def test_a_finished_shard_can_be_taken_back_to_what_is_kept(store, run):
     record = store.stage(run, 0)
     assert (record.succeeded, record.failed, record.errors) == (1, 1, {ErrorKind.AUTH: 1})
     assert record.usage.calls == 5, "what was consumed stays counted"
-    assert store.begin(run, 0, 0, 0).verdict == "done"
-    assert store.begin(run, 0, 0, 1).verdict == "go"
+    assert store.begin(run, 0, 0, 0, token="t").verdict == "done"
+    assert store.begin(run, 0, 0, 1, token="t").verdict == "go"
     assert store.record(run, 0, 0, 1, ok(1)).first
 
 
@@ -315,7 +418,7 @@ def test_deleting_leaves_no_key(broker_url):
     for number in range(2):
         store.put_shard(RUN, 0, number, shard())
     store.open_shards(RUN, 0, window=2)
-    store.begin(RUN, 0, 0, 0)
+    store.begin(RUN, 0, 0, 0, token="t")
     store.record(RUN, 0, 0, 0, ok())
     store.put_result(RUN, b"x")
     assert client.dbsize() > 4
@@ -331,11 +434,11 @@ def test_every_key_of_a_run_expires(broker_url):
     store.put_shard(RUN, 0, 0, shard())
     store.open_shards(RUN, 0, window=2)
     store.start_shard(RUN, 0, 0, published=1)
-    store.begin(RUN, 0, 0, 0)
+    store.begin(RUN, 0, 0, 0, token="t")
     store.record(RUN, 0, 0, 0, ok())
     store.put_result(RUN, b"x")
     store.compact(RUN, 0, 0, {0: ok()})
-    keys = [key for key in client.keys("*") if key != b"fanout:runs"]
-    assert len(keys) == 6
+    keys = [key for key in client.keys("*") if key not in {b"fanout:runs", b"fanout:active"}]
+    assert len(keys) == 7
     assert all(0 < client.ttl(key) <= 100 for key in keys)
     store.close()

@@ -1,0 +1,112 @@
+"""What is wrong with a shard or a stage that makes no progress: a pure decision.
+
+Messages get lost where a process dies between two steps, or where somebody deletes a key. What the
+store holds and what waits in the broker tell which step is missing. To do a step again is harmless,
+because the first outcome of a branch stands; but a branch must not be called twice for nothing, so
+only what is in neither place is published again.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import TYPE_CHECKING
+
+import msgspec
+
+if TYPE_CHECKING:
+    from fanout.stores import ShardState, StageProgress
+
+__all__ = ["Heal", "Remedy", "Seen", "heal_shard", "heal_stage"]
+
+
+class Heal(Enum):
+    """What a shard or a stage needs."""
+
+    NOTHING = "nothing"  # it is waiting its turn, or being processed
+    EXPAND = "expand"  # the shard was let in, but never published
+    BRANCHES = "branches"  # messages of branches are lost
+    COLLECT = "collect"  # all branches have ended, but the callback never ran to its end
+    OPEN = "open"  # there is room for shards that were never let in
+    AGGREGATE = "aggregate"  # all shards are collected, but the root callback never ran
+    LOSE = "lose"  # branches were published again too often: they are recorded as lost
+    FAIL = "fail"  # a callback was published again too often: the run has failed
+
+
+class Seen(msgspec.Struct, frozen=True, kw_only=True):
+    """Which messages of a shard, or of a stage, are in the broker: waiting, or being processed.
+
+    Attributes:
+        branches: The positions of branches.
+        expand: Whether the shard's expand is there.
+        collect: Whether the shard's collect is there.
+        closing: Whether anything is there that will end the stage: a collect, its seal, its
+            aggregate.
+    """
+
+    branches: frozenset[int] = frozenset()
+    expand: bool = False
+    collect: bool = False
+    closing: bool = False
+
+
+class Remedy(msgspec.Struct, frozen=True, kw_only=True):
+    """What to do.
+
+    Attributes:
+        heal: The step to do again.
+        positions: The branches that it is about.
+    """
+
+    heal: Heal
+    positions: tuple[int, ...] = ()
+
+
+_NOTHING = Remedy(heal=Heal.NOTHING)
+
+
+def heal_shard(shard: ShardState, seen: Seen, *, max_heals: int) -> Remedy:
+    """Return what an open shard that makes no progress needs.
+
+    Args:
+        shard: What the store holds of it.
+        seen: What the broker holds of it.
+        max_heals: How often its branches are published again before they are lost, and then its
+            callback before the run has failed.
+    """
+    if seen.expand or seen.collect:
+        return _NOTHING
+    if shard.finished or len(shard.ended) >= shard.count:
+        return Remedy(heal=Heal.COLLECT if shard.heals < 2 * max_heals else Heal.FAIL)
+    return _heal_branches(shard, seen, max_heals)
+
+
+def _heal_branches(shard: ShardState, seen: Seen, max_heals: int) -> Remedy:
+    published = shard.count if shard.published is None else shard.published
+    missing = tuple(sorted(set(range(published)) - shard.ended - seen.branches))
+    if missing and shard.heals >= max_heals:
+        return Remedy(heal=Heal.LOSE, positions=missing)
+    if shard.published is None:
+        return Remedy(heal=Heal.EXPAND)
+    if missing:
+        return Remedy(heal=Heal.BRANCHES, positions=missing)
+    if published < shard.count and not seen.branches:
+        # Branches that follow one another: the one that should have fed the next was lost.
+        return Remedy(heal=Heal.BRANCHES, positions=(published,))
+    return _NOTHING
+
+
+def heal_stage(stage: StageProgress, seen: Seen, *, max_heals: int) -> Remedy:
+    """Return what a stage that makes no progress needs.
+
+    Args:
+        stage: What the store holds of it.
+        seen: What the broker holds of it.
+        max_heals: How often its callback is published again before the run has failed.
+    """
+    if stage.open:
+        return _NOTHING
+    if stage.opened < stage.written:
+        return Remedy(heal=Heal.OPEN)
+    if not stage.sealed or seen.closing:
+        return _NOTHING
+    return Remedy(heal=Heal.AGGREGATE if stage.heals < max_heals else Heal.FAIL)

@@ -1,0 +1,89 @@
+"""Which tasks have a message in the broker: in a queue, or taken by a worker and not yet done."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import TYPE_CHECKING, cast
+
+import msgspec
+from redis.exceptions import RedisError
+
+from fanout import broker
+from fanout.errors import BrokerError
+from fanout.healing import Seen
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import redis
+
+__all__ = ["Messages", "seen_of_shard", "seen_of_stage"]
+
+# Where kombu's Redis transport keeps what workers have taken.
+UNACKED = "unacked"
+UNACKED_INDEX = "unacked_index"
+_PAGE = 1_000
+
+
+class _Headers(msgspec.Struct):
+    id: str
+
+
+class _Message(msgspec.Struct):
+    headers: _Headers
+
+
+_message = msgspec.json.Decoder(_Message).decode
+# A message that was taken is kept with its exchange and its routing key.
+_taken = msgspec.json.Decoder(tuple[_Message, str, str]).decode
+
+
+class Messages:
+    """Reads the broker's queues, and what is taken from them."""
+
+    def __init__(self, client: redis.Redis) -> None:
+        self._redis = client
+
+    def task_ids(self) -> dict[str, set[str]]:
+        """Return the task ids of fanout's messages, by run. Raises BrokerError.
+
+        A message that is on its way from one place to the other may be missed: who acts on what is
+        missing must look twice.
+        """
+        runs: dict[str, set[str]] = defaultdict(set)
+        try:
+            for task_id in self._read():
+                runs[task_id.partition("/")[0]].add(task_id)
+        except RedisError as error:
+            raise BrokerError(f"the broker's queues cannot be read: {error}") from error
+        return runs
+
+    def _read(self) -> Iterator[str]:
+        for queue in (broker.CONTROL_QUEUE, broker.BRANCHES_QUEUE):
+            start = 0
+            while page := self._page(queue, start):
+                yield from (_message(raw).headers.id for raw in page)
+                start += _PAGE
+        for raw in self._redis.hscan_iter(UNACKED, count=_PAGE, no_values=False):
+            yield _taken(cast("tuple[bytes, bytes]", raw)[1])[0].headers.id
+
+    def _page(self, queue: str, start: int) -> list[bytes]:
+        return cast("list[bytes]", self._redis.lrange(queue, start, start + _PAGE - 1))
+
+
+def seen_of_shard(task_ids: set[str], run_id: str, stage: int, number: int) -> Seen:
+    """Return what of a shard is among the task ids of its run."""
+    prefix = f"{broker.shard_group(run_id, stage, number)}/"
+    tails = {task_id.removeprefix(prefix) for task_id in task_ids if task_id.startswith(prefix)}
+    return Seen(
+        branches=frozenset(int(tail) for tail in tails if tail.isdecimal()),
+        expand="expand" in tails,
+        collect="collect" in tails,
+    )
+
+
+def seen_of_stage(task_ids: set[str], run_id: str, stage: int) -> Seen:
+    """Return what will end a stage, among the task ids of its run."""
+    prefix = f"{broker.stage_group(run_id, stage)}/"
+    ends = ("/collect", "/seal", "/aggregate")
+    return Seen(closing=any(t.startswith(prefix) and t.endswith(ends) for t in task_ids))

@@ -1,0 +1,192 @@
+"""The reaper: looks for runs that make no progress, and does again what got lost.
+
+It runs in the workers, one of which holds its lock (workers.reaper), and on demand
+(``Client.heal``). It acts on what it has seen missing twice, some seconds apart.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import TYPE_CHECKING
+
+from fanout.admission import shard_window
+from fanout.enqueue import unpark
+from fanout.errors import UnknownRunError
+from fanout.healing import Heal, Remedy, heal_shard, heal_stage
+from fanout.messages import seen_of_shard, seen_of_stage
+from fanout.runs import ErrorKind, Outcome, RunStatus
+from fanout.stores import Grant
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from fanout.chords import Publisher
+    from fanout.messages import Messages
+    from fanout.stores import RunRecord, StageProgress, Store
+
+__all__ = ["MAX_HEALS", "Reaper"]
+
+# A message that is lost again and again is no accident.
+MAX_HEALS = 5
+
+_log = logging.getLogger(__name__)
+
+# A shard of a stage of a run; the stage itself has the number None.
+_Key = tuple[str, int, int | None]
+
+
+class Reaper:
+    """Heals the runs of a store. One sweep is cheap where all runs make progress.
+
+    Args:
+        store: The runs.
+        publisher: Publishes again.
+        messages: What is in the broker.
+        stall_s: Seconds without progress after which a shard is looked at closely.
+        clock: Seconds, rising.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        publisher: Publisher,
+        messages: Messages,
+        *,
+        stall_s: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._store = store
+        self._publisher = publisher
+        self._messages = messages
+        self._stall_s = stall_s
+        self._clock = clock
+        self._marks: dict[_Key, tuple[object, float]] = {}
+        self._suspected: dict[_Key, Remedy] = {}
+
+    def sweep(self) -> int:
+        """Look at all runs that have not ended; return how many steps were done again.
+
+        Raises:
+            BrokerError: The server does not answer.
+        """
+        stalled: dict[_Key, StageProgress] = {}
+        runs: dict[str, RunRecord] = {}
+        for run_id in self._store.active_runs():
+            try:
+                runs[run_id] = self._store.run(run_id)
+                stalled.update(self._stalled(runs[run_id]))
+            except UnknownRunError:
+                self._forget(run_id)
+        self._marks = {key: mark for key, mark in self._marks.items() if key[0] in runs}
+        return self._treat(stalled) if stalled else 0
+
+    def _forget(self, run_id: str) -> None:
+        # It has expired: ending it takes it off the list.
+        self._store.end_run(run_id, RunStatus.FAILED, ended_at=time.time())
+
+    def _stalled(self, run: RunRecord) -> dict[_Key, StageProgress]:
+        if run.has_ended:
+            return {}
+        if run.status is RunStatus.PAUSED and not _is_over(run):
+            # Nothing moves, as it should be: what is parked has no message.
+            self._marks = {k: mark for k, mark in self._marks.items() if k[0] != run.run_id}
+            return {}
+        unpark(self._store, self._publisher, run.run_id)
+        progress = self._store.progress(run.run_id, run.stage)
+        marks: dict[int | None, object] = dict(progress.marks.items())
+        if not progress.open:
+            marks[None] = (progress.written, progress.sealed, progress.opened)
+        keys = {number: (run.run_id, run.stage, number) for number in marks}
+        return {
+            key: progress for number, key in keys.items() if self._is_stalled(key, marks[number])
+        }
+
+    def _is_stalled(self, key: _Key, mark: object) -> bool:
+        now = self._clock()
+        before, since = self._marks.get(key, (None, now))
+        if before != mark:
+            self._marks[key] = (mark, now)
+            self._suspected.pop(key, None)
+            return self._stall_s <= 0
+        return now - since >= self._stall_s
+
+    def _treat(self, stalled: dict[_Key, StageProgress]) -> int:
+        task_ids = self._messages.task_ids()
+        healed = 0
+        for key, progress in stalled.items():
+            try:
+                remedy = self._remedy(key, progress, task_ids.get(key[0], set()))
+                if remedy.heal is Heal.NOTHING:
+                    self._suspected.pop(key, None)
+                    # It is in order: there is time until the next close look.
+                    self._marks[key] = (self._marks[key][0], self._clock())
+                elif self._suspected.get(key) == remedy:
+                    self._heal(key, remedy)
+                    healed += 1
+                else:
+                    self._suspected[key] = remedy
+            except UnknownRunError:
+                continue
+        return healed
+
+    def _remedy(self, key: _Key, progress: StageProgress, task_ids: set[str]) -> Remedy:
+        run_id, stage, number = key
+        if number is None:
+            seen = seen_of_stage(task_ids, run_id, stage)
+            return heal_stage(progress, seen, max_heals=MAX_HEALS)
+        seen = seen_of_shard(task_ids, run_id, stage, number)
+        state = self._store.shard_state(run_id, stage, number)
+        return heal_shard(state, seen, max_heals=MAX_HEALS)
+
+    def _heal(self, key: _Key, remedy: Remedy) -> None:
+        run_id, stage, number = key
+        del self._suspected[key]
+        del self._marks[key]
+        where = f"stage {stage}" if number is None else f"shard {number} of stage {stage}"
+        about = f" of {len(remedy.positions)} branches" if remedy.positions else ""
+        _log.warning("run %s, %s: healing by %s%s", run_id, where, remedy.heal.value, about)
+        self._store.healed(run_id, stage, number)
+        if remedy.heal is Heal.FAIL:
+            message = f"{where} could not be collected: see the logs of the workers"
+            self._store.end_run(run_id, RunStatus.FAILED, ended_at=time.time(), error=message)
+        elif number is None:
+            self._heal_stage(run_id, stage, remedy)
+        else:
+            self._heal_shard(run_id, stage, number, remedy)
+
+    def _heal_stage(self, run_id: str, stage: int, remedy: Remedy) -> None:
+        if remedy.heal is Heal.AGGREGATE:
+            self._publisher.aggregate(run_id, stage)
+            return
+        window = shard_window(sum(self._store.workers().values()))
+        self._publisher.expand(run_id, stage, self._store.open_shards(run_id, stage, window=window))
+
+    def _heal_shard(self, run_id: str, stage: int, number: int, remedy: Remedy) -> None:
+        if remedy.heal is Heal.EXPAND:
+            lanes = self._store.progress(run_id, stage).open.get(number, 0)
+            self._publisher.expand(run_id, stage, [Grant(shard=number, lanes=lanes)])
+        elif remedy.heal is Heal.COLLECT:
+            self._publisher.collect(run_id, stage, number)
+        elif remedy.heal is Heal.LOSE:
+            self._lose(run_id, stage, number, remedy.positions)
+        else:
+            lanes = self._store.progress(run_id, stage).open.get(number, 0)
+            count = self._store.shard_state(run_id, stage, number).count
+            feed = count if 0 < lanes < count else 0
+            self._publisher.branches(run_id, stage, number, remedy.positions, feed=feed)
+
+    def _lose(self, run_id: str, stage: int, number: int, positions: tuple[int, ...]) -> None:
+        indices = self._store.indices(run_id, stage, number)
+        message = f"its message was lost {MAX_HEALS} times"
+        outcomes = (
+            (at, Outcome(index=indices[at], kind=ErrorKind.LOST, message=message))
+            for at in positions
+        )
+        self._store.record_missing(run_id, stage, number, outcomes)
+
+
+def _is_over(run: RunRecord) -> bool:
+    """Say whether a paused run must go on in order to end."""
+    has_expired = run.deadline_at is not None and time.time() >= run.deadline_at
+    return run.halt is not None or has_expired

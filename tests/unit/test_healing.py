@@ -1,0 +1,90 @@
+"""The reaper's decision as a table, and as a property: a healthy shard is never touched."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fanout.healing import Heal, Seen, heal_shard, heal_stage
+from fanout.stores import ShardState, StageProgress
+
+
+def shard(*ended, count=4, published=4, finished=False, heals=0):
+    return ShardState(
+        first=0, count=count, published=published, finished=finished,
+        ended=frozenset(ended), heals=heals,
+    )  # fmt: skip
+
+
+def seen(*branches, **others):
+    return Seen(branches=frozenset(branches), **others)
+
+
+@pytest.mark.parametrize(
+    ("state", "messages", "heal", "positions"),
+    [
+        (shard(published=None), seen(), Heal.EXPAND, ()),
+        (shard(published=None), seen(expand=True), Heal.NOTHING, ()),
+        (shard(), seen(0, expand=True), Heal.NOTHING, ()),  # it is still being published
+        (shard(), seen(0, 1, 2, 3), Heal.NOTHING, ()),
+        (shard(0, 1), seen(2, 3), Heal.NOTHING, ()),
+        (shard(0, 1), seen(3), Heal.BRANCHES, (2,)),
+        (shard(), seen(), Heal.BRANCHES, (0, 1, 2, 3)),
+        (shard(0, 1, heals=5), seen(3), Heal.LOSE, (2,)),
+        (shard(published=None, heals=5), seen(), Heal.LOSE, (0, 1, 2, 3)),
+        (shard(0, 1, 2, 3), seen(), Heal.COLLECT, ()),
+        (shard(0, 1, 2, 3), seen(collect=True), Heal.NOTHING, ()),
+        (shard(finished=True), seen(), Heal.COLLECT, ()),  # it was not closed
+        (shard(0, 1, 2, 3, heals=9), seen(), Heal.COLLECT, ()),
+        (shard(0, 1, 2, 3, heals=10), seen(), Heal.FAIL, ()),
+        (shard(published=2), seen(0, 1), Heal.NOTHING, ()),  # one lane feeds the next
+        (shard(0, published=2), seen(), Heal.BRANCHES, (1,)),
+        (shard(0, 1, published=2), seen(), Heal.BRANCHES, (2,)),
+    ],
+)
+def test_what_a_shard_without_progress_needs(state, messages, heal, positions):
+    remedy = heal_shard(state, messages, max_heals=5)
+    assert (remedy.heal, remedy.positions) == (heal, positions)
+
+
+@pytest.mark.parametrize(
+    ("stage", "messages", "heal"),
+    [
+        (StageProgress(written=3, opened=2, open={1: 0}), seen(), Heal.NOTHING),
+        (StageProgress(written=3, opened=2), seen(), Heal.OPEN),
+        (StageProgress(written=3, opened=3), seen(), Heal.NOTHING),  # its client is at work
+        (StageProgress(written=3, opened=3, sealed=True), seen(), Heal.AGGREGATE),
+        (StageProgress(written=3, opened=3, sealed=True), seen(closing=True), Heal.NOTHING),
+        (StageProgress(written=3, opened=3, sealed=True, heals=5), seen(), Heal.FAIL),
+        (StageProgress(sealed=True), seen(), Heal.AGGREGATE),
+    ],
+)
+def test_what_a_stage_without_progress_needs(stage, messages, heal):
+    assert heal_stage(stage, messages, max_heals=5).heal is heal
+
+
+@given(data=st.data(), count=st.integers(1, 40), heals=st.integers(0, 20))
+def test_a_healthy_shard_is_never_touched(data, count, heals):
+    """Healthy: each published branch has an outcome or a message, and a step is under way."""
+    published = data.draw(st.integers(1, count))
+    ended = data.draw(st.sets(st.integers(0, published - 1)))
+    waiting = set(range(published)) - ended
+    is_complete = len(ended) == count
+    messages = Seen(branches=frozenset(waiting), collect=is_complete)
+    if waiting or is_complete:
+        state = shard(*ended, count=count, published=published, heals=heals)
+        assert heal_shard(state, messages, max_heals=5).heal is Heal.NOTHING
+
+
+@given(data=st.data(), count=st.integers(1, 40), heals=st.integers(0, 4))
+def test_only_what_has_neither_outcome_nor_message_is_published_again(data, count, heals):
+    published = data.draw(st.integers(1, count))
+    ended = data.draw(st.sets(st.integers(0, published - 1)))
+    waiting = data.draw(st.sets(st.integers(0, published - 1)))
+    state = shard(*ended, count=count, published=published, heals=heals)
+    remedy = heal_shard(state, seen(*waiting), max_heals=5)
+    assert not set(remedy.positions) & (ended | waiting)
+    lost = set(range(published)) - ended - waiting
+    if lost:
+        assert set(remedy.positions) == lost, "and all of it"

@@ -1,0 +1,77 @@
+"""Leases: what a worker has taken stays its own for as long as it lives, and no longer.
+
+Kombu puts a message back into its queue ``visibility_timeout`` seconds after it was taken. Here a
+worker renews that time again and again for all messages that it holds, so the timeout can be short
+although calls are long: a dead worker's messages come back soon, a slow one's never do.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+from celery import bootsteps
+from celery.worker import state
+from redis.exceptions import RedisError
+
+from fanout.broker import connect_broker
+from fanout.errors import BrokerError
+from fanout.messages import UNACKED_INDEX
+from workers.ticker import Ticker
+
+if TYPE_CHECKING:
+    from celery.worker import WorkController
+
+__all__ = ["Leases", "held_tags"]
+
+# Two renewals may fail before a lease ends.
+_RENEWALS = 4
+_PAGE = 1_000
+
+
+class Leases(bootsteps.StartStopStep):  # type: ignore[misc]
+    """Renews the leases of a worker's messages until its last task has ended."""
+
+    requires = ("celery.worker.components:Pool",)
+
+    def __init__(self, worker: WorkController, **kwargs: Any) -> None:
+        super().__init__(worker, **kwargs)
+        self._worker = worker
+        settings = worker.app.fanout_settings
+        self._redis = connect_broker(settings)
+        every_s = settings.visibility_timeout_s / _RENEWALS
+        self._ticker = Ticker("leases", every_s, self._renew)
+
+    def start(self, worker: WorkController) -> None:
+        """Begin to renew, until the process ends: not just until the consumer does."""
+        worker.app.fanout_runtime().on_close(self._ticker.stop)
+        self._ticker.start()
+
+    def _renew(self) -> None:
+        tags = held_tags(self._worker)
+        try:
+            for start in range(0, len(tags), _PAGE):
+                page = tags[start : start + _PAGE]
+                # Only what is still there: a message that was acknowledged meanwhile stays away.
+                self._redis.zadd(UNACKED_INDEX, dict.fromkeys(page, time.time()), xx=True)
+        except RedisError as error:
+            raise BrokerError(f"leases cannot be renewed: {error}") from error
+
+
+def held_tags(worker: WorkController) -> list[str]:
+    """Return the delivery tags of the messages that a worker has taken and not yet settled.
+
+    By request, because what was taken before a connection was lost is still held; and by channel,
+    because what waits for a retry's countdown is no request yet.
+    """
+    consumer = getattr(worker.consumer, "task_consumer", None)
+    while True:
+        try:
+            requests = {*state.reserved_requests, *state.active_requests}
+            tags = {r.message.delivery_tag for r in requests if not r.acknowledged}
+            if consumer is not None and consumer.channel is not None:
+                tags |= set(consumer.channel.qos._delivered)  # noqa: SLF001 - nothing else tells
+        except RuntimeError:
+            # A message came or went meanwhile.
+            continue
+        return sorted(tags)

@@ -1,0 +1,56 @@
+"""The reaper's place in the fleet: every worker carries one, and one of them holds the lock."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from celery import bootsteps
+
+from fanout.reaper import Reaper
+from workers.ticker import Ticker
+
+if TYPE_CHECKING:
+    from celery.worker import WorkController
+
+__all__ = ["ReaperStep"]
+
+_LOCK = "reaper"
+
+
+class ReaperStep(bootsteps.StartStopStep):  # type: ignore[misc]
+    """Sweeps every few seconds, where no other worker does."""
+
+    requires = ("celery.worker.components:Pool",)
+
+    def __init__(self, worker: WorkController, **kwargs: Any) -> None:
+        super().__init__(worker, **kwargs)
+        self._app = worker.app
+        self._name = worker.hostname
+        self._settings = worker.app.fanout_settings
+        self._reaper: Reaper | None = None
+        self._ticker = Ticker("reaper", self._settings.reaper_interval_s, self._beat)
+        self.enabled = self._settings.reaper_interval_s > 0
+
+    def start(self, _worker: WorkController) -> None:
+        """Begin to sweep."""
+        self._ticker.start()
+
+    def _beat(self) -> None:
+        store = self._app.fanout_runtime().watched
+        # A holder that has died is followed after three sweeps.
+        ttl_s = int(3 * self._settings.reaper_interval_s) + 1
+        if not store.take_lock(_LOCK, self._name, ttl_s=ttl_s):
+            self._reaper = None
+            return
+        if self._reaper is None:
+            self._reaper = Reaper(
+                store,
+                self._app.fanout_runtime().publisher,
+                self._app.fanout_runtime().messages,
+                stall_s=self._settings.stall_s,
+            )
+        self._reaper.sweep()
+
+    def stop(self, _worker: WorkController) -> None:
+        """Stop sweeping; the lock runs out."""
+        self._ticker.stop()
