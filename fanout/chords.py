@@ -14,8 +14,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from kombu.exceptions import OperationalError
+
 from fanout import broker
 from fanout.errors import BrokerError
+from fanout.patience import PASSING_ERRORS, patiently
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -28,6 +31,9 @@ __all__ = ["Publisher"]
 
 # Messages of a header in one pipelined write: 1.2 KB each.
 _BATCH = 500
+# A restart of the server takes seconds, a failover half a minute.
+_PATIENCE_S = 60.0
+_PASSING = (*PASSING_ERRORS, OperationalError)
 
 
 class Publisher:
@@ -60,7 +66,7 @@ class Publisher:
         """
         group = broker.shard_group(run_id, stage, shard)
         callback = self._collect(run_id, stage, shard)
-        self._app.backend.set_chord_size(group, size)
+        self._set_size(group, size)
         self._publish(self._header(run_id, stage, shard, range(published), feed, callback))
 
     def branches(
@@ -82,7 +88,7 @@ class Publisher:
     def seal(self, run_id: str, stage: int, *, shards: int) -> None:
         """Set the size of a stage's root chord, and publish the last member of its header."""
         group = broker.stage_group(run_id, stage)
-        self._app.backend.set_chord_size(group, shards + 1)
+        self._set_size(group, shards + 1)
         seal = self._signature(
             broker.SEAL,
             (run_id, stage),
@@ -92,6 +98,13 @@ class Publisher:
             chord=self._aggregate(run_id, stage),
         )
         self._publish([seal])
+
+    def _set_size(self, group: str, size: int) -> None:
+        set_size = self._app.backend.set_chord_size
+        try:
+            patiently(lambda: set_size(group, size), patience_s=_PATIENCE_S, errors=_PASSING)
+        except _PASSING as error:
+            raise BrokerError(f"the size of a chord cannot be set: {error}") from error
 
     def forget_root(self, run_id: str, stage: int) -> None:
         """Forget that a stage's root chord has completed, so that it can do so again.
@@ -144,8 +157,15 @@ class Publisher:
         return self._app.signature(task, args=args, options={**options, "ignore_result": True})
 
     def _publish(self, signatures: Iterable[Signature]) -> None:
-        # Without Celery's own retry: a whole batch is published again by whoever called, which
-        # the deterministic ids make harmless.
+        messages = list(signatures)
+        try:
+            # All of it again, not message by message as Celery would: a copy of a branch that is
+            # being processed, or has an outcome, makes no call.
+            patiently(lambda: self._publish_once(messages), patience_s=_PATIENCE_S, errors=_PASSING)
+        except _PASSING as error:
+            raise BrokerError(f"the broker takes no messages: {error}") from error
+
+    def _publish_once(self, signatures: list[Signature]) -> None:
         with self._app.producer_pool.acquire(block=True) as producer:
             if not producer.supports_batch_publish:
                 raise BrokerError("a retry* option of the broker URL rules out batches: remove it")

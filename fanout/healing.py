@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 import msgspec
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from fanout.stores import ShardState, StageProgress
 
 __all__ = ["Heal", "Remedy", "Seen", "heal_shard", "heal_stage"]
@@ -27,6 +29,7 @@ class Heal(Enum):
     BRANCHES = "branches"  # messages of branches are lost
     COLLECT = "collect"  # all branches have ended, but the callback never ran to its end
     OPEN = "open"  # there is room for shards that were never let in
+    ADOPT = "adopt"  # shards that have not ended are no longer known as being processed
     AGGREGATE = "aggregate"  # all shards are collected, but the root callback never ran
     LOSE = "lose"  # branches were published again too often: they are recorded as lost
     FAIL = "fail"  # a callback was published again too often: the run has failed
@@ -54,7 +57,7 @@ class Remedy(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         heal: The step to do again.
-        positions: The branches that it is about.
+        positions: The branches that it is about; for ``adopt``, the shards.
     """
 
     heal: Heal
@@ -82,25 +85,29 @@ def heal_shard(shard: ShardState, seen: Seen, *, max_heals: int) -> Remedy:
 
 def _heal_branches(shard: ShardState, seen: Seen, max_heals: int) -> Remedy:
     published = shard.count if shard.published is None else shard.published
-    missing = tuple(sorted(set(range(published)) - shard.ended - seen.branches))
+    waiting = seen.branches | shard.held
+    missing = tuple(sorted(set(range(published)) - shard.ended - waiting))
     if missing and shard.heals >= max_heals:
         return Remedy(heal=Heal.LOSE, positions=missing)
     if shard.published is None:
         return Remedy(heal=Heal.EXPAND)
     if missing:
         return Remedy(heal=Heal.BRANCHES, positions=missing)
-    if published < shard.count and not seen.branches:
+    if published < shard.count and not waiting:
         # Branches that follow one another: the one that should have fed the next was lost.
         return Remedy(heal=Heal.BRANCHES, positions=(published,))
     return _NOTHING
 
 
-def heal_stage(stage: StageProgress, seen: Seen, *, max_heals: int) -> Remedy:
+def heal_stage(
+    stage: StageProgress, seen: Seen, *, incomplete: Sequence[int], max_heals: int
+) -> Remedy:
     """Return what a stage that makes no progress needs.
 
     Args:
         stage: What the store holds of it.
         seen: What the broker holds of it.
+        incomplete: Its shards that have fewer outcomes than branches.
         max_heals: How often its callback is published again before the run has failed.
     """
     if stage.open:
@@ -109,4 +116,6 @@ def heal_stage(stage: StageProgress, seen: Seen, *, max_heals: int) -> Remedy:
         return Remedy(heal=Heal.OPEN)
     if not stage.sealed or seen.closing:
         return _NOTHING
+    if incomplete:
+        return Remedy(heal=Heal.ADOPT, positions=tuple(incomplete))
     return Remedy(heal=Heal.AGGREGATE if stage.heals < max_heals else Heal.FAIL)

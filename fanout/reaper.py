@@ -134,7 +134,8 @@ class Reaper:
         run_id, stage, number = key
         if number is None:
             seen = seen_of_stage(task_ids, run_id, stage)
-            return heal_stage(progress, seen, max_heals=MAX_HEALS)
+            incomplete = [] if progress.open else self._store.incomplete(run_id, stage)
+            return heal_stage(progress, seen, incomplete=incomplete, max_heals=MAX_HEALS)
         seen = seen_of_shard(task_ids, run_id, stage, number)
         state = self._store.shard_state(run_id, stage, number)
         return heal_shard(state, seen, max_heals=MAX_HEALS)
@@ -158,6 +159,9 @@ class Reaper:
     def _heal_stage(self, run_id: str, stage: int, remedy: Remedy) -> None:
         if remedy.heal is Heal.AGGREGATE:
             self._publisher.aggregate(run_id, stage)
+            return
+        if remedy.heal is Heal.ADOPT:
+            self._store.adopt(run_id, stage, remedy.positions)
             return
         window = shard_window(sum(self._store.workers().values()))
         self._publisher.expand(run_id, stage, self._store.open_shards(run_id, stage, window=window))

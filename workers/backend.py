@@ -7,10 +7,15 @@ from typing import TYPE_CHECKING, Any
 from celery import states
 from celery.backends.redis import RedisBackend
 
+from fanout.patience import patiently
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 __all__ = ["TolerantRedisBackend"]
+
+# After this the reaper sees to the chord.
+_PATIENCE_S = 3_600.0
 
 
 class TolerantRedisBackend(RedisBackend):  # type: ignore[misc]
@@ -22,6 +27,15 @@ class TolerantRedisBackend(RedisBackend):  # type: ignore[misc]
     task itself stays FAILURE, for Flower and metrics. The exception's message is left out, as it
     may quote a document; ``reason`` is only what Celery itself says of a revoked task.
     """
+
+    def on_chord_part_return(self, request: Any, state: str, result: Any, **kwargs: Any) -> None:
+        """Count a member of a chord, however long the server is away.
+
+        Stock Celery fails the task, whose work is done, and the chord waits for ever. A member is
+        counted once however often it returns, so it may be sent again.
+        """
+        count = super().on_chord_part_return
+        patiently(lambda: count(request, state, result, **kwargs), patience_s=_PATIENCE_S)
 
     def _unpack_chord_result(
         self, tup: bytes, decode: Callable[[bytes], Any], *_states: frozenset[str]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from math import ceil
 from typing import TYPE_CHECKING
 
 from fanout.errors import ModelError, PromptError, UnknownRunError
@@ -19,7 +20,10 @@ if TYPE_CHECKING:
     from fanout.stores import Begun
     from workers.runtime import Runtime
 
-__all__ = ["BranchFailed", "BranchHandedBack", "BranchParked", "run_branch"]
+__all__ = ["BranchFailed", "BranchHandedBack", "BranchHeld", "BranchParked", "run_branch"]
+
+# What a branch may take beyond its calls and their waits, before it is not held any more.
+_HOLD_MARGIN_S = 60
 
 
 class BranchFailed(Exception):  # noqa: N818 - Flower shows the name: it should read as a state
@@ -33,21 +37,33 @@ class BranchParked(Exception):  # noqa: N818 - it is no error
     """The run is paused: the branch is remembered, and published again when the run goes on."""
 
 
+class BranchHeld(Exception):  # noqa: N818 - it is no error
+    """Another worker, which is alive, makes the call: this is a copy of its message."""
+
+
 class BranchHandedBack(Exception):  # noqa: N818 - it is no error
     """The worker stops: the branch goes back to the queue, as if it had not been begun."""
 
 
 def run_branch(
-    runtime: Runtime, run_id: str, stage: int, number: int, position: int, feed: int
+    runtime: Runtime,
+    run_id: str,
+    stage: int,
+    number: int,
+    position: int,
+    feed: int,
+    *,
+    tries: int = 0,
 ) -> None:
-    """Process the branch at ``position`` of a shard.
+    """Process the branch at ``position`` of a shard; Celery has sent it again ``tries`` times.
 
     Raises:
         BranchFailed: It ended with an error, so that Celery counts the task as failed.
         BranchParked: Its run is paused.
+        BranchHeld: Another worker is at it.
         BranchHandedBack: This worker stops.
     """
-    branch = _Branch(runtime, run_id, stage, number, position, feed)
+    branch = _Branch(runtime, (run_id, stage, number, position), feed, tries)
     begun = branch.begin()
     if begun.verdict == "suspect":
         # One at a time, and counted only now: when the worker dies again, it was this one.
@@ -61,25 +77,41 @@ class _Branch:
     """One delivery of a branch."""
 
     def __init__(
-        self, runtime: Runtime, run_id: str, stage: int, number: int, position: int, feed: int
+        self, runtime: Runtime, key: tuple[str, int, int, int], feed: int, tries: int
     ) -> None:
         self._runtime = runtime
-        self._key = (run_id, stage, number, position)
+        self._key = key
         self._feed = feed
+        self._tries = tries
         self._token = secrets.token_hex(4)
 
     def begin(self, *, is_alone: bool = False) -> Begun:
         if self._runtime.is_handing_back:
             raise BranchHandedBack
         return self._runtime.store.begin(
-            *self._key, token=self._token, feed=self._feed, is_alone=is_alone
+            *self._key,
+            token=self._token,
+            holder=self._runtime.holder,
+            tries=self._tries,
+            lasts_s=self._lasts_s(),
+            feed=self._feed,
+            is_alone=is_alone,
         )
+
+    def _lasts_s(self) -> int:
+        try:
+            spec = self._runtime.spec(self._key[0])
+        except UnknownRunError:
+            return 0
+        return ceil(spec.retries.max_elapsed_s + spec.timeout_s) + _HOLD_MARGIN_S
 
     def process(self, begun: Begun) -> None:
         if begun.verdict in {"done", "gone"}:
             return
         if begun.verdict == "paused":
             raise BranchParked
+        if begun.verdict == "held":
+            raise BranchHeld
         outcome = self._outcome(begun)
         run_id, stage, number, _ = self._key
         store = self._runtime.store

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import threading
 from typing import TYPE_CHECKING
 
@@ -52,6 +53,7 @@ def make_worker_app(settings: Settings) -> Celery:
     )
     register(app, _RuntimeOfProcess(app, settings))
     app.fanout_settings = settings
+    app.fanout_holder = secrets.token_hex(6)
     app.steps["worker"].update({Presence, Leases, ReaperStep, Shutdown})
     listen_in_children(app)
     return app

@@ -3,6 +3,10 @@
 Kombu puts a message back into its queue ``visibility_timeout`` seconds after it was taken. Here a
 worker renews that time again and again for all messages that it holds, so the timeout can be short
 although calls are long: a dead worker's messages come back soon, a slow one's never do.
+
+A message may come back all the same, when the server was away or the connection was lost. So a
+worker also says that it is alive, as the holder of the branches that it has begun: nobody else
+begins these (fanout.stores.Store.begin).
 """
 
 from __future__ import annotations
@@ -24,8 +28,10 @@ if TYPE_CHECKING:
 
 __all__ = ["Leases", "held_tags"]
 
-# Two renewals may fail before a lease ends.
-_RENEWALS = 4
+# A holder is silent for half the visibility timeout when it is taken for dead, so before its
+# messages come back; two of three beats may fail until then.
+_RENEWALS = 6
+_BEATS = 3
 _PAGE = 1_000
 
 
@@ -39,15 +45,21 @@ class Leases(bootsteps.StartStopStep):  # type: ignore[misc]
         self._worker = worker
         settings = worker.app.fanout_settings
         self._redis = connect_broker(settings)
-        every_s = settings.visibility_timeout_s / _RENEWALS
-        self._ticker = Ticker("leases", every_s, self._renew)
+        self._every_s = settings.visibility_timeout_s / _RENEWALS
+        self._ticker = Ticker("leases", self._every_s, self._renew)
 
     def start(self, worker: WorkController) -> None:
         """Begin to renew, until the process ends: not just until the consumer does."""
         worker.app.fanout_runtime().on_close(self._ticker.stop)
+        self._beat()
         self._ticker.start()
 
+    def _beat(self) -> None:
+        runtime = self._worker.app.fanout_runtime()
+        runtime.watched.beat(runtime.holder, ttl_s=_BEATS * self._every_s)
+
     def _renew(self) -> None:
+        self._beat()
         tags = held_tags(self._worker)
         try:
             for start in range(0, len(tags), _PAGE):

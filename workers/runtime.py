@@ -38,6 +38,8 @@ class Runtime:
 
     def __init__(self, app: Celery, settings: Settings, *, concurrency: int) -> None:
         self.settings = settings
+        # A prefork child begins branches in the name of its parent, which sees it die.
+        self.holder: str = app.fanout_holder
         # An outcome in hand was paid for: it waits for the server as long as that takes.
         self.store: Store = make_store(settings, is_patient=True)
         # Branches that may be what killed their worker are processed one at a time.

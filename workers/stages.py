@@ -11,13 +11,18 @@ from fanout.runs import ErrorKind, Outcome, RunStatus
 from workers import reductions
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from fanout.spec import RunSpec
     from fanout.stores import StageRecord
     from workers.runtime import Runtime
 
-__all__ = ["aggregate", "collect", "expand"]
+__all__ = ["TooEarlyError", "aggregate", "collect", "expand"]
+
+
+class TooEarlyError(Exception):
+    """A callback ran before all of its header has ended: a stale copy, or a message was lost.
+
+    It does nothing. The real one is still to come, or the reaper sees to it.
+    """
 
 
 def expand(runtime: Runtime, run_id: str, stage: int, number: int, lanes: int) -> None:
@@ -48,7 +53,7 @@ def _expand_rest(runtime: Runtime, run_id: str, stage: int, number: int, feed: i
     shard = runtime.store.shard_state(run_id, stage, number)
     task_ids = runtime.messages.task_ids().get(run_id, set())
     seen = seen_of_shard(task_ids, run_id, stage, number)
-    missing = set(range(shard.published or 0)) - shard.ended - seen.branches
+    missing = set(range(shard.published or 0)) - shard.ended - shard.held - seen.branches
     runtime.publisher.branches(run_id, stage, number, sorted(missing), feed=feed)
     if shard.ended >= set(range(shard.count)):
         runtime.publisher.collect(run_id, stage, number)
@@ -79,6 +84,9 @@ def collect(
 
     Returns:
         The shard's counts: this travels through the root chord, so it is tiny.
+
+    Raises:
+        TooEarlyError: A branch has neither an outcome nor a record of failure.
     """
     outcomes = _complete(runtime, run_id, stage, number, _failures(results))
     store = runtime.store
@@ -98,12 +106,13 @@ def _complete(
     missing = [position for position in range(len(indices)) if position not in outcomes]
     if not missing:
         return outcomes
-    lost = Outcome(index=0, kind=ErrorKind.LOST, message="no trace of the branch was left")
+    if not failures.keys() >= set(missing):
+        raise TooEarlyError(run_id, stage, number)
     runtime.store.record_missing(
         run_id,
         stage,
         number,
-        ((position, _at(indices[position], failures.get(position, lost))) for position in missing),
+        ((position, _at(indices[position], failures[position])) for position in missing),
     )
     return runtime.store.outcomes(run_id, stage, number)
 
@@ -139,34 +148,28 @@ def _failure(record: dict[str, Any]) -> Outcome:
 
 
 def aggregate(runtime: Runtime, run_id: str, stage: int) -> None:
-    """Reduce the outcomes of a stage: end the run, or open the next stage."""
+    """Reduce the outcomes of a stage: end the run, or open the next stage.
+
+    Raises:
+        TooEarlyError: A branch of the stage has no outcome yet.
+    """
     store = runtime.store
     run = store.run(run_id)
     if run.has_ended or 0 < stage <= run.base_stage:
         return
-    for number in _unfinished(runtime, run_id, stage):
-        store.compact(run_id, stage, number, _complete(runtime, run_id, stage, number, {}))
+    record = store.stage(run_id, stage)
+    if not record.sealed or (record.done < record.total and store.incomplete(run_id, stage)):
+        raise TooEarlyError(run_id, stage)
     if run.halt:
         store.end_run(run_id, run.halt, ended_at=time.time())
         return
     spec = runtime.spec(run_id)
-    problem = _policy_problem(spec, store.stage(run_id, 0)) if stage == 0 else None
+    problem = _policy_problem(spec, record) if stage == 0 else None
     if problem:
         store.end_run(run_id, RunStatus.FAILED, ended_at=time.time(), error=problem)
         return
     store.set_status(run_id, RunStatus.REDUCING)
     reductions.reduce(runtime, run, stage, spec)
-
-
-def _unfinished(runtime: Runtime, run_id: str, stage: int) -> Iterator[int]:
-    """Yield the shards with fewer outcomes than branches: their collect itself has failed."""
-    record = runtime.store.stage(run_id, stage)
-    if record.done >= record.total:
-        return
-    for number in range(record.shards):
-        count = len(runtime.store.indices(run_id, stage, number))
-        if len(runtime.store.outcomes(run_id, stage, number)) < count:
-            yield number
 
 
 def _policy_problem(spec: RunSpec, record: StageRecord) -> str | None:

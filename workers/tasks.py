@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -9,14 +10,20 @@ from celery.exceptions import Ignore, Reject
 
 from fanout import broker
 from fanout.errors import BrokerError
-from workers.branches import BranchFailed, BranchHandedBack, BranchParked, run_branch
+from workers.branches import (
+    BranchFailed,
+    BranchHandedBack,
+    BranchHeld,
+    BranchParked,
+    run_branch,
+)
 from workers.preflight import check_model
-from workers.stages import aggregate, collect, expand
+from workers.stages import TooEarlyError, aggregate, collect, expand
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
-    from celery import Celery
+    from celery import Celery, Task
 
     from workers.runtime import Runtime
 
@@ -30,6 +37,18 @@ _PATIENT = {
     "retry_backoff_max": 30,
     "max_retries": 10,
 }
+
+
+@contextmanager
+def _not_done() -> Iterator[None]:
+    """Tell Celery of work that is not done, so that its chord does not count it."""
+    try:
+        yield
+    except (BranchParked, BranchHeld, TooEarlyError):
+        # Its message is not needed any more.
+        raise Ignore from None
+    except BranchHandedBack:
+        raise Reject(requeue=True) from None
 
 
 def register(app: Celery, runtime: Callable[[], Runtime]) -> None:
@@ -47,15 +66,13 @@ def register(app: Celery, runtime: Callable[[], Runtime]) -> None:
 
     # A failed branch is an ordinary end: ``throws`` keeps its traceback out of the logs. Retries of
     # calls happen on the loop; Celery's are for a store that is away, and for lost workers.
-    @task(name=broker.BRANCH, throws=(BranchFailed,), **_PATIENT)  # type: ignore[untyped-decorator]
-    def branch(run_id: str, stage: int, shard: int, position: int, feed: int) -> None:
-        try:
-            run_branch(runtime(), run_id, stage, shard, position, feed)
-        except BranchParked:
-            # It is not done: its chord must not count it.
-            raise Ignore from None
-        except BranchHandedBack:
-            raise Reject(requeue=True) from None
+    options = {"throws": (BranchFailed,), "bind": True, **_PATIENT}
+
+    @task(name=broker.BRANCH, **options)  # type: ignore[untyped-decorator]
+    def branch(self: Task, run_id: str, stage: int, shard: int, position: int, feed: int) -> None:
+        tries = self.request.retries
+        with _not_done():
+            run_branch(runtime(), run_id, stage, shard, position, feed, tries=tries)
 
     @task(name=broker.EXPAND, **_PATIENT)  # type: ignore[untyped-decorator]
     def expand_shard(run_id: str, stage: int, shard: int, lanes: int) -> None:
@@ -63,7 +80,8 @@ def register(app: Celery, runtime: Callable[[], Runtime]) -> None:
 
     @task(name=broker.COLLECT, **_PATIENT)  # type: ignore[untyped-decorator]
     def collect_shard(results: list[Any], run_id: str, stage: int, shard: int) -> dict[str, int]:
-        return collect(runtime(), results, run_id, stage, shard)
+        with _not_done():
+            return collect(runtime(), results, run_id, stage, shard)
 
     @task(name=broker.SEAL)  # type: ignore[untyped-decorator]
     def seal_stage(run_id: str, stage: int) -> None:
@@ -71,7 +89,8 @@ def register(app: Celery, runtime: Callable[[], Runtime]) -> None:
 
     @task(name=broker.AGGREGATE, **_PATIENT)  # type: ignore[untyped-decorator]
     def aggregate_stage(_results: list[Any], run_id: str, stage: int) -> None:
-        aggregate(runtime(), run_id, stage)
+        with _not_done():
+            aggregate(runtime(), run_id, stage)
 
     @task(name=broker.PREFLIGHT)  # type: ignore[untyped-decorator]
     def preflight(model: str, note: str) -> None:

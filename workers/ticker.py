@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Ticker"]
 
+# How soon a beat that failed is tried again: a server that comes back should hear of us first.
+_AGAIN_S = 0.25
+
 _log = logging.getLogger(__name__)
 
 
@@ -37,6 +40,7 @@ class Ticker:
     def _run(self) -> None:
         is_away = False
         while not self._stop.is_set():
+            wait_s = self._every_s
             try:
                 self._beat()
                 is_away = False
@@ -45,9 +49,10 @@ class Ticker:
                 if not is_away:
                     _log.warning("%s: %s", self._name, error)
                 is_away = True
+                wait_s = min(_AGAIN_S, wait_s)
             except Exception:  # noqa: BLE001 - a fault of one beat must not end all that follow
                 _log.exception("%s failed", self._name)
-            self._stop.wait(self._every_s)
+            self._stop.wait(wait_s)
 
     def stop(self) -> None:
         """End, and wait for a beat that is under way."""

@@ -31,7 +31,7 @@ __all__ = [
 # it is known which branch it was.
 ALONE_AFTER = 2
 
-Verdict = Literal["go", "done", "halted", "expired", "paused", "suspect", "gone"]
+Verdict = Literal["go", "done", "halted", "expired", "paused", "held", "suspect", "gone"]
 
 
 class Begun(msgspec.Struct, frozen=True, kw_only=True):
@@ -40,7 +40,8 @@ class Begun(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         verdict: ``go``; ``done``, as it has an outcome already; ``halted``, as its run was
             stopped; ``expired``, as the run's deadline has passed; ``paused``: it was parked and
-            is published again when the run goes on; ``suspect``: it was begun several times and
+            is published again when the run goes on; ``held``: a worker that is alive is making
+            its call, and this is a copy of its message; ``suspect``: it was begun several times and
             never ended, so it must be begun alone; ``gone``, as there is no such run any more.
         deliveries: How often this branch has been begun, this time included where it is ``go``.
     """
@@ -118,6 +119,7 @@ class ShardState(msgspec.Struct, frozen=True, kw_only=True):
         published: How many of them, from the first, were published; None where none ever were.
         finished: Whether it is compacted.
         ended: The positions that have an outcome.
+        held: The positions that a worker which is alive has begun and not ended.
         heals: How often it was healed.
     """
 
@@ -126,6 +128,7 @@ class ShardState(msgspec.Struct, frozen=True, kw_only=True):
     published: int | None
     finished: bool
     ended: frozenset[int]
+    held: frozenset[int] = frozenset()
     heals: int
 
 
@@ -304,10 +307,16 @@ class Store(Protocol):
         position: int,
         *,
         token: str,
+        holder: str = "",
+        tries: int = 0,
+        lasts_s: int = 0,
         feed: int = 0,
         is_alone: bool = False,
     ) -> Begun:
         """Ask whether the branch at ``position`` of a shard may make its call, and count it.
+
+        While its holder is alive, nobody else may begin the branch: its message may come to a
+        second worker although the first has not died, after the server was away for instance.
 
         Args:
             run_id: The run.
@@ -315,6 +324,10 @@ class Store(Protocol):
             number: The shard.
             position: The branch's position in the shard.
             token: Names this delivery: asking again with the same one is not counted.
+            holder: Who makes the call: see ``beat``.
+            tries: How often Celery has sent the task again: one that it has sent again since the
+                branch was begun is no copy.
+            lasts_s: Seconds after which the branch is not held any more, whatever its holder does.
             feed: As the branch was published with, for when it is parked.
             is_alone: Whether no other suspect is processed beside it.
         """
@@ -322,11 +335,28 @@ class Store(Protocol):
     def unbegin(self, run_id: str, stage: int, number: int, position: int, *, token: str) -> None:
         """Take a begin back: the delivery was handed back without a call's end."""
 
+    def beat(self, holder: str, *, ttl_s: float) -> None:
+        """Say that the holder of begun branches is alive; to be said each third of ``ttl_s``.
+
+        One that is late by another third was held up, and mostly so were all others, by the server
+        being away: then those that were alive at its last beat are alive for ``ttl_s`` more.
+
+        Args:
+            holder: Names a process; not one that had the same name before.
+            ttl_s: Seconds after which a silent holder is taken for dead.
+        """
+
     def progress(self, run_id: str, stage: int) -> StageProgress:
         """Return how far the shards of a stage are."""
 
     def shard_state(self, run_id: str, stage: int, number: int) -> ShardState:
         """Return what there is of a shard. Raises UnknownRunError."""
+
+    def incomplete(self, run_id: str, stage: int) -> list[int]:
+        """Return the shards of a stage that have fewer outcomes than branches."""
+
+    def adopt(self, run_id: str, stage: int, numbers: Iterable[int]) -> None:
+        """Take shards back among those that are being processed, if they are not."""
 
     def healed(self, run_id: str, stage: int, number: int | None = None) -> None:
         """Count that a shard, or the stage itself, was healed."""

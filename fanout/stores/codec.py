@@ -22,6 +22,7 @@ __all__ = [
     "encode_outcomes",
     "encode_parked",
     "encode_shard",
+    "held_positions",
 ]
 
 # Level 1 halves JSON text at some 100 MB/s; higher levels cost more than the bytes they save.
@@ -72,6 +73,20 @@ def decode_size(size: bytes) -> range:
     """Return a shard's indices, of the first one and the count."""
     first, count = (int(part) for part in size.split(b":"))
     return range(first, first + count)
+
+
+def held_positions(fields: dict[bytes, bytes], alive: set[str], now: float) -> frozenset[int]:
+    """Return the positions whose claim, among the fields of a shard's state, is held by one alive.
+
+    A claim is ``token holder tries until``, under the name ``t:position``.
+    """
+    claims = ((name, value) for name, value in fields.items() if name.startswith(b"t:"))
+    parts = ((int(name[2:]), value.decode().split(" ")) for name, value in claims)
+    return frozenset(
+        position
+        for position, (_, holder, _, until) in parts
+        if holder in alive and float(until) > now
+    )
 
 
 def encode_parked(parked: Parked) -> str:

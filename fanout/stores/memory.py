@@ -29,8 +29,17 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from fanout.admission import Lanes
+    from fanout.stores.base import Verdict
 
 __all__ = ["MemoryStore"]
+
+
+@dataclass
+class _Claim:
+    token: str
+    holder: str
+    tries: int
+    until: float
 
 
 @dataclass
@@ -38,7 +47,7 @@ class _Shard:
     input: Shard
     outcomes: dict[int, Outcome] = field(default_factory=dict)
     deliveries: Counter[int] = field(default_factory=Counter)
-    tokens: dict[int, str] = field(default_factory=dict)
+    claims: dict[int, _Claim] = field(default_factory=dict)
     heals: int = 0
     next: int | None = None
     finished: bool = False
@@ -76,6 +85,7 @@ class MemoryStore:
         self._notes: dict[str, tuple[bytes, float]] = {}
         self._locks: dict[str, tuple[str, float]] = {}
         self._workers: dict[str, tuple[int, float]] = {}
+        self._holders: dict[str, float] = {}
 
     def _run(self, run_id: str) -> _Run:
         try:
@@ -297,6 +307,9 @@ class MemoryStore:
         position: int,
         *,
         token: str,
+        holder: str = "",
+        tries: int = 0,
+        lasts_s: int = 0,
         feed: int = 0,
         is_alone: bool = False,
     ) -> Begun:
@@ -308,23 +321,38 @@ class MemoryStore:
             shard = self._shard(run_id, stage, number)
             if shard.finished or position in shard.outcomes:
                 return Begun(verdict="done")
-            if run.record.halt:
-                return Begun(verdict="halted")
-            deadline = run.record.deadline_at
-            if deadline is not None and stage == 0 and time.time() >= deadline:
-                return Begun(verdict="expired")
-            if run.is_paused:
-                run.parked.add(Parked(stage=stage, shard=number, position=position, feed=feed))
-                return Begun(verdict="paused")
-            return _begun(shard, position, token, is_alone=is_alone)
+            barred = _barred(run, Parked(stage=stage, shard=number, position=position, feed=feed))
+            if barred is not None:
+                return Begun(verdict=barred)
+            held = shard.claims.get(position)
+            mine = _Claim(token, holder, tries, time.monotonic() + lasts_s)
+            if held and held.token != token and self._is_held(held) and held.tries >= tries:
+                return Begun(verdict="held", deliveries=shard.deliveries[position])
+            return _begun(shard, position, mine, is_alone=is_alone)
+
+    def _is_held(self, claim: _Claim) -> bool:
+        now = time.monotonic()
+        return self._holders.get(claim.holder, 0.0) > now and claim.until > now
 
     def unbegin(self, run_id: str, stage: int, number: int, position: int, *, token: str) -> None:
         """See Store."""
         with self._lock:
             shard = self._shard(run_id, stage, number)
-            if shard.tokens.get(position) == token:
-                del shard.tokens[position]
+            claim = shard.claims.get(position)
+            if claim is not None and claim.token == token:
+                del shard.claims[position]
                 shard.deliveries[position] -= 1
+
+    def beat(self, holder: str, *, ttl_s: float) -> None:
+        """See Store."""
+        with self._lock:
+            now = time.monotonic()
+            until = self._holders.get(holder)
+            if until is not None and now > until - ttl_s / 3:
+                for other, other_until in self._holders.items():
+                    if other_until >= until - ttl_s:
+                        self._holders[other] = now + ttl_s
+            self._holders[holder] = now + ttl_s
 
     def progress(self, run_id: str, stage: int) -> StageProgress:
         """See Store."""
@@ -353,8 +381,22 @@ class MemoryStore:
                 published=None if shard.next is None else min(shard.next, count),
                 finished=shard.finished,
                 ended=frozenset() if shard.finished else frozenset(shard.outcomes),
+                held=frozenset(at for at, claim in shard.claims.items() if self._is_held(claim)),
                 heals=shard.heals,
             )
+
+    def incomplete(self, run_id: str, stage: int) -> list[int]:
+        """See Store."""
+        with self._lock:
+            shards = self._run(run_id).stages[stage].shards.items()
+            return sorted(n for n, shard in shards if len(shard.outcomes) < shard.input.count)
+
+    def adopt(self, run_id: str, stage: int, numbers: Iterable[int]) -> None:
+        """See Store."""
+        with self._lock:
+            state = self._run(run_id).stages[stage]
+            for number in numbers:
+                state.open.setdefault(number, 0)
 
     def healed(self, run_id: str, stage: int, number: int | None = None) -> None:
         """See Store."""
@@ -468,14 +510,28 @@ def _next_grant(state: _Stage, window: int) -> Grant | None:
     return grant
 
 
-def _begun(shard: _Shard, position: int, token: str, *, is_alone: bool) -> Begun:
+def _barred(run: _Run, branch: Parked) -> Verdict | None:
+    """Return why no branch of a run may begin; park it where the run is paused."""
+    if run.record.halt:
+        return "halted"
+    deadline = run.record.deadline_at
+    if deadline is not None and branch.stage == 0 and time.time() >= deadline:
+        return "expired"
+    if run.is_paused:
+        run.parked.add(branch)
+        return "paused"
+    return None
+
+
+def _begun(shard: _Shard, position: int, mine: _Claim, *, is_alone: bool) -> Begun:
     deliveries = shard.deliveries[position]
-    if shard.tokens.get(position) == token:
+    claim = shard.claims.get(position)
+    if claim is not None and claim.token == mine.token:
         return Begun(verdict="go", deliveries=deliveries)
     if deliveries >= ALONE_AFTER and not is_alone:
         return Begun(verdict="suspect", deliveries=deliveries)
     shard.deliveries[position] += 1
-    shard.tokens[position] = token
+    shard.claims[position] = mine
     return Begun(verdict="go", deliveries=deliveries + 1)
 
 

@@ -15,15 +15,11 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 
 import redis
 from redis.backoff import ExponentialBackoff
-from redis.exceptions import (
-    AuthenticationError,
-    OutOfMemoryError,
-    ReadOnlyError,
-    RedisError,
-)
+from redis.exceptions import AuthenticationError, RedisError
 from redis.retry import Retry
 
 from fanout.errors import BrokerError, UnknownRunError
+from fanout.patience import PASSING_ERRORS
 from fanout.runs import TERMINAL, Outcome, RunStatus, Shard
 from fanout.stores import codec, scripts
 from fanout.stores.base import (
@@ -49,9 +45,9 @@ _P = ParamSpec("_P")
 _R = TypeVar("_R")
 _FINAL = tuple(sorted(TERMINAL))
 
-
-_PASSING = (redis.ConnectionError, redis.TimeoutError, OutOfMemoryError, ReadOnlyError)
 _PATIENT_RETRIES = 3_600
+# Holders that have lapsed are remembered for an hour, as the server may be away for so long.
+_REMEMBERED_S = 3_600
 
 
 def connect(url: str, *, is_patient: bool = False) -> redis.Redis:
@@ -60,10 +56,12 @@ def connect(url: str, *, is_patient: bool = False) -> redis.Redis:
     What it sends again may have been carried out: every script bears that.
     """
     backoff = ExponentialBackoff(cap=1.0, base=0.05)
-    retry = Retry(backoff, _PATIENT_RETRIES, supported_errors=_PASSING) if is_patient else None
+    retries = Retry(backoff, 4)
+    if is_patient:
+        retries = Retry(backoff, _PATIENT_RETRIES, supported_errors=PASSING_ERRORS)
     return redis.Redis.from_url(
         url,
-        retry=retry or Retry(backoff, 4),
+        retry=retries,
         socket_connect_timeout=5,
         socket_timeout=30,
         socket_keepalive=True,
@@ -110,6 +108,7 @@ class RedisStore:
         self._redis = client
         self._prefix = prefix
         self._ttl_s = ttl_s
+        self._beat = client.register_script(scripts.BEAT)
         self._begin = client.register_script(scripts.BEGIN)
         self._record = client.register_script(scripts.RECORD)
         self._open = client.register_script(scripts.OPEN_SHARDS)
@@ -132,6 +131,10 @@ class RedisStore:
     @property
     def _active(self) -> str:
         return f"{self._prefix}:active"
+
+    @property
+    def _holders(self) -> str:
+        return f"{self._prefix}:holders"
 
     def _run(self, run_id: str) -> str:
         return f"{self._prefix}:run:{run_id}"
@@ -374,15 +377,18 @@ class RedisStore:
         position: int,
         *,
         token: str,
+        holder: str = "",
+        tries: int = 0,
+        lasts_s: int = 0,
         feed: int = 0,
         is_alone: bool = False,
     ) -> Begun:
         """See Store."""
         run = self._run(run_id)
-        keys = [run, *self._shard_keys(run_id, stage, number), f"{run}:parked"]
+        keys = [run, *self._shard_keys(run_id, stage, number), f"{run}:parked", self._holders]
         parked = Parked(stage=stage, shard=number, position=position, feed=feed)
         args: list[Any] = [position, self._ttl_s, token, int(is_alone), ALONE_AFTER]
-        args += [codec.encode_parked(parked), int(stage == 0)]
+        args += [codec.encode_parked(parked), int(stage == 0), holder, tries, lasts_s]
         verdict, deliveries = self._begin(keys=keys, args=args)
         return Begun(verdict=verdict.decode(), deliveries=deliveries)
 
@@ -390,6 +396,11 @@ class RedisStore:
     def unbegin(self, run_id: str, stage: int, number: int, position: int, *, token: str) -> None:
         """See Store."""
         self._unbegin(keys=[self._shard(run_id, stage, number, "state")], args=[position, token])
+
+    @_translated
+    def beat(self, holder: str, *, ttl_s: float) -> None:
+        """See Store."""
+        self._beat(keys=[self._holders], args=[holder, ttl_s, _REMEMBERED_S])
 
     @_translated
     def progress(self, run_id: str, stage: int) -> StageProgress:
@@ -422,21 +433,52 @@ class RedisStore:
         live, out, state = self._shard_keys(run_id, stage, number)
         with self._redis.pipeline() as pipe:
             pipe.hget(f"{self._stage(run_id, stage)}:sizes", str(number))
-            pipe.hmget(state, "next", "heals")
+            pipe.hgetall(state)
             pipe.exists(out)
             pipe.hkeys(live)
-            size, (published, heals), finished, ended = pipe.execute()
+            pipe.time()
+            pipe.zrange(self._holders, 0, -1, withscores=True)
+            size, fields, finished, ended, (now_s, now_us), holders = pipe.execute()
         if size is None:
             raise UnknownRunError(run_id)
         indices = codec.decode_size(size)
+        published = fields.get(b"next")
+        now = now_s + now_us / 1e6
+        alive = {holder.decode() for holder, until in holders if until > now}
         return ShardState(
             first=indices.start,
             count=len(indices),
             published=None if published is None else min(int(published), len(indices)),
             finished=bool(finished),
             ended=frozenset(int(position) for position in ended),
-            heals=int(heals or 0),
+            held=codec.held_positions(fields, alive, now),
+            heals=int(fields.get(b"heals", 0)),
         )
+
+    @_translated
+    def incomplete(self, run_id: str, stage: int) -> list[int]:
+        """See Store."""
+        key = f"{self._stage(run_id, stage)}:sizes"
+        sizes = cast("dict[bytes, bytes]", self._redis.hgetall(key))
+        lengths = {int(number): len(codec.decode_size(size)) for number, size in sizes.items()}
+        with self._redis.pipeline(transaction=False) as pipe:
+            for number in lengths:
+                live, out, _ = self._shard_keys(run_id, stage, number)
+                pipe.exists(out)
+                pipe.hlen(live)
+            counts = pipe.execute()
+        counted = zip(lengths, counts[::2], counts[1::2], strict=True)
+        return sorted(n for n, finished, ended in counted if not finished and ended < lengths[n])
+
+    @_translated
+    def adopt(self, run_id: str, stage: int, numbers: Iterable[int]) -> None:
+        """See Store."""
+        key = f"{self._stage(run_id, stage)}:open"
+        with self._redis.pipeline() as pipe:
+            for number in numbers:
+                pipe.hsetnx(key, str(number), "0")
+            pipe.expire(key, self._ttl_s)
+            pipe.execute()
 
     @_translated
     def healed(self, run_id: str, stage: int, number: int | None = None) -> None:

@@ -6,6 +6,7 @@ The server runs a script atomically, and it costs one round trip.
 from __future__ import annotations
 
 __all__ = [
+    "BEAT",
     "BEGIN",
     "COMPACT",
     "END_RUN",
@@ -20,17 +21,20 @@ __all__ = [
     "UNBEGIN",
 ]
 
-# KEYS run, live, out, state, parked; ARGV position, ttl, token, whether it is begun alone, after
-# how many deliveries it must be, what to park it as, whether the run's deadline binds it. Returns
-# {verdict, deliveries}. The token makes a begin that is sent again count once.
+# KEYS run, live, out, state, parked, holders; ARGV position, ttl, token, whether it is begun
+# alone, after how many deliveries it must be, what to park it as, whether the run's deadline binds
+# it, holder, tries, seconds that the claim lasts. Returns {verdict, deliveries}. The token makes a
+# begin that is sent again count once; the claim is kept as ``token holder tries until``.
 BEGIN = """
+local time = redis.call('TIME')
+local now = tonumber(time[1]) + tonumber(time[2]) / 1e6
 local run = redis.call('HMGET', KEYS[1], 'status', 'halt', 'deadline_at', 'paused')
 if not run[1] then return {'gone', 0} end
 if redis.call('HEXISTS', KEYS[2], ARGV[1]) == 1 or redis.call('EXISTS', KEYS[3]) == 1 then
     return {'done', 0}
 end
 if run[2] then return {'halted', 0} end
-if run[3] and ARGV[7] == '1' and tonumber(redis.call('TIME')[1]) >= tonumber(run[3]) then
+if run[3] and ARGV[7] == '1' and now >= tonumber(run[3]) then
     return {'expired', 0}
 end
 if run[4] then
@@ -40,18 +44,46 @@ if run[4] then
 end
 local begun = redis.call('HMGET', KEYS[4], 'a:' .. ARGV[1], 't:' .. ARGV[1])
 local deliveries = tonumber(begun[1] or 0)
-if begun[2] == ARGV[3] then return {'go', deliveries} end
+if begun[2] then
+    local token, holder, tries, lapses = begun[2]:match('^(%S+) (%S*) (%d+) (%S+)$')
+    if token == ARGV[3] then return {'go', deliveries} end
+    local alive = redis.call('ZSCORE', KEYS[6], holder)
+    if alive and tonumber(alive) > now and tonumber(lapses) > now
+            and tonumber(tries) >= tonumber(ARGV[9]) then
+        return {'held', deliveries}
+    end
+end
 if deliveries >= tonumber(ARGV[5]) and ARGV[4] == '0' then return {'suspect', deliveries} end
-redis.call('HSET', KEYS[4], 'a:' .. ARGV[1], deliveries + 1, 't:' .. ARGV[1], ARGV[3])
+local claim = table.concat({ARGV[3], ARGV[8], ARGV[9], now + tonumber(ARGV[10])}, ' ')
+redis.call('HSET', KEYS[4], 'a:' .. ARGV[1], deliveries + 1, 't:' .. ARGV[1], claim)
 if deliveries == 0 then redis.call('EXPIRE', KEYS[4], ARGV[2]) end
 return {'go', deliveries + 1}
 """
 
 # KEYS state; ARGV position, token. A call that was handed back has not been tried.
 UNBEGIN = """
-if redis.call('HGET', KEYS[1], 't:' .. ARGV[1]) ~= ARGV[2] then return 0 end
+local claim = redis.call('HGET', KEYS[1], 't:' .. ARGV[1])
+if not claim or claim:match('^%S+') ~= ARGV[2] then return 0 end
 redis.call('HINCRBY', KEYS[1], 'a:' .. ARGV[1], -1)
 redis.call('HDEL', KEYS[1], 't:' .. ARGV[1])
+return 1
+"""
+
+# KEYS holders; ARGV holder, ttl, for how long one that has lapsed is remembered. A beat that comes
+# late was held up, and mostly by the server being away: then all that were alive at the beat before
+# it get as much time again, or the first to come back would take the others for dead.
+BEAT = """
+local time = redis.call('TIME')
+local now, ttl = tonumber(time[1]) + tonumber(time[2]) / 1e6, tonumber(ARGV[2])
+local until_then = redis.call('ZSCORE', KEYS[1], ARGV[1])
+if until_then and now > tonumber(until_then) - ttl / 3 then
+    local before = tonumber(until_then) - ttl
+    for _, holder in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], before, '+inf')) do
+        redis.call('ZADD', KEYS[1], now + ttl, holder)
+    end
+end
+redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now - tonumber(ARGV[3]))
+redis.call('ZADD', KEYS[1], now + ttl, ARGV[1])
 return 1
 """
 

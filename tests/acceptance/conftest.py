@@ -12,9 +12,13 @@ from typing import TYPE_CHECKING
 import psutil
 import pytest
 
+# Workers are started here as there.
+from tests.integration.conftest import client, functions, start_worker  # noqa: F401
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+_OWNER = "TESTS_OWNER"
 FANOUT = str(Path(sys.executable).parent / "fanout")
 
 
@@ -55,8 +59,10 @@ def fanout(here: Path) -> Callable[..., Done]:
 
 
 @pytest.fixture(autouse=True)
-def nothing_is_left_behind() -> Iterator[None]:
+def nothing_is_left_behind(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Every process that a test's commands started has ended, whatever way the test ended."""
+    # Children inherit it; others on this machine may be at work too.
+    monkeypatch.setenv(_OWNER, str(os.getpid()))
     before = {process.pid for process in psutil.process_iter()}
     yield
     left = [p for p in psutil.process_iter(["cmdline"]) if p.pid not in before]
@@ -67,4 +73,9 @@ def nothing_is_left_behind() -> Iterator[None]:
 
 def _is_ours(process: psutil.Process) -> bool:
     words = " ".join(process.info["cmdline"] or ())
-    return any(name in words for name in ("fanout", "valkey-server", "workers.app"))
+    if not any(name in words for name in ("fanout", "valkey-server", "workers.app")):
+        return False
+    try:
+        return process.environ().get(_OWNER) == str(os.getpid())
+    except psutil.Error:
+        return False

@@ -45,14 +45,18 @@ class Worker:
     def signal(self, number: signal.Signals) -> None:
         self.process.send_signal(number)
 
+    def kill(self) -> None:
+        """As the kernel does when memory runs out: the process and its children, at once."""
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
     def stop(self) -> None:
         if self.process.poll() is None:
             self.process.terminate()
             try:
                 self.process.wait(20)
             except subprocess.TimeoutExpired:
-                os.killpg(self.process.pid, signal.SIGKILL)
-                self.process.wait()
+                self.kill()
 
 
 def wait_for(condition: Callable[[], bool], what: str, timeout_s: float = 30.0) -> None:
@@ -82,6 +86,19 @@ def start_worker(broker_url: str, tmp_path: Path) -> Iterator[Callable[..., Work
     yield start
     for worker in workers:
         worker.stop()
+
+
+@pytest.fixture
+def functions(tmp_path: Path) -> Callable[..., str]:
+    """A folder with modules that workers import by name; returns a writer and its PYTHONPATH."""
+    folder = tmp_path / "functions"
+    folder.mkdir()
+
+    def write(source: str, name: str = "functions_under_test") -> str:
+        (folder / f"{name}.py").write_text(source)
+        return str(folder)
+
+    return write
 
 
 @pytest.fixture

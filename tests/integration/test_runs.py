@@ -32,18 +32,6 @@ def worker(start_worker):
     return start_worker("--concurrency", "16")
 
 
-@pytest.fixture
-def functions(tmp_path):
-    """A folder with functions that workers import by name; returns a writer and its PYTHONPATH."""
-    (tmp_path / "functions").mkdir()
-
-    def write(source, name="functions_under_test"):
-        (tmp_path / "functions" / f"{name}.py").write_text(source)
-        return str(tmp_path / "functions")
-
-    return write
-
-
 @pytest.mark.parametrize("count", [1, 3, 500, 501, 1700])
 def test_a_run_of_any_size_gives_each_output_in_input_order(worker, client, count):
     result = run_to_end(client, texts(count), model="fake?latency_s=0.001", reduce="concat")

@@ -10,10 +10,10 @@ from fanout.healing import Heal, Seen, heal_shard, heal_stage
 from fanout.stores import ShardState, StageProgress
 
 
-def shard(*ended, count=4, published=4, finished=False, heals=0):
+def shard(*ended, count=4, published=4, finished=False, heals=0, held=()):
     return ShardState(
         first=0, count=count, published=published, finished=finished,
-        ended=frozenset(ended), heals=heals,
+        ended=frozenset(ended), held=frozenset(held), heals=heals,
     )  # fmt: skip
 
 
@@ -30,6 +30,8 @@ def seen(*branches, **others):
         (shard(), seen(0, 1, 2, 3), Heal.NOTHING, ()),
         (shard(0, 1), seen(2, 3), Heal.NOTHING, ()),
         (shard(0, 1), seen(3), Heal.BRANCHES, (2,)),
+        (shard(0, 1, held=[2]), seen(3), Heal.NOTHING, ()),  # its message was a copy
+        (shard(0, published=2, held=[1]), seen(), Heal.NOTHING, ()),
         (shard(), seen(), Heal.BRANCHES, (0, 1, 2, 3)),
         (shard(0, 1, heals=5), seen(3), Heal.LOSE, (2,)),
         (shard(published=None, heals=5), seen(), Heal.LOSE, (0, 1, 2, 3)),
@@ -51,6 +53,7 @@ def test_what_a_shard_without_progress_needs(state, messages, heal, positions):
 @pytest.mark.parametrize(
     ("stage", "messages", "heal"),
     [
+        (StageProgress(), seen(), Heal.NOTHING),
         (StageProgress(written=3, opened=2, open={1: 0}), seen(), Heal.NOTHING),
         (StageProgress(written=3, opened=2), seen(), Heal.OPEN),
         (StageProgress(written=3, opened=3), seen(), Heal.NOTHING),  # its client is at work
@@ -61,7 +64,13 @@ def test_what_a_shard_without_progress_needs(state, messages, heal, positions):
     ],
 )
 def test_what_a_stage_without_progress_needs(stage, messages, heal):
-    assert heal_stage(stage, messages, max_heals=5).heal is heal
+    assert heal_stage(stage, messages, incomplete=[], max_heals=5).heal is heal
+
+
+def test_shards_that_have_not_ended_but_are_not_known_as_open_are_adopted():
+    stage = StageProgress(written=3, opened=3, sealed=True)
+    assert heal_stage(stage, seen(), incomplete=[1], max_heals=5).heal is Heal.ADOPT
+    assert heal_stage(stage, seen(closing=True), incomplete=[1], max_heals=5).heal is Heal.NOTHING
 
 
 @given(data=st.data(), count=st.integers(1, 40), heals=st.integers(0, 20))
@@ -70,10 +79,11 @@ def test_a_healthy_shard_is_never_touched(data, count, heals):
     published = data.draw(st.integers(1, count))
     ended = data.draw(st.sets(st.integers(0, published - 1)))
     waiting = set(range(published)) - ended
+    held = data.draw(st.sets(st.sampled_from(sorted(waiting)))) if waiting else set()
     is_complete = len(ended) == count
-    messages = Seen(branches=frozenset(waiting), collect=is_complete)
+    messages = Seen(branches=frozenset(waiting - held), collect=is_complete)
     if waiting or is_complete:
-        state = shard(*ended, count=count, published=published, heals=heals)
+        state = shard(*ended, count=count, published=published, heals=heals, held=held)
         assert heal_shard(state, messages, max_heals=5).heal is Heal.NOTHING
 
 

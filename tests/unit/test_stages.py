@@ -20,9 +20,15 @@ from fanout.settings import load_settings
 from fanout.shards import pack
 from fanout.spec import make_spec
 from fanout.stores import MemoryStore
-from workers.branches import BranchFailed, BranchHandedBack, BranchParked, run_branch
+from workers.branches import (
+    BranchFailed,
+    BranchHandedBack,
+    BranchHeld,
+    BranchParked,
+    run_branch,
+)
 from workers.inflight import CallStoppedError, Stop
-from workers.stages import aggregate, collect, expand
+from workers.stages import TooEarlyError, aggregate, collect, expand
 
 RUN = "r1"
 
@@ -66,6 +72,7 @@ class Runtime:
     """As much of a worker process as branches and stages use."""
 
     stop = None
+    holder = "me"
 
     def __init__(self, **fields):
         self.settings = load_settings(max_deliveries=2)
@@ -104,11 +111,13 @@ class Runtime:
             raise CallStoppedError(self.stop)
         return asyncio.run(coroutine)
 
-    def write(self, texts, **options):
+    def write(self, texts, *, seal=True, **options):
         chunks = [Chunk(text=t, document=f"d{i}", document_index=i) for i, t in enumerate(texts)]
         per_chunk = self._spec.branches_per_chunk
         for number, shard in enumerate(pack(chunks, branches_per_chunk=per_chunk, **options)):
             self.store.put_shard(RUN, 0, number, shard)
+        if seal:
+            self.store.seal_stage(RUN, 0)
 
     def process(self, stage=0):
         """Do what workers would do with a stage, to its end."""
@@ -306,32 +315,78 @@ def test_a_branch_that_wrote_no_outcome_gets_one_from_its_chord(record, kind):
     assert runtime.store.outcomes(RUN, 0, 0)[1].kind == kind
 
 
-def test_a_branch_that_left_no_trace_is_lost():
+def test_a_collect_before_all_branches_have_ended_does_nothing():
+    """A copy of a callback, from before a retry for instance, must not end what is in flight."""
     runtime = Runtime()
     runtime.write(["a", "b"])
-    collect(runtime, [None, None], RUN, 0, 0)
-    assert runtime.store.stage(RUN, 0).errors == {ErrorKind.LOST: 2}
+    runtime.store.open_shards(RUN, 0, window=1)
+    runtime.store.record(RUN, 0, 0, 0, outcome())
+    with pytest.raises(TooEarlyError):
+        collect(runtime, [None, None], RUN, 0, 0)
+    assert runtime.store.stage(RUN, 0).done == 1
+    assert runtime.store.progress(RUN, 0).open == {0: 0}
 
 
 def test_a_collect_opens_the_next_shards_once():
     runtime = Runtime()
     runtime.write([str(i) for i in range(8)], max_branches=2)
     runtime.store.open_shards(RUN, 0, window=2)
+    for position in range(2):
+        runtime.store.record(RUN, 0, 0, position, outcome(position))
     collect(runtime, [], RUN, 0, 0)
     assert runtime.publisher.sent == [("expand", 0, 2, 0)]
     collect(runtime, [], RUN, 0, 0)
     assert runtime.publisher.sent == [("expand", 0, 2, 0)], "a second delivery opens nothing"
 
 
-def test_an_aggregate_accounts_for_a_shard_whose_collect_failed():
+def test_an_aggregate_before_all_branches_have_ended_does_nothing():
     runtime = Runtime(reduce="concat")
     runtime.write(["a", "b"], max_branches=1)
     run_branch(runtime, RUN, 0, 0, 0, 0)
     collect(runtime, [], RUN, 0, 0)
+    with pytest.raises(TooEarlyError):
+        aggregate(runtime, RUN, 0)
+    assert not runtime.store.run(RUN).has_ended
+
+
+def test_an_aggregate_of_a_stage_that_is_still_being_written_does_nothing():
+    runtime = Runtime(reduce="concat")
+    runtime.write(["a"], seal=False)
+    run_branch(runtime, RUN, 0, 0, 0, 0)
+    collect(runtime, [], RUN, 0, 0)
+    with pytest.raises(TooEarlyError):
+        aggregate(runtime, RUN, 0)
+
+
+def test_an_aggregate_needs_no_collect_where_all_outcomes_are_there():
+    runtime = Runtime(reduce="concat")
+    runtime.write(["a"])
+    run_branch(runtime, RUN, 0, 0, 0, 0)
     aggregate(runtime, RUN, 0)
-    record = runtime.store.stage(RUN, 0)
-    assert (record.succeeded, record.errors) == (1, {ErrorKind.LOST: 1})
     assert runtime.result.aggregates[""].value == "answer to a"
+
+
+def test_a_copy_of_a_branch_that_a_living_worker_holds_makes_no_call():
+    runtime = Runtime()
+    runtime.write(["a"])
+    runtime.store.beat("other", ttl_s=60)
+    runtime.store.begin(RUN, 0, 0, 0, token="one", holder="other", lasts_s=60)
+    with pytest.raises(BranchHeld):
+        run_branch(runtime, RUN, 0, 0, 0, 0)
+    assert runtime.llm.calls == 0
+    run_branch(runtime, RUN, 0, 0, 0, 0, tries=1)
+    assert runtime.llm.calls == 1, "what Celery has sent again since is no copy"
+
+
+def test_a_branch_is_held_while_its_call_is_made():
+    runtime = Runtime()
+    runtime.write(["a"])
+    runtime.store.beat(runtime.holder, ttl_s=60)
+    held = []
+    state = lambda: runtime.store.shard_state(RUN, 0, 0)  # noqa: E731
+    runtime.told = lambda request: held.append(state().held) or "fine"
+    run_branch(runtime, RUN, 0, 0, 0, 0)
+    assert held == [{0}]
 
 
 def test_an_aggregate_that_is_delivered_twice_changes_nothing():

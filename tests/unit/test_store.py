@@ -139,6 +139,79 @@ def test_a_begin_can_be_taken_back_by_whoever_made_it(store, run):
     assert store.begin(run, 0, 0, 1, token="c").deliveries == 2
 
 
+def begin(store, token, **more):
+    return store.begin(RUN, 0, 0, 1, token=token, **more).verdict
+
+
+def test_a_branch_that_a_living_holder_has_begun_is_not_begun_by_another(store, run):
+    store.put_shard(run, 0, 0, shard())
+    store.beat("h1", ttl_s=60)
+    assert begin(store, "a", holder="h1", lasts_s=60) == "go"
+    assert begin(store, "a", holder="h1", lasts_s=60) == "go", "it asks again"
+    assert begin(store, "b", holder="h2", lasts_s=60) == "held"
+    assert begin(store, "c", holder="h1", lasts_s=60) == "held", "nor by itself"
+    assert store.shard_state(run, 0, 0).held == {1}
+    assert begin(store, "d", holder="h2", lasts_s=60, tries=1) == "go", "Celery has sent it again"
+
+
+def test_a_holder_that_is_silent_holds_nothing(store, run):
+    store.put_shard(run, 0, 0, shard())
+    assert begin(store, "a", holder="h1", lasts_s=60) == "go"
+    assert store.shard_state(run, 0, 0).held == set()
+    assert begin(store, "b", holder="h2", lasts_s=60) == "go"
+
+
+def test_a_branch_is_not_held_for_longer_than_was_said(store, run):
+    store.put_shard(run, 0, 0, shard())
+    store.beat("h1", ttl_s=60)
+    begin(store, "a", holder="h1", lasts_s=0)
+    assert store.shard_state(run, 0, 0).held == set()
+    assert begin(store, "b", holder="h2") == "go"
+
+
+def test_a_branch_that_was_handed_back_is_not_held(store, run):
+    store.put_shard(run, 0, 0, shard())
+    store.beat("h1", ttl_s=60)
+    begin(store, "a", holder="h1", lasts_s=60)
+    store.unbegin(run, 0, 0, 1, token="a")
+    assert begin(store, "b", holder="h2", lasts_s=60) == "go"
+
+
+def test_when_all_were_silent_the_first_to_return_does_not_take_the_others_for_dead(store, run):
+    store.put_shard(run, 0, 0, shard())
+
+    def held():
+        return store.shard_state(run, 0, 0).held
+
+    def lapse():
+        until = time.monotonic() + 5
+        while held():
+            assert time.monotonic() < until
+
+    store.beat("dead", ttl_s=0.2)
+    store.begin(run, 0, 0, 2, token="a", holder="dead", lasts_s=60)
+    lapse()
+    for holder in ("h1", "h2"):
+        store.beat(holder, ttl_s=0.2)
+    begin(store, "b", holder="h1", lasts_s=60)
+    assert held() == {1}
+    lapse()
+    store.beat("h2", ttl_s=0.2)
+    assert held() == {1}, "h1 is given time to say that it is alive; the dead one is not"
+
+
+def test_shards_without_all_their_outcomes_are_incomplete_and_can_be_adopted(store, run):
+    for number in range(3):
+        store.put_shard(run, 0, number, shard(1, first=number))
+    assert store.incomplete(run, 0) == [0, 1, 2]
+    store.record(run, 0, 0, 0, ok(0))
+    store.compact(run, 0, 0, {0: ok(0)})
+    store.record(run, 0, 1, 0, ok(1))
+    assert store.incomplete(run, 0) == [2]
+    store.adopt(run, 0, [2])
+    assert store.progress(run, 0).open == {2: 0}
+
+
 def test_a_paused_run_parks_its_branches_until_it_goes_on(store, run):
     store.put_shard(run, 0, 0, shard())
     assert store.pause(run)

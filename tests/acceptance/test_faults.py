@@ -1,0 +1,340 @@
+"""Each row of the failure model, caused for real: a run always ends, and its record is complete."""
+
+from __future__ import annotations
+
+import signal
+import time
+
+import psutil
+import pytest
+import redis
+
+from fanout import ErrorKind, RunStatus
+from fanout.broker import BRANCHES_QUEUE, CONTROL_QUEUE
+from fanout.spec import make_spec
+from tests.integration.conftest import wait_for
+
+# A worker's death is noticed, and what got lost is found, in seconds instead of half a minute.
+HASTE = {
+    "FANOUT_VISIBILITY_TIMEOUT_S": "5",
+    "FANOUT_STALL_S": "2",
+    "FANOUT_REAPER_INTERVAL_S": "0.5",
+}
+
+
+@pytest.fixture
+def model(functions, tmp_path):
+    """Write a model that logs each call that it makes; return what a worker needs to find it."""
+
+    def write(body="return 'fine'"):
+        lines = "".join(f"    {line}\n" for line in body.splitlines())
+        path = functions(
+            "import asyncio, os, pathlib, signal, sys, time\n"
+            f"here = pathlib.Path({str(tmp_path)!r})\n"
+            "async def model(prompt):\n"
+            "    with (here / 'calls').open('a') as log:\n"
+            "        log.write(f'{os.getpid()} {prompt}\\n')\n" + lines
+        )
+        return {"PYTHONPATH": path, **HASTE}
+
+    return write
+
+
+@pytest.fixture
+def calls(tmp_path):
+    """Return the calls made so far: pairs of process and prompt."""
+
+    def read():
+        try:
+            text = (tmp_path / "calls").read_text()
+        except FileNotFoundError:
+            return []
+        return [tuple(line.split(" ", 1)) for line in text.splitlines()]
+
+    return read
+
+
+def submit(client, count, **fields):
+    job = {"model": "functions_under_test:model", "prompt": "{input}", "reduce": "vote", **fields}
+    return client.submit(make_spec(**job), [f"text {i}" for i in range(count)])
+
+
+def complete(run, count, *, failed=0, timeout_s=60):
+    """Wait for a run and check that each branch has exactly one outcome; return its result."""
+    status = run.wait(timeout_s)
+    assert status.status is RunStatus.SUCCEEDED
+    assert (status.total, status.succeeded, status.failed) == (count, count - failed, failed)
+    result = run.result()
+    assert [branch.index for branch in result.branches] == list(range(count))
+    assert sum(result.aggregated["votes"].values()) == count - failed
+    return result
+
+
+def test_all_calls_of_a_killed_worker_are_made_by_another_within_half_more_than_its_lease(
+    client, start_worker, model, calls
+):
+    """200 calls in flight, each longer than the lease."""
+    env = model("await asyncio.sleep(8 if (here / 'killed').exists() else 600)\nreturn 'fine'")
+    first = start_worker("--concurrency", "200", **env)
+    run = submit(client, 200)
+    wait_for(lambda: len(calls()) == 200, "all calls are in flight")
+    start_worker("--concurrency", "200", **env)
+    (first.log.parent / "killed").touch()
+    killed_at = time.monotonic()
+    first.kill()
+    wait_for(lambda: len(calls()) == 400, "all calls are made again", 1.5 * 5 + 2)
+    assert time.monotonic() - killed_at < 1.5 * 5 + 2, "two seconds to make 200 calls"
+    complete(run, 200)
+    assert len(calls()) == 400, "calls that outlast the lease are not made once more"
+
+
+def test_calls_that_are_longer_than_the_lease_are_made_once(client, start_worker, model, calls):
+    env = model("await asyncio.sleep(12)\nreturn 'fine'")
+    for _ in range(2):
+        start_worker("--concurrency", "4", **env)
+    run = submit(client, 8)
+    complete(run, 8)
+    assert len(calls()) == 8
+
+
+def test_a_chunk_that_kills_its_worker_is_recorded_and_the_others_succeed(
+    client, start_worker, model
+):
+    env = model(
+        "if prompt == 'text 7':\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+        "await asyncio.sleep(0.2)\n"
+        "return 'fine'"
+    )
+    worker = start_worker("--concurrency", "8", **env)
+    run = submit(client, 40)
+    deaths = 0
+    while not run.status().status.has_ended:
+        if worker.process.poll() is not None:
+            deaths += 1
+            assert deaths < 10
+            worker = start_worker("--concurrency", "8", **env)
+        time.sleep(0.05)
+    result = complete(run, 40, failed=1)
+    assert [(error.index, error.kind) for error in result.errors] == [(7, ErrorKind.POISONED)]
+    assert deaths == 4, "it was begun four times, and then no more"
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_prefork_child_that_is_killed_costs_its_branch_one_more_call(
+    client, start_worker, model, calls, times
+):
+    env = model("time.sleep(0.5)\nreturn 'fine'")
+    worker = start_worker("--concurrency", "2", FANOUT_POOL="prefork", **env)
+    run = submit(client, 10)
+    for seen in range(1, times + 1):
+        wait_for(lambda: len(calls()) >= 3 * seen, "calls are made")  # noqa: B023 - polled at once
+        psutil.Process(worker.children()[0]).kill()
+    complete(run, 10)
+    assert 10 <= len(calls()) <= 10 + times
+
+
+def dies(functions, tmp_path, target, when):
+    """Have a worker kill itself, once, at a step that no outside signal could hit."""
+    owner, name = target.rsplit(".", 1)
+    module, class_name = owner.rsplit(".", 1)
+    functions(
+        "import os, pathlib, signal\n"
+        f"from {module} import {class_name} as owner\n"
+        f"marker = pathlib.Path({str(tmp_path / 'died')!r})\n"
+        f"step = owner.{name}\n"
+        "def die():\n"
+        "    try:\n"
+        "        marker.touch(exist_ok=False)\n"
+        "    except FileExistsError:\n"
+        "        return\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+        "def dying(self, *args, **kwargs):\n"
+        f"    if {when}:\n"
+        "        die()\n"
+        "    return step(self, *args, **kwargs)\n"
+        f"owner.{name} = dying\n",
+        name="dies",
+    )
+    return ("-I", "dies")
+
+
+STEPS = {
+    "between an outcome and its part-return": (
+        "workers.backend.TolerantRedisBackend.on_chord_part_return",
+        "args[0].id.endswith('/0/3')",
+    ),
+    "in the join of a shard's chord": (
+        "workers.backend.TolerantRedisBackend._unpack_chord_result",
+        "True",
+    ),
+    "in the publishing of a shard": ("fanout.chords.Publisher._send", "args[0].args[3:4] == (5,)"),
+    "before the run is published as sealed": ("fanout.chords.Publisher.seal", "args[1] == 1"),
+    "between compaction and the opening of the next shard": (
+        "fanout.stores.RedisStore.open_shards",
+        "kwargs.get('finished') == 0",
+    ),
+    "when the aggregate is written": ("fanout.stores.RedisStore.put_result", "True"),
+    "after the aggregate is written": ("fanout.stores.RedisStore.end_run", "True"),
+    "in the root chord's count": (
+        "workers.backend.TolerantRedisBackend.on_chord_part_return",
+        "args[0].id.endswith('/collect')",
+    ),
+}
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_a_worker_that_dies_between_two_steps_loses_nothing(
+    client, start_worker, model, functions, tmp_path, calls, step
+):
+    env = model()
+    options = dies(functions, tmp_path, *STEPS[step])
+    worker = start_worker("--concurrency", "4", *options, **env)
+    fields = {"aggregate_prompt": "{input}", "reduce": "llm"} if "sealed" in step else {}
+    run = submit(client, 700, **fields)
+    worker.process.wait(30)
+    start_worker("--concurrency", "4", *options, **env)
+    if fields:
+        assert run.wait(60).succeeded == 700
+        assert run.result().aggregated == "fine"
+    else:
+        complete(run, 700)
+    in_flight = 4
+    assert len(calls()) <= 700 + in_flight + (1 if fields else 0)
+
+
+def test_messages_that_are_deleted_are_published_again(
+    client, start_worker, model, broker_url, calls
+):
+    env = model("await asyncio.sleep(0.05)\nreturn 'fine'")
+    start_worker("--concurrency", "4", **env)
+    run = submit(client, 600)
+    with redis.Redis.from_url(broker_url) as server:
+        wait_for(lambda: run.status().done > 20, "it is under way")
+        assert server.delete(BRANCHES_QUEUE)
+        wait_for(lambda: run.status().done > 300, "it goes on")
+        server.delete(BRANCHES_QUEUE, CONTROL_QUEUE)
+        server.delete("unacked", "unacked_index")
+    complete(run, 600)
+    assert len(calls()) == 600, "what is in flight is not lost, so it is not made again"
+
+
+@pytest.mark.parametrize("pattern", ["celery-taskset-meta-*", "fanout:run:*:s0:open"])
+def test_keys_of_chords_and_windows_that_are_evicted_are_made_up_for(
+    client, start_worker, model, broker_url, calls, pattern
+):
+    env = model("await asyncio.sleep(0.02)\nreturn 'fine'")
+    start_worker("--concurrency", "4", **env)
+    run = submit(client, 700)
+    with redis.Redis.from_url(broker_url) as server:
+        for done in (20, 200, 650):
+            wait_for(lambda: run.status().done > done, "it is under way")  # noqa: B023
+            server.delete(*server.keys(pattern))
+    complete(run, 700)
+    assert len(calls()) == 700
+
+
+def test_a_task_that_some_worker_does_not_know_is_published_again(
+    client, start_worker, model, functions, broker_url, calls
+):
+    env = model("await asyncio.sleep(0.02)\nreturn 'fine'")
+    functions("from celery import Celery\napp = Celery('older')\n", name="older")
+    run = submit(client, 50)
+    older = start_older(functions, broker_url)
+    try:
+        with redis.Redis.from_url(broker_url) as server:
+            wait_for(lambda: not server.llen(CONTROL_QUEUE), "the older worker took the task")
+    finally:
+        older.terminate()
+        older.wait()
+    start_worker("--concurrency", "4", **env)
+    complete(run, 50)
+
+
+def start_older(functions, broker_url):
+    import os
+    import subprocess
+    import sys
+
+    command = [sys.executable, "-m", "celery", "-A", "older", "worker", "--pool", "solo"]
+    return subprocess.Popen(
+        [*command, "-b", broker_url, "-Q", f"{CONTROL_QUEUE},{BRANCHES_QUEUE}"],
+        env={**os.environ, "PYTHONPATH": functions("")},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+
+
+def test_a_branch_that_exceeds_a_hard_time_limit_is_recorded(client, start_worker, model):
+    env = model("time.sleep(600 if prompt == 'text 3' else 0)\nreturn 'fine'")
+    options = ("--concurrency", "2", "--time-limit", "2")
+    start_worker(*options, FANOUT_POOL="prefork", **env)
+    result = complete(submit(client, 6), 6, failed=1)
+    assert [(error.index, error.kind) for error in result.errors] == [(3, ErrorKind.TIME_LIMIT)]
+
+
+def test_a_branch_that_is_revoked_in_flower_is_recorded(client, start_worker, model, tmp_path):
+    from fanout.broker import make_app
+    from fanout.settings import load_settings
+
+    env = model("while not (here / 'go').exists():\n    await asyncio.sleep(0.01)\nreturn 'fine'")
+    start_worker("--concurrency", "2", **env)
+    run = submit(client, 6)
+    app = make_app(load_settings(broker_url=client.broker_url))
+    app.control.revoke(f"{run.run_id}/0/0/5", reply=True, timeout=5)
+    app.close()
+    (tmp_path / "go").touch()
+    result = complete(run, 6, failed=1)
+    assert [(error.index, error.kind) for error in result.errors] == [(5, ErrorKind.CANCELLED)]
+
+
+@pytest.mark.parametrize("pool", ["threads", "prefork"])
+def test_a_worker_that_is_asked_to_stop_hands_long_calls_back_at_once(
+    client, start_worker, model, calls, pool
+):
+    """As Kubernetes does it: SIGTERM, a grace time, SIGKILL. Nothing waits for a timeout."""
+    env = model("await asyncio.sleep(0.2 if (here / 'stopped').exists() else 600)\nreturn 'fine'")
+    env = {**env, "FANOUT_VISIBILITY_TIMEOUT_S": "3600", "FANOUT_STALL_S": "3600"}
+    first = start_worker("--concurrency", "4", FANOUT_GRACE_S="1", FANOUT_POOL=pool, **env)
+    run = submit(client, 12)
+    wait_for(lambda: len(calls()) == 4, "calls are in flight")
+    (first.log.parent / "stopped").touch()
+    first.signal(signal.SIGTERM)
+    first.process.wait(15)
+    start_worker("--concurrency", "4", **env)
+    complete(run, 12, timeout_s=20)
+    assert len(calls()) == 16
+
+
+def test_sigint_twice_hands_back_at_once(client, start_worker, model, calls):
+    env = model("await asyncio.sleep(0.2 if (here / 'stopped').exists() else 600)\nreturn 'fine'")
+    env = {**env, "FANOUT_VISIBILITY_TIMEOUT_S": "3600", "FANOUT_STALL_S": "3600"}
+    first = start_worker("--concurrency", "4", FANOUT_GRACE_S="3600", **env)
+    run = submit(client, 4)
+    wait_for(lambda: len(calls()) == 4, "calls are in flight")
+    (first.log.parent / "stopped").touch()
+    first.signal(signal.SIGINT)
+    wait_for(lambda: "Warm shutdown" in first.log.read_text(), "it was heard")
+    first.signal(signal.SIGINT)
+    first.process.wait(15)
+    start_worker("--concurrency", "4", **env)
+    complete(run, 4, timeout_s=20)
+
+
+def test_a_worker_that_was_stopped_for_longer_than_its_lease_does_no_harm(
+    client, start_worker, model, calls
+):
+    """Its calls are made by others meanwhile; whatever it still says when it goes on is late."""
+    env = model("await asyncio.sleep(1)\nreturn 'fine'")
+    first = start_worker("--concurrency", "8", **env)
+    run = submit(client, 16)
+    wait_for(lambda: len(calls()) >= 8, "calls are in flight")
+    start_worker("--concurrency", "8", **env)
+    first.signal(signal.SIGSTOP)
+    try:
+        complete(run, 16)
+    finally:
+        first.signal(signal.SIGCONT)
+    wait_for(lambda: first.name in client.workers(), "it is back")
+    complete(run, 16)
+    complete(submit(client, 16), 16)

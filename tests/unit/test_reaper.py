@@ -1,0 +1,142 @@
+"""The reaper over a memory store: what it sees twice it heals, and no healthy run is disturbed."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from fanout.reaper import MAX_HEALS, Reaper
+from fanout.runs import Chunk, ErrorKind, Outcome, RunStatus, Shard
+from fanout.stores import MemoryStore
+
+from .test_stages import RUN, Messages, Publisher
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self):
+        return self.now
+
+
+class Fleet:
+    """A store with one run of one shard, and what the reaper needs beside it."""
+
+    def __init__(self, count=3):
+        self.store = MemoryStore()
+        self.store.create_run(RUN, spec="{}", created_at=1.0)
+        chunks = [Chunk(text="t", document="d", document_index=i) for i in range(count)]
+        shard = Shard(first=0, count=count, first_chunk=0, chunks=chunks)
+        self.store.put_shard(RUN, 0, 0, shard)
+        self.store.open_shards(RUN, 0, window=2)
+        self.store.start_shard(RUN, 0, 0, published=count)
+        self.store.seal_stage(RUN, 0)
+        self.store.set_status(RUN, RunStatus.RUNNING, stage=0)
+        self.publisher = Publisher()
+        self.messages = Messages()
+        self.clock = Clock()
+        self.reaper = Reaper(
+            self.store, self.publisher, self.messages, stall_s=15, clock=self.clock
+        )
+
+    def end(self, *positions):
+        for position in positions:
+            self.store.record(RUN, 0, 0, position, Outcome(index=position, output="x"))
+
+    def pass_time(self, seconds=60):
+        """Sweep as a worker does; return what was published."""
+        before = len(self.publisher.sent)
+        for _ in range(0, seconds, 5):
+            self.clock.now += 5
+            self.reaper.sweep()
+        return self.publisher.sent[before:]
+
+
+@pytest.fixture
+def fleet():
+    return Fleet()
+
+
+def test_a_lost_message_is_published_again_and_no_other(fleet):
+    fleet.messages.ids = {f"{RUN}/0/0/1"}
+    fleet.end(0)
+    assert fleet.pass_time(25) == [("branch", 0, 0, 2, 0)]
+
+
+def test_nothing_is_done_about_what_was_seen_missing_once(fleet):
+    assert fleet.pass_time(20) == []
+    fleet.messages.ids = {f"{RUN}/0/0/{i}" for i in range(3)}
+    assert fleet.pass_time(60) == [], "it was on its way"
+
+
+def test_a_shard_that_makes_progress_is_left_alone(fleet):
+    for position in range(3):
+        assert fleet.pass_time(10) == []
+        fleet.end(position)
+
+
+def test_a_branch_that_a_living_worker_holds_is_not_lost(fleet):
+    fleet.store.beat("h", ttl_s=3600)
+    fleet.end(0, 1)
+    fleet.store.begin(RUN, 0, 0, 2, token="t", holder="h", lasts_s=3600)
+    assert fleet.pass_time(300) == []
+
+
+def test_a_callback_that_never_ran_is_published(fleet):
+    fleet.end(0, 1, 2)
+    assert fleet.pass_time(25) == [("collect", 0, 0)]
+
+
+def test_a_root_callback_that_never_ran_is_published(fleet):
+    fleet.end(0, 1, 2)
+    fleet.store.compact(RUN, 0, 0, fleet.store.outcomes(RUN, 0, 0))
+    fleet.store.open_shards(RUN, 0, window=2, finished=0)
+    assert fleet.pass_time(25) == [("aggregate", 0)]
+
+
+def test_a_shard_that_nobody_knows_to_be_open_is_taken_back(fleet):
+    fleet.store.open_shards(RUN, 0, window=2, finished=0)
+    assert fleet.pass_time(60) == [("branch", 0, 0, position, 0) for position in range(3)]
+
+
+def test_what_is_lost_again_and_again_is_recorded_and_the_run_goes_on(fleet):
+    fleet.end(0)
+    sent = fleet.pass_time(600)
+    assert sent.count(("branch", 0, 0, 1, 0)) == MAX_HEALS
+    assert ("collect", 0, 0) in sent
+    assert fleet.store.stage(RUN, 0).errors == {ErrorKind.LOST: 2}
+
+
+def test_a_callback_that_is_lost_for_ever_ends_the_run_with_a_reason(fleet):
+    fleet.end(0, 1, 2)
+    fleet.pass_time(2000)
+    run = fleet.store.run(RUN)
+    assert run.status is RunStatus.FAILED
+    assert "shard 0 of stage 0 could not be collected" in run.error
+
+
+def test_a_paused_run_is_left_alone_until_it_goes_on(fleet):
+    fleet.store.pause(RUN)
+    assert fleet.pass_time(300) == []
+    fleet.store.unpause(RUN)
+    assert fleet.pass_time(25) == [("branch", 0, 0, position, 0) for position in range(3)]
+
+
+def test_a_paused_run_whose_deadline_passes_goes_on_so_that_it_ends():
+    fleet = Fleet()
+    fleet.store = MemoryStore()
+    fleet.store.create_run(RUN, spec="{}", created_at=1.0, deadline_at=time.time() - 1)
+    fleet.store.put_shard(RUN, 0, 0, Shard(first=0, count=1, first_chunk=0, chunks=[]))
+    fleet.store.open_shards(RUN, 0, window=1)
+    fleet.store.pause(RUN)
+    fleet.reaper = Reaper(
+        fleet.store, fleet.publisher, fleet.messages, stall_s=15, clock=fleet.clock
+    )
+    assert fleet.pass_time(25) == [("expand", 0, 0, 0)]
+
+
+def test_a_run_that_has_ended_costs_nothing(fleet):
+    fleet.store.end_run(RUN, RunStatus.SUCCEEDED, ended_at=1.0)
+    fleet.messages.task_ids = lambda: pytest.fail("the queues are not read")
+    assert fleet.pass_time(60) == []
