@@ -101,6 +101,8 @@ class Server:
             "dir": str(self._folder),
             "appendonly": "yes",
             "save": "",
+            # Who looks into what went wrong finds there what was written when.
+            "aof-timestamp-enabled": "yes",
             "maxmemory-policy": "noeviction",
             "protected-mode": "no",
         }
