@@ -143,14 +143,14 @@ def analyse(calls: list[Call], injuries: list[Injury], *, ended_at: float) -> Ve
         struck += len(hit)
         unwritten += sum(not _is_struck(call, excusing, 0.0) for call in hit)
         others += [key] * (len(of_key) - 1 - len(hit))
-    waits = {injury.number: _waits(calls, injury, ended_at) for injury in done}
+    waits = _waits(calls, done, ended_at)
     return Verdict(
         calls=len(calls),
         repeated_struck=struck,
         repeated_unwritten=unwritten,
         repeated_other=len(others),
         others=others,
-        worker_recovery_s={number: max(some) for number, some in waits.items() if some},
+        worker_recovery_s={number: max(some) for number, some in waits.items()},
         call_recovery_s=[wait for some in waits.values() for wait in some],
         server_recovery_s=_server_recovery(calls, done),
     )
@@ -160,13 +160,20 @@ def _is_struck(call: Call, injuries: list[Injury], margin_s: float) -> bool:
     return any(injury.struck(call, margin_s=margin_s) for injury in injuries)
 
 
-def _waits(calls: list[Call], injury: Injury, ended_at: float) -> list[float]:
-    """Return, for each call that died with its process, the seconds until it ran elsewhere."""
-    dead_at = injury.dead_at
-    if dead_at is None:
-        return []
-    cut = [c for c in calls if c.end is None and c.start <= dead_at and injury.struck(c)]
-    return [_wait(calls, call, dead_at, ended_at) for call in cut]
+def _waits(calls: list[Call], injuries: list[Injury], ended_at: float) -> dict[int, list[float]]:
+    """Return, by fault, for each call that died of it, the seconds until it ran elsewhere."""
+    waits: defaultdict[int, list[float]] = defaultdict(list)
+    for call in calls:
+        deaths = [
+            (injury.dead_at, injury.number)
+            for injury in injuries
+            if injury.dead_at is not None and call.start <= injury.dead_at and injury.struck(call)
+        ]
+        # A worker may be killed whose child was killed before: a call dies once.
+        if call.end is None and deaths:
+            dead_at, number = min(deaths)
+            waits[number].append(_wait(calls, call, dead_at, ended_at))
+    return waits
 
 
 def _wait(calls: list[Call], cut: Call, dead_at: float, ended_at: float) -> float:

@@ -303,7 +303,9 @@ def _relative(injury: Injury, zero: float) -> dict[str, Any]:
     for name in ("at", "until", "dead_at"):
         if shown[name] is not None:
             shown[name] = round(shown[name] - zero, 3)
-    return {name: value for name, value in shown.items() if value not in {None, False}}
+    return {
+        name: value for name, value in shown.items() if value is not None and value is not False
+    }
 
 
 def _lines_of(one: str, lines: list[str], zero: float) -> list[str]:

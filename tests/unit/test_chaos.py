@@ -160,3 +160,14 @@ def test_a_fault_that_was_skipped_excuses_nothing(ledger):
         number=0, kind="kill_worker", at=11.0, worker="w1", excuses=True, skipped="it had ended"
     )
     assert ledger.analyse(calls, [skipped], ended_at=13.0).others == ["b0"]
+
+
+def test_a_call_dies_once(ledger):
+    """Its child was killed, it ran elsewhere, and later the whole worker was killed."""
+    calls = ledger.parse(["10.0 11 w1 start b0", "12.0 12 w2 start b0", "13.0 12 w2 end b0"])
+    child = ledger.Injury(number=0, kind="kill_child", at=11.0, dead_at=11.0, pid=11, excuses=True)
+    worker = ledger.Injury(
+        number=1, kind="kill_worker", at=20.0, dead_at=20.0, worker="w1", excuses=True
+    )
+    verdict = ledger.analyse(calls, [child, worker], ended_at=30.0)
+    assert verdict.worker_recovery_s == {0: 1.0}
