@@ -73,9 +73,12 @@ def _killed(
     victim = workers[0]
     slots = given.concurrency * len(workers)
     _wait_for(lambda: wait_until_up(workers, client.workers()))
+    # Renewals and restores have their own rhythm since the workers started: come at any beat of it.
+    dice = random.Random(given.seed + number)  # noqa: S311 - see --seed
+    time.sleep(dice.uniform(0, _SPREAD_S))
     run = client.submit(spec(), (f"{key(i)} text" for i in range(slots + given.backlog)))
     _wait_for(lambda: ledger.exists() and _lines(ledger) >= slots)
-    time.sleep(random.Random(given.seed + number).uniform(0, _SPREAD_S))  # noqa: S311 - see --seed
+    time.sleep(dice.uniform(0, _SPREAD_S))
     victim.kill()
     dead_at = time.time()
     injury = Injury(number=0, kind="kill_worker", at=dead_at, dead_at=dead_at, worker=victim.name)
