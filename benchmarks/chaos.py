@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -99,6 +100,8 @@ def main() -> int:
             for fault in options.schedule(seed):
                 print(" ", json.dumps(msgspec.to_builtins(fault)))
         return 0
+    # Whoever ends this ends all that it has started.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     folder = given.folder or Path(tempfile.mkdtemp(prefix="fanout-chaos-"))
     folder = folder.resolve() / time.strftime("%H%M%S")
     reports = []

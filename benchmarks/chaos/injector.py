@@ -122,6 +122,8 @@ class Injector:
         self._watcher = watcher
         self._network = network
         self.has_ended = threading.Event()
+        self._is_closing = threading.Event()
+        self._threads: list[threading.Thread] = []
         self.injuries: list[Injury] = []
         self.deaths: list[str] = []
         threads = fleet.workers - fleet.prefork
@@ -148,7 +150,7 @@ class Injector:
     def _wait_until_up(self, workers: list[Worker]) -> None:
         until = time.monotonic() + _UP_S
         while not wait_until_up(workers, self._known()):
-            if time.monotonic() > until:
+            if time.monotonic() > until or self._is_closing.is_set():
                 raise RuntimeError(f"a worker is not up: see {workers[0].log.parent}")
             time.sleep(_LOOK_S)
 
@@ -161,12 +163,21 @@ class Injector:
     def carry_out(self, schedule: list[Fault]) -> None:
         """Carry a schedule out; all that died has been replaced when this returns."""
         begun = time.monotonic()
-        threads = [threading.Thread(target=self._strike, args=(f, begun)) for f in schedule]
-        for thread in threads:
+        self._threads = [threading.Thread(target=self._strike, args=(f, begun)) for f in schedule]
+        for thread in self._threads:
             thread.start()
-        while any(thread.is_alive() for thread in threads):
+        while any(thread.is_alive() for thread in self._threads):
             self.keep()
             time.sleep(_LOOK_S)
+
+    def close(self) -> None:
+        """End all workers, also half-way through a schedule."""
+        self.has_ended.set()
+        self._is_closing.set()
+        for thread in self._threads:
+            thread.join()
+        for slot in self.slots:
+            slot.worker.kill()
 
     def keep(self) -> None:
         """Replace workers that have died by themselves, as any supervisor does."""
@@ -201,8 +212,8 @@ class Injector:
         return None
 
     def _replace(self, slot: Slot, fault: Fault) -> None:
-        time.sleep(fault.replaced_s)
-        slot.replace()
+        if not self._is_closing.wait(fault.replaced_s):
+            slot.replace()
         # One that does not come is taken care of by ``keep``.
         with contextlib.suppress(RuntimeError):
             self._wait_until_up([slot.worker])

@@ -194,10 +194,8 @@ class _Trial:
             try:
                 return self._observed(watcher, injector, clients)
             finally:
-                injector.has_ended.set()
+                injector.close()
                 clients.close(10 if self._ended_at else 0)
-                for slot in injector.slots:
-                    slot.worker.kill()
 
     def _observed(self, watcher: Client, injector: Injector, clients: ClientKeeper) -> Report:
         injector.wait_until_up()
