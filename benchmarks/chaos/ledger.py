@@ -186,11 +186,15 @@ def _wait(calls: list[Call], cut: Call, dead_at: float, ended_at: float) -> floa
 
 
 def _server_recovery(calls: list[Call], injuries: list[Injury]) -> dict[int, float]:
-    starts = [call.start for call in calls]
+    """Return, by fault, the seconds from when the server was back until the next call.
+
+    Not where another fault of the server came before that call.
+    """
+    of_server = [injury for injury in injuries if injury.is_server and injury.until is not None]
     recovery = {}
-    for injury in injuries:
-        if injury.is_server and injury.until is not None:
-            after = [start for start in starts if start >= injury.until]
-            if after:
-                recovery[injury.number] = min(after) - injury.until
+    for injury in of_server:
+        back_at = injury.until or 0.0
+        after = min((call.start for call in calls if call.start >= back_at), default=None)
+        if after is not None and not any(back_at < other.at < after for other in of_server):
+            recovery[injury.number] = after - back_at
     return recovery

@@ -171,3 +171,12 @@ def test_a_call_dies_once(ledger):
     )
     verdict = ledger.analyse(calls, [child, worker], ended_at=30.0)
     assert verdict.worker_recovery_s == {0: 1.0}
+
+
+def test_a_server_that_is_struck_again_before_the_next_call_has_recovered_once(ledger):
+    calls = ledger.parse(["10.0 1 w1 start b0", "16.0 1 w1 start b1"])
+    faults = [
+        ledger.Injury(number=0, kind="kill_server", at=11.0, until=12.0, is_server=True),
+        ledger.Injury(number=1, kind="kill_server", at=13.0, until=14.5, is_server=True),
+    ]
+    assert ledger.analyse(calls, faults, ended_at=17.0).server_recovery_s == {1: 1.5}
