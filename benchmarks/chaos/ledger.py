@@ -172,8 +172,17 @@ def _waits(calls: list[Call], injuries: list[Injury], ended_at: float) -> dict[i
         # A worker may be killed whose child was killed before: a call dies once.
         if call.end is None and deaths:
             dead_at, number = min(deaths)
-            waits[number].append(_wait(calls, call, dead_at, ended_at))
+            if not _is_answered(calls, call, dead_at):
+                waits[number].append(_wait(calls, call, dead_at, ended_at))
     return waits
+
+
+def _is_answered(calls: list[Call], cut: Call, dead_at: float) -> bool:
+    """Whether another call of a branch had an answer, so that there is nothing to recover."""
+    return any(
+        call.key == cut.key and not call.was_stopped and (call.end or inf) < dead_at
+        for call in calls
+    )
 
 
 def _wait(calls: list[Call], cut: Call, dead_at: float, ended_at: float) -> float:

@@ -180,3 +180,11 @@ def test_a_server_that_is_struck_again_before_the_next_call_has_recovered_once(l
         ledger.Injury(number=1, kind="kill_server", at=13.0, until=14.5, is_server=True),
     ]
     assert ledger.analyse(calls, faults, ended_at=17.0).server_recovery_s == {1: 1.5}
+
+
+def test_nothing_is_to_recover_where_a_branch_has_its_answer(ledger):
+    calls = ledger.parse(
+        ["10.0 1 w1 start b0", "11.0 2 w2 start b0", "12.0 2 w2 end b0"],
+    )
+    kill = ledger.Injury(number=0, kind="kill_worker", at=13.0, dead_at=13.0, worker="w1")
+    assert ledger.analyse(calls, [kill], ended_at=30.0).worker_recovery_s == {}
