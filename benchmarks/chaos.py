@@ -1,0 +1,124 @@
+"""Is any branch lost, whatever dies? Runs of the fake model under seeded faults.
+
+    python benchmarks/chaos.py [--schedules 5] [--faults 12] [--seed 1] [--out report.json]
+
+Each schedule has a server, workers and a client of its own. Prints a table, and what went wrong.
+The exit status is 1 where a branch was lost, a run hung, an outcome was counted twice, an aggregate
+is wrong, or a call was made twice for no reason.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+from chaos.network import Network, why_not
+from chaos.schedule import KINDS, Fleet
+from chaos.table import markdown, totals, whole
+from chaos.trial import Options, run_trial
+
+if TYPE_CHECKING:
+    from chaos.trial import Report
+
+
+def parsed() -> argparse.Namespace:
+    default, fleet = Options(), Fleet()
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--schedules", type=int, default=5)
+    add("--faults", type=int, default=default.faults, help="faults of a schedule")
+    add("--seed", type=int, default=1, help="of the first schedule; the next has the next")
+    add("--branches", type=int, default=default.branches)
+    add("--shard-branches", type=int, default=default.shard_branches)
+    add("--workers", type=int, default=fleet.workers)
+    add("--pool-mix", type=int, default=fleet.prefork, help="how many workers are prefork")
+    add("--concurrency", type=int, default=default.concurrency, help="of each worker")
+    add("--visibility-timeout", type=float, default=fleet.lease_s, help="the lease, in seconds")
+    add("--latency", type=float, default=default.latency_s, help="of a call, in seconds, at least")
+    add("--jitter", type=float, default=default.jitter_s, help="seconds more, at most")
+    add("--gap", type=float, default=default.gap_s, help="seconds between faults, on average")
+    add("--trickle", type=float, default=default.trickle_s, help="seconds of enqueuing")
+    add("--bound", type=float, default=default.bound_s, help="seconds to end after the last fault")
+    add("--kinds", nargs="+", choices=KINDS, default=list(KINDS), metavar="KIND")
+    add("--no-namespaces", action="store_true", help="leave out cut_network")
+    add("--folder", type=Path, help="where ledgers and logs are kept; else only of bad schedules")
+    add("--out", type=Path, help="a file for JSON; a table in markdown is put beside it")
+    add("--dry-run", action="store_true", help="print the schedules")
+    return parser.parse_args()
+
+
+def chosen(given: argparse.Namespace) -> Options:
+    fleet = Fleet(workers=given.workers, prefork=given.pool_mix, lease_s=given.visibility_timeout)
+    kinds = [kind for kind in given.kinds if kind != "cut_network" or not given.no_namespaces]
+    if "cut_network" in kinds and not given.dry_run and (reason := why_not()) is not None:
+        print(f"cut_network is left out: {reason}", file=sys.stderr)
+        kinds.remove("cut_network")
+    return Options(
+        branches=given.branches,
+        shard_branches=given.shard_branches,
+        fleet=fleet,
+        concurrency=given.concurrency,
+        latency_s=given.latency,
+        jitter_s=given.jitter,
+        faults=given.faults,
+        gap_s=given.gap,
+        kinds=tuple(kinds),
+        trickle_s=given.trickle,
+        bound_s=given.bound,
+    )
+
+
+def one(seed: int, options: Options, folder: Path) -> Report:
+    network = Network(options.fleet.workers) if "cut_network" in options.kinds else None
+    try:
+        report = run_trial(seed, options, folder / f"seed{seed}", network)
+    finally:
+        if network is not None:
+            network.close()
+    progress = "good" if report.is_good else "BAD"
+    print(f"seed {seed}: {progress} after {report.seconds} s", file=sys.stderr, flush=True)
+    return report
+
+
+def main() -> int:
+    given = parsed()
+    options = chosen(given)
+    seeds = range(given.seed, given.seed + given.schedules)
+    if given.dry_run:
+        for seed in seeds:
+            print(f"seed {seed}")
+            for fault in options.schedule(seed):
+                print(" ", json.dumps(msgspec.to_builtins(fault)))
+        return 0
+    # Whoever ends this ends all that it has started.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    folder = given.folder or Path(tempfile.mkdtemp(prefix="fanout-chaos-"))
+    folder = folder.resolve() / time.strftime("%H%M%S")
+    reports = []
+    for seed in seeds:
+        reports.append(one(seed, options, folder))
+        if given.out:
+            given.out.write_text(json.dumps(whole(reports, options), indent=1) + "\n")
+            given.out.with_suffix(".md").write_text(markdown(reports) + "\n")
+        if reports[-1].is_good and not given.folder:
+            shutil.rmtree(folder / f"seed{seed}")
+    print(markdown(reports))
+    print(json.dumps(totals(reports), indent=1))
+    bad = [report for report in reports if not report.is_good]
+    for report in bad:
+        print(f"seed {report.seed} went wrong; ledger and logs: {folder}", file=sys.stderr)
+    return 1 if bad else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Runs under seeded faults: is any branch lost, whatever dies?"""

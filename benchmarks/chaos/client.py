@@ -1,0 +1,99 @@
+"""The client of a run under faults: submits it, or resumes it, and waits.
+
+    python -m chaos.client PLAN
+
+PLAN is a file that holds a ``Plan``. The run's id is kept beside it, so that a client that takes
+the place of a dead one finds the run.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from fanout import Client, RunSpec
+from fanout.errors import WaitTimeoutError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from fanout.client import Run
+
+__all__ = ["Plan", "can_resume", "documents", "spec"]
+
+
+class Plan(msgspec.Struct, frozen=True, kw_only=True):
+    """What the client does.
+
+    Attributes:
+        url: The server.
+        branches: How many documents there are.
+        document_bytes: How long each is. A shard ends at some megabytes: long documents make many.
+        begun_at: When the first document is there, in seconds since the epoch.
+        trickle_s: How long it takes until the last is there.
+        bound_s: How long it waits at most.
+    """
+
+    url: str
+    branches: int
+    document_bytes: int
+    begun_at: float
+    trickle_s: float
+    bound_s: float
+
+
+def spec() -> RunSpec:
+    """Return what the run is asked to do: its aggregate counts every answer."""
+    return RunSpec(model="chaos.model:llm", prompt="{input}", reduce="vote")
+
+
+def key(index: int) -> str:
+    """Return the key of a branch in the ledger."""
+    return f"b{index}"
+
+
+def documents(plan: Plan) -> Iterator[str]:
+    """Yield the documents, each when its time has come."""
+    for index in range(plan.branches):
+        due = plan.begun_at + plan.trickle_s * index / plan.branches
+        time.sleep(max(0.0, due - time.time()))
+        yield f"{key(index)} ".ljust(plan.document_bytes, "x")
+
+
+def can_resume() -> bool:
+    """Whether a run whose client died while it enqueued can be gone on with."""
+    return hasattr(Client, "resume")
+
+
+def _run(client: Client, plan: Plan, note: Path) -> Run:
+    if note.exists():
+        run_id = note.read_text()
+        if can_resume():
+            return client.resume(run_id, documents(plan))
+        return client.run(run_id)
+    return client.submit(spec(), documents(plan), on_created=lambda run_id: _keep(note, run_id))
+
+
+def _keep(note: Path, run_id: str) -> None:
+    whole = note.with_suffix(".new")
+    whole.write_text(run_id)
+    whole.replace(note)
+
+
+def main(path: Path) -> None:
+    """Submit or resume, and wait."""
+    plan = msgspec.json.decode(path.read_bytes(), type=Plan)
+    with Client(plan.url) as client:
+        run = _run(client, plan, path.with_name("run_id"))
+        try:
+            run.wait(plan.bound_s)
+        except WaitTimeoutError as error:
+            sys.exit(str(error))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,63 @@
+"""The fake model, with a ledger: one line as each call starts, and one as it ends.
+
+Workers know it as ``chaos.model:llm``. ``CHAOS_LEDGER`` names the file, ``CHAOS_LATENCY_S`` and
+``CHAOS_JITTER_S`` how long calls take.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from typing import TYPE_CHECKING
+
+from fanout.llm.fake import FakeLLM
+
+if TYPE_CHECKING:
+    from fanout.llm.base import LLMReply, LLMRequest
+
+__all__ = ["LedgerLLM", "llm"]
+
+
+class LedgerLLM:
+    """Answers a prompt with its first word, which is its key in the ledger."""
+
+    def __init__(self) -> None:
+        self._fake = FakeLLM(
+            latency_s=float(os.environ.get("CHAOS_LATENCY_S", "0.5")),
+            jitter_s=float(os.environ.get("CHAOS_JITTER_S", "1")),
+            script=lambda request: _key(request.prompt),
+        )
+        self._worker = os.environ.get("CHAOS_WORKER", "-")
+        path = os.environ.get("CHAOS_LEDGER", os.devnull)
+        self._ledger = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+
+    async def check(self) -> None:
+        """Do nothing: it can always be called."""
+
+    async def complete(self, request: LLMRequest) -> LLMReply:
+        """Answer, and keep the ledger."""
+        key = _key(request.prompt)
+        self._write("start", key)
+        try:
+            reply = await self._fake.complete(request)
+        except asyncio.CancelledError:
+            self._write("stopped", key)
+            raise
+        self._write("end", key)
+        return reply
+
+    def _write(self, event: str, key: str) -> None:
+        # One write of a few bytes to the end of the file: no kill leaves half a line.
+        line = f"{time.time():.6f} {os.getpid()} {self._worker} {event} {key}\n"
+        os.write(self._ledger, line.encode())
+
+    async def aclose(self) -> None:
+        """Do nothing: the file lives as long as the process."""
+
+
+def _key(prompt: str) -> str:
+    return prompt.split(maxsplit=1)[0]
+
+
+llm = LedgerLLM()
