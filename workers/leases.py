@@ -51,7 +51,6 @@ class Leases(bootsteps.StartStopStep):  # type: ignore[misc]
     def start(self, worker: WorkController) -> None:
         """Begin to renew, until the process ends: not just until the consumer does."""
         worker.app.fanout_runtime().on_close(self._ticker.stop)
-        self._beat()
         self._ticker.start()
 
     def _beat(self) -> None:

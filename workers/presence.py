@@ -36,9 +36,8 @@ class Presence(bootsteps.StartStopStep):  # type: ignore[misc]
         worker.app.conf.worker_concurrency = worker.concurrency
         self._ticker = Ticker("presence", _EVERY_S, lambda: self._beat(worker))
 
-    def start(self, worker: WorkController) -> None:
-        """Begin to say so."""
-        self._beat(worker)
+    def start(self, _worker: WorkController) -> None:
+        """Begin to say so; a worker may be started while the server is away."""
         self._ticker.start()
 
     def _beat(self, worker: WorkController) -> None:

@@ -68,6 +68,14 @@ class HandsBack(Consumer):  # type: ignore[misc]
     Celery would terminate the tasks, which it cannot in a pool of threads.
     """
 
+    def __init__(
+        self, *args: Any, worker_options: dict[str, Any] | None = None, **kwargs: Any
+    ) -> None:
+        # Mingling costs a second of every reconnect; what workers would tell each other is not
+        # used here.
+        options = {**(worker_options or {}), "without_mingle": True}
+        super().__init__(*args, worker_options=options, **kwargs)
+
     def cancel_active_requests(self) -> None:
         """Hand back what is in flight."""
         self.app.fanout_hand_back()

@@ -20,7 +20,7 @@ _log = logging.getLogger(__name__)
 
 
 class Ticker:
-    """A thread that calls ``beat`` at once and then every ``every_s`` seconds.
+    """Calls ``beat`` when it starts, and then from a thread every ``every_s`` seconds.
 
     A thread, and not a timer of Celery's: those are cleared when the connection to the broker is
     lost, and stand still while a worker finishes what is in flight.
@@ -30,29 +30,30 @@ class Ticker:
         self._name = name
         self._every_s = every_s
         self._beat = beat
+        self._is_away = False
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"fanout-{name}", daemon=True)
 
     def start(self) -> None:
-        """Begin."""
+        """Make the first beat, and begin; a server that is away is borne."""
+        self._try()
         self._thread.start()
 
     def _run(self) -> None:
-        is_away = False
-        while not self._stop.is_set():
-            wait_s = self._every_s
-            try:
-                self._beat()
-                is_away = False
-            except BrokerError as error:
-                # Said once: the consumer notices as well, and reconnects.
-                if not is_away:
-                    _log.warning("%s: %s", self._name, error)
-                is_away = True
-                wait_s = min(_AGAIN_S, wait_s)
-            except Exception:  # noqa: BLE001 - a fault of one beat must not end all that follow
-                _log.exception("%s failed", self._name)
-            self._stop.wait(wait_s)
+        while not self._stop.wait(min(_AGAIN_S, self._every_s) if self._is_away else self._every_s):
+            self._try()
+
+    def _try(self) -> None:
+        try:
+            self._beat()
+            self._is_away = False
+        except BrokerError as error:
+            # Said once: the consumer notices as well, and reconnects.
+            if not self._is_away:
+                _log.warning("%s: %s", self._name, error)
+            self._is_away = True
+        except Exception:  # noqa: BLE001 - a fault of one beat must not end all that follow
+            _log.exception("%s failed", self._name)
 
     def stop(self) -> None:
         """End, and wait for a beat that is under way."""
