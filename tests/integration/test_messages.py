@@ -1,0 +1,25 @@
+"""What the reaper sees in a real broker."""
+
+from __future__ import annotations
+
+import json
+
+import redis
+
+from fanout.broker import BRANCHES_QUEUE, CONTROL_QUEUE
+from fanout.messages import UNACKED, Messages
+
+
+def test_messages_in_queues_and_those_taken_are_seen(broker_url):
+    """Three were taken: one that is not seen would be published again, and called twice."""
+    with redis.Redis.from_url(broker_url) as client:
+        client.lpush(CONTROL_QUEUE, json.dumps({"headers": {"id": "r1/0/0/collect"}}))
+        client.lpush(BRANCHES_QUEUE, json.dumps({"headers": {"id": "r1/0/1/0"}}))
+        for position in range(3):
+            message = {"headers": {"id": f"r2/0/0/{position}"}}
+            taken = json.dumps([message, "", BRANCHES_QUEUE])
+            client.hset(UNACKED, f"tag{position}", taken)
+        assert Messages(client).task_ids() == {
+            "r1": {"r1/0/0/collect", "r1/0/1/0"},
+            "r2": {"r2/0/0/0", "r2/0/0/1", "r2/0/0/2"},
+        }
