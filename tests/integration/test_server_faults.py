@@ -45,7 +45,7 @@ class Calls:
             "async def model(prompt):\n"
             f"    with open({str(self._log)!r}, 'a') as log:\n"
             "        log.write(prompt + '\\n')\n"
-            "    await asyncio.sleep(0.3)\n"
+            "    await asyncio.sleep(0.2)\n"
             "    return 'answer to ' + prompt\n"
         )
 
