@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 from celery import Celery
 from kombu import Queue
 
 from fanout.runs import ErrorKind  # noqa: TC001 - msgspec reads the annotation
+from fanout.sentinel_url import SCHEME, parse_sentinel_url
 from fanout.stores import RedisStore, connect
+from fanout.stores.connection import HEALTH_CHECK_S, SOCKET_OPTIONS, sentinel_options
 
 if TYPE_CHECKING:
     import redis
@@ -98,10 +100,18 @@ def seal_id(run_id: str, stage: int) -> str:
 def make_app(settings: Settings) -> Celery:
     """Return the Celery application for ``settings.broker_url``, as all sides need it."""
     app = Celery("fanout", set_as_current=False)
+    url, backend, found_by = _server(settings.broker_url or "")
     app.conf.update(
-        broker_url=settings.broker_url,
+        broker_url=url,
         # The callback of a chord must run although header tasks failed: see workers.backend.
-        result_backend=f"workers.backend:TolerantRedisBackend+{settings.broker_url}",
+        result_backend=f"workers.backend:{backend}+{url}",
+        # The backend's connections retry by themselves; more rounds of Celery's would multiply.
+        result_backend_transport_options={"retry_policy": {"max_retries": 1}, **found_by},
+        redis_socket_connect_timeout=SOCKET_OPTIONS["socket_connect_timeout"],
+        # Celery's default is two minutes.
+        redis_socket_timeout=SOCKET_OPTIONS["socket_timeout"],
+        redis_socket_keepalive=SOCKET_OPTIONS["socket_keepalive"],
+        redis_backend_health_check_interval=HEALTH_CHECK_S,
         # Without it every thread builds a backend, and connections, of its own.
         result_backend_thread_safe=True,
         result_chord_expires=_CHORD_LIFETIME_S,
@@ -118,7 +128,10 @@ def make_app(settings: Settings) -> Celery:
         # A typo in a queue's name must not make a queue that nobody consumes.
         task_create_missing_queues=False,
         broker_connection_retry_on_startup=True,
+        # Without any ``retry*``: kombu would then publish messages one by one.
         broker_transport_options={
+            **SOCKET_OPTIONS,
+            **found_by,
             # Kombu's default of 10 is fewer than the acks that a busy worker has in flight.
             "max_connections": 1024,
             "visibility_timeout": settings.visibility_timeout_s,
@@ -132,14 +145,25 @@ def make_app(settings: Settings) -> Celery:
             "queue_order_strategy": "priority",
             # One list per queue instead of four: priorities are not used.
             "priority_steps": [0],
-            "socket_keepalive": True,
-            "socket_connect_timeout": 5,
-            "health_check_interval": 25,
+            # Also the time after which a BRPOP that nobody answers is given up.
+            "health_check_interval": HEALTH_CHECK_S,
         },
         # The store says whether a task's work is done; a second opinion costs a round trip each.
         worker_deduplicate_successful_tasks=False,
     )
     return app
+
+
+def _server(url: str) -> tuple[str, str, dict[str, Any]]:
+    """Return a URL for Celery, the result backend's class, and the options that both ends need."""
+    if not url.startswith(SCHEME):
+        return url, "TolerantRedisBackend", {}
+    server = parse_sentinel_url(url)
+    options = {
+        "master_name": server.master,
+        "sentinel_kwargs": sentinel_options(server.sentinel_username, server.sentinel_password),
+    }
+    return server.for_celery(), "TolerantSentinelBackend", options
 
 
 def connect_broker(settings: Settings, *, is_patient: bool = False) -> redis.Redis:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from kombu.exceptions import OperationalError
+from kombu.exceptions import BatchPublishError, OperationalError
 
 from fanout import broker
 from fanout.errors import BrokerError
@@ -33,7 +33,7 @@ __all__ = ["Publisher"]
 _BATCH = 500
 # A restart of the server takes seconds, a failover half a minute.
 _PATIENCE_S = 60.0
-_PASSING = (*PASSING_ERRORS, OperationalError)
+_PASSING = (*PASSING_ERRORS, BatchPublishError, OperationalError)
 
 
 class Publisher:

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from fanout import sentinel_url
 from fanout.errors import SettingsError
 
 __all__ = ["DEFAULT_BROKER_URL", "Settings", "load_settings"]
@@ -15,14 +16,15 @@ __all__ = ["DEFAULT_BROKER_URL", "Settings", "load_settings"]
 # Where a worker looks that is told nothing.
 DEFAULT_BROKER_URL = "redis://localhost:6379/0"
 
-_SCHEMES = ("redis://", "rediss://")
+_SCHEMES = ("redis://", "rediss://", sentinel_url.SCHEME)
 
 
 class Settings(BaseSettings):
     """What a process takes from its environment.
 
     Attributes:
-        broker_url: The Redis server that is both queue and run store; None runs embedded.
+        broker_url: The Redis server that is both queue and run store, or the sentinels that know
+            which one it is; None runs embedded.
         model: The model where a job names none.
         key_prefix: Put before every key of the run store, so that teams can share a server.
         run_ttl_s: Seconds that a run's records are kept after they were last written.
@@ -61,6 +63,8 @@ class Settings(BaseSettings):
         if url is not None and not url.startswith(_SCHEMES):
             msg = f"must start with one of {', '.join(_SCHEMES)}"
             raise ValueError(msg)
+        if url is not None and url.startswith(sentinel_url.SCHEME):
+            sentinel_url.parse_sentinel_url(url)
         return url
 
 

@@ -1,25 +1,29 @@
-"""A result backend whose chords tolerate failed header tasks."""
+"""Result backends whose chords tolerate failed header tasks, and a server that is away."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
 from celery import states
-from celery.backends.redis import RedisBackend
+from celery.backends.redis import RedisBackend, SentinelBackend
 
 from fanout.patience import patiently
+from fanout.stores.connection import SOCKET_OPTIONS, MasterConnection, tolerant_retry
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["TolerantRedisBackend"]
+__all__ = ["TolerantRedisBackend", "TolerantSentinelBackend"]
+
+# Some 20 s: a failover takes less, and the reaper heals what takes longer.
+_RETRIES = 25
 
 # After this the reaper sees to the chord.
 _PATIENCE_S = 3_600.0
 
 
-class TolerantRedisBackend(RedisBackend):  # type: ignore[misc]
-    """Celery's Redis backend, but the callback of a chord runs although header tasks failed.
+class _Tolerant:
+    """What both backends change in Celery's.
 
     Stock Celery raises ChordError at the first failed member and skips the callback
     (celery#1881). Here the callback receives a record in that member's place:
@@ -28,13 +32,22 @@ class TolerantRedisBackend(RedisBackend):  # type: ignore[misc]
     may quote a document; ``reason`` is only what Celery itself says of a revoked task.
     """
 
+    connparams: dict[str, Any]
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        # Celery has no setting for either. A member that returns twice is counted once, so a
+        # return may be sent again.
+        self.connparams["socket_keepalive_options"] = SOCKET_OPTIONS["socket_keepalive_options"]
+        self.connparams["retry"] = tolerant_retry(_RETRIES)
+
     def on_chord_part_return(self, request: Any, state: str, result: Any, **kwargs: Any) -> None:
         """Count a member of a chord, however long the server is away.
 
         Stock Celery fails the task, whose work is done, and the chord waits for ever. A member is
         counted once however often it returns, so it may be sent again.
         """
-        count = super().on_chord_part_return
+        count = super().on_chord_part_return  # type: ignore[misc]
         patiently(lambda: count(request, state, result, **kwargs), patience_s=_PATIENCE_S)
 
     def _unpack_chord_result(
@@ -48,3 +61,15 @@ class TolerantRedisBackend(RedisBackend):  # type: ignore[misc]
         if state == states.REVOKED:
             record["reason"] = str(error.get("exc_message"))
         return record
+
+
+class TolerantRedisBackend(_Tolerant, RedisBackend):  # type: ignore[misc]
+    """Celery's Redis backend, but the callback of a chord runs although header tasks failed."""
+
+
+class TolerantSentinelBackend(_Tolerant, SentinelBackend):  # type: ignore[misc]
+    """The same, on a server that Redis Sentinel watches."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.connparams["connection_class"] = MasterConnection

@@ -48,6 +48,8 @@ def make_worker_app(settings: Settings) -> Celery:
         worker_consumer="workers.shutdown:HandsBack",
         # A server that is away comes back, whenever that is.
         broker_connection_max_retries=None,
+        # A server that is full, or a replica since a failover, refuses commands: that passes, too.
+        broker_channel_error_retry=True,
         # Functions of users may print; that is theirs, not the log's.
         worker_redirect_stdouts=False,
     )

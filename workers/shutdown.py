@@ -9,7 +9,8 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 from celery import bootsteps, signals
-from celery.worker.consumer import Consumer
+
+from workers.consumer import Reconnects
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -62,8 +63,8 @@ def _children(worker: WorkController) -> list[int]:
     return [child.pid for child in getattr(pool, "_pool", ())]
 
 
-class HandsBack(Consumer):  # type: ignore[misc]
-    """Celery's consumer; a second SIGINT, or SIGQUIT, hands back at once.
+class HandsBack(Reconnects):
+    """A consumer that a second SIGINT, or SIGQUIT, makes hand back at once.
 
     Celery would terminate the tasks, which it cannot in a pool of threads.
     """

@@ -20,6 +20,8 @@ __all__ = ["Call", "Injury", "Verdict", "analyse", "parse", "repeats"]
 # An answer that came so shortly before its worker died may not have been written down: the one
 # window in which a crash makes a call twice.
 _WINDOW_S = 1.0
+# While the server is away, an answer waits in its worker; that looks for the server so often.
+_RETRY_S = 1.0
 
 
 class Call(msgspec.Struct, kw_only=True):
@@ -69,14 +71,17 @@ class Injury(msgspec.Struct, kw_only=True):
     is_server: bool = False
     skipped: str | None = None
 
-    def struck(self, call: Call, *, margin_s: float = 0.0) -> bool:
-        """Whether a call was in flight on what this fault struck, when it did."""
+    def struck(self, call: Call, *, written: float | None = None) -> bool:
+        """Whether a call was in flight on what this fault struck, when it did.
+
+        It is so until its end, or until its answer was written for sure.
+        """
         if self.pid is not None:
             is_victim = call.pid == self.pid
         else:
             is_victim = self.worker is not None and call.worker == self.worker
         until = inf if self.until is None else self.until
-        return is_victim and call.start <= until and (call.end or inf) + margin_s >= self.at
+        return is_victim and call.start <= until and (written or call.end or inf) >= self.at
 
 
 class Verdict(msgspec.Struct, frozen=True, kw_only=True):
@@ -85,7 +90,8 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         calls: Calls that began.
         repeated_struck: Calls made again of branches that were in flight on something struck.
-        repeated_unwritten: Of these, the first was answered, within a second of the fault.
+        repeated_unwritten: Of these, the first was answered, but so shortly before the fault, or
+            while the server was away, that the answer may not have been written.
         repeated_other: Calls made again for no such reason.
         others: The keys of these.
         worker_recovery_s: For each fault that killed something with calls in flight, the longest
@@ -139,9 +145,13 @@ def analyse(calls: list[Call], injuries: list[Injury], *, ended_at: float) -> Ve
     struck = unwritten = 0
     others: list[str] = []
     for key, of_key in repeats(calls).items():
-        hit = [call for call in of_key[:-1] if _is_struck(call, excusing, _WINDOW_S)]
+        hit = [
+            call
+            for call in of_key[:-1]
+            if any(injury.struck(call, written=_written(call, done)) for injury in excusing)
+        ]
         struck += len(hit)
-        unwritten += sum(not _is_struck(call, excusing, 0.0) for call in hit)
+        unwritten += sum(not any(injury.struck(call) for injury in excusing) for call in hit)
         others += [key] * (len(of_key) - 1 - len(hit))
     waits = _waits(calls, done, ended_at)
     return Verdict(
@@ -156,8 +166,15 @@ def analyse(calls: list[Call], injuries: list[Injury], *, ended_at: float) -> Ve
     )
 
 
-def _is_struck(call: Call, injuries: list[Injury], margin_s: float) -> bool:
-    return any(injury.struck(call, margin_s=margin_s) for injury in injuries)
+def _written(call: Call, injuries: list[Injury]) -> float | None:
+    """Return when the answer of a call was written for sure; None where it has none."""
+    if call.end is None:
+        return None
+    written = call.end + _WINDOW_S
+    for outage in sorted(injuries, key=lambda injury: injury.at):
+        if outage.is_server and outage.until and outage.at <= written <= outage.until + _WINDOW_S:
+            written = outage.until + _RETRY_S + _WINDOW_S
+    return written
 
 
 def _waits(calls: list[Call], injuries: list[Injury], ended_at: float) -> dict[int, list[float]]:

@@ -46,7 +46,8 @@ __all__ = ["command"]
 @click.option(
     "--broker-url",
     metavar="URL",
-    help="The fleet's Redis server [default: $FANOUT_BROKER_URL, else this machine's]",
+    help="The fleet's Redis server, or sentinel://HOST,.../0?master=NAME "
+    "[default: $FANOUT_BROKER_URL, else this machine's]",
 )
 @click.argument("celery_options", nargs=-1, type=click.UNPROCESSED)
 def command(

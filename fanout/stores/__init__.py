@@ -12,8 +12,9 @@ from fanout.stores.base import (
     Store,
     Verdict,
 )
+from fanout.stores.connection import connect
 from fanout.stores.memory import MemoryStore
-from fanout.stores.redis import RedisStore, connect
+from fanout.stores.redis import RedisStore
 
 __all__ = [
     "Begun",

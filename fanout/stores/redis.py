@@ -14,12 +14,9 @@ from functools import wraps
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 
 import redis
-from redis.backoff import ExponentialBackoff
 from redis.exceptions import AuthenticationError, RedisError
-from redis.retry import Retry
 
 from fanout.errors import BrokerError, UnknownRunError
-from fanout.patience import PASSING_ERRORS
 from fanout.runs import TERMINAL, Outcome, RunStatus, Shard
 from fanout.stores import codec, scripts
 from fanout.stores.base import (
@@ -33,40 +30,21 @@ from fanout.stores.base import (
     StageProgress,
     StageRecord,
 )
+from fanout.stores.connection import address_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
     from fanout.admission import Lanes
 
-__all__ = ["RedisStore", "connect"]
+__all__ = ["RedisStore"]
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
 _FINAL = tuple(sorted(TERMINAL))
 
-_PATIENT_RETRIES = 3_600
 # Holders that have lapsed are remembered for an hour, as the server may be away for so long.
 _REMEMBERED_S = 3_600
-
-
-def connect(url: str, *, is_patient: bool = False) -> redis.Redis:
-    """Return a client for ``url`` that rides out short interruptions, or, if patient, long ones.
-
-    What it sends again may have been carried out: every script bears that.
-    """
-    backoff = ExponentialBackoff(cap=1.0, base=0.05)
-    retries = Retry(backoff, 4)
-    if is_patient:
-        retries = Retry(backoff, _PATIENT_RETRIES, supported_errors=PASSING_ERRORS)
-    return redis.Redis.from_url(
-        url,
-        retry=retries,
-        socket_connect_timeout=5,
-        socket_timeout=30,
-        socket_keepalive=True,
-        health_check_interval=30,
-    )
 
 
 def _translated(method: Callable[_P, _R]) -> Callable[_P, _R]:
@@ -125,8 +103,7 @@ class RedisStore:
     @property
     def address(self) -> str:
         """Where the server is, without credentials."""
-        options = self._redis.connection_pool.connection_kwargs
-        return f"{options.get('host', 'localhost')}:{options.get('port', 6379)}"
+        return address_of(self._redis)
 
     @property
     def _active(self) -> str:

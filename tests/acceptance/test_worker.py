@@ -48,6 +48,13 @@ def test_a_worker_without_a_broker_says_so_at_once(fanout):
     assert done.stderr.startswith("fanout: no broker answers at 127.0.0.1:1")
 
 
+def test_a_sentinel_url_that_names_no_master_is_wrong_usage(fanout):
+    done = fanout("worker", "--broker-url", "sentinel://:hunter2@127.0.0.1:1/0")
+    assert done.status == 2
+    assert done.stderr.startswith("fanout: FANOUT_BROKER_URL: names no master")
+    assert "hunter2" not in done.stderr
+
+
 @pytest.mark.parametrize("arguments", [["-c", "0"], ["-c", "many"], ["--pool", "fibers"]])
 def test_wrong_usage_is_said(fanout, arguments):
     done = fanout("worker", *arguments)

@@ -1,0 +1,128 @@
+"""How a client of the server is made, and how every connection to it notices that it has died."""
+
+from __future__ import annotations
+
+import socket
+from typing import Any
+
+import redis
+from redis.backoff import ExponentialBackoff
+from redis.retry import Retry
+from redis.sentinel import Sentinel, SentinelConnectionPool, SentinelManagedConnection
+
+from fanout.patience import PASSING_ERRORS
+from fanout.sentinel_url import SCHEME, parse_sentinel_url
+
+__all__ = [
+    "HEALTH_CHECK_S",
+    "SOCKET_OPTIONS",
+    "MasterConnection",
+    "address_of",
+    "connect",
+    "sentinel_options",
+    "tolerant_retry",
+]
+
+# Seconds that a connection may be idle before it is tried out ahead of the next command.
+HEALTH_CHECK_S = 10
+_PATIENT_RETRIES = 3_600
+_SHORT_RETRIES = 4
+# Some 9 s: until the sentinels have agreed on a new master, there is none.
+_FAILOVER_RETRIES = 12
+
+
+def _keepalive_options() -> dict[int, int]:
+    # An idle peer is asked after 10 s and given up after 25; Linux's own defaults are two hours.
+    # Data that nobody acknowledges would be sent again for a quarter of an hour: 20 s here. macOS
+    # lacks some of the constants.
+    values = {
+        "TCP_KEEPIDLE": 10,
+        "TCP_KEEPINTVL": 5,
+        "TCP_KEEPCNT": 3,
+        "TCP_USER_TIMEOUT": 20_000,
+    }
+    return {getattr(socket, name): at for name, at in values.items() if hasattr(socket, name)}
+
+
+# What kombu's transport, Celery's result backend and our own clients all take.
+SOCKET_OPTIONS: dict[str, Any] = {
+    "socket_connect_timeout": 5,
+    # A server that hangs acknowledges at the level of TCP: only this tells it from a slow one.
+    "socket_timeout": 20,
+    "socket_keepalive": True,
+    "socket_keepalive_options": _keepalive_options(),
+}
+
+
+class MasterConnection(SentinelManagedConnection):
+    """A connection to whichever server is the master now.
+
+    redis-py 8.1 asks the sentinels when a connection is taken from the pool; but a command that is
+    sent again, because its server has died, would go to that server for as long as it is tried.
+    """
+
+    def send_packed_command(self, command: Any, check_health: bool = True) -> None:  # noqa: FBT001, FBT002 - redis-py's
+        """Send a command; where the connection was lost, to the master that there is now."""
+        if not self._sock:
+            self._connect_retry()  # type: ignore[no-untyped-call]
+        super().send_packed_command(command, check_health)  # type: ignore[no-untyped-call]
+
+
+def tolerant_retry(retries: int) -> Retry:
+    """Return a policy that rides out a server which is away, full, or no longer the master."""
+    return Retry(_backoff(), retries, supported_errors=PASSING_ERRORS)
+
+
+def _backoff() -> ExponentialBackoff:
+    return ExponentialBackoff(cap=1.0, base=0.05)
+
+
+def connect(url: str, *, is_patient: bool = False) -> redis.Redis:
+    """Return a client for ``url`` that rides out short interruptions, or, if patient, long ones.
+
+    What it sends again may have been carried out: every script bears that.
+    """
+    has_failover = url.startswith(SCHEME)
+    impatient = Retry(_backoff(), _FAILOVER_RETRIES if has_failover else _SHORT_RETRIES)
+    options = {
+        **SOCKET_OPTIONS,
+        "health_check_interval": HEALTH_CHECK_S,
+        "retry": tolerant_retry(_PATIENT_RETRIES) if is_patient else impatient,
+    }
+    if not has_failover:
+        return redis.Redis.from_url(url, **options)
+    server = parse_sentinel_url(url)
+    sentinel = Sentinel(  # type: ignore[no-untyped-call]
+        server.sentinels,
+        sentinel_kwargs=sentinel_options(server.sentinel_username, server.sentinel_password),
+        db=server.db,
+        username=server.username,
+        password=server.password,
+        **options,
+    )
+    client: redis.Redis = sentinel.master_for(  # type: ignore[no-untyped-call]
+        server.master, connection_class=MasterConnection
+    )
+    return client
+
+
+def sentinel_options(username: str | None, password: str | None) -> dict[str, Any]:
+    """Return how to connect to a sentinel: where one does not answer, the next one is asked."""
+    # Without this None, redis-py would wait for a dead sentinel again and again first.
+    once: dict[str, Any] = {"retry": None, "socket_timeout": 2, "socket_connect_timeout": 2}
+    credentials = {"username": username, "password": password}
+    return {**SOCKET_OPTIONS, **once, **{k: v for k, v in credentials.items() if v is not None}}
+
+
+def address_of(client: redis.Redis) -> str:
+    """Return where a client's server is, without credentials."""
+    pool = client.connection_pool
+    if isinstance(pool, SentinelConnectionPool):
+        sentinels = sorted(_host_and_port(each) for each in pool.sentinel_manager.sentinels)
+        return f"{pool.service_name} behind the sentinels {', '.join(sentinels)}"
+    return _host_and_port(client)
+
+
+def _host_and_port(client: redis.Redis) -> str:
+    options = client.connection_pool.connection_kwargs
+    return f"{options.get('host', 'localhost')}:{options.get('port', 6379)}"

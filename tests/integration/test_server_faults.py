@@ -1,0 +1,254 @@
+"""Runs whose server fails under them: every branch is accounted for, and the workers go on."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from fanout import Client, RunStatus
+from fanout.broker import connect_broker
+from fanout.chords import Publisher
+from fanout.settings import load_settings
+from fanout.spec import make_spec
+from tests.servers import ServerProcess, WatchedPair
+from workers.config import make_worker_app
+from workers.shutdown import HandsBack
+
+from .conftest import wait_for
+
+_log = logging.getLogger(__name__)
+
+BRANCHES = 200
+# What is lost is found soon, and what a dead connection held comes back soon.
+QUICK = {
+    "FANOUT_VISIBILITY_TIMEOUT_S": "5",
+    "FANOUT_STALL_S": "2",
+    "FANOUT_REAPER_INTERVAL_S": "1",
+    "FANOUT_GRACE_S": "2",
+}
+
+
+class Calls:
+    """A model that workers import, and the calls that were made of it."""
+
+    def __init__(self, folder):
+        self.path = str(folder)
+        self._log = folder / "calls"
+        folder.mkdir()
+        (folder / "slow_model.py").write_text(
+            "import asyncio\n"
+            "async def model(prompt):\n"
+            f"    with open({str(self._log)!r}, 'a') as log:\n"
+            "        log.write(prompt + '\\n')\n"
+            "    await asyncio.sleep(0.2)\n"
+            "    return 'answer to ' + prompt\n"
+        )
+
+    def count(self):
+        return Counter(self._log.read_text().splitlines()) if self._log.exists() else Counter()
+
+
+@pytest.fixture
+def calls(tmp_path):
+    return Calls(tmp_path / "functions")
+
+
+@pytest.fixture
+def server(tmp_path):
+    """A server of the test's own."""
+    running = ServerProcess(tmp_path / "server", appendonly="yes", appendfsync="always")
+    yield running
+    running.kill()
+
+
+@pytest.fixture
+def pair(tmp_path):
+    running = WatchedPair(tmp_path / "pair")
+    try:
+        wait_for(running.is_in_sync, "the replica and the sentinels are there")
+        yield running
+    finally:
+        running.kill()
+
+
+@pytest.fixture
+def fleet(start_worker, calls):
+    """Start a worker of 16, and return a client of its server."""
+    clients = []
+
+    def start(url):
+        start_worker("--concurrency", "16", url=url, PYTHONPATH=calls.path, **QUICK)
+        clients.append(Client(url))
+        return clients[-1]
+
+    yield start
+    for client in clients:
+        client.close()
+
+
+def submit(client, count=BRANCHES):
+    spec = make_spec(model="slow_model:model", prompt="{input}", reduce="concat")
+    return client.submit(spec, [f"text {number} of {count}" for number in range(count)])
+
+
+def under_way(run, share=0.2):
+    """Wait until a share of a run is done."""
+    wait_for(lambda: run.status().done >= share * run.status().total, f"{share:.0%} are done")
+
+
+def assert_complete(run, calls, timeout_s=60):
+    """Each branch has exactly one outcome, an answer.
+
+    How many calls were made more than once is logged: `pytest --log-cli-level INFO`.
+    """
+    began = time.monotonic()
+    run.wait(timeout_s)
+    result = run.result()
+    status = run.status()
+    twice = sum(times - 1 for times in calls.count().values())
+    took_s = time.monotonic() - began
+    _log.info("%d branches, %d calls made again, %.1f s to the end", status.total, twice, took_s)
+    assert status.succeeded + status.failed == status.total == len(result.branches)
+    assert [branch.index for branch in result.branches] == list(range(status.total))
+    assert result.errors == []
+    assert result.status is RunStatus.SUCCEEDED
+    assert result.aggregated.count("answer to") == status.total
+
+
+def assert_consumes(client, calls):
+    """A worker that only seems to be there would leave this run in the queue."""
+    assert_complete(submit(client, 20), calls, timeout_s=20)
+
+
+def test_a_failover_by_sentinel_loses_nothing_and_the_worker_goes_on(pair, fleet, calls):
+    client = fleet(pair.url)
+    run = submit(client)
+    under_way(run)
+    with pair.first.client() as admin:
+        # Replication is asynchronous: what is tested is the failover, not that.
+        admin.client_pause(5_000, all=False)
+        wait_for(lambda: _is_replicated(pair.first), "the replica has all")
+        pair.first.kill()
+    assert_complete(run, calls)
+    assert_consumes(client, calls)
+
+
+def test_a_command_in_flight_when_its_master_dies_goes_to_the_new_one(pair):
+    """A thread that tried the dead one again and again would hold its branch for ever."""
+    settings = load_settings(broker_url=pair.url)
+    with (
+        connect_broker(settings, is_patient=True) as client,
+        connect_broker(settings) as other,
+        ThreadPoolExecutor() as pool,
+    ):
+        waiting = pool.submit(client.blpop, ["key"], timeout=15)
+        wait_for(lambda: pair.first.info("clients")["blocked_clients"] == 1, "it is in flight")
+        pair.first.kill()
+        wait_for(lambda: pair.second.info("replication")["role"] == "master", "there is a new one")
+        other.lpush("key", "value")
+        assert waiting.result(15) == (b"key", b"value")
+
+
+def test_a_server_that_dies_under_a_blocking_read_does_not_end_the_worker(server):
+    """An ack may be the first to notice: then the consumer's BRPOP is still under way."""
+    app = make_worker_app(load_settings(broker_url=server.url))
+    Publisher(app).collect("r1", 0, 0)
+    connection = app.connection_for_read()
+    channel = connection.default_channel
+    taken = []
+    tasks = app.amqp.TaskConsumer(channel, callbacks=[lambda _body, message: taken.append(message)])
+    tasks.consume()
+    # Where a worker gets its remote commands: this channel's close fails as well.
+    app.control.mailbox.Node("w@test", channel=connection.channel()).listen(callback=print)
+    while not taken:
+        connection.drain_events(timeout=5)
+    channel._brpop_start()
+    server.kill()
+    consumer = object.__new__(HandsBack)
+    consumer.app, consumer.connection = app, connection
+    consumer.connection_errors = connection.connection_errors
+    consumer.channel_errors = connection.channel_errors
+    app.conf.worker_enable_prefetch_count_reduction = False
+    with pytest.warns(PendingDeprecationWarning, match="cancels all currently executed tasks"):
+        consumer.on_connection_error_after_connected(ConnectionError())
+    assert consumer.connection is None
+    server.start()
+    taken[0].ack()
+    with server.client() as client:
+        assert client.hlen("unacked") == 0, "what was taken can still be acknowledged"
+    app.close()
+
+
+def _refusals(admin, kind):
+    return admin.info("errorstats").get(f"errorstat_{kind}", {"count": 0})["count"]
+
+
+def _is_replicated(server):
+    replication = server.info("replication")
+    return replication["slave0"]["offset"] == replication["master_repl_offset"]
+
+
+def test_a_server_that_was_full_and_has_room_again_loses_nothing(server, fleet, calls):
+    client = fleet(server.url)
+    run = submit(client)
+    under_way(run)
+    with server.client() as admin:
+        admin.config_set("maxmemory", 1)
+        # Whoever comes back now is refused: that is no broken connection, but passes as well.
+        admin.client_kill_filter(_type="normal", skipme=True)
+        wait_for(lambda: _refusals(admin, "OOM") > 20, "the worker was refused repeatedly")
+        admin.config_set("maxmemory", 0)
+    assert_complete(run, calls)
+    assert_consumes(client, calls)
+
+
+def test_a_server_that_was_a_replica_for_a_while_loses_nothing(server, fleet, calls):
+    """As after a failover, where connections lead to the old master."""
+    client = fleet(server.url)
+    run = submit(client)
+    under_way(run)
+    with server.client() as admin:
+        # Of a master that does not answer, so that it keeps its data.
+        admin.slaveof("127.0.0.1", 9)
+        wait_for(lambda: _refusals(admin, "READONLY") > 20, "the worker was refused repeatedly")
+        admin.slaveof()
+    assert_complete(run, calls)
+    assert_consumes(client, calls)
+
+
+def test_connections_that_are_reset_again_and_again_lose_nothing(server, fleet, calls):
+    client = fleet(server.url)
+    run = submit(client)
+    for share in (0.1, 0.3, 0.5, 0.7):
+        under_way(run, share)
+        with server.client() as admin:
+            admin.client_kill_filter(_type="normal", skipme=True)
+    assert_complete(run, calls)
+    assert_consumes(client, calls)
+
+
+def test_a_server_that_is_started_again_with_its_log_loses_nothing(server, fleet, calls):
+    client = fleet(server.url)
+    run = submit(client)
+    under_way(run)
+    server.kill()
+    server.start()
+    assert_complete(run, calls)
+    assert_consumes(client, calls)
+
+
+def test_a_server_that_hangs_longer_than_leases_last_loses_nothing(server, fleet, calls):
+    client = fleet(server.url)
+    run = submit(client)
+    under_way(run)
+    server.signal(signal.SIGSTOP)
+    # Nothing tells when a stopped server has missed enough: this is the time itself.
+    time.sleep(12)
+    server.signal(signal.SIGCONT)
+    assert_complete(run, calls)
+    assert_consumes(client, calls)
