@@ -64,7 +64,8 @@ class Messages:
             while page := self._page(queue, start):
                 yield from (_message(raw).headers.id for raw in page)
                 start += _PAGE
-        for raw in self._redis.hscan_iter(UNACKED, count=_PAGE, no_values=False):
+        # Without ``no_values``: redis-py asks for no values whatever is given for it.
+        for raw in self._redis.hscan_iter(UNACKED, count=_PAGE):
             yield _taken(cast("tuple[bytes, bytes]", raw)[1])[0].headers.id
 
     def _page(self, queue: str, start: int) -> list[bytes]:
