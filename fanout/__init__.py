@@ -1,6 +1,6 @@
 """Ask an LLM the same question about very many documents, and get one answer at the end."""
 
-from fanout.client import Client, Run
+from fanout.client import Client
 from fanout.errors import (
     BrokerError,
     EmbeddedError,
@@ -15,6 +15,7 @@ from fanout.errors import (
     UnknownRunError,
     WaitTimeoutError,
 )
+from fanout.handle import Run
 from fanout.llm import LLM, FakeLLM, LLMReply, LLMRequest
 from fanout.parallel import ParallelCalls
 from fanout.results import BranchError, Output, ReduceError, Result, Status

@@ -166,15 +166,20 @@ def _server(url: str) -> tuple[str, str, dict[str, Any]]:
     return server.for_celery(), "TolerantSentinelBackend", options
 
 
-def connect_broker(settings: Settings, *, is_patient: bool = False) -> redis.Redis:
+def connect_broker(
+    settings: Settings, *, is_patient: bool = False, away_s: float | None = None
+) -> redis.Redis:
     """Return a client of the server that is both broker and store."""
-    return connect(settings.broker_url or "", is_patient=is_patient)
+    return connect(settings.broker_url or "", is_patient=is_patient, away_s=away_s)
 
 
-def make_store(settings: Settings, *, is_patient: bool = False) -> RedisStore:
+def make_store(
+    settings: Settings, *, is_patient: bool = False, away_s: float | None = None
+) -> RedisStore:
     """Return the run store on the same server.
 
-    A patient one waits for a server that is away, or full, instead of raising BrokerError.
+    A patient one waits for a server that is away, or full, instead of raising BrokerError: for
+    about ``away_s`` seconds, or an hour where that is None.
     """
-    client = connect_broker(settings, is_patient=is_patient)
+    client = connect_broker(settings, is_patient=is_patient, away_s=away_s)
     return RedisStore(client, prefix=settings.key_prefix, ttl_s=settings.run_ttl_s)

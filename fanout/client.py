@@ -1,30 +1,32 @@
-"""Submitting runs, and following them: ``Client`` and ``Run``."""
+"""Submitting runs, and finding them again: ``Client``."""
 
 from __future__ import annotations
 
 import secrets
 import threading
 import time
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from fanout.broker import Preflight, make_app, make_store
+from fanout.broker import Preflight, connect_broker, make_app, make_store
 from fanout.chords import Publisher
 from fanout.embedded import EmbeddedFleet, InProcessFleet
-from fanout.enqueue import Enqueuer, checked_documents, retry_failed
-from fanout.errors import BrokerError, ModelError, WaitTimeoutError
-from fanout.results import Output, Result, Status, StoredResult
-from fanout.runs import RunStatus, Usage, branch_ref
+from fanout.enqueue import Enqueuer, checked_documents, close_input
+from fanout.errors import BrokerError, ModelError
+from fanout.handle import AWAY_S, Run, polls
+from fanout.messages import Messages
+from fanout.reaper import Reaper
 from fanout.settings import load_settings
-from fanout.shards import shard_chunk
 from fanout.spec import RunSpec, make_spec
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
     from typing import Self
 
-    from fanout.runs import Document, ErrorKind, Outcome, Shard
+    from fanout.runs import Document
     from fanout.settings import Settings
     from fanout.stores import Store
 
@@ -33,8 +35,6 @@ __all__ = ["Client", "Run"]
 # Crockford's base 32: no letter that reads like a digit.
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
 _ID_LENGTH = 8
-_FIRST_POLL_S = 0.01
-_LAST_POLL_S = 0.25
 _PREFLIGHT_S = 600.0
 
 
@@ -113,16 +113,76 @@ class Client:
             BrokerError: The broker cannot be reached.
         """
         spec = spec if isinstance(spec, RunSpec) else make_spec(**spec)
+        if documents is None:
+            spec = _anchored(spec)
         source = checked_documents(spec, documents)
         wire = self._connected(spec.model)
         wire.preflight(spec.model, check=self._check_fleet, wait=self.is_embedded)
         run_id = "".join(secrets.choice(_ALPHABET) for _ in range(_ID_LENGTH))
-        wire.store.create_run(run_id, spec=spec.model_dump_json(), created_at=time.time())
+        now = time.time()
+        wire.store.create_run(
+            run_id,
+            spec=spec.model_dump_json(),
+            created_at=now,
+            deadline_at=None if spec.deadline_s is None else now + spec.deadline_s,
+        )
         if on_created is not None:
             on_created(run_id)
-        enqueuer = Enqueuer(wire.store, wire.publisher, on_bad_document, should_stop)
-        enqueuer.enqueue(run_id, spec, source, max_workers=self._cap(spec))
+        enqueuer = Enqueuer(wire.patient, wire.publisher, on_bad_document, should_stop)
+        with _resumable(run_id):
+            enqueuer.enqueue(run_id, spec, source, max_workers=self._cap(spec))
         return self.run(run_id)
+
+    def resume(
+        self,
+        run_id: str,
+        documents: Iterable[str | Mapping[str, object] | Document] | None = None,
+        *,
+        on_bad_document: Callable[[str, str], None] | None = None,
+        should_stop: Callable[[], bool] | None = None,
+    ) -> Run:
+        """Go on with enqueuing a run whose client died while it did so, and return the run.
+
+        What was enqueued is compared with the input, and the rest is enqueued. A run of which all
+        was enqueued is left as it is. Harmless while the first client lives, and by two at once.
+
+        Args:
+            run_id: The run.
+            documents: The same input again, where it is not in the files that the run remembers.
+            on_bad_document: As for ``submit``.
+            should_stop: As for ``submit``.
+
+        Raises:
+            UnknownRunError: There is no such run.
+            RunError: The input is not the same as before.
+            InputError: The input cannot be read.
+            BrokerError: The broker cannot be reached.
+        """
+        run = self.run(run_id)
+        wire = self._connected()
+        record = wire.store.run(run_id)
+        if record.has_ended or wire.store.stage(run_id, 0).sealed:
+            return run
+        if record.halt is not None:
+            close_input(wire.store, wire.publisher, run_id)
+            return run
+        source = checked_documents(run.spec, documents)
+        enqueuer = Enqueuer(wire.patient, wire.publisher, on_bad_document, should_stop)
+        with _resumable(run_id):
+            enqueuer.resume(run_id, run.spec, source, max_workers=self._cap(run.spec))
+        return run
+
+    def heal(self) -> int:
+        """Look for what got lost, and do it again, at once: the workers do so by themselves.
+
+        Returns:
+            How many steps were done again.
+
+        Raises:
+            BrokerError: The broker cannot be reached.
+        """
+        wire = self._connected()
+        return Reaper(wire.store, wire.publisher, wire.messages, stall_s=0.0).heal_now()
 
     def _cap(self, spec: RunSpec) -> int | None:
         """Return ``max_workers``, or None where the embedded worker cannot exceed it anyway."""
@@ -173,8 +233,12 @@ class _Wire:
     def __init__(self, settings: Settings) -> None:
         self.store: Store = make_store(settings)
         self.store.ping()
+        # What was half enqueued should not fail because the server is restarted.
+        self.patient: Store = make_store(settings, is_patient=True, away_s=AWAY_S)
         self._app = make_app(settings)
         self.publisher = Publisher(self._app)
+        self._redis = connect_broker(settings)
+        self.messages = Messages(self._redis)
 
     def preflight(self, model: str, *, check: Callable[[], None], wait: bool) -> None:
         """Have a worker say whether the model can be used, as it is there that it is called.
@@ -186,7 +250,7 @@ class _Wire:
             return
         note = f"preflight-{secrets.token_hex(8)}"
         self.publisher.preflight(model, note)
-        for _ in _polls(time.monotonic() + _PREFLIGHT_S):
+        for _ in polls(time.monotonic() + _PREFLIGHT_S):
             answer = self.store.take_note(note)
             if answer is not None:
                 break
@@ -201,198 +265,22 @@ class _Wire:
 
     def close(self) -> None:
         self._app.close()
+        self._redis.close()
+        self.patient.close()
         self.store.close()
 
 
-class Run:
-    """One run: a handle that any process with the broker's URL can make.
-
-    Attributes:
-        run_id: The run's name.
-    """
-
-    def __init__(
-        self, run_id: str, store: Store, publisher: Publisher, check: Callable[[], None]
-    ) -> None:
-        self.run_id = run_id
-        self._store = store
-        self._publisher = publisher
-        self._check = check
-
-    def __repr__(self) -> str:
-        return f"Run({self.run_id!r})"
-
-    @property
-    def spec(self) -> RunSpec:
-        """What the run was asked to do."""
-        return RunSpec.model_validate_json(self._store.spec(self.run_id))
-
-    def status(self) -> Status:
-        """Return where the run is. Raises UnknownRunError."""
-        run = self._store.run(self.run_id)
-        stages = [self._store.stage(self.run_id, stage) for stage in range(run.last_stage + 1)]
-        branches = stages[0]
-        return Status(
-            run_id=self.run_id,
-            status=run.status,
-            total=branches.total,
-            done=branches.done,
-            succeeded=branches.succeeded,
-            failed=branches.failed,
-            errors=branches.errors,
-            usage=_total_usage([stage.usage for stage in stages if stage.done]),
-            created_at=run.created_at,
-            elapsed_s=(run.ended_at or time.time()) - run.created_at,
-            stage=run.stage,
-            error=run.error,
-            workers=len(self._store.workers()),
-        )
-
-    def wait(
-        self,
-        timeout_s: float | None = None,
-        *,
-        on_progress: Callable[[Status], None] | None = None,
-    ) -> Status:
-        """Wait until the run has ended, and return its status.
-
-        Args:
-            timeout_s: Seconds to wait at most; None is for ever.
-            on_progress: Called with the status several times a second.
-
-        Raises:
-            WaitTimeoutError: The run had not ended; it goes on.
-            EmbeddedError: The embedded fleet has stopped.
-        """
-        until = None if timeout_s is None else time.monotonic() + timeout_s
-        for _ in _polls(until):
-            if on_progress is None:
-                ended = self._store.run(self.run_id).has_ended
-            else:
-                status = self.status()
-                on_progress(status)
-                ended = status.status.has_ended
-            if ended:
-                return self.status()
-            self._check()
-        raise WaitTimeoutError(f"run {self.run_id} has not ended within {timeout_s} s; it goes on")
-
-    def result(self) -> Result:
-        """Return what the run has given so far; all of it once it has ended."""
-        status = self.status()
-        aggregated, notes = self.aggregate()
-        return Result(
-            run_id=self.run_id,
-            status=status.status,
-            branches=list(self.outcomes()),
-            aggregated=aggregated,
-            notes=notes,
-            reduce_errors=self._stored_result().errors,
-            usage=status.usage,
-            error=status.error,
-            elapsed_s=status.elapsed_s,
-        )
-
-    def aggregate(self) -> tuple[Any, list[str]]:
-        """Return the aggregate, by group where the run has groups, and the aggregator's notes.
-
-        The aggregate is None where there is none, or none yet.
-        """
-        stored = self._stored_result()
-        values = {group: one.value for group, one in stored.aggregates.items()}
-        notes = [
-            f"{group}: {note}" if group else note
-            for group, one in stored.aggregates.items()
-            for note in one.notes
-        ]
-        return (values or None) if self.spec.group_by else values.get(""), notes
-
-    def _stored_result(self) -> StoredResult:
-        data = self._store.result(self.run_id)
-        if data is None:
-            return StoredResult()
-        return msgspec.json.decode(data, type=StoredResult)
-
-    def outcomes(self) -> Iterator[Output]:
-        """Yield the branches that have ended, in input order, holding one shard at a time."""
-        spec = self.spec
-        for number in range(self._store.stage(self.run_id, 0).shards):
-            outcomes = self._store.outcomes(self.run_id, 0, number)
-            if outcomes:
-                shard = self._store.shard(self.run_id, 0, number)
-                for _, outcome in sorted(outcomes.items()):
-                    yield _output(spec, shard, outcome)
-
-    def cancel(self) -> bool:
-        """Stop the run: no further call is made, what has finished is kept.
-
-        Returns:
-            Whether this call stopped it; False where it had ended or was stopped before.
-        """
-        return self._store.halt(self.run_id, RunStatus.CANCELLED)
-
-    def retry_failed(self, kinds: Iterable[ErrorKind] | None = None) -> int:
-        """Process the failed branches of a run that has ended again, and redo its aggregate.
-
-        Args:
-            kinds: Only those that failed in these ways; None is all.
-
-        Returns:
-            How many branches are processed again.
-
-        Raises:
-            RunError: The run has not ended.
-        """
-        wanted = None if kinds is None else frozenset(kinds)
-        return retry_failed(self._store, self._publisher, self.run_id, wanted)
-
-    def delete(self) -> None:
-        """Forget the run and all its records. Raises UnknownRunError."""
-        self._store.delete_run(self.run_id)
+def _anchored(spec: RunSpec) -> RunSpec:
+    """Return a spec whose inputs mean the same files from any working directory."""
+    return spec.model_copy(update={"base_dir": str(Path(spec.base_dir or "").absolute())})
 
 
-def _polls(until: float | None) -> Iterator[None]:
-    """Yield at once, then after waits that grow, until the monotonic clock is past ``until``."""
-    wait_s = _FIRST_POLL_S
-    while True:
+@contextmanager
+def _resumable(run_id: str) -> Iterator[None]:
+    """Say of a server that went away while a run was enqueued how to go on."""
+    try:
         yield
-        if until is not None and time.monotonic() >= until:
-            return
-        time.sleep(wait_s)
-        wait_s = min(wait_s * 1.5, _LAST_POLL_S)
-
-
-def _total_usage(usages: list[Usage]) -> Usage:
-    def total(name: str) -> Any:
-        values = [getattr(usage, name) for usage in usages]
-        return None if not values or None in values else sum(values)
-
-    return Usage(
-        calls=sum(usage.calls for usage in usages),
-        input_tokens=total("input_tokens"),
-        output_tokens=total("output_tokens"),
-        cost_usd=total("cost_usd"),
-    )
-
-
-def _output(spec: RunSpec, shard: Shard, outcome: Outcome) -> Output:
-    ref = branch_ref(outcome.index, spec.aspect_names, spec.samples)
-    chunk = shard_chunk(shard, outcome.index, spec.branches_per_chunk)
-    return Output(
-        index=outcome.index,
-        document=chunk.document,
-        document_index=chunk.document_index,
-        chunk=ref.chunk,
-        position=chunk.position,
-        start=chunk.start,
-        end=chunk.end,
-        aspect=ref.aspect,
-        sample=ref.sample,
-        output=outcome.output,
-        kind=outcome.kind,
-        message=outcome.message,
-        attempts=outcome.attempts,
-        usage=outcome.usage,
-        elapsed_s=outcome.elapsed_s,
-        columns=chunk.columns,
-    )
+    except BrokerError as error:
+        raise BrokerError(
+            f"{error}; run {run_id} is enqueued in part: `fanout resume {run_id}` enqueues the rest"
+        ) from error

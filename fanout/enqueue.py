@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections import defaultdict
-from itertools import chain, islice
+from itertools import chain, islice, zip_longest
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fanout.admission import plan_lanes, shard_window
@@ -20,9 +22,19 @@ if TYPE_CHECKING:
     from fanout.chords import Publisher
     from fanout.runs import Chunk, ErrorKind, Shard
     from fanout.spec import RunSpec
-    from fanout.stores import Store
+    from fanout.stores import RunRecord, Store
 
-__all__ = ["Enqueuer", "checked_documents", "open_stage", "retry_failed", "unpark"]
+__all__ = [
+    "Enqueuer",
+    "checked_documents",
+    "close_input",
+    "is_overdue",
+    "open_stage",
+    "retry_failed",
+    "settle",
+    "take_back",
+    "unpark",
+]
 
 _SHOWN_FAULTS = 3
 
@@ -41,7 +53,10 @@ def checked_documents(
     max_bytes = int(spec.max_document_mb * 1_000_000)
     templates = _templates(spec)
     if documents is None:
-        source = from_paths(spec.inputs, text_column=spec.text_column, max_bytes=max_bytes)
+        base = Path(spec.base_dir or "")
+        source = from_paths(
+            spec.inputs, text_column=spec.text_column, max_bytes=max_bytes, base=base
+        )
     else:
         source = from_strings(documents, text_column=spec.text_column, max_bytes=max_bytes)
     head: list[Document] = []
@@ -110,19 +125,33 @@ class Enqueuer:
         self, run_id: str, spec: RunSpec, documents: Iterator[Document], *, max_workers: int | None
     ) -> None:
         """Split, pack, write and publish; the run is ``running`` when this returns."""
-        splitter = make_splitter(
-            spec.split,
-            chunk_tokens=spec.chunk_tokens,
-            chunk_overlap_tokens=spec.chunk_overlap_tokens,
-        )
-        chunks = self._watched(split_documents(documents, splitter))
-        shards = self._stoppable(run_id, pack(chunks, branches_per_chunk=spec.branches_per_chunk))
+        shards = self._shards(run_id, spec, documents)
         try:
             open_stage(self._store, self._publisher, run_id, 0, shards, max_workers=max_workers)
         except InputError:
             # The source broke half-way: a part of the input must not look like all of it.
             self._store.delete_run(run_id)
             raise
+
+    def resume(
+        self, run_id: str, spec: RunSpec, documents: Iterator[Document], *, max_workers: int | None
+    ) -> None:
+        """Go on behind the last shard that was written, by whichever client.
+
+        Raises:
+            RunError: The input is not what it was; the run stays as it is.
+        """
+        shards = same_as_before(self._store, run_id, self._shards(run_id, spec, documents))
+        open_stage(self._store, self._publisher, run_id, 0, shards, max_workers=max_workers)
+
+    def _shards(self, run_id: str, spec: RunSpec, documents: Iterator[Document]) -> Iterator[Shard]:
+        splitter = make_splitter(
+            spec.split,
+            chunk_tokens=spec.chunk_tokens,
+            chunk_overlap_tokens=spec.chunk_overlap_tokens,
+        )
+        chunks = self._watched(split_documents(documents, splitter))
+        return self._stoppable(run_id, pack(chunks, branches_per_chunk=spec.branches_per_chunk))
 
     def _watched(self, chunks: Iterable[Chunk]) -> Iterator[Chunk]:
         for chunk in chunks:
@@ -150,9 +179,11 @@ def open_stage(
     """Write the shards of a stage, publish the first, and seal it.
 
     How ``max_workers`` is spread depends on whether there are fewer shards than the window, so
-    that many are held back at first. All of it may be done again: nothing is counted twice.
+    that many are held back at first. All of it may be done again, also by two at once: nothing is
+    counted twice, and shards that are there are not written again. It stops as soon as the stage
+    takes no more shards: its run was stopped, or somebody else has sealed it.
     """
-    concurrency = sum(store.workers().values())
+    written = store.stage(run_id, stage).shards
     stream = iter(shards)
     head: list[Shard] = []
     if max_workers is not None:
@@ -160,14 +191,85 @@ def open_stage(
         head = list(islice(stream, lanes.window))
         lanes = plan_lanes(max_workers=max_workers, shards=len(head))
         store.set_lanes(run_id, stage, lanes)
-    number = -1
+    window = _window(store)
     for number, shard in enumerate(chain(head, stream)):
-        store.put_shard(run_id, stage, number, shard)
-        grants = store.open_shards(run_id, stage, window=shard_window(concurrency))
-        publisher.expand(run_id, stage, grants)
-    store.seal_stage(run_id, stage)
+        if number >= written and not store.put_shard(run_id, stage, number, shard):
+            break
+        publisher.expand(run_id, stage, store.open_shards(run_id, stage, window=window))
+    sealed = store.seal_stage(run_id, stage)
     store.set_status(run_id, RunStatus.RUNNING if stage == 0 else RunStatus.REDUCING, stage=stage)
-    publisher.seal(run_id, stage, shards=number + 1)
+    # A reduce stage that was sealed already is being opened again by a task that had died.
+    if sealed.first or stage:
+        publisher.seal(run_id, stage, shards=sealed.shards)
+
+
+def _window(store: Store) -> int:
+    return shard_window(sum(store.workers().values()))
+
+
+def same_as_before(store: Store, run_id: str, shards: Iterable[Shard]) -> Iterator[Shard]:
+    """Yield the shards of a run's input, once those that are written are known to be the same.
+
+    Raises:
+        RunError: One differs, or the input ends before them.
+    """
+    count = 0
+    for number, shard in enumerate(shards):
+        # Asked again each time: another client may be writing still.
+        if number < store.stage(run_id, 0).shards:
+            _compare(store.shard(run_id, 0, number), shard, number)
+        count = number + 1
+        yield shard
+    run, record = store.run(run_id), store.stage(run_id, 0)
+    if count < record.shards and run.halt is None and not record.sealed:
+        total = record.total
+        raise RunError(
+            f"the input is not the same as before: it has ended, but {total:,} branches of run "
+            f"{run_id} were enqueued of what was longer"
+        )
+
+
+def _compare(before: Shard, now: Shard, number: int) -> None:
+    if before == now:
+        return
+    where = f"in shard {number}"
+    for old, new in zip_longest(before.chunks, now.chunks):
+        if old != new:
+            known = old or new
+            where = f"at document {known.document!r} (chunk {known.position} of it, {where})"
+            break
+    raise RunError(f"the input is not the same as before: it differs {where}")
+
+
+def close_input(store: Store, publisher: Publisher, run_id: str) -> None:
+    """Seal a run with the shards that it has, where its client will not, so that it ends.
+
+    Of all who do this, and the client itself, one publishes the seal; the reaper makes up for one
+    that dies in between.
+    """
+    if store.stage(run_id, 0).sealed:
+        return
+    sealed = store.seal_stage(run_id, 0)
+    if not sealed.first:
+        return
+    store.set_status(run_id, RunStatus.RUNNING, stage=0)
+    publisher.expand(run_id, 0, store.open_shards(run_id, 0, window=_window(store)))
+    publisher.seal(run_id, 0, shards=sealed.shards)
+
+
+def is_overdue(run: RunRecord) -> bool:
+    """Say whether the deadline of a run has passed."""
+    return run.deadline_at is not None and time.time() >= run.deadline_at
+
+
+def settle(store: Store, publisher: Publisher, run: RunRecord) -> None:
+    """Let a run end that was stopped, or is overdue, before all of its input was read."""
+    if run.has_ended or not (run.halt or is_overdue(run)) or store.stage(run.run_id, 0).sealed:
+        return
+    if run.halt is None:
+        message = "the deadline passed before the input was read"
+        store.halt(run.run_id, RunStatus.FAILED, error=message)
+    close_input(store, publisher, run.run_id)
 
 
 def unpark(store: Store, publisher: Publisher, run_id: str) -> int:
@@ -186,41 +288,35 @@ def retry_failed(
 ) -> int:
     """Reopen a run that has ended for its failed branches; return how many they are.
 
-    Shards without such branches pass through without a call, and the aggregate is made anew.
+    Each shard is taken back when it is published (``take_back``), so that all there is to do here
+    is one atomic step: where this dies behind it, the reaper does the rest. Shards without such
+    branches pass through without a call, and the aggregate is made anew.
 
     Raises:
-        RunError: The run has not ended.
+        RunError: The run has not ended, or is being retried by somebody else.
     """
     run = store.run(run_id)
-    record = store.stage(run_id, 0)
-    known = record.errors if kinds is None else record.errors.keys() & kinds
-    if run.status is RunStatus.SUCCEEDED and not known:
+    errors = store.stage(run_id, 0).errors
+    wanted = frozenset(errors if kinds is None else errors.keys() & kinds)
+    if run.status is RunStatus.SUCCEEDED and not wanted:
         return 0
-    if not store.reopen_run(run_id):
+    if not store.reopen_run(run_id, retry=wanted):
         raise RunError(f"run {run_id} has not ended: wait for it, or cancel it, before a retry")
-    count = sum(_reopen_shard(store, run_id, number, kinds) for number in range(record.shards))
     publisher.forget_root(run_id, 0)
-    window = shard_window(sum(store.workers().values()))
-    publisher.expand(run_id, 0, store.open_shards(run_id, 0, window=window))
-    publisher.seal(run_id, 0, shards=record.shards)
-    return count
+    publisher.expand(run_id, 0, store.open_shards(run_id, 0, window=_window(store)))
+    publisher.seal(run_id, 0, shards=store.seal_stage(run_id, 0).shards)
+    return sum(errors[kind] for kind in wanted)
 
 
-def _reopen_shard(
-    store: Store, run_id: str, number: int, kinds: frozenset[ErrorKind] | None
-) -> int:
-    outcomes = store.outcomes(run_id, 0, number)
-    again = {
-        position
-        for position, outcome in outcomes.items()
-        if outcome.kind is not None and (kinds is None or outcome.kind in kinds)
-    }
+def take_back(store: Store, run: RunRecord, number: int) -> None:
+    """Take a shard of a run that is retried back to the outcomes that stay; once for each retry."""
+    outcomes = store.outcomes(run.run_id, 0, number)
+    again = {at for at, outcome in outcomes.items() if outcome.kind in run.retry}
     if again:
         store.reopen_shard(
-            run_id,
+            run.run_id,
             0,
             number,
             kept={at: outcome for at, outcome in outcomes.items() if at not in again},
             dropped=[outcomes[at] for at in sorted(again)],
         )
-    return len(again)

@@ -82,7 +82,15 @@ class SettingsError(FanoutError):
 
 
 class BrokerError(FanoutError):
-    """The broker cannot be reached, or refuses the credentials."""
+    """The broker cannot be reached, or refuses the credentials.
+
+    Attributes:
+        is_passing: Whether it may be well again by itself, as after a restart.
+    """
+
+    def __init__(self, message: str, *, is_passing: bool = False) -> None:
+        super().__init__(message)
+        self.is_passing = is_passing
 
 
 class ModelError(FanoutError):

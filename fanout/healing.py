@@ -79,7 +79,9 @@ def heal_shard(shard: ShardState, seen: Seen, *, max_heals: int) -> Remedy:
     if seen.expand or seen.collect:
         return _NOTHING
     if shard.finished or len(shard.ended) >= shard.count:
-        return Remedy(heal=Heal.COLLECT if shard.heals < 2 * max_heals else Heal.FAIL)
+        # One that is finished may have been let in again by a retry: its expand sees to that.
+        again = Heal.EXPAND if shard.finished else Heal.COLLECT
+        return Remedy(heal=again if shard.heals < 2 * max_heals else Heal.FAIL)
     return _heal_branches(shard, seen, max_heals)
 
 

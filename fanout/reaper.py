@@ -11,7 +11,7 @@ import time
 from typing import TYPE_CHECKING
 
 from fanout.admission import shard_window
-from fanout.enqueue import unpark
+from fanout.enqueue import is_overdue, settle, unpark
 from fanout.errors import UnknownRunError
 from fanout.healing import Heal, Remedy, heal_shard, heal_stage
 from fanout.messages import seen_of_shard, seen_of_stage
@@ -29,6 +29,11 @@ __all__ = ["MAX_HEALS", "Reaper"]
 
 # A message that is lost again and again is no accident.
 MAX_HEALS = 5
+
+# What a healthy run has on its way between two places has arrived by then.
+_LOOK_AGAIN_S = 1.0
+# What heals one step may show that the next is missing too; more than a few are left to time.
+_MAX_LOOKS = 5
 
 _log = logging.getLogger(__name__)
 
@@ -64,6 +69,28 @@ class Reaper:
         self._marks: dict[_Key, tuple[object, float]] = {}
         self._suspected: dict[_Key, Remedy] = {}
 
+    @property
+    def is_suspicious(self) -> bool:
+        """Whether the last sweep saw something missing that the next one will act on."""
+        return bool(self._suspected)
+
+    def heal_now(self, *, wait: Callable[[float], object] = time.sleep) -> int:
+        """Sweep until nothing is missing that was missing a moment ago.
+
+        Returns:
+            How many steps were done again.
+
+        Raises:
+            BrokerError: The server does not answer.
+        """
+        healed = self.sweep()
+        for _ in range(_MAX_LOOKS):
+            if not self.is_suspicious:
+                break
+            wait(_LOOK_AGAIN_S)
+            healed += self.sweep()
+        return healed
+
     def sweep(self) -> int:
         """Look at all runs that have not ended; return how many steps were done again.
 
@@ -75,6 +102,7 @@ class Reaper:
         for run_id in self._store.active_runs():
             try:
                 runs[run_id] = self._store.run(run_id)
+                settle(self._store, self._publisher, runs[run_id])
                 stalled.update(self._stalled(runs[run_id]))
             except UnknownRunError:
                 self._forget(run_id)
@@ -192,5 +220,4 @@ class Reaper:
 
 def _is_over(run: RunRecord) -> bool:
     """Say whether a paused run must go on in order to end."""
-    has_expired = run.deadline_at is not None and time.time() >= run.deadline_at
-    return run.halt is not None or has_expired
+    return run.halt is not None or is_overdue(run)

@@ -58,7 +58,7 @@ class ErrorKind(StrEnum):
     TIME_LIMIT = "time_limit"  # the task exceeded its hard time limit
     WORKER_LOST = "worker_lost"  # the worker process died while it ran the branch
     POISONED = "poisoned"  # the branch killed its worker again and again
-    EXPIRED = "expired"  # the branch waited in the queue for too long
+    EXPIRED = "expired"  # the run's deadline passed before or during this call
     LOST = "lost"  # no trace of the branch was left, and its attempts are used up
     INTERNAL = "internal"  # a fault in fanout or in the caller's own function
 

@@ -50,6 +50,8 @@ class RunSpec(BaseModel):
     Attributes:
         inputs: Files, folders, globs, or ``-`` for standard input; empty where documents come
             from memory.
+        base_dir: The folder that relative inputs are in; None is the working directory of whoever
+            submits. A run remembers it, so that its input can be read again from anywhere.
         text_column: The column of ``.csv`` and ``.jsonl`` rows that holds the text.
         max_document_mb: The size in megabytes above which a document is refused.
         model: ``provider/model``, ``local``, ``fake``, or ``package.module:callable``.
@@ -76,11 +78,14 @@ class RunSpec(BaseModel):
         max_workers: The most branches of this run in flight in the whole fleet; None is no cap.
         timeout_s: Seconds for one call from start to last byte.
         retries: When a failed call is made again.
+        deadline_s: Seconds from the submission after which no branch is begun: those left fail as
+            ``expired``, and the aggregate is made of what has finished. None is no deadline.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
 
     inputs: tuple[str, ...] = ()
+    base_dir: str | None = None
     text_column: str | None = None
     max_document_mb: Annotated[float, Field(gt=0, le=256)] = 16.0
 
@@ -113,6 +118,7 @@ class RunSpec(BaseModel):
     max_workers: Annotated[int | None, Field(ge=1)] = None
     timeout_s: Annotated[float, Field(gt=0)] = 120.0
     retries: RetrySpec = RetrySpec()
+    deadline_s: Annotated[float | None, Field(gt=0, allow_inf_nan=False)] = None
 
     @model_validator(mode="after")
     def _fields_fit_together(self) -> Self:

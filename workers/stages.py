@@ -6,13 +6,14 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from fanout.admission import shard_window
+from fanout.enqueue import is_overdue, take_back
 from fanout.messages import seen_of_shard
 from fanout.runs import ErrorKind, Outcome, RunStatus
 from workers import reductions
 
 if TYPE_CHECKING:
     from fanout.spec import RunSpec
-    from fanout.stores import StageRecord
+    from fanout.stores import RunRecord, StageRecord
     from workers.runtime import Runtime
 
 __all__ = ["TooEarlyError", "aggregate", "collect", "expand"]
@@ -27,14 +28,17 @@ class TooEarlyError(Exception):
 
 def expand(runtime: Runtime, run_id: str, stage: int, number: int, lanes: int) -> None:
     """Publish the chord of a shard; ``lanes`` branches of it at first, or all where that is 0."""
+    run = runtime.store.run(run_id)
+    if stage == 0 and run.retry and not run.halt:
+        take_back(runtime.store, run, number)
     if runtime.store.is_finished(run_id, stage, number):
         # Delivered again, or a retry to which this shard has nothing to add.
         runtime.publisher.collect(run_id, stage, number)
         return
-    if runtime.store.run(run_id).halt:
-        # A stopped run with many shards must end soon: its branches are recorded, not published.
-        message = "the run was stopped before this branch was called"
-        _record_rest(runtime, run_id, stage, number, ErrorKind.CANCELLED, message)
+    ending = _ending(run, stage)
+    if ending is not None:
+        # A run with many shards must end soon: its branches are recorded, not published.
+        _record_rest(runtime, run_id, stage, number, *ending)
         runtime.publisher.collect(run_id, stage, number)
         return
     count = len(runtime.indices(run_id, stage, number))
@@ -46,6 +50,15 @@ def expand(runtime: Runtime, run_id: str, stage: int, number: int, lanes: int) -
         )
     else:
         _expand_rest(runtime, run_id, stage, number, feed)
+
+
+def _ending(run: RunRecord, stage: int) -> tuple[ErrorKind, str] | None:
+    """Return what becomes of branches that are not published because their run is to end."""
+    if run.halt:
+        return ErrorKind.CANCELLED, "the run was stopped before this branch was called"
+    if stage == 0 and is_overdue(run):
+        return ErrorKind.EXPIRED, "the run's deadline passed before this branch was called"
+    return None
 
 
 def _expand_rest(runtime: Runtime, run_id: str, stage: int, number: int, feed: int) -> None:

@@ -17,8 +17,21 @@ __all__ = ["main"]
 
 # Each command is imported when it is used: ``--help`` should not load Celery.
 _COMMANDS = {
-    "run": ("fanout.cli.run", "Run a job and print its answer."),
-    "worker": ("fanout.cli.worker", "Process branches for a fleet."),
+    "cancel": ("fanout.cli.steer:cancel", "Stop a run, and keep what has finished."),
+    "delete": ("fanout.cli.steer:delete", "Forget a run and all its records."),
+    "errors": ("fanout.cli.look:errors", "List the failed branches of a run."),
+    "heal": ("fanout.cli.steer:heal", "Look for what got lost, and do it again."),
+    "pause": ("fanout.cli.steer:pause", "Let no further call of a run begin."),
+    "results": ("fanout.cli.look:results", "Print or write what a run has given."),
+    "resume": ("fanout.cli.steer:resume", "Enqueue the rest of a run whose client died."),
+    "retry": ("fanout.cli.steer:retry", "Process the failed branches of a run again."),
+    "run": ("fanout.cli.run:command", "Run a job and print its answer."),
+    "runs": ("fanout.cli.look:runs", "List the runs, the newest first."),
+    "status": ("fanout.cli.look:status", "Say where a run is."),
+    "submit": ("fanout.cli.run:submit", "Submit a job to a fleet and return."),
+    "unpause": ("fanout.cli.steer:unpause", "Let a paused run go on."),
+    "watch": ("fanout.cli.look:watch", "Follow a run until it has ended."),
+    "worker": ("fanout.cli.worker:command", "Process branches for a fleet."),
 }
 
 _USAGE = 2
@@ -35,7 +48,8 @@ class _Commands(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
         if cmd_name not in _COMMANDS:
             return None
-        command: click.Command = import_module(_COMMANDS[cmd_name][0]).command
+        module, _, name = _COMMANDS[cmd_name][0].partition(":")
+        command: click.Command = getattr(import_module(module), name)
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

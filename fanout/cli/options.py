@@ -55,6 +55,8 @@ _OPTIONS = [
                  help="The most calls in flight, in the whole fleet."),
     click.option("--timeout", "timeout_s", metavar="SECONDS", type=float,
                  help="The longest a call may take. [default: 120]"),
+    click.option("--deadline", "deadline_s", metavar="SECONDS", type=float,
+                 help="Begin no call after so long; what has finished is aggregated."),
     click.option("--max-attempts", metavar="N", type=int,
                  help="Calls a branch may make, the first included. [default: 5]"),
     click.option("--min-success", metavar="SHARE", type=float,

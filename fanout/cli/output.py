@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from pathlib import Path
 
-    from fanout.client import Run
+    from fanout.handle import Run
     from fanout.results import Output, Status
 
 __all__ = ["OutputFolder", "answer_text", "error_row", "output_row"]

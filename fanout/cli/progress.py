@@ -37,6 +37,7 @@ class Progress:
         self._shown_at = float("-inf")
         self._shown: tuple[str, int] | None = None
         self._seen: deque[tuple[float, int]] = deque()
+        self._is_away = False
 
     def note(self, text: str) -> None:
         """Write a line that stays."""
@@ -47,6 +48,9 @@ class Progress:
 
     def show(self, status: Status) -> None:
         """Show the status, unless it was shown a moment ago."""
+        if self._is_away:
+            self._is_away = False
+            self.note("the broker answers again")
         now = time.monotonic()
         self._seen.append((now, status.usage.calls))
         while now - self._seen[0][0] > _RATE_WINDOW_S:
@@ -68,6 +72,13 @@ class Progress:
         has_moved = self._shown is None or status.status.value != self._shown[0]
         has_changed = (status.status.value, status.done) != self._shown
         return has_moved or (has_changed and now - self._shown_at >= _PLAIN_S)
+
+    def away(self) -> None:
+        """Say that the server does not answer, once until it does."""
+        if self._is_away or self._is_quiet:
+            return
+        self._is_away = True
+        self.note("the broker does not answer; the run goes on, and so does the waiting")
 
     def clear(self) -> None:
         """Remove the live line."""
@@ -93,6 +104,8 @@ class Progress:
         return " · ".join(parts)
 
     def _rate(self) -> float | None:
+        if not self._seen:
+            return None
         (first_at, first), (last_at, last) = self._seen[0], self._seen[-1]
         if last_at - first_at < _LIVE_S or last == first:
             return None

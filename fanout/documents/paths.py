@@ -39,6 +39,7 @@ def from_paths(
     text_column: str | None = None,
     max_bytes: int,
     stdin: BinaryIO | None = None,
+    base: Path = Path(),
 ) -> Iterator[Document]:
     """Yield the documents of files, folders, globs and standard input, lazily.
 
@@ -50,32 +51,35 @@ def from_paths(
         text_column: The column of rows that holds the text; ``text`` where it is None.
         max_bytes: The size above which a document is refused.
         stdin: What ``-`` reads; the process's own where it is None.
+        base: The folder that relative inputs are in; the names of documents leave it out.
 
     Raises:
         InputError: An input does not exist, holds no text, cannot be read, or lacks the column.
     """
     # All inputs are looked up before the first is read: a typo in the last costs nothing.
-    return _read(list(_files(inputs)), text_column, max_bytes, stdin or sys.stdin.buffer)
+    files = list(_files(inputs, base))
+    return _read(files, base, text_column, max_bytes, stdin or sys.stdin.buffer)
 
 
-def _files(inputs: Sequence[str]) -> Iterator[str]:
+def _files(inputs: Sequence[str], base: Path) -> Iterator[str]:
+    """Yield the names of files, as seen from ``base``."""
     for one in inputs:
-        path = Path(one)
+        path = base / one
         if one == _STDIN or path.is_file():
             yield one
         elif path.is_dir():
-            yield from _folder(path)
+            yield from _folder(one, path)
         elif glob.has_magic(one):
-            yield from _glob(one)
+            yield from _glob(one, base)
         elif path.exists():
-            raise InputError("is neither a file nor a folder", source=one)
+            raise InputError("is neither a file nor a folder", source=str(path))
         else:
-            raise InputError("there is no such file or folder", source=one)
+            raise InputError("there is no such file or folder", source=str(path))
 
 
-def _folder(folder: Path) -> Iterator[str]:
+def _folder(name: str, folder: Path) -> Iterator[str]:
     found = [
-        path
+        path.relative_to(folder)
         for path in sorted(folder.rglob("*"))
         if path.suffix.lower() in _SUFFIXES
         and path.is_file()
@@ -83,20 +87,20 @@ def _folder(folder: Path) -> Iterator[str]:
     ]
     if not found:
         raise InputError(f"no {', '.join(_SUFFIXES)} file in this folder", source=str(folder))
-    yield from map(str, found)
+    yield from (str(Path(name) / path) for path in found)
 
 
-def _glob(pattern: str) -> Iterator[str]:
+def _glob(pattern: str, base: Path) -> Iterator[str]:
     # Path.glob takes no absolute pattern, and a user's may be one.
-    matches = glob.glob(pattern, recursive=True)  # noqa: PTH207
-    found = [path for path in sorted(matches) if Path(path).is_file()]
+    matches = glob.glob(pattern, recursive=True, root_dir=base)  # noqa: PTH207
+    found = [path for path in sorted(matches) if (base / path).is_file()]
     if not found:
         raise InputError("no file matches", source=pattern)
     yield from found
 
 
 def _read(
-    files: list[str], text_column: str | None, max_bytes: int, stdin: BinaryIO
+    files: list[str], base: Path, text_column: str | None, max_bytes: int, stdin: BinaryIO
 ) -> Iterator[Document]:
     indices = count()
     for name in files:
@@ -104,7 +108,7 @@ def _read(
             yield _text("stdin", next(indices), stdin, max_bytes)
             continue
         try:
-            with Path(name).open("rb") as file:
+            with (base / name).open("rb") as file:
                 yield from _one_file(name, file, indices, text_column, max_bytes)
         except OSError as error:
             reason = error.strerror or str(error)

@@ -20,6 +20,7 @@ __all__ = [
     "Parked",
     "Recorded",
     "RunRecord",
+    "Sealed",
     "ShardState",
     "StageProgress",
     "StageRecord",
@@ -60,6 +61,18 @@ class Recorded(msgspec.Struct, frozen=True, kw_only=True):
 
     first: bool
     next: int | None = None
+
+
+class Sealed(msgspec.Struct, frozen=True, kw_only=True):
+    """That a stage takes no more shards.
+
+    Attributes:
+        shards: How many it has.
+        first: Whether it was sealed by this call.
+    """
+
+    shards: int
+    first: bool
 
 
 class Grant(msgspec.Struct, frozen=True, kw_only=True):
@@ -146,6 +159,7 @@ class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
         halt: Why no further call may be made: the status it will end with, or None.
         deadline_at: Seconds since the epoch after which no branch is begun, or None.
         error: One line that says why the run failed, or None.
+        retry: The kinds of failure that the latest retry processes again.
     """
 
     run_id: str
@@ -157,6 +171,7 @@ class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
     halt: RunStatus | None = None
     deadline_at: float | None = None
     error: str | None = None
+    retry: frozenset[ErrorKind] = frozenset()
 
     @property
     def last_stage(self) -> int:
@@ -242,11 +257,12 @@ class Store(Protocol):
     def take_parked(self, run_id: str) -> list[Parked]:
         """Take away the branches that were not begun because the run is, or was, paused."""
 
-    def reopen_run(self, run_id: str) -> bool:
+    def reopen_run(self, run_id: str, *, retry: frozenset[ErrorKind]) -> bool:
         """Take a run that has ended back to ``running``; say whether this call did.
 
         Its aggregate is dropped, and what its reduce stages hold, but not what they consumed. Its
-        shards may be opened again.
+        shards may be opened again, and each be taken back once to what did not fail by a kind in
+        ``retry``.
         """
 
     def reopen_shard(
@@ -257,10 +273,14 @@ class Store(Protocol):
         *,
         kept: dict[int, Outcome],
         dropped: list[Outcome],
-    ) -> None:
-        """Take a finished shard back to the outcomes ``kept``; uncount those ``dropped``.
+    ) -> bool:
+        """Take a shard back to the outcomes ``kept``; uncount those ``dropped``.
 
-        What calls consumed stays counted.
+        What calls consumed stays counted. Once for each time that the run is reopened: later calls
+        change nothing.
+
+        Returns:
+            Whether this call did it.
         """
 
     def is_finished(self, run_id: str, stage: int, number: int) -> bool:
@@ -269,8 +289,15 @@ class Store(Protocol):
     def delete_run(self, run_id: str) -> None:
         """Forget all there is of a run. Raises UnknownRunError."""
 
-    def put_shard(self, run_id: str, stage: int, number: int, shard: Shard) -> None:
-        """Write the input of the next shard of a stage and count it."""
+    def put_shard(self, run_id: str, stage: int, number: int, shard: Shard) -> bool:
+        """Write the input of the next shard of a stage and count it; one that is there stays.
+
+        Returns:
+            Whether the stage takes shards: not once it is sealed, or its run is halted or over.
+
+        Raises:
+            UnknownRunError: There is no such run.
+        """
 
     def shard(self, run_id: str, stage: int, number: int) -> Shard:
         """Return the input of a shard. Raises UnknownRunError where it has expired."""
@@ -284,8 +311,8 @@ class Store(Protocol):
     def set_lanes(self, run_id: str, stage: int, lanes: Lanes) -> None:
         """Set how a stage's ``max_workers`` is spread, before its first shard is opened."""
 
-    def seal_stage(self, run_id: str, stage: int) -> None:
-        """Say that the stage's input is complete."""
+    def seal_stage(self, run_id: str, stage: int) -> Sealed:
+        """Let a stage take no more shards: those that it has are all. Raises UnknownRunError."""
 
     def open_shards(
         self, run_id: str, stage: int, *, window: int, finished: int | None = None

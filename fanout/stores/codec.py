@@ -11,6 +11,7 @@ from fanout.stores.base import Parked, RunRecord, StageRecord
 
 __all__ = [
     "RUN_FIELDS",
+    "decode_kinds",
     "decode_outcome",
     "decode_outcomes",
     "decode_parked",
@@ -18,6 +19,7 @@ __all__ = [
     "decode_shard",
     "decode_size",
     "decode_stage",
+    "encode_kinds",
     "encode_outcome",
     "encode_outcomes",
     "encode_parked",
@@ -30,7 +32,7 @@ _LEVEL = 1
 
 RUN_FIELDS = (
     "status", "created_at", "ended_at", "stage", "base_stage", "halt", "deadline_at", "error",
-    "paused",
+    "paused", "retry",
 )  # fmt: skip
 
 _encode = msgspec.json.Encoder().encode
@@ -100,6 +102,16 @@ def decode_parked(member: bytes) -> Parked:
     return Parked(stage=stage, shard=shard, position=position, feed=feed)
 
 
+def encode_kinds(kinds: frozenset[ErrorKind]) -> str:
+    """Return kinds of error as one text."""
+    return ",".join(sorted(kinds))
+
+
+def decode_kinds(text: str) -> frozenset[ErrorKind]:
+    """Return the kinds of error of a text."""
+    return frozenset(ErrorKind(kind) for kind in text.split(",")) if text else frozenset()
+
+
 def decode_run(run_id: str, values: list[bytes | None]) -> RunRecord:
     """Return the run of the values of RUN_FIELDS."""
     text = dict(zip(RUN_FIELDS, (v and v.decode() for v in values), strict=True))
@@ -114,6 +126,7 @@ def decode_run(run_id: str, values: list[bytes | None]) -> RunRecord:
         halt=RunStatus(text["halt"]) if text["halt"] else None,
         deadline_at=float(text["deadline_at"]) if text["deadline_at"] else None,
         error=text["error"] or None,
+        retry=decode_kinds(str(text["retry"] or "")),
     )
 
 

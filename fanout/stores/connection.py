@@ -77,17 +77,23 @@ def _backoff() -> ExponentialBackoff:
     return ExponentialBackoff(cap=1.0, base=0.05)
 
 
-def connect(url: str, *, is_patient: bool = False) -> redis.Redis:
+def connect(url: str, *, is_patient: bool = False, away_s: float | None = None) -> redis.Redis:
     """Return a client for ``url`` that rides out short interruptions, or, if patient, long ones.
 
     What it sends again may have been carried out: every script bears that.
+
+    Args:
+        url: Where the server is.
+        is_patient: Whether it waits for a server that is away, or full.
+        away_s: About how many seconds a patient one waits; an hour where it is None.
     """
     has_failover = url.startswith(SCHEME)
     impatient = Retry(_backoff(), _FAILOVER_RETRIES if has_failover else _SHORT_RETRIES)
     options = {
         **SOCKET_OPTIONS,
         "health_check_interval": HEALTH_CHECK_S,
-        "retry": tolerant_retry(_PATIENT_RETRIES) if is_patient else impatient,
+        # After the first few there is one retry a second.
+        "retry": tolerant_retry(int(away_s or _PATIENT_RETRIES)) if is_patient else impatient,
     }
     if not has_failover:
         return redis.Redis.from_url(url, **options)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from fanout.errors import UnknownRunError
-from fanout.runs import Outcome, RunStatus, Shard, Usage
+from fanout.runs import ErrorKind, Outcome, RunStatus, Shard, Usage
 from fanout.stores.base import (
     ALONE_AFTER,
     Begun,
@@ -19,6 +19,7 @@ from fanout.stores.base import (
     Parked,
     Recorded,
     RunRecord,
+    Sealed,
     ShardState,
     StageProgress,
     StageRecord,
@@ -64,6 +65,7 @@ class _Stage:
     cap: int = 0
     unknown: set[str] = field(default_factory=set)
     heals: int = 0
+    reopened: set[int] = field(default_factory=set)
 
 
 @dataclass
@@ -195,7 +197,7 @@ class MemoryStore:
             taken, run.parked = run.parked, set()
             return sorted(taken, key=encode_parked)
 
-    def reopen_run(self, run_id: str) -> bool:
+    def reopen_run(self, run_id: str, *, retry: frozenset[ErrorKind]) -> bool:
         """See Store."""
         with self._lock:
             run = self._run(run_id)
@@ -206,12 +208,14 @@ class MemoryStore:
                 status=RunStatus.RUNNING,
                 created_at=run.record.created_at,
                 base_stage=run.record.last_stage,
+                retry=retry,
             )
             for number, stage in run.stages.items():
                 if number:
                     stage.shards.clear()
             run.stages[0].open, run.stages[0].opened, run.result = {}, 0, None
             run.stages[0].heals, run.is_paused, run.parked = 0, False, set()
+            run.stages[0].reopened = set()
             return True
 
     def reopen_shard(
@@ -222,11 +226,14 @@ class MemoryStore:
         *,
         kept: dict[int, Outcome],
         dropped: list[Outcome],
-    ) -> None:
+    ) -> bool:
         """See Store."""
         with self._lock:
             old = self._shard(run_id, stage, number)
             state = self._run(run_id).stages[stage]
+            if number in state.reopened:
+                return False
+            state.reopened.add(number)
             state.shards[number] = _Shard(old.input, outcomes=dict(kept))
             errors = Counter(state.record.errors)
             errors.subtract(outcome.kind for outcome in dropped if outcome.kind)
@@ -235,6 +242,7 @@ class MemoryStore:
                 failed=state.record.failed - len(dropped),
                 errors={kind: count for kind, count in errors.items() if count},
             )
+            return True
 
     def is_finished(self, run_id: str, stage: int, number: int) -> bool:
         """See Store."""
@@ -246,15 +254,19 @@ class MemoryStore:
             self._run(run_id)
             del self._runs[run_id]
 
-    def put_shard(self, run_id: str, stage: int, number: int, shard: Shard) -> None:
+    def put_shard(self, run_id: str, stage: int, number: int, shard: Shard) -> bool:
         """See Store."""
         with self._lock:
-            state = self._run(run_id).stages[stage]
+            run = self._run(run_id)
+            state = run.stages[stage]
+            if run.record.halt or run.record.has_ended or state.record.sealed:
+                return False
             if number == state.record.shards:
                 state.record = msgspec.structs.replace(
                     state.record, shards=number + 1, total=state.record.total + shard.count
                 )
-            state.shards.setdefault(number, _Shard(shard)).input = shard
+                state.shards[number] = _Shard(shard)
+            return True
 
     def shard(self, run_id: str, stage: int, number: int) -> Shard:
         """See Store."""
@@ -271,11 +283,13 @@ class MemoryStore:
             state = self._run(run_id).stages[stage]
             state.window, state.per_shard, state.cap = lanes.window, lanes.per_shard, lanes.cap
 
-    def seal_stage(self, run_id: str, stage: int) -> None:
+    def seal_stage(self, run_id: str, stage: int) -> Sealed:
         """See Store."""
         with self._lock:
             state = self._run(run_id).stages[stage]
+            is_first = not state.record.sealed
             state.record = msgspec.structs.replace(state.record, sealed=True)
+            return Sealed(shards=state.record.shards, first=is_first)
 
     def open_shards(
         self, run_id: str, stage: int, *, window: int, finished: int | None = None
@@ -389,7 +403,11 @@ class MemoryStore:
         """See Store."""
         with self._lock:
             shards = self._run(run_id).stages[stage].shards.items()
-            return sorted(n for n, shard in shards if len(shard.outcomes) < shard.input.count)
+            return sorted(
+                number
+                for number, shard in shards
+                if not shard.finished and len(shard.outcomes) < shard.input.count
+            )
 
     def adopt(self, run_id: str, stage: int, numbers: Iterable[int]) -> None:
         """See Store."""

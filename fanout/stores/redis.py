@@ -4,7 +4,8 @@ Keys, under ``{prefix}:run:{id}``: the run (a hash); ``:sN`` a stage (a hash) an
 shards in flight; ``:sN:M:in`` the input of shard M, ``:live`` its outcomes while it is processed,
 ``:state`` its deliveries, ``:out`` its outcomes once it is finished; ``:result`` the aggregate;
 ``:parked`` branches that wait for a paused run to go on. ``:sN:sizes`` has each shard's first index
-and count. ``{prefix}:runs`` are all runs by age, ``{prefix}:active`` those that have not ended.
+and count; ``:sN:reopened`` are the shards that a retry has taken back. ``{prefix}:runs`` are all
+runs by age, ``{prefix}:active`` those that have not ended.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ import redis
 from redis.exceptions import AuthenticationError, RedisError
 
 from fanout.errors import BrokerError, UnknownRunError
-from fanout.runs import TERMINAL, Outcome, RunStatus, Shard
+from fanout.patience import PASSING_ERRORS
+from fanout.runs import TERMINAL, ErrorKind, Outcome, RunStatus, Shard
 from fanout.stores import codec, scripts
 from fanout.stores.base import (
     ALONE_AFTER,
@@ -26,6 +28,7 @@ from fanout.stores.base import (
     Parked,
     Recorded,
     RunRecord,
+    Sealed,
     ShardState,
     StageProgress,
     StageRecord,
@@ -55,7 +58,10 @@ def _translated(method: Callable[_P, _R]) -> Callable[_P, _R]:
         try:
             return method(*args, **kwargs)
         except RedisError as error:
-            raise BrokerError(_explain(cast("RedisStore", args[0]), error)) from error
+            message = _explain(cast("RedisStore", args[0]), error)
+            refused = isinstance(error, AuthenticationError)
+            is_passing = isinstance(error, PASSING_ERRORS) and not refused
+            raise BrokerError(message, is_passing=is_passing) from error
 
     return call
 
@@ -99,6 +105,8 @@ class RedisStore:
         self._unbegin = client.register_script(scripts.UNBEGIN)
         self._pause = client.register_script(scripts.PAUSE)
         self._lock = client.register_script(scripts.LOCK)
+        self._seal = client.register_script(scripts.SEAL)
+        self._reopen_shard = client.register_script(scripts.REOPEN_SHARD)
 
     @property
     def address(self) -> str:
@@ -227,12 +235,13 @@ class RedisStore:
         return [codec.decode_parked(member) for member in sorted(members)]
 
     @_translated
-    def reopen_run(self, run_id: str) -> bool:
+    def reopen_run(self, run_id: str, *, retry: frozenset[ErrorKind]) -> bool:
         """See Store."""
         stage = self._stage(run_id, 0)
         run = self._run(run_id)
         keys = [run, stage, f"{stage}:open", f"{run}:result", self._active, f"{run}:parked"]
-        if not self._reopen_run(keys=keys, args=[self._ttl_s, run_id, *_FINAL]):
+        args: list[Any] = [self._ttl_s, run_id, codec.encode_kinds(retry), *_FINAL]
+        if not self._reopen_run(keys=[*keys, f"{stage}:reopened"], args=args):
             return False
         for number in range(1, self.run(run_id).base_stage + 1):
             self._delete_shards(run_id, number)
@@ -247,19 +256,16 @@ class RedisStore:
         *,
         kept: dict[int, Outcome],
         dropped: list[Outcome],
-    ) -> None:
+    ) -> bool:
         """See Store."""
-        live = self._shard(run_id, stage, number, "live")
-        with self._redis.pipeline() as pipe:
-            pipe.delete(*(self._shard(run_id, stage, number, part) for part in ("out", "state")))
-            pipe.delete(live)
-            for position, outcome in kept.items():
-                pipe.hset(live, str(position), cast("Any", codec.encode_outcome(outcome)))
-            pipe.expire(live, self._ttl_s)
-            pipe.hincrby(self._stage(run_id, stage), "failed", -len(dropped))
-            for outcome in dropped:
-                pipe.hincrby(self._stage(run_id, stage), f"kind:{outcome.kind}", -1)
-            pipe.execute()
+        live, out, state = self._shard_keys(run_id, stage, number)
+        key = self._stage(run_id, stage)
+        args: list[Any] = [number, self._ttl_s, len(kept)]
+        for position, outcome in kept.items():
+            args += [position, codec.encode_outcome(outcome)]
+        args += [outcome.kind or "" for outcome in dropped]
+        keys = [key, f"{key}:reopened", out, live, state]
+        return bool(self._reopen_shard(keys=keys, args=args))
 
     @_translated
     def is_finished(self, run_id: str, stage: int, number: int) -> bool:
@@ -281,10 +287,11 @@ class RedisStore:
         for number in range(self.stage(run_id, stage).shards):
             parts = ("in", "live", "state", "out")
             self._redis.delete(*(self._shard(run_id, stage, number, part) for part in parts))
-        self._redis.delete(*(f"{self._stage(run_id, stage)}:{part}" for part in ("open", "sizes")))
+        rest = ("open", "sizes", "reopened")
+        self._redis.delete(*(f"{self._stage(run_id, stage)}:{part}" for part in rest))
 
     @_translated
-    def put_shard(self, run_id: str, stage: int, number: int, shard: Shard) -> None:
+    def put_shard(self, run_id: str, stage: int, number: int, shard: Shard) -> bool:
         """See Store."""
         keys = [
             self._run(run_id),
@@ -293,9 +300,11 @@ class RedisStore:
             f"{self._stage(run_id, stage)}:sizes",
         ]
         blob = codec.encode_shard(shard)
-        args: list[Any] = [blob, number, shard.count, self._ttl_s, shard.first]
-        if not self._put_shard(keys=keys, args=args):
+        args: list[Any] = [blob, number, shard.count, self._ttl_s, shard.first, *_FINAL]
+        answer = self._put_shard(keys=keys, args=args)
+        if answer < 0:
             raise UnknownRunError(run_id)
+        return bool(answer)
 
     @_translated
     def shard(self, run_id: str, stage: int, number: int) -> Shard:
@@ -320,9 +329,13 @@ class RedisStore:
         self._redis.hset(self._stage(run_id, stage), mapping=cast("dict[Any, Any]", fields))
 
     @_translated
-    def seal_stage(self, run_id: str, stage: int) -> None:
+    def seal_stage(self, run_id: str, stage: int) -> Sealed:
         """See Store."""
-        self._redis.hset(self._stage(run_id, stage), "sealed", "1")
+        keys = [self._run(run_id), self._stage(run_id, stage)]
+        shards, first = self._seal(keys=keys, args=[self._ttl_s])
+        if shards < 0:
+            raise UnknownRunError(run_id)
+        return Sealed(shards=shards, first=bool(first))
 
     @_translated
     def open_shards(

@@ -17,6 +17,8 @@ __all__ = [
     "PUT_SHARD",
     "RECORD",
     "REOPEN_RUN",
+    "REOPEN_SHARD",
+    "SEAL",
     "SET_STATUS",
     "UNBEGIN",
 ]
@@ -150,20 +152,33 @@ end
 return granted
 """
 
-# KEYS run, stage, blob, sizes; ARGV blob, number, count, ttl, index of the first branch. A shard
-# that is written again, by a client that resumes, is counted once.
+# KEYS run, stage, blob, sizes; ARGV blob, number, count, ttl, index of the first branch, and the
+# final statuses. Returns -1 where there is no such run, 0 where the stage takes no more shards. A
+# shard that is written again, by a second client, is counted once, and the first one stands.
 PUT_SHARD = """
-if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
-redis.call('SET', KEYS[3], ARGV[1], 'EX', ARGV[4])
-if tonumber(redis.call('HGET', KEYS[2], 'written') or 0) == tonumber(ARGV[2]) then
-    redis.call('HINCRBY', KEYS[2], 'written', 1)
-    redis.call('HINCRBY', KEYS[2], 'total', ARGV[3])
+local run = redis.call('HMGET', KEYS[1], 'status', 'halt')
+if not run[1] then return -1 end
+if run[2] or redis.call('HEXISTS', KEYS[2], 'sealed') == 1 then return 0 end
+for i = 6, #ARGV do
+    if run[1] == ARGV[i] then return 0 end
 end
+if tonumber(redis.call('HGET', KEYS[2], 'written') or 0) ~= tonumber(ARGV[2]) then return 1 end
+redis.call('SET', KEYS[3], ARGV[1], 'EX', ARGV[4])
+redis.call('HINCRBY', KEYS[2], 'written', 1)
+redis.call('HINCRBY', KEYS[2], 'total', ARGV[3])
 redis.call('HSET', KEYS[4], ARGV[2], ARGV[5] .. ':' .. ARGV[3])
 redis.call('EXPIRE', KEYS[1], ARGV[4])
 redis.call('EXPIRE', KEYS[2], ARGV[4])
 redis.call('EXPIRE', KEYS[4], ARGV[4])
 return 1
+"""
+
+# KEYS run, stage; ARGV ttl. Returns {shards, whether it was sealed now}; -1 shards: no such run.
+SEAL = """
+if redis.call('EXISTS', KEYS[1]) == 0 then return {-1, 0} end
+local first = redis.call('HSETNX', KEYS[2], 'sealed', 1)
+redis.call('EXPIRE', KEYS[2], ARGV[1])
+return {tonumber(redis.call('HGET', KEYS[2], 'written') or 0), first}
 """
 
 # KEYS live, state, out; ARGV blob, ttl.
@@ -235,24 +250,42 @@ redis.call('SET', KEYS[1], ARGV[1], 'EX', ARGV[2])
 return 1
 """
 
-# KEYS run, stage 0, its open shards, result, active, parked; ARGV ttl, run id, and the final
-# statuses. Returns whether it was this call that reopened it.
+# KEYS run, stage 0, its open shards, result, active, parked, shards taken back; ARGV ttl, run id,
+# kinds to retry, and the final statuses. Returns whether it was this call that reopened it.
 REOPEN_RUN = """
 local status = redis.call('HGET', KEYS[1], 'status')
 local has_ended = false
-for i = 3, #ARGV do
+for i = 4, #ARGV do
     if status == ARGV[i] then has_ended = true end
 end
 if not has_ended then return 0 end
 local stage = tonumber(redis.call('HGET', KEYS[1], 'stage') or 0)
 if stage > 0 then redis.call('HSET', KEYS[1], 'base_stage', stage) end
-redis.call('HSET', KEYS[1], 'status', 'running', 'stage', 0)
+redis.call('HSET', KEYS[1], 'status', 'running', 'stage', 0, 'retry', ARGV[3])
 redis.call('HDEL', KEYS[1], 'halt', 'error', 'ended_at', 'paused', 'deadline_at')
 redis.call('HSET', KEYS[2], 'opened', 0, 'used', 0)
 redis.call('HDEL', KEYS[2], 'heals')
-redis.call('DEL', KEYS[3], KEYS[4], KEYS[6])
+redis.call('DEL', KEYS[3], KEYS[4], KEYS[6], KEYS[7])
 redis.call('SADD', KEYS[5], ARGV[2])
 redis.call('EXPIRE', KEYS[1], ARGV[1])
 redis.call('EXPIRE', KEYS[2], ARGV[1])
+return 1
+"""
+
+# KEYS stage, shards taken back, out, live, state; ARGV number, ttl, how many outcomes are kept,
+# position and outcome of each, and the kind of each that is dropped. Returns whether it was now.
+REOPEN_SHARD = """
+if redis.call('SADD', KEYS[2], ARGV[1]) == 0 then return 0 end
+redis.call('EXPIRE', KEYS[2], ARGV[2])
+redis.call('DEL', KEYS[3], KEYS[4], KEYS[5])
+local last = 3 + 2 * tonumber(ARGV[3])
+for i = 4, last, 2 do
+    redis.call('HSET', KEYS[4], ARGV[i], ARGV[i + 1])
+end
+redis.call('EXPIRE', KEYS[4], ARGV[2])
+for i = last + 1, #ARGV do
+    redis.call('HINCRBY', KEYS[1], 'failed', -1)
+    redis.call('HINCRBY', KEYS[1], 'kind:' .. ARGV[i], -1)
+end
 return 1
 """

@@ -45,6 +45,22 @@ def test_a_line_says_how_far_how_fast_and_how_long(clock):
     )
 
 
+def test_a_broker_that_does_not_answer_is_said_once_until_it_does(clock):
+    stream = io.StringIO()
+    progress = Progress(stream)
+    progress.away()
+    progress.away()
+    progress.show(status())
+    progress.away()
+    lines = stream.getvalue().splitlines()
+    assert [line[:26] for line in lines] == [
+        "the broker does not answer",
+        "the broker answers again",
+        "running 10/1,000 · 2 faile",
+        "the broker does not answer",
+    ]
+
+
 def test_a_total_that_still_grows_is_marked_and_has_no_eta(clock):
     stream = io.StringIO()
     progress = Progress(stream)

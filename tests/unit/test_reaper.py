@@ -129,6 +129,7 @@ def test_a_paused_run_whose_deadline_passes_goes_on_so_that_it_ends():
     fleet.store.create_run(RUN, spec="{}", created_at=1.0, deadline_at=time.time() - 1)
     fleet.store.put_shard(RUN, 0, 0, Shard(first=0, count=1, first_chunk=0, chunks=[]))
     fleet.store.open_shards(RUN, 0, window=1)
+    fleet.store.seal_stage(RUN, 0)
     fleet.store.pause(RUN)
     fleet.reaper = Reaper(
         fleet.store, fleet.publisher, fleet.messages, stall_s=15, clock=fleet.clock

@@ -176,6 +176,32 @@ def test_a_stopped_run_is_not_published_but_recorded():
     assert runtime.store.run(RUN).status is RunStatus.CANCELLED
 
 
+def test_the_branches_of_an_overdue_run_are_not_published_but_expire():
+    runtime = Runtime(reduce="concat")
+    runtime.store = MemoryStore()
+    runtime.store.create_run(RUN, spec="{}", created_at=1.0, deadline_at=2.0)
+    runtime.write(["a", "b"])
+    expand(runtime, RUN, 0, 0, lanes=0)
+    assert runtime.publisher.sent == [("collect", 0, 0)]
+    assert runtime.store.stage(RUN, 0).errors == {ErrorKind.EXPIRED: 2}
+
+
+def test_a_retried_shard_is_taken_back_when_it_is_expanded_and_only_then():
+    runtime = Runtime(retries={"max_attempts": 1})
+    runtime.told = lambda request: ValueError("no") if "b" in request.prompt else "fine"
+    runtime.write(["a", "b"])
+    runtime.process()
+    runtime.store.reopen_run(RUN, retry=frozenset({ErrorKind.INTERNAL}))
+    runtime.publisher.sent.clear()
+    expand(runtime, RUN, 0, 0, lanes=0)
+    assert runtime.publisher.sent == [("chord", 0, 0, 2, 2, 0)]
+    runtime.process()
+    assert runtime.llm.calls == 3, "only what had failed was called again"
+    expand(runtime, RUN, 0, 0, lanes=0)
+    assert runtime.publisher.sent[-1] == ("collect", 0, 0), "an expand that comes again"
+    assert runtime.store.stage(RUN, 0).errors == {ErrorKind.INTERNAL: 1}
+
+
 def test_a_branch_with_an_outcome_makes_no_call():
     runtime = Runtime()
     runtime.write(["a"])

@@ -11,7 +11,7 @@ import redis
 from fanout.admission import Lanes
 from fanout.errors import UnknownRunError
 from fanout.runs import Chunk, ErrorKind, Outcome, RunStatus, Shard, Usage
-from fanout.stores import Begun, MemoryStore, Parked, RedisStore
+from fanout.stores import Begun, MemoryStore, Parked, RedisStore, Sealed
 
 RUN = "r1"
 
@@ -75,11 +75,43 @@ def test_a_shard_comes_back_as_it_was_written(store, run):
 
 
 def test_a_shard_written_twice_is_counted_once(store, run):
-    store.put_shard(run, 0, 0, shard(3))
-    store.put_shard(run, 0, 0, shard(3))
-    store.put_shard(run, 0, 1, shard(2, first=3))
+    assert store.put_shard(run, 0, 0, shard(3))
+    assert store.put_shard(run, 0, 0, shard(2))
+    assert store.put_shard(run, 0, 1, shard(2, first=3))
     record = store.stage(run, 0)
     assert (record.shards, record.total) == (2, 5)
+    assert store.shard(run, 0, 0) == shard(3), "the first one stands"
+
+
+def test_a_sealed_stage_takes_no_more_shards_and_the_first_seal_stands(store, run):
+    store.put_shard(run, 0, 0, shard())
+    assert store.seal_stage(run, 0) == Sealed(shards=1, first=True)
+    assert not store.put_shard(run, 0, 1, shard())
+    assert not store.put_shard(run, 0, 0, shard())
+    assert store.seal_stage(run, 0) == Sealed(shards=1, first=False)
+    assert (store.stage(run, 0).shards, store.stage(run, 0).sealed) == (1, True)
+
+
+def test_a_stage_can_be_sealed_before_it_has_a_shard(store, run):
+    assert store.seal_stage(run, 0) == Sealed(shards=0, first=True)
+
+
+@pytest.mark.parametrize("how", ["halt", "end_run"])
+def test_a_run_that_was_stopped_takes_no_more_shards(store, run, how):
+    store.put_shard(run, 0, 0, shard())
+    if how == "halt":
+        store.halt(run, RunStatus.CANCELLED)
+    else:
+        store.end_run(run, RunStatus.FAILED, ended_at=1.0)
+    assert not store.put_shard(run, 0, 1, shard())
+    assert store.stage(run, 0).shards == 1
+
+
+def test_an_unknown_run_takes_no_shard_and_no_seal(store):
+    with pytest.raises(UnknownRunError):
+        store.put_shard("nope", 0, 0, shard())
+    with pytest.raises(UnknownRunError):
+        store.seal_stage("nope", 0)
 
 
 def test_the_window_bounds_the_shards_in_flight(store, run):
@@ -247,7 +279,7 @@ def test_runs_are_active_until_they_end_and_again_when_reopened(store, run):
     assert store.active_runs() == [run]
     store.end_run(run, RunStatus.FAILED, ended_at=1.0)
     assert store.active_runs() == []
-    store.reopen_run(run)
+    store.reopen_run(run, retry=frozenset())
     assert store.active_runs() == [run]
 
 
@@ -447,14 +479,16 @@ def test_a_run_that_has_ended_can_be_reopened_once(store, run):
     store.put_shard(run, 1, 0, shard())
     store.record(run, 1, 0, 0, ok(0))
     store.open_shards(run, 0, window=2)
-    assert not store.reopen_run(run), "it has not ended"
+    kinds = frozenset({ErrorKind.AUTH, ErrorKind.TIMEOUT})
+    assert not store.reopen_run(run, retry=kinds), "it has not ended"
     store.halt(run, RunStatus.FAILED, error="bad key")
     store.set_status(run, RunStatus.REDUCING, stage=1)
     store.put_result(run, b"old")
     store.end_run(run, RunStatus.FAILED, ended_at=5.0)
-    assert store.reopen_run(run)
-    assert not store.reopen_run(run)
+    assert store.reopen_run(run, retry=kinds)
+    assert not store.reopen_run(run, retry=frozenset())
     record = store.run(run)
+    assert record.retry == kinds
     assert (record.status, record.stage, record.halt) == (RunStatus.RUNNING, 0, None)
     assert (record.error, record.ended_at, store.result(run)) == (None, None, None)
     assert store.run(run).base_stage == 1, "the next aggregate takes the stages from 2"
@@ -473,7 +507,7 @@ def test_a_finished_shard_can_be_taken_back_to_what_is_kept(store, run):
     store.compact(run, 0, 0, outcomes)
     assert store.is_finished(run, 0, 0)
     kept = {0: outcomes[0], 2: outcomes[2]}
-    store.reopen_shard(run, 0, 0, kept=kept, dropped=[outcomes[1]])
+    assert store.reopen_shard(run, 0, 0, kept=kept, dropped=[outcomes[1]])
     assert not store.is_finished(run, 0, 0)
     assert store.outcomes(run, 0, 0) == kept
     record = store.stage(run, 0)
@@ -482,6 +516,11 @@ def test_a_finished_shard_can_be_taken_back_to_what_is_kept(store, run):
     assert store.begin(run, 0, 0, 0, token="t").verdict == "done"
     assert store.begin(run, 0, 0, 1, token="t").verdict == "go"
     assert store.record(run, 0, 0, 1, ok(1)).first
+    assert not store.reopen_shard(run, 0, 0, kept={}, dropped=[outcomes[2]]), "once"
+    assert store.outcomes(run, 0, 0) == {**kept, 1: ok(1)}
+    store.end_run(run, RunStatus.FAILED, ended_at=1.0)
+    store.reopen_run(run, retry=frozenset())
+    assert store.reopen_shard(run, 0, 0, kept=kept, dropped=[]), "once for each retry"
 
 
 def test_deleting_leaves_no_key(broker_url):
@@ -511,7 +550,8 @@ def test_every_key_of_a_run_expires(broker_url):
     store.record(RUN, 0, 0, 0, ok())
     store.put_result(RUN, b"x")
     store.compact(RUN, 0, 0, {0: ok()})
+    store.reopen_shard(RUN, 0, 1, kept={0: ok()}, dropped=[])
     keys = [key for key in client.keys("*") if key not in {b"fanout:runs", b"fanout:active"}]
-    assert len(keys) == 7
+    assert len(keys) == 9
     assert all(0 < client.ttl(key) <= 100 for key in keys)
     store.close()

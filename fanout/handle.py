@@ -1,0 +1,274 @@
+"""``Run``: a handle on one run, to follow it, to steer it, and to read what it gave."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from fanout.enqueue import close_input, retry_failed, unpark
+from fanout.errors import BrokerError, WaitTimeoutError
+from fanout.results import Output, Result, Status, StoredResult
+from fanout.runs import RunStatus, Usage, branch_ref
+from fanout.shards import shard_chunk
+from fanout.spec import RunSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from fanout.chords import Publisher
+    from fanout.runs import ErrorKind, Outcome, Shard
+    from fanout.stores import Store
+
+__all__ = ["AWAY_S", "Run", "polls"]
+
+# A server that is restarted, or whose replica takes over, answers again well within two minutes;
+# who waits longer for one that is gone waits in vain.
+AWAY_S = 120.0
+
+_FIRST_POLL_S = 0.01
+_LAST_POLL_S = 0.25
+
+
+class Run:
+    """One run: a handle that any process with the broker's URL can make.
+
+    Attributes:
+        run_id: The run's name.
+    """
+
+    def __init__(
+        self, run_id: str, store: Store, publisher: Publisher, check: Callable[[], None]
+    ) -> None:
+        self.run_id = run_id
+        self._store = store
+        self._publisher = publisher
+        self._check = check
+
+    def __repr__(self) -> str:
+        return f"Run({self.run_id!r})"
+
+    @property
+    def spec(self) -> RunSpec:
+        """What the run was asked to do."""
+        return RunSpec.model_validate_json(self._store.spec(self.run_id))
+
+    def status(self) -> Status:
+        """Return where the run is. Raises UnknownRunError."""
+        run = self._store.run(self.run_id)
+        stages = [self._store.stage(self.run_id, stage) for stage in range(run.last_stage + 1)]
+        branches = stages[0]
+        return Status(
+            run_id=self.run_id,
+            status=run.status,
+            total=branches.total,
+            done=branches.done,
+            succeeded=branches.succeeded,
+            failed=branches.failed,
+            errors=branches.errors,
+            usage=_total_usage([stage.usage for stage in stages if stage.done]),
+            created_at=run.created_at,
+            elapsed_s=(run.ended_at or time.time()) - run.created_at,
+            stage=run.stage,
+            error=run.error,
+            workers=len(self._store.workers()),
+        )
+
+    def wait(
+        self,
+        timeout_s: float | None = None,
+        *,
+        on_progress: Callable[[Status], None] | None = None,
+        on_away: Callable[[BrokerError], None] | None = None,
+    ) -> Status:
+        """Wait until the run has ended, and return its status.
+
+        A server that is away is waited for, for two minutes.
+
+        Args:
+            timeout_s: Seconds to wait at most; None is for ever.
+            on_progress: Called with the status several times a second.
+            on_away: Called again and again, in its place, while the server does not answer.
+
+        Raises:
+            WaitTimeoutError: The run had not ended; it goes on.
+            BrokerError: The server was away for too long, or refuses; the run goes on.
+            EmbeddedError: The embedded fleet has stopped.
+        """
+        until = None if timeout_s is None else time.monotonic() + timeout_s
+        answered_at = time.monotonic()
+        for _ in polls(until):
+            try:
+                status = self._look(on_progress)
+                answered_at = time.monotonic()
+            except BrokerError as error:
+                status = None
+                self._bear(error, answered_at, on_away)
+            if status is not None:
+                return status
+            self._check()
+        raise WaitTimeoutError(f"run {self.run_id} has not ended within {timeout_s} s; it goes on")
+
+    def _look(self, on_progress: Callable[[Status], None] | None) -> Status | None:
+        """Return the status once the run has ended."""
+        if on_progress is None:
+            return self.status() if self._store.run(self.run_id).has_ended else None
+        status = self.status()
+        on_progress(status)
+        return status if status.status.has_ended else None
+
+    def _bear(
+        self, error: BrokerError, answered_at: float, on_away: Callable[[BrokerError], None] | None
+    ) -> None:
+        if not error.is_passing or time.monotonic() - answered_at >= AWAY_S:
+            raise BrokerError(
+                f"{error}; run {self.run_id} goes on: `fanout watch {self.run_id}` follows it again"
+            ) from error
+        if on_away is not None:
+            on_away(error)
+
+    def result(self) -> Result:
+        """Return what the run has given so far; all of it once it has ended."""
+        status = self.status()
+        aggregated, notes = self.aggregate()
+        return Result(
+            run_id=self.run_id,
+            status=status.status,
+            branches=list(self.outcomes()),
+            aggregated=aggregated,
+            notes=notes,
+            reduce_errors=self._stored_result().errors,
+            usage=status.usage,
+            error=status.error,
+            elapsed_s=status.elapsed_s,
+        )
+
+    def aggregate(self) -> tuple[Any, list[str]]:
+        """Return the aggregate, by group where the run has groups, and the aggregator's notes.
+
+        The aggregate is None where there is none, or none yet.
+        """
+        stored = self._stored_result()
+        values = {group: one.value for group, one in stored.aggregates.items()}
+        notes = [
+            f"{group}: {note}" if group else note
+            for group, one in stored.aggregates.items()
+            for note in one.notes
+        ]
+        return (values or None) if self.spec.group_by else values.get(""), notes
+
+    def _stored_result(self) -> StoredResult:
+        data = self._store.result(self.run_id)
+        if data is None:
+            return StoredResult()
+        return msgspec.json.decode(data, type=StoredResult)
+
+    def outcomes(self) -> Iterator[Output]:
+        """Yield the branches that have ended, in input order, holding one shard at a time."""
+        spec = self.spec
+        for number in range(self._store.stage(self.run_id, 0).shards):
+            outcomes = self._store.outcomes(self.run_id, 0, number)
+            if outcomes:
+                shard = self._store.shard(self.run_id, 0, number)
+                for _, outcome in sorted(outcomes.items()):
+                    yield _output(spec, shard, outcome)
+
+    def cancel(self) -> bool:
+        """Stop the run: no further call is made, those in flight are ended, what finished is kept.
+
+        Input that was not read yet is not read any more.
+
+        Returns:
+            Whether this call stopped it; False where it had ended or was stopped before.
+        """
+        is_first = self._store.halt(self.run_id, RunStatus.CANCELLED)
+        # Also where it was stopped before: whoever did so may have died behind it.
+        if not self._store.run(self.run_id).has_ended:
+            close_input(self._store, self._publisher, self.run_id)
+            unpark(self._store, self._publisher, self.run_id)
+        return is_first
+
+    def pause(self) -> bool:
+        """Let no further branch begin until ``unpause``; calls in flight go on to their end.
+
+        Returns:
+            Whether this call paused it; False where it was paused, is being stopped or has ended.
+        """
+        return self._store.pause(self.run_id)
+
+    def unpause(self) -> bool:
+        """Let the run go on.
+
+        Returns:
+            Whether this call did; False where it was not paused.
+        """
+        was_paused = self._store.unpause(self.run_id)
+        unpark(self._store, self._publisher, self.run_id)
+        return was_paused
+
+    def retry_failed(self, kinds: Iterable[ErrorKind] | None = None) -> int:
+        """Process the failed branches of a run that has ended again, and redo its aggregate.
+
+        Args:
+            kinds: Only those that failed in these ways; None is all.
+
+        Returns:
+            How many branches are processed again.
+
+        Raises:
+            RunError: The run has not ended, or somebody else has just begun to retry it.
+        """
+        wanted = None if kinds is None else frozenset(kinds)
+        return retry_failed(self._store, self._publisher, self.run_id, wanted)
+
+    def delete(self) -> None:
+        """Forget the run and all its records. Raises UnknownRunError."""
+        self._store.delete_run(self.run_id)
+
+
+def _total_usage(usages: list[Usage]) -> Usage:
+    def total(name: str) -> Any:
+        values = [getattr(usage, name) for usage in usages]
+        return None if not values or None in values else sum(values)
+
+    return Usage(
+        calls=sum(usage.calls for usage in usages),
+        input_tokens=total("input_tokens"),
+        output_tokens=total("output_tokens"),
+        cost_usd=total("cost_usd"),
+    )
+
+
+def _output(spec: RunSpec, shard: Shard, outcome: Outcome) -> Output:
+    ref = branch_ref(outcome.index, spec.aspect_names, spec.samples)
+    chunk = shard_chunk(shard, outcome.index, spec.branches_per_chunk)
+    return Output(
+        index=outcome.index,
+        document=chunk.document,
+        document_index=chunk.document_index,
+        chunk=ref.chunk,
+        position=chunk.position,
+        start=chunk.start,
+        end=chunk.end,
+        aspect=ref.aspect,
+        sample=ref.sample,
+        output=outcome.output,
+        kind=outcome.kind,
+        message=outcome.message,
+        attempts=outcome.attempts,
+        usage=outcome.usage,
+        elapsed_s=outcome.elapsed_s,
+        columns=chunk.columns,
+    )
+
+
+def polls(until: float | None) -> Iterator[None]:
+    """Yield at once, then after waits that grow, until the monotonic clock is past ``until``."""
+    wait_s = _FIRST_POLL_S
+    while True:
+        yield
+        if until is not None and time.monotonic() >= until:
+            return
+        time.sleep(wait_s)
+        wait_s = min(wait_s * 1.5, _LAST_POLL_S)
