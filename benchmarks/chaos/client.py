@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from fanout.client import Run
 
-__all__ = ["Plan", "can_resume", "documents", "spec"]
+__all__ = ["Plan", "documents", "spec"]
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
@@ -64,17 +64,9 @@ def documents(plan: Plan) -> Iterator[str]:
         yield f"{key(index)} ".ljust(plan.document_bytes, "x")
 
 
-def can_resume() -> bool:
-    """Whether a run whose client died while it enqueued can be gone on with."""
-    return hasattr(Client, "resume")
-
-
 def _run(client: Client, plan: Plan, note: Path) -> Run:
     if note.exists():
-        run_id = note.read_text()
-        if can_resume():
-            return client.resume(run_id, documents(plan))
-        return client.run(run_id)
+        return client.resume(note.read_text(), documents(plan))
     return client.submit(spec(), documents(plan), on_created=lambda run_id: _keep(note, run_id))
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from chaos.client import Plan, can_resume, key
+from chaos.client import Plan, key
 from chaos.fleet import Server, Worker
 from chaos.injector import ClientKeeper, Injector, Slot
 from chaos.ledger import Injury, Verdict, analyse, parse
@@ -200,9 +200,6 @@ class _Trial:
     def _observed(self, watcher: Client, injector: Injector, clients: ClientKeeper) -> Report:
         injector.wait_until_up()
         _wait_for(lambda: self._ledger.stat().st_size > 0, 60, "the first call")
-        if not can_resume():
-            note = self._folder / "run_id"
-            _wait_for(lambda: watcher.run(note.read_text()).status().status != "enqueuing", 60, "")
         zero = time.time()
         watching = threading.Thread(target=self._watch, args=(watcher, injector))
         watching.start()
