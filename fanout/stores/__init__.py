@@ -1,6 +1,9 @@
 """The run store: a protocol, the real one on Redis, and one in memory for tests."""
 
-from fanout.stores.base import (
+from fanout.stores.base import Store
+from fanout.stores.connection import connect
+from fanout.stores.memory import MemoryStore
+from fanout.stores.records import (
     Begun,
     Grant,
     Parked,
@@ -10,11 +13,8 @@ from fanout.stores.base import (
     ShardState,
     StageProgress,
     StageRecord,
-    Store,
     Verdict,
 )
-from fanout.stores.connection import connect
-from fanout.stores.memory import MemoryStore
 from fanout.stores.redis import RedisStore
 
 __all__ = [

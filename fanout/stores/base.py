@@ -2,217 +2,34 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, Protocol
-
-import msgspec
-
-from fanout.runs import ErrorKind, Outcome, RunStatus, Shard, Usage
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from fanout.admission import Lanes
+    from fanout.runs import ErrorKind, Outcome, RunStatus, Shard
+    from fanout.stores.records import (
+        Begun,
+        Grant,
+        Parked,
+        Recorded,
+        RunRecord,
+        Sealed,
+        ShardState,
+        StageProgress,
+        StageRecord,
+    )
 
-__all__ = [
-    "ALONE_AFTER",
-    "Begun",
-    "Grant",
-    "Parked",
-    "Recorded",
-    "RunRecord",
-    "Sealed",
-    "ShardState",
-    "StageProgress",
-    "StageRecord",
-    "Store",
-    "Verdict",
-]
+__all__ = ["ALONE_AFTER", "Branches", "Fleet", "Runs", "Stages", "Store"]
 
 # A branch that was begun so often without an end is begun again only alone: when its worker dies,
 # it is known which branch it was.
 ALONE_AFTER = 2
 
-Verdict = Literal["go", "done", "halted", "expired", "paused", "held", "suspect", "gone"]
 
-
-class Begun(msgspec.Struct, frozen=True, kw_only=True):
-    """Whether a branch may make its call.
-
-    Attributes:
-        verdict: ``go``; ``done``, as it has an outcome already; ``halted``, as its run was
-            stopped; ``expired``, as the run's deadline has passed; ``paused``: it was parked and
-            is published again when the run goes on; ``held``: a worker that is alive is making
-            its call, and this is a copy of its message; ``suspect``: it was begun several times and
-            never ended, so it must be begun alone; ``gone``, as there is no such run any more.
-        deliveries: How often this branch has been begun, this time included where it is ``go``.
-    """
-
-    verdict: Verdict
-    deliveries: int = 0
-
-
-class Recorded(msgspec.Struct, frozen=True, kw_only=True):
-    """What became of an outcome.
-
-    Attributes:
-        first: Whether it was the first for its branch, and so was kept and counted.
-        next: The position in the shard of the branch to publish next, or None.
-    """
-
-    first: bool
-    next: int | None = None
-
-
-class Sealed(msgspec.Struct, frozen=True, kw_only=True):
-    """That a stage takes no more shards.
-
-    Attributes:
-        shards: How many it has.
-        first: Whether it was sealed by this call.
-    """
-
-    shards: int
-    first: bool
-
-
-class Grant(msgspec.Struct, frozen=True, kw_only=True):
-    """A shard that may now be published.
-
-    Attributes:
-        shard: Its number.
-        lanes: How many of its branches may be in flight at once; 0 is all.
-    """
-
-    shard: int
-    lanes: int = 0
-
-
-class Parked(msgspec.Struct, frozen=True, kw_only=True):
-    """A branch that was not begun because its run is paused.
-
-    Attributes:
-        stage: Its stage.
-        shard: Its shard.
-        position: Its position in the shard.
-        feed: As it was published with: see ``Store.record``.
-    """
-
-    stage: int
-    shard: int
-    position: int
-    feed: int
-
-
-class StageProgress(msgspec.Struct, frozen=True, kw_only=True):
-    """How far the shards of a stage are.
-
-    Attributes:
-        written: Shards that the stage has so far.
-        sealed: Whether these are all.
-        opened: Shards that were ever let into the queue: the first ones.
-        open: The lanes of each shard that is being processed, by number.
-        marks: For each open shard a value that changes whenever a branch of it begins or ends.
-        heals: How often the stage itself was healed.
-    """
-
-    written: int = 0
-    sealed: bool = False
-    opened: int = 0
-    open: dict[int, int] = {}
-    marks: dict[int, tuple[int, ...]] = {}
-    heals: int = 0
-
-
-class ShardState(msgspec.Struct, frozen=True, kw_only=True):
-    """What there is of a shard that is being processed.
-
-    Attributes:
-        first: The stage-wide index of its first branch.
-        count: Its branches.
-        published: How many of them, from the first, were published; None where none ever were.
-        finished: Whether it is compacted.
-        ended: The positions that have an outcome.
-        held: The positions that a worker which is alive has begun and not ended.
-        heals: How often it was healed.
-    """
-
-    first: int
-    count: int
-    published: int | None
-    finished: bool
-    ended: frozenset[int]
-    held: frozenset[int] = frozenset()
-    heals: int
-
-
-class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """The state of a run.
-
-    Attributes:
-        run_id: Its name.
-        status: Where it is.
-        created_at: Seconds since the epoch.
-        ended_at: Seconds since the epoch, or None while it goes on.
-        stage: The number of the stage that is being processed.
-        base_stage: Reduce stages up to this number belong to an aggregate that a retry discarded;
-            those of the present one follow it.
-        halt: Why no further call may be made: the status it will end with, or None.
-        deadline_at: Seconds since the epoch after which no branch is begun, or None.
-        error: One line that says why the run failed, or None.
-        retry: The kinds of failure that the latest retry processes again.
-    """
-
-    run_id: str
-    status: RunStatus
-    created_at: float
-    ended_at: float | None = None
-    stage: int = 0
-    base_stage: int = 0
-    halt: RunStatus | None = None
-    deadline_at: float | None = None
-    error: str | None = None
-    retry: frozenset[ErrorKind] = frozenset()
-
-    @property
-    def last_stage(self) -> int:
-        """The highest number that a stage of the run has."""
-        return max(self.stage, self.base_stage)
-
-    @property
-    def has_ended(self) -> bool:
-        """Whether the status is final."""
-        return self.status.has_ended
-
-
-class StageRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """The counts of a stage.
-
-    Attributes:
-        shards: Shards written so far; all of them once ``sealed``.
-        total: Branches written so far.
-        sealed: Whether the input is complete.
-        succeeded: Branches with an output.
-        failed: Branches with an error.
-        errors: Failed branches by kind.
-        usage: What the calls consumed.
-    """
-
-    shards: int = 0
-    total: int = 0
-    sealed: bool = False
-    succeeded: int = 0
-    failed: int = 0
-    errors: dict[ErrorKind, int] = {}
-    usage: Usage = Usage()
-
-    @property
-    def done(self) -> int:
-        """Branches that have an outcome."""
-        return self.succeeded + self.failed
-
-
-class Store(Protocol):
-    """What a run needs remembered. Every method is safe to call twice, from any process."""
+class Runs(Protocol):
+    """The runs: what they are asked for, their status, their aggregate."""
 
     def create_run(
         self, run_id: str, *, spec: str, created_at: float, deadline_at: float | None = None
@@ -230,9 +47,6 @@ class Store(Protocol):
 
     def active_runs(self) -> list[str]:
         """Return the runs that have not ended."""
-
-    def stage(self, run_id: str, stage: int) -> StageRecord:
-        """Return the counts of a stage; all 0 where there is no such stage."""
 
     def set_status(self, run_id: str, status: RunStatus, *, stage: int | None = None) -> bool:
         """Move a run that has not ended to ``status``; say whether it was moved.
@@ -254,9 +68,6 @@ class Store(Protocol):
     def unpause(self, run_id: str) -> bool:
         """Let branches begin again; say whether this call did. Those parked stay so."""
 
-    def take_parked(self, run_id: str) -> list[Parked]:
-        """Take away the branches that were not begun because the run is, or was, paused."""
-
     def reopen_run(self, run_id: str, *, retry: frozenset[ErrorKind]) -> bool:
         """Take a run that has ended back to ``running``; say whether this call did.
 
@@ -264,6 +75,22 @@ class Store(Protocol):
         shards may be opened again, and each be taken back once to what did not fail by a kind in
         ``retry``.
         """
+
+    def delete_run(self, run_id: str) -> None:
+        """Forget all there is of a run. Raises UnknownRunError."""
+
+    def put_result(self, run_id: str, result: bytes) -> None:
+        """Write the run's aggregate; the first one stands."""
+
+    def result(self, run_id: str) -> bytes | None:
+        """Return the run's aggregate, or None where there is none."""
+
+
+class Stages(Protocol):
+    """The stages of a run and their shards: inputs, counts, which are in flight."""
+
+    def stage(self, run_id: str, stage: int) -> StageRecord:
+        """Return the counts of a stage; all 0 where there is no such stage."""
 
     def reopen_shard(
         self,
@@ -285,9 +112,6 @@ class Store(Protocol):
 
     def is_finished(self, run_id: str, stage: int, number: int) -> bool:
         """Say whether a shard is compacted."""
-
-    def delete_run(self, run_id: str) -> None:
-        """Forget all there is of a run. Raises UnknownRunError."""
 
     def put_shard(self, run_id: str, stage: int, number: int, shard: Shard) -> bool:
         """Write the input of the next shard of a stage and count it; one that is there stays.
@@ -326,6 +150,28 @@ class Store(Protocol):
             Whether this call was the first to say so.
         """
 
+    def progress(self, run_id: str, stage: int) -> StageProgress:
+        """Return how far the shards of a stage are."""
+
+    def shard_state(self, run_id: str, stage: int, number: int) -> ShardState:
+        """Return what there is of a shard. Raises UnknownRunError."""
+
+    def incomplete(self, run_id: str, stage: int) -> list[int]:
+        """Return the shards of a stage that have fewer outcomes than branches."""
+
+    def adopt(self, run_id: str, stage: int, numbers: Iterable[int]) -> None:
+        """Take shards back among those that are being processed, if they are not."""
+
+    def healed(self, run_id: str, stage: int, number: int | None = None) -> None:
+        """Count that a shard, or the stage itself, was healed."""
+
+
+class Branches(Protocol):
+    """The branches of a shard: who makes the call, and how it ended."""
+
+    def take_parked(self, run_id: str) -> list[Parked]:
+        """Take away the branches that were not begun because the run is, or was, paused."""
+
     def begin(
         self,
         run_id: str,
@@ -362,35 +208,6 @@ class Store(Protocol):
     def unbegin(self, run_id: str, stage: int, number: int, position: int, *, token: str) -> None:
         """Take a begin back: the delivery was handed back without a call's end."""
 
-    def beat(self, holder: str, *, ttl_s: float) -> None:
-        """Say that the holder of begun branches is alive; to be said each third of ``ttl_s``.
-
-        One that is late by another third was held up, and mostly so were all others, by the server
-        being away: then those that were alive at its last beat are alive for ``ttl_s`` more.
-
-        Args:
-            holder: Names a process; not one that had the same name before.
-            ttl_s: Seconds after which a silent holder is taken for dead.
-        """
-
-    def progress(self, run_id: str, stage: int) -> StageProgress:
-        """Return how far the shards of a stage are."""
-
-    def shard_state(self, run_id: str, stage: int, number: int) -> ShardState:
-        """Return what there is of a shard. Raises UnknownRunError."""
-
-    def incomplete(self, run_id: str, stage: int) -> list[int]:
-        """Return the shards of a stage that have fewer outcomes than branches."""
-
-    def adopt(self, run_id: str, stage: int, numbers: Iterable[int]) -> None:
-        """Take shards back among those that are being processed, if they are not."""
-
-    def healed(self, run_id: str, stage: int, number: int | None = None) -> None:
-        """Count that a shard, or the stage itself, was healed."""
-
-    def take_lock(self, name: str, holder: str, *, ttl_s: int) -> bool:
-        """Take or keep a lock for ``ttl_s`` seconds; say whether ``holder`` has it."""
-
     def record(
         self,
         run_id: str,
@@ -424,11 +241,23 @@ class Store(Protocol):
     def compact(self, run_id: str, stage: int, number: int, outcomes: dict[int, Outcome]) -> None:
         """Replace the outcomes of a finished shard by one compressed blob."""
 
-    def put_result(self, run_id: str, result: bytes) -> None:
-        """Write the run's aggregate; the first one stands."""
 
-    def result(self, run_id: str) -> bytes | None:
-        """Return the run's aggregate, or None where there is none."""
+class Fleet(Protocol):
+    """What processes tell one another, apart from any run."""
+
+    def beat(self, holder: str, *, ttl_s: float) -> None:
+        """Say that the holder of begun branches is alive; to be said each third of ``ttl_s``.
+
+        One that is late by another third was held up, and mostly so were all others, by the server
+        being away: then those that were alive at its last beat are alive for ``ttl_s`` more.
+
+        Args:
+            holder: Names a process; not one that had the same name before.
+            ttl_s: Seconds after which a silent holder is taken for dead.
+        """
+
+    def take_lock(self, name: str, holder: str, *, ttl_s: int) -> bool:
+        """Take or keep a lock for ``ttl_s`` seconds; say whether ``holder`` has it."""
 
     def put_note(self, key: str, note: bytes, *, ttl_s: int) -> None:
         """Leave a short-lived note, such as the answer of a check."""
@@ -450,3 +279,7 @@ class Store(Protocol):
 
     def close(self) -> None:
         """Release connections."""
+
+
+class Store(Runs, Stages, Branches, Fleet, Protocol):
+    """What a run needs remembered. Every method is safe to call twice, from any process."""

@@ -7,7 +7,7 @@ import zlib
 import msgspec
 
 from fanout.runs import ErrorKind, Outcome, RunStatus, Shard, Usage
-from fanout.stores.base import Parked, RunRecord, StageRecord
+from fanout.stores.records import Parked, RunRecord, StageRecord
 
 __all__ = [
     "RUN_FIELDS",

@@ -1,0 +1,97 @@
+"""What the parts of the memory store share: what it keeps, and how that is found."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, defaultdict
+from dataclasses import dataclass, field
+from threading import RLock
+from typing import TYPE_CHECKING
+
+from fanout.errors import UnknownRunError
+from fanout.stores.records import StageRecord
+
+if TYPE_CHECKING:
+    from fanout.runs import Outcome, Shard
+    from fanout.stores.records import Parked, RunRecord
+
+__all__ = ["Claim", "MemoryBase", "StoredRun", "StoredShard", "StoredStage"]
+
+
+@dataclass
+class Claim:
+    """That a holder makes the call of a branch."""
+
+    token: str
+    holder: str
+    tries: int
+    until: float
+
+
+@dataclass
+class StoredShard:
+    """A shard, and what became of its branches, by position."""
+
+    input: Shard
+    outcomes: dict[int, Outcome] = field(default_factory=dict)
+    deliveries: Counter[int] = field(default_factory=Counter)
+    claims: dict[int, Claim] = field(default_factory=dict)
+    heals: int = 0
+    next: int | None = None
+    finished: bool = False
+
+
+@dataclass
+class StoredStage:
+    """A stage, and its shards by number."""
+
+    record: StageRecord = field(default_factory=StageRecord)
+    shards: dict[int, StoredShard] = field(default_factory=dict)
+    open: dict[int, int] = field(default_factory=dict)
+    opened: int = 0
+    window: int = 0
+    per_shard: int = 0
+    cap: int = 0
+    unknown: set[str] = field(default_factory=set)
+    heals: int = 0
+    reopened: set[int] = field(default_factory=set)
+
+
+@dataclass
+class StoredRun:
+    """A run, and its stages by number."""
+
+    spec: str
+    record: RunRecord
+    stages: dict[int, StoredStage] = field(default_factory=lambda: defaultdict(StoredStage))
+    result: bytes | None = None
+    is_paused: bool = False
+    parked: set[Parked] = field(default_factory=set)
+
+
+class MemoryBase:
+    """The memory that a store keeps everything in, by name."""
+
+    def __init__(self) -> None:
+        self._lock = RLock()
+        self._runs: dict[str, StoredRun] = {}
+        self._notes: dict[str, tuple[bytes, float]] = {}
+        self._locks: dict[str, tuple[str, float]] = {}
+        self._workers: dict[str, tuple[int, float]] = {}
+        self._holders: dict[str, float] = {}
+
+    def _run(self, run_id: str) -> StoredRun:
+        try:
+            return self._runs[run_id]
+        except KeyError:
+            raise UnknownRunError(run_id) from None
+
+    def _shard(self, run_id: str, stage: int, number: int) -> StoredShard:
+        shard = self._run(run_id).stages[stage].shards.get(number)
+        if shard is None:
+            raise UnknownRunError(run_id)
+        return shard
+
+    def _is_held(self, claim: Claim) -> bool:
+        now = time.monotonic()
+        return self._holders.get(claim.holder, 0.0) > now and claim.until > now

@@ -1,0 +1,61 @@
+"""What processes tell one another through the memory store."""
+
+from __future__ import annotations
+
+import time
+
+from fanout.stores.memory.base import MemoryBase
+
+__all__ = ["MemoryFleet"]
+
+
+class MemoryFleet(MemoryBase):
+    """See ``fanout.stores.base.Fleet``."""
+
+    def beat(self, holder: str, *, ttl_s: float) -> None:
+        """See Store."""
+        with self._lock:
+            now = time.monotonic()
+            until = self._holders.get(holder)
+            if until is not None and now > until - ttl_s / 3:
+                for other, other_until in self._holders.items():
+                    if other_until >= until - ttl_s:
+                        self._holders[other] = now + ttl_s
+            self._holders[holder] = now + ttl_s
+
+    def take_lock(self, name: str, holder: str, *, ttl_s: int) -> bool:
+        """See Store."""
+        with self._lock:
+            other, until = self._locks.get(name, (holder, 0.0))
+            if other != holder and until > time.monotonic():
+                return False
+            self._locks[name] = (holder, time.monotonic() + ttl_s)
+            return True
+
+    def put_note(self, key: str, note: bytes, *, ttl_s: int) -> None:
+        """See Store."""
+        self._notes[key] = (note, time.monotonic() + ttl_s)
+
+    def take_note(self, key: str) -> bytes | None:
+        """See Store."""
+        note, until = self._notes.pop(key, (None, 0.0))
+        return note if until > time.monotonic() else None
+
+    def worker_alive(self, name: str, *, concurrency: int, ttl_s: float) -> None:
+        """See Store."""
+        self._workers[name] = (concurrency, time.monotonic() + ttl_s)
+
+    def worker_gone(self, name: str) -> None:
+        """See Store."""
+        self._workers.pop(name, None)
+
+    def workers(self) -> dict[str, int]:
+        """See Store."""
+        now = time.monotonic()
+        return {name: number for name, (number, until) in self._workers.items() if until > now}
+
+    def ping(self) -> None:
+        """See Store."""
+
+    def close(self) -> None:
+        """See Store."""

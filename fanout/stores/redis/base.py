@@ -1,0 +1,116 @@
+"""What the parts of the Redis store share: the client, its scripts and errors, the names of keys.
+
+Keys, under ``{prefix}:run:{id}``: the run (a hash); ``:sN`` a stage (a hash) and ``:sN:open`` its
+shards in flight; ``:sN:M:in`` the input of shard M, ``:live`` its outcomes while it is processed,
+``:state`` its deliveries, ``:out`` its outcomes once it is finished; ``:result`` the aggregate;
+``:parked`` branches that wait for a paused run to go on. ``:sN:sizes`` has each shard's first index
+and count; ``:sN:reopened`` are the shards that a retry has taken back. ``{prefix}:runs`` are all
+runs by age, ``{prefix}:active`` those that have not ended.
+"""
+
+from __future__ import annotations
+
+from functools import wraps
+from typing import TYPE_CHECKING, ParamSpec, TypeVar, cast
+
+import redis
+from redis.exceptions import AuthenticationError, RedisError
+
+from fanout.errors import BrokerError
+from fanout.patience import PASSING_ERRORS
+from fanout.runs import TERMINAL
+from fanout.stores.connection import address_of
+from fanout.stores.redis import scripts
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["FINAL", "RedisBase", "translated"]
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+FINAL = tuple(sorted(TERMINAL))
+
+
+def translated(method: Callable[_P, _R]) -> Callable[_P, _R]:
+    """Turn the client's errors into BrokerError, with a line that a user can act on."""
+
+    @wraps(method)
+    def call(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        try:
+            return method(*args, **kwargs)
+        except RedisError as error:
+            message = _explain(cast("RedisBase", args[0]), error)
+            refused = isinstance(error, AuthenticationError)
+            is_passing = isinstance(error, PASSING_ERRORS) and not refused
+            raise BrokerError(message, is_passing=is_passing) from error
+
+    return call
+
+
+def _explain(store: RedisBase, error: RedisError) -> str:
+    text = str(error)
+    if isinstance(error, AuthenticationError) or "WRONGPASS" in text or "NOAUTH" in text:
+        return (
+            f"the broker at {store.address} refuses the credentials; check the user and password "
+            "in FANOUT_BROKER_URL (redis://user:password@host:port/0)"
+        )
+    if isinstance(error, (redis.ConnectionError, redis.TimeoutError)):
+        return (
+            f"no broker answers at {store.address} ({text}); start a Redis server there, or set "
+            "FANOUT_BROKER_URL or --broker-url to one"
+        )
+    if text.startswith(("OOM", "command not allowed when used memory")):
+        return f"the broker at {store.address} is out of memory (maxmemory is reached)"
+    return f"the broker at {store.address} refused a command: {text}"
+
+
+class RedisBase:
+    """A server and what a store keeps there, by key."""
+
+    def __init__(
+        self, client: redis.Redis, *, prefix: str = "fanout", ttl_s: int = 604_800
+    ) -> None:
+        self._redis = client
+        self._prefix = prefix
+        self._ttl_s = ttl_s
+        self._beat = client.register_script(scripts.BEAT)
+        self._begin = client.register_script(scripts.BEGIN)
+        self._record = client.register_script(scripts.RECORD)
+        self._open = client.register_script(scripts.OPEN_SHARDS)
+        self._put_shard = client.register_script(scripts.PUT_SHARD)
+        self._compact = client.register_script(scripts.COMPACT)
+        self._set_status = client.register_script(scripts.SET_STATUS)
+        self._end_run = client.register_script(scripts.END_RUN)
+        self._halt = client.register_script(scripts.HALT)
+        self._reopen_run = client.register_script(scripts.REOPEN_RUN)
+        self._unbegin = client.register_script(scripts.UNBEGIN)
+        self._pause = client.register_script(scripts.PAUSE)
+        self._lock = client.register_script(scripts.LOCK)
+        self._seal = client.register_script(scripts.SEAL)
+        self._reopen_shard = client.register_script(scripts.REOPEN_SHARD)
+
+    @property
+    def address(self) -> str:
+        """Where the server is, without credentials."""
+        return address_of(self._redis)
+
+    @property
+    def _active(self) -> str:
+        return f"{self._prefix}:active"
+
+    @property
+    def _holders(self) -> str:
+        return f"{self._prefix}:holders"
+
+    def _run(self, run_id: str) -> str:
+        return f"{self._prefix}:run:{run_id}"
+
+    def _stage(self, run_id: str, stage: int) -> str:
+        return f"{self._prefix}:run:{run_id}:s{stage}"
+
+    def _shard(self, run_id: str, stage: int, number: int, part: str) -> str:
+        return f"{self._prefix}:run:{run_id}:s{stage}:{number}:{part}"
+
+    def _shard_keys(self, run_id: str, stage: int, number: int) -> list[str]:
+        return [self._shard(run_id, stage, number, part) for part in ("live", "out", "state")]

@@ -1,0 +1,145 @@
+"""The runs of the Redis store."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, cast
+
+from fanout.errors import UnknownRunError
+from fanout.runs import RunStatus
+from fanout.stores import codec
+from fanout.stores.redis.base import FINAL, translated
+from fanout.stores.redis.stages import RedisStages
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from fanout.runs import ErrorKind
+    from fanout.stores.records import RunRecord
+
+__all__ = ["RedisRuns"]
+
+
+class RedisRuns(RedisStages):
+    """See ``fanout.stores.base.Runs``. A run that is deleted or reopened takes its shards along."""
+
+    @translated
+    def create_run(
+        self, run_id: str, *, spec: str, created_at: float, deadline_at: float | None = None
+    ) -> None:
+        """See Store."""
+        key = self._run(run_id)
+        fields = {"spec": spec, "status": RunStatus.ENQUEUING.value, "created_at": created_at}
+        if deadline_at is not None:
+            fields["deadline_at"] = deadline_at
+        with self._redis.pipeline() as pipe:
+            pipe.hset(key, mapping=cast("dict[Any, Any]", fields))
+            pipe.expire(key, self._ttl_s)
+            pipe.zadd(f"{self._prefix}:runs", {run_id: created_at})
+            pipe.sadd(self._active, run_id)
+            pipe.execute()
+
+    @translated
+    def spec(self, run_id: str) -> str:
+        """See Store."""
+        spec = cast("bytes | None", self._redis.hget(self._run(run_id), "spec"))
+        if spec is None:
+            raise UnknownRunError(run_id)
+        return spec.decode()
+
+    @translated
+    def run(self, run_id: str) -> RunRecord:
+        """See Store."""
+        values = cast("list[bytes | None]", self._redis.hmget(self._run(run_id), codec.RUN_FIELDS))
+        if values[0] is None:
+            raise UnknownRunError(run_id)
+        return codec.decode_run(run_id, values)
+
+    def runs(self) -> Iterator[RunRecord]:
+        """See Store."""
+        for run_id in self._run_ids():
+            try:
+                yield self.run(run_id)
+            except UnknownRunError:
+                self._forget(run_id)
+
+    @translated
+    def _run_ids(self) -> list[str]:
+        ids = cast("list[bytes]", self._redis.zrange(f"{self._prefix}:runs", 0, -1, desc=True))
+        return [run_id.decode() for run_id in ids]
+
+    @translated
+    def _forget(self, run_id: str) -> None:
+        self._redis.zrem(f"{self._prefix}:runs", run_id)
+        self._redis.srem(self._active, run_id)
+
+    @translated
+    def active_runs(self) -> list[str]:
+        """See Store."""
+        return sorted(run_id.decode() for run_id in self._members(self._active))
+
+    def _members(self, key: str) -> set[bytes]:
+        return cast("set[bytes]", self._redis.smembers(key))
+
+    @translated
+    def set_status(self, run_id: str, status: RunStatus, *, stage: int | None = None) -> bool:
+        """See Store."""
+        args: list[Any] = [status, "" if stage is None else stage, *FINAL]
+        return bool(self._set_status(keys=[self._run(run_id)], args=args))
+
+    @translated
+    def end_run(
+        self, run_id: str, status: RunStatus, *, ended_at: float, error: str | None = None
+    ) -> bool:
+        """See Store."""
+        args: list[Any] = [status, ended_at, error or "", self._ttl_s, run_id, *FINAL]
+        return bool(self._end_run(keys=[self._run(run_id), self._active], args=args))
+
+    @translated
+    def halt(self, run_id: str, status: RunStatus, *, error: str | None = None) -> bool:
+        """See Store."""
+        args: list[Any] = [status, error or "", *FINAL]
+        return bool(self._halt(keys=[self._run(run_id)], args=args))
+
+    @translated
+    def pause(self, run_id: str) -> bool:
+        """See Store."""
+        return bool(self._pause(keys=[self._run(run_id)], args=["1", *FINAL]))
+
+    @translated
+    def unpause(self, run_id: str) -> bool:
+        """See Store."""
+        return bool(self._pause(keys=[self._run(run_id)], args=["0", *FINAL]))
+
+    @translated
+    def reopen_run(self, run_id: str, *, retry: frozenset[ErrorKind]) -> bool:
+        """See Store."""
+        stage = self._stage(run_id, 0)
+        run = self._run(run_id)
+        keys = [run, stage, f"{stage}:open", f"{run}:result", self._active, f"{run}:parked"]
+        args: list[Any] = [self._ttl_s, run_id, codec.encode_kinds(retry), *FINAL]
+        if not self._reopen_run(keys=[*keys, f"{stage}:reopened"], args=args):
+            return False
+        for number in range(1, self.run(run_id).base_stage + 1):
+            self._delete_shards(run_id, number)
+        return True
+
+    @translated
+    def delete_run(self, run_id: str) -> None:
+        """See Store."""
+        record = self.run(run_id)
+        # Newest stage first and the run last: a deletion that dies half-way can be done again.
+        for stage in range(record.last_stage + 1, -1, -1):
+            self._delete_shards(run_id, stage)
+            self._redis.delete(self._stage(run_id, stage))
+        self._redis.delete(*(f"{self._run(run_id)}{part}" for part in ("", ":result", ":parked")))
+        self._forget(run_id)
+
+    @translated
+    def put_result(self, run_id: str, result: bytes) -> None:
+        """See Store."""
+        self._redis.set(f"{self._run(run_id)}:result", result, nx=True, ex=self._ttl_s)
+
+    @translated
+    def result(self, run_id: str) -> bytes | None:
+        """See Store."""
+        return cast("bytes | None", self._redis.get(f"{self._run(run_id)}:result"))

@@ -1,0 +1,219 @@
+"""The stages and shards of the Redis store."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, cast
+
+from fanout.errors import UnknownRunError
+from fanout.stores import codec
+from fanout.stores.records import Grant, Sealed, ShardState, StageProgress
+from fanout.stores.redis.base import FINAL, RedisBase, translated
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from fanout.admission import Lanes
+    from fanout.runs import Outcome, Shard
+    from fanout.stores.records import StageRecord
+
+__all__ = ["RedisStages"]
+
+
+class RedisStages(RedisBase):
+    """See ``fanout.stores.base.Stages``."""
+
+    @translated
+    def stage(self, run_id: str, stage: int) -> StageRecord:
+        """See Store."""
+        fields = cast("dict[bytes, bytes]", self._redis.hgetall(self._stage(run_id, stage)))
+        return codec.decode_stage(fields)
+
+    @translated
+    def reopen_shard(
+        self,
+        run_id: str,
+        stage: int,
+        number: int,
+        *,
+        kept: dict[int, Outcome],
+        dropped: list[Outcome],
+    ) -> bool:
+        """See Store."""
+        live, out, state = self._shard_keys(run_id, stage, number)
+        key = self._stage(run_id, stage)
+        args: list[Any] = [number, self._ttl_s, len(kept)]
+        for position, outcome in kept.items():
+            args += [position, codec.encode_outcome(outcome)]
+        args += [outcome.kind or "" for outcome in dropped]
+        keys = [key, f"{key}:reopened", out, live, state]
+        return bool(self._reopen_shard(keys=keys, args=args))
+
+    @translated
+    def is_finished(self, run_id: str, stage: int, number: int) -> bool:
+        """See Store."""
+        return bool(self._redis.exists(self._shard(run_id, stage, number, "out")))
+
+    def _delete_shards(self, run_id: str, stage: int) -> None:
+        for number in range(self.stage(run_id, stage).shards):
+            parts = ("in", "live", "state", "out")
+            self._redis.delete(*(self._shard(run_id, stage, number, part) for part in parts))
+        rest = ("open", "sizes", "reopened")
+        self._redis.delete(*(f"{self._stage(run_id, stage)}:{part}" for part in rest))
+
+    @translated
+    def put_shard(self, run_id: str, stage: int, number: int, shard: Shard) -> bool:
+        """See Store."""
+        keys = [
+            self._run(run_id),
+            self._stage(run_id, stage),
+            self._shard(run_id, stage, number, "in"),
+            f"{self._stage(run_id, stage)}:sizes",
+        ]
+        blob = codec.encode_shard(shard)
+        args: list[Any] = [blob, number, shard.count, self._ttl_s, shard.first, *FINAL]
+        answer = self._put_shard(keys=keys, args=args)
+        if answer < 0:
+            raise UnknownRunError(run_id)
+        return bool(answer)
+
+    @translated
+    def shard(self, run_id: str, stage: int, number: int) -> Shard:
+        """See Store."""
+        blob = cast("bytes | None", self._redis.get(self._shard(run_id, stage, number, "in")))
+        if blob is None:
+            raise UnknownRunError(run_id)
+        return codec.decode_shard(blob)
+
+    @translated
+    def indices(self, run_id: str, stage: int, number: int) -> range:
+        """See Store."""
+        size = self._redis.hget(f"{self._stage(run_id, stage)}:sizes", str(number))
+        if size is None:
+            raise UnknownRunError(run_id)
+        return codec.decode_size(cast("bytes", size))
+
+    @translated
+    def set_lanes(self, run_id: str, stage: int, lanes: Lanes) -> None:
+        """See Store."""
+        fields = {"window": lanes.window, "lane": lanes.per_shard, "cap": lanes.cap}
+        self._redis.hset(self._stage(run_id, stage), mapping=cast("dict[Any, Any]", fields))
+
+    @translated
+    def seal_stage(self, run_id: str, stage: int) -> Sealed:
+        """See Store."""
+        keys = [self._run(run_id), self._stage(run_id, stage)]
+        shards, first = self._seal(keys=keys, args=[self._ttl_s])
+        if shards < 0:
+            raise UnknownRunError(run_id)
+        return Sealed(shards=shards, first=bool(first))
+
+    @translated
+    def open_shards(
+        self, run_id: str, stage: int, *, window: int, finished: int | None = None
+    ) -> list[Grant]:
+        """See Store."""
+        key = self._stage(run_id, stage)
+        args: list[Any] = [window, -1 if finished is None else finished, self._ttl_s]
+        flat = cast("list[int]", self._open(keys=[key, f"{key}:open"], args=args))
+        pairs = zip(flat[::2], flat[1::2], strict=True)
+        return [Grant(shard=shard, lanes=lanes) for shard, lanes in pairs]
+
+    @translated
+    def start_shard(self, run_id: str, stage: int, number: int, *, published: int) -> bool:
+        """See Store."""
+        key = self._shard(run_id, stage, number, "state")
+        with self._redis.pipeline() as pipe:
+            pipe.hsetnx(key, "next", published)
+            pipe.expire(key, self._ttl_s)
+            is_first, _ = pipe.execute()
+        return bool(is_first)
+
+    @translated
+    def progress(self, run_id: str, stage: int) -> StageProgress:
+        """See Store."""
+        key = self._stage(run_id, stage)
+        with self._redis.pipeline() as pipe:
+            pipe.hmget(key, "written", "sealed", "opened", "heals")
+            pipe.hgetall(f"{key}:open")
+            (written, sealed, opened, heals), lanes = pipe.execute()
+        numbers = sorted(int(number) for number in lanes)
+        with self._redis.pipeline(transaction=False) as pipe:
+            for number in numbers:
+                live, out, state = self._shard_keys(run_id, stage, number)
+                pipe.hlen(live)
+                pipe.hlen(state)
+                pipe.exists(out)
+            marks = pipe.execute()
+        return StageProgress(
+            written=int(written or 0),
+            sealed=sealed is not None,
+            opened=int(opened or 0),
+            open={int(number): int(lane) for number, lane in lanes.items()},
+            marks={n: tuple(marks[3 * i : 3 * i + 3]) for i, n in enumerate(numbers)},
+            heals=int(heals or 0),
+        )
+
+    @translated
+    def shard_state(self, run_id: str, stage: int, number: int) -> ShardState:
+        """See Store."""
+        live, out, state = self._shard_keys(run_id, stage, number)
+        with self._redis.pipeline() as pipe:
+            pipe.hget(f"{self._stage(run_id, stage)}:sizes", str(number))
+            pipe.hgetall(state)
+            pipe.exists(out)
+            pipe.hkeys(live)
+            pipe.time()
+            pipe.zrange(self._holders, 0, -1, withscores=True)
+            size, fields, finished, ended, (now_s, now_us), holders = pipe.execute()
+        if size is None:
+            raise UnknownRunError(run_id)
+        indices = codec.decode_size(size)
+        published = fields.get(b"next")
+        now = now_s + now_us / 1e6
+        alive = {holder.decode() for holder, until in holders if until > now}
+        return ShardState(
+            first=indices.start,
+            count=len(indices),
+            published=None if published is None else min(int(published), len(indices)),
+            finished=bool(finished),
+            ended=frozenset(int(position) for position in ended),
+            held=codec.held_positions(fields, alive, now),
+            heals=int(fields.get(b"heals", 0)),
+        )
+
+    @translated
+    def incomplete(self, run_id: str, stage: int) -> list[int]:
+        """See Store."""
+        key = f"{self._stage(run_id, stage)}:sizes"
+        sizes = cast("dict[bytes, bytes]", self._redis.hgetall(key))
+        lengths = {int(number): len(codec.decode_size(size)) for number, size in sizes.items()}
+        with self._redis.pipeline(transaction=False) as pipe:
+            for number in lengths:
+                live, out, _ = self._shard_keys(run_id, stage, number)
+                pipe.exists(out)
+                pipe.hlen(live)
+            counts = pipe.execute()
+        counted = zip(lengths, counts[::2], counts[1::2], strict=True)
+        return sorted(n for n, finished, ended in counted if not finished and ended < lengths[n])
+
+    @translated
+    def adopt(self, run_id: str, stage: int, numbers: Iterable[int]) -> None:
+        """See Store."""
+        key = f"{self._stage(run_id, stage)}:open"
+        with self._redis.pipeline() as pipe:
+            for number in numbers:
+                pipe.hsetnx(key, str(number), "0")
+            pipe.expire(key, self._ttl_s)
+            pipe.execute()
+
+    @translated
+    def healed(self, run_id: str, stage: int, number: int | None = None) -> None:
+        """See Store."""
+        if number is None:
+            self._redis.hincrby(self._stage(run_id, stage), "heals", 1)
+            return
+        key = self._shard(run_id, stage, number, "state")
+        with self._redis.pipeline() as pipe:
+            pipe.hincrby(key, "heals", 1)
+            pipe.expire(key, self._ttl_s)
+            pipe.execute()
