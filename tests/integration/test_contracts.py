@@ -198,7 +198,9 @@ def test_a_shard_is_published_as_a_chord(publisher, server_client):
 def test_publishing_subscribes_to_nothing_and_stores_nothing(app, publisher, server_client):
     publisher.expand("r1", 0, [Grant(shard=0), Grant(shard=1)])
     assert server_client.pubsub_channels() == []
-    assert server_client.keys("*") == [b"fanout.control"]
+    # The first to publish in a process also notes which queues there are.
+    kept = [key for key in server_client.keys("*") if not key.startswith(b"_kombu.binding")]
+    assert kept == [b"fanout.control"]
 
 
 def test_the_callback_runs_when_the_last_member_returns_and_has_the_results(
