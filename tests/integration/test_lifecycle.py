@@ -118,12 +118,16 @@ def test_no_call_starts_after_a_cancel_and_those_in_flight_are_ended(
     start_worker("--concurrency", "16", PYTHONPATH=path, **IDLE)
     spec = make_spec(model="lifecycle_models:model", prompt="{input}", retries={"max_attempts": 9})
     run = client.submit(spec, texts(1200))
+
+    def starts():
+        return [float(line) for line in (tmp_path / "starts").read_text().splitlines()]
+
     wait_for(lambda: run.status().done >= 1, "a branch is done")
+    wait_for(lambda: len(starts()) - run.status().done >= 15, "the worker is busy")
     cancelled_at = time.time()
     assert sorted(at_once(run.cancel, run.cancel)) == [False, True]
     status = run.wait(20)
-    starts = [float(line) for line in (tmp_path / "starts").read_text().splitlines()]
-    assert max(starts) < cancelled_at + 1
+    assert max(starts()) < cancelled_at + 1
     assert (status.status, status.done) == (RunStatus.CANCELLED, 1200)
     assert status.errors == {ErrorKind.CANCELLED: 1200 - status.succeeded}
     assert len([e for e in run.result().errors if e.attempts == 1]) >= 15, "in flight, and ended"
