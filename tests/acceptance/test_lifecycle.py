@@ -132,7 +132,7 @@ def test_a_cancelled_run_ends_and_keeps_what_finished(fanout, submit, fleet):
 
 
 def test_ctrl_c_ends_the_watching_and_not_the_run(submit, fanout):
-    run_id = submit(model="fake?latency_s=0.3", count=60)
+    run_id = submit(model="fake?latency_s=600", count=60)
     watching = subprocess.Popen(
         [FANOUT, "watch", run_id], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -142,7 +142,9 @@ def test_ctrl_c_ends_the_watching_and_not_the_run(submit, fanout):
     assert watching.returncode == 130
     assert f"run {run_id} goes on" in stderr
     assert "Traceback" not in stderr
-    assert fanout("watch", run_id).status == 0
+    assert status(fanout, run_id)["status"] == "running"
+    fanout("cancel", run_id)
+    assert fanout("watch", run_id).status == 1
 
 
 @pytest.fixture
