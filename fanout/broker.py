@@ -137,7 +137,8 @@ def make_app(settings: Settings) -> Celery:
             "visibility_timeout": settings.visibility_timeout_s,
             # The default restores ten messages at a time, every 100 s: half an hour for 200.
             "unacked_restore_limit": 10_000,
-            "unacked_restore_interval": 5,
+            # Looked for six times in a timeout: what has lapsed is back within a sixth of it.
+            "unacked_restore_interval": max(1, settings.visibility_timeout_s // 6),
             # A worker that dies while it restores would keep all others from it for five minutes.
             "unacked_mutex_expire": 15,
             "unacked_restore_throttle": 1,
