@@ -124,7 +124,7 @@ def test_two_runners_with_functions_work_at_the_same_time(script):
 
 
 def test_one_runner_may_be_used_by_several_threads(script):
-    # A connection that one of the threads made is sometimes left for the interpreter's end to close.
+    # A connection of one of the threads is sometimes left for the interpreter's end to close.
     options = ("-W", "ignore::ResourceWarning")
     source = """
         import psutil, threading
