@@ -27,6 +27,7 @@ __all__ = [
     "EXPAND",
     "PREFLIGHT",
     "SEAL",
+    "WIRE_VERSION",
     "Preflight",
     "branch_id",
     "collect_id",
@@ -45,6 +46,10 @@ COLLECT = "fanout.collect"  # a shard chord's callback, and a member of the root
 SEAL = "fanout.seal"  # the last member of the root chord's header: all shards are known
 AGGREGATE = "fanout.aggregate"  # the root chord's callback
 PREFLIGHT = "fanout.preflight"  # asks a worker whether a model can be used
+
+# The version of the messages and of the records in the store: raised by a change that a worker or
+# a client of the version before could not read.
+WIRE_VERSION = 1
 
 # Control tasks have a queue of their own that workers look at first: behind thousands of branches
 # a collect would hold up the window.

@@ -12,6 +12,7 @@ Celery's ``chord(...)()`` publishes one message per round trip and subscribes to
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Any
 
 from kombu.exceptions import BatchPublishError, OperationalError
@@ -180,5 +181,6 @@ class Publisher:
             producer=producer,
             retry=False,
             add_to_parent=False,
+            headers={"wire": broker.WIRE_VERSION, "sent_at": round(time.time(), 3)},
             **signature.options,
         )

@@ -16,8 +16,10 @@ from fanout.chords import Publisher
 from fanout.embedded import EmbeddedFleet, InProcessFleet
 from fanout.enqueue import Enqueuer, checked_documents, close_input
 from fanout.errors import BrokerError, ModelError
+from fanout.fleet import FleetStatus, fleet_status
 from fanout.handle import AWAY_S, Run, polls
 from fanout.messages import Messages
+from fanout.queues import Queues
 from fanout.reaper import Reaper
 from fanout.settings import load_settings
 from fanout.spec import RunSpec, make_spec
@@ -205,7 +207,12 @@ class Client:
 
     def workers(self) -> dict[str, int]:
         """Return the concurrency of each live worker, by name."""
-        return self._connected().store.workers()
+        return {worker.name: worker.concurrency for worker in self._connected().store.workers()}
+
+    def fleet(self) -> FleetStatus:
+        """Return what the whole fleet is doing. Raises BrokerError."""
+        wire = self._connected()
+        return fleet_status(wire.store, wire.queues)
 
     def _check_fleet(self) -> None:
         if self._fleet is not None:
@@ -239,6 +246,7 @@ class _Wire:
         self.publisher = Publisher(self._app)
         self._redis = connect_broker(settings)
         self.messages = Messages(self._redis)
+        self.queues = Queues(self._redis)
 
     def preflight(self, model: str, *, check: Callable[[], None], wait: bool) -> None:
         """Have a worker say whether the model can be used, as it is there that it is called.

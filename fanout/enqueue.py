@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fanout.admission import plan_lanes, shard_window
+from fanout.broker import BRANCHES_QUEUE
 from fanout.documents import from_paths, from_strings
 from fanout.errors import InputError, RunError
 from fanout.prompts import AGGREGATE_NAMES, BRANCH_NAMES, Template
@@ -28,6 +29,7 @@ __all__ = [
     "Enqueuer",
     "checked_documents",
     "close_input",
+    "fleet_window",
     "is_overdue",
     "open_stage",
     "retry_failed",
@@ -191,7 +193,7 @@ def open_stage(
         head = list(islice(stream, lanes.window))
         lanes = plan_lanes(max_workers=max_workers, shards=len(head))
         store.set_lanes(run_id, stage, lanes)
-    window = _window(store)
+    window = fleet_window(store)
     for number, shard in enumerate(chain(head, stream)):
         if number >= written and not store.put_shard(run_id, stage, number, shard):
             break
@@ -203,8 +205,10 @@ def open_stage(
         publisher.seal(run_id, stage, shards=sealed.shards)
 
 
-def _window(store: Store) -> int:
-    return shard_window(sum(store.workers().values()))
+def fleet_window(store: Store) -> int:
+    """Return how many shards of a stage may be in flight, for the workers that are there."""
+    takers = [worker for worker in store.workers() if BRANCHES_QUEUE in worker.queues]
+    return shard_window(sum(worker.concurrency for worker in takers))
 
 
 def same_as_before(store: Store, run_id: str, shards: Iterable[Shard]) -> Iterator[Shard]:
@@ -253,7 +257,7 @@ def close_input(store: Store, publisher: Publisher, run_id: str) -> None:
     if not sealed.first:
         return
     store.set_status(run_id, RunStatus.RUNNING, stage=0)
-    publisher.expand(run_id, 0, store.open_shards(run_id, 0, window=_window(store)))
+    publisher.expand(run_id, 0, store.open_shards(run_id, 0, window=fleet_window(store)))
     publisher.seal(run_id, 0, shards=sealed.shards)
 
 
@@ -303,7 +307,7 @@ def retry_failed(
     if not store.reopen_run(run_id, retry=wanted):
         raise RunError(f"run {run_id} has not ended: wait for it, or cancel it, before a retry")
     publisher.forget_root(run_id, 0)
-    publisher.expand(run_id, 0, store.open_shards(run_id, 0, window=_window(store)))
+    publisher.expand(run_id, 0, store.open_shards(run_id, 0, window=fleet_window(store)))
     publisher.seal(run_id, 0, shards=store.seal_stage(run_id, 0).shards)
     return sum(errors[kind] for kind in wanted)
 

@@ -73,6 +73,7 @@ class Run:
             stage=run.stage,
             error=run.error,
             workers=len(self._store.workers()),
+            latency=branches.latency,
         )
 
     def wait(
@@ -259,6 +260,7 @@ def _output(spec: RunSpec, shard: Shard, outcome: Outcome) -> Output:
         attempts=outcome.attempts,
         usage=outcome.usage,
         elapsed_s=outcome.elapsed_s,
+        ended_at=outcome.ended_at,
         columns=chunk.columns,
     )
 

@@ -10,8 +10,7 @@ import logging
 import time
 from typing import TYPE_CHECKING
 
-from fanout.admission import shard_window
-from fanout.enqueue import is_overdue, settle, unpark
+from fanout.enqueue import fleet_window, is_overdue, settle, unpark
 from fanout.errors import UnknownRunError
 from fanout.healing import Heal, Remedy, heal_shard, heal_stage
 from fanout.messages import seen_of_shard, seen_of_stage
@@ -191,7 +190,7 @@ class Reaper:
         if remedy.heal is Heal.ADOPT:
             self._store.adopt(run_id, stage, remedy.positions)
             return
-        window = shard_window(sum(self._store.workers().values()))
+        window = fleet_window(self._store)
         self._publisher.expand(run_id, stage, self._store.open_shards(run_id, stage, window=window))
 
     def _heal_shard(self, run_id: str, stage: int, number: int, remedy: Remedy) -> None:
@@ -211,8 +210,9 @@ class Reaper:
     def _lose(self, run_id: str, stage: int, number: int, positions: tuple[int, ...]) -> None:
         indices = self._store.indices(run_id, stage, number)
         message = f"its message was lost {MAX_HEALS} times"
+        now = time.time()
         outcomes = (
-            (at, Outcome(index=indices[at], kind=ErrorKind.LOST, message=message))
+            (at, Outcome(index=indices[at], kind=ErrorKind.LOST, message=message, ended_at=now))
             for at in positions
         )
         self._store.record_missing(run_id, stage, number, outcomes)

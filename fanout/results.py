@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from fanout.aggregators import Aggregate  # noqa: TC001 - msgspec reads the annotation
+from fanout.latency import Latency
 from fanout.runs import ErrorKind, RunStatus, Usage
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "Status",
     "StoredResult",
     "branch_error",
+    "latency_row",
 ]
 
 
@@ -67,6 +69,7 @@ class Status:
         stage: The stage in progress; 0 is the branches, others are the reduce.
         error: Why the run failed, or None.
         workers: Live workers.
+        latency: How long the branches took that made a call.
     """
 
     run_id: str
@@ -82,6 +85,7 @@ class Status:
     stage: int
     error: str | None
     workers: int
+    latency: Latency = field(default_factory=Latency)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON-able values: what ``fanout status --json`` prints."""
@@ -92,7 +96,15 @@ class Status:
             "status": self.status.value,
             "errors": {kind.value: count for kind, count in sorted(self.errors.items())},
             "usage": self.usage.to_dict(),
+            "latency": latency_row(self.latency),
         }
+
+
+def latency_row(latency: Latency) -> dict[str, float | None]:
+    """Return mean and percentiles in seconds, as JSON-able values; None where there is nothing."""
+    shares = {"p50_s": 0.5, "p90_s": 0.9, "p99_s": 0.99}
+    row = {"mean_s": latency.mean_s, **{n: latency.percentile_s(s) for n, s in shares.items()}}
+    return {name: None if value is None else round(value, 4) for name, value in row.items()}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -115,6 +127,7 @@ class Output:
         attempts: Calls made for it.
         usage: What they consumed.
         elapsed_s: Seconds from the first call to the end, waits included.
+        ended_at: When it ended, in seconds since the epoch; 0 where unknown.
         columns: The other columns of the document's row.
     """
 
@@ -133,6 +146,7 @@ class Output:
     attempts: int
     usage: Usage
     elapsed_s: float
+    ended_at: float = 0.0
     columns: dict[str, str] = field(default_factory=dict)
 
 

@@ -179,6 +179,7 @@ class Outcome(_Record, frozen=True, kw_only=True):
         attempts: Calls made for it; 0 where none was.
         usage: What those calls consumed.
         elapsed_s: Seconds from the first call to the end, waits included.
+        ended_at: Seconds since the epoch, by the clock of whoever recorded it; 0 where unknown.
     """
 
     index: int
@@ -188,6 +189,7 @@ class Outcome(_Record, frozen=True, kw_only=True):
     attempts: int = 0
     usage: Usage = Usage()
     elapsed_s: float = 0.0
+    ended_at: float = 0.0
 
     @property
     def ok(self) -> bool:

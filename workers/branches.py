@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import secrets
+import time
 from math import ceil
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from fanout.errors import ModelError, PromptError, UnknownRunError
 from fanout.llm.base import LLMRequest
@@ -112,7 +115,7 @@ class _Branch:
             raise BranchParked
         if begun.verdict == "held":
             raise BranchHeld
-        outcome = self._outcome(begun)
+        outcome = msgspec.structs.replace(self._outcome(begun), ended_at=time.time())
         run_id, stage, number, _ = self._key
         store = self._runtime.store
         if outcome.kind in STOPS_RUN:

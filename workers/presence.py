@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import logging
+import os
+import socket
+import time
+from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 from celery import bootsteps
+from celery.worker import state
 
+from fanout.broker import BRANCH, WIRE_VERSION
 from fanout.errors import BrokerError
+from fanout.stores import WorkerRecord
 from workers.ticker import Ticker
 
 if TYPE_CHECKING:
@@ -15,8 +22,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Presence"]
 
-_EVERY_S = 5.0
-# Two beats may be missed before a worker counts as gone.
+# Also how old what is shown of a worker's load can be.
+_EVERY_S = 2.0
+# Some beats may be missed before a worker counts as gone.
 _TTL_S = 15.0
 
 _log = logging.getLogger(__name__)
@@ -34,6 +42,8 @@ class Presence(bootsteps.StartStopStep):  # type: ignore[misc]
         super().__init__(worker, **kwargs)
         # ``--concurrency`` is not written back by Celery; the runtime sizes its pools by it.
         worker.app.conf.worker_concurrency = worker.concurrency
+        self._started_at = time.time()
+        self._version = metadata.version("fanout-llm")
         self._ticker = Ticker("presence", _EVERY_S, lambda: self._beat(worker))
 
     def start(self, _worker: WorkController) -> None:
@@ -41,8 +51,23 @@ class Presence(bootsteps.StartStopStep):  # type: ignore[misc]
         self._ticker.start()
 
     def _beat(self, worker: WorkController) -> None:
-        worker.app.fanout_runtime().watched.worker_alive(
-            worker.hostname, concurrency=worker.concurrency, ttl_s=_TTL_S
+        worker.app.fanout_runtime().watched.worker_alive(self._record(worker), ttl_s=_TTL_S)
+
+    def _record(self, worker: WorkController) -> WorkerRecord:
+        in_flight = _branches_in_flight()
+        return WorkerRecord(
+            name=worker.hostname,
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            pool=worker.pool_cls.__module__.rpartition(".")[2],
+            concurrency=worker.concurrency,
+            in_flight=in_flight,
+            processed=max(0, state.total_count[BRANCH] - in_flight),
+            started_at=self._started_at,
+            sent_at=time.time(),
+            version=self._version,
+            wire=WIRE_VERSION,
+            queues=tuple(sorted(worker.app.amqp.queues.consume_from)),
         )
 
     def stop(self, worker: WorkController) -> None:
@@ -52,3 +77,12 @@ class Presence(bootsteps.StartStopStep):  # type: ignore[misc]
             worker.app.fanout_runtime().watched.worker_gone(worker.hostname)
         except BrokerError as error:
             _log.warning("cannot say that this worker has stopped: %s", error)
+
+
+def _branches_in_flight() -> int:
+    while True:
+        try:
+            return sum(request.name == BRANCH for request in state.active_requests)
+        except RuntimeError:
+            # One came or went meanwhile.
+            continue

@@ -5,8 +5,9 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
-from fanout.admission import shard_window
-from fanout.enqueue import is_overdue, take_back
+import msgspec
+
+from fanout.enqueue import fleet_window, is_overdue, take_back
 from fanout.messages import seen_of_shard
 from fanout.runs import ErrorKind, Outcome, RunStatus
 from workers import reductions
@@ -75,8 +76,9 @@ def _expand_rest(runtime: Runtime, run_id: str, stage: int, number: int, feed: i
 def _record_rest(
     runtime: Runtime, run_id: str, stage: int, number: int, kind: ErrorKind, message: str
 ) -> None:
+    now = time.time()
     outcomes = (
-        (position, Outcome(index=index, kind=kind, message=message))
+        (position, Outcome(index=index, kind=kind, message=message, ended_at=now))
         for position, index in enumerate(runtime.indices(run_id, stage, number))
     )
     runtime.store.record_missing(run_id, stage, number, outcomes)
@@ -104,8 +106,7 @@ def collect(
     outcomes = _complete(runtime, run_id, stage, number, _failures(results))
     store = runtime.store
     store.compact(run_id, stage, number, outcomes)
-    window = shard_window(sum(store.workers().values()))
-    grants = store.open_shards(run_id, stage, window=window, finished=number)
+    grants = store.open_shards(run_id, stage, window=fleet_window(store), finished=number)
     runtime.publisher.expand(run_id, stage, grants)
     succeeded = sum(outcome.ok for outcome in outcomes.values())
     return {"shard": number, "succeeded": succeeded, "failed": len(outcomes) - succeeded}
@@ -131,7 +132,7 @@ def _complete(
 
 
 def _at(index: int, failure: Outcome) -> Outcome:
-    return Outcome(index=index, kind=failure.kind, message=failure.message)
+    return msgspec.structs.replace(failure, index=index, ended_at=time.time())
 
 
 # What Celery calls the ends that a branch cannot record by itself.

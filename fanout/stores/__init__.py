@@ -13,7 +13,10 @@ from fanout.stores.records import (
     ShardState,
     StageProgress,
     StageRecord,
+    StageWindow,
+    Totals,
     Verdict,
+    WorkerRecord,
 )
 from fanout.stores.redis import RedisStore
 
@@ -29,7 +32,10 @@ __all__ = [
     "ShardState",
     "StageProgress",
     "StageRecord",
+    "StageWindow",
     "Store",
+    "Totals",
     "Verdict",
+    "WorkerRecord",
     "connect",
 ]

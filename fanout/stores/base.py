@@ -19,6 +19,9 @@ if TYPE_CHECKING:
         ShardState,
         StageProgress,
         StageRecord,
+        StageWindow,
+        Totals,
+        WorkerRecord,
     )
 
 __all__ = ["ALONE_AFTER", "Branches", "Fleet", "Runs", "Stages", "Store"]
@@ -153,6 +156,9 @@ class Stages(Protocol):
     def progress(self, run_id: str, stage: int) -> StageProgress:
         """Return how far the shards of a stage are."""
 
+    def window(self, run_id: str, stage: int) -> StageWindow:
+        """Return how much of a stage is in flight; all 0 where there is no such stage."""
+
     def shard_state(self, run_id: str, stage: int, number: int) -> ShardState:
         """Return what there is of a shard. Raises UnknownRunError."""
 
@@ -265,14 +271,17 @@ class Fleet(Protocol):
     def take_note(self, key: str) -> bytes | None:
         """Take a note away, or return None where there is none yet."""
 
-    def worker_alive(self, name: str, *, concurrency: int, ttl_s: float) -> None:
+    def worker_alive(self, worker: WorkerRecord, *, ttl_s: float) -> None:
         """Say that a worker is there, for the next ``ttl_s`` seconds."""
 
     def worker_gone(self, name: str) -> None:
         """Say that a worker has stopped."""
 
-    def workers(self) -> dict[str, int]:
-        """Return the concurrency of each live worker, by name."""
+    def workers(self) -> list[WorkerRecord]:
+        """Return the live workers, by name."""
+
+    def totals(self) -> Totals:
+        """Return what the fleet has done so far."""
 
     def ping(self) -> None:
         """Make sure that the store answers. Raises BrokerError."""

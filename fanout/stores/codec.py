@@ -6,8 +6,9 @@ import zlib
 
 import msgspec
 
+from fanout.latency import Latency
 from fanout.runs import ErrorKind, Outcome, RunStatus, Shard, Usage
-from fanout.stores.records import Parked, RunRecord, StageRecord
+from fanout.stores.records import Parked, RunRecord, StageRecord, Totals, WorkerRecord
 
 __all__ = [
     "RUN_FIELDS",
@@ -19,11 +20,14 @@ __all__ = [
     "decode_shard",
     "decode_size",
     "decode_stage",
+    "decode_totals",
+    "decode_worker",
     "encode_kinds",
     "encode_outcome",
     "encode_outcomes",
     "encode_parked",
     "encode_shard",
+    "encode_worker",
     "held_positions",
 ]
 
@@ -132,32 +136,88 @@ def decode_run(run_id: str, values: list[bytes | None]) -> RunRecord:
 
 def decode_stage(raw: dict[bytes, bytes]) -> StageRecord:
     """Return the stage of a hash."""
-    fields = {name.decode(): value for name, value in raw.items()}
-
-    def count(name: str) -> int:
-        return int(float(fields.get(name, b"0")))
-
-    def quantity(name: str) -> float | None:
-        if f"unknown:{name}" in fields or name not in fields:
-            return None
-        return float(fields[name])
-
-    input_tokens, output_tokens = quantity("input_tokens"), quantity("output_tokens")
+    counts = _Counts(raw)
     return StageRecord(
-        shards=count("written"),
-        total=count("total"),
-        sealed="sealed" in fields,
-        succeeded=count("succeeded"),
-        failed=count("failed"),
-        errors={
-            ErrorKind(name.removeprefix("kind:")): int(value)
-            for name, value in fields.items()
-            if name.startswith("kind:") and int(value)
-        },
-        usage=Usage(
-            calls=count("calls"),
+        shards=counts.number("written"),
+        total=counts.number("total"),
+        sealed="sealed" in counts.fields,
+        succeeded=counts.number("succeeded"),
+        failed=counts.number("failed"),
+        errors=counts.errors(),
+        usage=counts.usage(),
+        latency=counts.latency(),
+    )
+
+
+def decode_totals(raw: dict[bytes, bytes]) -> Totals:
+    """Return the totals of a hash."""
+    counts = _Counts(raw)
+    return Totals(
+        submitted=counts.number("submitted"),
+        ended={RunStatus(status): number for status, number in counts.named("ended:")},
+        succeeded=counts.number("succeeded"),
+        errors=counts.errors(),
+        usage=counts.usage(whole=False),
+        latency=counts.latency(),
+        healed=counts.number("heals"),
+    )
+
+
+class _Counts:
+    """The fields of a hash in which outcomes are counted."""
+
+    def __init__(self, raw: dict[bytes, bytes]) -> None:
+        self.fields = {name.decode(): value for name, value in raw.items()}
+
+    def number(self, name: str) -> int:
+        return int(float(self.fields.get(name, b"0")))
+
+    def named(self, prefix: str) -> list[tuple[str, int]]:
+        """Return what follows a prefix, and its count, where that is not 0."""
+        names = [name for name in self.fields if name.startswith(prefix)]
+        counted = ((name.removeprefix(prefix), self.number(name)) for name in names)
+        return [(rest, number) for rest, number in counted if number]
+
+    def errors(self) -> dict[ErrorKind, int]:
+        return {ErrorKind(kind): number for kind, number in self.named("kind:")}
+
+    def latency(self) -> Latency:
+        counts = {int(bucket): number for bucket, number in self.named("took:")}
+        return Latency(counts=counts, sum_s=float(self.fields.get("took_s", b"0")))
+
+    def usage(self, *, whole: bool = True) -> Usage:
+        """Return what was consumed; if it must be whole, a sum with an unknown is unknown."""
+
+        def quantity(name: str) -> float | None:
+            if name not in self.fields or (whole and f"unknown:{name}" in self.fields):
+                return None
+            return float(self.fields[name])
+
+        input_tokens, output_tokens = quantity("input_tokens"), quantity("output_tokens")
+        return Usage(
+            calls=self.number("calls"),
             input_tokens=None if input_tokens is None else int(input_tokens),
             output_tokens=None if output_tokens is None else int(output_tokens),
             cost_usd=quantity("cost_usd"),
-        ),
-    )
+        )
+
+
+class _Said(msgspec.Struct, frozen=True, kw_only=True):
+    """A worker's record, and for how long it holds."""
+
+    worker: WorkerRecord
+    ttl_s: float
+
+
+def encode_worker(worker: WorkerRecord, ttl_s: float) -> bytes:
+    """Return what a worker says of itself as JSON."""
+    return _encode(_Said(worker=worker, ttl_s=ttl_s))
+
+
+def decode_worker(data: bytes, lapses_at: float) -> WorkerRecord:
+    """Return a worker's record; when it was seen follows from when that lapses."""
+    said = _said(data)
+    return msgspec.structs.replace(said.worker, seen_at=lapses_at - said.ttl_s)
+
+
+_said = msgspec.json.Decoder(_Said).decode

@@ -6,6 +6,7 @@ from typing import Literal
 
 import msgspec
 
+from fanout.latency import Latency
 from fanout.runs import ErrorKind, RunStatus, Usage
 
 __all__ = [
@@ -18,7 +19,10 @@ __all__ = [
     "ShardState",
     "StageProgress",
     "StageRecord",
+    "StageWindow",
+    "Totals",
     "Verdict",
+    "WorkerRecord",
 ]
 
 Verdict = Literal["go", "done", "halted", "expired", "paused", "held", "suspect", "gone"]
@@ -184,6 +188,7 @@ class StageRecord(msgspec.Struct, frozen=True, kw_only=True):
         failed: Branches with an error.
         errors: Failed branches by kind.
         usage: What the calls consumed.
+        latency: How long they took; what a retry processed again stays counted.
     """
 
     shards: int = 0
@@ -193,8 +198,81 @@ class StageRecord(msgspec.Struct, frozen=True, kw_only=True):
     failed: int = 0
     errors: dict[ErrorKind, int] = {}
     usage: Usage = Usage()
+    latency: Latency = Latency()
 
     @property
     def done(self) -> int:
         """Branches that have an outcome."""
         return self.succeeded + self.failed
+
+
+class StageWindow(msgspec.Struct, frozen=True, kw_only=True):
+    """How much of a stage is in flight.
+
+    Attributes:
+        open: Shards that are being processed.
+        waiting: Shards that are written and not yet let into the queue.
+        lanes_used: Branches that the open shards may have in flight, where ``max_workers`` caps it.
+        lanes_limit: That cap; 0 where there is none.
+    """
+
+    open: int = 0
+    waiting: int = 0
+    lanes_used: int = 0
+    lanes_limit: int = 0
+
+
+class WorkerRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """What a worker says of itself every few seconds.
+
+    Attributes:
+        name: Its Celery node name.
+        host: The name of its machine.
+        pid: Its process there.
+        pool: Celery's worker pool.
+        concurrency: Branches that it can have in flight.
+        in_flight: Branches that it has in flight.
+        processed: Branches that it has ended since it was started.
+        started_at: Seconds since the epoch, by its clock.
+        sent_at: When it said this, by its clock.
+        version: Its version of fanout.
+        wire: Its version of the wire format.
+        queues: The queues that it takes from.
+        seen_at: When it said this, by the store's clock.
+    """
+
+    name: str
+    host: str = ""
+    pid: int = 0
+    pool: str = ""
+    concurrency: int = 1
+    in_flight: int = 0
+    processed: int = 0
+    started_at: float = 0.0
+    sent_at: float = 0.0
+    version: str = ""
+    wire: int = 0
+    queues: tuple[str, ...] = ()
+    seen_at: float = 0.0
+
+
+class Totals(msgspec.Struct, frozen=True, kw_only=True):
+    """What a fleet has done since its store was new. These only rise, also when runs are deleted.
+
+    Attributes:
+        submitted: Runs submitted.
+        ended: Runs ended, by final status; one that is retried ends again.
+        succeeded: Branches with an output, of all stages.
+        errors: Failed branches by kind.
+        usage: What the calls consumed, as far as it is known.
+        latency: How long branches took.
+        healed: Steps that the reaper did again.
+    """
+
+    submitted: int = 0
+    ended: dict[RunStatus, int] = {}
+    succeeded: int = 0
+    errors: dict[ErrorKind, int] = {}
+    usage: Usage = Usage()
+    latency: Latency = Latency()
+    healed: int = 0

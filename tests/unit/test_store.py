@@ -5,13 +5,24 @@ from __future__ import annotations
 import time
 
 import fakeredis
+import msgspec
 import pytest
 import redis
 
 from fanout.admission import Lanes
 from fanout.errors import UnknownRunError
+from fanout.latency import Latency, bucket_of
 from fanout.runs import Chunk, ErrorKind, Outcome, RunStatus, Shard, Usage
-from fanout.stores import Begun, MemoryStore, Parked, RedisStore, Sealed
+from fanout.stores import (
+    Begun,
+    MemoryStore,
+    Parked,
+    RedisStore,
+    Sealed,
+    StageWindow,
+    Totals,
+    WorkerRecord,
+)
 
 RUN = "r1"
 
@@ -465,13 +476,68 @@ def test_a_note_is_taken_once(store):
     assert store.take_note("n") is None
 
 
+def names(store) -> list[str]:
+    return [worker.name for worker in store.workers()]
+
+
 def test_workers_are_known_until_they_go_or_fall_silent(store):
-    store.worker_alive("a@x", concurrency=8, ttl_s=60)
-    store.worker_alive("b@x:1", concurrency=4, ttl_s=60)
-    store.worker_alive("c@x", concurrency=4, ttl_s=-1)
-    assert store.workers() == {"a@x": 8, "b@x:1": 4}
+    store.worker_alive(WorkerRecord(name="b@x:1"), ttl_s=60)
+    store.worker_alive(WorkerRecord(name="a@x"), ttl_s=60)
+    store.worker_alive(WorkerRecord(name="c@x"), ttl_s=-1)
+    assert names(store) == ["a@x", "b@x:1"]
     store.worker_gone("a@x")
-    assert store.workers() == {"b@x:1": 4}
+    assert names(store) == ["b@x:1"]
+
+
+def test_a_worker_is_known_as_it_last_said(store):
+    said = WorkerRecord(name="a@x", concurrency=8, in_flight=3, queues=("q",), sent_at=5.0)
+    store.worker_alive(WorkerRecord(name="a@x", concurrency=4), ttl_s=60)
+    store.worker_alive(said, ttl_s=60)
+    (known,) = store.workers()
+    assert abs(known.seen_at - time.time()) < 60
+    assert msgspec.structs.replace(known, seen_at=0.0) == said
+
+
+def test_the_latency_of_a_stage_counts_branches_that_made_a_call(store, run):
+    store.put_shard(run, 0, 0, shard())
+    store.record(run, 0, 0, 0, msgspec.structs.replace(ok(0), attempts=1, elapsed_s=0.25))
+    store.record(run, 0, 0, 0, msgspec.structs.replace(ok(0), attempts=1, elapsed_s=9.0))
+    store.record(run, 0, 0, 1, Outcome(index=1, kind=ErrorKind.EXPIRED))
+    latency = store.stage(run, 0).latency
+    assert latency == Latency(counts={bucket_of(0.25): 1}, sum_s=0.25)
+
+
+def test_totals_count_each_outcome_once_and_outlive_the_run(store, run):
+    usage = Usage(calls=2, input_tokens=10, output_tokens=3, cost_usd=0.5)
+    store.put_shard(run, 0, 0, shard())
+    first = Outcome(index=0, output="x", attempts=2, usage=usage, elapsed_s=1.0)
+    for _ in range(2):
+        store.record(run, 0, 0, 0, first)
+    store.record(run, 0, 0, 1, Outcome(index=1, output="y", usage=Usage(calls=1)))
+    store.record(run, 0, 0, 2, Outcome(index=2, kind=ErrorKind.TIMEOUT))
+    store.healed(run, 0)
+    store.end_run(run, RunStatus.SUCCEEDED, ended_at=1.0)
+    store.end_run(run, RunStatus.FAILED, ended_at=1.0)
+    store.delete_run(run)
+    totals = store.totals()
+    assert totals == Totals(
+        submitted=1,
+        ended={RunStatus.SUCCEEDED: 1},
+        succeeded=2,
+        errors={ErrorKind.TIMEOUT: 1},
+        usage=Usage(calls=3, input_tokens=10, output_tokens=3, cost_usd=0.5),
+        latency=Latency(counts={bucket_of(1.0): 1}, sum_s=1.0),
+        healed=1,
+    )
+
+
+def test_the_window_of_a_stage_says_what_is_open_and_what_waits(store, run):
+    assert store.window(run, 0) == StageWindow()
+    for number in range(3):
+        store.put_shard(run, 0, number, shard())
+    store.set_lanes(run, 0, Lanes(window=2, per_shard=2, cap=4))
+    store.open_shards(run, 0, window=9)
+    assert store.window(run, 0) == StageWindow(open=2, waiting=1, lanes_used=4, lanes_limit=4)
 
 
 def test_a_run_that_has_ended_can_be_reopened_once(store, run):
@@ -523,7 +589,11 @@ def test_a_finished_shard_can_be_taken_back_to_what_is_kept(store, run):
     assert store.reopen_shard(run, 0, 0, kept=kept, dropped=[]), "once for each retry"
 
 
-def test_deleting_leaves_no_key(broker_url):
+# What is the fleet's and not a run's.
+OF_THE_FLEET = {b"fanout:runs", b"fanout:active", b"fanout:totals"}
+
+
+def test_deleting_leaves_no_key_of_a_run(broker_url):
     client = redis.Redis.from_url(broker_url)
     store = RedisStore(client)
     store.create_run(RUN, spec="{}", created_at=1.0)
@@ -535,7 +605,7 @@ def test_deleting_leaves_no_key(broker_url):
     store.put_result(RUN, b"x")
     assert client.dbsize() > 4
     store.delete_run(RUN)
-    assert client.keys("*") == []
+    assert set(client.keys("*")) <= OF_THE_FLEET
     store.close()
 
 
@@ -551,7 +621,7 @@ def test_every_key_of_a_run_expires(broker_url):
     store.put_result(RUN, b"x")
     store.compact(RUN, 0, 0, {0: ok()})
     store.reopen_shard(RUN, 0, 1, kept={0: ok()}, dropped=[])
-    keys = [key for key in client.keys("*") if key not in {b"fanout:runs", b"fanout:active"}]
+    keys = set(client.keys("*")) - OF_THE_FLEET
     assert len(keys) == 9
     assert all(0 < client.ttl(key) <= 100 for key in keys)
     store.close()

@@ -9,11 +9,11 @@ from threading import RLock
 from typing import TYPE_CHECKING
 
 from fanout.errors import UnknownRunError
-from fanout.stores.records import StageRecord
+from fanout.stores.records import StageRecord, Totals
 
 if TYPE_CHECKING:
     from fanout.runs import Outcome, Shard
-    from fanout.stores.records import Parked, RunRecord
+    from fanout.stores.records import Parked, RunRecord, WorkerRecord
 
 __all__ = ["Claim", "MemoryBase", "StoredRun", "StoredShard", "StoredStage"]
 
@@ -77,7 +77,8 @@ class MemoryBase:
         self._runs: dict[str, StoredRun] = {}
         self._notes: dict[str, tuple[bytes, float]] = {}
         self._locks: dict[str, tuple[str, float]] = {}
-        self._workers: dict[str, tuple[int, float]] = {}
+        self._workers: dict[str, tuple[WorkerRecord, float]] = {}
+        self._totals = Totals()
         self._holders: dict[str, float] = {}
 
     def _run(self, run_id: str) -> StoredRun:

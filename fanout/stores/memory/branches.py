@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from fanout.latency import bucket_of
 from fanout.runs import Usage
 from fanout.stores.base import ALONE_AFTER
 from fanout.stores.codec import encode_parked
@@ -16,9 +17,10 @@ from fanout.stores.records import Begun, Parked, Recorded
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from fanout.runs import Outcome
+    from fanout.latency import Latency
+    from fanout.runs import ErrorKind, Outcome
     from fanout.stores.memory.base import StoredRun, StoredShard, StoredStage
-    from fanout.stores.records import Verdict
+    from fanout.stores.records import Totals, Verdict
 
 __all__ = ["MemoryBranches"]
 
@@ -93,6 +95,7 @@ class MemoryBranches(MemoryBase):
                 return Recorded(first=False)
             shard.outcomes[position] = outcome
             _count(run.stages[stage], outcome)
+            self._totals = _counted(self._totals, outcome)
             return Recorded(first=True, next=_following(shard, feed))
 
     def record_missing(
@@ -150,16 +153,41 @@ def _following(shard: StoredShard, feed: int) -> int | None:
 
 def _count(state: StoredStage, outcome: Outcome) -> None:
     record = state.record
-    errors = dict(record.errors)
-    if outcome.kind is not None:
-        errors[outcome.kind] = errors.get(outcome.kind, 0) + 1
     state.record = msgspec.structs.replace(
         record,
         succeeded=record.succeeded + outcome.ok,
         failed=record.failed + (not outcome.ok),
-        errors=errors,
+        errors=_errors(record.errors, outcome),
         usage=_add_usage(state, outcome),
+        latency=_latency(record.latency, outcome),
     )
+
+
+def _counted(totals: Totals, outcome: Outcome) -> Totals:
+    return msgspec.structs.replace(
+        totals,
+        succeeded=totals.succeeded + outcome.ok,
+        errors=_errors(totals.errors, outcome),
+        usage=_sum_of_known(totals.usage, outcome.usage),
+        latency=_latency(totals.latency, outcome),
+    )
+
+
+def _errors(errors: dict[ErrorKind, int], outcome: Outcome) -> dict[ErrorKind, int]:
+    if outcome.kind is None:
+        return errors
+    return {**errors, outcome.kind: errors.get(outcome.kind, 0) + 1}
+
+
+def _latency(latency: Latency, outcome: Outcome) -> Latency:
+    if not outcome.attempts:
+        return latency
+    return latency.plus(bucket_of(outcome.elapsed_s), outcome.elapsed_s)
+
+
+def _sum_of_known(total: Usage, added: Usage) -> Usage:
+    pairs = ((name, value, getattr(added, name)) for name, value in total.to_dict().items())
+    return Usage(**{name: old if new is None else (old or 0) + new for name, old, new in pairs})
 
 
 def _add_usage(state: StoredStage, outcome: Outcome) -> Usage:

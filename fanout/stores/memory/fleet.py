@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import time
+from typing import TYPE_CHECKING
+
+import msgspec
 
 from fanout.stores.memory.base import MemoryBase
+
+if TYPE_CHECKING:
+    from fanout.stores.records import Totals, WorkerRecord
 
 __all__ = ["MemoryFleet"]
 
@@ -41,18 +47,24 @@ class MemoryFleet(MemoryBase):
         note, until = self._notes.pop(key, (None, 0.0))
         return note if until > time.monotonic() else None
 
-    def worker_alive(self, name: str, *, concurrency: int, ttl_s: float) -> None:
+    def worker_alive(self, worker: WorkerRecord, *, ttl_s: float) -> None:
         """See Store."""
-        self._workers[name] = (concurrency, time.monotonic() + ttl_s)
+        worker = msgspec.structs.replace(worker, seen_at=time.time())
+        self._workers[worker.name] = (worker, time.monotonic() + ttl_s)
 
     def worker_gone(self, name: str) -> None:
         """See Store."""
         self._workers.pop(name, None)
 
-    def workers(self) -> dict[str, int]:
+    def workers(self) -> list[WorkerRecord]:
         """See Store."""
         now = time.monotonic()
-        return {name: number for name, (number, until) in self._workers.items() if until > now}
+        live = [worker for worker, until in self._workers.values() if until > now]
+        return sorted(live, key=lambda worker: worker.name)
+
+    def totals(self) -> Totals:
+        """See Store."""
+        return self._totals
 
     def ping(self) -> None:
         """See Store."""

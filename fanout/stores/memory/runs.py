@@ -33,6 +33,8 @@ class MemoryRuns(MemoryBase):
         )
         with self._lock:
             self._runs[run_id] = StoredRun(spec, record)
+            submitted = self._totals.submitted + 1
+            self._totals = msgspec.structs.replace(self._totals, submitted=submitted)
 
     def spec(self, run_id: str) -> str:
         """See Store."""
@@ -75,6 +77,8 @@ class MemoryRuns(MemoryBase):
             run.record = msgspec.structs.replace(
                 run.record, status=status, ended_at=ended_at, error=run.record.error or error
             )
+            ended = {**self._totals.ended, status: self._totals.ended.get(status, 0) + 1}
+            self._totals = msgspec.structs.replace(self._totals, ended=ended)
             return True
 
     def halt(self, run_id: str, status: RunStatus, *, error: str | None = None) -> bool:

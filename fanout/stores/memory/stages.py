@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from fanout.stores.memory.base import MemoryBase, StoredShard
-from fanout.stores.records import Grant, Sealed, ShardState, StageProgress, StageRecord
+from fanout.stores.records import (
+    Grant,
+    Sealed,
+    ShardState,
+    StageProgress,
+    StageRecord,
+    StageWindow,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -133,6 +140,20 @@ class MemoryStages(MemoryBase):
                 heals=state.heals,
             )
 
+    def window(self, run_id: str, stage: int) -> StageWindow:
+        """See Store."""
+        with self._lock:
+            run = self._runs.get(run_id)
+            if run is None:
+                return StageWindow()
+            state = run.stages[stage]
+            return StageWindow(
+                open=len(state.open),
+                waiting=state.record.shards - state.opened,
+                lanes_used=sum(state.open.values()),
+                lanes_limit=state.cap,
+            )
+
     def shard_state(self, run_id: str, stage: int, number: int) -> ShardState:
         """See Store."""
         with self._lock:
@@ -174,6 +195,8 @@ class MemoryStages(MemoryBase):
                 else self._shard(run_id, stage, number)
             )
             healed.heals += 1
+            times = self._totals.healed + 1
+            self._totals = msgspec.structs.replace(self._totals, healed=times)
 
 
 def _next_grant(state: StoredStage, window: int) -> Grant | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from fanout.latency import bucket_of
 from fanout.stores import codec
 from fanout.stores.base import ALONE_AFTER
 from fanout.stores.records import Begun, Parked, Recorded
@@ -82,11 +83,14 @@ class RedisBranches(RedisBase):
             self._run(run_id),
             self._stage(run_id, stage),
             *self._shard_keys(run_id, stage, number),
+            self._totals,
         ]
         usage = outcome.usage
         counts = (usage.input_tokens, usage.output_tokens, usage.cost_usd)
         args = [position, codec.encode_outcome(outcome), self._ttl_s, feed, outcome.kind or ""]
-        return keys, [*args, usage.calls, *("" if count is None else count for count in counts)]
+        args += [usage.calls, *("" if count is None else count for count in counts)]
+        took = bucket_of(outcome.elapsed_s) if outcome.attempts else -1
+        return keys, [*args, took, outcome.elapsed_s]
 
     @translated
     def record_missing(

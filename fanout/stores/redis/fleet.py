@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import time
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
+from fanout.stores import codec
 from fanout.stores.redis.base import RedisBase, translated
+
+if TYPE_CHECKING:
+    from fanout.stores.records import Totals, WorkerRecord
 
 __all__ = ["RedisFleet"]
 
-# Holders that have lapsed are remembered for an hour, as the server may be away for so long.
+# Who has fallen silent is remembered for an hour, as the server may be away for so long.
 _REMEMBERED_S = 3_600
 
 
@@ -36,31 +39,43 @@ class RedisFleet(RedisBase):
         """See Store."""
         return cast("bytes | None", self._redis.getdel(f"{self._prefix}:note:{key}"))
 
+    @property
+    def _workers(self) -> tuple[str, str]:
+        return f"{self._prefix}:workers", f"{self._prefix}:worker-records"
+
     @translated
-    def worker_alive(self, name: str, *, concurrency: int, ttl_s: float) -> None:
+    def worker_alive(self, worker: WorkerRecord, *, ttl_s: float) -> None:
         """See Store."""
-        key = f"{self._prefix}:workers"
-        with self._redis.pipeline() as pipe:
-            pipe.zremrangebyscore(key, "-inf", time.time())
-            pipe.zadd(key, {f"{concurrency}:{name}": time.time() + ttl_s})
-            pipe.execute()
+        # Until when it is known, and when it said so, must be read off one clock.
+        record = codec.encode_worker(worker, ttl_s)
+        self._alive(keys=self._workers, args=[worker.name, record, ttl_s, _REMEMBERED_S])
 
     @translated
     def worker_gone(self, name: str) -> None:
         """See Store."""
-        key = f"{self._prefix}:workers"
-        members = cast("list[bytes]", self._redis.zrange(key, 0, -1))
-        stale = [member for member in members if member.decode().partition(":")[2] == name]
-        if stale:
-            self._redis.zrem(key, *stale)
+        known, records = self._workers
+        with self._redis.pipeline() as pipe:
+            pipe.zrem(known, name)
+            pipe.hdel(records, name)
+            pipe.execute()
 
     @translated
-    def workers(self) -> dict[str, int]:
+    def workers(self) -> list[WorkerRecord]:
         """See Store."""
-        key = f"{self._prefix}:workers"
-        members = cast("list[bytes]", self._redis.zrangebyscore(key, time.time(), "+inf"))
-        parts = (member.decode().partition(":") for member in members)
-        return {name: int(concurrency) for concurrency, _, name in parts}
+        known, records = self._workers
+        with self._redis.pipeline() as pipe:
+            pipe.time()
+            pipe.zrange(known, 0, -1, withscores=True)
+            pipe.hgetall(records)
+            (now_s, now_us), until, said = pipe.execute()
+        now = now_s + now_us / 1e6
+        live = ((name, lapses) for name, lapses in until if lapses > now and name in said)
+        return [codec.decode_worker(said[name], lapses) for name, lapses in sorted(live)]
+
+    @translated
+    def totals(self) -> Totals:
+        """See Store."""
+        return codec.decode_totals(cast("dict[bytes, bytes]", self._redis.hgetall(self._totals)))
 
     @translated
     def ping(self) -> None:

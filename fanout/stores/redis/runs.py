@@ -36,6 +36,7 @@ class RedisRuns(RedisStages):
             pipe.expire(key, self._ttl_s)
             pipe.zadd(f"{self._prefix}:runs", {run_id: created_at})
             pipe.sadd(self._active, run_id)
+            pipe.hincrby(self._totals, "submitted", 1)
             pipe.execute()
 
     @translated
@@ -92,7 +93,8 @@ class RedisRuns(RedisStages):
     ) -> bool:
         """See Store."""
         args: list[Any] = [status, ended_at, error or "", self._ttl_s, run_id, *FINAL]
-        return bool(self._end_run(keys=[self._run(run_id), self._active], args=args))
+        keys = [self._run(run_id), self._active, self._totals]
+        return bool(self._end_run(keys=keys, args=args))
 
     @translated
     def halt(self, run_id: str, status: RunStatus, *, error: str | None = None) -> bool:

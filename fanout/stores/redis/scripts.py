@@ -6,6 +6,7 @@ The server runs a script atomically, and it costs one round trip.
 from __future__ import annotations
 
 __all__ = [
+    "ALIVE",
     "BEAT",
     "BEGIN",
     "COMPACT",
@@ -89,8 +90,24 @@ redis.call('ZADD', KEYS[1], now + ttl, ARGV[1])
 return 1
 """
 
-# KEYS run, stage, live, out, state; ARGV position, outcome, ttl, feed, kind, calls, input tokens,
-# output tokens, cost. An unknown quantity is the empty string. Returns {first, next}.
+# KEYS workers, their records; ARGV name, record, ttl, for how long a silent one is remembered. By
+# the server's clock: those of machines differ.
+ALIVE = """
+local time = redis.call('TIME')
+local now = tonumber(time[1]) + tonumber(time[2]) / 1e6
+for _, name in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now - tonumber(ARGV[4]))) do
+    redis.call('ZREM', KEYS[1], name)
+    redis.call('HDEL', KEYS[2], name)
+end
+redis.call('ZADD', KEYS[1], now + tonumber(ARGV[3]), ARGV[1])
+redis.call('HSET', KEYS[2], ARGV[1], ARGV[2])
+return 1
+"""
+
+# KEYS run, stage, live, out, state, totals of the fleet; ARGV position, outcome, ttl, feed, kind,
+# calls, input tokens, output tokens, cost, bucket of the latency (-1: no call), seconds. An unknown
+# quantity is the empty string. Returns {first, next}. Whatever is counted of a run is counted here,
+# so that no sum can differ from the outcomes.
 RECORD = """
 if redis.call('EXISTS', KEYS[1]) == 0 or redis.call('EXISTS', KEYS[4]) == 1 then
     return {0, -1}
@@ -98,15 +115,18 @@ end
 if redis.call('HSETNX', KEYS[3], ARGV[1], ARGV[2]) == 0 then return {0, -1} end
 redis.call('EXPIRE', KEYS[3], ARGV[3])
 local ok = ARGV[5] == ''
-redis.call('HINCRBY', KEYS[2], ok and 'succeeded' or 'failed', 1)
-if not ok then redis.call('HINCRBY', KEYS[2], 'kind:' .. ARGV[5], 1) end
-if ARGV[6] ~= '0' then redis.call('HINCRBY', KEYS[2], 'calls', ARGV[6]) end
-for i, name in ipairs({'input_tokens', 'output_tokens', 'cost_usd'}) do
-    local value = ARGV[6 + i]
-    if value ~= '' then
-        redis.call('HINCRBYFLOAT', KEYS[2], name, value)
-    elseif ok then
-        redis.call('HSET', KEYS[2], 'unknown:' .. name, 1)
+for _, key in ipairs({KEYS[2], KEYS[6]}) do
+    redis.call('HINCRBY', key, ok and 'succeeded' or 'failed', 1)
+    if not ok then redis.call('HINCRBY', key, 'kind:' .. ARGV[5], 1) end
+    if ARGV[6] ~= '0' then redis.call('HINCRBY', key, 'calls', ARGV[6]) end
+    for i, name in ipairs({'input_tokens', 'output_tokens', 'cost_usd'}) do
+        local value = ARGV[6 + i]
+        if value ~= '' then redis.call('HINCRBYFLOAT', key, name, value) end
+        if value == '' and ok then redis.call('HSET', key, 'unknown:' .. name, 1) end
+    end
+    if ARGV[10] ~= '-1' then
+        redis.call('HINCRBY', key, 'took:' .. ARGV[10], 1)
+        redis.call('HINCRBYFLOAT', key, 'took_s', ARGV[11])
     end
 end
 local feed = tonumber(ARGV[4])
@@ -203,8 +223,8 @@ if stage and stage > before then redis.call('HSET', KEYS[1], 'stage', stage) end
 return 1
 """
 
-# KEYS run, active; ARGV status, ended at, error, ttl, run id, and the final statuses. Returns
-# whether it ended now.
+# KEYS run, active, totals; ARGV status, ended at, error, ttl, run id, and the final statuses.
+# Returns whether it ended now.
 END_RUN = """
 redis.call('SREM', KEYS[2], ARGV[5])
 local status = redis.call('HGET', KEYS[1], 'status')
@@ -213,6 +233,7 @@ for i = 6, #ARGV do
     if status == ARGV[i] then return 0 end
 end
 redis.call('HSET', KEYS[1], 'status', ARGV[1], 'ended_at', ARGV[2])
+redis.call('HINCRBY', KEYS[3], 'ended:' .. ARGV[1], 1)
 if ARGV[3] ~= '' then redis.call('HSETNX', KEYS[1], 'error', ARGV[3]) end
 redis.call('EXPIRE', KEYS[1], ARGV[4])
 return 1

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from fanout.errors import UnknownRunError
 from fanout.stores import codec
-from fanout.stores.records import Grant, Sealed, ShardState, StageProgress
+from fanout.stores.records import Grant, Sealed, ShardState, StageProgress, StageWindow
 from fanout.stores.redis.base import FINAL, RedisBase, translated
 
 if TYPE_CHECKING:
@@ -154,6 +154,17 @@ class RedisStages(RedisBase):
         )
 
     @translated
+    def window(self, run_id: str, stage: int) -> StageWindow:
+        """See Store."""
+        key = self._stage(run_id, stage)
+        with self._redis.pipeline() as pipe:
+            pipe.hmget(key, "written", "opened", "used", "cap")
+            pipe.hlen(f"{key}:open")
+            counts, open_ = pipe.execute()
+        written, opened, used, cap = (int(count or 0) for count in counts)
+        return StageWindow(open=open_, waiting=written - opened, lanes_used=used, lanes_limit=cap)
+
+    @translated
     def shard_state(self, run_id: str, stage: int, number: int) -> ShardState:
         """See Store."""
         live, out, state = self._shard_keys(run_id, stage, number)
@@ -209,11 +220,11 @@ class RedisStages(RedisBase):
     @translated
     def healed(self, run_id: str, stage: int, number: int | None = None) -> None:
         """See Store."""
-        if number is None:
-            self._redis.hincrby(self._stage(run_id, stage), "heals", 1)
-            return
-        key = self._shard(run_id, stage, number, "state")
+        of_stage = self._stage(run_id, stage)
+        key = of_stage if number is None else self._shard(run_id, stage, number, "state")
         with self._redis.pipeline() as pipe:
             pipe.hincrby(key, "heals", 1)
-            pipe.expire(key, self._ttl_s)
+            pipe.hincrby(self._totals, "heals", 1)
+            if number is not None:
+                pipe.expire(key, self._ttl_s)
             pipe.execute()

@@ -1,0 +1,82 @@
+"""What a whole fleet is doing: its workers, its queues, its runs."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from fanout.errors import UnknownRunError
+from fanout.stores import StageWindow
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from fanout.queues import Leases, Memory, Queue, Queues
+    from fanout.runs import RunStatus
+    from fanout.stores import RunRecord, Store, Totals, WorkerRecord
+
+__all__ = ["FleetStatus", "fleet_status"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FleetStatus:
+    """A fleet at one moment.
+
+    Attributes:
+        workers: The live workers, by name.
+        queues: What waits, control first.
+        leases: What workers have taken and not settled.
+        memory: The server's memory; None where the user may not see it.
+        runs: How many runs that have not ended are in each status.
+        window: How many shards are in flight, and how many lanes; the sum of these runs.
+        totals: What was done since the store was new.
+    """
+
+    workers: list[WorkerRecord]
+    queues: tuple[Queue, ...]
+    leases: Leases
+    memory: Memory | None
+    runs: dict[RunStatus, int]
+    window: StageWindow
+    totals: Totals
+
+    @property
+    def concurrency(self) -> int:
+        """Branches that the workers can have in flight."""
+        return sum(worker.concurrency for worker in self.workers)
+
+    @property
+    def in_flight(self) -> int:
+        """Branches that they have in flight, as they last said."""
+        return sum(worker.in_flight for worker in self.workers)
+
+
+def fleet_status(store: Store, queues: Queues) -> FleetStatus:
+    """Return what a fleet is doing. Raises BrokerError."""
+    state = queues.state()
+    runs = list(_active(store))
+    windows = [store.window(run.run_id, run.stage) for run in runs]
+    return FleetStatus(
+        workers=store.workers(),
+        queues=state.queues,
+        leases=state.leases,
+        memory=state.memory,
+        runs=dict(Counter(run.status for run in runs)),
+        window=_sum(windows),
+        totals=store.totals(),
+    )
+
+
+def _active(store: Store) -> Iterator[RunRecord]:
+    for run_id in store.active_runs():
+        try:
+            yield store.run(run_id)
+        except UnknownRunError:
+            # It was deleted meanwhile, or has expired.
+            continue
+
+
+def _sum(windows: list[StageWindow]) -> StageWindow:
+    names = StageWindow.__struct_fields__
+    return StageWindow(**{n: sum(getattr(window, n) for window in windows) for n in names})

@@ -1,0 +1,73 @@
+"""How long branches take: a histogram with fixed bounds, so that any two can be added up."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from itertools import accumulate, pairwise
+
+import msgspec
+
+__all__ = ["BOUNDS_S", "Latency", "bucket_of"]
+
+# Upper bounds in seconds, the last one open. Neighbours differ by no more than a factor of two, so
+# a percentile read off them is at worst that far out.
+BOUNDS_S = (
+    0.005, 0.01, 0.015, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3, 0.5, 0.7,
+    1.0, 1.5, 2.0, 3.0, 5.0, 7.0, 10.0, 15.0, 20.0, 30.0, 50.0, 70.0,
+    100.0, 150.0, 200.0, 300.0, 500.0, 1000.0,
+)  # fmt: skip
+
+
+def bucket_of(seconds: float) -> int:
+    """Return the index of the bucket for a duration: ``len(BOUNDS_S)`` beyond the last bound."""
+    return bisect_left(BOUNDS_S, seconds)
+
+
+class Latency(msgspec.Struct, frozen=True, kw_only=True):
+    """How long the branches that made a call took, from the first call to the end.
+
+    Attributes:
+        counts: Branches in each bucket of BOUNDS_S, by index; empty buckets may be missing.
+        sum_s: Seconds of all of them together.
+    """
+
+    counts: dict[int, int] = {}
+    sum_s: float = 0.0
+
+    @property
+    def count(self) -> int:
+        """Branches in all buckets."""
+        return sum(self.counts.values())
+
+    @property
+    def mean_s(self) -> float | None:
+        """Seconds that a branch took on average; None where there is none."""
+        return self.sum_s / self.count if self.counts else None
+
+    def percentile_s(self, share: float) -> float | None:
+        """Return the seconds within which a share, 0 to 1, of the branches ended.
+
+        Within a bucket branches are taken to be spread evenly. None where there is no branch.
+        """
+        if not self.count:
+            return None
+        wanted = share * self.count
+        edges = pairwise([0.0, *BOUNDS_S, BOUNDS_S[-1]])
+        before = 0
+        for (low, high), here in zip(edges, self._filled(), strict=True):
+            if here and before + here >= wanted:
+                return low + (high - low) * max(0.0, wanted - before) / here
+            before += here
+        return BOUNDS_S[-1]
+
+    def cumulative(self) -> list[int]:
+        """Return how many branches took at most each bound, and behind the last one, how many."""
+        return list(accumulate(self._filled()))
+
+    def _filled(self) -> list[int]:
+        return [self.counts.get(index, 0) for index in range(len(BOUNDS_S) + 1)]
+
+    def plus(self, bucket: int, seconds: float) -> Latency:
+        """Return the same with one more branch."""
+        counts = {**self.counts, bucket: self.counts.get(bucket, 0) + 1}
+        return Latency(counts=counts, sum_s=self.sum_s + seconds)
