@@ -21,6 +21,7 @@ _COMMANDS = {
     "delete": ("fanout.cli.steer:delete", "Forget a run and all its records."),
     "errors": ("fanout.cli.look:errors", "List the failed branches of a run."),
     "heal": ("fanout.cli.steer:heal", "Look for what got lost, and do it again."),
+    "metrics": ("fanout.cli.metrics:command", "Serve the fleet's figures to Prometheus."),
     "pause": ("fanout.cli.steer:pause", "Let no further call of a run begin."),
     "results": ("fanout.cli.look:results", "Print or write what a run has given."),
     "resume": ("fanout.cli.steer:resume", "Enqueue the rest of a run whose client died."),
