@@ -12,6 +12,7 @@ from fanout.stores import StageWindow
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from fanout.limits import LimitState
     from fanout.queues import Leases, Memory, Queue, Queues
     from fanout.runs import RunStatus
     from fanout.stores import RunRecord, Store, Totals, WorkerRecord
@@ -31,6 +32,7 @@ class FleetStatus:
         runs: How many runs that have not ended are in each status.
         window: How many shards are in flight, and how many lanes; the sum of these runs.
         totals: What was done since the store was new.
+        limits: How far the rate limits of models are used, in seconds from now.
     """
 
     workers: list[WorkerRecord]
@@ -40,6 +42,7 @@ class FleetStatus:
     runs: dict[RunStatus, int]
     window: StageWindow
     totals: Totals
+    limits: dict[str, LimitState]
 
     @property
     def concurrency(self) -> int:
@@ -65,6 +68,7 @@ def fleet_status(store: Store, queues: Queues) -> FleetStatus:
         runs=dict(Counter(run.status for run in runs)),
         window=_sum(windows),
         totals=store.totals(),
+        limits=store.limits(),
     )
 
 

@@ -83,6 +83,7 @@ def _of_totals(totals: Totals) -> Iterator[Metric]:
     yield _counter("input_tokens", "Tokens of prompts, where known.", usage.input_tokens)
     yield _counter("output_tokens", "Tokens of answers, where known.", usage.output_tokens)
     yield _counter("cost_usd", "US dollars, where prices are known.", usage.cost_usd)
+    yield _counter("refused", "Calls that a provider refused for their rate.", totals.pauses)
     yield _counter("healed", "Steps that the reaper did again.", totals.healed)
     yield _latency(totals.latency)
 
@@ -105,6 +106,13 @@ def _of_queues(fleet: FleetStatus) -> Iterator[Metric]:
     text = "Branches that runs with max_workers may have in flight now."
     yield _gauge("lanes_used", text, window.lanes_used)
     yield _gauge("lanes_limit", "The sum of max_workers of these runs.", window.lanes_limit)
+    limits = fleet.limits.values()
+    ahead = [max(limit.requests_until, limit.tokens_until) for limit in limits]
+    text = "How far ahead the most used rate limit is booked."
+    yield _gauge("limiter_ahead_seconds", text, max(ahead, default=0.0))
+    paused = [limit.blocked_until for limit in limits]
+    text = "How long the model is left alone for longest whose provider has refused a call."
+    yield _gauge("limiter_paused_seconds", text, max(paused, default=0.0))
     if fleet.memory is not None:
         yield _gauge("redis_memory_bytes", "Memory the server uses.", fleet.memory.used_bytes)
         limit = fleet.memory.limit_bytes or 0

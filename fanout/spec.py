@@ -16,11 +16,12 @@ from pydantic import (
 )
 
 from fanout.errors import SpecError
+from fanout.limits import Rates
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["RetrySpec", "RunSpec", "load_job", "make_spec"]
+__all__ = ["RateSpec", "RetrySpec", "RunSpec", "load_job", "make_spec"]
 
 SplitName = Literal["none", "lines", "tokens", "markdown", "sentences"]
 ReduceName = Literal["none", "concat", "merge", "vote", "rank", "llm"]
@@ -42,6 +43,27 @@ class RetrySpec(BaseModel):
     max_elapsed_s: Annotated[float, Field(gt=0)] = 300.0
     base_wait_s: Annotated[float, Field(ge=0)] = 0.5
     max_wait_s: Annotated[float, Field(ge=0)] = 60.0
+
+
+class RateSpec(BaseModel):
+    """What the whole fleet may ask of the model: all runs of the same model share it.
+
+    Attributes:
+        requests_per_minute: Calls in a minute; None is no limit.
+        tokens_per_minute: Tokens of prompts and answers in a minute; None is no limit.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    requests_per_minute: Annotated[float | None, Field(gt=0, allow_inf_nan=False)] = None
+    tokens_per_minute: Annotated[float | None, Field(gt=0, allow_inf_nan=False)] = None
+
+    @property
+    def rates(self) -> Rates:
+        """The same as a record."""
+        return Rates(
+            requests_per_minute=self.requests_per_minute, tokens_per_minute=self.tokens_per_minute
+        )
 
 
 class RunSpec(BaseModel):
@@ -77,6 +99,7 @@ class RunSpec(BaseModel):
             which no branch succeeded has failed.
         max_workers: The most branches of this run in flight in the whole fleet; None is no cap.
         timeout_s: Seconds for one call from start to last byte.
+        rate: What the whole fleet may ask of the model in a minute.
         retries: When a failed call is made again.
         deadline_s: Seconds from the submission after which no branch is begun: those left fail as
             ``expired``, and the aggregate is made of what has finished. None is no deadline.
@@ -117,6 +140,7 @@ class RunSpec(BaseModel):
     min_success: Annotated[float, Field(ge=0, le=1)] = 0.0
     max_workers: Annotated[int | None, Field(ge=1)] = None
     timeout_s: Annotated[float, Field(gt=0)] = 120.0
+    rate: RateSpec = RateSpec()
     retries: RetrySpec = RetrySpec()
     deadline_s: Annotated[float | None, Field(gt=0, allow_inf_nan=False)] = None
 
@@ -238,7 +262,8 @@ def _spec_error(error: ValidationError) -> SpecError:
 
 
 def _unknown_field(field: str) -> str:
-    known = RetrySpec.model_fields if field.startswith("retries.") else RunSpec.model_fields
+    parts: dict[str, type[BaseModel]] = {"retries": RetrySpec, "rate": RateSpec}
+    known = parts.get(field.partition(".")[0], RunSpec).model_fields
     near = get_close_matches(field.rpartition(".")[2], known, n=1)
     hint = f"; did you mean {near[0]}?" if near else ""
     return f"there is no such field{hint} (known: {', '.join(sorted(known))})"

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from fanout.errors import ModelError, PromptError, UnknownRunError
+from fanout.limits import MAX_BLOCK_S
 from fanout.llm.base import LLMRequest
 from fanout.llm.calls import CallResult, complete_with_retries, validate_json
 from fanout.retries import STOPS_RUN
@@ -25,8 +26,10 @@ if TYPE_CHECKING:
 
 __all__ = ["BranchFailed", "BranchHandedBack", "BranchHeld", "BranchParked", "run_branch"]
 
-# What a branch may take beyond its calls and their waits, before it is not held any more.
+# What a branch may take beyond its calls and their waits, before it is not held any more; and what
+# it may wait for a rate limit.
 _HOLD_MARGIN_S = 60
+_LONGEST_QUEUE_S = 24 * 3600
 
 
 class BranchFailed(Exception):  # noqa: N818 - Flower shows the name: it should read as a state
@@ -106,7 +109,9 @@ class _Branch:
             spec = self._runtime.spec(self._key[0])
         except UnknownRunError:
             return 0
-        return ceil(spec.retries.max_elapsed_s + spec.timeout_s) + _HOLD_MARGIN_S
+        pauses_s = spec.retries.max_attempts * MAX_BLOCK_S
+        waits_s = _LONGEST_QUEUE_S if spec.rate.rates.is_limited else pauses_s
+        return ceil(spec.retries.max_elapsed_s + spec.timeout_s + waits_s) + _HOLD_MARGIN_S
 
     def process(self, begun: Begun) -> None:
         if begun.verdict in {"done", "gone"}:
@@ -193,6 +198,7 @@ def _call(runtime: Runtime, run_id: str, stage: int, number: int, index: int) ->
             policy=spec.retries,
             timeout_s=spec.timeout_s,
             validate=validate_json if wants_json else None,
+            gate=runtime.limiter.gate(spec.model, spec.rate.rates),
         ),
         has_deadline=stage == 0,
     )

@@ -15,6 +15,7 @@ from fanout.messages import Messages
 from fanout.prompts import Template
 from fanout.spec import RunSpec
 from workers.inflight import InFlight
+from workers.limiter import Limiter
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -54,6 +55,7 @@ class Runtime:
         # For what must not wait: whoever watches or beats.
         self.watched: Store = make_store(settings)
         self._in_flight = InFlight(self.watched)
+        self.limiter = Limiter(self.watched)
         self._models: dict[str, LLM] = {}
         self._models_lock = threading.Lock()
         self._loop = asyncio.new_event_loop()

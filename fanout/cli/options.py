@@ -53,6 +53,10 @@ _OPTIONS = [
                  help="Refuse documents larger than this. [default: 16]"),
     click.option("--max-workers", metavar="N", type=int,
                  help="The most calls in flight, in the whole fleet."),
+    click.option("--rpm", metavar="N", type=float,
+                 help="The most calls a minute to the model, in the whole fleet."),
+    click.option("--tpm", metavar="N", type=float,
+                 help="The most tokens a minute, in the whole fleet."),
     click.option("--timeout", "timeout_s", metavar="SECONDS", type=float,
                  help="The longest a call may take. [default: 120]"),
     click.option("--deadline", "deadline_s", metavar="SECONDS", type=float,
@@ -112,7 +116,11 @@ def _given(options: dict[str, Any]) -> dict[str, Any]:
         given["aspects"] = dict(_aspect(text) for text in given["aspects"])
     if "max_attempts" in given:
         given["retries"] = {"max_attempts": given.pop("max_attempts")}
-    return given
+    rate = {name: given.pop(option) for option, name in _RATES.items() if option in given}
+    return {**given, "rate": rate} if rate else given
+
+
+_RATES = {"rpm": "requests_per_minute", "tpm": "tokens_per_minute"}
 
 
 def _aspect(text: str) -> tuple[str, str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from fanout.llm.base import LLM, LLMReply, LLMRequest
     from fanout.spec import RetrySpec
 
-__all__ = ["CallResult", "complete_with_retries", "validate_json"]
+__all__ = ["CallResult", "Gate", "complete_with_retries", "validate_json"]
 
 _MAX_MESSAGE = 300
 
@@ -45,6 +45,18 @@ class CallResult(msgspec.Struct, frozen=True, kw_only=True):
     elapsed_s: float
 
 
+class Gate(Protocol):
+    """What each call goes through: it may have to wait, and it tells how it went."""
+
+    async def enter(self, request: LLMRequest) -> None:
+        """Wait until the call may begin."""
+
+    async def leave(
+        self, request: LLMRequest, reply: LLMReply | None, error: LLMError | None
+    ) -> None:
+        """Learn from how the call went."""
+
+
 async def complete_with_retries(
     llm: LLM,
     request: LLMRequest,
@@ -52,6 +64,7 @@ async def complete_with_retries(
     policy: RetrySpec,
     timeout_s: float,
     validate: Callable[[str], str] | None = None,
+    gate: Gate | None = None,
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     rand: Callable[[], float] = random.random,
@@ -64,6 +77,7 @@ async def complete_with_retries(
         policy: When to call again.
         timeout_s: Seconds that one call may take in all.
         validate: Returns the answer to keep, or raises LLMError where it cannot be used.
+        gate: Holds calls up; what they wait there counts for no limit of time.
         clock: Seconds, rising.
         sleep: Waits.
         rand: A random number from 0 to 1.
@@ -73,8 +87,10 @@ async def complete_with_retries(
     attempt = 0
     while True:
         attempt += 1
+        # As if it had begun so much later.
+        started += await _entered(gate, request, clock)
         try:
-            reply = await _call(llm, request, timeout_s)
+            reply = await _call(llm, request, timeout_s, gate)
             replies.append(reply.usage)
             text = validate(reply.text) if validate else reply.text
             text = _storable(text)
@@ -95,7 +111,28 @@ async def complete_with_retries(
             return _result(text, None, attempt, replies, clock() - started)
 
 
-async def _call(llm: LLM, request: LLMRequest, timeout_s: float) -> LLMReply:
+async def _entered(gate: Gate | None, request: LLMRequest, clock: Callable[[], float]) -> float:
+    """Return the seconds that the gate took."""
+    if gate is None:
+        return 0.0
+    came = clock()
+    await gate.enter(request)
+    return clock() - came
+
+
+async def _call(llm: LLM, request: LLMRequest, timeout_s: float, gate: Gate | None) -> LLMReply:
+    try:
+        reply = await _answer(llm, request, timeout_s)
+    except LLMError as error:
+        if gate is not None:
+            await gate.leave(request, None, error)
+        raise
+    if gate is not None:
+        await gate.leave(request, reply, None)
+    return reply
+
+
+async def _answer(llm: LLM, request: LLMRequest, timeout_s: float) -> LLMReply:
     try:
         async with asyncio.timeout(timeout_s):
             return await llm.complete(request)

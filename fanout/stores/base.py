@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from fanout.admission import Lanes
+    from fanout.limits import LimitState, Rates, Slot
     from fanout.runs import ErrorKind, Outcome, RunStatus, Shard
     from fanout.stores.records import (
         Begun,
@@ -264,6 +265,24 @@ class Fleet(Protocol):
 
     def take_lock(self, name: str, holder: str, *, ttl_s: int) -> bool:
         """Take or keep a lock for ``ttl_s`` seconds; say whether ``holder`` has it."""
+
+    def take_slot(self, model: str, *, rates: Rates, tokens: int) -> Slot:
+        """Take the next time at which a call to a model may begin: see fanout.limits.
+
+        Whoever asks brings the rates; all who ask for the same model share what is used of them.
+        """
+
+    def correct_slot(self, model: str, *, rates: Rates, tokens: int) -> None:
+        """Add tokens, or take some back, that a call took more than it was taken to."""
+
+    def pause_model(self, model: str, pause_s: float) -> None:
+        """Have no call to a model begin for so long: its provider has refused one."""
+
+    def pause_of(self, model: str) -> float:
+        """Return the seconds for which no call to a model shall begin; 0 where they may."""
+
+    def limits(self) -> dict[str, LimitState]:
+        """Return how far the limits of models are used, in seconds from now."""
 
     def put_note(self, key: str, note: bytes, *, ttl_s: int) -> None:
         """Leave a short-lived note, such as the answer of a check."""

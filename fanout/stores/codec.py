@@ -7,12 +7,14 @@ import zlib
 import msgspec
 
 from fanout.latency import Latency
+from fanout.limits import LimitState
 from fanout.runs import ErrorKind, Outcome, RunStatus, Shard, Usage
 from fanout.stores.records import Parked, RunRecord, StageRecord, Totals, WorkerRecord
 
 __all__ = [
     "RUN_FIELDS",
     "decode_kinds",
+    "decode_limits",
     "decode_outcome",
     "decode_outcomes",
     "decode_parked",
@@ -29,6 +31,7 @@ __all__ = [
     "encode_shard",
     "encode_worker",
     "held_positions",
+    "seconds",
 ]
 
 # Level 1 halves JSON text at some 100 MB/s; higher levels cost more than the bytes they save.
@@ -160,6 +163,7 @@ def decode_totals(raw: dict[bytes, bytes]) -> Totals:
         usage=counts.usage(whole=False),
         latency=counts.latency(),
         healed=counts.number("heals"),
+        pauses=counts.number("pauses"),
     )
 
 
@@ -221,3 +225,20 @@ def decode_worker(data: bytes, lapses_at: float) -> WorkerRecord:
 
 
 _said = msgspec.json.Decoder(_Said).decode
+
+
+def seconds(time: tuple[int, int]) -> float:
+    """Return the server's answer to TIME as seconds since the epoch."""
+    return time[0] + time[1] / 1e6
+
+
+_LIMIT_FIELDS = {"r": "requests_until", "t": "tokens_until", "b": "blocked_until"}
+
+
+def decode_limits(raw: dict[bytes, bytes], now: float) -> dict[str, LimitState]:
+    """Return how far the limits of models are used, in seconds from now, by model."""
+    limits: dict[str, dict[str, float]] = {}
+    for name, value in raw.items():
+        kind, _, model = name.decode().partition(":")
+        limits.setdefault(model, {})[_LIMIT_FIELDS[kind]] = max(0.0, float(value) - now)
+    return {model: LimitState(**fields) for model, fields in limits.items()}

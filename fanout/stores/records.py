@@ -267,6 +267,7 @@ class Totals(msgspec.Struct, frozen=True, kw_only=True):
         usage: What the calls consumed, as far as it is known.
         latency: How long branches took.
         healed: Steps that the reaper did again.
+        pauses: How often a provider's refusal made the fleet pause.
     """
 
     submitted: int = 0
@@ -276,3 +277,4 @@ class Totals(msgspec.Struct, frozen=True, kw_only=True):
     usage: Usage = Usage()
     latency: Latency = Latency()
     healed: int = 0
+    pauses: int = 0

@@ -10,6 +10,7 @@ from fanout.cli.metrics import _is_loopback
 from fanout.errors import BrokerError
 from fanout.fleet import FleetStatus
 from fanout.latency import BOUNDS_S, Latency, bucket_of
+from fanout.limits import LimitState
 from fanout.metrics import FleetCollector, families
 from fanout.queues import Leases, Memory, Queue
 from fanout.runs import ErrorKind, RunStatus, Usage
@@ -25,6 +26,7 @@ def fleet(**fields) -> FleetStatus:
         "runs": {},
         "window": StageWindow(),
         "totals": Totals(),
+        "limits": {},
     }
     return FleetStatus(**{**given, **fields})
 
@@ -102,6 +104,17 @@ def test_queues_leases_and_the_window():
     assert shown["fanout_runs", "paused"] == 0
     names = ("shards_open", "shards_waiting", "lanes_used", "lanes_limit")
     assert [shown[f"fanout_{name}",] for name in names] == [3, 4, 5, 6]
+
+
+def test_the_most_used_limit_shows():
+    limits = {
+        "a": LimitState(requests_until=2.0, tokens_until=9.0),
+        "b": LimitState(requests_until=3.0, blocked_until=4.0),
+    }
+    shown = scrape(Fixed(fleet(limits=limits, totals=Totals(pauses=6))))
+    assert shown["fanout_limiter_ahead_seconds",] == 9
+    assert shown["fanout_limiter_paused_seconds",] == 4
+    assert shown["fanout_refused_total",] == 6
 
 
 def test_memory_that_may_not_be_seen_is_left_out():

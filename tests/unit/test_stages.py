@@ -28,6 +28,7 @@ from workers.branches import (
     run_branch,
 )
 from workers.inflight import CallStoppedError, Stop
+from workers.limiter import Limiter
 from workers.stages import TooEarlyError, aggregate, collect, expand
 
 RUN = "r1"
@@ -77,6 +78,7 @@ class Runtime:
     def __init__(self, **fields):
         self.settings = load_settings(max_deliveries=2)
         self.store = MemoryStore()
+        self.limiter = Limiter(self.store)
         self.publisher = Publisher()
         self.messages = Messages()
         self.alone = threading.Lock()

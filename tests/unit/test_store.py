@@ -12,6 +12,7 @@ import redis
 from fanout.admission import Lanes
 from fanout.errors import UnknownRunError
 from fanout.latency import Latency, bucket_of
+from fanout.limits import Rates
 from fanout.runs import Chunk, ErrorKind, Outcome, RunStatus, Shard, Usage
 from fanout.stores import (
     Begun,
@@ -538,6 +539,63 @@ def test_the_window_of_a_stage_says_what_is_open_and_what_waits(store, run):
     store.set_lanes(run, 0, Lanes(window=2, per_shard=2, cap=4))
     store.open_shards(run, 0, window=9)
     assert store.window(run, 0) == StageWindow(open=2, waiting=1, lanes_used=4, lanes_limit=4)
+
+
+PER_SECOND = Rates(requests_per_minute=60)
+
+
+def waits(store, times, rates=PER_SECOND, tokens=0):
+    slots = [store.take_slot("m", rates=rates, tokens=tokens) for _ in range(times)]
+    assert all(slot.is_taken for slot in slots)
+    return [slot.wait_s for slot in slots]
+
+
+def test_slots_of_a_model_are_spaced_by_its_rate(store):
+    # The first two at once: an idle second may be used up.
+    assert waits(store, 5) == pytest.approx([0, 0, 1, 2, 3], abs=0.3)
+    assert store.take_slot("other", rates=PER_SECOND, tokens=0).wait_s == 0
+
+
+def test_whoever_asks_for_a_slot_uses_up_the_same_rate(store):
+    waits(store, 3)
+    # A run with another idea of the rate waits for what is used, and books by its own.
+    faster = Rates(requests_per_minute=600)
+    assert waits(store, 3, faster) == pytest.approx([2, 2.1, 2.2], abs=0.3)
+
+
+def test_tokens_are_limited_beside_requests(store):
+    rates = Rates(requests_per_minute=6_000, tokens_per_minute=600)
+    assert waits(store, 3, rates, tokens=20) == pytest.approx([0, 1, 3], abs=0.3)
+
+
+def test_a_slot_far_ahead_is_not_given(store):
+    waits(store, 11)
+    slot = store.take_slot("m", rates=Rates(requests_per_minute=1), tokens=0)
+    assert slot.is_taken
+    slot = store.take_slot("m", rates=PER_SECOND, tokens=0)
+    assert not slot.is_taken
+    assert slot.wait_s > 30
+    assert store.limits()["m"].requests_until == pytest.approx(71, abs=1)
+
+
+def test_tokens_that_were_not_used_are_given_back(store):
+    rates = Rates(tokens_per_minute=60)
+    waits(store, 1, rates, tokens=10)
+    store.correct_slot("m", rates=rates, tokens=-8)
+    assert waits(store, 1, rates, tokens=1) == pytest.approx([1], abs=0.3)
+    store.correct_slot("unknown", rates=rates, tokens=5)
+    assert "unknown" not in store.limits()
+
+
+def test_a_refusal_makes_all_wait_and_the_longest_one_stands(store):
+    assert store.pause_of("m") == 0
+    store.pause_model("m", 5.0)
+    store.pause_model("m", 2.0)
+    assert store.pause_of("m") == pytest.approx(5, abs=0.3)
+    assert store.pause_of("other") == 0
+    assert waits(store, 1) == pytest.approx([5], abs=0.3)
+    assert store.limits()["m"].blocked_until == pytest.approx(5, abs=0.3)
+    assert store.totals().pauses == 2
 
 
 def test_a_run_that_has_ended_can_be_reopened_once(store, run):

@@ -12,6 +12,7 @@ from fanout.errors import UnknownRunError
 from fanout.stores.records import StageRecord, Totals
 
 if TYPE_CHECKING:
+    from fanout.limits import LimitState
     from fanout.runs import Outcome, Shard
     from fanout.stores.records import Parked, RunRecord, WorkerRecord
 
@@ -79,6 +80,7 @@ class MemoryBase:
         self._locks: dict[str, tuple[str, float]] = {}
         self._workers: dict[str, tuple[WorkerRecord, float]] = {}
         self._totals = Totals()
+        self._limits: dict[str, LimitState] = {}
         self._holders: dict[str, float] = {}
 
     def _run(self, run_id: str) -> StoredRun:

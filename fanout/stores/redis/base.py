@@ -5,9 +5,9 @@ shards in flight; ``:sN:M:in`` the input of shard M, ``:live`` its outcomes whil
 ``:state`` its deliveries, ``:out`` its outcomes once it is finished; ``:result`` the aggregate;
 ``:parked`` branches that wait for a paused run to go on. ``:sN:sizes`` has each shard's first index
 and count; ``:sN:reopened`` are the shards that a retry has taken back. ``{prefix}:runs`` are all
-runs by age, ``{prefix}:active`` those that have not ended, ``{prefix}:totals`` what the fleet has
-done; ``{prefix}:workers`` are its workers until they fall silent, and ``:worker-records`` what they
-say of themselves.
+runs by age, ``{prefix}:active`` those that have not ended. ``{prefix}:totals`` is what the fleet
+has done, ``{prefix}:limits`` how far the rates of models are used, ``{prefix}:workers`` its workers
+until they fall silent, and ``{prefix}:worker-records`` what they say of themselves.
 """
 
 from __future__ import annotations
@@ -77,6 +77,9 @@ class RedisBase:
         self._prefix = prefix
         self._ttl_s = ttl_s
         self._alive = client.register_script(scripts.ALIVE)
+        self._take_slot = client.register_script(scripts.TAKE_SLOT)
+        self._correct_slot = client.register_script(scripts.CORRECT_SLOT)
+        self._pause_model = client.register_script(scripts.PAUSE_MODEL)
         self._beat = client.register_script(scripts.BEAT)
         self._begin = client.register_script(scripts.BEGIN)
         self._record = client.register_script(scripts.RECORD)
@@ -101,6 +104,10 @@ class RedisBase:
     @property
     def _active(self) -> str:
         return f"{self._prefix}:active"
+
+    @property
+    def _limits(self) -> str:
+        return f"{self._prefix}:limits"
 
     @property
     def _totals(self) -> str:

@@ -10,17 +10,20 @@ __all__ = [
     "BEAT",
     "BEGIN",
     "COMPACT",
+    "CORRECT_SLOT",
     "END_RUN",
     "HALT",
     "LOCK",
     "OPEN_SHARDS",
     "PAUSE",
+    "PAUSE_MODEL",
     "PUT_SHARD",
     "RECORD",
     "REOPEN_RUN",
     "REOPEN_SHARD",
     "SEAL",
     "SET_STATUS",
+    "TAKE_SLOT",
     "UNBEGIN",
 ]
 
@@ -307,6 +310,48 @@ redis.call('EXPIRE', KEYS[4], ARGV[2])
 for i = last + 1, #ARGV do
     redis.call('HINCRBY', KEYS[1], 'failed', -1)
     redis.call('HINCRBY', KEYS[1], 'kind:' .. ARGV[i], -1)
+end
+return 1
+"""
+
+# KEYS limits; ARGV model, seconds that the request takes up, that its tokens do, the burst, the
+# furthest ahead, ttl. Returns {wait in seconds, whether it is taken} as strings: Lua's numbers
+# would lose their fractions. The same as fanout.limits.take; ``r:``, ``t:`` and ``b:`` and the
+# model are until when requests and tokens are paid for, and nothing is let through.
+TAKE_SLOT = """
+local time = redis.call('TIME')
+local now = tonumber(time[1]) + tonumber(time[2]) / 1e6
+local known = redis.call('HMGET', KEYS[1], 'r:' .. ARGV[1], 't:' .. ARGV[1], 'b:' .. ARGV[1])
+local requests, tokens = tonumber(known[1] or 0), tonumber(known[2] or 0)
+local request_s, tokens_s, burst = tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
+local start = math.max(now, tonumber(known[3] or 0))
+if request_s > 0 then start = math.max(start, requests - burst) end
+if tokens_s > 0 then start = math.max(start, tokens - burst) end
+local wait, ahead = start - now, tonumber(ARGV[5])
+if wait > ahead then return {tostring(wait - ahead / 2), '0'} end
+redis.call('HSET', KEYS[1],
+    'r:' .. ARGV[1], string.format('%.6f', math.max(requests, start) + request_s),
+    't:' .. ARGV[1], string.format('%.6f', math.max(tokens, start) + tokens_s))
+redis.call('EXPIRE', KEYS[1], ARGV[6])
+return {tostring(wait), '1'}
+"""
+
+# KEYS limits; ARGV model, seconds that the tokens take up, which may be negative.
+CORRECT_SLOT = """
+if redis.call('HEXISTS', KEYS[1], 't:' .. ARGV[1]) == 0 then return 0 end
+redis.call('HINCRBYFLOAT', KEYS[1], 't:' .. ARGV[1], ARGV[2])
+return 1
+"""
+
+# KEYS limits, totals; ARGV model, seconds, ttl.
+PAUSE_MODEL = """
+local time = redis.call('TIME')
+local lapses = tonumber(time[1]) + tonumber(time[2]) / 1e6 + tonumber(ARGV[2])
+local before = tonumber(redis.call('HGET', KEYS[1], 'b:' .. ARGV[1]) or 0)
+redis.call('HINCRBY', KEYS[2], 'pauses', 1)
+if lapses > before then
+    redis.call('HSET', KEYS[1], 'b:' .. ARGV[1], string.format('%.6f', lapses))
+    redis.call('EXPIRE', KEYS[1], ARGV[3])
 end
 return 1
 """

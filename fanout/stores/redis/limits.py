@@ -1,0 +1,58 @@
+"""The rate limits of the Redis store."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, cast
+
+from fanout.limits import BURST_S, MAX_AHEAD_S, LimitState, Slot
+from fanout.stores import codec
+from fanout.stores.redis.base import RedisBase, translated
+
+if TYPE_CHECKING:
+    from fanout.limits import Rates
+
+__all__ = ["RedisLimits"]
+
+# Nothing is reserved for longer.
+_KEPT_S = 3_600
+
+
+class RedisLimits(RedisBase):
+    """See ``fanout.stores.base.Fleet``. The server's clock counts: those of workers differ."""
+
+    @translated
+    def take_slot(self, model: str, *, rates: Rates, tokens: int) -> Slot:
+        """See Store."""
+        costs = [rates.request_s(), rates.tokens_s(tokens)]
+        args: list[Any] = [model, *costs, BURST_S, MAX_AHEAD_S, _KEPT_S]
+        wait_s, is_taken = self._take_slot(keys=[self._limits], args=args)
+        return Slot(wait_s=float(wait_s), is_taken=is_taken == b"1")
+
+    @translated
+    def correct_slot(self, model: str, *, rates: Rates, tokens: int) -> None:
+        """See Store."""
+        self._correct_slot(keys=[self._limits], args=[model, rates.tokens_s(tokens)])
+
+    @translated
+    def pause_model(self, model: str, pause_s: float) -> None:
+        """See Store."""
+        keys = [self._limits, self._totals]
+        self._pause_model(keys=keys, args=[model, pause_s, _KEPT_S])
+
+    @translated
+    def pause_of(self, model: str) -> float:
+        """See Store."""
+        with self._redis.pipeline() as pipe:
+            pipe.time()
+            pipe.hget(self._limits, f"b:{model}")
+            now, until = pipe.execute()
+        return 0.0 if until is None else max(0.0, float(until) - codec.seconds(now))
+
+    @translated
+    def limits(self) -> dict[str, LimitState]:
+        """See Store."""
+        with self._redis.pipeline() as pipe:
+            pipe.time()
+            pipe.hgetall(self._limits)
+            now, fields = pipe.execute()
+        return codec.decode_limits(cast("dict[bytes, bytes]", fields), codec.seconds(now))

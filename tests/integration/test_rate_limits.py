@@ -1,0 +1,40 @@
+"""One rate limit for a whole fleet: two real workers, and when their calls began."""
+
+from __future__ import annotations
+
+import pytest
+
+pytestmark = pytest.mark.integration
+
+CALLS = 24
+
+
+def begins(run) -> list[float]:
+    """Return when the calls of a run began, in order."""
+    return sorted(branch.ended_at - branch.elapsed_s for branch in run.outcomes())
+
+
+def test_two_workers_and_two_runs_share_a_rate(client, start_worker):
+    for _ in range(2):
+        start_worker("--concurrency", "8")
+    job = {"model": "fake", "prompt": "{input}", "rate": {"requests_per_minute": 300}}
+    runs = [client.submit(job, [f"t{n}" for n in range(CALLS // 2)]) for _ in range(2)]
+    for run in runs:
+        assert run.wait(60).succeeded == CALLS // 2
+    moments = sorted(moment for run in runs for moment in begins(run))
+    # Five a second, and the five of an idle second at once: (24 - 6) / 5 s at least.
+    assert moments[-1] - moments[0] >= 3.3
+    for first, sixth in zip(moments, moments[11:], strict=False):
+        # In any second no more than that and what a burst allows.
+        assert sixth - first > 0.7
+
+
+def test_a_provider_that_refuses_is_left_alone_by_all(client, start_worker):
+    for _ in range(2):
+        start_worker("--concurrency", "4")
+    model = "fake?fail_rate=0.3&fail_kind=rate_limited&retry_after_s=0.2"
+    run = client.submit({"model": model, "prompt": "{input}"}, [f"t{n}" for n in range(20)])
+    status = run.wait(60)
+    assert status.succeeded + status.failed == 20
+    assert client.fleet().totals.pauses == status.usage.calls - status.succeeded
+    assert client.fleet().totals.pauses > 0
