@@ -42,6 +42,13 @@ class Publisher:
 
     def __init__(self, app: Celery) -> None:
         self._app = app
+        # Made now: Celery has no lock, and two threads would make, and lose, one each.
+        self._backend = app.backend
+        self._backend.client  # noqa: B018 - a cached property
+
+    def close(self) -> None:
+        """Close the backend's connections: Celery leaves them to the interpreter's end."""
+        self._backend.client.connection_pool.disconnect()
 
     def preflight(self, model: str, note: str) -> None:
         """Ask some worker to check ``model`` and to leave its answer as ``note``."""
@@ -101,7 +108,7 @@ class Publisher:
         self._publish([seal])
 
     def _set_size(self, group: str, size: int) -> None:
-        set_size = self._app.backend.set_chord_size
+        set_size = self._backend.set_chord_size
         try:
             patiently(lambda: set_size(group, size), patience_s=_PATIENCE_S, errors=_PASSING)
         except _PASSING as error:
@@ -112,7 +119,7 @@ class Publisher:
 
         The mark of completion would otherwise turn away the members that return before the seal.
         """
-        backend = self._app.backend
+        backend = self._backend
         group = broker.stage_group(run_id, stage)
         parts = (".c", ".d", ".j", ".s", ".t")
         backend.client.delete(*(backend.get_key_for_group(group, part) for part in parts))

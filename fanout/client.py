@@ -272,6 +272,7 @@ class _Wire:
             raise ModelError(verdict.message, kind=verdict.kind)
 
     def close(self) -> None:
+        self.publisher.close()
         self._app.close()
         self._redis.close()
         self.patient.close()

@@ -11,10 +11,10 @@ import pytest
 
 @pytest.fixture
 def script(here):
-    def run(source, timeout_s=100, *, options=()):
+    def run(source, timeout_s=100):
         (here / "script.py").write_text(textwrap.dedent(source))
         done = subprocess.run(
-            [sys.executable, "-W", "error", *options, "script.py"],
+            [sys.executable, "-W", "error", "script.py"],
             capture_output=True, text=True, timeout=timeout_s, check=False,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
@@ -124,8 +124,6 @@ def test_two_runners_with_functions_work_at_the_same_time(script):
 
 
 def test_one_runner_may_be_used_by_several_threads(script):
-    # A connection of one of the threads is sometimes left for the interpreter's end to close.
-    options = ("-W", "ignore::ResourceWarning")
     source = """
         import psutil, threading
         from fanout import ParallelCalls
@@ -139,8 +137,7 @@ def test_one_runner_may_be_used_by_several_threads(script):
             for thread in threads: thread.join()
             print(results == dict.fromkeys("abc", 1.0), len(psutil.Process().children()))
     """
-    out = script(source, options=options)
-    assert out == "True 1\n"
+    assert script(source) == "True 1\n"
 
 
 def test_failures_are_records_in_input_order(script):
