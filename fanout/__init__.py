@@ -2,6 +2,7 @@
 
 from fanout.client import Client
 from fanout.errors import (
+    AmbiguousRunError,
     BrokerError,
     EmbeddedError,
     FanoutError,
@@ -20,10 +21,11 @@ from fanout.llm import LLM, FakeLLM, LLMReply, LLMRequest
 from fanout.parallel import ParallelCalls
 from fanout.results import BranchError, Output, ReduceError, Result, Status
 from fanout.runs import Chunk, Document, ErrorKind, RunStatus, Usage
-from fanout.spec import RetrySpec, RunSpec
+from fanout.spec import RateSpec, RetrySpec, RunSpec
 
 __all__ = [
     "LLM",
+    "AmbiguousRunError",
     "BranchError",
     "BrokerError",
     "Chunk",
@@ -41,6 +43,7 @@ __all__ = [
     "Output",
     "ParallelCalls",
     "PromptError",
+    "RateSpec",
     "ReduceError",
     "Result",
     "RetrySpec",

@@ -15,7 +15,7 @@ from fanout.broker import Preflight, connect_broker, make_app, make_store
 from fanout.chords import Publisher
 from fanout.embedded import EmbeddedFleet, InProcessFleet
 from fanout.enqueue import Enqueuer, checked_documents, close_input
-from fanout.errors import BrokerError, ModelError
+from fanout.errors import AmbiguousRunError, BrokerError, ModelError
 from fanout.fleet import FleetStatus, fleet_status
 from fanout.handle import AWAY_S, Run, polls
 from fanout.messages import Messages
@@ -38,6 +38,8 @@ __all__ = ["Client", "Run"]
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
 _ID_LENGTH = 8
 _PREFLIGHT_S = 600.0
+# No id is the same: its letters are not all in the alphabet.
+LATEST = "latest"
 
 
 class Client:
@@ -199,11 +201,32 @@ class Client:
         wire.store.run(run_id)
         return Run(run_id, wire.store, wire.publisher, self._check_fleet)
 
+    def find(self, prefix: str) -> Run:
+        """Return the run whose id is, or alone begins with, ``prefix``; ``latest`` is the newest.
+
+        Raises:
+            UnknownRunError: There is no such run.
+            AmbiguousRunError: There are several.
+        """
+        run_ids = self._connected().store.run_ids()
+        if prefix in run_ids:
+            return self.run(prefix)
+        found = [run_id for run_id in run_ids if run_id.startswith(prefix)]
+        if prefix == LATEST:
+            found = run_ids[:1]
+        if len(found) > 1:
+            raise AmbiguousRunError(prefix, found)
+        return self.run(found[0] if found else prefix)
+
     def runs(self) -> Iterator[Run]:
         """Yield the runs that have not expired, the newest first."""
         wire = self._connected()
         for record in wire.store.runs():
             yield Run(record.run_id, wire.store, wire.publisher, self._check_fleet)
+
+    def active_runs(self) -> list[str]:
+        """Return the ids of the runs that have not ended."""
+        return self._connected().store.active_runs()
 
     def workers(self) -> dict[str, int]:
         """Return the concurrency of each live worker, by name."""

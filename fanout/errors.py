@@ -13,6 +13,7 @@
     ├── EmbeddedError         the embedded server or its worker did not start
     └── RunError              a run cannot do what was asked of it
         ├── UnknownRunError   there is no such run, or it has expired
+        ├── AmbiguousRunError several runs have ids that begin so
         └── WaitTimeoutError  the run had not ended when the waiting did
 
 Every message is meant for the person who typed the command: it names the field, file or line,
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from fanout.runs import ErrorKind
 
 __all__ = [
+    "AmbiguousRunError",
     "BrokerError",
     "EmbeddedError",
     "FanoutError",
@@ -40,6 +42,9 @@ __all__ = [
     "UnknownRunError",
     "WaitTimeoutError",
 ]
+
+
+_SHOWN_IDS = 8
 
 
 class FanoutError(Exception):
@@ -142,6 +147,20 @@ class UnknownRunError(RunError):
     def __init__(self, run_id: str) -> None:
         super().__init__(f"no run {run_id!r} is known to this broker (it may have expired)")
         self.run_id = run_id
+
+
+class AmbiguousRunError(RunError):
+    """Several runs have ids that begin so.
+
+    Attributes:
+        run_ids: These runs, the newest first.
+    """
+
+    def __init__(self, prefix: str, run_ids: list[str]) -> None:
+        shown = ", ".join(run_ids[:_SHOWN_IDS])
+        more = f" and {len(run_ids) - _SHOWN_IDS} more" if len(run_ids) > _SHOWN_IDS else ""
+        super().__init__(f"{len(run_ids)} runs have ids that begin with {prefix!r}: {shown}{more}")
+        self.run_ids = run_ids
 
 
 class WaitTimeoutError(RunError):

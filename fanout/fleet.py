@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import msgspec
 
 from fanout.errors import UnknownRunError
+from fanout.results import latency_row
 from fanout.stores import StageWindow
 
 if TYPE_CHECKING:
@@ -53,6 +56,12 @@ class FleetStatus:
     def in_flight(self) -> int:
         """Branches that they have in flight, as they last said."""
         return sum(worker.in_flight for worker in self.workers)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as JSON-able values; latency as percentiles."""
+        fields = {name: msgspec.to_builtins(getattr(self, name)) for name in self.__slots__}
+        fields["totals"]["latency"] = latency_row(self.totals.latency)
+        return fields
 
 
 def fleet_status(store: Store, queues: Queues) -> FleetStatus:

@@ -9,7 +9,7 @@ import msgspec
 
 from fanout.enqueue import close_input, retry_failed, unpark
 from fanout.errors import BrokerError, WaitTimeoutError
-from fanout.results import Output, Result, Status, StoredResult
+from fanout.results import Output, Result, StageStatus, Status, StoredResult
 from fanout.runs import RunStatus, Usage, branch_ref
 from fanout.shards import shard_chunk
 from fanout.spec import RunSpec
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from fanout.chords import Publisher
     from fanout.runs import ErrorKind, Outcome, Shard
-    from fanout.stores import Store
+    from fanout.stores import StageRecord, Store
 
 __all__ = ["AWAY_S", "Run", "polls"]
 
@@ -74,6 +74,12 @@ class Run:
             error=run.error,
             workers=len(self._store.workers()),
             latency=branches.latency,
+            stages=tuple(
+                _stage_status(number, record)
+                for number, record in enumerate(stages)
+                # Those of a reduce that a retry discarded are of no interest.
+                if number == 0 or number > run.base_stage
+            ),
         )
 
     def wait(
@@ -226,6 +232,16 @@ class Run:
     def delete(self) -> None:
         """Forget the run and all its records. Raises UnknownRunError."""
         self._store.delete_run(self.run_id)
+
+
+def _stage_status(stage: int, record: StageRecord) -> StageStatus:
+    return StageStatus(
+        stage=stage,
+        total=record.total,
+        succeeded=record.succeeded,
+        failed=record.failed,
+        done=record.done,
+    )
 
 
 def _total_usage(usages: list[Usage]) -> Usage:

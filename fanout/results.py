@@ -16,6 +16,7 @@ __all__ = [
     "Output",
     "ReduceError",
     "Result",
+    "StageStatus",
     "Status",
     "StoredResult",
     "branch_error",
@@ -51,6 +52,24 @@ class StoredResult(msgspec.Struct, frozen=True, kw_only=True):
     errors: list[ReduceError] = []
 
 
+class StageStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """How far a stage of a run is.
+
+    Attributes:
+        stage: 0 is the branches, others are the reduce.
+        total: Branches known so far.
+        succeeded: Branches with an output.
+        failed: Branches with an error.
+        done: Branches that have ended.
+    """
+
+    stage: int
+    total: int
+    succeeded: int
+    failed: int
+    done: int
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Status:
     """Where a run is.
@@ -70,6 +89,7 @@ class Status:
         error: Why the run failed, or None.
         workers: Live workers.
         latency: How long the branches took that made a call.
+        stages: The branches, then the stages of the present reduce.
     """
 
     run_id: str
@@ -86,6 +106,7 @@ class Status:
     error: str | None
     workers: int
     latency: Latency = field(default_factory=Latency)
+    stages: tuple[StageStatus, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON-able values: what ``fanout status --json`` prints."""
@@ -97,6 +118,7 @@ class Status:
             "errors": {kind.value: count for kind, count in sorted(self.errors.items())},
             "usage": self.usage.to_dict(),
             "latency": latency_row(self.latency),
+            "stages": msgspec.to_builtins(self.stages),
         }
 
 

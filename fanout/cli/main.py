@@ -8,15 +8,27 @@ from __future__ import annotations
 
 import sys
 from importlib import import_module, metadata
+from typing import TYPE_CHECKING
 
 import click
 
-from fanout.errors import FanoutError, InputError, ModelError, SettingsError, SpecError
+from fanout.errors import (
+    AmbiguousRunError,
+    FanoutError,
+    InputError,
+    ModelError,
+    SettingsError,
+    SpecError,
+)
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
 
 __all__ = ["main"]
 
 # Each command is imported when it is used: ``--help`` should not load Celery.
 _COMMANDS = {
+    "completion": ("fanout.cli.completion:command", "Have the shell complete what you type."),
     "cancel": ("fanout.cli.steer:cancel", "Stop a run, and keep what has finished."),
     "delete": ("fanout.cli.steer:delete", "Forget a run and all its records."),
     "errors": ("fanout.cli.look:errors", "List the failed branches of a run."),
@@ -31,8 +43,17 @@ _COMMANDS = {
     "status": ("fanout.cli.look:status", "Say where a run is."),
     "submit": ("fanout.cli.run:submit", "Submit a job to a fleet and return."),
     "unpause": ("fanout.cli.steer:unpause", "Let a paused run go on."),
-    "watch": ("fanout.cli.look:watch", "Follow a run until it has ended."),
+    "watch": ("fanout.cli.watch:command", "Follow a run, or the whole fleet."),
+    "workers": ("fanout.cli.look:workers", "List the workers with their load."),
     "worker": ("fanout.cli.worker:command", "Process branches for a fleet."),
+}
+
+# As they are listed in ``--help``.
+_GROUPS = {
+    "Jobs": ["run", "submit", "results"],
+    "Look": ["status", "watch", "runs", "errors", "workers"],
+    "Steer": ["cancel", "pause", "unpause", "retry", "resume", "delete"],
+    "Operate": ["worker", "metrics", "heal", "completion"],
 }
 
 _USAGE = 2
@@ -46,6 +67,12 @@ class _Commands(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
         return sorted(_COMMANDS)
 
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        from click.shell_completion import CompletionItem
+
+        found = (name for name in self.list_commands(ctx) if name.startswith(incomplete))
+        return [CompletionItem(name, help=_COMMANDS[name][1]) for name in found]
+
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
         if cmd_name not in _COMMANDS:
             return None
@@ -54,9 +81,14 @@ class _Commands(click.Group):
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        rows = [(name, _COMMANDS[name][1]) for name in self.list_commands(ctx)]
-        with formatter.section("Commands"):
-            formatter.write_dl(rows)
+        rest = set(self.list_commands(ctx))
+        for title, names in _GROUPS.items():
+            rest -= set(names)
+            with formatter.section(title):
+                formatter.write_dl([(name, _COMMANDS[name][1]) for name in names])
+        if rest:
+            with formatter.section("Others"):
+                formatter.write_dl([(name, _COMMANDS[name][1]) for name in sorted(rest)])
 
 
 def _show_version(ctx: click.Context, _parameter: click.Parameter, wanted: bool) -> None:  # noqa: FBT001
@@ -100,6 +132,6 @@ def main() -> None:
 
 
 def _status(error: FanoutError) -> int:
-    at_fault = isinstance(error, (InputError, SpecError, SettingsError))
+    at_fault = isinstance(error, (AmbiguousRunError, InputError, SpecError, SettingsError))
     is_setup = isinstance(error, ModelError) and error.kind in {None, "auth"}
     return _USAGE if at_fault or is_setup else _FAILURE

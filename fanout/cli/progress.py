@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from fanout.results import Status
     from fanout.runs import Usage
 
-__all__ = ["Progress", "summary"]
+__all__ = ["Progress", "clock", "summary"]
 
 _LIVE_S = 0.1
 _PLAIN_S = 10.0
@@ -97,7 +97,7 @@ class Progress:
             parts.append(f"{rate:,.1f} calls/s")
         left = status.total - status.done
         if rate and left and not more:
-            parts.append(f"ETA {_clock(left / rate)}")
+            parts.append(f"ETA {clock(left / rate)}")
         parts.extend(_tokens(status.usage))
         if not status.workers and left:
             parts.append("no worker is consuming: start one with `fanout worker`")
@@ -121,7 +121,10 @@ def summary(status: Status) -> str:
             f"{kind.value} {count:,}" for kind, count in sorted(status.errors.items())
         )
         parts.append(f"{status.failed:,} failed: {kinds}")
-    parts.append(f"{status.usage.calls:,} calls in {_clock(status.elapsed_s)}")
+    parts.append(f"{status.usage.calls:,} calls in {clock(status.elapsed_s)}")
+    median_s, slow_s = (status.latency.percentile_s(share) for share in (0.5, 0.99))
+    if median_s is not None and slow_s is not None:
+        parts.append(f"half took {median_s:.3g} s at most, 99 % {slow_s:.3g} s")
     parts.extend(_tokens(status.usage))
     if status.usage.cost_usd:
         parts.append(f"${status.usage.cost_usd:,.4f}")
@@ -134,7 +137,8 @@ def _tokens(usage: Usage) -> list[str]:
     return [f"{usage.input_tokens:,} tokens in, {usage.output_tokens:,} out"]
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
+    """Return a duration for people: ``12.3 s``, ``4:05``, ``1:00:00``."""
     if seconds < _MINUTE_S:
         return f"{seconds:.1f} s"
     hours, rest = divmod(int(seconds), _HOUR_S)

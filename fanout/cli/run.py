@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -10,11 +11,12 @@ from fanout.cli.delivery import deliver, follow, json_option, out_option, quiet_
 from fanout.cli.options import job_options, job_spec
 from fanout.cli.output import OutputFolder
 from fanout.cli.progress import Progress
-from fanout.cli.session import Faults, Stop, broker_option, fleet
+from fanout.cli.session import Faults, Stop, broker_option, fleet, one_object
 from fanout.client import Client
 from fanout.settings import load_settings
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from fanout.handle import Run
@@ -66,34 +68,43 @@ def command(
 @click.command("submit", epilog=_EPILOG)
 @job_options
 @broker_option()
+@one_object
 @quiet_option
 def submit(
     inputs: tuple[str, ...],
     broker_url: str | None,
+    as_json: bool,  # noqa: FBT001 - a click flag
     quiet: bool,  # noqa: FBT001 - a click flag
     **options: Any,
 ) -> int:
     """Submit a job to a fleet: print the run's id, enqueue its input, and return.
 
-    The id is printed before the input is read: should this be killed meanwhile, `fanout resume`
-    enqueues the rest.
+    The id is printed before the input is read (with --json, to standard error): should this be
+    killed meanwhile, `fanout resume` enqueues the rest.
     """
     spec = job_spec(inputs, options, load_settings(broker_url=broker_url))
     progress = Progress(is_quiet=quiet)
     stop = Stop(progress)
     with fleet(broker_url) as client, stop:
-        run = _submit(client, spec, progress, stop, prints_id=True)
-        progress.note(f"{run.status().total:,} branches are enqueued")
+        run = _submit(client, spec, progress, stop, on_id=progress.note if as_json else click.echo)
+        now = run.status()
+        progress.note(f"{now.total:,} branches are enqueued")
+        if as_json:
+            click.echo(json.dumps(now.to_dict(), ensure_ascii=False))
     return _INTERRUPTED if stop.is_set() else 0
 
 
 def _submit(
-    client: Client, spec: RunSpec, progress: Progress, stop: Stop, *, prints_id: bool = False
+    client: Client,
+    spec: RunSpec,
+    progress: Progress,
+    stop: Stop,
+    *,
+    on_id: Callable[[str], None] = lambda _run_id: None,
 ) -> Run:
     def on_created(run_id: str) -> None:
         stop.arm()
-        if prints_id:
-            click.echo(run_id)
+        on_id(run_id)
 
     faults = Faults(progress)
     run = client.submit(

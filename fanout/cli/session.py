@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import signal
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from fanout.cli.completion import complete_run
 from fanout.client import Client
 from fanout.errors import SettingsError
 from fanout.settings import load_settings
@@ -19,11 +21,23 @@ if TYPE_CHECKING:
     from fanout.cli.progress import Progress
     from fanout.handle import Run
 
-__all__ = ["Faults", "Stop", "broker_option", "fleet", "one_run", "run_argument"]
+__all__ = [
+    "Faults",
+    "Stop",
+    "broker_option",
+    "fleet",
+    "objects",
+    "one_object",
+    "one_run",
+    "run_argument",
+    "say",
+]
 
 _SHOWN_FAULTS = 5
 
-run_argument = click.argument("run_id", metavar="RUN")
+run_argument = click.argument("run_id", metavar="RUN", shell_complete=complete_run)
+one_object = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+objects = click.option("--json", "as_json", is_flag=True, help="Print a JSON object for each.")
 
 
 def broker_option(default: str = "$FANOUT_BROKER_URL") -> Callable[..., Any]:
@@ -50,9 +64,19 @@ def fleet(broker_url: str | None) -> Iterator[Client]:
 
 @contextmanager
 def one_run(broker_url: str | None, run_id: str) -> Iterator[Run]:
-    """Give a run of a fleet. Raises UnknownRunError."""
+    """Give a run of a fleet by what its id begins with, or ``latest``.
+
+    Raises:
+        UnknownRunError: There is no such run.
+        AmbiguousRunError: There are several.
+    """
     with fleet(broker_url) as client:
-        yield client.run(run_id)
+        yield client.find(run_id)
+
+
+def say(text: str, fields: dict[str, Any], *, as_json: bool) -> None:
+    """Print a line for people, or its fields as one JSON object."""
+    click.echo(json.dumps(fields, ensure_ascii=False) if as_json else text)
 
 
 class Stop:

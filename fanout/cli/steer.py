@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING
 import click
 
 from fanout.cli.progress import Progress
-from fanout.cli.session import Faults, Stop, broker_option, fleet, one_run, run_argument
+from fanout.cli.session import (
+    Faults,
+    Stop,
+    broker_option,
+    fleet,
+    one_object,
+    one_run,
+    run_argument,
+    say,
+)
 from fanout.documents import from_paths
 from fanout.runs import ErrorKind
 
@@ -25,32 +34,42 @@ _INTERRUPTED = 130
 @click.command("cancel")
 @run_argument
 @broker_option()
-def cancel(run_id: str, broker_url: str | None) -> None:
+@one_object
+def cancel(run_id: str, broker_url: str | None, as_json: bool) -> None:  # noqa: FBT001 - a click flag
     """Stop a run: no further call is made, and what has finished is kept."""
     with one_run(broker_url, run_id) as run:
         did = run.cancel()
-    click.echo(f"run {run_id} is stopped" if did else f"run {run_id} had been stopped or had ended")
+        done, had = "is stopped", "had been stopped or had ended"
+        _steered(run, did, done if did else had, as_json=as_json)
 
 
 @click.command("pause")
 @run_argument
 @broker_option()
-def pause(run_id: str, broker_url: str | None) -> None:
+@one_object
+def pause(run_id: str, broker_url: str | None, as_json: bool) -> None:  # noqa: FBT001 - a click flag
     """Let no further call of a run begin; those in flight go on to their end."""
     with one_run(broker_url, run_id) as run:
         did = run.pause()
-        status = run.status().status.value
-    click.echo(f"run {run_id} is paused" if did else f"run {run_id} was {status} already")
+        had = f"was {run.status().status.value} already"
+        _steered(run, did, "is paused" if did else had, as_json=as_json)
 
 
 @click.command("unpause")
 @run_argument
 @broker_option()
-def unpause(run_id: str, broker_url: str | None) -> None:
+@one_object
+def unpause(run_id: str, broker_url: str | None, as_json: bool) -> None:  # noqa: FBT001 - a click flag
     """Let a run that is paused go on."""
     with one_run(broker_url, run_id) as run:
         did = run.unpause()
-    click.echo(f"run {run_id} goes on" if did else f"run {run_id} was not paused")
+        _steered(run, did, "goes on" if did else "was not paused", as_json=as_json)
+
+
+def _steered(run: Run, changed: bool, what: str, *, as_json: bool) -> None:  # noqa: FBT001 - a fact
+    status = run.status().status.value
+    fields = {"run_id": run.run_id, "changed": changed, "status": status}
+    say(f"run {run.run_id} {what}", fields, as_json=as_json)
 
 
 @click.command("retry")
@@ -63,18 +82,32 @@ def unpause(run_id: str, broker_url: str | None) -> None:
     type=click.Choice([kind.value for kind in ErrorKind]),
     help="Only branches that failed in this way; give several. [default: all]",
 )
-def retry(run_id: str, broker_url: str | None, kinds: tuple[str, ...]) -> None:
+@one_object
+def retry(
+    run_id: str,
+    broker_url: str | None,
+    kinds: tuple[str, ...],
+    as_json: bool,  # noqa: FBT001 - a click flag
+) -> None:
     """Process the failed branches of a run that has ended again, and redo its aggregate."""
     with one_run(broker_url, run_id) as run:
         count = run.retry_failed([ErrorKind(kind) for kind in kinds] or None)
-    click.echo(f"{count:,} branches of run {run_id} are processed again")
+        text = f"{count:,} branches of run {run.run_id} are processed again"
+        fields = {"run_id": run.run_id, "branches": count, "status": run.status().status.value}
+        say(text, fields, as_json=as_json)
 
 
 @click.command("resume")
 @run_argument
 @click.argument("inputs", nargs=-1, metavar="[INPUT]...")
 @broker_option()
-def resume(run_id: str, inputs: tuple[str, ...], broker_url: str | None) -> int:
+@one_object
+def resume(
+    run_id: str,
+    inputs: tuple[str, ...],
+    broker_url: str | None,
+    as_json: bool,  # noqa: FBT001 - a click flag
+) -> int:
     """Go on with enqueuing a run whose `fanout submit` or `fanout run` died while it did so.
 
     Its files are found again by themselves; give an INPUT where they have moved. What came from
@@ -83,13 +116,14 @@ def resume(run_id: str, inputs: tuple[str, ...], broker_url: str | None) -> int:
     progress = Progress()
     stop, faults = Stop(progress), Faults(progress)
     with fleet(broker_url) as client, stop:
-        documents = _documents(client.run(run_id), inputs) if inputs else None
+        run = client.find(run_id)
+        documents = _documents(run, inputs) if inputs else None
         stop.arm()
-        run = client.resume(run_id, documents, on_bad_document=faults, should_stop=stop.is_set)
+        client.resume(run.run_id, documents, on_bad_document=faults, should_stop=stop.is_set)
         faults.close()
         now = run.status()
-    click.echo(run_id)
-    progress.note(f"run {run_id} {now.status.value}: {now.total:,} branches are enqueued")
+    say(run.run_id, now.to_dict(), as_json=as_json)
+    progress.note(f"run {run.run_id} {now.status.value}: {now.total:,} branches are enqueued")
     return _INTERRUPTED if stop.is_set() else 0
 
 
@@ -102,17 +136,20 @@ def _documents(run: Run, inputs: tuple[str, ...]) -> Iterator[Document]:
 @click.command("delete")
 @run_argument
 @broker_option()
-def delete(run_id: str, broker_url: str | None) -> None:
+@one_object
+def delete(run_id: str, broker_url: str | None, as_json: bool) -> None:  # noqa: FBT001 - a click flag
     """Forget a run and all its records, whether it has ended or not."""
     with one_run(broker_url, run_id) as run:
         run.delete()
-    click.echo(f"run {run_id} is deleted")
+    say(f"run {run.run_id} is deleted", {"run_id": run.run_id, "deleted": True}, as_json=as_json)
 
 
 @click.command("heal")
 @broker_option()
-def heal(broker_url: str | None) -> None:
+@one_object
+def heal(broker_url: str | None, as_json: bool) -> None:  # noqa: FBT001 - a click flag
     """Look for what got lost, and do it again, at once: the workers do so by themselves."""
     with fleet(broker_url) as client:
         count = client.heal()
-    click.echo(f"{count:,} steps were done again" if count else "nothing was missing")
+    text = f"{count:,} steps were done again" if count else "nothing was missing"
+    say(text, {"steps": count}, as_json=as_json)

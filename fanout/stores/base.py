@@ -49,6 +49,9 @@ class Runs(Protocol):
     def runs(self) -> Iterator[RunRecord]:
         """Yield the runs that have not expired, the newest first."""
 
+    def run_ids(self) -> list[str]:
+        """Return the ids of all runs, the newest first; some may have expired since."""
+
     def active_runs(self) -> list[str]:
         """Return the runs that have not ended."""
 

@@ -77,7 +77,13 @@ def _backoff() -> ExponentialBackoff:
     return ExponentialBackoff(cap=1.0, base=0.05)
 
 
-def connect(url: str, *, is_patient: bool = False, away_s: float | None = None) -> redis.Redis:
+def connect(
+    url: str,
+    *,
+    is_patient: bool = False,
+    away_s: float | None = None,
+    timeout_s: float | None = None,
+) -> redis.Redis:
     """Return a client for ``url`` that rides out short interruptions, or, if patient, long ones.
 
     What it sends again may have been carried out: every script bears that.
@@ -86,6 +92,7 @@ def connect(url: str, *, is_patient: bool = False, away_s: float | None = None) 
         url: Where the server is.
         is_patient: Whether it waits for a server that is away, or full.
         away_s: About how many seconds a patient one waits; an hour where it is None.
+        timeout_s: Ask once, and wait no longer than this; None is as usual.
     """
     has_failover = url.startswith(SCHEME)
     impatient = Retry(_backoff(), _FAILOVER_RETRIES if has_failover else _SHORT_RETRIES)
@@ -95,6 +102,9 @@ def connect(url: str, *, is_patient: bool = False, away_s: float | None = None) 
         # After the first few there is one retry a second.
         "retry": tolerant_retry(int(away_s or _PATIENT_RETRIES)) if is_patient else impatient,
     }
+    if timeout_s is not None:
+        options.update(socket_timeout=timeout_s, socket_connect_timeout=timeout_s)
+        options["retry"] = Retry(_backoff(), 0)
     if not has_failover:
         return redis.Redis.from_url(url, **options)
     server = parse_sentinel_url(url)

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from fanout import Client
-from fanout.cli.main import _COMMANDS
+from fanout.cli.main import _COMMANDS, _GROUPS
 from tests.integration.conftest import wait_for
 
 from .conftest import FANOUT
@@ -247,7 +247,8 @@ def test_a_healthy_fleet_has_nothing_to_heal(fanout, submit):
     assert fanout("heal").stdout == "nothing was missing\n"
 
 
-ON_A_RUN = sorted(set(_COMMANDS) - {"run", "submit", "worker", "runs", "heal"})
+ON_A_RUN = sorted({"results", *_GROUPS["Look"], *_GROUPS["Steer"]} - {"runs", "workers"})
+ON_A_FLEET = {"submit": ["a.txt", "-m", "fake", *ASK], "runs": [], "heal": [], "workers": []}
 
 
 @pytest.mark.parametrize("command", ON_A_RUN)
@@ -257,12 +258,10 @@ def test_an_unknown_run_is_one_clear_line(fanout, command):
     assert done.stderr == ("fanout: no run 'nope' is known to this broker (it may have expired)\n")
 
 
-@pytest.mark.parametrize("command", [*ON_A_RUN, "submit", "runs", "heal"])
+@pytest.mark.parametrize("command", [*ON_A_RUN, *ON_A_FLEET])
 def test_without_a_broker_a_command_says_what_to_set(fanout, here, command):
     (here / "a.txt").write_text("x")
-    arguments = {
-        "submit": ["a.txt", "-m", "fake", *ASK], "runs": [], "heal": []
-    }.get(command, ["nope"])  # fmt: skip
+    arguments = ON_A_FLEET.get(command, ["nope"])
     done = fanout(command, *arguments, FANOUT_BROKER_URL="")
     assert (done.status, done.stdout) == (2, "")
     assert "set FANOUT_BROKER_URL, or give --broker-url" in done.stderr

@@ -47,6 +47,10 @@ class MemoryRuns(MemoryBase):
             return msgspec.structs.replace(run.record, status=RunStatus.PAUSED)
         return run.record
 
+    def run_ids(self) -> list[str]:
+        """See Store."""
+        return [record.run_id for record in self.runs()]
+
     def active_runs(self) -> list[str]:
         """See Store."""
         return sorted(run_id for run_id, run in self._runs.items() if not run.record.has_ended)

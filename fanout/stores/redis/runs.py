@@ -57,14 +57,15 @@ class RedisRuns(RedisStages):
 
     def runs(self) -> Iterator[RunRecord]:
         """See Store."""
-        for run_id in self._run_ids():
+        for run_id in self.run_ids():
             try:
                 yield self.run(run_id)
             except UnknownRunError:
                 self._forget(run_id)
 
     @translated
-    def _run_ids(self) -> list[str]:
+    def run_ids(self) -> list[str]:
+        """See Store."""
         ids = cast("list[bytes]", self._redis.zrange(f"{self._prefix}:runs", 0, -1, desc=True))
         return [run_id.decode() for run_id in ids]
 
