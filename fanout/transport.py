@@ -1,4 +1,4 @@
-"""Kombu's Redis transport with limits: what is too large is not sent, what is no message is dropped.
+"""Kombu's Redis transport with limits: what is too large, or no message, is dropped.
 
 A worker reads whatever is in its queues. Kombu alone lets an item that is no message, or one that
 cannot be decoded, end the consumer, and the next one after it.
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from celery.app.amqp import AMQP
 from kombu import Connection
+from kombu.connection import ConnectionPool, PooledConnection
 from kombu.transport import redis as kombu_redis
 
 from fanout.errors import BrokerError
@@ -111,11 +112,7 @@ class _Limited:
         payload: dict[str, Any] = super()._handle_message(client, answer)  # type: ignore[misc]
         data = payload["data"]
         if isinstance(data, (bytes, str)):
-            try:
-                if len(data) > self.max_message_bytes:
-                    raise ValueError("too large")
-                json.loads(data)
-            except (ValueError, RecursionError):
+            if len(data) > self.max_message_bytes or not _is_json(data):
                 refusals.add("is no broadcast")
                 payload["data"] = None
         return payload
@@ -135,6 +132,14 @@ class _Limited:
                 raise
             refusals.add("cannot be decoded", type(error).__name__)
             raise Empty from None
+
+
+def _is_json(data: bytes | str) -> bool:
+    try:
+        json.loads(data)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 class _Channel(_Limited, kombu_redis.Channel):  # type: ignore[misc]
@@ -162,12 +167,38 @@ _LIMITED = {
 }
 
 
-class _LimitedConnection(Connection):  # type: ignore[misc]
-    """A connection that keeps its URL's scheme, which monitors read, but not kombu's transport."""
+class _OurTransport:
+    """Keeps the scheme of a connection's URL, which monitors read, but not kombu's transport."""
 
     def get_transport_cls(self) -> type:
-        transport: type = super().get_transport_cls()
+        transport: type = super().get_transport_cls()  # type: ignore[misc]
         return _LIMITED.get(transport, transport)
+
+    def info(self) -> dict[str, Any]:
+        """Return what Celery tells whoever asks a worker for its statistics: no passwords."""
+        info: dict[str, Any] = super().info()  # type: ignore[misc]
+        options = dict(info.get("transport_options") or {})
+        if options.get("sentinel_kwargs"):
+            options["sentinel_kwargs"] = {
+                name: value
+                for name, value in options["sentinel_kwargs"].items()
+                if name != "password"
+            }
+        return {**info, "transport_options": options}
+
+
+class _LimitedPooledConnection(_OurTransport, PooledConnection):  # type: ignore[misc]
+    pass
+
+
+class _LimitedPool(ConnectionPool):  # type: ignore[misc]
+    def new(self) -> _LimitedPooledConnection:
+        return _LimitedPooledConnection(self, **dict(self.connection._info(resolve=False)))  # noqa: SLF001 - as kombu's
+
+
+class _LimitedConnection(_OurTransport, Connection):  # type: ignore[misc]
+    def Pool(self, limit: int | None = None, **kwargs: Any) -> _LimitedPool:  # noqa: N802 - kombu's
+        return _LimitedPool(self, limit, **kwargs)
 
 
 class LimitedAMQP(AMQP):  # type: ignore[misc]

@@ -32,8 +32,9 @@ class _Tolerant:
     Stock Celery raises ChordError at the first failed member and skips the callback
     (celery#1881). Here the callback receives a record in that member's place:
     ``{"task_id": ..., "state": ..., "error": the exception's type, "reason": ...}``, or None where
-    its outcome is in the store, as of a member that succeeded. The failed task itself stays FAILURE, for Flower and metrics. The exception's message is left out, as it
-    may quote a document; ``reason`` is only what Celery itself says of a revoked task.
+    its outcome is in the store, as of a member that succeeded. The failed task itself stays
+    FAILURE, for Flower and metrics. The exception's message is left out, as it may quote a
+    document; ``reason`` is only what Celery itself says of a revoked task.
     """
 
     connparams: dict[str, Any]

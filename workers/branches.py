@@ -181,9 +181,7 @@ def _answer(runtime: Runtime, run_id: str, stage: int, number: int, index: int) 
         return _error(index, ErrorKind.CANCELLED, message, attempts=1)
     except UnknownRunError:
         return _error(index, ErrorKind.LOST, "the server has lost the input of this branch")
-    except StoredDataError as error:
-        return _error(index, ErrorKind.BAD_REQUEST, str(error))
-    except PromptError as error:
+    except (PromptError, StoredDataError) as error:
         return Outcome(index=index, kind=ErrorKind.BAD_REQUEST, message=str(error))
     except ModelError as error:
         kind = error.kind or ErrorKind.BAD_REQUEST

@@ -43,8 +43,8 @@ __all__ = [
 # Level 1 halves JSON text at some 100 MB/s; higher levels cost more than the bytes they save.
 _LEVEL = 1
 
-# What blobs may become: a few bytes can be made to fill the memory of whoever reads them. A shard is
-# about 8 MB (fanout.shards), or one chunk; its outcomes are 500 answers of FANOUT_MAX_OUTPUT_KB.
+# What blobs may become: a few bytes can be made to fill the memory of whoever reads them. A shard
+# is about 8 MB (fanout.shards), or one chunk; its outcomes are 500 answers of FANOUT_MAX_OUTPUT_KB.
 MAX_SHARD_BYTES = 256_000_000
 _MAX_OUTCOMES_BYTES = 2_000_000_000
 
