@@ -111,10 +111,11 @@ class _Limited:
         """Return a broadcast, without its data where that cannot be used: kombu would log it."""
         payload: dict[str, Any] = super()._handle_message(client, answer)  # type: ignore[misc]
         data = payload["data"]
-        if isinstance(data, (bytes, str)):
-            if len(data) > self.max_message_bytes or not _is_json(data):
-                refusals.add("is no broadcast")
-                payload["data"] = None
+        # Of a subscription it is a number.
+        is_text = isinstance(data, (bytes, str))
+        if is_text and (len(data) > self.max_message_bytes or not _is_json(data)):
+            refusals.add("is no broadcast")
+            payload["data"] = None
         return payload
 
     def _deliver_fanout_message(self, message: Any, exchange: str) -> Any:

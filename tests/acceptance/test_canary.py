@@ -37,6 +37,19 @@ BELONGS = {
 }
 
 
+# A function that is careless with what it knows, and the client of a provider, as older ones were.
+CARELESS = """
+import logging, os
+from fanout import ErrorKind, LLMError
+
+def model(prompt):
+    known = f"{os.environ['OPENAI_API_KEY']} and {os.environ['FANOUT_BROKER_URL']}"
+    logging.getLogger("functions").warning("the key is %s", known)
+    logging.getLogger("openai._base_client").debug("request: %s", prompt)
+    raise LLMError(ErrorKind.BAD_REQUEST, f"{known} do not open {prompt}")
+"""
+
+
 class Provider:
     """Answers; but refuses some documents, quoting all it knows, and is busy at times."""
 
@@ -133,14 +146,13 @@ def stored(client):
     return found
 
 
-def kind_of(place, run_id):
+def kind_of(place, run_ids):
     """What a place is called in BELONGS, or the place."""
-    if not place.startswith(f"fanout:run:{run_id}"):
-        return place
-    return (
-        place.removeprefix(f"fanout:run:{run_id}").split(" ")[0].rpartition(":")[2]
-        or (place.rpartition(" ")[2])
-    )
+    for key in (f"fanout:run:{run_id}" for run_id in run_ids):
+        if place.startswith(key):
+            name, _, field = place.removeprefix(key).partition(" ")
+            return name.rpartition(":")[2] or field
+    return place
 
 
 @pytest.fixture
@@ -165,12 +177,12 @@ def watcher(url):
 
 
 @pytest.fixture
-def seen(here, own, url, watcher, provider, start_worker, fanout):
+def seen(here, own, url, watcher, provider, functions, start_worker, fanout):
     """Everything that a run left behind, by where it is."""
     provider.respond = Provider()
     worker = start_worker(
         "--loglevel", "DEBUG", "-E", url=url, OPENAI_API_KEY=KEY, OPENAI_LOG="debug",
-        OPENAI_BASE_URL=f"{provider.url}/v1",
+        OPENAI_BASE_URL=f"{provider.url}/v1", PYTHONPATH=functions(CARELESS),
     )  # fmt: skip
     names = ("good", "refused", "flaky", "fine", "refused too")
     (here / "in.csv").write_text("text\n" + "".join(f"{DOCUMENT} {name}\n" for name in names))
@@ -183,8 +195,12 @@ def seen(here, own, url, watcher, provider, start_worker, fanout):
     said["runs"] = fanout("runs", "--json", **env)
     said["errors"] = fanout("errors", run_id, **env)
     said["results"] = fanout("results", run_id, "--out", "out", **env)
+    careless = ("submit", "in.csv", "-m", "functions_under_test:model", "-p", f"{PROMPT} {{input}}")
+    careless_id = fanout(*careless, **env).stdout.strip()
+    said["careless watch"] = fanout("watch", careless_id, **env)
+    said["careless errors"] = fanout("errors", careless_id, **env)
     inspected = watcher.inspected()
-    for kind, count in (("task-failed", 2), ("task-succeeded", 6)):
+    for kind, count in (("task-failed", 7), ("task-succeeded", 6)):
         wait_for(lambda: sum(e["type"] == kind for e in watcher.events) >= count, kind)  # noqa: B023 - called at once
     watcher.close()
     with redis.Redis.from_url(url) as client:
@@ -198,7 +214,7 @@ def seen(here, own, url, watcher, provider, start_worker, fanout):
     said["without a server"] = fanout("runs", **env)
     files = (own.folder / "appendonlydir").glob("*aof")
     return {
-        "run_id": run_id,
+        "run_ids": (run_id, careless_id),
         "provider": json.dumps(provider.requests),
         "said": {name: done.stdout + done.stderr for name, done in said.items()},
         "inspected": json.dumps(inspected, default=str),
@@ -214,7 +230,7 @@ def seen(here, own, url, watcher, provider, start_worker, fanout):
 
 
 def test_what_was_planted_is_only_where_it_belongs(seen):
-    run_id = seen["run_id"]
+    run_ids = seen["run_ids"]
     # It was there to be leaked: the provider got the key and the texts, and quoted them.
     assert all(canary in seen["provider"] for canary in (KEY, *CONTENTS))
     assert json.loads(seen["said"]["status"])["errors"] == {"bad_request": 2}
@@ -232,12 +248,12 @@ def test_what_was_planted_is_only_where_it_belongs(seen):
     for place, value in seen["values"].items():
         for canary in CONTENTS:
             if canary in value or canary in place:
-                found.setdefault(kind_of(place, run_id), set()).add(canary)
+                found.setdefault(kind_of(place, run_ids), set()).add(canary)
     assert found.pop("live") == set()
     assert found == {kind: canaries for kind, canaries in BELONGS.items() if kind != "live"}
 
     # Nor did they pass through anything else: queues, chords, events.
-    others = [c for c in seen["commands"] if f"fanout:run:{run_id}" not in c]
+    others = [c for c in seen["commands"] if not any(f"fanout:run:{r}" in c for r in run_ids)]
     for name in ("fanout.branches", "unacked", "celery-taskset", "celeryev", "note:preflight"):
         assert any(name in command for command in others), name
     quiet = {
@@ -247,7 +263,10 @@ def test_what_was_planted_is_only_where_it_belongs(seen):
         "server log": seen["server log"],
         "inspected": seen["inspected"],
         "cmdline": seen["cmdline"],
-        **{name: seen["said"][name] for name in ("submit", "watch", "status", "runs")},
+        **{
+            name: seen["said"][name]
+            for name in ("submit", "watch", "status", "runs", "careless watch")
+        },
         "without a server": seen["said"]["without a server"],
     }
     for name, text in quiet.items():
@@ -256,7 +275,9 @@ def test_what_was_planted_is_only_where_it_belongs(seen):
 
     # Whoever asks for them gets them, and learns why a branch failed.
     assert f"cannot do '{PROMPT} {DOCUMENT} refused' for Bearer [key]" in seen["said"]["errors"]
+    assert "[key] and redis://:[key]@127" in seen["said"]["careless errors"]
     assert ANSWER in seen["out"]
     for kind in ("task-failed", "task-received", "task-started", "task-succeeded"):
         assert kind in seen["events"]
     assert "TaskPool: Apply" in seen["log"], "the worker said all it could"
+    assert "the key is [key] and redis://:[key]@127" in seen["log"]
