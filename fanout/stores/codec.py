@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
+from fanout.errors import StoredDataError
 from fanout.latency import Latency
 from fanout.limits import LimitState
-from fanout.errors import StoredDataError
 from fanout.runs import ErrorKind, Outcome, RunStatus, Shard, Usage
 from fanout.stores.records import Parked, RunRecord, StageRecord, Totals, WorkerRecord
 
