@@ -9,9 +9,11 @@ from celery import Celery
 from kombu import Queue
 
 from fanout.runs import ErrorKind  # noqa: TC001 - msgspec reads the annotation
+from fanout.secrets import learn
 from fanout.sentinel_url import SCHEME, parse_sentinel_url
 from fanout.stores import RedisStore, connect
 from fanout.stores.connection import HEALTH_CHECK_S, SOCKET_OPTIONS, sentinel_options
+from fanout.transport import LimitedAMQP
 
 if TYPE_CHECKING:
     import redis
@@ -104,7 +106,8 @@ def seal_id(run_id: str, stage: int) -> str:
 
 def make_app(settings: Settings) -> Celery:
     """Return the Celery application for ``settings.broker_url``, as all sides need it."""
-    app = Celery("fanout", set_as_current=False)
+    learn(settings.broker_url)
+    app = Celery("fanout", set_as_current=False, amqp=LimitedAMQP)
     url, backend, found_by = _server(settings.broker_url or "")
     app.conf.update(
         broker_url=url,
@@ -139,6 +142,7 @@ def make_app(settings: Settings) -> Celery:
             **found_by,
             # Kombu's default of 10 is fewer than the acks that a busy worker has in flight.
             "max_connections": 1024,
+            "max_message_bytes": 1_000 * settings.max_message_kb,
             "visibility_timeout": settings.visibility_timeout_s,
             # The default restores ten messages at a time, every 100 s: half an hour for 200.
             "unacked_restore_limit": 10_000,

@@ -133,6 +133,9 @@ class InProcessFleet:
         # By name, as the workers import this package and not the other way round.
         thread = importlib.import_module("workers.thread")
         settings = load_settings(broker_url=self.broker_url)
+        if not settings.allowed_callables:
+            # What this process names, it may import.
+            settings = settings.model_copy(update={"allowed_callables": ("*",)})
         self._worker: Any = thread.WorkerThread(settings, concurrency=concurrency)
         try:
             self._worker.start()

@@ -87,7 +87,13 @@ class _Worker:
     def __init__(self, url: str, concurrency: int, log: Path) -> None:
         self._concurrency = concurrency
         self._log = log
-        self._env = {**os.environ, "FANOUT_BROKER_URL": url}
+        # It serves the process that started it, and no other: what that names, it may import.
+        allowed = os.environ.get("FANOUT_ALLOWED_CALLABLES") or "*"
+        self._env = {
+            **os.environ,
+            "FANOUT_BROKER_URL": url,
+            "FANOUT_ALLOWED_CALLABLES": allowed,
+        }
         self._restarts = 0
         self._process = self._start()
 

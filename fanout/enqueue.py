@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from fanout.admission import plan_lanes, shard_window
 from fanout.broker import BRANCHES_QUEUE
 from fanout.documents import from_paths, from_strings
-from fanout.errors import InputError, RunError
+from fanout.errors import InputError, RunError, StoredDataError
 from fanout.prompts import AGGREGATE_NAMES, BRANCH_NAMES, Template
 from fanout.runs import Document, RunStatus
 from fanout.shards import pack
@@ -130,7 +130,7 @@ class Enqueuer:
         shards = self._shards(run_id, spec, documents)
         try:
             open_stage(self._store, self._publisher, run_id, 0, shards, max_workers=max_workers)
-        except InputError:
+        except (InputError, StoredDataError):
             # The source broke half-way: a part of the input must not look like all of it.
             self._store.delete_run(run_id)
             raise

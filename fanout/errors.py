@@ -12,6 +12,7 @@
     ├── LLMError              one call to a model failed, with the kind of failure
     ├── EmbeddedError         the embedded server or its worker did not start
     └── RunError              a run cannot do what was asked of it
+        ├── StoredDataError   what the store holds of a run is damaged, or too large to be ours
         ├── UnknownRunError   there is no such run, or it has expired
         ├── AmbiguousRunError several runs have ids that begin so
         └── WaitTimeoutError  the run had not ended when the waiting did
@@ -39,6 +40,7 @@ __all__ = [
     "RunError",
     "SettingsError",
     "SpecError",
+    "StoredDataError",
     "UnknownRunError",
     "WaitTimeoutError",
 ]
@@ -139,6 +141,10 @@ class EmbeddedError(FanoutError):
 
 class RunError(FanoutError):
     """A run cannot do what was asked of it."""
+
+
+class StoredDataError(RunError):
+    """What the store holds of a run is damaged, or larger than fanout would have written it."""
 
 
 class UnknownRunError(RunError):

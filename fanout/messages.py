@@ -13,7 +13,7 @@ from fanout.errors import BrokerError
 from fanout.healing import Seen
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     import redis
 
@@ -66,14 +66,23 @@ class Messages:
         for queue in (broker.CONTROL_QUEUE, broker.BRANCHES_QUEUE):
             start = 0
             while page := self._page(queue, start):
-                yield from (_message(raw).headers.id for raw in page)
+                yield from _ids(_message, page)
                 start += _PAGE
         # Without ``no_values``: redis-py asks for no values whatever is given for it.
         for raw in self._redis.hscan_iter(UNACKED, count=_PAGE):
-            yield _taken(cast("tuple[bytes, bytes]", raw)[1])[0].headers.id
+            yield from _ids(lambda item: _taken(item)[0], [cast("tuple[bytes, bytes]", raw)[1]])
 
     def _page(self, queue: str, start: int) -> list[bytes]:
         return cast("list[bytes]", self._redis.lrange(queue, start, start + _PAGE - 1))
+
+
+def _ids(decode: Callable[[bytes], _Message], items: list[bytes]) -> Iterator[str]:
+    for item in items:
+        try:
+            yield decode(item).headers.id
+        except (msgspec.MsgspecError, RecursionError):
+            # It is not ours: a worker will drop it.
+            continue
 
 
 def seen_of_shard(task_ids: set[str], run_id: str, stage: int, number: int) -> Seen:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, ValidationError, field_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from fanout import sentinel_url
 from fanout.errors import SettingsError
@@ -16,6 +17,8 @@ __all__ = ["DEFAULT_BROKER_URL", "Settings", "load_settings"]
 # Where a worker looks that is told nothing.
 DEFAULT_BROKER_URL = "redis://localhost:6379/0"
 
+_NAME = r"[^\W\d]\w*(?:\.[^\W\d]\w*)*"
+_CALLABLES = re.compile(rf"\*|{_NAME}(?::{_NAME})?")
 _SCHEMES = ("redis://", "rediss://", sentinel_url.SCHEME)
 
 
@@ -39,6 +42,10 @@ class Settings(BaseSettings):
         concurrency: Branches that a worker has in flight where nothing else says.
         pool: Celery's worker pool. A setting of ours, because Celery cannot tell ``--pool prefork``
             from its own default, and so would take the configured one.
+        allowed_callables: The functions that a worker may import as models: packages, modules, or
+            ``package.module:function``. ``*`` is any. None by default, as importing runs code.
+        max_message_kb: The size in kilobytes above which a message is neither sent nor read.
+        max_output_kb: The size in kilobytes above which an answer counts as ``invalid_output``.
         cache_dir: Where model weights are kept between runs.
     """
 
@@ -55,7 +62,26 @@ class Settings(BaseSettings):
     max_deliveries: Annotated[int, Field(ge=1)] = 4
     concurrency: Annotated[int, Field(ge=1, le=10_000)] = 32
     pool: Literal["threads", "prefork", "solo"] = "threads"
+    allowed_callables: Annotated[tuple[str, ...], NoDecode] = ()
+    max_message_kb: Annotated[int, Field(ge=16, le=65_536)] = 256
+    max_output_kb: Annotated[int, Field(ge=1, le=4_096)] = 1_024
     cache_dir: Path = Field(default_factory=lambda: Path.home() / ".cache" / "fanout")
+
+    @field_validator("allowed_callables", mode="before")
+    @classmethod
+    def _listed(cls, value: object) -> object:
+        entries = value.split(",") if isinstance(value, str) else value
+        if not isinstance(entries, (list, tuple)):
+            return value
+        listed = tuple(str(entry).strip() for entry in entries if str(entry).strip())
+        for entry in listed:
+            if not _CALLABLES.fullmatch(entry):
+                msg = (
+                    f"{entry!r} is none of package, package.module, package.module:function and *; "
+                    "several are separated by commas"
+                )
+                raise ValueError(msg)
+        return listed
 
     @field_validator("broker_url")
     @classmethod

@@ -37,7 +37,7 @@ class RetrySpec(BaseModel):
         max_wait_s: The longest single wait, in seconds.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
     max_attempts: Annotated[int, Field(ge=1, le=100)] = 5
     max_elapsed_s: Annotated[float, Field(gt=0)] = 300.0
@@ -105,14 +105,18 @@ class RunSpec(BaseModel):
             ``expired``, and the aggregate is made of what has finished. None is no deadline.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, populate_by_name=True, hide_input_in_errors=True
+    )
 
     inputs: tuple[str, ...] = ()
     base_dir: str | None = None
     text_column: str | None = None
     max_document_mb: Annotated[float, Field(gt=0, le=256)] = 16.0
 
-    model: Annotated[str, Field(min_length=1, validation_alias=AliasChoices("model", "llm"))]
+    model: Annotated[
+        str, Field(min_length=1, max_length=512, validation_alias=AliasChoices("model", "llm"))
+    ]
     prompt: Annotated[
         str | None, Field(validation_alias=AliasChoices("prompt", "branch_prompt"))
     ] = None

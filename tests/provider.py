@@ -5,17 +5,24 @@ from __future__ import annotations
 import json
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 class Provider:
-    """Serves what `status`, `headers` and `body` (or `bodies`, by path) say; keeps requests."""
+    """Serves what `status`, `headers` and `body` (or `bodies`, by path) say; keeps requests.
+
+    Where `respond` is set, it gets headers and JSON of each request, and returns status and body.
+    """
 
     def __init__(self) -> None:
         self.status = 200
         self.body: Any = {}
         self.bodies: dict[str, Any] = {}
         self.headers: dict[str, str] = {}
+        self.respond: Callable[[dict[str, str], Any], tuple[int, Any]] | None = None
         self.requests: list[tuple[str, dict[str, str], Any]] = []
         provider = self
 
@@ -25,10 +32,13 @@ class Provider:
             def answer(self) -> None:
                 data = self.rfile.read(int(self.headers.get("content-length") or 0))
                 headers = {name.lower(): value for name, value in self.headers.items()}
-                provider.requests.append((self.path, headers, json.loads(data or "null")))
-                told = provider.bodies.get(self.path, provider.body)
+                request = json.loads(data or "null")
+                provider.requests.append((self.path, headers, request))
+                status, told = provider.status, provider.bodies.get(self.path, provider.body)
+                if provider.respond is not None:
+                    status, told = provider.respond(headers, request)
                 body = json.dumps(told).encode()
-                self.send_response(provider.status)
+                self.send_response(status)
                 for name, value in provider.headers.items():
                     self.send_header(name, value)
                 self.send_header("content-type", "application/json")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from fanout.settings import load_settings
 from workers.config import make_worker_app
+from workers.logs import guard_logs
 
 __all__ = ["app"]
 
-app = make_worker_app(load_settings())
+guard_logs()
+app = make_worker_app(load_settings(), owns_process=True)

@@ -13,7 +13,7 @@ from fanout.stores.connection import SOCKET_OPTIONS, MasterConnection, tolerant_
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["TolerantRedisBackend", "TolerantSentinelBackend"]
+__all__ = ["TaskFault", "TolerantRedisBackend", "TolerantSentinelBackend"]
 
 # Some 20 s: a failover takes less, and the reaper heals what takes longer.
 _RETRIES = 25
@@ -22,14 +22,19 @@ _RETRIES = 25
 _PATIENCE_S = 3_600.0
 
 
+class TaskFault(Exception):  # noqa: N818 - Flower shows the name
+    """A task ended with an error that it does not know; the message is its type and its place."""
+
+
 class _Tolerant:
     """What both backends change in Celery's.
 
     Stock Celery raises ChordError at the first failed member and skips the callback
     (celery#1881). Here the callback receives a record in that member's place:
-    ``{"task_id": ..., "state": ..., "error": the exception's type, "reason": ...}``. The failed
-    task itself stays FAILURE, for Flower and metrics. The exception's message is left out, as it
-    may quote a document; ``reason`` is only what Celery itself says of a revoked task.
+    ``{"task_id": ..., "state": ..., "error": the exception's type, "reason": ...}``, or None where
+    its outcome is in the store, as of a member that succeeded. The failed task itself stays
+    FAILURE, for Flower and metrics. The exception's message is left out, as it may quote a
+    document; ``reason`` is only what Celery itself says of a revoked task.
     """
 
     connparams: dict[str, Any]
@@ -54,10 +59,16 @@ class _Tolerant:
         self, tup: bytes, decode: Callable[[bytes], Any], *_states: frozenset[str]
     ) -> Any:
         _, task_id, state, result = decode(tup)
-        if state not in states.EXCEPTION_STATES:
-            return result
         error = result if isinstance(result, dict) else {}
-        record = {"task_id": task_id, "state": state, "error": error.get("exc_type")}
+        kind = error.get("exc_type")
+        if state not in states.EXCEPTION_STATES or kind == "BranchFailed":
+            # It is in the store. The callback's message has an entry for each member, and there may
+            # be tens of thousands of shards.
+            return None
+        if kind == TaskFault.__name__:
+            # What it stands for: the first word of its message.
+            kind = str(next(iter(error.get("exc_message") or ()), kind)).split(" ")[0]
+        record = {"task_id": task_id, "state": state, "error": kind}
         if state == states.REVOKED:
             record["reason"] = str(error.get("exc_message"))
         return record

@@ -7,14 +7,15 @@ import time
 from math import ceil
 from typing import TYPE_CHECKING
 
-import msgspec
+from msgspec import structs
 
-from fanout.errors import ModelError, PromptError, UnknownRunError
+from fanout.errors import ModelError, PromptError, StoredDataError, UnknownRunError
 from fanout.limits import MAX_BLOCK_S
 from fanout.llm.base import LLMRequest
 from fanout.llm.calls import CallResult, complete_with_retries, validate_json
 from fanout.retries import STOPS_RUN
 from fanout.runs import ErrorKind, Outcome, RunStatus, branch_ref
+from fanout.secrets import redacted
 from fanout.shards import shard_chunk
 from workers.inflight import CallStoppedError, Stop
 
@@ -30,6 +31,8 @@ __all__ = ["BranchFailed", "BranchHandedBack", "BranchHeld", "BranchParked", "ru
 # it may wait for a rate limit.
 _HOLD_MARGIN_S = 60
 _LONGEST_QUEUE_S = 24 * 3600
+# The longest message that is kept: a provider may answer with a page, or with the whole prompt.
+_MAX_MESSAGE = 1_000
 
 
 class BranchFailed(Exception):  # noqa: N818 - Flower shows the name: it should read as a state
@@ -120,7 +123,8 @@ class _Branch:
             raise BranchParked
         if begun.verdict == "held":
             raise BranchHeld
-        outcome = msgspec.structs.replace(self._outcome(begun), ended_at=time.time())
+        outcome = _presentable(self._outcome(begun))
+        outcome = structs.replace(outcome, ended_at=time.time())
         run_id, stage, number, _ = self._key
         store = self._runtime.store
         if outcome.kind in STOPS_RUN:
@@ -151,6 +155,12 @@ class _Branch:
             raise
 
 
+def _presentable(outcome: Outcome) -> Outcome:
+    if outcome.message is None:
+        return outcome
+    return structs.replace(outcome, message=redacted(outcome.message)[:_MAX_MESSAGE])
+
+
 _NOT_CALLED = "{} before this branch was called"
 
 
@@ -171,7 +181,7 @@ def _answer(runtime: Runtime, run_id: str, stage: int, number: int, index: int) 
         return _error(index, ErrorKind.CANCELLED, message, attempts=1)
     except UnknownRunError:
         return _error(index, ErrorKind.LOST, "the server has lost the input of this branch")
-    except PromptError as error:
+    except (PromptError, StoredDataError) as error:
         return Outcome(index=index, kind=ErrorKind.BAD_REQUEST, message=str(error))
     except ModelError as error:
         kind = error.kind or ErrorKind.BAD_REQUEST
@@ -199,6 +209,7 @@ def _call(runtime: Runtime, run_id: str, stage: int, number: int, index: int) ->
             timeout_s=spec.timeout_s,
             validate=validate_json if wants_json else None,
             gate=runtime.limiter.gate(spec.model, spec.rate.rates),
+            max_output_kb=runtime.settings.max_output_kb,
         ),
         has_deadline=stage == 0,
     )

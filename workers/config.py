@@ -24,10 +24,12 @@ if TYPE_CHECKING:
 __all__ = ["make_worker_app"]
 
 
-def make_worker_app(settings: Settings) -> Celery:
+def make_worker_app(settings: Settings, *, owns_process: bool = False) -> Celery:
     """Return a Celery application that processes fanout's tasks.
 
-    ``settings.broker_url`` defaults to a server on this machine.
+    Args:
+        settings: ``broker_url`` defaults to a server on this machine.
+        owns_process: Whether it may say what this process logs.
     """
     if settings.broker_url is None:
         settings = settings.model_copy(update={"broker_url": DEFAULT_BROKER_URL})
@@ -55,6 +57,7 @@ def make_worker_app(settings: Settings) -> Celery:
     )
     register(app, _RuntimeOfProcess(app, settings))
     app.fanout_settings = settings
+    app.fanout_owns_process = owns_process
     app.fanout_holder = secrets.token_hex(6)
     app.steps["worker"].update({Presence, Leases, ReaperStep, Shutdown})
     listen_in_children(app)

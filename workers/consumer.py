@@ -1,15 +1,25 @@
-"""Celery's consumer, but no way of losing the connection ends the worker."""
+"""Celery's consumer, but neither a lost connection nor a bad message ends the worker."""
 
 from __future__ import annotations
 
+import logging
 from contextlib import suppress
 from queue import Empty
+from typing import TYPE_CHECKING, Any
 
 from celery.utils.threads import bound_open_broker_sockets
 from celery.worker.consumer import Consumer
 from celery.worker.consumer.consumer import COLLECT_SOCKET_TIMEOUT
 
-__all__ = ["Reconnects"]
+from fanout.transport import refusals
+from workers.envelope import fault
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["Careful", "Reconnects"]
+
+_log = logging.getLogger(__name__)
 
 
 class Reconnects(Consumer):  # type: ignore[misc]
@@ -29,3 +39,41 @@ class Reconnects(Consumer):  # type: ignore[misc]
                 with suppress(Empty, *self.connection_errors, *self.channel_errors):
                     channel._brpop_read()  # noqa: SLF001 - what its close() does
         super().on_connection_error_after_connected(exc)
+
+
+class Careful(Reconnects):
+    """Drops every message that is not one of fanout's, and says so without its content.
+
+    Celery logs the body of what it drops, and ends at what its own checks let through; the next
+    worker would then take the same message, and end as well.
+    """
+
+    def create_task_handler(self, **kwargs: Any) -> Callable[[Any], Any]:
+        """Return what is called with each message."""
+        handle = super().create_task_handler(**kwargs)
+
+        def handle_if_sound(message: Any) -> Any:
+            found = fault(message)
+            return self._drop(message, found) if found else handle(message)
+
+        return handle_if_sound
+
+    def on_decode_error(self, message: Any, exc: Exception) -> None:
+        """Drop a message whose content cannot be decoded."""
+        self._drop(message, "cannot be decoded", type(exc).__name__)
+
+    def on_unknown_message(self, body: Any, message: Any) -> None:  # noqa: ARG002 - Celery's
+        """Drop a message that is for nobody."""
+        self._drop(message, "names no task")
+
+    def on_unknown_task(self, body: Any, message: Any, exc: Exception) -> None:  # noqa: ARG002
+        """Drop a message for a task that there is not."""
+        self._drop(message, "names a task that is not fanout's")
+
+    def on_invalid_task(self, body: Any, message: Any, exc: Exception) -> None:  # noqa: ARG002
+        """Drop a message that Celery cannot make a task of."""
+        self._drop(message, "is no valid task", type(exc).__name__)
+
+    def _drop(self, message: Any, reason: str, detail: str = "") -> None:
+        refusals.add(reason, detail)
+        message.reject_log_error(_log, self.connection_errors)

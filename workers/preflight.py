@@ -8,6 +8,7 @@ import msgspec
 
 from fanout.broker import Preflight
 from fanout.errors import ModelError
+from fanout.secrets import redacted
 
 if TYPE_CHECKING:
     from workers.runtime import Runtime
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["check_model"]
 
 _KEPT_S = 600
+_MAX_MESSAGE = 1_000
 
 
 def check_model(runtime: Runtime, model: str, note: str) -> None:
@@ -22,9 +24,9 @@ def check_model(runtime: Runtime, model: str, note: str) -> None:
     try:
         runtime.call(runtime.model(model).check())
     except ModelError as error:
-        answer = Preflight(message=str(error), kind=error.kind)
+        answer = Preflight(message=redacted(str(error)), kind=error.kind)
     except Exception as error:  # noqa: BLE001 - whoever waits must get an answer
-        fault = f"{type(error).__name__}: {error}"
+        fault = redacted(f"{type(error).__name__}: {error}")[:_MAX_MESSAGE]
         answer = Preflight(message=f"the model {model} could not be checked: {fault}")
     else:
         answer = Preflight()

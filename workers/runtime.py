@@ -8,14 +8,18 @@ from collections import OrderedDict
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from pydantic import ValidationError
+
 from fanout.broker import connect_broker, make_store
 from fanout.chords import Publisher
+from fanout.errors import StoredDataError
 from fanout.llm import make_llm
 from fanout.messages import Messages
 from fanout.prompts import Template
 from fanout.spec import RunSpec
 from workers.inflight import InFlight
 from workers.limiter import Limiter
+from workers.logs import quiet_clients
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -50,6 +54,7 @@ class Runtime:
         self.publisher = Publisher(app)
         self.messages = Messages(connect_broker(settings))
         self._concurrency = concurrency
+        self._quiets_clients: bool = app.fanout_owns_process
         self._shards: OrderedDict[tuple[str, int, int], Shard] = OrderedDict()
         self._shards_lock = threading.Lock()
         # For what must not wait: whoever watches or beats.
@@ -96,6 +101,9 @@ class Runtime:
             llm = self._models.get(name)
             if llm is None:
                 llm = self.call(self._make_model(name))
+                if self._quiets_clients:
+                    # Their packages may have been imported only now.
+                    quiet_clients()
                 self._models[name] = llm
             return llm
 
@@ -104,7 +112,15 @@ class Runtime:
         return make_llm(name, settings=self.settings, concurrency=self._concurrency)
 
     def _load_spec(self, run_id: str) -> RunSpec:
-        return RunSpec.model_validate_json(self.store.spec(run_id))
+        try:
+            return RunSpec.model_validate_json(self.store.spec(run_id))
+        except ValidationError as error:
+            # Without what it found there: that is prompts.
+            fields = ", ".join(sorted({str(e["loc"][0]) for e in error.errors() if e["loc"]}))
+            raise StoredDataError(
+                f"the worker does not understand this run's {fields or 'spec'}: it may be of "
+                "another version of fanout than the client"
+            ) from None
 
     def _load_template(self, run_id: str, stage: int, aspect: str | None) -> Template:
         spec = self.spec(run_id)

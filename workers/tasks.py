@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import logging
+import traceback
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from celery.exceptions import Ignore, Reject
+from celery.exceptions import CeleryError, Ignore, Reject, SoftTimeLimitExceeded
 
 from fanout import broker
-from fanout.errors import BrokerError
+from fanout.errors import BrokerError, FanoutError
+from workers.backend import TaskFault
 from workers.branches import (
     BranchFailed,
     BranchHandedBack,
@@ -28,6 +31,11 @@ if TYPE_CHECKING:
     from workers.runtime import Runtime
 
 __all__ = ["register"]
+
+# What Celery, and the chord, must see as it is; none of it has contents.
+_KNOWN = (BranchFailed, BrokerError, CeleryError, SoftTimeLimitExceeded)
+
+_log = logging.getLogger(__name__)
 
 # The store being away for a while is not the task's fault: it comes back to the queue, with its
 # place in its chord.
@@ -49,6 +57,25 @@ def _not_done() -> Iterator[None]:
         raise Ignore from None
     except BranchHandedBack:
         raise Reject(requeue=True) from None
+    except _KNOWN:
+        raise
+    except Exception as error:  # noqa: BLE001 - it is raised again, without its message
+        raise _without_contents(error) from None
+
+
+def _without_contents(error: Exception) -> TaskFault:
+    """Return a fault in place of an error that nobody expected.
+
+    Its message may quote what was being worked on, and Celery would put it into the log, into
+    events, and so onto monitoring pages.
+    """
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f"{frames[-1].filename.rpartition('/')[2]}:{frames[-1].lineno}" if frames else "nowhere"
+    # Of an error of fanout's own the message says what to do; others are named by their places.
+    about = f": {error}" if isinstance(error, FanoutError) else ""
+    lines = "".join(traceback.format_list(frames))
+    _log.error("%s%s\n%s", type(error).__name__, about, lines)
+    return TaskFault(f"{type(error).__name__} at {where}")
 
 
 def register(app: Celery, runtime: Callable[[], Runtime]) -> None:
@@ -66,7 +93,8 @@ def register(app: Celery, runtime: Callable[[], Runtime]) -> None:
 
     # A failed branch is an ordinary end: ``throws`` keeps its traceback out of the logs. Retries of
     # calls happen on the loop; Celery's are for a store that is away, and for lost workers.
-    options = {"throws": (BranchFailed,), "bind": True, **_PATIENT}
+    options = {"throws": (BranchFailed, TaskFault), "bind": True, **_PATIENT}
+    others = {"throws": (TaskFault,), **_PATIENT}
 
     @task(name=broker.BRANCH, **options)  # type: ignore[untyped-decorator]
     def branch(self: Task, run_id: str, stage: int, shard: int, position: int, feed: int) -> None:
@@ -74,11 +102,12 @@ def register(app: Celery, runtime: Callable[[], Runtime]) -> None:
         with _not_done():
             run_branch(runtime(), run_id, stage, shard, position, feed, tries=tries)
 
-    @task(name=broker.EXPAND, **_PATIENT)  # type: ignore[untyped-decorator]
+    @task(name=broker.EXPAND, **others)  # type: ignore[untyped-decorator]
     def expand_shard(run_id: str, stage: int, shard: int, lanes: int) -> None:
-        expand(runtime(), run_id, stage, shard, lanes)
+        with _not_done():
+            expand(runtime(), run_id, stage, shard, lanes)
 
-    @task(name=broker.COLLECT, **_PATIENT)  # type: ignore[untyped-decorator]
+    @task(name=broker.COLLECT, **others)  # type: ignore[untyped-decorator]
     def collect_shard(results: list[Any], run_id: str, stage: int, shard: int) -> dict[str, int]:
         with _not_done():
             return collect(runtime(), results, run_id, stage, shard)
@@ -87,11 +116,12 @@ def register(app: Celery, runtime: Callable[[], Runtime]) -> None:
     def seal_stage(run_id: str, stage: int) -> None:
         """Do nothing: that it returns is what its chord waits for."""
 
-    @task(name=broker.AGGREGATE, **_PATIENT)  # type: ignore[untyped-decorator]
+    @task(name=broker.AGGREGATE, **others)  # type: ignore[untyped-decorator]
     def aggregate_stage(_results: list[Any], run_id: str, stage: int) -> None:
         with _not_done():
             aggregate(runtime(), run_id, stage)
 
-    @task(name=broker.PREFLIGHT)  # type: ignore[untyped-decorator]
+    @task(name=broker.PREFLIGHT, throws=(TaskFault,))  # type: ignore[untyped-decorator]
     def preflight(model: str, note: str) -> None:
-        check_model(runtime(), model, note)
+        with _not_done():
+            check_model(runtime(), model, note)

@@ -165,6 +165,7 @@ class Worker(Process):
             command = network.inside(slot, command)
         settings = {
             "FANOUT_BROKER_URL": url,
+            "FANOUT_ALLOWED_CALLABLES": "chaos.model:llm",
             "FANOUT_POOL": pool,
             "PYTHONPATH": str(BENCHMARKS),
             "CHAOS_LEDGER": str(folder / "ledger"),

@@ -12,11 +12,12 @@ from itertools import count
 from typing import TYPE_CHECKING, Any
 
 from fanout.errors import LLMError, ModelError
+from fanout.llm.allowlist import require_allowed, require_home
 from fanout.llm.base import LLM, LLMReply, LLMRequest
 from fanout.runs import ErrorKind
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
 
 __all__ = [
     "CallableLLM",
@@ -127,8 +128,13 @@ def resolve_callable(model: str) -> Any:
         ) from None
 
 
-def load_callable(path: str) -> Any:
-    """Return the object at ``package.module:name``. Raises ModelError where there is none."""
+def load_callable(path: str, *, allowed: Collection[str]) -> Any:
+    """Return the object at ``package.module:name``.
+
+    Raises:
+        ModelError: There is none, or it is not allowed; then nothing was imported.
+    """
+    require_allowed(path, allowed)
     module_name, _, name = path.partition(":")
     try:
         found: Any = import_module(module_name)
@@ -138,12 +144,11 @@ def load_callable(path: str) -> Any:
             f"{type(error).__name__}: {error}"
         ) from error
     for part in name.split("."):
-        try:
-            found = getattr(found, part)
-        except AttributeError:
-            raise ModelError(
-                f"the function {path} cannot be used: {module_name} has no {name}"
-            ) from None
+        found = getattr(found, part, None)
+        # What a module has imported is not its own: that is not listed.
+        if found is None or inspect.ismodule(found):
+            raise ModelError(f"the function {path} cannot be used: {module_name} has no {name}")
+    require_home(path, found, allowed)
     if not callable(found) and not isinstance(found, LLM):
         kind = type(found).__name__
         raise ModelError(f"{path} is of type {kind}, which cannot be called")

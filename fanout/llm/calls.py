@@ -13,6 +13,7 @@ from fanout.errors import LLMError
 from fanout.json_text import bare_json, parse_json
 from fanout.retries import decide
 from fanout.runs import ErrorKind, Usage
+from fanout.secrets import redacted
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -65,6 +66,7 @@ async def complete_with_retries(
     timeout_s: float,
     validate: Callable[[str], str] | None = None,
     gate: Gate | None = None,
+    max_output_kb: int | None = None,
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     rand: Callable[[], float] = random.random,
@@ -78,6 +80,7 @@ async def complete_with_retries(
         timeout_s: Seconds that one call may take in all.
         validate: Returns the answer to keep, or raises LLMError where it cannot be used.
         gate: Holds calls up; what they wait there counts for no limit of time.
+        max_output_kb: The longest answer to keep, in kilobytes; None is no limit.
         clock: Seconds, rising.
         sleep: Waits.
         rand: A random number from 0 to 1.
@@ -92,6 +95,7 @@ async def complete_with_retries(
         try:
             reply = await _call(llm, request, timeout_s, gate)
             replies.append(reply.usage)
+            _require_size(reply.text, max_output_kb)
             text = validate(reply.text) if validate else reply.text
             text = _storable(text)
         except LLMError as error:
@@ -155,11 +159,23 @@ def _result(
     return CallResult(
         output=output,
         kind=error.kind if error else None,
-        message=_storable(str(error)[:_MAX_MESSAGE]) if error else None,
+        message=_storable(redacted(str(error))[:_MAX_MESSAGE]) if error else None,
         attempts=attempts,
         usage=_total(attempts, replies),
         elapsed_s=elapsed_s,
     )
+
+
+def _require_size(text: str, max_output_kb: int | None) -> None:
+    if max_output_kb is None or 4 * len(text) <= 1_000 * max_output_kb:
+        return
+    size = len(text.encode("utf-8", "replace"))
+    if size > 1_000 * max_output_kb:
+        raise LLMError(
+            ErrorKind.INVALID_OUTPUT,
+            f"the answer of {size / 1000:,.0f} kB is larger than FANOUT_MAX_OUTPUT_KB allows "
+            f"({max_output_kb:,})",
+        )
 
 
 def _storable(text: str) -> str:

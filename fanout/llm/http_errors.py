@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 import time
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING
 
 import httpx2
 
+from fanout import secrets as known_secrets
 from fanout.errors import LLMError
 from fanout.runs import ErrorKind
 
@@ -55,8 +55,6 @@ _BY_WORDS = (
     (ErrorKind.CONTENT_FILTER, ("content_filter", "content_policy", "content management policy")),
 )
 _WORDED_STATUSES = frozenset({400, 403, 413, 422, 429})
-
-_KEY = re.compile(r"\b(?:sk|pk|rk|key)-[\w*-]{6,}")
 
 
 def http_error(
@@ -117,10 +115,7 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
 
 def redacted(message: str, secrets: tuple[str, ...] = ()) -> str:
     """Return a provider's message, short and without keys."""
-    for secret in secrets:
-        if secret:
-            message = message.replace(secret, "[key]")
-    return _KEY.sub("[key]", " ".join(message.split()))[:_MAX_MESSAGE]
+    return known_secrets.redacted(" ".join(message.split()), secrets)[:_MAX_MESSAGE]
 
 
 def connection_error(error: Exception) -> LLMError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from fanout import secrets
 from fanout.errors import ModelError
 from fanout.llm.base import LLM
 from fanout.llm.callables import CallableLLM, load_callable, resolve_callable
@@ -42,12 +43,20 @@ def make_llm(model: str, *, settings: Settings, concurrency: int = 32) -> LLM:
     Args:
         model: ``openai/NAME``, ``anthropic/NAME``, ``litellm/PROVIDER/NAME``, ``local``, ``fake``,
             ``package.module:function``, or what ``register_callable`` returned.
-        settings: Where the local model keeps its weights.
+        settings: Where the local model keeps its weights, and which functions may be imported.
         concurrency: Calls that may be in flight at once.
 
     Raises:
-        ModelError: There is no such model, or what it needs is not installed or not set.
+        ModelError: There is no such model, it may not be used, or what it needs is not installed
+            or not set.
     """
+    # A model may have come with keys of its own.
+    secrets.learn()
+    if "://" in model:
+        # litellm would send the provider's key to an address in a name.
+        raise ModelError(
+            "a model's name holds no address: set OPENAI_BASE_URL or the like where the workers run"
+        )
     provider, slash, name = model.partition("/")
     if slash and name and provider in _PROVIDERS:
         return _PROVIDERS[provider](name, concurrency)
@@ -60,7 +69,7 @@ def make_llm(model: str, *, settings: Settings, concurrency: int = 32) -> LLM:
     if model.startswith("callable:"):
         return _wrap(resolve_callable(model), concurrency)
     if ":" in model and not slash:
-        return _wrap(load_callable(model), concurrency)
+        return _wrap(load_callable(model, allowed=settings.allowed_callables), concurrency)
     raise ModelError(f"unknown model {model!r};{_hint(model)} a model is one of: {_FORMS}")
 
 

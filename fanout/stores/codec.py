@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import zlib
+from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
+from fanout.errors import StoredDataError
 from fanout.latency import Latency
 from fanout.limits import LimitState
 from fanout.runs import ErrorKind, Outcome, RunStatus, Shard, Usage
 from fanout.stores.records import Parked, RunRecord, StageRecord, Totals, WorkerRecord
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 __all__ = [
+    "MAX_SHARD_BYTES",
     "RUN_FIELDS",
     "decode_kinds",
     "decode_limits",
@@ -37,6 +43,13 @@ __all__ = [
 # Level 1 halves JSON text at some 100 MB/s; higher levels cost more than the bytes they save.
 _LEVEL = 1
 
+# What blobs may become: a few bytes can be made to fill the memory of whoever reads them. A shard
+# is about 8 MB (fanout.shards), or one chunk; its outcomes are 500 answers of FANOUT_MAX_OUTPUT_KB.
+MAX_SHARD_BYTES = 256_000_000
+_MAX_OUTCOMES_BYTES = 2_000_000_000
+
+_T = TypeVar("_T")
+
 RUN_FIELDS = (
     "status", "created_at", "ended_at", "stage", "base_stage", "halt", "deadline_at", "error",
     "paused", "retry",
@@ -49,13 +62,33 @@ _outcomes = msgspec.json.Decoder(list[tuple[int, Outcome]]).decode
 
 
 def encode_shard(shard: Shard) -> bytes:
-    """Return a shard as a compressed blob."""
-    return zlib.compress(_encode(shard), _LEVEL)
+    """Return a shard as a compressed blob. Raises StoredDataError where it is too large."""
+    data = _encode(shard)
+    if len(data) > MAX_SHARD_BYTES:
+        name = shard.chunks[0].document
+        raise StoredDataError(
+            f"a chunk of {name} makes a shard of {len(data) / 1e6:,.0f} MB, and "
+            f"{MAX_SHARD_BYTES / 1e6:,.0f} MB is the most: split it"
+        )
+    return zlib.compress(data, _LEVEL)
+
+
+def _unpacked(blob: bytes, most: int, decode: Callable[[bytes], _T], what: str) -> _T:
+    inflater = zlib.decompressobj()
+    try:
+        data = inflater.decompress(blob, most)
+        if inflater.eof:
+            return decode(data)
+    except (zlib.error, msgspec.MsgspecError, RecursionError) as error:
+        raise StoredDataError(f"{what} in the store is damaged ({error})") from None
+    if inflater.unconsumed_tail:
+        raise StoredDataError(f"{what} in the store is larger than {most / 1e6:,.0f} MB")
+    raise StoredDataError(f"{what} in the store is damaged (it is cut off)")
 
 
 def decode_shard(blob: bytes) -> Shard:
-    """Return the shard of a blob."""
-    return _shard(zlib.decompress(blob))
+    """Return the shard of a blob. Raises StoredDataError."""
+    return _unpacked(blob, MAX_SHARD_BYTES, _shard, "a shard")
 
 
 def encode_outcome(outcome: Outcome) -> bytes:
@@ -74,8 +107,8 @@ def encode_outcomes(outcomes: dict[int, Outcome]) -> bytes:
 
 
 def decode_outcomes(blob: bytes) -> dict[int, Outcome]:
-    """Return the outcomes of a blob, by position."""
-    return dict(_outcomes(zlib.decompress(blob)))
+    """Return the outcomes of a blob, by position. Raises StoredDataError."""
+    return dict(_unpacked(blob, _MAX_OUTCOMES_BYTES, _outcomes, "the outcomes of a shard"))
 
 
 def decode_size(size: bytes) -> range:

@@ -28,7 +28,12 @@ class Worker:
         with log.open("ab") as stream:
             self.process = subprocess.Popen(
                 [*command, "--hostname", self.name, "--loglevel", "INFO", *options],
-                env={**os.environ, "FANOUT_BROKER_URL": url, **env},
+                env={
+                    **os.environ,
+                    "FANOUT_BROKER_URL": url,
+                    "FANOUT_ALLOWED_CALLABLES": "functions_under_test,lifecycle_models,slow_model",
+                    **env,
+                },
                 # Celery puts the working directory first on its path: not the source tree.
                 cwd=log.parent,
                 stdin=subprocess.DEVNULL,

@@ -11,8 +11,14 @@ from fanout.messages import UNACKED, Messages
 
 
 def test_messages_in_queues_and_those_taken_are_seen(broker_url):
-    """Three were taken: one that is not seen would be published again, and called twice."""
+    """Three were taken: one that is not seen would be published again, and called twice.
+
+    What is no message of ours is passed over, or nothing would be healed while it is there.
+    """
     with redis.Redis.from_url(broker_url) as client:
+        for nonsense in (b"\xff", "[]", "{}", '{"headers": {"id": 3}}', "[" * 5000):
+            client.lpush(CONTROL_QUEUE, nonsense)
+            client.hset(UNACKED, f"nonsense{len(nonsense)}", nonsense)
         client.lpush(CONTROL_QUEUE, json.dumps({"headers": {"id": "r1/0/0/collect"}}))
         client.lpush(BRANCHES_QUEUE, json.dumps({"headers": {"id": "r1/0/1/0"}}))
         for position in range(3):

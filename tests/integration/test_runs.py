@@ -240,7 +240,8 @@ def test_an_authentication_error_stops_the_run_with_one_message(client, function
     [
         ("openai/gpt-5-mini", "OPENAI"),
         ("gpt-5-mini", "did you mean openai/gpt-5-mini?"),
-        ("no_such_module:f", "No module named 'no_such_module'"),
+        ("no_such_module:f", "where the workers run"),
+        ("functions_under_test:f", "No module named 'functions_under_test'"),
         ("litellm/mistral/small", "pip install 'fanout-llm[litellm]'"),
         ("fake?speed=1", "no option 'speed'"),
     ],

@@ -12,6 +12,7 @@ until they fall silent, and ``{prefix}:worker-records`` what they say of themsel
 
 from __future__ import annotations
 
+import re
 from functools import wraps
 from typing import TYPE_CHECKING, ParamSpec, TypeVar, cast
 
@@ -31,6 +32,7 @@ __all__ = ["FINAL", "RedisBase", "translated"]
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
+_COMMAND = re.compile(r"^Command # \d+ \(.*\) of pipeline caused error: ", re.DOTALL)
 FINAL = tuple(sorted(TERMINAL))
 
 
@@ -42,12 +44,19 @@ def translated(method: Callable[_P, _R]) -> Callable[_P, _R]:
         try:
             return method(*args, **kwargs)
         except RedisError as error:
+            _without_command(error)
             message = _explain(cast("RedisBase", args[0]), error)
             refused = isinstance(error, AuthenticationError)
             is_passing = isinstance(error, PASSING_ERRORS) and not refused
             raise BrokerError(message, is_passing=is_passing) from error
 
     return call
+
+
+def _without_command(error: RedisError) -> None:
+    """Take the command out of an error of a pipeline: it may hold a prompt, and logs show it."""
+    if error.args:
+        error.args = (_COMMAND.sub("", str(error.args[0])), *error.args[1:])
 
 
 def _explain(store: RedisBase, error: RedisError) -> str:
