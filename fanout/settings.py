@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -11,7 +13,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from fanout import sentinel_url
 from fanout.errors import SettingsError
 
-__all__ = ["DEFAULT_BROKER_URL", "Settings", "load_settings"]
+__all__ = ["DEFAULT_BROKER_URL", "Settings", "check_traces", "load_settings"]
 
 # Where a worker looks that is told nothing.
 DEFAULT_BROKER_URL = "redis://localhost:6379/0"
@@ -39,6 +41,10 @@ class Settings(BaseSettings):
         concurrency: Branches that a worker has in flight where nothing else says.
         pool: Celery's worker pool. A setting of ours, because Celery cannot tell ``--pool prefork``
             from its own default, and so would take the configured one.
+        log_format: How a worker writes its log: ``text``, or ``json``, one object a line.
+        traces: ``otlp`` has workers send spans to an OpenTelemetry collector.
+        traces_branch_ratio: The share of the branches that succeed at once of which there are
+            spans; of all others there always are.
         cache_dir: Where model weights are kept between runs.
     """
 
@@ -55,6 +61,9 @@ class Settings(BaseSettings):
     max_deliveries: Annotated[int, Field(ge=1)] = 4
     concurrency: Annotated[int, Field(ge=1, le=10_000)] = 32
     pool: Literal["threads", "prefork", "solo"] = "threads"
+    log_format: Literal["text", "json"] = "text"
+    traces: Literal["off", "otlp"] = "off"
+    traces_branch_ratio: Annotated[float, Field(ge=0, le=1)] = 1.0
     cache_dir: Path = Field(default_factory=lambda: Path.home() / ".cache" / "fanout")
 
     @field_validator("broker_url")
@@ -84,3 +93,30 @@ def load_settings(**overrides: object) -> Settings:
         # A broker URL may carry a password: say what is wrong with it, not what it is.
         shown = "" if name == "broker_url" else f" (got {first['input']!r})"
         raise SettingsError(f"FANOUT_{name.upper()}: {message}{shown}") from None
+
+
+_OTLP = "http/protobuf"
+_PROTOCOLS = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
+
+
+def check_traces(settings: Settings) -> None:
+    """Make sure that a worker of this process could send the traces that are asked for.
+
+    Raises:
+        SettingsError: The extra is not installed, or a protocol is wanted that is not spoken.
+    """
+    if settings.traces == "off":
+        return
+    # Part by part: looking for a module whose parent is missing is an error of its own.
+    parts = ["opentelemetry", "exporter", "otlp", "proto", "http"]
+    for end in range(1, len(parts) + 1):
+        if find_spec(".".join(parts[:end])) is None:
+            raise SettingsError(
+                "FANOUT_TRACES: otlp needs an extra: pip install 'fanout-llm[otel]'"
+            )
+    for name in _PROTOCOLS:
+        if os.environ.get(name, _OTLP) not in {"", _OTLP}:
+            raise SettingsError(
+                f"{name}: workers speak {_OTLP} only (got {os.environ[name]!r}); "
+                "a collector listens for it on port 4318"
+            )

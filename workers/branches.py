@@ -17,6 +17,7 @@ from fanout.retries import STOPS_RUN
 from fanout.runs import ErrorKind, Outcome, RunStatus, branch_ref
 from fanout.shards import shard_chunk
 from workers.inflight import CallStoppedError, Stop
+from workers.telemetry import Calls
 
 if TYPE_CHECKING:
     from fanout.runs import BranchRef, Chunk
@@ -120,7 +121,8 @@ class _Branch:
             raise BranchParked
         if begun.verdict == "held":
             raise BranchHeld
-        outcome = msgspec.structs.replace(self._outcome(begun), ended_at=time.time())
+        calls = Calls(time.time())
+        outcome = msgspec.structs.replace(self._outcome(begun, calls), ended_at=time.time())
         run_id, stage, number, _ = self._key
         store = self._runtime.store
         if outcome.kind in STOPS_RUN:
@@ -130,10 +132,12 @@ class _Branch:
             self._runtime.publisher.branches(
                 run_id, stage, number, [recorded.next], feed=self._feed
             )
+        if recorded.first:
+            self._runtime.reports.branch_ended(self._key, outcome, calls)
         if outcome.kind is not None:
             raise BranchFailed(outcome.kind.value)
 
-    def _outcome(self, begun: Begun) -> Outcome:
+    def _outcome(self, begun: Begun, calls: Calls) -> Outcome:
         run_id, stage, number, position = self._key
         index = self._runtime.indices(run_id, stage, number)[position]
         if begun.verdict == "halted":
@@ -145,7 +149,7 @@ class _Branch:
             message = f"the worker died {times} times while it ran this branch"
             return _error(index, ErrorKind.POISONED, message)
         try:
-            return _answer(self._runtime, run_id, stage, number, index)
+            return _answer(self._runtime, run_id, stage, number, index, calls)
         except BranchHandedBack:
             self._runtime.store.unbegin(*self._key, token=self._token)
             raise
@@ -158,9 +162,11 @@ def _error(index: int, kind: ErrorKind, message: str, *, attempts: int = 0) -> O
     return Outcome(index=index, kind=kind, message=message, attempts=attempts)
 
 
-def _answer(runtime: Runtime, run_id: str, stage: int, number: int, index: int) -> Outcome:
+def _answer(
+    runtime: Runtime, run_id: str, stage: int, number: int, index: int, calls: Calls
+) -> Outcome:
     try:
-        return _call(runtime, run_id, stage, number, index)
+        return _call(runtime, run_id, stage, number, index, calls)
     except CallStoppedError as stopped:
         if stopped.reason is Stop.HANDED_BACK:
             raise BranchHandedBack from None
@@ -178,7 +184,9 @@ def _answer(runtime: Runtime, run_id: str, stage: int, number: int, index: int) 
         return Outcome(index=index, kind=kind, message=str(error))
 
 
-def _call(runtime: Runtime, run_id: str, stage: int, number: int, index: int) -> Outcome:
+def _call(
+    runtime: Runtime, run_id: str, stage: int, number: int, index: int, calls: Calls
+) -> Outcome:
     spec = runtime.spec(run_id)
     shard = runtime.shard(run_id, stage, number)
     aspects, samples = (spec.aspect_names, spec.samples) if stage == 0 else ((None,), 1)
@@ -189,6 +197,7 @@ def _call(runtime: Runtime, run_id: str, stage: int, number: int, index: int) ->
     template = runtime.template(run_id, stage, ref.aspect)
     limit = spec.max_tokens if stage == 0 else spec.aggregate_max_tokens
     request = _request(spec, template.render(_values(chunk, ref)), limit, ref.sample)
+    calls.asks(spec.model, request)
     wants_json = stage == 0 and spec.output_format == "json"
     result = runtime.call_for(
         run_id,
@@ -199,6 +208,7 @@ def _call(runtime: Runtime, run_id: str, stage: int, number: int, index: int) ->
             timeout_s=spec.timeout_s,
             validate=validate_json if wants_json else None,
             gate=runtime.limiter.gate(spec.model, spec.rate.rates),
+            observe=calls.attempts.append,
         ),
         has_deadline=stage == 0,
     )
