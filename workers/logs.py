@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any
 
+import redis
 from celery import signals
 from celery._state import get_current_task
 from celery.utils.log import ColorFormatter
@@ -23,6 +24,9 @@ _TEXT = "[%(asctime)s: %(levelname)s/%(processName)s] %(where)s%(message)s"
 # worker says of branches, shards and runs is in workers.reports.
 _CHATTY = ("celery.worker.strategy", "celery.app.trace", "httpx", "httpx2")
 
+# Who speaks of lost connections, and what these are.
+_CONNECTED = ("celery.worker", "celery.backends", "kombu")
+_LOST = (OSError, redis.ConnectionError, redis.TimeoutError)
 _PENDING = "CPendingDeprecationWarning"
 
 
@@ -35,26 +39,35 @@ def set_up_logs(settings: Settings) -> None:
             formatter = _TextFormatter(use_color=bool(colorize))
         for handler in logger.handlers:
             handler.setFormatter(formatter)
-        _quieten(loglevel)
+            handler.addFilter(_Tidy())
+        if loglevel > logging.DEBUG:
+            for name in _CHATTY:
+                logging.getLogger(name).setLevel(max(logging.WARNING, loglevel))
 
     signals.after_setup_logger.connect(on_set_up, weak=False)
     signals.after_setup_task_logger.connect(on_set_up, weak=False)
 
 
-def _quieten(loglevel: int) -> None:
-    if loglevel > logging.DEBUG:
-        for name in _CHATTY:
-            logging.getLogger(name).setLevel(max(logging.WARNING, loglevel))
-    warnings_logger = logging.getLogger("py.warnings")
-    if not any(isinstance(known, _NoAdvice) for known in warnings_logger.filters):
-        warnings_logger.addFilter(_NoAdvice())
+class _Tidy(logging.Filter):
+    """Makes what is said of a lost connection one line.
 
-
-class _NoAdvice(logging.Filter):
-    """Leaves out what Celery says of its next version each time that a connection is lost."""
+    It leaves out what Celery then says of its next version.
+    """
 
     def filter(self, record: logging.LogRecord) -> bool:
-        return _PENDING not in record.getMessage()
+        if record.name == "py.warnings":
+            return _PENDING not in record.getMessage()
+        if record.name.startswith(_CONNECTED):
+            message = record.getMessage()
+            error = record.exc_info[1] if record.exc_info else None
+            if isinstance(error, _LOST):
+                # Where it was noticed says nothing; Celery shows an error's repr, redis-py's says
+                # nothing either.
+                record.exc_info = record.exc_text = None
+                message = f"{message} ({error})"
+            if record.exc_info is None:
+                record.msg, record.args = " ".join(message.split()), ()
+        return True
 
 
 def _locate(record: logging.LogRecord) -> dict[str, Any]:

@@ -11,9 +11,8 @@ import pytest
 
 from fanout import ParallelCalls, RunStatus
 from fanout.spec import make_spec
-
-from ..collector import Collector
-from ..servers import free_port
+from tests.collector import Collector
+from tests.servers import free_port
 
 FANOUT = Path(sys.executable).parent / "fanout"
 CANARY = "canary-5d1e"
