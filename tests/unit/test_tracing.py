@@ -187,6 +187,19 @@ def test_a_branch_that_is_delivered_again_has_one_span():
     assert len(named(runtime.spans, "fanout.branch")) == 1
 
 
+def test_a_branch_whose_outcome_was_not_the_first_has_no_span():
+    runtime = Traced()
+    runtime.write(["a"])
+
+    def told(request):
+        runtime.store.record(RUN, 0, 0, 0, outcome())
+        return "too late"
+
+    runtime.told = told
+    run_branch(runtime, RUN, 0, 0, 0, 0)
+    assert runtime.spans == ()
+
+
 def test_a_shard_that_is_collected_again_has_one_span():
     runtime = Traced()
     runtime.write(["a"])
