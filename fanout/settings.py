@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -12,7 +14,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from fanout import sentinel_url
 from fanout.errors import SettingsError
 
-__all__ = ["DEFAULT_BROKER_URL", "Settings", "load_settings"]
+__all__ = ["DEFAULT_BROKER_URL", "Settings", "check_traces", "load_settings"]
 
 # Where a worker looks that is told nothing.
 DEFAULT_BROKER_URL = "redis://localhost:6379/0"
@@ -46,6 +48,10 @@ class Settings(BaseSettings):
             ``package.module:function``. ``*`` is any. None by default, as importing runs code.
         max_message_kb: The size in kilobytes above which a message is neither sent nor read.
         max_output_kb: The size in kilobytes above which an answer counts as ``invalid_output``.
+        log_format: How a worker writes its log: ``text``, or ``json``, one object a line.
+        traces: ``otlp`` has workers send spans to an OpenTelemetry collector.
+        traces_branch_ratio: The share of the branches that succeed at once of which there are
+            spans; of all others there always are.
         cache_dir: Where model weights are kept between runs.
     """
 
@@ -65,6 +71,9 @@ class Settings(BaseSettings):
     allowed_callables: Annotated[tuple[str, ...], NoDecode] = ()
     max_message_kb: Annotated[int, Field(ge=16, le=65_536)] = 256
     max_output_kb: Annotated[int, Field(ge=1, le=4_096)] = 1_024
+    log_format: Literal["text", "json"] = "text"
+    traces: Literal["off", "otlp"] = "off"
+    traces_branch_ratio: Annotated[float, Field(ge=0, le=1)] = 1.0
     cache_dir: Path = Field(default_factory=lambda: Path.home() / ".cache" / "fanout")
 
     @field_validator("allowed_callables", mode="before")
@@ -110,3 +119,30 @@ def load_settings(**overrides: object) -> Settings:
         # A broker URL may carry a password: say what is wrong with it, not what it is.
         shown = "" if name == "broker_url" else f" (got {first['input']!r})"
         raise SettingsError(f"FANOUT_{name.upper()}: {message}{shown}") from None
+
+
+_OTLP = "http/protobuf"
+_PROTOCOLS = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
+
+
+def check_traces(settings: Settings) -> None:
+    """Make sure that a worker of this process could send the traces that are asked for.
+
+    Raises:
+        SettingsError: The extra is not installed, or a protocol is wanted that is not spoken.
+    """
+    if settings.traces == "off":
+        return
+    # Part by part: looking for a module whose parent is missing is an error of its own.
+    parts = ["opentelemetry", "exporter", "otlp", "proto", "http"]
+    for end in range(1, len(parts) + 1):
+        if find_spec(".".join(parts[:end])) is None:
+            raise SettingsError(
+                "FANOUT_TRACES: otlp needs an extra: pip install 'fanout-llm[otel]'"
+            )
+    for name in _PROTOCOLS:
+        if os.environ.get(name, _OTLP) not in {"", _OTLP}:
+            raise SettingsError(
+                f"{name}: workers speak {_OTLP} only (got {os.environ[name]!r}); "
+                "a collector listens for it on port 4318"
+            )

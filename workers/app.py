@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from fanout.settings import load_settings
 from workers.config import make_worker_app
-from workers.logs import guard_logs
+from workers.logs import set_up_logs
 
 __all__ = ["app"]
 
-guard_logs()
-app = make_worker_app(load_settings(), owns_process=True)
+_settings = load_settings()
+set_up_logs(_settings)
+app = make_worker_app(_settings, owns_process=True)

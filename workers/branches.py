@@ -18,6 +18,7 @@ from fanout.runs import ErrorKind, Outcome, RunStatus, branch_ref
 from fanout.secrets import redacted
 from fanout.shards import shard_chunk
 from workers.inflight import CallStoppedError, Stop
+from workers.telemetry import Calls
 
 if TYPE_CHECKING:
     from fanout.runs import BranchRef, Chunk
@@ -123,7 +124,8 @@ class _Branch:
             raise BranchParked
         if begun.verdict == "held":
             raise BranchHeld
-        outcome = _presentable(self._outcome(begun))
+        calls = Calls(time.time())
+        outcome = _presentable(self._outcome(begun, calls))
         outcome = structs.replace(outcome, ended_at=time.time())
         run_id, stage, number, _ = self._key
         store = self._runtime.store
@@ -134,10 +136,12 @@ class _Branch:
             self._runtime.publisher.branches(
                 run_id, stage, number, [recorded.next], feed=self._feed
             )
+        if recorded.first:
+            self._runtime.reports.branch_ended(self._key, outcome, calls)
         if outcome.kind is not None:
             raise BranchFailed(outcome.kind.value)
 
-    def _outcome(self, begun: Begun) -> Outcome:
+    def _outcome(self, begun: Begun, calls: Calls) -> Outcome:
         run_id, stage, number, position = self._key
         index = self._runtime.indices(run_id, stage, number)[position]
         if begun.verdict == "halted":
@@ -149,7 +153,7 @@ class _Branch:
             message = f"the worker died {times} times while it ran this branch"
             return _error(index, ErrorKind.POISONED, message)
         try:
-            return _answer(self._runtime, run_id, stage, number, index)
+            return _answer(self._runtime, run_id, stage, number, index, calls)
         except BranchHandedBack:
             self._runtime.store.unbegin(*self._key, token=self._token)
             raise
@@ -168,9 +172,11 @@ def _error(index: int, kind: ErrorKind, message: str, *, attempts: int = 0) -> O
     return Outcome(index=index, kind=kind, message=message, attempts=attempts)
 
 
-def _answer(runtime: Runtime, run_id: str, stage: int, number: int, index: int) -> Outcome:
+def _answer(
+    runtime: Runtime, run_id: str, stage: int, number: int, index: int, calls: Calls
+) -> Outcome:
     try:
-        return _call(runtime, run_id, stage, number, index)
+        return _call(runtime, run_id, stage, number, index, calls)
     except CallStoppedError as stopped:
         if stopped.reason is Stop.HANDED_BACK:
             raise BranchHandedBack from None
@@ -188,7 +194,9 @@ def _answer(runtime: Runtime, run_id: str, stage: int, number: int, index: int) 
         return Outcome(index=index, kind=kind, message=str(error))
 
 
-def _call(runtime: Runtime, run_id: str, stage: int, number: int, index: int) -> Outcome:
+def _call(
+    runtime: Runtime, run_id: str, stage: int, number: int, index: int, calls: Calls
+) -> Outcome:
     spec = runtime.spec(run_id)
     shard = runtime.shard(run_id, stage, number)
     aspects, samples = (spec.aspect_names, spec.samples) if stage == 0 else ((None,), 1)
@@ -199,6 +207,7 @@ def _call(runtime: Runtime, run_id: str, stage: int, number: int, index: int) ->
     template = runtime.template(run_id, stage, ref.aspect)
     limit = spec.max_tokens if stage == 0 else spec.aggregate_max_tokens
     request = _request(spec, template.render(_values(chunk, ref)), limit, ref.sample)
+    calls.asks(spec.model, request)
     wants_json = stage == 0 and spec.output_format == "json"
     result = runtime.call_for(
         run_id,
@@ -210,6 +219,7 @@ def _call(runtime: Runtime, run_id: str, stage: int, number: int, index: int) ->
             validate=validate_json if wants_json else None,
             gate=runtime.limiter.gate(spec.model, spec.rate.rates),
             max_output_kb=runtime.settings.max_output_kb,
+            observe=calls.attempts.append,
         ),
         has_deadline=stage == 0,
     )

@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import secrets
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from celery import signals
 
 from fanout.broker import make_app
-from fanout.settings import DEFAULT_BROKER_URL
+from fanout.settings import DEFAULT_BROKER_URL, check_traces
 from workers.leases import Leases
 from workers.presence import Presence
 from workers.reaper import ReaperStep
@@ -33,6 +35,7 @@ def make_worker_app(settings: Settings, *, owns_process: bool = False) -> Celery
     """
     if settings.broker_url is None:
         settings = settings.model_copy(update={"broker_url": DEFAULT_BROKER_URL})
+    check_traces(settings)
     app = make_app(settings)
     app.conf.update(
         # By default threads: LLM calls wait on one asyncio loop, a thread only holds the task.
@@ -55,7 +58,9 @@ def make_worker_app(settings: Settings, *, owns_process: bool = False) -> Celery
         # Functions of users may print; that is theirs, not the log's.
         worker_redirect_stdouts=False,
     )
-    register(app, _RuntimeOfProcess(app, settings))
+    runtime = _RuntimeOfProcess(app, settings)
+    register(app, runtime)
+    runtime.close_reports_at_the_end()
     app.fanout_settings = settings
     app.fanout_owns_process = owns_process
     app.fanout_holder = secrets.token_hex(6)
@@ -83,3 +88,14 @@ class _RuntimeOfProcess:
                 concurrency = int(self._app.conf.worker_concurrency)
                 self._made = (pid, Runtime(self._app, self._settings, concurrency=concurrency))
             return self._made[1]
+
+    def close_reports_at_the_end(self) -> None:
+        """Have what was reported sent before the worker, or a prefork child of it, ends."""
+
+        def on_end(**_: Any) -> None:
+            made = self._made
+            if made is not None and made[0] == os.getpid():
+                made[1].reports.close()
+
+        signals.worker_process_shutdown.connect(on_end, weak=False)
+        signals.worker_shutdown.connect(on_end, weak=False)

@@ -10,6 +10,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from fanout.errors import BrokerError, UnknownRunError
+from fanout.logs import about
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
@@ -104,7 +105,9 @@ class InFlight:
         except UnknownRunError:
             return Stop.HALTED
         except BrokerError as error:
-            _log.warning("cannot see whether run %s goes on: %s", run_id, error)
+            _log.warning(
+                "cannot see whether run %s goes on: %s", run_id, error, extra=about(run_id)
+            )
             return None
         if run.halt is not None:
             return Stop.HALTED

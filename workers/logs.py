@@ -1,78 +1,95 @@
-"""What a worker's log may say: no keys, no contents, and no line without an end.
-
-Celery's own lines name tasks, and what they raised. The clients of providers log whole requests,
-with the prompt, where somebody turns their logging on: that is left out whatever the level.
-"""
+"""What a worker logs, and how: Celery sets the logs up, and this goes over what it has set up."""
 
 from __future__ import annotations
 
 import logging
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import redis
 from celery import signals
+from celery._state import get_current_task
+from celery.utils.log import ColorFormatter
 
-from fanout.secrets import redacted
+from fanout.logs import JsonFormatter, about_task, located, path_of
+from workers.log_guard import guard
 
-__all__ = ["LogGuard", "guard_logs", "quiet_clients"]
+if TYPE_CHECKING:
+    from fanout.settings import Settings
 
-_MAX_MESSAGE = 2_000
-_MAX_TRACEBACK = 20_000
+__all__ = ["set_up_logs"]
 
-# Below a warning these say what they send and receive.
-_CLIENTS = ("openai", "anthropic", "httpx", "httpx2", "httpcore", "httpcore2", "aiohttp", "asyncio")
-# litellm says it in its errors as well; what they mean is in the branch's outcome.
-_MUTE = ("LiteLLM", "LiteLLM Router", "LiteLLM Proxy", "litellm")
+# As Celery's, with what the line is about.
+_TEXT = "[%(asctime)s: %(levelname)s/%(processName)s] %(where)s%(message)s"
+
+# These have several lines for each branch, at INFO: a flood where there are a million. What a
+# worker says of branches, shards and runs is in workers.reports.
+_CHATTY = ("celery.worker.strategy", "celery.app.trace", "httpx", "httpx2")
+
+# Who speaks of lost connections, and what these are.
+_CONNECTED = ("celery.worker", "celery.backends", "kombu")
+_LOST = (OSError, redis.ConnectionError, redis.TimeoutError)
+_PENDING = "CPendingDeprecationWarning"
 
 
-class LogGuard(logging.Filter):
-    """A filter of handlers: redacts what is logged, bounds it, and drops what clients log."""
+def set_up_logs(settings: Settings) -> None:
+    """Have the logs of this process formatted as the settings say, once Celery has set them up."""
+
+    def on_set_up(logger: logging.Logger, loglevel: int, colorize: Any, **_: Any) -> None:
+        formatter: logging.Formatter = JsonFormatter(_locate)
+        if settings.log_format == "text":
+            formatter = _TextFormatter(use_color=bool(colorize))
+        for handler in logger.handlers:
+            handler.setFormatter(formatter)
+            handler.addFilter(_Tidy())
+        # Last, as it bounds whatever is said.
+        guard(logger)
+        if loglevel > logging.DEBUG:
+            for name in _CHATTY:
+                logging.getLogger(name).setLevel(max(logging.WARNING, loglevel))
+
+    signals.after_setup_logger.connect(on_set_up, weak=False)
+    signals.after_setup_task_logger.connect(on_set_up, weak=False)
+
+
+class _Tidy(logging.Filter):
+    """Makes what is said of a lost connection one line.
+
+    It leaves out what Celery then says of its next version.
+    """
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Say whether a record is logged; what it says is made safe."""
-        if not _is_wanted(record):
-            return False
-        record.msg, record.args = _bounded(redacted(record.getMessage()), _MAX_MESSAGE), None
-        if record.exc_info and not record.exc_text:
-            record.exc_text = logging.Formatter().formatException(record.exc_info)
-        if record.exc_text:
-            record.exc_text = _bounded(redacted(record.exc_text), _MAX_TRACEBACK)
-        # Formatters take the text where there is one.
-        record.exc_info = None
+        if record.name == "py.warnings":
+            return _PENDING not in record.getMessage()
+        if record.name.startswith(_CONNECTED):
+            message = record.getMessage()
+            error = record.exc_info[1] if record.exc_info else None
+            if isinstance(error, _LOST):
+                # Where it was noticed says nothing; Celery shows an error's repr, redis-py's says
+                # nothing either.
+                record.exc_info = record.exc_text = None
+                message = f"{message} ({error})"
+            if record.exc_info is None:
+                record.msg, record.args = " ".join(message.split()), ()
         return True
 
 
-def _is_wanted(record: logging.LogRecord) -> bool:
-    package = record.name.partition(".")[0]
-    if package in _MUTE:
-        return False
-    return package not in _CLIENTS or record.levelno >= logging.WARNING
+def _locate(record: logging.LogRecord) -> dict[str, Any]:
+    """Return what a record of Celery's, or of a task in this thread, is about."""
+    data = getattr(record, "data", None)
+    if isinstance(data, dict) and "id" in data:
+        return about_task(str(data["id"]))
+    task = get_current_task()
+    task_id = task.request.id if task is not None and task.request else None
+    return about_task(task_id) if task_id else {}
 
 
-def _bounded(text: str, longest: int) -> str:
-    if len(text) <= longest:
-        return text
-    half = longest // 2
-    return f"{text[:half]} [... {len(text) - 2 * half:,} characters ...] {text[-half:]}"
+class _TextFormatter(ColorFormatter):  # type: ignore[misc]
+    """Celery's lines, with the path of the task that they are about."""
 
+    def __init__(self, *, use_color: bool) -> None:
+        super().__init__(_TEXT, use_color=use_color)
 
-def guard_logs() -> None:
-    """Guard all handlers that a worker command sets up, in this process."""
-    signals.after_setup_logger.connect(_guard, weak=False, dispatch_uid="fanout-logs")
-    signals.after_setup_task_logger.connect(_guard, weak=False, dispatch_uid="fanout-task-logs")
-
-
-def _guard(logger: logging.Logger, **_: Any) -> None:
-    # The second logs what becomes of prefork children.
-    for handler in (*logger.handlers, *logging.getLogger("multiprocessing").handlers):
-        if not any(isinstance(each, LogGuard) for each in handler.filters):
-            handler.addFilter(LogGuard())
-    quiet_clients()
-
-
-def quiet_clients() -> None:
-    """Spare the clients of providers the work of lines that are left out."""
-    for name in _CLIENTS:
-        logging.getLogger(name).setLevel(logging.WARNING)
-    for name in _MUTE:
-        # Some have handlers of their own, which no filter of ours sees.
-        logging.getLogger(name).setLevel(logging.CRITICAL + 1)
+    def format(self, record: logging.LogRecord) -> str:
+        path = path_of(located(record, _locate))
+        record.where = f"[{path}] " if path else ""
+        return str(super().format(record))

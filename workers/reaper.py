@@ -48,6 +48,7 @@ class ReaperStep(bootsteps.StartStopStep):  # type: ignore[misc]
                 self._app.fanout_runtime().publisher,
                 self._app.fanout_runtime().messages,
                 stall_s=self._settings.stall_s,
+                on_end=self._app.fanout_runtime().reports.run_ended,
             )
         self._reaper.sweep()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections import defaultdict
 from typing import TYPE_CHECKING
 
@@ -58,7 +57,7 @@ def _end(
 ) -> None:
     runtime.store.put_result(run_id, msgspec.json.encode(result))
     status = RunStatus.FAILED if problem else RunStatus.SUCCEEDED
-    runtime.store.end_run(run_id, status, ended_at=time.time(), error=problem)
+    runtime.end_run(run_id, status, error=problem)
 
 
 def _branches(runtime: Runtime, run_id: str, stage: int) -> Iterator[tuple[Chunk, Outcome, int]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections import OrderedDict
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -19,7 +20,9 @@ from fanout.prompts import Template
 from fanout.spec import RunSpec
 from workers.inflight import InFlight
 from workers.limiter import Limiter
-from workers.logs import quiet_clients
+from workers.log_guard import quiet_clients
+from workers.reports import Reports
+from workers.telemetry import make_telemetry
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -27,7 +30,7 @@ if TYPE_CHECKING:
     from celery import Celery
 
     from fanout.llm import LLM
-    from fanout.runs import Shard
+    from fanout.runs import RunStatus, Shard
     from fanout.settings import Settings
     from fanout.stores import Store
 
@@ -59,6 +62,7 @@ class Runtime:
         self._shards_lock = threading.Lock()
         # For what must not wait: whoever watches or beats.
         self.watched: Store = make_store(settings)
+        self.reports = Reports(self.watched, make_telemetry(settings, self.watched.run))
         self._in_flight = InFlight(self.watched)
         self.limiter = Limiter(self.watched)
         self._models: dict[str, LLM] = {}
@@ -143,12 +147,18 @@ class Runtime:
                 self._shards.move_to_end(key)
             return shard
 
+    def end_run(self, run_id: str, status: RunStatus, *, error: str | None = None) -> None:
+        """Give a run its final status, and report that where this is the first."""
+        if self.store.end_run(run_id, status, ended_at=time.time(), error=error):
+            self.reports.run_ended(run_id)
+
     def on_close(self, callback: Callable[[], None]) -> None:
         """Have something done when the runtime is closed."""
         self._closers.append(callback)
 
     def close(self) -> None:
         """Close the models' connections, the loop and the store."""
+        self.reports.close()
         for closer in self._closers:
             closer()
         with self._models_lock:

@@ -105,7 +105,10 @@ def collect(
     """
     outcomes = _complete(runtime, run_id, stage, number, _failures(results))
     store = runtime.store
+    is_again = store.is_finished(run_id, stage, number)
     store.compact(run_id, stage, number, outcomes)
+    if not is_again:
+        runtime.reports.shard_ended(run_id, stage, number, outcomes)
     grants = store.open_shards(run_id, stage, window=fleet_window(store), finished=number)
     runtime.publisher.expand(run_id, stage, grants)
     succeeded = sum(outcome.ok for outcome in outcomes.values())
@@ -175,12 +178,12 @@ def aggregate(runtime: Runtime, run_id: str, stage: int) -> None:
     if not record.sealed or (record.done < record.total and store.incomplete(run_id, stage)):
         raise TooEarlyError(run_id, stage)
     if run.halt:
-        store.end_run(run_id, run.halt, ended_at=time.time())
+        runtime.end_run(run_id, run.halt)
         return
     spec = runtime.spec(run_id)
     problem = _policy_problem(spec, record) if stage == 0 else None
     if problem:
-        store.end_run(run_id, RunStatus.FAILED, ended_at=time.time(), error=problem)
+        runtime.end_run(run_id, RunStatus.FAILED, error=problem)
         return
     store.set_status(run_id, RunStatus.REDUCING)
     reductions.reduce(runtime, run, stage, spec)

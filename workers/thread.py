@@ -36,7 +36,7 @@ class WorkerThread:
         self._thread = threading.Thread(target=self._run, name="fanout-worker", daemon=True)
 
     def _run(self) -> None:
-        for name in ("celery", "kombu"):
+        for name in ("celery", "kombu", "fanout", "workers"):
             # The caller's program decides what it logs; without a handler, Python would print.
             logging.getLogger(name).addHandler(logging.NullHandler())
         hostname = f"thread-{os.getpid()}@localhost"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from fanout.settings import DEFAULT_BROKER_URL, load_settings
+from fanout.settings import DEFAULT_BROKER_URL, check_traces, load_settings
 from fanout.stores import RedisStore, connect
 
 if TYPE_CHECKING:
@@ -63,6 +63,7 @@ def command(
     `celery -A workers.app worker`.
     """
     settings = load_settings(broker_url=broker_url, concurrency=concurrency, pool=pool)
+    check_traces(settings)
     os.environ["FANOUT_POOL"] = settings.pool
     if broker_url is not None:
         os.environ["FANOUT_BROKER_URL"] = broker_url
@@ -72,6 +73,9 @@ def command(
     # The same process from here on: signals and exit status are Celery's own. A name and not an
     # import, because the workers import this package.
     celery = [sys.executable, "-m", "celery", "-A", "workers.app", "worker"]
+    if settings.log_format == "json":
+        # Celery's banner is no JSON, and goes to standard output.
+        celery.insert(3, "--quiet")
     os.execv(sys.executable, [*celery, *arguments])  # noqa: S606 - our own interpreter
 
 

@@ -136,4 +136,7 @@ def _reply(message: Message) -> LLMReply:
             input_tokens=usage.input_tokens + cached,
             output_tokens=usage.output_tokens,
         ),
+        model=message.model,
+        response_id=message.id,
+        finish_reason=message.stop_reason,
     )

@@ -32,10 +32,21 @@ class LLMRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LLMReply(msgspec.Struct, frozen=True, kw_only=True):
-    """One answer, and what it consumed."""
+    """One answer, and what it consumed.
+
+    Attributes:
+        text: The answer.
+        usage: What the call consumed.
+        model: The model that answered, as the provider calls it, or None.
+        response_id: The provider's name of this answer, or None.
+        finish_reason: Why the answer ends where it does, in the provider's words, or None.
+    """
 
     text: str
     usage: Usage = Usage(calls=1)
+    model: str | None = None
+    response_id: str | None = None
+    finish_reason: str | None = None
 
 
 @runtime_checkable

@@ -17,11 +17,12 @@ from fanout.secrets import redacted
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
+    from typing import Self
 
     from fanout.llm.base import LLM, LLMReply, LLMRequest
     from fanout.spec import RetrySpec
 
-__all__ = ["CallResult", "Gate", "complete_with_retries", "validate_json"]
+__all__ = ["CallAttempt", "CallResult", "Gate", "complete_with_retries", "validate_json"]
 
 _MAX_MESSAGE = 300
 
@@ -58,6 +59,30 @@ class Gate(Protocol):
         """Learn from how the call went."""
 
 
+class CallAttempt(msgspec.Struct, frozen=True, kw_only=True):
+    """One call as an observer sees it: how it went, and nothing of what was said.
+
+    Attributes:
+        number: 1 for the first call of a branch.
+        started_at: Seconds since the epoch.
+        elapsed_s: Seconds that it took.
+        kind: Why it failed, or None.
+        usage: What it consumed, or None where there was no answer.
+        model: See LLMReply.
+        response_id: See LLMReply.
+        finish_reason: See LLMReply.
+    """
+
+    number: int
+    started_at: float
+    elapsed_s: float
+    kind: ErrorKind | None = None
+    usage: Usage | None = None
+    model: str | None = None
+    response_id: str | None = None
+    finish_reason: str | None = None
+
+
 async def complete_with_retries(
     llm: LLM,
     request: LLMRequest,
@@ -67,6 +92,7 @@ async def complete_with_retries(
     validate: Callable[[str], str] | None = None,
     gate: Gate | None = None,
     max_output_kb: int | None = None,
+    observe: Callable[[CallAttempt], None] | None = None,
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     rand: Callable[[], float] = random.random,
@@ -81,6 +107,7 @@ async def complete_with_retries(
         validate: Returns the answer to keep, or raises LLMError where it cannot be used.
         gate: Holds calls up; what they wait there counts for no limit of time.
         max_output_kb: The longest answer to keep, in kilobytes; None is no limit.
+        observe: Is told of each call when it has ended.
         clock: Seconds, rising.
         sleep: Waits.
         rand: A random number from 0 to 1.
@@ -93,11 +120,13 @@ async def complete_with_retries(
         # As if it had begun so much later.
         started += await _entered(gate, request, clock)
         try:
-            reply = await _call(llm, request, timeout_s, gate)
-            replies.append(reply.usage)
-            _require_size(reply.text, max_output_kb)
-            text = validate(reply.text) if validate else reply.text
-            text = _storable(text)
+            with _Observed(attempt, observe, clock) as observed:
+                reply = await _call(llm, request, timeout_s, gate)
+                observed.reply = reply
+                replies.append(reply.usage)
+                _require_size(reply.text, max_output_kb)
+                text = validate(reply.text) if validate else reply.text
+                text = _storable(text)
         except LLMError as error:
             elapsed_s = clock() - started
             decision = decide(
@@ -113,6 +142,41 @@ async def complete_with_retries(
             await sleep(decision.wait_s)
         else:
             return _result(text, None, attempt, replies, clock() - started)
+
+
+class _Observed:
+    """Tells an observer of a call when it has ended, in whatever way."""
+
+    def __init__(
+        self, number: int, observe: Callable[[CallAttempt], None] | None, clock: Callable[[], float]
+    ) -> None:
+        self.reply: LLMReply | None = None
+        self._number = number
+        self._observe = observe
+        self._clock = clock
+
+    def __enter__(self) -> Self:
+        self._started_at = time.time()
+        self._started = self._clock()
+        return self
+
+    def __exit__(self, _type: object, error: BaseException | None, _traceback: object) -> None:
+        if self._observe is None:
+            return
+        kind = None if error is None else getattr(error, "kind", ErrorKind.CANCELLED)
+        reply = self.reply
+        self._observe(
+            CallAttempt(
+                number=self._number,
+                started_at=self._started_at,
+                elapsed_s=self._clock() - self._started,
+                kind=kind,
+                usage=reply.usage if reply else None,
+                model=reply.model if reply else None,
+                response_id=reply.response_id if reply else None,
+                finish_reason=reply.finish_reason if reply else None,
+            )
+        )
 
 
 async def _entered(gate: Gate | None, request: LLMRequest, clock: Callable[[], float]) -> float:

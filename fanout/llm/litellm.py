@@ -100,6 +100,9 @@ class LiteLLM:
                 output_tokens=getattr(usage, "completion_tokens", None),
                 cost_usd=self._cost(response),
             ),
+            model=getattr(response, "model", None),
+            response_id=getattr(response, "id", None),
+            finish_reason=choice.finish_reason,
         )
 
     def _cost(self, response: Any) -> float | None:

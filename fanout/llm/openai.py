@@ -157,4 +157,7 @@ def _reply(completion: ChatCompletion) -> LLMReply:
             input_tokens=usage.prompt_tokens if usage else None,
             output_tokens=usage.completion_tokens if usage else None,
         ),
+        model=completion.model,
+        response_id=completion.id,
+        finish_reason=choice.finish_reason,
     )

@@ -52,7 +52,7 @@ _T = TypeVar("_T")
 
 RUN_FIELDS = (
     "status", "created_at", "ended_at", "stage", "base_stage", "halt", "deadline_at", "error",
-    "paused", "retry",
+    "paused", "retry", "reopened_at",
 )  # fmt: skip
 
 _encode = msgspec.json.Encoder().encode
@@ -160,6 +160,7 @@ def decode_run(run_id: str, values: list[bytes | None]) -> RunRecord:
         run_id=run_id,
         status=RunStatus.PAUSED if text["paused"] and not status.has_ended else status,
         created_at=float(text["created_at"] or 0),
+        reopened_at=float(text["reopened_at"]) if text["reopened_at"] else None,
         ended_at=float(text["ended_at"]) if text["ended_at"] else None,
         stage=int(text["stage"] or 0),
         base_stage=int(text["base_stage"] or 0),

@@ -145,6 +145,7 @@ class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
         run_id: Its name.
         status: Where it is.
         created_at: Seconds since the epoch.
+        reopened_at: When its latest retry began, or None where there was none.
         ended_at: Seconds since the epoch, or None while it goes on.
         stage: The number of the stage that is being processed.
         base_stage: Reduce stages up to this number belong to an aggregate that a retry discarded;
@@ -158,6 +159,7 @@ class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
     run_id: str
     status: RunStatus
     created_at: float
+    reopened_at: float | None = None
     ended_at: float | None = None
     stage: int = 0
     base_stage: int = 0

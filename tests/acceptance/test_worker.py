@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 
@@ -60,3 +61,40 @@ def test_wrong_usage_is_said(fanout, arguments):
     done = fanout("worker", *arguments)
     assert done.status == 2
     assert "Error: Invalid value" in done.stderr
+
+
+def test_what_traces_need_is_said_at_once(fanout, broker_url):
+    wrong = {"FANOUT_TRACES": "otlp", "OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"}
+    done = fanout("worker", "--broker-url", broker_url, **wrong)
+    assert done.status == 2
+    assert done.stderr.startswith("fanout: OTEL_EXPORTER_OTLP_PROTOCOL: workers speak")
+    done = fanout("worker", "--broker-url", broker_url, FANOUT_TRACES="jaeger")
+    assert done.status == 2
+    assert done.stderr.startswith("fanout: FANOUT_TRACES: ")
+
+
+@pytest.fixture
+def json_worker(monkeypatch, request):
+    monkeypatch.setenv("FANOUT_LOG_FORMAT", "json")
+    return request.getfixturevalue("worker")
+
+
+def test_a_json_log_has_one_object_a_line_and_no_contents(fanout, here, json_worker, broker_url):
+    (here / "a.txt").write_text("".join(f"canary-3b {n}\n" for n in range(40)))
+    job = ["run", "a.txt", "--split", "lines", "--chunk-tokens", "8", "-p", "canary-3b {input}"]
+    job += ["-m", "fake?fail_rate=0.3", "--max-attempts", "1", "--reduce", "none"]
+    fanout(*job, FANOUT_BROKER_URL=broker_url)
+    json_worker.send_signal(signal.SIGTERM)
+    json_worker.wait(20)
+    log = (here / "worker.log").read_text()
+    assert "canary" not in log
+    lines = [json.loads(line) for line in log.splitlines() if line.startswith("{")]
+    # What Celery says past all logs, of stopping and of root, begins otherwise.
+    rest = [line for line in log.splitlines() if line.startswith(("[", "Traceback"))]
+    assert rest == []
+    (end,) = [line for line in lines if line["message"].startswith(f"run {lines[-1]['run_id']} ")]
+    assert end["level"] == "INFO"
+    assert " failed (server_error " in end["message"]
+    branches = [line for line in lines if "position" in line]
+    assert len(branches) == 1, "of the many that failed, one line"
+    assert branches[0]["message"] == "failed: server_error"

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 
+import msgspec
 import pytest
 
 from fanout.errors import LLMError
@@ -13,7 +14,10 @@ from fanout.spec import RetrySpec
 POLICY = RetrySpec(max_attempts=3, max_elapsed_s=100, base_wait_s=1, max_wait_s=10)
 
 
-def call(*told, timeout_s=10, validate=None, policy=POLICY):
+ONCE = RetrySpec(max_attempts=1)
+
+
+def call(*told, timeout_s=10, validate=None, policy=POLICY, observe=None):
     """Call a fake that is told what to do at each call; return the result and the waits."""
     script = iter(told)
     waits = []
@@ -30,6 +34,7 @@ def call(*told, timeout_s=10, validate=None, policy=POLICY):
             policy=policy,
             timeout_s=timeout_s,
             validate=validate,
+            observe=observe,
             clock=lambda: now[0],
             sleep=sleep,
             rand=lambda: 1.0,
@@ -116,3 +121,39 @@ def test_what_is_not_json_is_invalid_output(text):
 def test_half_a_character_at_the_end_of_an_answer_does_not_lose_the_answer():
     result, _ = call("caf\u00e9 \ud83d")
     assert result.output == "café ?"
+
+
+def test_an_observer_sees_each_call_and_nothing_of_what_was_said():
+    seen = []
+    reply = LLMReply(
+        text="yes", usage=Usage(calls=1, output_tokens=3), model="m-1", response_id="7",
+        finish_reason="stop",
+    )  # fmt: skip
+    call(error(ErrorKind.TIMEOUT), reply, observe=seen.append)
+    assert [(attempt.number, attempt.kind) for attempt in seen] == [
+        (1, ErrorKind.TIMEOUT),
+        (2, None),
+    ]
+    assert seen[1].usage == reply.usage
+    assert (seen[1].model, seen[1].response_id, seen[1].finish_reason) == ("m-1", "7", "stop")
+    assert not {"yes", "p"} & {str(value) for value in msgspec.structs.astuple(seen[1])}
+
+
+def test_an_observer_sees_an_answer_that_cannot_be_used_and_a_call_that_is_cancelled():
+    seen = []
+    call("no json", validate=validate_json, policy=ONCE, observe=seen.append)
+    assert (seen[0].kind, seen[0].usage is None) == (ErrorKind.INVALID_OUTPUT, False)
+
+    async def cancelled():
+        task = asyncio.ensure_future(
+            complete_with_retries(
+                FakeLLM(latency_s=30), LLMRequest(prompt="p"), policy=ONCE, timeout_s=9,
+                observe=seen.append,
+            )
+        )  # fmt: skip
+        await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.wait([task])
+
+    asyncio.run(cancelled())
+    assert seen[1].kind is ErrorKind.CANCELLED

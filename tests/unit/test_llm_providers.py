@@ -103,6 +103,7 @@ def test_openai_sends_what_was_asked_and_nothing_else(provider, environment):
     }
     assert reply.text == "hello back"
     assert reply.usage == Usage(calls=1, input_tokens=5, output_tokens=2)
+    assert (reply.model, reply.response_id, reply.finish_reason) == ("m", "1", "stop")
     complete("openai/m")
     assert provider.requests[-1][2].keys() == {"model", "messages"}
 
@@ -123,6 +124,7 @@ def test_anthropic_sends_what_was_asked(provider, environment):
         "stop_sequences": ["END"],
     }
     assert reply.usage == Usage(calls=1, input_tokens=5, output_tokens=2)
+    assert (reply.model, reply.response_id, reply.finish_reason) == ("m", "1", "end_turn")
 
 
 def test_anthropic_refuses_a_seed_instead_of_ignoring_it(environment):

@@ -9,7 +9,7 @@ import pytest
 
 from fanout import secrets
 from fanout.secrets import Redactor, redacted, secret_values
-from workers.logs import LogGuard, quiet_clients
+from workers.log_guard import LogGuard, quiet_clients
 
 
 @pytest.fixture(autouse=True)

@@ -29,7 +29,10 @@ from workers.branches import (
 )
 from workers.inflight import CallStoppedError, Stop
 from workers.limiter import Limiter
+from workers.reports import Reports
+from workers.runtime import Runtime as RealRuntime
 from workers.stages import TooEarlyError, aggregate, collect, expand
+from workers.telemetry import NoTelemetry
 
 RUN = "r1"
 
@@ -82,6 +85,7 @@ class Runtime:
         self.publisher = Publisher()
         self.messages = Messages()
         self.alone = threading.Lock()
+        self.telemetry = NoTelemetry()
         self.is_handing_back = False
         self.llm = FakeLLM(script=self._answer)
         self.told = lambda request: f"answer to {request.prompt}"
@@ -90,6 +94,12 @@ class Runtime:
 
     def _answer(self, request):
         return self.told(request)
+
+    end_run = RealRuntime.end_run
+
+    @property
+    def reports(self):
+        return Reports(self.store, self.telemetry)
 
     def spec(self, run_id):
         return self._spec

@@ -613,6 +613,7 @@ def test_a_run_that_has_ended_can_be_reopened_once(store, run):
     assert not store.reopen_run(run, retry=frozenset())
     record = store.run(run)
     assert record.retry == kinds
+    assert record.reopened_at == pytest.approx(time.time(), abs=10)
     assert (record.status, record.stage, record.halt) == (RunStatus.RUNNING, 0, None)
     assert (record.error, record.ended_at, store.result(run)) == (None, None, None)
     assert store.run(run).base_stage == 1, "the next aggregate takes the stages from 2"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -123,6 +124,7 @@ class MemoryRuns(MemoryBase):
                 run_id=run_id,
                 status=RunStatus.RUNNING,
                 created_at=run.record.created_at,
+                reopened_at=time.time(),
                 base_stage=run.record.last_stage,
                 retry=retry,
             )

@@ -285,7 +285,10 @@ end
 if not has_ended then return 0 end
 local stage = tonumber(redis.call('HGET', KEYS[1], 'stage') or 0)
 if stage > 0 then redis.call('HSET', KEYS[1], 'base_stage', stage) end
-redis.call('HSET', KEYS[1], 'status', 'running', 'stage', 0, 'retry', ARGV[3])
+local time = redis.call('TIME')
+local now = tonumber(time[1]) + tonumber(time[2]) / 1e6
+redis.call('HSET', KEYS[1], 'status', 'running', 'stage', 0, 'retry', ARGV[3],
+    'reopened_at', string.format('%.6f', now))
 redis.call('HDEL', KEYS[1], 'halt', 'error', 'ended_at', 'paused', 'deadline_at')
 redis.call('HSET', KEYS[2], 'opened', 0, 'used', 0)
 redis.call('HDEL', KEYS[2], 'heals')
