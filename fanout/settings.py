@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from fanout import sentinel_url
@@ -39,6 +39,11 @@ class Settings(BaseSettings):
         concurrency: Branches that a worker has in flight where nothing else says.
         pool: Celery's worker pool. A setting of ours, because Celery cannot tell ``--pool prefork``
             from its own default, and so would take the configured one.
+        task_events: Whether workers tell of each task from the start; otherwise when a monitor,
+            such as Flower, has asked them to.
+        flower_user: Who may log in to Flower.
+        flower_password: The password for that.
+        flower_password_file: A file that holds it instead.
         cache_dir: Where model weights are kept between runs.
     """
 
@@ -55,6 +60,10 @@ class Settings(BaseSettings):
     max_deliveries: Annotated[int, Field(ge=1)] = 4
     concurrency: Annotated[int, Field(ge=1, le=10_000)] = 32
     pool: Literal["threads", "prefork", "solo"] = "threads"
+    task_events: bool = True
+    flower_user: Annotated[str, Field(pattern="^[^:]+$")] = "fanout"
+    flower_password: SecretStr | None = None
+    flower_password_file: Path | None = None
     cache_dir: Path = Field(default_factory=lambda: Path.home() / ".cache" / "fanout")
 
     @field_validator("broker_url")

@@ -29,3 +29,14 @@ class Reconnects(Consumer):  # type: ignore[misc]
                 with suppress(Empty, *self.connection_errors, *self.channel_errors):
                     channel._brpop_read()  # noqa: SLF001 - what its close() does
         super().on_connection_error_after_connected(exc)
+
+    def on_send_event_buffered(self) -> None:
+        """Let events gather for ``workers.events``, which sends them.
+
+        Celery would send them at the next turn of its loop: each by itself, as good as.
+        """
+
+    def shutdown(self) -> None:
+        """Send the events of the last tasks: the pool has stopped by now."""
+        self._flush_events()
+        super().shutdown()
