@@ -24,6 +24,7 @@ from flower.events import EventsState
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+_RUN = "0s8tvdj6"
 _WORKERS = 3
 _SHARD = 500
 _FAILED_EACH = 20  # one branch in so many
@@ -42,33 +43,40 @@ def parsed() -> argparse.Namespace:
 
 
 def events(number: int) -> Iterator[bytes]:
-    """Return what a worker publishes of one branch."""
+    """Return what workers publish of one branch, and of its shard's other tasks in their turn."""
     shard, position = divmod(number, _SHARD)
+    group = f"{_RUN}/0/{shard}"
+    if position == 0:
+        yield from _of_task("fanout.expand", f"{group}/expand", number, _ids(shard))
+    ids = _ids(shard, position=position, feed=0)
+    yield from _of_task("fanout.branch", f"{group}/{position}", number, ids, f"{group}/expand")
+    if position == _SHARD - 1:
+        yield from _of_task("fanout.collect", f"{group}/collect", number, _ids(shard))
+
+
+def _ids(shard: int, **more: int) -> dict[str, Any]:
+    return {"run_id": _RUN, "stage": 0, "shard": shard, **more}
+
+
+def _of_task(
+    name: str, task_id: str, number: int, kwargs: dict[str, Any], parent_id: str | None = None
+) -> Iterator[bytes]:
     common = {
-        "uuid": f"0s8tvdj6/0/{shard}/{position}",
+        "uuid": task_id,
         "hostname": f"worker{number % _WORKERS}@fleet",
         "pid": os.getpid(),
         "utcoffset": 0,
         "clock": number,
         "timestamp": time.time(),
     }
-    ids = {"run_id": "0s8tvdj6", "stage": 0, "shard": shard, "position": position, "feed": 0}
-    received = {
-        "name": "fanout.branch",
-        "args": "()",
-        "kwargs": repr(ids),
-        "root_id": "0s8tvdj6",
-        "parent_id": f"0s8tvdj6/0/{shard}/expand",
-        "retries": 0,
-        "eta": None,
-        "expires": None,
-    }
-    ends: dict[str, Any] = {"type": "task-succeeded", "result": "None", "runtime": 1.25}
-    if number % _FAILED_EACH == 0:
-        traceback = "BranchFailed: rate_limited"
+    received = {"type": "task-received", "name": name, "args": "()", "kwargs": repr(kwargs)}
+    received |= {"root_id": _RUN, "parent_id": parent_id}
+    received |= {"retries": 0, "eta": None, "expires": None}
+    end: dict[str, Any] = {"type": "task-succeeded", "result": "None", "runtime": 1.25}
+    if parent_id and number % _FAILED_EACH == 0:
         exception = "BranchFailed('rate_limited')"
-        ends = {"type": "task-failed", "exception": exception, "traceback": traceback}
-    for fields in ({"type": "task-received", **received}, {"type": "task-started"}, ends):
+        end = {"type": "task-failed", "exception": exception, "traceback": "BranchFailed"}
+    for fields in (received, {"type": "task-started"}, end):
         yield json.dumps({**common, **fields}).encode()
 
 
