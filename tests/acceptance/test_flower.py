@@ -237,7 +237,7 @@ def test_a_person_sees_workers_tasks_and_queues_in_a_browser(fleet, tmp_path):
     wait_for(lambda: sum(ends(flower)) == BRANCHES, "every branch's end is counted")
     root = flower.root
     fetched = []
-    with Browser(tmp_path, width=1600, height=820) as browser:
+    with Browser(tmp_path, width=1720, height=820) as browser:
 
         def picture(name):
             fetched.extend(browser.fetched())
