@@ -35,7 +35,7 @@ from fanout.settings import DEFAULT_BROKER_URL, Settings, load_settings
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-__all__ = ["FleetFlower", "configure", "main"]
+__all__ = ["FleetFlower", "configure", "login_of", "main", "masked", "readable"]
 
 _log = logging.getLogger(__name__)
 
@@ -121,14 +121,15 @@ class _DiscreetInspector(Inspector):  # type: ignore[misc]
     secrets: frozenset[str] = frozenset()
 
     def _on_update(self, workername: str, method: str, response: Any) -> None:
-        super()._on_update(workername, method, _masked(response, self.secrets))
+        super()._on_update(workername, method, masked(response, self.secrets))
 
 
-def _masked(value: Any, secrets: frozenset[str]) -> Any:
+def masked(value: Any, secrets: frozenset[str]) -> Any:
+    """Return a structure as JSON has them, without the secrets in its texts."""
     if isinstance(value, dict):
-        return {name: _masked(each, secrets) for name, each in value.items()}
+        return {name: masked(each, secrets) for name, each in value.items()}
     if isinstance(value, list):
-        return [_masked(each, secrets) for each in value]
+        return [masked(each, secrets) for each in value]
     if isinstance(value, str):
         for secret in secrets:
             value = value.replace(secret, _MASK)
@@ -211,7 +212,7 @@ def _decide_login(settings: Settings) -> None:
         options.basic_auth = []
         options.auth = ""
         return
-    login = _login(settings)
+    login = login_of(settings)
     if login is not None:
         options.basic_auth = [login]
     if not (options.basic_auth or options.auth):
@@ -221,7 +222,7 @@ def _decide_login(settings: Settings) -> None:
         )
 
 
-def _login(settings: Settings) -> str | None:
+def login_of(settings: Settings) -> str | None:
     """Return user and password as Flower takes them, or None. Raises SettingsError."""
     path = settings.flower_password_file
     if settings.flower_password is not None and path is not None:
