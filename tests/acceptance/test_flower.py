@@ -25,6 +25,7 @@ from tests.browser import Browser
 from tests.integration.conftest import Worker, wait_for
 from tests.needs import needs
 from tests.servers import SentinelProcess, ServerProcess, free_port
+from tests.tls import TlsFront
 
 from .conftest import FANOUT
 
@@ -328,6 +329,18 @@ def test_queues_are_seen_behind_sentinels(start, tmp_path):
     finally:
         for each in (*sentinels, server):
             each.kill()
+
+
+def test_queues_and_tasks_are_seen_over_tls(start, start_worker, here, server, broker_url):
+    needs("openssl")
+    with TlsFront(here / "tls", server.port) as front:
+        flower = start(front.url, **LOGIN)
+        start_worker("-c", "1", "--queues", CONTROL_QUEUE)
+        with Client(broker_url) as client:
+            client.submit(RunSpec(model="fake", prompt="{input}", reduce="vote"), ["a", "b"])
+        wait_for(lambda: "succeeded" in flower.counted("fanout.expand"), "an event has come")
+        assert lengths(flower) == {BRANCHES_QUEUE: 2, CONTROL_QUEUE: 0}
+        flower.stop()
 
 
 def test_with_control_a_worker_can_be_stopped_but_no_task_started(start, start_worker, broker_url):
