@@ -163,14 +163,14 @@ class FleetFlower(Flower):  # type: ignore[misc]
 
 
 def readable(task: Any) -> Any:
-    """Return a task with its arguments as they fit a column: ``run_id=..., stage=0, shard=3``."""
+    """Return a task with its arguments as they fit a column: ``run_id=... stage=0 shard=3``."""
     try:
         given = ast.literal_eval(task.kwargs)
         named = [f"{name}={value}" for name, value in given.items() if name not in _INNER]
     except (AttributeError, SyntaxError, ValueError, TypeError):
         # A task of somebody else's, or one that was first heard of when it had begun.
         return task
-    task.kwargs = ", ".join(named)
+    task.kwargs = " ".join(named)
     return task
 
 

@@ -176,7 +176,7 @@ def test_a_task_says_which_branch_it_is_and_why_it_failed(fleet):
         assert task["exception"] == f"BranchFailed('{kind}')"
         assert task["traceback"] == f"BranchFailed: {kind}"
     page = fleet.flower.ask(f"/task/{fleet.run_id}/0/0/1")[1]
-    assert f"<code>run_id={fleet.run_id}, stage=0, shard=0, position=1</code>" in page
+    assert f"<code>run_id={fleet.run_id} stage=0 shard=0 position=1</code>" in page
     query = f"state:FAILURE kwargs:run_id={fleet.run_id}"
     found = fleet.flower.tasks(search=query.replace(" ", "%20"), limit="10000")
     assert set(found) == set(failed)
@@ -263,7 +263,7 @@ def test_a_person_sees_workers_tasks_and_queues_in_a_browser(fleet, tmp_path):
 
         browser.open(f"{root}/tasks")
         text = browser.wait_for("fanout.branch")
-        assert f"run_id={fleet.run_id}, stage=0, shard=" in text
+        assert f"run_id={fleet.run_id} stage=0 shard=" in text
         assert "SUCCESS" in text
         picture("tasks")
 
@@ -278,7 +278,7 @@ def test_a_person_sees_workers_tasks_and_queues_in_a_browser(fleet, tmp_path):
         kind = fleet.outcomes[int(task_id[1]) * 500 + int(task_id[2])]
         assert f"BranchFailed('{kind}')" in text
         assert "FAILURE" in text
-        assert f"shard={task_id[1]}, position={task_id[2]}" in text
+        assert f"shard={task_id[1]} position={task_id[2]}" in text
         # Nothing that could be done to it.
         assert "Revoke" not in text
         picture("failed-task")
