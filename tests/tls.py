@@ -44,7 +44,8 @@ class TlsFront:
 
     async def _join(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         behind = await asyncio.open_connection("127.0.0.1", self._behind)
-        await asyncio.gather(_copy(reader, behind[1]), _copy(behind[0], writer))
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.gather(_copy(reader, behind[1]), _copy(behind[0], writer))
 
     @property
     def url(self) -> str:

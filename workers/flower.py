@@ -8,20 +8,24 @@ whoever is can look but not touch. All of Flower's own options work, as argument
 from __future__ import annotations
 
 import ast
-import atexit
+import asyncio
 import logging
+import os
 import signal
 import sys
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from flower import command
 from flower.api.tasks import GetQueueLengths
 from flower.app import Flower, rewrite_handler
+from flower.events import Events
 from flower.inspector import Inspector
 from flower.urls import settings as web_settings
 from flower.views.broker import BrokerView
 from flower.views.error import NotFoundErrorHandler
-from flower.views.monitor import Metrics
+from flower.views.monitor import Healthcheck, Metrics
+from kombu.exceptions import OperationalError
 from tornado.ioloop import IOLoop
 from tornado.options import Error as OptionError
 from tornado.options import define, options
@@ -34,6 +38,8 @@ from fanout.settings import DEFAULT_BROKER_URL, Settings, load_settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
+
+    from celery import Celery
 
 __all__ = ["FleetFlower", "configure", "login_of", "main", "masked", "readable"]
 
@@ -58,6 +64,10 @@ _INNER = ("feed", "lanes")
 # Everybody on a machine can read the arguments of its processes.
 _SECRET_OPTIONS = ("basic_auth", "cookie_secret", "oauth2_secret")
 _MASK = "********"
+
+# An event by which Flower hears itself.
+_CALL = "fanout-hello"
+_CALL_EACH_S = 0.2
 
 
 class _Queues:
@@ -136,7 +146,47 @@ def masked(value: Any, secrets: frozenset[str]) -> Any:
     return value
 
 
+class _Healthcheck(Healthcheck):  # type: ignore[misc]
+    """For probes: open to all, and not well before it hears of every task."""
+
+    async def get(self) -> None:
+        if not self.application.events.is_listening:
+            self.set_status(503)
+            self.write("not listening to the broker yet")
+            return
+        await super().get()
+
+
+class _Events(Events):  # type: ignore[misc]
+    """Flower's ear, which knows when it has begun to hear.
+
+    Nothing else tells when the server has taken the subscription: it calls until it hears itself.
+    """
+
+    is_listening = False
+
+    def start(self) -> None:
+        super().start()
+        self.io_loop.add_callback(self._call_until_heard)
+
+    async def _call_until_heard(self) -> None:
+        while not self.is_listening:
+            await self.io_loop.run_in_executor(None, self._call)
+            await asyncio.sleep(_CALL_EACH_S)
+
+    def _call(self) -> None:
+        with suppress(OperationalError), self.capp.events.default_dispatcher() as dispatcher:
+            dispatcher.send(_CALL)
+
+    def on_event(self, event: dict[str, Any]) -> None:
+        if event["type"] == _CALL:
+            self.is_listening = True
+        else:
+            super().on_event(event)
+
+
 _HANDLERS = [
+    (r"/healthcheck", _Healthcheck),
     (r"/metrics", _Metrics),
     (r"/broker", _BrokerView),
     (r"/api/queues/length", _QueueLengths),
@@ -149,7 +199,8 @@ class FleetFlower(Flower):  # type: ignore[misc]
     """Flower on a fleet's broker."""
 
     def __init__(self, settings: Settings, **web: Any) -> None:
-        super().__init__(options=options, capp=make_app(settings), **web)
+        app = make_app(settings)
+        super().__init__(options=options, capp=app, events=_events(app), **web)
         self.fleet_settings = settings
         timeout_s = options.inspect_timeout / 1000
         self.inspector = _DiscreetInspector(self.io_loop, self.capp, timeout_s)
@@ -160,6 +211,19 @@ class FleetFlower(Flower):  # type: ignore[misc]
     def alive_workers(self) -> set[str]:
         """Return the names of the workers that have been heard of lately."""
         return {worker.hostname for worker in self.events.state.alive_workers()}
+
+
+def _events(app: Celery) -> _Events:
+    return _Events(
+        app,
+        IOLoop.current(),
+        db=options.db,
+        persistent=options.persistent,
+        state_save_interval=options.state_save_interval,
+        enable_events=options.enable_events,
+        max_workers_in_memory=options.max_workers,
+        max_tasks_in_memory=options.max_tasks,
+    )
 
 
 def readable(task: Any) -> Any:
@@ -255,7 +319,6 @@ def main(arguments: Sequence[str]) -> None:
     command.extract_settings()
     command.setup_logging()
     flower = FleetFlower(settings, **web_settings)
-    atexit.register(flower.stop)
     signal.signal(signal.SIGTERM, command.sigterm_handler)
     port = _listen(flower)
     scheme = "https" if "ssl_options" in web_settings else "http"
@@ -267,8 +330,10 @@ def main(arguments: Sequence[str]) -> None:
     try:
         flower.start()
     except (KeyboardInterrupt, SystemExit):
-        # Flower's way of ending; its own command does the same.
-        return
+        # Flower's way of ending.
+        flower.stop()
+        # Where the server is away, threads that ask workers for something would hold up the end.
+        os._exit(0)
 
 
 def _listen(flower: FleetFlower) -> int | None:

@@ -343,6 +343,17 @@ def test_queues_and_tasks_are_seen_over_tls(start, start_worker, here, server, b
         flower.stop()
 
 
+def test_it_ends_when_it_is_told_to_although_the_server_is_away(start, tmp_path):
+    server = ServerProcess(tmp_path / "server")
+    flower = start(server.url, **LOGIN)
+    server.kill()
+    # Asks all workers, in threads that wait for the server.
+    flower.ask("/workers?refresh=1")
+    flower.process.terminate()
+    assert flower.process.wait(5) == 0
+    assert "Traceback" not in flower.log.read_text()
+
+
 def test_with_control_a_worker_can_be_stopped_but_no_task_started(start, start_worker, broker_url):
     worker = start_worker("-c", "1")
     flower = start(broker_url, "--control", **LOGIN)
