@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from fanout import sentinel_url
@@ -52,6 +52,11 @@ class Settings(BaseSettings):
         traces: ``otlp`` has workers send spans to an OpenTelemetry collector.
         traces_branch_ratio: The share of the branches that succeed at once of which there are
             spans; of all others there always are.
+        task_events: Whether workers tell of each task from the start; otherwise when a monitor,
+            such as Flower, has asked them to.
+        flower_user: Who may log in to Flower.
+        flower_password: The password for that.
+        flower_password_file: A file that holds it instead.
         cache_dir: Where model weights are kept between runs.
     """
 
@@ -74,6 +79,10 @@ class Settings(BaseSettings):
     log_format: Literal["text", "json"] = "text"
     traces: Literal["off", "otlp"] = "off"
     traces_branch_ratio: Annotated[float, Field(ge=0, le=1)] = 1.0
+    task_events: bool = True
+    flower_user: Annotated[str, Field(pattern="^[^:]+$")] = "fanout"
+    flower_password: SecretStr | None = None
+    flower_password_file: Path | None = None
     cache_dir: Path = Field(default_factory=lambda: Path.home() / ".cache" / "fanout")
 
     @field_validator("allowed_callables", mode="before")

@@ -11,6 +11,7 @@ from celery import signals
 
 from fanout.broker import make_app
 from fanout.settings import DEFAULT_BROKER_URL, check_traces
+from workers.events import SendsEvents
 from workers.leases import Leases
 from workers.presence import Presence
 from workers.reaper import ReaperStep
@@ -50,6 +51,9 @@ def make_worker_app(settings: Settings, *, owns_process: bool = False) -> Celery
         # endless redelivery; it is tried again until ``max_deliveries`` is reached.
         task_reject_on_worker_lost=False,
         task_retry_on_worker_lost=True,
+        # Always, and not when a monitor asks for it: that would miss what a worker does before it
+        # has heard of that. Sent in batches; measured with benchmarks/events_cost.py.
+        worker_send_task_events=settings.task_events,
         worker_consumer="workers.shutdown:HandsBack",
         # A server that is away comes back, whenever that is.
         broker_connection_max_retries=None,
@@ -64,7 +68,7 @@ def make_worker_app(settings: Settings, *, owns_process: bool = False) -> Celery
     app.fanout_settings = settings
     app.fanout_owns_process = owns_process
     app.fanout_holder = secrets.token_hex(6)
-    app.steps["worker"].update({Presence, Leases, ReaperStep, Shutdown})
+    app.steps["worker"].update({Presence, Leases, ReaperStep, SendsEvents, Shutdown})
     listen_in_children(app)
     return app
 

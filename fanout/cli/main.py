@@ -32,6 +32,7 @@ _COMMANDS = {
     "cancel": ("fanout.cli.steer:cancel", "Stop a run, and keep what has finished."),
     "delete": ("fanout.cli.steer:delete", "Forget a run and all its records."),
     "errors": ("fanout.cli.look:errors", "List the failed branches of a run."),
+    "flower": ("fanout.cli.flower:command", "Serve a page that shows a fleet at work."),
     "heal": ("fanout.cli.steer:heal", "Look for what got lost, and do it again."),
     "metrics": ("fanout.cli.metrics:command", "Serve the fleet's figures to Prometheus."),
     "pause": ("fanout.cli.steer:pause", "Let no further call of a run begin."),

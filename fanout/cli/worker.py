@@ -14,7 +14,7 @@ from fanout.stores import RedisStore, connect
 if TYPE_CHECKING:
     from fanout.settings import Settings
 
-__all__ = ["command"]
+__all__ = ["check_broker", "command"]
 
 
 @click.command(
@@ -67,7 +67,7 @@ def command(
     os.environ["FANOUT_POOL"] = settings.pool
     if broker_url is not None:
         os.environ["FANOUT_BROKER_URL"] = broker_url
-    _check_broker(settings)
+    check_broker(settings)
     arguments = ["--concurrency", str(settings.concurrency)]
     arguments += ["--loglevel", loglevel, *celery_options]
     # The same process from here on: signals and exit status are Celery's own. A name and not an
@@ -79,7 +79,7 @@ def command(
     os.execv(sys.executable, [*celery, *arguments])  # noqa: S606 - our own interpreter
 
 
-def _check_broker(settings: Settings) -> None:
+def check_broker(settings: Settings) -> None:
     """Say at once what is wrong with a broker: Celery would try for ever. Raises BrokerError."""
     store = RedisStore(connect(settings.broker_url or DEFAULT_BROKER_URL))
     try:
