@@ -12,7 +12,12 @@ from fanout.runs import ErrorKind  # noqa: TC001 - msgspec reads the annotation
 from fanout.secrets import learn
 from fanout.sentinel_url import SCHEME, parse_sentinel_url
 from fanout.stores import RedisStore, connect
-from fanout.stores.connection import HEALTH_CHECK_S, SOCKET_OPTIONS, sentinel_options
+from fanout.stores.connection import (
+    HEALTH_CHECK_S,
+    SOCKET_OPTIONS,
+    sentinel_options,
+    tls_options,
+)
 from fanout.transport import LimitedAMQP
 
 if TYPE_CHECKING:
@@ -109,8 +114,12 @@ def make_app(settings: Settings) -> Celery:
     learn(settings.broker_url)
     app = Celery("fanout", set_as_current=False, amqp=LimitedAMQP)
     url, backend, found_by = _server(settings.broker_url or "")
+    tls = tls_options(url, settings.broker_ca_file)
     app.conf.update(
         broker_url=url,
+        # False and not {}: kombu would take the latter, too, for a wish not to verify.
+        broker_use_ssl=tls or False,
+        redis_backend_use_ssl=tls or None,
         # The callback of a chord must run although header tasks failed: see workers.backend.
         result_backend=f"workers.backend:{backend}+{url}",
         # The backend's connections retry by themselves; more rounds of Celery's would multiply.
@@ -180,7 +189,12 @@ def connect_broker(
     settings: Settings, *, is_patient: bool = False, away_s: float | None = None
 ) -> redis.Redis:
     """Return a client of the server that is both broker and store."""
-    return connect(settings.broker_url or "", is_patient=is_patient, away_s=away_s)
+    return connect(
+        settings.broker_url or "",
+        ca_file=settings.broker_ca_file,
+        is_patient=is_patient,
+        away_s=away_s,
+    )
 
 
 def make_store(

@@ -8,6 +8,7 @@ import threading
 from typing import TYPE_CHECKING
 
 from fanout.broker import make_app
+from fanout.llm.keys import key_files
 from fanout.settings import DEFAULT_BROKER_URL
 from workers.leases import Leases
 from workers.presence import Presence
@@ -33,6 +34,8 @@ def make_worker_app(settings: Settings, *, owns_process: bool = False) -> Celery
     """
     if settings.broker_url is None:
         settings = settings.model_copy(update={"broker_url": DEFAULT_BROKER_URL})
+    # Here, and not before the process was started: a process's first environment can be seen.
+    os.environ.update(key_files(os.environ))
     app = make_app(settings)
     app.conf.update(
         # By default threads: LLM calls wait on one asyncio loop, a thread only holds the task.

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from fanout.llm.keys import key_files
 from fanout.settings import DEFAULT_BROKER_URL, load_settings
 from fanout.stores import RedisStore, connect
 
@@ -63,9 +64,13 @@ def command(
     `celery -A workers.app worker`.
     """
     settings = load_settings(broker_url=broker_url, concurrency=concurrency, pool=pool)
+    key_files(os.environ)
     os.environ["FANOUT_POOL"] = settings.pool
     if broker_url is not None:
         os.environ["FANOUT_BROKER_URL"] = broker_url
+        os.environ.pop("FANOUT_BROKER_URL_FILE", None)
+        if settings.broker_ca_file is None:
+            os.environ.pop("FANOUT_BROKER_CA_FILE", None)
     _check_broker(settings)
     arguments = ["--concurrency", str(settings.concurrency)]
     arguments += ["--loglevel", loglevel, *celery_options]
@@ -77,7 +82,8 @@ def command(
 
 def _check_broker(settings: Settings) -> None:
     """Say at once what is wrong with a broker: Celery would try for ever. Raises BrokerError."""
-    store = RedisStore(connect(settings.broker_url or DEFAULT_BROKER_URL))
+    url = settings.broker_url or DEFAULT_BROKER_URL
+    store = RedisStore(connect(url, ca_file=settings.broker_ca_file))
     try:
         store.ping()
     finally:
