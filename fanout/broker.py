@@ -63,6 +63,13 @@ WIRE_VERSION = 1
 CONTROL_QUEUE = "fanout.control"
 BRANCHES_QUEUE = "fanout.branches"
 
+# Where kombu would keep what somebody has taken who is not a worker.
+_WATCHERS_KEYS = {
+    "unacked_key": "fanout.watchers.unacked",
+    "unacked_index_key": "fanout.watchers.unacked_index",
+    "unacked_mutex_key": "fanout.watchers.unacked_mutex",
+}
+
 # A part-return that was not deduplicated, or a run that outlives its counters, would never end.
 _CHORD_LIFETIME_S = 30 * 24 * 3600
 
@@ -109,8 +116,15 @@ def seal_id(run_id: str, stage: int) -> str:
     return f"{run_id}/{stage}/seal"
 
 
-def make_app(settings: Settings) -> Celery:
-    """Return the Celery application for ``settings.broker_url``, as all sides need it."""
+def make_app(settings: Settings, *, takes_messages: bool = False) -> Celery:
+    """Return the Celery application for ``settings.broker_url``, as all sides need it.
+
+    Args:
+        settings: Where the server is, and what is said of it.
+        takes_messages: Whether it is a worker's. Whoever else reads from the broker, as Flower does
+            the answers of workers, would otherwise see to the messages of dead workers, too, and
+            need the right to.
+    """
     learn(settings.broker_url)
     app = Celery("fanout", set_as_current=False, amqp=LimitedAMQP)
     url, backend, found_by = _server(settings.broker_url or "")
@@ -160,6 +174,7 @@ def make_app(settings: Settings) -> Celery:
             # A worker that dies while it restores would keep all others from it for five minutes.
             "unacked_mutex_expire": 15,
             "unacked_restore_throttle": 1,
+            **({} if takes_messages else _WATCHERS_KEYS),
             # Control before branches, in the order of task_queues.
             "queue_order_strategy": "priority",
             # One list per queue instead of four: priorities are not used.

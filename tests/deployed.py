@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 ROOT = Path(__file__).parents[1]
-ROLES = ("worker", "client", "flower", "metrics", "admin")
 
 
 def make_secrets(folder: Path, *options: str) -> Path:

@@ -10,12 +10,14 @@ from pathlib import Path
 
 import pytest
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from fanout import Client
 from fanout.broker import make_app, make_store
 from fanout.errors import BrokerError
 from fanout.settings import load_settings
-from tests.deployed import ROLES, DeployedServer
+from tests.deployed import DeployedServer
 from tests.needs import needs
 
 from .conftest import wait_for
@@ -90,7 +92,7 @@ def test_each_role_does_its_whole_job_and_is_refused_nothing(fleet, role, tmp_pa
     server, worker = fleet
     role(server, "client")
     with Client() as client:
-        run = ask(client, "fake?fail_rate=0.5&fail_kind=server_error", reduce="vote")
+        run = ask(client, "fake?fail_rate=0.5&fail_kind=content_filter", reduce="vote")
         assert run.wait(timeout_s=30).status == "succeeded"
         assert run.result().errors
         assert len(list(run.outcomes())) == 20
@@ -142,8 +144,9 @@ def look_as_metrics_do(server, role):
     role(server, "metrics")
     with Client() as client:
         now = client.fleet()
-    assert (now.memory.limit_bytes, len(now.workers)) == (2 * 2**30, 1)
-    assert now.totals.outcomes
+    assert now.memory.limit_bytes == 2 * 2**30
+    assert now.workers
+    assert now.totals.succeeded
 
 
 RUN = "team.a:run:0123abcd"
@@ -271,9 +274,8 @@ def test_a_run_over_tls_with_the_made_ca(encrypted, role, tmp_path):
     assert encrypted.denied() == []
 
 
-@pytest.mark.parametrize("name", ROLES)
-def test_a_certificate_that_nobody_vouches_for_is_refused(encrypted, name):
-    settings = load_settings(broker_url=encrypted.url_of(name))
+def test_a_certificate_that_nobody_vouches_for_is_refused(encrypted):
+    settings = load_settings(broker_url=encrypted.url_of("client"))
     store = make_store(settings)
     with pytest.raises(BrokerError, match="is not to be trusted.*set FANOUT_BROKER_CA_FILE"):
         store.ping()
@@ -285,7 +287,8 @@ def test_celery_verifies_the_certificate_as_well(encrypted):
     with make_app(settings) as app:
         with app.connection_for_write() as connection, pytest.raises(Exception, match="VERIFY"):
             connection.connect()
-        with pytest.raises(Exception, match="CERTIFICATE_VERIFY_FAILED"):
+        app.backend.connparams["retry"] = Retry(NoBackoff(), 0)
+        with pytest.raises(redis.ConnectionError, match="CERTIFICATE_VERIFY_FAILED"):
             app.backend.client.ping()
 
 
