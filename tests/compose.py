@@ -1,9 +1,9 @@
 """What docker-compose.yml runs, run on this machine: the same commands, environment and signals.
 
 There is no engine in it. Docker compose itself reads the file, so what is started is what it would
-start: a service's command in the environment of that service and nothing of the caller's. Images become
-the programs that are installed here, paths in containers the files that are mounted there, and
-``0.0.0.0`` loopback. Each process has a host name of its own, as a container has.
+start: a service's command in the environment of that service and nothing of the caller's. Images
+become the programs that are installed here, paths in containers the files that are mounted there,
+and ``0.0.0.0`` loopback. Each process has a host name of its own, as a container has.
 """
 
 from __future__ import annotations
@@ -131,6 +131,10 @@ class ComposeOnHost:
 
     def url_of(self, role: str) -> str:
         return (self.secrets / f"{role}.url").read_text().strip()
+
+    @property
+    def ca_file(self) -> Path | None:
+        return self.secrets / "ca.crt" if self._is_encrypted else None
 
     def environment(self, name: str) -> dict[str, str]:
         """What a process of a service is told, and of this machine only what an image has."""

@@ -8,14 +8,14 @@ import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import redis
-
 from fanout.stores import connect
 
 from .servers import ServerProcess, free_port
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    import redis
 
 ROOT = Path(__file__).parents[1]
 

@@ -8,6 +8,7 @@ import urllib.request
 import pytest
 
 from fanout.cli.main import _COMMANDS
+from fanout.stores import connect
 from tests.compose import ComposeOnHost
 from tests.integration.conftest import wait_for
 from tests.needs import needs
@@ -57,8 +58,14 @@ def test_three_workers_answer_the_command_line_and_stop_within_their_grace(fleet
         token = (fleet.secrets / "metrics_token").read_text().strip()
         url = f"http://127.0.0.1:{fleet.port(9808)}/metrics"
         figures = page(url, Authorization=f"Bearer {token}")
-        assert 'fanout_workers{' in figures or "fanout_workers 3.0" in figures
+        assert "fanout_up 1.0" in figures
     if "probe" in _COMMANDS:
         wait_for(workers[0].is_healthy, "the worker's health check passes")
+    with connect(fleet.url_of("admin"), ca_file=fleet.ca_file) as admin:
+        assert admin.acl_log() == []
     assert [worker.stop() for worker in workers] == [0, 0, 0]
     assert [service.stop() for service in watching.values()] == [0] * len(watching)
+    for worker in workers:
+        log = worker.log.read_text()
+        assert "insecure" not in log
+        assert "Traceback" not in log

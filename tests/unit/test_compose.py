@@ -71,7 +71,7 @@ def test_secrets_are_files_and_each_service_has_only_its_own(services, config):
             is_secret = re.search(r"PASSWORD|TOKEN|API_KEY|BROKER_URL", variable)
             assert not is_secret or value.startswith("/run/secrets/"), (name, variable)
         own = {secret["source"] for secret in service.get("secrets", ())}
-        named = {word for word in re.findall(r"/run/secrets/([\w.]+)", str(service))} - own
+        named = set(re.findall(r"/run/secrets/([\w.]+)", str(service))) - own
         assert named == set(), name
     assert all(s["file"].startswith(str(ROOT / "secrets")) for s in config["secrets"].values())
     urls = {n: {s["source"] for s in service.get("secrets", ()) if s["source"].endswith(".url")}

@@ -163,7 +163,7 @@ def test_systemd_takes_the_units(tmp_path):
     needs("systemd-analyze")
     for unit in (ROOT / "ops/systemd").glob("*.service"):
         # Programs need not be where they will be.
-        text = re.sub(r"^ExecStart=\S+", "ExecStart=/bin/true", unit.read_text(), flags=re.M)
+        text = re.sub(r"(?m)^ExecStart=\S+", "ExecStart=/bin/true", unit.read_text())
         (tmp_path / unit.name).write_text(text)
     units = sorted(str(path) for path in tmp_path.iterdir())
     assert len(units) == 4
