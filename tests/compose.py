@@ -209,13 +209,15 @@ class ComposeOnHost:
             rest = ["-p", "6379", *rest]
         found = shutil.which(program, path=f"{BIN}:{os.environ['PATH']}")
         assert found, f"{program} is not installed"
-        return [found, *(self._translated(name, word) for word in rest)]
+        command = [found, *(self._translated(name, word) for word in rest)]
+        if "--bind" in command and self.host != _LOOPBACK:
+            # The server, for health checks and for who is in a namespace.
+            command.insert(command.index("--bind") + 2, self.host)
+        return command
 
     def _translated(self, name: str, word: str) -> str:
         if re.fullmatch(r"\d+", word):
             return str(self.port(int(word))) if int(word) > 1024 else word
-        if word == "0.0.0.0":
-            return self.host if name == "redis" else _LOOPBACK
         word = word.replace("0.0.0.0", _LOOPBACK)
         word = re.sub(r"(?<=127\.0\.0\.1:)\d+", lambda m: str(self.port(int(m[0]))), word)
         for inside, here in self._mounts(name).items():
