@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import urllib.request
 
+import psutil
 import pytest
 
 from fanout.cli.main import _COMMANDS
@@ -35,7 +36,16 @@ def page(url, **headers):
         return reply.read().decode()
 
 
+def secrets_in(fleet):
+    """All passwords, tokens and keys of the deployment."""
+    urls = [path.read_text() for path in fleet.secrets.glob("*.url")]
+    names = ("flower_password", "grafana_password", "metrics_token", "openai_api_key")
+    others = [(fleet.secrets / name).read_text().strip() for name in names]
+    return [url.split(":")[2].split("@")[0] for url in urls] + others
+
+
 def test_three_workers_answer_the_command_line_and_stop_within_their_grace(fleet, tmp_path):
+    (fleet.secrets / "openai_api_key").write_text("sk-of-this-test\n")
     workers = [fleet.start("worker") for _ in range(3)]
     watchers = [name for name in ("metrics", "flower") if name in _COMMANDS]
     watching = {name: fleet.start(name) for name in watchers}
@@ -61,10 +71,16 @@ def test_three_workers_answer_the_command_line_and_stop_within_their_grace(fleet
         assert "fanout_up 1.0" in figures
     if "probe" in _COMMANDS:
         wait_for(workers[0].is_healthy, "the worker's health check passes")
+    hidden = secrets_in(fleet)
+    for service in (*workers, *watching.values()):
+        process = psutil.Process(service.process.pid)
+        seen = " ".join([*process.environ().values(), *process.cmdline()])
+        assert [secret for secret in hidden if secret in seen] == [], service.name
     with connect(fleet.url_of("admin"), ca_file=fleet.ca_file) as admin:
         assert admin.acl_log() == []
     assert [worker.stop() for worker in workers] == [0, 0, 0]
     assert [service.stop() for service in watching.values()] == [0] * len(watching)
+    assert "" not in hidden
     for worker in workers:
         log = worker.log.read_text()
         assert "insecure" not in log
