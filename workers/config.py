@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from celery import signals
 
 from fanout.broker import make_app
+from fanout.llm.keys import key_files
 from fanout.settings import DEFAULT_BROKER_URL, check_traces
 from workers.events import SendsEvents
 from workers.leases import Leases
@@ -37,7 +38,9 @@ def make_worker_app(settings: Settings, *, owns_process: bool = False) -> Celery
     if settings.broker_url is None:
         settings = settings.model_copy(update={"broker_url": DEFAULT_BROKER_URL})
     check_traces(settings)
-    app = make_app(settings)
+    # Here, and not before the process was started: a process's first environment can be seen.
+    os.environ.update(key_files(os.environ))
+    app = make_app(settings, takes_messages=True)
     app.conf.update(
         # By default threads: LLM calls wait on one asyncio loop, a thread only holds the task.
         worker_pool=settings.pool,

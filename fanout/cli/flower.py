@@ -7,7 +7,7 @@ import sys
 
 import click
 
-from fanout.cli.worker import check_broker
+from fanout.cli.worker import check_broker, pass_on_broker
 from fanout.settings import load_settings
 
 __all__ = ["command"]
@@ -58,9 +58,7 @@ def command(
     password that is in $FANOUT_FLOWER_PASSWORD_FILE.
     """
     settings = load_settings(broker_url=broker_url)
-    if broker_url is not None:
-        # Not as an argument: everybody could read the password in it.
-        os.environ["FANOUT_BROKER_URL"] = broker_url
+    pass_on_broker(settings, broker_url)
     given = {"--port": port, "--address": address}
     arguments = [f"{name}={value}" for name, value in given.items() if value is not None]
     if no_auth:

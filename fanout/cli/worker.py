@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING
 
 import click
 
+from fanout.llm.keys import key_files
 from fanout.settings import DEFAULT_BROKER_URL, check_traces, load_settings
 from fanout.stores import RedisStore, connect
 
 if TYPE_CHECKING:
     from fanout.settings import Settings
 
-__all__ = ["check_broker", "command"]
+__all__ = ["check_broker", "command", "pass_on_broker"]
 
 
 @click.command(
@@ -64,9 +65,9 @@ def command(
     """
     settings = load_settings(broker_url=broker_url, concurrency=concurrency, pool=pool)
     check_traces(settings)
+    key_files(os.environ)
     os.environ["FANOUT_POOL"] = settings.pool
-    if broker_url is not None:
-        os.environ["FANOUT_BROKER_URL"] = broker_url
+    pass_on_broker(settings, broker_url)
     check_broker(settings)
     arguments = ["--concurrency", str(settings.concurrency)]
     arguments += ["--loglevel", loglevel, *celery_options]
@@ -79,9 +80,23 @@ def command(
     os.execv(sys.executable, [*celery, *arguments])  # noqa: S606 - our own interpreter
 
 
+def pass_on_broker(settings: Settings, broker_url: str | None) -> None:
+    """Have the program that takes this one's place use the server that an option names.
+
+    By the environment, as everybody could read a password among the arguments.
+    """
+    if broker_url is None:
+        return
+    os.environ["FANOUT_BROKER_URL"] = broker_url
+    os.environ.pop("FANOUT_BROKER_URL_FILE", None)
+    if settings.broker_ca_file is None:
+        os.environ.pop("FANOUT_BROKER_CA_FILE", None)
+
+
 def check_broker(settings: Settings) -> None:
     """Say at once what is wrong with a broker: Celery would try for ever. Raises BrokerError."""
-    store = RedisStore(connect(settings.broker_url or DEFAULT_BROKER_URL))
+    url = settings.broker_url or DEFAULT_BROKER_URL
+    store = RedisStore(connect(url, ca_file=settings.broker_ca_file))
     try:
         store.ping()
     finally:
