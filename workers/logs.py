@@ -28,6 +28,7 @@ _CHATTY = ("celery.worker.strategy", "celery.app.trace", "httpx", "httpx2")
 # Who speaks of lost connections, and what these are.
 _CONNECTED = ("celery.worker", "celery.backends", "kombu")
 _LOST = (OSError, redis.ConnectionError, redis.TimeoutError)
+_INSECURE = "no ssl options"
 _PENDING = "CPendingDeprecationWarning"
 
 
@@ -60,6 +61,10 @@ class _Tidy(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         if record.name == "py.warnings":
             return _PENDING not in record.getMessage()
+        if record.name == "kombu.connection" and _INSECURE in record.getMessage():
+            # Said when Flower asks for the configuration, of a connection that is not made: those
+            # that are made verify the server (fanout.broker).
+            return False
         if record.name.startswith(_CONNECTED):
             message = record.getMessage()
             error = record.exc_info[1] if record.exc_info else None
