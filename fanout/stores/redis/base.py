@@ -8,6 +8,8 @@ and count; ``:sN:reopened`` are the shards that a retry has taken back. ``{prefi
 runs by age, ``{prefix}:active`` those that have not ended. ``{prefix}:totals`` is what the fleet
 has done, ``{prefix}:limits`` how far the rates of models are used, ``{prefix}:workers`` its workers
 until they fall silent, and ``{prefix}:worker-records`` what they say of themselves.
+``{prefix}:wire`` is the version of the wire format that the fleet speaks, ``{prefix}:wire:holders``
+are the processes that speak it.
 """
 
 from __future__ import annotations
@@ -104,6 +106,7 @@ class RedisBase:
         self._lock = client.register_script(scripts.LOCK)
         self._seal = client.register_script(scripts.SEAL)
         self._reopen_shard = client.register_script(scripts.REOPEN_SHARD)
+        self._claim_wire = client.register_script(scripts.CLAIM_WIRE)
 
     @property
     def address(self) -> str:
@@ -125,6 +128,10 @@ class RedisBase:
     @property
     def _holders(self) -> str:
         return f"{self._prefix}:holders"
+
+    @property
+    def _wire(self) -> str:
+        return f"{self._prefix}:wire"
 
     def _run(self, run_id: str) -> str:
         return f"{self._prefix}:run:{run_id}"
