@@ -13,6 +13,7 @@ from fanout.broker import make_app
 from fanout.settings import DEFAULT_BROKER_URL, check_traces
 from workers.leases import Leases
 from workers.presence import Presence
+from workers.program import Program
 from workers.reaper import ReaperStep
 from workers.runtime import Runtime
 from workers.shutdown import Shutdown, listen_in_children
@@ -64,6 +65,7 @@ def make_worker_app(settings: Settings, *, owns_process: bool = False) -> Celery
     app.fanout_settings = settings
     app.fanout_owns_process = owns_process
     app.fanout_holder = secrets.token_hex(6)
+    app.Worker = app.subclass_with_self(Program, name="Worker")
     app.steps["worker"].update({Presence, Leases, ReaperStep, Shutdown})
     listen_in_children(app)
     return app

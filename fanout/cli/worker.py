@@ -8,13 +8,16 @@ from typing import TYPE_CHECKING
 
 import click
 
-from fanout.settings import DEFAULT_BROKER_URL, check_traces, load_settings
+from fanout.settings import DEFAULT_BROKER_URL, MAX_CONCURRENCY, check_traces, load_settings
 from fanout.stores import RedisStore, connect
 
 if TYPE_CHECKING:
     from fanout.settings import Settings
 
 __all__ = ["command"]
+
+
+_LEVELS = ["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"]
 
 
 @click.command(
@@ -26,8 +29,24 @@ __all__ = ["command"]
     "--concurrency",
     "-c",
     metavar="N",
-    type=click.IntRange(1, 10_000),
+    type=click.IntRange(1, MAX_CONCURRENCY),
     help="Branches in flight at once [default: $FANOUT_CONCURRENCY, else 32]",
+)
+@click.option(
+    "--queues",
+    "-Q",
+    metavar="NAMES",
+    help="What to take: control, branches, or both by comma. Some worker must take each. "
+    "[default: $FANOUT_QUEUES, else both]",
+)
+@click.option(
+    "--name",
+    "-n",
+    "--hostname",
+    "worker_name",
+    metavar="NAME",
+    help="What this worker is called; %h is the host, and @%h is added where there is no @. Two "
+    "workers must not have the same name. [default: $FANOUT_WORKER_NAME, else a random one]",
 )
 @click.option(
     "--pool",
@@ -36,12 +55,18 @@ __all__ = ["command"]
     help="prefork is for functions that need the CPU. [default: $FANOUT_POOL, else threads]",
 )
 @click.option(
+    "--autoscale",
+    metavar="MAX,MIN",
+    help="Processes of the prefork pool, instead of --concurrency. [default: $FANOUT_AUTOSCALE]",
+)
+@click.option(
     "--loglevel",
     "-l",
     metavar="LEVEL",
+    type=click.Choice(_LEVELS, case_sensitive=False),
+    envvar="FANOUT_LOGLEVEL",
     default="INFO",
-    show_default=True,
-    help="DEBUG, INFO, WARNING or ERROR.",
+    help="DEBUG, INFO, WARNING, ERROR or CRITICAL. [default: $FANOUT_LOGLEVEL, else INFO]",
 )
 @click.option(
     "--broker-url",
@@ -50,26 +75,22 @@ __all__ = ["command"]
     "[default: $FANOUT_BROKER_URL, else this machine's]",
 )
 @click.argument("celery_options", nargs=-1, type=click.UNPROCESSED)
-def command(
-    concurrency: int | None,
-    pool: str | None,
-    loglevel: str,
-    broker_url: str | None,
-    celery_options: tuple[str, ...],
-) -> None:
+def command(loglevel: str, celery_options: tuple[str, ...], **given: str | int | None) -> None:
     """Process the branches of a fleet until stopped.
 
-    SIGTERM or Ctrl-C finishes what is in flight. It is the same worker as
-    `celery -A workers.app worker`.
+    SIGTERM or Ctrl-C finishes what is in flight within $FANOUT_GRACE_S seconds (20), and hands the
+    rest back to the queue; a second Ctrl-C, or SIGQUIT, hands back at once. It is the same worker
+    as `celery -A workers.app worker`.
     """
-    settings = load_settings(broker_url=broker_url, concurrency=concurrency, pool=pool)
+    settings = load_settings(**given)
     check_traces(settings)
-    os.environ["FANOUT_POOL"] = settings.pool
-    if broker_url is not None:
-        os.environ["FANOUT_BROKER_URL"] = broker_url
+    # The worker reads its environment, as it does where Celery's own command starts it.
+    for name in given:
+        value = getattr(settings, name)
+        if value is not None:
+            os.environ[f"FANOUT_{name.upper()}"] = str(value)
     _check_broker(settings)
-    arguments = ["--concurrency", str(settings.concurrency)]
-    arguments += ["--loglevel", loglevel, *celery_options]
+    arguments = ["--loglevel", loglevel, *celery_options]
     # The same process from here on: signals and exit status are Celery's own. A name and not an
     # import, because the workers import this package.
     celery = [sys.executable, "-m", "celery", "-A", "workers.app", "worker"]
