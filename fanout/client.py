@@ -23,6 +23,7 @@ from fanout.queues import Queues
 from fanout.reaper import Reaper
 from fanout.settings import load_settings
 from fanout.spec import RunSpec, make_spec
+from fanout.wire import claim_as_client
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -114,6 +115,7 @@ class Client:
             SpecError: A field is wrong, or a prompt has an unknown name.
             InputError: There is no usable document at all.
             ModelError: The model cannot be used; found out before anything is enqueued.
+            WireVersionError: The fleet has another version of fanout.
             BrokerError: The broker cannot be reached.
         """
         spec = spec if isinstance(spec, RunSpec) else make_spec(**spec)
@@ -121,9 +123,12 @@ class Client:
             spec = _anchored(spec)
         source = checked_documents(spec, documents)
         wire = self._connected(spec.model)
+        claim_as_client(wire.store)
         wire.preflight(spec.model, check=self._check_fleet, wait=self.is_embedded)
         run_id = "".join(secrets.choice(_ALPHABET) for _ in range(_ID_LENGTH))
         now = time.time()
+        # Again, as the check may have taken long.
+        claim_as_client(wire.store)
         wire.store.create_run(
             run_id,
             spec=spec.model_dump_json(),
@@ -160,10 +165,12 @@ class Client:
             UnknownRunError: There is no such run.
             RunError: The input is not the same as before.
             InputError: The input cannot be read.
+            WireVersionError: The fleet has another version of fanout.
             BrokerError: The broker cannot be reached.
         """
         run = self.run(run_id)
         wire = self._connected()
+        claim_as_client(wire.store)
         record = wire.store.run(run_id)
         if record.has_ended or wire.store.stage(run_id, 0).sealed:
             return run
@@ -183,9 +190,11 @@ class Client:
             How many steps were done again.
 
         Raises:
+            WireVersionError: The fleet has another version of fanout.
             BrokerError: The broker cannot be reached.
         """
         wire = self._connected()
+        claim_as_client(wire.store)
         return Reaper(wire.store, wire.publisher, wire.messages, stall_s=0.0).heal_now()
 
     def _cap(self, spec: RunSpec) -> int | None:

@@ -18,6 +18,7 @@ from workers.reaper import ReaperStep
 from workers.runtime import Runtime
 from workers.shutdown import Shutdown, listen_in_children
 from workers.tasks import register
+from workers.wire import WireCheck
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -65,6 +66,7 @@ def make_worker_app(settings: Settings, *, owns_process: bool = False) -> Celery
     app.fanout_settings = settings
     app.fanout_owns_process = owns_process
     app.fanout_holder = secrets.token_hex(6)
+    app.fanout_wire = WireCheck(app)
     app.Worker = app.subclass_with_self(Program, name="Worker")
     app.steps["worker"].update({Presence, Leases, ReaperStep, Shutdown})
     listen_in_children(app)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from celery import bootsteps
 from celery.worker import state
 
-from fanout.broker import BRANCH, WIRE_VERSION
+from fanout import broker
 from fanout.errors import BrokerError
 from fanout.stores import WorkerRecord
 from workers.ticker import Ticker
@@ -51,7 +51,8 @@ class Presence(bootsteps.StartStopStep):  # type: ignore[misc]
         self._ticker.start()
 
     def _beat(self, worker: WorkController) -> None:
-        worker.app.fanout_runtime().watched.worker_alive(self._record(worker), ttl_s=_TTL_S)
+        if worker.app.fanout_wire.is_spoken():
+            worker.app.fanout_runtime().watched.worker_alive(self._record(worker), ttl_s=_TTL_S)
 
     def _record(self, worker: WorkController) -> WorkerRecord:
         in_flight = _branches_in_flight()
@@ -62,11 +63,11 @@ class Presence(bootsteps.StartStopStep):  # type: ignore[misc]
             pool=worker.pool_cls.__module__.rpartition(".")[2],
             concurrency=worker.concurrency,
             in_flight=in_flight,
-            processed=max(0, state.total_count[BRANCH] - in_flight),
+            processed=max(0, state.total_count[broker.BRANCH] - in_flight),
             started_at=self._started_at,
             sent_at=time.time(),
             version=self._version,
-            wire=WIRE_VERSION,
+            wire=broker.WIRE_VERSION,
             queues=tuple(sorted(worker.app.amqp.queues.consume_from)),
         )
 
@@ -75,6 +76,7 @@ class Presence(bootsteps.StartStopStep):  # type: ignore[misc]
         self._ticker.stop()
         try:
             worker.app.fanout_runtime().watched.worker_gone(worker.hostname)
+            worker.app.fanout_wire.release()
         except BrokerError as error:
             _log.warning("cannot say that this worker has stopped: %s", error)
 
@@ -82,7 +84,7 @@ class Presence(bootsteps.StartStopStep):  # type: ignore[misc]
 def _branches_in_flight() -> int:
     while True:
         try:
-            return sum(request.name == BRANCH for request in state.active_requests)
+            return sum(request.name == broker.BRANCH for request in state.active_requests)
         except RuntimeError:
             # One came or went meanwhile.
             continue

@@ -40,7 +40,9 @@ def unique_nodename() -> str:
 class Program(Worker):  # type: ignore[misc]
     """Celery's worker, with a name of its own, queues by short names, and no option ignored."""
 
-    def __init__(self, app: Celery | None = None, hostname: str | None = None, **options: Any):
+    def __init__(
+        self, app: Celery | None = None, hostname: str | None = None, **options: Any
+    ) -> None:
         settings: Settings = (app or self.app).fanout_settings
         try:
             options.update(_queues(settings, options.get("queues")))

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 __all__ = ["command"]
 
 
+# Until the worker says so itself.
+_START_S = 10.0
 _LEVELS = ["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"]
 
 
@@ -101,9 +103,18 @@ def command(loglevel: str, celery_options: tuple[str, ...], **given: str | int |
 
 
 def _check_broker(settings: Settings) -> None:
-    """Say at once what is wrong with a broker: Celery would try for ever. Raises BrokerError."""
-    store = RedisStore(connect(settings.broker_url or DEFAULT_BROKER_URL))
+    """Say at once what is wrong with a broker, which Celery would try for ever, or with its fleet.
+
+    Raises:
+        BrokerError: No broker answers, or it refuses.
+        WireVersionError: The fleet has another version of fanout.
+    """
+    from fanout.wire import claim_wire
+
+    client = connect(settings.broker_url or DEFAULT_BROKER_URL)
+    store = RedisStore(client, prefix=settings.key_prefix)
+    holder = f"worker-{os.getpid()}"
     try:
-        store.ping()
+        claim_wire(store, holder=holder, ttl_s=_START_S, who="this worker")
     finally:
         store.close()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -73,7 +73,7 @@ class MemoryFleet(MemoryBase):
             speaks = any(until > now for until in self._speakers.values())
             is_active = any(not run.record.has_ended for run in self._runs.values())
             if self._wire not in {None, version} and (speaks or is_active):
-                return cast("int", self._wire)
+                return self._wire
             if self._wire != version:
                 self._speakers.clear()
             self._wire = version

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from fanout.stores import codec
 from fanout.stores.redis.base import RedisBase, translated
@@ -81,7 +81,7 @@ class RedisFleet(RedisBase):
     def claim_wire(self, version: int, *, holder: str, ttl_s: float) -> int:
         """See Store."""
         keys = [self._wire, f"{self._wire}:holders", self._active]
-        args = [version, holder, ttl_s, self._run("")]
+        args: list[Any] = [version, holder, ttl_s, self._run("")]
         return int(cast("int", self._claim_wire(keys=keys, args=args)))
 
     @translated
