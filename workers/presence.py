@@ -26,6 +26,8 @@ __all__ = ["Presence"]
 _EVERY_S = 2.0
 # Some beats may be missed before a worker counts as gone.
 _TTL_S = 15.0
+# When what a predecessor of the same name said has lapsed.
+_LOOK_AT_BEAT = int(_TTL_S / _EVERY_S) + 2
 
 _log = logging.getLogger(__name__)
 
@@ -42,7 +44,8 @@ class Presence(bootsteps.StartStopStep):  # type: ignore[misc]
         super().__init__(worker, **kwargs)
         # ``--concurrency`` is not written back by Celery; the runtime sizes its pools by it.
         worker.app.conf.worker_concurrency = worker.concurrency
-        self._started_at = time.time()
+        self._who = (socket.gethostname(), os.getpid(), time.time())
+        self._beats = 0
         self._version = metadata.version("fanout-llm")
         self._ticker = Ticker("presence", _EVERY_S, lambda: self._beat(worker))
 
@@ -52,22 +55,38 @@ class Presence(bootsteps.StartStopStep):  # type: ignore[misc]
 
     def _beat(self, worker: WorkController) -> None:
         if worker.app.fanout_wire.is_spoken():
+            self._beats += 1
+            if self._beats == _LOOK_AT_BEAT:
+                self._warn_of_a_namesake(worker)
             worker.app.fanout_runtime().watched.worker_alive(self._record(worker), ttl_s=_TTL_S)
+
+    def _warn_of_a_namesake(self, worker: WorkController) -> None:
+        """Say so where another worker, also alive, has the same name: each hides the other."""
+        said = [
+            w for w in worker.app.fanout_runtime().watched.workers() if w.name == worker.hostname
+        ]
+        if any((w.host, w.pid, w.started_at) != self._who for w in said):
+            _log.warning(
+                "another worker is called %s, too: give each a name of its own (--name), or none",
+                worker.hostname,
+            )
 
     def _record(self, worker: WorkController) -> WorkerRecord:
         in_flight = _branches_in_flight()
+        host, pid, started_at = self._who
         return WorkerRecord(
             name=worker.hostname,
-            host=socket.gethostname(),
-            pid=os.getpid(),
+            host=host,
+            pid=pid,
             pool=worker.pool_cls.__module__.rpartition(".")[2],
             concurrency=worker.concurrency,
             in_flight=in_flight,
             processed=max(0, state.total_count[broker.BRANCH] - in_flight),
-            started_at=self._started_at,
+            started_at=started_at,
             sent_at=time.time(),
             version=self._version,
             wire=broker.WIRE_VERSION,
+            polled_at=getattr(worker.consumer, "polled_at", 0.0),
             queues=tuple(sorted(worker.app.amqp.queues.consume_from)),
         )
 

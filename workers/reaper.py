@@ -27,7 +27,8 @@ class ReaperStep(bootsteps.StartStopStep):  # type: ignore[misc]
     def __init__(self, worker: WorkController, **kwargs: Any) -> None:
         super().__init__(worker, **kwargs)
         self._app = worker.app
-        self._name = worker.hostname
+        # Not by its name: two workers may have been given the same.
+        self._name = worker.app.fanout_holder
         self._settings = worker.app.fanout_settings
         self._reaper: Reaper | None = None
         self._ticker = Ticker("reaper", self._settings.reaper_interval_s, self._beat)

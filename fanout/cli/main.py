@@ -35,6 +35,7 @@ _COMMANDS = {
     "heal": ("fanout.cli.steer:heal", "Look for what got lost, and do it again."),
     "metrics": ("fanout.cli.metrics:command", "Serve the fleet's figures to Prometheus."),
     "pause": ("fanout.cli.steer:pause", "Let no further call of a run begin."),
+    "probe": ("fanout.cli.probe:command", "Say whether this machine's workers take messages."),
     "results": ("fanout.cli.look:results", "Print or write what a run has given."),
     "resume": ("fanout.cli.steer:resume", "Enqueue the rest of a run whose client died."),
     "retry": ("fanout.cli.steer:retry", "Process the failed branches of a run again."),
