@@ -246,6 +246,17 @@ class Client:
         wire = self._connected()
         return fleet_status(wire.store, wire.queues)
 
+    def check_model(self, model: str, *, timeout_s: float) -> Preflight | None:
+        """Have a worker say whether a model can be used; None where none says so in time.
+
+        Raises:
+            WireVersionError: The fleet has another version of fanout.
+            BrokerError: The broker cannot be reached.
+        """
+        wire = self._connected(model)
+        claim_as_client(wire.store)
+        return wire.ask(model, timeout_s=timeout_s, is_over=lambda: False)
+
     def _check_fleet(self) -> None:
         if self._fleet is not None:
             self._fleet.check()
@@ -288,20 +299,30 @@ class _Wire:
         """
         if not wait and not self.store.workers():
             return
-        note = f"preflight-{secrets.token_hex(8)}"
-        self.publisher.preflight(model, note)
-        for _ in polls(time.monotonic() + _PREFLIGHT_S):
-            answer = self.store.take_note(note)
-            if answer is not None:
-                break
+
+        def is_over() -> bool:
             check()
+            return not wait and not self.store.workers()
+
+        verdict = self.ask(model, timeout_s=_PREFLIGHT_S, is_over=is_over)
+        if verdict is None:
             if not wait and not self.store.workers():
                 return
-        else:
             raise ModelError(f"no worker answered within {_PREFLIGHT_S:.0f} s about model {model}")
-        verdict = msgspec.json.decode(answer or b"{}", type=Preflight)
         if verdict.message is not None:
             raise ModelError(verdict.message, kind=verdict.kind)
+
+    def ask(self, model: str, *, timeout_s: float, is_over: Callable[[], bool]) -> Preflight | None:
+        """Return what a worker says of a model; None where the time, or the waiting, is over."""
+        note = f"preflight-{secrets.token_hex(8)}"
+        self.publisher.preflight(model, note)
+        for _ in polls(time.monotonic() + timeout_s):
+            answer = self.store.take_note(note)
+            if answer is not None:
+                return msgspec.json.decode(answer, type=Preflight)
+            if is_over():
+                return None
+        return None
 
     def close(self) -> None:
         self.publisher.close()
