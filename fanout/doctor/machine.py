@@ -49,7 +49,8 @@ def is_within(version: str, wanted: str) -> bool:
 
 def _numbers(version: str) -> tuple[int, ...]:
     digits = [re.match(r"\d*", part) for part in version.split(".")[:3]]
-    return tuple(int(match[0] or 0) if match else 0 for match in digits)
+    numbers = [int(match[0] or 0) if match else 0 for match in digits]
+    return tuple(numbers + [0] * (3 - len(numbers)))
 
 
 def embedded_findings(facts: EmbeddedFacts, *, is_local_wanted: bool) -> Iterator[Finding]:

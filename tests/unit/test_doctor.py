@@ -69,7 +69,7 @@ def of_server(info=(), config=(), ahead_s=0.0):
 
 
 @pytest.mark.parametrize("findings", [
-    pytest.param(lambda: of_server(), id="server"),
+    pytest.param(of_server, id="server"),
     pytest.param(lambda: list(fleet_findings(FLEET)), id="fleet"),
     pytest.param(lambda: list(connection_findings(NEAR)), id="connection"),
 ])  # fmt: skip
