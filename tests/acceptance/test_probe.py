@@ -98,6 +98,9 @@ def test_a_server_that_is_away_or_hangs_is_said_in_one_line(fanout, tmp_path):
     assert done.status == 1
     assert done.stderr.startswith("fanout: no broker answers at 127.0.0.1:1")
     assert len(done.stderr.splitlines()) == 1
+    done = fanout("probe", "--broker-url", "sentinel://127.0.0.1:1/0?master=fleet")
+    assert done.status == 1
+    assert "127.0.0.1:1 (No master found for 'fleet'); start a Redis server" in done.stderr
     server = ServerProcess(tmp_path / "server")
     server.signal(signal.SIGSTOP)
     try:

@@ -15,6 +15,8 @@ from fanout.stores import RedisStore
 from .conftest import wait_for
 
 NEWER = {"fanout.broker:WIRE_VERSION": broker.WIRE_VERSION + 1}
+# A worker that does not ask by itself, so that something else comes first.
+SLOW = {"workers.presence:_EVERY_S": 600.0}
 KEEN = {"FANOUT_REAPER_INTERVAL_S": "0.2", "FANOUT_STALL_S": "1"}
 
 
@@ -46,6 +48,10 @@ def go_over(server_client):
     assert RedisStore(server_client).claim_wire(version, holder="n", ttl_s=60) == version
 
 
+def is_ready(worker):
+    return f"{worker.name} ready." in worker.log.read_text()
+
+
 def reason(worker):
     [line] = [line for line in worker.log.read_text().splitlines() if "CRITICAL" in line]
     return line
@@ -66,11 +72,18 @@ def test_a_worker_of_another_version_is_refused_and_the_run_waits_for_the_right_
     assert run.wait(30).succeeded == 20
 
 
+@pytest.mark.parametrize("notices", ["at its next beat", "when it connects again"])
 def test_a_worker_stops_when_it_comes_back_to_a_fleet_that_has_gone_over(
-    start_worker, server_client
+    start_worker, server_client, notices
 ):
-    worker = start_worker()
-    go_over(server_client)
+    if notices == "at its next beat":
+        worker = start_worker(FANOUT_REAPER_INTERVAL_S="0")
+        go_over(server_client)
+    else:
+        worker = start_worker(patches=SLOW, FANOUT_REAPER_INTERVAL_S="0")
+        wait_for(lambda: is_ready(worker), "it consumes")
+        go_over(server_client)
+        server_client.client_kill_filter(_type="normal", skipme=True)
     assert worker.process.wait(20) == 1
     assert "this worker has an older fanout than the fleet" in reason(worker)
     assert RedisStore(server_client).workers() == []
@@ -79,10 +92,8 @@ def test_a_worker_stops_when_it_comes_back_to_a_fleet_that_has_gone_over(
 def test_a_message_of_the_fleets_new_version_is_put_back_by_a_worker_that_was_left_behind(
     client, start_worker, server_client
 ):
-    # It is not asked again in time: the message comes first.
-    slow = {"workers.presence:_EVERY_S": 600.0}
-    worker = start_worker(patches=slow, FANOUT_REAPER_INTERVAL_S="0")
-    server_client.delete("fanout:wire:holders")
+    worker = start_worker(patches=SLOW, FANOUT_REAPER_INTERVAL_S="0")
+    wait_for(lambda: is_ready(worker), "it consumes")
     go_over(server_client)
     message = {
         "body": "", "content-type": "application/json", "content-encoding": "utf-8",

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, ParamSpec, TypeVar, cast
 
 import redis
 from redis.exceptions import AuthenticationError, RedisError
+from redis.sentinel import MasterNotFoundError
 
 from fanout.errors import BrokerError
 from fanout.patience import PASSING_ERRORS
@@ -63,6 +64,9 @@ def _without_command(error: RedisError) -> None:
 
 def _explain(store: RedisBase, error: RedisError) -> str:
     text = str(error)
+    if isinstance(error, MasterNotFoundError):
+        # The rest is about redis-py's own objects.
+        text = text.partition(" : <")[0]
     if isinstance(error, AuthenticationError) or "WRONGPASS" in text or "NOAUTH" in text:
         return (
             f"the broker at {store.address} refuses the credentials; check the user and password "
