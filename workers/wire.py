@@ -8,6 +8,7 @@ says its version too: what slips through is never run by the wrong worker.
 from __future__ import annotations
 
 import logging
+import re
 from typing import TYPE_CHECKING, Any
 
 from celery.exceptions import WorkerShutdown
@@ -27,6 +28,8 @@ __all__ = ["ChecksWire", "WireCheck"]
 
 # Several beats of the presence.
 _TTL_S = 15.0
+
+_ID = re.compile(r"[\w/-]{1,100}", re.ASCII)
 
 _log = logging.getLogger(__name__)
 
@@ -92,8 +95,8 @@ class ChecksWire(Careful):
         handle = super().create_task_handler(*args, **kwargs)
 
         def on_message(message: Any) -> None:
-            # One that does not say was sent by hand.
-            version = (message.headers or {}).get("wire", broker.WIRE_VERSION)
+            # Before it is looked at any closer: another version may look otherwise.
+            version = _version(message.headers)
             if version == broker.WIRE_VERSION:
                 handle(message)
             else:
@@ -107,7 +110,7 @@ class ChecksWire(Careful):
         The second was published by a process that the fleet had left behind, for a run that is
         over or that this fleet has in hand: the reaper publishes again what it misses.
         """
-        task_id = message.headers.get("id")
+        task_id = _shown_id(message.headers)
         if self._check.is_spoken():
             _log.error(
                 "dropped message %s of version %s of the wire format, as this fleet speaks %s; "
@@ -117,6 +120,18 @@ class ChecksWire(Careful):
         else:
             _log.warning("put back message %s: it is for another version of workers", task_id)
             message.requeue()
+
+
+def _version(headers: Any) -> int:
+    """Return which version a message says it has; one that says none was sent by hand."""
+    version = headers.get("wire") if isinstance(headers, dict) else None
+    return version if isinstance(version, int) else broker.WIRE_VERSION
+
+
+def _shown_id(headers: dict[str, Any]) -> str:
+    # A log is no place for what a stranger may have written instead.
+    task_id = headers.get("id")
+    return task_id if isinstance(task_id, str) and _ID.fullmatch(task_id) else "without a sound id"
 
 
 def _shut_down() -> None:

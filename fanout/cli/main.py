@@ -58,7 +58,7 @@ _GROUPS = {
     "Jobs": ["run", "submit", "results"],
     "Look": ["status", "watch", "runs", "errors", "workers"],
     "Steer": ["cancel", "pause", "unpause", "retry", "resume", "delete"],
-    "Operate": ["worker", "metrics", "heal", "completion"],
+    "Operate": ["worker", "probe", "doctor", "metrics", "heal", "completion"],
 }
 
 _USAGE = 2
