@@ -31,10 +31,7 @@ _COMMANDS = {
     "completion": ("fanout.cli.completion:command", "Have the shell complete what you type."),
     "cancel": ("fanout.cli.steer:cancel", "Stop a run, and keep what has finished."),
     "delete": ("fanout.cli.steer:delete", "Forget a run and all its records."),
-    "doctor": (
-        "fanout.cli.doctor:command",
-        "Check this machine, the server and the fleet, and say what to do.",
-    ),
+    "doctor": ("fanout.cli.doctor:command", "Say what is wrong with server and fleet."),
     "errors": ("fanout.cli.look:errors", "List the failed branches of a run."),
     "heal": ("fanout.cli.steer:heal", "Look for what got lost, and do it again."),
     "metrics": ("fanout.cli.metrics:command", "Serve the fleet's figures to Prometheus."),
