@@ -3,7 +3,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-SOURCES := $(shell find fanout workers -name '*.py')
+SOURCES := $(shell find fanout workers -name '*.py' -o -name '*.css')
 # Most tests wait for other processes.
 TEST_PROCESSES := 3
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet

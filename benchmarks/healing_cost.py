@@ -2,91 +2,15 @@
 
     python benchmarks/healing_cost.py [--pairs 5] [--branches 5000] [--concurrency 32]
 
-Each run has a server and one worker of its own. The two of a pair follow one another, in an order
-that alternates, so that what else the machine does strikes both. Prints, as JSON, the branches a
-second, and the ratio of throughputs, with over without, for each pair.
-
-Without: the reaper is off, and the lease is so long that it is never renewed.
+Prints, as JSON, the branches a second, and the ratio of throughputs, with over without, for each
+pair. Without: the reaper is off, and the lease is so long that it is never renewed.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import statistics
-import sys
-import tempfile
-import time
-from pathlib import Path
-
-from chaos.fleet import Server, Worker, wait_until_up
-
-from fanout import Client, RunSpec
+from paired import compare
 
 _WITHOUT = {"FANOUT_REAPER_INTERVAL_S": "0", "FANOUT_VISIBILITY_TIMEOUT_S": "1000000"}
-_WARM_UP = 200
-_BOUND_S = 600.0
-
-
-def parsed() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--pairs", type=int, default=5)
-    parser.add_argument("--branches", type=int, default=5_000)
-    parser.add_argument("--concurrency", type=int, default=32)
-    return parser.parse_args()
-
-
-def branches_per_s(branches: int, concurrency: int, env: dict[str, str]) -> float:
-    """Run once; return the throughput."""
-    with tempfile.TemporaryDirectory(prefix="fanout-healing-") as name:
-        folder = Path(name)
-        server = Server(folder / "server")
-        worker = Worker("worker", server.url, folder, concurrency=concurrency, env=env)
-        try:
-            with Client(server.url) as client:
-                while not wait_until_up([worker], client.workers()):
-                    time.sleep(0.05)
-                timed(client, _WARM_UP)
-                return branches / timed(client, branches)
-        finally:
-            worker.kill()
-            server.close()
-
-
-def timed(client: Client, branches: int) -> float:
-    spec = RunSpec(model="fake", prompt="Summarise: {input}", reduce="vote")
-    run = client.submit(spec, (f"document {i}: some text to be read" for i in range(branches)))
-    return run.wait(_BOUND_S).elapsed_s
-
-
-def main() -> None:
-    given = parsed()
-    rates: dict[str, list[float]] = {"with": [], "without": []}
-    settings: dict[str, dict[str, str]] = {"with": {}, "without": _WITHOUT}
-    for pair in range(given.pairs):
-        for name in sorted(settings, reverse=bool(pair % 2)):
-            rate = branches_per_s(given.branches, given.concurrency, settings[name])
-            rates[name].append(rate)
-            print(f"pair {pair}, {name}: {rate:.0f}/s", file=sys.stderr, flush=True)
-    ratios = [on / off for on, off in zip(rates["with"], rates["without"], strict=True)]
-    print(
-        json.dumps(
-            {
-                "branches": given.branches,
-                "branches_per_s": {name: [round(rate) for rate in rates[name]] for name in rates},
-                "ratios": [round(ratio, 4) for ratio in ratios],
-                "ratio": {
-                    "median": round(statistics.median(ratios), 4),
-                    "min": round(min(ratios), 4),
-                    "max": round(max(ratios), 4),
-                },
-            },
-            indent=2,
-        )
-    )
-
 
 if __name__ == "__main__":
-    main()
+    compare(__doc__, on={}, off=_WITHOUT)

@@ -13,7 +13,12 @@ from fanout.runs import ErrorKind  # noqa: TC001 - msgspec reads the annotation
 from fanout.secrets import learn
 from fanout.sentinel_url import SCHEME, parse_sentinel_url
 from fanout.stores import RedisStore, connect
-from fanout.stores.connection import HEALTH_CHECK_S, SOCKET_OPTIONS, sentinel_options
+from fanout.stores.connection import (
+    HEALTH_CHECK_S,
+    SOCKET_OPTIONS,
+    sentinel_options,
+    tls_options,
+)
 from fanout.transport import LimitedAMQP
 
 if TYPE_CHECKING:
@@ -53,6 +58,13 @@ PREFLIGHT = "fanout.preflight"  # asks a worker whether a model can be used
 # The version of the messages and of the records in the store: raised by a change that a worker or
 # a client of the version before could not read.
 WIRE_VERSION = 1
+
+# Where kombu would keep what somebody has taken who is not a worker.
+_WATCHERS_KEYS = {
+    "unacked_key": "fanout.watchers.unacked",
+    "unacked_index_key": "fanout.watchers.unacked_index",
+    "unacked_mutex_key": "fanout.watchers.unacked_mutex",
+}
 
 # A part-return that was not deduplicated, or a run that outlives its counters, would never end.
 _CHORD_LIFETIME_S = 30 * 24 * 3600
@@ -100,13 +112,24 @@ def seal_id(run_id: str, stage: int) -> str:
     return f"{run_id}/{stage}/seal"
 
 
-def make_app(settings: Settings) -> Celery:
-    """Return the Celery application for ``settings.broker_url``, as all sides need it."""
+def make_app(settings: Settings, *, takes_messages: bool = False) -> Celery:
+    """Return the Celery application for ``settings.broker_url``, as all sides need it.
+
+    Args:
+        settings: Where the server is, and what is said of it.
+        takes_messages: Whether it is a worker's. Whoever else reads from the broker, as Flower does
+            the answers of workers, would otherwise see to the messages of dead workers, too, and
+            need the right to.
+    """
     learn(settings.broker_url)
     app = Celery("fanout", set_as_current=False, amqp=LimitedAMQP)
     url, backend, found_by = _server(settings.broker_url or "")
+    tls = tls_options(url, settings.broker_ca_file)
     app.conf.update(
         broker_url=url,
+        # False and not {}: kombu would take the latter, too, for a wish not to verify.
+        broker_use_ssl=tls or False,
+        redis_backend_use_ssl=tls or None,
         # The callback of a chord must run although header tasks failed: see workers.backend.
         result_backend=f"workers.backend:{backend}+{url}",
         # The backend's connections retry by themselves; more rounds of Celery's would multiply.
@@ -147,6 +170,7 @@ def make_app(settings: Settings) -> Celery:
             # A worker that dies while it restores would keep all others from it for five minutes.
             "unacked_mutex_expire": 15,
             "unacked_restore_throttle": 1,
+            **({} if takes_messages else _WATCHERS_KEYS),
             # Control before branches, in the order of task_queues.
             "queue_order_strategy": "priority",
             # One list per queue instead of four: priorities are not used.
@@ -176,7 +200,12 @@ def connect_broker(
     settings: Settings, *, is_patient: bool = False, away_s: float | None = None
 ) -> redis.Redis:
     """Return a client of the server that is both broker and store."""
-    return connect(settings.broker_url or "", is_patient=is_patient, away_s=away_s)
+    return connect(
+        settings.broker_url or "",
+        ca_file=settings.broker_ca_file,
+        is_patient=is_patient,
+        away_s=away_s,
+    )
 
 
 def make_store(

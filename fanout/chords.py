@@ -52,14 +52,15 @@ class Publisher:
 
     def preflight(self, model: str, note: str) -> None:
         """Ask some worker to check ``model`` and to leave its answer as ``note``."""
-        self._publish([self._signature(broker.PREFLIGHT, (model, note), task_id=note)])
+        check = {"model": model, "note": note}
+        self._publish([self._signature(broker.PREFLIGHT, check, root_id=note, task_id=note)])
 
     def expand(self, run_id: str, stage: int, grants: Iterable[Grant]) -> None:
         """Have some worker publish the chords of these shards."""
         self._publish(
             self._signature(
                 broker.EXPAND,
-                (run_id, stage, grant.shard, grant.lanes),
+                _ids(run_id, stage, shard=grant.shard, lanes=grant.lanes),
                 task_id=broker.expand_id(run_id, stage, grant.shard),
             )
             for grant in grants
@@ -99,7 +100,7 @@ class Publisher:
         self._set_size(group, shards + 1)
         seal = self._signature(
             broker.SEAL,
-            (run_id, stage),
+            _ids(run_id, stage),
             task_id=broker.seal_id(run_id, stage),
             group_id=group,
             group_index=shards,
@@ -136,7 +137,7 @@ class Publisher:
         for position in positions:
             yield self._signature(
                 broker.BRANCH,
-                (run_id, stage, shard, position, feed),
+                _ids(run_id, stage, shard=shard, position=position, feed=feed),
                 queue=broker.BRANCHES_QUEUE,
                 task_id=broker.branch_id(run_id, stage, shard, position),
                 group_id=broker.shard_group(run_id, stage, shard),
@@ -147,7 +148,7 @@ class Publisher:
     def _collect(self, run_id: str, stage: int, shard: int) -> Signature:
         return self._signature(
             broker.COLLECT,
-            (run_id, stage, shard),
+            _ids(run_id, stage, shard=shard),
             task_id=broker.collect_id(run_id, stage, shard),
             group_id=broker.stage_group(run_id, stage),
             group_index=shard,
@@ -156,15 +157,15 @@ class Publisher:
 
     def _aggregate(self, run_id: str, stage: int) -> Signature:
         task_id = f"{broker.stage_group(run_id, stage)}/aggregate"
-        return self._signature(broker.AGGREGATE, (run_id, stage), task_id=task_id)
+        return self._signature(broker.AGGREGATE, _ids(run_id, stage), task_id=task_id)
 
-    def _signature(self, task: str, args: tuple[Any, ...], **options: Any) -> Signature:
+    def _signature(self, task: str, kwargs: dict[str, Any], **options: Any) -> Signature:
         # A name, not an import: who publishes needs no task code. Results travel by the store, so
         # that Celery neither keeps one nor subscribes to it. The run is the root of all its tasks.
         # Each message says its version, also a callback's, which Celery publishes.
-        common = {"root_id": str(args[0]), "headers": {"wire": broker.WIRE_VERSION}}
+        common = {"root_id": kwargs.get("run_id"), "headers": {"wire": broker.WIRE_VERSION}}
         options = {"queue": broker.CONTROL_QUEUE, **common, **options}
-        return self._app.signature(task, args=args, options={**options, "ignore_result": True})
+        return self._app.signature(task, kwargs=kwargs, options={**options, "ignore_result": True})
 
     def _publish(self, signatures: Iterable[Signature]) -> None:
         messages = list(signatures)
@@ -189,9 +190,15 @@ class Publisher:
         self._app.send_task(
             signature.task,
             args=signature.args,
+            kwargs=signature.kwargs,
             producer=producer,
             retry=False,
             add_to_parent=False,
             headers=headers,
             **options,
         )
+
+
+def _ids(run_id: str, stage: int, **numbers: int) -> dict[str, Any]:
+    """Return a task's arguments, by name: monitors show them, and find tasks by them."""
+    return {"run_id": run_id, "stage": stage, **numbers}

@@ -148,7 +148,7 @@ class Run:
             branches=list(self.outcomes()),
             aggregated=aggregated,
             notes=notes,
-            reduce_errors=self._stored_result().errors,
+            reduce_errors=self.stored_result().errors,
             usage=status.usage,
             error=status.error,
             elapsed_s=status.elapsed_s,
@@ -159,7 +159,7 @@ class Run:
 
         The aggregate is None where there is none, or none yet.
         """
-        stored = self._stored_result()
+        stored = self.stored_result()
         values = {group: one.value for group, one in stored.aggregates.items()}
         notes = [
             f"{group}: {note}" if group else note
@@ -168,7 +168,8 @@ class Run:
         ]
         return (values or None) if self.spec.group_by else values.get(""), notes
 
-    def _stored_result(self) -> StoredResult:
+    def stored_result(self) -> StoredResult:
+        """Return the aggregates by group, with their counts and notes, as the store keeps them."""
         data = self._store.result(self.run_id)
         if data is None:
             return StoredResult()
@@ -183,6 +184,15 @@ class Run:
                 shard = self._store.shard(self.run_id, 0, number)
                 for _, outcome in sorted(outcomes.items()):
                     yield _output(spec, shard, outcome)
+
+    def report(self) -> str:
+        """Return the run as one web page that needs no other file; partial while it goes on.
+
+        ``fanout.report.write`` writes it to a file.
+        """
+        from fanout.report import render
+
+        return render(self)
 
     def cancel(self) -> bool:
         """Stop the run: no further call is made, those in flight are ended, what finished is kept.

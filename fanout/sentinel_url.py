@@ -10,7 +10,7 @@ from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
 import msgspec
 
-__all__ = ["SCHEME", "SentinelUrl", "parse_sentinel_url"]
+__all__ = ["SCHEME", "SentinelUrl", "parse_sentinel_url", "secrets_of"]
 
 SCHEME = "sentinel://"
 _PORT = 26379
@@ -94,3 +94,14 @@ def _database(path: str) -> int:
     if path and not path.isdecimal():
         raise ValueError(f"names a database {path!r} that is not a number")
     return int(path or 0)
+
+
+def secrets_of(url: str) -> frozenset[str]:
+    """Return the passwords in a broker's URL, of whatever scheme, as they are and as quoted."""
+    parts = urlsplit(url)
+    credentials = parts.netloc.rpartition("@")[0]
+    options = dict(parse_qsl(parts.query))
+    quoted = {credentials.partition(":")[2]}
+    plain = {options.get("password", ""), options.get("sentinel_password", "")}
+    plain |= {unquote(each) for each in quoted}
+    return frozenset((quoted | plain | {quote(each, safe="") for each in plain}) - {""})

@@ -4,11 +4,20 @@ from __future__ import annotations
 
 import os
 import re
+import ssl
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, ValidationError, ValidationInfo, field_validator
+from pydantic import (
+    Field,
+    SecretStr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from fanout import queue_names, sentinel_url
@@ -18,6 +27,7 @@ __all__ = [
     "AUTOSCALE_NEEDS_PREFORK",
     "DEFAULT_BROKER_URL",
     "MAX_CONCURRENCY",
+    "TLS_SCHEME",
     "Settings",
     "check_traces",
     "load_settings",
@@ -36,7 +46,8 @@ AUTOSCALE_NEEDS_PREFORK = (
 )
 
 _NODENAME = re.compile(r"[\w.%-]+(@[\w.%-]+)?", re.ASCII)
-_SCHEMES = ("redis://", "rediss://", sentinel_url.SCHEME)
+TLS_SCHEME = "rediss://"
+_SCHEMES = ("redis://", TLS_SCHEME, sentinel_url.SCHEME)
 
 
 class Settings(BaseSettings):
@@ -45,6 +56,10 @@ class Settings(BaseSettings):
     Attributes:
         broker_url: The Redis server that is both queue and run store, or the sentinels that know
             which one it is; None runs embedded.
+        broker_url_file: A file that holds the URL instead, as the environment of a process is no
+            place for a password. What it holds becomes ``broker_url``.
+        broker_ca_file: The certificates that vouch for a ``rediss://`` server; the system's where
+            it is None.
         model: The model where a job names none.
         key_prefix: Put before every key of the run store, so that teams can share a server.
         run_ttl_s: Seconds that a run's records are kept after they were last written.
@@ -71,12 +86,19 @@ class Settings(BaseSettings):
         traces: ``otlp`` has workers send spans to an OpenTelemetry collector.
         traces_branch_ratio: The share of the branches that succeed at once of which there are
             spans; of all others there always are.
+        task_events: Whether workers tell of each task from the start; otherwise when a monitor,
+            such as Flower, has asked them to.
+        flower_user: Who may log in to Flower.
+        flower_password: The password for that.
+        flower_password_file: A file that holds it instead.
         cache_dir: Where model weights are kept between runs.
     """
 
     model_config = SettingsConfigDict(env_prefix="FANOUT_", env_ignore_empty=True, frozen=True)
 
     broker_url: str | None = None
+    broker_url_file: Path | None = None
+    broker_ca_file: Path | None = None
     model: str | None = None
     key_prefix: Annotated[str, Field(min_length=1, max_length=64)] = "fanout"
     run_ttl_s: Annotated[int, Field(ge=60)] = 7 * 24 * 3600
@@ -96,6 +118,10 @@ class Settings(BaseSettings):
     queues: str | None = None
     worker_name: str | None = None
     autoscale: str | None = None
+    task_events: bool = True
+    flower_user: Annotated[str, Field(pattern="^[^:]+$")] = "fanout"
+    flower_password: SecretStr | None = None
+    flower_password_file: Path | None = None
     cache_dir: Path = Field(default_factory=lambda: Path.home() / ".cache" / "fanout")
 
     @field_validator("allowed_callables", mode="before")
@@ -113,6 +139,16 @@ class Settings(BaseSettings):
                 )
                 raise ValueError(msg)
         return listed
+
+    @model_validator(mode="before")
+    @classmethod
+    def _url_from_file(cls, values: dict[str, Any]) -> dict[str, Any]:
+        path = values.get("broker_url_file")
+        if path is None:
+            return values
+        if values.get("broker_url") is not None:
+            raise _wrong("broker_url_file", "FANOUT_BROKER_URL is set, too; set one of them")
+        return {**values, "broker_url": _line_of(Path(path))}
 
     @field_validator("broker_url")
     @classmethod
@@ -146,6 +182,21 @@ class Settings(BaseSettings):
             raise ValueError(AUTOSCALE_NEEDS_PREFORK)
         return "{},{}".format(*parse_autoscale(text))
 
+    @model_validator(mode="after")
+    def _has_use_of_ca(self) -> Self:
+        if self.broker_ca_file is None:
+            return self
+        if not (self.broker_url or "").startswith(TLS_SCHEME):
+            raise _wrong("broker_ca_file", f"is of no use: the broker's URL is not {TLS_SCHEME}...")
+        try:
+            # Celery would look for a wrong path for ever, and redis-py not say which it is.
+            ssl.create_default_context(cafile=str(self.broker_ca_file))
+        except OSError as error:
+            is_readable = isinstance(error, ssl.SSLError)
+            reason = "it holds no certificate in PEM" if is_readable else error.strerror
+            raise _wrong("broker_ca_file", f"cannot be used: {reason}") from error
+        return self
+
 
 def parse_autoscale(text: str) -> tuple[int, int]:
     """Return the most and the fewest processes of ``MAX,MIN``. Raises ValueError."""
@@ -157,6 +208,22 @@ def parse_autoscale(text: str) -> tuple[int, int]:
     raise ValueError(msg)
 
 
+def _wrong(field: str, message: str) -> PydanticCustomError:
+    """Return an error that a validator of the whole raises about one field."""
+    return PydanticCustomError("setting", "{message}", {"field": field, "message": message})
+
+
+def _line_of(path: Path) -> str:
+    try:
+        text = path.read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is no text"
+        raise _wrong("broker_url_file", f"cannot be read: {reason}") from error
+    if not text or "\n" in text:
+        raise _wrong("broker_url_file", "must hold one line, the broker's URL")
+    return text
+
+
 def load_settings(**overrides: object) -> Settings:
     """Return the settings of this process; ``overrides`` that are not None win.
 
@@ -164,14 +231,21 @@ def load_settings(**overrides: object) -> Settings:
         SettingsError: A variable is wrong; the message names it and what is allowed.
     """
     given = {name: value for name, value in overrides.items() if value is not None}
+    if "broker_url" in given:
+        # Whoever names a server means that one.
+        given["broker_url_file"] = None
+        if not str(given["broker_url"]).startswith(TLS_SCHEME):
+            given["broker_ca_file"] = None
     try:
         return Settings(**given)  # type: ignore[arg-type]
     except ValidationError as error:
         first = error.errors()[0]
-        name = str(first["loc"][0]) if first["loc"] else "?"
+        context = first.get("ctx", {})
+        name = str(context.get("field") or first["loc"][0])
         message = first["msg"].removeprefix("Value error, ")
         # A broker URL may carry a password: say what is wrong with it, not what it is.
-        shown = "" if name == "broker_url" else f" (got {first['input']!r})"
+        value = os.environ.get(f"FANOUT_{name.upper()}") if "field" in context else first["input"]
+        shown = "" if name == "broker_url" else f" (got {value!r})"
         raise SettingsError(f"FANOUT_{name.upper()}: {message}{shown}") from None
 
 

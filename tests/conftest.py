@@ -36,7 +36,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """No setting or key of the developer's leaks in; a provider's default address is nobody."""
     for name in list(os.environ):
-        if name.startswith(("FANOUT_", "OTEL_")) or name.endswith("_API_KEY"):
+        if name.startswith(("FANOUT_", "FLOWER_", "OTEL_")) or name.endswith("_API_KEY"):
             monkeypatch.delenv(name)
     monkeypatch.setenv("OPENAI_BASE_URL", f"{_NOBODY}/v1")
     monkeypatch.setenv("ANTHROPIC_BASE_URL", _NOBODY)

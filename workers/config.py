@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 from celery import signals
 
 from fanout.broker import make_app
+from fanout.llm.keys import key_files
 from fanout.settings import DEFAULT_BROKER_URL, check_traces
+from workers.events import SendsEvents
 from workers.leases import Leases
 from workers.presence import Presence
 from workers.program import Program
@@ -38,7 +40,9 @@ def make_worker_app(settings: Settings, *, owns_process: bool = False) -> Celery
     if settings.broker_url is None:
         settings = settings.model_copy(update={"broker_url": DEFAULT_BROKER_URL})
     check_traces(settings)
-    app = make_app(settings)
+    # Here, and not before the process was started: a process's first environment can be seen.
+    os.environ.update(key_files(os.environ))
+    app = make_app(settings, takes_messages=True)
     app.conf.update(
         # By default threads: LLM calls wait on one asyncio loop, a thread only holds the task.
         worker_pool=settings.pool,
@@ -52,6 +56,9 @@ def make_worker_app(settings: Settings, *, owns_process: bool = False) -> Celery
         # endless redelivery; it is tried again until ``max_deliveries`` is reached.
         task_reject_on_worker_lost=False,
         task_retry_on_worker_lost=True,
+        # Always, and not when a monitor asks for it: that would miss what a worker does before it
+        # has heard of that. Sent in batches; measured with benchmarks/events_cost.py.
+        worker_send_task_events=settings.task_events,
         worker_consumer="workers.shutdown:HandsBack",
         # A server that is away comes back, whenever that is.
         broker_connection_max_retries=None,
@@ -68,7 +75,7 @@ def make_worker_app(settings: Settings, *, owns_process: bool = False) -> Celery
     app.fanout_holder = secrets.token_hex(6)
     app.fanout_wire = WireCheck(app)
     app.Worker = app.subclass_with_self(Program, name="Worker")
-    app.steps["worker"].update({Presence, Leases, ReaperStep, Shutdown})
+    app.steps["worker"].update({Presence, Leases, ReaperStep, SendsEvents, Shutdown})
     listen_in_children(app)
     return app
 

@@ -40,6 +40,17 @@ class Reconnects(Consumer):  # type: ignore[misc]
                     channel._brpop_read()  # noqa: SLF001 - what its close() does
         super().on_connection_error_after_connected(exc)
 
+    def on_send_event_buffered(self) -> None:
+        """Let events gather for ``workers.events``, which sends them.
+
+        Celery would send them at the next turn of its loop: each by itself, as good as.
+        """
+
+    def shutdown(self) -> None:
+        """Send the events of the last tasks: the pool has stopped by now."""
+        self._flush_events()
+        super().shutdown()
+
 
 class Careful(Reconnects):
     """Drops every message that is not one of fanout's, and says so without its content.

@@ -40,13 +40,39 @@ class _Headers(msgspec.Struct):
 
 
 # What the tasks of workers.tasks take.
-_ARGUMENTS: dict[str, Any] = {
-    broker.EXPAND: tuple[_RunId, _Number, _Number, _Number],
-    broker.BRANCH: tuple[_RunId, _Number, _Number, _Number, _Number],
-    broker.COLLECT: tuple[list[Any], _RunId, _Number, _Number],
-    broker.SEAL: tuple[_RunId, _Number],
-    broker.AGGREGATE: tuple[list[Any], _RunId, _Number],
-    broker.PREFLIGHT: tuple[_Model, _RunId],
+class _OfStage(msgspec.Struct, forbid_unknown_fields=True):
+    run_id: _RunId
+    stage: _Number
+
+
+class _OfShard(_OfStage, forbid_unknown_fields=True):
+    shard: _Number
+
+
+class _Expand(_OfShard, forbid_unknown_fields=True):
+    lanes: _Number
+
+
+class _Branch(_OfShard, forbid_unknown_fields=True):
+    position: _Number
+    feed: _Number
+
+
+class _Preflight(msgspec.Struct, forbid_unknown_fields=True):
+    model: _Model
+    note: _RunId
+
+
+# By position, and by name. Callbacks are given what the members of their chord returned.
+_NONE: Any = tuple[()]
+_RESULTS: Any = tuple[list[Any]]
+_ARGUMENTS: dict[str, tuple[Any, Any]] = {
+    broker.EXPAND: (_NONE, _Expand),
+    broker.BRANCH: (_NONE, _Branch),
+    broker.COLLECT: (_RESULTS, _OfShard),
+    broker.SEAL: (_NONE, _OfStage),
+    broker.AGGREGATE: (_RESULTS, _OfStage),
+    broker.PREFLIGHT: (_NONE, _Preflight),
 }
 
 # Not of ours: they would run further tasks.
@@ -74,12 +100,13 @@ def fault(message: Any) -> str | None:
     return _fault_of_body(message, arguments)
 
 
-def _fault_of_body(message: Any, arguments: Any) -> str | None:
+def _fault_of_body(message: Any, arguments: tuple[Any, Any]) -> str | None:
     try:
         args, kwargs, embedded = message.payload
-        msgspec.convert(args, arguments)
+        msgspec.convert(args, arguments[0])
+        msgspec.convert(kwargs, arguments[1])
     except Exception:  # noqa: BLE001 - whatever its sender made kombu's decoders raise
         return "has the wrong arguments"
-    if kwargs or not isinstance(embedded, dict) or any(embedded.get(key) for key in _FOREIGN):
+    if not isinstance(embedded, dict) or any(embedded.get(key) for key in _FOREIGN):
         return "asks for more than its task"
     return None

@@ -21,6 +21,7 @@ from workers.branches import (
     run_branch,
 )
 from workers.preflight import check_model
+from workers.requests import PostponedError, ReportsAll
 from workers.stages import TooEarlyError, aggregate, collect, expand
 
 if TYPE_CHECKING:
@@ -52,11 +53,15 @@ def _not_done() -> Iterator[None]:
     """Tell Celery of work that is not done, so that its chord does not count it."""
     try:
         yield
-    except (BranchParked, BranchHeld, TooEarlyError):
-        # Its message is not needed any more.
+    except BranchHeld:
+        # A copy of a message: what becomes of the branch is told by whoever holds it.
         raise Ignore from None
+    except BranchParked:
+        raise PostponedError("the run is paused") from None
+    except TooEarlyError:
+        raise PostponedError("too early") from None
     except BranchHandedBack:
-        raise Reject(requeue=True) from None
+        raise Reject("the worker stops", requeue=True) from None
     except _KNOWN:
         raise
     except Exception as error:  # noqa: BLE001 - it is raised again, without its message
@@ -89,7 +94,7 @@ def register(app: Celery, runtime: Callable[[], Runtime]) -> None:
 
     # Not shared: a program that embeds a worker may have Celery applications of its own.
     # A task whose prefork child died is tried again after a second, not after Celery's 180.
-    task = partial(app.task, shared=False, default_retry_delay=1)
+    task = partial(app.task, shared=False, default_retry_delay=1, Request=ReportsAll)
 
     # A failed branch is an ordinary end: ``throws`` keeps its traceback out of the logs. Retries of
     # calls happen on the loop; Celery's are for a store that is away, and for lost workers.

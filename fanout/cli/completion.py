@@ -50,7 +50,8 @@ def _runs(broker_url: str | None, incomplete: str) -> Iterator[CompletionItem]:
     if settings.broker_url is None:
         return
     store = RedisStore(
-        connect(settings.broker_url, timeout_s=_PATIENCE_S), prefix=settings.key_prefix
+        connect(settings.broker_url, ca_file=settings.broker_ca_file, timeout_s=_PATIENCE_S),
+        prefix=settings.key_prefix,
     )
     try:
         found = [run_id for run_id in store.run_ids() if run_id.startswith(incomplete)]

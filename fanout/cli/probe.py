@@ -45,7 +45,11 @@ def command(name: str | None, within_s: float, broker_url: str | None) -> int:
     """
     settings = load_settings(broker_url=broker_url)
     host = socket.gethostname()
-    client = connect(settings.broker_url or DEFAULT_BROKER_URL, timeout_s=_TIMEOUT_S)
+    client = connect(
+        settings.broker_url or DEFAULT_BROKER_URL,
+        ca_file=settings.broker_ca_file,
+        timeout_s=_TIMEOUT_S,
+    )
     store = RedisStore(client, prefix=settings.key_prefix)
     try:
         workers = store.workers()

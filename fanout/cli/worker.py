@@ -8,17 +8,20 @@ from typing import TYPE_CHECKING
 
 import click
 
+from fanout.llm.keys import key_files
 from fanout.settings import DEFAULT_BROKER_URL, MAX_CONCURRENCY, check_traces, load_settings
 from fanout.stores import RedisStore, connect
 
 if TYPE_CHECKING:
     from fanout.settings import Settings
 
-__all__ = ["command"]
+__all__ = ["check_broker", "command", "pass_on_broker"]
 
 
 # Until the worker says so itself.
 _START_S = 10.0
+# The settings that its options set.
+_OF_WORKERS = ("concurrency", "queues", "worker_name", "pool", "autoscale")
 _LEVELS = ["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"]
 
 
@@ -77,21 +80,28 @@ _LEVELS = ["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"]
     "[default: $FANOUT_BROKER_URL, else this machine's]",
 )
 @click.argument("celery_options", nargs=-1, type=click.UNPROCESSED)
-def command(loglevel: str, celery_options: tuple[str, ...], **given: str | int | None) -> None:
+def command(
+    loglevel: str,
+    broker_url: str | None,
+    celery_options: tuple[str, ...],
+    **given: str | int | None,
+) -> None:
     """Process the branches of a fleet until stopped.
 
     SIGTERM or Ctrl-C finishes what is in flight within $FANOUT_GRACE_S seconds (20), and hands the
     rest back to the queue; a second Ctrl-C, or SIGQUIT, hands back at once. It is the same worker
     as `celery -A workers.app worker`.
     """
-    settings = load_settings(**given)
+    settings = load_settings(broker_url=broker_url, **given)
     check_traces(settings)
+    key_files(os.environ)
     # The worker reads its environment, as it does where Celery's own command starts it.
-    for name in given:
+    for name in _OF_WORKERS:
         value = getattr(settings, name)
         if value is not None:
             os.environ[f"FANOUT_{name.upper()}"] = str(value)
-    _check_broker(settings)
+    pass_on_broker(settings, broker_url)
+    check_worker(settings)
     arguments = ["--loglevel", loglevel, *celery_options]
     # The same process from here on: signals and exit status are Celery's own. A name and not an
     # import, because the workers import this package.
@@ -102,8 +112,31 @@ def command(loglevel: str, celery_options: tuple[str, ...], **given: str | int |
     os.execv(sys.executable, [*celery, *arguments])  # noqa: S606 - our own interpreter
 
 
-def _check_broker(settings: Settings) -> None:
-    """Say at once what is wrong with a broker, which Celery would try for ever, or with its fleet.
+def pass_on_broker(settings: Settings, broker_url: str | None) -> None:
+    """Have the program that takes this one's place use the server that an option names.
+
+    By the environment, as everybody could read a password among the arguments.
+    """
+    if broker_url is None:
+        return
+    os.environ["FANOUT_BROKER_URL"] = broker_url
+    os.environ.pop("FANOUT_BROKER_URL_FILE", None)
+    if settings.broker_ca_file is None:
+        os.environ.pop("FANOUT_BROKER_CA_FILE", None)
+
+
+def check_broker(settings: Settings) -> None:
+    """Say at once what is wrong with a broker: Celery would try for ever. Raises BrokerError."""
+    url = settings.broker_url or DEFAULT_BROKER_URL
+    store = RedisStore(connect(url, ca_file=settings.broker_ca_file))
+    try:
+        store.ping()
+    finally:
+        store.close()
+
+
+def check_worker(settings: Settings) -> None:
+    """Say at once what is wrong with a broker, or with its fleet for this worker.
 
     Raises:
         BrokerError: No broker answers, or it refuses.
@@ -111,7 +144,8 @@ def _check_broker(settings: Settings) -> None:
     """
     from fanout.wire import claim_wire
 
-    client = connect(settings.broker_url or DEFAULT_BROKER_URL)
+    url = settings.broker_url or DEFAULT_BROKER_URL
+    client = connect(url, ca_file=settings.broker_ca_file)
     store = RedisStore(client, prefix=settings.key_prefix)
     holder = f"worker-{os.getpid()}"
     try:

@@ -55,7 +55,8 @@ class FleetFacts(msgspec.Struct, frozen=True, kw_only=True):
         workers: The live workers.
         queues: What waits.
         active: The runs that have not ended and are not paused.
-        stalled: Those of them that have no message in the broker, and the status of each.
+        stalled: Those of them that have no message in the broker, and the status of each; None:
+            not allowed to look.
         paused: How many runs are paused.
         prefix: The key prefix.
         other_prefixes: Key prefixes of other fleets in the same database.
@@ -68,7 +69,7 @@ class FleetFacts(msgspec.Struct, frozen=True, kw_only=True):
     workers: list[WorkerRecord]
     queues: tuple[Queue, ...]
     active: int = 0
-    stalled: dict[str, str] = {}
+    stalled: dict[str, str] | None = {}
     paused: int = 0
     prefix: str = "fanout"
     other_prefixes: tuple[str, ...] = ()

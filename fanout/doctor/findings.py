@@ -63,7 +63,7 @@ def judged(
 
 def not_allowed(check: str, command: str) -> Finding:
     """Return that the server does not let us look."""
-    advice = f"let the user run {command} (ACL: +{command.lower().replace(' ', '|')}), or see to it"
+    advice = f"ask as a user who may run {command}: one for people, not the workers' own"
     return warn(check, f"not allowed to look ({command})", advice)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fanout.doctor.findings import Finding, State, fail, ok, warn
+from fanout.doctor.findings import Finding, State, fail, not_allowed, ok, warn
 from fanout.doctor.server import clock_finding
 from fanout.wire import version_problem
 
@@ -110,6 +110,8 @@ def _queues(facts: FleetFacts) -> Finding:
 def _runs(facts: FleetFacts) -> Finding:
     paused = f", {facts.paused:,} paused" if facts.paused else ""
     found = f"{facts.active:,} active{paused}"
+    if facts.stalled is None:
+        return not_allowed("runs", "LRANGE and HSCAN on the queues")
     if not facts.stalled:
         return ok("runs", found)
     halves = [run_id for run_id, status in facts.stalled.items() if status == "enqueuing"]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import socket
-from typing import Any
+import ssl
+from typing import TYPE_CHECKING, Any
 
 import redis
 from redis.backoff import ExponentialBackoff
@@ -12,6 +13,10 @@ from redis.sentinel import Sentinel, SentinelConnectionPool, SentinelManagedConn
 
 from fanout.patience import PASSING_ERRORS
 from fanout.sentinel_url import SCHEME, parse_sentinel_url
+from fanout.settings import TLS_SCHEME
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 __all__ = [
     "HEALTH_CHECK_S",
@@ -20,6 +25,7 @@ __all__ = [
     "address_of",
     "connect",
     "sentinel_options",
+    "tls_options",
     "tolerant_retry",
 ]
 
@@ -77,9 +83,24 @@ def _backoff() -> ExponentialBackoff:
     return ExponentialBackoff(cap=1.0, base=0.05)
 
 
+def tls_options(url: str, ca_file: Path | None) -> dict[str, Any]:
+    """Return what a TLS connection to ``url`` takes, by redis-py's names; nothing without TLS.
+
+    The server's certificate is verified: kombu would not, where nothing is said. The query of a
+    URL has the last word (``?ssl_cert_reqs=none``).
+    """
+    if not url.startswith(TLS_SCHEME):
+        return {}
+    options: dict[str, Any] = {"ssl_cert_reqs": ssl.CERT_REQUIRED}
+    if ca_file is not None:
+        options["ssl_ca_certs"] = str(ca_file)
+    return options
+
+
 def connect(
     url: str,
     *,
+    ca_file: Path | None = None,
     is_patient: bool = False,
     away_s: float | None = None,
     timeout_s: float | None = None,
@@ -90,6 +111,7 @@ def connect(
 
     Args:
         url: Where the server is.
+        ca_file: The certificates that vouch for it, where it has TLS; None are the system's.
         is_patient: Whether it waits for a server that is away, or full.
         away_s: About how many seconds a patient one waits; an hour where it is None.
         timeout_s: Ask once, and wait no longer than this; None is as usual.
@@ -106,7 +128,7 @@ def connect(
         options.update(socket_timeout=timeout_s, socket_connect_timeout=timeout_s)
         options["retry"] = Retry(_backoff(), 0)
     if not has_failover:
-        return redis.Redis.from_url(url, **options)
+        return redis.Redis.from_url(url, **options, **tls_options(url, ca_file))
     server = parse_sentinel_url(url)
     sentinel = Sentinel(  # type: ignore[no-untyped-call]
         server.sentinels,

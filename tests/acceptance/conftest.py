@@ -73,7 +73,8 @@ def nothing_is_left_behind(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def _is_ours(process: psutil.Process) -> bool:
     words = " ".join(process.info["cmdline"] or ())
-    if not any(name in words for name in ("fanout", "valkey-server", "workers.app")):
+    names = ("fanout", "valkey-server", "workers.app", "workers.flower", "chrom")
+    if not any(name in words for name in names):
         return False
     try:
         return process.environ().get(_OWNER) == str(os.getpid())

@@ -172,7 +172,10 @@ STEPS = {
         "workers.backend.TolerantRedisBackend._unpack_chord_result",
         "True",
     ),
-    "in the publishing of a shard": ("fanout.chords.Publisher._send", "args[0].args[3:4] == (5,)"),
+    "in the publishing of a shard": (
+        "fanout.chords.Publisher._send",
+        "args[0].kwargs.get('position') == 5",
+    ),
     "before the run is published as sealed": ("fanout.chords.Publisher.seal", "args[1] == 1"),
     "between compaction and the opening of the next shard": (
         "fanout.stores.RedisStore.open_shards",

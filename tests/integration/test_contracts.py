@@ -190,7 +190,8 @@ def test_a_shard_is_published_as_a_chord(publisher, server_client):
         assert headers["root_id"] == "r1"
         assert headers["ignore_result"] is True
         assert properties["correlation_id"] == f"r1/0/3/{position}"
-        assert body[0] == ["r1", 0, 3, position, 5], "ids only: no text crosses the broker"
+        ids = {"run_id": "r1", "stage": 0, "shard": 3, "position": position, "feed": 5}
+        assert body[:2] == [[], ids], "ids only: no text crosses the broker"
         assert body[2]["chord"]["task"] == broker.COLLECT
     assert server_client.get("celery-taskset-meta-r1/0/3.s") == b"5"
 
@@ -214,7 +215,7 @@ def test_the_callback_runs_when_the_last_member_returns_and_has_the_results(
     [(headers, _, body)] = queued(server_client, broker.CONTROL_QUEUE)
     assert headers["id"] == "r1/0/0/collect", "the callback keeps the id it was given"
     assert (headers["group"], headers["group_index"]) == ("r1/0", 0)
-    assert body[0] == [[None, None], "r1", 0, 0]
+    assert body[:2] == [[[None, None]], {"run_id": "r1", "stage": 0, "shard": 0}]
     assert body[2]["chord"]["task"] == broker.AGGREGATE, "and is a member of the root chord"
 
 
@@ -277,14 +278,14 @@ def test_a_root_chord_is_not_complete_before_its_seal(app, publisher, server_cli
     app.backend.mark_as_done(seal.id, None, seal, store_result=False)
     _, (headers, _, body) = queued(server_client, broker.CONTROL_QUEUE)
     assert headers["task"] == broker.AGGREGATE
-    assert body[0] == [[None, None, None], "r1", 0]
+    assert body[:2] == [[[None, None, None]], {"run_id": "r1", "stage": 0}]
 
 
 def test_an_empty_shard_chord_is_its_callback(publisher, server_client):
     publisher.collect("r1", 0, 7)
     [(headers, _, body)] = queued(server_client, broker.CONTROL_QUEUE)
     assert headers["id"] == "r1/0/7/collect"
-    assert body[0] == [[], "r1", 0, 7]
+    assert body[:2] == [[[]], {"run_id": "r1", "stage": 0, "shard": 7}]
 
 
 def test_control_tasks_are_delivered_before_branches(app, publisher):

@@ -52,7 +52,7 @@ def call(*args, embedded=None, **kwargs):
     return [list(args), kwargs, embedded or {"callbacks": None, "errbacks": None, "chain": None}]
 
 
-SOUND = ("evil", 0, 0, 0, 0)
+SOUND = {"run_id": "evil", "stage": 0, "shard": 0, "position": 0, "feed": 0}
 BOMB = zlib.compress(json.dumps(call(CANARY * 100)).encode() * 1000)
 
 
@@ -79,19 +79,20 @@ def hostile(path):
         "unknown task": envelope(call(CANARY), task="os.system"),
         "task of Celery": envelope(call(CANARY), task="celery.chain"),
         "task that is no name": envelope(call(CANARY), task=[CANARY]),
-        "too few arguments": envelope(call("evil")),
-        "wrong arguments": envelope(call(CANARY, CANARY, {}, None, -1)),
-        "a key in place of a run": envelope(call(f"x:{CANARY}", 0, 0, 0, 0)),
-        "named arguments": envelope(call(*SOUND, text=CANARY)),
-        "wrong results": envelope(call(CANARY, "evil", 0, 0), task=COLLECT),
-        "a model without an end": envelope(call(CANARY * 1000, "evil"), task=PREFLIGHT),
-        "more to do": envelope(call(*SOUND, embedded=follow_up)),
+        "too few arguments": envelope(call(run_id="evil")),
+        "wrong arguments": envelope(call(**{**SOUND, "stage": CANARY, "feed": -1})),
+        "a key in place of a run": envelope(call(**{**SOUND, "run_id": f"x:{CANARY}"})),
+        "more arguments": envelope(call(**SOUND, text=CANARY)),
+        "arguments by place": envelope(call(*SOUND.values())),
+        "wrong results": envelope(call(CANARY, run_id="evil", stage=0, shard=0), task=COLLECT),
+        "a model without an end": envelope(call(model=CANARY * 1000, note="evil"), task=PREFLIGHT),
+        "more to do": envelope(call(**SOUND, embedded=follow_up)),
         "not a call": envelope({CANARY: 1}),
         "a call of one": envelope([[]]),
-        "a limit that is none": envelope(call(*SOUND), timelimit=CANARY),
-        "a time that is none": envelope(call(*SOUND), eta=[CANARY]),
-        "a date that is none": envelope(call(*SOUND), eta=CANARY),
-        "id that is none": envelope(call(*SOUND), id={CANARY: 1}),
+        "a limit that is none": envelope(call(**SOUND), timelimit=CANARY),
+        "a time that is none": envelope(call(**SOUND), eta=[CANARY]),
+        "a date that is none": envelope(call(**SOUND), eta=CANARY),
+        "id that is none": envelope(call(**SOUND), id={CANARY: 1}),
         "compressed": envelope(BOMB, compression="application/x-gzip"),
         "wrong base64": json.dumps(not_base64),
         "no message": CANARY,

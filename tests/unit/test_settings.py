@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import ssl
+
 import pytest
 
+from fanout.broker import make_app
 from fanout.errors import SettingsError
 from fanout.settings import load_settings, parse_autoscale
 
@@ -60,3 +63,72 @@ def test_a_prefork_pool_may_scale(monkeypatch):
     monkeypatch.setenv("FANOUT_AUTOSCALE", " 8, 2")
     assert load_settings(pool="prefork").autoscale == "8,2"
     assert parse_autoscale("8,2") == (8, 2)
+
+
+def test_the_broker_url_comes_from_a_file(monkeypatch, tmp_path):
+    (tmp_path / "url").write_text("redis://me:secret@queue:6379/0\n")
+    monkeypatch.setenv("FANOUT_BROKER_URL_FILE", str(tmp_path / "url"))
+    assert load_settings().broker_url == "redis://me:secret@queue:6379/0"
+    # Whoever names a server means that one.
+    assert load_settings(broker_url="redis://other").broker_url == "redis://other"
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (None, "FANOUT_BROKER_URL_FILE: cannot be read: No such file"),
+        ("", "FANOUT_BROKER_URL_FILE: must hold one line"),
+        ("redis://a\nredis://hunter2", "FANOUT_BROKER_URL_FILE: must hold one line"),
+        ("amqp://me:hunter2@x", "FANOUT_BROKER_URL: must start with one of"),
+    ],
+)
+def test_a_wrong_file_is_named_and_not_quoted(monkeypatch, tmp_path, content, words):
+    if content is not None:
+        (tmp_path / "url").write_text(content)
+    monkeypatch.setenv("FANOUT_BROKER_URL_FILE", str(tmp_path / "url"))
+    with pytest.raises(SettingsError) as caught:
+        load_settings()
+    assert words in str(caught.value)
+    assert "hunter2" not in str(caught.value)
+
+
+def test_two_places_for_the_broker_url_are_one_too_many(monkeypatch):
+    monkeypatch.setenv("FANOUT_BROKER_URL", "redis://me:hunter2@x")
+    monkeypatch.setenv("FANOUT_BROKER_URL_FILE", "/dev/null")
+    with pytest.raises(
+        SettingsError, match="FANOUT_BROKER_URL_FILE: FANOUT_BROKER_URL is set, too"
+    ):
+        load_settings()
+
+
+@pytest.mark.parametrize(
+    ("url", "file", "words"),
+    [
+        ("redis://x", "ca", "is of no use"),
+        ("sentinel://x/0?master=m", "ca", "is of no use"),
+        (None, "ca", "is of no use"),
+        ("rediss://x", "none", "cannot be used: No such file"),
+        ("rediss://x", "ca", "cannot be used: it holds no certificate"),
+    ],
+)
+def test_a_ca_file_that_would_do_nothing_is_refused(monkeypatch, tmp_path, url, file, words):
+    (tmp_path / "ca").write_text("not a certificate")
+    monkeypatch.setenv("FANOUT_BROKER_CA_FILE", str(tmp_path / file))
+    if url is not None:
+        monkeypatch.setenv("FANOUT_BROKER_URL", url)
+    with pytest.raises(SettingsError, match=f"FANOUT_BROKER_CA_FILE: {words}"):
+        load_settings()
+
+
+def test_a_url_that_is_given_need_not_fit_the_ca_of_the_environment(monkeypatch):
+    monkeypatch.setenv("FANOUT_BROKER_CA_FILE", "/nowhere")
+    assert load_settings(broker_url="redis://127.0.0.1").broker_ca_file is None
+
+
+def test_tls_is_verified_by_all_who_connect(monkeypatch):
+    app = make_app(load_settings(broker_url="rediss://queue:6379/0"))
+    assert app.conf.broker_use_ssl == {"ssl_cert_reqs": ssl.CERT_REQUIRED}
+    assert app.conf.redis_backend_use_ssl == {"ssl_cert_reqs": ssl.CERT_REQUIRED}
+    assert app.backend.connparams["ssl_cert_reqs"] == ssl.CERT_REQUIRED
+    plain = make_app(load_settings(broker_url="redis://queue:6379/0"))
+    assert not plain.conf.broker_use_ssl

@@ -72,6 +72,11 @@ def _explain(store: RedisBase, error: RedisError) -> str:
             f"the broker at {store.address} refuses the credentials; check the user and password "
             "in FANOUT_BROKER_URL (redis://user:password@host:port/0)"
         )
+    if "CERTIFICATE_VERIFY_FAILED" in text:
+        return (
+            f"the certificate of the broker at {store.address} is not to be trusted ({text}); set "
+            "FANOUT_BROKER_CA_FILE to the CA's certificate, and check the host's name in the URL"
+        )
     if isinstance(error, (redis.ConnectionError, redis.TimeoutError)):
         return (
             f"no broker answers at {store.address} ({text}); start a Redis server there, or set "

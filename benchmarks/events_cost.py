@@ -1,0 +1,14 @@
+"""What does it cost that workers tell of each task? The same run with and without task events.
+
+    python benchmarks/events_cost.py [--pairs 5] [--branches 5000] [--concurrency 32]
+
+Prints, as JSON, the branches a second, and the ratio of throughputs, with over without, for each
+pair. Nobody listens: what a monitor needs itself is its own machine's affair.
+"""
+
+from __future__ import annotations
+
+from paired import compare
+
+if __name__ == "__main__":
+    compare(__doc__, on={"FANOUT_TASK_EVENTS": "true"}, off={"FANOUT_TASK_EVENTS": "false"})

@@ -1,0 +1,67 @@
+"""``fanout report``: a run as one web page that needs nothing else."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from fanout.cli.session import broker_option, one_run, run_argument
+from fanout.errors import InputError
+from fanout.report import gather, render, write
+
+if TYPE_CHECKING:
+    from fanout.handle import Run
+
+__all__ = ["command"]
+
+_STDOUT = "-"
+
+
+@click.command("report")
+@run_argument
+@click.option(
+    "--out",
+    type=click.Path(dir_okay=False, allow_dash=True),
+    metavar="FILE",
+    help="Write the page here; - is standard output. [default: fanout-RUN.html]",
+)
+@broker_option()
+@click.option(
+    "--json", "as_json", is_flag=True, help="Print the figures as one JSON object, and no page."
+)
+def command(run_id: str, out: str | None, broker_url: str | None, as_json: bool) -> None:  # noqa: FBT001
+    """Write a run as one web page: its answer, its failures, its course over time.
+
+    The page loads nothing, so it can be kept and sent. It has prompts, answers and names of
+    documents in it. A run that has not ended is shown as far as it is. Prints the name of the
+    file.
+    """
+    if as_json and out is not None:
+        raise click.UsageError("--json prints to standard output: leave --out out")
+    with one_run(broker_url, run_id) as run:
+        if as_json:
+            click.echo(json.dumps(_figures(run), ensure_ascii=False))
+        elif out == _STDOUT:
+            # Whatever the terminal's encoding is, the page says that it is UTF-8.
+            sys.stdout.buffer.write(render(run).encode())
+            sys.stdout.flush()
+        else:
+            click.echo(_write(run, Path(out or f"fanout-{run_id}.html")))
+
+
+def _figures(run: Run) -> dict[str, Any]:
+    status = run.status()
+    figures = gather(run.outcomes(), created_at=status.created_at)
+    return {**status.to_dict(), "figures": figures.to_dict()}
+
+
+def _write(run: Run, path: Path) -> Path:
+    try:
+        write(run, path)
+    except OSError as error:
+        raise InputError(f"cannot write to --out {path}: {error.strerror}") from None
+    return path

@@ -1,0 +1,387 @@
+"""The figures of a run, gathered from its branches one by one in memory that does not grow."""
+
+from __future__ import annotations
+
+import heapq
+from itertools import groupby
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from fanout.report.durations import DurationFigures, Durations
+from fanout.report.markup import one_line
+from fanout.report.slices import Slice, SliceFigures, Slices
+from fanout.runs import ErrorKind  # noqa: TC001 - msgspec reads the annotation
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from fanout.results import Output
+
+__all__ = [
+    "Answer",
+    "AttemptRow",
+    "DocumentFigures",
+    "ErrorExample",
+    "ErrorRow",
+    "Figures",
+    "Place",
+    "Tally",
+    "TokenFigures",
+    "gather",
+]
+
+_EXAMPLES = 3
+_SLOWEST = 20
+_WORST_DOCUMENTS = 20
+_ANSWERS = 10
+_NAME_CHARS = 200
+_MESSAGE_CHARS = 500
+_ANSWER_CHARS = 600
+
+
+class Place(msgspec.Struct, frozen=True, kw_only=True):
+    """Which branch it is about.
+
+    Attributes:
+        index: Its index in the run.
+        document: The document's name, cut where it is very long.
+        aspect: The name of its prompt, or None.
+        sample: 0-based number of the sample.
+        attempts: Calls made for it.
+        elapsed_s: Seconds from its first call to its end.
+        kind: Why it failed, or None.
+    """
+
+    index: int
+    document: str
+    aspect: str | None
+    sample: int
+    attempts: int
+    elapsed_s: float
+    kind: ErrorKind | None
+
+
+class ErrorExample(msgspec.Struct, frozen=True, kw_only=True):
+    """One of the branches that failed in some way, and the failure in words."""
+
+    branch: Place
+    message: str
+
+
+class ErrorRow(msgspec.Struct, frozen=True, kw_only=True):
+    """A kind of error: how many branches failed so, and some of them."""
+
+    kind: ErrorKind
+    count: int
+    examples: list[ErrorExample]
+
+
+class Answer(msgspec.Struct, frozen=True, kw_only=True):
+    """One of the branches with an output, and the output, cut where it is long."""
+
+    branch: Place
+    output: str
+
+
+class Tally(msgspec.Struct, kw_only=True):
+    """How many branches of something succeeded and failed."""
+
+    name: str
+    succeeded: int = 0
+    failed: int = 0
+
+    def count(self, branch: Output) -> None:
+        """Count one more branch."""
+        if branch.kind is None:
+            self.succeeded += 1
+        else:
+            self.failed += 1
+
+
+class AttemptRow(msgspec.Struct, kw_only=True):
+    """How the branches ended that made so many calls."""
+
+    attempts: int
+    succeeded: int = 0
+    failed: int = 0
+
+
+class DocumentFigures(msgspec.Struct, frozen=True, kw_only=True):
+    """Documents by what became of their branches.
+
+    Attributes:
+        complete: All that have ended succeeded.
+        partial: Some succeeded and some failed.
+        failed: None succeeded.
+        worst: Those with the most failed branches.
+    """
+
+    complete: int
+    partial: int
+    failed: int
+    worst: list[Tally]
+
+
+class TokenFigures(msgspec.Struct, kw_only=True):
+    """What is known of the branches' consumption; a sum of what is known is a least, not a total.
+
+    Attributes:
+        answered: Branches with an output.
+        known: Those of them whose tokens are known, in and out.
+        input_tokens: Tokens in, as far as known, also of branches that failed.
+        output_tokens: Tokens out, likewise.
+        priced: Branches with an output whose cost is known.
+        cost_usd: Cost, as far as known.
+    """
+
+    answered: int = 0
+    known: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+    priced: int = 0
+    cost_usd: float = 0.0
+
+
+class Figures(msgspec.Struct, frozen=True, kw_only=True):
+    """What the branches of a run have come to.
+
+    Attributes:
+        succeeded: Branches with an output.
+        failed: Branches with an error.
+        calls: Calls that these branches made.
+        errors: By kind, the most frequent first.
+        attempts: By number of calls.
+        durations: How long the branches took that made a call.
+        over_time: What ended when.
+        tokens: What they consumed, as far as known.
+        aspects: By aspect; empty where the run has a single prompt.
+        documents: By document.
+        slowest: The branches that took longest.
+        answers: Some answers, from all over the run.
+    """
+
+    succeeded: int
+    failed: int
+    calls: int
+    errors: list[ErrorRow]
+    attempts: list[AttemptRow]
+    durations: DurationFigures
+    over_time: SliceFigures
+    tokens: TokenFigures
+    aspects: list[Tally]
+    documents: DocumentFigures
+    slowest: list[Place]
+    answers: list[Answer]
+
+    @property
+    def done(self) -> int:
+        """Branches that have ended."""
+        return self.succeeded + self.failed
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all of it as JSON-able values: part of what ``fanout report --json`` prints."""
+        built: dict[str, Any] = msgspec.to_builtins(self)
+        return built
+
+
+class _Errors:
+    """Counts failures, and keeps the first branches with different messages."""
+
+    def __init__(self) -> None:
+        self._counts: dict[ErrorKind, int] = {}
+        self._different: dict[ErrorKind, list[ErrorExample]] = {}
+        self._alike: dict[ErrorKind, list[ErrorExample]] = {}
+
+    def add(self, branch: Output, kind: ErrorKind) -> None:
+        self._counts[kind] = self._counts.get(kind, 0) + 1
+        different = self._different.setdefault(kind, [])
+        if len(different) >= _EXAMPLES:
+            return
+        message = one_line(branch.message or "", _MESSAGE_CHARS)
+        example = ErrorExample(branch=_place(branch), message=message)
+        alike = self._alike.setdefault(kind, [])
+        if all(message != other.message for other in different):
+            different.append(example)
+        elif len(alike) < _EXAMPLES:
+            alike.append(example)
+
+    def rows(self) -> list[ErrorRow]:
+        def examples(kind: ErrorKind) -> list[ErrorExample]:
+            chosen = (self._different[kind] + self._alike[kind])[:_EXAMPLES]
+            return sorted(chosen, key=lambda example: example.branch.index)
+
+        counts = sorted(self._counts.items(), key=lambda item: (-item[1], item[0]))
+        return [ErrorRow(kind=kind, count=n, examples=examples(kind)) for kind, n in counts]
+
+
+class _Largest:
+    """Keeps the items with the largest values; of equals the first ones."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._heap: list[tuple[float, int, Any]] = []
+        self._seen = 0
+
+    def would_take(self, value: float) -> bool:
+        return value > 0 and (len(self._heap) < self._most or value > self._heap[0][0])
+
+    def add(self, value: float, item: Any) -> None:
+        self._seen += 1
+        entry = (value, -self._seen, item)
+        if len(self._heap) < self._most:
+            heapq.heappush(self._heap, entry)
+        else:
+            heapq.heapreplace(self._heap, entry)
+
+    def items(self) -> list[Any]:
+        return [item for _, _, item in sorted(self._heap, reverse=True)]
+
+
+class _Spread:
+    """Keeps some answers from all over the run: one in so many, and fewer as there are more."""
+
+    def __init__(self) -> None:
+        self._kept: list[Answer] = []
+        self._every = 1
+        self._seen = 0
+
+    def add(self, branch: Output, output: str) -> None:
+        if self._seen % self._every == 0:
+            shown = one_line(output, _ANSWER_CHARS)
+            self._kept.append(Answer(branch=_place(branch), output=shown))
+        self._seen += 1
+        if len(self._kept) > 2 * _ANSWERS:
+            self._kept = self._kept[::2]
+            self._every *= 2
+
+    def answers(self) -> list[Answer]:
+        step = max(1, -(-len(self._kept) // _ANSWERS))
+        return self._kept[::step]
+
+
+class _Documents:
+    """Counts documents; the branches of a document follow one another."""
+
+    def __init__(self) -> None:
+        self._counts = {"complete": 0, "partial": 0, "failed": 0}
+        self._worst = _Largest(_WORST_DOCUMENTS)
+
+    def add(self, tally: Tally) -> None:
+        state = "partial" if tally.succeeded and tally.failed else "complete"
+        self._counts["failed" if not tally.succeeded else state] += 1
+        if self._worst.would_take(tally.failed):
+            self._worst.add(tally.failed, tally)
+
+    def figures(self) -> DocumentFigures:
+        return DocumentFigures(**self._counts, worst=self._worst.items())
+
+
+class _Gathering:
+    def __init__(self, created_at: float) -> None:
+        self._all = Tally(name="")
+        self._calls = 0
+        self._errors = _Errors()
+        self._attempts: dict[int, AttemptRow] = {}
+        self._durations = Durations()
+        self._over_time = Slices(created_at)
+        self._tokens = TokenFigures()
+        self._aspects: dict[str, Tally] = {}
+        self._documents = _Documents()
+        self._slowest = _Largest(_SLOWEST)
+        self._answers = _Spread()
+
+    def add_document(self, branches: Iterable[Output]) -> None:
+        tally = None
+        for branch in branches:
+            tally = tally or Tally(name=one_line(branch.document, _NAME_CHARS))
+            tally.count(branch)
+            self._add(branch)
+        if tally is not None:
+            self._documents.add(tally)
+
+    def _add(self, branch: Output) -> None:
+        self._all.count(branch)
+        self._calls += branch.attempts
+        if branch.aspect is not None:
+            self._aspects.setdefault(branch.aspect, Tally(name=branch.aspect)).count(branch)
+        if branch.kind is not None:
+            self._errors.add(branch, branch.kind)
+        elif branch.output is not None:
+            self._answers.add(branch, branch.output)
+        self._add_attempts(branch)
+        self._over_time.add(branch.ended_at, _as_slice(branch))
+        if branch.attempts:
+            self._durations.add(branch.elapsed_s, failed=branch.kind is not None)
+            self._add_usage(branch)
+            if self._slowest.would_take(branch.elapsed_s):
+                self._slowest.add(branch.elapsed_s, _place(branch))
+
+    def _add_attempts(self, branch: Output) -> None:
+        row = self._attempts.setdefault(branch.attempts, AttemptRow(attempts=branch.attempts))
+        if branch.kind is None:
+            row.succeeded += 1
+        else:
+            row.failed += 1
+
+    def _add_usage(self, branch: Output) -> None:
+        tokens, usage = self._tokens, branch.usage
+        # A call that failed is seldom known to have consumed anything: that leaves no sum unknown.
+        if branch.kind is None:
+            tokens.answered += 1
+            tokens.known += None not in {usage.input_tokens, usage.output_tokens}
+            tokens.priced += usage.cost_usd is not None
+        tokens.input_tokens += usage.input_tokens or 0
+        tokens.output_tokens += usage.output_tokens or 0
+        tokens.cost_usd += usage.cost_usd or 0.0
+
+    def figures(self) -> Figures:
+        return Figures(
+            succeeded=self._all.succeeded,
+            failed=self._all.failed,
+            calls=self._calls,
+            errors=self._errors.rows(),
+            attempts=sorted(self._attempts.values(), key=lambda row: row.attempts),
+            durations=self._durations.figures(),
+            over_time=self._over_time.figures(),
+            tokens=self._tokens,
+            aspects=list(self._aspects.values()),
+            documents=self._documents.figures(),
+            slowest=self._slowest.items(),
+            answers=self._answers.answers(),
+        )
+
+
+def gather(outcomes: Iterable[Output], *, created_at: float) -> Figures:
+    """Return the figures of branches that are given in input order, one at a time.
+
+    Args:
+        outcomes: The branches that have ended; each is looked at once and let go.
+        created_at: When the run was submitted, in seconds since the epoch.
+    """
+    gathering = _Gathering(created_at)
+    for _, branches in groupby(outcomes, key=lambda branch: branch.document_index):
+        gathering.add_document(branches)
+    return gathering.figures()
+
+
+def _place(branch: Output) -> Place:
+    return Place(
+        index=branch.index,
+        document=one_line(branch.document, _NAME_CHARS),
+        aspect=branch.aspect,
+        sample=branch.sample,
+        attempts=branch.attempts,
+        elapsed_s=branch.elapsed_s,
+        kind=branch.kind,
+    )
+
+
+def _as_slice(branch: Output) -> Slice:
+    is_ok = branch.kind is None
+    return Slice(
+        succeeded=int(is_ok),
+        failed=int(not is_ok),
+        input_tokens=branch.usage.input_tokens or 0,
+        output_tokens=branch.usage.output_tokens or 0,
+    )

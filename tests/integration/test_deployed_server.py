@@ -1,0 +1,300 @@
+"""The server's configuration and users as shipped: who can do their job, and nothing else."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from fanout import Client
+from fanout.broker import make_app, make_store
+from fanout.errors import BrokerError
+from fanout.settings import load_settings
+from tests.deployed import DeployedServer
+from tests.needs import needs
+
+from .conftest import wait_for
+
+FANOUT = str(Path(sys.executable).parent / "fanout")
+QUICK = {
+    "FANOUT_VISIBILITY_TIMEOUT_S": "5",
+    "FANOUT_REAPER_INTERVAL_S": "0.2",
+    "FANOUT_STALL_S": "1",
+}
+
+
+class Worker:
+    """`fanout worker`, in its role."""
+
+    def __init__(self, server: DeployedServer, log: Path, **env: str) -> None:
+        self.log = log
+        self._env = {**server.environment("worker"), **QUICK, **env}
+        with log.open("ab") as stream:
+            self.process = subprocess.Popen(
+                [FANOUT, "worker", "-c", "8", "--hostname", f"{log.stem}@test", "-E"],
+                env={**os.environ, **self._env},
+                cwd=log.parent,
+                stdin=subprocess.DEVNULL,
+                stdout=stream,
+                stderr=stream,
+            )
+
+    def end(self, number: signal.Signals) -> None:
+        self.process.send_signal(number)
+        self.process.wait(20)
+
+
+@pytest.fixture
+def role(monkeypatch):
+    """Makes this process one of a role."""
+
+    def become(server, name):
+        for variable, value in server.environment(name).items():
+            monkeypatch.setenv(variable, value)
+
+    return become
+
+
+@pytest.fixture(scope="module")
+def deployed(tmp_path_factory):
+    server = DeployedServer(tmp_path_factory.mktemp("deployed"), prefix="team.a")
+    yield server
+    server.kill()
+
+
+@pytest.fixture
+def fleet(deployed, tmp_path, monkeypatch):
+    """The server and a worker that consumes; the server's log of refusals is empty."""
+    monkeypatch.setenv("FANOUT_KEY_PREFIX", "team.a")
+    with deployed.client() as admin:
+        admin.acl_log_reset()
+    worker = Worker(deployed, tmp_path / "first.log")
+    with Client(deployed.url_of("client")) as client:
+        wait_for(lambda: client.workers() != {}, f"the worker consumes; see {worker.log}")
+    yield deployed, worker
+    worker.process.kill()
+    worker.process.wait()
+
+
+def ask(client, model, count=20, **more):
+    job = {"model": model, "prompt": "{input}", **more}
+    return client.submit(job, [f"text {number}" for number in range(count)])
+
+
+def test_each_role_does_its_whole_job_and_is_refused_nothing(fleet, role, tmp_path):
+    server, worker = fleet
+    role(server, "client")
+    with Client() as client:
+        run = ask(client, "fake?fail_rate=0.5&fail_kind=content_filter", reduce="vote")
+        assert run.wait(timeout_s=30).status == "succeeded"
+        assert run.result().errors
+        assert len(list(run.outcomes())) == 20
+        assert run.retry_failed() > 0
+        run.wait(timeout_s=30)
+        tree = {"reduce": "llm", "aggregate_prompt": "{input}", "max_workers": 2}
+        assert ask(client, "fake", **tree).wait(timeout_s=30).status == "succeeded"
+        run.delete()
+
+        slow = ask(client, "fake?latency_s=0.5", count=60)
+        assert slow.pause()
+        assert slow.unpause()
+        # What the worker has in flight is given back by the server, to another one.
+        wait_for(lambda: client.fleet().leases.taken > 0, "a branch is taken")
+        worker.end(signal.SIGKILL)
+        other = Worker(server, tmp_path / "second.log")
+        try:
+            assert slow.wait(timeout_s=40).status == "succeeded"
+            stopped = ask(client, "fake?latency_s=5", count=40)
+            wait_for(lambda: client.fleet().in_flight > 0, "a branch is in flight")
+            assert stopped.cancel()
+            assert stopped.wait(timeout_s=20).status == "cancelled"
+            assert len(list(client.runs())) == 3
+            monitor_as_flower_does(server)
+            look_as_metrics_do(server, role)
+            scale_as_keda_does(server)
+            role(server, "admin")
+            with Client() as admin:
+                admin.heal()
+        finally:
+            other.end(signal.SIGTERM)
+    assert other.process.returncode == 0, other.log.read_text()
+    assert server.denied() == []
+
+
+def monitor_as_flower_does(server):
+    """Events as they come, and answers of workers to questions."""
+    with_flower = load_settings(broker_url=server.url_of("flower"))
+    with make_app(with_flower) as app:
+        seen = []
+        with app.connection_for_read() as connection:
+            receiver = app.events.Receiver(connection, handlers={"*": seen.append})
+            for _ in receiver.itercapture(limit=1, timeout=10, wakeup=True):
+                break
+        answers = app.control.inspect(timeout=1).stats()
+    assert answers, "no worker has answered"
+
+
+def look_as_metrics_do(server, role):
+    role(server, "metrics")
+    with Client() as client:
+        now = client.fleet()
+    assert now.memory.limit_bytes == 2 * 2**30
+    assert now.workers
+    assert now.totals.succeeded
+
+
+def scale_as_keda_does(server):
+    """It asks by a script, as it does not know what kind of queue it is."""
+    script = (
+        "local kinds = {list = 'llen', none = 'llen', zset = 'zcard', set = 'scard'} "
+        "return redis.call(kinds[redis.call('type', KEYS[1]).ok], KEYS[1])"
+    )
+    with server.client("scaler") as client:
+        assert client.eval(script, 1, "fanout.branches") >= 0
+
+
+RUN = "team.a:run:0123abcd"
+
+
+@pytest.mark.parametrize(
+    ("name", "command"),
+    [
+        ("worker", "FLUSHALL"),
+        ("worker", "FLUSHDB"),
+        ("worker", "CONFIG SET maxmemory 1"),
+        ("worker", "CONFIG GET *"),
+        ("worker", "KEYS *"),
+        ("worker", "SCAN 0"),
+        ("worker", "ACL LIST"),
+        ("worker", "SHUTDOWN"),
+        ("worker", "MONITOR"),
+        ("worker", "CLIENT KILL TYPE normal"),
+        ("worker", "MODULE LIST"),
+        ("worker", "REPLICAOF localhost 1"),
+        ("worker", "GET another:run:0123abcd"),
+        ("worker", "SET mine 1"),
+        ("worker", "CLIENT LIST"),
+        ("worker", "SCRIPT FLUSH"),
+        ("worker", "FUNCTION LIST"),
+        ("worker", "PUBLISH elsewhere x"),
+        ("client", "FLUSHALL"),
+        ("client", "CONFIG GET *"),
+        ("client", "KEYS *"),
+        ("client", "RPOP fanout.branches"),
+        ("client", "BRPOP fanout.branches fanout.control 1"),
+        ("client", "LRANGE fanout.branches 0 -1"),
+        ("client", "DEL fanout.branches"),
+        ("client", "HGETALL unacked"),
+        ("client", "HDEL unacked x"),
+        ("client", "ZADD unacked_index 1 x"),
+        ("client", "PUBLISH /0.celery.pidbox x"),
+        ("client", "PSUBSCRIBE /0.celeryev/*"),
+        ("client", "LRANGE celery-taskset-meta-x.j 0 -1"),
+        ("client", "GET other:run:0123abcd"),
+        ("flower", f"HGETALL {RUN}"),
+        ("flower", f"GET {RUN}:s0:0:in"),
+        ("flower", f"HGETALL {RUN}:s0:0:live"),
+        ("flower", f"GET {RUN}:s0:0:out"),
+        ("flower", f"GET {RUN}:result"),
+        ("flower", "LPUSH fanout.branches x"),
+        ("flower", "RPOP fanout.control"),
+        ("flower", "LRANGE fanout.branches 0 -1"),
+        ("flower", "HGETALL unacked"),
+        ("flower", "KEYS *"),
+        ("flower", "CONFIG GET *"),
+        ("flower", "SREM _kombu.binding.fanout.control x"),
+        ("scaler", f"HGETALL {RUN}"),
+        ("scaler", "LRANGE fanout.branches 0 -1"),
+        ("scaler", "LPUSH fanout.branches x"),
+        ("scaler", "LLEN unacked"),
+        ("metrics", "SET team.a:totals x"),
+        ("metrics", "HSET team.a:totals calls 1"),
+        ("metrics", "HINCRBY team.a:totals calls 1"),
+        ("metrics", f"DEL {RUN}"),
+        ("metrics", f"HGETALL {RUN}:s0:0:live"),
+        ("metrics", f"GET {RUN}:s0:0:in"),
+        ("metrics", f"GET {RUN}:s0:0:out"),
+        ("metrics", f"GET {RUN}:result"),
+        ("metrics", "LPUSH fanout.branches x"),
+        ("metrics", "LRANGE fanout.branches 0 -1"),
+        ("metrics", "ZREM unacked_index x"),
+        ("metrics", "PUBLISH /0.celery.pidbox x"),
+        ("metrics", "EVAL return(1) 0"),
+        ("metrics", "CONFIG GET *"),
+    ],
+)
+def test_a_role_cannot(deployed, name, command):
+    with deployed.client(name) as client, pytest.raises(redis.exceptions.NoPermissionError):
+        client.execute_command(*command.split(" "))
+
+
+def test_a_script_can_do_no_more_than_its_user(deployed):
+    script = "return redis.call('FLUSHALL')"
+    with (
+        deployed.client("worker") as client,
+        pytest.raises(redis.ResponseError, match="permission"),
+    ):
+        client.eval(script, 0)
+
+
+def test_who_gives_no_password_can_do_nothing(deployed):
+    anonymous = redis.Redis(port=deployed.port, retry=None)
+    with anonymous as client, pytest.raises(redis.AuthenticationError):
+        client.ping()
+
+
+def test_the_probe_can_ping_and_nothing_else(deployed):
+    with redis.Redis(port=deployed.port, username="probe", password="x", retry=None) as client:
+        assert client.ping()
+        with pytest.raises(redis.exceptions.NoPermissionError):
+            client.get("team.a:totals")
+
+
+def test_the_server_keeps_what_it_acknowledged_and_refuses_what_it_cannot_keep(deployed):
+    with deployed.client() as admin:
+        assert admin.config_get("maxmemory-policy")["maxmemory-policy"] == "noeviction"
+        assert admin.config_get("append*") | {"appendonly": "yes", "appendfsync": "everysec"} == (
+            admin.config_get("append*")
+        )
+        buffers = admin.config_get("client-output-buffer-limit")["client-output-buffer-limit"]
+        assert f"pubsub {256 * 2**20} {128 * 2**20} 120" in buffers
+
+
+@pytest.fixture(scope="module")
+def encrypted(tmp_path_factory):
+    needs("redis-server", "openssl")
+    server = DeployedServer(tmp_path_factory.mktemp("encrypted"), tls=True)
+    yield server
+    server.kill()
+
+
+def test_a_certificate_that_nobody_vouches_for_is_refused(encrypted):
+    settings = load_settings(broker_url=encrypted.url_of("client"))
+    store = make_store(settings)
+    with pytest.raises(BrokerError, match=r"is not to be trusted.*set FANOUT_BROKER_CA_FILE"):
+        store.ping()
+    store.close()
+
+
+def test_celery_verifies_the_certificate_as_well(encrypted):
+    settings = load_settings(broker_url=encrypted.url_of("worker"))
+    with make_app(settings) as app:
+        with app.connection_for_write() as connection, pytest.raises(Exception, match="VERIFY"):
+            connection.connect()
+        app.backend.connparams["retry"] = Retry(NoBackoff(), 0)
+        with pytest.raises(redis.ConnectionError, match="CERTIFICATE_VERIFY_FAILED"):
+            app.backend.client.ping()
+
+
+def test_a_server_that_is_not_the_named_one_is_refused(encrypted):
+    url = encrypted.url_of("client").replace("127.0.0.1", "127.0.0.2")
+    settings = load_settings(broker_url=url, broker_ca_file=encrypted.ca_file)
+    with pytest.raises(BrokerError):
+        make_store(settings).ping()

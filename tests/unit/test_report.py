@@ -1,0 +1,490 @@
+"""What the page of a run says, from branches that are made up."""
+
+from __future__ import annotations
+
+import itertools
+import re
+import tracemalloc
+from html.parser import HTMLParser
+
+import pytest
+
+from fanout.aggregators import Aggregate
+from fanout.report import gather
+from fanout.report.charts import Bar, Chart, Tick, draw, linear_ticks, log_ticks, time_ticks
+from fanout.report.markup import clean, cut, one_line, tag
+from fanout.report.page import Facts, headline, page
+from fanout.report.slices import _WIDTHS_MS
+from fanout.report.words import MEANINGS, dollars, duration, share
+from fanout.results import Output, ReduceError, Status, StoredResult
+from fanout.runs import ErrorKind, RunStatus, Usage
+from fanout.spec import make_spec
+
+BORN = 1_700_000_000.0
+SPEC = make_spec(model="fake", prompt="Is it good? {input}", reduce="concat")
+NASTY = (
+    "<script>alert(1)</script></style><img src=x onerror='alert(2)'>\"quotes\" & \x00\x1b[31m "
+    "\u202eoverride \u200f\u05de\u05d1\u05d7\u05df العربية 🧪 \ud800 " + "W" * 300 + "]]>--><!--"
+)
+WIDE, NARROW = "\u00a0", "\u202f"
+
+
+def branch(index=0, kind=None, **fields):
+    given = {
+        "index": index, "document": f"item {index + 1}", "document_index": index, "chunk": index,
+        "position": 0, "start": 0, "end": 1, "aspect": None, "sample": 0,
+        "output": None if kind else "yes", "kind": kind, "message": "away" if kind else None,
+        "attempts": 1, "usage": Usage(calls=1, input_tokens=10, output_tokens=2, cost_usd=0.5),
+        "elapsed_s": 1.0, "ended_at": BORN + 1,
+    }  # fmt: skip
+    return Output(**{**given, **fields})
+
+
+def facts(branches=(), *, stored=None, spec=SPEC, **fields):
+    branches = list(branches)
+    ok = sum(one.kind is None for one in branches)
+    given = {
+        "run_id": "r1", "status": RunStatus.SUCCEEDED, "total": len(branches),
+        "done": len(branches), "succeeded": ok, "failed": len(branches) - ok, "errors": {},
+        "usage": Usage(calls=len(branches)), "created_at": BORN, "elapsed_s": 42.0, "stage": 0,
+        "error": None, "workers": 1,
+    }  # fmt: skip
+    return Facts(
+        status=Status(**{**given, **fields}),
+        spec=spec,
+        figures=gather(branches, created_at=BORN),
+        stored=stored or StoredResult(),
+        made_at=BORN + 60,
+    )
+
+
+class Reader(HTMLParser):
+    """Reads a page as a browser would: its elements, its text, and what it would load."""
+
+    VOID = frozenset({"meta", "link"})
+
+    def __init__(self, source):
+        super().__init__()
+        self.elements, self.open, self.words, self.ids = [], [], [], []
+        self.feed(source)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, name, attributes):
+        self.elements.append((name, dict(attributes)))
+        self.ids += [value for key, value in attributes if key == "id"]
+        if name not in self.VOID:
+            self.open.append(name)
+
+    def handle_endtag(self, name):
+        assert self.open.pop() == name
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] != "style":
+            self.words.append(data)
+
+    @property
+    def text(self):
+        return " ".join(" ".join(self.words).split())
+
+    def attributes(self, name):
+        return [found for element, found in self.elements if element == name]
+
+
+def read(*arguments, **fields):
+    return Reader(page(facts(*arguments, **fields)))
+
+
+def test_outcomes_are_counted_by_kind_attempts_aspect_and_document():
+    kinds = [None, ErrorKind.TIMEOUT, None, ErrorKind.TIMEOUT, ErrorKind.AUTH, ErrorKind.AUTH]
+    branches = [
+        branch(
+            i, kind, attempts=i, aspect="ab"[i % 2], document_index=i // 2, document=f"d{i // 2}"
+        )
+        for i, kind in enumerate(kinds)
+    ]
+    figures = gather(branches, created_at=BORN)
+    assert (figures.succeeded, figures.failed, figures.calls) == (2, 4, 15)
+    assert [(row.kind, row.count) for row in figures.errors] == [("auth", 2), ("timeout", 2)]
+    assert [(a.attempts, a.succeeded, a.failed) for a in figures.attempts] == [
+        (0, 1, 0), (1, 0, 1), (2, 1, 0), (3, 0, 1), (4, 0, 1), (5, 0, 1),
+    ]  # fmt: skip
+    assert [(t.name, t.succeeded, t.failed) for t in figures.aspects] == [("a", 2, 1), ("b", 0, 3)]
+    documents = figures.documents
+    assert (documents.complete, documents.partial, documents.failed) == (0, 2, 1)
+    assert [(one.name, one.failed) for one in documents.worst] == [("d2", 2), ("d0", 1), ("d1", 1)]
+    # The first one made no call: nothing is known of how long a call takes from it.
+    assert figures.durations.count == 5
+
+
+def test_examples_of_errors_differ_where_they_can():
+    messages = ["a", "a", "a", "a", "b"]
+    branches = [branch(i, ErrorKind.LOST, message=text) for i, text in enumerate(messages)]
+    [row] = gather(branches, created_at=BORN).errors
+    assert [(one.branch.index, one.message) for one in row.examples] == [
+        (0, "a"),
+        (1, "a"),
+        (4, "b"),
+    ]
+
+
+def test_the_slowest_are_the_slowest_and_the_answers_come_from_all_over():
+    branches = [branch(i, elapsed_s=(i * 37) % 1000 / 100) for i in range(1000)]
+    figures = gather(branches, created_at=BORN)
+    assert [place.elapsed_s for place in figures.slowest] == [n / 100 for n in range(999, 979, -1)]
+    indices = [one.branch.index for one in figures.answers]
+    assert 5 <= len(indices) <= 10
+    gaps = {after - before for before, after in itertools.pairwise(indices)}
+    assert len(gaps) == 1
+    assert indices[-1] > 800
+
+
+def test_percentiles_are_off_by_two_percent_at_most_and_no_branch_is_lost():
+    kinds = itertools.cycle([None, None, ErrorKind.TIMEOUT])
+    took = [0.01 * 1.001**i for i in range(5000)]
+    branches = [branch(i, next(kinds), elapsed_s=s) for i, s in enumerate(took)]
+    figures = gather(branches, created_at=BORN).durations
+    assert figures.p50_s == pytest.approx(took[2499], rel=0.02)
+    assert figures.p99_s == pytest.approx(took[4949], rel=0.02)
+    assert (figures.least_s, figures.most_s) == (took[0], took[-1])
+    assert figures.mean_s == pytest.approx(sum(took) / 5000)
+    assert sum(one.succeeded for one in figures.bins) == 3334
+    assert sum(one.failed for one in figures.bins) == 1666
+    assert all(a.high_s == pytest.approx(b.low_s) for a, b in itertools.pairwise(figures.bins))
+    assert len(figures.bins) <= 40
+
+
+@pytest.mark.parametrize("seconds", [0.0, 1e-9, 0.5, 1e9])
+def test_durations_that_are_all_alike_have_a_chart(seconds):
+    branches = [branch(i, elapsed_s=seconds) for i in range(3)]
+    figures = gather(branches, created_at=BORN).durations
+    assert (figures.p50_s, figures.p99_s) == (seconds, seconds)
+    assert sum(one.succeeded for one in figures.bins) == 3
+    assert "NaN" not in page(facts(branches))
+
+
+@pytest.mark.parametrize(
+    ("count", "span_s", "width_s"),
+    [(1, 0.5, 0.1), (100_000, 10, 0.1), (100_000, 100, 1), (27, 240, 30), (9000, 86_400, 1800)],
+)
+def test_slices_are_few_and_of_a_round_width(count, span_s, width_s):
+    branches = (branch(i, ended_at=BORN + span_s * i / count) for i in range(count))
+    over_time = gather(branches, created_at=BORN).over_time
+    assert over_time.width_s == width_s
+    assert sum(one.succeeded for one in over_time.slices) == count
+    assert sum(one.input_tokens for one in over_time.slices) == 10 * count
+    assert len(over_time.slices) <= 120
+
+
+def test_a_slice_holds_what_ended_in_it_whatever_the_order_and_the_clocks():
+    ended = [95.0, 3.0, -7.0, 50.0, 50.5] * 100
+    branches = [branch(i, ended_at=BORN + at) for i, at in enumerate(ended)]
+    branches += [branch(501, ErrorKind.LOST, ended_at=0.0)]
+    over_time = gather(branches, created_at=BORN).over_time
+    filled = {one.start_s: one.succeeded for one in over_time.slices if one.succeeded}
+    width_s = over_time.width_s
+    assert filled == {at // width_s * width_s: n for at, n in
+                      {95: 100, 3: 100, -7: 100, 50: 200}.items()}  # fmt: skip
+    assert over_time.undated == 1
+
+
+def test_slices_of_a_run_of_years_are_few():
+    branches = [branch(0), branch(1, ended_at=BORN + 5e8), branch(2, ended_at=1.0)]
+    over_time = gather(branches, created_at=BORN).over_time
+    assert sum(one.succeeded for one in over_time.slices) == 3
+    assert len(over_time.slices) <= 120
+
+
+def test_widths_of_slices_divide_each_other():
+    assert [b % a for a, b in itertools.pairwise(_WIDTHS_MS)] == [0] * (len(_WIDTHS_MS) - 1)
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({}, "498 of 500 branches (99.6 %) succeeded in 42 s"),
+        ({"status": RunStatus.RUNNING, "total": 900},
+         "So far, 500 of 900 branches (55.6 %) have ended"),
+        ({"status": RunStatus.ENQUEUING, "total": 900},
+         "So far, 500 of 900 or more branches (55.6 %) have ended"),
+        ({"elapsed_s": 3729.0}, "498 of 500 branches (99.6 %) succeeded in 1 h 2 min"),
+    ],
+)  # fmt: skip
+def test_the_headline_says_what_the_run_came_to(fields, said):
+    kinds = [ErrorKind.TIMEOUT] * 2 + [None] * 498
+    given = facts([branch(i, kind) for i, kind in enumerate(kinds)], **fields)
+    assert headline(given).replace(NARROW, " ").replace(WIDE, " ") == said
+    assert said in read([branch(i, kind) for i, kind in enumerate(kinds)], **fields).text
+
+
+@pytest.mark.parametrize(
+    ("part", "whole", "said"),
+    [
+        (0, 9, "0 %"), (9, 9, "100 %"), (1, 3, "33.3 %"), (0, 0, "none"),
+        (999_999, 1_000_000, "more than 99.9 %"), (1, 1_000_000, "less than 0.1 %"),
+    ],
+)  # fmt: skip
+def test_only_all_is_said_to_be_all(part, whole, said):
+    assert share(part, whole).replace(NARROW, " ") == said
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [
+        (0, "0 ms"), (0.000_04, "0.04 ms"), (0.34, "340 ms"), (0.9996, "1 s"), (3.456, "3.46 s"),
+        (42.04, "42 s"), (61, "1 min 1 s"), (3600, "1 h"), (90_000, "1 d 1 h"),
+    ],
+)  # fmt: skip
+def test_durations_are_said_in_units_that_fit(seconds, said):
+    assert duration(seconds).replace(NARROW, " ").replace(WIDE, " ") == said
+
+
+def test_costs_are_said_with_the_digits_that_they_need():
+    assert [dollars(n) for n in (None, 0.0, 0.00123, 1234.5)] == [
+        "unknown", "$0.00", "$0.0012", "$1,234.50",
+    ]  # fmt: skip
+
+
+def test_what_is_not_known_is_said_to_be_unknown_and_what_is_known_is_a_least():
+    unknown = Usage(calls=1)
+    branches = [branch(0), branch(1, usage=unknown), branch(2, ErrorKind.TIMEOUT, usage=unknown)]
+    text = read(branches).text
+    assert "Tokens unknown at least 10 in, 2 out: 1 of 2 answers came with a count" in text
+    assert "Cost unknown at least $0.5000: the price of 1 of 2 answers is known" in text
+    none = read([branch(0, usage=unknown)]).text
+    assert "Tokens unknown no answer came with a count" in none
+    assert "Cost unknown no price is known" in none
+    known = read([branch(0)], usage=Usage(calls=1, input_tokens=9, output_tokens=1, cost_usd=2.0))
+    assert "Tokens 10 9 in, 1 out" in known.text
+    assert "Cost $2.00" in known.text
+
+
+@pytest.mark.parametrize("status", list(RunStatus))
+def test_a_run_without_a_branch_has_a_page(status):
+    reader = read(status=status, error="there was nothing to do")
+    assert f"{status.value} Run r1 The run has" in reader.text
+    assert "there was nothing to do" in reader.text
+    assert "What was asked" in reader.text
+    assert "nan" not in reader.text.lower()
+
+
+def test_an_aggregate_is_shown_by_its_kind():
+    def shown(value, reduce="concat", **fields):
+        spec = make_spec(model="fake", prompt="{input}", reduce=reduce, **fields)
+        made = Aggregate(value=value, succeeded=2, failed=1, notes=["one is missing"])
+        group = "Gold" if fields else ""
+        stored = StoredResult(aggregates={group: made})
+        return read([branch()], stored=stored, spec=spec).text.replace(NARROW, " ")
+
+    assert "The aggregate all is well one is missing" in shown("all is well")
+    assert '{ "a": [ 1 ] }' in shown({"a": [1]}, "merge")
+    votes = {"winner": "yes", "tied": [], "votes": {"no": 1, "yes": 2}, "share": 2 / 3}
+    assert "yes won with 66.7 % of the 3 votes" in shown(votes, "vote")
+    assert "yes 2 66.7 % no 1 33.3 %" in shown(votes, "vote")
+    tie = {"winner": None, "tied": ["yes", "no"], "votes": {"no": 1, "yes": 1}, "share": 0.5}
+    assert "A tie: 2 answers have 1 vote each." in shown(tie, "vote")
+    nobody = {"winner": None, "tied": [], "votes": {}, "share": 0.0}
+    assert "Nobody voted." in shown(nobody, "vote")
+    row = {"rank": 1, "score": 9.5, "index": 0, "document": "ann", "sample": 1, "output": "9.5!"}
+    assert "1 9.5 ann · sample 2 9.5!" in shown([row], "rank")
+    assert "Gold 2 of 3 branches" in shown("x", group_by="document")
+
+
+def test_a_failed_reduce_and_what_was_asked_are_shown():
+    failure = ReduceError(group="", kind=ErrorKind.TIMEOUT, message="too slow", attempts=3)
+    spec = make_spec(
+        model="fake", aspects={"term": "How long? {input}"}, aggregate_prompt="Sum up: {input}",
+        system="Be brief.", min_success=0.9, temperature=0.5, group_by="document",
+    )  # fmt: skip
+    stored = StoredResult(errors=[failure])
+    text = read([branch(aspect="term")], stored=stored, spec=spec).text
+    for said in ("timeout too slow 3", "Prompt term How long? {input}", "Sum up: {input}",
+                 "Be brief.", "at least 90% must succeed", "temperature 0.5"):  # fmt: skip
+        assert said in text
+
+
+def nasty_page():
+    branches = [
+        branch(0, document=NASTY, aspect=NASTY, output=NASTY),
+        branch(1, ErrorKind.INTERNAL, document=NASTY, aspect=NASTY, message=NASTY),
+    ]
+    spec = make_spec(model="fake", aspects={NASTY.replace("\ud800", ""): "<b>{input}</b>"},
+                     reduce="vote", group_by="aspect", system="</style><script>")  # fmt: skip
+    votes = {"winner": NASTY, "tied": [], "votes": {NASTY: 1}, "share": 1.0}
+    made = Aggregate(value=votes, succeeded=1, failed=1, notes=[NASTY])
+    failure = ReduceError(group=NASTY, kind=ErrorKind.TIMEOUT, message=NASTY, attempts=1)
+    stored = StoredResult(aggregates={NASTY: made}, errors=[failure])
+    return page(facts(branches, stored=stored, spec=spec, error=NASTY))
+
+
+def test_nothing_in_a_document_gets_out_of_its_place():
+    source = nasty_page()
+    reader = Reader(source)
+    assert {name for name, _ in reader.elements}.isdisjoint({"script", "img", "b", "iframe"})
+    assert source.count("<style>") == source.count("</style>") == 1
+    assert not any(key.startswith("on") for _, found in reader.elements for key in found)
+    assert source.count("<!--") == 0
+    assert not re.search("[\x00-\x08\x0b-\x1f\x7f\u202d\u202e\ud800-\udfff]", source)
+    source.encode()
+    # It is not lost either.
+    assert "<script>alert(1)</script></style>" in reader.text
+    assert "␀␛[31m �override" in reader.text
+    assert "\u05de\u05d1\u05d7\u05df العربية 🧪 �" in reader.text
+
+
+def test_the_page_needs_nothing_else():
+    source = nasty_page()
+    reader = Reader(source)
+    [policy] = [found["content"] for found in reader.attributes("meta") if "http-equiv" in found]
+    assert policy.startswith("default-src 'none'; style-src 'sha256-")
+    assert "unsafe" not in policy
+    loading = {"src", "href", "srcset", "action", "data", "poster", "style"}
+    loaded = [found[key] for _, found in reader.elements for key in loading & found.keys()]
+    assert loaded == ["data:,"]
+    style = source.partition("<style>")[2].partition("</style>")[0]
+    assert "url(" not in style
+    assert "@import" not in style
+    assert "http" not in style
+    assert len(reader.ids) == len(set(reader.ids))
+    labels = " ".join(found.get("aria-labelledby", "") for _, found in reader.elements).split()
+    assert set(labels) <= set(reader.ids)
+
+
+def many(count, text=""):
+    """A run in which nothing is like anything else, with all kinds of error."""
+    kinds = list(ErrorKind)
+    messages = [f"{n}{text}" for n in range(50)]
+    for i in range(count):
+        kind = kinds[i % 34] if i % 34 < 17 else None
+        yield branch(
+            i, kind, document=text or f"d{i}", message=messages[i % 50], document_index=i // 3,
+            output=None if kind else text or f"a{i}", elapsed_s=i * 7919 % 10_007 / 100,
+            ended_at=BORN + i,
+        )  # fmt: skip
+
+
+def peak_bytes(count):
+    tracemalloc.start()
+    gather(many(count), created_at=BORN)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    return peak
+
+
+def test_a_run_that_is_ten_times_as_long_takes_no_more_memory():
+    assert peak_bytes(20_000) < 2 * peak_bytes(2000)
+
+
+def test_a_run_that_is_very_long_has_a_small_page():
+    figures = gather(many(200_000), created_at=BORN)
+    assert figures.done == 200_000
+    given = Facts(status=facts().status, spec=SPEC, figures=figures, stored=StoredResult(),
+                  made_at=BORN)  # fmt: skip
+    assert len(page(given).encode()) < 200_000
+
+
+@pytest.mark.parametrize("text", ["&" * 5000, "\x01" * 5000, "\U0001d518" * 5000])
+def test_a_page_is_small_though_all_is_as_long_as_it_may_be(text):
+    """In characters that take the most room."""
+    kinds = list(ErrorKind)
+    figures = gather(many(3000, text), created_at=BORN)
+    made = Aggregate(value=text * 100, notes=[text] * 100)
+    stored = StoredResult(
+        aggregates={f"{i}": made for i in range(1000)},
+        errors=[ReduceError(group=text, kind=kinds[0], message=text, attempts=1)] * 1000,
+    )
+    spec = make_spec(model="fake", aspects={f"a{i}": "{input}" + "&" * 50_000 for i in range(100)},
+                     reduce="concat", group_by="document", system="&" * 50_000)  # fmt: skip
+    given = Facts(
+        status=facts().status, spec=spec, figures=figures, stored=stored, made_at=BORN
+    )  # fmt: skip
+    source = page(given)
+    Reader(source)
+    assert len(source.encode()) < 2_000_000
+    assert "more groups are not shown here." in source
+
+
+def test_text_is_cut_where_it_is_long_and_says_so():
+    assert cut("abcdef", 4) == "abcd … (2 more characters)"
+    assert cut("abcd", 4) == "abcd"
+    assert one_line(" a\n\tb  c ", 5) == "a b c"
+    assert one_line("abcdef", 4) == "abc…"
+    assert clean("a\r\nb\rc\x85\x7f") == "a\nb\nc�␡"
+
+
+def test_an_element_escapes_all_but_what_was_made_as_one():
+    made = tag("p", tag("b", "<i>"), None, "&", title='"<\x00', hidden=True, x=None, stroke_width=1)
+    assert made == '<p title="&quot;&lt;␀" hidden stroke-width="1"><b>&lt;i&gt;</b>&amp;</p>'
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "labels"),
+    [
+        (0, 1, ["0", "1"]),
+        (0, 7, ["0", "2", "4", "6", "8"]),
+        (0, 3000, ["0", "1,000", "2,000", "3,000"]),
+    ],
+)
+def test_ticks_of_counts_are_round_and_whole(low, high, labels):
+    assert [t.label for t in linear_ticks(low, high, wanted=4, is_whole=True)] == labels
+
+
+def test_ticks_of_durations_and_of_time_have_units():
+    def said(ticks):
+        return [tick.label.replace(NARROW, " ").replace(WIDE, " ") for tick in ticks]
+
+    assert said(log_ticks(0.09, 1.1)) == ["100 ms", "200 ms", "500 ms", "1 s"]
+    assert said(log_ticks(1.01, 1.09)) == ["1.02 s", "1.04 s", "1.06 s", "1.08 s"]
+    assert said(time_ticks(0, 600)) == ["0", "2 min", "4 min", "6 min", "8 min", "10 min"]
+    assert said(time_ticks(-5, 90_000)) == ["0", "6 h", "12 h", "18 h", "1 d"]
+    assert said(time_ticks(0, 0.5)) == ["0", "100 ms", "200 ms", "300 ms", "400 ms", "500 ms"]
+
+
+def test_a_chart_is_drawn_to_scale_and_can_be_read_without_seeing_it():
+    chart = Chart(
+        name="c", title="T", description="D", y_label="y", x_label="x", series=("ok", "bad"),
+        bars=[Bar(0, 1, (10, 0), "ten"), Bar(1, 2, (5, 5), "both"), Bar(2, 3, (0, 0), "none")],
+        ticks=[Tick(0, "0"), Tick(3, "3")],
+    )  # fmt: skip
+    reader = Reader(draw(chart, 320))
+    bars = reader.attributes("rect")
+    heights = [float(found["height"]) for found in bars]
+    assert heights[0] == pytest.approx(2 * heights[1], abs=0.2)
+    assert heights[1] == pytest.approx(heights[2], abs=0.2)
+    assert float(bars[2]["y"]) + heights[2] == pytest.approx(float(bars[1]["y"]), abs=0.2)
+    assert [found["class"] for found in bars] == ["ok", "ok", "bad"]
+    assert all(0 <= float(found["x"]) <= 320 for found in bars)
+    [svg] = reader.attributes("svg")
+    assert svg["aria-labelledby"].split() == ["c-320-title", "c-320-desc"]
+    assert "T D" in reader.text
+    assert "ten" in reader.text
+
+
+def luminance(colour):
+    channels = [int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)]
+    linear = [c / 12.92 if c <= 0.040_45 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+    return sum(part * c for part, c in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+
+def contrast(one, other):
+    darker, lighter = sorted((luminance(one), luminance(other)))
+    return (lighter + 0.05) / (darker + 0.05)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_colours_can_be_told_apart(scheme):
+    """WCAG AA: 4.5 for text, 3 for what a chart is drawn with."""
+    light, dark = re.findall(r":root \{(.*?)\}", page(facts()), re.DOTALL)[:2]
+    source = light if scheme == "light" else dark
+    colours = dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6})", source))
+    for text in ("text", "faint"):
+        for ground in ("page", "card", "code"):
+            assert contrast(colours[text], colours[ground]) >= 4.5, (text, ground)
+    for text, ground in (("good-text", "good"), ("bad-text", "bad-back"), ("wait-text", "wait")):
+        assert contrast(colours[text], colours[ground]) >= 4.5, (text, ground)
+    for drawn in ("ok", "bad", "in", "out"):
+        assert contrast(colours[drawn], colours["card"]) >= 3, drawn
+
+
+def test_every_kind_of_error_has_a_meaning():
+    assert set(MEANINGS) == set(ErrorKind)
