@@ -15,6 +15,7 @@ from fanout.errors import (
     SpecError,
     UnknownRunError,
     WaitTimeoutError,
+    WireVersionError,
 )
 from fanout.handle import Run
 from fanout.llm import LLM, FakeLLM, LLMReply, LLMRequest
@@ -57,4 +58,5 @@ __all__ = [
     "UnknownRunError",
     "Usage",
     "WaitTimeoutError",
+    "WireVersionError",
 ]

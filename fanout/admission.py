@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from math import ceil
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from fanout.shards import MAX_SHARD_BRANCHES
 
-__all__ = ["Lanes", "plan_lanes", "shard_window"]
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+__all__ = ["Lanes", "plan_lanes", "shard_window", "workers_wanted"]
 
 _MIN_WINDOW = 2
 _MAX_WINDOW = 64
@@ -52,3 +56,19 @@ def plan_lanes(*, max_workers: int, shards: int | None) -> Lanes:
         window = max(1, min(window, shards))
     per_shard = ceil(max_workers / window)
     return Lanes(window=ceil(max_workers / per_shard), per_shard=per_shard, cap=max_workers)
+
+
+def workers_wanted(*, waiting: int, taken: int, concurrencies: Collection[int], usual: int) -> int:
+    """Return how many workers would have all branches that there are in flight at once.
+
+    For scalers outside. The window lets in twice what the workers can hold, so a fleet that is too
+    small for a run doubles step by step.
+
+    Args:
+        waiting: Branches in the queue.
+        taken: Branches that workers have taken.
+        concurrencies: What each live worker can hold.
+        usual: What a worker can hold where none is alive.
+    """
+    mean = sum(concurrencies) / len(concurrencies) if concurrencies else usual
+    return ceil((waiting + taken) / max(mean, 1))

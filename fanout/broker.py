@@ -8,6 +8,7 @@ import msgspec
 from celery import Celery
 from kombu import Queue
 
+from fanout.queue_names import BRANCHES_QUEUE, CONTROL_QUEUE, QUEUES
 from fanout.runs import ErrorKind  # noqa: TC001 - msgspec reads the annotation
 from fanout.secrets import learn
 from fanout.sentinel_url import SCHEME, parse_sentinel_url
@@ -57,11 +58,6 @@ PREFLIGHT = "fanout.preflight"  # asks a worker whether a model can be used
 # The version of the messages and of the records in the store: raised by a change that a worker or
 # a client of the version before could not read.
 WIRE_VERSION = 1
-
-# Control tasks have a queue of their own that workers look at first: behind thousands of branches
-# a collect would hold up the window.
-CONTROL_QUEUE = "fanout.control"
-BRANCHES_QUEUE = "fanout.branches"
 
 # Where kombu would keep what somebody has taken who is not a worker.
 _WATCHERS_KEYS = {
@@ -153,7 +149,7 @@ def make_app(settings: Settings, *, takes_messages: bool = False) -> Celery:
         task_serializer="json",
         result_serializer="json",
         accept_content=["json"],
-        task_queues=[Queue(CONTROL_QUEUE), Queue(BRANCHES_QUEUE)],
+        task_queues=[Queue(name) for name in QUEUES],
         task_default_queue=CONTROL_QUEUE,
         task_routes={BRANCH: {"queue": BRANCHES_QUEUE}},
         # A typo in a queue's name must not make a queue that nobody consumes.

@@ -162,7 +162,9 @@ class Publisher:
     def _signature(self, task: str, kwargs: dict[str, Any], **options: Any) -> Signature:
         # A name, not an import: who publishes needs no task code. Results travel by the store, so
         # that Celery neither keeps one nor subscribes to it. The run is the root of all its tasks.
-        options = {"queue": broker.CONTROL_QUEUE, "root_id": kwargs.get("run_id"), **options}
+        # Each message says its version, also a callback's, which Celery publishes.
+        common = {"root_id": kwargs.get("run_id"), "headers": {"wire": broker.WIRE_VERSION}}
+        options = {"queue": broker.CONTROL_QUEUE, **common, **options}
         return self._app.signature(task, kwargs=kwargs, options={**options, "ignore_result": True})
 
     def _publish(self, signatures: Iterable[Signature]) -> None:
@@ -183,6 +185,8 @@ class Publisher:
                     self._send(signature, producer)
 
     def _send(self, signature: Signature, producer: Any) -> None:
+        options = dict(signature.options)
+        headers = {**options.pop("headers"), "sent_at": round(time.time(), 3)}
         self._app.send_task(
             signature.task,
             args=signature.args,
@@ -190,8 +194,8 @@ class Publisher:
             producer=producer,
             retry=False,
             add_to_parent=False,
-            headers={"wire": broker.WIRE_VERSION, "sent_at": round(time.time(), 3)},
-            **signature.options,
+            headers=headers,
+            **options,
         )
 
 

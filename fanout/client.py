@@ -23,6 +23,7 @@ from fanout.queues import Queues
 from fanout.reaper import Reaper
 from fanout.settings import load_settings
 from fanout.spec import RunSpec, make_spec
+from fanout.wire import claim_as_client
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -114,6 +115,7 @@ class Client:
             SpecError: A field is wrong, or a prompt has an unknown name.
             InputError: There is no usable document at all.
             ModelError: The model cannot be used; found out before anything is enqueued.
+            WireVersionError: The fleet has another version of fanout.
             BrokerError: The broker cannot be reached.
         """
         spec = spec if isinstance(spec, RunSpec) else make_spec(**spec)
@@ -121,9 +123,12 @@ class Client:
             spec = _anchored(spec)
         source = checked_documents(spec, documents)
         wire = self._connected(spec.model)
+        claim_as_client(wire.store)
         wire.preflight(spec.model, check=self._check_fleet, wait=self.is_embedded)
         run_id = "".join(secrets.choice(_ALPHABET) for _ in range(_ID_LENGTH))
         now = time.time()
+        # Again, as the check may have taken long.
+        claim_as_client(wire.store)
         wire.store.create_run(
             run_id,
             spec=spec.model_dump_json(),
@@ -160,10 +165,12 @@ class Client:
             UnknownRunError: There is no such run.
             RunError: The input is not the same as before.
             InputError: The input cannot be read.
+            WireVersionError: The fleet has another version of fanout.
             BrokerError: The broker cannot be reached.
         """
         run = self.run(run_id)
         wire = self._connected()
+        claim_as_client(wire.store)
         record = wire.store.run(run_id)
         if record.has_ended or wire.store.stage(run_id, 0).sealed:
             return run
@@ -183,9 +190,11 @@ class Client:
             How many steps were done again.
 
         Raises:
+            WireVersionError: The fleet has another version of fanout.
             BrokerError: The broker cannot be reached.
         """
         wire = self._connected()
+        claim_as_client(wire.store)
         return Reaper(wire.store, wire.publisher, wire.messages, stall_s=0.0).heal_now()
 
     def _cap(self, spec: RunSpec) -> int | None:
@@ -237,6 +246,17 @@ class Client:
         wire = self._connected()
         return fleet_status(wire.store, wire.queues)
 
+    def check_model(self, model: str, *, timeout_s: float) -> Preflight | None:
+        """Have a worker say whether a model can be used; None where none says so in time.
+
+        Raises:
+            WireVersionError: The fleet has another version of fanout.
+            BrokerError: The broker cannot be reached.
+        """
+        wire = self._connected(model)
+        claim_as_client(wire.store)
+        return wire.ask(model, timeout_s=timeout_s, is_over=lambda: False)
+
     def _check_fleet(self) -> None:
         if self._fleet is not None:
             self._fleet.check()
@@ -279,20 +299,30 @@ class _Wire:
         """
         if not wait and not self.store.workers():
             return
-        note = f"preflight-{secrets.token_hex(8)}"
-        self.publisher.preflight(model, note)
-        for _ in polls(time.monotonic() + _PREFLIGHT_S):
-            answer = self.store.take_note(note)
-            if answer is not None:
-                break
+
+        def is_over() -> bool:
             check()
+            return not wait and not self.store.workers()
+
+        verdict = self.ask(model, timeout_s=_PREFLIGHT_S, is_over=is_over)
+        if verdict is None:
             if not wait and not self.store.workers():
                 return
-        else:
             raise ModelError(f"no worker answered within {_PREFLIGHT_S:.0f} s about model {model}")
-        verdict = msgspec.json.decode(answer or b"{}", type=Preflight)
         if verdict.message is not None:
             raise ModelError(verdict.message, kind=verdict.kind)
+
+    def ask(self, model: str, *, timeout_s: float, is_over: Callable[[], bool]) -> Preflight | None:
+        """Return what a worker says of a model; None where the time, or the waiting, is over."""
+        note = f"preflight-{secrets.token_hex(8)}"
+        self.publisher.preflight(model, note)
+        for _ in polls(time.monotonic() + timeout_s):
+            answer = self.store.take_note(note)
+            if answer is not None:
+                return msgspec.json.decode(answer, type=Preflight)
+            if is_over():
+                return None
+        return None
 
     def close(self) -> None:
         self.publisher.close()

@@ -10,6 +10,7 @@
     ├── BrokerError           the broker cannot be reached or refuses
     ├── ModelError            a model cannot be used at all: unknown, no key, no server
     ├── LLMError              one call to a model failed, with the kind of failure
+    ├── WireVersionError      a fleet speaks another version of the wire format than this process
     ├── EmbeddedError         the embedded server or its worker did not start
     └── RunError              a run cannot do what was asked of it
         ├── StoredDataError   what the store holds of a run is damaged, or too large to be ours
@@ -43,6 +44,7 @@ __all__ = [
     "StoredDataError",
     "UnknownRunError",
     "WaitTimeoutError",
+    "WireVersionError",
 ]
 
 
@@ -133,6 +135,20 @@ class LLMError(FanoutError):
         self.kind = kind
         self.retry_after_s = retry_after_s
         self.status = status
+
+
+class WireVersionError(FanoutError):
+    """A fleet speaks another version of the wire format than this process.
+
+    Attributes:
+        spoken: The fleet's version.
+        own: This process's version.
+    """
+
+    def __init__(self, message: str, *, spoken: int, own: int) -> None:
+        super().__init__(message)
+        self.spoken = spoken
+        self.own = own
 
 
 class EmbeddedError(FanoutError):

@@ -11,6 +11,7 @@ from redis.exceptions import RedisError
 from fanout import broker
 from fanout.errors import BrokerError
 from fanout.healing import Seen
+from fanout.queue_names import QUEUES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -63,7 +64,7 @@ class Messages:
         self._redis.close()
 
     def _read(self) -> Iterator[str]:
-        for queue in (broker.CONTROL_QUEUE, broker.BRANCHES_QUEUE):
+        for queue in QUEUES:
             start = 0
             while page := self._page(queue, start):
                 yield from _ids(_message, page)

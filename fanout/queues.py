@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, cast
 import msgspec
 from redis.exceptions import RedisError
 
-from fanout import broker
 from fanout.errors import BrokerError
 from fanout.messages import UNACKED, UNACKED_INDEX
+from fanout.queue_names import QUEUES
 
 if TYPE_CHECKING:
     import redis
@@ -80,7 +80,6 @@ class _Message(msgspec.Struct):
 
 
 _message = msgspec.json.Decoder(_Message).decode
-_NAMES = (broker.CONTROL_QUEUE, broker.BRANCHES_QUEUE)
 
 
 class Queues:
@@ -95,7 +94,7 @@ class Queues:
             with self._redis.pipeline() as pipe:
                 pipe.hlen(UNACKED)
                 pipe.zrange(UNACKED_INDEX, 0, 0, withscores=True)
-                for name in _NAMES:
+                for name in QUEUES:
                     pipe.llen(name)
                     # Kombu pushes on the left, and takes on the right.
                     pipe.lindex(name, -1)
@@ -103,7 +102,7 @@ class Queues:
         except RedisError as error:
             raise BrokerError(f"the broker's queues cannot be read: {error}") from error
         now = time.time()
-        numbered = zip(_NAMES, ends[::2], ends[1::2], strict=True)
+        numbered = zip(QUEUES, ends[::2], ends[1::2], strict=True)
         return QueueState(
             queues=tuple(
                 Queue(name=name, waiting=waiting, oldest_s=_age(now, raw))

@@ -9,20 +9,43 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import (
+    Field,
+    SecretStr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from fanout import sentinel_url
+from fanout import queue_names, sentinel_url
 from fanout.errors import SettingsError
 
-__all__ = ["DEFAULT_BROKER_URL", "TLS_SCHEME", "Settings", "check_traces", "load_settings"]
+__all__ = [
+    "AUTOSCALE_NEEDS_PREFORK",
+    "DEFAULT_BROKER_URL",
+    "MAX_CONCURRENCY",
+    "TLS_SCHEME",
+    "Settings",
+    "check_traces",
+    "load_settings",
+    "parse_autoscale",
+]
 
 # Where a worker looks that is told nothing.
 DEFAULT_BROKER_URL = "redis://localhost:6379/0"
 
 _NAME = r"[^\W\d]\w*(?:\.[^\W\d]\w*)*"
 _CALLABLES = re.compile(rf"\*|{_NAME}(?::{_NAME})?")
+MAX_CONCURRENCY = 10_000
+AUTOSCALE_NEEDS_PREFORK = (
+    "works with the prefork pool only; threads that wait cost next to nothing, so give the most "
+    "that you want as --concurrency (FANOUT_CONCURRENCY), or choose --pool prefork"
+)
+
+_NODENAME = re.compile(r"[\w.%-]+(@[\w.%-]+)?", re.ASCII)
 TLS_SCHEME = "rediss://"
 _SCHEMES = ("redis://", TLS_SCHEME, sentinel_url.SCHEME)
 
@@ -49,6 +72,10 @@ class Settings(BaseSettings):
         max_deliveries: How often a branch may be begun; one that killed its worker each time is
             then recorded as ``poisoned``.
         concurrency: Branches that a worker has in flight where nothing else says.
+        queues: The queues that a worker takes from, by comma; ``control`` is looked at first.
+        worker_name: What a worker is called, as Celery's ``--hostname``: ``%h`` is the host.
+            None: a name that no other worker has.
+        autoscale: ``MAX,MIN`` processes of a worker whose pool is ``prefork``.
         pool: Celery's worker pool. A setting of ours, because Celery cannot tell ``--pool prefork``
             from its own default, and so would take the configured one.
         allowed_callables: The functions that a worker may import as models: packages, modules, or
@@ -80,7 +107,7 @@ class Settings(BaseSettings):
     reaper_interval_s: Annotated[float, Field(ge=0)] = 5.0
     grace_s: Annotated[float, Field(ge=0)] = 20.0
     max_deliveries: Annotated[int, Field(ge=1)] = 4
-    concurrency: Annotated[int, Field(ge=1, le=10_000)] = 32
+    concurrency: Annotated[int, Field(ge=1, le=MAX_CONCURRENCY)] = 32
     pool: Literal["threads", "prefork", "solo"] = "threads"
     allowed_callables: Annotated[tuple[str, ...], NoDecode] = ()
     max_message_kb: Annotated[int, Field(ge=16, le=65_536)] = 256
@@ -88,6 +115,9 @@ class Settings(BaseSettings):
     log_format: Literal["text", "json"] = "text"
     traces: Literal["off", "otlp"] = "off"
     traces_branch_ratio: Annotated[float, Field(ge=0, le=1)] = 1.0
+    queues: str | None = None
+    worker_name: str | None = None
+    autoscale: str | None = None
     task_events: bool = True
     flower_user: Annotated[str, Field(pattern="^[^:]+$")] = "fanout"
     flower_password: SecretStr | None = None
@@ -130,6 +160,28 @@ class Settings(BaseSettings):
             sentinel_url.parse_sentinel_url(url)
         return url
 
+    @field_validator("queues")
+    @classmethod
+    def _known_queues(cls, names: str | None) -> str | None:
+        return None if names is None else ",".join(queue_names.parse_queues(names))
+
+    @field_validator("worker_name")
+    @classmethod
+    def _is_name(cls, name: str | None) -> str | None:
+        if name is not None and not _NODENAME.fullmatch(name):
+            msg = "must be letters, digits and . _ - % only, with at most one @ before the host"
+            raise ValueError(msg)
+        return name
+
+    @field_validator("autoscale")
+    @classmethod
+    def _can_scale(cls, text: str | None, info: ValidationInfo) -> str | None:
+        if text is None:
+            return None
+        if info.data.get("pool") != "prefork":
+            raise ValueError(AUTOSCALE_NEEDS_PREFORK)
+        return "{},{}".format(*parse_autoscale(text))
+
     @model_validator(mode="after")
     def _has_use_of_ca(self) -> Self:
         if self.broker_ca_file is None:
@@ -144,6 +196,16 @@ class Settings(BaseSettings):
             reason = "it holds no certificate in PEM" if is_readable else error.strerror
             raise _wrong("broker_ca_file", f"cannot be used: {reason}") from error
         return self
+
+
+def parse_autoscale(text: str) -> tuple[int, int]:
+    """Return the most and the fewest processes of ``MAX,MIN``. Raises ValueError."""
+    numbers = [int(part) if part.strip().isdecimal() else 0 for part in text.split(",")]
+    match numbers:
+        case [most, fewest] if MAX_CONCURRENCY >= most >= fewest >= 1:
+            return most, fewest
+    msg = f"must be MAX,MIN with {MAX_CONCURRENCY} >= MAX >= MIN >= 1, as 8,2"
+    raise ValueError(msg)
 
 
 def _wrong(field: str, message: str) -> PydanticCustomError:

@@ -15,10 +15,12 @@ from fanout.settings import DEFAULT_BROKER_URL, check_traces
 from workers.events import SendsEvents
 from workers.leases import Leases
 from workers.presence import Presence
+from workers.program import Program
 from workers.reaper import ReaperStep
 from workers.runtime import Runtime
 from workers.shutdown import Shutdown, listen_in_children
 from workers.tasks import register
+from workers.wire import WireCheck
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -71,6 +73,8 @@ def make_worker_app(settings: Settings, *, owns_process: bool = False) -> Celery
     app.fanout_settings = settings
     app.fanout_owns_process = owns_process
     app.fanout_holder = secrets.token_hex(6)
+    app.fanout_wire = WireCheck(app)
+    app.Worker = app.subclass_with_self(Program, name="Worker")
     app.steps["worker"].update({Presence, Leases, ReaperStep, SendsEvents, Shutdown})
     listen_in_children(app)
     return app

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from celery import bootsteps
 from celery.worker import state
 
-from fanout.broker import BRANCH, WIRE_VERSION
+from fanout import broker
 from fanout.errors import BrokerError
 from fanout.stores import WorkerRecord
 from workers.ticker import Ticker
@@ -26,6 +26,8 @@ __all__ = ["Presence"]
 _EVERY_S = 2.0
 # Some beats may be missed before a worker counts as gone.
 _TTL_S = 15.0
+# When what a predecessor of the same name said has lapsed.
+_LOOK_AT_BEAT = int(_TTL_S / _EVERY_S) + 2
 
 _log = logging.getLogger(__name__)
 
@@ -42,7 +44,8 @@ class Presence(bootsteps.StartStopStep):  # type: ignore[misc]
         super().__init__(worker, **kwargs)
         # ``--concurrency`` is not written back by Celery; the runtime sizes its pools by it.
         worker.app.conf.worker_concurrency = worker.concurrency
-        self._started_at = time.time()
+        self._who = (socket.gethostname(), os.getpid(), time.time())
+        self._beats = 0
         self._version = metadata.version("fanout-llm")
         self._ticker = Ticker("presence", _EVERY_S, lambda: self._beat(worker))
 
@@ -51,22 +54,39 @@ class Presence(bootsteps.StartStopStep):  # type: ignore[misc]
         self._ticker.start()
 
     def _beat(self, worker: WorkController) -> None:
-        worker.app.fanout_runtime().watched.worker_alive(self._record(worker), ttl_s=_TTL_S)
+        if worker.app.fanout_wire.is_spoken():
+            self._beats += 1
+            if self._beats == _LOOK_AT_BEAT:
+                self._warn_of_a_namesake(worker)
+            worker.app.fanout_runtime().watched.worker_alive(self._record(worker), ttl_s=_TTL_S)
+
+    def _warn_of_a_namesake(self, worker: WorkController) -> None:
+        """Say so where another worker, also alive, has the same name: each hides the other."""
+        said = [
+            w for w in worker.app.fanout_runtime().watched.workers() if w.name == worker.hostname
+        ]
+        if any((w.host, w.pid, w.started_at) != self._who for w in said):
+            _log.warning(
+                "another worker is called %s, too: give each a name of its own (--name), or none",
+                worker.hostname,
+            )
 
     def _record(self, worker: WorkController) -> WorkerRecord:
         in_flight = _branches_in_flight()
+        host, pid, started_at = self._who
         return WorkerRecord(
             name=worker.hostname,
-            host=socket.gethostname(),
-            pid=os.getpid(),
+            host=host,
+            pid=pid,
             pool=worker.pool_cls.__module__.rpartition(".")[2],
             concurrency=worker.concurrency,
             in_flight=in_flight,
-            processed=max(0, state.total_count[BRANCH] - in_flight),
-            started_at=self._started_at,
+            processed=max(0, state.total_count[broker.BRANCH] - in_flight),
+            started_at=started_at,
             sent_at=time.time(),
             version=self._version,
-            wire=WIRE_VERSION,
+            wire=broker.WIRE_VERSION,
+            polled_at=getattr(worker.consumer, "polled_at", 0.0),
             queues=tuple(sorted(worker.app.amqp.queues.consume_from)),
         )
 
@@ -75,6 +95,7 @@ class Presence(bootsteps.StartStopStep):  # type: ignore[misc]
         self._ticker.stop()
         try:
             worker.app.fanout_runtime().watched.worker_gone(worker.hostname)
+            worker.app.fanout_wire.release()
         except BrokerError as error:
             _log.warning("cannot say that this worker has stopped: %s", error)
 
@@ -82,7 +103,7 @@ class Presence(bootsteps.StartStopStep):  # type: ignore[misc]
 def _branches_in_flight() -> int:
     while True:
         try:
-            return sum(request.name == BRANCH for request in state.active_requests)
+            return sum(request.name == broker.BRANCH for request in state.active_requests)
         except RuntimeError:
             # One came or went meanwhile.
             continue

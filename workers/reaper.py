@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from celery import bootsteps
 
 from fanout.reaper import Reaper
+from workers.presence import Presence
 from workers.ticker import Ticker
 
 if TYPE_CHECKING:
@@ -20,12 +21,14 @@ _LOCK = "reaper"
 class ReaperStep(bootsteps.StartStopStep):  # type: ignore[misc]
     """Sweeps every few seconds, where no other worker does."""
 
-    requires = ("celery.worker.components:Pool",)
+    # So that it stops first: a beat says that the worker is there.
+    requires = (Presence,)
 
     def __init__(self, worker: WorkController, **kwargs: Any) -> None:
         super().__init__(worker, **kwargs)
         self._app = worker.app
-        self._name = worker.hostname
+        # Not by its name: two workers may have been given the same.
+        self._name = worker.app.fanout_holder
         self._settings = worker.app.fanout_settings
         self._reaper: Reaper | None = None
         self._ticker = Ticker("reaper", self._settings.reaper_interval_s, self._beat)
@@ -36,6 +39,8 @@ class ReaperStep(bootsteps.StartStopStep):  # type: ignore[misc]
         self._ticker.start()
 
     def _beat(self) -> None:
+        if not self._app.fanout_wire.is_spoken():
+            return
         store = self._app.fanout_runtime().watched
         # A holder that has died is followed after three sweeps.
         ttl_s = int(3 * self._settings.reaper_interval_s) + 1

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from celery import bootsteps, signals
 
-from workers.consumer import Careful
+from workers.polling import TellsOfPolls
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -68,7 +68,7 @@ def _children(worker: WorkController) -> list[int]:
     return [child.pid for child in getattr(pool, "_pool", ())]
 
 
-class HandsBack(Careful):
+class HandsBack(TellsOfPolls):
     """A consumer that a second SIGINT, or SIGQUIT, makes hand back at once.
 
     Celery would terminate the tasks, which it cannot in a pool of threads.

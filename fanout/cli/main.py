@@ -31,11 +31,13 @@ _COMMANDS = {
     "completion": ("fanout.cli.completion:command", "Have the shell complete what you type."),
     "cancel": ("fanout.cli.steer:cancel", "Stop a run, and keep what has finished."),
     "delete": ("fanout.cli.steer:delete", "Forget a run and all its records."),
+    "doctor": ("fanout.cli.doctor:command", "Say what is wrong with server and fleet."),
     "errors": ("fanout.cli.look:errors", "List the failed branches of a run."),
     "flower": ("fanout.cli.flower:command", "Serve a page that shows a fleet at work."),
     "heal": ("fanout.cli.steer:heal", "Look for what got lost, and do it again."),
     "metrics": ("fanout.cli.metrics:command", "Serve the fleet's figures to Prometheus."),
     "pause": ("fanout.cli.steer:pause", "Let no further call of a run begin."),
+    "probe": ("fanout.cli.probe:command", "Say whether this machine's workers take messages."),
     "report": ("fanout.cli.report:command", "Write a run as one web page."),
     "results": ("fanout.cli.look:results", "Print or write what a run has given."),
     "resume": ("fanout.cli.steer:resume", "Enqueue the rest of a run whose client died."),
@@ -55,7 +57,7 @@ _GROUPS = {
     "Jobs": ["run", "submit", "results"],
     "Look": ["status", "watch", "runs", "errors", "workers"],
     "Steer": ["cancel", "pause", "unpause", "retry", "resume", "delete"],
-    "Operate": ["worker", "metrics", "heal", "completion"],
+    "Operate": ["worker", "probe", "doctor", "metrics", "heal", "completion"],
 }
 
 _USAGE = 2

@@ -9,13 +9,20 @@ from typing import TYPE_CHECKING
 import click
 
 from fanout.llm.keys import key_files
-from fanout.settings import DEFAULT_BROKER_URL, check_traces, load_settings
+from fanout.settings import DEFAULT_BROKER_URL, MAX_CONCURRENCY, check_traces, load_settings
 from fanout.stores import RedisStore, connect
 
 if TYPE_CHECKING:
     from fanout.settings import Settings
 
 __all__ = ["check_broker", "command", "pass_on_broker"]
+
+
+# Until the worker says so itself.
+_START_S = 10.0
+# The settings that its options set.
+_OF_WORKERS = ("concurrency", "queues", "worker_name", "pool", "autoscale")
+_LEVELS = ["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"]
 
 
 @click.command(
@@ -27,8 +34,24 @@ __all__ = ["check_broker", "command", "pass_on_broker"]
     "--concurrency",
     "-c",
     metavar="N",
-    type=click.IntRange(1, 10_000),
+    type=click.IntRange(1, MAX_CONCURRENCY),
     help="Branches in flight at once [default: $FANOUT_CONCURRENCY, else 32]",
+)
+@click.option(
+    "--queues",
+    "-Q",
+    metavar="NAMES",
+    help="What to take: control, branches, or both by comma. Some worker must take each. "
+    "[default: $FANOUT_QUEUES, else both]",
+)
+@click.option(
+    "--name",
+    "-n",
+    "--hostname",
+    "worker_name",
+    metavar="NAME",
+    help="What this worker is called; %h is the host, and @%h is added where there is no @. Two "
+    "workers must not have the same name. [default: $FANOUT_WORKER_NAME, else a random one]",
 )
 @click.option(
     "--pool",
@@ -37,12 +60,18 @@ __all__ = ["check_broker", "command", "pass_on_broker"]
     help="prefork is for functions that need the CPU. [default: $FANOUT_POOL, else threads]",
 )
 @click.option(
+    "--autoscale",
+    metavar="MAX,MIN",
+    help="Processes of the prefork pool, instead of --concurrency. [default: $FANOUT_AUTOSCALE]",
+)
+@click.option(
     "--loglevel",
     "-l",
     metavar="LEVEL",
+    type=click.Choice(_LEVELS, case_sensitive=False),
+    envvar="FANOUT_LOGLEVEL",
     default="INFO",
-    show_default=True,
-    help="DEBUG, INFO, WARNING or ERROR.",
+    help="DEBUG, INFO, WARNING, ERROR or CRITICAL. [default: $FANOUT_LOGLEVEL, else INFO]",
 )
 @click.option(
     "--broker-url",
@@ -52,25 +81,28 @@ __all__ = ["check_broker", "command", "pass_on_broker"]
 )
 @click.argument("celery_options", nargs=-1, type=click.UNPROCESSED)
 def command(
-    concurrency: int | None,
-    pool: str | None,
     loglevel: str,
     broker_url: str | None,
     celery_options: tuple[str, ...],
+    **given: str | int | None,
 ) -> None:
     """Process the branches of a fleet until stopped.
 
-    SIGTERM or Ctrl-C finishes what is in flight. It is the same worker as
-    `celery -A workers.app worker`.
+    SIGTERM or Ctrl-C finishes what is in flight within $FANOUT_GRACE_S seconds (20), and hands the
+    rest back to the queue; a second Ctrl-C, or SIGQUIT, hands back at once. It is the same worker
+    as `celery -A workers.app worker`.
     """
-    settings = load_settings(broker_url=broker_url, concurrency=concurrency, pool=pool)
+    settings = load_settings(broker_url=broker_url, **given)
     check_traces(settings)
     key_files(os.environ)
-    os.environ["FANOUT_POOL"] = settings.pool
+    # The worker reads its environment, as it does where Celery's own command starts it.
+    for name in _OF_WORKERS:
+        value = getattr(settings, name)
+        if value is not None:
+            os.environ[f"FANOUT_{name.upper()}"] = str(value)
     pass_on_broker(settings, broker_url)
-    check_broker(settings)
-    arguments = ["--concurrency", str(settings.concurrency)]
-    arguments += ["--loglevel", loglevel, *celery_options]
+    check_worker(settings)
+    arguments = ["--loglevel", loglevel, *celery_options]
     # The same process from here on: signals and exit status are Celery's own. A name and not an
     # import, because the workers import this package.
     celery = [sys.executable, "-m", "celery", "-A", "workers.app", "worker"]
@@ -99,5 +131,24 @@ def check_broker(settings: Settings) -> None:
     store = RedisStore(connect(url, ca_file=settings.broker_ca_file))
     try:
         store.ping()
+    finally:
+        store.close()
+
+
+def check_worker(settings: Settings) -> None:
+    """Say at once what is wrong with a broker, or with its fleet for this worker.
+
+    Raises:
+        BrokerError: No broker answers, or it refuses.
+        WireVersionError: The fleet has another version of fanout.
+    """
+    from fanout.wire import claim_wire
+
+    url = settings.broker_url or DEFAULT_BROKER_URL
+    client = connect(url, ca_file=settings.broker_ca_file)
+    store = RedisStore(client, prefix=settings.key_prefix)
+    holder = f"worker-{os.getpid()}"
+    try:
+        claim_wire(store, holder=holder, ttl_s=_START_S, who="this worker")
     finally:
         store.close()

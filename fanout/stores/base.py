@@ -305,6 +305,24 @@ class Fleet(Protocol):
     def totals(self) -> Totals:
         """Return what the fleet has done so far."""
 
+    def claim_wire(self, version: int, *, holder: str, ttl_s: float) -> int:
+        """Ask to speak ``version`` of the wire format, and return the one that the fleet speaks.
+
+        Where they are the same, the holder counts as one who speaks it, for ``ttl_s`` seconds. A
+        fleet goes over to another version when nobody speaks the old one and no run is active.
+
+        Args:
+            version: What the asking process speaks: its messages, and its records in the store.
+            holder: Names the process; not one that had the same name before.
+            ttl_s: Seconds after which a silent holder is taken for gone.
+        """
+
+    def release_wire(self, holder: str) -> None:
+        """Say that a process does not speak the fleet's version of the wire format any more."""
+
+    def wire(self) -> int | None:
+        """Return the version of the wire format that the fleet speaks; None: nobody ever spoke."""
+
     def ping(self) -> None:
         """Make sure that the store answers. Raises BrokerError."""
 

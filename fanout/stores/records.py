@@ -240,6 +240,8 @@ class WorkerRecord(msgspec.Struct, frozen=True, kw_only=True):
         version: Its version of fanout.
         wire: Its version of the wire format.
         queues: The queues that it takes from.
+        polled_at: When it last asked its queues for messages, or had every slot taken, by its
+            clock; 0.0: not yet.
         seen_at: When it said this, by the store's clock.
     """
 
@@ -255,6 +257,7 @@ class WorkerRecord(msgspec.Struct, frozen=True, kw_only=True):
     version: str = ""
     wire: int = 0
     queues: tuple[str, ...] = ()
+    polled_at: float = 0.0
     seen_at: float = 0.0
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
+import sys
 
 import pytest
 
@@ -56,7 +57,9 @@ def test_a_sentinel_url_that_names_no_master_is_wrong_usage(fanout):
     assert "hunter2" not in done.stderr
 
 
-@pytest.mark.parametrize("arguments", [["-c", "0"], ["-c", "many"], ["--pool", "fibers"]])
+@pytest.mark.parametrize(
+    "arguments", [["-c", "0"], ["-c", "many"], ["--pool", "fibers"], ["-l", "loud"]]
+)
 def test_wrong_usage_is_said(fanout, arguments):
     done = fanout("worker", *arguments)
     assert done.status == 2
@@ -98,3 +101,42 @@ def test_a_json_log_has_one_object_a_line_and_no_contents(fanout, here, json_wor
     branches = [line for line in lines if "position" in line]
     assert len(branches) == 1, "of the many that failed, one line"
     assert branches[0]["message"] == "failed: server_error"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["-Q", "typo"], "FANOUT_QUEUES: no queue is called 'typo'; allowed are control, branches"),
+        (["--autoscale", "4,1"], "FANOUT_AUTOSCALE: works with the prefork pool only"),
+        (["-P", "prefork", "--autoscale", "1,4"], "FANOUT_AUTOSCALE: must be MAX,MIN"),
+        (["--name", "a b"], "FANOUT_WORKER_NAME: must be letters"),
+    ],
+)
+def test_an_option_that_cannot_be_meant_is_refused(fanout, arguments, words):
+    done = fanout("worker", *arguments)
+    assert done.status == 2
+    assert words in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_every_option_of_a_worker_names_its_variable(fanout):
+    shown = fanout("worker", "--help").stdout
+    for name in ("concurrency", "queues", "worker_name", "pool", "autoscale", "loglevel"):
+        assert f"$FANOUT_{name.upper()}" in shown
+
+
+def test_a_worker_of_another_version_says_so_and_does_not_start(here, broker_url):
+    with Client(broker_url) as client:
+        submitted = client.submit({"model": "fake", "prompt": "{input}"}, ["a"])
+        assert submitted.status().total == 1
+    patched = (
+        "from fanout import broker; from fanout.cli import main; broker.WIRE_VERSION += 1; main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", patched, "worker", "--broker-url", broker_url],
+        capture_output=True, text=True, timeout=30, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    [line] = done.stderr.splitlines()
+    assert line.startswith("fanout: this worker has a newer fanout than the fleet: it speaks ")
+    assert "install the fleet's fanout here" in line

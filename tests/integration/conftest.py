@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -15,16 +17,20 @@ from fanout.client import Client
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
+
+PATCHED = Path(__file__).with_name("patched_worker.py")
 
 
 class Worker:
-    """A `celery -A workers.app worker` process."""
+    """A `celery -A workers.app worker` process. ``patches`` are as for patched_worker.py."""
 
-    def __init__(self, url: str, log: Path, *options: str, **env: str) -> None:
+    def __init__(
+        self, url: str, log: Path, *options: str, patches: dict[str, object] | None, **env: str
+    ) -> None:
         self.name = f"w{os.urandom(3).hex()}@test"
         self.log = log
-        command = [sys.executable, "-m", "celery", "-A", "workers.app", "worker"]
+        program = ["-m", "celery"] if patches is None else [str(PATCHED), json.dumps(patches)]
+        command = [sys.executable, *program, "-A", "workers.app", "worker"]
         with log.open("ab") as stream:
             self.process = subprocess.Popen(
                 [*command, "--hostname", self.name, "--loglevel", "INFO", *options],
@@ -78,9 +84,18 @@ def start_worker(broker_url: str, tmp_path: Path) -> Iterator[Callable[..., Work
     """Start workers that are known to consume; they are stopped after the test."""
     workers: list[Worker] = []
 
-    def start(*options: str, url: str = broker_url, **env: str) -> Worker:
-        worker = Worker(url, tmp_path / f"worker{len(workers)}.log", *options, **env)
+    def start(
+        *options: str,
+        url: str = broker_url,
+        patches: dict[str, object] | None = None,
+        is_refused: bool = False,
+        **env: str,
+    ) -> Worker:
+        log = tmp_path / f"worker{len(workers)}.log"
+        worker = Worker(url, log, *options, patches=patches, **env)
         workers.append(worker)
+        if is_refused:
+            return worker
         with Client(url) as client:
             wait_for(
                 lambda: worker.process.poll() is None and worker.name in client.workers(),

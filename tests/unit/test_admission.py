@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fanout.admission import plan_lanes, shard_window
+from fanout.admission import plan_lanes, shard_window, workers_wanted
 
 
 @pytest.mark.parametrize(
@@ -31,3 +31,24 @@ def test_lanes_fill_max_workers_and_no_more_shards_than_there_are(max_workers, s
 def test_how_max_workers_is_spread(max_workers, shards, window, per_shard):
     lanes = plan_lanes(max_workers=max_workers, shards=shards)
     assert (lanes.window, lanes.per_shard) == (window, per_shard)
+
+
+@pytest.mark.parametrize(
+    ("waiting", "taken", "concurrencies", "wanted"),
+    [
+        (0, 0, [], 0),
+        (0, 0, [32, 32], 0),
+        (1, 0, [], 1),
+        (33, 0, [], 2),
+        (0, 1, [32], 1),
+        (968, 32, [32], 32),
+        (100, 20, [10, 30], 6),
+        (101, 20, [10, 30], 7),
+        (5, 0, [0], 5),
+    ],
+)
+def test_how_many_workers_would_hold_all_branches(waiting, taken, concurrencies, wanted):
+    assert (
+        workers_wanted(waiting=waiting, taken=taken, concurrencies=concurrencies, usual=32)
+        == wanted
+    )

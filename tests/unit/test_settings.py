@@ -6,7 +6,7 @@ import pytest
 
 from fanout.broker import make_app
 from fanout.errors import SettingsError
-from fanout.settings import load_settings
+from fanout.settings import load_settings, parse_autoscale
 
 
 def test_the_environment_is_read(monkeypatch):
@@ -32,6 +32,9 @@ def test_an_empty_variable_is_not_set(monkeypatch):
     [
         ("FANOUT_CONCURRENCY", "many", ["FANOUT_CONCURRENCY", "'many'"]),
         ("FANOUT_CONCURRENCY", "0", ["FANOUT_CONCURRENCY", "greater", "'0'"]),
+        ("FANOUT_QUEUES", "typo", ["FANOUT_QUEUES", "control, branches", "'typo'"]),
+        ("FANOUT_WORKER_NAME", "a@b@c", ["FANOUT_WORKER_NAME", "at most one @", "'a@b@c'"]),
+        ("FANOUT_AUTOSCALE", "8,2", ["FANOUT_AUTOSCALE", "prefork pool only", "--concurrency"]),
         ("FANOUT_BROKER_URL", "amqp://x", ["FANOUT_BROKER_URL", "redis://", "rediss://"]),
     ],
 )
@@ -48,6 +51,18 @@ def test_a_wrong_broker_url_is_not_quoted_as_it_may_hold_a_password(monkeypatch)
     with pytest.raises(SettingsError) as caught:
         load_settings()
     assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["2,8", "8", "8,0", "8,-1", "8,2,1", "a,b", "", "20000,1"])
+def test_a_wrong_autoscale_says_what_is_allowed(monkeypatch, text):
+    with pytest.raises(ValueError, match="MAX,MIN with 10000 >= MAX >= MIN >= 1"):
+        parse_autoscale(text)
+
+
+def test_a_prefork_pool_may_scale(monkeypatch):
+    monkeypatch.setenv("FANOUT_AUTOSCALE", " 8, 2")
+    assert load_settings(pool="prefork").autoscale == "8,2"
+    assert parse_autoscale("8,2") == (8, 2)
 
 
 def test_the_broker_url_comes_from_a_file(monkeypatch, tmp_path):

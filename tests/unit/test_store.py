@@ -684,3 +684,43 @@ def test_every_key_of_a_run_expires(broker_url):
     assert len(keys) == 9
     assert all(0 < client.ttl(key) <= 100 for key in keys)
     store.close()
+
+
+def test_a_fleet_speaks_one_version_of_the_wire_and_the_first_says_which(store):
+    assert store.wire() is None
+    assert store.claim_wire(3, holder="a", ttl_s=60) == 3
+    assert store.claim_wire(4, holder="b", ttl_s=60) == 3
+    assert store.claim_wire(3, holder="c", ttl_s=60) == 3
+    assert store.wire() == 3
+
+
+def test_a_fleet_goes_over_to_another_version_when_nobody_speaks_the_old_one(store):
+    store.claim_wire(3, holder="a", ttl_s=60)
+    store.claim_wire(3, holder="b", ttl_s=0.05)
+    store.release_wire("a")
+    assert store.claim_wire(4, holder="c", ttl_s=60) == 3
+    time.sleep(0.1)
+    assert store.claim_wire(4, holder="c", ttl_s=60) == 4
+    assert store.claim_wire(3, holder="a", ttl_s=60) == 4
+
+
+def test_who_was_refused_keeps_nobody_from_leaving(store):
+    store.claim_wire(3, holder="a", ttl_s=60)
+    store.claim_wire(4, holder="b", ttl_s=60)
+    store.release_wire("a")
+    assert store.claim_wire(5, holder="c", ttl_s=60) == 5
+
+
+def test_a_fleet_keeps_its_version_while_a_run_is_active(store, run):
+    store.claim_wire(3, holder="a", ttl_s=60)
+    store.release_wire("a")
+    assert store.claim_wire(4, holder="b", ttl_s=60) == 3
+    store.end_run(run, RunStatus.SUCCEEDED, ended_at=1.0)
+    assert store.claim_wire(4, holder="b", ttl_s=60) == 4
+
+
+def test_a_run_that_was_deleted_does_not_hold_the_version(store, run):
+    store.claim_wire(3, holder="a", ttl_s=60)
+    store.release_wire("a")
+    store.delete_run(run)
+    assert store.claim_wire(4, holder="b", ttl_s=60) == 4

@@ -82,6 +82,8 @@ class MemoryBase:
         self._totals = Totals()
         self._limits: dict[str, LimitState] = {}
         self._holders: dict[str, float] = {}
+        self._wire: int | None = None
+        self._speakers: dict[str, float] = {}
 
     def _run(self, run_id: str) -> StoredRun:
         try:

@@ -66,6 +66,28 @@ class MemoryFleet(MemoryBase):
         """See Store."""
         return self._totals
 
+    def claim_wire(self, version: int, *, holder: str, ttl_s: float) -> int:
+        """See Store."""
+        with self._lock:
+            now = time.monotonic()
+            speaks = any(until > now for until in self._speakers.values())
+            is_active = any(not run.record.has_ended for run in self._runs.values())
+            if self._wire not in {None, version} and (speaks or is_active):
+                return self._wire
+            if self._wire != version:
+                self._speakers.clear()
+            self._wire = version
+            self._speakers[holder] = now + ttl_s
+            return version
+
+    def release_wire(self, holder: str) -> None:
+        """See Store."""
+        self._speakers.pop(holder, None)
+
+    def wire(self) -> int | None:
+        """See Store."""
+        return self._wire
+
     def ping(self) -> None:
         """See Store."""
 

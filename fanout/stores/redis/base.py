@@ -8,6 +8,8 @@ and count; ``:sN:reopened`` are the shards that a retry has taken back. ``{prefi
 runs by age, ``{prefix}:active`` those that have not ended. ``{prefix}:totals`` is what the fleet
 has done, ``{prefix}:limits`` how far the rates of models are used, ``{prefix}:workers`` its workers
 until they fall silent, and ``{prefix}:worker-records`` what they say of themselves.
+``{prefix}:wire`` is the version of the wire format that the fleet speaks, ``{prefix}:wire:holders``
+are the processes that speak it.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from typing import TYPE_CHECKING, ParamSpec, TypeVar, cast
 
 import redis
 from redis.exceptions import AuthenticationError, RedisError
+from redis.sentinel import MasterNotFoundError
 
 from fanout.errors import BrokerError
 from fanout.patience import PASSING_ERRORS
@@ -61,6 +64,9 @@ def _without_command(error: RedisError) -> None:
 
 def _explain(store: RedisBase, error: RedisError) -> str:
     text = str(error)
+    if isinstance(error, MasterNotFoundError):
+        # The rest is about redis-py's own objects.
+        text = text.partition(" : <")[0]
     if isinstance(error, AuthenticationError) or "WRONGPASS" in text or "NOAUTH" in text:
         return (
             f"the broker at {store.address} refuses the credentials; check the user and password "
@@ -109,6 +115,7 @@ class RedisBase:
         self._lock = client.register_script(scripts.LOCK)
         self._seal = client.register_script(scripts.SEAL)
         self._reopen_shard = client.register_script(scripts.REOPEN_SHARD)
+        self._claim_wire = client.register_script(scripts.CLAIM_WIRE)
 
     @property
     def address(self) -> str:
@@ -130,6 +137,10 @@ class RedisBase:
     @property
     def _holders(self) -> str:
         return f"{self._prefix}:holders"
+
+    @property
+    def _wire(self) -> str:
+        return f"{self._prefix}:wire"
 
     def _run(self, run_id: str) -> str:
         return f"{self._prefix}:run:{run_id}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from fanout.stores import codec
 from fanout.stores.redis.base import RedisBase, translated
@@ -76,6 +76,24 @@ class RedisFleet(RedisBase):
     def totals(self) -> Totals:
         """See Store."""
         return codec.decode_totals(cast("dict[bytes, bytes]", self._redis.hgetall(self._totals)))
+
+    @translated
+    def claim_wire(self, version: int, *, holder: str, ttl_s: float) -> int:
+        """See Store."""
+        keys = [self._wire, f"{self._wire}:holders", self._active]
+        args: list[Any] = [version, holder, ttl_s, self._run("")]
+        return int(cast("int", self._claim_wire(keys=keys, args=args)))
+
+    @translated
+    def release_wire(self, holder: str) -> None:
+        """See Store."""
+        self._redis.zrem(f"{self._wire}:holders", holder)
+
+    @translated
+    def wire(self) -> int | None:
+        """See Store."""
+        version = cast("bytes | None", self._redis.get(self._wire))
+        return None if version is None else int(version)
 
     @translated
     def ping(self) -> None:

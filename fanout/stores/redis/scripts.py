@@ -9,6 +9,7 @@ __all__ = [
     "ALIVE",
     "BEAT",
     "BEGIN",
+    "CLAIM_WIRE",
     "COMPACT",
     "CORRECT_SLOT",
     "END_RUN",
@@ -357,4 +358,23 @@ if lapses > before then
     redis.call('EXPIRE', KEYS[1], ARGV[3])
 end
 return 1
+"""
+
+# KEYS wire, who speaks it, active; ARGV version, holder, ttl, what the key of a run begins with.
+# Returns the fleet's version, which is the one asked for unless somebody still needs another. A run
+# that expired may still be among the active ones.
+CLAIM_WIRE = """
+local time = redis.call('TIME')
+local now = tonumber(time[1]) + tonumber(time[2]) / 1e6
+redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', now)
+local spoken = redis.call('GET', KEYS[1])
+if spoken and spoken ~= ARGV[1] then
+    if redis.call('ZCARD', KEYS[2]) > 0 then return tonumber(spoken) end
+    for _, run in ipairs(redis.call('SMEMBERS', KEYS[3])) do
+        if redis.call('EXISTS', ARGV[4] .. run) == 1 then return tonumber(spoken) end
+    end
+end
+if spoken ~= ARGV[1] then redis.call('SET', KEYS[1], ARGV[1]) end
+redis.call('ZADD', KEYS[2], now + tonumber(ARGV[3]), ARGV[2])
+return tonumber(ARGV[1])
 """

@@ -1,0 +1,63 @@
+"""``fanout probe``: a health check for containers and service managers."""
+
+from __future__ import annotations
+
+import socket
+import time
+
+import click
+
+from fanout.cli.session import broker_option
+from fanout.probe import probe_problem
+from fanout.settings import DEFAULT_BROKER_URL, load_settings
+from fanout.stores import RedisStore, connect
+
+__all__ = ["command"]
+
+# A server that hangs must not make the check hang.
+_TIMEOUT_S = 3.0
+
+
+@click.command("probe")
+@click.option(
+    "--name",
+    "-n",
+    metavar="NAME",
+    envvar="FANOUT_WORKER_NAME",
+    help="One worker, as it is called; %h is the host "
+    "[default: $FANOUT_WORKER_NAME, else all workers of this machine]",
+)
+@click.option(
+    "--within",
+    "within_s",
+    metavar="SECONDS",
+    type=click.FloatRange(min=1),
+    default=30.0,
+    show_default=True,
+    help="How long ago a worker may have last looked for messages.",
+)
+@broker_option("$FANOUT_BROKER_URL, else this machine's")
+def command(name: str | None, within_s: float, broker_url: str | None) -> int:
+    """Exit with 0 where this machine's workers take messages, with 1 and the reason if not.
+
+    A worker counts that looks at its queues, or whose slots are all taken. That it lives is not
+    enough. It asks nobody but the server.
+    """
+    settings = load_settings(broker_url=broker_url)
+    host = socket.gethostname()
+    client = connect(
+        settings.broker_url or DEFAULT_BROKER_URL,
+        ca_file=settings.broker_ca_file,
+        timeout_s=_TIMEOUT_S,
+    )
+    store = RedisStore(client, prefix=settings.key_prefix)
+    try:
+        workers = store.workers()
+    finally:
+        store.close()
+    name = None if name is None else name.replace("%h", host)
+    problem = probe_problem(workers, host=host, name=name, now=time.time(), within_s=within_s)
+    if problem is None:
+        return 0
+    click.echo(f"fanout: {problem}", err=True)
+    return 1

@@ -1,0 +1,276 @@
+"""Gathers the facts: the only part of the doctor that touches a server, a disk or a model."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import ipaddress
+import platform
+import statistics
+import tempfile
+import time
+from contextlib import suppress
+from importlib import metadata
+from typing import TYPE_CHECKING, Any, cast
+
+import msgspec
+from redis.exceptions import RedisError, ResponseError
+
+from fanout import broker
+from fanout.doctor.facts import (
+    Connection,
+    EmbeddedFacts,
+    FleetFacts,
+    MachineFacts,
+    ModelFacts,
+    ServerFacts,
+)
+from fanout.embedded import EmbeddedFleet
+from fanout.errors import BrokerError, EmbeddedError, ModelError, UnknownRunError
+from fanout.llm import make_llm
+from fanout.llm.assets import WEIGHTS
+from fanout.messages import Messages
+from fanout.queues import Queues
+from fanout.runs import RunStatus
+from fanout.stores import RedisStore, connect
+from fanout.stores.connection import address_of
+
+if TYPE_CHECKING:
+    from fanout.client import Client
+    from fanout.settings import Settings
+    from fanout.stores import RunRecord
+
+__all__ = ["Server", "embedded_facts", "local_model_facts", "machine_facts", "model_facts"]
+
+_PINGS = 20
+_TIMEOUT_S = 5.0
+# A message that is on its way from one list to another is seen the second time.
+_AGAIN_S = 1.0
+_SCANNED_KEYS = 100_000
+_PAGE = 1_000
+_MODEL_S = 20.0
+_PINNED = ("celery", "kombu", "redis")
+_CONFIG = ("appendonly", "appendfsync", "client-output-buffer-limit", "timeout")
+
+
+class Server:
+    """A server, and the fleet on it. To be closed.
+
+    Raises:
+        BrokerError: It does not answer, or refuses the credentials.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._redis = connect(
+            settings.broker_url or "", ca_file=settings.broker_ca_file, timeout_s=_TIMEOUT_S
+        )
+        self._store = RedisStore(self._redis, prefix=settings.key_prefix)
+        self._store.ping()
+
+    def close(self) -> None:
+        """Release connections."""
+        self._store.close()
+
+    def connection(self) -> Connection:
+        """Return how the server is reached."""
+        took_ms = []
+        for _ in range(_PINGS):
+            began_at = time.perf_counter()
+            self._store.ping()
+            took_ms.append((time.perf_counter() - began_at) * 1_000)
+        options: dict[str, Any] = self._redis.connection_pool.connection_kwargs
+        url = self._settings.broker_url or ""
+        return Connection(
+            address=address_of(self._redis),
+            is_loopback=not url.startswith("sentinel://") and _is_loopback(options.get("host")),
+            has_tls=url.startswith("rediss://"),
+            has_password=bool(options.get("password")),
+            user=self._ask(self._redis.acl_whoami),
+            ping_ms=statistics.median(took_ms),
+            pings=_PINGS,
+        )
+
+    def _ask(self, command: Any, *args: Any) -> Any:
+        """Return what a command gives, or None where the user may not run it."""
+        try:
+            return command(*args)
+        except ResponseError:
+            # Not allowed, or, as managed servers do with CONFIG, taken away.
+            return None
+        except RedisError as error:
+            raise BrokerError(f"the broker does not answer: {error}") from error
+
+    def facts(self) -> ServerFacts:
+        """Return what the server says of itself."""
+        began_at = time.time()
+        said = self._ask(self._redis.time)
+        # As its answer was under way for as long as our question, it is from the middle of both.
+        middle = (began_at + time.time()) / 2
+        info = self._ask(self._redis.info)
+        config = self._ask(self._redis.config_get, *_CONFIG)
+        return ServerFacts(
+            info=None if info is None else {key: str(value) for key, value in info.items()},
+            config=None if config is None else {k: str(v) for k, v in config.items()},
+            ahead_s=None if said is None else said[0] + said[1] / 1e6 - middle,
+        )
+
+    def fleet(self) -> FleetFacts:
+        """Return what there is of a fleet."""
+        runs = list(self._active())
+        going = [run for run in runs if run.status is not RunStatus.PAUSED]
+        return FleetFacts(
+            workers=self._store.workers(),
+            queues=Queues(self._redis).state().queues,
+            active=len(going),
+            stalled=self._stalled(going),
+            paused=len(runs) - len(going),
+            prefix=self._settings.key_prefix,
+            other_prefixes=self._other_prefixes(),
+            wire=self._store.wire(),
+            own_wire=broker.WIRE_VERSION,
+            own_version=metadata.version("fanout-llm"),
+            visibility_timeout_s=self._settings.visibility_timeout_s,
+        )
+
+    def _active(self) -> list[RunRecord]:
+        runs = []
+        for run_id in self._store.active_runs():
+            with suppress(UnknownRunError):
+                runs.append(self._store.run(run_id))
+        return runs
+
+    def _stalled(self, runs: list[RunRecord]) -> dict[str, str] | None:
+        """Return the runs that have no message, and their status; None: not allowed to look."""
+        try:
+            return self._without_message(runs) if runs else {}
+        except BrokerError as error:
+            if isinstance(error.__cause__, ResponseError):
+                return None
+            raise
+
+    def _without_message(self, runs: list[RunRecord]) -> dict[str, str]:
+        messages = Messages(self._redis)
+        missing = {run.run_id for run in runs} - messages.task_ids().keys()
+        if missing:
+            time.sleep(_AGAIN_S)
+            missing -= messages.task_ids().keys()
+        still = {run.run_id: run for run in self._active()}
+        return {run_id: still[run_id].status.value for run_id in sorted(missing) if run_id in still}
+
+    def _other_prefixes(self) -> tuple[str, ...]:
+        own = f"{self._settings.key_prefix}:wire"
+        found, cursor, pages = set[str](), 0, _SCANNED_KEYS // _PAGE
+        for _ in range(pages):
+            answer = self._ask(self._scan, cursor)
+            if answer is None:
+                break
+            cursor, keys = answer
+            found |= {key.decode(errors="replace") for key in keys}
+            if cursor == 0:
+                break
+        return tuple(sorted(key.removesuffix(":wire") for key in found - {own}))
+
+    def _scan(self, cursor: int) -> tuple[int, list[bytes]]:
+        answer = self._redis.scan(cursor, match="*:wire", count=_PAGE)
+        return cast("tuple[int, list[bytes]]", answer)
+
+
+def _is_loopback(host: str | None) -> bool:
+    if host in {None, "localhost"}:
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def machine_facts() -> MachineFacts:
+    """Return what is installed here."""
+    wanted = dict(_requirement(line) for line in metadata.requires("fanout-llm") or ())
+    return MachineFacts(
+        python=platform.python_version(),
+        fanout=metadata.version("fanout-llm"),
+        libraries=tuple((name, wanted.get(name, ""), _version(name)) for name in _PINNED),
+    )
+
+
+def _requirement(line: str) -> tuple[str, str]:
+    """Return name and bounds of ``redis[hiredis]>=8.0; marker``."""
+    text = line.partition(";")[0].strip()
+    end = next((i for i, letter in enumerate(text) if letter in "<>=!~[ ("), len(text))
+    bounds = text[end:].rpartition("]")[2].strip(" ()")
+    return text[:end].lower(), bounds
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def embedded_facts(settings: Settings) -> EmbeddedFacts:
+    """Start what a run without a broker would start, and look at what it would need."""
+    start_s, problem = _start()
+    weights = settings.cache_dir / WEIGHTS.name
+    return EmbeddedFacts(
+        start_s=start_s,
+        start_problem=problem,
+        cache_dir=str(settings.cache_dir),
+        cache_problem=_write_problem(settings),
+        has_extra=importlib.util.find_spec("xllamacpp") is not None,
+        has_weights=weights.is_file() and weights.stat().st_size == WEIGHTS.size,
+        has_pip=importlib.util.find_spec("pip") is not None,
+    )
+
+
+def _start() -> tuple[float | None, str | None]:
+    began_at = time.monotonic()
+    try:
+        with EmbeddedFleet(concurrency=0) as fleet:
+            store = RedisStore(connect(fleet.broker_url, timeout_s=_TIMEOUT_S))
+            try:
+                store.ping()
+            finally:
+                store.close()
+            return time.monotonic() - began_at, None
+    except (EmbeddedError, BrokerError, OSError) as error:
+        return None, " ".join(str(error).split())
+
+
+def _write_problem(settings: Settings) -> str | None:
+    try:
+        settings.cache_dir.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=settings.cache_dir):
+            return None
+    except OSError as error:
+        return error.strerror
+
+
+def model_facts(client: Client, model: str, *, workers: int) -> ModelFacts:
+    """Ask a worker about a model."""
+    answer = client.check_model(model, timeout_s=_MODEL_S)
+    if answer is None:
+        return ModelFacts(model=model, asked=workers, is_answered=False)
+    return ModelFacts(model=model, asked=workers, problem=answer.message)
+
+
+def local_model_facts(settings: Settings, model: str) -> ModelFacts:
+    """Check a model here: no worker can be asked, or the calls would be made here anyway."""
+    facts = ModelFacts(model=model, asked=None if settings.broker_url is None else 0)
+
+    async def check() -> None:
+        llm = make_llm(model, settings=settings, concurrency=1)
+        try:
+            await llm.check()
+        finally:
+            await llm.aclose()
+
+    try:
+        asyncio.run(check())
+    except ModelError as error:
+        return msgspec.structs.replace(facts, problem=str(error))
+    except Exception as error:  # noqa: BLE001 - a model may be anybody's function
+        return msgspec.structs.replace(facts, problem=f"{type(error).__name__}: {error}")
+    return facts

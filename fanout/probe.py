@@ -1,0 +1,54 @@
+"""Whether the workers of a machine take messages, from what they say of themselves."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from fanout.stores import WorkerRecord
+
+__all__ = ["probe_problem"]
+
+
+def probe_problem(
+    workers: Iterable[WorkerRecord], *, host: str, name: str | None, now: float, within_s: float
+) -> str | None:
+    """Return in one line why the workers of a machine do not consume, or None where they do.
+
+    Args:
+        workers: All workers that the fleet knows.
+        host: The machine's name.
+        name: The node name of the one worker that counts; None: all of the machine.
+        now: Seconds since the epoch, by this machine's clock, which is also its workers'.
+        within_s: How long ago a worker may have last said so.
+    """
+    if name is None:
+        ours = [worker for worker in workers if worker.host == host]
+        missing = f"no live worker on {host} is known to the fleet"
+    else:
+        ours = [worker for worker in workers if name in _names(worker)]
+        missing = f"no live worker {name} is known to the fleet"
+    problems = (_problem(worker, now, within_s) for worker in ours)
+    return next((problem for problem in problems if problem), None) if ours else missing
+
+
+def _names(worker: WorkerRecord) -> tuple[str, str]:
+    """Return a worker's node name, and the part of it that needs no host."""
+    return worker.name, worker.name.partition("@")[0]
+
+
+def _problem(worker: WorkerRecord, now: float, within_s: float) -> str | None:
+    silent_s = now - worker.sent_at
+    if silent_s > within_s:
+        return f"worker {worker.name} has said nothing for {silent_s:.0f} s"
+    if not worker.polled_at:
+        return f"worker {worker.name} has not begun to take messages"
+    idle_s = now - worker.polled_at
+    if idle_s > within_s:
+        return (
+            f"worker {worker.name} is alive, but has not looked for messages for {idle_s:.0f} s "
+            f"although it has free slots: restart it"
+        )
+    return None
