@@ -123,7 +123,7 @@ class Client:
         wire = self._connected(spec.model)
         wire.preflight(spec.model, check=self._check_fleet, wait=self.is_embedded)
         run_id = "".join(secrets.choice(_ALPHABET) for _ in range(_ID_LENGTH))
-        now = time.time()
+        now = wire.store.now()
         wire.store.create_run(
             run_id,
             spec=spec.model_dump_json(),

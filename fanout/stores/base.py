@@ -305,6 +305,9 @@ class Fleet(Protocol):
     def totals(self) -> Totals:
         """Return what the fleet has done so far."""
 
+    def now(self) -> float:
+        """Return the time, in seconds since the epoch, by the one clock that all machines share."""
+
     def ping(self) -> None:
         """Make sure that the store answers. Raises BrokerError."""
 

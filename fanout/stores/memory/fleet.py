@@ -66,6 +66,10 @@ class MemoryFleet(MemoryBase):
         """See Store."""
         return self._totals
 
+    def now(self) -> float:
+        """See Store."""
+        return time.time()
+
     def ping(self) -> None:
         """See Store."""
 
