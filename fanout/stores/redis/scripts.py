@@ -170,7 +170,8 @@ if tonumber(ARGV[2]) >= 0 then
     local lanes = redis.call('HGET', KEYS[2], ARGV[2])
     if lanes then
         redis.call('HDEL', KEYS[2], ARGV[2])
-        redis.call('HINCRBY', KEYS[1], 'used', -tonumber(lanes))
+        -- Not -tonumber(lanes): that of 0 is -0, which Redis 7 takes for no integer.
+        redis.call('HINCRBY', KEYS[1], 'used', 0 - tonumber(lanes))
     end
 end
 local cap, lane, written = field('cap'), field('lane'), field('written')
