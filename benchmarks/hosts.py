@@ -45,6 +45,7 @@ exec "$@"
 """
 # The dynamic linker knows what $LIB is.
 _CLOCK = "/usr/$LIB/faketime/libfaketimeMT.so.1"
+_SKEWED = Path(__file__).with_name("skewed")
 
 
 def why_not() -> str | None:
@@ -140,6 +141,7 @@ class Host:
         self._link = link
         self._names = names
         self._ahead_s = ahead_s
+        self._started: list[Process] = []
 
     def command(self, words: Sequence[str]) -> list[str]:
         """Return what runs a command there, as the same process."""
@@ -151,7 +153,7 @@ class Host:
             return []
         fake = [f"LD_PRELOAD={_CLOCK}", f"FAKETIME={self._ahead_s:+.0f}s"]
         # What waits for some seconds waits as long as it would elsewhere.
-        return ["env", *fake, "FAKETIME_DONT_FAKE_MONOTONIC=1"]
+        return ["env", *fake, "FAKETIME_DONT_FAKE_MONOTONIC=1", f"PYTHONPATH={_SKEWED}"]
 
     def run(
         self, words: Sequence[str], *, env: Mapping[str, str] | None = None, timeout_s: float = 60
@@ -170,7 +172,14 @@ class Host:
         self, words: Sequence[str], *, log: Path, env: Mapping[str, str] | None = None
     ) -> Process:
         """Start a command there, in the folder of its log; it ends with the hosts at the latest."""
-        return Process(self.command(words), log=log, env=env or {})
+        process = Process(self.command(words), log=log, env=env or {})
+        self._started.append(process)
+        return process
+
+    def end(self) -> None:
+        """End all that was started here, at once."""
+        for process in self._started:
+            process.kill()
 
     def cut(self) -> None:
         """Take its link down: whatever is sent, either way, is lost without a word."""
@@ -238,6 +247,8 @@ class Hosts:
 
     def close(self) -> None:
         """End all that runs on the hosts, and remove them."""
+        for host in self._hosts.values():
+            host.end()
         _remove(re.escape(self._prefix))
 
     def __enter__(self) -> Self:
