@@ -20,10 +20,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
-from chaos.network import Network, why_not
+from chaos.fleet import host_name
 from chaos.schedule import KINDS, Fleet
 from chaos.table import markdown, totals, whole
 from chaos.trial import Options, run_trial
+from hosts import Hosts, why_not
 
 if TYPE_CHECKING:
     from chaos.trial import Report
@@ -79,12 +80,14 @@ def chosen(given: argparse.Namespace) -> Options:
 
 
 def one(seed: int, options: Options, folder: Path) -> Report:
-    network = Network(options.fleet.workers) if "cut_network" in options.kinds else None
-    try:
-        report = run_trial(seed, options, folder / f"seed{seed}", network)
-    finally:
-        if network is not None:
-            network.close()
+    trial = folder / f"seed{seed}"
+    if "cut_network" in options.kinds:
+        with Hosts() as hosts:
+            for slot in range(options.fleet.workers):
+                hosts.add(host_name(slot))
+            report = run_trial(seed, options, trial, hosts)
+    else:
+        report = run_trial(seed, options, trial, None)
     progress = "good" if report.is_good else "BAD"
     print(f"seed {seed}: {progress} after {report.seconds} s", file=sys.stderr, flush=True)
     return report

@@ -126,9 +126,9 @@ class Client:
         claim_as_client(wire.store)
         wire.preflight(spec.model, check=self._check_fleet, wait=self.is_embedded)
         run_id = "".join(secrets.choice(_ALPHABET) for _ in range(_ID_LENGTH))
-        now = time.time()
         # Again, as the check may have taken long.
         claim_as_client(wire.store)
+        now = wire.store.now()
         wire.store.create_run(
             run_id,
             spec=spec.model_dump_json(),

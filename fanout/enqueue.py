@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections import defaultdict
 from itertools import chain, islice, zip_longest
 from pathlib import Path
@@ -30,7 +29,6 @@ __all__ = [
     "checked_documents",
     "close_input",
     "fleet_window",
-    "is_overdue",
     "open_stage",
     "retry_failed",
     "settle",
@@ -261,14 +259,9 @@ def close_input(store: Store, publisher: Publisher, run_id: str) -> None:
     publisher.seal(run_id, 0, shards=sealed.shards)
 
 
-def is_overdue(run: RunRecord) -> bool:
-    """Say whether the deadline of a run has passed."""
-    return run.deadline_at is not None and time.time() >= run.deadline_at
-
-
 def settle(store: Store, publisher: Publisher, run: RunRecord) -> None:
     """Let a run end that was stopped, or is overdue, before all of its input was read."""
-    if run.has_ended or not (run.halt or is_overdue(run)) or store.stage(run.run_id, 0).sealed:
+    if run.has_ended or not (run.halt or run.is_overdue) or store.stage(run.run_id, 0).sealed:
         return
     if run.halt is None:
         message = "the deadline passed before the input was read"

@@ -72,7 +72,7 @@ class Run:
             errors=branches.errors,
             usage=_total_usage([stage.usage for stage in stages if stage.done]),
             created_at=run.created_at,
-            elapsed_s=(run.ended_at or time.time()) - run.created_at,
+            elapsed_s=(run.ended_at or run.read_at) - run.created_at,
             stage=run.stage,
             error=run.error,
             workers=len(self._store.workers()),

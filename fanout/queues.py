@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING, cast
 
 import msgspec
@@ -92,16 +91,17 @@ class Queues:
         """Return how full the broker is: two round trips. Raises BrokerError."""
         try:
             with self._redis.pipeline() as pipe:
+                pipe.time()
                 pipe.hlen(UNACKED)
                 pipe.zrange(UNACKED_INDEX, 0, 0, withscores=True)
                 for name in QUEUES:
                     pipe.llen(name)
                     # Kombu pushes on the left, and takes on the right.
                     pipe.lindex(name, -1)
-                taken, oldest, *ends = pipe.execute()
+                (now_s, now_us), taken, oldest, *ends = pipe.execute()
         except RedisError as error:
             raise BrokerError(f"the broker's queues cannot be read: {error}") from error
-        now = time.time()
+        now = now_s + now_us / 1e6
         numbered = zip(QUEUES, ends[::2], ends[1::2], strict=True)
         return QueueState(
             queues=tuple(

@@ -10,7 +10,7 @@ import logging
 import time
 from typing import TYPE_CHECKING
 
-from fanout.enqueue import fleet_window, is_overdue, settle, unpark
+from fanout.enqueue import fleet_window, settle, unpark
 from fanout.errors import UnknownRunError
 from fanout.healing import Heal, Remedy, heal_shard, heal_stage
 from fanout.logs import about
@@ -114,7 +114,7 @@ class Reaper:
 
     def _forget(self, run_id: str) -> None:
         # It has expired: ending it takes it off the list.
-        self._store.end_run(run_id, RunStatus.FAILED, ended_at=time.time())
+        self._store.end_run(run_id, RunStatus.FAILED, ended_at=self._store.now())
 
     def _stalled(self, run: RunRecord) -> dict[_Key, StageProgress]:
         if run.has_ended:
@@ -189,7 +189,7 @@ class Reaper:
         if remedy.heal is Heal.FAIL:
             message = f"{where} could not be collected: see the logs of the workers"
             is_first = self._store.end_run(
-                run_id, RunStatus.FAILED, ended_at=time.time(), error=message
+                run_id, RunStatus.FAILED, ended_at=self._store.now(), error=message
             )
             if is_first and self._on_end is not None:
                 self._on_end(run_id)
@@ -235,4 +235,4 @@ class Reaper:
 
 def _is_over(run: RunRecord) -> bool:
     """Say whether a paused run must go on in order to end."""
-    return run.halt is not None or is_overdue(run)
+    return run.halt is not None or run.is_overdue

@@ -1,9 +1,11 @@
-"""A provider on loopback that answers as it is told."""
+"""A provider on this machine that answers as it is told."""
 
 from __future__ import annotations
 
 import json
+import sys
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any
 
@@ -11,19 +13,35 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    # A fleet begins its calls all at once.
+    request_queue_size = 256
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Bear a caller that has gone."""
+        if not isinstance(sys.exc_info()[1], ConnectionError):
+            super().handle_error(request, client_address)
+
+
 class Provider:
     """Serves what `status`, `headers` and `body` (or `bodies`, by path) say; keeps requests.
 
-    Where `respond` is set, it gets headers and JSON of each request, and returns status and body.
+    A body may be a function of the request and its caller. `callers` has the address that each
+    request came from; it is answered after `delay_s`. Where `respond` is set, it gets headers and
+    JSON of each request, and returns status and body.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, address: str = "127.0.0.1") -> None:
         self.status = 200
         self.body: Any = {}
         self.bodies: dict[str, Any] = {}
         self.headers: dict[str, str] = {}
         self.respond: Callable[[dict[str, str], Any], tuple[int, Any]] | None = None
         self.requests: list[tuple[str, dict[str, str], Any]] = []
+        self.callers: list[str] = []
+        self.delay_s = 0.0
+        lock = threading.Lock()
         provider = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -33,11 +51,14 @@ class Provider:
                 data = self.rfile.read(int(self.headers.get("content-length") or 0))
                 headers = {name.lower(): value for name, value in self.headers.items()}
                 request = json.loads(data or "null")
-                provider.requests.append((self.path, headers, request))
+                with lock:
+                    provider.requests.append((self.path, headers, request))
+                    provider.callers.append(caller := str(self.client_address[0]))
+                time.sleep(provider.delay_s)
                 status, told = provider.status, provider.bodies.get(self.path, provider.body)
                 if provider.respond is not None:
                     status, told = provider.respond(headers, request)
-                body = json.dumps(told).encode()
+                body = json.dumps(told(request, caller) if callable(told) else told).encode()
                 self.send_response(status)
                 for name, value in provider.headers.items():
                     self.send_header(name, value)
@@ -51,9 +72,8 @@ class Provider:
             def log_message(self, *args: object) -> None:
                 pass
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        self._server = _Server((address, 0), Handler)
+        self.url = f"http://{address}:{self._server.server_port}"
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,))
         self._thread.start()
 

@@ -43,6 +43,7 @@ def make_worker_app(settings: Settings, *, owns_process: bool = False) -> Celery
     # Here, and not before the process was started: a process's first environment can be seen.
     os.environ.update(key_files(os.environ))
     app = make_app(settings, takes_messages=True)
+    app.amqp_cls = "workers.clock:ServerClockAMQP"
     app.conf.update(
         # By default threads: LLM calls wait on one asyncio loop, a thread only holds the task.
         worker_pool=settings.pool,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections import defaultdict
 from enum import Enum
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -111,7 +110,7 @@ class InFlight:
             return None
         if run.halt is not None:
             return Stop.HALTED
-        if has_deadline and run.deadline_at is not None and time.time() >= run.deadline_at:
+        if has_deadline and run.is_overdue:
             return Stop.EXPIRED
         return None
 

@@ -11,7 +11,6 @@ begins these (fanout.stores.Store.begin).
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING, Any
 
 from celery import bootsteps
@@ -21,6 +20,7 @@ from redis.exceptions import RedisError
 from fanout.broker import connect_broker
 from fanout.errors import BrokerError
 from fanout.messages import UNACKED_INDEX
+from workers.clock import renew
 from workers.ticker import Ticker
 
 if TYPE_CHECKING:
@@ -66,9 +66,7 @@ class Leases(bootsteps.StartStopStep):  # type: ignore[misc]
         tags = held_tags(self._worker)
         try:
             for start in range(0, len(tags), _PAGE):
-                page = tags[start : start + _PAGE]
-                # Only what is still there: a message that was acknowledged meanwhile stays away.
-                self._redis.zadd(UNACKED_INDEX, dict.fromkeys(page, time.time()), xx=True)
+                renew(self._redis, UNACKED_INDEX, tags[start : start + _PAGE])
         except RedisError as error:
             raise BrokerError(f"leases cannot be renewed: {error}") from error
 

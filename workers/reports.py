@@ -90,7 +90,7 @@ class Reports:
             run.status.value,
             _counts(stages[0].done, kinds),
             _usage(stages),
-            (run.ended_at or time.time()) - (run.reopened_at or run.created_at),
+            (run.ended_at or run.read_at) - (run.reopened_at or run.created_at),
             extra=about(run_id),
         )
         _bear(lambda: self._telemetry.run(run, stages))

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from celery.exceptions import Ignore, Reject
-from celery.worker.request import Request
 
 from workers.branches import BranchFailed
+from workers.clock import ServerClockRequest
 
 if TYPE_CHECKING:
     from billiard.einfo import ExceptionInfo
@@ -19,7 +19,7 @@ class PostponedError(Ignore):  # type: ignore[misc]
     """This message has done its work; the task itself is published again later."""
 
 
-class ReportsAll(Request):  # type: ignore[misc]
+class ReportsAll(ServerClockRequest):
     """A request of which a monitor hears how it ended, whatever way that was.
 
     Celery says nothing of a task that is ignored or goes back to its queue: it would be shown as

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
 from collections import OrderedDict
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -149,7 +148,7 @@ class Runtime:
 
     def end_run(self, run_id: str, status: RunStatus, *, error: str | None = None) -> None:
         """Give a run its final status, and report that where this is the first."""
-        if self.store.end_run(run_id, status, ended_at=time.time(), error=error):
+        if self.store.end_run(run_id, status, ended_at=self.store.now(), error=error):
             self.reports.run_ended(run_id)
 
     def on_close(self, callback: Callable[[], None]) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from fanout.enqueue import fleet_window, is_overdue, take_back
+from fanout.enqueue import fleet_window, take_back
 from fanout.messages import seen_of_shard
 from fanout.runs import ErrorKind, Outcome, RunStatus
 from workers import reductions
@@ -57,7 +57,7 @@ def _ending(run: RunRecord, stage: int) -> tuple[ErrorKind, str] | None:
     """Return what becomes of branches that are not published because their run is to end."""
     if run.halt:
         return ErrorKind.CANCELLED, "the run was stopped before this branch was called"
-    if stage == 0 and is_overdue(run):
+    if stage == 0 and run.is_overdue:
         return ErrorKind.EXPIRED, "the run's deadline passed before this branch was called"
     return None
 

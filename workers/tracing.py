@@ -191,7 +191,7 @@ class Tracing:
             "fanout.succeeded": stages[0].succeeded,
             "fanout.failed": stages[0].failed,
         }
-        span = (run.reopened_at or run.created_at, run.ended_at or time.time())
+        span = (run.reopened_at or run.created_at, run.ended_at or run.read_at)
         failed = "run_failed" if run.status is RunStatus.FAILED else None
         self._write(
             trace, "fanout.run", _RUN, None, span, attributes, error=failed, links=_first(run)

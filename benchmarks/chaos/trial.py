@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     import redis
+    from hosts import Hosts
 
-    from chaos.network import Network
     from chaos.schedule import Fault
     from fanout.client import Run
 
@@ -134,12 +134,12 @@ class Report(msgspec.Struct, kw_only=True):
         return not bad and self.is_aggregate_right
 
 
-def run_trial(seed: int, options: Options, folder: Path, network: Network | None) -> Report:
+def run_trial(seed: int, options: Options, folder: Path, hosts: Hosts | None) -> Report:
     """Carry out the schedule of a seed against a run; ``folder`` keeps ledger and logs."""
     folder.mkdir(parents=True)
-    server = Server(folder / "server", host=network.host if network else None)
+    server = Server(folder / "server", host=hosts.address if hosts else None)
     try:
-        trial = _Trial(seed, options, folder, network, server)
+        trial = _Trial(seed, options, folder, hosts, server)
         return trial.run()
     finally:
         server.close()
@@ -147,12 +147,12 @@ def run_trial(seed: int, options: Options, folder: Path, network: Network | None
 
 class _Trial:
     def __init__(
-        self, seed: int, options: Options, folder: Path, network: Network | None, server: Server
+        self, seed: int, options: Options, folder: Path, hosts: Hosts | None, server: Server
     ) -> None:
         self._seed = seed
         self._options = options
         self._folder = folder
-        self._network = network
+        self._hosts = hosts
         self._server = server
         self._ledger = folder / "ledger"
         self._ledger.touch()
@@ -166,7 +166,7 @@ class _Trial:
             concurrency=self._options.concurrency,
             pool=slot.pool,
             env=self._options.environment(),
-            network=self._network,
+            hosts=self._hosts,
             slot=slot.number,
         )
 
@@ -188,7 +188,7 @@ class _Trial:
                 self._server,
                 clients,
                 watcher,
-                self._network,
+                self._hosts,
                 self._start_worker,
             )
             try:

@@ -323,6 +323,9 @@ class Fleet(Protocol):
     def wire(self) -> int | None:
         """Return the version of the wire format that the fleet speaks; None: nobody ever spoke."""
 
+    def now(self) -> float:
+        """Return the time, in seconds since the epoch, by the one clock that all machines share."""
+
     def ping(self) -> None:
         """Make sure that the store answers. Raises BrokerError."""
 

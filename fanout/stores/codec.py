@@ -152,8 +152,8 @@ def decode_kinds(text: str) -> frozenset[ErrorKind]:
     return frozenset(ErrorKind(kind) for kind in text.split(",")) if text else frozenset()
 
 
-def decode_run(run_id: str, values: list[bytes | None]) -> RunRecord:
-    """Return the run of the values of RUN_FIELDS."""
+def decode_run(run_id: str, values: list[bytes | None], *, read_at: float) -> RunRecord:
+    """Return the run of the values of RUN_FIELDS, as they were at ``read_at``."""
     text = dict(zip(RUN_FIELDS, (v and v.decode() for v in values), strict=True))
     status = RunStatus(text["status"] or "")
     return RunRecord(
@@ -168,6 +168,7 @@ def decode_run(run_id: str, values: list[bytes | None]) -> RunRecord:
         deadline_at=float(text["deadline_at"]) if text["deadline_at"] else None,
         error=text["error"] or None,
         retry=decode_kinds(str(text["retry"] or "")),
+        read_at=read_at,
     )
 
 

@@ -139,7 +139,7 @@ class ShardState(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """The state of a run.
+    """The state of a run. All times are by the store's clock, as those of machines differ.
 
     Attributes:
         run_id: Its name.
@@ -154,6 +154,7 @@ class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
         deadline_at: Seconds since the epoch after which no branch is begun, or None.
         error: One line that says why the run failed, or None.
         retry: The kinds of failure that the latest retry processes again.
+        read_at: When this was its state, in seconds since the epoch.
     """
 
     run_id: str
@@ -167,6 +168,12 @@ class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
     deadline_at: float | None = None
     error: str | None = None
     retry: frozenset[ErrorKind] = frozenset()
+    read_at: float = 0.0
+
+    @property
+    def is_overdue(self) -> bool:
+        """Whether its deadline had passed."""
+        return self.deadline_at is not None and self.read_at >= self.deadline_at
 
     @property
     def last_stage(self) -> int:

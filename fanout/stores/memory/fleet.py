@@ -88,6 +88,10 @@ class MemoryFleet(MemoryBase):
         """See Store."""
         return self._wire
 
+    def now(self) -> float:
+        """See Store."""
+        return time.time()
+
     def ping(self) -> None:
         """See Store."""
 

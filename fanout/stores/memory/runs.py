@@ -44,9 +44,10 @@ class MemoryRuns(MemoryBase):
     def run(self, run_id: str) -> RunRecord:
         """See Store."""
         run = self._run(run_id)
-        if run.is_paused and not run.record.has_ended:
-            return msgspec.structs.replace(run.record, status=RunStatus.PAUSED)
-        return run.record
+        record = msgspec.structs.replace(run.record, read_at=time.time())
+        if run.is_paused and not record.has_ended:
+            return msgspec.structs.replace(record, status=RunStatus.PAUSED)
+        return record
 
     def run_ids(self) -> list[str]:
         """See Store."""

@@ -31,12 +31,17 @@ from fanout.stores.redis import scripts
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["FINAL", "RedisBase", "translated"]
+__all__ = ["FINAL", "RedisBase", "seconds", "translated"]
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
 _COMMAND = re.compile(r"^Command # \d+ \(.*\) of pipeline caused error: ", re.DOTALL)
 FINAL = tuple(sorted(TERMINAL))
+
+
+def seconds(time: tuple[int, int]) -> float:
+    """Return what the server says the time is, in seconds since the epoch."""
+    return time[0] + time[1] / 1e6
 
 
 def translated(method: Callable[_P, _R]) -> Callable[_P, _R]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, cast
 
 from fanout.stores import codec
-from fanout.stores.redis.base import RedisBase, translated
+from fanout.stores.redis.base import RedisBase, seconds, translated
 
 if TYPE_CHECKING:
     from fanout.stores.records import Totals, WorkerRecord
@@ -67,8 +67,8 @@ class RedisFleet(RedisBase):
             pipe.time()
             pipe.zrange(known, 0, -1, withscores=True)
             pipe.hgetall(records)
-            (now_s, now_us), until, said = pipe.execute()
-        now = now_s + now_us / 1e6
+            time, until, said = pipe.execute()
+        now = seconds(time)
         live = ((name, lapses) for name, lapses in until if lapses > now and name in said)
         return [codec.decode_worker(said[name], lapses) for name, lapses in sorted(live)]
 
@@ -94,6 +94,11 @@ class RedisFleet(RedisBase):
         """See Store."""
         version = cast("bytes | None", self._redis.get(self._wire))
         return None if version is None else int(version)
+
+    @translated
+    def now(self) -> float:
+        """See Store."""
+        return seconds(self._redis.time())
 
     @translated
     def ping(self) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, cast
 from fanout.errors import UnknownRunError
 from fanout.runs import RunStatus
 from fanout.stores import codec
-from fanout.stores.redis.base import FINAL, translated
+from fanout.stores.redis.base import FINAL, seconds, translated
 from fanout.stores.redis.stages import RedisStages
 
 if TYPE_CHECKING:
@@ -50,10 +50,13 @@ class RedisRuns(RedisStages):
     @translated
     def run(self, run_id: str) -> RunRecord:
         """See Store."""
-        values = cast("list[bytes | None]", self._redis.hmget(self._run(run_id), codec.RUN_FIELDS))
+        with self._redis.pipeline(transaction=False) as pipe:
+            pipe.time()
+            pipe.hmget(self._run(run_id), codec.RUN_FIELDS)
+            time, values = pipe.execute()
         if values[0] is None:
             raise UnknownRunError(run_id)
-        return codec.decode_run(run_id, values)
+        return codec.decode_run(run_id, values, read_at=seconds(time))
 
     def runs(self) -> Iterator[RunRecord]:
         """See Store."""

@@ -20,10 +20,12 @@ __all__ = [
     "PAUSE_MODEL",
     "PUT_SHARD",
     "RECORD",
+    "RENEW",
     "REOPEN_RUN",
     "REOPEN_SHARD",
     "SEAL",
     "SET_STATUS",
+    "TAKE",
     "TAKE_SLOT",
     "UNBEGIN",
 ]
@@ -65,6 +67,24 @@ local claim = table.concat({ARGV[3], ARGV[8], ARGV[9], now + tonumber(ARGV[10])}
 redis.call('HSET', KEYS[4], 'a:' .. ARGV[1], deliveries + 1, 't:' .. ARGV[1], claim)
 if deliveries == 0 then redis.call('EXPIRE', KEYS[4], ARGV[2]) end
 return {'go', deliveries + 1}
+"""
+
+# KEYS index, messages; ARGV tag, message. Where kombu keeps what workers have taken, but by the
+# server's clock: those of machines differ.
+TAKE = """
+local time = redis.call('TIME')
+redis.call('ZADD', KEYS[1], time[1] + time[2] / 1e6, ARGV[1])
+redis.call('HSET', KEYS[2], ARGV[1], ARGV[2])
+return 1
+"""
+
+# KEYS index; ARGV tags. Only what is still there: a message that was acknowledged stays away.
+RENEW = """
+local time = redis.call('TIME')
+for _, tag in ipairs(ARGV) do
+    redis.call('ZADD', KEYS[1], 'XX', time[1] + time[2] / 1e6, tag)
+end
+return 1
 """
 
 # KEYS state; ARGV position, token. A call that was handed back has not been tried.
@@ -151,7 +171,8 @@ if tonumber(ARGV[2]) >= 0 then
     local lanes = redis.call('HGET', KEYS[2], ARGV[2])
     if lanes then
         redis.call('HDEL', KEYS[2], ARGV[2])
-        redis.call('HINCRBY', KEYS[1], 'used', -tonumber(lanes))
+        -- Not -tonumber(lanes): that of 0 is -0, which Redis 7 takes for no integer.
+        redis.call('HINCRBY', KEYS[1], 'used', 0 - tonumber(lanes))
     end
 end
 local cap, lane, written = field('cap'), field('lane'), field('written')
