@@ -8,8 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from fanout.admission import workers_wanted
 from fanout.errors import UnknownRunError
+from fanout.queue_names import BRANCHES_QUEUE
 from fanout.results import latency_row
+from fanout.settings import Settings
 from fanout.stores import StageWindow
 
 if TYPE_CHECKING:
@@ -56,6 +59,19 @@ class FleetStatus:
     def in_flight(self) -> int:
         """Branches that they have in flight, as they last said."""
         return sum(worker.in_flight for worker in self.workers)
+
+    @property
+    def workers_wanted(self) -> int:
+        """How many workers would have all branches that there are in flight at once."""
+        waiting = sum(queue.waiting for queue in self.queues if queue.name == BRANCHES_QUEUE)
+        takers = [w.concurrency for w in self.workers if BRANCHES_QUEUE in w.queues]
+        # What is taken and is no branch is little, and soon done.
+        return workers_wanted(
+            waiting=waiting,
+            taken=self.leases.taken,
+            concurrencies=takers,
+            usual=Settings.model_fields["concurrency"].default,
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as JSON-able values; latency as percentiles."""

@@ -121,6 +121,8 @@ def _of_queues(fleet: FleetStatus) -> Iterator[Metric]:
 
 def _of_workers(fleet: FleetStatus) -> Iterator[Metric]:
     yield _gauge("workers", "Live workers.", len(fleet.workers))
+    text = "Workers that would have all branches that there are in flight at once."
+    yield _gauge("workers_wanted", text, fleet.workers_wanted)
     concurrency = {worker.name: worker.concurrency for worker in fleet.workers}
     yield _gauges("worker_concurrency", "Branches it can hold.", "worker", concurrency)
     in_flight = {worker.name: worker.in_flight for worker in fleet.workers}

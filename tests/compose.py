@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from typing import Self
 
-    from chaos.network import Network
+    from hosts import Host, Hosts
 
 BIN = Path(sys.executable).parent
 _LOOPBACK = "127.0.0.1"
@@ -99,7 +99,7 @@ class ComposeOnHost:
 
     Args:
         folder: Where secrets, data and logs go.
-        network: Namespaces for services that are given a ``slot``; the others stay outside, and the
+        hosts: Machines for services that are started ``on`` one; the others stay here, and the
             server can be reached from within.
         files: The compose files.
         env: What ``.env`` would say.
@@ -109,15 +109,14 @@ class ComposeOnHost:
         self,
         folder: Path,
         *,
-        network: Network | None = None,
+        hosts: Hosts | None = None,
         files: Iterable[str] = ("docker-compose.yml",),
         env: dict[str, str] | None = None,
     ) -> None:
         self._folder = folder
-        self._network = network
         self._is_encrypted = any(file.endswith("tls.yml") for file in files)
         self._ports: dict[str, str] = {"0": "0"}
-        self.host = network.host if network is not None else _LOOPBACK
+        self.host = hosts.address if hosts is not None else _LOOPBACK
         options = ["--broker", f"{self.host}:{self.port(6379)}"]
         if self._is_encrypted:
             options.append("--tls")
@@ -142,10 +141,13 @@ class ComposeOnHost:
         base = {"PATH": f"{BIN}:{os.environ['PATH']}", "HOME": str(self._folder), "LANG": "C.UTF-8"}
         return {**base, **{key: self._translated(name, value) for key, value in told.items()}}
 
-    def run(self, name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    def run(
+        self, name: str, *arguments: str, on: Host | None = None
+    ) -> subprocess.CompletedProcess[str]:
         """``docker compose run --rm NAME ARGUMENTS``."""
+        command = self._command(name, [str(BIN / "fanout"), *arguments])
         return subprocess.run(
-            self._command(name, [str(BIN / "fanout"), *arguments]),
+            command if on is None else on.command(command),
             env=self.environment(name),
             cwd=self._folder,
             stdin=subprocess.DEVNULL,
@@ -154,7 +156,7 @@ class ComposeOnHost:
             check=False,
         )
 
-    def start(self, name: str, *, slot: int | None = None, **env: str) -> Service:
+    def start(self, name: str, *, on: Host | None = None, **env: str) -> Service:
         """Start one container's worth of a service; ``env`` is added to what the file says."""
         service = self._config["services"][name]
         number = sum(one.name.startswith(f"{name}-") for one in self._started) + 1
@@ -166,7 +168,7 @@ class ComposeOnHost:
         log = self._folder / f"{host}.log"
         with log.open("ab") as stream:
             process = subprocess.Popen(
-                self._placed(self._command(name, command), host, slot),
+                self._placed(self._command(name, command), host, on),
                 env=given,
                 cwd=self._folder,
                 stdin=subprocess.DEVNULL,
@@ -178,16 +180,16 @@ class ComposeOnHost:
             name=host,
             process=process,
             log=log,
-            probe=self._placed(self._command(name, probe), host, slot),
+            probe=self._placed(self._command(name, probe), host, on),
             env=given,
             grace_s=seconds(service["stop_grace_period"]),
         )
         self._started.append(started)
         return started
 
-    def start_and_wait(self, name: str, *, slot: int | None = None, **env: str) -> Service:
+    def start_and_wait(self, name: str, *, on: Host | None = None, **env: str) -> Service:
         """Start a service, and wait until its health check passes."""
-        started = self.start(name, slot=slot, **env)
+        started = self.start(name, on=on, **env)
         until = time.monotonic() + 20
         while not started.is_healthy():
             assert time.monotonic() < until, f"{name} is not healthy: {started.log}"
@@ -238,26 +240,26 @@ class ComposeOnHost:
         return mounts
 
     def _prometheus_folder(self, mounts: dict[str, str]) -> Path:
-        """The mounted folder, but with the addresses and paths of this machine."""
+        """The mounted folder, but with the addresses and paths of this machine, and in a hurry."""
         folder = self._folder / "prometheus"
         shutil.copytree(mounts["/etc/prometheus"], folder, dirs_exist_ok=True)
         text = (folder / "prometheus.yml").read_text()
         text = text.replace("/run/secrets", str(self.secrets))
         text = text.replace("metrics:9808", f"{_LOOPBACK}:{self.port(9808)}")
         text = text.replace(f"{_LOOPBACK}:9090", f"{_LOOPBACK}:{self.port(9090)}")
+        text = re.sub(r"(_interval|_timeout): \d+s", r"\1: 1s", text)
         (folder / "prometheus.yml").write_text(text)
         return folder
 
-    def _placed(self, command: list[str], host: str, slot: int | None) -> list[str]:
+    def _placed(self, command: list[str], host: str, on: Host | None) -> list[str]:
         """The command with a host name, and a place in the network, of its own."""
+        if on is not None:
+            return on.command(command)
         if os.geteuid() == 0 and shutil.which("unshare"):
             named = ["unshare", "--uts", "sh", "-c", 'hostname "$0" && exec "$@"', host]
             command = [*named, *command]
         elif command[1:2] == ["worker"]:
             command = [*command, "--hostname", f"celery@{host}"]
-        if slot is not None:
-            assert self._network is not None, "a slot is one of a network"
-            command = self._network.inside(slot, command)
         return command
 
     def close(self) -> None:

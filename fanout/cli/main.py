@@ -55,9 +55,9 @@ _COMMANDS = {
 # As they are listed in ``--help``.
 _GROUPS = {
     "Jobs": ["run", "submit", "results"],
-    "Look": ["status", "watch", "runs", "errors", "workers"],
+    "Look": ["status", "watch", "runs", "errors", "report", "workers"],
     "Steer": ["cancel", "pause", "unpause", "retry", "resume", "delete"],
-    "Operate": ["worker", "probe", "doctor", "metrics", "heal", "completion"],
+    "Operate": ["worker", "flower", "metrics", "doctor", "probe", "heal", "completion"],
 }
 
 _USAGE = 2

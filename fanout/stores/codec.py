@@ -37,7 +37,6 @@ __all__ = [
     "encode_shard",
     "encode_worker",
     "held_positions",
-    "seconds",
 ]
 
 # Level 1 halves JSON text at some 100 MB/s; higher levels cost more than the bytes they save.
@@ -260,11 +259,6 @@ def decode_worker(data: bytes, lapses_at: float) -> WorkerRecord:
 
 
 _said = msgspec.json.Decoder(_Said).decode
-
-
-def seconds(time: tuple[int, int]) -> float:
-    """Return the server's answer to TIME as seconds since the epoch."""
-    return time[0] + time[1] / 1e6
 
 
 _LIMIT_FIELDS = {"r": "requests_until", "t": "tokens_until", "b": "blocked_until"}

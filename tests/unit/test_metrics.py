@@ -12,6 +12,7 @@ from fanout.fleet import FleetStatus
 from fanout.latency import BOUNDS_S, Latency, bucket_of
 from fanout.limits import LimitState
 from fanout.metrics import FleetCollector, families
+from fanout.queue_names import BRANCHES_QUEUE
 from fanout.queues import Leases, Memory, Queue
 from fanout.runs import ErrorKind, RunStatus, Usage
 from fanout.stores import StageWindow, Totals, WorkerRecord
@@ -122,8 +123,11 @@ def test_memory_that_may_not_be_seen_is_left_out():
 
 
 def test_workers_and_their_load():
-    workers = [WorkerRecord(name="a@x", concurrency=8, in_flight=3), WorkerRecord(name="b@y")]
-    shown = scrape(Fixed(fleet(workers=workers)))
+    taker = WorkerRecord(name="a@x", concurrency=8, in_flight=3, queues=(BRANCHES_QUEUE,))
+    queues = (Queue(name=BRANCHES_QUEUE, waiting=13),)
+    status = fleet(workers=[taker, WorkerRecord(name="b@y")], queues=queues, leases=Leases(taken=8))
+    shown = scrape(Fixed(status))
+    assert shown["fanout_workers_wanted",] == 3
     assert shown["fanout_workers",] == 2
     assert shown["fanout_worker_concurrency", "a@x"] == 8
     assert shown["fanout_worker_in_flight", "a@x"] == 3

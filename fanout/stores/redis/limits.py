@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from fanout.limits import BURST_S, MAX_AHEAD_S, LimitState, Slot
 from fanout.stores import codec
-from fanout.stores.redis.base import RedisBase, translated
+from fanout.stores.redis.base import RedisBase, seconds, translated
 
 if TYPE_CHECKING:
     from fanout.limits import Rates
@@ -46,7 +46,7 @@ class RedisLimits(RedisBase):
             pipe.time()
             pipe.hget(self._limits, f"b:{model}")
             now, until = pipe.execute()
-        return 0.0 if until is None else max(0.0, float(until) - codec.seconds(now))
+        return 0.0 if until is None else max(0.0, float(until) - seconds(now))
 
     @translated
     def limits(self) -> dict[str, LimitState]:
@@ -55,4 +55,4 @@ class RedisLimits(RedisBase):
             pipe.time()
             pipe.hgetall(self._limits)
             now, fields = pipe.execute()
-        return codec.decode_limits(cast("dict[bytes, bytes]", fields), codec.seconds(now))
+        return codec.decode_limits(cast("dict[bytes, bytes]", fields), seconds(now))
