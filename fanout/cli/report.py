@@ -50,7 +50,7 @@ def command(run_id: str, out: str | None, broker_url: str | None, as_json: bool)
             sys.stdout.buffer.write(render(run).encode())
             sys.stdout.flush()
         else:
-            click.echo(_write(run, Path(out or f"fanout-{run_id}.html")))
+            click.echo(_write(run, Path(out or f"fanout-{run.run_id}.html")))
 
 
 def _figures(run: Run) -> dict[str, Any]:

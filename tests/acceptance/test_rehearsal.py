@@ -165,7 +165,8 @@ def _workers(client):
 def _take_pictures(shown, run_id, folder, tmp_path):
     needs("chromium", "chromedriver")
     folder.mkdir(parents=True, exist_ok=True)
-    with Browser(tmp_path / "browser", width=1400, height=560) as browser:
+    (tmp_path / "browser").mkdir()
+    with Browser(tmp_path / "browser", width=1400, height=860) as browser:
         root = shown.url(5555).replace("http://", f"http://{shown.login}@")
         browser.open(f"{root}/workers")
         browser.wait_for("worker-3")
