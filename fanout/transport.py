@@ -2,6 +2,7 @@
 
 A worker reads whatever is in its queues. Kombu alone lets an item that is no message, or one that
 cannot be decoded, end the consumer, and the next one after it.
+Leases go by the server's clock (fanout.qos).
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from kombu.connection import ConnectionPool, PooledConnection
 from kombu.transport import redis as kombu_redis
 
 from fanout.errors import BrokerError
+from fanout.qos import ServerClockQoS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -75,6 +77,7 @@ class _Limited:
     """What the channels of both transports change in kombu's."""
 
     Message = _LimitedMessage
+    QoS = ServerClockQoS
     max_message_bytes = 0
     # Whether what is being read has turned out to be a message.
     is_message = False

@@ -20,7 +20,7 @@ from redis.exceptions import RedisError
 from fanout.broker import connect_broker
 from fanout.errors import BrokerError
 from fanout.messages import UNACKED_INDEX
-from workers.clock import renew
+from fanout.qos import renew
 from workers.ticker import Ticker
 
 if TYPE_CHECKING:

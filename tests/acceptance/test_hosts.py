@@ -94,7 +94,7 @@ class Fleet:
             started[name] = host.start(command, log=self.folder / f"{name}.log", env=env)
         for name, process in started.items():
             # What the logs and Flower call it.
-            _wait_until_it_says(process, f"celery@{name} ready.")
+            _wait_until_it_says(process, f"@{name} ready.")
         return started
 
     def fanout(self, *words: str, status: int = 0, host: Host | None = None):

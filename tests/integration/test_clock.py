@@ -14,6 +14,7 @@ from kombu.transport import virtual
 
 from fanout import Client, broker
 from fanout.messages import UNACKED, UNACKED_INDEX
+from fanout.qos import ServerClockQoS, renew
 from fanout.settings import load_settings
 from workers import clock
 from workers.config import make_worker_app
@@ -97,7 +98,7 @@ def test_a_lease_is_renewed_to_what_the_server_says(machine, channel, client, ah
     tag = take(channel)
     machine(ahead_s)
     client.zincrby(UNACKED_INDEX, -20, tag)
-    clock.renew(client, UNACKED_INDEX, [tag, "of a message that was settled"])
+    renew(client, UNACKED_INDEX, [tag, "of a message that was settled"])
     assert abs(age_s(client, tag)) < 5
     assert client.zcard(UNACKED_INDEX) == 1
 
@@ -117,11 +118,13 @@ def test_what_is_taken_is_kept_as_kombu_keeps_it(channel, client):
 def test_all_that_a_worker_opens_goes_by_the_servers_clock(app):
     """Whichever channel it is: kombu looks for lapsed leases from any of them."""
     with app.connection_for_read() as connection:
-        assert isinstance(connection.default_channel.qos, clock.ServerClockQoS)
-        assert isinstance(connection.channel().qos, clock.ServerClockQoS)
+        assert isinstance(connection.default_channel.qos, ServerClockQoS)
+        assert isinstance(connection.channel().qos, ServerClockQoS)
         assert connection.as_uri().startswith("redis://")
+        # As all others, it takes nothing that is too large, or no message.
+        assert connection.default_channel.max_message_bytes > 0
         with connection.clone() as other:
-            assert isinstance(other.default_channel.qos, clock.ServerClockQoS)
+            assert isinstance(other.default_channel.qos, ServerClockQoS)
 
 
 def test_behind_sentinels_it_stays_so_when_the_next_one_is_asked():
@@ -129,7 +132,7 @@ def test_behind_sentinels_it_stays_so_when_the_next_one_is_asked():
     app = make_worker_app(load_settings(broker_url=url))
     connection = app.connection_for_read()
     for _ in range(3):
-        assert connection.get_transport_cls().Channel.QoS is clock.ServerClockQoS
+        assert connection.get_transport_cls().Channel.QoS is ServerClockQoS
         connection.maybe_switch_next()
     app.close()
 
