@@ -25,7 +25,12 @@ class Worker:
     """A `celery -A workers.app worker` process. ``patches`` are as for patched_worker.py."""
 
     def __init__(
-        self, url: str, log: Path, *options: str, patches: dict[str, object] | None, **env: str
+        self,
+        url: str,
+        log: Path,
+        *options: str,
+        patches: dict[str, object] | None = None,
+        **env: str,
     ) -> None:
         self.name = f"w{os.urandom(3).hex()}@test"
         self.log = log
