@@ -26,7 +26,7 @@ from fanout.errors import BrokerError
 from fanout.patience import PASSING_ERRORS
 from fanout.runs import TERMINAL
 from fanout.stores.connection import address_of
-from fanout.stores.redis import scripts
+from fanout.stores.redis import fleet_scripts, scripts
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -101,11 +101,11 @@ class RedisBase:
         self._redis = client
         self._prefix = prefix
         self._ttl_s = ttl_s
-        self._alive = client.register_script(scripts.ALIVE)
-        self._take_slot = client.register_script(scripts.TAKE_SLOT)
-        self._correct_slot = client.register_script(scripts.CORRECT_SLOT)
-        self._pause_model = client.register_script(scripts.PAUSE_MODEL)
-        self._beat = client.register_script(scripts.BEAT)
+        self._alive = client.register_script(fleet_scripts.ALIVE)
+        self._take_slot = client.register_script(fleet_scripts.TAKE_SLOT)
+        self._correct_slot = client.register_script(fleet_scripts.CORRECT_SLOT)
+        self._pause_model = client.register_script(fleet_scripts.PAUSE_MODEL)
+        self._beat = client.register_script(fleet_scripts.BEAT)
         self._begin = client.register_script(scripts.BEGIN)
         self._record = client.register_script(scripts.RECORD)
         self._open = client.register_script(scripts.OPEN_SHARDS)
@@ -117,10 +117,10 @@ class RedisBase:
         self._reopen_run = client.register_script(scripts.REOPEN_RUN)
         self._unbegin = client.register_script(scripts.UNBEGIN)
         self._pause = client.register_script(scripts.PAUSE)
-        self._lock = client.register_script(scripts.LOCK)
+        self._lock = client.register_script(fleet_scripts.LOCK)
         self._seal = client.register_script(scripts.SEAL)
         self._reopen_shard = client.register_script(scripts.REOPEN_SHARD)
-        self._claim_wire = client.register_script(scripts.CLAIM_WIRE)
+        self._claim_wire = client.register_script(fleet_scripts.CLAIM_WIRE)
 
     @property
     def address(self) -> str:

@@ -1,4 +1,4 @@
-"""The store's Lua: each script is one step that must not be seen half done.
+"""The store's Lua for runs: each script is one step that must not be seen half done.
 
 The server runs a script atomically, and it costs one round trip.
 """
@@ -6,18 +6,12 @@ The server runs a script atomically, and it costs one round trip.
 from __future__ import annotations
 
 __all__ = [
-    "ALIVE",
-    "BEAT",
     "BEGIN",
-    "CLAIM_WIRE",
     "COMPACT",
-    "CORRECT_SLOT",
     "END_RUN",
     "HALT",
-    "LOCK",
     "OPEN_SHARDS",
     "PAUSE",
-    "PAUSE_MODEL",
     "PUT_SHARD",
     "RECORD",
     "RENEW",
@@ -26,7 +20,6 @@ __all__ = [
     "SEAL",
     "SET_STATUS",
     "TAKE",
-    "TAKE_SLOT",
     "UNBEGIN",
 ]
 
@@ -93,38 +86,6 @@ local claim = redis.call('HGET', KEYS[1], 't:' .. ARGV[1])
 if not claim or claim:match('^%S+') ~= ARGV[2] then return 0 end
 redis.call('HINCRBY', KEYS[1], 'a:' .. ARGV[1], -1)
 redis.call('HDEL', KEYS[1], 't:' .. ARGV[1])
-return 1
-"""
-
-# KEYS holders; ARGV holder, ttl, for how long one that has lapsed is remembered. A beat that comes
-# late was held up, and mostly by the server being away: then all that were alive at the beat before
-# it get as much time again, or the first to come back would take the others for dead.
-BEAT = """
-local time = redis.call('TIME')
-local now, ttl = tonumber(time[1]) + tonumber(time[2]) / 1e6, tonumber(ARGV[2])
-local until_then = redis.call('ZSCORE', KEYS[1], ARGV[1])
-if until_then and now > tonumber(until_then) - ttl / 3 then
-    local before = tonumber(until_then) - ttl
-    for _, holder in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], before, '+inf')) do
-        redis.call('ZADD', KEYS[1], now + ttl, holder)
-    end
-end
-redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now - tonumber(ARGV[3]))
-redis.call('ZADD', KEYS[1], now + ttl, ARGV[1])
-return 1
-"""
-
-# KEYS workers, their records; ARGV name, record, ttl, for how long a silent one is remembered. By
-# the server's clock: those of machines differ.
-ALIVE = """
-local time = redis.call('TIME')
-local now = tonumber(time[1]) + tonumber(time[2]) / 1e6
-for _, name in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now - tonumber(ARGV[4]))) do
-    redis.call('ZREM', KEYS[1], name)
-    redis.call('HDEL', KEYS[2], name)
-end
-redis.call('ZADD', KEYS[1], now + tonumber(ARGV[3]), ARGV[1])
-redis.call('HSET', KEYS[2], ARGV[1], ARGV[2])
 return 1
 """
 
@@ -288,14 +249,6 @@ if redis.call('HEXISTS', KEYS[1], 'halt') == 1 then return 0 end
 return redis.call('HSETNX', KEYS[1], 'paused', 1)
 """
 
-# KEYS lock; ARGV holder, ttl. Returns whether the holder has it now.
-LOCK = """
-local holder = redis.call('GET', KEYS[1])
-if holder and holder ~= ARGV[1] then return 0 end
-redis.call('SET', KEYS[1], ARGV[1], 'EX', ARGV[2])
-return 1
-"""
-
 # KEYS run, stage 0, its open shards, result, active, parked, shards taken back; ARGV ttl, run id,
 # kinds to retry, and the final statuses. Returns whether it was this call that reopened it.
 REOPEN_RUN = """
@@ -337,65 +290,4 @@ for i = last + 1, #ARGV do
     redis.call('HINCRBY', KEYS[1], 'kind:' .. ARGV[i], -1)
 end
 return 1
-"""
-
-# KEYS limits; ARGV model, seconds that the request takes up, that its tokens do, the burst, the
-# furthest ahead, ttl. Returns {wait in seconds, whether it is taken} as strings: Lua's numbers
-# would lose their fractions. The same as fanout.limits.take; ``r:``, ``t:`` and ``b:`` and the
-# model are until when requests and tokens are paid for, and nothing is let through.
-TAKE_SLOT = """
-local time = redis.call('TIME')
-local now = tonumber(time[1]) + tonumber(time[2]) / 1e6
-local known = redis.call('HMGET', KEYS[1], 'r:' .. ARGV[1], 't:' .. ARGV[1], 'b:' .. ARGV[1])
-local requests, tokens = tonumber(known[1] or 0), tonumber(known[2] or 0)
-local request_s, tokens_s, burst = tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
-local start = math.max(now, tonumber(known[3] or 0))
-if request_s > 0 then start = math.max(start, requests - burst) end
-if tokens_s > 0 then start = math.max(start, tokens - burst) end
-local wait, ahead = start - now, tonumber(ARGV[5])
-if wait > ahead then return {tostring(wait - ahead / 2), '0'} end
-redis.call('HSET', KEYS[1],
-    'r:' .. ARGV[1], string.format('%.6f', math.max(requests, start) + request_s),
-    't:' .. ARGV[1], string.format('%.6f', math.max(tokens, start) + tokens_s))
-redis.call('EXPIRE', KEYS[1], ARGV[6])
-return {tostring(wait), '1'}
-"""
-
-# KEYS limits; ARGV model, seconds that the tokens take up, which may be negative.
-CORRECT_SLOT = """
-if redis.call('HEXISTS', KEYS[1], 't:' .. ARGV[1]) == 0 then return 0 end
-redis.call('HINCRBYFLOAT', KEYS[1], 't:' .. ARGV[1], ARGV[2])
-return 1
-"""
-
-# KEYS limits, totals; ARGV model, seconds, ttl.
-PAUSE_MODEL = """
-local time = redis.call('TIME')
-local lapses = tonumber(time[1]) + tonumber(time[2]) / 1e6 + tonumber(ARGV[2])
-local before = tonumber(redis.call('HGET', KEYS[1], 'b:' .. ARGV[1]) or 0)
-redis.call('HINCRBY', KEYS[2], 'pauses', 1)
-if lapses > before then
-    redis.call('HSET', KEYS[1], 'b:' .. ARGV[1], string.format('%.6f', lapses))
-    redis.call('EXPIRE', KEYS[1], ARGV[3])
-end
-return 1
-"""
-
-# KEYS wire, who speaks it, active; ARGV version, holder, ttl, what the key of a run begins with.
-# Returns the fleet's version, which is the one asked for unless somebody still needs another. A run
-# that expired may still be among the active ones.
-CLAIM_WIRE = """
-local time = redis.call('TIME')
-local now = tonumber(time[1]) + tonumber(time[2]) / 1e6
-redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', now)
-local spoken = redis.call('GET', KEYS[1])
-if spoken and spoken ~= ARGV[1] then
-    if redis.call('ZCARD', KEYS[2]) > 0 then return tonumber(spoken) end
-    for _, run in ipairs(redis.call('SMEMBERS', KEYS[3])) do
-        if redis.call('EXISTS', ARGV[4] .. run) == 1 then return tonumber(spoken) end
-    end
-end
-if spoken ~= ARGV[1] then redis.call('SET', KEYS[1], ARGV[1]) end
-redis.call('ZADD', KEYS[2], now + tonumber(ARGV[3]), ARGV[2])
-return tonumber(ARGV[1])
 """
