@@ -5,7 +5,8 @@ from __future__ import annotations
 import secrets
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ from fanout.broker import Preflight, connect_broker, make_app, make_store
 from fanout.chords import Publisher
 from fanout.embedded import EmbeddedFleet, InProcessFleet
 from fanout.enqueue import Enqueuer, checked_documents, close_input
-from fanout.errors import AmbiguousRunError, BrokerError, ModelError
+from fanout.errors import AmbiguousRunError, BrokerError, ModelError, UnknownRunError
 from fanout.fleet import FleetStatus, fleet_status
 from fanout.handle import AWAY_S, Run, polls
 from fanout.messages import Messages
@@ -26,10 +27,10 @@ from fanout.spec import RunSpec, make_spec
 from fanout.wire import claim_as_client
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Container, Iterable, Iterator, Mapping
     from typing import Self
 
-    from fanout.runs import Document
+    from fanout.runs import Document, RunStatus
     from fanout.settings import Settings
     from fanout.stores import Store
 
@@ -217,25 +218,27 @@ class Client:
             UnknownRunError: There is no such run.
             AmbiguousRunError: There are several.
         """
-        run_ids = self._connected().store.run_ids()
-        if prefix in run_ids:
+        with suppress(UnknownRunError):
             return self.run(prefix)
-        found = [run_id for run_id in run_ids if run_id.startswith(prefix)]
-        if prefix == LATEST:
-            found = run_ids[:1]
+        store = self._connected().store
+        found = list(islice(store.runs(), 1) if prefix == LATEST else store.runs(prefix))
+        # A variable of a script that is empty does not mean the only run.
+        if not prefix or not found:
+            raise UnknownRunError(prefix)
         if len(found) > 1:
-            raise AmbiguousRunError(prefix, found)
-        return self.run(found[0] if found else prefix)
+            raise AmbiguousRunError(prefix, {run.run_id: run.status.value for run in found})
+        return self.run(found[0].run_id)
 
-    def runs(self) -> Iterator[Run]:
-        """Yield the runs that have not expired, the newest first."""
+    def runs(self, statuses: Container[RunStatus] | None = None) -> Iterator[Run]:
+        """Yield the runs that have not expired, the newest first.
+
+        Args:
+            statuses: Only those that are in one of these; None is all.
+        """
         wire = self._connected()
         for record in wire.store.runs():
-            yield Run(record.run_id, wire.store, wire.publisher, self._check_fleet)
-
-    def active_runs(self) -> list[str]:
-        """Return the ids of the runs that have not ended."""
-        return self._connected().store.active_runs()
+            if statuses is None or record.status in statuses:
+                yield Run(record.run_id, wire.store, wire.publisher, self._check_fleet)
 
     def workers(self) -> dict[str, int]:
         """Return the concurrency of each live worker, by name."""

@@ -178,11 +178,12 @@ class AmbiguousRunError(RunError):
         run_ids: These runs, the newest first.
     """
 
-    def __init__(self, prefix: str, run_ids: list[str]) -> None:
-        shown = ", ".join(run_ids[:_SHOWN_IDS])
-        more = f" and {len(run_ids) - _SHOWN_IDS} more" if len(run_ids) > _SHOWN_IDS else ""
-        super().__init__(f"{len(run_ids)} runs have ids that begin with {prefix!r}: {shown}{more}")
-        self.run_ids = run_ids
+    def __init__(self, prefix: str, statuses: dict[str, str]) -> None:
+        named = [f"{run_id} ({status})" for run_id, status in statuses.items()]
+        shown = ", ".join(named[:_SHOWN_IDS])
+        more = f" and {len(named) - _SHOWN_IDS} more" if len(named) > _SHOWN_IDS else ""
+        super().__init__(f"{len(named)} runs have ids that begin with {prefix!r}: {shown}{more}")
+        self.run_ids = list(statuses)
 
 
 class WaitTimeoutError(RunError):

@@ -39,6 +39,8 @@ class FleetStatus:
         window: How many shards are in flight, and how many lanes; the sum of these runs.
         totals: What was done since the store was new.
         limits: How far the rate limits of models are used, in seconds from now.
+        active: The runs that have not ended, the newest first.
+        read_at: When this was so, in seconds since the epoch, by the store's clock.
     """
 
     workers: list[WorkerRecord]
@@ -49,6 +51,8 @@ class FleetStatus:
     window: StageWindow
     totals: Totals
     limits: dict[str, LimitState]
+    active: tuple[str, ...] = ()
+    read_at: float = 0.0
 
     @property
     def concurrency(self) -> int:
@@ -83,7 +87,7 @@ class FleetStatus:
 def fleet_status(store: Store, queues: Queues) -> FleetStatus:
     """Return what a fleet is doing. Raises BrokerError."""
     state = queues.state()
-    runs = list(_active(store))
+    runs = sorted(_active(store), key=lambda run: run.created_at, reverse=True)
     windows = [store.window(run.run_id, run.stage) for run in runs]
     return FleetStatus(
         workers=store.workers(),
@@ -94,6 +98,8 @@ def fleet_status(store: Store, queues: Queues) -> FleetStatus:
         window=_sum(windows),
         totals=store.totals(),
         limits=store.limits(),
+        active=tuple(run.run_id for run in runs),
+        read_at=store.now(),
     )
 
 

@@ -9,6 +9,7 @@ from redis.exceptions import RedisError
 
 from fanout.errors import BrokerError
 from fanout.messages import UNACKED, UNACKED_INDEX
+from fanout.patience import PASSING_ERRORS
 from fanout.queue_names import QUEUES
 
 if TYPE_CHECKING:
@@ -100,7 +101,9 @@ class Queues:
                     pipe.lindex(name, -1)
                 (now_s, now_us), taken, oldest, *ends = pipe.execute()
         except RedisError as error:
-            raise BrokerError(f"the broker's queues cannot be read: {error}") from error
+            is_passing = isinstance(error, PASSING_ERRORS)
+            message = f"the broker's queues cannot be read: {error}"
+            raise BrokerError(message, is_passing=is_passing) from error
         now = now_s + now_us / 1e6
         numbered = zip(QUEUES, ends[::2], ends[1::2], strict=True)
         return QueueState(

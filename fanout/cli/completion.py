@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
+import threading
+import time
+from contextlib import suppress
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import click
-from click.shell_completion import CompletionItem, get_completion_class
+from click.shell_completion import CompletionItem, ShellComplete, get_completion_class
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from fanout.stores import RunRecord
 
-__all__ = ["command", "complete_run"]
+__all__ = ["command", "complete_files", "complete_run"]
 
 _SHELLS = ("bash", "zsh", "fish")
 # Whoever presses Tab does not wait for a server that is away.
 _PATIENCE_S = 1.0
 _SHOWN = 50
+_EPILOG = """\b
+bash:  eval "$(fanout completion bash)" in ~/.bashrc
+zsh:   eval "$(fanout completion zsh)" in ~/.zshrc, behind compinit
+fish:  fanout completion fish > ~/.config/fish/completions/fanout.fish"""
 
 
-@click.command("completion", epilog='For bash: eval "$(fanout completion bash)" in ~/.bashrc.')
+@click.command("completion", epilog=_EPILOG)
 @click.argument("shell", type=click.Choice(_SHELLS))
 @click.pass_context
 def command(ctx: click.Context, shell: str) -> None:
@@ -27,35 +35,51 @@ def command(ctx: click.Context, shell: str) -> None:
     if found is None:  # pragma: no cover - click has all three
         raise click.UsageError(f"{shell} is not known to click")
     root = ctx.find_root()
-    click.echo(found(root.command, {}, "fanout", "_FANOUT_COMPLETE").source())
+    completion = found(root.command, {}, "fanout", "_FANOUT_COMPLETE")
+    # Not the class's own: that of bash wants to know first which bash there is on this machine.
+    click.echo(ShellComplete.source(completion))
+
+
+def complete_files(
+    _ctx: click.Context, _parameter: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
+    """Have the shell complete the names of files."""
+    return [CompletionItem(incomplete, type="file")]
 
 
 def complete_run(
     ctx: click.Context, _parameter: click.Parameter, incomplete: str
 ) -> list[CompletionItem]:
-    """Return the runs whose ids begin so, the newest first; none where no server answers."""
-    from fanout.errors import FanoutError
+    """Return the runs whose ids begin so, the newest first; none where no server answers soon."""
+    found: list[RunRecord] = []
 
-    try:
-        return list(_runs(ctx.params.get("broker_url"), incomplete))
-    except FanoutError:
-        return []
+    def look() -> None:
+        # Whatever is wrong, a traceback is no completion.
+        with suppress(Exception):
+            found.extend(_runs(ctx.params.get("broker_url"), incomplete))
+
+    # Not even for a name that no name server resolves: nothing else bounds that.
+    thread = threading.Thread(target=look, daemon=True)
+    thread.start()
+    thread.join(_PATIENCE_S)
+    return [CompletionItem(run.run_id, help=_about(run)) for run in found]
 
 
-def _runs(broker_url: str | None, incomplete: str) -> Iterator[CompletionItem]:
+def _runs(broker_url: str | None, prefix: str) -> list[RunRecord]:
     from fanout.settings import load_settings
     from fanout.stores import RedisStore, connect
 
     settings = load_settings(broker_url=broker_url)
     if settings.broker_url is None:
-        return
-    store = RedisStore(
-        connect(settings.broker_url, ca_file=settings.broker_ca_file, timeout_s=_PATIENCE_S),
-        prefix=settings.key_prefix,
-    )
+        return []
+    client = connect(settings.broker_url, ca_file=settings.broker_ca_file, timeout_s=_PATIENCE_S)
+    store = RedisStore(client, prefix=settings.key_prefix)
     try:
-        found = [run_id for run_id in store.run_ids() if run_id.startswith(incomplete)]
-        for run_id in found[:_SHOWN]:
-            yield CompletionItem(run_id, help=store.run(run_id).status.value)
+        return list(islice(store.runs(prefix), _SHOWN))
     finally:
         store.close()
+
+
+def _about(run: RunRecord) -> str:
+    created = time.strftime("%Y-%m-%d %H:%M", time.localtime(run.created_at))
+    return f"{run.status.value}, of {created}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import click
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from fanout.handle import Run
     from fanout.results import Status
 
-__all__ = ["conclude", "deliver", "follow", "json_option", "out_option", "quiet_option"]
+__all__ = ["Follower", "conclude", "deliver", "follow", "json_option", "out_option", "quiet_option"]
 
 out_option = click.option(
     "--out",
@@ -35,7 +35,20 @@ json_option = click.option(
 quiet_option = click.option("--quiet", "-q", is_flag=True, help="No progress on stderr.")
 
 
-def follow(run: Run, progress: Progress, *, on_status: Callable[[], None] = lambda: None) -> Status:
+class Follower(Protocol):
+    """Shows how a run goes on."""
+
+    def show(self, status: Status) -> None:
+        """Show the status, unless one was shown a moment ago and the run goes on."""
+
+    def away(self) -> None:
+        """Say that the server does not answer."""
+
+    def close(self) -> None:
+        """Make room for what is said at the end."""
+
+
+def follow(run: Run, progress: Follower, *, on_status: Callable[[], None] = lambda: None) -> Status:
     """Show how a run goes on until it has ended; ``on_status`` is called each time it is looked at.
 
     Raises:
@@ -47,7 +60,7 @@ def follow(run: Run, progress: Progress, *, on_status: Callable[[], None] = lamb
         on_status()
 
     status = run.wait(on_progress=on_progress, on_away=lambda _error: progress.away())
-    progress.clear()
+    progress.close()
     return status
 
 

@@ -4,27 +4,29 @@ from __future__ import annotations
 
 import json
 import sys
-import time
 from collections import Counter
+from contextlib import suppress
 from itertools import islice
 from typing import TYPE_CHECKING
 
 import click
-import msgspec
 
 from fanout.cli.delivery import deliver, json_option, out_option, quiet_option
 from fanout.cli.output import OutputFolder, error_row
 from fanout.cli.progress import Progress, summary
+from fanout.cli.screen import terminal_size
 from fanout.cli.session import (
+    RUN_EPILOG,
     broker_option,
     fleet,
+    kind_option,
     objects,
     one_object,
     one_run,
     run_argument,
     say,
 )
-from fanout.cli.view import workers_lines
+from fanout.cli.view import capacity_lines, runs_lines
 from fanout.errors import UnknownRunError
 from fanout.runs import ErrorKind, RunStatus
 
@@ -32,16 +34,17 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from pathlib import Path
 
-    from fanout.client import Client
     from fanout.handle import Run
     from fanout.results import Output, Status
 
 __all__ = ["errors", "results", "runs", "status", "workers"]
 
 _SHOWN_RUNS = 20
+# What is not read on a terminal is not cut.
+_ENDLESS = 10_000
 
 
-@click.command("status")
+@click.command("status", epilog=RUN_EPILOG)
 @run_argument
 @broker_option()
 @one_object
@@ -58,7 +61,7 @@ def _line(now: Status) -> str:
     return f"{summary(now)} · {now.error}" if now.error else summary(now)
 
 
-@click.command("results")
+@click.command("results", epilog=RUN_EPILOG)
 @run_argument
 @broker_option()
 @out_option
@@ -84,20 +87,19 @@ def results(
         return deliver(run, now, folder, progress, as_json=as_json)
 
 
-@click.command("errors")
+@click.command("errors", epilog=RUN_EPILOG)
 @run_argument
 @broker_option()
-@click.option(
-    "--kind",
-    "kinds",
-    multiple=True,
-    type=click.Choice([kind.value for kind in ErrorKind]),
-    help="Only branches that failed in this way; give several. [default: all]",
-)
+@kind_option
 @click.option(
     "--limit", metavar="N", type=click.IntRange(1), help="The first N only. [default: all]"
 )
-@click.option("--summary", "sums", is_flag=True, help="Each kind once: how many, and an example.")
+@click.option(
+    "--summary",
+    "sums",
+    is_flag=True,
+    help="Each kind once: how many, and an example; the most frequent first.",
+)
 @objects
 def errors(
     run_id: str,
@@ -111,11 +113,15 @@ def errors(
     with one_run(broker_url, run_id) as run:
         failed = _failed(run, frozenset(kinds))
         if sums:
-            _print_sums(failed, as_json=as_json)
+            _print_sums(failed, limit, as_json=as_json)
             return
         for branch in islice(failed, limit):
             row = error_row(branch)
             say(_error(row), row, as_json=as_json)
+        counts = run.status().errors
+    total = sum(count for kind, count in counts.items() if not kinds or kind.value in kinds)
+    if limit is not None and total > limit:
+        click.echo(f"and {total - limit:,} more", err=True)
 
 
 def _failed(run: Run, kinds: frozenset[str]) -> Iterator[Output]:
@@ -131,14 +137,14 @@ def _error(row: dict[str, object]) -> str:
     return f"{row['index']}\t{row['document']}\t{row['kind']}\t{message} ({attempts})"
 
 
-def _print_sums(failed: Iterable[Output], *, as_json: bool) -> None:
+def _print_sums(failed: Iterable[Output], limit: int | None, *, as_json: bool) -> None:
     counts: Counter[ErrorKind] = Counter()
     examples: dict[ErrorKind, dict[str, object]] = {}
     for branch in failed:
         if branch.kind is not None:
             counts[branch.kind] += 1
             examples.setdefault(branch.kind, error_row(branch))
-    for kind, count in counts.most_common():
+    for kind, count in counts.most_common(limit):
         example = examples[kind]
         text = f"{count:,}\t{kind.value}\tsuch as {_error(example)}"
         say(text, {"kind": kind.value, "count": count, "example": example}, as_json=as_json)
@@ -149,65 +155,64 @@ def _print_sums(failed: Iterable[Output], *, as_json: bool) -> None:
 @click.option(
     "--status",
     "statuses",
+    metavar="STATUS",
     multiple=True,
     type=click.Choice([status.value for status in RunStatus]),
-    help="Only runs in this status; give several. [default: all]",
+    help="Only runs that are enqueuing, running, reducing, paused, succeeded, failed or cancelled; "
+    "give several. [default: all]",
 )
 @click.option(
     "--limit",
     metavar="N",
     type=click.IntRange(0),
-    default=_SHOWN_RUNS,
-    show_default=True,
-    help="The newest N only; 0 is all.",
+    help=f"The newest N only; 0 is all. [default: {_SHOWN_RUNS} on a terminal, else all]",
 )
 @objects
 def runs(
     broker_url: str | None,
     statuses: tuple[str, ...],
-    limit: int,
+    limit: int | None,
     as_json: bool,  # noqa: FBT001 - a click flag
 ) -> None:
     """List the runs that the fleet remembers, the newest first."""
+    is_table = sys.stdout.isatty() and not as_json
+    if limit is None:
+        limit = _SHOWN_RUNS if is_table else 0
+    wanted = frozenset(RunStatus(status) for status in statuses) if statuses else None
     with fleet(broker_url) as client:
-        found = _statuses(client, frozenset(statuses))
-        shown = list(islice(found, limit or None))
-        has_more = bool(limit) and next(found, None) is not None
-        if not as_json and sys.stdout.isatty() and shown:
-            click.echo(f"{'RUN':<8}  {'CREATED':<19}  {'STATUS':<9}  BRANCHES")
-        for now in shown:
-            say(_row(now), now.to_dict(), as_json=as_json)
-        if has_more:
-            click.echo(f"these are the newest {limit}; --limit 0 lists all", err=True)
+        found = client.runs(wanted)
+        rows = list(_rows(islice(found, limit or None)))
+        more = sum(1 for _ in found)
+    if as_json:
+        for now, model in rows:
+            click.echo(json.dumps({**now.to_dict(), "model": model}, ensure_ascii=False))
+    else:
+        _print_table(rows, is_table=is_table)
+    if more:
+        click.echo(f"and {more:,} more: --limit 0 lists all", err=True)
 
 
-def _statuses(client: Client, wanted: frozenset[str]) -> Iterator[Status]:
-    for run in client.runs():
-        try:
-            now = run.status()
-        except UnknownRunError:
-            # It was deleted meanwhile.
-            continue
-        if not wanted or now.status.value in wanted:
-            yield now
+def _rows(runs: Iterable[Run]) -> Iterator[tuple[Status, str]]:
+    """Yield status and model of each run; one may have been deleted meanwhile."""
+    for run in runs:
+        with suppress(UnknownRunError):
+            yield run.status(), run.spec.model
 
 
-def _row(now: Status) -> str:
-    created = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(now.created_at))
-    failed = f", {now.failed:,} failed" if now.failed else ""
-    return f"{now.run_id}  {created}  {now.status.value:<9}  {now.done:,}/{now.total:,}{failed}"
+def _print_table(rows: list[tuple[Status, str]], *, is_table: bool) -> None:
+    width = terminal_size(sys.stdout).columns if is_table else _ENDLESS
+    lines = runs_lines(rows, width=width)
+    for line in lines if is_table else lines[1:]:
+        click.echo(line)
 
 
 @click.command("workers")
 @broker_option()
-@objects
+@one_object
 def workers(broker_url: str | None, as_json: bool) -> None:  # noqa: FBT001 - a click flag
-    """List the live workers with their load."""
+    """List the queues, and the live workers with their load."""
     with fleet(broker_url) as client:
-        found = client.fleet().workers
-    if as_json:
-        for worker in found:
-            click.echo(json.dumps(msgspec.to_builtins(worker)))
-    else:
-        for line in workers_lines(found, shown=len(found)):
-            click.echo(line)
+        now = client.fleet()
+    width = terminal_size(sys.stdout).columns if sys.stdout.isatty() else _ENDLESS
+    lines = capacity_lines(now, shown=len(now.workers), width=width)
+    say("\n".join(lines), now.to_dict(), as_json=as_json)

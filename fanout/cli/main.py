@@ -48,7 +48,7 @@ _COMMANDS = {
     "submit": ("fanout.cli.run:submit", "Submit a job to a fleet and return."),
     "unpause": ("fanout.cli.steer:unpause", "Let a paused run go on."),
     "watch": ("fanout.cli.watch:command", "Follow a run, or the whole fleet."),
-    "workers": ("fanout.cli.look:workers", "List the workers with their load."),
+    "workers": ("fanout.cli.look:workers", "List the queues, and the workers with their load."),
     "worker": ("fanout.cli.worker:command", "Process branches for a fleet."),
 }
 
@@ -65,6 +65,9 @@ _FAILURE = 1
 _INTERRUPTED = 130
 
 
+_CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+
+
 class _Commands(click.Group):
     """A group that knows its commands by name, and loads the one that is called."""
 
@@ -75,7 +78,9 @@ class _Commands(click.Group):
         from click.shell_completion import CompletionItem
 
         found = (name for name in self.list_commands(ctx) if name.startswith(incomplete))
-        return [CompletionItem(name, help=_COMMANDS[name][1]) for name in found]
+        items = [CompletionItem(name, help=_COMMANDS[name][1]) for name in found]
+        # Not the group's own, which would import each command to ask it for its help.
+        return items + click.Command.shell_complete(self, ctx, incomplete)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
         if cmd_name not in _COMMANDS:
@@ -101,7 +106,7 @@ def _show_version(ctx: click.Context, _parameter: click.Parameter, wanted: bool)
         ctx.exit()
 
 
-@click.command(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(cls=_Commands, context_settings=_CONTEXT)
 @click.option(
     "--version",
     is_flag=True,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
+from fanout.cli.completion import complete_files
 from fanout.errors import SpecError
 from fanout.spec import ReduceName, RunSpec, SplitName, load_job, make_spec
 
@@ -25,42 +26,48 @@ _OPTIONS = [
     click.option("--prompt", "-p", metavar="P", help="What to ask of each chunk; {input} is it."),
     click.option("--aspect", "aspects", metavar="NAME=P", multiple=True,
                  help="A named prompt; give several to ask several questions of each chunk."),
-    click.option("--samples", metavar="N", type=int, help="Answers for each chunk and prompt."),
+    click.option("--samples", metavar="N", type=int,
+                 help="Answers for each chunk and prompt. [default: 1]"),
     click.option("--aggregate", "aggregate_prompt", metavar="P",
                  help="What to ask of all the answers; {input} is them."),
     click.option("--reduce", type=click.Choice(get_args(ReduceName)),
                  help="How the answers become one. [default: llm with --aggregate, else none]"),
     click.option("--group-by", metavar="BY",
-                 help="document, aspect or a column: one aggregate for each."),
-    click.option("--system", metavar="P", help="The system prompt."),
-    click.option("--temperature", metavar="T", type=float, help="Sampling temperature, 0 to 2."),
-    click.option("--max-tokens", metavar="N", type=int, help="The longest answer of a branch."),
-    click.option("--aggregate-max-tokens", metavar="N", type=int, help="The longest aggregate."),
-    click.option("--seed", metavar="N", type=int, help="Sampling seed."),
-    click.option("--stop", metavar="S", multiple=True, help="A string that ends an answer."),
+                 help="document, aspect or a column: an aggregate for each. [default: one]"),
+    click.option("--system", metavar="P", help="The system prompt. [default: none]"),
+    click.option("--temperature", metavar="T", type=float,
+                 help="Sampling temperature, 0 to 2. [default: the model's]"),
+    click.option("--max-tokens", metavar="N", type=int,
+                 help="The longest answer of a branch, in tokens. [default: the model's]"),
+    click.option("--aggregate-max-tokens", metavar="N", type=int,
+                 help="The longest aggregate, in tokens. [default: the model's]"),
+    click.option("--seed", metavar="N", type=int, help="Sampling seed. [default: none]"),
+    click.option("--stop", metavar="S", multiple=True,
+                 help="A string that ends an answer; give several."),
     click.option("--output-format", type=click.Choice(["text", "json"]),
                  help="json refuses answers that are not JSON. [default: text]"),
-    click.option("--context-tokens", metavar="N", type=int, help="The model's context window."),
+    click.option("--context-tokens", metavar="N", type=int,
+                 help="The model's context window, in tokens. [default: as it is known]"),
     click.option("--split", type=click.Choice(get_args(SplitName)),
                  help="How documents become chunks. [default: none]"),
     click.option("--chunk-tokens", metavar="N", type=int,
                  help="The largest chunk, in estimated tokens. [default: 1000]"),
     click.option("--chunk-overlap-tokens", metavar="N", type=int,
-                 help="What neighbouring chunks share. [default: 0]"),
+                 help="What neighbouring chunks share, in estimated tokens. [default: 0]"),
     click.option("--text-column", metavar="NAME",
                  help="The column of .csv and .jsonl rows with the text. [default: text]"),
     click.option("--max-document-mb", metavar="N", type=float,
-                 help="Refuse documents larger than this. [default: 16]"),
+                 help="Refuse documents of more megabytes. [default: 16]"),
     click.option("--max-workers", metavar="N", type=int,
-                 help="The most calls in flight, in the whole fleet."),
+                 help="The most calls in flight, in the whole fleet. [default: no limit]"),
     click.option("--rpm", metavar="N", type=float,
-                 help="The most calls a minute to the model, in the whole fleet."),
+                 help="The most calls a minute, in the whole fleet. [default: no limit]"),
     click.option("--tpm", metavar="N", type=float,
-                 help="The most tokens a minute, in the whole fleet."),
+                 help="The most tokens a minute, in the whole fleet. [default: no limit]"),
     click.option("--timeout", "timeout_s", metavar="SECONDS", type=float,
                  help="The longest a call may take. [default: 120]"),
     click.option("--deadline", "deadline_s", metavar="SECONDS", type=float,
-                 help="Begin no call after so long; what has finished is aggregated."),
+                 help="Begin no call after that, and aggregate what there is. [default: never]"),
     click.option("--max-attempts", metavar="N", type=int,
                  help="Calls a branch may make, the first included. [default: 5]"),
     click.option("--min-success", metavar="SHARE", type=float,
@@ -72,7 +79,9 @@ def job_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the arguments and options that describe a job."""
     for option in reversed(_OPTIONS):
         command = option(command)
-    return click.argument("inputs", nargs=-1, metavar="[JOB.yaml] [INPUT]...")(command)
+    return click.argument(
+        "inputs", nargs=-1, metavar="[JOB.yaml] [INPUT]...", shell_complete=complete_files
+    )(command)
 
 
 def job_spec(inputs: tuple[str, ...], options: dict[str, Any], settings: Settings) -> RunSpec:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 import time
-from collections import deque
 from typing import TYPE_CHECKING, TextIO
+
+from fanout.cli.screen import Screen, terminal_size
+from fanout.cli.speed import Meter, Speed, eta_s
 
 if TYPE_CHECKING:
     from fanout.results import Status
@@ -16,8 +17,6 @@ __all__ = ["Progress", "clock", "summary"]
 
 _LIVE_S = 0.1
 _PLAIN_S = 10.0
-# The rate is that of the last seconds: an average from the start hides that calls have stalled.
-_RATE_WINDOW_S = 10.0
 _MINUTE_S = 60
 _HOUR_S = 3600
 
@@ -28,21 +27,30 @@ class Progress:
     Args:
         stream: Where to write; standard error where it is None.
         is_quiet: Write nothing.
+        plain_s: Seconds between two lines where there is no terminal.
     """
 
-    def __init__(self, stream: TextIO | None = None, *, is_quiet: bool = False) -> None:
+    def __init__(
+        self,
+        stream: TextIO | None = None,
+        *,
+        is_quiet: bool = False,
+        plain_s: float = _PLAIN_S,
+    ) -> None:
         self._stream = stream or sys.stderr
         self._is_quiet = is_quiet
-        self._is_live = self._stream.isatty()
+        self._is_live = Screen.is_fit(self._stream)
+        self._plain_s = plain_s
         self._shown_at = float("-inf")
         self._shown: tuple[str, int] | None = None
-        self._seen: deque[tuple[float, int]] = deque()
+        self._meter = Meter()
+        self._speed = Speed()
         self._is_away = False
 
     def note(self, text: str) -> None:
         """Write a line that stays."""
         if not self._is_quiet:
-            self.clear()
+            self._clear()
             self._stream.write(f"{text}\n")
             self._stream.flush()
 
@@ -52,15 +60,13 @@ class Progress:
             self._is_away = False
             self.note("the broker answers again")
         now = time.monotonic()
-        self._seen.append((now, status.usage.calls))
-        while now - self._seen[0][0] > _RATE_WINDOW_S:
-            self._seen.popleft()
+        self._speed = self._meter.see(status.done, status.usage, now=now)
         if self._is_quiet or not self._is_due(status, now):
             return
         self._shown_at, self._shown = now, (status.status.value, status.done)
         line = self.line(status)
         if self._is_live:
-            width = shutil.get_terminal_size().columns
+            width = terminal_size(self._stream).columns
             self._stream.write(f"\r\x1b[K{line[: width - 1]}")
         else:
             self._stream.write(f"{line}\n")
@@ -71,7 +77,7 @@ class Progress:
             return now - self._shown_at >= _LIVE_S
         has_moved = self._shown is None or status.status.value != self._shown[0]
         has_changed = (status.status.value, status.done) != self._shown
-        return has_moved or (has_changed and now - self._shown_at >= _PLAIN_S)
+        return has_moved or (has_changed and now - self._shown_at >= self._plain_s)
 
     def away(self) -> None:
         """Say that the server does not answer, once until it does."""
@@ -80,8 +86,11 @@ class Progress:
         self._is_away = True
         self.note("the broker does not answer; the run goes on, and so does the waiting")
 
-    def clear(self) -> None:
-        """Remove the live line."""
+    def close(self) -> None:
+        """Remove the live line: the run has ended."""
+        self._clear()
+
+    def _clear(self) -> None:
         if self._is_live and not self._is_quiet and self._shown is not None:
             self._stream.write("\r\x1b[K")
             self._stream.flush()
@@ -92,24 +101,18 @@ class Progress:
         parts = [f"{status.status.value} {status.done:,}/{status.total:,}{more}"]
         if status.failed:
             parts.append(f"{status.failed:,} failed")
-        rate = self._rate()
-        if rate is not None:
-            parts.append(f"{rate:,.1f} calls/s")
-        left = status.total - status.done
-        if rate and left and not more:
-            parts.append(f"ETA {clock(left / rate)}")
+        if status.stage and len(status.stages) > 1:
+            reduce = status.stages[-1]
+            parts.append(f"reduce {len(status.stages) - 1}: {reduce.done:,}/{reduce.total:,}")
+        if self._speed.calls:
+            parts.append(f"{self._speed.calls:,.1f} calls/s")
+        seconds = eta_s(status, self._speed)
+        if seconds is not None:
+            parts.append(f"ETA {clock(seconds)}")
         parts.extend(_tokens(status.usage))
-        if not status.workers and left:
+        if not status.workers and status.done < status.total:
             parts.append("no worker is consuming: start one with `fanout worker`")
         return " · ".join(parts)
-
-    def _rate(self) -> float | None:
-        if not self._seen:
-            return None
-        (first_at, first), (last_at, last) = self._seen[0], self._seen[-1]
-        if last_at - first_at < _LIVE_S or last == first:
-            return None
-        return (last - first) / (last_at - first_at)
 
 
 def summary(status: Status) -> str:

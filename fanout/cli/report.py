@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fanout.cli.session import broker_option, one_run, run_argument
+from fanout.cli.session import RUN_EPILOG, broker_option, one_run, run_argument
 from fanout.errors import InputError
 from fanout.report import gather, render, write
 
@@ -21,7 +21,7 @@ __all__ = ["command"]
 _STDOUT = "-"
 
 
-@click.command("report")
+@click.command("report", epilog=RUN_EPILOG)
 @run_argument
 @click.option(
     "--out",

@@ -12,6 +12,7 @@ import click
 from fanout.cli.completion import complete_run
 from fanout.client import Client
 from fanout.errors import SettingsError
+from fanout.runs import ErrorKind
 from fanout.settings import load_settings
 
 if TYPE_CHECKING:
@@ -22,10 +23,12 @@ if TYPE_CHECKING:
     from fanout.handle import Run
 
 __all__ = [
+    "RUN_EPILOG",
     "Faults",
     "Stop",
     "broker_option",
     "fleet",
+    "kind_option",
     "objects",
     "one_object",
     "one_run",
@@ -35,14 +38,25 @@ __all__ = [
 
 _SHOWN_FAULTS = 5
 
+RUN_EPILOG = "RUN is a run's id, what it alone begins with, or `latest`."
 run_argument = click.argument("run_id", metavar="RUN", shell_complete=complete_run)
 one_object = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 objects = click.option("--json", "as_json", is_flag=True, help="Print a JSON object for each.")
 
 
+kind_option = click.option(
+    "--kind",
+    "kinds",
+    metavar="KIND",
+    multiple=True,
+    type=click.Choice([kind.value for kind in ErrorKind]),
+    help=f"Only branches that failed so: {', '.join(ErrorKind)}; give several. [default: all]",
+)
+
+
 def broker_option(default: str = "$FANOUT_BROKER_URL") -> Callable[..., Any]:
     """Return the option that says where the fleet's server is."""
-    help_text = f"The fleet's Redis server [default: {default}]"
+    help_text = f"The fleet's Redis server. [default: {default}]"
     return click.option("--broker-url", metavar="URL", help=help_text)
 
 

@@ -6,12 +6,15 @@ from typing import TYPE_CHECKING
 
 import click
 
+from fanout.cli.completion import complete_files
 from fanout.cli.progress import Progress
 from fanout.cli.session import (
+    RUN_EPILOG,
     Faults,
     Stop,
     broker_option,
     fleet,
+    kind_option,
     one_object,
     one_run,
     run_argument,
@@ -31,7 +34,7 @@ __all__ = ["cancel", "delete", "heal", "pause", "resume", "retry", "unpause"]
 _INTERRUPTED = 130
 
 
-@click.command("cancel")
+@click.command("cancel", epilog=RUN_EPILOG)
 @run_argument
 @broker_option()
 @one_object
@@ -43,7 +46,7 @@ def cancel(run_id: str, broker_url: str | None, as_json: bool) -> None:  # noqa:
         _steered(run, did, done if did else had, as_json=as_json)
 
 
-@click.command("pause")
+@click.command("pause", epilog=RUN_EPILOG)
 @run_argument
 @broker_option()
 @one_object
@@ -55,7 +58,7 @@ def pause(run_id: str, broker_url: str | None, as_json: bool) -> None:  # noqa: 
         _steered(run, did, "is paused" if did else had, as_json=as_json)
 
 
-@click.command("unpause")
+@click.command("unpause", epilog=RUN_EPILOG)
 @run_argument
 @broker_option()
 @one_object
@@ -72,16 +75,10 @@ def _steered(run: Run, changed: bool, what: str, *, as_json: bool) -> None:  # n
     say(f"run {run.run_id} {what}", fields, as_json=as_json)
 
 
-@click.command("retry")
+@click.command("retry", epilog=RUN_EPILOG)
 @run_argument
 @broker_option()
-@click.option(
-    "--kind",
-    "kinds",
-    multiple=True,
-    type=click.Choice([kind.value for kind in ErrorKind]),
-    help="Only branches that failed in this way; give several. [default: all]",
-)
+@kind_option
 @one_object
 def retry(
     run_id: str,
@@ -97,9 +94,9 @@ def retry(
         say(text, fields, as_json=as_json)
 
 
-@click.command("resume")
+@click.command("resume", epilog=RUN_EPILOG)
 @run_argument
-@click.argument("inputs", nargs=-1, metavar="[INPUT]...")
+@click.argument("inputs", nargs=-1, metavar="[INPUT]...", shell_complete=complete_files)
 @broker_option()
 @one_object
 def resume(
@@ -133,7 +130,7 @@ def _documents(run: Run, inputs: tuple[str, ...]) -> Iterator[Document]:
     return from_paths(inputs, text_column=spec.text_column, max_bytes=max_bytes)
 
 
-@click.command("delete")
+@click.command("delete", epilog=RUN_EPILOG)
 @run_argument
 @broker_option()
 @one_object

@@ -1,233 +1,285 @@
-"""What ``fanout watch`` shows: frames of lines, drawn over each other."""
+"""What ``fanout watch`` and ``fanout workers`` show: what was seen, as lines of a given width."""
 
 from __future__ import annotations
 
-import os
-import shutil
 import time
-from collections import deque
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING
 
 from fanout.cli.progress import clock
+from fanout.cli.speed import eta_s
 from fanout.runs import RunStatus
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
+    from fanout.cli.speed import Speed
     from fanout.fleet import FleetStatus
     from fanout.latency import Latency
-    from fanout.results import Status
+    from fanout.results import StageStatus, Status
     from fanout.runs import ErrorKind, Usage
     from fanout.stores import WorkerRecord
 
-__all__ = ["Meter", "Screen", "Speed", "fleet_lines", "run_lines", "workers_lines"]
+__all__ = [
+    "SHOWN_RUNS",
+    "capacity_lines",
+    "clipped",
+    "fleet_line",
+    "fleet_lines",
+    "run_lines",
+    "runs_lines",
+    "workers_lines",
+]
 
-# The speed is that of the last seconds: an average from the start hides that calls have stalled.
-_WINDOW_S = 10.0
-_LEAST_S = 0.2
 _LABEL = 10
-_BAR = 24
+_INDENT = 2
+_LONGEST_BAR = 40
+_SHORTEST_BAR = 6
+_LOAD_BAR = 10
+_NARROW = 60
 _SHOWN_WORKERS = 8
-_SHOWN_RUNS = 12
+SHOWN_RUNS = 12
 _SHOWN_KINDS = 6
-_MIN_WIDTH = 20
+_MB = 1_000_000
+# The model last: it may be long.
+_HEAD = ("RUN", "CREATED", "STATUS", "DONE", "FAILED", "ELAPSED", "MODEL")
+_NUMBERS = {"DONE", "FAILED", "ELAPSED"}
+_NO_WORKER = "none: start one with `fanout worker`"
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Speed:
-    """How fast it goes; None where that is not known yet.
-
-    Attributes:
-        branches: Branches that end in a second.
-        calls: Calls in a second.
-        input_tokens: Tokens of prompts in a second.
-        output_tokens: Tokens of answers in a second.
-    """
-
-    branches: float | None = None
-    calls: float | None = None
-    input_tokens: float | None = None
-    output_tokens: float | None = None
-
-    def to_dict(self) -> dict[str, float | None]:
-        """Return it as JSON-able values, per second."""
-        values = {name: getattr(self, name) for name in self.__slots__}
-        return {f"{n}_per_s": v if v is None else round(v, 2) for n, v in values.items()}
-
-
-class Meter:
-    """Measures the speed over the last seconds."""
-
-    def __init__(self) -> None:
-        self._seen: deque[tuple[float, tuple[int | None, ...]]] = deque()
-
-    def see(self, done: int, usage: Usage, *, now: float | None = None) -> Speed:
-        """Take note of what has been done so far, and return how fast that goes."""
-        now = time.monotonic() if now is None else now
-        self._seen.append((now, (done, usage.calls, usage.input_tokens, usage.output_tokens)))
-        while len(self._seen) > 2 and now - self._seen[0][0] > _WINDOW_S:  # noqa: PLR2004 - two ends
-            self._seen.popleft()
-        (since, first), (_, last) = self._seen[0], self._seen[-1]
-        if now - since < _LEAST_S:
-            return Speed()
-        rates = (_rate(a, b, now - since) for a, b in zip(first, last, strict=True))
-        return Speed(**dict(zip(Speed.__slots__, rates, strict=True)))
-
-
-def _rate(first: int | None, last: int | None, seconds: float) -> float | None:
-    # A retry takes failed branches out of the count again.
-    return None if last is None else max(0, last - (first or 0)) / seconds
-
-
-def run_lines(status: Status, speed: Speed, fleet: FleetStatus | None, model: str) -> list[str]:
+def run_lines(
+    status: Status, speed: Speed, fleet: FleetStatus | None, model: str, *, width: int = 80
+) -> list[str]:
     """Return a frame about one run."""
-    ending = "" if status.status.has_ended else f" · {clock(status.elapsed_s)}"
-    lines = [f"run {status.run_id}  {status.status.value}{ending}  {model}".rstrip()]
-    for stage in status.stages:
-        name = "branches" if stage.stage == 0 else f"reduce {stage.stage}"
-        more = "+" if stage.stage == 0 and status.status is RunStatus.ENQUEUING else ""
-        lines.append(_row(name, _share(stage.done, stage.total, stage.failed, more)))
-    lines.append(_row("speed", _speed(speed, status)))
-    lines.append(_row("latency", _latency(status.latency)))
-    lines.append(_row("tokens", _tokens(status.usage)))
+    head = f"run {status.run_id}  {status.status.value} · {clock(status.elapsed_s)}  {model}"
+    lines = [clipped(head.rstrip(), width), *_stages(status, width)]
+    if not status.status.has_ended:
+        lines += _row("speed", [*_speed(speed), *_eta(status, speed)], width)
+    lines += _row("latency", _latency(status.latency), width)
+    lines += _row("usage", _usage(status.usage), width)
     if status.errors:
-        lines.append(_row("errors", _kinds(status.errors)))
-    if fleet is not None and not status.status.has_ended:
-        lines += _queue_rows(fleet)
-        lines += workers_lines(fleet.workers, left=status.total - status.done)
+        lines += _row("errors", _kinds(status.errors), width)
+    if fleet is not None:
+        left = status.total - status.done
+        lines += _queues(fleet, width)
+        lines += workers_lines(fleet.workers, read_at=fleet.read_at, left=left, width=width)
     return lines
 
 
-def fleet_lines(fleet: FleetStatus, runs: Sequence[Status], speed: Speed) -> list[str]:
-    """Return a frame about all that a fleet is doing."""
-    count = f"{sum(fleet.runs.values())} in progress" if fleet.runs else "none in progress"
-    lines = [_row("runs", count)]
-    for status in runs[:_SHOWN_RUNS]:
-        share = _share(status.done, status.total, status.failed, "")
-        lines.append(f"  {status.run_id}  {status.status.value:<9}  {share}")
-    if len(runs) > _SHOWN_RUNS:
-        lines.append(f"  and {len(runs) - _SHOWN_RUNS} more")
-    lines.append(_row("speed", _speed(speed, None)))
-    lines += _queue_rows(fleet)
+def fleet_lines(
+    fleet: FleetStatus, runs: Sequence[Status], speed: Speed, *, width: int = 80
+) -> list[str]:
+    """Return a frame about all that a fleet is doing; ``runs`` are the newest of those active."""
+    lines = _row("runs", _run_counts(fleet), width)
+    shown = runs[:SHOWN_RUNS]
+    shares = [_share(run.done, run.total, run.failed, _more(run)) for run in shown]
+    bars = _bar_width(shares, width - _INDENT - 21)
+    for run, share in zip(shown, shares, strict=True):
+        bar = _bar(run.done, run.total, bars)
+        lines.append(clipped(f"  {run.run_id:<8}  {run.status.value:<9}  {bar}{share}", width))
+    if len(fleet.active) > len(shown):
+        lines.append(f"  and {len(fleet.active) - len(shown):,} more")
+    lines += _row("speed", _speed(speed), width)
+    return [*lines, *capacity_lines(fleet, width=width)]
+
+
+def runs_lines(rows: Sequence[tuple[Status, str]], *, width: int = 80) -> list[str]:
+    """Return a table of runs, with a head, of their statuses and models."""
+    table = [_HEAD, *(_run_cells(status, model) for status, model in rows)]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    # Numbers end where their column ends.
+    aligned = (
+        "  ".join(
+            f"{cell:>{size}}" if name in _NUMBERS else f"{cell:<{size}}"
+            for name, cell, size in zip(_HEAD, cells, widths, strict=True)
+        )
+        for cells in table
+    )
+    return [clipped(line.rstrip(), width) for line in aligned]
+
+
+def _run_cells(status: Status, model: str) -> tuple[str, ...]:
+    created = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(status.created_at))
+    done = f"{status.done:,}/{status.total:,}{_more(status)}"
+    ended = clock(status.elapsed_s)
+    return status.run_id, created, status.status.value, done, f"{status.failed:,}", ended, model
+
+
+def capacity_lines(
+    fleet: FleetStatus, *, shown: int = _SHOWN_WORKERS, width: int = 80
+) -> list[str]:
+    """Return the queues, the server's memory and the workers."""
     left = sum(queue.waiting for queue in fleet.queues)
-    return [*lines, *workers_lines(fleet.workers, left=left)]
+    return [
+        *_queues(fleet, width),
+        *_row("memory", _memory(fleet), width),
+        *workers_lines(fleet.workers, read_at=fleet.read_at, left=left, shown=shown, width=width),
+    ]
+
+
+def fleet_line(fleet: FleetStatus, speed: Speed) -> str:
+    """Return what a fleet is doing as one line."""
+    places = f"{fleet.in_flight:,} of {fleet.concurrency:,} places of {_workers(fleet)} in use"
+    runs = " · ".join(_run_counts(fleet))
+    return " · ".join([f"runs: {runs}", *_speed(speed), *_queue_parts(fleet), places])
 
 
 def workers_lines(
-    workers: Sequence[WorkerRecord], *, left: int = 0, shown: int = _SHOWN_WORKERS
+    workers: Sequence[WorkerRecord],
+    *,
+    read_at: float,
+    left: int = 0,
+    shown: int = _SHOWN_WORKERS,
+    width: int = 80,
 ) -> list[str]:
     """Return the workers with their load, the fullest first; ``left`` is what waits for them."""
     if not workers:
-        hint = "none: start one with `fanout worker`" if left else "none"
-        return [_row("workers", hint)]
+        return _row("workers", [_NO_WORKER if left else "none"], width)
     busy = sum(worker.in_flight for worker in workers)
     places = sum(worker.concurrency for worker in workers)
-    lines = [_row("workers", f"{len(workers):,}, {busy:,} of {places:,} places in use")]
-    fullest = sorted(workers, key=lambda worker: (-worker.in_flight, worker.name))
-    width = max(len(worker.name) for worker in fullest[:shown])
-    for worker in fullest[:shown]:
-        load = f"{worker.in_flight:,}/{worker.concurrency:,}"
-        bar = _bar(worker.in_flight, worker.concurrency, 10)
-        lines.append(f"  {worker.name:<{width}}  {bar} {load:>9}  {worker.processed:,} done")
-    if len(workers) > shown:
-        lines.append(f"  and {len(workers) - shown} more")
+    parts = [f"{len(workers):,}", f"{busy:,} of {places:,} places in use"]
+    fullest = sorted(workers, key=lambda worker: (-worker.in_flight, worker.name))[:shown]
+    cells = [_cells(worker, read_at, has_bar=width >= _NARROW) for worker in fullest]
+    rest = max(sum(map(len, row)) + 2 * len(row) for row in cells)
+    longest = max(len(worker.name) for worker in fullest)
+    names = max(8, min(longest, width - _INDENT - rest))
+    lines = _row("workers", parts, width)
+    for worker, row in zip(fullest, cells, strict=True):
+        name = clipped(worker.name, names)
+        lines.append(clipped("  ".join([f"  {name:<{names}}", *row]), width))
+    if len(workers) > len(fullest):
+        lines.append(f"  and {len(workers) - len(fullest):,} more")
     return lines
 
 
-def _row(label: str, text: str) -> str:
-    return f"{label:<{_LABEL}}{text}"
+def _cells(worker: WorkerRecord, read_at: float, *, has_bar: bool) -> list[str]:
+    load = f"{worker.in_flight:,}/{worker.concurrency:,}"
+    seen = f"seen {clock(max(0.0, read_at - worker.seen_at))} ago"
+    bar = [_bar(worker.in_flight, worker.concurrency, _LOAD_BAR).rstrip()] if has_bar else []
+    return [*bar, f"{load:>9}", f"{worker.processed:,} done", seen]
 
 
-def _bar(part: int, whole: int, width: int = _BAR) -> str:
-    filled = round(width * part / whole) if whole else 0
-    return f"[{'#' * min(width, filled)}{'-' * max(0, width - filled)}]"
+def clipped(text: str, width: int) -> str:
+    """Return a text that is no longer than ``width``, and shows where it was cut."""
+    return text if len(text) <= width else f"{text[: max(0, width - 1)]}~"
+
+
+def _row(label: str, parts: Sequence[str], width: int) -> list[str]:
+    """Return a label and what belongs to it, on as many lines as that takes."""
+    lines = [f"{label:<{_LABEL}}{parts[0]}"]
+    for part in parts[1:]:
+        longer = f"{lines[-1]} · {part}"
+        if len(longer) <= width:
+            lines[-1] = longer
+        else:
+            lines.append(f"{'':<{_LABEL}}{part}")
+    return [clipped(line, width) for line in lines]
+
+
+def _stages(status: Status, width: int) -> list[str]:
+    shares = [_share(s.done, s.total, s.failed, _more(status, s)) for s in status.stages]
+    bars = _bar_width(shares, width - _LABEL)
+    lines = []
+    for number, (stage, share) in enumerate(zip(status.stages, shares, strict=True)):
+        # The numbers of stages go on when a retry makes the aggregate again; people count from 1.
+        name = f"reduce {number}" if number else "branches"
+        lines.append(f"{name:<{_LABEL}}{_bar(stage.done, stage.total, bars)}{share}")
+    return [clipped(line, width) for line in lines]
+
+
+def _more(status: Status, stage: StageStatus | None = None) -> str:
+    is_open = status.status is RunStatus.ENQUEUING
+    return "+" if is_open and (stage is None or stage.stage == 0) else ""
+
+
+def _bar_width(shares: Sequence[str], room: int) -> int:
+    """Return the width that bars can have in front of all these texts."""
+    return min(_LONGEST_BAR, room - max((len(share) for share in shares), default=0) - 3)
+
+
+def _bar(part: int, whole: int, width: int) -> str:
+    if width < _SHORTEST_BAR:
+        return ""
+    # Neither is rounded: an empty bar says that nothing is done, a full one that all is.
+    filled = min(width, width * part // whole) if whole else 0
+    filled = max(1, filled) if part else 0
+    return f"[{'#' * filled}{'-' * (width - filled)}] "
 
 
 def _share(done: int, total: int, failed: int, more: str) -> str:
-    percent = f" {done / total:.1%}" if total and not more else ""
-    parts = f"{_bar(done, total)} {done:,}/{total:,}{more}{percent}"
+    # Cut and not rounded: 99.96 % is not all of it.
+    percent = f" {1000 * done // total / 10:.1f}%" if total and not more else ""
+    parts = f"{done:,}/{total:,}{more}{percent}"
     return f"{parts} · {failed:,} failed" if failed else parts
 
 
-def _speed(speed: Speed, status: Status | None) -> str:
+def _speed(speed: Speed) -> list[str]:
     if speed.calls is None:
-        return "?"
+        return ["? calls/s"]
     parts = [f"{speed.calls:,.1f} calls/s"]
     if speed.input_tokens is not None and speed.output_tokens is not None:
         parts.append(f"{speed.input_tokens:,.0f} tokens/s in, {speed.output_tokens:,.0f} out")
-    if status is not None and speed.branches and status.status is RunStatus.RUNNING:
-        left = status.total - status.done
-        if left:
-            parts.append(f"ETA {clock(left / speed.branches)}")
-    return " · ".join(parts)
+    return parts
 
 
-def _latency(latency: Latency) -> str:
+def _eta(status: Status, speed: Speed) -> list[str]:
+    seconds = eta_s(status, speed)
+    if seconds is not None:
+        return [f"ETA {clock(seconds)}"]
+    return ["ETA ?"] if status.status is RunStatus.RUNNING and status.total > status.done else []
+
+
+def _latency(latency: Latency) -> list[str]:
     shown = {f"p{share}": latency.percentile_s(share / 100) for share in (50, 90, 99)}
-    return " · ".join(f"{name} {_seconds(value)}" for name, value in shown.items())
+    return [f"{name} {_seconds(value)}" for name, value in shown.items()]
 
 
 def _seconds(value: float | None) -> str:
     return "?" if value is None else f"{value:.3g} s"
 
 
-def _tokens(usage: Usage) -> str:
+def _usage(usage: Usage) -> list[str]:
     cost = "?" if usage.cost_usd is None else f"${usage.cost_usd:,.4f}"
-    return f"{_known(usage.input_tokens)} in, {_known(usage.output_tokens)} out · cost {cost}"
+    tokens = f"{_known(usage.input_tokens)} tokens in, {_known(usage.output_tokens)} out"
+    return [f"{usage.calls:,} calls", tokens, f"cost {cost}"]
 
 
 def _known(count: int | None) -> str:
     return "?" if count is None else f"{count:,}"
 
 
-def _kinds(errors: dict[ErrorKind, int]) -> str:
+def _kinds(errors: dict[ErrorKind, int]) -> list[str]:
     most = sorted(errors.items(), key=lambda item: (-item[1], item[0]))
     parts = [f"{kind.value} {count:,}" for kind, count in most[:_SHOWN_KINDS]]
     if len(most) > _SHOWN_KINDS:
         parts.append(f"{sum(count for _, count in most[_SHOWN_KINDS:]):,} of other kinds")
-    return " · ".join(parts)
+    return parts
 
 
-def _queue_rows(fleet: FleetStatus) -> list[str]:
+def _run_counts(fleet: FleetStatus) -> list[str]:
+    return [f"{count:,} {status.value}" for status, count in sorted(fleet.runs.items())] or ["none"]
+
+
+def _queues(fleet: FleetStatus, width: int) -> list[str]:
+    return _row("queues", _queue_parts(fleet), width)
+
+
+def _queue_parts(fleet: FleetStatus) -> list[str]:
     parts = []
     for queue in fleet.queues:
         age = "" if queue.oldest_s is None else f" (oldest {clock(queue.oldest_s)})"
         parts.append(f"{queue.name.rpartition('.')[2]} {queue.waiting:,}{age}")
-    return [_row("queues", " · ".join([*parts, f"taken {fleet.leases.taken:,}"]))]
+    leases = fleet.leases
+    age = "" if leases.oldest_s is None else f" (renewed {clock(leases.oldest_s)} ago)"
+    return [*parts, f"taken {leases.taken:,}{age}"]
 
 
-class Screen:
-    """Draws frames over each other on a terminal, without taking all of it.
+def _memory(fleet: FleetStatus) -> list[str]:
+    if fleet.memory is None:
+        return ["?"]
+    limit = fleet.memory.limit_bytes
+    used = f"{fleet.memory.used_bytes / _MB:,.1f} MB"
+    return [f"{used} of {limit / _MB:,.1f} MB" if limit else f"{used}, no limit"]
 
-    Args:
-        stream: Where to draw.
-    """
 
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
-        self._height = 0
-
-    @staticmethod
-    def is_fit(stream: TextIO) -> bool:
-        """Say whether frames can be drawn there at all."""
-        return stream.isatty() and os.environ.get("TERM") not in {None, "", "dumb"}
-
-    def draw(self, lines: Iterable[str]) -> None:
-        """Put a frame in the place of the one before."""
-        size = shutil.get_terminal_size()
-        # A line that wraps, or a frame that scrolls, could not be drawn over.
-        width = max(_MIN_WIDTH, size.columns) - 1
-        shown = [line[:width] for line in lines][: max(1, size.lines - 1)]
-        self._stream.write("\n".join([self._back() + shown[0], *shown[1:], ""]))
-        self._stream.flush()
-        self._height = len(shown)
-
-    def clear(self) -> None:
-        """Take the frame away."""
-        self._stream.write(self._back())
-        self._stream.flush()
-        self._height = 0
-
-    def _back(self) -> str:
-        return f"\x1b[{self._height}F\x1b[J" if self._height else ""
+def _workers(fleet: FleetStatus) -> str:
+    return "1 worker" if len(fleet.workers) == 1 else f"{len(fleet.workers):,} workers"

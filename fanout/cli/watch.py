@@ -5,20 +5,26 @@ from __future__ import annotations
 import json
 import sys
 import time
-from typing import TYPE_CHECKING
+from contextlib import suppress
+from typing import TYPE_CHECKING, NoReturn, Protocol
 
 import click
 
 from fanout.cli.completion import complete_run
 from fanout.cli.delivery import conclude, follow
 from fanout.cli.progress import Progress
-from fanout.cli.session import broker_option, fleet
-from fanout.cli.view import Meter, Screen, fleet_lines, run_lines
+from fanout.cli.screen import Screen
+from fanout.cli.session import RUN_EPILOG, broker_option, fleet
+from fanout.cli.speed import Meter, eta_s
+from fanout.cli.view import SHOWN_RUNS, fleet_line, fleet_lines, run_lines
 from fanout.errors import BrokerError, UnknownRunError
+from fanout.handle import AWAY_S
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
+    from fanout.cli.delivery import Follower
+    from fanout.cli.speed import Speed
     from fanout.client import Client
     from fanout.fleet import FleetStatus
     from fanout.handle import Run
@@ -26,12 +32,15 @@ if TYPE_CHECKING:
 
 __all__ = ["command"]
 
-# The workers say how they are every two seconds.
-_FLEET_S = 1.0
-_FRAME_S = 0.25
+_LIVE_S = 0.5
+_JSON_S = 1.0
+_PLAIN_S = 10.0
+# What a look at the whole fleet may take of the time, where it is far or has very many runs.
+_FLEET_SHARE = 0.1
+_AWAY = "the broker does not answer; what it does goes on, and so does the waiting"
 
 
-@click.command("watch")
+@click.command("watch", epilog=RUN_EPILOG)
 @click.argument("run_id", metavar="[RUN]", required=False, shell_complete=complete_run)
 @broker_option()
 @click.option(
@@ -39,15 +48,14 @@ _FRAME_S = 0.25
     "interval_s",
     metavar="SECONDS",
     type=click.FloatRange(0.1),
-    default=1.0,
-    show_default=True,
-    help="How often --json, and the fleet, are shown.",
+    help=f"Time between two looks. [default: {_LIVE_S} on a terminal, {_JSON_S:.0f} with --json, "
+    f"else {_PLAIN_S:.0f}]",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object each time.")
 def command(
     run_id: str | None,
     broker_url: str | None,
-    interval_s: float,
+    interval_s: float | None,
     as_json: bool,  # noqa: FBT001 - a click flag
 ) -> int:
     """Follow a run until it has ended; without a RUN, the whole fleet until Ctrl-C.
@@ -56,119 +64,192 @@ def command(
     """
     with fleet(broker_url) as client:
         if run_id is None:
-            _watch_fleet(client, interval_s, as_json=as_json)
-            return 0
+            _watch_fleet(client, _fleet_view(client, interval_s, as_json=as_json))
         run = client.find(run_id)
         try:
-            return _watch_run(client, run, interval_s, as_json=as_json)
+            status = follow(run, _run_view(client, run, interval_s, as_json=as_json))
         except KeyboardInterrupt:
             where = f"run {run.run_id} goes on: `fanout watch {run.run_id}` follows it again"
             click.echo(where, err=True)
             raise
+    return conclude(status, Progress(is_quiet=as_json))
 
 
-def _watch_run(client: Client, run: Run, interval_s: float, *, as_json: bool) -> int:
-    progress = Progress(is_quiet=as_json)
+def _run_view(client: Client, run: Run, interval_s: float | None, *, as_json: bool) -> Follower:
     if as_json:
-        status = run.wait(on_progress=_every(interval_s, _JsonLines(client).show))
-        _JsonLines(client).show(status)
-    elif Screen.is_fit(sys.stderr):
-        status = _on_screen(client, run, progress)
-    else:
-        status = follow(run, progress)
-    return conclude(status, progress)
+        return _JsonRun(client, interval_s or _JSON_S)
+    if Screen.is_fit(sys.stderr):
+        return _LiveRun(client, run.spec.model, interval_s or _LIVE_S)
+    return Progress(plain_s=interval_s or _PLAIN_S)
 
 
-def _on_screen(client: Client, run: Run, progress: Progress) -> Status:
-    screen, meter, look = Screen(sys.stderr), Meter(), _FleetLook(client)
-    model = run.spec.model
+class _Timer:
+    """Says when it is time for another look; for the end of a run it always is."""
 
-    def show(status: Status) -> None:
-        speed = meter.see(status.done, status.usage)
-        screen.draw(run_lines(status, speed, look(), model))
+    def __init__(self, interval_s: float) -> None:
+        self._interval_s = interval_s
+        self._due_at = float("-inf")
 
-    def away(_error: BrokerError) -> None:
-        screen.clear()
-        progress.away()
-
-    try:
-        return run.wait(on_progress=_every(_FRAME_S, show), on_away=away)
-    finally:
-        screen.clear()
-
-
-def _every(interval_s: float, show: Callable[[Status], None]) -> Callable[[Status], None]:
-    """Have a status shown only so often."""
-    shown_at = float("-inf")
-
-    def maybe(status: Status) -> None:
-        nonlocal shown_at
-        if not status.status.has_ended and time.monotonic() - shown_at >= interval_s:
-            shown_at = time.monotonic()
-            show(status)
-
-    return maybe
+    def is_due(self, status: Status) -> bool:
+        now = time.monotonic()
+        if now < self._due_at and not status.status.has_ended:
+            return False
+        self._due_at = now + self._interval_s
+        return True
 
 
 class _FleetLook:
-    """Looks at the fleet now and then, beside a run that is looked at more often."""
+    """Looks at the fleet beside a run; less often where that takes long."""
 
     def __init__(self, client: Client) -> None:
         self._client = client
         self._seen: FleetStatus | None = None
-        self._looked_at = float("-inf")
+        self._due_at = float("-inf")
 
-    def __call__(self) -> FleetStatus | None:
-        if time.monotonic() - self._looked_at >= _FLEET_S:
-            self._looked_at = time.monotonic()
+    def __call__(self) -> FleetStatus:
+        begun_at = time.monotonic()
+        if self._seen is None or begun_at >= self._due_at:
             self._seen = self._client.fleet()
+            now = time.monotonic()
+            self._due_at = now + (now - begun_at) / _FLEET_SHARE
         return self._seen
 
 
-class _JsonLines:
-    """Prints a run's status, its speed, and the fleet, as one line of JSON each time."""
+class _LiveRun:
+    """A frame on the terminal, drawn again and again; the last one stays."""
 
-    def __init__(self, client: Client) -> None:
-        self._client = client
+    def __init__(self, client: Client, model: str, interval_s: float) -> None:
+        self._screen = Screen(sys.stderr)
+        self._timer = _Timer(interval_s)
         self._meter = Meter()
+        self._look = _FleetLook(client)
+        self._model = model
+        self._lines: list[str] = []
 
     def show(self, status: Status) -> None:
-        speed = self._meter.see(status.done, status.usage)
-        fleet_now = self._client.fleet()
+        if self._timer.is_due(status):
+            speed = self._meter.see(status.done, status.usage)
+            # How full the fleet is, is of no interest at the end.
+            fleet_now = None if status.status.has_ended else self._look()
+            width = self._screen.width
+            self._lines = run_lines(status, speed, fleet_now, self._model, width=width)
+            self._screen.draw(self._lines)
+
+    def away(self) -> None:
+        self._screen.draw([*self._lines, _AWAY])
+
+    def close(self) -> None:
+        self._screen.leave()
+
+
+class _JsonRun:
+    """A run's status, its speed, and how full the fleet is, as one line each time."""
+
+    def __init__(self, client: Client, interval_s: float) -> None:
+        self._timer = _Timer(interval_s)
+        self._meter = Meter()
+        self._look = _FleetLook(client)
+
+    def show(self, status: Status) -> None:
+        if not self._timer.is_due(status):
+            return
+        speed, fleet_now = self._meter.see(status.done, status.usage), self._look()
+        seconds = eta_s(status, speed)
         record = {
             **status.to_dict(),
             "speed": speed.to_dict(),
+            "eta_s": None if seconds is None else round(seconds, 1),
             "queues": {queue.name: queue.waiting for queue in fleet_now.queues},
+            "concurrency": fleet_now.concurrency,
             "in_flight": fleet_now.in_flight,
         }
         click.echo(json.dumps(record, ensure_ascii=False))
-        sys.stdout.flush()
+
+    def away(self) -> None:
+        """Print nothing: there is nothing new."""
+
+    def close(self) -> None:
+        """Print nothing."""
 
 
-def _watch_fleet(client: Client, interval_s: float, *, as_json: bool) -> None:
-    is_live = not as_json and Screen.is_fit(sys.stdout)
-    screen, meter = Screen(sys.stdout), Meter()
+class _FleetView(Protocol):
+    """Shows what a fleet is doing."""
+
+    interval_s: float
+
+    def show(self, now: FleetStatus, speed: Speed) -> None:
+        """Show it once more."""
+
+    def away(self) -> None:
+        """Say that the server does not answer."""
+
+
+def _fleet_view(client: Client, interval_s: float | None, *, as_json: bool) -> _FleetView:
+    if as_json:
+        return _JsonFleet(interval_s or _JSON_S)
+    if Screen.is_fit(sys.stderr):
+        return _LiveFleet(client, interval_s or _LIVE_S)
+    return _PlainFleet(interval_s or _PLAIN_S)
+
+
+def _watch_fleet(client: Client, view: _FleetView) -> NoReturn:
+    """Show a fleet until Ctrl-C. Raises BrokerError where its server is away for too long."""
+    meter = Meter()
+    answered_at = time.monotonic()
     while True:
-        now = client.fleet()
-        totals = now.totals
-        done = totals.succeeded + sum(totals.errors.values())
-        speed = meter.see(done, totals.usage)
-        if as_json:
-            click.echo(json.dumps({**now.to_dict(), "speed": speed.to_dict()}))
-            sys.stdout.flush()
-        else:
-            lines = fleet_lines(now, list(_active(client)), speed)
-            if is_live:
-                screen.draw(lines)
-            else:
-                click.echo("\n".join([*lines, ""]))
-        time.sleep(interval_s)
-
-
-def _active(client: Client) -> Iterator[Status]:
-    for run_id in client.active_runs():
         try:
+            now = client.fleet()
+            done = now.totals.succeeded + sum(now.totals.errors.values())
+            view.show(now, meter.see(done, now.totals.usage))
+            answered_at = time.monotonic()
+        except BrokerError as error:
+            if not error.is_passing or time.monotonic() - answered_at >= AWAY_S:
+                raise
+            view.away()
+        time.sleep(view.interval_s)
+
+
+class _LiveFleet:
+    def __init__(self, client: Client, interval_s: float) -> None:
+        self.interval_s = interval_s
+        self._client = client
+        self._screen = Screen(sys.stderr)
+        self._lines: list[str] = []
+
+    def show(self, now: FleetStatus, speed: Speed) -> None:
+        runs = list(_newest(self._client, now))
+        self._lines = fleet_lines(now, runs, speed, width=self._screen.width)
+        self._screen.draw(self._lines)
+
+    def away(self) -> None:
+        self._screen.draw([*self._lines, _AWAY])
+
+
+def _newest(client: Client, now: FleetStatus) -> Iterator[Status]:
+    """Yield the runs for which there is room in a frame."""
+    for run_id in now.active[:SHOWN_RUNS]:
+        # One may have been deleted meanwhile.
+        with suppress(UnknownRunError):
             yield client.run(run_id).status()
-        except UnknownRunError:
-            # It was deleted meanwhile.
-            continue
+
+
+class _JsonFleet:
+    def __init__(self, interval_s: float) -> None:
+        self.interval_s = interval_s
+
+    def show(self, now: FleetStatus, speed: Speed) -> None:
+        click.echo(json.dumps({**now.to_dict(), "speed": speed.to_dict()}))
+
+    def away(self) -> None:
+        """Print nothing: there is nothing new."""
+
+
+class _PlainFleet:
+    def __init__(self, interval_s: float) -> None:
+        self.interval_s = interval_s
+
+    def show(self, now: FleetStatus, speed: Speed) -> None:
+        click.echo(fleet_line(now, speed), err=True)
+
+    def away(self) -> None:
+        click.echo(_AWAY, err=True)

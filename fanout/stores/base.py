@@ -46,11 +46,8 @@ class Runs(Protocol):
     def run(self, run_id: str) -> RunRecord:
         """Return the state of a run. Raises UnknownRunError."""
 
-    def runs(self) -> Iterator[RunRecord]:
-        """Yield the runs that have not expired, the newest first."""
-
-    def run_ids(self) -> list[str]:
-        """Return the ids of all runs, the newest first; some may have expired since."""
+    def runs(self, prefix: str = "") -> Iterator[RunRecord]:
+        """Yield the runs that have not expired and whose ids begin so, the newest first."""
 
     def active_runs(self) -> list[str]:
         """Return the runs that have not ended."""

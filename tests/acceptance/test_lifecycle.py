@@ -233,7 +233,8 @@ def test_runs_are_listed_and_forgotten(fanout, submit):
     fanout("watch", second)
     lines = fanout("runs").stdout.splitlines()
     assert [line.split()[0] for line in lines] == [second, first]
-    assert lines[0].endswith("succeeded  2/2")
+    assert lines[0].split()[3:6] == ["succeeded", "2/2", "0"]
+    assert lines[0].split()[-1] == "fake"
     rows = [json.loads(line) for line in fanout("runs", "--json").stdout.splitlines()]
     assert [row["run_id"] for row in rows] == [second, first]
     assert rows[0].keys() >= CONTRACT

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
 import pty
+import re
+import signal
+import socket
+import struct
 import subprocess
+import termios
+from collections import Counter
 
 import pytest
 
 from fanout import Client
+from tests.needs import needs
+from tests.servers import ServerProcess
 
 from .conftest import FANOUT
 
@@ -34,57 +44,162 @@ def objects(done):
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-def test_watching_agrees_with_the_result_to_the_last_branch(fanout, run):
-    result = run.result()
-    *_, last = objects(fanout("watch", run.run_id, "--json"))
-    assert last["succeeded"] == sum(output is not None for output in result.outputs)
-    assert last["failed"] == len(result.errors)
-    assert sum(last["errors"].values()) == len(result.errors)
-    assert last["stages"] == [
-        {
-            "stage": 0,
-            "total": 60,
-            "succeeded": last["succeeded"],
-            "failed": last["failed"],
-            "done": 60,
-        }
-    ]
-    assert last["latency"]["p50_s"] > 0
-    assert last["usage"]["calls"] == result.usage.calls
+def agrees(shown, result, reduced):
+    """A status agrees with the result to the last branch."""
+    branches, *reduce = shown["stages"]
+    succeeded = sum(output is not None for output in result.outputs)
+    assert (shown["total"], shown["done"]) == (len(result.outputs), len(result.outputs))
+    assert (shown["succeeded"], shown["failed"]) == (succeeded, len(result.errors))
+    assert shown["errors"] == Counter(error.kind for error in result.errors)
+    assert branches == {
+        "stage": 0,
+        "total": len(result.outputs),
+        "succeeded": succeeded,
+        "failed": len(result.errors),
+        "done": len(result.outputs),
+    }
+    assert sum(stage["total"] for stage in reduce) == reduced
+    assert all(stage["done"] == stage["total"] for stage in reduce)
+    assert sum(stage["failed"] for stage in reduce) == len(result.reduce_errors)
+    assert shown["usage"] == result.usage.to_dict()
 
 
-def test_a_terminal_gets_a_live_view(fanout, broker_url, run):
+def test_watching_agrees_with_the_result_to_the_last_branch(fanout, run, broker_url):
+    # What fails follows from prompts and seed: two reductions, and not the last one.
+    model = MODEL.replace("0.3", "0.2").replace("0.01", "0.3") + "&context_tokens=300"
+    tree = {"model": model, "aggregate_prompt": "{input}", "aggregate_max_tokens": 20}
     with Client(broker_url) as client:
-        slow = client.submit(
-            {"model": "fake?latency_s=0.3", "prompt": "{input}"}, [f"t{n}" for n in range(60)]
+        texts = [f"text {n} " + "word " * 20 for n in range(80)]
+        other = client.submit({**JOB, **tree}, texts)
+        lines = objects(fanout("watch", other.run_id, "--json", "--interval", "0.2"))
+        result = other.result()
+    assert len(lines) > 1
+    assert [line["status"] for line in lines].count(result.status) == 1, "once it has ended"
+    assert len(lines[-1]["stages"]) == 3, "a tree"
+    assert result.reduce_errors
+    agrees(lines[-1], result, result.usage.calls - 80)
+    assert lines[-1]["speed"]["calls_per_s"] is not None
+    # Of a run that ended before it was looked at, too.
+    [last] = objects(fanout("watch", run.run_id, "--json"))
+    agrees(last, run.result(), 0)
+    assert last["latency"]["p50_s"] > 0
+
+
+class Terminal:
+    """A command on a terminal: what it shows in the end, and how it ends."""
+
+    def __init__(self, *arguments, columns=90, **env):
+        self._master, slave = pty.openpty()
+        fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
+        self.process = subprocess.Popen(
+            [FANOUT, *arguments],
+            stdin=slave,
+            stdout=slave,
+            stderr=slave,
+            env={**os.environ, "TERM": "xterm", **env},
         )
-    master, slave = pty.openpty()
-    env = {**os.environ, "TERM": "xterm", "COLUMNS": "90", "LINES": "40"}
-    with subprocess.Popen(
-        [FANOUT, "watch", slow.run_id], stderr=slave, stdout=subprocess.DEVNULL, env=env
-    ) as process:
         os.close(slave)
-        shown = _read(master)
-    os.close(master)
-    assert process.returncode == 0
-    assert "\x1b[J" in shown
-    for part in ("branches  [", "speed ", "latency   p50", "queues ", "workers   1, 8 of 8 places"):
-        assert part in shown
-    assert "succeeded: 60 of 60 branches (100.0%)" in shown.rsplit("\x1b[J", 1)[1]
+        self._shown = b""
+
+    def read_until(self, part):
+        while part not in self._shown:
+            self._shown += os.read(self._master, 65_536)
+
+    def forget(self):
+        self._shown = b""
+
+    def end(self):
+        """All that was written, once the command has ended."""
+        # The other end is closed where reading fails.
+        with contextlib.suppress(OSError):
+            while more := os.read(self._master, 65_536):
+                self._shown += more
+        os.close(self._master)
+        self.process.wait(30)
+        return self._shown.decode().replace("\r\n", "\n")
+
+    @staticmethod
+    def last_frame(shown):
+        frame = re.split(r"\x1b\[\d+F", shown)[-1]
+        return frame.replace("\x1b[K", "").replace("\x1b[J", "").splitlines()
 
 
-def _read(master: int) -> str:
-    parts = []
-    while True:
-        try:
-            part = os.read(master, 65_536)
-        except OSError:
-            # The other end is closed.
-            break
-        if not part:
-            break
-        parts.append(part)
-    return b"".join(parts).decode()
+def test_a_terminal_gets_a_live_view_whose_last_frame_is_the_result(broker_url, run):
+    slow = f"{MODEL}&latency_s=0.3"
+    with Client(broker_url) as client:
+        other = client.submit({**JOB, "model": slow}, [f"t{n}" for n in range(60)])
+        terminal = Terminal("watch", other.run_id[:6])
+        shown = terminal.end()
+        status = other.status()
+    assert terminal.process.returncode == 0
+    # A worker says every two seconds how full it is.
+    for pattern in (
+        "speed     ",
+        " · ETA ",
+        "queues    control 0",
+        r"workers   1 · \d of 8 places",
+    ):
+        assert re.search(pattern, shown)
+    frame = terminal.last_frame(shown)
+    assert frame[0].startswith(f"run {other.run_id}  succeeded · {status.elapsed_s:.1f} s  fake?")
+    assert frame[1] == f"branches  [{'#' * 40}] 60/60 100.0% · {status.failed} failed"
+    usage = status.usage
+    tokens = f"{usage.input_tokens:,} tokens in, {usage.output_tokens:,} out"
+    assert frame[3] == f"usage     60 calls · {tokens} · cost $0.0000"
+    assert sum(map(int, re.findall(r"\d+", frame[4]))) == status.failed
+    assert frame[5].startswith(f"run {other.run_id} succeeded: {status.succeeded} of 60 branches")
+
+
+def test_a_terminal_of_a_fleet_and_ctrl_c(broker_url, run):
+    job = {"model": "fake?latency_s=600", "prompt": "{input}"}
+    with Client(broker_url) as client:
+        other = client.submit(job, [f"t{n}" for n in range(60)])
+        for words, part, ending in [
+            ([], b"workers   1", []),
+            (["latest"], b"branches  [", [f"run {other.run_id} goes on"]),
+        ]:
+            terminal = Terminal("watch", *words)
+            terminal.read_until(part)
+            terminal.process.send_signal(signal.SIGINT)
+            shown = terminal.end()
+            assert terminal.process.returncode == 130
+            assert other.run_id in shown
+            assert "Traceback" not in shown
+            assert all(text in shown for text in ending)
+        assert other.status().status == "running"
+        other.cancel()
+        other.wait(30)
+    table = Terminal("runs", "--limit", "1").end().splitlines()
+    assert table[0].split() == ["RUN", "CREATED", "STATUS", "DONE", "FAILED", "ELAPSED", "MODEL"]
+    assert table[1].split()[3:6] == ["cancelled", "60/60", "60"]
+    assert table[2:] == ["and 1 more: --limit 0 lists all"]
+
+
+def test_watching_a_fleet_outlasts_its_server(here, monkeypatch):
+    server = ServerProcess(here.parent / "server")
+    try:
+        terminal = Terminal("watch", "--interval", "0.1", FANOUT_BROKER_URL=server.url)
+        terminal.read_until(b"workers   none")
+        server.kill()
+        terminal.read_until(b"the broker does not answer")
+        terminal.forget()
+        server.start()
+        terminal.read_until(b"workers   none\x1b[K\r\n\x1b[J")
+        json_lines = subprocess.Popen(
+            [FANOUT, "watch", "--json", "--broker-url", server.url],
+            stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        first = json.loads(json_lines.stdout.readline())
+        assert (first["workers"], first["active"]) == ([], [])
+        assert first["speed"]["calls_per_s"] is None
+        for process in (terminal.process, json_lines):
+            process.send_signal(signal.SIGINT)
+            process.wait(30)
+            assert process.returncode == 130
+        json_lines.stdout.close()
+        terminal.end()
+    finally:
+        server.kill()
 
 
 def test_a_run_is_known_by_what_its_id_begins_with(fanout, broker_url, run):
@@ -98,6 +213,10 @@ def test_a_run_is_known_by_what_its_id_begins_with(fanout, broker_url, run):
     refused = fanout("cancel", twice)
     assert (refused.status, refused.stdout) == (2, "")
     assert f"runs have ids that begin with '{twice}'" in refused.stderr
+    named = [one.run_id for one in (run, *others) if one.run_id[0] == twice]
+    assert [run_id for run_id in named if f"{run_id} (" not in refused.stderr] == []
+    empty = fanout("cancel", "")
+    assert (empty.status, empty.stdout) == (1, "")
     unknown = fanout("status", "uuuu")
     assert (unknown.status, unknown.stdout) == (1, "")
     assert "no run 'uuuu' is known" in unknown.stderr
@@ -108,7 +227,9 @@ def test_errors_can_be_narrowed_and_summed_up(fanout, run):
     timeouts = objects(fanout("errors", run.run_id, "--kind", "timeout", "--json"))
     assert len(timeouts) == kinds["timeout"]
     assert {row["kind"] for row in timeouts} == {"timeout"}
-    assert len(objects(fanout("errors", run.run_id, "--limit", "2", "--json"))) == 2
+    limited = fanout("errors", run.run_id, "--limit", "2", "--json")
+    assert len(objects(limited)) == 2
+    assert limited.stderr == f"and {run.status().failed - 2} more\n"
     sums = objects(fanout("errors", run.run_id, "--summary", "--json"))
     assert {row["kind"]: row["count"] for row in sums} == dict(kinds)
     assert all(row["example"]["kind"] == row["kind"] for row in sums)
@@ -119,17 +240,24 @@ def test_runs_are_narrowed_and_limited(fanout, broker_url, run):
         cancelled = client.submit(JOB, ["x"])
         cancelled.cancel()
         cancelled.wait(30)
-    shown = objects(fanout("runs", "--status", "succeeded", "--json"))
-    assert [row["run_id"] for row in shown] == [run.run_id]
+    [shown] = objects(fanout("runs", "--status", "succeeded", "--json"))
+    assert (shown["run_id"], shown["model"]) == (run.run_id, MODEL)
     newest = fanout("runs", "--limit", "1")
     assert newest.stdout.startswith(cancelled.run_id)
-    assert "--limit 0 lists all" in newest.stderr
+    assert newest.stderr == "and 1 more: --limit 0 lists all\n"
+    assert fanout("runs").stdout.count("\n") == 2
 
 
-def test_workers_are_listed(fanout, run):
-    [worker] = objects(fanout("workers", "--json"))
+def test_workers_and_queues_are_listed(fanout, run):
+    [fleet] = objects(fanout("workers", "--json"))
+    [worker] = fleet["workers"]
     assert (worker["concurrency"], worker["in_flight"]) == (8, 0)
-    assert worker["name"] in fanout("workers").stdout
+    assert [queue["waiting"] for queue in fleet["queues"]] == [0, 0]
+    assert fleet["totals"]["succeeded"] == run.status().succeeded
+    lines = fanout("workers").stdout.splitlines()
+    assert lines[0] == "queues    control 0 · branches 0 · taken 0"
+    assert lines[2] == "workers   1 · 0 of 8 places in use"
+    assert lines[3].split()[0] == worker["name"]
 
 
 def test_what_steers_answers_with_one_object(fanout, run, here):
@@ -155,30 +283,41 @@ def test_what_steers_answers_with_one_object(fanout, run, here):
     assert objects(fanout("delete", run_id, "--json")) == [{"run_id": run_id, "deleted": True}]
 
 
-def complete(fanout, *words):
+def complete(fanout, *words, **env):
     """Ask as bash does when Tab is pressed behind the last word."""
-    env = {"_FANOUT_COMPLETE": "bash_complete", "COMP_WORDS": " ".join(("fanout", *words))}
-    done = fanout(**env, COMP_CWORD=str(len(words)))
-    return [line.partition(",")[2] for line in done.stdout.splitlines()]
+    asked = {"_FANOUT_COMPLETE": "bash_complete", "COMP_WORDS": " ".join(("fanout", *words))}
+    done = fanout(**asked, COMP_CWORD=str(len(words)), **env)
+    assert done.stderr == ""
+    return done.stdout.split()
 
 
-def test_a_shell_completes_commands_options_and_runs(fanout, run):
-    assert complete(fanout, "st") == ["status"]
-    assert complete(fanout, "errors", "--su") == ["--summary"]
-    assert complete(fanout, "errors", "x", "--kind", "time") == ["timeout", "time_limit"]
-    assert complete(fanout, "status", run.run_id[:2]) == [run.run_id]
+def test_bash_itself_completes_a_run(fanout, run):
+    needs("bash")
+    script = """
+        eval "$("$0" completion bash)"
+        COMP_WORDS=(fanout cancel "$1") COMP_CWORD=2
+        _fanout_completion "$0" "$1" cancel
+        echo "${COMPREPLY[@]}"
+        complete -p fanout
+    """
+    done = subprocess.run(
+        ["bash", "--norc", "-c", script, FANOUT, run.run_id[:3]],
+        capture_output=True, text=True, check=True, timeout=30,
+    )  # fmt: skip
+    assert done.stderr == ""
+    assert done.stdout.splitlines()[0] == run.run_id
+    assert "-F _fanout_completion fanout" in done.stdout
 
 
-def test_a_shell_does_not_wait_for_a_server_that_is_away(fanout):
-    env = {
-        "FANOUT_BROKER_URL": "redis://127.0.0.1:1/0",
-        "COMP_WORDS": "fanout status ",
-        "COMP_CWORD": "2",
-    }
-    done = fanout(**env, _FANOUT_COMPLETE="bash_complete", timeout_s=20)
-    assert (done.stdout.strip(), done.stderr) == ("", "")
+def test_a_shell_completes_commands_and_does_not_wait_for_a_server_that_hangs(fanout):
+    assert complete(fanout, "st") == ["plain,status"]
+    with socket.create_server(("127.0.0.1", 0)) as deaf:
+        url = f"redis://127.0.0.1:{deaf.getsockname()[1]}/0"
+        assert complete(fanout, "status", "a", FANOUT_BROKER_URL=url) == []
 
 
-@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_each_shell_has_a_script(fanout, shell):
-    assert "_FANOUT_COMPLETE" in fanout("completion", shell).stdout
+def test_each_shell_has_a_script(fanout):
+    for shell in ("bash", "zsh", "fish"):
+        done = fanout("completion", shell, PATH="")
+        assert (done.status, done.stderr) == (0, "")
+        assert "_FANOUT_COMPLETE" in done.stdout

@@ -51,6 +51,8 @@ def test_what_waits_is_seen_with_its_age(client):
     assert (fleet.leases.taken, fleet.leases.oldest_s) == (0, None)
     assert fleet.runs == {RunStatus.RUNNING: 1}
     assert fleet.window.open == 1
+    assert fleet.active == (run.run_id,)
+    assert abs(fleet.read_at - time.time()) < 60
     assert fleet.memory.used_bytes > 0
     run.cancel()
 

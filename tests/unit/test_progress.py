@@ -5,7 +5,7 @@ import io
 import pytest
 
 from fanout.cli.progress import Progress, summary
-from fanout.results import Status
+from fanout.results import StageStatus, Status
 from fanout.runs import ErrorKind, RunStatus, Usage
 
 
@@ -27,6 +27,7 @@ class Terminal(io.StringIO):
 def clock(monkeypatch):
     now = [100.0]
     monkeypatch.setattr("fanout.cli.progress.time.monotonic", lambda: now[0])
+    monkeypatch.setenv("TERM", "xterm")
     return now
 
 
@@ -35,14 +36,34 @@ def test_a_line_says_how_far_how_fast_and_how_long(clock):
     progress = Progress(stream)
     progress.show(status(usage=Usage(calls=0)))
     clock[0] += 2
-    progress.show(status(usage=Usage(calls=100, input_tokens=5000, output_tokens=70)))
+    progress.show(status(done=110, usage=Usage(calls=300, input_tokens=5000, output_tokens=70)))
     line = stream.getvalue().rsplit("\x1b[K", 1)[1]
+    # When it ends is told by the branches: some calls are made again.
     assert (
         line
-        == ("running 10/1,000 · 2 failed · 50.0 calls/s · ETA 19.8 s · 5,000 tokens in, 70 out")[
+        == ("running 110/1,000 · 2 failed · 150.0 calls/s · ETA 17.8 s · 5,000 tokens in, 70 out")[
             :79
         ]
     )
+
+
+def test_a_line_says_how_far_the_aggregate_is(clock):
+    stages = tuple(
+        StageStatus(stage=n, total=total, succeeded=done, failed=0, done=done)
+        # The aggregate of before a retry had two stages.
+        for n, total, done in [(0, 1000, 1000), (3, 8, 8), (4, 2, 1)]
+    )
+    reducing = status(status=RunStatus.REDUCING, done=1000, stage=4, stages=stages)
+    assert Progress().line(reducing) == "reducing 1,000/1,000 · 2 failed · reduce 2: 1/2"
+
+
+def test_a_dumb_terminal_gets_lines(clock, monkeypatch):
+    monkeypatch.setenv("TERM", "dumb")
+    stream = Terminal()
+    progress = Progress(stream)
+    progress.show(status())
+    progress.close()
+    assert stream.getvalue() == "running 10/1,000 · 2 failed\n"
 
 
 def test_a_broker_that_does_not_answer_is_said_once_until_it_does(clock):
@@ -93,7 +114,7 @@ def test_quiet_is_quiet(clock):
     progress = Progress(stream, is_quiet=True)
     progress.show(status())
     progress.note("x")
-    progress.clear()
+    progress.close()
     assert stream.getvalue() == ""
 
 

@@ -81,6 +81,42 @@ def test_runs_are_listed_newest_first(store):
     assert [record.run_id for record in store.runs()] == ["new", "mid", "old"]
 
 
+def test_runs_are_found_by_what_their_ids_begin_with(store):
+    for number, run_id in enumerate(["ab1", "ab2", "b1", "a*"]):
+        store.create_run(run_id, spec="{}", created_at=float(number))
+    store.end_run("ab1", RunStatus.FAILED, ended_at=9.0)
+    found = [(record.run_id, record.status.value) for record in store.runs("ab")]
+    assert found == [("ab2", "enqueuing"), ("ab1", "failed")]
+    assert [record.run_id for record in store.runs("a*")] == ["a*"], "it is no pattern"
+    assert list(store.runs("ab11")) == []
+
+
+def test_more_runs_than_are_read_at_once_are_all_listed(store):
+    names = [f"{number % 2}{number:03}" for number in range(250)]
+    for number, run_id in enumerate(names):
+        store.create_run(run_id, spec="{}", created_at=float(number))
+    store.delete_run(names[120])
+    expected = [name for name in reversed(names) if name != names[120]]
+    assert [record.run_id for record in store.runs()] == expected
+    assert len(list(store.runs("1"))) == 125
+
+
+def test_a_run_that_has_expired_is_not_found_by_its_id(broker_url):
+    client = redis.Redis.from_url(broker_url)
+    store = RedisStore(client)
+    for run_id in ("ab1", "ab2"):
+        store.create_run(run_id, spec="{}", created_at=1.0)
+    client.delete("fanout:run:ab1")
+    assert [record.run_id for record in store.runs("ab")] == ["ab2"]
+    assert client.zrange("fanout:runs", 0, -1) == [b"ab2"], "it is forgotten"
+    assert store.active_runs() == ["ab2"]
+    store.close()
+
+
+def test_there_is_one_clock(store):
+    assert store.now() == pytest.approx(time.time(), abs=10)
+
+
 def test_a_shard_comes_back_as_it_was_written(store, run):
     store.put_shard(run, 0, 0, shard(2))
     assert store.shard(run, 0, 0) == shard(2)

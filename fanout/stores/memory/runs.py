@@ -49,17 +49,13 @@ class MemoryRuns(MemoryBase):
             return msgspec.structs.replace(record, status=RunStatus.PAUSED)
         return record
 
-    def run_ids(self) -> list[str]:
-        """See Store."""
-        return [record.run_id for record in self.runs()]
-
     def active_runs(self) -> list[str]:
         """See Store."""
         return sorted(run_id for run_id, run in self._runs.items() if not run.record.has_ended)
 
-    def runs(self) -> Iterator[RunRecord]:
+    def runs(self, prefix: str = "") -> Iterator[RunRecord]:
         """See Store."""
-        records = [self.run(run_id) for run_id in self._runs]
+        records = [self.run(run_id) for run_id in self._runs if run_id.startswith(prefix)]
         yield from sorted(records, key=lambda record: record.created_at, reverse=True)
 
     def set_status(self, run_id: str, status: RunStatus, *, stage: int | None = None) -> bool:

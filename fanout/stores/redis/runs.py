@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 __all__ = ["RedisRuns"]
 
+# Runs that are read in one round trip.
+_PAGE = 100
+
 
 class RedisRuns(RedisStages):
     """See ``fanout.stores.base.Runs``. A run that is deleted or reopened takes its shards along."""
@@ -50,27 +53,40 @@ class RedisRuns(RedisStages):
     @translated
     def run(self, run_id: str) -> RunRecord:
         """See Store."""
-        with self._redis.pipeline(transaction=False) as pipe:
-            pipe.time()
-            pipe.hmget(self._run(run_id), codec.RUN_FIELDS)
-            time, values = pipe.execute()
-        if values[0] is None:
+        [record] = self._records([run_id])
+        if record is None:
             raise UnknownRunError(run_id)
-        return codec.decode_run(run_id, values, read_at=seconds(time))
+        return record
 
-    def runs(self) -> Iterator[RunRecord]:
+    def runs(self, prefix: str = "") -> Iterator[RunRecord]:
         """See Store."""
-        for run_id in self.run_ids():
-            try:
-                yield self.run(run_id)
-            except UnknownRunError:
-                self._forget(run_id)
+        run_ids = [run_id for run_id in self._run_ids() if run_id.startswith(prefix)]
+        for start in range(0, len(run_ids), _PAGE):
+            page = run_ids[start : start + _PAGE]
+            for run_id, record in zip(page, self._records(page), strict=True):
+                if record is None:
+                    self._forget(run_id)
+                else:
+                    yield record
 
     @translated
-    def run_ids(self) -> list[str]:
-        """See Store."""
+    def _run_ids(self) -> list[str]:
+        # All of them, and not a scan for those that begin so: that takes as long, 5 ms for 50,000.
         ids = cast("list[bytes]", self._redis.zrange(f"{self._prefix}:runs", 0, -1, desc=True))
         return [run_id.decode() for run_id in ids]
+
+    @translated
+    def _records(self, run_ids: list[str]) -> list[RunRecord | None]:
+        """Return the runs in one round trip; None for each that has expired."""
+        with self._redis.pipeline(transaction=False) as pipe:
+            pipe.time()
+            for run_id in run_ids:
+                pipe.hmget(self._run(run_id), codec.RUN_FIELDS)
+            time, *answers = pipe.execute()
+        return [
+            None if values[0] is None else codec.decode_run(run_id, values, read_at=seconds(time))
+            for run_id, values in zip(run_ids, answers, strict=True)
+        ]
 
     @translated
     def _forget(self, run_id: str) -> None:

@@ -1,0 +1,111 @@
+"""How fast a run, or a fleet, goes: measured over the last seconds by looking again and again."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from fanout.runs import RunStatus
+
+if TYPE_CHECKING:
+    from fanout.results import Status
+    from fanout.runs import Usage
+
+__all__ = ["Meter", "Speed", "eta_s"]
+
+# The speed is that of the last seconds: an average from the start hides that calls have stalled.
+_WINDOW_S = 10.0
+# Long calls end in bursts: when all will have ended is told by more of them.
+_LONG_WINDOW_S = 60.0
+_LEAST_S = 0.2
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Speed:
+    """How fast it goes; None where that is not known yet, or never.
+
+    Attributes:
+        branches: Branches that end in a second.
+        calls: Calls in a second.
+        input_tokens: Tokens of prompts in a second.
+        output_tokens: Tokens of answers in a second.
+        lately: Branches that end in a second, on average of the last minute.
+    """
+
+    branches: float | None = None
+    calls: float | None = None
+    input_tokens: float | None = None
+    output_tokens: float | None = None
+    lately: float | None = None
+
+    def to_dict(self) -> dict[str, float | None]:
+        """Return it as JSON-able values, per second."""
+        values = {name: getattr(self, name) for name in _QUANTITIES}
+        return {f"{n}_per_s": v if v is None else round(v, 2) for n, v in values.items()}
+
+
+_QUANTITIES = ("branches", "calls", "input_tokens", "output_tokens")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Sample:
+    at: float
+    branches: int
+    calls: int
+    input_tokens: int | None
+    output_tokens: int | None
+
+    def rate_to(self, later: _Sample, name: str) -> float | None:
+        first, last = getattr(self, name), getattr(later, name)
+        if first is None and not self.calls:
+            # Without a call nothing is known, and nothing was consumed.
+            first = 0
+        if first is None or last is None:
+            return None
+        # A retry takes failed branches out of the count again.
+        return float(max(0, last - first)) / (later.at - self.at)
+
+
+class Meter:
+    """Measures the speed over the last seconds."""
+
+    def __init__(self) -> None:
+        self._seen: deque[_Sample] = deque()
+
+    def see(self, done: int, usage: Usage, *, now: float | None = None) -> Speed:
+        """Take note of what has been done so far, and return how fast that goes."""
+        last = _Sample(
+            at=time.monotonic() if now is None else now,
+            branches=done,
+            calls=usage.calls,
+            input_tokens=usage.input_tokens,
+            output_tokens=usage.output_tokens,
+        )
+        self._seen.append(last)
+        first, long_ago = self._since(_WINDOW_S), self._since(_LONG_WINDOW_S)
+        while self._seen[0] is not long_ago:
+            self._seen.popleft()
+        if last.at - first.at < _LEAST_S:
+            return Speed()
+        rates = {name: first.rate_to(last, name) for name in _QUANTITIES}
+        return Speed(**rates, lately=long_ago.rate_to(last, "branches"))
+
+    def _since(self, seconds: float) -> _Sample:
+        """Return the first sample that is not older; where only the last is, the one before it."""
+        last = self._seen[-1]
+        recent = next(sample for sample in self._seen if last.at - sample.at <= seconds)
+        return self._seen[-2] if recent is last and len(self._seen) > 1 else recent
+
+
+def eta_s(status: Status, speed: Speed) -> float | None:
+    """Return the seconds until all branches will have ended; None where nobody knows.
+
+    Nobody does while the input is still being read, while the run is paused, or where no branch
+    has ended lately.
+    """
+    left = status.total - status.done
+    if status.status is not RunStatus.RUNNING or not left or not speed.lately:
+        return None
+    return left / speed.lately
