@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := $(shell find fanout workers -name '*.py' -o -name '*.css')
 # Most tests wait for other processes.
-TEST_PROCESSES := 3
+TEST_PROCESSES := 4
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .PHONY: demo test lint clean help

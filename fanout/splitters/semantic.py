@@ -12,6 +12,9 @@ if TYPE_CHECKING:
 
 __all__ = ["MarkdownSplitter", "SentenceSplitter", "TokenSplitter"]
 
+# What Rust code raises where it finds a fault in itself; it is no Exception.
+_PANIC = "PanicException"
+
 # Latin and CJK full stops with the quotes and brackets that close after them; blank lines.
 _SENTENCE_END = re.compile(
     r"[.!?\u2026]+[\"'\u201d\u2019)\]]*(?=\s|$)"
@@ -32,8 +35,19 @@ class TokenSplitter:
 
     def spans(self, text: str) -> Iterator[tuple[int, int]]:
         """See Splitter."""
-        for start, chunk in self._splitter(text).chunk_indices(text):
+        for start, chunk in self._chunks(text):
             yield start, start + len(chunk)
+
+    def _chunks(self, text: str) -> list[tuple[int, str]]:
+        try:
+            chunks: list[tuple[int, str]] = self._splitter(text).chunk_indices(text)
+        except BaseException as error:
+            # The library panics at some documents (0.33: Markdown with an overlap, behind a letter
+            # of two bytes), which would end the program: plain text is split in other ways.
+            if type(error).__name__ != _PANIC:
+                raise
+            chunks = TokenSplitter(self._chunk_tokens)._splitter(text).chunk_indices(text)  # noqa: SLF001 - our own class
+        return chunks
 
     def _splitter(self, text: str) -> Any:
         from semantic_text_splitter import TextSplitter

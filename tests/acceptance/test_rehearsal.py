@@ -134,7 +134,7 @@ def test_all_who_watch_a_fleet_agree_with_the_result_to_the_last_branch(fleet, h
     wait_for(lambda: shown.by_prometheus() == ended, "Prometheus has scraped the end")
     two = {"succeeded": len(outputs), "failed": len(errors)}
     wait_for(lambda: shown.by_flower() == two, "Flower has heard of the last branch")
-    workers = [json.loads(line) for line in client("workers", "--json").stdout.splitlines()]
+    workers = _workers(client)
     assert sorted(worker["host"] for worker in workers) == list(WORKERS)
     wait_for(
         lambda: sum(worker["processed"] for worker in _workers(client)) == BRANCHES,
@@ -159,7 +159,7 @@ def _acl_log(fleet):
 
 
 def _workers(client):
-    return [json.loads(line) for line in client("workers", "--json").stdout.splitlines()]
+    return json.loads(client("workers", "--json").stdout)["workers"]
 
 
 def _take_pictures(shown, run_id, folder, tmp_path):

@@ -62,6 +62,13 @@ def test_spans_are_in_order_and_lose_no_word(name, text):
     assert left_out.strip() == ""
 
 
+def test_a_document_that_the_library_panics_at_is_split_all_the_same():
+    text = "\t été \n\n \t world. Hello   \t Hello   - x\n \t " + "a" * 60
+    spans = split("markdown", text, overlap=4)
+    assert "".join(text[start:end] for start, end in spans).count("a") >= 60
+    assert all(estimate_tokens(text[start:end]) <= 10 for start, end in spans)
+
+
 @pytest.mark.parametrize("name", SIZED)
 @pytest.mark.parametrize("overlap", [0, 4])
 @given(text=prose)

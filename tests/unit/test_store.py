@@ -580,57 +580,74 @@ def test_the_window_of_a_stage_says_what_is_open_and_what_waits(store, run):
 PER_SECOND = Rates(requests_per_minute=60)
 
 
-def waits(store, times, rates=PER_SECOND, tokens=0):
-    slots = [store.take_slot("m", rates=rates, tokens=tokens) for _ in range(times)]
-    assert all(slot.is_taken for slot in slots)
-    return [slot.wait_s for slot in slots]
+class Bookings:
+    """Slots of one model, and when each is by a clock that began with the first."""
+
+    def __init__(self, store):
+        self.store = store
+        self.began = time.monotonic()
+
+    def take(self, *expected, rates=PER_SECOND, tokens=0):
+        """Take slots, which must be so many seconds from the beginning."""
+        for moment in expected:
+            before = time.monotonic() - self.began
+            slot = self.store.take_slot("m", rates=rates, tokens=tokens)
+            after = time.monotonic() - self.began
+            assert slot.is_taken
+            # A busy machine may be late; one that is due is given at once.
+            earliest, latest = moment - after - 0.05, max(0.0, moment - before) + 0.05
+            assert max(0.0, earliest) <= slot.wait_s <= latest
 
 
-def test_slots_of_a_model_are_spaced_by_its_rate(store):
+@pytest.fixture
+def bookings(store):
+    return Bookings(store)
+
+
+def test_slots_of_a_model_are_spaced_by_its_rate(store, bookings):
     # The first two at once: an idle second may be used up.
-    assert waits(store, 5) == pytest.approx([0, 0, 1, 2, 3], abs=0.3)
+    bookings.take(0, 0, 1, 2, 3)
     assert store.take_slot("other", rates=PER_SECOND, tokens=0).wait_s == 0
 
 
-def test_whoever_asks_for_a_slot_uses_up_the_same_rate(store):
-    waits(store, 3)
+def test_whoever_asks_for_a_slot_uses_up_the_same_rate(bookings):
+    bookings.take(0, 0, 1)
     # A run with another idea of the rate waits for what is used, and books by its own.
-    faster = Rates(requests_per_minute=600)
-    assert waits(store, 3, faster) == pytest.approx([2, 2.1, 2.2], abs=0.3)
+    bookings.take(2, 2.1, 2.2, rates=Rates(requests_per_minute=600))
 
 
-def test_tokens_are_limited_beside_requests(store):
+def test_tokens_are_limited_beside_requests(bookings):
     rates = Rates(requests_per_minute=6_000, tokens_per_minute=600)
-    assert waits(store, 3, rates, tokens=20) == pytest.approx([0, 1, 3], abs=0.3)
+    bookings.take(0, 1, 3, rates=rates, tokens=20)
 
 
-def test_a_slot_far_ahead_is_not_given(store):
-    waits(store, 11)
+def test_a_slot_far_ahead_is_not_given(store, bookings):
+    bookings.take(0, *range(10))
     slot = store.take_slot("m", rates=Rates(requests_per_minute=1), tokens=0)
     assert slot.is_taken
     slot = store.take_slot("m", rates=PER_SECOND, tokens=0)
     assert not slot.is_taken
     assert slot.wait_s > 30
-    assert store.limits()["m"].requests_until == pytest.approx(71, abs=1)
+    assert 60 < store.limits()["m"].requests_until <= 71
 
 
-def test_tokens_that_were_not_used_are_given_back(store):
+def test_tokens_that_were_not_used_are_given_back(store, bookings):
     rates = Rates(tokens_per_minute=60)
-    waits(store, 1, rates, tokens=10)
+    bookings.take(0, rates=rates, tokens=10)
     store.correct_slot("m", rates=rates, tokens=-8)
-    assert waits(store, 1, rates, tokens=1) == pytest.approx([1], abs=0.3)
+    bookings.take(1, rates=rates, tokens=1)
     store.correct_slot("unknown", rates=rates, tokens=5)
     assert "unknown" not in store.limits()
 
 
-def test_a_refusal_makes_all_wait_and_the_longest_one_stands(store):
+def test_a_refusal_makes_all_wait_and_the_longest_one_stands(store, bookings):
     assert store.pause_of("m") == 0
     store.pause_model("m", 5.0)
     store.pause_model("m", 2.0)
-    assert store.pause_of("m") == pytest.approx(5, abs=0.3)
+    assert 2.5 < store.pause_of("m") <= 5
     assert store.pause_of("other") == 0
-    assert waits(store, 1) == pytest.approx([5], abs=0.3)
-    assert store.limits()["m"].blocked_until == pytest.approx(5, abs=0.3)
+    bookings.take(5)
+    assert 2.5 < store.limits()["m"].blocked_until <= 5
     assert store.totals().pauses == 2
 
 
