@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := $(shell find fanout workers -name '*.py' -o -name '*.css')
-# Most tests wait for other processes.
+# Most tests wait for other processes; whichever of these four is idle takes over what another has left.
 TEST_PROCESSES := 4
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
@@ -30,7 +30,7 @@ demo: $(VENV)/.installed
 	@$(BIN)/fanout run examples/amendments.yaml
 
 test: $(VENV)/.installed
-	$(BIN)/pytest --numprocesses $(TEST_PROCESSES) $(PYTEST_ARGS)
+	$(BIN)/pytest --numprocesses $(TEST_PROCESSES) --dist worksteal $(PYTEST_ARGS)
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check
