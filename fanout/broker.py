@@ -155,33 +155,41 @@ def make_app(settings: Settings, *, takes_messages: bool = False) -> Celery:
         # A typo in a queue's name must not make a queue that nobody consumes.
         task_create_missing_queues=False,
         broker_connection_retry_on_startup=True,
-        # Without any ``retry*``: kombu would then publish messages one by one.
-        broker_transport_options={
-            **SOCKET_OPTIONS,
-            **found_by,
-            # Kombu's default of 10 is fewer than the acks that a busy worker has in flight.
-            "max_connections": 1024,
-            "max_message_bytes": 1_000 * settings.max_message_kb,
-            "visibility_timeout": settings.visibility_timeout_s,
-            # The default restores ten messages at a time, every 100 s: half an hour for 200.
-            "unacked_restore_limit": 10_000,
-            # Looked for six times in a timeout: what has lapsed is back within a sixth of it.
-            "unacked_restore_interval": max(1, settings.visibility_timeout_s // 6),
-            # A worker that dies while it restores would keep all others from it for five minutes.
-            "unacked_mutex_expire": 15,
-            "unacked_restore_throttle": 1,
-            **({} if takes_messages else _WATCHERS_KEYS),
-            # Control before branches, in the order of task_queues.
-            "queue_order_strategy": "priority",
-            # One list per queue instead of four: priorities are not used.
-            "priority_steps": [0],
-            # Also the time after which a BRPOP that nobody answers is given up.
-            "health_check_interval": HEALTH_CHECK_S,
-        },
+        broker_transport_options=_transport_options(
+            settings, found_by, takes_messages=takes_messages
+        ),
         # The store says whether a task's work is done; a second opinion costs a round trip each.
         worker_deduplicate_successful_tasks=False,
     )
     return app
+
+
+def _transport_options(
+    settings: Settings, found_by: dict[str, Any], *, takes_messages: bool
+) -> dict[str, Any]:
+    """Return kombu's options. Without any ``retry*``: it would publish messages one by one."""
+    return {
+        **SOCKET_OPTIONS,
+        **found_by,
+        # Kombu's default of 10 is fewer than the acks that a busy worker has in flight.
+        "max_connections": 1024,
+        "max_message_bytes": 1_000 * settings.max_message_kb,
+        "visibility_timeout": settings.visibility_timeout_s,
+        # The default restores ten messages at a time, every 100 s: half an hour for 200.
+        "unacked_restore_limit": 10_000,
+        # Looked for six times in a timeout: what has lapsed is back within a sixth of it.
+        "unacked_restore_interval": max(1, settings.visibility_timeout_s // 6),
+        # A worker that dies while it restores would keep all others from it for five minutes.
+        "unacked_mutex_expire": 15,
+        "unacked_restore_throttle": 1,
+        **({} if takes_messages else _WATCHERS_KEYS),
+        # Control before branches, in the order of task_queues.
+        "queue_order_strategy": "priority",
+        # One list per queue instead of four: priorities are not used.
+        "priority_steps": [0],
+        # Also the time after which a BRPOP that nobody answers is given up.
+        "health_check_interval": HEALTH_CHECK_S,
+    }
 
 
 def _server(url: str) -> tuple[str, str, dict[str, Any]]:
