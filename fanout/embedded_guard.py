@@ -97,13 +97,14 @@ class _Worker:
             **os.environ,
             "FANOUT_BROKER_URL": url,
             "FANOUT_ALLOWED_CALLABLES": allowed,
+            "FANOUT_POOL": "asyncio",
         }
         self._restarts = 0
         self._process = self._start()
 
     def _start(self) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-m", "celery", "--quiet", "-A", "workers.app", "worker"]
-        options = ["--pool", "threads", "--concurrency", str(self._concurrency)]
+        options = ["--concurrency", str(self._concurrency)]
         # With one worker there is nobody to gossip with, and no events are watched.
         options += ["--without-gossip", "--without-mingle", "--without-heartbeat"]
         options += ["--loglevel", "WARNING", "--hostname", f"embedded-{os.getpid()}@%h"]

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     import redis
 
-__all__ = ["Messages", "seen_of_shard", "seen_of_stage"]
+__all__ = ["UNACKED", "UNACKED_INDEX", "Messages", "seen_of_shard", "seen_of_stage"]
 
 # Where kombu's Redis transport keeps what workers have taken.
 UNACKED = "unacked"

@@ -9,19 +9,25 @@ one clock that all share.
 
 from __future__ import annotations
 
+import json
+import secrets
 import time
-from typing import TYPE_CHECKING, cast
+from functools import cached_property
+from itertools import count
+from typing import TYPE_CHECKING, Any, cast
 
 from kombu.transport import redis as kombu_redis
 from kombu.transport import virtual
 from kombu.utils.json import dumps
 
+from fanout.refusals import MALFORMED, refusals
 from fanout.stores.redis.base import seconds
 from fanout.stores.redis.scripts import RENEW, TAKE
 
 if TYPE_CHECKING:
     import redis
     from kombu.message import Message
+    from redis.commands.core import Script
 
 __all__ = ["ServerClockQoS", "renew"]
 
@@ -29,15 +35,60 @@ __all__ = ["ServerClockQoS", "renew"]
 class ServerClockQoS(kombu_redis.QoS):  # type: ignore[misc]
     """What a channel has taken and not settled, with the server's time of taking."""
 
-    def append(self, message: Message, delivery_tag: str) -> None:
-        """Remember a message that was taken: what kombu writes, but for the clock."""
-        delivery = message.delivery_info
-        taken = dumps([message._raw, delivery["exchange"], delivery["routing_key"]])  # noqa: SLF001 - as kombu does
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        # Tags of its own: a message that was published twice may be taken twice at a time.
+        self._prefix = secrets.token_hex(8)
+        self._numbers = count()
+        self._kept: set[str] = set()
+
+    def take(self, queue: str, message: bytes, *, more: int) -> list[tuple[str, bytes]]:
+        """Keep a message that was taken, and take up to so many more of its queue at once.
+
+        Returns:
+            The messages with their tags, that one first.
+        """
+        tags = [f"{self._prefix}.{next(self._numbers)}" for _ in range(1 + more)]
+        keys = [self.unacked_index_key, self.unacked_key, queue]
         with self.channel.conn_or_acquire() as client:
-            take = client.register_script(TAKE)
-            take(keys=[self.unacked_index_key, self.unacked_key], args=[delivery_tag, taken])
-        # Past kombu's own, which would write it again.
+            taken = self._take(keys=keys, args=[_following(queue), message, *tags], client=client)
+        messages = list(zip(tags, [message, *taken], strict=False))
+        self._kept.update(tag for tag, _ in messages)
+        return messages
+
+    @cached_property
+    def _take(self) -> Script:
+        with self.channel.conn_or_acquire() as client:
+            return cast("Script", client.register_script(TAKE))
+
+    def append(self, message: Message, delivery_tag: str) -> None:
+        """Remember a message that ``take`` has kept."""
+        if delivery_tag not in self._kept:
+            # It came by another way than its queue.
+            self._keep(message, delivery_tag)
+        self._kept.discard(delivery_tag)
+        # Past kombu's own, which would keep it again.
         virtual.QoS.append(self, message, delivery_tag)
+
+    def _keep(self, message: Message, tag: str) -> None:
+        queue = message.delivery_info["routing_key"]
+        keys = [self.unacked_index_key, self.unacked_key, queue]
+        raw = dumps(message._raw)  # noqa: SLF001 - as kombu does
+        with self.channel.conn_or_acquire() as client:
+            self._take(keys=keys, args=[_following(queue), raw, tag], client=client)
+
+    def drop(self, tag: str) -> None:
+        """Forget what was taken and turned out to be no message."""
+        self._kept.discard(tag)
+        self._remove_from_indices(tag).execute()
+
+    def restore_by_tag(self, tag: str | bytes, client: Any = None, leftmost: bool = False) -> None:  # noqa: FBT001, FBT002 - kombu's
+        """Put a message back; or drop what is none, which would keep all others from it."""
+        try:
+            super().restore_by_tag(tag, client, leftmost)
+        except MALFORMED as error:
+            refusals.add("cannot be decoded", type(error).__name__)
+            self.drop(tag.decode() if isinstance(tag, bytes) else tag)
 
     @property
     def visibility_timeout(self) -> float:
@@ -48,6 +99,14 @@ class ServerClockQoS(kombu_redis.QoS):  # type: ignore[misc]
         with self.channel.conn_or_acquire() as client:
             ahead_s = time.time() - seconds(client.time())
         return cast("float", self.channel.visibility_timeout) + ahead_s
+
+
+def _following(queue: str) -> str:
+    """Return what follows a message where kombu keeps it: its exchange and its routing key.
+
+    The queue that it was in, whatever the message says of itself.
+    """
+    return f',"",{json.dumps(queue)}]'
 
 
 def renew(client: redis.Redis, index: str, tags: list[str]) -> None:

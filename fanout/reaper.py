@@ -16,7 +16,7 @@ from fanout.healing import Heal, Remedy, heal_shard, heal_stage
 from fanout.logs import about
 from fanout.messages import seen_of_shard, seen_of_stage
 from fanout.runs import ErrorKind, Outcome, RunStatus
-from fanout.stores import Grant
+from fanout.stores import End, Grant
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -226,11 +226,13 @@ class Reaper:
         indices = self._store.indices(run_id, stage, number)
         message = f"its message was lost {MAX_HEALS} times"
         now = time.time()
-        outcomes = (
-            (at, Outcome(index=indices[at], kind=ErrorKind.LOST, message=message, ended_at=now))
-            for at in positions
+        self._store.record_all(
+            [End(run_id, stage, number, at, _lost(indices[at], message, now)) for at in positions]
         )
-        self._store.record_missing(run_id, stage, number, outcomes)
+
+
+def _lost(index: int, message: str, now: float) -> Outcome:
+    return Outcome(index=index, kind=ErrorKind.LOST, message=message, ended_at=now)
 
 
 def _is_over(run: RunRecord) -> bool:

@@ -108,7 +108,7 @@ class Settings(BaseSettings):
     grace_s: Annotated[float, Field(ge=0)] = 20.0
     max_deliveries: Annotated[int, Field(ge=1)] = 4
     concurrency: Annotated[int, Field(ge=1, le=MAX_CONCURRENCY)] = 32
-    pool: Literal["threads", "prefork", "solo"] = "threads"
+    pool: Literal["asyncio", "threads", "prefork", "solo"] = "asyncio"
     allowed_callables: Annotated[tuple[str, ...], NoDecode] = ()
     max_message_kb: Annotated[int, Field(ge=16, le=65_536)] = 256
     max_output_kb: Annotated[int, Field(ge=1, le=4_096)] = 1_024

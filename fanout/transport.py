@@ -8,14 +8,11 @@ Leases go by the server's clock (fanout.qos).
 from __future__ import annotations
 
 import json
-import logging
-import threading
-import time
-from collections import Counter
 from contextlib import contextmanager
 from queue import Empty
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 from celery.app.amqp import AMQP
 from kombu import Connection
 from kombu.connection import ConnectionPool, PooledConnection
@@ -23,44 +20,18 @@ from kombu.transport import redis as kombu_redis
 
 from fanout.errors import BrokerError
 from fanout.qos import ServerClockQoS
+from fanout.queue_names import BRANCHES_QUEUE, QUEUES
+from fanout.refusals import MALFORMED, refusals
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
-__all__ = ["LimitedAMQP", "Refusals", "refusals"]
+__all__ = ["LimitedAMQP"]
 
-# Of what was refused, one line a second says so: a flood must not fill the disk with lines.
-_SAYS_EVERY_S = 1.0
 # Where a message may be large, its size is determined exactly.
 _ENVELOPE_BYTES = 4_000
-# What an item that is no message makes kombu raise, beyond the errors of a connection.
-_MALFORMED = (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError)
-
-_log = logging.getLogger(__name__)
-
-
-class Refusals:
-    """Counts what was refused, by reason, and says so without flooding the log."""
-
-    def __init__(self) -> None:
-        self.counts: Counter[str] = Counter()
-        self._lock = threading.Lock()
-        self._said_at = float("-inf")
-
-    def add(self, reason: str, detail: str = "") -> None:
-        """Count a message that is dropped. ``detail`` is what may be said: no content."""
-        with self._lock:
-            self.counts[reason] += 1
-            total = self.counts.total()
-            now = time.monotonic()
-            if now - self._said_at < _SAYS_EVERY_S:
-                return
-            self._said_at = now
-        about = f" ({detail})" if detail else ""
-        _log.error("dropped a message that %s%s; %d dropped so far", reason, about, total)
-
-
-refusals = Refusals()
+# How many more messages are taken with one: a fair share of what is there is left to others.
+_MORE = 31
 
 
 class _LimitedMessage(kombu_redis.Channel.Message):  # type: ignore[misc]
@@ -72,15 +43,30 @@ class _LimitedMessage(kombu_redis.Channel.Message):  # type: ignore[misc]
         if channel is not None:
             channel.is_message = True
 
+    def _decode(self) -> Any:
+        """Return the body; that of a task has nothing in it but JSON's own types."""
+        if self.content_type == "application/json" and "task" in self.headers:
+            return msgspec.json.decode(self.body)
+        return super()._decode()
+
 
 class _Limited:
     """What the channels of both transports change in kombu's."""
+
+    qos: Any
+    client: Any
+    connection: Any
+    pool: Any
+    connection_errors: tuple[type[Exception], ...]
+    _queue_cycle: Any
+    _flush_brpop_reauth: Callable[[], None]
 
     Message = _LimitedMessage
     QoS = ServerClockQoS
     max_message_bytes = 0
     # Whether what is being read has turned out to be a message.
     is_message = False
+    _made: Any = None
 
     def _put(self, queue: str, message: dict[str, Any], **kwargs: Any) -> None:
         size = len(message["body"]) + _ENVELOPE_BYTES
@@ -94,10 +80,21 @@ class _Limited:
         super()._put(queue, message, **kwargs)  # type: ignore[misc]
 
     def _create_client(self, asynchronous: bool = False) -> Any:  # noqa: FBT001, FBT002 - kombu's
-        client = super()._create_client(asynchronous=asynchronous)  # type: ignore[misc]
-        if asynchronous:
-            client.set_response_callback("BRPOP", self._within_limit)
+        if not asynchronous:
+            return self._client_of_pool()
+        client = super()._create_client(asynchronous=True)  # type: ignore[misc]
+        client.set_response_callback("BRPOP", self._within_limit)
         return client
+
+    def _client_of_pool(self) -> Any:
+        """Return a client of the channel's connections: the same for as long as these are.
+
+        Kombu makes one for each acknowledgement, which costs more than the round trip.
+        """
+        made = self._made
+        if made is None or made.connection_pool is not self.pool:
+            made = self._made = super()._create_client(asynchronous=False)  # type: ignore[misc]
+        return made
 
     def _within_limit(self, answer: list[bytes] | None) -> list[bytes] | None:
         """Return the answer to a BRPOP, or None, as after a timeout, where it is too large."""
@@ -107,8 +104,65 @@ class _Limited:
         return answer
 
     def _brpop_read(self, **options: Any) -> Any:
-        with self._dropping():
-            return super()._brpop_read(**options)  # type: ignore[misc]
+        """Deliver a message, and some that wait behind it: the round trips are for all of them."""
+        try:
+            answer = self._answer_to_brpop(options)
+            if not answer:
+                raise Empty
+            queue = answer[0].decode()
+            self._queue_cycle.rotate(queue)
+            if queue in QUEUES:
+                self._deliver_all(queue, self._take(queue, answer[1]))
+            else:
+                # An answer to somebody who watches.
+                with self._dropping():
+                    self.connection._deliver(msgspec.json.decode(answer[1]), queue)  # noqa: SLF001
+            return True
+        finally:
+            # As kombu's own.
+            self._in_poll = None
+            self._flush_brpop_reauth()
+
+    def _answer_to_brpop(self, options: dict[str, Any]) -> list[bytes] | None:
+        connection = self.client.connection
+        try:
+            answer: list[bytes] | None = self.client.parse_response(connection, "BRPOP", **options)
+        except self.connection_errors:
+            # The next turn of the loop connects again.
+            connection.disconnect()
+            raise
+        return answer
+
+    def _take(self, queue: str, message: bytes) -> list[tuple[str, bytes]]:
+        """Take a few more, as there is room; of the control queue one by one, for all workers."""
+        room = self.qos.can_consume_max_estimate() or 1
+        more = min(_MORE, room - 1) if queue == BRANCHES_QUEUE else 0
+        taken: list[tuple[str, bytes]] = self.qos.take(queue, message, more=more)
+        return taken
+
+    def _deliver_all(self, queue: str, taken: list[tuple[str, bytes]]) -> None:
+        delivered = 0
+        try:
+            for tag, message in taken:
+                delivered += 1
+                self._deliver_one(queue, tag, message)
+        finally:
+            # Where the worker stops in the middle, the others are for the next one.
+            for tag, _ in reversed(taken[delivered:]):
+                self.qos.restore_by_tag(tag)
+
+    def _deliver_one(self, queue: str, tag: str, message: bytes) -> None:
+        if len(message) > self.max_message_bytes:
+            refusals.add("is too large", f"{len(message) / 1000:,.0f} kB")
+            self.qos.drop(tag)
+            return
+        try:
+            with self._dropping():
+                payload = msgspec.json.decode(message)
+                payload["properties"]["delivery_tag"] = tag
+                self.connection._deliver(payload, queue)  # noqa: SLF001 - as kombu does
+        except Empty:
+            self.qos.drop(tag)
 
     def _handle_message(self, client: Any, answer: list[Any]) -> dict[str, Any]:
         """Return a broadcast, without its data where that cannot be used: kombu would log it."""
@@ -131,7 +185,7 @@ class _Limited:
         self.is_message = False
         try:
             yield
-        except _MALFORMED as error:
+        except MALFORMED as error:
             if self.is_message:
                 raise
             refusals.add("cannot be decoded", type(error).__name__)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from celery import states
@@ -11,7 +13,7 @@ from fanout.patience import patiently
 from fanout.stores.connection import SOCKET_OPTIONS, MasterConnection, tolerant_retry
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable, Sequence
 
 __all__ = ["TaskFault", "TolerantRedisBackend", "TolerantSentinelBackend"]
 
@@ -20,6 +22,19 @@ _RETRIES = 25
 
 # After this the reaper sees to the chord.
 _PATIENCE_S = 3_600.0
+
+
+# KEYS results, members, claim; ARGV index, task id and result of each. What Celery's own script
+# keeps of a member that returns, before it counts. Nothing may be added to a chord that is done.
+_MEMBERS = """
+if redis.call('GET', KEYS[3]) == 'done' then return 0 end
+for i = 1, #ARGV, 3 do
+    if redis.call('SADD', KEYS[2], ARGV[i + 1] .. ':' .. ARGV[i]) == 1 then
+        redis.call('ZADD', KEYS[1], ARGV[i], ARGV[i + 2])
+    end
+end
+return 1
+"""
 
 
 class TaskFault(Exception):  # noqa: N818 - Flower shows the name
@@ -38,6 +53,10 @@ class _Tolerant:
     """
 
     connparams: dict[str, Any]
+    client: Any
+    encode: Callable[[Any], Any]
+    encode_result: Callable[[Any, str], Any]
+    get_key_for_group: Callable[[str, str], Any]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -54,6 +73,38 @@ class _Tolerant:
         """
         count = super().on_chord_part_return  # type: ignore[misc]
         patiently(lambda: count(request, state, result, **kwargs), patience_s=_PATIENCE_S)
+
+    def on_chord_parts_return(self, parts: Iterable[tuple[Any, str, BaseException | None]]) -> None:
+        """Count several members, of any chords, each as ``on_chord_part_return`` does.
+
+        All of a chord but one are written in one step; with the last one Celery counts them all,
+        and runs the callback where the chord is complete.
+
+        Args:
+            parts: The request of each member, its state, and its error if it failed.
+        """
+        groups: defaultdict[str, list[tuple[Any, str, BaseException | None]]] = defaultdict(list)
+        for part in parts:
+            groups[part[0].group].append(part)
+        for group, members in groups.items():
+            if len(members) > 1:
+                self._write_members(group, members[:-1])
+            request, state, error = members[-1]
+            self.on_chord_part_return(request.context, state, error)
+
+    def _write_members(
+        self, group: str, members: Sequence[tuple[Any, str, BaseException | None]]
+    ) -> None:
+        keys = [self.get_key_for_group(group, part) for part in (".j", ".d", ".c")]
+        args: list[Any] = []
+        for request, state, error in members:
+            result = self.encode_result(error, state)
+            args += [request.group_index, request.id, self.encode([1, request.id, state, result])]
+        patiently(lambda: self._members_script(keys=keys, args=args), patience_s=_PATIENCE_S)
+
+    @cached_property
+    def _members_script(self) -> Any:
+        return self.client.register_script(_MEMBERS)
 
     def _unpack_chord_result(
         self, tup: bytes, decode: Callable[[bytes], Any], *_states: frozenset[str]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 import time
 from math import ceil
@@ -17,6 +18,7 @@ from fanout.retries import STOPS_RUN
 from fanout.runs import ErrorKind, Outcome, RunStatus, branch_ref
 from fanout.secrets import redacted
 from fanout.shards import shard_chunk
+from fanout.stores import End, Start
 from workers.inflight import CallStoppedError, Stop
 from workers.telemetry import Calls
 
@@ -26,7 +28,14 @@ if TYPE_CHECKING:
     from fanout.stores import Begun
     from workers.runtime import Runtime
 
-__all__ = ["BranchFailed", "BranchHandedBack", "BranchHeld", "BranchParked", "run_branch"]
+__all__ = [
+    "BranchFailed",
+    "BranchHandedBack",
+    "BranchHeld",
+    "BranchParked",
+    "process_branch",
+    "run_branch",
+]
 
 # What a branch may take beyond its calls and their waits, before it is not held any more; and what
 # it may wait for a rate limit.
@@ -65,6 +74,20 @@ def run_branch(
     *,
     tries: int = 0,
 ) -> None:
+    """Process a branch, and wait for it in this thread: see ``process_branch``."""
+    runtime.wait_for(process_branch(runtime, run_id, stage, number, position, feed, tries=tries))
+
+
+async def process_branch(
+    runtime: Runtime,
+    run_id: str,
+    stage: int,
+    shard: int,
+    position: int,
+    feed: int,
+    *,
+    tries: int = 0,
+) -> None:
     """Process the branch at ``position`` of a shard; Celery has sent it again ``tries`` times.
 
     Raises:
@@ -73,14 +96,14 @@ def run_branch(
         BranchHeld: Another worker is at it.
         BranchHandedBack: This worker stops.
     """
-    branch = _Branch(runtime, (run_id, stage, number, position), feed, tries)
-    begun = branch.begin()
+    branch = _Branch(runtime, (run_id, stage, shard, position), feed, tries)
+    begun = await branch.begin()
     if begun.verdict == "suspect":
         # One at a time, and counted only now: when the worker dies again, it was this one.
-        with runtime.alone:
-            branch.process(branch.begin(is_alone=True))
+        async with runtime.alone:
+            await branch.process(await branch.begin(is_alone=True))
     else:
-        branch.process(begun)
+        await branch.process(begun)
 
 
 class _Branch:
@@ -95,29 +118,30 @@ class _Branch:
         self._tries = tries
         self._token = secrets.token_hex(4)
 
-    def begin(self, *, is_alone: bool = False) -> Begun:
+    async def begin(self, *, is_alone: bool = False) -> Begun:
         if self._runtime.is_handing_back:
             raise BranchHandedBack
-        return self._runtime.store.begin(
+        start = Start(
             *self._key,
             token=self._token,
             holder=self._runtime.holder,
             tries=self._tries,
-            lasts_s=self._lasts_s(),
+            lasts_s=await self._lasts_s(),
             feed=self._feed,
             is_alone=is_alone,
         )
+        return await self._runtime.begin(start)
 
-    def _lasts_s(self) -> int:
+    async def _lasts_s(self) -> int:
         try:
-            spec = self._runtime.spec(self._key[0])
+            spec = await self._runtime.spec_of(self._key[0])
         except UnknownRunError:
             return 0
         pauses_s = spec.retries.max_attempts * MAX_BLOCK_S
         waits_s = _LONGEST_QUEUE_S if spec.rate.rates.is_limited else pauses_s
         return ceil(spec.retries.max_elapsed_s + spec.timeout_s + waits_s) + _HOLD_MARGIN_S
 
-    def process(self, begun: Begun) -> None:
+    async def process(self, begun: Begun) -> None:
         if begun.verdict in {"done", "gone"}:
             return
         if begun.verdict == "paused":
@@ -125,25 +149,27 @@ class _Branch:
         if begun.verdict == "held":
             raise BranchHeld
         calls = Calls(time.time())
-        outcome = _presentable(self._outcome(begun, calls))
+        outcome = _presentable(await self._outcome(begun, calls))
         outcome = structs.replace(outcome, ended_at=time.time())
-        run_id, stage, number, _ = self._key
-        store = self._runtime.store
-        if outcome.kind in STOPS_RUN:
-            store.halt(run_id, RunStatus.FAILED, error=f"{outcome.kind}: {outcome.message}")
-        recorded = store.record(*self._key, outcome, feed=self._feed)
-        if recorded.next is not None:
-            self._runtime.publisher.branches(
-                run_id, stage, number, [recorded.next], feed=self._feed
-            )
-        if recorded.first:
-            self._runtime.reports.branch_ended(self._key, outcome, calls)
+        await self._write(outcome, calls)
         if outcome.kind is not None:
             raise BranchFailed(outcome.kind.value)
 
-    def _outcome(self, begun: Begun, calls: Calls) -> Outcome:
+    async def _write(self, outcome: Outcome, calls: Calls) -> None:
+        run_id, stage, number, _ = self._key
+        runtime = self._runtime
+        if outcome.kind in STOPS_RUN:
+            error = f"{outcome.kind}: {outcome.message}"
+            await asyncio.to_thread(runtime.store.halt, run_id, RunStatus.FAILED, error=error)
+        recorded = await runtime.record(End(*self._key, outcome=outcome, feed=self._feed))
+        if recorded.next is not None:
+            await runtime.feed((run_id, stage, number, self._feed, recorded.next))
+        if recorded.first:
+            runtime.reports.branch_ended(self._key, outcome, calls)
+
+    async def _outcome(self, begun: Begun, calls: Calls) -> Outcome:
         run_id, stage, number, position = self._key
-        index = self._runtime.indices(run_id, stage, number)[position]
+        index = (await self._runtime.indices_of((run_id, stage, number)))[position]
         if begun.verdict == "halted":
             return _error(index, ErrorKind.CANCELLED, _NOT_CALLED.format("the run was stopped"))
         if begun.verdict == "expired":
@@ -153,9 +179,10 @@ class _Branch:
             message = f"the worker died {times} times while it ran this branch"
             return _error(index, ErrorKind.POISONED, message)
         try:
-            return _answer(self._runtime, run_id, stage, number, index, calls)
+            return await _answer(self._runtime, run_id, stage, number, index, calls)
         except BranchHandedBack:
-            self._runtime.store.unbegin(*self._key, token=self._token)
+            store = self._runtime.store
+            await asyncio.to_thread(store.unbegin, *self._key, token=self._token)
             raise
 
 
@@ -172,11 +199,11 @@ def _error(index: int, kind: ErrorKind, message: str, *, attempts: int = 0) -> O
     return Outcome(index=index, kind=kind, message=message, attempts=attempts)
 
 
-def _answer(
+async def _answer(
     runtime: Runtime, run_id: str, stage: int, number: int, index: int, calls: Calls
 ) -> Outcome:
     try:
-        return _call(runtime, run_id, stage, number, index, calls)
+        return await _call(runtime, run_id, stage, number, index, calls)
     except CallStoppedError as stopped:
         if stopped.reason is Stop.HANDED_BACK:
             raise BranchHandedBack from None
@@ -194,11 +221,11 @@ def _answer(
         return Outcome(index=index, kind=kind, message=str(error))
 
 
-def _call(
+async def _call(
     runtime: Runtime, run_id: str, stage: int, number: int, index: int, calls: Calls
 ) -> Outcome:
-    spec = runtime.spec(run_id)
-    shard = runtime.shard(run_id, stage, number)
+    spec = await runtime.spec_of(run_id)
+    shard = await runtime.shard_of((run_id, stage, number))
     aspects, samples = (spec.aspect_names, spec.samples) if stage == 0 else ((None,), 1)
     ref = branch_ref(index, aspects, samples)
     chunk = shard_chunk(shard, index, len(aspects) * samples)
@@ -209,10 +236,10 @@ def _call(
     request = _request(spec, template.render(_values(chunk, ref)), limit, ref.sample)
     calls.asks(spec.model, request)
     wants_json = stage == 0 and spec.output_format == "json"
-    result = runtime.call_for(
+    result = await runtime.call_for(
         run_id,
         complete_with_retries(
-            runtime.model(spec.model),
+            await runtime.model(spec.model),
             request,
             policy=spec.retries,
             timeout_s=spec.timeout_s,

@@ -30,6 +30,10 @@ if TYPE_CHECKING:
 __all__ = ["make_worker_app"]
 
 
+# Pools beyond Celery's own.
+_POOLS = {"asyncio": "workers.pool:TaskPool"}
+
+
 def make_worker_app(settings: Settings, *, owns_process: bool = False) -> Celery:
     """Return a Celery application that processes fanout's tasks.
 
@@ -45,8 +49,7 @@ def make_worker_app(settings: Settings, *, owns_process: bool = False) -> Celery
     app = make_app(settings, takes_messages=True)
     app.amqp_cls = "workers.clock:ServerClockAMQP"
     app.conf.update(
-        # By default threads: LLM calls wait on one asyncio loop, a thread only holds the task.
-        worker_pool=settings.pool,
+        worker_pool=_POOLS.get(settings.pool, settings.pool),
         worker_concurrency=settings.concurrency,
         # One message per free thread: what is taken is what is processed, the rest stays for
         # other workers.

@@ -11,7 +11,7 @@ from celery.utils.threads import bound_open_broker_sockets
 from celery.worker.consumer import Consumer
 from celery.worker.consumer.consumer import COLLECT_SOCKET_TIMEOUT
 
-from fanout.transport import refusals
+from fanout.refusals import refusals
 from workers.envelope import fault
 
 if TYPE_CHECKING:

@@ -42,7 +42,7 @@ class CallStoppedError(Exception):
 
 
 class InFlight:
-    """Runs calls on the current loop, and cancels those that must end.
+    """Awaits the calls of branches, each in a task of its own, and ends those that must end.
 
     It looks at each run with calls in flight twice a second: one small read a run, whatever the
     number of its calls.
@@ -64,16 +64,18 @@ class InFlight:
         Raises:
             CallStoppedError: It was ended early.
         """
-        if self._is_handing_back:
+        task = asyncio.current_task()
+        if self._is_handing_back or task is None:
             coroutine.close()
             raise CallStoppedError(Stop.HANDED_BACK)
-        task = asyncio.ensure_future(coroutine)
         calls = self._tasks[run_id, has_deadline]
         calls[task] = None
         self._watch()
         try:
-            return await task
+            return await coroutine
         except asyncio.CancelledError:
+            # The branch goes on without its call: what becomes of it has to be written down.
+            task.uncancel()
             raise CallStoppedError(calls[task] or Stop.HANDED_BACK) from None
         finally:
             del calls[task]

@@ -19,10 +19,14 @@ _KEPT_S = 600
 _MAX_MESSAGE = 1_000
 
 
+async def _check(runtime: Runtime, model: str) -> None:
+    await (await runtime.model(model)).check()
+
+
 def check_model(runtime: Runtime, model: str, note: str) -> None:
     """Check ``model`` and leave the answer, a Preflight as JSON, as ``note``."""
     try:
-        runtime.call(runtime.model(model).check())
+        runtime.wait_for(_check(runtime, model))
     except ModelError as error:
         answer = Preflight(message=redacted(str(error)), kind=error.kind)
     except Exception as error:  # noqa: BLE001 - whoever waits must get an answer

@@ -15,6 +15,7 @@ from celery.worker import state
 from fanout import broker
 from fanout.errors import BrokerError
 from fanout.stores import WorkerRecord
+from workers.pool import TaskPool
 from workers.ticker import Ticker
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ class Presence(bootsteps.StartStopStep):  # type: ignore[misc]
             name=worker.hostname,
             host=host,
             pid=pid,
-            pool=worker.pool_cls.__module__.rpartition(".")[2],
+            pool=_name_of(worker.pool_cls),
             concurrency=worker.concurrency,
             in_flight=in_flight,
             processed=max(0, state.total_count[broker.BRANCH] - in_flight),
@@ -98,6 +99,13 @@ class Presence(bootsteps.StartStopStep):  # type: ignore[misc]
             worker.app.fanout_wire.release()
         except BrokerError as error:
             _log.warning("cannot say that this worker has stopped: %s", error)
+
+
+def _name_of(pool: type) -> str:
+    if issubclass(pool, TaskPool):
+        return "asyncio"
+    # Celery's own are known by their modules.
+    return pool.__module__.rpartition(".")[2]
 
 
 def _branches_in_flight() -> int:

@@ -46,7 +46,8 @@ class Program(Worker):  # type: ignore[misc]
         settings: Settings = (app or self.app).fanout_settings
         try:
             options.update(_queues(settings, options.get("queues")))
-            options.update(_autoscale(settings, options))
+            pool = (app or self.app).conf.worker_pool
+            options.update(_autoscale(settings, options, pool))
         except SettingsError as error:
             sys.stderr.write(f"fanout: {error}\n")
             raise SystemExit(_USAGE) from None
@@ -74,12 +75,12 @@ def _queues(settings: Settings, given: Any) -> dict[str, Any]:
         raise SettingsError(f"--queues: {error}") from None
 
 
-def _autoscale(settings: Settings, options: dict[str, Any]) -> dict[str, Any]:
+def _autoscale(settings: Settings, options: dict[str, Any], pool: str) -> dict[str, Any]:
     wanted = options.get("autoscale") or settings.autoscale
     if not wanted:
         return {}
-    pool = concurrency.get_implementation(options.get("pool_cls") or settings.pool)
-    if not issubclass(pool, PreforkPool):
+    chosen = concurrency.get_implementation(options.get("pool_cls") or pool)
+    if not issubclass(chosen, PreforkPool):
         raise SettingsError(f"--autoscale: {AUTOSCALE_NEEDS_PREFORK}")
     text = wanted if isinstance(wanted, str) else ",".join(map(str, wanted))
     try:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Any
 
 from celery.exceptions import Ignore, Reject
+from celery.worker.state import task_ready
 
 from workers.branches import BranchFailed
 from workers.clock import ServerClockRequest
@@ -12,7 +14,7 @@ from workers.clock import ServerClockRequest
 if TYPE_CHECKING:
     from billiard.einfo import ExceptionInfo
 
-__all__ = ["PostponedError", "ReportsAll"]
+__all__ = ["BranchRequest", "PostponedError", "ReportsAll"]
 
 
 class PostponedError(Ignore):  # type: ignore[misc]
@@ -41,3 +43,39 @@ class ReportsAll(ServerClockRequest):
         if isinstance(error, PostponedError) or (isinstance(error, Reject) and error.requeue):
             self.send_event("task-retried", exception=f"{type(error).__name__}({error})")
         return result
+
+
+class BranchRequest(ReportsAll):
+    """A branch, and how it ended where that was on the worker's loop (workers.pool)."""
+
+    @property
+    def tries(self) -> int:
+        """How often Celery has sent the task again."""
+        return self.request_dict.get("retries") or 0
+
+    @property
+    def group(self) -> str | None:
+        """The id of its chord's header."""
+        group: str | None = self.request_dict.get("group")
+        return group
+
+    @property
+    def group_index(self) -> int | None:
+        """Its place in that header."""
+        index: int | None = self.request_dict.get("group_index")
+        return index
+
+    @property
+    def context(self) -> Any:
+        """What Celery's backends know a task by."""
+        return self._context
+
+    def on_settled(self, error: BranchFailed | None) -> None:
+        """Note its end, once its chord has counted it and its message is gone."""
+        task_ready(self, successful=error is None)
+        runtime_s = time.time() - (self.time_start or 0.0)
+        if error is None:
+            self.send_event("task-succeeded", result="None", runtime=runtime_s)
+        else:
+            said = f"{type(error).__name__}({str(error)!r})"
+            self.send_event("task-failed", exception=said, traceback=f"BranchFailed: {error}")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections import OrderedDict
+from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -17,6 +18,8 @@ from fanout.llm import make_llm
 from fanout.messages import Messages
 from fanout.prompts import Template
 from fanout.spec import RunSpec
+from workers.batches import Batches, Kept
+from workers.event_loop import new_event_loop
 from workers.inflight import InFlight
 from workers.limiter import Limiter
 from workers.log_guard import quiet_clients
@@ -35,13 +38,23 @@ if TYPE_CHECKING:
 
 __all__ = ["Runtime"]
 
+# Run, stage, shard.
+ShardKey = tuple[str, int, int]
+# Run, stage, shard, feed, and the position of the branch to publish.
+Following = tuple[str, int, int, int, int]
+
 _T = TypeVar("_T")
 _CACHED_SHARDS = 32
 _CACHED_SPECS = 64
+# One for each kind of step that branches share, and some to load what they need.
+_THREADS = 8
 
 
 class Runtime:
-    """One per worker process; made on first use, so that prefork children get their own."""
+    """One per worker process; made on first use, so that prefork children get their own.
+
+    Branches are coroutines on its loop; what they need of the server is done in its threads.
+    """
 
     def __init__(self, app: Celery, settings: Settings, *, concurrency: int) -> None:
         self.settings = settings
@@ -50,39 +63,56 @@ class Runtime:
         # An outcome in hand was paid for: it waits for the server as long as that takes.
         self.store: Store = make_store(settings, is_patient=True)
         # Branches that may be what killed their worker are processed one at a time.
-        self.alone = threading.Lock()
+        self.alone = asyncio.Lock()
         self._stopping = threading.Event()
         self._closers: list[Callable[[], None]] = []
         self.publisher = Publisher(app)
+        self.backend: Any = app.backend
+        # For what the broker is told of branches that have ended, however long it is away.
+        self.broker = connect_broker(settings, is_patient=True)
         self.messages = Messages(connect_broker(settings))
         self._concurrency = concurrency
         self._quiets_clients: bool = app.fanout_owns_process
-        self._shards: OrderedDict[tuple[str, int, int], Shard] = OrderedDict()
-        self._shards_lock = threading.Lock()
         # For what must not wait: whoever watches or beats.
         self.watched: Store = make_store(settings)
         self.reports = Reports(self.watched, make_telemetry(settings, self.watched.run))
         self._in_flight = InFlight(self.watched)
         self.limiter = Limiter(self.watched)
         self._models: dict[str, LLM] = {}
-        self._models_lock = threading.Lock()
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._run_loop, name="fanout-llm", daemon=True)
-        self._thread.start()
+        self._making = asyncio.Lock()
         # Caches per runtime: two servers may know runs of the same id.
         self.spec = lru_cache(maxsize=_CACHED_SPECS)(self._load_spec)
         self.indices = lru_cache(maxsize=_CACHED_SHARDS * 8)(self.store.indices)
         self.template = lru_cache(maxsize=_CACHED_SPECS * 8)(self._load_template)
+        self.threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="fanout-store")
+        self.begin = Batches(self.store.begin_all, self.threads)
+        self.record = Batches(self.store.record_all, self.threads)
+        self.feed = Batches(self._publish, self.threads)
+        self.spec_of = Kept(self.spec, self.threads, size=_CACHED_SPECS)
+        self.indices_of = Kept(self._load_indices, self.threads, size=_CACHED_SHARDS * 8)
+        self.shard_of = Kept(self._load_shard, self.threads, size=_CACHED_SHARDS)
+        self.loop = new_event_loop()
+        self._thread = threading.Thread(target=self._run_loop, name="fanout-loop", daemon=True)
+        self._thread.start()
 
     def _run_loop(self) -> None:
-        asyncio.set_event_loop(self._loop)
-        self._loop.run_forever()
+        asyncio.set_event_loop(self.loop)
+        self.loop.run_forever()
 
-    def call_for(
+    def _publish(self, following: list[Following]) -> list[None]:
+        """Publish the branches that take the place of some that have ended."""
+        shards: defaultdict[tuple[str, int, int, int], list[int]] = defaultdict(list)
+        for run_id, stage, number, feed, position in following:
+            shards[run_id, stage, number, feed].append(position)
+        for (run_id, stage, number, feed), positions in shards.items():
+            self.publisher.branches(run_id, stage, number, positions, feed=feed)
+        return [None] * len(following)
+
+    async def call_for(
         self, run_id: str, coroutine: Coroutine[Any, Any, _T], *, has_deadline: bool
     ) -> _T:
-        """Make a call of a run on the loop. Raises CallStoppedError where it is ended early."""
-        return self.call(self._in_flight.call(run_id, coroutine, has_deadline=has_deadline))
+        """Make a call of a run. Raises CallStoppedError where it is ended early."""
+        return await self._in_flight.call(run_id, coroutine, has_deadline=has_deadline)
 
     @property
     def is_handing_back(self) -> bool:
@@ -92,27 +122,30 @@ class Runtime:
     def hand_back(self) -> None:
         """End the calls in flight, so that their branches go back to the queue."""
         self._stopping.set()
-        self._loop.call_soon_threadsafe(self._in_flight.hand_back)
+        self.loop.call_soon_threadsafe(self._in_flight.hand_back)
 
-    def call(self, coroutine: Coroutine[Any, Any, _T]) -> _T:
+    def wait_for(self, coroutine: Coroutine[Any, Any, _T]) -> _T:
         """Run a coroutine on the loop, and wait for it in this thread."""
-        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
+        return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result()
 
-    def model(self, name: str) -> LLM:
-        """Return the model, one per process. Raises ModelError."""
-        with self._models_lock:
-            llm = self._models.get(name)
-            if llm is None:
-                llm = self.call(self._make_model(name))
+    async def model(self, name: str) -> LLM:
+        """Return the model, one per process; its connections live on the loop.
+
+        Raises:
+            ModelError: It cannot be used.
+        """
+        llm = self._models.get(name)
+        if llm is not None:
+            return llm
+        async with self._making:
+            if name not in self._models:
+                self._models[name] = make_llm(
+                    name, settings=self.settings, concurrency=self._concurrency
+                )
                 if self._quiets_clients:
                     # Their packages may have been imported only now.
                     quiet_clients()
-                self._models[name] = llm
-            return llm
-
-    async def _make_model(self, name: str) -> LLM:
-        # On the loop, because that is where its connections will live.
-        return make_llm(name, settings=self.settings, concurrency=self._concurrency)
+            return self._models[name]
 
     def _load_spec(self, run_id: str) -> RunSpec:
         try:
@@ -131,20 +164,11 @@ class Runtime:
             return Template.parse(spec.aggregate_prompt or "{input}", field="aggregate_prompt")
         return Template.parse(spec.prompts[aspect])
 
-    def shard(self, run_id: str, stage: int, number: int) -> Shard:
-        """Return the input of a shard; a few are kept, as its branches arrive together."""
-        key = (run_id, stage, number)
-        # One lock for all: the branches of one shard start at once, and one of them should fetch.
-        with self._shards_lock:
-            shard = self._shards.get(key)
-            if shard is None:
-                shard = self.store.shard(run_id, stage, number)
-                self._shards[key] = shard
-                if len(self._shards) > _CACHED_SHARDS:
-                    self._shards.popitem(last=False)
-            else:
-                self._shards.move_to_end(key)
-            return shard
+    def _load_indices(self, key: ShardKey) -> range:
+        return self.indices(*key)
+
+    def _load_shard(self, key: ShardKey) -> Shard:
+        return self.store.shard(*key)
 
     def end_run(self, run_id: str, status: RunStatus, *, error: str | None = None) -> None:
         """Give a run its final status, and report that where this is the first."""
@@ -160,13 +184,14 @@ class Runtime:
         self.reports.close()
         for closer in self._closers:
             closer()
-        with self._models_lock:
-            for llm in self._models.values():
-                self.call(llm.aclose())
-            self._models.clear()
-        self._loop.call_soon_threadsafe(self._loop.stop)
+        for llm in self._models.values():
+            self.wait_for(llm.aclose())
+        self._models.clear()
+        self.loop.call_soon_threadsafe(self.loop.stop)
         self._thread.join()
-        self._loop.close()
+        self.loop.close()
+        self.threads.shutdown(cancel_futures=True)
         self.store.close()
         self.watched.close()
+        self.broker.close()
         self.messages.close()

@@ -10,6 +10,7 @@ import msgspec
 from fanout.enqueue import fleet_window, take_back
 from fanout.messages import seen_of_shard
 from fanout.runs import ErrorKind, Outcome, RunStatus
+from fanout.stores import End
 from workers import reductions
 
 if TYPE_CHECKING:
@@ -77,11 +78,18 @@ def _record_rest(
     runtime: Runtime, run_id: str, stage: int, number: int, kind: ErrorKind, message: str
 ) -> None:
     now = time.time()
-    outcomes = (
-        (position, Outcome(index=index, kind=kind, message=message, ended_at=now))
-        for position, index in enumerate(runtime.indices(run_id, stage, number))
+    runtime.store.record_all(
+        [
+            End(
+                run_id,
+                stage,
+                number,
+                position,
+                Outcome(index=index, kind=kind, message=message, ended_at=now),
+            )
+            for position, index in enumerate(runtime.indices(run_id, stage, number))
+        ]
     )
-    runtime.store.record_missing(run_id, stage, number, outcomes)
 
 
 def collect(
@@ -125,11 +133,11 @@ def _complete(
         return outcomes
     if not failures.keys() >= set(missing):
         raise TooEarlyError(run_id, stage, number)
-    runtime.store.record_missing(
-        run_id,
-        stage,
-        number,
-        ((position, _at(indices[position], failures[position])) for position in missing),
+    runtime.store.record_all(
+        [
+            End(run_id, stage, number, position, _at(indices[position], failures[position]))
+            for position in missing
+        ]
     )
     return runtime.store.outcomes(run_id, stage, number)
 

@@ -21,7 +21,7 @@ from workers.branches import (
     run_branch,
 )
 from workers.preflight import check_model
-from workers.requests import PostponedError, ReportsAll
+from workers.requests import BranchRequest, PostponedError, ReportsAll
 from workers.stages import TooEarlyError, aggregate, collect, expand
 
 if TYPE_CHECKING:
@@ -94,17 +94,21 @@ def register(app: Celery, runtime: Callable[[], Runtime]) -> None:
 
     # Not shared: a program that embeds a worker may have Celery applications of its own.
     # A task whose prefork child died is tried again after a second, not after Celery's 180.
-    task = partial(app.task, shared=False, default_retry_delay=1, Request=ReportsAll)
+    task = partial(app.task, shared=False, default_retry_delay=1)
 
     # A failed branch is an ordinary end: ``throws`` keeps its traceback out of the logs. Retries of
     # calls happen on the loop; Celery's are for a store that is away, and for lost workers.
-    options = {"throws": (BranchFailed, TaskFault), "bind": True, **_PATIENT}
-    others = {"throws": (TaskFault,), **_PATIENT}
+    options = {"throws": (BranchFailed, TaskFault), "bind": True, "Request": BranchRequest}
+    others = {"throws": (TaskFault,), "Request": ReportsAll, **_PATIENT}
 
-    @task(name=broker.BRANCH, **options)  # type: ignore[untyped-decorator]
+    @task(name=broker.BRANCH, **options, **_PATIENT)  # type: ignore[untyped-decorator]
     def branch(self: Task, run_id: str, stage: int, shard: int, position: int, feed: int) -> None:
         tries = self.request.retries
+        ended = self.request.get("ended")
         with _not_done():
+            if ended is not None:
+                # It was processed on the loop; what is left is to tell Celery how it ended.
+                raise ended
             run_branch(runtime(), run_id, stage, shard, position, feed, tries=tries)
 
     @task(name=broker.EXPAND, **others)  # type: ignore[untyped-decorator]
@@ -117,7 +121,7 @@ def register(app: Celery, runtime: Callable[[], Runtime]) -> None:
         with _not_done():
             return collect(runtime(), results, run_id, stage, shard)
 
-    @task(name=broker.SEAL)  # type: ignore[untyped-decorator]
+    @task(name=broker.SEAL, Request=ReportsAll)  # type: ignore[untyped-decorator]
     def seal_stage(run_id: str, stage: int) -> None:
         """Do nothing: that it returns is what its chord waits for."""
 
@@ -126,7 +130,7 @@ def register(app: Celery, runtime: Callable[[], Runtime]) -> None:
         with _not_done():
             aggregate(runtime(), run_id, stage)
 
-    @task(name=broker.PREFLIGHT, throws=(TaskFault,))  # type: ignore[untyped-decorator]
+    @task(name=broker.PREFLIGHT, throws=(TaskFault,), Request=ReportsAll)  # type: ignore[untyped-decorator]
     def preflight(model: str, note: str) -> None:
         with _not_done():
             check_model(runtime(), model, note)

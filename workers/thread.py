@@ -45,7 +45,7 @@ class WorkerThread:
             self._worker = WorkController(
                 app=self._app,
                 hostname=hostname,
-                pool_cls="threads",
+                pool_cls="workers.pool:TaskPool",
                 concurrency=self._concurrency,
                 without_heartbeat=True,
                 without_mingle=True,

@@ -98,7 +98,7 @@ class Worker(Process):
         folder: Path,
         *,
         concurrency: int,
-        pool: str = "threads",
+        pool: str = "asyncio",
         env: Mapping[str, str] | None = None,
         hosts: Hosts | None = None,
         slot: int = 0,

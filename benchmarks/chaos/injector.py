@@ -128,7 +128,7 @@ class Injector:
         self.injuries: list[Injury] = []
         self.deaths: list[str] = []
         threads = fleet.workers - fleet.prefork
-        pools = ["threads"] * threads + ["prefork"] * fleet.prefork
+        pools = ["asyncio"] * threads + ["prefork"] * fleet.prefork
         self.slots = [Slot(number, pool, start_worker) for number, pool in enumerate(pools)]
         self._kinds: dict[str, Callable[[Fault, Injury], None]] = {
             "kill_worker": self._kill_worker,

@@ -56,8 +56,8 @@ _LEVELS = ["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"]
 @click.option(
     "--pool",
     "-P",
-    type=click.Choice(["threads", "prefork", "solo"]),
-    help="prefork is for functions that need the CPU. [default: $FANOUT_POOL, else threads]",
+    type=click.Choice(["asyncio", "threads", "prefork", "solo"]),
+    help="prefork is for functions that need the CPU. [default: $FANOUT_POOL, else asyncio]",
 )
 @click.option(
     "--autoscale",

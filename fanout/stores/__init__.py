@@ -5,6 +5,7 @@ from fanout.stores.connection import connect
 from fanout.stores.memory import MemoryStore
 from fanout.stores.records import (
     Begun,
+    End,
     Grant,
     Parked,
     Recorded,
@@ -14,6 +15,7 @@ from fanout.stores.records import (
     StageProgress,
     StageRecord,
     StageWindow,
+    Start,
     Totals,
     Verdict,
     WorkerRecord,
@@ -22,6 +24,7 @@ from fanout.stores.redis import RedisStore
 
 __all__ = [
     "Begun",
+    "End",
     "Grant",
     "MemoryStore",
     "Parked",
@@ -33,6 +36,7 @@ __all__ = [
     "StageProgress",
     "StageRecord",
     "StageWindow",
+    "Start",
     "Store",
     "Totals",
     "Verdict",

@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
     from fanout.admission import Lanes
     from fanout.limits import LimitState, Rates, Slot
     from fanout.runs import ErrorKind, Outcome, RunStatus, Shard
     from fanout.stores.records import (
         Begun,
+        End,
         Grant,
         Parked,
         Recorded,
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
         StageProgress,
         StageRecord,
         StageWindow,
+        Start,
         Totals,
         WorkerRecord,
     )
@@ -179,68 +181,24 @@ class Branches(Protocol):
     def take_parked(self, run_id: str) -> list[Parked]:
         """Take away the branches that were not begun because the run is, or was, paused."""
 
-    def begin(
-        self,
-        run_id: str,
-        stage: int,
-        number: int,
-        position: int,
-        *,
-        token: str,
-        holder: str = "",
-        tries: int = 0,
-        lasts_s: int = 0,
-        feed: int = 0,
-        is_alone: bool = False,
-    ) -> Begun:
-        """Ask whether the branch at ``position`` of a shard may make its call, and count it.
+    def begin(self, start: Start) -> Begun:
+        """Ask whether a branch may make its call, and count it.
 
         While its holder is alive, nobody else may begin the branch: its message may come to a
         second worker although the first has not died, after the server was away for instance.
-
-        Args:
-            run_id: The run.
-            stage: The stage.
-            number: The shard.
-            position: The branch's position in the shard.
-            token: Names this delivery: asking again with the same one is not counted.
-            holder: Who makes the call: see ``beat``.
-            tries: How often Celery has sent the task again: one that it has sent again since the
-                branch was begun is no copy.
-            lasts_s: Seconds after which the branch is not held any more, whatever its holder does.
-            feed: As the branch was published with, for when it is parked.
-            is_alone: Whether no other suspect is processed beside it.
         """
+
+    def begin_all(self, starts: Sequence[Start]) -> list[Begun]:
+        """Begin several branches, in as few steps as can be; return the answers in order."""
 
     def unbegin(self, run_id: str, stage: int, number: int, position: int, *, token: str) -> None:
         """Take a begin back: the delivery was handed back without a call's end."""
 
-    def record(
-        self,
-        run_id: str,
-        stage: int,
-        number: int,
-        position: int,
-        outcome: Outcome,
-        *,
-        feed: int = 0,
-    ) -> Recorded:
-        """Write the outcome of a branch; the first one stands and is counted once.
+    def record(self, end: End) -> Recorded:
+        """Write the outcome of a branch; the first one stands and is counted once."""
 
-        Args:
-            run_id: The run.
-            stage: The stage.
-            number: The shard.
-            position: The branch's position in the shard.
-            outcome: How it ended.
-            feed: The size of the shard where its branches are published one after the other
-                (``max_workers``), else 0; the position to publish next is then returned.
-        """
-
-    def record_missing(
-        self, run_id: str, stage: int, number: int, outcomes: Iterable[tuple[int, Outcome]]
-    ) -> None:
-        """Write outcomes, by position, for the branches of a shard that have none."""
+    def record_all(self, ends: Sequence[End]) -> list[Recorded]:
+        """Write several outcomes, in as few steps as can be; return what became of each."""
 
     def outcomes(self, run_id: str, stage: int, number: int) -> dict[int, Outcome]:
         """Return the outcomes of a shard so far, by position."""

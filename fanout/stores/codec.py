@@ -11,7 +11,7 @@ from fanout.errors import StoredDataError
 from fanout.latency import Latency
 from fanout.limits import LimitState
 from fanout.runs import ErrorKind, Outcome, RunStatus, Shard, Usage
-from fanout.stores.records import Parked, RunRecord, StageRecord, Totals, WorkerRecord
+from fanout.stores.records import Parked, RunRecord, StageRecord, Start, Totals, WorkerRecord
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -130,8 +130,8 @@ def held_positions(fields: dict[bytes, bytes], alive: set[str], now: float) -> f
     )
 
 
-def encode_parked(parked: Parked) -> str:
-    """Return a parked branch as a member of a set."""
+def encode_parked(parked: Parked | Start) -> str:
+    """Return a branch as a member of the set of those that are parked."""
     return f"{parked.stage}:{parked.shard}:{parked.position}:{parked.feed}"
 
 

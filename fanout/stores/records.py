@@ -7,10 +7,11 @@ from typing import Literal
 import msgspec
 
 from fanout.latency import Latency
-from fanout.runs import ErrorKind, RunStatus, Usage
+from fanout.runs import ErrorKind, Outcome, RunStatus, Usage
 
 __all__ = [
     "Begun",
+    "End",
     "Grant",
     "Parked",
     "Recorded",
@@ -20,12 +21,63 @@ __all__ = [
     "StageProgress",
     "StageRecord",
     "StageWindow",
+    "Start",
     "Totals",
     "Verdict",
     "WorkerRecord",
 ]
 
 Verdict = Literal["go", "done", "halted", "expired", "paused", "held", "suspect", "gone"]
+
+
+class Start(msgspec.Struct, frozen=True):
+    """A delivery of a branch that asks whether it may make its call.
+
+    Attributes:
+        run_id: The run.
+        stage: The stage.
+        shard: The shard.
+        position: The branch's position in the shard.
+        token: Names this delivery: asking again with the same one is not counted.
+        holder: Who makes the call: see ``Store.beat``.
+        tries: How often Celery has sent the task again: one that it has sent again since the
+            branch was begun is no copy.
+        lasts_s: Seconds after which the branch is not held any more, whatever its holder does.
+        feed: As the branch was published with, for when it is parked.
+        is_alone: Whether no other suspect is processed beside it.
+    """
+
+    run_id: str
+    stage: int
+    shard: int
+    position: int
+    token: str
+    holder: str = ""
+    tries: int = 0
+    lasts_s: int = 0
+    feed: int = 0
+    is_alone: bool = False
+
+
+class End(msgspec.Struct, frozen=True):
+    """The outcome of a branch, to be written.
+
+    Attributes:
+        run_id: The run.
+        stage: The stage.
+        shard: The shard.
+        position: The branch's position in the shard.
+        outcome: How it ended.
+        feed: The size of the shard where its branches are published one after the other
+            (``max_workers``), else 0; the position to publish next is then returned.
+    """
+
+    run_id: str
+    stage: int
+    shard: int
+    position: int
+    outcome: Outcome
+    feed: int = 0
 
 
 class Begun(msgspec.Struct, frozen=True, kw_only=True):

@@ -69,7 +69,7 @@ def test_a_worker_says_what_it_is_and_how_full(client, start_worker):
     wait_for(is_full, "the worker says that it is full")
     [seen] = client.fleet().workers
     assert (seen.name, seen.pid, seen.concurrency) == (worker.name, worker.process.pid, 3)
-    assert (seen.pool, seen.wire, seen.processed) == ("thread", WIRE_VERSION, 0)
+    assert (seen.pool, seen.wire, seen.processed) == ("asyncio", WIRE_VERSION, 0)
     assert set(seen.queues) == {CONTROL_QUEUE, BRANCHES_QUEUE}
     assert abs(seen.seen_at - seen.sent_at) < 5
     assert client.fleet().leases.taken >= 3

@@ -24,7 +24,7 @@ from fanout.reaper import Reaper
 from fanout.runs import ErrorKind, Outcome, RunStatus
 from fanout.shards import pack
 from fanout.spec import make_spec
-from fanout.stores import MemoryStore
+from fanout.stores import End, MemoryStore, Start
 
 RUN = "r1"
 SPEC = make_spec(model="fake", prompt="{input}")
@@ -114,7 +114,7 @@ def finish(store, kinds):
     for number, some in enumerate(kinds):
         for at, kind in enumerate(some):
             index = store.indices(RUN, 0, number)[at]
-            store.record(RUN, 0, number, at, Outcome(index=index, kind=kind, output="x"))
+            store.record(End(RUN, 0, number, at, Outcome(index=index, kind=kind, output="x")))
         store.compact(RUN, 0, number, store.outcomes(RUN, 0, number))
         store.open_shards(RUN, 0, window=9, finished=number)
 
@@ -238,7 +238,7 @@ def test_cancelling_a_paused_run_publishes_what_was_parked(store, publisher):
     create(store)
     enqueue(store, publisher, texts(3), SPEC)
     store.pause(RUN)
-    store.begin(RUN, 0, 0, 1, token="a")
+    store.begin(Start(RUN, 0, 0, 1, token="a"))
     run_handle(store, publisher).cancel()
     assert publisher.sent[-1] == ("branch", 0, 1)
 
@@ -300,7 +300,7 @@ def test_pausing_and_unpausing_say_whether_they_did_it(store, publisher):
     run = run_handle(store, publisher)
     assert [run.pause(), run.pause()] == [True, False]
     assert run.status().status is RunStatus.PAUSED
-    store.begin(RUN, 0, 0, 2, token="a")
+    store.begin(Start(RUN, 0, 0, 2, token="a"))
     assert [run.unpause(), run.unpause()] == [True, False]
     assert publisher.sent[-1] == ("branch", 0, 2)
     assert publisher.sent.count(("branch", 0, 2)) == 1
@@ -311,7 +311,7 @@ def test_unpausing_again_publishes_what_an_unpause_that_died_has_not(store, publ
     create(store)
     enqueue(store, publisher, texts(3), SPEC)
     store.pause(RUN)
-    store.begin(RUN, 0, 0, 2, token="a")
+    store.begin(Start(RUN, 0, 0, 2, token="a"))
     store.unpause(RUN)
     assert not run_handle(store, publisher).unpause()
     assert publisher.sent[-1] == ("branch", 0, 2)
@@ -354,7 +354,7 @@ def test_a_shard_is_taken_back_once_however_often_it_is_published(store, publish
     take_back(store, run, 2)
     assert store.stage(RUN, 0).errors == {BAD: 1, SLOW: 1}
     assert store.outcomes(RUN, 0, 2)[0].kind is SLOW
-    store.record(RUN, 0, 2, 1, Outcome(index=5, kind=BAD))
+    store.record(End(RUN, 0, 2, 1, Outcome(index=5, kind=BAD)))
     take_back(store, run, 2)
     assert store.outcomes(RUN, 0, 2)[1].kind is BAD, "it failed again, and stays so"
     take_back(store, run, 1)

@@ -8,7 +8,7 @@ import pytest
 
 from fanout.reaper import MAX_HEALS, Reaper
 from fanout.runs import Chunk, ErrorKind, Outcome, RunStatus, Shard
-from fanout.stores import MemoryStore
+from fanout.stores import End, MemoryStore, Start
 
 from .test_stages import RUN, Messages, Publisher
 
@@ -42,7 +42,7 @@ class Fleet:
 
     def end(self, *positions):
         for position in positions:
-            self.store.record(RUN, 0, 0, position, Outcome(index=position, output="x"))
+            self.store.record(End(RUN, 0, 0, position, Outcome(index=position, output="x")))
 
     def pass_time(self, seconds=60):
         """Sweep as a worker does; return what was published."""
@@ -79,7 +79,7 @@ def test_a_shard_that_makes_progress_is_left_alone(fleet):
 def test_a_branch_that_a_living_worker_holds_is_not_lost(fleet):
     fleet.store.beat("h", ttl_s=3600)
     fleet.end(0, 1)
-    fleet.store.begin(RUN, 0, 0, 2, token="t", holder="h", lasts_s=3600)
+    fleet.store.begin(Start(RUN, 0, 0, 2, token="t", holder="h", lasts_s=3600))
     assert fleet.pass_time(300) == []
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import threading
 from contextlib import suppress
 
 import msgspec
@@ -19,7 +18,7 @@ from fanout.runs import Chunk, ErrorKind, Outcome, RunStatus, Shard
 from fanout.settings import load_settings
 from fanout.shards import pack
 from fanout.spec import make_spec
-from fanout.stores import MemoryStore
+from fanout.stores import End, MemoryStore, Start
 from workers.branches import (
     BranchFailed,
     BranchHandedBack,
@@ -84,7 +83,7 @@ class Runtime:
         self.limiter = Limiter(self.store)
         self.publisher = Publisher()
         self.messages = Messages()
-        self.alone = threading.Lock()
+        self.alone = asyncio.Lock()
         self.telemetry = NoTelemetry()
         self.is_handing_back = False
         self.llm = FakeLLM(script=self._answer)
@@ -108,19 +107,38 @@ class Runtime:
         source = self._spec.aggregate_prompt if stage else self._spec.prompts[aspect]
         return Template.parse(source)
 
-    def shard(self, run_id, stage, number):
-        return self.store.shard(run_id, stage, number)
-
     def indices(self, run_id, stage, number):
         return self.store.indices(run_id, stage, number)
 
-    def model(self, name):
+    async def begin(self, start):
+        return self.store.begin(start)
+
+    async def record(self, end):
+        return self.store.record(end)
+
+    async def feed(self, following):
+        run_id, stage, number, feed, position = following
+        self.publisher.branches(run_id, stage, number, [position], feed=feed)
+
+    async def spec_of(self, run_id):
+        return self.spec(run_id)
+
+    async def shard_of(self, key):
+        return self.store.shard(*key)
+
+    async def indices_of(self, key):
+        return self.indices(*key)
+
+    async def model(self, name):
         return self.llm
 
-    def call_for(self, run_id, coroutine, *, has_deadline):
+    async def call_for(self, run_id, coroutine, *, has_deadline):
         if self.stop is not None:
             coroutine.close()
             raise CallStoppedError(self.stop)
+        return await coroutine
+
+    def wait_for(self, coroutine):
         return asyncio.run(coroutine)
 
     def write(self, texts, *, seal=True, **options):
@@ -226,7 +244,7 @@ def test_a_branch_that_was_begun_too_often_is_poisoned():
     runtime = Runtime()
     runtime.write(["a"])
     for token in ("one", "two"):
-        runtime.store.begin(RUN, 0, 0, 0, token=token)
+        runtime.store.begin(Start(RUN, 0, 0, 0, token=token))
     with pytest.raises(BranchFailed, match="poisoned"):
         run_branch(runtime, RUN, 0, 0, 0, 0)
     assert runtime.llm.calls == 0
@@ -237,7 +255,7 @@ def test_a_suspect_is_processed_alone_and_counted_only_then():
     runtime.settings = load_settings(max_deliveries=4)
     runtime.write(["a", "b"])
     for token in ("one", "two"):
-        runtime.store.begin(RUN, 0, 0, 0, token=token)
+        runtime.store.begin(Start(RUN, 0, 0, 0, token=token))
     locked = []
     runtime.told = lambda request: locked.append(runtime.alone.locked()) or "fine"
     run_branch(runtime, RUN, 0, 0, 0, 0)
@@ -265,7 +283,7 @@ def test_a_branch_that_is_handed_back_was_not_begun():
     with pytest.raises(BranchHandedBack):
         run_branch(runtime, RUN, 0, 0, 0, 0)
     assert runtime.store.outcomes(RUN, 0, 0) == {}
-    assert runtime.store.begin(RUN, 0, 0, 0, token="next").deliveries == 1
+    assert runtime.store.begin(Start(RUN, 0, 0, 0, token="next")).deliveries == 1
 
 
 def test_a_worker_that_hands_back_begins_nothing():
@@ -292,10 +310,10 @@ def test_a_branch_whose_input_is_gone_is_lost():
     runtime = Runtime()
     runtime.write(["a"])
 
-    def gone(*_):
+    async def gone(key):
         raise UnknownRunError(RUN)
 
-    runtime.shard = gone
+    runtime.shard_of = gone
     with pytest.raises(BranchFailed, match="lost"):
         run_branch(runtime, RUN, 0, 0, 0, 0)
 
@@ -347,7 +365,7 @@ RECORDS = [
 def test_a_branch_that_wrote_no_outcome_gets_one_from_its_chord(record, kind):
     runtime = Runtime()
     runtime.write(["a", "b"])
-    runtime.store.record(RUN, 0, 0, 0, outcome())
+    runtime.store.record(End(RUN, 0, 0, 0, outcome()))
     counts = collect(runtime, [None, {**record, "task_id": "r1/0/0/1"}], RUN, 0, 0)
     assert counts == {"shard": 0, "succeeded": 1, "failed": 1}
     assert runtime.store.outcomes(RUN, 0, 0)[1].kind == kind
@@ -358,7 +376,7 @@ def test_a_collect_before_all_branches_have_ended_does_nothing():
     runtime = Runtime()
     runtime.write(["a", "b"])
     runtime.store.open_shards(RUN, 0, window=1)
-    runtime.store.record(RUN, 0, 0, 0, outcome())
+    runtime.store.record(End(RUN, 0, 0, 0, outcome()))
     with pytest.raises(TooEarlyError):
         collect(runtime, [None, None], RUN, 0, 0)
     assert runtime.store.stage(RUN, 0).done == 1
@@ -370,7 +388,7 @@ def test_a_collect_opens_the_next_shards_once():
     runtime.write([str(i) for i in range(8)], max_branches=2)
     runtime.store.open_shards(RUN, 0, window=2)
     for position in range(2):
-        runtime.store.record(RUN, 0, 0, position, outcome(position))
+        runtime.store.record(End(RUN, 0, 0, position, outcome(position)))
     collect(runtime, [], RUN, 0, 0)
     assert runtime.publisher.sent == [("expand", 0, 2, 0)]
     collect(runtime, [], RUN, 0, 0)
@@ -408,7 +426,7 @@ def test_a_copy_of_a_branch_that_a_living_worker_holds_makes_no_call():
     runtime = Runtime()
     runtime.write(["a"])
     runtime.store.beat("other", ttl_s=60)
-    runtime.store.begin(RUN, 0, 0, 0, token="one", holder="other", lasts_s=60)
+    runtime.store.begin(Start(RUN, 0, 0, 0, token="one", holder="other", lasts_s=60))
     with pytest.raises(BranchHeld):
         run_branch(runtime, RUN, 0, 0, 0, 0)
     assert runtime.llm.calls == 0

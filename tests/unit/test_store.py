@@ -16,11 +16,13 @@ from fanout.limits import Rates
 from fanout.runs import Chunk, ErrorKind, Outcome, RunStatus, Shard, Usage
 from fanout.stores import (
     Begun,
+    End,
     MemoryStore,
     Parked,
     RedisStore,
     Sealed,
     StageWindow,
+    Start,
     Totals,
     WorkerRecord,
 )
@@ -190,37 +192,37 @@ def test_max_workers_is_spread_over_shards_and_never_exceeded(store, run):
 
 def test_a_branch_may_begin_and_its_deliveries_are_counted(store, run):
     store.put_shard(run, 0, 0, shard())
-    assert store.begin(run, 0, 0, 1, token="a") == Begun(verdict="go", deliveries=1)
-    assert store.begin(run, 0, 0, 1, token="b").deliveries == 2
-    assert store.begin(run, 0, 0, 2, token="c").deliveries == 1
+    assert store.begin(Start(run, 0, 0, 1, token="a")) == Begun(verdict="go", deliveries=1)
+    assert store.begin(Start(run, 0, 0, 1, token="b")).deliveries == 2
+    assert store.begin(Start(run, 0, 0, 2, token="c")).deliveries == 1
 
 
 def test_a_begin_that_is_sent_again_counts_once(store, run):
     store.put_shard(run, 0, 0, shard())
-    assert store.begin(run, 0, 0, 1, token="a").deliveries == 1
-    assert store.begin(run, 0, 0, 1, token="a").deliveries == 1
+    assert store.begin(Start(run, 0, 0, 1, token="a")).deliveries == 1
+    assert store.begin(Start(run, 0, 0, 1, token="a")).deliveries == 1
 
 
 def test_a_branch_that_was_begun_twice_without_an_end_must_be_begun_alone(store, run):
     store.put_shard(run, 0, 0, shard())
     for token in ("a", "b"):
-        store.begin(run, 0, 0, 1, token=token)
-    assert store.begin(run, 0, 0, 1, token="c") == Begun(verdict="suspect", deliveries=2)
-    assert store.begin(run, 0, 0, 1, token="c").deliveries == 2, "it is not counted yet"
-    assert store.begin(run, 0, 0, 1, token="c", is_alone=True).deliveries == 3
+        store.begin(Start(run, 0, 0, 1, token=token))
+    assert store.begin(Start(run, 0, 0, 1, token="c")) == Begun(verdict="suspect", deliveries=2)
+    assert store.begin(Start(run, 0, 0, 1, token="c")).deliveries == 2, "it is not counted yet"
+    assert store.begin(Start(run, 0, 0, 1, token="c", is_alone=True)).deliveries == 3
 
 
 def test_a_begin_can_be_taken_back_by_whoever_made_it(store, run):
     store.put_shard(run, 0, 0, shard())
-    store.begin(run, 0, 0, 1, token="a")
+    store.begin(Start(run, 0, 0, 1, token="a"))
     store.unbegin(run, 0, 0, 1, token="another")
-    assert store.begin(run, 0, 0, 1, token="b").deliveries == 2
+    assert store.begin(Start(run, 0, 0, 1, token="b")).deliveries == 2
     store.unbegin(run, 0, 0, 1, token="b")
-    assert store.begin(run, 0, 0, 1, token="c").deliveries == 2
+    assert store.begin(Start(run, 0, 0, 1, token="c")).deliveries == 2
 
 
 def begin(store, token, **more):
-    return store.begin(RUN, 0, 0, 1, token=token, **more).verdict
+    return store.begin(Start(RUN, 0, 0, 1, token=token, **more)).verdict
 
 
 def test_a_branch_that_a_living_holder_has_begun_is_not_begun_by_another(store, run):
@@ -269,7 +271,7 @@ def test_when_all_were_silent_the_first_to_return_does_not_take_the_others_for_d
             assert time.monotonic() < until
 
     store.beat("dead", ttl_s=0.2)
-    store.begin(run, 0, 0, 2, token="a", holder="dead", lasts_s=60)
+    store.begin(Start(run, 0, 0, 2, token="a", holder="dead", lasts_s=60))
     lapse()
     for holder in ("h1", "h2"):
         store.beat(holder, ttl_s=0.2)
@@ -284,9 +286,9 @@ def test_shards_without_all_their_outcomes_are_incomplete_and_can_be_adopted(sto
     for number in range(3):
         store.put_shard(run, 0, number, shard(1, first=number))
     assert store.incomplete(run, 0) == [0, 1, 2]
-    store.record(run, 0, 0, 0, ok(0))
+    store.record(End(run, 0, 0, 0, ok(0)))
     store.compact(run, 0, 0, {0: ok(0)})
-    store.record(run, 0, 1, 0, ok(1))
+    store.record(End(run, 0, 1, 0, ok(1)))
     assert store.incomplete(run, 0) == [2]
     store.adopt(run, 0, [2])
     assert store.progress(run, 0).open == {2: 0}
@@ -297,14 +299,14 @@ def test_a_paused_run_parks_its_branches_until_it_goes_on(store, run):
     assert store.pause(run)
     assert not store.pause(run), "it is paused already"
     assert store.run(run).status is RunStatus.PAUSED
-    assert store.begin(run, 0, 0, 1, token="a", feed=3).verdict == "paused"
-    assert store.begin(run, 0, 0, 1, token="b", feed=3).verdict == "paused"
+    assert store.begin(Start(run, 0, 0, 1, token="a", feed=3)).verdict == "paused"
+    assert store.begin(Start(run, 0, 0, 1, token="b", feed=3)).verdict == "paused"
     assert store.unpause(run)
     assert not store.unpause(run)
     assert store.run(run).status is RunStatus.ENQUEUING
     assert store.take_parked(run) == [Parked(stage=0, shard=0, position=1, feed=3)]
     assert store.take_parked(run) == []
-    assert store.begin(run, 0, 0, 1, token="c").deliveries == 1
+    assert store.begin(Start(run, 0, 0, 1, token="c")).deliveries == 1
 
 
 def test_what_has_ended_or_was_stopped_cannot_be_paused(store, run):
@@ -319,8 +321,8 @@ def test_no_branch_begins_after_the_deadline_but_reductions_do(store):
     store.create_run(RUN, spec="{}", created_at=1.0, deadline_at=time.time() - 2)
     store.put_shard(RUN, 0, 0, shard())
     store.put_shard(RUN, 1, 0, shard())
-    assert store.begin(RUN, 0, 0, 0, token="a").verdict == "expired"
-    assert store.begin(RUN, 1, 0, 0, token="a").verdict == "go"
+    assert store.begin(Start(RUN, 0, 0, 0, token="a")).verdict == "expired"
+    assert store.begin(Start(RUN, 1, 0, 0, token="a")).verdict == "go"
 
 
 def test_runs_are_active_until_they_end_and_again_when_reopened(store, run):
@@ -337,9 +339,9 @@ def test_the_progress_of_a_stage_changes_when_a_branch_begins_or_ends(store, run
     store.open_shards(run, 0, window=2)
     first = store.progress(run, 0)
     assert (first.written, first.opened, first.sealed, first.open) == (3, 2, False, {0: 0, 1: 0})
-    store.begin(run, 0, 0, 1, token="a")
+    store.begin(Start(run, 0, 0, 1, token="a"))
     second = store.progress(run, 0)
-    store.record(run, 0, 0, 1, ok(1))
+    store.record(End(run, 0, 0, 1, ok(1)))
     third = store.progress(run, 0)
     assert first.marks[1] == second.marks[1] == third.marks[1]
     assert len({first.marks[0], second.marks[0], third.marks[0]}) == 3
@@ -351,7 +353,7 @@ def test_the_state_of_a_shard_says_what_was_published_and_what_has_ended(store, 
     assert (state.first, state.count, state.published, state.ended) == (7, 3, None, frozenset())
     assert store.start_shard(run, 0, 0, published=2)
     assert not store.start_shard(run, 0, 0, published=3), "the first stands"
-    store.record(run, 0, 0, 1, ok(1))
+    store.record(End(run, 0, 0, 1, ok(1)))
     store.healed(run, 0, 0)
     state = store.shard_state(run, 0, 0)
     assert (state.published, state.ended, state.heals) == (2, frozenset({1}), 1)
@@ -371,14 +373,14 @@ def test_a_lock_is_its_holder_s_until_it_runs_out(store):
 
 def test_a_branch_with_an_outcome_does_not_begin_again(store, run):
     store.put_shard(run, 0, 0, shard())
-    store.record(run, 0, 0, 1, ok(1))
-    assert store.begin(run, 0, 0, 1, token="t").verdict == "done"
+    store.record(End(run, 0, 0, 1, ok(1)))
+    assert store.begin(Start(run, 0, 0, 1, token="t")).verdict == "done"
 
 
 def test_no_branch_of_a_halted_run_begins(store, run):
     store.put_shard(run, 0, 0, shard())
     assert store.halt(run, RunStatus.FAILED, error="bad key")
-    assert store.begin(run, 0, 0, 0, token="t").verdict == "halted"
+    assert store.begin(Start(run, 0, 0, 0, token="t")).verdict == "halted"
     record = store.run(run)
     assert (record.halt, record.error) == (RunStatus.FAILED, "bad key")
 
@@ -392,16 +394,16 @@ def test_the_first_halt_stands(store, run):
 def test_no_branch_of_a_deleted_run_begins(store, run):
     store.put_shard(run, 0, 0, shard())
     store.delete_run(run)
-    assert store.begin(run, 0, 0, 0, token="t").verdict == "gone"
-    assert not store.record(run, 0, 0, 0, ok()).first
+    assert store.begin(Start(run, 0, 0, 0, token="t")).verdict == "gone"
+    assert not store.record(End(run, 0, 0, 0, ok())).first
     with pytest.raises(UnknownRunError):
         store.run(run)
 
 
 def test_the_first_outcome_stands_and_is_counted_once(store, run):
     store.put_shard(run, 0, 0, shard())
-    assert store.record(run, 0, 0, 0, ok(0)).first
-    assert not store.record(run, 0, 0, 0, failed(0)).first
+    assert store.record(End(run, 0, 0, 0, ok(0))).first
+    assert not store.record(End(run, 0, 0, 0, failed(0))).first
     assert store.outcomes(run, 0, 0) == {0: ok(0)}
     record = store.stage(run, 0)
     assert (record.done, record.succeeded, record.failed) == (1, 1, 0)
@@ -409,9 +411,9 @@ def test_the_first_outcome_stands_and_is_counted_once(store, run):
 
 def test_failures_are_counted_by_kind(store, run):
     store.put_shard(run, 0, 0, shard())
-    store.record(run, 0, 0, 0, failed(0))
-    store.record(run, 0, 0, 1, failed(1))
-    store.record(run, 0, 0, 2, failed(2, ErrorKind.AUTH))
+    store.record(End(run, 0, 0, 0, failed(0)))
+    store.record(End(run, 0, 0, 1, failed(1)))
+    store.record(End(run, 0, 0, 2, failed(2, ErrorKind.AUTH)))
     record = store.stage(run, 0)
     assert record.failed == 3
     assert record.errors == {ErrorKind.TIMEOUT: 2, ErrorKind.AUTH: 1}
@@ -419,24 +421,24 @@ def test_failures_are_counted_by_kind(store, run):
 
 def test_usage_adds_up(store, run):
     store.put_shard(run, 0, 0, shard())
-    store.record(run, 0, 0, 0, ok(0, input_tokens=10, output_tokens=2, cost_usd=0.5))
-    store.record(run, 0, 0, 1, ok(1, input_tokens=5, output_tokens=1, cost_usd=0.25))
+    store.record(End(run, 0, 0, 0, ok(0, input_tokens=10, output_tokens=2, cost_usd=0.5)))
+    store.record(End(run, 0, 0, 1, ok(1, input_tokens=5, output_tokens=1, cost_usd=0.25)))
     usage = Usage(calls=2, input_tokens=15, output_tokens=3, cost_usd=0.75)
     assert store.stage(run, 0).usage == usage
 
 
 def test_an_unknown_quantity_makes_the_sum_unknown_not_smaller(store, run):
     store.put_shard(run, 0, 0, shard())
-    store.record(run, 0, 0, 0, ok(0, input_tokens=10, output_tokens=2))
-    store.record(run, 0, 0, 1, ok(1, input_tokens=10))
+    store.record(End(run, 0, 0, 0, ok(0, input_tokens=10, output_tokens=2)))
+    store.record(End(run, 0, 0, 1, ok(1, input_tokens=10)))
     usage = store.stage(run, 0).usage
     assert usage == Usage(calls=2, input_tokens=20, output_tokens=None, cost_usd=None)
 
 
 def test_a_failed_call_without_usage_leaves_the_sum_known(store, run):
     store.put_shard(run, 0, 0, shard())
-    store.record(run, 0, 0, 0, ok(0, input_tokens=10, output_tokens=2, cost_usd=0.0))
-    store.record(run, 0, 0, 1, failed(1))
+    store.record(End(run, 0, 0, 0, ok(0, input_tokens=10, output_tokens=2, cost_usd=0.0)))
+    store.record(End(run, 0, 0, 1, failed(1)))
     usage = store.stage(run, 0).usage
     assert usage == Usage(calls=3, input_tokens=10, output_tokens=2, cost_usd=0.0)
 
@@ -444,25 +446,27 @@ def test_a_failed_call_without_usage_leaves_the_sum_known(store, run):
 def test_a_fed_shard_hands_out_each_further_position_once(store, run):
     store.put_shard(run, 0, 0, shard(4))
     store.start_shard(run, 0, 0, published=2)
-    assert store.record(run, 0, 0, 0, ok(0), feed=4).next == 2
-    assert store.record(run, 0, 0, 0, ok(0), feed=4).next is None, "a second delivery feeds none"
-    assert store.record(run, 0, 0, 1, ok(1), feed=4).next == 3
-    assert store.record(run, 0, 0, 2, ok(2), feed=4).next is None
-    assert store.record(run, 0, 0, 3, ok(3), feed=4).next is None
+    assert store.record(End(run, 0, 0, 0, ok(0), feed=4)).next == 2
+    assert store.record(End(run, 0, 0, 0, ok(0), feed=4)).next is None, (
+        "a second delivery feeds none"
+    )
+    assert store.record(End(run, 0, 0, 1, ok(1), feed=4)).next == 3
+    assert store.record(End(run, 0, 0, 2, ok(2), feed=4)).next is None
+    assert store.record(End(run, 0, 0, 3, ok(3), feed=4)).next is None
 
 
 def test_starting_a_fed_shard_again_hands_out_nothing_twice(store, run):
     store.put_shard(run, 0, 0, shard(4))
     store.start_shard(run, 0, 0, published=1)
-    store.record(run, 0, 0, 0, ok(0), feed=4)
+    store.record(End(run, 0, 0, 0, ok(0), feed=4))
     store.start_shard(run, 0, 0, published=1)
-    assert store.record(run, 0, 0, 1, ok(1), feed=4).next == 2
+    assert store.record(End(run, 0, 0, 1, ok(1), feed=4)).next == 2
 
 
 def test_missing_outcomes_are_filled_and_present_ones_kept(store, run):
     store.put_shard(run, 0, 0, shard())
-    store.record(run, 0, 0, 1, ok(1))
-    store.record_missing(run, 0, 0, [(p, failed(p, ErrorKind.LOST)) for p in range(3)])
+    store.record(End(run, 0, 0, 1, ok(1)))
+    store.record_all([End(run, 0, 0, p, failed(p, ErrorKind.LOST)) for p in range(3)])
     outcomes = store.outcomes(run, 0, 0)
     assert [outcomes[p].kind for p in range(3)] == [ErrorKind.LOST, None, ErrorKind.LOST]
     assert store.stage(run, 0).done == 3
@@ -470,13 +474,13 @@ def test_missing_outcomes_are_filled_and_present_ones_kept(store, run):
 
 def test_compaction_keeps_the_outcomes_and_shuts_late_ones_out(store, run):
     store.put_shard(run, 0, 0, shard(2))
-    store.record(run, 0, 0, 0, ok(0))
-    store.record(run, 0, 0, 1, failed(1))
+    store.record(End(run, 0, 0, 0, ok(0)))
+    store.record(End(run, 0, 0, 1, failed(1)))
     outcomes = store.outcomes(run, 0, 0)
     store.compact(run, 0, 0, outcomes)
     assert store.outcomes(run, 0, 0) == outcomes
-    assert store.begin(run, 0, 0, 0, token="t").verdict == "done"
-    assert not store.record(run, 0, 0, 0, failed(0)).first
+    assert store.begin(Start(run, 0, 0, 0, token="t")).verdict == "done"
+    assert not store.record(End(run, 0, 0, 0, failed(0))).first
     store.compact(run, 0, 0, {})
     assert store.outcomes(run, 0, 0) == outcomes, "compacting again changes nothing"
 
@@ -537,9 +541,9 @@ def test_a_worker_is_known_as_it_last_said(store):
 
 def test_the_latency_of_a_stage_counts_branches_that_made_a_call(store, run):
     store.put_shard(run, 0, 0, shard())
-    store.record(run, 0, 0, 0, msgspec.structs.replace(ok(0), attempts=1, elapsed_s=0.25))
-    store.record(run, 0, 0, 0, msgspec.structs.replace(ok(0), attempts=1, elapsed_s=9.0))
-    store.record(run, 0, 0, 1, Outcome(index=1, kind=ErrorKind.EXPIRED))
+    store.record(End(run, 0, 0, 0, msgspec.structs.replace(ok(0), attempts=1, elapsed_s=0.25)))
+    store.record(End(run, 0, 0, 0, msgspec.structs.replace(ok(0), attempts=1, elapsed_s=9.0)))
+    store.record(End(run, 0, 0, 1, Outcome(index=1, kind=ErrorKind.EXPIRED)))
     latency = store.stage(run, 0).latency
     assert latency == Latency(counts={bucket_of(0.25): 1}, sum_s=0.25)
 
@@ -549,9 +553,9 @@ def test_totals_count_each_outcome_once_and_outlive_the_run(store, run):
     store.put_shard(run, 0, 0, shard())
     first = Outcome(index=0, output="x", attempts=2, usage=usage, elapsed_s=1.0)
     for _ in range(2):
-        store.record(run, 0, 0, 0, first)
-    store.record(run, 0, 0, 1, Outcome(index=1, output="y", usage=Usage(calls=1)))
-    store.record(run, 0, 0, 2, Outcome(index=2, kind=ErrorKind.TIMEOUT))
+        store.record(End(run, 0, 0, 0, first))
+    store.record(End(run, 0, 0, 1, Outcome(index=1, output="y", usage=Usage(calls=1))))
+    store.record(End(run, 0, 0, 2, Outcome(index=2, kind=ErrorKind.TIMEOUT)))
     store.healed(run, 0)
     store.end_run(run, RunStatus.SUCCEEDED, ended_at=1.0)
     store.end_run(run, RunStatus.FAILED, ended_at=1.0)
@@ -654,7 +658,7 @@ def test_a_refusal_makes_all_wait_and_the_longest_one_stands(store, bookings):
 def test_a_run_that_has_ended_can_be_reopened_once(store, run):
     store.put_shard(run, 0, 0, shard())
     store.put_shard(run, 1, 0, shard())
-    store.record(run, 1, 0, 0, ok(0))
+    store.record(End(run, 1, 0, 0, ok(0)))
     store.open_shards(run, 0, window=2)
     kinds = frozenset({ErrorKind.AUTH, ErrorKind.TIMEOUT})
     assert not store.reopen_run(run, retry=kinds), "it has not ended"
@@ -678,9 +682,9 @@ def test_a_run_that_has_ended_can_be_reopened_once(store, run):
 
 def test_a_finished_shard_can_be_taken_back_to_what_is_kept(store, run):
     store.put_shard(run, 0, 0, shard(3))
-    store.record(run, 0, 0, 0, ok(0, input_tokens=5, output_tokens=1, cost_usd=0.5))
-    store.record(run, 0, 0, 1, failed(1))
-    store.record(run, 0, 0, 2, failed(2, ErrorKind.AUTH))
+    store.record(End(run, 0, 0, 0, ok(0, input_tokens=5, output_tokens=1, cost_usd=0.5)))
+    store.record(End(run, 0, 0, 1, failed(1)))
+    store.record(End(run, 0, 0, 2, failed(2, ErrorKind.AUTH)))
     outcomes = store.outcomes(run, 0, 0)
     store.compact(run, 0, 0, outcomes)
     assert store.is_finished(run, 0, 0)
@@ -691,9 +695,9 @@ def test_a_finished_shard_can_be_taken_back_to_what_is_kept(store, run):
     record = store.stage(run, 0)
     assert (record.succeeded, record.failed, record.errors) == (1, 1, {ErrorKind.AUTH: 1})
     assert record.usage.calls == 5, "what was consumed stays counted"
-    assert store.begin(run, 0, 0, 0, token="t").verdict == "done"
-    assert store.begin(run, 0, 0, 1, token="t").verdict == "go"
-    assert store.record(run, 0, 0, 1, ok(1)).first
+    assert store.begin(Start(run, 0, 0, 0, token="t")).verdict == "done"
+    assert store.begin(Start(run, 0, 0, 1, token="t")).verdict == "go"
+    assert store.record(End(run, 0, 0, 1, ok(1))).first
     assert not store.reopen_shard(run, 0, 0, kept={}, dropped=[outcomes[2]]), "once"
     assert store.outcomes(run, 0, 0) == {**kept, 1: ok(1)}
     store.end_run(run, RunStatus.FAILED, ended_at=1.0)
@@ -712,8 +716,8 @@ def test_deleting_leaves_no_key_of_a_run(broker_url):
     for number in range(2):
         store.put_shard(RUN, 0, number, shard())
     store.open_shards(RUN, 0, window=2)
-    store.begin(RUN, 0, 0, 0, token="t")
-    store.record(RUN, 0, 0, 0, ok())
+    store.begin(Start(RUN, 0, 0, 0, token="t"))
+    store.record(End(RUN, 0, 0, 0, ok()))
     store.put_result(RUN, b"x")
     assert client.dbsize() > 4
     store.delete_run(RUN)
@@ -728,8 +732,8 @@ def test_every_key_of_a_run_expires(broker_url):
     store.put_shard(RUN, 0, 0, shard())
     store.open_shards(RUN, 0, window=2)
     store.start_shard(RUN, 0, 0, published=1)
-    store.begin(RUN, 0, 0, 0, token="t")
-    store.record(RUN, 0, 0, 0, ok())
+    store.begin(Start(RUN, 0, 0, 0, token="t"))
+    store.record(End(RUN, 0, 0, 0, ok()))
     store.put_result(RUN, b"x")
     store.compact(RUN, 0, 0, {0: ok()})
     store.reopen_shard(RUN, 0, 1, kept={0: ok()}, dropped=[])

@@ -16,6 +16,7 @@ from opentelemetry.trace import SpanKind, StatusCode
 from fanout.errors import LLMError, SettingsError
 from fanout.runs import ErrorKind, Outcome, RunStatus, Usage
 from fanout.settings import check_traces, load_settings
+from fanout.stores import End
 from workers.inflight import Stop
 from workers.providers import provider_and_model
 from workers.stages import collect
@@ -192,7 +193,7 @@ def test_a_branch_whose_outcome_was_not_the_first_has_no_span():
     runtime.write(["a"])
 
     def told(request):
-        runtime.store.record(RUN, 0, 0, 0, outcome())
+        runtime.store.record(End(RUN, 0, 0, 0, outcome()))
         return "too late"
 
     runtime.told = told

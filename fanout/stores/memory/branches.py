@@ -15,12 +15,12 @@ from fanout.stores.memory.base import Claim, MemoryBase
 from fanout.stores.records import Begun, Parked, Recorded
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Sequence
 
     from fanout.latency import Latency
     from fanout.runs import ErrorKind, Outcome
     from fanout.stores.memory.base import StoredRun, StoredShard, StoredStage
-    from fanout.stores.records import Totals, Verdict
+    from fanout.stores.records import End, Start, Totals, Verdict
 
 __all__ = ["MemoryBranches"]
 
@@ -35,36 +35,37 @@ class MemoryBranches(MemoryBase):
             taken, run.parked = run.parked, set()
             return sorted(taken, key=encode_parked)
 
-    def begin(
-        self,
-        run_id: str,
-        stage: int,
-        number: int,
-        position: int,
-        *,
-        token: str,
-        holder: str = "",
-        tries: int = 0,
-        lasts_s: int = 0,
-        feed: int = 0,
-        is_alone: bool = False,
-    ) -> Begun:
+    def begin(self, start: Start) -> Begun:
         """See Store."""
         with self._lock:
-            run = self._runs.get(run_id)
+            run = self._runs.get(start.run_id)
             if run is None:
                 return Begun(verdict="gone")
-            shard = self._shard(run_id, stage, number)
-            if shard.finished or position in shard.outcomes:
+            shard = self._shard(start.run_id, start.stage, start.shard)
+            if shard.finished or start.position in shard.outcomes:
                 return Begun(verdict="done")
-            barred = _barred(run, Parked(stage=stage, shard=number, position=position, feed=feed))
+            barred = _barred(run, start)
             if barred is not None:
                 return Begun(verdict=barred)
-            held = shard.claims.get(position)
-            mine = Claim(token, holder, tries, time.monotonic() + lasts_s)
-            if held and held.token != token and self._is_held(held) and held.tries >= tries:
-                return Begun(verdict="held", deliveries=shard.deliveries[position])
-            return _begun(shard, position, mine, is_alone=is_alone)
+            return self._begun(shard, start)
+
+    def _begun(self, shard: StoredShard, start: Start) -> Begun:
+        held = shard.claims.get(start.position)
+        deliveries = shard.deliveries[start.position]
+        if held and held.token == start.token:
+            return Begun(verdict="go", deliveries=deliveries)
+        if held and self._is_held(held) and held.tries >= start.tries:
+            return Begun(verdict="held", deliveries=deliveries)
+        if deliveries >= ALONE_AFTER and not start.is_alone:
+            return Begun(verdict="suspect", deliveries=deliveries)
+        until = time.monotonic() + start.lasts_s
+        shard.deliveries[start.position] += 1
+        shard.claims[start.position] = Claim(start.token, start.holder, start.tries, until)
+        return Begun(verdict="go", deliveries=deliveries + 1)
+
+    def begin_all(self, starts: Sequence[Start]) -> list[Begun]:
+        """See Store."""
+        return [self.begin(start) for start in starts]
 
     def unbegin(self, run_id: str, stage: int, number: int, position: int, *, token: str) -> None:
         """See Store."""
@@ -75,35 +76,23 @@ class MemoryBranches(MemoryBase):
                 del shard.claims[position]
                 shard.deliveries[position] -= 1
 
-    def record(
-        self,
-        run_id: str,
-        stage: int,
-        number: int,
-        position: int,
-        outcome: Outcome,
-        *,
-        feed: int = 0,
-    ) -> Recorded:
+    def record(self, end: End) -> Recorded:
         """See Store."""
         with self._lock:
-            run = self._runs.get(run_id)
+            run = self._runs.get(end.run_id)
             if run is None:
                 return Recorded(first=False)
-            shard = self._shard(run_id, stage, number)
-            if shard.finished or position in shard.outcomes:
+            shard = self._shard(end.run_id, end.stage, end.shard)
+            if shard.finished or end.position in shard.outcomes:
                 return Recorded(first=False)
-            shard.outcomes[position] = outcome
-            _count(run.stages[stage], outcome)
-            self._totals = _counted(self._totals, outcome)
-            return Recorded(first=True, next=_following(shard, feed))
+            shard.outcomes[end.position] = end.outcome
+            _count(run.stages[end.stage], end.outcome)
+            self._totals = _counted(self._totals, end.outcome)
+            return Recorded(first=True, next=_following(shard, end.feed))
 
-    def record_missing(
-        self, run_id: str, stage: int, number: int, outcomes: Iterable[tuple[int, Outcome]]
-    ) -> None:
+    def record_all(self, ends: Sequence[End]) -> list[Recorded]:
         """See Store."""
-        for position, outcome in outcomes:
-            self.record(run_id, stage, number, position, outcome)
+        return [self.record(end) for end in ends]
 
     def outcomes(self, run_id: str, stage: int, number: int) -> dict[int, Outcome]:
         """See Store."""
@@ -118,29 +107,20 @@ class MemoryBranches(MemoryBase):
                 shard.outcomes, shard.finished = dict(outcomes), True
 
 
-def _barred(run: StoredRun, branch: Parked) -> Verdict | None:
+def _barred(run: StoredRun, start: Start) -> Verdict | None:
     """Return why no branch of a run may begin; park it where the run is paused."""
     if run.record.halt:
         return "halted"
     deadline = run.record.deadline_at
-    if deadline is not None and branch.stage == 0 and time.time() >= deadline:
+    if deadline is not None and start.stage == 0 and time.time() >= deadline:
         return "expired"
     if run.is_paused:
-        run.parked.add(branch)
+        parked = Parked(
+            stage=start.stage, shard=start.shard, position=start.position, feed=start.feed
+        )
+        run.parked.add(parked)
         return "paused"
     return None
-
-
-def _begun(shard: StoredShard, position: int, mine: Claim, *, is_alone: bool) -> Begun:
-    deliveries = shard.deliveries[position]
-    claim = shard.claims.get(position)
-    if claim is not None and claim.token == mine.token:
-        return Begun(verdict="go", deliveries=deliveries)
-    if deliveries >= ALONE_AFTER and not is_alone:
-        return Begun(verdict="suspect", deliveries=deliveries)
-    shard.deliveries[position] += 1
-    shard.claims[position] = mine
-    return Begun(verdict="go", deliveries=deliveries + 1)
 
 
 def _following(shard: StoredShard, feed: int) -> int | None:

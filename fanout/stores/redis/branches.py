@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections import defaultdict
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from fanout.latency import bucket_of
 from fanout.stores import codec
@@ -11,11 +12,62 @@ from fanout.stores.records import Begun, Parked, Recorded
 from fanout.stores.redis.base import RedisBase, translated
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Hashable, Iterator, Sequence
 
     from fanout.runs import Outcome
+    from fanout.stores.records import End, Start
 
 __all__ = ["RedisBranches"]
+
+_Asked = TypeVar("_Asked")
+_Said = TypeVar("_Said")
+# A script blocks the server while it runs: these take it about a millisecond.
+_AT_ONCE = 200
+
+
+def _of_each(
+    asked: Sequence[_Asked],
+    key_of: Callable[[_Asked], Hashable],
+    ask: Callable[[list[_Asked]], list[_Said]],
+) -> list[_Said]:
+    """Ask once for all that have a key in common; return what was said of each, in order."""
+    groups: defaultdict[Hashable, list[int]] = defaultdict(list)
+    for number, each in enumerate(asked):
+        groups[key_of(each)].append(number)
+    said: dict[int, _Said] = {}
+    for numbers in groups.values():
+        for start in range(0, len(numbers), _AT_ONCE):
+            some = numbers[start : start + _AT_ONCE]
+            said.update(zip(some, ask([asked[number] for number in some]), strict=True))
+    return [said[number] for number in range(len(asked))]
+
+
+def _claimant(start: Start) -> Hashable:
+    return start.run_id, start.stage, start.shard, start.holder, start.lasts_s
+
+
+def _shard_of(end: End) -> Hashable:
+    return end.run_id, end.stage, end.shard, end.feed
+
+
+def _written(end: End) -> list[Any]:
+    outcome = end.outcome
+    usage = outcome.usage
+    counts = (usage.input_tokens, usage.output_tokens, usage.cost_usd)
+    return [
+        end.position,
+        codec.encode_outcome(outcome),
+        outcome.kind or "",
+        usage.calls,
+        *("" if count is None else count for count in counts),
+        bucket_of(outcome.elapsed_s) if outcome.attempts else -1,
+        outcome.elapsed_s,
+    ]
+
+
+def _pairs(flat: list[Any]) -> Iterator[tuple[Any, Any]]:
+    """Return the items of a list two by two."""
+    return zip(flat[::2], flat[1::2], strict=True)
 
 
 class RedisBranches(RedisBase):
@@ -31,77 +83,55 @@ class RedisBranches(RedisBase):
             members, _ = pipe.execute()
         return [codec.decode_parked(member) for member in sorted(members)]
 
-    @translated
-    def begin(
-        self,
-        run_id: str,
-        stage: int,
-        number: int,
-        position: int,
-        *,
-        token: str,
-        holder: str = "",
-        tries: int = 0,
-        lasts_s: int = 0,
-        feed: int = 0,
-        is_alone: bool = False,
-    ) -> Begun:
+    def begin(self, start: Start) -> Begun:
         """See Store."""
-        run = self._run(run_id)
-        keys = [run, *self._shard_keys(run_id, stage, number), f"{run}:parked", self._holders]
-        parked = Parked(stage=stage, shard=number, position=position, feed=feed)
-        args: list[Any] = [position, self._ttl_s, token, int(is_alone), ALONE_AFTER]
-        args += [codec.encode_parked(parked), int(stage == 0), holder, tries, lasts_s]
-        verdict, deliveries = self._begin(keys=keys, args=args)
-        return Begun(verdict=verdict.decode(), deliveries=deliveries)
+        return self.begin_all([start])[0]
+
+    @translated
+    def begin_all(self, starts: Sequence[Start]) -> list[Begun]:
+        """See Store."""
+        return _of_each(starts, _claimant, self._begin_some)
+
+    def _begin_some(self, starts: list[Start]) -> list[Begun]:
+        first = starts[0]
+        run = self._run(first.run_id)
+        shard = self._shard_keys(first.run_id, first.stage, first.shard)
+        keys = [run, *shard, f"{run}:parked", self._holders]
+        args: list[Any] = [self._ttl_s, ALONE_AFTER, int(first.stage == 0)]
+        args += [first.holder, first.lasts_s]
+        for start in starts:
+            args += [start.position, start.token, int(start.is_alone), start.tries]
+            args.append(codec.encode_parked(start))
+        said = self._begin(keys=keys, args=args)
+        return [Begun(verdict=v.decode(), deliveries=n) for v, n in _pairs(said)]
 
     @translated
     def unbegin(self, run_id: str, stage: int, number: int, position: int, *, token: str) -> None:
         """See Store."""
         self._unbegin(keys=[self._shard(run_id, stage, number, "state")], args=[position, token])
 
-    @translated
-    def record(
-        self,
-        run_id: str,
-        stage: int,
-        number: int,
-        position: int,
-        outcome: Outcome,
-        *,
-        feed: int = 0,
-    ) -> Recorded:
+    def record(self, end: End) -> Recorded:
         """See Store."""
-        keys, args = self._record_call(run_id, stage, number, position, outcome, feed)
-        first, following = self._record(keys=keys, args=args)
-        return Recorded(first=bool(first), next=None if following < 0 else following)
+        return self.record_all([end])[0]
 
-    def _record_call(
-        self, run_id: str, stage: int, number: int, position: int, outcome: Outcome, feed: int
-    ) -> tuple[list[str], list[Any]]:
+    @translated
+    def record_all(self, ends: Sequence[End]) -> list[Recorded]:
+        """See Store."""
+        return _of_each(ends, _shard_of, self._record_some)
+
+    def _record_some(self, ends: list[End]) -> list[Recorded]:
+        first = ends[0]
         keys = [
-            self._run(run_id),
-            self._stage(run_id, stage),
-            *self._shard_keys(run_id, stage, number),
+            self._run(first.run_id),
+            self._stage(first.run_id, first.stage),
+            *self._shard_keys(first.run_id, first.stage, first.shard),
             self._totals,
         ]
-        usage = outcome.usage
-        counts = (usage.input_tokens, usage.output_tokens, usage.cost_usd)
-        args = [position, codec.encode_outcome(outcome), self._ttl_s, feed, outcome.kind or ""]
-        args += [usage.calls, *("" if count is None else count for count in counts)]
-        took = bucket_of(outcome.elapsed_s) if outcome.attempts else -1
-        return keys, [*args, took, outcome.elapsed_s]
-
-    @translated
-    def record_missing(
-        self, run_id: str, stage: int, number: int, outcomes: Iterable[tuple[int, Outcome]]
-    ) -> None:
-        """See Store."""
-        with self._redis.pipeline(transaction=False) as pipe:
-            for position, outcome in outcomes:
-                keys, args = self._record_call(run_id, stage, number, position, outcome, 0)
-                self._record(keys=keys, args=args, client=pipe)
-            pipe.execute()
+        args: list[Any] = [self._ttl_s, first.feed]
+        for end in ends:
+            args += _written(end)
+        said = self._record(keys=keys, args=args)
+        return [Recorded(first=bool(f), next=None if n < 0 else n) for f, n in _pairs(said)]
 
     @translated
     def outcomes(self, run_id: str, stage: int, number: int) -> dict[int, Outcome]:

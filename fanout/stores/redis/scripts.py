@@ -23,52 +23,69 @@ __all__ = [
     "UNBEGIN",
 ]
 
-# KEYS run, live, out, state, parked, holders; ARGV position, ttl, token, whether it is begun
-# alone, after how many deliveries it must be, what to park it as, whether the run's deadline binds
-# it, holder, tries, seconds that the claim lasts. Returns {verdict, deliveries}. The token makes a
-# begin that is sent again count once; the claim is kept as ``token holder tries until``.
+# KEYS run, live, out, state, parked, holders; ARGV ttl, after how many deliveries a branch must be
+# begun alone, whether the run's deadline binds it, holder, seconds that a claim lasts, and of each
+# branch its position, token, whether it is begun alone, tries, what to park it as. Returns verdict
+# and deliveries of each. The token makes a begin that is sent again count once; the claim is kept
+# as ``token holder tries until``.
 BEGIN = """
 local time = redis.call('TIME')
 local now = tonumber(time[1]) + tonumber(time[2]) / 1e6
 local run = redis.call('HMGET', KEYS[1], 'status', 'halt', 'deadline_at', 'paused')
-if not run[1] then return {'gone', 0} end
-if redis.call('HEXISTS', KEYS[2], ARGV[1]) == 1 or redis.call('EXISTS', KEYS[3]) == 1 then
-    return {'done', 0}
-end
-if run[2] then return {'halted', 0} end
-if run[3] and ARGV[7] == '1' and now >= tonumber(run[3]) then
-    return {'expired', 0}
-end
-if run[4] then
-    redis.call('SADD', KEYS[5], ARGV[6])
-    redis.call('EXPIRE', KEYS[5], ARGV[2])
-    return {'paused', 0}
-end
-local begun = redis.call('HMGET', KEYS[4], 'a:' .. ARGV[1], 't:' .. ARGV[1])
-local deliveries = tonumber(begun[1] or 0)
-if begun[2] then
-    local token, holder, tries, lapses = begun[2]:match('^(%S+) (%S*) (%d+) (%S+)$')
-    if token == ARGV[3] then return {'go', deliveries} end
-    local alive = redis.call('ZSCORE', KEYS[6], holder)
-    if alive and tonumber(alive) > now and tonumber(lapses) > now
-            and tonumber(tries) >= tonumber(ARGV[9]) then
-        return {'held', deliveries}
+local finished = redis.call('EXISTS', KEYS[3]) == 1
+local begins = false
+local function verdict(position, token, alone, tries, parked)
+    if not run[1] then return 'gone', 0 end
+    if finished or redis.call('HEXISTS', KEYS[2], position) == 1 then return 'done', 0 end
+    if run[2] then return 'halted', 0 end
+    if run[3] and ARGV[3] == '1' and now >= tonumber(run[3]) then return 'expired', 0 end
+    if run[4] then
+        redis.call('SADD', KEYS[5], parked)
+        redis.call('EXPIRE', KEYS[5], ARGV[1])
+        return 'paused', 0
     end
+    local begun = redis.call('HMGET', KEYS[4], 'a:' .. position, 't:' .. position)
+    local deliveries = tonumber(begun[1] or 0)
+    if begun[2] then
+        local before, holder, tried, lapses = begun[2]:match('^(%S+) (%S*) (%d+) (%S+)$')
+        if before == token then return 'go', deliveries end
+        local alive = redis.call('ZSCORE', KEYS[6], holder)
+        if alive and tonumber(alive) > now and tonumber(lapses) > now
+                and tonumber(tried) >= tonumber(tries) then
+            return 'held', deliveries
+        end
+    end
+    if deliveries >= tonumber(ARGV[2]) and alone == '0' then return 'suspect', deliveries end
+    local claim = table.concat({token, ARGV[4], tries, now + tonumber(ARGV[5])}, ' ')
+    redis.call('HSET', KEYS[4], 'a:' .. position, deliveries + 1, 't:' .. position, claim)
+    begins = begins or deliveries == 0
+    return 'go', deliveries + 1
 end
-if deliveries >= tonumber(ARGV[5]) and ARGV[4] == '0' then return {'suspect', deliveries} end
-local claim = table.concat({ARGV[3], ARGV[8], ARGV[9], now + tonumber(ARGV[10])}, ' ')
-redis.call('HSET', KEYS[4], 'a:' .. ARGV[1], deliveries + 1, 't:' .. ARGV[1], claim)
-if deliveries == 0 then redis.call('EXPIRE', KEYS[4], ARGV[2]) end
-return {'go', deliveries + 1}
+local verdicts = {}
+for i = 6, #ARGV, 5 do
+    local said, deliveries = verdict(ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3], ARGV[i + 4])
+    verdicts[#verdicts + 1] = said
+    verdicts[#verdicts + 1] = deliveries
+end
+if begins then redis.call('EXPIRE', KEYS[4], ARGV[1]) end
+return verdicts
 """
 
-# KEYS index, messages; ARGV tag, message. Where kombu keeps what workers have taken, but by the
-# server's clock: those of machines differ.
+# KEYS index, messages, queue; ARGV what follows a message where kombu keeps it, a message that was
+# taken, its tag, and a tag for each further message to take now. Returns these messages. It is
+# kept as kombu keeps it, but by the server's clock: those of machines differ.
 TAKE = """
 local time = redis.call('TIME')
-redis.call('ZADD', KEYS[1], time[1] + time[2] / 1e6, ARGV[1])
-redis.call('HSET', KEYS[2], ARGV[1], ARGV[2])
-return 1
+local now = time[1] + time[2] / 1e6
+local function keep(message, tag)
+    redis.call('ZADD', KEYS[1], now, tag)
+    redis.call('HSET', KEYS[2], tag, '[' .. message .. ARGV[1])
+end
+keep(ARGV[2], ARGV[3])
+if #ARGV == 3 then return {} end
+local taken = redis.call('RPOP', KEYS[3], #ARGV - 3) or {}
+for i, message in ipairs(taken) do keep(message, ARGV[3 + i]) end
+return taken
 """
 
 # KEYS index; ARGV tags. Only what is still there: a message that was acknowledged stays away.
@@ -89,37 +106,56 @@ redis.call('HDEL', KEYS[1], 't:' .. ARGV[1])
 return 1
 """
 
-# KEYS run, stage, live, out, state, totals of the fleet; ARGV position, outcome, ttl, feed, kind,
-# calls, input tokens, output tokens, cost, bucket of the latency (-1: no call), seconds. An unknown
-# quantity is the empty string. Returns {first, next}. Whatever is counted of a run is counted here,
-# so that no sum can differ from the outcomes.
+# KEYS run, stage, live, out, state, totals of the fleet; ARGV ttl, feed, and of each branch its
+# position, outcome, kind, calls, input tokens, output tokens, cost, bucket of the latency (-1: no
+# call), seconds. An unknown quantity is the empty string. Returns first and next of each. Whatever
+# is counted of a run is counted here, so that no sum can differ from the outcomes.
 RECORD = """
-if redis.call('EXISTS', KEYS[1]) == 0 or redis.call('EXISTS', KEYS[4]) == 1 then
-    return {0, -1}
+local recorded, counts, sums, unknown = {}, {}, {}, {}
+local is_open = redis.call('EXISTS', KEYS[1]) == 1 and redis.call('EXISTS', KEYS[4]) == 0
+local feed = tonumber(ARGV[2])
+local function add(to, name, quantity)
+    to[name] = (to[name] or 0) + tonumber(quantity)
 end
-if redis.call('HSETNX', KEYS[3], ARGV[1], ARGV[2]) == 0 then return {0, -1} end
-redis.call('EXPIRE', KEYS[3], ARGV[3])
-local ok = ARGV[5] == ''
+local function count(i)
+    local ok = ARGV[i + 2] == ''
+    add(counts, ok and 'succeeded' or 'failed', 1)
+    if not ok then add(counts, 'kind:' .. ARGV[i + 2], 1) end
+    if ARGV[i + 3] ~= '0' then add(counts, 'calls', ARGV[i + 3]) end
+    for j, name in ipairs({'input_tokens', 'output_tokens', 'cost_usd'}) do
+        local value = ARGV[i + 3 + j]
+        if value ~= '' then add(sums, name, value) end
+        if value == '' and ok then unknown['unknown:' .. name] = true end
+    end
+    if ARGV[i + 7] ~= '-1' then
+        add(counts, 'took:' .. ARGV[i + 7], 1)
+        add(sums, 'took_s', ARGV[i + 8])
+    end
+end
+for i = 3, #ARGV, 9 do
+    local first, following = 0, -1
+    if is_open and redis.call('HSETNX', KEYS[3], ARGV[i], ARGV[i + 1]) == 1 then
+        first = 1
+        count(i)
+        if feed > 0 then
+            following = redis.call('HINCRBY', KEYS[5], 'next', 1) - 1
+            if following >= feed then following = -1 end
+        end
+    end
+    recorded[#recorded + 1] = first
+    recorded[#recorded + 1] = following
+end
+if next(counts) then redis.call('EXPIRE', KEYS[3], ARGV[1]) end
 for _, key in ipairs({KEYS[2], KEYS[6]}) do
-    redis.call('HINCRBY', key, ok and 'succeeded' or 'failed', 1)
-    if not ok then redis.call('HINCRBY', key, 'kind:' .. ARGV[5], 1) end
-    if ARGV[6] ~= '0' then redis.call('HINCRBY', key, 'calls', ARGV[6]) end
-    for i, name in ipairs({'input_tokens', 'output_tokens', 'cost_usd'}) do
-        local value = ARGV[6 + i]
-        if value ~= '' then redis.call('HINCRBYFLOAT', key, name, value) end
-        if value == '' and ok then redis.call('HSET', key, 'unknown:' .. name, 1) end
+    for name, number in pairs(counts) do
+        redis.call('HINCRBY', key, name, string.format('%d', number))
     end
-    if ARGV[10] ~= '-1' then
-        redis.call('HINCRBY', key, 'took:' .. ARGV[10], 1)
-        redis.call('HINCRBYFLOAT', key, 'took_s', ARGV[11])
+    for name, sum in pairs(sums) do
+        redis.call('HINCRBYFLOAT', key, name, string.format('%.17g', sum))
     end
+    for name in pairs(unknown) do redis.call('HSET', key, name, 1) end
 end
-local feed = tonumber(ARGV[4])
-if feed > 0 then
-    local following = redis.call('HINCRBY', KEYS[5], 'next', 1) - 1
-    if following < feed then return {1, following} end
-end
-return {1, -1}
+return recorded
 """
 
 # KEYS stage, open; ARGV window, finished (-1: none), ttl. Returns shard, lanes, shard, lanes, ...

@@ -1,0 +1,112 @@
+"""Steps that block, carried out many at a time in a thread for coroutines that wait for them.
+
+A round trip to the server costs a process far more than what it carries. So while one is under
+way, what else is asked for gathers, and goes with the next: the busier a worker is, the more do
+its branches share.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Hashable, Sequence
+    from concurrent.futures import Executor
+
+__all__ = ["Batches", "Kept"]
+
+_Asked = TypeVar("_Asked")
+_Given = TypeVar("_Given")
+_Key = TypeVar("_Key", bound="Hashable")
+_Value = TypeVar("_Value")
+
+
+class Batches(Generic[_Asked, _Given]):
+    """Carries out one kind of step; of one event loop.
+
+    Args:
+        carry_out: Does it for several at once, in a thread, and returns what each is given. Where
+            it raises, all of them are told so.
+        threads: Where it is called, by one thread at a time.
+    """
+
+    def __init__(
+        self, carry_out: Callable[[list[_Asked]], Sequence[_Given]], threads: Executor
+    ) -> None:
+        self._carry_out = carry_out
+        self._threads = threads
+        self._waiting: list[tuple[_Asked, asyncio.Future[_Given]]] = []
+        self._is_busy = False
+
+    async def __call__(self, asked: _Asked) -> _Given:
+        """Have the step done, and return what it gives."""
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[_Given] = loop.create_future()
+        self._waiting.append((asked, future))
+        if not self._is_busy:
+            self._is_busy = True
+            # Not at once: other coroutines that are ready now shall come along.
+            loop.call_soon(self._start)
+        return await future
+
+    def _start(self) -> None:
+        batch, self._waiting = self._waiting, []
+        loop = asyncio.get_running_loop()
+        step = loop.run_in_executor(self._threads, self._carry_out, [asked for asked, _ in batch])
+        step.add_done_callback(lambda done: self._end(done, [future for _, future in batch]))
+
+    def _end(
+        self, done: asyncio.Future[Sequence[_Given]], futures: list[asyncio.Future[_Given]]
+    ) -> None:
+        if self._waiting:
+            self._start()
+        else:
+            self._is_busy = False
+        error = done.exception()
+        for number, future in enumerate(futures):
+            # Whoever waited may have been cancelled.
+            if future.done():
+                continue
+            if error is None:
+                future.set_result(done.result()[number])
+            else:
+                future.set_exception(error)
+
+
+class Kept(Generic[_Key, _Value]):
+    """Keeps the last few values; loads each in a thread, once for all that ask meanwhile.
+
+    Args:
+        load: Returns the value of a key; it may block.
+        threads: Where it is called.
+        size: How many values are kept.
+    """
+
+    def __init__(self, load: Callable[[_Key], _Value], threads: Executor, *, size: int) -> None:
+        self._load = load
+        self._threads = threads
+        self._size = size
+        self._kept: OrderedDict[_Key, asyncio.Future[_Value]] = OrderedDict()
+
+    async def __call__(self, key: _Key) -> _Value:
+        """Return the value of ``key``, or raise what its loading raises."""
+        future = self._kept.get(key)
+        if future is None:
+            loop = asyncio.get_running_loop()
+            future = loop.run_in_executor(self._threads, self._load, key)
+            future.add_done_callback(lambda done: self._forget_failure(key, done))
+            self._kept[key] = future
+            if len(self._kept) > self._size:
+                self._kept.popitem(last=False)
+        else:
+            self._kept.move_to_end(key)
+        if future.done():
+            return future.result()
+        # One that is cancelled must not take it from the others.
+        return await asyncio.shield(future)
+
+    def _forget_failure(self, key: _Key, done: asyncio.Future[_Value]) -> None:
+        if done.cancelled() or done.exception() is not None:
+            self._kept.pop(key, None)

@@ -1,0 +1,54 @@
+"""The end of branches, as Celery sees it: their chord counts them, their messages go."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, cast
+
+from celery import states
+from kombu.transport import virtual
+
+from fanout.messages import UNACKED, UNACKED_INDEX
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from workers.backend import TolerantRedisBackend
+    from workers.branches import BranchFailed
+    from workers.requests import BranchRequest
+    from workers.runtime import Runtime
+
+__all__ = ["settle"]
+
+
+def settle(
+    runtime: Runtime, ends: Sequence[tuple[BranchRequest, BranchFailed | None]]
+) -> list[None]:
+    """Count branches that have ended in their chords, and acknowledge their messages.
+
+    In this order: a message whose branch is counted may come again, which does no harm; a branch
+    that is not counted must come again.
+    """
+    backend = cast("TolerantRedisBackend", runtime.backend)
+    backend.on_chord_parts_return(
+        (request, states.SUCCESS if error is None else states.FAILURE, error)
+        for request, error in ends
+    )
+    requests = [request for request, _ in ends]
+    tags = [request.message.delivery_tag for request in requests]
+    with runtime.broker.pipeline(transaction=False) as pipe:
+        pipe.zrem(UNACKED_INDEX, *tags)
+        pipe.hdel(UNACKED, *tags)
+        pipe.execute()
+    for request in requests:
+        _forget(request)
+    return [None] * len(requests)
+
+
+def _forget(request: BranchRequest) -> None:
+    """Have kombu know of the acknowledgement, so that the slot is free; and Celery."""
+    message = request.message
+    channel = message.channel
+    if channel is not None:
+        virtual.QoS.ack(channel.qos, message.delivery_tag)
+    message._state = "ACK"  # noqa: SLF001 - what Message.ack() sets
+    request.acknowledged = True
