@@ -19,10 +19,11 @@ from kombu.exceptions import BatchPublishError, OperationalError
 
 from fanout import broker
 from fanout.errors import BrokerError
+from fanout.members import Members
 from fanout.patience import PASSING_ERRORS, patiently
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Sequence
 
     from celery import Celery, Signature
 
@@ -76,14 +77,14 @@ class Publisher:
         group = broker.shard_group(run_id, stage, shard)
         callback = self._collect(run_id, stage, shard)
         self._set_size(group, size)
-        self._publish(self._header(run_id, stage, shard, range(published), feed, callback))
+        self._publish_header(run_id, stage, shard, range(published), feed, callback)
 
     def branches(
         self, run_id: str, stage: int, shard: int, positions: Iterable[int], *, feed: int
     ) -> None:
         """Publish branches of a shard's chord whose size is set already."""
         callback = self._collect(run_id, stage, shard)
-        self._publish(self._header(run_id, stage, shard, positions, feed, callback))
+        self._publish_header(run_id, stage, shard, sorted(positions), feed, callback)
 
     def collect(self, run_id: str, stage: int, shard: int) -> None:
         """Publish a shard's callback by itself: the chord has no header."""
@@ -125,17 +126,21 @@ class Publisher:
         parts = (".c", ".d", ".j", ".s", ".t")
         backend.client.delete(*(backend.get_key_for_group(group, part) for part in parts))
 
-    def _header(
+    def _publish_header(
         self,
         run_id: str,
         stage: int,
         shard: int,
-        positions: Iterable[int],
+        positions: Sequence[int],
         feed: int,
         callback: Signature,
-    ) -> Iterator[Signature]:
-        for position in positions:
-            yield self._signature(
+    ) -> None:
+        """Publish members of a shard chord's header: Celery makes one, the others are like it."""
+        if not positions:
+            return
+
+        def signature(position: int) -> Signature:
+            return self._signature(
                 broker.BRANCH,
                 _ids(run_id, stage, shard=shard, position=position, feed=feed),
                 queue=broker.BRANCHES_QUEUE,
@@ -144,6 +149,20 @@ class Publisher:
                 group_index=position,
                 chord=callback,
             )
+
+        def publish() -> None:
+            with self._app.producer_pool.acquire(block=True) as producer:
+                channel = producer.channel
+                with channel.recording() as recorded:
+                    self._send(signature(positions[0]), producer)
+                ((queue, message),) = recorded
+                members = Members(message)
+                for some in (
+                    positions[at : at + _BATCH] for at in range(0, len(positions), _BATCH)
+                ):
+                    channel.put_all(queue, [members.at(position) for position in some])
+
+        self._patiently(publish)
 
     def _collect(self, run_id: str, stage: int, shard: int) -> Signature:
         return self._signature(
@@ -169,10 +188,13 @@ class Publisher:
 
     def _publish(self, signatures: Iterable[Signature]) -> None:
         messages = list(signatures)
+        self._patiently(lambda: self._publish_once(messages))
+
+    def _patiently(self, publish: Callable[[], None]) -> None:
         try:
             # All of it again, not message by message as Celery would: a copy of a branch that is
             # being processed, or has an outcome, makes no call.
-            patiently(lambda: self._publish_once(messages), patience_s=_PATIENCE_S, errors=_PASSING)
+            patiently(publish, patience_s=_PATIENCE_S, errors=_PASSING)
         except _PASSING as error:
             raise BrokerError(f"the broker takes no messages: {error}") from error
 

@@ -57,6 +57,7 @@ class _Limited:
     client: Any
     connection: Any
     pool: Any
+    conn_or_acquire: Callable[..., Any]
     connection_errors: tuple[type[Exception], ...]
     _queue_cycle: Any
     _flush_brpop_reauth: Callable[[], None]
@@ -67,17 +68,40 @@ class _Limited:
     # Whether what is being read has turned out to be a message.
     is_message = False
     _made: Any = None
+    _recorded: list[tuple[str, dict[str, Any]]] | None = None
 
     def _put(self, queue: str, message: dict[str, Any], **kwargs: Any) -> None:
         size = len(message["body"]) + _ENVELOPE_BYTES
         if 2 * size > self.max_message_bytes:
             size = len(json.dumps(message, default=str))
+        self._require_size(size)
+        if self._recorded is not None:
+            self._recorded.append((queue, message))
+            return
+        super()._put(queue, message, **kwargs)  # type: ignore[misc]
+
+    @contextmanager
+    def recording(self) -> Iterator[list[tuple[str, dict[str, Any]]]]:
+        """Keep what is published, with its queue, instead of sending it."""
+        self._recorded = []
+        try:
+            yield self._recorded
+        finally:
+            self._recorded = None
+
+    def put_all(self, queue: str, messages: list[bytes]) -> None:
+        """Put encoded messages into a queue in one step. Raises BrokerError."""
+        for message in messages:
+            self._require_size(len(message))
+        with self.conn_or_acquire() as client:
+            client.lpush(queue, *messages)
+
+    def _require_size(self, size: int) -> None:
         if size > self.max_message_bytes:
             raise BrokerError(
                 f"a message of {size / 1000:,.0f} kB is larger than FANOUT_MAX_MESSAGE_KB allows "
                 f"({self.max_message_bytes // 1000:,})"
             )
-        super()._put(queue, message, **kwargs)  # type: ignore[misc]
 
     def _create_client(self, asynchronous: bool = False) -> Any:  # noqa: FBT001, FBT002 - kombu's
         if not asynchronous:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+from types import SimpleNamespace
 
 import pytest
 import redis
@@ -194,6 +195,93 @@ def test_a_shard_is_published_as_a_chord(publisher, server_client):
         assert body[:2] == [[], ids], "ids only: no text crosses the broker"
         assert body[2]["chord"]["task"] == broker.COLLECT
     assert server_client.get("celery-taskset-meta-r1/0/3.s") == b"5"
+
+
+@pytest.mark.parametrize(("stage", "feed"), [(0, 0), (3, 500)])
+def test_each_member_of_a_header_is_the_message_that_celery_itself_would_send(
+    app, publisher, server_client, stage, feed
+):
+    publisher.shard_chord("r1", stage, 3, size=40, published=40, feed=feed)
+    ours = queued(server_client, broker.BRANCHES_QUEUE)
+    server_client.delete(broker.BRANCHES_QUEUE)
+    for position in range(40):
+        signature = publisher._signature(
+            broker.BRANCH,
+            {"run_id": "r1", "stage": stage, "shard": 3, "position": position, "feed": feed},
+            queue=broker.BRANCHES_QUEUE,
+            task_id=f"r1/{stage}/3/{position}",
+            group_id=f"r1/{stage}/3",
+            group_index=position,
+            chord=publisher._collect("r1", stage, 3),
+        )
+        signature.apply_async()
+    celerys = queued(server_client, broker.BRANCHES_QUEUE)
+    for headers, properties, _ in (*ours, *celerys):
+        headers.pop("sent_at", None)
+        assert properties.pop("delivery_tag")
+    assert ours == celerys
+    assert len({json.dumps(message) for message in ours}) == 40
+
+
+def chord_keys(client):
+    """What the server keeps of chords, but for the token of a claim."""
+    kept = {}
+    for key in client.scan_iter("celery-taskset-meta-*"):
+        kind = client.type(key)
+        if kind == b"zset":
+            kept[key] = client.zrange(key, 0, -1, withscores=True)
+        else:
+            kept[key] = client.smembers(key) if kind == b"set" else client.get(key)
+    return kept
+
+
+def part(position, callback, *, error=None, group=GROUP):
+    """A member that has ended, as the worker's pool tells of it."""
+    known = request(position, callback, group=group)
+    asked = SimpleNamespace(id=known.id, group=group, group_index=position, context=known)
+    return asked, "FAILURE" if error else "SUCCESS", error
+
+
+def test_members_that_return_together_leave_what_celery_leaves_one_by_one(
+    app, publisher, server_client
+):
+    publisher.shard_chord("r1", 0, 0, size=5, published=5, feed=0)
+    callback = members(server_client)[0]
+    parts = [part(at, callback, error=ValueError("x") if at == 2 else None) for at in range(4)]
+    for asked, state, error in parts:
+        app.backend.on_chord_part_return(asked.context, state, error)
+    one_by_one = chord_keys(server_client)
+    server_client.flushdb()
+    publisher.shard_chord("r1", 0, 0, size=5, published=5, feed=0)
+    app.backend.on_chord_parts_return(parts)
+    assert chord_keys(server_client) == one_by_one
+    assert queued(server_client, broker.CONTROL_QUEUE) == []
+
+
+@pytest.mark.parametrize("last", [[], [0], [1]])
+def test_a_chord_that_members_complete_together_runs_its_callback_once(
+    app, publisher, server_client, last
+):
+    """Also where the last of them is a copy of one that was counted."""
+    publisher.shard_chord("r1", 0, 0, size=3, published=3, feed=0)
+    callback = members(server_client)[0]
+    app.backend.on_chord_parts_return([part(0, callback)])
+    app.backend.on_chord_parts_return([part(at, callback) for at in (1, 2, *last)])
+    assert len(queued(server_client, broker.CONTROL_QUEUE)) == 1
+    app.backend.on_chord_parts_return([part(at, callback) for at in (0, 1, 2)])
+    assert len(queued(server_client, broker.CONTROL_QUEUE)) == 1, "copies that come later"
+
+
+def test_members_of_several_chords_are_counted_each_in_its_own(app, publisher, server_client):
+    for shard in range(2):
+        publisher.shard_chord("r1", 0, shard, size=2, published=2, feed=0)
+    callback = publisher._collect("r1", 0, 0), publisher._collect("r1", 0, 1)
+    parts = [
+        part(at, callback[shard], group=f"r1/0/{shard}") for at in range(2) for shard in range(2)
+    ]
+    app.backend.on_chord_parts_return(parts[:3])
+    [(headers, _, _)] = queued(server_client, broker.CONTROL_QUEUE)
+    assert headers["id"] == "r1/0/0/collect"
 
 
 def test_publishing_subscribes_to_nothing_and_stores_nothing(app, publisher, server_client):

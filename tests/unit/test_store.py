@@ -781,3 +781,54 @@ def test_a_run_that_was_deleted_does_not_hold_the_version(store, run):
     store.release_wire("a")
     store.delete_run(run)
     assert store.claim_wire(4, holder="b", ttl_s=60) == 4
+
+
+def test_branches_that_begin_together_are_told_what_each_would_be_told_alone(store, run):
+    for number in range(2):
+        store.put_shard(run, 0, number, shard(first=3 * number))
+    store.record(End(run, 0, 0, 0, ok(0)))
+    store.begin(Start(run, 0, 0, 1, token="before", holder="other", lasts_s=60))
+    store.beat("other", ttl_s=60)
+    asked = [Start(run, 0, shard, at, token=f"{shard}{at}") for at in range(3) for shard in (0, 1)]
+    asked.append(Start("unknown", 0, 0, 0, token="x"))
+    begun = store.begin_all(asked)
+    assert [each.verdict for each in begun] == ["done", "go", "held", "go", "go", "go", "gone"]
+    assert [each.deliveries for each in begun] == [0, 1, 1, 1, 1, 1, 0]
+    assert store.begin_all([]) == []
+
+
+def test_a_branch_that_begins_twice_in_one_step_is_counted_twice(store, run):
+    store.put_shard(run, 0, 0, shard())
+    first, second = store.begin_all([Start(run, 0, 0, 1, token=token) for token in ("a", "b")])
+    assert (first.deliveries, second.deliveries) == (1, 2)
+
+
+def test_outcomes_that_are_written_together_count_as_if_written_one_by_one(store, run):
+    for number in range(2):
+        store.put_shard(run, 0, number, shard(first=3 * number))
+    ends = [
+        End(run, 0, 0, 0, ok(0, input_tokens=10, output_tokens=2, cost_usd=0.1), feed=4),
+        End(run, 0, 1, 0, ok(3, input_tokens=1, output_tokens=1, cost_usd=0.2)),
+        End(run, 0, 0, 1, failed(1, ErrorKind.AUTH), feed=4),
+        End(run, 0, 0, 0, failed(0), feed=4),
+        End(run, 0, 0, 2, ok(2), feed=4),
+        End("unknown", 0, 0, 0, ok(0)),
+    ]
+    store.start_shard(run, 0, 0, published=2)
+    recorded = store.record_all(ends)
+    assert [each.first for each in recorded] == [True, True, True, False, True, False]
+    assert [each.next for each in recorded] == [2, None, 3, None, None, None]
+    record = store.stage(run, 0)
+    assert (record.succeeded, record.failed, record.errors) == (3, 1, {ErrorKind.AUTH: 1})
+    assert record.usage.input_tokens is None, "one of them is not known"
+    assert store.totals().usage.input_tokens == 11
+    assert store.totals().usage.cost_usd == pytest.approx(0.3)
+    assert set(store.outcomes(run, 0, 0)) == {0, 1, 2}
+
+
+def test_more_than_one_step_may_carry_are_all_written(store, run):
+    """A script blocks the server: it is given so many at a time."""
+    store.put_shard(run, 0, 0, shard(450))
+    recorded = store.record_all([End(run, 0, 0, at, ok(at)) for at in range(450)])
+    assert all(each.first for each in recorded)
+    assert store.stage(run, 0).succeeded == 450

@@ -1,0 +1,45 @@
+"""The members of a shard chord's header as messages: one that Celery made, and those like it.
+
+Celery makes and encodes a message in 150 microseconds; 500 of a header differ in their positions.
+"""
+
+from __future__ import annotations
+
+from base64 import b64decode, b64encode
+from typing import Any
+
+import msgspec
+
+__all__ = ["Members"]
+
+
+class Members:
+    """Messages of branches that differ from a first one in their positions only.
+
+    Args:
+        first: A branch's message as kombu has it before it is encoded: ``headers``,
+            ``properties``, ``body`` and its ``content-*``. It is changed.
+    """
+
+    def __init__(self, first: dict[str, Any]) -> None:
+        self._message = first
+        self._headers = first["headers"]
+        self._properties = first["properties"]
+        if self._properties["body_encoding"] != "base64" or first["content-encoding"] != "utf-8":
+            raise ValueError("messages are encoded in another way")
+        # The arguments, by name, and what else a task is told.
+        _, self._arguments, self._rest = msgspec.json.decode(b64decode(first["body"]))
+        self._ids = self._headers["id"].rpartition("/")[0]
+        self._tag = self._properties["delivery_tag"]
+
+    def at(self, position: int) -> bytes:
+        """Return the message of the branch at a position, encoded."""
+        task_id = f"{self._ids}/{position}"
+        self._arguments["position"] = position
+        self._headers["id"] = self._properties["correlation_id"] = task_id
+        self._headers["group_index"] = position
+        self._headers["kwargsrepr"] = repr(self._arguments)
+        self._properties["delivery_tag"] = f"{self._tag}.{position}"
+        body = msgspec.json.encode(((), self._arguments, self._rest))
+        self._message["body"] = b64encode(body).decode()
+        return msgspec.json.encode(self._message)

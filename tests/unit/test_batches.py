@@ -1,0 +1,131 @@
+"""Steps that coroutines share, and what is loaded once for all of them."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from workers.batches import Batches, Kept
+
+
+@pytest.fixture
+def threads():
+    with ThreadPoolExecutor(4) as threads:
+        yield threads
+
+
+class Step:
+    """Carries out steps, and notes which came together; waits for ``go`` in each."""
+
+    def __init__(self):
+        self.batches = []
+        self.begun = threading.Semaphore(0)
+        self.go = threading.Semaphore(0)
+        self.at_once = 0
+        self.most_at_once = 0
+
+    def __call__(self, asked):
+        self.at_once += 1
+        self.most_at_once = max(self.most_at_once, self.at_once)
+        self.batches.append(asked)
+        self.begun.release()
+        assert self.go.acquire(timeout=10)
+        self.at_once -= 1
+        return [number * 10 for number in asked]
+
+
+async def begun(step):
+    assert await asyncio.to_thread(step.begun.acquire, timeout=10)
+
+
+def test_what_is_asked_for_while_a_step_is_under_way_goes_with_the_next(threads):
+    async def main():
+        step = Step()
+        batches = Batches(step, threads)
+        first = [asyncio.ensure_future(batches(number)) for number in (1, 2)]
+        await begun(step)
+        second = [asyncio.ensure_future(batches(number)) for number in (3, 4, 5)]
+        await asyncio.sleep(0)
+        step.go.release(2)
+        assert await asyncio.gather(*first, *second) == [10, 20, 30, 40, 50]
+        assert step.batches == [[1, 2], [3, 4, 5]]
+        assert step.most_at_once == 1
+
+    asyncio.run(main())
+
+
+def test_what_a_step_raises_is_raised_for_all_that_shared_it_and_for_no_other(threads):
+    def carry_out(asked):
+        if "bad" in asked:
+            raise ValueError(asked)
+        return asked
+
+    async def main():
+        batches = Batches(carry_out, threads)
+        ended = await asyncio.gather(batches("a"), batches("bad"), return_exceptions=True)
+        assert [type(error) for error in ended] == [ValueError, ValueError]
+        assert await batches("b") == "b"
+
+    asyncio.run(main())
+
+
+def test_one_that_does_not_wait_any_more_keeps_nothing_from_the_others(threads):
+    async def main():
+        step = Step()
+        batches = Batches(step, threads)
+        gone, stays = (asyncio.ensure_future(batches(number)) for number in (1, 2))
+        await begun(step)
+        gone.cancel()
+        step.go.release()
+        assert await stays == 20
+        assert gone.cancelled()
+
+    asyncio.run(main())
+
+
+def test_a_value_is_loaded_once_for_all_that_ask_meanwhile(threads):
+    async def main():
+        step = Step()
+        kept = Kept(lambda key: step([key])[0], threads, size=2)
+        asked = [asyncio.ensure_future(kept(7)) for _ in range(3)]
+        await begun(step)
+        asked[0].cancel()
+        step.go.release()
+        assert await asyncio.gather(*asked[1:]) == [70, 70]
+        assert await kept(7) == 70
+        assert step.batches == [[7]]
+
+    asyncio.run(main())
+
+
+def test_what_could_not_be_loaded_is_loaded_again(threads):
+    tried = []
+
+    def load(key):
+        tried.append(key)
+        if len(tried) == 1:
+            raise ValueError(key)
+        return key
+
+    async def main():
+        kept = Kept(load, threads, size=2)
+        with pytest.raises(ValueError, match="a"):
+            await kept("a")
+        assert await kept("a") == "a"
+
+    asyncio.run(main())
+
+
+def test_what_was_not_asked_for_longest_is_forgotten(threads):
+    loaded = []
+
+    async def main():
+        kept = Kept(lambda key: loaded.append(key) or key, threads, size=2)
+        for key in ("a", "b", "a", "c", "a", "b"):
+            assert await kept(key) == key
+
+    asyncio.run(main())
+    assert loaded == ["a", "b", "c", "b"]
