@@ -9,13 +9,12 @@ in threads as Celery has them.
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
-import threading
 import time
 from collections import deque
-from concurrent.futures import Future, ThreadPoolExecutor, wait
-from functools import partial
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from celery.concurrency.base import BasePool, apply_target
@@ -30,6 +29,9 @@ if TYPE_CHECKING:
 
     from kombu.asynchronous import Hub
 
+    # Has Celery's tracer run a task in a thread, given what is called when that begins.
+    _ByCelery = Callable[[Callable[..., Any] | None], None]
+
 __all__ = ["TaskPool"]
 
 # Tasks other than branches: more of them at once would only hold each other up.
@@ -38,21 +40,6 @@ _THREADS = 8
 _AGAIN_S = 1.0
 
 _log = logging.getLogger(__name__)
-
-
-class _Branch:
-    """A branch that has arrived.
-
-    Attributes:
-        request: What Celery knows of it.
-        run: Has Celery's tracer run its task in a thread.
-        ended: Done when it has ended.
-    """
-
-    def __init__(self, request: BranchRequest, run: Callable[[Any], Future[Any]]) -> None:
-        self.request = request
-        self.run = run
-        self.ended: Future[None] = Future()
 
 
 class TaskPool(BasePool):  # type: ignore[misc]
@@ -64,27 +51,34 @@ class TaskPool(BasePool):  # type: ignore[misc]
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._threads = ThreadPoolExecutor(min(self.limit, _THREADS), "fanout-task")
-        self._arrived: deque[_Branch] = deque()
-        self._is_waking = threading.Event()
-        self._running: set[Future[None]] = set()
-        self._hub: Hub | None = None
+        self._arrived: deque[tuple[BranchRequest, _ByCelery]] = deque()
+        self._is_waking = False
+        self._branches: set[asyncio.Task[None]] = set()
 
     def on_start(self) -> None:
         """Make the runtime ready, which belongs to this process alone."""
         self._runtime = self.app.fanout_runtime()
         self._loop = self._runtime.loop
         self._slots = asyncio.Semaphore(self.limit)
+        if self.app.fanout_owns_process:
+            # What was imported stays: it need not be looked through again and again.
+            gc.freeze()
         self._settle: Batches[tuple[BranchRequest, BranchFailed | None], None]
-        self._settle = Batches(partial(settle, self._runtime), self._runtime.threads)
+        self._settle = Batches(self._settle_all, self._runtime.threads)
 
     def register_with_event_loop(self, loop: Hub) -> None:
-        """Remember whom to wake when there is room for more."""
+        """Remember the consumer's loop, which is woken when there is room for more."""
         self._hub = loop
 
     def on_stop(self) -> None:
         """Wait for what is in flight."""
-        wait(list(self._running))
+        asyncio.run_coroutine_threadsafe(self._drain(), self._loop).result()
         self._threads.shutdown(cancel_futures=True)
+
+    async def _drain(self) -> None:
+        self._begin_arrived()
+        while self._branches:
+            await asyncio.wait(self._branches)
 
     def on_apply(
         self,
@@ -94,40 +88,33 @@ class TaskPool(BasePool):  # type: ignore[misc]
         callback: Callable[..., Any] | None = None,
         accept_callback: Callable[..., Any] | None = None,
         **_: Any,
-    ) -> Future[Any]:
+    ) -> None:
         """Run a task: a branch on the loop, any other in a thread, as Celery's own pool does."""
+
+        def by_celery(on_accept: Callable[..., Any] | None) -> None:
+            self._threads.submit(apply_target, target, args, kwargs, callback, on_accept)
+
         # Celery names the request only as the owner of what is called back.
         request = getattr(accept_callback, "__self__", None)
-
-        def run(on_accept: Callable[..., Any] | None) -> Future[Any]:
-            return self._threads.submit(apply_target, target, args, kwargs, callback, on_accept)
-
         if isinstance(request, BranchRequest):
-            return self._process_soon(_Branch(request, run))
-        return run(accept_callback)
-
-    def _process_soon(self, branch: _Branch) -> Future[Any]:
-        """Begin a branch; the loop is woken once for all that arrive together."""
-        self._running.add(branch.ended)
-        self._arrived.append(branch)
-        if not self._is_waking.is_set():
-            self._is_waking.set()
-            self._loop.call_soon_threadsafe(self._begin_arrived)
-        return branch.ended
+            self._arrived.append((request, by_celery))
+            if not self._is_waking:
+                self._is_waking = True
+                # When all that were taken together have arrived: the two threads would get into
+                # each other's way.
+                self._hub.call_soon(self._loop.call_soon_threadsafe, self._begin_arrived)
+        else:
+            by_celery(accept_callback)
 
     def _begin_arrived(self) -> None:
-        self._is_waking.clear()
+        # First: what arrives from now on wakes the loop again.
+        self._is_waking = False
         while self._arrived:
-            branch = self._arrived.popleft()
-            task = self._loop.create_task(self._process(branch))
-            task.add_done_callback(lambda _, branch=branch: self._forget(branch))
+            task = self._loop.create_task(self._process(*self._arrived.popleft()))
+            self._branches.add(task)
+            task.add_done_callback(self._branches.discard)
 
-    def _forget(self, branch: _Branch) -> None:
-        branch.ended.set_result(None)
-        self._running.discard(branch.ended)
-
-    async def _process(self, branch: _Branch) -> None:
-        request = branch.request
+    async def _process(self, request: BranchRequest, by_celery: _ByCelery) -> None:
         error: BranchFailed | None = None
         async with self._slots:
             request.on_accepted(os.getpid(), time.monotonic())
@@ -137,7 +124,7 @@ class TaskPool(BasePool):  # type: ignore[misc]
                 error = failed
             except BaseException as fault:  # noqa: BLE001 - Celery's own tracer sees to it
                 request.request_dict["ended"] = fault
-                branch.run(None)
+                by_celery(None)
                 return
         await self._end(request, error)
 
@@ -150,11 +137,15 @@ class TaskPool(BasePool):  # type: ignore[misc]
             await asyncio.to_thread(request.reject, requeue=True)
         else:
             request.on_settled(error)
-        if self._hub is not None:
-            self._hub.call_soon(_look)
+
+    def _settle_all(self, ends: list[tuple[BranchRequest, BranchFailed | None]]) -> list[None]:
+        settled = settle(self._runtime, ends)
+        # There is room for more.
+        self._hub.call_soon(_look)
+        return settled
 
     def _get_info(self) -> dict[str, Any]:
-        return {**super()._get_info(), "branches": len(self._running)}
+        return {**super()._get_info(), "branches": len(self._branches)}
 
 
 def _look() -> None:
