@@ -163,8 +163,9 @@ class HttpClient:
                 content = await self._read(response)
                 return HttpReply(response.status, response.headers, content)
         except (aiohttp.ClientError, ssl.SSLError) as error:
-            # Without its cause: aiohttp's errors know the headers, and so the key.
-            raise _no_reply(error) from None
+            problem = _no_reply(error)
+        # Out here, so that nothing leads back: aiohttp's errors know the headers, and so the key.
+        raise problem
 
     def _open(self) -> aiohttp.ClientSession:
         # No headers: aiohttp would send the session's to a proxy, the key among them.

@@ -241,7 +241,7 @@ def test_a_proxy_of_a_secure_server_sees_no_key(run, monkeypatch, status):
         assert heads[0].startswith(b"CONNECT model.example:443 ")
         assert b"roxy-Authorization: Basic bWU6cGFzcw==" in heads[0]
         assert KEY.encode() not in b"".join(heads)
-        assert KEY not in repr((error, error.__cause__, error.__context__ and str(error)))
+        assert (error.__cause__, error.__context__) == (None, None)
 
 
 def reference_proxy(url):
@@ -319,7 +319,8 @@ def test_no_error_leads_to_the_key(run):
     with RawServer(talk) as server:
         error = run(main())
     assert (error.kind, str(error)) == (ErrorKind.INTERNAL, "what the server sent is not HTTP")
-    assert error.__suppress_context__
+    # aiohttp's own error has the headers of the request.
+    assert (error.__cause__, error.__context__) == (None, None)
 
 
 def test_a_client_that_was_never_used_has_nothing_to_close():
