@@ -13,4 +13,6 @@ def estimate_tokens(text: str) -> int:
     Bytes and not characters, because a token of English is some four letters of one byte, while a
     Chinese character is three bytes and about one token.
     """
-    return -(-len(text.encode("utf-8", "surrogatepass")) // BYTES_PER_TOKEN)
+    # Known without looking at each character, which counts where prompts are long.
+    size = len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
+    return -(-size // BYTES_PER_TOKEN)

@@ -27,9 +27,9 @@ class _Server(ThreadingHTTPServer):
 class Provider:
     """Serves what `status`, `headers` and `body` (or `bodies`, by path) say; keeps requests.
 
-    A body may be a function of the request and its caller. `callers` has the address that each
-    request came from; it is answered after `delay_s`. Where `respond` is set, it gets headers and
-    JSON of each request, and returns status and body.
+    A body may be a function of the request and its caller; bytes are sent as they are. `callers`
+    has the address that each request came from; it is answered after `delay_s`. Where `respond` is
+    set, it gets headers and JSON of each request, and returns status and body.
     """
 
     def __init__(self, address: str = "127.0.0.1") -> None:
@@ -58,12 +58,12 @@ class Provider:
                 status, told = provider.status, provider.bodies.get(self.path, provider.body)
                 if provider.respond is not None:
                     status, told = provider.respond(headers, request)
-                body = json.dumps(told(request, caller) if callable(told) else told).encode()
+                told = told(request, caller) if callable(told) else told
+                body = told if isinstance(told, bytes) else json.dumps(told).encode()
                 self.send_response(status)
-                for name, value in provider.headers.items():
+                headers = {"content-type": "application/json", "content-length": str(len(body))}
+                for name, value in (headers | provider.headers).items():
                     self.send_header(name, value)
-                self.send_header("content-type", "application/json")
-                self.send_header("content-length", str(len(body)))
                 self.end_headers()
                 self.wfile.write(body)
 

@@ -132,10 +132,13 @@ class Gate:
         self._limiter = limiter
         self._model = model
         self._rates = rates
+        # Where they are not limited, nobody asks how many they are.
+        self._counts_tokens = bool(rates.tokens_per_minute)
 
     async def enter(self, request: LLMRequest) -> None:
         """Wait until the call may begin."""
-        await self._limiter.enter(self._model, self._rates, _expected_tokens(request))
+        tokens = _expected_tokens(request) if self._counts_tokens else 0
+        await self._limiter.enter(self._model, self._rates, tokens)
 
     async def leave(
         self, request: LLMRequest, reply: LLMReply | None, error: LLMError | None
@@ -143,7 +146,9 @@ class Gate:
         """Learn from how the call went."""
         if error is not None and error.kind is ErrorKind.RATE_LIMITED:
             await self._limiter.refused(self._model, error.retry_after_s)
-        if reply is None or reply.usage.input_tokens is None or reply.usage.output_tokens is None:
+        if reply is None or not self._counts_tokens:
+            return
+        if reply.usage.input_tokens is None or reply.usage.output_tokens is None:
             return
         used = reply.usage.input_tokens + reply.usage.output_tokens
         await self._limiter.consumed(self._model, self._rates, used - _expected_tokens(request))

@@ -6,15 +6,11 @@ import os
 from typing import TYPE_CHECKING, Any
 
 import anthropic
+import httpx2
 
 from fanout.errors import LLMError, ModelError
 from fanout.llm.base import LLMReply, LLMRequest
-from fanout.llm.http_errors import (
-    cause_of,
-    connection_error,
-    connection_limits,
-    http_error,
-)
+from fanout.llm.http_errors import http_error, redacted
 from fanout.runs import ErrorKind, Usage
 
 if TYPE_CHECKING:
@@ -45,7 +41,11 @@ class AnthropicLLM:
             max_retries=0,
             timeout=None,
             http_client=anthropic.DefaultAioHttpClient(
-                limits=connection_limits(concurrency), timeout=None
+                # The SDK's own limits would hold some calls back.
+                limits=httpx2.Limits(
+                    max_connections=concurrency, max_keepalive_connections=concurrency
+                ),
+                timeout=None,
             ),
         )
 
@@ -70,7 +70,7 @@ class AnthropicLLM:
                 raise ModelError(f"{url} says: {reason}", kind=reason.kind) from None
         except anthropic.APIConnectionError as error:
             raise ModelError(
-                f"no server answers at {url} ({cause_of(error)}); check the network, or "
+                f"no server answers at {url} ({_cause_of(error)}); check the network, or "
                 "ANTHROPIC_BASE_URL where the workers run",
                 kind=ErrorKind.CONNECTION,
             ) from None
@@ -86,7 +86,7 @@ class AnthropicLLM:
                 **_options(request),
             )
         except anthropic.APIConnectionError as error:
-            raise connection_error(error) from error
+            raise _connection_error(error) from error
         except anthropic.APIStatusError as error:
             raise self._status_error(error) from error
         return _reply(message)
@@ -105,6 +105,21 @@ class AnthropicLLM:
     async def aclose(self) -> None:
         """See LLM."""
         await self._client.close()
+
+
+def _connection_error(error: Exception) -> LLMError:
+    """Return the LLMError of a call that got no reply, be it a timeout or a refused connection.
+
+    The aiohttp transport reports a refused connection as a timeout of connecting.
+    """
+    is_late = isinstance(error.__cause__, (httpx2.ReadTimeout, httpx2.WriteTimeout))
+    return LLMError(ErrorKind.TIMEOUT if is_late else ErrorKind.CONNECTION, _cause_of(error))
+
+
+def _cause_of(error: Exception) -> str:
+    """Return why a connection failed: the SDK's own message says only that it did."""
+    cause = error.__cause__
+    return redacted(str(cause) if cause and str(cause) else str(error))
 
 
 def _options(request: LLMRequest) -> dict[str, Any]:

@@ -244,11 +244,13 @@ def _require_size(text: str, max_output_kb: int | None) -> None:
 
 def _storable(text: str) -> str:
     """Return a text without halves of characters, which have no bytes: models do cut there."""
-    return text.encode("utf-8", "replace").decode("utf-8")
+    return text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")
 
 
 def _total(attempts: int, replies: list[Usage]) -> Usage:
     """Add up what is known: a call without an answer is not known to have consumed anything."""
+    if len(replies) == 1 and replies[0].calls == attempts:
+        return replies[0]
 
     def known(values: list[int | None]) -> int | None:
         numbers = [value for value in values if value is not None]

@@ -1,12 +1,10 @@
-"""What all providers that speak HTTP share: what an error means, and how many connections."""
+"""What all providers that speak HTTP share: what an error reply means."""
 
 from __future__ import annotations
 
 import time
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING
-
-import httpx2
 
 from fanout import secrets as known_secrets
 from fanout.errors import LLMError
@@ -15,14 +13,7 @@ from fanout.runs import ErrorKind
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = [
-    "cause_of",
-    "connection_error",
-    "connection_limits",
-    "http_error",
-    "redacted",
-    "retry_after",
-]
+__all__ = ["http_error", "redacted", "retry_after"]
 
 _MAX_MESSAGE = 300
 
@@ -116,23 +107,3 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
 def redacted(message: str, secrets: tuple[str, ...] = ()) -> str:
     """Return a provider's message, short and without keys."""
     return known_secrets.redacted(" ".join(message.split()), secrets)[:_MAX_MESSAGE]
-
-
-def connection_error(error: Exception) -> LLMError:
-    """Return the LLMError of a call that got no reply, be it a timeout or a refused connection.
-
-    The aiohttp transport reports a refused connection as a timeout of connecting.
-    """
-    is_late = isinstance(error.__cause__, (httpx2.ReadTimeout, httpx2.WriteTimeout))
-    return LLMError(ErrorKind.TIMEOUT if is_late else ErrorKind.CONNECTION, cause_of(error))
-
-
-def cause_of(error: Exception) -> str:
-    """Return why a connection failed: the SDKs' own message says only that it did."""
-    cause = error.__cause__
-    return redacted(str(cause) if cause and str(cause) else str(error))
-
-
-def connection_limits(concurrency: int) -> httpx2.Limits:
-    """Return limits for so many calls in flight; the SDKs' own would hold some back."""
-    return httpx2.Limits(max_connections=concurrency, max_keepalive_connections=concurrency)

@@ -43,7 +43,8 @@ def make_llm(model: str, *, settings: Settings, concurrency: int = 32) -> LLM:
     Args:
         model: ``openai/NAME``, ``anthropic/NAME``, ``litellm/PROVIDER/NAME``, ``local``, ``fake``,
             ``package.module:function``, or what ``register_callable`` returned.
-        settings: Where the local model keeps its weights, and which functions may be imported.
+        settings: Where the local model keeps its weights, which functions may be imported, and how
+            long an answer may be.
         concurrency: Calls that may be in flight at once.
 
     Raises:
@@ -59,7 +60,7 @@ def make_llm(model: str, *, settings: Settings, concurrency: int = 32) -> LLM:
         )
     provider, slash, name = model.partition("/")
     if slash and name and provider in _PROVIDERS:
-        return _PROVIDERS[provider](name, concurrency)
+        return _PROVIDERS[provider](name, concurrency, settings)
     if model == "local":
         from fanout.llm.local import LocalLLM
 
@@ -73,25 +74,25 @@ def make_llm(model: str, *, settings: Settings, concurrency: int = 32) -> LLM:
     raise ModelError(f"unknown model {model!r};{_hint(model)} a model is one of: {_FORMS}")
 
 
-def _openai(name: str, concurrency: int) -> LLM:
+def _openai(name: str, concurrency: int, settings: Settings) -> LLM:
     from fanout.llm.openai import OpenAILLM
 
-    return OpenAILLM(name, concurrency=concurrency)
+    return OpenAILLM(name, concurrency=concurrency, max_output_kb=settings.max_output_kb)
 
 
-def _anthropic(name: str, concurrency: int) -> LLM:
+def _anthropic(name: str, concurrency: int, _settings: Settings) -> LLM:
     from fanout.llm.anthropic import AnthropicLLM
 
     return AnthropicLLM(name, concurrency=concurrency)
 
 
-def _litellm(name: str, _concurrency: int) -> LLM:
+def _litellm(name: str, _concurrency: int, _settings: Settings) -> LLM:
     from fanout.llm.litellm import LiteLLM
 
     return LiteLLM(name)
 
 
-# Each adapter is imported when it is used: the SDKs are slow to import.
+# Each adapter is imported when it is used: what they need is slow to import.
 _PROVIDERS = {"openai": _openai, "anthropic": _anthropic, "litellm": _litellm}
 
 

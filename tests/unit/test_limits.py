@@ -143,6 +143,16 @@ def test_tokens_are_booked_ahead_and_corrected_by_the_answer():
     assert store.limits()["m"].tokens_until == pytest.approx(5, abs=0.5)
 
 
+@pytest.mark.parametrize("rates", [Rates(), Rates(requests_per_minute=60_000)])
+def test_tokens_that_are_not_limited_are_not_counted(monkeypatch, rates):
+    def counted(text):
+        raise AssertionError("nobody has asked")
+
+    monkeypatch.setattr("workers.limiter.estimate_tokens", counted)
+    result = asyncio.run(call(Limiter(MemoryStore()), FakeLLM(answer="hi"), rates))
+    assert result.output == "hi"
+
+
 def test_a_store_that_is_away_is_asked_again():
     store = MemoryStore()
     answers = iter([BrokerError("away"), BrokerError("away")])

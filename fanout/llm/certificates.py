@@ -1,0 +1,69 @@
+"""Which certificates of servers are trusted: as the environment says, else as the system does."""
+
+from __future__ import annotations
+
+import os
+import re
+import ssl
+import sys
+from pathlib import Path
+
+from fanout.errors import ModelError
+from fanout.runs import ErrorKind
+
+__all__ = ["trust"]
+
+# What OpenSSL finds in a folder of certificates.
+_HASHED = re.compile(r"[0-9a-fA-F]{8}\.\d")
+# Where systems keep certificates that OpenSSL was built to look for elsewhere.
+_CA_FILES = (
+    "/etc/ssl/cert.pem",
+    "/etc/pki/ca-trust/extracted/pem/tls-ca-bundle.pem",
+    "/etc/pki/tls/cert.pem",
+    "/etc/ssl/certs/ca-certificates.crt",
+    "/etc/ssl/ca-bundle.pem",
+)
+
+
+def trust() -> ssl.SSLContext:
+    """Return whom to trust: ``SSL_CERT_FILE`` or ``SSL_CERT_DIR``, else the system's.
+
+    Raises:
+        ModelError: What the environment names cannot be read.
+    """
+    for name in ("SSL_CERT_FILE", "SSL_CERT_DIR"):
+        path = os.environ.get(name)
+        try:
+            if path and name == "SSL_CERT_FILE":
+                return ssl.create_default_context(cafile=path)
+            if path:
+                return ssl.create_default_context(capath=path)
+        except OSError as error:
+            raise ModelError(
+                f"{name}: no certificates can be read there: {error.strerror or error} (got "
+                f"{path!r}); change it where the workers run",
+                kind=ErrorKind.CONNECTION,
+            ) from None
+    return _system_trust()
+
+
+def _system_trust() -> ssl.SSLContext:
+    if sys.platform == "darwin":
+        import truststore
+
+        return truststore.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    # The paths that OpenSSL was built with; what the environment says has been looked at.
+    paths = ssl.get_default_verify_paths()
+    file, folder = Path(paths.openssl_cafile), Path(paths.openssl_capath)
+    cafile = str(file) if file.is_file() else None
+    capath = str(folder) if _has_certificates(folder) else None
+    if not cafile and not capath:
+        cafile = next((each for each in _CA_FILES if Path(each).is_file()), None)
+    if cafile or capath:
+        context.load_verify_locations(cafile, capath)
+    return context
+
+
+def _has_certificates(folder: Path) -> bool:
+    return folder.is_dir() and any(_HASHED.fullmatch(each.name) for each in folder.iterdir())

@@ -1,0 +1,251 @@
+"""Requests to one server, at the least cost: connections, certificates, proxies, bounds.
+
+aiohttp does the protocol. What does not change from call to call is made once.
+"""
+
+from __future__ import annotations
+
+import ssl
+from typing import TYPE_CHECKING, NamedTuple
+
+import aiohttp
+import msgspec
+from multidict import CIMultiDict
+from yarl import URL
+
+from fanout.errors import LLMError, ModelError
+from fanout.llm.certificates import trust
+from fanout.llm.http_errors import redacted
+from fanout.llm.proxies import proxy_for
+from fanout.runs import ErrorKind
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["HttpClient", "HttpReply"]
+
+# As long as the provider's own client: a connection that is closed under a call fails that call.
+_KEEP_ALIVE_S = 5.0
+_MAX_REDIRECTS = 20
+_REDIRECTS = frozenset({301, 302, 303, 307, 308})
+# As browsers do: these are asked for what they name, whatever they were asked to do before.
+_BECOMES_GET = frozenset({301, 302, 303})
+_SCHEMES = frozenset({"http", "https"})
+_NO_TIMEOUT = aiohttp.ClientTimeout(total=None)
+
+
+class HttpReply(msgspec.Struct, frozen=True):
+    """A reply of any status.
+
+    Attributes:
+        status: The HTTP status.
+        headers: Its headers; names of any case.
+        body: Its body, decompressed.
+    """
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+
+class _Route(NamedTuple):
+    """How a server is reached."""
+
+    proxy: str | None
+    trust: ssl.SSLContext | bool
+
+
+class HttpClient:
+    """Makes requests to a server, on the loop that it is first used on.
+
+    Args:
+        base_url: Where the server is; its query is sent with each request.
+        variable: The environment variable that the URL is from, for messages.
+        headers: Sent with each request. A user and a password in the URL take the place of
+            ``authorization``.
+        concurrency: Connections that may be open at once.
+        max_reply_bytes: The largest body to read.
+
+    Raises:
+        ModelError: The URL, the proxy or the certificates cannot be used.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        *,
+        variable: str,
+        headers: Mapping[str, str],
+        concurrency: int,
+        max_reply_bytes: int,
+    ) -> None:
+        base = _parsed(base_url, variable)
+        own = CIMultiDict(headers)
+        if base.user is not None:
+            own["authorization"] = aiohttp.encode_basic_auth(base.user, base.password or "")
+        self._base = base.with_user(None)
+        self._get_headers = own.copy()
+        self._get_headers.pop("content-type", None)
+        self._post_headers = own
+        self._post_headers.setdefault("content-type", "application/json")
+        self._trust: ssl.SSLContext | None = None
+        self._route = self._route_to(self._base)
+        self._concurrency = concurrency
+        self._max_reply_bytes = max_reply_bytes
+        self._session: aiohttp.ClientSession | None = None
+
+    @property
+    def shown_url(self) -> str:
+        """The server's address for messages: without what may be secret."""
+        return str(self._base.with_query(None))
+
+    def url(self, path: str) -> URL:
+        """Return the address of a path below the base URL."""
+        raw_path = f"{self._base.raw_path.rstrip('/')}/{path}"
+        query = self._base.raw_query_string
+        origin = str(self._base.origin())
+        return URL(f"{origin}{raw_path}?{query}" if query else origin + raw_path, encoded=True)
+
+    async def get(self, url: URL, *, timeout_s: float) -> HttpReply:
+        """Ask for something. Raises LLMError where there is no reply."""
+        limits = aiohttp.ClientTimeout(
+            total=None, connect=timeout_s, sock_connect=timeout_s, sock_read=timeout_s
+        )
+        return await self._request("GET", url, self._get_headers, None, limits)
+
+    async def post(self, url: URL, body: bytes) -> HttpReply:
+        """Send JSON. Raises LLMError where there is no reply; deadlines are the caller's."""
+        return await self._request("POST", url, self._post_headers, body, _NO_TIMEOUT)
+
+    async def _request(
+        self,
+        method: str,
+        url: URL,
+        headers: CIMultiDict[str],
+        body: bytes | None,
+        limits: aiohttp.ClientTimeout,
+    ) -> HttpReply:
+        route = self._route
+        for _ in range(_MAX_REDIRECTS + 1):
+            reply = await self._reply(method, url, headers, body, limits, route)
+            if reply.status not in _REDIRECTS or "location" not in reply.headers:
+                return reply
+            target = _redirected(url, reply.headers["location"])
+            if not _is_trusted(url, target):
+                headers = headers.copy()
+                headers.popall("authorization", None)
+            if method == "POST" and reply.status in _BECOMES_GET:
+                method, body = "GET", None
+            url, route = target, self._route_to(target)
+        raise LLMError(ErrorKind.CONNECTION, "the server redirects again and again")
+
+    async def _reply(
+        self,
+        method: str,
+        url: URL,
+        headers: CIMultiDict[str],
+        body: bytes | None,
+        limits: aiohttp.ClientTimeout,
+        route: _Route,
+    ) -> HttpReply:
+        session = self._session or self._open()
+        try:
+            async with session.request(
+                method,
+                url,
+                data=body,
+                headers=headers,
+                proxy=route.proxy,
+                ssl=route.trust,
+                timeout=limits,
+                allow_redirects=False,
+            ) as response:
+                content = await self._read(response)
+                return HttpReply(response.status, response.headers, content)
+        except (aiohttp.ClientError, ssl.SSLError) as error:
+            problem = _no_reply(error)
+        # Out here, so that nothing leads back: aiohttp's errors know the headers, and so the key.
+        raise problem
+
+    def _open(self) -> aiohttp.ClientSession:
+        # No headers: aiohttp would send the session's to a proxy, the key among them.
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(
+                limit=self._concurrency, keepalive_timeout=_KEEP_ALIVE_S
+            ),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            timeout=_NO_TIMEOUT,
+        )
+        return self._session
+
+    def _route_to(self, url: URL) -> _Route:
+        proxy = proxy_for(str(url))
+        if "https" not in {url.scheme, (proxy or "").partition(":")[0]}:
+            return _Route(proxy, trust=True)
+        # Reading certificates takes some time: once, and only where they are needed.
+        self._trust = self._trust or trust()
+        return _Route(proxy, self._trust)
+
+    async def _read(self, response: aiohttp.ClientResponse) -> bytes:
+        blocks: list[bytes] = []
+        left = self._max_reply_bytes
+        while block := await response.content.readany():
+            blocks.append(block)
+            left -= len(block)
+            if left < 0:
+                # Nobody reads the rest: not a connection to keep.
+                response.close()
+                raise LLMError(
+                    ErrorKind.INVALID_OUTPUT,
+                    f"the reply is larger than {self._max_reply_bytes / 1e6:,.0f} MB",
+                )
+        return blocks[0] if len(blocks) == 1 else b"".join(blocks)
+
+    async def aclose(self) -> None:
+        """Close all connections."""
+        if self._session is not None:
+            await self._session.close()
+
+
+def _redirected(url: URL, location: str) -> URL:
+    try:
+        target = url.join(URL(location))
+        is_http = target.scheme in _SCHEMES and bool(target.host)
+    except ValueError:
+        is_http = False
+    if not is_http:
+        raise LLMError(ErrorKind.CONNECTION, "the server redirects to what is no URL of HTTP")
+    return target.with_user(None)
+
+
+def _is_trusted(url: URL, target: URL) -> bool:
+    """Say whether the key may follow a redirect: to the same server, or to its secure side."""
+    is_upgrade = (url.scheme, url.port, target.scheme, target.port) == ("http", 80, "https", 443)
+    return url.origin() == target.origin() or (is_upgrade and url.host == target.host)
+
+
+def _parsed(base_url: str, variable: str) -> URL:
+    try:
+        url = URL(base_url.strip())
+        is_http = url.scheme in _SCHEMES and bool(url.host)
+    except ValueError:
+        is_http = False
+    if not is_http:
+        # Whatever is between :// and @ is nobody's business.
+        shown = redacted(base_url.rpartition("@")[2])
+        raise ModelError(
+            f"{variable} must be a URL that begins with http:// or https:// (got {shown!r}); "
+            "change it where the workers run",
+            kind=ErrorKind.CONNECTION,
+        )
+    return url.with_fragment(None)
+
+
+def _no_reply(error: Exception) -> LLMError:
+    if isinstance(error, aiohttp.ClientHttpProxyError):
+        return LLMError(ErrorKind.CONNECTION, f"the proxy refuses: HTTP {error.status}")
+    if isinstance(error, aiohttp.ClientResponseError):
+        return LLMError(ErrorKind.INTERNAL, "what the server sent is not HTTP")
+    is_late = isinstance(error, aiohttp.SocketTimeoutError)
+    message = redacted(str(error)) or type(error).__name__
+    return LLMError(ErrorKind.TIMEOUT if is_late else ErrorKind.CONNECTION, message)

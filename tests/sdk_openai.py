@@ -1,0 +1,93 @@
+"""The reference for the client of chat completions: the provider's SDK, adapted the same way."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import httpx2
+import openai
+
+from fanout.errors import LLMError
+from fanout.llm import LLMReply, LLMRequest
+from fanout.llm.http_errors import http_error, redacted
+from fanout.runs import ErrorKind, Usage
+
+
+class SdkOpenAILLM:
+    """As fanout.llm.openai.OpenAILLM, by way of the SDK and its aiohttp transport."""
+
+    def __init__(self, name: str, *, concurrency: int = 32) -> None:
+        self._name = name
+        self._is_openai = not os.environ.get("OPENAI_BASE_URL")
+        self._key = os.environ.get("OPENAI_API_KEY") or ""
+        self._client = openai.AsyncOpenAI(
+            api_key=self._key or "none",
+            base_url=os.environ.get("OPENAI_BASE_URL") or None,
+            max_retries=0,
+            timeout=None,
+            http_client=openai.DefaultAioHttpClient(
+                limits=httpx2.Limits(
+                    max_connections=concurrency, max_keepalive_connections=concurrency
+                ),
+                timeout=None,
+            ),
+        )
+
+    async def complete(self, request: LLMRequest) -> LLMReply:
+        system = [{"role": "system", "content": request.system}] if request.system else []
+        messages: Any = [*system, {"role": "user", "content": request.prompt}]
+        limit = "max_completion_tokens" if self._is_openai else "max_tokens"
+        options: dict[str, Any] = {
+            "temperature": request.temperature,
+            limit: request.max_tokens,
+            "seed": request.seed,
+            "stop": list(request.stop) or None,
+        }
+        given = {name: value for name, value in options.items() if value is not None}
+        try:
+            completion = await self._client.chat.completions.create(
+                model=self._name, messages=messages, **given
+            )
+        except openai.APIConnectionError as error:
+            is_late = isinstance(error.__cause__, (httpx2.ReadTimeout, httpx2.WriteTimeout))
+            kind = ErrorKind.TIMEOUT if is_late else ErrorKind.CONNECTION
+            raise LLMError(kind, redacted(str(error.__cause__))) from error
+        except openai.APIStatusError as error:
+            body = error.body if isinstance(error.body, dict) else {}
+            raise http_error(
+                status=error.status_code,
+                message=str(body.get("message") or error.message),
+                code=f"{error.code or ''} {error.type or ''}",
+                headers=error.response.headers,
+                secrets=(self._key,),
+            ) from error
+        return _reply(completion)
+
+    async def aclose(self) -> None:
+        await self._client.close()
+
+
+def _reply(completion: Any) -> LLMReply:
+    if not completion.choices:
+        raise LLMError(ErrorKind.INVALID_OUTPUT, "the reply has no choices")
+    choice = completion.choices[0]
+    if choice.finish_reason == "content_filter" or getattr(choice.message, "refusal", None):
+        raise LLMError(ErrorKind.CONTENT_FILTER, "the provider refused to answer")
+    text = choice.message.content
+    if not text or not text.strip():
+        raise LLMError(
+            ErrorKind.INVALID_OUTPUT, f"the answer is empty (finish reason {choice.finish_reason})"
+        )
+    usage = completion.usage
+    return LLMReply(
+        text=text,
+        usage=Usage(
+            calls=1,
+            input_tokens=usage.prompt_tokens if usage else None,
+            output_tokens=usage.completion_tokens if usage else None,
+        ),
+        model=completion.model,
+        response_id=completion.id,
+        finish_reason=choice.finish_reason,
+    )
