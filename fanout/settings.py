@@ -41,7 +41,7 @@ _NAME = r"[^\W\d]\w*(?:\.[^\W\d]\w*)*"
 _CALLABLES = re.compile(rf"\*|{_NAME}(?::{_NAME})?")
 MAX_CONCURRENCY = 10_000
 AUTOSCALE_NEEDS_PREFORK = (
-    "works with the prefork pool only; threads that wait cost next to nothing, so give the most "
+    "works with the prefork pool only; branches that wait cost next to nothing, so give the most "
     "that you want as --concurrency (FANOUT_CONCURRENCY), or choose --pool prefork"
 )
 
