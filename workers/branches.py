@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
+from contextlib import nullcontext
 from math import ceil
 from typing import TYPE_CHECKING
 
@@ -23,6 +24,8 @@ from workers.inflight import CallStoppedError, Stop
 from workers.telemetry import Calls
 
 if TYPE_CHECKING:
+    from contextlib import AbstractAsyncContextManager
+
     from fanout.runs import BranchRef, Chunk
     from fanout.spec import RunSpec
     from fanout.stores import Begun
@@ -75,7 +78,11 @@ def run_branch(
     tries: int = 0,
 ) -> None:
     """Process a branch, and wait for it in this thread: see ``process_branch``."""
-    runtime.wait_for(process_branch(runtime, run_id, stage, number, position, feed, tries=tries))
+    runtime.wait_for(
+        process_branch(
+            runtime, run_id, stage, number, position, feed, tries=tries, slot=nullcontext()
+        )
+    )
 
 
 async def process_branch(
@@ -86,9 +93,12 @@ async def process_branch(
     position: int,
     feed: int,
     *,
-    tries: int = 0,
+    tries: int,
+    slot: AbstractAsyncContextManager[None],
 ) -> None:
     """Process the branch at ``position`` of a shard; Celery has sent it again ``tries`` times.
+
+    It has the slot until its call has ended: while it is written down, another one may call.
 
     Raises:
         BranchFailed: It ended with an error, so that Celery counts the task as failed.
@@ -97,13 +107,15 @@ async def process_branch(
         BranchHandedBack: This worker stops.
     """
     branch = _Branch(runtime, (run_id, stage, shard, position), feed, tries)
-    begun = await branch.begin()
-    if begun.verdict == "suspect":
-        # One at a time, and counted only now: when the worker dies again, it was this one.
-        async with runtime.alone:
-            await branch.process(await branch.begin(is_alone=True))
-    else:
-        await branch.process(begun)
+    async with slot:
+        begun = await branch.begin()
+        if begun.verdict == "suspect":
+            # One at a time, and counted only now: when the worker dies again, it was this one.
+            async with runtime.alone:
+                await branch.end(await branch.call(await branch.begin(is_alone=True)))
+                return
+        ended = await branch.call(begun)
+    await branch.end(ended)
 
 
 class _Branch:
@@ -141,16 +153,23 @@ class _Branch:
         waits_s = _LONGEST_QUEUE_S if spec.rate.rates.is_limited else pauses_s
         return ceil(spec.retries.max_elapsed_s + spec.timeout_s + waits_s) + _HOLD_MARGIN_S
 
-    async def process(self, begun: Begun) -> None:
+    async def call(self, begun: Begun) -> tuple[Outcome, Calls] | None:
+        """Make the call; return how it ended, or None where there is nothing to write down."""
         if begun.verdict in {"done", "gone"}:
-            return
+            return None
         if begun.verdict == "paused":
             raise BranchParked
         if begun.verdict == "held":
             raise BranchHeld
         calls = Calls(time.time())
         outcome = _presentable(await self._outcome(begun, calls))
-        outcome = structs.replace(outcome, ended_at=time.time())
+        return structs.replace(outcome, ended_at=time.time()), calls
+
+    async def end(self, ended: tuple[Outcome, Calls] | None) -> None:
+        """Write down how it ended."""
+        if ended is None:
+            return
+        outcome, calls = ended
         await self._write(outcome, calls)
         if outcome.kind is not None:
             raise BranchFailed(outcome.kind.value)

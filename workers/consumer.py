@@ -13,6 +13,7 @@ from celery.worker.consumer.consumer import COLLECT_SOCKET_TIMEOUT
 
 from fanout.refusals import refusals
 from workers.envelope import fault
+from workers.pool import TaskPool, taken_ahead
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,6 +31,13 @@ class Reconnects(Consumer):  # type: ignore[misc]
     and the AttributeError of that would end the worker. It takes an ack that fails before the
     BRPOP does, as when a server dies under a busy worker.
     """
+
+    def __init__(
+        self, *args: Any, pool: Any = None, initial_prefetch_count: int = 2, **kwargs: Any
+    ) -> None:
+        if isinstance(pool, TaskPool):
+            initial_prefetch_count += taken_ahead(initial_prefetch_count)
+        super().__init__(*args, pool=pool, initial_prefetch_count=initial_prefetch_count, **kwargs)
 
     def on_connection_error_after_connected(self, exc: Exception) -> None:
         """Close the connection, so that the consumer is started again on a new one."""

@@ -15,31 +15,42 @@ import os
 import time
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 from celery.concurrency.base import BasePool, apply_target
 
 from workers.batches import Batches
-from workers.branches import BranchFailed, process_branch
+from workers.branches import BranchFailed, BranchHandedBack, process_branch
 from workers.requests import BranchRequest
 from workers.settling import settle
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import AsyncIterator, Callable
 
     from kombu.asynchronous import Hub
 
     # Has Celery's tracer run a task in a thread, given what is called when that begins.
     _ByCelery = Callable[[Callable[..., Any] | None], None]
 
-__all__ = ["TaskPool"]
+__all__ = ["TaskPool", "taken_ahead"]
 
 # Tasks other than branches: more of them at once would only hold each other up.
 _THREADS = 8
 # How soon a branch goes back to its queue whose end the server does not take.
 _AGAIN_S = 1.0
 
+# So many branches more than are in flight are taken, to begin at once when a call has ended. What
+# a worker has taken no other one begins, so they are few, and none where few are in flight.
+_AHEAD = 8
+_MOST_AHEAD = 64
+
 _log = logging.getLogger(__name__)
+
+
+def taken_ahead(concurrency: int) -> int:
+    """Return how many branches a worker takes beyond those that it has in flight."""
+    return min(_MOST_AHEAD, concurrency // _AHEAD)
 
 
 class TaskPool(BasePool):  # type: ignore[misc]
@@ -116,17 +127,25 @@ class TaskPool(BasePool):  # type: ignore[misc]
 
     async def _process(self, request: BranchRequest, by_celery: _ByCelery) -> None:
         error: BranchFailed | None = None
-        async with self._slots:
-            request.on_accepted(os.getpid(), time.monotonic())
-            try:
-                await process_branch(self._runtime, **request.kwargs, tries=request.tries)
-            except BranchFailed as failed:
-                error = failed
-            except BaseException as fault:  # noqa: BLE001 - Celery's own tracer sees to it
-                request.request_dict["ended"] = fault
-                by_celery(None)
-                return
+        slot = self._slot(request)
+        try:
+            await process_branch(self._runtime, **request.kwargs, tries=request.tries, slot=slot)
+        except BranchFailed as failed:
+            error = failed
+        except BaseException as fault:  # noqa: BLE001 - Celery's own tracer sees to it
+            request.request_dict["ended"] = fault
+            by_celery(None)
+            return
         await self._end(request, error)
+
+    @asynccontextmanager
+    async def _slot(self, request: BranchRequest) -> AsyncIterator[None]:
+        async with self._slots:
+            if self._state != self.RUN:
+                # What only waited for a slot need not be waited for.
+                raise BranchHandedBack
+            request.on_accepted(os.getpid(), time.monotonic())
+            yield
 
     async def _end(self, request: BranchRequest, error: BranchFailed | None) -> None:
         try:

@@ -1,0 +1,136 @@
+"""The worker's pool: branches on a loop, so many at a time, and every end of one seen to."""
+
+from __future__ import annotations
+
+import signal
+
+import pytest
+import redis
+
+from fanout.messages import UNACKED
+from fanout.runs import RunStatus
+from fanout.spec import make_spec
+from workers.pool import taken_ahead
+
+from .conftest import wait_for
+
+COUNTING = """
+import asyncio, pathlib
+here = pathlib.Path({folder!r})
+now = most = 0
+
+async def model(prompt):
+    global now, most
+    now += 1
+    most = max(most, now)
+    (here / "most").write_text(str(most))
+    with (here / "calls").open("a") as calls:
+        calls.write(prompt + "\\n")
+    await asyncio.sleep({seconds})
+    now -= 1
+    return "fine"
+"""
+
+
+@pytest.fixture
+def model(functions, tmp_path):
+    """Write a model that counts its calls; return what a worker needs to find it."""
+
+    def write(seconds=0.02):
+        source = COUNTING.format(folder=str(tmp_path), seconds=seconds)
+        return {"PYTHONPATH": functions(source)}
+
+    return write
+
+
+def submit(client, count, **fields):
+    job = {"model": "functions_under_test:model", "prompt": "{input}", "reduce": "vote", **fields}
+    return client.submit(make_spec(**job), [f"text {i}" for i in range(count)])
+
+
+def calls(tmp_path):
+    return (tmp_path / "calls").read_text().splitlines()
+
+
+@pytest.mark.parametrize(
+    ("concurrency", "ahead"), [(1, 0), (7, 0), (8, 1), (200, 25), (1_000, 64), (10_000, 64)]
+)
+def test_a_few_more_are_taken_than_are_in_flight(concurrency, ahead):
+    assert taken_ahead(concurrency) == ahead
+
+
+def test_as_many_calls_are_in_flight_as_there_are_slots_although_more_are_taken(
+    client, broker_url, start_worker, model, tmp_path
+):
+    start_worker("--concurrency", "16", **model(0.05))
+    run = submit(client, 200)
+    with redis.Redis.from_url(broker_url) as server:
+        wait_for(lambda: server.hlen(UNACKED) == 18, "two are taken ahead")
+    assert run.wait(30).succeeded == 200
+    assert (tmp_path / "most").read_text() == "16"
+
+
+def test_what_a_worker_has_taken_ahead_goes_back_when_it_stops(
+    client, broker_url, start_worker, model, tmp_path
+):
+    first = start_worker("--concurrency", "16", **model(2))
+    run = submit(client, 18)
+    wait_for(lambda: (tmp_path / "calls").exists() and len(calls(tmp_path)) == 16, "all call")
+    first.signal(signal.SIGTERM)
+    assert first.process.wait(20) == 0
+    assert len(calls(tmp_path)) == 16, "those that had not begun were not waited for"
+    assert run.status().done == 16
+    with redis.Redis.from_url(broker_url) as server:
+        assert server.hlen(UNACKED) == 0
+    start_worker("--concurrency", "16", **model(0))
+    assert run.wait(30).succeeded == 18
+    assert len(calls(tmp_path)) == 18
+
+
+PATCH = """
+import workers.pool
+real, failed = workers.pool.settle, []
+def settle(runtime, ends):
+    if not failed:
+        failed.append(1)
+        raise RuntimeError("the text of a document")
+    return real(runtime, ends)
+workers.pool.settle = settle
+"""
+
+
+def test_a_branch_whose_end_is_not_taken_comes_again_and_calls_no_more(
+    client, start_worker, model, tmp_path
+):
+    worker = start_worker("--concurrency", "4", patches={"exec": PATCH}, **model())
+    run = submit(client, 40)
+    assert run.wait(30).succeeded == 40
+    assert len(calls(tmp_path)) == 40
+    log = worker.log.read_text()
+    assert "comes again: RuntimeError" in log
+    assert "the text of a document" not in log
+
+
+BUG = """
+import workers.branches
+def values(chunk, ref):
+    raise KeyError("the text of a document")
+workers.branches._values = values
+"""
+
+
+def test_a_fault_in_a_branch_is_seen_to_by_celery_and_recorded(client, start_worker, model):
+    worker = start_worker("--concurrency", "4", patches={"exec": BUG}, **model())
+    run = submit(client, 6)
+    status = run.wait(30)
+    assert (status.status, status.failed) == (RunStatus.FAILED, 6)
+    assert {outcome.message for outcome in run.outcomes()} == {"the task ended with KeyError"}
+    assert "the text of a document" not in worker.log.read_text()
+
+
+@pytest.mark.parametrize("pool", ["asyncio", "threads", "prefork", "solo"])
+def test_each_pool_processes_a_run(client, start_worker, model, tmp_path, pool):
+    start_worker("--concurrency", "2", FANOUT_POOL=pool, **model(0))
+    run = submit(client, 30, max_workers=2)
+    assert run.wait(60).succeeded == 30
+    assert sorted(calls(tmp_path)) == sorted(f"text {i}" for i in range(30))
