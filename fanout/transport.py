@@ -283,7 +283,21 @@ class _LimitedConnection(_OurTransport, Connection):  # type: ignore[misc]
         return _LimitedPool(self, limit, **kwargs)
 
 
+def _without_nothing(argument: Any) -> Any:
+    if not isinstance(argument, list):
+        return argument
+    return [each for each in argument if each is not None]
+
+
 class LimitedAMQP(AMQP):  # type: ignore[misc]
     """Gives a Celery application connections with limits."""
 
     Connection = _LimitedConnection
+
+    def _retry_publish(self, publish: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Publish a callback without what its chord's members returned, where that is nothing.
+
+        It would be a word for each: the message of a run with 100,000 shards were half a megabyte.
+        """
+        said = [_without_nothing(each) for each in args]
+        return super()._retry_publish(publish, *said, **kwargs)

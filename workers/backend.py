@@ -45,9 +45,9 @@ class _Tolerant:
     """What both backends change in Celery's.
 
     Stock Celery raises ChordError at the first failed member and skips the callback
-    (celery#1881). Here the callback receives a record in that member's place:
-    ``{"task_id": ..., "state": ..., "error": the exception's type, "reason": ...}``, or None where
-    its outcome is in the store, as of a member that succeeded. The failed task itself stays
+    (celery#1881). Here the callback receives a record of that member:
+    ``{"task_id": ..., "state": ..., "error": the exception's type, "reason": ...}``, and nothing
+    where its outcome is in the store, as of a member that succeeded. The failed task itself stays
     FAILURE, for Flower and metrics. The exception's message is left out, as it may quote a
     document; ``reason`` is only what Celery itself says of a revoked task.
     """
@@ -113,8 +113,7 @@ class _Tolerant:
         error = result if isinstance(result, dict) else {}
         kind = error.get("exc_type")
         if state not in states.EXCEPTION_STATES or kind == "BranchFailed":
-            # It is in the store. The callback's message has an entry for each member, and there may
-            # be tens of thousands of shards.
+            # It is in the store, and the callback's message has no entry for it (LimitedAMQP).
             return None
         if kind == TaskFault.__name__:
             # What it stands for: the first word of its message.
