@@ -302,10 +302,11 @@ def _output(spec: RunSpec, shard: Shard, outcome: Outcome) -> Output:
 
 def polls(until: float | None) -> Iterator[None]:
     """Yield at once, then after waits that grow, until the monotonic clock is past ``until``."""
-    began_at = time.monotonic()
+    waited_s = 0.0
     while True:
         yield
-        now = time.monotonic()
-        if until is not None and now >= until:
+        if until is not None and time.monotonic() >= until:
             return
-        time.sleep(min(max(_FIRST_POLL_S, (now - began_at) * _POLL_SHARE), _LAST_POLL_S))
+        wait_s = min(max(_FIRST_POLL_S, waited_s * _POLL_SHARE), _LAST_POLL_S)
+        time.sleep(wait_s)
+        waited_s += wait_s

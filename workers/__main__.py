@@ -7,6 +7,7 @@ a worker needs. What is left out is that; the worker, its options and its exit s
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 
@@ -37,6 +38,9 @@ def main() -> None:
 
 
 def _run(options: list[str], *, is_quiet: bool, waits_for_url: bool) -> None:
+    # Modules stay: that the collector looks at them, again and again, while they are loaded and
+    # ever after, is for nothing.
+    gc.disable()
     from celery.bin.base import CLIContext
     from celery.bin.worker import worker
 
@@ -54,6 +58,8 @@ def _run(options: list[str], *, is_quiet: bool, waits_for_url: bool) -> None:
     except SettingsError as error:
         sys.stderr.write(f"fanout: {error}\n")
         sys.exit(_USAGE)
+    gc.freeze()
+    gc.enable()
     # As what comes before a command of Celery's says it: its variables are those of the command.
     context = CLIContext(
         app=app, no_color=bool(os.environ.get("NO_COLOR")), workdir=None, quiet=is_quiet
