@@ -43,7 +43,11 @@ class EmbeddedFleet:
     def __init__(self, *, concurrency: int) -> None:
         check_traces(load_settings())
         self._folder = Path(tempfile.mkdtemp(prefix="fanout-"))
-        self._guard = self._start_guard(concurrency)
+        try:
+            self._guard = self._start_guard(concurrency)
+        except BaseException:
+            shutil.rmtree(self._folder, ignore_errors=True)
+            raise
         atexit.register(self.close)
 
     def _start_guard(self, concurrency: int) -> subprocess.Popen[bytes]:
