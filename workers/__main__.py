@@ -26,7 +26,8 @@ def main() -> None:
     wishes = {"--quiet": False, "--broker-url-from-stdin": False}
     given = words[: max(0, begin - len(_COMMAND))]
     if words[begin - len(_COMMAND) : begin] != _COMMAND or not wishes.keys() >= set(given):
-        sys.exit("usage: python -m workers [--quiet] -A workers.app worker [CELERY_OPTION...]")
+        sys.stderr.write("usage: python -m workers [--quiet] -A workers.app worker [OPTION...]\n")
+        sys.exit(_USAGE)
     wishes.update(dict.fromkeys(given, True))
     # By this Celery starts again on SIGHUP; with the file's name, it would not find the package.
     sys.argv[0] = "-mworkers"
