@@ -1,28 +1,38 @@
-"""Ask an LLM the same question about very many documents, and get one answer at the end."""
+"""Ask an LLM the same question about very many documents, and get one answer at the end.
 
-from fanout.client import Client
-from fanout.errors import (
-    AmbiguousRunError,
-    BrokerError,
-    EmbeddedError,
-    FanoutError,
-    InputError,
-    LLMError,
-    ModelError,
-    PromptError,
-    RunError,
-    SettingsError,
-    SpecError,
-    UnknownRunError,
-    WaitTimeoutError,
-    WireVersionError,
-)
-from fanout.handle import Run
-from fanout.llm import LLM, FakeLLM, LLMReply, LLMRequest
-from fanout.parallel import ParallelCalls
-from fanout.results import BranchError, Output, ReduceError, Result, Status
-from fanout.runs import Chunk, Document, ErrorKind, RunStatus, Usage
-from fanout.spec import RateSpec, RetrySpec, RunSpec
+Each name is imported when it is first used: `import fanout` costs next to nothing, and who makes
+a spec does not load Celery.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from fanout.client import Client
+    from fanout.errors import (
+        AmbiguousRunError,
+        BrokerError,
+        EmbeddedError,
+        FanoutError,
+        InputError,
+        LLMError,
+        ModelError,
+        PromptError,
+        RunError,
+        SettingsError,
+        SpecError,
+        UnknownRunError,
+        WaitTimeoutError,
+        WireVersionError,
+    )
+    from fanout.handle import Run
+    from fanout.llm import LLM, FakeLLM, LLMReply, LLMRequest
+    from fanout.parallel import ParallelCalls
+    from fanout.results import BranchError, Output, ReduceError, Result, Status
+    from fanout.runs import Chunk, Document, ErrorKind, RunStatus, Usage
+    from fanout.spec import RateSpec, RetrySpec, RunSpec
 
 __all__ = [
     "LLM",
@@ -60,3 +70,44 @@ __all__ = [
     "WaitTimeoutError",
     "WireVersionError",
 ]
+
+# Where each name is; the imports above are for type checkers alone.
+_NAMES = {
+    "fanout.client": ("Client",),
+    "fanout.errors": (
+        "AmbiguousRunError",
+        "BrokerError",
+        "EmbeddedError",
+        "FanoutError",
+        "InputError",
+        "LLMError",
+        "ModelError",
+        "PromptError",
+        "RunError",
+        "SettingsError",
+        "SpecError",
+        "UnknownRunError",
+        "WaitTimeoutError",
+        "WireVersionError",
+    ),
+    "fanout.handle": ("Run",),
+    "fanout.llm": ("FakeLLM", "LLM", "LLMReply", "LLMRequest"),
+    "fanout.parallel": ("ParallelCalls",),
+    "fanout.results": ("BranchError", "Output", "ReduceError", "Result", "Status"),
+    "fanout.runs": ("Chunk", "Document", "ErrorKind", "RunStatus", "Usage"),
+    "fanout.spec": ("RateSpec", "RetrySpec", "RunSpec"),
+}
+_HOMES = {name: module for module, names in _NAMES.items() for name in names}
+
+# A type checker that saw these would take any name at all to be one of this package's.
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> object:
+        if name not in _HOMES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        # Kept: the next time, Python finds it without asking.
+        value = globals()[name] = getattr(import_module(_HOMES[name]), name)
+        return value
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__})

@@ -5,8 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-from celery import Celery
-from kombu import Queue
 
 from fanout.queue_names import BRANCHES_QUEUE, CONTROL_QUEUE, QUEUES
 from fanout.runs import ErrorKind  # noqa: TC001 - msgspec reads the annotation
@@ -19,10 +17,10 @@ from fanout.stores.connection import (
     sentinel_options,
     tls_options,
 )
-from fanout.transport import LimitedAMQP
 
 if TYPE_CHECKING:
     import redis
+    from celery import Celery
 
     from fanout.settings import Settings
 
@@ -121,6 +119,12 @@ def make_app(settings: Settings, *, takes_messages: bool = False) -> Celery:
             the answers of workers, would otherwise see to the messages of dead workers, too, and
             need the right to.
     """
+    # Only here: who asks for a name, or for the store, does not need Celery.
+    from celery import Celery
+    from kombu import Queue
+
+    from fanout.transport import LimitedAMQP
+
     learn(settings.broker_url)
     app = Celery("fanout", set_as_current=False, amqp=LimitedAMQP)
     url, backend, found_by = _server(settings.broker_url or "")

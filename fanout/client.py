@@ -4,42 +4,34 @@ from __future__ import annotations
 
 import secrets
 import threading
-import time
 from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import msgspec
-
-from fanout.broker import Preflight, connect_broker, make_app, make_store
-from fanout.chords import Publisher
 from fanout.embedded import EmbeddedFleet, InProcessFleet
 from fanout.enqueue import Enqueuer, checked_documents, close_input
-from fanout.errors import AmbiguousRunError, BrokerError, ModelError, UnknownRunError
-from fanout.fleet import FleetStatus, fleet_status
-from fanout.handle import AWAY_S, Run, polls
-from fanout.messages import Messages
-from fanout.queues import Queues
-from fanout.reaper import Reaper
+from fanout.errors import AmbiguousRunError, BrokerError, UnknownRunError
 from fanout.settings import load_settings
 from fanout.spec import RunSpec, make_spec
-from fanout.wire import claim_as_client
 
+# What talks to a broker is imported where it is used, so that an embedded fleet starts meanwhile.
 if TYPE_CHECKING:
     from collections.abc import Callable, Container, Iterable, Iterator, Mapping
     from typing import Self
 
+    from fanout.broker import Preflight
+    from fanout.connections import Connections
+    from fanout.fleet import FleetStatus
+    from fanout.handle import Run
     from fanout.runs import Document, RunStatus
     from fanout.settings import Settings
-    from fanout.stores import Store
 
-__all__ = ["Client", "Run"]
+__all__ = ["Client"]
 
 # Crockford's base 32: no letter that reads like a digit.
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
 _ID_LENGTH = 8
-_PREFLIGHT_S = 600.0
 # No id is the same: its letters are not all in the alphabet.
 LATEST = "latest"
 
@@ -62,9 +54,9 @@ class Client:
         self._concurrency = concurrency or self._settings.concurrency
         self._lock = threading.Lock()
         self._fleet: EmbeddedFleet | InProcessFleet | None = None
-        self._wire: _Wire | None = None
+        self._wire: Connections | None = None
         if self._settings.broker_url is not None:
-            self._wire = _Wire(self._settings)
+            self._wire = _connect(self._settings)
 
     @property
     def is_embedded(self) -> bool:
@@ -76,15 +68,19 @@ class Client:
         """The server, with its credentials; None while an embedded one is not started yet."""
         return self._fleet.broker_url if self._fleet is not None else self._settings.broker_url
 
-    def _connected(self, model: str | None = None) -> _Wire:
+    def _connected(self, model: str | None = None) -> Connections:
         # Two threads that submit their first runs at once share one fleet.
         with self._lock:
             if self._wire is None:
                 if model is None:
                     raise BrokerError("no run was submitted yet, and no broker is configured")
-                self._fleet = self._start_fleet(model)
-                settings = load_settings(broker_url=self._fleet.broker_url)
-                self._wire = _Wire(settings)
+                fleet = self._start_fleet(model)
+                try:
+                    self._wire = _connect(fleet)
+                except BaseException:
+                    fleet.close()
+                    raise
+                self._fleet = fleet
             return self._wire
 
     def _start_fleet(self, model: str) -> EmbeddedFleet | InProcessFleet:
@@ -124,11 +120,11 @@ class Client:
             spec = _anchored(spec)
         source = checked_documents(spec, documents)
         wire = self._connected(spec.model)
-        claim_as_client(wire.store)
+        wire.claim()
         wire.preflight(spec.model, check=self._check_fleet, wait=self.is_embedded)
         run_id = "".join(secrets.choice(_ALPHABET) for _ in range(_ID_LENGTH))
         # Again, as the check may have taken long.
-        claim_as_client(wire.store)
+        wire.claim()
         now = wire.store.now()
         wire.store.create_run(
             run_id,
@@ -171,7 +167,7 @@ class Client:
         """
         run = self.run(run_id)
         wire = self._connected()
-        claim_as_client(wire.store)
+        wire.claim()
         record = wire.store.run(run_id)
         if record.has_ended or wire.store.stage(run_id, 0).sealed:
             return run
@@ -194,8 +190,10 @@ class Client:
             WireVersionError: The fleet has another version of fanout.
             BrokerError: The broker cannot be reached.
         """
+        from fanout.reaper import Reaper
+
         wire = self._connected()
-        claim_as_client(wire.store)
+        wire.claim()
         return Reaper(wire.store, wire.publisher, wire.messages, stall_s=0.0).heal_now()
 
     def _cap(self, spec: RunSpec) -> int | None:
@@ -209,7 +207,7 @@ class Client:
         """Return a run by its id. Raises UnknownRunError."""
         wire = self._connected()
         wire.store.run(run_id)
-        return Run(run_id, wire.store, wire.publisher, self._check_fleet)
+        return wire.run(run_id, self._check_fleet)
 
     def find(self, prefix: str) -> Run:
         """Return the run whose id is, or alone begins with, ``prefix``; ``latest`` is the newest.
@@ -238,7 +236,7 @@ class Client:
         wire = self._connected()
         for record in wire.store.runs():
             if statuses is None or record.status in statuses:
-                yield Run(record.run_id, wire.store, wire.publisher, self._check_fleet)
+                yield wire.run(record.run_id, self._check_fleet)
 
     def workers(self) -> dict[str, int]:
         """Return the concurrency of each live worker, by name."""
@@ -246,6 +244,8 @@ class Client:
 
     def fleet(self) -> FleetStatus:
         """Return what the whole fleet is doing. Raises BrokerError."""
+        from fanout.fleet import fleet_status
+
         wire = self._connected()
         return fleet_status(wire.store, wire.queues)
 
@@ -257,7 +257,7 @@ class Client:
             BrokerError: The broker cannot be reached.
         """
         wire = self._connected(model)
-        claim_as_client(wire.store)
+        wire.claim()
         return wire.ask(model, timeout_s=timeout_s, is_over=lambda: False)
 
     def _check_fleet(self) -> None:
@@ -280,59 +280,13 @@ class Client:
         self.close()
 
 
-class _Wire:
-    """The connections of a client: the store and the queues of one broker."""
+def _connect(server: Settings | EmbeddedFleet | InProcessFleet) -> Connections:
+    # First, as it takes as long as a fleet does to start.
+    from fanout.connections import Connections
 
-    def __init__(self, settings: Settings) -> None:
-        self.store: Store = make_store(settings)
-        self.store.ping()
-        # What was half enqueued should not fail because the server is restarted.
-        self.patient: Store = make_store(settings, is_patient=True, away_s=AWAY_S)
-        self._app = make_app(settings)
-        self.publisher = Publisher(self._app)
-        self._redis = connect_broker(settings)
-        self.messages = Messages(self._redis)
-        self.queues = Queues(self._redis)
-
-    def preflight(self, model: str, *, check: Callable[[], None], wait: bool) -> None:
-        """Have a worker say whether the model can be used, as it is there that it is called.
-
-        Without a live worker there is nobody to ask; the run then waits for one, unless ``wait``
-        says that one is about to come.
-        """
-        if not wait and not self.store.workers():
-            return
-
-        def is_over() -> bool:
-            check()
-            return not wait and not self.store.workers()
-
-        verdict = self.ask(model, timeout_s=_PREFLIGHT_S, is_over=is_over)
-        if verdict is None:
-            if not wait and not self.store.workers():
-                return
-            raise ModelError(f"no worker answered within {_PREFLIGHT_S:.0f} s about model {model}")
-        if verdict.message is not None:
-            raise ModelError(verdict.message, kind=verdict.kind)
-
-    def ask(self, model: str, *, timeout_s: float, is_over: Callable[[], bool]) -> Preflight | None:
-        """Return what a worker says of a model; None where the time, or the waiting, is over."""
-        note = f"preflight-{secrets.token_hex(8)}"
-        self.publisher.preflight(model, note)
-        for _ in polls(time.monotonic() + timeout_s):
-            answer = self.store.take_note(note)
-            if answer is not None:
-                return msgspec.json.decode(answer, type=Preflight)
-            if is_over():
-                return None
-        return None
-
-    def close(self) -> None:
-        self.publisher.close()
-        self._app.close()
-        self._redis.close()
-        self.patient.close()
-        self.store.close()
+    if isinstance(server, (EmbeddedFleet, InProcessFleet)):
+        server = load_settings(broker_url=server.broker_url)
+    return Connections(server)
 
 
 def _anchored(spec: RunSpec) -> RunSpec:

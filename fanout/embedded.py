@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+from functools import cached_property
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, cast
 
@@ -36,16 +37,16 @@ class EmbeddedFleet:
     """A Valkey server and, unless ``concurrency`` is 0, one worker process.
 
     Both end when the fleet is closed, and when the calling process ends, whatever way it ends.
+    They start in the background: ``broker_url`` is known, and waited for, when the server answers.
     """
 
     def __init__(self, *, concurrency: int) -> None:
         check_traces(load_settings())
         self._folder = Path(tempfile.mkdtemp(prefix="fanout-"))
-        self._guard = self._start_guard(concurrency)
         try:
-            self.broker_url = self._read_url()
+            self._guard = self._start_guard(concurrency)
         except BaseException:
-            self.close()
+            shutil.rmtree(self._folder, ignore_errors=True)
             raise
         atexit.register(self.close)
 
@@ -64,7 +65,9 @@ class EmbeddedFleet:
                 start_new_session=True,
             )
 
-    def _read_url(self) -> str:
+    @cached_property
+    def broker_url(self) -> str:
+        """The server's URL, with its password. Raises EmbeddedError where it does not start."""
         stdout = cast("IO[bytes]", self._guard.stdout)
         line = stdout.readline() if select.select([stdout], [], [], _START_S)[0] else b""
         if not line:
@@ -129,21 +132,26 @@ class InProcessFleet:
         self._users = 0
         self._is_stopped = False
         self._server = EmbeddedFleet(concurrency=0)
-        self.broker_url = self._server.broker_url
         self.concurrency = concurrency
-        # By name, as the workers import this package and not the other way round.
-        thread = importlib.import_module("workers.thread")
-        settings = load_settings(broker_url=self.broker_url)
-        if not settings.allowed_callables:
-            # What this process names, it may import.
-            settings = settings.model_copy(update={"allowed_callables": ("*",)})
-        self._worker: Any = thread.WorkerThread(settings, concurrency=concurrency)
         try:
-            self._worker.start()
+            self._worker: Any = self._start_worker()
         except BaseException:
             self._server.close()
             raise
         atexit.register(self._stop)
+
+    def _start_worker(self) -> Any:
+        # By name, as the workers import this package and not the other way round. The server
+        # starts meanwhile.
+        thread = importlib.import_module("workers.thread")
+        self.broker_url = self._server.broker_url
+        settings = load_settings(broker_url=self.broker_url)
+        if not settings.allowed_callables:
+            # What this process names, it may import.
+            settings = settings.model_copy(update={"allowed_callables": ("*",)})
+        worker = thread.WorkerThread(settings, concurrency=self.concurrency)
+        worker.start()
+        return worker
 
     def check(self) -> None:
         """Make sure that the fleet is still there. Raises EmbeddedError."""

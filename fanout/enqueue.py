@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fanout.admission import plan_lanes, shard_window
-from fanout.broker import BRANCHES_QUEUE
 from fanout.documents import from_paths, from_strings
 from fanout.errors import InputError, RunError, StoredDataError
 from fanout.prompts import AGGREGATE_NAMES, BRANCH_NAMES, Template
+from fanout.queue_names import BRANCHES_QUEUE
 from fanout.runs import Document, RunStatus
 from fanout.shards import pack
 from fanout.splitters import make_splitter, split_documents

@@ -88,6 +88,12 @@ class InFlight:
         for key in list(self._tasks):
             self._cancel(key, Stop.HANDED_BACK)
 
+    async def aclose(self) -> None:
+        """Look at no run any more; the loop is about to end."""
+        if self._watcher is not None:
+            self._watcher.cancel()
+            await asyncio.gather(self._watcher, return_exceptions=True)
+
     def _watch(self) -> None:
         if self._watcher is None or self._watcher.done():
             self._watcher = asyncio.get_running_loop().create_task(self._look())

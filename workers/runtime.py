@@ -187,6 +187,7 @@ class Runtime:
         for llm in self._models.values():
             self.wait_for(llm.aclose())
         self._models.clear()
+        self.wait_for(self._in_flight.aclose())
         self.loop.call_soon_threadsafe(self.loop.stop)
         self._thread.join()
         self.loop.close()

@@ -5,23 +5,30 @@ from __future__ import annotations
 import logging
 import os
 import threading
+import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from celery import _state
 from celery.app.trace import reset_worker_optimizations, setup_worker_optimizations
 from celery.exceptions import WorkerShutdown
 from celery.worker import WorkController
+from redis.exceptions import RedisError
 
+from fanout.broker import connect_broker
 from fanout.errors import EmbeddedError
 from workers.config import make_worker_app
 
 if TYPE_CHECKING:
+    import redis
+
     from fanout.settings import Settings
 
 __all__ = ["WorkerThread"]
 
 _START_S = 30.0
 _STOP_S = 30.0
+_LOOK_S = 0.02
 
 
 class WorkerThread:
@@ -29,6 +36,7 @@ class WorkerThread:
 
     def __init__(self, settings: Settings, *, concurrency: int) -> None:
         self._app = make_worker_app(settings)
+        self._settings = settings
         self._concurrency = concurrency
         self._ready = threading.Event()
         self._error: BaseException | None = None
@@ -87,10 +95,29 @@ class WorkerThread:
             self._worker.consumer.hub.call_soon(_shut_down)
             # Whoever closes an embedded fleet does not wait for what is in flight.
             self._app.fanout_hand_back()
-            self._thread.join(_STOP_S)
+            self._join()
             reset_worker_optimizations(self._app)
         self._app.fanout_runtime().close()
         self._app.close()
+
+    def _join(self) -> None:
+        """Wait for the end of the worker, but not for what it waits for.
+
+        That is a message, for up to a second. The server is this worker's alone, and may end such
+        waiting.
+        """
+        until = time.monotonic() + _STOP_S
+        with connect_broker(self._settings) as client:
+            while self._thread.is_alive() and time.monotonic() < until:
+                with suppress(RedisError):
+                    _unblock_all(client)
+                self._thread.join(_LOOK_S)
+
+
+def _unblock_all(client: redis.Redis) -> None:
+    for connection in client.client_list():
+        if "b" in connection["flags"]:
+            client.client_unblock(int(connection["id"]))
 
 
 def _shut_down() -> None:

@@ -21,7 +21,7 @@ from fanout.errors import WaitTimeoutError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from fanout.client import Run
+    from fanout import Run
 
 __all__ = ["Plan", "documents", "spec"]
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from hosts import Hosts
 
     from chaos.schedule import Fault
-    from fanout.client import Run
+    from fanout import Run
 
 __all__ = ["Options", "Report", "run_trial"]
 

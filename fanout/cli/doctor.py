@@ -9,26 +9,10 @@ import click
 import msgspec
 
 from fanout.cli.session import broker_option
-from fanout.client import Client
 from fanout.doctor import Finding, State, worst
-from fanout.doctor.collect import (
-    Server,
-    embedded_facts,
-    local_model_facts,
-    machine_facts,
-    model_facts,
-)
-from fanout.doctor.findings import fail
-from fanout.doctor.fleet import fleet_findings, model_finding
-from fanout.doctor.machine import embedded_findings, machine_findings
-from fanout.doctor.server import connection_findings, server_findings
-from fanout.errors import BrokerError
-from fanout.settings import load_settings
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
-
-    from fanout.settings import Settings
+    from collections.abc import Iterable
 
 __all__ = ["command"]
 
@@ -51,10 +35,13 @@ def command(models: tuple[str, ...], broker_url: str | None, as_json: bool) -> i
 
     The exit status is 1 where something fails. Warnings do not count.
     """
+    from fanout.doctor.examination import examine
+    from fanout.settings import load_settings
+
     settings = load_settings(broker_url=broker_url)
     if not models and settings.model is not None:
         models = (settings.model,)
-    findings = list(_examine(settings, models))
+    findings = list(examine(settings, models))
     state = worst(findings)
     if as_json:
         rows = [msgspec.to_builtins(finding) for finding in findings]
@@ -62,43 +49,6 @@ def command(models: tuple[str, ...], broker_url: str | None, as_json: bool) -> i
     else:
         _print(findings)
     return 1 if state is State.FAIL else 0
-
-
-def _examine(settings: Settings, models: tuple[str, ...]) -> Iterator[Finding]:
-    yield from machine_findings(machine_facts())
-    if settings.broker_url is None:
-        yield from embedded_findings(embedded_facts(settings), is_local_wanted="local" in models)
-        yield from (model_finding(local_model_facts(settings, model)) for model in models)
-        return
-    try:
-        server = Server(settings)
-    except BrokerError as error:
-        yield fail("broker", "does not answer as it should", str(error))
-        return
-    try:
-        yield from _examine_server(settings, server, models)
-    except BrokerError as error:
-        yield fail("broker", "has stopped answering, or refuses what fanout needs", str(error))
-    finally:
-        server.close()
-
-
-def _examine_server(
-    settings: Settings, server: Server, models: tuple[str, ...]
-) -> Iterator[Finding]:
-    yield from connection_findings(server.connection())
-    timeout_s = settings.visibility_timeout_s
-    yield from server_findings(server.facts(), visibility_timeout_s=timeout_s)
-    fleet = server.fleet()
-    yield from fleet_findings(fleet)
-    if not models:
-        return
-    if not fleet.workers or fleet.wire not in {None, fleet.own_wire}:
-        yield from (model_finding(local_model_facts(settings, model)) for model in models)
-        return
-    with Client(settings.broker_url) as client:
-        for model in models:
-            yield model_finding(model_facts(client, model, workers=len(fleet.workers)))
 
 
 def _print(findings: Iterable[Finding]) -> None:

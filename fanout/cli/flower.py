@@ -7,9 +7,6 @@ import sys
 
 import click
 
-from fanout.cli.worker import check_broker, pass_on_broker
-from fanout.settings import load_settings
-
 __all__ = ["command"]
 
 
@@ -57,6 +54,9 @@ def command(
     Who may see it: $FANOUT_FLOWER_USER (else "fanout") with $FANOUT_FLOWER_PASSWORD, or with the
     password that is in $FANOUT_FLOWER_PASSWORD_FILE.
     """
+    from fanout.cli.worker import check_broker, pass_on_broker
+    from fanout.settings import load_settings
+
     settings = load_settings(broker_url=broker_url)
     pass_on_broker(settings, broker_url)
     given = {"--port": port, "--address": address}

@@ -12,11 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fanout.broker import connect_broker, make_store
 from fanout.cli.session import broker_option
 from fanout.errors import BrokerError, InputError
-from fanout.queues import Queues
-from fanout.settings import DEFAULT_BROKER_URL, load_settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -73,6 +70,8 @@ def command(
             f"--address {address} can be reached from other machines: give --token-file, "
             "or --no-auth where the network keeps others away"
         )
+    from fanout.settings import DEFAULT_BROKER_URL, load_settings
+
     settings = load_settings(broker_url=broker_url)
     if settings.broker_url is None:
         settings = load_settings(broker_url=DEFAULT_BROKER_URL)
@@ -105,7 +104,9 @@ def _is_loopback(address: str) -> bool:
 def _served(settings: Settings, address: str, port: int, token: bytes | None) -> Iterator[str]:
     from prometheus_client import CollectorRegistry, make_wsgi_app, start_wsgi_server
 
+    from fanout.broker import connect_broker, make_store
     from fanout.metrics import FleetCollector
+    from fanout.queues import Queues
 
     store, client = make_store(settings), connect_broker(settings)
     registry = CollectorRegistry()

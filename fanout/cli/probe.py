@@ -8,9 +8,6 @@ import time
 import click
 
 from fanout.cli.session import broker_option
-from fanout.probe import probe_problem
-from fanout.settings import DEFAULT_BROKER_URL, load_settings
-from fanout.stores import RedisStore, connect
 
 __all__ = ["command"]
 
@@ -43,6 +40,10 @@ def command(name: str | None, within_s: float, broker_url: str | None) -> int:
     A worker counts that looks at its queues, or whose slots are all taken. That it lives is not
     enough. It asks nobody but the server.
     """
+    from fanout.probe import probe_problem
+    from fanout.settings import DEFAULT_BROKER_URL, load_settings
+    from fanout.stores import RedisStore, connect
+
     settings = load_settings(broker_url=broker_url)
     host = socket.gethostname()
     client = connect(

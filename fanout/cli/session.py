@@ -10,16 +10,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fanout.cli.completion import complete_run
-from fanout.client import Client
 from fanout.errors import SettingsError
 from fanout.runs import ErrorKind
-from fanout.settings import load_settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from types import FrameType
 
     from fanout.cli.progress import Progress
+    from fanout.client import Client
     from fanout.handle import Run
 
 __all__ = [
@@ -67,6 +66,9 @@ def fleet(broker_url: str | None) -> Iterator[Client]:
     Raises:
         SettingsError: No broker is configured.
     """
+    from fanout.client import Client
+    from fanout.settings import load_settings
+
     if load_settings(broker_url=broker_url).broker_url is None:
         raise SettingsError(
             "no broker is configured: set FANOUT_BROKER_URL, or give --broker-url; "

@@ -18,7 +18,6 @@ from fanout.cli.session import RUN_EPILOG, broker_option, fleet
 from fanout.cli.speed import Meter, eta_s
 from fanout.cli.view import SHOWN_RUNS, fleet_line, fleet_lines, run_lines
 from fanout.errors import BrokerError, UnknownRunError
-from fanout.handle import AWAY_S
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -194,6 +193,8 @@ def _fleet_view(client: Client, interval_s: float | None, *, as_json: bool) -> _
 
 def _watch_fleet(client: Client, view: _FleetView) -> NoReturn:
     """Show a fleet until Ctrl-C. Raises BrokerError where its server is away for too long."""
+    from fanout.handle import AWAY_S
+
     meter = Meter()
     answered_at = time.monotonic()
     while True:

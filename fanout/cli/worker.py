@@ -10,7 +10,6 @@ import click
 
 from fanout.llm.keys import key_files
 from fanout.settings import DEFAULT_BROKER_URL, MAX_CONCURRENCY, check_traces, load_settings
-from fanout.stores import RedisStore, connect
 
 if TYPE_CHECKING:
     from fanout.settings import Settings
@@ -105,11 +104,11 @@ def command(
     arguments = ["--loglevel", loglevel, *celery_options]
     # The same process from here on: signals and exit status are Celery's own. A name and not an
     # import, because the workers import this package.
-    celery = [sys.executable, "-m", "celery", "-A", "workers.app", "worker"]
+    worker = [sys.executable, "-m", "workers", "-A", "workers.app", "worker"]
     if settings.log_format == "json":
         # Celery's banner is no JSON, and goes to standard output.
-        celery.insert(3, "--quiet")
-    os.execv(sys.executable, [*celery, *arguments])  # noqa: S606 - our own interpreter
+        worker.insert(3, "--quiet")
+    os.execv(sys.executable, [*worker, *arguments])  # noqa: S606 - our own interpreter
 
 
 def pass_on_broker(settings: Settings, broker_url: str | None) -> None:
@@ -127,6 +126,8 @@ def pass_on_broker(settings: Settings, broker_url: str | None) -> None:
 
 def check_broker(settings: Settings) -> None:
     """Say at once what is wrong with a broker: Celery would try for ever. Raises BrokerError."""
+    from fanout.stores import RedisStore, connect
+
     url = settings.broker_url or DEFAULT_BROKER_URL
     store = RedisStore(connect(url, ca_file=settings.broker_ca_file))
     try:
@@ -142,6 +143,7 @@ def check_worker(settings: Settings) -> None:
         BrokerError: No broker answers, or it refuses.
         WireVersionError: The fleet has another version of fanout.
     """
+    from fanout.stores import RedisStore, connect
     from fanout.wire import claim_wire
 
     url = settings.broker_url or DEFAULT_BROKER_URL

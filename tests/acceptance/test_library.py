@@ -72,6 +72,29 @@ def test_a_function_is_found_by_its_dotted_path(script, here):
     assert out == "mine | mine\n"
 
 
+def test_a_worker_at_work_has_loaded_no_providers_client_and_no_monitor(script, here):
+    (here / "mine.py").write_text(
+        "def model(prompt):\n    import sys\n    return ' '.join(sys.modules)\n"
+    )
+    out = script("""
+        from fanout import ParallelCalls
+
+        with ParallelCalls(llm="mine:model") as runner:
+            result = runner.run(["a"], "{input}")
+        print(*result.outputs)
+    """)
+    modules = set(out.split())
+    assert {"workers.tasks", "fanout.llm.calls"} <= modules
+    # redis-py looks for OpenTelemetry by itself.
+    allowed = subprocess.run(
+        [sys.executable, "-c", "import redis, sys; print(*sys.modules)"],
+        capture_output=True, text=True, check=True,
+    ).stdout.split()  # fmt: skip
+    packages = {module.partition(".")[0] for module in modules.difference(allowed)}
+    clients = {"aiohttp", "anthropic", "httpx", "httpx2", "litellm", "openai", "xllamacpp"}
+    assert not packages & {*clients, "flower", "opentelemetry", "tornado", "numpy"}
+
+
 def test_it_works_under_a_running_event_loop_in_a_thread_and_twice(script):
     """A notebook cell runs under an event loop."""
     out = script("""

@@ -14,6 +14,8 @@ from tests.integration.conftest import wait_for
 
 from .conftest import FANOUT
 
+COMMAND = ["-A", "workers.app", "worker"]
+
 
 @pytest.fixture
 def worker(here, broker_url):
@@ -42,6 +44,37 @@ def test_a_worker_serves_a_fleet_and_ends_on_sigterm(fanout, here, worker, broke
     log = (here / "worker.log").read_text()
     assert "Traceback" not in log
     assert "ERROR" not in log
+
+
+def test_a_worker_starts_again_on_sighup_as_the_same_process(here, worker, broker_url):
+    log = here / "worker.log"
+    wait_for(lambda: log.read_text().count(" ready.\n") == 1, "it is ready")
+    worker.send_signal(signal.SIGHUP)
+    wait_for(lambda: log.read_text().count(" ready.\n") == 2, "it is ready again")
+    with Client(broker_url) as client:
+        wait_for(lambda: client.workers() == {"w@test": 3}, "it has its options still")
+    worker.send_signal(signal.SIGTERM)
+    assert worker.wait(20) == 0
+
+
+@pytest.mark.parametrize(
+    "words", [[], ["worker"], ["-A", "other.app", "worker"], ["-b", "x", *COMMAND]]
+)
+def test_the_program_of_a_worker_is_for_that_and_nothing_else(words):
+    done = subprocess.run(
+        [sys.executable, "-m", "workers", *words], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("usage: python -m workers")
+
+
+def test_a_worker_whose_starter_is_gone_looks_for_no_other_server():
+    command = [sys.executable, "-m", "workers", "--broker-url-from-stdin", *COMMAND]
+    done = subprocess.run(
+        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert done.stderr == "fanout: no broker's URL came from standard input\n"
 
 
 def test_a_worker_without_a_broker_says_so_at_once(fanout):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import json
 import pkgutil
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import textwrap
 from importlib import metadata
+from pathlib import Path
 
 import pytest
 
@@ -35,6 +37,19 @@ def test_the_exports_are_sorted_and_exist():
     names = fanout.__all__
     assert names == sorted(names, key=lambda name: (not name.isupper(), name))
     assert all(hasattr(fanout, name) for name in names)
+
+
+def test_type_checkers_see_each_name_where_it_is_imported_from():
+    [checked] = [
+        node for node in ast.parse(Path(fanout.__file__).read_text()).body
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+    ]  # fmt: skip
+    seen = {node.module: {name.name for name in node.names} for node in checked.body}
+    assert seen == {module: set(names) for module, names in fanout._NAMES.items()}
+    assert {name for names in seen.values() for name in names} == set(fanout.__all__)
+    assert set(fanout.__all__) <= set(dir(fanout))
+    with pytest.raises(AttributeError, match="module 'fanout' has no attribute 'Cleint'"):
+        fanout.Cleint  # noqa: B018
 
 
 @pytest.mark.parametrize("name", list(modules()))

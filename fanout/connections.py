@@ -1,0 +1,94 @@
+"""The connections of a client: the store and the queues of one broker.
+
+In a module of its own, as it loads Celery: an embedded fleet starts meanwhile (fanout.client).
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from fanout.broker import Preflight, connect_broker, make_app, make_store
+from fanout.chords import Publisher
+from fanout.errors import ModelError
+from fanout.handle import AWAY_S, Run, polls
+from fanout.messages import Messages
+from fanout.queues import Queues
+from fanout.wire import claim_as_client
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from fanout.settings import Settings
+    from fanout.stores import Store
+
+__all__ = ["Connections"]
+
+_PREFLIGHT_S = 600.0
+
+
+class Connections:
+    """What a client has open: to be closed. Raises BrokerError where the broker does not answer."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.store: Store = make_store(settings)
+        self.store.ping()
+        # What was half enqueued should not fail because the server is restarted.
+        self.patient: Store = make_store(settings, is_patient=True, away_s=AWAY_S)
+        self._app = make_app(settings)
+        self.publisher = Publisher(self._app)
+        self._redis = connect_broker(settings)
+        self.messages = Messages(self._redis)
+        self.queues = Queues(self._redis)
+
+    def claim(self) -> None:
+        """Make sure that this client may change what the fleet does. Raises WireVersionError."""
+        claim_as_client(self.store)
+
+    def run(self, run_id: str, check: Callable[[], None]) -> Run:
+        """Return the handle of a run; ``check`` is called while somebody waits for it."""
+        return Run(run_id, self.store, self.publisher, check)
+
+    def preflight(self, model: str, *, check: Callable[[], None], wait: bool) -> None:
+        """Have a worker say whether the model can be used, as it is there that it is called.
+
+        Without a live worker there is nobody to ask; the run then waits for one, unless ``wait``
+        says that one is about to come.
+        """
+        if not wait and not self.store.workers():
+            return
+
+        def is_over() -> bool:
+            check()
+            return not wait and not self.store.workers()
+
+        verdict = self.ask(model, timeout_s=_PREFLIGHT_S, is_over=is_over)
+        if verdict is None:
+            if not wait and not self.store.workers():
+                return
+            raise ModelError(f"no worker answered within {_PREFLIGHT_S:.0f} s about model {model}")
+        if verdict.message is not None:
+            raise ModelError(verdict.message, kind=verdict.kind)
+
+    def ask(self, model: str, *, timeout_s: float, is_over: Callable[[], bool]) -> Preflight | None:
+        """Return what a worker says of a model; None where the time, or the waiting, is over."""
+        note = f"preflight-{secrets.token_hex(8)}"
+        self.publisher.preflight(model, note)
+        for _ in polls(time.monotonic() + timeout_s):
+            answer = self.store.take_note(note)
+            if answer is not None:
+                return msgspec.json.decode(answer, type=Preflight)
+            if is_over():
+                return None
+        return None
+
+    def close(self) -> None:
+        """Release all of them."""
+        self.publisher.close()
+        self._app.close()
+        self._redis.close()
+        self.patient.close()
+        self.store.close()

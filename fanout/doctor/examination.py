@@ -1,0 +1,65 @@
+"""All that the doctor looks at, in the order in which it is told."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from fanout.client import Client
+from fanout.doctor.collect import (
+    Server,
+    embedded_facts,
+    local_model_facts,
+    machine_facts,
+    model_facts,
+)
+from fanout.doctor.findings import fail
+from fanout.doctor.fleet import fleet_findings, model_finding
+from fanout.doctor.machine import embedded_findings, machine_findings
+from fanout.doctor.server import connection_findings, server_findings
+from fanout.errors import BrokerError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from fanout.doctor.findings import Finding
+    from fanout.settings import Settings
+
+__all__ = ["examine"]
+
+
+def examine(settings: Settings, models: tuple[str, ...]) -> Iterator[Finding]:
+    """Yield what is found of this machine, of the server and its fleet, or of what is embedded."""
+    yield from machine_findings(machine_facts())
+    if settings.broker_url is None:
+        yield from embedded_findings(embedded_facts(settings), is_local_wanted="local" in models)
+        yield from (model_finding(local_model_facts(settings, model)) for model in models)
+        return
+    try:
+        server = Server(settings)
+    except BrokerError as error:
+        yield fail("broker", "does not answer as it should", str(error))
+        return
+    try:
+        yield from _examine_server(settings, server, models)
+    except BrokerError as error:
+        yield fail("broker", "has stopped answering, or refuses what fanout needs", str(error))
+    finally:
+        server.close()
+
+
+def _examine_server(
+    settings: Settings, server: Server, models: tuple[str, ...]
+) -> Iterator[Finding]:
+    yield from connection_findings(server.connection())
+    timeout_s = settings.visibility_timeout_s
+    yield from server_findings(server.facts(), visibility_timeout_s=timeout_s)
+    fleet = server.fleet()
+    yield from fleet_findings(fleet)
+    if not models:
+        return
+    if not fleet.workers or fleet.wire not in {None, fleet.own_wire}:
+        yield from (model_finding(local_model_facts(settings, model)) for model in models)
+        return
+    with Client(settings.broker_url) as client:
+        for model in models:
+            yield model_finding(model_facts(client, model, workers=len(fleet.workers)))

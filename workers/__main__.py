@@ -1,0 +1,72 @@
+"""A worker as a process: ``python -m workers -A workers.app worker``, Celery's words after that.
+
+It is `celery -A workers.app worker` and nothing else. The ``celery`` command first loads all its
+commands, and those that other packages add to it, such as Flower: that takes longer than all that
+a worker needs. What is left out is that; the worker, its options and its exit status are Celery's.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import sys
+
+from fanout.errors import SettingsError
+
+__all__ = ["main"]
+
+_COMMAND = ["-A", "workers.app", "worker"]
+_USAGE = 2
+
+
+def main() -> None:
+    """Run the worker that this process's command line describes, and exit with its status."""
+    words = sys.argv[1:]
+    begin = words.index("worker") + 1 if "worker" in words else 0
+    wishes = {"--quiet": False, "--broker-url-from-stdin": False}
+    given = words[: max(0, begin - len(_COMMAND))]
+    if words[begin - len(_COMMAND) : begin] != _COMMAND or not wishes.keys() >= set(given):
+        sys.stderr.write("usage: python -m workers [--quiet] -A workers.app worker [OPTION...]\n")
+        sys.exit(_USAGE)
+    wishes.update(dict.fromkeys(given, True))
+    # By this Celery starts again on SIGHUP; with the file's name, it would not find the package.
+    sys.argv[0] = "-mworkers"
+    _run(
+        words[begin:],
+        is_quiet=wishes["--quiet"],
+        waits_for_url=wishes["--broker-url-from-stdin"],
+    )
+
+
+def _run(options: list[str], *, is_quiet: bool, waits_for_url: bool) -> None:
+    # Modules stay: that the collector looks at them, again and again, while they are loaded and
+    # ever after, is for nothing.
+    gc.disable()
+    from celery.bin.base import CLIContext
+    from celery.bin.worker import worker
+
+    if waits_for_url:
+        # All that takes long, while the server starts.
+        from workers import config, logs  # noqa: F401
+
+        url = sys.stdin.readline().strip()
+        if not url:
+            # Whoever started this is gone; without a URL it would look for another server.
+            sys.exit("fanout: no broker's URL came from standard input")
+        os.environ["FANOUT_BROKER_URL"] = url
+    try:
+        from workers.app import app
+    except SettingsError as error:
+        sys.stderr.write(f"fanout: {error}\n")
+        sys.exit(_USAGE)
+    gc.freeze()
+    gc.enable()
+    # As what comes before a command of Celery's says it: its variables are those of the command.
+    context = CLIContext(
+        app=app, no_color=bool(os.environ.get("NO_COLOR")), workdir=None, quiet=is_quiet
+    )
+    worker.main(options, prog_name="celery worker", obj=context, auto_envvar_prefix="CELERY_WORKER")
+
+
+if __name__ == "__main__":
+    main()
