@@ -11,7 +11,6 @@ import statistics
 import subprocess
 import sys
 import threading
-from importlib import metadata
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -184,25 +183,24 @@ def _cpu_model() -> str:
     return models[0] if models else platform.machine()
 
 
+_VERSIONS = """
+import json, sys
+from importlib import metadata
+found = {}
+for name in sys.argv[1:]:
+    try:
+        found[name] = metadata.version(name)
+    except metadata.PackageNotFoundError:
+        pass
+print(json.dumps(found))
+"""
+
+
 def versions(names: Iterable[str], python: str | Path = sys.executable) -> dict[str, str]:
-    """Return the versions of the packages that an interpreter has installed."""
-    if str(python) == sys.executable:
-        return _versions(names)
-    code = "import json, sys, measure; print(json.dumps(measure._versions(sys.argv[1:])))"
-    command = [str(python), "-c", code, *names]
-    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
-    done = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
+    """Return the versions of those packages that an interpreter has installed."""
+    command = [str(python), "-c", _VERSIONS, *names]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
     return dict(json.loads(done.stdout))
-
-
-def _versions(names: Iterable[str]) -> dict[str, str]:
-    found = {}
-    for name in names:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
 
 
 def save(path: Path, result: Mapping[str, Any]) -> None:

