@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["Contender", "FailedTrialError", "Plan", "trial"]
 
 _CONTENDERS = Path(__file__).with_name("contenders")
+_PATHS = (_CONTENDERS, _CONTENDERS.parent)
 _LOG_TAIL = 600
 _READY_S = 180.0
 
@@ -92,9 +93,7 @@ class _Program:
             self._process = subprocess.Popen(
                 [contender.python, str(_CONTENDERS / contender.program), json.dumps(work)],
                 # Nothing of the caller's own set-up is to change what is measured.
-                env={
-                    k: v for k, v in os.environ.items() if not k.startswith(("FANOUT_", "OPENAI"))
-                },
+                env=_without_settings(os.environ),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
@@ -136,7 +135,9 @@ class _Program:
 
 
 def _without_settings(environ: Mapping[str, str]) -> dict[str, str]:
-    return {k: v for k, v in environ.items() if not k.startswith(("FANOUT_", "OPENAI_"))}
+    kept = {k: v for k, v in environ.items() if not k.startswith(("FANOUT_", "OPENAI_"))}
+    # Their workers import what they are themselves.
+    return {**kept, "PYTHONPATH": os.pathsep.join(str(path) for path in _PATHS)}
 
 
 def _reap(but: int) -> None:

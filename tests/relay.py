@@ -6,6 +6,7 @@ python relay.py LISTEN_HOST:PORT TARGET_HOST:PORT DELAY_MS
 from __future__ import annotations
 
 import asyncio
+import selectors
 import sys
 from functools import partial
 
@@ -34,6 +35,10 @@ def _address(text: str) -> tuple[str, int]:
     return host, int(port)
 
 
+def _exact_loop() -> asyncio.AbstractEventLoop:
+    return asyncio.SelectorEventLoop(selectors.SelectSelector())
+
+
 async def main(listen: str, target: str, delay_ms: str) -> None:
     serve = partial(_serve, target=_address(target), delay_s=float(delay_ms) / 1000)
     server = await asyncio.start_server(serve, *_address(listen))
@@ -42,4 +47,6 @@ async def main(listen: str, target: str, delay_ms: str) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main(*sys.argv[1:]))
+    # By select(), whose timeouts are exact: those of epoll are whole milliseconds.
+    with asyncio.Runner(loop_factory=_exact_loop) as runner:
+        runner.run(main(*sys.argv[1:]))

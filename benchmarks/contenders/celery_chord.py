@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sys
 from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from celery import Celery, chord
@@ -53,7 +52,6 @@ class CeleryChord:
         app.conf.update(broker_url=url, result_backend=url)
         env = {
             _URL: url,
-            "PYTHONPATH": str(Path(__file__).parent),
             "OPENAI_BASE_URL": work.base_url,
             "OPENAI_API_KEY": "none",
         }

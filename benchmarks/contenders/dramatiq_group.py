@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import sys
 from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import dramatiq
+import redis
 from contest import MODEL, compete, count_ok
 from dramatiq.brokers.redis import RedisBroker
 from dramatiq.results import Results
@@ -25,7 +25,9 @@ _BOUND_MS = 3_600_000
 
 def _use(url: str) -> None:
     broker = RedisBroker(url=url)
-    broker.add_middleware(Results(backend=RedisBackend(url=url)))
+    # It waits at the server for a result: by default its client gives that up after a few seconds.
+    client = redis.Redis.from_url(url, socket_timeout=None)
+    broker.add_middleware(Results(backend=RedisBackend(client=client)))
     dramatiq.set_broker(broker)
 
 
@@ -61,7 +63,6 @@ class DramatiqGroup:
         self._actor = _actor()
         env = {
             _URL: url,
-            "PYTHONPATH": str(Path(__file__).parent),
             "OPENAI_BASE_URL": work.base_url,
             "OPENAI_API_KEY": "none",
         }

