@@ -1,0 +1,145 @@
+"""Which step of a branch a stack of a worker belongs to: one table, to be adapted with the code.
+
+A stack is looked at from its innermost frame outwards; the first frame that a row matches decides.
+So ``json`` counts for whoever calls it, and what a step calls counts for the step.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from functools import cache
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+__all__ = ["LAYERS", "OTHER", "Sample", "layer_of", "leaves", "parse", "shares"]
+
+OTHER = "other"
+# Step, file, function (a whole match of its qualified name; anything where it is empty).
+_TABLE = (
+    ("events", r"celery/events/.*", ""),
+    ("events", r"celery/worker/request\.py", r".*\.(send_event|on_accepted)"),
+    ("events", r"workers/(events|reports|tracing|clock)\.py", ""),
+    ("part-return", r"workers/backend\.py", ""),
+    ("part-return", r"celery/backends/redis\.py", r".*(chord|_on_part).*"),
+    ("ack", r"workers/settling\.py", ""),
+    ("ack", r"workers/requests\.py", r".*\.on_settled"),
+    ("ack", r"kombu/(transport/redis|transport/virtual/base|message)\.py", r".*\.(ack|reject)\w*"),
+    ("ack", r"celery/worker/request\.py", r".*\.(acknowledge|reject|on_success|on_failure)"),
+    ("admit", r"workers/branches\.py", r"_Branch\.(begin|_lasts_s|_start)"),
+    ("admit", r"fanout/stores/redis/branches\.py", r".*(begin|_claimant|Start).*"),
+    ("record", r"workers/branches\.py", r"(_Branch\._write|_presentable).*"),
+    (
+        "record",
+        r"fanout/stores/redis/branches\.py",
+        r".*(_record|record|_written|_shard_of|_pairs).*",
+    ),
+    ("call", r"workers/branches\.py", r"(_answer|_call|_values|_request|_outcome|_error)"),
+    ("call", r"workers/branches\.py", r"_Branch\._outcome"),
+    ("call", r"workers/(inflight|limiter|telemetry)\.py", ""),
+    ("call", r"workers/runtime\.py", r".*\.(call_for|model|_load_\w+)"),
+    ("call", r"fanout/(llm/.*|prompts\.py|retries\.py)", ""),
+    ("call", r"(openai|anthropic|aiohttp|httpx|httpcore|httpx_aiohttp|yarl|multidict)/.*", ""),
+    ("call", r"asyncio/(selector_events|sslproto|streams|transports)\.py", ""),
+    ("publish", r"fanout/chords\.py", ""),
+    ("publish", r"workers/stages\.py", r"(expand|_expand_rest|_ending)"),
+    ("publish", r"workers/runtime\.py", r".*\._publish"),
+    ("collect", r"workers/(stages|reductions)\.py", ""),
+    ("consume", r"fanout/(transport|qos|refusals)\.py", ""),
+    ("consume", r"workers/(consumer|envelope|requests|wire)\.py", ""),
+    ("consume", r"kombu/(transport|message|messaging|serialization|utils).*", ""),
+    ("consume", r"celery/worker/(strategy|request)\.py", ""),
+    ("consume", r"celery/worker/(loops|consumer/\w+)\.py", r"(?!.*\bstart$)(?!asynloop$).*"),
+    ("housekeeping", r"workers/(leases|presence|reaper|ticker|shutdown|polling|program)\.py", ""),
+    ("housekeeping", r"fanout/(reaper|healing|queues|messages)\.py", ""),
+    # What moves branches between threads, and has them wait for one another.
+    ("pool", r"workers/(pool|batches|tasks|branches|thread)\.py", ""),
+    ("pool", r"celery/(concurrency/.*|app/trace\.py)", ""),
+    ("pool", r"concurrent/futures/.*", ""),
+    ("pool", r"asyncio/.*", ""),
+    ("pool", r"workers/runtime\.py", ""),
+    ("pool", r"kombu/asynchronous/.*", ""),
+    ("pool", r"celery/worker/loops\.py", ""),
+)
+_ROWS = tuple((layer, re.compile(file), re.compile(name or ".*")) for layer, file, name in _TABLE)
+LAYERS = tuple(dict.fromkeys(layer for layer, _, _ in _TABLE))
+_FRAME = re.compile(r"(?P<name>.*) \((?P<file>[^()]*?)(:\d+)?\)")
+_THREAD = re.compile(r"thread \((\w+)\).*")
+
+
+class Sample(NamedTuple):
+    """A stack that was seen so many times.
+
+    Attributes:
+        thread: The number of its thread, as the system has it; None where that is not known.
+        frames: From the outermost to the innermost.
+        count: How often.
+    """
+
+    thread: int | None
+    frames: tuple[str, ...]
+    count: int
+
+
+def parse(lines: Iterable[str]) -> Iterator[Sample]:
+    """Yield the samples of what ``py-spy record --format raw --threads`` has written."""
+    for line in lines:
+        stack, _, count = line.rstrip("\n").rpartition(" ")
+        first, *frames = stack.split(";")
+        found = _THREAD.fullmatch(first)
+        if found is None:
+            frames.insert(0, first)
+        thread = int(found[1], 0) if found else None
+        yield Sample(thread, tuple(frames), int(count))
+
+
+@cache
+def _layer_of_frame(frame: str) -> str | None:
+    found = _FRAME.fullmatch(frame)
+    if found is None:
+        return None
+    for layer, file, name in _ROWS:
+        if file.fullmatch(found["file"]) and name.fullmatch(found["name"]):
+            return layer
+    return None
+
+
+def layer_of(frames: tuple[str, ...]) -> str:
+    """Return the step that a stack belongs to; ``other`` where no row matches."""
+    for frame in reversed(frames):
+        layer = _layer_of_frame(frame)
+        if layer is not None:
+            return layer
+    return OTHER
+
+
+def shares(samples: Iterable[Sample], cpu_s: dict[int, float]) -> dict[str, float]:
+    """Return the CPU seconds of each step.
+
+    Args:
+        samples: What was seen.
+        cpu_s: What each thread has used; it is dealt out by the thread's own samples, and that of
+            a thread that was never seen is ``other``.
+    """
+    by_thread: dict[int, Counter[str]] = {}
+    for sample in samples:
+        if sample.thread is not None:
+            counts = by_thread.setdefault(sample.thread, Counter())
+            counts[layer_of(sample.frames)] += sample.count
+    found = dict.fromkeys([*LAYERS, OTHER], 0.0)
+    for thread, used_s in cpu_s.items():
+        counts = by_thread.get(thread, Counter({OTHER: 1}))
+        for layer, count in counts.items():
+            found[layer] += used_s * count / counts.total()
+    return found
+
+
+def leaves(samples: Iterable[Sample], layer: str, *, most: int) -> dict[str, int]:
+    """Return the innermost functions of a step that were seen most often."""
+    counts: Counter[str] = Counter()
+    for sample in samples:
+        if layer_of(sample.frames) == layer and sample.frames:
+            counts[sample.frames[-1]] += sample.count
+    return dict(counts.most_common(most))
