@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
+_Row = tuple[str, re.Pattern[str], re.Pattern[str]]
+
 __all__ = ["LAYERS", "OTHER", "Sample", "layer_of", "leaves", "parse", "shares"]
 
 OTHER = "other"
@@ -26,7 +28,11 @@ _TABLE = (
     ("part-return", r"celery/backends/redis\.py", r".*(chord|_on_part).*"),
     ("ack", r"workers/settling\.py", ""),
     ("ack", r"workers/requests\.py", r".*\.on_settled"),
-    ("ack", r"kombu/(transport/redis|transport/virtual/base|message)\.py", r".*\.(ack|reject)\w*"),
+    (
+        "ack",
+        r"kombu/(transport/redis|transport/virtual/base|message)\.py",
+        r".*\.(ack|reject|_flush)\w*",
+    ),
     ("ack", r"celery/worker/request\.py", r".*\.(acknowledge|reject|on_success|on_failure)"),
     ("admit", r"workers/branches\.py", r"_Branch\.(begin|_lasts_s|_start)"),
     ("admit", r"fanout/stores/redis/branches\.py", r".*(begin|_claimant|Start).*"),
@@ -42,28 +48,45 @@ _TABLE = (
     ("call", r"workers/runtime\.py", r".*\.(call_for|model|_load_\w+)"),
     ("call", r"fanout/(llm/.*|prompts\.py|retries\.py)", ""),
     ("call", r"(openai|anthropic|aiohttp|httpx|httpcore|httpx_aiohttp|yarl|multidict)/.*", ""),
-    ("call", r"asyncio/(selector_events|sslproto|streams|transports)\.py", ""),
-    ("publish", r"fanout/chords\.py", ""),
+    ("call", r"asyncio/(selector_events|sslproto)\.py", r".*(_read_ready_|Transport\.write|SSL).*"),
+    ("publish", r"fanout/(chords|members)\.py", ""),
     ("publish", r"workers/stages\.py", r"(expand|_expand_rest|_ending)"),
     ("publish", r"workers/runtime\.py", r".*\._publish"),
     ("collect", r"workers/(stages|reductions)\.py", ""),
-    ("consume", r"fanout/(transport|qos|refusals)\.py", ""),
+    ("consume", r"fanout/(transport|qos|refusals)\.py", r"(?!.*\b_?put\w*$).*"),
     ("consume", r"workers/(consumer|envelope|requests|wire)\.py", ""),
-    ("consume", r"kombu/(transport|message|messaging|serialization|utils).*", ""),
+    # Of kombu, only what takes messages: what puts them belongs to whoever calls it.
+    ("consume", r"kombu/messaging\.py", r"Consumer\..*"),
+    (
+        "consume",
+        r"kombu/transport/redis\.py",
+        r".*\.(on_readable|handle_event|_?brpop\w*|on_poll\w*)",
+    ),
+    (
+        "consume",
+        r"kombu/transport/virtual/base\.py",
+        r".*\.(_deliver|_callback|message_to_python|can_consume\w*)|Message\..*|QoS\.append",
+    ),
     ("consume", r"celery/worker/(strategy|request)\.py", ""),
     ("consume", r"celery/worker/(loops|consumer/\w+)\.py", r"(?!.*\bstart$)(?!asynloop$).*"),
     ("housekeeping", r"workers/(leases|presence|reaper|ticker|shutdown|polling|program)\.py", ""),
     ("housekeeping", r"fanout/(reaper|healing|queues|messages)\.py", ""),
     # What moves branches between threads, and has them wait for one another.
     ("pool", r"workers/(pool|batches|tasks|branches|thread)\.py", ""),
-    ("pool", r"celery/(concurrency/.*|app/trace\.py)", ""),
-    ("pool", r"concurrent/futures/.*", ""),
-    ("pool", r"asyncio/.*", ""),
     ("pool", r"workers/runtime\.py", ""),
-    ("pool", r"kombu/asynchronous/.*", ""),
-    ("pool", r"celery/worker/loops\.py", ""),
 )
-_ROWS = tuple((layer, re.compile(file), re.compile(name or ".*")) for layer, file, name in _TABLE)
+# What carries all the others: it decides only where no row above matches any frame.
+_CARRIERS = (
+    ("pool", r"celery/(concurrency/.*|app/trace\.py|worker/loops\.py)", ""),
+    ("pool", r"(asyncio|concurrent/futures|kombu/asynchronous)/.*", ""),
+)
+
+
+def _rows(table: Iterable[tuple[str, str, str]]) -> tuple[_Row, ...]:
+    return tuple((layer, re.compile(file), re.compile(name or ".*")) for layer, file, name in table)
+
+
+_TABLES = (_rows(_TABLE), _rows(_CARRIERS))
 LAYERS = tuple(dict.fromkeys(layer for layer, _, _ in _TABLE))
 _FRAME = re.compile(r"(?P<name>.*) \((?P<file>[^()]*?)(:\d+)?\)")
 _THREAD = re.compile(r"thread \((\w+)\).*")
@@ -96,11 +119,11 @@ def parse(lines: Iterable[str]) -> Iterator[Sample]:
 
 
 @cache
-def _layer_of_frame(frame: str) -> str | None:
+def _layer_of_frame(frame: str, rows: tuple[_Row, ...]) -> str | None:
     found = _FRAME.fullmatch(frame)
     if found is None:
         return None
-    for layer, file, name in _ROWS:
+    for layer, file, name in rows:
         if file.fullmatch(found["file"]) and name.fullmatch(found["name"]):
             return layer
     return None
@@ -108,10 +131,11 @@ def _layer_of_frame(frame: str) -> str | None:
 
 def layer_of(frames: tuple[str, ...]) -> str:
     """Return the step that a stack belongs to; ``other`` where no row matches."""
-    for frame in reversed(frames):
-        layer = _layer_of_frame(frame)
-        if layer is not None:
-            return layer
+    for rows in _TABLES:
+        for frame in reversed(frames):
+            layer = _layer_of_frame(frame, rows)
+            if layer is not None:
+                return layer
     return OTHER
 
 

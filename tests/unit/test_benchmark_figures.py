@@ -67,6 +67,12 @@ OUTER = ("Thread.run (threading.py:1)", "_worker (concurrent/futures/thread.py:6
         (["collect (workers/stages.py:95)", "decode_outcome (codec.py:98)"], "collect"),
         (["settle (workers/settling.py:1)", "on_chord (workers/backend.py:2)"], "part-return"),
         (["settle (workers/settling.py:1)", "Pipeline.execute (redis/client.py:2)"], "ack"),
+        (["_put_all (fanout/chords.py:1)", "_Limited._put (fanout/transport.py:73)"], "publish"),
+        (
+            ["SendsEvents._send (workers/events.py:1)", "Producer.x (kombu/messaging.py:2)"],
+            "events",
+        ),
+        (["call_for (workers/inflight.py:1)", "current_task (asyncio/tasks.py:2)"], "call"),
         (["_Branch._outcome (workers/branches.py:1)", "post (aiohttp/client.py:2)"], "call"),
     ],
 )
