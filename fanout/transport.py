@@ -30,8 +30,10 @@ __all__ = ["LimitedAMQP"]
 
 # Where a message may be large, its size is determined exactly.
 _ENVELOPE_BYTES = 4_000
-# How many more messages are taken with one: a fair share of what is there is left to others.
+# How many more messages are taken with one, or this part of the room where that is more, so that a
+# distant server costs little: a fair share of what is there is left to others.
 _MORE = 31
+_PART = 4
 
 
 class _LimitedMessage(kombu_redis.Channel.Message):  # type: ignore[misc]
@@ -160,7 +162,7 @@ class _Limited:
     def _take(self, queue: str, message: bytes) -> list[tuple[str, bytes]]:
         """Take a few more, as there is room; of the control queue one by one, for all workers."""
         room = self.qos.can_consume_max_estimate() or 1
-        more = min(_MORE, room - 1) if queue == BRANCHES_QUEUE else 0
+        more = min(max(_MORE, room // _PART), room - 1) if queue == BRANCHES_QUEUE else 0
         taken: list[tuple[str, bytes]] = self.qos.take(queue, message, more=more)
         return taken
 
