@@ -35,6 +35,9 @@ def test_an_empty_variable_is_not_set(monkeypatch):
         ("FANOUT_QUEUES", "typo", ["FANOUT_QUEUES", "control, branches", "'typo'"]),
         ("FANOUT_WORKER_NAME", "a@b@c", ["FANOUT_WORKER_NAME", "at most one @", "'a@b@c'"]),
         ("FANOUT_AUTOSCALE", "8,2", ["FANOUT_AUTOSCALE", "prefork pool only", "--concurrency"]),
+        ("FANOUT_STORAGE", "shared/x", ["FANOUT_STORAGE", "from / on", "'shared/x'"]),
+        ("FANOUT_STORAGE", "s3://me:hunter2@b/x", ["FANOUT_STORAGE", "no password", "[key]"]),
+        ("FANOUT_STORAGE", "/a folder", ["FANOUT_STORAGE", "no blanks"]),
         ("FANOUT_BROKER_URL", "amqp://x", ["FANOUT_BROKER_URL", "redis://", "rediss://"]),
     ],
 )
