@@ -234,6 +234,4 @@ def make_store(
     client = connect_broker(settings, is_patient=is_patient, away_s=away_s)
     options = {"patience_s": away_s or _PATIENT_S} if is_patient else {}
     blobs = make_blobs(settings.storage, **options)
-    return RedisStore(
-        client, prefix=settings.key_prefix, ttl_s=settings.run_ttl_s, blobs=blobs
-    )
+    return RedisStore(client, prefix=settings.key_prefix, ttl_s=settings.run_ttl_s, blobs=blobs)

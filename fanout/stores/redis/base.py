@@ -8,8 +8,8 @@ and count; ``:sN:reopened`` are the shards that a retry has taken back. ``{prefi
 runs by age, ``{prefix}:active`` those that have not ended. ``{prefix}:totals`` is what the fleet
 has done, ``{prefix}:limits`` how far the rates of models are used, ``{prefix}:workers`` its workers
 until they fall silent, and ``{prefix}:worker-records`` what they say of themselves.
-``:in``, ``:out`` and ``:result`` hold the blob itself or a reference to a file (fanout.stores.blobs);
-``{prefix}:stored`` names the runs that have files, with their roots, for as long as they have some.
+``:in``, ``:out`` and ``:result`` hold the blob itself or a reference to a file, as
+fanout.stores.blobs says; ``{prefix}:stored`` names the runs that have files, with their roots.
 ``{prefix}:wire`` is the version of the wire format that the fleet speaks, ``{prefix}:wire:holders``
 are the processes that speak it.
 """
