@@ -73,6 +73,7 @@ class Reaper:
         self._clock = clock
         self._marks: dict[_Key, tuple[object, float]] = {}
         self._suspected: dict[_Key, Remedy] = {}
+        self._seen: set[_Key] = set()
         self._files_due_at = clock()
 
     @property
@@ -104,15 +105,17 @@ class Reaper:
             BrokerError: The server does not answer.
         """
         stalled: dict[_Key, StageProgress] = {}
-        runs: dict[str, RunRecord] = {}
+        self._seen.clear()
         for run_id in self._store.active_runs():
             try:
-                runs[run_id] = self._store.run(run_id)
-                settle(self._store, self._publisher, runs[run_id])
-                stalled.update(self._stalled(runs[run_id]))
+                run = self._store.run(run_id)
+                settle(self._store, self._publisher, run)
+                stalled.update(self._stalled(run))
             except UnknownRunError:
                 self._forget(run_id)
-        self._marks = {key: mark for key, mark in self._marks.items() if key[0] in runs}
+        # What was not looked at this time is over: a long run has thousands of shards.
+        self._marks = {key: mark for key, mark in self._marks.items() if key in self._seen}
+        self._suspected = {k: remedy for k, remedy in self._suspected.items() if k in self._seen}
         self._sweep_files()
         return self._treat(stalled) if stalled else 0
 
@@ -137,7 +140,6 @@ class Reaper:
             return {}
         if run.status is RunStatus.PAUSED and not _is_over(run):
             # Nothing moves, as it should be: what is parked has no message.
-            self._marks = {k: mark for k, mark in self._marks.items() if k[0] != run.run_id}
             return {}
         unpark(self._store, self._publisher, run.run_id)
         progress = self._store.progress(run.run_id, run.stage)
@@ -145,6 +147,7 @@ class Reaper:
         if not progress.open:
             marks[None] = (progress.written, progress.sealed, progress.opened)
         keys = {number: (run.run_id, run.stage, number) for number in marks}
+        self._seen.update(keys.values())
         return {
             key: progress for number, key in keys.items() if self._is_stalled(key, marks[number])
         }
