@@ -37,6 +37,9 @@ _SMALL = 10_000
 _MOST_SAMPLES = 600
 _POLL_S = 0.05
 _START_S = 60.0
+# Seconds that a run's end is waited for, and CPU seconds in one that count as idle.
+_SETTLE_S = 60
+_IDLE_S = 0.1
 
 
 def parsed() -> argparse.Namespace:
@@ -83,8 +86,9 @@ class Runs:
             used = {name: max(used[name], cpu_s(pid)) for name, pid in pids.items()}
             _say_progress(sampler, label, branches)
             time.sleep(_POLL_S)
-        took = {name: seconds - before[name] for name, seconds in used.items()}
         sampler.close()
+        _wait_until_idle([pid for name, pid in pids.items() if name != "client"])
+        took = {name: max(used[name], cpu_s(pid)) - before[name] for name, pid in pids.items()}
         if client.status != 0:
             raise RuntimeError(f"the client has failed: see {client.log}")
         return run_id, self._figures(label, run_id, took), sampler
@@ -117,6 +121,15 @@ class Runs:
                 kind: round(seconds / status.total * 1e6) for kind, seconds in kinds.items()
             },
         }
+
+
+def _wait_until_idle(pids: list[int]) -> None:
+    """Wait for what goes on behind a run's end: Flower reads events that it has not read yet."""
+    for _ in range(_SETTLE_S):
+        before = sum(cpu_s(pid) for pid in pids)
+        time.sleep(1.0)
+        if sum(cpu_s(pid) for pid in pids) - before < _IDLE_S:
+            return
 
 
 def _say_progress(sampler: Sampler, label: str, branches: int) -> None:

@@ -155,7 +155,7 @@ def test_what_is_remembered_does_not_grow_with_the_shards_of_a_run(fleet):
     for number in range(48):
         # Each is suspected of being lost, and then ends all the same.
         fleet.pass_time(20)
-        store.record(RUN, 0, number, 0, Outcome(index=number, output="x"))
+        store.record(End(RUN, 0, number, 0, Outcome(index=number, output="x")))
         store.open_shards(RUN, 0, window=2, finished=number)
     assert len(fleet.reaper._marks) + len(fleet.reaper._suspected) <= 6
 
