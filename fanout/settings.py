@@ -46,7 +46,7 @@ AUTOSCALE_NEEDS_PREFORK = (
     "that you want as --concurrency (FANOUT_CONCURRENCY), or choose --pool prefork"
 )
 
-_STORAGE_URL = re.compile(r"[a-z][a-z0-9+.-]*://[^/]*")
+_STORAGE = re.compile(r"(/|[a-z][a-z0-9+.-]*:///?)[^/]")
 _URL_PASSWORD = re.compile(r"[^/]*://[^/]*:[^/]*@")
 _NODENAME = re.compile(r"[\w.%-]+(@[\w.%-]+)?", re.ASCII)
 TLS_SCHEME = "rediss://"
@@ -173,11 +173,11 @@ class Settings(BaseSettings):
             return None
         if any(letter.isspace() for letter in storage):
             raise ValueError("must have no blanks")
-        if not (storage.startswith("/") or _STORAGE_URL.match(storage)):
+        if not _STORAGE.match(storage):
             raise ValueError("must be a folder from / on, or a URL such as s3://bucket/prefix")
         if _URL_PASSWORD.match(storage):
             raise ValueError("must hold no password: set what the provider's own tools read")
-        return storage.rstrip("/") or "/"
+        return storage.rstrip("/")
 
     @field_validator("queues")
     @classmethod
