@@ -11,6 +11,7 @@ from fanout.runs import ErrorKind  # noqa: TC001 - msgspec reads the annotation
 from fanout.secrets import learn
 from fanout.sentinel_url import SCHEME, parse_sentinel_url
 from fanout.stores import RedisStore, connect
+from fanout.stores.blobs import make_blobs
 from fanout.stores.connection import (
     HEALTH_CHECK_S,
     SOCKET_OPTIONS,
@@ -66,6 +67,7 @@ _WATCHERS_KEYS = {
 
 # A part-return that was not deduplicated, or a run that outlives its counters, would never end.
 _CHORD_LIFETIME_S = 30 * 24 * 3600
+_PATIENT_S = 3_600.0
 
 
 class Preflight(msgspec.Struct, frozen=True, kw_only=True):
@@ -226,7 +228,10 @@ def make_store(
     """Return the run store on the same server.
 
     A patient one waits for a server that is away, or full, instead of raising BrokerError: for
-    about ``away_s`` seconds, or an hour where that is None.
+    about ``away_s`` seconds, or an hour where that is None. The same holds for the storage of
+    inputs and outcomes, where that is another place.
     """
     client = connect_broker(settings, is_patient=is_patient, away_s=away_s)
-    return RedisStore(client, prefix=settings.key_prefix, ttl_s=settings.run_ttl_s)
+    options = {"patience_s": away_s or _PATIENT_S} if is_patient else {}
+    blobs = make_blobs(settings.storage, **options)
+    return RedisStore(client, prefix=settings.key_prefix, ttl_s=settings.run_ttl_s, blobs=blobs)

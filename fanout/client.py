@@ -112,6 +112,7 @@ class Client:
             SpecError: A field is wrong, or a prompt has an unknown name.
             InputError: There is no usable document at all.
             ModelError: The model cannot be used; found out before anything is enqueued.
+            SettingsError: ``FANOUT_STORAGE`` cannot be written to.
             WireVersionError: The fleet has another version of fanout.
             BrokerError: The broker cannot be reached.
         """
@@ -119,6 +120,7 @@ class Client:
         if documents is None:
             spec = _anchored(spec)
         source = checked_documents(spec, documents)
+        self._check_storage()
         wire = self._connected(spec.model)
         wire.claim()
         wire.preflight(spec.model, check=self._check_fleet, wait=self.is_embedded)
@@ -175,6 +177,7 @@ class Client:
             close_input(wire.store, wire.publisher, run_id)
             return run
         source = checked_documents(run.spec, documents)
+        self._check_storage()
         enqueuer = Enqueuer(wire.patient, wire.publisher, on_bad_document, should_stop)
         with _resumable(run_id):
             enqueuer.resume(run_id, run.spec, source, max_workers=self._cap(run.spec))
@@ -259,6 +262,12 @@ class Client:
         wire = self._connected(model)
         wire.claim()
         return wire.ask(model, timeout_s=timeout_s, is_over=lambda: False)
+
+    def _check_storage(self) -> None:
+        if self._settings.storage is not None:
+            from fanout.stores.blobs import check_storage
+
+            check_storage(self._settings.storage)
 
     def _check_fleet(self) -> None:
         if self._fleet is not None:

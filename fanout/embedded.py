@@ -9,6 +9,7 @@ from __future__ import annotations
 import atexit
 import importlib
 import json
+import logging
 import os
 import select
 import shutil
@@ -20,7 +21,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, cast
 
-from fanout.errors import EmbeddedError
+from fanout.errors import BrokerError, EmbeddedError
 from fanout.settings import check_traces, load_settings
 
 if TYPE_CHECKING:
@@ -31,6 +32,8 @@ __all__ = ["EmbeddedFleet", "InProcessFleet"]
 _START_S = 30.0
 _LOG_TAIL = 2_000
 _SHARED_CONCURRENCY = 64
+
+_log = logging.getLogger(__name__)
 
 
 class EmbeddedFleet:
@@ -90,12 +93,31 @@ class EmbeddedFleet:
     def close(self) -> None:
         """Stop the worker and the server, and remove their files. Safe to call twice."""
         atexit.unregister(self.close)
+        self._forget_files()
         if self._guard.stdin is not None and not self._guard.stdin.closed:
             self._guard.stdin.close()
         self._guard.wait()
         if self._guard.stdout is not None:
             self._guard.stdout.close()
         shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _forget_files(self) -> None:
+        """Delete what runs have kept outside the server, which is about to forget them."""
+        settings = load_settings()
+        was_used = "broker_url" in vars(self) and self._guard.poll() is None
+        if settings.storage is None or not was_used:
+            return
+        from fanout.stores import RedisStore, connect
+        from fanout.stores.blobs import make_blobs
+
+        blobs = make_blobs(settings.storage)
+        store = RedisStore(connect(self.broker_url), prefix=settings.key_prefix, blobs=blobs)
+        try:
+            store.sweep_files(everything=True)
+        except BrokerError as error:
+            _log.warning("files of embedded runs stay in %s: %s", settings.storage, error)
+        finally:
+            store.close()
 
     def __enter__(self) -> Self:
         return self

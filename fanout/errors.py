@@ -8,12 +8,14 @@
     │   └── PromptError       a prompt template is wrong
     ├── SettingsError         an environment variable is wrong
     ├── BrokerError           the broker cannot be reached or refuses
+    │   └── StorageError      the storage of inputs and outcomes cannot be reached or refuses
     ├── ModelError            a model cannot be used at all: unknown, no key, no server
     ├── LLMError              one call to a model failed, with the kind of failure
     ├── WireVersionError      a fleet speaks another version of the wire format than this process
     ├── EmbeddedError         the embedded server or its worker did not start
     └── RunError              a run cannot do what was asked of it
         ├── StoredDataError   what the store holds of a run is damaged, or too large to be ours
+        │   └── LostDataError a file is not there in which an input or outcomes were kept
         ├── UnknownRunError   there is no such run, or it has expired
         ├── AmbiguousRunError several runs have ids that begin so
         └── WaitTimeoutError  the run had not ended when the waiting did
@@ -36,11 +38,13 @@ __all__ = [
     "FanoutError",
     "InputError",
     "LLMError",
+    "LostDataError",
     "ModelError",
     "PromptError",
     "RunError",
     "SettingsError",
     "SpecError",
+    "StorageError",
     "StoredDataError",
     "UnknownRunError",
     "WaitTimeoutError",
@@ -102,6 +106,10 @@ class BrokerError(FanoutError):
         self.is_passing = is_passing
 
 
+class StorageError(BrokerError):
+    """The storage of inputs and outcomes (``FANOUT_STORAGE``) cannot be reached, or refuses."""
+
+
 class ModelError(FanoutError):
     """A model cannot be used at all: the provider is unknown, a key is missing, no server answers.
 
@@ -161,6 +169,10 @@ class RunError(FanoutError):
 
 class StoredDataError(RunError):
     """What the store holds of a run is damaged, or larger than fanout would have written it."""
+
+
+class LostDataError(StoredDataError):
+    """A file is not there in which the input or the outcomes of a shard were kept."""
 
 
 class UnknownRunError(RunError):

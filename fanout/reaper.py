@@ -11,7 +11,7 @@ import time
 from typing import TYPE_CHECKING
 
 from fanout.enqueue import fleet_window, settle, unpark
-from fanout.errors import UnknownRunError
+from fanout.errors import StorageError, UnknownRunError
 from fanout.healing import Heal, Remedy, heal_shard, heal_stage
 from fanout.logs import about
 from fanout.messages import seen_of_shard, seen_of_stage
@@ -34,6 +34,8 @@ MAX_HEALS = 5
 _LOOK_AGAIN_S = 1.0
 # What heals one step may show that the next is missing too; more than a few are left to time.
 _MAX_LOOKS = 5
+# The files of runs that have expired are no matter of seconds.
+_FILES_S = 300.0
 
 _log = logging.getLogger(__name__)
 
@@ -71,6 +73,8 @@ class Reaper:
         self._clock = clock
         self._marks: dict[_Key, tuple[object, float]] = {}
         self._suspected: dict[_Key, Remedy] = {}
+        self._seen: set[_Key] = set()
+        self._files_due_at = clock()
 
     @property
     def is_suspicious(self) -> bool:
@@ -101,16 +105,31 @@ class Reaper:
             BrokerError: The server does not answer.
         """
         stalled: dict[_Key, StageProgress] = {}
-        runs: dict[str, RunRecord] = {}
+        self._seen.clear()
         for run_id in self._store.active_runs():
             try:
-                runs[run_id] = self._store.run(run_id)
-                settle(self._store, self._publisher, runs[run_id])
-                stalled.update(self._stalled(runs[run_id]))
+                run = self._store.run(run_id)
+                settle(self._store, self._publisher, run)
+                stalled.update(self._stalled(run))
             except UnknownRunError:
                 self._forget(run_id)
-        self._marks = {key: mark for key, mark in self._marks.items() if key[0] in runs}
+        # What was not looked at this time is over: a long run has thousands of shards.
+        self._marks = {key: mark for key, mark in self._marks.items() if key in self._seen}
+        self._suspected = {k: remedy for k, remedy in self._suspected.items() if k in self._seen}
+        self._sweep_files()
         return self._treat(stalled) if stalled else 0
+
+    def _sweep_files(self) -> None:
+        if self._clock() < self._files_due_at:
+            return
+        self._files_due_at = self._clock() + _FILES_S
+        try:
+            count = self._store.sweep_files()
+        except StorageError as error:
+            _log.warning("files of runs that are gone stay for now: %s", error)
+        else:
+            if count:
+                _log.info("deleted the files of %d runs that are gone", count)
 
     def _forget(self, run_id: str) -> None:
         # It has expired: ending it takes it off the list.
@@ -121,7 +140,6 @@ class Reaper:
             return {}
         if run.status is RunStatus.PAUSED and not _is_over(run):
             # Nothing moves, as it should be: what is parked has no message.
-            self._marks = {k: mark for k, mark in self._marks.items() if k[0] != run.run_id}
             return {}
         unpark(self._store, self._publisher, run.run_id)
         progress = self._store.progress(run.run_id, run.stage)
@@ -129,6 +147,7 @@ class Reaper:
         if not progress.open:
             marks[None] = (progress.written, progress.sealed, progress.opened)
         keys = {number: (run.run_id, run.stage, number) for number in marks}
+        self._seen.update(keys.values())
         return {
             key: progress for number, key in keys.items() if self._is_stalled(key, marks[number])
         }

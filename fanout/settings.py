@@ -22,6 +22,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from fanout import queue_names, sentinel_url
 from fanout.errors import SettingsError
+from fanout.secrets import redacted
 
 __all__ = [
     "AUTOSCALE_NEEDS_PREFORK",
@@ -45,6 +46,8 @@ AUTOSCALE_NEEDS_PREFORK = (
     "that you want as --concurrency (FANOUT_CONCURRENCY), or choose --pool prefork"
 )
 
+_STORAGE = re.compile(r"(/|[a-z][a-z0-9+.-]*:///?)[^/]")
+_URL_PASSWORD = re.compile(r"[^/]*://[^/]*:[^/]*@")
 _NODENAME = re.compile(r"[\w.%-]+(@[\w.%-]+)?", re.ASCII)
 TLS_SCHEME = "rediss://"
 _SCHEMES = ("redis://", TLS_SCHEME, sentinel_url.SCHEME)
@@ -62,6 +65,8 @@ class Settings(BaseSettings):
             it is None.
         model: The model where a job names none.
         key_prefix: Put before every key of the run store, so that teams can share a server.
+        storage: Where inputs and outcomes are kept as files: a folder that all machines see, or a
+            URL that fsspec knows, as ``s3://bucket/prefix``. None: in the run store.
         run_ttl_s: Seconds that a run's records are kept after they were last written.
         visibility_timeout_s: Seconds after which a dead worker's messages come back. It may be
             shorter than a call: a living worker renews it.
@@ -101,6 +106,7 @@ class Settings(BaseSettings):
     broker_ca_file: Path | None = None
     model: str | None = None
     key_prefix: Annotated[str, Field(min_length=1, max_length=64)] = "fanout"
+    storage: str | None = None
     run_ttl_s: Annotated[int, Field(ge=60)] = 7 * 24 * 3600
     visibility_timeout_s: Annotated[int, Field(ge=5)] = 30
     stall_s: Annotated[float, Field(ge=1)] = 15.0
@@ -159,6 +165,19 @@ class Settings(BaseSettings):
         if url is not None and url.startswith(sentinel_url.SCHEME):
             sentinel_url.parse_sentinel_url(url)
         return url
+
+    @field_validator("storage")
+    @classmethod
+    def _is_storage(cls, storage: str | None) -> str | None:
+        if storage is None:
+            return None
+        if any(letter.isspace() for letter in storage):
+            raise ValueError("must have no blanks")
+        if not _STORAGE.match(storage):
+            raise ValueError("must be a folder from / on, or a URL such as s3://bucket/prefix")
+        if _URL_PASSWORD.match(storage):
+            raise ValueError("must hold no password: set what the provider's own tools read")
+        return storage.rstrip("/")
 
     @field_validator("queues")
     @classmethod
@@ -245,7 +264,7 @@ def load_settings(**overrides: object) -> Settings:
         message = first["msg"].removeprefix("Value error, ")
         # A broker URL may carry a password: say what is wrong with it, not what it is.
         value = os.environ.get(f"FANOUT_{name.upper()}") if "field" in context else first["input"]
-        shown = "" if name == "broker_url" else f" (got {value!r})"
+        shown = "" if name == "broker_url" else f" (got {redacted(repr(value))})"
         raise SettingsError(f"FANOUT_{name.upper()}: {message}{shown}") from None
 
 

@@ -11,7 +11,13 @@ from typing import TYPE_CHECKING
 
 from msgspec import structs
 
-from fanout.errors import ModelError, PromptError, StoredDataError, UnknownRunError
+from fanout.errors import (
+    LostDataError,
+    ModelError,
+    PromptError,
+    StoredDataError,
+    UnknownRunError,
+)
 from fanout.limits import MAX_BLOCK_S
 from fanout.llm.base import LLMRequest
 from fanout.llm.calls import CallResult, complete_with_retries, validate_json
@@ -231,7 +237,7 @@ async def _answer(
             return _error(index, ErrorKind.EXPIRED, message, attempts=1)
         message = "the run was stopped during the call"
         return _error(index, ErrorKind.CANCELLED, message, attempts=1)
-    except UnknownRunError:
+    except (LostDataError, UnknownRunError):
         return _error(index, ErrorKind.LOST, "the server has lost the input of this branch")
     except (PromptError, StoredDataError) as error:
         return Outcome(index=index, kind=ErrorKind.BAD_REQUEST, message=str(error))

@@ -17,6 +17,7 @@ from celery.utils.nodenames import default_nodename, host_format
 from fanout.errors import SettingsError
 from fanout.queue_names import parse_queues
 from fanout.settings import AUTOSCALE_NEEDS_PREFORK, parse_autoscale
+from fanout.stores.blobs import check_storage
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -48,6 +49,7 @@ class Program(Worker):  # type: ignore[misc]
             options.update(_queues(settings, options.get("queues")))
             pool = (app or self.app).conf.worker_pool
             options.update(_autoscale(settings, options, pool))
+            check_storage(settings.storage)
         except SettingsError as error:
             sys.stderr.write(f"fanout: {error}\n")
             raise SystemExit(_USAGE) from None

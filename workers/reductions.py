@@ -38,6 +38,8 @@ __all__ = ["reduce"]
 
 # What is kept free for an answer whose length nobody bounds.
 _ANSWER_TOKENS = 512
+# Redis takes values of 512 MB.
+_MAX_RESULT_BYTES = 256_000_000
 
 
 def reduce(runtime: Runtime, run: RunRecord, stage: int, spec: RunSpec) -> None:
@@ -55,7 +57,15 @@ def reduce(runtime: Runtime, run: RunRecord, stage: int, spec: RunSpec) -> None:
 def _end(
     runtime: Runtime, run_id: str, result: StoredResult, *, problem: str | None = None
 ) -> None:
-    runtime.store.put_result(run_id, msgspec.json.encode(result))
+    data = msgspec.json.encode(result)
+    if len(data) > _MAX_RESULT_BYTES:
+        # A server takes no more, and nobody would read it: the answers themselves are kept.
+        data = msgspec.json.encode(StoredResult(errors=result.errors))
+        problem = (
+            f"the aggregate is larger than {_MAX_RESULT_BYTES / 1e6:,.0f} MB: use another one, or "
+            f"`fanout results {run_id} --out DIR`, which has all answers"
+        )
+    runtime.store.put_result(run_id, data)
     status = RunStatus.FAILED if problem else RunStatus.SUCCEEDED
     runtime.end_run(run_id, status, error=problem)
 

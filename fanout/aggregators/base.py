@@ -8,7 +8,7 @@ import msgspec
 
 from fanout.runs import ErrorKind  # noqa: TC001 - msgspec reads the annotation
 
-__all__ = ["Accumulator", "Aggregate", "Item", "list_some", "place"]
+__all__ = ["Accumulator", "Aggregate", "Item", "Named", "place"]
 
 _NAMED = 10
 
@@ -69,7 +69,19 @@ def place(item: Item) -> str:
     return " · ".join(part for part in parts if part)
 
 
-def list_some(names: list[str]) -> str:
-    """Return the first names, and how many more there are."""
-    more = len(names) - _NAMED
-    return ", ".join(names[:_NAMED]) + (f" and {more:,} more" if more > 0 else "")
+class Named:
+    """How many there are of something, and the names of the first few."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._first: list[str] = []
+
+    def add(self, name: str) -> None:
+        """Count one."""
+        self.count += 1
+        if len(self._first) < _NAMED:
+            self._first.append(name)
+
+    def __str__(self) -> str:
+        more = self.count - len(self._first)
+        return ", ".join(self._first) + (f" and {more:,} more" if more else "")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fanout.aggregators.base import Aggregate, list_some, place
+from fanout.aggregators.base import Aggregate, Named, place
 
 if TYPE_CHECKING:
     from fanout.aggregators.base import Item
@@ -20,25 +20,24 @@ class Concat:
 
     def __init__(self) -> None:
         self._answers: list[tuple[str, str]] = []
-        self._missing: list[str] = []
+        self._missing = Named()
 
     def add(self, item: Item) -> None:
         """See Accumulator."""
         if item.output is None:
-            self._missing.append(place(item))
+            self._missing.add(place(item))
         else:
             self._answers.append((place(item), item.output))
 
     def result(self) -> Aggregate:
         """See Accumulator."""
         notes = []
-        if self._missing:
-            count = len(self._missing)
-            notes.append(f"{count:,} failed and left out: {list_some(self._missing)}")
+        if self._missing.count:
+            notes.append(f"{self._missing.count:,} failed and left out: {self._missing}")
         return Aggregate(
             value=self._text(),
             succeeded=len(self._answers),
-            failed=len(self._missing),
+            failed=self._missing.count,
             notes=notes,
         )
 

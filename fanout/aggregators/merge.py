@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from fanout.aggregators.base import Aggregate, list_some, place
+from fanout.aggregators.base import Aggregate, Named, place
 from fanout.json_text import parse_json
 
 if TYPE_CHECKING:
@@ -30,19 +30,19 @@ class Merge:
         # Answers are merged into this in place: the cost of one does not grow with those before.
         self._value: dict[str, Any] | list[Any] | None = None
         self._succeeded = 0
-        self._missing: list[str] = []
-        self._unusable: list[str] = []
+        self._missing = Named()
+        self._unusable = Named()
 
     def add(self, item: Item) -> None:
         """See Accumulator."""
         if item.output is None:
-            self._missing.append(place(item))
+            self._missing.add(place(item))
             return
         self._succeeded += 1
         try:
             value = parse_json(item.output)
         except ValueError:
-            self._unusable.append(place(item))
+            self._unusable.add(place(item))
             return
         self._take(value)
 
@@ -59,15 +59,13 @@ class Merge:
     def result(self) -> Aggregate:
         """See Accumulator."""
         notes = []
-        if self._missing:
-            notes.append(f"{len(self._missing):,} failed and left out: {list_some(self._missing)}")
-        if self._unusable:
-            names = list_some(self._unusable)
-            notes.append(f"{len(self._unusable):,} answers are not JSON and left out: {names}")
+        missing, unusable = self._missing, self._unusable
+        if missing.count:
+            notes.append(f"{missing.count:,} failed and left out: {missing}")
+        if unusable.count:
+            notes.append(f"{unusable.count:,} answers are not JSON and left out: {unusable}")
         value = {} if self._value is None else _plain(self._value)
-        return Aggregate(
-            value=value, succeeded=self._succeeded, failed=len(self._missing), notes=notes
-        )
+        return Aggregate(value=value, succeeded=self._succeeded, failed=missing.count, notes=notes)
 
 
 class _Distinct:

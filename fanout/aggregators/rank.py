@@ -6,7 +6,7 @@ import math
 import re
 from typing import TYPE_CHECKING, Any
 
-from fanout.aggregators.base import Aggregate, list_some, place
+from fanout.aggregators.base import Aggregate, Named, place
 from fanout.json_text import parse_json
 
 if TYPE_CHECKING:
@@ -40,17 +40,17 @@ class Rank:
 
     def __init__(self) -> None:
         self._rows: list[dict[str, Any]] = []
-        self._missing: list[str] = []
-        self._unscored: list[str] = []
+        self._missing = Named()
+        self._unscored = Named()
 
     def add(self, item: Item) -> None:
         """See Accumulator."""
         if item.output is None:
-            self._missing.append(place(item))
+            self._missing.add(place(item))
             return
         score = score_of(item.output)
         if score is None:
-            self._unscored.append(place(item))
+            self._unscored.add(place(item))
         row = {"score": score, "index": item.index, "document": item.document}
         if item.aspect is not None:
             row["aspect"] = item.aspect
@@ -68,17 +68,17 @@ class Rank:
         return Aggregate(
             value=ranked,
             succeeded=len(rows),
-            failed=len(self._missing),
+            failed=self._missing.count,
             notes=self._notes(),
         )
 
     def _notes(self) -> list[str]:
         notes = []
-        if self._unscored:
-            names = list_some(self._unscored)
-            notes.append(f"{len(self._unscored):,} answers hold no number: ranked last: {names}")
-        if self._missing:
-            notes.append(f"{len(self._missing):,} failed and left out: {list_some(self._missing)}")
+        missing, unscored = self._missing, self._unscored
+        if unscored.count:
+            notes.append(f"{unscored.count:,} answers hold no number: ranked last: {unscored}")
+        if missing.count:
+            notes.append(f"{missing.count:,} failed and left out: {missing}")
         return notes
 
 

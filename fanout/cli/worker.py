@@ -20,7 +20,7 @@ __all__ = ["check_broker", "command", "pass_on_broker"]
 # Until the worker says so itself.
 _START_S = 10.0
 # The settings that its options set.
-_OF_WORKERS = ("concurrency", "queues", "worker_name", "pool", "autoscale")
+_OF_WORKERS = ("concurrency", "queues", "worker_name", "pool", "autoscale", "storage")
 _LEVELS = ["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"]
 
 
@@ -62,6 +62,12 @@ _LEVELS = ["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"]
     "--autoscale",
     metavar="MAX,MIN",
     help="Processes of the prefork pool, instead of --concurrency. [default: $FANOUT_AUTOSCALE]",
+)
+@click.option(
+    "--storage",
+    metavar="URL",
+    help="Keep outcomes here and not in the server: a folder that all machines see, or "
+    "s3://BUCKET/PREFIX [default: $FANOUT_STORAGE, else the server]",
 )
 @click.option(
     "--loglevel",

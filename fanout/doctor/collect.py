@@ -24,15 +24,23 @@ from fanout.doctor.facts import (
     MachineFacts,
     ModelFacts,
     ServerFacts,
+    StorageFacts,
 )
 from fanout.embedded import EmbeddedFleet
-from fanout.errors import BrokerError, EmbeddedError, ModelError, UnknownRunError
+from fanout.errors import (
+    BrokerError,
+    EmbeddedError,
+    ModelError,
+    SettingsError,
+    UnknownRunError,
+)
 from fanout.llm import make_llm
 from fanout.llm.assets import WEIGHTS
 from fanout.messages import Messages
 from fanout.queues import Queues
 from fanout.runs import RunStatus
 from fanout.stores import RedisStore, connect
+from fanout.stores.blobs import check_storage
 from fanout.stores.connection import address_of
 
 if TYPE_CHECKING:
@@ -40,7 +48,14 @@ if TYPE_CHECKING:
     from fanout.settings import Settings
     from fanout.stores import RunRecord
 
-__all__ = ["Server", "embedded_facts", "local_model_facts", "machine_facts", "model_facts"]
+__all__ = [
+    "Server",
+    "embedded_facts",
+    "local_model_facts",
+    "machine_facts",
+    "model_facts",
+    "storage_facts",
+]
 
 _PINGS = 20
 _TIMEOUT_S = 5.0
@@ -208,6 +223,16 @@ def _version(name: str) -> str | None:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
         return None
+
+
+def storage_facts(storage: str) -> StorageFacts:
+    """Write a file to the storage, read it and delete it."""
+    began_at = time.monotonic()
+    try:
+        check_storage(storage)
+    except SettingsError as error:
+        return StorageFacts(storage=storage, problem=str(error))
+    return StorageFacts(storage=storage, took_s=time.monotonic() - began_at)
 
 
 def embedded_facts(settings: Settings) -> EmbeddedFacts:

@@ -11,10 +11,11 @@ from fanout.doctor.collect import (
     local_model_facts,
     machine_facts,
     model_facts,
+    storage_facts,
 )
 from fanout.doctor.findings import fail
 from fanout.doctor.fleet import fleet_findings, model_finding
-from fanout.doctor.machine import embedded_findings, machine_findings
+from fanout.doctor.machine import embedded_findings, machine_findings, storage_finding
 from fanout.doctor.server import connection_findings, server_findings
 from fanout.errors import BrokerError
 
@@ -30,6 +31,8 @@ __all__ = ["examine"]
 def examine(settings: Settings, models: tuple[str, ...]) -> Iterator[Finding]:
     """Yield what is found of this machine, of the server and its fleet, or of what is embedded."""
     yield from machine_findings(machine_facts())
+    if settings.storage is not None:
+        yield storage_finding(storage_facts(settings.storage))
     if settings.broker_url is None:
         yield from embedded_findings(embedded_facts(settings), is_local_wanted="local" in models)
         yield from (model_finding(local_model_facts(settings, model)) for model in models)

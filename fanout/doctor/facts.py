@@ -9,6 +9,7 @@ from fanout.stores import WorkerRecord  # noqa: TC001 - msgspec reads the annota
 
 __all__ = [
     "Connection", "EmbeddedFacts", "FleetFacts", "MachineFacts", "ModelFacts", "ServerFacts",
+    "StorageFacts",
 ]  # fmt: skip
 
 
@@ -113,6 +114,20 @@ class EmbeddedFacts(msgspec.Struct, frozen=True, kw_only=True):
     has_extra: bool = True
     has_weights: bool = True
     has_pip: bool = True
+
+
+class StorageFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """Where inputs and outcomes are kept, outside the server.
+
+    Attributes:
+        storage: The folder or URL.
+        took_s: Seconds that it took to write a file, to read and to delete it; None: it failed.
+        problem: Why.
+    """
+
+    storage: str
+    took_s: float | None = None
+    problem: str | None = None
 
 
 class ModelFacts(msgspec.Struct, frozen=True, kw_only=True):

@@ -10,11 +10,12 @@ from fanout.doctor.findings import Finding, fail, ok, warn
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from fanout.doctor.facts import EmbeddedFacts, MachineFacts
+    from fanout.doctor.facts import EmbeddedFacts, MachineFacts, StorageFacts
 
-__all__ = ["embedded_findings", "is_within", "machine_findings"]
+__all__ = ["embedded_findings", "is_within", "machine_findings", "storage_finding"]
 
 _SLOW_START_S = 5.0
+_SLOW_STORAGE_S = 5.0
 
 
 def machine_findings(facts: MachineFacts) -> Iterator[Finding]:
@@ -30,6 +31,17 @@ def machine_findings(facts: MachineFacts) -> Iterator[Finding]:
         yield fail("libraries", f"{found}; {', '.join(bad)}", "pip install --upgrade fanout-llm")
     else:
         yield ok("libraries", found)
+
+
+def storage_finding(facts: StorageFacts) -> Finding:
+    """Judge where inputs and outcomes are kept."""
+    if facts.took_s is None:
+        advice = "give this machine what it needs to write there, or set FANOUT_STORAGE elsewhere"
+        return fail("storage", str(facts.problem), advice)
+    found = f"{facts.storage} can be written and read ({facts.took_s:.1f} s)"
+    if facts.took_s > _SLOW_STORAGE_S:
+        return warn("storage", found, "workers wait for it twice a shard: use a nearer one")
+    return ok("storage", found)
 
 
 def is_within(version: str, wanted: str) -> bool:

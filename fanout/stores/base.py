@@ -85,6 +85,19 @@ class Runs(Protocol):
     def delete_run(self, run_id: str) -> None:
         """Forget all there is of a run. Raises UnknownRunError."""
 
+    def sweep_files(self, *, everything: bool = False) -> int:
+        """Delete the files of runs that are gone, where blobs are kept as files.
+
+        Args:
+            everything: Those of all other runs, too: the store itself is about to end.
+
+        Returns:
+            Of how many runs.
+
+        Raises:
+            StorageError: The storage does not answer, or refuses.
+        """
+
     def put_result(self, run_id: str, result: bytes) -> None:
         """Write the run's aggregate; the first one stands."""
 

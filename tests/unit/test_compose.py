@@ -140,7 +140,8 @@ def test_the_context_of_the_build_is_what_is_copied():
     assert ignored.splitlines()[1] == "*"
     copied = re.findall(r"^COPY (?!--from)(.+) \S+$", DOCKERFILE, re.MULTILINE)
     for path in " ".join(copied).split():
-        kept = path if not path.endswith(".lock") else "ops/docker/requirements-*.lock"
+        is_lock = path.endswith((".lock", "${REQUIREMENTS}"))
+        kept = "ops/docker/requirements-*.lock" if is_lock else path
         assert f"!{kept}\n" in ignored, path
 
 
@@ -158,3 +159,10 @@ def test_the_image_has_the_versions_that_are_tested_and_no_tools():
     assert set(names) <= runtime.keys()
     tools = {re.match(r"[a-z0-9-]+", line)[0] for line in PROJECT["optional-dependencies"]["dev"]}
     assert runtime.keys() & (tools - set(names)) == set()
+
+
+def test_the_image_that_can_keep_files_in_s3_has_all_of_the_usual_one_and_what_is_tested():
+    every, runtime = locked("requirements.lock"), locked("ops/docker/requirements-runtime.lock")
+    with_s3 = locked("ops/docker/requirements-s3.lock")
+    assert runtime.items() < with_s3.items() <= every.items()
+    assert "s3fs" in with_s3

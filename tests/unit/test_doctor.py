@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from fanout.doctor import Finding, State, worst
-from fanout.doctor.collect import _is_loopback, _requirement
+from fanout.doctor.collect import _is_loopback, _requirement, storage_facts
 from fanout.doctor.facts import (
     Connection,
     EmbeddedFacts,
@@ -14,9 +14,15 @@ from fanout.doctor.facts import (
     MachineFacts,
     ModelFacts,
     ServerFacts,
+    StorageFacts,
 )
 from fanout.doctor.fleet import fleet_findings, model_finding
-from fanout.doctor.machine import embedded_findings, is_within, machine_findings
+from fanout.doctor.machine import (
+    embedded_findings,
+    is_within,
+    machine_findings,
+    storage_finding,
+)
 from fanout.doctor.server import connection_findings, server_findings
 from fanout.queues import Queue
 from fanout.stores import WorkerRecord
@@ -303,3 +309,14 @@ def test_the_worst_finding_counts():
     assert worst([]) is State.OK
     assert worst(findings[:2]) is State.WARN
     assert worst(reversed(findings)) is State.FAIL
+
+
+def test_a_storage_is_tried(tmp_path):
+    state = storage_finding(storage_facts(str(tmp_path)))
+    assert (state.state, state.advice) == (State.OK, None)
+    assert str(tmp_path) in state.found
+    lost = storage_finding(storage_facts(str(tmp_path / "none")))
+    assert lost.state is State.FAIL
+    assert "none cannot be written to: the folder is not there" in lost.found
+    slow = storage_finding(StorageFacts(storage="s3://bucket", took_s=9.0))
+    assert slow.state is State.WARN

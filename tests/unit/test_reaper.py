@@ -6,6 +6,7 @@ import time
 
 import pytest
 
+from fanout.errors import StorageError
 from fanout.reaper import MAX_HEALS, Reaper
 from fanout.runs import Chunk, ErrorKind, Outcome, RunStatus, Shard
 from fanout.stores import End, MemoryStore, Start
@@ -141,3 +142,37 @@ def test_a_run_that_has_ended_costs_nothing(fleet):
     fleet.store.end_run(RUN, RunStatus.SUCCEEDED, ended_at=1.0)
     fleet.messages.task_ids = lambda: pytest.fail("the queues are not read")
     assert fleet.pass_time(60) == []
+
+
+def test_what_is_remembered_does_not_grow_with_the_shards_of_a_run(fleet):
+    store = MemoryStore()
+    store.create_run(RUN, spec="{}", created_at=1.0)
+    for number in range(50):
+        shard = Shard(first=number, count=1, first_chunk=number, chunks=[])
+        store.put_shard(RUN, 0, number, shard)
+    fleet.reaper = Reaper(store, fleet.publisher, fleet.messages, stall_s=15, clock=fleet.clock)
+    store.open_shards(RUN, 0, window=2)
+    for number in range(48):
+        # Each is suspected of being lost, and then ends all the same.
+        fleet.pass_time(20)
+        store.record(End(RUN, 0, number, 0, Outcome(index=number, output="x")))
+        store.open_shards(RUN, 0, window=2, finished=number)
+    assert len(fleet.reaper._marks) + len(fleet.reaper._suspected) <= 6
+
+
+def test_the_files_of_runs_that_are_gone_are_swept_now_and_then(fleet, caplog):
+    swept = []
+
+    def sweep_files():
+        swept.append(fleet.clock.now)
+        if len(swept) == 1:
+            raise StorageError("the bucket is away")
+        return 2
+
+    fleet.store.sweep_files = sweep_files
+    fleet.end(0, 1, 2)
+    with caplog.at_level("INFO"):
+        fleet.pass_time(620)
+    assert swept == [5, 305, 605]
+    assert "stay for now: the bucket is away" in caplog.text
+    assert "deleted the files of 2 runs" in caplog.text

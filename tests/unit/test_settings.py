@@ -35,6 +35,11 @@ def test_an_empty_variable_is_not_set(monkeypatch):
         ("FANOUT_QUEUES", "typo", ["FANOUT_QUEUES", "control, branches", "'typo'"]),
         ("FANOUT_WORKER_NAME", "a@b@c", ["FANOUT_WORKER_NAME", "at most one @", "'a@b@c'"]),
         ("FANOUT_AUTOSCALE", "8,2", ["FANOUT_AUTOSCALE", "prefork pool only", "--concurrency"]),
+        ("FANOUT_STORAGE", "shared/x", ["FANOUT_STORAGE", "from / on", "'shared/x'"]),
+        ("FANOUT_STORAGE", "s3://me:hunter2@b/x", ["FANOUT_STORAGE", "no password", "[key]"]),
+        ("FANOUT_STORAGE", "/", ["FANOUT_STORAGE", "must be a folder"]),
+        ("FANOUT_STORAGE", "s3://", ["FANOUT_STORAGE", "s3://bucket/prefix"]),
+        ("FANOUT_STORAGE", "/a folder", ["FANOUT_STORAGE", "no blanks"]),
         ("FANOUT_BROKER_URL", "amqp://x", ["FANOUT_BROKER_URL", "redis://", "rediss://"]),
     ],
 )
@@ -44,6 +49,19 @@ def test_a_wrong_variable_names_itself_and_what_is_allowed(monkeypatch, name, va
         load_settings()
     for word in words:
         assert word in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "storage"),
+    [
+        ("/mnt/shared/", "/mnt/shared"),
+        ("file:///mnt/shared", "file:///mnt/shared"),
+        ("s3://bucket", "s3://bucket"),
+        ("sftp://me@host/folder/", "sftp://me@host/folder"),
+    ],
+)
+def test_a_storage_is_a_folder_or_a_url(given, storage):
+    assert load_settings(storage=given).storage == storage
 
 
 def test_a_wrong_broker_url_is_not_quoted_as_it_may_hold_a_password(monkeypatch):

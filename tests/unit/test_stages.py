@@ -19,6 +19,7 @@ from fanout.settings import load_settings
 from fanout.shards import pack
 from fanout.spec import make_spec
 from fanout.stores import End, MemoryStore, Start
+from workers import reductions
 from workers.branches import (
     BranchFailed,
     BranchHandedBack,
@@ -453,6 +454,17 @@ def test_an_aggregate_that_is_delivered_twice_changes_nothing():
     aggregate(runtime, RUN, 0)
     again = runtime.store.run(RUN)
     assert msgspec.structs.replace(again, read_at=ended.read_at) == ended
+
+
+def test_an_aggregate_that_is_too_large_to_be_kept_fails_the_run_and_says_what_to_do(monkeypatch):
+    monkeypatch.setattr(reductions, "_MAX_RESULT_BYTES", 100)
+    runtime = Runtime(reduce="concat")
+    runtime.write(["a" * 200])
+    runtime.process()
+    run = runtime.store.run(RUN)
+    assert run.status is RunStatus.FAILED
+    assert f"fanout results {RUN} --out DIR" in run.error
+    assert runtime.result.aggregates == {}
 
 
 def test_an_aggregate_that_died_while_opening_a_stage_can_be_done_again():

@@ -26,20 +26,24 @@ from fanout.stores import (
     Totals,
     WorkerRecord,
 )
+from fanout.stores.blobs import FileBlobs
 
 RUN = "r1"
 
 
-@pytest.fixture(params=["memory", "fakeredis", "server"])
+@pytest.fixture(params=["memory", "fakeredis", "server", "files"])
 def store(request):
     if request.param == "memory":
         yield MemoryStore()
         return
-    if request.param == "fakeredis":
-        client = fakeredis.FakeRedis()
-    else:
+    blobs = None
+    if request.param == "server":
         client = redis.Redis.from_url(request.getfixturevalue("broker_url"))
-    store = RedisStore(client)
+    else:
+        client = fakeredis.FakeRedis()
+    if request.param == "files":
+        blobs = FileBlobs(str(request.getfixturevalue("tmp_path")))
+    store = RedisStore(client, blobs=blobs)
     yield store
     store.close()
 

@@ -8,6 +8,8 @@ and count; ``:sN:reopened`` are the shards that a retry has taken back. ``{prefi
 runs by age, ``{prefix}:active`` those that have not ended. ``{prefix}:totals`` is what the fleet
 has done, ``{prefix}:limits`` how far the rates of models are used, ``{prefix}:workers`` its workers
 until they fall silent, and ``{prefix}:worker-records`` what they say of themselves.
+``:in``, ``:out`` and ``:result`` hold the blob itself or a reference to a file, as
+fanout.stores.blobs says; ``{prefix}:stored`` names the runs that have files, with their roots.
 ``{prefix}:wire`` is the version of the wire format that the fleet speaks, ``{prefix}:wire:holders``
 are the processes that speak it.
 """
@@ -25,11 +27,14 @@ from redis.sentinel import MasterNotFoundError
 from fanout.errors import BrokerError
 from fanout.patience import PASSING_ERRORS
 from fanout.runs import TERMINAL
+from fanout.stores.blobs.inline import InlineBlobs
 from fanout.stores.connection import address_of
 from fanout.stores.redis import fleet_scripts, scripts
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from fanout.stores.blobs import Blobs
 
 __all__ = ["FINAL", "RedisBase", "seconds", "translated"]
 
@@ -96,9 +101,15 @@ class RedisBase:
     """A server and what a store keeps there, by key."""
 
     def __init__(
-        self, client: redis.Redis, *, prefix: str = "fanout", ttl_s: int = 604_800
+        self,
+        client: redis.Redis,
+        *,
+        prefix: str = "fanout",
+        ttl_s: int = 604_800,
+        blobs: Blobs | None = None,
     ) -> None:
         self._redis = client
+        self._blobs: Blobs = blobs or InlineBlobs()
         self._prefix = prefix
         self._ttl_s = ttl_s
         self._alive = client.register_script(fleet_scripts.ALIVE)
@@ -142,6 +153,10 @@ class RedisBase:
     @property
     def _holders(self) -> str:
         return f"{self._prefix}:holders"
+
+    @property
+    def _stored(self) -> str:
+        return f"{self._prefix}:stored"
 
     @property
     def _wire(self) -> str:

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from fanout.errors import LostDataError
 from fanout.latency import bucket_of
 from fanout.stores import codec
 from fanout.stores.base import ALONE_AFTER
+from fanout.stores.blobs.base import blob_name
 from fanout.stores.records import Begun, Parked, Recorded
-from fanout.stores.redis.base import RedisBase, translated
+from fanout.stores.redis.base import translated
+from fanout.stores.redis.kept import RedisKept
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterator, Sequence
@@ -70,7 +73,7 @@ def _pairs(flat: list[Any]) -> Iterator[tuple[Any, Any]]:
     return zip(flat[::2], flat[1::2], strict=True)
 
 
-class RedisBranches(RedisBase):
+class RedisBranches(RedisKept):
     """See ``fanout.stores.base.Branches``."""
 
     @translated
@@ -136,16 +139,27 @@ class RedisBranches(RedisBase):
     @translated
     def outcomes(self, run_id: str, stage: int, number: int) -> dict[int, Outcome]:
         """See Store."""
+        key = self._shard(run_id, stage, number, "out")
         with self._redis.pipeline() as pipe:
-            pipe.get(self._shard(run_id, stage, number, "out"))
+            pipe.get(key)
             pipe.hgetall(self._shard(run_id, stage, number, "live"))
-            blob, live = pipe.execute()
-        if blob is not None:
-            return codec.decode_outcomes(blob)
-        return {int(position): codec.decode_outcome(data) for position, data in live.items()}
+            held, live = pipe.execute()
+        if held is None:
+            return {int(position): codec.decode_outcome(data) for position, data in live.items()}
+        try:
+            blob = self._blobs.load(blob_name(run_id, stage, number, "out"), held)
+        except LostDataError:
+            if self._held(key) == held:
+                raise
+            # A retry has opened the shard again since we asked.
+            return self.outcomes(run_id, stage, number)
+        return codec.decode_outcomes(blob)
 
     @translated
     def compact(self, run_id: str, stage: int, number: int, outcomes: dict[int, Outcome]) -> None:
         """See Store."""
         keys = [self._shard(run_id, stage, number, part) for part in ("live", "state", "out")]
-        self._compact(keys=keys, args=[codec.encode_outcomes(outcomes), self._ttl_s])
+        name = blob_name(run_id, stage, number, "out")
+        held = self._keep(run_id, name, codec.encode_outcomes(outcomes))
+        self._compact(keys=keys, args=[held, self._ttl_s])
+        self._drop_if_late(keys[2], name, held)

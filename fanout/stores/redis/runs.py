@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, cast
 
-from fanout.errors import UnknownRunError
+from fanout.errors import StorageError, UnknownRunError
 from fanout.runs import RunStatus
 from fanout.stores import codec
 from fanout.stores.redis.base import FINAL, seconds, translated
@@ -20,6 +21,8 @@ __all__ = ["RedisRuns"]
 
 # Runs that are read in one round trip.
 _PAGE = 100
+# Bytes above which an aggregate is worth a file of its own.
+_LARGE_RESULT = 100_000
 
 
 class RedisRuns(RedisStages):
@@ -139,10 +142,16 @@ class RedisRuns(RedisStages):
         run = self._run(run_id)
         keys = [run, stage, f"{stage}:open", f"{run}:result", self._active, f"{run}:parked"]
         args: list[Any] = [self._ttl_s, run_id, codec.encode_kinds(retry), *FINAL]
+        result = None if self._blobs.root is None else self._held(keys[3])
         if not self._reopen_run(keys=[*keys, f"{stage}:reopened"], args=args):
             return False
+        if result is not None:
+            self._blobs.drop(f"{run_id}/result", result)
         for number in range(1, self.run(run_id).base_stage + 1):
             self._delete_shards(run_id, number)
+            with suppress(StorageError):
+                # What stays goes with the run.
+                self._blobs.drop_all(f"{run_id}/s{number}")
         return True
 
     @translated
@@ -155,13 +164,21 @@ class RedisRuns(RedisStages):
             self._redis.delete(self._stage(run_id, stage))
         self._redis.delete(*(f"{self._run(run_id)}{part}" for part in ("", ":result", ":parked")))
         self._forget(run_id)
+        if self._blobs.root is not None:
+            with suppress(StorageError):
+                # Where the storage is away, or is another one, the sweep does it later.
+                self._drop_files(run_id)
 
     @translated
     def put_result(self, run_id: str, result: bytes) -> None:
         """See Store."""
-        self._redis.set(f"{self._run(run_id)}:result", result, nx=True, ex=self._ttl_s)
+        key, name = f"{self._run(run_id)}:result", f"{run_id}/result"
+        held = self._keep(run_id, name, result) if len(result) > _LARGE_RESULT else result
+        self._redis.set(key, held, nx=True, ex=self._ttl_s)
+        self._drop_if_late(key, name, held)
 
     @translated
     def result(self, run_id: str) -> bytes | None:
         """See Store."""
-        return cast("bytes | None", self._redis.get(f"{self._run(run_id)}:result"))
+        held = self._held(f"{self._run(run_id)}:result")
+        return None if held is None else self._blobs.load(f"{run_id}/result", held)

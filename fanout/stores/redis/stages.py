@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING, Any, cast
 
 from fanout.errors import UnknownRunError
 from fanout.stores import codec
+from fanout.stores.blobs.base import blob_name
 from fanout.stores.records import Grant, Sealed, ShardState, StageProgress, StageWindow
-from fanout.stores.redis.base import FINAL, RedisBase, translated
+from fanout.stores.redis.base import FINAL, translated
+from fanout.stores.redis.kept import RedisKept
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["RedisStages"]
 
 
-class RedisStages(RedisBase):
+class RedisStages(RedisKept):
     """See ``fanout.stores.base.Stages``."""
 
     @translated
@@ -46,7 +48,12 @@ class RedisStages(RedisBase):
             args += [position, codec.encode_outcome(outcome)]
         args += [outcome.kind or "" for outcome in dropped]
         keys = [key, f"{key}:reopened", out, live, state]
-        return bool(self._reopen_shard(keys=keys, args=args))
+        name = blob_name(run_id, stage, number, "out")
+        before = None if self._blobs.root is None else self._held(out)
+        is_now = bool(self._reopen_shard(keys=keys, args=args))
+        if is_now and before is not None:
+            self._blobs.drop(name, before)
+        return is_now
 
     @translated
     def is_finished(self, run_id: str, stage: int, number: int) -> bool:
@@ -69,9 +76,11 @@ class RedisStages(RedisBase):
             self._shard(run_id, stage, number, "in"),
             f"{self._stage(run_id, stage)}:sizes",
         ]
-        blob = codec.encode_shard(shard)
-        args: list[Any] = [blob, number, shard.count, self._ttl_s, shard.first, *FINAL]
+        name = blob_name(run_id, stage, number, "in")
+        held = self._keep(run_id, name, codec.encode_shard(shard))
+        args: list[Any] = [held, number, shard.count, self._ttl_s, shard.first, *FINAL]
         answer = self._put_shard(keys=keys, args=args)
+        self._drop_if_late(keys[2], name, held)
         if answer < 0:
             raise UnknownRunError(run_id)
         return bool(answer)
@@ -79,10 +88,10 @@ class RedisStages(RedisBase):
     @translated
     def shard(self, run_id: str, stage: int, number: int) -> Shard:
         """See Store."""
-        blob = cast("bytes | None", self._redis.get(self._shard(run_id, stage, number, "in")))
-        if blob is None:
+        held = self._held(self._shard(run_id, stage, number, "in"))
+        if held is None:
             raise UnknownRunError(run_id)
-        return codec.decode_shard(blob)
+        return codec.decode_shard(self._blobs.load(blob_name(run_id, stage, number, "in"), held))
 
     @translated
     def indices(self, run_id: str, stage: int, number: int) -> range:

@@ -1,0 +1,7 @@
+"""Where the large parts of runs are kept: in the run store itself, or as files outside it."""
+
+from fanout.stores.blobs.base import Blobs, blob_name
+from fanout.stores.blobs.files import FileBlobs, check_storage, make_blobs
+from fanout.stores.blobs.inline import InlineBlobs
+
+__all__ = ["Blobs", "FileBlobs", "InlineBlobs", "blob_name", "check_storage", "make_blobs"]

@@ -1,0 +1,91 @@
+"""The seam to where blobs are kept, and what the run store holds in their place.
+
+The run store holds for each blob either the blob itself or a reference: the root under which files
+are, and a token that is part of the file's name. So
+
+* what counts is decided where it always was, by the store's scripts: who writes second has written
+  a file that nothing refers to;
+* a reader finds the files of a run that was stored under another root than its own;
+* and whoever can write to the server cannot have a process read any other file: its path follows
+  from the branch that is asked for.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Protocol
+
+import msgspec
+
+if TYPE_CHECKING:
+    from typing import Self
+
+__all__ = ["Blobs", "Reference", "blob_name"]
+
+# Neither zlib nor JSON begins so.
+_MARK = b"@"
+_REFERENCE = re.compile(rb"@([0-9a-f]{8}) ([^\s\x00-\x1f]+)")
+
+
+class Reference(msgspec.Struct, frozen=True, kw_only=True):
+    """What the run store holds of a blob that is a file.
+
+    Attributes:
+        root: The folder, or the URL, under which it is.
+        token: The last part of its name: another one each time that the blob is written.
+    """
+
+    root: str
+    token: str
+
+    def encode(self) -> bytes:
+        """Return the bytes that stand for it."""
+        return _MARK + f"{self.token} {self.root}".encode()
+
+    @classmethod
+    def decode(cls, held: bytes) -> Self | None:
+        """Return the reference of what the store holds, or None where that is the blob itself."""
+        if not held.startswith(_MARK):
+            return None
+        match = _REFERENCE.fullmatch(held)
+        if match is None:
+            return None
+        return cls(root=match[2].decode(errors="replace"), token=match[1].decode())
+
+
+def blob_name(run_id: str, stage: int, number: int, part: str) -> str:
+    """Return the name of a part of a shard: ``in`` is its input, ``out`` its outcomes."""
+    return f"{run_id}/s{stage}/{number}.{part}"
+
+
+class Blobs(Protocol):
+    """Keeps blobs by name: ``run/sN/M.in``, ``run/sN/M.out`` and ``run/result``."""
+
+    @property
+    def root(self) -> str | None:
+        """Where new files go; None where blobs are kept in the run store itself."""
+
+    def keep(self, name: str, blob: bytes) -> bytes:
+        """Keep a blob, safely, and return what the run store is to hold of it.
+
+        Raises:
+            StorageError: The storage does not answer, or refuses.
+        """
+
+    def load(self, name: str, held: bytes) -> bytes:
+        """Return the blob of which the run store holds ``held``.
+
+        Raises:
+            LostDataError: There is no such file.
+            StorageError: The storage does not answer, or refuses, or is not known here.
+        """
+
+    def drop(self, name: str, held: bytes) -> None:
+        """Delete a blob to which nothing refers any more, if that can be done."""
+
+    def drop_all(self, folder: str) -> None:
+        """Delete all blobs of a run (``run``), or of one of its stages (``run/sN``).
+
+        Raises:
+            StorageError: The storage does not answer, or refuses.
+        """

@@ -1,0 +1,244 @@
+"""Blobs as files: in a folder that all machines see, in S3, or whatever else fsspec can reach."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import re
+import secrets
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from fanout.errors import FanoutError, LostDataError, SettingsError, StorageError
+from fanout.patience import patiently
+from fanout.secrets import redacted
+from fanout.stores.blobs.base import Reference
+from fanout.stores.blobs.inline import InlineBlobs
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from fanout.stores.blobs.base import Blobs
+
+__all__ = ["FileBlobs", "check_storage", "load_elsewhere", "make_blobs"]
+
+_T = TypeVar("_T")
+
+# Seconds that whoever does not wait for the server does not wait for the storage either.
+_SHORT_S = 3.0
+# What needs no folders, and where a file is there as a whole or not at all.
+_OBJECT_STORES = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss"})
+_EXTRAS = {"s3": "s3", "s3a": "s3"}
+_RUN = re.compile(r"[\w-]+(/s\d+)?", re.ASCII)
+_MOST_WORDS = 200
+
+_log = logging.getLogger(__name__)
+
+
+def make_blobs(storage: str | None, *, patience_s: float = _SHORT_S) -> Blobs:
+    """Return where blobs are kept: under the folder or URL ``storage``, or in the run store.
+
+    Args:
+        storage: As ``FANOUT_STORAGE``.
+        patience_s: Seconds for which a storage that does not answer is tried again.
+    """
+    if storage is None:
+        return InlineBlobs(patience_s=patience_s)
+    return FileBlobs(storage, patience_s=patience_s)
+
+
+def check_storage(storage: str | None) -> None:
+    """Make sure that files can be written to the storage, read and deleted.
+
+    Raises:
+        SettingsError: They cannot, or a package is missing; one line says what to do.
+    """
+    if storage is None:
+        return
+    blobs = FileBlobs(storage, patience_s=0.0)
+    name = f"check-{secrets.token_hex(4)}"
+    try:
+        blobs.load(f"{name}/probe", blobs.keep(f"{name}/probe", b"fanout"))
+        blobs.drop_all(name)
+    except (LostDataError, StorageError) as error:
+        raise SettingsError(f"FANOUT_STORAGE: {error}") from None
+
+
+class FileBlobs:
+    """See ``fanout.stores.blobs.base.Blobs``. Safe to share between threads.
+
+    Args:
+        root: A folder that is there, or a URL that fsspec knows.
+        patience_s: Seconds for which a storage that does not answer is tried again.
+    """
+
+    def __init__(self, root: str, *, patience_s: float = _SHORT_S) -> None:
+        self.root: str | None = root.rstrip("/")
+        self._where = root.rstrip("/")
+        self._patience_s = patience_s
+
+    @cached_property
+    def _opened(self) -> tuple[Any, str]:
+        # On first use: importing what speaks to S3 takes a second, and most processes need none.
+        return _open(self._where)
+
+    def keep(self, name: str, blob: bytes) -> bytes:
+        """See Blobs."""
+        reference = Reference(root=self._where, token=secrets.token_hex(4))
+        self._patiently(lambda: self._write(_file(name, reference), blob), "written to")
+        return reference.encode()
+
+    def load(self, name: str, held: bytes) -> bytes:
+        """See Blobs."""
+        reference = Reference.decode(held)
+        if reference is None:
+            return held
+        if reference.root != self._where:
+            return load_elsewhere(name, reference, patience_s=self._patience_s)
+        return self.read(name, reference)
+
+    def read(self, name: str, reference: Reference) -> bytes:
+        """Return a file under this root. Raises LostDataError, StorageError."""
+        path = _file(name, reference)
+
+        def step() -> bytes:
+            fs, base = self._opened
+            try:
+                blob: bytes = fs.cat_file(f"{base}/{path}")
+            except FileNotFoundError:
+                self._require_root()
+                raise LostDataError(
+                    f"{self._where}/{path} is not there: the storage has lost it, or is another "
+                    "one on this machine"
+                ) from None
+            return blob
+
+        return self._patiently(step, "read from")
+
+    def drop(self, name: str, held: bytes) -> None:
+        """See Blobs."""
+        reference = Reference.decode(held)
+        if reference is None or reference.root != self._where:
+            return
+        try:
+            fs, base = self._opened
+            fs.rm_file(f"{base}/{_file(name, reference)}")
+        except Exception as error:  # noqa: BLE001 - it goes with its run
+            _log.debug("a file of the storage stays for now: %s", type(error).__name__)
+
+    def drop_all(self, folder: str) -> None:
+        """See Blobs."""
+        if not _RUN.fullmatch(folder):
+            raise StorageError(f"no folder of a run: {folder!r}")
+
+        def step() -> None:
+            fs, base = self._opened
+            self._require_root()
+            try:
+                fs.rm(f"{base}/{folder}", recursive=True)
+            except FileNotFoundError:
+                return
+
+        self._patiently(step, "deleted from")
+
+    def _write(self, path: str, blob: bytes) -> None:
+        fs, base = self._opened
+        self._require_root()
+        where = f"{base}/{path}"
+        if self._is_folder:
+            _write_to_disk(Path(where), blob)
+            return
+        if not _OBJECT_STORES.intersection(_protocols(fs)):
+            fs.makedirs(where.rpartition("/")[0], exist_ok=True)
+        # Half a file hurts nobody: nothing refers to it before all of it is there.
+        fs.pipe_file(where, blob)
+
+    @property
+    def _is_folder(self) -> bool:
+        return "file" in _protocols(self._opened[0])
+
+    def _require_root(self) -> None:
+        """Tell a folder that is not mounted from one that has lost a file."""
+        base = self._opened[1]
+        if self._is_folder and not Path(base).is_dir():
+            raise OSError(errno.ENOENT, "the folder is not there: make it, or mount it")
+
+    def _patiently(self, step: Callable[[], _T], what: str) -> _T:
+        def attempt() -> _T:
+            try:
+                return step()
+            except FanoutError:
+                raise
+            except Exception as error:  # noqa: BLE001 - it is raised again, in words
+                # Those of S3's client are of any kind. They may quote what is secret.
+                raise StorageError(
+                    f"{self._where} cannot be {what}: {_words(error)}", is_passing=True
+                ) from None
+
+        return patiently(attempt, patience_s=self._patience_s, errors=(StorageError,))
+
+
+def load_elsewhere(name: str, reference: Reference, *, patience_s: float) -> bytes:
+    """Return a file of a run that was stored under another root than this process's.
+
+    Raises:
+        LostDataError: There is no such file.
+        StorageError: The storage does not answer, or is of a kind that must be set here, too.
+    """
+    scheme = reference.root.partition("://")[0] if "://" in reference.root else "file"
+    # A URL may say more than where something is, as to fetch it by a proxy; those of users may.
+    if scheme not in {"file", *_OBJECT_STORES} or "::" in reference.root:
+        raise StorageError(
+            f"the run keeps its files under {reference.root}: set FANOUT_STORAGE to that"
+        )
+    return _elsewhere(reference.root, patience_s).read(name, reference)
+
+
+@lru_cache(maxsize=8)
+def _elsewhere(root: str, patience_s: float) -> FileBlobs:
+    return FileBlobs(root, patience_s=patience_s)
+
+
+def _file(name: str, reference: Reference) -> str:
+    return f"{name}.{reference.token}"
+
+
+def _open(root: str) -> tuple[Any, str]:
+    from fsspec.core import url_to_fs
+
+    scheme = root.partition("://")[0]
+    try:
+        # What a listing once said would be believed later: others write here, too.
+        fs, base = url_to_fs(root, use_listings_cache=False)
+    except ImportError as error:
+        extra = _EXTRAS.get(scheme)
+        fix = f"pip install 'fanout-llm[{extra}]'" if extra else _words(error)
+        raise SettingsError(f"FANOUT_STORAGE: {scheme}:// needs a package: {fix}") from None
+    except ValueError as error:
+        raise SettingsError(
+            f"FANOUT_STORAGE: {scheme}:// is nothing that can be written to: {_words(error)}"
+        ) from None
+    return fs, str(base).rstrip("/")
+
+
+def _protocols(fs: Any) -> tuple[str, ...]:
+    return (fs.protocol,) if isinstance(fs.protocol, str) else tuple(fs.protocol)
+
+
+def _write_to_disk(path: Path, blob: bytes) -> None:
+    """Write a file that survives a crash of the machine, as the reference to it does."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f"{path.name}.unfinished")
+    with unfinished.open("wb") as file:
+        file.write(blob)
+        file.flush()
+        os.fsync(file.fileno())
+    unfinished.replace(path)
+
+
+def _words(error: Exception) -> str:
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    line = " ".join(redacted(str(text)).split())[:_MOST_WORDS]
+    return line or type(error).__name__

@@ -1,0 +1,63 @@
+"""Blobs of the Redis store: in the server, or as files that it refers to.
+
+A file is written before the script that makes it count, and deleted after the one by which it does
+not count any more: a process that dies in between leaves a file that nothing refers to, which goes
+with its run, and never a reference to nothing.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+from fanout.stores.redis.base import RedisBase, translated
+
+__all__ = ["RedisKept"]
+
+
+class RedisKept(RedisBase):
+    """Keeps, loads and deletes blobs by name."""
+
+    def _keep(self, run_id: str, name: str, blob: bytes) -> bytes:
+        """Keep a blob, and return what its key is to hold."""
+        if self._blobs.root is not None:
+            # Before the first file: the sweep finds what is left of a run by it.
+            self._redis.sadd(self._stored, self._entry(run_id))
+        return self._blobs.keep(name, blob)
+
+    def _drop_if_late(self, key: str, name: str, held: bytes) -> None:
+        """Delete a file that does not count, as somebody else's was there first."""
+        if self._blobs.root is not None and self._held(key) != held:
+            self._blobs.drop(name, held)
+
+    def _held(self, key: str) -> bytes | None:
+        return cast("bytes | None", self._redis.get(key))
+
+    def _entry(self, run_id: str) -> str:
+        return f"{run_id} {self._blobs.root}"
+
+    @translated
+    def sweep_files(self, *, everything: bool = False) -> int:
+        """See Store."""
+        # Only under the root that is set here: what the server says must not make a process
+        # delete whatever else it can.
+        root = self._blobs.root
+        if root is None:
+            return 0
+        entries = cast("set[bytes]", self._redis.smembers(self._stored))
+        pairs = (entry.decode(errors="replace").partition(" ") for entry in entries)
+        own = sorted(run_id for run_id, _, of_root in pairs if of_root == root)
+        gone = own if everything else self._gone(own)
+        for run_id in gone:
+            self._drop_files(run_id)
+        return len(gone)
+
+    def _gone(self, run_ids: list[str]) -> list[str]:
+        with self._redis.pipeline(transaction=False) as pipe:
+            for run_id in run_ids:
+                pipe.exists(self._run(run_id))
+            answers = pipe.execute()
+        return [run_id for run_id, is_there in zip(run_ids, answers, strict=True) if not is_there]
+
+    def _drop_files(self, run_id: str) -> None:
+        self._blobs.drop_all(run_id)
+        self._redis.srem(self._stored, self._entry(run_id))

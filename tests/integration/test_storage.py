@@ -1,0 +1,197 @@
+"""Runs whose inputs and outcomes are files: in a folder, and in S3."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+import redis
+import s3fs
+
+from fanout import Client, ErrorKind, RunStatus, SettingsError
+from fanout.spec import make_spec
+from fanout.stores.blobs import check_storage
+from tests.servers import free_port
+
+from .conftest import wait_for
+
+BUCKET = "fanout-tests"
+QUICK = {"max_attempts": 1}
+
+
+def blobs_of(client, run_id):
+    """What the server holds of the large parts of a run, by key."""
+    with redis.Redis.from_url(client.broker_url) as server:
+        keys = [*server.scan_iter(f"fanout:run:{run_id}*:in")]
+        keys += [*server.scan_iter(f"fanout:run:{run_id}*:out")]
+        return {key.decode(): server.get(key) for key in keys}
+
+
+def files(folder):
+    return [path for path in folder.rglob("*") if path.is_file()]
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    folder = tmp_path / "shared"
+    folder.mkdir()
+    # The client of these tests has it, and so have the workers that they start.
+    monkeypatch.setenv("FANOUT_STORAGE", str(folder))
+    return folder
+
+
+def submit(client, count, **fields):
+    spec = make_spec(**{"model": "fake", "prompt": "{input}", "retries": QUICK, **fields})
+    return client.submit(spec, (f"text number {i}" for i in range(count)))
+
+
+def test_a_run_lives_in_a_folder_from_its_input_to_its_deletion(folder, client, start_worker):
+    start_worker("--concurrency", "16")
+    model = "fake?fail_rate=0.1&fail_kind=timeout"
+    run = submit(client, 700, model=model, reduce="concat", samples=1)
+    run.wait(60)
+    result = run.result()
+    assert result.status is RunStatus.SUCCEEDED
+    assert [branch.index for branch in result.branches] == list(range(700))
+    assert 0 < len(result.errors) < 200
+    held = blobs_of(client, run.run_id)
+    assert len(held) == len(files(folder)) == 4
+    assert all(value.startswith(b"@") for value in held.values())
+
+    # Other outcomes, in other files; what was replaced is gone.
+    run.retry_failed()
+    run.wait(60)
+    assert len(files(folder)) == 4
+    assert blobs_of(client, run.run_id).keys() == held.keys()
+    assert len(run.result().branches) == 700
+
+    with Client(client.broker_url) as other:
+        assert len(other.run(run.run_id).result().outputs) == 700
+    run.delete()
+    assert files(folder) == []
+
+
+def test_branches_whose_input_the_folder_has_lost_end_as_lost(folder, client, start_worker):
+    run = submit(client, 20)
+    for path in files(folder):
+        path.unlink()
+    start_worker("--concurrency", "8")
+    status = run.wait(60)
+    assert status.errors == {ErrorKind.LOST: 20}
+
+
+def test_while_the_folder_is_away_the_run_waits_and_loses_nothing(folder, client, start_worker):
+    run = submit(client, 40, model="fake?latency_s=0.2")
+    away = folder.rename(folder.with_name("away"))
+    (folder.with_name("shared")).mkdir()
+    start_worker("--concurrency", "8")
+    (folder.with_name("shared")).rmdir()
+    # Each of them has asked for its input, which is away.
+    with redis.Redis.from_url(client.broker_url) as server:
+        key = f"fanout:run:{run.run_id}:s0:0:state"
+        wait_for(lambda: server.hlen(key) > 8, "branches have begun")
+    assert run.status().done == 0
+    away.rename(folder)
+    assert run.wait(60).succeeded == 40
+
+
+def test_neither_a_client_nor_a_worker_begins_without_the_folder(
+    client, start_worker, tmp_path, monkeypatch
+):
+    nowhere = tmp_path / "nowhere"
+    worker = start_worker(is_refused=True, FANOUT_STORAGE=str(nowhere))
+    monkeypatch.setenv("FANOUT_STORAGE", str(nowhere))
+    with Client(client.broker_url) as other, pytest.raises(SettingsError, match="make it, or mou"):
+        submit(other, 1)
+    assert worker.process.wait(30) == 2
+    said = worker.log.read_text()
+    assert f"FANOUT_STORAGE: {nowhere} cannot be written to" in said
+    assert "Traceback" not in said
+    assert list(client.runs()) == []
+
+
+def test_embedded_runs_leave_nothing_in_the_folder(folder):
+    with Client(concurrency=4) as client:
+        run = submit(client, 5)
+        run.wait(60)
+        assert len(files(folder)) == 2
+        assert len(run.result().outputs) == 5
+    assert files(folder) == []
+
+
+@pytest.fixture(scope="module")
+def s3_url(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("s3")
+    port = free_port()
+    with (folder / "s3.log").open("wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "moto.server", "--host", "127.0.0.1", "--port", str(port)],
+            stdout=log,
+            stderr=log,
+            cwd=folder,
+        )
+    yield f"http://127.0.0.1:{port}"
+    process.kill()
+    process.wait()
+
+
+@pytest.fixture
+def s3(s3_url, monkeypatch):
+    """A client of an S3 server; the environment says where it is, as it would of any other."""
+    for name, value in {
+        "AWS_ENDPOINT_URL_S3": s3_url,
+        "AWS_ACCESS_KEY_ID": "tests",
+        "AWS_SECRET_ACCESS_KEY": "not-to-be-shown",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }.items():
+        monkeypatch.setenv(name, value)
+    fs = s3fs.S3FileSystem(skip_instance_cache=True, use_listings_cache=False)
+
+    def is_up():
+        try:
+            fs.mkdir(BUCKET)
+        except FileExistsError:
+            return True
+        except OSError:
+            return False
+        return True
+
+    wait_for(is_up, "the S3 server is up")
+    return fs
+
+
+def test_a_run_lives_in_s3_from_its_input_to_its_deletion(
+    s3, client, start_worker, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("FANOUT_STORAGE", f"s3://{BUCKET}/some/prefix")
+    worker = start_worker("--concurrency", "8")
+    with Client(client.broker_url) as own:
+        run = submit(own, 510, model="fake", reduce="concat")
+        run.wait(60)
+        assert len(s3.find(f"{BUCKET}/some/prefix/{run.run_id}")) == 4
+    # Whoever has it not set reads the run all the same.
+    monkeypatch.delenv("FANOUT_STORAGE")
+    result = client.run(run.run_id).result()
+    assert result.status is RunStatus.SUCCEEDED
+    assert len(result.outputs) == 510
+    assert {value[:1] for value in blobs_of(client, run.run_id).values()} == {b"@"}
+    monkeypatch.setenv("FANOUT_STORAGE", f"s3://{BUCKET}/some/prefix")
+    with Client(client.broker_url) as own:
+        own.run(run.run_id).delete()
+    assert s3.find(f"{BUCKET}/some/prefix") == []
+    assert os.environ["AWS_SECRET_ACCESS_KEY"] not in worker.log.read_text()
+    with pytest.raises(SettingsError, match="cannot be written to") as caught:
+        check_storage(f"s3://{BUCKET}-other/x")
+    assert "not-to-be-shown" not in str(caught.value)
+
+
+def test_a_prefork_child_reads_and_writes_s3(s3, client, start_worker, monkeypatch):
+    monkeypatch.setenv("FANOUT_STORAGE", f"s3://{BUCKET}")
+    start_worker("--concurrency", "2", FANOUT_POOL="prefork")
+    with Client(client.broker_url) as own:
+        run = submit(own, 10)
+        assert run.wait(60).succeeded == 10
+        assert len(run.result().outputs) == 10
