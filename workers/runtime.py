@@ -46,8 +46,10 @@ Following = tuple[str, int, int, int, int]
 _T = TypeVar("_T")
 _CACHED_SHARDS = 32
 _CACHED_SPECS = 64
-# One for each kind of step that branches share, and some to load what they need.
-_THREADS = 8
+# One for each kind of step that branches share: begin, record, feed, settle.
+_THREADS = 4
+# Load what branches need.
+_LOADERS = 4
 
 
 class Runtime:
@@ -88,9 +90,11 @@ class Runtime:
         self.begin = Batches(self.store.begin_all, self.threads)
         self.record = Batches(self.store.record_all, self.threads)
         self.feed = Batches(self._publish, self.threads)
-        self.spec_of = Kept(self.spec, self.threads, size=_CACHED_SPECS)
-        self.indices_of = Kept(self._load_indices, self.threads, size=_CACHED_SHARDS * 8)
-        self.shard_of = Kept(self._load_shard, self.threads, size=_CACHED_SHARDS)
+        # Of their own: where inputs cannot be had, outcomes of other runs are still written.
+        self._loaders = ThreadPoolExecutor(_LOADERS, thread_name_prefix="fanout-load")
+        self.spec_of = Kept(self.spec, self._loaders, size=_CACHED_SPECS)
+        self.indices_of = Kept(self._load_indices, self._loaders, size=_CACHED_SHARDS * 8)
+        self.shard_of = Kept(self._load_shard, self._loaders, size=_CACHED_SHARDS)
         self.loop = new_event_loop()
         self._thread = threading.Thread(target=self._run_loop, name="fanout-loop", daemon=True)
         self._thread.start()
@@ -192,6 +196,7 @@ class Runtime:
         self._thread.join()
         self.loop.close()
         self.threads.shutdown(cancel_futures=True)
+        self._loaders.shutdown(cancel_futures=True)
         self.store.close()
         self.watched.close()
         self.broker.close()
