@@ -37,10 +37,10 @@ class Lanes(msgspec.Struct, frozen=True, kw_only=True):
 def shard_window(concurrency: int) -> int:
     """Return how many shards of a run may be in flight, for a fleet of that concurrency.
 
-    Twice what the workers can hold, so that they never wait for a collect, and at least two, so
-    that one shard is processed while the next is published.
+    Three times what the workers can hold, so that they never wait for a collect and find enough to
+    take ahead, and at least two, so that one shard is processed while the next is published.
     """
-    wanted = ceil(2 * concurrency / MAX_SHARD_BRANCHES) + 1
+    wanted = ceil(3 * concurrency / MAX_SHARD_BRANCHES) + 1
     return max(_MIN_WINDOW, min(_MAX_WINDOW, wanted))
 
 

@@ -29,7 +29,7 @@ __all__ = ["AWAY_S", "Run", "polls"]
 AWAY_S = 120.0
 
 _FIRST_POLL_S = 0.01
-_LAST_POLL_S = 0.25
+_LAST_POLL_S = 0.1
 # What is over is known of a twentieth later than it could be, at most.
 _POLL_SHARE = 0.05
 

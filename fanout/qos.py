@@ -20,6 +20,7 @@ from kombu.transport import redis as kombu_redis
 from kombu.transport import virtual
 from kombu.utils.json import dumps
 
+from fanout.queue_names import BRANCHES_QUEUE
 from fanout.refusals import MALFORMED, refusals
 from fanout.stores.redis.base import seconds
 from fanout.stores.redis.scripts import RENEW, TAKE
@@ -32,8 +33,21 @@ if TYPE_CHECKING:
 __all__ = ["ServerClockQoS", "renew"]
 
 
+# So many times as many must be left for others as are taken ahead.
+_PLENTY = 2
+# How old what is known of them may be, while none is taken.
+_LOOK_S = 0.2
+
+
 class ServerClockQoS(kombu_redis.QoS):  # type: ignore[misc]
-    """What a channel has taken and not settled, with the server's time of taking."""
+    """What a channel has taken and not settled, with the server's time of taking.
+
+    Attributes:
+        ahead: How many of the messages for which there is room are taken before there is a slot
+            for them. Only as long as there are plenty: the last ones are for whoever is free.
+    """
+
+    ahead = 0
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -41,6 +55,29 @@ class ServerClockQoS(kombu_redis.QoS):  # type: ignore[misc]
         self._prefix = secrets.token_hex(8)
         self._numbers = count()
         self._kept: set[str] = set()
+        # How many messages the last one that was taken has left in its queue.
+        self._left = 0
+        self._looked_at = 0.0
+
+    def can_consume_max_estimate(self) -> int | None:
+        """Return how many more may be taken; None is any number."""
+        room: int | None = super().can_consume_max_estimate()
+        if room is None or not self.ahead:
+            return room
+        slots = max(0, room - self.ahead)
+        if not slots and room and time.monotonic() - self._looked_at > _LOOK_S:
+            self._look()
+        return room if self._left > _PLENTY * self.ahead else slots
+
+    def _look(self) -> None:
+        """See how many there are: there may be more since no slot was free to take one."""
+        with self.channel.conn_or_acquire() as client:
+            self._left = client.llen(BRANCHES_QUEUE)
+        self._looked_at = time.monotonic()
+
+    def can_consume(self) -> bool:
+        """Say whether one more may be taken."""
+        return self.can_consume_max_estimate() != 0
 
     def take(self, queue: str, message: bytes, *, more: int) -> list[tuple[str, bytes]]:
         """Keep a message that was taken, and take up to so many more of its queue at once.
@@ -51,7 +88,10 @@ class ServerClockQoS(kombu_redis.QoS):  # type: ignore[misc]
         tags = [f"{self._prefix}.{next(self._numbers)}" for _ in range(1 + more)]
         keys = [self.unacked_index_key, self.unacked_key, queue]
         with self.channel.conn_or_acquire() as client:
-            taken = self._take(keys=keys, args=[_following(queue), message, *tags], client=client)
+            args: list[Any] = [_following(queue), message, *tags]
+            left, taken = self._take(keys=keys, args=args, client=client)
+        if queue == BRANCHES_QUEUE:
+            self._left, self._looked_at = left, time.monotonic()
         messages = list(zip(tags, [message, *taken], strict=False))
         self._kept.update(tag for tag, _ in messages)
         return messages

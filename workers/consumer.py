@@ -35,8 +35,10 @@ class Reconnects(Consumer):  # type: ignore[misc]
     def __init__(
         self, *args: Any, pool: Any = None, initial_prefetch_count: int = 2, **kwargs: Any
     ) -> None:
+        self._ahead = 0
         if isinstance(pool, TaskPool):
-            initial_prefetch_count += taken_ahead(initial_prefetch_count)
+            self._ahead = taken_ahead(initial_prefetch_count)
+            initial_prefetch_count += self._ahead
         super().__init__(*args, pool=pool, initial_prefetch_count=initial_prefetch_count, **kwargs)
 
     def on_connection_error_after_connected(self, exc: Exception) -> None:
@@ -47,6 +49,12 @@ class Reconnects(Consumer):  # type: ignore[misc]
                 with suppress(Empty, *self.connection_errors, *self.channel_errors):
                     channel._brpop_read()  # noqa: SLF001 - what its close() does
         super().on_connection_error_after_connected(exc)
+
+    def create_task_handler(self, **kwargs: Any) -> Callable[[Any], Any]:
+        """Return what is called with each message of this connection."""
+        self.task_consumer.channel.qos.ahead = self._ahead
+        handler: Callable[[Any], Any] = super().create_task_handler(**kwargs)
+        return handler
 
     def on_send_event_buffered(self) -> None:
         """Let events gather for ``workers.events``, which sends them.

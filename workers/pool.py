@@ -40,17 +40,18 @@ _THREADS = 8
 # How soon a branch goes back to its queue whose end the server does not take.
 _AGAIN_S = 1.0
 
-# So many branches more than are in flight are taken, to begin at once when a call has ended. What
-# a worker has taken no other one begins, so they are few, and none where few are in flight.
-_AHEAD = 8
-_MOST_AHEAD = 64
+# So many branches more than are in flight are taken, to begin at once when a call has ended; none
+# where few are in flight. What a worker has taken no other one begins: see fanout.qos.
+_AHEAD = 2
+_MOST_AHEAD = 256
+_MANY = 8
 
 _log = logging.getLogger(__name__)
 
 
 def taken_ahead(concurrency: int) -> int:
     """Return how many branches a worker takes beyond those that it has in flight."""
-    return min(_MOST_AHEAD, concurrency // _AHEAD)
+    return min(_MOST_AHEAD, concurrency // _AHEAD) if concurrency >= _MANY else 0
 
 
 class TaskPool(BasePool):  # type: ignore[misc]

@@ -86,6 +86,22 @@ def test_a_worker_with_much_room_leaves_a_share_to_others(app, taker):
     assert second.take_once() == ids(*range(32, 73))
 
 
+def test_messages_are_taken_ahead_only_while_there_are_plenty(app, taker, db):
+    publish(app, 20)
+    one = taker(6)
+    one.channel.qos.ahead = 4
+    assert one.take_once() == ids(0, 1), "nothing is known yet of what is left"
+    assert one.take_once() == ids(2, 3, 4, 5), "plenty are left"
+    for message in one.messages:
+        message.ack()
+    assert one.take_once() == ids(*range(6, 12))
+    for message in one.messages[6:]:
+        message.ack()
+    assert db.llen(BRANCHES_QUEUE) == 8
+    assert one.take_once() == ids(12, 13), "eight are left for others"
+    assert not one.channel.qos.can_consume()
+
+
 def test_control_tasks_are_taken_one_by_one(app, taker, db):
     publisher = Publisher(app)
     for shard in range(3):
