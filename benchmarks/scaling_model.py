@@ -34,7 +34,7 @@ from typing import Any
 from measure import RESULTS, rounded, save
 
 _TRIPS = 7
-_AHEAD_PART, _MOST_AHEAD = 4, 128
+_AHEAD_PART, _MOST_AHEAD = 2, 256
 _TAKEN, _TAKEN_PART = 32, 4
 # Of consuming a message, of a worker's cost: benchmarks/profile_branch.py.
 _TAKE_SHARE = 0.25

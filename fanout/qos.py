@@ -35,6 +35,8 @@ __all__ = ["ServerClockQoS", "renew"]
 
 # So many times as many must be left for others as are taken ahead.
 _PLENTY = 2
+# Once this part of what is taken ahead has found its slots, it is worth while to ask for more.
+_WORTH_ASKING = 4
 # How old what is known of them may be, while none is taken.
 _LOOK_S = 0.2
 
@@ -65,19 +67,27 @@ class ServerClockQoS(kombu_redis.QoS):  # type: ignore[misc]
         if room is None or not self.ahead:
             return room
         slots = max(0, room - self.ahead)
-        if not slots and room and time.monotonic() - self._looked_at > _LOOK_S:
+        if slots:
+            return room if self._has_plenty() else slots
+        # All slots are taken. There is no hurry: a few are not worth a round trip.
+        if room <= self.ahead // _WORTH_ASKING:
+            return 0
+        if time.monotonic() - self._looked_at > _LOOK_S:
             self._look()
-        return room if self._left > _PLENTY * self.ahead else slots
+        return room if self._has_plenty() else 0
+
+    def can_consume(self) -> bool:
+        """Say whether one more may be taken."""
+        return self.can_consume_max_estimate() != 0
+
+    def _has_plenty(self) -> bool:
+        return self._left > _PLENTY * self.ahead
 
     def _look(self) -> None:
         """See how many there are: there may be more since no slot was free to take one."""
         with self.channel.conn_or_acquire() as client:
             self._left = client.llen(BRANCHES_QUEUE)
         self._looked_at = time.monotonic()
-
-    def can_consume(self) -> bool:
-        """Say whether one more may be taken."""
-        return self.can_consume_max_estimate() != 0
 
     def take(self, queue: str, message: bytes, *, more: int) -> list[tuple[str, bytes]]:
         """Keep a message that was taken, and take up to so many more of its queue at once.

@@ -30,13 +30,18 @@ class Batches(Generic[_Asked, _Given]):
         carry_out: Does it for several at once, in a thread, and returns what each is given. Where
             it raises, all of them are told so.
         threads: Where it is called, by one thread at a time.
+        linger_s: Says how many seconds a first one waits for others to come along.
     """
 
     def __init__(
-        self, carry_out: Callable[[list[_Asked]], Sequence[_Given]], threads: Executor
+        self,
+        carry_out: Callable[[list[_Asked]], Sequence[_Given]],
+        threads: Executor,
+        linger_s: Callable[[], float] = lambda: 0.0,
     ) -> None:
         self._carry_out = carry_out
         self._threads = threads
+        self._linger_s = linger_s
         self._waiting: list[tuple[_Asked, asyncio.Future[_Given]]] = []
         self._is_busy = False
 
@@ -48,7 +53,7 @@ class Batches(Generic[_Asked, _Given]):
         if not self._is_busy:
             self._is_busy = True
             # Not at once: other coroutines that are ready now shall come along.
-            loop.call_soon(self._start)
+            loop.call_later(self._linger_s(), self._start)
         return await future
 
     def _start(self) -> None:
@@ -61,7 +66,7 @@ class Batches(Generic[_Asked, _Given]):
         self, done: asyncio.Future[Sequence[_Given]], futures: list[asyncio.Future[_Given]]
     ) -> None:
         if self._waiting:
-            self._start()
+            asyncio.get_running_loop().call_later(self._linger_s(), self._start)
         else:
             self._is_busy = False
         error = done.exception()

@@ -48,6 +48,7 @@ def make_worker_app(settings: Settings, *, owns_process: bool = False) -> Celery
     os.environ.update(key_files(os.environ))
     app = make_app(settings, takes_messages=True)
     app.amqp_cls = "workers.clock:ServerClockAMQP"
+    app.events_cls = "workers.events:Events"
     app.conf.update(
         worker_pool=_POOLS.get(settings.pool, settings.pool),
         worker_concurrency=settings.concurrency,

@@ -55,6 +55,8 @@ class InFlight:
         self._tasks = defaultdict(dict)
         self._watcher: asyncio.Task[None] | None = None
         self._is_handing_back = False
+        # How many there are.
+        self.count = 0
 
     async def call(
         self, run_id: str, coroutine: Coroutine[Any, Any, _T], *, has_deadline: bool
@@ -70,6 +72,7 @@ class InFlight:
             raise CallStoppedError(Stop.HANDED_BACK)
         calls = self._tasks[run_id, has_deadline]
         calls[task] = None
+        self.count += 1
         self._watch()
         try:
             return await coroutine
@@ -78,6 +81,7 @@ class InFlight:
             task.uncancel()
             raise CallStoppedError(calls[task] or Stop.HANDED_BACK) from None
         finally:
+            self.count -= 1
             del calls[task]
             if not calls:
                 self._tasks.pop((run_id, has_deadline), None)

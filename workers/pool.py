@@ -15,7 +15,6 @@ import os
 import time
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 from celery.concurrency.base import BasePool, apply_target
@@ -26,7 +25,7 @@ from workers.requests import BranchRequest
 from workers.settling import settle
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import Callable
 
     from kombu.asynchronous import Hub
 
@@ -46,12 +45,35 @@ _AHEAD = 2
 _MOST_AHEAD = 256
 _MANY = 8
 
+# Objects made, less those that went, until Python looks for cycles among the new ones; and how many
+# of these looks until it looks further.
+_GC_THRESHOLDS = (20_000, 50, 50)
+
 _log = logging.getLogger(__name__)
 
 
 def taken_ahead(concurrency: int) -> int:
     """Return how many branches a worker takes beyond those that it has in flight."""
     return min(_MOST_AHEAD, concurrency // _AHEAD) if concurrency >= _MANY else 0
+
+
+class _Slot:
+    """One of as many as calls may be in flight."""
+
+    def __init__(self, pool: TaskPool, request: BranchRequest) -> None:
+        self._pool = pool
+        self._request = request
+
+    async def __aenter__(self) -> None:
+        await self._pool.slots.acquire()
+        if not self._pool.active:
+            # What only waited for a slot need not be waited for.
+            self._pool.slots.release()
+            raise BranchHandedBack
+        self._request.on_accepted(os.getpid(), time.monotonic())
+
+    async def __aexit__(self, *_exc: object) -> None:
+        self._pool.slots.release()
 
 
 class TaskPool(BasePool):  # type: ignore[misc]
@@ -71,12 +93,14 @@ class TaskPool(BasePool):  # type: ignore[misc]
         """Make the runtime ready, which belongs to this process alone."""
         self._runtime = self.app.fanout_runtime()
         self._loop = self._runtime.loop
-        self._slots = asyncio.Semaphore(self.limit)
+        self.slots = asyncio.Semaphore(self.limit)
         if self.app.fanout_owns_process:
-            # What was imported stays: it need not be looked through again and again.
+            # What was imported stays: it need not be looked through again and again. Nor need
+            # what is in flight, at Python's own pace: a fifth of a busy worker's time.
             gc.freeze()
+            gc.set_threshold(*_GC_THRESHOLDS)
         self._settle: Batches[tuple[BranchRequest, BranchFailed | None], None]
-        self._settle = Batches(self._settle_all, self._runtime.threads)
+        self._settle = Batches(self._settle_all, self._runtime.threads, self._runtime.linger_s)
 
     def register_with_event_loop(self, loop: Hub) -> None:
         """Remember the consumer's loop, which is woken when there is room for more."""
@@ -128,7 +152,7 @@ class TaskPool(BasePool):  # type: ignore[misc]
 
     async def _process(self, request: BranchRequest, by_celery: _ByCelery) -> None:
         error: BranchFailed | None = None
-        slot = self._slot(request)
+        slot = _Slot(self, request)
         try:
             await process_branch(self._runtime, **request.kwargs, tries=request.tries, slot=slot)
         except BranchFailed as failed:
@@ -138,15 +162,6 @@ class TaskPool(BasePool):  # type: ignore[misc]
             by_celery(None)
             return
         await self._end(request, error)
-
-    @asynccontextmanager
-    async def _slot(self, request: BranchRequest) -> AsyncIterator[None]:
-        async with self._slots:
-            if self._state != self.RUN:
-                # What only waited for a slot need not be waited for.
-                raise BranchHandedBack
-            request.on_accepted(os.getpid(), time.monotonic())
-            yield
 
     async def _end(self, request: BranchRequest, error: BranchFailed | None) -> None:
         try:

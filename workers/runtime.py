@@ -38,6 +38,10 @@ if TYPE_CHECKING:
 
 __all__ = ["Runtime"]
 
+# Calls in flight above which those that have ended are written together, and how long they wait.
+_MANY_IN_FLIGHT = 64
+_LINGER_S = 0.01
+
 # Run, stage, shard.
 ShardKey = tuple[str, int, int]
 # Run, stage, shard, feed, and the position of the branch to publish.
@@ -88,7 +92,7 @@ class Runtime:
         self.template = lru_cache(maxsize=_CACHED_SPECS * 8)(self._load_template)
         self.threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="fanout-store")
         self.begin = Batches(self.store.begin_all, self.threads)
-        self.record = Batches(self.store.record_all, self.threads)
+        self.record = Batches(self.store.record_all, self.threads, self.linger_s)
         self.feed = Batches(self._publish, self.threads)
         # Of their own: where inputs cannot be had, outcomes of other runs are still written.
         self._loaders = ThreadPoolExecutor(_LOADERS, thread_name_prefix="fanout-load")
@@ -98,6 +102,13 @@ class Runtime:
         self.loop = new_event_loop()
         self._thread = threading.Thread(target=self._run_loop, name="fanout-loop", daemon=True)
         self._thread.start()
+
+    def linger_s(self) -> float:
+        """Return how long a branch that has ended waits for others, to be written with them.
+
+        Where many are in flight the next call does not wait for it, and there soon are others.
+        """
+        return _LINGER_S if self._in_flight.count >= _MANY_IN_FLIGHT else 0.0
 
     def _run_loop(self) -> None:
         asyncio.set_event_loop(self.loop)

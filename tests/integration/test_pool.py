@@ -53,7 +53,7 @@ def calls(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("concurrency", "ahead"), [(1, 0), (4, 0), (8, 2), (200, 50), (1_000, 128), (10_000, 128)]
+    ("concurrency", "ahead"), [(1, 0), (7, 0), (8, 4), (200, 100), (1_000, 256), (10_000, 256)]
 )
 def test_a_few_more_are_taken_than_are_in_flight(concurrency, ahead):
     assert taken_ahead(concurrency) == ahead
@@ -65,7 +65,7 @@ def test_as_many_calls_are_in_flight_as_there_are_slots_although_more_are_taken(
     start_worker("--concurrency", "16", **model(0.05))
     run = submit(client, 200)
     with redis.Redis.from_url(broker_url) as server:
-        wait_for(lambda: server.hlen(UNACKED) == 20, "four are taken ahead")
+        wait_for(lambda: server.hlen(UNACKED) == 24, "eight are taken ahead")
     assert run.wait(30).succeeded == 200
     assert (tmp_path / "most").read_text() == "16"
 

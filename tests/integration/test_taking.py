@@ -102,6 +102,20 @@ def test_messages_are_taken_ahead_only_while_there_are_plenty(app, taker, db):
     assert not one.channel.qos.can_consume()
 
 
+def test_a_few_that_are_missing_of_those_taken_ahead_are_not_asked_for(app, taker):
+    publish(app, 100)
+    one = taker(20)
+    one.channel.qos.ahead = 8
+    one.take_once()
+    one.take_once()
+    assert not one.channel.qos.can_consume(), "all twenty are taken"
+    for message in one.messages[:2]:
+        message.ack()
+    assert not one.channel.qos.can_consume()
+    one.messages[2].ack()
+    assert one.channel.qos.can_consume()
+
+
 def test_control_tasks_are_taken_one_by_one(app, taker, db):
     publisher = Publisher(app)
     for shard in range(3):

@@ -129,3 +129,16 @@ def test_what_was_not_asked_for_longest_is_forgotten(threads):
 
     asyncio.run(main())
     assert loaded == ["a", "b", "c", "b"]
+
+
+def test_a_first_one_lingers_for_others_to_come_along(threads):
+    batches_seen = []
+
+    async def main():
+        shared = Batches(lambda asked: batches_seen.append(asked) or asked, threads, lambda: 0.05)
+        first = asyncio.ensure_future(shared(1))
+        await asyncio.sleep(0.001)
+        assert await asyncio.gather(first, shared(2)) == [1, 2]
+
+    asyncio.run(main())
+    assert batches_seen == [[1, 2]]
