@@ -93,6 +93,13 @@ def _million() -> dict[str, Any]:
     return max((json.loads(path.read_text()) for path in files), key=lambda each: each["branches"])
 
 
+def _kept_bytes() -> float:
+    """Return what the server keeps of a branch, its compressed input and outcome, at the end."""
+    million = _million()
+    branches = sum(run["branches"] for run in million["runs"])
+    return float(million["kept"]["redis_used_mb"] * 1e6 / branches)
+
+
 def _costs() -> Costs:
     line = _value("growth-line", 0)["cpu_ms_per_branch"]
     zero = _fanout("zero")["cpu_ms_per_call"]["median"]
@@ -107,12 +114,12 @@ def _costs() -> Costs:
         worker_ms=zero - server - client,
         server_ms=server,
         client_ms=client,
-        provider_ms=_read("provider_cost")["cpu_ms_per_request"]["median"],
+        provider_ms=_read("provider_cost")["summary"]["cpu_us_per_request"]["median"] / 1e3,
         fixed_s=max(0.0, second - 20 * turn_s),
         turn_s=turn_s,
         bytes_in=traffic["bytes_in"]["median"],
         bytes_out=traffic["bytes_out"]["median"],
-        kept_bytes=_million()["server_bytes_per_branch"],
+        kept_bytes=_kept_bytes(),
     )
 
 

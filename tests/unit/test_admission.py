@@ -9,9 +9,9 @@ from fanout.admission import plan_lanes, shard_window, workers_wanted
 
 @pytest.mark.parametrize(
     ("concurrency", "window"),
-    [(0, 2), (1, 2), (200, 2), (250, 2), (251, 3), (1000, 5), (10_000, 41), (10**6, 64)],
+    [(0, 2), (1, 2), (200, 3), (250, 3), (251, 3), (1000, 7), (10_000, 61), (10**6, 64)],
 )
-def test_the_window_holds_twice_what_the_workers_can(concurrency, window):
+def test_the_window_holds_three_times_what_the_workers_can(concurrency, window):
     assert shard_window(concurrency) == window
 
 
