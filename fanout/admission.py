@@ -12,12 +12,14 @@ from fanout.shards import MAX_SHARD_BRANCHES
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-__all__ = ["Lanes", "plan_lanes", "shard_window", "workers_wanted"]
+__all__ = ["Lanes", "is_draining", "plan_lanes", "shard_window", "workers_wanted"]
 
 _MIN_WINDOW = 2
 _MAX_WINDOW = 64
 # A shard that drains keeps its lanes half idle for one call; fifty lanes to 500 branches lose 5 %.
 _LANES_PER_SHARD = 50
+# What part of a shard is left when it drains, and when it does so further.
+_DRAINS_AT = (4, 16, 64)
 
 
 class Lanes(msgspec.Struct, frozen=True, kw_only=True):
@@ -42,6 +44,15 @@ def shard_window(concurrency: int) -> int:
     """
     wanted = ceil(3 * concurrency / MAX_SHARD_BRANCHES) + 1
     return max(_MIN_WINDOW, min(_MAX_WINDOW, wanted))
+
+
+def is_draining(*, ended: int, size: int) -> bool:
+    """Say whether, with this end, so few branches of a shard are left that others may take over.
+
+    True at a few points only, and once at each: what follows from it costs round trips.
+    """
+    left = size - ended
+    return left > 0 and left in {size // part for part in _DRAINS_AT}
 
 
 def plan_lanes(*, max_workers: int, shards: int | None) -> Lanes:

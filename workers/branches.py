@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from msgspec import structs
 
+from fanout.admission import is_draining
 from fanout.errors import (
     LostDataError,
     ModelError,
@@ -27,6 +28,7 @@ from fanout.secrets import redacted
 from fanout.shards import shard_chunk
 from fanout.stores import End, Start
 from workers.inflight import CallStoppedError, Stop
+from workers.stages import drain
 from workers.telemetry import Calls
 
 if TYPE_CHECKING:
@@ -189,6 +191,10 @@ class _Branch:
         recorded = await runtime.record(End(*self._key, outcome=outcome, feed=self._feed))
         if recorded.next is not None:
             await runtime.feed((run_id, stage, number, self._feed, recorded.next))
+        size = len(await runtime.indices_of((run_id, stage, number)))
+        if recorded.first and is_draining(ended=recorded.ended, size=size):
+            left = size - recorded.ended
+            await asyncio.to_thread(drain, runtime, run_id, stage, number, left)
         if recorded.first:
             runtime.reports.branch_ended(self._key, outcome, calls)
 

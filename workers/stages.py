@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from fanout.stores import RunRecord, StageRecord
     from workers.runtime import Runtime
 
-__all__ = ["TooEarlyError", "aggregate", "collect", "expand"]
+__all__ = ["TooEarlyError", "aggregate", "collect", "drain", "expand"]
 
 
 class TooEarlyError(Exception):
@@ -121,6 +121,13 @@ def collect(
     runtime.publisher.expand(run_id, stage, grants)
     succeeded = sum(outcome.ok for outcome in outcomes.values())
     return {"shard": number, "succeeded": succeeded, "failed": len(outcomes) - succeeded}
+
+
+def drain(runtime: Runtime, run_id: str, stage: int, number: int, left: int) -> None:
+    """Publish further shards, as few branches are left of this one, and may be slow."""
+    store = runtime.store
+    grants = store.open_shards(run_id, stage, window=fleet_window(store), draining=(number, left))
+    runtime.publisher.expand(run_id, stage, grants)
 
 
 def _complete(

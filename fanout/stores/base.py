@@ -27,11 +27,15 @@ if TYPE_CHECKING:
         WorkerRecord,
     )
 
-__all__ = ["ALONE_AFTER", "Branches", "Fleet", "Runs", "Stages", "Store"]
+__all__ = ["ALONE_AFTER", "MOST_WINDOWS", "Branches", "Fleet", "Runs", "Stages", "Store"]
 
 # A branch that was begun so often without an end is begun again only alone: when its worker dies,
 # it is known which branch it was.
 ALONE_AFTER = 2
+
+# How many times the window may be open, with the shards that drain: a few slow calls of each must not
+# keep the workers idle, and what has ended of a shard that is open is not compressed yet.
+MOST_WINDOWS = 8
 
 
 class Runs(Protocol):
@@ -158,9 +162,25 @@ class Stages(Protocol):
         """Let a stage take no more shards: those that it has are all. Raises UnknownRunError."""
 
     def open_shards(
-        self, run_id: str, stage: int, *, window: int, finished: int | None = None
+        self,
+        run_id: str,
+        stage: int,
+        *,
+        window: int,
+        finished: int | None = None,
+        draining: tuple[int, int] | None = None,
     ) -> list[Grant]:
-        """Close the shard ``finished``, if any, and open shards until ``window`` are in flight."""
+        """Close the shard ``finished``, if any, and open shards until ``window`` are in flight.
+
+        Args:
+            run_id: The run.
+            stage: The stage.
+            window: How many; a stage with lanes has its own.
+            finished: A shard that is over.
+            draining: A shard of which few branches have not ended, and how many: it does not count
+                any more, and needs no more lanes than that. ``MOST_WINDOWS`` windows are the most
+                that are open in all.
+        """
 
     def start_shard(self, run_id: str, stage: int, number: int, *, published: int) -> bool:
         """Remember that the first ``published`` branches of a shard are being published.

@@ -102,10 +102,12 @@ class Recorded(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         first: Whether it was the first for its branch, and so was kept and counted.
         next: The position in the shard of the branch to publish next, or None.
+        ended: How many branches of the shard have ended with it.
     """
 
     first: bool
     next: int | None = None
+    ended: int = 0
 
 
 class Sealed(msgspec.Struct, frozen=True, kw_only=True):

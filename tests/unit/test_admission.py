@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fanout.admission import plan_lanes, shard_window, workers_wanted
+from fanout.admission import is_draining, plan_lanes, shard_window, workers_wanted
 
 
 @pytest.mark.parametrize(
@@ -52,3 +52,12 @@ def test_how_many_workers_would_hold_all_branches(waiting, taken, concurrencies,
         workers_wanted(waiting=waiting, taken=taken, concurrencies=concurrencies, usual=32)
         == wanted
     )
+
+
+@pytest.mark.parametrize(
+    ("size", "points"),
+    [(500, [125, 31, 7]), (64, [16, 4, 1]), (8, [2]), (4, [1]), (3, []), (1, [])],
+)
+def test_a_shard_drains_at_a_few_points(size, points):
+    left = [size - ended for ended in range(1, size + 1) if is_draining(ended=ended, size=size)]
+    assert left == points

@@ -194,6 +194,16 @@ def test_a_branch_that_ends_publishes_the_next_of_its_shard():
     assert runtime.publisher.sent[1:] == [("branch", 0, 0, 1, 3), ("branch", 0, 0, 2, 3)]
 
 
+def test_further_shards_are_published_when_few_branches_are_left_of_one():
+    runtime = Runtime()
+    runtime.write([str(i) for i in range(48)], max_branches=16)
+    runtime.publisher.expand(RUN, 0, runtime.store.open_shards(RUN, 0, window=2))
+    for position in range(12):
+        assert runtime.publisher.sent == [("expand", 0, 0, 0), ("expand", 0, 1, 0)]
+        run_branch(runtime, RUN, 0, 0, position, feed=0)
+    assert runtime.publisher.sent[2:] == [("expand", 0, 2, 0)]
+
+
 def test_a_stopped_run_is_not_published_but_recorded():
     runtime = Runtime()
     runtime.write(["a", "b"])

@@ -836,3 +836,53 @@ def test_more_than_one_step_may_carry_are_all_written(store, run):
     recorded = store.record_all([End(run, 0, 0, at, ok(at)) for at in range(450)])
     assert all(each.first for each in recorded)
     assert store.stage(run, 0).succeeded == 450
+
+
+def test_a_shard_that_drains_makes_room_for_another_until_very_many_are_open(store, run):
+    for number in range(40):
+        store.put_shard(run, 0, number, shard(first=3 * number))
+    assert [grant.shard for grant in store.open_shards(run, 0, window=2)] == [0, 1]
+    assert [g.shard for g in store.open_shards(run, 0, window=2, draining=(0, 1))] == [2]
+    assert store.open_shards(run, 0, window=2, draining=(0, 1)) == [], "once"
+    assert store.open_shards(run, 0, window=2, finished=0) == [], "its place is taken"
+    assert store.open_shards(run, 0, window=2, draining=(0, 1)) == [], "it is over"
+    opened = [
+        g.shard for n in range(1, 40) for g in store.open_shards(run, 0, window=2, draining=(n, 1))
+    ]
+    assert opened == list(range(3, 17)), "sixteen are open: eight windows"
+    assert [g.shard for g in store.open_shards(run, 0, window=2, finished=5)] == [17]
+
+
+def test_a_shard_that_drains_gives_its_lanes_to_others_and_takes_none_back(store, run):
+    for number in range(4):
+        store.put_shard(run, 0, number, shard(20, first=20 * number))
+    store.set_lanes(run, 0, Lanes(window=2, per_shard=5, cap=10))
+
+    def opened(**news):
+        return [(each.shard, each.lanes) for each in store.open_shards(run, 0, window=9, **news)]
+
+    assert opened() == [(0, 5), (1, 5)]
+    assert opened(draining=(0, 2)) == [(2, 3)]
+    assert store.window(run, 0).lanes_used == 10
+    assert opened(draining=(0, 4)) == [], "an older word of it"
+    assert store.window(run, 0).lanes_used == 10
+    assert opened(finished=0) == []
+    assert store.window(run, 0).lanes_used == 8
+    assert opened(draining=(1, 5)) == [(3, 2)]
+
+
+def test_a_retry_begins_with_no_shard_that_drains(store, run):
+    for number in range(3):
+        store.put_shard(run, 0, number, shard(first=3 * number))
+    store.open_shards(run, 0, window=1)
+    store.open_shards(run, 0, window=1, draining=(0, 1))
+    store.end_run(run, RunStatus.FAILED, ended_at=5.0)
+    assert store.reopen_run(run, retry=frozenset({ErrorKind.TIMEOUT}))
+    assert [grant.shard for grant in store.open_shards(run, 0, window=1)] == [0]
+
+
+def test_each_outcome_says_how_many_of_its_shard_have_ended(store, run):
+    store.put_shard(run, 0, 0, shard())
+    ends = [End(run, 0, 0, at, ok(at)) for at in (2, 0, 2, 1)]
+    recorded = store.record_all(ends)
+    assert [each.ended for each in recorded if each.first] == [1, 2, 3]

@@ -49,6 +49,7 @@ class StoredStage:
     record: StageRecord = field(default_factory=StageRecord)
     shards: dict[int, StoredShard] = field(default_factory=dict)
     open: dict[int, int] = field(default_factory=dict)
+    draining: set[int] = field(default_factory=set)
     opened: int = 0
     window: int = 0
     per_shard: int = 0

@@ -88,7 +88,8 @@ class MemoryBranches(MemoryBase):
             shard.outcomes[end.position] = end.outcome
             _count(run.stages[end.stage], end.outcome)
             self._totals = _counted(self._totals, end.outcome)
-            return Recorded(first=True, next=_following(shard, end.feed))
+            following = _following(shard, end.feed)
+            return Recorded(first=True, next=following, ended=len(shard.outcomes))
 
     def record_all(self, ends: Sequence[End]) -> list[Recorded]:
         """See Store."""

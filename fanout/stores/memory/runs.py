@@ -130,7 +130,7 @@ class MemoryRuns(MemoryBase):
                     stage.shards.clear()
             run.stages[0].open, run.stages[0].opened, run.result = {}, 0, None
             run.stages[0].heals, run.is_paused, run.parked = 0, False, set()
-            run.stages[0].reopened = set()
+            run.stages[0].reopened, run.stages[0].draining = set(), set()
             return True
 
     def delete_run(self, run_id: str) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from fanout.stores.base import MOST_WINDOWS
 from fanout.stores.memory.base import MemoryBase, StoredShard
 from fanout.stores.records import (
     Grant,
@@ -103,13 +104,24 @@ class MemoryStages(MemoryBase):
             return Sealed(shards=state.record.shards, first=is_first)
 
     def open_shards(
-        self, run_id: str, stage: int, *, window: int, finished: int | None = None
+        self,
+        run_id: str,
+        stage: int,
+        *,
+        window: int,
+        finished: int | None = None,
+        draining: tuple[int, int] | None = None,
     ) -> list[Grant]:
         """See Store."""
         with self._lock:
             state = self._run(run_id).stages[stage]
             if finished is not None:
                 state.open.pop(finished, None)
+                state.draining.discard(finished)
+            if draining is not None and draining[0] in state.open:
+                number, left = draining
+                state.draining.add(number)
+                state.open[number] = min(state.open[number], left)
             granted: list[Grant] = []
             while (grant := _next_grant(state, state.window or window)) is not None:
                 granted.append(grant)
@@ -202,7 +214,9 @@ class MemoryStages(MemoryBase):
 def _next_grant(state: StoredStage, window: int) -> Grant | None:
     used = sum(state.open.values())
     is_capped = state.cap and used >= state.cap
-    if state.opened >= state.record.shards or len(state.open) >= window or is_capped:
+    is_full = len(state.open) - len(state.draining) >= window
+    is_full = is_full or len(state.open) >= window * MOST_WINDOWS
+    if state.opened >= state.record.shards or is_full or is_capped:
         return None
     lanes = min(state.per_shard, state.cap - used) if state.cap else 0
     grant = Grant(shard=state.opened, lanes=lanes)

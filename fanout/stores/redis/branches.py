@@ -134,7 +134,10 @@ class RedisBranches(RedisKept):
         for end in ends:
             args += _written(end)
         said = self._record(keys=keys, args=args)
-        return [Recorded(first=bool(f), next=None if n < 0 else n) for f, n in _pairs(said)]
+        return [
+            Recorded(first=bool(first), next=None if following < 0 else following, ended=ended)
+            for first, following, ended in zip(said[::3], said[1::3], said[2::3], strict=True)
+        ]
 
     @translated
     def outcomes(self, run_id: str, stage: int, number: int) -> dict[int, Outcome]:

@@ -143,7 +143,8 @@ class RedisRuns(RedisStages):
         keys = [run, stage, f"{stage}:open", f"{run}:result", self._active, f"{run}:parked"]
         args: list[Any] = [self._ttl_s, run_id, codec.encode_kinds(retry), *FINAL]
         result = None if self._blobs.root is None else self._held(keys[3])
-        if not self._reopen_run(keys=[*keys, f"{stage}:reopened"], args=args):
+        more = [f"{stage}:reopened", f"{stage}:draining"]
+        if not self._reopen_run(keys=[*keys, *more], args=args):
             return False
         if result is not None:
             self._blobs.drop(f"{run_id}/result", result)

@@ -109,12 +109,14 @@ return 1
 
 # KEYS run, stage, live, out, state, totals of the fleet; ARGV ttl, feed, and of each branch its
 # position, outcome, kind, calls, input tokens, output tokens, cost, bucket of the latency (-1: no
-# call), seconds. An unknown quantity is the empty string. Returns first and next of each. Whatever
-# is counted of a run is counted here, so that no sum can differ from the outcomes.
+# call), seconds. An unknown quantity is the empty string. Returns of each first, next, and how many
+# of the shard have ended with it. Whatever is counted of a run is counted here, so that no sum can
+# differ from the outcomes.
 RECORD = """
 local recorded, counts, sums, unknown = {}, {}, {}, {}
 local is_open = redis.call('EXISTS', KEYS[1]) == 1 and redis.call('EXISTS', KEYS[4]) == 0
 local feed = tonumber(ARGV[2])
+local ended = redis.call('HLEN', KEYS[3])
 local function add(to, name, quantity)
     to[name] = (to[name] or 0) + tonumber(quantity)
 end
@@ -137,6 +139,7 @@ for i = 3, #ARGV, 9 do
     local first, following = 0, -1
     if is_open and redis.call('HSETNX', KEYS[3], ARGV[i], ARGV[i + 1]) == 1 then
         first = 1
+        ended = ended + 1
         count(i)
         if feed > 0 then
             following = redis.call('HINCRBY', KEYS[5], 'next', 1) - 1
@@ -145,6 +148,7 @@ for i = 3, #ARGV, 9 do
     end
     recorded[#recorded + 1] = first
     recorded[#recorded + 1] = following
+    recorded[#recorded + 1] = ended
 end
 if next(counts) then redis.call('EXPIRE', KEYS[3], ARGV[1]) end
 for _, key in ipairs({KEYS[2], KEYS[6]}) do
@@ -159,11 +163,25 @@ end
 return recorded
 """
 
-# KEYS stage, open; ARGV window, finished (-1: none), ttl. Returns shard, lanes, shard, lanes, ...
-# The stage hash keeps cap (0: none), lane (per shard), used, written and opened.
+# KEYS stage, open, draining; ARGV window, finished (-1: none), ttl, draining (-1: none), how many
+# of its branches have not ended, how many times the window may be open with those that drain.
+# Returns shard, lanes, shard, lanes, ... The stage hash keeps cap (0: none), lane (per shard),
+# used, written and opened.
 OPEN_SHARDS = """
 local function field(name)
     return tonumber(redis.call('HGET', KEYS[1], name) or 0)
+end
+if tonumber(ARGV[4]) >= 0 then
+    local lanes = redis.call('HGET', KEYS[2], ARGV[4])
+    if lanes then
+        redis.call('SADD', KEYS[3], ARGV[4])
+        redis.call('EXPIRE', KEYS[3], ARGV[3])
+        -- It cannot have more in flight than are left of it.
+        if tonumber(lanes) > tonumber(ARGV[5]) then
+            redis.call('HSET', KEYS[2], ARGV[4], ARGV[5])
+            redis.call('HINCRBY', KEYS[1], 'used', tonumber(ARGV[5]) - tonumber(lanes))
+        end
+    end
 end
 if tonumber(ARGV[2]) >= 0 then
     local lanes = redis.call('HGET', KEYS[2], ARGV[2])
@@ -172,20 +190,23 @@ if tonumber(ARGV[2]) >= 0 then
         -- Not -tonumber(lanes): that of 0 is -0, which Redis 7 takes for no integer.
         redis.call('HINCRBY', KEYS[1], 'used', 0 - tonumber(lanes))
     end
+    redis.call('SREM', KEYS[3], ARGV[2])
 end
 local cap, lane, written = field('cap'), field('lane'), field('written')
 local used, opened = field('used'), field('opened')
 local window = field('window')
 if window == 0 then window = tonumber(ARGV[1]) end
-local inflight = redis.call('HLEN', KEYS[2])
+local open = redis.call('HLEN', KEYS[2])
+local inflight = open - redis.call('SCARD', KEYS[3])
 local granted = {}
-while opened < written and inflight < window and (cap == 0 or used < cap) do
+while opened < written and inflight < window and open < window * tonumber(ARGV[6])
+        and (cap == 0 or used < cap) do
     local lanes = 0
     if cap > 0 then lanes = math.min(lane, cap - used) end
     redis.call('HSET', KEYS[2], opened, lanes)
     granted[#granted + 1] = opened
     granted[#granted + 1] = lanes
-    opened, used, inflight = opened + 1, used + lanes, inflight + 1
+    opened, used, inflight, open = opened + 1, used + lanes, inflight + 1, open + 1
 end
 if #granted > 0 then
     redis.call('HSET', KEYS[1], 'opened', opened, 'used', used)
@@ -286,7 +307,8 @@ if redis.call('HEXISTS', KEYS[1], 'halt') == 1 then return 0 end
 return redis.call('HSETNX', KEYS[1], 'paused', 1)
 """
 
-# KEYS run, stage 0, its open shards, result, active, parked, shards taken back; ARGV ttl, run id,
+# KEYS run, stage 0, its open shards, result, active, parked, shards taken back, those that drain;
+# ARGV ttl, run id,
 # kinds to retry, and the final statuses. Returns whether it was this call that reopened it.
 REOPEN_RUN = """
 local status = redis.call('HGET', KEYS[1], 'status')
@@ -304,7 +326,7 @@ redis.call('HSET', KEYS[1], 'status', 'running', 'stage', 0, 'retry', ARGV[3],
 redis.call('HDEL', KEYS[1], 'halt', 'error', 'ended_at', 'paused', 'deadline_at')
 redis.call('HSET', KEYS[2], 'opened', 0, 'used', 0)
 redis.call('HDEL', KEYS[2], 'heals')
-redis.call('DEL', KEYS[3], KEYS[4], KEYS[6], KEYS[7])
+redis.call('DEL', KEYS[3], KEYS[4], KEYS[6], KEYS[7], KEYS[8])
 redis.call('SADD', KEYS[5], ARGV[2])
 redis.call('EXPIRE', KEYS[1], ARGV[1])
 redis.call('EXPIRE', KEYS[2], ARGV[1])

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from fanout.errors import UnknownRunError
 from fanout.stores import codec
+from fanout.stores.base import MOST_WINDOWS
 from fanout.stores.blobs.base import blob_name
 from fanout.stores.records import Grant, Sealed, ShardState, StageProgress, StageWindow
 from fanout.stores.redis.base import FINAL, translated
@@ -64,7 +65,7 @@ class RedisStages(RedisKept):
         for number in range(self.stage(run_id, stage).shards):
             parts = ("in", "live", "state", "out")
             self._redis.delete(*(self._shard(run_id, stage, number, part) for part in parts))
-        rest = ("open", "sizes", "reopened")
+        rest = ("open", "draining", "sizes", "reopened")
         self._redis.delete(*(f"{self._stage(run_id, stage)}:{part}" for part in rest))
 
     @translated
@@ -118,12 +119,20 @@ class RedisStages(RedisKept):
 
     @translated
     def open_shards(
-        self, run_id: str, stage: int, *, window: int, finished: int | None = None
+        self,
+        run_id: str,
+        stage: int,
+        *,
+        window: int,
+        finished: int | None = None,
+        draining: tuple[int, int] | None = None,
     ) -> list[Grant]:
         """See Store."""
         key = self._stage(run_id, stage)
         args: list[Any] = [window, -1 if finished is None else finished, self._ttl_s]
-        flat = cast("list[int]", self._open(keys=[key, f"{key}:open"], args=args))
+        args += [*(draining or (-1, 0)), MOST_WINDOWS]
+        keys = [key, f"{key}:open", f"{key}:draining"]
+        flat = cast("list[int]", self._open(keys=keys, args=args))
         pairs = zip(flat[::2], flat[1::2], strict=True)
         return [Grant(shard=shard, lanes=lanes) for shard, lanes in pairs]
 
