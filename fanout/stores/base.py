@@ -33,8 +33,8 @@ __all__ = ["ALONE_AFTER", "MOST_WINDOWS", "Branches", "Fleet", "Runs", "Stages",
 # it is known which branch it was.
 ALONE_AFTER = 2
 
-# How many times the window may be open, with the shards that drain: a few slow calls of each must not
-# keep the workers idle, and what has ended of a shard that is open is not compressed yet.
+# How many times the window may be open, with the shards that drain: a few slow calls of each must
+# not keep the workers idle, and what has ended of a shard that is open is not compressed yet.
 MOST_WINDOWS = 8
 
 
