@@ -5,7 +5,7 @@
 A call whose worker dies before the outcome is written is made again. For a provider that bills by
 the answer, that matters from the answer to the write. This measures it, branch by branch, on a
 worker in this process: from the model's return to the store's confirmation. Prints JSON, in
-milliseconds.
+milliseconds; the result is benchmarks/results/billing_window.json.
 """
 
 from __future__ import annotations
@@ -15,10 +15,18 @@ import asyncio
 import json
 import statistics
 import time
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from measure import RESULTS
 
 from fanout import ParallelCalls
 from fanout.stores import RedisStore
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from fanout.stores import End, Recorded
 
 _LATENCY_S = 0.05
 
@@ -27,11 +35,12 @@ def measure(branches: int, concurrency: int) -> list[float]:
     """Return the seconds from answer to write of each branch."""
     answered: dict[str, float] = {}
     windows: list[float] = []
-    record = RedisStore.record
+    record = RedisStore.record_all
 
-    def timed(self: RedisStore, *key: Any, **options: Any) -> Any:
-        recorded = record(self, *key, **options)
-        windows.append(time.perf_counter() - answered[key[4].output])
+    def timed(self: RedisStore, ends: Sequence[End]) -> list[Recorded]:
+        recorded = record(self, ends)
+        now = time.perf_counter()
+        windows.extend(now - answered[str(end.outcome.output)] for end in ends)
         return recorded
 
     async def model(prompt: str) -> str:
@@ -39,12 +48,12 @@ def measure(branches: int, concurrency: int) -> list[float]:
         answered[prompt] = time.perf_counter()
         return prompt
 
-    RedisStore.record = timed  # type: ignore[method-assign]
+    RedisStore.record_all = timed  # type: ignore[method-assign]
     try:
         with ParallelCalls(llm=model, max_workers=concurrency) as runner:
             runner.run([f"document {i}" for i in range(branches)], "{input}")
     finally:
-        RedisStore.record = record  # type: ignore[method-assign]
+        RedisStore.record_all = record  # type: ignore[method-assign]
     return windows
 
 
@@ -52,7 +61,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--branches", type=int, default=2000)
     parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 32, 200])
+    parser.add_argument("--out", type=Path, default=RESULTS / "billing_window.json")
     options = parser.parse_args()
+    rows = []
     for concurrency in options.concurrency:
         branches = min(options.branches, 200 * concurrency)
         windows = sorted(1000 * window for window in measure(branches, concurrency))
@@ -64,7 +75,9 @@ def main() -> None:
             "p99_ms": round(windows[int(0.99 * len(windows))], 2),
             "max_ms": round(windows[-1], 2),
         }
+        rows.append(row)
         print(json.dumps(row), flush=True)
+    options.out.write_text(json.dumps({"rows": rows}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
     python benchmarks/scaling_model.py [--machines 100] [--branches 100000000]
 
 It reads benchmarks/results/ (engine_cost, compare-zero, compare-second, compare-thousand,
-growth-workers, growth-line, server_traffic, provider_cost and the largest million-*), predicts what
+growth-workers, growth-line, server_traffic, provider and the largest million-*), predicts what
 was measured there from as few figures as it can, and goes on to what cannot be measured on one
 machine. The result is benchmarks/results/scaling_model.json, and a table on standard output.
 
@@ -114,7 +114,7 @@ def _costs() -> Costs:
         worker_ms=zero - server - client,
         server_ms=server,
         client_ms=client,
-        provider_ms=_read("provider_cost")["summary"]["cpu_us_per_request"]["median"] / 1e3,
+        provider_ms=_read("provider")["summary"]["cpu_us_per_request"]["median"] / 1e3,
         fixed_s=max(0.0, second - 20 * turn_s),
         turn_s=turn_s,
         bytes_in=traffic["bytes_in"]["median"],

@@ -1,0 +1,225 @@
+"""Write the tables of the docs from benchmarks/results/, so that no figure is copied by hand.
+
+    python benchmarks/tables.py [--check]
+
+Each stands between ``<!-- NAME -->`` and ``<!-- end -->`` in docs/performance.md, docs/scaling.md
+or docs/reliability.md. ``--check`` changes nothing, and fails where one is not what its file says;
+tests/unit/test_benchmark_tables.py does that.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+__all__ = ["TABLES", "renewed"]
+
+_ROOT = Path(__file__).resolve().parents[1]
+_RESULTS = _ROOT / "benchmarks/results"
+_PAGES = [_ROOT / "docs" / name for name in ("performance.md", "scaling.md", "reliability.md")]
+_BLOCK = re.compile(r"(<!-- (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def _read(name: str) -> Any:
+    return json.loads((_RESULTS / f"{name}.json").read_text())
+
+
+def _table(head: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
+    names = list(head)
+    lines = [names, ["---"] * len(names), *([str(cell) for cell in row] for row in rows)]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def _shown(value: float) -> str:
+    """Return a figure with three digits or so."""
+    if value >= 100:  # noqa: PLR2004 - three digits
+        return f"{value:,.0f}"
+    return f"{value:.3g}"
+
+
+def _spread(figures: dict[str, float], factor: float = 1.0) -> str:
+    median, least, most = (figures[name] * factor for name in ("median", "min", "max"))
+    return f"{_shown(median)} ({_shown(least)} to {_shown(most)})"
+
+
+def _compared(suite: str) -> str:
+    result = _read(f"compare-{suite}")
+    contenders = result["contenders"]
+    has_ideal = suite != "zero"
+    names = sorted(
+        (name for name in contenders if contenders[name]["summary"]),
+        key=lambda name: -contenders[name]["summary"]["calls_per_s"]["median"],
+    )
+    head = ["contender", "calls/s", *(["% of the ideal"] if has_ideal else [])]
+    rows = []
+    for name in names:
+        summary = contenders[name]["summary"]
+        ours = result["fanout_over"].get(name, {}).get("calls_per_s")
+        row = [f"`{name}`", _spread(summary["calls_per_s"])]
+        row += [_spread(summary["share_of_ideal"], 100)] if has_ideal else []
+        row += [_shown(summary["cpu_ms_per_call"]["median"])]
+        row += [_shown(summary["peak_pss_mb"]["median"])]
+        rows.append([*row, _shown(ours["median"]) if ours else ""])
+    return _table([*head, "CPU ms a call", "MB", "fanout over it"], rows)
+
+
+def _engine() -> str:
+    summary = _read("engine_cost")["summary"]
+    costs = summary["cpu_ms_per_branch"]
+    rows = [[role, _spread(costs[role])] for role in ("workers", "server", "client", "total")]
+    return _table(["CPU ms a branch", "median (least to most)"], rows)
+
+
+def _publishing() -> str:
+    summary = _read("publishing")["summary"]
+    names = {"chords": "shard chords of 500 (`Publisher.shard_chord`)", "submit": "`Client.submit`"}
+    rows = [[text, _spread(summary[name]["branches_per_s"])] for name, text in names.items()]
+    return _table(["published as", "branches/s"], rows)
+
+
+def _traffic() -> str:
+    rows = []
+    for each in _read("server_traffic")["values"]:
+        found = {name: figures["median"] for name, figures in each["summary"].items()}
+        trips = found["scripts"] + found["brpop"]
+        row = [each["concurrency"], _shown(trips), _shown(found["commands"])]
+        rows.append([*row, _shown(found["bytes_in"]), _shown(found["bytes_out"])])
+    head = ["in flight", "scripts and BRPOPs", "commands, those in scripts included"]
+    return _table([*head, "bytes to the server", "bytes from it"], rows)
+
+
+def _profile(name: str) -> str:
+    found = _read(name)
+    steps = sorted(found["steps"].items(), key=lambda step: -step[1]["cpu_ms_per_branch"])
+    rows = [[step, _shown(f["cpu_ms_per_branch"]), f"{f['share']:.0%}"] for step, f in steps]
+    return _table(["step", "CPU ms a branch", "share"], rows)
+
+
+def _startup() -> str:
+    names = {
+        "help": "`fanout --help`",
+        "run": "`fanout run`, embedded, three branches",
+        "library": "`ParallelCalls` in a script, embedded, three branches",
+        "worker": "`fanout worker`, until it is ready",
+        "python": "beside it: `python -c pass`",
+        "import fanout": "beside it: `import fanout`",
+        "use celery": "beside it: making a Celery application",
+    }
+    found = _read("startup")["installed"]
+    rows = [
+        [text, (f"{found[name]['median_s']:.2f} ({found[name]['min_s']:.2f} to "
+               f"{found[name]['max_s']:.2f})"), f"{found[name]['cpu_median_s']:.2f}"]
+        for name, text in names.items() if name in found
+    ]  # fmt: skip
+    return _table(["", "seconds", "of them CPU"], rows)
+
+
+def _growth(name: str, what: str, extra: tuple[str, str, float]) -> str:
+    key, title, factor = extra
+    rows = []
+    for each in _read(f"growth-{name}")["values"]:
+        summary = each["summary"]
+        costs = summary["cpu_ms_per_branch"]
+        row = [_shown(each["value"]), _spread(summary["branches_per_s"])]
+        row += [_spread(summary[key], factor)] if key else []
+        rows.append([*row, _shown(costs["total"]["median"]), _shown(costs["server"]["median"])])
+    head = [what, "branches/s", *([title] if key else [])]
+    return _table([*head, "CPU ms a branch", "of it the server"], rows)
+
+
+def _million() -> str:
+    result = _read("million-1000000")
+    rows = [
+        [f"{run['branches']:,}", run["seconds"], f"{run['branches_per_s']:,}",
+         *(f"{run['cpu_us_per_branch'][kind]:,}"
+           for kind in ("workers", "server", "client", "flower", "all"))]
+        for run in result["runs"]
+    ]  # fmt: skip
+    head = ["branches", "seconds", "branches/s"]
+    kinds = [f"{kind}, CPU µs a branch" for kind in ("workers", "server", "client", "Flower")]
+    return _table([*head, *kinds, "all"], rows)
+
+
+def _million_memory() -> str:
+    memory = _read("million-1000000")["memory_mb"]
+    rows = [
+        [f"`{name}`", *(f"{figures[when]:,.1f}" for when in ("at_a_tenth", "at_the_end", "most"))]
+        for name, figures in memory.items() if not name.endswith("pss_mb")
+    ]  # fmt: skip
+    return _table(["MB", "after a tenth of the run", "at its end", "most"], rows)
+
+
+def _model_checks() -> str:
+    rows = [
+        [each["what"], _shown(each["measured_per_s"]), _shown(each["predicted_per_s"]),
+         f"{each['predicted_over_measured']:.2f}", each["limit"]]
+        for each in _read("scaling_model")["checks"]
+    ]  # fmt: skip
+    return _table(["", "measured/s", "predicted/s", "ratio", "what limits it"], rows)
+
+
+def _model_plan() -> str:
+    rows = [
+        [f"{plan['latency_s']:g} s", _shown(plan["branches_per_s"]), _shown(plan["hours"]),
+         f"{plan['calls_in_flight']:,}", f"{plan['calls_in_flight_per_machine']:,}",
+         _shown(plan["worker_cores"]), _shown(plan["server_mbit_in"]),
+         _shown(plan["machine_hours"])]
+        for plan in _read("scaling_model")["one_server"]
+    ]  # fmt: skip
+    head = ["calls of", "branches/s", "hours", "calls in flight", "per machine"]
+    return _table([*head, "cores of workers", "Mbit/s to the server", "machine hours"], rows)
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    **{f"compare-{suite}": lambda suite=suite: _compared(suite)
+       for suite in ("zero", "second", "thousand", "tail")},
+    "engine": _engine,
+    "publishing": _publishing,
+    "traffic": _traffic,
+    "profile": lambda: _profile("profile_branch"),
+    "profile-provider": lambda: _profile("profile_branch-provider"),
+    "startup": _startup,
+    "growth-workers": lambda: _growth(
+        "workers", "workers", ("share_of_ideal", "% of the ideal", 100)),
+    "growth-payload": lambda: _growth("payload", "KB a document", ("megabytes_per_s", "MB/s", 1)),
+    "growth-shard": lambda: _growth("shard", "branches in a shard", ("", "", 1)),
+    "growth-window": lambda: _growth("window", "shards in flight", ("", "", 1)),
+    "growth-line": lambda: _growth(
+        "line", "ms added", ("round_trip_ms", "round trip, ms", 1)),
+    "million": _million,
+    "million-memory": _million_memory,
+    "model-checks": _model_checks,
+    "model-plan": _model_plan,
+}  # fmt: skip
+
+
+def renewed(text: str) -> str:
+    """Return a page with its tables as the result files have them."""
+    return _BLOCK.sub(lambda found: found[1] + TABLES[found[2]]() + found[3], text)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--check", action="store_true")
+    options = parser.parse_args()
+    for page in _PAGES:
+        before = page.read_text() if page.exists() else ""
+        after = renewed(before)
+        if after == before:
+            continue
+        if options.check:
+            sys.exit(f"{page.name} is not what the results say: run benchmarks/tables.py")
+        page.write_text(after)
+
+
+if __name__ == "__main__":
+    main()
