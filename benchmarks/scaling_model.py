@@ -1,6 +1,6 @@
 """What would 100 machines and 100,000,000 branches need? A model, checked against measurements.
 
-    python benchmarks/scaling_model.py [--machines 100] [--branches 100000000]
+    python benchmarks/scaling_model.py [--workers 10,25,100,400] [--branches 100000000]
 
 It reads benchmarks/results/ (engine_cost, compare-zero, compare-second, compare-thousand,
 growth-workers, growth-line, server_traffic, provider and the largest million-*), predicts what
@@ -16,11 +16,18 @@ seconds away:
               cores / cpu                            all that a branch costs, where cores are shared
               W / worker_cpu                         one core for each worker process
               1 / server_cpu                         one core for the server's commands
-              W (C + ahead) / (busy + 7 R)           places, each taken for seven round trips
+              W (C + ahead) / (busy + 14 R)          places, each taken for so many round trips
               W taken / (2 R + taken * take)         two round trips for so many messages at once
 
+Fourteen: two to take, one to begin, one a shard to write, two a shard to count and one to settle,
+for two shards at a time; and each of these steps waits for half of the one under way.
+
 ``fixed`` and ``turn`` come from compare-second and growth-workers with one worker; the costs from
-growth-line on loopback, compare-zero and provider_cost. Everything else is predicted.
+growth-line on loopback, compare-zero and provider. Everything else is predicted.
+
+What a branch costs server and worker depends on how many of them share a round trip, and so on how
+many a worker has in a second: a power of it, between growth-workers with eight (few) and the runs
+on one full worker (many).
 """
 
 from __future__ import annotations
@@ -28,12 +35,13 @@ from __future__ import annotations
 import argparse
 import json
 from dataclasses import asdict, dataclass
+from math import log
 from pathlib import Path
 from typing import Any
 
 from measure import RESULTS, rounded, save
 
-_TRIPS = 7
+_TRIPS = 14
 _AHEAD_PART, _MOST_AHEAD = 2, 256
 _TAKEN, _TAKEN_PART = 32, 4
 # Of consuming a message, of a worker's cost: benchmarks/profile_branch.py.
@@ -41,6 +49,7 @@ _TAKE_SHARE = 0.25
 # Above this a single-threaded server answers noticeably later.
 _BUSY = 0.6
 _SHARD = 500
+_LATENCIES_S = (1, 10)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +67,9 @@ class Costs:
         bytes_in: Bytes that the server is sent.
         bytes_out: Bytes that it sends.
         kept_bytes: Bytes that the server keeps of a branch that has ended.
+        few: With so few branches a second and worker, CPU in ms of worker and server.
+        many: The same with many.
+        alone_ms: CPU of the server for a branch that shares no round trip: the most it costs.
     """
 
     engine_ms: float
@@ -70,6 +82,16 @@ class Costs:
     bytes_in: float
     bytes_out: float
     kept_bytes: float
+    few: tuple[float, float, float]
+    many: tuple[float, float, float]
+    alone_ms: float
+
+    def at(self, per_worker_s: float) -> tuple[float, float]:
+        """Return worker_ms and server_ms where each worker has so many branches a second."""
+        few, many = self.few, self.many
+        place = log(many[0] / min(max(per_worker_s, 1.0), many[0])) / log(many[0] / few[0])
+        worker, server = (many[at] * (few[at] / many[at]) ** place for at in (1, 2))
+        return worker, min(server, self.alone_ms)
 
 
 def _read(name: str) -> dict[str, Any]:
@@ -109,6 +131,8 @@ def _costs() -> Costs:
     second = _fanout("second")["wall_s"]["median"] - 20.0
     workers = _value("growth-workers", 1)["wall_s"]["median"] - 15.0
     turn_s = max(0.0, (workers - second) / 10)
+    eight = _value("growth-workers", 8)
+    trickle = {name: found["median"] for name, found in eight["cpu_ms_per_branch"].items()}
     return Costs(
         engine_ms=line["workers"]["median"],
         worker_ms=zero - server - client,
@@ -120,6 +144,9 @@ def _costs() -> Costs:
         bytes_in=traffic["bytes_in"]["median"],
         bytes_out=traffic["bytes_out"]["median"],
         kept_bytes=_kept_bytes(),
+        few=(eight["branches_per_s"]["median"] / 8, trickle["workers"], trickle["server"]),
+        alone_ms=_read("server_traffic")["values"][0]["summary"]["cpu_us"]["median"] / 1e3,
+        many=(_fanout("zero")["calls_per_s"]["median"], zero - server - client, server),
     )
 
 
@@ -202,25 +229,25 @@ def _checked(costs: Costs) -> list[dict[str, Any]]:
     return found
 
 
-def _plan(costs: Costs, options: argparse.Namespace, latency_s: float) -> dict[str, Any]:
-    """Return what so many machines do with calls of some length, and what they need for it."""
-    server_per_s = _BUSY * 1e3 / costs.server_ms
-    # As many calls in flight as one server can keep up with, on all machines.
-    in_flight = server_per_s * (latency_s + costs.turn_s)
-    seconds = options.branches / server_per_s
+def _plan(costs: Costs, branches: int, workers: int) -> dict[str, Any]:
+    """Return what so many workers do at most with one server, and what they need for it."""
+    per_s = 1e3
+    # The more they do, the less a branch costs the server: until both agree.
+    for _ in range(100):
+        worker_ms, server_ms = costs.at(per_s / workers)
+        per_s = (per_s + _BUSY * 1e3 / server_ms) / 2
+    seconds = branches / per_s
     return {
-        "latency_s": latency_s,
-        "branches_per_s": rounded(server_per_s),
+        "workers": workers,
+        "branches_per_s": rounded(per_s),
         "hours": rounded(seconds / 3600),
-        "calls_in_flight": round(in_flight),
-        "calls_in_flight_per_machine": round(in_flight / options.machines),
-        "worker_cores": rounded(server_per_s * costs.worker_ms / 1e3),
-        "worker_cores_per_machine": rounded(
-            server_per_s * costs.worker_ms / 1e3 / options.machines
-        ),
-        "server_mbit_in": rounded(server_per_s * costs.bytes_in * 8 / 1e6),
-        "server_mbit_out": rounded(server_per_s * costs.bytes_out * 8 / 1e6),
-        "machine_hours": rounded(options.machines * seconds / 3600),
+        "calls_in_flight": {str(s): round(per_s * (s + costs.turn_s)) for s in _LATENCIES_S},
+        "server_ms": rounded(server_ms),
+        "worker_ms": rounded(worker_ms),
+        "worker_cores": rounded(per_s * worker_ms / 1e3),
+        "server_mbit_in": rounded(per_s * costs.bytes_in * 8 / 1e6),
+        "server_mbit_out": rounded(per_s * costs.bytes_out * 8 / 1e6),
+        "worker_hours": rounded(workers * seconds / 3600),
     }
 
 
@@ -228,7 +255,7 @@ def _parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--machines", type=int, default=100)
+    parser.add_argument("--workers", default="10,25,100,400", help="of the fleet; by comma")
     parser.add_argument("--branches", type=int, default=100_000_000)
     parser.add_argument("--out", type=Path, default=RESULTS / "scaling_model.json")
     return parser.parse_args()
@@ -238,12 +265,12 @@ def main() -> None:
     options = _parsed()
     costs = _costs()
     checks = _checked(costs)
-    plans = [_plan(costs, options, latency_s) for latency_s in (0.2, 1.0, 5.0, 20.0)]
+    counts = [int(word) for word in options.workers.split(",")]
+    plans = [_plan(costs, options.branches, workers) for workers in counts]
     kept_gb = options.branches * costs.kept_bytes / 1e9
     result = {
-        "costs": {name: rounded(value) for name, value in asdict(costs).items()},
+        "costs": asdict(costs),
         "checks": checks,
-        "machines": options.machines,
         "branches": options.branches,
         "one_server": plans,
         "kept_gb": rounded(kept_gb),

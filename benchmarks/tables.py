@@ -167,14 +167,15 @@ def _model_checks() -> str:
 
 def _model_plan() -> str:
     rows = [
-        [f"{plan['latency_s']:g} s", _shown(plan["branches_per_s"]), _shown(plan["hours"]),
-         f"{plan['calls_in_flight']:,}", f"{plan['calls_in_flight_per_machine']:,}",
-         _shown(plan["worker_cores"]), _shown(plan["server_mbit_in"]),
-         _shown(plan["machine_hours"])]
+        [plan["workers"], _shown(plan["branches_per_s"]), _shown(plan["hours"]),
+         *(f"{number:,}" for number in plan["calls_in_flight"].values()),
+         _shown(plan["server_ms"]), _shown(plan["worker_cores"]),
+         f"{_shown(plan['server_mbit_in'])} / {_shown(plan['server_mbit_out'])}"]
         for plan in _read("scaling_model")["one_server"]
     ]  # fmt: skip
-    head = ["calls of", "branches/s", "hours", "calls in flight", "per machine"]
-    return _table([*head, "cores of workers", "Mbit/s to the server", "machine hours"], rows)
+    head = ["workers", "branches/s", "hours", "calls of 1 s in flight", "of 10 s"]
+    more = ["server, CPU ms a branch", "cores of all workers", "Mbit/s to and from the server"]
+    return _table([*head, *more], rows)
 
 
 TABLES: dict[str, Callable[[], str]] = {
