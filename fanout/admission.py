@@ -72,8 +72,8 @@ def plan_lanes(*, max_workers: int, shards: int | None) -> Lanes:
 def workers_wanted(*, waiting: int, taken: int, concurrencies: Collection[int], usual: int) -> int:
     """Return how many workers would have all branches that there are in flight at once.
 
-    For scalers outside. The window lets in twice what the workers can hold, so a fleet that is too
-    small for a run doubles step by step.
+    For scalers outside. The window lets in three times what the workers can hold, so a fleet that
+    is too small for a run grows threefold with each step.
 
     Args:
         waiting: Branches in the queue.

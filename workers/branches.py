@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import secrets
 import time
 from contextlib import nullcontext
-from math import ceil
 from typing import TYPE_CHECKING
 
 from msgspec import structs
@@ -19,14 +17,14 @@ from fanout.errors import (
     StoredDataError,
     UnknownRunError,
 )
-from fanout.limits import MAX_BLOCK_S
 from fanout.llm.base import LLMRequest
 from fanout.llm.calls import CallResult, complete_with_retries, validate_json
 from fanout.retries import STOPS_RUN
 from fanout.runs import ErrorKind, Outcome, RunStatus, branch_ref
 from fanout.secrets import redacted
 from fanout.shards import shard_chunk
-from fanout.stores import End, Start
+from fanout.stores import End
+from workers.claims import BranchHandedBack, BranchHeld, BranchOver, BranchParked, Claim
 from workers.inflight import CallStoppedError, Stop
 from workers.stages import drain
 from workers.telemetry import Calls
@@ -37,21 +35,10 @@ if TYPE_CHECKING:
     from fanout.runs import BranchRef, Chunk
     from fanout.spec import RunSpec
     from fanout.stores import Begun
-    from workers.runtime import Runtime
+    from workers.runtime import Runtime, ShardKey
 
-__all__ = [
-    "BranchFailed",
-    "BranchHandedBack",
-    "BranchHeld",
-    "BranchParked",
-    "process_branch",
-    "run_branch",
-]
+__all__ = ["BranchFailed", "process_branch", "run_branch"]
 
-# What a branch may take beyond its calls and their waits, before it is not held any more; and what
-# it may wait for a rate limit.
-_HOLD_MARGIN_S = 60
-_LONGEST_QUEUE_S = 24 * 3600
 # The longest message that is kept: a provider may answer with a page, or with the whole prompt.
 _MAX_MESSAGE = 1_000
 
@@ -61,18 +48,6 @@ class BranchFailed(Exception):  # noqa: N818 - Flower shows the name: it should 
 
     It carries the kind alone, because logs and monitoring pages show it.
     """
-
-
-class BranchParked(Exception):  # noqa: N818 - it is no error
-    """The run is paused: the branch is remembered, and published again when the run goes on."""
-
-
-class BranchHeld(Exception):  # noqa: N818 - it is no error
-    """Another worker, which is alive, makes the call: this is a copy of its message."""
-
-
-class BranchHandedBack(Exception):  # noqa: N818 - it is no error
-    """The worker stops: the branch goes back to the queue, as if it had not been begun."""
 
 
 def run_branch(
@@ -135,31 +110,8 @@ class _Branch:
         self._runtime = runtime
         self._key = key
         self._feed = feed
-        self._tries = tries
-        self._token = secrets.token_hex(4)
-
-    async def begin(self, *, is_alone: bool = False) -> Begun:
-        if self._runtime.is_handing_back:
-            raise BranchHandedBack
-        start = Start(
-            *self._key,
-            token=self._token,
-            holder=self._runtime.holder,
-            tries=self._tries,
-            lasts_s=await self._lasts_s(),
-            feed=self._feed,
-            is_alone=is_alone,
-        )
-        return await self._runtime.begin(start)
-
-    async def _lasts_s(self) -> int:
-        try:
-            spec = await self._runtime.spec_of(self._key[0])
-        except UnknownRunError:
-            return 0
-        pauses_s = spec.retries.max_attempts * MAX_BLOCK_S
-        waits_s = _LONGEST_QUEUE_S if spec.rate.rates.is_limited else pauses_s
-        return ceil(spec.retries.max_elapsed_s + spec.timeout_s + waits_s) + _HOLD_MARGIN_S
+        self._claim = Claim(runtime, key, feed, tries)
+        self.begin = self._claim.begin
 
     async def call(self, begun: Begun) -> tuple[Outcome, Calls] | None:
         """Make the call; return how it ended, or None where there is nothing to write down."""
@@ -170,7 +122,10 @@ class _Branch:
         if begun.verdict == "held":
             raise BranchHeld
         calls = Calls(time.time())
-        outcome = _presentable(await self._outcome(begun, calls))
+        try:
+            outcome = _presentable(await self._outcome(begun, calls))
+        except BranchOver:
+            return None
         return structs.replace(outcome, ended_at=time.time()), calls
 
     async def end(self, ended: tuple[Outcome, Calls] | None) -> None:
@@ -210,10 +165,9 @@ class _Branch:
             message = f"the worker died {times} times while it ran this branch"
             return _error(index, ErrorKind.POISONED, message)
         try:
-            return await _answer(self._runtime, run_id, stage, number, index, calls)
+            return await _answer(self._claim, self._runtime, (run_id, stage, number), index, calls)
         except BranchHandedBack:
-            store = self._runtime.store
-            await asyncio.to_thread(store.unbegin, *self._key, token=self._token)
+            await self._claim.give_back()
             raise
 
 
@@ -231,10 +185,10 @@ def _error(index: int, kind: ErrorKind, message: str, *, attempts: int = 0) -> O
 
 
 async def _answer(
-    runtime: Runtime, run_id: str, stage: int, number: int, index: int, calls: Calls
+    claim: Claim, runtime: Runtime, shard_key: ShardKey, index: int, calls: Calls
 ) -> Outcome:
     try:
-        return await _call(runtime, run_id, stage, number, index, calls)
+        return await _call(claim, runtime, shard_key, index, calls)
     except CallStoppedError as stopped:
         if stopped.reason is Stop.HANDED_BACK:
             raise BranchHandedBack from None
@@ -253,10 +207,11 @@ async def _answer(
 
 
 async def _call(
-    runtime: Runtime, run_id: str, stage: int, number: int, index: int, calls: Calls
+    claim: Claim, runtime: Runtime, shard_key: ShardKey, index: int, calls: Calls
 ) -> Outcome:
+    run_id, stage, _ = shard_key
     spec = await runtime.spec_of(run_id)
-    shard = await runtime.shard_of((run_id, stage, number))
+    shard = await runtime.shard_of(shard_key)
     aspects, samples = (spec.aspect_names, spec.samples) if stage == 0 else ((None,), 1)
     ref = branch_ref(index, aspects, samples)
     chunk = shard_chunk(shard, index, len(aspects) * samples)
@@ -275,7 +230,7 @@ async def _call(
             policy=spec.retries,
             timeout_s=spec.timeout_s,
             validate=validate_json if wants_json else None,
-            gate=runtime.limiter.gate(spec.model, spec.rate.rates),
+            gate=claim.gate(runtime.limiter.gate(spec.model, spec.rate.rates)),
             max_output_kb=runtime.settings.max_output_kb,
             observe=calls.attempts.append,
         ),

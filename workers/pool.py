@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any
 from celery.concurrency.base import BasePool, apply_target
 
 from workers.batches import Batches
-from workers.branches import BranchFailed, BranchHandedBack, process_branch
+from workers.branches import BranchFailed, process_branch
+from workers.claims import BranchHandedBack
 from workers.requests import BranchRequest
 from workers.settling import settle
 

@@ -13,13 +13,8 @@ from celery.exceptions import CeleryError, Ignore, Reject, SoftTimeLimitExceeded
 from fanout import broker
 from fanout.errors import BrokerError, FanoutError
 from workers.backend import TaskFault
-from workers.branches import (
-    BranchFailed,
-    BranchHandedBack,
-    BranchHeld,
-    BranchParked,
-    run_branch,
-)
+from workers.branches import BranchFailed, run_branch
+from workers.claims import BranchHandedBack, BranchHeld, BranchParked
 from workers.preflight import check_model
 from workers.requests import BranchRequest, PostponedError, ReportsAll
 from workers.stages import TooEarlyError, aggregate, collect, expand

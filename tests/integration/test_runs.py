@@ -373,7 +373,7 @@ def test_the_queue_stays_short_while_a_long_run_is_enqueued(client, broker_url, 
     with redis.Redis.from_url(broker_url) as server:
         while not run.status().status.value.startswith("succeeded"):
             most = max(most, server.llen(BRANCHES_QUEUE))
-    assert most <= 1000, "two shards"
+    assert most <= 1250, "two shards, and of two that drain the last quarter"
     assert run.status().succeeded == 2500
 
 

@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from fanout.enqueue import unpark
-from fanout.errors import UnknownRunError
+from fanout.errors import LLMError, UnknownRunError
 from fanout.llm import FakeLLM
 from fanout.prompts import Template
 from fanout.results import StoredResult
@@ -19,14 +19,9 @@ from fanout.settings import load_settings
 from fanout.shards import pack
 from fanout.spec import make_spec
 from fanout.stores import End, MemoryStore, Start
-from workers import reductions
-from workers.branches import (
-    BranchFailed,
-    BranchHandedBack,
-    BranchHeld,
-    BranchParked,
-    run_branch,
-)
+from workers import claims, reductions
+from workers.branches import BranchFailed, run_branch
+from workers.claims import BranchHandedBack, BranchHeld, BranchParked
 from workers.inflight import CallStoppedError, Stop
 from workers.limiter import Limiter
 from workers.reports import Reports
@@ -443,6 +438,111 @@ def test_a_copy_of_a_branch_that_a_living_worker_holds_makes_no_call():
     assert runtime.llm.calls == 0
     run_branch(runtime, RUN, 0, 0, 0, 0, tries=1)
     assert runtime.llm.calls == 1, "what Celery has sent again since is no copy"
+
+
+class HeldUpRuntime(Runtime):
+    """A worker that is stopped after each begin, until others take it for dead."""
+
+    def __init__(self, meanwhile, monkeypatch, **fields):
+        super().__init__(**fields)
+        monkeypatch.setattr(claims, "_SURE", 0)
+        self.meanwhile = meanwhile
+        self.begins = 0
+        self.write(["a"])
+
+    async def begin(self, start):
+        begun = self.store.begin(start)
+        self.begins += 1
+        if self.begins == 1:
+            self.meanwhile(self.store)
+        return begun
+
+
+def begun_by_another(store):
+    store.beat("other", ttl_s=60)
+    store.begin(Start(RUN, 0, 0, 0, token="other", holder="other", lasts_s=60))
+
+
+def ended_by_another(store):
+    begun_by_another(store)
+    store.record(End(RUN, 0, 0, 0, outcome()))
+
+
+def begun_by_two_that_died(store):
+    for token in ("one", "two"):
+        store.begin(Start(RUN, 0, 0, 0, token=token, holder="dead"))
+
+
+def paused_with_another(store):
+    begun_by_another(store)
+    store.pause(RUN)
+
+
+def test_a_worker_that_was_held_up_after_its_begin_asks_again(monkeypatch):
+    runtime = HeldUpRuntime(lambda _store: None, monkeypatch)
+    run_branch(runtime, RUN, 0, 0, 0, 0)
+    assert (runtime.begins, runtime.llm.calls) == (2, 1)
+    assert runtime.store.outcomes(RUN, 0, 0)[0].output == "answer to a"
+
+
+def test_a_begin_is_not_asked_for_again_at_once():
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        runtime = HeldUpRuntime(lambda _store: None, monkeypatch)
+    run_branch(runtime, RUN, 0, 0, 0, 0)
+    assert (runtime.begins, runtime.llm.calls) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("meanwhile", "error"),
+    [
+        (begun_by_another, BranchHeld),
+        (begun_by_two_that_died, BranchHeld),
+        (paused_with_another, BranchParked),
+    ],
+)
+def test_a_worker_that_was_held_up_leaves_a_branch_to_whoever_has_begun_it(
+    meanwhile, error, monkeypatch
+):
+    runtime = HeldUpRuntime(meanwhile, monkeypatch)
+    with pytest.raises(error):
+        run_branch(runtime, RUN, 0, 0, 0, 0)
+    assert runtime.llm.calls == 0
+    assert runtime.store.outcomes(RUN, 0, 0) == {}
+
+
+def test_a_worker_that_was_held_up_makes_no_call_of_a_branch_that_has_ended(monkeypatch):
+    runtime = HeldUpRuntime(ended_by_another, monkeypatch)
+    run_branch(runtime, RUN, 0, 0, 0, 0)
+    assert (runtime.begins, runtime.llm.calls) == (2, 0)
+
+
+def test_what_was_begun_before_a_pause_is_called_however_late(monkeypatch):
+    runtime = HeldUpRuntime(lambda store: store.pause(RUN), monkeypatch)
+    run_branch(runtime, RUN, 0, 0, 0, 0)
+    assert runtime.llm.calls == 1
+    assert runtime.store.take_parked(RUN) == []
+
+
+def test_a_worker_that_was_held_up_makes_no_call_of_a_run_that_was_stopped(monkeypatch):
+    runtime = HeldUpRuntime(lambda store: store.halt(RUN, RunStatus.CANCELLED), monkeypatch)
+    with pytest.raises(BranchFailed, match="cancelled"):
+        run_branch(runtime, RUN, 0, 0, 0, 0)
+    assert runtime.llm.calls == 0
+
+
+def test_a_worker_that_waited_to_try_again_leaves_the_branch_to_whoever_has_begun_it(monkeypatch):
+    runtime = HeldUpRuntime(
+        lambda _store: None, monkeypatch, retries={"base_wait_s": 0, "max_wait_s": 0}
+    )
+
+    def fails(_request):
+        begun_by_another(runtime.store)
+        raise LLMError(ErrorKind.SERVER_ERROR, "busy")
+
+    runtime.told = fails
+    with pytest.raises(BranchHeld):
+        run_branch(runtime, RUN, 0, 0, 0, 0)
+    assert runtime.llm.calls == 1
 
 
 def test_a_branch_is_held_while_its_call_is_made():

@@ -47,13 +47,19 @@ class MemoryBranches(MemoryBase):
             barred = _barred(run, start)
             if barred is not None:
                 return Begun(verdict=barred)
-            return self._begun(shard, start)
+            return self._begun(run, shard, start)
 
-    def _begun(self, shard: StoredShard, start: Start) -> Begun:
+    def _begun(self, run: StoredRun, shard: StoredShard, start: Start) -> Begun:
         held = shard.claims.get(start.position)
         deliveries = shard.deliveries[start.position]
         if held and held.token == start.token:
             return Begun(verdict="go", deliveries=deliveries)
+        if run.is_paused:
+            parked = Parked(
+                stage=start.stage, shard=start.shard, position=start.position, feed=start.feed
+            )
+            run.parked.add(parked)
+            return Begun(verdict="paused")
         if held and self._is_held(held) and held.tries >= start.tries:
             return Begun(verdict="held", deliveries=deliveries)
         if deliveries >= ALONE_AFTER and not start.is_alone:
@@ -109,18 +115,12 @@ class MemoryBranches(MemoryBase):
 
 
 def _barred(run: StoredRun, start: Start) -> Verdict | None:
-    """Return why no branch of a run may begin; park it where the run is paused."""
+    """Return why no branch of a run may be called any more."""
     if run.record.halt:
         return "halted"
     deadline = run.record.deadline_at
     if deadline is not None and start.stage == 0 and time.time() >= deadline:
         return "expired"
-    if run.is_paused:
-        parked = Parked(
-            stage=start.stage, shard=start.shard, position=start.position, feed=start.feed
-        )
-        run.parked.add(parked)
-        return "paused"
     return None
 
 

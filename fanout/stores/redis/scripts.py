@@ -39,16 +39,19 @@ local function verdict(position, token, alone, tries, parked)
     if finished or redis.call('HEXISTS', KEYS[2], position) == 1 then return 'done', 0 end
     if run[2] then return 'halted', 0 end
     if run[3] and ARGV[3] == '1' and now >= tonumber(run[3]) then return 'expired', 0 end
+    local begun = redis.call('HMGET', KEYS[4], 'a:' .. position, 't:' .. position)
+    local deliveries = tonumber(begun[1] or 0)
+    local before, holder, tried, lapses
+    if begun[2] then
+        before, holder, tried, lapses = begun[2]:match('^(%S+) (%S*) (%d+) (%S+)$')
+        if before == token then return 'go', deliveries end
+    end
     if run[4] then
         redis.call('SADD', KEYS[5], parked)
         redis.call('EXPIRE', KEYS[5], ARGV[1])
         return 'paused', 0
     end
-    local begun = redis.call('HMGET', KEYS[4], 'a:' .. position, 't:' .. position)
-    local deliveries = tonumber(begun[1] or 0)
-    if begun[2] then
-        local before, holder, tried, lapses = begun[2]:match('^(%S+) (%S*) (%d+) (%S+)$')
-        if before == token then return 'go', deliveries end
+    if before then
         local alive = redis.call('ZSCORE', KEYS[6], holder)
         if alive and tonumber(alive) > now and tonumber(lapses) > now
                 and tonumber(tried) >= tonumber(tries) then

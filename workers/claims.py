@@ -1,0 +1,159 @@
+"""Which worker makes the calls of a branch: one at a time, whatever comes to several."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from math import ceil
+from typing import TYPE_CHECKING
+
+from fanout.errors import UnknownRunError
+from fanout.limits import MAX_BLOCK_S
+from fanout.stores import Start
+from workers.inflight import CallStoppedError, Stop
+
+if TYPE_CHECKING:
+    from fanout.errors import LLMError
+    from fanout.llm.base import LLMReply, LLMRequest
+    from fanout.llm.calls import Gate
+    from fanout.stores import Begun
+    from workers.runtime import Runtime
+
+__all__ = ["BranchHandedBack", "BranchHeld", "BranchOver", "BranchParked", "Claim"]
+
+# What a branch may take beyond its calls and their waits, before it is not held any more; and what
+# it may wait for a rate limit.
+_HOLD_MARGIN_S = 60
+_LONGEST_QUEUE_S = 24 * 3600
+# Of the visibility timeout. A worker that is silent for half of it is taken for dead; its last beat
+# may have been a sixth before it asked.
+_SURE = 1 / 3
+
+
+class BranchParked(Exception):  # noqa: N818 - it is no error
+    """The run is paused: the branch is remembered, and published again when the run goes on."""
+
+
+class BranchHeld(Exception):  # noqa: N818 - it is no error
+    """Another worker, which is alive, makes the call: this is a copy of its message."""
+
+
+class BranchHandedBack(Exception):  # noqa: N818 - it is no error
+    """The worker stops: the branch goes back to the queue, as if it had not been begun."""
+
+
+class BranchOver(Exception):  # noqa: N818 - it is no error
+    """The branch has ended elsewhere: there is nothing to write down."""
+
+
+class Claim:
+    """That one delivery of a branch may make its calls.
+
+    Args:
+        runtime: The worker's.
+        key: Run, stage, shard and position.
+        feed: As the branch was published with.
+        tries: How often Celery has sent it again.
+    """
+
+    def __init__(
+        self, runtime: Runtime, key: tuple[str, int, int, int], feed: int, tries: int
+    ) -> None:
+        self._runtime = runtime
+        self._key = key
+        self._feed = feed
+        self._tries = tries
+        self._token = secrets.token_hex(4)
+        self._start: Start | None = None
+        self._asked_at = 0.0
+        self._sure_s = _SURE * runtime.settings.visibility_timeout_s
+
+    async def begin(self, *, is_alone: bool = False) -> Begun:
+        """Ask for the branch.
+
+        Raises:
+            BranchHandedBack: This worker stops.
+        """
+        if self._runtime.is_handing_back:
+            raise BranchHandedBack
+        self._start = Start(
+            *self._key,
+            token=self._token,
+            holder=self._runtime.holder,
+            tries=self._tries,
+            lasts_s=await self._lasts_s(),
+            feed=self._feed,
+            is_alone=is_alone,
+        )
+        return await self._ask(self._start)
+
+    async def _ask(self, start: Start) -> Begun:
+        self._asked_at = time.monotonic()
+        return await self._runtime.begin(start)
+
+    async def _lasts_s(self) -> int:
+        try:
+            spec = await self._runtime.spec_of(self._key[0])
+        except UnknownRunError:
+            return 0
+        pauses_s = spec.retries.max_attempts * MAX_BLOCK_S
+        waits_s = _LONGEST_QUEUE_S if spec.rate.rates.is_limited else pauses_s
+        return ceil(spec.retries.max_elapsed_s + spec.timeout_s + waits_s) + _HOLD_MARGIN_S
+
+    async def confirm(self) -> None:
+        """Ask again where it is long ago.
+
+        A worker that was stopped, or cut off, may have been taken for dead meanwhile, and another
+        one has begun the branch.
+
+        Raises:
+            BranchOver: It has ended.
+            BranchHeld: Another worker has it now.
+            BranchParked: Another one had it, and its run is paused.
+            CallStoppedError: Its run was stopped, or its deadline passed.
+        """
+        if self._start is None or time.monotonic() - self._asked_at < self._sure_s:
+            return
+        begun = await self._ask(self._start)
+        match begun.verdict:
+            case "done" | "gone":
+                raise BranchOver
+            case "held" | "suspect":
+                raise BranchHeld
+            case "paused":
+                raise BranchParked
+            case "halted":
+                raise CallStoppedError(Stop.HALTED)
+            case "expired":
+                raise CallStoppedError(Stop.EXPIRED)
+            case "go":
+                return
+
+    async def give_back(self) -> None:
+        """Take the begin back."""
+        store = self._runtime.store
+        await asyncio.to_thread(store.unbegin, *self._key, token=self._token)
+
+    def gate(self, gate: Gate) -> Gate:
+        """Return a gate that lets a call through while the branch is claimed."""
+        return _ClaimedGate(self, gate)
+
+
+class _ClaimedGate:
+    """See ``Claim.gate``."""
+
+    def __init__(self, claim: Claim, gate: Gate) -> None:
+        self._claim = claim
+        self._gate = gate
+
+    async def enter(self, request: LLMRequest) -> None:
+        """Wait until the call may begin, and the branch is this delivery's still."""
+        await self._gate.enter(request)
+        await self._claim.confirm()
+
+    async def leave(
+        self, request: LLMRequest, reply: LLMReply | None, error: LLMError | None
+    ) -> None:
+        """See Gate."""
+        await self._gate.leave(request, reply, error)
