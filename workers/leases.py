@@ -83,7 +83,9 @@ def held_tags(worker: WorkController) -> list[str]:
             requests = {*state.reserved_requests, *state.active_requests}
             tags = {r.message.delivery_tag for r in requests if not r.acknowledged}
             if consumer is not None and consumer.channel is not None:
-                tags |= set(consumer.channel.qos._delivered)  # noqa: SLF001 - nothing else tells
+                qos = consumer.channel.qos
+                # What kombu calls dirty is settled, and forgotten with the next that is taken.
+                tags |= set(qos._delivered) - set(qos._dirty)  # noqa: SLF001 - nothing else tells
         except RuntimeError:
             # A message came or went meanwhile.
             continue

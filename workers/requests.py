@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from celery.exceptions import Ignore, Reject
 from celery.worker.state import task_ready
+from kombu.transport import virtual
 
 from workers.branches import BranchFailed
 from workers.clock import ServerClockRequest
@@ -14,11 +15,15 @@ from workers.clock import ServerClockRequest
 if TYPE_CHECKING:
     from billiard.einfo import ExceptionInfo
 
-__all__ = ["BranchRequest", "PostponedError", "ReportsAll"]
+__all__ = ["BranchRequest", "PostponedError", "ReportsAll", "StillHeldError"]
 
 
 class PostponedError(Ignore):  # type: ignore[misc]
     """This message has done its work; the task itself is published again later."""
+
+
+class StillHeldError(Ignore):  # type: ignore[misc]
+    """Another worker has the branch: this message waits, in case that one dies."""
 
 
 class ReportsAll(ServerClockRequest):
@@ -39,10 +44,23 @@ class ReportsAll(ServerClockRequest):
         if isinstance(error, BranchFailed):
             # An ordinary end, and the same in all of them: it would only fill a monitor's memory.
             exc_info.traceback = f"{type(error).__name__}: {error}"
+        if isinstance(error, StillHeldError):
+            # Not acknowledged, and not renewed: it is back in its queue when its lease ends.
+            task_ready(self)
+            self.forget()
+            return None
         result = super().on_failure(exc_info, send_failed_event, return_ok)
         if isinstance(error, PostponedError) or (isinstance(error, Reject) and error.requeue):
             self.send_event("task-retried", exception=f"{type(error).__name__}({error})")
         return result
+
+    def forget(self) -> None:
+        """Have kombu and Celery take the message for settled; the server is told by others."""
+        message = self.message
+        if message.channel is not None:
+            virtual.QoS.ack(message.channel.qos, message.delivery_tag)
+        message._state = "ACK"  # noqa: SLF001 - what Message.ack() sets
+        self.acknowledged = True
 
 
 class BranchRequest(ReportsAll):

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, cast
 
 from celery import states
-from kombu.transport import virtual
 
 from fanout.messages import UNACKED, UNACKED_INDEX
 
@@ -40,15 +39,5 @@ def settle(
         pipe.hdel(UNACKED, *tags)
         pipe.execute()
     for request in requests:
-        _forget(request)
+        request.forget()
     return [None] * len(requests)
-
-
-def _forget(request: BranchRequest) -> None:
-    """Have kombu know of the acknowledgement, so that the slot is free; and Celery."""
-    message = request.message
-    channel = message.channel
-    if channel is not None:
-        virtual.QoS.ack(channel.qos, message.delivery_tag)
-    message._state = "ACK"  # noqa: SLF001 - what Message.ack() sets
-    request.acknowledged = True

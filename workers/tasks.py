@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from celery.exceptions import CeleryError, Ignore, Reject, SoftTimeLimitExceeded
+from celery.exceptions import CeleryError, Reject, SoftTimeLimitExceeded
 
 from fanout import broker
 from fanout.errors import BrokerError, FanoutError
@@ -16,7 +16,7 @@ from workers.backend import TaskFault
 from workers.branches import BranchFailed, run_branch
 from workers.claims import BranchHandedBack, BranchHeld, BranchParked
 from workers.preflight import check_model
-from workers.requests import BranchRequest, PostponedError, ReportsAll
+from workers.requests import BranchRequest, PostponedError, ReportsAll, StillHeldError
 from workers.stages import TooEarlyError, aggregate, collect, expand
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def _not_done() -> Iterator[None]:
         yield
     except BranchHeld:
         # A copy of a message: what becomes of the branch is told by whoever holds it.
-        raise Ignore from None
+        raise StillHeldError("another worker has it") from None
     except BranchParked:
         raise PostponedError("the run is paused") from None
     except TooEarlyError:

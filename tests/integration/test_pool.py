@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import signal
 
 import pytest
 import redis
 
-from fanout.messages import UNACKED
+from fanout.messages import UNACKED, UNACKED_INDEX
+from fanout.queue_names import BRANCHES_QUEUE
 from fanout.runs import RunStatus
 from fanout.spec import make_spec
 from workers.pool import taken_ahead
@@ -109,6 +111,50 @@ def test_a_branch_whose_end_is_not_taken_comes_again_and_calls_no_more(
     log = worker.log.read_text()
     assert "comes again: RuntimeError" in log
     assert "the text of a document" not in log
+
+
+SHORT_LEASES = {"FANOUT_VISIBILITY_TIMEOUT_S": "5", "FANOUT_REAPER_INTERVAL_S": "0"}
+
+
+def replace_by_a_copy(server):
+    """Lose the one message that a worker has taken, while a copy of it waits in the queue."""
+    [(tag, kept)] = server.hgetall(UNACKED).items()
+    server.hdel(UNACKED, tag)
+    server.zrem(UNACKED_INDEX, tag)
+    server.lpush(BRANCHES_QUEUE, json.dumps(json.loads(kept)[0]))
+    wait_for(lambda: server.hlen(UNACKED) == 1, "another worker has taken the copy")
+
+
+@pytest.mark.parametrize("pool", ["asyncio", "threads", "prefork"])
+def test_a_copy_that_came_while_its_holder_was_alive_is_there_when_that_dies(
+    client, broker_url, start_worker, model, tmp_path, pool
+):
+    env = {**model("0 if (here / 'free').exists() else 600"), **SHORT_LEASES, "FANOUT_POOL": pool}
+    first = start_worker("--concurrency", "1", **env)
+    run = submit(client, 1)
+    wait_for((tmp_path / "calls").exists, "the call is in flight")
+    start_worker("--concurrency", "1", **env)
+    with redis.Redis.from_url(broker_url) as server:
+        replace_by_a_copy(server)
+    (tmp_path / "free").touch()
+    first.kill()
+    assert run.wait(30).succeeded == 1
+    assert len(calls(tmp_path)) == 2
+
+
+def test_a_copy_whose_holder_ends_the_branch_makes_no_call_and_goes(
+    client, broker_url, start_worker, model, tmp_path
+):
+    env = {**model(7), **SHORT_LEASES}
+    start_worker("--concurrency", "1", **env)
+    run = submit(client, 1)
+    wait_for((tmp_path / "calls").exists, "the call is in flight")
+    start_worker("--concurrency", "1", **env)
+    with redis.Redis.from_url(broker_url) as server:
+        replace_by_a_copy(server)
+        assert run.wait(30).succeeded == 1
+        wait_for(lambda: not server.exists(UNACKED, BRANCHES_QUEUE), "the copy is gone")
+    assert len(calls(tmp_path)) == 1
 
 
 BUG = """
