@@ -178,6 +178,43 @@ def _model_plan() -> str:
     return _table([*head, *more], rows)
 
 
+def _chaos() -> str:
+    result = _read("chaos-101")
+    rows = [
+        [each["seed"], each["faults"], each["branches"], each["outcomes"], each["lost"],
+         each["duplicated"], "yes" if each["is_hung"] else "no", each["verdict"]["calls"],
+         each["verdict"]["repeated_struck"], each["verdict"]["repeated_other"],
+         *(f"{max(each['verdict'][name].values(), default=0):.1f}"
+           for name in ("worker_recovery_s", "server_recovery_s"))]
+        for each in result["schedules"]
+    ]  # fmt: skip
+    total = result["totals"]
+    names = ("faults", "branches", "outcomes", "lost", "duplicated", "hung", "calls", "struck")
+    last = ["all", *(f"{total[name]:,}" for name in (*names, "other"))]
+    last += [f"{total[name]['max']:.1f}" for name in ("worker_recovery_s", "server_recovery_s")]
+    head = ["seed", "faults", "branches", "outcomes", "lost", "duplicated", "hung", "calls"]
+    head += ["made twice: struck", "made twice: other"]
+    return _table([*head, "worker back (max s)", "server back (max s)"], [*rows, last])
+
+
+def _chaos_faults() -> str:
+    names = {
+        "kill_worker": "a worker is killed",
+        "kill_child": "a prefork child is killed",
+        "terminate_worker": "a worker is terminated, as Kubernetes does",
+        "stop_short": "a worker is stopped for less than its lease",
+        "stop_long": "a worker is stopped for longer than its lease",
+        "cut_network": "a worker is cut off from the network",
+        "kill_server": "the server is killed",
+        "restart_server": "the server is restarted",
+        "pause_server": "the server is paused",
+        "reset_connections": "all connections are reset",
+        "kill_client": "the client is killed",
+    }
+    counts = _read("chaos-101")["totals"]["faults_by_kind"]
+    return _table(["fault", "times"], [[text, counts[kind]] for kind, text in names.items()])
+
+
 TABLES: dict[str, Callable[[], str]] = {
     **{f"compare-{suite}": lambda suite=suite: _compared(suite)
        for suite in ("zero", "second", "thousand", "tail")},
@@ -196,6 +233,8 @@ TABLES: dict[str, Callable[[], str]] = {
         "line", "ms added", ("round_trip_ms", "round trip, ms", 1)),
     "million": _million,
     "million-memory": _million_memory,
+    "chaos": _chaos,
+    "chaos-faults": _chaos_faults,
     "model-checks": _model_checks,
     "model-plan": _model_plan,
 }  # fmt: skip
