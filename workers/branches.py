@@ -24,7 +24,7 @@ from fanout.runs import ErrorKind, Outcome, RunStatus, branch_ref
 from fanout.secrets import redacted
 from fanout.shards import shard_chunk
 from fanout.stores import End
-from workers.claims import BranchHandedBack, BranchHeld, BranchOver, BranchParked, Claim
+from workers.claims import BranchHandedBack, BranchOver, Claim, require_call
 from workers.inflight import CallStoppedError, Stop
 from workers.stages import drain
 from workers.telemetry import Calls
@@ -115,14 +115,9 @@ class _Branch:
 
     async def call(self, begun: Begun) -> tuple[Outcome, Calls] | None:
         """Make the call; return how it ended, or None where there is nothing to write down."""
-        if begun.verdict in {"done", "gone"}:
-            return None
-        if begun.verdict == "paused":
-            raise BranchParked
-        if begun.verdict == "held":
-            raise BranchHeld
         calls = Calls(time.time())
         try:
+            require_call(begun)
             outcome = _presentable(await self._outcome(begun, calls))
         except BranchOver:
             return None

@@ -12,6 +12,7 @@ from fanout.errors import UnknownRunError
 from fanout.limits import MAX_BLOCK_S
 from fanout.stores import Start
 from workers.inflight import CallStoppedError, Stop
+from workers.leases import SURE
 
 if TYPE_CHECKING:
     from fanout.errors import LLMError
@@ -20,15 +21,19 @@ if TYPE_CHECKING:
     from fanout.stores import Begun
     from workers.runtime import Runtime
 
-__all__ = ["BranchHandedBack", "BranchHeld", "BranchOver", "BranchParked", "Claim"]
+__all__ = [
+    "BranchHandedBack",
+    "BranchHeld",
+    "BranchOver",
+    "BranchParked",
+    "Claim",
+    "require_call",
+]
 
 # What a branch may take beyond its calls and their waits, before it is not held any more; and what
 # it may wait for a rate limit.
 _HOLD_MARGIN_S = 60
 _LONGEST_QUEUE_S = 24 * 3600
-# Of the visibility timeout. A worker that is silent for half of it is taken for dead; its last beat
-# may have been a sixth before it asked.
-_SURE = 1 / 3
 
 
 class BranchParked(Exception):  # noqa: N818 - it is no error
@@ -45,6 +50,23 @@ class BranchHandedBack(Exception):  # noqa: N818 - it is no error
 
 class BranchOver(Exception):  # noqa: N818 - it is no error
     """The branch has ended elsewhere: there is nothing to write down."""
+
+
+def require_call(begun: Begun) -> None:
+    """Raise where this delivery has neither a call to make nor an outcome to write.
+
+    Raises:
+        BranchOver: The branch has ended, or its run is gone.
+        BranchHeld: Another worker has it.
+        BranchParked: Its run is paused.
+    """
+    match begun.verdict:
+        case "done" | "gone":
+            raise BranchOver
+        case "held":
+            raise BranchHeld
+        case "paused":
+            raise BranchParked
 
 
 class Claim:
@@ -67,7 +89,7 @@ class Claim:
         self._token = secrets.token_hex(4)
         self._start: Start | None = None
         self._asked_at = 0.0
-        self._sure_s = _SURE * runtime.settings.visibility_timeout_s
+        self._sure_s = SURE * runtime.settings.visibility_timeout_s
 
     async def begin(self, *, is_alone: bool = False) -> Begun:
         """Ask for the branch.
@@ -116,19 +138,14 @@ class Claim:
         if self._start is None or time.monotonic() - self._asked_at < self._sure_s:
             return
         begun = await self._ask(self._start)
+        require_call(begun)
         match begun.verdict:
-            case "done" | "gone":
-                raise BranchOver
-            case "held" | "suspect":
+            case "suspect":
                 raise BranchHeld
-            case "paused":
-                raise BranchParked
             case "halted":
                 raise CallStoppedError(Stop.HALTED)
             case "expired":
                 raise CallStoppedError(Stop.EXPIRED)
-            case "go":
-                return
 
     async def give_back(self) -> None:
         """Take the begin back."""

@@ -26,12 +26,14 @@ from workers.ticker import Ticker
 if TYPE_CHECKING:
     from celery.worker import WorkController
 
-__all__ = ["Leases", "held_tags"]
+__all__ = ["SURE", "Leases", "held_tags"]
 
 # A holder is silent for half the visibility timeout when it is taken for dead, so before its
 # messages come back; two of three beats may fail until then.
 _RENEWALS = 6
 _BEATS = 3
+# So much of that timeout after a holder was alive it still is, whenever its last beat was.
+SURE = (_BEATS - 1) / _RENEWALS
 _PAGE = 1_000
 
 

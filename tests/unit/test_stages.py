@@ -445,7 +445,7 @@ class HeldUpRuntime(Runtime):
 
     def __init__(self, meanwhile, monkeypatch, **fields):
         super().__init__(**fields)
-        monkeypatch.setattr(claims, "_SURE", 0)
+        monkeypatch.setattr(claims, "SURE", 0)
         self.meanwhile = meanwhile
         self.begins = 0
         self.write(["a"])
