@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import redis
 from measure import cpu_s, descendants, rounded
-from services import Processes, Valkey, free_port, wait_for_answer
+from ports import free_port
+from services import Processes, Valkey, wait_for_answer
 
 from fanout import Client
 

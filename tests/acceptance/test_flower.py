@@ -18,13 +18,14 @@ from urllib.parse import urlsplit
 import psutil
 import pytest
 from flower.urls import handlers
+from ports import free_port
 
 from fanout import Client, RunSpec
 from fanout.broker import BRANCHES_QUEUE, CONTROL_QUEUE
 from tests.browser import Browser
 from tests.integration.conftest import Worker, wait_for
 from tests.needs import needs
-from tests.servers import SentinelProcess, ServerProcess, free_port
+from tests.servers import SentinelProcess, ServerProcess
 from tests.tls import TlsFront
 
 from .conftest import FANOUT

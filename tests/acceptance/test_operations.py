@@ -9,9 +9,9 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from ports import free_port
 
 from tests.needs import needs
-from tests.servers import free_port
 
 from .conftest import FANOUT
 

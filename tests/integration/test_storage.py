@@ -9,11 +9,11 @@ import sys
 import pytest
 import redis
 import s3fs
+from ports import free_port
 
 from fanout import Client, ErrorKind, RunStatus, SettingsError
 from fanout.spec import make_spec
 from fanout.stores.blobs import check_storage
-from tests.servers import free_port
 
 from .conftest import wait_for
 

@@ -8,11 +8,11 @@ import time
 from pathlib import Path
 
 import pytest
+from ports import free_port
 
 from fanout import ParallelCalls, RunStatus
 from fanout.spec import make_spec
 from tests.collector import Collector
-from tests.servers import free_port
 
 FANOUT = Path(sys.executable).parent / "fanout"
 CANARY = "canary-5d1e"
