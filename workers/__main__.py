@@ -12,6 +12,7 @@ import os
 import sys
 
 from fanout.errors import SettingsError
+from fanout.terminal import print_error, print_line
 
 __all__ = ["main"]
 
@@ -26,7 +27,7 @@ def main() -> None:
     wishes = {"--quiet": False, "--broker-url-from-stdin": False}
     given = words[: max(0, begin - len(_COMMAND))]
     if words[begin - len(_COMMAND) : begin] != _COMMAND or not wishes.keys() >= set(given):
-        sys.stderr.write("usage: python -m workers [--quiet] -A workers.app worker [OPTION...]\n")
+        print_line("usage: python -m workers [--quiet] -A workers.app worker [OPTION...]", err=True)
         sys.exit(_USAGE)
     wishes.update(dict.fromkeys(given, True))
     # By this Celery starts again on SIGHUP; with the file's name, it would not find the package.
@@ -57,7 +58,7 @@ def _run(options: list[str], *, is_quiet: bool, waits_for_url: bool) -> None:
     try:
         from workers.app import app
     except SettingsError as error:
-        sys.stderr.write(f"fanout: {error}\n")
+        print_error(str(error))
         sys.exit(_USAGE)
     gc.freeze()
     gc.enable()

@@ -35,6 +35,7 @@ from fanout.broker import BRANCHES_QUEUE, CONTROL_QUEUE, connect_broker, make_ap
 from fanout.errors import FanoutError, SettingsError
 from fanout.sentinel_url import secrets_of
 from fanout.settings import DEFAULT_BROKER_URL, Settings, load_settings
+from fanout.terminal import print_error
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -350,7 +351,7 @@ def _run() -> int:
     try:
         main(sys.argv[1:])
     except FanoutError as error:
-        sys.stderr.write(f"fanout: {error}\n")
+        print_error(str(error))
         return 2 if isinstance(error, SettingsError) else 1
     return 0
 

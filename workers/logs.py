@@ -11,6 +11,7 @@ from celery._state import get_current_task
 from celery.utils.log import ColorFormatter
 
 from fanout.logs import JsonFormatter, about_task, located, path_of
+from fanout.terminal import indented
 from workers.log_guard import guard
 
 if TYPE_CHECKING:
@@ -88,11 +89,22 @@ def _locate(record: logging.LogRecord) -> dict[str, Any]:
     return about_task(task_id) if task_id else {}
 
 
-class _TextFormatter(ColorFormatter):  # type: ignore[misc]
-    """Celery's lines, with the path of the task that they are about."""
+class _Harmless(logging.Formatter):
+    """What is logged, as text that no terminal obeys; Celery's adds its colours to it."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return indented(super().format(record))
+
+
+class _TextFormatter(ColorFormatter, _Harmless):  # type: ignore[misc]
+    """Celery's lines, with the path of the task that they are about.
+
+    What follows in a record after its first line is indented: nothing that is logged can pass for
+    a line of its own.
+    """
 
     def __init__(self, *, use_color: bool) -> None:
-        super().__init__(_TEXT, use_color=use_color)
+        super().__init__(_TEXT, use_color=use_color)  # type: ignore[call-arg]
 
     def format(self, record: logging.LogRecord) -> str:
         path = path_of(located(record, _locate))

@@ -6,7 +6,6 @@ So `celery -A workers.app worker` and `fanout worker` are one and the same.
 from __future__ import annotations
 
 import secrets
-import sys
 from typing import TYPE_CHECKING, Any
 
 from celery import concurrency
@@ -18,6 +17,7 @@ from fanout.errors import SettingsError
 from fanout.queue_names import parse_queues
 from fanout.settings import AUTOSCALE_NEEDS_PREFORK, parse_autoscale
 from fanout.stores.blobs import check_storage
+from fanout.terminal import print_error
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -51,7 +51,7 @@ class Program(Worker):  # type: ignore[misc]
             options.update(_autoscale(settings, options, pool))
             check_storage(settings.storage)
         except SettingsError as error:
-            sys.stderr.write(f"fanout: {error}\n")
+            print_error(str(error))
             raise SystemExit(_USAGE) from None
         super().__init__(app=app, hostname=_nodename(settings, hostname), **options)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from contextlib import suppress
@@ -10,6 +11,8 @@ from typing import TYPE_CHECKING
 
 import click
 from click.shell_completion import CompletionItem, ShellComplete, get_completion_class
+
+from fanout.terminal import print_text
 
 if TYPE_CHECKING:
     from fanout.stores import RunRecord
@@ -20,6 +23,7 @@ _SHELLS = ("bash", "zsh", "fish")
 # Whoever presses Tab does not wait for a server that is away.
 _PATIENCE_S = 1.0
 _SHOWN = 50
+_ID = re.compile(r"[0-9A-Za-z_-]{1,64}")
 _EPILOG = """\b
 bash:  eval "$(fanout completion bash)" in ~/.bashrc
 zsh:   eval "$(fanout completion zsh)" in ~/.zshrc, behind compinit
@@ -37,7 +41,7 @@ def command(ctx: click.Context, shell: str) -> None:
     root = ctx.find_root()
     completion = found(root.command, {}, "fanout", "_FANOUT_COMPLETE")
     # Not the class's own: that of bash wants to know first which bash there is on this machine.
-    click.echo(ShellComplete.source(completion))
+    print_text(ShellComplete.source(completion))
 
 
 def complete_files(
@@ -62,7 +66,9 @@ def complete_run(
     thread = threading.Thread(target=look, daemon=True)
     thread.start()
     thread.join(_PATIENCE_S)
-    return [CompletionItem(run.run_id, help=_about(run)) for run in found]
+    # A shell puts it into its command line.
+    harmless = (run for run in found if _ID.fullmatch(run.run_id))
+    return [CompletionItem(run.run_id, help=_about(run)) for run in harmless]
 
 
 def _runs(broker_url: str | None, prefix: str) -> list[RunRecord]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -12,6 +11,7 @@ import click
 from fanout.cli.output import answer_text, output_row
 from fanout.cli.progress import summary
 from fanout.runs import RunStatus
+from fanout.terminal import print_error, print_line, print_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -85,7 +85,7 @@ def conclude(status: Status, progress: Progress) -> int:
     """Say how a run ended; return the exit status."""
     progress.note(summary(status))
     if status.error:
-        click.echo(f"fanout: {status.error}", err=True)
+        print_error(status.error)
     return 0 if status.status is RunStatus.SUCCEEDED else 1
 
 
@@ -100,11 +100,10 @@ def _print(
 ) -> None:
     if as_json:
         record = {**status.to_dict(), "aggregated": aggregated, "notes": notes}
-        click.echo(json.dumps(record, ensure_ascii=False))
+        print_line(json.dumps(record, ensure_ascii=False))
     elif aggregated is not None:
-        click.echo(answer_text(aggregated))
+        print_text(answer_text(aggregated))
     elif folder is None:
         for branch in run.outcomes():
             if branch.kind is None:
-                click.echo(json.dumps(output_row(branch), ensure_ascii=False))
-    sys.stdout.flush()
+                print_line(json.dumps(output_row(branch), ensure_ascii=False))

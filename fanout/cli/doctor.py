@@ -10,6 +10,7 @@ import msgspec
 
 from fanout.cli.session import broker_option
 from fanout.doctor import Finding, State, worst
+from fanout.terminal import print_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -45,7 +46,7 @@ def command(models: tuple[str, ...], broker_url: str | None, as_json: bool) -> i
     state = worst(findings)
     if as_json:
         rows = [msgspec.to_builtins(finding) for finding in findings]
-        click.echo(json.dumps({"state": state, "findings": rows}, ensure_ascii=False))
+        print_line(json.dumps({"state": state, "findings": rows}, ensure_ascii=False))
     else:
         _print(findings)
     return 1 if state is State.FAIL else 0
@@ -55,9 +56,10 @@ def _print(findings: Iterable[Finding]) -> None:
     findings = list(findings)
     width = max(len(finding.check) for finding in findings)
     for finding in findings:
-        state = click.style(f"{finding.state:<5}", fg=_COLOURS[finding.state])
-        click.echo(f"{state} {finding.check:<{width}}  {finding.found}")
+        colour = _COLOURS[finding.state]
+        line = f" {finding.check:<{width}}  {finding.found}"
+        print_line(line, label=f"{finding.state:<5}", colour=colour)
         if finding.advice is not None:
-            click.echo(f"{'':6}{'':{width}}  -> {finding.advice}")
+            print_line(f"{'':6}{'':{width}}  -> {finding.advice}")
     counts = {state: sum(finding.state is state for finding in findings) for state in State}
-    click.echo(", ".join(f"{count} {state.value}" for state, count in counts.items()))
+    print_line(", ".join(f"{count} {state.value}" for state, count in counts.items()))

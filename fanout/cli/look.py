@@ -29,6 +29,7 @@ from fanout.cli.session import (
 from fanout.cli.view import capacity_lines, runs_lines
 from fanout.errors import UnknownRunError
 from fanout.runs import ErrorKind, RunStatus
+from fanout.terminal import print_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -121,7 +122,7 @@ def errors(
         counts = run.status().errors
     total = sum(count for kind, count in counts.items() if not kinds or kind.value in kinds)
     if limit is not None and total > limit:
-        click.echo(f"and {total - limit:,} more", err=True)
+        print_line(f"and {total - limit:,} more", err=True)
 
 
 def _failed(run: Run, kinds: frozenset[str]) -> Iterator[Output]:
@@ -185,11 +186,11 @@ def runs(
         more = sum(1 for _ in found)
     if as_json:
         for now, model in rows:
-            click.echo(json.dumps({**now.to_dict(), "model": model}, ensure_ascii=False))
+            print_line(json.dumps({**now.to_dict(), "model": model}, ensure_ascii=False))
     else:
         _print_table(rows, is_table=is_table)
     if more:
-        click.echo(f"and {more:,} more: --limit 0 lists all", err=True)
+        print_line(f"and {more:,} more: --limit 0 lists all", err=True)
 
 
 def _rows(runs: Iterable[Run]) -> Iterator[tuple[Status, str]]:
@@ -203,7 +204,7 @@ def _print_table(rows: list[tuple[Status, str]], *, is_table: bool) -> None:
     width = terminal_size(sys.stdout).columns if is_table else _ENDLESS
     lines = runs_lines(rows, width=width)
     for line in lines if is_table else lines[1:]:
-        click.echo(line)
+        print_line(line)
 
 
 @click.command("workers")
@@ -215,4 +216,8 @@ def workers(broker_url: str | None, as_json: bool) -> None:  # noqa: FBT001 - a 
         now = client.fleet()
     width = terminal_size(sys.stdout).columns if sys.stdout.isatty() else _ENDLESS
     lines = capacity_lines(now, shown=len(now.workers), width=width)
-    say("\n".join(lines), now.to_dict(), as_json=as_json)
+    if as_json:
+        print_line(json.dumps(now.to_dict(), ensure_ascii=False))
+        return
+    for line in lines:
+        print_line(line)

@@ -7,6 +7,7 @@ input, 130 interrupted.
 from __future__ import annotations
 
 import gc
+import io
 import sys
 from importlib import import_module
 from typing import TYPE_CHECKING
@@ -21,8 +22,11 @@ from fanout.errors import (
     SettingsError,
     SpecError,
 )
+from fanout.terminal import indented, print_error, print_line, print_text
 
 if TYPE_CHECKING:
+    from types import TracebackType
+
     from click.shell_completion import CompletionItem
 
 __all__ = ["main"]
@@ -88,6 +92,7 @@ class _Commands(click.Group):
             return None
         module, _, name = _COMMANDS[cmd_name][0].partition(":")
         command: click.Command = getattr(import_module(module), name)
+        _tame_logs()
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -105,7 +110,7 @@ def _show_version(ctx: click.Context, _parameter: click.Parameter, wanted: bool)
     if wanted and not ctx.resilient_parsing:
         from importlib import metadata
 
-        click.echo(f"fanout {metadata.version('fanout-llm')}")
+        print_line(f"fanout {metadata.version('fanout-llm')}")
         ctx.exit()
 
 
@@ -122,8 +127,38 @@ def cli() -> None:
     """Ask an LLM the same question about very many documents, and get one answer at the end."""
 
 
+def _tame_logs() -> None:
+    """Have what libraries warn of, where nobody set up a log, printed as all else is."""
+    if "logging" not in sys.modules:
+        return
+    import logging
+
+    class Harmless(logging.Formatter):
+        def format(self, record: logging.LogRecord) -> str:
+            return indented(super().format(record))
+
+    if logging.lastResort is not None:
+        logging.lastResort.setFormatter(Harmless())
+
+
+def _show(error: click.ClickException) -> None:
+    """Print what is wrong with the usage, as click words it."""
+    said = io.StringIO()
+    error.show(said)
+    print_text(said.getvalue().rstrip("\n"), err=True)
+
+
+def _fail(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Print an error that nobody expected."""
+    import traceback
+
+    text = "".join(traceback.format_exception(kind, error, trace))
+    print_text(text.rstrip("\n"), err=True)
+
+
 def main() -> None:
     """Run the command line of this process, and exit with its status."""
+    sys.excepthook = _fail
     try:
         status = cli.main(standalone_mode=False)
     except click.exceptions.Abort:
@@ -131,10 +166,10 @@ def main() -> None:
     except KeyboardInterrupt:
         status = _INTERRUPTED
     except click.ClickException as error:
-        error.show()
+        _show(error)
         status = _USAGE
     except FanoutError as error:
-        click.echo(f"fanout: {error}", err=True)
+        print_error(str(error))
         status = _status(error)
     except BrokenPipeError:
         # Whoever read the answer has read enough.

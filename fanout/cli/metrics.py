@@ -14,6 +14,7 @@ import click
 
 from fanout.cli.session import broker_option
 from fanout.errors import BrokerError, InputError
+from fanout.terminal import print_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -79,7 +80,7 @@ def command(
     stops = {signal.SIGINT, signal.SIGTERM}
     signal.pthread_sigmask(signal.SIG_BLOCK, stops)
     with _served(settings, address, port, token) as url:
-        click.echo(f"metrics are at {url}{_METRICS}", err=True)
+        print_line(f"metrics are at {url}{_METRICS}", err=True)
         signal.sigwait(stops)
 
 

@@ -8,6 +8,7 @@ import time
 import click
 
 from fanout.cli.session import broker_option
+from fanout.terminal import print_error
 
 __all__ = ["command"]
 
@@ -60,5 +61,5 @@ def command(name: str | None, within_s: float, broker_url: str | None) -> int:
     problem = probe_problem(workers, host=host, name=name, now=time.time(), within_s=within_s)
     if problem is None:
         return 0
-    click.echo(f"fanout: {problem}", err=True)
+    print_error(problem)
     return 1

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, TextIO
 
 from fanout.cli.screen import Screen, terminal_size
 from fanout.cli.speed import Meter, Speed, eta_s
+from fanout.terminal import write_line, write_over
 
 if TYPE_CHECKING:
     from fanout.results import Status
@@ -51,8 +52,7 @@ class Progress:
         """Write a line that stays."""
         if not self._is_quiet:
             self._clear()
-            self._stream.write(f"{text}\n")
-            self._stream.flush()
+            write_line(self._stream, text)
 
     def show(self, status: Status) -> None:
         """Show the status, unless it was shown a moment ago."""
@@ -67,10 +67,9 @@ class Progress:
         line = self.line(status)
         if self._is_live:
             width = terminal_size(self._stream).columns
-            self._stream.write(f"\r\x1b[K{line[: width - 1]}")
+            write_over(self._stream, line, width=width - 1)
         else:
-            self._stream.write(f"{line}\n")
-        self._stream.flush()
+            write_line(self._stream, line)
 
     def _is_due(self, status: Status, now: float) -> bool:
         if self._is_live:
@@ -92,8 +91,7 @@ class Progress:
 
     def _clear(self) -> None:
         if self._is_live and not self._is_quiet and self._shown is not None:
-            self._stream.write("\r\x1b[K")
-            self._stream.flush()
+            write_over(self._stream, "", width=0)
 
     def line(self, status: Status) -> str:
         """Return the status as one line."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +11,7 @@ import click
 from fanout.cli.session import RUN_EPILOG, broker_option, one_run, run_argument
 from fanout.errors import InputError
 from fanout.report import gather, render, write
+from fanout.terminal import print_line, print_page
 
 if TYPE_CHECKING:
     from fanout.handle import Run
@@ -44,13 +44,12 @@ def command(run_id: str, out: str | None, broker_url: str | None, as_json: bool)
         raise click.UsageError("--json prints to standard output: leave --out out")
     with one_run(broker_url, run_id) as run:
         if as_json:
-            click.echo(json.dumps(_figures(run), ensure_ascii=False))
+            print_line(json.dumps(_figures(run), ensure_ascii=False))
         elif out == _STDOUT:
-            # Whatever the terminal's encoding is, the page says that it is UTF-8.
-            sys.stdout.buffer.write(render(run).encode())
-            sys.stdout.flush()
+            # Whatever the encoding here is, the page says that it is UTF-8.
+            print_page(render(run))
         else:
-            click.echo(_write(run, Path(out or f"fanout-{run.run_id}.html")))
+            print_line(str(_write(run, Path(out or f"fanout-{run.run_id}.html"))))
 
 
 def _figures(run: Run) -> dict[str, Any]:

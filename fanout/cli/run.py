@@ -14,6 +14,7 @@ from fanout.cli.progress import Progress
 from fanout.cli.session import Faults, Stop, broker_option, fleet, one_object
 from fanout.client import Client
 from fanout.settings import load_settings
+from fanout.terminal import print_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -86,11 +87,11 @@ def submit(
     progress = Progress(is_quiet=quiet)
     stop = Stop(progress)
     with fleet(broker_url) as client, stop:
-        run = _submit(client, spec, progress, stop, on_id=progress.note if as_json else click.echo)
+        run = _submit(client, spec, progress, stop, on_id=progress.note if as_json else print_line)
         now = run.status()
         progress.note(f"{now.total:,} branches are enqueued")
         if as_json:
-            click.echo(json.dumps(now.to_dict(), ensure_ascii=False))
+            print_line(json.dumps(now.to_dict(), ensure_ascii=False))
     return _INTERRUPTED if stop.is_set() else 0
 
 

@@ -6,6 +6,8 @@ import os
 import shutil
 from typing import TYPE_CHECKING, TextIO
 
+from fanout.terminal import write_frame
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -39,23 +41,19 @@ class Screen:
         """Put a frame in the place of the one before."""
         # Nor could a frame that scrolls.
         width, height = self.width, terminal_size(self._stream).lines
-        shown = [line[:width] for line in lines][: max(1, height - 1)]
-        # All at once, and each line erased behind its end only: emptying it first flickers.
-        text = "".join(f"{line}\x1b[K\n" for line in shown)
-        self._stream.write(f"{self._back()}{text}\x1b[J")
-        self._stream.flush()
-        self._shown = shown
+        self._shown = write_frame(
+            self._stream, lines, above=self._above(), width=width, height=max(1, height - 1)
+        )
 
     def leave(self) -> None:
         """Let the frame stay: what comes next is below it."""
         self._shown = []
 
-    def _back(self) -> str:
+    def _above(self) -> int:
         # A terminal that was made narrower since has wrapped the lines.
         size = terminal_size(self._stream)
         rows = sum(max(1, -(-len(line) // size.columns)) for line in self._shown)
-        rows = min(rows, size.lines - 1)
-        return f"\x1b[{rows}F" if rows else ""
+        return min(rows, size.lines - 1)
 
 
 def terminal_size(stream: TextIO) -> os.terminal_size:

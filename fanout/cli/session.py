@@ -12,6 +12,7 @@ import click
 from fanout.cli.completion import complete_run
 from fanout.errors import SettingsError
 from fanout.runs import ErrorKind
+from fanout.terminal import print_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -92,7 +93,7 @@ def one_run(broker_url: str | None, run_id: str) -> Iterator[Run]:
 
 def say(text: str, fields: dict[str, Any], *, as_json: bool) -> None:
     """Print a line for people, or its fields as one JSON object."""
-    click.echo(json.dumps(fields, ensure_ascii=False) if as_json else text)
+    print_line(json.dumps(fields, ensure_ascii=False) if as_json else text)
 
 
 class Stop:

@@ -18,6 +18,7 @@ from fanout.cli.session import RUN_EPILOG, broker_option, fleet
 from fanout.cli.speed import Meter, eta_s
 from fanout.cli.view import SHOWN_RUNS, fleet_line, fleet_lines, run_lines
 from fanout.errors import BrokerError, UnknownRunError
+from fanout.terminal import print_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -69,7 +70,7 @@ def command(
             status = follow(run, _run_view(client, run, interval_s, as_json=as_json))
         except KeyboardInterrupt:
             where = f"run {run.run_id} goes on: `fanout watch {run.run_id}` follows it again"
-            click.echo(where, err=True)
+            print_line(where, err=True)
             raise
     return conclude(status, Progress(is_quiet=as_json))
 
@@ -162,7 +163,7 @@ class _JsonRun:
             "concurrency": fleet_now.concurrency,
             "in_flight": fleet_now.in_flight,
         }
-        click.echo(json.dumps(record, ensure_ascii=False))
+        print_line(json.dumps(record, ensure_ascii=False))
 
     def away(self) -> None:
         """Print nothing: there is nothing new."""
@@ -239,7 +240,7 @@ class _JsonFleet:
         self.interval_s = interval_s
 
     def show(self, now: FleetStatus, speed: Speed) -> None:
-        click.echo(json.dumps({**now.to_dict(), "speed": speed.to_dict()}))
+        print_line(json.dumps({**now.to_dict(), "speed": speed.to_dict()}))
 
     def away(self) -> None:
         """Print nothing: there is nothing new."""
@@ -250,7 +251,7 @@ class _PlainFleet:
         self.interval_s = interval_s
 
     def show(self, now: FleetStatus, speed: Speed) -> None:
-        click.echo(fleet_line(now, speed), err=True)
+        print_line(fleet_line(now, speed), err=True)
 
     def away(self) -> None:
-        click.echo(_AWAY, err=True)
+        print_line(_AWAY, err=True)

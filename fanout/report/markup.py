@@ -7,7 +7,7 @@ from html import escape
 __all__ = ["Markup", "clean", "cut", "fragment", "one_line", "tag"]
 
 # What a browser would hide, or obey: control characters get their pictures, so that they are seen;
-# the two overrides, which make names read backwards, and halves of characters become U+FFFD.
+# what changes the order of reading, and halves of characters become U+FFFD.
 _UNSHOWN = 0xFFFD
 _PICTURES = 0x2400
 _PICTURE_OF_DELETE = 0x2421
@@ -15,7 +15,7 @@ _SEEN: dict[int, int] = {
     **{code: _PICTURES + code for code in range(0x20) if code not in b"\t\n"},
     0x7F: _PICTURE_OF_DELETE,
     **dict.fromkeys(range(0x80, 0xA0), _UNSHOWN),
-    **dict.fromkeys((0x202D, 0x202E, 0xFFFE, 0xFFFF), _UNSHOWN),
+    **dict.fromkeys((*range(0x202A, 0x202F), *range(0x2066, 0x206A), 0xFFFE, 0xFFFF), _UNSHOWN),
     **dict.fromkeys(range(0xD800, 0xE000), _UNSHOWN),
 }
 

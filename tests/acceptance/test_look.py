@@ -13,11 +13,15 @@ import socket
 import struct
 import subprocess
 import termios
+import unicodedata
 from collections import Counter
+from urllib.parse import urlencode
 
 import pytest
 
 from fanout import Client
+from fanout.runs import Document, RunStatus
+from fanout.stores import RedisStore, WorkerRecord, connect
 from tests.needs import needs
 from tests.servers import ServerProcess
 
@@ -281,6 +285,51 @@ def test_what_steers_answers_with_one_object(fanout, run, here):
     assert resumed["run_id"] == run.run_id
     assert objects(fanout("heal", "--json"))[0].keys() == {"steps"}
     assert objects(fanout("delete", run_id, "--json")) == [{"run_id": run_id, "deleted": True}]
+
+
+# Sets the clipboard, clears the screen (twice: CSI is one character, too), reads backwards.
+HOSTILE = "a\x1b]52;c;cm0=\x07\x1b[2J\x9b2J\u202eb\rc"
+OURS = re.compile(r"\x1b\[(?:\d+F|K|J|\d+m)|\r(?=\x1b\[K)")
+
+
+def test_nothing_that_others_say_gives_the_terminal_orders(fanout, broker_url, run, here):
+    """Answers, names of documents, models and workers, ids and errors; a pipe gets all as it is."""
+    model = f"fake?{urlencode({'answer': HOSTILE + chr(10) + 'fanout: forged'})}#{HOSTILE}"
+    with Client(broker_url) as client:
+        documents = [Document(name=f"{HOSTILE}\n{n}", index=n, text=str(n)) for n in range(3)]
+        merged = client.submit({**JOB, "model": model, "reduce": "concat"}, documents)
+        plain = client.submit({**JOB, "model": model}, documents)
+        failed = client.submit({**JOB, "model": "fake?fail_rate=1"}, documents)
+        for each in (merged, plain, failed):
+            each.wait(60)
+        store = RedisStore(connect(broker_url))
+        store.create_run(HOSTILE, spec=plain.spec.model_dump_json(), created_at=store.now())
+        store.end_run(HOSTILE, RunStatus.FAILED, ended_at=store.now(), error=HOSTILE)
+        store.worker_alive(WorkerRecord(name=HOSTILE, host=HOSTILE, version=HOSTILE), ttl_s=600)
+    (here / "in.txt").write_text("text")
+    for words in [
+        ("results", merged.run_id), ("results", merged.run_id, "--json"),
+        ("results", plain.run_id), ("errors", failed.run_id),
+        ("errors", failed.run_id, "--summary"),
+        ("errors", failed.run_id, "--json"), ("watch", plain.run_id), ("status", HOSTILE),
+        ("status", HOSTILE, "--json"), ("watch", HOSTILE), ("runs",), ("runs", "--json"),
+        ("workers",), ("workers", "--json"), ("doctor",), ("probe", "--name", f"{HOSTILE}x"),
+        ("report", merged.run_id, "--out", "-"), ("report", merged.run_id, "--json"),
+        ("status", f"{HOSTILE}y"), ("retry", "x", "--kind", HOSTILE), (HOSTILE,),
+        ("run", f"{HOSTILE}.txt", "--model", "fake", "--prompt", "{input}"),
+        ("run", "in.txt", "--model", HOSTILE, "--prompt", "{input}"),
+    ]:  # fmt: skip
+        shown = OURS.sub("", Terminal(*words).end())
+        left = [c for c in shown if unicodedata.category(c) in {"Cc", "Cf"} and c not in "\n\t"]
+        assert left == [], (words, shown)
+        assert "Traceback" not in shown
+    piped = fanout("results", merged.run_id).stdout
+    assert piped.count(HOSTILE) == 9
+    # What a shell would run is no run of fanout's.
+    runs = (failed, plain, merged, run)
+    assert complete(fanout, "status", "a", FANOUT_BROKER_URL=broker_url) == [
+        f"plain,{each.run_id}" for each in runs if each.run_id[0] == "a"
+    ]
 
 
 def complete(fanout, *words, **env):

@@ -18,6 +18,8 @@ MONITORS = {"click_repl", "flower", "opentelemetry", "prometheus_client", "torna
 HEAVY = {*BROKER, *PROVIDERS, *MONITORS, "numpy", "semantic_text_splitter", "valkey", "workers"}
 MODELS = {"pydantic", "pydantic_core", "pydantic_settings"}
 
+BARE = {"fanout", "fanout.cli", "fanout.cli.main", "fanout.errors", "fanout.terminal"}
+
 SAYS = "import atexit, sys; atexit.register(lambda: print(*sys.modules, file=sys.stderr))\n"
 CLI = "sys.argv[0] = 'fanout'; from fanout.cli import main; main()"
 
@@ -48,14 +50,14 @@ def test_the_package_alone_loads_nothing():
 @pytest.mark.parametrize("option", ["--help", "--version"])
 def test_what_is_asked_of_the_command_alone_loads_no_subcommand(option):
     modules = loaded(CLI, option)
-    assert own(modules) == {"fanout", "fanout.cli", "fanout.cli.main", "fanout.errors"}
+    assert own(modules) == BARE
     assert not packages(modules) & {*HEAVY, *MODELS, "asyncio", "msgspec", "yaml"}
 
 
 def test_a_shell_completes_commands_without_loading_them():
     words = {"_FANOUT_COMPLETE": "zsh_complete", "COMP_WORDS": "fanout st", "COMP_CWORD": "1"}
     modules = loaded(CLI, **words)
-    assert own(modules) == {"fanout", "fanout.cli", "fanout.cli.main", "fanout.errors"}
+    assert own(modules) == BARE
 
 
 @pytest.mark.parametrize("command", ["status", "watch", "results", "cancel", "doctor", "metrics"])
