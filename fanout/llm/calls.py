@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Protocol
 import msgspec
 
 from fanout.errors import LLMError
-from fanout.json_text import bare_json, parse_json
+from fanout.json_text import bare_json
+from fanout.reasoning import without_reasoning
 from fanout.retries import decide
 from fanout.runs import ErrorKind, Usage
 from fanout.secrets import redacted
@@ -125,7 +126,7 @@ async def complete_with_retries(
                 observed.reply = reply
                 replies.append(reply.usage)
                 _require_size(reply.text, max_output_kb)
-                text = validate(reply.text) if validate else reply.text
+                text = validate(reply.text) if validate else _plain(reply.text)
                 text = _storable(text)
         except LLMError as error:
             elapsed_s = clock() - started
@@ -266,10 +267,17 @@ def _total(attempts: int, replies: list[Usage]) -> Usage:
     )
 
 
+def _plain(text: str) -> str:
+    """Return an answer that is to be no JSON: without the reasoning of the model before it."""
+    plain = without_reasoning(text)
+    if not plain.strip():
+        raise LLMError(ErrorKind.INVALID_OUTPUT, "the answer is empty behind its reasoning")
+    return plain
+
+
 def validate_json(text: str) -> str:
-    """Return the JSON of an answer without a fence around it. Raises LLMError where it is none."""
+    """Return the JSON of an answer without what is around it. Raises LLMError where it has none."""
     try:
-        parse_json(text)
+        return bare_json(text)
     except ValueError as error:
         raise LLMError(ErrorKind.INVALID_OUTPUT, f"the answer is not JSON: {error}") from None
-    return bare_json(text)

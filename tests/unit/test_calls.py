@@ -111,7 +111,7 @@ def test_json_is_taken_out_of_what_is_around_it(text):
     assert validate_json(text) in {'{"a": 1}', "[1]"}
 
 
-@pytest.mark.parametrize("text", ["", "no", "{", 'Sure! {"a": 1}'])
+@pytest.mark.parametrize("text", ["", "no", "{"])
 def test_what_is_not_json_is_invalid_output(text):
     with pytest.raises(LLMError, match="the answer is not JSON") as caught:
         validate_json(text)
