@@ -59,7 +59,7 @@ class _Bench:
     def chords(self) -> None:
         size = MAX_SHARD_BRANCHES
         for number in range(self._branches // size):
-            self._publisher.shard_chord("published", 0, number, size=size, published=size, feed=0)
+            self._publisher.shard_chord("published", 0, number, range(size), size=size, feed=0)
         waiting = self._redis.llen(BRANCHES_QUEUE)
         if waiting != self._branches:
             raise RuntimeError(f"{waiting} of {self._branches} branches are in the queue")

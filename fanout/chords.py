@@ -68,16 +68,23 @@ class Publisher:
         )
 
     def shard_chord(
-        self, run_id: str, stage: int, shard: int, *, size: int, published: int, feed: int
+        self,
+        run_id: str,
+        stage: int,
+        shard: int,
+        positions: Iterable[int],
+        *,
+        size: int,
+        feed: int,
     ) -> None:
-        """Publish a shard's chord of ``size`` branches, or the first ``published`` of them.
+        """Publish a shard's chord of ``size`` branches, or those at ``positions`` of them.
 
-        ``feed`` is the chord's size where the other branches follow one by one, else 0.
+        ``feed`` is the shard's size where the other branches follow one by one, else 0.
         """
         group = broker.shard_group(run_id, stage, shard)
         callback = self._collect(run_id, stage, shard)
         self._set_size(group, size)
-        self._publish_header(run_id, stage, shard, range(published), feed, callback)
+        self._publish_header(run_id, stage, shard, sorted(positions), feed, callback)
 
     def branches(
         self, run_id: str, stage: int, shard: int, positions: Iterable[int], *, feed: int
@@ -121,8 +128,17 @@ class Publisher:
 
         The mark of completion would otherwise turn away the members that return before the seal.
         """
+        self._forget(broker.stage_group(run_id, stage))
+
+    def forget_shard(self, run_id: str, stage: int, shard: int) -> None:
+        """Forget the members of a shard's chord that have returned, before a part is retried.
+
+        They would be counted among those that are still to return.
+        """
+        self._forget(broker.shard_group(run_id, stage, shard))
+
+    def _forget(self, group: str) -> None:
         backend = self._backend
-        group = broker.stage_group(run_id, stage)
         parts = (".c", ".d", ".j", ".s", ".t")
         backend.client.delete(*(backend.get_key_for_group(group, part) for part in parts))
 

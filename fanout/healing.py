@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from fanout.stores import ShardState, StageProgress
 
-__all__ = ["Heal", "Remedy", "Seen", "heal_shard", "heal_stage"]
+__all__ = ["Heal", "Remedy", "Seen", "heal_shard", "heal_stage", "unpublished"]
 
 
 class Heal(Enum):
@@ -32,7 +32,7 @@ class Heal(Enum):
     ADOPT = "adopt"  # shards that have not ended are no longer known as being processed
     AGGREGATE = "aggregate"  # all shards are collected, but the root callback never ran
     LOSE = "lose"  # branches were published again too often: they are recorded as lost
-    FAIL = "fail"  # a callback was published again too often: the run has failed
+    FAIL = "fail"  # a callback was published again too often, or records are gone: it has failed
 
 
 class Seen(msgspec.Struct, frozen=True, kw_only=True):
@@ -67,12 +67,16 @@ class Remedy(msgspec.Struct, frozen=True, kw_only=True):
 _NOTHING = Remedy(heal=Heal.NOTHING)
 
 
-def heal_shard(shard: ShardState, seen: Seen, *, max_heals: int) -> Remedy:
+def heal_shard(shard: ShardState, seen: Seen, *, lanes: int, max_heals: int) -> Remedy:
     """Return what an open shard that makes no progress needs.
+
+    It is something unless a message of it waits, or a living worker holds a branch of it: where
+    nothing is in flight, nothing but a remedy can bring the shard to its end.
 
     Args:
         shard: What the store holds of it.
         seen: What the broker holds of it.
+        lanes: How many of its branches may be in flight; 0 is all of them.
         max_heals: How often its branches are published again before they are lost, and then its
             callback before the run has failed.
     """
@@ -82,23 +86,41 @@ def heal_shard(shard: ShardState, seen: Seen, *, max_heals: int) -> Remedy:
         # One that is finished may have been let in again by a retry: its expand sees to that.
         again = Heal.EXPAND if shard.finished else Heal.COLLECT
         return Remedy(heal=again if shard.heals < 2 * max_heals else Heal.FAIL)
-    return _heal_branches(shard, seen, max_heals)
-
-
-def _heal_branches(shard: ShardState, seen: Seen, max_heals: int) -> Remedy:
-    published = shard.count if shard.published is None else shard.published
-    waiting = seen.branches | shard.held
-    missing = tuple(sorted(set(range(published)) - shard.ended - waiting))
-    if missing and shard.heals >= max_heals:
+    missing = unpublished(shard, seen, lanes=lanes)
+    # Those that were never published cannot have been lost.
+    is_lost = bool(missing) and missing[-1] < _published(shard)
+    if is_lost and shard.heals >= max_heals:
         return Remedy(heal=Heal.LOSE, positions=missing)
     if shard.published is None:
         return Remedy(heal=Heal.EXPAND)
-    if missing:
-        return Remedy(heal=Heal.BRANCHES, positions=missing)
-    if published < shard.count and not waiting:
-        # Branches that follow one another: the one that should have fed the next was lost.
-        return Remedy(heal=Heal.BRANCHES, positions=(published,))
-    return _NOTHING
+    return Remedy(heal=Heal.BRANCHES, positions=missing) if missing else _NOTHING
+
+
+def unpublished(shard: ShardState, seen: Seen, *, lanes: int) -> tuple[int, ...]:
+    """Return the branches of a shard that must be published for it to go on.
+
+    What was published and has neither outcome nor message is lost. Of branches that follow one
+    another, those to come need no message while one before them is in flight; where none is, as
+    many as may be in flight must begin anew.
+
+    Args:
+        shard: What the store holds of it.
+        seen: What the broker holds of it.
+        lanes: How many of its branches may be in flight; 0 is all of them.
+    """
+    open_ = set(range(shard.count)) - shard.ended
+    waiting = (seen.branches | shard.held) & open_
+    rest = sorted(open_ - waiting)
+    published = _published(shard)
+    lost = tuple(position for position in rest if position < published)
+    if lost or waiting:
+        return lost
+    return tuple(rest[: lanes or None])
+
+
+def _published(shard: ShardState) -> int:
+    # Where none ever were, all are to be, and at once.
+    return shard.count if shard.published is None else shard.published
 
 
 def heal_stage(

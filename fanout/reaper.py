@@ -37,6 +37,9 @@ _MAX_LOOKS = 5
 # The files of runs that have expired are no matter of seconds.
 _FILES_S = 300.0
 
+# A run has these once all shards of its stage are written.
+_SEALED = (RunStatus.RUNNING, RunStatus.REDUCING)
+
 _log = logging.getLogger(__name__)
 
 # A shard of a stage of a run; the stage itself has the number None.
@@ -184,11 +187,19 @@ class Reaper:
         run_id, stage, number = key
         if number is None:
             seen = seen_of_stage(task_ids, run_id, stage)
+            if not progress.sealed and self._store.run(run_id).status in _SEALED:
+                return Remedy(heal=Heal.FAIL)
             incomplete = [] if progress.open else self._store.incomplete(run_id, stage)
             return heal_stage(progress, seen, incomplete=incomplete, max_heals=MAX_HEALS)
         seen = seen_of_shard(task_ids, run_id, stage, number)
-        state = self._store.shard_state(run_id, stage, number)
-        return heal_shard(state, seen, max_heals=MAX_HEALS)
+        try:
+            state = self._store.shard_state(run_id, stage, number)
+        except UnknownRunError:
+            # Of the run, or of the shard alone?
+            self._store.run(run_id)
+            return Remedy(heal=Heal.FAIL)
+        lanes = progress.open.get(number, 0)
+        return heal_shard(state, seen, lanes=lanes, max_heals=MAX_HEALS)
 
     def _heal(self, key: _Key, remedy: Remedy) -> None:
         run_id, stage, number = key
@@ -206,7 +217,7 @@ class Reaper:
         )
         self._store.healed(run_id, stage, number)
         if remedy.heal is Heal.FAIL:
-            message = f"{where} could not be collected: see the logs of the workers"
+            message = f"{where} could not be brought to its end: see the logs of the workers"
             is_first = self._store.end_run(
                 run_id, RunStatus.FAILED, ended_at=self._store.now(), error=message
             )
@@ -239,6 +250,9 @@ class Reaper:
             lanes = self._store.progress(run_id, stage).open.get(number, 0)
             count = self._store.shard_state(run_id, stage, number).count
             feed = count if 0 < lanes < count else 0
+            # First, so that none of them is published as the one that follows another.
+            last = remedy.positions[-1]
+            self._store.advance_shard(run_id, stage, number, published=last + 1)
             self._publisher.branches(run_id, stage, number, remedy.positions, feed=feed)
 
     def _lose(self, run_id: str, stage: int, number: int, positions: tuple[int, ...]) -> None:

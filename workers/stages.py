@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from fanout.enqueue import fleet_window, take_back
+from fanout.healing import unpublished
 from fanout.messages import seen_of_shard
 from fanout.runs import ErrorKind, Outcome, RunStatus
 from fanout.stores import End
@@ -44,14 +45,26 @@ def expand(runtime: Runtime, run_id: str, stage: int, number: int, lanes: int) -
         runtime.publisher.collect(run_id, stage, number)
         return
     count = len(runtime.indices(run_id, stage, number))
-    published = min(lanes or count, count)
-    feed = count if published < count else 0
+    is_again = stage == 0 and bool(run.retry)
+    ended = _ended(runtime, run_id, number) if is_again else frozenset()
+    todo = [position for position in range(count) if position not in ended]
+    if not todo:
+        runtime.publisher.collect(run_id, stage, number)
+        return
+    first = todo[: lanes or count]
+    feed = count if len(first) < len(todo) else 0
+    published = first[-1] + 1 if feed else count
     if runtime.store.start_shard(run_id, stage, number, published=published):
-        runtime.publisher.shard_chord(
-            run_id, stage, number, size=count, published=published, feed=feed
-        )
+        if is_again:
+            runtime.publisher.forget_shard(run_id, stage, number)
+        runtime.publisher.shard_chord(run_id, stage, number, first, size=len(todo), feed=feed)
     else:
-        _expand_rest(runtime, run_id, stage, number, feed)
+        _expand_rest(runtime, run_id, stage, number, lanes)
+
+
+def _ended(runtime: Runtime, run_id: str, number: int) -> frozenset[int]:
+    """Return the branches of a shard of the map whose outcomes a retry has kept."""
+    return runtime.store.shard_state(run_id, 0, number).ended
 
 
 def _ending(run: RunRecord, stage: int) -> tuple[ErrorKind, str] | None:
@@ -63,13 +76,16 @@ def _ending(run: RunRecord, stage: int) -> tuple[ErrorKind, str] | None:
     return None
 
 
-def _expand_rest(runtime: Runtime, run_id: str, stage: int, number: int, feed: int) -> None:
+def _expand_rest(runtime: Runtime, run_id: str, stage: int, number: int, lanes: int) -> None:
     """Publish what a first attempt has not: a branch in the queue twice would be called twice."""
     shard = runtime.store.shard_state(run_id, stage, number)
     task_ids = runtime.messages.task_ids().get(run_id, set())
     seen = seen_of_shard(task_ids, run_id, stage, number)
-    missing = set(range(shard.published or 0)) - shard.ended - shard.held - seen.branches
-    runtime.publisher.branches(run_id, stage, number, sorted(missing), feed=feed)
+    missing = unpublished(shard, seen, lanes=lanes)
+    if missing:
+        feed = shard.count if 0 < lanes < shard.count else 0
+        runtime.store.advance_shard(run_id, stage, number, published=missing[-1] + 1)
+        runtime.publisher.branches(run_id, stage, number, missing, feed=feed)
     if shard.ended >= set(range(shard.count)):
         runtime.publisher.collect(run_id, stage, number)
 

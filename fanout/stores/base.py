@@ -189,6 +189,9 @@ class Stages(Protocol):
             Whether this call was the first to say so.
         """
 
+    def advance_shard(self, run_id: str, stage: int, number: int, *, published: int) -> None:
+        """Remember that as many branches of a shard, from the first, are published, if not more."""
+
     def progress(self, run_id: str, stage: int) -> StageProgress:
         """Return how far the shards of a stage are."""
 
@@ -202,7 +205,10 @@ class Stages(Protocol):
         """Return the shards of a stage that have fewer outcomes than branches."""
 
     def adopt(self, run_id: str, stage: int, numbers: Iterable[int]) -> None:
-        """Take shards back among those that are being processed, if they are not."""
+        """Take shards back among those that are being processed, if they are not.
+
+        Of a stage with lanes, as many as there are lanes for.
+        """
 
     def healed(self, run_id: str, stage: int, number: int | None = None) -> None:
         """Count that a shard, or the stage itself, was healed."""

@@ -176,7 +176,8 @@ class ShardState(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         first: The stage-wide index of its first branch.
         count: Its branches.
-        published: How many of them, from the first, were published; None where none ever were.
+        published: How many of them, from the first, were published or had ended before; None where
+            none ever were.
         finished: Whether it is compacted.
         ended: The positions that have an outcome.
         held: The positions that a worker which is alive has begun and not ended.

@@ -106,7 +106,7 @@ def test_behind_a_sentinel_messages_can_be_published_in_batches_too(watched):
     app = broker.make_app(load_settings(broker_url=sentinel.url))
     with app.producer_pool.acquire() as producer:
         assert producer.supports_batch_publish
-    Publisher(app).shard_chord("r1", 0, 0, size=3, published=3, feed=0)
+    Publisher(app).shard_chord("r1", 0, 0, range(3), size=3, feed=0)
     with server.client() as client:
         assert client.llen(broker.BRANCHES_QUEUE) == 3
     assert type(app.backend) is TolerantSentinelBackend
@@ -182,7 +182,7 @@ def test_a_retry_option_that_rules_out_batches_is_refused(broker_url):
 
 
 def test_a_shard_is_published_as_a_chord(publisher, server_client):
-    publisher.shard_chord("r1", 0, 3, size=5, published=3, feed=5)
+    publisher.shard_chord("r1", 0, 3, range(3), size=5, feed=5)
     messages = queued(server_client, broker.BRANCHES_QUEUE)
     assert [headers["id"] for headers, _, _ in messages] == ["r1/0/3/0", "r1/0/3/1", "r1/0/3/2"]
     for position, (headers, properties, body) in enumerate(messages):
@@ -201,7 +201,7 @@ def test_a_shard_is_published_as_a_chord(publisher, server_client):
 def test_each_member_of_a_header_is_the_message_that_celery_itself_would_send(
     app, publisher, server_client, stage, feed
 ):
-    publisher.shard_chord("r1", stage, 3, size=40, published=40, feed=feed)
+    publisher.shard_chord("r1", stage, 3, range(40), size=40, feed=feed)
     ours = queued(server_client, broker.BRANCHES_QUEUE)
     server_client.delete(broker.BRANCHES_QUEUE)
     for position in range(40):
@@ -245,14 +245,14 @@ def part(position, callback, *, error=None, group=GROUP):
 def test_members_that_return_together_leave_what_celery_leaves_one_by_one(
     app, publisher, server_client
 ):
-    publisher.shard_chord("r1", 0, 0, size=5, published=5, feed=0)
+    publisher.shard_chord("r1", 0, 0, range(5), size=5, feed=0)
     callback = members(server_client)[0]
     parts = [part(at, callback, error=ValueError("x") if at == 2 else None) for at in range(4)]
     for asked, state, error in parts:
         app.backend.on_chord_part_return(asked.context, state, error)
     one_by_one = chord_keys(server_client)
     server_client.flushdb()
-    publisher.shard_chord("r1", 0, 0, size=5, published=5, feed=0)
+    publisher.shard_chord("r1", 0, 0, range(5), size=5, feed=0)
     app.backend.on_chord_parts_return(parts)
     assert chord_keys(server_client) == one_by_one
     assert queued(server_client, broker.CONTROL_QUEUE) == []
@@ -263,7 +263,7 @@ def test_a_chord_that_members_complete_together_runs_its_callback_once(
     app, publisher, server_client, last
 ):
     """Also where the last of them is a copy of one that was counted."""
-    publisher.shard_chord("r1", 0, 0, size=3, published=3, feed=0)
+    publisher.shard_chord("r1", 0, 0, range(3), size=3, feed=0)
     callback = members(server_client)[0]
     app.backend.on_chord_parts_return([part(0, callback)])
     app.backend.on_chord_parts_return([part(at, callback) for at in (1, 2, *last)])
@@ -274,7 +274,7 @@ def test_a_chord_that_members_complete_together_runs_its_callback_once(
 
 def test_members_of_several_chords_are_counted_each_in_its_own(app, publisher, server_client):
     for shard in range(2):
-        publisher.shard_chord("r1", 0, shard, size=2, published=2, feed=0)
+        publisher.shard_chord("r1", 0, shard, range(2), size=2, feed=0)
     callback = publisher._collect("r1", 0, 0), publisher._collect("r1", 0, 1)
     parts = [
         part(at, callback[shard], group=f"r1/0/{shard}") for at in range(2) for shard in range(2)
@@ -295,7 +295,7 @@ def test_publishing_subscribes_to_nothing_and_stores_nothing(app, publisher, ser
 def test_the_callback_runs_when_the_last_member_returns_and_has_no_word_of_those_that_succeeded(
     app, publisher, server_client
 ):
-    publisher.shard_chord("r1", 0, 0, size=2, published=2, feed=0)
+    publisher.shard_chord("r1", 0, 0, range(2), size=2, feed=0)
     callback = members(server_client)[0]
     app.backend.mark_as_done("r1/0/0/0", None, request(0, callback), store_result=False)
     assert queued(server_client, broker.CONTROL_QUEUE) == []
@@ -311,7 +311,7 @@ def test_the_callback_runs_when_the_last_member_returns_and_has_no_word_of_those
 def test_a_failed_member_is_counted_and_becomes_a_record_without_its_message(
     app, publisher, server_client, state
 ):
-    publisher.shard_chord("r1", 0, 0, size=2, published=2, feed=0)
+    publisher.shard_chord("r1", 0, 0, range(2), size=2, feed=0)
     callback = members(server_client)[0]
     if state == "FAILURE":
         error = ValueError("could not parse: the text of a document")
@@ -334,7 +334,7 @@ def test_a_failed_member_is_counted_and_becomes_a_record_without_its_message(
 
 
 def test_a_member_that_returns_twice_counts_once(app, publisher, server_client):
-    publisher.shard_chord("r1", 0, 0, size=2, published=2, feed=0)
+    publisher.shard_chord("r1", 0, 0, range(2), size=2, feed=0)
     callback = members(server_client)[0]
     for _ in range(2):
         app.backend.mark_as_done("r1/0/0/0", None, request(0, callback), store_result=False)
@@ -344,7 +344,7 @@ def test_a_member_that_returns_twice_counts_once(app, publisher, server_client):
 def test_a_member_that_returns_after_the_end_does_not_run_the_callback_again(
     app, publisher, server_client
 ):
-    publisher.shard_chord("r1", 0, 0, size=1, published=1, feed=0)
+    publisher.shard_chord("r1", 0, 0, range(1), size=1, feed=0)
     callback = members(server_client)[0]
     for _ in range(3):
         app.backend.mark_as_done("r1/0/0/0", None, request(0, callback), store_result=False)
@@ -376,7 +376,7 @@ def test_an_empty_shard_chord_is_its_callback(publisher, server_client):
 
 
 def test_control_tasks_are_delivered_before_branches(app, publisher):
-    publisher.shard_chord("r1", 0, 0, size=2, published=2, feed=0)
+    publisher.shard_chord("r1", 0, 0, range(2), size=2, feed=0)
     publisher.collect("r1", 0, 9)
     tasks = []
     with app.connection_for_read() as connection:
@@ -389,7 +389,7 @@ def test_control_tasks_are_delivered_before_branches(app, publisher):
 
 
 def test_a_message_is_small(publisher, server_client):
-    publisher.shard_chord("r1", 0, 3, size=1, published=1, feed=0)
+    publisher.shard_chord("r1", 0, 3, range(1), size=1, feed=0)
     [message] = server_client.lrange(broker.BRANCHES_QUEUE, 0, -1)
     assert len(message) < 3_000
 

@@ -65,7 +65,7 @@ def taker(app):
 
 
 def publish(app, count):
-    Publisher(app).shard_chord("r1", 0, 0, size=count, published=count, feed=0)
+    Publisher(app).shard_chord("r1", 0, 0, range(count), size=count, feed=0)
 
 
 def ids(*positions):

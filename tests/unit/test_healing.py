@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fanout.healing import Heal, Seen, heal_shard, heal_stage
+from fanout.healing import Heal, Seen, heal_shard, heal_stage, unpublished
 from fanout.stores import ShardState, StageProgress
 
 
@@ -43,10 +43,14 @@ def seen(*branches, **others):
         (shard(published=2), seen(0, 1), Heal.NOTHING, ()),  # one lane feeds the next
         (shard(0, published=2), seen(), Heal.BRANCHES, (1,)),
         (shard(0, 1, published=2), seen(), Heal.BRANCHES, (2,)),
+        (shard(0, 1, published=2), seen(0), Heal.BRANCHES, (2,)),  # a copy, which feeds none
+        (shard(0, 1, 2, published=2), seen(), Heal.BRANCHES, (3,)),  # a retry has kept one
+        (shard(0, 1, published=2, heals=5), seen(), Heal.BRANCHES, (2,)),  # it was never lost
+        (shard(0, 1, published=2), seen(3), Heal.NOTHING, ()),
     ],
 )
 def test_what_a_shard_without_progress_needs(state, messages, heal, positions):
-    remedy = heal_shard(state, messages, max_heals=5)
+    remedy = heal_shard(state, messages, lanes=1, max_heals=5)
     assert (remedy.heal, remedy.positions) == (heal, positions)
 
 
@@ -84,7 +88,8 @@ def test_a_healthy_shard_is_never_touched(data, count, heals):
     messages = Seen(branches=frozenset(waiting - held), collect=is_complete)
     if waiting or is_complete:
         state = shard(*ended, count=count, published=published, heals=heals, held=held)
-        assert heal_shard(state, messages, max_heals=5).heal is Heal.NOTHING
+        lanes = data.draw(st.integers(0, count))
+        assert heal_shard(state, messages, lanes=lanes, max_heals=5).heal is Heal.NOTHING
 
 
 @given(data=st.data(), count=st.integers(1, 40), heals=st.integers(0, 4))
@@ -93,8 +98,51 @@ def test_only_what_has_neither_outcome_nor_message_is_published_again(data, coun
     ended = data.draw(st.sets(st.integers(0, published - 1)))
     waiting = data.draw(st.sets(st.integers(0, published - 1)))
     state = shard(*ended, count=count, published=published, heals=heals)
-    remedy = heal_shard(state, seen(*waiting), max_heals=5)
+    remedy = heal_shard(state, seen(*waiting), lanes=0, max_heals=5)
     assert not set(remedy.positions) & (ended | waiting)
     lost = set(range(published)) - ended - waiting
     if lost:
         assert set(remedy.positions) == lost, "and all of it"
+
+
+_SOME = st.sets(st.integers(0, 11))
+
+
+@given(
+    count=st.integers(1, 12),
+    published=st.none() | st.integers(0, 14),
+    sets=st.tuples(_SOME, _SOME, _SOME),
+    lanes=st.integers(0, 14),
+    heals=st.integers(0, 12),
+    flags=st.tuples(st.booleans(), st.booleans(), st.booleans()),
+)
+def test_whatever_the_counters_say_there_is_a_remedy_unless_something_is_in_flight(
+    count, published, sets, lanes, heals, flags
+):
+    """Also in states that nothing is known to lead to."""
+    ended, waiting, held = ({position for position in some if position < count} for some in sets)
+    state = ShardState(
+        first=0, count=count, published=None if published is None else min(published, count),
+        finished=flags[0], ended=frozenset(ended), held=frozenset(held), heals=heals,
+    )  # fmt: skip
+    messages = Seen(branches=frozenset(waiting), expand=flags[1], collect=flags[2])
+    remedy = heal_shard(state, messages, lanes=lanes, max_heals=5)
+    in_flight = (waiting | held) - ended
+    if remedy.heal is Heal.NOTHING:
+        assert flags[1] or flags[2] or in_flight
+    if not (flags[1] or flags[2] or in_flight):
+        assert remedy.heal is not Heal.NOTHING
+    assert not set(remedy.positions) & (ended | in_flight)
+    if remedy.heal in {Heal.BRANCHES, Heal.LOSE}:
+        assert remedy.positions, "it is about something"
+
+
+@given(
+    count=st.integers(1, 12), published=st.integers(0, 12), ended=_SOME, lanes=st.integers(1, 12)
+)
+def test_no_more_branches_begin_anew_than_may_be_in_flight(count, published, ended, lanes):
+    ended = {position for position in ended if position < count}
+    state = shard(*ended, count=count, published=min(published, count))
+    positions = unpublished(state, seen(), lanes=lanes)
+    lost = set(range(min(published, count))) - ended
+    assert set(positions) == lost if lost else len(positions) <= lanes

@@ -114,7 +114,7 @@ def test_a_callback_that_is_lost_for_ever_ends_the_run_with_a_reason(fleet):
     fleet.pass_time(2000)
     run = fleet.store.run(RUN)
     assert run.status is RunStatus.FAILED
-    assert "shard 0 of stage 0 could not be collected" in run.error
+    assert "shard 0 of stage 0 could not be brought to its end" in run.error
 
 
 def test_a_paused_run_is_left_alone_until_it_goes_on(fleet):

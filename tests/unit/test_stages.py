@@ -41,8 +41,11 @@ class Publisher:
     def expand(self, run_id, stage, grants):
         self.sent += [("expand", stage, grant.shard, grant.lanes) for grant in grants]
 
-    def shard_chord(self, run_id, stage, shard, *, size, published, feed):
-        self.sent.append(("chord", stage, shard, size, published, feed))
+    def shard_chord(self, run_id, stage, shard, positions, *, size, feed):
+        self.sent.append(("chord", stage, shard, size, list(positions), feed))
+
+    def forget_shard(self, run_id, stage, shard):
+        self.sent.append(("forget", stage, shard))
 
     def branches(self, run_id, stage, shard, positions, *, feed):
         self.sent += [("branch", stage, shard, position, feed) for position in positions]
@@ -169,7 +172,7 @@ def test_expand_publishes_a_whole_shard():
     runtime = Runtime()
     runtime.write(["a", "b", "c"])
     expand(runtime, RUN, 0, 0, lanes=0)
-    assert runtime.publisher.sent == [("chord", 0, 0, 3, 3, 0)]
+    assert runtime.publisher.sent == [("chord", 0, 0, 3, [0, 1, 2], 0)]
 
 
 @pytest.mark.parametrize(("lanes", "published", "feed"), [(2, 2, 3), (3, 3, 0), (9, 3, 0)])
@@ -177,7 +180,7 @@ def test_expand_publishes_as_many_branches_as_it_has_lanes(lanes, published, fee
     runtime = Runtime()
     runtime.write(["a", "b", "c"])
     expand(runtime, RUN, 0, 0, lanes=lanes)
-    assert runtime.publisher.sent == [("chord", 0, 0, 3, published, feed)]
+    assert runtime.publisher.sent == [("chord", 0, 0, 3, list(range(published)), feed)]
 
 
 def test_a_branch_that_ends_publishes_the_next_of_its_shard():
@@ -230,7 +233,7 @@ def test_a_retried_shard_is_taken_back_when_it_is_expanded_and_only_then():
     runtime.store.reopen_run(RUN, retry=frozenset({ErrorKind.INTERNAL}))
     runtime.publisher.sent.clear()
     expand(runtime, RUN, 0, 0, lanes=0)
-    assert runtime.publisher.sent == [("chord", 0, 0, 2, 2, 0)]
+    assert runtime.publisher.sent == [("forget", 0, 0), ("chord", 0, 0, 1, [1], 0)]
     runtime.process()
     assert runtime.llm.calls == 3, "only what had failed was called again"
     expand(runtime, RUN, 0, 0, lanes=0)

@@ -468,6 +468,35 @@ def test_a_fed_shard_hands_out_each_further_position_once(store, run):
     assert store.record(End(run, 0, 0, 3, ok(3), feed=4)).next is None
 
 
+def test_what_a_retry_has_kept_is_not_handed_out(store, run):
+    store.put_shard(run, 0, 0, shard(6))
+    for position in (1, 3, 4):
+        store.record(End(run, 0, 0, position, ok(position)))
+    store.start_shard(run, 0, 0, published=1)
+    assert store.record(End(run, 0, 0, 0, ok(0), feed=6)).next == 2
+    assert store.record(End(run, 0, 0, 2, ok(2), feed=6)).next == 5
+    assert store.record(End(run, 0, 0, 5, ok(5), feed=6)).next is None
+
+
+def test_what_is_published_anew_is_not_handed_out_as_well(store, run):
+    store.put_shard(run, 0, 0, shard(6))
+    store.start_shard(run, 0, 0, published=1)
+    store.advance_shard(run, 0, 0, published=4)
+    store.advance_shard(run, 0, 0, published=2)
+    assert store.shard_state(run, 0, 0).published == 4, "it only rises"
+    assert store.record(End(run, 0, 0, 0, ok(0), feed=6)).next == 4
+
+
+def test_no_more_lanes_are_given_than_there_are_to_shards_that_are_taken_back(store, run):
+    for number in range(4):
+        store.put_shard(run, 0, number, shard())
+    store.set_lanes(run, 0, Lanes(window=2, per_shard=2, cap=3))
+    store.adopt(run, 0, range(4))
+    assert store.progress(run, 0).open == {0: 2, 1: 1}
+    store.adopt(run, 0, range(4))
+    assert store.progress(run, 0).open == {0: 2, 1: 1}
+
+
 def test_starting_a_fed_shard_again_hands_out_nothing_twice(store, run):
     store.put_shard(run, 0, 0, shard(4))
     store.start_shard(run, 0, 0, published=1)

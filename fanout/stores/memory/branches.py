@@ -128,7 +128,9 @@ def _following(shard: StoredShard, feed: int) -> int | None:
     if not feed:
         return None
     following = shard.next or 0
-    shard.next = following + 1
+    while following < feed and following in shard.outcomes:
+        following += 1
+    shard.next = min(following + 1, feed)
     return following if following < feed else None
 
 

@@ -136,6 +136,12 @@ class MemoryStages(MemoryBase):
                 shard.next = published
             return is_first
 
+    def advance_shard(self, run_id: str, stage: int, number: int, *, published: int) -> None:
+        """See Store."""
+        with self._lock:
+            shard = self._shard(run_id, stage, number)
+            shard.next = max(shard.next or 0, published)
+
     def progress(self, run_id: str, stage: int) -> StageProgress:
         """See Store."""
         with self._lock:
@@ -196,7 +202,11 @@ class MemoryStages(MemoryBase):
         with self._lock:
             state = self._run(run_id).stages[stage]
             for number in numbers:
-                state.open.setdefault(number, 0)
+                lanes = min(state.per_shard, state.cap - sum(state.open.values()))
+                if not state.cap:
+                    state.open.setdefault(number, 0)
+                elif lanes > 0:
+                    state.open.setdefault(number, lanes)
 
     def healed(self, run_id: str, stage: int, number: int | None = None) -> None:
         """See Store."""

@@ -117,6 +117,8 @@ class RedisBase:
         self._correct_slot = client.register_script(fleet_scripts.CORRECT_SLOT)
         self._pause_model = client.register_script(fleet_scripts.PAUSE_MODEL)
         self._beat = client.register_script(fleet_scripts.BEAT)
+        self._adopt = client.register_script(scripts.ADOPT)
+        self._advance = client.register_script(scripts.ADVANCE)
         self._begin = client.register_script(scripts.BEGIN)
         self._record = client.register_script(scripts.RECORD)
         self._open = client.register_script(scripts.OPEN_SHARDS)

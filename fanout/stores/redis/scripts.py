@@ -6,6 +6,8 @@ The server runs a script atomically, and it costs one round trip.
 from __future__ import annotations
 
 __all__ = [
+    "ADOPT",
+    "ADVANCE",
     "BEGIN",
     "COMPACT",
     "END_RUN",
@@ -145,8 +147,11 @@ for i = 3, #ARGV, 9 do
         ended = ended + 1
         count(i)
         if feed > 0 then
-            following = redis.call('HINCRBY', KEYS[5], 'next', 1) - 1
-            if following >= feed then following = -1 end
+            -- Not one that has ended: of a shard that is retried, most have.
+            local at = tonumber(redis.call('HGET', KEYS[5], 'next') or 0)
+            while at < feed and redis.call('HEXISTS', KEYS[3], at) == 1 do at = at + 1 end
+            if at < feed then following = at end
+            redis.call('HSET', KEYS[5], 'next', math.min(at + 1, feed))
         end
     end
     recorded[#recorded + 1] = first
@@ -169,7 +174,7 @@ return recorded
 # KEYS stage, open, draining; ARGV window, finished (-1: none), ttl, draining (-1: none), how many
 # of its branches have not ended, how many times the window may be open with those that drain.
 # Returns shard, lanes, shard, lanes, ... The stage hash keeps cap (0: none), lane (per shard),
-# used, written and opened.
+# used, written and opened; used is for whoever looks.
 OPEN_SHARDS = """
 local function field(name)
     return tonumber(redis.call('HGET', KEYS[1], name) or 0)
@@ -180,23 +185,20 @@ if tonumber(ARGV[4]) >= 0 then
         redis.call('SADD', KEYS[3], ARGV[4])
         redis.call('EXPIRE', KEYS[3], ARGV[3])
         -- It cannot have more in flight than are left of it.
-        if tonumber(lanes) > tonumber(ARGV[5]) then
-            redis.call('HSET', KEYS[2], ARGV[4], ARGV[5])
-            redis.call('HINCRBY', KEYS[1], 'used', tonumber(ARGV[5]) - tonumber(lanes))
-        end
+        local left = math.min(tonumber(lanes), tonumber(ARGV[5]))
+        redis.call('HSET', KEYS[2], ARGV[4], left)
     end
 end
 if tonumber(ARGV[2]) >= 0 then
-    local lanes = redis.call('HGET', KEYS[2], ARGV[2])
-    if lanes then
-        redis.call('HDEL', KEYS[2], ARGV[2])
-        -- Not -tonumber(lanes): that of 0 is -0, which Redis 7 takes for no integer.
-        redis.call('HINCRBY', KEYS[1], 'used', 0 - tonumber(lanes))
-    end
+    redis.call('HDEL', KEYS[2], ARGV[2])
     redis.call('SREM', KEYS[3], ARGV[2])
 end
 local cap, lane, written = field('cap'), field('lane'), field('written')
-local used, opened = field('used'), field('opened')
+-- Summed, not counted: a sum cannot come to differ from what is open.
+local used, opened = 0, field('opened')
+if cap > 0 then
+    for _, lanes in ipairs(redis.call('HVALS', KEYS[2])) do used = used + tonumber(lanes) end
+end
 local window = field('window')
 if window == 0 then window = tonumber(ARGV[1]) end
 local open = redis.call('HLEN', KEYS[2])
@@ -211,12 +213,39 @@ while opened < written and inflight < window and open < window * tonumber(ARGV[6
     granted[#granted + 1] = lanes
     opened, used, inflight, open = opened + 1, used + lanes, inflight + 1, open + 1
 end
+if cap > 0 then redis.call('HSET', KEYS[1], 'used', used) end
 if #granted > 0 then
-    redis.call('HSET', KEYS[1], 'opened', opened, 'used', used)
+    redis.call('HSET', KEYS[1], 'opened', opened)
     redis.call('EXPIRE', KEYS[2], ARGV[3])
     redis.call('EXPIRE', KEYS[1], ARGV[3])
 end
 return granted
+"""
+
+# KEYS stage, open; ARGV ttl, shards. Those that are not open become so; with a cap, as many as it
+# has lanes for.
+ADOPT = """
+local cap = tonumber(redis.call('HGET', KEYS[1], 'cap') or 0)
+local lane = tonumber(redis.call('HGET', KEYS[1], 'lane') or 0)
+local used = 0
+for _, lanes in ipairs(redis.call('HVALS', KEYS[2])) do used = used + tonumber(lanes) end
+for i = 2, #ARGV do
+    local lanes = 0
+    if cap > 0 then lanes = math.min(lane, cap - used) end
+    if cap > 0 and lanes <= 0 then break end
+    used = used + lanes * redis.call('HSETNX', KEYS[2], ARGV[i], lanes)
+end
+redis.call('EXPIRE', KEYS[2], ARGV[1])
+return 1
+"""
+
+# KEYS state; ARGV how many are published, ttl. It only rises.
+ADVANCE = """
+if tonumber(redis.call('HGET', KEYS[1], 'next') or 0) < tonumber(ARGV[1]) then
+    redis.call('HSET', KEYS[1], 'next', ARGV[1])
+    redis.call('EXPIRE', KEYS[1], ARGV[2])
+end
+return 1
 """
 
 # KEYS run, stage, blob, sizes; ARGV blob, number, count, ttl, index of the first branch, and the

@@ -147,6 +147,12 @@ class RedisStages(RedisKept):
         return bool(is_first)
 
     @translated
+    def advance_shard(self, run_id: str, stage: int, number: int, *, published: int) -> None:
+        """See Store."""
+        key = self._shard(run_id, stage, number, "state")
+        self._advance(keys=[key], args=[published, self._ttl_s])
+
+    @translated
     def progress(self, run_id: str, stage: int) -> StageProgress:
         """See Store."""
         key = self._stage(run_id, stage)
@@ -228,12 +234,8 @@ class RedisStages(RedisKept):
     @translated
     def adopt(self, run_id: str, stage: int, numbers: Iterable[int]) -> None:
         """See Store."""
-        key = f"{self._stage(run_id, stage)}:open"
-        with self._redis.pipeline() as pipe:
-            for number in numbers:
-                pipe.hsetnx(key, str(number), "0")
-            pipe.expire(key, self._ttl_s)
-            pipe.execute()
+        key = self._stage(run_id, stage)
+        self._adopt(keys=[key, f"{key}:open"], args=[self._ttl_s, *numbers])
 
     @translated
     def healed(self, run_id: str, stage: int, number: int | None = None) -> None:
