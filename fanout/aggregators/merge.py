@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import msgspec
-
 from fanout.aggregators.base import Aggregate, Named, place
 from fanout.json_text import parse_json
+from fanout.json_values import identity
 
 if TYPE_CHECKING:
     from fanout.aggregators.base import Item
@@ -75,7 +74,7 @@ class _Distinct:
         self._values: dict[bytes, Any] = {}
 
     def add(self, value: Any) -> None:
-        self._values.setdefault(_identity(value), value)
+        self._values.setdefault(identity(_plain(value)), value)
 
     def values(self) -> list[Any]:
         return list(self._values.values())
@@ -100,19 +99,12 @@ def _both(left: Any, right: Any) -> Any:
         return left
     if isinstance(right, list):
         return [left, *right]
-    if _identity(left) == _identity(right):
+    if identity(_plain(left)) == identity(_plain(right)):
         return left
     distinct = _Distinct()
     distinct.add(left)
     distinct.add(right)
     return distinct
-
-
-def _identity(value: Any) -> bytes:
-    """Return what two equal JSON values, and only they, have in common."""
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    return msgspec.json.encode(_plain(value), order="deterministic")
 
 
 def _plain(value: Any) -> Any:

@@ -10,30 +10,44 @@ from fanout.aggregators.base import Aggregate, Named, place
 from fanout.json_text import parse_json
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
     from fanout.aggregators.base import Item
 
 __all__ = ["Rank", "score_of"]
 
-_FIELDS = ("score", "rating", "rank_score")
-_NUMBER = r"(?<![\w.])[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?"
-_LABEL = r"\b(?:score|rating|grade)\b"
-# The scale, which people put between the label and the colon: "Score (0-10): 7".
-_SCALE = r"(?:\s*(?:\([^)\n]*\)|\[[^\]\n]*\]|(?:out of|on a scale|from|between)\b[^:=\n]{0,40}))?"
-_GAP = r"[^\d\n+-]{0,20}"
-_ASSIGNED = re.compile(rf"{_LABEL}[\"'*_]*{_SCALE}\W{{0,4}}?[:=]{_GAP}({_NUMBER})", re.IGNORECASE)
-_LABELLED = re.compile(rf"{_LABEL}{_GAP}({_NUMBER})", re.IGNORECASE)
-_RANGE = re.compile(
-    r"\b(?:scale|range)\s+(?:of\s+|from\s+)?\d+\s*(?:-|\u2013|to)\s*\d+", re.IGNORECASE
+_FIELDS = ("score", "rating", "grade", "rank_score")
+_NUMBER = re.compile(r"(?<![\w.])[-+]?(?:\d{1,3}(?:,\d{3})++|\d++)(?:\.\d++)?")
+_LABEL = re.compile(r"\b(?:score|rating|grade)\b", re.IGNORECASE)
+# What is read behind a label. Each pattern below sees no more, so their cost is bounded.
+_WINDOW = 120
+# A label may be followed by its scale before the colon: "Score (0-10): 7".
+_ASSIGNMENT = re.compile(
+    r"[\"'*_]{0,8}"
+    r"(?:\s{0,8}(?:\([^)\n]*+\)|\[[^\]\n]*+\]"
+    r"|(?:out of|on a scale|from|between)\b[^:=\n]{0,40}+))?+"
+    r"\W{0,4}?[:=]",
+    re.IGNORECASE,
 )
-_ANY = re.compile(_NUMBER)
+_GAP = re.compile(r"[^\d\n+-]{0,20}+")
+# "Score: N/A out of 10" has no score, and "out of 10" is none.
+_NO_SCORE = re.compile(
+    r"\b(?:null|none|nil|nan|n/?a|unknown|undefined|unscored|tbd|not|no|cannot)\b"
+    r"|\b(?:out of|max(?:imum)?)\b",
+    re.IGNORECASE,
+)
+_RANGE = re.compile(
+    r"\b(?:scale|range)\s++(?:of\s++|from\s++)?\d++\s*+(?:-|\u2013|to)\s*+\d++", re.IGNORECASE
+)
 
 
 class Rank:
     """Sorts answers by their number, the highest first; equal numbers share a rank.
 
-    The number is the field ``score`` or ``rating`` of a JSON answer; else the one behind the word
-    score, rating or grade; else the first one. ``7/10`` counts as 7, and the scale of ``Score
-    (0-10): 7`` is not taken for the score.
+    The number of a JSON answer is its field ``score``, ``rating`` or ``grade``, wherever that is;
+    where there is no such field, the only number in it. Of a text it is the one behind the word
+    score, rating or grade; else the first one. ``7/10`` counts as 7, the scale of ``Score (0-10):
+    7`` is not taken for the score, and where the score is said to be none, there is none.
 
     Answers without a number are ranked last, and failed branches are left out; notes name both.
     """
@@ -91,28 +105,69 @@ def score_of(answer: str) -> float | None:
     try:
         value = parse_json(answer)
     except ValueError:
-        value = None
-    if isinstance(value, dict):
-        for field in _FIELDS:
-            score = _field_score(value.get(field))
+        return _text_score(answer)
+    return _json_score(value)
+
+
+def _json_score(value: Any) -> float | None:
+    """Return the score in a JSON value: of a score's field, else the only number there is."""
+    numbers: list[float] = []
+    has_field = False
+    level = [value]
+    while level:
+        for score in _named_scores(level):
+            has_field = True
             if score is not None:
                 return score
-    return _text_score(answer)
-
-
-def _field_score(value: Any) -> float | None:
+        numbers += [number for one in level if (number := _number(one)) is not None]
+        level = [child for one in level for child in _children(one)]
+    if has_field:
+        return None
     if isinstance(value, str):
         return _text_score(value)
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return _finite(value)
-    return None
+    return numbers[0] if len(numbers) == 1 else None
+
+
+def _named_scores(level: list[Any]) -> Iterator[float | None]:
+    """Yield what the fields say that are called a score, the most telling name first."""
+    objects = [
+        {str(key).casefold(): one for key, one in each.items()}
+        for each in level
+        if isinstance(each, dict)
+    ]
+    for field in _FIELDS:
+        for fields in objects:
+            if field in fields and not isinstance(fields[field], dict | list):
+                value = fields[field]
+                yield _text_score(value) if isinstance(value, str) else _number(value)
+
+
+def _children(value: Any) -> Iterable[Any]:
+    if isinstance(value, dict):
+        return value.values()
+    return value if isinstance(value, list) else ()
+
+
+def _number(value: Any) -> float | None:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return _finite(value) if is_number else None
 
 
 def _text_score(text: str) -> float | None:
-    found = _ASSIGNED.search(text) or _LABELLED.search(text) or _ANY.search(_RANGE.sub(" ", text))
-    if found is None:
+    windows = [text[label.end() : label.end() + _WINDOW] for label in _LABEL.finditer(text)]
+    assigned = [window[found.end() :] for window in windows if (found := _ASSIGNMENT.match(window))]
+    is_denied = False
+    for rest in (*assigned, *windows):
+        gap = _GAP.match(rest)
+        end = gap.end() if gap else 0
+        if _NO_SCORE.search(rest, 0, end):
+            is_denied = True
+        elif found := _NUMBER.match(rest, end):
+            return _finite(found[0].replace(",", ""))
+    if is_denied:
         return None
-    return _finite(found[found.lastindex or 0].replace(",", ""))
+    found = _NUMBER.search(_RANGE.sub(" ", text))
+    return None if found is None else _finite(found[0].replace(",", ""))
 
 
 def _finite(number: float | str) -> float | None:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import json
+from typing import TYPE_CHECKING, Any
+
+import msgspec
 
 from fanout.aggregators.base import Aggregate
+from fanout.json_text import parse_json
+from fanout.json_values import identity
 
 if TYPE_CHECKING:
     from fanout.aggregators.base import Item
@@ -12,10 +17,33 @@ if TYPE_CHECKING:
 __all__ = ["Vote", "normalised"]
 
 _AROUND = " \t\r\n.,;:!?\"'`*_()[]{}"
+_MOST_MARKS = 4
+_BEHIND = " \t\r\n.,;!?"
+_PAIRS = {"**": "**", "__": "__", "```": "```", "(": ")", "[": "]", "{": "}",
+          '"': '"', "'": "'", "`": "`", "*": "*", "_": "_"}  # fmt: skip
+
+
+class _Candidate(msgspec.Struct):
+    """An answer that may win.
+
+    Attributes:
+        label: How it is shown.
+        full: How it is shown where another one has the same label.
+        votes: How many branches gave it.
+    """
+
+    label: str
+    full: str
+    votes: int = 0
 
 
 class Vote:
-    """Counts equal answers. Case, and punctuation around an answer, make no difference.
+    """Counts equal answers.
+
+    Of texts, case, white space, and punctuation around make no difference. Answers that are JSON
+    are compared as values: spacing and the order of keys make no difference, nor does ``1`` or
+    ``1.0``; texts in them are compared as texts are. An object with a single field is shown as
+    the value of that field.
 
     The value is ``{"winner", "tied", "votes", "share"}``: on a tie, ``winner`` is None and
     ``tied`` lists the answers with most votes; ``share`` is the largest count by the votes cast.
@@ -24,8 +52,7 @@ class Vote:
     """
 
     def __init__(self) -> None:
-        self._votes: dict[str, int] = {}
-        self._spelling: dict[str, str] = {}
+        self._candidates: dict[bytes, _Candidate] = {}
         self._failed = 0
 
     def add(self, item: Item) -> None:
@@ -33,20 +60,23 @@ class Vote:
         if item.output is None:
             self._failed += 1
             return
-        key = normalised(item.output)
-        self._spelling.setdefault(key, item.output.strip(_AROUND))
-        self._votes[key] = self._votes.get(key, 0) + 1
+        value = _value(item.output)
+        key = identity(_comparable(value))
+        if key not in self._candidates:
+            self._candidates[key] = _candidate(value)
+        self._candidates[key].votes += 1
 
     def result(self) -> Aggregate:
         """See Accumulator."""
-        cast = sum(self._votes.values())
-        most = max(self._votes.values(), default=0)
-        first = [self._spelling[key] for key, votes in self._votes.items() if votes == most]
+        votes = dict(_shown(list(self._candidates.values())))
+        cast = sum(votes.values())
+        most = max(votes.values(), default=0)
+        first = [label for label, count in votes.items() if count == most]
         is_tie = len(first) > 1
         value = {
             "winner": first[0] if len(first) == 1 else None,
             "tied": first if is_tie else [],
-            "votes": {self._spelling[key]: votes for key, votes in self._votes.items()},
+            "votes": votes,
             "share": most / cast if cast else 0.0,
         }
         notes = [f"a tie of {len(first)} answers with {most:,} votes each"] if is_tie else []
@@ -56,5 +86,81 @@ class Vote:
 
 
 def normalised(answer: str) -> str:
-    """Return what is compared of an answer."""
-    return " ".join(answer.strip(_AROUND).casefold().split())
+    """Return what is compared of a text."""
+    bare = answer.strip(_AROUND) or answer
+    return " ".join(bare.casefold().split())
+
+
+def _value(answer: str) -> Any:
+    """Return the JSON value of an answer, or the answer itself."""
+    bare = answer.strip(_AROUND)
+    try:
+        value = parse_json(answer)
+    except ValueError:
+        number = _number(bare)
+        return answer if number is None else number
+    # A text that happens to be a word of JSON is shown as it was written.
+    return bare if value is None or isinstance(value, bool) else value
+
+
+def _number(bare: str) -> int | float | None:
+    """Return the number that is all of a text, as in ``**7**``, or None."""
+    try:
+        value = msgspec.json.decode(bare)
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
+        return None
+    return value if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def _comparable(value: Any) -> Any:
+    if isinstance(value, str):
+        return normalised(value)
+    if isinstance(value, dict):
+        return {key: _comparable(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_comparable(one) for one in value]
+    return value
+
+
+def _candidate(value: Any) -> _Candidate:
+    if isinstance(value, str):
+        return _Candidate(label=_unwrapped(value), full=value.strip())
+    full = json.dumps(value, ensure_ascii=False)
+    only = next(iter(value.values())) if isinstance(value, dict) and len(value) == 1 else None
+    if isinstance(only, str) and only.strip():
+        return _Candidate(label=only.strip(), full=full)
+    if isinstance(only, int | float):
+        return _Candidate(label=json.dumps(only), full=full)
+    return _Candidate(label=full, full=full)
+
+
+def _unwrapped(text: str) -> str:
+    """Return a text without the marks around all of it: never half of a pair."""
+    bare = text.strip()
+    for _ in range(_MOST_MARKS):
+        bare = bare.rstrip(_BEHIND) or bare
+        for left, right in _PAIRS.items():
+            if bare.startswith(left) and bare.endswith(right):
+                bare = bare[len(left) : -len(right)].strip() or bare
+                break
+        else:
+            break
+    return bare
+
+
+def _shown(candidates: list[_Candidate]) -> list[tuple[str, int]]:
+    """Return label and votes of each candidate; no two have the same label."""
+    named: dict[str, int] = {}
+    for one in candidates:
+        named[one.label] = named.get(one.label, 0) + 1
+    taken: set[str] = set()
+    shown = []
+    for one in candidates:
+        label = one.label if named[one.label] == 1 else one.full
+        number = 1
+        while label in taken:
+            number += 1
+            label = f"{one.full} ({number})"
+        taken.add(label)
+        shown.append((label, one.votes))
+    return shown

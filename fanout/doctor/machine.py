@@ -16,6 +16,8 @@ __all__ = ["embedded_findings", "is_within", "machine_findings", "storage_findin
 
 _SLOW_START_S = 5.0
 _SLOW_STORAGE_S = 5.0
+_OPERATOR = re.compile(r"[<>=!~]+")
+_DIGITS = re.compile(r"\d*")
 
 
 def machine_findings(facts: MachineFacts) -> Iterator[Finding]:
@@ -48,7 +50,7 @@ def is_within(version: str, wanted: str) -> bool:
     """Say whether a version is within bounds such as ``>=5.7,<5.8``."""
     has = _numbers(version)
     for bound in filter(None, wanted.replace(" ", "").split(",")):
-        operator = re.match(r"[<>=!~]+", bound)
+        operator = _OPERATOR.match(bound)
         if operator is None:
             continue
         limit = _numbers(bound[operator.end() :])
@@ -60,7 +62,7 @@ def is_within(version: str, wanted: str) -> bool:
 
 
 def _numbers(version: str) -> tuple[int, ...]:
-    digits = [re.match(r"\d*", part) for part in version.split(".")[:3]]
+    digits = [_DIGITS.match(part) for part in version.split(".")[:3]]
     numbers = [int(match[0] or 0) if match else 0 for match in digits]
     return tuple(numbers + [0] * (3 - len(numbers)))
 

@@ -11,6 +11,7 @@ import msgspec
 
 from fanout.errors import LLMError
 from fanout.json_text import bare_json
+from fanout.llm.validation import validated
 from fanout.reasoning import without_reasoning
 from fanout.retries import decide
 from fanout.runs import ErrorKind, Usage
@@ -126,7 +127,7 @@ async def complete_with_retries(
                 observed.reply = reply
                 replies.append(reply.usage)
                 _require_size(reply.text, max_output_kb)
-                text = validate(reply.text) if validate else _plain(reply.text)
+                text = await validated(validate, reply.text) if validate else _plain(reply.text)
                 text = _storable(text)
         except LLMError as error:
             elapsed_s = clock() - started

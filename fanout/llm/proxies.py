@@ -18,7 +18,7 @@ __all__ = ["proxy_for"]
 
 _PORTS = {"http": 80, "https": 443}
 # One address is a network, too; with a port it is not.
-_NETWORK = re.compile(r"(\d+\.[\d.]+|[0-9a-f:]*:[0-9a-f:.]*:[0-9a-f.]*|\[[0-9a-f:.]+\])(/\d+)?")
+_NETWORK = re.compile(r"(\d+\.[\d.]+|[0-9a-f]*+:[0-9a-f.]*+:[0-9a-f:.]*+|\[[0-9a-f:.]+\])(/\d+)?")
 
 
 def proxy_for(url: str, proxies: Mapping[str, str] | None = None) -> str | None:

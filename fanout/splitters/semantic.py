@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from fanout.tokens import BYTES_PER_TOKEN, estimate_tokens
+from fanout.tokens import BYTES_PER_TOKEN, estimate_tokens, tokens_of_bytes, utf8_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -16,10 +16,11 @@ __all__ = ["MarkdownSplitter", "SentenceSplitter", "TokenSplitter"]
 _PANIC = "PanicException"
 
 # Latin and CJK full stops with the quotes and brackets that close after them; blank lines.
+# A run of full stops is looked at once, from its beginning: hence what must not be before it.
 _SENTENCE_END = re.compile(
-    r"[.!?\u2026]+[\"'\u201d\u2019)\]]*(?=\s|$)"
-    r"|[\u3002\uff01\uff1f]+[\u300d\u300f\u201d\u2019\uff09]*"
-    r"|\n\s*\n"
+    r"(?<![.!?\u2026])[.!?\u2026]++[\"'\u201d\u2019)\]]*+(?=\s|$)"
+    r"|[\u3002\uff01\uff1f]++[\u300d\u300f\u201d\u2019\uff09]*+"
+    r"|\n[^\S\n]*+\n\s*+"
 )
 
 
@@ -71,6 +72,23 @@ class MarkdownSplitter(TokenSplitter):
         return self._make(Markdown, text)
 
 
+class _Sentence(NamedTuple):
+    """Where a sentence is: in characters, and in UTF-8 bytes.
+
+    With both, the size of any run of sentences is known without looking at its text again, and
+    a document costs a time that grows with its length only.
+    """
+
+    start: int
+    end: int
+    first_byte: int
+    last_byte: int
+
+    def tokens_to(self, last: _Sentence) -> int:
+        """Return the estimated tokens from here to the end of ``last``."""
+        return tokens_of_bytes(last.last_byte - self.first_byte)
+
+
 class SentenceSplitter:
     """Chunks of whole sentences, as many as fit; a sentence that does not fit is cut as tokens."""
 
@@ -81,38 +99,44 @@ class SentenceSplitter:
 
     def spans(self, text: str) -> Iterator[tuple[int, int]]:
         """See Splitter."""
-        pending: list[tuple[int, int]] = []
-        for start, end in _sentences(text):
-            if pending and estimate_tokens(text[pending[0][0] : end]) > self._chunk_tokens:
-                yield pending[0][0], pending[-1][1]
-                pending = self._overlap(text, pending, end)
-            if estimate_tokens(text[start:end]) > self._chunk_tokens:
-                yield from self._cut(text, start, end)
+        pending: list[_Sentence] = []
+        for sentence in _sentences(text):
+            if pending and pending[0].tokens_to(sentence) > self._chunk_tokens:
+                yield pending[0].start, pending[-1].end
+                pending = self._overlap(pending, sentence)
+            if sentence.tokens_to(sentence) > self._chunk_tokens:
+                yield from self._cut(text, sentence.start, sentence.end)
             else:
-                pending.append((start, end))
+                pending.append(sentence)
         if pending:
-            yield pending[0][0], pending[-1][1]
+            yield pending[0].start, pending[-1].end
 
     def _cut(self, text: str, start: int, end: int) -> Iterator[tuple[int, int]]:
         for first, last in self._long.spans(text[start:end]):
             yield start + first, start + last
 
-    def _overlap(
-        self, text: str, sentences: list[tuple[int, int]], end: int
-    ) -> list[tuple[int, int]]:
-        """Return the last sentences that the next chunk, which reaches to ``end``, repeats."""
-        kept: list[tuple[int, int]] = []
-        for start, stop in reversed(sentences[1:]):
-            shared = estimate_tokens(text[start : sentences[-1][1]])
-            fits = estimate_tokens(text[start:end]) <= self._chunk_tokens
-            if shared > self._overlap_tokens or not fits:
+    def _overlap(self, before: list[_Sentence], following: _Sentence) -> list[_Sentence]:
+        """Return the last sentences that the chunk repeats which reaches to ``following``."""
+        first = len(before)
+        while first > 1:
+            earlier = before[first - 1]
+            is_shared = earlier.tokens_to(before[-1]) <= self._overlap_tokens
+            if not is_shared or earlier.tokens_to(following) > self._chunk_tokens:
                 break
-            kept.insert(0, (start, stop))
-        return kept
+            first -= 1
+        return before[first:]
 
 
-def _sentences(text: str) -> Iterator[tuple[int, int]]:
-    """Yield the spans of sentences, without the white space around them."""
+def _sentences(text: str) -> Iterator[_Sentence]:
+    """Yield the sentences, without the white space around them."""
+    at = at_byte = 0
+    for start, end in _pieces(text):
+        first_byte = at_byte + utf8_bytes(text[at:start])
+        at, at_byte = end, first_byte + utf8_bytes(text[start:end])
+        yield _Sentence(start, end, first_byte, at_byte)
+
+
+def _pieces(text: str) -> Iterator[tuple[int, int]]:
     start = 0
     for match in _SENTENCE_END.finditer(text):
         yield from _trimmed(text, start, match.end())

@@ -147,6 +147,27 @@ def test_the_majority_wins_whatever_the_case_and_punctuation():
     assert made.notes == ["1 branches failed and did not vote"]
 
 
+@pytest.mark.parametrize(
+    ("outputs", "votes"),
+    [
+        (['{"label":"pos"}', '{ "label" : "pos" }', '```json\n{"label": "Pos"}\n```'], {"pos": 3}),
+        (['{"a": 1, "b": [2]}', '{"b":[2.0],"a":1.0}'], {'{"a": 1, "b": [2]}': 2}),
+        (['{"a": 1, "b": 1}', '{"a": true, "b": 1}'],
+         {'{"a": 1, "b": 1}': 1, '{"a": true, "b": 1}': 1}),
+        (["7", "7.0", "7.", "**7**", '"seven"'], {"7": 4, "seven": 1}),
+        (['{"yes": true}', '{"no": true}'], {'{"yes": true}': 1, '{"no": true}': 1}),
+        (['{"label": "pos"}', '{"mood": "pos"}', "pos"],
+         {'{"label": "pos"}': 1, '{"mood": "pos"}': 1, "pos": 1}),
+        (["f(x)", "F(X).", '"f(x)"'], {"f(x)": 3}),
+        (["a (b)", "[draft] b", "..."], {"a (b)": 1, "[draft] b": 1, "...": 1}),
+        (["True", "true", "null"], {"True": 2, "null": 1}),
+        (['{"a":', '{"a": '], {'{"a":': 2}),
+    ],
+)  # fmt: skip
+def test_votes_are_compared_as_values_and_shown_whole(outputs, votes):
+    assert aggregate("vote", outputs).value["votes"] == votes
+
+
 def test_a_tie_is_stated():
     made = aggregate("vote", ["b", "a", "a", "b", "c"])
     assert (made.value["winner"], made.value["tied"]) == (None, ["b", "a"])
@@ -189,6 +210,20 @@ def test_votes_add_up(outputs):
         ("9" * 400, None),
         ('{"score": ' + "9" * 400 + "}", None),
         ('{"score": NaN}', None),
+        ('{"score": null, "max": 10}', None),
+        ('Sure! {"score": null, "max": 10}', None),
+        ('{"max": 10, "Score": 3}', 3),
+        ('{"max": 10, "out_of": 10}', None),
+        ('{"value": 7}', 7),
+        ('{"reason": "3 faults", "result": {"rating": 4}}', 4),
+        ('[{"score": 5}]', 5),
+        ("[8, 3]", None),
+        ("Score: N/A out of 10", None),
+        ("Score: null. Rating: 7", 7),
+        ("The score is out of 10, and I cannot give one", None),
+        ("score is none, max 10", None),
+        ("Score: not given (the text is empty); the most is 10", None),
+        ("No idea. Score: 3", 3),
     ],
 )
 def test_the_number_that_an_answer_is_ranked_by(answer, score):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 
 import msgspec
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from fanout.errors import LLMError
 from fanout.llm import FakeLLM, LLMReply, LLMRequest
 from fanout.llm.calls import complete_with_retries, validate_json
+from fanout.llm.validation import validated
 from fanout.runs import ErrorKind, Usage
 from fanout.spec import RetrySpec
 
@@ -116,6 +118,32 @@ def test_what_is_not_json_is_invalid_output(text):
     with pytest.raises(LLMError, match="the answer is not JSON") as caught:
         validate_json(text)
     assert caught.value.kind is ErrorKind.INVALID_OUTPUT
+
+
+def test_a_check_that_does_not_end_costs_its_branch_and_holds_up_no_other():
+    """The loop goes on while a check is stuck in another thread."""
+    stuck = threading.Event()
+
+    async def both():
+        check = asyncio.create_task(validated(lambda _: stuck.wait(30) and "", "x", limit_s=0.2))
+        turns = 0
+        while not check.done():
+            await asyncio.sleep(0.01)
+            turns += 1
+        return turns, check.exception()
+
+    try:
+        turns, failure = asyncio.run(both())
+    finally:
+        stuck.set()
+    assert turns > 3
+    assert failure.kind is ErrorKind.INVALID_OUTPUT
+    assert "within 0.2 s" in str(failure)
+
+
+def test_a_check_with_a_fault_of_its_own_is_internal():
+    result, _ = call("x", validate=lambda text: text.nothing, policy=ONCE)
+    assert result.kind is ErrorKind.INTERNAL
 
 
 def test_half_a_character_at_the_end_of_an_answer_does_not_lose_the_answer():

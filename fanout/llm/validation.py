@@ -1,0 +1,54 @@
+"""Checking an answer, beside the loop that carries all other calls."""
+
+from __future__ import annotations
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from typing import TYPE_CHECKING
+
+from fanout.errors import LLMError
+from fanout.runs import ErrorKind
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["VALIDATION_LIMIT_S", "validated"]
+
+# An answer of a megabyte takes some hundredths of a second.
+VALIDATION_LIMIT_S = 30.0
+_THREADS = 4
+
+
+@cache
+def _pool() -> ThreadPoolExecutor:
+    # Its own: a check that never ends must not take the threads of anything else.
+    return ThreadPoolExecutor(_THREADS, thread_name_prefix="fanout-validate")
+
+
+async def validated(
+    validate: Callable[[str], str], answer: str, *, limit_s: float = VALIDATION_LIMIT_S
+) -> str:
+    """Return what ``validate`` makes of an answer.
+
+    Args:
+        validate: Returns the answer to keep, or raises LLMError.
+        answer: The answer.
+        limit_s: Seconds that it may take.
+
+    Raises:
+        LLMError: The answer cannot be used, or the check took too long (``invalid_output``).
+    """
+    loop = asyncio.get_running_loop()
+    try:
+        async with asyncio.timeout(limit_s):
+            return await loop.run_in_executor(_pool(), validate, answer)
+    except TimeoutError:
+        raise LLMError(
+            ErrorKind.INVALID_OUTPUT, f"the answer could not be checked within {limit_s:g} s"
+        ) from None
+    except LLMError:
+        raise
+    except Exception as error:
+        message = f"the check of the answer failed: {type(error).__name__}: {error}"
+        raise LLMError(ErrorKind.INTERNAL, message) from error
