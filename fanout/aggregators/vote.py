@@ -107,7 +107,7 @@ def _number(bare: str) -> int | float | None:
     """Return the number that is all of a text, as in ``**7**``, or None."""
     try:
         value = msgspec.json.decode(bare)
-    except (msgspec.DecodeError, UnicodeError, RecursionError):
+    except (msgspec.DecodeError, ValueError, RecursionError):
         return None
     return value if isinstance(value, int | float) and not isinstance(value, bool) else None
 
