@@ -29,7 +29,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from fanout.runs import ErrorKind
+    from fanout.runs import ErrorKind, Usage
 
 __all__ = [
     "AmbiguousRunError",
@@ -129,6 +129,7 @@ class LLMError(FanoutError):
         kind: Why, from the closed list.
         retry_after_s: Seconds that the provider asked to wait, or None.
         status: The HTTP status, or None.
+        usage: What the provider says that the call consumed, or None where it says nothing.
     """
 
     def __init__(
@@ -138,11 +139,13 @@ class LLMError(FanoutError):
         *,
         retry_after_s: float | None = None,
         status: int | None = None,
+        usage: Usage | None = None,
     ) -> None:
         super().__init__(message)
         self.kind = kind
         self.retry_after_s = retry_after_s
         self.status = status
+        self.usage = usage
 
 
 class WireVersionError(FanoutError):

@@ -11,7 +11,7 @@ from fanout.runs import ErrorKind
 if TYPE_CHECKING:
     from fanout.spec import RetrySpec
 
-__all__ = ["RETRYABLE", "STOPS_RUN", "RetryDecision", "decide"]
+__all__ = ["RETRYABLE", "STOPS_RUN", "RetryDecision", "decide", "more_room"]
 
 RETRYABLE = frozenset(
     {
@@ -67,3 +67,31 @@ def decide(
     if elapsed_s + wait_s > policy.max_elapsed_s:
         return None
     return RetryDecision(wait_s=wait_s)
+
+
+def more_room(
+    kind: ErrorKind,
+    *,
+    attempt: int,
+    elapsed_s: float,
+    policy: RetrySpec,
+    max_tokens: int | None,
+    used_tokens: int | None,
+) -> int | None:
+    """Return how many tokens to allow an answer that was cut, when it is asked for once more.
+
+    Twice what it had. None where it is not to be asked for again, or nobody knows what it had: the
+    same limit would cut it at the same place.
+
+    Args:
+        kind: Why the call failed.
+        attempt: Calls made so far, from 1.
+        elapsed_s: Seconds since the first call began.
+        policy: The bounds.
+        max_tokens: The limit that was asked for, or None.
+        used_tokens: Tokens that the answer had, or None.
+    """
+    if kind is not ErrorKind.TRUNCATED or attempt >= policy.max_attempts:
+        return None
+    room = max_tokens or used_tokens
+    return 2 * room if room and elapsed_s <= policy.max_elapsed_s else None

@@ -50,6 +50,7 @@ class ErrorKind(StrEnum):
     SERVER_ERROR = "server_error"  # the provider failed (HTTP 5xx)
     CONTEXT_LENGTH = "context_length"  # prompt and answer do not fit the model's context window
     CONTENT_FILTER = "content_filter"  # the provider refused the content
+    TRUNCATED = "truncated"  # the answer was cut at its limit of tokens
     INVALID_OUTPUT = "invalid_output"  # the answer is empty, or not of the form asked for
     BAD_REQUEST = "bad_request"  # the document or the request cannot be used as it is
     AUTH = "auth"  # the provider refused the credentials

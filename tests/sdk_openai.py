@@ -10,6 +10,7 @@ import openai
 
 from fanout.errors import LLMError
 from fanout.llm import LLMReply, LLMRequest
+from fanout.llm.endings import require_answer
 from fanout.llm.http_errors import http_error, redacted
 from fanout.runs import ErrorKind, Usage
 
@@ -72,16 +73,13 @@ def _reply(completion: Any) -> LLMReply:
     if not completion.choices:
         raise LLMError(ErrorKind.INVALID_OUTPUT, "the reply has no choices")
     choice = completion.choices[0]
-    if choice.finish_reason == "content_filter" or getattr(choice.message, "refusal", None):
+    if getattr(choice.message, "refusal", None):
         raise LLMError(ErrorKind.CONTENT_FILTER, "the provider refused to answer")
-    text = choice.message.content
-    if not text or not text.strip():
-        raise LLMError(
-            ErrorKind.INVALID_OUTPUT, f"the answer is empty (finish reason {choice.finish_reason})"
-        )
     usage = completion.usage
-    return LLMReply(
-        text=text,
+    if choice.message is None and choice.finish_reason != "content_filter":
+        raise LLMError(ErrorKind.INTERNAL, "no message")
+    reply = LLMReply(
+        text=getattr(choice.message, "content", None) or "",
         usage=Usage(
             calls=1,
             input_tokens=usage.prompt_tokens if usage else None,
@@ -91,3 +89,5 @@ def _reply(completion: Any) -> LLMReply:
         response_id=completion.id,
         finish_reason=choice.finish_reason,
     )
+    require_answer(reply)
+    return reply

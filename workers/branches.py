@@ -19,6 +19,7 @@ from fanout.errors import (
 )
 from fanout.llm.base import LLMRequest
 from fanout.llm.calls import CallResult, complete_with_retries, validate_json
+from fanout.llm.usage import billed, total
 from fanout.retries import STOPS_RUN
 from fanout.runs import ErrorKind, Outcome, RunStatus, branch_ref
 from fanout.secrets import redacted
@@ -175,8 +176,8 @@ def _presentable(outcome: Outcome) -> Outcome:
 _NOT_CALLED = "{} before this branch was called"
 
 
-def _error(index: int, kind: ErrorKind, message: str, *, attempts: int = 0) -> Outcome:
-    return Outcome(index=index, kind=kind, message=message, attempts=attempts)
+def _error(index: int, kind: ErrorKind, message: str) -> Outcome:
+    return Outcome(index=index, kind=kind, message=message)
 
 
 async def _answer(
@@ -187,11 +188,7 @@ async def _answer(
     except CallStoppedError as stopped:
         if stopped.reason is Stop.HANDED_BACK:
             raise BranchHandedBack from None
-        if stopped.reason is Stop.EXPIRED:
-            message = "the run's deadline passed during the call"
-            return _error(index, ErrorKind.EXPIRED, message, attempts=1)
-        message = "the run was stopped during the call"
-        return _error(index, ErrorKind.CANCELLED, message, attempts=1)
+        return _stopped(index, stopped.reason, calls)
     except (LostDataError, UnknownRunError):
         return _error(index, ErrorKind.LOST, "the server has lost the input of this branch")
     except (PromptError, StoredDataError) as error:
@@ -199,6 +196,21 @@ async def _answer(
     except ModelError as error:
         kind = error.kind or ErrorKind.BAD_REQUEST
         return Outcome(index=index, kind=kind, message=str(error))
+
+
+def _stopped(index: int, reason: Stop, calls: Calls) -> Outcome:
+    """Return the outcome of a branch whose run has ended; what it consumed till then counts."""
+    kind, message = ErrorKind.CANCELLED, "the run was stopped during the call"
+    if reason is Stop.EXPIRED:
+        kind, message = ErrorKind.EXPIRED, "the run's deadline passed during the call"
+    return Outcome(
+        index=index,
+        kind=kind,
+        message=message,
+        attempts=len(calls.attempts),
+        usage=total([billed(call.kind, call.usage) for call in calls.attempts]),
+        elapsed_s=time.time() - calls.attempts[0].started_at if calls.attempts else 0.0,
+    )
 
 
 async def _call(

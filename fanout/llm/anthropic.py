@@ -10,7 +10,9 @@ import httpx2
 
 from fanout.errors import LLMError, ModelError
 from fanout.llm.base import LLMReply, LLMRequest
+from fanout.llm.endings import require_answer
 from fanout.llm.http_errors import http_error, redacted
+from fanout.llm.usage import token_count
 from fanout.runs import ErrorKind, Usage
 
 if TYPE_CHECKING:
@@ -20,8 +22,19 @@ __all__ = ["AnthropicLLM"]
 
 _CHECK_S = 10.0
 _NO_KEY = "none"
-# The API wants a limit; this is enough for a page and a half.
-_DEFAULT_MAX_TOKENS = 4096
+# The API wants a limit: the model's own, as its pages give it, longest prefix first.
+_MAX_TOKENS = {
+    "claude-3-7": 64_000,
+    "claude-3-5": 8_192,
+    "claude-3-": 4_096,
+    "claude-2": 4_096,
+    "claude-instant": 4_096,
+    "claude-opus-4-0": 32_000,
+    "claude-opus-4-1": 32_000,
+    "claude-opus-4-2025": 32_000,
+}
+# Each model since has this at least.
+_DEFAULT_MAX_TOKENS = 32_000
 
 
 class AnthropicLLM:
@@ -34,6 +47,8 @@ class AnthropicLLM:
 
     def __init__(self, name: str, *, concurrency: int = 32) -> None:
         self._name = name
+        known = (room for prefix, room in _MAX_TOKENS.items() if name.startswith(prefix))
+        self._max_tokens = next(known, _DEFAULT_MAX_TOKENS)
         self._key = os.environ.get("ANTHROPIC_API_KEY") or ""
         self._client = anthropic.AsyncAnthropic(
             api_key=self._key or _NO_KEY,
@@ -83,7 +98,7 @@ class AnthropicLLM:
             message = await self._client.messages.create(
                 model=self._name,
                 messages=[{"role": "user", "content": request.prompt}],
-                **_options(request),
+                **_options(request, self._max_tokens),
             )
         except anthropic.APIConnectionError as error:
             raise _connection_error(error) from error
@@ -122,9 +137,9 @@ def _cause_of(error: Exception) -> str:
     return redacted(str(cause) if cause and str(cause) else str(error))
 
 
-def _options(request: LLMRequest) -> dict[str, Any]:
+def _options(request: LLMRequest, max_tokens: int) -> dict[str, Any]:
     options = {
-        "max_tokens": request.max_tokens or _DEFAULT_MAX_TOKENS,
+        "max_tokens": request.max_tokens or max_tokens,
         "system": request.system,
         # The SDK knows it no longer, but models that take it are still served.
         "extra_body": None if request.temperature is None else {"temperature": request.temperature},
@@ -134,24 +149,26 @@ def _options(request: LLMRequest) -> dict[str, Any]:
 
 
 def _reply(message: Message) -> LLMReply:
-    if message.stop_reason == "refusal":
-        raise LLMError(ErrorKind.CONTENT_FILTER, "the provider refused to answer")
-    text = "".join(block.text for block in message.content if block.type == "text")
-    if not text.strip():
-        raise LLMError(
-            ErrorKind.INVALID_OUTPUT, f"the answer is empty (stop reason {message.stop_reason})"
-        )
-    usage = message.usage
-    # The parts of a prompt that came from a cache, or went into one, are counted apart.
-    cached = (usage.cache_creation_input_tokens or 0) + (usage.cache_read_input_tokens or 0)
-    return LLMReply(
-        text=text,
-        usage=Usage(
-            calls=1,
-            input_tokens=usage.input_tokens + cached,
-            output_tokens=usage.output_tokens,
-        ),
+    reply = LLMReply(
+        text="".join(block.text for block in message.content if block.type == "text"),
+        usage=_usage(message.usage),
         model=message.model,
         response_id=message.id,
         finish_reason=message.stop_reason,
+    )
+    require_answer(reply)
+    return reply
+
+
+def _usage(said: Any) -> Usage:
+    """Return what a call consumed; the SDK hands on whatever a server says."""
+    names = ("input_tokens", "cache_creation_input_tokens", "cache_read_input_tokens")
+    # The parts of a prompt that came from a cache, or went into one, are counted apart.
+    parts = [getattr(said, name, None) for name in names]
+    counts = [token_count(part) for part in (parts[0], *(part or 0 for part in parts[1:]))]
+    known = [count for count in counts if count is not None]
+    return Usage(
+        calls=1,
+        input_tokens=sum(known) if len(known) == len(counts) else None,
+        output_tokens=token_count(getattr(said, "output_tokens", None)),
     )

@@ -11,9 +11,12 @@ import msgspec
 
 from fanout.errors import LLMError
 from fanout.json_text import bare_json
+from fanout.llm.base import LLMReply
+from fanout.llm.endings import require_complete
+from fanout.llm.usage import believable, billed, total
 from fanout.llm.validation import validated
 from fanout.reasoning import without_reasoning
-from fanout.retries import decide
+from fanout.retries import decide, more_room
 from fanout.runs import ErrorKind, Usage
 from fanout.secrets import redacted
 
@@ -21,12 +24,14 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from typing import Self
 
-    from fanout.llm.base import LLM, LLMReply, LLMRequest
+    from fanout.llm.base import LLM, LLMRequest
     from fanout.spec import RetrySpec
 
 __all__ = ["CallAttempt", "CallResult", "Gate", "complete_with_retries", "validate_json"]
 
 _MAX_MESSAGE = 300
+# How a provider says that a model never gives answers of the length that was asked for.
+_ROOM_REFUSED = frozenset({ErrorKind.BAD_REQUEST, ErrorKind.CONTEXT_LENGTH})
 
 
 class CallResult(msgspec.Struct, frozen=True, kw_only=True):
@@ -69,7 +74,7 @@ class CallAttempt(msgspec.Struct, frozen=True, kw_only=True):
         started_at: Seconds since the epoch.
         elapsed_s: Seconds that it took.
         kind: Why it failed, or None.
-        usage: What it consumed, or None where there was no answer.
+        usage: What it consumed, or None where nobody said.
         model: See LLMReply.
         response_id: See LLMReply.
         finish_reason: See LLMReply.
@@ -115,7 +120,8 @@ async def complete_with_retries(
         rand: A random number from 0 to 1.
     """
     started = clock()
-    replies: list[Usage] = []
+    used: list[Usage] = []
+    cut: LLMError | None = None
     attempt = 0
     while True:
         attempt += 1
@@ -125,12 +131,25 @@ async def complete_with_retries(
             with _Observed(attempt, observe, clock) as observed:
                 reply = await _call(llm, request, timeout_s, gate)
                 observed.reply = reply
-                replies.append(reply.usage)
+                require_complete(reply)
                 _require_size(reply.text, max_output_kb)
                 text = await validated(validate, reply.text) if validate else _plain(reply.text)
                 text = _storable(text)
         except LLMError as error:
+            used.append(observed.reply.usage if observed.reply else billed(error.kind, error.usage))
             elapsed_s = clock() - started
+            room = more_room(
+                error.kind,
+                attempt=attempt,
+                elapsed_s=elapsed_s,
+                policy=policy,
+                max_tokens=request.max_tokens,
+                used_tokens=used[-1].output_tokens,
+            )
+            if room is not None and cut is None:
+                cut = error
+                request = msgspec.structs.replace(request, max_tokens=room)
+                continue
             decision = decide(
                 kind=error.kind,
                 attempt=attempt,
@@ -140,10 +159,16 @@ async def complete_with_retries(
                 retry_after_s=error.retry_after_s,
             )
             if decision is None:
-                return _result(None, error, attempt, replies, elapsed_s)
+                return _result(None, _cause(error, cut), used, elapsed_s)
             await sleep(decision.wait_s)
         else:
-            return _result(text, None, attempt, replies, clock() - started)
+            used.append(reply.usage)
+            return _result(text, None, used, clock() - started)
+
+
+def _cause(error: LLMError, cut: LLMError | None) -> LLMError:
+    """Return why a branch failed: where more room was refused, that it had too little."""
+    return cut if cut is not None and error.kind in _ROOM_REFUSED else error
 
 
 class _Observed:
@@ -173,7 +198,7 @@ class _Observed:
                 started_at=self._started_at,
                 elapsed_s=self._clock() - self._started,
                 kind=kind,
-                usage=reply.usage if reply else None,
+                usage=reply.usage if reply else getattr(error, "usage", None),
                 model=reply.model if reply else None,
                 response_id=reply.response_id if reply else None,
                 finish_reason=reply.finish_reason if reply else None,
@@ -205,7 +230,7 @@ async def _call(llm: LLM, request: LLMRequest, timeout_s: float, gate: Gate | No
 async def _answer(llm: LLM, request: LLMRequest, timeout_s: float) -> LLMReply:
     try:
         async with asyncio.timeout(timeout_s):
-            return await llm.complete(request)
+            reply: object = await llm.complete(request)
     except TimeoutError:
         raise LLMError(ErrorKind.TIMEOUT, f"no answer within {timeout_s:g} s") from None
     except LLMError:
@@ -213,21 +238,22 @@ async def _answer(llm: LLM, request: LLMRequest, timeout_s: float) -> LLMReply:
     except Exception as error:
         message = f"{type(error).__name__}: {error}"
         raise LLMError(ErrorKind.INTERNAL, message) from error
+    if not isinstance(reply, LLMReply):
+        kind = type(reply).__name__
+        raise LLMError(ErrorKind.INVALID_OUTPUT, f"the model returned {kind}, not an LLMReply")
+    usage = believable(reply.usage)
+    return reply if usage is reply.usage else msgspec.structs.replace(reply, usage=usage)
 
 
 def _result(
-    output: str | None,
-    error: LLMError | None,
-    attempts: int,
-    replies: list[Usage],
-    elapsed_s: float,
+    output: str | None, error: LLMError | None, used: list[Usage], elapsed_s: float
 ) -> CallResult:
     return CallResult(
         output=output,
         kind=error.kind if error else None,
         message=_storable(redacted(str(error))[:_MAX_MESSAGE]) if error else None,
-        attempts=attempts,
-        usage=_total(attempts, replies),
+        attempts=len(used),
+        usage=total(used),
         elapsed_s=elapsed_s,
     )
 
@@ -247,25 +273,6 @@ def _require_size(text: str, max_output_kb: int | None) -> None:
 def _storable(text: str) -> str:
     """Return a text without halves of characters, which have no bytes: models do cut there."""
     return text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")
-
-
-def _total(attempts: int, replies: list[Usage]) -> Usage:
-    """Add up what is known: a call without an answer is not known to have consumed anything."""
-    if len(replies) == 1 and replies[0].calls == attempts:
-        return replies[0]
-
-    def known(values: list[int | None]) -> int | None:
-        numbers = [value for value in values if value is not None]
-        return sum(numbers) if numbers and len(numbers) == len(values) else None
-
-    costs = [usage.cost_usd for usage in replies]
-    costs_known = [cost for cost in costs if cost is not None]
-    return Usage(
-        calls=attempts,
-        input_tokens=known([usage.input_tokens for usage in replies]),
-        output_tokens=known([usage.output_tokens for usage in replies]),
-        cost_usd=sum(costs_known) if costs and len(costs_known) == len(costs) else None,
-    )
 
 
 def _plain(text: str) -> str:

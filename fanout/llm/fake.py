@@ -20,6 +20,7 @@ __all__ = ["FakeLLM"]
 
 _MALFORMED = '{"answer": not json'
 _SPAN = 2.0**64
+_NO_USAGE = Usage(calls=1, input_tokens=0, output_tokens=0, cost_usd=0.0)
 
 
 class FakeLLM:
@@ -129,7 +130,10 @@ class FakeLLM:
             kind = self._kinds[digest[-1] % len(self._kinds)]
             retry_after_s = self.retry_after_s if kind is ErrorKind.RATE_LIMITED else None
             raise LLMError(
-                kind, f"the fake model was told to fail ({kind.value})", retry_after_s=retry_after_s
+                kind,
+                f"the fake model was told to fail ({kind.value})",
+                retry_after_s=retry_after_s,
+                usage=_NO_USAGE,
             )
 
     async def aclose(self) -> None:

@@ -13,6 +13,8 @@ from fanout.runs import ErrorKind
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from fanout.runs import Usage
+
 __all__ = ["http_error", "redacted", "retry_after"]
 
 _MAX_MESSAGE = 300
@@ -55,6 +57,7 @@ def http_error(
     code: str | None = None,
     headers: Mapping[str, str] | None = None,
     secrets: tuple[str, ...] = (),
+    usage: Usage | None = None,
 ) -> LLMError:
     """Return the LLMError of an HTTP error reply.
 
@@ -64,12 +67,14 @@ def http_error(
         code: Its machine-readable code or type, or None.
         headers: The reply's headers.
         secrets: Keys that the message must not repeat.
+        usage: What the reply says that the call consumed, or None.
     """
     return LLMError(
         _kind(status, f"{code or ''} {message}".lower()),
         f"HTTP {status}: {redacted(message, secrets)}",
         retry_after_s=retry_after(headers or {}),
         status=status,
+        usage=usage,
     )
 
 

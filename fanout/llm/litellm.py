@@ -8,7 +8,9 @@ from typing import Any
 
 from fanout.errors import LLMError, ModelError
 from fanout.llm.base import LLMReply, LLMRequest
+from fanout.llm.endings import require_answer
 from fanout.llm.http_errors import http_error, redacted
+from fanout.llm.usage import cost_usd, token_count
 from fanout.runs import ErrorKind, Usage
 
 __all__ = ["LiteLLM"]
@@ -86,24 +88,21 @@ class LiteLLM:
 
     def _reply(self, response: Any) -> LLMReply:
         choice = response.choices[0]
-        text = choice.message.content
-        if choice.finish_reason == "content_filter":
-            raise LLMError(ErrorKind.CONTENT_FILTER, "the provider refused to answer")
-        if not text or not text.strip():
-            raise LLMError(ErrorKind.INVALID_OUTPUT, "the answer is empty")
         usage = getattr(response, "usage", None)
-        return LLMReply(
-            text=text,
+        reply = LLMReply(
+            text=choice.message.content or "",
             usage=Usage(
                 calls=1,
-                input_tokens=getattr(usage, "prompt_tokens", None),
-                output_tokens=getattr(usage, "completion_tokens", None),
-                cost_usd=self._cost(response),
+                input_tokens=token_count(getattr(usage, "prompt_tokens", None)),
+                output_tokens=token_count(getattr(usage, "completion_tokens", None)),
+                cost_usd=cost_usd(self._cost(response)),
             ),
             model=getattr(response, "model", None),
             response_id=getattr(response, "id", None),
             finish_reason=choice.finish_reason,
         )
+        require_answer(reply)
+        return reply
 
     def _cost(self, response: Any) -> float | None:
         try:

@@ -12,8 +12,10 @@ import msgspec
 
 from fanout.errors import LLMError, ModelError
 from fanout.llm.base import LLMReply, LLMRequest
+from fanout.llm.endings import require_answer, require_complete
 from fanout.llm.http_client import HttpClient
 from fanout.llm.http_errors import http_error
+from fanout.llm.usage import token_count
 from fanout.runs import ErrorKind, Usage
 
 if TYPE_CHECKING:
@@ -167,6 +169,7 @@ class OpenAILLM:
         error = _error_object(reply.body)
         said = error.get("message")
         return http_error(
+            usage=_billed_with(reply.body),
             status=reply.status,
             message=str(said or f"Error code: {reply.status}"),
             code=" ".join(str(error.get(name) or "") for name in ("code", "type")),
@@ -221,6 +224,16 @@ def _error_object(body: bytes) -> dict[str, Any]:
     return inner if isinstance(inner, dict) else {}
 
 
+def _billed_with(body: bytes) -> Usage | None:
+    """Return what an error reply says that the call consumed all the same, or None."""
+    try:
+        told = json.loads(body)
+    except (ValueError, RecursionError):
+        return None
+    said = told.get("usage") if isinstance(told, dict) else None
+    return _usage(said) if isinstance(said, dict) else None
+
+
 def _parsed(reply: HttpReply) -> _Completion:
     try:
         return _decode(reply.body)
@@ -246,36 +259,36 @@ def _no_completion(reason: str) -> LLMError:
 
 
 def _reply(completion: _Completion) -> LLMReply:
+    usage = _usage(completion.usage)
     if not completion.choices:
-        raise LLMError(ErrorKind.INVALID_OUTPUT, "the reply has no choices")
+        raise LLMError(ErrorKind.INVALID_OUTPUT, "the reply has no choices", usage=usage)
     choice = completion.choices[0]
     message = choice.message
-    if choice.finish_reason == "content_filter" or (message and message.refusal):
-        raise LLMError(ErrorKind.CONTENT_FILTER, "the provider refused to answer")
-    if message is None or not isinstance(message.content, str | None):
-        raise _no_completion("its first choice has no message of text")
-    text = message.content
-    if not text or not text.strip():
-        raise LLMError(
-            ErrorKind.INVALID_OUTPUT, f"the answer is empty (finish reason {choice.finish_reason})"
-        )
-    return LLMReply(
-        text=text,
-        usage=Usage(
-            calls=1,
-            input_tokens=_count(completion.usage, "prompt_tokens"),
-            output_tokens=_count(completion.usage, "completion_tokens"),
-        ),
+    if message and message.refusal:
+        raise LLMError(ErrorKind.CONTENT_FILTER, "the provider refused to answer", usage=usage)
+    content = message.content if message else None
+    reply = LLMReply(
+        text=content if isinstance(content, str) else "",
+        usage=usage,
         model=_text(completion.model),
         response_id=_text(completion.id),
         finish_reason=_text(choice.finish_reason),
     )
+    if message is None or not isinstance(content, str | None):
+        require_complete(reply)
+        raise _no_completion("its first choice has no message of text")
+    require_answer(reply)
+    return reply
 
 
-def _count(usage: Any, name: str) -> int | None:
-    """Return a number of tokens; None where the server does not say, or says nonsense."""
-    value = usage.get(name) if isinstance(usage, dict) else None
-    return value if type(value) is int else None
+def _usage(said: Any) -> Usage:
+    """Return what a server says that a call consumed; nonsense is unknown."""
+    counts = said if isinstance(said, dict) else {}
+    return Usage(
+        calls=1,
+        input_tokens=token_count(counts.get("prompt_tokens")),
+        output_tokens=token_count(counts.get("completion_tokens")),
+    )
 
 
 def _text(value: Any) -> str | None:

@@ -25,6 +25,7 @@ MEANINGS = {
     ErrorKind.SERVER_ERROR: "the provider failed",
     ErrorKind.CONTEXT_LENGTH: "prompt and answer do not fit the context window",
     ErrorKind.CONTENT_FILTER: "the provider refused the content",
+    ErrorKind.TRUNCATED: "the answer was cut at its limit of tokens",
     ErrorKind.INVALID_OUTPUT: "the answer is empty, or not of the form asked for",
     ErrorKind.BAD_REQUEST: "the document or the request cannot be used as it is",
     ErrorKind.AUTH: "the provider refused the credentials",

@@ -185,3 +185,131 @@ def test_an_observer_sees_an_answer_that_cannot_be_used_and_a_call_that_is_cance
 
     asyncio.run(cancelled())
     assert seen[1].kind is ErrorKind.CANCELLED
+
+
+def cut(tokens=7, *, finish_reason="length", text="half an ans"):
+    usage = Usage(calls=1, input_tokens=3, output_tokens=tokens)
+    return LLMReply(text=text, usage=usage, finish_reason=finish_reason)
+
+
+class Rooms:
+    """A fake that remembers how long each answer might have been."""
+
+    def __init__(self, *told):
+        self.asked = []
+        script = iter(told)
+
+        def answer(request):
+            self.asked.append(request.max_tokens)
+            return next(script)
+
+        self.llm = FakeLLM(script=answer)
+
+    def call(self, max_tokens=None, policy=POLICY):
+        request = LLMRequest(prompt="p", max_tokens=max_tokens)
+        return asyncio.run(
+            complete_with_retries(
+                self.llm, request, policy=policy, timeout_s=9, sleep=lambda _: asyncio.sleep(0)
+            )
+        )
+
+
+@pytest.mark.parametrize(
+    ("max_tokens", "tokens", "asked"),
+    [
+        (50, 50, [50, 100]),
+        (None, 40, [None, 80]),
+        # Nobody knows what the limit was: the same one would cut it again.
+        (None, None, [None]),
+    ],
+)
+def test_an_answer_that_is_cut_is_asked_for_once_more_with_twice_the_room(
+    max_tokens, tokens, asked
+):
+    rooms = Rooms(*[cut(tokens)] * 9)
+    result = rooms.call(max_tokens)
+    assert (result.output, result.kind) == (None, ErrorKind.TRUNCATED)
+    assert "raise max_tokens" in result.message
+    assert (rooms.asked, result.attempts) == (asked, len(asked))
+
+
+def test_twice_the_room_may_be_enough_and_is_kept():
+    rooms = Rooms(cut(50), error(), "whole")
+    result = rooms.call(50)
+    assert (result.output, rooms.asked) == ("whole", [50, 100, 100])
+
+
+@pytest.mark.parametrize("kind", [ErrorKind.BAD_REQUEST, ErrorKind.CONTEXT_LENGTH])
+def test_where_more_room_is_refused_the_branch_was_cut(kind):
+    result = Rooms(cut(), error(kind)).call(50)
+    assert (result.kind, result.attempts) == (ErrorKind.TRUNCATED, 2)
+
+
+def test_one_attempt_is_one_call_though_it_is_cut():
+    assert Rooms(cut()).call(50, policy=ONCE).attempts == 1
+
+
+@pytest.mark.parametrize(
+    ("finish_reason", "kind"),
+    [
+        *((word, None) for word in (None, "", "stop", "STOP", "end_turn", "stop_sequence")),
+        *((word, None) for word in ("tool_calls", "eos_token", "COMPLETE")),
+        *((w, ErrorKind.TRUNCATED) for w in ("length", "max_tokens", "MAX_TOKENS", "model_length")),
+        *((w, ErrorKind.CONTENT_FILTER) for w in ("content_filter", "refusal", "SAFETY")),
+        *((w, ErrorKind.SERVER_ERROR) for w in ("error", "abort", "overloaded", "never heard of")),
+    ],
+)
+def test_only_a_complete_answer_is_a_success(finish_reason, kind):
+    rooms = Rooms(*[cut(finish_reason=finish_reason)] * 9)
+    result = rooms.call(50)
+    assert (result.kind, result.output is None) == (kind, kind is not None)
+
+
+def failed_with(kind, usage):
+    return LLMError(kind, "no", usage=usage)
+
+
+KNOWN = Usage(calls=1, input_tokens=5, output_tokens=2, cost_usd=0.25)
+
+
+@pytest.mark.parametrize(
+    ("first", "tokens"),
+    [
+        # What the provider said of a call that failed counts.
+        (failed_with(ErrorKind.INVALID_OUTPUT, KNOWN), 10),
+        (failed_with(ErrorKind.SERVER_ERROR, KNOWN), 10),
+        # It refused, or was not reached: nothing was consumed.
+        (failed_with(ErrorKind.RATE_LIMITED, None), 5),
+        (failed_with(ErrorKind.CONNECTION, None), 5),
+        # Nobody knows.
+        (failed_with(ErrorKind.TIMEOUT, None), None),
+        (failed_with(ErrorKind.INVALID_OUTPUT, None), None),
+    ],
+)
+def test_failed_calls_are_added_up_or_the_sum_is_unknown(first, tokens):
+    result, _ = call(first, LLMReply(text="yes", usage=KNOWN))
+    assert (result.output, result.usage.calls, result.usage.input_tokens) == ("yes", 2, tokens)
+
+
+@pytest.mark.parametrize("value", [-1, 10**12, 3.5, True, "12", float("nan"), float("inf"), [], {}])
+def test_a_count_or_cost_that_makes_no_sense_is_unknown(value):
+    usage = Usage(calls=-3, input_tokens=value, output_tokens=4, cost_usd=0.5)
+    result, _ = call(LLMReply(text="yes", usage=usage))
+    assert result.usage == Usage(calls=1, output_tokens=4, cost_usd=0.5)
+    if value != 3.5:
+        usage = Usage(calls=1, input_tokens=1, output_tokens=4, cost_usd=value)
+        assert call(LLMReply(text="yes", usage=usage))[0].usage.cost_usd is None
+
+
+def test_a_model_that_returns_no_reply_fails_its_branch_only():
+    class Odd:
+        async def complete(self, request):
+            return "not a reply"
+
+    result = asyncio.run(
+        complete_with_retries(Odd(), LLMRequest(prompt="p"), policy=ONCE, timeout_s=9)
+    )
+    assert (result.kind, result.message) == (
+        ErrorKind.INVALID_OUTPUT,
+        "the model returned str, not an LLMReply",
+    )

@@ -69,7 +69,7 @@ def test_every_error_is_a_fanout_error_and_is_drawn_in_the_tree():
 
 
 def test_every_kind_of_error_is_documented_for_users():
-    assert len(fanout.ErrorKind) == 17
+    assert len(fanout.ErrorKind) == 18
 
 
 def check_types(source, tmp_path):

@@ -312,7 +312,7 @@ def test_a_call_that_was_ended_early_says_why(stop, kind):
     runtime.stop = stop
     with pytest.raises(BranchFailed, match=kind.value):
         run_branch(runtime, RUN, 0, 0, 0, 0)
-    assert runtime.store.outcomes(RUN, 0, 0)[0].attempts == 1
+    assert runtime.store.outcomes(RUN, 0, 0)[0].attempts == 0, "no call was made"
 
 
 def test_a_branch_whose_input_is_gone_is_lost():

@@ -448,12 +448,14 @@ def test_an_unknown_quantity_makes_the_sum_unknown_not_smaller(store, run):
     assert usage == Usage(calls=2, input_tokens=20, output_tokens=None, cost_usd=None)
 
 
-def test_a_failed_call_without_usage_leaves_the_sum_known(store, run):
+def test_calls_of_unknown_usage_make_the_sum_unknown_and_branches_without_calls_do_not(store, run):
     store.put_shard(run, 0, 0, shard())
+    known = Usage(calls=1, input_tokens=10, output_tokens=2, cost_usd=0.0)
     store.record(End(run, 0, 0, 0, ok(0, input_tokens=10, output_tokens=2, cost_usd=0.0)))
-    store.record(End(run, 0, 0, 1, failed(1)))
-    usage = store.stage(run, 0).usage
-    assert usage == Usage(calls=3, input_tokens=10, output_tokens=2, cost_usd=0.0)
+    store.record(End(run, 0, 0, 1, Outcome(index=1, kind=ErrorKind.CANCELLED)))
+    assert store.stage(run, 0).usage == known
+    store.record(End(run, 0, 0, 2, failed(2)))
+    assert store.stage(run, 0).usage == Usage(calls=3)
 
 
 def test_a_fed_shard_hands_out_each_further_position_once(store, run):

@@ -179,8 +179,8 @@ def _add_usage(state: StoredStage, outcome: Outcome) -> Usage:
     total["calls"] += added["calls"]
     for name in ("input_tokens", "output_tokens", "cost_usd"):
         if added[name] is None:
-            # An answer of unknown cost makes the sum unknown; a call that failed does not.
-            state.unknown |= {name} if outcome.ok else set()
+            # A call of unknown cost makes the sum unknown; a branch without a call does not.
+            state.unknown |= {name} if outcome.ok or added["calls"] else set()
         else:
             total[name] = (total[name] or 0) + added[name]
         if name in state.unknown:

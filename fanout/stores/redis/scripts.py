@@ -133,7 +133,7 @@ local function count(i)
     for j, name in ipairs({'input_tokens', 'output_tokens', 'cost_usd'}) do
         local value = ARGV[i + 3 + j]
         if value ~= '' then add(sums, name, value) end
-        if value == '' and ok then unknown['unknown:' .. name] = true end
+        if value == '' and (ok or ARGV[i + 3] ~= '0') then unknown['unknown:' .. name] = true end
     end
     if ARGV[i + 7] ~= '-1' then
         add(counts, 'took:' .. ARGV[i + 7], 1)

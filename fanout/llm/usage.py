@@ -1,0 +1,94 @@
+"""What calls consumed, as far as it can be believed, and added up."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from fanout.runs import ErrorKind, Usage
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+__all__ = ["believable", "billed", "cost_usd", "token_count", "total"]
+
+# No call has so many tokens, and none costs so much.
+_MAX_TOKENS = 1_000_000_000
+_MAX_USD = 1_000_000.0
+
+_N = TypeVar("_N", int, float)
+
+# The provider refused, failed, or was not reached: there is nothing that it could bill.
+_UNBILLED = frozenset(
+    {
+        ErrorKind.RATE_LIMITED,
+        ErrorKind.CONNECTION,
+        ErrorKind.SERVER_ERROR,
+        ErrorKind.AUTH,
+        ErrorKind.BUDGET,
+        ErrorKind.BAD_REQUEST,
+        ErrorKind.CONTEXT_LENGTH,
+        ErrorKind.CONTENT_FILTER,
+    }
+)
+_NOTHING = Usage(calls=1, input_tokens=0, output_tokens=0, cost_usd=0.0)
+_UNKNOWN = Usage(calls=1)
+
+
+def token_count(value: Any) -> int | None:
+    """Return a number of tokens; None where there is none, or it is nonsense."""
+    return value if type(value) is int and 0 <= value <= _MAX_TOKENS else None
+
+
+def cost_usd(value: Any) -> float | None:
+    """Return US dollars; None where there are none, or it is nonsense."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return float(value) if math.isfinite(value) and 0 <= value <= _MAX_USD else None
+
+
+def believable(usage: Usage) -> Usage:
+    """Return a call's usage with what is nonsense taken for unknown."""
+    counts = (token_count(usage.input_tokens), token_count(usage.output_tokens))
+    cost = cost_usd(usage.cost_usd)
+    if usage.calls == 1 and (*counts, cost) == (
+        usage.input_tokens,
+        usage.output_tokens,
+        usage.cost_usd,
+    ):
+        return usage
+    return Usage(calls=1, input_tokens=counts[0], output_tokens=counts[1], cost_usd=cost)
+
+
+def billed(kind: ErrorKind | None, said: Usage | None) -> Usage:
+    """Return what a call consumed that ended so, where its provider said this of it.
+
+    What the provider said counts. Where it said nothing: a call that it refused consumed nothing,
+    and of one that was given up, as too slow for instance, nobody knows.
+    """
+    if said is not None:
+        return believable(said)
+    return _NOTHING if kind in _UNBILLED else _UNKNOWN
+
+
+def total(usages: Sequence[Usage]) -> Usage:
+    """Add up the usage of calls; a sum with an unknown is unknown."""
+    if len(usages) == 1:
+        return usages[0]
+    if not usages:
+        return Usage()
+    return Usage(
+        calls=sum(usage.calls for usage in usages),
+        input_tokens=_sum(usage.input_tokens for usage in usages),
+        output_tokens=_sum(usage.output_tokens for usage in usages),
+        cost_usd=_sum(usage.cost_usd for usage in usages),
+    )
+
+
+def _sum(values: Iterable[_N | None]) -> _N | None:
+    known = []
+    for value in values:
+        if value is None:
+            return None
+        known.append(value)
+    return sum(known)
