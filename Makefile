@@ -3,10 +3,12 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+DEMO := .venv-demo
 SOURCES := $(shell find fanout workers -name '*.py' -o -name '*.css')
 # Most tests wait for other processes; whichever of these four is idle takes over what another has left.
 TEST_PROCESSES := 4
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+DEMO_PIP := $(DEMO)/bin/python -m pip --disable-pip-version-check --quiet
 
 .PHONY: demo test lint clean help
 
@@ -14,7 +16,7 @@ help:
 	@echo "make demo   have a small local model read the amendments to the US constitution"
 	@echo "make test   run the whole test suite"
 	@echo "make lint   style, types and import rules"
-	@echo "make clean  remove the environment"
+	@echo "make clean  remove the environments"
 
 # What is installed is the built package, as a user gets it, and what is locked, to the hash.
 $(VENV)/.locked: requirements.lock ops/setup-venv
@@ -26,8 +28,18 @@ $(VENV)/.installed: $(VENV)/.locked pyproject.toml README.md $(SOURCES)
 	$(PIP) install --no-deps --no-build-isolation --force-reinstall .
 	@touch $@
 
-demo: $(VENV)/.installed
-	@$(BIN)/fanout run examples/amendments.yaml
+# What it takes to use fanout, without what it takes to change it: the tools that build the wheel go again.
+$(DEMO)/.installed: requirements-demo.lock ops/docker/requirements-build.lock ops/setup-venv pyproject.toml README.md $(SOURCES)
+	PYTHON="$(PYTHON)" sh ops/setup-venv $(DEMO)
+	$(DEMO_PIP) install --require-hashes --requirement requirements-demo.lock
+	$(DEMO_PIP) install --target $(DEMO)/.build --require-hashes --requirement ops/docker/requirements-build.lock
+	PYTHONPATH=$(DEMO)/.build $(DEMO_PIP) install --no-deps --no-build-isolation .
+	rm -rf $(DEMO)/.build
+	@touch $@
+
+demo: $(DEMO)/.installed
+	@$(DEMO)/bin/fanout run examples/amendments.yaml
+	@cat examples/next.txt
 
 test: $(VENV)/.installed
 	$(BIN)/pytest --numprocesses $(TEST_PROCESSES) --dist worksteal $(PYTEST_ARGS)
@@ -39,4 +51,4 @@ lint: $(VENV)/.installed
 	$(BIN)/lint-imports
 
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) $(DEMO) build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

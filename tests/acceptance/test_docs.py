@@ -46,6 +46,7 @@ def files(here, provider, monkeypatch):
     (here / "reviews.csv").write_text("review,text,product\nfine,fine,bread\nbad,bad,salt\n")
     (here / "contracts").mkdir()
     (here / "contracts" / "one.md").write_text("# Parties\n\nAnn and Bob\n\n# Term\n\nA year\n")
+    (here / "examples").symlink_to(ROOT / "examples")
     (here / "job.yaml").write_text(next(blocks("yaml")).values[0])
     provider.bodies = {
         "/v1/chat/completions": openai_reply("positive"),
