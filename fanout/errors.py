@@ -130,6 +130,9 @@ class LLMError(FanoutError):
         retry_after_s: Seconds that the provider asked to wait, or None.
         status: The HTTP status, or None.
         usage: What the provider says that the call consumed, or None where it says nothing.
+        stop_after: How many branches must fail alike, before any has succeeded, until their run is
+            stopped: 1 stops it at once and whatever went well before, 0 never does. None is as the
+            kind has it: ``auth`` and ``budget`` stop a run, others do not.
     """
 
     def __init__(
@@ -140,12 +143,14 @@ class LLMError(FanoutError):
         retry_after_s: float | None = None,
         status: int | None = None,
         usage: Usage | None = None,
+        stop_after: int | None = None,
     ) -> None:
         super().__init__(message)
         self.kind = kind
         self.retry_after_s = retry_after_s
         self.status = status
         self.usage = usage
+        self.stop_after = stop_after
 
 
 class WireVersionError(FanoutError):

@@ -11,7 +11,15 @@ from fanout.runs import ErrorKind
 if TYPE_CHECKING:
     from fanout.spec import RetrySpec
 
-__all__ = ["RETRYABLE", "STOPS_RUN", "RetryDecision", "decide", "more_room"]
+__all__ = [
+    "RETRYABLE",
+    "STOPS_RUN",
+    "RetryDecision",
+    "decide",
+    "is_common",
+    "more_room",
+    "stop_after",
+]
 
 RETRYABLE = frozenset(
     {
@@ -95,3 +103,28 @@ def more_room(
         return None
     room = max_tokens or used_tokens
     return 2 * room if room and elapsed_s <= policy.max_elapsed_s else None
+
+
+def stop_after(kind: ErrorKind, given: int | None) -> int:
+    """Return how many branches must fail alike until their run is stopped; 0: it is not.
+
+    Args:
+        kind: Why a branch failed.
+        given: What its error says of that itself, or None.
+    """
+    if given is None:
+        return 1 if kind in STOPS_RUN else 0
+    return given
+
+
+def is_common(*, alike: int, stop_after: int, succeeded: int) -> bool:
+    """Say whether what a branch failed of will fail all others: their run is then stopped.
+
+    Args:
+        alike: Branches of the run that have failed so, this one included.
+        stop_after: How many it takes; 1 needs no others, and outweighs what succeeded.
+        succeeded: Branches of the run that have succeeded.
+    """
+    if stop_after <= 1:
+        return stop_after == 1
+    return succeeded == 0 and alike >= stop_after

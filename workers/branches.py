@@ -19,6 +19,7 @@ from fanout.errors import (
 )
 from fanout.llm.base import LLMRequest
 from fanout.llm.calls import CallResult, complete_with_retries, validate_json
+from fanout.llm.error_kinds import FEW, MANY
 from fanout.llm.usage import billed, total
 from fanout.retries import STOPS_RUN
 from fanout.runs import ErrorKind, Outcome, RunStatus, branch_ref
@@ -136,9 +137,8 @@ class _Branch:
     async def _write(self, outcome: Outcome, calls: Calls) -> None:
         run_id, stage, number, _ = self._key
         runtime = self._runtime
-        if outcome.kind in STOPS_RUN:
-            error = f"{outcome.kind}: {outcome.message}"
-            await asyncio.to_thread(runtime.store.halt, run_id, RunStatus.FAILED, error=error)
+        if calls.stop_after:
+            await asyncio.to_thread(_stop_if_common, runtime, run_id, stage, outcome, calls)
         recorded = await runtime.record(End(*self._key, outcome=outcome, feed=self._feed))
         if recorded.next is not None:
             await runtime.feed((run_id, stage, number, self._feed, recorded.next))
@@ -165,6 +165,14 @@ class _Branch:
         except BranchHandedBack:
             await self._claim.give_back()
             raise
+
+
+def _stop_if_common(
+    runtime: Runtime, run_id: str, stage: int, outcome: Outcome, calls: Calls
+) -> None:
+    error = runtime.alike.reason(run_id, stage, outcome, calls.stop_after)
+    if error is not None:
+        runtime.store.halt(run_id, RunStatus.FAILED, error=error)
 
 
 def _presentable(outcome: Outcome) -> Outcome:
@@ -195,6 +203,8 @@ async def _answer(
         return Outcome(index=index, kind=ErrorKind.BAD_REQUEST, message=str(error))
     except ModelError as error:
         kind = error.kind or ErrorKind.BAD_REQUEST
+        # Another worker may have what this one lacks.
+        calls.stop_after = FEW if kind in STOPS_RUN else MANY
         return Outcome(index=index, kind=kind, message=str(error))
 
 
@@ -243,6 +253,7 @@ async def _call(
         ),
         has_deadline=stage == 0,
     )
+    calls.stop_after = result.stop_after
     return _outcome(index, result)
 
 

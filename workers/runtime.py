@@ -24,6 +24,7 @@ from workers.inflight import InFlight
 from workers.limiter import Limiter
 from workers.log_guard import quiet_clients
 from workers.reports import Reports
+from workers.stopping import Alike
 from workers.telemetry import make_telemetry
 
 if TYPE_CHECKING:
@@ -84,6 +85,7 @@ class Runtime:
         self.reports = Reports(self.watched, make_telemetry(settings, self.watched.run))
         self._in_flight = InFlight(self.watched)
         self.limiter = Limiter(self.watched)
+        self.alike = Alike(self.store)
         self._models: dict[str, LLM] = {}
         self._making = asyncio.Lock()
         # Caches per runtime: two servers may know runs of the same id.

@@ -32,6 +32,7 @@ class Calls:
         max_tokens: As it was asked for, or None.
         seed: As it was asked for, or None.
         attempts: The calls that have ended.
+        stop_after: How many branches must fail as this one did until the run is stopped; 0: none.
     """
 
     def __init__(self, started_at: float) -> None:
@@ -41,6 +42,7 @@ class Calls:
         self.max_tokens: int | None = None
         self.seed: int | None = None
         self.attempts: list[CallAttempt] = []
+        self.stop_after = 0
 
     def asks(self, model: str, request: LLMRequest) -> None:
         """Remember what is asked for, apart from the prompt."""

@@ -5,23 +5,28 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
-import anthropic
-import httpx2
+import msgspec
 
 from fanout.errors import LLMError, ModelError
 from fanout.llm.base import LLMReply, LLMRequest
+from fanout.llm.bodies import content_text, json_of, said
+from fanout.llm.checks import CheckedServer
 from fanout.llm.endings import require_answer
-from fanout.llm.http_errors import http_error, redacted
+from fanout.llm.http_client import HttpClient, is_success, reply_bytes
+from fanout.llm.http_errors import refused, refused_in_success
+from fanout.llm.http_headers import request_headers
 from fanout.llm.usage import token_count
 from fanout.runs import ErrorKind, Usage
 
 if TYPE_CHECKING:
-    from anthropic.types import Message
+    from fanout.llm.http_client import HttpReply
 
 __all__ = ["AnthropicLLM"]
 
-_CHECK_S = 10.0
+_BASE_URL = "https://api.anthropic.com"
+_VERSION = "2026-10-21"
 _NO_KEY = "none"
+_NOT_FOUND = 404
 # The API wants a limit: the model's own, as its pages give it, longest prefix first.
 _MAX_TOKENS = {
     "claude-3-7": 64_000,
@@ -35,6 +40,9 @@ _MAX_TOKENS = {
 }
 # Each model since has this at least.
 _DEFAULT_MAX_TOKENS = 32_000
+_DEFAULT_OUTPUT_KB = 4_096
+
+_encode = msgspec.json.Encoder().encode
 
 
 class AnthropicLLM:
@@ -43,26 +51,33 @@ class AnthropicLLM:
     Args:
         name: The model's name.
         concurrency: Connections that may be open at once.
+        max_output_kb: See OpenAILLM.
+
+    Raises:
+        ModelError: A variable of the environment cannot be used.
     """
 
-    def __init__(self, name: str, *, concurrency: int = 32) -> None:
+    def __init__(
+        self, name: str, *, concurrency: int = 32, max_output_kb: int = _DEFAULT_OUTPUT_KB
+    ) -> None:
         self._name = name
         known = (room for prefix, room in _MAX_TOKENS.items() if name.startswith(prefix))
         self._max_tokens = next(known, _DEFAULT_MAX_TOKENS)
-        self._key = os.environ.get("ANTHROPIC_API_KEY") or ""
-        self._client = anthropic.AsyncAnthropic(
-            api_key=self._key or _NO_KEY,
-            base_url=os.environ.get("ANTHROPIC_BASE_URL") or None,
-            max_retries=0,
-            timeout=None,
-            http_client=anthropic.DefaultAioHttpClient(
-                # The SDK's own limits would hold some calls back.
-                limits=httpx2.Limits(
-                    max_connections=concurrency, max_keepalive_connections=concurrency
-                ),
-                timeout=None,
-            ),
+        given = os.environ.get("ANTHROPIC_API_KEY") or os.environ.get("ANTHROPIC_AUTH_TOKEN")
+        self._key = given or ""
+        headers = request_headers(
+            self._key or _NO_KEY,
+            key_variable="ANTHROPIC_API_KEY",
+            custom_variable="ANTHROPIC_CUSTOM_HEADERS",
         )
+        self._http = HttpClient(
+            os.environ.get("ANTHROPIC_BASE_URL") or _BASE_URL,
+            variable="ANTHROPIC_BASE_URL",
+            headers={"anthropic-version": _VERSION, **headers},
+            concurrency=concurrency,
+            max_reply_bytes=reply_bytes(max_output_kb),
+        )
+        self._url = self._http.url("v1/messages")
 
     async def check(self) -> None:
         """See LLM."""
@@ -70,105 +85,92 @@ class AnthropicLLM:
             raise ModelError(
                 "ANTHROPIC_API_KEY is not set; set it where the workers run", kind=ErrorKind.AUTH
             )
-        url = self._client.base_url
-        try:
-            await self._client.with_options(timeout=_CHECK_S).models.list(limit=1)
-        except anthropic.APIStatusError as error:
-            reason = self._status_error(error)
-            if reason.kind is ErrorKind.AUTH:
-                raise ModelError(
-                    f"{url} refuses the key in ANTHROPIC_API_KEY ({reason}); set a valid one "
-                    "where the workers run",
-                    kind=ErrorKind.AUTH,
-                ) from None
-            if reason.kind is not ErrorKind.BAD_REQUEST:
-                raise ModelError(f"{url} says: {reason}", kind=reason.kind) from None
-        except anthropic.APIConnectionError as error:
+        server = CheckedServer(
+            http=self._http,
+            url_variable="ANTHROPIC_BASE_URL",
+            key_variable="ANTHROPIC_API_KEY",
+            key=self._key,
+        )
+        # Aliases have no place in the list of models, but they do here.
+        reply = await server.ask(f"v1/models/{self._http.quoted(self._name)}")
+        told = said(reply.body, reply.headers.get("content-type", ""))
+        names_it = told.message.lower().startswith("model")
+        if reply.status == _NOT_FOUND and "not_found_error" in told.codes and names_it:
             raise ModelError(
-                f"no server answers at {url} ({_cause_of(error)}); check the network, or "
-                "ANTHROPIC_BASE_URL where the workers run",
-                kind=ErrorKind.CONNECTION,
-            ) from None
+                f"{self._http.shown_url} says: {server.problem(reply)}", kind=ErrorKind.BAD_REQUEST
+            )
 
     async def complete(self, request: LLMRequest) -> LLMReply:
         """See LLM."""
         if request.seed is not None:
             raise LLMError(ErrorKind.BAD_REQUEST, "anthropic takes no seed: leave it out")
-        try:
-            message = await self._client.messages.create(
-                model=self._name,
-                messages=[{"role": "user", "content": request.prompt}],
-                **_options(request, self._max_tokens),
-            )
-        except anthropic.APIConnectionError as error:
-            raise _connection_error(error) from error
-        except anthropic.APIStatusError as error:
-            raise self._status_error(error) from error
-        return _reply(message)
-
-    def _status_error(self, error: anthropic.APIStatusError) -> LLMError:
-        body = error.body if isinstance(error.body, dict) else {}
-        detail = body.get("error") if isinstance(body.get("error"), dict) else {}
-        return http_error(
-            status=error.status_code,
-            message=str((detail or {}).get("message") or error.message),
-            code=str((detail or {}).get("type") or ""),
-            headers=error.response.headers,
-            secrets=(self._key,),
-        )
+        message = {"role": "user", "content": request.prompt}
+        options = _options(request, self._max_tokens)
+        asked = {"model": self._name, "messages": [message], **options}
+        reply = await self._http.post(self._url, _encode(asked))
+        content_type = reply.headers.get("content-type", "")
+        if not is_success(reply):
+            told = said(reply.body, content_type)
+            raise refused(reply.status, told, headers=reply.headers, secrets=(self._key,))
+        return _reply(_message(reply, self._key))
 
     async def aclose(self) -> None:
         """See LLM."""
-        await self._client.close()
-
-
-def _connection_error(error: Exception) -> LLMError:
-    """Return the LLMError of a call that got no reply, be it a timeout or a refused connection.
-
-    The aiohttp transport reports a refused connection as a timeout of connecting.
-    """
-    is_late = isinstance(error.__cause__, (httpx2.ReadTimeout, httpx2.WriteTimeout))
-    return LLMError(ErrorKind.TIMEOUT if is_late else ErrorKind.CONNECTION, _cause_of(error))
-
-
-def _cause_of(error: Exception) -> str:
-    """Return why a connection failed: the SDK's own message says only that it did."""
-    cause = error.__cause__
-    return redacted(str(cause) if cause and str(cause) else str(error))
+        await self._http.aclose()
 
 
 def _options(request: LLMRequest, max_tokens: int) -> dict[str, Any]:
     options = {
         "max_tokens": request.max_tokens or max_tokens,
         "system": request.system,
-        # The SDK knows it no longer, but models that take it are still served.
-        "extra_body": None if request.temperature is None else {"temperature": request.temperature},
+        "temperature": request.temperature,
         "stop_sequences": list(request.stop) or None,
     }
     return {name: value for name, value in options.items() if value is not None}
 
 
-def _reply(message: Message) -> LLMReply:
+def _message(reply: HttpReply, key: str) -> dict[str, Any]:
+    """Return the message that a reply of success holds. Raises LLMError where it holds none."""
+    try:
+        told = json_of(reply.body, reply.headers.get("content-type", ""))
+    except ValueError as error:
+        raise _no_message(str(error)) from None
+    if isinstance(told, dict) and "content" in told:
+        return told
+    problem = refused_in_success(told, headers=reply.headers, secrets=(key,))
+    raise problem or _no_message("it has no content")
+
+
+def _no_message(reason: str) -> LLMError:
+    # A server that starts answers so, and a proxy in front of it.
+    return LLMError(ErrorKind.SERVER_ERROR, f"the reply is not a message: {reason}")
+
+
+def _reply(message: dict[str, Any]) -> LLMReply:
     reply = LLMReply(
-        text="".join(block.text for block in message.content if block.type == "text"),
-        usage=_usage(message.usage),
-        model=message.model,
-        response_id=message.id,
-        finish_reason=message.stop_reason,
+        text=content_text(message["content"]) or "",
+        usage=_usage(message.get("usage")),
+        model=_text(message.get("model")),
+        response_id=_text(message.get("id")),
+        finish_reason=_text(message.get("stop_reason")),
     )
     require_answer(reply)
     return reply
 
 
-def _usage(said: Any) -> Usage:
-    """Return what a call consumed; the SDK hands on whatever a server says."""
-    names = ("input_tokens", "cache_creation_input_tokens", "cache_read_input_tokens")
+def _usage(counts: Any) -> Usage:
+    """Return what a server says that a call consumed; nonsense is unknown."""
+    counts = counts if isinstance(counts, dict) else {}
     # The parts of a prompt that came from a cache, or went into one, are counted apart.
-    parts = [getattr(said, name, None) for name in names]
-    counts = [token_count(part) for part in (parts[0], *(part or 0 for part in parts[1:]))]
-    known = [count for count in counts if count is not None]
+    cached = [counts.get(f"cache_{way}_input_tokens") or 0 for way in ("creation", "read")]
+    parts = [token_count(part) for part in (counts.get("input_tokens"), *cached)]
+    known = [part for part in parts if part is not None]
     return Usage(
         calls=1,
-        input_tokens=sum(known) if len(known) == len(counts) else None,
-        output_tokens=token_count(getattr(said, "output_tokens", None)),
+        input_tokens=sum(known) if len(known) == len(parts) else None,
+        output_tokens=token_count(counts.get("output_tokens")),
     )
+
+
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) else None

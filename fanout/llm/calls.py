@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
@@ -16,7 +16,7 @@ from fanout.llm.endings import require_complete
 from fanout.llm.usage import believable, billed, total
 from fanout.llm.validation import validated
 from fanout.reasoning import without_reasoning
-from fanout.retries import decide, more_room
+from fanout.retries import decide, more_room, stop_after
 from fanout.runs import ErrorKind, Usage
 from fanout.secrets import redacted
 
@@ -44,6 +44,7 @@ class CallResult(msgspec.Struct, frozen=True, kw_only=True):
         attempts: Calls made.
         usage: What they consumed.
         elapsed_s: Seconds from the first call to the end, waits included.
+        stop_after: How many branches must fail alike until their run is stopped; 0: it is not.
     """
 
     output: str | None
@@ -52,6 +53,7 @@ class CallResult(msgspec.Struct, frozen=True, kw_only=True):
     attempts: int
     usage: Usage
     elapsed_s: float
+    stop_after: int = 0
 
 
 class Gate(Protocol):
@@ -230,19 +232,39 @@ async def _call(llm: LLM, request: LLMRequest, timeout_s: float, gate: Gate | No
 async def _answer(llm: LLM, request: LLMRequest, timeout_s: float) -> LLMReply:
     try:
         async with asyncio.timeout(timeout_s):
-            reply: object = await llm.complete(request)
+            reply: Any = await llm.complete(request)
     except TimeoutError:
         raise LLMError(ErrorKind.TIMEOUT, f"no answer within {timeout_s:g} s") from None
-    except LLMError:
-        raise
+    except LLMError as error:
+        raise _of_known_kind(error) from error.__cause__
     except Exception as error:
         message = f"{type(error).__name__}: {error}"
         raise LLMError(ErrorKind.INTERNAL, message) from error
     if not isinstance(reply, LLMReply):
         kind = type(reply).__name__
         raise LLMError(ErrorKind.INVALID_OUTPUT, f"the model returned {kind}, not an LLMReply")
+    text: Any = reply.text
+    if not isinstance(text, str):
+        kind = type(text).__name__
+        raise LLMError(ErrorKind.INVALID_OUTPUT, f"the model's text is of type {kind}")
     usage = believable(reply.usage)
     return reply if usage is reply.usage else msgspec.structs.replace(reply, usage=usage)
+
+
+def _of_known_kind(error: LLMError) -> LLMError:
+    """Return an error whose kind is one of the list: functions of users raise it, too."""
+    kind: Any = error.kind
+    if isinstance(kind, ErrorKind):
+        return error
+    known = kind if isinstance(kind, str) and kind in set(ErrorKind) else ErrorKind.INTERNAL
+    return LLMError(
+        ErrorKind(known),
+        str(error),
+        retry_after_s=error.retry_after_s,
+        status=error.status,
+        usage=error.usage,
+        stop_after=error.stop_after,
+    )
 
 
 def _result(
@@ -255,6 +277,7 @@ def _result(
         attempts=len(used),
         usage=total(used),
         elapsed_s=elapsed_s,
+        stop_after=stop_after(error.kind, error.stop_after) if error else 0,
     )
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ssl
 from typing import TYPE_CHECKING, NamedTuple
+from urllib.parse import quote
 
 import aiohttp
 import msgspec
@@ -15,6 +16,7 @@ from yarl import URL
 
 from fanout.errors import LLMError, ModelError
 from fanout.llm.certificates import trust
+from fanout.llm.error_kinds import FEW
 from fanout.llm.http_errors import redacted
 from fanout.llm.proxies import proxy_for
 from fanout.runs import ErrorKind
@@ -22,7 +24,7 @@ from fanout.runs import ErrorKind
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["HttpClient", "HttpReply"]
+__all__ = ["HttpClient", "HttpReply", "is_success", "reply_bytes"]
 
 # As long as the provider's own client: a connection that is closed under a call fails that call.
 _KEEP_ALIVE_S = 5.0
@@ -30,8 +32,20 @@ _MAX_REDIRECTS = 20
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 # As browsers do: these are asked for what they name, whatever they were asked to do before.
 _BECOMES_GET = frozenset({301, 302, 303})
+_SUCCESSES = range(200, 300)
+_MOVED_FOR_GOOD = frozenset({301, 308})
 _SCHEMES = frozenset({"http", "https"})
 _NO_TIMEOUT = aiohttp.ClientTimeout(total=None)
+
+
+# Text in JSON may take six bytes where it has one, and some servers send their reasoning along.
+_REPLY_BYTES_PER_OUTPUT_KB = 16_000
+_LEAST_REPLY_BYTES = 8_000_000
+
+
+def reply_bytes(max_output_kb: int) -> int:
+    """Return the size of a reply that may hold an answer of so many kilobytes."""
+    return max(_LEAST_REPLY_BYTES, _REPLY_BYTES_PER_OUTPUT_KB * max_output_kb)
 
 
 class HttpReply(msgspec.Struct, frozen=True):
@@ -46,6 +60,11 @@ class HttpReply(msgspec.Struct, frozen=True):
     status: int
     headers: Mapping[str, str]
     body: bytes
+
+
+def is_success(reply: HttpReply) -> bool:
+    """Say whether a reply has a status of success."""
+    return reply.status in _SUCCESSES
 
 
 class _Route(NamedTuple):
@@ -99,6 +118,16 @@ class HttpClient:
         """The server's address for messages: without what may be secret."""
         return str(self._base.with_query(None))
 
+    @property
+    def path(self) -> str:
+        """The path of the server's address, as it was given."""
+        return str(self._base.raw_path)
+
+    @staticmethod
+    def quoted(name: str) -> str:
+        """Return a name as one part of a path."""
+        return quote(name, safe=":")
+
     def url(self, path: str) -> URL:
         """Return the address of a path below the base URL."""
         raw_path = f"{self._base.raw_path.rstrip('/')}/{path}"
@@ -125,18 +154,13 @@ class HttpClient:
         body: bytes | None,
         limits: aiohttp.ClientTimeout,
     ) -> HttpReply:
-        route = self._route
         for _ in range(_MAX_REDIRECTS + 1):
-            reply = await self._reply(method, url, headers, body, limits, route)
+            reply = await self._reply(method, url, headers, body, limits)
             if reply.status not in _REDIRECTS or "location" not in reply.headers:
                 return reply
-            target = _redirected(url, reply.headers["location"])
-            if not _is_trusted(url, target):
-                headers = headers.copy()
-                headers.popall("authorization", None)
+            url = _redirected(url, reply)
             if method == "POST" and reply.status in _BECOMES_GET:
                 method, body = "GET", None
-            url, route = target, self._route_to(target)
         raise LLMError(ErrorKind.CONNECTION, "the server redirects again and again")
 
     async def _reply(
@@ -146,9 +170,9 @@ class HttpClient:
         headers: CIMultiDict[str],
         body: bytes | None,
         limits: aiohttp.ClientTimeout,
-        route: _Route,
     ) -> HttpReply:
         session = self._session or self._open()
+        route = self._route
         try:
             async with session.request(
                 method,
@@ -207,21 +231,31 @@ class HttpClient:
             await self._session.close()
 
 
-def _redirected(url: URL, location: str) -> URL:
+def _redirected(url: URL, reply: HttpReply) -> URL:
+    """Return where a redirect leads: within the same origin, or prompt and headers would leave it.
+
+    Raises:
+        LLMError: It leads elsewhere.
+    """
+    location = reply.headers["location"]
     try:
         target = url.join(URL(location))
-        is_http = target.scheme in _SCHEMES and bool(target.host)
+        is_near = target.scheme in _SCHEMES and target.origin() == url.origin()
+        shown = str(target.with_user(None).with_query(None).with_fragment(None))
     except ValueError:
-        is_http = False
-    if not is_http:
-        raise LLMError(ErrorKind.CONNECTION, "the server redirects to what is no URL of HTTP")
-    return target.with_user(None)
-
-
-def _is_trusted(url: URL, target: URL) -> bool:
-    """Say whether the key may follow a redirect: to the same server, or to its secure side."""
-    is_upgrade = (url.scheme, url.port, target.scheme, target.port) == ("http", 80, "https", 443)
-    return url.origin() == target.origin() or (is_upgrade and url.host == target.host)
+        is_near, shown = False, location.partition("?")[0]
+    if is_near:
+        return target.with_user(None)
+    # A server that moved stays away; another one may be sending its callers elsewhere for a while.
+    kind = ErrorKind.BAD_REQUEST if reply.status in _MOVED_FOR_GOOD else ErrorKind.CONNECTION
+    raise LLMError(
+        kind,
+        f"HTTP {reply.status}: the server redirects to another one, {redacted(shown)}, where no "
+        "prompt and no key is sent; if it is the right one, set it as the base URL where the "
+        "workers run",
+        status=reply.status,
+        stop_after=FEW,
+    )
 
 
 def _parsed(base_url: str, variable: str) -> URL:
@@ -245,7 +279,7 @@ def _no_reply(error: Exception) -> LLMError:
     if isinstance(error, aiohttp.ClientHttpProxyError):
         return LLMError(ErrorKind.CONNECTION, f"the proxy refuses: HTTP {error.status}")
     if isinstance(error, aiohttp.ClientResponseError):
-        return LLMError(ErrorKind.INTERNAL, "what the server sent is not HTTP")
+        return LLMError(ErrorKind.SERVER_ERROR, "what the server sent is not HTTP")
     is_late = isinstance(error, aiohttp.SocketTimeoutError)
     message = redacted(str(error)) or type(error).__name__
     return LLMError(ErrorKind.TIMEOUT if is_late else ErrorKind.CONNECTION, message)

@@ -2,52 +2,35 @@
 
 from __future__ import annotations
 
+import re
 import time
 from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fanout import secrets as known_secrets
 from fanout.errors import LLMError
-from fanout.runs import ErrorKind
+from fanout.llm.bodies import said_in
+from fanout.llm.error_kinds import Refusal, judge
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from fanout.llm.bodies import Said
     from fanout.runs import Usage
 
-__all__ = ["http_error", "redacted", "retry_after"]
+__all__ = ["http_error", "redacted", "refused", "refused_in_success", "retry_after"]
 
 _MAX_MESSAGE = 300
-
-_BY_STATUS = {
-    401: ErrorKind.AUTH,
-    402: ErrorKind.BUDGET,
-    403: ErrorKind.AUTH,
-    408: ErrorKind.TIMEOUT,
-    409: ErrorKind.SERVER_ERROR,
-    425: ErrorKind.SERVER_ERROR,
-    429: ErrorKind.RATE_LIMITED,
-}
-_FIRST_SERVER_ERROR = 500
-
-# Codes and phrases by which providers and compatible servers say the same thing.
-_BY_WORDS = (
-    (ErrorKind.BUDGET, ("insufficient_quota", "billing", "credit balance")),
-    (
-        ErrorKind.CONTEXT_LENGTH,
-        (
-            "context_length",
-            "context length",
-            "context window",
-            "exceed_context_size",
-            "maximum context",
-            "prompt is too long",
-            "available context size",
-        ),
-    ),
-    (ErrorKind.CONTENT_FILTER, ("content_filter", "content_policy", "content management policy")),
+_OK = 200
+_ERROR_STATUSES = range(400, 600)
+# What is looked at for what it means: a page, or a prompt that is sent back, may be long.
+_LOOKED_AT = 4_000
+# In words: "Please try again in 7m12.5s", "Please retry in 37.8s", "in 20ms".
+_WAIT = re.compile(
+    r"(?:try again|retry) (?:in|after) (?:(\d{1,4})h)?(?:(\d{1,5})m(?!s))?"
+    r"(?:(\d{1,6}(?:\.\d{1,9})?) ?(ms|s))?",
+    re.IGNORECASE,
 )
-_WORDED_STATUSES = frozenset({400, 403, 413, 422, 429})
 
 
 def http_error(
@@ -58,34 +41,96 @@ def http_error(
     headers: Mapping[str, str] | None = None,
     secrets: tuple[str, ...] = (),
     usage: Usage | None = None,
+    param: str = "",
+    is_page: bool = False,
+    wait_s: float | None = None,
 ) -> LLMError:
     """Return the LLMError of an HTTP error reply.
 
     Args:
-        status: The HTTP status.
+        status: The HTTP status; 200 where a reply of success holds an error.
         message: What the provider says.
-        code: Its machine-readable code or type, or None.
+        code: Its machine-readable codes, separated by spaces, the most specific first; or None.
         headers: The reply's headers.
         secrets: Keys that the message must not repeat.
         usage: What the reply says that the call consumed, or None.
+        param: The field of the request that it speaks of.
+        is_page: Whether it is a web page.
+        wait_s: Seconds that its body asks to wait, or None.
     """
+    looked_at = " ".join(message[:_LOOKED_AT].split())
+    asked_s = retry_after(headers or {})
+    if asked_s is None:
+        asked_s = wait_s if wait_s is not None else _wait_in(looked_at)
+    verdict = judge(
+        Refusal(
+            status=status,
+            message=looked_at,
+            codes=tuple((code or "").lower().split()),
+            param=param,
+            is_page=is_page,
+            asks_to_wait=asked_s is not None,
+        )
+    )
+    hint = f"; {verdict.hint}" if verdict.hint else ""
     return LLMError(
-        _kind(status, f"{code or ''} {message}".lower()),
-        f"HTTP {status}: {redacted(message, secrets)}",
-        retry_after_s=retry_after(headers or {}),
+        verdict.kind,
+        f"HTTP {status}: {redacted(message, secrets)}{hint}",
+        retry_after_s=asked_s,
         status=status,
+        usage=usage,
+        stop_after=verdict.stop_after,
+    )
+
+
+def refused(
+    status: int,
+    told: Said,
+    *,
+    headers: Mapping[str, str],
+    secrets: tuple[str, ...] = (),
+    usage: Usage | None = None,
+) -> LLMError:
+    """Return the LLMError of what an error reply says."""
+    return http_error(
+        status=status,
+        message=told.message or f"Error code: {status}",
+        code=" ".join(told.codes),
+        headers=headers,
+        secrets=secrets,
+        param=told.param,
+        is_page=told.is_page,
+        wait_s=told.wait_s,
         usage=usage,
     )
 
 
-def _kind(status: int, words: str) -> ErrorKind:
-    if status in _WORDED_STATUSES:
-        for kind, phrases in _BY_WORDS:
-            if any(phrase in words for phrase in phrases):
-                return kind
-    if status in _BY_STATUS:
-        return _BY_STATUS[status]
-    return ErrorKind.SERVER_ERROR if status >= _FIRST_SERVER_ERROR else ErrorKind.BAD_REQUEST
+def refused_in_success(
+    told: Any,
+    *,
+    headers: Mapping[str, str],
+    secrets: tuple[str, ...] = (),
+    usage: Usage | None = None,
+) -> LLMError | None:
+    """Return the LLMError that the JSON of a reply of success holds, or None where there is none.
+
+    Gateways that have begun to answer have no other place for it. A status may be among its codes.
+    """
+    found = said_in(told)
+    if not found.message and not (isinstance(told, dict) and told.get("error")):
+        return None
+    statuses = (int(c) for c in found.codes if len(c) == 3 and c.isascii() and c.isdecimal())  # noqa: PLR2004 - digits
+    status = next((status for status in statuses if status in _ERROR_STATUSES), _OK)
+    return refused(status, found, headers=headers, secrets=secrets, usage=usage)
+
+
+def _wait_in(message: str) -> float | None:
+    found = _WAIT.search(message)
+    if found is None or not any(found.groups()):
+        return None
+    hours, minutes, rest, unit = found.groups(default="0")
+    seconds = float(rest) / 1000 if unit == "ms" else float(rest)
+    return 3600 * int(hours) + 60 * int(minutes) + seconds
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:

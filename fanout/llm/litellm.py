@@ -8,6 +8,7 @@ from typing import Any
 
 from fanout.errors import LLMError, ModelError
 from fanout.llm.base import LLMReply, LLMRequest
+from fanout.llm.bodies import content_text, said_in
 from fanout.llm.endings import require_answer
 from fanout.llm.http_errors import http_error, redacted
 from fanout.llm.usage import cost_usd, token_count
@@ -79,27 +80,35 @@ class LiteLLM:
         if not isinstance(status, int):
             return LLMError(ErrorKind.INTERNAL, f"{name}: {redacted(str(error))}")
         response = getattr(error, "response", None)
+        headers = getattr(response, "headers", None)
+        told = said_in(getattr(error, "body", None))
         return http_error(
             status=status,
             message=str(error),
-            code=name,
-            headers=getattr(response, "headers", None),
+            # What the provider said, then litellm's name for it.
+            code=" ".join([*told.codes, name]),
+            headers=headers if hasattr(headers, "get") else None,
+            param=told.param,
+            wait_s=told.wait_s,
         )
 
     def _reply(self, response: Any) -> LLMReply:
-        choice = response.choices[0]
+        choices = getattr(response, "choices", None)
+        if not isinstance(choices, list | tuple) or not choices:
+            raise LLMError(ErrorKind.INVALID_OUTPUT, "the reply has no choices")
+        choice = choices[0]
         usage = getattr(response, "usage", None)
         reply = LLMReply(
-            text=choice.message.content or "",
+            text=content_text(getattr(getattr(choice, "message", None), "content", None)) or "",
             usage=Usage(
                 calls=1,
                 input_tokens=token_count(getattr(usage, "prompt_tokens", None)),
                 output_tokens=token_count(getattr(usage, "completion_tokens", None)),
                 cost_usd=cost_usd(self._cost(response)),
             ),
-            model=getattr(response, "model", None),
-            response_id=getattr(response, "id", None),
-            finish_reason=choice.finish_reason,
+            model=_text(getattr(response, "model", None)),
+            response_id=_text(getattr(response, "id", None)),
+            finish_reason=_text(getattr(choice, "finish_reason", None)),
         )
         require_answer(reply)
         return reply
@@ -122,3 +131,7 @@ def _options(request: LLMRequest) -> dict[str, Any]:
         "stop": list(request.stop) or None,
     }
     return {name: value for name, value in options.items() if value is not None}
+
+
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) else None

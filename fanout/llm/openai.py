@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import os
-import re
-from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from fanout.errors import LLMError, ModelError
 from fanout.llm.base import LLMReply, LLMRequest
+from fanout.llm.bodies import content_text, json_of, said
+from fanout.llm.checks import CheckedServer
 from fanout.llm.endings import require_answer, require_complete
-from fanout.llm.http_client import HttpClient
-from fanout.llm.http_errors import http_error
+from fanout.llm.error_kinds import Refusal, refuses_parameter
+from fanout.llm.http_client import HttpClient, is_success, reply_bytes
+from fanout.llm.http_errors import refused, refused_in_success
+from fanout.llm.http_headers import header_value, request_headers
 from fanout.llm.usage import token_count
 from fanout.runs import ErrorKind, Usage
 
@@ -24,15 +25,10 @@ if TYPE_CHECKING:
 __all__ = ["OpenAILLM"]
 
 _BASE_URL = "https://api.openai.com/v1"
-_CHECK_S = 10.0
 # Servers that need no key do not look at it, but some want one.
 _NO_KEY = "none"
-_OPTIONAL_MODELS_LIST = frozenset({404, 405, 501})
-_FIRST_SUCCESS, _FIRST_REDIRECT = 200, 300
-_HEADER_VALUE = re.compile(r"[\t\x20-\x7e]*")
-# Text in JSON may take six bytes where it has one, and some servers send their reasoning along.
-_REPLY_BYTES_PER_OUTPUT_KB = 16_000
-_LEAST_REPLY_BYTES = 8_000_000
+_NOT_FOUND = 404
+_MAX_TOKENS, _MAX_COMPLETION_TOKENS = _LIMITS = ("max_tokens", "max_completion_tokens")
 _DEFAULT_OUTPUT_KB = 4_096
 
 
@@ -61,6 +57,7 @@ class _Answer(msgspec.Struct):
 class _Choice(msgspec.Struct):
     message: _Answer | None = None
     finish_reason: Any = None
+    error: Any = None
 
 
 class _Completion(msgspec.Struct):
@@ -70,6 +67,7 @@ class _Completion(msgspec.Struct):
     usage: Any = None
     id: Any = None
     model: Any = None
+    error: Any = None
 
 
 _encode = msgspec.json.Encoder().encode
@@ -104,13 +102,14 @@ class OpenAILLM:
         self._base_url = base_url or os.environ.get("OPENAI_BASE_URL") or None
         self._key = api_key or os.environ.get("OPENAI_API_KEY") or ""
         # OpenAI's reasoning models refuse max_tokens; compatible servers mostly know only that.
-        self._is_openai = self._base_url is None
+        self._limit = _MAX_COMPLETION_TOKENS if self._base_url is None else _MAX_TOKENS
+        self._refused_limits: set[str] = set()
         self._http = HttpClient(
             self._base_url or _BASE_URL,
             variable="OPENAI_BASE_URL",
             headers=_headers(self._key or _NO_KEY),
             concurrency=concurrency,
-            max_reply_bytes=max(_LEAST_REPLY_BYTES, _REPLY_BYTES_PER_OUTPUT_KB * max_output_kb),
+            max_reply_bytes=reply_bytes(max_output_kb),
         )
         self._url = self._http.url("chat/completions")
 
@@ -122,34 +121,70 @@ class OpenAILLM:
                 "to a server that needs no key",
                 kind=ErrorKind.AUTH,
             )
-        url = self._http.shown_url
-        try:
-            reply = await self._http.get(self._http.url("models"), timeout_s=_CHECK_S)
-        except LLMError as error:
+        server = CheckedServer(
+            http=self._http,
+            url_variable="OPENAI_BASE_URL",
+            key_variable="OPENAI_API_KEY",
+            key=self._key,
+        )
+        listed = await server.ask("models")
+        if not is_success(listed):
+            await self._check_path(server, listed)
+        elif self._name not in _listed_models(listed):
+            # Lists have gaps, and some servers take any name: only a plain no counts.
+            await self._check_name(server)
+
+    async def _check_path(self, server: CheckedServer, listed: HttpReply) -> None:
+        is_bare = self._http.path in {"", "/"}
+        if is_bare and listed.status == _NOT_FOUND and await server.is_there("v1/models"):
             raise ModelError(
-                f"no server answers at {url} ({error}); start it, or set OPENAI_BASE_URL where "
-                "the workers run",
-                kind=ErrorKind.CONNECTION,
-            ) from None
-        if _is_success(reply) or reply.status in _OPTIONAL_MODELS_LIST:
-            return
-        problem = self._status_error(reply)
-        if problem.kind is ErrorKind.AUTH:
-            raise ModelError(
-                f"{url} refuses the key in OPENAI_API_KEY ({problem}); set a valid one where the "
-                "workers run",
-                kind=problem.kind,
+                f"OPENAI_BASE_URL lacks its path: there is nothing at {self._http.shown_url}, but "
+                "there is at /v1; set it with that where the workers run",
+                kind=ErrorKind.BAD_REQUEST,
             )
-        raise ModelError(f"{url} says: {problem}", kind=problem.kind)
+
+    async def _check_name(self, server: CheckedServer) -> None:
+        found = await server.ask(f"models/{self._http.quoted(self._name)}")
+        told = said(found.body, found.headers.get("content-type", ""))
+        if found.status == _NOT_FOUND and "model_not_found" in told.codes:
+            raise ModelError(
+                f"{self._http.shown_url} says: {server.problem(found)}", kind=ErrorKind.BAD_REQUEST
+            )
 
     async def complete(self, request: LLMRequest) -> LLMReply:
         """See LLM."""
-        reply = await self._http.post(self._url, self._body(request))
-        if not _is_success(reply):
-            raise self._status_error(reply)
-        return _reply(_parsed(reply))
+        limit = self._limit
+        reply = await self._http.post(self._url, self._body(request, limit))
+        if not is_success(reply):
+            if not self._learns_limit(reply, request, limit):
+                raise self._status_error(reply)
+            reply = await self._http.post(self._url, self._body(request, self._limit))
+            if not is_success(reply):
+                raise self._status_error(reply)
+        completion = _parsed(reply, self._key)
+        try:
+            return _reply(completion)
+        except LLMError:
+            problem = _error_in(completion, reply, self._key)
+            if problem is not None:
+                raise problem from None
+            raise
 
-    def _body(self, request: LLMRequest) -> bytes:
+    def _learns_limit(self, reply: HttpReply, request: LLMRequest, sent: str) -> bool:
+        """Say whether the same request is to be made with the limit's other name, from now on."""
+        if request.max_tokens is None:
+            return False
+        told = said(reply.body, reply.headers.get("content-type", ""))
+        refusal = Refusal(
+            status=reply.status, message=told.message, codes=told.codes, param=told.param
+        )
+        if not refuses_parameter(refusal, sent):
+            return False
+        self._refused_limits.add(sent)
+        self._limit = next((name for name in _LIMITS if name not in self._refused_limits), sent)
+        return self._limit != sent
+
+    def _body(self, request: LLMRequest, limit: str) -> bytes:
         messages = [_Message("user", request.prompt)]
         if request.system:
             messages.insert(0, _Message("system", request.system))
@@ -158,23 +193,21 @@ class OpenAILLM:
                 model=self._name,
                 messages=messages,
                 temperature=request.temperature,
-                max_tokens=None if self._is_openai else request.max_tokens,
-                max_completion_tokens=request.max_tokens if self._is_openai else None,
+                max_tokens=request.max_tokens if limit == _MAX_TOKENS else None,
+                max_completion_tokens=None if limit == _MAX_TOKENS else request.max_tokens,
                 seed=request.seed,
                 stop=request.stop,
             )
         )
 
     def _status_error(self, reply: HttpReply) -> LLMError:
-        error = _error_object(reply.body)
-        said = error.get("message")
-        return http_error(
-            usage=_billed_with(reply.body),
-            status=reply.status,
-            message=str(said or f"Error code: {reply.status}"),
-            code=" ".join(str(error.get(name) or "") for name in ("code", "type")),
+        told = said(reply.body, reply.headers.get("content-type", ""))
+        return refused(
+            reply.status,
+            told,
             headers=reply.headers,
             secrets=(self._key,),
+            usage=_billed_with(reply.body),
         )
 
     async def aclose(self) -> None:
@@ -183,79 +216,68 @@ class OpenAILLM:
 
 
 def _headers(key: str) -> dict[str, str]:
-    """Return the headers of each request; ``OPENAI_CUSTOM_HEADERS`` has lines of its own."""
-    headers = {
-        "accept": "application/json",
-        "user-agent": f"fanout-llm/{metadata.version('fanout-llm')}",
-        "authorization": f"Bearer {_value('OPENAI_API_KEY', key)}",
-    }
+    headers = request_headers(
+        key, key_variable="OPENAI_API_KEY", custom_variable="OPENAI_CUSTOM_HEADERS"
+    )
     named = {"openai-organization": "OPENAI_ORG_ID", "openai-project": "OPENAI_PROJECT_ID"}
     for header, variable in named.items():
         if value := os.environ.get(variable):
-            headers[header] = _value(variable, value)
-    for line in os.environ.get("OPENAI_CUSTOM_HEADERS", "").split("\n"):
-        name, colon, value = line.partition(":")
-        if colon:
-            headers[name.strip().lower()] = _value("OPENAI_CUSTOM_HEADERS", value.strip())
+            headers.setdefault(header, header_value(variable, value))
     return headers
 
 
-def _value(variable: str, value: str) -> str:
-    if not _HEADER_VALUE.fullmatch(value):
-        raise ModelError(
-            f"{variable} holds a character that no HTTP header may have, such as a line break; set "
-            "it anew where the workers run",
-            kind=ErrorKind.AUTH,
-        )
-    return value
-
-
-def _is_success(reply: HttpReply) -> bool:
-    return _FIRST_SUCCESS <= reply.status < _FIRST_REDIRECT
-
-
-def _error_object(body: bytes) -> dict[str, Any]:
-    """Return what a reply says of an error: ``{"error": {...}}``, or that object itself."""
+def _listed_models(reply: HttpReply) -> set[str]:
     try:
-        told = json.loads(body.decode("utf-8", "replace").strip())
-    except (ValueError, RecursionError):
-        return {}
-    inner = told.get("error", told) if isinstance(told, dict) else None
-    return inner if isinstance(inner, dict) else {}
+        told = json_of(reply.body)
+    except ValueError:
+        return set()
+    models = told.get("data") if isinstance(told, dict) else None
+    models = models if isinstance(models, list) else []
+    return {str(model.get("id")) for model in models if isinstance(model, dict)}
+
+
+def _parsed(reply: HttpReply, key: str) -> _Completion:
+    try:
+        return _decode(reply.body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        pass
+    # It is no completion, or not quite JSON: servers cut characters in half, and write ``NaN``.
+    try:
+        told = json_of(reply.body, reply.headers.get("content-type", ""))
+        return msgspec.convert(told, _Completion)
+    except msgspec.ValidationError as error:
+        problem = refused_in_success(told, headers=reply.headers, secrets=(key,))
+        raise problem or _no_completion(str(error)) from None
+    except (ValueError, RecursionError) as error:
+        raise _no_completion(str(error)) from None
+
+
+def _error_in(completion: _Completion, reply: HttpReply, key: str) -> LLMError | None:
+    """Return the error that a completion without an answer holds, or None."""
+    choice = completion.choices[0] if completion.choices else None
+    if choice is not None and choice.error:
+        told: Any = {"error": choice.error}
+    elif choice is None or completion.error:
+        told = json_of(reply.body, reply.headers.get("content-type", ""))
+    else:
+        return None
+    usage = _usage(completion.usage) if isinstance(completion.usage, dict) else None
+    return refused_in_success(told, headers=reply.headers, secrets=(key,), usage=usage)
+
+
+def _no_completion(reason: str) -> LLMError:
+    # A server that starts answers so, and a proxy in front of it.
+    return LLMError(ErrorKind.SERVER_ERROR, f"the reply is not a chat completion: {reason}")
 
 
 def _billed_with(body: bytes) -> Usage | None:
     """Return what an error reply says that the call consumed all the same, or None."""
     try:
-        told = json.loads(body)
-    except (ValueError, RecursionError):
+        told = json_of(body)
+    except ValueError:
         return None
-    said = told.get("usage") if isinstance(told, dict) else None
-    return _usage(said) if isinstance(said, dict) else None
-
-
-def _parsed(reply: HttpReply) -> _Completion:
-    try:
-        return _decode(reply.body)
-    except msgspec.ValidationError as error:
-        raise _no_completion(str(error)) from None
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return _parsed_leniently(reply)
-
-
-def _parsed_leniently(reply: HttpReply) -> _Completion:
-    """Read JSON that is not quite: servers cut characters in half, and write ``NaN``."""
-    try:
-        return msgspec.convert(json.loads(reply.body), _Completion)
-    except msgspec.ValidationError as error:
-        raise _no_completion(str(error)) from None
-    except (ValueError, RecursionError):
-        content_type = reply.headers.get("content-type", "").partition(";")[0]
-        raise _no_completion(f"it is not JSON, but {content_type or 'of no type'}") from None
-
-
-def _no_completion(reason: str) -> LLMError:
-    return LLMError(ErrorKind.INTERNAL, f"the reply is not a chat completion: {reason}")
+    said_of_it = told.get("usage") if isinstance(told, dict) else None
+    return _usage(said_of_it) if isinstance(said_of_it, dict) else None
 
 
 def _reply(completion: _Completion) -> LLMReply:
@@ -264,26 +286,32 @@ def _reply(completion: _Completion) -> LLMReply:
         raise LLMError(ErrorKind.INVALID_OUTPUT, "the reply has no choices", usage=usage)
     choice = completion.choices[0]
     message = choice.message
-    if message and message.refusal:
+    if message and _is_refusal(message):
         raise LLMError(ErrorKind.CONTENT_FILTER, "the provider refused to answer", usage=usage)
-    content = message.content if message else None
     reply = LLMReply(
-        text=content if isinstance(content, str) else "",
+        text=(content_text(message.content) if message else None) or "",
         usage=usage,
         model=_text(completion.model),
         response_id=_text(completion.id),
         finish_reason=_text(choice.finish_reason),
     )
-    if message is None or not isinstance(content, str | None):
+    if message is None:
         require_complete(reply)
-        raise _no_completion("its first choice has no message of text")
+        raise _no_completion("its first choice has no message")
     require_answer(reply)
     return reply
 
 
-def _usage(said: Any) -> Usage:
+def _is_refusal(message: _Answer) -> bool:
+    parts = message.content if isinstance(message.content, list) else []
+    return bool(message.refusal) or any(
+        isinstance(part, dict) and part.get("type") == "refusal" for part in parts
+    )
+
+
+def _usage(counts: Any) -> Usage:
     """Return what a server says that a call consumed; nonsense is unknown."""
-    counts = said if isinstance(said, dict) else {}
+    counts = counts if isinstance(counts, dict) else {}
     return Usage(
         calls=1,
         input_tokens=token_count(counts.get("prompt_tokens")),

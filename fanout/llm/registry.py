@@ -80,10 +80,10 @@ def _openai(name: str, concurrency: int, settings: Settings) -> LLM:
     return OpenAILLM(name, concurrency=concurrency, max_output_kb=settings.max_output_kb)
 
 
-def _anthropic(name: str, concurrency: int, _settings: Settings) -> LLM:
+def _anthropic(name: str, concurrency: int, settings: Settings) -> LLM:
     from fanout.llm.anthropic import AnthropicLLM
 
-    return AnthropicLLM(name, concurrency=concurrency)
+    return AnthropicLLM(name, concurrency=concurrency, max_output_kb=settings.max_output_kb)
 
 
 def _litellm(name: str, _concurrency: int, _settings: Settings) -> LLM:

@@ -291,7 +291,7 @@ def test_a_port_of_no_proxy_may_be_the_one_that_goes_without_saying():
 
 
 def test_a_check_gives_up(run, monkeypatch):
-    monkeypatch.setattr("fanout.llm.openai._CHECK_S", 0.1)
+    monkeypatch.setattr("fanout.llm.checks._REQUEST_S", 0.1)
 
     def talk(connection):
         read_request(connection)
@@ -318,7 +318,7 @@ def test_no_error_leads_to_the_key(run):
 
     with RawServer(talk) as server:
         error = run(main())
-    assert (error.kind, str(error)) == (ErrorKind.INTERNAL, "what the server sent is not HTTP")
+    assert (error.kind, str(error)) == (ErrorKind.SERVER_ERROR, "what the server sent is not HTTP")
     # aiohttp's own error has the headers of the request.
     assert (error.__cause__, error.__context__) == (None, None)
 
