@@ -20,8 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["Alike"]
 
 _REMEMBERED_RUNS = 64
-# Ids of requests, times and lengths differ, although the error is the same.
-_DIFFERING = re.compile(r"[\w-]*\d[\w-]*")
+_WORD = re.compile(r"[\w-]+")
 
 
 class Alike:
@@ -60,9 +59,14 @@ class Alike:
         self._runs.move_to_end(run_id)
         if len(self._runs) > _REMEMBERED_RUNS:
             self._runs.popitem(last=False)
-        words = _DIFFERING.sub("#", outcome.message or "")
+        words = _WORD.sub(_without_numbers, outcome.message or "")
         counts[str(outcome.kind), words] += 1
         return counts[str(outcome.kind), words]
+
+
+def _without_numbers(word: re.Match[str]) -> str:
+    """Return a word; ids of requests, times and lengths differ, although the error is the same."""
+    return "#" if any(map(str.isdigit, word[0])) else word[0]
 
 
 def _failed_so(record: StageRecord, outcome: Outcome) -> int:
