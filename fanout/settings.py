@@ -39,7 +39,7 @@ __all__ = [
 DEFAULT_BROKER_URL = "redis://localhost:6379/0"
 
 _NAME = r"[^\W\d]\w*(?:\.[^\W\d]\w*)*"
-_CALLABLES = re.compile(rf"\*|{_NAME}(?::{_NAME})?")
+_CALLABLES = re.compile(rf"\*|{_NAME}(?::[^\W\d_]\w*)?")
 MAX_CONCURRENCY = 10_000
 AUTOSCALE_NEEDS_PREFORK = (
     "works with the prefork pool only; branches that wait cost next to nothing, so give the most "
@@ -140,8 +140,8 @@ class Settings(BaseSettings):
         for entry in listed:
             if not _CALLABLES.fullmatch(entry):
                 msg = (
-                    f"{entry!r} is none of package, package.module, package.module:function and *; "
-                    "several are separated by commas"
+                    f"{entry!r} is none of package, package.module, package.module:function (a "
+                    "public name without dots) and *; several are separated by commas"
                 )
                 raise ValueError(msg)
         return listed

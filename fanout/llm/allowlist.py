@@ -6,7 +6,8 @@ so what may be imported is said where the worker is started, and nowhere else.
 
 from __future__ import annotations
 
-from types import BuiltinFunctionType, FunctionType, MethodType
+import re
+from types import BuiltinFunctionType, FunctionType
 from typing import TYPE_CHECKING
 
 from fanout.errors import ModelError
@@ -14,33 +15,61 @@ from fanout.errors import ModelError
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-__all__ = ["is_allowed", "require_allowed", "require_home"]
+__all__ = ["is_allowed", "require_allowed", "require_home", "split_path"]
 
 _MAX_SHOWN = 200
-_HOME_IS_KNOWN = (FunctionType, BuiltinFunctionType, MethodType, type)
+_NAME = r"[^\W\d]\w*"
+_PATH = re.compile(rf"({_NAME}(?:\.{_NAME})*):({_NAME})")
+_DEFINED = (FunctionType, BuiltinFunctionType, type)
+
+
+def split_path(path: str) -> tuple[str, str] | None:
+    """Return module and name of ``package.module:function``; None where it names anything else.
+
+    The name is one, and public: the attributes of a function (``f.__call__``, ``f.__globals__``)
+    and the methods of a class lead to what nobody has listed.
+    """
+    match = _PATH.fullmatch(path)
+    if match is None or match[2].startswith("_"):
+        return None
+    return match[1], match[2]
 
 
 def is_allowed(path: str, allowed: Collection[str]) -> bool:
     """Say whether a list allows ``package.module:function``.
 
-    An entry is ``package`` or ``package.module``, with all that is below it,
+    An entry is ``package`` or ``package.module``, with all public modules that are below it,
     ``package.module:function``, or ``*``.
     """
-    return any(_covers(entry, path) for entry in allowed)
+    parts = split_path(path)
+    return parts is not None and any(_covers(entry, path, parts[0]) for entry in allowed)
 
 
-def _covers(entry: str, path: str) -> bool:
+def _covers(entry: str, path: str, module: str) -> bool:
     if entry in {"*", path}:
         return True
-    module = path.partition(":")[0]
     # On the boundaries of names: "acme" is not the beginning of "acme_evil".
-    return ":" not in entry and f"{module}.".startswith(f"{entry}.")
+    if ":" in entry or not f"{module}.".startswith(f"{entry}."):
+        return False
+    # To import acme.__main__ is to run the program.
+    below = module[len(entry) :].split(".")
+    return not any(part.startswith("_") for part in below)
 
 
-def require_allowed(path: str, allowed: Collection[str]) -> None:
-    """Make sure that a function may be imported. Raises ModelError."""
+def require_allowed(path: str, allowed: Collection[str]) -> tuple[str, str]:
+    """Make sure that a function may be imported; return its module and its name there.
+
+    Raises:
+        ModelError: It may not.
+    """
+    parts = split_path(path)
+    if parts is None:
+        raise ModelError(
+            f"the function {path[:_MAX_SHOWN]} cannot be used: after the colon stands one public "
+            "name of the module, without dots (package.module:function)"
+        )
     if is_allowed(path, allowed):
-        return
+        return parts
     listed = f"it allows {', '.join(sorted(allowed))}" if allowed else "it allows none"
     raise ModelError(
         f"the function {path[:_MAX_SHOWN]} may not be used on the workers: {listed}; list it, its "
@@ -49,18 +78,26 @@ def require_allowed(path: str, allowed: Collection[str]) -> None:
 
 
 def require_home(path: str, found: object, allowed: Collection[str]) -> None:
-    """Make sure that a function is at home where the list allows it.
+    """Make sure that what a listed module has at a name is a function or class of its own.
 
-    A module that is allowed may import others: ``acme.tools:system`` must not be ``os.system``.
+    It may have imported others: ``acme.tools:system`` must not be ``os.system``, nor an object
+    whose class is from elsewhere. Who lists the function itself means whatever it is.
 
     Raises:
-        ModelError: It is from elsewhere.
+        ModelError: It is something else.
     """
-    home = getattr(found, "__module__", None)
-    if path in allowed or not isinstance(found, _HOME_IS_KNOWN) or home is None:
+    if path in allowed or "*" in allowed:
         return
-    if not is_allowed(home, allowed):
-        raise ModelError(
-            f"the function {path[:_MAX_SHOWN]} is from the module {home}, which is not listed in "
-            "FANOUT_ALLOWED_CALLABLES where the workers run; list the function itself to allow it"
-        )
+    module = path.partition(":")[0]
+    home = found.__module__ if isinstance(found, _DEFINED) else None
+    if home == module:
+        return
+    shown = path[:_MAX_SHOWN]
+    if home is None:
+        what = f"{shown} is an object of type {type(found).__name__}, no function or class"
+    else:
+        what = f"the function {shown} is from the module {home}"
+    raise ModelError(
+        f"{what}: FANOUT_ALLOWED_CALLABLES of the workers lists a module or package, which allows "
+        "what is defined there; list the function itself to allow it"
+    )

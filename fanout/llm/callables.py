@@ -12,7 +12,7 @@ from itertools import count
 from typing import TYPE_CHECKING, Any
 
 from fanout.errors import LLMError, ModelError
-from fanout.llm.allowlist import require_allowed, require_home
+from fanout.llm.allowlist import require_allowed, require_home, split_path
 from fanout.llm.base import LLM, LLMReply, LLMRequest
 from fanout.runs import ErrorKind
 
@@ -134,8 +134,7 @@ def load_callable(path: str, *, allowed: Collection[str]) -> Any:
     Raises:
         ModelError: There is none, or it is not allowed; then nothing was imported.
     """
-    require_allowed(path, allowed)
-    module_name, _, name = path.partition(":")
+    module_name, name = require_allowed(path, allowed)
     try:
         found: Any = import_module(module_name)
     except Exception as error:
@@ -143,11 +142,9 @@ def load_callable(path: str, *, allowed: Collection[str]) -> Any:
             f"the function {path} cannot be used: importing {module_name} failed with "
             f"{type(error).__name__}: {error}"
         ) from error
-    for part in name.split("."):
-        found = getattr(found, part, None)
-        # What a module has imported is not its own: that is not listed.
-        if found is None or inspect.ismodule(found):
-            raise ModelError(f"the function {path} cannot be used: {module_name} has no {name}")
+    found = getattr(found, name, None)
+    if found is None or inspect.ismodule(found):
+        raise ModelError(f"the function {path} cannot be used: {module_name} has no {name}")
     require_home(path, found, allowed)
     if not callable(found) and not isinstance(found, LLM):
         kind = type(found).__name__
@@ -161,7 +158,6 @@ def import_path(function: Any) -> str | None:
     name = getattr(function, "__qualname__", None)
     if not module_name or not name or module_name == "__main__" or "<" in name:
         return None
-    found: Any = sys.modules.get(module_name)
-    for part in name.split("."):
-        found = getattr(found, part, None)
-    return f"{module_name}:{name}" if found is function else None
+    path = f"{module_name}:{name}"
+    is_there = getattr(sys.modules.get(module_name), name, None) is function
+    return path if is_there and split_path(path) is not None else None

@@ -38,7 +38,26 @@ CANARY = "CANARY-VALUE"
         ("acme", "acme_evil:model", False),
         ("acme", "acmeevil.tools:model", False),
         ("acme.tools", "acme.tools:model", True),
-        ("acme.tools", "acme.tools.deep:a.b", True),
+        ("acme.tools", "acme.tools.deep:model", True),
+        ("acme.tools", "acme.tools:getoutput.__call__", False),
+        ("acme.tools", "acme.tools:Class.method", False),
+        ("acme.tools", "acme.tools:_private", False),
+        ("acme.tools", "acme.tools:__dict__", False),
+        ("acme.tools", "acme.tools:", False),
+        ("acme.tools", "acme.tools", False),
+        ("acme.tools", "acme.tools:a:b", False),
+        ("acme.tools", "acme.tools:model\n", False),
+        ("acme.tools", "acme.tools.:model", False),
+        ("acme.tools", "acme.tools..deep:model", False),
+        ("acme", ".acme:model", False),
+        ("acme", "acme.__main__:model", False),
+        ("acme", "acme._inner.deep:model", False),
+        ("acme._inner", "acme._inner:model", True),
+        ("acme._inner", "acme._inner.deep:model", True),
+        ("acme:model", "acme.model:model", False),
+        ("*", "acme.tools:getoutput.__call__", False),
+        ("*", "acme.tools:_private", False),
+        ("*", "acme._inner:model", True),
         ("acme.tools", "acme.toolsmith:model", False),
         ("acme.tools", "acme:tools", False),
         ("acme.tools:model", "acme.tools:model", True),
@@ -57,7 +76,10 @@ def test_the_list_comes_from_the_environment(monkeypatch):
     assert load_settings().allowed_callables == ("acme", "acme.tools:model")
 
 
-@pytest.mark.parametrize("entry", ["acme.", ".acme", "acme:", "a b", "acme.*", "**", "acme/x"])
+@pytest.mark.parametrize(
+    "entry",
+    ["acme.", ".acme", "acme:", "a b", "acme.*", "**", "acme/x", "a:b.c", "a:_b", "a:b:c", "a:*"],
+)
 def test_an_entry_that_would_allow_nothing_is_said(entry):
     with pytest.raises(SettingsError, match="FANOUT_ALLOWED_CALLABLES: ") as caught:
         load_settings(allowed_callables=f"fine,{entry}")
@@ -68,8 +90,31 @@ def test_an_entry_that_would_allow_nothing_is_said(entry):
 def module(tmp_path, monkeypatch):
     """A module that is noticed when it is imported."""
     (tmp_path / "module_of_test.py").write_text(
-        "import os\nfrom os import system\nfrom functools import partial\n"
-        "def model(prompt):\n    return prompt\nbound = partial(model)\n"
+        """
+import os, functools, subprocess
+from os import system
+from subprocess import getoutput, Popen
+from functools import partial
+def model(prompt): return prompt
+async def slow(prompt): return prompt
+class Model:
+    def __new__(cls, prompt): return prompt
+    def run(self, prompt): return prompt
+    def __call__(self, prompt): return prompt
+def kept(function):
+    @functools.wraps(function)
+    def call(prompt): return function(prompt)
+    return call
+decorated = kept(model)
+short = lambda prompt: prompt
+bound = partial(model)
+foreign = partial(getoutput)
+wrapped = kept(getoutput)
+method = object.__new__(Model).run
+instance = object.__new__(Model)
+bytes_of = bytes
+number = 3
+"""
     )
     monkeypatch.syspath_prepend(tmp_path)
     yield "module_of_test"
@@ -80,7 +125,7 @@ def use(path, allowed):
     return make_llm(path, settings=load_settings(allowed_callables=allowed))
 
 
-@pytest.mark.parametrize("name", ["model", "bound"])
+@pytest.mark.parametrize("name", ["model", "slow", "Model", "decorated", "short"])
 def test_a_function_is_used_where_it_is_allowed(module, name):
     for allowed in (module, f"{module}:{name}", "*"):
         assert use(f"{module}:{name}", allowed)
@@ -95,10 +140,37 @@ def test_what_is_not_allowed_is_not_even_imported(module):
     assert module not in sys.modules
 
 
-@pytest.mark.parametrize("name", ["system", "os.system", "os.path.os.system"])
-def test_what_a_module_has_imported_is_not_allowed_with_it(module, name):
-    with pytest.raises(ModelError, match=r"not listed|has no os"):
+@pytest.mark.parametrize(
+    "name",
+    ["system", "getoutput", "Popen", "partial", "bound", "foreign", "wrapped", "method", "instance",
+     "bytes_of"],
+)  # fmt: skip
+def test_what_is_not_a_modules_own_must_be_listed_itself(module, name):
+    with pytest.raises(ModelError, match=r"list the function itself"):
         use(f"{module}:{name}", module)
+    assert use(f"{module}:{name}", f"{module}:{name}")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["os.system", "os.path.os.system", "getoutput.__call__", "model.__globals__", "Model.run",
+     "Model.__init__", "instance.run", "_hidden", "__builtins__", "__loader__.load_module",
+     "model.", "", "model:x", "model x", "model()"],
+)  # fmt: skip
+@pytest.mark.parametrize("allowed", ["module_of_test", "module_of_test:model", "*"])
+def test_a_path_holds_one_public_name_or_nothing_is_imported(module, name, allowed):
+    with pytest.raises(ModelError, match="one public name"):
+        use(f"{module}:{name}", allowed)
+    assert module not in sys.modules
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("os", "has no os"), ("absent", "has no absent"), ("number", "of type int")],
+)
+def test_what_cannot_be_called_is_said(module, name, words):
+    with pytest.raises(ModelError, match=words):
+        use(f"{module}:{name}", "*")
 
 
 def test_a_model_does_not_say_where_its_key_is_sent():
