@@ -36,6 +36,7 @@ __all__ = [
     "SEAL",
     "WIRE_VERSION",
     "Preflight",
+    "aggregate_id",
     "branch_id",
     "collect_id",
     "connect_broker",
@@ -105,6 +106,11 @@ def expand_id(run_id: str, stage: int, shard: int) -> str:
 def collect_id(run_id: str, stage: int, shard: int) -> str:
     """Return the task id of a shard's callback."""
     return f"{run_id}/{stage}/{shard}/collect"
+
+
+def aggregate_id(run_id: str, stage: int) -> str:
+    """Return the task id of a stage's callback."""
+    return f"{run_id}/{stage}/aggregate"
 
 
 def seal_id(run_id: str, stage: int) -> str:

@@ -191,7 +191,7 @@ class Publisher:
         )
 
     def _aggregate(self, run_id: str, stage: int) -> Signature:
-        task_id = f"{broker.stage_group(run_id, stage)}/aggregate"
+        task_id = broker.aggregate_id(run_id, stage)
         return self._signature(broker.AGGREGATE, _ids(run_id, stage), task_id=task_id)
 
     def _signature(self, task: str, kwargs: dict[str, Any], **options: Any) -> Signature:

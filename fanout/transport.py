@@ -17,6 +17,7 @@ from celery.app.amqp import AMQP
 from kombu import Connection
 from kombu.connection import ConnectionPool, PooledConnection
 from kombu.transport import redis as kombu_redis
+from kombu.utils.json import loads
 
 from fanout.errors import BrokerError
 from fanout.qos import ServerClockQoS
@@ -220,8 +221,9 @@ class _Limited:
 
 def _is_json(data: bytes | str) -> bool:
     try:
-        json.loads(data)
-    except (ValueError, RecursionError):
+        # As kombu will, which makes other types of some objects.
+        loads(data)
+    except MALFORMED:
         return False
     return True
 

@@ -26,7 +26,7 @@ from fanout.runs import ErrorKind, Outcome, RunStatus, branch_ref
 from fanout.secrets import redacted
 from fanout.shards import shard_chunk
 from fanout.stores import End
-from workers.claims import BranchHandedBack, BranchOver, Claim, require_call
+from workers.claims import BranchGone, BranchHandedBack, BranchOver, Claim, require_call
 from workers.inflight import CallStoppedError, Stop
 from workers.stages import drain
 from workers.telemetry import Calls
@@ -121,6 +121,8 @@ class _Branch:
         try:
             require_call(begun)
             outcome = _presentable(await self._outcome(begun, calls))
+        except BranchGone:
+            raise
         except BranchOver:
             return None
         return structs.replace(outcome, ended_at=time.time()), calls

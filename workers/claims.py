@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from workers.runtime import Runtime
 
 __all__ = [
+    "BranchGone",
     "BranchHandedBack",
     "BranchHeld",
     "BranchOver",
@@ -52,17 +53,24 @@ class BranchOver(Exception):  # noqa: N818 - it is no error
     """The branch has ended elsewhere: there is nothing to write down."""
 
 
+class BranchGone(BranchOver):
+    """There is no such run: nobody waits for the branch, and nothing must be counted."""
+
+
 def require_call(begun: Begun) -> None:
     """Raise where this delivery has neither a call to make nor an outcome to write.
 
     Raises:
-        BranchOver: The branch has ended, or its run is gone.
+        BranchOver: The branch has ended.
+        BranchGone: Its run is gone.
         BranchHeld: Another worker has it.
         BranchParked: Its run is paused.
     """
     match begun.verdict:
-        case "done" | "gone":
+        case "done":
             raise BranchOver
+        case "gone":
+            raise BranchGone
         case "held":
             raise BranchHeld
         case "paused":

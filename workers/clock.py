@@ -9,10 +9,12 @@ import time
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
+from celery.exceptions import InvalidTaskError
 from celery.worker.request import Request
 
 from fanout.errors import BrokerError
 from fanout.transport import LimitedAMQP
+from workers.envelope import LONGEST_WAIT_S
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -55,3 +57,6 @@ class ServerClockRequest(Request):  # type: ignore[misc]
         super().__init__(*args, app=app, **options)
         if self._eta is not None:
             self._eta += _ahead(app)
+            if self._eta - datetime.now(UTC) > timedelta(seconds=LONGEST_WAIT_S):
+                # Nothing of ours waits for so long, and it would be held until then.
+                raise InvalidTaskError("begins too late")

@@ -13,6 +13,7 @@ from celery.worker.consumer.consumer import COLLECT_SOCKET_TIMEOUT
 
 from fanout.refusals import refusals
 from workers.envelope import fault
+from workers.orders import refuse_orders
 from workers.pool import TaskPool, taken_ahead
 
 if TYPE_CHECKING:
@@ -74,6 +75,10 @@ class Careful(Reconnects):
     Celery logs the body of what it drops, and ends at what its own checks let through; the next
     worker would then take the same message, and end as well.
     """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        refuse_orders(self)
 
     def create_task_handler(self, **kwargs: Any) -> Callable[[Any], Any]:
         """Return what is called with each message."""

@@ -15,11 +15,15 @@ from workers.clock import ServerClockRequest
 if TYPE_CHECKING:
     from billiard.einfo import ExceptionInfo
 
-__all__ = ["BranchRequest", "PostponedError", "ReportsAll", "StillHeldError"]
+__all__ = ["BranchRequest", "PostponedError", "ReportsAll", "RunGoneError", "StillHeldError"]
 
 
 class PostponedError(Ignore):  # type: ignore[misc]
     """This message has done its work; the task itself is published again later."""
+
+
+class RunGoneError(Ignore):  # type: ignore[misc]
+    """There is no such run: the message goes, and no chord counts it."""
 
 
 class StillHeldError(Ignore):  # type: ignore[misc]
@@ -50,6 +54,8 @@ class ReportsAll(ServerClockRequest):
             self.forget()
             return None
         result = super().on_failure(exc_info, send_failed_event, return_ok)
+        if isinstance(error, RunGoneError):
+            self.send_event("task-failed", exception=f"RunGoneError({error})", traceback="")
         if isinstance(error, PostponedError) or (isinstance(error, Reject) and error.requeue):
             self.send_event("task-retried", exception=f"{type(error).__name__}({error})")
         return result

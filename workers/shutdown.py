@@ -79,7 +79,9 @@ class HandsBack(TellsOfPolls):
     ) -> None:
         # Mingling costs a second of every reconnect; what workers would tell each other is not
         # used here.
-        options = {**(worker_options or {}), "without_mingle": True}
+        # Gossip runs what whoever publishes events has workers elect.
+        never = {"without_mingle": True, "without_gossip": True}
+        options = {**(worker_options or {}), **never}
         super().__init__(*args, worker_options=options, **kwargs)
 
     def cancel_active_requests(self) -> None:

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 from celery.exceptions import CeleryError, Reject, SoftTimeLimitExceeded
 
 from fanout import broker
-from fanout.errors import BrokerError, FanoutError
+from fanout.errors import BrokerError, FanoutError, UnknownRunError
+from fanout.refusals import refusals
 from workers.backend import TaskFault
 from workers.branches import BranchFailed, run_branch
-from workers.claims import BranchHandedBack, BranchHeld, BranchParked
+from workers.claims import BranchGone, BranchHandedBack, BranchHeld, BranchParked
 from workers.preflight import check_model
-from workers.requests import BranchRequest, PostponedError, ReportsAll, StillHeldError
+from workers.requests import BranchRequest, PostponedError, ReportsAll, RunGoneError, StillHeldError
 from workers.stages import TooEarlyError, aggregate, collect, expand
 
 if TYPE_CHECKING:
@@ -55,6 +56,9 @@ def _not_done() -> Iterator[None]:
         raise PostponedError("the run is paused") from None
     except TooEarlyError:
         raise PostponedError("too early") from None
+    except (BranchGone, UnknownRunError):
+        refusals.add("is of a run that is not known")
+        raise RunGoneError("its run is gone") from None
     except BranchHandedBack:
         raise Reject("the worker stops", requeue=True) from None
     except _KNOWN:

@@ -29,6 +29,8 @@ __all__ = ["ChecksWire", "WireCheck"]
 # Several beats of the presence.
 _TTL_S = 15.0
 
+# Any version that there will be.
+_LATEST = 1_000_000
 _ID = re.compile(r"[\w/-]{1,100}", re.ASCII)
 
 _log = logging.getLogger(__name__)
@@ -125,7 +127,10 @@ class ChecksWire(Careful):
 def _version(headers: Any) -> int:
     """Return which version a message says it has; one that says none was sent by hand."""
     version = headers.get("wire") if isinstance(headers, dict) else None
-    return version if isinstance(version, int) else broker.WIRE_VERSION
+    # What is no version is looked at as all else of the message is.
+    if type(version) is not int or not 0 <= version <= _LATEST:
+        return broker.WIRE_VERSION
+    return version
 
 
 def _shown_id(headers: dict[str, Any]) -> str:
