@@ -10,6 +10,7 @@ from fanout.queue_names import BRANCHES_QUEUE, CONTROL_QUEUE, QUEUES
 from fanout.runs import ErrorKind  # noqa: TC001 - msgspec reads the annotation
 from fanout.secrets import learn
 from fanout.sentinel_url import SCHEME, parse_sentinel_url
+from fanout.settings import UNIX_SCHEME
 from fanout.stores import RedisStore, connect
 from fanout.stores.blobs import make_blobs
 from fanout.stores.connection import (
@@ -18,6 +19,7 @@ from fanout.stores.connection import (
     sentinel_options,
     tls_options,
 )
+from fanout.wire_version import WIRE_VERSION
 
 if TYPE_CHECKING:
     import redis
@@ -54,10 +56,6 @@ COLLECT = "fanout.collect"  # a shard chord's callback, and a member of the root
 SEAL = "fanout.seal"  # the last member of the root chord's header: all shards are known
 AGGREGATE = "fanout.aggregate"  # the root chord's callback
 PREFLIGHT = "fanout.preflight"  # asks a worker whether a model can be used
-
-# The version of the messages and of the records in the store: raised by a change that a worker or
-# a client of the version before could not read.
-WIRE_VERSION = 1
 
 # Where kombu would keep what somebody has taken who is not a worker.
 _WATCHERS_KEYS = {
@@ -143,13 +141,14 @@ def make_app(settings: Settings, *, takes_messages: bool = False) -> Celery:
         broker_use_ssl=tls or False,
         redis_backend_use_ssl=tls or None,
         # The callback of a chord must run although header tasks failed: see workers.backend.
-        result_backend=f"workers.backend:{backend}+{url}",
+        result_backend=f"workers.backend:{backend}+{url.removeprefix('redis+')}",
         # The backend's connections retry by themselves; more rounds of Celery's would multiply.
         result_backend_transport_options={"retry_policy": {"max_retries": 1}, **found_by},
         redis_socket_connect_timeout=SOCKET_OPTIONS["socket_connect_timeout"],
         # Celery's default is two minutes.
         redis_socket_timeout=SOCKET_OPTIONS["socket_timeout"],
-        redis_socket_keepalive=SOCKET_OPTIONS["socket_keepalive"],
+        # A socket of this machine has none, and the backend would not leave it out.
+        redis_socket_keepalive=not (settings.broker_url or "").startswith(UNIX_SCHEME),
         redis_backend_health_check_interval=HEALTH_CHECK_S,
         # Without it every thread builds a backend, and connections, of its own.
         result_backend_thread_safe=True,
@@ -206,6 +205,9 @@ def _transport_options(
 
 def _server(url: str) -> tuple[str, str, dict[str, Any]]:
     """Return a URL for Celery, the result backend's class, and the options that both ends need."""
+    if url.startswith(UNIX_SCHEME):
+        path, _, database = url.removeprefix(UNIX_SCHEME).partition("?db=")
+        return f"redis+socket://{path}?virtual_host={database or 0}", "TolerantRedisBackend", {}
     if not url.startswith(SCHEME):
         return url, "TolerantRedisBackend", {}
     server = parse_sentinel_url(url)

@@ -9,9 +9,9 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fanout.embedded import EmbeddedFleet, InProcessFleet
+from fanout.embedded.fleet import EmbeddedFleet, InProcessFleet
 from fanout.enqueue import Enqueuer, checked_documents, close_input
-from fanout.errors import AmbiguousRunError, BrokerError, UnknownRunError
+from fanout.errors import AmbiguousRunError, BrokerError, RunError, UnknownRunError
 from fanout.settings import load_settings
 from fanout.spec import RunSpec, make_spec
 
@@ -22,10 +22,12 @@ if TYPE_CHECKING:
 
     from fanout.broker import Preflight
     from fanout.connections import Connections
+    from fanout.embedded_runs import EmbeddedRuns
     from fanout.fleet import FleetStatus
     from fanout.handle import Run
     from fanout.runs import Document, RunStatus
     from fanout.settings import Settings
+    from fanout.stores import RunRecord
 
 __all__ = ["Client"]
 
@@ -41,7 +43,8 @@ class Client:
 
     Args:
         broker_url: The Redis server of the fleet; ``FANOUT_BROKER_URL`` where it is None. Where
-            neither is given, a fleet of one worker is embedded: it ends with the client.
+            neither is given, a fleet of one worker is embedded: it ends with the client. Its runs
+            stay in ``FANOUT_STATE_DIR``, and any embedded client of the user can go on with them.
         concurrency: Branches in flight of the embedded worker; of no effect otherwise.
 
     Raises:
@@ -55,6 +58,7 @@ class Client:
         self._lock = threading.Lock()
         self._fleet: EmbeddedFleet | InProcessFleet | None = None
         self._wire: Connections | None = None
+        self._embedded_runs: EmbeddedRuns | None = None
         if self._settings.broker_url is not None:
             self._wire = _connect(self._settings)
 
@@ -73,7 +77,10 @@ class Client:
         with self._lock:
             if self._wire is None:
                 if model is None:
-                    raise BrokerError("no run was submitted yet, and no broker is configured")
+                    raise BrokerError(
+                        "no run was submitted yet, and no broker is configured: an embedded fleet "
+                        "is there while its client has runs"
+                    )
                 fleet = self._start_fleet(model)
                 try:
                     self._wire = _connect(fleet)
@@ -87,6 +94,29 @@ class Client:
         if model.startswith("callable:"):
             return InProcessFleet.acquire(concurrency=self._concurrency)
         return EmbeddedFleet(concurrency=self._concurrency)
+
+    def _embedded(self) -> EmbeddedRuns:
+        """Return the runs of all embedded clients."""
+        from fanout.embedded_runs import EmbeddedRuns
+
+        with self._lock:
+            if self._embedded_runs is None:
+                self._embedded_runs = EmbeddedRuns(concurrency=self._concurrency)
+            return self._embedded_runs
+
+    def _wire_of(self, run_id: str) -> Connections:
+        """Return the connections to where a run is. Raises UnknownRunError."""
+        if self._wire is not None or not self.is_embedded:
+            wire = self._connected()
+            with suppress(UnknownRunError):
+                wire.store.run(run_id)
+                return wire
+        if not self.is_embedded:
+            raise UnknownRunError(run_id)
+        return self._embedded().wire(run_id)
+
+    def _is_own(self, wire: Connections) -> bool:
+        return wire is self._wire
 
     def submit(
         self,
@@ -128,6 +158,9 @@ class Client:
         # Again, as the check may have taken long.
         wire.claim()
         now = wire.store.now()
+        if self._fleet is not None:
+            # First: a run that nobody finds would be lost with this process.
+            self._fleet.remember(run_id, created_at=now)
         wire.store.create_run(
             run_id,
             spec=spec.model_dump_json(),
@@ -162,16 +195,21 @@ class Client:
 
         Raises:
             UnknownRunError: There is no such run.
-            RunError: The input is not the same as before.
+            RunError: The input is not the same as before; also where all of that was enqueued.
             InputError: The input cannot be read.
             WireVersionError: The fleet has another version of fanout.
             BrokerError: The broker cannot be reached.
         """
         run = self.run(run_id)
-        wire = self._connected()
+        wire = self._wire_of(run_id)
         wire.claim()
         record = wire.store.run(run_id)
+        if not record.has_ended and self.is_embedded and not self._is_own(wire):
+            # What was enqueued, or is enqueued first, is processed while the rest is read.
+            self._embedded().work_on(run_id)
         if record.has_ended or wire.store.stage(run_id, 0).sealed:
+            if documents is not None:
+                self._require_same(wire, record, run.spec, documents)
             return run
         if record.halt is not None:
             close_input(wire.store, wire.publisher, run_id)
@@ -182,6 +220,25 @@ class Client:
         with _resumable(run_id):
             enqueuer.resume(run_id, run.spec, source, max_workers=self._cap(run.spec))
         return run
+
+    def _require_same(
+        self,
+        wire: Connections,
+        record: RunRecord,
+        spec: RunSpec,
+        documents: Iterable[str | Mapping[str, object] | Document],
+    ) -> None:
+        """Make sure that an input that is not needed any more is the one that was read."""
+        try:
+            Enqueuer(wire.store, wire.publisher).compare(
+                record, spec, checked_documents(spec, documents)
+            )
+        except RunError as error:
+            where = f"has ended ({record.status.value})" if record.has_ended else "goes on"
+            raise RunError(
+                f"run {record.run_id} {where}, and takes no further input: {error}; "
+                "`fanout run` or `fanout submit` begins another run"
+            ) from error
 
     def heal(self) -> int:
         """Look for what got lost, and do it again, at once: the workers do so by themselves.
@@ -208,9 +265,10 @@ class Client:
 
     def run(self, run_id: str) -> Run:
         """Return a run by its id. Raises UnknownRunError."""
-        wire = self._connected()
-        wire.store.run(run_id)
-        return wire.run(run_id, self._check_fleet)
+        wire = self._wire_of(run_id)
+        if self._is_own(wire):
+            return wire.run(run_id, self._check_fleet)
+        return self._embedded().run(run_id)
 
     def find(self, prefix: str) -> Run:
         """Return the run whose id is, or alone begins with, ``prefix``; ``latest`` is the newest.
@@ -219,16 +277,22 @@ class Client:
             UnknownRunError: There is no such run.
             AmbiguousRunError: There are several.
         """
-        with suppress(UnknownRunError):
-            return self.run(prefix)
-        store = self._connected().store
-        found = list(islice(store.runs(), 1) if prefix == LATEST else store.runs(prefix))
+        if prefix != LATEST:
+            with suppress(UnknownRunError):
+                return self.run(prefix)
+        found = list(islice(self._records(), 1) if prefix == LATEST else self._records(prefix))
         # A variable of a script that is empty does not mean the only run.
         if not prefix or not found:
-            raise UnknownRunError(prefix)
+            raise self._embedded().unknown(prefix) if self.is_embedded else UnknownRunError(prefix)
         if len(found) > 1:
             raise AmbiguousRunError(prefix, {run.run_id: run.status.value for run in found})
         return self.run(found[0].run_id)
+
+    def _records(self, prefix: str = "") -> Iterator[RunRecord]:
+        """Yield the runs whose ids begin so, the newest first."""
+        if self.is_embedded:
+            return self._embedded().records(prefix)
+        return self._connected().store.runs(prefix)
 
     def runs(self, statuses: Container[RunStatus] | None = None) -> Iterator[Run]:
         """Yield the runs that have not expired, the newest first.
@@ -236,20 +300,29 @@ class Client:
         Args:
             statuses: Only those that are in one of these; None is all.
         """
-        wire = self._connected()
-        for record in wire.store.runs():
+        for record in self._records():
             if statuses is None or record.status in statuses:
-                yield wire.run(record.run_id, self._check_fleet)
+                # It may have expired since.
+                with suppress(UnknownRunError):
+                    yield self.run(record.run_id)
 
     def workers(self) -> dict[str, int]:
         """Return the concurrency of each live worker, by name."""
         return {worker.name: worker.concurrency for worker in self._connected().store.workers()}
 
-    def fleet(self) -> FleetStatus:
-        """Return what the whole fleet is doing. Raises BrokerError."""
+    def fleet(self, run_id: str | None = None) -> FleetStatus:
+        """Return what the whole fleet is doing.
+
+        Args:
+            run_id: A run of the fleet that is meant: embedded runs have one each.
+
+        Raises:
+            UnknownRunError: There is no such run.
+            BrokerError: The broker cannot be reached.
+        """
         from fanout.fleet import fleet_status
 
-        wire = self._connected()
+        wire = self._connected() if run_id is None else self._wire_of(run_id)
         return fleet_status(wire.store, wire.queues)
 
     def check_model(self, model: str, *, timeout_s: float) -> Preflight | None:
@@ -281,6 +354,9 @@ class Client:
         if self._fleet is not None:
             self._fleet.close()
             self._fleet = None
+        if self._embedded_runs is not None:
+            self._embedded_runs.close()
+            self._embedded_runs = None
 
     def __enter__(self) -> Self:
         return self

@@ -144,6 +144,24 @@ class Enqueuer:
         shards = same_as_before(self._store, run_id, self._shards(run_id, spec, documents))
         open_stage(self._store, self._publisher, run_id, 0, shards, max_workers=max_workers)
 
+    def compare(self, run: RunRecord, spec: RunSpec, documents: Iterator[Document]) -> None:
+        """Make sure that an input is the one that a run has read.
+
+        Raises:
+            RunError: It is not, or it goes on where the run had read all of its own.
+        """
+        written = self._store.stage(run.run_id, 0).shards
+        shards = self._shards(run.run_id, spec, documents)
+        count = 0
+        for number, shard in enumerate(islice(shards, written)):
+            _compare(self._store.shard(run.run_id, 0, number), shard, number)
+            count = number + 1
+        # A run that was stopped has not read all of it.
+        has_more = run.halt is None and next(shards, None) is not None
+        if count < written or has_more:
+            how = "longer" if has_more else "shorter"
+            raise RunError(f"the input is not the same as before: it is {how}")
+
     def _shards(self, run_id: str, spec: RunSpec, documents: Iterator[Document]) -> Iterator[Shard]:
         splitter = make_splitter(
             spec.split,

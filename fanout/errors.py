@@ -186,8 +186,8 @@ class LostDataError(StoredDataError):
 class UnknownRunError(RunError):
     """There is no such run, or it has expired."""
 
-    def __init__(self, run_id: str) -> None:
-        super().__init__(f"no run {run_id!r} is known to this broker (it may have expired)")
+    def __init__(self, run_id: str, where: str = "known to this broker") -> None:
+        super().__init__(f"no run {run_id!r} is {where} (it may have expired)")
         self.run_id = run_id
 
 

@@ -7,7 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 from fanout.client import Client
 from fanout.errors import SpecError
-from fanout.llm.callables import import_path, register_callable, unregister_callable
+from fanout.llm.callables import (
+    import_path,
+    is_callable_model,
+    register_callable,
+    resolve_callable,
+    unregister_callable,
+)
 from fanout.settings import load_settings
 from fanout.spec import make_spec
 
@@ -15,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
     from typing import Self
 
+    from fanout.handle import Run
     from fanout.llm import LLM
     from fanout.results import Result, Status
     from fanout.runs import Document
@@ -110,12 +117,43 @@ class ParallelCalls:
             **options,
         )
         run = self._client.submit(spec, chunks, on_bad_document=on_bad_document)
-        try:
-            run.wait(on_progress=on_progress)
-        except KeyboardInterrupt:
-            run.cancel()
-            raise
-        return run.result()
+        return _result(run, on_progress)
+
+    def resume(
+        self,
+        run_id: str,
+        chunks: Iterable[str | Mapping[str, object] | Document] | None = None,
+        *,
+        retry_failed: bool = False,
+        on_progress: Callable[[Status], None] | None = None,
+        on_bad_document: Callable[[str, str], None] | None = None,
+    ) -> Result:
+        """Go on with a run whose process has died, and wait for its result.
+
+        What it has given is kept, and not asked for again. A function is called in place of the
+        one that the run was begun with, as that has died with its process.
+
+        Args:
+            run_id: The run.
+            chunks: The same input again, where not all of it was enqueued and it is in no file.
+            retry_failed: Whether the failed branches of a run that has ended are tried again.
+            on_progress: As for ``run``.
+            on_bad_document: As for ``run``.
+
+        Raises:
+            UnknownRunError: There is no such run.
+            RunError: The input is not the same as before, or this runner has begun other runs of
+                a function.
+        """
+        run = self._client.run(run_id)
+        model = run.spec.model
+        if is_callable_model(model) and is_callable_model(self._model):
+            register_callable(resolve_callable(self._model), model)
+            weakref.finalize(self, unregister_callable, model)
+        self._client.resume(run_id, chunks, on_bad_document=on_bad_document)
+        if retry_failed and run.status().status.has_ended:
+            run.retry_failed()
+        return _result(run, on_progress)
 
     @property
     def client(self) -> Client:
@@ -151,7 +189,16 @@ def _model_string(llm: Any, *, is_embedded: bool) -> str:
     return register_callable(llm)
 
 
+def _result(run: Run, on_progress: Callable[[Status], None] | None) -> Result:
+    try:
+        run.wait(on_progress=on_progress)
+    except KeyboardInterrupt:
+        run.cancel()
+        raise
+    return run.result()
+
+
 def _release(client: Client, model: str) -> None:
     client.close()
-    if model.startswith("callable:"):
+    if is_callable_model(model):
         unregister_callable(model)

@@ -29,6 +29,7 @@ __all__ = [
     "DEFAULT_BROKER_URL",
     "MAX_CONCURRENCY",
     "TLS_SCHEME",
+    "UNIX_SCHEME",
     "Settings",
     "check_traces",
     "load_settings",
@@ -48,9 +49,11 @@ AUTOSCALE_NEEDS_PREFORK = (
 
 _STORAGE = re.compile(r"(/|[a-z][a-z0-9+.-]*:///?)[^/]")
 _URL_PASSWORD = re.compile(r"[^/]*://[^/]*:[^/]*@")
+_SOCKET = re.compile(r"unix:///[^?#]+(\?db=\d+)?")
 _NODENAME = re.compile(r"[\w.%-]+(@[\w.%-]+)?", re.ASCII)
 TLS_SCHEME = "rediss://"
-_SCHEMES = ("redis://", TLS_SCHEME, sentinel_url.SCHEME)
+UNIX_SCHEME = "unix://"
+_SCHEMES = ("redis://", TLS_SCHEME, sentinel_url.SCHEME, UNIX_SCHEME)
 
 
 class Settings(BaseSettings):
@@ -97,6 +100,7 @@ class Settings(BaseSettings):
         flower_password: The password for that.
         flower_password_file: A file that holds it instead.
         cache_dir: Where model weights are kept between runs.
+        state_dir: Where embedded runs are kept: a folder of this user's alone.
     """
 
     model_config = SettingsConfigDict(env_prefix="FANOUT_", env_ignore_empty=True, frozen=True)
@@ -129,6 +133,7 @@ class Settings(BaseSettings):
     flower_password: SecretStr | None = None
     flower_password_file: Path | None = None
     cache_dir: Path = Field(default_factory=lambda: Path.home() / ".cache" / "fanout")
+    state_dir: Path = Field(default_factory=lambda: _state_home() / "fanout")
 
     @field_validator("allowed_callables", mode="before")
     @classmethod
@@ -162,6 +167,8 @@ class Settings(BaseSettings):
         if url is not None and not url.startswith(_SCHEMES):
             msg = f"must start with one of {', '.join(_SCHEMES)}"
             raise ValueError(msg)
+        if url is not None and url.startswith(UNIX_SCHEME) and not _SOCKET.fullmatch(url):
+            raise ValueError("must be unix:///PATH/OF/SOCKET, or that with ?db=N behind it")
         if url is not None and url.startswith(sentinel_url.SCHEME):
             sentinel_url.parse_sentinel_url(url)
         return url
@@ -215,6 +222,13 @@ class Settings(BaseSettings):
             reason = "it holds no certificate in PEM" if is_readable else error.strerror
             raise _wrong("broker_ca_file", f"cannot be used: {reason}") from error
         return self
+
+
+def _state_home() -> Path:
+    """Return where programs keep their state (the XDG Base Directory Specification)."""
+    home = Path(os.environ.get("XDG_STATE_HOME", ""))
+    # What is not absolute does not count, says the specification.
+    return home if home.is_absolute() else Path.home() / ".local" / "state"
 
 
 def parse_autoscale(text: str) -> tuple[int, int]:

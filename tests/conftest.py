@@ -6,6 +6,8 @@ import ipaddress
 import os
 import signal
 import socket
+import tempfile
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -16,7 +18,6 @@ from .provider import Provider
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 # A shell that runs the tests in the background has them, and all that they start, ignore Ctrl-C.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -32,12 +33,28 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(tier)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def no_runs_of_the_developer() -> Iterator[None]:
+    """What outlives a test keeps its embedded runs in a folder of the tests."""
+    with tempfile.TemporaryDirectory(prefix="fanout-", ignore_cleanup_errors=True) as folder:
+        os.environ["FANOUT_STATE_DIR"] = f"{folder}/state"
+        yield
+
+
+@pytest.fixture
+def state_dir() -> Iterator[Path]:
+    """Where the embedded runs of a test are kept: a short name, as a socket is in it."""
+    with tempfile.TemporaryDirectory(prefix="fanout-", ignore_cleanup_errors=True) as folder:
+        yield Path(folder) / "state"
+
+
 @pytest.fixture(autouse=True)
-def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+def clean_environment(monkeypatch: pytest.MonkeyPatch, state_dir: Path) -> None:
     """No setting or key of the developer's leaks in; a provider's default address is nobody."""
     for name in list(os.environ):
         if name.startswith(("FANOUT_", "FLOWER_", "OTEL_")) or name.endswith("_API_KEY"):
             monkeypatch.delenv(name)
+    monkeypatch.setenv("FANOUT_STATE_DIR", str(state_dir))
     monkeypatch.setenv("OPENAI_BASE_URL", f"{_NOBODY}/v1")
     monkeypatch.setenv("ANTHROPIC_BASE_URL", _NOBODY)
 

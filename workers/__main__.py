@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 import sys
+import threading
 
 from fanout.errors import SettingsError
 from fanout.terminal import print_error, print_line
@@ -55,6 +57,7 @@ def _run(options: list[str], *, is_quiet: bool, waits_for_url: bool) -> None:
             # Whoever started this is gone; without a URL it would look for another server.
             sys.exit("fanout: no broker's URL came from standard input")
         os.environ["FANOUT_BROKER_URL"] = url
+        threading.Thread(target=_end_with_keeper, name="keeper", daemon=True).start()
     try:
         from workers.app import app
     except SettingsError as error:
@@ -67,6 +70,14 @@ def _run(options: list[str], *, is_quiet: bool, waits_for_url: bool) -> None:
         app=app, no_color=bool(os.environ.get("NO_COLOR")), workdir=None, quiet=is_quiet
     )
     worker.main(options, prog_name="celery worker", obj=context, auto_envvar_prefix="CELERY_WORKER")
+
+
+def _end_with_keeper() -> None:
+    """Stop, as by SIGTERM, when whoever said where the server is has gone: the pipe closes."""
+    # Not by sys.stdin, whose lock a thread must not hold when the process ends.
+    while os.read(0, 1024):
+        pass
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 if __name__ == "__main__":

@@ -62,7 +62,9 @@ class _Tolerant:
         super().__init__(*args, **kwargs)
         # Celery has no setting for either. A member that returns twice is counted once, so a
         # return may be sent again.
-        self.connparams["socket_keepalive_options"] = SOCKET_OPTIONS["socket_keepalive_options"]
+        if "path" not in self.connparams:
+            options = SOCKET_OPTIONS["socket_keepalive_options"]
+            self.connparams["socket_keepalive_options"] = options
         self.connparams["retry"] = tolerant_retry(_RETRIES)
 
     def on_chord_part_return(self, request: Any, state: str, result: Any, **kwargs: Any) -> None:

@@ -103,8 +103,8 @@ class WorkerThread:
     def _join(self) -> None:
         """Wait for the end of the worker, but not for what it waits for.
 
-        That is a message, for up to a second. The server is this worker's alone, and may end such
-        waiting.
+        That is a message, for up to a second. The database is this worker's alone, and the server
+        may end such waiting.
         """
         until = time.monotonic() + _STOP_S
         with connect_broker(self._settings) as client:
@@ -115,8 +115,9 @@ class WorkerThread:
 
 
 def _unblock_all(client: redis.Redis) -> None:
+    database = str(client.connection_pool.connection_kwargs.get("db", 0))
     for connection in client.client_list():
-        if "b" in connection["flags"]:
+        if "b" in connection["flags"] and connection["db"] == database:
             client.client_unblock(int(connection["id"]))
 
 

@@ -77,13 +77,23 @@ def _runs(broker_url: str | None, prefix: str) -> list[RunRecord]:
 
     settings = load_settings(broker_url=broker_url)
     if settings.broker_url is None:
-        return []
+        return _embedded_runs(prefix)
     client = connect(settings.broker_url, ca_file=settings.broker_ca_file, timeout_s=_PATIENCE_S)
     store = RedisStore(client, prefix=settings.key_prefix)
     try:
         return list(islice(store.runs(prefix), _SHOWN))
     finally:
         store.close()
+
+
+def _embedded_runs(prefix: str) -> list[RunRecord]:
+    from fanout.embedded_runs import EmbeddedRuns
+
+    runs = EmbeddedRuns()
+    try:
+        return list(islice(runs.records(prefix), _SHOWN))
+    finally:
+        runs.close()
 
 
 def _about(run: RunRecord) -> str:

@@ -16,7 +16,9 @@ from fanout.cli.output import OutputFolder, error_row
 from fanout.cli.progress import Progress, summary
 from fanout.cli.screen import terminal_size
 from fanout.cli.session import (
+    EMBEDDED,
     RUN_EPILOG,
+    any_client,
     broker_option,
     fleet,
     kind_option,
@@ -47,24 +49,28 @@ _ENDLESS = 10_000
 
 @click.command("status", epilog=RUN_EPILOG)
 @run_argument
-@broker_option()
+@broker_option(EMBEDDED)
 @one_object
 def status(run_id: str, broker_url: str | None, as_json: bool) -> None:  # noqa: FBT001
     """Say where a run is."""
-    with one_run(broker_url, run_id) as run:
-        now = run.status()
-    say(_line(now), now.to_dict(), as_json=as_json)
+    with any_client(broker_url) as client:
+        now = client.find(run_id).status()
+    if client.is_embedded:
+        progress = Progress(idle=f"nobody works on it: `fanout resume {now.run_id}` goes on")
+    else:
+        progress = Progress()
+    say(_line(now, progress), now.to_dict(), as_json=as_json)
 
 
-def _line(now: Status) -> str:
+def _line(now: Status, progress: Progress) -> str:
     if not now.status.has_ended:
-        return f"run {now.run_id} {Progress().line(now)}"
+        return f"run {now.run_id} {progress.line(now)}"
     return f"{summary(now)} · {now.error}" if now.error else summary(now)
 
 
 @click.command("results", epilog=RUN_EPILOG)
 @run_argument
-@broker_option()
+@broker_option(EMBEDDED)
 @out_option
 @json_option
 @quiet_option
@@ -90,7 +96,7 @@ def results(
 
 @click.command("errors", epilog=RUN_EPILOG)
 @run_argument
-@broker_option()
+@broker_option(EMBEDDED)
 @kind_option
 @click.option(
     "--limit", metavar="N", type=click.IntRange(1), help="The first N only. [default: all]"
@@ -152,7 +158,7 @@ def _print_sums(failed: Iterable[Output], limit: int | None, *, as_json: bool) -
 
 
 @click.command("runs")
-@broker_option()
+@broker_option(EMBEDDED)
 @click.option(
     "--status",
     "statuses",
@@ -175,12 +181,12 @@ def runs(
     limit: int | None,
     as_json: bool,  # noqa: FBT001 - a click flag
 ) -> None:
-    """List the runs that the fleet remembers, the newest first."""
+    """List the runs that are remembered, the newest first."""
     is_table = sys.stdout.isatty() and not as_json
     if limit is None:
         limit = _SHOWN_RUNS if is_table else 0
     wanted = frozenset(RunStatus(status) for status in statuses) if statuses else None
-    with fleet(broker_url) as client:
+    with any_client(broker_url) as client:
         found = client.runs(wanted)
         rows = list(_rows(islice(found, limit or None)))
         more = sum(1 for _ in found)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from fanout.cli.exits import FAILURE, INTERRUPTED, USAGE
 from fanout.errors import (
     AmbiguousRunError,
     FanoutError,
@@ -64,10 +65,6 @@ _GROUPS = {
     "Steer": ["cancel", "pause", "unpause", "retry", "resume", "delete"],
     "Operate": ["worker", "flower", "metrics", "doctor", "probe", "heal", "completion"],
 }
-
-_USAGE = 2
-_FAILURE = 1
-_INTERRUPTED = 130
 
 
 _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
@@ -162,19 +159,19 @@ def main() -> None:
     try:
         status = cli.main(standalone_mode=False)
     except click.exceptions.Abort:
-        status = _INTERRUPTED
+        status = INTERRUPTED
     except KeyboardInterrupt:
-        status = _INTERRUPTED
+        status = INTERRUPTED
     except click.ClickException as error:
         _show(error)
-        status = _USAGE
+        status = USAGE
     except FanoutError as error:
         print_error(str(error))
         status = _status(error)
     except BrokenPipeError:
         # Whoever read the answer has read enough.
         sys.stderr.close()
-        status = _FAILURE
+        status = FAILURE
     # The process ends: to look for garbage among all its modules first takes a tenth of a second.
     gc.freeze()
     sys.exit(status or 0)
@@ -183,4 +180,4 @@ def main() -> None:
 def _status(error: FanoutError) -> int:
     at_fault = isinstance(error, (AmbiguousRunError, InputError, SpecError, SettingsError))
     is_setup = isinstance(error, ModelError) and error.kind in {None, "auth"}
-    return _USAGE if at_fault or is_setup else _FAILURE
+    return USAGE if at_fault or is_setup else FAILURE

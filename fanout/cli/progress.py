@@ -14,10 +14,11 @@ if TYPE_CHECKING:
     from fanout.results import Status
     from fanout.runs import Usage
 
-__all__ = ["Progress", "clock", "summary"]
+__all__ = ["IDLE", "Progress", "clock", "summary"]
 
 _LIVE_S = 0.1
 _PLAIN_S = 10.0
+IDLE = "no worker is consuming: start one with `fanout worker`"
 _MINUTE_S = 60
 _HOUR_S = 3600
 
@@ -29,6 +30,7 @@ class Progress:
         stream: Where to write; standard error where it is None.
         is_quiet: Write nothing.
         plain_s: Seconds between two lines where there is no terminal.
+        idle: What is said where work is left and nobody does it; nothing where it is empty.
     """
 
     def __init__(
@@ -37,7 +39,9 @@ class Progress:
         *,
         is_quiet: bool = False,
         plain_s: float = _PLAIN_S,
+        idle: str = IDLE,
     ) -> None:
+        self._idle = idle
         self._stream = stream or sys.stderr
         self._is_quiet = is_quiet
         self._is_live = Screen.is_fit(self._stream)
@@ -108,8 +112,8 @@ class Progress:
         if seconds is not None:
             parts.append(f"ETA {clock(seconds)}")
         parts.extend(_tokens(status.usage))
-        if not status.workers and status.done < status.total:
-            parts.append("no worker is consuming: start one with `fanout worker`")
+        if self._idle and not status.workers and status.done < status.total:
+            parts.append(self._idle)
         return " · ".join(parts)
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fanout.cli.session import RUN_EPILOG, broker_option, one_run, run_argument
+from fanout.cli.session import EMBEDDED, RUN_EPILOG, broker_option, one_run, run_argument
 from fanout.errors import InputError
 from fanout.report import gather, render, write
 from fanout.terminal import print_line, print_page
@@ -29,7 +29,7 @@ _STDOUT = "-"
     metavar="FILE",
     help="Write the page here; - is standard output. [default: fanout-RUN.html]",
 )
-@broker_option()
+@broker_option(EMBEDDED)
 @click.option(
     "--json", "as_json", is_flag=True, help="Print the figures as one JSON object, and no page."
 )

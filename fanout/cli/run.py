@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fanout.cli.delivery import deliver, follow, json_option, out_option, quiet_option
+from fanout.cli.exits import INTERRUPTED
 from fanout.cli.options import job_options, job_spec
 from fanout.cli.output import OutputFolder
-from fanout.cli.progress import Progress
-from fanout.cli.session import Faults, Stop, broker_option, fleet, one_object
+from fanout.cli.progress import IDLE, Progress
+from fanout.cli.session import EMBEDDED, Faults, Stop, broker_option, fleet, one_object
 from fanout.client import Client
 from fanout.settings import load_settings
 from fanout.terminal import print_line
@@ -25,13 +26,12 @@ if TYPE_CHECKING:
 
 __all__ = ["command", "submit"]
 
-_INTERRUPTED = 130
 _EPILOG = "A JOB.yaml has the same fields; options win over it."
 
 
 @click.command("run", epilog=_EPILOG)
 @job_options
-@broker_option("$FANOUT_BROKER_URL, else embedded")
+@broker_option(EMBEDDED)
 @out_option
 @json_option
 @quiet_option
@@ -46,11 +46,14 @@ def command(
     """Run a job: put a prompt to every chunk of every INPUT, and print the answer.
 
     An INPUT is a file (.txt, .md, .jsonl, .csv), a folder, a glob, or - for standard input.
-    Without a broker, a server and a worker are started for the run and stopped after it.
+    Without a broker, a worker is started for the run, and a server that keeps it in
+    $FANOUT_STATE_DIR: results, retry, resume and the like find it there later.
     """
-    spec = job_spec(inputs, options, load_settings(broker_url=broker_url))
+    settings = load_settings(broker_url=broker_url)
+    spec = job_spec(inputs, options, settings)
     folder = OutputFolder(out) if out else None
-    progress = Progress(is_quiet=quiet)
+    # An embedded worker is about to come.
+    progress = Progress(is_quiet=quiet, idle="" if settings.broker_url is None else IDLE)
     stop = Stop(progress)
     with Client(broker_url, concurrency=spec.max_workers) as client, stop:
         if spec.model == "local":
@@ -63,7 +66,7 @@ def command(
 
         status = follow(run, progress, on_status=cancel_if_asked)
         result_status = deliver(run, status, folder, progress, as_json=as_json)
-    return _INTERRUPTED if stop.is_set() else result_status
+    return INTERRUPTED if stop.is_set() else result_status
 
 
 @click.command("submit", epilog=_EPILOG)
@@ -92,7 +95,7 @@ def submit(
         progress.note(f"{now.total:,} branches are enqueued")
         if as_json:
             print_line(json.dumps(now.to_dict(), ensure_ascii=False))
-    return _INTERRUPTED if stop.is_set() else 0
+    return INTERRUPTED if stop.is_set() else 0
 
 
 def _submit(
@@ -104,7 +107,7 @@ def _submit(
     on_id: Callable[[str], None] = lambda _run_id: None,
 ) -> Run:
     def on_created(run_id: str) -> None:
-        stop.arm()
+        stop.arm(run_id)
         on_id(run_id)
 
     faults = Faults(progress)

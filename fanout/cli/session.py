@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import signal
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
@@ -23,11 +23,15 @@ if TYPE_CHECKING:
     from fanout.handle import Run
 
 __all__ = [
+    "EMBEDDED",
     "RUN_EPILOG",
     "Faults",
     "Stop",
+    "any_client",
     "broker_option",
     "fleet",
+    "interruptible",
+    "kept",
     "kind_option",
     "objects",
     "one_object",
@@ -39,6 +43,7 @@ __all__ = [
 _SHOWN_FAULTS = 5
 
 RUN_EPILOG = "RUN is a run's id, what it alone begins with, or `latest`."
+EMBEDDED = "$FANOUT_BROKER_URL, else embedded"
 run_argument = click.argument("run_id", metavar="RUN", shell_complete=complete_run)
 one_object = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 objects = click.option("--json", "as_json", is_flag=True, help="Print a JSON object for each.")
@@ -67,27 +72,56 @@ def fleet(broker_url: str | None) -> Iterator[Client]:
     Raises:
         SettingsError: No broker is configured.
     """
-    from fanout.client import Client
     from fanout.settings import load_settings
 
     if load_settings(broker_url=broker_url).broker_url is None:
         raise SettingsError(
-            "no broker is configured: set FANOUT_BROKER_URL, or give --broker-url; "
-            "without one a run lives in `fanout run` alone and ends with it"
+            "no broker is configured: set FANOUT_BROKER_URL, or give --broker-url; without one "
+            "there is no fleet, but `fanout run` begins runs, and `fanout runs` lists them"
         )
-    with Client(broker_url) as client:
+    with any_client(broker_url) as client:
         yield client
 
 
 @contextmanager
+def any_client(broker_url: str | None) -> Iterator[Client]:
+    """Give a client of a fleet, or, where no broker is configured, of this user's own server."""
+    from fanout.client import Client
+
+    with interruptible(), Client(broker_url) as client:
+        yield client
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Have SIGTERM and SIGHUP do what Ctrl-C does: what is begun is put in order."""
+    before = {number: signal.signal(number, _interrupt) for number in _stop_signals()}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _stop_signals() -> list[signal.Signals]:
+    """Return what asks a program to end, but for Ctrl-C; not what `nohup` has it ignore."""
+    numbers = (signal.SIGTERM, signal.SIGHUP)
+    return [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+@contextmanager
 def one_run(broker_url: str | None, run_id: str) -> Iterator[Run]:
-    """Give a run of a fleet by what its id begins with, or ``latest``.
+    """Give a run by what its id begins with, or ``latest``.
 
     Raises:
         UnknownRunError: There is no such run.
         AmbiguousRunError: There are several.
     """
-    with fleet(broker_url) as client:
+    with any_client(broker_url) as client:
         yield client.find(run_id)
 
 
@@ -97,33 +131,46 @@ def say(text: str, fields: dict[str, Any], *, as_json: bool) -> None:
 
 
 class Stop:
-    """Ctrl-C: once asks the run to stop, twice ends the program at once."""
+    """Ctrl-C, SIGTERM and SIGHUP: one asks the run to stop, a second one ends the program."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
         self._is_set = False
-        self._is_armed = False
-        self._previous: Any = None
+        self._run_id: str | None = None
+        self._previous: dict[signal.Signals, Any] = {}
 
-    def arm(self) -> None:
+    def arm(self, run_id: str) -> None:
         """From here on there is a run to stop; before, there is nothing to keep."""
-        self._is_armed = True
+        self._run_id = run_id
 
     def is_set(self) -> bool:
         """Say whether the run shall stop."""
         return self._is_set
 
     def __enter__(self) -> None:
-        self._previous = signal.signal(signal.SIGINT, self._on_signal)
+        for number in (signal.SIGINT, *_stop_signals()):
+            self._previous[number] = signal.signal(number, self._on_signal)
 
     def __exit__(self, *_exc: object) -> None:
-        signal.signal(signal.SIGINT, self._previous)
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
 
     def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
-        if not self._is_armed or self._is_set:
+        if self._run_id is None:
+            raise KeyboardInterrupt
+        if self._is_set:
+            self._progress.note(f"quitting at once; {kept(self._run_id)}")
             raise KeyboardInterrupt
         self._is_set = True
         self._progress.note("stopping: what has finished is kept; Ctrl-C again to quit at once")
+
+
+def kept(run_id: str) -> str:
+    """Return how to get what a run has given, and the rest of it."""
+    return (
+        f"run {run_id} is kept: `fanout results {run_id}` gives what has finished, "
+        f"`fanout resume {run_id}` goes on"
+    )
 
 
 class Faults:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from fanout.cli.completion import complete_files
+from fanout.cli.delivery import conclude, follow
+from fanout.cli.exits import INTERRUPTED
 from fanout.cli.progress import Progress
 from fanout.cli.session import (
+    EMBEDDED,
     RUN_EPILOG,
     Faults,
     Stop,
+    any_client,
     broker_option,
     fleet,
     kind_option,
@@ -27,28 +31,34 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from fanout.handle import Run
+    from fanout.results import Status
     from fanout.runs import Document
 
 __all__ = ["cancel", "delete", "heal", "pause", "resume", "retry", "unpause"]
 
-_INTERRUPTED = 130
+# A cancelled run ends when its calls in flight have been told.
+_CANCEL_S = 60.0
 
 
 @click.command("cancel", epilog=RUN_EPILOG)
 @run_argument
-@broker_option()
+@broker_option(EMBEDDED)
 @one_object
 def cancel(run_id: str, broker_url: str | None, as_json: bool) -> None:  # noqa: FBT001 - a click flag
     """Stop a run: no further call is made, and what has finished is kept."""
-    with one_run(broker_url, run_id) as run:
+    with any_client(broker_url) as client:
+        run = client.find(run_id)
         did = run.cancel()
+        if client.is_embedded and not run.status().status.has_ended:
+            # Its client may have died, and a run ends by the hands of a worker.
+            run.wait(_CANCEL_S)
         done, had = "is stopped", "had been stopped or had ended"
         _steered(run, did, done if did else had, as_json=as_json)
 
 
 @click.command("pause", epilog=RUN_EPILOG)
 @run_argument
-@broker_option()
+@broker_option(EMBEDDED)
 @one_object
 def pause(run_id: str, broker_url: str | None, as_json: bool) -> None:  # noqa: FBT001 - a click flag
     """Let no further call of a run begin; those in flight go on to their end."""
@@ -60,7 +70,7 @@ def pause(run_id: str, broker_url: str | None, as_json: bool) -> None:  # noqa: 
 
 @click.command("unpause", epilog=RUN_EPILOG)
 @run_argument
-@broker_option()
+@broker_option(EMBEDDED)
 @one_object
 def unpause(run_id: str, broker_url: str | None, as_json: bool) -> None:  # noqa: FBT001 - a click flag
     """Let a run that is paused go on."""
@@ -77,7 +87,7 @@ def _steered(run: Run, changed: bool, what: str, *, as_json: bool) -> None:  # n
 
 @click.command("retry", epilog=RUN_EPILOG)
 @run_argument
-@broker_option()
+@broker_option(EMBEDDED)
 @kind_option
 @one_object
 def retry(
@@ -85,19 +95,46 @@ def retry(
     broker_url: str | None,
     kinds: tuple[str, ...],
     as_json: bool,  # noqa: FBT001 - a click flag
-) -> None:
-    """Process the failed branches of a run that has ended again, and redo its aggregate."""
-    with one_run(broker_url, run_id) as run:
+) -> int:
+    """Process the failed branches of a run that has ended again, and redo its aggregate.
+
+    Without a broker this command does the work, and follows it to its end.
+    """
+    progress = Progress(idle="")
+    stop = Stop(progress)
+    with any_client(broker_url) as client, stop:
+        run = client.find(run_id)
         count = run.retry_failed([ErrorKind(kind) for kind in kinds] or None)
+        stop.arm(run.run_id)
         text = f"{count:,} branches of run {run.run_id} are processed again"
-        fields = {"run_id": run.run_id, "branches": count, "status": run.status().status.value}
-        say(text, fields, as_json=as_json)
+        fields = {"run_id": run.run_id, "branches": count}
+        if not client.is_embedded:
+            say(text, {**fields, "status": run.status().status.value}, as_json=as_json)
+            return 0
+        progress.note(text)
+        return _work_off(run, progress, stop, fields, as_json=as_json)
+
+
+def _work_off(
+    run: Run, progress: Progress, stop: Stop, fields: dict[str, Any], *, as_json: bool
+) -> int:
+    """Follow an embedded run, which has no other worker, to its end; return the exit status."""
+
+    def cancel_if_asked() -> None:
+        if stop.is_set():
+            run.cancel()
+
+    now = follow(run, progress, on_status=cancel_if_asked)
+    say(run.run_id, {**fields, "status": now.status.value}, as_json=as_json)
+    exit_status = conclude(now, progress)
+    progress.note(f"its answers: `fanout results {run.run_id}`, with --out DIR into files")
+    return INTERRUPTED if stop.is_set() else exit_status
 
 
 @click.command("resume", epilog=RUN_EPILOG)
 @run_argument
 @click.argument("inputs", nargs=-1, metavar="[INPUT]...", shell_complete=complete_files)
-@broker_option()
+@broker_option(EMBEDDED)
 @one_object
 def resume(
     run_id: str,
@@ -105,23 +142,39 @@ def resume(
     broker_url: str | None,
     as_json: bool,  # noqa: FBT001 - a click flag
 ) -> int:
-    """Go on with enqueuing a run whose `fanout submit` or `fanout run` died while it did so.
+    """Go on with a run whose `fanout submit` or `fanout run` died while it was enqueued.
 
     Its files are found again by themselves; give an INPUT where they have moved. What came from
-    standard input is given there again.
+    standard input is given there again. Without a broker this command does the work that is left,
+    whenever the run was interrupted, and follows it to its end.
     """
-    progress = Progress()
+    progress = Progress(idle="")
     stop, faults = Stop(progress), Faults(progress)
-    with fleet(broker_url) as client, stop:
+    with any_client(broker_url) as client, stop:
         run = client.find(run_id)
         documents = _documents(run, inputs) if inputs else None
-        stop.arm()
+        stop.arm(run.run_id)
+        before = run.status()
         client.resume(run.run_id, documents, on_bad_document=faults, should_stop=stop.is_set)
         faults.close()
+        if before.status.has_ended:
+            say(run.run_id, before.to_dict(), as_json=as_json)
+            progress.note(_ended(before))
+            return 0
         now = run.status()
+        progress.note(f"run {run.run_id} {now.status.value}: {now.total:,} branches are enqueued")
+        if client.is_embedded:
+            return _work_off(run, progress, stop, now.to_dict(), as_json=as_json)
     say(run.run_id, now.to_dict(), as_json=as_json)
-    progress.note(f"run {run.run_id} {now.status.value}: {now.total:,} branches are enqueued")
-    return _INTERRUPTED if stop.is_set() else 0
+    return INTERRUPTED if stop.is_set() else 0
+
+
+def _ended(now: Status) -> str:
+    """Return why there is nothing to resume."""
+    text = f"run {now.run_id} has ended ({now.status.value}): there is nothing to enqueue"
+    if now.failed:
+        text += f"; `fanout retry {now.run_id}` processes its {now.failed:,} failed branches again"
+    return text
 
 
 def _documents(run: Run, inputs: tuple[str, ...]) -> Iterator[Document]:
@@ -132,7 +185,7 @@ def _documents(run: Run, inputs: tuple[str, ...]) -> Iterator[Document]:
 
 @click.command("delete", epilog=RUN_EPILOG)
 @run_argument
-@broker_option()
+@broker_option(EMBEDDED)
 @one_object
 def delete(run_id: str, broker_url: str | None, as_json: bool) -> None:  # noqa: FBT001 - a click flag
     """Forget a run and all its records, whether it has ended or not."""

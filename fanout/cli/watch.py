@@ -12,9 +12,9 @@ import click
 
 from fanout.cli.completion import complete_run
 from fanout.cli.delivery import conclude, follow
-from fanout.cli.progress import Progress
+from fanout.cli.progress import IDLE, Progress
 from fanout.cli.screen import Screen
-from fanout.cli.session import RUN_EPILOG, broker_option, fleet
+from fanout.cli.session import EMBEDDED, RUN_EPILOG, any_client, broker_option, fleet, kept
 from fanout.cli.speed import Meter, eta_s
 from fanout.cli.view import SHOWN_RUNS, fleet_line, fleet_lines, run_lines
 from fanout.errors import BrokerError, UnknownRunError
@@ -42,7 +42,7 @@ _AWAY = "the broker does not answer; what it does goes on, and so does the waiti
 
 @click.command("watch", epilog=RUN_EPILOG)
 @click.argument("run_id", metavar="[RUN]", required=False, shell_complete=complete_run)
-@broker_option()
+@broker_option(EMBEDDED)
 @click.option(
     "--interval",
     "interval_s",
@@ -62,25 +62,27 @@ def command(
 
     Ctrl-C ends the watching, not the run. A run's exit status is 0 where it met its policy.
     """
-    with fleet(broker_url) as client:
-        if run_id is None:
+    if run_id is None:
+        with fleet(broker_url) as client:
             _watch_fleet(client, _fleet_view(client, interval_s, as_json=as_json))
+    with any_client(broker_url) as client:
         run = client.find(run_id)
         try:
             status = follow(run, _run_view(client, run, interval_s, as_json=as_json))
         except KeyboardInterrupt:
-            where = f"run {run.run_id} goes on: `fanout watch {run.run_id}` follows it again"
-            print_line(where, err=True)
+            goes_on = f"run {run.run_id} goes on: `fanout watch {run.run_id}` follows it again"
+            # The worker of an embedded run may be one that this command has started.
+            print_line(kept(run.run_id) if client.is_embedded else goes_on, err=True)
             raise
     return conclude(status, Progress(is_quiet=as_json))
 
 
 def _run_view(client: Client, run: Run, interval_s: float | None, *, as_json: bool) -> Follower:
     if as_json:
-        return _JsonRun(client, interval_s or _JSON_S)
+        return _JsonRun(client, run.run_id, interval_s or _JSON_S)
     if Screen.is_fit(sys.stderr):
-        return _LiveRun(client, run.spec.model, interval_s or _LIVE_S)
-    return Progress(plain_s=interval_s or _PLAIN_S)
+        return _LiveRun(client, run.run_id, run.spec.model, interval_s or _LIVE_S)
+    return Progress(plain_s=interval_s or _PLAIN_S, idle="" if client.is_embedded else IDLE)
 
 
 class _Timer:
@@ -101,15 +103,16 @@ class _Timer:
 class _FleetLook:
     """Looks at the fleet beside a run; less often where that takes long."""
 
-    def __init__(self, client: Client) -> None:
+    def __init__(self, client: Client, run_id: str) -> None:
         self._client = client
+        self._run_id = run_id
         self._seen: FleetStatus | None = None
         self._due_at = float("-inf")
 
     def __call__(self) -> FleetStatus:
         begun_at = time.monotonic()
         if self._seen is None or begun_at >= self._due_at:
-            self._seen = self._client.fleet()
+            self._seen = self._client.fleet(self._run_id)
             now = time.monotonic()
             self._due_at = now + (now - begun_at) / _FLEET_SHARE
         return self._seen
@@ -118,11 +121,11 @@ class _FleetLook:
 class _LiveRun:
     """A frame on the terminal, drawn again and again; the last one stays."""
 
-    def __init__(self, client: Client, model: str, interval_s: float) -> None:
+    def __init__(self, client: Client, run_id: str, model: str, interval_s: float) -> None:
         self._screen = Screen(sys.stderr)
         self._timer = _Timer(interval_s)
         self._meter = Meter()
-        self._look = _FleetLook(client)
+        self._look = _FleetLook(client, run_id)
         self._model = model
         self._lines: list[str] = []
 
@@ -145,10 +148,10 @@ class _LiveRun:
 class _JsonRun:
     """A run's status, its speed, and how full the fleet is, as one line each time."""
 
-    def __init__(self, client: Client, interval_s: float) -> None:
+    def __init__(self, client: Client, run_id: str, interval_s: float) -> None:
         self._timer = _Timer(interval_s)
         self._meter = Meter()
-        self._look = _FleetLook(client)
+        self._look = _FleetLook(client, run_id)
 
     def show(self, status: Status) -> None:
         if not self._timer.is_due(status):

@@ -26,7 +26,7 @@ from fanout.doctor.facts import (
     ServerFacts,
     StorageFacts,
 )
-from fanout.embedded import EmbeddedFleet
+from fanout.embedded.fleet import EmbeddedFleet
 from fanout.errors import (
     BrokerError,
     EmbeddedError,

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import secrets
 import sys
-import threading
 from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
-from itertools import count
 from typing import TYPE_CHECKING, Any
 
 from fanout.errors import LLMError, ModelError
@@ -22,6 +21,8 @@ if TYPE_CHECKING:
 __all__ = [
     "CallableLLM",
     "import_path",
+    "is_callable_model",
+    "is_registered",
     "load_callable",
     "register_callable",
     "resolve_callable",
@@ -31,8 +32,6 @@ __all__ = [
 _PREFIX = "callable:"
 
 _registered: dict[str, Any] = {}
-_ids = count(1)
-_lock = threading.Lock()
 
 
 class CallableLLM:
@@ -101,11 +100,28 @@ def _is_async(function: Any) -> bool:
     return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(call)
 
 
-def register_callable(function: Any) -> str:
-    """Make a function known to workers in this process; return its model string."""
-    with _lock:
-        model = f"{_PREFIX}{next(_ids)}"
-        _registered[model] = function
+def is_callable_model(model: str) -> bool:
+    """Say whether a model string stands for a function of one process."""
+    return model.startswith(_PREFIX)
+
+
+def is_registered(model: str) -> bool:
+    """Say whether the function of a ``callable:`` model string is one of this process."""
+    return model in _registered
+
+
+def register_callable(function: Any, model: str | None = None) -> str:
+    """Make a function known to workers in this process; return its model string.
+
+    Args:
+        function: The function.
+        model: The string by which a run of a process that has ended knows it; a new one where it
+            is None, which no other function will have in any process.
+    """
+    if model is None:
+        name = getattr(function, "__qualname__", type(function).__qualname__)
+        model = f"{_PREFIX}{name}-{secrets.token_hex(4)}"
+    _registered[model] = function
     return model
 
 

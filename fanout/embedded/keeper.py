@@ -1,0 +1,159 @@
+"""The process that keeps the embedded server: ``python -I -S keeper.py FOLDER SOCKET BINARY``.
+
+It starts the server, again where it dies, and ends it when no client holds the lock on
+``users.lock`` any more. One runs for each folder. It may be killed at any time: the server goes on,
+and the keeper that the next client starts takes over. It imports what starts at once only, and
+nothing of this package.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import resource
+import socket
+import sys
+import time
+
+__all__ = ["main"]
+
+_LOOK_S = 0.2
+_STOP_S = 60.0
+_LOOKS = 5
+# One that dies so soon after its start will not do better the next time.
+_SOON_S = 5.0
+_MOST_DEATHS = 3
+# Databases cost nothing before they are used.
+_DATABASES = 16_384
+
+
+def main(folder: str, address: str, binary: str) -> int:
+    """Keep the server until nobody uses it."""
+    with contextlib.suppress(OSError):
+        os.setsid()
+    os.umask(0o077)
+    os.closerange(3, 4096)
+    # Clients look whether it is held, and hold it for a moment to do so.
+    for _ in range(_LOOKS):
+        keeper = _try_lock(f"{folder}/keeper.lock")
+        if keeper is not None:
+            break
+        time.sleep(0.01)
+    else:
+        return 0
+    _lift_limits()
+    server = _Server(folder, address, binary)
+    users = _open(f"{folder}/users.lock")
+    deaths = 0
+    while deaths < _MOST_DEATHS:
+        began_at = time.monotonic()
+        server.start()
+        while server.is_alive():
+            if _take(users):
+                # Whoever comes now waits for this lock, and then finds neither server nor keeper.
+                server.stop()
+                return 0
+            time.sleep(_LOOK_S)
+        deaths = deaths + 1 if time.monotonic() - began_at < _SOON_S else 0
+        if _take(users):
+            return 0
+    return 1
+
+
+class _Server:
+    """The server's process. It holds a lock for as long as it lives, whoever has started it."""
+
+    def __init__(self, folder: str, address: str, binary: str) -> None:
+        self._lock = f"{folder}/server.lock"
+        self._data = f"{folder}/data"
+        self._address = address
+        self._command = [binary, *_options(self._data, address)]
+
+    def start(self) -> None:
+        """Start it, unless the one of an earlier keeper is there."""
+        lock = _try_lock(self._lock)
+        if lock is None:
+            return
+        os.makedirs(self._data, mode=0o700, exist_ok=True)  # noqa: PTH103 - pathlib starts slowly
+        os.set_inheritable(lock, True)  # noqa: FBT003 - it takes nothing else
+        os.posix_spawn(self._command[0], self._command, os.environ)
+        os.close(lock)
+
+    def is_alive(self) -> bool:
+        """Say whether it is there."""
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(-1, os.WNOHANG)
+        lock = _try_lock(self._lock)
+        if lock is not None:
+            os.close(lock)
+        return lock is None
+
+    def stop(self) -> None:
+        """Have it write what it has not yet, and end."""
+        until = time.monotonic() + _STOP_S
+        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as client:
+            client.settimeout(_STOP_S)
+            client.connect(self._address)
+            client.sendall(b"SHUTDOWN\r\n")
+            client.recv(64)
+        while self.is_alive() and time.monotonic() < until:
+            time.sleep(0.01)
+
+
+def _options(data: str, address: str) -> list[str]:
+    options = {
+        # No port: whoever may enter the folder of the socket may use the server, nobody else.
+        "port": "0",
+        "unixsocket": address,
+        "unixsocketperm": "700",
+        "databases": str(_DATABASES),
+        "dir": data,
+        "save": "",
+        "appendonly": "yes",
+        "appendfsync": "everysec",
+        "auto-aof-rewrite-percentage": "100",
+        "auto-aof-rewrite-min-size": "64mb",
+        "aof-load-truncated": "yes",
+        "maxmemory-policy": "noeviction",
+        "maxclients": "10000",
+        "loglevel": "warning",
+    }
+    return [word for name, value in options.items() for word in (f"--{name}", value)]
+
+
+def _lift_limits() -> None:
+    """Free the server, which serves all clients, of the limits of the one that started it."""
+    for kind in (resource.RLIMIT_FSIZE, resource.RLIMIT_NOFILE, resource.RLIMIT_AS):
+        hard = resource.getrlimit(kind)[1]
+        try:
+            # As root only; and of open files, the server wants no more than its clients.
+            most = 65_536 if kind == resource.RLIMIT_NOFILE else resource.RLIM_INFINITY
+            resource.setrlimit(kind, (most, most))
+        except (ValueError, OSError):
+            with contextlib.suppress(ValueError, OSError):
+                resource.setrlimit(kind, (hard, hard))
+
+
+def _open(path: str) -> int:
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+
+
+def _take(lock: int) -> bool:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _try_lock(path: str) -> int | None:
+    lock = _open(path)
+    if _take(lock):
+        return lock
+    os.close(lock)
+    return None
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))

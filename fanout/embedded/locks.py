@@ -1,0 +1,61 @@
+"""Locks on files: they vanish with the process that holds them, whatever way it ends."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+__all__ = ["FileLock", "is_held"]
+
+
+class FileLock:
+    """A lock on a file, held until it is released. Safe to release twice.
+
+    Args:
+        path: The file; it is made where it is not there.
+        is_shared: Whether others may share it.
+        waits: Whether to wait for it.
+
+    Raises:
+        BlockingIOError: Somebody else has it, and ``waits`` is not set.
+        OSError: The file cannot be opened.
+    """
+
+    def __init__(self, path: Path, *, is_shared: bool = False, waits: bool = True) -> None:
+        self._file: int | None = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        kind = fcntl.LOCK_SH if is_shared else fcntl.LOCK_EX
+        try:
+            fcntl.flock(self._file, kind if waits else kind | fcntl.LOCK_NB)
+        except BaseException:
+            self.release()
+            raise
+
+    def share(self) -> None:
+        """Share what was held alone; for a moment it is held by nobody."""
+        if self._file is not None:
+            fcntl.flock(self._file, fcntl.LOCK_SH)
+
+    def release(self) -> None:
+        """Let go of it."""
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, *_exc: object) -> None:
+        self.release()
+
+
+def is_held(path: Path) -> bool:
+    """Say whether any process holds a lock on a file."""
+    try:
+        FileLock(path, waits=False).release()
+    except BlockingIOError:
+        return True
+    return False

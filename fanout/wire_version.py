@@ -1,0 +1,9 @@
+"""The version of the messages and of the records in the store, for all who need to know it."""
+
+from __future__ import annotations
+
+__all__ = ["WIRE_VERSION"]
+
+# Raised by a change that a worker or a client of the version before could not read. Embedded runs
+# of the version before can then not be read either: fanout.embedded.state says so.
+WIRE_VERSION = 1

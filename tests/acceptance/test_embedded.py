@@ -1,0 +1,433 @@
+"""Without a broker nothing that was paid for is lost, whatever dies, and no other user gets in."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import stat
+import subprocess
+import sys
+import time
+from collections import Counter
+
+import psutil
+import pytest
+
+from tests.provider import openai_reply
+
+from .conftest import FANOUT
+
+ASK = ("-p", "{input}", "-m")
+
+
+def write_input(here, count):
+    lines = (json.dumps({"text": f"t{i}"}) for i in range(count))
+    (here / "in.jsonl").write_text("\n".join(lines))
+
+
+def begin(here, count, *options, model="fake?latency_s=0.2", **popen):
+    write_input(here, count)
+    return subprocess.Popen(
+        [FANOUT, "run", "in.jsonl", *ASK, model, *options],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **popen,
+    )
+
+
+def until(check, what, *, process=None, timeout_s=30):
+    end = time.monotonic() + timeout_s
+    while not check():
+        assert time.monotonic() < end, what
+        if process is not None:
+            assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+
+
+def of_state(state_dir):
+    """The keeper and the server of a folder."""
+    everybody = psutil.process_iter(["cmdline"])
+    return [each for each in everybody if str(state_dir) in " ".join(each.info["cmdline"] or ())]
+
+
+def everything(process, state_dir):
+    own = psutil.Process(process.pid)
+    return [*{own, *own.children(recursive=True), *of_state(state_dir)}]
+
+
+def kill(process):
+    process.kill()
+    process.communicate()
+
+
+@pytest.fixture
+def answering(provider, monkeypatch):
+    """A provider that takes its time, and counts the calls for each document."""
+    monkeypatch.setenv("OPENAI_BASE_URL", f"{provider.url}/v1")
+    monkeypatch.setenv("OPENAI_API_KEY", "a-key-of-tests")
+    provider.delay_s = 0.1
+    provider.respond = lambda _headers, request: (
+        200,
+        openai_reply(f"of {request['messages'][-1]['content']}" if request else "hi"),
+    )
+
+    def calls():
+        requests = list(provider.requests)
+        return Counter(body["messages"][-1]["content"] for _, _, body in requests if body)
+
+    return calls
+
+
+@pytest.mark.parametrize("command", ["resume", "watch"])
+def test_a_client_that_is_killed_costs_no_answer_that_was_paid_for(
+    fanout, here, answering, command
+):
+    process = begin(here, 300, "--max-workers", "16", model="openai/m")
+    at = random.randrange(20, 250)
+    until(lambda: answering().total() >= at, "no calls", process=process)
+    kill(process)
+    known = [json.loads(line) for line in fanout("results", "latest").stdout.splitlines()]
+    assert fanout("runs").stdout.split()[3] == "running"
+    done = fanout(command, "latest")
+    assert done.status == 0, done.stderr
+    assert "300 of 300 branches (100.0%)" in done.stderr
+    rows = [json.loads(line) for line in fanout("results", "latest").stdout.splitlines()]
+    assert [row["output"] for row in rows] == [f"of t{i}" for i in range(300)]
+    calls = answering()
+    assert len(calls) == 300
+    assert {calls[f"t{row['index']}"] for row in known} <= {1}
+    # What was in flight when the client died ended, and was written, too.
+    assert calls.total() == 300
+
+
+@pytest.mark.parametrize(
+    "words", [["keeper.py"], ["valkey-server"], ["keeper.py", "valkey-server"], ["guard"]]
+)
+def test_what_serves_a_run_may_be_killed_meanwhile(here, state_dir, words):
+    process = begin(here, 60, "--max-workers", "8", "--out", "out")
+    until(lambda: "running" in process.stderr.readline(), "it does not run")
+    victims = [
+        each
+        for each in everything(process, state_dir)
+        # The keeper is given the name of the server's program.
+        if any(word in each.name() + " ".join(each.cmdline()[:5]) for word in words)
+    ]
+    assert len(victims) == len(words)
+    for victim in victims:
+        victim.kill()
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 0, stderr
+    rows = [json.loads(line) for line in (here / "out" / "outputs.jsonl").read_text().splitlines()]
+    assert [row["index"] for row in rows] == list(range(60))
+
+
+def test_a_run_survives_that_everything_is_killed(fanout, here, state_dir):
+    process = begin(here, 60, "--max-workers", "8")
+    until(lambda: "running" in process.stderr.readline(), "it does not run")
+    until(lambda: fanout("results", "latest").stdout, "no answer")
+    for each in everything(process, state_dir):
+        each.kill()
+    process.communicate()
+    done = fanout("resume", "latest")
+    assert (done.status, "60 of 60 branches (100.0%)" in done.stderr) == (0, True)
+
+
+HALF_READ = """
+import sys, time
+from fanout import Client
+
+def texts(is_slow):
+    for i in range(1200):
+        if i == 700 and is_slow:
+            print("now", flush=True)
+            time.sleep(600)
+        yield f"t{i}"
+
+with Client() as client:
+    if len(sys.argv) > 1:
+        run = client.resume(sys.argv[1], texts(False))
+        assert run.wait(60).succeeded == 1200
+    else:
+        client.submit({"model": "fake", "prompt": "{input}"}, texts(True))
+"""
+
+
+def test_a_client_may_die_while_it_reads_its_input(fanout, here):
+    """What was not enqueued is enqueued by a resume with the same input."""
+    (here / "script.py").write_text(HALF_READ)
+    with subprocess.Popen([sys.executable, "script.py"], stdout=subprocess.PIPE) as process:
+        assert process.stdout.readline() == b"now\n"
+        process.kill()
+    run_id, _, _, state, done, *_ = fanout("runs").stdout.split()
+    assert (state, done.partition("/")[2]) == ("enqueuing", "500+")
+    again = subprocess.run([sys.executable, "script.py", run_id], check=False, timeout=90)
+    assert again.returncode == 0
+    assert "1,200 of 1,200 branches" in fanout("status", run_id).stdout
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_what_ends_a_program_ends_a_run_in_order(fanout, here, number):
+    process = begin(here, 3000, "--max-workers", "4", "--out", "out")
+    until(lambda: "running" in process.stderr.readline(), "it does not run")
+    until(lambda: json.loads(fanout("status", "latest", "--json").stdout)["done"], "no call")
+    process.send_signal(number)
+    _, stderr = process.communicate(timeout=30)
+    assert process.returncode == 130, stderr
+    assert "stopping: what has finished is kept" in stderr
+    record = json.loads((here / "out" / "run.json").read_text())
+    assert record["status"] == "cancelled"
+    assert len((here / "out" / "outputs.jsonl").read_text().splitlines()) == record["succeeded"] > 0
+    again = fanout("resume", "latest")
+    assert (again.status, "has ended (cancelled)" in again.stderr) == (0, True)
+    assert "`fanout retry" in again.stderr
+
+
+@pytest.mark.parametrize("command", ["watch", "resume", "retry"])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_command_that_goes_on_with_a_run_is_ended_in_order(fanout, here, command, number):
+    model = "fake?fail_rate=1" if command == "retry" else "fake?latency_s=0.3"
+    process = begin(here, 60, "--max-workers", "2", "--max-attempts", "1", model=model)
+    if command == "retry":
+        process.communicate()
+    else:
+        until(lambda: "running" in process.stderr.readline(), "it does not run")
+        kill(process)
+    going = subprocess.Popen(
+        [FANOUT, command, "latest"], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+    )
+    word = "processed again" if command == "retry" else "running"
+    until(lambda: word in going.stderr.readline(), "it does not go on")
+    going.send_signal(number)
+    _, stderr = going.communicate(timeout=30)
+    assert "Traceback" not in stderr
+    if command != "retry" or going.returncode != 1:
+        assert going.returncode == 130, stderr
+
+
+def test_two_ctrl_c_end_at_once_and_say_where_the_answers_are(fanout, here):
+    process = begin(here, 40, "--max-workers", "2", model="fake?latency_s=0.5")
+    until(lambda: "running" in process.stderr.readline(), "it does not run")
+    until(lambda: json.loads(fanout("status", "latest", "--json").stdout)["done"], "no call")
+    os.kill(process.pid, signal.SIGSTOP)
+    process.send_signal(signal.SIGINT)
+    os.kill(process.pid, signal.SIGCONT)
+    until(lambda: "stopping" in process.stderr.readline(), "it does not stop")
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=15)
+    assert process.returncode == 130
+    run_id = fanout("runs").stdout.split()[0]
+    if "quitting" in stderr:
+        assert f"run {run_id} is kept: `fanout results {run_id}`" in stderr
+    assert fanout("resume", run_id).status in {0, 1}
+    assert fanout("results", run_id).stdout.count('"output"') >= 1
+
+
+def test_a_run_is_looked_at_steered_and_tried_again_without_a_broker(fanout, here):
+    write_input(here, 40)
+    done = fanout("run", "in.jsonl", *ASK, "fake?fail_rate=0.3", "--max-attempts", "1", "--quiet")
+    assert done.status == 0
+    [run] = [json.loads(line) for line in fanout("runs", "--json").stdout.splitlines()]
+    run_id, failed = run["run_id"], run["failed"]
+    assert failed
+    assert fanout("runs", "--status", "failed").stdout == ""
+    assert len(fanout("errors", run_id[:4]).stdout.splitlines()) == failed
+    assert fanout("report", run_id).stdout.strip() == f"fanout-{run_id}.html"
+    assert len(fanout("results", run_id).stdout.splitlines()) == 40 - failed
+    again = fanout("retry", run_id, "--json")
+    assert json.loads(again.stdout)["branches"] == failed
+    assert again.status == 0
+    assert fanout("pause", run_id).stdout == f"run {run_id} was succeeded already\n"
+    assert fanout("unpause", run_id).status == 0
+    assert "had been stopped or had ended" in fanout("cancel", run_id).stdout
+    assert fanout("watch", run_id).status == 0
+    assert fanout("delete", run_id).stdout == f"run {run_id} is deleted\n"
+    assert fanout("runs").stdout == ""
+    assert fanout("status", run_id).status == 1
+
+
+@pytest.mark.parametrize("command", ["cancel", "pause"])
+def test_a_run_whose_client_died_is_steered(fanout, here, command):
+    process = begin(here, 60, "--max-workers", "2", model="fake?latency_s=0.3")
+    until(lambda: "running" in process.stderr.readline(), "it does not run")
+    kill(process)
+    assert fanout(command, "latest").status == 0
+    if command == "pause":
+        assert "paused" in fanout("status", "latest").stdout
+        assert fanout("unpause", "latest").status == 0
+        fanout("cancel", "latest")
+    assert "cancelled: " in fanout("status", "latest").stdout
+
+
+def test_clients_at_once_share_a_server_and_nothing_else(fanout, here, state_dir):
+    """Each has its own environment: no worker takes the branches of another's run."""
+    write_input(here, 30)
+    processes = []
+    for name in ("red", "green", "blue"):
+        (here / name).mkdir()
+        code = f"import time\n\ndef ask(prompt):\n    time.sleep(0.1)\n    return {name!r}\n"
+        (here / name / "mine.py").write_text(code)
+        command = [FANOUT, "run", "../in.jsonl", *ASK, "mine:ask", "--reduce", "vote"]
+        env = {**os.environ, "PYTHONPATH": str(here / name)}
+        processes.append(
+            subprocess.Popen(command, cwd=here / name, env=env, stdout=subprocess.PIPE, text=True)
+        )
+    outputs = [json.loads(process.communicate(timeout=60)[0]) for process in processes]
+    assert [each["votes"] for each in outputs] == [{"red": 30}, {"green": 30}, {"blue": 30}]
+    assert len(fanout("runs").stdout.splitlines()) == 3
+    until(lambda: not of_state(state_dir), "the server ends with its last client")
+
+
+def test_nobody_else_can_reach_the_server(here, state_dir):
+    process = begin(here, 40, "--max-workers", "1")
+    until(lambda: "running" in process.stderr.readline(), "it does not run")
+    everybody = everything(process, state_dir)
+    listening = [
+        connection
+        for each in everybody
+        for connection in each.net_connections(kind="inet")
+        if connection.status == psutil.CONN_LISTEN
+    ]
+    assert listening == []
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in state_dir.iterdir()}
+    assert stat.S_IMODE(state_dir.stat().st_mode) == 0o700
+    assert {mode & 0o077 for name, mode in modes.items() if name != "format.json"} == {0}
+    assert stat.S_ISSOCK((state_dir / "server.sock").stat().st_mode)
+    # The keys of the client that has started it do not stay with the server.
+    server = next(each for each in everybody if "valkey" in each.name())
+    assert not [name for name in server.environ() if name.startswith(("FANOUT_", "OPENAI"))]
+    kill(process)
+
+
+def test_a_log_that_was_cut_by_a_power_failure_is_read(fanout, here, state_dir):
+    write_input(here, 20)
+    fanout("run", "in.jsonl", *ASK, "fake")
+    until(lambda: not of_state(state_dir), "the server ends with its last client")
+    [log] = (state_dir / "data" / "appendonlydir").glob("*.incr.aof")
+    with log.open("ab") as file:
+        file.write(b"*3\r\n$3\r\nSET\r\n$3\r\nhal")
+    assert len(fanout("results", "latest").stdout.splitlines()) == 20
+
+
+def test_a_state_folder_that_cannot_be_read_is_said_and_left_as_it_is(fanout, here, state_dir):
+    write_input(here, 3)
+    fanout("run", "in.jsonl", *ASK, "fake")
+    until(lambda: not of_state(state_dir), "the server ends with its last client")
+    marker = state_dir / "format.json"
+    own = marker.read_text()
+
+    def files():
+        return {path: path.read_bytes() for path in state_dir.rglob("*") if path.is_file()}
+
+    for said, words in [
+        (json.dumps({**json.loads(own), "format": 99, "fanout": "9.9"}), "fanout 9.9 has written"),
+        (json.dumps({**json.loads(own), "wire": 99}), "wire 99"),
+        ("not JSON", "another program has written"),
+        ("[]", "another program has written"),
+    ]:
+        marker.write_text(said)
+        before = files()
+        for command in (["runs"], ["run", "in.jsonl", *ASK, "fake"], ["results", "latest"]):
+            done = fanout(*command)
+            assert done.status == 1
+            assert words in done.stderr
+            assert "set FANOUT_STATE_DIR to another folder" in done.stderr
+            assert done.stderr.count("\n") == 1
+        assert files() == before
+    marker.write_text(own)
+    state_dir.chmod(0o755)
+    assert "chmod 700" in fanout("runs").stderr
+    state_dir.chmod(0o700)
+    assert len(fanout("results", "latest").stdout.splitlines()) == 3
+
+
+def test_a_folder_that_cannot_be_made_is_one_clear_line(fanout, here):
+    (here / "file").write_text("x")
+    done = fanout("runs", FANOUT_STATE_DIR=str(here / "file" / "state"))
+    assert (done.status, done.stderr.count("\n")) == (1, 1)
+    assert "set FANOUT_STATE_DIR to a folder of yours" in done.stderr
+
+
+def test_a_folder_whose_name_is_too_long_for_a_socket_is_used(fanout, here):
+    deep = here / ("d" * 120) / "state"
+    write_input(here, 3)
+    env = {"FANOUT_STATE_DIR": str(deep)}
+    assert fanout("run", "in.jsonl", *ASK, "fake", **env).status == 0
+    assert len(fanout("results", "latest", **env).stdout.splitlines()) == 3
+
+
+FUNCTION = """
+import sys, time
+from fanout import ParallelCalls
+
+def ask(prompt):
+    with open("calls", "a") as file:
+        file.write(prompt + "\\n")
+    time.sleep(0.05)
+    return prompt.upper()
+
+with ParallelCalls(llm=ask, max_workers=4) as runner:
+    if len(sys.argv) > 1:
+        result = runner.resume(sys.argv[1])
+        assert result.outputs == [f"T{i}" for i in range(100)], result
+    else:
+        runner.run([f"t{i}" for i in range(100)], "{input}")
+"""
+
+
+def test_a_function_of_a_process_that_was_killed_is_gone_on_with_in_another(fanout, here):
+    (here / "script.py").write_text(FUNCTION)
+    process = subprocess.Popen([sys.executable, "script.py"], cwd=here)
+    calls = here / "calls"
+    until(lambda: calls.exists() and calls.read_text().count("\n") > 30, "calls", process=process)
+    process.kill()
+    process.wait()
+    known = [json.loads(line)["index"] for line in fanout("results", "latest").stdout.splitlines()]
+    assert known
+    run_id = fanout("runs").stdout.split()[0]
+    refused = fanout("resume", run_id)
+    assert (refused.status, refused.stderr.count("\n")) == (1, 1)
+    assert f"ParallelCalls(llm=FUNCTION).resume('{run_id}')" in refused.stderr
+    done = subprocess.run([sys.executable, "script.py", run_id], cwd=here, check=False, timeout=60)
+    assert done.returncode == 0
+    counts = Counter(calls.read_text().split())
+    assert {counts[f"t{index}"] for index in known} == {1}
+    assert len(fanout("results", run_id).stdout.splitlines()) == 100
+
+
+def test_a_resume_with_other_input_says_that_it_is_not_read(fanout, here):
+    write_input(here, 5)
+    fanout("run", "in.jsonl", *ASK, "fake")
+    same = (here / "in.jsonl").read_text()
+    other = '{"text": "other"}\n'
+    for text, words in [(other, "differs at document"), (f"{same}\n{other}", "'in.jsonl:6'")]:
+        (here / "in.jsonl").write_text(text)
+        done = fanout("resume", "latest", "in.jsonl")
+        assert (done.status, done.stdout) == (1, "")
+        assert "has ended (succeeded), and takes no further input" in done.stderr
+        assert words in done.stderr
+    (here / "in.jsonl").write_text(same)
+    done = fanout("resume", "latest", "in.jsonl")
+    assert (done.status, "there is nothing to enqueue" in done.stderr) == (0, True)
+
+
+def test_a_database_is_used_again_when_its_runs_are_gone(fanout, here, state_dir):
+    write_input(here, 2)
+    fanout("run", "in.jsonl", *ASK, "fake")
+    fanout("delete", "latest")
+    code = """
+import os
+from fanout.embedded.databases import Databases
+from fanout.embedded.fleet import use_server
+from fanout.settings import load_settings
+server = use_server()
+databases = Databases(server, load_settings())
+assert databases.claim().number == 2
+databases.sweep()
+assert databases.places() == {}
+assert databases.claim().number == 1
+"""
+    done = subprocess.run([sys.executable, "-c", code], check=False)
+    assert done.returncode == 0
