@@ -61,9 +61,9 @@ class LocalLLM:
     async def _connected(self) -> OpenAILLM:
         async with self._lock:
             if self._client is None:
-                url = await asyncio.to_thread(self._server.ensure)
+                url, key = await asyncio.to_thread(self._server.ensure)
                 self._client = OpenAILLM(
-                    "local", concurrency=self._concurrency, base_url=f"{url}/v1", api_key="none"
+                    "local", concurrency=self._concurrency, base_url=f"{url}/v1", api_key=key
                 )
             return self._client
 
@@ -98,7 +98,10 @@ class LocalLLM:
 
 
 class LocalServer:
-    """This machine's llama.cpp server.
+    """This user's llama.cpp server on this machine.
+
+    It listens on loopback, where others may come by, too; they lack the key that it asks for, which
+    is in a file of this user alone.
 
     Whoever uses it holds a shared lock on a file. The server ends when it can have that lock for
     itself; as locks vanish with their process, it ends however its last user did.
@@ -112,29 +115,34 @@ class LocalServer:
         self._folder = cache_dir / "run"
         self._user: IO[bytes] | None = None
 
-    def ensure(self) -> str:
-        """Return the server's URL; start it if it is not running.
+    def ensure(self) -> tuple[str, str]:
+        """Return the server's URL and its key; start it if it is not running.
 
         Raises:
             ModelError: The weights cannot be had, or the server does not start.
         """
         weights = fetch(WEIGHTS, self._cache_dir / "models")
-        self._folder.mkdir(parents=True, exist_ok=True)
+        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         if self._user is None:
             self._user = (self._folder / "local-server.users").open("ab")
             fcntl.flock(self._user, fcntl.LOCK_SH)
         with locked(self._folder / "local-server.start"):
             return self._running() or self._start(weights)
 
-    def _running(self) -> str | None:
+    def _running(self) -> tuple[str, str] | None:
+        # Without the lock that a server holds while it lives, the address is one of the past: who
+        # listens there now may be another user.
+        if not _is_held(self._folder / "local-server.alive"):
+            return None
         try:
-            url = str(json.loads((self._folder / "local-server.json").read_text())["url"])
+            told = json.loads((self._folder / "local-server.json").read_text())
+            url, key = str(told["url"]), str(told["key"])
             with urllib.request.urlopen(f"{url}/health", timeout=5):  # noqa: S310 - loopback
-                return url
+                return url, key
         except (OSError, ValueError, KeyError):
             return None
 
-    def _start(self, weights: Path) -> str:
+    def _start(self, weights: Path) -> tuple[str, str]:
         log_path = self._folder / "local-server.log"
         with log_path.open("wb") as log:
             process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
@@ -150,11 +158,11 @@ class LocalServer:
         while time.monotonic() < until:
             if process.poll() is not None:
                 break
-            url = self._running()
-            if url is not None:
+            running = self._running()
+            if running is not None:
                 # It is nobody's child to wait for, but should leave no zombie where it was born.
                 threading.Thread(target=process.wait, daemon=True).start()
-                return url
+                return running
             time.sleep(0.05)
         process.kill()
         process.wait()
@@ -173,3 +181,14 @@ class LocalServer:
         if self._user is not None:
             self._user.close()
             self._user = None
+
+
+def _is_held(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False

@@ -8,6 +8,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import secrets
 import sys
 import time
 from pathlib import Path
@@ -24,13 +25,20 @@ _LOOK_S = 1.0
 
 
 def main(weights: Path, folder: Path) -> None:
-    """Serve ``weights``; leave the address in ``folder``."""
-    server = xllamacpp.Server(_parameters(weights))
+    """Serve ``weights``; leave the address, and the key that is asked for, in ``folder``."""
+    key = secrets.token_urlsafe(24)
+    # From before it listens: nobody uses it without the key.
+    server = xllamacpp.Server(_parameters(weights, key))
     address = folder / "local-server.json"
     unfinished = folder / f"local-server.json.{os.getpid()}"
-    unfinished.write_text(json.dumps({"url": server.listening_address, "pid": os.getpid()}))
-    unfinished.replace(address)
-    with (folder / "local-server.users").open("ab") as users:
+    told = {"url": server.listening_address, "pid": os.getpid(), "key": key}
+    with open(unfinished, "w", opener=_private) as file:
+        file.write(json.dumps(told))
+    alive = (folder / "local-server.alive").open("ab")
+    with alive, (folder / "local-server.users").open("ab") as users:
+        # For as long as this process lives; whoever looks whether it does, holds it for a moment.
+        fcntl.flock(alive, fcntl.LOCK_EX)
+        unfinished.replace(address)
         while not _is_unused(users.fileno()):
             time.sleep(_LOOK_S)
         # Whoever comes now waits for the lock, finds no address, and starts another.
@@ -45,11 +53,16 @@ def _is_unused(users: int) -> bool:
     return True
 
 
-def _parameters(weights: Path) -> xllamacpp.CommonParams:
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
+
+
+def _parameters(weights: Path, key: str) -> xllamacpp.CommonParams:
     parameters = xllamacpp.CommonParams()
     parameters.model.path = str(weights)
     parameters.hostnames = ["127.0.0.1"]
     parameters.port = 0
+    parameters.api_keys = [key]
     parameters.n_parallel = _SLOTS
     # Divided over the slots.
     parameters.n_ctx = _SLOTS * LOCAL_CONTEXT_TOKENS

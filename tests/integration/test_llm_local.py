@@ -7,6 +7,8 @@ import ctypes
 import json
 import subprocess
 import sys
+import urllib.error
+import urllib.request
 
 import psutil
 import pytest
@@ -26,7 +28,7 @@ from fanout.llm.local import LocalLLM
 async def main():
     llm = LocalLLM(pathlib.Path(sys.argv[1]))
     await llm.check()
-    print(llm._server._running(), flush=True)
+    print(llm._server._running()[0], flush=True)
     sys.stdin.readline()
     await llm.aclose()
 
@@ -49,6 +51,47 @@ def start_user(cache):
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     return process, process.stdout.readline().strip()
+
+
+def test_nobody_uses_it_without_its_key(cache):
+    user, url = start_user(cache)
+    try:
+        told = address(cache)
+        body = json.dumps({"messages": [{"role": "user", "content": "hi"}], "max_tokens": 1})
+        answers = {}
+        for key in ("none", told["key"]):
+            headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
+            request = urllib.request.Request(
+                f"{url}/v1/chat/completions", data=body.encode(), headers=headers
+            )
+            try:
+                with urllib.request.urlopen(request, timeout=30) as reply:
+                    answers[key] = reply.status
+            except urllib.error.HTTPError as error:
+                answers[key] = error.code
+                error.close()
+        assert answers == {"none": 401, told["key"]: 200}
+        file = cache / "run" / "local-server.json"
+        assert file.stat().st_mode & 0o077 == 0
+        assert told["key"] not in "".join(psutil.Process(told["pid"]).cmdline())
+    finally:
+        end(user)
+        user.wait()
+
+
+def test_an_address_of_a_server_that_has_died_is_not_used(cache, provider):
+    """Another user may listen there now."""
+    user, _ = start_user(cache)
+    told = address(cache)
+    psutil.Process(told["pid"]).kill()
+    psutil.wait_procs([psutil.Process(told["pid"])] if psutil.pid_exists(told["pid"]) else [], 5)
+    (cache / "run" / "local-server.json").write_text(json.dumps({**told, "url": provider.url}))
+    other, url = start_user(cache)
+    assert url != provider.url
+    assert provider.requests == []
+    for each in (user, other):
+        end(each)
+        each.wait()
 
 
 def address(cache):
