@@ -87,7 +87,7 @@ def test_a_runner_loads_what_talks_to_a_broker_while_its_fleet_starts():
     code = """
 import fanout.embedded.fleet
 
-def start(self, concurrency):
+def start(self):
     raise SystemExit
 
 fanout.embedded.fleet.EmbeddedFleet._start_guard = start
