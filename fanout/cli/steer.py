@@ -171,7 +171,10 @@ def resume(
 
 def _ended(now: Status) -> str:
     """Return why there is nothing to resume."""
-    text = f"run {now.run_id} has ended ({now.status.value}): there is nothing to enqueue"
+    text = (
+        f"run {now.run_id} has ended ({now.status.value}): all of its {now.total:,} branches are "
+        "enqueued, and there is nothing to resume"
+    )
     if now.failed:
         text += f"; `fanout retry {now.run_id}` processes its {now.failed:,} failed branches again"
     return text

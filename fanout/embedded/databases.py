@@ -147,6 +147,7 @@ class Databases(RedisBase):
                 with lock:
                     self._sweep_one(number, places)
 
+    @translated
     def forget(self, database: Database) -> None:
         """Empty a database of one's own that has no run, so that it can be used again."""
         with self._connected(database.number) as client:

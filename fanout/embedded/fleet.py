@@ -9,7 +9,9 @@ from __future__ import annotations
 import atexit
 import importlib
 import json
+import logging
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -20,6 +22,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fanout.embedded.locks import is_held
 from fanout.embedded.server import EmbeddedServer
 from fanout.embedded.state import StateFolder
 from fanout.errors import BrokerError, EmbeddedError, RunError
@@ -35,12 +38,31 @@ __all__ = ["EmbeddedFleet", "InProcessFleet", "use_server"]
 
 _LOG_TAIL = 2_000
 _MAX_RESTARTS = 5
+_LEAST_FILE_BYTES = 256_000_000
 _SHARED_CONCURRENCY = 64
 
+_log = logging.getLogger(__name__)
 
-def use_server() -> EmbeddedServer:
-    """Return this user's server. Raises EmbeddedError where its folder cannot be used."""
-    return EmbeddedServer(StateFolder.open(load_settings(), wire=WIRE_VERSION))
+
+def use_server(*, begins_runs: bool = False) -> EmbeddedServer:
+    """Return this user's server.
+
+    A process whose files must stay small (``ulimit -f``) could start none that keeps anything: it
+    gets one of its own for its new runs, which end with it.
+
+    Args:
+        begins_runs: Whether it is for new runs.
+
+    Raises:
+        EmbeddedError: Its folder cannot be used.
+    """
+    folder = StateFolder.open(load_settings(), wire=WIRE_VERSION)
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+    is_limited = limit != resource.RLIM_INFINITY and limit < _LEAST_FILE_BYTES
+    if begins_runs and is_limited and not is_held(folder.keeper):
+        _log.warning("runs are not kept: files are limited to %d kB here", limit // 1_000)
+        return EmbeddedServer(StateFolder.passing(), keeps=False)
+    return EmbeddedServer(folder)
 
 
 class EmbeddedFleet:
@@ -62,7 +84,7 @@ class EmbeddedFleet:
         self._taken_over = database
         self._guard: subprocess.Popen[bytes] | None = None
         self._has_runs = database is not None
-        self._server = use_server()
+        self._server = use_server(begins_runs=database is None)
         self._folder = Path(tempfile.mkdtemp(prefix="fanout-"))
         try:
             if concurrency:
@@ -104,6 +126,11 @@ class EmbeddedFleet:
     def _tell_place(self, database: Database) -> None:
         lock = self._server.folder.databases / f"{database.number}.lock"
         self._tell({"url": database.url, "lock": str(lock)})
+
+    @property
+    def keeps(self) -> bool:
+        """Whether runs outlive the server."""
+        return self._server.keeps
 
     @property
     def broker_url(self) -> str:

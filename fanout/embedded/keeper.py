@@ -1,9 +1,10 @@
-"""The process that keeps the embedded server: ``python -I -S keeper.py FOLDER SOCKET BINARY``.
+"""The process that keeps the embedded server: ``keeper.py FOLDER SOCKET BINARY KEEPS``.
 
 It starts the server, again where it dies, and ends it when no client holds the lock on
 ``users.lock`` any more. One runs for each folder. It may be killed at any time: the server goes on,
-and the keeper that the next client starts takes over. It imports what starts at once only, and
-nothing of this package.
+and the keeper that the next client starts takes over. Where KEEPS is ``no``, the folder goes with
+the server. It imports what starts at once only, and nothing of this package: it is run by
+``python -I -S``.
 """
 
 from __future__ import annotations
@@ -28,10 +29,8 @@ _MOST_DEATHS = 3
 _DATABASES = 16_384
 
 
-def main(folder: str, address: str, binary: str) -> int:
+def main(folder: str, address: str, binary: str, keeps: str) -> int:
     """Keep the server until nobody uses it."""
-    with contextlib.suppress(OSError):
-        os.setsid()
     os.umask(0o077)
     os.closerange(3, 4096)
     # Clients look whether it is held, and hold it for a moment to do so.
@@ -42,9 +41,22 @@ def main(folder: str, address: str, binary: str) -> int:
         time.sleep(0.01)
     else:
         return 0
+    # The lock is the child's, too. Whoever has started this waits for it no longer.
+    if os.fork():
+        os._exit(0)
+    os.setsid()
     _lift_limits()
-    server = _Server(folder, address, binary)
-    users = _open(f"{folder}/users.lock")
+    server = _Server(folder, address, binary, keeps=keeps)
+    try:
+        return _keep(server, _open(f"{folder}/users.lock"))
+    finally:
+        if keeps == "no":
+            from shutil import rmtree
+
+            rmtree(folder, ignore_errors=True)
+
+
+def _keep(server: _Server, users: int) -> int:
     deaths = 0
     while deaths < _MOST_DEATHS:
         began_at = time.monotonic()
@@ -64,11 +76,11 @@ def main(folder: str, address: str, binary: str) -> int:
 class _Server:
     """The server's process. It holds a lock for as long as it lives, whoever has started it."""
 
-    def __init__(self, folder: str, address: str, binary: str) -> None:
+    def __init__(self, folder: str, address: str, binary: str, *, keeps: str) -> None:
         self._lock = f"{folder}/server.lock"
         self._data = f"{folder}/data"
         self._address = address
-        self._command = [binary, *_options(self._data, address)]
+        self._command = [binary, *_options(self._data, address, keeps)]
 
     def start(self) -> None:
         """Start it, unless the one of an earlier keeper is there."""
@@ -101,7 +113,7 @@ class _Server:
             time.sleep(0.01)
 
 
-def _options(data: str, address: str) -> list[str]:
+def _options(data: str, address: str, keeps: str) -> list[str]:
     options = {
         # No port: whoever may enter the folder of the socket may use the server, nobody else.
         "port": "0",
@@ -110,7 +122,7 @@ def _options(data: str, address: str) -> list[str]:
         "databases": str(_DATABASES),
         "dir": data,
         "save": "",
-        "appendonly": "yes",
+        "appendonly": keeps,
         "appendfsync": "everysec",
         "auto-aof-rewrite-percentage": "100",
         "auto-aof-rewrite-min-size": "64mb",

@@ -37,10 +37,12 @@ class EmbeddedServer:
 
     Args:
         folder: Where it keeps its state.
+        keeps: Whether it does; otherwise the folder goes with it.
     """
 
-    def __init__(self, folder: StateFolder) -> None:
+    def __init__(self, folder: StateFolder, *, keeps: bool = True) -> None:
         self.folder = folder
+        self.keeps = keeps
         self._keeper: int | None = None
         self._users = FileLock(folder.users, is_shared=True)
         try:
@@ -52,7 +54,7 @@ class EmbeddedServer:
     def check(self) -> None:
         """Have somebody keep the server; it is started again where it has ended."""
         if not self._is_kept():
-            self._keeper = _start_keeper(self.folder)
+            self._keeper = _start_keeper(self.folder, keeps=self.keeps)
 
     def _is_kept(self) -> bool:
         if self._keeper is not None:
@@ -105,10 +107,11 @@ class EmbeddedServer:
         self._users.release()
 
 
-def _start_keeper(folder: StateFolder) -> int:
-    """Start the keeper, which ends at once where there is one; return its process id."""
+def _start_keeper(folder: StateFolder, *, keeps: bool) -> int:
+    """Start the keeper; return the process that ends when there is one."""
     keeper = str(Path(__file__).with_name("keeper.py"))
     words = [sys.executable, "-I", "-S", keeper, str(folder.path), str(folder.socket), _binary()]
+    words.append("yes" if keeps else "no")
     env = {name: os.environ[name] for name in _KEPT_VARIABLES if name in os.environ}
     log_flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_TRUNC
     return os.posix_spawn(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -91,6 +92,13 @@ class StateFolder:
                 f"embedded runs cannot be kept in {folder.path}: {error.strerror}; set "
                 "FANOUT_STATE_DIR to a folder of yours"
             ) from error
+        return folder
+
+    @classmethod
+    def passing(cls) -> StateFolder:
+        """Return a folder that goes with its server."""
+        folder = cls(Path(tempfile.mkdtemp(prefix="fanout-")))
+        folder.databases.mkdir(mode=0o700)
         return folder
 
     def claim(self, wire: int) -> None:

@@ -410,7 +410,7 @@ def test_a_resume_with_other_input_says_that_it_is_not_read(fanout, here):
         assert words in done.stderr
     (here / "in.jsonl").write_text(same)
     done = fanout("resume", "latest", "in.jsonl")
-    assert (done.status, "there is nothing to enqueue" in done.stderr) == (0, True)
+    assert (done.status, "there is nothing to resume" in done.stderr) == (0, True)
 
 
 def test_a_database_is_used_again_when_its_runs_are_gone(fanout, here, state_dir):
