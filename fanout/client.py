@@ -9,9 +9,11 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fanout.documents import log_notice
 from fanout.embedded.fleet import EmbeddedFleet, InProcessFleet
-from fanout.enqueue import Enqueuer, checked_documents, close_input
-from fanout.errors import AmbiguousRunError, BrokerError, RunError, UnknownRunError
+from fanout.enqueue import Enqueuer, close_input
+from fanout.errors import AmbiguousRunError, BrokerError, RunError, SpecError, UnknownRunError
+from fanout.intake import checked_documents
 from fanout.settings import load_settings
 from fanout.spec import RunSpec, make_spec
 
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 
     from fanout.broker import Preflight
     from fanout.connections import Connections
+    from fanout.documents import Notify
     from fanout.embedded_runs import EmbeddedRuns
     from fanout.fleet import FleetStatus
     from fanout.handle import Run
@@ -124,6 +127,7 @@ class Client:
         documents: Iterable[str | Mapping[str, object] | Document] | None = None,
         *,
         on_bad_document: Callable[[str, str], None] | None = None,
+        on_notice: Notify = log_notice,
         on_created: Callable[[str], None] | None = None,
         should_stop: Callable[[], bool] | None = None,
     ) -> Run:
@@ -135,6 +139,8 @@ class Client:
             spec: What to do.
             documents: The input, where it is not in files; read lazily.
             on_bad_document: Called with name and reason of each document that cannot be used.
+            on_notice: Called with what else is to be said of the input, such as files that are
+                left out; the logger ``fanout.documents`` says it where nothing is given.
             on_created: Called with the run's id as soon as there is a run.
             should_stop: Asked before each shard; True ends the reading and cancels the run.
 
@@ -149,7 +155,9 @@ class Client:
         spec = spec if isinstance(spec, RunSpec) else make_spec(**spec)
         if documents is None:
             spec = _anchored(spec)
-        source = checked_documents(spec, documents)
+        elif spec.inputs:
+            raise SpecError("give either chunks or inputs, and not both", field="inputs")
+        source = checked_documents(spec, documents, notify=on_notice)
         self._check_storage()
         wire = self._connected(spec.model)
         wire.claim()
@@ -180,6 +188,7 @@ class Client:
         documents: Iterable[str | Mapping[str, object] | Document] | None = None,
         *,
         on_bad_document: Callable[[str, str], None] | None = None,
+        on_notice: Notify = log_notice,
         should_stop: Callable[[], bool] | None = None,
     ) -> Run:
         """Go on with enqueuing a run whose client died while it did so, and return the run.
@@ -191,6 +200,7 @@ class Client:
             run_id: The run.
             documents: The same input again, where it is not in the files that the run remembers.
             on_bad_document: As for ``submit``.
+            on_notice: As for ``submit``.
             should_stop: As for ``submit``.
 
         Raises:
@@ -214,7 +224,7 @@ class Client:
         if record.halt is not None:
             close_input(wire.store, wire.publisher, run_id)
             return run
-        source = checked_documents(run.spec, documents)
+        source = checked_documents(run.spec, documents, notify=on_notice)
         self._check_storage()
         enqueuer = Enqueuer(wire.patient, wire.publisher, on_bad_document, should_stop)
         with _resumable(run_id):

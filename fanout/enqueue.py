@@ -4,20 +4,17 @@ from __future__ import annotations
 
 from collections import defaultdict
 from itertools import chain, islice, zip_longest
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fanout.admission import plan_lanes, shard_window
-from fanout.documents import from_paths, from_strings
-from fanout.errors import InputError, RunError, StoredDataError
-from fanout.prompts import AGGREGATE_NAMES, BRANCH_NAMES, Template
+from fanout.errors import FanoutError, InputError, RunError, StoredDataError
 from fanout.queue_names import BRANCHES_QUEUE
 from fanout.runs import Document, RunStatus
 from fanout.shards import pack
 from fanout.splitters import make_splitter, split_documents
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator
 
     from fanout.chords import Publisher
     from fanout.runs import Chunk, ErrorKind, Shard
@@ -26,7 +23,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Enqueuer",
-    "checked_documents",
     "close_input",
     "fleet_window",
     "open_stage",
@@ -35,75 +31,6 @@ __all__ = [
     "take_back",
     "unpark",
 ]
-
-_SHOWN_FAULTS = 3
-
-
-def checked_documents(
-    spec: RunSpec, documents: Iterable[str | Mapping[str, object] | Document] | None
-) -> Iterator[Document]:
-    """Return the documents of a run, once its prompts are known to fit them.
-
-    The first usable document is read at once, as its columns are names that prompts may use.
-
-    Raises:
-        PromptError: A prompt is wrong, or has an unknown name.
-        InputError: There is no document, or a source is at fault.
-    """
-    max_bytes = int(spec.max_document_mb * 1_000_000)
-    templates = _templates(spec)
-    if documents is None:
-        base = Path(spec.base_dir or "")
-        source = from_paths(
-            spec.inputs, text_column=spec.text_column, max_bytes=max_bytes, base=base
-        )
-    else:
-        source = from_strings(documents, text_column=spec.text_column, max_bytes=max_bytes)
-    head: list[Document] = []
-    for document in source:
-        head.append(document)
-        if document.error is None:
-            break
-    else:
-        raise _no_document(head)
-    known = (*BRANCH_NAMES, *head[-1].columns)
-    for template in templates:
-        template.require(known)
-    return map(_encodable, chain(head, source))
-
-
-def _encodable(document: Document) -> Document:
-    """Return a document whose texts have bytes: a lone surrogate, half a character, has none."""
-    texts = (document.name, document.text, *document.columns, *document.columns.values())
-    try:
-        for text in texts:
-            text.encode()
-    except UnicodeEncodeError as error:
-        return Document(
-            name=document.name.encode("utf-8", "replace").decode(),
-            index=document.index,
-            error=f"it holds half of a character (a lone surrogate, at offset {error.start})",
-        )
-    return document
-
-
-def _templates(spec: RunSpec) -> list[Template]:
-    if spec.aggregate_prompt is not None:
-        template = Template.parse(spec.aggregate_prompt, field="aggregate_prompt")
-        template.require(AGGREGATE_NAMES)
-    return [
-        Template.parse(source, field="prompt" if aspect is None else f"aspects.{aspect}")
-        for aspect, source in spec.prompts.items()
-    ]
-
-
-def _no_document(faulty: list[Document]) -> InputError:
-    if not faulty:
-        return InputError("there is no input: give files, folders, globs, or - for standard input")
-    faults = [f"{document.name}: {document.error}" for document in faulty[:_SHOWN_FAULTS]]
-    more = len(faulty) - len(faults)
-    tail = f"; and {more} more" if more else ""
-    return InputError(f"no document can be used: {'; '.join(faults)}{tail}")
 
 
 class Enqueuer:
@@ -128,10 +55,28 @@ class Enqueuer:
         shards = self._shards(run_id, spec, documents)
         try:
             open_stage(self._store, self._publisher, run_id, 0, shards, max_workers=max_workers)
-        except (InputError, StoredDataError):
+        except Exception as error:
+            is_source = isinstance(error, (InputError, StoredDataError))
+            if isinstance(error, FanoutError) and not is_source:
+                raise
             # The source broke half-way: a part of the input must not look like all of it.
+            kept = self._give_up(run_id, error)
+            if not (kept and isinstance(error, InputError)):
+                raise
+            raise InputError(
+                f"{error}; run {run_id} ends as failed, with the {kept:,} branches that were "
+                "enqueued before"
+            ) from error
+
+    def _give_up(self, run_id: str, error: Exception) -> int:
+        """Have a run fail whose input cannot be read on; return how many branches it keeps."""
+        kept = self._store.stage(run_id, 0).total
+        if not kept:
             self._store.delete_run(run_id)
-            raise
+            return 0
+        self._store.halt(run_id, RunStatus.FAILED, error=f"the input could not be read: {error}")
+        close_input(self._store, self._publisher, run_id)
+        return kept
 
     def resume(
         self, run_id: str, spec: RunSpec, documents: Iterator[Document], *, max_workers: int | None

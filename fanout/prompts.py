@@ -2,6 +2,10 @@
 
 A template is parsed once. Values are put in as they are: what a document says is never read as a
 template.
+
+A name of fanout's own (``{document}``) and a column of the input (``{product}``) are written alike.
+Where a column is called like one of fanout's, the prompt must say which it means:
+``{column:document}`` or ``{fanout:document}``.
 """
 
 from __future__ import annotations
@@ -15,9 +19,12 @@ import msgspec
 from fanout.errors import PromptError
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Mapping
+    from collections.abc import Collection, Iterable, Iterator, Mapping
 
-__all__ = ["AGGREGATE_NAMES", "BRANCH_NAMES", "Template"]
+__all__ = ["AGGREGATE_NAMES", "BRANCH_NAMES", "COLUMN", "OWN", "Template", "near_hint"]
+
+COLUMN = "column:"
+OWN = "fanout:"
 
 BRANCH_NAMES = (
     "input",  # the text of the chunk
@@ -58,39 +65,89 @@ class Template(msgspec.Struct, frozen=True):
         """The names that are replaced."""
         return frozenset(self.parts[1::2])
 
-    def require(self, known: Collection[str], must_have: str = "input") -> None:
-        """Make sure that all names are known, and that ``must_have`` is one of them.
+    def columns(self, own: Collection[str]) -> frozenset[str]:
+        """The columns that it needs, where fanout's own names are ``own``."""
+        return frozenset(
+            name.removeprefix(COLUMN)
+            for name in self.names
+            if name not in own and not name.startswith(OWN)
+        )
+
+    def require(
+        self, own: Collection[str], must_have: str = "input", *, columns: Collection[str] = ()
+    ) -> None:
+        """Make sure that all names are known and clear, and that ``must_have`` is one of them.
+
+        Args:
+            own: The names of fanout's own.
+            must_have: The one of them without which the template makes no sense.
+            columns: The columns of the input.
 
         Raises:
             PromptError: The message lists the known names.
         """
+        known = (*own, *(column for column in columns if column not in own))
         listed = ", ".join(f"{{{name}}}" for name in sorted(known))
-        for name in sorted(self.names.difference(known)):
-            near = get_close_matches(name, known, n=1)
-            hint = f" did you mean {{{near[0]}}}?" if near else ""
+        for name in sorted(self.names):
+            if name in own and name in columns:
+                raise PromptError(_ambiguous(name), field=self.field)
+            if name in known or name.removeprefix(OWN) in own:
+                continue
+            if name.removeprefix(COLUMN) in columns:
+                continue
+            hint = near_hint(name, known, "{{{}}}")
             raise PromptError(
                 f"there is no {{{name}}};{hint} known: {listed}. "
                 "A literal brace is doubled: {{ or }}",
                 field=self.field,
             )
-        if must_have not in self.names:
+        if not self.names & {must_have, OWN + must_have}:
             raise PromptError(
                 f"must contain {{{must_have}}}, where the text goes in (known: {listed})",
                 field=self.field,
             )
 
-    def render(self, values: Mapping[str, str]) -> str:
-        """Return the text with names replaced. Raises PromptError for a name without a value."""
+    def render(self, values: Mapping[str, str], columns: Mapping[str, str] | None = None) -> str:
+        """Return the text with names replaced.
+
+        Args:
+            values: What is meant by each name.
+            columns: What is meant by the names that say that they are a column.
+
+        Raises:
+            PromptError: A name has no value.
+        """
         out = list(self.parts)
         for i in range(1, len(out), 2):
             try:
                 out[i] = values[out[i]]
             except KeyError:
-                raise PromptError(
-                    f"this document has no column {out[i]!r}, which the prompt uses",
-                    field=self.field,
-                ) from None
+                out[i] = self._stated(out[i], values, columns or {})
         return "".join(out)
+
+    def _stated(self, name: str, values: Mapping[str, str], columns: Mapping[str, str]) -> str:
+        """Return the value of a name that says whose it is."""
+        is_column = name.startswith(COLUMN)
+        bare = name.removeprefix(COLUMN).removeprefix(OWN)
+        found = (columns if is_column else values).get(bare) if bare != name else None
+        if found is None:
+            raise PromptError(
+                f"this document has no column {bare!r}, which the prompt uses", field=self.field
+            )
+        return found
+
+
+def near_hint(name: str, known: Iterable[str], form: str = "{}") -> str:
+    """Return a question that names what is nearly called so, or nothing."""
+    near = get_close_matches(name, list(known), n=1)
+    return f" did you mean {form.format(near[0])}?" if near else ""
+
+
+def _ambiguous(name: str) -> str:
+    return (
+        f"{{{name}}} is not clear: the input has a column of this name, and fanout has its own; "
+        f"write {{{COLUMN}{name}}} for the column, or {{{OWN}{name}}} for fanout's"
+    )
 
 
 def _parts(source: str, field: str) -> Iterator[str]:

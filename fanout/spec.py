@@ -9,6 +9,7 @@ import yaml
 from pydantic import (
     AliasChoices,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     ValidationError,
@@ -25,6 +26,16 @@ __all__ = ["RateSpec", "RetrySpec", "RunSpec", "load_job", "make_spec"]
 
 SplitName = Literal["none", "lines", "tokens", "markdown", "sentences"]
 ReduceName = Literal["none", "concat", "merge", "vote", "rank", "llm"]
+
+
+def _delimiter(value: object) -> object:
+    """Return the character that a delimiter's name stands for."""
+    value = {"tab": "\t", "\\t": "\t"}.get(value, value) if isinstance(value, str) else value
+    is_character = isinstance(value, str) and len(value) == 1
+    if value is not None and (not is_character or str(value).isalnum() or str(value) in '"\r\n'):
+        msg = "must be one character that is no letter, digit or quote, or tab"
+        raise ValueError(msg)
+    return value
 
 
 class RetrySpec(BaseModel):
@@ -75,7 +86,11 @@ class RunSpec(BaseModel):
         base_dir: The folder that relative inputs are in; None is the working directory of whoever
             submits. A run remembers it, so that its input can be read again from anywhere.
         text_column: The column of ``.csv`` and ``.jsonl`` rows that holds the text.
+        delimiter: What is between the cells of a ``.csv`` file: one character, or ``tab``; None
+            finds it out.
         max_document_mb: The size in megabytes above which a document is refused.
+        strict: Refuse an input of which anything would be left out: a document that cannot be
+            used, or a file of an unknown kind.
         model: ``provider/model``, ``local``, ``fake``, or ``package.module:callable``.
         prompt: The template of each branch; ``{input}`` is the chunk.
         aspects: Named templates, each put to every chunk, in place of ``prompt``.
@@ -112,7 +127,9 @@ class RunSpec(BaseModel):
     inputs: tuple[str, ...] = ()
     base_dir: str | None = None
     text_column: str | None = None
+    delimiter: Annotated[str | None, BeforeValidator(_delimiter)] = None
     max_document_mb: Annotated[float, Field(gt=0, le=256)] = 16.0
+    strict: bool = False
 
     model: Annotated[
         str, Field(min_length=1, max_length=512, validation_alias=AliasChoices("model", "llm"))

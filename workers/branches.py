@@ -238,7 +238,7 @@ async def _call(
         return Outcome(index=index, kind=ErrorKind.BAD_REQUEST, message=chunk.error)
     template = runtime.template(run_id, stage, ref.aspect)
     limit = spec.max_tokens if stage == 0 else spec.aggregate_max_tokens
-    request = _request(spec, template.render(_values(chunk, ref)), limit, ref.sample)
+    request = _request(spec, template.render(_values(chunk, ref), chunk.columns), limit, ref.sample)
     calls.asks(spec.model, request)
     wants_json = stage == 0 and spec.output_format == "json"
     result = await runtime.call_for(

@@ -38,11 +38,13 @@ def group_key(
     """Return the group of a branch; the only group of a run without groups is the empty string."""
     if group_by is None:
         return ""
-    if group_by == "document":
+    own = group_by.removeprefix("fanout:")
+    if own == "document":
         return document
-    if group_by == "aspect":
+    if own == "aspect":
         return aspect or ""
-    return columns.get(group_by, f"(no {group_by})")
+    column = group_by.removeprefix("column:")
+    return columns.get(column, f"(no {column})")
 
 
 def aggregate_groups(name: str, items: Iterable[Item]) -> dict[str, Aggregate]:

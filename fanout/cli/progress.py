@@ -58,6 +58,11 @@ class Progress:
             self._clear()
             write_line(self._stream, text)
 
+    def warn(self, text: str) -> None:
+        """Write a line that stays, also for who wants no progress: something is lost."""
+        self._clear()
+        write_line(self._stream, f"fanout: warning: {text}")
+
     def show(self, status: Status) -> None:
         """Show the status, unless it was shown a moment ago."""
         if self._is_away:

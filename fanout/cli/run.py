@@ -112,7 +112,11 @@ def _submit(
 
     faults = Faults(progress)
     run = client.submit(
-        spec, on_bad_document=faults, on_created=on_created, should_stop=stop.is_set
+        spec,
+        on_bad_document=faults,
+        on_notice=faults.notice,
+        on_created=on_created,
+        should_stop=stop.is_set,
     )
     faults.close()
     return run

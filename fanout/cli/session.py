@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from fanout.cli.progress import Progress
     from fanout.client import Client
+    from fanout.documents import Notice
     from fanout.handle import Run
 
 __all__ = [
@@ -185,6 +186,13 @@ class Faults:
         self._count += 1
         if self._count <= _SHOWN_FAULTS:
             self._progress.note(f"skipping {name}: {reason}")
+
+    def notice(self, notice: Notice) -> None:
+        """Say what else there is to say of an input; a warning to who wants no progress, too."""
+        if notice.is_warning:
+            self._progress.warn(notice.text)
+        else:
+            self._progress.note(notice.text)
 
     def close(self) -> None:
         """Say how many more there were."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -24,7 +25,7 @@ from fanout.cli.session import (
     run_argument,
     say,
 )
-from fanout.documents import from_paths
+from fanout.intake import source_of_files
 from fanout.runs import ErrorKind
 
 if TYPE_CHECKING:
@@ -152,10 +153,16 @@ def resume(
     stop, faults = Stop(progress), Faults(progress)
     with any_client(broker_url) as client, stop:
         run = client.find(run_id)
-        documents = _documents(run, inputs) if inputs else None
+        documents = _documents(run, inputs, faults) if inputs else None
         stop.arm(run.run_id)
         before = run.status()
-        client.resume(run.run_id, documents, on_bad_document=faults, should_stop=stop.is_set)
+        client.resume(
+            run.run_id,
+            documents,
+            on_bad_document=faults,
+            on_notice=faults.notice,
+            should_stop=stop.is_set,
+        )
         faults.close()
         if before.status.has_ended:
             say(run.run_id, before.to_dict(), as_json=as_json)
@@ -180,10 +187,9 @@ def _ended(now: Status) -> str:
     return text
 
 
-def _documents(run: Run, inputs: tuple[str, ...]) -> Iterator[Document]:
-    spec = run.spec
-    max_bytes = int(spec.max_document_mb * 1_000_000)
-    return from_paths(inputs, text_column=spec.text_column, max_bytes=max_bytes)
+def _documents(run: Run, inputs: tuple[str, ...], faults: Faults) -> Iterator[Document]:
+    source = source_of_files(run.spec, inputs, base=Path(), notify=faults.notice)
+    return source.documents()
 
 
 @click.command("delete", epilog=RUN_EPILOG)

@@ -1,6 +1,15 @@
 """Reading documents: from memory, files, folders, globs, rows and standard input; all lazily."""
 
 from fanout.documents.memory import from_strings
-from fanout.documents.paths import from_paths
+from fanout.documents.notices import Notice, Notify, counted, log_notice
+from fanout.documents.paths import FileSource, from_paths
 
-__all__ = ["from_paths", "from_strings"]
+__all__ = [
+    "FileSource",
+    "Notice",
+    "Notify",
+    "counted",
+    "from_paths",
+    "from_strings",
+    "log_notice",
+]

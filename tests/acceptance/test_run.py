@@ -143,7 +143,12 @@ def test_the_model_may_come_from_the_environment(fanout, here):
     [
         (["none.txt"], ["none.txt: there is no such file or folder"]),
         (["*.rst"], ["*.rst: no file matches"]),
-        (["folder"], ["folder: no .txt, .md, .jsonl, .csv file in this folder"]),
+        (["folder"], ["folder: no .txt, .md, ", "in this folder (there are: 1 .pdf)"]),
+        (["folder/x.pdf"], ["folder/x.pdf: is no text in UTF-8, and .pdf files are not read"]),
+        (["header.csv"], ["header.csv has a header and no row below it"]),
+        (["good.txt", "folder/*", "--strict"], ["folder/*: no file matches (there are: 1 .pdf)"]),
+        (["good.txt", "empty.txt", "--strict"], ["strict: 1 of 2 documents cannot be used"]),
+        (["good.txt", "--reduce", "vote", "--group-by", "documnt"], ["did you mean document?"]),
         (["empty.txt"], ["no document can be used", "empty.txt: the document is empty"]),
         (["latin.txt"], ["latin.txt: not valid UTF-8 (byte 0xe9 at offset 3)"]),
         (["long.jsonl"], ["long.jsonl:1: 50.0 MB is longer than the 16 MB a document may have"]),
@@ -176,6 +181,7 @@ def test_bad_input_is_one_clear_message_and_status_2(fanout, here, arguments, wo
     (here / "latin.txt").write_bytes("caf\xe9".encode("latin-1"))
     (here / "rows.csv").write_text("a,b\n1,2\n")
     (here / "broken.jsonl").write_text('{"text": \n')
+    (here / "header.csv").write_text("id,text\n")
     (here / "folder").mkdir()
     (here / "folder" / "x.pdf").write_bytes(b"%PDF")
     (here / "job.yaml").write_text("inputs: good.txt\nmodel: fake\npromt: x\n")
@@ -202,6 +208,24 @@ def test_a_bad_line_in_the_middle_costs_that_document(fanout, here):
     assert [row["index"] for row in rows(here / "out" / "outputs.jsonl")] == [0, 1, 3, 4]
     [error] = rows(here / "out" / "errors.jsonl")
     assert (error["index"], error["kind"], error["attempts"]) == (2, "bad_request", 0)
+
+
+def test_what_is_left_out_of_an_input_is_said_also_to_who_wants_no_progress(fanout, here):
+    rows_of_csv = [f"{i};review, the {i}th" for i in range(30)]
+    rows_of_csv[7] = '7;"a 5 inch pipe; I liked it'
+    (here / "in").mkdir()
+    (here / "in" / "r.csv").write_text("\n".join(["id;text", *rows_of_csv]))
+    (here / "in" / "r.pdf").write_bytes(b"%PDF")
+    job = ("run", "in", "-m", "fake?answer=x", "-p", "{id}: {input}", "--reduce", "vote")
+    done = fanout(*job)
+    assert (done.status, json.loads(done.stdout)["votes"]) == (0, {"x": 29})
+    assert "reading in/r.csv with ';'" in done.stderr
+    assert "skipping in/r.csv:9: not valid CSV: a quote that opens here" in done.stderr
+    quiet = fanout(*job, "-q")
+    assert quiet.status == 0
+    first, second = quiet.stderr.splitlines()
+    assert first.startswith("fanout: warning: left out: 1 .pdf (folders are searched for")
+    assert second.startswith("fanout: warning: 1 of 30 documents (3.3%) cannot be used; the first")
 
 
 @pytest.fixture

@@ -243,7 +243,16 @@ def test_ranks_are_shared_and_answers_without_a_number_come_last():
 
 @pytest.mark.parametrize(
     ("group_by", "key"),
-    [(None, ""), ("document", "d"), ("aspect", "mood"), ("team", "red"), ("city", "(no city)")],
+    [
+        (None, ""),
+        ("document", "d"),
+        ("aspect", "mood"),
+        ("team", "red"),
+        ("city", "(no city)"),
+        ("column:team", "red"),
+        ("fanout:document", "d"),
+        ("column:city", "(no city)"),
+    ],
 )
 def test_what_a_branch_is_grouped_by(group_by, key):
     assert group_key(group_by, document="d", aspect="mood", columns={"team": "red"}) == key

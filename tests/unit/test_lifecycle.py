@@ -11,15 +11,15 @@ from fanout import handle
 from fanout.client import Client
 from fanout.enqueue import (
     Enqueuer,
-    checked_documents,
     close_input,
     open_stage,
     retry_failed,
     settle,
     take_back,
 )
-from fanout.errors import BrokerError, RunError
+from fanout.errors import BrokerError, InputError, RunError, UnknownRunError
 from fanout.handle import Run
+from fanout.intake import checked_documents
 from fanout.reaper import Reaper
 from fanout.runs import ErrorKind, Outcome, RunStatus
 from fanout.shards import pack
@@ -121,6 +121,34 @@ def finish(store, kinds):
 
 def run_handle(store, publisher):
     return Run(RUN, store, publisher, lambda: None)
+
+
+# An input that breaks while it is read.
+
+
+def broken(count, error):
+    yield from texts(count)
+    raise error
+
+
+@pytest.mark.parametrize("error", [InputError("it shrank"), ValueError("it shrank")])
+def test_a_run_whose_input_breaks_fails_with_what_was_enqueued(store, publisher, error):
+    create(store, MANY)
+    with pytest.raises(type(error), match="it shrank"):
+        enqueue(store, publisher, broken(700, error))
+    run, stage = store.run(RUN), store.stage(RUN, 0)
+    assert (run.halt, run.error) == (RunStatus.FAILED, "the input could not be read: it shrank")
+    assert stage.sealed
+    assert 0 < stage.total < 1_400
+    assert publisher.seals
+
+
+def test_a_run_whose_input_breaks_at_once_is_none(store, publisher):
+    create(store, MANY)
+    with pytest.raises(InputError):
+        enqueue(store, publisher, broken(3, InputError("it shrank")))
+    with pytest.raises(UnknownRunError):
+        store.run(RUN)
 
 
 # Resuming.

@@ -9,6 +9,8 @@ from __future__ import annotations
 import ast
 import contextlib
 import importlib
+import io
+import itertools
 import re
 import time
 from itertools import product
@@ -20,6 +22,8 @@ import fanout
 import workers
 from fanout.aggregators import make_accumulator, score_of
 from fanout.aggregators.base import Item
+from fanout.documents.json_rows import read_json, read_jsonl
+from fanout.documents.tables import look_at_table, read_table
 from fanout.errors import LLMError, PromptError
 from fanout.json_text import parse_json
 from fanout.llm.calls import validate_json
@@ -31,8 +35,8 @@ PACKAGES = [Path(package.__file__).parent for package in (fanout, workers)]
 COMPILING = {"compile"}
 PATTERN_SIZES = (300, 20_000)
 PATTERN_BOUND_S = 0.25
-SIZES = (1_000, 50_000)
-BOUND_S = 1.5
+SIZES = (1_000, 30_000)
+BOUND_S = 1.0
 
 
 def modules():
@@ -169,7 +173,29 @@ def split(name, chunk_tokens):
     return lambda text: list(splitter.spans(text))
 
 
+def document(kind):
+    """Read a text as a file of that kind."""
+
+    def run(text):
+        data = io.BytesIO(text.encode("utf-8", "replace"))
+        if kind == "json":
+            made = read_json("f", data, itertools.count(), "text", 1_000_000)
+        elif kind == "jsonl":
+            made = read_jsonl("f", data, itertools.count(), "text", 1_000_000)
+        else:
+            look = {"text_column": "a", "delimiter": kind, "max_bytes": 1_000_000}
+            head = io.BytesIO(f"a{kind}b\n1{kind}2\n".encode())
+            table = look_at_table("f", head, **look)
+            made = read_table("f", io.BytesIO(head.getvalue() + data.getvalue()), table,
+                              itertools.count(), 1_000_000)  # fmt: skip
+        for _ in made:
+            pass
+
+    return run
+
+
 READERS = {
+    **{f"file: {kind}": document(kind) for kind in ("json", "jsonl", ",", "\t")},
     "parse_json": quietly(parse_json, ValueError),
     "validate_json": quietly(validate_json, LLMError),
     "score_of": score_of,
@@ -191,7 +217,12 @@ HOSTILE = [
     ("", ".", "x"), ("", "!?", "x"), ("a.", '"', "x"), ("", "a. ", ""), ("", "\n ", "x"),
     ("\n", " ", "x"), ("", "\u3002\u300d", ""), ("", "\u2026)", ""), ("", "\u00e9. ", ""),
     ("", "sk-", ""), ("", "://", ""), ("://a:", "b", ""), ("", "://a:b", ""),
-    ("", "password=", " "), ("", "Bearer ", ""), ("", "{{", "{"), ("", "{a", ""), ("", " ", ""),
+    ("", '1,"x\n', ""), ("", '1,"\n', ""), ("", 'a","b\n', ""), ('1,"\n', '1,""x\n', ""),
+    ('1,"\n', "1,2\n", ""), ("", '1\t"x\n', ""), ("", 'a"\t"b\n', ""), ("", '"\n', ""),
+    ("", '1,"a""\n', ""), ("", '"",\n', ""), ("", '1,",\n', ""), ("[", '"', ""), ("", "[\n", ""),
+    ("", '{"a":1}', ""), ("[", "{},", ""), ('{"', "a", ""), ("", '"\\', ""),
+    ("{", '"a":1,"b":2,', '"b":1}'), ("", "password=", " "),
+    ("", "Bearer ", ""), ("", "{{", "{"), ("", "{a", ""), ("", " ", ""),
 ]  # fmt: skip
 
 

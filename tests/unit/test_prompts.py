@@ -71,3 +71,11 @@ def test_a_known_template_passes():
 def test_a_missing_value_names_itself():
     with pytest.raises(PromptError, match="no column 'who'"):
         render("{who}", input="x")
+
+
+def test_a_name_may_say_whose_it_is():
+    template = Template.parse("{fanout:document} {column:document} {column:who} {who}")
+    values = {"who": "Ann", "document": "r.csv:2"}
+    assert template.render(values, {"who": "Ann", "document": "x"}) == "r.csv:2 x Ann Ann"
+    with pytest.raises(PromptError, match="no column 'nobody'"):
+        render("{column:nobody}", input="x")

@@ -1,0 +1,54 @@
+"""Lines of a file as bytes, in bounded memory."""
+
+from __future__ import annotations
+
+from itertools import count
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["BOM", "Line", "read_lines"]
+
+BOM = b"\xef\xbb\xbf"
+_SKIP_BYTES = 1_000_000
+
+
+class Line(NamedTuple):
+    """One line of a file.
+
+    Attributes:
+        number: From 1 on.
+        data: The bytes, with the end of the line; empty where the line is too large.
+        size: How many bytes it has.
+    """
+
+    number: int
+    data: bytes
+    size: int
+
+    @property
+    def is_too_large(self) -> bool:
+        """Whether it was read over."""
+        return not self.data and self.size > 0
+
+    @property
+    def text(self) -> str:
+        """The line as text, with a mark in place of what is no UTF-8."""
+        return self.data.decode("utf-8", "replace")
+
+
+def read_lines(file: BinaryIO, max_bytes: int) -> Iterator[Line]:
+    """Yield the lines of a file, without a byte order mark before the first."""
+    for number in count(1):
+        line = file.readline(max_bytes + 2)
+        if not line:
+            return
+        size = len(line)
+        if size > max_bytes and not line.endswith(b"\n"):
+            while part := file.readline(_SKIP_BYTES):
+                size += len(part)
+                if part.endswith(b"\n"):
+                    break
+            line = b""
+        yield Line(number, line.removeprefix(BOM) if number == 1 else line, size)
