@@ -26,6 +26,7 @@ from services import Processes, Valkey
 from fanout import Client, RunSpec
 from fanout.broker import BRANCHES_QUEUE, make_app
 from fanout.chords import Publisher
+from fanout.queue_names import BEHIND
 from fanout.settings import load_settings
 from fanout.shards import MAX_SHARD_BRANCHES
 
@@ -60,7 +61,7 @@ class _Bench:
         size = MAX_SHARD_BRANCHES
         for number in range(self._branches // size):
             self._publisher.shard_chord("published", 0, number, range(size), size=size, feed=0)
-        waiting = self._redis.llen(BRANCHES_QUEUE)
+        waiting = self._redis.llen(BRANCHES_QUEUE) + self._redis.llen(BEHIND)
         if waiting != self._branches:
             raise RuntimeError(f"{waiting} of {self._branches} branches are in the queue")
 

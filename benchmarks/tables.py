@@ -77,6 +77,15 @@ def _engine() -> str:
     return _table(["CPU ms a branch", "median (least to most)"], rows)
 
 
+def _fairness() -> str:
+    shared = {"in turns": "fairness", "one list": "fairness-one-list"}
+    rows = []
+    for how, name in shared.items():
+        summary = _read(name)["summary"]
+        rows.append([how, _spread(summary["alone_s"]), _spread(summary["beside_s"])])
+    return _table(["the fleet is shared", "alone, s", "beside 50 runs, s"], rows)
+
+
 def _publishing() -> str:
     summary = _read("publishing")["summary"]
     names = {"chords": "shard chords of 500 (`Publisher.shard_chord`)", "submit": "`Client.submit`"}
@@ -219,6 +228,7 @@ TABLES: dict[str, Callable[[], str]] = {
     **{f"compare-{suite}": lambda suite=suite: _compared(suite)
        for suite in ("zero", "second", "thousand", "tail")},
     "engine": _engine,
+    "fairness": _fairness,
     "publishing": _publishing,
     "traffic": _traffic,
     "profile": lambda: _profile("profile_branch"),

@@ -176,7 +176,7 @@ class Publisher:
                 for some in (
                     positions[at : at + _BATCH] for at in range(0, len(positions), _BATCH)
                 ):
-                    channel.put_all(queue, [members.at(position) for position in some])
+                    channel.put_all(queue, run_id, [members.at(position) for position in some])
 
         self._patiently(publish)
 

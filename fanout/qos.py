@@ -20,10 +20,11 @@ from kombu.transport import redis as kombu_redis
 from kombu.transport import virtual
 from kombu.utils.json import dumps
 
-from fanout.queue_names import BRANCHES_QUEUE
+from fanout.queue_names import BEHIND, BRANCHES_QUEUE, TURNS_OF_A_RUN
 from fanout.refusals import MALFORMED, refusals
 from fanout.stores.redis.base import seconds
-from fanout.stores.redis.scripts import RENEW, TAKE
+from fanout.stores.redis.scripts import RENEW
+from fanout.stores.redis.turn_scripts import TAKE
 
 if TYPE_CHECKING:
     import redis
@@ -85,12 +86,14 @@ class ServerClockQoS(kombu_redis.QoS):  # type: ignore[misc]
 
     def _look(self) -> None:
         """See how many there are: there may be more since no slot was free to take one."""
-        with self.channel.conn_or_acquire() as client:
-            self._left = client.llen(BRANCHES_QUEUE)
+        with self.channel.conn_or_acquire() as client, client.pipeline(transaction=False) as pipe:
+            self._left = sum(pipe.llen(BRANCHES_QUEUE).llen(BEHIND).execute())
         self._looked_at = time.monotonic()
 
     def take(self, queue: str, message: bytes, *, more: int) -> list[tuple[str, bytes]]:
         """Keep a message that was taken, and take up to so many more of its queue at once.
+
+        Of the branches those of each run in turn, however many it has published.
 
         Returns:
             The messages with their tags, that one first.
@@ -98,7 +101,7 @@ class ServerClockQoS(kombu_redis.QoS):  # type: ignore[misc]
         tags = [f"{self._prefix}.{next(self._numbers)}" for _ in range(1 + more)]
         keys = [self.unacked_index_key, self.unacked_key, queue]
         with self.channel.conn_or_acquire() as client:
-            args: list[Any] = [_following(queue), message, *tags]
+            args: list[Any] = [_following(queue), _turns(queue), message, *tags]
             left, taken = self._take(keys=keys, args=args, client=client)
         if queue == BRANCHES_QUEUE:
             self._left, self._looked_at = left, time.monotonic()
@@ -125,7 +128,8 @@ class ServerClockQoS(kombu_redis.QoS):  # type: ignore[misc]
         keys = [self.unacked_index_key, self.unacked_key, queue]
         raw = dumps(message._raw)  # noqa: SLF001 - as kombu does
         with self.channel.conn_or_acquire() as client:
-            self._take(keys=keys, args=[_following(queue), raw, tag], client=client)
+            # Nothing of its run has left the queue: nobody's turn follows.
+            self._take(keys=keys, args=[_following(queue), 0, raw, tag], client=client)
 
     def drop(self, tag: str) -> None:
         """Forget what was taken and turned out to be no message."""
@@ -157,6 +161,10 @@ def _following(queue: str) -> str:
     The queue that it was in, whatever the message says of itself.
     """
     return f',"",{json.dumps(queue)}]'
+
+
+def _turns(queue: str) -> int:
+    return TURNS_OF_A_RUN if queue == BRANCHES_QUEUE else 0
 
 
 def renew(client: redis.Redis, index: str, tags: list[str]) -> None:

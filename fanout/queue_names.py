@@ -2,17 +2,39 @@
 
 from __future__ import annotations
 
-__all__ = ["BRANCHES_QUEUE", "CONTROL_QUEUE", "QUEUES", "parse_queues"]
+__all__ = [
+    "BEHIND",
+    "BRANCHES_QUEUE",
+    "CONTROL_QUEUE",
+    "QUEUES",
+    "TURNS",
+    "TURNS_OF_A_RUN",
+    "backlog_of",
+    "parse_queues",
+]
 
 # Control tasks have a queue of their own that workers look at first: behind thousands of branches
 # a collect would hold up the window.
 CONTROL_QUEUE = "fanout.control"
 BRANCHES_QUEUE = "fanout.branches"
 
+# The messages of a run that are in the queue of branches at once, at most. Fewer, and idle workers
+# are told one after the other of a run that has come; more, and it waits longer for its turn.
+TURNS_OF_A_RUN = 4
+# Beside that queue, of the runs that have more (fanout.stores.redis.turn_scripts): how many turns
+# each has there, and a list that is as long as their backlogs together.
+TURNS = f"{BRANCHES_QUEUE}.turns"
+BEHIND = f"{BRANCHES_QUEUE}.behind"
+
 # In the order in which a worker looks at them.
 QUEUES = (CONTROL_QUEUE, BRANCHES_QUEUE)
 
 _PREFIX = "fanout."
+
+
+def backlog_of(run_id: str) -> str:
+    """Return the list of what a run has published and has no turn for yet."""
+    return f"{BRANCHES_QUEUE}.of.{run_id}"
 
 
 def parse_queues(names: str) -> tuple[str, ...]:

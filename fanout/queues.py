@@ -10,7 +10,7 @@ from redis.exceptions import RedisError
 from fanout.errors import BrokerError
 from fanout.messages import UNACKED, UNACKED_INDEX
 from fanout.patience import PASSING_ERRORS
-from fanout.queue_names import QUEUES
+from fanout.queue_names import BEHIND, BRANCHES_QUEUE, QUEUES
 
 if TYPE_CHECKING:
     import redis
@@ -95,20 +95,22 @@ class Queues:
                 pipe.time()
                 pipe.hlen(UNACKED)
                 pipe.zrange(UNACKED_INDEX, 0, 0, withscores=True)
+                pipe.llen(BEHIND)
                 for name in QUEUES:
                     pipe.llen(name)
                     # Kombu pushes on the left, and takes on the right.
                     pipe.lindex(name, -1)
-                (now_s, now_us), taken, oldest, *ends = pipe.execute()
+                (now_s, now_us), taken, oldest, behind, *ends = pipe.execute()
         except RedisError as error:
             is_passing = isinstance(error, PASSING_ERRORS)
             message = f"the broker's queues cannot be read: {error}"
             raise BrokerError(message, is_passing=is_passing) from error
         now = now_s + now_us / 1e6
+        more = {BRANCHES_QUEUE: behind}
         numbered = zip(QUEUES, ends[::2], ends[1::2], strict=True)
         return QueueState(
             queues=tuple(
-                Queue(name=name, waiting=waiting, oldest_s=_age(now, raw))
+                Queue(name=name, waiting=waiting + more.get(name, 0), oldest_s=_age(now, raw))
                 for name, waiting, raw in numbered
             ),
             leases=Leases(taken=taken, oldest_s=max(0.0, now - oldest[0][1]) if oldest else None),

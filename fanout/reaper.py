@@ -107,6 +107,7 @@ class Reaper:
         Raises:
             BrokerError: The server does not answer.
         """
+        self._messages.give_turns()
         stalled: dict[_Key, StageProgress] = {}
         self._seen.clear()
         for run_id in self._store.active_runs():

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import json
 from contextlib import contextmanager
+from functools import cached_property
 from queue import Empty
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
 from celery.app.amqp import AMQP
@@ -18,14 +19,18 @@ from kombu import Connection
 from kombu.connection import ConnectionPool, PooledConnection
 from kombu.transport import redis as kombu_redis
 from kombu.utils.json import loads
+from redis.exceptions import NoScriptError
 
 from fanout.errors import BrokerError
 from fanout.qos import ServerClockQoS
-from fanout.queue_names import BRANCHES_QUEUE, QUEUES
+from fanout.queue_names import BRANCHES_QUEUE, QUEUES, TURNS_OF_A_RUN, backlog_of
 from fanout.refusals import MALFORMED, refusals
+from fanout.stores.redis.turn_scripts import PUT
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    from redis.commands.core import Script
 
 __all__ = ["LimitedAMQP"]
 
@@ -92,12 +97,37 @@ class _Limited:
         finally:
             self._recorded = None
 
-    def put_all(self, queue: str, messages: list[bytes]) -> None:
-        """Put encoded messages into a queue in one step. Raises BrokerError."""
+    def put_all(self, queue: str, run_id: str, messages: list[bytes]) -> None:
+        """Put encoded messages of a run where they wait for its turns, in one step.
+
+        Raises BrokerError.
+        """
         for message in messages:
             self._require_size(len(message))
         with self.conn_or_acquire() as client:
-            client.lpush(queue, *messages)
+            first, rest = messages[:TURNS_OF_A_RUN], messages[TURNS_OF_A_RUN:]
+            args: list[Any] = [TURNS_OF_A_RUN, run_id, len(rest), *first]
+            if not (rest and self._put_both(client, queue, run_id, rest, args)):
+                self._put_in_turn(keys=[queue], args=args, client=client)
+
+    def _put_both(
+        self, client: Any, queue: str, run_id: str, rest: list[bytes], args: list[Any]
+    ) -> bool:
+        """Put messages into a run's backlog, and say so; False where only the first was done."""
+        with client.pipeline() as pipe:
+            pipe.lpush(backlog_of(run_id), *rest)
+            # Not by the script's object: that asks the server each time whether it knows it.
+            pipe.evalsha(self._put_in_turn.sha, 1, queue, *args)
+            answers = pipe.execute(raise_on_error=False)
+        for answer in answers:
+            if isinstance(answer, Exception) and not isinstance(answer, NoScriptError):
+                raise answer
+        return not isinstance(answers[-1], NoScriptError)
+
+    @cached_property
+    def _put_in_turn(self) -> Script:
+        with self.conn_or_acquire() as client:
+            return cast("Script", client.register_script(PUT))
 
     def _require_size(self, size: int) -> None:
         if size > self.max_message_bytes:

@@ -33,6 +33,7 @@ from tornado.web import authenticated
 
 from fanout.broker import BRANCHES_QUEUE, CONTROL_QUEUE, connect_broker, make_app
 from fanout.errors import FanoutError, SettingsError
+from fanout.queue_names import BEHIND
 from fanout.sentinel_url import secrets_of
 from fanout.settings import DEFAULT_BROKER_URL, Settings, load_settings
 from fanout.terminal import print_error
@@ -93,7 +94,8 @@ class _Queues:
 
     def _lengths(self, names: list[str]) -> list[int]:
         with connect_broker(self._flower.fleet_settings) as client:
-            return [int(client.llen(name)) for name in names]
+            more = {BRANCHES_QUEUE: int(client.llen(BEHIND))}
+            return [int(client.llen(name)) + more.get(name, 0) for name in names]
 
     def _consumers(self, name: str) -> int:
         alive, known = self._flower.alive_workers(), self._flower.workers

@@ -275,7 +275,8 @@ class _Trial:
             },
             "workers": watcher.workers(),
             "queues": {
-                queue: client.llen(queue) for queue in ("fanout.control", "fanout.branches")
+                queue: client.llen(queue)
+                for queue in ("fanout.control", "fanout.branches", "fanout.branches.behind")
             },
             "unacked": client.hlen("unacked"),
             "unacked_age_s": _ages(client),

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fanout.broker import BRANCHES_QUEUE, CONTROL_QUEUE
+from fanout.queue_names import BEHIND, QUEUES
 from fanout.stores import RedisStore, connect
 
 if TYPE_CHECKING:
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Sampler", "cpu_s", "peak_mb", "thinned"]
 
+# Where messages wait: BEHIND is as long as all that waits behind the queues.
+_WAITING = (*QUEUES, BEHIND)
 _TICKS = os.sysconf("SC_CLK_TCK")
 _SIZE = re.compile(r"^(Rss|Pss|VmHWM):\s+(\d+) kB", re.MULTILINE)
 
@@ -75,7 +77,7 @@ class Sampler:
         stage = self._store.stage(self._run_id, 0)
         info: Any = self._client.info("memory")
         unacked: Any = self._client.hlen("unacked")
-        waiting: Any = [self._client.llen(queue) for queue in (BRANCHES_QUEUE, CONTROL_QUEUE)]
+        waiting: Any = [self._client.llen(queue) for queue in _WAITING]
         sample: dict[str, Any] = {
             "at_s": round(time.monotonic() - self._began_at, 2),
             "done": stage.done,

@@ -14,9 +14,12 @@ from typing import TYPE_CHECKING
 import pytest
 
 from fanout.client import Client
+from fanout.queue_names import BEHIND, BRANCHES_QUEUE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    import redis
 
 PATCHED = Path(__file__).with_name("patched_worker.py")
 
@@ -82,6 +85,11 @@ def wait_for(condition: Callable[[], bool], what: str, timeout_s: float = 30.0) 
         if time.monotonic() > until:
             pytest.fail(f"waited {timeout_s} s in vain until {what}")
         time.sleep(0.02)
+
+
+def waiting(server: redis.Redis) -> int:
+    """How many branches wait, in their queue and behind it."""
+    return int(server.llen(BRANCHES_QUEUE)) + int(server.llen(BEHIND))
 
 
 @pytest.fixture

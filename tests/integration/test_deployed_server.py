@@ -157,7 +157,8 @@ def scale_as_keda_does(server):
         "return redis.call(kinds[redis.call('type', KEYS[1]).ok], KEYS[1])"
     )
     with server.client("scaler") as client:
-        assert client.eval(script, 1, "fanout.branches") >= 0
+        for waits_in in ("fanout.branches", "fanout.branches.behind"):
+            assert client.eval(script, 1, waits_in) >= 0
 
 
 RUN = "team.a:run:0123abcd"
@@ -191,6 +192,9 @@ RUN = "team.a:run:0123abcd"
         ("client", "BRPOP fanout.branches fanout.control 1"),
         ("client", "LRANGE fanout.branches 0 -1"),
         ("client", "DEL fanout.branches"),
+        ("client", "RPOP fanout.branches.of.0123abcd"),
+        ("client", "LPOP fanout.branches.of.0123abcd"),
+        ("client", "LRANGE fanout.branches.of.0123abcd 0 -1"),
         ("client", "HGETALL unacked"),
         ("client", "HDEL unacked x"),
         ("client", "ZADD unacked_index 1 x"),
@@ -206,6 +210,7 @@ RUN = "team.a:run:0123abcd"
         ("flower", "LPUSH fanout.branches x"),
         ("flower", "RPOP fanout.control"),
         ("flower", "LRANGE fanout.branches 0 -1"),
+        ("flower", "LLEN fanout.branches.of.0123abcd"),
         ("flower", "HGETALL unacked"),
         ("flower", "KEYS *"),
         ("flower", "CONFIG GET *"),
@@ -214,6 +219,7 @@ RUN = "team.a:run:0123abcd"
         ("scaler", "LRANGE fanout.branches 0 -1"),
         ("scaler", "LPUSH fanout.branches x"),
         ("scaler", "LLEN unacked"),
+        ("scaler", "LLEN fanout.branches.of.0123abcd"),
         ("metrics", "SET team.a:totals x"),
         ("metrics", "HSET team.a:totals calls 1"),
         ("metrics", "HINCRBY team.a:totals calls 1"),

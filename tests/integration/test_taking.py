@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import random
+from collections import Counter
 
 import pytest
 import redis
 
-from fanout.broker import BRANCHES_QUEUE, CONTROL_QUEUE, make_app
+from fanout.broker import make_app, make_store
 from fanout.chords import Publisher
-from fanout.messages import UNACKED, UNACKED_INDEX
+from fanout.messages import UNACKED, UNACKED_INDEX, Messages
+from fanout.queue_names import (
+    BEHIND,
+    BRANCHES_QUEUE,
+    CONTROL_QUEUE,
+    TURNS,
+    TURNS_OF_A_RUN,
+    backlog_of,
+)
+from fanout.queues import Queues
 from fanout.settings import load_settings
+
+from .conftest import waiting
 
 
 @pytest.fixture
@@ -64,18 +78,18 @@ def taker(app):
         taker.close()
 
 
-def publish(app, count):
-    Publisher(app).shard_chord("r1", 0, 0, range(count), size=count, feed=0)
+def publish(app, count, run_id="r1", shard=0):
+    Publisher(app).shard_chord(run_id, 0, shard, range(count), size=count, feed=0)
 
 
-def ids(*positions):
-    return [f"r1/0/0/{position}" for position in positions]
+def ids(*positions, run_id="r1", shard=0):
+    return [f"{run_id}/0/{shard}/{position}" for position in positions]
 
 
 def test_as_many_are_taken_at_once_as_there_is_room_in_their_order(app, taker, db):
     publish(app, 10)
     assert taker(4).take_once() == ids(0, 1, 2, 3)
-    assert db.llen(BRANCHES_QUEUE) == 6
+    assert waiting(db) == 6
     assert db.hlen(UNACKED) == db.zcard(UNACKED_INDEX) == 4
 
 
@@ -97,7 +111,7 @@ def test_messages_are_taken_ahead_only_while_there_are_plenty(app, taker, db):
     assert one.take_once() == ids(*range(6, 12))
     for message in one.messages[6:]:
         message.ack()
-    assert db.llen(BRANCHES_QUEUE) == 8
+    assert waiting(db) == 8
     assert one.take_once() == ids(12, 13), "eight are left for others"
     assert not one.channel.qos.can_consume()
 
@@ -170,7 +184,7 @@ def test_a_worker_that_stops_in_the_middle_of_what_it_took_leaves_the_rest(app, 
     one._consumer.on_message = stop
     with pytest.raises(SystemExit):
         one.take_once()
-    assert db.llen(BRANCHES_QUEUE) == 3
+    assert waiting(db) == 3
     one.close()
     assert sorted(taker(5).take_once()) == ids(*range(5))
 
@@ -200,3 +214,155 @@ def test_a_round_trip_makes_no_new_client(app, taker, monkeypatch):
         for message in one.messages:
             message.ack()
     assert made == []
+
+
+def runs_of(taken):
+    return [task_id.partition("/")[0] for task_id in taken]
+
+
+def test_the_branches_of_runs_are_taken_in_turn_however_many_each_has(app, taker):
+    publish(app, 200, "large")
+    publish(app, 100, "second")
+    publish(app, 5, "small")
+    one = taker(1)
+    order = []
+    for _ in range(40):
+        order += one.take_once()
+        one.messages[-1].ack()
+    runs = runs_of(order)
+    last = max(at for at, run in enumerate(runs) if run == "small")
+    assert last < 2 * 3 * TURNS_OF_A_RUN, "its branches wait for a few of the others"
+    both = runs[last + 1 :]
+    assert abs(both.count("large") - both.count("second")) <= TURNS_OF_A_RUN
+    for run in ("large", "second", "small"):
+        own = [task_id for task_id in order if task_id.startswith(f"{run}/")]
+        assert own == ids(*range(len(own)), run_id=run), "of each run in its order"
+
+
+def test_a_worker_that_takes_many_at_once_takes_as_many_of_each_run(app, taker):
+    for run_id in ("a", "b", "c"):
+        publish(app, 100, run_id)
+    one = taker(60)
+    taken = [one.take_once(), one.take_once()]
+    assert [len(each) for each in taken] == [32, 28]
+    for each in taken:
+        counts = [runs_of(each).count(run_id) for run_id in ("a", "b", "c")]
+        assert max(counts) - min(counts) <= TURNS_OF_A_RUN
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_whatever_is_published_and_taken_in_whatever_order_each_comes_once(app, taker, db, seed):
+    """And the counters say what there is, at each step."""
+    dice = random.Random(seed)
+    takers = [taker(room) for room in (1, 7, 60)]
+    published, taken, shards = [], [], itertools.count()
+    while len(published) < 400 or waiting(db):
+        one = dice.choice(takers)
+        if waiting(db) and (dice.random() < 0.6 or len(published) >= 400):
+            had = len(one.messages)
+            taken += one.take_once()
+            for message in one.messages[had:]:
+                message.ack()
+        else:
+            run_id, shard, count = dice.choice("abcdefg"), next(shards), dice.randint(1, 30)
+            publish(app, count, run_id, shard)
+            published += ids(*range(count), run_id=run_id, shard=shard)
+        behind = {run: db.llen(backlog_of(run)) for run in "abcdefg"}
+        held = [json.loads(each)["headers"]["root_id"] for each in db.lrange(BRANCHES_QUEUE, 0, -1)]
+        assert db.llen(BEHIND) == sum(behind.values()) == len(published) - len(taken) - len(held)
+        turns = {run.decode(): int(count) for run, count in db.hgetall(TURNS).items()}
+        assert turns == Counter(held)
+        for run, count in behind.items():
+            assert not count or turns[run] == TURNS_OF_A_RUN
+    assert sorted(taken) == sorted(published)
+
+
+def test_a_run_alone_has_all_and_few_of_it_are_in_the_queue(app, taker, db):
+    publish(app, 100)
+    assert db.llen(BRANCHES_QUEUE) == TURNS_OF_A_RUN
+    assert db.llen(BEHIND) == 100 - TURNS_OF_A_RUN
+    one = taker(200)
+    taken = []
+    while len(taken) < 100:
+        taken += one.take_once()
+    assert taken == ids(*range(100))
+    assert db.keys("fanout.branches*") == [], "nothing is left of it"
+
+
+def test_the_turns_of_a_run_do_not_add_up(app, taker, db):
+    for shard in range(5):
+        publish(app, 3, shard=shard)
+    assert db.llen(BRANCHES_QUEUE) == TURNS_OF_A_RUN
+    assert [taker(50).take_once()] == [[each for n in range(5) for each in ids(0, 1, 2, shard=n)]]
+
+
+@pytest.mark.parametrize("lost", [1, TURNS_OF_A_RUN])
+def test_turns_that_were_lost_are_given_again(app, taker, db, lost):
+    """A worker that dies between taking a message and saying so takes it, and its turn, along."""
+    publish(app, 20)
+    for _ in range(lost):
+        db.rpop(BRANCHES_QUEUE)
+    with redis.Redis(connection_pool=db.connection_pool) as client:
+        assert Messages(client).give_turns() == lost
+        assert Messages(client).give_turns() == 0
+    assert db.llen(BRANCHES_QUEUE) == TURNS_OF_A_RUN
+    one = taker(50)
+    assert one.take_once() == ids(*range(lost, 20))
+
+
+def test_lost_turns_of_one_run_are_given_again_while_others_have_theirs(app, db):
+    publish(app, 20, "a")
+    db.delete(BRANCHES_QUEUE)
+    publish(app, 20, "b")
+    db.hset(TURNS, "gone", 3)
+    db.lpush(BEHIND, "", "")
+    assert Messages(db).give_turns() == TURNS_OF_A_RUN
+    own = [json.loads(raw)["headers"]["root_id"] for raw in db.lrange(BRANCHES_QUEUE, 0, -1)]
+    assert sorted(own) == ["a"] * TURNS_OF_A_RUN + ["b"] * TURNS_OF_A_RUN
+    assert db.llen(BEHIND) == 40 - TURNS_OF_A_RUN - 2 * TURNS_OF_A_RUN
+    assert set(db.hkeys(TURNS)) == {b"a", b"b"}
+
+
+def test_counters_that_are_wrong_keep_nobody_waiting(app, taker, db):
+    publish(app, 20, "a")
+    db.hset(TURNS, mapping={"a": 4, "b": 400, "c": -7})
+    publish(app, 20, "b")
+    publish(app, 20, "c")
+    one = taker(100)
+    taken = []
+    while len(taken) < 60:
+        taken += one.take_once()
+    assert sorted(taken) == sorted(
+        each for run_id in ("a", "b", "c") for each in ids(*range(20), run_id=run_id)
+    )
+    assert db.keys("fanout.branches*") == []
+
+
+def test_what_is_put_straight_into_the_queue_is_taken_as_well(app, taker, db):
+    """As Celery does with what is tried again, and kombu with what a dead worker had taken."""
+    publish(app, 10)
+    one = taker(5)
+    one.take_once()
+    one.close()
+    assert waiting(db) == 10
+    publish(app, 3, "r2")
+    two = taker(20)
+    taken = []
+    while len(taken) < 13:
+        taken += two.take_once()
+    assert sorted(taken) == sorted([*ids(*range(10)), *ids(0, 1, 2, run_id="r2")])
+    assert db.keys("fanout.branches*") == []
+
+
+def test_what_waits_behind_the_queue_is_seen_and_goes_with_its_run(app, db, broker_url):
+    publish(app, 50)
+    publish(app, 50, "r2")
+    seen = Messages(db).task_ids()
+    assert seen == {"r1": set(ids(*range(50))), "r2": set(ids(*range(50), run_id="r2"))}
+    [_, branches] = Queues(db).state().queues
+    assert branches.waiting == 100
+    store = make_store(load_settings(broker_url=broker_url))
+    store.create_run("r2", spec="{}", created_at=1.0)
+    store.delete_run("r2")
+    assert waiting(db) == 50 + TURNS_OF_A_RUN
+    assert not db.exists(backlog_of("r2"))

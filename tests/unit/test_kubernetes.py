@@ -10,7 +10,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from fanout.broker import BRANCHES_QUEUE
+from fanout.queue_names import BEHIND, BRANCHES_QUEUE
 from tests.compose import read, seconds
 from tests.deployed import ROOT, make_secrets
 from tests.needs import needs
@@ -123,19 +123,20 @@ def test_the_queues_length_scales_the_workers(objects):
     spec = scaled["spec"]
     assert ("Deployment", spec["scaleTargetRef"]["name"]) in objects
     assert 1 <= spec["minReplicaCount"] < spec["maxReplicaCount"]
-    [trigger] = spec["triggers"]
-    assert trigger["type"] == "redis"
-    # KEDA takes strings only.
-    assert all(isinstance(value, str) for value in trigger["metadata"].values())
-    assert trigger["metadata"]["listName"] == BRANCHES_QUEUE
-    host, port = trigger["metadata"]["address"].split(":")
-    service = objects["Service", host.split(".")[0]]
-    assert int(port) == service["spec"]["ports"][0]["port"]
-    assert host.split(".")[1] == "fanout"
-    login = objects["TriggerAuthentication", trigger["authenticationRef"]["name"]]
-    for reference in login["spec"]["secretTargetRef"]:
-        assert reference["key"] in objects["Secret", reference["name"]]["data"]
-        assert reference["parameter"] in {"username", "password"}
+    lists = [trigger["metadata"]["listName"] for trigger in spec["triggers"]]
+    assert lists == [BRANCHES_QUEUE, BEHIND], "what waits in the queue, and behind it"
+    for trigger in spec["triggers"]:
+        assert trigger["type"] == "redis"
+        # KEDA takes strings only.
+        assert all(isinstance(value, str) for value in trigger["metadata"].values())
+        host, port = trigger["metadata"]["address"].split(":")
+        service = objects["Service", host.split(".")[0]]
+        assert int(port) == service["spec"]["ports"][0]["port"]
+        assert host.split(".")[1] == "fanout"
+        login = objects["TriggerAuthentication", trigger["authenticationRef"]["name"]]
+        for reference in login["spec"]["secretTargetRef"]:
+            assert reference["key"] in objects["Secret", reference["name"]]["data"]
+            assert reference["parameter"] in {"username", "password"}
 
 
 def test_the_worker_has_as_long_to_stop_as_under_compose(objects):

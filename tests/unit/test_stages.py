@@ -69,6 +69,9 @@ class Messages:
     def task_ids(self):
         return {RUN: self.ids}
 
+    def give_turns(self):
+        return 0
+
 
 class Runtime:
     """As much of a worker process as branches and stages use."""

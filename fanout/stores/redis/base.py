@@ -29,7 +29,7 @@ from fanout.patience import PASSING_ERRORS
 from fanout.runs import TERMINAL
 from fanout.stores.blobs.inline import InlineBlobs
 from fanout.stores.connection import address_of
-from fanout.stores.redis import fleet_scripts, scripts
+from fanout.stores.redis import fleet_scripts, scripts, turn_scripts
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -126,6 +126,7 @@ class RedisBase:
         self._compact = client.register_script(scripts.COMPACT)
         self._set_status = client.register_script(scripts.SET_STATUS)
         self._end_run = client.register_script(scripts.END_RUN)
+        self._forget_backlog = client.register_script(turn_scripts.FORGET_BACKLOG)
         self._halt = client.register_script(scripts.HALT)
         self._reopen_run = client.register_script(scripts.REOPEN_RUN)
         self._unbegin = client.register_script(scripts.UNBEGIN)

@@ -6,6 +6,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, cast
 
 from fanout.errors import StorageError, UnknownRunError
+from fanout.queue_names import BRANCHES_QUEUE
 from fanout.runs import RunStatus
 from fanout.stores import codec
 from fanout.stores.redis.base import FINAL, seconds, translated
@@ -159,6 +160,7 @@ class RedisRuns(RedisStages):
     def delete_run(self, run_id: str) -> None:
         """See Store."""
         record = self.run(run_id)
+        self._forget_backlog(keys=[BRANCHES_QUEUE], args=[run_id])
         # Newest stage first and the run last: a deletion that dies half-way can be done again.
         for stage in range(record.last_stage + 1, -1, -1):
             self._delete_shards(run_id, stage)

@@ -21,7 +21,6 @@ __all__ = [
     "REOPEN_SHARD",
     "SEAL",
     "SET_STATUS",
-    "TAKE",
     "UNBEGIN",
 ]
 
@@ -74,24 +73,6 @@ for i = 6, #ARGV, 5 do
 end
 if begins then redis.call('EXPIRE', KEYS[4], ARGV[1]) end
 return verdicts
-"""
-
-# KEYS index, messages, queue; ARGV what follows a message where kombu keeps it, a message that was
-# taken, its tag, and a tag for each further message to take now. Returns how many are left, and
-# these messages. They are kept as kombu keeps them, but by the server's clock: those of machines
-# differ.
-TAKE = """
-local time = redis.call('TIME')
-local now = time[1] + time[2] / 1e6
-local function keep(message, tag)
-    redis.call('ZADD', KEYS[1], now, tag)
-    redis.call('HSET', KEYS[2], tag, '[' .. message .. ARGV[1])
-end
-keep(ARGV[2], ARGV[3])
-local taken = {}
-if #ARGV > 3 then taken = redis.call('RPOP', KEYS[3], #ARGV - 3) or {} end
-for i, message in ipairs(taken) do keep(message, ARGV[3 + i]) end
-return {redis.call('LLEN', KEYS[3]), taken}
 """
 
 # KEYS index; ARGV tags. Only what is still there: a message that was acknowledged stays away.

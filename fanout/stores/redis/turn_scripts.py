@@ -1,0 +1,165 @@
+"""The server's Lua for turns: how runs share the queue of branches.
+
+A run has a few messages in the queue at most, its *turns*; what else it has published waits in a
+list of its own, its *backlog*. Whoever takes messages has those of the same runs that come next put
+at the queue's end, in the same step. So the queue is a ring, in which each run has its turn after
+all others, however much each has published; and it is never empty while a backlog is not.
+
+Keys: the queue, and behind its name ``.turns``, a hash of how many messages of a run are in the
+queue; ``.of.RUN``, the backlog of a run; ``.behind``, a list of empty strings, as many as there are
+messages in all backlogs together: a length is all that a scaler can ask for.
+
+What is in ``.turns`` may differ from what is in the queue: a worker died between taking and
+counting, or somebody else has put a message there or taken one. It is put right whenever the queue
+is seen to be empty, and by ``RECOUNT``.
+"""
+
+from __future__ import annotations
+
+__all__ = ["FORGET_BACKLOG", "PUT", "RECOUNT", "TAKE"]
+
+_SHARED = """
+local function backlog_of(queue, run) return queue .. '.of.' .. run end
+local function run_of(message) return message:match('"root_id": ?"([%w_-]+)"') end
+-- Puts messages of a run's backlog into the queue until it has its turns there; returns how many.
+local function give_turns(queue, run, held, turns)
+    local rest, moved = redis.call('LLEN', backlog_of(queue, run)), 0
+    if rest > 0 and held < turns then
+        local next = redis.call('RPOP', backlog_of(queue, run), turns - held) or {}
+        moved = #next
+        if moved > 0 then redis.call('LPUSH', queue, unpack(next)) end
+    end
+    if rest - moved <= 0 and held + moved <= 0 then
+        redis.call('HDEL', queue .. '.turns', run)
+    else
+        redis.call('HSET', queue .. '.turns', run, held + moved)
+    end
+    return moved
+end
+"""
+
+# KEYS index, messages, queue; ARGV what follows a message where kombu keeps it, the turns of a run
+# (0: the queue has none), a message that was taken, its tag, and a tag for each further message to
+# take now. Returns how many are left, and these messages. They are kept as kombu keeps them, but by
+# the server's clock: those of machines differ.
+TAKE = f"""{_SHARED}
+local queue, turns = KEYS[3], tonumber(ARGV[2])
+local time = redis.call('TIME')
+local now = time[1] + time[2] / 1e6
+local function keep(message, tag)
+    redis.call('ZADD', KEYS[1], now, tag)
+    redis.call('HSET', KEYS[2], tag, '[' .. message .. ARGV[1])
+end
+keep(ARGV[3], ARGV[4])
+local wanted = #ARGV - 4
+local taken = {{}}
+if wanted > 0 then taken = redis.call('RPOP', queue, wanted) or {{}} end
+if turns == 0 then
+    for i, message in ipairs(taken) do keep(message, ARGV[4 + i]) end
+    return {{redis.call('LLEN', queue), taken}}
+end
+local runs, gone, rest = {{}}, {{}}, {{}}
+local function note(run, count)
+    if not run then return end
+    if not gone[run] then
+        runs[#runs + 1], gone[run] = run, 0
+        rest[run] = redis.call('LLEN', backlog_of(queue, run))
+    end
+    gone[run] = gone[run] + count
+end
+note(run_of(ARGV[3]), 1)
+for _, message in ipairs(taken) do note(run_of(message), 1) end
+-- Nobody has a turn left: what the counters say otherwise is wrong.
+local is_empty = redis.call('LLEN', queue) == 0
+if is_empty and redis.call('LLEN', queue .. '.behind') > 0 then
+    for _, run in ipairs(redis.call('HKEYS', queue .. '.turns')) do note(run, 0) end
+end
+local moved, more = 0, wanted - #taken
+while more > 0 do
+    local with = {{}}
+    for _, run in ipairs(runs) do
+        if rest[run] > 0 then with[#with + 1] = run end
+    end
+    if #with == 0 then break end
+    local share = math.ceil(more / #with)
+    for _, run in ipairs(with) do
+        local count = math.min(share, more, rest[run])
+        if count > 0 then
+            for _, message in ipairs(redis.call('RPOP', backlog_of(queue, run), count)) do
+                taken[#taken + 1] = message
+            end
+        end
+        moved, more, rest[run] = moved + count, more - count, rest[run] - count
+    end
+end
+for i, message in ipairs(taken) do keep(message, ARGV[4 + i]) end
+for _, run in ipairs(runs) do
+    local held = 0
+    if not is_empty then
+        held = tonumber(redis.call('HGET', queue .. '.turns', run) or 0) - gone[run]
+    end
+    moved = moved + give_turns(queue, run, math.max(0, held), turns)
+end
+if moved > 0 then redis.call('LPOP', queue .. '.behind', moved) end
+return {{redis.call('LLEN', queue) + redis.call('LLEN', queue .. '.behind'), taken}}
+"""
+
+# KEYS queue; ARGV turns of a run, run, how many messages were put into its backlog just now, and
+# some that were not. It takes nothing from anywhere, as a client may not; and what goes into the
+# backlog anyway does not pass through it, which would cost the server more than all the rest.
+PUT = f"""{_SHARED}
+local queue, turns, run = KEYS[1], tonumber(ARGV[1]), ARGV[2]
+local backlog, behind = backlog_of(queue, run), tonumber(ARGV[3])
+local count, held, room = #ARGV - 3, 0, turns
+-- An empty queue wakes nobody, whatever the counters say.
+if redis.call('LLEN', queue) > 0 then
+    held = tonumber(redis.call('HGET', queue .. '.turns', run) or 0)
+    room = 0
+    if redis.call('LLEN', backlog) == behind then room = math.max(0, turns - held) end
+end
+local first = math.min(room, count)
+if first > 0 then redis.call('LPUSH', queue, unpack(ARGV, 4, 3 + first)) end
+if first < count then redis.call('LPUSH', backlog, unpack(ARGV, 4 + first)) end
+behind = behind + count - first
+if behind > 0 then
+    local blank = {{}}
+    for i = 1, behind do blank[i] = '' end
+    redis.call('LPUSH', queue .. '.behind', unpack(blank))
+end
+redis.call('HSET', queue .. '.turns', run, held + first)
+return redis.call('LLEN', queue)
+"""
+
+# KEYS queue; ARGV turns of a run, the length from which on a queue is not counted. Returns how many
+# messages were given a turn that nobody would have given them.
+RECOUNT = f"""{_SHARED}
+local queue, turns = KEYS[1], tonumber(ARGV[1])
+if redis.call('EXISTS', queue .. '.turns', queue .. '.behind') == 0 then return 0 end
+if redis.call('LLEN', queue) > tonumber(ARGV[2]) then return 0 end
+local held = {{}}
+for _, message in ipairs(redis.call('LRANGE', queue, 0, -1)) do
+    local run = run_of(message)
+    if run then held[run] = (held[run] or 0) + 1 end
+end
+local moved, behind = 0, 0
+for _, run in ipairs(redis.call('HKEYS', queue .. '.turns')) do
+    local rest = redis.call('LLEN', backlog_of(queue, run))
+    local given = give_turns(queue, run, held[run] or 0, turns)
+    moved, behind = moved + given, behind + rest - given
+end
+local off = behind - redis.call('LLEN', queue .. '.behind')
+if off < 0 then redis.call('LPOP', queue .. '.behind', -off) end
+for _ = 1, off do redis.call('LPUSH', queue .. '.behind', '') end
+return moved
+"""
+
+# KEYS queue; ARGV run. Its turns in the queue stay: whoever takes them sees that the run is gone.
+FORGET_BACKLOG = f"""{_SHARED}
+local queue, run = KEYS[1], ARGV[1]
+local rest = redis.call('LLEN', backlog_of(queue, run))
+if rest == 0 then return 0 end
+redis.call('DEL', backlog_of(queue, run))
+redis.call('HDEL', queue .. '.turns', run)
+redis.call('LPOP', queue .. '.behind', rest)
+return rest
+"""
