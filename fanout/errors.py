@@ -133,6 +133,8 @@ class LLMError(FanoutError):
         stop_after: How many branches must fail alike, before any has succeeded, until their run is
             stopped: 1 stops it at once and whatever went well before, 0 never does. None is as the
             kind has it: ``auth`` and ``budget`` stop a run, others do not.
+        is_own: Whether it is certain that this prompt fails, and not its provider: then it is not
+            taken for an outage, nor waited out as one.
     """
 
     def __init__(
@@ -144,6 +146,7 @@ class LLMError(FanoutError):
         status: int | None = None,
         usage: Usage | None = None,
         stop_after: int | None = None,
+        is_own: bool = False,
     ) -> None:
         super().__init__(message)
         self.kind = kind
@@ -151,6 +154,7 @@ class LLMError(FanoutError):
         self.status = status
         self.usage = usage
         self.stop_after = stop_after
+        self.is_own = is_own
 
 
 class WireVersionError(FanoutError):

@@ -53,12 +53,15 @@ class LimitState(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         requests_until: When the requests let through are paid for.
         tokens_until: When their tokens are.
-        blocked_until: Before that nothing is let through: the provider asked for a pause.
+        blocked_until: Before that nothing is let through: the provider asked for a pause, or fails.
+        down_s: Seconds since which the model fails for everybody; None where it does not. Only
+            where this is told, not where it is reckoned with: see fanout.outages.
     """
 
     requests_until: float = 0.0
     tokens_until: float = 0.0
     blocked_until: float = 0.0
+    down_s: float | None = None
 
 
 class Slot(msgspec.Struct, frozen=True, kw_only=True):

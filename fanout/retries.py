@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from fanout.limits import MAX_BLOCK_S
+from fanout.outages import MAX_PROBE_S
 from fanout.runs import ErrorKind
 
 if TYPE_CHECKING:
@@ -34,6 +36,9 @@ RETRYABLE = frozenset(
 # These fail every branch alike: one message instead of a hundred thousand failures.
 STOPS_RUN = frozenset({ErrorKind.AUTH, ErrorKind.BUDGET})
 
+# Parts of attempts do not add up exactly.
+_ROUNDING = 1e-6
+
 
 class RetryDecision(msgspec.Struct, frozen=True, kw_only=True):
     """Make the call again.
@@ -48,30 +53,42 @@ class RetryDecision(msgspec.Struct, frozen=True, kw_only=True):
 def decide(
     *,
     kind: ErrorKind,
-    attempt: int,
+    spent: float,
+    failures: int,
     elapsed_s: float,
     policy: RetrySpec,
     jitter: float,
     retry_after_s: float | None = None,
+    is_held: bool = False,
 ) -> RetryDecision | None:
     """Return whether and when a failed call is made again, or None where it is not.
 
-    The wait doubles with each attempt, up to ``policy.max_wait_s``, and is between half of that
+    The wait doubles with each failure, up to ``policy.max_wait_s``, and is between half of that
     and all of it, so that branches that failed together do not come back together. What the
-    provider asks for in ``Retry-After`` is the least.
+    provider asks for in ``Retry-After`` is the least, but it is asked again after MAX_BLOCK_S.
 
     Args:
         kind: Why the call failed.
-        attempt: Calls made so far, from 1.
-        elapsed_s: Seconds since the first call began.
+        spent: Attempts that count against the branch: see fanout.outages.
+        failures: Calls that have failed so far, from 1.
+        elapsed_s: Seconds since the first call began, or since which the model fails for everybody.
         policy: The bounds.
         jitter: A random number from 0 to 1.
         retry_after_s: Seconds that the provider asked to wait, or None.
+        is_held: Whether all calls to the model are held back: then there is no need to wait here.
     """
-    if kind not in RETRYABLE or attempt >= policy.max_attempts:
+    if kind not in RETRYABLE or spent >= policy.max_attempts - _ROUNDING:
         return None
-    full = min(policy.max_wait_s, policy.base_wait_s * 2.0 ** min(attempt - 1, 30))
-    wait_s = max(full * (0.5 + jitter / 2), retry_after_s or 0.0)
+    if is_held:
+        # Whatever the provider asks for is waited for there.
+        full, asked_s = policy.base_wait_s, 0.0
+    else:
+        full = min(policy.max_wait_s, policy.base_wait_s * 2.0 ** min(failures - 1, 30))
+        asked_s = min(retry_after_s or 0.0, MAX_BLOCK_S)
+        if spent < failures - _ROUNDING:
+            # It is the provider who is slow to be well: look soon whether it is.
+            full = min(full, MAX_PROBE_S)
+    wait_s = max(full * (0.5 + jitter / 2), asked_s)
     if elapsed_s + wait_s > policy.max_elapsed_s:
         return None
     return RetryDecision(wait_s=wait_s)

@@ -42,8 +42,9 @@ class RetrySpec(BaseModel):
     """When a failed call is made again.
 
     Attributes:
-        max_attempts: Calls a branch may make, the first included.
-        max_elapsed_s: Seconds a branch may take in all, waits included.
+        max_attempts: Calls of a branch that may fail for reasons of its own. Those that fail as
+            the provider is down, or asks to wait, do not count.
+        max_elapsed_s: Seconds a branch may take in all, waits included: so long may an outage last.
         base_wait_s: The first wait, in seconds; each further one doubles.
         max_wait_s: The longest single wait, in seconds.
     """
@@ -51,7 +52,7 @@ class RetrySpec(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
     max_attempts: Annotated[int, Field(ge=1, le=100)] = 5
-    max_elapsed_s: Annotated[float, Field(gt=0)] = 300.0
+    max_elapsed_s: Annotated[float, Field(gt=0)] = 3_600.0
     base_wait_s: Annotated[float, Field(ge=0)] = 0.5
     max_wait_s: Annotated[float, Field(ge=0)] = 60.0
 

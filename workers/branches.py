@@ -196,7 +196,7 @@ async def _answer(
     try:
         return await _call(claim, runtime, shard_key, index, calls)
     except CallStoppedError as stopped:
-        if stopped.reason is Stop.HANDED_BACK:
+        if stopped.reason in (Stop.HANDED_BACK, Stop.PAUSED):
             raise BranchHandedBack from None
         return _stopped(index, stopped.reason, calls)
     except (LostDataError, UnknownRunError):
@@ -252,6 +252,7 @@ async def _call(
             gate=claim.gate(runtime.limiter.gate(spec.model, spec.rate.rates)),
             max_output_kb=runtime.settings.max_output_kb,
             observe=calls.attempts.append,
+            sleep=runtime.wait,
         ),
         has_deadline=stage == 0,
     )

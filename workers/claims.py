@@ -9,7 +9,6 @@ from math import ceil
 from typing import TYPE_CHECKING
 
 from fanout.errors import UnknownRunError
-from fanout.limits import MAX_BLOCK_S
 from fanout.stores import Start
 from workers.inflight import CallStoppedError, Stop
 from workers.leases import SURE
@@ -18,6 +17,7 @@ if TYPE_CHECKING:
     from fanout.errors import LLMError
     from fanout.llm.base import LLMReply, LLMRequest
     from fanout.llm.calls import Gate
+    from fanout.outages import Verdict
     from fanout.stores import Begun
     from workers.runtime import Runtime
 
@@ -127,9 +127,10 @@ class Claim:
             spec = await self._runtime.spec_of(self._key[0])
         except UnknownRunError:
             return 0
-        pauses_s = spec.retries.max_attempts * MAX_BLOCK_S
-        waits_s = _LONGEST_QUEUE_S if spec.rate.rates.is_limited else pauses_s
-        return ceil(spec.retries.max_elapsed_s + spec.timeout_s + waits_s) + _HOLD_MARGIN_S
+        waits_s = _LONGEST_QUEUE_S if spec.rate.rates.is_limited else 0.0
+        # An outage may last so long before the first call, and the calls may take as long.
+        longest_s = 2 * (spec.retries.max_elapsed_s + spec.timeout_s)
+        return ceil(longest_s + waits_s) + _HOLD_MARGIN_S
 
     async def confirm(self) -> None:
         """Ask again where it is long ago.
@@ -172,13 +173,14 @@ class _ClaimedGate:
         self._claim = claim
         self._gate = gate
 
-    async def enter(self, request: LLMRequest) -> None:
+    async def enter(self, request: LLMRequest, *, left_s: float) -> float:
         """Wait until the call may begin, and the branch is this delivery's still."""
-        await self._gate.enter(request)
+        for_rate_s = await self._gate.enter(request, left_s=left_s)
         await self._claim.confirm()
+        return for_rate_s
 
     async def leave(
         self, request: LLMRequest, reply: LLMReply | None, error: LLMError | None
-    ) -> None:
+    ) -> Verdict | None:
         """See Gate."""
-        await self._gate.leave(request, reply, error)
+        return await self._gate.leave(request, reply, error)

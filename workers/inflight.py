@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from fanout.errors import BrokerError, UnknownRunError
 from fanout.logs import about
+from fanout.runs import RunStatus
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
+    from collections.abc import Container, Coroutine
 
     from fanout.stores import Store
 
@@ -31,6 +32,7 @@ class Stop(Enum):
     HALTED = "halted"  # its run was stopped
     EXPIRED = "expired"  # its run's deadline passed
     HANDED_BACK = "handed back"  # the worker stops: another one shall make the call
+    PAUSED = "paused"  # its run was, while it waited to call
 
 
 class CallStoppedError(Exception):
@@ -54,6 +56,8 @@ class InFlight:
         self._tasks: defaultdict[tuple[str, bool], dict[asyncio.Task[Any], Stop | None]]
         self._tasks = defaultdict(dict)
         self._watcher: asyncio.Task[None] | None = None
+        # Those that make no call just now: they wait until they may.
+        self._waiting: set[asyncio.Task[Any]] = set()
         self._is_handing_back = False
         # How many there are.
         self.count = 0
@@ -86,6 +90,18 @@ class InFlight:
             if not calls:
                 self._tasks.pop((run_id, has_deadline), None)
 
+    async def wait(self, seconds: float) -> None:
+        """Wait between calls: a branch whose run is paused meanwhile goes back to the queue."""
+        task = asyncio.current_task()
+        if task is None:
+            await asyncio.sleep(seconds)
+            return
+        self._waiting.add(task)
+        try:
+            await asyncio.sleep(seconds)
+        finally:
+            self._waiting.discard(task)
+
     def hand_back(self) -> None:
         """End all calls, and those to come; on the loop."""
         self._is_handing_back = True
@@ -107,7 +123,9 @@ class InFlight:
             await asyncio.sleep(_LOOK_S)
             for key in list(self._tasks):
                 reason = await asyncio.to_thread(self._reason, *key)
-                if reason is not None:
+                if reason is Stop.PAUSED:
+                    self._cancel(key, reason, only=self._waiting)
+                elif reason is not None:
                     self._cancel(key, reason)
 
     def _reason(self, run_id: str, has_deadline: bool) -> Stop | None:  # noqa: FBT001 - half a key
@@ -124,10 +142,17 @@ class InFlight:
             return Stop.HALTED
         if has_deadline and run.is_overdue:
             return Stop.EXPIRED
-        return None
+        return Stop.PAUSED if run.status is RunStatus.PAUSED else None
 
-    def _cancel(self, key: tuple[str, bool], reason: Stop) -> None:
+    def _cancel(
+        self,
+        key: tuple[str, bool],
+        reason: Stop,
+        *,
+        only: Container[asyncio.Task[Any]] | None = None,
+    ) -> None:
         calls = self._tasks.get(key, {})
         for task in calls:
-            calls[task] = calls[task] or reason
-            task.cancel()
+            if only is None or task in only:
+                calls[task] = calls[task] or reason
+                task.cancel()

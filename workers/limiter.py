@@ -1,4 +1,4 @@
-"""The fleet's rate limits, as the calls of one worker process meet them."""
+"""The fleet's rate limits and circuit breakers, as the calls of one worker process meet them."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING
 
 from fanout.errors import BrokerError
 from fanout.limits import MAX_BLOCK_S
+from fanout.outages import CLOSED, SHARED, ask, close, judge, trip
 from fanout.runs import ErrorKind
 from fanout.tokens import estimate_tokens
+from workers.health import ModelHealth
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from fanout.errors import LLMError
     from fanout.limits import Rates
     from fanout.llm.base import LLMReply, LLMRequest
+    from fanout.outages import Verdict
     from fanout.stores import Store
 
 __all__ = ["Gate", "Limiter"]
@@ -29,8 +32,63 @@ _LOOK_S = 0.5
 _PAUSE_S = 1.0
 # Those that waited together are spread over so much of the pause, or they would be refused again.
 _SPREAD = 0.5
+_MAX_SPREAD_S = 2.0
+# How soon who waits looks again whether the pause is over; who has failed leaves it to the others
+# to try, as it may be at fault itself.
+_POLL_S = 0.5
+_POLL_FAILED = 3.0
+# How many calls of the worker that is told to try do so: one of them may fail by itself.
+_PROBES = 2
+# Says nothing of the model: a fault on our own side.
+_SILENT = frozenset({ErrorKind.INTERNAL})
 
 _log = logging.getLogger(__name__)
+
+
+class _Model:
+    """What this worker knows of a model."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.health = ModelHealth()
+        self.looked_at = float("-inf")
+        # Until when the fleet leaves it alone, and this worker because it was refused.
+        self.fleet_until = 0.0
+        self.refused_until = 0.0
+        # Since when it is known to fail for everybody, by the fleet or by this worker alone.
+        self.down_at: float | None = None
+        # Of this worker alone: where the fleet's cannot be asked, or others are well.
+        self.breaker = CLOSED
+        self.probes = 0
+        # When calls last were held back.
+        self.heard_at = 0.0
+
+    def hold_s(self, now: float) -> float:
+        """Return for how long no call shall begin."""
+        until = max(self.fleet_until, self.refused_until)
+        if until <= now and self.breaker.opened_at is not None:
+            standing, self.breaker = ask(self.breaker, now=now)
+            if standing.is_probe:
+                self.probes = _PROBES
+            return standing.wait_s
+        return max(0.0, until - now)
+
+    def down_s(self, now: float) -> float | None:
+        """Return since when the model fails for everybody, or None."""
+        return None if self.down_at is None else now - self.down_at
+
+    def fell(self, at: float, now: float) -> None:
+        """Remember that it fails."""
+        if self.down_at is None:
+            self.heard_at = now
+        self.down_at = at if self.down_at is None else min(at, self.down_at)
+
+    def rose(self, now: float) -> None:
+        """Remember that it is well again."""
+        self.down_at = None
+        self.fleet_until = self.refused_until = 0.0
+        self.breaker = close(self.breaker, now=now)
+        self.probes = 0
 
 
 class Limiter:
@@ -50,26 +108,26 @@ class Limiter:
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self._store = store
-        self._clock = clock
+        self.clock = clock
         self._sleep = sleep
-        self._paused_until: dict[str, float] = {}
-        self._looked_at: dict[str, float] = {}
+        self._models: dict[str, _Model] = {}
 
     def gate(self, model: str, rates: Rates) -> Gate:
-        """Return the gate for the calls of a run."""
-        return Gate(self, model, rates)
+        """Return the gate for the calls of a branch."""
+        return Gate(self, self._known(model), rates)
 
-    async def enter(self, model: str, rates: Rates, tokens: int) -> None:
-        """Wait until a call of so many tokens may begin."""
+    def _known(self, name: str) -> _Model:
+        model = self._models.get(name)
+        if model is None:
+            model = self._models[name] = _Model(name)
+        return model
+
+    async def wait_for_slot(self, model: str, rates: Rates, tokens: int) -> None:
+        """Wait until the rates allow a call of so many tokens."""
         while not await self._has_slot(model, rates, tokens):
-            continue
-        # The provider may have asked for a pause meanwhile.
-        while await self._has_paused(model):
             continue
 
     async def _has_slot(self, model: str, rates: Rates, tokens: int) -> bool:
-        if not rates.is_limited:
-            return True
         try:
             slot = await asyncio.to_thread(self._store.take_slot, model, rates=rates, tokens=tokens)
         except BrokerError as error:
@@ -80,40 +138,94 @@ class Limiter:
         await self._sleep(slot.wait_s)
         return slot.is_taken
 
-    async def _has_paused(self, model: str) -> bool:
-        """Wait until a pause is over; say whether there was one."""
-        now = self._clock()
-        if now - self._looked_at.get(model, float("-inf")) >= _LOOK_S:
-            # Set first: the other calls should not look as well.
-            self._looked_at[model] = now
-            await self._look(model)
-        pause_s = self._paused_until.get(model, 0.0) - self._clock()
-        if pause_s <= 0:
+    async def wait_until_well(self, model: _Model, *, until: float, has_failed: bool) -> None:
+        """Wait while calls to a model are held back, but no longer than ``until``."""
+        while await self._is_held(model, until=until, has_failed=has_failed):
+            continue
+
+    async def _is_held(self, model: _Model, *, until: float, has_failed: bool) -> bool:
+        """Wait until a pause is over; say whether there was one, and there may be another."""
+        came, was_held = self.clock(), False
+        poll_s = _POLL_S * (_POLL_FAILED if has_failed else 1.0)
+        while True:
+            now = self.clock()
+            if now - model.looked_at >= _LOOK_S:
+                # Set first: the other calls should not look as well.
+                model.looked_at = now
+                await self._look(model)
+                now = self.clock()
+            hold_s = model.hold_s(now)
+            if model.probes and model.down_at is not None:
+                model.probes -= 1
+                return False
+            left_s = until - now
+            if model.down_at is not None and not has_failed:
+                # It waits no longer than those did that came when this began.
+                left_s = min(left_s, model.down_at + (until - came) - now)
+            if hold_s <= 0 or left_s <= 0:
+                break
+            was_held = True
+            await self._sleep(min(hold_s, left_s, poll_s * (1 + random.random())))  # noqa: S311
+        if not was_held or hold_s > 0:
             return False
-        await self._sleep(pause_s * (1 + _SPREAD * random.random()))  # noqa: S311 - no secret
+        await self._sleep(min(_SPREAD * (now - came), _MAX_SPREAD_S) * random.random())  # noqa: S311
         return True
 
-    async def _look(self, model: str) -> None:
+    async def _look(self, model: _Model) -> None:
         try:
-            pause_s = await asyncio.to_thread(self._store.pause_of, model)
+            standing = await asyncio.to_thread(self._store.pause_of, model.name)
         except BrokerError as error:
-            _log.warning("cannot see whether %s is to be left alone: %s", model, error)
+            _log.warning("cannot see whether %s is to be left alone: %s", model.name, error)
             return
-        if pause_s > 0:
-            self._pause(model, pause_s)
+        now = self.clock()
+        model.fleet_until = now + standing.wait_s
+        if standing.is_probe:
+            model.probes = _PROBES
+        if standing.down_s is not None:
+            model.fell(now - standing.down_s, now)
+        elif model.down_at is not None and model.breaker.opened_at is None:
+            # Another worker's call has succeeded.
+            model.rose(now)
+            model.fleet_until = now + standing.wait_s
 
-    def _pause(self, model: str, pause_s: float) -> None:
-        until = self._clock() + pause_s
-        self._paused_until[model] = max(until, self._paused_until.get(model, 0.0))
-
-    async def refused(self, model: str, retry_after_s: float | None) -> None:
+    async def refused(self, name: str, retry_after_s: float | None) -> None:
         """Have the whole fleet leave a model alone for as long as its provider asks."""
+        model = self._known(name)
         pause_s = min(MAX_BLOCK_S, _PAUSE_S if retry_after_s is None else retry_after_s)
-        self._pause(model, pause_s)
+        model.refused_until = max(model.refused_until, self.clock() + pause_s)
         try:
-            await asyncio.to_thread(self._store.pause_model, model, pause_s)
+            await asyncio.to_thread(self._store.pause_model, name, pause_s)
         except BrokerError as error:
-            _log.warning("cannot tell the fleet to leave %s alone: %s", model, error)
+            _log.warning("cannot tell the fleet to leave %s alone: %s", model.name, error)
+
+    async def failed_for_all(self, model: _Model) -> None:
+        """Have the whole fleet leave a model alone that fails for everybody."""
+        now = self.clock()
+        if model.down_at is not None:
+            return
+        model.fell(now, now)
+        # Until the store has said what the fleet does.
+        model.breaker = trip(model.breaker, now=now, reopen_s=0.0)
+        _log.warning("%s fails for every branch: its calls wait until it answers again", model.name)
+        try:
+            is_open = await asyncio.to_thread(self._store.trip_breaker, model.name)
+        except BrokerError as error:
+            _log.warning("cannot tell the fleet to leave %s alone: %s", model.name, error)
+            return
+        if is_open:
+            model.breaker = close(model.breaker, now=now)
+            model.looked_at = float("-inf")
+
+    async def succeeded_while_down(self, model: _Model, began: float) -> None:
+        """Have the whole fleet call a model again, if the call began when it was left alone."""
+        if began < model.heard_at:
+            return
+        model.rose(self.clock())
+        _log.warning("%s answers again", model.name)
+        try:
+            await asyncio.to_thread(self._store.close_breaker, model.name)
+        except BrokerError as error:
+            _log.warning("cannot tell the fleet that %s answers again: %s", model.name, error)
 
     async def consumed(self, model: str, rates: Rates, tokens: int) -> None:
         """Correct what a call was taken to consume; ``tokens`` may be negative."""
@@ -126,32 +238,80 @@ class Limiter:
 
 
 class Gate:
-    """What the calls of one run go through: see ``fanout.llm.calls.Gate``."""
+    """What the calls of one branch go through: see ``fanout.llm.calls.Gate``."""
 
-    def __init__(self, limiter: Limiter, model: str, rates: Rates) -> None:
+    def __init__(self, limiter: Limiter, model: _Model, rates: Rates) -> None:
         self._limiter = limiter
         self._model = model
         self._rates = rates
         # Where they are not limited, nobody asks how many they are.
         self._counts_tokens = bool(rates.tokens_per_minute)
+        self._calls = 0
+        self._began = 0.0
+        # When the first call began that failed for a reason that others may share.
+        self._failed_at: float | None = None
 
-    async def enter(self, request: LLMRequest) -> None:
-        """Wait until the call may begin."""
-        tokens = _expected_tokens(request) if self._counts_tokens else 0
-        await self._limiter.enter(self._model, self._rates, tokens)
+    async def enter(self, request: LLMRequest, *, left_s: float) -> float:
+        """Wait until the call may begin; return the seconds that a rate limit took of that."""
+        limiter, for_rate_s = self._limiter, 0.0
+        came = limiter.clock()
+        if self._rates.is_limited:
+            tokens = _expected_tokens(request) if self._counts_tokens else 0
+            await limiter.wait_for_slot(self._model.name, self._rates, tokens)
+            for_rate_s = limiter.clock() - came
+        await limiter.wait_until_well(
+            self._model,
+            until=came + for_rate_s + left_s,
+            has_failed=self._failed_at is not None,
+        )
+        self._calls += 1
+        self._began = limiter.clock()
+        return for_rate_s
 
     async def leave(
         self, request: LLMRequest, reply: LLMReply | None, error: LLMError | None
-    ) -> None:
-        """Learn from how the call went."""
-        if error is not None and error.kind is ErrorKind.RATE_LIMITED:
-            await self._limiter.refused(self._model, error.retry_after_s)
-        if reply is None or not self._counts_tokens:
-            return
+    ) -> Verdict | None:
+        """Learn from how the call went; return what its error means for the branch."""
+        if reply is not None and self._counts_tokens:
+            await self._correct(request, reply)
+        if error is not None and error.kind in SHARED:
+            return await self._failed(error)
+        if error is None or error.kind not in _SILENT:
+            await self._answered()
+        return None
+
+    async def _answered(self) -> None:
+        """Count an answer, whatever it is worth, or a refusal of this prompt: the model is up."""
+        model = self._model
+        now = self._limiter.clock()
+        model.health.succeeded(began=self._began, now=now, is_first=self._calls == 1)
+        if model.down_at is not None:
+            await self._limiter.succeeded_while_down(model, self._began)
+
+    async def _failed(self, error: LLMError) -> Verdict:
+        model, limiter = self._model, self._limiter
+        if error.kind is ErrorKind.RATE_LIMITED:
+            await limiter.refused(model.name, error.retry_after_s)
+        first = self._failed_at = self._began if self._failed_at is None else self._failed_at
+        if not error.is_own:
+            is_first = self._calls == 1
+            model.health.failed(self, first_began=first, began=self._began, is_first=is_first)
+            if model.health.is_down(limiter.clock()):
+                await limiter.failed_for_all(model)
+        now = limiter.clock()
+        down_s = model.down_s(now)
+        evidence = model.health.evidence(first_began=first, down_s=down_s)
+        # A pause that nobody has asked for is short: there the branch waits longer each time.
+        is_held = down_s is not None or error.retry_after_s is not None
+        return judge(error, evidence, is_held=is_held)
+
+    async def _correct(self, request: LLMRequest, reply: LLMReply) -> None:
         if reply.usage.input_tokens is None or reply.usage.output_tokens is None:
             return
         used = reply.usage.input_tokens + reply.usage.output_tokens
-        await self._limiter.consumed(self._model, self._rates, used - _expected_tokens(request))
+        await self._limiter.consumed(
+            self._model.name, self._rates, used - _expected_tokens(request)
+        )
 
 
 def _expected_tokens(request: LLMRequest) -> int:

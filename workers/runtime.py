@@ -84,8 +84,9 @@ class Runtime:
         self.watched: Store = make_store(settings)
         self.reports = Reports(self.watched, make_telemetry(settings, self.watched.run))
         self._in_flight = InFlight(self.watched)
-        self.limiter = Limiter(self.watched)
         self.alike = Alike(self.store)
+        self.wait = self._in_flight.wait
+        self.limiter = Limiter(self.watched, sleep=self.wait)
         self._models: dict[str, LLM] = {}
         self._making = asyncio.Lock()
         # Caches per runtime: two servers may know runs of the same id.

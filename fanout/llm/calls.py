@@ -15,8 +15,9 @@ from fanout.llm.base import LLMReply
 from fanout.llm.endings import require_complete
 from fanout.llm.usage import believable, billed, total
 from fanout.llm.validation import validated
+from fanout.outages import judge_alone
 from fanout.reasoning import without_reasoning
-from fanout.retries import decide, more_room, stop_after
+from fanout.retries import RetryDecision, decide, more_room, stop_after
 from fanout.runs import ErrorKind, Usage
 from fanout.secrets import redacted
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from typing import Self
 
     from fanout.llm.base import LLM, LLMRequest
+    from fanout.outages import Verdict
     from fanout.spec import RetrySpec
 
 __all__ = ["CallAttempt", "CallResult", "Gate", "complete_with_retries", "validate_json"]
@@ -57,15 +59,20 @@ class CallResult(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Gate(Protocol):
-    """What each call goes through: it may have to wait, and it tells how it went."""
+    """What each call of a branch goes through: it may have to wait, and it tells how it went."""
 
-    async def enter(self, request: LLMRequest) -> None:
-        """Wait until the call may begin."""
+    async def enter(self, request: LLMRequest, *, left_s: float) -> float:
+        """Wait until the call may begin; return the seconds that a rate limit took of that.
+
+        Args:
+            request: The call.
+            left_s: Seconds after which a model that fails for everybody is called all the same.
+        """
 
     async def leave(
         self, request: LLMRequest, reply: LLMReply | None, error: LLMError | None
-    ) -> None:
-        """Learn from how the call went."""
+    ) -> Verdict | None:
+        """Learn from how the call went; return what its error means for the branch."""
 
 
 class CallAttempt(msgspec.Struct, frozen=True, kw_only=True):
@@ -114,58 +121,97 @@ async def complete_with_retries(
         policy: When to call again.
         timeout_s: Seconds that one call may take in all.
         validate: Returns the answer to keep, or raises LLMError where it cannot be used.
-        gate: Holds calls up; what they wait there counts for no limit of time.
+        gate: Holds calls up; what they wait there for a rate counts for no limit of time.
         max_output_kb: The longest answer to keep, in kilobytes; None is no limit.
         observe: Is told of each call when it has ended.
         clock: Seconds, rising.
         sleep: Waits.
         rand: A random number from 0 to 1.
     """
-    started = clock()
-    used: list[Usage] = []
-    cut: LLMError | None = None
-    attempt = 0
+    tries = _Tries(request, policy, clock())
     while True:
-        attempt += 1
-        # As if it had begun so much later.
-        started += await _entered(gate, request, clock)
+        tries.entered(await _entered(gate, tries, clock))
         try:
-            with _Observed(attempt, observe, clock) as observed:
-                reply = await _call(llm, request, timeout_s, gate)
+            with _Observed(tries.number, observe, clock) as observed:
+                reply = await _call(llm, tries.request, timeout_s)
                 observed.reply = reply
                 require_complete(reply)
                 _require_size(reply.text, max_output_kb)
                 text = await validated(validate, reply.text) if validate else _plain(reply.text)
                 text = _storable(text)
         except LLMError as error:
-            used.append(observed.reply.usage if observed.reply else billed(error.kind, error.usage))
-            elapsed_s = clock() - started
-            room = more_room(
-                error.kind,
-                attempt=attempt,
-                elapsed_s=elapsed_s,
-                policy=policy,
-                max_tokens=request.max_tokens,
-                used_tokens=used[-1].output_tokens,
-            )
-            if room is not None and cut is None:
-                cut = error
-                request = msgspec.structs.replace(request, max_tokens=room)
-                continue
-            decision = decide(
-                kind=error.kind,
-                attempt=attempt,
-                elapsed_s=elapsed_s,
-                policy=policy,
-                jitter=rand(),
-                retry_after_s=error.retry_after_s,
-            )
+            verdict = await _left(gate, tries.request, observed.reply, error)
+            decision = tries.failed(error, observed.reply, verdict, now=clock(), jitter=rand())
             if decision is None:
-                return _result(None, _cause(error, cut), used, elapsed_s)
+                return _result(None, _cause(error, tries.cut), tries.used, clock() - tries.started)
             await sleep(decision.wait_s)
         else:
-            used.append(reply.usage)
-            return _result(text, None, used, clock() - started)
+            if gate is not None:
+                await gate.leave(tries.request, reply, None)
+            tries.used.append(reply.usage)
+            return _result(text, None, tries.used, clock() - tries.started)
+
+
+class _Tries:
+    """The calls of a branch so far, and what follows from a further one that failed."""
+
+    def __init__(self, request: LLMRequest, policy: RetrySpec, started: float) -> None:
+        self.request = request
+        self.started = started
+        self.number = 0
+        self.used: list[Usage] = []
+        # That an answer was cut, where it was asked for once more with more room.
+        self.cut: LLMError | None = None
+        self._policy = policy
+        # For reasons of its own, as far as that is known.
+        self._failures = 0.0
+
+    def left_s(self, now: float) -> float:
+        """Return how many seconds the branch may still take."""
+        return self._policy.max_elapsed_s - (now - self.started if self.number else 0.0)
+
+    def entered(self, times: tuple[float, float]) -> None:
+        """Begin a further call, that the gate has held up so long: in all, and for a rate."""
+        waited_s, for_rate_s = times
+        # As if it had begun so much later.
+        self.started += for_rate_s if self.number else waited_s
+        self.number += 1
+
+    def failed(
+        self,
+        error: LLMError,
+        reply: LLMReply | None,
+        verdict: Verdict,
+        *,
+        now: float,
+        jitter: float,
+    ) -> RetryDecision | None:
+        """Return when to call again, or None where the branch has failed."""
+        self.used.append(reply.usage if reply else billed(error.kind, error.usage))
+        self._failures += verdict.cost
+        elapsed_s = now - self.started
+        room = more_room(
+            error.kind,
+            attempt=self.number,
+            elapsed_s=elapsed_s,
+            policy=self._policy,
+            max_tokens=self.request.max_tokens,
+            used_tokens=self.used[-1].output_tokens,
+        )
+        if room is not None and self.cut is None:
+            self.cut = error
+            self.request = msgspec.structs.replace(self.request, max_tokens=room)
+            return RetryDecision(wait_s=0.0)
+        return decide(
+            kind=error.kind,
+            spent=self._failures * verdict.weight,
+            failures=self.number,
+            elapsed_s=max(elapsed_s, verdict.down_s or 0.0),
+            policy=self._policy,
+            jitter=jitter,
+            retry_after_s=error.retry_after_s,
+            is_held=verdict.is_held,
+        )
 
 
 def _cause(error: LLMError, cut: LLMError | None) -> LLMError:
@@ -208,28 +254,26 @@ class _Observed:
         )
 
 
-async def _entered(gate: Gate | None, request: LLMRequest, clock: Callable[[], float]) -> float:
-    """Return the seconds that the gate took."""
+async def _entered(
+    gate: Gate | None, tries: _Tries, clock: Callable[[], float]
+) -> tuple[float, float]:
+    """Return the seconds that the gate took, and how many of them a rate limit did."""
     if gate is None:
-        return 0.0
+        return 0.0, 0.0
     came = clock()
-    await gate.enter(request)
-    return clock() - came
+    for_rate_s = await gate.enter(tries.request, left_s=tries.left_s(came))
+    return clock() - came, for_rate_s
 
 
-async def _call(llm: LLM, request: LLMRequest, timeout_s: float, gate: Gate | None) -> LLMReply:
-    try:
-        reply = await _answer(llm, request, timeout_s)
-    except LLMError as error:
-        if gate is not None:
-            await gate.leave(request, None, error)
-        raise
-    if gate is not None:
-        await gate.leave(request, reply, None)
-    return reply
+async def _left(
+    gate: Gate | None, request: LLMRequest, reply: LLMReply | None, error: LLMError
+) -> Verdict:
+    if gate is None:
+        return judge_alone(error)
+    return await gate.leave(request, reply, error) or judge_alone(error)
 
 
-async def _answer(llm: LLM, request: LLMRequest, timeout_s: float) -> LLMReply:
+async def _call(llm: LLM, request: LLMRequest, timeout_s: float) -> LLMReply:
     try:
         async with asyncio.timeout(timeout_s):
             reply: Any = await llm.complete(request)
@@ -264,6 +308,7 @@ def _of_known_kind(error: LLMError) -> LLMError:
         status=error.status,
         usage=error.usage,
         stop_after=error.stop_after,
+        is_own=error.is_own,
     )
 
 

@@ -134,6 +134,7 @@ class FakeLLM:
                 f"the fake model was told to fail ({kind.value})",
                 retry_after_s=retry_after_s,
                 usage=_NO_USAGE,
+                is_own=True,
             )
 
     async def aclose(self) -> None:

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
 
     from fanout.admission import Lanes
     from fanout.limits import LimitState, Rates, Slot
+    from fanout.outages import Standing
     from fanout.runs import ErrorKind, Outcome, RunStatus, Shard
     from fanout.stores.records import (
         Begun,
@@ -275,8 +276,17 @@ class Fleet(Protocol):
     def pause_model(self, model: str, pause_s: float) -> None:
         """Have no call to a model begin for so long: its provider has refused one."""
 
-    def pause_of(self, model: str) -> float:
-        """Return the seconds for which no call to a model shall begin; 0 where they may."""
+    def pause_of(self, model: str) -> Standing:
+        """Return whether a call to a model may begin: see fanout.outages.
+
+        Who asks while it fails for everybody may be told to try: then the others are told to wait.
+        """
+
+    def trip_breaker(self, model: str) -> bool:
+        """Report that a model fails for everybody; say whether all leave it alone now."""
+
+    def close_breaker(self, model: str) -> None:
+        """Have all call a model again: one of its calls has succeeded. Its pauses end too."""
 
     def limits(self) -> dict[str, LimitState]:
         """Return how far the limits of models are used, in seconds from now."""

@@ -10,6 +10,7 @@ import msgspec
 from fanout.errors import StoredDataError
 from fanout.latency import Latency
 from fanout.limits import LimitState
+from fanout.outages import FORGET_S
 from fanout.runs import ErrorKind, Outcome, RunStatus, Shard, Usage
 from fanout.stores.records import Parked, RunRecord, StageRecord, Start, Totals, WorkerRecord
 
@@ -262,12 +263,17 @@ _said = msgspec.json.Decoder(_Said).decode
 
 
 _LIMIT_FIELDS = {"r": "requests_until", "t": "tokens_until", "b": "blocked_until"}
+_OPENED, _BLOCKED = "o:", "b:"
 
 
 def decode_limits(raw: dict[bytes, bytes], now: float) -> dict[str, LimitState]:
     """Return how far the limits of models are used, in seconds from now, by model."""
+    values = {name.decode(): float(value) for name, value in raw.items()}
     limits: dict[str, dict[str, float]] = {}
-    for name, value in raw.items():
-        kind, _, model = name.decode().partition(":")
-        limits.setdefault(model, {})[_LIMIT_FIELDS[kind]] = max(0.0, float(value) - now)
+    for name, value in values.items():
+        kind, _, model = name.partition(":")
+        if kind in _LIMIT_FIELDS:
+            limits.setdefault(model, {})[_LIMIT_FIELDS[kind]] = max(0.0, value - now)
+        elif name.startswith(_OPENED) and now - values.get(_BLOCKED + model, now) <= FORGET_S:
+            limits.setdefault(model, {})["down_s"] = max(0.0, now - value)
     return {model: LimitState(**fields) for model, fields in limits.items()}

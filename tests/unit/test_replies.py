@@ -17,7 +17,7 @@ from fanout.errors import LLMError
 from fanout.llm import LLMReply, LLMRequest
 from fanout.llm.anthropic import AnthropicLLM
 from fanout.llm.callables import CallableLLM
-from fanout.llm.calls import _answer
+from fanout.llm.calls import _call
 from fanout.llm.http_client import HttpReply
 from fanout.llm.litellm import LiteLLM
 from fanout.llm.openai import OpenAILLM
@@ -243,7 +243,7 @@ class Strange:
 )
 def test_a_model_of_somebody_s_own_that_is_none_is_an_error_of_its_kind(returned, kind):
     with pytest.raises(LLMError) as caught:
-        asyncio.run(_answer(Strange(returned), REQUEST, 9))
+        asyncio.run(_call(Strange(returned), REQUEST, 9))
     assert caught.value.kind is ErrorKind(kind)
 
 
@@ -253,6 +253,6 @@ def test_no_value_of_a_function_raises_anything_but_llm_error(value):
     llm = CallableLLM(lambda _prompt: value, concurrency=1)
     try:
         with contextlib.suppress(LLMError):
-            assert isinstance(asyncio.run(_answer(llm, REQUEST, 9)).text, str)
+            assert isinstance(asyncio.run(_call(llm, REQUEST, 9)).text, str)
     finally:
         asyncio.run(llm.aclose())

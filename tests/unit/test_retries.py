@@ -4,7 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fanout.retries import RETRYABLE, STOPS_RUN, decide
+from fanout.limits import MAX_BLOCK_S
+from fanout.outages import MAX_PROBE_S
+from fanout.retries import RETRYABLE, STOPS_RUN, decide, more_room
 from fanout.runs import ErrorKind
 from fanout.spec import RetrySpec
 
@@ -12,9 +14,8 @@ POLICY = RetrySpec(max_attempts=5, max_elapsed_s=100, base_wait_s=1, max_wait_s=
 
 
 def wait(kind=ErrorKind.SERVER_ERROR, attempt=1, elapsed_s=0.0, jitter=1.0, **options):
-    decision = decide(
-        kind=kind, attempt=attempt, elapsed_s=elapsed_s, policy=POLICY, jitter=jitter, **options
-    )
+    options = {"spent": attempt, "failures": attempt, **options}
+    decision = decide(kind=kind, elapsed_s=elapsed_s, policy=POLICY, jitter=jitter, **options)
     return decision and decision.wait_s
 
 
@@ -50,5 +51,49 @@ def test_retry_after_is_honoured_within_the_time_there_is(elapsed_s, retry_after
 
 def test_no_wait_is_longer_than_the_longest():
     policy = RetrySpec(max_attempts=99, max_elapsed_s=10**9, base_wait_s=1, max_wait_s=10)
-    decision = decide(kind=ErrorKind.TIMEOUT, attempt=98, elapsed_s=0, policy=policy, jitter=1.0)
+    decision = decide(
+        kind=ErrorKind.TIMEOUT, spent=98, failures=98, elapsed_s=0, policy=policy, jitter=1.0
+    )
     assert decision.wait_s == 10
+
+
+def test_what_others_share_spends_no_attempts_and_is_looked_at_soon():
+    assert wait(spent=0.0, failures=200) == 10
+    assert wait(spent=4.9, failures=200) == 10
+    assert wait(spent=5.0, failures=200) is None
+    policy = RetrySpec(max_wait_s=600)
+    decision = decide(
+        kind=ErrorKind.CONNECTION, spent=0.0, failures=40, elapsed_s=0, policy=policy, jitter=1.0
+    )
+    assert decision.wait_s == MAX_PROBE_S
+
+
+def test_a_provider_that_asks_for_very_much_is_asked_again_sooner():
+    policy = RetrySpec()
+    for asked_s in (600.0, 86_400.0, float("inf")):
+        decision = decide(
+            kind=ErrorKind.RATE_LIMITED, spent=0.0, failures=1, elapsed_s=0, policy=policy,
+            jitter=1.0, retry_after_s=asked_s,
+        )  # fmt: skip
+        assert decision.wait_s == MAX_BLOCK_S
+
+
+def test_while_all_calls_are_held_back_a_branch_waits_there():
+    assert wait(attempt=4, is_held=True, retry_after_s=60) == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "room"),
+    [
+        ({"max_tokens": 50, "used_tokens": 50}, 100),
+        ({"max_tokens": None, "used_tokens": 16}, 32),
+        ({"max_tokens": None, "used_tokens": None}, None),
+        ({"max_tokens": None, "used_tokens": 0}, None),
+        ({"max_tokens": 50, "used_tokens": 50, "attempt": 5}, None),
+        ({"max_tokens": 50, "used_tokens": 50, "elapsed_s": 101}, None),
+        ({"max_tokens": 50, "used_tokens": 50, "kind": ErrorKind.INVALID_OUTPUT}, None),
+    ],
+)
+def test_what_room_an_answer_gets_that_was_cut(options, room):
+    options = {"kind": ErrorKind.TRUNCATED, "attempt": 1, "elapsed_s": 0.0, **options}
+    assert more_room(options.pop("kind"), policy=POLICY, **options) == room

@@ -83,6 +83,7 @@ class Runtime:
         self.settings = load_settings(max_deliveries=2)
         self.store = MemoryStore()
         self.limiter = Limiter(self.store)
+        self.wait = asyncio.sleep
         self.publisher = Publisher()
         self.messages = Messages()
         self.alone = asyncio.Lock()

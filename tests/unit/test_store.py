@@ -12,7 +12,8 @@ import redis
 from fanout.admission import Lanes
 from fanout.errors import UnknownRunError
 from fanout.latency import Latency, bucket_of
-from fanout.limits import Rates
+from fanout.limits import LimitState, Rates
+from fanout.outages import FIRST_PROBE_S, Standing
 from fanout.runs import Chunk, ErrorKind, Outcome, RunStatus, Shard, Usage
 from fanout.stores import (
     Begun,
@@ -693,14 +694,40 @@ def test_tokens_that_were_not_used_are_given_back(store, bookings):
 
 
 def test_a_refusal_makes_all_wait_and_the_longest_one_stands(store, bookings):
-    assert store.pause_of("m") == 0
+    assert store.pause_of("m") == Standing()
     store.pause_model("m", 5.0)
     store.pause_model("m", 2.0)
-    assert 2.5 < store.pause_of("m") <= 5
-    assert store.pause_of("other") == 0
+    assert 2.5 < store.pause_of("m").wait_s <= 5
+    assert store.pause_of("other") == Standing()
     bookings.take(5)
     assert 2.5 < store.limits()["m"].blocked_until <= 5
     assert store.totals().pauses == 2
+
+
+def test_a_breaker_holds_all_back_lets_one_try_and_lets_all_go_on(store):
+    assert store.trip_breaker("m")
+    assert store.trip_breaker("m"), "it is open already"
+    held = store.pause_of("m")
+    assert (0 < held.wait_s <= FIRST_PROBE_S, held.is_probe) == (True, False)
+    assert held.down_s is not None
+    assert store.limits()["m"].down_s is not None
+    assert store.pause_of("other") == Standing()
+    until = time.monotonic() + 20
+    while not (first := store.pause_of("m")).is_probe:
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    # The others wait on, and twice as long.
+    assert FIRST_PROBE_S < first.wait_s <= 2 * FIRST_PROBE_S
+    others = store.pause_of("m")
+    assert (others.is_probe, others.wait_s > 0) == (False, True)
+    # A pause that the provider asks for puts the next probe off.
+    store.pause_model("m", 60.0)
+    assert 50 < store.pause_of("m").wait_s <= 60
+    store.close_breaker("m")
+    assert store.pause_of("m") == Standing()
+    assert store.limits().get("m", LimitState()).down_s is None
+    assert not store.trip_breaker("m"), "it was closed just now: others are well"
+    assert store.pause_of("m") == Standing()
 
 
 def test_a_run_that_has_ended_can_be_reopened_once(store, run):

@@ -13,6 +13,7 @@ from fanout.stores.records import StageRecord, Totals
 
 if TYPE_CHECKING:
     from fanout.limits import LimitState
+    from fanout.outages import Breaker
     from fanout.runs import Outcome, Shard
     from fanout.stores.records import Parked, RunRecord, WorkerRecord
 
@@ -82,6 +83,7 @@ class MemoryBase:
         self._workers: dict[str, tuple[WorkerRecord, float]] = {}
         self._totals = Totals()
         self._limits: dict[str, LimitState] = {}
+        self._breakers: dict[str, Breaker] = {}
         self._holders: dict[str, float] = {}
         self._wire: int | None = None
         self._speakers: dict[str, float] = {}

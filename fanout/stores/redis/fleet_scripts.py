@@ -4,12 +4,15 @@ from __future__ import annotations
 
 __all__ = [
     "ALIVE",
+    "ASK_BREAKER",
     "BEAT",
     "CLAIM_WIRE",
+    "CLOSE_BREAKER",
     "CORRECT_SLOT",
     "LOCK",
     "PAUSE_MODEL",
     "TAKE_SLOT",
+    "TRIP_BREAKER",
 ]
 
 # KEYS workers, their records; ARGV name, record, ttl, for how long a silent one is remembered. By
@@ -110,5 +113,57 @@ if lapses > before then
     redis.call('HSET', KEYS[1], 'b:' .. ARGV[1], string.format('%.6f', lapses))
     redis.call('EXPIRE', KEYS[1], ARGV[3])
 end
+return 1
+"""
+
+# The breaker of a model, as in fanout.outages: ``o:`` and the model is since when it is open,
+# ``n:`` how many probes there were, ``c:`` when it was last closed; when the next may be tried is
+# the end of the model's pause, ``b:``, so that who knows of pauses only waits as well.
+
+# KEYS limits; ARGV model, seconds to the first probe, after how many a breaker says nothing, and
+# for how long one that was closed stays so, ttl. Returns whether it is open.
+TRIP_BREAKER = """
+local time = redis.call('TIME')
+local now = tonumber(time[1]) + tonumber(time[2]) / 1e6
+local known = redis.call('HMGET', KEYS[1], 'o:' .. ARGV[1], 'b:' .. ARGV[1], 'c:' .. ARGV[1])
+local blocked = tonumber(known[2] or 0)
+if known[1] and now - blocked <= tonumber(ARGV[3]) then return 1 end
+if known[3] and now - tonumber(known[3]) < tonumber(ARGV[4]) then return 0 end
+redis.call('HSET', KEYS[1], 'o:' .. ARGV[1], string.format('%.6f', now), 'n:' .. ARGV[1], 0,
+    'b:' .. ARGV[1], string.format('%.6f', math.max(blocked, now + tonumber(ARGV[2]))))
+redis.call('EXPIRE', KEYS[1], ARGV[5])
+return 1
+"""
+
+# KEYS limits; ARGV model, seconds to the first probe, the most between two, after how many a
+# breaker says nothing. Returns {seconds to wait, since when it is open or '', whether this is a
+# probe} as strings.
+ASK_BREAKER = """
+local time = redis.call('TIME')
+local now = tonumber(time[1]) + tonumber(time[2]) / 1e6
+local known = redis.call('HMGET', KEYS[1], 'o:' .. ARGV[1], 'b:' .. ARGV[1], 'n:' .. ARGV[1])
+local blocked = tonumber(known[2] or 0)
+local wait = math.max(0, blocked - now)
+if not known[1] then return {tostring(wait), '', '0'} end
+if now - blocked > tonumber(ARGV[4]) then
+    redis.call('HDEL', KEYS[1], 'o:' .. ARGV[1], 'n:' .. ARGV[1])
+    return {'0', '', '0'}
+end
+local down = tostring(math.max(0, now - tonumber(known[1])))
+if wait > 0 then return {tostring(wait), down, '0'} end
+local probes = tonumber(known[3] or 0) + 1
+wait = math.min(tonumber(ARGV[3]), tonumber(ARGV[2]) * 2 ^ math.min(probes, 30))
+redis.call('HSET', KEYS[1], 'n:' .. ARGV[1], probes,
+    'b:' .. ARGV[1], string.format('%.6f', now + wait))
+return {tostring(wait), down, '1'}
+"""
+
+# KEYS limits; ARGV model, ttl.
+CLOSE_BREAKER = """
+local time = redis.call('TIME')
+local now = tonumber(time[1]) + tonumber(time[2]) / 1e6
+redis.call('HDEL', KEYS[1], 'o:' .. ARGV[1], 'n:' .. ARGV[1], 'b:' .. ARGV[1])
+redis.call('HSET', KEYS[1], 'c:' .. ARGV[1], string.format('%.6f', now))
+redis.call('EXPIRE', KEYS[1], ARGV[2])
 return 1
 """

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, cast
 
 from fanout.limits import BURST_S, MAX_AHEAD_S, LimitState, Slot
+from fanout.outages import FIRST_PROBE_S, FORGET_S, MAX_PROBE_S, REOPEN_S, Standing
 from fanout.stores import codec
 from fanout.stores.redis.base import RedisBase, seconds, translated
 
@@ -40,13 +41,35 @@ class RedisLimits(RedisBase):
         self._pause_model(keys=keys, args=[model, pause_s, _KEPT_S])
 
     @translated
-    def pause_of(self, model: str) -> float:
-        """See Store."""
+    def pause_of(self, model: str) -> Standing:
+        """See Store. Nothing but a read, while the model is well."""
         with self._redis.pipeline() as pipe:
             pipe.time()
-            pipe.hget(self._limits, f"b:{model}")
-            now, until = pipe.execute()
-        return 0.0 if until is None else max(0.0, float(until) - seconds(now))
+            pipe.hmget(self._limits, [f"b:{model}", f"o:{model}"])
+            now, (until, opened_at) = pipe.execute()
+        pause_s = 0.0 if until is None else max(0.0, float(until) - seconds(now))
+        if opened_at is None:
+            return Standing(wait_s=pause_s)
+        if pause_s > 0:
+            return Standing(wait_s=pause_s, down_s=max(0.0, seconds(now) - float(opened_at)))
+        args: list[Any] = [model, FIRST_PROBE_S, MAX_PROBE_S, FORGET_S]
+        wait_s, down_s, is_probe = self._ask_breaker(keys=[self._limits], args=args)
+        return Standing(
+            wait_s=float(wait_s),
+            down_s=float(down_s) if down_s else None,
+            is_probe=is_probe == b"1",
+        )
+
+    @translated
+    def trip_breaker(self, model: str) -> bool:
+        """See Store."""
+        args: list[Any] = [model, FIRST_PROBE_S, FORGET_S, REOPEN_S, _KEPT_S]
+        return bool(self._trip_breaker(keys=[self._limits], args=args) == 1)
+
+    @translated
+    def close_breaker(self, model: str) -> None:
+        """See Store."""
+        self._close_breaker(keys=[self._limits], args=[model, _KEPT_S])
 
     @translated
     def limits(self) -> dict[str, LimitState]:

@@ -1,0 +1,319 @@
+"""Outages of a provider: whose fault a failed call is, and when a model is left alone."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import selectors
+
+import pytest
+
+from fanout.errors import BrokerError, LLMError
+from fanout.limits import Rates
+from fanout.llm import LLMReply, LLMRequest
+from fanout.llm.calls import complete_with_retries
+from fanout.outages import (
+    CLOSED,
+    FORGET_S,
+    MAX_PROBE_S,
+    Evidence,
+    ask,
+    close,
+    is_outage,
+    judge,
+    judge_alone,
+    trip,
+)
+from fanout.runs import ErrorKind
+from fanout.spec import RetrySpec
+from fanout.stores import MemoryStore
+from workers.limiter import Limiter
+
+WELL = {"failing": 1, "success_share": 0.95, "has_recovered": False, "lead_s": -1.0,
+        "is_beside": True}  # fmt: skip
+
+
+def error(kind=ErrorKind.SERVER_ERROR, **options):
+    return LLMError(kind, f"it is {kind.value}", **options)
+
+
+@pytest.mark.parametrize(
+    ("told", "evidence", "cost"),
+    [
+        # Only this document fails: each failure is its own.
+        (error(), {}, 1),
+        (error(ErrorKind.TIMEOUT), {}, 1),
+        (error(ErrorKind.CONNECTION), {}, 1),
+        (error(ErrorKind.INVALID_OUTPUT), {"failing": 99, "is_beside": False, "lead_s": 5.0}, 1),
+        # The provider asks to wait.
+        (error(ErrorKind.RATE_LIMITED, retry_after_s=0.0), {}, 0),
+        (error(status=503, retry_after_s=600), {}, 0),
+        # Nobody ever had an answer.
+        (error(), {"lead_s": None}, 0),
+        # Many fail side by side, and none has succeeded since.
+        (error(), {"failing": 5}, 0),
+        (error(ErrorKind.TIMEOUT), {"failing": 5, "is_beside": False, "lead_s": 5.0}, 0),
+        # Nobody else calls. A refused connection says nothing of a document; a 500 may.
+        (error(ErrorKind.CONNECTION), {"is_beside": False, "lead_s": 5.0}, 0),
+        (error(ErrorKind.RATE_LIMITED, status=429), {"is_beside": False, "lead_s": 5.0}, 0),
+        (error(status=529), {"is_beside": False, "lead_s": 5.0}, 0),
+        (error(status=500), {"is_beside": False, "lead_s": 5.0}, pytest.approx(1 / 3)),
+        (error(status=500), {"is_beside": False, "lead_s": 300.0}, 0),
+        # The breaker is open.
+        (error(), {"is_beside": False, "lead_s": 5.0, "down_s": 3.0}, 0),
+        # The model itself says that it is the prompt.
+        (error(ErrorKind.RATE_LIMITED, retry_after_s=1, is_own=True), {"lead_s": None}, 1),
+    ],
+)
+def test_whose_fault_a_failure_is(told, evidence, cost):
+    assert judge(told, Evidence(**{**WELL, **evidence})).cost == cost
+
+
+@pytest.mark.parametrize(
+    ("told", "evidence", "weight"),
+    [
+        # Calls fail by chance: as many in a row prove as little as they are likely.
+        (error(), {"success_share": 0.4, "has_recovered": True}, 0.222),
+        (error(status=503), {"success_share": 0.4, "has_recovered": True}, 0.111),
+        (error(), {"success_share": 0.95, "has_recovered": True}, 1),
+        # What fails stays failed.
+        (error(), {"success_share": 0.4}, 1),
+        (error(is_own=True), {"success_share": 0.4, "has_recovered": True}, 1),
+        (error(ErrorKind.INVALID_OUTPUT), {"success_share": 0.4, "has_recovered": True}, 1),
+    ],
+)
+def test_what_failures_weigh_where_others_fail_too(told, evidence, weight):
+    found = judge(told, Evidence(**{**WELL, **evidence})).weight
+    assert found == pytest.approx(weight, abs=0.01)
+
+
+def test_without_others_to_compare_with_only_a_wait_that_was_asked_for_is_free():
+    assert judge_alone(error(retry_after_s=1)).cost == 0
+    assert judge_alone(error()).cost == judge_alone(error(retry_after_s=1, is_own=True)).cost == 1
+
+
+@pytest.mark.parametrize(
+    ("failing", "share", "down"),
+    [(1, 1.0, False), (2, 0.98, True), (2, 0.9, False), (4, 0.9, True), (5, 0.5, False),
+     (10, 0.5, True), (10, 0.2, False)],
+)  # fmt: skip
+def test_how_many_failures_are_no_chance(failing, share, down):
+    assert is_outage(failing, share) == down
+
+
+def test_probes_are_let_through_one_by_one_and_ever_further_apart():
+    breaker, at, probes = trip(CLOSED, now=1_000.0), 1_000.0, []
+    while at < 1_120:
+        standing, breaker = ask(breaker, now=at)
+        if standing.is_probe:
+            probes.append(round(at - 1_000))
+        at += 0.25
+    assert probes == [1, 3, 7, 15, 31, 61, 91]
+    assert ask(breaker, now=at)[0].wait_s <= MAX_PROBE_S
+
+
+def test_a_breaker_that_was_closed_stays_so_for_a_while_and_an_old_one_is_forgotten():
+    breaker = close(trip(CLOSED, now=1_000.0), now=1_010.0)
+    assert ask(breaker, now=1_010.0)[0].wait_s == 0
+    assert trip(breaker, now=1_020.0) == breaker
+    assert trip(breaker, now=1_050.0).opened_at == 1_050
+    assert trip(breaker, now=1_020.0, reopen_s=0.0).opened_at == 1_020
+    standing, breaker = ask(trip(CLOSED, now=1_000.0), now=1_002.0 + FORGET_S)
+    assert (standing.wait_s, standing.down_s, breaker.opened_at) == (0, None, None)
+
+
+class Hours(asyncio.SelectorEventLoop):
+    """A loop on which waiting takes no time; what runs in threads is waited for."""
+
+    def __init__(self):
+        super().__init__(_Jumping(self))
+        self.skipped = 0.0
+
+    def time(self):
+        return 1_000.0 + self.skipped
+
+
+class _Jumping(selectors.DefaultSelector):
+    def __init__(self, loop):
+        super().__init__()
+        self._loop = loop
+
+    def select(self, timeout=None):
+        if timeout is None or timeout <= 0:
+            return super().select(timeout)
+        ready = super().select(0.0002)
+        if not ready:
+            self._loop.skipped += timeout
+        return ready
+
+
+class Provider:
+    """Answers after ``latency_s``; ``fate`` gets the prompt and the seconds, and may raise."""
+
+    def __init__(self, fate, latency_s):
+        self.calls = 0
+        self._fate = fate
+        self._latency_s = latency_s
+
+    async def complete(self, request):
+        self.calls += 1
+        began = asyncio.get_running_loop().time() - 1_000.0
+        told = self._fate(request.prompt, began)
+        if told is not None:
+            # An error comes sooner than an answer, but for one that is a time-out.
+            await asyncio.sleep(30.0 if told.kind is ErrorKind.TIMEOUT else 0.01)
+            raise told
+        await asyncio.sleep(self._latency_s)
+        return LLMReply(text="yes")
+
+
+class Fleet:
+    """Runs branches on several workers that share a store, in no time; keeps the results."""
+
+    def __init__(self, monkeypatch, store=None):
+        self.loop = Hours()
+        monkeypatch.setattr(
+            "fanout.stores.memory.limits.time", type("Clock", (), {"monotonic": self.loop.time})
+        )
+        self.store = store or MemoryStore()
+
+    def run(self, fate, *, branches=300, workers=2, in_flight=8, latency_s=0.5, policy=None):
+        self.provider = Provider(fate, latency_s)
+        limiters = [
+            Limiter(self.store, clock=self.loop.time, sleep=asyncio.sleep) for _ in range(workers)
+        ]
+
+        async def lane(limiter, prompts, results):
+            for prompt in prompts:
+                results[prompt] = await complete_with_retries(
+                    self.provider,
+                    LLMRequest(prompt=prompt),
+                    policy=policy or RetrySpec(),
+                    timeout_s=120,
+                    gate=limiter.gate("m", Rates()),
+                    clock=self.loop.time,
+                )
+
+        async def everything():
+            results = {}
+            prompts = iter([str(number) for number in range(branches)])
+            async with asyncio.TaskGroup() as group:
+                for number in range(workers * in_flight):
+                    group.create_task(lane(limiters[number % workers], prompts, results))
+            return results
+
+        try:
+            return self.loop.run_until_complete(everything())
+        finally:
+            self.loop.run_until_complete(self.loop.shutdown_default_executor())
+            self.loop.close()
+
+
+@pytest.fixture
+def fleet(monkeypatch):
+    return Fleet(monkeypatch)
+
+
+SORTS = {
+    "500": lambda: error(status=500),
+    "503": lambda: error(status=503),
+    "overloaded": lambda: error(status=529),
+    "refused": lambda: error(ErrorKind.CONNECTION),
+    "no answer": lambda: error(ErrorKind.TIMEOUT),
+    "429": lambda: error(ErrorKind.RATE_LIMITED, status=429),
+    "429, wait": lambda: error(ErrorKind.RATE_LIMITED, status=429, retry_after_s=2.0),
+    "429, wait 600": lambda: error(ErrorKind.RATE_LIMITED, status=429, retry_after_s=600.0),
+    "html": error,
+}
+
+
+@pytest.mark.parametrize(
+    ("sort", "begins_s", "shape"),
+    [
+        *((sort, 4, (2, 8)) for sort in SORTS),
+        *((sort, 0, (2, 4)) for sort in ("500", "429", "no answer")),
+        # Hardly another call to compare with, as in a prefork pool or with max_workers.
+        *((sort, 4, (1, 1)) for sort in ("500", "429", "refused", "html")),
+        ("500", 4, (3, 1)),
+        ("503", 4, (1, 60)),
+    ],
+)
+def test_an_outage_costs_no_branch(fleet, sort, begins_s, shape):
+    workers, in_flight = shape
+    branches = 8 * workers * in_flight if workers * in_flight > 3 else 20
+    fate = lambda _prompt, now: SORTS[sort]() if begins_s <= now < begins_s + 120 else None  # noqa: E731
+    results = fleet.run(fate, branches=branches, workers=workers, in_flight=in_flight)
+    assert [result.kind for result in results.values() if result.kind] == []
+    assert len(results) == branches
+    # The model was left alone meanwhile: what was called in vain is little.
+    assert fleet.provider.calls <= 1.3 * branches + 12 * workers * in_flight + 60
+
+
+@pytest.mark.parametrize("sort", ["500", "503", "429, wait"])
+def test_a_provider_that_fails_often_fails_no_branch(fleet, sort):
+    chance = random.Random(7)
+    results = fleet.run(
+        lambda _prompt, _now: SORTS[sort]() if chance.random() < 0.6 else None, branches=120
+    )
+    assert {result.kind for result in results.values()} == {None}
+
+
+@pytest.mark.parametrize(
+    ("sort", "bad"),
+    [
+        ("500", {"7"}),
+        ("500", {"0", "159"}),
+        ("500", {"3", "50", "51", "120"}),
+        ("no answer", {"9"}),
+    ],
+)
+def test_a_document_that_fails_by_itself_ends_and_holds_nobody_up(fleet, sort, bad):
+    results = fleet.run(lambda prompt, _now: SORTS[sort]() if prompt in bad else None, branches=160)
+    assert {prompt for prompt, result in results.items() if result.kind} == bad
+    for prompt in bad:
+        assert 5 <= results[prompt].attempts <= 15
+        assert results[prompt].elapsed_s < 600
+    assert fleet.loop.skipped < 700
+
+
+def test_a_branch_that_is_alone_in_an_outage_ends_with_the_time_there_is(fleet):
+    policy = RetrySpec(max_elapsed_s=600)
+    results = fleet.run(lambda *_: error(), branches=1, policy=policy)
+    assert results["0"].kind is ErrorKind.SERVER_ERROR
+    assert 550 <= results["0"].elapsed_s <= 601
+
+
+def test_an_outage_that_lasts_longer_than_there_is_time_ends_all_branches_with_it(fleet):
+    policy = RetrySpec(max_elapsed_s=300)
+    results = fleet.run(lambda *_: SORTS["refused"](), branches=100, policy=policy)
+    assert {result.kind for result in results.values()} == {ErrorKind.CONNECTION}
+    # Those that come after that time do not wait it out again each.
+    assert fleet.loop.skipped < 400
+
+
+def test_an_outage_is_waited_out_without_a_store(monkeypatch):
+    class Away(MemoryStore):
+        def pause_of(self, model):
+            raise BrokerError("away")
+
+        trip_breaker = close_breaker = pause_of
+
+        def pause_model(self, model, pause_s):
+            raise BrokerError("away")
+
+    fleet = Fleet(monkeypatch, Away())
+    results = fleet.run(lambda _prompt, now: error() if 4 <= now < 124 else None, branches=100)
+    assert {result.kind for result in results.values()} == {None}
+
+
+def test_after_an_outage_calls_do_not_come_back_all_at_once(fleet):
+    begun = []
+
+    def fate(_prompt, now):
+        if now >= 24:
+            begun.append(now)
+        return error() if 4 <= now < 24 else None
+
+    fleet.run(fate, branches=300, workers=1, in_flight=100, latency_s=3.0)
+    first = min(begun)
+    assert sum(at < first + 0.2 for at in begun) < 50
