@@ -113,6 +113,9 @@ def _of_queues(fleet: FleetStatus) -> Iterator[Metric]:
     paused = [limit.blocked_until for limit in limits]
     text = "How long the model is left alone for longest whose provider has refused a call."
     yield _gauge("limiter_paused_seconds", text, max(paused, default=0.0))
+    down = [limit.down_s or 0.0 for limit in limits]
+    text = "How long the model fails for everybody that does so for longest; 0 where none does."
+    yield _gauge("model_down_seconds", text, max(down, default=0.0))
     if fleet.memory is not None:
         yield _gauge("redis_memory_bytes", "Memory the server uses.", fleet.memory.used_bytes)
         limit = fleet.memory.limit_bytes or 0

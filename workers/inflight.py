@@ -58,6 +58,7 @@ class InFlight:
         self._watcher: asyncio.Task[None] | None = None
         # Those that make no call just now: they wait until they may.
         self._waiting: set[asyncio.Task[Any]] = set()
+        self._is_stopping = False
         self._is_handing_back = False
         # How many there are.
         self.count = 0
@@ -91,7 +92,13 @@ class InFlight:
                 self._tasks.pop((run_id, has_deadline), None)
 
     async def wait(self, seconds: float) -> None:
-        """Wait between calls: a branch whose run is paused meanwhile goes back to the queue."""
+        """Wait between calls: a branch goes back to the queue whose run is paused meanwhile.
+
+        Raises:
+            CallStoppedError: This worker stops.
+        """
+        if self._is_stopping:
+            raise CallStoppedError(Stop.HANDED_BACK)
         task = asyncio.current_task()
         if task is None:
             await asyncio.sleep(seconds)
@@ -101,6 +108,12 @@ class InFlight:
             await asyncio.sleep(seconds)
         finally:
             self._waiting.discard(task)
+
+    def hand_back_waiting(self) -> None:
+        """End what makes no call just now, and has them wait no more; on the loop."""
+        self._is_stopping = True
+        for key in list(self._tasks):
+            self._cancel(key, Stop.HANDED_BACK, only=self._waiting)
 
     def hand_back(self) -> None:
         """End all calls, and those to come; on the loop."""

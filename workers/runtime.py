@@ -137,6 +137,10 @@ class Runtime:
         """Whether this process stops, and no longer waits for what is in flight."""
         return self._stopping.is_set()
 
+    def hand_back_waiting(self) -> None:
+        """Have branches that only wait, for a model that fails for instance, go back at once."""
+        self.loop.call_soon_threadsafe(self._in_flight.hand_back_waiting)
+
     def hand_back(self) -> None:
         """End the calls in flight, so that their branches go back to the queue."""
         self._stopping.set()

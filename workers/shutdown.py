@@ -45,6 +45,8 @@ class Shutdown(bootsteps.StartStopStep):  # type: ignore[misc]
             self._timer = threading.Timer(grace_s, self.hand_back)
             self._timer.daemon = True
             self._timer.start()
+            if not _children(self._worker):
+                self._worker.app.fanout_runtime().hand_back_waiting()
 
     def hand_back(self) -> None:
         """End the calls in flight, and put their branches back into the queue."""

@@ -60,6 +60,7 @@ def run_lines(
         lines += _row("errors", _kinds(status.errors), width)
     if fleet is not None:
         left = status.total - status.done
+        lines += _paused_models(fleet, width)
         lines += _queues(fleet, width)
         lines += workers_lines(fleet.workers, read_at=fleet.read_at, left=left, width=width)
     return lines
@@ -110,6 +111,7 @@ def capacity_lines(
     """Return the queues, the server's memory and the workers."""
     left = sum(queue.waiting for queue in fleet.queues)
     return [
+        *_paused_models(fleet, width),
         *_queues(fleet, width),
         *_row("memory", _memory(fleet), width),
         *workers_lines(fleet.workers, read_at=fleet.read_at, left=left, shown=shown, width=width),
@@ -120,7 +122,12 @@ def fleet_line(fleet: FleetStatus, speed: Speed) -> str:
     """Return what a fleet is doing as one line."""
     places = f"{fleet.in_flight:,} of {fleet.concurrency:,} places of {_workers(fleet)} in use"
     runs = " · ".join(_run_counts(fleet))
-    return " · ".join([f"runs: {runs}", *_speed(speed), *_queue_parts(fleet), places])
+    down = [
+        f"{model} fails since {clock(limit.down_s)}"
+        for model, limit in sorted(fleet.limits.items())
+        if limit.down_s is not None
+    ]
+    return " · ".join([f"runs: {runs}", *down, *_speed(speed), *_queue_parts(fleet), places])
 
 
 def workers_lines(
@@ -257,6 +264,18 @@ def _kinds(errors: dict[ErrorKind, int]) -> list[str]:
 
 def _run_counts(fleet: FleetStatus) -> list[str]:
     return [f"{count:,} {status.value}" for status, count in sorted(fleet.runs.items())] or ["none"]
+
+
+def _paused_models(fleet: FleetStatus, width: int) -> list[str]:
+    """Return which models are left alone for now, and for how long; nothing where none is."""
+    parts = []
+    for model, limit in sorted(fleet.limits.items()):
+        if limit.down_s is not None:
+            until = f"next try in {clock(limit.blocked_until)}"
+            parts.append(f"{model} fails since {clock(limit.down_s)}, {until}")
+        elif limit.blocked_until > 0:
+            parts.append(f"{model} asks to wait {clock(limit.blocked_until)}")
+    return _row("paused", parts, width) if parts else []
 
 
 def _queues(fleet: FleetStatus, width: int) -> list[str]:

@@ -110,11 +110,12 @@ def test_queues_leases_and_the_window():
 def test_the_most_used_limit_shows():
     limits = {
         "a": LimitState(requests_until=2.0, tokens_until=9.0),
-        "b": LimitState(requests_until=3.0, blocked_until=4.0),
+        "b": LimitState(requests_until=3.0, blocked_until=4.0, down_s=70.0),
     }
     shown = scrape(Fixed(fleet(limits=limits, totals=Totals(pauses=6))))
     assert shown["fanout_limiter_ahead_seconds",] == 9
     assert shown["fanout_limiter_paused_seconds",] == 4
+    assert shown["fanout_model_down_seconds",] == 70
     assert shown["fanout_refused_total",] == 6
 
 

@@ -17,6 +17,7 @@ from fanout.cli.view import (
 )
 from fanout.fleet import FleetStatus
 from fanout.latency import Latency, bucket_of
+from fanout.limits import LimitState
 from fanout.queues import Leases, Memory, Queue
 from fanout.results import StageStatus
 from fanout.runs import ErrorKind, RunStatus, Usage
@@ -187,6 +188,20 @@ def test_a_fleet_is_one_line_where_there_is_no_terminal():
         "runs: 1 running · 12.5 calls/s · 1,000 tokens/s in, 50 out · control 0 · branches 92 "
         "(oldest 3.2 s) · taken 8 (renewed 1.0 s ago) · 8 of 8 places of 1 worker in use"
     )
+
+
+def test_a_model_that_is_left_alone_shows_and_for_how_long():
+    limits = {
+        "openai/x": LimitState(blocked_until=4.0, down_s=65.0),
+        "openai/y": LimitState(blocked_until=30.0),
+        "openai/z": LimitState(requests_until=3.0),
+    }
+    row = "paused    openai/x fails since 1:05, next try in 4.0 s · openai/y asks to wait 30.0 s"
+    shown = fleet(limits=limits)
+    assert row in run_lines(seen(), SPEED, shown, "openai/x", width=100)
+    assert row in fleet_lines(shown, [], SPEED, width=100)
+    assert "openai/x fails since 1:05" in fleet_line(shown, SPEED)
+    assert not [line for line in fleet_lines(fleet(), [], SPEED) if line.startswith("paused")]
 
 
 def test_a_table_of_runs_is_aligned():
