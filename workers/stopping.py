@@ -12,14 +12,19 @@ from typing import TYPE_CHECKING
 
 from fanout.llm.error_kinds import FEW
 from fanout.retries import is_common
+from fanout.runs import ErrorKind
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from fanout.runs import Outcome
     from fanout.stores import StageRecord, Store
 
-__all__ = ["Alike"]
+__all__ = ["Alike", "commonest_error"]
 
 _REMEMBERED_RUNS = 64
+_MAX_SHOWN = 300
+_NO_CALL = frozenset({ErrorKind.CANCELLED, ErrorKind.EXPIRED})
 _WORD = re.compile(r"[\w-]+")
 
 
@@ -59,9 +64,34 @@ class Alike:
         self._runs.move_to_end(run_id)
         if len(self._runs) > _REMEMBERED_RUNS:
             self._runs.popitem(last=False)
-        words = _WORD.sub(_without_numbers, outcome.message or "")
-        counts[str(outcome.kind), words] += 1
-        return counts[str(outcome.kind), words]
+        sort = _sort_of(outcome)
+        counts[sort] += 1
+        return counts[sort]
+
+
+def commonest_error(outcomes: Iterable[Outcome]) -> str | None:
+    """Return the error that most branches failed of, with how many and an example; or None.
+
+    What was not called, as its run was over, is left out where there is anything else.
+    """
+    counts: Counter[tuple[str, str]] = Counter()
+    examples: dict[tuple[str, str], Outcome] = {}
+    for outcome in outcomes:
+        if outcome.kind is not None:
+            sort = _sort_of(outcome)
+            counts[sort] += 1
+            examples.setdefault(sort, outcome)
+    called = Counter({sort: n for sort, n in counts.items() if examples[sort].kind not in _NO_CALL})
+    common = (called or counts).most_common(1)
+    if not common:
+        return None
+    sort, count = common[0]
+    example = examples[sort]
+    return f"{example.kind} {count:,}: {(example.message or '')[:_MAX_SHOWN]}"
+
+
+def _sort_of(outcome: Outcome) -> tuple[str, str]:
+    return str(outcome.kind), _WORD.sub(_without_numbers, outcome.message or "")
 
 
 def _without_numbers(word: re.Match[str]) -> str:

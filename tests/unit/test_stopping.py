@@ -10,7 +10,7 @@ from fanout.llm.error_kinds import ALWAYS, FEW, MANY, NEVER
 from fanout.retries import is_common, stop_after
 from fanout.runs import Chunk, ErrorKind, Outcome, Shard
 from fanout.stores import End, MemoryStore, RedisStore
-from workers.stopping import Alike
+from workers.stopping import Alike, commonest_error
 
 
 @pytest.mark.parametrize(
@@ -96,3 +96,18 @@ def test_another_kind_among_them_speaks_against_the_sum_of_the_store(fleet):
     assert fleet.fails() is None
     assert fleet.fails(worker=1) is None
     assert fleet.fails() is None
+
+
+def test_the_commonest_error_is_what_most_calls_failed_of():
+    def failed(kind, message):
+        return Outcome(index=0, kind=ErrorKind(kind), message=message)
+
+    outcomes = [
+        *[failed("cancelled", "the run was stopped")] * 9,
+        *[failed("timeout", f"no answer within 5 s (req_{n})") for n in range(3)],
+        *[failed("auth", "no"), failed("auth", "never")],
+        Outcome(index=0, output="yes"),
+    ]
+    assert commonest_error(outcomes) == "timeout 3: no answer within 5 s (req_0)"
+    assert commonest_error(outcomes[:9]) == "cancelled 9: the run was stopped"
+    assert commonest_error(outcomes[-1:]) is None
