@@ -34,6 +34,7 @@ __all__ = [
     "COLLECT",
     "CONTROL_QUEUE",
     "EXPAND",
+    "PATIENT_S",
     "PREFLIGHT",
     "SEAL",
     "WIRE_VERSION",
@@ -66,7 +67,8 @@ _WATCHERS_KEYS = {
 
 # A part-return that was not deduplicated, or a run that outlives its counters, would never end.
 _CHORD_LIFETIME_S = 30 * 24 * 3600
-_PATIENT_S = 3_600.0
+# Longer than any restart: whoever waits so long has in hand what was paid for.
+PATIENT_S = 3_600.0
 
 
 class Preflight(msgspec.Struct, frozen=True, kw_only=True):
@@ -231,15 +233,19 @@ def connect_broker(
 
 
 def make_store(
-    settings: Settings, *, is_patient: bool = False, away_s: float | None = None
+    settings: Settings,
+    *,
+    is_patient: bool = False,
+    away_s: float | None = None,
+    storage_away_s: float | None = None,
 ) -> RedisStore:
     """Return the run store on the same server.
 
     A patient one waits for a server that is away, or full, instead of raising BrokerError: for
     about ``away_s`` seconds, or an hour where that is None. The same holds for the storage of
-    inputs and outcomes, where that is another place.
+    inputs and outcomes, where that is another place, unless ``storage_away_s`` says otherwise.
     """
     client = connect_broker(settings, is_patient=is_patient, away_s=away_s)
-    options = {"patience_s": away_s or _PATIENT_S} if is_patient else {}
+    options = {"patience_s": storage_away_s or away_s or PATIENT_S} if is_patient else {}
     blobs = make_blobs(settings.storage, **options)
     return RedisStore(client, prefix=settings.key_prefix, ttl_s=settings.run_ttl_s, blobs=blobs)

@@ -16,11 +16,13 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from kombu.exceptions import BatchPublishError, OperationalError
+from redis.exceptions import RedisError
 
 from fanout import broker
 from fanout.errors import BrokerError
+from fanout.exhaustion import is_exhausted
 from fanout.members import Members
-from fanout.patience import PASSING_ERRORS, patiently
+from fanout.patience import outlasts, passes, patiently
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -35,14 +37,24 @@ __all__ = ["Publisher"]
 _BATCH = 500
 # A restart of the server takes seconds, a failover half a minute.
 _PATIENCE_S = 60.0
-_PASSING = (*PASSING_ERRORS, BatchPublishError, OperationalError)
+# Kombu's words for a server that is away.
+_AWAY = (BatchPublishError, OperationalError)
+_FROM_BROKER = (*_AWAY, RedisError)
 
 
 class Publisher:
-    """Puts the tasks of a run onto the queues. Safe to share between threads."""
+    """Puts the tasks of a run onto the queues. Safe to share between threads.
 
-    def __init__(self, app: Celery) -> None:
+    Args:
+        app: The application.
+        patience_s: Seconds that a server which is away, or refuses, is waited for. None: a minute;
+            a worker that says more waits for rights, too, as it has branches in hand.
+    """
+
+    def __init__(self, app: Celery, *, patience_s: float | None = None) -> None:
         self._app = app
+        self._patience_s = _PATIENCE_S if patience_s is None else patience_s
+        self._waits = passes if patience_s is None else outlasts
         # Made now: Celery has no lock, and two threads would make, and lose, one each.
         self._backend = app.backend
         self._backend.client  # noqa: B018 - a cached property
@@ -118,10 +130,7 @@ class Publisher:
 
     def _set_size(self, group: str, size: int) -> None:
         set_size = self._backend.set_chord_size
-        try:
-            patiently(lambda: set_size(group, size), patience_s=_PATIENCE_S, errors=_PASSING)
-        except _PASSING as error:
-            raise BrokerError(f"the size of a chord cannot be set: {error}") from error
+        self._patiently(lambda: set_size(group, size))
 
     def forget_root(self, run_id: str, stage: int) -> None:
         """Forget that a stage's root chord has completed, so that it can do so again.
@@ -210,9 +219,15 @@ class Publisher:
         try:
             # All of it again, not message by message as Celery would: a copy of a branch that is
             # being processed, or has an outcome, makes no call.
-            patiently(publish, patience_s=_PATIENCE_S, errors=_PASSING)
-        except _PASSING as error:
-            raise BrokerError(f"the broker takes no messages: {error}") from error
+            patiently(publish, patience_s=self._patience_s, is_worth=self._is_worth)
+        except _FROM_BROKER as error:
+            is_passing = isinstance(error, _AWAY) or passes(error)
+            raise BrokerError(
+                f"the broker takes no messages: {error}", is_passing=is_passing
+            ) from error
+
+    def _is_worth(self, error: BaseException) -> bool:
+        return isinstance(error, _AWAY) or self._waits(error) or is_exhausted(error)
 
     def _publish_once(self, signatures: list[Signature]) -> None:
         with self._app.producer_pool.acquire(block=True) as producer:

@@ -148,7 +148,7 @@ class Client:
             SpecError: A field is wrong, or a prompt has an unknown name.
             InputError: There is no usable document at all.
             ModelError: The model cannot be used; found out before anything is enqueued.
-            SettingsError: ``FANOUT_STORAGE`` cannot be written to.
+            SettingsError: ``FANOUT_STORAGE`` cannot be written to, or is not the fleet's.
             WireVersionError: The fleet has another version of fanout.
             BrokerError: The broker cannot be reached.
         """
@@ -161,6 +161,7 @@ class Client:
         self._check_storage()
         wire = self._connected(spec.model)
         wire.claim()
+        wire.require_storage()
         wire.preflight(spec.model, check=self._check_fleet, wait=self.is_embedded)
         run_id = "".join(secrets.choice(_ALPHABET) for _ in range(_ID_LENGTH))
         # Again, as the check may have taken long.
@@ -226,6 +227,7 @@ class Client:
             return run
         source = checked_documents(run.spec, documents, notify=on_notice)
         self._check_storage()
+        wire.require_storage()
         enqueuer = Enqueuer(wire.patient, wire.publisher, on_bad_document, should_stop)
         with _resumable(run_id):
             enqueuer.resume(run_id, run.spec, source, max_workers=self._cap(run.spec))

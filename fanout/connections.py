@@ -5,6 +5,7 @@ In a module of its own, as it loads Celery: an embedded fleet starts meanwhile (
 
 from __future__ import annotations
 
+import logging
 import secrets
 import time
 from typing import TYPE_CHECKING
@@ -13,7 +14,7 @@ import msgspec
 
 from fanout.broker import Preflight, connect_broker, make_app, make_store
 from fanout.chords import Publisher
-from fanout.errors import ModelError
+from fanout.errors import ModelError, SettingsError
 from fanout.handle import AWAY_S, Run, polls
 from fanout.messages import Messages
 from fanout.queues import Queues
@@ -23,11 +24,15 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from fanout.settings import Settings
-    from fanout.stores import Store
+    from fanout.stores import Store, WorkerRecord
 
 __all__ = ["Connections"]
 
 _PREFLIGHT_S = 600.0
+# A worker that has a slot, or whose pool needs none for it, answers sooner.
+_BUSY_S = 8.0
+
+_log = logging.getLogger(__name__)
 
 
 class Connections:
@@ -48,6 +53,12 @@ class Connections:
         """Make sure that this client may change what the fleet does. Raises WireVersionError."""
         claim_as_client(self.store)
 
+    def require_storage(self) -> None:
+        """Make sure that ``FANOUT_STORAGE`` is what the fleet uses. Raises SettingsError."""
+        problem = self.store.storage_problem()
+        if problem is not None:
+            raise SettingsError(f"FANOUT_STORAGE: {problem}")
+
     def run(self, run_id: str, check: Callable[[], None]) -> Run:
         """Return the handle of a run; ``check`` is called while somebody waits for it."""
         return Run(run_id, self.store, self.publisher, check)
@@ -56,18 +67,28 @@ class Connections:
         """Have a worker say whether the model can be used, as it is there that it is called.
 
         Without a live worker there is nobody to ask; the run then waits for one, unless ``wait``
-        says that one is about to come.
+        says that one is about to come. Nor is there where all are busy with calls that may be long,
+        and their pool, as prefork, has nothing else to answer with.
         """
         if not wait and not self.store.workers():
             return
+        asked_at = time.monotonic()
+
+        def is_nobody_free() -> bool:
+            workers = self.store.workers()
+            if not workers:
+                return not wait
+            is_late = time.monotonic() - asked_at > _BUSY_S
+            return is_late and all(_is_full(worker) for worker in workers)
 
         def is_over() -> bool:
             check()
-            return not wait and not self.store.workers()
+            return is_nobody_free()
 
         verdict = self.ask(model, timeout_s=_PREFLIGHT_S, is_over=is_over)
         if verdict is None:
-            if not wait and not self.store.workers():
+            if is_nobody_free():
+                _log.warning("all workers are busy: model %s is not checked beforehand", model)
                 return
             raise ModelError(f"no worker answered within {_PREFLIGHT_S:.0f} s about model {model}")
         if verdict.message is not None:
@@ -92,3 +113,8 @@ class Connections:
         self._redis.close()
         self.patient.close()
         self.store.close()
+
+
+def _is_full(worker: WorkerRecord) -> bool:
+    """Say whether a worker has no slot, and needs one to answer."""
+    return worker.pool in {"prefork", "solo"} and worker.in_flight >= worker.concurrency

@@ -45,6 +45,13 @@ def _problem(worker: WorkerRecord, now: float, within_s: float) -> str | None:
         return f"worker {worker.name} has said nothing for {silent_s:.0f} s"
     if not worker.polled_at:
         return f"worker {worker.name} has not begun to take messages"
+    if worker.problem:
+        return f"worker {worker.name} takes no messages: {worker.problem}"
+    if worker.stuck:
+        return (
+            f"worker {worker.name} is alive, but {worker.stuck:,} of its branches make no "
+            "progress: restart it"
+        )
     idle_s = now - worker.polled_at
     if idle_s > within_s:
         return (

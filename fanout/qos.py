@@ -48,9 +48,11 @@ class ServerClockQoS(kombu_redis.QoS):  # type: ignore[misc]
     Attributes:
         ahead: How many of the messages for which there is room are taken before there is a slot
             for them. Only as long as there are plenty: the last ones are for whoever is free.
+        is_barred: Whether none are taken for now, whatever room there is.
     """
 
     ahead = 0
+    is_barred = False
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -64,6 +66,8 @@ class ServerClockQoS(kombu_redis.QoS):  # type: ignore[misc]
 
     def can_consume_max_estimate(self) -> int | None:
         """Return how many more may be taken; None is any number."""
+        if self.is_barred:
+            return 0
         room: int | None = super().can_consume_max_estimate()
         if room is None or not self.ahead:
             return room

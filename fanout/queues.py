@@ -9,7 +9,7 @@ from redis.exceptions import RedisError
 
 from fanout.errors import BrokerError
 from fanout.messages import UNACKED, UNACKED_INDEX
-from fanout.patience import PASSING_ERRORS
+from fanout.patience import passes
 from fanout.queue_names import BEHIND, BRANCHES_QUEUE, QUEUES
 
 if TYPE_CHECKING:
@@ -102,9 +102,8 @@ class Queues:
                     pipe.lindex(name, -1)
                 (now_s, now_us), taken, oldest, behind, *ends = pipe.execute()
         except RedisError as error:
-            is_passing = isinstance(error, PASSING_ERRORS)
             message = f"the broker's queues cannot be read: {error}"
-            raise BrokerError(message, is_passing=is_passing) from error
+            raise BrokerError(message, is_passing=passes(error)) from error
         now = now_s + now_us / 1e6
         more = {BRANCHES_QUEUE: behind}
         numbered = zip(QUEUES, ends[::2], ends[1::2], strict=True)

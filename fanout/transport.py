@@ -17,13 +17,21 @@ import msgspec
 from celery.app.amqp import AMQP
 from kombu import Connection
 from kombu.connection import ConnectionPool, PooledConnection
+from kombu.exceptions import OperationalError
 from kombu.transport import redis as kombu_redis
 from kombu.utils.json import loads
 from redis.exceptions import NoScriptError
 
 from fanout.errors import BrokerError
+from fanout.patience import outlasts, patiently
 from fanout.qos import ServerClockQoS
-from fanout.queue_names import BRANCHES_QUEUE, QUEUES, TURNS_OF_A_RUN, backlog_of
+from fanout.queue_names import (
+    BRANCHES_QUEUE,
+    CONTROL_QUEUE,
+    QUEUES,
+    TURNS_OF_A_RUN,
+    backlog_of,
+)
 from fanout.refusals import MALFORMED, refusals
 from fanout.stores.redis.turn_scripts import PUT
 
@@ -40,6 +48,8 @@ _ENVELOPE_BYTES = 4_000
 # distant server costs little: a fair share of what is there is left to others.
 _MORE = 31
 _PART = 4
+# After this the reaper sees to it.
+_CALLBACK_PATIENCE_S = 3_600.0
 
 
 class _LimitedMessage(kombu_redis.Channel.Message):  # type: ignore[misc]
@@ -197,6 +207,15 @@ class _Limited:
         taken: list[tuple[str, bytes]] = self.qos.take(queue, message, more=more)
         return taken
 
+    def take_control(self, most: int) -> None:
+        """Take up to so many control messages although there is no room for branches."""
+        for _ in range(most):
+            with self.conn_or_acquire() as client:
+                message = client.rpop(CONTROL_QUEUE)
+            if message is None:
+                return
+            self._deliver_all(CONTROL_QUEUE, self.qos.take(CONTROL_QUEUE, message, more=0))
+
     def _deliver_all(self, queue: str, taken: list[tuple[str, bytes]]) -> None:
         delivered = 0
         try:
@@ -334,4 +353,10 @@ class LimitedAMQP(AMQP):  # type: ignore[misc]
         It would be a word for each: the message of a run with 100,000 shards were half a megabyte.
         """
         said = [_without_nothing(each) for each in args]
-        return super()._retry_publish(publish, *said, **kwargs)
+        again = super()._retry_publish
+        # Whoever counts the last member of a chord has no second chance: it would fail the chord.
+        return patiently(
+            lambda: again(publish, *said, **kwargs),
+            patience_s=_CALLBACK_PATIENCE_S,
+            is_worth=lambda error: isinstance(error, OperationalError) or outlasts(error),
+        )

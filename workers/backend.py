@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from celery import states
 from celery.backends.redis import RedisBackend, SentinelBackend
 
-from fanout.patience import patiently
+from fanout.exhaustion import is_exhausted
+from fanout.patience import outlasts, patiently
 from fanout.stores.connection import SOCKET_OPTIONS, MasterConnection, tolerant_retry
 
 if TYPE_CHECKING:
@@ -35,6 +36,15 @@ for i = 1, #ARGV, 3 do
 end
 return 1
 """
+
+
+def _outlasting(step: Callable[[], object]) -> None:
+    """Do what ends a task that is done: however the server refuses, it waits."""
+    patiently(
+        step,
+        patience_s=_PATIENCE_S,
+        is_worth=lambda error: outlasts(error) or is_exhausted(error),
+    )
 
 
 class TaskFault(Exception):  # noqa: N818 - Flower shows the name
@@ -74,7 +84,7 @@ class _Tolerant:
         counted once however often it returns, so it may be sent again.
         """
         count = super().on_chord_part_return  # type: ignore[misc]
-        patiently(lambda: count(request, state, result, **kwargs), patience_s=_PATIENCE_S)
+        _outlasting(lambda: count(request, state, result, **kwargs))
 
     def on_chord_parts_return(self, parts: Iterable[tuple[Any, str, BaseException | None]]) -> None:
         """Count several members, of any chords, each as ``on_chord_part_return`` does.
@@ -102,7 +112,7 @@ class _Tolerant:
         for request, state, error in members:
             result = self.encode_result(error, state)
             args += [request.group_index, request.id, self.encode([1, request.id, state, result])]
-        patiently(lambda: self._members_script(keys=keys, args=args), patience_s=_PATIENCE_S)
+        _outlasting(lambda: self._members_script(keys=keys, args=args))
 
     @cached_property
     def _members_script(self) -> Any:

@@ -8,8 +8,12 @@ its branches share.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import OrderedDict
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
+
+from fanout.errors import BrokerError
+from fanout.exhaustion import is_exhausted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Sequence
@@ -22,13 +26,19 @@ _Given = TypeVar("_Given")
 _Key = TypeVar("_Key", bound="Hashable")
 _Value = TypeVar("_Value")
 
+# How soon a step is tried again for which this process had no thread, descriptor or memory.
+_AGAIN_S = 1.0
+
+_log = logging.getLogger(__name__)
+
 
 class Batches(Generic[_Asked, _Given]):
-    """Carries out one kind of step; of one event loop.
+    """Carries out one kind of step; of one event loop. Whoever waits is always told how it ended.
 
     Args:
-        carry_out: Does it for several at once, in a thread, and returns what each is given. Where
-            it raises, all of them are told so.
+        carry_out: Does it for several at once, in a thread, and returns what each is given. It may
+            be done twice: where it raises, it is done for each by itself, so that one does not
+            fail the others; where the process has nothing left to do it with, it is done again.
         threads: Where it is called, by one thread at a time.
         linger_s: Says how many seconds a first one waits for others to come along.
     """
@@ -58,26 +68,68 @@ class Batches(Generic[_Asked, _Given]):
 
     def _start(self) -> None:
         batch, self._waiting = self._waiting, []
-        loop = asyncio.get_running_loop()
-        step = loop.run_in_executor(self._threads, self._carry_out, [asked for asked, _ in batch])
-        step.add_done_callback(lambda done: self._end(done, [future for _, future in batch]))
+        self._try([asked for asked, _ in batch], [future for _, future in batch])
+
+    def _try(self, asked: list[_Asked], futures: list[asyncio.Future[_Given]]) -> None:
+        try:
+            loop = asyncio.get_running_loop()
+            step = loop.run_in_executor(self._threads, self._carried_out, asked)
+        except Exception as error:  # noqa: BLE001 - the pool has ended, or no thread can be started
+            self._end(asked, futures, error)
+            return
+        step.add_done_callback(lambda done: self._end(asked, futures, _ended(done)))
+
+    def _carried_out(self, asked: list[_Asked]) -> list[tuple[_Given | None, Exception | None]]:
+        """Return what each is given, or why it is not. Raises where it is to be done again."""
+        try:
+            given = self._carry_out(asked)
+            return [(each, None) for each in _one_for_each(given, asked)]
+        except Exception as error:
+            if is_exhausted(error):
+                raise
+            is_away = isinstance(error, BrokerError) and error.is_passing
+            if len(asked) == 1 or is_away:
+                return [(None, error)] * len(asked)
+        return [self._carried_out([each])[0] for each in asked]
 
     def _end(
-        self, done: asyncio.Future[Sequence[_Given]], futures: list[asyncio.Future[_Given]]
+        self,
+        asked: list[_Asked],
+        futures: list[asyncio.Future[_Given]],
+        ended: Sequence[tuple[_Given | None, Exception | None]] | BaseException,
     ) -> None:
+        loop = asyncio.get_running_loop()
+        if isinstance(ended, BaseException) and is_exhausted(ended):
+            _log.warning("%s: it is tried again", ended)
+            loop.call_later(_AGAIN_S, self._try, asked, futures)
+            return
         if self._waiting:
-            asyncio.get_running_loop().call_later(self._linger_s(), self._start)
+            loop.call_later(self._linger_s(), self._start)
         else:
             self._is_busy = False
-        error = done.exception()
-        for number, future in enumerate(futures):
+        each = [(None, ended)] * len(asked) if isinstance(ended, BaseException) else ended
+        for future, (given, error) in zip(futures, each, strict=True):
             # Whoever waited may have been cancelled.
             if future.done():
                 continue
             if error is None:
-                future.set_result(done.result()[number])
+                future.set_result(cast("_Given", given))
             else:
                 future.set_exception(error)
+
+
+def _one_for_each(given: Sequence[_Given], asked: list[_Asked]) -> Sequence[_Given]:
+    if len(given) != len(asked):
+        msg = f"{len(given)} answers to {len(asked)} steps"
+        raise RuntimeError(msg)
+    return given
+
+
+def _ended(done: asyncio.Future[Any]) -> Any:
+    """Return what a step gave, or why it did not."""
+    if done.cancelled():
+        return RuntimeError("the step was cancelled: this process is about to end")
+    return done.exception() or done.result()
 
 
 class Kept(Generic[_Key, _Value]):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
+from concurrent.futures import CancelledError
 from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
@@ -11,16 +13,20 @@ from msgspec import structs
 
 from fanout.admission import is_draining
 from fanout.errors import (
+    FanoutError,
     LostDataError,
     ModelError,
     PromptError,
+    StorageError,
     StoredDataError,
     UnknownRunError,
 )
+from fanout.exhaustion import is_exhausted
 from fanout.llm.base import LLMRequest
 from fanout.llm.calls import CallResult, complete_with_retries, validate_json
 from fanout.llm.error_kinds import FEW, MANY
 from fanout.llm.usage import billed, total
+from fanout.logs import Seldom, about
 from fanout.retries import STOPS_RUN
 from fanout.runs import ErrorKind, Outcome, RunStatus, branch_ref
 from fanout.secrets import redacted
@@ -37,12 +43,21 @@ if TYPE_CHECKING:
     from fanout.runs import BranchRef, Chunk
     from fanout.spec import RunSpec
     from fanout.stores import Begun
+    from workers.progress import Standing
     from workers.runtime import Runtime, ShardKey
 
 __all__ = ["BranchFailed", "process_branch", "run_branch"]
 
 # The longest message that is kept: a provider may answer with a page, or with the whole prompt.
 _MAX_MESSAGE = 1_000
+
+# How long a branch whose input is not here keeps its slot, so that others come before.
+_ELSEWHERE_S = 1.0
+_SELDOM_S = 30.0
+
+_log = logging.getLogger(__name__)
+_seldom_log = logging.getLogger(f"{__name__}.input")
+_seldom_log.addFilter(Seldom(_SELDOM_S))
 
 
 class BranchFailed(Exception):  # noqa: N818 - Flower shows the name: it should read as a state
@@ -63,25 +78,27 @@ def run_branch(
     tries: int = 0,
 ) -> None:
     """Process a branch, and wait for it in this thread: see ``process_branch``."""
-    runtime.wait_for(
-        process_branch(
-            runtime, run_id, stage, number, position, feed, tries=tries, slot=nullcontext()
-        )
-    )
+    standing = runtime.progress.begin((run_id, stage, number, position))
+    try:
+        runtime.wait_for(process_branch(runtime, standing, feed, tries=tries, slot=nullcontext()))
+    except (CancelledError, MemoryError, OSError, RuntimeError) as fault:
+        if isinstance(fault, CancelledError) or is_exhausted(fault):
+            # It is no fault of the branch.
+            raise BranchHandedBack from fault
+        raise
+    finally:
+        runtime.progress.end(standing)
 
 
 async def process_branch(
     runtime: Runtime,
-    run_id: str,
-    stage: int,
-    shard: int,
-    position: int,
+    standing: Standing,
     feed: int,
     *,
     tries: int,
     slot: AbstractAsyncContextManager[None],
 ) -> None:
-    """Process the branch at ``position`` of a shard; Celery has sent it again ``tries`` times.
+    """Process the branch that is ``standing``; Celery has sent it again ``tries`` times.
 
     It has the slot until its call has ended: while it is written down, another one may call.
 
@@ -91,29 +108,36 @@ async def process_branch(
         BranchHeld: Another worker is at it.
         BranchHandedBack: This worker stops.
     """
-    branch = _Branch(runtime, (run_id, stage, shard, position), feed, tries)
-    async with slot:
-        begun = await branch.begin()
-        if begun.verdict == "suspect":
-            # One at a time, and counted only now: when the worker dies again, it was this one.
-            async with runtime.alone:
-                await branch.end(await branch.call(await branch.begin(is_alone=True)))
-                return
-        ended = await branch.call(begun)
-    await branch.end(ended)
+    standing.task = asyncio.current_task()
+    branch = _Branch(runtime, standing, feed, tries)
+    try:
+        async with slot:
+            begun = await branch.begin()
+            if begun.verdict == "suspect":
+                standing.moves("waits to be alone")
+                # One at a time, and counted only now: when the worker dies again, it was this one.
+                async with runtime.alone:
+                    await branch.end(await branch.call(await branch.begin(is_alone=True)))
+                    return
+            ended = await branch.call(begun)
+        await branch.end(ended)
+    except BaseException as fault:
+        if isinstance(fault, asyncio.CancelledError) or is_exhausted(fault):
+            await branch.give_back()
+        raise
 
 
 class _Branch:
     """One delivery of a branch."""
 
-    def __init__(
-        self, runtime: Runtime, key: tuple[str, int, int, int], feed: int, tries: int
-    ) -> None:
+    def __init__(self, runtime: Runtime, standing: Standing, feed: int, tries: int) -> None:
         self._runtime = runtime
-        self._key = key
+        self._standing = standing
+        self._key = standing.key
         self._feed = feed
-        self._claim = Claim(runtime, key, feed, tries)
+        self._claim = Claim(runtime, standing, feed, tries)
         self.begin = self._claim.begin
+        self.give_back = self._claim.give_back
 
     async def call(self, begun: Begun) -> tuple[Outcome, Calls] | None:
         """Make the call; return how it ended, or None where there is nothing to write down."""
@@ -132,6 +156,7 @@ class _Branch:
         if ended is None:
             return
         outcome, calls = ended
+        self._standing.moves("is written down", within_s=self._runtime.progress.step_s)
         await self._write(outcome, calls)
         if outcome.kind is not None:
             raise BranchFailed(outcome.kind.value)
@@ -147,7 +172,7 @@ class _Branch:
         size = len(await runtime.indices_of((run_id, stage, number)))
         if recorded.first and is_draining(ended=recorded.ended, size=size):
             left = size - recorded.ended
-            await asyncio.to_thread(drain, runtime, run_id, stage, number, left)
+            await asyncio.to_thread(_drain, runtime, run_id, stage, number, left)
         if recorded.first:
             runtime.reports.branch_ended(self._key, outcome, calls)
 
@@ -167,6 +192,22 @@ class _Branch:
         except BranchHandedBack:
             await self._claim.give_back()
             raise
+        except (LostDataError, StorageError) as error:
+            if isinstance(error, LostDataError) and await self._is_lost():
+                return _error(index, ErrorKind.LOST, _LOST)
+            await self._leave_to_others(error)
+            raise BranchHandedBack from None
+
+    async def _is_lost(self) -> bool:
+        return await asyncio.to_thread(self._runtime.storage.is_lost, self._key[:3])
+
+    async def _leave_to_others(self, error: Exception) -> None:
+        """Give back a branch whose input this worker cannot have: another one may."""
+        self._standing.moves("waits for its input")
+        _seldom_log.warning("given back, as its input is not here: %s", error)
+        await self._claim.give_back()
+        # Not at once again by this worker.
+        await asyncio.sleep(_ELSEWHERE_S)
 
 
 def _stop_if_common(
@@ -177,12 +218,21 @@ def _stop_if_common(
         runtime.store.halt(run_id, RunStatus.FAILED, error=error)
 
 
+def _drain(runtime: Runtime, run_id: str, stage: int, number: int, left: int) -> None:
+    try:
+        drain(runtime, run_id, stage, number, left)
+    except FanoutError as error:
+        # The branch has ended all the same: the shard's end, or the reaper, opens the next one.
+        _log.warning("no further shards are opened for now: %s", error, extra=about(run_id))
+
+
 def _presentable(outcome: Outcome) -> Outcome:
     if outcome.message is None:
         return outcome
     return structs.replace(outcome, message=redacted(outcome.message)[:_MAX_MESSAGE])
 
 
+_LOST = "the server has lost the input of this branch"
 _NOT_CALLED = "{} before this branch was called"
 
 
@@ -199,8 +249,10 @@ async def _answer(
         if stopped.reason in (Stop.HANDED_BACK, Stop.PAUSED):
             raise BranchHandedBack from None
         return _stopped(index, stopped.reason, calls)
-    except (LostDataError, UnknownRunError):
-        return _error(index, ErrorKind.LOST, "the server has lost the input of this branch")
+    except LostDataError:
+        raise
+    except UnknownRunError:
+        return _error(index, ErrorKind.LOST, _LOST)
     except (PromptError, StoredDataError) as error:
         return Outcome(index=index, kind=ErrorKind.BAD_REQUEST, message=str(error))
     except ModelError as error:
@@ -241,15 +293,18 @@ async def _call(
     request = _request(spec, template.render(_values(chunk, ref), chunk.columns), limit, ref.sample)
     calls.asks(spec.model, request)
     wants_json = stage == 0 and spec.output_format == "json"
+    # Making a model ready may take long; its calls move on from there.
+    claim.waits()
+    llm = await runtime.model(spec.model)
     result = await runtime.call_for(
         run_id,
         complete_with_retries(
-            await runtime.model(spec.model),
+            llm,
             request,
             policy=spec.retries,
             timeout_s=spec.timeout_s,
             validate=validate_json if wants_json else None,
-            gate=claim.gate(runtime.limiter.gate(spec.model, spec.rate.rates)),
+            gate=claim.gate(runtime.limiter.gate(spec.model, spec.rate.rates), spec.timeout_s),
             max_output_kb=runtime.settings.max_output_kb,
             observe=calls.attempts.append,
             sleep=runtime.wait,

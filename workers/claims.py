@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from fanout.llm.calls import Gate
     from fanout.outages import Verdict
     from fanout.stores import Begun
+    from workers.progress import Standing
     from workers.runtime import Runtime
 
 __all__ = [
@@ -82,16 +83,15 @@ class Claim:
 
     Args:
         runtime: The worker's.
-        key: Run, stage, shard and position.
+        standing: Which branch it is, and where it stands.
         feed: As the branch was published with.
         tries: How often Celery has sent it again.
     """
 
-    def __init__(
-        self, runtime: Runtime, key: tuple[str, int, int, int], feed: int, tries: int
-    ) -> None:
+    def __init__(self, runtime: Runtime, standing: Standing, feed: int, tries: int) -> None:
         self._runtime = runtime
-        self._key = key
+        self._standing = standing
+        self._key = standing.key
         self._feed = feed
         self._tries = tries
         self._token = secrets.token_hex(4)
@@ -120,7 +120,12 @@ class Claim:
 
     async def _ask(self, start: Start) -> Begun:
         self._asked_at = time.monotonic()
+        self._standing.token = self._token
+        self._moves("is begun")
         return await self._runtime.begin(start)
+
+    def _moves(self, doing: str, *, for_s: float = 0.0) -> None:
+        self._standing.moves(doing, within_s=for_s + self._runtime.progress.step_s)
 
     async def _lasts_s(self) -> int:
         try:
@@ -158,29 +163,49 @@ class Claim:
 
     async def give_back(self) -> None:
         """Take the begin back."""
-        store = self._runtime.store
-        await asyncio.to_thread(store.unbegin, *self._key, token=self._token)
+        if self._start is None:
+            return
+        store, counts = self._runtime.store, self._standing.is_stuck
+        self._moves("is given back")
+        await asyncio.to_thread(store.unbegin, *self._key, token=self._token, counts=counts)
 
-    def gate(self, gate: Gate) -> Gate:
-        """Return a gate that lets a call through while the branch is claimed."""
-        return _ClaimedGate(self, gate)
+    def gate(self, gate: Gate, timeout_s: float) -> Gate:
+        """Return a gate that lets a call through while the branch is claimed.
+
+        Args:
+            gate: What it goes through besides.
+            timeout_s: Seconds that the call may take.
+        """
+        return _ClaimedGate(self, gate, timeout_s)
+
+    def waits(self) -> None:
+        """Note that the branch waits because it was asked to: for as long as that lasts."""
+        self._standing.moves("waits for its next call")
+
+    def calls(self, timeout_s: float) -> None:
+        """Note that the branch calls, which ends by itself."""
+        self._moves("calls", for_s=timeout_s)
 
 
 class _ClaimedGate:
     """See ``Claim.gate``."""
 
-    def __init__(self, claim: Claim, gate: Gate) -> None:
+    def __init__(self, claim: Claim, gate: Gate, timeout_s: float) -> None:
         self._claim = claim
         self._gate = gate
+        self._timeout_s = timeout_s
 
     async def enter(self, request: LLMRequest, *, left_s: float) -> float:
         """Wait until the call may begin, and the branch is this delivery's still."""
+        self._claim.waits()
         for_rate_s = await self._gate.enter(request, left_s=left_s)
         await self._claim.confirm()
+        self._claim.calls(self._timeout_s)
         return for_rate_s
 
     async def leave(
         self, request: LLMRequest, reply: LLMReply | None, error: LLMError | None
     ) -> Verdict | None:
         """See Gate."""
+        self._claim.waits()
         return await self._gate.leave(request, reply, error)

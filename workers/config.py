@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 __all__ = ["make_worker_app"]
 
 
-# Pools beyond Celery's own.
-_POOLS = {"asyncio": "workers.pool:TaskPool"}
+# Pools of our own.
+_POOLS = {"asyncio": "workers.pool:TaskPool", "threads": "workers.thread_pool:TaskPool"}
 
 
 def make_worker_app(settings: Settings, *, owns_process: bool = False) -> Celery:

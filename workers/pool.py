@@ -14,21 +14,25 @@ import logging
 import os
 import time
 from collections import deque
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from celery.concurrency.base import BasePool, apply_target
+from celery.worker.state import task_ready
 
+from fanout.exhaustion import is_exhausted
+from fanout.threads import ReadyThreads
 from workers.batches import Batches
 from workers.branches import BranchFailed, process_branch
 from workers.claims import BranchHandedBack
-from workers.requests import BranchRequest
+from workers.requests import BranchRequest, let_go
 from workers.settling import settle
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from kombu.asynchronous import Hub
+
+    from workers.progress import Standing
 
     # Has Celery's tracer run a task in a thread, given what is called when that begins.
     _ByCelery = Callable[[Callable[..., Any] | None], None]
@@ -71,21 +75,30 @@ class _Slot:
             # What only waited for a slot need not be waited for.
             self._pool.slots.release()
             raise BranchHandedBack
-        self._request.on_accepted(os.getpid(), time.monotonic())
+        try:
+            self._request.on_accepted(os.getpid(), time.monotonic())
+        except BaseException:
+            self._pool.slots.release()
+            raise
 
     async def __aexit__(self, *_exc: object) -> None:
         self._pool.slots.release()
 
 
 class TaskPool(BasePool):  # type: ignore[misc]
-    """Runs branches on the loop of the worker's runtime, and other tasks in threads."""
+    """Runs branches on the loop of the worker's runtime, and other tasks in threads.
+
+    Attributes:
+        control_room: How many control tasks it runs while all slots are taken.
+    """
 
     body_can_be_buffer = True
     signal_safe = False
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._threads = ThreadPoolExecutor(min(self.limit, _THREADS), "fanout-task")
+        self._threads: ReadyThreads
+        self.control_room = min(self.limit, _THREADS)
         self._arrived: deque[tuple[BranchRequest, _ByCelery]] = deque()
         self._is_waking = False
         self._branches: set[asyncio.Task[None]] = set()
@@ -95,6 +108,7 @@ class TaskPool(BasePool):  # type: ignore[misc]
         self._runtime = self.app.fanout_runtime()
         self._loop = self._runtime.loop
         self.slots = asyncio.Semaphore(self.limit)
+        self._threads = ReadyThreads(self.control_room, "fanout-task")
         if self.app.fanout_owns_process:
             # What was imported stays: it need not be looked through again and again. Nor need
             # what is in flight, at Python's own pace: a fifth of a busy worker's time.
@@ -127,12 +141,22 @@ class TaskPool(BasePool):  # type: ignore[misc]
         **_: Any,
     ) -> None:
         """Run a task: a branch on the loop, any other in a thread, as Celery's own pool does."""
-
-        def by_celery(on_accept: Callable[..., Any] | None) -> None:
-            self._threads.submit(apply_target, target, args, kwargs, callback, on_accept)
-
         # Celery names the request only as the owner of what is called back.
         request = getattr(accept_callback, "__self__", None)
+
+        def apply(on_accept: Callable[..., Any] | None) -> None:
+            try:
+                apply_target(target, args, kwargs, callback, on_accept)
+            except BaseException as fault:  # noqa: BLE001 - nobody else hears of it
+                let_go(request, fault)
+
+        def by_celery(on_accept: Callable[..., Any] | None) -> None:
+            try:
+                self._threads.submit(apply, on_accept)
+            except RuntimeError as fault:
+                # The pool has ended.
+                let_go(request, fault)
+
         if isinstance(request, BranchRequest):
             self._arrived.append((request, by_celery))
             if not self._is_waking:
@@ -152,16 +176,30 @@ class TaskPool(BasePool):  # type: ignore[misc]
             task.add_done_callback(self._branches.discard)
 
     async def _process(self, request: BranchRequest, by_celery: _ByCelery) -> None:
-        error: BranchFailed | None = None
-        slot = _Slot(self, request)
+        progress = self._runtime.progress
+        standing = progress.begin(request.key)
         try:
-            await process_branch(self._runtime, **request.kwargs, tries=request.tries, slot=slot)
+            await self._processed(request, standing, by_celery)
+        finally:
+            progress.end(standing)
+
+    async def _processed(
+        self, request: BranchRequest, standing: Standing, by_celery: _ByCelery
+    ) -> None:
+        error: BranchFailed | None = None
+        slot, feed = _Slot(self, request), request.kwargs["feed"]
+        try:
+            await process_branch(self._runtime, standing, feed, tries=request.tries, slot=slot)
         except BranchFailed as failed:
             error = failed
         except BaseException as fault:  # noqa: BLE001 - Celery's own tracer sees to it
+            if isinstance(fault, asyncio.CancelledError) or is_exhausted(fault):
+                # It is no fault of the branch.
+                fault = BranchHandedBack()
             request.request_dict["ended"] = fault
             by_celery(None)
             return
+        standing.moves("is counted", within_s=self._runtime.progress.step_s)
         await self._end(request, error)
 
     async def _end(self, request: BranchRequest, error: BranchFailed | None) -> None:
@@ -171,6 +209,9 @@ class TaskPool(BasePool):  # type: ignore[misc]
             _log.warning("branch %s comes again: %s", request.id, type(fault).__name__)
             await asyncio.sleep(_AGAIN_S)
             await asyncio.to_thread(request.reject, requeue=True)
+            task_ready(request)
+        except asyncio.CancelledError as fault:
+            let_go(request, fault)
         else:
             request.on_settled(error)
 

@@ -10,6 +10,7 @@ from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 from celery import bootsteps
+from celery.concurrency.thread import TaskPool as ThreadPool
 from celery.worker import state
 
 from fanout import broker
@@ -59,6 +60,7 @@ class Presence(bootsteps.StartStopStep):  # type: ignore[misc]
             self._beats += 1
             if self._beats == _LOOK_AT_BEAT:
                 self._warn_of_a_namesake(worker)
+            worker.app.fanout_runtime().storage.look()
             worker.app.fanout_runtime().watched.worker_alive(self._record(worker), ttl_s=_TTL_S)
 
     def _warn_of_a_namesake(self, worker: WorkController) -> None:
@@ -88,6 +90,8 @@ class Presence(bootsteps.StartStopStep):  # type: ignore[misc]
             version=self._version,
             wire=broker.WIRE_VERSION,
             polled_at=getattr(worker.consumer, "polled_at", 0.0),
+            problem=worker.app.fanout_runtime().storage.problem,
+            stuck=len(worker.app.fanout_runtime().progress.stuck()),
             queues=tuple(sorted(worker.app.amqp.queues.consume_from)),
         )
 
@@ -104,6 +108,8 @@ class Presence(bootsteps.StartStopStep):  # type: ignore[misc]
 def _name_of(pool: type) -> str:
     if issubclass(pool, TaskPool):
         return "asyncio"
+    if issubclass(pool, ThreadPool):
+        return "threads"
     # Celery's own are known by their modules.
     return pool.__module__.rpartition(".")[2]
 

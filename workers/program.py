@@ -18,6 +18,7 @@ from fanout.queue_names import parse_queues
 from fanout.settings import AUTOSCALE_NEEDS_PREFORK, parse_autoscale
 from fanout.stores.blobs import check_storage
 from fanout.terminal import print_error
+from workers.descriptors import make_room
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -50,10 +51,18 @@ class Program(Worker):  # type: ignore[misc]
             pool = (app or self.app).conf.worker_pool
             options.update(_autoscale(settings, options, pool))
             check_storage(settings.storage)
+            make_room(
+                concurrency=int(options.get("concurrency") or settings.concurrency),
+                pool=_pool_name(options.get("pool_cls") or pool),
+            )
         except SettingsError as error:
             print_error(str(error))
             raise SystemExit(_USAGE) from None
         super().__init__(app=app, hostname=_nodename(settings, hostname), **options)
+
+
+def _pool_name(pool: Any) -> str:
+    return pool if isinstance(pool, str) else str(pool.__module__).rpartition(".")[2]
 
 
 def _nodename(settings: Settings, given: str | None) -> str:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from celery import bootsteps
 
+from fanout.chords import Publisher
 from fanout.reaper import Reaper
 from workers.presence import Presence
 from workers.ticker import Ticker
@@ -50,7 +51,8 @@ class ReaperStep(bootsteps.StartStopStep):  # type: ignore[misc]
         if self._reaper is None:
             self._reaper = Reaper(
                 store,
-                self._app.fanout_runtime().publisher,
+                # Not that of the branches, which waits for an hour.
+                Publisher(self._app),
                 self._app.fanout_runtime().messages,
                 stall_s=self._settings.stall_s,
                 on_end=self._app.fanout_runtime().reports.run_ended,

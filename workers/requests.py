@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from celery.exceptions import Ignore, Reject
@@ -13,9 +15,20 @@ from workers.branches import BranchFailed
 from workers.clock import ServerClockRequest
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from billiard.einfo import ExceptionInfo
 
-__all__ = ["BranchRequest", "PostponedError", "ReportsAll", "RunGoneError", "StillHeldError"]
+__all__ = [
+    "BranchRequest",
+    "PostponedError",
+    "ReportsAll",
+    "RunGoneError",
+    "StillHeldError",
+    "let_go",
+]
+
+_log = logging.getLogger(__name__)
 
 
 class PostponedError(Ignore):  # type: ignore[misc]
@@ -60,6 +73,27 @@ class ReportsAll(ServerClockRequest):
             self.send_event("task-retried", exception=f"{type(error).__name__}({error})")
         return result
 
+    def acknowledge(self) -> None:
+        """Take the message off the broker; where that refuses, it comes again, and is done."""
+        self._settle(super().acknowledge)
+
+    def reject(self, requeue: bool = False) -> None:  # noqa: FBT001, FBT002 - Celery's
+        """Put the message back, or drop it; where the broker refuses, it is back later."""
+        self._settle(partial(super().reject, requeue))
+
+    def _settle(self, step: Callable[[], None]) -> None:
+        try:
+            step()
+        except Exception as error:  # noqa: BLE001 - a request that nobody ends is held for ever
+            _log.warning("task %s comes again: %s", self.id, type(error).__name__)
+            self.forget()
+
+    def let_go(self) -> None:
+        """Be done with it here without asking the server: it is back when its lease ends."""
+        task_ready(self)
+        if not self.acknowledged:
+            self.forget()
+
     def forget(self) -> None:
         """Have kombu and Celery take the message for settled; the server is told by others."""
         message = self.message
@@ -76,6 +110,12 @@ class BranchRequest(ReportsAll):
     def tries(self) -> int:
         """How often Celery has sent the task again."""
         return self.request_dict.get("retries") or 0
+
+    @property
+    def key(self) -> tuple[str, int, int, int]:
+        """Run, stage, shard and position."""
+        ids = self.kwargs
+        return ids["run_id"], ids["stage"], ids["shard"], ids["position"]
 
     @property
     def group(self) -> str | None:
@@ -103,3 +143,10 @@ class BranchRequest(ReportsAll):
         else:
             said = f"{type(error).__name__}({str(error)!r})"
             self.send_event("task-failed", exception=said, traceback=f"BranchFailed: {error}")
+
+
+def let_go(request: Any, fault: BaseException) -> None:
+    """Give back a task that nobody will see to its end."""
+    _log.warning("task %s comes again: %s", getattr(request, "id", "?"), type(fault).__name__)
+    if isinstance(request, ReportsAll):
+        request.let_go()

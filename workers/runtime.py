@@ -5,26 +5,29 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import defaultdict
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import ValidationError
 
-from fanout.broker import connect_broker, make_store
+from fanout.broker import PATIENT_S, connect_broker, make_store
 from fanout.chords import Publisher
 from fanout.errors import StoredDataError
 from fanout.llm import make_llm
 from fanout.messages import Messages
 from fanout.prompts import Template
 from fanout.spec import RunSpec
+from fanout.threads import ReadyThreads
 from workers.batches import Batches, Kept
 from workers.event_loop import new_event_loop
 from workers.inflight import InFlight
 from workers.limiter import Limiter
 from workers.log_guard import quiet_clients
+from workers.progress import Progress
 from workers.reports import Reports
 from workers.stopping import Alike
+from workers.storage import StorageWatch
 from workers.telemetry import make_telemetry
 
 if TYPE_CHECKING:
@@ -36,6 +39,7 @@ if TYPE_CHECKING:
     from fanout.runs import RunStatus, Shard
     from fanout.settings import Settings
     from fanout.stores import Store
+    from workers.progress import Standing
 
 __all__ = ["Runtime"]
 
@@ -55,6 +59,11 @@ _CACHED_SPECS = 64
 _THREADS = 4
 # Load what branches need.
 _LOADERS = 4
+# Whatever else blocks, now and then.
+_OTHERS = 8
+# What a branch asks of the server takes moments; of one that stands still for so many visibility
+# timeouts, while the server answers, nothing is to be expected.
+_STEP_LEASES = 2
 
 
 class Runtime:
@@ -68,12 +77,15 @@ class Runtime:
         # A prefork child begins branches in the name of its parent, which sees it die.
         self.holder: str = app.fanout_holder
         # An outcome in hand was paid for: it waits for the server as long as that takes.
-        self.store: Store = make_store(settings, is_patient=True)
+        # For the storage not so long: another worker may see it, and has the branch then.
+        self.store: Store = make_store(
+            settings, is_patient=True, storage_away_s=settings.visibility_timeout_s
+        )
         # Branches that may be what killed their worker are processed one at a time.
         self.alone = asyncio.Lock()
         self._stopping = threading.Event()
         self._closers: list[Callable[[], None]] = []
-        self.publisher = Publisher(app)
+        self.publisher = Publisher(app, patience_s=PATIENT_S)
         self.backend: Any = app.backend
         # For what the broker is told of branches that have ended, however long it is away.
         self.broker = connect_broker(settings, is_patient=True)
@@ -82,6 +94,7 @@ class Runtime:
         self._quiets_clients: bool = app.fanout_owns_process
         # For what must not wait: whoever watches or beats.
         self.watched: Store = make_store(settings)
+        self.storage = StorageWatch(self.watched, settings)
         self.reports = Reports(self.watched, make_telemetry(settings, self.watched.run))
         self._in_flight = InFlight(self.watched)
         self.alike = Alike(self.store)
@@ -93,16 +106,20 @@ class Runtime:
         self.spec = lru_cache(maxsize=_CACHED_SPECS)(self._load_spec)
         self.indices = lru_cache(maxsize=_CACHED_SHARDS * 8)(self.store.indices)
         self.template = lru_cache(maxsize=_CACHED_SPECS * 8)(self._load_template)
-        self.threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="fanout-store")
+        self.threads = ReadyThreads(_THREADS, "fanout-store")
         self.begin = Batches(self.store.begin_all, self.threads)
         self.record = Batches(self.store.record_all, self.threads, self.linger_s)
         self.feed = Batches(self._publish, self.threads)
         # Of their own: where inputs cannot be had, outcomes of other runs are still written.
-        self._loaders = ThreadPoolExecutor(_LOADERS, thread_name_prefix="fanout-load")
+        self._loaders = ReadyThreads(_LOADERS, "fanout-load")
         self.spec_of = Kept(self.spec, self._loaders, size=_CACHED_SPECS)
         self.indices_of = Kept(self._load_indices, self._loaders, size=_CACHED_SHARDS * 8)
         self.shard_of = Kept(self._load_shard, self._loaders, size=_CACHED_SHARDS)
+        self.progress = Progress(step_s=_STEP_LEASES * settings.visibility_timeout_s)
         self.loop = new_event_loop()
+        # What the loop would start by itself when it first needs it.
+        self._others = ReadyThreads(_OTHERS, "fanout-other")
+        self.loop.set_default_executor(self._others)
         self._thread = threading.Thread(target=self._run_loop, name="fanout-loop", daemon=True)
         self._thread.start()
 
@@ -115,7 +132,16 @@ class Runtime:
 
     def _run_loop(self) -> None:
         asyncio.set_event_loop(self.loop)
+        # uvloop has threads of its own for names, and ends the process where it gets none later.
+        self.loop.create_task(_look_up_a_name())
         self.loop.run_forever()
+
+    def let_go(self, standing: Standing) -> None:
+        """Leave a branch that stands still to others: they may begin it. Raises BrokerError."""
+        if standing.token:
+            self.watched.unbegin(*standing.key, token=standing.token, counts=True)
+        if standing.task is not None:
+            self.loop.call_soon_threadsafe(standing.task.cancel)
 
     def _publish(self, following: list[Following]) -> list[None]:
         """Publish the branches that take the place of some that have ended."""
@@ -215,7 +241,13 @@ class Runtime:
         self.loop.close()
         self.threads.shutdown(cancel_futures=True)
         self._loaders.shutdown(cancel_futures=True)
+        self._others.shutdown(wait=False, cancel_futures=True)
         self.store.close()
         self.watched.close()
         self.broker.close()
         self.messages.close()
+
+
+async def _look_up_a_name() -> None:
+    with suppress(OSError):
+        await asyncio.get_running_loop().getaddrinfo("localhost", None)

@@ -18,6 +18,7 @@ from redis.exceptions import RedisError
 from fanout.broker import connect_broker
 from fanout.errors import EmbeddedError
 from workers.config import make_worker_app
+from workers.descriptors import make_room
 
 if TYPE_CHECKING:
     import redis
@@ -49,6 +50,7 @@ class WorkerThread:
             logging.getLogger(name).addHandler(logging.NullHandler())
         hostname = f"thread-{os.getpid()}@localhost"
         try:
+            make_room(concurrency=self._concurrency, pool="asyncio")
             self._take_process(hostname)
             self._worker = WorkController(
                 app=self._app,

@@ -95,6 +95,7 @@ class ChecksWire(Careful):
     def create_task_handler(self, *args: Any, **kwargs: Any) -> Callable[[Any], None]:
         """Return what is called with each message."""
         handle = super().create_task_handler(*args, **kwargs)
+        self._look_at_storage()
 
         def on_message(message: Any) -> None:
             # Before it is looked at any closer: another version may look otherwise.
@@ -105,6 +106,15 @@ class ChecksWire(Careful):
                 self._on_other_version(message, version)
 
         return on_message
+
+    def _look_at_storage(self) -> None:
+        """See, before the first message, whether the storage is the fleet's."""
+        storage = self.app.fanout_runtime().storage
+        try:
+            storage.look(at_once=True)
+        except BrokerError as error:
+            _log.warning("cannot ask which storage the fleet uses: %s", error)
+        self.task_consumer.channel.qos.is_barred = bool(storage.problem)
 
     def _on_other_version(self, message: Any, version: int) -> None:
         """Put a message back for the right worker, and stop; or drop one that has none.

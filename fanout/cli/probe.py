@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import secrets
 import socket
 import time
+from typing import TYPE_CHECKING
 
 import click
 
 from fanout.cli.session import broker_option
 from fanout.terminal import print_error
+
+if TYPE_CHECKING:
+    from fanout.stores import RedisStore
 
 __all__ = ["command"]
 
@@ -38,8 +43,9 @@ _TIMEOUT_S = 3.0
 def command(name: str | None, within_s: float, broker_url: str | None) -> int:
     """Exit with 0 where this machine's workers take messages, with 1 and the reason if not.
 
-    A worker counts that looks at its queues, or whose slots are all taken. That it lives is not
-    enough. It asks nobody but the server.
+    A worker counts that looks at its queues, or whose slots are all taken; not one whose branches
+    make no progress, or that sees another storage. That it lives is not enough. Where the server
+    refuses writes, it says that. It asks nobody but the server.
     """
     from fanout.probe import probe_problem
     from fanout.settings import DEFAULT_BROKER_URL, load_settings
@@ -55,11 +61,24 @@ def command(name: str | None, within_s: float, broker_url: str | None) -> int:
     store = RedisStore(client, prefix=settings.key_prefix)
     try:
         workers = store.workers()
+        refused = _refused(store)
     finally:
         store.close()
     name = None if name is None else name.replace("%h", host)
     problem = probe_problem(workers, host=host, name=name, now=time.time(), within_s=within_s)
-    if problem is None:
+    if problem is None and refused is None:
         return 0
-    print_error(problem)
+    # Where writes are refused, workers cannot say that they are there; to restart them is no help.
+    print_error(refused or problem or "")
     return 1
+
+
+def _refused(store: RedisStore) -> str | None:
+    """Return why the server refuses what a worker writes, or None where it does not."""
+    from fanout.errors import BrokerError
+
+    try:
+        store.take_lock(f"probe-{secrets.token_hex(4)}", "probe", ttl_s=1)
+    except BrokerError as error:
+        return str(error)
+    return None

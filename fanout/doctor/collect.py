@@ -6,6 +6,7 @@ import asyncio
 import importlib.util
 import ipaddress
 import platform
+import secrets
 import statistics
 import tempfile
 import time
@@ -40,7 +41,7 @@ from fanout.messages import Messages
 from fanout.queues import Queues
 from fanout.runs import RunStatus
 from fanout.stores import RedisStore, connect
-from fanout.stores.blobs import check_storage
+from fanout.stores.blobs import check_storage, make_blobs
 from fanout.stores.connection import address_of
 
 if TYPE_CHECKING:
@@ -80,7 +81,8 @@ class Server:
         self._redis = connect(
             settings.broker_url or "", ca_file=settings.broker_ca_file, timeout_s=_TIMEOUT_S
         )
-        self._store = RedisStore(self._redis, prefix=settings.key_prefix)
+        blobs = make_blobs(settings.storage, patience_s=0.0)
+        self._store = RedisStore(self._redis, prefix=settings.key_prefix, blobs=blobs)
         self._store.ping()
 
     def close(self) -> None:
@@ -128,7 +130,17 @@ class Server:
             info=None if info is None else {key: str(value) for key, value in info.items()},
             config=None if config is None else {k: str(v) for k, v in config.items()},
             ahead_s=None if said is None else said[0] + said[1] / 1e6 - middle,
+            write_problem=self._write_problem(),
+            storage_problem=self._store.storage_problem(),
         )
+
+    def _write_problem(self) -> str | None:
+        """Return why the server refuses what workers do all the time: a script that writes."""
+        try:
+            self._store.take_lock(f"doctor-{secrets.token_hex(4)}", "doctor", ttl_s=1)
+        except BrokerError as error:
+            return str(error)
+        return None
 
     def fleet(self) -> FleetFacts:
         """Return what there is of a fleet."""

@@ -42,11 +42,15 @@ class ServerFacts(msgspec.Struct, frozen=True, kw_only=True):
         info: What INFO says; None: not allowed to look.
         config: What CONFIG GET says; None: not allowed to look.
         ahead_s: Seconds that its clock is ahead of this machine's; None: not allowed to look.
+        write_problem: Why it refuses what a worker writes; None where it does not.
+        storage_problem: Why ``FANOUT_STORAGE`` here is not what the fleet uses; None where it is.
     """
 
     info: dict[str, str] | None
     config: dict[str, str] | None
     ahead_s: float | None
+    write_problem: str | None = None
+    storage_problem: str | None = None
 
 
 class FleetFacts(msgspec.Struct, frozen=True, kw_only=True):

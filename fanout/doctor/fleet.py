@@ -51,6 +51,14 @@ def _consumers(facts: FleetFacts) -> Finding:
     if stuck:
         advice = "restart them; let `fanout probe` be their health check, which finds it by itself"
         return fail("consumers", f"alive, but taking no messages: {_names(stuck)}", advice)
+    refusing = [worker for worker in facts.workers if worker.problem]
+    if refusing:
+        return fail("consumers", f"taking no messages: {_names(refusing)}", refusing[0].problem)
+    standing = [worker for worker in facts.workers if worker.stuck]
+    if standing:
+        count = sum(worker.stuck for worker in standing)
+        found = f"{count:,} branches make no progress: {_names(standing)}"
+        return fail("consumers", found, "other workers get them; restart these")
     return ok("consumers", "all take messages")
 
 

@@ -54,6 +54,9 @@ def _access(connection: Connection) -> Finding:
 def server_findings(facts: ServerFacts, *, visibility_timeout_s: float) -> Iterator[Finding]:
     """Judge the server."""
     info = facts.info
+    yield _writes(facts.write_problem)
+    if facts.storage_problem is not None:
+        yield fail("storage", "not the one of this fleet", facts.storage_problem)
     for check, judge in _BY_INFO.items():
         yield not_allowed(check, "INFO") if info is None else judge(info)
     for check, judge in _BY_CONFIG.items():
@@ -63,6 +66,12 @@ def server_findings(facts: ServerFacts, *, visibility_timeout_s: float) -> Itera
         yield not_allowed("server clock", "TIME")
     else:
         yield clock_finding("server clock", facts.ahead_s, visibility_timeout_s)
+
+
+def _writes(problem: str | None) -> Finding:
+    if problem is None:
+        return ok("writes", "a script that writes runs")
+    return fail("writes", "it takes no writes: all runs wait until it does", problem)
 
 
 def clock_finding(check: str, ahead_s: float, visibility_timeout_s: float) -> Finding:

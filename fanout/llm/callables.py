@@ -6,14 +6,15 @@ import asyncio
 import inspect
 import secrets
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from fanout.errors import LLMError, ModelError
+from fanout.exhaustion import is_exhausted
 from fanout.llm.allowlist import require_allowed, require_home, split_path
 from fanout.llm.base import LLM, LLMReply, LLMRequest
 from fanout.runs import ErrorKind
+from fanout.threads import ReadyThreads
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -47,9 +48,9 @@ class CallableLLM:
     def __init__(self, function: Callable[[str], Any], *, concurrency: int = 32) -> None:
         self._function = function
         self._is_async = _is_async(function)
-        self._threads: ThreadPoolExecutor | None = None
+        self._threads: ReadyThreads | None = None
         if not self._is_async:
-            self._threads = ThreadPoolExecutor(concurrency, thread_name_prefix="fanout-call")
+            self._threads = ReadyThreads(concurrency, "fanout-call", first=1)
 
     async def check(self) -> None:
         """Do nothing: whether a function works shows when it is called."""
@@ -67,7 +68,9 @@ class CallableLLM:
             raise
         except BaseException as error:
             # SystemExit in a function must end its branch, not the worker.
-            raise LLMError(ErrorKind.INTERNAL, f"{type(error).__name__}: {error}") from error
+            # That a process has nothing left is not the function's fault, and passes.
+            cause = ErrorKind.CONNECTION if is_exhausted(error) else ErrorKind.INTERNAL
+            raise LLMError(cause, f"{type(error).__name__}: {error}") from error
         if not isinstance(text, str):
             kind = type(text).__name__
             raise LLMError(ErrorKind.INVALID_OUTPUT, f"the function returned {kind}, not str")

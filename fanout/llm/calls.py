@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import msgspec
 
 from fanout.errors import LLMError
+from fanout.exhaustion import is_exhausted
 from fanout.json_text import bare_json
 from fanout.llm.base import LLMReply
 from fanout.llm.endings import require_complete
@@ -283,7 +284,9 @@ async def _call(llm: LLM, request: LLMRequest, timeout_s: float) -> LLMReply:
         raise _of_known_kind(error) from error.__cause__
     except Exception as error:
         message = f"{type(error).__name__}: {error}"
-        raise LLMError(ErrorKind.INTERNAL, message) from error
+        # That a process has nothing left passes.
+        cause = ErrorKind.CONNECTION if is_exhausted(error) else ErrorKind.INTERNAL
+        raise LLMError(cause, message) from error
     if not isinstance(reply, LLMReply):
         kind = type(reply).__name__
         raise LLMError(ErrorKind.INVALID_OUTPUT, f"the model returned {kind}, not an LLMReply")

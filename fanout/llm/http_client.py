@@ -5,8 +5,9 @@ aiohttp does the protocol. What does not change from call to call is made once.
 
 from __future__ import annotations
 
+import asyncio
 import ssl
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import quote
 
 import aiohttp
@@ -15,6 +16,7 @@ from multidict import CIMultiDict
 from yarl import URL
 
 from fanout.errors import LLMError, ModelError
+from fanout.exhaustion import is_exhausted
 from fanout.llm.certificates import trust
 from fanout.llm.error_kinds import FEW
 from fanout.llm.http_errors import redacted
@@ -29,6 +31,8 @@ __all__ = ["HttpClient", "HttpReply", "is_success", "reply_bytes"]
 # As long as the provider's own client: a connection that is closed under a call fails that call.
 _KEEP_ALIVE_S = 5.0
 _MAX_REDIRECTS = 20
+# How soon a connection is tried again for which this process had no descriptor.
+_AGAIN_S = 0.5
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 # As browsers do: these are asked for what they name, whatever they were asked to do before.
 _BECOMES_GET = frozenset({301, 302, 303})
@@ -155,13 +159,24 @@ class HttpClient:
         limits: aiohttp.ClientTimeout,
     ) -> HttpReply:
         for _ in range(_MAX_REDIRECTS + 1):
-            reply = await self._reply(method, url, headers, body, limits)
+            reply = await self._reply_in_the_end(method, url, headers, body, limits)
             if reply.status not in _REDIRECTS or "location" not in reply.headers:
                 return reply
             url = _redirected(url, reply)
             if method == "POST" and reply.status in _BECOMES_GET:
                 method, body = "GET", None
         raise LLMError(ErrorKind.CONNECTION, "the server redirects again and again")
+
+    async def _reply_in_the_end(self, *request: Any) -> HttpReply:
+        """Return the reply; while this process can open no further connection, wait for one.
+
+        Nothing was sent, so it is no attempt. How long that may take, the caller's deadline says.
+        """
+        while True:
+            try:
+                return await self._reply(*request)
+            except _NotConnectedError:
+                await asyncio.sleep(_AGAIN_S)
 
     async def _reply(
         self,
@@ -275,7 +290,13 @@ def _parsed(base_url: str, variable: str) -> URL:
     return url.with_fragment(None)
 
 
+class _NotConnectedError(LLMError):
+    """This process had no descriptor left for a connection."""
+
+
 def _no_reply(error: Exception) -> LLMError:
+    if isinstance(error, aiohttp.ClientConnectorError) and is_exhausted(error.os_error):
+        return _NotConnectedError(ErrorKind.CONNECTION, str(error.os_error))
     if isinstance(error, aiohttp.ClientHttpProxyError):
         return LLMError(ErrorKind.CONNECTION, f"the proxy refuses: HTTP {error.status}")
     if isinstance(error, aiohttp.ClientResponseError):

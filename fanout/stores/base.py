@@ -103,6 +103,12 @@ class Runs(Protocol):
             StorageError: The storage does not answer, or refuses.
         """
 
+    def storage_problem(self) -> str | None:
+        """Return why files cannot be kept from here, in one line; None where they can.
+
+        See fanout.stores.blobs.marker. Raises BrokerError.
+        """
+
     def put_result(self, run_id: str, result: bytes) -> None:
         """Write the run's aggregate; the first one stands."""
 
@@ -231,8 +237,26 @@ class Branches(Protocol):
     def begin_all(self, starts: Sequence[Start]) -> list[Begun]:
         """Begin several branches, in as few steps as can be; return the answers in order."""
 
-    def unbegin(self, run_id: str, stage: int, number: int, position: int, *, token: str) -> None:
-        """Take a begin back: the delivery was handed back without a call's end."""
+    def unbegin(
+        self,
+        run_id: str,
+        stage: int,
+        number: int,
+        position: int,
+        *,
+        token: str,
+        counts: bool = False,
+    ) -> None:
+        """Take a begin back: the delivery was handed back without a call's end.
+
+        Args:
+            run_id: The run.
+            stage: The stage.
+            number: The shard.
+            position: The branch in it.
+            token: Of the begin; that of another delivery stays.
+            counts: Whether it was a begin all the same: what stands still everywhere must end.
+        """
 
     def record(self, end: End) -> Recorded:
         """Write the outcome of a branch; the first one stands and is counted once."""

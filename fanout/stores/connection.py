@@ -11,11 +11,12 @@ from redis.backoff import ExponentialBackoff
 from redis.retry import Retry
 from redis.sentinel import Sentinel, SentinelConnectionPool, SentinelManagedConnection
 
-from fanout.patience import PASSING_ERRORS
+from fanout.patience import outlasts, passes
 from fanout.sentinel_url import SCHEME, parse_sentinel_url
 from fanout.settings import TLS_SCHEME, UNIX_SCHEME
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 __all__ = [
@@ -74,9 +75,31 @@ class MasterConnection(SentinelManagedConnection):
         super().send_packed_command(command, check_health)  # type: ignore[no-untyped-call]
 
 
-def tolerant_retry(retries: int) -> Retry:
-    """Return a policy that rides out a server which is away, full, or no longer the master."""
-    return Retry(_backoff(), retries, supported_errors=PASSING_ERRORS)
+class _RetryWhere(Retry):
+    """Tries again what is worth it: to redis-py a refused write has no class of its own."""
+
+    def __init__(self, retries: int, is_worth: Callable[[BaseException], bool]) -> None:
+        super().__init__(_backoff(), retries, supported_errors=(redis.RedisError, OSError))
+        self._is_worth = is_worth
+
+    def call_with_retry(
+        self,
+        do: Callable[[], Any],
+        fail: Any,
+        is_retryable: Callable[[Exception], bool] | None = None,
+        with_failure_count: bool = False,  # noqa: FBT001, FBT002 - redis-py's
+    ) -> Any:
+        """See Retry."""
+
+        def is_worth(error: Exception) -> bool:
+            return self._is_worth(error) and (is_retryable is None or is_retryable(error))
+
+        return super().call_with_retry(do, fail, is_worth, with_failure_count)
+
+
+def tolerant_retry(retries: int, *, is_worth: Callable[[BaseException], bool] = passes) -> Retry:
+    """Return a policy that rides out a server which is away, or refuses, by ``is_worth``."""
+    return _RetryWhere(retries, is_worth)
 
 
 def _backoff() -> ExponentialBackoff:
@@ -112,8 +135,9 @@ def connect(
     Args:
         url: Where the server is.
         ca_file: The certificates that vouch for it, where it has TLS; None are the system's.
-        is_patient: Whether it waits for a server that is away, or full.
-        away_s: About how many seconds a patient one waits; an hour where it is None.
+        is_patient: Whether it waits for a server that is away, or refuses for now.
+        away_s: About how many seconds a patient one waits. None: an hour, and also for rights that
+            its user lacks, as it has in hand what was paid for.
         timeout_s: Ask once, and wait no longer than this; None is as usual.
     """
     has_failover = url.startswith(SCHEME)
@@ -122,7 +146,7 @@ def connect(
         **SOCKET_OPTIONS,
         "health_check_interval": HEALTH_CHECK_S,
         # After the first few there is one retry a second.
-        "retry": tolerant_retry(int(away_s or _PATIENT_RETRIES)) if is_patient else impatient,
+        "retry": _patient(away_s) if is_patient else impatient,
     }
     if timeout_s is not None:
         options.update(socket_timeout=timeout_s, socket_connect_timeout=timeout_s)
@@ -144,6 +168,12 @@ def connect(
         server.master, connection_class=MasterConnection
     )
     return client
+
+
+def _patient(away_s: float | None) -> Retry:
+    if away_s is None:
+        return tolerant_retry(_PATIENT_RETRIES, is_worth=outlasts)
+    return tolerant_retry(int(away_s))
 
 
 def sentinel_options(username: str | None, password: str | None) -> dict[str, Any]:

@@ -304,6 +304,8 @@ class WorkerRecord(msgspec.Struct, frozen=True, kw_only=True):
         queues: The queues that it takes from.
         polled_at: When it last asked its queues for messages, or had every slot taken, by its
             clock; 0.0: not yet.
+        stuck: Branches that it has and that make no progress: they are left to other workers.
+        problem: Why it takes no messages, in one line; empty where it does.
         seen_at: When it said this, by the store's clock.
     """
 
@@ -320,6 +322,8 @@ class WorkerRecord(msgspec.Struct, frozen=True, kw_only=True):
     wire: int = 0
     queues: tuple[str, ...] = ()
     polled_at: float = 0.0
+    stuck: int = 0
+    problem: str = ""
     seen_at: float = 0.0
 
 

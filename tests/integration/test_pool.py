@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import time
 
 import pytest
 import redis
@@ -93,9 +94,11 @@ PATCH = """
 import workers.pool
 real, failed = workers.pool.settle, []
 def settle(runtime, ends):
-    if not failed:
-        failed.append(1)
-        raise RuntimeError("the text of a document")
+    for request, _ in ends:
+        # Twice: with others, and by itself.
+        if request.id.endswith("/7") and len(failed) < 2:
+            failed.append(1)
+            raise RuntimeError("the text of a document")
     return real(runtime, ends)
 workers.pool.settle = settle
 """
@@ -180,3 +183,24 @@ def test_each_pool_processes_a_run(client, start_worker, model, tmp_path, pool):
     run = submit(client, 30, max_workers=2)
     assert run.wait(60).succeeded == 30
     assert sorted(calls(tmp_path)) == sorted(f"text {i}" for i in range(30))
+
+
+@pytest.mark.parametrize("pool", ["asyncio", "threads", "prefork"])
+def test_whoever_submits_does_not_wait_behind_long_calls(pool, client, start_worker):
+    """All slots are taken by calls of a minute; prefork has nothing else to answer with."""
+    worker = start_worker("--concurrency", "2", FANOUT_POOL=pool, FANOUT_GRACE_S="0")
+    slow = make_spec(model="fake?latency_s=60", prompt="{input}")
+    first = client.submit(slow, ["a", "b", "c", "d"])
+    wait_for(lambda: any(w.in_flight == 2 for w in client.fleet().workers), "both slots are taken")
+    began = time.monotonic()
+    second = client.submit(slow, ["e", "f"])
+    assert time.monotonic() - began < 30
+    if pool != "prefork":
+        # Also what follows the check is seen to.
+        key = f"fanout:run:{second.run_id}:s0:0:state"
+        with redis.Redis.from_url(client.broker_url) as server:
+            wait_for(lambda: server.llen("fanout.branches") >= 2, "its branches are published")
+            assert not server.exists(key)
+    worker.kill()
+    for run in (first, second):
+        run.cancel()

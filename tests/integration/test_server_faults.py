@@ -15,6 +15,7 @@ from fanout.broker import connect_broker
 from fanout.chords import Publisher
 from fanout.settings import load_settings
 from fanout.spec import make_spec
+from tests.refusals import WAYS, refusing
 from tests.servers import ServerProcess, WatchedPair
 from workers.config import make_worker_app
 from workers.shutdown import HandsBack
@@ -24,6 +25,9 @@ from .conftest import wait_for
 _log = logging.getLogger(__name__)
 
 BRANCHES = 200
+# Enough for the worker to be busy throughout.
+MANY = 120
+REFUSED_S = 3.5
 # What is lost is found soon, and what a dead connection held comes back soon.
 QUICK = {
     "FANOUT_VISIBILITY_TIMEOUT_S": "5",
@@ -252,3 +256,50 @@ def test_a_server_that_hangs_longer_than_leases_last_loses_nothing(server, fleet
     server.signal(signal.SIGCONT)
     assert_complete(run, calls)
     assert_consumes(client, calls)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_writes_that_are_refused_for_a_while_cost_nothing(way, server, fleet, calls):
+    client = fleet(server.url)
+    run = submit(client, MANY)
+    wait_for(lambda: sum(calls.count().values()) >= MANY // 4, "a quarter was called")
+    with refusing(way, server):
+        time.sleep(REFUSED_S)
+    assert_complete(run, calls, timeout_s=30)
+    assert set(calls.count().values()) == {1}
+
+
+LOOPING = """
+import asyncio, os, time
+LOG = {log!r}
+async def model(prompt):
+    with open(LOG, 'a') as log:
+        log.write(os.environ['WHO'] + ' ' + prompt + '\\n')
+    if os.environ['WHO'] == 'sick':
+        time.sleep(600)
+    return 'answer to ' + prompt
+"""
+
+
+def test_a_worker_whose_branches_stand_still_loses_them_to_another(
+    server,
+    start_worker,
+    functions,
+    tmp_path,
+):
+    """Its process lives, and says so; its loop does not turn any more."""
+    log = tmp_path / "who"
+    path = functions(LOOPING.format(log=str(log)), "functions_under_test")
+    env = {**QUICK, "PYTHONPATH": path}
+    sick = start_worker("--concurrency", "4", url=server.url, WHO="sick", **env)
+    with Client(server.url) as client:
+        spec = make_spec(model="functions_under_test:model", prompt="{input}", timeout_s=1)
+        run = client.submit(spec, [f"text {number}" for number in range(12)])
+        wait_for(log.exists, "the sick worker has begun")
+        start_worker("--concurrency", "4", url=server.url, WHO="well", **env)
+        status = run.wait(60)
+        assert status.succeeded == 12
+        (record,) = [w for w in client.fleet().workers if w.name == sick.name]
+        assert record.stuck > 0
+    assert "is left to other workers" in sick.log.read_text()
+    sick.kill()

@@ -13,7 +13,7 @@ from ports import free_port
 
 from fanout import Client, ErrorKind, RunStatus, SettingsError
 from fanout.spec import make_spec
-from fanout.stores.blobs import check_storage
+from fanout.stores.blobs import MARKER, check_storage
 
 from .conftest import wait_for
 
@@ -30,7 +30,8 @@ def blobs_of(client, run_id):
 
 
 def files(folder):
-    return [path for path in folder.rglob("*") if path.is_file()]
+    """What runs have there; the marker stays."""
+    return [path for path in folder.rglob("*") if path.is_file() and path.name != MARKER]
 
 
 @pytest.fixture
@@ -77,7 +78,7 @@ def test_branches_whose_input_the_folder_has_lost_end_as_lost(folder, client, st
     run = submit(client, 20)
     for path in files(folder):
         path.unlink()
-    start_worker("--concurrency", "8")
+    start_worker("--concurrency", "8", FANOUT_VISIBILITY_TIMEOUT_S="5")
     status = run.wait(60)
     assert status.errors == {ErrorKind.LOST: 20}
 
@@ -85,16 +86,45 @@ def test_branches_whose_input_the_folder_has_lost_end_as_lost(folder, client, st
 def test_while_the_folder_is_away_the_run_waits_and_loses_nothing(folder, client, start_worker):
     run = submit(client, 40, model="fake?latency_s=0.2")
     away = folder.rename(folder.with_name("away"))
-    (folder.with_name("shared")).mkdir()
-    start_worker("--concurrency", "8")
-    (folder.with_name("shared")).rmdir()
-    # Each of them has asked for its input, which is away.
-    with redis.Redis.from_url(client.broker_url) as server:
-        key = f"fanout:run:{run.run_id}:s0:0:state"
-        wait_for(lambda: server.hlen(key) > 8, "branches have begun")
+    folder.mkdir()
+    worker = start_worker("--concurrency", "8")
+    folder.rmdir()
+    wait_for(lambda: problem_of(client, worker), "the worker says that it takes no messages")
     assert run.status().done == 0
     away.rename(folder)
     assert run.wait(60).succeeded == 40
+
+
+def problem_of(client, worker):
+    (record,) = [each for each in client.fleet().workers if each.name == worker.name]
+    return record.problem
+
+
+def test_a_worker_that_sees_an_empty_folder_ruins_no_run(folder, client, start_worker, tmp_path):
+    """It has nothing mounted, or something else; another worker, which is slow, has it all."""
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    mounted = start_worker("--concurrency", "2")
+    run = submit(client, 60, model="fake?latency_s=0.1")
+    # As on a machine on which the same path is another folder.
+    held = folder.rename(tmp_path / "held")
+    folder.symlink_to(empty)
+    sick = start_worker("--concurrency", "32")
+    wait_for(lambda: problem_of(client, sick), "it says why it takes no messages")
+    assert "has no marker: it is not mounted here" in problem_of(client, sick)
+    with Client(client.broker_url) as other, pytest.raises(SettingsError, match="not mounted"):
+        submit(other, 1)
+    assert [path.name for path in empty.iterdir()] == []
+    folder.unlink()
+    (empty / MARKER).write_text("0123456789abcdef\n")
+    folder.symlink_to(empty)
+    wait_for(lambda: "another storage" in problem_of(client, mounted), "all see another one")
+    folder.unlink()
+    held.rename(folder)
+    status = run.wait(60)
+    assert (status.succeeded, status.failed) == (60, 0)
+    wait_for(lambda: not problem_of(client, sick), "it takes messages again")
+    assert "takes no messages: FANOUT_STORAGE" in sick.log.read_text()
 
 
 def test_neither_a_client_nor_a_worker_begins_without_the_folder(
@@ -184,7 +214,7 @@ def test_a_run_lives_in_s3_from_its_input_to_its_deletion(
     monkeypatch.setenv("FANOUT_STORAGE", f"s3://{BUCKET}/some/prefix")
     with Client(client.broker_url) as own:
         own.run(run.run_id).delete()
-    assert s3.find(f"{BUCKET}/some/prefix") == []
+    assert s3.find(f"{BUCKET}/some/prefix") == [f"{BUCKET}/some/prefix/{MARKER}"]
     assert os.environ["AWS_SECRET_ACCESS_KEY"] not in worker.log.read_text()
     with pytest.raises(SettingsError, match="cannot be written to") as caught:
         check_storage(f"s3://{BUCKET}-other/x")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from fanout.errors import BrokerError
 from workers.batches import Batches, Kept
 
 
@@ -57,7 +59,7 @@ def test_what_is_asked_for_while_a_step_is_under_way_goes_with_the_next(threads)
     asyncio.run(main())
 
 
-def test_what_a_step_raises_is_raised_for_all_that_shared_it_and_for_no_other(threads):
+def test_what_one_step_raises_is_raised_for_no_other_that_shared_the_round_trip(threads):
     def carry_out(asked):
         if "bad" in asked:
             raise ValueError(asked)
@@ -66,8 +68,87 @@ def test_what_a_step_raises_is_raised_for_all_that_shared_it_and_for_no_other(th
     async def main():
         batches = Batches(carry_out, threads)
         ended = await asyncio.gather(batches("a"), batches("bad"), return_exceptions=True)
-        assert [type(error) for error in ended] == [ValueError, ValueError]
+        assert ended[0] == "a"
+        assert isinstance(ended[1], ValueError)
         assert await batches("b") == "b"
+
+    asyncio.run(main())
+
+
+def test_a_server_that_is_away_is_not_asked_for_each_by_itself(threads):
+    asked_for = []
+
+    def carry_out(asked):
+        asked_for.append(asked)
+        raise BrokerError("no broker answers", is_passing=True)
+
+    async def main():
+        batches = Batches(carry_out, threads)
+        ended = await asyncio.gather(batches(1), batches(2), return_exceptions=True)
+        assert [type(error) for error in ended] == [BrokerError, BrokerError]
+        assert asked_for == [[1, 2]]
+
+    asyncio.run(main())
+
+
+class Refusing:
+    """An executor that cannot take work, for a while or for good."""
+
+    def __init__(self, threads, error, *, times):
+        self._threads, self._error, self._times = threads, error, times
+
+    def submit(self, *args):
+        if self._times:
+            self._times -= 1
+            raise self._error
+        return self._threads.submit(*args)
+
+
+EXHAUSTED = [
+    RuntimeError("can't start new thread"),
+    MemoryError(),
+    OSError(errno.EMFILE, "Too many open files"),
+]
+
+
+@pytest.mark.parametrize("error", EXHAUSTED, ids=repr)
+@pytest.mark.parametrize("where", ["submit", "step"])
+def test_a_step_for_which_nothing_is_left_is_tried_again(threads, monkeypatch, error, where):
+    monkeypatch.setattr("workers.batches._AGAIN_S", 0.01)
+    failures = [] if where == "submit" else [error] * 2
+
+    def carry_out(asked):
+        if failures:
+            raise failures.pop()
+        return asked
+
+    async def main():
+        pool = Refusing(threads, error, times=2 if where == "submit" else 0)
+        batches = Batches(carry_out, pool)
+        assert await asyncio.gather(batches(1), batches(2)) == [1, 2]
+        assert await batches(3) == 3
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("carry_out", [lambda _: [], lambda _: None, lambda _: [1, 2, 3]])
+def test_whoever_waits_hears_of_it_where_a_step_answers_wrongly(threads, carry_out):
+    async def main():
+        batches = Batches(carry_out, threads)
+        ended = await asyncio.gather(batches(1), batches(2), return_exceptions=True)
+        assert all(isinstance(error, (RuntimeError, TypeError)) for error in ended)
+
+    asyncio.run(main())
+
+
+def test_whoever_waits_hears_of_it_where_the_pool_has_ended():
+    async def main():
+        with ThreadPoolExecutor(1) as threads:
+            batches = Batches(list, threads)
+        with pytest.raises(RuntimeError, match="after shutdown"):
+            await batches(1)
+        with pytest.raises(RuntimeError, match="after shutdown"):
+            await batches(2)
 
     asyncio.run(main())
 

@@ -192,6 +192,8 @@ def test_how_a_server_is_reached(fields, check, state, words):
         ),
         ({"workers": [changed(WORKER, polled_at=960.0)]}, "consumers", "fail", "w1@a"),
         ({"workers": [changed(WORKER, polled_at=0.0)]}, "consumers", "ok", "all take messages"),
+        ({"workers": [changed(WORKER, stuck=3)]}, "consumers", "fail", "3 branches make no progr"),
+        ({"workers": [changed(WORKER, problem="/x has no marker")]}, "consumers", "fail", "w1@a"),
         ({"own_version": "0.2.0"}, "versions", "warn", "0.1.0, 0.2.0 (here 0.2.0)"),
         ({"workers": [changed(WORKER, sent_at=1_003.0)]}, "worker clocks", "warn", "w1@a"),
         ({"workers": [changed(WORKER, sent_at=980.0)]}, "worker clocks", "fail", "20.00 s behind"),

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pytest
+from msgspec import structs
 
 from fanout.probe import probe_problem
 from fanout.stores import WorkerRecord
@@ -14,6 +15,8 @@ def worker(name="w1@here", host="here", silent_s=1.0, idle_s=1.0):
 
 
 STUCK = worker("stuck@here", idle_s=40)
+NOT_MOUNTED = structs.replace(worker(idle_s=400), problem="/mnt/x has no marker")
+STANDING = structs.replace(worker(), stuck=3)
 AWAY = worker("away@there", host="there", silent_s=100)
 
 
@@ -32,6 +35,8 @@ AWAY = worker("away@there", host="there", silent_s=100)
         ([worker(), STUCK], "w1@here", None),
         ([worker(), STUCK], "w1", None),
         ([worker(), STUCK], "stuck", "stuck@here is alive"),
+        ([NOT_MOUNTED], None, "w1@here takes no messages: /mnt/x has no marker"),
+        ([STANDING], None, "w1@here is alive, but 3 of its branches make no progress: restart it"),
         ([AWAY], "away@there", "away@there has said nothing for 100 s"),
     ],
 )

@@ -24,9 +24,11 @@ from workers.branches import BranchFailed, run_branch
 from workers.claims import BranchHandedBack, BranchHeld, BranchParked
 from workers.inflight import CallStoppedError, Stop
 from workers.limiter import Limiter
+from workers.progress import Progress
 from workers.reports import Reports
 from workers.runtime import Runtime as RealRuntime
 from workers.stages import TooEarlyError, aggregate, collect, expand
+from workers.storage import StorageWatch
 from workers.telemetry import NoTelemetry
 
 RUN = "r1"
@@ -87,6 +89,8 @@ class Runtime:
         self.publisher = Publisher()
         self.messages = Messages()
         self.alone = asyncio.Lock()
+        self.progress = Progress(step_s=60)
+        self.storage = StorageWatch(self.store, self.settings)
         self.telemetry = NoTelemetry()
         self.is_handing_back = False
         self.llm = FakeLLM(script=self._answer)

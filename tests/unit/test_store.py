@@ -224,6 +224,8 @@ def test_a_begin_can_be_taken_back_by_whoever_made_it(store, run):
     assert store.begin(Start(run, 0, 0, 1, token="b")).deliveries == 2
     store.unbegin(run, 0, 0, 1, token="b")
     assert store.begin(Start(run, 0, 0, 1, token="c")).deliveries == 2
+    store.unbegin(run, 0, 0, 1, token="c", counts=True)
+    assert store.begin(Start(run, 0, 0, 1, token="d", is_alone=True)).deliveries == 3
 
 
 def begin(store, token, **more):

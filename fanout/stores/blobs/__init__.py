@@ -3,5 +3,15 @@
 from fanout.stores.blobs.base import Blobs, blob_name
 from fanout.stores.blobs.files import FileBlobs, check_storage, make_blobs
 from fanout.stores.blobs.inline import InlineBlobs
+from fanout.stores.blobs.marker import MARKER, storage_problem
 
-__all__ = ["Blobs", "FileBlobs", "InlineBlobs", "blob_name", "check_storage", "make_blobs"]
+__all__ = [
+    "MARKER",
+    "Blobs",
+    "FileBlobs",
+    "InlineBlobs",
+    "blob_name",
+    "check_storage",
+    "make_blobs",
+    "storage_problem",
+]

@@ -62,8 +62,21 @@ class Blobs(Protocol):
     """Keeps blobs by name: ``run/sN/M.in``, ``run/sN/M.out`` and ``run/result``."""
 
     @property
+    def known_id(self) -> str | None:
+        """The marker that the storage must have; None: nobody has looked yet."""
+
+    @known_id.setter
+    def known_id(self, storage_id: str | None) -> None: ...
+
+    @property
     def root(self) -> str | None:
         """Where new files go; None where blobs are kept in the run store itself."""
+
+    def marker(self) -> str | None:
+        """Return the id of the storage, or None where it has none. Raises StorageError."""
+
+    def mark(self, storage_id: str) -> None:
+        """Give the storage an id. Raises StorageError."""
 
     def keep(self, name: str, blob: bytes) -> bytes:
         """Keep a blob, safely, and return what the run store is to hold of it.

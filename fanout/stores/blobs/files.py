@@ -9,13 +9,14 @@ import re
 import secrets
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from fanout.errors import FanoutError, LostDataError, SettingsError, StorageError
 from fanout.patience import patiently
 from fanout.secrets import redacted
 from fanout.stores.blobs.base import Reference
 from fanout.stores.blobs.inline import InlineBlobs
+from fanout.stores.blobs.marker import MARKER, sound_id
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -74,10 +75,22 @@ class FileBlobs:
         patience_s: Seconds for which a storage that does not answer is tried again.
     """
 
+    _known_ids: ClassVar[dict[str, str]] = {}
+
     def __init__(self, root: str, *, patience_s: float = _SHORT_S) -> None:
         self.root: str | None = root.rstrip("/")
         self._where = root.rstrip("/")
         self._patience_s = patience_s
+
+    @property
+    def known_id(self) -> str | None:
+        """See Blobs: what one store of this process has found holds for all of them."""
+        return self._known_ids.get(self._where)
+
+    @known_id.setter
+    def known_id(self, storage_id: str | None) -> None:
+        if storage_id is not None:
+            self._known_ids[self._where] = storage_id
 
     @cached_property
     def _opened(self) -> tuple[Any, str]:
@@ -116,6 +129,21 @@ class FileBlobs:
             return blob
 
         return self._patiently(step, "read from")
+
+    def marker(self) -> str | None:
+        """See Blobs."""
+        return self._patiently(self._marker, "read from", patience_s=0.0)
+
+    def _marker(self) -> str | None:
+        fs, base = self._opened
+        try:
+            return sound_id(fs.cat_file(f"{base}/{MARKER}"))
+        except FileNotFoundError:
+            return None
+
+    def mark(self, storage_id: str) -> None:
+        """See Blobs."""
+        self._patiently(lambda: self._write(MARKER, f"{storage_id}\n".encode()), "written to")
 
     def drop(self, name: str, held: bytes) -> None:
         """See Blobs."""
@@ -160,12 +188,18 @@ class FileBlobs:
         return "file" in _protocols(self._opened[0])
 
     def _require_root(self) -> None:
-        """Tell a folder that is not mounted from one that has lost a file."""
+        """Tell a folder that is not mounted, or another one, from one that has lost a file."""
         base = self._opened[1]
-        if self._is_folder and not Path(base).is_dir():
+        if not self._is_folder:
+            return
+        if not Path(base).is_dir():
             raise OSError(errno.ENOENT, "the folder is not there: make it, or mount it")
+        if self.known_id is not None and self._marker() != self.known_id:
+            raise OSError(errno.ENOENT, f"it is another one, or not mounted: see {MARKER} in it")
 
-    def _patiently(self, step: Callable[[], _T], what: str) -> _T:
+    def _patiently(
+        self, step: Callable[[], _T], what: str, *, patience_s: float | None = None
+    ) -> _T:
         def attempt() -> _T:
             try:
                 return step()
@@ -177,7 +211,12 @@ class FileBlobs:
                     f"{self._where} cannot be {what}: {_words(error)}", is_passing=True
                 ) from None
 
-        return patiently(attempt, patience_s=self._patience_s, errors=(StorageError,))
+        longest_s = self._patience_s if patience_s is None else patience_s
+        return patiently(attempt, patience_s=longest_s, is_worth=_is_away)
+
+
+def _is_away(error: BaseException) -> bool:
+    return isinstance(error, StorageError)
 
 
 def load_elsewhere(name: str, reference: Reference, *, patience_s: float) -> bytes:

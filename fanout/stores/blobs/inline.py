@@ -15,9 +15,17 @@ class InlineBlobs:
     """
 
     root: str | None = None
+    known_id: str | None = None
 
     def __init__(self, *, patience_s: float = 0.0) -> None:
         self._patience_s = patience_s
+
+    def marker(self) -> str | None:
+        """See Blobs."""
+        return None
+
+    def mark(self, storage_id: str) -> None:
+        """See Blobs."""
 
     def keep(self, _name: str, blob: bytes) -> bytes:
         """See Blobs."""

@@ -73,14 +73,23 @@ class MemoryBranches(MemoryBase):
         """See Store."""
         return [self.begin(start) for start in starts]
 
-    def unbegin(self, run_id: str, stage: int, number: int, position: int, *, token: str) -> None:
+    def unbegin(
+        self,
+        run_id: str,
+        stage: int,
+        number: int,
+        position: int,
+        *,
+        token: str,
+        counts: bool = False,
+    ) -> None:
         """See Store."""
         with self._lock:
             shard = self._shard(run_id, stage, number)
             claim = shard.claims.get(position)
             if claim is not None and claim.token == token:
                 del shard.claims[position]
-                shard.deliveries[position] -= 1
+                shard.deliveries[position] -= not counts
 
     def record(self, end: End) -> Recorded:
         """See Store."""

@@ -139,6 +139,10 @@ class MemoryRuns(MemoryBase):
             self._run(run_id)
             del self._runs[run_id]
 
+    def storage_problem(self) -> str | None:
+        """See Store."""
+        return None
+
     def sweep_files(self, *, everything: bool = False) -> int:  # noqa: ARG002 - there are none
         """See Store."""
         return 0

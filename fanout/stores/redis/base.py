@@ -10,13 +10,13 @@ has done, ``{prefix}:limits`` how far the rates of models are used, ``{prefix}:w
 until they fall silent, and ``{prefix}:worker-records`` what they say of themselves.
 ``:in``, ``:out`` and ``:result`` hold the blob itself or a reference to a file, as
 fanout.stores.blobs says; ``{prefix}:stored`` names the runs that have files, with their roots.
+``{prefix}:storages`` are the ids of storages by root.
 ``{prefix}:wire`` is the version of the wire format that the fleet speaks, ``{prefix}:wire:holders``
 are the processes that speak it.
 """
 
 from __future__ import annotations
 
-import re
 from functools import wraps
 from typing import TYPE_CHECKING, ParamSpec, TypeVar, cast
 
@@ -25,7 +25,7 @@ from redis.exceptions import AuthenticationError, RedisError
 from redis.sentinel import MasterNotFoundError
 
 from fanout.errors import BrokerError
-from fanout.patience import PASSING_ERRORS
+from fanout.patience import lacks_rights, passes, refusal
 from fanout.runs import TERMINAL
 from fanout.stores.blobs.inline import InlineBlobs
 from fanout.stores.connection import address_of
@@ -40,8 +40,8 @@ __all__ = ["FINAL", "RedisBase", "seconds", "translated"]
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
-_COMMAND = re.compile(r"^Command # \d+ \(.*\) of pipeline caused error: ", re.DOTALL)
 FINAL = tuple(sorted(TERMINAL))
+_MOST_WORDS = 120
 
 
 def seconds(time: tuple[int, int]) -> float:
@@ -59,9 +59,7 @@ def translated(method: Callable[_P, _R]) -> Callable[_P, _R]:
         except RedisError as error:
             _without_command(error)
             message = _explain(cast("RedisBase", args[0]), error)
-            refused = isinstance(error, AuthenticationError)
-            is_passing = isinstance(error, PASSING_ERRORS) and not refused
-            raise BrokerError(message, is_passing=is_passing) from error
+            raise BrokerError(message, is_passing=passes(error)) from error
 
     return call
 
@@ -69,7 +67,7 @@ def translated(method: Callable[_P, _R]) -> Callable[_P, _R]:
 def _without_command(error: RedisError) -> None:
     """Take the command out of an error of a pipeline: it may hold a prompt, and logs show it."""
     if error.args:
-        error.args = (_COMMAND.sub("", str(error.args[0])), *error.args[1:])
+        error.args = (refusal(error), *error.args[1:])
 
 
 def _explain(store: RedisBase, error: RedisError) -> str:
@@ -94,7 +92,36 @@ def _explain(store: RedisBase, error: RedisError) -> str:
         )
     if text.startswith(("OOM", "command not allowed when used memory")):
         return f"the broker at {store.address} is out of memory (maxmemory is reached)"
-    return f"the broker at {store.address} refused a command: {text}"
+    return _refused(store.address, text, error)
+
+
+def _refused(address: str, text: str, error: RedisError) -> str:
+    for begin, advice in _REFUSALS.items():
+        if text.startswith(begin):
+            return f"the broker at {address} refuses writes: {advice} ({_first_line(text)})"
+    if lacks_rights(error):
+        return (
+            f"the broker at {address} does not let its user do this ({_first_line(text)}): give "
+            "the user in FANOUT_BROKER_URL the rights that docs/security.md lists"
+        )
+    return f"the broker at {address} refused a command: {text}"
+
+
+# What the server says, by how it begins, and what is to be done.
+_REFUSALS = {
+    "MISCONF": "it cannot save to its disk, which is full or broken: free some, see its log",
+    "NOREPLICAS": "too few replicas are connected: start them, or lower min-replicas-to-write",
+    "BUSY": "somebody's script does not end: SCRIPT KILL (or FUNCTION KILL) ends it",
+    "UNKILLABLE": "a script that has written does not end: wait for it, or restart the server",
+    "READONLY": "it is a replica: give the master's address, or sentinel:// to follow it",
+    "MASTERDOWN": "it is a replica without its master: give the master's address",
+    "LOADING": "it is loading its data: wait until it has",
+}
+
+
+def _first_line(text: str) -> str:
+    line = text.partition("\n")[0]
+    return line if len(line) <= _MOST_WORDS else f"{line[:_MOST_WORDS]}..."
 
 
 class RedisBase:
@@ -163,6 +190,10 @@ class RedisBase:
     @property
     def _stored(self) -> str:
         return f"{self._prefix}:stored"
+
+    @property
+    def _storages(self) -> str:
+        return f"{self._prefix}:storages"
 
     @property
     def _wire(self) -> str:

@@ -109,9 +109,19 @@ class RedisBranches(RedisKept):
         return [Begun(verdict=v.decode(), deliveries=n) for v, n in _pairs(said)]
 
     @translated
-    def unbegin(self, run_id: str, stage: int, number: int, position: int, *, token: str) -> None:
+    def unbegin(
+        self,
+        run_id: str,
+        stage: int,
+        number: int,
+        position: int,
+        *,
+        token: str,
+        counts: bool = False,
+    ) -> None:
         """See Store."""
-        self._unbegin(keys=[self._shard(run_id, stage, number, "state")], args=[position, token])
+        keys = [self._shard(run_id, stage, number, "state")]
+        self._unbegin(keys=keys, args=[position, token, 0 if counts else -1])
 
     def record(self, end: End) -> Recorded:
         """See Store."""

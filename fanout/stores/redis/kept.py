@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import cast
 
+from fanout.stores.blobs.marker import storage_problem
 from fanout.stores.redis.base import RedisBase, translated
 
 __all__ = ["RedisKept"]
@@ -28,6 +29,18 @@ class RedisKept(RedisBase):
         """Delete a file that does not count, as somebody else's was there first."""
         if self._blobs.root is not None and self._held(key) != held:
             self._blobs.drop(name, held)
+
+    def storage_problem(self) -> str | None:
+        """See Store."""
+        return storage_problem(self, self._blobs)
+
+    @translated
+    def storage_id(self, root: str, *, first: str | None = None) -> str | None:
+        """Return the id of the storage at ``root``; ``first`` becomes that where there is none."""
+        if first is not None:
+            self._redis.hsetnx(self._storages, root, first)
+        known = cast("bytes | None", self._redis.hget(self._storages, root))
+        return None if known is None else known.decode()
 
     def _held(self, key: str) -> bytes | None:
         return cast("bytes | None", self._redis.get(key))

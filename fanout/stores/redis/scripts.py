@@ -84,11 +84,12 @@ end
 return 1
 """
 
-# KEYS state; ARGV position, token. A call that was handed back has not been tried.
+# KEYS state; ARGV position, token, what is added to its begins: -1 where the call that was handed
+# back has not been tried.
 UNBEGIN = """
 local claim = redis.call('HGET', KEYS[1], 't:' .. ARGV[1])
 if not claim or claim:match('^%S+') ~= ARGV[2] then return 0 end
-redis.call('HINCRBY', KEYS[1], 'a:' .. ARGV[1], -1)
+redis.call('HINCRBY', KEYS[1], 'a:' .. ARGV[1], ARGV[3])
 redis.call('HDEL', KEYS[1], 't:' .. ARGV[1])
 return 1
 """
