@@ -30,6 +30,10 @@ if TYPE_CHECKING:
     from chaos.trial import Report
 
 
+def _kinds() -> str:
+    return "; ".join(f"{kind}: {text}" for kind, text in KINDS.items())
+
+
 def parsed() -> argparse.Namespace:
     default, fleet = Options(), Fleet()
     parser = argparse.ArgumentParser(
@@ -50,7 +54,7 @@ def parsed() -> argparse.Namespace:
     add("--gap", type=float, default=default.gap_s, help="seconds between faults, on average")
     add("--trickle", type=float, default=default.trickle_s, help="seconds of enqueuing")
     add("--bound", type=float, default=default.bound_s, help="seconds to end after the last fault")
-    add("--kinds", nargs="+", choices=KINDS, default=list(KINDS), metavar="KIND")
+    add("--kinds", nargs="+", choices=KINDS, default=list(KINDS), metavar="KIND", help=_kinds())
     add("--no-namespaces", action="store_true", help="leave out cut_network")
     add("--folder", type=Path, help="where ledgers and logs are kept; else only of bad schedules")
     add("--out", type=Path, help="a file for JSON; a table in markdown is put beside it")

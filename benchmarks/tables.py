@@ -219,9 +219,17 @@ def _chaos_faults() -> str:
         "pause_server": "the server is paused",
         "reset_connections": "all connections are reset",
         "kill_client": "the client is killed",
+        "refuse_disk": "the server refuses writes: its disk is full (MISCONF)",
+        "refuse_replicas": "the server refuses writes: replicas are missing (NOREPLICAS)",
+        "refuse_script": "the server refuses everything: a long script (BUSY)",
+        "refuse_rights": "the server refuses writes: its user's ACL (NOPERM)",
+        "no_threads": "a worker can start no threads",
+        "no_descriptors": "a worker can open no files or connections",
+        "unmount_storage": "the storage is an empty folder",
     }
     counts = _read("chaos-101")["totals"]["faults_by_kind"]
-    return _table(["fault", "times"], [[text, counts[kind]] for kind, text in names.items()])
+    rows = [[text, counts[kind]] for kind, text in names.items() if kind in counts]
+    return _table(["fault", "times"], rows)
 
 
 TABLES: dict[str, Callable[[], str]] = {

@@ -28,20 +28,20 @@ class Server:
     """A server that keeps its port and its data when it is started again."""
 
     def __init__(self, folder: Path, *, host: str | None = None) -> None:
-        self._folder = folder
+        self.folder = folder
         self._hosts = ["127.0.0.1", *([host] if host else [])]
-        self._port = free_port()
-        self.url = f"redis://127.0.0.1:{self._port}/0"
+        self.port = free_port()
+        self.url = f"redis://127.0.0.1:{self.port}/0"
         # Where workers on hosts of their own find it.
-        self.inner_url = f"redis://{self._hosts[-1]}:{self._port}/0"
+        self.inner_url = f"redis://{self._hosts[-1]}:{self.port}/0"
         self.client = redis.Redis.from_url(self.url, socket_timeout=5)
         self.process = self._started()
 
     def _started(self) -> Process:
-        self._folder.mkdir(exist_ok=True)
+        self.folder.mkdir(exist_ok=True)
         options = {
-            "port": str(self._port),
-            "dir": str(self._folder),
+            "port": str(self.port),
+            "dir": str(self.folder),
             "appendonly": "yes",
             "save": "",
             # Who looks into what went wrong finds there what was written when.
@@ -51,7 +51,7 @@ class Server:
         }
         flags = [word for name, value in options.items() for word in (f"--{name}", value)]
         command = [str(get_binary_path()), "--bind", *self._hosts, *flags]
-        process = Process(command, log=self._folder / "server.log", env={})
+        process = Process(command, log=self.folder / "server.log", env={})
         self._wait_until_up(process)
         return process
 
@@ -112,14 +112,26 @@ class Worker(Process):
             "PYTHONPATH": str(BENCHMARKS),
             "CHAOS_LEDGER": str(folder / "ledger"),
             "CHAOS_WORKER": name,
+            "CHAOS_NO_THREADS": str(no_threads(folder, name)),
+            "FANOUT_STORAGE": str(storage(folder)),
         }
         super().__init__(command, log=folder / f"{name}.log", env={**settings, **(env or {})})
+
+
+def storage(folder: Path) -> Path:
+    """Return where inputs and outcomes of a trial are kept as files."""
+    return folder / "storage"
+
+
+def no_threads(folder: Path, worker: str) -> Path:
+    """Return the file that keeps a worker from starting threads for as long as it is there."""
+    return folder / f"{worker}.no-threads"
 
 
 def client_process(folder: Path, number: int, *, plan: Path) -> Process:
     """Start a client that submits the run of a plan, or resumes it where there is one."""
     command = [sys.executable, "-m", "chaos.client", str(plan)]
-    env = {"PYTHONPATH": str(BENCHMARKS)}
+    env = {"PYTHONPATH": str(BENCHMARKS), "FANOUT_STORAGE": str(storage(folder))}
     return Process(command, log=folder / f"client{number}.log", env=env)
 
 

@@ -9,10 +9,20 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
+import psutil
 import redis
 
-from chaos.fleet import Worker, client_process, host_name, wait_until_up
+from chaos.fleet import (
+    Worker,
+    client_process,
+    host_name,
+    no_threads,
+    storage,
+    wait_until_up,
+)
 from chaos.ledger import Injury
+from chaos.refusals import refusing
+from chaos.schedule import REFUSALS
 from fanout.errors import BrokerError
 
 if TYPE_CHECKING:
@@ -119,6 +129,7 @@ class Injector:
     ) -> None:
         self._server = server
         self._server_busy = threading.Lock()
+        self._storage_busy = threading.Lock()
         self._clients = clients
         self._watcher = watcher
         self._hosts = hosts
@@ -142,6 +153,10 @@ class Injector:
             "pause_server": self._pause_server,
             "reset_connections": self._reset_connections,
             "kill_client": self._kill_client,
+            "no_threads": self._no_threads,
+            "no_descriptors": self._no_descriptors,
+            "unmount_storage": self._unmount_storage,
+            **dict.fromkeys(REFUSALS, self._refuse_writes),
         }
 
     def wait_until_up(self) -> None:
@@ -316,10 +331,71 @@ class Injector:
         injury.until = time.time()
         self._server_busy.release()
 
+    def _refuse_writes(self, fault: Fault, injury: Injury) -> None:
+        if not self._take_server(injury):
+            return
+        says, _ = REFUSALS[fault.kind]
+        with refusing(says, port=self._server.port, folder=self._server.folder):
+            time.sleep(fault.lasts_s)
+        injury.until = time.time()
+        self._server_busy.release()
+
+    def _no_threads(self, fault: Fault, injury: Injury) -> None:
+        if (slot := self._take(fault, injury)) is None:
+            return
+        limit = no_threads(slot.worker.log.parent, slot.worker.name)
+        limit.touch()
+        time.sleep(fault.lasts_s)
+        limit.unlink()
+        injury.until = time.time()
+        slot.busy.release()
+
+    def _no_descriptors(self, fault: Fault, injury: Injury) -> None:
+        if (slot := self._take(fault, injury)) is None:
+            return
+        limits = _descriptor_limits([slot.worker.pid, *slot.worker.children()])
+        for process, (_, hard) in limits.items():
+            # Fewer than are open: those stay, and no other can be opened although some are closed.
+            _limit_descriptors(process, (process.num_fds() // 2, hard))
+        time.sleep(fault.lasts_s)
+        for process, before in limits.items():
+            _limit_descriptors(process, before)
+        injury.until = time.time()
+        slot.busy.release()
+
+    def _unmount_storage(self, fault: Fault, injury: Injury) -> None:
+        if not self._storage_busy.acquire(blocking=False):
+            injury.skipped = "the storage was struck already"
+            return
+        injury.at = time.time()
+        mounted = storage(self.slots[0].worker.log.parent)
+        away = mounted.rename(mounted.with_name("unmounted"))
+        mounted.mkdir()
+        time.sleep(fault.lasts_s)
+        # Not empty, where somebody took it for the right one: that raises.
+        mounted.rmdir()
+        away.rename(mounted)
+        injury.until = time.time()
+        self._storage_busy.release()
+
     def _kill_client(self, _fault: Fault, injury: Injury) -> None:
         if not self._clients.strike():
             injury.skipped = "the client had ended"
         injury.until = time.time()
+
+
+def _descriptor_limits(pids: list[int]) -> dict[psutil.Process, tuple[int, int]]:
+    limits = {}
+    for pid in pids:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process = psutil.Process(pid)
+            limits[process] = process.rlimit(psutil.RLIMIT_NOFILE)
+    return limits
+
+
+def _limit_descriptors(process: psutil.Process, limits: tuple[int, int]) -> None:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        process.rlimit(psutil.RLIMIT_NOFILE, limits)
 
 
 def _kill_pid(pid: int) -> None:

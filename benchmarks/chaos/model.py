@@ -1,14 +1,17 @@
 """The fake model, with a ledger: one line as each call starts, and one as it ends.
 
 Workers know it as ``chaos.model:llm``. ``CHAOS_LEDGER`` names the file, ``CHAOS_LATENCY_S`` and
-``CHAOS_JITTER_S`` how long calls take.
+``CHAOS_JITTER_S`` how long calls take. While the file ``CHAOS_NO_THREADS`` is there, the process
+that makes a call can start no threads.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
+import threading
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fanout.llm.fake import FakeLLM
@@ -38,6 +41,7 @@ class LedgerLLM:
     async def complete(self, request: LLMRequest) -> LLMReply:
         """Answer, and keep the ledger."""
         key = _key(request.prompt)
+        _limit_threads()
         self._write("start", key)
         try:
             reply = await self._fake.complete(request)
@@ -45,6 +49,7 @@ class LedgerLLM:
             self._write("stopped", key)
             raise
         self._write("end", key)
+        _limit_threads()
         return reply
 
     def _write(self, event: str, key: str) -> None:
@@ -54,6 +59,23 @@ class LedgerLLM:
 
     async def aclose(self) -> None:
         """Do nothing: the file lives as long as the process."""
+
+
+_start = threading.Thread.start
+_NO_THREADS = os.environ.get("CHAOS_NO_THREADS", "")
+
+
+def _limit_threads() -> None:
+    """Refuse threads, or not, as the machine does whose limit of them is reached."""
+    is_refused = bool(_NO_THREADS) and Path(_NO_THREADS).exists()
+    threading.Thread.start = _refused if is_refused else _start  # type: ignore[method-assign]
+
+
+def _refused(thread: threading.Thread) -> None:
+    # Looked at again, as no call may come that would end it.
+    if Path(_NO_THREADS).exists():
+        raise RuntimeError("can't start new thread")
+    _start(thread)
 
 
 def _key(prompt: str) -> str:

@@ -10,7 +10,7 @@ import msgspec
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-__all__ = ["KINDS", "WORKER_KINDS", "Fault", "Fleet", "make_schedule"]
+__all__ = ["KINDS", "REFUSALS", "WORKER_KINDS", "Fault", "Fleet", "make_schedule"]
 
 # The kinds that strike one worker; all others strike the server or the client.
 WORKER_KINDS = {
@@ -20,6 +20,15 @@ WORKER_KINDS = {
     "stop_short": "SIGSTOP of a worker, and SIGCONT before its lease has ended",
     "stop_long": "SIGSTOP of a worker, and SIGCONT when its lease has long ended",
     "cut_network": "the link of a worker's network namespace goes down for some seconds",
+    "no_threads": "a worker can start no more threads for some seconds",
+    "no_descriptors": "a worker can open no more files or connections for some seconds",
+}
+# The server answers, and refuses writes for some seconds: what it says, and how it comes to that.
+REFUSALS = {
+    "refuse_disk": ("MISCONF", "its snapshot cannot be written"),
+    "refuse_replicas": ("NOREPLICAS", "min-replicas-to-write, and there are none"),
+    "refuse_script": ("BUSY", "a script that does not end, until it is killed"),
+    "refuse_rights": ("NOPERM", "the user's ACL has no writes"),
 }
 KINDS = {
     **WORKER_KINDS,
@@ -28,6 +37,8 @@ KINDS = {
     "pause_server": "SIGSTOP of the server, then SIGCONT",
     "reset_connections": "the server drops all its clients",
     "kill_client": "SIGKILL of the client; another one resumes the run",
+    **{kind: f"{says}: {how}" for kind, (says, how) in REFUSALS.items()},
+    "unmount_storage": "FANOUT_STORAGE is an empty folder for some seconds",
 }
 
 
@@ -120,4 +131,8 @@ def _bounds(kind: str, lease_s: float) -> tuple[float, float]:
         "restart_server": (0.1, 2.0),
         "kill_server": (0.1, 2.0),
         "pause_server": (0.1 * lease_s, 1.5 * lease_s),
+        "no_threads": (0.3 * lease_s, 2.0 * lease_s),
+        "no_descriptors": (0.3 * lease_s, 2.0 * lease_s),
+        **dict.fromkeys(REFUSALS, (0.3 * lease_s, 2.0 * lease_s)),
+        "unmount_storage": (0.3 * lease_s, 2.0 * lease_s),
     }.get(kind, (0.0, 0.0))

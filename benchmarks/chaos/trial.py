@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from chaos.client import Plan, key
-from chaos.fleet import Server, Worker
+from chaos.fleet import Server, Worker, storage
 from chaos.injector import ClientKeeper, Injector, Slot
 from chaos.ledger import Injury, Verdict, analyse, parse
 from chaos.schedule import KINDS, Fleet, make_schedule
@@ -156,6 +156,7 @@ class _Trial:
         self._server = server
         self._ledger = folder / "ledger"
         self._ledger.touch()
+        storage(folder).mkdir()
         self._ended_at: float | None = None
 
     def _start_worker(self, name: str, slot: Slot) -> Worker:

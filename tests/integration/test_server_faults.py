@@ -9,13 +9,13 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from chaos.refusals import WAYS, refusing
 
 from fanout import Client, RunStatus
 from fanout.broker import connect_broker
 from fanout.chords import Publisher
 from fanout.settings import load_settings
 from fanout.spec import make_spec
-from tests.refusals import WAYS, refusing
 from tests.servers import ServerProcess, WatchedPair
 from workers.config import make_worker_app
 from workers.shutdown import HandsBack
@@ -263,7 +263,7 @@ def test_writes_that_are_refused_for_a_while_cost_nothing(way, server, fleet, ca
     client = fleet(server.url)
     run = submit(client, MANY)
     wait_for(lambda: sum(calls.count().values()) >= MANY // 4, "a quarter was called")
-    with refusing(way, server):
+    with refusing(way, port=server.port, folder=server.folder):
         time.sleep(REFUSED_S)
     assert_complete(run, calls, timeout_s=30)
     assert set(calls.count().values()) == {1}
