@@ -11,10 +11,15 @@ _EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, 
 
 
 def is_exhausted(error: BaseException) -> bool:
-    """Say whether this process, or machine, has no thread, descriptor or memory left for now."""
+    """Say whether this process, or machine, has no thread, descriptor or memory left for now.
+
+    Also of an error that was raised from such a one.
+    """
     if isinstance(error, MemoryError):
         return True
-    if isinstance(error, OSError):
-        return error.errno in _EXHAUSTED
+    if isinstance(error, OSError) and error.errno in _EXHAUSTED:
+        return True
     # Python has no class for it.
-    return isinstance(error, RuntimeError) and "can't start new thread" in str(error)
+    if isinstance(error, RuntimeError) and "can't start new thread" in str(error):
+        return True
+    return error.__cause__ is not None and is_exhausted(error.__cause__)

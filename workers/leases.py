@@ -114,7 +114,7 @@ class Leases(bootsteps.StartStopStep):  # type: ignore[misc]
         try:
             for start in range(0, len(tags), _PAGE):
                 renew(self._redis, UNACKED_INDEX, tags[start : start + _PAGE])
-        except RedisError as error:
+        except (RedisError, OSError) as error:
             raise BrokerError(f"leases cannot be renewed: {error}") from error
 
 

@@ -135,6 +135,21 @@ class Refused(RedisStore):
         self._redis.ping = failing(1, error)
 
 
+def raised_from(cause):
+    error = BrokerError("in other words")
+    error.__cause__ = cause
+    return error
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EMFILE, "Too many"), MemoryError()])
+def test_a_store_for_which_no_connection_can_be_made_says_that_it_passes(error):
+    """Making one opens a file, outside what redis-py tries again."""
+    with pytest.raises(BrokerError, match="nothing left") as caught:
+        Refused(error).ping()
+    assert caught.value.is_passing
+    assert is_exhausted(caught.value)
+
+
 @pytest.mark.parametrize(
     ("error", "is_it"),
     [
@@ -143,6 +158,7 @@ class Refused(RedisStore):
         (OSError(errno.EMFILE, "Too many open files"), True),
         (BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable"), True),
         (RuntimeError("another"), False),
+        (raised_from(OSError(errno.EMFILE, "Too many open files")), True),
         (FileNotFoundError(errno.ENOENT, "No such file"), False),
     ],
 )

@@ -25,6 +25,7 @@ from redis.exceptions import AuthenticationError, RedisError
 from redis.sentinel import MasterNotFoundError
 
 from fanout.errors import BrokerError
+from fanout.exhaustion import is_exhausted
 from fanout.patience import lacks_rights, passes, refusal
 from fanout.runs import TERMINAL
 from fanout.stores.blobs.inline import InlineBlobs
@@ -60,6 +61,12 @@ def translated(method: Callable[_P, _R]) -> Callable[_P, _R]:
             _without_command(error)
             message = _explain(cast("RedisBase", args[0]), error)
             raise BrokerError(message, is_passing=passes(error)) from error
+        except (OSError, RuntimeError, MemoryError) as error:
+            if not is_exhausted(error):
+                raise
+            # What makes a connection opens files of its own, and says so in its own words.
+            message = f"this process has nothing left to ask the broker with: {error!r}"
+            raise BrokerError(message, is_passing=True) from error
 
     return call
 
