@@ -13,6 +13,7 @@ from fanout.cli.session import broker_option
 from fanout.terminal import print_error
 
 if TYPE_CHECKING:
+    from fanout.errors import BrokerError
     from fanout.stores import RedisStore
 
 __all__ = ["command"]
@@ -66,19 +67,20 @@ def command(name: str | None, within_s: float, broker_url: str | None) -> int:
         store.close()
     name = None if name is None else name.replace("%h", host)
     problem = probe_problem(workers, host=host, name=name, now=time.time(), within_s=within_s)
-    if problem is None and refused is None:
+    # What only the user of this check may not do is no matter of the workers, while they are heard.
+    if problem is None and not (refused and refused.is_passing):
         return 0
     # Where writes are refused, workers cannot say that they are there; to restart them is no help.
-    print_error(refused or problem or "")
+    print_error(str(refused or problem))
     return 1
 
 
-def _refused(store: RedisStore) -> str | None:
+def _refused(store: RedisStore) -> BrokerError | None:
     """Return why the server refuses what a worker writes, or None where it does not."""
     from fanout.errors import BrokerError
 
     try:
         store.take_lock(f"probe-{secrets.token_hex(4)}", "probe", ttl_s=1)
     except BrokerError as error:
-        return str(error)
+        return error
     return None
