@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from contextlib import suppress
 from queue import Empty
 from typing import TYPE_CHECKING, Any
 
+from celery.exceptions import CPendingDeprecationWarning
 from celery.utils.threads import bound_open_broker_sockets
 from celery.worker.consumer import Consumer
 from celery.worker.consumer.consumer import COLLECT_SOCKET_TIMEOUT
@@ -49,7 +51,11 @@ class Reconnects(Consumer):  # type: ignore[misc]
             if getattr(channel, "_in_poll", None):
                 with suppress(Empty, *self.connection_errors, *self.channel_errors):
                     channel._brpop_read()  # noqa: SLF001 - what its close() does
-        super().on_connection_error_after_connected(exc)
+        with warnings.catch_warnings():
+            # Of a setting that Celery may change: it would end the worker of a program in which
+            # warnings are errors.
+            warnings.simplefilter("ignore", CPendingDeprecationWarning)
+            super().on_connection_error_after_connected(exc)
 
     def create_task_handler(self, **kwargs: Any) -> Callable[[Any], Any]:
         """Return what is called with each message of this connection."""
