@@ -72,10 +72,12 @@ def http_error(
             asks_to_wait=asked_s is not None,
         )
     )
-    hint = f"; {verdict.hint}" if verdict.hint else ""
+    begin, hint = f"HTTP {status}: ", f"; {verdict.hint}" if verdict.hint else ""
+    # The hint is not what a long message costs.
+    words = redacted(message, secrets)[: _MAX_MESSAGE - len(begin) - len(hint)]
     return LLMError(
         verdict.kind,
-        f"HTTP {status}: {redacted(message, secrets)}{hint}",
+        f"{begin}{words}{hint}",
         retry_after_s=asked_s,
         status=status,
         usage=usage,

@@ -129,7 +129,25 @@ def test_a_run_that_misses_its_policy_exits_1_and_says_why(fanout, here):
     done = fanout("run", "a.txt", "-m", "fake?fail_rate=1", "-p", "{input}", *QUICK)
     assert done.status == 1
     assert done.stdout == ""
-    assert "fanout: no branch succeeded: 1 of 1 failed (server_error 1)" in done.stderr
+    assert (
+        "fanout: no branch succeeded: 1 of 1 failed (server_error 1); most common: server_error 1: "
+    ) in done.stderr
+
+
+def test_a_run_whose_model_is_unknown_says_so_once_and_calls_few_times(fanout, here, provider):
+    rows = "".join(f'{{"text": "text {number}"}}\n' for number in range(1_000))
+    (here / "many.jsonl").write_text(rows)
+    said = "The model `gpt-9` does not exist or you do not have access to it."
+    provider.status = 404
+    provider.body = {"error": {"message": said, "code": "model_not_found"}}
+    done = fanout(
+        "run", "many.jsonl", "-m", "openai/gpt-9", "-p", "{input}", "-q", "--max-workers", "4",
+        OPENAI_BASE_URL=f"{provider.url}/v1", OPENAI_API_KEY="k",
+    )  # fmt: skip
+    assert done.status == 1
+    assert f"fanout: bad_request: HTTP 404: {said}; check the model's name" in done.stderr
+    assert "stopped, as the first" in done.stderr
+    assert len([path for path, *_ in provider.requests if path.endswith("/completions")]) <= 15
 
 
 def test_the_model_may_come_from_the_environment(fanout, here):

@@ -91,7 +91,10 @@ def test_more_samples_than_a_shard_holds_are_spread_over_shards(worker, client):
 def test_a_run_in_which_no_branch_succeeded_has_failed(worker, client):
     result = run_to_end(client, texts(3), model="fake?fail_rate=1", reduce="concat")
     assert result.status is RunStatus.FAILED
-    assert result.error == "no branch succeeded: 3 of 3 failed (server_error 3)"
+    assert result.error == (
+        "no branch succeeded: 3 of 3 failed (server_error 3); most common: server_error 3: "
+        "the fake model was told to fail (server_error)"
+    )
     assert result.outputs == [None, None, None]
     assert result.aggregated is None
 

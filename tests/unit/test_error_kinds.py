@@ -212,6 +212,12 @@ def test_an_error_says_what_the_provider_says_and_what_to_look_at(name, words):
     assert words in str(meant(*REPLIES[name][:3]))
 
 
+def test_a_long_message_does_not_cost_the_hint():
+    error = meant(404, openai("The model " + "x" * 2000, code="model_not_found"), {})
+    assert len(str(error)) == 300
+    assert str(error).endswith("; check the model's name, and that the key may use it")
+
+
 @pytest.mark.parametrize(
     ("name", "seconds"),
     [

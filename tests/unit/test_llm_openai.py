@@ -11,7 +11,7 @@ import pytest
 
 from fanout.errors import LLMError, ModelError
 from fanout.llm import LLMRequest
-from fanout.llm.calls import _answer
+from fanout.llm.calls import _call
 from fanout.llm.openai import OpenAILLM
 from fanout.runs import ErrorKind
 from tests.provider import openai_reply
@@ -43,7 +43,7 @@ def environment(provider, monkeypatch):
 async def outcome(kind_of_client, request=REQUEST):
     llm = kind_of_client("m")
     try:
-        return await _answer(llm, request, 30)
+        return await _call(llm, request, 30)
     except LLMError as error:
         # An unexpected one is told in the words of whoever raised it.
         told = None if error.kind is ErrorKind.INTERNAL else str(error)
