@@ -71,6 +71,11 @@ class Client:
         return self._settings.broker_url is None
 
     @property
+    def keeps_runs(self) -> bool:
+        """Whether this client's runs outlive it."""
+        return not isinstance(self._fleet, EmbeddedFleet) or self._fleet.keeps
+
+    @property
     def broker_url(self) -> str | None:
         """The server, with its credentials; None while an embedded one is not started yet."""
         return self._fleet.broker_url if self._fleet is not None else self._settings.broker_url

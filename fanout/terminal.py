@@ -122,6 +122,15 @@ def write_frame(
 
 def _write(stream: TextIO, text: str) -> None:
     try:
+        _write_all(stream, text)
+    except OSError:
+        # A terminal that was closed: nobody reads what goes on, and the work has to be finished.
+        if stream is not sys.stderr:
+            raise
+
+
+def _write_all(stream: TextIO, text: str) -> None:
+    try:
         stream.write(text)
     except UnicodeEncodeError:
         # The name of a file that is no text goes out as it came in; the rest is shown escaped.

@@ -3,31 +3,74 @@
 from __future__ import annotations
 
 import json
+import re
+import sys
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import click
 
-from fanout.cli.output import answer_text, output_row
+from fanout.cli.exits import FAILURE, mute_stdout
+from fanout.cli.output import OutputFolder, answer_text, output_row
 from fanout.cli.progress import summary
-from fanout.runs import RunStatus
+from fanout.errors import RunError
+from fanout.private_files import PRIVATE
+from fanout.runs import ErrorKind, RunStatus
 from fanout.terminal import print_error, print_line, print_text
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
-    from fanout.cli.output import OutputFolder
     from fanout.cli.progress import Progress
     from fanout.handle import Run
     from fanout.results import Status
 
-__all__ = ["Follower", "conclude", "deliver", "follow", "json_option", "out_option", "quiet_option"]
+__all__ = [
+    "Delivery",
+    "Follower",
+    "conclude",
+    "deliver",
+    "follow",
+    "force_option",
+    "json_option",
+    "mode_option",
+    "open_folder",
+    "out_option",
+    "quiet_option",
+]
+
+
+class FileMode(click.ParamType[int]):
+    """The permissions of a file, in octal, with which its user can read and write it."""
+
+    name = "mode"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Return the number."""
+        if isinstance(value, int):
+            return value
+        if not re.fullmatch("0?[0-7]{3}", value) or int(value, 8) & 0o711 != PRIVATE:
+            self.fail(f"{value!r} is none of 600, 640, 644, 660, 664, 666 and the like", param, ctx)
+        return int(value, 8)
+
 
 out_option = click.option(
     "--out",
     type=click.Path(file_okay=False, path_type=Path),
     metavar="DIR",
     help="Write outputs.jsonl, errors.jsonl, the aggregate and run.json here.",
+)
+force_option = click.option(
+    "--force", is_flag=True, help="Replace results that are in the folder of --out already."
+)
+mode_option = click.option(
+    "--out-mode",
+    metavar="MODE",
+    type=FileMode(),
+    default=f"{PRIVATE:o}",
+    help="Who may read the files of --out, as for chmod: 640, 644, ... [default: 600]",
 )
 json_option = click.option(
     "--json", "as_json", is_flag=True, help="Print the status and the answer as JSON."
@@ -64,21 +107,98 @@ def follow(run: Run, progress: Follower, *, on_status: Callable[[], None] = lamb
     return status
 
 
-def deliver(
-    run: Run, status: Status, folder: OutputFolder | None, progress: Progress, *, as_json: bool
-) -> int:
-    """Print what a run gave, and write it to a folder; return the exit status."""
+def open_folder(out: Path | None, *, force: bool, mode: int) -> OutputFolder | None:
+    """Return the folder of ``--out``, taken for this command. Raises InputError."""
+    return None if out is None else OutputFolder(out, replaces=force, mode=mode)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Delivery:
+    """What becomes of a run's answer.
+
+    Attributes:
+        folder: Where it is written to; None is nowhere.
+        report: Where the run is written to as a web page; None is nowhere.
+        as_json: Whether it is printed as one JSON object.
+        is_new: Whether the user is to hear how to see it again.
+        is_stopped: Whether the user has stopped the run, and does not wait for its outputs.
+        is_kept: Whether the run can be asked for again.
+    """
+
+    folder: OutputFolder | None = None
+    report: Path | None = None
+    as_json: bool = False
+    is_new: bool = False
+    is_stopped: bool = False
+    is_kept: bool = True
+
+
+def deliver(run: Run, status: Status, progress: Progress, delivery: Delivery) -> int:
+    """Print what a run gave, and write it to where it is wanted; return the exit status."""
     aggregated, notes = run.aggregate()
-    try:
-        if folder is not None:
-            folder.write(run, status, aggregated, notes)
-    finally:
-        # A full disk must not cost the answer too.
-        _print(run, status, aggregated, notes, folder, as_json=as_json)
-        for note in notes:
-            progress.note(f"note: {note}")
-        exit_status = conclude(status, progress)
+    faults: list[str] = []
+    with _noting(faults, "cannot write the results"):
+        if delivery.folder is not None:
+            delivery.folder.write(run, status, aggregated, notes)
+            progress.note(f"results: {delivery.folder.path}")
+    with _noting(faults, f"cannot write the report to {delivery.report}"):
+        if delivery.report is not None:
+            _write_report(run, delivery.report)
+            progress.note(f"report: {delivery.report}")
+    # A full disk must not cost the answer too.
+    with _noting(faults, "cannot print the answers", is_new=delivery.is_new):
+        _print(run, status, aggregated, notes, progress, delivery)
+    for note in notes:
+        progress.note(f"note: {note}")
+    if delivery.is_new:
+        for line in _again(run.run_id, status, delivery):
+            progress.note(line)
+    exit_status = conclude(status, progress)
+    for fault in faults:
+        print_error(fault)
+    if faults:
+        print_error(_where(run.run_id) if delivery.is_kept else "the run was not kept")
+        return FAILURE
     return exit_status
+
+
+def _again(run_id: str, status: Status, delivery: Delivery) -> Iterator[str]:
+    """Yield what was left out, and where the rest is."""
+    unusable = status.errors.get(ErrorKind.BAD_REQUEST, 0)
+    if status.failed and delivery.is_kept:
+        unused = f", of them {unusable:,} that could not be used" if unusable else ""
+        yield (
+            f"left out: {status.failed:,} branches{unused}; `fanout errors {run_id}` lists them, "
+            f"`fanout retry {run_id}` processes them again"
+        )
+    if delivery.folder is None and delivery.is_kept:
+        yield f"kept: `fanout results {run_id}` prints this again, with --out DIR into files"
+
+
+def _where(run_id: str) -> str:
+    return f"nothing is lost: `fanout results {run_id} --out DIR` writes the answers again"
+
+
+@contextmanager
+def _noting(faults: list[str], what: str, *, is_new: bool = True) -> Iterator[None]:
+    """Note what cannot be written, and go on: what comes next may be."""
+    try:
+        yield
+    except RunError as error:
+        faults.append(str(error))
+    except OSError as error:
+        if isinstance(error, BrokenPipeError):
+            if not is_new:
+                # Whoever reads what was there before has read enough.
+                raise
+            mute_stdout()
+        faults.append(f"{what}: {error.strerror or error}")
+
+
+def _write_report(run: Run, path: Path) -> None:
+    from fanout.report import write
+
+    write(run, path)
 
 
 def conclude(status: Status, progress: Progress) -> int:
@@ -94,16 +214,21 @@ def _print(
     status: Status,
     aggregated: Any,
     notes: list[str],
-    folder: OutputFolder | None,
-    *,
-    as_json: bool,
+    progress: Progress,
+    delivery: Delivery,
 ) -> None:
-    if as_json:
+    if delivery.as_json:
         record = {**status.to_dict(), "aggregated": aggregated, "notes": notes}
         print_line(json.dumps(record, ensure_ascii=False))
     elif aggregated is not None:
         print_text(answer_text(aggregated))
-    elif folder is None:
+    elif delivery.folder is None and status.succeeded:
+        if delivery.is_stopped and sys.stdout.isatty():
+            progress.note(
+                f"{status.succeeded:,} branches have an answer: `fanout results {run.run_id}` "
+                "prints them, with --out DIR it writes them into files"
+            )
+            return
         for branch in run.outcomes():
             if branch.kind is None:
                 print_line(json.dumps(output_row(branch), ensure_ascii=False))

@@ -1,9 +1,22 @@
-"""The exit statuses of the ``fanout`` command."""
+"""The exit statuses of the ``fanout`` command, and what is done for one of them."""
 
 from __future__ import annotations
 
-__all__ = ["FAILURE", "INTERRUPTED", "USAGE"]
+import os
+import sys
+from contextlib import suppress
+
+__all__ = ["CLOSED_PIPE", "FAILURE", "INTERRUPTED", "USAGE", "mute_stdout"]
 
 FAILURE = 1  # the run did not meet its policy, or something else failed
 USAGE = 2  # wrong usage or input
 INTERRUPTED = 130  # Ctrl-C, SIGTERM or SIGHUP
+CLOSED_PIPE = 141  # whoever read standard output went before all was written, as after SIGPIPE
+
+
+def mute_stdout() -> None:
+    """Have what is still to be printed go nowhere: nobody reads it any more."""
+    with suppress(OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)

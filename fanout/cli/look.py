@@ -5,14 +5,23 @@ from __future__ import annotations
 import json
 import sys
 from collections import Counter
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from itertools import islice
 from typing import TYPE_CHECKING
 
 import click
 
-from fanout.cli.delivery import deliver, json_option, out_option, quiet_option
-from fanout.cli.output import OutputFolder, error_row
+from fanout.cli.delivery import (
+    Delivery,
+    deliver,
+    force_option,
+    json_option,
+    mode_option,
+    open_folder,
+    out_option,
+    quiet_option,
+)
+from fanout.cli.output import error_row
 from fanout.cli.progress import Progress, summary
 from fanout.cli.screen import terminal_size
 from fanout.cli.session import (
@@ -72,12 +81,16 @@ def _line(now: Status, progress: Progress) -> str:
 @run_argument
 @broker_option(EMBEDDED)
 @out_option
+@force_option
+@mode_option
 @json_option
 @quiet_option
 def results(
     run_id: str,
     broker_url: str | None,
     out: Path | None,
+    force: bool,  # noqa: FBT001 - a click flag
+    out_mode: int,
     as_json: bool,  # noqa: FBT001 - a click flag
     quiet: bool,  # noqa: FBT001 - a click flag
 ) -> int:
@@ -86,12 +99,14 @@ def results(
     Of a run that has not ended that is what there is so far, and the exit status is 1.
     """
     progress = Progress(is_quiet=quiet)
-    with one_run(broker_url, run_id) as run:
-        folder = OutputFolder(out) if out else None
+    with one_run(broker_url, run_id) as run, ExitStack() as stack:
+        folder = open_folder(out, force=force, mode=out_mode)
+        if folder is not None:
+            stack.enter_context(folder)
         now = run.status()
         if not now.status.has_ended:
             progress.note("the run has not ended: this is what there is so far")
-        return deliver(run, now, folder, progress, as_json=as_json)
+        return deliver(run, now, progress, Delivery(folder=folder, as_json=as_json))
 
 
 @click.command("errors", epilog=RUN_EPILOG)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from fanout.cli.exits import FAILURE, INTERRUPTED, USAGE
+from fanout.cli.exits import CLOSED_PIPE, FAILURE, INTERRUPTED, USAGE, mute_stdout
 from fanout.errors import (
     AmbiguousRunError,
     FanoutError,
@@ -68,6 +68,10 @@ _GROUPS = {
 
 
 _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+
+
+# What a device or a terminal that takes no more says.
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
 
 
 class _Commands(click.Group):
@@ -170,7 +174,13 @@ def main() -> None:
         status = _status(error)
     except BrokenPipeError:
         # Whoever read the answer has read enough.
-        sys.stderr.close()
+        mute_stdout()
+        status = CLOSED_PIPE
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        mute_stdout()
+        print_error(f"cannot print: {error.strerror}")
         status = FAILURE
     # The process ends: to look for garbage among all its modules first takes a tenth of a second.
     gc.freeze()

@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 from contextlib import ExitStack, suppress
 from typing import IO, TYPE_CHECKING, Any
 
 from fanout.errors import InputError, RunError
+from fanout.private_files import PRIVATE, UNFINISHED, finish, open_unfinished
 from fanout.results import branch_error
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable
     from pathlib import Path
+    from typing import Self
 
     from fanout.handle import Run
     from fanout.results import Output, Status
 
 __all__ = ["OutputFolder", "answer_text", "error_row", "output_row"]
 
-_UNFINISHED = ".unfinished"
+# Held while a command is to write there.
+_CLAIM = ".fanout.lock"
+_RESULTS = frozenset(
+    {"outputs.jsonl", "errors.jsonl", "aggregated.txt", "aggregated.json", "run.json"}
+)
 
 
 def output_row(branch: Output) -> dict[str, Any]:
@@ -69,24 +76,96 @@ def answer_text(aggregated: Any) -> str:
 
 
 class OutputFolder:
-    """The folder of ``--out``.
+    """The folder of ``--out``: of one command at a time, until it is closed.
 
     Files get their names when all of them are complete, ``run.json`` last: a folder with a
-    ``run.json`` is whole.
+    ``run.json`` is whole. No link is followed, and only the user may read them, unless ``mode``
+    says more.
+
+    Args:
+        path: The folder; it is made where it is not there.
+        replaces: Whether results that are there may be replaced.
+        mode: Who may read the files.
 
     Raises:
-        InputError: The folder cannot be made or written to; found out before anything is run.
+        InputError: The folder cannot be made or written to, has results, or another command
+            writes there; found out before anything is run.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        probe = path / f"probe{_UNFINISHED}"
+    def __init__(self, path: Path, *, replaces: bool = False, mode: int = PRIVATE) -> None:
+        self.path = path
+        self._mode = mode
+        self._lock: int | None = None
         try:
-            path.mkdir(parents=True, exist_ok=True)
-            probe.write_bytes(b"")
-            probe.unlink()
+            self._folder = _open_folder(path, mode)
         except OSError as error:
+            raise InputError(f"cannot write to --out {path}: {_reason(path, error)}") from None
+        try:
+            self._claim()
+            self._require_empty(replaces=replaces)
+            self._probe()
+        except OSError as error:
+            self.close()
             raise InputError(f"cannot write to --out {path}: {error.strerror}") from None
+        except BaseException:
+            self.close()
+            raise
+
+    def _claim(self) -> None:
+        """Take the folder for this command: a lock vanishes with its process."""
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        while True:
+            lock = os.open(_CLAIM, flags, PRIVATE, dir_fd=self._folder)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                os.close(lock)
+                raise InputError(
+                    f"--out {self.path}: another fanout is about to write its results there; give "
+                    "a folder for each run"
+                ) from None
+            if self._is_there(lock):
+                self._lock = lock
+                return
+            # Whoever had it has just ended, and taken the file away.
+            os.close(lock)
+
+    def _is_there(self, lock: int) -> bool:
+        try:
+            named = os.stat(_CLAIM, dir_fd=self._folder, follow_symlinks=False)
+        except FileNotFoundError:
+            return False
+        return os.path.samestat(named, os.fstat(lock))
+
+    def _require_empty(self, *, replaces: bool) -> None:
+        found = sorted(_RESULTS.intersection(_names(self._folder)))
+        if found and not replaces:
+            raise InputError(
+                f"--out {self.path} has results already ({', '.join(found)}): give another folder, "
+                "or --force to replace them"
+            )
+
+    def _probe(self) -> None:
+        with open_unfinished("probe", folder=self._folder):
+            pass
+        os.unlink(f"probe{UNFINISHED}", dir_fd=self._folder)
+
+    def close(self) -> None:
+        """Let others write there. Safe to call twice."""
+        if self._lock is not None:
+            with suppress(OSError):
+                os.unlink(_CLAIM, dir_fd=self._folder)
+            os.close(self._lock)
+            self._lock = None
+        if self._folder >= 0:
+            os.close(self._folder)
+            self._folder = -1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self.close()
 
     def write(self, run: Run, status: Status, aggregated: Any, notes: list[str]) -> None:
         """Write outputs, errors, the aggregate and the run's record.
@@ -103,7 +182,7 @@ class OutputFolder:
                 self._finish(written)
         except OSError as error:
             raise RunError(
-                f"cannot write the results to {self._path}: {error.strerror}; nothing was written"
+                f"cannot write the results to {self.path}: {error.strerror}; nothing was written"
             ) from error
 
     def _write_rows(self, branches: Iterable[Output]) -> list[str]:
@@ -116,7 +195,7 @@ class OutputFolder:
                 )
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
             for file in (outputs, errors):
-                _sync(file)
+                finish(file)
         return ["outputs.jsonl", "errors.jsonl"]
 
     def _write_aggregate(self, aggregated: Any) -> list[str]:
@@ -128,40 +207,53 @@ class OutputFolder:
                 answer_text(aggregated) if isinstance(aggregated, str) else _pretty(aggregated)
             )
             file.write("\n")
-            _sync(file)
+            finish(file)
         return [name]
 
     def _write_record(self, run: Run, status: Status, notes: list[str]) -> str:
         record = {**status.to_dict(), "notes": notes, "spec": run.spec.model_dump(mode="json")}
         with self._open("run.json") as file:
             file.write(_pretty(record) + "\n")
-            _sync(file)
+            finish(file)
         return "run.json"
 
     def _open(self, name: str) -> IO[str]:
-        return (self._path / (name + _UNFINISHED)).open("w", encoding="utf-8")
+        return open_unfinished(name, folder=self._folder, mode=self._mode)
 
     def _finish(self, names: list[str]) -> None:
         # An older run.json would vouch for files that are being replaced.
         for name in ("run.json", "aggregated.txt", "aggregated.json"):
-            (self._path / name).unlink(missing_ok=True)
+            with suppress(FileNotFoundError):
+                os.unlink(name, dir_fd=self._folder)
         for name in names:
-            (self._path / (name + _UNFINISHED)).replace(self._path / name)
+            here = self._folder
+            os.replace(name + UNFINISHED, name, src_dir_fd=here, dst_dir_fd=here)
 
     def _remove_unfinished(self) -> None:
-        for path in self._unfinished():
-            with suppress(OSError):
-                path.unlink()
+        for name in _names(self._folder):
+            if name.endswith(UNFINISHED):
+                with suppress(OSError):
+                    os.unlink(name, dir_fd=self._folder)
 
-    def _unfinished(self) -> Iterator[Path]:
-        yield from self._path.glob(f"*{_UNFINISHED}")
+
+def _open_folder(path: Path, mode: int) -> int:
+    """Return an open folder, made where it is not there. Who may read its files may enter it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with suppress(FileExistsError):
+        path.mkdir(mode=0o700)
+        path.chmod(0o700 | mode | (mode & 0o444) >> 2)
+    return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+
+
+def _names(folder: int) -> list[str]:
+    return os.listdir(folder)  # noqa: PTH208 - an open folder has no path
+
+
+def _reason(path: Path, error: OSError) -> str:
+    if path.is_symlink():
+        return "it is a symbolic link, which is not followed; give the folder itself"
+    return error.strerror or str(error)
 
 
 def _pretty(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, indent=2)
-
-
-def _sync(file: IO[str]) -> None:
-    # A full disk may only be noticed here; better now than after the files got their names.
-    file.flush()
-    os.fsync(file.fileno())

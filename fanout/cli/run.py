@@ -3,23 +3,35 @@
 from __future__ import annotations
 
 import json
+import os
+from contextlib import ExitStack
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from fanout.cli.delivery import deliver, follow, json_option, out_option, quiet_option
+from fanout.cli.delivery import (
+    Delivery,
+    deliver,
+    follow,
+    force_option,
+    json_option,
+    mode_option,
+    open_folder,
+    out_option,
+    quiet_option,
+)
 from fanout.cli.exits import INTERRUPTED
 from fanout.cli.options import job_options, job_spec
-from fanout.cli.output import OutputFolder
 from fanout.cli.progress import IDLE, Progress
 from fanout.cli.session import EMBEDDED, Faults, Stop, broker_option, fleet, one_object
 from fanout.client import Client
+from fanout.errors import InputError
 from fanout.settings import load_settings
 from fanout.terminal import print_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from fanout.handle import Run
     from fanout.spec import RunSpec
@@ -33,12 +45,23 @@ _EPILOG = "A JOB.yaml has the same fields; options win over it."
 @job_options
 @broker_option(EMBEDDED)
 @out_option
+@force_option
+@mode_option
+@click.option(
+    "--report",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Write the run as one web page here, too, as `fanout report` does.",
+)
 @json_option
 @quiet_option
 def command(
     inputs: tuple[str, ...],
     broker_url: str | None,
     out: Path | None,
+    force: bool,  # noqa: FBT001 - a click flag
+    out_mode: int,
+    report: Path | None,
     as_json: bool,  # noqa: FBT001 - a click flag
     quiet: bool,  # noqa: FBT001 - a click flag
     **options: Any,
@@ -51,11 +74,17 @@ def command(
     """
     settings = load_settings(broker_url=broker_url)
     spec = job_spec(inputs, options, settings)
-    folder = OutputFolder(out) if out else None
+    if report is not None:
+        _require_writable(report)
     # An embedded worker is about to come.
     progress = Progress(is_quiet=quiet, idle="" if settings.broker_url is None else IDLE)
     stop = Stop(progress)
-    with Client(broker_url, concurrency=spec.max_workers) as client, stop:
+    with ExitStack() as stack:
+        folder = open_folder(out, force=force, mode=out_mode)
+        if folder is not None:
+            stack.enter_context(folder)
+        client = stack.enter_context(Client(broker_url, concurrency=spec.max_workers))
+        stack.enter_context(stop)
         if spec.model == "local":
             progress.note("starting the local model; its first use fetches 93 MB, once")
         run = _submit(client, spec, progress, stop)
@@ -65,8 +94,23 @@ def command(
                 run.cancel()
 
         status = follow(run, progress, on_status=cancel_if_asked)
-        result_status = deliver(run, status, folder, progress, as_json=as_json)
-    return INTERRUPTED if stop.is_set() else result_status
+        delivery = Delivery(
+            folder=folder,
+            report=report,
+            as_json=as_json,
+            is_new=True,
+            is_stopped=stop.is_set(),
+            is_kept=client.keeps_runs,
+        )
+        exit_status = deliver(run, status, progress, delivery)
+    return INTERRUPTED if stop.is_set() else exit_status
+
+
+def _require_writable(report: Path) -> None:
+    """Find out before anything is paid that a page cannot be written. Raises InputError."""
+    if not os.access(report.parent, os.W_OK | os.X_OK):
+        there = "may not be written to" if report.parent.is_dir() else "is no folder"
+        raise InputError(f"cannot write to --report {report}: {report.parent} {there}")
 
 
 @click.command("submit", epilog=_EPILOG)

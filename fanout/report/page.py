@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import os
 import time
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from importlib import metadata, resources
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fanout.private_files import whole_file
 from fanout.report import sections
 from fanout.report.answers import aggregates
 from fanout.report.charts import meter
@@ -28,13 +26,14 @@ from fanout.report.words import (
 from fanout.runs import RunStatus
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from fanout.handle import Run
     from fanout.results import Status, StoredResult
     from fanout.spec import RunSpec
 
 __all__ = ["Facts", "facts_of", "page", "render", "write"]
 
-_UNFINISHED = ".unfinished"
 _ERROR_CHARS = 2000
 _SHOWN_KINDS = 3
 _HUNDRED = 100
@@ -88,18 +87,8 @@ def write(run: Run, path: Path | str) -> None:
         UnknownRunError: There is no such run.
         OSError: The file cannot be written; what was there before is as it was.
     """
-    path = Path(path)
-    unfinished = path.with_name(path.name + _UNFINISHED)
-    try:
-        with unfinished.open("w", encoding="utf-8") as file:
-            file.write(render(run))
-            file.flush()
-            os.fsync(file.fileno())
-        unfinished.replace(path)
-    except BaseException:
-        with suppress(OSError):
-            unfinished.unlink()
-        raise
+    with whole_file(path) as file:
+        file.write(render(run))
 
 
 def page(facts: Facts) -> str:

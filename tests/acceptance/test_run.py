@@ -115,13 +115,147 @@ def test_out_holds_outputs_errors_the_aggregate_and_the_run(fanout, here):
     assert record["spec"]["prompt"] == "{input}"
 
 
-def test_a_second_run_into_the_same_folder_replaces_the_first(fanout, here):
+def test_results_are_replaced_by_force_alone(fanout, here, provider):
     (here / "a.txt").write_text("x")
     common = ("run", "a.txt", "-p", "{input}", "--out", "out")
     fanout(*common, "-m", "fake", "--reduce", "concat")
-    fanout(*common, "-m", "fake", "--reduce", "vote")
+    before = {path: path.read_bytes() for path in (here / "out").iterdir()}
+    env = {"OPENAI_BASE_URL": f"{provider.url}/v1"}
+    for command in ((*common, "-m", "openai/m"), ("results", "latest", "--out", "out")):
+        done = fanout(*command, **env)
+        assert (done.status, done.stdout) == (2, "")
+        assert "--out out has results already (aggregated.txt, errors.jsonl, " in done.stderr
+        assert "give another folder, or --force" in done.stderr
+    assert provider.requests == [], "nothing was asked, and so nothing paid"
+    assert {path: path.read_bytes() for path in (here / "out").iterdir()} == before
+    assert fanout(*common, "-m", "fake", "--reduce", "vote", "--force").status == 0
     assert not (here / "out" / "aggregated.txt").exists()
     assert json.loads((here / "out" / "aggregated.json").read_text())["share"] == 1.0
+
+
+def test_two_runs_at_once_into_one_folder_do_not_mix(fanout, here):
+    first = start(here, 20, "--max-workers", "2")
+    wait_for_line(first, "running")
+    (here / "a.txt").write_text("x")
+    common = ("run", "a.txt", "-m", "fake", "-p", "{input}", "--out", "out")
+    for options in ((), ("--force",)):
+        done = fanout(*common, *options)
+        assert (done.status, done.stdout) == (2, "")
+        assert "--out out: another fanout is about to write its results there" in done.stderr
+    first.kill()
+    first.communicate()
+    assert fanout(*common).status == 0, "the claim of a process that has died blocks nobody"
+    names = ["errors.jsonl", "outputs.jsonl", "run.json"]
+    assert sorted(path.name for path in (here / "out").iterdir()) == names
+
+
+@pytest.mark.parametrize(
+    ("option", "mode", "folder_mode"),
+    [
+        ((), 0o600, 0o700),
+        (("--out-mode", "640"), 0o640, 0o750),
+        (("--out-mode", "0644"), 0o644, 0o755),
+    ],
+)
+def test_only_the_user_may_read_the_files_unless_it_is_said(
+    fanout, here, option, mode, folder_mode
+):
+    (here / "a.txt").write_text("x")
+    old = os.umask(0)
+    try:
+        done = fanout(
+            "run", "a.txt", "-m", "fake", "-p", "{input}", "--reduce", "vote", "--out", "out",
+            *option, "--report", "page.html",
+        )  # fmt: skip
+    finally:
+        os.umask(old)
+    assert done.status == 0
+    modes = {path.name: path.stat().st_mode & 0o777 for path in (here / "out").iterdir()}
+    assert modes == dict.fromkeys(
+        ["aggregated.json", "errors.jsonl", "outputs.jsonl", "run.json"], mode
+    )
+    assert (here / "out").stat().st_mode & 0o777 == folder_mode
+    assert (here / "page.html").stat().st_mode & 0o777 == 0o600
+    assert "<html" in (here / "page.html").read_text()
+
+
+def test_no_link_is_followed_by_what_is_written(fanout, here):
+    (here / "a.txt").write_text("x")
+    victim = here / "victim"
+    victim.write_text("precious")
+    out = here / "out"
+    out.mkdir()
+    run = ("run", "a.txt", "-m", "fake", "-p", "{input}", "--reduce", "concat")
+    names = ["outputs.jsonl", "errors.jsonl", "aggregated.txt", "run.json", "probe"]
+    for name in names:
+        (out / f"{name}.unfinished").symlink_to(victim)
+    (here / "page.html").symlink_to(victim)
+    (here / "page.html.unfinished").symlink_to(victim)
+    assert fanout(*run, "--out", "out", "--report", "page.html").status == 0
+    for name in names[:-1]:
+        (out / name).unlink()
+        (out / name).symlink_to(victim)
+    assert fanout(*run, "--out", "out", "--force").status == 0
+    (here / "page.html").unlink()
+    (here / "page.html").symlink_to(victim)
+    assert fanout("report", "latest", "--out", "page.html").status == 0
+    assert not any(path.is_symlink() for path in out.iterdir())
+    (here / "link").symlink_to(out)
+    (out / ".fanout.lock").symlink_to(victim)
+    for folder in ("link", "out"):
+        done = fanout(*run, "--out", folder, "--force")
+        assert (done.status, "symbolic link" in done.stderr) == (2, True)
+    assert victim.read_text() == "precious"
+
+
+@pytest.mark.parametrize("mode", ["777", "400", "6", "rw", "1600", "060"])
+def test_a_mode_that_makes_no_sense_is_refused(fanout, here, mode):
+    (here / "a.txt").write_text("x")
+    done = fanout("run", "a.txt", "-m", "fake", "-p", "{input}", "--out", "o", "--out-mode", mode)
+    assert (done.status, "is none of 600, 640" in done.stderr) == (2, True)
+
+
+def test_a_report_that_cannot_be_written_is_found_out_before_the_run(fanout, here):
+    (here / "a.txt").write_text("x")
+    done = fanout("run", "a.txt", "-m", "fake", "-p", "{input}", "--report", "no/where.html")
+    assert (done.status, done.stdout) == (2, "")
+    assert "cannot write to --report no/where.html: no is no folder" in done.stderr
+
+
+def test_an_answer_that_cannot_be_printed_is_kept(fanout, here):
+    (here / "in.jsonl").write_text("".join(json.dumps({"text": f"t{i}"}) + "\n" for i in range(40)))
+    run = [FANOUT, "run", "in.jsonl", "-m", f"fake?answer={'y' * 4000}", "-p", "{input}"]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(run, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 1
+    assert "fanout: cannot print the answers: No space left on device" in done.stderr
+    assert "Traceback" not in done.stderr
+    with subprocess.Popen(run, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as piped:
+        piped.stdout.close()
+        stderr = piped.stderr.read()
+    assert piped.returncode == 1
+    assert "fanout: cannot print the answers: Broken pipe" in stderr
+    [line] = [line for line in stderr.splitlines() if "nothing is lost" in line]
+    run_id = line.split("`")[1].split()[2]
+    assert fanout("results", run_id, "--out", "out").status == 0
+    assert len(rows(here / "out" / "outputs.jsonl")) == 40
+
+
+@pytest.mark.parametrize("command", ["results", "runs", "status", "errors"])
+def test_whoever_reads_no_further_makes_no_error(fanout, here, command):
+    (here / "in.jsonl").write_text("".join(json.dumps({"text": f"t{i}"}) + "\n" for i in range(40)))
+    answer = f"fake?answer={'y' * 4000}"
+    fanout("run", "in.jsonl", "-m", answer, "-p", "{input}", "-q")
+    words = [FANOUT, command, *(["latest"] if command != "runs" else [])]
+    with subprocess.Popen(
+        words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as piped:
+        piped.stdout.readline() if command == "results" else None
+        piped.stdout.close()
+        stderr = piped.stderr.read()
+    assert piped.returncode in {0, 141}
+    assert "Traceback" not in stderr
+    assert "rror" not in stderr
 
 
 def test_a_run_that_misses_its_policy_exits_1_and_says_why(fanout, here):
@@ -290,6 +424,12 @@ def test_a_full_disk_leaves_no_file_that_looks_whole_and_still_prints_the_answer
     assert "Traceback" not in done.stderr
     assert done.stdout.count("y" * 300) == 12
     assert list((here / "out").iterdir()) == []
+
+
+def wait_for_line(process, word):
+    for line in process.stderr:
+        if line.startswith(word):
+            return
 
 
 def start(here, count, *options, latency_s=0.2, **popen):
