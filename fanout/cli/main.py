@@ -6,6 +6,7 @@ input, 130 interrupted.
 
 from __future__ import annotations
 
+import errno
 import gc
 import io
 import sys

@@ -246,7 +246,7 @@ def _open_folder(path: Path, mode: int) -> int:
 
 
 def _names(folder: int) -> list[str]:
-    return os.listdir(folder)  # noqa: PTH208 - an open folder has no path
+    return os.listdir(folder)
 
 
 def _reason(path: Path, error: OSError) -> str:

@@ -43,6 +43,7 @@ _MB = 1_000_000
 # The model last: it may be long.
 _HEAD = ("RUN", "CREATED", "STATUS", "DONE", "FAILED", "ELAPSED", "MODEL")
 _NUMBERS = {"DONE", "FAILED", "ELAPSED"}
+_SILENT_S = 7.0
 _NO_WORKER = "none: start one with `fanout worker`"
 
 
@@ -55,7 +56,7 @@ def run_lines(
     if not status.status.has_ended:
         lines += _row("speed", [*_speed(speed), *_eta(status, speed)], width)
     lines += _row("latency", _latency(status.latency), width)
-    lines += _row("usage", _usage(status.usage), width)
+    lines += _row("usage", [*_usage(status.usage), *_again(status)], width)
     if status.errors:
         lines += _row("errors", _kinds(status.errors), width)
     if fleet is not None:
@@ -120,7 +121,8 @@ def capacity_lines(
 
 def fleet_line(fleet: FleetStatus, speed: Speed) -> str:
     """Return what a fleet is doing as one line."""
-    places = f"{fleet.in_flight:,} of {fleet.concurrency:,} places of {_workers(fleet)} in use"
+    busy = sum(map(_busy, fleet.workers))
+    places = f"{busy:,} of {fleet.concurrency:,} places of {_workers(fleet)} in use"
     runs = " · ".join(_run_counts(fleet))
     down = [
         f"{model} fails since {clock(limit.down_s)}"
@@ -141,9 +143,12 @@ def workers_lines(
     """Return the workers with their load, the fullest first; ``left`` is what waits for them."""
     if not workers:
         return _row("workers", [_NO_WORKER if left else "none"], width)
-    busy = sum(worker.in_flight for worker in workers)
+    busy = sum(map(_busy, workers))
     places = sum(worker.concurrency for worker in workers)
     parts = [f"{len(workers):,}", f"{busy:,} of {places:,} places in use"]
+    silent = sum(_is_silent(worker, read_at) for worker in workers)
+    if silent:
+        parts.append(f"{silent:,} silent: dead, or cut off from the server")
     fullest = sorted(workers, key=lambda worker: (-worker.in_flight, worker.name))[:shown]
     cells = [_cells(worker, read_at, has_bar=width >= _NARROW) for worker in fullest]
     rest = max(sum(map(len, row)) + 2 * len(row) for row in cells)
@@ -159,10 +164,22 @@ def workers_lines(
 
 
 def _cells(worker: WorkerRecord, read_at: float, *, has_bar: bool) -> list[str]:
-    load = f"{worker.in_flight:,}/{worker.concurrency:,}"
+    load = f"{_busy(worker):,}/{worker.concurrency:,}"
     seen = f"seen {clock(max(0.0, read_at - worker.seen_at))} ago"
-    bar = [_bar(worker.in_flight, worker.concurrency, _LOAD_BAR).rstrip()] if has_bar else []
+    if _is_silent(worker, read_at):
+        seen += ", silent"
+    bar = [_bar(_busy(worker), worker.concurrency, _LOAD_BAR).rstrip()] if has_bar else []
     return [*bar, f"{load:>9}", f"{worker.processed:,} done", seen]
+
+
+def _busy(worker: WorkerRecord) -> int:
+    """Return how many places of a worker are taken: what it has begun beyond them waits for one."""
+    return min(worker.in_flight, worker.concurrency)
+
+
+def _is_silent(worker: WorkerRecord, read_at: float) -> bool:
+    """Say whether a worker has missed some of its signs of life, one every two seconds."""
+    return read_at - worker.seen_at > _SILENT_S
 
 
 def clipped(text: str, width: int) -> str:
@@ -248,6 +265,13 @@ def _usage(usage: Usage) -> list[str]:
     cost = "?" if usage.cost_usd is None else f"${usage.cost_usd:,.4f}"
     tokens = f"{_known(usage.input_tokens)} tokens in, {_known(usage.output_tokens)} out"
     return [f"{usage.calls:,} calls", tokens, f"cost {cost}"]
+
+
+def _again(status: Status) -> list[str]:
+    """Return how many calls of the branches that have ended were made again."""
+    ended = sum(stage.done for stage in status.stages)
+    again = status.usage.calls - ended
+    return [f"{again:,} of them again"] if again > 0 else []
 
 
 def _known(count: int | None) -> str:
