@@ -56,7 +56,10 @@ def run_lines(
     if not status.status.has_ended:
         lines += _row("speed", [*_speed(speed), *_eta(status, speed)], width)
     lines += _row("latency", _latency(status.latency), width)
-    lines += _row("usage", [*_usage(status.usage), *_again(status)], width)
+    lines += _row("usage", _usage(status.usage), width)
+    again = _again(status)
+    if again > 0:
+        lines += _row("retries", [f"{again:,} calls were made again"], width)
     if status.errors:
         lines += _row("errors", _kinds(status.errors), width)
     if fleet is not None:
@@ -179,7 +182,7 @@ def _busy(worker: WorkerRecord) -> int:
 
 def _is_silent(worker: WorkerRecord, read_at: float) -> bool:
     """Say whether a worker has missed some of its signs of life, one every two seconds."""
-    return read_at - worker.seen_at > _SILENT_S
+    return 0 < worker.seen_at < read_at - _SILENT_S
 
 
 def clipped(text: str, width: int) -> str:
@@ -267,11 +270,9 @@ def _usage(usage: Usage) -> list[str]:
     return [f"{usage.calls:,} calls", tokens, f"cost {cost}"]
 
 
-def _again(status: Status) -> list[str]:
+def _again(status: Status) -> int:
     """Return how many calls of the branches that have ended were made again."""
-    ended = sum(stage.done for stage in status.stages)
-    again = status.usage.calls - ended
-    return [f"{again:,} of them again"] if again > 0 else []
+    return status.usage.calls - sum(stage.done for stage in status.stages)
 
 
 def _known(count: int | None) -> str:

@@ -224,7 +224,9 @@ def test_a_report_that_cannot_be_written_is_found_out_before_the_run(fanout, her
 
 
 def test_an_answer_that_cannot_be_printed_is_kept(fanout, here):
-    (here / "in.jsonl").write_text("".join(json.dumps({"text": f"t{i}"}) + "\n" for i in range(200)))
+    (here / "in.jsonl").write_text(
+        "".join(json.dumps({"text": f"t{i}"}) + "\n" for i in range(200))
+    )
     run = [FANOUT, "run", "in.jsonl", "-m", "fake", "-p", "{input}"]
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(run, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
@@ -244,7 +246,9 @@ def test_an_answer_that_cannot_be_printed_is_kept(fanout, here):
 
 @pytest.mark.parametrize("command", ["results", "runs", "status", "errors"])
 def test_whoever_reads_no_further_makes_no_error(fanout, here, command):
-    (here / "in.jsonl").write_text("".join(json.dumps({"text": f"t{i}"}) + "\n" for i in range(200)))
+    (here / "in.jsonl").write_text(
+        "".join(json.dumps({"text": f"t{i}"}) + "\n" for i in range(200))
+    )
     fanout("run", "in.jsonl", "-m", "fake", "-p", "{input}", "-q")
     words = [FANOUT, command, *(["latest"] if command != "runs" else [])]
     with subprocess.Popen(

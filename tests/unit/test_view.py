@@ -72,6 +72,7 @@ def test_a_frame_has_all_there_is_to_know_of_a_run():
         "speed     12.5 calls/s · 1,000 tokens/s in, 50 out · ETA 10.0 s",
         "latency   p50 0.4 s · p90 0.48 s · p99 0.498 s",
         "usage     120 calls · 9,000 tokens in, 800 out · cost $0.2500",
+        "retries   19 calls were made again",
         "errors    timeout 7 · rate_limited 3",
         "queues    control 0 · branches 92 (oldest 3.2 s) · taken 8 (renewed 1.0 s ago)",
         "workers   1 · 8 of 8 places in use",
@@ -217,3 +218,23 @@ def test_a_table_of_runs_is_aligned():
         "r1        2026-01-02 03:04:05  enqueuing  10/1,500+       0    2.0 s  fake",
     ]
     assert runs_lines([])[1:] == []
+
+
+def test_no_more_places_are_taken_than_there_are():
+    """A worker has begun more than it has places for: what comes next is at hand."""
+    workers = [WorkerRecord(name=n, concurrency=24, in_flight=f) for n, f in (("a", 29), ("b", 3))]
+    shown = [*workers_lines(workers, read_at=NOW), fleet_line(fleet(workers=workers), SPEED)]
+    assert "27 of 48 places" in shown[0]
+    assert "24/24" in shown[1]
+    assert "27 of 48 places" in shown[-1]
+
+
+def test_a_worker_that_gives_no_sign_of_life_is_marked():
+    workers = [
+        WorkerRecord(name="alive", concurrency=4, seen_at=NOW - 3.0),
+        WorkerRecord(name="dead", concurrency=4, seen_at=NOW - 11.0),
+    ]
+    head, alive, dead = workers_lines(workers, read_at=NOW, width=120)
+    assert head.endswith("1 silent: dead, or cut off from the server")
+    assert alive.endswith("seen 3.0 s ago")
+    assert dead.endswith("seen 11.0 s ago, silent")
