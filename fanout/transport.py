@@ -11,7 +11,7 @@ import json
 from contextlib import contextmanager
 from functools import cached_property
 from queue import Empty
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 from celery.app.amqp import AMQP
@@ -20,7 +20,6 @@ from kombu.connection import ConnectionPool, PooledConnection
 from kombu.exceptions import OperationalError
 from kombu.transport import redis as kombu_redis
 from kombu.utils.json import loads
-from redis.exceptions import NoScriptError
 
 from fanout.errors import BrokerError
 from fanout.patience import outlasts, patiently
@@ -33,12 +32,12 @@ from fanout.queue_names import (
     backlog_of,
 )
 from fanout.refusals import MALFORMED, refusals
+from fanout.stores.functions import FunctionsClient, ServerFunction
 from fanout.stores.redis.turn_scripts import PUT
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from redis.commands.core import Script
 
 __all__ = ["LimitedAMQP"]
 
@@ -126,18 +125,17 @@ class _Limited:
         """Put messages into a run's backlog, and say so; False where only the first was done."""
         with client.pipeline() as pipe:
             pipe.lpush(backlog_of(run_id), *rest)
-            # Not by the script's object: that asks the server each time whether it knows it.
-            pipe.evalsha(self._put_in_turn.sha, 1, queue, *args)
+            self._put_in_turn.add_to(pipe, [queue], args)
             answers = pipe.execute(raise_on_error=False)
         for answer in answers:
-            if isinstance(answer, Exception) and not isinstance(answer, NoScriptError):
+            if isinstance(answer, Exception) and not ServerFunction.was_missing(answer):
                 raise answer
-        return not isinstance(answers[-1], NoScriptError)
+        return not ServerFunction.was_missing(answers[-1])
 
     @cached_property
-    def _put_in_turn(self) -> Script:
+    def _put_in_turn(self) -> ServerFunction:
         with self.conn_or_acquire() as client:
-            return cast("Script", client.register_script(PUT))
+            return ServerFunction(client, PUT)
 
     def _require_size(self, size: int) -> None:
         if size > self.max_message_bytes:
@@ -145,6 +143,10 @@ class _Limited:
                 f"a message of {size / 1000:,.0f} kB is larger than FANOUT_MAX_MESSAGE_KB allows "
                 f"({self.max_message_bytes // 1000:,})"
             )
+
+    def _get_client(self) -> type[FunctionsClient]:
+        super()._get_client()  # type: ignore[misc]
+        return FunctionsClient
 
     def _create_client(self, asynchronous: bool = False) -> Any:  # noqa: FBT001, FBT002 - kombu's
         if not asynchronous:

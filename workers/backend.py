@@ -12,6 +12,8 @@ from celery.backends.redis import RedisBackend, SentinelBackend
 from fanout.exhaustion import is_exhausted
 from fanout.patience import outlasts, patiently
 from fanout.stores.connection import SOCKET_OPTIONS, MasterConnection, tolerant_retry
+from fanout.stores.functions import FunctionsClient
+from fanout.stores.redis.scripts import ADD_MEMBERS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -23,19 +25,6 @@ _RETRIES = 25
 
 # After this the reaper sees to the chord.
 _PATIENCE_S = 3_600.0
-
-
-# KEYS results, members, claim; ARGV index, task id and result of each. What Celery's own script
-# keeps of a member that returns, before it counts. Nothing may be added to a chord that is done.
-_MEMBERS = """
-if redis.call('GET', KEYS[3]) == 'done' then return 0 end
-for i = 1, #ARGV, 3 do
-    if redis.call('SADD', KEYS[2], ARGV[i + 1] .. ':' .. ARGV[i]) == 1 then
-        redis.call('ZADD', KEYS[1], ARGV[i], ARGV[i + 2])
-    end
-end
-return 1
-"""
 
 
 def _outlasting(step: Callable[[], object]) -> None:
@@ -114,9 +103,12 @@ class _Tolerant:
             args += [request.group_index, request.id, self.encode([1, request.id, state, result])]
         _outlasting(lambda: self._members_script(keys=keys, args=args))
 
+    def _get_client(self) -> type[FunctionsClient]:
+        return FunctionsClient
+
     @cached_property
     def _members_script(self) -> Any:
-        return self.client.register_script(_MEMBERS)
+        return self.client.register_script(ADD_MEMBERS)
 
     def _unpack_chord_result(
         self, tup: bytes, decode: Callable[[bytes], Any], *_states: frozenset[str]

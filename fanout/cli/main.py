@@ -51,6 +51,7 @@ _COMMANDS = {
     "retry": ("fanout.cli.steer:retry", "Process the failed branches of a run again."),
     "run": ("fanout.cli.run:command", "Run a job and print its answer."),
     "runs": ("fanout.cli.look:runs", "List the runs, the newest first."),
+    "setup-server": ("fanout.cli.setup_server:command", "Load what a server with ACL users needs."),
     "status": ("fanout.cli.look:status", "Say where a run is."),
     "submit": ("fanout.cli.run:submit", "Submit a job to a fleet and return."),
     "unpause": ("fanout.cli.steer:unpause", "Let a paused run go on."),
@@ -64,7 +65,16 @@ _GROUPS = {
     "Jobs": ["run", "submit", "results"],
     "Look": ["status", "watch", "runs", "errors", "report", "workers"],
     "Steer": ["cancel", "pause", "unpause", "retry", "resume", "delete"],
-    "Operate": ["worker", "flower", "metrics", "doctor", "probe", "heal", "completion"],
+    "Operate": [
+        "worker",
+        "flower",
+        "metrics",
+        "setup-server",
+        "doctor",
+        "probe",
+        "heal",
+        "completion",
+    ],
 }
 
 

@@ -40,6 +40,7 @@ from fanout.llm.assets import WEIGHTS
 from fanout.messages import Messages
 from fanout.queues import Queues
 from fanout.runs import RunStatus
+from fanout.server_setup import count_missing
 from fanout.stores import RedisStore, connect
 from fanout.stores.blobs import check_storage, make_blobs
 from fanout.stores.connection import address_of
@@ -132,6 +133,7 @@ class Server:
             ahead_s=None if said is None else said[0] + said[1] / 1e6 - middle,
             write_problem=self._write_problem(),
             storage_problem=self._store.storage_problem(),
+            functions_missing=self._functions_missing(),
         )
 
     def _write_problem(self) -> str | None:
@@ -141,6 +143,13 @@ class Server:
         except BrokerError as error:
             return str(error)
         return None
+
+    def _functions_missing(self) -> int:
+        users = self._ask(self._redis.acl_users)
+        if users is not None and len(users) == 1:
+            # Whoever finds one missing may load it.
+            return 0
+        return self._ask(count_missing, self._redis) or 0
 
     def fleet(self) -> FleetFacts:
         """Return what there is of a fleet."""

@@ -44,6 +44,8 @@ class ServerFacts(msgspec.Struct, frozen=True, kw_only=True):
         ahead_s: Seconds that its clock is ahead of this machine's; None: not allowed to look.
         write_problem: Why it refuses what a worker writes; None where it does not.
         storage_problem: Why ``FANOUT_STORAGE`` here is not what the fleet uses; None where it is.
+        functions_missing: How many of this version's functions it lacks, where not everybody may
+            load them.
     """
 
     info: dict[str, str] | None
@@ -51,6 +53,7 @@ class ServerFacts(msgspec.Struct, frozen=True, kw_only=True):
     ahead_s: float | None
     write_problem: str | None = None
     storage_problem: str | None = None
+    functions_missing: int = 0
 
 
 class FleetFacts(msgspec.Struct, frozen=True, kw_only=True):

@@ -62,6 +62,7 @@ def server_findings(facts: ServerFacts, *, visibility_timeout_s: float) -> Itera
     for check, judge in _BY_CONFIG.items():
         config = facts.config
         yield not_allowed(check, "CONFIG GET") if config is None else judge(config)
+    yield _functions(facts.functions_missing)
     if facts.ahead_s is None:
         yield not_allowed("server clock", "TIME")
     else:
@@ -72,6 +73,14 @@ def _writes(problem: str | None) -> Finding:
     if problem is None:
         return ok("writes", "a script that writes runs")
     return fail("writes", "it takes no writes: all runs wait until it does", problem)
+
+
+def _functions(missing: int) -> Finding:
+    if not missing:
+        return ok("functions", "this version's functions are there, or loaded when they are needed")
+    found = f"{missing} of this version's functions are missing"
+    advice = "run `fanout setup-server` as the server's admin: other users may not load them"
+    return fail("functions", found, advice)
 
 
 def clock_finding(check: str, ahead_s: float, visibility_timeout_s: float) -> Finding:

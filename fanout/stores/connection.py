@@ -14,6 +14,7 @@ from redis.sentinel import Sentinel, SentinelConnectionPool, SentinelManagedConn
 from fanout.patience import outlasts, passes
 from fanout.sentinel_url import SCHEME, parse_sentinel_url
 from fanout.settings import TLS_SCHEME, UNIX_SCHEME
+from fanout.stores.functions import FunctionsClient
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -154,7 +155,7 @@ def connect(
     if url.startswith(UNIX_SCHEME):
         options = {name: at for name, at in options.items() if "keepalive" not in name}
     if not has_failover:
-        return redis.Redis.from_url(url, **options, **tls_options(url, ca_file))
+        return FunctionsClient.from_url(url, **options, **tls_options(url, ca_file))
     server = parse_sentinel_url(url)
     sentinel = Sentinel(  # type: ignore[no-untyped-call]
         server.sentinels,
@@ -165,7 +166,7 @@ def connect(
         **options,
     )
     client: redis.Redis = sentinel.master_for(  # type: ignore[no-untyped-call]
-        server.master, connection_class=MasterConnection
+        server.master, redis_class=FunctionsClient, connection_class=MasterConnection
     )
     return client
 

@@ -16,7 +16,9 @@ from redis.retry import Retry
 from fanout import Client
 from fanout.broker import make_app, make_store
 from fanout.errors import BrokerError
+from fanout.server_setup import all_scripts, count_missing
 from fanout.settings import load_settings
+from fanout.stores.functions import load
 from tests.deployed import DeployedServer
 from tests.needs import needs
 
@@ -62,9 +64,17 @@ def role(monkeypatch):
     return become
 
 
+def run_setup(server, role):
+    """`fanout setup-server`, as the operator does it once."""
+    env = {**os.environ, **server.environment(role)}
+    command = [FANOUT, "setup-server", "--wait", "10"]
+    return subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+
+
 @pytest.fixture(scope="module")
 def deployed(tmp_path_factory):
     server = DeployedServer(tmp_path_factory.mktemp("deployed"), prefix="team.a")
+    run_setup(server, "admin").check_returncode()
     yield server
     server.kill()
 
@@ -118,7 +128,6 @@ def test_each_role_does_its_whole_job_and_is_refused_nothing(fleet, role, tmp_pa
             assert len(list(client.runs())) == 3
             monitor_as_flower_does(server)
             look_as_metrics_do(server, role)
-            scale_as_keda_does(server)
             role(server, "admin")
             with Client() as admin:
                 admin.heal()
@@ -148,17 +157,6 @@ def look_as_metrics_do(server, role):
     assert now.memory.limit_bytes == 2 * 2**30
     assert now.workers
     assert now.totals.succeeded
-
-
-def scale_as_keda_does(server):
-    """It asks by a script, as it does not know what kind of queue it is."""
-    script = (
-        "local kinds = {list = 'llen', none = 'llen', zset = 'zcard', set = 'scard'} "
-        "return redis.call(kinds[redis.call('type', KEYS[1]).ok], KEYS[1])"
-    )
-    with server.client("scaler") as client:
-        for waits_in in ("fanout.branches", "fanout.branches.behind"):
-            assert client.eval(script, 1, waits_in) >= 0
 
 
 RUN = "team.a:run:0123abcd"
@@ -215,11 +213,31 @@ RUN = "team.a:run:0123abcd"
         ("flower", "KEYS *"),
         ("flower", "CONFIG GET *"),
         ("flower", "SREM _kombu.binding.fanout.control x"),
-        ("scaler", f"HGETALL {RUN}"),
-        ("scaler", "LRANGE fanout.branches 0 -1"),
-        ("scaler", "LPUSH fanout.branches x"),
-        ("scaler", "LLEN unacked"),
-        ("scaler", "LLEN fanout.branches.of.0123abcd"),
+        *[
+            (name, command)
+            for name in ("worker", "client", "flower", "metrics")
+            for command in (
+                "EVAL return(1) 0",
+                "EVALSHA abc 0",
+                "EVAL_RO return(1) 0",
+                "SCRIPT LOAD return(1)",
+                "SCRIPT FLUSH",
+                "SCRIPT EXISTS abc",
+                "FUNCTION LOAD x",
+                "FUNCTION FLUSH",
+                "FUNCTION DELETE x",
+                "FUNCTION RESTORE x",
+                "FUNCTION KILL",
+                "FUNCTION LIST",
+            )
+        ],
+        ("metrics", "FCALL x 0"),
+        ("client", "HSET team.a:worker-records w x"),
+        ("client", "ZADD team.a:workers 1 w"),
+        ("client", "ZADD team.a:holders 1 w"),
+        ("client", "HSET team.a:limits b:fake 9999999999"),
+        ("client", "DEL team.a:limits"),
+        ("client", "SET team.a:lock:reaper x"),
         ("metrics", "SET team.a:totals x"),
         ("metrics", "HSET team.a:totals calls 1"),
         ("metrics", "HINCRBY team.a:totals calls 1"),
@@ -242,12 +260,41 @@ def test_a_role_cannot(deployed, name, command):
 
 
 def test_a_script_can_do_no_more_than_its_user(deployed):
-    script = "return redis.call('FLUSHALL')"
+    forbidden = "return redis.call('FLUSHALL')"
+    with deployed.client() as admin:
+        load(admin, [forbidden])
     with (
         deployed.client("worker") as client,
         pytest.raises(redis.ResponseError, match="permission"),
     ):
-        client.eval(script, 0)
+        client.register_script(forbidden)()
+
+
+def test_who_may_not_load_functions_is_told_who_does(tmp_path):
+    server = DeployedServer(tmp_path)
+    try:
+        with server.client() as admin:
+            assert count_missing(admin) == len(all_scripts())
+        with (
+            pytest.raises(BrokerError, match="fanout setup-server"),
+            Client(server.url_of("client")) as client,
+        ):
+            ask(client, "fake")
+        for _ in range(2):
+            setup = run_setup(server, "admin")
+            assert (setup.returncode, setup.stderr) == (0, "")
+        with server.client("worker") as worker:
+            assert count_missing(worker) == 0
+        # They are in what a restart reads.
+        server.kill()
+        server.start()
+        with server.client("worker") as worker:
+            assert count_missing(worker) == 0
+        refused = run_setup(server, "client")
+        assert refused.returncode == 1
+        assert "the functions cannot be loaded" in refused.stderr
+    finally:
+        server.kill()
 
 
 def test_who_gives_no_password_can_do_nothing(deployed):

@@ -43,7 +43,7 @@ def test_every_service_is_confined(services):
 
 def test_what_stays_up_is_restarted_and_looked_after(services):
     for name, service in services.items():
-        if "tools" in service.get("profiles", ()):
+        if "tools" in service.get("profiles", ()) or name == "setup":
             continue
         assert service["restart"] == "unless-stopped", name
         assert service["healthcheck"]["test"][0] == "CMD", name
@@ -77,7 +77,16 @@ def test_secrets_are_files_and_each_service_has_only_its_own(services, config):
     urls = {n: {s["source"] for s in service.get("secrets", ()) if s["source"].endswith(".url")}
             for n, service in services.items()}  # fmt: skip
     roles = ("worker", "client", "flower", "metrics", "admin")
-    assert {n: u for n, u in urls.items() if u} == {role: {f"{role}.url"} for role in roles}
+    held = {**{role: {f"{role}.url"} for role in roles}, "setup": {"admin.url"}}
+    assert {n: u for n, u in urls.items() if u} == held
+
+
+def test_the_servers_functions_are_there_before_who_calls_them(services):
+    assert services["setup"]["restart"] == "on-failure"
+    for name in ("worker", "flower"):
+        assert (
+            services[name]["depends_on"]["setup"]["condition"] == "service_completed_successfully"
+        )
 
 
 def test_a_worker_can_be_scaled_and_has_time_to_hand_back(services):

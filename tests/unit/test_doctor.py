@@ -65,13 +65,19 @@ def found(findings, check):
     return finding
 
 
-def of_server(info=(), config=(), ahead_s=0.0):
+def of_server(info=(), config=(), ahead_s=0.0, **more):
     facts = ServerFacts(
         info=None if info is None else {**INFO, **dict(info)},
         config=None if config is None else {**CONFIG, **dict(config)},
         ahead_s=ahead_s,
+        **more,
     )
     return list(server_findings(facts, visibility_timeout_s=30))
+
+
+def test_functions_that_only_the_operator_can_load_are_asked_for():
+    missing = found(of_server(functions_missing=3), "functions")
+    assert (missing.state, missing.advice.split("`")[1]) == (State.FAIL, "fanout setup-server")
 
 
 @pytest.mark.parametrize("findings", [

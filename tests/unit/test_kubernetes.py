@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+from urllib.parse import urlsplit
 
 import kubernetes_validate
 import pytest
 import yaml
 
-from fanout.queue_names import BEHIND, BRANCHES_QUEUE
+from fanout.broker import BRANCHES_QUEUE as QUEUE
 from tests.compose import read, seconds
 from tests.deployed import ROOT, make_secrets
 from tests.needs import needs
@@ -43,7 +44,7 @@ def of_kind(objects, *kinds):
 
 
 def pods(objects):
-    workloads = of_kind(objects, "Deployment", "StatefulSet")
+    workloads = of_kind(objects, "Deployment", "StatefulSet", "Job")
     return {name: one["spec"]["template"] for name, one in workloads.items()}
 
 
@@ -65,7 +66,7 @@ def test_every_file_is_part_of_it():
 
 
 def test_pods_are_confined(objects):
-    assert len(pods(objects)) == 4
+    assert len(pods(objects)) == 5
     for name, pod in pods(objects).items():
         spec = pod["spec"]
         assert spec["securityContext"]["runAsNonRoot"], name
@@ -79,7 +80,7 @@ def test_pods_are_confined(objects):
             "capabilities": {"drop": ["ALL"]},
         }, name
         assert "memory" in container["resources"]["limits"], name
-        assert "livenessProbe" in container, name
+        assert "livenessProbe" in container or name == "setup", name
         assert re.search(r":\d+\.\d+\.\d+", container["image"]), name
 
 
@@ -108,7 +109,7 @@ def test_secrets_are_named_and_hold_what_is_mounted(objects):
             held = secrets[volume["secret"]["secretName"]]["data"]
             keys = {item["key"] for item in volume["secret"]["items"]}
             assert keys <= held.keys(), name
-            own = {"redis": set()}.get(name, {f"{name}.url"})
+            own = {"redis": set(), "setup": {"admin.url"}}.get(name, {f"{name}.url"})
             assert {key for key in keys if key.endswith(".url")} == own
         for variable in pod["spec"]["containers"][0].get("env", ()):
             path = variable["value"]
@@ -123,20 +124,21 @@ def test_the_queues_length_scales_the_workers(objects):
     spec = scaled["spec"]
     assert ("Deployment", spec["scaleTargetRef"]["name"]) in objects
     assert 1 <= spec["minReplicaCount"] < spec["maxReplicaCount"]
-    lists = [trigger["metadata"]["listName"] for trigger in spec["triggers"]]
-    assert lists == [BRANCHES_QUEUE, BEHIND], "what waits in the queue, and behind it"
-    for trigger in spec["triggers"]:
-        assert trigger["type"] == "redis"
-        # KEDA takes strings only.
-        assert all(isinstance(value, str) for value in trigger["metadata"].values())
-        host, port = trigger["metadata"]["address"].split(":")
-        service = objects["Service", host.split(".")[0]]
-        assert int(port) == service["spec"]["ports"][0]["port"]
-        assert host.split(".")[1] == "fanout"
-        login = objects["TriggerAuthentication", trigger["authenticationRef"]["name"]]
-        for reference in login["spec"]["secretTargetRef"]:
-            assert reference["key"] in objects["Secret", reference["name"]]["data"]
-            assert reference["parameter"] in {"username", "password"}
+    [trigger] = spec["triggers"]
+    assert trigger["type"] == "metrics-api"
+    asked = trigger["metadata"]
+    # KEDA takes strings only.
+    assert all(isinstance(value, str) for value in asked.values())
+    assert (asked["format"], asked["authMode"]) == ("prometheus", "bearer")
+    url = urlsplit(asked["url"])
+    service = objects["Service", url.hostname.split(".")[0]]
+    assert url.port == service["spec"]["ports"][0]["port"]
+    assert url.hostname.split(".")[1] == "fanout"
+    login = objects["TriggerAuthentication", trigger["authenticationRef"]["name"]]
+    [reference] = login["spec"]["secretTargetRef"]
+    assert reference["key"] in objects["Secret", reference["name"]]["data"]
+    assert reference["parameter"] == "token"
+    assert asked["valueLocation"] == f'fanout_queue_messages{{queue="{QUEUE}"}}'
 
 
 def test_the_worker_has_as_long_to_stop_as_under_compose(objects):
@@ -167,7 +169,7 @@ def test_systemd_takes_the_units(tmp_path):
         text = re.sub(r"(?m)^ExecStart=\S+", "ExecStart=/bin/true", unit.read_text())
         (tmp_path / unit.name).write_text(text)
     units = sorted(str(path) for path in tmp_path.iterdir())
-    assert len(units) == 4
+    assert len(units) == 5
     done = subprocess.run(
         ["systemd-analyze", "verify", *units], capture_output=True, text=True, check=False
     )

@@ -6,6 +6,7 @@ The server runs a script atomically, and it costs one round trip.
 from __future__ import annotations
 
 __all__ = [
+    "ADD_MEMBERS",
     "ADOPT",
     "ADVANCE",
     "BEGIN",
@@ -361,6 +362,18 @@ redis.call('EXPIRE', KEYS[4], ARGV[2])
 for i = last + 1, #ARGV do
     redis.call('HINCRBY', KEYS[1], 'failed', -1)
     redis.call('HINCRBY', KEYS[1], 'kind:' .. ARGV[i], -1)
+end
+return 1
+"""
+
+# KEYS results, members, claim; ARGV index, task id and result of each. What Celery's own script
+# keeps of a member that returns, before it counts. Nothing may be added to a chord that is done.
+ADD_MEMBERS = """
+if redis.call('GET', KEYS[3]) == 'done' then return 0 end
+for i = 1, #ARGV, 3 do
+    if redis.call('SADD', KEYS[2], ARGV[i + 1] .. ':' .. ARGV[i]) == 1 then
+        redis.call('ZADD', KEYS[1], ARGV[i], ARGV[i + 2])
+    end
 end
 return 1
 """

@@ -1,0 +1,93 @@
+"""Scripts as functions of a real server, and of one that knows none."""
+
+from __future__ import annotations
+
+import fakeredis
+import pytest
+import redis
+from redis.exceptions import NoPermissionError
+
+from fanout.server_setup import all_scripts, count_missing, load_functions
+from fanout.stores.functions import FunctionsClient, FunctionsMissingError, ServerFunction, library
+
+ADD = """
+local function add(by) return redis.call('INCRBY', KEYS[1], by) end
+return {add(ARGV[1]), #KEYS, #ARGV}
+"""
+
+
+@pytest.fixture
+def client(broker_url):
+    with FunctionsClient.from_url(broker_url) as client:
+        yield client
+        client.function_flush()
+        client.acl_deluser("limited")
+
+
+def limited(broker_url, client, *rules):
+    """A client whose user may do so much and no more."""
+    rules = ("reset", "on", ">secret", "~*", "+incrby", *rules)
+    client.execute_command("ACL", "SETUSER", "limited", *rules)
+    return FunctionsClient.from_url(broker_url.replace("//", "//limited:secret@"))
+
+
+def test_it_is_loaded_where_it_is_missing_and_keeps_what_a_script_gives(client):
+    add = client.register_script(ADD)
+    assert isinstance(add, ServerFunction)
+    assert add(keys=["n"], args=[2]) == [2, 1, 1]
+    client.function_flush()
+    assert add(keys=["n"], args=[3]) == [5, 1, 1]
+    client.function_flush()
+    for pipe in (client.pipeline(), client.pipeline(transaction=False)):
+        with pipe:
+            pipe.set("m", 1)
+            add(keys=["n"], args=[1], client=pipe)
+            assert pipe.execute()[-1][1:] == [1, 1]
+    stats = client.info("commandstats")
+    assert stats["cmdstat_fcall"]["calls"] > 0
+
+
+def test_who_may_not_load_it_is_told_who_does_and_may_call_it_then(broker_url, client):
+    with limited(broker_url, client, "+fcall", "+fcall_ro") as user:
+        add = user.register_script(ADD)
+        with pytest.raises(FunctionsMissingError, match="fanout setup-server"):
+            add(keys=["n"], args=[1])
+        with user.pipeline() as pipe, pytest.raises(FunctionsMissingError):
+            add(keys=["n"], args=[1], client=pipe)
+        client.execute_command("FUNCTION", "LOAD", library(ADD))
+        assert add(keys=["n"], args=[1]) == [1, 1, 1]
+        # With the rights of its caller.
+        forbidden = "return redis.call('DEL', KEYS[1])"
+        client.execute_command("FUNCTION", "LOAD", library(forbidden))
+        with pytest.raises(redis.ResponseError, match="permission"):
+            user.register_script(forbidden)(keys=["n"])
+
+
+def test_users_of_a_version_before_functions_send_the_script(broker_url, client):
+    with limited(broker_url, client, "+eval", "+evalsha", "+script|load") as user:
+        assert user.register_script(ADD)(keys=["n"], args=[1]) == [1, 1, 1]
+    with limited(broker_url, client) as user:
+        # For now, as it may be: nothing is remembered of it.
+        add = user.register_script(ADD)
+        with pytest.raises(NoPermissionError, match="fcall"):
+            add(keys=["n"], args=[1])
+        client.execute_command("FUNCTION", "LOAD", library(ADD))
+        client.execute_command("ACL", "SETUSER", "limited", "+fcall")
+        assert add(keys=["n"], args=[1]) == [2, 1, 1]
+
+
+def test_a_server_that_knows_no_functions_is_sent_the_script():
+    client = fakeredis.FakeRedis()
+    add = ServerFunction(client, ADD)
+    assert add(keys=["n"], args=[1]) == [1, 1, 1]
+    with client.pipeline() as pipe:
+        add(keys=["n"], args=[1], client=pipe)
+        assert pipe.execute() == [[2, 1, 1]]
+
+
+def test_every_script_is_a_function_that_the_server_takes(client):
+    scripts = all_scripts()
+    assert len(set(scripts)) == len(scripts)
+    assert count_missing(client) == len(scripts)
+    assert load_functions(client) == len(scripts) == load_functions(client)
+    assert count_missing(client) == 0
