@@ -176,3 +176,11 @@ def test_the_files_of_runs_that_are_gone_are_swept_now_and_then(fleet, caplog):
     assert swept == [5, 305, 605]
     assert "stay for now: the bucket is away" in caplog.text
     assert "deleted the files of 2 runs" in caplog.text
+
+
+def test_each_sweep_gives_the_turns_again_that_were_lost(fleet):
+    given = []
+    fleet.messages.give_turns = lambda: given.append(1)
+    fleet.reaper.sweep()
+    fleet.reaper.sweep()
+    assert len(given) == 2
