@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import operator
 import secrets
 import threading
 from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, SupportsIndex, cast
 
 from fanout.documents import log_notice
 from fanout.embedded.fleet import EmbeddedFleet, InProcessFleet
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from fanout.settings import Settings
     from fanout.stores import RunRecord
 
-__all__ = ["Client"]
+__all__ = ["Client", "checked_count"]
 
 # Crockford's base 32: no letter that reads like a digit.
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
@@ -57,7 +58,7 @@ class Client:
 
     def __init__(self, broker_url: str | None = None, *, concurrency: int | None = None) -> None:
         self._settings = load_settings(broker_url=broker_url)
-        self._concurrency = concurrency or self._settings.concurrency
+        self._concurrency = checked_count("concurrency", concurrency) or self._settings.concurrency
         self._lock = threading.Lock()
         self._fleet: EmbeddedFleet | InProcessFleet | None = None
         self._wire: Connections | None = None
@@ -380,6 +381,22 @@ class Client:
 
     def __exit__(self, *_exc: object) -> None:
         self.close()
+
+
+def checked_count(name: str, value: object) -> int | None:
+    """Return a count that a caller gives, or None.
+
+    Raises:
+        SpecError: It is no whole number from 1 on.
+    """
+    if value is None:
+        return None
+    # A number of numpy's is one, true is none.
+    is_whole = hasattr(value, "__index__") and not isinstance(value, bool)
+    count = operator.index(cast("SupportsIndex", value)) if is_whole else 0
+    if count < 1:
+        raise SpecError(f"must be a whole number from 1 on (got {value!r})", field=name)
+    return count
 
 
 def _connect(server: Settings | EmbeddedFleet | InProcessFleet) -> Connections:

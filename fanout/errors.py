@@ -79,11 +79,13 @@ class SpecError(FanoutError):
 
     Attributes:
         field: The field's name as the user writes it, or None where the job as a whole is wrong.
+        reason: What is wrong with it, without its name.
     """
 
     def __init__(self, message: str, *, field: str | None = None) -> None:
         super().__init__(f"{field}: {message}" if field else message)
         self.field = field
+        self.reason = message
 
 
 class PromptError(SpecError):
@@ -91,7 +93,16 @@ class PromptError(SpecError):
 
 
 class SettingsError(FanoutError):
-    """An environment variable is wrong."""
+    """An environment variable is wrong, or an argument that is given in place of one.
+
+    Attributes:
+        argument: The argument's name, or None where it is a variable.
+    """
+
+    def __init__(self, message: str, *, argument: str | None = None) -> None:
+        super().__init__(f"{argument}: {message}" if argument else message)
+        self.argument = argument
+        self.reason = message
 
 
 class BrokerError(FanoutError):

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import weakref
+from dataclasses import replace
+from os import PathLike
 from typing import TYPE_CHECKING, Any
 
-from fanout.client import Client
+from fanout.client import Client, checked_count
+from fanout.documents import log_notice
 from fanout.errors import SpecError
 from fanout.llm.callables import (
     import_path,
@@ -16,11 +20,13 @@ from fanout.llm.callables import (
 )
 from fanout.settings import load_settings
 from fanout.spec import make_spec
+from fanout.spec_names import canonical
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
     from typing import Self
 
+    from fanout.documents import Notice, Notify
     from fanout.handle import Run
     from fanout.llm import LLM
     from fanout.results import Result, Status
@@ -60,8 +66,9 @@ class ParallelCalls:
     ) -> None:
         settings = load_settings(broker_url=broker_url)
         is_embedded = settings.broker_url is None
-        self._max_workers = max_workers
-        self._model = _model_string(llm or settings.model, is_embedded=is_embedded)
+        self._max_workers = checked_count("max_workers", max_workers)
+        llm = settings.model if llm is None else llm
+        self._model = _model_string(llm, is_embedded=is_embedded)
         self._client = Client(broker_url, concurrency=max_workers)
         self._finalizer = weakref.finalize(self, _release, self._client, self._model)
 
@@ -71,9 +78,9 @@ class ParallelCalls:
         branch_prompt: str | None = None,
         aggregate_prompt: str | None = None,
         *,
-        inputs: Sequence[str] = (),
+        inputs: str | PathLike[str] | Sequence[str | PathLike[str]] = (),
         aspects: Mapping[str, str] | None = None,
-        samples: int = 1,
+        samples: int | None = None,
         reduce: ReduceName | None = None,
         group_by: str | None = None,
         on_progress: Callable[[Status], None] | None = None,
@@ -86,14 +93,15 @@ class ParallelCalls:
             chunks: The texts, or rows with a ``text`` column; read lazily.
             branch_prompt: The template of each branch; ``{input}`` is the chunk.
             aggregate_prompt: The template of the LLM aggregate; ``{input}`` is the joined outputs.
-            inputs: Files, folders or globs, in place of ``chunks``.
+            inputs: Files, folders or globs (one, or several), in place of ``chunks``.
             aspects: Named templates, each put to every chunk, in place of ``branch_prompt``.
-            samples: How many answers to take for each chunk and aspect.
+            samples: How many answers to take for each chunk and aspect; 1 where it is None.
             reduce: ``none``, ``concat``, ``merge``, ``vote``, ``rank`` or ``llm``.
             group_by: ``document``, ``aspect`` or a column: one aggregate for each value.
             on_progress: Called with the status several times a second.
             on_bad_document: Called with name and reason of each document that cannot be used.
-            **options: Any other field of ``RunSpec``: ``system``, ``temperature``, ``split``, ...
+            **options: Any other field of ``RunSpec``: ``system``, ``temperature``, ``split``, ...,
+                under any of its names. ``model`` and ``max_workers`` are this run's then.
 
         Returns:
             The result, also of a failed run: see its ``status`` and ``error``.
@@ -104,20 +112,28 @@ class ParallelCalls:
             ModelError: The model cannot be used.
             BrokerError: The broker cannot be reached.
         """
-        spec = make_spec(
-            model=self._model,
-            inputs=tuple(inputs),
-            prompt=branch_prompt,
-            aspects=dict(aspects) if aspects else None,
-            samples=samples,
-            aggregate_prompt=aggregate_prompt,
-            reduce=reduce,
-            group_by=group_by,
-            max_workers=self._max_workers,
+        given = {
+            "inputs": _paths(inputs),
+            "branch_prompt": branch_prompt,
+            "aspects": aspects,
+            "samples": samples,
+            "aggregate_prompt": aggregate_prompt,
+            "reduce": reduce,
+            "group_by": group_by,
             **options,
+        }
+        fields = canonical({name: value for name, value in given.items() if value is not None})
+        own = {"model": self._model, "max_workers": self._max_workers}
+        notices: list[Notice] = []
+        run = self._client.submit(
+            make_spec(**{**own, **fields}),
+            chunks,
+            on_bad_document=on_bad_document,
+            on_notice=_kept_in(notices),
         )
-        run = self._client.submit(spec, chunks, on_bad_document=on_bad_document)
-        return _result(run, on_progress)
+        result = _result(run, on_progress)
+        warnings = [notice.text for notice in notices if notice.is_warning]
+        return replace(result, notes=[*warnings, *result.notes]) if warnings else result
 
     def resume(
         self,
@@ -171,11 +187,40 @@ class ParallelCalls:
         self.close()
 
 
+def _paths(inputs: Any) -> tuple[str, ...]:
+    """Return files as they are named; one may stand for a list of one."""
+    given = (inputs,) if isinstance(inputs, (str, PathLike)) else tuple(inputs)
+    for one in given:
+        if not isinstance(one, (str, PathLike)):
+            kind = type(one).__name__
+            raise SpecError(f"must be paths (got {one!r}, a {kind})", field="inputs")
+    return tuple(os.fspath(one) for one in given)
+
+
+def _kept_in(notices: list[Notice]) -> Notify:
+    """Return what tells a log of notices, and keeps them."""
+
+    def notify(notice: Notice) -> None:
+        log_notice(notice)
+        notices.append(notice)
+
+    return notify
+
+
 def _model_string(llm: Any, *, is_embedded: bool) -> str:
     if llm is None:
         raise SpecError("is required: give llm=..., or set FANOUT_MODEL", field="llm")
     if isinstance(llm, str):
+        if not llm.strip():
+            raise SpecError("must not be empty: give a model, such as 'fake'", field="llm")
         return llm
+    if not callable(llm) and not callable(getattr(llm, "complete", None)):
+        kind = type(llm).__name__
+        raise SpecError(
+            "must be a model string such as 'openai/gpt-5-mini', a function str -> str, or an "
+            f"object with an async complete(request) (got {kind})",
+            field="llm",
+        )
     path = import_path(llm)
     if path is not None and not is_embedded:
         return path

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import ssl
+from difflib import get_close_matches
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import (
     Field,
@@ -23,6 +25,9 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from fanout import queue_names, sentinel_url
 from fanout.errors import SettingsError
 from fanout.secrets import redacted
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 __all__ = [
     "AUTOSCALE_NEEDS_PREFORK",
@@ -269,6 +274,7 @@ def load_settings(**overrides: object) -> Settings:
         given["broker_url_file"] = None
         if not str(given["broker_url"]).startswith(TLS_SCHEME):
             given["broker_ca_file"] = None
+    _check_names(os.environ)
     try:
         return Settings(**given)  # type: ignore[arg-type]
     except ValidationError as error:
@@ -279,7 +285,40 @@ def load_settings(**overrides: object) -> Settings:
         # A broker URL may carry a password: say what is wrong with it, not what it is.
         value = os.environ.get(f"FANOUT_{name.upper()}") if "field" in context else first["input"]
         shown = "" if name == "broker_url" else f" (got {redacted(repr(value))})"
-        raise SettingsError(f"FANOUT_{name.upper()}: {message}{shown}") from None
+        if overrides.get(name) is not None:
+            raise SettingsError(f"{message}{shown}", argument=name) from None
+        raise SettingsError(f"{_PREFIX}{name.upper()}: {message}{shown}") from None
+
+
+_log = logging.getLogger("fanout.settings")
+_PREFIX = "FANOUT_"
+# Read by others than this class: the command line, the files under ops, and the tests.
+_OTHERS = frozenset({
+    "COMPLETE", "GID", "JOBS", "LOGLEVEL", "METRICS_TOKEN_FILE", "MODELS", "REDIS_ADDRESS", "UID",
+})  # fmt: skip
+# Tests, and what Kubernetes says of services whose names begin so.
+_FOREIGN = re.compile(r"TESTS?_\w*|\w*?(?:SERVICE_HOST|SERVICE_PORT|PORT)(?:_\w*)?", re.ASCII)
+_NEAR = 0.8
+_named: set[str] = set()
+
+
+def _check_names(environment: Mapping[str, str]) -> None:
+    """Make sure that no variable is nearly called like a setting; warn once of any other.
+
+    Raises:
+        SettingsError: One is; its setting would be left at the default without a word.
+    """
+    known = {name.upper() for name in Settings.model_fields} | _OTHERS
+    for variable in environment:
+        name = variable.removeprefix(_PREFIX)
+        if name == variable or name in known or _FOREIGN.fullmatch(name):
+            continue
+        near = get_close_matches(name.upper(), known, n=1, cutoff=_NEAR)
+        if near:
+            raise SettingsError(f"{variable}: there is no such variable; is it {_PREFIX}{near[0]}?")
+        if variable not in _named:
+            _named.add(variable)
+            _log.warning("%s is no setting of fanout's, and is not used", variable)
 
 
 _OTLP = "http/protobuf"

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from difflib import get_close_matches
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, get_args
 
 import yaml
 from pydantic import (
@@ -18,6 +19,7 @@ from pydantic import (
 
 from fanout.errors import SpecError
 from fanout.limits import Rates
+from fanout.spec_names import ALIASES, PARTS, canonical
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -36,6 +38,11 @@ def _delimiter(value: object) -> object:
         msg = "must be one character that is no letter, digit or quote, or tab"
         raise ValueError(msg)
     return value
+
+
+def _several(value: object) -> object:
+    """Return a list of one text for that text."""
+    return (value,) if isinstance(value, str) else value
 
 
 class RetrySpec(BaseModel):
@@ -125,7 +132,7 @@ class RunSpec(BaseModel):
         extra="forbid", frozen=True, populate_by_name=True, hide_input_in_errors=True
     )
 
-    inputs: tuple[str, ...] = ()
+    inputs: Annotated[tuple[str, ...], BeforeValidator(_several)] = ()
     base_dir: str | None = None
     text_column: str | None = None
     delimiter: Annotated[str | None, BeforeValidator(_delimiter)] = None
@@ -144,7 +151,7 @@ class RunSpec(BaseModel):
     temperature: Annotated[float | None, Field(ge=0, le=2)] = None
     max_tokens: Annotated[int | None, Field(ge=1)] = None
     seed: int | None = None
-    stop: tuple[str, ...] = ()
+    stop: Annotated[tuple[str, ...], BeforeValidator(_several)] = ()
     output_format: Literal["text", "json"] = "text"
 
     split: SplitName = "none"
@@ -166,6 +173,16 @@ class RunSpec(BaseModel):
     retries: RetrySpec = RetrySpec()
     deadline_s: Annotated[float | None, Field(gt=0, allow_inf_nan=False)] = None
 
+    @model_validator(mode="before")
+    @classmethod
+    def _own_names(cls, fields: Any) -> Any:
+        if not isinstance(fields, Mapping):
+            return fields
+        named = canonical(fields)
+        for field in cls.model_fields.keys() & named.keys():
+            _refuse_booleans(cls, named, field)
+        return named
+
     @model_validator(mode="after")
     def _fields_fit_together(self) -> Self:
         # Raised as SpecError inside a validator, pydantic would wrap it and lose the field.
@@ -182,7 +199,7 @@ class RunSpec(BaseModel):
 
     def _misfit(self) -> str | None:
         if bool(self.prompt) == bool(self.aspects):
-            return "prompt: give either prompt or aspects, and not both"
+            return _BOTH_PROMPTS if self.prompt else _NO_PROMPT
         if self.reduce == "llm" and not self.aggregate_prompt:
             return "aggregate_prompt: reduce 'llm' needs an aggregate prompt"
         if self.aggregate_prompt and self.reduce not in (None, "llm"):
@@ -222,6 +239,22 @@ class RunSpec(BaseModel):
         return len(self.aspect_names) * self.samples
 
 
+_NO_PROMPT = "prompt: is required: what to ask of each chunk (or several, named, as aspects)"
+_BOTH_PROMPTS = "prompt: give either prompt or aspects, and not both"
+
+
+def _refuse_booleans(model: type[BaseModel], fields: Mapping[str, Any], field: str) -> None:
+    """Raise SpecError for true and false in place of a number, which they are to Python."""
+    value, kind = fields[field], model.model_fields[field].annotation
+    if isinstance(value, bool) and bool not in (kind, *get_args(kind)):
+        raise SpecError(f"must not be true or false (got {value!r})", field=field)
+    if isinstance(value, Mapping) and isinstance(kind, type) and issubclass(kind, BaseModel):
+        for inner, one in value.items():
+            if isinstance(one, bool):
+                message = f"must not be true or false (got {one!r})"
+                raise SpecError(message, field=f"{field}.{inner}")
+
+
 def _is_utf8(value: object) -> bool:
     """Say whether all strings in a field have bytes; what came from argv undecoded has none."""
     if isinstance(value, dict):
@@ -259,23 +292,54 @@ def load_job(path: Path) -> dict[str, Any]:
         SpecError: The file cannot be read, is not YAML, or is not a mapping.
     """
     try:
-        fields = yaml.safe_load(path.read_text(encoding="utf-8"))
+        fields = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # noqa: S506 - it is a safe one
     except (OSError, UnicodeDecodeError) as error:
         raise SpecError(f"cannot read the job file {path}: {error}") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
-        raise SpecError(f"{path}{where}: not valid YAML") from None
+        reason = getattr(error, "problem", None) or "it holds what no text has"
+        hint = "; a text that begins with { must be in quotes" if _begins_braces(mark) else ""
+        raise SpecError(f"{path}{where}: not valid YAML: {reason}{hint}") from None
     if not isinstance(fields, dict):
         raise SpecError(f"{path}: a job file is a mapping of fields, not {type(fields).__name__}")
     return {str(name): value for name, value in fields.items()}
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML as everybody loads it, but a key that comes twice is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:  # noqa: FBT001, FBT002 - as it is called
+        seen: set[object] = set()
+        for key, _ in node.value:
+            name = key.value if isinstance(key, yaml.ScalarNode) else None
+            if name is not None and name in seen and name != "<<":
+                problem = f"the field {name!r} is given twice"
+                raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
+            seen.add(name)
+        return super().construct_mapping(node, deep)
+
+
+def _begins_braces(mark: Any) -> bool:
+    """Say whether the value on a line of YAML begins with a brace."""
+    if mark is None or mark.buffer is None:
+        return False
+    line = mark.buffer.splitlines()[mark.line : mark.line + 1]
+    return bool(line) and line[0].partition(":")[2].lstrip().startswith("{")
+
+
 def _spec_error(error: ValidationError) -> SpecError:
     first = error.errors()[0]
     field = ".".join(str(part) for part in first["loc"])
-    if first["type"] == "value_error" and not field:
-        return SpecError(first["msg"].removeprefix("Value error, "))
+    if first["type"] == "value_error":
+        message = first["msg"].removeprefix("Value error, ")
+        if field:
+            return SpecError(f"{message} (got {first['input']!r})", field=field)
+        # Of a validator of the whole, which has the field in its message.
+        field, _, message = message.partition(": ")
+        return SpecError(message, field=field)
+    if first["type"] == "string_type" and _is_braces(first["input"]):
+        return SpecError(_UNQUOTED, field=field)
     if first["type"] == "extra_forbidden":
         return SpecError(_unknown_field(field), field=field)
     if first["type"] == "missing":
@@ -283,10 +347,22 @@ def _spec_error(error: ValidationError) -> SpecError:
     return SpecError(f"{_lower(first['msg'])} (got {first['input']!r})", field=field)
 
 
+_UNQUOTED = (
+    "must be a text, but YAML reads what begins with { as a mapping: put it in quotes, as "
+    "'{input}', or below a |"
+)
+
+
+def _is_braces(value: object) -> bool:
+    """Say whether a value is what YAML makes of an unquoted ``{input}``."""
+    return isinstance(value, dict) and bool(value) and all(one is None for one in value.values())
+
+
 def _unknown_field(field: str) -> str:
     parts: dict[str, type[BaseModel]] = {"retries": RetrySpec, "rate": RateSpec}
     known = parts.get(field.partition(".")[0], RunSpec).model_fields
-    near = get_close_matches(field.rpartition(".")[2], known, n=1)
+    others = () if "." in field else (*ALIASES, *PARTS)
+    near = get_close_matches(field.rpartition(".")[2], [*known, *others], n=1)
     hint = f"; did you mean {near[0]}?" if near else ""
     return f"there is no such field{hint} (known: {', '.join(sorted(known))})"
 

@@ -10,6 +10,7 @@ import errno
 import gc
 import io
 import sys
+from difflib import get_close_matches
 from importlib import import_module
 from typing import TYPE_CHECKING
 
@@ -107,6 +108,16 @@ class _Commands(click.Group):
         _tame_logs()
         return command
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name = args[0] if args else ""
+        if name in _COMMANDS or name.startswith("-"):
+            return super().resolve_command(ctx, args)
+        near = get_close_matches(name, _COMMANDS, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else "; `fanout --help` lists them"
+        raise click.UsageError(f"there is no command {name!r}{hint}", ctx)
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         rest = set(self.list_commands(ctx))
         for title, names in _GROUPS.items():
@@ -181,7 +192,7 @@ def main() -> None:
         _show(error)
         status = USAGE
     except FanoutError as error:
-        print_error(str(error))
+        print_error(_words(error))
         status = _status(error)
     except BrokenPipeError:
         # Whoever read the answer has read enough.
@@ -196,6 +207,13 @@ def main() -> None:
     # The process ends: to look for garbage among all its modules first takes a tenth of a second.
     gc.freeze()
     sys.exit(status or 0)
+
+
+def _words(error: FanoutError) -> str:
+    """Return what an error says, about an argument as it is spelled here."""
+    if isinstance(error, SettingsError) and error.argument is not None:
+        return f"--{error.argument.replace('_', '-')}: {error.reason}"
+    return str(error)
 
 
 def _status(error: FanoutError) -> int:

@@ -10,6 +10,7 @@ import click
 from fanout.cli.completion import complete_files
 from fanout.errors import SpecError
 from fanout.spec import ReduceName, RunSpec, SplitName, load_job, make_spec
+from fanout.spec_names import PARTS, canonical
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,11 +25,11 @@ _OPTIONS = [
         "[default: $FANOUT_MODEL]"
     )),
     click.option("--prompt", "-p", metavar="P", help="What to ask of each chunk; {input} is it."),
-    click.option("--aspect", "aspects", metavar="NAME=P", multiple=True,
+    click.option("--aspect", "--aspects", "aspects", metavar="NAME=P", multiple=True,
                  help="A named prompt; give several to ask several questions of each chunk."),
     click.option("--samples", metavar="N", type=int,
                  help="Answers for each chunk and prompt. [default: 1]"),
-    click.option("--aggregate", "aggregate_prompt", metavar="P",
+    click.option("--aggregate", "--aggregate-prompt", "aggregate_prompt", metavar="P",
                  help="What to ask of all the answers; {input} is them."),
     click.option("--reduce", type=click.Choice(get_args(ReduceName)),
                  help="How the answers become one. [default: llm with --aggregate, else none]"),
@@ -54,6 +55,8 @@ _OPTIONS = [
                  help="The largest chunk, in estimated tokens. [default: 1000]"),
     click.option("--chunk-overlap-tokens", metavar="N", type=int,
                  help="What neighbouring chunks share, in estimated tokens. [default: 0]"),
+    click.option("--base-dir", metavar="DIR",
+                 help="The folder that relative INPUTs are in. [default: the working directory]"),
     click.option("--text-column", metavar="NAME",
                  help="The column of .csv and .jsonl rows with the text. [default: text]"),
     click.option("--delimiter", metavar="C",
@@ -64,16 +67,22 @@ _OPTIONS = [
                  help="Refuse documents of more megabytes. [default: 16]"),
     click.option("--max-workers", metavar="N", type=int,
                  help="The most calls in flight, in the whole fleet. [default: no limit]"),
-    click.option("--rpm", metavar="N", type=float,
+    click.option("--rpm", "--requests-per-minute", "requests_per_minute", metavar="N", type=float,
                  help="The most calls a minute, in the whole fleet. [default: no limit]"),
-    click.option("--tpm", metavar="N", type=float,
+    click.option("--tpm", "--tokens-per-minute", "tokens_per_minute", metavar="N", type=float,
                  help="The most tokens a minute, in the whole fleet. [default: no limit]"),
-    click.option("--timeout", "timeout_s", metavar="SECONDS", type=float,
+    click.option("--timeout", "--timeout-s", "timeout_s", metavar="SECONDS", type=float,
                  help="The longest a call may take. [default: 120]"),
-    click.option("--deadline", "deadline_s", metavar="SECONDS", type=float,
+    click.option("--deadline", "--deadline-s", "deadline_s", metavar="SECONDS", type=float,
                  help="Begin no call after that, and aggregate what there is. [default: never]"),
     click.option("--max-attempts", metavar="N", type=int,
                  help="Calls a branch may make, the first included. [default: 5]"),
+    click.option("--max-elapsed-s", metavar="SECONDS", type=float,
+                 help="The longest that a branch may take in all. [default: as in docs/jobs.md]"),
+    click.option("--base-wait-s", metavar="SECONDS", type=float,
+                 help="The first wait before a call is made again; each doubles. [default: 0.5]"),
+    click.option("--max-wait-s", metavar="SECONDS", type=float,
+                 help="The longest single wait before a call is made again. [default: 60]"),
     click.option("--min-success", metavar="SHARE", type=float,
                  help="The share of branches, 0 to 1, that must succeed. [default: 0]"),
 ]  # fmt: skip
@@ -92,22 +101,48 @@ def job_spec(inputs: tuple[str, ...], options: dict[str, Any], settings: Setting
     """Return the spec of a job file, over which options win.
 
     Raises:
-        SpecError: A field is wrong.
+        SpecError: A field is wrong; the message has the option, or the file and the field.
     """
-    fields: dict[str, Any] = {}
+    job: Path | None = None
     if inputs and inputs[0].endswith((".yaml", ".yml")):
-        fields = _job_fields(Path(inputs[0]))
-        inputs = inputs[1:]
-    fields.update(_given(options))
+        job, inputs = Path(inputs[0]), inputs[1:]
+    given = _given(options)
+    try:
+        return make_spec(**_fields(job, inputs, given, settings))
+    except SpecError as error:
+        raise _in_words(error, job, given) from None
+
+
+def _fields(
+    job: Path | None, inputs: tuple[str, ...], given: dict[str, Any], settings: Settings
+) -> dict[str, Any]:
+    fields = canonical(_job_fields(job)) if job else {}
+    for name, value in canonical(given).items():
+        # An option wins over its own field, not over the others of the same part.
+        part = fields.get(name) if name in PARTS.values() else None
+        fields[name] = {**part, **value} if isinstance(part, dict) else value
     if inputs:
         fields["inputs"] = inputs
-    if not {"model", "llm"} & fields.keys():
+    if "model" not in fields:
         if settings.model is None:
             raise SpecError("is required: give --model, or set FANOUT_MODEL", field="model")
         fields["model"] = settings.model
     if not fields.get("inputs"):
         raise SpecError("is required: give files, folders, globs, or - for stdin", field="inputs")
-    return make_spec(**fields)
+    return fields
+
+
+def _in_words(error: SpecError, job: Path | None, given: dict[str, Any]) -> SpecError:
+    """Return an error in the words of whoever wrote the field: an option, or a line of a file."""
+    if error.field is None or error.field.startswith("-"):
+        return error
+    root, _, inner = error.field.partition(".")
+    option = next((name for name in (inner, root) if name in given), None)
+    if option is not None:
+        return SpecError(error.reason, field=_OPTION_OF[option])
+    if job is not None:
+        return SpecError(error.reason, field=f"{job}: {error.field}")
+    return SpecError(error.reason, field=_OPTION_OF.get(root, error.field))
 
 
 def _job_fields(path: Path) -> dict[str, Any]:
@@ -127,13 +162,7 @@ def _given(options: dict[str, Any]) -> dict[str, Any]:
     given = {name: value for name, value in options.items() if value not in (None, ())}
     if "aspects" in given:
         given["aspects"] = dict(_aspect(text) for text in given["aspects"])
-    if "max_attempts" in given:
-        given["retries"] = {"max_attempts": given.pop("max_attempts")}
-    rate = {name: given.pop(option) for option, name in _RATES.items() if option in given}
-    return {**given, "rate": rate} if rate else given
-
-
-_RATES = {"rpm": "requests_per_minute", "tpm": "tokens_per_minute"}
+    return given
 
 
 def _aspect(text: str) -> tuple[str, str]:
@@ -141,3 +170,13 @@ def _aspect(text: str) -> tuple[str, str]:
     if not equals or not name or not prompt:
         raise SpecError(f"must be NAME=PROMPT (got {text!r})", field="--aspect")
     return name, prompt
+
+
+def _spellings() -> dict[str, str]:
+    command = click.Command("run")
+    job_options(command)
+    return {str(option.name): option.opts[0] for option in command.params}
+
+
+# How each field is spelled on the command line.
+_OPTION_OF = _spellings()

@@ -324,7 +324,12 @@ def test_the_model_may_come_from_the_environment(fanout, here):
         (["good.txt", "--out", "good.txt"], ["is a file"]),
         (["good.txt", "--out", "good.txt/x"], ["cannot write to --out good.txt/x"]),
         (["good.txt", "--no-such-option"], ["No such option", "--no-such-option"]),
-        (["good.txt", "--broker-url", "amqp://x"], ["FANOUT_BROKER_URL", "redis://"]),
+        (
+            ["good.txt", "--broker-url", "amqp://x"],
+            ["fanout: --broker-url: must start with", "redis://"],
+        ),
+        (["good.txt", "--prompt", ""], ["--prompt: is required: what to ask of each chunk"]),
+        (["braces.yaml"], ["braces.yaml: prompt: must be a text", "put it in quotes"]),
         (["job.yaml"], ["promt: there is no such field; did you mean prompt?"]),
         ([], ["inputs: is required"]),
         (["-"], ["no document can be used", "stdin: the document is empty"]),
@@ -344,7 +349,8 @@ def test_bad_input_is_one_clear_message_and_status_2(fanout, here, arguments, wo
         with (here / "long.jsonl").open("wb") as file:
             file.write(b'{"text": "' + b"x" * 50_000_000 + b'"}\n')
     defaults = ["--model", "fake", "--prompt", "{input}"]
-    if arguments[:1] == ["job.yaml"]:
+    (here / "braces.yaml").write_text("inputs: good.txt\nmodel: fake\nprompt: {input}\n")
+    if arguments[:1] in (["job.yaml"], ["braces.yaml"]):
         defaults = []
     done = fanout("run", *defaults, *arguments)
     assert done.status == 2, done.stderr
@@ -534,6 +540,12 @@ def test_a_terminal_gets_a_live_line(here):
     assert "calls/s" in text
     assert "ETA" in text
     assert text.rstrip().splitlines()[-1].endswith("out")
+
+
+def test_a_command_that_is_mistyped_is_refused_with_what_is_nearly_called_so(fanout):
+    done = fanout("rnu")
+    assert done.status == 2
+    assert "there is no command 'rnu'; did you mean 'run'?" in done.stderr
 
 
 def test_help_and_version_say_what_there_is(fanout):

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import os
+import re
 import ssl
+from pathlib import Path
 
 import pytest
 
 from fanout.broker import make_app
 from fanout.errors import SettingsError
-from fanout.settings import load_settings, parse_autoscale
+from fanout.settings import _check_names, load_settings, parse_autoscale
 
 
 def test_the_environment_is_read(monkeypatch):
@@ -150,3 +153,56 @@ def test_tls_is_verified_by_all_who_connect(monkeypatch):
     assert app.backend.connparams["ssl_cert_reqs"] == ssl.CERT_REQUIRED
     plain = make_app(load_settings(broker_url="redis://queue:6379/0"))
     assert not plain.conf.broker_use_ssl
+
+
+# Names.
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+def variables_of_the_repository():
+    for folder in ("fanout", "workers", "ops", "docs", "examples", "benchmarks"):
+        for path in (REPOSITORY / folder).rglob("*"):
+            if path.is_file() and path.suffix != ".pyc":
+                text = path.read_bytes().decode("utf-8", "replace")
+                yield from re.findall(r"\bFANOUT_[A-Z_]+[A-Z](?![_\w])", text)
+
+
+def test_every_variable_that_the_repository_uses_is_known(monkeypatch, caplog):
+    for name in os.environ:
+        if name.startswith("FANOUT_"):
+            monkeypatch.delenv(name)
+    names = set(variables_of_the_repository())
+    assert len(names) > 25
+    _check_names(dict.fromkeys(names, "x"))
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [("FANOUT_CONCURENCY", "FANOUT_CONCURRENCY"), ("FANOUT_BROKER_URl", "FANOUT_BROKER_URL"),
+     ("FANOUT_GRACE", "FANOUT_GRACE_S"), ("FANOUT_MODLE", "FANOUT_MODEL")],
+)  # fmt: skip
+def test_a_variable_that_is_nearly_a_setting_is_refused(monkeypatch, name, meant):
+    monkeypatch.setenv(name, "x")
+    with pytest.raises(SettingsError, match=f"{name}: there is no such variable; is it {meant}"):
+        load_settings()
+
+
+def test_another_variable_is_warned_of_once_and_those_of_kubernetes_are_not(monkeypatch, caplog):
+    monkeypatch.setenv("FANOUT_COFFEE_TEMPERATURE", "x")
+    for name in ("FANOUT_SERVICE_HOST", "FANOUT_REDIS_PORT_6379_TCP", "FANOUT_PORT"):
+        monkeypatch.setenv(name, "x")
+    load_settings()
+    load_settings()
+    assert caplog.messages == [
+        "FANOUT_COFFEE_TEMPERATURE is no setting of fanout's, and is not used"
+    ]
+
+
+def test_a_wrong_argument_is_not_blamed_on_the_variable(monkeypatch):
+    monkeypatch.setenv("FANOUT_BROKER_URL", "redis://here:6379/0")
+    with pytest.raises(SettingsError) as caught:
+        load_settings(broker_url="amqp://x")
+    assert str(caught.value).startswith("broker_url: must start with one of redis://")
+    assert caught.value.argument == "broker_url"
