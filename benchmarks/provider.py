@@ -8,6 +8,7 @@ It listens on loopback, prints one line of JSON with its URL, and answers until 
     GET  /v1/models
     GET  /stats                  what was served since the last reset, as JSON
     POST /reset                  zero counters, and the same latencies and errors from the start
+    POST /outage?sort=500&lasts_s=120    fail for everybody: see provider_outages.py
 
 Latencies and errors belong to the order of arrival: whoever asks N times meets the same ones. A
 connection's first request is parsed and refused where it is no chat completion; the others are not
@@ -27,6 +28,9 @@ import urllib.request
 from collections import Counter, deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qs
+
+from provider_outages import RESET, SILENCE, Outage
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -108,12 +112,16 @@ class Plan:
     connections: int = 0
     in_flight: int = 0
     by_status: Counter[int] = field(default_factory=Counter)
+    outage: Outage | None = None
+    # Where connections are to be refused; None where nobody listens.
+    refuse: Callable[[float], None] | None = None
 
     def __post_init__(self) -> None:
         times, remainder = divmod(self.answer_bytes, len(_WORDS))
         self._text = _WORDS * times + _WORDS[:remainder]
         length = len(_BODY % (0, self._text, 0, 0, 0))
         self._head = _head(200, length)
+        self.transports: set[Any] = set()
         self.reset()
 
     def reset(self) -> None:
@@ -149,6 +157,13 @@ class Plan:
             numbers = (self.arrived, self._text, asked, answered, asked + answered)
             return self._head + _BODY % numbers
         return _error(status, f"retry-after: {self.retry_after_s:g}\r\n" if status == 429 else "")  # noqa: PLR2004 - refused
+
+    def fail(self, asked: dict[str, list[str]]) -> None:
+        """Begin an outage."""
+        sort, lasts_s = asked["sort"][0], float(asked["lasts_s"][0])
+        self.outage = Outage(sort, lasts_s, seed=self.seed)
+        if sort == "refused" and self.refuse is not None:
+            self.refuse(lasts_s)
 
     def answered(self, status: int) -> None:
         """Count a request that was answered."""
@@ -213,10 +228,12 @@ class Connection(asyncio.Protocol):
         """Begin."""
         self._transport: Any = transport
         self._plan.connections += 1
+        self._plan.transports.add(transport)
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's
         """Forget what was to be answered."""
         self._plan.connections -= 1
+        self._plan.transports.discard(self._transport)
         for answer in self._answers:
             if answer.status:
                 self._plan.in_flight -= 1
@@ -276,6 +293,10 @@ class Connection(asyncio.Protocol):
         elif method == b"POST" and path == b"/reset":
             self._plan.reset()
             self._say(_json_response(200, {}))
+        elif method == b"POST" and path == b"/outage":
+            self._say(_json_response(200, {}))
+            self._flush()
+            self._plan.fail(parse_qs(target.partition(b"?")[2].decode()))
         else:
             self._say(_error(404))
 
@@ -285,6 +306,10 @@ class Connection(asyncio.Protocol):
                 self._say(_error(400))
                 return
             self._is_checked = True
+        outage = self._plan.outage
+        if outage is not None and (told := outage.reply()) is not None:
+            self._suffer(told)
+            return
         latency_s, status, response = self._plan.arrive(length)
         answer = _Answer()
         answer.status = status
@@ -293,6 +318,15 @@ class Connection(asyncio.Protocol):
             answer.timer = self._call_later(latency_s, self._due, answer, response)
         else:
             answer.response = response
+
+    def _suffer(self, told: bytes | str) -> None:
+        if told == RESET:
+            self._transport.abort()
+        elif told == SILENCE:
+            # Whatever comes behind it waits as well.
+            self._answers.append(_Answer())
+        elif isinstance(told, bytes):
+            self._say(told)
 
     def _due(self, answer: _Answer, response: bytes) -> None:
         answer.response = response
@@ -340,12 +374,26 @@ def _is_chat(body: bytearray) -> bool:
 
 async def _serve(plan: Plan, host: str, port: int) -> None:
     loop = asyncio.get_running_loop()
-    server = await loop.create_server(
-        lambda: Connection(plan, loop.call_later), host, port, backlog=4096
-    )
+
+    async def listen(at: int) -> asyncio.Server:
+        return await loop.create_server(
+            lambda: Connection(plan, loop.call_later), host, at, backlog=4096
+        )
+
+    server = await listen(port)
     bound = server.sockets[0].getsockname()[1]
     print(json.dumps({"url": f"http://{host}:{bound}"}), flush=True)
-    await server.serve_forever()
+    refusals: asyncio.Queue[float] = asyncio.Queue()
+    plan.refuse = refusals.put_nowait
+    while True:
+        lasts_s = await refusals.get()
+        server.close()
+        # What was said before is still to go out.
+        await asyncio.sleep(0)
+        for transport in list(plan.transports):
+            transport.abort()
+        await asyncio.sleep(lasts_s)
+        server = await listen(bound)
 
 
 class Provider:
@@ -387,6 +435,10 @@ class Provider:
     def reset(self) -> None:
         """Have it begin anew."""
         self._ask("/reset", b"")
+
+    def fail(self, sort: str, lasts_s: float) -> None:
+        """Have it fail for everybody: see provider_outages.py."""
+        self._ask(f"/outage?sort={sort}&lasts_s={lasts_s:g}", b"")
 
     def _ask(self, path: str, data: bytes | None = None) -> dict[str, Any]:
         with urllib.request.urlopen(self.url + path, data=data, timeout=30) as reply:  # noqa: S310 - our own

@@ -16,6 +16,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from chaos.outages import OUTAGES
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
@@ -226,10 +228,21 @@ def _chaos_faults() -> str:
         "no_threads": "a worker can start no threads",
         "no_descriptors": "a worker can open no files or connections",
         "unmount_storage": "the storage is an empty folder",
+        **OUTAGES,
     }
     counts = _read("chaos-101")["totals"]["faults_by_kind"]
     rows = [[text, counts[kind]] for kind, text in names.items() if kind in counts]
     return _table(["fault", "times"], rows)
+
+
+def _outages() -> str:
+    rows = [
+        [each["what"], f"{each['branches']:,}", each["failed"], f"{each['calls_in_vain']:,}",
+         _shown(each["back_s"]), _shown(each["seconds"])]
+        for each in _read("outages")["outages"]
+    ]  # fmt: skip
+    head = ["outage of 120 s", "branches", "failed", "calls in vain"]
+    return _table([*head, "next answer after (s)", "the run took (s)"], rows)
 
 
 TABLES: dict[str, Callable[[], str]] = {
@@ -253,6 +266,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "million-memory": _million_memory,
     "chaos": _chaos,
     "chaos-faults": _chaos_faults,
+    "outages": _outages,
     "model-checks": _model_checks,
     "model-plan": _model_plan,
 }  # fmt: skip

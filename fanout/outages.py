@@ -127,12 +127,18 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
         weight: What all attempts so far are to be counted as, 0 to 1 each: see Evidence.
         down_s: See Standing.
         is_held: Whether all further calls to the model wait at the gate.
+        is_blind: Whether nothing is known that it could be judged by: no call ever succeeded here.
     """
 
     cost: float
     weight: float = 1.0
     down_s: float | None = None
     is_held: bool = False
+    is_blind: bool = False
+
+    def beside_success(self) -> Verdict:
+        """Return the verdict where others are known to have succeeded all the same."""
+        return msgspec.structs.replace(self, cost=max(self.cost, _UNSURE))
 
 
 def is_outage(failing: int, success_share: float) -> bool:
@@ -149,6 +155,7 @@ def judge(error: LLMError, evidence: Evidence, *, is_held: bool = False) -> Verd
         weight=_weight(error, evidence),
         down_s=evidence.down_s,
         is_held=is_held,
+        is_blind=evidence.lead_s is None and error.retry_after_s is None,
     )
 
 

@@ -273,8 +273,13 @@ def _stopped(index: int, reason: Stop, calls: Calls) -> Outcome:
         message=message,
         attempts=len(calls.attempts),
         usage=total([billed(call.kind, call.usage) for call in calls.attempts]),
-        elapsed_s=time.time() - calls.attempts[0].started_at if calls.attempts else 0.0,
+        elapsed_s=_since(calls.attempts[0].started_at) if calls.attempts else 0.0,
     )
+
+
+def _since(moment: float) -> float:
+    # The clock may have been set back.
+    return max(0.0, time.time() - moment)
 
 
 async def _call(

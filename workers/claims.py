@@ -8,7 +8,7 @@ import time
 from math import ceil
 from typing import TYPE_CHECKING
 
-from fanout.errors import UnknownRunError
+from fanout.errors import BrokerError, UnknownRunError
 from fanout.stores import Start
 from workers.inflight import CallStoppedError, Stop
 from workers.leases import SURE
@@ -161,6 +161,15 @@ class Claim:
             case "expired":
                 raise CallStoppedError(Stop.EXPIRED)
 
+    async def succeeded(self) -> int | None:
+        """Return how many branches of the stage have, on any worker; None where nobody answers."""
+        run_id, stage, *_ = self._key
+        try:
+            record = await asyncio.to_thread(self._runtime.watched.stage, run_id, stage)
+        except (BrokerError, UnknownRunError):
+            return None
+        return record.succeeded
+
     async def give_back(self) -> None:
         """Take the begin back."""
         if self._start is None:
@@ -194,6 +203,8 @@ class _ClaimedGate:
         self._claim = claim
         self._gate = gate
         self._timeout_s = timeout_s
+        # Branches of the run that had succeeded when this one failed, and this worker knew of none.
+        self._succeeded: int | None = None
 
     async def enter(self, request: LLMRequest, *, left_s: float) -> float:
         """Wait until the call may begin, and the branch is this delivery's still."""
@@ -208,4 +219,9 @@ class _ClaimedGate:
     ) -> Verdict | None:
         """See Gate."""
         self._claim.waits()
-        return await self._gate.leave(request, reply, error)
+        verdict = await self._gate.leave(request, reply, error)
+        if verdict is None or not verdict.is_blind:
+            return verdict
+        before, self._succeeded = self._succeeded, await self._claim.succeeded()
+        is_beside = None not in {before, self._succeeded} and before != self._succeeded
+        return verdict.beside_success() if is_beside else verdict

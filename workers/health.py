@@ -61,7 +61,7 @@ class ModelHealth:
 
     def failed(self, branch: Hashable, *, first_began: float, began: float, is_first: bool) -> None:
         """Count a call that failed for a reason that others may share."""
-        if self._ok_began > first_began:
+        if self.has_succeeded_after(first_began):
             # A later call has succeeded: it says nothing of the model.
             _, had_first = self._failing.pop(branch, (0.0, False))
             if is_first or had_first:
@@ -69,6 +69,10 @@ class ModelHealth:
         elif branch in self._failing or len(self._failing) < _MOST_FAILING:
             _, had_first = self._failing.get(branch, (0.0, False))
             self._failing[branch] = (began, is_first or had_first)
+
+    def has_succeeded_after(self, moment: float) -> bool:
+        """Say whether a call has succeeded that began later than that."""
+        return self._ok_began > moment
 
     def evidence(self, *, first_began: float, down_s: float | None) -> Evidence:
         """Return what is known when a call has failed of a branch whose first such began then."""

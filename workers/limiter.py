@@ -37,6 +37,7 @@ _MAX_SPREAD_S = 2.0
 # to try, as it may be at fault itself.
 _POLL_S = 0.5
 _POLL_FAILED = 3.0
+_MOST_REFUSALS = 5
 # How many calls of the worker that is told to try do so: one of them may fail by itself.
 _PROBES = 2
 # Says nothing of the model: a fault on our own side.
@@ -290,9 +291,12 @@ class Gate:
 
     async def _failed(self, error: LLMError) -> Verdict:
         model, limiter = self._model, self._limiter
-        if error.kind is ErrorKind.RATE_LIMITED:
-            await limiter.refused(model.name, error.retry_after_s)
         first = self._failed_at = self._began if self._failed_at is None else self._failed_at
+        is_refusal = error.kind is ErrorKind.RATE_LIMITED or error.retry_after_s is not None
+        # One prompt that is refused again and again, while others are not, holds nobody up.
+        is_odd = self._calls > _MOST_REFUSALS and model.health.has_succeeded_after(first)
+        if is_refusal and not is_odd:
+            await limiter.refused(model.name, error.retry_after_s)
         if not error.is_own:
             is_first = self._calls == 1
             model.health.failed(self, first_began=first, began=self._began, is_first=is_first)
@@ -302,7 +306,8 @@ class Gate:
         down_s = model.down_s(now)
         evidence = model.health.evidence(first_began=first, down_s=down_s)
         # A pause that nobody has asked for is short: there the branch waits longer each time.
-        is_held = down_s is not None or error.retry_after_s is not None
+        is_pause = (error.retry_after_s or 0.0) >= _PAUSE_S and not is_odd
+        is_held = down_s is not None or is_pause
         return judge(error, evidence, is_held=is_held)
 
     async def _correct(self, request: LLMRequest, reply: LLMReply) -> None:

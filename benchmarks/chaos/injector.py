@@ -21,6 +21,7 @@ from chaos.fleet import (
     wait_until_up,
 )
 from chaos.ledger import Injury
+from chaos.outages import OUTAGES, begin, end
 from chaos.refusals import refusing
 from chaos.schedule import REFUSALS
 from fanout.errors import BrokerError
@@ -130,6 +131,7 @@ class Injector:
         self._server = server
         self._server_busy = threading.Lock()
         self._storage_busy = threading.Lock()
+        self._provider_busy = threading.Lock()
         self._clients = clients
         self._watcher = watcher
         self._hosts = hosts
@@ -157,6 +159,7 @@ class Injector:
             "no_descriptors": self._no_descriptors,
             "unmount_storage": self._unmount_storage,
             **dict.fromkeys(REFUSALS, self._refuse_writes),
+            **dict.fromkeys(OUTAGES, self._fail_provider),
         }
 
     def wait_until_up(self) -> None:
@@ -377,6 +380,18 @@ class Injector:
         away.rename(mounted)
         injury.until = time.time()
         self._storage_busy.release()
+
+    def _fail_provider(self, fault: Fault, injury: Injury) -> None:
+        if not self._provider_busy.acquire(blocking=False):
+            injury.skipped = "the provider was down already"
+            return
+        injury.at = time.time()
+        folder = self.slots[0].worker.log.parent
+        begin(folder, fault.kind)
+        time.sleep(fault.lasts_s)
+        end(folder)
+        injury.until = time.time()
+        self._provider_busy.release()
 
     def _kill_client(self, _fault: Fault, injury: Injury) -> None:
         if not self._clients.strike():

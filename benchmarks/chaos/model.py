@@ -14,12 +14,16 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from chaos.outages import suffer
 from fanout.llm.fake import FakeLLM
 
 if TYPE_CHECKING:
     from fanout.llm.base import LLMReply, LLMRequest
 
 __all__ = ["LedgerLLM", "llm"]
+
+# After which a call that nobody answers is given up.
+_TIMEOUT_S = 10.0
 
 
 class LedgerLLM:
@@ -33,6 +37,7 @@ class LedgerLLM:
         )
         self._worker = os.environ.get("CHAOS_WORKER", "-")
         path = os.environ.get("CHAOS_LEDGER", os.devnull)
+        self._folder = Path(path).parent
         self._ledger = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
 
     async def check(self) -> None:
@@ -42,6 +47,8 @@ class LedgerLLM:
         """Answer, and keep the ledger."""
         key = _key(request.prompt)
         _limit_threads()
+        # A call that fails so is none of the ledger: it may be made again as often as that takes.
+        await suffer(self._folder, timeout_s=_TIMEOUT_S)
         self._write("start", key)
         try:
             reply = await self._fake.complete(request)

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from chaos.outages import OUTAGES
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
@@ -39,6 +41,7 @@ KINDS = {
     "kill_client": "SIGKILL of the client; another one resumes the run",
     **{kind: f"{says}: {how}" for kind, (says, how) in REFUSALS.items()},
     "unmount_storage": "FANOUT_STORAGE is an empty folder for some seconds",
+    **OUTAGES,
 }
 
 
@@ -135,4 +138,5 @@ def _bounds(kind: str, lease_s: float) -> tuple[float, float]:
         "no_descriptors": (0.3 * lease_s, 2.0 * lease_s),
         **dict.fromkeys(REFUSALS, (0.3 * lease_s, 2.0 * lease_s)),
         "unmount_storage": (0.3 * lease_s, 2.0 * lease_s),
+        **dict.fromkeys(OUTAGES, (0.5 * lease_s, 3.0 * lease_s)),
     }.get(kind, (0.0, 0.0))

@@ -6,6 +6,7 @@ from itertools import islice
 
 import pytest
 from provider import Connection, LatencyError, Plan, latencies
+from provider_outages import SORTS, Outage
 
 BODY = json.dumps({"model": "mock", "messages": [{"role": "user", "content": "hi"}]}).encode()
 
@@ -20,6 +21,8 @@ class Transport:
 
     def close(self):
         self.is_closed = True
+
+    abort = close
 
 
 class Timer:
@@ -222,3 +225,28 @@ def test_another_seed_gives_other_latencies():
 def test_other_forms_of_latency_are_refused(form):
     with pytest.raises(LatencyError, match="is none of"):
         latencies(form, 1)
+
+
+@pytest.mark.parametrize("sort", SORTS)
+def test_an_outage_strikes_each_request_and_ends(sort):
+    now = [0.0]
+    caller = Caller()
+    caller.plan.outage = Outage(sort, 5.0, clock=lambda: now[0])
+    for _ in range(20):
+        caller.send(post())
+        if caller.transport.is_closed:
+            break
+    struck = caller.plan.outage.struck
+    assert struck == 20 or (sort in {"reset", "refused"} and struck == 1) or sort == "429-some"
+    assert sort != "429-some" or 5 < struck < 18
+    told = caller.transport.sent
+    expected = {"500": b" 500 ", "503": b" 503 ", "529": b" 529 ", "429": b" 429 ",
+                "429-some": b"retry-after: 1\r\n", "429-long": b"retry-after: 600\r\n",
+                "html": b"text/html"}  # fmt: skip
+    assert expected.get(sort, b"") in told
+    assert sort in expected or told == b""
+    now[0] = 6.0
+    after = Caller()
+    after.plan.outage = caller.plan.outage
+    after.send(post())
+    assert after.replies()[0][0] == 200

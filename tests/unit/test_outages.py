@@ -276,6 +276,30 @@ def test_a_document_that_fails_by_itself_ends_and_holds_nobody_up(fleet, sort, b
     assert fleet.loop.skipped < 700
 
 
+@pytest.mark.parametrize("asked_s", [0.0, 1.0, 20.0])
+def test_a_prompt_that_is_always_told_to_wait_holds_nobody_up(fleet, asked_s):
+    def fate(prompt, _now):
+        if prompt != "7":
+            return None
+        return error(ErrorKind.RATE_LIMITED, status=429, retry_after_s=asked_s)
+
+    results = fleet.run(fate, branches=160, policy=RetrySpec(max_elapsed_s=300))
+    assert {prompt for prompt, result in results.items() if result.kind} == {"7"}
+    assert results["7"].attempts < 100
+    others = [result.elapsed_s for prompt, result in results.items() if prompt != "7"]
+    # Each takes half a second; no more than the first refusals held them back.
+    assert sum(others) / len(others) < 1
+
+
+def test_an_error_with_a_hint_is_waited_for_by_all_whatever_its_status(fleet):
+    results = fleet.run(
+        lambda _prompt, now: error(status=503, retry_after_s=10.0) if now < 25 else None,
+        branches=60,
+    )
+    assert {result.kind for result in results.values()} == {None}
+    assert fleet.provider.calls < 60 + 6 * 16
+
+
 def test_a_branch_that_is_alone_in_an_outage_ends_with_the_time_there_is(fleet):
     policy = RetrySpec(max_elapsed_s=600)
     results = fleet.run(lambda *_: error(), branches=1, policy=policy)

@@ -84,6 +84,7 @@ class Runtime:
     def __init__(self, **fields):
         self.settings = load_settings(max_deliveries=2)
         self.store = MemoryStore()
+        self.watched = self.store
         self.limiter = Limiter(self.store)
         self.wait = asyncio.sleep
         self.publisher = Publisher()
@@ -321,6 +322,19 @@ def test_a_call_that_was_ended_early_says_why(stop, kind):
     with pytest.raises(BranchFailed, match=kind.value):
         run_branch(runtime, RUN, 0, 0, 0, 0)
     assert runtime.store.outcomes(RUN, 0, 0)[0].attempts == 0, "no call was made"
+
+
+def test_a_worker_that_never_had_an_answer_learns_from_others_that_it_is_the_document():
+    runtime = Runtime(retries={"base_wait_s": 0.0})
+    runtime.write(["a"])
+    runtime.told = lambda _request: LLMError(ErrorKind.SERVER_ERROR, "no", status=500)
+    known = runtime.store.stage
+    counts = itertools.count(1)
+    runtime.store.stage = lambda *key: msgspec.structs.replace(known(*key), succeeded=next(counts))
+    with pytest.raises(BranchFailed, match="server_error"):
+        run_branch(runtime, RUN, 0, 0, 0, 0)
+    outcome = runtime.store.outcomes(RUN, 0, 0)[0]
+    assert 15 <= outcome.attempts <= 17
 
 
 def test_a_branch_whose_input_is_gone_is_lost():
