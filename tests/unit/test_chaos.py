@@ -50,7 +50,7 @@ def test_a_child_dies_only_where_there_are_children(schedule):
 @pytest.mark.parametrize("seed", range(20))
 def test_faults_come_in_order_and_stops_are_shorter_or_longer_than_the_lease(schedule, seed):
     fleet = schedule.Fleet(lease_s=10)
-    faults = schedule.make_schedule(seed, fleet, faults=22, gap_s=1)
+    faults = schedule.make_schedule(seed, fleet, faults=len(schedule.KINDS), gap_s=1)
     assert faults == sorted(faults, key=lambda fault: fault.at_s)
     lasts = {fault.kind: fault.lasts_s for fault in faults}
     assert 0 < lasts["stop_short"] < 7.5
