@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from itertools import count
 from typing import TYPE_CHECKING, cast
 
 import msgspec
@@ -25,9 +26,12 @@ __all__ = ["UNACKED", "UNACKED_INDEX", "Messages", "seen_of_shard", "seen_of_sta
 UNACKED = "unacked"
 UNACKED_INDEX = "unacked_index"
 _PAGE = 1_000
-# Messages in the queue of branches above which it is not gone through for one that is missing: the
-# server does nothing else meanwhile. Runs by the thousand have fewer.
+# Messages in the queue of branches up to which it is gone through for one that is missing: each
+# time that their number is wrong, and at each twelfth look. The server does nothing else meanwhile.
+# Runs by the thousand have fewer than the latter.
+_OFTEN_COUNTED = 2_000
 _MOST_COUNTED = 20_000
+_EACH = 12
 
 
 class _Headers(msgspec.Struct):
@@ -48,6 +52,7 @@ class Messages:
 
     def __init__(self, client: redis.Redis) -> None:
         self._redis = client
+        self._looks = count()
         self._recount = client.register_script(RECOUNT)
 
     def give_turns(self) -> int:
@@ -57,7 +62,9 @@ class Messages:
             How many.
         """
         try:
-            args = [TURNS_OF_A_RUN, _MOST_COUNTED]
+            is_due = next(self._looks) % _EACH == 0
+            most = _MOST_COUNTED if is_due else _OFTEN_COUNTED
+            args = [TURNS_OF_A_RUN, most, int(is_due)]
             return cast("int", self._recount(keys=[BRANCHES_QUEUE], args=args))
         except RedisError as error:
             raise BrokerError(f"the broker's queues cannot be read: {error}") from error

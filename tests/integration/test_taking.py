@@ -323,6 +323,18 @@ def test_lost_turns_of_one_run_are_given_again_while_others_have_theirs(app, db)
     assert set(db.hkeys(TURNS)) == {b"a", b"b"}
 
 
+def test_a_loss_that_another_error_hides_is_found_a_little_later(app, db):
+    publish(app, 20, "a")
+    publish(app, 20, "b")
+    messages = Messages(db)
+    assert messages.give_turns() == 0
+    [of_b, *_] = db.lrange(BRANCHES_QUEUE, 0, 0)
+    db.rpop(BRANCHES_QUEUE)
+    db.lpush(BRANCHES_QUEUE, of_b)
+    given = [messages.give_turns() for _ in range(12)]
+    assert given == [0] * 11 + [1]
+
+
 def test_counters_that_are_wrong_keep_nobody_waiting(app, taker, db):
     publish(app, 20, "a")
     db.hset(TURNS, mapping={"a": 4, "b": 400, "c": -7})

@@ -130,12 +130,18 @@ redis.call('HSET', queue .. '.turns', run, held + first)
 return redis.call('LLEN', queue)
 """
 
-# KEYS queue; ARGV turns of a run, the length from which on a queue is not counted. Returns how many
-# messages were given a turn that nobody would have given them.
+# KEYS queue; ARGV turns of a run, the length from which on a queue is not counted, and 1 where it
+# is although it has as many messages as there are turns. Returns how many messages were given a
+# turn that nobody would have given them.
 RECOUNT = f"""{_SHARED}
 local queue, turns = KEYS[1], tonumber(ARGV[1])
 if redis.call('EXISTS', queue .. '.turns', queue .. '.behind') == 0 then return 0 end
-if redis.call('LLEN', queue) > tonumber(ARGV[2]) then return 0 end
+local length = redis.call('LLEN', queue)
+if length > tonumber(ARGV[2]) then return 0 end
+if ARGV[3] == '0' then
+    for _, count in ipairs(redis.call('HVALS', queue .. '.turns')) do length = length - count end
+    if length == 0 then return 0 end
+end
 local held = {{}}
 for _, message in ipairs(redis.call('LRANGE', queue, 0, -1)) do
     local run = run_of(message)
