@@ -12,6 +12,7 @@ from celery import signals
 from fanout.broker import make_app
 from fanout.llm.keys import key_files
 from fanout.settings import DEFAULT_BROKER_URL, check_traces
+from workers.children import watch_children
 from workers.events import SendsEvents
 from workers.leases import Leases
 from workers.presence import Presence
@@ -82,6 +83,7 @@ def make_worker_app(settings: Settings, *, owns_process: bool = False) -> Celery
     app.Worker = app.subclass_with_self(Program, name="Worker")
     app.steps["worker"].update({Presence, Leases, ReaperStep, SendsEvents, Shutdown})
     listen_in_children(app)
+    watch_children(app, runtime.made)
     return app
 
 
@@ -104,6 +106,11 @@ class _RuntimeOfProcess:
                 concurrency = int(self._app.conf.worker_concurrency)
                 self._made = (pid, Runtime(self._app, self._settings, concurrency=concurrency))
             return self._made[1]
+
+    def made(self) -> Runtime | None:
+        """Return the runtime of the calling process, or None where it has none yet."""
+        made = self._made
+        return made[1] if made is not None and made[0] == os.getpid() else None
 
     def close_reports_at_the_end(self) -> None:
         """Have what was reported sent before the worker, or a prefork child of it, ends."""

@@ -303,3 +303,30 @@ def test_a_worker_whose_branches_stand_still_loses_them_to_another(
         assert record.stuck > 0
     assert "is left to other workers" in sick.log.read_text()
     sick.kill()
+
+
+BLOCKED_ONCE = """
+import pathlib, time
+HERE = pathlib.Path({folder!r})
+async def model(prompt):
+    with (HERE / "who").open("a") as log:
+        log.write("a call\\n")
+    if not (HERE / "blocked").exists():
+        (HERE / "blocked").touch()
+        time.sleep(600)
+    return "answer to " + prompt
+"""
+
+
+def test_a_prefork_child_whose_loop_is_blocked_ends_and_its_branch_is_made_again(
+    server, start_worker, functions, tmp_path
+):
+    path = functions(BLOCKED_ONCE.format(folder=str(tmp_path)), "functions_under_test")
+    env = {**QUICK, "PYTHONPATH": path, "FANOUT_POOL": "prefork"}
+    worker = start_worker("--concurrency", "2", url=server.url, **env)
+    with Client(server.url) as client:
+        spec = make_spec(model="functions_under_test:model", prompt="{input}", timeout_s=1)
+        run = client.submit(spec, ["text 1", "text 2", "text 3"])
+        assert run.wait(60).succeeded == 3
+    assert (tmp_path / "who").read_text().count("a call") == 4
+    assert "and its process ends" in worker.log.read_text()

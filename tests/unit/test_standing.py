@@ -10,6 +10,7 @@ import pytest
 
 from fanout.errors import BrokerError
 from fanout.threads import ReadyThreads
+from workers.children import ChildWatch
 from workers.leases import Leases, held_tags
 from workers.progress import Progress, Watch
 
@@ -140,6 +141,36 @@ def test_the_lease_and_the_claim_of_one_that_stands_still_end(progress, clock, m
     assert released == [(KEY, "t")]
     assert renewed[-1] == ["fine"]
     assert held_tags(leases._worker) == ["fine", "stuck"]
+
+
+def test_a_child_whose_branch_stands_still_ends_while_the_server_takes_writes(progress, clock):
+    ended, refused = [], [BrokerError("refused")] * 3
+
+    class Runtime:
+        holder = "parent"
+        loop = SimpleNamespace(call_soon_threadsafe=lambda step: step())
+
+        def __init__(self):
+            self.progress, self.watched = progress, self
+
+        def take_lock(self, _name, _holder, *, ttl_s):
+            if refused:
+                raise refused.pop()
+
+    made = []
+    watch = ChildWatch(lambda: made[0] if made else None, lambda: ended.append(clock.now))
+    watch.look()
+    made.append(Runtime())
+    progress.begin(KEY).moves("is begun", within_s=10)
+    for _ in range(9):
+        clock.now += 1
+        watch.look()
+    clock.now += 2
+    for _ in range(4):
+        watch.look()
+        assert ended == []
+    watch.look()
+    assert ended == [clock.now]
 
 
 def test_threads_are_there_before_they_are_needed():
