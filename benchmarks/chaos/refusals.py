@@ -55,7 +55,7 @@ def _long_script(port: int, _folder: Path) -> Iterator[None]:
         admin.config_set("busy-reply-threshold", 100)
 
     def run() -> None:
-        own = redis.Redis(port=port, host=_HOST, retry=None)
+        own = redis.Redis(port=port, host=_HOST, retry=None, socket_timeout=None)
         with own, contextlib.suppress(redis.RedisError):
             own.eval("while true do end", 0)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -55,6 +56,16 @@ def test_faults_come_in_order_and_stops_are_shorter_or_longer_than_the_lease(sch
     lasts = {fault.kind: fault.lasts_s for fault in faults}
     assert 0 < lasts["stop_short"] < 7.5
     assert lasts["stop_long"] > 10
+
+
+def test_each_new_kind_can_be_carried_out(schedule):
+    injector = importlib.import_module("chaos.injector")
+    refusals = importlib.import_module("chaos.refusals")
+    carried_out = {
+        name for name in schedule.KINDS if f'"{name}"' in Path(injector.__file__).read_text()
+    }
+    assert carried_out | set(schedule.REFUSALS) == set(schedule.KINDS)
+    assert {says for says, _ in schedule.REFUSALS.values()} == set(refusals.WAYS)
 
 
 def lines(text: str) -> list[str]:
