@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import secrets
 import time
 from math import ceil
@@ -36,6 +37,9 @@ __all__ = [
 # it may wait for a rate limit.
 _HOLD_MARGIN_S = 60
 _LONGEST_QUEUE_S = 24 * 3600
+
+
+_log = logging.getLogger(__name__)
 
 
 class BranchParked(Exception):  # noqa: N818 - it is no error
@@ -219,7 +223,14 @@ class _ClaimedGate:
     ) -> Verdict | None:
         """See Gate."""
         self._claim.waits()
-        verdict = await self._gate.leave(request, reply, error)
+        try:
+            verdict = await self._gate.leave(request, reply, error)
+        except Exception as fault:
+            if error is not None:
+                raise
+            # An answer is kept, whatever becomes of the count of it.
+            _log.warning("a call is not counted: %s", type(fault).__name__)
+            return None
         if verdict is None or not verdict.is_blind:
             return verdict
         before, self._succeeded = self._succeeded, await self._claim.succeeded()

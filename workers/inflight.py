@@ -146,7 +146,8 @@ class InFlight:
             run = self._store.run(run_id)
         except UnknownRunError:
             return Stop.HALTED
-        except BrokerError as error:
+        except (BrokerError, OSError, RuntimeError) as error:
+            # Whatever it is: who looks must go on looking.
             _log.warning(
                 "cannot see whether run %s goes on: %s", run_id, error, extra=about(run_id)
             )

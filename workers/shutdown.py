@@ -44,7 +44,11 @@ class Shutdown(bootsteps.StartStopStep):  # type: ignore[misc]
             grace_s = self._worker.app.fanout_settings.grace_s
             self._timer = threading.Timer(grace_s, self.hand_back)
             self._timer.daemon = True
-            self._timer.start()
+            try:
+                self._timer.start()
+            except RuntimeError:
+                # There is no thread for it: nothing would end the calls in flight later.
+                self.hand_back()
             if not _children(self._worker):
                 self._worker.app.fanout_runtime().hand_back_waiting()
 

@@ -69,8 +69,10 @@ class CallableLLM:
         except BaseException as error:
             # SystemExit in a function must end its branch, not the worker.
             # That a process has nothing left is not the function's fault, and passes.
-            cause = ErrorKind.CONNECTION if is_exhausted(error) else ErrorKind.INTERNAL
-            raise LLMError(cause, f"{type(error).__name__}: {error}") from error
+            is_own = is_exhausted(error)
+            cause = ErrorKind.CONNECTION if is_own else ErrorKind.INTERNAL
+            why = f"{type(error).__name__}: {error}"
+            raise LLMError(cause, why, is_own=is_own) from error
         if not isinstance(text, str):
             kind = type(text).__name__
             raise LLMError(ErrorKind.INVALID_OUTPUT, f"the function returned {kind}, not str")

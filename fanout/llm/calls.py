@@ -285,8 +285,9 @@ async def _call(llm: LLM, request: LLMRequest, timeout_s: float) -> LLMReply:
     except Exception as error:
         message = f"{type(error).__name__}: {error}"
         # That a process has nothing left passes.
-        cause = ErrorKind.CONNECTION if is_exhausted(error) else ErrorKind.INTERNAL
-        raise LLMError(cause, message) from error
+        is_own = is_exhausted(error)
+        cause = ErrorKind.CONNECTION if is_own else ErrorKind.INTERNAL
+        raise LLMError(cause, message, is_own=is_own) from error
     if not isinstance(reply, LLMReply):
         kind = type(reply).__name__
         raise LLMError(ErrorKind.INVALID_OUTPUT, f"the model returned {kind}, not an LLMReply")

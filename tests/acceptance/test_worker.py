@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 
+import psutil
 import pytest
 
 from fanout import Client
@@ -173,3 +174,22 @@ def test_a_worker_of_another_version_says_so_and_does_not_start(here, broker_url
     [line] = done.stderr.splitlines()
     assert line.startswith("fanout: this worker has a newer fanout than the fleet: it speaks ")
     assert "install the fleet's fanout here" in line
+
+
+def test_a_worker_makes_room_for_its_open_files_or_refuses_what_does_not_fit(here, broker_url):
+    limited = ["sh", "-c", 'ulimit -Sn 256 && ulimit -Hn 1000 && exec "$@"', "sh"]
+    command = [*limited, FANOUT, "worker", "--broker-url", broker_url, "--hostname", "w@files"]
+    refused = subprocess.run(
+        [*command, "-c", "900"], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert refused.returncode == 2
+    assert "900 branches in flight need 1,028 open files" in refused.stderr
+    assert "lower --concurrency (FANOUT_CONCURRENCY) to 872" in refused.stderr
+    assert "Traceback" not in refused.stderr
+    with (here / "worker.log").open("wb") as log:
+        process = subprocess.Popen([*command, "-c", "500"], stdout=log, stderr=log)
+    with Client(broker_url) as client:
+        wait_for(lambda: client.workers().get("w@files") == 500, "the worker consumes")
+    assert psutil.Process(process.pid).rlimit(psutil.RLIMIT_NOFILE) == (628, 1_000)
+    process.kill()
+    process.wait()

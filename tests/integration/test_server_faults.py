@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import logging
 import signal
+import subprocess
+import sys
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
+import psutil
 import pytest
 from chaos.refusals import WAYS, refusing
 
 from fanout import Client, RunStatus
 from fanout.broker import connect_broker
 from fanout.chords import Publisher
+from fanout.doctor import examine
 from fanout.settings import load_settings
 from fanout.spec import make_spec
 from tests.servers import ServerProcess, WatchedPair
@@ -258,13 +262,35 @@ def test_a_server_that_hangs_longer_than_leases_last_loses_nothing(server, fleet
     assert_consumes(client, calls)
 
 
+SAID = {
+    "MISCONF": "it cannot save to its disk",
+    "NOREPLICAS": "too few replicas are connected",
+    "BUSY": "SCRIPT KILL",
+    "NOPERM": "does not let its user do this",
+}
+
+
+def settings_of(server):
+    return load_settings(broker_url=server.url)
+
+
 @pytest.mark.parametrize("way", WAYS)
 def test_writes_that_are_refused_for_a_while_cost_nothing(way, server, fleet, calls):
     client = fleet(server.url)
     run = submit(client, MANY)
     wait_for(lambda: sum(calls.count().values()) >= MANY // 4, "a quarter was called")
     with refusing(way, port=server.port, folder=server.folder):
-        time.sleep(REFUSED_S)
+        began = time.monotonic()
+        assert any(SAID[way] in f"{f.found} {f.advice}" for f in examine(settings_of(server), ()))
+        probe = subprocess.run(
+            [sys.executable, "-m", "fanout", "probe", "--broker-url", server.url, "--within", "60"],
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        # What only this user may not do is no matter of the workers, until they fall silent.
+        assert (probe.returncode, SAID[way] in probe.stderr) == (
+            (0, False) if way == "NOPERM" else (1, True)
+        )
+        time.sleep(max(0.0, REFUSED_S - (time.monotonic() - began)))
     assert_complete(run, calls, timeout_s=30)
     assert set(calls.count().values()) == {1}
 
@@ -330,3 +356,24 @@ def test_a_prefork_child_whose_loop_is_blocked_ends_and_its_branch_is_made_again
         assert run.wait(60).succeeded == 3
     assert (tmp_path / "who").read_text().count("a call") == 4
     assert "and its process ends" in worker.log.read_text()
+
+
+def test_while_a_worker_can_open_nothing_no_answer_is_lost_and_no_call_made_twice(
+    server, start_worker, calls
+):
+    worker = start_worker("--concurrency", "16", url=server.url, PYTHONPATH=calls.path, **QUICK)
+    process = psutil.Process(worker.process.pid)
+    soft, hard = process.rlimit(psutil.RLIMIT_NOFILE)
+    with Client(server.url) as client:
+        run = submit(client, MANY)
+        wait_for(lambda: sum(calls.count().values()) >= MANY // 4, "a quarter was called")
+        # Fewer than it has open. What it had is lost besides, so that it needs others.
+        process.rlimit(psutil.RLIMIT_NOFILE, (process.num_fds() // 2, hard))
+        with server.client() as admin:
+            admin.client_kill_filter(_type="normal", skipme=True)
+        time.sleep(REFUSED_S)
+        process.rlimit(psutil.RLIMIT_NOFILE, (soft, hard))
+        run.wait(60)
+        assert run.status().succeeded == MANY
+        assert run.result().aggregated.count("answer to") == MANY
+    assert set(calls.count().values()) == {1}
