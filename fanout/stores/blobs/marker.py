@@ -68,6 +68,8 @@ def storage_problem(
 
 def _problem(ids: Ids, blobs: Blobs, root: str, sleep: Callable[[float], None]) -> str | None:
     found = blobs.marker()
+    if found is not None and found == blobs.known_id:
+        return None
     known = ids.storage_id(root)
     if known is None:
         own = found or new_id()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import cast
 
+from fanout.errors import StorageError
 from fanout.stores.blobs.marker import storage_problem
 from fanout.stores.redis.base import RedisBase, translated
 
@@ -21,6 +22,11 @@ class RedisKept(RedisBase):
     def _keep(self, run_id: str, name: str, blob: bytes) -> bytes:
         """Keep a blob, and return what its key is to hold."""
         if self._blobs.root is not None:
+            if self._blobs.known_id is None:
+                # The first of this process, which may be a prefork child.
+                problem = storage_problem(self, self._blobs)
+                if problem is not None:
+                    raise StorageError(problem, is_passing=True)
             # Before the first file: the sweep finds what is left of a run by it.
             self._redis.sadd(self._stored, self._entry(run_id))
         return self._blobs.keep(name, blob)
