@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 import warnings
 from contextlib import suppress
 from queue import Empty
@@ -12,7 +13,9 @@ from celery.exceptions import CPendingDeprecationWarning
 from celery.utils.threads import bound_open_broker_sockets
 from celery.worker.consumer import Consumer
 from celery.worker.consumer.consumer import COLLECT_SOCKET_TIMEOUT
+from celery.worker.state import maybe_shutdown
 
+from fanout.exhaustion import is_exhausted
 from fanout.refusals import refusals
 from workers.envelope import fault
 from workers.orders import refuse_orders
@@ -22,6 +25,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 __all__ = ["Careful", "Reconnects"]
+
+# How soon it is tried again to connect where the process has nothing left for it.
+_AGAIN_S = 1.0
 
 _log = logging.getLogger(__name__)
 
@@ -43,6 +49,21 @@ class Reconnects(Consumer):  # type: ignore[misc]
             self._ahead = taken_ahead(initial_prefetch_count)
             initial_prefetch_count += self._ahead
         super().__init__(*args, pool=pool, initial_prefetch_count=initial_prefetch_count, **kwargs)
+
+    def connect(self) -> Any:
+        """Connect; while this process has no descriptor for that, wait for one.
+
+        Celery's way to wait for a server needs one itself, and so would end the worker.
+        """
+        while True:
+            try:
+                return super().connect()
+            except Exception as error:
+                if not is_exhausted(error):
+                    raise
+                _log.warning("cannot connect for now: %s", error)
+            maybe_shutdown()
+            time.sleep(_AGAIN_S)
 
     def on_connection_error_after_connected(self, exc: Exception) -> None:
         """Close the connection, so that the consumer is started again on a new one."""

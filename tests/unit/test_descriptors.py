@@ -8,12 +8,15 @@ from types import SimpleNamespace
 
 import aiohttp
 import pytest
+from celery.worker.consumer import Consumer
+from kombu.exceptions import OperationalError
 
 from fanout.errors import LLMError, SettingsError
 from fanout.llm.base import LLMRequest
 from fanout.llm.callables import CallableLLM
 from fanout.llm.http_client import HttpClient
 from fanout.runs import ErrorKind
+from workers.consumer import Reconnects
 from workers.descriptors import make_room, soft_limit
 
 
@@ -97,6 +100,26 @@ def test_a_connection_for_which_there_is_no_descriptor_is_no_attempt(monkeypatch
         asyncio.run(client.post(client.url("chat"), b"{}"))
     assert caught.value.kind is ErrorKind.CONNECTION
     assert len(tried) == 5
+
+
+def test_a_consumer_waits_for_a_descriptor_to_connect_with(monkeypatch):
+    """Kombu tells of it in words of its own."""
+    full = OperationalError("Too many open files")
+    full.__cause__ = OSError(errno.EMFILE, "Too many open files")
+    answers = [full, full, "connected"]
+
+    def connect(_self):
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(Consumer, "connect", connect)
+    monkeypatch.setattr("workers.consumer._AGAIN_S", 0.0)
+    assert object.__new__(Reconnects).connect() == "connected"
+    answers.append(OperationalError("another"))
+    with pytest.raises(OperationalError, match="another"):
+        object.__new__(Reconnects).connect()
 
 
 @pytest.mark.parametrize(
