@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from contextlib import suppress
 from typing import TYPE_CHECKING
@@ -46,6 +47,8 @@ class EmbeddedRuns:
         except BaseException:
             self._server.release()
             raise
+        # Threads that look at runs of one database share what is opened for it.
+        self._lock = threading.RLock()
         self._wires: dict[int, Connections] = {}
         self._fleets: dict[int, EmbeddedFleet | InProcessFleet] = {}
 
@@ -89,12 +92,13 @@ class EmbeddedRuns:
         place = self._databases.place(run_id)
         if place is None:
             raise self.unknown(run_id)
-        self._server.check()
-        fleet = self._fleets.get(place.database)
-        if fleet is not None:
-            fleet.check()
-        elif not self._databases.is_owned(place.database):
-            self._take_over(run_id, place.database)
+        with self._lock:
+            self._server.check()
+            fleet = self._fleets.get(place.database)
+            if fleet is not None:
+                fleet.check()
+            elif not self._databases.is_owned(place.database):
+                self._take_over(run_id, place.database)
 
     def _keeper(self, run_id: str) -> Callable[[], None]:
         due_at = 0.0
@@ -128,9 +132,11 @@ class EmbeddedRuns:
         assert self._fleets[number].broker_url  # noqa: S101 - for what asking for it does
 
     def _wire(self, number: int) -> Connections:
-        if number not in self._wires:
-            self._wires[number] = Connections(load_settings(broker_url=self._server.url(number)))
-        return self._wires[number]
+        with self._lock:
+            if number not in self._wires:
+                settings = load_settings(broker_url=self._server.url(number))
+                self._wires[number] = Connections(settings)
+            return self._wires[number]
 
     def close(self) -> None:
         """Release connections, and stop the workers that were started here."""

@@ -171,7 +171,7 @@ def _again(run_id: str, status: Status, delivery: Delivery) -> Iterator[str]:
             f"left out: {status.failed:,} branches{unused}; `fanout errors {run_id}` lists them, "
             f"`fanout retry {run_id}` processes them again"
         )
-    if delivery.folder is None and delivery.is_kept:
+    if delivery.folder is None and delivery.is_kept and not delivery.is_stopped:
         yield f"kept: `fanout results {run_id}` prints this again, with --out DIR into files"
 
 

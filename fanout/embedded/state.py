@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import stat
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -83,7 +84,7 @@ class StateFolder:
         try:
             _make_private(folder.path)
             if folder.socket.parent != folder.path:
-                _make_private(folder.socket.parent)
+                _make_private(folder.socket.parent, follows=False)
             folder.databases.mkdir(mode=0o700, exist_ok=True)
             with FileLock(folder.path / "format.lock"):
                 folder.claim(wire)
@@ -152,7 +153,7 @@ def _write(path: Path, text: str) -> None:
     unfinished.replace(path)
 
 
-def _make_private(path: Path) -> None:
+def _make_private(path: Path, *, follows: bool = True) -> None:
     """Make a folder that its user alone may enter, or make sure that it is one."""
     if not path.is_dir():
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -161,7 +162,10 @@ def _make_private(path: Path) -> None:
         except FileExistsError:
             if not path.is_dir():
                 raise
-    status = path.stat()
+    # A link in a folder that all may write to may be somebody else's.
+    status = path.stat(follow_symlinks=follows)
+    if not stat.S_ISDIR(status.st_mode):
+        raise EmbeddedError(f"embedded runs cannot be kept: {path} is a link of somebody's")
     if status.st_uid != os.geteuid():
         raise EmbeddedError(
             f"embedded runs cannot be kept in {path}: it belongs to user {status.st_uid}, and not "

@@ -168,7 +168,7 @@ def test_a_client_may_die_while_it_reads_its_input(fanout, here):
     assert "1,200 of 1,200 branches" in fanout("status", run_id).stdout
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_what_ends_a_program_ends_a_run_in_order(fanout, here, number):
     process = begin(here, 3000, "--max-workers", "4", "--out", "out")
     until(lambda: "running" in process.stderr.readline(), "it does not run")
@@ -185,8 +185,10 @@ def test_what_ends_a_program_ends_a_run_in_order(fanout, here, number):
     assert "`fanout retry" in again.stderr
 
 
-@pytest.mark.parametrize("command", ["watch", "resume", "retry"])
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize(
+    ("command", "number"),
+    [("watch", signal.SIGHUP), ("resume", signal.SIGTERM), ("retry", signal.SIGHUP)],
+)
 def test_a_command_that_goes_on_with_a_run_is_ended_in_order(fanout, here, command, number):
     model = "fake?fail_rate=1" if command == "retry" else "fake?latency_s=0.3"
     process = begin(here, 60, "--max-workers", "2", "--max-attempts", "1", model=model)
