@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import json
+from collections import Counter
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from fanout.aggregators import Aggregate  # noqa: TC001 - msgspec reads the annotation
+from fanout.errors import InputError, RunError
 from fanout.latency import Latency
+from fanout.output_folder import OutputFolder, error_row, output_row
+from fanout.private_files import whole_file
 from fanout.runs import ErrorKind, RunStatus, Usage
+
+if TYPE_CHECKING:
+    from os import PathLike
+
 
 __all__ = [
     "BranchError",
@@ -22,6 +32,9 @@ __all__ = [
     "branch_error",
     "latency_row",
 ]
+
+# Of a value in the repr of a result.
+_SHOWN_CHARS = 100
 
 
 class ReduceError(msgspec.Struct, frozen=True, kw_only=True):
@@ -195,9 +208,11 @@ class BranchError:
     sample: int = 0
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True, slots=True, repr=False)
 class Result:
     """What a run gave.
+
+    Its ``repr`` is one short line, however many branches there are.
 
     Attributes:
         run_id: The run's name.
@@ -236,6 +251,89 @@ class Result:
         """The share of branches that succeeded, 0 to 1; 0 where there are none."""
         total = len(self.branches)
         return sum(branch.kind is None for branch in self.branches) / total if total else 0.0
+
+    def __repr__(self) -> str:
+        failed = len(self.errors)
+        shown = {
+            "run_id": self.run_id,
+            "status": self.status.value,
+            "branches": len(self.branches),
+            "failed": failed,
+            "aggregated": self.aggregated,
+            "error": self.error,
+        }
+        parts = (f"{name}={_short(value)}" for name, value in shown.items())
+        return f"<Result {' '.join(parts)}>"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all of it as values that JSON can say: a row for each branch, in input order.
+
+        Rows have ``index``, ``document``, ``chunk``, ``position``, ``start``, ``end``, ``aspect``,
+        ``sample``, ``output``, ``kind``, ``message``, ``attempts``, ``usage``, ``elapsed_s`` and
+        ``columns``; an unknown is None.
+        """
+        return {**self._record(), "branches": [_row(branch) for branch in self.branches]}
+
+    def _record(self) -> dict[str, Any]:
+        kinds = Counter(branch.kind.value for branch in self.branches if branch.kind is not None)
+        failed = sum(kinds.values())
+        return {
+            "run_id": self.run_id,
+            "status": self.status.value,
+            "total": len(self.branches),
+            "succeeded": len(self.branches) - failed,
+            "failed": failed,
+            "errors": dict(sorted(kinds.items())),
+            "coverage": self.coverage,
+            "usage": self.usage.to_dict(),
+            "elapsed_s": round(self.elapsed_s, 3),
+            "error": self.error,
+            "aggregated": self.aggregated,
+            "notes": self.notes,
+            "reduce_errors": msgspec.to_builtins(self.reduce_errors),
+        }
+
+    def save(self, path: str | PathLike[str], *, replace: bool = False) -> None:
+        """Write it to a folder, as ``fanout run --out`` does, or to one file.
+
+        Args:
+            path: A folder; a file that ends in ``.json``, for what ``to_dict`` returns; or one
+                that ends in ``.jsonl``, for the row of each branch.
+            replace: Whether what is there may be replaced.
+
+        Raises:
+            InputError: There are results already, or it cannot be written to.
+            RunError: The disk is full, or the like; what was there before is left as it was.
+        """
+        target = Path(path)
+        if target.suffix.lower() not in {".json", ".jsonl"}:
+            with OutputFolder(target, replaces=replace, words=("", "replace=True")) as folder:
+                folder.write(self.branches, self.aggregated, self._record())
+            return
+        if target.exists() and not replace:
+            raise InputError("is there already: give replace=True to replace it", source=str(path))
+        is_whole = target.suffix.lower() == ".json"
+        rows = [self.to_dict()] if is_whole else map(_row, self.branches)
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with whole_file(target) as file:
+                for row in rows:
+                    text = json.dumps(row, ensure_ascii=False, indent=2 if is_whole else None)
+                    file.write(text + "\n")
+        except OSError as error:
+            raise RunError(f"cannot write the results to {path}: {error.strerror}") from error
+
+
+def _row(branch: Output) -> dict[str, Any]:
+    row = output_row(branch) if branch.kind is None else {**error_row(branch), "output": None}
+    kind = None if branch.kind is None else branch.kind.value
+    others = {"kind": kind, "message": branch.message, "usage": branch.usage.to_dict()}
+    return {**row, **others, "elapsed_s": round(branch.elapsed_s, 4), "columns": branch.columns}
+
+
+def _short(value: object) -> str:
+    text = str(value) if isinstance(value, int) else repr(value)
+    return text if len(text) <= _SHOWN_CHARS else f"{text[:_SHOWN_CHARS]}... ({len(text):,} chars)"
 
 
 def branch_error(branch: Output) -> BranchError:

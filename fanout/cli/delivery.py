@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 import click
 
 from fanout.cli.exits import FAILURE, mute_stdout
-from fanout.cli.output import OutputFolder, answer_text, output_row
 from fanout.cli.progress import summary
 from fanout.errors import RunError
+from fanout.output_folder import OutputFolder, answer_text, output_row
 from fanout.private_files import PRIVATE
 from fanout.runs import ErrorKind, RunStatus
 from fanout.terminal import print_error, print_line, print_text
@@ -139,7 +139,8 @@ def deliver(run: Run, status: Status, progress: Progress, delivery: Delivery) ->
     faults: list[str] = []
     with _noting(faults, "cannot write the results"):
         if delivery.folder is not None:
-            delivery.folder.write(run, status, aggregated, notes)
+            record = {**status.to_dict(), "notes": notes, "spec": run.spec.model_dump(mode="json")}
+            delivery.folder.write(run.outcomes(), aggregated, record)
             progress.note(f"results: {delivery.folder.path}")
     with _noting(faults, f"cannot write the report to {delivery.report}"):
         if delivery.report is not None:

@@ -21,7 +21,6 @@ from fanout.cli.delivery import (
     out_option,
     quiet_option,
 )
-from fanout.cli.output import error_row
 from fanout.cli.progress import Progress, summary
 from fanout.cli.screen import terminal_size
 from fanout.cli.session import (
@@ -39,6 +38,7 @@ from fanout.cli.session import (
 )
 from fanout.cli.view import capacity_lines, runs_lines
 from fanout.errors import UnknownRunError
+from fanout.output_folder import error_row
 from fanout.runs import ErrorKind, RunStatus
 from fanout.terminal import print_line
 

@@ -10,9 +10,9 @@ import click
 import pytest
 
 from fanout.cli.main import _COMMANDS, _GROUPS
-from fanout.cli.output import error_row
 from fanout.cli.speed import Speed
 from fanout.fleet import FleetStatus
+from fanout.output_folder import error_row
 from fanout.results import Output, StageStatus
 from fanout.runs import ErrorKind, RunStatus, Usage
 from fanout.stores import StageWindow, Totals, WorkerRecord

@@ -1,4 +1,4 @@
-"""Where an answer goes: standard output, and the files of ``--out``."""
+"""What is written of a run: rows of its branches, its aggregate, and a folder of both."""
 
 from __future__ import annotations
 
@@ -10,15 +10,14 @@ from typing import IO, TYPE_CHECKING, Any
 
 from fanout.errors import InputError, RunError
 from fanout.private_files import PRIVATE, UNFINISHED, finish, open_unfinished
-from fanout.results import branch_error
+from fanout.runs import ErrorKind
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
     from pathlib import Path
     from typing import Self
 
-    from fanout.handle import Run
-    from fanout.results import Output, Status
+    from fanout.results import Output
 
 __all__ = ["OutputFolder", "answer_text", "error_row", "output_row"]
 
@@ -39,12 +38,11 @@ def output_row(branch: Output) -> dict[str, Any]:
 
 def error_row(branch: Output) -> dict[str, Any]:
     """Return a failed branch as a row of ``errors.jsonl``."""
-    error = branch_error(branch)
     return {
         **_place(branch),
-        "kind": error.kind.value,
-        "message": error.message,
-        "attempts": error.attempts,
+        "kind": (branch.kind or ErrorKind.INTERNAL).value,
+        "message": branch.message or "",
+        "attempts": branch.attempts,
     }
 
 
@@ -86,27 +84,36 @@ class OutputFolder:
         path: The folder; it is made where it is not there.
         replaces: Whether results that are there may be replaced.
         mode: Who may read the files.
+        words: How the caller names the folder, and how it says that results may be replaced.
 
     Raises:
         InputError: The folder cannot be made or written to, has results, or another command
             writes there; found out before anything is run.
     """
 
-    def __init__(self, path: Path, *, replaces: bool = False, mode: int = PRIVATE) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        replaces: bool = False,
+        mode: int = PRIVATE,
+        words: tuple[str, str] = ("--out ", "--force"),
+    ) -> None:
         self.path = path
+        self._named, self._replacing = f"{words[0]}{path}", words[1]
         self._mode = mode
         self._lock: int | None = None
         try:
             self._folder = _open_folder(path, mode)
         except OSError as error:
-            raise InputError(f"cannot write to --out {path}: {_reason(path, error)}") from None
+            raise InputError(f"cannot write to {self._named}: {_reason(path, error)}") from None
         try:
             self._claim()
             self._require_empty(replaces=replaces)
             self._probe()
         except OSError as error:
             self.close()
-            raise InputError(f"cannot write to --out {path}: {error.strerror}") from None
+            raise InputError(f"cannot write to {self._named}: {error.strerror}") from None
         except BaseException:
             self.close()
             raise
@@ -121,7 +128,7 @@ class OutputFolder:
             except BlockingIOError:
                 os.close(lock)
                 raise InputError(
-                    f"--out {self.path}: another fanout is about to write its results there; give "
+                    f"{self._named}: another fanout is about to write its results there; give "
                     "a folder for each run"
                 ) from None
             if self._is_there(lock):
@@ -141,8 +148,8 @@ class OutputFolder:
         found = sorted(_RESULTS.intersection(_names(self._folder)))
         if found and not replaces:
             raise InputError(
-                f"--out {self.path} has results already ({', '.join(found)}): give another folder, "
-                "or --force to replace them"
+                f"{self._named} has results already ({', '.join(found)}): give another folder, or "
+                f"{self._replacing} to replace them"
             )
 
     def _probe(self) -> None:
@@ -167,7 +174,7 @@ class OutputFolder:
     def __exit__(self, *_exc: object) -> None:
         self.close()
 
-    def write(self, run: Run, status: Status, aggregated: Any, notes: list[str]) -> None:
+    def write(self, branches: Iterable[Output], aggregated: Any, record: Mapping[str, Any]) -> None:
         """Write outputs, errors, the aggregate and the run's record.
 
         Raises:
@@ -176,9 +183,9 @@ class OutputFolder:
         try:
             with ExitStack() as stack:
                 stack.callback(self._remove_unfinished)
-                written = self._write_rows(run.outcomes())
+                written = self._write_rows(branches)
                 written += self._write_aggregate(aggregated)
-                written.append(self._write_record(run, status, notes))
+                written.append(self._write_record(record))
                 self._finish(written)
         except OSError as error:
             raise RunError(
@@ -210,8 +217,7 @@ class OutputFolder:
             finish(file)
         return [name]
 
-    def _write_record(self, run: Run, status: Status, notes: list[str]) -> str:
-        record = {**status.to_dict(), "notes": notes, "spec": run.spec.model_dump(mode="json")}
+    def _write_record(self, record: Mapping[str, Any]) -> str:
         with self._open("run.json") as file:
             file.write(_pretty(record) + "\n")
             finish(file)
