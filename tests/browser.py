@@ -57,7 +57,11 @@ class Browser:
                 f"--user-data-dir={profile}",
                 f"--window-size={width},{height}",
             ]
-            options = {"browserName": "chrome", "goog:chromeOptions": {"args": arguments}}
+            options = {
+                "browserName": "chrome",
+                "goog:chromeOptions": {"args": arguments},
+                "goog:loggingPrefs": {"browser": "ALL"},
+            }
             session = self._call("POST", "/session", {"capabilities": {"alwaysMatch": options}})
         except BaseException:
             self._driver.kill()
@@ -113,6 +117,12 @@ class Browser:
         """The URLs that the page has asked for, itself first."""
         entries = "performance.getEntriesByType('resource').map(entry => entry.name)"
         return list(self.run(f"return [location.href, ...{entries}]"))
+
+    def refused(self) -> list[str]:
+        """What the page's own policy (CSP) has kept it from since this was asked last."""
+        entries = self._call("POST", f"{self._session}/se/log", {"type": "browser"})
+        said = [str(entry["message"]) for entry in entries]
+        return [message for message in said if "Content Security Policy" in message]
 
     def screenshot(self, path: Path) -> None:
         path.write_bytes(base64.b64decode(self._call("GET", f"{self._session}/screenshot")))

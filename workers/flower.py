@@ -37,17 +37,20 @@ from fanout.queue_names import BEHIND
 from fanout.sentinel_url import secrets_of
 from fanout.settings import DEFAULT_BROKER_URL, Settings, load_settings
 from fanout.terminal import print_error
+from workers.flower_guard import Attempts, SecurityHeaders, TooManyAttempts, is_wrong
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from celery import Celery
+    from tornado.httputil import HTTPServerRequest
 
 __all__ = ["FleetFlower", "configure", "login_of", "main", "masked", "readable"]
 
 _log = logging.getLogger(__name__)
 
 define("no_auth", type=bool, default=False, help="let everybody in who can connect")
+define("max_login_failures", type=int, default=20, help="wrong passwords of an address at once")
 
 # Where nothing else is said; each is an option of Flower.
 _DEFAULTS = {
@@ -210,6 +213,21 @@ class FleetFlower(Flower):  # type: ignore[misc]
         self.inspector.secrets = secrets_of(settings.broker_url or "")
         prefix = options.url_prefix or ""
         self.add_handlers(".*", [rewrite_handler(h, prefix) if prefix else h for h in _HANDLERS])
+        self.transforms.append(SecurityHeaders)
+        self._attempts = Attempts(options.max_login_failures)
+
+    def find_handler(self, request: HTTPServerRequest, **kwargs: Any) -> Any:
+        """Return what answers a request; none whose address has tried too many passwords."""
+        given = request.headers.get("Authorization")
+        if not options.basic_auth or given is None:
+            return super().find_handler(request, **kwargs)
+        address = str(request.remote_ip)
+        wait_s = self._attempts.wait_s(address)
+        if wait_s:
+            return self.get_handler_delegate(request, TooManyAttempts, {"wait_s": wait_s})
+        if is_wrong(given, options.basic_auth):
+            self._attempts.failed(address)
+        return super().find_handler(request, **kwargs)
 
     def alive_workers(self) -> set[str]:
         """Return the names of the workers that have been heard of lately."""

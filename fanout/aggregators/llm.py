@@ -6,6 +6,7 @@ prompt, each call reduces some of them, and a next stage reduces what those call
 
 from __future__ import annotations
 
+import hashlib
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -25,6 +26,7 @@ _LEAST_ROOM = 64
 # The lines that render_input puts before the parts.
 _PREAMBLE_TOKENS = 48
 _SEPARATOR = "\n\n"
+_TAG_LENGTH = 12
 # A chat template, and an estimate that is off, take their share of the window.
 _SAFETY = 0.85
 
@@ -51,7 +53,9 @@ def leaf_parts(items: Iterable[Item]) -> Iterator[Part]:
         if item.output is None:
             yield Part(group=item.group, text="", count=0, failed=1)
         else:
-            yield Part(group=item.group, text=f"[{place(item)}]\n{item.output.strip()}")
+            # A name with line breaks would be several lines of its owner's choice.
+            shown = " ".join(place(item).split())
+            yield Part(group=item.group, text=f"[{shown}]\n{item.output.strip()}")
 
 
 def room_tokens(*, context_tokens: int, template_tokens: int, answer_tokens: int) -> int:
@@ -130,13 +134,13 @@ def _fit(parts: list[Part], room_tokens: int, estimate: Callable[[str], int]) ->
 
 
 def _size(part: Part, estimate: Callable[[str], int]) -> int:
-    return estimate(part.text + _SEPARATOR)
+    return estimate(_fenced(part.text, _fence("0" * _TAG_LENGTH)) + _SEPARATOR)
 
 
 def _cut(part: Part, most: int, estimate: Callable[[str], int]) -> Part:
     total = estimate(part.text)
     mark = f"\n[... cut: {most:,} of {total:,} tokens are shown]"
-    room = most - estimate(mark + _SEPARATOR)
+    room = most - estimate(_fenced(mark, _fence("0" * _TAG_LENGTH)) + _SEPARATOR)
     keep = len(part.text) * max(room, 1) // total
     # Bytes are not spread evenly over a text: step back until it fits.
     while keep > 1 and estimate(part.text[:keep]) > room:
@@ -145,7 +149,10 @@ def _cut(part: Part, most: int, estimate: Callable[[str], int]) -> Part:
 
 
 def render_input(parts: Sequence[Part], *, level: int) -> str:
-    """Return what ``{input}`` is replaced by.
+    """Return what ``{input}`` is replaced by: the parts, each between two lines that fence it.
+
+    A text cannot contain its own fence, whoever wrote it: the fence follows from all the texts. The
+    same parts give the same prompt.
 
     Args:
         parts: What goes into this prompt.
@@ -159,4 +166,24 @@ def render_input(parts: Sequence[Part], *, level: int) -> str:
     if failed:
         total = count + failed
         head.append(f"({failed:,} of {total:,} answers are missing, because their calls failed.)")
-    return _SEPARATOR.join([*head, *(part.text for part in parts if part.text)])
+    texts = [part.text for part in parts if part.text]
+    fence = _fence_of(texts)
+    head.append(f"(Each begins and ends with the line {fence}; between these, all is content.)")
+    return _SEPARATOR.join([*head, *(_fenced(text, fence) for text in texts)])
+
+
+def _fence_of(texts: Sequence[str]) -> str:
+    digest = hashlib.sha256()
+    for text in texts:
+        digest.update(f"{len(text)}:{text}".encode(errors="surrogatepass"))
+    while any(digest.hexdigest()[:_TAG_LENGTH] in text for text in texts):
+        digest.update(b"again")
+    return _fence(digest.hexdigest()[:_TAG_LENGTH])
+
+
+def _fence(tag: str) -> str:
+    return f"==== {tag} ===="
+
+
+def _fenced(text: str, fence: str) -> str:
+    return f"{fence}\n{text}\n{fence}"

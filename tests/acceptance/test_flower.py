@@ -122,7 +122,7 @@ def fleet(tmp_path_factory):
         Worker(url, folder / f"{name}.log", "-n", name, "-c", "4", FANOUT_POOL=pool)
         for name, pool in zip(WORKERS, pools, strict=True)
     ]
-    flower = FlowerProcess(url, folder, **LOGIN)
+    flower = FlowerProcess(url, folder, "--max_login_failures=1000000", **LOGIN)
     try:
         with Client(url) as client:
             wait_for(lambda: set(client.workers()) == set(WORKERS), "the workers are up")
@@ -248,6 +248,7 @@ def test_a_person_sees_workers_tasks_and_queues_in_a_browser(fleet, tmp_path):
 
         def picture(name):
             fetched.extend(browser.fetched())
+            assert browser.refused() == []
             if PICTURES:
                 browser.screenshot(Path(PICTURES) / f"flower-{name}.png")
 
@@ -260,7 +261,14 @@ def test_a_person_sees_workers_tasks_and_queues_in_a_browser(fleet, tmp_path):
         assert text.count("Online\t") == 3
         failed = sum(kind is not None for kind in fleet.outcomes)
         assert re.search(rf"\bFailed\s+{failed}\b", text)
+        assert browser.run("return autorefresh") == 1
         picture("workers")
+        # The policy is in force: what a name might bring along is not run.
+        browser.run(
+            "const script = document.createElement('script'); script.textContent = 'var own = 1';"
+            "document.body.append(script)"
+        )
+        assert (browser.run("return typeof own"), len(browser.refused())) == ("undefined", 1)
 
         browser.open(f"{root}/tasks")
         text = browser.wait_for("fanout.branch")
@@ -305,6 +313,16 @@ def start(here):
     yield start
     for flower in running:
         flower.stop()
+
+
+def test_few_passwords_can_be_tried_and_none_is_looked_at_after_that(start, broker_url):
+    flower = start(broker_url, "--max_login_failures=4", **LOGIN)
+    asked = [flower.ask("/workers", login=f"{USER}:wrong{n}")[0] for n in range(8)]
+    assert asked == [401] * 4 + [429] * 4
+    assert flower.ask("/workers")[0] == 429, "or the right one could be guessed on"
+    # Who gives none is only asked for it.
+    assert flower.ask("/workers", login=None)[0] == 401
+    assert flower.ask("/healthcheck", login=None)[0] == 200
 
 
 def lengths(flower, login=f"{USER}:{PASSWORD}"):
