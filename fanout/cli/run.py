@@ -27,6 +27,7 @@ from fanout.cli.progress import IDLE, Progress
 from fanout.cli.session import EMBEDDED, Faults, Stop, broker_option, fleet, one_object
 from fanout.client import Client
 from fanout.errors import InputError
+from fanout.llm.assets import WEIGHTS, has_weights
 from fanout.settings import load_settings
 from fanout.terminal import print_line
 
@@ -85,8 +86,8 @@ def command(
             stack.enter_context(folder)
         client = stack.enter_context(Client(broker_url, concurrency=spec.max_workers))
         stack.enter_context(stop)
-        if spec.model == "local":
-            progress.note("starting the local model; its first use fetches 93 MB, once")
+        if spec.model == "local" and settings.broker_url is None:
+            progress.note(_local_note(settings.cache_dir))
         run = _submit(client, spec, progress, stop)
 
         def cancel_if_asked() -> None:
@@ -111,6 +112,12 @@ def _require_writable(report: Path) -> None:
     if not os.access(report.parent, os.W_OK | os.X_OK):
         there = "may not be written to" if report.parent.is_dir() else "is no folder"
         raise InputError(f"cannot write to --report {report}: {report.parent} {there}")
+
+
+def _local_note(cache_dir: Path) -> str:
+    if has_weights(cache_dir):
+        return "starting the local model"
+    return f"fetching the local model, {WEIGHTS.fetched_mb} MB, once"
 
 
 @click.command("submit", epilog=_EPILOG)

