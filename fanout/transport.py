@@ -33,6 +33,7 @@ from fanout.queue_names import (
 )
 from fanout.refusals import MALFORMED, refusals
 from fanout.stores.functions import FunctionsClient, ServerFunction
+from fanout.stores.masters import WatchedConnection
 from fanout.stores.redis.turn_scripts import PUT
 
 if TYPE_CHECKING:
@@ -284,6 +285,7 @@ class _Channel(_Limited, kombu_redis.Channel):  # type: ignore[misc]
 
 
 class _SentinelChannel(_Limited, kombu_redis.SentinelChannel):  # type: ignore[misc]
+    connection_class = WatchedConnection
     from_transport_options = (
         *kombu_redis.SentinelChannel.from_transport_options,
         "max_message_bytes",

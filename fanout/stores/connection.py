@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 import redis
 from redis.backoff import ExponentialBackoff
 from redis.retry import Retry
-from redis.sentinel import Sentinel, SentinelConnectionPool, SentinelManagedConnection
+from redis.sentinel import Sentinel, SentinelConnectionPool
 
 from fanout.patience import outlasts, passes
 from fanout.sentinel_url import SCHEME, parse_sentinel_url
 from fanout.settings import TLS_SCHEME, UNIX_SCHEME
 from fanout.stores.functions import FunctionsClient
+from fanout.stores.masters import WatchedConnection
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -62,7 +63,7 @@ SOCKET_OPTIONS: dict[str, Any] = {
 }
 
 
-class MasterConnection(SentinelManagedConnection):
+class MasterConnection(WatchedConnection):
     """A connection to whichever server is the master now.
 
     redis-py 8.1 asks the sentinels when a connection is taken from the pool; but a command that is

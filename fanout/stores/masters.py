@@ -1,0 +1,107 @@
+"""Leaving a master that hangs: its connections are ended once the sentinels name another one.
+
+A server that hangs keeps its connections open, and whoever reads from one waits for the timeout of
+the socket; a worker does so on several of them, one after the other. The sentinels know sooner.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import time
+import weakref
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+from redis.exceptions import RedisError
+from redis.sentinel import SentinelManagedConnection
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+__all__ = ["MasterWatch", "WatchedConnection"]
+
+_EVERY_S = 1.0
+
+_Address = tuple[str, int]
+
+
+class MasterWatch:
+    """Asks the sentinels which server is the master, while there are connections to one.
+
+    Args:
+        ask: Returns the master's address; raises RedisError where the sentinels know of none.
+        every_s: Seconds between two questions.
+    """
+
+    def __init__(self, ask: Callable[[], _Address], *, every_s: float = _EVERY_S) -> None:
+        self._ask = ask
+        self._every_s = every_s
+        self._connections: weakref.WeakSet[Any] = weakref.WeakSet()
+        self._lock = threading.Lock()
+        self._is_running = False
+        self._last: _Address | None = None
+
+    def add(self, connection: SentinelManagedConnection) -> None:
+        """End a connection, which has just been made, once its server is the master no longer."""
+        with self._lock:
+            self._connections.add(connection)
+            if not self._is_running:
+                self._is_running = True
+                threading.Thread(target=self._run, name="masters", daemon=True).start()
+
+    def _run(self) -> None:
+        while self._is_needed():
+            time.sleep(self._every_s)
+            self.look()
+
+    def _is_needed(self) -> bool:
+        with self._lock:
+            self._is_running = any(each._sock is not None for each in self._connections)  # noqa: SLF001
+            return self._is_running
+
+    def look(self) -> None:
+        """Ask once; what is said twice in a row counts, as sentinels may disagree for a moment."""
+        try:
+            master = self._ask()
+        except (RedisError, OSError):
+            return
+        is_sure, self._last = master == self._last, master
+        if is_sure:
+            with self._lock:
+                connections = list(self._connections)
+            _end(connections, master)
+
+
+def _end(connections: Iterable[Any], master: _Address) -> None:
+    for connection in connections:
+        sock = connection._sock  # noqa: SLF001 - nothing public interrupts a read
+        if sock is not None and (connection.host, connection.port) != master:
+            # Whoever reads from it, in whatever thread, is told at once that it is closed.
+            with suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
+
+
+_watches: dict[Any, MasterWatch] = {}
+# A child of a process has none of its threads.
+os.register_at_fork(after_in_child=_watches.clear)
+
+
+def _watch_of(pool: Any) -> MasterWatch:
+    manager, service = pool.sentinel_manager, pool.service_name
+    kwargs = (each.connection_pool.connection_kwargs for each in manager.sentinels)
+    key = (service, frozenset((each.get("host"), each.get("port")) for each in kwargs))
+    if key not in _watches:
+        _watches.setdefault(key, MasterWatch(lambda: manager.discover_master(service)))
+    return _watches[key]
+
+
+class WatchedConnection(SentinelManagedConnection):
+    """A connection to a master that ends when the sentinels say that another one is it."""
+
+    def connect_to(self, address: _Address) -> None:
+        """Connect to what is the master now."""
+        super().connect_to(address)  # type: ignore[no-untyped-call]
+        if self.connection_pool.is_master:
+            _watch_of(self.connection_pool).add(self)
