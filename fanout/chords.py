@@ -22,6 +22,7 @@ from fanout import broker
 from fanout.errors import BrokerError
 from fanout.exhaustion import is_exhausted
 from fanout.members import Members
+from fanout.messages import drop_messages
 from fanout.patience import outlasts, passes, patiently
 
 if TYPE_CHECKING:
@@ -146,10 +147,30 @@ class Publisher:
         """
         self._forget(broker.shard_group(run_id, stage, shard))
 
-    def _forget(self, group: str) -> None:
+    def forget_run(self, run_id: str, shards: Sequence[int]) -> None:
+        """Forget the chords and the messages of a run that was deleted.
+
+        Args:
+            run_id: The run.
+            shards: How many shards each of its stages has.
+        """
+        try:
+            drop_messages(self._backend.client, run_id)
+            for stage, count in enumerate(shards):
+                groups = (broker.shard_group(run_id, stage, shard) for shard in range(count))
+                self._forget(broker.stage_group(run_id, stage), *groups)
+        except RedisError as error:
+            raise BrokerError(f"what is left of run {run_id} cannot be deleted: {error}") from error
+
+    def _forget(self, *groups: str) -> None:
         backend = self._backend
-        parts = (".c", ".d", ".j", ".s", ".t")
-        backend.client.delete(*(backend.get_key_for_group(group, part) for part in parts))
+        keys = [
+            backend.get_key_for_group(group, part)
+            for group in groups
+            for part in (".c", ".d", ".j", ".s", ".t")
+        ]
+        for start in range(0, len(keys), _BATCH):
+            backend.client.delete(*keys[start : start + _BATCH])
 
     def _publish_header(
         self,

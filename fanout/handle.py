@@ -28,6 +28,10 @@ __all__ = ["AWAY_S", "Run", "polls"]
 # who waits longer for one that is gone waits in vain.
 AWAY_S = 120.0
 
+# What was about to be counted when its run was deleted has been by then.
+_LAST_WORDS = 3
+_LAST_WORD_S = 0.2
+
 _FIRST_POLL_S = 0.01
 _LAST_POLL_S = 0.1
 # What is over is known of a twentieth later than it could be, at most.
@@ -171,9 +175,13 @@ class Run:
         return (values or None) if self.spec.group_by else values.get(""), notes
 
     def stored_result(self) -> StoredResult:
-        """Return the aggregates by group, with their counts and notes, as the store keeps them."""
+        """Return the aggregates by group, with their counts and notes, as the store keeps them.
+
+        Raises UnknownRunError.
+        """
         data = self._store.result(self.run_id)
         if data is None:
+            self._known(changed=False)
             return StoredResult()
         return msgspec.json.decode(data, type=StoredResult)
 
@@ -219,7 +227,7 @@ class Run:
             Whether this call paused it; False where it was paused, is being stopped or has ended.
         """
         claim_as_client(self._store)
-        return self._store.pause(self.run_id)
+        return self._known(changed=self._store.pause(self.run_id))
 
     def unpause(self) -> bool:
         """Let the run go on.
@@ -228,7 +236,7 @@ class Run:
             Whether this call did; False where it was not paused.
         """
         claim_as_client(self._store)
-        was_paused = self._store.unpause(self.run_id)
+        was_paused = self._known(changed=self._store.unpause(self.run_id))
         unpark(self._store, self._publisher, self.run_id)
         return was_paused
 
@@ -248,9 +256,25 @@ class Run:
         wanted = None if kinds is None else frozenset(kinds)
         return retry_failed(self._store, self._publisher, self.run_id, wanted)
 
+    def _known(self, *, changed: bool) -> bool:
+        """Return whether a step changed the run. Raises UnknownRunError where there is none."""
+        if not changed:
+            self._store.run(self.run_id)
+        return changed
+
     def delete(self) -> None:
-        """Forget the run and all its records. Raises UnknownRunError."""
+        """Forget the run, all its records and messages. Raises UnknownRunError."""
+        run = self._store.run(self.run_id)
+        if not run.has_ended:
+            # Calls in flight are ended, and shards that are being published are not written.
+            self._store.halt(self.run_id, RunStatus.CANCELLED)
+        stages = range(run.last_stage + 2)
+        shards = [self._store.stage(self.run_id, stage).shards for stage in stages]
         self._store.delete_run(self.run_id)
+        for _ in range(1 if run.has_ended else _LAST_WORDS):
+            self._publisher.forget_run(self.run_id, shards)
+            if not run.has_ended:
+                time.sleep(_LAST_WORD_S)
 
 
 def _stage_status(stage: int, record: StageRecord) -> StageStatus:

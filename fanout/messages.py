@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections import defaultdict
 from itertools import count
+from contextlib import suppress
 from typing import TYPE_CHECKING, cast
 
 import msgspec
-from redis.exceptions import RedisError
+from redis.exceptions import NoPermissionError, RedisError
 
 from fanout import broker
 from fanout.errors import BrokerError
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
     import redis
 
-__all__ = ["UNACKED", "UNACKED_INDEX", "Messages", "seen_of_shard", "seen_of_stage"]
+__all__ = ["UNACKED", "UNACKED_INDEX", "Messages", "drop_messages", "seen_of_shard", "seen_of_stage"]
 
 # Where kombu's Redis transport keeps what workers have taken.
 UNACKED = "unacked"
@@ -101,6 +102,37 @@ class Messages:
 
     def _page(self, queue: str, start: int) -> list[bytes]:
         return cast("list[bytes]", self._redis.lrange(queue, start, start + _PAGE - 1))
+
+
+def drop_messages(client: redis.Redis, run_id: str) -> None:
+    """Take the messages of a run that was deleted out of the broker.
+
+    A user of the server may not be allowed to: the workers then drop them when they come to them.
+    """
+    with suppress(NoPermissionError):
+        for queue in QUEUES:
+            _drop_queued(client, queue, run_id)
+        for tag, raw in client.hscan_iter(UNACKED, count=_PAGE):
+            if _is_of(lambda item: _taken(item)[0], cast("bytes", raw), run_id):
+                client.hdel(UNACKED, tag)
+                client.zrem(UNACKED_INDEX, tag)
+
+
+def _drop_queued(client: redis.Redis, queue: str, run_id: str) -> None:
+    start = 0
+    while page := cast("list[bytes]", client.lrange(queue, start, start + _PAGE - 1)):
+        found = [raw for raw in page if _is_of(_message, raw, run_id)]
+        for raw in found:
+            client.lrem(queue, 1, cast("str", raw))
+        # What is behind has moved up.
+        start += len(page) - len(found)
+
+
+def _is_of(decode: Callable[[bytes], _Message], raw: bytes, run_id: str) -> bool:
+    # Most messages are others': they need not be decoded to see it.
+    if run_id.encode() not in raw:
+        return False
+    return any(each.partition("/")[0] == run_id for each in _ids(decode, [raw]))
 
 
 def _ids(decode: Callable[[bytes], _Message], items: list[bytes]) -> Iterator[str]:

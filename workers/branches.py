@@ -167,6 +167,9 @@ class _Branch:
         if calls.stop_after:
             await asyncio.to_thread(_stop_if_common, runtime, run_id, stage, outcome, calls)
         recorded = await runtime.record(End(*self._key, outcome=outcome, feed=self._feed))
+        if not recorded.first:
+            # It had an outcome, or its run was deleted during the call: then nobody counts it.
+            await asyncio.to_thread(runtime.store.run, run_id)
         if recorded.next is not None:
             await runtime.feed((run_id, stage, number, self._feed, recorded.next))
         size = len(await runtime.indices_of((run_id, stage, number)))

@@ -120,9 +120,11 @@ def register(app: Celery, runtime: Callable[[], Runtime]) -> None:
         with _not_done():
             return collect(runtime(), results, run_id, stage, shard)
 
-    @task(name=broker.SEAL, Request=ReportsAll)  # type: ignore[untyped-decorator]
-    def seal_stage(run_id: str, stage: int) -> None:
-        """Do nothing: that it returns is what its chord waits for."""
+    @task(name=broker.SEAL, **others)  # type: ignore[untyped-decorator]
+    def seal_stage(run_id: str, stage: int) -> None:  # noqa: ARG001 - the task's signature
+        """Do nothing: that it returns is what its chord waits for, as long as there is a run."""
+        with _not_done():
+            runtime().store.run(run_id)
 
     @task(name=broker.AGGREGATE, **others)  # type: ignore[untyped-decorator]
     def aggregate_stage(_results: list[Any], run_id: str, stage: int) -> None:
