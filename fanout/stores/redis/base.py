@@ -18,10 +18,10 @@ are the processes that speak it.
 from __future__ import annotations
 
 from functools import wraps
-from typing import TYPE_CHECKING, ParamSpec, TypeVar, cast
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 
 import redis
-from redis.exceptions import AuthenticationError, RedisError
+from redis.exceptions import AuthenticationError, OutOfMemoryError, RedisError
 from redis.sentinel import MasterNotFoundError
 
 from fanout.errors import BrokerError
@@ -98,7 +98,10 @@ def _explain(store: RedisBase, error: RedisError) -> str:
             "FANOUT_BROKER_URL or --broker-url to one"
         )
     if text.startswith(("OOM", "command not allowed when used memory")):
-        return f"the broker at {store.address} is out of memory (maxmemory is reached)"
+        return (
+            f"the broker at {store.address} is full (maxmemory is reached) and refuses what takes "
+            "room; raise maxmemory, or delete runs (fanout delete)"
+        )
     return _refused(store.address, text, error)
 
 
@@ -131,6 +134,23 @@ def _first_line(text: str) -> str:
     return line if len(line) <= _MOST_WORDS else f"{line[:_MOST_WORDS]}..."
 
 
+class _SmallScript:
+    """A script whose writes are few bytes, and which a full server carries out all the same.
+
+    Otherwise nobody could pause or stop the runs that have filled it, nor see which workers live.
+    """
+
+    def __init__(self, client: redis.Redis, text: str) -> None:
+        self._plain = client.register_script(text)
+        self._despite = client.register_script(f"#!lua flags=allow-oom\n{text}")
+
+    def __call__(self, *, keys: list[str], args: list[Any]) -> Any:
+        try:
+            return self._plain(keys=keys, args=args)
+        except OutOfMemoryError:
+            return self._despite(keys=keys, args=args)
+
+
 class RedisBase:
     """A server and what a store keeps there, by key."""
 
@@ -146,14 +166,14 @@ class RedisBase:
         self._blobs: Blobs = blobs or InlineBlobs()
         self._prefix = prefix
         self._ttl_s = ttl_s
-        self._alive = client.register_script(fleet_scripts.ALIVE)
+        self._alive = _SmallScript(client, fleet_scripts.ALIVE)
         self._take_slot = client.register_script(fleet_scripts.TAKE_SLOT)
         self._correct_slot = client.register_script(fleet_scripts.CORRECT_SLOT)
         self._pause_model = client.register_script(fleet_scripts.PAUSE_MODEL)
         self._trip_breaker = client.register_script(fleet_scripts.TRIP_BREAKER)
         self._ask_breaker = client.register_script(fleet_scripts.ASK_BREAKER)
         self._close_breaker = client.register_script(fleet_scripts.CLOSE_BREAKER)
-        self._beat = client.register_script(fleet_scripts.BEAT)
+        self._beat = _SmallScript(client, fleet_scripts.BEAT)
         self._adopt = client.register_script(scripts.ADOPT)
         self._advance = client.register_script(scripts.ADVANCE)
         self._begin = client.register_script(scripts.BEGIN)
@@ -164,14 +184,14 @@ class RedisBase:
         self._set_status = client.register_script(scripts.SET_STATUS)
         self._end_run = client.register_script(scripts.END_RUN)
         self._forget_backlog = client.register_script(turn_scripts.FORGET_BACKLOG)
-        self._halt = client.register_script(scripts.HALT)
+        self._halt = _SmallScript(client, scripts.HALT)
         self._reopen_run = client.register_script(scripts.REOPEN_RUN)
         self._unbegin = client.register_script(scripts.UNBEGIN)
-        self._pause = client.register_script(scripts.PAUSE)
-        self._lock = client.register_script(fleet_scripts.LOCK)
+        self._pause = _SmallScript(client, scripts.PAUSE)
+        self._lock = _SmallScript(client, fleet_scripts.LOCK)
         self._seal = client.register_script(scripts.SEAL)
         self._reopen_shard = client.register_script(scripts.REOPEN_SHARD)
-        self._claim_wire = client.register_script(fleet_scripts.CLAIM_WIRE)
+        self._claim_wire = _SmallScript(client, fleet_scripts.CLAIM_WIRE)
 
     @property
     def address(self) -> str:
