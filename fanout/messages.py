@@ -14,6 +14,7 @@ from fanout import broker
 from fanout.errors import BrokerError
 from fanout.healing import Seen
 from fanout.queue_names import BRANCHES_QUEUE, QUEUES, TURNS, TURNS_OF_A_RUN, backlog_of
+from fanout.stores.redis.small_script import SmallScript
 from fanout.stores.redis.turn_scripts import RECOUNT
 
 if TYPE_CHECKING:
@@ -21,7 +22,14 @@ if TYPE_CHECKING:
 
     import redis
 
-__all__ = ["UNACKED", "UNACKED_INDEX", "Messages", "drop_messages", "seen_of_shard", "seen_of_stage"]
+__all__ = [
+    "UNACKED",
+    "UNACKED_INDEX",
+    "Messages",
+    "drop_messages",
+    "seen_of_shard",
+    "seen_of_stage",
+]
 
 # Where kombu's Redis transport keeps what workers have taken.
 UNACKED = "unacked"

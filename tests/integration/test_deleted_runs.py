@@ -30,7 +30,9 @@ def traces(broker_url, run_id):
                 b"list": lambda key: server.lrange(key, 0, -1),
                 b"set": server.smembers,
                 b"zset": lambda key: server.zrange(key, 0, -1),
-                b"hash": lambda key: [part for pair in server.hgetall(key).items() for part in pair],
+                b"hash": lambda key: [
+                    part for pair in server.hgetall(key).items() for part in pair
+                ],
             }[kind]
             if word in key or any(word in value for value in read(key)):
                 found.append(key)

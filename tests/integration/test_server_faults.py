@@ -146,6 +146,24 @@ def test_a_failover_by_sentinel_loses_nothing_and_the_worker_goes_on(pair, fleet
     assert_consumes(client, calls)
 
 
+def test_a_master_that_hangs_is_left_as_soon_as_there_is_another(pair, fleet, calls):
+    """It keeps its connections open: each would be waited for as long as its socket allows."""
+    client = fleet(pair.url)
+    run = submit(client)
+    under_way(run, 0.1)
+    wait_for(lambda: _is_replicated(pair.first), "the replica has all")
+    pair.first.signal(signal.SIGSTOP)
+    try:
+        wait_for(
+            lambda: pair.sentinels[0].master()["port"] == pair.second.port,
+            "the sentinels have made the other one the master",
+        )
+        # A socket waits for 20 s, and a worker had six of them to wait for, one after the other.
+        assert_complete(run, calls, timeout_s=45)
+    finally:
+        pair.first.signal(signal.SIGCONT)
+
+
 def test_a_command_in_flight_when_its_master_dies_goes_to_the_new_one(pair):
     """A thread that tried the dead one again and again would hold its branch for ever."""
     settings = load_settings(broker_url=pair.url)

@@ -18,10 +18,10 @@ are the processes that speak it.
 from __future__ import annotations
 
 from functools import wraps
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
+from typing import TYPE_CHECKING, ParamSpec, TypeVar, cast
 
 import redis
-from redis.exceptions import AuthenticationError, OutOfMemoryError, RedisError
+from redis.exceptions import AuthenticationError, RedisError
 from redis.sentinel import MasterNotFoundError
 
 from fanout.errors import BrokerError
@@ -31,6 +31,7 @@ from fanout.runs import TERMINAL
 from fanout.stores.blobs.inline import InlineBlobs
 from fanout.stores.connection import address_of
 from fanout.stores.redis import fleet_scripts, scripts, turn_scripts
+from fanout.stores.redis.small_script import SmallScript
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -134,23 +135,6 @@ def _first_line(text: str) -> str:
     return line if len(line) <= _MOST_WORDS else f"{line[:_MOST_WORDS]}..."
 
 
-class _SmallScript:
-    """A script whose writes are few bytes, and which a full server carries out all the same.
-
-    Otherwise nobody could pause or stop the runs that have filled it, nor see which workers live.
-    """
-
-    def __init__(self, client: redis.Redis, text: str) -> None:
-        self._plain = client.register_script(text)
-        self._despite = client.register_script(f"#!lua flags=allow-oom\n{text}")
-
-    def __call__(self, *, keys: list[str], args: list[Any]) -> Any:
-        try:
-            return self._plain(keys=keys, args=args)
-        except OutOfMemoryError:
-            return self._despite(keys=keys, args=args)
-
-
 class RedisBase:
     """A server and what a store keeps there, by key."""
 
@@ -166,14 +150,14 @@ class RedisBase:
         self._blobs: Blobs = blobs or InlineBlobs()
         self._prefix = prefix
         self._ttl_s = ttl_s
-        self._alive = _SmallScript(client, fleet_scripts.ALIVE)
+        self._alive = SmallScript(client, fleet_scripts.ALIVE)
         self._take_slot = client.register_script(fleet_scripts.TAKE_SLOT)
         self._correct_slot = client.register_script(fleet_scripts.CORRECT_SLOT)
         self._pause_model = client.register_script(fleet_scripts.PAUSE_MODEL)
         self._trip_breaker = client.register_script(fleet_scripts.TRIP_BREAKER)
         self._ask_breaker = client.register_script(fleet_scripts.ASK_BREAKER)
         self._close_breaker = client.register_script(fleet_scripts.CLOSE_BREAKER)
-        self._beat = _SmallScript(client, fleet_scripts.BEAT)
+        self._beat = SmallScript(client, fleet_scripts.BEAT)
         self._adopt = client.register_script(scripts.ADOPT)
         self._advance = client.register_script(scripts.ADVANCE)
         self._begin = client.register_script(scripts.BEGIN)
@@ -184,14 +168,14 @@ class RedisBase:
         self._set_status = client.register_script(scripts.SET_STATUS)
         self._end_run = client.register_script(scripts.END_RUN)
         self._forget_backlog = client.register_script(turn_scripts.FORGET_BACKLOG)
-        self._halt = _SmallScript(client, scripts.HALT)
+        self._halt = SmallScript(client, scripts.HALT)
         self._reopen_run = client.register_script(scripts.REOPEN_RUN)
         self._unbegin = client.register_script(scripts.UNBEGIN)
-        self._pause = _SmallScript(client, scripts.PAUSE)
-        self._lock = _SmallScript(client, fleet_scripts.LOCK)
+        self._pause = SmallScript(client, scripts.PAUSE)
+        self._lock = SmallScript(client, fleet_scripts.LOCK)
         self._seal = client.register_script(scripts.SEAL)
         self._reopen_shard = client.register_script(scripts.REOPEN_SHARD)
-        self._claim_wire = _SmallScript(client, fleet_scripts.CLAIM_WIRE)
+        self._claim_wire = SmallScript(client, fleet_scripts.CLAIM_WIRE)
 
     @property
     def address(self) -> str:
