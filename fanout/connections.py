@@ -49,9 +49,14 @@ class Connections:
         self.messages = Messages(self._redis)
         self.queues = Queues(self._redis)
 
-    def claim(self) -> None:
-        """Make sure that this client may change what the fleet does. Raises WireVersionError."""
-        claim_as_client(self.store)
+    def claim(self, *, needs_room: bool = True) -> None:
+        """Make sure that this client may change what the fleet does.
+
+        Raises:
+            WireVersionError: The fleet has another version of fanout.
+            BrokerError: The server is full, and what comes next needs room.
+        """
+        claim_as_client(self.store, needs_room=needs_room)
 
     def require_storage(self) -> None:
         """Make sure that ``FANOUT_STORAGE`` is what the fleet uses. Raises SettingsError."""

@@ -17,7 +17,9 @@ __all__ = ["claim_as_client", "claim_wire", "version_problem"]
 _CLIENT_TTL_S = 10.0
 
 
-def claim_wire(store: Fleet, *, holder: str, ttl_s: float, who: str) -> None:
+def claim_wire(
+    store: Fleet, *, holder: str, ttl_s: float, who: str, needs_room: bool = False
+) -> None:
     """Say that a process speaks to the fleet, and make sure that it may.
 
     Args:
@@ -25,21 +27,24 @@ def claim_wire(store: Fleet, *, holder: str, ttl_s: float, who: str) -> None:
         holder: Names the process.
         ttl_s: Seconds for which it says so.
         who: What the process is, for the message.
+        needs_room: Whether what it does next is of no use while the server is full.
 
     Raises:
         WireVersionError: The fleet speaks another version of the wire format.
         BrokerError: The store does not answer.
     """
-    spoken = store.claim_wire(broker.WIRE_VERSION, holder=holder, ttl_s=ttl_s)
+    spoken = store.claim_wire(
+        broker.WIRE_VERSION, holder=holder, ttl_s=ttl_s, needs_room=needs_room
+    )
     problem = version_problem(who, spoken=spoken, own=broker.WIRE_VERSION)
     if problem is not None:
         raise WireVersionError(problem, spoken=spoken, own=broker.WIRE_VERSION)
 
 
-def claim_as_client(store: Fleet) -> None:
+def claim_as_client(store: Fleet, *, needs_room: bool = False) -> None:
     """Make sure that a client may change what a fleet does. Raises as ``claim_wire`` does."""
     holder = f"client-{secrets.token_hex(6)}"
-    claim_wire(store, holder=holder, ttl_s=_CLIENT_TTL_S, who="this client")
+    claim_wire(store, holder=holder, ttl_s=_CLIENT_TTL_S, who="this client", needs_room=needs_room)
 
 
 def version_problem(who: str, *, spoken: int, own: int) -> str | None:

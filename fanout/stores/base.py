@@ -333,7 +333,9 @@ class Fleet(Protocol):
     def totals(self) -> Totals:
         """Return what the fleet has done so far."""
 
-    def claim_wire(self, version: int, *, holder: str, ttl_s: float) -> int:
+    def claim_wire(
+        self, version: int, *, holder: str, ttl_s: float, needs_room: bool = False
+    ) -> int:
         """Ask to speak ``version`` of the wire format, and return the one that the fleet speaks.
 
         Where they are the same, the holder counts as one who speaks it, for ``ttl_s`` seconds. A
@@ -343,6 +345,7 @@ class Fleet(Protocol):
             version: What the asking process speaks: its messages, and its records in the store.
             holder: Names the process; not one that had the same name before.
             ttl_s: Seconds after which a silent holder is taken for gone.
+            needs_room: Raise BrokerError where the server is full.
         """
 
     def release_wire(self, holder: str) -> None:

@@ -66,7 +66,14 @@ class MemoryFleet(MemoryBase):
         """See Store."""
         return self._totals
 
-    def claim_wire(self, version: int, *, holder: str, ttl_s: float) -> int:
+    def claim_wire(
+        self,
+        version: int,
+        *,
+        holder: str,
+        ttl_s: float,
+        needs_room: bool = False,  # noqa: ARG002 - there always is
+    ) -> int:
         """See Store."""
         with self._lock:
             now = time.monotonic()

@@ -78,10 +78,15 @@ class RedisFleet(RedisBase):
         return codec.decode_totals(cast("dict[bytes, bytes]", self._redis.hgetall(self._totals)))
 
     @translated
-    def claim_wire(self, version: int, *, holder: str, ttl_s: float) -> int:
+    def claim_wire(
+        self, version: int, *, holder: str, ttl_s: float, needs_room: bool = False
+    ) -> int:
         """See Store."""
         keys = [self._wire, f"{self._wire}:holders", self._active]
         args: list[Any] = [version, holder, ttl_s, self._run("")]
+        if needs_room:
+            # Not by the script: one that has freed something may then write, however full it is.
+            self._redis.set(f"{self._wire}:room", "", px=1)
         return int(cast("int", self._claim_wire(keys=keys, args=args)))
 
     @translated
