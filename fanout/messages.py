@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from itertools import count
 from contextlib import suppress
+from itertools import count
 from typing import TYPE_CHECKING, cast
 
 import msgspec
@@ -14,7 +14,6 @@ from fanout import broker
 from fanout.errors import BrokerError
 from fanout.healing import Seen
 from fanout.queue_names import BRANCHES_QUEUE, QUEUES, TURNS, TURNS_OF_A_RUN, backlog_of
-from fanout.stores.redis.small_script import SmallScript
 from fanout.stores.redis.turn_scripts import RECOUNT
 
 if TYPE_CHECKING:

@@ -16,12 +16,13 @@ from weakref import WeakKeyDictionary
 import redis
 from redis.client import Pipeline
 from redis.commands.core import Script
-from redis.exceptions import NoPermissionError, NoScriptError, ResponseError
+from redis.exceptions import NoPermissionError, NoScriptError, OutOfMemoryError, ResponseError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
 __all__ = [
+    "DESPITE_FULL",
     "FunctionsClient",
     "FunctionsMissingError",
     "ServerFunction",
@@ -30,6 +31,9 @@ __all__ = [
     "missing",
 ]
 
+# How a script begins that a full server carries out all the same: its writes are few bytes, or it
+# only reads. Otherwise nobody could stop the runs that have filled it, nor see which workers live.
+DESPITE_FULL = "-- despite a full server"
 _BYTES_OF_NAME = 10
 _MISSING = (
     "the server lacks functions of this version of fanout, and this user may not load them: run "
@@ -48,12 +52,18 @@ def _name(source: str) -> str:
     return f"fanout_{hashlib.sha256(source.encode()).hexdigest()[: 2 * _BYTES_OF_NAME]}"
 
 
+def _is_small(source: str) -> bool:
+    return source.lstrip().startswith(DESPITE_FULL)
+
+
 def library(source: str) -> str:
     """Return the library of a script: it as a function, and one that only says that it is there."""
     name = _name(source)
+    flags = "'allow-oom'" if _is_small(source) else ""
     return (
         f"#!lua name={name}\n"
-        f"redis.register_function('{name}', function(KEYS, ARGV)\n{source}\nend)\n"
+        f"redis.register_function{{function_name='{name}', flags={{{flags}}}, "
+        f"callback=function(KEYS, ARGV)\n{source}\nend}}\n"
         f"redis.register_function{{function_name='{name}_there', "
         "callback=function() return 1 end, flags={'no-writes', 'allow-oom', 'allow-stale'}}\n"
     )
@@ -117,9 +127,24 @@ class ServerFunction:
         except ResponseError as error:
             if not _is_missing(error):
                 raise
-        self._load(client)
-        evaluates = _evaluates.get(client.connection_pool)
-        return self._script(*given, client=client) if evaluates else self._call(client, *given)
+        return self._loaded(client, *given)
+
+    def _loaded(self, client: redis.Redis, keys: tuple[Any, ...], args: tuple[Any, ...]) -> Any:
+        """Load it, and call it."""
+        try:
+            self._load(client)
+        except OutOfMemoryError:
+            return self._despite(client, keys, args)
+        if _evaluates.get(client.connection_pool):
+            return self._script(keys, args, client=client)
+        return self._call(client, keys, args)
+
+    def _despite(self, client: redis.Redis, keys: tuple[Any, ...], args: tuple[Any, ...]) -> Any:
+        """Send the script where a full server takes no function, if it may run there."""
+        if not _is_small(self._source):
+            raise OutOfMemoryError("command not allowed when used memory > 'maxmemory'")
+        source = f"#!lua flags=allow-oom\n{self._source}"
+        return client.eval(source, len(keys), *keys, *args)
 
     def add_to(self, pipe: Pipeline, keys: Sequence[Any], args: Iterable[Any]) -> None:
         """Have a pipeline call it, without asking first whether it is there: see was_missing."""

@@ -31,7 +31,6 @@ from fanout.runs import TERMINAL
 from fanout.stores.blobs.inline import InlineBlobs
 from fanout.stores.connection import address_of
 from fanout.stores.redis import fleet_scripts, scripts, turn_scripts
-from fanout.stores.redis.small_script import SmallScript
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -150,14 +149,14 @@ class RedisBase:
         self._blobs: Blobs = blobs or InlineBlobs()
         self._prefix = prefix
         self._ttl_s = ttl_s
-        self._alive = SmallScript(client, fleet_scripts.ALIVE)
+        self._alive = client.register_script(fleet_scripts.ALIVE)
         self._take_slot = client.register_script(fleet_scripts.TAKE_SLOT)
         self._correct_slot = client.register_script(fleet_scripts.CORRECT_SLOT)
         self._pause_model = client.register_script(fleet_scripts.PAUSE_MODEL)
         self._trip_breaker = client.register_script(fleet_scripts.TRIP_BREAKER)
         self._ask_breaker = client.register_script(fleet_scripts.ASK_BREAKER)
         self._close_breaker = client.register_script(fleet_scripts.CLOSE_BREAKER)
-        self._beat = SmallScript(client, fleet_scripts.BEAT)
+        self._beat = client.register_script(fleet_scripts.BEAT)
         self._adopt = client.register_script(scripts.ADOPT)
         self._advance = client.register_script(scripts.ADVANCE)
         self._begin = client.register_script(scripts.BEGIN)
@@ -168,14 +167,14 @@ class RedisBase:
         self._set_status = client.register_script(scripts.SET_STATUS)
         self._end_run = client.register_script(scripts.END_RUN)
         self._forget_backlog = client.register_script(turn_scripts.FORGET_BACKLOG)
-        self._halt = SmallScript(client, scripts.HALT)
+        self._halt = client.register_script(scripts.HALT)
         self._reopen_run = client.register_script(scripts.REOPEN_RUN)
         self._unbegin = client.register_script(scripts.UNBEGIN)
-        self._pause = SmallScript(client, scripts.PAUSE)
-        self._lock = SmallScript(client, fleet_scripts.LOCK)
+        self._pause = client.register_script(scripts.PAUSE)
+        self._lock = client.register_script(fleet_scripts.LOCK)
         self._seal = client.register_script(scripts.SEAL)
         self._reopen_shard = client.register_script(scripts.REOPEN_SHARD)
-        self._claim_wire = SmallScript(client, fleet_scripts.CLAIM_WIRE)
+        self._claim_wire = client.register_script(fleet_scripts.CLAIM_WIRE)
 
     @property
     def address(self) -> str:

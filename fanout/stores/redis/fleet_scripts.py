@@ -18,6 +18,7 @@ __all__ = [
 # KEYS workers, their records; ARGV name, record, ttl, for how long a silent one is remembered. By
 # the server's clock: those of machines differ.
 ALIVE = """
+-- despite a full server
 local time = redis.call('TIME')
 local now = tonumber(time[1]) + tonumber(time[2]) / 1e6
 for _, name in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now - tonumber(ARGV[4]))) do
@@ -33,6 +34,7 @@ return 1
 # late was held up, and mostly by the server being away: then all that were alive at the beat before
 # it get as much time again, or the first to come back would take the others for dead.
 BEAT = """
+-- despite a full server
 local time = redis.call('TIME')
 local now, ttl = tonumber(time[1]) + tonumber(time[2]) / 1e6, tonumber(ARGV[2])
 local until_then = redis.call('ZSCORE', KEYS[1], ARGV[1])
@@ -49,6 +51,7 @@ return 1
 
 # KEYS lock; ARGV holder, ttl. Returns whether the holder has it now.
 LOCK = """
+-- despite a full server
 local holder = redis.call('GET', KEYS[1])
 if holder and holder ~= ARGV[1] then return 0 end
 redis.call('SET', KEYS[1], ARGV[1], 'EX', ARGV[2])
@@ -59,6 +62,7 @@ return 1
 # Returns the fleet's version, which is the one asked for unless somebody still needs another. A run
 # that expired may still be among the active ones.
 CLAIM_WIRE = """
+-- despite a full server
 local time = redis.call('TIME')
 local now = tonumber(time[1]) + tonumber(time[2]) / 1e6
 redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', now)

@@ -78,6 +78,7 @@ return verdicts
 
 # KEYS index; ARGV tags. Only what is still there: a message that was acknowledged stays away.
 RENEW = """
+-- despite a full server
 local time = redis.call('TIME')
 for _, tag in ipairs(ARGV) do
     redis.call('ZADD', KEYS[1], 'XX', time[1] + time[2] / 1e6, tag)
@@ -88,6 +89,7 @@ return 1
 # KEYS state; ARGV position, token, what is added to its begins: -1 where the call that was handed
 # back has not been tried.
 UNBEGIN = """
+-- despite a full server
 local claim = redis.call('HGET', KEYS[1], 't:' .. ARGV[1])
 if not claim or claim:match('^%S+') ~= ARGV[2] then return 0 end
 redis.call('HINCRBY', KEYS[1], 'a:' .. ARGV[1], ARGV[3])
@@ -300,6 +302,7 @@ return 1
 
 # KEYS run; ARGV status, error, and the final statuses. Returns whether it is this halt that stands.
 HALT = """
+-- despite a full server
 local status = redis.call('HGET', KEYS[1], 'status')
 if not status then return 0 end
 for i = 3, #ARGV do
@@ -312,6 +315,7 @@ return 1
 
 # KEYS run, active; ARGV 1 to pause, 0 to go on, and the final statuses. Returns whether it changed.
 PAUSE = """
+-- despite a full server
 local status = redis.call('HGET', KEYS[1], 'status')
 if not status then return 0 end
 if ARGV[1] == '0' then return redis.call('HDEL', KEYS[1], 'paused') end

@@ -133,7 +133,8 @@ return redis.call('LLEN', queue)
 # KEYS queue; ARGV turns of a run, the length from which on a queue is not counted, and 1 where it
 # is although it has as many messages as there are turns. Returns how many messages were given a
 # turn that nobody would have given them.
-RECOUNT = f"""{_SHARED}
+RECOUNT = f"""-- despite a full server
+{_SHARED}
 local queue, turns = KEYS[1], tonumber(ARGV[1])
 if redis.call('EXISTS', queue .. '.turns', queue .. '.behind') == 0 then return 0 end
 local length = redis.call('LLEN', queue)
@@ -160,7 +161,8 @@ return moved
 """
 
 # KEYS queue; ARGV run. Its turns in the queue stay: whoever takes them sees that the run is gone.
-FORGET_BACKLOG = f"""{_SHARED}
+FORGET_BACKLOG = f"""-- despite a full server
+{_SHARED}
 local queue, run = KEYS[1], ARGV[1]
 local rest = redis.call('LLEN', backlog_of(queue, run))
 if rest == 0 then return 0 end
