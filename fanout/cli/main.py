@@ -209,10 +209,15 @@ def main() -> None:
     sys.exit(status or 0)
 
 
+# Options that are not called like the setting that they give.
+_OPTIONS = {"worker_name": "name"}
+
+
 def _words(error: FanoutError) -> str:
     """Return what an error says, about an argument as it is spelled here."""
     if isinstance(error, SettingsError) and error.argument is not None:
-        return f"--{error.argument.replace('_', '-')}: {error.reason}"
+        option = _OPTIONS.get(error.argument, error.argument.replace("_", "-"))
+        return f"--{option}: {error.reason}"
     return str(error)
 
 

@@ -87,7 +87,7 @@ def test_a_worker_without_a_broker_says_so_at_once(fanout):
 def test_a_sentinel_url_that_names_no_master_is_wrong_usage(fanout):
     done = fanout("worker", "--broker-url", "sentinel://:hunter2@127.0.0.1:1/0")
     assert done.status == 2
-    assert done.stderr.startswith("fanout: FANOUT_BROKER_URL: names no master")
+    assert done.stderr.startswith("fanout: --broker-url: names no master")
     assert "hunter2" not in done.stderr
 
 
@@ -140,10 +140,10 @@ def test_a_json_log_has_one_object_a_line_and_no_contents(fanout, here, json_wor
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["-Q", "typo"], "FANOUT_QUEUES: no queue is called 'typo'; allowed are control, branches"),
-        (["--autoscale", "4,1"], "FANOUT_AUTOSCALE: works with the prefork pool only"),
-        (["-P", "prefork", "--autoscale", "1,4"], "FANOUT_AUTOSCALE: must be MAX,MIN"),
-        (["--name", "a b"], "FANOUT_WORKER_NAME: must be letters"),
+        (["-Q", "typo"], "--queues: no queue is called 'typo'; allowed are control, branches"),
+        (["--autoscale", "4,1"], "--autoscale: works with the prefork pool only"),
+        (["-P", "prefork", "--autoscale", "1,4"], "--autoscale: must be MAX,MIN"),
+        (["--name", "a b"], "--name: must be letters"),
     ],
 )
 def test_an_option_that_cannot_be_meant_is_refused(fanout, arguments, words):
