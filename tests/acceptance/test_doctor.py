@@ -104,7 +104,7 @@ def test_a_replica_and_a_run_that_stands_still_are_found(doctor, good, servers):
         run.delete()
     replica = servers(appendonly="yes", replicaof=f"127.0.0.1 {good.port}")
     status, _, findings = doctor("--broker-url", replica.url)
-    assert (status, failed(findings)) == (1, {"role"})
+    assert (status, failed(findings)) == (1, {"role", "writes"})
 
 
 def test_without_a_broker_what_a_run_would_start_is_checked(doctor, here):
