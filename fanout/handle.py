@@ -9,7 +9,14 @@ import msgspec
 
 from fanout.enqueue import close_input, retry_failed, unpark
 from fanout.errors import BrokerError, WaitTimeoutError
-from fanout.results import Output, Result, StageStatus, Status, StoredResult
+from fanout.results import (
+    Output,
+    Result,
+    StageStatus,
+    Status,
+    StoredResult,
+    commonest_error,
+)
 from fanout.runs import RunStatus, Usage, branch_ref
 from fanout.shards import shard_chunk
 from fanout.spec import RunSpec
@@ -32,6 +39,7 @@ AWAY_S = 120.0
 _LAST_WORDS = 3
 _LAST_WORD_S = 0.2
 
+_LOOKED_AT_SHARDS = 100
 _FIRST_POLL_S = 0.01
 _LAST_POLL_S = 0.1
 # What is over is known of a twentieth later than it could be, at most.
@@ -156,9 +164,25 @@ class Run:
             notes=notes,
             reduce_errors=self.stored_result().errors,
             usage=status.usage,
-            error=status.error,
+            error=self.problem(status),
             elapsed_s=status.elapsed_s,
         )
+
+    def problem(self, status: Status) -> str | None:
+        """Return why a run failed, with the error that most branches had; None where it did not.
+
+        It is looked for in the first 50,000 branches.
+        """
+        if status.error is None or status.status is not RunStatus.FAILED:
+            return status.error
+        return commonest_error(status.error, self._failures())
+
+    def _failures(self) -> Iterator[tuple[ErrorKind, str]]:
+        shards = min(self._store.stage(self.run_id, 0).shards, _LOOKED_AT_SHARDS)
+        for number in range(shards):
+            for outcome in self._store.outcomes(self.run_id, 0, number).values():
+                if outcome.kind is not None:
+                    yield outcome.kind, outcome.message or ""
 
     def aggregate(self) -> tuple[Any, list[str]]:
         """Return the aggregate, by group where the run has groups, and the aggregator's notes.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +19,7 @@ from fanout.private_files import whole_file
 from fanout.runs import ErrorKind, RunStatus, Usage
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from os import PathLike
 
 
@@ -30,6 +32,8 @@ __all__ = [
     "Status",
     "StoredResult",
     "branch_error",
+    "commonest_error",
+    "error_sort",
     "latency_row",
 ]
 
@@ -347,3 +351,42 @@ def branch_error(branch: Output) -> BranchError:
         aspect=branch.aspect,
         sample=branch.sample,
     )
+
+
+_WORD = re.compile(r"[\w-]+")
+_MAX_SHOWN = 300
+_NO_CALL = frozenset({ErrorKind.CANCELLED, ErrorKind.EXPIRED})
+
+
+def commonest_error(error: str, failed: Iterable[tuple[ErrorKind, str]]) -> str:
+    """Return why a run failed, with the error that most of its branches had, and how many.
+
+    What was not called, as its run was over, is left out where there is anything else.
+
+    Args:
+        error: Why the run failed.
+        failed: Kind and message of each branch that failed.
+    """
+    counts: Counter[tuple[str, str]] = Counter()
+    examples: dict[tuple[str, str], tuple[ErrorKind, str]] = {}
+    for kind, message in failed:
+        sort = error_sort(kind, message)
+        counts[sort] += 1
+        examples.setdefault(sort, (kind, message))
+    called = Counter({sort: n for sort, n in counts.items() if examples[sort][0] not in _NO_CALL})
+    common = (called or counts).most_common(1)
+    if not common:
+        return error
+    (sort, count), (kind, message) = common[0], examples[common[0][0]]
+    if message in error:
+        return error
+    return f"{error}; most common: {kind} {count:,}: {message[:_MAX_SHOWN]}"
+
+
+def error_sort(kind: ErrorKind | None, message: str | None) -> tuple[str, str]:
+    """Return what errors have in common that are alike: ids, times and lengths are not."""
+    return str(kind), _WORD.sub(_without_numbers, message or "")
+
+
+def _without_numbers(word: re.Match[str]) -> str:
+    return "#" if any(map(str.isdigit, word[0])) else word[0]

@@ -13,18 +13,13 @@ from fanout.messages import seen_of_shard
 from fanout.runs import ErrorKind, Outcome, RunStatus
 from fanout.stores import End
 from workers import reductions
-from workers.stopping import commonest_error
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from fanout.spec import RunSpec
     from fanout.stores import RunRecord, StageRecord
     from workers.runtime import Runtime
 
 __all__ = ["TooEarlyError", "aggregate", "collect", "drain", "expand"]
-
-_LOOKED_AT_SHARDS = 100
 
 
 class TooEarlyError(Exception):
@@ -219,18 +214,10 @@ def aggregate(runtime: Runtime, run_id: str, stage: int) -> None:
     spec = runtime.spec(run_id)
     problem = _policy_problem(spec, record) if stage == 0 else None
     if problem:
-        common = commonest_error(_some_outcomes(runtime, run_id, record))
-        problem = f"{problem}; most common: {common}" if common else problem
         runtime.end_run(run_id, RunStatus.FAILED, error=problem)
         return
     store.set_status(run_id, RunStatus.REDUCING)
     reductions.reduce(runtime, run, stage, spec)
-
-
-def _some_outcomes(runtime: Runtime, run_id: str, record: StageRecord) -> Iterator[Outcome]:
-    """Yield the outcomes of a stage's first shards: enough to know what is common."""
-    for number in range(min(record.shards, _LOOKED_AT_SHARDS)):
-        yield from runtime.store.outcomes(run_id, 0, number).values()
 
 
 def _policy_problem(spec: RunSpec, record: StageRecord) -> str | None:

@@ -5,27 +5,21 @@ Looked at where a branch has failed so: one that succeeds pays nothing for it.
 
 from __future__ import annotations
 
-import re
 import threading
 from collections import Counter, OrderedDict
 from typing import TYPE_CHECKING
 
 from fanout.llm.error_kinds import FEW
+from fanout.results import error_sort
 from fanout.retries import is_common
-from fanout.runs import ErrorKind
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from fanout.runs import Outcome
     from fanout.stores import StageRecord, Store
 
-__all__ = ["Alike", "commonest_error"]
+__all__ = ["Alike"]
 
 _REMEMBERED_RUNS = 64
-_MAX_SHOWN = 300
-_NO_CALL = frozenset({ErrorKind.CANCELLED, ErrorKind.EXPIRED})
-_WORD = re.compile(r"[\w-]+")
 
 
 class Alike:
@@ -64,39 +58,9 @@ class Alike:
         self._runs.move_to_end(run_id)
         if len(self._runs) > _REMEMBERED_RUNS:
             self._runs.popitem(last=False)
-        sort = _sort_of(outcome)
+        sort = error_sort(outcome.kind, outcome.message)
         counts[sort] += 1
         return counts[sort]
-
-
-def commonest_error(outcomes: Iterable[Outcome]) -> str | None:
-    """Return the error that most branches failed of, with how many and an example; or None.
-
-    What was not called, as its run was over, is left out where there is anything else.
-    """
-    counts: Counter[tuple[str, str]] = Counter()
-    examples: dict[tuple[str, str], Outcome] = {}
-    for outcome in outcomes:
-        if outcome.kind is not None:
-            sort = _sort_of(outcome)
-            counts[sort] += 1
-            examples.setdefault(sort, outcome)
-    called = Counter({sort: n for sort, n in counts.items() if examples[sort].kind not in _NO_CALL})
-    common = (called or counts).most_common(1)
-    if not common:
-        return None
-    sort, count = common[0]
-    example = examples[sort]
-    return f"{example.kind} {count:,}: {(example.message or '')[:_MAX_SHOWN]}"
-
-
-def _sort_of(outcome: Outcome) -> tuple[str, str]:
-    return str(outcome.kind), _WORD.sub(_without_numbers, outcome.message or "")
-
-
-def _without_numbers(word: re.Match[str]) -> str:
-    """Return a word; ids of requests, times and lengths differ, although the error is the same."""
-    return "#" if any(map(str.isdigit, word[0])) else word[0]
 
 
 def _failed_so(record: StageRecord, outcome: Outcome) -> int:

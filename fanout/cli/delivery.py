@@ -14,7 +14,7 @@ import click
 
 from fanout.cli.exits import FAILURE, mute_stdout
 from fanout.cli.progress import summary
-from fanout.errors import RunError
+from fanout.errors import FanoutError, RunError
 from fanout.output_folder import OutputFolder, answer_text, output_row
 from fanout.private_files import PRIVATE
 from fanout.runs import ErrorKind, RunStatus
@@ -154,7 +154,7 @@ def deliver(run: Run, status: Status, progress: Progress, delivery: Delivery) ->
     if delivery.is_new:
         for line in _again(run.run_id, status, delivery):
             progress.note(line)
-    exit_status = conclude(status, progress)
+    exit_status = conclude(run, status, progress)
     for fault in faults:
         print_error(fault)
     if faults:
@@ -202,11 +202,16 @@ def _write_report(run: Run, path: Path) -> None:
     write(run, path)
 
 
-def conclude(status: Status, progress: Progress) -> int:
+def conclude(run: Run, status: Status, progress: Progress) -> int:
     """Say how a run ended; return the exit status."""
     progress.note(summary(status))
-    if status.error:
-        print_error(status.error)
+    try:
+        problem = run.problem(status)
+    except FanoutError:
+        # What it said of itself is known; what its branches said cannot be read any more.
+        problem = status.error
+    if problem:
+        print_error(problem)
     return 0 if status.status is RunStatus.SUCCEEDED else 1
 
 

@@ -7,10 +7,11 @@ import pytest
 
 from fanout.errors import LLMError
 from fanout.llm.error_kinds import ALWAYS, FEW, MANY, NEVER
+from fanout.results import commonest_error
 from fanout.retries import is_common, stop_after
 from fanout.runs import Chunk, ErrorKind, Outcome, Shard
 from fanout.stores import End, MemoryStore, RedisStore
-from workers.stopping import Alike, commonest_error
+from workers.stopping import Alike
 
 
 @pytest.mark.parametrize(
@@ -98,16 +99,15 @@ def test_another_kind_among_them_speaks_against_the_sum_of_the_store(fleet):
     assert fleet.fails() is None
 
 
-def test_the_commonest_error_is_what_most_calls_failed_of():
-    def failed(kind, message):
-        return Outcome(index=0, kind=ErrorKind(kind), message=message)
-
-    outcomes = [
-        *[failed("cancelled", "the run was stopped")] * 9,
-        *[failed("timeout", f"no answer within 5 s (req_{n})") for n in range(3)],
-        *[failed("auth", "no"), failed("auth", "never")],
-        Outcome(index=0, output="yes"),
+def test_a_failed_run_says_what_most_of_its_calls_failed_of():
+    failed = [
+        *[(ErrorKind.CANCELLED, "the run was stopped")] * 9,
+        *[(ErrorKind.TIMEOUT, f"no answer within 5 s (req_{n})") for n in range(3)],
+        (ErrorKind.AUTH, "no"),
+        (ErrorKind.AUTH, "never"),
     ]
-    assert commonest_error(outcomes) == "timeout 3: no answer within 5 s (req_0)"
-    assert commonest_error(outcomes[:9]) == "cancelled 9: the run was stopped"
-    assert commonest_error(outcomes[-1:]) is None
+    said = commonest_error("none succeeded", failed)
+    assert said == "none succeeded; most common: timeout 3: no answer within 5 s (req_0)"
+    assert commonest_error("x", failed[:9]) == "x; most common: cancelled 9: the run was stopped"
+    assert commonest_error("auth: no; stopped", failed[-2:-1]) == "auth: no; stopped"
+    assert commonest_error("x", []) == "x"
