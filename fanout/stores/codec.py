@@ -12,6 +12,7 @@ from fanout.latency import Latency
 from fanout.limits import LimitState
 from fanout.outages import FORGET_S
 from fanout.runs import ErrorKind, Outcome, RunStatus, Shard, Usage
+from fanout.stores.memory_limit import memory_limit_bytes
 from fanout.stores.records import Parked, RunRecord, StageRecord, Start, Totals, WorkerRecord
 
 if TYPE_CHECKING:
@@ -48,6 +49,9 @@ _LEVEL = 1
 MAX_SHARD_BYTES = 256_000_000
 _MAX_OUTCOMES_BYTES = 2_000_000_000
 
+# And this part of what the process may hold at all.
+_SHARE_OF_MEMORY = 3
+
 _T = TypeVar("_T")
 
 RUN_FIELDS = (
@@ -74,6 +78,8 @@ def encode_shard(shard: Shard) -> bytes:
 
 
 def _unpacked(blob: bytes, most: int, decode: Callable[[bytes], _T], what: str) -> _T:
+    # The text and what it is decoded to are there at once.
+    most = min(most, memory_limit_bytes() // _SHARE_OF_MEMORY)
     inflater = zlib.decompressobj()
     try:
         data = inflater.decompress(blob, most)

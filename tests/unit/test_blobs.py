@@ -77,6 +77,17 @@ def test_nothing_but_a_run_is_deleted(folder, run_id):
         folder.drop_all(run_id)
 
 
+def test_a_folder_that_is_not_all_of_a_run_is_left_alone(folder, tmp_path):
+    """Whoever can write to the server names what a worker deletes."""
+    foreign = tmp_path / "backup" / "s0" / "letters.txt"
+    foreign.parent.mkdir(parents=True)
+    foreign.write_text("mine")
+    folder.keep("backup/result", b"x")
+    folder.drop_all("backup")
+    folder.drop_all("backup/s0")
+    assert foreign.read_text() == "mine"
+
+
 def test_a_lost_file_is_told_from_a_folder_that_is_not_mounted(tmp_path):
     root = tmp_path / "shared"
     root.mkdir()

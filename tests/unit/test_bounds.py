@@ -21,6 +21,7 @@ from fanout.runs import Chunk, ErrorKind, Outcome, Shard
 from fanout.settings import load_settings
 from fanout.spec import RetrySpec, RunSpec, make_spec
 from fanout.stores import codec
+from fanout.stores.memory_limit import memory_limit_bytes
 from fanout.stores.redis.base import RedisBase, translated
 from workers.backend import TaskFault
 from workers.tasks import _not_done
@@ -81,7 +82,7 @@ def test_the_list_comes_from_the_environment(monkeypatch):
     ["acme.", ".acme", "acme:", "a b", "acme.*", "**", "acme/x", "a:b.c", "a:_b", "a:b:c", "a:*"],
 )
 def test_an_entry_that_would_allow_nothing_is_said(entry):
-    with pytest.raises(SettingsError, match="FANOUT_ALLOWED_CALLABLES: ") as caught:
+    with pytest.raises(SettingsError, match=r"(?i)\ballowed_callables: ") as caught:
         load_settings(allowed_callables=f"fine,{entry}")
     assert repr(entry) in str(caught.value)
 
@@ -239,6 +240,19 @@ def test_a_blob_does_not_fill_the_memory(monkeypatch):
     with pytest.raises(StoredDataError, match=r"a chunk of a\.txt makes a shard of 0 MB"):
         codec.encode_shard(shard("x" * 100_000))
     assert codec.decode_shard(codec.encode_shard(shard("x" * 99_000))) == shard("x" * 99_000)
+
+
+def test_a_blob_does_not_become_more_than_its_process_may_hold(monkeypatch):
+    monkeypatch.setattr(codec, "memory_limit_bytes", lambda: 3_000_000)
+    large = {0: Outcome(index=0, output="x" * 999_000)}
+    assert codec.decode_outcomes(codec.encode_outcomes(large)) == large
+    for decode in (codec.decode_outcomes, codec.decode_shard):
+        with pytest.raises(StoredDataError, match="larger than 1 MB"):
+            decode(zlib.compress(b'"' + b"x" * 10_000_000))
+
+
+def test_what_a_process_may_hold_is_known():
+    assert 2**24 < memory_limit_bytes() < 2**50
 
 
 def test_the_largest_answers_fit_the_outcomes_of_a_shard():

@@ -45,7 +45,9 @@ def store(make_store):
 
 
 def files(tmp_path):
-    return sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file())
+    """All but the marker by which a storage is known."""
+    found = (p for p in tmp_path.rglob("*") if p.is_file() and p.name != ".fanout-storage")
+    return sorted(str(p.relative_to(tmp_path)) for p in found)
 
 
 def shard(text="t"):

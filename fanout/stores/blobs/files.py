@@ -32,6 +32,8 @@ _SHORT_S = 3.0
 # What needs no folders, and where a file is there as a whole or not at all.
 _OBJECT_STORES = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss"})
 _EXTRAS = {"s3": "s3", "s3a": "s3"}
+# Files of runs end with the token of their reference; one may not be finished.
+_OURS = re.compile(r"\.[0-9a-f]{8}(\.unfinished)?\Z")
 _RUN = re.compile(r"[\w-]+(/s\d+)?", re.ASCII)
 _MOST_WORDS = 200
 
@@ -165,6 +167,12 @@ class FileBlobs:
             fs, base = self._opened
             self._require_root()
             try:
+                files = fs.find(f"{base}/{folder}")
+                foreign = [file for file in files if not _OURS.search(file)]
+                if foreign:
+                    # Whoever can write to the server may have named somebody else's folder.
+                    _log.warning("%s is left where it is: not all of it is a run's", folder)
+                    return
                 fs.rm(f"{base}/{folder}", recursive=True)
             except FileNotFoundError:
                 return
