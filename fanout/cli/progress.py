@@ -131,14 +131,21 @@ def summary(status: Status) -> str:
             f"{kind.value} {count:,}" for kind, count in sorted(status.errors.items())
         )
         parts.append(f"{status.failed:,} failed: {kinds}")
-    parts.append(f"{status.usage.calls:,} calls in {clock(status.elapsed_s)}")
+    parts.append(f"{status.usage.calls:,} calls in {_plain(status.elapsed_s)}")
     median_s, slow_s = (status.latency.percentile_s(share) for share in (0.5, 0.99))
     if median_s is not None and slow_s is not None:
-        parts.append(f"half took {median_s:.3g} s at most, 99 % {slow_s:.3g} s")
+        parts.append(f"half took {_plain(median_s)} at most, 99 % {_plain(slow_s)}")
     parts.extend(_tokens(status.usage))
     if status.usage.cost_usd:
         parts.append(f"${status.usage.cost_usd:,.4f}")
     return f"run {status.run_id} {status.status.value}: {' · '.join(parts)}"
+
+
+def _plain(seconds: float) -> str:
+    """Return a duration as the page of a run says it, with ordinary spaces."""
+    from fanout.report.words import duration
+
+    return duration(seconds).translate(dict.fromkeys(map(ord, "\u202f\xa0"), " "))
 
 
 def _tokens(usage: Usage) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from fanout.report.charts import meter
@@ -19,6 +20,7 @@ __all__ = ["aggregates"]
 # The page must open on a phone: what is left out is said, and `fanout results` has all of it.
 _CHARS = 120_000
 _GROUPS = 200
+_CROSSED = 8
 _VOTE_ROWS = 50
 _RANK_ROWS = 100
 _CELL_CHARS = 300
@@ -44,15 +46,44 @@ class _Room:
 def aggregates(stored: StoredResult, reduction: str, *, is_grouped: bool) -> Markup:
     """Return the aggregate of a run, or one under a heading for each group."""
     room, shown = _Room(), []
+    is_crossed = is_grouped and reduction == "vote"
+    if is_crossed:
+        shown.append(_crossed(stored, room))
     for number, (group, one) in enumerate(stored.aggregates.items()):
         if number >= _GROUPS or (number and room.is_full()):
             break
         shown.append(_aggregate(group, one, reduction, room, is_grouped=is_grouped))
-    more = len(stored.aggregates) - len(shown)
+    more = len(stored.aggregates) - len(shown) + is_crossed
     if more:
         left_out = plural(more, "more group is", "more groups are")
         shown.append(tag("p", f"{left_out} not shown here.", class_="faint"))
     return fragment(*shown)
+
+
+def _crossed(stored: StoredResult, room: _Room) -> Markup:
+    """Return the votes of all groups as one table: a row for each, a column for each answer."""
+    sums: Counter[str] = Counter()
+    for one in stored.aggregates.values():
+        sums.update((one.value or {}).get("votes", {}))
+    answers = [answer for answer, _ in sums.most_common(_CROSSED)]
+    rows = []
+    for group, one in list(stored.aggregates.items())[:_GROUPS]:
+        votes = (one.value or {}).get("votes", {})
+        cast = sum(votes.values())
+        cells = [f"{votes.get(answer, 0):,} ({share(votes.get(answer, 0), cast)})"
+                 for answer in answers]  # fmt: skip
+        name = tag("bdi", room.take(one_line(group, _CELL_CHARS)) or "(empty)")
+        rows.append((name, *cells, f"{cast:,}"))
+    names = [tag("bdi", room.take(one_line(answer, _CELL_CHARS)) or "(empty)")
+             for answer in answers]  # fmt: skip
+    heads = ("Group", *names, "Votes")
+    numbers = tuple(range(1, len(heads)))
+    left_out = len(sums) - len(answers)
+    more = tag("p", f"{left_out:,} rarer answers are only below.", class_="faint")
+    return tag(
+        "div", table("Votes by group", heads, rows, numbers=numbers), more if left_out else None,
+        class_="aggregate",
+    )  # fmt: skip
 
 
 def _aggregate(

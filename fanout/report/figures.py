@@ -16,6 +16,7 @@ from fanout.runs import ErrorKind  # noqa: TC001 - msgspec reads the annotation
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from fanout.latency import Latency
     from fanout.results import Output
 
 __all__ = [
@@ -352,17 +353,26 @@ class _Gathering:
         )
 
 
-def gather(outcomes: Iterable[Output], *, created_at: float) -> Figures:
+def gather(
+    outcomes: Iterable[Output], *, created_at: float, latency: Latency | None = None
+) -> Figures:
     """Return the figures of branches that are given in input order, one at a time.
 
     Args:
         outcomes: The branches that have ended; each is looked at once and let go.
         created_at: When the run was submitted, in seconds since the epoch.
+        latency: The durations that the status of the run has: its percentiles are those that every
+            command says. None is to take them from the branches.
     """
     gathering = _Gathering(created_at)
     for _, branches in groupby(outcomes, key=lambda branch: branch.document_index):
         gathering.add_document(branches)
-    return gathering.figures()
+    figures = gathering.figures()
+    if latency is None or not latency.count:
+        return figures
+    said = {f"p{share:.0f}_s": latency.percentile_s(share / 100) for share in (50, 90, 99)}
+    durations = msgspec.structs.replace(figures.durations, **said)
+    return msgspec.structs.replace(figures, durations=durations)
 
 
 def _place(branch: Output) -> Place:

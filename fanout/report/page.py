@@ -69,7 +69,7 @@ def facts_of(run: Run) -> Facts:
     return Facts(
         status=status,
         spec=run.spec,
-        figures=gather(run.outcomes(), created_at=status.created_at),
+        figures=gather(run.outcomes(), created_at=status.created_at, latency=status.latency),
         stored=run.stored_result(),
         made_at=time.time(),
     )
@@ -97,7 +97,7 @@ def page(facts: Facts) -> str:
     body = tag(
         "body",
         _header(facts),
-        tag("main", _tiles(facts), _answer(facts), *_below(facts)),
+        tag("main", sections.question(facts.spec), _tiles(facts), _answer(facts), *_below(facts)),
         _footer(facts),
     )
     title = tag("title", f"Run {status.run_id}: {status.status.value}")
@@ -112,7 +112,7 @@ def _below(facts: Facts) -> list[Markup | None]:
         sections.timing(figures),
         sections.coverage(figures),
         sections.answers(figures),
-        sections.asked(facts.spec),
+        sections.settings(facts.spec),
     ]
 
 
@@ -183,8 +183,8 @@ def _lead(facts: Facts) -> str:
             f"The run still goes on: this is what there is after "
             f"{duration(status.elapsed_s)}, and not its end."
         )
-    if facts.stored.aggregates:
-        groups = len(facts.stored.aggregates)
+    groups = sum(one.value is not None for one in facts.stored.aggregates.values())
+    if groups:
         if facts.spec.group_by:
             return f"{plural(groups, 'aggregate', 'aggregates')}, by {facts.spec.group_by}, below."
         return "The aggregate is below."

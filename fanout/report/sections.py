@@ -17,7 +17,16 @@ if TYPE_CHECKING:
     from fanout.results import ReduceError
     from fanout.spec import RunSpec
 
-__all__ = ["answers", "asked", "coverage", "errors", "reduce_errors", "section", "timing"]
+__all__ = [
+    "answers",
+    "coverage",
+    "errors",
+    "question",
+    "reduce_errors",
+    "section",
+    "settings",
+    "timing",
+]
 
 _REDUCE_ERRORS = 20
 _ASPECTS = 50
@@ -134,10 +143,11 @@ def coverage(figures: Figures) -> Markup | None:
 
 
 def _tallies(name: str, tallies: Sequence[Tally]) -> Markup:
+    most = max(one.succeeded + one.failed for one in tallies)
     rows = [
         (tag("bdi", one_line(one.name, _NAME_CHARS)), f"{one.succeeded:,}", f"{one.failed:,}",
          share(one.succeeded, one.succeeded + one.failed),
-         meter([(one.succeeded, "ok"), (one.failed, "bad")], one.succeeded + one.failed))
+         meter([(one.succeeded, "ok"), (one.failed, "bad")], most))
         for one in tallies
     ]  # fmt: skip
     heads = (name, "Succeeded", "Failed", "Covered", "")
@@ -163,8 +173,8 @@ def _name(place: Place) -> Markup:
     return fragment(where, " ", tag("small", f"#{place.index:,}", class_="faint"))
 
 
-def asked(spec: RunSpec) -> Markup | None:
-    """Return what the run was asked to do: its prompts and its settings."""
+def question(spec: RunSpec) -> Markup | None:
+    """Return what was asked: the prompts, which the rest of the page answers."""
     templates = [
         (f"Prompt {one_line(name, _NAME_CHARS)}" if name is not None else "Prompt", text)
         for name, text in spec.prompts.items()
@@ -180,8 +190,13 @@ def asked(spec: RunSpec) -> Markup | None:
     ]
     if more > 0:
         prompts.append(tag("p", f"{more:,} more prompts are not shown.", class_="faint"))
+    return section("question", "What was asked", *prompts)
+
+
+def settings(spec: RunSpec) -> Markup | None:
+    """Return how the run was to be done."""
     rows = [pair for name, value in _settings(spec) for pair in _row(name, value)]
-    return section("asked", "What was asked", tag("dl", *rows, class_="settings"), *prompts)
+    return section("settings", "Settings", tag("dl", *rows, class_="settings"))
 
 
 def _row(name: str, value: str) -> tuple[Markup, Markup]:

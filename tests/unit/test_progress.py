@@ -130,5 +130,5 @@ def test_the_summary_says_how_it_ended():
     )
     assert line == (
         "run r1 succeeded: 998 of 1,000 branches (99.8%) · 2 failed: timeout 2 · "
-        "1,004 calls in 1:02:03 · 9 tokens in, 8 out · $1.2500"
+        "1,004 calls in 1 h 2 min · 9 tokens in, 8 out · $1.2500"
     )

@@ -10,6 +10,8 @@ from html.parser import HTMLParser
 import pytest
 
 from fanout.aggregators import Aggregate
+from fanout.cli.progress import summary
+from fanout.latency import Latency, bucket_of
 from fanout.report import gather
 from fanout.report.charts import Bar, Chart, Tick, draw, linear_ticks, log_ticks, time_ticks
 from fanout.report.markup import clean, cut, one_line, tag
@@ -266,6 +268,55 @@ def test_a_run_without_a_branch_has_a_page(status):
     assert "there was nothing to do" in reader.text
     assert "What was asked" in reader.text
     assert "nan" not in reader.text.lower()
+
+
+def test_the_question_comes_first():
+    reader = read([branch(0)])
+    headings = [found.get("id") for found in reader.attributes("h2")]
+    assert headings[0] == "question"
+    assert headings[-1] == "settings"
+    assert reader.text.index("Is it good?") < reader.text.index("Succeeded")
+
+
+@pytest.mark.parametrize("value", [None, "all in all, yes"])
+def test_only_where_there_is_an_aggregate_it_is_said_to_be_below(value):
+    made = Aggregate(value=value, succeeded=1, failed=0, notes=[])
+    reader = read([branch(0)], stored=StoredResult(aggregates={"": made}))
+    assert ("The aggregate is below." in reader.text) is (value is not None)
+
+
+def test_votes_of_groups_are_one_table():
+    def votes(**given):
+        return Aggregate(
+            value={"winner": "yes", "tied": [], "votes": given, "share": 0.5},
+            succeeded=4, failed=0, notes=[],
+        )  # fmt: skip
+
+    spec = make_spec(model="fake", prompt="{input}", reduce="vote", group_by="who")
+    stored = StoredResult(aggregates={"Ann": votes(yes=3, no=1), "Bob": votes(no=2)})
+    text = read([branch(0)], stored=stored, spec=spec).text.replace(NARROW, " ")
+    assert "Group yes no Votes Ann 3 (75.0 %) 1 (25.0 %) 4 Bob 0 (0 %) 2 (100 %) 2" in text
+
+
+def test_bars_of_a_table_have_one_scale():
+    branches = [branch(i, document_index=0, document="large") for i in range(3)]
+    branches += [branch(3, ErrorKind.TIMEOUT, document_index=0, document="large")]
+    branches += [branch(4, ErrorKind.TIMEOUT, document_index=1, document="small")]
+    source = page(facts(branches))
+    covered = source[source.index('id="coverage"') :]
+    widths = re.findall(r'width="([0-9.]+)%"', covered[: covered.index("</section>")])
+    assert sorted(map(float, widths)) == [25.0, 25.0, 75.0]
+
+
+def test_the_page_and_the_command_line_say_the_same_percentiles():
+    latency = Latency()
+    for seconds in (0.2, 1.7, 40.0):
+        latency = latency.plus(bucket_of(seconds), seconds)
+    figures = gather([branch(0)], created_at=BORN, latency=latency)
+    line = summary(facts([branch(0)], latency=latency).status)
+    median, slow = duration(figures.durations.p50_s), duration(figures.durations.p99_s)
+    assert f"half took {median} at most, 99 % {slow}".replace(NARROW, " ") in line
+    assert "in 42 s" in line
 
 
 def test_an_aggregate_is_shown_by_its_kind():
