@@ -1,7 +1,7 @@
 """The ``fanout`` command: its subcommands, and how errors become exit statuses.
 
 Exit status: 0 the run met its policy, 1 it did not or something else failed, 2 wrong usage or
-input, 130 interrupted.
+input, 130 interrupted, 141 standard output was closed before all was written.
 """
 
 from __future__ import annotations
