@@ -12,7 +12,7 @@ import io
 import sys
 from difflib import get_close_matches
 from importlib import import_module
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -88,6 +88,14 @@ _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
 
 class _Commands(click.Group):
     """A group that knows its commands by name, and loads the one that is called."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            # Whoever read the answer has read enough. Click would end this process with 1.
+            mute_stdout()
+            return CLOSED_PIPE
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
         return sorted(_COMMANDS)
@@ -194,10 +202,6 @@ def main() -> None:
     except FanoutError as error:
         print_error(_words(error))
         status = _status(error)
-    except BrokenPipeError:
-        # Whoever read the answer has read enough.
-        mute_stdout()
-        status = CLOSED_PIPE
     except OSError as error:
         if error.errno not in _FULL:
             raise
