@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -154,7 +154,7 @@ def deliver(run: Run, status: Status, progress: Progress, delivery: Delivery) ->
     if delivery.is_new:
         for line in _again(run.run_id, status, delivery):
             progress.note(line)
-    exit_status = conclude(run, status, progress)
+    exit_status = conclude(status, progress, run=run)
     for fault in faults:
         print_error(fault)
     if faults:
@@ -202,14 +202,21 @@ def _write_report(run: Run, path: Path) -> None:
     write(run, path)
 
 
-def conclude(run: Run, status: Status, progress: Progress) -> int:
-    """Say how a run ended; return the exit status."""
+def conclude(status: Status, progress: Progress, *, run: Run | None = None) -> int:
+    """Say how a run ended; return the exit status.
+
+    Args:
+        status: How it ended.
+        progress: Where it is said.
+        run: Whose branches are asked what most of them failed of; errors may quote documents, which
+            is nothing for whoever only watches.
+    """
     progress.note(summary(status))
-    try:
-        problem = run.problem(status)
-    except FanoutError:
-        # What it said of itself is known; what its branches said cannot be read any more.
-        problem = status.error
+    problem = status.error
+    if run is not None:
+        # What its branches said may be gone; what it said of itself is known.
+        with suppress(FanoutError):
+            problem = run.problem(status)
     if problem:
         print_error(problem)
     return 0 if status.status is RunStatus.SUCCEEDED else 1

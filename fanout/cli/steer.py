@@ -127,7 +127,7 @@ def _work_off(
 
     now = follow(run, progress, on_status=cancel_if_asked)
     say(run.run_id, {**fields, "status": now.status.value}, as_json=as_json)
-    exit_status = conclude(run, now, progress)
+    exit_status = conclude(now, progress, run=run)
     progress.note(f"its answers: `fanout results {run.run_id}`, with --out DIR into files")
     return INTERRUPTED if stop.is_set() else exit_status
 

@@ -74,7 +74,7 @@ def command(
             # The worker of an embedded run may be one that this command has started.
             print_line(kept(run.run_id) if client.is_embedded else goes_on, err=True)
             raise
-        return conclude(run, status, Progress(is_quiet=as_json))
+    return conclude(status, Progress(is_quiet=as_json))
 
 
 def _run_view(client: Client, run: Run, interval_s: float | None, *, as_json: bool) -> Follower:
