@@ -209,15 +209,19 @@ class Run:
             return StoredResult()
         return msgspec.json.decode(data, type=StoredResult)
 
-    def outcomes(self) -> Iterator[Output]:
-        """Yield the branches that have ended, in input order, holding one shard at a time."""
+    def outcomes(self, *, with_text: bool = False) -> Iterator[Output]:
+        """Yield the branches that have ended, in input order, holding one shard at a time.
+
+        Args:
+            with_text: Have each with the text of its chunk.
+        """
         spec = self.spec
         for number in range(self._store.stage(self.run_id, 0).shards):
             outcomes = self._store.outcomes(self.run_id, 0, number)
             if outcomes:
                 shard = self._store.shard(self.run_id, 0, number)
                 for _, outcome in sorted(outcomes.items()):
-                    yield _output(spec, shard, outcome)
+                    yield _output(spec, shard, outcome, with_text=with_text)
 
     def report(self) -> str:
         """Return the run as one web page that needs no other file; partial while it goes on.
@@ -324,7 +328,7 @@ def _total_usage(usages: list[Usage]) -> Usage:
     )
 
 
-def _output(spec: RunSpec, shard: Shard, outcome: Outcome) -> Output:
+def _output(spec: RunSpec, shard: Shard, outcome: Outcome, *, with_text: bool) -> Output:
     ref = branch_ref(outcome.index, spec.aspect_names, spec.samples)
     chunk = shard_chunk(shard, outcome.index, spec.branches_per_chunk)
     return Output(
@@ -345,6 +349,7 @@ def _output(spec: RunSpec, shard: Shard, outcome: Outcome) -> Output:
         elapsed_s=outcome.elapsed_s,
         ended_at=outcome.ended_at,
         columns=chunk.columns,
+        text=chunk.text if with_text else None,
     )
 
 

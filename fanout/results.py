@@ -168,6 +168,7 @@ class Output:
         elapsed_s: Seconds from the first call to the end, waits included.
         ended_at: When it ended, in seconds since the epoch; 0 where unknown.
         columns: The other columns of the document's row.
+        text: The chunk, where it was asked for, else None.
     """
 
     index: int
@@ -187,6 +188,7 @@ class Output:
     elapsed_s: float
     ended_at: float = 0.0
     columns: dict[str, str] = field(default_factory=dict)
+    text: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -54,7 +54,9 @@ def command(run_id: str, out: str | None, broker_url: str | None, as_json: bool)
 
 def _figures(run: Run) -> dict[str, Any]:
     status = run.status()
-    figures = gather(run.outcomes(), created_at=status.created_at, latency=status.latency)
+    figures = gather(
+        run.outcomes(with_text=True), created_at=status.created_at, latency=status.latency
+    )
     return {**status.to_dict(), "figures": figures.to_dict()}
 
 

@@ -132,7 +132,7 @@ def _vote(value: dict[str, Any], room: _Room) -> Markup:
         said = tag("p", f"A tie: {len(value['tied']):,} answers have {count} each.")
     rows = [
         (tag("bdi", room.take(one_line(answer, _CELL_CHARS)) or "(empty)"), f"{count:,}",
-         share(count, cast), meter([(count, "ok")], votes[0][1]))
+         share(count, cast), meter([(count, "ok")], cast))
         for answer, count in votes[:_VOTE_ROWS]
     ]  # fmt: skip
     heads = ("Answer", "Votes", "Share", "")

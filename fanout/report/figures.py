@@ -79,10 +79,14 @@ class ErrorRow(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Answer(msgspec.Struct, frozen=True, kw_only=True):
-    """One of the branches with an output, and the output, cut where it is long."""
+    """One of the branches with an output: the text and the output, cut where they are long.
+
+    The text is None where it is not known.
+    """
 
     branch: Place
     output: str
+    text: str | None = None
 
 
 class Tally(msgspec.Struct, kw_only=True):
@@ -250,7 +254,8 @@ class _Spread:
     def add(self, branch: Output, output: str) -> None:
         if self._seen % self._every == 0:
             shown = one_line(output, _ANSWER_CHARS)
-            self._kept.append(Answer(branch=_place(branch), output=shown))
+            text = None if branch.text is None else one_line(branch.text, _ANSWER_CHARS)
+            self._kept.append(Answer(branch=_place(branch), output=shown, text=text))
         self._seen += 1
         if len(self._kept) > 2 * _ANSWERS:
             self._kept = self._kept[::2]

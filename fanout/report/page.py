@@ -66,10 +66,11 @@ class Facts:
 def facts_of(run: Run) -> Facts:
     """Look a run up, reading its branches as a stream. Raises UnknownRunError."""
     status = run.status()
+    branches = run.outcomes(with_text=True)
     return Facts(
         status=status,
         spec=run.spec,
-        figures=gather(run.outcomes(), created_at=status.created_at, latency=status.latency),
+        figures=gather(branches, created_at=status.created_at, latency=status.latency),
         stored=run.stored_result(),
         made_at=time.time(),
     )

@@ -160,8 +160,12 @@ def answers(figures: Figures) -> Markup | None:
         return None
     of = len(figures.answers), figures.succeeded
     said = "All of them." if of[0] == of[1] else f"{of[0]:,} of {of[1]:,}, evenly spread."
-    rows = [(_name(one.branch), tag("bdi", one.output)) for one in figures.answers]
-    shown = table("Some of the answers", ("Branch", "Answer"), rows)
+    rows = [
+        (fragment(_name(one.branch), tag("div", tag("bdi", one.text or ""))),
+         tag("bdi", one.output))
+        for one in figures.answers
+    ]  # fmt: skip
+    shown = table("Some of the answers", ("Text", "Answer"), rows)
     return section("answers", "Some of the answers", tag("p", said, class_="faint"), shown)
 
 

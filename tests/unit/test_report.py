@@ -298,6 +298,11 @@ def test_votes_of_groups_are_one_table():
     assert "Group yes no Votes Ann 3 (75.0 %) 1 (25.0 %) 4 Bob 0 (0 %) 2 (100 %) 2" in text
 
 
+def test_an_answer_stands_beside_its_text():
+    reader = read([branch(0, text="The soup was cold.", output="negative")])
+    assert "The soup was cold. negative" in reader.text
+
+
 def test_bars_of_a_table_have_one_scale():
     branches = [branch(i, document_index=0, document="large") for i in range(3)]
     branches += [branch(3, ErrorKind.TIMEOUT, document_index=0, document="large")]
