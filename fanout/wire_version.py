@@ -6,4 +6,5 @@ __all__ = ["WIRE_VERSION"]
 
 # Raised by a change that a worker or a client of the version before could not read. Embedded runs
 # of the version before can then not be read either: fanout.embedded.state says so.
-WIRE_VERSION = 1
+#   2: runs have turns in the queue of branches, and jobs have fields that version 1 refuses.
+WIRE_VERSION = 2

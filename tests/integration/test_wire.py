@@ -64,7 +64,8 @@ def test_a_worker_of_another_version_is_refused_and_the_run_waits_for_the_right_
     queued = server_client.lrange(CONTROL_QUEUE, 0, -1)
     wrong = start_worker(patches=NEWER, is_refused=True)
     assert wrong.process.wait(20) == 1
-    assert "this worker has a newer fanout than the fleet: it speaks version 2" in reason(wrong)
+    newer = f"it speaks version {broker.WIRE_VERSION + 1} of the wire format"
+    assert f"this worker has a newer fanout than the fleet: {newer}" in reason(wrong)
     assert "Traceback" not in wrong.log.read_text()
     assert server_client.lrange(CONTROL_QUEUE, 0, -1) == queued
     assert client.workers() == {}
