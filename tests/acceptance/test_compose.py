@@ -27,6 +27,8 @@ def fleet(request, tmp_path):
     (tmp_path / "jobs").mkdir()
     with ComposeOnHost(tmp_path, files=files, env=env) as fleet:
         fleet.start_and_wait("redis")
+        setup = fleet.run("setup", "setup-server", "--wait", "60")
+        assert setup.returncode == 0, setup.stderr
         yield fleet
 
 

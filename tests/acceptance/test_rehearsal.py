@@ -52,6 +52,8 @@ def fleet(tmp_path, hosts):
     env = {"FANOUT_JOBS": str(tmp_path / "jobs")}
     with ComposeOnHost(tmp_path, hosts=hosts, files=files, env=env) as fleet:
         fleet.start_and_wait("redis")
+        setup = fleet.run("setup", "setup-server", "--wait", "60")
+        assert setup.returncode == 0, setup.stderr
         for name in WORKERS:
             fleet.start("worker", on=hosts[name])
         for name in ("flower", "metrics", "prometheus"):
