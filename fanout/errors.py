@@ -26,7 +26,8 @@ the value, and what is allowed.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import math
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fanout.runs import ErrorKind, Usage
@@ -161,11 +162,21 @@ class LLMError(FanoutError):
     ) -> None:
         super().__init__(message)
         self.kind = kind
-        self.retry_after_s = retry_after_s
+        self.retry_after_s = _wait_s(retry_after_s)
         self.status = status
         self.usage = usage
         self.stop_after = stop_after
         self.is_own = is_own
+
+
+def _wait_s(given: Any) -> float | None:
+    """Return a time to wait, whatever a provider or a function of a user's gives for one."""
+    if isinstance(given, bool) or not isinstance(given, int | float):
+        return None
+    try:
+        return max(0.0, float(given)) if math.isfinite(given) else None
+    except OverflowError:
+        return None
 
 
 class WireVersionError(FanoutError):

@@ -12,7 +12,7 @@ from fanout.reasoning import OWN_TAGS, PROMPTED_TAGS, without_reasoning
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-__all__ = ["bare_json", "parse_json"]
+__all__ = ["bare_json", "is_deeper", "parse_json"]
 
 # Deeper than any answer means to be, and shallow enough to be merged and stored.
 _DEEPEST = 100
@@ -68,7 +68,7 @@ def _decoded(text: str) -> Any:
         raise ValueError(_too_deep()) from None
     except UnicodeError:
         raise ValueError("it has half a character") from None
-    if _is_deeper(value, _DEEPEST):
+    if is_deeper(value, _DEEPEST):
         raise ValueError(_too_deep())
     return value
 
@@ -154,7 +154,8 @@ def _too_deep() -> str:
     return f"JSON is nested more than {_DEEPEST} levels deep"
 
 
-def _is_deeper(value: Any, limit: int) -> bool:
+def is_deeper(value: Any, limit: int) -> bool:
+    """Say whether lists and objects are nested in each other more than ``limit`` levels deep."""
     level = [value]
     for _ in range(limit + 1):
         nested = [item for item in level if isinstance(item, dict | list)]

@@ -100,7 +100,12 @@ class EmbeddedFleet:
         paths = [path or str(Path.cwd()) for path in sys.path]
         with (self._folder / "guard.log").open("wb") as log:
             return subprocess.Popen(  # noqa: S603 - our own interpreter and module
-                [*command, str(self._concurrency), str(self._server.folder.users)],
+                [
+                    *command,
+                    str(self._concurrency),
+                    str(self._server.folder.path),
+                    "yes" if self._server.keeps else "no",
+                ],
                 env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
                 stdin=subprocess.PIPE,
                 stdout=log,

@@ -1,4 +1,4 @@
-"""The process that keeps an embedded worker: ``fanout.embedded.guard FOLDER CONCURRENCY USERS``.
+"""Keeps an embedded worker: ``python -m fanout.embedded.guard FOLDER CONCURRENCY STATE KEEPS``.
 
 Its standard input is a pipe from the client: a line says where the client's database is, a second
 one that the worker is to end at once. When the pipe closes without that, the client has died: the
@@ -33,20 +33,31 @@ _FLUSH_S = 8.0
 _LAST_CALLS_S = 10.0
 
 
-def main(folder: Path, concurrency: int, users: Path) -> int:
+def main(folder: Path, concurrency: int, state: Path, *, keeps: bool) -> int:
     """Keep a worker until standard input closes."""
     # The server does not end before the worker has.
-    with FileLock(users, is_shared=True):
+    with FileLock(state / "users.lock", is_shared=True):
         worker = _Worker(concurrency, folder / "worker.log")
         is_dead = True
         try:
             is_dead = _watch(worker)
         finally:
             worker.stop(_grace_s() if is_dead else 0.0)
+            if is_dead:
+                _keep_server(state, keeps=keeps)
     if is_dead:
         # Nobody else will.
         shutil.rmtree(folder, ignore_errors=True)
     return 0
+
+
+def _keep_server(state: Path, *, keeps: bool) -> None:
+    """Have the server ended: what has killed the client may have killed its keeper, too."""
+    # What it imports takes memory that this process does without for as long as it waits.
+    from fanout.embedded.server import keep_running
+    from fanout.embedded.state import StateFolder
+
+    keep_running(StateFolder(state), keeps=keeps)
 
 
 def _grace_s() -> float:
@@ -147,4 +158,5 @@ class _Worker:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])))
+    own, concurrency, state, keeps = sys.argv[1:]
+    sys.exit(main(Path(own), int(concurrency), Path(state), keeps=keeps == "yes"))

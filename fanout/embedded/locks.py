@@ -34,6 +34,11 @@ class FileLock:
             self.release()
             raise
 
+    @property
+    def is_held(self) -> bool:
+        """Whether it has not been released."""
+        return self._file is not None
+
     def share(self) -> None:
         """Share what was held alone; for a moment it is held by nobody."""
         if self._file is not None:

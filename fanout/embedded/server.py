@@ -19,7 +19,7 @@ from fanout.settings import UNIX_SCHEME
 if TYPE_CHECKING:
     from fanout.embedded.state import StateFolder
 
-__all__ = ["EmbeddedServer"]
+__all__ = ["EmbeddedServer", "keep_running"]
 
 _START_S = 30.0
 _LOOK_S = 0.003
@@ -104,7 +104,21 @@ class EmbeddedServer:
 
     def release(self) -> None:
         """Say that it is needed no longer. Safe to call twice."""
+        if self._users.is_held:
+            # Whoever is the last leaves nothing behind.
+            keep_running(self.folder, keeps=self.keeps)
         self._users.release()
+
+
+def keep_running(folder: StateFolder, *, keeps: bool) -> None:
+    """Have somebody end the server in the end, where the process that would has been killed.
+
+    Whoever stops to use the server does this before it says so. Raises nothing: a full table of
+    processes must not hold up an end.
+    """
+    with contextlib.suppress(OSError, EmbeddedError):
+        if is_held(folder.server) and not is_held(folder.keeper):
+            os.waitpid(_start_keeper(folder, keeps=keeps), 0)
 
 
 def _start_keeper(folder: StateFolder, *, keeps: bool) -> int:

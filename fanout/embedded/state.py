@@ -50,6 +50,11 @@ class StateFolder:
         return self.path / "keeper.lock"
 
     @property
+    def server(self) -> Path:
+        """The server holds a lock on this file, whoever has started it."""
+        return self.path / "server.lock"
+
+    @property
     def log(self) -> Path:
         """What the server, and the process that keeps it, say."""
         return self.path / "server.log"

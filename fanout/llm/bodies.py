@@ -8,6 +8,8 @@ from typing import Any
 
 import msgspec
 
+from fanout.json_text import is_deeper
+
 __all__ = ["Said", "content_text", "json_of", "said", "said_in"]
 
 # What is looked at: a page, or a prompt that is sent back, may be long.
@@ -16,6 +18,13 @@ _MESSAGE_NAMES = ("message", "detail", "error_description", "msg", "title", "err
 _CODE_NAMES = ("code", "type", "status", "reason", "error_type", "error_code", "err_code")
 _TITLE = re.compile(r"<title[^>]{0,200}>([^<]{0,300})", re.IGNORECASE)
 _PAGE = re.compile(r"\s{0,200}<(?:!doctype html|html|head|body)\b", re.IGNORECASE)
+_CHARSET = re.compile(
+    r"utf-?(?:8|16|32)(?:-?[bl]e)?|us-ascii|ascii|iso-?8859-\d{1,2}|latin-?1|cp\d{3,5}"
+    r"|windows-\d{3,4}|gb(?:2312|k|18030)|big5|shift[-_]jis|euc-(?:jp|kr)|koi8-[ru]"
+)
+_MOST_DIGITS = 1_000
+# How deep an error is looked into: no server means more.
+_DEEPEST = 100
 _SECONDS = re.compile(r"(\d{1,6}(?:\.\d{1,9})?)s")
 # Parts of an answer that are none of its text.
 _ASIDES = ("thinking", "reasoning", "redacted_thinking")
@@ -46,12 +55,13 @@ def json_of(body: bytes, content_type: str = "") -> Any:
         ValueError: It is none; says what it is.
     """
     try:
-        return json.loads(body)
+        return json.loads(body, parse_int=_integer)
     except (ValueError, RecursionError):
         pass
     encoding = _charset(content_type)
     try:
-        return json.loads(body.decode(encoding, "replace").lstrip("\ufeff"))
+        text = body.decode(encoding, "replace").lstrip("\ufeff")
+        return json.loads(text, parse_int=_integer)
     except RecursionError:
         raise ValueError("it is nested too deep") from None
     except (ValueError, LookupError):
@@ -62,7 +72,14 @@ def json_of(body: bytes, content_type: str = "") -> Any:
 
 def _charset(content_type: str) -> str:
     _, _, charset = content_type.lower().partition("charset=")
-    return charset.partition(";")[0].strip(" \"'") or "utf-8"
+    named = charset.partition(";")[0].strip(" \"'")
+    # Others are of no text (hex), or take the square of its length (punycode).
+    return named if _CHARSET.fullmatch(named) else "utf-8"
+
+
+def _integer(digits: str) -> int | float:
+    # Thousands of digits are refused as an int; what they count is nonsense, the rest is not.
+    return int(digits) if len(digits) <= _MOST_DIGITS else float(digits)
 
 
 def said(body: bytes, content_type: str = "") -> Said:
@@ -81,6 +98,8 @@ def said(body: bytes, content_type: str = "") -> Said:
 
 def said_in(told: Any) -> Said:
     """Return what the JSON of an error reply says: ``{"error": {...}}``, that itself, a list."""
+    if is_deeper(told, _DEEPEST):
+        return Said()
     if isinstance(told, list):
         # Google has its errors in a list.
         told = next((each for each in told if isinstance(each, dict)), None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import time
 from email.utils import parsedate_to_datetime
@@ -141,19 +142,26 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
     Source: RFC 9110, section 10.2.3 (seconds or a date), and ``retry-after-ms``, which OpenAI and
     Azure send.
     """
-    milliseconds = headers.get("retry-after-ms")
-    seconds = headers.get("retry-after")
+    milliseconds = _seconds(headers.get("retry-after-ms", ""))
+    if milliseconds is not None:
+        return milliseconds / 1000
+    given = headers.get("retry-after", "")
+    seconds = _seconds(given)
+    if seconds is not None:
+        return seconds
     try:
-        if milliseconds is not None:
-            return max(0.0, float(milliseconds) / 1000)
-        if seconds is not None:
-            return max(0.0, float(seconds))
-    except ValueError:
-        pass
+        return max(0.0, parsedate_to_datetime(given).timestamp() - time.time())
+    except (ValueError, OverflowError, OSError):
+        return None
+
+
+def _seconds(given: str) -> float | None:
+    """Return a number that is one, and not less than 0; None where it is none."""
     try:
-        return max(0.0, parsedate_to_datetime(seconds or "").timestamp() - time.time())
+        seconds = float(given)
     except ValueError:
         return None
+    return max(0.0, seconds) if math.isfinite(seconds) else None
 
 
 def redacted(message: str, secrets: tuple[str, ...] = ()) -> str:

@@ -135,6 +135,20 @@ def test_a_run_survives_that_everything_is_killed(fanout, here, state_dir):
     assert len(fanout("results", "latest").stdout.splitlines()) == 60
 
 
+@pytest.mark.parametrize("ending", [signal.SIGKILL, signal.SIGINT])
+def test_no_server_is_left_whose_keeper_was_killed(here, state_dir, ending):
+    process = begin(here, 60, "--max-workers", "2", "--out", "out", model="fake?latency_s=30")
+    until(lambda: "running" in process.stderr.readline(), "it does not run")
+    victims = [each for each in of_state(state_dir) if "keeper.py" in " ".join(each.cmdline())]
+    os.kill(process.pid, signal.SIGSTOP)
+    for victim in victims:
+        victim.kill()
+    os.kill(process.pid, ending)
+    os.kill(process.pid, signal.SIGCONT)
+    process.communicate(timeout=60)
+    until(lambda: not of_state(state_dir), "something is left", timeout_s=60)
+
+
 HALF_READ = """
 import sys, time
 from fanout import Client

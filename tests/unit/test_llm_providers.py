@@ -9,6 +9,8 @@ from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from fanout.errors import LLMError, ModelError
 from fanout.llm import LLM, FakeLLM, LLMRequest, make_llm
@@ -243,10 +245,36 @@ def test_what_an_http_status_means(status, code, message, kind):
         ({"retry-after": "-3"}, 0),
         ({"retry-after-ms": "250", "retry-after": "9"}, 0.25),
         ({"retry-after": "soon"}, None),
+        ({"retry-after-ms": "soon", "retry-after": "9"}, 9),
+        # No time, or a date that no clock shows.
+        ({"retry-after": "NaN"}, None),
+        ({"retry-after": "inf"}, None),
+        ({"retry-after-ms": "9" * 5_000}, None),
+        ({"retry-after": "1 Jan 2020 00:00 +99999999999999"}, None),
+        ({"retry-after": "1 jan 99999999999 00:00:00 GMT"}, None),
+        ({"retry-after": "Mon, 01 Jan 0001 00:00:00 -0000"}, 0),
     ],
 )
 def test_what_retry_after_means(headers, seconds):
     assert retry_after(headers) == seconds
+
+
+@given(
+    st.lists(
+        st.sampled_from(
+            [*"0,:.-+ ", "Wed", "21", "Oct", "2015", "9" * 11, "GMT", "-0000", "07:28"]
+        ),
+        max_size=9,
+    )
+)
+def test_no_retry_after_raises(words):
+    asked_s = retry_after({"retry-after": " ".join(words)})
+    assert asked_s is None or asked_s >= 0
+
+
+@pytest.mark.parametrize("given_s", [float("nan"), float("inf"), "7", True, [1], 10**400])
+def test_what_a_function_gives_for_a_wait_is_a_time_or_none(given_s):
+    assert LLMError(ErrorKind.RATE_LIMITED, "later", retry_after_s=given_s).retry_after_s is None
 
 
 def test_retry_after_may_be_a_date():

@@ -6,7 +6,9 @@ import asyncio
 import contextlib
 import json
 import sys
+import time
 import types
+from encodings import aliases
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -16,6 +18,7 @@ from multidict import CIMultiDict
 from fanout.errors import LLMError
 from fanout.llm import LLMReply, LLMRequest
 from fanout.llm.anthropic import AnthropicLLM
+from fanout.llm.bodies import json_of
 from fanout.llm.callables import CallableLLM
 from fanout.llm.calls import _call
 from fanout.llm.http_client import HttpReply
@@ -92,6 +95,37 @@ TYPES = ("application/json", "text/html; charset=x-no-such", "")
 def test_no_body_raises_anything_but_llm_error(adapter, body, status, content_type):
     llm, _ = adapter
     assert isinstance(answers(llm, body, status, content_type), LLMReply | LLMError)
+
+
+def within(key, depth):
+    return b'{"%b": ' % key * depth + b"1" + b"}" * depth
+
+
+@pytest.mark.parametrize("key", [b"message", b"error", b"detail", b"innererror", b"metadata"])
+@pytest.mark.parametrize("status", [200, 400, 500])
+def test_no_depth_of_an_error_raises_anything_but_llm_error(adapter, key, status):
+    llm, _ = adapter
+    for depth in range(50, 1_100, 50):
+        assert isinstance(answers(llm, within(key, depth), status), LLMError), depth
+
+
+@pytest.mark.parametrize("charset", sorted({*aliases.aliases.values(), "punycode", "idna"}))
+def test_no_charset_makes_a_reply_slow_or_raises(charset):
+    began = time.process_time()
+    with contextlib.suppress(ValueError):
+        json_of(b"a-" + b"z" * 100_000, f"application/json; charset={charset}")
+    # The square of it takes more than a second.
+    assert time.process_time() - began < 0.7
+
+
+def test_absurd_counts_cost_no_answer(adapter):
+    llm, good = adapter
+    reply = json.dumps({**good(), "usage": {}}).encode()
+    names = ("prompt_tokens", "completion_tokens", "input_tokens", "output_tokens")
+    counts = b", ".join(b'"%b": %b' % (name.encode(), b"9" * 6_000) for name in names)
+    answer = answers(llm, reply.replace(b'"usage": {}', b'"usage": {%b}' % counts))
+    assert isinstance(answer, LLMReply), answer
+    assert answer.usage.input_tokens is answer.usage.output_tokens is None
 
 
 @given(
