@@ -112,6 +112,7 @@ def test_a_deleted_run_leaves_nothing_behind(state, client, start_worker, broker
 
 OPERATIONS = {
     "status": lambda run: run.status(),
+    "problem": lambda run: run.problem(),
     "spec": lambda run: run.spec,
     "wait": lambda run: run.wait(5),
     "result": lambda run: run.result(),
