@@ -1,10 +1,10 @@
 """The process that keeps the embedded server: ``keeper.py FOLDER SOCKET BINARY KEEPS``.
 
 It starts the server, again where it dies, and ends it when no client holds the lock on
-``users.lock`` any more. One runs for each folder. It may be killed at any time: the server goes on,
-and the keeper that the next client starts takes over. Where KEEPS is ``no``, the folder goes with
-the server. It imports what starts at once only, and nothing of this package: it is run by
-``python -I -S``.
+``users.lock`` any more. One runs for each folder. It may be killed at any time: the server ends in
+order then, and the keeper that a client starts next starts it again. (Off Linux the server goes on,
+and that keeper takes it over.) Where KEEPS is ``no``, the folder goes with the server. It imports
+what starts at once only, and nothing of this package: it is run by ``python -I -S``.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import contextlib
 import fcntl
 import os
 import resource
+import signal
 import socket
 import sys
 import time
@@ -25,6 +26,8 @@ _LOOKS = 5
 # One that dies so soon after its start will not do better the next time.
 _SOON_S = 5.0
 _MOST_DEATHS = 3
+# <linux/prctl.h>: the signal that a process gets when its parent has died.
+_PR_SET_PDEATHSIG = 1
 # Databases cost nothing before they are used.
 _DATABASES = 16_384
 
@@ -89,7 +92,13 @@ class _Server:
             return
         os.makedirs(self._data, mode=0o700, exist_ok=True)  # noqa: PTH103 - pathlib starts slowly
         os.set_inheritable(lock, True)  # noqa: FBT003 - it takes nothing else
-        os.posix_spawn(self._command[0], self._command, os.environ)
+        keeper = os.getpid()
+        if not os.fork():
+            try:
+                _end_with(keeper)
+                os.execv(self._command[0], self._command)  # noqa: S606 - our own server
+            finally:
+                os._exit(127)
         os.close(lock)
 
     def is_alive(self) -> bool:
@@ -132,6 +141,18 @@ def _options(data: str, address: str, keeps: str) -> list[str]:
         "loglevel": "warning",
     }
     return [word for name, value in options.items() for word in (f"--{name}", value)]
+
+
+def _end_with(keeper: int) -> None:
+    """Have this process told to end when its keeper has died, in whatever way."""
+    if sys.platform != "linux":
+        return
+    import ctypes
+
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM))
+    if os.getppid() != keeper:
+        # It died before that.
+        os._exit(0)
 
 
 def _lift_limits() -> None:

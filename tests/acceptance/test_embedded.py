@@ -124,6 +124,18 @@ def test_what_serves_a_run_may_be_killed_meanwhile(here, state_dir, words):
     assert [row["index"] for row in rows] == list(range(60))
 
 
+def test_nothing_is_left_where_the_keeper_was_killed_with_its_clients(here, state_dir, fanout):
+    process = begin(here, 60, "--max-workers", "2")
+    until(lambda: "running" in process.stderr.readline(), "it does not run")
+    for victim in everything(process, state_dir):
+        if "valkey-server" not in victim.name():
+            victim.kill()
+    process.communicate()
+    until(lambda: not of_state(state_dir), "the server goes on")
+    # It has ended in order, and what it kept is there.
+    assert fanout("runs").stdout.split()[3] == "running"
+
+
 def test_a_run_survives_that_everything_is_killed(fanout, here, state_dir):
     process = begin(here, 60, "--max-workers", "8", model="fake?latency_s=1")
     until(lambda: "running" in process.stderr.readline(), "it does not run")
