@@ -97,7 +97,7 @@ def decide(
 def more_room(
     kind: ErrorKind,
     *,
-    attempt: int,
+    spent: float,
     elapsed_s: float,
     policy: RetrySpec,
     max_tokens: int | None,
@@ -110,13 +110,13 @@ def more_room(
 
     Args:
         kind: Why the call failed.
-        attempt: Calls made so far, from 1.
+        spent: Attempts that count against the branch: see fanout.outages.
         elapsed_s: Seconds since the first call began.
         policy: The bounds.
         max_tokens: The limit that was asked for, or None.
         used_tokens: Tokens that the answer had, or None.
     """
-    if kind is not ErrorKind.TRUNCATED or attempt >= policy.max_attempts:
+    if kind is not ErrorKind.TRUNCATED or spent >= policy.max_attempts - _ROUNDING:
         return None
     room = max_tokens or used_tokens
     return 2 * room if room and elapsed_s <= policy.max_elapsed_s else None

@@ -193,7 +193,7 @@ class _Tries:
         elapsed_s = now - self.started
         room = more_room(
             error.kind,
-            attempt=self.number,
+            spent=self._failures,
             elapsed_s=elapsed_s,
             policy=self._policy,
             max_tokens=self.request.max_tokens,

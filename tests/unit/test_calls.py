@@ -239,6 +239,12 @@ def test_twice_the_room_may_be_enough_and_is_kept():
     assert (result.output, rooms.asked) == ("whole", [50, 100, 100])
 
 
+def test_waits_that_the_provider_asked_for_cost_a_cut_answer_nothing():
+    rooms = Rooms(*[error(retry_after_s=0.1)] * 9, cut(50), "whole")
+    result = rooms.call(50)
+    assert (result.output, rooms.asked[-2:]) == ("whole", [50, 100])
+
+
 @pytest.mark.parametrize("kind", [ErrorKind.BAD_REQUEST, ErrorKind.CONTEXT_LENGTH])
 def test_where_more_room_is_refused_the_branch_was_cut(kind):
     result = Rooms(cut(), error(kind)).call(50)

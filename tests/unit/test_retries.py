@@ -89,11 +89,11 @@ def test_while_all_calls_are_held_back_a_branch_waits_there():
         ({"max_tokens": None, "used_tokens": 16}, 32),
         ({"max_tokens": None, "used_tokens": None}, None),
         ({"max_tokens": None, "used_tokens": 0}, None),
-        ({"max_tokens": 50, "used_tokens": 50, "attempt": 5}, None),
+        ({"max_tokens": 50, "used_tokens": 50, "spent": 5.0}, None),
         ({"max_tokens": 50, "used_tokens": 50, "elapsed_s": 101}, None),
         ({"max_tokens": 50, "used_tokens": 50, "kind": ErrorKind.INVALID_OUTPUT}, None),
     ],
 )
 def test_what_room_an_answer_gets_that_was_cut(options, room):
-    options = {"kind": ErrorKind.TRUNCATED, "attempt": 1, "elapsed_s": 0.0, **options}
+    options = {"kind": ErrorKind.TRUNCATED, "spent": 1.0, "elapsed_s": 0.0, **options}
     assert more_room(options.pop("kind"), policy=POLICY, **options) == room
