@@ -79,6 +79,11 @@ class Batches(Generic[_Asked, _Given]):
             return
         step.add_done_callback(lambda done: self._end(asked, futures, _ended(done)))
 
+    def _try_again(self, asked: list[_Asked], futures: list[asyncio.Future[_Given]]) -> None:
+        # One that nobody waits for any more must not keep all that come after it.
+        left = [pair for pair in zip(asked, futures, strict=True) if not pair[1].done()]
+        self._try([asked for asked, _ in left], [future for _, future in left])
+
     def _carried_out(self, asked: list[_Asked]) -> list[tuple[_Given | None, Exception | None]]:
         """Return what each is given, or why it is not. Raises where it is to be done again."""
         try:
@@ -101,7 +106,7 @@ class Batches(Generic[_Asked, _Given]):
         loop = asyncio.get_running_loop()
         if isinstance(ended, BaseException) and is_exhausted(ended):
             _log.warning("%s: it is tried again", ended)
-            loop.call_later(_AGAIN_S, self._try, asked, futures)
+            loop.call_later(_AGAIN_S, self._try_again, asked, futures)
             return
         if self._waiting:
             loop.call_later(self._linger_s(), self._start)

@@ -96,7 +96,12 @@ class Leases(bootsteps.StartStopStep):  # type: ignore[misc]
                 standing.doing,
                 extra=about(*standing.key),
             )
-            runtime.let_go(standing)
+            try:
+                runtime.let_go(standing)
+            except BrokerError as error:
+                # As long as its claim stands, nobody else begins it: it is left at a later look.
+                standing.is_stuck = False
+                _log.warning("its claim is not given up yet: %s", error)
 
     def _beat(self) -> None:
         runtime = self._worker.app.fanout_runtime()

@@ -180,6 +180,9 @@ class TaskPool(BasePool):  # type: ignore[misc]
         standing = progress.begin(request.key)
         try:
             await self._processed(request, standing, by_celery)
+        except BaseException as fault:
+            let_go(request, fault)
+            raise
         finally:
             progress.end(standing)
 
@@ -210,8 +213,6 @@ class TaskPool(BasePool):  # type: ignore[misc]
             await asyncio.sleep(_AGAIN_S)
             await asyncio.to_thread(request.reject, requeue=True)
             task_ready(request)
-        except asyncio.CancelledError as fault:
-            let_go(request, fault)
         else:
             request.on_settled(error)
 

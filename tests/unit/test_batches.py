@@ -131,6 +131,30 @@ def test_a_step_for_which_nothing_is_left_is_tried_again(threads, monkeypatch, e
     asyncio.run(main())
 
 
+def test_one_for_which_nothing_is_ever_left_keeps_the_others_only_while_it_waits(
+    threads, monkeypatch
+):
+    monkeypatch.setattr("workers.batches._AGAIN_S", 0.01)
+    tried = threading.Event()
+
+    def carry_out(asked):
+        if "huge" in asked:
+            tried.set()
+            raise MemoryError
+        return asked
+
+    async def main():
+        batches = Batches(carry_out, threads)
+        huge = asyncio.ensure_future(batches("huge"))
+        assert await asyncio.to_thread(tried.wait, 10)
+        other = asyncio.ensure_future(batches("small"))
+        await asyncio.sleep(0)
+        huge.cancel()
+        assert await asyncio.wait_for(other, 10) == "small"
+
+    asyncio.run(main())
+
+
 @pytest.mark.parametrize("carry_out", [lambda _: [], lambda _: None, lambda _: [1, 2, 3]])
 def test_whoever_waits_hears_of_it_where_a_step_answers_wrongly(threads, carry_out):
     async def main():
