@@ -26,6 +26,8 @@ _LOOKS = 5
 # One that dies so soon after its start will not do better the next time.
 _SOON_S = 5.0
 _MOST_DEATHS = 3
+# Bytes: more than a server takes in the second between two of its writes to the disk.
+_MOST_DAMAGE = 64_000_000
 # <linux/prctl.h>: the signal that a process gets when its parent has died.
 _PR_SET_PDEATHSIG = 1
 # Databases cost nothing before they are used.
@@ -73,6 +75,8 @@ def _keep(server: _Server, users: int) -> int:
         deaths = deaths + 1 if time.monotonic() - began_at < _SOON_S else 0
         if _take(users):
             return 0
+        if deaths == 1:
+            server.cut_damage()
     return 1
 
 
@@ -81,8 +85,10 @@ class _Server:
 
     def __init__(self, folder: str, address: str, binary: str, *, keeps: str) -> None:
         self._lock = f"{folder}/server.lock"
+        self._looked_at = _open(self._lock)
         self._data = f"{folder}/data"
         self._address = address
+        self._child: int | None = None
         self._command = [binary, *_options(self._data, address, keeps)]
 
     def start(self) -> None:
@@ -93,7 +99,8 @@ class _Server:
         os.makedirs(self._data, mode=0o700, exist_ok=True)  # noqa: PTH103 - pathlib starts slowly
         os.set_inheritable(lock, True)  # noqa: FBT003 - it takes nothing else
         keeper = os.getpid()
-        if not os.fork():
+        self._child = os.fork()
+        if not self._child:
             try:
                 _end_with(keeper)
                 os.execv(self._command[0], self._command)  # noqa: S606 - our own server
@@ -104,22 +111,62 @@ class _Server:
     def is_alive(self) -> bool:
         """Say whether it is there."""
         with contextlib.suppress(ChildProcessError):
-            os.waitpid(-1, os.WNOHANG)
-        lock = _try_lock(self._lock)
-        if lock is not None:
-            os.close(lock)
-        return lock is None
+            if self._child is not None and os.waitpid(self._child, os.WNOHANG) != (0, 0):
+                self._child = None
+        # By what was opened, and not by its name: somebody may have deleted the folder meanwhile.
+        is_there = not _take(self._looked_at)
+        if not is_there:
+            fcntl.flock(self._looked_at, fcntl.LOCK_UN)
+        return is_there
 
     def stop(self) -> None:
         """Have it write what it has not yet, and end."""
         until = time.monotonic() + _STOP_S
-        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as client:
-            client.settimeout(_STOP_S)
-            client.connect(self._address)
-            client.sendall(b"SHUTDOWN\r\n")
-            client.recv(64)
+        if self._child is not None:
+            os.kill(self._child, signal.SIGTERM)
+        elif self._is_at_its_place():
+            with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as client:
+                client.settimeout(_STOP_S)
+                client.connect(self._address)
+                client.sendall(b"SHUTDOWN\r\n")
+                client.recv(64)
         while self.is_alive() and time.monotonic() < until:
             time.sleep(0.01)
+
+    def _is_at_its_place(self) -> bool:
+        """Say whether whoever listens at the address is this server: a new folder has another."""
+        with contextlib.suppress(OSError):
+            return os.path.samestat(os.stat(self._lock), os.fstat(self._looked_at))  # noqa: PTH116
+        return False
+
+    def cut_damage(self) -> None:
+        """Cut off what is unreadable at the end of its file, of which a copy is kept.
+
+        A machine that loses its power may leave zeros there, or half of what was written: at most
+        what came in its last moments. More than that is left to people.
+        """
+        import re
+        import shutil
+        import subprocess
+
+        folder = f"{self._data}/appendonlydir"
+        with contextlib.suppress(OSError):
+            with open(f"{folder}/appendonly.aof.manifest") as manifest:  # noqa: PTH123 - as above
+                files = re.findall(r"^file (\S+) seq \d+ type i", manifest.read(), re.MULTILINE)
+            for name in files[-1:]:
+                path = f"{folder}/{name}"
+                checker = ["valkey-check-aof", path]
+                checked = subprocess.run(  # noqa: S603 - the server's program, by its other name
+                    checker, executable=self._command[0], stdout=subprocess.PIPE, check=False
+                )
+                said = re.search(rb"ok_up_to=(\d+), .*diff=(\d+)", checked.stdout)
+                if said and 0 < int(said[2]) <= _MOST_DAMAGE:
+                    shutil.copyfile(path, f"{self._data}/{name}.damaged")
+                    os.truncate(path, int(said[1]))
+                    # To the server's log.
+                    os.write(
+                        1, b"%b damaged bytes were cut off %b\n" % (said[2], os.fsencode(path))
+                    )
 
 
 def _options(data: str, address: str, keeps: str) -> list[str]:

@@ -69,12 +69,13 @@ class EmbeddedServer:
         until = time.monotonic() + _START_S
         starts = 0
         while (answer := self._answer()) != b"+PONG":
-            if not self._is_kept():
+            is_given_up = not self._is_kept() and starts == _MOST_STARTS
+            if not is_given_up and not self._is_kept():
                 starts += 1
                 self.check()
             # What is loaded, loads: that takes as long as there is much.
             is_late = time.monotonic() >= until and not answer.startswith(b"-LOADING")
-            if is_late or starts > _MOST_STARTS:
+            if is_late or is_given_up:
                 raise EmbeddedError(
                     f"the embedded server does not start on {self.folder.path}, and nothing there "
                     f"was deleted: {self._tail()}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import stat
 import subprocess
@@ -158,6 +159,42 @@ def test_no_server_is_left_whose_keeper_was_killed(here, state_dir, ending):
     os.kill(process.pid, ending)
     os.kill(process.pid, signal.SIGCONT)
     process.communicate(timeout=60)
+    until(lambda: not of_state(state_dir), "something is left", timeout_s=60)
+
+
+@pytest.mark.parametrize("damage", [b"\0" * 100, b"\xff*3\r\n$" * 30, b"*3\r\n$-7\r\n"])
+def test_a_damaged_end_of_the_file_costs_no_more_than_what_it_held(fanout, state_dir, damage):
+    assert fanout("run", "-", *ASK, "fake", "-q", stdin=b"a").status == 0
+    until(lambda: not of_state(state_dir), "the server does not end")
+    (file,) = (state_dir / "data").glob("*/*.incr.aof")
+    file.write_bytes(file.read_bytes() + damage)
+    assert "succeeded" in fanout("runs").stdout
+    (kept,) = (state_dir / "data").glob("*.damaged")
+    assert kept.read_bytes().endswith(damage)
+
+
+def test_what_keeps_the_server_from_starting_is_said(fanout, state_dir):
+    assert fanout("run", "-", *ASK, "fake", "-q", stdin=b"a").status == 0
+    until(lambda: not of_state(state_dir), "the server does not end")
+    (manifest,) = (state_dir / "data").glob("*/*.manifest")
+    manifest.write_text("garbage")
+    said = fanout("runs")
+    assert said.status == 1
+    assert "manifest" in said.stderr
+
+
+def test_a_folder_that_is_deleted_under_its_server_leaves_nothing(fanout, here, state_dir):
+    process = begin(here, 60, "--max-workers", "1", model="fake?latency_s=30")
+    until(lambda: "running" in process.stderr.readline(), "it does not run")
+    orphans = [psutil.Process(each.pid) for each in of_state(state_dir)]
+    shutil.rmtree(state_dir)
+    other = begin(here, 60, "--max-workers", "1", model="fake?latency_s=30")
+    until(lambda: "running" in other.stderr.readline(), "it does not run")
+    kill(process)
+    until(lambda: not any(each.is_running() for each in orphans), "it is left", timeout_s=60)
+    # The folder has another server by now, which is none of the first one's.
+    assert fanout("runs").stdout.split()[3] == "running"
+    kill(other)
     until(lambda: not of_state(state_dir), "something is left", timeout_s=60)
 
 
