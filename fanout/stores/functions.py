@@ -39,7 +39,8 @@ _MISSING = (
     "the server lacks functions of this version of fanout, and this user may not load them: run "
     "`fanout setup-server` once, with the URL of the server's admin"
 )
-# By its pool: what is known of the server that a client's connections go to.
+# By its pool: whether the server that a client's connections go to is sent scripts, where that is
+# known.
 _evaluates: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
 _lock = threading.Lock()
 
@@ -147,7 +148,10 @@ class ServerFunction:
         return client.eval(source, len(keys), *keys, *args)
 
     def add_to(self, pipe: Pipeline, keys: Sequence[Any], args: Iterable[Any]) -> None:
-        """Have a pipeline call it, without asking first whether it is there: see was_missing."""
+        """Have a pipeline call it, asking once whether functions are known: see was_missing."""
+        if pipe.connection_pool not in _evaluates:
+            # A transaction with a command that the server does not know is refused as a whole.
+            self._make_ready(pipe.connection_pool)
         if _evaluates.get(pipe.connection_pool):
             pipe.evalsha(self._script.sha, len(keys), *keys, *args)
         else:
@@ -183,6 +187,7 @@ class ServerFunction:
             if not _is_missing(error):
                 raise
             self._load(client)
+        _evaluates.setdefault(pool, False)
 
     def _load(self, client: redis.Redis) -> None:
         try:

@@ -76,6 +76,21 @@ def test_users_of_a_version_before_functions_send_the_script(broker_url, client)
         assert add(keys=["n"], args=[1]) == [2, 1, 1]
 
 
+def test_a_transaction_with_a_script_is_not_refused_where_there_are_no_functions(
+    broker_url, client
+):
+    rules = ("+eval", "+evalsha", "+script|load", "+multi", "+exec", "+set")
+    with limited(broker_url, client, *rules) as user:
+        add = user.register_script(ADD)
+        with user.pipeline() as pipe:
+            pipe.set("m", 1)
+            add.add_to(pipe, ["n"], [1])
+            answers = pipe.execute(raise_on_error=False)
+        assert answers[0] is True
+        assert ServerFunction.was_missing(answers[1])
+        assert add(keys=["n"], args=[1]) == [1, 1, 1]
+
+
 def test_a_server_that_knows_no_functions_is_sent_the_script():
     client = fakeredis.FakeRedis()
     add = ServerFunction(client, ADD)
