@@ -42,9 +42,9 @@ def main(folder: Path, concurrency: int, state: Path, *, keeps: bool) -> int:
         try:
             is_dead = _watch(worker)
         finally:
-            worker.stop(_grace_s() if is_dead else 0.0)
             if is_dead:
                 _keep_server(state, keeps=keeps)
+            worker.stop(_grace_s() if is_dead else 0.0)
     if is_dead:
         # Nobody else will.
         shutil.rmtree(folder, ignore_errors=True)
@@ -52,12 +52,15 @@ def main(folder: Path, concurrency: int, state: Path, *, keeps: bool) -> int:
 
 
 def _keep_server(state: Path, *, keeps: bool) -> None:
-    """Have the server ended: what has killed the client may have killed its keeper, too."""
+    """Have a server, and it ended: what has killed the client may have killed its keeper, too.
+
+    The last calls are written there.
+    """
     # What it imports takes memory that this process does without for as long as it waits.
     from fanout.embedded.server import keep_running
     from fanout.embedded.state import StateFolder
 
-    keep_running(StateFolder(state), keeps=keeps)
+    keep_running(StateFolder(state), keeps=keeps, starts=True)
 
 
 def _grace_s() -> float:

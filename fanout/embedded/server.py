@@ -111,14 +111,19 @@ class EmbeddedServer:
         self._users.release()
 
 
-def keep_running(folder: StateFolder, *, keeps: bool) -> None:
+def keep_running(folder: StateFolder, *, keeps: bool, starts: bool = False) -> None:
     """Have somebody end the server in the end, where the process that would has been killed.
 
     Whoever stops to use the server does this before it says so. Raises nothing: a full table of
     processes must not hold up an end.
+
+    Args:
+        folder: Where the server keeps its state.
+        keeps: Whether it does.
+        starts: Whether the server is started, too, where it has ended.
     """
     with contextlib.suppress(OSError, EmbeddedError):
-        if is_held(folder.server) and not is_held(folder.keeper):
+        if (starts or is_held(folder.server)) and not is_held(folder.keeper):
             os.waitpid(_start_keeper(folder, keeps=keeps), 0)
 
 

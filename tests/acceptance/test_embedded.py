@@ -82,13 +82,19 @@ def answering(provider, monkeypatch):
     return calls
 
 
-@pytest.mark.parametrize("command", ["resume", "watch"])
+@pytest.mark.parametrize(
+    ("command", "dies"), [("resume", "client"), ("watch", "client"), ("resume", "client, keeper")]
+)
 def test_a_client_that_is_killed_costs_no_answer_that_was_paid_for(
-    fanout, here, answering, command
+    fanout, here, state_dir, answering, command, dies
 ):
     process = begin(here, 300, "--max-workers", "16", model="openai/m")
     at = random.randrange(20, 250)
     until(lambda: answering().total() >= at, "no calls", process=process)
+    if "keeper" in dies:
+        for each in of_state(state_dir):
+            if "keeper.py" in " ".join(each.cmdline()):
+                each.kill()
     kill(process)
     known = [json.loads(line) for line in fanout("results", "latest").stdout.splitlines()]
     assert fanout("runs").stdout.split()[3] == "running"
@@ -128,9 +134,13 @@ def test_what_serves_a_run_may_be_killed_meanwhile(here, state_dir, words):
 def test_nothing_is_left_where_the_keeper_was_killed_with_its_clients(here, state_dir, fanout):
     process = begin(here, 60, "--max-workers", "2")
     until(lambda: "running" in process.stderr.readline(), "it does not run")
-    for victim in everything(process, state_dir):
-        if "valkey-server" not in victim.name():
-            victim.kill()
+    everybody = everything(process, state_dir)
+    victims = [each for each in everybody if "valkey-server" not in each.name()]
+    # None of them is to see another one die.
+    for victim in victims:
+        victim.suspend()
+    for victim in victims:
+        victim.kill()
     process.communicate()
     until(lambda: not of_state(state_dir), "the server goes on")
     # It has ended in order, and what it kept is there.
