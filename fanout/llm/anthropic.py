@@ -25,6 +25,10 @@ __all__ = ["AnthropicLLM"]
 
 _BASE_URL = "https://api.anthropic.com"
 _VERSION = "2026-10-21"
+# The version above refuses a temperature; the one before takes it, where the model does.
+# Source: https://platform.claude.com/docs/en/api/migration-2026-10-21
+_VERSION_HEADER = "anthropic-version"
+_WITH_TEMPERATURE = {_VERSION_HEADER: "2023-06-01"}
 _NO_KEY = "none"
 _NOT_FOUND = 404
 # The API wants a limit: the model's own, as its pages give it, longest prefix first.
@@ -70,10 +74,11 @@ class AnthropicLLM:
             key_variable="ANTHROPIC_API_KEY",
             custom_variable="ANTHROPIC_CUSTOM_HEADERS",
         )
+        self._is_version_given = _VERSION_HEADER in headers
         self._http = HttpClient(
             os.environ.get("ANTHROPIC_BASE_URL") or _BASE_URL,
             variable="ANTHROPIC_BASE_URL",
-            headers={"anthropic-version": _VERSION, **headers},
+            headers={_VERSION_HEADER: _VERSION, **headers},
             concurrency=concurrency,
             max_reply_bytes=reply_bytes(max_output_kb),
         )
@@ -107,7 +112,10 @@ class AnthropicLLM:
         message = {"role": "user", "content": request.prompt}
         options = _options(request, self._max_tokens)
         asked = {"model": self._name, "messages": [message], **options}
-        reply = await self._http.post(self._url, _encode(asked))
+        is_older = request.temperature is not None and not self._is_version_given
+        reply = await self._http.post(
+            self._url, _encode(asked), headers=_WITH_TEMPERATURE if is_older else None
+        )
         content_type = reply.headers.get("content-type", "")
         if not is_success(reply):
             told = said(reply.body, content_type)

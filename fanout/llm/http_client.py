@@ -146,9 +146,21 @@ class HttpClient:
         )
         return await self._request("GET", url, self._get_headers, None, limits)
 
-    async def post(self, url: URL, body: bytes) -> HttpReply:
-        """Send JSON. Raises LLMError where there is no reply; deadlines are the caller's."""
-        return await self._request("POST", url, self._post_headers, body, _NO_TIMEOUT)
+    async def post(
+        self, url: URL, body: bytes, *, headers: Mapping[str, str] | None = None
+    ) -> HttpReply:
+        """Send JSON. Raises LLMError where there is no reply; deadlines are the caller's.
+
+        Args:
+            url: Where to.
+            body: The JSON.
+            headers: Sent in place of those of the same names.
+        """
+        sent = self._post_headers
+        if headers is not None:
+            sent = sent.copy()
+            sent.update(headers)
+        return await self._request("POST", url, sent, body, _NO_TIMEOUT)
 
     async def _request(
         self,

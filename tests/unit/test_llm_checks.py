@@ -229,13 +229,12 @@ async def ask_by_sdk(request):
             system=request.system,
             max_tokens=request.max_tokens,
             stop_sequences=list(request.stop),
-            extra_body={"temperature": request.temperature},
         )
 
 
 def test_what_is_sent_to_anthropic_is_what_its_sdk_sends(provider):
     provider.body = anthropic_reply()
-    request = LLMRequest(prompt="Grüße", system="s", temperature=0.5, max_tokens=9, stop=("END",))
+    request = LLMRequest(prompt="Grüße", system="s", max_tokens=9, stop=("END",))
     asyncio.run(ask_by_sdk(request))
     using("anthropic/m", lambda llm: llm.complete(request))
     theirs, ours = (

@@ -129,6 +129,24 @@ def test_anthropic_sends_what_was_asked(provider, environment):
     assert (reply.model, reply.response_id, reply.finish_reason) == ("m", "1", "end_turn")
 
 
+@pytest.mark.parametrize(
+    ("temperature", "given", "version"),
+    [
+        (None, "", "2026-10-21"),
+        # It would be refused: the newest version has no temperature.
+        (0.0, "", "2023-06-01"),
+        (0.0, "anthropic-version: 2027-01-01", "2027-01-01"),
+    ],
+)
+def test_anthropic_is_asked_in_a_version_that_takes_the_request(
+    provider, environment, monkeypatch, temperature, given, version
+):
+    monkeypatch.setenv("ANTHROPIC_CUSTOM_HEADERS", given)
+    provider.body = anthropic_reply()
+    complete("anthropic/m", LLMRequest(prompt="p", temperature=temperature))
+    assert provider.requests[-1][1]["anthropic-version"] == version
+
+
 def test_anthropic_refuses_a_seed_instead_of_ignoring_it(environment):
     error = failure("anthropic/m", LLMRequest(prompt="p", seed=1))
     assert error.kind is ErrorKind.BAD_REQUEST
