@@ -236,10 +236,9 @@ class OutputFolder:
             os.replace(name + UNFINISHED, name, src_dir_fd=here, dst_dir_fd=here)
 
     def _remove_unfinished(self) -> None:
-        for name in _names(self._folder):
-            if name.endswith(UNFINISHED):
-                with suppress(OSError):
-                    os.unlink(name, dir_fd=self._folder)
+        for name in _RESULTS:
+            with suppress(OSError):
+                os.unlink(name + UNFINISHED, dir_fd=self._folder)
 
 
 def _open_folder(path: Path, mode: int) -> int:

@@ -6,6 +6,7 @@ import msgspec
 
 from fanout.queues import Queue  # noqa: TC001 - msgspec reads the annotation
 from fanout.stores import WorkerRecord  # noqa: TC001 - msgspec reads the annotation
+from fanout.wire_version import WIRE_VERSION
 
 __all__ = [
     "Connection", "EmbeddedFacts", "FleetFacts", "MachineFacts", "ModelFacts", "ServerFacts",
@@ -82,7 +83,7 @@ class FleetFacts(msgspec.Struct, frozen=True, kw_only=True):
     prefix: str = "fanout"
     other_prefixes: tuple[str, ...] = ()
     wire: int | None = None
-    own_wire: int = 1
+    own_wire: int = WIRE_VERSION
     own_version: str = ""
     visibility_timeout_s: float = 30.0
 

@@ -190,6 +190,7 @@ def test_no_link_is_followed_by_what_is_written(fanout, here):
     out.mkdir()
     run = ("run", "a.txt", "-m", "fake", "-p", "{input}", "--reduce", "concat")
     names = ["outputs.jsonl", "errors.jsonl", "aggregated.txt", "run.json", "probe"]
+    (out / "novel.unfinished").write_text("somebody's own")
     for name in names:
         (out / f"{name}.unfinished").symlink_to(victim)
     (here / "page.html").symlink_to(victim)
@@ -203,6 +204,7 @@ def test_no_link_is_followed_by_what_is_written(fanout, here):
     (here / "page.html").symlink_to(victim)
     assert fanout("report", "latest", "--out", "page.html").status == 0
     assert not any(path.is_symlink() for path in out.iterdir())
+    assert (out / "novel.unfinished").read_text() == "somebody's own"
     (here / "link").symlink_to(out)
     (out / ".fanout.lock").symlink_to(victim)
     for folder in ("link", "out"):

@@ -47,6 +47,7 @@ FLEET = FleetFacts(
     queues=(Queue(name="fanout.control", waiting=0), Queue(name="fanout.branches", waiting=5)),
     active=2,
     wire=1,
+    own_wire=1,
     own_version="0.1.0",
 )
 NEAR = Connection(
