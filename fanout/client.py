@@ -181,6 +181,7 @@ class Client:
             spec=spec.model_dump_json(),
             created_at=now,
             deadline_at=None if spec.deadline_s is None else now + spec.deadline_s,
+            wire=wire.version,
         )
         if on_created is not None:
             on_created(run_id)

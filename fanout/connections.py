@@ -18,7 +18,7 @@ from fanout.errors import ModelError, SettingsError
 from fanout.handle import AWAY_S, Run, polls
 from fanout.messages import Messages
 from fanout.queues import Queues
-from fanout.wire import claim_as_client
+from fanout.wire import check_as_client, own_version
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -49,6 +49,11 @@ class Connections:
         self.messages = Messages(self._redis)
         self.queues = Queues(self._redis)
 
+    @property
+    def version(self) -> int:
+        """The version of the wire format that runs are written in."""
+        return own_version()
+
     def claim(self, *, needs_room: bool = True) -> None:
         """Make sure that this client may change what the fleet does.
 
@@ -56,7 +61,7 @@ class Connections:
             WireVersionError: The fleet has another version of fanout.
             BrokerError: The server is full, and what comes next needs room.
         """
-        claim_as_client(self.store, needs_room=needs_room)
+        check_as_client(self.store, needs_room=needs_room)
 
     def require_storage(self) -> None:
         """Make sure that ``FANOUT_STORAGE`` is what the fleet uses. Raises SettingsError."""

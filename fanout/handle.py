@@ -20,7 +20,7 @@ from fanout.results import (
 from fanout.runs import RunStatus, Usage, branch_ref
 from fanout.shards import shard_chunk
 from fanout.spec import RunSpec
-from fanout.wire import claim_as_client
+from fanout.wire import check_as_client
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -240,7 +240,7 @@ class Run:
         Returns:
             Whether this call stopped it; False where it had ended or was stopped before.
         """
-        claim_as_client(self._store)
+        check_as_client(self._store)
         is_first = self._store.halt(self.run_id, RunStatus.CANCELLED)
         # Also where it was stopped before: whoever did so may have died behind it.
         if not self._store.run(self.run_id).has_ended:
@@ -254,7 +254,7 @@ class Run:
         Returns:
             Whether this call paused it; False where it was paused, is being stopped or has ended.
         """
-        claim_as_client(self._store)
+        check_as_client(self._store)
         return self._known(changed=self._store.pause(self.run_id))
 
     def unpause(self) -> bool:
@@ -263,7 +263,7 @@ class Run:
         Returns:
             Whether this call did; False where it was not paused.
         """
-        claim_as_client(self._store)
+        check_as_client(self._store)
         was_paused = self._known(changed=self._store.unpause(self.run_id))
         unpark(self._store, self._publisher, self.run_id)
         return was_paused
@@ -280,7 +280,7 @@ class Run:
         Raises:
             RunError: The run has not ended, or somebody else has just begun to retry it.
         """
-        claim_as_client(self._store)
+        check_as_client(self._store)
         wanted = None if kinds is None else frozenset(kinds)
         return retry_failed(self._store, self._publisher, self.run_id, wanted)
 

@@ -11,12 +11,13 @@ import time
 from typing import TYPE_CHECKING
 
 from fanout.enqueue import fleet_window, settle, unpark
-from fanout.errors import StorageError, UnknownRunError
+from fanout.errors import BrokerError, StorageError, StoredDataError, UnknownRunError
 from fanout.healing import Heal, Remedy, heal_shard, heal_stage
 from fanout.logs import about
 from fanout.messages import seen_of_shard, seen_of_stage
 from fanout.runs import ErrorKind, Outcome, RunStatus
 from fanout.stores import End, Grant
+from fanout.wire import foreign_run_problem
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -77,6 +78,7 @@ class Reaper:
         self._marks: dict[_Key, tuple[object, float]] = {}
         self._suspected: dict[_Key, Remedy] = {}
         self._seen: set[_Key] = set()
+        self._broken: set[str] = set()
         self._files_due_at = clock()
 
     @property
@@ -112,16 +114,40 @@ class Reaper:
         self._seen.clear()
         for run_id in self._store.active_runs():
             try:
-                run = self._store.run(run_id)
-                settle(self._store, self._publisher, run)
-                stalled.update(self._stalled(run))
+                stalled.update(self._look_at(run_id))
             except UnknownRunError:
                 self._forget(run_id)
+            except (BrokerError, StoredDataError) as error:
+                if getattr(error, "is_passing", False):
+                    raise
+                # Whoever can write to the server may have put it there: it holds up no other run.
+                self._say_broken(run_id, error)
         # What was not looked at this time is over: a long run has thousands of shards.
         self._marks = {key: mark for key, mark in self._marks.items() if key in self._seen}
         self._suspected = {k: remedy for k, remedy in self._suspected.items() if k in self._seen}
         self._sweep_files()
         return self._treat(stalled) if stalled else 0
+
+    def _look_at(self, run_id: str) -> dict[_Key, StageProgress]:
+        run = self._store.run(run_id)
+        problem = foreign_run_problem(run.wire)
+        if problem is not None and not run.has_ended:
+            self._end(run_id, problem)
+            return {}
+        settle(self._store, self._publisher, run)
+        return self._stalled(run)
+
+    def _say_broken(self, run_id: str, error: Exception) -> None:
+        if run_id not in self._broken:
+            self._broken.add(run_id)
+            _log.warning("run %s cannot be looked after: %s", run_id, error)
+
+    def _end(self, run_id: str, problem: str) -> None:
+        is_first = self._store.end_run(
+            run_id, RunStatus.FAILED, ended_at=self._store.now(), error=problem
+        )
+        if is_first and self._on_end is not None:
+            self._on_end(run_id)
 
     def _sweep_files(self) -> None:
         if self._clock() < self._files_due_at:
@@ -219,11 +245,7 @@ class Reaper:
         self._store.healed(run_id, stage, number)
         if remedy.heal is Heal.FAIL:
             message = f"{where} could not be brought to its end: see the logs of the workers"
-            is_first = self._store.end_run(
-                run_id, RunStatus.FAILED, ended_at=self._store.now(), error=message
-            )
-            if is_first and self._on_end is not None:
-                self._on_end(run_id)
+            self._end(run_id, message)
         elif number is None:
             self._heal_stage(run_id, stage, remedy)
         else:

@@ -53,7 +53,7 @@ class StorageWatch:
         if not self._is_used or (not at_once and now - self._looked_at < self._every_s):
             return
         self._looked_at = now
-        problem = self._store.storage_problem() or ""
+        problem = self._store.storage_problem(is_worker=True) or ""
         if problem and not self.problem:
             _log.error("this worker takes no messages: FANOUT_STORAGE: %s", problem)
         elif self.problem and not problem:

@@ -52,7 +52,7 @@ class WireCheck:
         """Say whether the worker may go on. Raises BrokerError."""
         store = self._app.fanout_runtime().watched
         try:
-            claim_wire(store, holder=self._app.fanout_holder, ttl_s=_TTL_S, who="this worker")
+            claim_wire(store, holder=self._app.fanout_holder, ttl_s=_TTL_S)
         except WireVersionError as error:
             self._refuse(error)
             return False

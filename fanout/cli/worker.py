@@ -157,6 +157,6 @@ def check_worker(settings: Settings) -> None:
     store = RedisStore(client, prefix=settings.key_prefix)
     holder = f"worker-{os.getpid()}"
     try:
-        claim_wire(store, holder=holder, ttl_s=_START_S, who="this worker")
+        claim_wire(store, holder=holder, ttl_s=_START_S)
     finally:
         store.close()

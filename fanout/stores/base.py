@@ -43,9 +43,18 @@ class Runs(Protocol):
     """The runs: what they are asked for, their status, their aggregate."""
 
     def create_run(
-        self, run_id: str, *, spec: str, created_at: float, deadline_at: float | None = None
+        self,
+        run_id: str,
+        *,
+        spec: str,
+        created_at: float,
+        deadline_at: float | None = None,
+        wire: int | None = None,
     ) -> None:
-        """Remember a new run in status ``enqueuing``; ``spec`` is its JSON."""
+        """Remember a new run in status ``enqueuing``; ``spec`` is its JSON.
+
+        ``wire`` is the version of the wire format that it is written in.
+        """
 
     def spec(self, run_id: str) -> str:
         """Return the JSON of the run's spec. Raises UnknownRunError."""
@@ -103,10 +112,11 @@ class Runs(Protocol):
             StorageError: The storage does not answer, or refuses.
         """
 
-    def storage_problem(self) -> str | None:
+    def storage_problem(self, *, is_worker: bool = False) -> str | None:
         """Return why files cannot be kept from here, in one line; None where they can.
 
-        See fanout.stores.blobs.marker. Raises BrokerError.
+        A worker registers a storage that nobody has registered yet: see
+        fanout.stores.blobs.marker. Raises BrokerError.
         """
 
     def put_result(self, run_id: str, result: bytes) -> None:
@@ -333,18 +343,27 @@ class Fleet(Protocol):
     def totals(self) -> Totals:
         """Return what the fleet has done so far."""
 
-    def claim_wire(
-        self, version: int, *, holder: str, ttl_s: float, needs_room: bool = False
-    ) -> int:
-        """Ask to speak ``version`` of the wire format, and return the one that the fleet speaks.
+    def claim_wire(self, version: int, *, holder: str, ttl_s: float) -> int:
+        """Ask as a worker to speak ``version``, and return the version that the fleet speaks.
 
         Where they are the same, the holder counts as one who speaks it, for ``ttl_s`` seconds. A
-        fleet goes over to another version when nobody speaks the old one and no run is active.
+        fleet goes over to another version when nobody speaks the old one and no run of it is
+        active.
 
         Args:
             version: What the asking process speaks: its messages, and its records in the store.
             holder: Names the process; not one that had the same name before.
             ttl_s: Seconds after which a silent holder is taken for gone.
+        """
+
+    def wire_for(self, version: int, *, needs_room: bool = False) -> int:
+        """Return the version that a client must speak; ``version`` where that is right.
+
+        A client claims nothing: its runs say their version, and a worker that cannot speak it
+        refuses them. Where no worker speaks, those of the active runs count.
+
+        Args:
+            version: What the client speaks.
             needs_room: Raise BrokerError where the server is full.
         """
 

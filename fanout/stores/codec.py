@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from collections import Counter
 from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
@@ -31,6 +32,7 @@ __all__ = [
     "decode_size",
     "decode_stage",
     "decode_totals",
+    "decode_wire",
     "decode_worker",
     "encode_kinds",
     "encode_outcome",
@@ -52,11 +54,13 @@ _MAX_OUTCOMES_BYTES = 2_000_000_000
 # And this part of what the process may hold at all.
 _SHARE_OF_MEMORY = 3
 
+_MOST_DIGITS = 9
+
 _T = TypeVar("_T")
 
 RUN_FIELDS = (
     "status", "created_at", "ended_at", "stage", "base_stage", "halt", "deadline_at", "error",
-    "paused", "retry", "reopened_at",
+    "paused", "retry", "reopened_at", "wire",
 )  # fmt: skip
 
 _encode = msgspec.json.Encoder().encode
@@ -159,7 +163,18 @@ def decode_kinds(text: str) -> frozenset[ErrorKind]:
 
 
 def decode_run(run_id: str, values: list[bytes | None], *, read_at: float) -> RunRecord:
-    """Return the run of the values of RUN_FIELDS, as they were at ``read_at``."""
+    """Return the run of the values of RUN_FIELDS, as they were at ``read_at``.
+
+    Raises:
+        StoredDataError: They are not what a run has.
+    """
+    try:
+        return _run(run_id, values, read_at)
+    except ValueError as error:
+        raise StoredDataError(f"the record of run {run_id} is damaged ({error})") from None
+
+
+def _run(run_id: str, values: list[bytes | None], read_at: float) -> RunRecord:
     text = dict(zip(RUN_FIELDS, (v and v.decode() for v in values), strict=True))
     status = RunStatus(text["status"] or "")
     return RunRecord(
@@ -175,7 +190,15 @@ def decode_run(run_id: str, values: list[bytes | None], *, read_at: float) -> Ru
         error=text["error"] or None,
         retry=decode_kinds(str(text["retry"] or "")),
         read_at=read_at,
+        wire=decode_wire(values[-1]),
     )
+
+
+def decode_wire(held: bytes | None) -> int | None:
+    """Return the version of a run's wire format; None where it says none, -1 where it is none."""
+    if held is None:
+        return None
+    return int(held) if held.isdigit() and len(held) <= _MOST_DIGITS else -1
 
 
 def decode_stage(raw: dict[bytes, bytes]) -> StageRecord:
@@ -193,12 +216,14 @@ def decode_stage(raw: dict[bytes, bytes]) -> StageRecord:
     )
 
 
-def decode_totals(raw: dict[bytes, bytes]) -> Totals:
-    """Return the totals of a hash."""
-    counts = _Counts(raw)
+def decode_totals(raw: dict[bytes, bytes], of_runs: dict[bytes, bytes]) -> Totals:
+    """Return the totals of two hashes. Versions before this one counted all in the first."""
+    counts, runs = _Counts(raw), _Counts(of_runs)
+    ended = Counter(dict(counts.named("ended:"))) + Counter(dict(runs.named("ended:")))
+    known = {status.value for status in RunStatus}
     return Totals(
-        submitted=counts.number("submitted"),
-        ended={RunStatus(status): number for status, number in counts.named("ended:")},
+        submitted=counts.number("submitted") + runs.number("submitted"),
+        ended={RunStatus(status): number for status, number in ended.items() if status in known},
         succeeded=counts.number("succeeded"),
         errors=counts.errors(),
         usage=counts.usage(whole=False),

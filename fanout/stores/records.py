@@ -210,6 +210,7 @@ class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
         error: One line that says why the run failed, or None.
         retry: The kinds of failure that the latest retry processes again.
         read_at: When this was its state, in seconds since the epoch.
+        wire: The version of the wire format that it is written in, or None where it says none.
     """
 
     run_id: str
@@ -224,6 +225,7 @@ class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
     error: str | None = None
     retry: frozenset[ErrorKind] = frozenset()
     read_at: float = 0.0
+    wire: int | None = None
 
     @property
     def is_overdue(self) -> bool:

@@ -9,8 +9,10 @@ import sys
 
 import psutil
 import pytest
+import redis
 
-from fanout import Client
+from fanout import Client, broker
+from fanout.stores import RedisStore
 from tests.integration.conftest import wait_for
 
 from .conftest import FANOUT
@@ -160,9 +162,8 @@ def test_every_option_of_a_worker_names_its_variable(fanout):
 
 
 def test_a_worker_of_another_version_says_so_and_does_not_start(here, broker_url):
-    with Client(broker_url) as client:
-        submitted = client.submit({"model": "fake", "prompt": "{input}"}, ["a"])
-        assert submitted.status().total == 1
+    with redis.Redis.from_url(broker_url) as server:
+        RedisStore(server).claim_wire(broker.WIRE_VERSION, holder="of the fleet", ttl_s=60)
     patched = (
         "from fanout import broker; from fanout.cli import main; broker.WIRE_VERSION += 1; main()"
     )

@@ -18,6 +18,7 @@ from fanout.broker import make_app, make_store
 from fanout.errors import BrokerError
 from fanout.server_setup import all_scripts, count_missing
 from fanout.settings import load_settings
+from fanout.stores.blobs import MARKER, RUN_MARKER
 from fanout.stores.functions import load
 from tests.deployed import DeployedServer
 from tests.needs import needs
@@ -139,6 +140,55 @@ def test_each_role_does_its_whole_job_and_is_refused_nothing(fleet, role, tmp_pa
     assert [each for each in server.denied() if each != tried] == []
 
 
+def test_files_outside_the_server_come_and_go_with_their_runs(
+    deployed, role, tmp_path, monkeypatch
+):
+    """The client is the first who uses the storage; a worker sweeps what it leaves."""
+    storage = tmp_path / "storage"
+    storage.mkdir()
+    monkeypatch.setenv("FANOUT_STORAGE", str(storage))
+    monkeypatch.setenv("FANOUT_KEY_PREFIX", "team.a")
+    role(deployed, "client")
+    with deployed.client() as admin:
+        admin.acl_log_reset()
+    with Client() as client:
+        tree = {"reduce": "llm", "aggregate_prompt": "{input}", "samples": 2}
+        first = ask(client, "fake?fail_rate=0.2&fail_kind=content_filter", **tree)
+        worker = Worker(deployed, tmp_path / "third.log")
+        try:
+            first.wait(timeout_s=40)
+            first.retry_failed()
+            assert first.wait(timeout_s=40).done == 40
+            marker = (storage / MARKER).read_text().strip()
+            assert [path.name for path in storage.rglob(RUN_MARKER)] == [RUN_MARKER]
+            first.delete()
+            second = ask(client, "fake")
+            assert second.wait(timeout_s=40).status == "succeeded"
+        finally:
+            worker.end(signal.SIGTERM)
+        assert {path.name for path in storage.iterdir()} == {MARKER, second.run_id}
+    with deployed.client() as admin:
+        assert admin.hgetall("team.a:storages") == {str(storage).encode(): marker.encode()}
+        entry = f"{second.run_id} {storage}".encode()
+        assert entry in admin.smembers("team.a:inputs")
+        # As when it expires. A hostile client has named another folder.
+        admin.delete(f"team.a:run:{second.run_id}")
+    (storage / "letters").mkdir()
+    (storage / "letters" / "1.in.0123abcd").write_text("mine")
+    with deployed.client("client") as hostile:
+        hostile.sadd("team.a:inputs", f"letters {storage}")
+    role(deployed, "worker")
+    store = make_store(load_settings())
+    # The other is the one that the client has deleted, of which workers had noted files.
+    assert store.sweep_files() == 2
+    store.close()
+    assert {path.name for path in storage.iterdir()} == {MARKER, "letters"}
+    with deployed.client() as admin:
+        assert not admin.exists("team.a:inputs", "team.a:stored")
+    tried = ("client", "key", "fanout.control")
+    assert [each for each in deployed.denied() if each != tried] == []
+
+
 def monitor_as_flower_does(server):
     """Events as they come, and answers of workers to questions."""
     with_flower = load_settings(broker_url=server.url_of("flower"))
@@ -240,6 +290,48 @@ RUN = "team.a:run:0123abcd"
         ("client", "HSET team.a:limits b:fake 9999999999"),
         ("client", "DEL team.a:limits"),
         ("client", "SET team.a:lock:reaper x"),
+        *[
+            ("client", command.format(key=f"team.a:{key}"))
+            for key in ("totals", "stored", "storages", "wire", "wire:holders", "wire:room")
+            for command in (
+                "SET {key} x",
+                "DEL {key}",
+                "UNLINK {key}",
+                "EXPIRE {key} 1",
+                "PERSIST {key}",
+                "HSET {key} x 1",
+                "HSETNX {key} x 1",
+                "HINCRBY {key} x 1",
+                "HDEL {key} x",
+                "SADD {key} x",
+                "SREM {key} x",
+                "ZADD {key} 1 x",
+                "ZREM {key} x",
+                "LPUSH {key} x",
+            )
+        ],
+        # What clients write, too, stays of its type.
+        *[
+            ("client", command.format(key=f"team.a:{key}"))
+            for key in ("active", "inputs", "runs", "run-totals", "noted-storages")
+            for command in (
+                "SET {key} x",
+                "DEL {key}",
+                "UNLINK {key}",
+                "EXPIRE {key} 1",
+                "HSET {key} x 1",
+                "LPUSH {key} x",
+            )
+        ],
+        ("client", "ZADD team.a:active 1 x"),
+        ("client", "ZADD team.a:inputs 1 x"),
+        ("client", "SADD team.a:runs x"),
+        ("client", "SADD team.a:run-totals x"),
+        ("client", "SADD team.a:noted-storages x"),
+        ("client", "SINTERSTORE team.a:active team.a:inputs"),
+        ("client", "RENAME team.a:inputs team.a:active"),
+        ("client", "COPY team.a:run:0123abcd team.a:wire"),
+        ("metrics", "HINCRBY team.a:run-totals submitted 1"),
         ("metrics", "SET team.a:totals x"),
         ("metrics", "HSET team.a:totals calls 1"),
         ("metrics", "HINCRBY team.a:totals calls 1"),

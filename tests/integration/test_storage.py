@@ -13,7 +13,7 @@ from ports import free_port
 
 from fanout import Client, ErrorKind, RunStatus, SettingsError
 from fanout.spec import make_spec
-from fanout.stores.blobs import MARKER, check_storage
+from fanout.stores.blobs import MARKER, RUN_MARKER, check_storage
 
 from .conftest import wait_for
 
@@ -30,8 +30,9 @@ def blobs_of(client, run_id):
 
 
 def files(folder):
-    """What runs have there; the marker stays."""
-    return [path for path in folder.rglob("*") if path.is_file() and path.name != MARKER]
+    """What runs have there, without the markers."""
+    markers = {MARKER, RUN_MARKER}
+    return [path for path in folder.rglob("*") if path.is_file() and path.name not in markers]
 
 
 @pytest.fixture

@@ -60,6 +60,9 @@ def reason(worker):
 def test_a_worker_of_another_version_is_refused_and_the_run_waits_for_the_right_one(
     client, start_worker, server_client
 ):
+    store = RedisStore(server_client)
+    store.claim_wire(broker.WIRE_VERSION, holder="before", ttl_s=60)
+    store.release_wire("before")
     run = submit(client)
     queued = server_client.lrange(CONTROL_QUEUE, 0, -1)
     wrong = start_worker(patches=NEWER, is_refused=True)
@@ -71,6 +74,22 @@ def test_a_worker_of_another_version_is_refused_and_the_run_waits_for_the_right_
     assert client.workers() == {}
     start_worker(**KEEN)
     assert run.wait(30).succeeded == 20
+
+
+def test_where_no_worker_was_before_a_run_of_another_version_is_refused_and_no_worker(
+    client, start_worker, server_client
+):
+    run = submit(client)
+    start_worker(patches=NEWER, **KEEN)
+    ended = run.wait(30)
+    assert ended.status is RunStatus.FAILED
+    own, others = broker.WIRE_VERSION, broker.WIRE_VERSION + 1
+    assert (
+        f"version {own} of the wire format, and the workers speak version {others}" in ended.error
+    )
+    assert RedisStore(server_client).wire() == others
+    with pytest.raises(WireVersionError, match="this client has an older fanout than the fleet"):
+        submit(client)
 
 
 @pytest.mark.parametrize("notices", ["at its next beat", "when it connects again"])

@@ -4,13 +4,23 @@ from __future__ import annotations
 
 import importlib
 import secrets
+import shutil
 import sys
 
 import pytest
 
 from fanout.errors import LostDataError, SettingsError, StorageError, StoredDataError
 from fanout.stores import codec
-from fanout.stores.blobs import FileBlobs, InlineBlobs, blob_name, check_storage, make_blobs
+from fanout.stores.blobs import (
+    MARKER,
+    RUN_MARKER,
+    FileBlobs,
+    InlineBlobs,
+    blob_name,
+    check_storage,
+    make_blobs,
+)
+from fanout.stores.blobs.marker import run_marker
 
 NAME = blob_name("r1", 0, 7, "in")
 
@@ -25,13 +35,31 @@ def blobs(request, tmp_path):
     return make_blobs(str(place))
 
 
+STORAGE = "0123456789abcdef"
+
+
 @pytest.fixture
 def folder(tmp_path):
     return FileBlobs(str(tmp_path), patience_s=0)
 
 
+@pytest.fixture(params=["folder", "memory://"])
+def marked(request, tmp_path):
+    """A storage that is known by its id."""
+    at = tmp_path if request.param == "folder" else f"memory://{secrets.token_hex(4)}"
+    blobs = FileBlobs(str(at), patience_s=0)
+    blobs.mark(STORAGE)
+    return blobs
+
+
 def files(tmp_path):
-    return sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file())
+    found = (p for p in tmp_path.rglob("*") if p.is_file() and p.name not in {MARKER, RUN_MARKER})
+    return sorted(str(p.relative_to(tmp_path)) for p in found)
+
+
+def everything(blobs):
+    fs, base = blobs._opened
+    return sorted(path.removeprefix(f"{base}/") for path in fs.find(base))
 
 
 def test_what_was_kept_is_loaded(blobs):
@@ -61,14 +89,87 @@ def test_a_file_is_named_after_its_run_stage_and_shard(folder, tmp_path):
     assert held.decode() == f"@{path[-8:]} {tmp_path}"
 
 
-def test_a_run_is_deleted_with_all_its_files_and_without_those_of_others(folder, tmp_path):
+def test_a_run_is_deleted_with_all_its_files_and_without_those_of_others(marked):
     for run_id in ("r1", "r2"):
-        folder.keep(blob_name(run_id, 0, 0, "in"), b"text")
-        folder.keep(blob_name(run_id, 1, 0, "out"), b"text")
-    folder.drop_all("r1/s1")
-    assert [path[:5] for path in files(tmp_path)] == ["r1/s0", "r2/s0", "r2/s1"]
-    folder.drop_all("r1")
-    assert {path[:2] for path in files(tmp_path)} == {"r2"}
+        marked.claim(run_id)
+        marked.keep(blob_name(run_id, 0, 0, "in"), b"text")
+        marked.keep(blob_name(run_id, 1, 0, "out"), b"text")
+    assert marked.drop_all("r1/s1")
+    kept = [path[:5] for path in everything(marked)]
+    assert kept == [MARKER[:5], "r1/.f", "r1/s0", "r2/.f", "r2/s0", "r2/s1"]
+    assert marked.drop_all("r1")
+    assert marked.drop_all("r1"), "nothing is left"
+    assert {path[:2] for path in everything(marked)} == {MARKER[:2], "r2"}
+    # Whoever is late marks it again.
+    if marked._is_folder:
+        marked.claim("r1")
+        assert f"r1/{RUN_MARKER}" in everything(marked)
+
+
+@pytest.mark.parametrize(
+    "marker",
+    [
+        None,
+        b"",
+        b"junk",
+        run_marker("r2", STORAGE),
+        run_marker("r1", "fedcba9876543210"),
+        run_marker("r1", STORAGE) + b"x",
+    ],
+)
+@pytest.mark.parametrize("folder", ["r1", "r1/s0"])
+def test_nothing_is_deleted_without_the_runs_own_marker(marked, marker, folder, caplog):
+    marked.keep(NAME, b"text")
+    fs, base = marked._opened
+    if marker is not None:
+        fs.pipe_file(f"{base}/r1/{RUN_MARKER}", marker)
+    before = everything(marked)
+    assert not marked.drop_all(folder)
+    assert everything(marked) == before
+    [said] = caplog.messages
+    words = "has no" if marker is None else "names another run or storage"
+    assert f"/{folder} is left where it is" in said
+    assert words in said
+
+
+def test_nothing_is_deleted_or_claimed_in_a_storage_that_has_no_id(folder, tmp_path):
+    with pytest.raises(StorageError, match="it has no id"):
+        folder.claim("r1")
+    folder.keep(NAME, b"text")
+    (tmp_path / "r1" / RUN_MARKER).write_bytes(run_marker("r1", STORAGE))
+    assert not folder.drop_all("r1")
+    assert len(files(tmp_path)) == 1
+
+
+def test_a_deletion_that_died_half_way_is_done_again(marked, monkeypatch):
+    marked.claim("r1")
+    for number in range(3):
+        marked.keep(blob_name("r1", 0, number, "in"), b"text")
+    fs, _ = marked._opened
+    remove = type(fs).rm
+
+    def die(self, path, **more):
+        remove(self, path[0])
+        raise RuntimeError("died")
+
+    monkeypatch.setattr(type(fs), "rm", die)
+    with pytest.raises(StorageError, match="died"):
+        marked.drop_all("r1")
+    monkeypatch.undo()
+    assert len(everything(marked)) == 4
+    assert marked.drop_all("r1")
+    assert everything(marked) == [MARKER]
+
+
+def test_the_marker_is_written_once_for_a_run(marked, monkeypatch):
+    written = []
+    write = marked._write
+    monkeypatch.setattr(
+        marked, "_write", lambda path, blob: written.append(path) or write(path, blob)
+    )
+    for run_id in ("r1", "r2", "r1", "r1", "r2"):
+        marked.claim(run_id)
+    assert written == [f"r1/{RUN_MARKER}", f"r2/{RUN_MARKER}"]
 
 
 @pytest.mark.parametrize("run_id", ["..", "../other", "", ".", "a/b", "r1/s0/.."])
@@ -82,9 +183,11 @@ def test_a_folder_that_is_not_all_of_a_run_is_left_alone(folder, tmp_path):
     foreign = tmp_path / "backup" / "s0" / "letters.txt"
     foreign.parent.mkdir(parents=True)
     foreign.write_text("mine")
+    folder.mark(STORAGE)
+    folder.claim("backup")
     folder.keep("backup/result", b"x")
-    folder.drop_all("backup")
-    folder.drop_all("backup/s0")
+    assert not folder.drop_all("backup")
+    assert not folder.drop_all("backup/s0")
     assert foreign.read_text() == "mine"
 
 
@@ -93,10 +196,10 @@ def test_a_lost_file_is_told_from_a_folder_that_is_not_mounted(tmp_path):
     root.mkdir()
     blobs = FileBlobs(str(root), patience_s=0)
     held = blobs.keep(NAME, b"text")
-    blobs.drop_all("r1")
+    blobs.drop(NAME, held)
     with pytest.raises(LostDataError, match=f"{root}/{NAME}"):
         blobs.load(NAME, held)
-    root.rmdir()
+    shutil.rmtree(root)
     with pytest.raises(StorageError, match="make it, or mount it") as caught:
         blobs.load(NAME, held)
     assert caught.value.is_passing

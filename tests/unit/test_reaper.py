@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from fanout.errors import StorageError
+from fanout.errors import BrokerError, StorageError, StoredDataError
 from fanout.reaper import MAX_HEALS, Reaper
 from fanout.runs import Chunk, ErrorKind, Outcome, RunStatus, Shard
 from fanout.stores import End, MemoryStore, Start
@@ -184,3 +184,38 @@ def test_each_sweep_gives_the_turns_again_that_were_lost(fleet):
     fleet.reaper.sweep()
     fleet.reaper.sweep()
     assert len(given) == 2
+
+
+def test_a_run_that_workers_cannot_read_is_refused_and_others_go_on(fleet):
+    fleet.store.create_run("newer", spec="{}", created_at=1.0, wire=99)
+    fleet.reaper.sweep()
+    record = fleet.store.run("newer")
+    assert record.status is RunStatus.FAILED
+    assert "version 99 of the wire format, and the workers speak version" in record.error
+    assert not fleet.store.run(RUN).has_ended
+
+
+@pytest.mark.parametrize("error", [StoredDataError("damaged"), BrokerError("WRONGTYPE")])
+def test_a_damaged_run_holds_up_no_other(fleet, caplog, monkeypatch, error):
+    """A client may have written it."""
+    read = fleet.store.run
+
+    def run(run_id):
+        if run_id == "0damaged":
+            raise error
+        return read(run_id)
+
+    fleet.store.create_run("0damaged", spec="{}", created_at=1.0)
+    monkeypatch.setattr(fleet.store, "run", run)
+    assert fleet.pass_time(60)
+    said = [line for line in caplog.messages if "0damaged" in line]
+    assert said == [f"run 0damaged cannot be looked after: {error}"]
+
+
+def test_a_server_that_is_away_ends_the_sweep(fleet, monkeypatch):
+    def run(_run_id):
+        raise BrokerError("away", is_passing=True)
+
+    monkeypatch.setattr(fleet.store, "run", run)
+    with pytest.raises(BrokerError, match="away"):
+        fleet.reaper.sweep()

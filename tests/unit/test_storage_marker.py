@@ -52,6 +52,40 @@ def test_another_server_takes_the_marker_as_it_is(store, folder):
     assert "another storage" in store().storage_problem()
 
 
+def test_what_a_client_has_found_a_worker_registers(store, server, folder):
+    client, redis = store(), fakeredis.FakeRedis(server=server)
+    assert client.storage_problem() is None
+    marker = (folder / MARKER).read_text().strip()
+    assert not redis.exists("fanout:storages")
+    assert store().storage_problem(is_worker=True) is None
+    assert redis.hget("fanout:storages", str(folder)).decode() == marker
+    # From then on what clients note is of no account.
+    redis.hset("fanout:noted-storages", str(folder), "f" * 16)
+    assert store().storage_problem() is store().storage_problem(is_worker=True) is None
+
+
+def test_a_worker_trusts_the_marker_and_not_what_a_client_has_noted(store, server, folder):
+    redis = fakeredis.FakeRedis(server=server)
+    (folder / MARKER).write_text("0123456789abcdef\n")
+    redis.hset("fanout:noted-storages", str(folder), "f" * 16)
+    assert store().storage_problem(is_worker=True) is None
+    assert redis.hget("fanout:storages", str(folder)) == b"0123456789abcdef"
+
+
+def test_a_worker_that_comes_first_does_not_mark_what_clients_have_not_used(store, folder):
+    assert store().storage_problem() is None
+    (folder / MARKER).unlink()
+    assert "has no marker" in store().storage_problem(is_worker=True)
+    assert list(folder.iterdir()) == []
+
+
+def test_nonsense_that_a_client_has_noted_is_ignored(store, server, folder):
+    redis = fakeredis.FakeRedis(server=server)
+    redis.hset("fanout:noted-storages", str(folder), "../etc")
+    assert store().storage_problem(is_worker=True) is None
+    assert store().storage_problem() is None
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -94,7 +128,8 @@ class Told(MemoryStore):
     problem = None
     looks = 0
 
-    def storage_problem(self):
+    def storage_problem(self, *, is_worker=False):
+        assert is_worker
         self.looks += 1
         return self.problem
 

@@ -783,7 +783,7 @@ def test_a_finished_shard_can_be_taken_back_to_what_is_kept(store, run):
 
 
 # What is the fleet's and not a run's.
-OF_THE_FLEET = {b"fanout:runs", b"fanout:active", b"fanout:totals"}
+OF_THE_FLEET = {b"fanout:runs", b"fanout:active", b"fanout:totals", b"fanout:run-totals"}
 
 
 def test_deleting_leaves_no_key_of_a_run(broker_url):
@@ -858,6 +858,66 @@ def test_a_run_that_was_deleted_does_not_hold_the_version(store, run):
     store.release_wire("a")
     store.delete_run(run)
     assert store.claim_wire(4, holder="b", ttl_s=60) == 4
+
+
+def make_run(store, run_id, wire):
+    store.create_run(run_id, spec="{}", created_at=1.0, wire=wire)
+
+
+@pytest.mark.parametrize("wires", [[4], [4, 99], [99], [-1]])
+def test_runs_of_clients_keep_no_worker_away_but_those_that_the_old_workers_had(store, wires):
+    """What a run says of itself a client writes: it must not stop a fleet."""
+    for number, wire in enumerate(wires):
+        make_run(store, f"run{number}", wire)
+    assert store.claim_wire(3, holder="a", ttl_s=60) == 3, "on a new server"
+    store.release_wire("a")
+    assert store.claim_wire(4, holder="b", ttl_s=60) == 4, "when it goes over"
+    store.release_wire("b")
+    make_run(store, "mine", 4)
+    assert store.claim_wire(5, holder="c", ttl_s=60) == 4
+
+
+@pytest.mark.parametrize(
+    ("spoken", "is_there", "runs", "needed"),
+    [
+        (None, False, [], 3),
+        (None, False, [3], 3),
+        (None, False, [None], 3),
+        (None, False, [4], 4),
+        (3, True, [], 3),
+        (3, True, [4], 3),
+        (3, False, [4], 3),
+        (4, True, [], 4),
+        (4, True, [3], 4),
+        (4, False, [], 3),
+        (4, False, [3], 3),
+        (4, False, [4], 4),
+        (4, False, [None], 4),
+    ],
+)
+def test_a_client_claims_nothing_and_is_told_what_it_must_speak(
+    store, spoken, is_there, runs, needed
+):
+    if spoken is not None:
+        store.claim_wire(spoken, holder="w", ttl_s=60)
+        if not is_there:
+            store.release_wire("w")
+    for number, wire in enumerate(runs):
+        make_run(store, f"run{number}", wire)
+    assert store.wire_for(3, needs_room=True) == needed
+    assert store.wire() == spoken
+    assert [store.run(f"run{number}").wire for number in range(len(runs))] == runs
+
+
+def test_totals_of_a_version_that_counted_all_in_one_place_go_on(broker_url):
+    client = redis.Redis.from_url(broker_url)
+    store = RedisStore(client)
+    client.hset("fanout:totals", mapping={"submitted": 7, "ended:failed": 2, "ended:odd": 1})
+    store.create_run(RUN, spec="{}", created_at=1.0)
+    store.end_run(RUN, RunStatus.FAILED, ended_at=2.0)
+    totals = store.totals()
+    assert (totals.submitted, totals.ended) == (8, {RunStatus.FAILED: 3})
+    store.close()
 
 
 def test_branches_that_begin_together_are_told_what_each_would_be_told_alone(store, run):

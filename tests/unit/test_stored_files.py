@@ -9,7 +9,7 @@ from redis.exceptions import ConnectionError as AwayError
 from fanout.errors import BrokerError, LostDataError, UnknownRunError
 from fanout.runs import Chunk, ErrorKind, Outcome, RunStatus, Shard
 from fanout.stores import RedisStore
-from fanout.stores.blobs import FileBlobs
+from fanout.stores.blobs import MARKER, RUN_MARKER, FileBlobs
 
 RUN = "r1"
 NO_KINDS = frozenset()
@@ -45,8 +45,8 @@ def store(make_store):
 
 
 def files(tmp_path):
-    """All but the marker by which a storage is known."""
-    found = (p for p in tmp_path.rglob("*") if p.is_file() and p.name != ".fanout-storage")
+    """All but the markers of the storage and of its runs."""
+    found = (p for p in tmp_path.rglob("*") if p.is_file() and p.name not in {MARKER, RUN_MARKER})
     return sorted(str(p.relative_to(tmp_path)) for p in found)
 
 
@@ -209,3 +209,51 @@ def test_a_run_can_be_deleted_while_the_storage_is_away(store, make_store, tmp_p
     (tmp_path / "away").rename(tmp_path / "shared")
     assert store.sweep_files() == 1
     assert files(tmp_path) == []
+
+
+@pytest.mark.parametrize("registry", ["inputs", "stored"])
+@pytest.mark.parametrize("name", ["letters", "r2", "..", "../away", "r2/s0"])
+def test_a_folder_that_somebody_has_registered_as_a_runs_is_left_alone(
+    store, server, tmp_path, registry, name, caplog
+):
+    store.put_shard(RUN, 0, 0, shard())
+    for foreign in ("shared/letters", "shared/r2/s0", "away"):
+        (tmp_path / foreign).mkdir(parents=True)
+        (tmp_path / foreign / "0.in.0123abcd").write_text("mine")
+    before = files(tmp_path)
+    client = fakeredis.FakeRedis(server=server)
+    client.sadd(f"fanout:{registry}", f"{name} {tmp_path}/shared")
+    assert store.sweep_files() == store.sweep_files() == 0
+    assert files(tmp_path) == before
+    assert len([line for line in caplog.messages if "is left where it is" in line]) <= 1
+    assert client.scard(f"fanout:{registry}") == (registry == "inputs"), "it is said once"
+
+
+def test_inputs_and_what_workers_write_are_registered_apart(store, server, tmp_path):
+    client = fakeredis.FakeRedis(server=server)
+    entry = f"{RUN} {tmp_path}/shared".encode()
+    store.put_shard(RUN, 0, 0, shard())
+    assert client.smembers("fanout:inputs") == {entry}
+    assert not client.exists("fanout:stored")
+    store.compact(RUN, 0, 0, outcomes())
+    store.put_shard(RUN, 1, 0, shard())
+    assert client.smembers("fanout:stored") == {entry}
+    # As a client does, which may not write what workers keep.
+    store.delete_run(RUN)
+    assert files(tmp_path) == []
+    assert not client.exists("fanout:inputs")
+    assert client.smembers("fanout:stored") == {entry}
+    store.sweep_files()
+    assert not client.exists("fanout:stored")
+
+
+def test_who_dies_before_the_first_file_leaves_nothing_that_stays(store, tmp_path, monkeypatch):
+    """Behind the entry, and behind the marker."""
+    for step in ("claim", "keep"):
+        monkeypatch.setattr(store._blobs, step, lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            store.put_shard(RUN, 0, 0, shard())
+        monkeypatch.undo()
+    assert (tmp_path / "shared" / RUN / RUN_MARKER).exists()
+    store.delete_run(RUN)
+    assert not (tmp_path / "shared" / RUN).exists()

@@ -3,10 +3,11 @@
 from fanout.stores.blobs.base import Blobs, blob_name
 from fanout.stores.blobs.files import FileBlobs, check_storage, make_blobs
 from fanout.stores.blobs.inline import InlineBlobs
-from fanout.stores.blobs.marker import MARKER, storage_problem
+from fanout.stores.blobs.marker import MARKER, RUN_MARKER, storage_problem
 
 __all__ = [
     "MARKER",
+    "RUN_MARKER",
     "Blobs",
     "FileBlobs",
     "InlineBlobs",

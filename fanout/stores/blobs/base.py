@@ -78,6 +78,15 @@ class Blobs(Protocol):
     def mark(self, storage_id: str) -> None:
         """Give the storage an id. Raises StorageError."""
 
+    def claim(self, run_id: str) -> None:
+        """Mark a run's folder, before its first file, as that of the run in this storage.
+
+        Nothing is deleted in a folder that has no such marker. It is written once for a run.
+
+        Raises:
+            StorageError: The storage does not answer, or refuses, or has no id.
+        """
+
     def keep(self, name: str, blob: bytes) -> bytes:
         """Keep a blob, safely, and return what the run store is to hold of it.
 
@@ -96,8 +105,12 @@ class Blobs(Protocol):
     def drop(self, name: str, held: bytes) -> None:
         """Delete a blob to which nothing refers any more, if that can be done."""
 
-    def drop_all(self, folder: str) -> None:
+    def drop_all(self, folder: str) -> bool:
         """Delete all blobs of a run (``run``), or of one of its stages (``run/sN``).
+
+        Returns:
+            Whether nothing of it is left; False where the folder is not marked as the run's, or
+            holds what no run has: it is then left as it is, and the log says so.
 
         Raises:
             StorageError: The storage does not answer, or refuses.

@@ -7,6 +7,8 @@ import logging
 import os
 import re
 import secrets
+import time
+from contextlib import suppress
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
@@ -16,7 +18,7 @@ from fanout.patience import patiently
 from fanout.secrets import redacted
 from fanout.stores.blobs.base import Reference
 from fanout.stores.blobs.inline import InlineBlobs
-from fanout.stores.blobs.marker import MARKER, sound_id
+from fanout.stores.blobs.marker import MARKER, RUN_MARKER, run_marker, sound_id
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -36,6 +38,8 @@ _EXTRAS = {"s3": "s3", "s3a": "s3"}
 _OURS = re.compile(r"\.[0-9a-f]{8}(\.unfinished)?\Z")
 _RUN = re.compile(r"[\w-]+(/s\d+)?", re.ASCII)
 _MOST_WORDS = 200
+_MOST_CLAIMED = 10_000
+_CLAIMED_S = 60.0
 
 _log = logging.getLogger(__name__)
 
@@ -63,8 +67,9 @@ def check_storage(storage: str | None) -> None:
     blobs = FileBlobs(storage, patience_s=0.0)
     name = f"check-{secrets.token_hex(4)}"
     try:
-        blobs.load(f"{name}/probe", blobs.keep(f"{name}/probe", b"fanout"))
-        blobs.drop_all(name)
+        held = blobs.keep(name, b"fanout")
+        blobs.load(name, held)
+        blobs.drop(name, held)
     except (LostDataError, StorageError) as error:
         raise SettingsError(f"FANOUT_STORAGE: {error}") from None
 
@@ -78,6 +83,8 @@ class FileBlobs:
     """
 
     _known_ids: ClassVar[dict[str, str]] = {}
+    # Until when it is believed that a run's folder is marked.
+    _claimed: ClassVar[dict[str, float]] = {}
 
     def __init__(self, root: str, *, patience_s: float = _SHORT_S) -> None:
         self.root: str | None = root.rstrip("/")
@@ -98,6 +105,29 @@ class FileBlobs:
     def _opened(self) -> tuple[Any, str]:
         # On first use: importing what speaks to S3 takes a second, and most processes need none.
         return _open(self._where)
+
+    def claim(self, run_id: str) -> None:
+        """See Blobs."""
+        self._patiently(lambda: self._claim(run_id), "written to")
+
+    def _claim(self, run_id: str) -> None:
+        path, key = f"{run_id}/{RUN_MARKER}", f"{self._where}/{run_id}"
+        fs, base = self._opened
+        # To look into a folder costs nothing beside what is about to be written there. Elsewhere
+        # one look in a while does: only the deletion of the run takes the marker away.
+        if not self._is_folder and self._claimed.get(key, 0.0) > time.monotonic():
+            return
+        if not fs.exists(f"{base}/{path}"):
+            storage_id = self._storage_id()
+            if storage_id is None:
+                raise OSError(errno.ENOENT, f"it has no id: see {MARKER} in it")
+            self._write(path, run_marker(run_id, storage_id))
+        if len(self._claimed) >= _MOST_CLAIMED:
+            self._claimed.clear()
+        self._claimed[key] = time.monotonic() + _CLAIMED_S
+
+    def _storage_id(self) -> str | None:
+        return self.known_id or self._marker()
 
     def keep(self, name: str, blob: bytes) -> bytes:
         """See Blobs."""
@@ -158,26 +188,51 @@ class FileBlobs:
         except Exception as error:  # noqa: BLE001 - it goes with its run
             _log.debug("a file of the storage stays for now: %s", type(error).__name__)
 
-    def drop_all(self, folder: str) -> None:
+    def drop_all(self, folder: str) -> bool:
         """See Blobs."""
         if not _RUN.fullmatch(folder):
             raise StorageError(f"no folder of a run: {folder!r}")
+        return self._patiently(lambda: self._drop_all(folder), "deleted from")
 
-        def step() -> None:
-            fs, base = self._opened
-            self._require_root()
-            try:
-                files = fs.find(f"{base}/{folder}")
-                foreign = [file for file in files if not _OURS.search(file)]
-                if foreign:
-                    # Whoever can write to the server may have named somebody else's folder.
-                    _log.warning("%s is left where it is: not all of it is a run's", folder)
-                    return
-                fs.rm(f"{base}/{folder}", recursive=True)
-            except FileNotFoundError:
-                return
+    def _drop_all(self, folder: str) -> bool:
+        fs, base = self._opened
+        self._require_root()
+        try:
+            files = fs.find(f"{base}/{folder}")
+        except FileNotFoundError:
+            return True
+        if not files:
+            return True
+        run_id = folder.partition("/")[0]
+        problem = self._foreign(run_id, files)
+        if problem is not None:
+            # Whoever can write to the server may have named somebody else's folder.
+            _log.warning("%s/%s is left where it is: %s", self._where, folder, problem)
+            return False
+        blobs = [file for file in files if not file.endswith(f"/{RUN_MARKER}")]
+        with suppress(FileNotFoundError):
+            if blobs:
+                fs.rm(blobs)
+            # The marker last: whoever dies before it leaves a folder that is known as the run's.
+            fs.rm(f"{base}/{folder}", recursive=True)
+        if folder == run_id:
+            self._claimed.pop(f"{self._where}/{run_id}", None)
+        return True
 
-        self._patiently(step, "deleted from")
+    def _foreign(self, run_id: str, files: list[str]) -> str | None:
+        """Return why files are not those of a run in this storage, or None where they are."""
+        fs, base = self._opened
+        marker = f"{base}/{run_id}/{RUN_MARKER}"
+        storage_id = self._storage_id()
+        try:
+            found = fs.cat_file(marker)
+        except FileNotFoundError:
+            return f"it has no {RUN_MARKER}, so it may be no run's"
+        if storage_id is None or found != run_marker(run_id, storage_id):
+            return f"its {RUN_MARKER} names another run or storage"
+        if not all(_OURS.search(file) or file == marker for file in files):
+            return "not all of it is the run's"
+        return None
 
     def _write(self, path: str, blob: bytes) -> None:
         fs, base = self._opened

@@ -27,6 +27,9 @@ class InlineBlobs:
     def mark(self, storage_id: str) -> None:
         """See Blobs."""
 
+    def claim(self, run_id: str) -> None:
+        """See Blobs."""
+
     def keep(self, _name: str, blob: bytes) -> bytes:
         """See Blobs."""
         return blob
@@ -44,5 +47,6 @@ class InlineBlobs:
     def drop(self, name: str, held: bytes) -> None:
         """See Blobs."""
 
-    def drop_all(self, folder: str) -> None:
+    def drop_all(self, folder: str) -> bool:  # noqa: ARG002 - there is none
         """See Blobs."""
+        return True

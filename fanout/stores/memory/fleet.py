@@ -66,26 +66,41 @@ class MemoryFleet(MemoryBase):
         """See Store."""
         return self._totals
 
-    def claim_wire(
-        self,
-        version: int,
-        *,
-        holder: str,
-        ttl_s: float,
-        needs_room: bool = False,  # noqa: ARG002 - there always is
-    ) -> int:
+    def claim_wire(self, version: int, *, holder: str, ttl_s: float) -> int:
         """See Store."""
         with self._lock:
             now = time.monotonic()
-            speaks = any(until > now for until in self._speakers.values())
-            is_active = any(not run.record.has_ended for run in self._runs.values())
-            if self._wire not in {None, version} and (speaks or is_active):
+            is_active = any(wire in {None, self._wire} for wire in self._wires_of_runs())
+            if self._wire not in {None, version} and (self._is_spoken() or is_active):
                 return self._wire
             if self._wire != version:
                 self._speakers.clear()
             self._wire = version
             self._speakers[holder] = now + ttl_s
             return version
+
+    def wire_for(
+        self,
+        version: int,
+        *,
+        needs_room: bool = False,  # noqa: ARG002 - there always is
+    ) -> int:
+        """See Store."""
+        with self._lock:
+            spoken = self._wire
+            if spoken in {None, version} or not self._is_spoken():
+                needed = [spoken if wire is None else wire for wire in self._wires_of_runs()]
+                others = (wire for wire in needed if wire not in {None, version})
+                return version if spoken == version else next(others, version)
+            return spoken
+
+    def _is_spoken(self) -> bool:
+        now = time.monotonic()
+        return any(until > now for until in self._speakers.values())
+
+    def _wires_of_runs(self) -> list[int | None]:
+        runs = (run.record for run in self._runs.values())
+        return [record.wire for record in runs if not record.has_ended]
 
     def release_wire(self, holder: str) -> None:
         """See Store."""

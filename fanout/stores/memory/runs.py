@@ -23,7 +23,13 @@ class MemoryRuns(MemoryBase):
     """See ``fanout.stores.base.Runs``."""
 
     def create_run(
-        self, run_id: str, *, spec: str, created_at: float, deadline_at: float | None = None
+        self,
+        run_id: str,
+        *,
+        spec: str,
+        created_at: float,
+        deadline_at: float | None = None,
+        wire: int | None = None,
     ) -> None:
         """See Store."""
         record = RunRecord(
@@ -31,6 +37,7 @@ class MemoryRuns(MemoryBase):
             status=RunStatus.ENQUEUING,
             created_at=created_at,
             deadline_at=deadline_at,
+            wire=wire,
         )
         with self._lock:
             self._runs[run_id] = StoredRun(spec, record)
@@ -139,7 +146,7 @@ class MemoryRuns(MemoryBase):
             self._run(run_id)
             del self._runs[run_id]
 
-    def storage_problem(self) -> str | None:
+    def storage_problem(self, *, is_worker: bool = False) -> str | None:  # noqa: ARG002
         """See Store."""
         return None
 

@@ -5,12 +5,15 @@ shards in flight; ``:sN:M:in`` the input of shard M, ``:live`` its outcomes whil
 ``:state`` its deliveries, ``:out`` its outcomes once it is finished; ``:result`` the aggregate;
 ``:parked`` branches that wait for a paused run to go on. ``:sN:sizes`` has each shard's first index
 and count; ``:sN:reopened`` are the shards that a retry has taken back. ``{prefix}:runs`` are all
-runs by age, ``{prefix}:active`` those that have not ended. ``{prefix}:totals`` is what the fleet
-has done, ``{prefix}:limits`` how far the rates of models are used, ``{prefix}:workers`` its workers
-until they fall silent, and ``{prefix}:worker-records`` what they say of themselves.
+runs by age, ``{prefix}:active`` those that have not ended. ``{prefix}:totals`` is what workers
+have counted, ``{prefix}:run-totals`` how many runs were submitted and ended, ``{prefix}:limits``
+how far the rates of models are used, ``{prefix}:workers`` the workers until they fall silent, and
+``{prefix}:worker-records`` what they say of themselves.
 ``:in``, ``:out`` and ``:result`` hold the blob itself or a reference to a file, as
 fanout.stores.blobs says; ``{prefix}:stored`` names the runs that have files, with their roots.
-``{prefix}:storages`` are the ids of storages by root.
+``{prefix}:inputs`` is the same of the inputs, which clients write.
+``{prefix}:storages`` are the ids of storages by root, and ``{prefix}:noted-storages`` those that
+clients have noted before the first worker came.
 ``{prefix}:wire`` is the version of the wire format that the fleet speaks, ``{prefix}:wire:holders``
 are the processes that speak it.
 """
@@ -194,6 +197,10 @@ class RedisBase:
         return f"{self._prefix}:totals"
 
     @property
+    def _run_totals(self) -> str:
+        return f"{self._prefix}:run-totals"
+
+    @property
     def _holders(self) -> str:
         return f"{self._prefix}:holders"
 
@@ -204,6 +211,14 @@ class RedisBase:
     @property
     def _storages(self) -> str:
         return f"{self._prefix}:storages"
+
+    @property
+    def _inputs(self) -> str:
+        return f"{self._prefix}:inputs"
+
+    @property
+    def _noted_storages(self) -> str:
+        return f"{self._prefix}:noted-storages"
 
     @property
     def _wire(self) -> str:

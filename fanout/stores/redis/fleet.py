@@ -14,6 +14,8 @@ __all__ = ["RedisFleet"]
 
 # Who has fallen silent is remembered for an hour, as the server may be away for so long.
 _REMEMBERED_S = 3_600
+# A run that expired may still be among the active ones: one would not do.
+_SOME_RUNS = 20
 
 
 class RedisFleet(RedisBase):
@@ -75,19 +77,47 @@ class RedisFleet(RedisBase):
     @translated
     def totals(self) -> Totals:
         """See Store."""
-        return codec.decode_totals(cast("dict[bytes, bytes]", self._redis.hgetall(self._totals)))
+        with self._redis.pipeline(transaction=False) as pipe:
+            pipe.hgetall(self._totals)
+            pipe.hgetall(self._run_totals)
+            return codec.decode_totals(*pipe.execute())
 
     @translated
-    def claim_wire(
-        self, version: int, *, holder: str, ttl_s: float, needs_room: bool = False
-    ) -> int:
+    def claim_wire(self, version: int, *, holder: str, ttl_s: float) -> int:
         """See Store."""
         keys = [self._wire, f"{self._wire}:holders", self._active]
         args: list[Any] = [version, holder, ttl_s, self._run("")]
-        if needs_room:
-            # Not by the script: one that has freed something may then write, however full it is.
-            self._redis.set(f"{self._wire}:room", "", px=1)
         return int(cast("int", self._claim_wire(keys=keys, args=args)))
+
+    @translated
+    def wire_for(self, version: int, *, needs_room: bool = False) -> int:
+        """See Store."""
+        if needs_room:
+            self._redis.set(f"{self._prefix}:note:room", "", px=1)
+        spoken = self.wire()
+        if spoken == version:
+            return version
+        if spoken is not None and self._speakers():
+            return spoken
+        for wire in self._wires_of_runs():
+            needed = spoken if wire is None else wire
+            if needed is not None and needed != version:
+                return needed
+        return version
+
+    def _speakers(self) -> int:
+        now = seconds(self._redis.time())
+        return self._redis.zcount(f"{self._wire}:holders", now, "+inf")
+
+    def _wires_of_runs(self) -> list[int | None]:
+        """Return the versions of some active runs: each client has looked at those before it."""
+        some = cast("list[bytes]", self._redis.srandmember(self._active, _SOME_RUNS))
+        with self._redis.pipeline(transaction=False) as pipe:
+            for run_id in some:
+                pipe.hmget(self._run(run_id.decode(errors="replace")), "status", "wire")
+            found = pipe.execute(raise_on_error=False)
+        fields = (each for each in found if isinstance(each, list))
+        return [codec.decode_wire(wire) for status, wire in fields if status is not None]
 
     @translated
     def release_wire(self, holder: str) -> None:

@@ -59,8 +59,9 @@ return 1
 """
 
 # KEYS wire, who speaks it, active; ARGV version, holder, ttl, what the key of a run begins with.
-# Returns the fleet's version, which is the one asked for unless somebody still needs another. A run
-# that expired may still be among the active ones.
+# Returns the fleet's version, which is the one asked for unless somebody still needs another: who
+# speaks it, or a run that is of it. Any other run keeps no worker away, as clients write what it
+# says of itself. A run that expired may still be among the active ones.
 CLAIM_WIRE = """
 -- despite a full server
 local time = redis.call('TIME')
@@ -70,7 +71,9 @@ local spoken = redis.call('GET', KEYS[1])
 if spoken and spoken ~= ARGV[1] then
     if redis.call('ZCARD', KEYS[2]) > 0 then return tonumber(spoken) end
     for _, run in ipairs(redis.call('SMEMBERS', KEYS[3])) do
-        if redis.call('EXISTS', ARGV[4] .. run) == 1 then return tonumber(spoken) end
+        local there = redis.call('EXISTS', ARGV[4] .. run) == 1
+        local wire = there and redis.pcall('HGET', ARGV[4] .. run, 'wire')
+        if there and (not wire or wire == spoken) then return tonumber(spoken) end
     end
 end
 if spoken ~= ARGV[1] then redis.call('SET', KEYS[1], ARGV[1]) end

@@ -7,20 +7,23 @@ with its run, and never a reference to nothing.
 
 from __future__ import annotations
 
+import re
 from typing import cast
 
 from fanout.errors import StorageError
-from fanout.stores.blobs.marker import storage_problem
+from fanout.stores.blobs.marker import sound_id, storage_problem
 from fanout.stores.redis.base import RedisBase, translated
 
 __all__ = ["RedisKept"]
+
+_RUN_ID = re.compile(r"[\w-]+", re.ASCII)
 
 
 class RedisKept(RedisBase):
     """Keeps, loads and deletes blobs by name."""
 
-    def _keep(self, run_id: str, name: str, blob: bytes) -> bytes:
-        """Keep a blob, and return what its key is to hold."""
+    def _keep(self, run_id: str, name: str, blob: bytes, *, is_input: bool = False) -> bytes:
+        """Keep a blob, and return what its key is to hold; inputs may be a client's."""
         if self._blobs.root is not None:
             if self._blobs.known_id is None:
                 # The first of this process, which may be a prefork child.
@@ -28,7 +31,9 @@ class RedisKept(RedisBase):
                 if problem is not None:
                     raise StorageError(problem, is_passing=True)
             # Before the first file: the sweep finds what is left of a run by it.
-            self._redis.sadd(self._stored, self._entry(run_id))
+            registry = self._inputs if is_input else self._stored
+            self._redis.sadd(registry, self._entry(run_id))
+            self._blobs.claim(run_id)
         return self._blobs.keep(name, blob)
 
     def _drop_if_late(self, key: str, name: str, held: bytes) -> None:
@@ -36,17 +41,22 @@ class RedisKept(RedisBase):
         if self._blobs.root is not None and self._held(key) != held:
             self._blobs.drop(name, held)
 
-    def storage_problem(self) -> str | None:
+    def storage_problem(self, *, is_worker: bool = False) -> str | None:
         """See Store."""
-        return storage_problem(self, self._blobs)
+        return storage_problem(self, self._blobs, is_worker=is_worker)
 
     @translated
-    def storage_id(self, root: str, *, first: str | None = None) -> str | None:
-        """Return the id of the storage at ``root``; ``first`` becomes that where there is none."""
+    def storage_id(
+        self, root: str, *, first: str | None = None, is_worker: bool = False
+    ) -> str | None:
+        """See fanout.stores.blobs.marker.Ids."""
+        own = self._storages if is_worker else self._noted_storages
         if first is not None:
-            self._redis.hsetnx(self._storages, root, first)
+            self._redis.hsetnx(own, root, first)
         known = cast("bytes | None", self._redis.hget(self._storages, root))
-        return None if known is None else known.decode()
+        if known is None and not is_worker:
+            known = cast("bytes | None", self._redis.hget(own, root))
+        return sound_id(known)
 
     def _held(self, key: str) -> bytes | None:
         return cast("bytes | None", self._redis.get(key))
@@ -62,13 +72,18 @@ class RedisKept(RedisBase):
         root = self._blobs.root
         if root is None:
             return 0
-        entries = cast("set[bytes]", self._redis.smembers(self._stored))
+        entries = cast("set[bytes]", self._redis.sunion([self._stored, self._inputs]))
         pairs = (entry.decode(errors="replace").partition(" ") for entry in entries)
         own = sorted(run_id for run_id, _, of_root in pairs if of_root == root)
         gone = own if everything else self._gone(own)
-        for run_id in gone:
-            self._drop_files(run_id)
-        return len(gone)
+        return sum(self._sweep_one(run_id) for run_id in gone)
+
+    def _sweep_one(self, run_id: str) -> bool:
+        # What is not the run's stays, and is said once: nothing names it any more.
+        is_gone = bool(_RUN_ID.fullmatch(run_id)) and self._blobs.drop_all(run_id)
+        for registry in (self._stored, self._inputs):
+            self._redis.srem(registry, self._entry(run_id))
+        return is_gone
 
     def _gone(self, run_ids: list[str]) -> list[str]:
         with self._redis.pipeline(transaction=False) as pipe:
@@ -78,5 +93,6 @@ class RedisKept(RedisBase):
         return [run_id for run_id, is_there in zip(run_ids, answers, strict=True) if not is_there]
 
     def _drop_files(self, run_id: str) -> None:
-        self._blobs.drop_all(run_id)
-        self._redis.srem(self._stored, self._entry(run_id))
+        """Delete the files of a run that is deleted; the sweep forgets what workers have noted."""
+        if self._blobs.drop_all(run_id):
+            self._redis.srem(self._inputs, self._entry(run_id))

@@ -31,19 +31,27 @@ class RedisRuns(RedisStages):
 
     @translated
     def create_run(
-        self, run_id: str, *, spec: str, created_at: float, deadline_at: float | None = None
+        self,
+        run_id: str,
+        *,
+        spec: str,
+        created_at: float,
+        deadline_at: float | None = None,
+        wire: int | None = None,
     ) -> None:
         """See Store."""
         key = self._run(run_id)
         fields = {"spec": spec, "status": RunStatus.ENQUEUING.value, "created_at": created_at}
         if deadline_at is not None:
             fields["deadline_at"] = deadline_at
+        if wire is not None:
+            fields["wire"] = wire
         with self._redis.pipeline() as pipe:
             pipe.hset(key, mapping=cast("dict[Any, Any]", fields))
             pipe.expire(key, self._ttl_s)
             pipe.zadd(f"{self._prefix}:runs", {run_id: created_at})
             pipe.sadd(self._active, run_id)
-            pipe.hincrby(self._totals, "submitted", 1)
+            pipe.hincrby(self._run_totals, "submitted", 1)
             pipe.execute()
 
     @translated
@@ -117,7 +125,7 @@ class RedisRuns(RedisStages):
     ) -> bool:
         """See Store."""
         args: list[Any] = [status, ended_at, error or "", self._ttl_s, run_id, *FINAL]
-        keys = [self._run(run_id), self._active, self._totals]
+        keys = [self._run(run_id), self._active, self._run_totals]
         return bool(self._end_run(keys=keys, args=args))
 
     @translated

@@ -284,8 +284,8 @@ if stage and stage > before then redis.call('HSET', KEYS[1], 'stage', stage) end
 return 1
 """
 
-# KEYS run, active, totals; ARGV status, ended at, error, ttl, run id, and the final statuses.
-# Returns whether it ended now.
+# KEYS run, active, totals of runs; ARGV status, ended at, error, ttl, run id, and the final
+# statuses. Returns whether it ended now.
 END_RUN = """
 redis.call('SREM', KEYS[2], ARGV[5])
 local status = redis.call('HGET', KEYS[1], 'status')

@@ -78,7 +78,8 @@ class RedisStages(RedisKept):
             f"{self._stage(run_id, stage)}:sizes",
         ]
         name = blob_name(run_id, stage, number, "in")
-        held = self._keep(run_id, name, codec.encode_shard(shard))
+        blob = codec.encode_shard(shard)
+        held = self._keep(run_id, name, blob, is_input=stage == 0)
         args: list[Any] = [held, number, shard.count, self._ttl_s, shard.first, *FINAL]
         answer = self._put_shard(keys=keys, args=args)
         self._drop_if_late(keys[2], name, held)
