@@ -205,7 +205,9 @@ def test_a_run_lives_in_s3_from_its_input_to_its_deletion(
     with Client(client.broker_url) as own:
         run = submit(own, 510, model="fake", reduce="concat")
         run.wait(60)
-        assert len(s3.find(f"{BUCKET}/some/prefix/{run.run_id}")) == 4
+        names = s3.find(f"{BUCKET}/some/prefix/{run.run_id}")
+        assert len(names) == 5
+        assert names[0].endswith(RUN_MARKER)
     # Whoever has it not set reads the run all the same.
     monkeypatch.delenv("FANOUT_STORAGE")
     result = client.run(run.run_id).result()
