@@ -3,7 +3,7 @@
 Its standard input is a pipe from the client: a line says where the client's database is, a second
 one that the worker is to end at once. When the pipe closes without that, the client has died: the
 calls in flight, which are paid for, get a few seconds to end. However it ended, nothing is left
-behind. A worker that dies is started again.
+behind. A worker that dies is started again, and so is the server's keeper.
 """
 
 from __future__ import annotations
@@ -17,14 +17,20 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
-from typing import IO, cast
+from typing import IO, TYPE_CHECKING, cast
 
-from fanout.embedded.locks import FileLock
+from fanout.embedded.locks import FileLock, is_held
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 __all__ = ["main"]
 
 _CHECK_S = 0.2
+# How soon it is noticed that the server's keeper has been killed, if the client does nothing.
+_KEEPER_S = 2.0
 # A worker that cannot even start would otherwise be restarted for ever.
 _MAX_RESTARTS = 20
 # How long its worker may take to send its last spans; a collector that is away takes 3 s.
@@ -38,12 +44,14 @@ def main(folder: Path, concurrency: int, state: Path, *, keeps: bool) -> int:
     # The server does not end before the worker has.
     with FileLock(state / "users.lock", is_shared=True):
         worker = _Worker(concurrency, folder / "worker.log")
+        keep_server = partial(_keep_server, state, keeps=keeps)
         is_dead = True
         try:
-            is_dead = _watch(worker)
+            is_dead = _watch(worker, keep_server)
         finally:
             if is_dead:
-                _keep_server(state, keeps=keeps)
+                # The last calls are written there.
+                keep_server()
             worker.stop(_grace_s() if is_dead else 0.0)
     if is_dead:
         # Nobody else will.
@@ -52,10 +60,9 @@ def main(folder: Path, concurrency: int, state: Path, *, keeps: bool) -> int:
 
 
 def _keep_server(state: Path, *, keeps: bool) -> None:
-    """Have a server, and it ended: what has killed the client may have killed its keeper, too.
-
-    The last calls are written there.
-    """
+    """Have a server, and it ended in the end, whatever has killed the process that does both."""
+    if is_held(state / "keeper.lock"):
+        return
     # What it imports takes memory that this process does without for as long as it waits.
     from fanout.embedded.server import keep_running
     from fanout.embedded.state import StateFolder
@@ -69,9 +76,10 @@ def _grace_s() -> float:
     return _LAST_CALLS_S
 
 
-def _watch(worker: _Worker) -> bool:
+def _watch(worker: _Worker, keep_server: Callable[[], None]) -> bool:
     """Watch until the client has gone; say whether it went without a word."""
     lock: FileLock | None = None
+    due_at = time.monotonic() + _KEEPER_S
     with selectors.DefaultSelector() as selector:
         selector.register(sys.stdin.buffer, selectors.EVENT_READ)
         while True:
@@ -87,6 +95,9 @@ def _watch(worker: _Worker) -> bool:
                 worker.send(database["url"])
             if not worker.keep():
                 return False
+            if time.monotonic() >= due_at:
+                keep_server()
+                due_at = time.monotonic() + _KEEPER_S
 
 
 class _Worker:

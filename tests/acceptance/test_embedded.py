@@ -131,6 +131,26 @@ def test_what_serves_a_run_may_be_killed_meanwhile(here, state_dir, words):
     assert [row["index"] for row in rows] == list(range(60))
 
 
+def test_a_keeper_that_is_killed_is_replaced_while_the_client_does_something_else(here, state_dir):
+    process = begin(here, 20, "--max-workers", "4", "--out", "out")
+    until(lambda: "running" in process.stderr.readline(), "it does not run")
+    # As one that reads its input for long.
+    os.kill(process.pid, signal.SIGSTOP)
+    before = of_state(state_dir)
+    for each in before:
+        if "keeper.py" in " ".join(each.cmdline()):
+            each.kill()
+
+    def names():
+        return {each.name() for each in of_state(state_dir) if each not in before}
+
+    until(lambda: "valkey-server" in names(), "nobody starts it again")
+    os.kill(process.pid, signal.SIGCONT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 0, stderr
+    assert len((here / "out" / "outputs.jsonl").read_text().splitlines()) == 20
+
+
 def test_nothing_is_left_where_the_keeper_was_killed_with_its_clients(here, state_dir, fanout):
     process = begin(here, 60, "--max-workers", "2")
     until(lambda: "running" in process.stderr.readline(), "it does not run")
