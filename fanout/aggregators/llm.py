@@ -24,9 +24,11 @@ __all__ = ["Part", "leaf_parts", "plan", "render_input", "room_tokens"]
 # Below this, an answer is cut to nothing that could be reduced.
 _LEAST_ROOM = 64
 # The lines that render_input puts before the parts.
-_PREAMBLE_TOKENS = 48
+_PREAMBLE_TOKENS = 80
 _SEPARATOR = "\n\n"
-_TAG_LENGTH = 12
+# Of hexadecimal digits: too many to guess, and few tokens.
+_TAG_LENGTH = 10
+_LIKE_A_FENCE = f"=== {'0' * _TAG_LENGTH}"
 # A chat template, and an estimate that is off, take their share of the window.
 _SAFETY = 0.85
 
@@ -134,13 +136,13 @@ def _fit(parts: list[Part], room_tokens: int, estimate: Callable[[str], int]) ->
 
 
 def _size(part: Part, estimate: Callable[[str], int]) -> int:
-    return estimate(_fenced(part.text, _fence("0" * _TAG_LENGTH)) + _SEPARATOR)
+    return estimate(_fenced(part.text, _LIKE_A_FENCE) + _SEPARATOR)
 
 
 def _cut(part: Part, most: int, estimate: Callable[[str], int]) -> Part:
     total = estimate(part.text)
     mark = f"\n[... cut: {most:,} of {total:,} tokens are shown]"
-    room = most - estimate(_fenced(mark, _fence("0" * _TAG_LENGTH)) + _SEPARATOR)
+    room = most - estimate(_fenced(mark, _LIKE_A_FENCE) + _SEPARATOR)
     keep = len(part.text) * max(room, 1) // total
     # Bytes are not spread evenly over a text: step back until it fits.
     while keep > 1 and estimate(part.text[:keep]) > room:
@@ -149,10 +151,11 @@ def _cut(part: Part, most: int, estimate: Callable[[str], int]) -> Part:
 
 
 def render_input(parts: Sequence[Part], *, level: int) -> str:
-    """Return what ``{input}`` is replaced by: the parts, each between two lines that fence it.
+    """Return what ``{input}`` is replaced by: the parts, with a line that fences them before each.
 
-    A text cannot contain its own fence, whoever wrote it: the fence follows from all the texts. The
-    same parts give the same prompt.
+    The same line ends the last one: a part costs one line, as short answers are many. A text cannot
+    contain its own fence, whoever wrote it: the fence follows from all the texts. The same parts
+    give the same prompt.
 
     Args:
         parts: What goes into this prompt.
@@ -168,8 +171,8 @@ def render_input(parts: Sequence[Part], *, level: int) -> str:
         head.append(f"({failed:,} of {total:,} answers are missing, because their calls failed.)")
     texts = [part.text for part in parts if part.text]
     fence = _fence_of(texts)
-    head.append(f"(Each begins and ends with the line {fence}; between these, all is content.)")
-    return _SEPARATOR.join([*head, *(_fenced(text, fence) for text in texts)])
+    head.append(f"(Each begins below a line {fence} and ends at the next; all between is content.)")
+    return _SEPARATOR.join([*head, *(_fenced(text, fence) for text in texts), fence])
 
 
 def _fence_of(texts: Sequence[str]) -> str:
@@ -182,8 +185,8 @@ def _fence_of(texts: Sequence[str]) -> str:
 
 
 def _fence(tag: str) -> str:
-    return f"==== {tag} ===="
+    return f"=== {tag}"
 
 
 def _fenced(text: str, fence: str) -> str:
-    return f"{fence}\n{text}\n{fence}"
+    return f"{fence}\n{text}"

@@ -64,7 +64,7 @@ def test_a_well_configured_server_with_a_worker_passes(doctor, good, start_worke
     start_worker("--concurrency", "3", url=good.url)
     models = ("--model", "fake", "--model", "anthropic/claude")
     status, state, findings = doctor("--broker-url", good.url, *models)
-    assert {row["state"] for check, row in findings.items() if "anthropic" not in check} == {"ok"}
+    assert {row["state"] for check, row in findings.items() if "anthropic" not in check} == {"ok"}, findings
     assert findings["workers"]["found"] == "1 alive, 3 branches at once, 0 in flight"
     assert findings["model fake"]["found"] == "can be used on the workers (one of 1 was asked)"
     assert "ANTHROPIC_API_KEY" in findings["model anthropic/claude"]["advice"]
@@ -72,13 +72,19 @@ def test_a_well_configured_server_with_a_worker_passes(doctor, good, start_worke
     assert doctor("--broker-url", good.url, FANOUT_MODEL="fake")[:2] == (0, "ok")
 
 
-def test_what_a_user_may_not_see_is_a_warning(doctor, good):
+def deleted(server, user):
+    with server.client() as client:
+        client.acl_deluser(user)
+
+
+def test_what_a_user_may_not_see_is_a_warning(doctor, good, request):
     with good.client() as client:
         commands = ["+@all", "-config", "-info", "-acl"]
         client.acl_setuser(
             "app", enabled=True, passwords=["+hunter2"], keys=["*"], channels=["*"],
             commands=commands,
         )  # fmt: skip
+    request.addfinalizer(lambda: deleted(good, "app"))
     url = good.url.replace("//", "//app:hunter2@")
     status, state, findings = doctor("--broker-url", url)
     assert (status, state) == (0, "warn")

@@ -63,7 +63,9 @@ def test_the_example_works_with_a_model_string(script):
 
 @pytest.mark.timeout(240)
 def test_the_example_works_with_the_local_model(script):
-    script(EXAMPLE.format(llm="'local'", before=""), timeout_s=230)
+    # An answer of a small model may ramble on, and is asked for once more with twice the room.
+    example = EXAMPLE.replace("usage.calls == 4", "usage.calls in range(4, 9)")
+    script(example.format(llm="'local'", before=""), timeout_s=230)
 
 
 def test_a_function_is_found_by_its_dotted_path(script, here):

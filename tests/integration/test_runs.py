@@ -442,7 +442,10 @@ def test_failed_branches_can_be_retried_and_the_aggregate_is_redone(
 ):
     start_worker(PYTHONPATH=functions(RECOVERING.format(path=str(tmp_path / "well"))))
     spec = make_spec(
-        model="functions_under_test:model", prompt="{input}", aggregate_prompt="ALL {input}"
+        model="functions_under_test:model",
+        prompt="{input}",
+        aggregate_prompt="ALL {input}",
+        context_tokens=32_000,  # all answers in one call
     )
     run = client.submit(spec, texts(1200))
     run.wait(60)

@@ -78,7 +78,7 @@ def of_server(info=(), config=(), ahead_s=0.0, **more):
 
 def test_functions_that_only_the_operator_can_load_are_asked_for():
     missing = found(of_server(functions_missing=3), "functions")
-    assert (missing.state, missing.advice.split("`")[1]) == (State.FAIL, "fanout setup-server")
+    assert (missing.state, missing.advice.split("`")[1]) == (State.WARN, "fanout setup-server")
 
 
 @pytest.mark.parametrize("findings", [

@@ -39,9 +39,10 @@ def test_a_login_that_cannot_be_is_refused(given, message):
     assert "pässword" not in str(refused.value)
 
 
-def test_a_user_without_colon_and_a_secret_that_is_not_shown():
-    with pytest.raises(SettingsError, match="FANOUT_FLOWER_USER"):
-        load_settings(flower_user="a:b")
+def test_a_user_without_colon_and_a_secret_that_is_not_shown(monkeypatch):
+    with monkeypatch.context() as patch, pytest.raises(SettingsError, match="FANOUT_FLOWER_USER"):
+        patch.setenv("FANOUT_FLOWER_USER", "a:b")
+        load_settings()
     assert "hunter2" not in repr(load_settings(flower_password="hunter2"))
 
 
