@@ -12,7 +12,7 @@ from chaos.outages import OUTAGES
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-__all__ = ["KINDS", "REFUSALS", "WORKER_KINDS", "Fault", "Fleet", "make_schedule"]
+__all__ = ["KINDS", "OUTAGES", "REFUSALS", "WORKER_KINDS", "Fault", "Fleet", "make_schedule"]
 
 # The kinds that strike one worker; all others strike the server or the client.
 WORKER_KINDS = {

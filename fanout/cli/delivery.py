@@ -42,6 +42,9 @@ __all__ = [
 ]
 
 
+_MODE = re.compile("0?[0-7]{3}")
+
+
 class FileMode(click.ParamType[int]):
     """The permissions of a file, in octal, with which its user can read and write it."""
 
@@ -51,7 +54,7 @@ class FileMode(click.ParamType[int]):
         """Return the number."""
         if isinstance(value, int):
             return value
-        if not re.fullmatch("0?[0-7]{3}", value) or int(value, 8) & 0o711 != PRIVATE:
+        if not _MODE.fullmatch(value) or int(value, 8) & 0o711 != PRIVATE:
             self.fail(f"{value!r} is none of 600, 640, 644, 660, 664, 666 and the like", param, ctx)
         return int(value, 8)
 

@@ -64,7 +64,9 @@ def test_a_well_configured_server_with_a_worker_passes(doctor, good, start_worke
     start_worker("--concurrency", "3", url=good.url)
     models = ("--model", "fake", "--model", "anthropic/claude")
     status, state, findings = doctor("--broker-url", good.url, *models)
-    assert {row["state"] for check, row in findings.items() if "anthropic" not in check} == {"ok"}, findings
+    assert {row["state"] for check, row in findings.items() if "anthropic" not in check} == {
+        "ok"
+    }, findings
     assert findings["workers"]["found"] == "1 alive, 3 branches at once, 0 in flight"
     assert findings["model fake"]["found"] == "can be used on the workers (one of 1 was asked)"
     assert "ANTHROPIC_API_KEY" in findings["model anthropic/claude"]["advice"]

@@ -30,11 +30,14 @@ def test_a_fleet_by_hand_from_top_to_bottom(tmp_path):
     needs("redis-server", "openssl")
     for name in ("ops", "examples"):
         (tmp_path / name).symlink_to(ROOT / name)
-    secrets, workers, watchers, run = BLOCKS
+    secrets, setup, workers, watchers, run = BLOCKS
     # The server reads its files of appended commands before anybody types the next line.
     script = secrets + ready("fleet/redis.log", "Ready to accept connections")
     script += (
-        workers + ready("fleet/worker-1.log", "ready.") + ready("fleet/worker-2.log", "ready.")
+        setup
+        + workers
+        + ready("fleet/worker-1.log", "ready.")
+        + ready("fleet/worker-2.log", "ready.")
     )
     script += watchers + ready("fleet/flower.log", "Connected to\\|Visit me") + run
     for port in ("6379", "5555", "9808"):

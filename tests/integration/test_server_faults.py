@@ -201,8 +201,8 @@ def test_a_server_that_dies_under_a_blocking_read_does_not_end_the_worker(server
     consumer.connection_errors = connection.connection_errors
     consumer.channel_errors = connection.channel_errors
     app.conf.worker_enable_prefetch_count_reduction = False
-    with pytest.warns(PendingDeprecationWarning, match="cancels all currently executed tasks"):
-        consumer.on_connection_error_after_connected(ConnectionError())
+    # Where warnings are errors, as in these tests, one of Celery's would end an embedded worker.
+    consumer.on_connection_error_after_connected(ConnectionError())
     assert consumer.connection is None
     server.start()
     taken[0].ack()
