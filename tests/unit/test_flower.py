@@ -40,9 +40,10 @@ def test_a_login_that_cannot_be_is_refused(given, message):
 
 
 def test_a_user_without_colon_and_a_secret_that_is_not_shown(monkeypatch):
-    with monkeypatch.context() as patch, pytest.raises(SettingsError, match="FANOUT_FLOWER_USER"):
-        patch.setenv("FANOUT_FLOWER_USER", "a:b")
+    monkeypatch.setenv("FANOUT_FLOWER_USER", "a:b")
+    with pytest.raises(SettingsError, match="FANOUT_FLOWER_USER"):
         load_settings()
+    monkeypatch.delenv("FANOUT_FLOWER_USER")
     assert "hunter2" not in repr(load_settings(flower_password="hunter2"))
 
 
