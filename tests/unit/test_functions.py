@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
+
 import fakeredis
 import pytest
 import redis
 from redis.exceptions import NoPermissionError
 
 from fanout.server_setup import all_scripts, count_missing, load_functions
-from fanout.stores.functions import FunctionsClient, FunctionsMissingError, ServerFunction, library
+from fanout.stores.functions import (
+    FunctionsClient,
+    FunctionsMissingError,
+    ServerFunction,
+    _name,
+    library,
+)
 
 ADD = """
 local function add(by) return redis.call('INCRBY', KEYS[1], by) end
@@ -106,3 +115,26 @@ def test_every_script_is_a_function_that_the_server_takes(client):
     assert count_missing(client) == len(scripts)
     assert load_functions(client) == len(scripts) == load_functions(client)
     assert count_missing(client) == 0
+
+
+# What a user with rights to the keys can give, or have written there.
+ABSURD = ("1e15", "inf", "nan", "-1e15", "0")
+FIELDS = ("written", "opened", "window", "cap", "lane", "used", "next", "stage", "paused", "0")
+
+
+@pytest.mark.parametrize("argument", ABSURD)
+def test_no_arguments_and_no_records_make_a_script_long(broker_url, client, argument):
+    """A script that runs holds up everybody, and one that has written cannot be stopped."""
+    load_functions(client)
+    keys = [f"k{i}" for i in range(8)]
+    with redis.Redis.from_url(broker_url, socket_timeout=10, retry=None) as impatient:
+        for source in all_scripts():
+            name = _name(source)
+            for given, written in itertools.product((argument, "0", "1e15"), ABSURD):
+                impatient.delete(*keys)
+                for key in keys:
+                    impatient.hset(key, mapping=dict.fromkeys(FIELDS, written) | {"opened": "0"})
+                for key in (keys, keys[:1]):
+                    with contextlib.suppress(redis.ResponseError):
+                        impatient.fcall(name, len(key), *key, *[given] * 9)
+        impatient.delete(*keys)

@@ -159,7 +159,8 @@ return recorded
 # KEYS stage, open, draining; ARGV window, finished (-1: none), ttl, draining (-1: none), how many
 # of its branches have not ended, how many times the window may be open with those that drain.
 # Returns shard, lanes, shard, lanes, ... The stage hash keeps cap (0: none), lane (per shard),
-# used, written and opened; used is for whoever looks.
+# used, written and opened; used is for whoever looks. At most 1,000 shards at a time: clients write
+# that hash, and a script holds up everybody.
 OPEN_SHARDS = """
 local function field(name)
     return tonumber(redis.call('HGET', KEYS[1], name) or 0)
@@ -190,7 +191,7 @@ local open = redis.call('HLEN', KEYS[2])
 local inflight = open - redis.call('SCARD', KEYS[3])
 local granted = {}
 while opened < written and inflight < window and open < window * tonumber(ARGV[6])
-        and (cap == 0 or used < cap) do
+        and (cap == 0 or used < cap) and #granted < 2000 do
     local lanes = 0
     if cap > 0 then lanes = math.min(lane, cap - used) end
     redis.call('HSET', KEYS[2], opened, lanes)

@@ -18,6 +18,9 @@ from __future__ import annotations
 
 __all__ = ["FORGET_BACKLOG", "PUT", "RECOUNT", "TAKE"]
 
+# Ten times as many messages as a batch has; Lua takes 8,000 arguments at most.
+_MOST = 5_000
+
 _SHARED = """
 local function backlog_of(queue, run) return queue .. '.of.' .. run end
 local function run_of(message) return message:match('"root_id": ?"([%w_-]+)"') end
@@ -111,6 +114,10 @@ PUT = f"""{_SHARED}
 local queue, turns, run = KEYS[1], tonumber(ARGV[1]), ARGV[2]
 local backlog, behind = backlog_of(queue, run), tonumber(ARGV[3])
 local count, held, room = #ARGV - 3, 0, turns
+-- A script holds up everybody: whoever may call it must not make it long.
+if not (behind >= 0 and behind + count <= {_MOST}) then
+    return redis.error_reply('ERR so many messages are never put at once')
+end
 -- An empty queue wakes nobody, whatever the counters say.
 if redis.call('LLEN', queue) > 0 then
     held = tonumber(redis.call('HGET', queue .. '.turns', run) or 0)
