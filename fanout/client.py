@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 import secrets
 import threading
+from collections.abc import Mapping
 from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
@@ -20,7 +21,7 @@ from fanout.spec import RunSpec, make_spec
 
 # What talks to a broker is imported where it is used, so that an embedded fleet starts meanwhile.
 if TYPE_CHECKING:
-    from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Container, Iterable, Iterator
     from typing import Self
 
     from fanout.broker import Preflight
@@ -158,7 +159,7 @@ class Client:
             WireVersionError: The fleet has another version of fanout.
             BrokerError: The broker cannot be reached.
         """
-        spec = spec if isinstance(spec, RunSpec) else make_spec(**spec)
+        spec = spec if isinstance(spec, RunSpec) else _spec_of(spec)
         if documents is None:
             spec = _anchored(spec)
         elif spec.inputs:
@@ -382,6 +383,16 @@ class Client:
 
     def __exit__(self, *_exc: object) -> None:
         self.close()
+
+
+def _spec_of(fields: Any) -> RunSpec:
+    if not isinstance(fields, Mapping):
+        kind = type(fields).__name__
+        raise SpecError(
+            f"must be a RunSpec, or a dict of its fields such as model and prompt (got {kind})",
+            field="spec",
+        )
+    return make_spec(**fields)
 
 
 def checked_count(name: str, value: object) -> int | None:

@@ -111,11 +111,13 @@ class BrokerError(FanoutError):
 
     Attributes:
         is_passing: Whether it may be well again by itself, as after a restart.
+        is_refusal: Whether the broker answers, and does not do what it is asked.
     """
 
-    def __init__(self, message: str, *, is_passing: bool = False) -> None:
+    def __init__(self, message: str, *, is_passing: bool = False, is_refusal: bool = False) -> None:
         super().__init__(message)
         self.is_passing = is_passing
+        self.is_refusal = is_refusal
 
 
 class StorageError(BrokerError):

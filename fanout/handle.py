@@ -152,6 +152,18 @@ class Run:
         if on_away is not None:
             on_away(error)
 
+    def write_problem(self) -> str | None:
+        """Return why the server takes no records of workers for now; None where it does.
+
+        Costs it a script. For when a run stands still: to read its status says nothing of this.
+        """
+        try:
+            self._store.take_lock(f"write-{self.run_id}", "client", ttl_s=1)
+        except BrokerError as error:
+            # What only this client may not do is no matter of the workers.
+            return str(error) if error.is_refusal and error.is_passing else None
+        return None
+
     def result(self) -> Result:
         """Return what the run has given so far; all of it once it has ended."""
         status = self.status()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from fanout.client import Client, checked_count
 from fanout.documents import log_notice
-from fanout.errors import SpecError
+from fanout.errors import RunError, SpecError
 from fanout.llm.callables import (
     import_path,
     is_callable_model,
@@ -111,7 +111,10 @@ class ParallelCalls:
             InputError: There is no usable document at all.
             ModelError: The model cannot be used.
             BrokerError: The broker cannot be reached.
+            RunError: The runner is closed, and its model was a function.
         """
+        if is_callable_model(self._model) and not self._finalizer.alive:
+            raise RunError("this runner is closed, and its function forgotten: make another one")
         given = {
             "inputs": _paths(inputs),
             "branch_prompt": branch_prompt,

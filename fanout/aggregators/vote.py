@@ -79,9 +79,11 @@ class Vote:
             "votes": votes,
             "share": most / cast if cast else 0.0,
         }
-        notes = [f"a tie of {len(first)} answers with {most:,} votes each"] if is_tie else []
+        each = "1 vote" if most == 1 else f"{most:,} votes"
+        notes = [f"a tie of {len(first):,} answers with {each} each"] if is_tie else []
         if self._failed:
-            notes.append(f"{self._failed:,} branches failed and did not vote")
+            failed = "1 branch" if self._failed == 1 else f"{self._failed:,} branches"
+            notes.append(f"{failed} failed and did not vote")
         return Aggregate(value=value, succeeded=cast, failed=self._failed, notes=notes)
 
 

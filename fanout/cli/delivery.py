@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+import time
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from fanout.cli.progress import summary
 from fanout.errors import FanoutError, RunError
 from fanout.output_folder import OutputFolder, answer_text, output_row
 from fanout.private_files import PRIVATE
+from fanout.report.words import plural
 from fanout.runs import ErrorKind, RunStatus
 from fanout.terminal import print_error, print_line, print_text
 
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from fanout.cli.progress import Progress
+    from fanout.errors import BrokerError
     from fanout.handle import Run
     from fanout.results import Status
 
@@ -43,6 +46,9 @@ __all__ = [
 
 
 _MODE = re.compile("0?[0-7]{3}")
+# How long a run may stand still before its server is asked why, and how often it is.
+_STANDSTILL_S = 5.0
+_AT_WORK = {RunStatus.ENQUEUING, RunStatus.RUNNING, RunStatus.REDUCING}
 
 
 class FileMode(click.ParamType[int]):
@@ -90,6 +96,9 @@ class Follower(Protocol):
     def away(self) -> None:
         """Say that the server does not answer."""
 
+    def refused(self, problem: str | None) -> None:
+        """Say why the server takes no records of a run, which waits; None: it does again."""
+
     def close(self) -> None:
         """Make room for what is said at the end."""
 
@@ -100,14 +109,44 @@ def follow(run: Run, progress: Follower, *, on_status: Callable[[], None] = lamb
     Raises:
         BrokerError: The server was away for too long; the run goes on.
     """
+    look_why = _Standstill(run, progress)
 
     def on_progress(status: Status) -> None:
         progress.show(status)
+        look_why(status)
         on_status()
 
-    status = run.wait(on_progress=on_progress, on_away=lambda _error: progress.away())
+    def on_away(error: BrokerError) -> None:
+        if error.is_refusal:
+            # It was asked to stop the run: what it does not refuse goes on meanwhile.
+            progress.refused(str(error))
+        else:
+            progress.away()
+
+    status = run.wait(on_progress=on_progress, on_away=on_away)
     progress.close()
     return status
+
+
+class _Standstill:
+    """Asks the server of a run that stands still whether it takes what workers write."""
+
+    def __init__(self, run: Run, progress: Follower) -> None:
+        self._run = run
+        self._progress = progress
+        self._at: tuple[RunStatus, int] | None = None
+        self._due_at = 0.0
+
+    def __call__(self, status: Status) -> None:
+        now = time.monotonic()
+        at = (status.status, status.done)
+        if at != self._at:
+            if self._at is not None:
+                self._progress.refused(None)
+            self._at, self._due_at = at, now + _STANDSTILL_S
+        elif now >= self._due_at and status.status in _AT_WORK:
+            self._due_at = now + _STANDSTILL_S
+            self._progress.refused(self._run.write_problem())
 
 
 def open_folder(out: Path | None, *, force: bool, mode: int) -> OutputFolder | None:
@@ -168,13 +207,19 @@ def deliver(run: Run, status: Status, progress: Progress, delivery: Delivery) ->
 
 def _again(run_id: str, status: Status, delivery: Delivery) -> Iterator[str]:
     """Yield what was left out, and where the rest is."""
-    unusable = status.errors.get(ErrorKind.BAD_REQUEST, 0)
     if status.failed and delivery.is_kept:
-        unused = f", of them {unusable:,} that could not be used" if unusable else ""
-        yield (
-            f"left out: {status.failed:,} branches{unused}; `fanout errors {run_id}` lists them, "
-            f"`fanout retry {run_id}` processes them again"
-        )
+        unusable = status.errors.get(ErrorKind.BAD_REQUEST, 0)
+        failed = plural(status.failed, "branch", "branches")
+        it = "it" if status.failed == 1 else "them"
+        if unusable == status.failed:
+            # As often as they are tried.
+            yield f"left out: {failed} that cannot be used; `fanout errors {run_id}` says why"
+        else:
+            unused = f", of them {unusable:,} that cannot be used" if unusable else ""
+            yield (
+                f"left out: {failed}{unused}; `fanout errors {run_id}` lists {it}, "
+                f"`fanout retry {run_id}` processes {it} again"
+            )
     if delivery.folder is None and delivery.is_kept and not delivery.is_stopped:
         yield f"kept: `fanout results {run_id}` prints this again, with --out DIR into files"
 

@@ -51,6 +51,7 @@ class Progress:
         self._meter = Meter()
         self._speed = Speed()
         self._is_away = False
+        self._refusal: str | None = None
 
     def note(self, text: str) -> None:
         """Write a line that stays."""
@@ -93,6 +94,14 @@ class Progress:
             return
         self._is_away = True
         self.note("the broker does not answer; the run goes on, and so does the waiting")
+
+    def refused(self, problem: str | None) -> None:
+        """Say why the server takes no records of the run, once until it does."""
+        if problem is not None and problem != self._refusal:
+            self.warn(f"{problem}; the run waits for it")
+        elif problem is None and self._refusal is not None:
+            self.note("the broker takes what is written again")
+        self._refusal = problem
 
     def close(self) -> None:
         """Remove the live line: the run has ended."""

@@ -24,10 +24,18 @@ from fanout.cli.delivery import (
 from fanout.cli.exits import INTERRUPTED
 from fanout.cli.options import job_options, job_spec
 from fanout.cli.progress import IDLE, Progress
-from fanout.cli.session import EMBEDDED, Faults, Stop, broker_option, fleet, one_object
+from fanout.cli.session import (
+    EMBEDDED,
+    Faults,
+    Stop,
+    broker_option,
+    enqueued,
+    fleet,
+    one_object,
+)
 from fanout.client import Client
 from fanout.errors import InputError
-from fanout.llm.assets import WEIGHTS, has_weights
+from fanout.llm.assets import WEIGHTS, has_runtime, has_weights
 from fanout.settings import load_settings
 from fanout.terminal import print_line
 
@@ -69,7 +77,8 @@ def command(
 ) -> int:
     """Run a job: put a prompt to every chunk of every INPUT, and print the answer.
 
-    An INPUT is a file (.txt, .md, .jsonl, .csv), a folder, a glob, or - for standard input.
+    An INPUT is a file (.txt, .md, .csv, .tsv, .jsonl, .ndjson, .json), a folder of them, a glob, or
+    - for standard input.
     Without a broker, a worker is started for the run, and a server that keeps it in
     $FANOUT_STATE_DIR: results, retry, resume and the like find it there later.
     """
@@ -86,7 +95,7 @@ def command(
             stack.enter_context(folder)
         client = stack.enter_context(Client(broker_url, concurrency=spec.max_workers))
         stack.enter_context(stop)
-        if spec.model == "local" and settings.broker_url is None:
+        if spec.model == "local" and settings.broker_url is None and has_runtime():
             progress.note(_local_note(settings.cache_dir))
         run = _submit(client, spec, progress, stop)
 
@@ -143,7 +152,7 @@ def submit(
     with fleet(broker_url) as client, stop:
         run = _submit(client, spec, progress, stop, on_id=progress.note if as_json else print_line)
         now = run.status()
-        progress.note(f"{now.total:,} branches are enqueued")
+        progress.note(enqueued(now.total))
         if as_json:
             print_line(json.dumps(now.to_dict(), ensure_ascii=False))
     return INTERRUPTED if stop.is_set() else 0

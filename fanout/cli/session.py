@@ -11,6 +11,7 @@ import click
 
 from fanout.cli.completion import complete_run
 from fanout.errors import SettingsError
+from fanout.report.words import plural
 from fanout.runs import ErrorKind
 from fanout.terminal import print_line
 
@@ -30,6 +31,7 @@ __all__ = [
     "Stop",
     "any_client",
     "broker_option",
+    "enqueued",
     "fleet",
     "interruptible",
     "kept",
@@ -160,7 +162,7 @@ class Stop:
         if self._run_id is None:
             raise KeyboardInterrupt
         if self._is_set:
-            self._progress.note(f"quitting at once; {kept(self._run_id)}")
+            self._progress.note(f"quitting at once; {_half_stopped(self._run_id)}")
             raise KeyboardInterrupt
         self._is_set = True
         self._progress.note("stopping: what has finished is kept; Ctrl-C again to quit at once")
@@ -172,6 +174,19 @@ def kept(run_id: str) -> str:
         f"run {run_id} is kept: `fanout results {run_id}` gives what has finished, "
         f"`fanout resume {run_id}` goes on"
     )
+
+
+def _half_stopped(run_id: str) -> str:
+    """Return how to go on with a run that was left while it was being stopped."""
+    return (
+        f"run {run_id} is kept: `fanout results {run_id}` gives what has finished; "
+        f"`fanout resume {run_id}` ends it in order, then `fanout retry {run_id}` does the rest"
+    )
+
+
+def enqueued(total: int) -> str:
+    """Return how much of a run is in the queue."""
+    return f"{plural(total, 'branch is', 'branches are')} enqueued"
 
 
 class Faults:
@@ -197,4 +212,5 @@ class Faults:
     def close(self) -> None:
         """Say how many more there were."""
         if self._count > _SHOWN_FAULTS:
-            self._progress.note(f"skipping {self._count - _SHOWN_FAULTS:,} more documents")
+            more = plural(self._count - _SHOWN_FAULTS, "more document", "more documents")
+            self._progress.note(f"skipping {more}")

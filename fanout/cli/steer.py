@@ -18,6 +18,7 @@ from fanout.cli.session import (
     Stop,
     any_client,
     broker_option,
+    enqueued,
     fleet,
     kind_option,
     one_object,
@@ -26,6 +27,7 @@ from fanout.cli.session import (
     say,
 )
 from fanout.intake import source_of_files
+from fanout.report.words import plural
 from fanout.runs import ErrorKind
 
 if TYPE_CHECKING:
@@ -53,8 +55,7 @@ def cancel(run_id: str, broker_url: str | None, as_json: bool) -> None:  # noqa:
         if client.is_embedded and not run.status().status.has_ended:
             # Its client may have died, and a run ends by the hands of a worker.
             run.wait(_CANCEL_S)
-        done, had = "is stopped", "had been stopped or had ended"
-        _steered(run, did, done if did else had, as_json=as_json)
+        _steered(run, did, "is stopped" if did else "had been stopped", as_json=as_json)
 
 
 @click.command("pause", epilog=RUN_EPILOG)
@@ -65,8 +66,7 @@ def pause(run_id: str, broker_url: str | None, as_json: bool) -> None:  # noqa: 
     """Let no further call of a run begin; those in flight go on to their end."""
     with one_run(broker_url, run_id) as run:
         did = run.pause()
-        had = f"was {run.status().status.value} already"
-        _steered(run, did, "is paused" if did else had, as_json=as_json)
+        _steered(run, did, "is paused" if did else "was paused already", as_json=as_json)
 
 
 @click.command("unpause", epilog=RUN_EPILOG)
@@ -81,8 +81,10 @@ def unpause(run_id: str, broker_url: str | None, as_json: bool) -> None:  # noqa
 
 
 def _steered(run: Run, changed: bool, what: str, *, as_json: bool) -> None:  # noqa: FBT001 - a fact
-    status = run.status().status.value
-    fields = {"run_id": run.run_id, "changed": changed, "status": status}
+    status = run.status().status
+    if not changed and status.has_ended:
+        what = f"has ended already ({status.value})"
+    fields = {"run_id": run.run_id, "changed": changed, "status": status.value}
     say(f"run {run.run_id} {what}", fields, as_json=as_json)
 
 
@@ -107,7 +109,8 @@ def retry(
         run = client.find(run_id)
         count = run.retry_failed([ErrorKind(kind) for kind in kinds] or None)
         stop.arm(run.run_id)
-        text = f"{count:,} branches of run {run.run_id} are processed again"
+        branches = plural(count, "branch", "branches")
+        text = f"{branches} of run {run.run_id} {'is' if count == 1 else 'are'} processed again"
         fields = {"run_id": run.run_id, "branches": count}
         if not client.is_embedded:
             say(text, {**fields, "status": run.status().status.value}, as_json=as_json)
@@ -169,7 +172,7 @@ def resume(
             progress.note(_ended(before))
             return 0
         now = run.status()
-        progress.note(f"run {run.run_id} {now.status.value}: {now.total:,} branches are enqueued")
+        progress.note(f"run {run.run_id} {now.status.value}: {enqueued(now.total)}")
         if client.is_embedded:
             return _work_off(run, progress, stop, now.to_dict(), as_json=as_json)
     say(run.run_id, now.to_dict(), as_json=as_json)
@@ -183,7 +186,8 @@ def _ended(now: Status) -> str:
         "enqueued, and there is nothing to resume"
     )
     if now.failed:
-        text += f"; `fanout retry {now.run_id}` processes its {now.failed:,} failed branches again"
+        failed = plural(now.failed, "failed branch", "failed branches")
+        text += f"; `fanout retry {now.run_id}` processes its {failed} again"
     return text
 
 

@@ -6,6 +6,7 @@ import json
 import sys
 import time
 from contextlib import suppress
+from textwrap import wrap
 from typing import TYPE_CHECKING, NoReturn, Protocol
 
 import click
@@ -128,6 +129,7 @@ class _LiveRun:
         self._look = _FleetLook(client, run_id)
         self._model = model
         self._lines: list[str] = []
+        self._refusal: str | None = None
 
     def show(self, status: Status) -> None:
         if self._timer.is_due(status):
@@ -136,10 +138,15 @@ class _LiveRun:
             fleet_now = None if status.status.has_ended else self._look()
             width = self._screen.width
             self._lines = run_lines(status, speed, fleet_now, self._model, width=width)
+            if self._refusal is not None:
+                self._lines += wrap(self._refusal, width)
             self._screen.draw(self._lines)
 
     def away(self) -> None:
         self._screen.draw([*self._lines, _AWAY])
+
+    def refused(self, problem: str | None) -> None:
+        self._refusal = problem
 
     def close(self) -> None:
         self._screen.leave()
@@ -170,6 +177,9 @@ class _JsonRun:
 
     def away(self) -> None:
         """Print nothing: there is nothing new."""
+
+    def refused(self, problem: str | None) -> None:
+        """Print nothing: whoever reads this asks `fanout doctor`."""
 
     def close(self) -> None:
         """Print nothing."""

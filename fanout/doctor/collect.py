@@ -36,7 +36,7 @@ from fanout.errors import (
     UnknownRunError,
 )
 from fanout.llm import make_llm
-from fanout.llm.assets import has_weights
+from fanout.llm.assets import has_runtime, has_weights
 from fanout.messages import Messages
 from fanout.queues import Queues
 from fanout.runs import RunStatus
@@ -264,7 +264,7 @@ def embedded_facts(settings: Settings) -> EmbeddedFacts:
         start_problem=problem,
         cache_dir=str(settings.cache_dir),
         cache_problem=_write_problem(settings),
-        has_extra=importlib.util.find_spec("xllamacpp") is not None,
+        has_extra=has_runtime(),
         has_weights=has_weights(settings.cache_dir),
         has_pip=importlib.util.find_spec("pip") is not None,
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import fcntl
 import hashlib
+import importlib.util
 import os
 import platform
 import subprocess
@@ -26,7 +27,16 @@ from fanout.errors import ModelError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["WEIGHTS", "Asset", "fetch", "has_weights", "library_folder", "locked", "weights_folder"]
+__all__ = [
+    "WEIGHTS",
+    "Asset",
+    "fetch",
+    "has_runtime",
+    "has_weights",
+    "library_folder",
+    "locked",
+    "weights_folder",
+]
 
 _FETCH_S = 900.0
 
@@ -86,6 +96,11 @@ _OPENMP = {
 def weights_folder(cache_dir: Path) -> Path:
     """Return where the local model's weights are kept."""
     return cache_dir / "models"
+
+
+def has_runtime() -> bool:
+    """Say whether what runs the local model is installed: the extra ``local``."""
+    return importlib.util.find_spec("xllamacpp") is not None
 
 
 def has_weights(cache_dir: Path) -> bool:

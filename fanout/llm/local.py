@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
-import importlib.util
 import json
 import os
 import subprocess
@@ -17,7 +16,7 @@ from typing import IO, TYPE_CHECKING
 import msgspec
 
 from fanout.errors import LLMError, ModelError
-from fanout.llm.assets import WEIGHTS, fetch, library_folder, locked, weights_folder
+from fanout.llm.assets import WEIGHTS, fetch, has_runtime, library_folder, locked, weights_folder
 from fanout.llm.openai import OpenAILLM
 from fanout.runs import ErrorKind
 
@@ -46,7 +45,7 @@ class LocalLLM:
     """
 
     def __init__(self, cache_dir: Path, *, concurrency: int = 32) -> None:
-        if importlib.util.find_spec("xllamacpp") is None:
+        if not has_runtime():
             raise ModelError("the local model needs an extra: pip install 'fanout-llm[local]'")
         self._cache_dir = cache_dir
         self._concurrency = concurrency

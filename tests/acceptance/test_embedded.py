@@ -333,9 +333,9 @@ def test_a_run_is_looked_at_steered_and_tried_again_without_a_broker(fanout, her
     again = fanout("retry", run_id, "--json")
     assert json.loads(again.stdout)["branches"] == failed
     assert again.status == 0
-    assert fanout("pause", run_id).stdout == f"run {run_id} was succeeded already\n"
+    assert fanout("pause", run_id).stdout == f"run {run_id} has ended already (succeeded)\n"
     assert fanout("unpause", run_id).status == 0
-    assert "had been stopped or had ended" in fanout("cancel", run_id).stdout
+    assert "has ended already (succeeded)" in fanout("cancel", run_id).stdout
     assert fanout("watch", run_id).status == 0
     assert fanout("delete", run_id).stdout == f"run {run_id} is deleted\n"
     assert fanout("runs").stdout == ""

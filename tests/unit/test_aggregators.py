@@ -145,7 +145,7 @@ def test_the_majority_wins_whatever_the_case_and_punctuation():
     assert made.value == {
         "winner": "Yes", "tied": [], "votes": {"Yes": 3, "no": 1}, "share": 0.75,
     }  # fmt: skip
-    assert made.notes == ["1 branches failed and did not vote"]
+    assert made.notes == ["1 branch failed and did not vote"]
 
 
 @pytest.mark.parametrize(

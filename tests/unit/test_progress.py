@@ -4,7 +4,9 @@ import io
 
 import pytest
 
+from fanout.cli.delivery import follow
 from fanout.cli.progress import Progress, summary
+from fanout.errors import BrokerError
 from fanout.results import StageStatus, Status
 from fanout.runs import ErrorKind, RunStatus, Usage
 
@@ -80,6 +82,55 @@ def test_a_broker_that_does_not_answer_is_said_once_until_it_does(clock):
         "running 10/1,000 · 2 faile",
         "the broker does not answer",
     ]
+
+
+def test_a_broker_that_refuses_is_said_once_until_it_takes_what_is_written(clock):
+    stream = io.StringIO()
+    progress = Progress(stream, is_quiet=True)
+    progress.refused(None)
+    for _ in range(3):
+        progress.refused("the disk is full")
+        progress.show(status())
+    assert stream.getvalue() == "fanout: warning: the disk is full; the run waits for it\n"
+    progress.refused(None)
+    progress.refused("the disk is full")
+    assert stream.getvalue().count("the disk is full") == 2
+
+
+class Refusing:
+    """A run whose server can be read, and refuses to stop it."""
+
+    def __init__(self, statuses):
+        self.statuses = statuses
+        self.asked = 0
+
+    def wait(self, *, on_progress, on_away):
+        for now in self.statuses:
+            try:
+                on_progress(now)
+            except BrokerError as error:
+                on_away(error)
+        return self.statuses[-1]
+
+    def write_problem(self):
+        self.asked += 1
+        return "the disk is full"
+
+    def cancel(self):
+        raise BrokerError("the disk is full", is_passing=True, is_refusal=True)
+
+
+@pytest.mark.parametrize("is_stopped", [False, True])
+def test_a_run_that_waits_for_a_server_that_refuses_says_so_once(clock, monkeypatch, is_stopped):
+    monkeypatch.setattr("fanout.cli.delivery._STANDSTILL_S", 0.0)
+    stream = io.StringIO()
+    run = Refusing([status()] * 50)
+    follow(run, Progress(stream), on_status=run.cancel if is_stopped else lambda: None)
+    assert stream.getvalue().count("\n") == 2
+    assert "fanout: warning: the disk is full; the run waits for it\n" in stream.getvalue()
+    paused = Refusing([status(status=RunStatus.PAUSED)] * 50)
+    follow(paused, Progress(io.StringIO()))
+    assert (run.asked > 0, paused.asked) == (True, 0)
 
 
 def test_a_total_that_still_grows_is_marked_and_has_no_eta(clock):

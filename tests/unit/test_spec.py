@@ -9,7 +9,7 @@ import yaml
 from fanout import ParallelCalls
 from fanout.cli.options import job_options, job_spec
 from fanout.client import Client
-from fanout.errors import InputError, SpecError
+from fanout.errors import InputError, RunError, SpecError
 from fanout.runs import branch_ref
 from fanout.settings import load_settings
 from fanout.spec import RateSpec, RetrySpec, RunSpec, load_job, make_spec
@@ -293,6 +293,19 @@ def test_a_runner_checks_what_it_is_given(arguments, words):
     with pytest.raises(SpecError) as caught:
         ParallelCalls(**{"llm": "fake", **arguments})
     assert words in str(caught.value)
+
+
+@pytest.mark.parametrize("spec", ["fake", None, [], 5])
+def test_a_client_says_what_a_spec_is(spec):
+    with Client() as client, pytest.raises(SpecError, match="spec: must be a RunSpec, or a dict"):
+        client.submit(spec, ["a"])
+
+
+def test_a_runner_that_is_closed_has_forgotten_its_function():
+    runner = ParallelCalls(llm=str.upper)
+    runner.close()
+    with pytest.raises(RunError, match="this runner is closed"):
+        runner.run(["a"], "{input}")
 
 
 @pytest.mark.parametrize(

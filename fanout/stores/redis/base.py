@@ -63,7 +63,8 @@ def translated(method: Callable[_P, _R]) -> Callable[_P, _R]:
         except RedisError as error:
             _without_command(error)
             message = _explain(cast("RedisBase", args[0]), error)
-            raise BrokerError(message, is_passing=passes(error)) from error
+            is_refusal = not isinstance(error, (redis.ConnectionError, redis.TimeoutError))
+            raise BrokerError(message, is_passing=passes(error), is_refusal=is_refusal) from error
         except (OSError, RuntimeError, MemoryError) as error:
             if not is_exhausted(error):
                 raise
