@@ -77,6 +77,9 @@ def decide(
         retry_after_s: Seconds that the provider asked to wait, or None.
         is_held: Whether all calls to the model are held back: then there is no need to wait here.
     """
+    if policy.max_attempts == 1:
+        # Whoever allows one call wants no other, whatever struck it.
+        return None
     if kind not in RETRYABLE or spent >= policy.max_attempts - _ROUNDING:
         return None
     if is_held:

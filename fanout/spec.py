@@ -50,7 +50,7 @@ class RetrySpec(BaseModel):
 
     Attributes:
         max_attempts: Calls of a branch that may fail for reasons of its own. Those that fail as
-            the provider is down, or asks to wait, do not count.
+            the provider is down, or asks to wait, do not count. 1: one call, and no other at all.
         max_elapsed_s: Seconds a branch may take in all, waits included: so long may an outage last.
         base_wait_s: The first wait, in seconds; each further one doubles.
         max_wait_s: The longest single wait, in seconds.

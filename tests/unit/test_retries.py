@@ -57,6 +57,12 @@ def test_no_wait_is_longer_than_the_longest():
     assert decision.wait_s == 10
 
 
+@pytest.mark.parametrize("kind", sorted(ErrorKind))
+def test_whoever_allows_one_call_gets_no_other(kind):
+    policy = RetrySpec(max_attempts=1)
+    assert decide(kind=kind, spent=0.0, failures=1, elapsed_s=0, policy=policy, jitter=0.0) is None
+
+
 def test_what_others_share_spends_no_attempts_and_is_looked_at_soon():
     assert wait(spent=0.0, failures=200) == 10
     assert wait(spent=4.9, failures=200) == 10
