@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from fanout.admission import workers_wanted
-from fanout.errors import UnknownRunError
+from fanout.errors import StoredDataError, UnknownRunError
 from fanout.queue_names import BRANCHES_QUEUE
 from fanout.results import latency_row
 from fanout.settings import Settings
@@ -107,8 +107,8 @@ def _active(store: Store) -> Iterator[RunRecord]:
     for run_id in store.active_runs():
         try:
             yield store.run(run_id)
-        except UnknownRunError:
-            # It was deleted meanwhile, or has expired.
+        except (StoredDataError, UnknownRunError):
+            # It is damaged, was deleted meanwhile, or has expired.
             continue
 
 

@@ -85,6 +85,8 @@ def _of_totals(totals: Totals) -> Iterator[Metric]:
     yield _counter("cost_usd", "US dollars, where prices are known.", usage.cost_usd)
     yield _counter("refused", "Calls that a provider refused for their rate.", totals.pauses)
     yield _counter("healed", "Steps that the reaper did again.", totals.healed)
+    text = "Messages that workers have refused and dropped."
+    yield _counter("messages_dropped", text, totals.dropped)
     yield _latency(totals.latency)
 
 

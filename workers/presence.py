@@ -15,6 +15,7 @@ from celery.worker import state
 
 from fanout import broker
 from fanout.errors import BrokerError
+from fanout.refusals import refusals
 from fanout.stores import WorkerRecord
 from workers.pool import TaskPool
 from workers.ticker import Ticker
@@ -48,6 +49,7 @@ class Presence(bootsteps.StartStopStep):  # type: ignore[misc]
         worker.app.conf.worker_concurrency = worker.concurrency
         self._who = (socket.gethostname(), os.getpid(), time.time())
         self._beats = 0
+        self._dropped = 0
         self._version = metadata.version("fanout-llm")
         self._ticker = Ticker("presence", _EVERY_S, lambda: self._beat(worker))
 
@@ -62,6 +64,13 @@ class Presence(bootsteps.StartStopStep):  # type: ignore[misc]
                 self._warn_of_a_namesake(worker)
             worker.app.fanout_runtime().storage.look()
             worker.app.fanout_runtime().watched.worker_alive(self._record(worker), ttl_s=_TTL_S)
+            self._count_dropped(worker)
+
+    def _count_dropped(self, worker: WorkController) -> None:
+        dropped = refusals.counts.total()
+        if dropped > self._dropped:
+            worker.app.fanout_runtime().watched.count_dropped(dropped - self._dropped)
+            self._dropped = dropped
 
     def _warn_of_a_namesake(self, worker: WorkController) -> None:
         """Say so where another worker, also alive, has the same name: each hides the other."""

@@ -33,6 +33,7 @@ from fanout.errors import (
     EmbeddedError,
     ModelError,
     SettingsError,
+    StoredDataError,
     UnknownRunError,
 )
 from fanout.llm import make_llm
@@ -172,7 +173,7 @@ class Server:
     def _active(self) -> list[RunRecord]:
         runs = []
         for run_id in self._store.active_runs():
-            with suppress(UnknownRunError):
+            with suppress(StoredDataError, UnknownRunError):
                 runs.append(self._store.run(run_id))
         return runs
 

@@ -340,6 +340,9 @@ class Fleet(Protocol):
     def workers(self) -> list[WorkerRecord]:
         """Return the live workers, by name."""
 
+    def count_dropped(self, messages: int) -> None:
+        """Count messages that a worker has refused and dropped."""
+
     def totals(self) -> Totals:
         """Return what the fleet has done so far."""
 

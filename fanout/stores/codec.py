@@ -230,6 +230,7 @@ def decode_totals(raw: dict[bytes, bytes], of_runs: dict[bytes, bytes]) -> Total
         latency=counts.latency(),
         healed=counts.number("heals"),
         pauses=counts.number("pauses"),
+        dropped=counts.number("dropped"),
     )
 
 

@@ -341,6 +341,7 @@ class Totals(msgspec.Struct, frozen=True, kw_only=True):
         latency: How long branches took.
         healed: Steps that the reaper did again.
         pauses: How often a provider's refusal made the fleet pause.
+        dropped: Messages that workers have refused and dropped.
     """
 
     submitted: int = 0
@@ -351,3 +352,4 @@ class Totals(msgspec.Struct, frozen=True, kw_only=True):
     latency: Latency = Latency()
     healed: int = 0
     pauses: int = 0
+    dropped: int = 0

@@ -17,7 +17,7 @@ from fanout.chords import Publisher
 from fanout.errors import BrokerError
 from fanout.settings import load_settings
 from fanout.spec import make_spec
-from fanout.stores import Grant
+from fanout.stores import Grant, RedisStore
 from tests.hostile import changed, closed, opened
 
 from .conftest import wait_for, waiting
@@ -184,6 +184,10 @@ def test_what_is_no_message_of_ours_is_dropped_and_nothing_of_it_is_run_or_logge
     assert log.count("dropped a message that") < 60
     with redis.Redis.from_url(broker_url) as server:
         wait_for(lambda: dropped_so_far(server, worker) > len(messages) / 2, "all are counted")
+        wait_for(
+            lambda: RedisStore(server).totals().dropped > len(messages) / 2,
+            "metrics have them",
+        )
         # Once each; few of those that were changed are sound still.
         assert dropped_so_far(server, worker) < len(messages) + 205 + 2_000
 

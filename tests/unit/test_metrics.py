@@ -61,7 +61,7 @@ def test_outcomes_are_counted_by_kind_and_no_kind_is_missing():
 
 def test_totals_and_usage():
     usage = Usage(calls=9, input_tokens=100, output_tokens=20, cost_usd=0.25)
-    totals = Totals(submitted=3, ended={RunStatus.FAILED: 1}, usage=usage, healed=4)
+    totals = Totals(submitted=3, ended={RunStatus.FAILED: 1}, usage=usage, healed=4, dropped=5)
     shown = scrape(Fixed(fleet(totals=totals)))
     assert shown["fanout_runs_submitted_total",] == 3
     assert shown["fanout_runs_ended_total", "failed"] == 1
@@ -71,6 +71,7 @@ def test_totals_and_usage():
     assert shown["fanout_output_tokens_total",] == 20
     assert shown["fanout_cost_usd_total",] == 0.25
     assert shown["fanout_healed_total",] == 4
+    assert shown["fanout_messages_dropped_total",] == 5
 
 
 def test_latency_is_a_histogram_with_a_sum():

@@ -10,7 +10,7 @@ import pytest
 import redis
 
 from fanout.admission import Lanes
-from fanout.errors import UnknownRunError
+from fanout.errors import StoredDataError, UnknownRunError
 from fanout.latency import Latency, bucket_of
 from fanout.limits import LimitState, Rates
 from fanout.outages import FIRST_PROBE_S, Standing
@@ -604,6 +604,7 @@ def test_totals_count_each_outcome_once_and_outlive_the_run(store, run):
     store.record(End(run, 0, 0, 1, Outcome(index=1, output="y", usage=Usage(calls=1))))
     store.record(End(run, 0, 0, 2, Outcome(index=2, kind=ErrorKind.TIMEOUT)))
     store.healed(run, 0)
+    store.count_dropped(3)
     store.end_run(run, RunStatus.SUCCEEDED, ended_at=1.0)
     store.end_run(run, RunStatus.FAILED, ended_at=1.0)
     store.delete_run(run)
@@ -616,6 +617,7 @@ def test_totals_count_each_outcome_once_and_outlive_the_run(store, run):
         usage=Usage(calls=3, input_tokens=10, output_tokens=3, cost_usd=0.5),
         latency=Latency(counts={bucket_of(1.0): 1}, sum_s=1.0),
         healed=1,
+        dropped=3,
     )
 
 
@@ -917,6 +919,35 @@ def test_totals_of_a_version_that_counted_all_in_one_place_go_on(broker_url):
     store.end_run(RUN, RunStatus.FAILED, ended_at=2.0)
     totals = store.totals()
     assert (totals.submitted, totals.ended) == (8, {RunStatus.FAILED: 3})
+    store.close()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda client, key: client.set(key, "x"),
+        lambda client, key: client.hset(key, "status", "odd"),
+        lambda client, key: client.hset(key, "status", ""),
+        lambda client, key: client.hset(key, "stage", "x"),
+        lambda client, key: client.hset(key, "retry", "odd"),
+        lambda client, key: client.hset(key, "created_at", b"\xff"),
+        lambda client, key: client.hset(key, mapping={"status": "running", "halt": "odd"}),
+    ],
+)
+def test_a_damaged_run_keeps_nobody_from_the_others(broker_url, damage):
+    client = redis.Redis.from_url(broker_url)
+    store = RedisStore(client)
+    store.create_run(RUN, spec="{}", created_at=1.0)
+    store.create_run("other", spec="{}", created_at=2.0)
+    client.delete("fanout:run:other")
+    damage(client, "fanout:run:other")
+    with pytest.raises((StoredDataError, UnknownRunError)):
+        store.run("other")
+    assert [record.run_id for record in store.runs()] == [RUN]
+    assert store.wire_for(3) == 3
+    assert store.claim_wire(3, holder="a", ttl_s=60) == 3
+    store.release_wire("a")
+    store.claim_wire(4, holder="a", ttl_s=60)
     store.close()
 
 

@@ -62,6 +62,12 @@ class MemoryFleet(MemoryBase):
         live = [worker for worker, until in self._workers.values() if until > now]
         return sorted(live, key=lambda worker: worker.name)
 
+    def count_dropped(self, messages: int) -> None:
+        """See Store."""
+        with self._lock:
+            dropped = self._totals.dropped + messages
+            self._totals = msgspec.structs.replace(self._totals, dropped=dropped)
+
     def totals(self) -> Totals:
         """See Store."""
         return self._totals

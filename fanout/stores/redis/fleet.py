@@ -75,6 +75,11 @@ class RedisFleet(RedisBase):
         return [codec.decode_worker(said[name], lapses) for name, lapses in sorted(live)]
 
     @translated
+    def count_dropped(self, messages: int) -> None:
+        """See Store."""
+        self._redis.hincrby(self._totals, "dropped", messages)
+
+    @translated
     def totals(self) -> Totals:
         """See Store."""
         with self._redis.pipeline(transaction=False) as pipe:

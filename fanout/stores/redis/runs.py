@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, cast
 
-from fanout.errors import StorageError, UnknownRunError
+from fanout.errors import StorageError, StoredDataError, UnknownRunError
 from fanout.queue_names import BRANCHES_QUEUE
 from fanout.runs import RunStatus
 from fanout.stores import codec
@@ -24,6 +25,8 @@ __all__ = ["RedisRuns"]
 _PAGE = 100
 # Bytes above which an aggregate is worth a file of its own.
 _LARGE_RESULT = 100_000
+
+_log = logging.getLogger(__name__)
 
 
 class RedisRuns(RedisStages):
@@ -68,6 +71,8 @@ class RedisRuns(RedisStages):
         [record] = self._records([run_id])
         if record is None:
             raise UnknownRunError(run_id)
+        if isinstance(record, StoredDataError):
+            raise record
         return record
 
     def runs(self, prefix: str = "") -> Iterator[RunRecord]:
@@ -78,6 +83,8 @@ class RedisRuns(RedisStages):
             for run_id, record in zip(page, self._records(page), strict=True):
                 if record is None:
                     self._forget(run_id)
+                elif isinstance(record, StoredDataError):
+                    _log.warning("%s", record)
                 else:
                     yield record
 
@@ -88,16 +95,21 @@ class RedisRuns(RedisStages):
         return [run_id.decode() for run_id in ids]
 
     @translated
-    def _records(self, run_ids: list[str]) -> list[RunRecord | None]:
-        """Return the runs in one round trip; None for each that has expired."""
+    def _records(self, run_ids: list[str]) -> list[RunRecord | StoredDataError | None]:
+        """Return the runs in one round trip; None for each that has expired.
+
+        Nor do those that are damaged keep anybody from the others.
+        """
         with self._redis.pipeline(transaction=False) as pipe:
             pipe.time()
             for run_id in run_ids:
                 pipe.hmget(self._run(run_id), codec.RUN_FIELDS)
-            time, *answers = pipe.execute()
+            time, *answers = pipe.execute(raise_on_error=False)
+        if isinstance(time, Exception):
+            raise time
         return [
-            None if values[0] is None else codec.decode_run(run_id, values, read_at=seconds(time))
-            for run_id, values in zip(run_ids, answers, strict=True)
+            _record_of(run_id, answer, read_at=seconds(time))
+            for run_id, answer in zip(run_ids, answers, strict=True)
         ]
 
     @translated
@@ -193,3 +205,18 @@ class RedisRuns(RedisStages):
         """See Store."""
         held = self._held(f"{self._run(run_id)}:result")
         return None if held is None else self._blobs.load(f"{run_id}/result", held)
+
+
+def _record_of(
+    run_id: str, answer: list[bytes | None] | Exception, *, read_at: float
+) -> RunRecord | StoredDataError | None:
+    if isinstance(answer, Exception):
+        if str(answer).startswith("WRONGTYPE"):
+            return StoredDataError(f"the record of run {run_id} is damaged (it is none)")
+        raise answer
+    if answer[0] is None:
+        return None
+    try:
+        return codec.decode_run(run_id, answer, read_at=read_at)
+    except StoredDataError as error:
+        return error
