@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from fanout.exhaustion import is_exhausted
 from fanout.runs import ErrorKind
 
 if TYPE_CHECKING:
@@ -162,12 +163,20 @@ def judge(error: LLMError, evidence: Evidence, *, is_held: bool = False) -> Verd
 def judge_alone(error: LLMError) -> Verdict:
     """Return the same where nothing is known of other branches."""
     is_asked = error.retry_after_s is not None and not error.is_own
-    return Verdict(cost=0.0 if is_asked else 1.0)
+    return Verdict(cost=0.0 if is_asked or _lacks_something(error) else 1.0)
+
+
+def _lacks_something(error: LLMError) -> bool:
+    """Say whether the caller's process had no thread or descriptor for the call: that passes.
+
+    Memory may be lacking for this one document, however often it is tried.
+    """
+    return is_exhausted(error) and not isinstance(error.__cause__, MemoryError)
 
 
 def _cost(error: LLMError, evidence: Evidence) -> float:
     if error.is_own or error.kind not in SHARED:
-        return 1.0
+        return 0.0 if _lacks_something(error) else 1.0
     if error.retry_after_s is not None or evidence.lead_s is None:
         return 0.0
     if is_outage(evidence.failing, evidence.success_share):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import random
 import selectors
 
@@ -35,6 +36,22 @@ WELL = {"failing": 1, "success_share": 0.95, "has_recovered": False, "lead_s": -
 
 def error(kind=ErrorKind.SERVER_ERROR, **options):
     return LLMError(kind, f"it is {kind.value}", **options)
+
+
+@pytest.mark.parametrize(
+    ("lacking", "cost"),
+    [
+        (OSError(errno.EMFILE, "Too many open files"), 0),
+        (RuntimeError("can't start new thread"), 0),
+        # This document may be too large, and stay so.
+        (MemoryError(), 1),
+    ],
+    ids=repr,
+)
+def test_what_this_process_lacks_for_a_call_is_no_fault_of_the_branch(lacking, cost):
+    told = error(ErrorKind.CONNECTION, is_own=True)
+    told.__cause__ = lacking
+    assert judge(told, Evidence(**WELL)).cost == judge_alone(told).cost == cost
 
 
 @pytest.mark.parametrize(
