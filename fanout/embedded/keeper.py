@@ -194,9 +194,11 @@ def _end_with(keeper: int) -> None:
     """Have this process told to end when its keeper has died, in whatever way."""
     if sys.platform != "linux":
         return
-    import ctypes
+    # A Python that was built without libffi lacks it: then it is as elsewhere.
+    with contextlib.suppress(ImportError, OSError, AttributeError):
+        import ctypes
 
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM))
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM))
     if os.getppid() != keeper:
         # It died before that.
         os._exit(0)
