@@ -292,5 +292,5 @@ def _lost(index: int, message: str, now: float) -> Outcome:
 
 
 def _is_over(run: RunRecord) -> bool:
-    """Say whether a paused run must go on in order to end."""
-    return run.halt is not None or run.is_overdue
+    """Say whether a paused run must go on in order to end: no deadline holds for its aggregate."""
+    return run.halt is not None or (run.is_overdue and run.stage == 0)

@@ -138,6 +138,26 @@ def test_a_paused_run_whose_deadline_passes_goes_on_so_that_it_ends():
     assert fleet.pass_time(25) == [("expand", 0, 0, 0)]
 
 
+def test_a_paused_aggregate_is_left_alone_whatever_the_deadline():
+    fleet = Fleet()
+    fleet.store = MemoryStore()
+    fleet.store.create_run(RUN, spec="{}", created_at=1.0, deadline_at=time.time() - 1)
+    fleet.store.seal_stage(RUN, 0)
+    fleet.store.put_shard(RUN, 1, 0, Shard(first=0, count=1, first_chunk=0, chunks=[]))
+    fleet.store.open_shards(RUN, 1, window=1)
+    fleet.store.start_shard(RUN, 1, 0, published=1)
+    fleet.store.seal_stage(RUN, 1)
+    fleet.store.set_status(RUN, RunStatus.REDUCING, stage=1)
+    fleet.store.pause(RUN)
+    fleet.reaper = Reaper(
+        fleet.store, fleet.publisher, fleet.messages, stall_s=15, clock=fleet.clock
+    )
+    assert fleet.pass_time(600) == []
+    assert fleet.store.stage(RUN, 1).errors == {}
+    fleet.store.unpause(RUN)
+    assert fleet.pass_time(25) == [("branch", 1, 0, 0, 0)]
+
+
 def test_a_run_that_has_ended_costs_nothing(fleet):
     fleet.store.end_run(RUN, RunStatus.SUCCEEDED, ended_at=1.0)
     fleet.messages.task_ids = lambda: pytest.fail("the queues are not read")
