@@ -951,6 +951,18 @@ def test_a_damaged_run_keeps_nobody_from_the_others(broker_url, damage):
     store.close()
 
 
+def test_totals_that_a_client_has_spoilt_keep_no_run_from_beginning_or_ending(broker_url):
+    client = redis.Redis.from_url(broker_url)
+    store = RedisStore(client)
+    most = 2**63 - 1
+    client.hset("fanout:run-totals", mapping={"submitted": most, "ended:failed": most})
+    store.create_run(RUN, spec="{}", created_at=1.0)
+    assert store.end_run(RUN, RunStatus.FAILED, ended_at=2.0, error="said")
+    assert store.run(RUN).error == "said"
+    assert store.active_runs() == []
+    store.close()
+
+
 def test_branches_that_begin_together_are_told_what_each_would_be_told_alone(store, run):
     for number in range(2):
         store.put_shard(run, 0, number, shard(first=3 * number))

@@ -55,7 +55,11 @@ class RedisRuns(RedisStages):
             pipe.zadd(f"{self._prefix}:runs", {run_id: created_at})
             pipe.sadd(self._active, run_id)
             pipe.hincrby(self._run_totals, "submitted", 1)
-            pipe.execute()
+            *answers, _counted = pipe.execute(raise_on_error=False)
+        for answer in answers:
+            # A count that another client has spoilt keeps nobody from submitting.
+            if isinstance(answer, Exception):
+                raise answer
 
     @translated
     def spec(self, run_id: str) -> str:
