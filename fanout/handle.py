@@ -161,7 +161,7 @@ class Run:
             self._store.take_lock(f"write-{self.run_id}", "client", ttl_s=1)
         except BrokerError as error:
             # What only this client may not do is no matter of the workers.
-            return str(error) if error.is_refusal and error.is_passing else None
+            return str(error) if error.is_passing else None
         return None
 
     def result(self) -> Result:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+import threading
 import time
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from fanout.terminal import print_error, print_line, print_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from typing import Self
 
     from fanout.cli.progress import Progress
     from fanout.errors import BrokerError
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Delivery",
     "Follower",
+    "Lookout",
     "conclude",
     "deliver",
     "follow",
@@ -48,6 +51,7 @@ __all__ = [
 _MODE = re.compile("0?[0-7]{3}")
 # How long a run may stand still before its server is asked why, and how often it is.
 _STANDSTILL_S = 5.0
+_LAST_LOOK_S = 1.0
 _AT_WORK = {RunStatus.ENQUEUING, RunStatus.RUNNING, RunStatus.REDUCING}
 
 
@@ -147,6 +151,34 @@ class _Standstill:
         elif now >= self._due_at and status.status in _AT_WORK:
             self._due_at = now + _STANDSTILL_S
             self._progress.refused(self._run.write_problem())
+
+
+class Lookout:
+    """Says why a run is not enqueued, while its client waits for the server in another thread."""
+
+    def __init__(self, progress: Follower) -> None:
+        self._progress = progress
+        self._has_ended = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def begin(self, find: Callable[[], Run]) -> None:
+        """Ask the server of a run now and then."""
+        self._thread = threading.Thread(target=self._look, args=(find,), daemon=True)
+        self._thread.start()
+
+    def _look(self, find: Callable[[], Run]) -> None:
+        while not self._has_ended.wait(_STANDSTILL_S):
+            with suppress(FanoutError):
+                self._progress.refused(find().write_problem())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self._has_ended.set()
+        if self._thread is not None:
+            # It may be waiting for an answer, which nobody waits for any more.
+            self._thread.join(_LAST_LOOK_S)
 
 
 def open_folder(out: Path | None, *, force: bool, mode: int) -> OutputFolder | None:

@@ -12,6 +12,7 @@ import click
 
 from fanout.cli.delivery import (
     Delivery,
+    Lookout,
     deliver,
     follow,
     force_option,
@@ -169,14 +170,16 @@ def _submit(
     def on_created(run_id: str) -> None:
         stop.arm(run_id)
         on_id(run_id)
+        lookout.begin(lambda: client.run(run_id))
 
     faults = Faults(progress)
-    run = client.submit(
-        spec,
-        on_bad_document=faults,
-        on_notice=faults.notice,
-        on_created=on_created,
-        should_stop=stop.is_set,
-    )
+    with Lookout(progress) as lookout:
+        run = client.submit(
+            spec,
+            on_bad_document=faults,
+            on_notice=faults.notice,
+            on_created=on_created,
+            should_stop=stop.is_set,
+        )
     faults.close()
     return run

@@ -1,10 +1,11 @@
 from __future__ import annotations
 
 import io
+import threading
 
 import pytest
 
-from fanout.cli.delivery import follow
+from fanout.cli.delivery import Lookout, follow
 from fanout.cli.progress import Progress, summary
 from fanout.errors import BrokerError
 from fanout.results import StageStatus, Status
@@ -131,6 +132,21 @@ def test_a_run_that_waits_for_a_server_that_refuses_says_so_once(clock, monkeypa
     paused = Refusing([status(status=RunStatus.PAUSED)] * 50)
     follow(paused, Progress(io.StringIO()))
     assert (run.asked > 0, paused.asked) == (True, 0)
+
+
+def test_who_waits_to_enqueue_a_run_is_told_why(clock, monkeypatch):
+    monkeypatch.setattr("fanout.cli.delivery._STANDSTILL_S", 0.0)
+    stream = io.StringIO()
+    run = Refusing([])
+    with Lookout(Progress(stream)) as lookout:
+        lookout.begin(lambda: run)
+        for _ in range(1000):
+            if run.asked > 2:
+                break
+            threading.Event().wait(0.01)
+    assert stream.getvalue() == "fanout: warning: the disk is full; the run waits for it\n"
+    with Lookout(Progress(stream)):
+        pass
 
 
 def test_a_total_that_still_grows_is_marked_and_has_no_eta(clock):
