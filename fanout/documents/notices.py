@@ -59,9 +59,22 @@ def counted(documents: Iterable[Document], notify: Notify) -> Iterator[Document]
         notify(Notice(text=text, is_warning=True))
 
 
+# Kinds that are words, not the ends of names, as they are called where there is one.
+_SINGULARS = {
+    "folders": "folder",
+    "broken links": "broken link",
+    "links to folders": "link to a folder",
+    "special files": "special file",
+}
+
+
+def _of(count: int, kind: str) -> str:
+    return _SINGULARS.get(kind, kind) if count == 1 else kind
+
+
 def listed(kinds: dict[str, int]) -> str:
     """Return how many there are of each kind, the most frequent first: ``12 .pdf, 3 .png``."""
     ordered = sorted(kinds.items(), key=lambda pair: (-pair[1], pair[0]))
-    shown = [f"{count:,} {kind}" for kind, count in ordered[:_SHOWN_KINDS]]
+    shown = [f"{count:,} {_of(count, kind)}" for kind, count in ordered[:_SHOWN_KINDS]]
     more = sum(count for _, count in ordered[_SHOWN_KINDS:])
     return ", ".join([*shown, *([f"{more:,} others"] if more else [])])

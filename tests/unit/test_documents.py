@@ -509,7 +509,7 @@ def test_what_a_folder_leaves_out_is_listed_by_kind(here):
     [notice] = notices
     assert notice.is_warning
     assert notice.text.startswith(
-        "left out: 2 .pdf, 1 .jsonl.gz, 1 .png, 1 broken links, 1 links to folders, "
+        "left out: 2 .pdf, 1 .jsonl.gz, 1 .png, 1 broken link, 1 link to a folder, "
         "1 special files, 1 without an extension (folders are searched for .txt"
     )
 
@@ -520,7 +520,7 @@ def test_a_pattern_takes_text_of_any_name_and_lists_the_rest(here):
     (here / "folder.log").mkdir()
     notices = []
     assert texts(read("*", notify=notices.append)) == ["log"]
-    assert notices[0].text.startswith("left out: 1 .pdf, 1 folders")
+    assert notices[0].text.startswith("left out: 1 .pdf, 1 folder ")
 
 
 @pytest.mark.parametrize(
