@@ -510,7 +510,7 @@ def test_what_a_folder_leaves_out_is_listed_by_kind(here):
     assert notice.is_warning
     assert notice.text.startswith(
         "left out: 2 .pdf, 1 .jsonl.gz, 1 .png, 1 broken link, 1 link to a folder, "
-        "1 special files, 1 without an extension (folders are searched for .txt"
+        "1 special file, 1 without an extension (folders are searched for .txt"
     )
 
 
