@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
     from fanout.chords import Publisher
+    from fanout.limits import LimitState
     from fanout.runs import ErrorKind, Outcome, Shard
     from fanout.stores import StageRecord, Store
 
@@ -163,6 +164,16 @@ class Run:
             # What only this client may not do is no matter of the workers.
             return str(error) if error.is_passing else None
         return None
+
+    def model_limit(self) -> LimitState | None:
+        """Return how far the limits of the run's model are used, in seconds from now.
+
+        None where nothing is known of it, or the server does not answer.
+        """
+        try:
+            return self._store.limits().get(self.spec.model)
+        except BrokerError:
+            return None
 
     def result(self) -> Result:
         """Return what the run has given so far; all of it once it has ended."""

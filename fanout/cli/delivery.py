@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import click
 
-from fanout.cli.exits import FAILURE, mute_stdout
+from fanout.cli.exits import CLOSED_PIPE, FAILURE, mute_stdout
 from fanout.cli.progress import summary
 from fanout.errors import FanoutError, RunError
 from fanout.output_folder import OutputFolder, answer_text, output_row
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from fanout.cli.progress import Progress
     from fanout.errors import BrokerError
     from fanout.handle import Run
+    from fanout.limits import LimitState
     from fanout.results import Status
 
 __all__ = [
@@ -103,6 +104,9 @@ class Follower(Protocol):
     def refused(self, problem: str | None) -> None:
         """Say why the server takes no records of a run, which waits; None: it does again."""
 
+    def held(self, model: str, limit: LimitState | None) -> None:
+        """Say that the calls of a run wait for their model; None: it goes on."""
+
     def close(self) -> None:
         """Make room for what is said at the end."""
 
@@ -133,7 +137,7 @@ def follow(run: Run, progress: Follower, *, on_status: Callable[[], None] = lamb
 
 
 class _Standstill:
-    """Asks the server of a run that stands still whether it takes what workers write."""
+    """Asks why a run stands still: its server takes no writes, or its model is left alone."""
 
     def __init__(self, run: Run, progress: Follower) -> None:
         self._run = run
@@ -147,10 +151,12 @@ class _Standstill:
         if at != self._at:
             if self._at is not None:
                 self._progress.refused(None)
+                self._progress.held(self._run.spec.model, None)
             self._at, self._due_at = at, now + _STANDSTILL_S
         elif now >= self._due_at and status.status in _AT_WORK:
             self._due_at = now + _STANDSTILL_S
             self._progress.refused(self._run.write_problem())
+            self._progress.held(self._run.spec.model, self._run.model_limit())
 
 
 class Lookout:
@@ -221,19 +227,36 @@ def deliver(run: Run, status: Status, progress: Progress, delivery: Delivery) ->
             _write_report(run, delivery.report)
             progress.note(f"report: {delivery.report}")
     # A full disk must not cost the answer too.
-    with _noting(faults, "cannot print the answers", is_new=delivery.is_new):
-        _print(run, status, aggregated, notes, progress, delivery)
+    is_read = True
+    with _noting(faults, "cannot print the answers"):
+        try:
+            _print(run, status, aggregated, notes, progress, delivery)
+        except BrokenPipeError:
+            if not delivery.is_new:
+                # Whoever reads what was there before has read enough.
+                raise
+            mute_stdout()
+            is_read = False
     for note in notes:
         progress.note(f"note: {note}")
-    if delivery.is_new:
-        for line in _again(run.run_id, status, delivery):
-            progress.note(line)
-    exit_status = conclude(status, progress, run=run)
+    for line in _again(run.run_id, status, delivery) if delivery.is_new else ():
+        progress.note(line)
+    return _say_faults(faults, run, delivery, conclude(status, progress, run=run), is_read=is_read)
+
+
+def _say_faults(
+    faults: list[str], run: Run, delivery: Delivery, exit_status: int, *, is_read: bool
+) -> int:
+    """Say what was not written, and where it still is; return the exit status."""
+    if faults:
+        exit_status = FAILURE
+    elif not is_read:
+        exit_status = exit_status or CLOSED_PIPE
+        faults.append("cannot print all answers: whoever read them has gone")
     for fault in faults:
         print_error(fault)
     if faults:
         print_error(_where(run.run_id) if delivery.is_kept else "the run was not kept")
-        return FAILURE
     return exit_status
 
 
@@ -261,18 +284,15 @@ def _where(run_id: str) -> str:
 
 
 @contextmanager
-def _noting(faults: list[str], what: str, *, is_new: bool = True) -> Iterator[None]:
+def _noting(faults: list[str], what: str) -> Iterator[None]:
     """Note what cannot be written, and go on: what comes next may be."""
     try:
         yield
     except RunError as error:
         faults.append(str(error))
+    except BrokenPipeError:
+        raise
     except OSError as error:
-        if isinstance(error, BrokenPipeError):
-            if not is_new:
-                # Whoever reads what was there before has read enough.
-                raise
-            mute_stdout()
         faults.append(f"{what}: {error.strerror or error}")
 
 

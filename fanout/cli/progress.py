@@ -11,6 +11,7 @@ from fanout.cli.speed import Meter, Speed, eta_s
 from fanout.terminal import write_line, write_over
 
 if TYPE_CHECKING:
+    from fanout.limits import LimitState
     from fanout.results import Status
     from fanout.runs import Usage
 
@@ -52,6 +53,7 @@ class Progress:
         self._speed = Speed()
         self._is_away = False
         self._refusal: str | None = None
+        self._is_held = False
 
     def note(self, text: str) -> None:
         """Write a line that stays."""
@@ -102,6 +104,17 @@ class Progress:
         elif problem is None and self._refusal is not None:
             self.note("the broker takes what is written again")
         self._refusal = problem
+
+    def held(self, model: str, limit: LimitState | None) -> None:
+        """Say that the calls of the run wait for their model, once until they go on."""
+        is_held = limit is not None and limit.blocked_until > 0
+        if limit is not None and is_held and not self._is_held:
+            asks = f"asks to wait {clock(limit.blocked_until)}"
+            fails = f"fails for everybody since {clock(limit.down_s or 0.0)}"
+            self.note(f"{model} {asks if limit.down_s is None else fails}: all its calls wait")
+        elif limit is None and self._is_held:
+            self.note(f"{model} answers again")
+        self._is_held = is_held
 
     def close(self) -> None:
         """Remove the live line: the run has ended."""

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from fanout.client import Client
     from fanout.fleet import FleetStatus
     from fanout.handle import Run
+    from fanout.limits import LimitState
     from fanout.results import Status
 
 __all__ = ["command"]
@@ -148,6 +149,9 @@ class _LiveRun:
     def refused(self, problem: str | None) -> None:
         self._refusal = problem
 
+    def held(self, model: str, limit: LimitState | None) -> None:
+        """Say nothing: the lines of the fleet do."""
+
     def close(self) -> None:
         self._screen.leave()
 
@@ -180,6 +184,9 @@ class _JsonRun:
 
     def refused(self, problem: str | None) -> None:
         """Print nothing: whoever reads this asks `fanout doctor`."""
+
+    def held(self, model: str, limit: LimitState | None) -> None:
+        """Print nothing: `fanout workers` says it."""
 
     def close(self) -> None:
         """Print nothing."""

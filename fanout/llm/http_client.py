@@ -37,7 +37,6 @@ _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 # As browsers do: these are asked for what they name, whatever they were asked to do before.
 _BECOMES_GET = frozenset({301, 302, 303})
 _SUCCESSES = range(200, 300)
-_MOVED_FOR_GOOD = frozenset({301, 308})
 _SCHEMES = frozenset({"http", "https"})
 _NO_TIMEOUT = aiohttp.ClientTimeout(total=None)
 
@@ -273,10 +272,8 @@ def _redirected(url: URL, reply: HttpReply) -> URL:
         is_near, shown = False, location.partition("?")[0]
     if is_near:
         return target.with_user(None)
-    # A server that moved stays away; another one may be sending its callers elsewhere for a while.
-    kind = ErrorKind.BAD_REQUEST if reply.status in _MOVED_FOR_GOOD else ErrorKind.CONNECTION
     raise LLMError(
-        kind,
+        ErrorKind.BAD_REQUEST,
         f"HTTP {reply.status}: the server redirects to another one, {redacted(shown)}, where no "
         "prompt and no key is sent; if it is the right one, set it as the base URL where the "
         "workers run",

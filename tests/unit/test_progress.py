@@ -8,8 +8,10 @@ import pytest
 from fanout.cli.delivery import Lookout, follow
 from fanout.cli.progress import Progress, summary
 from fanout.errors import BrokerError
+from fanout.limits import LimitState
 from fanout.results import StageStatus, Status
 from fanout.runs import ErrorKind, RunStatus, Usage
+from fanout.spec import make_spec
 
 
 def status(**fields):
@@ -48,6 +50,21 @@ def test_a_line_says_how_far_how_fast_and_how_long(clock):
             :79
         ]
     )
+
+
+def test_a_model_that_is_left_alone_is_named_once_until_it_answers():
+    stream = io.StringIO()
+    progress = Progress(stream)
+    fails = LimitState(blocked_until=3.0, down_s=12.0)
+    for limit in (None, fails, fails, None, None):
+        progress.held("openai/x", limit)
+    progress.held("openai/y", LimitState(blocked_until=90.0))
+    progress.held("openai/y", LimitState(requests_until=5.0))
+    assert stream.getvalue().splitlines() == [
+        "openai/x fails for everybody since 12.0 s: all its calls wait",
+        "openai/x answers again",
+        "openai/y asks to wait 1:30: all its calls wait",
+    ]
 
 
 def test_a_line_says_how_far_the_aggregate_is(clock):
@@ -113,9 +130,14 @@ class Refusing:
                 on_away(error)
         return self.statuses[-1]
 
+    spec = make_spec(model="fake", prompt="{input}")
+
     def write_problem(self):
         self.asked += 1
         return "the disk is full"
+
+    def model_limit(self):
+        return None
 
     def cancel(self):
         raise BrokerError("the disk is full", is_passing=True, is_refusal=True)
