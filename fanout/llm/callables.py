@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import inspect
 import secrets
 import sys
@@ -92,11 +93,16 @@ class CallableLLM:
             self._threads.shutdown(wait=False, cancel_futures=True)
 
 
+_CROSSES_NO_FUTURE = (StopIteration, concurrent.futures.CancelledError)
+
+
 def _shielded(function: Callable[[str], Any], prompt: str) -> Any:
     try:
         return function(prompt)
-    except (SystemExit, KeyboardInterrupt, StopIteration) as error:
-        # None of these crosses a future as it should.
+    except BaseException as error:
+        if isinstance(error, Exception) and not isinstance(error, _CROSSES_NO_FUTURE):
+            raise
+        # As itself it would end a thread, or cancel whoever waits for the future.
         raise LLMError(ErrorKind.INTERNAL, f"{type(error).__name__}: {error}") from error
 
 

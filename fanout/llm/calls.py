@@ -280,6 +280,15 @@ async def _call(llm: LLM, request: LLMRequest, timeout_s: float) -> LLMReply:
             reply: Any = await llm.complete(request)
     except TimeoutError:
         raise LLMError(ErrorKind.TIMEOUT, f"no answer within {timeout_s:g} s") from None
+    except asyncio.CancelledError as error:
+        task = asyncio.current_task()
+        if task is None or task.cancelling():
+            raise
+        # Nobody has cancelled this call: what it waited for itself was.
+        raise LLMError(ErrorKind.INTERNAL, f"{type(error).__name__}: {error}") from error
+    except (SystemExit, KeyboardInterrupt) as error:
+        # It must end its branch, not the worker.
+        raise LLMError(ErrorKind.INTERNAL, f"{type(error).__name__}: {error}") from error
     except LLMError as error:
         raise _of_known_kind(error) from error.__cause__
     except Exception as error:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import functools
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from fanout.llm.callables import (
     register_callable,
     unregister_callable,
 )
+from fanout.llm.calls import _call
 from fanout.runs import ErrorKind, Usage
 from fanout.settings import load_settings
 
@@ -165,15 +167,45 @@ def test_an_object_that_is_a_model_is_used_as_it_is():
 
 
 @pytest.mark.parametrize(
-    "fault", [ValueError("no"), SystemExit(2), StopIteration(), KeyboardInterrupt()]
+    "fault",
+    [
+        ValueError("no"),
+        SystemExit(2),
+        StopIteration(),
+        KeyboardInterrupt(),
+        GeneratorExit(),
+        asyncio.CancelledError(),
+        concurrent.futures.CancelledError(),
+        BaseException("no"),
+    ],
+    ids=repr,
 )
-def test_whatever_a_function_raises_is_one_failed_call(fault):
+@pytest.mark.parametrize("is_async", [False, True])
+def test_whatever_a_function_raises_is_one_failed_call(fault, is_async):
     def function(prompt):
         raise fault
 
+    async def asynchronous(prompt):
+        raise fault
+
+    llm = CallableLLM(asynchronous if is_async else function)
     with pytest.raises(LLMError, match=type(fault).__name__) as caught:
-        ask(CallableLLM(function))
+        asyncio.run(_call(llm, LLMRequest(prompt="p"), 5.0))
     assert caught.value.kind is ErrorKind.INTERNAL
+
+
+def test_a_call_that_is_cancelled_is_no_failed_call():
+    async def cancelled(function):
+        task = asyncio.ensure_future(_call(CallableLLM(function), LLMRequest(prompt="p"), 5.0))
+        await asyncio.sleep(0)
+        task.cancel()
+        await task
+
+    async def slow(prompt):
+        await asyncio.sleep(60)
+
+    with pytest.raises(asyncio.CancelledError):
+        asyncio.run(cancelled(slow))
 
 
 def test_a_function_may_choose_its_kind_of_error():
