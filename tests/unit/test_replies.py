@@ -56,7 +56,7 @@ def answers(llm, body, status=200, content_type="application/json"):
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
     headers = CIMultiDict({"content-type": content_type})
 
-    async def post(_url, _body):
+    async def post(_url, _body, **_more):
         return HttpReply(status, headers, data)
 
     llm._http.post = post
