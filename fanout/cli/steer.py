@@ -111,6 +111,8 @@ def retry(
         stop.arm(run.run_id)
         branches = plural(count, "branch", "branches")
         text = f"{branches} of run {run.run_id} {'is' if count == 1 else 'are'} processed again"
+        if not count:
+            text = f"no branch of run {run.run_id} has failed so: nothing is processed again"
         fields = {"run_id": run.run_id, "branches": count}
         if not client.is_embedded:
             say(text, {**fields, "status": run.status().status.value}, as_json=as_json)

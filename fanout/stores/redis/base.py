@@ -97,6 +97,8 @@ def _explain(store: RedisBase, error: RedisError) -> str:
             "FANOUT_BROKER_CA_FILE to the CA's certificate, and check the host's name in the URL"
         )
     if isinstance(error, (redis.ConnectionError, redis.TimeoutError)):
+        if store.address.startswith("/"):
+            return f"no server answers at {store.address} ({text}); an embedded one is started anew"
         return (
             f"no broker answers at {store.address} ({text}); start a Redis server there, or set "
             "FANOUT_BROKER_URL or --broker-url to one"
