@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 _OWNER = "TESTS_OWNER"
-FANOUT = str(Path(sys.executable).parent / "fanout")
+# That of another environment, such as one that has what ships and nothing else, where it is named.
+FANOUT = os.environ.get("FANOUT_TESTS_COMMAND") or str(Path(sys.executable).parent / "fanout")
 
 
 @dataclass
