@@ -41,6 +41,9 @@ class Batches(Generic[_Asked, _Given]):
             fail the others; where the process has nothing left to do it with, it is done again.
         threads: Where it is called, by one thread at a time.
         linger_s: Says how many seconds a first one waits for others to come along.
+        abandoned: Is told, on the loop, of a step that may have been done although whoever asked
+            for it was cancelled meanwhile: nobody hears how it ended, and nobody would take it
+            back.
     """
 
     def __init__(
@@ -48,8 +51,10 @@ class Batches(Generic[_Asked, _Given]):
         carry_out: Callable[[list[_Asked]], Sequence[_Given]],
         threads: Executor,
         linger_s: Callable[[], float] = lambda: 0.0,
+        abandoned: Callable[[_Asked], None] | None = None,
     ) -> None:
         self._carry_out = carry_out
+        self._abandoned = abandoned
         self._threads = threads
         self._linger_s = linger_s
         self._waiting: list[tuple[_Asked, asyncio.Future[_Given]]] = []
@@ -113,11 +118,12 @@ class Batches(Generic[_Asked, _Given]):
         else:
             self._is_busy = False
         each = [(None, ended)] * len(asked) if isinstance(ended, BaseException) else ended
-        for future, (given, error) in zip(futures, each, strict=True):
-            # Whoever waited may have been cancelled.
+        for one, future, (given, error) in zip(asked, futures, each, strict=True):
             if future.done():
-                continue
-            if error is None:
+                # Whoever waited was cancelled.
+                if self._abandoned is not None:
+                    self._abandoned(one)
+            elif error is None:
                 future.set_result(cast("_Given", given))
             else:
                 future.set_exception(error)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 from collections import defaultdict
 from contextlib import suppress
@@ -13,8 +14,9 @@ from pydantic import ValidationError
 
 from fanout.broker import PATIENT_S, connect_broker, make_store
 from fanout.chords import Publisher
-from fanout.errors import StoredDataError
+from fanout.errors import BrokerError, StoredDataError
 from fanout.llm import make_llm
+from fanout.logs import about
 from fanout.messages import Messages
 from fanout.prompts import Template
 from fanout.spec import RunSpec
@@ -38,7 +40,7 @@ if TYPE_CHECKING:
     from fanout.llm import LLM
     from fanout.runs import RunStatus, Shard
     from fanout.settings import Settings
-    from fanout.stores import Store
+    from fanout.stores import Start, Store
     from workers.progress import Standing
 
 __all__ = ["Runtime"]
@@ -51,6 +53,8 @@ _LINGER_S = 0.01
 ShardKey = tuple[str, int, int]
 # Run, stage, shard, feed, and the position of the branch to publish.
 Following = tuple[str, int, int, int, int]
+
+_log = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
 _CACHED_SHARDS = 32
@@ -107,7 +111,7 @@ class Runtime:
         self.indices = lru_cache(maxsize=_CACHED_SHARDS * 8)(self.store.indices)
         self.template = lru_cache(maxsize=_CACHED_SPECS * 8)(self._load_template)
         self.threads = ReadyThreads(_THREADS, "fanout-store")
-        self.begin = Batches(self.store.begin_all, self.threads)
+        self.begin = Batches(self.store.begin_all, self.threads, abandoned=self._take_back)
         self.record = Batches(self.store.record_all, self.threads, self.linger_s)
         self.feed = Batches(self._publish, self.threads)
         # Of their own: where inputs cannot be had, outcomes of other runs are still written.
@@ -142,6 +146,23 @@ class Runtime:
             self.watched.unbegin(*standing.key, token=standing.token, counts=True)
         if standing.task is not None:
             self.loop.call_soon_threadsafe(standing.task.cancel)
+
+    def _take_back(self, start: Start) -> None:
+        """Take a begin back whose branch was left to others while it was under way.
+
+        It may have been done after all, behind whatever was to undo it: nobody else could begin the
+        branch for as long as this process lives.
+        """
+        key = (start.run_id, start.stage, start.shard, start.position)
+
+        def unbegin() -> None:
+            try:
+                self.store.unbegin(*key, token=start.token)
+            except BrokerError as error:
+                _log.warning("a begin is not taken back: %s", error, extra=about(*key))
+
+        with suppress(RuntimeError):  # the threads have ended, and so does this holder
+            self.threads.submit(unbegin)
 
     def _publish(self, following: list[Following]) -> list[None]:
         """Publish the branches that take the place of some that have ended."""

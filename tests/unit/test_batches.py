@@ -10,7 +10,9 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from fanout.errors import BrokerError
+from fanout.stores import Start
 from workers.batches import Batches, Kept
+from workers.runtime import Runtime
 
 
 @pytest.fixture
@@ -41,6 +43,51 @@ class Step:
 
 async def begun(step):
     assert await asyncio.to_thread(step.begun.acquire, timeout=10)
+
+
+@pytest.mark.parametrize("fault", [None, ValueError("no answer")])
+def test_what_may_have_been_done_for_one_who_was_cancelled_is_told(threads, fault):
+    """A begin that is done behind what was to undo it would be nobody's, and bar all others."""
+
+    async def main():
+        step, abandoned = Step(), []
+
+        def carry_out(asked):
+            given = step(asked)
+            if fault is not None:
+                raise fault
+            return given
+
+        batches = Batches(carry_out, threads, abandoned=abandoned.append)
+        gone, stays = (asyncio.ensure_future(batches(number)) for number in (1, 2))
+        await begun(step)
+        gone.cancel()
+        await asyncio.sleep(0)
+        assert abandoned == [], "it is under way"
+        step.go.release(3)
+        [answer] = await asyncio.gather(stays, return_exceptions=True)
+        assert answer == (20 if fault is None else fault)
+        assert abandoned == [1]
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("refusals", [[], [BrokerError("refused")]])
+def test_a_begin_that_nobody_waits_for_is_taken_back(threads, refusals):
+    taken_back = threading.Event()
+
+    class Store:
+        def unbegin(self, *key, token):
+            assert (key, token) == (("r1", 0, 3, 59), "t1")
+            taken_back.set()
+            if refusals:
+                raise refusals[0]
+
+    runtime = object.__new__(Runtime)
+    runtime.store, runtime.threads = Store(), threads
+    start = Start("r1", 0, 3, 59, token="t1", holder="me", tries=0, lasts_s=60, feed=0)
+    runtime._take_back(start)
+    assert taken_back.wait(10)
 
 
 def test_what_is_asked_for_while_a_step_is_under_way_goes_with_the_next(threads):
