@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from celery.exceptions import Ignore, Reject
 from celery.worker.state import task_ready
+from kombu.asynchronous import get_event_loop
 from kombu.transport import virtual
 
 from workers.branches import BranchFailed
@@ -27,6 +28,9 @@ __all__ = [
     "StillHeldError",
     "let_go",
 ]
+
+# How soon a further try is published again that the broker has refused.
+_AGAIN_S = 2.0
 
 _log = logging.getLogger(__name__)
 
@@ -72,6 +76,21 @@ class ReportsAll(ServerClockRequest):
         if isinstance(error, PostponedError) or (isinstance(error, Reject) and error.requeue):
             self.send_event("task-retried", exception=f"{type(error).__name__}({error})")
         return result
+
+    def _retry_worker_lost(self, exc: Exception, exc_info: ExceptionInfo) -> bool:
+        """Publish a further try of a task whose process died; until the broker takes it.
+
+        Celery tries once, and then counts the task as failed. The message alone would not do: the
+        branch is claimed in the name of this process, which lives, and a further try passes that.
+        """
+        if super()._retry_worker_lost(exc, exc_info):
+            return True
+        hub = get_event_loop()
+        if hub is None:
+            return False
+        # Its message is held meanwhile; where this process ends, it goes back to its queue.
+        hub.call_later(_AGAIN_S, self._retry_worker_lost, exc, exc_info)
+        return True
 
     def acknowledge(self) -> None:
         """Take the message off the broker; where that refuses, it comes again, and is done."""

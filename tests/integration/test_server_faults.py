@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import subprocess
 import sys
@@ -384,6 +385,39 @@ def test_a_prefork_child_whose_loop_is_blocked_ends_and_its_branch_is_made_again
         assert run.wait(60).succeeded == 3
     assert (tmp_path / "who").read_text().count("a call") == 4
     assert "and its process ends" in worker.log.read_text()
+
+
+WAITS = """
+import pathlib, time
+HERE = pathlib.Path({folder!r})
+
+def model(prompt):
+    (HERE / "begun").touch()
+    while not (HERE / "go").exists():
+        time.sleep(0.02)
+    return "answer to " + prompt
+"""
+
+
+def test_a_child_that_dies_while_the_server_refuses_writes_has_its_branch_made_again(
+    server, start_worker, functions, tmp_path
+):
+    """Celery publishes a further try once, and counts the task as failed where that is refused."""
+    path = functions(WAITS.format(folder=str(tmp_path)), "functions_under_test")
+    env = {**QUICK, "PYTHONPATH": path, "FANOUT_POOL": "prefork"}
+    worker = start_worker("--concurrency", "2", url=server.url, **env)
+    with Client(server.url) as client:
+        spec = make_spec(model="functions_under_test:model", prompt="{input}")
+        run = client.submit(spec, ["text 1"])
+        wait_for((tmp_path / "begun").exists, "the call is under way")
+        with refusing("NOREPLICAS", port=server.port, folder=server.folder):
+            for child in worker.children():
+                os.kill(child, signal.SIGKILL)
+            wait_for(
+                lambda: "Failed to retry task" in worker.log.read_text(), "the try was refused"
+            )
+        (tmp_path / "go").touch()
+        assert run.wait(60).succeeded == 1
 
 
 def test_while_a_worker_can_open_nothing_no_answer_is_lost_and_no_call_made_twice(
