@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 import time
 from functools import partial
+from threading import Timer
 from typing import TYPE_CHECKING, Any
 
 from celery.exceptions import Ignore, Reject
 from celery.worker.state import task_ready
-from kombu.asynchronous import get_event_loop
 from kombu.transport import virtual
 
 from workers.branches import BranchFailed
@@ -85,11 +85,15 @@ class ReportsAll(ServerClockRequest):
         """
         if super()._retry_worker_lost(exc, exc_info):
             return True
-        hub = get_event_loop()
-        if hub is None:
+        # Its message is held meanwhile; where this process ends, it goes back to its queue. There
+        # is no loop of Celery's while its consumer connects again.
+        timer = Timer(_AGAIN_S, self._retry_worker_lost, (exc, exc_info))
+        timer.daemon = True
+        try:
+            timer.start()
+        except RuntimeError:
+            # No thread can be started.
             return False
-        # Its message is held meanwhile; where this process ends, it goes back to its queue.
-        hub.call_later(_AGAIN_S, self._retry_worker_lost, exc, exc_info)
         return True
 
     def acknowledge(self) -> None:

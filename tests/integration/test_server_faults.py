@@ -410,7 +410,10 @@ def test_a_child_that_dies_while_the_server_refuses_writes_has_its_branch_made_a
         spec = make_spec(model="functions_under_test:model", prompt="{input}")
         run = client.submit(spec, ["text 1"])
         wait_for((tmp_path / "begun").exists, "the call is under way")
-        with refusing("NOREPLICAS", port=server.port, folder=server.folder):
+        refused = refusing("NOREPLICAS", port=server.port, folder=server.folder)
+        with refused, server.client() as admin:
+            # The consumer connects again meanwhile.
+            admin.client_kill_filter(_type="normal", skipme=True)
             for child in worker.children():
                 os.kill(child, signal.SIGKILL)
             wait_for(
