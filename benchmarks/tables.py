@@ -190,7 +190,7 @@ def _model_plan() -> str:
 
 
 def _chaos() -> str:
-    result = _read("chaos-101")
+    result = _read("chaos-301")
     rows = [
         [each["seed"], each["faults"], each["branches"], each["outcomes"], each["lost"],
          each["duplicated"], "yes" if each["is_hung"] else "no", each["verdict"]["calls"],
@@ -230,7 +230,7 @@ def _chaos_faults() -> str:
         "unmount_storage": "the storage is an empty folder",
         **OUTAGES,
     }
-    counts = _read("chaos-101")["totals"]["faults_by_kind"]
+    counts = _read("chaos-301")["totals"]["faults_by_kind"]
     rows = [[text, counts[kind]] for kind, text in names.items() if kind in counts]
     return _table(["fault", "times"], rows)
 
