@@ -77,4 +77,5 @@ def test_one_document_that_always_fails_ends_while_others_succeed(client, provid
     run = client.submit(spec, [f"text {number};" for number in range(60)])
     status = run.wait(60)
     assert (status.succeeded, status.errors) == (59, {ErrorKind.SERVER_ERROR: 1})
-    assert run.result().errors[0].attempts == 5
+    # A few more where no other call is there to compare with.
+    assert 5 <= run.result().errors[0].attempts <= 15

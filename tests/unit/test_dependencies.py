@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
 import subprocess
 import sys
@@ -168,8 +169,10 @@ def test_the_wheel_is_built_by_the_tools_that_are_tested():
 
 def made(target):
     done = subprocess.run(
-        ["make", "--dry-run", "--always-make", target],
+        ["make", "--dry-run", "--always-make", "--no-print-directory", target],
         cwd=ROOT, capture_output=True, text=True, check=True,
+        # The tests may be started by make, too.
+        env={name: value for name, value in os.environ.items() if "MAKE" not in name},
     )  # fmt: skip
     return done.stdout
 

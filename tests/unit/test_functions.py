@@ -89,6 +89,7 @@ def test_a_transaction_with_a_script_is_not_refused_where_there_are_no_functions
     broker_url, client
 ):
     rules = ("+eval", "+evalsha", "+script|load", "+multi", "+exec", "+set")
+    client.script_flush()
     with limited(broker_url, client, *rules) as user:
         add = user.register_script(ADD)
         with user.pipeline() as pipe:
