@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
 __all__ = ["LocalLLM", "LocalServer"]
 
-# A tiny model that is not stopped rambles on.
-_DEFAULT_MAX_TOKENS = 256
+# Half of the context. What a tiny model has not said by then, it will not say.
+_DEFAULT_MAX_TOKENS = 1024
 _START_S = 60.0
 _LOG_TAIL = 500
 
