@@ -75,12 +75,12 @@ def run_branch(
     position: int,
     feed: int,
     *,
-    tries: int = 0,
+    token: str,
 ) -> None:
     """Process a branch, and wait for it in this thread: see ``process_branch``."""
     standing = runtime.progress.begin((run_id, stage, number, position))
     try:
-        runtime.wait_for(process_branch(runtime, standing, feed, tries=tries, slot=nullcontext()))
+        runtime.wait_for(process_branch(runtime, standing, feed, token=token, slot=nullcontext()))
     except (CancelledError, MemoryError, OSError, RuntimeError) as fault:
         if isinstance(fault, CancelledError) or is_exhausted(fault):
             # It is no fault of the branch.
@@ -95,10 +95,10 @@ async def process_branch(
     standing: Standing,
     feed: int,
     *,
-    tries: int,
+    token: str,
     slot: AbstractAsyncContextManager[None],
 ) -> None:
-    """Process the branch that is ``standing``; Celery has sent it again ``tries`` times.
+    """Process the branch that is ``standing``; ``token`` names its delivery.
 
     It has the slot until its call has ended: while it is written down, another one may call.
 
@@ -109,7 +109,7 @@ async def process_branch(
         BranchHandedBack: This worker stops.
     """
     standing.task = asyncio.current_task()
-    branch = _Branch(runtime, standing, feed, tries)
+    branch = _Branch(runtime, standing, feed, token)
     try:
         async with slot:
             begun = await branch.begin()
@@ -130,12 +130,12 @@ async def process_branch(
 class _Branch:
     """One delivery of a branch."""
 
-    def __init__(self, runtime: Runtime, standing: Standing, feed: int, tries: int) -> None:
+    def __init__(self, runtime: Runtime, standing: Standing, feed: int, token: str) -> None:
         self._runtime = runtime
         self._standing = standing
         self._key = standing.key
         self._feed = feed
-        self._claim = Claim(runtime, standing, feed, tries)
+        self._claim = Claim(runtime, standing, feed, token)
         self.begin = self._claim.begin
         self.give_back = self._claim.give_back
 

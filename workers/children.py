@@ -66,6 +66,7 @@ class ChildWatch:
                 extra=about(*standing.key),
             )
             self._end()
+        runtime.releases.again()
         runtime.loop.call_soon_threadsafe(progress.turns)
 
 

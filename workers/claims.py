@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import secrets
 import time
 from math import ceil
 from typing import TYPE_CHECKING
@@ -89,16 +88,16 @@ class Claim:
         runtime: The worker's.
         standing: Which branch it is, and where it stands.
         feed: As the branch was published with.
-        tries: How often Celery has sent it again.
+        token: Names the delivery. Whoever took its message knows it as well, and gives the claim up
+            where this process dies: see workers.releases.
     """
 
-    def __init__(self, runtime: Runtime, standing: Standing, feed: int, tries: int) -> None:
+    def __init__(self, runtime: Runtime, standing: Standing, feed: int, token: str) -> None:
         self._runtime = runtime
         self._standing = standing
         self._key = standing.key
         self._feed = feed
-        self._tries = tries
-        self._token = secrets.token_hex(4)
+        self._token = token
         self._start: Start | None = None
         self._asked_at = 0.0
         self._sure_s = SURE * runtime.settings.visibility_timeout_s
@@ -115,7 +114,6 @@ class Claim:
             *self._key,
             token=self._token,
             holder=self._runtime.holder,
-            tries=self._tries,
             lasts_s=await self._lasts_s(),
             feed=self._feed,
             is_alone=is_alone,

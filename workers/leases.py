@@ -114,6 +114,7 @@ class Leases(bootsteps.StartStopStep):  # type: ignore[misc]
             self._watch().forgive()
             raise
         self._leave_what_stands_still()
+        self._worker.app.fanout_runtime().releases.again()
         self._worker.app.fanout_runtime().loop.call_soon_threadsafe(self._progress.turns)
         tags = held_tags(self._worker, without=self._left())
         try:

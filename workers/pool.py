@@ -192,7 +192,7 @@ class TaskPool(BasePool):  # type: ignore[misc]
         error: BranchFailed | None = None
         slot, feed = _Slot(self, request), request.kwargs["feed"]
         try:
-            await process_branch(self._runtime, standing, feed, tries=request.tries, slot=slot)
+            await process_branch(self._runtime, standing, feed, token=request.token, slot=slot)
         except BranchFailed as failed:
             error = failed
         except BaseException as fault:  # noqa: BLE001 - Celery's own tracer sees to it

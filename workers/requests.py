@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 import time
 from functools import partial
-from threading import Timer
 from typing import TYPE_CHECKING, Any
 
-from celery.exceptions import Ignore, Reject
+from billiard.einfo import ExceptionWithTraceback
+from celery.exceptions import Ignore, Reject, Retry
 from celery.worker.state import task_ready
 from kombu.transport import virtual
 
@@ -20,17 +20,17 @@ if TYPE_CHECKING:
 
     from billiard.einfo import ExceptionInfo
 
+    from workers.releases import Releases
+
 __all__ = [
     "BranchRequest",
     "PostponedError",
     "ReportsAll",
     "RunGoneError",
     "StillHeldError",
+    "delivery_of",
     "let_go",
 ]
-
-# How soon a further try is published again that the broker has refused.
-_AGAIN_S = 2.0
 
 _log = logging.getLogger(__name__)
 
@@ -61,7 +61,7 @@ class ReportsAll(ServerClockRequest):
         return_ok: bool = False,  # noqa: FBT001, FBT002 - Celery's
     ) -> Any:
         """Settle a task that raised."""
-        error = getattr(exc_info.exception, "exc", exc_info.exception)
+        error = _raised(exc_info)
         if isinstance(error, BranchFailed):
             # An ordinary end, and the same in all of them: it would only fill a monitor's memory.
             exc_info.traceback = f"{type(error).__name__}: {error}"
@@ -78,22 +78,22 @@ class ReportsAll(ServerClockRequest):
         return result
 
     def _retry_worker_lost(self, exc: Exception, exc_info: ExceptionInfo) -> bool:
-        """Publish a further try of a task whose process died; until the broker takes it.
+        """Have a task whose process died done again.
 
-        Celery tries once, and then counts the task as failed. The message alone would not do: the
-        branch is claimed in the name of this process, which lives, and a further try passes that.
+        Celery publishes a further try, and would count the task as failed where the server refuses
+        that. But its message is still there: it is back when its lease ends.
         """
-        if super()._retry_worker_lost(exc, exc_info):
+        if self.gives_up() and super()._retry_worker_lost(exc, exc_info):
             return True
-        # Its message is held meanwhile; where this process ends, it goes back to its queue. There
-        # is no loop of Celery's while its consumer connects again.
-        timer = Timer(_AGAIN_S, self._retry_worker_lost, (exc, exc_info))
-        timer.daemon = True
-        try:
-            timer.start()
-        except RuntimeError:
-            # No thread can be started.
-            return False
+        let_go(self, exc)
+        self.send_event("task-retried", exception=type(exc).__name__)
+        return True
+
+    def gives_up(self) -> bool:
+        """Give up what its dead process held, so that others can do it; say whether that is done.
+
+        What is not done now is done later: until then, others wait for it.
+        """
         return True
 
     def acknowledge(self) -> None:
@@ -130,9 +130,9 @@ class BranchRequest(ReportsAll):
     """A branch, and how it ended where that was on the worker's loop (workers.pool)."""
 
     @property
-    def tries(self) -> int:
-        """How often Celery has sent the task again."""
-        return self.request_dict.get("retries") or 0
+    def token(self) -> str:
+        """Names this delivery, as in its claim."""
+        return delivery_of(self.request_dict["properties"])
 
     @property
     def key(self) -> tuple[str, int, int, int]:
@@ -157,6 +157,39 @@ class BranchRequest(ReportsAll):
         """What Celery's backends know a task by."""
         return self._context
 
+    def gives_up(self) -> bool:
+        """Give up the claim that was made for this delivery; it was a begin all the same."""
+        return self._releases.now(self.key, self.token, counts=True)
+
+    def on_failure(
+        self,
+        exc_info: ExceptionInfo,
+        send_failed_event: bool = True,  # noqa: FBT001, FBT002 - Celery's
+        return_ok: bool = False,  # noqa: FBT001, FBT002 - Celery's
+    ) -> Any:
+        """Settle a branch that ended without an outcome, unless it is BranchFailed."""
+        error = _raised(exc_info)
+        if not isinstance(error, (BranchFailed, Ignore)):
+            # Whoever was at it may have failed to give it up.
+            is_no_fault = isinstance(error, (Reject, Retry))
+            self._releases.later(self.key, self.token, counts=not is_no_fault)
+        return super().on_failure(exc_info, send_failed_event, return_ok)
+
+    def on_retry(self, exc_info: ExceptionInfo) -> None:
+        """Settle a branch that was published again, as the server was away."""
+        self._releases.now(self.key, self.token, counts=False)
+        super().on_retry(exc_info)
+
+    def let_go(self) -> None:
+        """Be done with it here: what fails so everywhere must end, so that its begin counts."""
+        self._releases.later(self.key, self.token, counts=True)
+        super().let_go()
+
+    @property
+    def _releases(self) -> Releases:
+        releases: Releases = self.app.fanout_runtime().releases
+        return releases
+
     def on_settled(self, error: BranchFailed | None) -> None:
         """Note its end, once its chord has counted it and its message is gone."""
         task_ready(self, successful=error is None)
@@ -166,6 +199,21 @@ class BranchRequest(ReportsAll):
         else:
             said = f"{type(error).__name__}({str(error)!r})"
             self.send_event("task-failed", exception=said, traceback=f"BranchFailed: {error}")
+
+
+def _raised(exc_info: ExceptionInfo) -> Any:
+    """Return what a task raised; what comes from another process is wrapped."""
+    error = exc_info.exception
+    return error.exc if isinstance(error, ExceptionWithTraceback) else error
+
+
+def delivery_of(properties: dict[str, Any]) -> str:
+    """Return what names a delivery, given the properties of its message.
+
+    Each time that a message is taken it gets a tag (fanout.qos): that of its copy is another.
+    """
+    tag: str = properties["delivery_tag"]
+    return tag
 
 
 def let_go(request: Any, fault: BaseException) -> None:

@@ -14,9 +14,8 @@ from pydantic import ValidationError
 
 from fanout.broker import PATIENT_S, connect_broker, make_store
 from fanout.chords import Publisher
-from fanout.errors import BrokerError, StoredDataError
+from fanout.errors import StoredDataError
 from fanout.llm import make_llm
-from fanout.logs import about
 from fanout.messages import Messages
 from fanout.prompts import Template
 from fanout.spec import RunSpec
@@ -27,6 +26,7 @@ from workers.inflight import InFlight
 from workers.limiter import Limiter
 from workers.log_guard import quiet_clients
 from workers.progress import Progress
+from workers.releases import Releases
 from workers.reports import Reports
 from workers.stopping import Alike
 from workers.storage import StorageWatch
@@ -98,6 +98,7 @@ class Runtime:
         self._quiets_clients: bool = app.fanout_owns_process
         # For what must not wait: whoever watches or beats.
         self.watched: Store = make_store(settings)
+        self.releases = Releases(self.watched.unbegin)
         self.storage = StorageWatch(self.watched, settings)
         self.reports = Reports(self.watched, make_telemetry(settings, self.watched.run))
         self._in_flight = InFlight(self.watched)
@@ -154,15 +155,8 @@ class Runtime:
         branch for as long as this process lives.
         """
         key = (start.run_id, start.stage, start.shard, start.position)
-
-        def unbegin() -> None:
-            try:
-                self.store.unbegin(*key, token=start.token)
-            except BrokerError as error:
-                _log.warning("a begin is not taken back: %s", error, extra=about(*key))
-
         with suppress(RuntimeError):  # the threads have ended, and so does this holder
-            self.threads.submit(unbegin)
+            self.threads.submit(self.releases.now, key, start.token, counts=False)
 
     def _publish(self, following: list[Following]) -> list[None]:
         """Publish the branches that take the place of some that have ended."""

@@ -17,7 +17,14 @@ from workers.backend import TaskFault
 from workers.branches import BranchFailed, run_branch
 from workers.claims import BranchGone, BranchHandedBack, BranchHeld, BranchParked
 from workers.preflight import check_model
-from workers.requests import BranchRequest, PostponedError, ReportsAll, RunGoneError, StillHeldError
+from workers.requests import (
+    BranchRequest,
+    PostponedError,
+    ReportsAll,
+    RunGoneError,
+    StillHeldError,
+    delivery_of,
+)
 from workers.stages import TooEarlyError, aggregate, collect, expand
 
 if TYPE_CHECKING:
@@ -102,13 +109,13 @@ def register(app: Celery, runtime: Callable[[], Runtime]) -> None:
 
     @task(name=broker.BRANCH, **options, **_PATIENT)  # type: ignore[untyped-decorator]
     def branch(self: Task, run_id: str, stage: int, shard: int, position: int, feed: int) -> None:
-        tries = self.request.retries
+        token = delivery_of(self.request.properties)
         ended = self.request.get("ended")
         with _not_done():
             if ended is not None:
                 # It was processed on the loop; what is left is to tell Celery how it ended.
                 raise ended
-            run_branch(runtime(), run_id, stage, shard, position, feed, tries=tries)
+            run_branch(runtime(), run_id, stage, shard, position, feed, token=token)
 
     @task(name=broker.EXPAND, **others)  # type: ignore[untyped-decorator]
     def expand_shard(run_id: str, stage: int, shard: int, lanes: int) -> None:

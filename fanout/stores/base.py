@@ -240,8 +240,9 @@ class Branches(Protocol):
     def begin(self, start: Start) -> Begun:
         """Ask whether a branch may make its call, and count it.
 
-        While its holder is alive, nobody else may begin the branch: its message may come to a
-        second worker although the first has not died, after the server was away for instance.
+        While its holder is alive, nobody else may begin the branch until it is given up: its
+        message may come to a second worker although the first has not died, after the server was
+        away for instance.
         """
 
     def begin_all(self, starts: Sequence[Start]) -> list[Begun]:
@@ -257,7 +258,9 @@ class Branches(Protocol):
         token: str,
         counts: bool = False,
     ) -> None:
-        """Take a begin back: the delivery was handed back without a call's end.
+        """Take a begin back: the delivery was handed back without a call's end, or died.
+
+        Where there is nothing of it, nothing is done.
 
         Args:
             run_id: The run.

@@ -130,14 +130,12 @@ def decode_size(size: bytes) -> range:
 def held_positions(fields: dict[bytes, bytes], alive: set[str], now: float) -> frozenset[int]:
     """Return the positions whose claim, among the fields of a shard's state, is held by one alive.
 
-    A claim is ``token holder tries until``, under the name ``t:position``.
+    A claim is ``token holder until``, under the name ``t:position``.
     """
     claims = ((name, value) for name, value in fields.items() if name.startswith(b"t:"))
     parts = ((int(name[2:]), value.decode().split(" ")) for name, value in claims)
     return frozenset(
-        position
-        for position, (_, holder, _, until) in parts
-        if holder in alive and float(until) > now
+        position for position, (_, holder, until) in parts if holder in alive and float(until) > now
     )
 
 

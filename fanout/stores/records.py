@@ -40,8 +40,6 @@ class Start(msgspec.Struct, frozen=True):
         position: The branch's position in the shard.
         token: Names this delivery: asking again with the same one is not counted.
         holder: Who makes the call: see ``Store.beat``.
-        tries: How often Celery has sent the task again: one that it has sent again since the
-            branch was begun is no copy.
         lasts_s: Seconds after which the branch is not held any more, whatever its holder does.
         feed: As the branch was published with, for when it is parked.
         is_alone: Whether no other suspect is processed beside it.
@@ -53,7 +51,6 @@ class Start(msgspec.Struct, frozen=True):
     position: int
     token: str
     holder: str = ""
-    tries: int = 0
     lasts_s: int = 0
     feed: int = 0
     is_alone: bool = False

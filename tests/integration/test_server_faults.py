@@ -10,7 +10,7 @@ import sys
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import psutil
@@ -387,40 +387,61 @@ def test_a_prefork_child_whose_loop_is_blocked_ends_and_its_branch_is_made_again
     assert "and its process ends" in worker.log.read_text()
 
 
-WAITS = """
-import pathlib, time
-HERE = pathlib.Path({folder!r})
+LOGS = """
+import time
+LOG = {log!r}
 
 def model(prompt):
-    (HERE / "begun").touch()
-    while not (HERE / "go").exists():
-        time.sleep(0.02)
+    with open(LOG, "a") as log:
+        log.write(prompt + "\\n")
+    # Longer than a further try takes to come.
+    time.sleep(4)
     return "answer to " + prompt
 """
 
 
-def test_a_child_that_dies_while_the_server_refuses_writes_has_its_branch_made_again(
-    server, start_worker, functions, tmp_path
+@pytest.mark.parametrize("way", ["MISCONF", None])
+def test_a_call_that_a_child_died_in_is_made_once_more_whatever_comes_of_its_message(
+    way, server, start_worker, functions, tmp_path
 ):
-    """Celery publishes a further try once, and counts the task as failed where that is refused."""
-    path = functions(WAITS.format(folder=str(tmp_path)), "functions_under_test")
-    env = {**QUICK, "PYTHONPATH": path, "FANOUT_POOL": "prefork"}
-    worker = start_worker("--concurrency", "2", url=server.url, **env)
+    """Its parent publishes a further try, when another worker has begun what came back.
+
+    The parent was silent meanwhile: refused, or stopped.
+    """
+    log = tmp_path / "calls.log"
+    path = functions(LOGS.format(log=str(log)), "functions_under_test")
+    env = {**QUICK, "PYTHONPATH": path}
+    worker = start_worker("--concurrency", "4", url=server.url, FANOUT_POOL="prefork", **env)
+    children = set(worker.children())
+
+    def calls():
+        return Counter(log.read_text().splitlines()) if log.exists() else Counter()
+
     with Client(server.url) as client:
-        spec = make_spec(model="functions_under_test:model", prompt="{input}")
-        run = client.submit(spec, ["text 1"])
-        wait_for((tmp_path / "begun").exists, "the call is under way")
-        refused = refusing("NOREPLICAS", port=server.port, folder=server.folder)
-        with refused, server.client() as admin:
-            # The consumer connects again meanwhile.
-            admin.client_kill_filter(_type="normal", skipme=True)
-            for child in worker.children():
+        spec = make_spec(model="functions_under_test:model", prompt="{input}", reduce="concat")
+        run = client.submit(spec, [f"text {number} of 4" for number in range(4)])
+        wait_for(lambda: calls().total() == 4, "all calls are under way")
+        start_worker("--concurrency", "8", url=server.url, **env)
+        with ExitStack() as stack, server.client() as admin:
+            if way:
+                stack.enter_context(refusing(way, port=server.port, folder=server.folder))
+                # They come back with their connection, too.
+                admin.client_kill_filter(_type="normal", skipme=True)
+            else:
+                worker.signal(signal.SIGSTOP)
+            for child in children:
                 os.kill(child, signal.SIGKILL)
-            wait_for(
-                lambda: "Failed to retry task" in worker.log.read_text(), "the try was refused"
-            )
-        (tmp_path / "go").touch()
-        assert run.wait(60).succeeded == 1
+            if way:
+                wait_for(
+                    lambda: worker.log.read_text().count("comes again") >= 4,
+                    "no further try was taken",
+                )
+                worker.signal(signal.SIGSTOP)
+        wait_for(lambda: calls().total() == 8, "the other worker has begun them")
+        worker.signal(signal.SIGCONT)
+        assert run.wait(60).succeeded == 4
+        assert run.result().aggregated.count("answer to") == 4
+    assert set(calls().values()) == {2}, "each call that was lost is made once more"
 
 
 def test_while_a_worker_can_open_nothing_no_answer_is_lost_and_no_call_made_twice(

@@ -13,11 +13,11 @@ from fanout.enqueue import open_stage, retry_failed
 from fanout.reaper import Reaper
 from fanout.runs import Chunk, ErrorKind, RunStatus
 from fanout.shards import pack
-from workers.branches import BranchFailed, run_branch
+from workers.branches import BranchFailed
 from workers.stages import TooEarlyError, aggregate, collect, expand
 
 from .test_reaper import Clock
-from .test_stages import RUN, Publisher, Runtime
+from .test_stages import RUN, Publisher, Runtime, run_branch
 
 _ROUNDS = 300
 

@@ -13,6 +13,7 @@ from fanout.threads import ReadyThreads
 from workers.children import ChildWatch
 from workers.leases import Leases, held_tags
 from workers.progress import Progress, Watch
+from workers.releases import Releases
 
 KEY = ("r1", 0, 0, 7)
 
@@ -110,6 +111,7 @@ def test_the_lease_and_the_claim_of_one_that_stands_still_end(progress, clock, m
             self.progress = progress
             self.holder = "me"
             self.watched = self
+            self.releases = Releases(lambda *key, **_: None)
 
         def beat(self, _holder, *, ttl_s):
             if error := beats.pop(0):
@@ -157,6 +159,7 @@ def test_a_child_whose_branch_stands_still_ends_while_the_server_takes_writes(pr
 
         def __init__(self):
             self.progress, self.watched = progress, self
+            self.releases = Releases(lambda *key, **_: None)
 
         def take_lock(self, _name, _holder, *, ttl_s):
             if refused:

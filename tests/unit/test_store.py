@@ -240,7 +240,80 @@ def test_a_branch_that_a_living_holder_has_begun_is_not_begun_by_another(store, 
     assert begin(store, "b", holder="h2", lasts_s=60) == "held"
     assert begin(store, "c", holder="h1", lasts_s=60) == "held", "nor by itself"
     assert store.shard_state(run, 0, 0).held == {1}
-    assert begin(store, "d", holder="h2", lasts_s=60, tries=1) == "go", "Celery has sent it again"
+
+
+# A delivery dies, and its message comes twice: as Celery's further try, and back from the broker.
+# What each step gives: (delivery, holder) begins; "died" is the claim of its delivery given up by
+# the process that took it; "ends" is a holder that is silent; "late" is a begin that a dead process
+# had sent, and which comes only now.
+LOST = {
+    "a further try begins when the dead one is given up": [
+        ("a", "h1", "go"), ("died", "a"), ("try", "h2", "go"), ("copy", "h1", "held"),
+    ],
+    "the copy is first": [
+        ("a", "h1", "go"), ("died", "a"), ("copy", "h2", "go"), ("try", "h1", "held"),
+        ("try2", "h2", "held"),
+    ],
+    "nobody begins before it is given up": [
+        ("a", "h1", "go"), ("try", "h2", "held"), ("copy", "h1", "held"), ("died", "a"),
+        ("copy2", "h1", "go"), ("try2", "h2", "held"),
+    ],
+    "it is given up twice, and another one has begun": [
+        ("a", "h1", "go"), ("died", "a"), ("copy", "h2", "go"), ("died", "a"),
+        ("try", "h1", "held"),
+    ],
+    "given up when another one has begun after the parent was silent": [
+        ("a", "h1", "go"), ("ends", "h1"), ("copy", "h2", "go"), ("died", "a"),
+        ("try", "h2", "held"),
+    ],
+    "the parent dies before it is given up": [
+        ("a", "h1", "go"), ("copy", "h2", "held"), ("ends", "h1"), ("copy2", "h2", "go"),
+        ("try", "h2", "held"),
+    ],
+    "the parent dies after it is given up": [
+        ("a", "h1", "go"), ("died", "a"), ("ends", "h1"), ("copy", "h2", "go"),
+        ("try", "h2", "held"),
+    ],
+    "the second one dies as well": [
+        ("a", "h1", "go"), ("died", "a"), ("copy", "h2", "go"), ("died", "a"), ("died", "copy"),
+        ("try", "h1", "alone"), ("copy2", "h2", "held"),
+    ],
+    "the begin of the dead one comes late": [
+        ("died", "a"), ("a", "h1", "go"), ("copy", "h2", "held"), ("died", "a"),
+        ("copy2", "h2", "go"), ("try", "h1", "held"),
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", LOST)
+def test_what_was_at_a_branch_that_died_is_followed_by_one_delivery(store, run, case):
+    store.put_shard(run, 0, 0, shard())
+    for holder in ("h1", "h2"):
+        store.beat(holder, ttl_s=60)
+    for step in LOST[case]:
+        match step:
+            case ("died", token):
+                store.unbegin(run, 0, 0, 1, token=token, counts=True)
+            case ("ends", holder):
+                store.beat(holder, ttl_s=0.001)
+                wait_until(lambda: not store.shard_state(run, 0, 0).held)
+            case (token, holder, "alone"):
+                assert begin(store, token, holder=holder, lasts_s=60) == "suspect", step
+                assert begin(store, token, holder=holder, lasts_s=60, is_alone=True) == "go", step
+            case (token, holder, verdict):
+                assert begin(store, token, holder=holder, lasts_s=60) == verdict, step
+    assert store.shard_state(run, 0, 0).held == {1}
+
+
+def wait_until(condition):
+    until = time.monotonic() + 5
+    while not condition():
+        assert time.monotonic() < until
+
+
+def test_what_is_gone_is_taken_back_by_nobody(store, run):
+    store.unbegin(run, 0, 7, 1, token="a")
+    store.unbegin("nope", 0, 0, 1, token="a")
 
 
 def test_a_holder_that_is_silent_holds_nothing(store, run):
@@ -273,9 +346,7 @@ def test_when_all_were_silent_the_first_to_return_does_not_take_the_others_for_d
         return store.shard_state(run, 0, 0).held
 
     def lapse():
-        until = time.monotonic() + 5
-        while held():
-            assert time.monotonic() < until
+        wait_until(lambda: not held())
 
     store.beat("dead", ttl_s=0.2)
     store.begin(Start(run, 0, 0, 2, token="a", holder="dead", lasts_s=60))

@@ -26,7 +26,6 @@ class Claim:
 
     token: str
     holder: str
-    tries: int
     until: float
 
 

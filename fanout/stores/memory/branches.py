@@ -60,13 +60,13 @@ class MemoryBranches(MemoryBase):
             )
             run.parked.add(parked)
             return Begun(verdict="paused")
-        if held and self._is_held(held) and held.tries >= start.tries:
+        if held and self._is_held(held):
             return Begun(verdict="held", deliveries=deliveries)
         if deliveries >= ALONE_AFTER and not start.is_alone:
             return Begun(verdict="suspect", deliveries=deliveries)
         until = time.monotonic() + start.lasts_s
         shard.deliveries[start.position] += 1
-        shard.claims[start.position] = Claim(start.token, start.holder, start.tries, until)
+        shard.claims[start.position] = Claim(start.token, start.holder, until)
         return Begun(verdict="go", deliveries=deliveries + 1)
 
     def begin_all(self, starts: Sequence[Start]) -> list[Begun]:
@@ -85,9 +85,10 @@ class MemoryBranches(MemoryBase):
     ) -> None:
         """See Store."""
         with self._lock:
-            shard = self._shard(run_id, stage, number)
-            claim = shard.claims.get(position)
-            if claim is not None and claim.token == token:
+            run = self._runs.get(run_id)
+            shard = run.stages[stage].shards.get(number) if run else None
+            claim = shard.claims.get(position) if shard else None
+            if shard and claim and claim.token == token:
                 del shard.claims[position]
                 shard.deliveries[position] -= not counts
 

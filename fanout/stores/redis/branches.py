@@ -103,8 +103,7 @@ class RedisBranches(RedisKept):
         args: list[Any] = [self._ttl_s, ALONE_AFTER, int(first.stage == 0)]
         args += [first.holder, first.lasts_s]
         for start in starts:
-            args += [start.position, start.token, int(start.is_alone), start.tries]
-            args.append(codec.encode_parked(start))
+            args += [start.position, start.token, int(start.is_alone), codec.encode_parked(start)]
         said = self._begin(keys=keys, args=args)
         return [Begun(verdict=v.decode(), deliveries=n) for v, n in _pairs(said)]
 

@@ -27,25 +27,25 @@ __all__ = [
 
 # KEYS run, live, out, state, parked, holders; ARGV ttl, after how many deliveries a branch must be
 # begun alone, whether the run's deadline binds it, holder, seconds that a claim lasts, and of each
-# branch its position, token, whether it is begun alone, tries, what to park it as. Returns verdict
-# and deliveries of each. The token makes a begin that is sent again count once; the claim is kept
-# as ``token holder tries until``.
+# branch its position, token, whether it is begun alone, what to park it as. Returns verdict and
+# deliveries of each. The token makes a begin that is sent again count once; the claim is kept as
+# ``token holder until``. While its holder lives nobody passes it: UNBEGIN is what ends it.
 BEGIN = """
 local time = redis.call('TIME')
 local now = tonumber(time[1]) + tonumber(time[2]) / 1e6
 local run = redis.call('HMGET', KEYS[1], 'status', 'halt', 'deadline_at', 'paused')
 local finished = redis.call('EXISTS', KEYS[3]) == 1
 local begins = false
-local function verdict(position, token, alone, tries, parked)
+local function verdict(position, token, alone, parked)
     if not run[1] then return 'gone', 0 end
     if finished or redis.call('HEXISTS', KEYS[2], position) == 1 then return 'done', 0 end
     if run[2] then return 'halted', 0 end
     if run[3] and ARGV[3] == '1' and now >= tonumber(run[3]) then return 'expired', 0 end
     local begun = redis.call('HMGET', KEYS[4], 'a:' .. position, 't:' .. position)
     local deliveries = tonumber(begun[1] or 0)
-    local before, holder, tried, lapses
+    local before, holder, lapses
     if begun[2] then
-        before, holder, tried, lapses = begun[2]:match('^(%S+) (%S*) (%d+) (%S+)$')
+        before, holder, lapses = begun[2]:match('^(%S+) (%S*) (%S+)$')
         if before == token then return 'go', deliveries end
     end
     if run[4] then
@@ -55,20 +55,19 @@ local function verdict(position, token, alone, tries, parked)
     end
     if before then
         local alive = redis.call('ZSCORE', KEYS[6], holder)
-        if alive and tonumber(alive) > now and tonumber(lapses) > now
-                and tonumber(tried) >= tonumber(tries) then
+        if alive and tonumber(alive) > now and tonumber(lapses) > now then
             return 'held', deliveries
         end
     end
     if deliveries >= tonumber(ARGV[2]) and alone == '0' then return 'suspect', deliveries end
-    local claim = table.concat({token, ARGV[4], tries, now + tonumber(ARGV[5])}, ' ')
+    local claim = table.concat({token, ARGV[4], now + tonumber(ARGV[5])}, ' ')
     redis.call('HSET', KEYS[4], 'a:' .. position, deliveries + 1, 't:' .. position, claim)
     begins = begins or deliveries == 0
     return 'go', deliveries + 1
 end
 local verdicts = {}
-for i = 6, #ARGV, 5 do
-    local said, deliveries = verdict(ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3], ARGV[i + 4])
+for i = 6, #ARGV, 4 do
+    local said, deliveries = verdict(ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3])
     verdicts[#verdicts + 1] = said
     verdicts[#verdicts + 1] = deliveries
 end
