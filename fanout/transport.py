@@ -61,6 +61,10 @@ class _LimitedMessage(kombu_redis.Channel.Message):  # type: ignore[misc]
         if channel is not None:
             channel.is_message = True
 
+    def keep(self, args: Any, kwargs: Any, rest: Any) -> None:
+        """Take a task's body as decoded: arguments by position, by name, and the rest."""
+        self._decoded_cache = (args, kwargs, rest)
+
     def _decode(self) -> Any:
         """Return the body; that of a task has nothing in it but JSON's own types."""
         if self.content_type == "application/json" and "task" in self.headers:
@@ -185,7 +189,7 @@ class _Limited:
                 self._deliver_all(queue, self._take(queue, answer[1]))
             else:
                 # An answer to somebody who watches.
-                with self._dropping():
+                with self._dropping:
                     self.connection._deliver(msgspec.json.decode(answer[1]), queue)  # noqa: SLF001
             return True
         finally:
@@ -236,7 +240,7 @@ class _Limited:
             self.qos.drop(tag)
             return
         try:
-            with self._dropping():
+            with self._dropping:
                 payload = msgspec.json.decode(message)
                 payload["properties"]["delivery_tag"] = tag
                 self.connection._deliver(payload, queue)  # noqa: SLF001 - as kombu does
@@ -255,18 +259,25 @@ class _Limited:
         return payload
 
     def _deliver_fanout_message(self, message: Any, exchange: str) -> Any:
-        with self._dropping():
+        with self._dropping:
             return super()._deliver_fanout_message(message, exchange)  # type: ignore[misc]
 
-    @contextmanager
-    def _dropping(self) -> Iterator[None]:
-        """Drop what is no message. It is out of its queue, and no worker can read it."""
-        self.is_message = False
-        try:
-            yield
-        except MALFORMED as error:
-            if self.is_message:
-                raise
+    @cached_property
+    def _dropping(self) -> _Dropping:
+        return _Dropping(self)
+
+
+class _Dropping:
+    """Drops what is no message. It is out of its queue, and no worker can read it."""
+
+    def __init__(self, channel: _Limited) -> None:
+        self._channel = channel
+
+    def __enter__(self) -> None:
+        self._channel.is_message = False
+
+    def __exit__(self, _type: object, error: BaseException | None, _traceback: object) -> None:
+        if isinstance(error, MALFORMED) and not self._channel.is_message:
             refusals.add("cannot be decoded", type(error).__name__)
             raise Empty from None
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 from functools import lru_cache
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 import msgspec
 
@@ -90,7 +90,8 @@ class _Embedded(msgspec.Struct, forbid_unknown_fields=True):
     callbacks: _Empty | None = None
     errbacks: _Empty | None = None
     chain: _Empty | None = None
-    chord: _Signature | None = None
+    # Decoded once for all messages that have the same.
+    chord: msgspec.Raw = msgspec.Raw(b"null")
 
 
 class _Options(msgspec.Struct, forbid_unknown_fields=True):
@@ -142,27 +143,37 @@ class _Preflight(msgspec.Struct, forbid_unknown_fields=True):
 # By position, and by name. Callbacks are given what the members of their chord returned.
 _NONE: Any = tuple[()]
 _RESULTS: Any = tuple[list[dict[str, _Shown | int | None] | None]]
-_ARGUMENTS: dict[str, tuple[Any, Any]] = {
-    broker.EXPAND: (_NONE, _Expand),
-    broker.BRANCH: (_NONE, _Branch),
-    broker.COLLECT: (_RESULTS, _OfShard),
-    broker.SEAL: (_NONE, _OfStage),
-    broker.AGGREGATE: (_RESULTS, _OfStage),
-    broker.PREFLIGHT: (_NONE, _Preflight),
+
+
+def _decoder(by_position: Any, by_name: Any) -> msgspec.json.Decoder[Any]:
+    return msgspec.json.Decoder(tuple[by_position, by_name, _Embedded])
+
+
+_BODIES = {
+    broker.EXPAND: _decoder(_NONE, _Expand),
+    broker.BRANCH: _decoder(_NONE, _Branch),
+    broker.COLLECT: _decoder(_RESULTS, _OfShard),
+    broker.SEAL: _decoder(_NONE, _OfStage),
+    broker.AGGREGATE: _decoder(_RESULTS, _OfStage),
+    broker.PREFLIGHT: _decoder(_NONE, _Preflight),
 }
+_callback_decoder = msgspec.json.Decoder(_Signature | None)
+# What Celery takes from a body besides.
+_NO_MORE = {"callbacks": None, "errbacks": None, "chain": None}
+_Ids = tuple[str, str | None, int | None, str]
 
 
 def fault(message: Any) -> str | None:
     """Return what is wrong with a message, without its content, or None.
 
-    Its body is decoded here, once: Celery uses what is kept of it.
+    Its body is decoded here, once: Celery uses what the message keeps of it.
     """
     raw = message.headers
     if not isinstance(raw, dict) or "task" not in raw:
         return "names no task"
     task = raw["task"]
-    arguments = _ARGUMENTS.get(task) if isinstance(task, str) else None
-    if arguments is None:
+    decoder = _BODIES.get(task) if isinstance(task, str) else None
+    if decoder is None:
         return "names a task that is not fanout's"
     try:
         headers = msgspec.convert(raw, _Headers)
@@ -170,7 +181,7 @@ def fault(message: Any) -> str | None:
     except MALFORMED:
         return "has the wrong headers"
     found = _fault_of_envelope(message, headers, properties)
-    return found or _fault_of_body(message, headers, arguments)
+    return found or _fault_of_body(message, headers, decoder)
 
 
 def _fault_of_envelope(message: Any, headers: _Headers, properties: _Properties) -> str | None:
@@ -192,25 +203,65 @@ def _is_moment(text: str) -> bool:
     return moment.tzinfo is not None and _EARLIEST < moment < _LATEST
 
 
-def _fault_of_body(message: Any, headers: _Headers, arguments: tuple[Any, Any]) -> str | None:
+def _fault_of_body(
+    message: Any, headers: _Headers, decoder: msgspec.json.Decoder[Any]
+) -> str | None:
     try:
-        args, kwargs, rest = message.payload
-        msgspec.convert(args, arguments[0])
-        asked = msgspec.convert(kwargs, arguments[1])
-        embedded = msgspec.convert(rest, _Embedded)
-    except Exception:  # noqa: BLE001 - whatever its sender made kombu's decoders raise
+        args, asked, embedded = decoder.decode(message.body)
+    except MALFORMED:
         return "has the wrong arguments"
-    expected = _expected(headers.task, asked)
-    place = None if headers.task == broker.SEAL else headers.group_index
-    if (headers.id, headers.group, place, headers.root_id) != expected.ids:
+    ids, following = _expected(headers.task, asked)
+    place, is_last = headers.group_index, headers.task == broker.SEAL
+    # How many members there are before the last one, only its publisher knows.
+    if (headers.id, headers.group, None if is_last else place, headers.root_id) != ids:
         return "is not what its arguments say"
-    if headers.task == broker.SEAL and headers.group_index is None:
+    if is_last and place is None:
         return "is not what its arguments say"
-    if embedded.chord is not None:
-        _forget_versions(embedded.chord)
-    if embedded.chord != expected.chord:
+    try:
+        chord = _callback(bytes(embedded.chord), *following)
+    except MALFORMED:
         return "asks for more than its task"
+    message.keep(args, msgspec.structs.asdict(asked), {**_NO_MORE, "chord": chord})
     return None
+
+
+def _expected(task: str, asked: Any) -> tuple[_Ids, tuple[Any, ...]]:
+    """Return what follows from a task's arguments: what it is, and its chord's callback.
+
+    The first is its id, its group, its place there and its root, the second the callback's task,
+    run, stage and, where it has one, shard.
+    """
+    if isinstance(asked, _Preflight):
+        return (asked.note, None, None, asked.note), ()
+    run, stage = asked.run_id, asked.stage
+    match task:
+        case broker.BRANCH:
+            shard, place = asked.shard, asked.position
+            task_id = broker.branch_id(run, stage, shard, place)
+            group = broker.shard_group(run, stage, shard)
+            return (task_id, group, place, run), (broker.COLLECT, run, stage, shard)
+        case broker.COLLECT:
+            task_id = broker.collect_id(run, stage, asked.shard)
+            group = broker.stage_group(run, stage)
+            return (task_id, group, asked.shard, run), (broker.AGGREGATE, run, stage)
+        case broker.EXPAND:
+            return (broker.expand_id(run, stage, asked.shard), None, None, run), ()
+        case broker.AGGREGATE:
+            return (broker.aggregate_id(run, stage), None, None, run), ()
+    # The last member of the root chord.
+    group = broker.stage_group(run, stage)
+    return (broker.seal_id(run, stage), group, None, run), (broker.AGGREGATE, run, stage)
+
+
+@lru_cache(maxsize=256)
+def _callback(raw: bytes, *following: Any) -> Any:
+    """Return a chord's callback as Celery takes it. Raises ValueError where it is another one."""
+    found = _callback_decoder.decode(raw)
+    if found is not None:
+        _forget_versions(found)
+    if found != (_signature(*following) if following else None):
+        raise ValueError("it is another one")
+    return msgspec.json.decode(raw)
 
 
 def _forget_versions(callback: _Signature) -> None:
@@ -221,65 +272,32 @@ def _forget_versions(callback: _Signature) -> None:
         following = following.options.chord
 
 
-class _Expected(msgspec.Struct, frozen=True):
-    """What follows from a task's arguments: its id, group, place there and root; its callback."""
-
-    ids: tuple[str, str | None, int | None, str]
-    chord: _Signature | None = None
-
-
-def _expected(task: str, asked: Any) -> _Expected:
-    if isinstance(asked, _Preflight):
-        return _Expected((asked.note, None, None, asked.note))
-    run, stage = asked.run_id, asked.stage
-    root = broker.stage_group(run, stage)
-    match task:
-        case broker.BRANCH:
-            shard, place = asked.shard, asked.position
-            ids = (
-                broker.branch_id(run, stage, shard, place),
-                broker.shard_group(run, stage, shard),
-            )
-            return _Expected((*ids, place, run), _collect(run, stage, shard))
-        case broker.COLLECT:
-            member = (broker.collect_id(run, stage, asked.shard), root, asked.shard, run)
-            return _Expected(member, _aggregate(run, stage))
-        case broker.EXPAND:
-            return _Expected((broker.expand_id(run, stage, asked.shard), None, None, run))
-        case broker.AGGREGATE:
-            return _Expected((broker.aggregate_id(run, stage), None, None, run))
-    # The last member of the root chord: how many there are before it, only its publisher knows.
-    return _Expected((broker.seal_id(run, stage), root, None, run), _aggregate(run, stage))
-
-
-@lru_cache(maxsize=256)
-def _collect(run: str, stage: int, shard: int) -> _Signature:
+def _signature(task: str, run: str, stage: int, shard: int | None = None) -> _Signature:
+    """Return what a chord runs when it is complete."""
+    if task == broker.AGGREGATE:
+        return _Signature(
+            task=task,
+            args=[],
+            kwargs={"run_id": run, "stage": stage},
+            options=_Options(
+                queue=broker.CONTROL_QUEUE,
+                root_id=run,
+                task_id=broker.aggregate_id(run, stage),
+                ignore_result=True,
+            ),
+        )
+    number = cast("int", shard)
     return _Signature(
-        task=broker.COLLECT,
+        task=task,
         args=[],
-        kwargs={"run_id": run, "stage": stage, "shard": shard},
+        kwargs={"run_id": run, "stage": stage, "shard": number},
         options=_Options(
             queue=broker.CONTROL_QUEUE,
             root_id=run,
-            task_id=broker.collect_id(run, stage, shard),
+            task_id=broker.collect_id(run, stage, number),
             group_id=broker.stage_group(run, stage),
-            group_index=shard,
-            chord=_aggregate(run, stage),
-            ignore_result=True,
-        ),
-    )
-
-
-@lru_cache(maxsize=256)
-def _aggregate(run: str, stage: int) -> _Signature:
-    return _Signature(
-        task=broker.AGGREGATE,
-        args=[],
-        kwargs={"run_id": run, "stage": stage},
-        options=_Options(
-            queue=broker.CONTROL_QUEUE,
-            root_id=run,
-            task_id=broker.aggregate_id(run, stage),
+            group_index=number,
+            chord=_signature(broker.AGGREGATE, run, stage),
             ignore_result=True,
         ),
     )
