@@ -6,6 +6,7 @@ from collections import defaultdict
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 from celery import states
 from celery.backends.redis import RedisBackend, SentinelBackend
 
@@ -99,9 +100,15 @@ class _Tolerant:
         keys = [self.get_key_for_group(group, part) for part in (".j", ".d", ".c")]
         args: list[Any] = []
         for request, state, error in members:
-            result = self.encode_result(error, state)
-            args += [request.group_index, request.id, self.encode([1, request.id, state, result])]
+            args += [request.group_index, request.id, self._entry(request.id, state, error)]
         _outlasting(lambda: self._members_script(keys=keys, args=args))
+
+    def _entry(self, task_id: str, state: str, error: BaseException | None) -> Any:
+        """Return what Celery writes of a member: whoever writes it again must write the same."""
+        if error is None:
+            # Celery's encode() takes forty times as long. No id has what JSON would escape.
+            return f'[1, "{task_id}", "{state}", null]'
+        return self.encode([1, task_id, state, self.encode_result(error, state)])
 
     def _get_client(self) -> type[FunctionsClient]:
         return FunctionsClient
@@ -110,10 +117,9 @@ class _Tolerant:
     def _members_script(self) -> Any:
         return self.client.register_script(ADD_MEMBERS)
 
-    def _unpack_chord_result(
-        self, tup: bytes, decode: Callable[[bytes], Any], *_states: frozenset[str]
-    ) -> Any:
-        _, task_id, state, result = decode(tup)
+    def _unpack_chord_result(self, tup: bytes, *_: Callable[[bytes], Any] | frozenset[str]) -> Any:
+        # Whoever wrote it, an entry has nothing in it but JSON's own types.
+        _, task_id, state, result = msgspec.json.decode(tup)
         error = result if isinstance(result, dict) else {}
         kind = error.get("exc_type")
         if state not in states.EXCEPTION_STATES or kind == "BranchFailed":

@@ -136,6 +136,8 @@ class _Branch:
         self._key = standing.key
         self._feed = feed
         self._claim = Claim(runtime, standing, feed, token)
+        # Of its shard; known when there is an outcome.
+        self._size = 0
         self.begin = self._claim.begin
         self.give_back = self._claim.give_back
 
@@ -172,7 +174,7 @@ class _Branch:
             await asyncio.to_thread(runtime.store.run, run_id)
         if recorded.next is not None:
             await runtime.feed((run_id, stage, number, self._feed, recorded.next))
-        size = len(await runtime.indices_of((run_id, stage, number)))
+        size = self._size
         if recorded.first and is_draining(ended=recorded.ended, size=size):
             left = size - recorded.ended
             await asyncio.to_thread(_drain, runtime, run_id, stage, number, left)
@@ -181,7 +183,8 @@ class _Branch:
 
     async def _outcome(self, begun: Begun, calls: Calls) -> Outcome:
         run_id, stage, number, position = self._key
-        index = (await self._runtime.indices_of((run_id, stage, number)))[position]
+        indices = await self._runtime.indices_of((run_id, stage, number))
+        index, self._size = indices[position], len(indices)
         if begun.verdict == "halted":
             return _error(index, ErrorKind.CANCELLED, _NOT_CALLED.format("the run was stopped"))
         if begun.verdict == "expired":
@@ -289,7 +292,7 @@ async def _call(
     claim: Claim, runtime: Runtime, shard_key: ShardKey, index: int, calls: Calls
 ) -> Outcome:
     run_id, stage, _ = shard_key
-    spec = await runtime.spec_of(run_id)
+    spec = claim.spec or await runtime.spec_of(run_id)
     shard = await runtime.shard_of(shard_key)
     aspects, samples = (spec.aspect_names, spec.samples) if stage == 0 else ((None,), 1)
     ref = branch_ref(index, aspects, samples)
@@ -301,9 +304,11 @@ async def _call(
     request = _request(spec, template.render(_values(chunk, ref), chunk.columns), limit, ref.sample)
     calls.asks(spec.model, request)
     wants_json = stage == 0 and spec.output_format == "json"
-    # Making a model ready may take long; its calls move on from there.
-    claim.waits()
-    llm = await runtime.model(spec.model)
+    llm = runtime.models.get(spec.model)
+    if llm is None:
+        # Making a model ready may take long; its calls move on from there.
+        claim.waits()
+        llm = await runtime.model(spec.model)
     result = await runtime.call_for(
         run_id,
         complete_with_retries(

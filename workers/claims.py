@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from fanout.llm.base import LLMReply, LLMRequest
     from fanout.llm.calls import Gate
     from fanout.outages import Verdict
+    from fanout.spec import RunSpec
     from fanout.stores import Begun
     from workers.progress import Standing
     from workers.runtime import Runtime
@@ -99,8 +100,11 @@ class Claim:
         self._feed = feed
         self._token = token
         self._start: Start | None = None
+        # Of its run, as soon as it is known.
+        self.spec: RunSpec | None = None
         self._asked_at = 0.0
         self._sure_s = SURE * runtime.settings.visibility_timeout_s
+        self._step_s = runtime.progress.step_s
 
     async def begin(self, *, is_alone: bool = False) -> Begun:
         """Ask for the branch.
@@ -127,11 +131,11 @@ class Claim:
         return await self._runtime.begin(start)
 
     def _moves(self, doing: str, *, for_s: float = 0.0) -> None:
-        self._standing.moves(doing, within_s=for_s + self._runtime.progress.step_s)
+        self._standing.moves(doing, within_s=for_s + self._step_s)
 
     async def _lasts_s(self) -> int:
         try:
-            spec = await self._runtime.spec_of(self._key[0])
+            spec = self.spec = await self._runtime.spec_of(self._key[0])
         except UnknownRunError:
             return 0
         waits_s = _LONGEST_QUEUE_S if spec.rate.rates.is_limited else 0.0
@@ -139,8 +143,13 @@ class Claim:
         longest_s = 2 * (spec.retries.max_elapsed_s + spec.timeout_s)
         return ceil(longest_s + waits_s) + _HOLD_MARGIN_S
 
+    @property
+    def is_sure(self) -> bool:
+        """Whether the branch was asked for so lately that nobody else has it."""
+        return self._start is None or time.monotonic() - self._asked_at < self._sure_s
+
     async def confirm(self) -> None:
-        """Ask again where it is long ago.
+        """Ask again.
 
         A worker that was stopped, or cut off, may have been taken for dead meanwhile, and another
         one has begun the branch.
@@ -151,7 +160,7 @@ class Claim:
             BranchParked: Another one had it, and its run is paused.
             CallStoppedError: Its run was stopped, or its deadline passed.
         """
-        if self._start is None or time.monotonic() - self._asked_at < self._sure_s:
+        if self._start is None:
             return
         begun = await self._ask(self._start)
         require_call(begun)
@@ -212,7 +221,8 @@ class _ClaimedGate:
         """Wait until the call may begin, and the branch is this delivery's still."""
         self._claim.waits()
         for_rate_s = await self._gate.enter(request, left_s=left_s)
-        await self._claim.confirm()
+        if not self._claim.is_sure:
+            await self._claim.confirm()
         self._claim.calls(self._timeout_s)
         return for_rate_s
 
@@ -220,7 +230,9 @@ class _ClaimedGate:
         self, request: LLMRequest, reply: LLMReply | None, error: LLMError | None
     ) -> Verdict | None:
         """See Gate."""
-        self._claim.waits()
+        if error is not None:
+            # It may have to wait before its next call.
+            self._claim.waits()
         try:
             verdict = await self._gate.leave(request, reply, error)
         except Exception as fault:

@@ -6,12 +6,14 @@ A message of its own for each would cost a busy worker a fifth of its throughput
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 from celery import bootsteps
 from celery.app.events import Events as CeleryEvents
 from celery.events.dispatcher import EventDispatcher
+from celery.utils.time import utcoffset
 
 from workers.ticker import Ticker
 
@@ -27,7 +29,34 @@ _BATCH = 1_000
 
 
 class Dispatcher(EventDispatcher):  # type: ignore[misc]
-    """Encodes batches by itself: kombu's way costs a busy worker as much as the events do."""
+    """Makes and encodes batches by itself: Celery's way costs as much as the events do."""
+
+    # Hours; it changes twice a year, and is looked at with each batch.
+    _utcoffset = utcoffset()
+
+    def send(self, type: str, **fields: Any) -> None:  # noqa: A002 - Celery's
+        """Send an event, that of a task with the next batch. Of tasks, Celery gives no options."""
+        is_of_task = type.startswith("task-") and "task" in self.buffer_group
+        if not (is_of_task and self.enabled and (not self.groups or "task" in self.groups)):
+            super().send(type, **fields)
+            return
+        fields["type"] = type
+        fields["hostname"] = self.hostname
+        fields["utcoffset"] = self._utcoffset
+        fields["pid"] = self.pid
+        fields["clock"] = self.clock.forward()
+        fields["timestamp"] = time.time()
+        waiting = self._group_buffer["task"]
+        waiting.append(fields)
+        if len(waiting) >= self.buffer_limit:
+            self.flush()
+        elif self.on_send_buffered:
+            self.on_send_buffered()
+
+    def flush(self, *args: Any, **kwargs: Any) -> None:
+        """Send what has gathered."""
+        self._utcoffset = utcoffset()
+        super().flush(*args, **kwargs)
 
     def _publish(self, event: Any, producer: Any, routing_key: str, **options: Any) -> None:
         if not isinstance(event, list) or producer is None:

@@ -192,7 +192,8 @@ class BranchRequest(ReportsAll):
 
     def on_settled(self, error: BranchFailed | None) -> None:
         """Note its end, once its chord has counted it and its message is gone."""
-        task_ready(self, successful=error is None)
+        # Not as successful: Celery would remember it, for messages that are not acknowledged yet.
+        task_ready(self)
         runtime_s = time.time() - (self.time_start or 0.0)
         if error is None:
             self.send_event("task-succeeded", result="None", runtime=runtime_s)

@@ -105,7 +105,8 @@ class Runtime:
         self.alike = Alike(self.store)
         self.wait = self._in_flight.wait
         self.limiter = Limiter(self.watched, sleep=self.wait)
-        self._models: dict[str, LLM] = {}
+        # Those that are made; their connections live on the loop.
+        self.models: dict[str, LLM] = {}
         self._making = asyncio.Lock()
         # Caches per runtime: two servers may know runs of the same id.
         self.spec = lru_cache(maxsize=_CACHED_SPECS)(self._load_spec)
@@ -192,23 +193,23 @@ class Runtime:
         return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result()
 
     async def model(self, name: str) -> LLM:
-        """Return the model, one per process; its connections live on the loop.
+        """Return the model, one per process, which may have to be made.
 
         Raises:
             ModelError: It cannot be used.
         """
-        llm = self._models.get(name)
+        llm = self.models.get(name)
         if llm is not None:
             return llm
         async with self._making:
-            if name not in self._models:
-                self._models[name] = make_llm(
+            if name not in self.models:
+                self.models[name] = make_llm(
                     name, settings=self.settings, concurrency=self._concurrency
                 )
                 if self._quiets_clients:
                     # Their packages may have been imported only now.
                     quiet_clients()
-            return self._models[name]
+            return self.models[name]
 
     def _load_spec(self, run_id: str) -> RunSpec:
         try:
@@ -247,9 +248,9 @@ class Runtime:
         self.reports.close()
         for closer in self._closers:
             closer()
-        for llm in self._models.values():
+        for llm in self.models.values():
             self.wait_for(llm.aclose())
-        self._models.clear()
+        self.models.clear()
         self.wait_for(self._in_flight.aclose())
         self.loop.call_soon_threadsafe(self.loop.stop)
         self._thread.join()

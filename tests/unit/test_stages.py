@@ -101,6 +101,7 @@ class Runtime:
         self.telemetry = NoTelemetry()
         self.is_handing_back = False
         self.llm = FakeLLM(script=self._answer)
+        self.models = {}
         self.told = lambda request: f"answer to {request.prompt}"
         self._spec = make_spec(**{"model": "fake", "prompt": "{input}", **fields})
         self.store.create_run(RUN, spec=self._spec.model_dump_json(), created_at=1.0)
