@@ -74,6 +74,15 @@ class _Model:
             return standing.wait_s
         return max(0.0, until - now)
 
+    def is_well(self, now: float) -> bool:
+        """Say whether a call may begin, as far as is known, and that is not long ago."""
+        return (
+            now - self.looked_at < _LOOK_S
+            and self.down_at is None
+            and self.fleet_until <= now >= self.refused_until
+            and self.breaker.opened_at is None
+        )
+
     def down_s(self, now: float) -> float | None:
         """Return since when the model fails for everybody, or None."""
         return None if self.down_at is None else now - self.down_at
@@ -254,19 +263,20 @@ class Gate:
 
     async def enter(self, request: LLMRequest, *, left_s: float) -> float:
         """Wait until the call may begin; return the seconds that a rate limit took of that."""
-        limiter, for_rate_s = self._limiter, 0.0
-        came = limiter.clock()
+        limiter, model, for_rate_s = self._limiter, self._model, 0.0
+        now = limiter.clock()
         if self._rates.is_limited:
+            came = now
             tokens = _expected_tokens(request) if self._counts_tokens else 0
-            await limiter.wait_for_slot(self._model.name, self._rates, tokens)
-            for_rate_s = limiter.clock() - came
-        await limiter.wait_until_well(
-            self._model,
-            until=came + for_rate_s + left_s,
-            has_failed=self._failed_at is not None,
-        )
+            await limiter.wait_for_slot(model.name, self._rates, tokens)
+            now = limiter.clock()
+            for_rate_s = now - came
+        if not model.is_well(now):
+            has_failed = self._failed_at is not None
+            await limiter.wait_until_well(model, until=now + left_s, has_failed=has_failed)
+            now = limiter.clock()
         self._calls += 1
-        self._began = limiter.clock()
+        self._began = now
         return for_rate_s
 
     async def leave(
@@ -278,16 +288,12 @@ class Gate:
         if error is not None and error.kind in SHARED:
             return await self._failed(error)
         if error is None or error.kind not in _SILENT:
-            await self._answered()
+            # An answer, whatever it is worth, or a refusal of this prompt: the model is up.
+            model, now = self._model, self._limiter.clock()
+            model.health.succeeded(began=self._began, now=now, is_first=self._calls == 1)
+            if model.down_at is not None:
+                await self._limiter.succeeded_while_down(model, self._began)
         return None
-
-    async def _answered(self) -> None:
-        """Count an answer, whatever it is worth, or a refusal of this prompt: the model is up."""
-        model = self._model
-        now = self._limiter.clock()
-        model.health.succeeded(began=self._began, now=now, is_first=self._calls == 1)
-        if model.down_at is not None:
-            await self._limiter.succeeded_while_down(model, self._began)
 
     async def _failed(self, error: LLMError) -> Verdict:
         model, limiter = self._model, self._limiter

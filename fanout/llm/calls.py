@@ -131,7 +131,10 @@ async def complete_with_retries(
     """
     tries = _Tries(request, policy, clock())
     while True:
-        tries.entered(await _entered(gate, tries, clock))
+        came, for_rate_s = clock(), 0.0
+        if gate is not None:
+            for_rate_s = await gate.enter(tries.request, left_s=tries.left_s(came))
+        tries.entered(waited_s=clock() - came, for_rate_s=for_rate_s)
         try:
             with _Observed(tries.number, observe, clock) as observed:
                 reply = await _call(llm, tries.request, timeout_s)
@@ -171,9 +174,8 @@ class _Tries:
         """Return how many seconds the branch may still take."""
         return self._policy.max_elapsed_s - (now - self.started if self.number else 0.0)
 
-    def entered(self, times: tuple[float, float]) -> None:
+    def entered(self, *, waited_s: float, for_rate_s: float) -> None:
         """Begin a further call, that the gate has held up so long: in all, and for a rate."""
-        waited_s, for_rate_s = times
         # As if it had begun so much later.
         self.started += for_rate_s if self.number else waited_s
         self.number += 1
@@ -253,17 +255,6 @@ class _Observed:
                 finish_reason=reply.finish_reason if reply else None,
             )
         )
-
-
-async def _entered(
-    gate: Gate | None, tries: _Tries, clock: Callable[[], float]
-) -> tuple[float, float]:
-    """Return the seconds that the gate took, and how many of them a rate limit did."""
-    if gate is None:
-        return 0.0, 0.0
-    came = clock()
-    for_rate_s = await gate.enter(tries.request, left_s=tries.left_s(came))
-    return clock() - came, for_rate_s
 
 
 async def _left(

@@ -49,15 +49,12 @@ def cost_usd(value: Any) -> float | None:
 
 def believable(usage: Usage) -> Usage:
     """Return a call's usage with what is nonsense taken for unknown."""
-    counts = (token_count(usage.input_tokens), token_count(usage.output_tokens))
+    inputs, outputs = token_count(usage.input_tokens), token_count(usage.output_tokens)
     cost = cost_usd(usage.cost_usd)
-    if usage.calls == 1 and (*counts, cost) == (
-        usage.input_tokens,
-        usage.output_tokens,
-        usage.cost_usd,
-    ):
+    is_sound = inputs == usage.input_tokens and outputs == usage.output_tokens
+    if is_sound and cost == usage.cost_usd and usage.calls == 1:
         return usage
-    return Usage(calls=1, input_tokens=counts[0], output_tokens=counts[1], cost_usd=cost)
+    return Usage(calls=1, input_tokens=inputs, output_tokens=outputs, cost_usd=cost)
 
 
 def billed(kind: ErrorKind | None, said: Usage | None) -> Usage:
