@@ -85,7 +85,7 @@ class Run:
             succeeded=branches.succeeded,
             failed=branches.failed,
             errors=branches.errors,
-            usage=_total_usage([stage.usage for stage in stages if stage.done]),
+            usage=Usage.total([stage.usage for stage in stages if stage.done]),
             created_at=run.created_at,
             elapsed_s=(run.ended_at or run.read_at) - run.created_at,
             stage=run.stage,
@@ -335,19 +335,6 @@ def _stage_status(stage: int, record: StageRecord) -> StageStatus:
         succeeded=record.succeeded,
         failed=record.failed,
         done=record.done,
-    )
-
-
-def _total_usage(usages: list[Usage]) -> Usage:
-    def total(name: str) -> Any:
-        values = [getattr(usage, name) for usage in usages]
-        return None if not values or None in values else sum(values)
-
-    return Usage(
-        calls=sum(usage.calls for usage in usages),
-        input_tokens=total("input_tokens"),
-        output_tokens=total("output_tokens"),
-        cost_usd=total("cost_usd"),
     )
 
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 __all__ = [
     "TERMINAL",
@@ -167,6 +170,21 @@ class Usage(_Record, frozen=True, kw_only=True):
     def to_dict(self) -> dict[str, Any]:
         """Return all four fields, unknowns as None."""
         return {name: getattr(self, name) for name in self.__struct_fields__}
+
+    @classmethod
+    def total(cls, usages: Sequence[Usage]) -> Usage:
+        """Add up usages; a sum with an unknown, and of nothing, is unknown."""
+        if len(usages) == 1:
+            return usages[0]
+
+        def add(name: str) -> Any:
+            values = [getattr(usage, name) for usage in usages]
+            return None if not values or None in values else sum(values)
+
+        return cls(calls=sum(usage.calls for usage in usages), **{n: add(n) for n in _QUANTITIES})
+
+
+_QUANTITIES = ("input_tokens", "output_tokens", "cost_usd")
 
 
 class Outcome(_Record, frozen=True, kw_only=True):

@@ -25,10 +25,10 @@ from fanout.exhaustion import is_exhausted
 from fanout.llm.base import LLMRequest
 from fanout.llm.calls import CallResult, complete_with_retries, validate_json
 from fanout.llm.error_kinds import FEW, MANY
-from fanout.llm.usage import billed, total
+from fanout.llm.usage import billed
 from fanout.logs import Seldom, about
 from fanout.retries import STOPS_RUN
-from fanout.runs import ErrorKind, Outcome, RunStatus, branch_ref
+from fanout.runs import ErrorKind, Outcome, RunStatus, Usage, branch_ref
 from fanout.secrets import redacted
 from fanout.shards import shard_chunk
 from fanout.stores import End
@@ -278,7 +278,7 @@ def _stopped(index: int, reason: Stop, calls: Calls) -> Outcome:
         kind=kind,
         message=message,
         attempts=len(calls.attempts),
-        usage=total([billed(call.kind, call.usage) for call in calls.attempts]),
+        usage=Usage.total([billed(call.kind, call.usage) for call in calls.attempts]),
         elapsed_s=_since(calls.attempts[0].started_at) if calls.attempts else 0.0,
     )
 

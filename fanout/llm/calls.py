@@ -14,7 +14,7 @@ from fanout.exhaustion import is_exhausted
 from fanout.json_text import bare_json
 from fanout.llm.base import LLMReply
 from fanout.llm.endings import require_complete
-from fanout.llm.usage import believable, billed, total
+from fanout.llm.usage import believable, billed
 from fanout.llm.validation import validated
 from fanout.outages import judge_alone
 from fanout.reasoning import without_reasoning
@@ -324,7 +324,7 @@ def _result(
         kind=error.kind if error else None,
         message=_storable(redacted(str(error))[:_MAX_MESSAGE]) if error else None,
         attempts=len(used),
-        usage=total(used),
+        usage=Usage.total(used),
         elapsed_s=elapsed_s,
         stop_after=stop_after(error.kind, error.stop_after) if error else 0,
     )

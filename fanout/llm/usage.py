@@ -1,22 +1,17 @@
-"""What calls consumed, as far as it can be believed, and added up."""
+"""What a call consumed, as far as its provider can be believed."""
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any
 
 from fanout.runs import ErrorKind, Usage
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
-
-__all__ = ["believable", "billed", "cost_usd", "token_count", "total"]
+__all__ = ["believable", "billed", "cost_usd", "token_count"]
 
 # No call has so many tokens, and none costs so much.
 _MAX_TOKENS = 1_000_000_000
 _MAX_USD = 1_000_000.0
-
-_N = TypeVar("_N", int, float)
 
 # The provider refused, failed, or was not reached: there is nothing that it could bill.
 _UNBILLED = frozenset(
@@ -66,26 +61,3 @@ def billed(kind: ErrorKind | None, said: Usage | None) -> Usage:
     if said is not None:
         return believable(said)
     return _NOTHING if kind in _UNBILLED else _UNKNOWN
-
-
-def total(usages: Sequence[Usage]) -> Usage:
-    """Add up the usage of calls; a sum with an unknown is unknown."""
-    if len(usages) == 1:
-        return usages[0]
-    if not usages:
-        return Usage()
-    return Usage(
-        calls=sum(usage.calls for usage in usages),
-        input_tokens=_sum(usage.input_tokens for usage in usages),
-        output_tokens=_sum(usage.output_tokens for usage in usages),
-        cost_usd=_sum(usage.cost_usd for usage in usages),
-    )
-
-
-def _sum(values: Iterable[_N | None]) -> _N | None:
-    known = []
-    for value in values:
-        if value is None:
-            return None
-        known.append(value)
-    return sum(known)
