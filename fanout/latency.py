@@ -1,13 +1,17 @@
-"""How long branches take: a histogram with fixed bounds, so that any two can be added up."""
+"""How long branches take: histograms with fixed bounds, so that any two can be added up."""
 
 from __future__ import annotations
 
 from bisect import bisect_left
-from itertools import accumulate, pairwise
+from itertools import accumulate
+from typing import TYPE_CHECKING
 
 import msgspec
 
-__all__ = ["BOUNDS_S", "Latency", "bucket_of"]
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+__all__ = ["BOUNDS_S", "FINE_BOUNDS_S", "Latency", "bucket_of", "fine_bound_s", "percentile_s"]
 
 # Upper bounds in seconds, the last one open. Neighbours differ by no more than a factor of two, so
 # a percentile read off them is at worst that far out.
@@ -18,9 +22,35 @@ BOUNDS_S = (
 )  # fmt: skip
 
 
-def bucket_of(seconds: float) -> int:
-    """Return the index of the bucket for a duration: ``len(BOUNDS_S)`` beyond the last bound."""
-    return bisect_left(BOUNDS_S, seconds)
+def fine_bound_s(bucket: int) -> float:
+    """Return the lower bound of a bucket of FINE_BOUNDS_S."""
+    return float(2 ** (bucket / 32 - 16))
+
+
+# For a report, which reads every branch: neighbours differ by 2 %, from 15 µs to half a year.
+FINE_BOUNDS_S = tuple(map(fine_bound_s, range(1, 40 * 32 + 1)))
+
+
+def bucket_of(seconds: float, bounds_s: Sequence[float] = BOUNDS_S) -> int:
+    """Return the index of the bucket for a duration: ``len(bounds_s)`` beyond the last bound."""
+    return bisect_left(bounds_s, seconds)
+
+
+def percentile_s(
+    counts: Mapping[int, int], share: float, bounds_s: Sequence[float] = BOUNDS_S
+) -> float | None:
+    """Return the seconds within which a share, 0 to 1, of the branches in buckets ended.
+
+    It assumes that branches are spread evenly within a bucket. None where there is no branch.
+    """
+    wanted, before, last = share * sum(counts.values()), 0, len(bounds_s) - 1
+    for bucket, here in sorted(counts.items()):
+        if here and before + here >= wanted:
+            low = bounds_s[bucket - 1] if bucket else 0.0
+            high = bounds_s[min(bucket, last)]
+            return low + (high - low) * max(0.0, wanted - before) / here
+        before += here
+    return bounds_s[last] if before else None
 
 
 class Latency(msgspec.Struct, frozen=True, kw_only=True):
@@ -45,27 +75,12 @@ class Latency(msgspec.Struct, frozen=True, kw_only=True):
         return self.sum_s / self.count if self.counts else None
 
     def percentile_s(self, share: float) -> float | None:
-        """Return the seconds within which a share, 0 to 1, of the branches ended.
-
-        Within a bucket branches are taken to be spread evenly. None where there is no branch.
-        """
-        if not self.count:
-            return None
-        wanted = share * self.count
-        edges = pairwise([0.0, *BOUNDS_S, BOUNDS_S[-1]])
-        before = 0
-        for (low, high), here in zip(edges, self._filled(), strict=True):
-            if here and before + here >= wanted:
-                return low + (high - low) * max(0.0, wanted - before) / here
-            before += here
-        return BOUNDS_S[-1]
+        """Return the seconds within which a share, 0 to 1, of the branches ended, if any did."""
+        return percentile_s(self.counts, share)
 
     def cumulative(self) -> list[int]:
         """Return how many branches took at most each bound, and behind the last one, how many."""
-        return list(accumulate(self._filled()))
-
-    def _filled(self) -> list[int]:
-        return [self.counts.get(index, 0) for index in range(len(BOUNDS_S) + 1)]
+        return list(accumulate(self.counts.get(n, 0) for n in range(len(BOUNDS_S) + 1)))
 
     def plus(self, bucket: int, seconds: float) -> Latency:
         """Return the same with one more branch."""

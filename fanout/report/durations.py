@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 
 import msgspec
 
+from fanout.latency import FINE_BOUNDS_S, bucket_of, fine_bound_s, percentile_s
+
 __all__ = ["Bin", "DurationFigures", "Durations"]
 
-# Buckets of equal width on a logarithmic scale: neighbours differ by 2 %, from 10 µs to months.
-_PER_DOUBLING = 32
-_LEAST_S = 1e-5
-_MOST_S = 1e7
 _FEWEST_BINS, _MOST_BINS = 8, 40
 
 
@@ -59,9 +58,8 @@ class Durations:
     """Takes durations one by one."""
 
     def __init__(self) -> None:
-        self._succeeded: dict[int, int] = {}
-        self._failed: dict[int, int] = {}
-        self._count = 0
+        self._succeeded: Counter[int] = Counter()
+        self._failed: Counter[int] = Counter()
         self._sum_s = 0.0
         self._least_s = math.inf
         self._most_s = 0.0
@@ -69,65 +67,55 @@ class Durations:
     def add(self, seconds: float, *, failed: bool) -> None:
         """Take the duration of one branch."""
         counts = self._failed if failed else self._succeeded
-        number = math.floor(math.log2(min(max(seconds, _LEAST_S), _MOST_S)) * _PER_DOUBLING)
-        counts[number] = counts.get(number, 0) + 1
-        self._count += 1
+        counts[bucket_of(seconds, FINE_BOUNDS_S)] += 1
         self._sum_s += seconds
         self._least_s = min(self._least_s, seconds)
         self._most_s = max(self._most_s, seconds)
 
     def figures(self) -> DurationFigures:
         """Return what was taken."""
-        if not self._count:
+        counts = self._succeeded + self._failed
+        count = counts.total()
+        if not count:
             nothing = dict.fromkeys(("mean_s", "least_s", "p50_s", "p90_s", "p99_s", "most_s"))
             return DurationFigures(count=0, bins=[], **nothing)
         return DurationFigures(
-            count=self._count,
-            mean_s=self._sum_s / self._count,
+            count=count,
+            mean_s=self._sum_s / count,
             least_s=self._least_s,
-            p50_s=self._percentile(0.5),
-            p90_s=self._percentile(0.9),
-            p99_s=self._percentile(0.99),
+            p50_s=self._percentile_s(counts, 0.5),
+            p90_s=self._percentile_s(counts, 0.9),
+            p99_s=self._percentile_s(counts, 0.99),
             most_s=self._most_s,
-            bins=self._bins(),
+            bins=self._bins(counts),
         )
 
-    def _percentile(self, share: float) -> float:
-        numbers = sorted(self._succeeded.keys() | self._failed.keys())
-        wanted, before = share * self._count, 0
-        for number in numbers:
-            before += self._succeeded.get(number, 0) + self._failed.get(number, 0)
-            if before >= wanted:
-                break
-        return min(max(_bound(number + 0.5), self._least_s), self._most_s)
+    def _percentile_s(self, counts: Counter[int], share: float) -> float:
+        seconds = percentile_s(counts, share, FINE_BOUNDS_S) or 0.0
+        return min(max(seconds, self._least_s), self._most_s)
 
-    def _bins(self) -> list[Bin]:
-        numbers = self._succeeded.keys() | self._failed.keys()
-        most = min(max(math.isqrt(4 * self._count), _FEWEST_BINS), _MOST_BINS)
+    def _bins(self, counts: Counter[int]) -> list[Bin]:
+        most = min(max(math.isqrt(4 * counts.total()), _FEWEST_BINS), _MOST_BINS)
         # Buckets are merged in pairs, and the pairs in pairs: the counts stay exact.
         width = 1
-        while max(numbers) // width - min(numbers) // width >= most:
+        while max(counts) // width - min(counts) // width >= most:
             width *= 2
-        low, high = min(numbers) // width, max(numbers) // width
+        low, high = min(counts) // width, max(counts) // width
         short = max(0, _FEWEST_BINS - (high - low + 1))
         succeeded, failed = _merged(self._succeeded, width), _merged(self._failed, width)
         return [
             Bin(
-                low_s=_bound(number * width),
-                high_s=_bound((number + 1) * width),
-                succeeded=succeeded.get(number, 0),
-                failed=failed.get(number, 0),
+                low_s=fine_bound_s(number * width),
+                high_s=fine_bound_s((number + 1) * width),
+                succeeded=succeeded[number],
+                failed=failed[number],
             )
             for number in range(low - short // 2, high + 1 + (short + 1) // 2)
         ]
 
 
-def _bound(number: float) -> float:
-    return float(2 ** (number / _PER_DOUBLING))
-
-
-def _merged(counts: dict[int, int], width: int) -> dict[int, int]:
-    merged: dict[int, int] = {}
+def _merged(counts: Counter[int], width: int) -> Counter[int]:
+    merged: Counter[int] = Counter()
     for number, count in counts.items():
-        merged[number // width] = merged.get(number // width, 0) + count
+        merged[number // width] += count
     return merged

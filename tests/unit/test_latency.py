@@ -1,10 +1,18 @@
 from __future__ import annotations
 
+from collections import Counter
 from itertools import pairwise
 
 import pytest
 
-from fanout.latency import BOUNDS_S, Latency, bucket_of
+from fanout.latency import (
+    BOUNDS_S,
+    FINE_BOUNDS_S,
+    Latency,
+    bucket_of,
+    fine_bound_s,
+    percentile_s,
+)
 
 
 def latency_of(*seconds: float) -> Latency:
@@ -24,6 +32,23 @@ def test_a_bucket_holds_its_bound(seconds, bucket):
 
 def test_bounds_rise_by_a_factor_of_two_at_most():
     assert all(low < high <= 2 * low for low, high in pairwise(BOUNDS_S))
+
+
+def test_fine_bounds_differ_by_little_more_than_two_percent():
+    assert all(low < high < 1.022 * low for low, high in pairwise(FINE_BOUNDS_S))
+    for bucket, bound in enumerate(FINE_BOUNDS_S):
+        assert fine_bound_s(bucket) < bound == fine_bound_s(bucket + 1)
+
+
+@pytest.mark.parametrize("bounds_s", [BOUNDS_S, FINE_BOUNDS_S])
+def test_any_bounds_have_percentiles(bounds_s):
+    took = [0.02 * 1.01**n for n in range(500)]
+    counts = Counter(bucket_of(seconds, bounds_s) for seconds in took)
+    for share in (0.01, 0.5, 0.99, 1.0):
+        bucket = bucket_of(took[round(share * 500) - 1], bounds_s)
+        assert bounds_s[bucket - 1] < percentile_s(counts, share, bounds_s) <= bounds_s[bucket]
+    assert percentile_s({}, 0.5, bounds_s) is None
+    assert percentile_s({len(bounds_s): 1}, 0.5, bounds_s) == bounds_s[-1]
 
 
 def test_of_nothing_nothing_is_known():
