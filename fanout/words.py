@@ -1,53 +1,45 @@
-"""Numbers as people read them, with their units; and what the kinds of error mean."""
+"""Numbers as people read them, with their units: on terminals and in reports."""
 
 from __future__ import annotations
 
 import math
 import time
 
-from fanout.runs import ErrorKind
-
-__all__ = ["MEANINGS", "clock_text", "count_text", "dollars", "duration", "plural", "share", "unit"]
+__all__ = [
+    "clock",
+    "dollars",
+    "duration",
+    "known",
+    "moment",
+    "plain",
+    "plural",
+    "share",
+    "unit",
+]
 
 _NARROW, _SPACE = "\N{NARROW NO-BREAK SPACE}", "\N{NO-BREAK SPACE}"
 _MINUTE_S, _HOUR_S, _DAY_S = 60, 3600, 86_400
 _MS = 0.001
 _LEAST_PERCENT = 0.1
-# From here on, it would be said to be 1,000 ms.
+# From here on, three digits round to 1,000 ms.
 _NEARLY_1_S = 0.9995
 # Seconds below this are shown with two digits behind the first.
 _FEW_S = 10
 
-MEANINGS = {
-    ErrorKind.RATE_LIMITED: "the provider asked to slow down",
-    ErrorKind.TIMEOUT: "no complete answer in time",
-    ErrorKind.CONNECTION: "the provider could not be reached",
-    ErrorKind.SERVER_ERROR: "the provider failed",
-    ErrorKind.CONTEXT_LENGTH: "prompt and answer do not fit the context window",
-    ErrorKind.CONTENT_FILTER: "the provider refused the content",
-    ErrorKind.TRUNCATED: "the answer was cut at its limit of tokens",
-    ErrorKind.INVALID_OUTPUT: "the answer is empty, or not of the form asked for",
-    ErrorKind.BAD_REQUEST: "the document or the request cannot be used as it is",
-    ErrorKind.AUTH: "the provider refused the credentials",
-    ErrorKind.BUDGET: "there is no money left",
-    ErrorKind.CANCELLED: "the run was stopped before or during the call",
-    ErrorKind.TIME_LIMIT: "the task exceeded its hard time limit",
-    ErrorKind.WORKER_LOST: "the worker process died",
-    ErrorKind.POISONED: "the branch killed its worker again and again",
-    ErrorKind.EXPIRED: "the run's deadline passed",
-    ErrorKind.LOST: "no trace of the branch was left",
-    ErrorKind.INTERNAL: "a fault in fanout or in the caller's own function",
-}
-
 
 def unit(number: str, name: str) -> str:
-    """Return a number and its unit, which no line break parts."""
+    """Return a number and its unit, with a space that does not break."""
     return f"{number}{_NARROW}{name}"
 
 
-def count_text(number: float | None) -> str:
-    """Return a count with thousands apart; an unknown one is said to be unknown."""
-    return "unknown" if number is None else f"{number:,.0f}"
+def plain(text: str) -> str:
+    """Return a text with ordinary spaces, as terminals show them."""
+    return text.replace(_NARROW, " ").replace(_SPACE, " ")
+
+
+def known(count: int | None) -> str:
+    """Return a count with thousands separated; ``?`` where it is unknown."""
+    return "?" if count is None else f"{count:,}"
 
 
 def plural(number: int, one: str, many: str) -> str:
@@ -103,6 +95,15 @@ def _two(large: int, small: int, large_unit: str, small_unit: str) -> str:
     return f"{first}{_SPACE}{unit(str(small), small_unit)}" if small else first
 
 
-def clock_text(epoch_s: float) -> str:
-    """Return a moment, in UTC: who reads the page may be anywhere."""
+def clock(seconds: float) -> str:
+    """Return a duration as a clock shows it: ``12.3 s``, ``4:05``, ``1:00:00``."""
+    if seconds < _MINUTE_S:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(int(seconds), _MINUTE_S)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def moment(epoch_s: float) -> str:
+    """Return a point in time, in UTC: a report is read in any time zone."""
     return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(epoch_s))

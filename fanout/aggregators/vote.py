@@ -10,6 +10,7 @@ import msgspec
 from fanout.aggregators.base import Aggregate
 from fanout.json_text import parse_json
 from fanout.json_values import identity
+from fanout.words import plural
 
 if TYPE_CHECKING:
     from fanout.aggregators.base import Item
@@ -79,10 +80,10 @@ class Vote:
             "votes": votes,
             "share": most / cast if cast else 0.0,
         }
-        each = "1 vote" if most == 1 else f"{most:,} votes"
+        each = plural(most, "vote", "votes")
         notes = [f"a tie of {len(first):,} answers with {each} each"] if is_tie else []
         if self._failed:
-            failed = "1 branch" if self._failed == 1 else f"{self._failed:,} branches"
+            failed = plural(self._failed, "branch", "branches")
             notes.append(f"{failed} failed and did not vote")
         return Aggregate(value=value, succeeded=cast, failed=self._failed, notes=notes)
 

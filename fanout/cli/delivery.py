@@ -19,9 +19,9 @@ from fanout.cli.progress import summary
 from fanout.errors import FanoutError, RunError
 from fanout.output_folder import OutputFolder, answer_text, output_row
 from fanout.private_files import PRIVATE
-from fanout.report.words import plural
 from fanout.runs import ErrorKind, RunStatus
 from fanout.terminal import print_error, print_line, print_text
+from fanout.words import plural
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -9,19 +9,18 @@ from typing import TYPE_CHECKING, TextIO
 from fanout.cli.screen import Screen, terminal_size
 from fanout.cli.speed import Meter, Speed, eta_s
 from fanout.terminal import write_line, write_over
+from fanout.words import clock, duration, plain
 
 if TYPE_CHECKING:
     from fanout.limits import LimitState
     from fanout.results import Status
     from fanout.runs import Usage
 
-__all__ = ["IDLE", "Progress", "clock", "summary"]
+__all__ = ["IDLE", "Progress", "summary"]
 
 _LIVE_S = 0.1
 _PLAIN_S = 10.0
 IDLE = "no worker is consuming: start one with `fanout worker`"
-_MINUTE_S = 60
-_HOUR_S = 3600
 
 
 class Progress:
@@ -153,32 +152,17 @@ def summary(status: Status) -> str:
             f"{kind.value} {count:,}" for kind, count in sorted(status.errors.items())
         )
         parts.append(f"{status.failed:,} failed: {kinds}")
-    parts.append(f"{status.usage.calls:,} calls in {_plain(status.elapsed_s)}")
+    parts.append(f"{status.usage.calls:,} calls in {duration(status.elapsed_s)}")
     median_s, slow_s = (status.latency.percentile_s(share) for share in (0.5, 0.99))
     if median_s is not None and slow_s is not None:
-        parts.append(f"half took {_plain(median_s)} at most, 99 % {_plain(slow_s)}")
+        parts.append(f"half took {duration(median_s)} at most, 99 % {duration(slow_s)}")
     parts.extend(_tokens(status.usage))
     if status.usage.cost_usd:
         parts.append(f"${status.usage.cost_usd:,.4f}")
-    return f"run {status.run_id} {status.status.value}: {' · '.join(parts)}"
-
-
-def _plain(seconds: float) -> str:
-    """Return a duration as the page of a run says it, with ordinary spaces."""
-    from fanout.report.words import duration
-
-    return duration(seconds).translate(dict.fromkeys(map(ord, "\u202f\xa0"), " "))
+    return plain(f"run {status.run_id} {status.status.value}: {' · '.join(parts)}")
 
 
 def _tokens(usage: Usage) -> list[str]:
     if usage.input_tokens is None or usage.output_tokens is None:
         return []
     return [f"{usage.input_tokens:,} tokens in, {usage.output_tokens:,} out"]
-
-
-def clock(seconds: float) -> str:
-    """Return a duration for people: ``12.3 s``, ``4:05``, ``1:00:00``."""
-    if seconds < _MINUTE_S:
-        return f"{seconds:.1f} s"
-    hours, rest = divmod(int(seconds), _HOUR_S)
-    return f"{hours}:{rest // 60:02}:{rest % 60:02}" if hours else f"{rest // 60}:{rest % 60:02}"

@@ -11,9 +11,9 @@ import click
 
 from fanout.cli.completion import complete_run
 from fanout.errors import SettingsError
-from fanout.report.words import plural
 from fanout.runs import ErrorKind
 from fanout.terminal import print_line
+from fanout.words import plural
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -27,8 +27,8 @@ from fanout.cli.session import (
     say,
 )
 from fanout.intake import source_of_files
-from fanout.report.words import plural
 from fanout.runs import ErrorKind
+from fanout.words import plural
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

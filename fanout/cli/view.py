@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from fanout.cli.progress import clock
 from fanout.cli.speed import eta_s
 from fanout.runs import RunStatus
+from fanout.words import clock, known, plural
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -125,7 +125,8 @@ def capacity_lines(
 def fleet_line(fleet: FleetStatus, speed: Speed) -> str:
     """Return what a fleet is doing as one line."""
     busy = sum(map(_busy, fleet.workers))
-    places = f"{busy:,} of {fleet.concurrency:,} places of {_workers(fleet)} in use"
+    workers = plural(len(fleet.workers), "worker", "workers")
+    places = f"{busy:,} of {fleet.concurrency:,} places of {workers} in use"
     runs = " · ".join(_run_counts(fleet))
     down = [
         f"{model} fails since {clock(limit.down_s)}"
@@ -266,17 +267,13 @@ def _seconds(value: float | None) -> str:
 
 def _usage(usage: Usage) -> list[str]:
     cost = "?" if usage.cost_usd is None else f"${usage.cost_usd:,.4f}"
-    tokens = f"{_known(usage.input_tokens)} tokens in, {_known(usage.output_tokens)} out"
+    tokens = f"{known(usage.input_tokens)} tokens in, {known(usage.output_tokens)} out"
     return [f"{usage.calls:,} calls", tokens, f"cost {cost}"]
 
 
 def _again(status: Status) -> int:
     """Return how many calls of the branches that have ended were made again."""
     return status.usage.calls - sum(stage.done for stage in status.stages)
-
-
-def _known(count: int | None) -> str:
-    return "?" if count is None else f"{count:,}"
 
 
 def _kinds(errors: dict[ErrorKind, int]) -> list[str]:
@@ -323,7 +320,3 @@ def _memory(fleet: FleetStatus) -> list[str]:
     limit = fleet.memory.limit_bytes
     used = f"{fleet.memory.used_bytes / _MB:,.1f} MB"
     return [f"{used} of {limit / _MB:,.1f} MB" if limit else f"{used}, no limit"]
-
-
-def _workers(fleet: FleetStatus) -> str:
-    return "1 worker" if len(fleet.workers) == 1 else f"{len(fleet.workers):,} workers"

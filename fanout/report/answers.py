@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from fanout.report.charts import meter
 from fanout.report.markup import Markup, cut, fragment, one_line, tag
 from fanout.report.tables import table
-from fanout.report.words import plural, share
+from fanout.words import plural, share
 
 if TYPE_CHECKING:
     from fanout.aggregators import Aggregate

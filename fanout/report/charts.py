@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from fanout.report.markup import Markup, fragment, tag
-from fanout.report.words import duration
+from fanout.words import duration
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

@@ -16,14 +16,14 @@ from fanout.report.answers import aggregates
 from fanout.report.charts import meter
 from fanout.report.figures import Figures, gather
 from fanout.report.markup import Markup, fragment, one_line, tag
-from fanout.report.words import (
-    clock_text,
+from fanout.runs import RunStatus
+from fanout.words import (
     dollars,
     duration,
+    moment,
     plural,
     share,
 )
-from fanout.runs import RunStatus
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -235,7 +235,7 @@ def _time_tiles(facts: Facts) -> list[tuple[str, str, str]]:
         tail = f"90 % within {duration(took.p90_s)}, 99 % within {duration(took.p99_s)}"
     return [
         ("Took" if status.status.has_ended else "Time so far", duration(status.elapsed_s),
-         f"from {clock_text(status.created_at)}"),
+         f"from {moment(status.created_at)}"),
         (*_rate(figures.done, status.elapsed_s), peak),
         ("Half of the branches took", median, tail),
     ]  # fmt: skip
@@ -298,7 +298,7 @@ def _answer(facts: Facts) -> Markup | None:
 
 def _footer(facts: Facts) -> Markup:
     version = metadata.version("fanout-llm")
-    made = f"Made by fanout {version} on {clock_text(facts.made_at)}. All times are since the "
+    made = f"Made by fanout {version} on {moment(facts.made_at)}. All times are since the "
     return tag(
         "footer", tag("p", fragment(made, "submission, or in UTC.")),
     )  # fmt: skip

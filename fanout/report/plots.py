@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from fanout.report.charts import Bar, Chart, Tick, draw, log_ticks, time_ticks
 from fanout.report.markup import Markup, fragment, tag
 from fanout.report.tables import folded, table
-from fanout.report.words import count_text, duration, plural
+from fanout.words import duration, plural
 
 if TYPE_CHECKING:
     from fanout.report.durations import DurationFigures
@@ -66,7 +66,7 @@ def token_plot(over_time: SliceFigures) -> Markup | None:
         bars=_time_bars(over_time, values, ("in", "out")),
         ticks=_time_axis(over_time),
     )
-    rows = [(_at(one.start_s), count_text(one.input_tokens), count_text(one.output_tokens))
+    rows = [(_at(one.start_s), f"{one.input_tokens:,}", f"{one.output_tokens:,}")
             for one in over_time.slices]  # fmt: skip
     figures = table(chart.title, ("From", "Tokens in", "Tokens out"), rows, numbers=(0, 1, 2))
     return _figure(chart, note, _TOKENS, figures)

@@ -8,7 +8,8 @@ from fanout.report.charts import meter
 from fanout.report.markup import Markup, cut, fragment, one_line, tag
 from fanout.report.plots import duration_plot, throughput_plot, token_plot
 from fanout.report.tables import table
-from fanout.report.words import MEANINGS, duration, plural, share
+from fanout.runs import ErrorKind
+from fanout.words import duration, plural, share
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from fanout.spec import RunSpec
 
 __all__ = [
+    "MEANINGS",
     "answers",
     "coverage",
     "errors",
@@ -35,6 +37,27 @@ _PROMPTS = 20
 _INPUTS = 20
 _NAME_CHARS = 200
 _MESSAGE_CHARS = 500
+
+MEANINGS = {
+    ErrorKind.RATE_LIMITED: "the provider asked to slow down",
+    ErrorKind.TIMEOUT: "no complete answer in time",
+    ErrorKind.CONNECTION: "the provider could not be reached",
+    ErrorKind.SERVER_ERROR: "the provider failed",
+    ErrorKind.CONTEXT_LENGTH: "prompt and answer do not fit the context window",
+    ErrorKind.CONTENT_FILTER: "the provider refused the content",
+    ErrorKind.TRUNCATED: "the answer was cut at its limit of tokens",
+    ErrorKind.INVALID_OUTPUT: "the answer is empty, or not of the form asked for",
+    ErrorKind.BAD_REQUEST: "the document or the request cannot be used as it is",
+    ErrorKind.AUTH: "the provider refused the credentials",
+    ErrorKind.BUDGET: "there is no money left",
+    ErrorKind.CANCELLED: "the run was stopped before or during the call",
+    ErrorKind.TIME_LIMIT: "the task exceeded its hard time limit",
+    ErrorKind.WORKER_LOST: "the worker process died",
+    ErrorKind.POISONED: "the branch killed its worker again and again",
+    ErrorKind.EXPIRED: "the run's deadline passed",
+    ErrorKind.LOST: "no trace of the branch was left",
+    ErrorKind.INTERNAL: "a fault in fanout or in the caller's own function",
+}
 
 
 def section(name: str, title: str, *content: Markup | None) -> Markup | None:
