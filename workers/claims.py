@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from fanout.errors import BrokerError, UnknownRunError
 from fanout.stores import Start
 from workers.inflight import CallStoppedError, Stop
-from workers.leases import SURE
+from workers.leases import ALIVE, SURE
 
 if TYPE_CHECKING:
     from fanout.errors import LLMError
@@ -105,6 +105,7 @@ class Claim:
         self._asked_at = 0.0
         self._sure_s = SURE * runtime.settings.visibility_timeout_s
         self._step_s = runtime.progress.step_s
+        self._beats_for_s = ALIVE * runtime.settings.visibility_timeout_s
 
     async def begin(self, *, is_alone: bool = False) -> Begun:
         """Ask for the branch.
@@ -118,6 +119,7 @@ class Claim:
             *self._key,
             token=self._token,
             holder=self._runtime.holder,
+            beats_for_s=self._beats_for_s,
             lasts_s=await self._lasts_s(),
             feed=self._feed,
             is_alone=is_alone,

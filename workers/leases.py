@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from celery.worker import WorkController
 
-__all__ = ["SURE", "Leases", "held_tags"]
+__all__ = ["ALIVE", "SURE", "Leases", "held_tags"]
 
 # A holder is silent for half the visibility timeout when it is taken for dead, so before its
 # messages come back; two of three beats may fail until then.
@@ -40,6 +40,8 @@ _RENEWALS = 6
 _BEATS = 3
 # So much of that timeout after a holder was alive it still is, whenever its last beat was.
 SURE = (_BEATS - 1) / _RENEWALS
+# After so much of it without a beat it is taken for dead.
+ALIVE = _BEATS / _RENEWALS
 _PAGE = 1_000
 
 _log = logging.getLogger(__name__)

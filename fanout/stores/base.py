@@ -242,7 +242,8 @@ class Branches(Protocol):
 
         While its holder is alive, nobody else may begin the branch until it is given up: its
         message may come to a second worker although the first has not died, after the server was
-        away for instance.
+        away for instance. A holder is taken for dead only by one that has said since that it is
+        alive itself.
         """
 
     def begin_all(self, starts: Sequence[Start]) -> list[Begun]:

@@ -40,6 +40,7 @@ class Start(msgspec.Struct, frozen=True):
         position: The branch's position in the shard.
         token: Names this delivery: asking again with the same one is not counted.
         holder: Who makes the call: see ``Store.beat``.
+        beats_for_s: The ``ttl_s`` that the holder beats with.
         lasts_s: Seconds after which the branch is not held any more, whatever its holder does.
         feed: As the branch was published with, for when it is parked.
         is_alone: Whether no other suspect is processed beside it.
@@ -51,6 +52,7 @@ class Start(msgspec.Struct, frozen=True):
     position: int
     token: str
     holder: str = ""
+    beats_for_s: float = 0.0
     lasts_s: int = 0
     feed: int = 0
     is_alone: bool = False

@@ -360,6 +360,30 @@ def test_when_all_were_silent_the_first_to_return_does_not_take_the_others_for_d
     assert held() == {1}, "h1 is given time to say that it is alive; the dead one is not"
 
 
+def test_whoever_was_silent_as_long_takes_no_holder_for_dead(store, run):
+    """The server was away, or refused all beats; what it asks now comes before its own beat."""
+    ttl_s = 0.6
+    store.put_shard(run, 0, 0, shard())
+
+    def copy():
+        return begin(store, "b", holder="h2", beats_for_s=ttl_s, lasts_s=60)
+
+    for holder in ("h1", "h2"):
+        store.beat(holder, ttl_s=ttl_s)
+    assert begin(store, "a", holder="h1", beats_for_s=ttl_s, lasts_s=60) == "go"
+    wait_until(lambda: not store.shard_state(run, 0, 0).held)
+    assert copy() == "held"
+    assert begin(store, "c", holder="h3", beats_for_s=ttl_s, lasts_s=60) == "held", "it is new"
+    store.beat("h2", ttl_s=ttl_s)
+    assert copy() == "held", "now h1 is given time"
+
+    def is_begun():
+        store.beat("h2", ttl_s=ttl_s)
+        return copy() == "go"
+
+    wait_until(is_begun)
+
+
 def test_shards_without_all_their_outcomes_are_incomplete_and_can_be_adopted(store, run):
     for number in range(3):
         store.put_shard(run, 0, number, shard(1, first=number))

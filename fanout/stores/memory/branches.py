@@ -60,7 +60,7 @@ class MemoryBranches(MemoryBase):
             )
             run.parked.add(parked)
             return Begun(verdict="paused")
-        if held and self._is_held(held):
+        if held and self._bars(held, start):
             return Begun(verdict="held", deliveries=deliveries)
         if deliveries >= ALONE_AFTER and not start.is_alone:
             return Begun(verdict="suspect", deliveries=deliveries)
@@ -68,6 +68,14 @@ class MemoryBranches(MemoryBase):
         shard.deliveries[start.position] += 1
         shard.claims[start.position] = Claim(start.token, start.holder, until)
         return Begun(verdict="go", deliveries=deliveries + 1)
+
+    def _bars(self, claim: Claim, start: Start) -> bool:
+        """Say whether a claim keeps a delivery from its branch: see BEGIN of the Redis store."""
+        lapses, now = self._holders.get(claim.holder), time.monotonic()
+        if lapses is None or claim.until <= now:
+            return False
+        own = self._holders.get(start.holder, 0.0)
+        return lapses > now or own - start.beats_for_s <= lapses
 
     def begin_all(self, starts: Sequence[Start]) -> list[Begun]:
         """See Store."""

@@ -46,7 +46,7 @@ def _of_each(
 
 
 def _claimant(start: Start) -> Hashable:
-    return start.run_id, start.stage, start.shard, start.holder, start.lasts_s
+    return start.run_id, start.stage, start.shard, start.holder, start.lasts_s, start.beats_for_s
 
 
 def _shard_of(end: End) -> Hashable:
@@ -101,7 +101,7 @@ class RedisBranches(RedisKept):
         shard = self._shard_keys(first.run_id, first.stage, first.shard)
         keys = [run, *shard, f"{run}:parked", self._holders]
         args: list[Any] = [self._ttl_s, ALONE_AFTER, int(first.stage == 0)]
-        args += [first.holder, first.lasts_s]
+        args += [first.holder, first.lasts_s, first.beats_for_s]
         for start in starts:
             args += [start.position, start.token, int(start.is_alone), codec.encode_parked(start)]
         said = self._begin(keys=keys, args=args)

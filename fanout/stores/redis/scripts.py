@@ -26,16 +26,24 @@ __all__ = [
 ]
 
 # KEYS run, live, out, state, parked, holders; ARGV ttl, after how many deliveries a branch must be
-# begun alone, whether the run's deadline binds it, holder, seconds that a claim lasts, and of each
-# branch its position, token, whether it is begun alone, what to park it as. Returns verdict and
-# deliveries of each. The token makes a begin that is sent again count once; the claim is kept as
-# ``token holder until``. While its holder lives nobody passes it: UNBEGIN is what ends it.
+# begun alone, whether the run's deadline binds it, holder, seconds that a claim lasts, the ttl that
+# the holder beats with, and of each branch its position, token, whether it is begun alone, what to
+# park it as. Returns verdict and deliveries of each. The token makes a begin that is sent again
+# count once; the claim is kept as ``token holder until``. While its holder lives nobody passes it:
+# UNBEGIN is what ends it. And nobody takes a holder for dead who has not said since that it lives
+# itself: the server was away, or refused all of them.
 BEGIN = """
 local time = redis.call('TIME')
 local now = tonumber(time[1]) + tonumber(time[2]) / 1e6
 local run = redis.call('HMGET', KEYS[1], 'status', 'halt', 'deadline_at', 'paused')
 local finished = redis.call('EXISTS', KEYS[3]) == 1
 local begins = false
+local function lives(holder)
+    local lapses = tonumber(redis.call('ZSCORE', KEYS[6], holder) or 0)
+    if lapses == 0 or lapses > now then return lapses > 0 end
+    local own = tonumber(redis.call('ZSCORE', KEYS[6], ARGV[4]) or 0)
+    return own - tonumber(ARGV[6]) <= lapses
+end
 local function verdict(position, token, alone, parked)
     if not run[1] then return 'gone', 0 end
     if finished or redis.call('HEXISTS', KEYS[2], position) == 1 then return 'done', 0 end
@@ -53,12 +61,7 @@ local function verdict(position, token, alone, parked)
         redis.call('EXPIRE', KEYS[5], ARGV[1])
         return 'paused', 0
     end
-    if before then
-        local alive = redis.call('ZSCORE', KEYS[6], holder)
-        if alive and tonumber(alive) > now and tonumber(lapses) > now then
-            return 'held', deliveries
-        end
-    end
+    if before and tonumber(lapses) > now and lives(holder) then return 'held', deliveries end
     if deliveries >= tonumber(ARGV[2]) and alone == '0' then return 'suspect', deliveries end
     local claim = table.concat({token, ARGV[4], now + tonumber(ARGV[5])}, ' ')
     redis.call('HSET', KEYS[4], 'a:' .. position, deliveries + 1, 't:' .. position, claim)
@@ -66,7 +69,7 @@ local function verdict(position, token, alone, parked)
     return 'go', deliveries + 1
 end
 local verdicts = {}
-for i = 6, #ARGV, 4 do
+for i = 7, #ARGV, 4 do
     local said, deliveries = verdict(ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3])
     verdicts[#verdicts + 1] = said
     verdicts[#verdicts + 1] = deliveries
