@@ -24,7 +24,7 @@ from measure import RESULTS, cpu_s, machine, rounded, save, spread, versions
 from services import Processes, Valkey
 
 from fanout import Client, RunSpec
-from fanout.broker import BRANCHES_QUEUE, make_app
+from fanout.broker import BRANCHES_QUEUE, make_app, make_store
 from fanout.chords import Publisher
 from fanout.queue_names import BEHIND
 from fanout.settings import load_settings
@@ -53,12 +53,16 @@ class _Bench:
         self._server = server
         self._branches = branches // MAX_SHARD_BRANCHES * MAX_SHARD_BRANCHES
         self._redis = redis.Redis.from_url(server.url)
-        self._app = make_app(load_settings(broker_url=server.url))
+        settings = load_settings(broker_url=server.url)
+        self._app = make_app(settings)
+        self._store = make_store(settings)
         self._publisher = Publisher(self._app)
         self._client = Client(server.url)
 
     def chords(self) -> None:
         size = MAX_SHARD_BRANCHES
+        # Of a run that is not known nothing is published.
+        self._store.create_run("published", spec="{}", created_at=time.time())
         for number in range(self._branches // size):
             self._publisher.shard_chord("published", 0, number, range(size), size=size, feed=0)
         waiting = self._redis.llen(BRANCHES_QUEUE) + self._redis.llen(BEHIND)
@@ -90,6 +94,7 @@ class _Bench:
     def close(self) -> None:
         self._client.close()
         self._publisher.close()
+        self._store.close()
         self._app.close()
         self._redis.close()
 

@@ -19,6 +19,7 @@ from fanout.stores.connection import (
     sentinel_options,
     tls_options,
 )
+from fanout.stores.redis.base import run_keys
 from fanout.wire_version import WIRE_VERSION
 
 if TYPE_CHECKING:
@@ -187,6 +188,8 @@ def _transport_options(
         # Kombu's default of 10 is fewer than the acks that a busy worker has in flight.
         "max_connections": 1024,
         "max_message_bytes": 1_000 * settings.max_message_kb,
+        # What the key of a run begins with: nothing is published for one that is gone.
+        "run_keys": run_keys(settings.key_prefix),
         "visibility_timeout": settings.visibility_timeout_s,
         # The default restores ten messages at a time, every 100 s: half an hour for 200.
         "unacked_restore_limit": 10_000,

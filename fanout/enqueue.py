@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Enqueuer",
     "close_input",
+    "delete",
     "fleet_window",
     "open_stage",
     "retry_failed",
@@ -220,6 +221,17 @@ def close_input(store: Store, publisher: Publisher, run_id: str) -> None:
     store.set_status(run_id, RunStatus.RUNNING, stage=0)
     publisher.expand(run_id, 0, store.open_shards(run_id, 0, window=fleet_window(store)))
     publisher.seal(run_id, 0, shards=sealed.shards)
+
+
+def delete(store: Store, publisher: Publisher, run_id: str) -> None:
+    """Forget a run, its chords and its messages. Raises UnknownRunError.
+
+    From the first step on nothing is written of it, however late; and where this dies behind that,
+    the reaper does the rest.
+    """
+    shards = store.begin_delete(run_id)
+    publisher.forget_run(run_id, shards)
+    store.delete_run(run_id)
 
 
 def settle(store: Store, publisher: Publisher, run: RunRecord) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from fanout.enqueue import close_input, retry_failed, unpark
+from fanout.enqueue import close_input, delete, retry_failed, unpark
 from fanout.errors import BrokerError, WaitTimeoutError
 from fanout.results import (
     Output,
@@ -35,10 +35,6 @@ __all__ = ["AWAY_S", "Run", "polls"]
 # A server that is restarted, or whose replica takes over, answers again well within two minutes;
 # who waits longer for one that is gone waits in vain.
 AWAY_S = 120.0
-
-# What was about to be counted when its run was deleted has been by then.
-_LAST_WORDS = 3
-_LAST_WORD_S = 0.2
 
 _LOOKED_AT_SHARDS = 100
 _FIRST_POLL_S = 0.01
@@ -314,18 +310,11 @@ class Run:
         return changed
 
     def delete(self) -> None:
-        """Forget the run, all its records and messages. Raises UnknownRunError."""
-        run = self._store.run(self.run_id)
-        if not run.has_ended:
-            # Calls in flight are ended, and shards that are being published are not written.
-            self._store.halt(self.run_id, RunStatus.CANCELLED)
-        stages = range(run.last_stage + 2)
-        shards = [self._store.stage(self.run_id, stage).shards for stage in stages]
-        self._store.delete_run(self.run_id)
-        for _ in range(1 if run.has_ended else _LAST_WORDS):
-            self._publisher.forget_run(self.run_id, shards)
-            if not run.has_ended:
-                time.sleep(_LAST_WORD_S)
+        """Forget the run, all its records and messages. Raises UnknownRunError.
+
+        Calls in flight end within a second or so. What a worker has of the run then is dropped.
+        """
+        delete(self._store, self._publisher, self.run_id)
 
 
 def _stage_status(stage: int, record: StageRecord) -> StageStatus:

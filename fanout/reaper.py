@@ -10,7 +10,7 @@ import logging
 import time
 from typing import TYPE_CHECKING
 
-from fanout.enqueue import fleet_window, settle, unpark
+from fanout.enqueue import delete, fleet_window, settle, unpark
 from fanout.errors import BrokerError, StorageError, StoredDataError, UnknownRunError
 from fanout.healing import Heal, Remedy, heal_shard, heal_stage
 from fanout.logs import about
@@ -162,8 +162,12 @@ class Reaper:
                 _log.info("deleted the files of %d runs that are gone", count)
 
     def _forget(self, run_id: str) -> None:
-        # It has expired: ending it takes it off the list.
-        self._store.end_run(run_id, RunStatus.FAILED, ended_at=self._store.now())
+        try:
+            # Whoever deleted it has died half-way, or is at it.
+            delete(self._store, self._publisher, run_id)
+        except UnknownRunError:
+            # It has expired: ending it takes it off the list.
+            self._store.end_run(run_id, RunStatus.FAILED, ended_at=self._store.now())
 
     def _stalled(self, run: RunRecord) -> dict[_Key, StageProgress]:
         if run.has_ended:

@@ -8,10 +8,12 @@ import redis
 
 from fanout.errors import BrokerError
 from fanout.stores.functions import load, missing
-from fanout.stores.redis import fleet_scripts, scripts, turn_scripts
+from fanout.stores.redis import chord_scripts, fleet_scripts, scripts, turn_scripts
 
 if TYPE_CHECKING:
     from types import ModuleType
+
+_OURS = (scripts, fleet_scripts, turn_scripts, chord_scripts)
 
 __all__ = ["all_scripts", "count_missing", "load_functions"]
 
@@ -22,9 +24,9 @@ def all_scripts() -> list[str]:
     from kombu.transport import redis as kombu_redis
     from redis.lock import Lock
 
-    ours = [_constants(module) for module in (scripts, fleet_scripts, turn_scripts)]
+    ours = [_constants(module) for module in _OURS]
     theirs = [
-        celery_redis.CHORD_PART_RETURN_LUA,
+        chord_scripts.count_of_run(celery_redis.CHORD_PART_RETURN_LUA),
         celery_redis.CHORD_CLEANUP_LUA,
         celery_redis.CHORD_CLAIM_EXTEND_LUA,
         kombu_redis.REFRESH_BINDING,

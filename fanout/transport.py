@@ -87,6 +87,7 @@ class _Limited:
     Message = _LimitedMessage
     QoS = ServerClockQoS
     max_message_bytes = 0
+    run_keys = ""
     # Whether what is being read has turned out to be a message.
     is_message = False
     _made: Any = None
@@ -114,13 +115,16 @@ class _Limited:
     def put_all(self, queue: str, run_id: str, messages: list[bytes]) -> None:
         """Put encoded messages of a run where they wait for its turns, in one step.
 
+        None where the run is gone: nobody would take what waits for a turn.
+
         Raises BrokerError.
         """
         for message in messages:
             self._require_size(len(message))
         with self.conn_or_acquire() as client:
             first, rest = messages[:TURNS_OF_A_RUN], messages[TURNS_OF_A_RUN:]
-            args: list[Any] = [TURNS_OF_A_RUN, run_id, len(rest), *first]
+            run_key = f"{self.run_keys}{run_id}"
+            args: list[Any] = [TURNS_OF_A_RUN, run_id, run_key, len(rest), *first]
             if not (rest and self._put_both(client, queue, run_id, rest, args)):
                 self._put_in_turn(keys=[queue], args=args, client=client)
 
@@ -292,7 +296,11 @@ def _is_json(data: bytes | str) -> bool:
 
 
 class _Channel(_Limited, kombu_redis.Channel):  # type: ignore[misc]
-    from_transport_options = (*kombu_redis.Channel.from_transport_options, "max_message_bytes")
+    from_transport_options = (
+        *kombu_redis.Channel.from_transport_options,
+        "max_message_bytes",
+        "run_keys",
+    )
 
 
 class _SentinelChannel(_Limited, kombu_redis.SentinelChannel):  # type: ignore[misc]
@@ -300,6 +308,7 @@ class _SentinelChannel(_Limited, kombu_redis.SentinelChannel):  # type: ignore[m
     from_transport_options = (
         *kombu_redis.SentinelChannel.from_transport_options,
         "max_message_bytes",
+        "run_keys",
     )
 
 

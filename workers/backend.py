@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 from celery import states
-from celery.backends.redis import RedisBackend, SentinelBackend
+from celery.backends.redis import CHORD_PART_RETURN_LUA, RedisBackend, SentinelBackend
 
 from fanout.exhaustion import is_exhausted
 from fanout.patience import outlasts, patiently
 from fanout.stores.connection import SOCKET_OPTIONS, MasterConnection, tolerant_retry
 from fanout.stores.functions import FunctionsClient
+from fanout.stores.redis.chord_scripts import SET_SIZE, count_of_run
 from fanout.stores.redis.scripts import ADD_MEMBERS
 
 if TYPE_CHECKING:
@@ -50,13 +51,18 @@ class _Tolerant:
     where its outcome is in the store, as of a member that succeeded. The failed task itself stays
     FAILURE, for Flower and metrics. The exception's message is left out, as it may quote a
     document; ``reason`` is only what Celery itself says of a revoked task.
+
+    Nothing is kept of a chord whose run is gone: see ``fanout.stores.redis.chord_scripts``.
     """
 
+    app: Any
+    chord_expires: int
     connparams: dict[str, Any]
     client: Any
     encode: Callable[[Any], Any]
     encode_result: Callable[[Any, str], Any]
     get_key_for_group: Callable[[str, str], Any]
+    group_keyprefix: Any
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -66,6 +72,12 @@ class _Tolerant:
             options = SOCKET_OPTIONS["socket_keepalive_options"]
             self.connparams["socket_keepalive_options"] = options
         self.connparams["retry"] = tolerant_retry(_RETRIES)
+
+    def set_chord_size(self, group_id: str, chord_size: int) -> None:
+        """Set how many members a chord has, and forget that it was done; in one step."""
+        keys = [self.get_key_for_group(group_id, part) for part in (".s", ".c")]
+        run = self._run_key(keys[0])
+        self._size_script(keys=[run], args=[*keys, chord_size, self.chord_expires])
 
     def on_chord_part_return(self, request: Any, state: str, result: Any, **kwargs: Any) -> None:
         """Count a member of a chord, however long the server is away.
@@ -98,6 +110,7 @@ class _Tolerant:
         self, group: str, members: Sequence[tuple[Any, str, BaseException | None]]
     ) -> None:
         keys = [self.get_key_for_group(group, part) for part in (".j", ".d", ".c")]
+        keys.append(self._run_key(keys[0]))
         args: list[Any] = []
         for request, state, error in members:
             args += [request.group_index, request.id, self._entry(request.id, state, error)]
@@ -112,6 +125,30 @@ class _Tolerant:
 
     def _get_client(self) -> type[FunctionsClient]:
         return FunctionsClient
+
+    def _run_key(self, key: Any) -> str:
+        """Return the key of the run that a key of a chord belongs to."""
+        group = key.removeprefix(self.group_keyprefix).decode()
+        run_id = group.rpartition(".")[0].partition("/")[0]
+        return f"{self._run_keys}{run_id}"
+
+    @cached_property
+    def _run_keys(self) -> str:
+        run_keys: str = self.app.conf.broker_transport_options["run_keys"]
+        return run_keys
+
+    @cached_property
+    def _chord_part_return_script(self) -> Callable[..., Any]:
+        script = self.client.register_script(count_of_run(CHORD_PART_RETURN_LUA))
+
+        def call(keys: list[Any], args: list[Any], client: Any) -> Any:
+            return script(keys=[*keys, self._run_key(keys[0])], args=args, client=client)
+
+        return call
+
+    @cached_property
+    def _size_script(self) -> Any:
+        return self.client.register_script(SET_SIZE)
 
     @cached_property
     def _members_script(self) -> Any:

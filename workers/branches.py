@@ -227,6 +227,8 @@ def _stop_if_common(
 def _drain(runtime: Runtime, run_id: str, stage: int, number: int, left: int) -> None:
     try:
         drain(runtime, run_id, stage, number, left)
+    except UnknownRunError:
+        raise
     except FanoutError as error:
         # The branch has ended all the same: the shard's end, or the reaper, opens the next one.
         _log.warning("no further shards are opened for now: %s", error, extra=about(run_id))

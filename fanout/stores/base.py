@@ -96,6 +96,19 @@ class Runs(Protocol):
         ``retry``.
         """
 
+    def begin_delete(self, run_id: str) -> list[int]:
+        """Have a run be unknown from now on, so that nothing is written of it any more.
+
+        Also of one whose deletion has begun before and has not ended: it is among the active runs
+        until ``delete_run`` has been carried out.
+
+        Returns:
+            How many shards each of its stages has.
+
+        Raises:
+            UnknownRunError: There is no such run.
+        """
+
     def delete_run(self, run_id: str) -> None:
         """Forget all there is of a run. Raises UnknownRunError."""
 

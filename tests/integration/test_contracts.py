@@ -36,8 +36,14 @@ def server_client(broker_url):
         yield client
 
 
+def make_known(client):
+    """Of a run that is not known nothing is published, and nothing is counted."""
+    client.hset("fanout:run:r1", "spec", "{}")
+
+
 @pytest.fixture
-def publisher(app):
+def publisher(app, server_client):
+    make_known(server_client)
     return Publisher(app)
 
 
@@ -107,6 +113,7 @@ def test_behind_a_sentinel_messages_can_be_published_in_batches_too(watched):
     app = broker.make_app(load_settings(broker_url=sentinel.url))
     with app.producer_pool.acquire() as producer:
         assert producer.supports_batch_publish
+    make_known(app.backend.client)
     Publisher(app).shard_chord("r1", 0, 0, range(3), size=3, feed=0)
     with server.client() as client:
         assert client.llen(broker.BRANCHES_QUEUE) == 3
@@ -253,6 +260,7 @@ def test_members_that_return_together_leave_what_celery_leaves_one_by_one(
         app.backend.on_chord_part_return(asked.context, state, error)
     one_by_one = chord_keys(server_client)
     server_client.flushdb()
+    make_known(server_client)
     publisher.shard_chord("r1", 0, 0, range(5), size=5, feed=0)
     app.backend.on_chord_parts_return(parts)
     assert chord_keys(server_client) == one_by_one
@@ -286,6 +294,7 @@ def test_members_of_several_chords_are_counted_each_in_its_own(app, publisher, s
 
 
 def test_publishing_subscribes_to_nothing_and_stores_nothing(app, publisher, server_client):
+    server_client.flushdb()
     publisher.expand("r1", 0, [Grant(shard=0), Grant(shard=1)])
     assert server_client.pubsub_channels() == []
     # The first to publish in a process also notes which queues there are.

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import json
+import signal
+from types import SimpleNamespace
+
 import pytest
 import redis
+from celery.app.task import Context
 
-from fanout import UnknownRunError
+from fanout import UnknownRunError, broker
+from fanout.chords import Publisher
+from fanout.messages import UNACKED, UNACKED_INDEX
+from fanout.queue_names import BRANCHES_QUEUE, backlog_of
+from fanout.settings import load_settings
 from fanout.spec import make_spec
+from fanout.stores import Grant
 
-from .conftest import wait_for
+from .conftest import wait_for, waiting
 
 SLOW = {"model": "fake?latency_s=600", "prompt": "{input}"}
 
@@ -26,6 +36,8 @@ def traces(broker_url, run_id):
         for key in server.scan_iter(count=1000):
             kind = server.type(key)
             read = {
+                # It has just gone.
+                b"none": lambda _key: [],
                 b"string": lambda key: [server.get(key) or b""],
                 b"list": lambda key: server.lrange(key, 0, -1),
                 b"set": server.smembers,
@@ -103,11 +115,100 @@ def test_a_deleted_run_leaves_nothing_behind(state, client, start_worker, broker
     run = state(client, start_worker)
     assert traces(broker_url, run.run_id)
     run.delete()
-    wait_for(lambda: not traces(broker_url, run.run_id), "all of it is gone", timeout_s=60)
+    wait_for(lambda: not traces(broker_url, run.run_id), "all of it is gone", timeout_s=20)
     # What was in flight is none the wiser, and what others do goes on.
     if client.workers():
         assert submit(client, 3).wait(60).succeeded == 3
     assert traces(broker_url, run.run_id) == []
+
+
+@pytest.fixture
+def db(broker_url):
+    with redis.Redis.from_url(broker_url) as client:
+        yield client
+
+
+def member(publisher, run_id, position):
+    """A branch that has ended, as the worker's pool tells of it."""
+    group = broker.shard_group(run_id, 0, 0)
+    task_id, callback = f"{group}/{position}", publisher._collect(run_id, 0, 0)
+    ids = {"id": task_id, "group": group, "group_index": position}
+    context = Context(**ids, chord=callback, ignore_result=True)
+    return SimpleNamespace(**ids, context=context), "SUCCESS", None
+
+
+# What is in a worker's hands, or a client's, when the run is deleted, and is sent only then.
+LATE = {
+    "a shard's chord": lambda pub, run: pub.shard_chord(run, 0, 0, range(500), size=500, feed=0),
+    "a few branches": lambda pub, run: pub.branches(run, 0, 0, range(3), feed=0),
+    "many branches": lambda pub, run: pub.branches(run, 0, 0, range(40), feed=0),
+    "the size of a chord": lambda pub, run: pub._set_size(broker.stage_group(run, 0), 3),
+    "a member": lambda pub, run: pub._backend.on_chord_parts_return([member(pub, run, 0)]),
+    "members together": lambda pub, run: pub._backend.on_chord_parts_return(
+        [member(pub, run, at) for at in range(4)]
+    ),
+}
+
+
+@pytest.mark.parametrize("prefix", ["fanout", "other"])
+def test_what_is_sent_of_a_run_that_is_gone_is_not_kept(broker_url, prefix, db):
+    """In the server that is: no worker is there to clean up."""
+    settings = load_settings(broker_url=broker_url, key_prefix=prefix)
+    store = broker.make_store(settings)
+    with broker.make_app(settings) as app:
+        publisher = Publisher(app)
+        for name, step in LATE.items():
+            store.create_run("r1", spec="{}", created_at=1.0)
+            before = set(traces(broker_url, "r1"))
+            step(publisher, "r1")
+            assert set(traces(broker_url, "r1")) - before, f"{name} is kept of a run that is there"
+            store.begin_delete("r1")
+            step(publisher, "r1")
+            publisher.forget_run("r1", [1])
+            step(publisher, "r1")
+            store.delete_run("r1")
+            step(publisher, "r1")
+            assert traces(broker_url, "r1") == [], name
+            assert waiting(db) == 0, name
+        publisher.close()
+    store.close()
+
+
+def test_a_worker_that_stood_still_during_the_deletion_leaves_nothing(
+    client, start_worker, broker_url, db
+):
+    """Whatever it had in hand then; and it drops the messages that come later still."""
+    worker = start_worker("--concurrency", "8", FANOUT_VISIBILITY_TIMEOUT_S="6")
+    run = submit(client, 1_000, model="fake?latency_s=0.02")
+    wait_for(lambda: run.status().done > 20, "branches end all the time")
+    worker.signal(signal.SIGSTOP)
+    message = db.lindex(backlog_of(run.run_id), 0)
+    run.delete()
+    with broker.make_app(load_settings(broker_url=broker_url)) as app:
+        publisher = Publisher(app)
+        publisher.expand(run.run_id, 0, [Grant(shard=0)])
+        publisher.collect(run.run_id, 0, 0)
+        publisher.seal(run.run_id, 0, shards=2)
+        publisher.aggregate(run.run_id, 0)
+        publisher.close()
+    # One that went back to its queue, and one whose worker died with it.
+    db.lpush(BRANCHES_QUEUE, message)
+    db.hset(UNACKED, "dead", json.dumps([json.loads(message), "", BRANCHES_QUEUE]))
+    db.zadd(UNACKED_INDEX, {"dead": 1.0})
+    worker.signal(signal.SIGCONT)
+    wait_for(lambda: not traces(broker_url, run.run_id), "all of it is gone", timeout_s=20)
+    assert submit(client, 3).wait(60).succeeded == 3
+    assert traces(broker_url, run.run_id) == []
+
+
+def test_a_deletion_that_died_half_way_is_carried_out_by_the_reaper(
+    client, start_worker, broker_url
+):
+    start_worker("--concurrency", "8", FANOUT_REAPER_INTERVAL_S="1")
+    run = submit(client, **SLOW)
+    wait_for(lambda: client.fleet().leases.taken >= 8, "calls are in flight")
+    run._store.begin_delete(run.run_id)
+    wait_for(lambda: not traces(broker_url, run.run_id), "all of it is gone", timeout_s=20)
 
 
 OPERATIONS = {

@@ -79,6 +79,8 @@ def taker(app):
 
 
 def publish(app, count, run_id="r1", shard=0):
+    # Of a run that is not known nothing is published.
+    app.backend.client.hset(f"fanout:run:{run_id}", "spec", "{}")
     Publisher(app).shard_chord(run_id, 0, shard, range(count), size=count, feed=0)
 
 

@@ -47,6 +47,7 @@ def taken(raw):
 
 
 def publish_one_of_each(app):
+    app.backend.client.hset("fanout:run:run1", "spec", "{}")
     publisher = Publisher(app)
     publisher.preflight("fake", "note1")
     publisher.expand("run1", 0, [Grant(shard=1, lanes=2)])

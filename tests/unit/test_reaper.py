@@ -59,6 +59,15 @@ def fleet():
     return Fleet()
 
 
+@pytest.mark.parametrize("has_ended", [False, True])
+def test_a_deletion_that_died_half_way_is_carried_out(fleet, has_ended):
+    if has_ended:
+        fleet.store.end_run(RUN, RunStatus.SUCCEEDED, ended_at=2.0)
+    fleet.store.begin_delete(RUN)
+    assert fleet.pass_time(10) == [("forgotten", [1, 0])]
+    assert fleet.store.active_runs() == []
+
+
 def test_a_lost_message_is_published_again_and_no_other(fleet):
     fleet.messages.ids = {f"{RUN}/0/0/1"}
     fleet.end(0)

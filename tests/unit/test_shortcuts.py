@@ -85,6 +85,7 @@ def test_as_many_events_as_a_batch_has_are_sent_at_once(app, monkeypatch):
     ],
 )
 def test_a_member_of_a_chord_is_written_as_celery_writes_it(app, result, is_told):
+    app.conf.broker_transport_options = {"run_keys": "fanout:run:"}
     backend = TolerantRedisBackend(app=app, url="redis://127.0.0.1:1/0")
     written = []
     backend.__dict__["_members_script"] = lambda keys, args: written.append(args)

@@ -50,6 +50,9 @@ class Publisher:
     def forget_shard(self, run_id, stage, shard):
         self.sent.append(("forget", stage, shard))
 
+    def forget_run(self, run_id, shards):
+        self.sent.append(("forgotten", shards))
+
     def branches(self, run_id, stage, shard, positions, *, feed):
         self.sent += [("branch", stage, shard, position, feed) for position in positions]
 

@@ -27,6 +27,7 @@ from fanout.stores import (
     Totals,
     WorkerRecord,
 )
+from fanout.stores.base import Branches, Runs, Stages
 from fanout.stores.blobs import FileBlobs
 
 RUN = "r1"
@@ -899,6 +900,111 @@ def test_deleting_leaves_no_key_of_a_run(broker_url):
     store.close()
 
 
+# Every step that writes of a run, and what it gives or raises where there is none.
+LATE = {
+    "put_result": (lambda s: s.put_result(RUN, b"x"), UnknownRunError),
+    "set_status": (lambda s: s.set_status(RUN, RunStatus.REDUCING, stage=1), False),
+    "end_run": (lambda s: s.end_run(RUN, RunStatus.FAILED, ended_at=2.0, error="x"), False),
+    "halt": (lambda s: s.halt(RUN, RunStatus.CANCELLED, error="x"), False),
+    "pause": (lambda s: s.pause(RUN), False),
+    "unpause": (lambda s: s.unpause(RUN), False),
+    "reopen_run": (lambda s: s.reopen_run(RUN, retry=frozenset({ErrorKind.TIMEOUT})), False),
+    "put_shard": (lambda s: s.put_shard(RUN, 0, 2, shard()), UnknownRunError),
+    "set_lanes": (
+        lambda s: s.set_lanes(RUN, 1, Lanes(window=2, per_shard=3, cap=5)),
+        UnknownRunError,
+    ),
+    "seal_stage": (lambda s: s.seal_stage(RUN, 0), UnknownRunError),
+    "open_shards": (lambda s: s.open_shards(RUN, 0, window=9, finished=0), UnknownRunError),
+    "open_shards as one drains": (
+        lambda s: s.open_shards(RUN, 0, window=9, draining=(0, 1)),
+        UnknownRunError,
+    ),
+    "start_shard": (lambda s: s.start_shard(RUN, 0, 0, published=3), UnknownRunError),
+    "advance_shard": (lambda s: s.advance_shard(RUN, 0, 0, published=3), UnknownRunError),
+    "adopt": (lambda s: s.adopt(RUN, 0, [0, 1]), UnknownRunError),
+    "healed": (lambda s: s.healed(RUN, 0), UnknownRunError),
+    "healed a shard": (lambda s: s.healed(RUN, 0, 0), UnknownRunError),
+    "reopen_shard": (
+        lambda s: s.reopen_shard(RUN, 0, 0, kept={0: ok()}, dropped=[]),
+        UnknownRunError,
+    ),
+    "take_parked": (lambda s: s.take_parked(RUN), []),
+    "begin": (lambda s: s.begin(Start(RUN, 0, 0, 2, token="u")), Begun(verdict="gone")),
+    "begin_all": (
+        lambda s: s.begin_all([Start(RUN, 0, 1, at, token="u") for at in range(2)]),
+        [Begun(verdict="gone")] * 2,
+    ),
+    "unbegin": (lambda s: s.unbegin(RUN, 0, 0, 0, token="t"), None),
+    "record": (lambda s: s.record(End(RUN, 0, 0, 2, ok(2))).first, False),
+    "record_all": (
+        lambda s: [each.first for each in s.record_all([End(RUN, 0, 1, 0, failed(), feed=3)])],
+        [False],
+    ),
+    "compact": (lambda s: s.compact(RUN, 0, 0, {at: ok(at) for at in range(3)}), UnknownRunError),
+}
+READS = {
+    *("spec", "run", "runs", "active_runs", "result", "stage", "is_finished", "shard", "indices"),
+    *("progress", "window", "shard_state", "incomplete", "outcomes", "storage_problem"),
+}
+
+
+def test_each_step_of_the_store_is_among_those_that_may_come_late():
+    steps = {name for part in (Runs, Stages, Branches) for name in vars(part) if name[0] != "_"}
+    late = {name.split(" ")[0] for name in LATE}
+    assert steps - READS - late == {"create_run", "begin_delete", "delete_run", "sweep_files"}
+
+
+def come_late(store):
+    """Do each step of a run that is gone; return those that were not as they should be."""
+    wrong = {}
+    for name, (step, expected) in LATE.items():
+        try:
+            said = step(store)
+        except UnknownRunError:
+            said = UnknownRunError
+        if said != expected:
+            wrong[name] = said
+    return wrong
+
+
+def test_what_comes_after_a_deletion_or_during_it_writes_nothing(store, run, tmp_path):
+    for number in range(2):
+        store.put_shard(run, 0, number, shard(3, 3 * number))
+    store.open_shards(run, 0, window=1)
+    store.start_shard(run, 0, 0, published=3)
+    store.begin(Start(run, 0, 0, 0, token="t"))
+    store.record(End(run, 0, 0, 0, ok()))
+    totals = store.totals()
+    assert store.begin_delete(run) == [2, 0]
+    assert store.active_runs() == [run], "who deletes it may die now"
+    assert come_late(store) == {}, "during it"
+    store.delete_run(run)
+    assert come_late(store) == {}, "after it"
+    assert store.active_runs() == []
+    assert store.totals() == totals
+    with pytest.raises(UnknownRunError):
+        store.begin_delete(run)
+    store.sweep_files()
+    assert [path for path in tmp_path.rglob("*") if run in str(path.relative_to(tmp_path))] == []
+    if isinstance(store, RedisStore):
+        assert set(store._redis.keys("*")) <= {*OF_THE_FLEET, b"fanout:noted-storages"}
+    assert run not in repr(vars(store))
+
+
+def test_a_deletion_that_died_half_way_is_carried_out_by_whoever_comes_next(store, run):
+    store.put_shard(run, 0, 0, shard())
+    store.end_run(run, RunStatus.SUCCEEDED, ended_at=1.0)
+    for _ in range(2):
+        assert store.begin_delete(run) == [1, 0]
+        with pytest.raises(UnknownRunError):
+            store.run(run)
+        assert list(store.runs()) == []
+    store.delete_run(run)
+    with pytest.raises(UnknownRunError):
+        store.delete_run(run)
+
+
 def test_every_key_of_a_run_expires(broker_url):
     client = redis.Redis.from_url(broker_url)
     store = RedisStore(client, ttl_s=100)
@@ -911,8 +1017,11 @@ def test_every_key_of_a_run_expires(broker_url):
     store.put_result(RUN, b"x")
     store.compact(RUN, 0, 0, {0: ok()})
     store.reopen_shard(RUN, 0, 1, kept={0: ok()}, dropped=[])
+    store.set_lanes(RUN, 1, Lanes(window=2, per_shard=3, cap=5))
+    store.healed(RUN, 2)
+    store.healed(RUN, 2, 0)
     keys = set(client.keys("*")) - OF_THE_FLEET
-    assert len(keys) == 9
+    assert len(keys) == 12
     assert all(0 < client.ttl(key) <= 100 for key in keys)
     store.close()
 

@@ -77,6 +77,8 @@ class MemoryBase:
     def __init__(self) -> None:
         self._lock = RLock()
         self._runs: dict[str, StoredRun] = {}
+        # Those whose deletion has begun.
+        self._deleted: dict[str, StoredRun] = {}
         self._notes: dict[str, tuple[bytes, float]] = {}
         self._locks: dict[str, tuple[str, float]] = {}
         self._workers: dict[str, tuple[WorkerRecord, float]] = {}

@@ -31,7 +31,9 @@ class MemoryBranches(MemoryBase):
     def take_parked(self, run_id: str) -> list[Parked]:
         """See Store."""
         with self._lock:
-            run = self._run(run_id)
+            run = self._runs.get(run_id)
+            if run is None:
+                return []
             taken, run.parked = run.parked, set()
             return sorted(taken, key=encode_parked)
 

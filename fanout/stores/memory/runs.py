@@ -58,7 +58,8 @@ class MemoryRuns(MemoryBase):
 
     def active_runs(self) -> list[str]:
         """See Store."""
-        return sorted(run_id for run_id, run in self._runs.items() if not run.record.has_ended)
+        runs = [run_id for run_id, run in self._runs.items() if not run.record.has_ended]
+        return sorted([*runs, *self._deleted])
 
     def runs(self, prefix: str = "") -> Iterator[RunRecord]:
         """See Store."""
@@ -121,8 +122,8 @@ class MemoryRuns(MemoryBase):
     def reopen_run(self, run_id: str, *, retry: frozenset[ErrorKind]) -> bool:
         """See Store."""
         with self._lock:
-            run = self._run(run_id)
-            if not run.record.has_ended:
+            run = self._runs.get(run_id)
+            if run is None or not run.record.has_ended:
                 return False
             run.record = RunRecord(
                 run_id=run_id,
@@ -140,11 +141,20 @@ class MemoryRuns(MemoryBase):
             run.stages[0].reopened, run.stages[0].draining = set(), set()
             return True
 
+    def begin_delete(self, run_id: str) -> list[int]:
+        """See Store."""
+        with self._lock:
+            if run_id not in self._deleted:
+                self._deleted[run_id] = self._run(run_id)
+                del self._runs[run_id]
+            run = self._deleted[run_id]
+            return [run.stages[stage].record.shards for stage in range(run.record.last_stage + 2)]
+
     def delete_run(self, run_id: str) -> None:
         """See Store."""
         with self._lock:
-            self._run(run_id)
-            del self._runs[run_id]
+            self.begin_delete(run_id)
+            del self._deleted[run_id]
 
     def storage_problem(self, *, is_worker: bool = False) -> str | None:  # noqa: ARG002
         """See Store."""

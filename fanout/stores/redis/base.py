@@ -4,10 +4,11 @@ Keys, under ``{prefix}:run:{id}``: the run (a hash); ``:sN`` a stage (a hash) an
 shards in flight; ``:sN:M:in`` the input of shard M, ``:live`` its outcomes while it is processed,
 ``:state`` its deliveries, ``:out`` its outcomes once it is finished; ``:result`` the aggregate;
 ``:parked`` branches that wait for a paused run to go on. ``:sN:sizes`` has each shard's first index
-and count; ``:sN:reopened`` are the shards that a retry has taken back. ``{prefix}:runs`` are all
-runs by age, ``{prefix}:active`` those that have not ended. ``{prefix}:totals`` is what workers
-have counted, ``{prefix}:run-totals`` how many runs were submitted and ended, ``{prefix}:limits``
-how far the rates of models are used, ``{prefix}:workers`` the workers until they fall silent, and
+and count; ``:sN:reopened`` are the shards that a retry has taken back. ``:deleted`` is there while
+a run is being deleted. ``{prefix}:runs`` are all runs by age, ``{prefix}:active`` those that have
+not ended, or whose deletion has not. ``{prefix}:totals`` is what workers have counted,
+``{prefix}:run-totals`` how many runs were submitted and ended, ``{prefix}:limits`` how far the
+rates of models are used, ``{prefix}:workers`` the workers until they fall silent, and
 ``{prefix}:worker-records`` what they say of themselves.
 ``:in``, ``:out`` and ``:result`` hold the blob itself or a reference to a file, as
 fanout.stores.blobs says; ``{prefix}:stored`` names the runs that have files, with their roots.
@@ -27,7 +28,7 @@ import redis
 from redis.exceptions import AuthenticationError, RedisError
 from redis.sentinel import MasterNotFoundError
 
-from fanout.errors import BrokerError
+from fanout.errors import BrokerError, UnknownRunError
 from fanout.exhaustion import is_exhausted
 from fanout.patience import lacks_rights, passes, refusal
 from fanout.runs import TERMINAL
@@ -40,12 +41,17 @@ if TYPE_CHECKING:
 
     from fanout.stores.blobs import Blobs
 
-__all__ = ["FINAL", "RedisBase", "seconds", "translated"]
+__all__ = ["FINAL", "RedisBase", "run_keys", "seconds", "translated"]
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
 FINAL = tuple(sorted(TERMINAL))
 _MOST_WORDS = 120
+
+
+def run_keys(prefix: str) -> str:
+    """Return what the key of a run begins with; its id follows."""
+    return f"{prefix}:run:"
 
 
 def seconds(time: tuple[int, int]) -> float:
@@ -170,6 +176,11 @@ class RedisBase:
         self._open = client.register_script(scripts.OPEN_SHARDS)
         self._put_shard = client.register_script(scripts.PUT_SHARD)
         self._compact = client.register_script(scripts.COMPACT)
+        self._delete = client.register_script(scripts.DELETE_RUN)
+        self._healed = client.register_script(scripts.HEALED)
+        self._put_result = client.register_script(scripts.PUT_RESULT)
+        self._set_lanes = client.register_script(scripts.SET_LANES)
+        self._start_shard = client.register_script(scripts.START_SHARD)
         self._set_status = client.register_script(scripts.SET_STATUS)
         self._end_run = client.register_script(scripts.END_RUN)
         self._forget_backlog = client.register_script(turn_scripts.FORGET_BACKLOG)
@@ -228,13 +239,18 @@ class RedisBase:
         return f"{self._prefix}:wire"
 
     def _run(self, run_id: str) -> str:
-        return f"{self._prefix}:run:{run_id}"
+        return f"{run_keys(self._prefix)}{run_id}"
 
     def _stage(self, run_id: str, stage: int) -> str:
         return f"{self._prefix}:run:{run_id}:s{stage}"
 
     def _shard(self, run_id: str, stage: int, number: int, part: str) -> str:
         return f"{self._prefix}:run:{run_id}:s{stage}:{number}:{part}"
+
+    def _require(self, run_id: str, is_there: object) -> None:
+        """Raise UnknownRunError where a script has found that there is no such run."""
+        if not is_there:
+            raise UnknownRunError(run_id)
 
     def _shard_keys(self, run_id: str, stage: int, number: int) -> list[str]:
         return [self._shard(run_id, stage, number, part) for part in ("live", "out", "state")]

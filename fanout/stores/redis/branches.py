@@ -173,5 +173,6 @@ class RedisBranches(RedisKept):
         keys = [self._shard(run_id, stage, number, part) for part in ("live", "state", "out")]
         name = blob_name(run_id, stage, number, "out")
         held = self._keep(run_id, name, codec.encode_outcomes(outcomes))
-        self._compact(keys=keys, args=[held, self._ttl_s])
+        is_there = self._compact(keys=[*keys, self._run(run_id)], args=[held, self._ttl_s])
         self._drop_if_late(keys[2], name, held)
+        self._require(run_id, is_there)

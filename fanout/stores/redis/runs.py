@@ -174,35 +174,49 @@ class RedisRuns(RedisStages):
         if result is not None:
             self._blobs.drop(f"{run_id}/result", result)
         for number in range(1, self.run(run_id).base_stage + 1):
-            self._delete_shards(run_id, number)
+            self._delete_shards(run_id, number, self.stage(run_id, number).shards)
             with suppress(StorageError):
                 # What stays goes with the run.
                 self._blobs.drop_all(f"{run_id}/s{number}")
         return True
 
     @translated
+    def begin_delete(self, run_id: str) -> list[int]:
+        """See Store."""
+        run = self._run(run_id)
+        keys = [run, f"{run}:deleted", self._active]
+        last: int = self._delete(keys=keys, args=[self._ttl_s, run_id])
+        self._require(run_id, last >= 0)
+        self._forget_backlog(keys=[BRANCHES_QUEUE], args=[run_id])
+        # One more than it knows of: that one was being written.
+        return [self.stage(run_id, stage).shards for stage in range(last + 2)]
+
+    @translated
     def delete_run(self, run_id: str) -> None:
         """See Store."""
-        record = self.run(run_id)
-        self._forget_backlog(keys=[BRANCHES_QUEUE], args=[run_id])
-        # Newest stage first and the run last: a deletion that dies half-way can be done again.
-        for stage in range(record.last_stage + 1, -1, -1):
-            self._delete_shards(run_id, stage)
+        shards = self.begin_delete(run_id)
+        # A stage behind its shards and the mark last: a deletion that dies half-way is done again.
+        for stage, count in enumerate(shards):
+            self._delete_shards(run_id, stage, count)
             self._redis.delete(self._stage(run_id, stage))
-        self._redis.delete(*(f"{self._run(run_id)}{part}" for part in ("", ":result", ":parked")))
-        self._forget(run_id)
         if self._blobs.root is not None:
             with suppress(StorageError):
                 # Where the storage is away, or is another one, the sweep does it later.
                 self._drop_files(run_id)
+        run = self._run(run_id)
+        self._redis.delete(f"{run}:result", f"{run}:parked")
+        self._forget(run_id)
+        self._redis.delete(f"{run}:deleted")
 
     @translated
     def put_result(self, run_id: str, result: bytes) -> None:
         """See Store."""
-        key, name = f"{self._run(run_id)}:result", f"{run_id}/result"
+        run, name = self._run(run_id), f"{run_id}/result"
+        key = f"{run}:result"
         held = self._keep(run_id, name, result) if len(result) > _LARGE_RESULT else result
-        self._redis.set(key, held, nx=True, ex=self._ttl_s)
+        is_there = self._put_result(keys=[key, run], args=[held, self._ttl_s])
         self._drop_if_late(key, name, held)
+        self._require(run_id, is_there)
 
     @translated
     def result(self, run_id: str) -> bytes | None:

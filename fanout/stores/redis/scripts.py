@@ -1,6 +1,7 @@
 """The store's Lua for runs: each script is one step that must not be seen half done.
 
-The server runs a script atomically, and it costs one round trip.
+The server runs a script atomically, and it costs one round trip. Each that writes of a run asks
+first whether there is one: so a step that comes late leaves nothing of a run that was deleted.
 """
 
 from __future__ import annotations
@@ -11,17 +12,22 @@ __all__ = [
     "ADVANCE",
     "BEGIN",
     "COMPACT",
+    "DELETE_RUN",
     "END_RUN",
     "HALT",
+    "HEALED",
     "OPEN_SHARDS",
     "PAUSE",
+    "PUT_RESULT",
     "PUT_SHARD",
     "RECORD",
     "RENEW",
     "REOPEN_RUN",
     "REOPEN_SHARD",
     "SEAL",
+    "SET_LANES",
     "SET_STATUS",
+    "START_SHARD",
     "UNBEGIN",
 ]
 
@@ -158,12 +164,13 @@ end
 return recorded
 """
 
-# KEYS stage, open, draining; ARGV window, finished (-1: none), ttl, draining (-1: none), how many
-# of its branches have not ended, how many times the window may be open with those that drain.
-# Returns shard, lanes, shard, lanes, ... The stage hash keeps cap (0: none), lane (per shard),
-# used, written and opened; used is for whoever looks. At most 1,000 shards at a time: clients write
-# that hash, and a script holds up everybody.
+# KEYS stage, open, draining, run; ARGV window, finished (-1: none), ttl, draining (-1: none), how
+# many of its branches have not ended, how many times the window may be open with those that drain.
+# Returns shard, lanes, shard, lanes, ...; nil where there is no such run. The stage hash keeps cap
+# (0: none), lane (per shard), used, written and opened; used is for whoever looks. At most 1,000
+# shards at a time: clients write that hash, and a script holds up everybody.
 OPEN_SHARDS = """
+if redis.call('EXISTS', KEYS[4]) == 0 then return false end
 local function field(name)
     return tonumber(redis.call('HGET', KEYS[1], name) or 0)
 end
@@ -210,9 +217,10 @@ end
 return granted
 """
 
-# KEYS stage, open; ARGV ttl, shards. Those that are not open become so; with a cap, as many as it
-# has lanes for.
+# KEYS stage, open, run; ARGV ttl, shards. Those that are not open become so; with a cap, as many as
+# it has lanes for. Returns whether there is such a run.
 ADOPT = """
+if redis.call('EXISTS', KEYS[3]) == 0 then return 0 end
 local cap = tonumber(redis.call('HGET', KEYS[1], 'cap') or 0)
 local lane = tonumber(redis.call('HGET', KEYS[1], 'lane') or 0)
 local used = 0
@@ -227,12 +235,40 @@ redis.call('EXPIRE', KEYS[2], ARGV[1])
 return 1
 """
 
-# KEYS state; ARGV how many are published, ttl. It only rises.
+# KEYS state, run; ARGV how many are published, ttl. It only rises. Returns whether there is such a
+# run.
 ADVANCE = """
+if redis.call('EXISTS', KEYS[2]) == 0 then return 0 end
 if tonumber(redis.call('HGET', KEYS[1], 'next') or 0) < tonumber(ARGV[1]) then
     redis.call('HSET', KEYS[1], 'next', ARGV[1])
     redis.call('EXPIRE', KEYS[1], ARGV[2])
 end
+return 1
+"""
+
+# KEYS state, run; ARGV how many are published, ttl. Returns whether it is the first to say so; -1:
+# no such run.
+START_SHARD = """
+if redis.call('EXISTS', KEYS[2]) == 0 then return -1 end
+local first = redis.call('HSETNX', KEYS[1], 'next', ARGV[1])
+redis.call('EXPIRE', KEYS[1], ARGV[2])
+return first
+"""
+
+# KEYS stage, run; ARGV ttl, window, lanes of a shard, cap. Returns whether there is such a run.
+SET_LANES = """
+if redis.call('EXISTS', KEYS[2]) == 0 then return 0 end
+redis.call('HSET', KEYS[1], 'window', ARGV[2], 'lane', ARGV[3], 'cap', ARGV[4])
+redis.call('EXPIRE', KEYS[1], ARGV[1])
+return 1
+"""
+
+# KEYS stage or state, totals of the fleet, run; ARGV ttl. Returns whether there is such a run.
+HEALED = """
+if redis.call('EXISTS', KEYS[3]) == 0 then return 0 end
+redis.call('HINCRBY', KEYS[1], 'heals', 1)
+redis.call('EXPIRE', KEYS[1], ARGV[1])
+redis.call('HINCRBY', KEYS[2], 'heals', 1)
 return 1
 """
 
@@ -265,11 +301,35 @@ redis.call('EXPIRE', KEYS[2], ARGV[1])
 return {tonumber(redis.call('HGET', KEYS[2], 'written') or 0), first}
 """
 
-# KEYS live, state, out; ARGV blob, ttl.
+# KEYS live, state, out, run; ARGV blob, ttl. Returns whether there is such a run.
 COMPACT = """
+if redis.call('EXISTS', KEYS[4]) == 0 then return 0 end
 redis.call('SET', KEYS[3], ARGV[1], 'NX', 'EX', ARGV[2])
 redis.call('DEL', KEYS[1], KEYS[2])
 return 1
+"""
+
+# KEYS result, run; ARGV blob, ttl. Returns whether there is such a run.
+PUT_RESULT = """
+if redis.call('EXISTS', KEYS[2]) == 0 then return 0 end
+redis.call('SET', KEYS[1], ARGV[1], 'NX', 'EX', ARGV[2])
+return 1
+"""
+
+# KEYS run, mark, active; ARGV ttl, run id. From now on there is no such run: nobody writes of it,
+# and what there is can be deleted in peace. The mark stays until that is done, and so does its
+# place among the active runs: who deletes may die half-way. Returns the run's last stage; -1: there
+# is no such run, and nothing is left of one.
+DELETE_RUN = """
+-- despite a full server
+local last = tonumber(redis.call('GET', KEYS[2]) or -1)
+if redis.call('EXISTS', KEYS[1]) == 0 then return last end
+local run = redis.call('HMGET', KEYS[1], 'stage', 'base_stage')
+last = math.max(last, tonumber(run[1] or 0) or 0, tonumber(run[2] or 0) or 0)
+redis.call('SET', KEYS[2], last, 'EX', ARGV[1])
+redis.call('SADD', KEYS[3], ARGV[2])
+redis.call('DEL', KEYS[1])
+return last
 """
 
 # KEYS run; ARGV status, stage ('' leaves it; it only rises), and the final statuses. Returns
@@ -356,9 +416,11 @@ redis.call('EXPIRE', KEYS[2], ARGV[1])
 return 1
 """
 
-# KEYS stage, shards taken back, out, live, state; ARGV number, ttl, how many outcomes are kept,
-# position and outcome of each, and the kind of each that is dropped. Returns whether it was now.
+# KEYS stage, shards taken back, out, live, state, run; ARGV number, ttl, how many outcomes are
+# kept, position and outcome of each, and the kind of each that is dropped. Returns whether it was
+# now; -1: no such run.
 REOPEN_SHARD = """
+if redis.call('EXISTS', KEYS[6]) == 0 then return -1 end
 if redis.call('SADD', KEYS[2], ARGV[1]) == 0 then return 0 end
 redis.call('EXPIRE', KEYS[2], ARGV[2])
 redis.call('DEL', KEYS[3], KEYS[4], KEYS[5])
@@ -374,9 +436,11 @@ end
 return 1
 """
 
-# KEYS results, members, claim; ARGV index, task id and result of each. What Celery's own script
-# keeps of a member that returns, before it counts. Nothing may be added to a chord that is done.
+# KEYS results, members, claim, run; ARGV index, task id and result of each. What Celery's own
+# script keeps of a member that returns, before it counts. Nothing may be added to a chord that is
+# done, or whose run is gone.
 ADD_MEMBERS = """
+if redis.call('EXISTS', KEYS[4]) == 0 then return 0 end
 if redis.call('GET', KEYS[3]) == 'done' then return 0 end
 for i = 1, #ARGV, 3 do
     if redis.call('SADD', KEYS[2], ARGV[i + 1] .. ':' .. ARGV[i]) == 1 then

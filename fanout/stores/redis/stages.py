@@ -48,21 +48,22 @@ class RedisStages(RedisKept):
         for position, outcome in kept.items():
             args += [position, codec.encode_outcome(outcome)]
         args += [outcome.kind or "" for outcome in dropped]
-        keys = [key, f"{key}:reopened", out, live, state]
+        keys = [key, f"{key}:reopened", out, live, state, self._run(run_id)]
         name = blob_name(run_id, stage, number, "out")
         before = None if self._blobs.root is None else self._held(out)
-        is_now = bool(self._reopen_shard(keys=keys, args=args))
-        if is_now and before is not None:
+        answer = self._reopen_shard(keys=keys, args=args)
+        self._require(run_id, answer >= 0)
+        if answer and before is not None:
             self._blobs.drop(name, before)
-        return is_now
+        return bool(answer)
 
     @translated
     def is_finished(self, run_id: str, stage: int, number: int) -> bool:
         """See Store."""
         return bool(self._redis.exists(self._shard(run_id, stage, number, "out")))
 
-    def _delete_shards(self, run_id: str, stage: int) -> None:
-        for number in range(self.stage(run_id, stage).shards):
+    def _delete_shards(self, run_id: str, stage: int, count: int) -> None:
+        for number in range(count):
             parts = ("in", "live", "state", "out")
             self._redis.delete(*(self._shard(run_id, stage, number, part) for part in parts))
         rest = ("open", "draining", "sizes", "reopened")
@@ -106,8 +107,9 @@ class RedisStages(RedisKept):
     @translated
     def set_lanes(self, run_id: str, stage: int, lanes: Lanes) -> None:
         """See Store."""
-        fields = {"window": lanes.window, "lane": lanes.per_shard, "cap": lanes.cap}
-        self._redis.hset(self._stage(run_id, stage), mapping=cast("dict[Any, Any]", fields))
+        keys = [self._stage(run_id, stage), self._run(run_id)]
+        args = [self._ttl_s, lanes.window, lanes.per_shard, lanes.cap]
+        self._require(run_id, self._set_lanes(keys=keys, args=args))
 
     @translated
     def seal_stage(self, run_id: str, stage: int) -> Sealed:
@@ -132,26 +134,26 @@ class RedisStages(RedisKept):
         key = self._stage(run_id, stage)
         args: list[Any] = [window, -1 if finished is None else finished, self._ttl_s]
         args += [*(draining or (-1, 0)), MOST_WINDOWS]
-        keys = [key, f"{key}:open", f"{key}:draining"]
-        flat = cast("list[int]", self._open(keys=keys, args=args))
+        keys = [key, f"{key}:open", f"{key}:draining", self._run(run_id)]
+        flat = cast("list[int] | None", self._open(keys=keys, args=args))
+        if flat is None:
+            raise UnknownRunError(run_id)
         pairs = zip(flat[::2], flat[1::2], strict=True)
         return [Grant(shard=shard, lanes=lanes) for shard, lanes in pairs]
 
     @translated
     def start_shard(self, run_id: str, stage: int, number: int, *, published: int) -> bool:
         """See Store."""
-        key = self._shard(run_id, stage, number, "state")
-        with self._redis.pipeline() as pipe:
-            pipe.hsetnx(key, "next", published)
-            pipe.expire(key, self._ttl_s)
-            is_first, _ = pipe.execute()
-        return bool(is_first)
+        keys = [self._shard(run_id, stage, number, "state"), self._run(run_id)]
+        answer = self._start_shard(keys=keys, args=[published, self._ttl_s])
+        self._require(run_id, answer >= 0)
+        return bool(answer)
 
     @translated
     def advance_shard(self, run_id: str, stage: int, number: int, *, published: int) -> None:
         """See Store."""
-        key = self._shard(run_id, stage, number, "state")
-        self._advance(keys=[key], args=[published, self._ttl_s])
+        keys = [self._shard(run_id, stage, number, "state"), self._run(run_id)]
+        self._require(run_id, self._advance(keys=keys, args=[published, self._ttl_s]))
 
     @translated
     def progress(self, run_id: str, stage: int) -> StageProgress:
@@ -236,16 +238,13 @@ class RedisStages(RedisKept):
     def adopt(self, run_id: str, stage: int, numbers: Iterable[int]) -> None:
         """See Store."""
         key = self._stage(run_id, stage)
-        self._adopt(keys=[key, f"{key}:open"], args=[self._ttl_s, *numbers])
+        keys = [key, f"{key}:open", self._run(run_id)]
+        self._require(run_id, self._adopt(keys=keys, args=[self._ttl_s, *numbers]))
 
     @translated
     def healed(self, run_id: str, stage: int, number: int | None = None) -> None:
         """See Store."""
         of_stage = self._stage(run_id, stage)
         key = of_stage if number is None else self._shard(run_id, stage, number, "state")
-        with self._redis.pipeline() as pipe:
-            pipe.hincrby(key, "heals", 1)
-            pipe.hincrby(self._totals, "heals", 1)
-            if number is not None:
-                pipe.expire(key, self._ttl_s)
-            pipe.execute()
+        keys = [key, self._totals, self._run(run_id)]
+        self._require(run_id, self._healed(keys=keys, args=[self._ttl_s]))

@@ -107,16 +107,24 @@ if moved > 0 then redis.call('LPOP', queue .. '.behind', moved) end
 return {{redis.call('LLEN', queue) + redis.call('LLEN', queue .. '.behind'), taken}}
 """
 
-# KEYS queue; ARGV turns of a run, run, how many messages were put into its backlog just now, and
-# some that were not. It takes nothing from anywhere, as a client may not; and what goes into the
-# backlog anyway does not pass through it, which would cost the server more than all the rest.
+# KEYS queue; ARGV turns of a run, run, its key, how many messages were put into its backlog just
+# now, and some that were not. It takes nothing from anywhere, as a client may not; and what goes
+# into the backlog anyway does not pass through it, which would cost the server more than all the
+# rest.
+# Returns how long the queue is; -1: the run is gone, and so is what was put.
 PUT = f"""{_SHARED}
 local queue, turns, run = KEYS[1], tonumber(ARGV[1]), ARGV[2]
-local backlog, behind = backlog_of(queue, run), tonumber(ARGV[3])
-local count, held, room = #ARGV - 3, 0, turns
+local backlog, behind = backlog_of(queue, run), tonumber(ARGV[4])
+local count, held, room = #ARGV - 4, 0, turns
 -- A script holds up everybody: whoever may call it must not make it long.
 if not (behind >= 0 and behind + count <= {_MOST}) then
     return redis.error_reply('ERR so many messages are never put at once')
+end
+if redis.call('EXISTS', ARGV[3]) == 0 then
+    local rest = redis.call('LLEN', backlog) - behind
+    redis.call('DEL', backlog)
+    if rest > 0 then redis.call('LPOP', queue .. '.behind', rest) end
+    return -1
 end
 -- An empty queue wakes nobody, whatever the counters say.
 if redis.call('LLEN', queue) > 0 then
@@ -125,8 +133,8 @@ if redis.call('LLEN', queue) > 0 then
     if redis.call('LLEN', backlog) == behind then room = math.max(0, turns - held) end
 end
 local first = math.min(room, count)
-if first > 0 then redis.call('LPUSH', queue, unpack(ARGV, 4, 3 + first)) end
-if first < count then redis.call('LPUSH', backlog, unpack(ARGV, 4 + first)) end
+if first > 0 then redis.call('LPUSH', queue, unpack(ARGV, 5, 4 + first)) end
+if first < count then redis.call('LPUSH', backlog, unpack(ARGV, 5 + first)) end
 behind = behind + count - first
 if behind > 0 then
     local blank = {{}}
@@ -167,14 +175,15 @@ for _ = 1, off do redis.call('LPUSH', queue .. '.behind', '') end
 return moved
 """
 
-# KEYS queue; ARGV run. Its turns in the queue stay: whoever takes them sees that the run is gone.
+# KEYS queue; ARGV run, which is gone: PUT gives it no further messages. Those in the queue stay:
+# whoever takes them sees that the run is gone.
 FORGET_BACKLOG = f"""-- despite a full server
 {_SHARED}
 local queue, run = KEYS[1], ARGV[1]
 local rest = redis.call('LLEN', backlog_of(queue, run))
+redis.call('HDEL', queue .. '.turns', run)
 if rest == 0 then return 0 end
 redis.call('DEL', backlog_of(queue, run))
-redis.call('HDEL', queue .. '.turns', run)
 redis.call('LPOP', queue .. '.behind', rest)
 return rest
 """
