@@ -12,7 +12,7 @@ from celery.backends.redis import CHORD_PART_RETURN_LUA, RedisBackend, SentinelB
 
 from fanout.exhaustion import is_exhausted
 from fanout.patience import outlasts, patiently
-from fanout.stores.connection import SOCKET_OPTIONS, MasterConnection, tolerant_retry
+from fanout.stores.connection import PACKER, SOCKET_OPTIONS, MasterConnection, tolerant_retry
 from fanout.stores.functions import FunctionsClient
 from fanout.stores.redis.chord_scripts import SET_SIZE, count_of_run
 from fanout.stores.redis.scripts import ADD_MEMBERS
@@ -72,6 +72,7 @@ class _Tolerant:
             options = SOCKET_OPTIONS["socket_keepalive_options"]
             self.connparams["socket_keepalive_options"] = options
         self.connparams["retry"] = tolerant_retry(_RETRIES)
+        self.connparams["command_packer"] = PACKER
 
     def set_chord_size(self, group_id: str, chord_size: int) -> None:
         """Set how many members a chord has, and forget that it was done; in one step."""

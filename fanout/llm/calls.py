@@ -13,6 +13,7 @@ from fanout.errors import LLMError
 from fanout.exhaustion import is_exhausted
 from fanout.json_text import bare_json
 from fanout.llm.base import LLMReply
+from fanout.llm.deadline import Deadline
 from fanout.llm.endings import require_complete
 from fanout.llm.usage import believable, billed
 from fanout.llm.validation import validated
@@ -267,7 +268,7 @@ async def _left(
 
 async def _call(llm: LLM, request: LLMRequest, timeout_s: float) -> LLMReply:
     try:
-        async with asyncio.timeout(timeout_s):
+        with Deadline(timeout_s):
             reply: Any = await llm.complete(request)
     except TimeoutError:
         raise LLMError(ErrorKind.TIMEOUT, f"no answer within {timeout_s:g} s") from None

@@ -8,6 +8,7 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 from fanout.errors import LLMError
+from fanout.llm.deadline import Deadline
 from fanout.runs import ErrorKind
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ async def validated(
     """
     loop = asyncio.get_running_loop()
     try:
-        async with asyncio.timeout(limit_s):
+        with Deadline(limit_s):
             return await loop.run_in_executor(_pool(), validate, answer)
     except TimeoutError:
         raise LLMError(

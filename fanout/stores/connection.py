@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import socket
 import ssl
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+import hiredis
 import redis
 from redis.backoff import ExponentialBackoff
+from redis.connection import HiredisRespSerializer
 from redis.retry import Retry
 from redis.sentinel import Sentinel, SentinelConnectionPool
 
@@ -23,6 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "HEALTH_CHECK_S",
+    "PACKER",
     "SOCKET_OPTIONS",
     "MasterConnection",
     "address_of",
@@ -52,6 +56,20 @@ def _keepalive_options() -> dict[int, int]:
     }
     return {getattr(socket, name): at for name, at in values.items() if hasattr(socket, name)}
 
+
+class _Packer(HiredisRespSerializer):
+    """Encodes commands; redis-py looks at each argument first, which takes as long again."""
+
+    def pack(self, *args: Any) -> Any:
+        """Return a command as it is sent."""
+        if isinstance(args[0], str) and " " not in args[0]:
+            with suppress(TypeError):
+                return [hiredis.pack_command(args)]
+        # A command of two words, or what hiredis does not take.
+        return super().pack(*args)
+
+
+PACKER = _Packer()
 
 # What kombu's transport, Celery's result backend and our own clients all take.
 SOCKET_OPTIONS: dict[str, Any] = {
@@ -147,6 +165,7 @@ def connect(
     options = {
         **SOCKET_OPTIONS,
         "health_check_interval": HEALTH_CHECK_S,
+        "command_packer": PACKER,
         # After the first few there is one retry a second.
         "retry": _patient(away_s) if is_patient else impatient,
     }

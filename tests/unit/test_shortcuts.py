@@ -1,14 +1,19 @@
-"""What replaces a step of Celery's, as each branch has it, does what Celery does."""
+"""What replaces a step of a library's, as each branch has it, does what the library does."""
 
 from __future__ import annotations
 
+import asyncio
 from types import SimpleNamespace
 
 import pytest
 from celery import Celery, states
 from celery.events.dispatcher import EventDispatcher
 from celery.worker import state
+from redis.connection import HiredisRespSerializer
+from redis.exceptions import DataError
 
+from fanout.llm.deadline import Deadline
+from fanout.stores.connection import PACKER
 from workers.backend import TaskFault, TolerantRedisBackend
 from workers.branches import BranchFailed
 from workers.events import Dispatcher
@@ -112,3 +117,101 @@ def test_what_has_succeeded_is_remembered_by_nobody(monkeypatch):
     assert request.id not in state.requests
     assert request not in state.reserved_requests
     assert len(state.successful_requests) == before
+
+
+class AsAsyncio:
+    """asyncio's own, in the form of ours."""
+
+    def __init__(self, seconds):
+        self._timeout = asyncio.timeout(seconds)
+
+    def __enter__(self):
+        with pytest.raises(StopIteration):
+            self._timeout.__aenter__().send(None)
+
+    def __exit__(self, *raised):
+        try:
+            self._timeout.__aexit__(*raised).send(None)
+        except StopIteration as ended:
+            return ended.value
+
+
+async def within(deadline, *, seconds, takes_s, raises=False, is_cancelled=False):
+    """How a task ends that waits within a deadline, and what it is left with."""
+    ends = []
+
+    async def wait():
+        try:
+            with deadline(seconds):
+                await asyncio.sleep(takes_s)
+                assert not raises
+        except BaseException as error:
+            ends.append(type(error).__name__)
+            ends.append(type(error.__cause__).__name__)
+            raise
+        finally:
+            ends.append(asyncio.current_task().cancelling())
+
+    task = asyncio.get_running_loop().create_task(wait())
+    await asyncio.sleep(0)
+    if is_cancelled:
+        task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    return *ends, task.cancelled()
+
+
+@pytest.mark.parametrize(
+    ("given", "ends"),
+    [
+        ({"seconds": 60, "takes_s": 0}, (0, False)),
+        ({"seconds": 0.01, "takes_s": 60}, ("TimeoutError", "CancelledError", 0, False)),
+        ({"seconds": 0, "takes_s": 60}, ("TimeoutError", "CancelledError", 0, False)),
+        (
+            {"seconds": 60, "takes_s": 60, "is_cancelled": True},
+            ("CancelledError", "NoneType", 1, True),
+        ),
+        ({"seconds": 60, "takes_s": 0, "raises": True}, ("AssertionError", "NoneType", 0, False)),
+    ],
+)
+def test_a_deadline_ends_what_asyncios_would(given, ends):
+    assert asyncio.run(within(AsAsyncio, **given)) == ends
+    assert asyncio.run(within(Deadline, **given)) == ends
+
+
+def test_a_deadline_leaves_to_others_what_they_cancel_as_well():
+    async def main():
+        async def wait():
+            with Deadline(0.01):
+                try:
+                    await asyncio.sleep(60)
+                except asyncio.CancelledError:
+                    asyncio.current_task().cancel()
+                    raise
+
+        task = asyncio.get_running_loop().create_task(wait())
+        await asyncio.gather(task, return_exceptions=True)
+        return task.cancelled()
+
+    assert asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("PING",),
+        ("FCALL", "f", 1, b"\xff\x00", "ä", 2.5, -3),
+        ("CONFIG GET", "maxmemory"),
+        (b"CONFIG GET", "maxmemory"),
+        ("SET", "k", bytearray(b"v")),
+        ("SET", "k", memoryview(b"v")),
+        ("SET", "k", ""),
+    ],
+)
+def test_a_command_is_sent_as_redis_py_sends_it(command):
+    assert b"".join(PACKER.pack(*command)) == b"".join(HiredisRespSerializer().pack(*command))
+
+
+@pytest.mark.parametrize("argument", [None, [1], object()])
+def test_what_is_no_argument_of_a_command_is_said_as_by_redis_py(argument):
+    with pytest.raises(DataError):
+        PACKER.pack("SET", "k", argument)
