@@ -1,15 +1,16 @@
 """When a model fails for everybody, and not for one document: pure policy, no broker.
 
 Two questions, answered apart. *Whose fault is a failed call?* A branch may fail so often for
-reasons of its own; what strikes all branches alike spends none of that. What else was called tells:
-a branch that fails where others, called beside it or later, succeed is at fault itself. *Should the
-model be left alone?* Where hardly a call can succeed, a circuit breaker holds all calls back, lets
+reasons of its own; what strikes all branches alike spends none of that. The calls of others that
+began about when its own did tell: a failure counts as much as it was unlikely then, so that five
+whole ones are a chance of 1 in 100,000. *Should the model be left alone?* Where hardly a call can succeed, a circuit breaker holds all calls back, lets
 one through now and then, and lets all go on when one has succeeded.
 """
 
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -18,6 +19,8 @@ from fanout.exhaustion import is_exhausted
 from fanout.runs import ErrorKind
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
     from fanout.errors import LLMError
 
 __all__ = [
@@ -28,16 +31,23 @@ __all__ = [
     "MAX_PROBE_S",
     "REOPEN_S",
     "SHARED",
+    "SLOT_S",
+    "Beside",
     "Breaker",
-    "Evidence",
+    "Failure",
+    "Slot",
     "Standing",
     "Verdict",
     "ask",
+    "beside",
     "close",
+    "cost_alone",
+    "cost_of_own",
     "down_s",
     "is_outage",
-    "judge",
     "judge_alone",
+    "reaches_s",
+    "spent",
     "trip",
 ]
 
@@ -54,6 +64,12 @@ _COMMON = frozenset({ErrorKind.RATE_LIMITED, ErrorKind.CONNECTION})
 SHARED = _COMMON | {ErrorKind.SERVER_ERROR, ErrorKind.TIMEOUT}
 _COMMON_STATUSES = frozenset({429, 502, 503, 504, 529})
 
+# Calls that began within one such span are counted together.
+SLOT_S = 0.25
+# How far around a failed call those of others are looked at: as far as its branch's call before is
+# away, as it is the next one's chance that is to be told.
+_LEAST_REACH_S = 1.0
+_MOST_REACH_S = 10.0
 # A success shows that a call was possible which began so little later.
 BESIDE_S = 0.5
 # How old a success may be, where nobody else calls: then there is nothing to compare with, and a
@@ -99,40 +115,78 @@ class Standing(msgspec.Struct, frozen=True, kw_only=True):
     is_probe: bool = False
 
 
-class Evidence(msgspec.Struct, frozen=True, kw_only=True):
-    """What a worker knows of a model when a call of a branch has failed.
+class Slot(msgspec.Struct, kw_only=True):
+    """Calls to a model that began within one span of SLOT_S, as far as they have ended.
 
     Attributes:
-        failing: Branches whose calls have failed, and none that began as late has succeeded.
-        success_share: The share, 0 to 1, of branches whose first call succeeded, lately.
-        has_recovered: Whether calls that were made again have succeeded since the branch failed.
-        lead_s: By how many seconds the branch's first failed call began later than any call that
-            has succeeded; negative where one began later still; None where none ever succeeded.
-        is_beside: Whether a call has succeeded that ended later than that.
-        down_s: See Standing.
+        succeeded: First calls of their branches that succeeded.
+        failed: First calls that failed for a reason that others may share.
+        succeeded_again: Calls of branches that had failed before, and now succeeded.
+        failed_again: The same that failed once more, and no call that began after their branch's
+            first one has succeeded.
+        failed_late: The same, and one has: the branch may be at fault itself.
     """
 
-    failing: int
-    success_share: float
-    has_recovered: bool
-    lead_s: float | None
-    is_beside: bool
-    down_s: float | None = None
+    succeeded: int = 0
+    failed: int = 0
+    succeeded_again: int = 0
+    failed_again: int = 0
+    failed_late: int = 0
+
+    def share(self, *, has_recovered: bool) -> float | None:
+        """Return the share, 0 to 1, of calls that failed; None where there were none.
+
+        First calls tell most. Those that failed late tell something where such calls do succeed.
+        """
+        again = self.failed_again + (self.failed_late if has_recovered else 0)
+        for failed, succeeded in ((self.failed, self.succeeded), (again, self.succeeded_again)):
+            if failed + succeeded:
+                return failed / (failed + succeeded)
+        return None
+
+
+class Beside(msgspec.Struct, frozen=True, kw_only=True):
+    """How the calls of other branches went that began about when a failed one did.
+
+    Attributes:
+        calls: How many they were.
+        share: The share, 0 to 1, of the time at which such a call failed.
+        late: Calls that failed late: see Slot.
+    """
+
+    calls: int = 0
+    share: float = 1.0
+    late: int = 0
+
+
+class Failure(msgspec.Struct, frozen=True, kw_only=True):
+    """A failed call of a branch, of a kind that others may share.
+
+    Attributes:
+        began: When, in seconds of one clock.
+        alone: What it costs where no call of others began about then: see cost_alone.
+        counted: In which field of Slot.
+        is_asked: Whether the provider asked to wait: then it costs nothing.
+    """
+
+    began: float
+    alone: float = 0.0
+    counted: str = "failed"
+    is_asked: bool = False
 
 
 class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     """What a failed call means for its branch.
 
     Attributes:
-        cost: How much of an attempt it is, 0 to 1.
-        weight: What all attempts so far are to be counted as, 0 to 1 each: see Evidence.
+        cost: How many attempts it adds to what the branch has spent. Its failures before are
+            judged anew by what is known since: it may be more than 1, or negative.
         down_s: See Standing.
         is_held: Whether all further calls to the model wait at the gate.
         is_blind: Whether nothing is known that it could be judged by: no call ever succeeded here.
     """
 
     cost: float
-    weight: float = 1.0
     down_s: float | None = None
     is_held: bool = False
     is_blind: bool = False
@@ -149,15 +203,90 @@ def is_outage(failing: int, success_share: float) -> bool:
     return failing >= _LEAST_BRANCHES and (1 - share) ** failing <= _CHANCE
 
 
-def judge(error: LLMError, evidence: Evidence, *, is_held: bool = False) -> Verdict:
-    """Return what a failed call means for its branch, by what happened to others."""
-    return Verdict(
-        cost=_cost(error, evidence),
-        weight=_weight(error, evidence),
-        down_s=evidence.down_s,
-        is_held=is_held,
-        is_blind=evidence.lead_s is None and error.retry_after_s is None,
+def reaches_s(failures: Sequence[Failure]) -> list[float]:
+    """Return how many seconds around each failed call of a branch those of others are looked at."""
+    gaps = [after.began - before.began for before, after in pairwise(failures)]
+    return [min(max(gap, _LEAST_REACH_S), _MOST_REACH_S) for gap in [0.0, *gaps]]
+
+
+def beside(slots: Iterable[Slot | None], *, has_recovered: bool) -> Beside:
+    """Return what the slots around a failed call tell, one after the other; None has no calls.
+
+    The time counts, and not the calls: who fails calls less often than who succeeds. Until there
+    is another call, it goes as it went.
+    """
+    calls = late = length = 0
+    failing, share = 0.0, None
+    for slot in slots:
+        if slot is not None:
+            known = slot.share(has_recovered=has_recovered)
+            if known is not None:
+                share = known
+                calls += slot.succeeded + slot.failed + slot.succeeded_again + slot.failed_again
+            late += slot.failed_late
+        if share is not None:
+            failing += share
+            length += 1
+    return Beside(calls=calls, share=failing / length, late=late) if length else Beside()
+
+
+def spent(
+    failures: Sequence[Failure],
+    others: Sequence[Beside],
+    *,
+    chance_of_success: float,
+    has_recovered: bool,
+) -> float:
+    """Return how many attempts the failed calls of a branch are, by what was beside each.
+
+    Args:
+        failures: They.
+        others: What was beside each.
+        chance_of_success: Of a first call, 0 to 1.
+        has_recovered: Whether a branch that had failed has succeeded since they began. Where none
+            does of so many that it is no chance, what failed late is a whole one.
+    """
+    late = 0 if has_recovered else sum(each.late for each in others)
+    stays = is_outage(late, chance_of_success)
+    return sum(
+        0.0 if failure.is_asked else _cost(failure, each, stays=stays)
+        for failure, each in zip(failures, others, strict=True)
     )
+
+
+def _cost(failure: Failure, others: Beside, *, stays: bool) -> float:
+    if stays and failure.counted == "failed_late":
+        return 1.0
+    if not others.calls:
+        return failure.alone
+    # This call is one of them: of two calls, one that fails shows little.
+    share = (others.share * others.calls + 1) / (others.calls + 1)
+    return min(1.0, -math.log10(share))
+
+
+def cost_alone(
+    error: LLMError, *, lead_s: float | None, is_down: bool, chance_of_success: float = 1.0
+) -> float:
+    """Return what a failure costs where no call of others began about when it did.
+
+    Args:
+        error: Why the call failed.
+        lead_s: By how many seconds the branch's first failed call began later than any call that
+            has succeeded; negative where one began later still; None where none ever succeeded.
+        is_down: Whether the model is known to fail for everybody.
+        chance_of_success: Of a call, as far as it is chance, 0 to 1.
+    """
+    if is_down or lead_s is None or lead_s > _LATELY_S or (lead_s >= 0 and _is_common(error)):
+        return 0.0
+    least, most = _SHARE_BOUNDS
+    return min(_UNSURE, -math.log10(1 - min(max(chance_of_success, least), most)))
+
+
+def cost_of_own(error: LLMError) -> float | None:
+    """Return what a failure costs that is its branch's own; None where others may share it."""
+    if error.is_own or error.kind not in SHARED:
+        return 0.0 if _lacks_something(error) else 1.0
+    return None
 
 
 def judge_alone(error: LLMError) -> Verdict:
@@ -174,39 +303,8 @@ def _lacks_something(error: LLMError) -> bool:
     return is_exhausted(error) and not isinstance(error.__cause__, MemoryError)
 
 
-def _cost(error: LLMError, evidence: Evidence) -> float:
-    if error.is_own or error.kind not in SHARED:
-        return 0.0 if _lacks_something(error) else 1.0
-    if error.retry_after_s is not None or evidence.lead_s is None:
-        return 0.0
-    if is_outage(evidence.failing, evidence.success_share):
-        return 0.0
-    is_suspect = evidence.lead_s < 0
-    if evidence.down_s is not None:
-        return _UNSURE if is_suspect else 0.0
-    is_common = _is_common(error)
-    if is_suspect or (evidence.is_beside and not is_common):
-        return 1.0
-    return 0.0 if is_common or evidence.lead_s > _LATELY_S else _UNSURE
-
-
 def _is_common(error: LLMError) -> bool:
     return error.kind in _COMMON or error.status in _COMMON_STATUSES
-
-
-def _weight(error: LLMError, evidence: Evidence) -> float:
-    """Return what failures weigh beside successes.
-
-    Where calls fail by chance, as many in a row prove as little as they are likely: five whole
-    attempts are a chance of 1 in 100,000, and of refusals for everybody's load twice as many are
-    wanted. Where what fails stays failed, each is a whole one.
-    """
-    if error.is_own or error.kind not in SHARED or not evidence.has_recovered:
-        return 1.0
-    least, most = _SHARE_BOUNDS
-    share = min(max(evidence.success_share, least), most)
-    weight = min(1.0, -math.log10(1 - share))
-    return weight / 2 if _is_common(error) else weight
 
 
 def trip(breaker: Breaker, *, now: float, reopen_s: float = REOPEN_S) -> Breaker:

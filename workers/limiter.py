@@ -10,7 +10,17 @@ from typing import TYPE_CHECKING
 
 from fanout.errors import BrokerError
 from fanout.limits import MAX_BLOCK_S
-from fanout.outages import CLOSED, SHARED, ask, close, judge, trip
+from fanout.outages import (
+    CLOSED,
+    SHARED,
+    Failure,
+    Verdict,
+    ask,
+    close,
+    cost_alone,
+    cost_of_own,
+    trip,
+)
 from fanout.runs import ErrorKind
 from fanout.tokens import estimate_tokens
 from workers.health import ModelHealth
@@ -21,7 +31,6 @@ if TYPE_CHECKING:
     from fanout.errors import LLMError
     from fanout.limits import Rates
     from fanout.llm.base import LLMReply, LLMRequest
-    from fanout.outages import Verdict
     from fanout.stores import Store
 
 __all__ = ["Gate", "Limiter"]
@@ -260,6 +269,9 @@ class Gate:
         self._began = 0.0
         # When the first call began that failed for a reason that others may share.
         self._failed_at: float | None = None
+        # The calls that failed so, and how many attempts they are.
+        self._failures: list[Failure] = []
+        self._spent = 0.0
 
     async def enter(self, request: LLMRequest, *, left_s: float) -> float:
         """Wait until the call may begin; return the seconds that a rate limit took of that."""
@@ -303,18 +315,42 @@ class Gate:
         is_odd = self._calls > _MOST_REFUSALS and model.health.has_succeeded_after(first)
         if is_refusal and not is_odd:
             await limiter.refused(model.name, error.retry_after_s)
+        counted = None
         if not error.is_own:
             is_first = self._calls == 1
-            model.health.failed(self, first_began=first, began=self._began, is_first=is_first)
+            counted = model.health.failed(
+                self, first_began=first, began=self._began, is_first=is_first
+            )
             if model.health.is_down(limiter.clock()):
                 await limiter.failed_for_all(model)
-        now = limiter.clock()
-        down_s = model.down_s(now)
-        evidence = model.health.evidence(first_began=first, down_s=down_s)
+        down_s = model.down_s(limiter.clock())
         # A pause that nobody has asked for is short: there the branch waits longer each time.
         is_pause = (error.retry_after_s or 0.0) >= _PAUSE_S and not is_odd
-        is_held = down_s is not None or is_pause
-        return judge(error, evidence, is_held=is_held)
+        return Verdict(
+            cost=self._cost(error, first, counted, is_down=down_s is not None),
+            down_s=down_s,
+            is_held=down_s is not None or is_pause,
+            is_blind=model.health.lead_s(first) is None and error.retry_after_s is None,
+        )
+
+    def _cost(self, error: LLMError, first: float, counted: str | None, *, is_down: bool) -> float:
+        """Return how many attempts more the branch has spent, now that this call has failed."""
+        own = cost_of_own(error)
+        if own is not None or counted is None:
+            return own or 0.0
+        health, before = self._model.health, self._spent
+        alone = cost_alone(
+            error,
+            lead_s=health.lead_s(first),
+            is_down=is_down,
+            chance_of_success=health.chance_of_success(self._limiter.clock()),
+        )
+        is_asked = error.retry_after_s is not None
+        self._failures.append(
+            Failure(began=self._began, alone=alone, counted=counted, is_asked=is_asked)
+        )
+        self._spent = health.spent(self._failures)
+        return self._spent - before
 
     async def _correct(self, request: LLMRequest, reply: LLMReply) -> None:
         if reply.usage.input_tokens is None or reply.usage.output_tokens is None:

@@ -208,7 +208,7 @@ class _Tries:
             return RetryDecision(wait_s=0.0)
         return decide(
             kind=error.kind,
-            spent=self._failures * verdict.weight,
+            spent=self._failures,
             failures=self.number,
             elapsed_s=max(elapsed_s, verdict.down_s or 0.0),
             policy=self._policy,

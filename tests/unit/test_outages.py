@@ -17,21 +17,24 @@ from fanout.outages import (
     CLOSED,
     FORGET_S,
     MAX_PROBE_S,
-    Evidence,
+    Beside,
+    Failure,
+    Slot,
     ask,
+    beside,
     close,
+    cost_alone,
+    cost_of_own,
     is_outage,
-    judge,
     judge_alone,
+    reaches_s,
+    spent,
     trip,
 )
 from fanout.runs import ErrorKind
 from fanout.spec import RetrySpec
 from fanout.stores import MemoryStore
 from workers.limiter import Limiter
-
-WELL = {"failing": 1, "success_share": 0.95, "has_recovered": False, "lead_s": -1.0,
-        "is_beside": True}  # fmt: skip
 
 
 def error(kind=ErrorKind.SERVER_ERROR, **options):
@@ -51,57 +54,109 @@ def error(kind=ErrorKind.SERVER_ERROR, **options):
 def test_what_this_process_lacks_for_a_call_is_no_fault_of_the_branch(lacking, cost):
     told = error(ErrorKind.CONNECTION, is_own=True)
     told.__cause__ = lacking
-    assert judge(told, Evidence(**WELL)).cost == judge_alone(told).cost == cost
+    assert cost_of_own(told) == judge_alone(told).cost == cost
 
 
 @pytest.mark.parametrize(
-    ("told", "evidence", "cost"),
+    ("told", "cost"),
+    [
+        (error(), None),
+        (error(ErrorKind.TIMEOUT), None),
+        (error(ErrorKind.CONNECTION), None),
+        (error(ErrorKind.RATE_LIMITED, status=429), None),
+        (error(ErrorKind.INVALID_OUTPUT), 1),
+        # The model itself says that it is the prompt.
+        (error(ErrorKind.RATE_LIMITED, retry_after_s=1, is_own=True), 1),
+    ],
+)
+def test_which_failures_others_may_share(told, cost):
+    assert cost_of_own(told) == cost
+
+
+UP, DOWN = Slot(succeeded=3), Slot(failed=3)
+
+
+@pytest.mark.parametrize(
+    ("slots", "cost"),
     [
         # Only this document fails: each failure is its own.
-        (error(), {}, 1),
-        (error(ErrorKind.TIMEOUT), {}, 1),
-        (error(ErrorKind.CONNECTION), {}, 1),
-        (error(ErrorKind.INVALID_OUTPUT), {"failing": 99, "is_beside": False, "lead_s": 5.0}, 1),
-        # The provider asks to wait.
-        (error(ErrorKind.RATE_LIMITED, retry_after_s=0.0), {}, 0),
-        (error(status=503, retry_after_s=600), {}, 0),
-        # Nobody ever had an answer.
-        (error(), {"lead_s": None}, 0),
-        # Many fail side by side, and none has succeeded since.
-        (error(), {"failing": 5}, 0),
-        (error(ErrorKind.TIMEOUT), {"failing": 5, "is_beside": False, "lead_s": 5.0}, 0),
-        # Nobody else calls. A refused connection says nothing of a document; a 500 may.
-        (error(ErrorKind.CONNECTION), {"is_beside": False, "lead_s": 5.0}, 0),
-        (error(ErrorKind.RATE_LIMITED, status=429), {"is_beside": False, "lead_s": 5.0}, 0),
-        (error(status=529), {"is_beside": False, "lead_s": 5.0}, 0),
-        (error(status=500), {"is_beside": False, "lead_s": 5.0}, pytest.approx(1 / 3)),
-        (error(status=500), {"is_beside": False, "lead_s": 300.0}, 0),
-        # The breaker is open.
-        (error(), {"is_beside": False, "lead_s": 5.0, "down_s": 3.0}, 0),
-        # The model itself says that it is the prompt.
-        (error(ErrorKind.RATE_LIMITED, retry_after_s=1, is_own=True), {"lead_s": None}, 1),
+        ([UP] * 8, 1),
+        ([Slot(succeeded=9)], 1),
+        # One call that succeeded shows little, and one that failed nothing.
+        ([Slot(succeeded=1)], 0.301),
+        ([DOWN], 0),
+        ([DOWN] * 8, 0),
+        # As much as it was unlikely: the time counts, and not how often was called meanwhile.
+        ([Slot(succeeded=1, failed=9)] * 8, 0.045),
+        ([UP] * 4 + [DOWN] * 4, 0.284),
+        ([Slot(succeeded=99)] * 4 + [Slot(failed=1)] * 4, 0.300),
+        ([Slot(succeeded=99)] * 4 + [Slot(failed=1), None, None, None], 0.300),
+        # Who fails again tells something where no first call does.
+        ([Slot(succeeded=9, failed_again=90)], 1),
+        ([Slot(failed_again=2)] * 8, 0),
+        # Who fails late may be at fault itself, and nobody else called.
+        ([Slot(failed_late=2)] * 8, 1 / 3),
+        ([None] * 8, 1 / 3),
     ],
 )
-def test_whose_fault_a_failure_is(told, evidence, cost):
-    assert judge(told, Evidence(**{**WELL, **evidence})).cost == cost
+def test_a_failure_costs_as_much_as_it_was_unlikely(slots, cost):
+    found = spent(
+        [Failure(began=0.0, alone=1 / 3)],
+        [beside(slots, has_recovered=False)],
+        chance_of_success=0.9,
+        has_recovered=False,
+    )
+    assert found == pytest.approx(cost, abs=0.001)
+
+
+def test_who_fails_late_tells_something_where_such_calls_do_succeed():
+    slots = [Slot(succeeded_again=1, failed_late=9)] * 8
+    assert beside(slots, has_recovered=True).share == pytest.approx(0.9)
 
 
 @pytest.mark.parametrize(
-    ("told", "evidence", "weight"),
+    ("late", "chance", "has_recovered", "cost"),
+    [(1, 0.5, False, 0), (10, 0.5, False, 1), (10, 0.5, True, 0), (10, 0.1, False, 0),
+     (70, 0.1, False, 1)],
+)  # fmt: skip
+def test_what_stays_failed_where_first_calls_succeed_is_no_chance(
+    late, chance, has_recovered, cost
+):
+    failures = [Failure(began=0.0), Failure(began=1.0, counted="failed_late")]
+    others = [Beside(calls=9), Beside(calls=9, late=late)]
+    found = spent(failures, others, chance_of_success=chance, has_recovered=has_recovered)
+    assert found == cost
+
+
+def test_what_the_provider_asks_to_wait_for_costs_nothing():
+    others = [beside([UP] * 8, has_recovered=False)]
+    failures = [Failure(began=0.0, is_asked=True)]
+    assert spent(failures, others, chance_of_success=0.9, has_recovered=False) == 0
+
+
+@pytest.mark.parametrize(
+    ("told", "known", "cost"),
     [
-        # Calls fail by chance: as many in a row prove as little as they are likely.
-        (error(), {"success_share": 0.4, "has_recovered": True}, 0.222),
-        (error(status=503), {"success_share": 0.4, "has_recovered": True}, 0.111),
-        (error(), {"success_share": 0.95, "has_recovered": True}, 1),
-        # What fails stays failed.
-        (error(), {"success_share": 0.4}, 1),
-        (error(is_own=True), {"success_share": 0.4, "has_recovered": True}, 1),
-        (error(ErrorKind.INVALID_OUTPUT), {"success_share": 0.4, "has_recovered": True}, 1),
+        (error(), {}, 1 / 3),
+        # A refused connection says nothing of a document; a 500 may.
+        (error(ErrorKind.CONNECTION), {}, 0),
+        (error(ErrorKind.RATE_LIMITED, status=429), {}, 0),
+        (error(status=529), {}, 0),
+        (error(ErrorKind.CONNECTION), {"lead_s": -1.0}, 1 / 3),
+        # The last success is long ago, or there was none.
+        (error(), {"lead_s": 300.0}, 0),
+        (error(), {"lead_s": None}, 0),
+        (error(), {"is_down": True}, 0),
+        (error(), {"chance_of_success": 0.1}, pytest.approx(0.046, abs=0.001)),
     ],
 )
-def test_what_failures_weigh_where_others_fail_too(told, evidence, weight):
-    found = judge(told, Evidence(**{**WELL, **evidence})).weight
-    assert found == pytest.approx(weight, abs=0.01)
+def test_what_a_failure_costs_where_nobody_else_calls(told, known, cost):
+    assert cost_alone(told, **{"lead_s": 5.0, "is_down": False, **known}) == cost
+
+
+def test_calls_are_looked_at_as_far_around_as_the_branch_called_before():
+    failures = [Failure(began=began) for began in (0.0, 0.4, 2.4, 60.0)]
+    assert reaches_s(failures) == [1, 1, 2, 10]
 
 
 def test_without_others_to_compare_with_only_a_wait_that_was_asked_for_is_free():
