@@ -15,11 +15,14 @@ __all__ = ["RESET", "SILENCE", "SORTS", "Outage"]
 # What is done instead of an answer: the connection is reset, or nothing ever comes.
 RESET, SILENCE = "reset", "silence"
 _PARTLY = 0.6
+_FLAP_S = 3.0
 _HTML = b"<html><body><h1>The server is starting</h1></body></html>"
 
 # By what follows each request; ``refused`` concerns those who connect: see provider.py.
 SORTS = {
     "500": "HTTP 500",
+    "500-flapping": "HTTP 500, for 3 s of each 6 s",
+    "500-some": "60 % of requests: HTTP 500",
     "503": "HTTP 503",
     "529": "HTTP 529, overloaded",
     "refused": "connections are refused, and open ones reset",
@@ -30,7 +33,16 @@ SORTS = {
     "429-long": "HTTP 429 with Retry-After: 600",
     "html": "HTTP 200 with a page of HTML, as while a server starts",
 }
-_STATUSES = {"500": 500, "503": 503, "529": 529, "429": 429, "429-some": 429, "429-long": 429}
+_STATUSES = {
+    "500": 500,
+    "500-flapping": 500,
+    "500-some": 500,
+    "503": 503,
+    "529": 529,
+    "429": 429,
+    "429-some": 429,
+    "429-long": 429,
+}
 _REASONS = {429: "Too Many Requests", 500: "Internal Server Error", 503: "Service Unavailable",
             529: "Overloaded"}  # fmt: skip
 _RETRY_AFTER_S = {"429-some": 1, "429-long": 600}
@@ -59,7 +71,8 @@ class Outage:
         self.sort = sort
         self.struck = 0
         self._clock = clock
-        self._until = clock() + lasts_s
+        self._began = clock()
+        self._until = self._began + lasts_s
         self._fates = random.Random(seed)  # noqa: S311 - repeatable
 
     @property
@@ -69,7 +82,7 @@ class Outage:
 
     def reply(self) -> bytes | str | None:
         """Return what comes instead of an answer, or RESET, SILENCE, or None: the answer."""
-        if not self.is_on or (self.sort == "429-some" and self._fates.random() > _PARTLY):
+        if not self.is_on or self._spares():
             return None
         self.struck += 1
         if self.sort in _STATUSES:
@@ -77,6 +90,12 @@ class Outage:
         if self.sort == "html":
             return _response("200 OK", "text/html", _HTML)
         return SILENCE if self.sort == "silence" else RESET
+
+    def _spares(self) -> bool:
+        """Say whether a request is answered all the same."""
+        if self.sort == "500-flapping":
+            return bool((self._clock() - self._began) // _FLAP_S % 2)
+        return self.sort.endswith("-some") and self._fates.random() > _PARTLY
 
 
 def _error(status: int, retry_after_s: int | None) -> bytes:

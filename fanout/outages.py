@@ -3,8 +3,9 @@
 Two questions, answered apart. *Whose fault is a failed call?* A branch may fail so often for
 reasons of its own; what strikes all branches alike spends none of that. The calls of others that
 began about when its own did tell: a failure counts as much as it was unlikely then, so that five
-whole ones are a chance of 1 in 100,000. *Should the model be left alone?* Where hardly a call can succeed, a circuit breaker holds all calls back, lets
-one through now and then, and lets all go on when one has succeeded.
+whole ones are a chance of 1 in 100,000. *Should the model be left alone?* Where hardly a call can
+succeed, a circuit breaker holds all calls back, lets one through now and then, and lets all go on
+when one has succeeded.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from fanout.exhaustion import is_exhausted
 from fanout.runs import ErrorKind
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
     from fanout.errors import LLMError
 
@@ -149,7 +150,8 @@ class Beside(msgspec.Struct, frozen=True, kw_only=True):
     """How the calls of other branches went that began about when a failed one did.
 
     Attributes:
-        calls: How many they were.
+        calls: How many they were that began as late: those before say nothing of an outage that
+            has just begun.
         share: The share, 0 to 1, of the time at which such a call failed.
         late: Calls that failed late: see Slot.
     """
@@ -209,21 +211,21 @@ def reaches_s(failures: Sequence[Failure]) -> list[float]:
     return [min(max(gap, _LEAST_REACH_S), _MOST_REACH_S) for gap in [0.0, *gaps]]
 
 
-def beside(slots: Iterable[Slot | None], *, has_recovered: bool) -> Beside:
-    """Return what the slots around a failed call tell, one after the other; None has no calls.
+def beside(slots: Sequence[Slot | None], *, has_recovered: bool) -> Beside:
+    """Return what the slots around a failed call tell, which is in the middle; None has no calls.
 
     The time counts, and not the calls: who fails calls less often than who succeeds. Until there
     is another call, it goes as it went.
     """
     calls = late = length = 0
     failing, share = 0.0, None
-    for slot in slots:
+    for number, slot in enumerate(slots):
+        known = None if slot is None else slot.share(has_recovered=has_recovered)
+        if slot is not None and known is not None and number >= len(slots) // 2:
+            calls += slot.succeeded + slot.failed + slot.succeeded_again + slot.failed_again
         if slot is not None:
-            known = slot.share(has_recovered=has_recovered)
-            if known is not None:
-                share = known
-                calls += slot.succeeded + slot.failed + slot.succeeded_again + slot.failed_again
             late += slot.failed_late
+        share = share if known is None else known
         if share is not None:
             failing += share
             length += 1
@@ -236,6 +238,7 @@ def spent(
     *,
     chance_of_success: float,
     has_recovered: bool,
+    is_chance: bool,
 ) -> float:
     """Return how many attempts the failed calls of a branch are, by what was beside each.
 
@@ -245,41 +248,41 @@ def spent(
         chance_of_success: Of a first call, 0 to 1.
         has_recovered: Whether a branch that had failed has succeeded since they began. Where none
             does of so many that it is no chance, what failed late is a whole one.
+        is_chance: Whether one has lately: alone, a failure is no more than it is unlikely then.
     """
     late = 0 if has_recovered else sum(each.late for each in others)
     stays = is_outage(late, chance_of_success)
+    least, most = _SHARE_BOUNDS
+    chance = min(max(chance_of_success, least), most)
+    alone = -math.log10(1 - chance) if is_chance else 1.0
     return sum(
-        0.0 if failure.is_asked else _cost(failure, each, stays=stays)
+        0.0 if failure.is_asked else _cost(failure, each, alone, stays=stays)
         for failure, each in zip(failures, others, strict=True)
     )
 
 
-def _cost(failure: Failure, others: Beside, *, stays: bool) -> float:
+def _cost(failure: Failure, others: Beside, alone: float, *, stays: bool) -> float:
     if stays and failure.counted == "failed_late":
         return 1.0
     if not others.calls:
-        return failure.alone
+        return min(alone, failure.alone)
     # This call is one of them: of two calls, one that fails shows little.
     share = (others.share * others.calls + 1) / (others.calls + 1)
     return min(1.0, -math.log10(share))
 
 
-def cost_alone(
-    error: LLMError, *, lead_s: float | None, is_down: bool, chance_of_success: float = 1.0
-) -> float:
-    """Return what a failure costs where no call of others began about when it did.
+def cost_alone(error: LLMError, *, lead_s: float | None, is_down: bool) -> float:
+    """Return what a failure costs, at most, where no call of others began about when it did.
 
     Args:
         error: Why the call failed.
         lead_s: By how many seconds the branch's first failed call began later than any call that
             has succeeded; negative where one began later still; None where none ever succeeded.
         is_down: Whether the model is known to fail for everybody.
-        chance_of_success: Of a call, as far as it is chance, 0 to 1.
     """
     if is_down or lead_s is None or lead_s > _LATELY_S or (lead_s >= 0 and _is_common(error)):
         return 0.0
-    least, most = _SHARE_BOUNDS
-    return min(_UNSURE, -math.log10(1 - min(max(chance_of_success, least), most)))
+    return _UNSURE
 
 
 def cost_of_own(error: LLMError) -> float | None:

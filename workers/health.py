@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from fanout.outages import BESIDE_S, SLOT_S, Slot, beside, is_outage, reaches_s, spent
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Iterator, Sequence
+    from collections.abc import Hashable, Sequence
 
     from fanout.outages import Failure
 
@@ -16,6 +16,7 @@ __all__ = ["ModelHealth"]
 _NEVER = float("-inf")
 # How much the latest branch counts in the share of those that succeed at once, when many have.
 _ALPHA = 0.05
+_FIRSTS = 20
 # What is believed of a model of which nothing is known.
 _PRIOR = 0.9
 # While calls succeed, even few of them, a model is not to be left alone.
@@ -48,7 +49,8 @@ class ModelHealth:
 
     def succeeded(self, *, began: float, now: float, is_first: bool) -> None:
         """Count a call that succeeded; ``is_first`` where the branch had made none before."""
-        self._ok_began = max(self._ok_began, began)
+        if began > self._ok_began:  # noqa: PLR1730 - a third of what max() takes
+            self._ok_began = began
         self._ok_ended = now
         if self._failing:
             self._absolve(began)
@@ -67,7 +69,8 @@ class ModelHealth:
 
     def _began_well(self, share: float) -> None:
         self._firsts += 1
-        self._share += max(_ALPHA, 1 / self._firsts) * (share - self._share)
+        alpha = _ALPHA if self._firsts >= _FIRSTS else 1 / self._firsts
+        self._share += alpha * (share - self._share)
 
     def _absolve(self, began: float) -> None:
         """Take those out that failed although the model was well."""
@@ -101,11 +104,7 @@ class ModelHealth:
         """Return how much later that was than any call began that has succeeded; None: none has."""
         return None if self._ok_began == _NEVER else first_began - self._ok_began
 
-    def chance_of_success(self, now: float) -> float:
-        """Return that of a call, as far as failing is a matter of chance."""
-        return self._share if now - self._recovered_at <= _RECOVERS_S else 1.0
-
-    def spent(self, failures: Sequence[Failure]) -> float:
+    def spent(self, failures: Sequence[Failure], *, now: float) -> float:
         """Return how many attempts the failed calls of a branch are, by how others went."""
         has_recovered = self._recovered_at >= failures[0].began
         own = self._taken_out(failures)
@@ -115,11 +114,17 @@ class ModelHealth:
         ]
         for slot, counted in own:
             _add(slot, counted, 1)
-        return spent(failures, others, chance_of_success=self._share, has_recovered=has_recovered)
+        return spent(
+            failures,
+            others,
+            chance_of_success=self._share,
+            has_recovered=has_recovered,
+            is_chance=now - self._recovered_at <= _RECOVERS_S,
+        )
 
-    def _around(self, moment: float, reach_s: float) -> Iterator[Slot | None]:
-        first, last = int((moment - reach_s) / SLOT_S), int((moment + reach_s) / SLOT_S)
-        return map(self._slots.get, range(first, last + 1))
+    def _around(self, moment: float, reach_s: float) -> list[Slot | None]:
+        middle, reach = int(moment / SLOT_S), int(reach_s / SLOT_S)
+        return [self._slots.get(number) for number in range(middle - reach, middle + reach + 1)]
 
     def _taken_out(self, failures: Sequence[Failure]) -> list[tuple[Slot, str]]:
         """Take the branch's own calls out of their slots; return what was taken out."""

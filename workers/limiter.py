@@ -339,17 +339,12 @@ class Gate:
         if own is not None or counted is None:
             return own or 0.0
         health, before = self._model.health, self._spent
-        alone = cost_alone(
-            error,
-            lead_s=health.lead_s(first),
-            is_down=is_down,
-            chance_of_success=health.chance_of_success(self._limiter.clock()),
-        )
+        alone = cost_alone(error, lead_s=health.lead_s(first), is_down=is_down)
         is_asked = error.retry_after_s is not None
         self._failures.append(
             Failure(began=self._began, alone=alone, counted=counted, is_asked=is_asked)
         )
-        self._spent = health.spent(self._failures)
+        self._spent = health.spent(self._failures, now=self._limiter.clock())
         return self._spent - before
 
     async def _correct(self, request: LLMRequest, reply: LLMReply) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import errno
+import math
 import random
 import selectors
 
@@ -73,6 +75,7 @@ def test_which_failures_others_may_share(told, cost):
     assert cost_of_own(told) == cost
 
 
+WELL = {"chance_of_success": 0.9, "has_recovered": False, "is_chance": False}
 UP, DOWN = Slot(succeeded=3), Slot(failed=3)
 
 
@@ -80,17 +83,19 @@ UP, DOWN = Slot(succeeded=3), Slot(failed=3)
     ("slots", "cost"),
     [
         # Only this document fails: each failure is its own.
-        ([UP] * 8, 1),
+        ([UP] * 9, 1),
         ([Slot(succeeded=9)], 1),
         # One call that succeeded shows little, and one that failed nothing.
         ([Slot(succeeded=1)], 0.301),
         ([DOWN], 0),
-        ([DOWN] * 8, 0),
+        ([DOWN] * 9, 0),
         # As much as it was unlikely: the time counts, and not how often was called meanwhile.
-        ([Slot(succeeded=1, failed=9)] * 8, 0.045),
-        ([UP] * 4 + [DOWN] * 4, 0.284),
-        ([Slot(succeeded=99)] * 4 + [Slot(failed=1)] * 4, 0.300),
-        ([Slot(succeeded=99)] * 4 + [Slot(failed=1), None, None, None], 0.300),
+        ([Slot(succeeded=1, failed=9)] * 9, 0.045),
+        ([UP] * 4 + [DOWN] * 5, 0.234),
+        ([Slot(succeeded=99)] * 4 + [Slot(failed=1)] * 5, 0.201),
+        ([Slot(succeeded=99)] * 4 + [Slot(failed=1), None, None, None, None], 0.109),
+        # Nobody else has called since: an outage may have begun.
+        ([UP] * 4 + [None] * 5, 1 / 3),
         # Who fails again tells something where no first call does.
         ([Slot(succeeded=9, failed_again=90)], 1),
         ([Slot(failed_again=2)] * 8, 0),
@@ -100,17 +105,19 @@ UP, DOWN = Slot(succeeded=3), Slot(failed=3)
     ],
 )
 def test_a_failure_costs_as_much_as_it_was_unlikely(slots, cost):
-    found = spent(
-        [Failure(began=0.0, alone=1 / 3)],
-        [beside(slots, has_recovered=False)],
-        chance_of_success=0.9,
-        has_recovered=False,
-    )
+    others = [beside(slots, has_recovered=False)]
+    found = spent([Failure(began=0.0, alone=1 / 3)], others, **WELL)
     assert found == pytest.approx(cost, abs=0.001)
 
 
+def test_alone_a_failure_is_no_more_than_it_is_unlikely_where_it_is_chance():
+    flaky = {**WELL, "chance_of_success": 0.1, "is_chance": True}
+    found = spent([Failure(began=0.0, alone=1 / 3)], [Beside()], **flaky)
+    assert found == pytest.approx(0.046, abs=0.001)
+
+
 def test_who_fails_late_tells_something_where_such_calls_do_succeed():
-    slots = [Slot(succeeded_again=1, failed_late=9)] * 8
+    slots = [Slot(succeeded_again=1, failed_late=9)] * 9
     assert beside(slots, has_recovered=True).share == pytest.approx(0.9)
 
 
@@ -124,14 +131,15 @@ def test_what_stays_failed_where_first_calls_succeed_is_no_chance(
 ):
     failures = [Failure(began=0.0), Failure(began=1.0, counted="failed_late")]
     others = [Beside(calls=9), Beside(calls=9, late=late)]
-    found = spent(failures, others, chance_of_success=chance, has_recovered=has_recovered)
+    known = {"chance_of_success": chance, "has_recovered": has_recovered}
+    found = spent(failures, others, **{**WELL, **known})
     assert found == cost
 
 
 def test_what_the_provider_asks_to_wait_for_costs_nothing():
-    others = [beside([UP] * 8, has_recovered=False)]
+    others = [beside([UP] * 9, has_recovered=False)]
     failures = [Failure(began=0.0, is_asked=True)]
-    assert spent(failures, others, chance_of_success=0.9, has_recovered=False) == 0
+    assert spent(failures, others, **WELL) == 0
 
 
 @pytest.mark.parametrize(
@@ -147,7 +155,6 @@ def test_what_the_provider_asks_to_wait_for_costs_nothing():
         (error(), {"lead_s": 300.0}, 0),
         (error(), {"lead_s": None}, 0),
         (error(), {"is_down": True}, 0),
-        (error(), {"chance_of_success": 0.1}, pytest.approx(0.046, abs=0.001)),
     ],
 )
 def test_what_a_failure_costs_where_nobody_else_calls(told, known, cost):
@@ -194,6 +201,10 @@ def test_a_breaker_that_was_closed_stays_so_for_a_while_and_an_old_one_is_forgot
     assert (standing.wait_s, standing.down_s, breaker.opened_at) == (0, None, None)
 
 
+# The number of the worker that calls.
+_caller = contextvars.ContextVar("_caller")
+
+
 class Hours(asyncio.SelectorEventLoop):
     """A loop on which waiting takes no time; what runs in threads is waited for."""
 
@@ -220,10 +231,11 @@ class _Jumping(selectors.DefaultSelector):
 
 
 class Provider:
-    """Answers after ``latency_s``; ``fate`` gets the prompt and the seconds, and may raise."""
+    """Answers after least to most ``latency_s``; ``fate`` gets prompt and seconds, may raise."""
 
     def __init__(self, fate, latency_s):
         self.calls = 0
+        self._latencies = random.Random(11)
         self._fate = fate
         self._latency_s = latency_s
 
@@ -235,7 +247,8 @@ class Provider:
             # An error comes sooner than an answer, but for one that is a time-out.
             await asyncio.sleep(30.0 if told.kind is ErrorKind.TIMEOUT else 0.01)
             raise told
-        await asyncio.sleep(self._latency_s)
+        least, most = self._latency_s
+        await asyncio.sleep(self._latencies.uniform(least, most))
         return LLMReply(text="yes")
 
 
@@ -250,12 +263,15 @@ class Fleet:
         self.store = store or MemoryStore()
 
     def run(self, fate, *, branches=300, workers=2, in_flight=8, latency_s=0.5, policy=None):
-        self.provider = Provider(fate, latency_s)
+        latencies_s = latency_s if isinstance(latency_s, tuple) else (latency_s, latency_s)
+        self.provider = Provider(fate, latencies_s)
         limiters = [
             Limiter(self.store, clock=self.loop.time, sleep=asyncio.sleep) for _ in range(workers)
         ]
 
-        async def lane(limiter, prompts, results):
+        async def lane(number, prompts, results):
+            limiter = limiters[number]
+            _caller.set(number)
             for prompt in prompts:
                 results[prompt] = await complete_with_retries(
                     self.provider,
@@ -271,7 +287,7 @@ class Fleet:
             prompts = iter([str(number) for number in range(branches)])
             async with asyncio.TaskGroup() as group:
                 for number in range(workers * in_flight):
-                    group.create_task(lane(limiters[number % workers], prompts, results))
+                    group.create_task(lane(number % workers, prompts, results))
             return results
 
         try:
@@ -319,6 +335,77 @@ def test_an_outage_costs_no_branch(fleet, sort, begins_s, shape):
     assert len(results) == branches
     # The model was left alone meanwhile: what was called in vain is little.
     assert fleet.provider.calls <= 1.3 * branches + 12 * workers * in_flight + 60
+
+
+def down(lasts_s, up_s=math.inf, share=1.0):
+    """Return the fate where a share of calls fails for so long, again and again."""
+    chance = random.Random(5)
+
+    def fate(_prompt, now):
+        is_down = now >= 4 and (now - 4) % (lasts_s + up_s) < lasts_s
+        return error(status=500) if is_down and chance.random() < share else None
+
+    return fate
+
+
+@pytest.mark.parametrize(
+    "outage",
+    [
+        *((lasts_s,) for lasts_s in (0.5, 1, 2, 3, 5, 10, 30)),
+        *((0.5, 0.5), (1, 1), (3, 3), (5, 2), (2, 5), (10, 10)),
+        *((3, 3, 0.9), (5, 5, 0.5), (math.inf, 1, 0.5), (math.inf, 1, 0.1)),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize(
+    ("shape", "latency_s"), [((1, 3), (0.1, 0.1)), ((2, 4), (1, 4)), ((2, 30), (0.1, 3))], ids=str
+)
+def test_short_repeated_and_partial_outages_cost_no_branch(fleet, outage, shape, latency_s):
+    workers, in_flight = shape
+    branches = min(300, int(40 * workers * in_flight / (sum(latency_s) / 2)))
+    results = fleet.run(
+        down(*outage),
+        branches=branches,
+        workers=workers,
+        in_flight=in_flight,
+        latency_s=latency_s,
+    )
+    assert [result for result in results.values() if result.kind] == []
+
+
+@pytest.mark.parametrize("outage", [(3, 3), (5, 5, 0.5)], ids=str)
+def test_a_document_that_fails_by_itself_ends_among_outages_too(fleet, outage):
+    fails = down(*outage)
+    results = fleet.run(
+        lambda prompt, now: error(status=500) if prompt == "7" else fails(prompt, now),
+        branches=800,
+        latency_s=(0.1, 3),
+        in_flight=16,
+    )
+    assert {prompt for prompt, result in results.items() if result.kind} == {"7"}
+    assert 5 <= results["7"].attempts <= 25
+
+
+@pytest.mark.parametrize("outage", [(10, 10), (30,)], ids=str)
+def test_an_outage_that_one_worker_alone_sees_costs_no_branch(fleet, outage):
+    fails = down(*outage)
+    results = fleet.run(
+        lambda _prompt, now: fails("", now) if _caller.get() == 0 else None, latency_s=(0.1, 3)
+    )
+    assert [result for result in results.values() if result.kind] == []
+
+
+def test_documents_that_fail_by_themselves_end_however_many_they_are(fleet):
+    bad = {str(number) for number in range(0, 300, 4)}
+    results = fleet.run(
+        lambda prompt, _now: error(status=500) if prompt in bad else None,
+        latency_s=(0.1, 3),
+        in_flight=16,
+    )
+    ended = [results[prompt] for prompt in bad]
+    assert all(result.kind for result in ended)
+    assert max(result.attempts for result in ended) <= 40
+    assert sorted(result.attempts for result in ended)[len(ended) // 2] <= 12
 
 
 @pytest.mark.parametrize("sort", ["500", "503", "429, wait"])
