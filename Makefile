@@ -10,13 +10,19 @@ TEST_PROCESSES := 4
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 DEMO_PIP := $(DEMO)/bin/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: demo test lint clean help
+# What `make dev` has installed stays as it is: an edit is in effect at once.
+READY = $(if $(wildcard $(VENV)/.editable),$(VENV)/.editable,$(VENV)/.installed)
+
+.PHONY: demo test dev test-one lint format clean help
 
 help:
-	@echo "make demo   have a small local model read the amendments to the US constitution"
-	@echo "make test   run the whole test suite"
-	@echo "make lint   style, types and import rules"
-	@echo "make clean  remove the environments"
+	@echo "make demo                     have a small local model read the amendments to the US constitution"
+	@echo "make test                     run the whole test suite on the package as it is built"
+	@echo "make dev                      install for work: an edit is in effect without another install"
+	@echo "make test-one T=tests/...     run one test file, folder or test"
+	@echo "make lint                     style, types and import rules"
+	@echo "make format                   have ruff format all of it and repair what it can"
+	@echo "make clean                    remove the environments"
 
 # What is installed is the built package, as a user gets it, and what is locked, to the hash.
 $(VENV)/.locked: requirements.lock ops/setup-venv
@@ -26,6 +32,12 @@ $(VENV)/.locked: requirements.lock ops/setup-venv
 
 $(VENV)/.installed: $(VENV)/.locked pyproject.toml README.md $(SOURCES)
 	$(PIP) install --no-deps --no-build-isolation --force-reinstall .
+	@rm -f $(VENV)/.editable
+	@touch $@
+
+$(VENV)/.editable: $(VENV)/.locked pyproject.toml
+	$(PIP) install --no-deps --no-build-isolation --force-reinstall --editable .
+	@rm -f $(VENV)/.installed
 	@touch $@
 
 # What it takes to use fanout, without what it takes to change it: the tools that build the wheel go again.
@@ -44,11 +56,20 @@ demo: $(DEMO)/.installed
 test: $(VENV)/.installed
 	$(BIN)/pytest --numprocesses $(TEST_PROCESSES) --dist worksteal $(PYTEST_ARGS)
 
-lint: $(VENV)/.installed
+dev: $(VENV)/.editable
+
+test-one: $(READY)
+	$(BIN)/pytest $(T) $(PYTEST_ARGS)
+
+lint: $(READY)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+format: $(VENV)/.locked
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
 
 clean:
 	rm -rf $(VENV) $(DEMO) build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
