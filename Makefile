@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO := .venv-demo
-SOURCES := $(shell find fanout workers -name '*.py' -o -name '*.css')
+SOURCES := $(shell find fanout workers -name '*.py' -o -name '*.css' -o -name '*.j2')
 # Most tests wait for other processes; whichever of these four is idle takes over what another has left.
 TEST_PROCESSES := 4
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet

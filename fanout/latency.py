@@ -11,7 +11,7 @@ import msgspec
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-__all__ = ["BOUNDS_S", "FINE_BOUNDS_S", "Latency", "bucket_of", "fine_bound_s", "percentile_s"]
+__all__ = ["BOUNDS_S", "Latency", "bucket_of", "percentile_s"]
 
 # Upper bounds in seconds, the last one open. Neighbours differ by no more than a factor of two, so
 # a percentile read off them is at worst that far out.
@@ -20,15 +20,6 @@ BOUNDS_S = (
     1.0, 1.5, 2.0, 3.0, 5.0, 7.0, 10.0, 15.0, 20.0, 30.0, 50.0, 70.0,
     100.0, 150.0, 200.0, 300.0, 500.0, 1000.0,
 )  # fmt: skip
-
-
-def fine_bound_s(bucket: int) -> float:
-    """Return the lower bound of a bucket of FINE_BOUNDS_S."""
-    return float(2 ** (bucket / 32 - 16))
-
-
-# For a report, which reads every branch: neighbours differ by 2 %, from 15 µs to half a year.
-FINE_BOUNDS_S = tuple(map(fine_bound_s, range(1, 40 * 32 + 1)))
 
 
 def bucket_of(seconds: float, bounds_s: Sequence[float] = BOUNDS_S) -> int:

@@ -1,23 +1,23 @@
-"""The aggregate of a run for people: text as it is, votes and ranks as tables, the rest as JSON."""
+"""The aggregates of a run, cut to what a page can show."""
 
 from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from fanout.report.charts import meter
-from fanout.report.markup import Markup, cut, fragment, one_line, tag
-from fanout.report.tables import table
-from fanout.words import plural, share
+from fanout.report.text import cut, one_line
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from fanout.aggregators import Aggregate
     from fanout.results import StoredResult
 
-__all__ = ["aggregates"]
+__all__ = ["Ranking", "ShownAggregate", "ShownAggregates", "VoteTable", "Votes", "aggregates"]
 
-# The page must open on a phone: what is left out is said, and `fanout results` has all of it.
+# The page must open on a phone. It says what it leaves out, and `fanout results` has all of it.
 _CHARS = 120_000
 _GROUPS = 200
 _CROSSED = 8
@@ -26,6 +26,82 @@ _RANK_ROWS = 100
 _CELL_CHARS = 300
 _NOTE_CHARS = 1000
 _NOTES = 10
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VoteTable:
+    """The votes of all groups.
+
+    Attributes:
+        answers: The most frequent ones, as columns.
+        rows: Each group, its votes for each answer, and all its votes.
+        rarer: Answers that have no column.
+    """
+
+    answers: list[str]
+    rows: list[tuple[str, list[int], int]]
+    rarer: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Votes:
+    """The result of a vote.
+
+    Attributes:
+        winner: The answer with the most votes, or None.
+        tied: How many answers share the most votes; 0 where there is a winner, or no vote.
+        cast: All votes.
+        rows: The most frequent answers with their votes.
+        answers: How many different answers there are.
+    """
+
+    winner: str | None
+    tied: int
+    cast: int
+    rows: list[tuple[str, int]]
+    answers: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Ranking:
+    """A ranking: its first rows as rank, score or None, branch and output; ``count`` is of all."""
+
+    rows: list[tuple[int, float | None, str, str]]
+    count: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ShownAggregate:
+    """An aggregate: one of votes, a ranking, a text, and other JSON.
+
+    Attributes:
+        group: The name of its group; None where the run has no groups.
+        succeeded: Branches in it with an output.
+        count: Branches in it.
+        notes: What its aggregator says about it.
+        votes: The votes, or None.
+        ranking: The ranking, or None.
+        text: The text, or None.
+        json: Any other value, indented, or None.
+    """
+
+    group: str | None
+    succeeded: int
+    count: int
+    notes: list[str]
+    votes: Votes | None = None
+    ranking: Ranking | None = None
+    text: str | None = None
+    json: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ShownAggregates:
+    """What the page shows of the aggregates; ``more`` is the number of groups without a place."""
+
+    votes: VoteTable | None
+    shown: list[ShownAggregate]
+    more: int
 
 
 class _Room:
@@ -39,29 +115,47 @@ class _Room:
         self._left -= min(len(text), self._left)
         return shown
 
+    def take_line(self, text: str) -> str:
+        return self.take(one_line(text, _CELL_CHARS)) or "(empty)"
+
     def is_full(self) -> bool:
         return not self._left
 
 
-def aggregates(stored: StoredResult, reduction: str, *, is_grouped: bool) -> Markup:
-    """Return the aggregate of a run, or one under a heading for each group."""
-    room, shown = _Room(), []
-    is_crossed = is_grouped and reduction == "vote"
-    if is_crossed:
-        shown.append(_crossed(stored, room))
+def aggregates(stored: StoredResult, reduction: str, *, is_grouped: bool) -> ShownAggregates:
+    """Return what the page shows of the aggregates of a run."""
+    room = _Room()
+    votes = _vote_table(stored, room) if is_grouped and reduction == "vote" else None
+    shown = list(_aggregates(stored, reduction, room, is_grouped=is_grouped))
+    return ShownAggregates(votes=votes, shown=shown, more=len(stored.aggregates) - len(shown))
+
+
+def _aggregates(
+    stored: StoredResult, reduction: str, room: _Room, *, is_grouped: bool
+) -> Iterator[ShownAggregate]:
     for number, (group, one) in enumerate(stored.aggregates.items()):
         if number >= _GROUPS or (number and room.is_full()):
-            break
-        shown.append(_aggregate(group, one, reduction, room, is_grouped=is_grouped))
-    more = len(stored.aggregates) - len(shown) + is_crossed
-    if more:
-        left_out = plural(more, "more group is", "more groups are")
-        shown.append(tag("p", f"{left_out} not shown here.", class_="faint"))
-    return fragment(*shown)
+            return
+        yield ShownAggregate(
+            group=room.take_line(group) if is_grouped else None,
+            succeeded=one.succeeded,
+            count=one.succeeded + one.failed,
+            notes=[one_line(note, _NOTE_CHARS) for note in one.notes[:_NOTES]],
+            **_value(one, reduction, room),
+        )
 
 
-def _crossed(stored: StoredResult, room: _Room) -> Markup:
-    """Return the votes of all groups as one table: a row for each, a column for each answer."""
+def _value(one: Aggregate, reduction: str, room: _Room) -> dict[str, Any]:
+    if reduction == "vote" and one.value is not None:
+        return {"votes": _votes(one.value, room)}
+    if reduction == "rank" and one.value is not None:
+        return {"ranking": _ranking(one.value, room)}
+    if isinstance(one.value, str):
+        return {"text": room.take(one.value)}
+    return {"json": room.take(_json(one.value))}
+
+
+def _vote_table(stored: StoredResult, room: _Room) -> VoteTable:
     sums: Counter[str] = Counter()
     for one in stored.aggregates.values():
         sums.update((one.value or {}).get("votes", {}))
@@ -69,42 +163,34 @@ def _crossed(stored: StoredResult, room: _Room) -> Markup:
     rows = []
     for group, one in list(stored.aggregates.items())[:_GROUPS]:
         votes = (one.value or {}).get("votes", {})
-        cast = sum(votes.values())
-        cells = [f"{votes.get(answer, 0):,} ({share(votes.get(answer, 0), cast)})"
-                 for answer in answers]  # fmt: skip
-        name = tag("bdi", room.take(one_line(group, _CELL_CHARS)) or "(empty)")
-        rows.append((name, *cells, f"{cast:,}"))
-    names = [tag("bdi", room.take(one_line(answer, _CELL_CHARS)) or "(empty)")
-             for answer in answers]  # fmt: skip
-    heads = ("Group", *names, "Votes")
-    numbers = tuple(range(1, len(heads)))
-    left_out = len(sums) - len(answers)
-    more = tag("p", f"{left_out:,} rarer answers are only below.", class_="faint")
-    return tag(
-        "div", table("Votes by group", heads, rows, numbers=numbers), more if left_out else None,
-        class_="aggregate",
-    )  # fmt: skip
+        counts = [votes.get(answer, 0) for answer in answers]
+        rows.append((room.take_line(group), counts, sum(votes.values())))
+    columns = [room.take_line(answer) for answer in answers]
+    return VoteTable(answers=columns, rows=rows, rarer=len(sums) - len(answers))
 
 
-def _aggregate(
-    group: str, one: Aggregate, reduction: str, room: _Room, *, is_grouped: bool
-) -> Markup:
-    heading = None
-    if is_grouped:
-        of = f"{one.succeeded:,} of {one.succeeded + one.failed:,} branches"
-        name = tag("bdi", room.take(one_line(group, _CELL_CHARS)) or "(empty)")
-        heading = tag("h3", name, " ", tag("small", of))
-    return tag("div", heading, _value(one.value, reduction, room), _notes(one), class_="aggregate")
+def _votes(value: dict[str, Any], room: _Room) -> Votes:
+    votes = sorted(value["votes"].items(), key=lambda item: -item[1])
+    return Votes(
+        winner=None if value["winner"] is None else room.take_line(value["winner"]),
+        tied=len(value["tied"]),
+        cast=sum(count for _, count in votes),
+        rows=[(room.take_line(answer), count) for answer, count in votes[:_VOTE_ROWS]],
+        answers=len(votes),
+    )
 
 
-def _value(value: Any, reduction: str, room: _Room) -> Markup:
-    if reduction == "vote":
-        return _vote(value, room)
-    if reduction == "rank":
-        return _rank(value, room)
-    if isinstance(value, str):
-        return tag("div", room.take(value) or "(an empty text)", class_="answer")
-    return tag("pre", room.take(_json(value)), tabindex=0)
+def _ranking(value: list[dict[str, Any]], room: _Room) -> Ranking:
+    rows = [
+        (row["rank"], row["score"], room.take(_branch(row)), room.take_line(row["output"]))
+        for row in value[:_RANK_ROWS]
+    ]
+    return Ranking(rows=rows, count=len(value))
+
+
+def _branch(row: dict[str, Any]) -> str:
+    sample = f"sample {row['sample'] + 1}" if "sample" in row else None
+    return one_line(" · ".join(filter(None, (row["document"], row.get("aspect"), sample))))
 
 
 def _json(value: Any) -> str:
@@ -117,61 +203,3 @@ def _json(value: Any) -> str:
             pieces.append("\n…")
             break
     return "".join(pieces)
-
-
-def _vote(value: dict[str, Any], room: _Room) -> Markup:
-    votes = sorted(value["votes"].items(), key=lambda item: -item[1])
-    cast = sum(count for _, count in votes)
-    said = tag("p", "Nobody voted.")
-    if value["winner"] is not None:
-        winner = tag("bdi", room.take(one_line(value["winner"], _CELL_CHARS)) or "(empty)")
-        said = tag("p", tag("strong", winner), f" won with {share(votes[0][1], cast)} of the ",
-                   plural(cast, "vote", "votes"), class_="verdict")  # fmt: skip
-    elif value["tied"]:
-        count = plural(votes[0][1], "vote", "votes")
-        said = tag("p", f"A tie: {len(value['tied']):,} answers have {count} each.")
-    rows = [
-        (tag("bdi", room.take(one_line(answer, _CELL_CHARS)) or "(empty)"), f"{count:,}",
-         share(count, cast), meter([(count, "ok")], cast))
-        for answer, count in votes[:_VOTE_ROWS]
-    ]  # fmt: skip
-    heads = ("Answer", "Votes", "Share", "")
-    return fragment(
-        said,
-        table("Votes", heads, rows, numbers=(1, 2)) if rows else None,
-        _more(len(votes), _VOTE_ROWS),
-    )
-
-
-def _rank(value: list[dict[str, Any]], room: _Room) -> Markup:
-    rows = [
-        (
-            f"{row['rank']:,}",
-            "none" if row["score"] is None else f"{row['score']:,.6g}",
-            fragment(
-                tag("bdi", tag("small", room.take(_where(row)))),
-                tag("div", tag("bdi", room.take(one_line(row["output"], _CELL_CHARS)))),
-            ),
-        )
-        for row in value[:_RANK_ROWS]
-    ]
-    if not rows:
-        return tag("p", "No answer was ranked.")
-    heads = ("Rank", "Score", "Answer")
-    return fragment(table("Ranking", heads, rows, numbers=(0, 1)), _more(len(value), _RANK_ROWS))
-
-
-def _where(row: dict[str, Any]) -> str:
-    sample = f"sample {row['sample'] + 1}" if "sample" in row else None
-    return one_line(" · ".join(filter(None, (row["document"], row.get("aspect"), sample))), 200)
-
-
-def _more(count: int, shown: int) -> Markup | None:
-    return tag("p", f"The first {shown:,} of {count:,}.", class_="faint") if count > shown else None
-
-
-def _notes(one: Aggregate) -> Markup | None:
-    if not one.notes:
-        return None
-    notes = [tag("li", one_line(note, _NOTE_CHARS)) for note in one.notes[:_NOTES]]
-    return tag("ul", *notes, class_="notes")

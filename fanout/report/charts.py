@@ -1,4 +1,4 @@
-"""Bar charts as SVG, drawn on the server: pure functions, no script, no library."""
+"""Bar charts: where each part of a drawing is. ``templates/chart.svg.j2`` draws it."""
 
 from __future__ import annotations
 
@@ -6,20 +6,19 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
-from fanout.report.markup import Markup, fragment, tag
 from fanout.words import duration
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-__all__ = ["Bar", "Chart", "Tick", "draw", "linear_ticks", "log_ticks", "meter", "time_ticks"]
+__all__ = ["Bar", "Chart", "Drawing", "Tick", "draw", "linear_ticks", "log_ticks", "time_ticks"]
 
 _HEIGHT = 230
 _TOP, _RIGHT, _BOTTOM = 26, 14, 40
 _MARKER_LINE = 16
 _DIGIT_WIDTH = 7.2
 _LEAST_LABEL_GAP = 10
-# Two labels of an axis say what its scale is; one does not.
+# An axis needs two labels to show its scale.
 _FEWEST_TICKS = 3
 _STEPS = (1, 2, 5)
 _TIME_STEPS_S = (
@@ -29,7 +28,7 @@ _TIME_STEPS_S = (
 
 
 class Tick(NamedTuple):
-    """A mark on an axis: where it is, and what stands there."""
+    """A mark on an axis: where it is, and its label."""
 
     value: float
     label: str
@@ -42,13 +41,15 @@ class Bar(NamedTuple):
         low: Where it begins on the horizontal axis.
         high: Where it ends.
         values: The parts of its height, from the bottom up; one for each series.
-        label: What it says when it is pointed at.
+        start: Its lower bound as text.
+        end: Its upper bound as text.
     """
 
     low: float
     high: float
     values: tuple[int, ...]
-    label: str
+    start: str = ""
+    end: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,28 +57,77 @@ class Chart:
     """A bar chart of counts.
 
     Attributes:
-        name: What its elements are called in the page.
-        title: What it shows, for who does not see it.
-        description: What it comes to, for the same.
-        y_label: What is counted.
-        x_label: The horizontal axis, with its unit.
-        series: The class of each part of a bar.
-        bars: From left to right.
+        bars: From left to right; at least one.
         ticks: Of the horizontal axis.
         markers: Lines through the chart, such as percentiles.
         is_log: Whether the horizontal axis is logarithmic.
     """
 
-    name: str
-    title: str
-    description: str
-    y_label: str
-    x_label: str
-    series: tuple[str, ...]
     bars: Sequence[Bar]
     ticks: Sequence[Tick]
     markers: Sequence[Tick] = ()
     is_log: bool = False
+
+    @property
+    def sums(self) -> list[int]:
+        """The sum of each series."""
+        return [sum(values) for values in zip(*(bar.values for bar in self.bars), strict=True)]
+
+    @property
+    def peak(self) -> Bar:
+        """The first of the highest bars."""
+        return max(self.bars, key=lambda bar: sum(bar.values))
+
+
+class Rect(NamedTuple):
+    """A part of a bar; ``series`` is the index of its series."""
+
+    x: float
+    y: float
+    width: float
+    height: float
+    series: int
+
+
+class Label(NamedTuple):
+    """A text and where it is."""
+
+    x: float
+    y: float
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Drawing:
+    """A chart on paper, in units of its own text; x grows to the right and y down.
+
+    Attributes:
+        width: Of the paper.
+        height: Of the paper.
+        left: The left edge of the plot.
+        right: Its right edge.
+        top: Its upper edge.
+        bottom: The horizontal axis.
+        rules: Labels of the vertical axis; each has a line through the plot, 4 units above.
+        bars: Those that are not empty, with their parts.
+        ticks: Where ticks of the horizontal axis are.
+        tick_labels: As many of their labels as there is room for.
+        markers: Where the markers are.
+        marker_labels: Their labels; markers too close to each other share one.
+    """
+
+    width: int
+    height: int
+    left: float
+    right: float
+    top: float
+    bottom: float
+    rules: list[Label]
+    bars: list[tuple[Bar, list[Rect]]]
+    ticks: list[float]
+    tick_labels: list[Label]
+    markers: list[float]
+    marker_labels: list[Label]
 
 
 class _Frame(NamedTuple):
@@ -103,121 +153,78 @@ class _Frame(NamedTuple):
         return self.bottom - (self.bottom - self.top) * value / self.most
 
 
-def draw(chart: Chart, width: int) -> Markup:
-    """Return a chart as SVG of a width, in units of its own text; it scales to its place."""
-    most = max((sum(bar.values) for bar in chart.bars), default=0)
-    y_ticks = linear_ticks(0, max(most, 1), wanted=4, is_whole=True)
-    left = 10 + _DIGIT_WIDTH * max(len(tick.label) for tick in y_ticks)
+def draw(chart: Chart, width: int) -> Drawing:
+    """Place a chart on paper of a width."""
+    y_ticks = linear_ticks(0, max(sum(chart.peak.values), 1), wanted=4, is_whole=True)
     frame = _Frame(
-        left=left,
+        left=_px(10 + _DIGIT_WIDTH * max(len(tick.label) for tick in y_ticks)),
         right=width - _RIGHT,
         top=_TOP + (_MARKER_LINE if chart.markers else 0),
         bottom=_HEIGHT - _BOTTOM,
-        low=min(bar.low for bar in chart.bars),
-        high=max(bar.high for bar in chart.bars),
+        low=chart.bars[0].low,
+        high=chart.bars[-1].high,
         most=y_ticks[-1].value,
         is_log=chart.is_log,
     )
-    name = f"{chart.name}-{width}"
-    return tag(
-        "svg",
-        tag("title", chart.title, id=f"{name}-title"),
-        tag("desc", chart.description, id=f"{name}-desc"),
-        *_y_axis(frame, y_ticks, chart.y_label),
-        *(_bar(frame, bar, chart.series) for bar in chart.bars),
-        *_markers(frame, chart.markers),
-        *_x_axis(frame, chart.ticks, chart.x_label),
-        viewBox=f"0 0 {width} {_HEIGHT}",
-        role="img",
-        aria_labelledby=f"{name}-title {name}-desc",
+    return Drawing(
+        width=width,
+        height=_HEIGHT,
+        left=frame.left,
+        right=frame.right,
+        top=frame.top,
+        bottom=frame.bottom,
+        rules=[
+            Label(_px(frame.left - 6), _px(frame.y(value) + 4), label) for value, label in y_ticks
+        ],
+        bars=[(bar, _rects(frame, bar)) for bar in chart.bars if any(bar.values)],
+        ticks=[_px(frame.x(tick.value)) for tick in chart.ticks],
+        tick_labels=list(_tick_labels(frame, chart.ticks)),
+        markers=[_px(frame.x(marker.value)) for marker in chart.markers],
+        marker_labels=list(_marker_labels(frame, chart.markers)),
     )
 
 
-def _y_axis(frame: _Frame, ticks: Sequence[Tick], label: str) -> Iterable[Markup]:
-    yield tag("text", label, x=0, y=12, class_="axis")
-    for tick in ticks:
-        y = _px(frame.y(tick.value))
-        yield tag("line", x1=_px(frame.left), x2=_px(frame.right), y1=y, y2=y, class_="rule")
-        yield tag("text", tick.label, x=_px(frame.left - 6), y=_px(y + 4), text_anchor="end")
-
-
-def _x_axis(frame: _Frame, ticks: Sequence[Tick], label: str) -> Iterable[Markup]:
-    bottom, free = frame.bottom, -math.inf
-    yield tag("line", x1=_px(frame.left), x2=_px(frame.right), y1=bottom, y2=bottom, class_="base")
-    for tick in ticks:
-        x, half = frame.x(tick.value), _DIGIT_WIDTH * len(tick.label) / 2
-        x_text = min(x, frame.right + _RIGHT - half)
-        yield tag("line", x1=_px(x), x2=_px(x), y1=bottom, y2=bottom + 4, class_="base")
-        if x_text - half >= free:
-            yield tag("text", tick.label, x=_px(x_text), y=bottom + 17, text_anchor="middle")
-            free = x_text + half + _LEAST_LABEL_GAP
-    x = _px(frame.right + _RIGHT)
-    yield tag("text", label, x=x, y=_HEIGHT - 6, text_anchor="end", class_="axis")
-
-
-def _bar(frame: _Frame, bar: Bar, series: tuple[str, ...]) -> Markup | None:
-    if not any(bar.values):
-        return None
+def _rects(frame: _Frame, bar: Bar) -> list[Rect]:
     left, right = frame.x(bar.low), frame.x(bar.high)
-    # A little air between bars, as long as they are wide enough to bear it.
+    # A small gap between bars, as long as they are wide enough.
     width = max(right - left - min(1.0, (right - left) / 4), 0.5)
-    parts, below = [], 0
-    for value, class_ in zip(bar.values, series, strict=True):
+    rects, below = [], 0
+    for series, value in enumerate(bar.values):
         if value:
             top, bottom = frame.y(below + value), frame.y(below)
-            # One in a hundred thousand is still to be seen.
+            # One in a hundred thousand stays visible.
             height = max(bottom - top, 1.0)
-            parts.append(
-                tag(
-                    "rect",
-                    x=_px(left),
-                    y=_px(bottom - height),
-                    width=_px(width),
-                    height=_px(height),
-                    class_=class_,
-                )
-            )
+            y = _px(bottom - height)
+            rects.append(Rect(_px(left), y, _px(width), _px(height), series))
         below += value
-    return tag("g", tag("title", bar.label), *parts)
+    return rects
 
 
-def _markers(frame: _Frame, markers: Sequence[Tick]) -> Iterable[Markup]:
+def _tick_labels(frame: _Frame, ticks: Sequence[Tick]) -> Iterable[Label]:
+    free = -math.inf
+    for tick in ticks:
+        half = _DIGIT_WIDTH * len(tick.label) / 2
+        x = min(frame.x(tick.value), frame.right + _RIGHT - half)
+        if x - half >= free:
+            yield Label(_px(x), frame.bottom + 17, tick.label)
+            free = x + half + _LEAST_LABEL_GAP
+
+
+def _marker_labels(frame: _Frame, markers: Sequence[Tick]) -> Iterable[Label]:
     labels: list[tuple[float, str]] = []
     for marker in markers:
         x, label = frame.x(marker.value), marker.label
-        yield tag(
-            "line", x1=_px(x), x2=_px(x), y1=frame.top - 6, y2=frame.bottom, class_="marker"
-        )  # fmt: skip
-        # Two that are too close to be told apart share a label.
         if labels and x - labels[-1][0] < _DIGIT_WIDTH * (len(labels[-1][1]) / 2 + 2.5):
             left, before = labels.pop()
             x, label = (left + x) / 2, f"{before}, {label}"
         labels.append((x, label))
     for x, label in labels:
         half = _DIGIT_WIDTH * len(label) / 2
-        x_text = min(max(x, half), frame.right + _RIGHT - half)
-        y = frame.top - 9
-        yield tag("text", label, x=_px(x_text), y=y, text_anchor="middle", class_="mark")
+        yield Label(_px(min(max(x, half), frame.right + _RIGHT - half)), frame.top - 9, label)
 
 
 def _px(number: float) -> float:
     return round(number, 1)
-
-
-def meter(parts: Sequence[tuple[int, str]], whole: int, *, label: str | None = None) -> Markup:
-    """Return a flat bar whose parts are shares of a whole, each with its class.
-
-    It is for who sees: what it says also stands beside it, unless it has a label.
-    """
-    drawn, at = [], 0.0
-    for value, class_ in parts:
-        width = 100 * value / whole if whole else 0.0
-        if value:
-            drawn.append(tag("rect", x=f"{at:.3f}%", width=f"{width:.3f}%", y=0, height="100%",
-                             class_=class_))  # fmt: skip
-        at += width
-    hidden = {"aria_hidden": "true"} if label is None else {"role": "img", "aria_label": label}
-    return tag("svg", fragment(*drawn), class_="meter", **hidden)
 
 
 def linear_ticks(

@@ -15,7 +15,16 @@ import pytest
 BROKER = {"amqp", "celery", "kombu", "redis"}
 PROVIDERS = {"aiohttp", "anthropic", "httpx", "httpx2", "litellm", "openai", "xllamacpp"}
 MONITORS = {"click_repl", "flower", "opentelemetry", "prometheus_client", "tornado"}
-HEAVY = {*BROKER, *PROVIDERS, *MONITORS, "numpy", "semantic_text_splitter", "valkey", "workers"}
+HEAVY = {
+    *BROKER,
+    *PROVIDERS,
+    *MONITORS,
+    "jinja2",
+    "numpy",
+    "semantic_text_splitter",
+    "valkey",
+    "workers",
+}
 MODELS = {"pydantic", "pydantic_core", "pydantic_settings"}
 
 BARE = {"fanout", "fanout.errors", "fanout.terminal"}
@@ -61,7 +70,9 @@ def test_a_shell_completes_commands_without_loading_them():
     assert own(modules) == BARE
 
 
-@pytest.mark.parametrize("command", ["status", "watch", "results", "cancel", "doctor", "metrics"])
+@pytest.mark.parametrize(
+    "command", ["status", "watch", "results", "cancel", "doctor", "metrics", "report"]
+)
 def test_the_help_of_a_command_loads_no_models(command):
     assert not packages(loaded(CLI, command, "--help")) & {*HEAVY, *MODELS, "asyncio"}
 
@@ -78,7 +89,9 @@ for name in _COMMANDS:
     assert not packages(modules) & HEAVY
 
 
-@pytest.mark.parametrize("name", ["RunSpec", "Client", "ParallelCalls", "FakeLLM", "ErrorKind"])
+@pytest.mark.parametrize(
+    "name", ["RunSpec", "Client", "ParallelCalls", "FakeLLM", "ErrorKind", "report"]
+)
 def test_what_is_imported_from_the_package_is_loaded_without_a_broker(name):
     assert not packages(loaded(f"from fanout import {name}")) & HEAVY
 
