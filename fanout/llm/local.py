@@ -169,7 +169,7 @@ class LocalServer:
         raise ModelError(f"the local model's server did not start: {tail}")
 
     def _environment(self) -> dict[str, str]:
-        folder = library_folder(self._cache_dir)
+        folder = library_folder()
         if folder is None:
             return dict(os.environ)
         paths = [str(folder), os.environ.get("LD_LIBRARY_PATH", "")]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import json
+import os
 import subprocess
 import sys
 import urllib.error
@@ -15,7 +15,7 @@ import pytest
 
 from fanout.errors import LLMError, ModelError
 from fanout.llm import LLMRequest
-from fanout.llm.assets import WEIGHTS, fetch
+from fanout.llm.assets import WEIGHTS, fetch, library_folder
 from fanout.llm.local import LocalLLM
 from fanout.settings import load_settings
 
@@ -187,15 +187,34 @@ def test_weights_with_another_hash_are_not_kept(tmp_path, monkeypatch):
     assert not (tmp_path / WEIGHTS.name).exists()
 
 
-def test_a_missing_system_library_is_fetched(tmp_path, monkeypatch):
-    """What a slim system lacks, without a slim system: the loader says that it is not there."""
-    from fanout.llm import assets
+def missing(name):
+    raise OSError(name)
 
-    def missing(name):
-        raise OSError(name)
 
-    assert assets.library_folder(tmp_path) is None
-    monkeypatch.setattr(assets.ctypes, "CDLL", missing)
-    folder = assets.library_folder(tmp_path)
-    monkeypatch.undo()
-    ctypes.CDLL(str(folder / "libgomp.so.1"))
+LIBRARIES = """
+import pathlib, xllamacpp
+maps = pathlib.Path("/proc/self/maps").read_text().splitlines()
+print(*{line.split()[-1] for line in maps if "gomp" in line or "libomp" in line})
+"""
+
+
+def test_the_extra_brings_the_openmp_library_that_a_slim_system_lacks(monkeypatch):
+    """Without a slim system: the loader says that there is none."""
+    here = library_folder()
+    monkeypatch.setattr("fanout.llm.assets.ctypes.CDLL", missing)
+    folder = library_folder()
+    assert here in {None, folder}
+    done = subprocess.run(
+        [sys.executable, "-c", LIBRARIES],
+        env={**os.environ, "LD_LIBRARY_PATH": str(folder)},
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    # Every symbol was found in it, at its version, and the system's own is not loaded as well.
+    assert done.stdout.split() == [str(folder / "libgomp.so.1")]
+
+
+def test_a_system_without_openmp_where_the_extra_has_none_either_says_what_to_install(monkeypatch):
+    monkeypatch.setattr("fanout.llm.assets.ctypes.CDLL", missing)
+    monkeypatch.setattr("fanout.llm.assets._OPENMP_DISTRIBUTION", "no-such-distribution")
+    with pytest.raises(ModelError, match=r"needs libgomp.so.1, .*apt-get install libgomp1"):
+        library_folder()

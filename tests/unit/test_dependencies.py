@@ -24,8 +24,8 @@ OF_EXTRAS = {
     "litellm": {"fanout.llm.litellm"},
     "opentelemetry": {"workers.tracing"},
 }
-# fsspec imports it for s3://: no line of ours names it.
-BY_OTHERS = {"s3fs"}
+# fsspec imports it for s3://, and llama.cpp loads a library of it: no line of ours names them.
+BY_OTHERS = {"s3fs", "cmeel-libomp"}
 
 
 def named(tree):
