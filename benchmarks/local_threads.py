@@ -24,13 +24,13 @@ from typing import TYPE_CHECKING
 
 from measure import machine, rounded, spread
 
-from fanout.errors import LLMError
+from fanout.core.errors import LLMError
+from fanout.core.records import ErrorKind
+from fanout.core.settings import load_settings
 from fanout.llm import LLMRequest
 from fanout.llm.assets import WEIGHTS, fetch
-from fanout.llm.cores import model_threads, usable_cores
 from fanout.llm.local import LocalLLM
-from fanout.runs import ErrorKind
-from fanout.settings import load_settings
+from fanout.system.cores import model_threads, usable_cores
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

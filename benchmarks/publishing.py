@@ -24,11 +24,11 @@ from measure import RESULTS, cpu_s, machine, rounded, save, spread, versions
 from services import Processes, Valkey
 
 from fanout import Client, RunSpec
-from fanout.broker import BRANCHES_QUEUE, make_app, make_store
-from fanout.chords import Publisher
-from fanout.queue_names import BEHIND
-from fanout.settings import load_settings
-from fanout.shards import MAX_SHARD_BRANCHES
+from fanout.broker.app import BRANCHES_QUEUE, make_app, make_store
+from fanout.broker.publisher import Publisher
+from fanout.core.queue_names import BEHIND
+from fanout.core.settings import load_settings
+from fanout.policy.packing import MAX_SHARD_BRANCHES
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -4,7 +4,7 @@
 
 Each stands between ``<!-- NAME -->`` and ``<!-- end -->`` in docs/performance.md, docs/scaling.md
 or docs/reliability.md. ``--check`` changes nothing, and fails where one is not what its file says;
-tests/unit/test_benchmark_tables.py does that.
+tests/unit/benchmarks/test_benchmark_tables.py does that.
 """
 
 from __future__ import annotations

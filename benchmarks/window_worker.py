@@ -13,7 +13,7 @@ import sys
 
 from celery.__main__ import main
 
-from fanout import enqueue
+from fanout.runs import enqueue
 
 if __name__ == "__main__":
     window = int(os.environ["BENCH_WINDOW"])

@@ -10,8 +10,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from fanout.client import Client
-    from fanout.errors import (
+    from fanout.client.client import Client
+    from fanout.client.parallel import ParallelCalls
+    from fanout.client.run import Run
+    from fanout.core.errors import (
         AmbiguousRunError,
         BrokerError,
         EmbeddedError,
@@ -27,12 +29,10 @@ if TYPE_CHECKING:
         WaitTimeoutError,
         WireVersionError,
     )
-    from fanout.handle import Run
+    from fanout.core.records import Chunk, Document, ErrorKind, RunStatus, Usage
+    from fanout.core.spec import RateSpec, RetrySpec, RunSpec
     from fanout.llm import LLM, FakeLLM, LLMReply, LLMRequest
-    from fanout.parallel import ParallelCalls
-    from fanout.results import BranchError, Output, ReduceError, Result, Status
-    from fanout.runs import Chunk, Document, ErrorKind, RunStatus, Usage
-    from fanout.spec import RateSpec, RetrySpec, RunSpec
+    from fanout.runs.results import BranchError, Output, ReduceError, Result, Status
 
 __all__ = [
     "LLM",
@@ -73,8 +73,8 @@ __all__ = [
 
 # Where each name is; the imports above are for type checkers alone.
 _NAMES = {
-    "fanout.client": ("Client",),
-    "fanout.errors": (
+    "fanout.client.client": ("Client",),
+    "fanout.core.errors": (
         "AmbiguousRunError",
         "BrokerError",
         "EmbeddedError",
@@ -90,12 +90,12 @@ _NAMES = {
         "WaitTimeoutError",
         "WireVersionError",
     ),
-    "fanout.handle": ("Run",),
+    "fanout.client.run": ("Run",),
     "fanout.llm": ("FakeLLM", "LLM", "LLMReply", "LLMRequest"),
-    "fanout.parallel": ("ParallelCalls",),
-    "fanout.results": ("BranchError", "Output", "ReduceError", "Result", "Status"),
-    "fanout.runs": ("Chunk", "Document", "ErrorKind", "RunStatus", "Usage"),
-    "fanout.spec": ("RateSpec", "RetrySpec", "RunSpec"),
+    "fanout.client.parallel": ("ParallelCalls",),
+    "fanout.runs.results": ("BranchError", "Output", "ReduceError", "Result", "Status"),
+    "fanout.core.records": ("Chunk", "Document", "ErrorKind", "RunStatus", "Usage"),
+    "fanout.core.spec": ("RateSpec", "RetrySpec", "RunSpec"),
 }
 _HOMES = {name: module for module, names in _NAMES.items() for name in names}
 

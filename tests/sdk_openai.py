@@ -8,11 +8,11 @@ from typing import Any
 import httpx2
 import openai
 
-from fanout.errors import LLMError
+from fanout.core.errors import LLMError
+from fanout.core.records import ErrorKind, Usage
 from fanout.llm import LLMReply, LLMRequest
-from fanout.llm.endings import require_answer
+from fanout.llm.finish_reasons import require_answer
 from fanout.llm.http_errors import http_error, redacted
-from fanout.runs import ErrorKind, Usage
 
 
 class SdkOpenAILLM:

@@ -13,8 +13,8 @@ import signal
 import sys
 import threading
 
-from fanout.errors import SettingsError
-from fanout.terminal import print_error, print_line
+from fanout.core.errors import SettingsError
+from fanout.system.terminal import print_error, print_line
 
 __all__ = ["main"]
 
@@ -50,7 +50,8 @@ def _run(options: list[str], *, is_quiet: bool, waits_for_url: bool) -> None:
 
     if waits_for_url:
         # All that takes long, while the server starts.
-        from workers import config, logs  # noqa: F401
+        from workers import config  # noqa: F401
+        from workers.telemetry import logs  # noqa: F401
 
         url = sys.stdin.readline().strip()
         if not url:

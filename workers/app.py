@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from fanout.settings import load_settings
+from fanout.core.settings import load_settings
 from workers.config import make_worker_app
-from workers.logs import set_up_logs
+from workers.telemetry.logs import set_up_logs
 
 __all__ = ["app"]
 

@@ -9,30 +9,33 @@ from typing import TYPE_CHECKING, Any
 
 from celery import signals
 
-from fanout.broker import make_app
+from fanout.broker.app import make_app
+from fanout.core.settings import DEFAULT_BROKER_URL, check_traces
 from fanout.llm.keys import key_files
-from fanout.settings import DEFAULT_BROKER_URL, check_traces
-from workers.children import watch_children
-from workers.events import SendsEvents
-from workers.leases import Leases
-from workers.presence import Presence
-from workers.program import Program
-from workers.reaper import ReaperStep
-from workers.runtime import Runtime
-from workers.shutdown import Shutdown, listen_in_children
+from workers.consumer.leases import Leases
+from workers.consumer.presence import Presence
+from workers.consumer.reaper import ReaperStep
+from workers.consumer.shutdown import Shutdown, listen_in_children
+from workers.consumer.stalled_children import watch_children
+from workers.consumer.version_check import WireCheck
+from workers.context.runtime import Runtime
+from workers.options import Program
 from workers.tasks import register
-from workers.wire import WireCheck
+from workers.telemetry.events import SendsEvents
 
 if TYPE_CHECKING:
     from celery import Celery
 
-    from fanout.settings import Settings
+    from fanout.core.settings import Settings
 
 __all__ = ["make_worker_app"]
 
 
 # Pools of our own.
-_POOLS = {"asyncio": "workers.pool:TaskPool", "threads": "workers.thread_pool:TaskPool"}
+_POOLS = {
+    "asyncio": "workers.consumer.pool:TaskPool",
+    "threads": "workers.consumer.thread_pool:TaskPool",
+}
 
 
 def make_worker_app(settings: Settings, *, owns_process: bool = False) -> Celery:
@@ -48,8 +51,8 @@ def make_worker_app(settings: Settings, *, owns_process: bool = False) -> Celery
     # Here, and not before the process was started: a process's first environment can be seen.
     os.environ.update(key_files(os.environ))
     app = make_app(settings, takes_messages=True)
-    app.amqp_cls = "workers.clock:ServerClockAMQP"
-    app.events_cls = "workers.events:Events"
+    app.amqp_cls = "workers.consumer.server_clock:ServerClockAMQP"
+    app.events_cls = "workers.telemetry.events:Events"
     app.conf.update(
         worker_pool=_POOLS.get(settings.pool, settings.pool),
         worker_concurrency=settings.concurrency,
@@ -65,7 +68,7 @@ def make_worker_app(settings: Settings, *, owns_process: bool = False) -> Celery
         # Always, and not when a monitor asks for it: that would miss what a worker does before it
         # has heard of that. Sent in batches; measured with benchmarks/events_cost.py.
         worker_send_task_events=settings.task_events,
-        worker_consumer="workers.shutdown:HandsBack",
+        worker_consumer="workers.consumer.shutdown:HandsBack",
         # A server that is away comes back, whenever that is.
         broker_connection_max_retries=None,
         # A server that is full, or a replica since a failover, refuses commands: that passes, too.

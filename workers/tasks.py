@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 from celery.exceptions import CeleryError, Reject, SoftTimeLimitExceeded
 
-from fanout import broker
-from fanout.errors import BrokerError, FanoutError, UnknownRunError
-from fanout.refusals import refusals
-from workers.backend import TaskFault
-from workers.branches import BranchFailed, run_branch
-from workers.claims import BranchGone, BranchHandedBack, BranchHeld, BranchParked
-from workers.preflight import check_model
-from workers.requests import (
+from fanout.broker import app as broker
+from fanout.broker.rejected import refusals
+from fanout.broker.result_backend import TaskFault
+from fanout.core.errors import BrokerError, FanoutError, UnknownRunError
+from workers.branch.claims import BranchGone, BranchHandedBack, BranchHeld, BranchParked
+from workers.branch.execution import BranchFailed, run_branch
+from workers.branch.model_check import check_model
+from workers.consumer.task_requests import (
     BranchRequest,
     PostponedError,
     ReportsAll,
@@ -25,14 +25,14 @@ from workers.requests import (
     StillHeldError,
     delivery_of,
 )
-from workers.stages import TooEarlyError, aggregate, collect, expand
+from workers.reduce.stages import TooEarlyError, aggregate, collect, expand
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from celery import Celery, Task
 
-    from workers.runtime import Runtime
+    from workers.context.runtime import Runtime
 
 __all__ = ["register"]
 

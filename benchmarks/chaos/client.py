@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from fanout import Client, RunSpec
-from fanout.errors import WaitTimeoutError
+from fanout.core.errors import WaitTimeoutError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

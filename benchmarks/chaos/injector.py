@@ -24,7 +24,7 @@ from chaos.ledger import Injury
 from chaos.outages import OUTAGES, begin, end
 from chaos.refusals import refusing
 from chaos.schedule import REFUSALS
-from fanout.errors import BrokerError
+from fanout.core.errors import BrokerError
 
 if TYPE_CHECKING:
     from collections.abc import Callable

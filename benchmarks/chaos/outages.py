@@ -10,8 +10,8 @@ import contextlib
 import time
 from typing import TYPE_CHECKING
 
-from fanout.errors import LLMError
-from fanout.runs import ErrorKind
+from fanout.core.errors import LLMError
+from fanout.core.records import ErrorKind
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -15,9 +15,9 @@ from chaos.injector import ClientKeeper, Injector, Slot
 from chaos.ledger import Injury, Verdict, analyse, parse
 from chaos.schedule import KINDS, Fleet, make_schedule
 from fanout import Client
-from fanout.errors import FanoutError
-from fanout.runs import ErrorKind
-from fanout.shards import MAX_SHARD_BYTES
+from fanout.core.errors import FanoutError
+from fanout.core.records import ErrorKind
+from fanout.policy.packing import MAX_SHARD_BYTES
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fanout.queue_names import BEHIND, QUEUES
+from fanout.core.queue_names import BEHIND, QUEUES
 from fanout.stores import RedisStore, connect
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from fanout.runs import ErrorKind  # noqa: TC001 - msgspec reads the annotation
+from fanout.core.records import ErrorKind  # noqa: TC001 - msgspec reads the annotation
 
 __all__ = ["Accumulator", "Aggregate", "Item", "Named", "place"]
 

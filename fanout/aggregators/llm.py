@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from fanout.aggregators.base import place
-from fanout.errors import SpecError
+from fanout.core.errors import SpecError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence

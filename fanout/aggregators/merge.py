@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from fanout.aggregators.base import Aggregate, Named, place
-from fanout.json_text import parse_json
-from fanout.json_values import identity
+from fanout.core.json_text import parse_json
+from fanout.core.json_values import identity
 
 if TYPE_CHECKING:
     from fanout.aggregators.base import Item

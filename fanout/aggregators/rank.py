@@ -7,7 +7,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from fanout.aggregators.base import Aggregate, Named, place
-from fanout.json_text import parse_json
+from fanout.core.json_text import parse_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

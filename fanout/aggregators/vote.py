@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from fanout.aggregators.base import Aggregate
-from fanout.json_text import parse_json
-from fanout.json_values import identity
-from fanout.words import plural
+from fanout.core.json_text import parse_json
+from fanout.core.json_values import identity
+from fanout.core.units import plural
 
 if TYPE_CHECKING:
     from fanout.aggregators.base import Item

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import click
 from click.shell_completion import CompletionItem, ShellComplete, get_completion_class
 
-from fanout.terminal import print_text
+from fanout.system.terminal import print_text
 
 if TYPE_CHECKING:
     from fanout.stores import RunRecord
@@ -72,7 +72,7 @@ def complete_run(
 
 
 def _runs(broker_url: str | None, prefix: str) -> list[RunRecord]:
-    from fanout.settings import load_settings
+    from fanout.core.settings import load_settings
     from fanout.stores import RedisStore, connect
 
     settings = load_settings(broker_url=broker_url)
@@ -87,7 +87,7 @@ def _runs(broker_url: str | None, prefix: str) -> list[RunRecord]:
 
 
 def _embedded_runs(prefix: str) -> list[RunRecord]:
-    from fanout.embedded_runs import EmbeddedRuns
+    from fanout.client.embedded_runs import EmbeddedRuns
 
     runs = EmbeddedRuns()
     try:

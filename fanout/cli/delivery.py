@@ -16,22 +16,22 @@ import click
 
 from fanout.cli.exits import CLOSED_PIPE, FAILURE, mute_stdout
 from fanout.cli.progress import summary
-from fanout.errors import FanoutError, RunError
-from fanout.output_folder import OutputFolder, answer_text, output_row
-from fanout.private_files import PRIVATE
-from fanout.runs import ErrorKind, RunStatus
-from fanout.terminal import print_error, print_line, print_text
-from fanout.words import plural
+from fanout.core.errors import FanoutError, RunError
+from fanout.core.records import ErrorKind, RunStatus
+from fanout.core.units import plural
+from fanout.runs.output_files import OutputFolder, answer_text, output_row
+from fanout.system.private_files import PRIVATE
+from fanout.system.terminal import print_error, print_line, print_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from typing import Self
 
     from fanout.cli.progress import Progress
-    from fanout.errors import BrokerError
-    from fanout.handle import Run
-    from fanout.limits import LimitState
-    from fanout.results import Status
+    from fanout.client.run import Run
+    from fanout.core.errors import BrokerError
+    from fanout.core.rate_limits import LimitState
+    from fanout.runs.results import Status
 
 __all__ = [
     "Delivery",
@@ -297,7 +297,7 @@ def _noting(faults: list[str], what: str) -> Iterator[None]:
 
 
 def _write_report(run: Run, path: Path) -> None:
-    from fanout.report import write
+    from fanout.observe.report import write
 
     write(run, path)
 

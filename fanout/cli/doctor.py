@@ -10,7 +10,7 @@ import msgspec
 
 from fanout.cli.session import broker_option
 from fanout.doctor import Finding, State, worst
-from fanout.terminal import print_line
+from fanout.system.terminal import print_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -36,8 +36,8 @@ def command(models: tuple[str, ...], broker_url: str | None, as_json: bool) -> i
 
     The exit status is 1 where something fails. Warnings do not count.
     """
+    from fanout.core.settings import load_settings
     from fanout.doctor.examination import examine
-    from fanout.settings import load_settings
 
     settings = load_settings(broker_url=broker_url)
     if not models and settings.model is not None:

@@ -55,7 +55,7 @@ def command(
     password that is in $FANOUT_FLOWER_PASSWORD_FILE.
     """
     from fanout.cli.worker import check_broker, pass_on_broker
-    from fanout.settings import load_settings
+    from fanout.core.settings import load_settings
 
     settings = load_settings(broker_url=broker_url)
     pass_on_broker(settings, broker_url)
@@ -67,5 +67,5 @@ def command(
         arguments.append("--read_only=false")
     check_broker(settings)
     # The same process from here on, as with the worker, and a name for the same reason.
-    flower = [sys.executable, "-m", "workers.flower"]
+    flower = [sys.executable, "-m", "workers.telemetry.flower"]
     os.execv(sys.executable, [*flower, *arguments, *flower_options])  # noqa: S606 - our own

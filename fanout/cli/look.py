@@ -37,17 +37,17 @@ from fanout.cli.session import (
     say,
 )
 from fanout.cli.view import capacity_lines, runs_lines
-from fanout.errors import UnknownRunError
-from fanout.output_folder import error_row
-from fanout.runs import ErrorKind, RunStatus
-from fanout.terminal import print_line
+from fanout.core.errors import UnknownRunError
+from fanout.core.records import ErrorKind, RunStatus
+from fanout.runs.output_files import error_row
+from fanout.system.terminal import print_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from pathlib import Path
 
-    from fanout.handle import Run
-    from fanout.results import Output, Status
+    from fanout.client.run import Run
+    from fanout.runs.results import Output, Status
 
 __all__ = ["errors", "results", "runs", "status", "workers"]
 

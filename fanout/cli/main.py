@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fanout.cli.exits import CLOSED_PIPE, FAILURE, INTERRUPTED, USAGE, mute_stdout
-from fanout.errors import (
+from fanout.core.errors import (
     AmbiguousRunError,
     FanoutError,
     InputError,
@@ -25,7 +25,7 @@ from fanout.errors import (
     SettingsError,
     SpecError,
 )
-from fanout.terminal import indented, print_error, print_line, print_text
+from fanout.system.terminal import indented, print_error, print_line, print_text
 
 if TYPE_CHECKING:
     from types import TracebackType

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fanout.cli.session import broker_option
-from fanout.errors import BrokerError, InputError
-from fanout.terminal import print_line
+from fanout.core.errors import BrokerError, InputError
+from fanout.system.terminal import print_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from fanout.settings import Settings
+    from fanout.core.settings import Settings
     from fanout.stores import Store
 
     App = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
@@ -71,7 +71,7 @@ def command(
             f"--address {address} can be reached from other machines: give --token-file, "
             "or --no-auth where the network keeps others away"
         )
-    from fanout.settings import DEFAULT_BROKER_URL, load_settings
+    from fanout.core.settings import DEFAULT_BROKER_URL, load_settings
 
     settings = load_settings(broker_url=broker_url)
     if settings.broker_url is None:
@@ -105,9 +105,9 @@ def _is_loopback(address: str) -> bool:
 def _served(settings: Settings, address: str, port: int, token: bytes | None) -> Iterator[str]:
     from prometheus_client import CollectorRegistry, make_wsgi_app, start_wsgi_server
 
-    from fanout.broker import connect_broker, make_store
-    from fanout.metrics import FleetCollector
-    from fanout.queues import Queues
+    from fanout.broker.app import connect_broker, make_store
+    from fanout.broker.backlog import Queues
+    from fanout.observe.metrics import FleetCollector
 
     store, client = make_store(settings), connect_broker(settings)
     registry = CollectorRegistry()

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any, get_args
 import click
 
 from fanout.cli.completion import complete_files
-from fanout.errors import SpecError
-from fanout.spec import ReduceName, RunSpec, SplitName, load_job, make_spec
-from fanout.spec_names import PARTS, canonical
+from fanout.core.errors import SpecError
+from fanout.core.field_names import PARTS, canonical
+from fanout.core.spec import ReduceName, RunSpec, SplitName, load_job, make_spec
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from fanout.settings import Settings
+    from fanout.core.settings import Settings
 
 __all__ = ["job_options", "job_spec"]
 

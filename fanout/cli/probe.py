@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 import click
 
 from fanout.cli.session import broker_option
-from fanout.terminal import print_error
+from fanout.system.terminal import print_error
 
 if TYPE_CHECKING:
-    from fanout.errors import BrokerError
+    from fanout.core.errors import BrokerError
     from fanout.stores import RedisStore
 
 __all__ = ["command"]
@@ -48,8 +48,8 @@ def command(name: str | None, within_s: float, broker_url: str | None) -> int:
     make no progress, or that sees another storage. That it lives is not enough. Where the server
     refuses writes, it says that. It asks nobody but the server.
     """
-    from fanout.probe import probe_problem
-    from fanout.settings import DEFAULT_BROKER_URL, load_settings
+    from fanout.core.settings import DEFAULT_BROKER_URL, load_settings
+    from fanout.observe.probe import probe_problem
     from fanout.stores import RedisStore, connect
 
     settings = load_settings(broker_url=broker_url)
@@ -77,7 +77,7 @@ def command(name: str | None, within_s: float, broker_url: str | None) -> int:
 
 def _refused(store: RedisStore) -> BrokerError | None:
     """Return why the server refuses what a worker writes, or None where it does not."""
-    from fanout.errors import BrokerError
+    from fanout.core.errors import BrokerError
 
     try:
         store.take_lock(f"probe-{secrets.token_hex(4)}", "probe", ttl_s=1)

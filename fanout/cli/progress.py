@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, TextIO
 
 from fanout.cli.screen import Screen, terminal_size
 from fanout.cli.speed import Meter, Speed, eta_s
-from fanout.terminal import write_line, write_over
-from fanout.words import clock, duration, plain
+from fanout.core.units import clock, duration, plain
+from fanout.system.terminal import write_line, write_over
 
 if TYPE_CHECKING:
-    from fanout.limits import LimitState
-    from fanout.results import Status
-    from fanout.runs import Usage
+    from fanout.core.rate_limits import LimitState
+    from fanout.core.records import Usage
+    from fanout.runs.results import Status
 
 __all__ = ["IDLE", "Progress", "summary"]
 

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fanout.cli.session import EMBEDDED, RUN_EPILOG, broker_option, one_run, run_argument
-from fanout.errors import InputError
-from fanout.report import gather, render, write
-from fanout.terminal import print_line, print_page
+from fanout.core.errors import InputError
+from fanout.observe.report import gather, render, write
+from fanout.system.terminal import print_line, print_page
 
 if TYPE_CHECKING:
-    from fanout.handle import Run
+    from fanout.client.run import Run
 
 __all__ = ["command"]
 

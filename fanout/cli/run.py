@@ -34,17 +34,17 @@ from fanout.cli.session import (
     fleet,
     one_object,
 )
-from fanout.client import Client
-from fanout.errors import InputError
+from fanout.client.client import Client
+from fanout.core.errors import InputError
+from fanout.core.settings import load_settings
 from fanout.llm.assets import WEIGHTS, has_runtime, has_weights
-from fanout.settings import load_settings
-from fanout.terminal import print_line
+from fanout.system.terminal import print_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from fanout.handle import Run
-    from fanout.spec import RunSpec
+    from fanout.client.run import Run
+    from fanout.core.spec import RunSpec
 
 __all__ = ["command", "submit"]
 

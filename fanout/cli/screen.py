@@ -6,7 +6,7 @@ import os
 import shutil
 from typing import TYPE_CHECKING, TextIO
 
-from fanout.terminal import write_frame
+from fanout.system.terminal import write_frame
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

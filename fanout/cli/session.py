@@ -10,19 +10,19 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from fanout.cli.completion import complete_run
-from fanout.errors import SettingsError
-from fanout.runs import ErrorKind
-from fanout.terminal import print_line
-from fanout.words import plural
+from fanout.core.errors import SettingsError
+from fanout.core.records import ErrorKind
+from fanout.core.units import plural
+from fanout.system.terminal import print_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from types import FrameType
 
     from fanout.cli.progress import Progress
-    from fanout.client import Client
-    from fanout.documents import Notice
-    from fanout.handle import Run
+    from fanout.client.client import Client
+    from fanout.client.run import Run
+    from fanout.inputs.documents import Notice
 
 __all__ = [
     "EMBEDDED",
@@ -75,7 +75,7 @@ def fleet(broker_url: str | None) -> Iterator[Client]:
     Raises:
         SettingsError: No broker is configured.
     """
-    from fanout.settings import load_settings
+    from fanout.core.settings import load_settings
 
     if load_settings(broker_url=broker_url).broker_url is None:
         raise SettingsError(
@@ -89,7 +89,7 @@ def fleet(broker_url: str | None) -> Iterator[Client]:
 @contextmanager
 def any_client(broker_url: str | None) -> Iterator[Client]:
     """Give a client of a fleet, or, where no broker is configured, of this user's own server."""
-    from fanout.client import Client
+    from fanout.client.client import Client
 
     with interruptible(), Client(broker_url) as client:
         yield client

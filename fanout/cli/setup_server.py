@@ -29,9 +29,9 @@ def command(broker_url: str | None, wait_s: float, as_json: bool) -> None:  # no
     Where users have ACLs, as those of ops/make-secrets, the admin does it before an upgrade; those
     of other versions stay. It may be repeated.
     """
-    from fanout.errors import BrokerError
-    from fanout.server_setup import load_functions
-    from fanout.settings import DEFAULT_BROKER_URL, load_settings
+    from fanout.broker.server_setup import load_functions
+    from fanout.core.errors import BrokerError
+    from fanout.core.settings import DEFAULT_BROKER_URL, load_settings
     from fanout.stores import RedisStore, connect
 
     settings = load_settings(broker_url=broker_url)

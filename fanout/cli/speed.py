@@ -7,11 +7,11 @@ from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from fanout.runs import RunStatus
+from fanout.core.records import RunStatus
 
 if TYPE_CHECKING:
-    from fanout.results import Status
-    from fanout.runs import Usage
+    from fanout.core.records import Usage
+    from fanout.runs.results import Status
 
 __all__ = ["Meter", "Speed", "eta_s"]
 

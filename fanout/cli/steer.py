@@ -26,16 +26,16 @@ from fanout.cli.session import (
     run_argument,
     say,
 )
-from fanout.intake import source_of_files
-from fanout.runs import ErrorKind
-from fanout.words import plural
+from fanout.core.records import ErrorKind
+from fanout.core.units import plural
+from fanout.inputs.intake import source_of_files
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from fanout.handle import Run
-    from fanout.results import Status
-    from fanout.runs import Document
+    from fanout.client.run import Run
+    from fanout.core.records import Document
+    from fanout.runs.results import Status
 
 __all__ = ["cancel", "delete", "heal", "pause", "resume", "retry", "unpause"]
 

@@ -6,17 +6,17 @@ import time
 from typing import TYPE_CHECKING
 
 from fanout.cli.speed import eta_s
-from fanout.runs import RunStatus
-from fanout.words import clock, known, plural
+from fanout.core.records import RunStatus
+from fanout.core.units import clock, known, plural
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from fanout.cli.speed import Speed
-    from fanout.fleet import FleetStatus
-    from fanout.latency import Latency
-    from fanout.results import StageStatus, Status
-    from fanout.runs import ErrorKind, Usage
+    from fanout.core.latency import Latency
+    from fanout.core.records import ErrorKind, Usage
+    from fanout.observe.fleet import FleetStatus
+    from fanout.runs.results import StageStatus, Status
     from fanout.stores import WorkerRecord
 
 __all__ = [

@@ -18,19 +18,19 @@ from fanout.cli.screen import Screen
 from fanout.cli.session import EMBEDDED, RUN_EPILOG, any_client, broker_option, fleet, kept
 from fanout.cli.speed import Meter, eta_s
 from fanout.cli.view import SHOWN_RUNS, fleet_line, fleet_lines, run_lines
-from fanout.errors import BrokerError, UnknownRunError
-from fanout.terminal import print_line
+from fanout.core.errors import BrokerError, UnknownRunError
+from fanout.system.terminal import print_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from fanout.cli.delivery import Follower
     from fanout.cli.speed import Speed
-    from fanout.client import Client
-    from fanout.fleet import FleetStatus
-    from fanout.handle import Run
-    from fanout.limits import LimitState
-    from fanout.results import Status
+    from fanout.client.client import Client
+    from fanout.client.run import Run
+    from fanout.core.rate_limits import LimitState
+    from fanout.observe.fleet import FleetStatus
+    from fanout.runs.results import Status
 
 __all__ = ["command"]
 
@@ -214,7 +214,7 @@ def _fleet_view(client: Client, interval_s: float | None, *, as_json: bool) -> _
 
 def _watch_fleet(client: Client, view: _FleetView) -> NoReturn:
     """Show a fleet until Ctrl-C. Raises BrokerError where its server is away for too long."""
-    from fanout.handle import AWAY_S
+    from fanout.client.run import AWAY_S
 
     meter = Meter()
     answered_at = time.monotonic()

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 import click
 
+from fanout.core.settings import DEFAULT_BROKER_URL, MAX_CONCURRENCY, check_traces, load_settings
 from fanout.llm.keys import key_files
-from fanout.settings import DEFAULT_BROKER_URL, MAX_CONCURRENCY, check_traces, load_settings
 
 if TYPE_CHECKING:
-    from fanout.settings import Settings
+    from fanout.core.settings import Settings
 
 __all__ = ["check_broker", "command", "pass_on_broker"]
 
@@ -149,8 +149,8 @@ def check_worker(settings: Settings) -> None:
         BrokerError: No broker answers, or it refuses.
         WireVersionError: The fleet has another version of fanout.
     """
+    from fanout.broker.fleet_version import claim_wire
     from fanout.stores import RedisStore, connect
-    from fanout.wire import claim_wire
 
     url = settings.broker_url or DEFAULT_BROKER_URL
     client = connect(url, ca_file=settings.broker_ca_file)

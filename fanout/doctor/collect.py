@@ -17,7 +17,20 @@ from typing import TYPE_CHECKING, Any, cast
 import msgspec
 from redis.exceptions import RedisError, ResponseError
 
-from fanout import broker
+from fanout.broker import app as broker
+from fanout.broker.backlog import Queues
+from fanout.broker.inspection import Messages
+from fanout.broker.server_setup import count_missing
+from fanout.client.embedded.fleet import EmbeddedFleet
+from fanout.core.errors import (
+    BrokerError,
+    EmbeddedError,
+    ModelError,
+    SettingsError,
+    StoredDataError,
+    UnknownRunError,
+)
+from fanout.core.records import RunStatus
 from fanout.doctor.facts import (
     Connection,
     EmbeddedFacts,
@@ -27,28 +40,15 @@ from fanout.doctor.facts import (
     ServerFacts,
     StorageFacts,
 )
-from fanout.embedded.fleet import EmbeddedFleet
-from fanout.errors import (
-    BrokerError,
-    EmbeddedError,
-    ModelError,
-    SettingsError,
-    StoredDataError,
-    UnknownRunError,
-)
 from fanout.llm import make_llm
 from fanout.llm.assets import has_runtime, has_weights
-from fanout.messages import Messages
-from fanout.queues import Queues
-from fanout.runs import RunStatus
-from fanout.server_setup import count_missing
 from fanout.stores import RedisStore, connect
 from fanout.stores.blobs import check_storage, make_blobs
 from fanout.stores.connection import address_of
 
 if TYPE_CHECKING:
-    from fanout.client import Client
-    from fanout.settings import Settings
+    from fanout.client.client import Client
+    from fanout.core.settings import Settings
     from fanout.stores import RunRecord
 
 __all__ = [

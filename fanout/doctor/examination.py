@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fanout.client import Client
+from fanout.client.client import Client
+from fanout.core.errors import BrokerError
 from fanout.doctor.collect import (
     Server,
     embedded_facts,
@@ -17,13 +18,12 @@ from fanout.doctor.findings import fail
 from fanout.doctor.fleet import fleet_findings, model_finding
 from fanout.doctor.machine import embedded_findings, machine_findings, storage_finding
 from fanout.doctor.server import connection_findings, server_findings
-from fanout.errors import BrokerError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from fanout.core.settings import Settings
     from fanout.doctor.findings import Finding
-    from fanout.settings import Settings
 
 __all__ = ["examine"]
 

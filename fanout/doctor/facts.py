@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import msgspec
 
-from fanout.queues import Queue  # noqa: TC001 - msgspec reads the annotation
+from fanout.broker.backlog import Queue  # noqa: TC001 - msgspec reads the annotation
+from fanout.core.version import WIRE_VERSION
 from fanout.stores import WorkerRecord  # noqa: TC001 - msgspec reads the annotation
-from fanout.wire_version import WIRE_VERSION
 
 __all__ = [
     "Connection", "EmbeddedFacts", "FleetFacts", "MachineFacts", "ModelFacts", "ServerFacts",

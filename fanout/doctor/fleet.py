@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from fanout.broker.fleet_version import version_problem
 from fanout.doctor.findings import Finding, State, fail, not_allowed, ok, warn
 from fanout.doctor.server import clock_finding
-from fanout.wire import version_problem
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

@@ -10,7 +10,7 @@ import re
 from types import BuiltinFunctionType, FunctionType
 from typing import TYPE_CHECKING
 
-from fanout.errors import ModelError
+from fanout.core.errors import ModelError
 
 if TYPE_CHECKING:
     from collections.abc import Collection

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from fanout.errors import ModelError
+from fanout.core.errors import ModelError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -6,7 +6,7 @@ from typing import Protocol, runtime_checkable
 
 import msgspec
 
-from fanout.runs import Usage
+from fanout.core.records import Usage
 
 __all__ = ["LLM", "LLMReply", "LLMRequest"]
 

@@ -9,27 +9,27 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
-from fanout.errors import LLMError
-from fanout.exhaustion import is_exhausted
-from fanout.json_text import bare_json
+from fanout.core.errors import LLMError
+from fanout.core.json_text import bare_json
+from fanout.core.reasoning import without_reasoning
+from fanout.core.records import ErrorKind, Usage
+from fanout.core.redaction import redacted
 from fanout.llm.base import LLMReply
 from fanout.llm.deadline import Deadline
-from fanout.llm.endings import require_complete
+from fanout.llm.finish_reasons import require_complete
 from fanout.llm.usage import believable, billed
 from fanout.llm.validation import validated
-from fanout.outages import judge_alone
-from fanout.reasoning import without_reasoning
-from fanout.retries import RetryDecision, decide, more_room, stop_after
-from fanout.runs import ErrorKind, Usage
-from fanout.secrets import redacted
+from fanout.policy.outages import judge_alone
+from fanout.policy.retries import RetryDecision, decide, more_room, stop_after
+from fanout.system.exhaustion import is_exhausted
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from typing import Self
 
+    from fanout.core.spec import RetrySpec
     from fanout.llm.base import LLM, LLMRequest
-    from fanout.outages import Verdict
-    from fanout.spec import RetrySpec
+    from fanout.policy.outages import Verdict
 
 __all__ = ["CallAttempt", "CallResult", "Gate", "complete_with_retries", "validate_json"]
 

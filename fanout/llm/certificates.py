@@ -8,8 +8,8 @@ import ssl
 import sys
 from pathlib import Path
 
-from fanout.errors import ModelError
-from fanout.runs import ErrorKind
+from fanout.core.errors import ModelError
+from fanout.core.records import ErrorKind
 
 __all__ = ["trust"]
 

@@ -10,7 +10,7 @@ import re
 
 import msgspec
 
-from fanout.runs import ErrorKind
+from fanout.core.records import ErrorKind
 
 __all__ = ["ALWAYS", "FEW", "MANY", "NEVER", "Refusal", "Verdict", "judge", "refuses_parameter"]
 

@@ -8,10 +8,10 @@ import json
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, urlencode
 
-from fanout.errors import LLMError, ModelError
+from fanout.core.errors import LLMError, ModelError
+from fanout.core.records import ErrorKind, Usage
+from fanout.core.tokens import estimate_tokens
 from fanout.llm.base import LLMReply, LLMRequest
-from fanout.runs import ErrorKind, Usage
-from fanout.tokens import estimate_tokens
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -8,16 +8,16 @@ import time
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
 
-from fanout import secrets as known_secrets
-from fanout.errors import LLMError
-from fanout.llm.bodies import said_in
+from fanout.core import redaction as known_secrets
+from fanout.core.errors import LLMError
 from fanout.llm.error_kinds import Refusal, judge
+from fanout.llm.reply_bodies import said_in
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from fanout.llm.bodies import Said
-    from fanout.runs import Usage
+    from fanout.core.records import Usage
+    from fanout.llm.reply_bodies import Said
 
 __all__ = ["http_error", "redacted", "refused", "refused_in_success", "retry_after"]
 

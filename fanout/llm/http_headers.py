@@ -6,8 +6,8 @@ import os
 import re
 from importlib import metadata
 
-from fanout.errors import ModelError
-from fanout.runs import ErrorKind
+from fanout.core.errors import ModelError
+from fanout.core.records import ErrorKind
 
 __all__ = ["header_value", "request_headers"]
 

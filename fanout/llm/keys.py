@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fanout.errors import SettingsError
+from fanout.core.errors import SettingsError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

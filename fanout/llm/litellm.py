@@ -6,13 +6,13 @@ import asyncio
 import os
 from typing import Any
 
-from fanout.errors import LLMError, ModelError
+from fanout.core.errors import LLMError, ModelError
+from fanout.core.records import ErrorKind, Usage
 from fanout.llm.base import LLMReply, LLMRequest
-from fanout.llm.bodies import content_text, said_in
-from fanout.llm.endings import require_answer
+from fanout.llm.finish_reasons import require_answer
 from fanout.llm.http_errors import http_error, redacted
+from fanout.llm.reply_bodies import content_text, said_in
 from fanout.llm.usage import cost_usd, token_count
-from fanout.runs import ErrorKind, Usage
 
 __all__ = ["LiteLLM"]
 

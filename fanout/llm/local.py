@@ -15,10 +15,10 @@ from typing import IO, TYPE_CHECKING
 
 import msgspec
 
-from fanout.errors import LLMError, ModelError
+from fanout.core.errors import LLMError, ModelError
+from fanout.core.records import ErrorKind
 from fanout.llm.assets import WEIGHTS, fetch, has_runtime, library_folder, locked, weights_folder
 from fanout.llm.openai import OpenAILLM
-from fanout.runs import ErrorKind
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import xllamacpp
 
-from fanout.llm.cores import model_threads, usable_cores
 from fanout.llm.registry import LOCAL_CONTEXT_TOKENS
+from fanout.system.cores import model_threads, usable_cores
 
 __all__ = ["main"]
 

@@ -7,17 +7,17 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from fanout.errors import LLMError, ModelError
+from fanout.core.errors import LLMError, ModelError
+from fanout.core.records import ErrorKind, Usage
 from fanout.llm.base import LLMReply, LLMRequest
-from fanout.llm.bodies import content_text, json_of, said
-from fanout.llm.checks import CheckedServer
-from fanout.llm.endings import require_answer, require_complete
 from fanout.llm.error_kinds import Refusal, refuses_parameter
+from fanout.llm.finish_reasons import require_answer, require_complete
 from fanout.llm.http_client import HttpClient, is_success, reply_bytes
 from fanout.llm.http_errors import refused, refused_in_success
 from fanout.llm.http_headers import header_value, request_headers
+from fanout.llm.provider_checks import CheckedServer
+from fanout.llm.reply_bodies import content_text, json_of, said
 from fanout.llm.usage import token_count
-from fanout.runs import ErrorKind, Usage
 
 if TYPE_CHECKING:
     from fanout.llm.http_client import HttpReply

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
-from fanout.errors import ModelError
-from fanout.runs import ErrorKind
+from fanout.core.errors import ModelError
+from fanout.core.records import ErrorKind
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fanout import secrets
-from fanout.errors import ModelError
+from fanout.core import redaction as secrets
+from fanout.core.errors import ModelError
 from fanout.llm.base import LLM
 from fanout.llm.callables import CallableLLM, load_callable, resolve_callable
 from fanout.llm.fake import FakeLLM
 
 if TYPE_CHECKING:
-    from fanout.settings import Settings
+    from fanout.core.settings import Settings
 
 __all__ = ["LOCAL_CONTEXT_TOKENS", "context_tokens", "make_llm"]
 

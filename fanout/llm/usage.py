@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from fanout.runs import ErrorKind, Usage
+from fanout.core.records import ErrorKind, Usage
 
 __all__ = ["believable", "billed", "cost_usd", "token_count"]
 

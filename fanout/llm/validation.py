@@ -7,9 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import TYPE_CHECKING
 
-from fanout.errors import LLMError
+from fanout.core.errors import LLMError
+from fanout.core.records import ErrorKind
 from fanout.llm.deadline import Deadline
-from fanout.runs import ErrorKind
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -1,9 +1,6 @@
 """The run store: a protocol, the real one on Redis, and one in memory for tests."""
 
-from fanout.stores.base import Store
-from fanout.stores.connection import connect
-from fanout.stores.memory import MemoryStore
-from fanout.stores.records import (
+from fanout.core.state import (
     Begun,
     End,
     Grant,
@@ -20,6 +17,9 @@ from fanout.stores.records import (
     Verdict,
     WorkerRecord,
 )
+from fanout.stores.base import Store
+from fanout.stores.connection import connect
+from fanout.stores.memory import MemoryStore
 from fanout.stores.redis import RedisStore
 
 __all__ = [

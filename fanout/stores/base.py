@@ -7,11 +7,9 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-    from fanout.admission import Lanes
-    from fanout.limits import LimitState, Rates, Slot
-    from fanout.outages import Standing
-    from fanout.runs import ErrorKind, Outcome, RunStatus, Shard
-    from fanout.stores.records import (
+    from fanout.core.rate_limits import LimitState, Rates, Slot
+    from fanout.core.records import ErrorKind, Outcome, RunStatus, Shard
+    from fanout.core.state import (
         Begun,
         End,
         Grant,
@@ -27,6 +25,8 @@ if TYPE_CHECKING:
         Totals,
         WorkerRecord,
     )
+    from fanout.policy.admission import Lanes
+    from fanout.policy.outages import Standing
 
 __all__ = ["ALONE_AFTER", "MOST_WINDOWS", "Branches", "Fleet", "Runs", "Stages", "Store"]
 
@@ -316,7 +316,7 @@ class Fleet(Protocol):
         """Take or keep a lock for ``ttl_s`` seconds; say whether ``holder`` has it."""
 
     def take_slot(self, model: str, *, rates: Rates, tokens: int) -> Slot:
-        """Take the next time at which a call to a model may begin: see fanout.limits.
+        """Take the next time at which a call to a model may begin: see fanout.core.rate_limits.
 
         Whoever asks brings the rates; all who ask for the same model share what is used of them.
         """
@@ -328,7 +328,7 @@ class Fleet(Protocol):
         """Have no call to a model begin for so long: its provider has refused one."""
 
     def pause_of(self, model: str) -> Standing:
-        """Return whether a call to a model may begin: see fanout.outages.
+        """Return whether a call to a model may begin: see fanout.policy.outages.
 
         Who asks while it fails for everybody may be told to try: then the others are told to wait.
         """

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
-from fanout.errors import StoredDataError
-from fanout.latency import Latency
-from fanout.limits import LimitState
-from fanout.outages import FORGET_S
-from fanout.runs import ErrorKind, Outcome, RunStatus, Shard, Usage
-from fanout.stores.memory_limit import memory_limit_bytes
-from fanout.stores.records import Parked, RunRecord, StageRecord, Start, Totals, WorkerRecord
+from fanout.core.errors import StoredDataError
+from fanout.core.latency import Latency
+from fanout.core.rate_limits import LimitState
+from fanout.core.records import ErrorKind, Outcome, RunStatus, Shard, Usage
+from fanout.core.state import Parked, RunRecord, StageRecord, Start, Totals, WorkerRecord
+from fanout.policy.outages import FORGET_S
+from fanout.system.memory import memory_limit_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -47,7 +47,7 @@ __all__ = [
 _LEVEL = 1
 
 # What blobs may become: a few bytes can be made to fill the memory of whoever reads them. A shard
-# is about 8 MB (fanout.shards), or one chunk; its outcomes are 500 answers of FANOUT_MAX_OUTPUT_KB.
+# is about 8 MB (fanout.policy.packing), or one chunk; its outcomes are 500 answers of FANOUT_MAX_OUTPUT_KB.
 MAX_SHARD_BYTES = 256_000_000
 _MAX_OUTCOMES_BYTES = 2_000_000_000
 

@@ -14,11 +14,11 @@ from redis.connection import HiredisRespSerializer
 from redis.retry import Retry
 from redis.sentinel import Sentinel, SentinelConnectionPool
 
-from fanout.patience import outlasts, passes
-from fanout.sentinel_url import SCHEME, parse_sentinel_url
-from fanout.settings import TLS_SCHEME, UNIX_SCHEME
+from fanout.core.sentinel_url import SCHEME, parse_sentinel_url
+from fanout.core.settings import TLS_SCHEME, UNIX_SCHEME
+from fanout.stores.failover import WatchedConnection
 from fanout.stores.functions import FunctionsClient
-from fanout.stores.masters import WatchedConnection
+from fanout.stores.retrying import outlasts, passes
 
 if TYPE_CHECKING:
     from collections.abc import Callable

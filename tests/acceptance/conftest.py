@@ -74,7 +74,7 @@ def nothing_is_left_behind(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def _is_ours(process: psutil.Process) -> bool:
     words = " ".join(process.info["cmdline"] or ())
-    names = ("fanout", "valkey-server", "workers.app", "workers.flower", "chrom")
+    names = ("fanout", "valkey-server", "workers.app", "workers.telemetry.flower", "chrom")
     if not any(name in words for name in names):
         return False
     try:

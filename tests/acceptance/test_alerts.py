@@ -12,8 +12,8 @@ import redis
 import yaml
 from prometheus_client import CollectorRegistry, generate_latest
 
-from fanout.metrics import FleetCollector
-from fanout.queues import Queues
+from fanout.broker.backlog import Queues
+from fanout.observe.metrics import FleetCollector
 from fanout.stores import RedisStore, WorkerRecord
 from tests.needs import needs
 

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from fanout.cli.options import job_spec
-from fanout.settings import load_settings
+from fanout.core.settings import load_settings
 from tests.provider import anthropic_reply, openai_reply
 
 from .conftest import FANOUT
@@ -98,7 +98,7 @@ def test_the_examples_run(path, here, fanout):
 
 
 def test_every_field_of_a_job_is_documented():
-    from fanout.spec import RetrySpec, RunSpec
+    from fanout.core.spec import RetrySpec, RunSpec
 
     text = (ROOT / "docs" / "jobs.md").read_text()
     for name in [*RunSpec.model_fields, *RetrySpec.model_fields]:
@@ -106,7 +106,7 @@ def test_every_field_of_a_job_is_documented():
 
 
 def test_every_setting_is_documented():
-    from fanout.settings import Settings
+    from fanout.core.settings import Settings
 
     text = (ROOT / "docs" / "architecture.md").read_text()
     for name in Settings.model_fields:

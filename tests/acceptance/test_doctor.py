@@ -7,7 +7,7 @@ import json
 import pytest
 
 from fanout import Client
-from fanout.broker import BRANCHES_QUEUE, CONTROL_QUEUE
+from fanout.broker.app import BRANCHES_QUEUE, CONTROL_QUEUE
 from tests.servers import ServerProcess
 
 LIMIT = {"maxmemory": "100mb"}

@@ -512,9 +512,9 @@ def test_a_database_is_used_again_when_its_runs_are_gone(fanout, here, state_dir
     fanout("delete", "latest")
     code = """
 import os
-from fanout.embedded.databases import Databases
-from fanout.embedded.fleet import use_server
-from fanout.settings import load_settings
+from fanout.client.embedded.databases import Databases
+from fanout.client.embedded.fleet import use_server
+from fanout.core.settings import load_settings
 server = use_server()
 databases = Databases(server, load_settings())
 assert databases.claim().number == 2

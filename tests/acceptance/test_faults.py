@@ -13,8 +13,8 @@ import pytest
 import redis
 
 from fanout import Client, ErrorKind, RunStatus
-from fanout.broker import BRANCHES_QUEUE, CONTROL_QUEUE
-from fanout.spec import make_spec
+from fanout.broker.app import BRANCHES_QUEUE, CONTROL_QUEUE
+from fanout.core.spec import make_spec
 from tests.integration.conftest import wait_for
 from tests.servers import ServerProcess
 
@@ -165,22 +165,25 @@ def dies(functions, tmp_path, target, when):
 
 STEPS = {
     "between an outcome and its part-return": (
-        "workers.backend.TolerantRedisBackend.on_chord_parts_return",
+        "fanout.broker.result_backend.TolerantRedisBackend.on_chord_parts_return",
         "True",
     ),
     "between the part-returns of some branches and of another": (
-        "workers.backend.TolerantRedisBackend.on_chord_part_return",
+        "fanout.broker.result_backend.TolerantRedisBackend.on_chord_part_return",
         "args[0].id[-2:].isdigit()",
     ),
     "in the join of a shard's chord": (
-        "workers.backend.TolerantRedisBackend._unpack_chord_result",
+        "fanout.broker.result_backend.TolerantRedisBackend._unpack_chord_result",
         "True",
     ),
     "in the publishing of a shard": (
-        "fanout.chords.Publisher._publish_header",
+        "fanout.broker.publisher.Publisher._publish_header",
         "True",
     ),
-    "before the run is published as sealed": ("fanout.chords.Publisher.seal", "args[1] == 1"),
+    "before the run is published as sealed": (
+        "fanout.broker.publisher.Publisher.seal",
+        "args[1] == 1",
+    ),
     "between compaction and the opening of the next shard": (
         "fanout.stores.RedisStore.open_shards",
         "kwargs.get('finished') == 0",
@@ -188,7 +191,7 @@ STEPS = {
     "when the aggregate is written": ("fanout.stores.RedisStore.put_result", "True"),
     "after the aggregate is written": ("fanout.stores.RedisStore.end_run", "True"),
     "in the root chord's count": (
-        "workers.backend.TolerantRedisBackend.on_chord_part_return",
+        "fanout.broker.result_backend.TolerantRedisBackend.on_chord_part_return",
         "args[0].id.endswith('/collect')",
     ),
 }
@@ -286,8 +289,8 @@ def test_a_branch_that_exceeds_a_hard_time_limit_is_recorded(client, start_worke
 
 
 def test_a_branch_that_is_revoked_in_flower_is_recorded(client, start_worker, model, tmp_path):
-    from fanout.broker import make_app
-    from fanout.settings import load_settings
+    from fanout.broker.app import make_app
+    from fanout.core.settings import load_settings
 
     env = model("while not (here / 'go').exists():\n    await asyncio.sleep(0.01)\nreturn 'fine'")
     start_worker("--concurrency", "2", **env)

@@ -21,7 +21,7 @@ from flower.urls import handlers
 from ports import free_port
 
 from fanout import Client, RunSpec
-from fanout.broker import BRANCHES_QUEUE, CONTROL_QUEUE
+from fanout.broker.app import BRANCHES_QUEUE, CONTROL_QUEUE
 from tests.browser import Browser
 from tests.integration.conftest import Worker, wait_for
 from tests.needs import needs
@@ -199,7 +199,7 @@ def test_no_page_shows_a_text_or_a_password(fleet):
 
 def test_no_password_is_in_the_list_of_processes(fleet):
     words = psutil.Process(fleet.flower.process.pid).cmdline()
-    assert words[1:3] == ["-m", "workers.flower"]
+    assert words[1:3] == ["-m", "workers.telemetry.flower"]
     assert not any(secret in " ".join(words) for secret in (SERVER_PASSWORD, PASSWORD))
     listening = psutil.Process(fleet.flower.process.pid).net_connections("tcp")
     assert {c.laddr.ip for c in listening if c.status == "LISTEN"} == {"127.0.0.1"}
@@ -476,8 +476,8 @@ def test_flower_keeps_so_many_tasks_and_no_more():
     source = """
 from flower.events import EventsState
 from tornado.options import options
-from workers.flower import configure
-from fanout.settings import load_settings
+from workers.telemetry.flower import configure
+from fanout.core.settings import load_settings
 configure(load_settings(), ["--no_auth"])
 print(options.max_tasks)
 configure(load_settings(), ["--no_auth", "--max_tasks=500"])

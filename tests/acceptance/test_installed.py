@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from fanout.core.settings import load_settings
 from fanout.llm.assets import WEIGHTS, fetch
-from fanout.settings import load_settings
 from tests.collector import Collector
 from tests.integration.conftest import wait_for
 from tests.integration.test_storage import BUCKET, s3, s3_url  # noqa: F401 - fixtures
@@ -32,7 +32,7 @@ for package in (fanout, workers):
         if found.name not in skipped and not found.name.endswith("__main__"):
             importlib.import_module(found.name)
 """
-OF_EXTRAS = ("fanout.llm.local_server", "workers.tracing")
+OF_EXTRAS = ("fanout.llm.local_server", "workers.telemetry.spans")
 
 
 @pytest.fixture(scope="session")

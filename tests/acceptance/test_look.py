@@ -20,7 +20,7 @@ from urllib.parse import urlencode
 import pytest
 
 from fanout import Client
-from fanout.runs import Document, RunStatus
+from fanout.core.records import Document, RunStatus
 from fanout.stores import RedisStore, WorkerRecord, connect
 from tests.integration.conftest import wait_for
 from tests.needs import needs

@@ -9,14 +9,14 @@ import time
 import pytest
 
 from fanout import Client
-from fanout.broker import make_app
-from fanout.settings import load_settings
-from fanout.spec import make_spec
+from fanout.broker.app import make_app
+from fanout.core.settings import load_settings
+from fanout.core.spec import make_spec
 from tests.integration.conftest import wait_for
 from tests.servers import ServerProcess
 
 # A worker that speaks of itself so often is known to be stuck within seconds.
-OFTEN = {"workers.presence:_EVERY_S": 0.1, "workers.polling:_LOOK_S": 0.1}
+OFTEN = {"workers.consumer.presence:_EVERY_S": 0.1, "workers.consumer.liveness:_LOOK_S": 0.1}
 WITHIN_S = 2
 
 # Its polls are answered no more once the first ones were; everything else of it goes on.

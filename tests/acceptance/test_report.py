@@ -7,7 +7,7 @@ import json
 import pytest
 
 from fanout import Client
-from fanout.report import write
+from fanout.observe.report import write
 from tests.integration.conftest import wait_for
 from tests.unit.test_report import Reader
 

@@ -11,7 +11,8 @@ import psutil
 import pytest
 import redis
 
-from fanout import Client, broker
+from fanout import Client
+from fanout.broker import app as broker
 from fanout.stores import RedisStore
 from tests.integration.conftest import wait_for
 
@@ -165,7 +166,7 @@ def test_a_worker_of_another_version_says_so_and_does_not_start(here, broker_url
     with redis.Redis.from_url(broker_url) as server:
         RedisStore(server).claim_wire(broker.WIRE_VERSION, holder="of the fleet", ttl_s=60)
     patched = (
-        "from fanout import broker; from fanout.cli import main; broker.WIRE_VERSION += 1; main()"
+        "from fanout.broker import app; from fanout.cli import main; app.WIRE_VERSION += 1; main()"
     )
     done = subprocess.run(
         [sys.executable, "-c", patched, "worker", "--broker-url", broker_url],

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from fanout.client import Client
-from fanout.queue_names import BEHIND, BRANCHES_QUEUE
+from fanout.client.client import Client
+from fanout.core.queue_names import BEHIND, BRANCHES_QUEUE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

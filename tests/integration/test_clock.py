@@ -12,12 +12,13 @@ import pytest
 import redis
 from kombu.transport import virtual
 
-from fanout import Client, broker
-from fanout.messages import UNACKED, UNACKED_INDEX
-from fanout.qos import ServerClockQoS, renew
-from fanout.settings import load_settings
-from workers import clock
+from fanout import Client
+from fanout.broker import app as broker
+from fanout.broker.inspection import UNACKED, UNACKED_INDEX
+from fanout.broker.message_leases import ServerClockQoS, renew
+from fanout.core.settings import load_settings
 from workers.config import make_worker_app
+from workers.consumer import server_clock as clock
 
 LEASE_S = 30
 SKEWS = pytest.mark.parametrize("ahead_s", [600, -600])

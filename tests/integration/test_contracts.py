@@ -11,14 +11,14 @@ import redis
 from celery.app.task import Context
 from celery.backends.redis import RedisBackend
 
-from fanout import broker
-from fanout.chords import Publisher
-from fanout.errors import BrokerError
-from fanout.settings import load_settings
+from fanout.broker import app as broker
+from fanout.broker.publisher import Publisher
+from fanout.broker.result_backend import TolerantRedisBackend, TolerantSentinelBackend
+from fanout.core.errors import BrokerError
+from fanout.core.settings import load_settings
 from fanout.stores import Grant
 from fanout.stores.connection import MasterConnection
 from tests.servers import SentinelProcess, ServerProcess
-from workers.backend import TolerantRedisBackend, TolerantSentinelBackend
 
 GROUP = "r1/0/0"
 

@@ -10,12 +10,13 @@ import pytest
 import redis
 from celery.app.task import Context
 
-from fanout import UnknownRunError, broker
-from fanout.chords import Publisher
-from fanout.messages import UNACKED, UNACKED_INDEX
-from fanout.queue_names import BRANCHES_QUEUE, backlog_of
-from fanout.settings import load_settings
-from fanout.spec import make_spec
+from fanout import UnknownRunError
+from fanout.broker import app as broker
+from fanout.broker.inspection import UNACKED, UNACKED_INDEX
+from fanout.broker.publisher import Publisher
+from fanout.core.queue_names import BRANCHES_QUEUE, backlog_of
+from fanout.core.settings import load_settings
+from fanout.core.spec import make_spec
 from fanout.stores import Grant
 
 from .conftest import wait_for, waiting

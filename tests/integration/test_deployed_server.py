@@ -14,10 +14,10 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from fanout import Client
-from fanout.broker import make_app, make_store
-from fanout.errors import BrokerError
-from fanout.server_setup import all_scripts, count_missing
-from fanout.settings import load_settings
+from fanout.broker.app import make_app, make_store
+from fanout.broker.server_setup import all_scripts, count_missing
+from fanout.core.errors import BrokerError
+from fanout.core.settings import load_settings
 from fanout.stores.blobs import MARKER, RUN_MARKER
 from fanout.stores.functions import load
 from tests.deployed import DeployedServer

@@ -6,8 +6,8 @@ import time
 
 import pytest
 
-from fanout.broker import BRANCHES_QUEUE, CONTROL_QUEUE, WIRE_VERSION
-from fanout.runs import RunStatus
+from fanout.broker.app import BRANCHES_QUEUE, CONTROL_QUEUE, WIRE_VERSION
+from fanout.core.records import RunStatus
 
 from .conftest import wait_for
 

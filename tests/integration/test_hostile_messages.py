@@ -12,11 +12,11 @@ from random import Random
 import pytest
 import redis
 
-from fanout.broker import BRANCH, BRANCHES_QUEUE, COLLECT, CONTROL_QUEUE, PREFLIGHT, make_app
-from fanout.chords import Publisher
-from fanout.errors import BrokerError
-from fanout.settings import load_settings
-from fanout.spec import make_spec
+from fanout.broker.app import BRANCH, BRANCHES_QUEUE, COLLECT, CONTROL_QUEUE, PREFLIGHT, make_app
+from fanout.broker.publisher import Publisher
+from fanout.core.errors import BrokerError
+from fanout.core.settings import load_settings
+from fanout.core.spec import make_spec
 from fanout.stores import Grant, RedisStore
 from tests.hostile import changed, closed, opened
 
@@ -197,8 +197,8 @@ def test_each_is_dropped_by_itself(name, tmp_path):
     """That all are borne together does not tell which check it was: here each meets its own."""
     from kombu.transport.redis import Channel
 
-    from fanout.transport import _LimitedMessage
-    from workers.envelope import fault
+    from fanout.broker.transport import _LimitedMessage
+    from workers.consumer.envelope import fault
 
     raw = hostile(tmp_path / "executed")[name]
     channel = type("Channel", (), {"decode_body": Channel.decode_body, "codecs": Channel.codecs})()
@@ -226,7 +226,7 @@ def test_a_message_that_is_too_large_is_not_sent(broker_url):
 def test_a_function_that_is_not_allowed_is_refused_before_it_is_imported(
     client, functions, start_worker, tmp_path
 ):
-    from fanout.errors import ModelError
+    from fanout.core.errors import ModelError
 
     path = functions(
         f"import pathlib\npathlib.Path({str(tmp_path / 'imported')!r}).touch()\n"

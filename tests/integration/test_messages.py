@@ -6,8 +6,8 @@ import json
 
 import redis
 
-from fanout.broker import BRANCHES_QUEUE, CONTROL_QUEUE
-from fanout.messages import UNACKED, Messages
+from fanout.broker.app import BRANCHES_QUEUE, CONTROL_QUEUE
+from fanout.broker.inspection import UNACKED, Messages
 
 
 def test_messages_in_queues_and_those_taken_are_seen(broker_url):

@@ -6,8 +6,8 @@ import signal
 
 import pytest
 
-from fanout.runs import ErrorKind, RunStatus
-from fanout.spec import make_spec
+from fanout.core.records import ErrorKind, RunStatus
+from fanout.core.spec import make_spec
 from tests.integration.conftest import wait_for
 from tests.provider import openai_reply
 

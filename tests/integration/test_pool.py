@@ -9,11 +9,11 @@ import time
 import pytest
 import redis
 
-from fanout.messages import UNACKED, UNACKED_INDEX
-from fanout.queue_names import BRANCHES_QUEUE
-from fanout.runs import RunStatus
-from fanout.spec import make_spec
-from workers.pool import taken_ahead
+from fanout.broker.inspection import UNACKED, UNACKED_INDEX
+from fanout.core.queue_names import BRANCHES_QUEUE
+from fanout.core.records import RunStatus
+from fanout.core.spec import make_spec
+from workers.consumer.pool import taken_ahead
 
 from .conftest import wait_for
 
@@ -91,8 +91,8 @@ def test_what_a_worker_has_taken_ahead_goes_back_when_it_stops(
 
 
 PATCH = """
-import workers.pool
-real, failed = workers.pool.settle, []
+import workers.consumer.pool
+real, failed = workers.consumer.pool.settle, []
 def settle(runtime, ends):
     for request, _ in ends:
         # Twice: with others, and by itself.
@@ -100,7 +100,7 @@ def settle(runtime, ends):
             failed.append(1)
             raise RuntimeError("the text of a document")
     return real(runtime, ends)
-workers.pool.settle = settle
+workers.consumer.pool.settle = settle
 """
 
 
@@ -161,10 +161,10 @@ def test_a_copy_whose_holder_ends_the_branch_makes_no_call_and_goes(
 
 
 BUG = """
-import workers.branches
+import workers.branch.execution
 def values(chunk, ref):
     raise KeyError("the text of a document")
-workers.branches._values = values
+workers.branch.execution._values = values
 """
 
 

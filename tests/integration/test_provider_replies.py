@@ -6,8 +6,8 @@ import threading
 
 import pytest
 
-from fanout.runs import ErrorKind, RunStatus
-from fanout.spec import make_spec
+from fanout.core.records import ErrorKind, RunStatus
+from fanout.core.spec import make_spec
 from tests.provider import openai_reply
 
 PAGE = b"<!DOCTYPE html><html><head><title>Attention Required!</title></head></html>"

@@ -16,9 +16,9 @@ import aiohttp
 import pytest
 
 from fanout.aggregators import Aggregate
-from fanout.results import StoredResult
-from fanout.runs import ErrorKind
-from fanout.spec import make_spec
+from fanout.core.records import ErrorKind
+from fanout.core.spec import make_spec
+from fanout.runs.results import StoredResult
 from tests.integration.conftest import wait_for
 from tests.needs import needs
 from tests.unit.test_report import NASTY, branch, facts, page

@@ -8,8 +8,8 @@ import pytest
 import redis
 
 from fanout import Client, ErrorKind, ModelError, RunError, RunStatus, SpecError
-from fanout.broker import BRANCHES_QUEUE, CONTROL_QUEUE
-from fanout.spec import make_spec
+from fanout.broker.app import BRANCHES_QUEUE, CONTROL_QUEUE
+from fanout.core.spec import make_spec
 
 from .conftest import wait_for, waiting
 

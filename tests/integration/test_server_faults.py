@@ -19,14 +19,14 @@ import redis
 from chaos.refusals import WAYS, refusing
 
 from fanout import Client, RunStatus
-from fanout.broker import connect_broker
-from fanout.chords import Publisher
+from fanout.broker.app import connect_broker
+from fanout.broker.publisher import Publisher
+from fanout.core.settings import load_settings
+from fanout.core.spec import make_spec
 from fanout.doctor.examination import examine
-from fanout.settings import load_settings
-from fanout.spec import make_spec
 from tests.servers import ServerProcess, WatchedPair
 from workers.config import make_worker_app
-from workers.shutdown import HandsBack
+from workers.consumer.shutdown import HandsBack
 
 from .conftest import wait_for
 

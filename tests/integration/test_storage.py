@@ -12,7 +12,7 @@ import s3fs
 from ports import free_port
 
 from fanout import Client, ErrorKind, RunStatus, SettingsError
-from fanout.spec import make_spec
+from fanout.core.spec import make_spec
 from fanout.stores.blobs import MARKER, RUN_MARKER, check_storage
 
 from .conftest import wait_for

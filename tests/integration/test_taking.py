@@ -10,10 +10,11 @@ from collections import Counter
 import pytest
 import redis
 
-from fanout.broker import make_app, make_store
-from fanout.chords import Publisher
-from fanout.messages import UNACKED, UNACKED_INDEX, Messages
-from fanout.queue_names import (
+from fanout.broker.app import make_app, make_store
+from fanout.broker.backlog import Queues
+from fanout.broker.inspection import UNACKED, UNACKED_INDEX, Messages
+from fanout.broker.publisher import Publisher
+from fanout.core.queue_names import (
     BEHIND,
     BRANCHES_QUEUE,
     CONTROL_QUEUE,
@@ -21,8 +22,7 @@ from fanout.queue_names import (
     TURNS_OF_A_RUN,
     backlog_of,
 )
-from fanout.queues import Queues
-from fanout.settings import load_settings
+from fanout.core.settings import load_settings
 
 from .conftest import waiting
 

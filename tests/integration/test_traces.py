@@ -11,7 +11,7 @@ import pytest
 from ports import free_port
 
 from fanout import ParallelCalls, RunStatus
-from fanout.spec import make_spec
+from fanout.core.spec import make_spec
 from tests.collector import Collector
 
 FANOUT = Path(sys.executable).parent / "fanout"

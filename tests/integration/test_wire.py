@@ -7,16 +7,17 @@ import json
 import pytest
 import redis
 
-from fanout import Client, RunStatus, WireVersionError, broker
-from fanout.broker import BRANCHES_QUEUE, CONTROL_QUEUE
-from fanout.spec import make_spec
+from fanout import Client, RunStatus, WireVersionError
+from fanout.broker import app as broker
+from fanout.broker.app import BRANCHES_QUEUE, CONTROL_QUEUE
+from fanout.core.spec import make_spec
 from fanout.stores import RedisStore
 
 from .conftest import wait_for
 
-NEWER = {"fanout.broker:WIRE_VERSION": broker.WIRE_VERSION + 1}
+NEWER = {"fanout.broker.app:WIRE_VERSION": broker.WIRE_VERSION + 1}
 # A worker that does not ask by itself, so that something else comes first.
-SLOW = {"workers.presence:_EVERY_S": 600.0}
+SLOW = {"workers.consumer.presence:_EVERY_S": 600.0}
 KEEN = {"FANOUT_REAPER_INTERVAL_S": "0.2", "FANOUT_STALL_S": "1"}
 
 

@@ -8,11 +8,11 @@ import sys
 
 import pytest
 
-from fanout.spec import make_spec
+from fanout.core.spec import make_spec
 
 from .conftest import wait_for
 
-OFTEN = {"workers.presence:_EVERY_S": 0.1}
+OFTEN = {"workers.consumer.presence:_EVERY_S": 0.1}
 
 
 def submit(client, count, latency_s):
@@ -33,7 +33,7 @@ def test_two_workers_that_nobody_has_named_do_not_hide_each_other(client, start_
 
 
 def test_two_workers_with_the_same_name_are_told(start_worker):
-    patches = {**OFTEN, "workers.presence:_LOOK_AT_BEAT": 5}
+    patches = {**OFTEN, "workers.consumer.presence:_LOOK_AT_BEAT": 5}
     first = start_worker(patches=patches)
     second = start_worker("--hostname", first.name, patches=patches, is_refused=True)
     words = f"another worker is called {first.name}, too"

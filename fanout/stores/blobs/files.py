@@ -13,12 +13,12 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
-from fanout.errors import FanoutError, LostDataError, SettingsError, StorageError
-from fanout.patience import patiently
-from fanout.secrets import redacted
+from fanout.core.errors import FanoutError, LostDataError, SettingsError, StorageError
+from fanout.core.redaction import redacted
 from fanout.stores.blobs.base import Reference
 from fanout.stores.blobs.inline import InlineBlobs
 from fanout.stores.blobs.marker import MARKER, RUN_MARKER, run_marker, sound_id
+from fanout.stores.retrying import patiently
 
 if TYPE_CHECKING:
     from collections.abc import Callable

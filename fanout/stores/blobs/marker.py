@@ -17,7 +17,7 @@ import secrets
 import time
 from typing import TYPE_CHECKING, Protocol
 
-from fanout.errors import StorageError
+from fanout.core.errors import StorageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -8,14 +8,14 @@ from dataclasses import dataclass, field
 from threading import RLock
 from typing import TYPE_CHECKING
 
-from fanout.errors import UnknownRunError
-from fanout.stores.records import StageRecord, Totals
+from fanout.core.errors import UnknownRunError
+from fanout.core.state import StageRecord, Totals
 
 if TYPE_CHECKING:
-    from fanout.limits import LimitState
-    from fanout.outages import Breaker
-    from fanout.runs import Outcome, Shard
-    from fanout.stores.records import Parked, RunRecord, WorkerRecord
+    from fanout.core.rate_limits import LimitState
+    from fanout.core.records import Outcome, Shard
+    from fanout.core.state import Parked, RunRecord, WorkerRecord
+    from fanout.policy.outages import Breaker
 
 __all__ = ["Claim", "MemoryBase", "StoredRun", "StoredShard", "StoredStage"]
 

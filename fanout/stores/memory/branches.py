@@ -7,20 +7,20 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from fanout.latency import bucket_of
-from fanout.runs import Usage
+from fanout.core.latency import bucket_of
+from fanout.core.records import Usage
+from fanout.core.state import Begun, Parked, Recorded
 from fanout.stores.base import ALONE_AFTER
 from fanout.stores.codec import encode_parked
 from fanout.stores.memory.base import Claim, MemoryBase
-from fanout.stores.records import Begun, Parked, Recorded
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from fanout.latency import Latency
-    from fanout.runs import ErrorKind, Outcome
+    from fanout.core.latency import Latency
+    from fanout.core.records import ErrorKind, Outcome
+    from fanout.core.state import End, Start, Totals, Verdict
     from fanout.stores.memory.base import StoredRun, StoredShard, StoredStage
-    from fanout.stores.records import End, Start, Totals, Verdict
 
 __all__ = ["MemoryBranches"]
 

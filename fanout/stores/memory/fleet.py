@@ -10,7 +10,7 @@ import msgspec
 from fanout.stores.memory.base import MemoryBase
 
 if TYPE_CHECKING:
-    from fanout.stores.records import Totals, WorkerRecord
+    from fanout.core.state import Totals, WorkerRecord
 
 __all__ = ["MemoryFleet"]
 

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 
 from msgspec import structs
 
-from fanout.limits import LimitState, take
-from fanout.outages import CLOSED, Standing, ask, close, down_s, trip
+from fanout.core.rate_limits import LimitState, take
+from fanout.policy.outages import CLOSED, Standing, ask, close, down_s, trip
 from fanout.stores.memory.base import MemoryBase
 
 if TYPE_CHECKING:
-    from fanout.limits import Rates, Slot
+    from fanout.core.rate_limits import Rates, Slot
 
 __all__ = ["MemoryLimits"]
 

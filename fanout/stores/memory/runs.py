@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from fanout.runs import RunStatus
+from fanout.core.records import RunStatus
+from fanout.core.state import RunRecord
 from fanout.stores.memory.base import MemoryBase, StoredRun
-from fanout.stores.records import RunRecord
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from fanout.runs import ErrorKind
+    from fanout.core.records import ErrorKind
 
 __all__ = ["MemoryRuns"]
 

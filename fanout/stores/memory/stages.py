@@ -7,9 +7,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from fanout.stores.base import MOST_WINDOWS
-from fanout.stores.memory.base import MemoryBase, StoredShard
-from fanout.stores.records import (
+from fanout.core.state import (
     Grant,
     Sealed,
     ShardState,
@@ -17,12 +15,14 @@ from fanout.stores.records import (
     StageRecord,
     StageWindow,
 )
+from fanout.stores.base import MOST_WINDOWS
+from fanout.stores.memory.base import MemoryBase, StoredShard
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from fanout.admission import Lanes
-    from fanout.runs import Outcome, Shard
+    from fanout.core.records import Outcome, Shard
+    from fanout.policy.admission import Lanes
     from fanout.stores.memory.base import StoredStage
 
 __all__ = ["MemoryStages"]

@@ -5,20 +5,20 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from fanout.errors import LostDataError
-from fanout.latency import bucket_of
+from fanout.core.errors import LostDataError
+from fanout.core.latency import bucket_of
+from fanout.core.state import Begun, Parked, Recorded
 from fanout.stores import codec
 from fanout.stores.base import ALONE_AFTER
 from fanout.stores.blobs.base import blob_name
-from fanout.stores.records import Begun, Parked, Recorded
 from fanout.stores.redis.base import translated
 from fanout.stores.redis.kept import RedisKept
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterator, Sequence
 
-    from fanout.runs import Outcome
-    from fanout.stores.records import End, Start
+    from fanout.core.records import Outcome
+    from fanout.core.state import End, Start
 
 __all__ = ["RedisBranches"]
 

@@ -8,7 +8,7 @@ from fanout.stores import codec
 from fanout.stores.redis.base import RedisBase, seconds, translated
 
 if TYPE_CHECKING:
-    from fanout.stores.records import Totals, WorkerRecord
+    from fanout.core.state import Totals, WorkerRecord
 
 __all__ = ["RedisFleet"]
 

@@ -83,7 +83,7 @@ return tonumber(ARGV[1])
 
 # KEYS limits; ARGV model, seconds that the request takes up, that its tokens do, the burst, the
 # furthest ahead, ttl. Returns {wait in seconds, whether it is taken} as strings: Lua's numbers
-# would lose their fractions. The same as fanout.limits.take; ``r:``, ``t:`` and ``b:`` and the
+# would lose their fractions. The same as fanout.core.rate_limits.take; ``r:``, ``t:`` and ``b:`` and the
 # model are until when requests and tokens are paid for, and nothing is let through.
 TAKE_SLOT = """
 local time = redis.call('TIME')
@@ -123,7 +123,7 @@ end
 return 1
 """
 
-# The breaker of a model, as in fanout.outages: ``o:`` and the model is since when it is open,
+# The breaker of a model, as in fanout.policy.outages: ``o:`` and the model is since when it is open,
 # ``n:`` how many probes there were, ``c:`` when it was last closed; when the next may be tried is
 # the end of the model's pause, ``b:``, so that who knows of pauses only waits as well.
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from typing import cast
 
-from fanout.errors import StorageError
+from fanout.core.errors import StorageError
 from fanout.stores.blobs.marker import sound_id, storage_problem
 from fanout.stores.redis.base import RedisBase, translated
 

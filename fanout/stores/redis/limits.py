@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, cast
 
-from fanout.limits import BURST_S, MAX_AHEAD_S, LimitState, Slot
-from fanout.outages import FIRST_PROBE_S, FORGET_S, MAX_PROBE_S, REOPEN_S, Standing
+from fanout.core.rate_limits import BURST_S, MAX_AHEAD_S, LimitState, Slot
+from fanout.policy.outages import FIRST_PROBE_S, FORGET_S, MAX_PROBE_S, REOPEN_S, Standing
 from fanout.stores import codec
 from fanout.stores.redis.base import RedisBase, seconds, translated
 
 if TYPE_CHECKING:
-    from fanout.limits import Rates
+    from fanout.core.rate_limits import Rates
 
 __all__ = ["RedisLimits"]
 

@@ -6,9 +6,9 @@ import logging
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, cast
 
-from fanout.errors import StorageError, StoredDataError, UnknownRunError
-from fanout.queue_names import BRANCHES_QUEUE
-from fanout.runs import RunStatus
+from fanout.core.errors import StorageError, StoredDataError, UnknownRunError
+from fanout.core.queue_names import BRANCHES_QUEUE
+from fanout.core.records import RunStatus
 from fanout.stores import codec
 from fanout.stores.redis.base import FINAL, seconds, translated
 from fanout.stores.redis.stages import RedisStages
@@ -16,8 +16,8 @@ from fanout.stores.redis.stages import RedisStages
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from fanout.runs import ErrorKind
-    from fanout.stores.records import RunRecord
+    from fanout.core.records import ErrorKind
+    from fanout.core.state import RunRecord
 
 __all__ = ["RedisRuns"]
 

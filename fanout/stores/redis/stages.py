@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, cast
 
-from fanout.errors import UnknownRunError
+from fanout.core.errors import UnknownRunError
+from fanout.core.state import Grant, Sealed, ShardState, StageProgress, StageWindow
 from fanout.stores import codec
 from fanout.stores.base import MOST_WINDOWS
 from fanout.stores.blobs.base import blob_name
-from fanout.stores.records import Grant, Sealed, ShardState, StageProgress, StageWindow
 from fanout.stores.redis.base import FINAL, translated
 from fanout.stores.redis.kept import RedisKept
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from fanout.admission import Lanes
-    from fanout.runs import Outcome, Shard
-    from fanout.stores.records import StageRecord
+    from fanout.core.records import Outcome, Shard
+    from fanout.core.state import StageRecord
+    from fanout.policy.admission import Lanes
 
 __all__ = ["RedisStages"]
 

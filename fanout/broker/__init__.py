@@ -1,0 +1,1 @@
+"""Celery and kombu: the application, the publisher, the transport, the result backend."""

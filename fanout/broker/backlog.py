@@ -1,0 +1,129 @@
+"""How full the broker is: what waits, what is taken, how much memory is left."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, cast
+
+import msgspec
+from redis.exceptions import RedisError
+
+from fanout.broker.inspection import UNACKED, UNACKED_INDEX
+from fanout.core.errors import BrokerError
+from fanout.core.queue_names import BEHIND, BRANCHES_QUEUE, QUEUES
+from fanout.stores.retrying import passes
+
+if TYPE_CHECKING:
+    import redis
+
+__all__ = ["Leases", "Memory", "Queue", "QueueState", "Queues"]
+
+
+class Queue(msgspec.Struct, frozen=True, kw_only=True):
+    """One queue.
+
+    Attributes:
+        name: Its name.
+        waiting: Messages that no worker has taken.
+        oldest_s: Seconds since the next one to be taken was published; None where none waits.
+    """
+
+    name: str
+    waiting: int
+    oldest_s: float | None = None
+
+
+class Leases(msgspec.Struct, frozen=True, kw_only=True):
+    """The messages that workers have taken and not settled.
+
+    Attributes:
+        taken: How many.
+        oldest_s: Seconds since the one was renewed that was not for longest. Of living workers each
+            is renewed several times in a visibility timeout. None where none is taken.
+    """
+
+    taken: int
+    oldest_s: float | None = None
+
+
+class Memory(msgspec.Struct, frozen=True, kw_only=True):
+    """The server's memory.
+
+    Attributes:
+        used_bytes: What it uses.
+        limit_bytes: Its ``maxmemory``, or None where it has none.
+    """
+
+    used_bytes: int
+    limit_bytes: int | None = None
+
+
+class QueueState(msgspec.Struct, frozen=True, kw_only=True):
+    """The broker at one moment.
+
+    Attributes:
+        queues: The queues, control first.
+        leases: What is taken from them.
+        memory: The server's memory; None where the user may not see it.
+    """
+
+    queues: tuple[Queue, ...]
+    leases: Leases
+    memory: Memory | None = None
+
+
+class _Headers(msgspec.Struct):
+    sent_at: float | None = None
+
+
+class _Message(msgspec.Struct):
+    headers: _Headers
+
+
+_message = msgspec.json.Decoder(_Message).decode
+
+
+class Queues:
+    """Looks at the broker's queues without reading through them."""
+
+    def __init__(self, client: redis.Redis) -> None:
+        self._redis = client
+
+    def state(self) -> QueueState:
+        """Return how full the broker is: two round trips. Raises BrokerError."""
+        try:
+            with self._redis.pipeline() as pipe:
+                pipe.time()
+                pipe.hlen(UNACKED)
+                pipe.zrange(UNACKED_INDEX, 0, 0, withscores=True)
+                pipe.llen(BEHIND)
+                for name in QUEUES:
+                    pipe.llen(name)
+                    # Kombu pushes on the left, and takes on the right.
+                    pipe.lindex(name, -1)
+                (now_s, now_us), taken, oldest, behind, *ends = pipe.execute()
+        except RedisError as error:
+            message = f"the broker's queues cannot be read: {error}"
+            raise BrokerError(message, is_passing=passes(error)) from error
+        now = now_s + now_us / 1e6
+        more = {BRANCHES_QUEUE: behind}
+        numbered = zip(QUEUES, ends[::2], ends[1::2], strict=True)
+        return QueueState(
+            queues=tuple(
+                Queue(name=name, waiting=waiting + more.get(name, 0), oldest_s=_age(now, raw))
+                for name, waiting, raw in numbered
+            ),
+            leases=Leases(taken=taken, oldest_s=max(0.0, now - oldest[0][1]) if oldest else None),
+            memory=self._memory(),
+        )
+
+    def _memory(self) -> Memory | None:
+        try:
+            info = cast("dict[str, int]", self._redis.info("memory"))
+        except RedisError:
+            return None
+        return Memory(used_bytes=info["used_memory"], limit_bytes=info["maxmemory"] or None)
+
+
+def _age(now: float, raw: bytes | None) -> float | None:
+    sent_at = None if raw is None else _message(raw).headers.sent_at
+    return None if sent_at is None else max(0.0, now - sent_at)

@@ -1,0 +1,169 @@
+"""Which tasks have a message in the broker: in a queue, or taken by a worker and not yet done."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from contextlib import suppress
+from itertools import count
+from typing import TYPE_CHECKING, cast
+
+import msgspec
+from redis.exceptions import NoPermissionError, RedisError
+
+from fanout.broker import app as broker
+from fanout.core.errors import BrokerError
+from fanout.core.queue_names import BRANCHES_QUEUE, QUEUES, TURNS, TURNS_OF_A_RUN, backlog_of
+from fanout.policy.healing import Seen
+from fanout.stores.redis.turn_scripts import RECOUNT
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    import redis
+
+__all__ = [
+    "UNACKED",
+    "UNACKED_INDEX",
+    "Messages",
+    "drop_messages",
+    "seen_of_shard",
+    "seen_of_stage",
+]
+
+# Where kombu's Redis transport keeps what workers have taken.
+UNACKED = "unacked"
+UNACKED_INDEX = "unacked_index"
+_PAGE = 1_000
+# Messages in the queue of branches up to which it is gone through for one that is missing: each
+# time that their number is wrong, and at each twelfth look. The server does nothing else meanwhile.
+# Runs by the thousand have fewer than the latter.
+_OFTEN_COUNTED = 2_000
+_MOST_COUNTED = 20_000
+_EACH = 12
+
+
+class _Headers(msgspec.Struct):
+    id: str
+
+
+class _Message(msgspec.Struct):
+    headers: _Headers
+
+
+_message = msgspec.json.Decoder(_Message).decode
+# A message that was taken is kept with its exchange and its routing key.
+_taken = msgspec.json.Decoder(tuple[_Message, str, str]).decode
+
+
+class Messages:
+    """Reads the broker's queues, and what is taken from them."""
+
+    def __init__(self, client: redis.Redis) -> None:
+        self._redis = client
+        self._looks = count()
+        self._recount = client.register_script(RECOUNT)
+
+    def give_turns(self) -> int:
+        """Give runs their turns in the queue that were lost with a worker. Raises BrokerError.
+
+        Returns:
+            How many.
+        """
+        try:
+            is_due = next(self._looks) % _EACH == 0
+            most = _MOST_COUNTED if is_due else _OFTEN_COUNTED
+            args = [TURNS_OF_A_RUN, most, int(is_due)]
+            return cast("int", self._recount(keys=[BRANCHES_QUEUE], args=args))
+        except RedisError as error:
+            raise BrokerError(f"the broker's queues cannot be read: {error}") from error
+
+    def task_ids(self) -> dict[str, set[str]]:
+        """Return the task ids of fanout's messages, by run. Raises BrokerError.
+
+        A message that is on its way from one place to the other may be missed: who acts on what is
+        missing must look twice.
+        """
+        runs: dict[str, set[str]] = defaultdict(set)
+        try:
+            for task_id in self._read():
+                runs[task_id.partition("/")[0]].add(task_id)
+        except RedisError as error:
+            raise BrokerError(f"the broker's queues cannot be read: {error}") from error
+        return runs
+
+    def close(self) -> None:
+        """Release connections."""
+        self._redis.close()
+
+    def _read(self) -> Iterator[str]:
+        # In the order in which a message goes from one to the next.
+        runs = cast("list[bytes]", self._redis.hkeys(TURNS))
+        for queue in (*(backlog_of(run.decode(errors="replace")) for run in runs), *QUEUES):
+            start = 0
+            while page := self._page(queue, start):
+                yield from _ids(_message, page)
+                start += _PAGE
+        # Without ``no_values``: redis-py asks for no values whatever is given for it.
+        for raw in self._redis.hscan_iter(UNACKED, count=_PAGE):
+            yield from _ids(lambda item: _taken(item)[0], [cast("tuple[bytes, bytes]", raw)[1]])
+
+    def _page(self, queue: str, start: int) -> list[bytes]:
+        return cast("list[bytes]", self._redis.lrange(queue, start, start + _PAGE - 1))
+
+
+def drop_messages(client: redis.Redis, run_id: str) -> None:
+    """Take the messages of a run that was deleted out of the broker.
+
+    A user of the server may not be allowed to: the workers then drop them when they come to them.
+    """
+    with suppress(NoPermissionError):
+        for queue in QUEUES:
+            _drop_queued(client, queue, run_id)
+        for tag, raw in client.hscan_iter(UNACKED, count=_PAGE):
+            if _is_of(lambda item: _taken(item)[0], cast("bytes", raw), run_id):
+                client.hdel(UNACKED, tag)
+                client.zrem(UNACKED_INDEX, tag)
+
+
+def _drop_queued(client: redis.Redis, queue: str, run_id: str) -> None:
+    start = 0
+    while page := cast("list[bytes]", client.lrange(queue, start, start + _PAGE - 1)):
+        found = [raw for raw in page if _is_of(_message, raw, run_id)]
+        for raw in found:
+            client.lrem(queue, 1, cast("str", raw))
+        # What is behind has moved up.
+        start += len(page) - len(found)
+
+
+def _is_of(decode: Callable[[bytes], _Message], raw: bytes, run_id: str) -> bool:
+    # Most messages are others': they need not be decoded to see it.
+    if run_id.encode() not in raw:
+        return False
+    return any(each.partition("/")[0] == run_id for each in _ids(decode, [raw]))
+
+
+def _ids(decode: Callable[[bytes], _Message], items: list[bytes]) -> Iterator[str]:
+    for item in items:
+        try:
+            yield decode(item).headers.id
+        except (msgspec.MsgspecError, RecursionError):
+            # It is not ours: a worker will drop it.
+            continue
+
+
+def seen_of_shard(task_ids: set[str], run_id: str, stage: int, number: int) -> Seen:
+    """Return what of a shard is among the task ids of its run."""
+    prefix = f"{broker.shard_group(run_id, stage, number)}/"
+    tails = {task_id.removeprefix(prefix) for task_id in task_ids if task_id.startswith(prefix)}
+    return Seen(
+        branches=frozenset(int(tail) for tail in tails if tail.isdecimal()),
+        expand="expand" in tails,
+        collect="collect" in tails,
+    )
+
+
+def seen_of_stage(task_ids: set[str], run_id: str, stage: int) -> Seen:
+    """Return what will end a stage, among the task ids of its run."""
+    prefix = f"{broker.stage_group(run_id, stage)}/"
+    ends = ("/collect", "/seal", "/aggregate")
+    return Seen(closing=any(t.startswith(prefix) and t.endswith(ends) for t in task_ids))

@@ -1,0 +1,278 @@
+"""A stage as two levels of Celery chords, and how their messages get onto the wire.
+
+* The shard chord: its header is the shard's branch tasks, its callback is ``collect``.
+* The root chord: its header is all ``collect`` tasks and one ``seal``, its callback is
+  ``aggregate``. The seal is published when the number of shards is known, and after the chord's
+  size was set: whichever member returns last finds the size and runs the callback, so a stage can
+  be processed while it is still being written.
+
+These are ordinary chords, counted by Celery's own result backend. Only their publishing is ours:
+Celery's ``chord(...)()`` publishes one message per round trip and subscribes to every result.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+from kombu.exceptions import BatchPublishError, OperationalError
+from redis.exceptions import RedisError
+
+from fanout.broker import app as broker
+from fanout.broker.header_messages import Members
+from fanout.broker.inspection import drop_messages
+from fanout.core.errors import BrokerError
+from fanout.stores.retrying import outlasts, passes, patiently
+from fanout.system.exhaustion import is_exhausted
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from celery import Celery, Signature
+
+    from fanout.stores import Grant
+
+__all__ = ["Publisher"]
+
+# Messages of a header in one pipelined write: 1.2 KB each.
+_BATCH = 500
+# A restart of the server takes seconds, a failover half a minute.
+_PATIENCE_S = 60.0
+# Kombu's words for a server that is away.
+_AWAY = (BatchPublishError, OperationalError)
+_FROM_BROKER = (*_AWAY, RedisError)
+
+
+class Publisher:
+    """Puts the tasks of a run onto the queues. Safe to share between threads.
+
+    Args:
+        app: The application.
+        patience_s: Seconds that a server which is away, or refuses, is waited for. None: a minute;
+            a worker that says more waits for rights, too, as it has branches in hand.
+    """
+
+    def __init__(self, app: Celery, *, patience_s: float | None = None) -> None:
+        self._app = app
+        self._patience_s = _PATIENCE_S if patience_s is None else patience_s
+        self._waits = passes if patience_s is None else outlasts
+        # Made now: Celery has no lock, and two threads would make, and lose, one each.
+        self._backend = app.backend
+        self._backend.client  # noqa: B018 - a cached property
+
+    def close(self) -> None:
+        """Close the backend's connections: Celery leaves them to the interpreter's end."""
+        self._backend.client.connection_pool.disconnect()
+
+    def preflight(self, model: str, note: str) -> None:
+        """Ask some worker to check ``model`` and to leave its answer as ``note``."""
+        check = {"model": model, "note": note}
+        self._publish([self._signature(broker.PREFLIGHT, check, root_id=note, task_id=note)])
+
+    def expand(self, run_id: str, stage: int, grants: Iterable[Grant]) -> None:
+        """Have some worker publish the chords of these shards."""
+        self._publish(
+            self._signature(
+                broker.EXPAND,
+                _ids(run_id, stage, shard=grant.shard, lanes=grant.lanes),
+                task_id=broker.expand_id(run_id, stage, grant.shard),
+            )
+            for grant in grants
+        )
+
+    def shard_chord(
+        self,
+        run_id: str,
+        stage: int,
+        shard: int,
+        positions: Iterable[int],
+        *,
+        size: int,
+        feed: int,
+    ) -> None:
+        """Publish a shard's chord of ``size`` branches, or those at ``positions`` of them.
+
+        ``feed`` is the shard's size where the other branches follow one by one, else 0.
+        """
+        group = broker.shard_group(run_id, stage, shard)
+        callback = self._collect(run_id, stage, shard)
+        self._set_size(group, size)
+        self._publish_header(run_id, stage, shard, sorted(positions), feed, callback)
+
+    def branches(
+        self, run_id: str, stage: int, shard: int, positions: Iterable[int], *, feed: int
+    ) -> None:
+        """Publish branches of a shard's chord whose size is set already."""
+        callback = self._collect(run_id, stage, shard)
+        self._publish_header(run_id, stage, shard, sorted(positions), feed, callback)
+
+    def collect(self, run_id: str, stage: int, shard: int) -> None:
+        """Publish a shard's callback by itself: the chord has no header."""
+        callback = self._collect(run_id, stage, shard)
+        self._publish([callback.clone(args=([],))])
+
+    def aggregate(self, run_id: str, stage: int) -> None:
+        """Publish a stage's callback by itself: its root chord will not come to it."""
+        self._publish([self._aggregate(run_id, stage).clone(args=([],))])
+
+    def seal(self, run_id: str, stage: int, *, shards: int) -> None:
+        """Set the size of a stage's root chord, and publish the last member of its header."""
+        group = broker.stage_group(run_id, stage)
+        self._set_size(group, shards + 1)
+        seal = self._signature(
+            broker.SEAL,
+            _ids(run_id, stage),
+            task_id=broker.seal_id(run_id, stage),
+            group_id=group,
+            group_index=shards,
+            chord=self._aggregate(run_id, stage),
+        )
+        self._publish([seal])
+
+    def _set_size(self, group: str, size: int) -> None:
+        set_size = self._backend.set_chord_size
+        self._patiently(lambda: set_size(group, size))
+
+    def forget_root(self, run_id: str, stage: int) -> None:
+        """Forget that a stage's root chord has completed, so that it can do so again.
+
+        The mark of completion would otherwise turn away the members that return before the seal.
+        """
+        self._forget(broker.stage_group(run_id, stage))
+
+    def forget_shard(self, run_id: str, stage: int, shard: int) -> None:
+        """Forget the members of a shard's chord that have returned, before a part is retried.
+
+        They would be counted among those that are still to return.
+        """
+        self._forget(broker.shard_group(run_id, stage, shard))
+
+    def forget_run(self, run_id: str, shards: Sequence[int]) -> None:
+        """Forget the chords and the messages of a run that was deleted.
+
+        Args:
+            run_id: The run.
+            shards: How many shards each of its stages has.
+        """
+        try:
+            drop_messages(self._backend.client, run_id)
+            for stage, count in enumerate(shards):
+                groups = (broker.shard_group(run_id, stage, shard) for shard in range(count))
+                self._forget(broker.stage_group(run_id, stage), *groups)
+        except RedisError as error:
+            raise BrokerError(f"what is left of run {run_id} cannot be deleted: {error}") from error
+
+    def _forget(self, *groups: str) -> None:
+        backend = self._backend
+        keys = [
+            backend.get_key_for_group(group, part)
+            for group in groups
+            for part in (".c", ".d", ".j", ".s", ".t")
+        ]
+        for start in range(0, len(keys), _BATCH):
+            backend.client.delete(*keys[start : start + _BATCH])
+
+    def _publish_header(
+        self,
+        run_id: str,
+        stage: int,
+        shard: int,
+        positions: Sequence[int],
+        feed: int,
+        callback: Signature,
+    ) -> None:
+        """Publish members of a shard chord's header: Celery makes one, the others are like it."""
+        if not positions:
+            return
+
+        def signature(position: int) -> Signature:
+            return self._signature(
+                broker.BRANCH,
+                _ids(run_id, stage, shard=shard, position=position, feed=feed),
+                queue=broker.BRANCHES_QUEUE,
+                task_id=broker.branch_id(run_id, stage, shard, position),
+                group_id=broker.shard_group(run_id, stage, shard),
+                group_index=position,
+                chord=callback,
+            )
+
+        def publish() -> None:
+            with self._app.producer_pool.acquire(block=True) as producer:
+                channel = producer.channel
+                with channel.recording() as recorded:
+                    self._send(signature(positions[0]), producer)
+                ((queue, message),) = recorded
+                members = Members(message)
+                for some in (
+                    positions[at : at + _BATCH] for at in range(0, len(positions), _BATCH)
+                ):
+                    channel.put_all(queue, run_id, [members.at(position) for position in some])
+
+        self._patiently(publish)
+
+    def _collect(self, run_id: str, stage: int, shard: int) -> Signature:
+        return self._signature(
+            broker.COLLECT,
+            _ids(run_id, stage, shard=shard),
+            task_id=broker.collect_id(run_id, stage, shard),
+            group_id=broker.stage_group(run_id, stage),
+            group_index=shard,
+            chord=self._aggregate(run_id, stage),
+        )
+
+    def _aggregate(self, run_id: str, stage: int) -> Signature:
+        task_id = broker.aggregate_id(run_id, stage)
+        return self._signature(broker.AGGREGATE, _ids(run_id, stage), task_id=task_id)
+
+    def _signature(self, task: str, kwargs: dict[str, Any], **options: Any) -> Signature:
+        # A name, not an import: who publishes needs no task code. Results travel by the store, so
+        # that Celery neither keeps one nor subscribes to it. The run is the root of all its tasks.
+        # Each message says its version, also a callback's, which Celery publishes.
+        common = {"root_id": kwargs.get("run_id"), "headers": {"wire": broker.WIRE_VERSION}}
+        options = {"queue": broker.CONTROL_QUEUE, **common, **options}
+        return self._app.signature(task, kwargs=kwargs, options={**options, "ignore_result": True})
+
+    def _publish(self, signatures: Iterable[Signature]) -> None:
+        messages = list(signatures)
+        self._patiently(lambda: self._publish_once(messages))
+
+    def _patiently(self, publish: Callable[[], None]) -> None:
+        try:
+            # All of it again, not message by message as Celery would: a copy of a branch that is
+            # being processed, or has an outcome, makes no call.
+            patiently(publish, patience_s=self._patience_s, is_worth=self._is_worth)
+        except _FROM_BROKER as error:
+            is_passing = isinstance(error, _AWAY) or passes(error)
+            raise BrokerError(
+                f"the broker takes no messages: {error}", is_passing=is_passing
+            ) from error
+
+    def _is_worth(self, error: BaseException) -> bool:
+        return isinstance(error, _AWAY) or self._waits(error) or is_exhausted(error)
+
+    def _publish_once(self, signatures: list[Signature]) -> None:
+        with self._app.producer_pool.acquire(block=True) as producer:
+            if not producer.supports_batch_publish:
+                raise BrokerError("a retry* option of the broker URL rules out batches: remove it")
+            with producer.batch(max_size=_BATCH):
+                for signature in signatures:
+                    self._send(signature, producer)
+
+    def _send(self, signature: Signature, producer: Any) -> None:
+        options = dict(signature.options)
+        headers = {**options.pop("headers"), "sent_at": round(time.time(), 3)}
+        self._app.send_task(
+            signature.task,
+            args=signature.args,
+            kwargs=signature.kwargs,
+            producer=producer,
+            retry=False,
+            add_to_parent=False,
+            headers=headers,
+            **options,
+        )
+
+
+def _ids(run_id: str, stage: int, **numbers: int) -> dict[str, Any]:
+    """Return a task's arguments, by name: monitors show them, and find tasks by them."""
+    return {"run_id": run_id, "stage": stage, **numbers}

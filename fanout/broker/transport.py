@@ -1,0 +1,386 @@
+"""Kombu's Redis transport with limits: what is too large, or no message, is dropped.
+
+A worker reads whatever is in its queues. Kombu alone lets an item that is no message, or one that
+cannot be decoded, end the consumer, and the next one after it.
+Leases go by the server's clock (fanout.broker.message_leases).
+"""
+
+from __future__ import annotations
+
+import json
+from contextlib import contextmanager
+from functools import cached_property
+from queue import Empty
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from celery.app.amqp import AMQP
+from kombu import Connection
+from kombu.connection import ConnectionPool, PooledConnection
+from kombu.exceptions import OperationalError
+from kombu.transport import redis as kombu_redis
+from kombu.utils.json import loads
+
+from fanout.broker.message_leases import ServerClockQoS
+from fanout.broker.rejected import MALFORMED, refusals
+from fanout.core.errors import BrokerError
+from fanout.core.queue_names import (
+    BRANCHES_QUEUE,
+    CONTROL_QUEUE,
+    QUEUES,
+    TURNS_OF_A_RUN,
+    backlog_of,
+)
+from fanout.stores.failover import WatchedConnection
+from fanout.stores.functions import FunctionsClient, ServerFunction
+from fanout.stores.redis.turn_scripts import PUT
+from fanout.stores.retrying import outlasts, patiently
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+
+__all__ = ["LimitedAMQP"]
+
+# Where a message may be large, its size is determined exactly.
+_ENVELOPE_BYTES = 4_000
+# How many more messages are taken with one, or this part of the room where that is more, so that a
+# distant server costs little: a fair share of what is there is left to others.
+_MORE = 31
+_PART = 4
+# After this the reaper sees to it.
+_CALLBACK_PATIENCE_S = 3_600.0
+
+
+class _LimitedMessage(kombu_redis.Channel.Message):  # type: ignore[misc]
+    def __init__(self, payload: dict[str, Any], channel: Any = None, **kwargs: Any) -> None:
+        if (payload.get("headers") or {}).get("compression"):
+            # A few bytes may become many: nothing of ours is compressed.
+            raise ValueError("compressed")
+        super().__init__(payload, channel=channel, **kwargs)
+        if channel is not None:
+            channel.is_message = True
+
+    def keep(self, args: Any, kwargs: Any, rest: Any) -> None:
+        """Take a task's body as decoded: arguments by position, by name, and the rest."""
+        self._decoded_cache = (args, kwargs, rest)
+
+    def _decode(self) -> Any:
+        """Return the body; that of a task has nothing in it but JSON's own types."""
+        if self.content_type == "application/json" and "task" in self.headers:
+            return msgspec.json.decode(self.body)
+        return super()._decode()
+
+
+class _Limited:
+    """What the channels of both transports change in kombu's."""
+
+    qos: Any
+    client: Any
+    connection: Any
+    pool: Any
+    conn_or_acquire: Callable[..., Any]
+    connection_errors: tuple[type[Exception], ...]
+    _queue_cycle: Any
+    _flush_brpop_reauth: Callable[[], None]
+
+    Message = _LimitedMessage
+    QoS = ServerClockQoS
+    max_message_bytes = 0
+    run_keys = ""
+    # Whether what is being read has turned out to be a message.
+    is_message = False
+    _made: Any = None
+    _recorded: list[tuple[str, dict[str, Any]]] | None = None
+
+    def _put(self, queue: str, message: dict[str, Any], **kwargs: Any) -> None:
+        size = len(message["body"]) + _ENVELOPE_BYTES
+        if 2 * size > self.max_message_bytes:
+            size = len(json.dumps(message, default=str))
+        self._require_size(size)
+        if self._recorded is not None:
+            self._recorded.append((queue, message))
+            return
+        super()._put(queue, message, **kwargs)  # type: ignore[misc]
+
+    @contextmanager
+    def recording(self) -> Iterator[list[tuple[str, dict[str, Any]]]]:
+        """Keep what is published, with its queue, instead of sending it."""
+        self._recorded = []
+        try:
+            yield self._recorded
+        finally:
+            self._recorded = None
+
+    def put_all(self, queue: str, run_id: str, messages: list[bytes]) -> None:
+        """Put encoded messages of a run where they wait for its turns, in one step.
+
+        None where the run is gone: nobody would take what waits for a turn.
+
+        Raises BrokerError.
+        """
+        for message in messages:
+            self._require_size(len(message))
+        with self.conn_or_acquire() as client:
+            first, rest = messages[:TURNS_OF_A_RUN], messages[TURNS_OF_A_RUN:]
+            run_key = f"{self.run_keys}{run_id}"
+            args: list[Any] = [TURNS_OF_A_RUN, run_id, run_key, len(rest), *first]
+            if not (rest and self._put_both(client, queue, run_id, rest, args)):
+                self._put_in_turn(keys=[queue], args=args, client=client)
+
+    def _put_both(
+        self, client: Any, queue: str, run_id: str, rest: list[bytes], args: list[Any]
+    ) -> bool:
+        """Put messages into a run's backlog, and say so; False where only the first was done."""
+        with client.pipeline() as pipe:
+            pipe.lpush(backlog_of(run_id), *rest)
+            self._put_in_turn.add_to(pipe, [queue], args)
+            answers = pipe.execute(raise_on_error=False)
+        for answer in answers:
+            if isinstance(answer, Exception) and not ServerFunction.was_missing(answer):
+                raise answer
+        return not ServerFunction.was_missing(answers[-1])
+
+    @cached_property
+    def _put_in_turn(self) -> ServerFunction:
+        with self.conn_or_acquire() as client:
+            return ServerFunction(client, PUT)
+
+    def _require_size(self, size: int) -> None:
+        if size > self.max_message_bytes:
+            raise BrokerError(
+                f"a message of {size / 1000:,.0f} kB is larger than FANOUT_MAX_MESSAGE_KB allows "
+                f"({self.max_message_bytes // 1000:,})"
+            )
+
+    def _get_client(self) -> type[FunctionsClient]:
+        super()._get_client()  # type: ignore[misc]
+        return FunctionsClient
+
+    def _create_client(self, asynchronous: bool = False) -> Any:  # noqa: FBT001, FBT002 - kombu's
+        if not asynchronous:
+            return self._client_of_pool()
+        client = super()._create_client(asynchronous=True)  # type: ignore[misc]
+        client.set_response_callback("BRPOP", self._within_limit)
+        return client
+
+    def _client_of_pool(self) -> Any:
+        """Return a client of the channel's connections: the same for as long as these are.
+
+        Kombu makes one for each acknowledgement, which costs more than the round trip.
+        """
+        made = self._made
+        if made is None or made.connection_pool is not self.pool:
+            made = self._made = super()._create_client(asynchronous=False)  # type: ignore[misc]
+        return made
+
+    def _within_limit(self, answer: list[bytes] | None) -> list[bytes] | None:
+        """Return the answer to a BRPOP, or None, as after a timeout, where it is too large."""
+        if answer and len(answer[1]) > self.max_message_bytes:
+            refusals.add("is too large", f"{len(answer[1]) / 1000:,.0f} kB")
+            return None
+        return answer
+
+    def _brpop_read(self, **options: Any) -> Any:
+        """Deliver a message, and some that wait behind it: the round trips are for all of them."""
+        try:
+            answer = self._answer_to_brpop(options)
+            if not answer:
+                raise Empty
+            queue = answer[0].decode()
+            self._queue_cycle.rotate(queue)
+            if queue in QUEUES:
+                self._deliver_all(queue, self._take(queue, answer[1]))
+            else:
+                # An answer to somebody who watches.
+                with self._dropping:
+                    self.connection._deliver(msgspec.json.decode(answer[1]), queue)  # noqa: SLF001
+            return True
+        finally:
+            # As kombu's own.
+            self._in_poll = None
+            self._flush_brpop_reauth()
+
+    def _answer_to_brpop(self, options: dict[str, Any]) -> list[bytes] | None:
+        connection = self.client.connection
+        try:
+            answer: list[bytes] | None = self.client.parse_response(connection, "BRPOP", **options)
+        except self.connection_errors:
+            # The next turn of the loop connects again.
+            connection.disconnect()
+            raise
+        return answer
+
+    def _take(self, queue: str, message: bytes) -> list[tuple[str, bytes]]:
+        """Take a few more, as there is room; of the control queue one by one, for all workers."""
+        room = self.qos.can_consume_max_estimate() or 1
+        more = min(max(_MORE, room // _PART), room - 1) if queue == BRANCHES_QUEUE else 0
+        taken: list[tuple[str, bytes]] = self.qos.take(queue, message, more=more)
+        return taken
+
+    def take_control(self, most: int) -> None:
+        """Take up to so many control messages although there is no room for branches."""
+        for _ in range(most):
+            with self.conn_or_acquire() as client:
+                message = client.rpop(CONTROL_QUEUE)
+            if message is None:
+                return
+            self._deliver_all(CONTROL_QUEUE, self.qos.take(CONTROL_QUEUE, message, more=0))
+
+    def _deliver_all(self, queue: str, taken: list[tuple[str, bytes]]) -> None:
+        delivered = 0
+        try:
+            for tag, message in taken:
+                delivered += 1
+                self._deliver_one(queue, tag, message)
+        finally:
+            # Where the worker stops in the middle, the others are for the next one.
+            for tag, _ in reversed(taken[delivered:]):
+                self.qos.restore_by_tag(tag)
+
+    def _deliver_one(self, queue: str, tag: str, message: bytes) -> None:
+        if len(message) > self.max_message_bytes:
+            refusals.add("is too large", f"{len(message) / 1000:,.0f} kB")
+            self.qos.drop(tag)
+            return
+        try:
+            with self._dropping:
+                payload = msgspec.json.decode(message)
+                payload["properties"]["delivery_tag"] = tag
+                self.connection._deliver(payload, queue)  # noqa: SLF001 - as kombu does
+        except Empty:
+            self.qos.drop(tag)
+
+    def _handle_message(self, client: Any, answer: list[Any]) -> dict[str, Any]:
+        """Return a broadcast, without its data where that cannot be used: kombu would log it."""
+        payload: dict[str, Any] = super()._handle_message(client, answer)  # type: ignore[misc]
+        data = payload["data"]
+        # Of a subscription it is a number.
+        is_text = isinstance(data, (bytes, str))
+        if is_text and (len(data) > self.max_message_bytes or not _is_json(data)):
+            refusals.add("is no broadcast")
+            payload["data"] = None
+        return payload
+
+    def _deliver_fanout_message(self, message: Any, exchange: str) -> Any:
+        with self._dropping:
+            return super()._deliver_fanout_message(message, exchange)  # type: ignore[misc]
+
+    @cached_property
+    def _dropping(self) -> _Dropping:
+        return _Dropping(self)
+
+
+class _Dropping:
+    """Drops what is no message. It is out of its queue, and no worker can read it."""
+
+    def __init__(self, channel: _Limited) -> None:
+        self._channel = channel
+
+    def __enter__(self) -> None:
+        self._channel.is_message = False
+
+    def __exit__(self, _type: object, error: BaseException | None, _traceback: object) -> None:
+        if isinstance(error, MALFORMED) and not self._channel.is_message:
+            refusals.add("cannot be decoded", type(error).__name__)
+            raise Empty from None
+
+
+def _is_json(data: bytes | str) -> bool:
+    try:
+        # As kombu will, which makes other types of some objects.
+        loads(data)
+    except MALFORMED:
+        return False
+    return True
+
+
+class _Channel(_Limited, kombu_redis.Channel):  # type: ignore[misc]
+    from_transport_options = (
+        *kombu_redis.Channel.from_transport_options,
+        "max_message_bytes",
+        "run_keys",
+    )
+
+
+class _SentinelChannel(_Limited, kombu_redis.SentinelChannel):  # type: ignore[misc]
+    connection_class = WatchedConnection
+    from_transport_options = (
+        *kombu_redis.SentinelChannel.from_transport_options,
+        "max_message_bytes",
+        "run_keys",
+    )
+
+
+class _Transport(kombu_redis.Transport):  # type: ignore[misc]
+    Channel = _Channel
+
+
+class _SentinelTransport(kombu_redis.SentinelTransport):  # type: ignore[misc]
+    Channel = _SentinelChannel
+
+
+_LIMITED = {
+    kombu_redis.Transport: _Transport,
+    kombu_redis.SentinelTransport: _SentinelTransport,
+}
+
+
+class _OurTransport:
+    """Keeps the scheme of a connection's URL, which monitors read, but not kombu's transport."""
+
+    def get_transport_cls(self) -> type:
+        transport: type = super().get_transport_cls()  # type: ignore[misc]
+        return _LIMITED.get(transport, transport)
+
+    def info(self) -> dict[str, Any]:
+        """Return what Celery tells whoever asks a worker for its statistics: no passwords."""
+        info: dict[str, Any] = super().info()  # type: ignore[misc]
+        options = dict(info.get("transport_options") or {})
+        if options.get("sentinel_kwargs"):
+            options["sentinel_kwargs"] = {
+                name: value
+                for name, value in options["sentinel_kwargs"].items()
+                if name != "password"
+            }
+        return {**info, "transport_options": options}
+
+
+class _LimitedPooledConnection(_OurTransport, PooledConnection):  # type: ignore[misc]
+    pass
+
+
+class _LimitedPool(ConnectionPool):  # type: ignore[misc]
+    def new(self) -> _LimitedPooledConnection:
+        return _LimitedPooledConnection(self, **dict(self.connection._info(resolve=False)))  # noqa: SLF001 - as kombu's
+
+
+class _LimitedConnection(_OurTransport, Connection):  # type: ignore[misc]
+    def Pool(self, limit: int | None = None, **kwargs: Any) -> _LimitedPool:  # noqa: N802 - kombu's
+        return _LimitedPool(self, limit, **kwargs)
+
+
+def _without_nothing(argument: Any) -> Any:
+    if not isinstance(argument, list):
+        return argument
+    return [each for each in argument if each is not None]
+
+
+class LimitedAMQP(AMQP):  # type: ignore[misc]
+    """Gives a Celery application connections with limits."""
+
+    Connection = _LimitedConnection
+
+    def _retry_publish(self, publish: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Publish a callback without what its chord's members returned, where that is nothing.
+
+        It would be a word for each: the message of a run with 100,000 shards were half a megabyte.
+        """
+        said = [_without_nothing(each) for each in args]
+        again = super()._retry_publish
+        # Whoever counts the last member of a chord has no second chance: it would fail the chord.
+        return patiently(
+            lambda: again(publish, *said, **kwargs),
+            patience_s=_CALLBACK_PATIENCE_S,
+            is_worth=lambda error: isinstance(error, OperationalError) or outlasts(error),
+        )

@@ -1,0 +1,1 @@
+"""The Python API: the client, a run's handle, the whole pattern in one call."""

@@ -1,0 +1,176 @@
+"""Keeps an embedded worker: ``python -m fanout.client.embedded.guard FOLDER CONCURRENCY STATE KEEPS``.
+
+Its standard input is a pipe from the client: a line says where the client's database is, a second
+one that the worker is to end at once. When the pipe closes without that, the client has died: the
+calls in flight, which are paid for, get a few seconds to end. However it ended, nothing is left
+behind. A worker that dies is started again, and so is the server's keeper.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import selectors
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, cast
+
+from fanout.system.file_locks import FileLock, is_held
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["main"]
+
+_CHECK_S = 0.2
+# How soon it is noticed that the server's keeper has been killed, if the client does nothing.
+_KEEPER_S = 2.0
+# A worker that cannot even start would otherwise be restarted for ever.
+_MAX_RESTARTS = 20
+# How long its worker may take to send its last spans; a collector that is away takes 3 s.
+_FLUSH_S = 8.0
+# What the calls in flight get when the client has died, unless FANOUT_GRACE_S is less.
+_LAST_CALLS_S = 10.0
+
+
+def main(folder: Path, concurrency: int, state: Path, *, keeps: bool) -> int:
+    """Keep a worker until standard input closes."""
+    # The server does not end before the worker has.
+    with FileLock(state / "users.lock", is_shared=True):
+        worker = _Worker(concurrency, folder / "worker.log")
+        keep_server = partial(_keep_server, state, keeps=keeps)
+        is_dead = True
+        try:
+            is_dead = _watch(worker, keep_server)
+        finally:
+            if is_dead:
+                # The last calls are written there.
+                keep_server()
+            worker.stop(_grace_s() if is_dead else 0.0)
+    if is_dead:
+        # Nobody else will.
+        shutil.rmtree(folder, ignore_errors=True)
+    return 0
+
+
+def _keep_server(state: Path, *, keeps: bool) -> None:
+    """Have a server, and it ended in the end, whatever has killed the process that does both."""
+    if is_held(state / "keeper.lock"):
+        return
+    # What it imports takes memory that this process does without for as long as it waits.
+    from fanout.client.embedded.server import keep_running
+    from fanout.client.embedded.state import StateFolder
+
+    keep_running(StateFolder(state), keeps=keeps, starts=True)
+
+
+def _grace_s() -> float:
+    with suppress(ValueError):
+        return min(_LAST_CALLS_S, float(os.environ.get("FANOUT_GRACE_S") or _LAST_CALLS_S))
+    return _LAST_CALLS_S
+
+
+def _watch(worker: _Worker, keep_server: Callable[[], None]) -> bool:
+    """Watch until the client has gone; say whether it went without a word."""
+    lock: FileLock | None = None
+    due_at = time.monotonic() + _KEEPER_S
+    with selectors.DefaultSelector() as selector:
+        selector.register(sys.stdin.buffer, selectors.EVENT_READ)
+        while True:
+            if selector.select(_CHECK_S):
+                said = os.read(sys.stdin.fileno(), 4096)
+                if not said:
+                    return True
+                if said.endswith(b"end\n"):
+                    return False
+                database = json.loads(said)
+                # For as long as there is a worker, the database belongs to it.
+                lock = lock or FileLock(Path(database["lock"]), is_shared=True)
+                worker.send(database["url"])
+            if not worker.keep():
+                return False
+            if time.monotonic() >= due_at:
+                keep_server()
+                due_at = time.monotonic() + _KEEPER_S
+
+
+class _Worker:
+    """A worker process, restarted when it dies."""
+
+    def __init__(self, concurrency: int, log: Path) -> None:
+        self._concurrency = concurrency
+        self._log = log
+        # It serves the process that started it, and no other: what that names, it may import.
+        allowed = os.environ.get("FANOUT_ALLOWED_CALLABLES") or "*"
+        self._env = {
+            **os.environ,
+            "FANOUT_ALLOWED_CALLABLES": allowed,
+            "FANOUT_POOL": "asyncio",
+        }
+        self._url: str | None = None
+        self._restarts = 0
+        self._process = self._start()
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", "workers", "--quiet", "--broker-url-from-stdin"]
+        options = ["--concurrency", str(self._concurrency)]
+        # With one worker there is nobody to gossip with, and no events are watched.
+        options += ["--without-gossip", "--without-mingle", "--without-heartbeat"]
+        options += ["--loglevel", "WARNING", "--hostname", f"embedded-{os.getpid()}@%h"]
+        with self._log.open("ab") as log:
+            return subprocess.Popen(  # noqa: S603 - our own interpreter and module
+                [*command, "-A", "workers.app", "worker", *options],
+                env=self._env,
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=log,
+            )
+
+    def send(self, url: str) -> None:
+        """Say where the server is: the worker waits for that once it has loaded its modules."""
+        self._url = url
+        # One that has died is noticed soon, and started again. The pipe stays open: the worker ends
+        # when it closes.
+        with suppress(BrokenPipeError):
+            stdin = cast("IO[bytes]", self._process.stdin)
+            stdin.write(f"{url}\n".encode())
+            stdin.flush()
+
+    def keep(self) -> bool:
+        """Restart the worker if it has died; say whether there is one."""
+        if self._process.poll() is None:
+            return True
+        self._restarts += 1
+        if self._restarts > _MAX_RESTARTS:
+            return False
+        time.sleep(min(0.1 * self._restarts, 1.0))
+        self._process = self._start()
+        if self._url is not None:
+            self.send(self._url)
+        return True
+
+    def stop(self, grace_s: float) -> None:
+        """Stop the worker; give the calls in flight so many seconds to end."""
+        if grace_s and self._url is not None:
+            self._process.send_signal(signal.SIGTERM)
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(grace_s)
+        elif os.environ.get("FANOUT_TRACES", "off") != "off":
+            # It hands back what is in flight, and sends the spans that it still has.
+            self._process.send_signal(signal.SIGQUIT)
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(_FLUSH_S)
+        # What it had taken, the next owner of the database puts back.
+        self._process.kill()
+        self._process.wait()
+
+
+if __name__ == "__main__":
+    own, concurrency, state, keeps = sys.argv[1:]
+    sys.exit(main(Path(own), int(concurrency), Path(state), keeps=keeps == "yes"))

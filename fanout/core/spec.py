@@ -1,0 +1,371 @@
+"""What a run asks for: one model behind ``ParallelCalls``, the command line and YAML jobs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, get_args
+
+import yaml
+from pydantic import (
+    AliasChoices,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
+
+from fanout.core.errors import SpecError
+from fanout.core.field_names import ALIASES, PARTS, canonical
+from fanout.core.rate_limits import Rates
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+__all__ = ["RateSpec", "RetrySpec", "RunSpec", "load_job", "make_spec"]
+
+SplitName = Literal["none", "lines", "tokens", "markdown", "sentences"]
+ReduceName = Literal["none", "concat", "merge", "vote", "rank", "llm"]
+
+
+def _delimiter(value: object) -> object:
+    """Return the character that a delimiter's name stands for."""
+    value = {"tab": "\t", "\\t": "\t"}.get(value, value) if isinstance(value, str) else value
+    is_character = isinstance(value, str) and len(value) == 1
+    if value is not None and (not is_character or str(value).isalnum() or str(value) in '"\r\n'):
+        msg = "must be one character that is no letter, digit or quote, or tab"
+        raise ValueError(msg)
+    return value
+
+
+def _several(value: object) -> object:
+    """Return a list of one text for that text."""
+    return (value,) if isinstance(value, str) else value
+
+
+class RetrySpec(BaseModel):
+    """When a failed call is made again.
+
+    Attributes:
+        max_attempts: Calls of a branch that may fail for reasons of its own. Those that fail as
+            the provider is down, or asks to wait, do not count. 1: one call, and no other at all.
+        max_elapsed_s: Seconds a branch may take in all, waits included: so long may an outage last.
+        base_wait_s: The first wait, in seconds; each further one doubles.
+        max_wait_s: The longest single wait, in seconds.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+    max_attempts: Annotated[int, Field(ge=1, le=100)] = 5
+    max_elapsed_s: Annotated[float, Field(gt=0)] = 3_600.0
+    base_wait_s: Annotated[float, Field(ge=0)] = 0.5
+    max_wait_s: Annotated[float, Field(ge=0)] = 60.0
+
+
+class RateSpec(BaseModel):
+    """What the whole fleet may ask of the model: all runs of the same model share it.
+
+    Attributes:
+        requests_per_minute: Calls in a minute; None is no limit.
+        tokens_per_minute: Tokens of prompts and answers in a minute; None is no limit.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    requests_per_minute: Annotated[float | None, Field(gt=0, allow_inf_nan=False)] = None
+    tokens_per_minute: Annotated[float | None, Field(gt=0, allow_inf_nan=False)] = None
+
+    @property
+    def rates(self) -> Rates:
+        """The same as a record."""
+        return Rates(
+            requests_per_minute=self.requests_per_minute, tokens_per_minute=self.tokens_per_minute
+        )
+
+
+class RunSpec(BaseModel):
+    """One fan-out / fan-in job.
+
+    Attributes:
+        inputs: Files, folders, globs, or ``-`` for standard input; empty where documents come
+            from memory.
+        base_dir: The folder that relative inputs are in; None is the working directory of whoever
+            submits. A run remembers it, so that its input can be read again from anywhere.
+        text_column: The column of ``.csv`` and ``.jsonl`` rows that holds the text.
+        delimiter: What is between the cells of a ``.csv`` file: one character, or ``tab``; None
+            finds it out.
+        max_document_mb: The size in megabytes above which a document is refused.
+        strict: Refuse an input of which anything would be left out: a document that cannot be
+            used, or a file of an unknown kind.
+        model: ``provider/model``, ``local``, ``fake``, or ``package.module:callable``.
+        prompt: The template of each branch; ``{input}`` is the chunk.
+        aspects: Named templates, each put to every chunk, in place of ``prompt``.
+        samples: How many answers to take for each chunk and aspect.
+        system: The system prompt.
+        temperature: Sampling temperature; None leaves it to the provider.
+        max_tokens: The longest answer of a branch, in tokens; None leaves it to the provider.
+        seed: Seed of the first sample; sample ``n`` uses ``seed + n``.
+        stop: Strings that end an answer.
+        output_format: ``json`` refuses an answer that is not JSON (kind ``invalid_output``).
+        split: How a document becomes chunks.
+        chunk_tokens: The largest chunk, in estimated tokens.
+        chunk_overlap_tokens: What neighbouring chunks share, in estimated tokens.
+        reduce: How outputs become the aggregate; ``llm`` where ``aggregate_prompt`` is given,
+            else ``none``.
+        aggregate_prompt: The template of the LLM aggregate; ``{input}`` is the joined outputs.
+        aggregate_max_tokens: The longest answer of an LLM aggregate, in tokens.
+        group_by: ``document``, ``aspect`` or the name of a column: one aggregate for each value.
+        context_tokens: The model's context window; None takes the known one, or a safe guess.
+        min_success: The share of branches (0 to 1) that must succeed. Whatever it is, a run in
+            which no branch succeeded has failed.
+        max_workers: The most branches of this run in flight in the whole fleet; None is no cap.
+        timeout_s: Seconds for one call from start to last byte.
+        rate: What the whole fleet may ask of the model in a minute.
+        retries: When a failed call is made again.
+        deadline_s: Seconds from the submission after which no branch is begun: those left fail as
+            ``expired``, and the aggregate is made of what has finished. None is no deadline.
+    """
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, populate_by_name=True, hide_input_in_errors=True
+    )
+
+    inputs: Annotated[tuple[str, ...], BeforeValidator(_several)] = ()
+    base_dir: str | None = None
+    text_column: str | None = None
+    delimiter: Annotated[str | None, BeforeValidator(_delimiter)] = None
+    max_document_mb: Annotated[float, Field(gt=0, le=256)] = 16.0
+    strict: bool = False
+
+    model: Annotated[
+        str, Field(min_length=1, max_length=512, validation_alias=AliasChoices("model", "llm"))
+    ]
+    prompt: Annotated[
+        str | None, Field(validation_alias=AliasChoices("prompt", "branch_prompt"))
+    ] = None
+    aspects: dict[str, str] = Field(default_factory=dict)
+    samples: Annotated[int, Field(ge=1, le=10_000)] = 1
+    system: str | None = None
+    temperature: Annotated[float | None, Field(ge=0, le=2)] = None
+    max_tokens: Annotated[int | None, Field(ge=1)] = None
+    seed: int | None = None
+    stop: Annotated[tuple[str, ...], BeforeValidator(_several)] = ()
+    output_format: Literal["text", "json"] = "text"
+
+    split: SplitName = "none"
+    chunk_tokens: Annotated[int, Field(ge=1)] = 1000
+    chunk_overlap_tokens: Annotated[int, Field(ge=0)] = 0
+
+    reduce: ReduceName | None = None
+    aggregate_prompt: Annotated[
+        str | None, Field(validation_alias=AliasChoices("aggregate_prompt", "aggregate"))
+    ] = None
+    aggregate_max_tokens: Annotated[int | None, Field(ge=1)] = None
+    group_by: Annotated[str | None, Field(min_length=1)] = None
+    context_tokens: Annotated[int | None, Field(ge=256)] = None
+
+    min_success: Annotated[float, Field(ge=0, le=1)] = 0.0
+    max_workers: Annotated[int | None, Field(ge=1)] = None
+    timeout_s: Annotated[float, Field(gt=0)] = 120.0
+    rate: RateSpec = RateSpec()
+    retries: RetrySpec = RetrySpec()
+    deadline_s: Annotated[float | None, Field(gt=0, allow_inf_nan=False)] = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _own_names(cls, fields: Any) -> Any:
+        if not isinstance(fields, Mapping):
+            return fields
+        named = canonical(fields)
+        for field in cls.model_fields.keys() & named.keys():
+            _refuse_booleans(cls, named, field)
+        return named
+
+    @model_validator(mode="after")
+    def _fields_fit_together(self) -> Self:
+        # Raised as SpecError inside a validator, pydantic would wrap it and lose the field.
+        problem = self._undecoded() or self._misfit()
+        if problem:
+            raise ValueError(problem)
+        return self
+
+    def _undecoded(self) -> str | None:
+        for name in type(self).model_fields:
+            if not _is_utf8(getattr(self, name)):
+                return f"{name}: holds bytes that are not UTF-8 text (got {getattr(self, name)!r})"
+        return None
+
+    def _misfit(self) -> str | None:
+        if bool(self.prompt) == bool(self.aspects):
+            return _BOTH_PROMPTS if self.prompt else _NO_PROMPT
+        if self.reduce == "llm" and not self.aggregate_prompt:
+            return "aggregate_prompt: reduce 'llm' needs an aggregate prompt"
+        if self.aggregate_prompt and self.reduce not in (None, "llm"):
+            return (
+                f"reduce: {self.reduce!r} does not use an aggregate prompt; "
+                "leave reduce out, or leave aggregate_prompt out"
+            )
+        if self.group_by and self.reduction == "none":
+            return "group_by: needs a reduce (concat, merge, vote, rank or llm)"
+        if self.chunk_overlap_tokens >= self.chunk_tokens:
+            return (
+                f"chunk_overlap_tokens: {self.chunk_overlap_tokens} must be smaller than "
+                f"chunk_tokens ({self.chunk_tokens})"
+            )
+        return None
+
+    @property
+    def reduction(self) -> ReduceName:
+        """The aggregator that is used: what ``reduce`` says, or what follows from the prompts."""
+        return self.reduce or ("llm" if self.aggregate_prompt else "none")
+
+    @property
+    def prompts(self) -> dict[str | None, str]:
+        """The branch templates by aspect; the single prompt has the aspect None."""
+        if self.prompt:
+            return {None: self.prompt}
+        return {name: template for name, template in self.aspects.items()}  # noqa: C416 - widens
+
+    @property
+    def aspect_names(self) -> tuple[str | None, ...]:
+        """The aspects in order; ``(None,)`` where there is a single prompt."""
+        return tuple(self.prompts)
+
+    @property
+    def branches_per_chunk(self) -> int:
+        """Aspects x samples."""
+        return len(self.aspect_names) * self.samples
+
+
+_NO_PROMPT = "prompt: is required: what to ask of each chunk (or several, named, as aspects)"
+_BOTH_PROMPTS = "prompt: give either prompt or aspects, and not both"
+
+
+def _refuse_booleans(model: type[BaseModel], fields: Mapping[str, Any], field: str) -> None:
+    """Raise SpecError for true and false in place of a number, which they are to Python."""
+    value, kind = fields[field], model.model_fields[field].annotation
+    if isinstance(value, bool) and bool not in (kind, *get_args(kind)):
+        raise SpecError(f"must not be true or false (got {value!r})", field=field)
+    if isinstance(value, Mapping) and isinstance(kind, type) and issubclass(kind, BaseModel):
+        for inner, one in value.items():
+            if isinstance(one, bool):
+                message = f"must not be true or false (got {one!r})"
+                raise SpecError(message, field=f"{field}.{inner}")
+
+
+def _is_utf8(value: object) -> bool:
+    """Say whether all strings in a field have bytes; what came from argv undecoded has none."""
+    if isinstance(value, dict):
+        return all(_is_utf8(part) for part in (*value, *value.values()))
+    if isinstance(value, tuple):
+        return all(_is_utf8(part) for part in value)
+    return not isinstance(value, str) or value.isascii() or _encodes(value)
+
+
+def _encodes(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def make_spec(**fields: Any) -> RunSpec:
+    """Return the validated spec; fields that are None are left to their defaults.
+
+    Raises:
+        SpecError: A field is wrong; the message has its name, its value and what is allowed.
+    """
+    given = {name: value for name, value in fields.items() if value is not None}
+    try:
+        return RunSpec.model_validate(given)
+    except ValidationError as error:
+        raise _spec_error(error) from None
+
+
+def load_job(path: Path) -> dict[str, Any]:
+    """Return the fields of the YAML job file ``path``, not yet validated.
+
+    Raises:
+        SpecError: The file cannot be read, is not YAML, or is not a mapping.
+    """
+    try:
+        fields = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # noqa: S506 - it is a safe one
+    except (OSError, UnicodeDecodeError) as error:
+        raise SpecError(f"cannot read the job file {path}: {error}") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark else ""
+        reason = getattr(error, "problem", None) or "it holds what no text has"
+        hint = "; a text that begins with { must be in quotes" if _begins_braces(mark) else ""
+        raise SpecError(f"{path}{where}: not valid YAML: {reason}{hint}") from None
+    if not isinstance(fields, dict):
+        raise SpecError(f"{path}: a job file is a mapping of fields, not {type(fields).__name__}")
+    return {str(name): value for name, value in fields.items()}
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML as everybody loads it, but a key that comes twice is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:  # noqa: FBT001, FBT002 - as it is called
+        seen: set[object] = set()
+        for key, _ in node.value:
+            name = key.value if isinstance(key, yaml.ScalarNode) else None
+            if name is not None and name in seen and name != "<<":
+                problem = f"the field {name!r} is given twice"
+                raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
+            seen.add(name)
+        return super().construct_mapping(node, deep)
+
+
+def _begins_braces(mark: Any) -> bool:
+    """Say whether the value on a line of YAML begins with a brace."""
+    if mark is None or mark.buffer is None:
+        return False
+    line = mark.buffer.splitlines()[mark.line : mark.line + 1]
+    return bool(line) and line[0].partition(":")[2].lstrip().startswith("{")
+
+
+def _spec_error(error: ValidationError) -> SpecError:
+    first = error.errors()[0]
+    field = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "value_error":
+        message = first["msg"].removeprefix("Value error, ")
+        if field:
+            return SpecError(f"{message} (got {first['input']!r})", field=field)
+        # Of a validator of the whole, which has the field in its message.
+        field, _, message = message.partition(": ")
+        return SpecError(message, field=field)
+    if first["type"] == "string_type" and _is_braces(first["input"]):
+        return SpecError(_UNQUOTED, field=field)
+    if first["type"] == "extra_forbidden":
+        return SpecError(_unknown_field(field), field=field)
+    if first["type"] == "missing":
+        return SpecError("is required", field=field)
+    return SpecError(f"{_lower(first['msg'])} (got {first['input']!r})", field=field)
+
+
+_UNQUOTED = (
+    "must be a text, but YAML reads what begins with { as a mapping: put it in quotes, as "
+    "'{input}', or below a |"
+)
+
+
+def _is_braces(value: object) -> bool:
+    """Say whether a value is what YAML makes of an unquoted ``{input}``."""
+    return isinstance(value, dict) and bool(value) and all(one is None for one in value.values())
+
+
+def _unknown_field(field: str) -> str:
+    parts: dict[str, type[BaseModel]] = {"retries": RetrySpec, "rate": RateSpec}
+    known = parts.get(field.partition(".")[0], RunSpec).model_fields
+    others = () if "." in field else (*ALIASES, *PARTS)
+    near = get_close_matches(field.rpartition(".")[2], [*known, *others], n=1)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    return f"there is no such field{hint} (known: {', '.join(sorted(known))})"
+
+
+def _lower(text: str) -> str:
+    return text[:1].lower() + text[1:]

@@ -1,0 +1,15 @@
+"""Reading documents: from memory, files, folders, globs, rows and standard input; all lazily."""
+
+from fanout.inputs.documents.memory import from_strings
+from fanout.inputs.documents.notices import Notice, Notify, counted, log_notice
+from fanout.inputs.documents.paths import FileSource, from_paths
+
+__all__ = [
+    "FileSource",
+    "Notice",
+    "Notify",
+    "counted",
+    "from_paths",
+    "from_strings",
+    "log_notice",
+]

@@ -1,0 +1,194 @@
+"""Which files an input means, and of which kind each is."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import msgspec
+
+from fanout.core.errors import InputError
+from fanout.inputs.documents.notices import Notice, listed
+from fanout.inputs.documents.text import is_text
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from fanout.inputs.documents.notices import Notify
+
+__all__ = ["STDIN", "Found", "Kind", "find_files"]
+
+Kind = Literal["text", "table", "jsonl", "json"]
+
+STDIN = "-"
+KINDS: dict[str, Kind] = {
+    ".txt": "text",
+    ".md": "text",
+    ".csv": "table",
+    ".tsv": "table",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".json": "json",
+}
+ALLOWED = ", ".join(KINDS)
+_PACKED = frozenset({".gz", ".bz2", ".xz", ".zst", ".zip", ".lz4", ".7z", ".tar", ".tgz"})
+_SAMPLE_BYTES = 8_192
+
+
+class Found(msgspec.Struct, frozen=True, kw_only=True):
+    """A file of an input.
+
+    Attributes:
+        name: As it is seen from the folder that inputs are relative to.
+        kind: How it is read.
+        fault: Why it cannot be read, or None.
+    """
+
+    name: str
+    kind: Kind = "text"
+    fault: str | None = None
+
+
+def find_files(inputs: Sequence[str], base: Path, notify: Notify) -> list[Found]:
+    """Return the files that inputs mean, in order, and say what is left out.
+
+    A folder means the files of known kinds in it. A file that is named, or matches a pattern, may
+    have another name, where it is text.
+
+    Raises:
+        InputError: An input does not exist, or holds no text.
+    """
+    search = _Search(base)
+    found = [file for one in inputs for file in search.files(one)]
+    if search.left_out:
+        text = (
+            f"left out: {listed(search.left_out)} (folders are searched for {ALLOWED}; "
+            "hidden files are passed over)"
+        )
+        notify(Notice(text=text, is_warning=True))
+    for line in search.unreadable:
+        notify(Notice(text=f"left out: {line}", is_warning=True))
+    return found
+
+
+class _Search:
+    """Looks up inputs, and counts what it leaves out."""
+
+    def __init__(self, base: Path) -> None:
+        self._base = base
+        self.left_out: Counter[str] = Counter()
+        self.unreadable: list[str] = []
+
+    def files(self, one: str) -> Iterator[Found]:
+        path = self._base / one
+        if one == STDIN:
+            yield Found(name=one)
+        elif path.is_file():
+            yield self._named(one, path)
+        elif path.is_dir():
+            yield from self._folder(one, path)
+        elif glob.has_magic(one):
+            yield from self._pattern(one)
+        elif path.is_symlink():
+            raise InputError("is a link to what is not there", source=str(path))
+        elif path.exists():
+            raise InputError("is neither a file nor a folder", source=str(path))
+        else:
+            raise InputError("there is no such file or folder", source=str(path))
+
+    def _named(self, name: str, path: Path) -> Found:
+        kind = KINDS.get(path.suffix.lower())
+        fault = None
+        try:
+            with path.open("rb") as file:
+                sample = file.read(_SAMPLE_BYTES + 1)
+        except OSError as error:
+            fault = f"cannot be read: {error.strerror or error}"
+        else:
+            if kind is None and not _looks_like_text(sample):
+                raise InputError(_no_text(path), source=name)
+        return Found(name=name, kind=kind or "text", fault=fault)
+
+    def _pattern(self, pattern: str) -> Iterator[Found]:
+        # Path.glob takes no absolute pattern, and a user's may be one.
+        matches = glob.glob(pattern, recursive=True, root_dir=self._base)  # noqa: PTH207
+        count = 0
+        for name in sorted(matches):
+            path = self._base / name
+            if path.is_dir():
+                # "**" matches the folders on the way, too.
+                self.left_out["folders"] += 0 if "**" in pattern else 1
+                continue
+            kind = KINDS.get(path.suffix.lower())
+            if not path.is_file() or (kind is None and not self._is_text(path)):
+                self.left_out[_label(path)] += 1
+                continue
+            count += 1
+            yield Found(name=name, kind=kind or "text")
+        if not count:
+            raise InputError(f"no file matches{self._rest()}", source=pattern)
+
+    def _is_text(self, path: Path) -> bool:
+        try:
+            with path.open("rb") as file:
+                return _looks_like_text(file.read(_SAMPLE_BYTES + 1))
+        except OSError:
+            return True
+
+    def _folder(self, name: str, folder: Path) -> Iterator[Found]:
+        count = 0
+        for path in sorted(self._below(folder)):
+            kind = KINDS.get(path.suffix.lower())
+            if kind is None or not path.is_file():
+                self.left_out[_label(path)] += 1
+                continue
+            count += 1
+            yield Found(name=str(Path(name) / path.relative_to(folder)), kind=kind)
+        if not count:
+            raise InputError(f"no {ALLOWED} file in this folder{self._rest()}", source=str(folder))
+
+    def _below(self, folder: Path) -> Iterator[Path]:
+        for top, folders, files in os.walk(folder, onerror=self._on_error):
+            shown = [name for name in folders if not name.startswith(".")]
+            # What is behind a link may be above it.
+            links = [name for name in shown if (Path(top) / name).is_symlink()]
+            folders[:] = [name for name in shown if name not in links]
+            self.left_out["links to folders"] += len(links)
+            yield from (Path(top) / name for name in files if not name.startswith("."))
+        self.left_out = +self.left_out
+
+    def _on_error(self, error: OSError) -> None:
+        self.unreadable.append(f"{error.filename}: {error.strerror}")
+
+    def _rest(self) -> str:
+        left = +self.left_out
+        return f" (there are: {listed(left)})" if left else ""
+
+
+def _label(path: Path) -> str:
+    """Return the kind of a file for people: ``.pdf``, ``.jsonl.gz``."""
+    if not path.exists():
+        return "broken links"
+    if not path.is_file():
+        return "special files"
+    suffixes = [suffix.lower() for suffix in path.suffixes[-2:]]
+    if not suffixes:
+        return "without an extension"
+    return "".join(suffixes) if suffixes[-1] in _PACKED else suffixes[-1]
+
+
+def _looks_like_text(sample: bytes) -> bool:
+    is_whole = len(sample) <= _SAMPLE_BYTES
+    return is_text(sample[:_SAMPLE_BYTES], is_whole=is_whole)
+
+
+def _no_text(path: Path) -> str:
+    suffix = path.suffix.lower()
+    way_out = "uncompress it first" if suffix in _PACKED else "convert it to text first"
+    return (
+        f"is no text in UTF-8, and {suffix or 'such'} files are not read: {way_out} "
+        f"(read are {ALLOWED}, and text of any other name)"
+    )

@@ -1,0 +1,210 @@
+"""Documents in files, read lazily."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections import Counter
+from itertools import count
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+from fanout.core.errors import InputError
+from fanout.inputs.documents.files import STDIN, find_files
+from fanout.inputs.documents.json_rows import read_json, read_jsonl
+from fanout.inputs.documents.notices import Notice, log_notice
+from fanout.inputs.documents.rows import DEFAULT_TEXT_COLUMN, faulty
+from fanout.inputs.documents.tables import Table, look_at_table, read_table
+from fanout.inputs.documents.text import read_text
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from fanout.core.records import Document
+    from fanout.inputs.documents.files import Found
+    from fanout.inputs.documents.notices import Notify
+
+__all__ = ["FileSource", "from_paths"]
+
+_TOLD_FILES = 3
+
+
+def from_paths(
+    inputs: Sequence[str],
+    *,
+    text_column: str | None = None,
+    delimiter: str | None = None,
+    max_bytes: int,
+    stdin: BinaryIO | None = None,
+    base: Path = Path(),
+    notify: Notify = log_notice,
+) -> Iterator[Document]:
+    """Yield the documents of files, folders, globs and standard input, lazily: see FileSource."""
+    source = FileSource(
+        inputs,
+        text_column=text_column,
+        delimiter=delimiter,
+        max_bytes=max_bytes,
+        stdin=stdin,
+        base=base,
+        notify=notify,
+    )
+    return source.documents()
+
+
+class FileSource:
+    """The documents of files, folders, globs and standard input.
+
+    A text file is one document; a line of a ``.jsonl`` or ``.ndjson`` file and a row of a ``.csv``
+    or ``.tsv`` file is one each, named ``path:line``; so is an object of a ``.json`` file, named
+    ``path#number``. What is wrong with one document is said in its ``error``.
+
+    Args:
+        inputs: Files; folders, searched for the kinds above; globs; ``-`` for stdin.
+        text_column: The column of rows that holds the text; ``text`` where it is None.
+        delimiter: What is between the cells of a ``.csv`` file; found out where it is None.
+        max_bytes: The size above which a document is refused.
+        stdin: What ``-`` reads; the process's own where it is None.
+        base: The folder that relative inputs are in; the names of documents leave it out.
+        notify: Told what is left out, and how tables are read where that is not plain.
+
+    Raises:
+        InputError: An input does not exist, holds no text, or lacks the column. All inputs are
+            looked up before the first is read: a typo in the last costs nothing.
+    """
+
+    def __init__(
+        self,
+        inputs: Sequence[str],
+        *,
+        text_column: str | None,
+        delimiter: str | None,
+        max_bytes: int,
+        stdin: BinaryIO | None = None,
+        base: Path = Path(),
+        notify: Notify = log_notice,
+    ) -> None:
+        self._text_column = text_column
+        self._delimiter = delimiter
+        self._max_bytes = max_bytes
+        self._stdin = stdin
+        self._base = base
+        self._files = find_files(inputs, base, notify)
+        self._tables = {
+            file.name: self._look(file)
+            for file in self._files
+            if file.kind == "table" and file.fault is None
+        }
+        self._tell(notify)
+
+    def documents(self) -> Iterator[Document]:
+        """Yield the documents from the beginning.
+
+        Raises:
+            InputError: A file vanished, shrank or broke while it was read.
+        """
+        indices = count()
+        for file in self._files:
+            yield from self._documents_of(file, indices)
+
+    @property
+    def is_lasting(self) -> bool:
+        """Whether it can be read twice: standard input cannot."""
+        return all(file.name != STDIN for file in self._files)
+
+    def why_empty(self) -> str:
+        """Say why there is no document at all."""
+        if not self._files:
+            return "there is no input: give inputs (files, folders, globs), or chunks"
+        reasons = [
+            f"{file.name} has a header and no row below it"
+            if file.kind == "table"
+            else f"{file.name} holds no document"
+            for file in self._files[:_TOLD_FILES]
+        ]
+        more = len(self._files) - len(reasons)
+        return "; ".join(reasons) + (f"; and {more:,} more" if more else "")
+
+    def columns(self, wanted: frozenset[str]) -> frozenset[str]:
+        """Return which of these columns any row has, reading no further than needed."""
+        found = frozenset(
+            column for table in self._tables.values() for column in table.header
+        ).intersection(wanted)
+        for file in self._files:
+            if file.kind not in {"jsonl", "json"} or found == wanted:
+                continue
+            for document in self._documents_of(file, count()):
+                found |= wanted.intersection(document.columns)
+                if found == wanted:
+                    break
+        return found
+
+    def _look(self, file: Found) -> Table:
+        try:
+            with (self._base / file.name).open("rb") as opened:
+                return look_at_table(
+                    file.name,
+                    opened,
+                    text_column=self._text_column,
+                    delimiter=self._delimiter,
+                    max_bytes=self._max_bytes,
+                )
+        except OSError as error:
+            return Table(fault=f"cannot be read: {error.strerror or error}")
+
+    def _tell(self, notify: Notify) -> None:
+        told: Counter[str] = Counter()
+        for name, table in self._tables.items():
+            if table.is_told and table.fault is None:
+                told[table.delimiter_word] += 1
+                if told[table.delimiter_word] <= _TOLD_FILES:
+                    notify(Notice(text=f"reading {name} with {table.delimiter_word}"))
+        for word, files in told.items():
+            if files > _TOLD_FILES:
+                notify(Notice(text=f"reading {files - _TOLD_FILES:,} more files with {word}"))
+
+    def _documents_of(self, file: Found, indices: count[int]) -> Iterator[Document]:
+        name = file.name
+        if name == STDIN:
+            stdin = self._stdin or sys.stdin.buffer
+            yield read_text("stdin", next(indices), stdin, self._max_bytes)
+            return
+        fault = self._tables[name].fault if name in self._tables else file.fault
+        if fault is not None:
+            yield faulty(name, next(indices), fault)
+            return
+        try:
+            opened = (self._base / name).open("rb")
+        except FileNotFoundError:
+            raise InputError("was there, and is gone now", source=name) from None
+        except OSError as error:
+            yield faulty(name, next(indices), f"cannot be read: {error.strerror or error}")
+            return
+        try:
+            with opened:
+                size = os.fstat(opened.fileno()).st_size
+                yield from self._read(file, opened, indices)
+                _require_whole(name, opened, size)
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise InputError(f"broke while it was read: {reason}", source=name) from None
+
+    def _read(self, file: Found, opened: BinaryIO, indices: count[int]) -> Iterator[Document]:
+        column, most = self._text_column or DEFAULT_TEXT_COLUMN, self._max_bytes
+        if file.kind == "table":
+            yield from read_table(file.name, opened, self._tables[file.name], indices, most)
+        elif file.kind == "jsonl":
+            yield from read_jsonl(file.name, opened, indices, column, most)
+        elif file.kind == "json":
+            yield from read_json(file.name, opened, indices, column, most)
+        else:
+            yield read_text(file.name, next(indices), opened, most)
+
+
+def _require_whole(name: str, file: BinaryIO, size: int) -> None:
+    """Make sure that a file did not shrink: a part of it must not look like all of it."""
+    left = min(file.tell(), os.fstat(file.fileno()).st_size)
+    if left < size:
+        raise InputError(
+            f"shrank while it was read: it had {size:,} bytes, and {left:,} were left", source=name
+        )

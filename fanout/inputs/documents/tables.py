@@ -1,0 +1,228 @@
+"""CSV and TSV files: what is between their cells, and their rows as documents."""
+
+from __future__ import annotations
+
+from collections import Counter
+from io import BytesIO
+from typing import TYPE_CHECKING, BinaryIO
+
+import msgspec
+
+from fanout.core.errors import InputError
+from fanout.inputs.documents.csv_rows import TAB, CsvRows, is_number
+from fanout.inputs.documents.lines import BOM, read_lines
+from fanout.inputs.documents.rows import DEFAULT_TEXT_COLUMN, checked, faulty
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from fanout.core.records import Document
+    from fanout.inputs.documents.csv_rows import CsvRow
+
+__all__ = ["Table", "look_at_table", "read_table"]
+
+_DELIMITERS = (",", ";", TAB, "|")
+_WORDS = {TAB: "tabs"}
+_SAMPLE_BYTES = 64_000
+# Excel writes what it separates by into a first line of its own.
+_EXCEL = b"sep="
+# Two delimiters whose shares of good rows are closer than this cannot be told apart.
+_NEAR = 0.1
+_GOOD = 0.5
+
+
+class Table(msgspec.Struct, frozen=True, kw_only=True):
+    """How a table is read.
+
+    Attributes:
+        delimiter: What is between two cells.
+        header: The names of its columns.
+        text_column: The column that holds the text.
+        numeric: The positions of columns that hold numbers in all rows of the sample.
+        skipped: Lines before the header.
+        is_told: Whether who reads it should be told of the delimiter.
+        fault: Why it cannot be read at all, or None.
+    """
+
+    delimiter: str = ","
+    header: tuple[str, ...] = ()
+    text_column: str = DEFAULT_TEXT_COLUMN
+    numeric: tuple[int, ...] = ()
+    skipped: int = 0
+    is_told: bool = False
+    fault: str | None = None
+
+    @property
+    def delimiter_word(self) -> str:
+        """The delimiter for people."""
+        return _WORDS.get(self.delimiter, repr(self.delimiter))
+
+
+def look_at_table(
+    name: str,
+    file: BinaryIO,
+    *,
+    text_column: str | None,
+    delimiter: str | None,
+    max_bytes: int,
+) -> Table:
+    """Return how a table is read, from its header and first rows.
+
+    Args:
+        name: The file's name; one that ends in ``.tsv`` has tabs.
+        file: The file, at its beginning.
+        text_column: The column that is asked for, or None.
+        delimiter: The delimiter that is asked for, or None: it is found out.
+        max_bytes: The size above which a row is refused.
+
+    Raises:
+        InputError: There is no such column, a column comes twice, or the delimiter is not clear.
+    """
+    data = file.read(_SAMPLE_BYTES + 1)
+    sample, is_whole = data[:_SAMPLE_BYTES].removeprefix(BOM), len(data) <= _SAMPLE_BYTES
+    if not is_whole:
+        sample = sample[: sample.rfind(b"\n") + 1] or sample
+    if fault := _unreadable(sample):
+        return Table(fault=fault)
+    skipped, stated = _stated(sample)
+    wanted = delimiter or (TAB if name.lower().endswith(".tsv") else stated)
+    trials = _trials(sample, skipped, [wanted] if wanted else list(_DELIMITERS), max_bytes)
+    trial = _best(name, trials, text_column)
+    if trial.fault:
+        return Table(fault=f"the header is {trial.fault}")
+    if not trial.header:
+        return Table(fault="the file is empty; a header row is needed")
+    return Table(
+        delimiter=trial.delimiter,
+        header=trial.header,
+        text_column=_text_column(name, trial.header, text_column),
+        numeric=trial.numeric,
+        skipped=skipped,
+        is_told=trial.delimiter != (delimiter or ",") and not name.lower().endswith(".tsv"),
+    )
+
+
+def _unreadable(sample: bytes) -> str | None:
+    if sample.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return "it is UTF-16, not UTF-8: convert it first"
+    if b"\r" in sample and b"\n" not in sample:
+        return "its lines end in carriage returns alone, as of old Macs: convert it first"
+    return None
+
+
+def _stated(sample: bytes) -> tuple[int, str | None]:
+    """Return how many lines to skip, and the delimiter that the first line states."""
+    first = sample.partition(b"\n")[0].rstrip(b"\r")
+    if first.lower().startswith(_EXCEL) and len(first) == len(_EXCEL) + 1:
+        return 1, first[-1:].decode("latin-1")
+    return 0, None
+
+
+class _Trial(msgspec.Struct):
+    """What a sample is, read with one delimiter.
+
+    Attributes:
+        delimiter: The delimiter.
+        header: The names of the columns.
+        fault: What is wrong with the header, or None.
+        share: The share of rows, 0 to 1, that have as many cells as the header; 1 without rows.
+        numeric: The positions of columns that hold numbers in all these rows.
+    """
+
+    delimiter: str
+    header: tuple[str, ...] = ()
+    fault: str | None = None
+    share: float = 1.0
+    numeric: tuple[int, ...] = ()
+
+
+def _trials(sample: bytes, skipped: int, delimiters: list[str], max_bytes: int) -> list[_Trial]:
+    return [_trial(sample, skipped, delimiter, max_bytes) for delimiter in delimiters]
+
+
+def _trial(sample: bytes, skipped: int, delimiter: str, max_bytes: int) -> _Trial:
+    rows = _rows(BytesIO(sample), skipped, delimiter, max_bytes, ())
+    head = rows.header()
+    if head is None or head.fault:
+        return _Trial(delimiter=delimiter, fault=head.fault if head else None)
+    header = tuple(cell.strip() for cell in head.cells)
+    if len(header) == 1 and delimiter != ",":
+        return _Trial(delimiter=delimiter, header=header, share=0.0)
+    good, bad = [], 0
+    for row in rows:
+        if not row.fault and len(row.cells) == len(header):
+            good.append(row.cells)
+        else:
+            bad += 1
+    numeric = [at for at in range(len(header)) if good and all(is_number(row[at]) for row in good)]
+    share = len(good) / (len(good) + bad) if good or bad else 1.0
+    return _Trial(delimiter=delimiter, header=header, share=share, numeric=tuple(numeric))
+
+
+def _best(name: str, trials: list[_Trial], text_column: str | None) -> _Trial:
+    """Return the trial that fits: of those that split the header, the one that splits the rows."""
+    if len(trials) == 1:
+        return trials[0]
+    split = [trial for trial in trials if len(trial.header) > 1]
+    if not split:
+        return trials[0]
+    split.sort(key=lambda trial: -trial.share)
+    near = [trial for trial in split if split[0].share - trial.share < _NEAR]
+    column = text_column or DEFAULT_TEXT_COLUMN
+    with_text = [trial for trial in near if column in trial.header]
+    if len(near) > 1 and len(with_text) != 1 and split[0].share > _GOOD:
+        found = " or ".join(_WORDS.get(trial.delimiter, repr(trial.delimiter)) for trial in near)
+        raise InputError(
+            f"it is not clear what is between its cells: {found}; say so with delimiter "
+            "(--delimiter)",
+            source=name,
+        )
+    return with_text[0] if with_text else split[0]
+
+
+def _text_column(name: str, header: tuple[str, ...], wanted: str | None) -> str:
+    twice = [column for column, times in Counter(header).items() if times > 1 and column]
+    if twice:
+        raise InputError(
+            f"the header has the column {twice[0]!r} more than once: rename one", source=name
+        )
+    column = wanted or (header[0] if len(header) == 1 else DEFAULT_TEXT_COLUMN)
+    if column not in header:
+        raise InputError(
+            f"there is no column {column!r} (it has: {', '.join(header)}); name one with "
+            "text_column (--text-column)",
+            source=name,
+            line=1,
+        )
+    return column
+
+
+def _rows(
+    file: BinaryIO, skipped: int, delimiter: str, max_bytes: int, numeric: tuple[int, ...]
+) -> CsvRows:
+    lines = read_lines(file, max_bytes)
+    for _ in range(skipped):
+        next(lines, None)
+    return CsvRows(lines, delimiter=delimiter, max_bytes=max_bytes, numeric=numeric)
+
+
+def read_table(
+    name: str, file: BinaryIO, table: Table, indices: Iterator[int], max_bytes: int
+) -> Iterator[Document]:
+    """Yield the rows of a table as documents, named ``path:line``, lazily."""
+    rows = _rows(file, table.skipped, table.delimiter, max_bytes, table.numeric)
+    rows.header()
+    for row in rows:
+        yield _document(f"{name}:{row.first}", next(indices), row, table, max_bytes)
+
+
+def _document(where: str, index: int, row: CsvRow, table: Table, max_bytes: int) -> Document:
+    if row.fault:
+        return faulty(where, index, row.fault)
+    header = table.header
+    if len(row.cells) != len(header):
+        has = f"{len(row.cells)} cells, but the header has {len(header)}"
+        lines = f" (lines {row.first} to {row.last})" if row.last > row.first else ""
+        return faulty(where, index, has + lines)
+    columns = dict(zip(header, row.cells, strict=True))
+    return checked(where, index, columns.pop(table.text_column), max_bytes, columns)

@@ -1,0 +1,277 @@
+"""What a run takes in: its documents, once they, its prompts and its groups are known to fit."""
+
+from __future__ import annotations
+
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from fanout.core.errors import InputError, PromptError, SpecError
+from fanout.core.records import Document
+from fanout.inputs.documents import FileSource, Notice, counted, from_strings, log_notice
+from fanout.inputs.prompts import AGGREGATE_NAMES, BRANCH_NAMES, COLUMN, OWN, Template, near_hint
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+
+    from fanout.core.spec import RunSpec
+    from fanout.inputs.documents import Notify
+
+__all__ = ["checked_documents", "source_of_files"]
+
+_SHOWN_FAULTS = 3
+# Rows of one input may have different columns. So many are looked at in any case, and so many more
+# for a column that a prompt needs, where the input cannot be read again.
+_HEAD_ROWS = 20
+_SEARCHED_ROWS = 1_000
+_HEAD_CHARS = 8_000_000
+_GROUPS = ("document", "aspect")
+
+
+class _Source(Protocol):
+    """Documents that are read lazily."""
+
+    @property
+    def is_lasting(self) -> bool:
+        """Whether they can be read again from the beginning."""
+
+    def documents(self) -> Iterator[Document]:
+        """Yield the documents from the beginning."""
+
+    def columns(self, wanted: frozenset[str]) -> frozenset[str]:
+        """Return which of these columns any document has; all are read for it."""
+
+    def why_empty(self) -> str:
+        """Say why there is no document at all."""
+
+
+def checked_documents(
+    spec: RunSpec,
+    documents: Iterable[str | Mapping[str, object] | Document] | None,
+    *,
+    notify: Notify = log_notice,
+) -> Iterator[Document]:
+    """Return the documents of a run, once its prompts and its groups are known to fit them.
+
+    The first documents are read at once, as their columns are names that prompts may use. With
+    ``strict``, an input that can be read twice is read through.
+
+    Args:
+        spec: What to do.
+        documents: The input, where it is not in files.
+        notify: Told what is left out, and how tables are read where that is not plain.
+
+    Raises:
+        PromptError: A prompt is wrong, or has a name that is unknown or not clear.
+        SpecError: There is nothing of the name that is to be grouped by.
+        InputError: There is no document, a source is at fault, or ``strict`` refuses it.
+    """
+    templates = _templates(spec)
+    warnings: list[Notice] = []
+
+    def heard(notice: Notice) -> None:
+        if notice.is_warning:
+            warnings.append(notice)
+        notify(notice)
+
+    source = _source(spec, documents, heard)
+    if spec.strict:
+        _refuse_losses(source, warnings)
+    wanted = frozenset[str]().union(*(one.columns(BRANCH_NAMES) for one in templates))
+    wanted |= _group_column(spec)
+    stream = source.documents()
+    head, columns = _head(stream, wanted, source)
+    if wanted - columns and source.is_lasting:
+        columns |= source.columns(wanted - columns)
+    for template in templates:
+        _require_clear(template, spec.text_column)
+        template.require(BRANCH_NAMES, columns=columns)
+    _require_group(spec, columns)
+    checked = counted(map(_encodable, chain(head, stream)), notify)
+    return _strictly(checked) if spec.strict else checked
+
+
+def source_of_files(
+    spec: RunSpec, inputs: Iterable[str], *, base: Path, notify: Notify = log_notice
+) -> FileSource:
+    """Return the files that a run reads. Raises InputError."""
+    return FileSource(
+        tuple(inputs),
+        text_column=spec.text_column,
+        delimiter=spec.delimiter,
+        max_bytes=_max_bytes(spec),
+        base=base,
+        notify=notify,
+    )
+
+
+def _max_bytes(spec: RunSpec) -> int:
+    return int(spec.max_document_mb * 1_000_000)
+
+
+def _source(spec: RunSpec, documents: Any, notify: Notify) -> _Source:
+    if documents is None:
+        return source_of_files(spec, spec.inputs, base=Path(spec.base_dir or ""), notify=notify)
+    return _ItemSource(spec, documents)
+
+
+class _ItemSource:
+    """Documents that the caller holds."""
+
+    def __init__(self, spec: RunSpec, items: Any) -> None:
+        self._spec = spec
+        self._items = items
+        # What is wrong with it as a whole is said before anything else is done.
+        self._first: Iterator[Document] | None = self._read()
+
+    @property
+    def is_lasting(self) -> bool:
+        return not hasattr(self._items, "__next__")
+
+    def _read(self) -> Iterator[Document]:
+        spec = self._spec
+        return from_strings(self._items, text_column=spec.text_column, max_bytes=_max_bytes(spec))
+
+    def documents(self) -> Iterator[Document]:
+        first, self._first = self._first, None
+        return first if first is not None else self._read()
+
+    def columns(self, wanted: frozenset[str]) -> frozenset[str]:
+        found = frozenset[str]()
+        for document in self.documents():
+            found |= wanted.intersection(document.columns)
+            if found == wanted:
+                break
+        return found
+
+    def why_empty(self) -> str:
+        return "chunks is empty: there is nothing to do"
+
+
+def _head(
+    stream: Iterator[Document], wanted: frozenset[str], source: _Source
+) -> tuple[list[Document], frozenset[str]]:
+    """Return the first documents, and the columns that they have.
+
+    Raises:
+        InputError: No document can be used.
+    """
+    head: list[Document] = []
+    columns: set[str] = set()
+    rows = chars = 0
+    for document in stream:
+        head.append(document)
+        if document.error is not None:
+            continue
+        columns.update(document.columns)
+        rows += 1
+        chars += len(document.text)
+        has_all = wanted <= columns
+        most = _HEAD_ROWS if has_all or source.is_lasting else _SEARCHED_ROWS
+        is_plain = has_all and not document.columns
+        if is_plain or rows >= most or chars >= _HEAD_CHARS:
+            break
+    if not rows:
+        raise _no_document(head, source)
+    return head, frozenset(columns)
+
+
+def _encodable(document: Document) -> Document:
+    """Return a document whose texts have bytes: a lone surrogate, half a character, has none."""
+    texts = (document.name, document.text, *document.columns, *document.columns.values())
+    try:
+        for text in texts:
+            text.encode()
+    except UnicodeEncodeError as error:
+        return Document(
+            name=document.name.encode("utf-8", "replace").decode(),
+            index=document.index,
+            error=f"it holds half of a character (a lone surrogate, at offset {error.start})",
+        )
+    return document
+
+
+def _templates(spec: RunSpec) -> list[Template]:
+    if spec.aggregate_prompt is not None:
+        template = Template.parse(spec.aggregate_prompt, field="aggregate_prompt")
+        template.require(AGGREGATE_NAMES)
+    return [
+        Template.parse(source, field="prompt" if aspect is None else f"aspects.{aspect}")
+        for aspect, source in spec.prompts.items()
+    ]
+
+
+def _require_clear(template: Template, text_column: str | None) -> None:
+    """Make sure that nobody means the text column by a name of fanout's own."""
+    if text_column in template.names and text_column in BRANCH_NAMES and text_column != "input":
+        raise PromptError(
+            f"{{{text_column}}} is not clear: it is the text column, whose text is {{input}}; "
+            f"write {{{OWN}{text_column}}} for fanout's own",
+            field=template.field,
+        )
+
+
+def _group_column(spec: RunSpec) -> frozenset[str]:
+    by = spec.group_by
+    if by is None or by in _GROUPS or by.startswith(OWN):
+        return frozenset()
+    return frozenset({by.removeprefix(COLUMN)})
+
+
+def _require_group(spec: RunSpec, columns: frozenset[str]) -> None:
+    by = spec.group_by
+    if by is None:
+        return
+    if by in _GROUPS and by in columns:
+        raise SpecError(
+            f"{by!r} is not clear: the input has a column of this name; write {COLUMN}{by} for "
+            f"the column, or {OWN}{by} for fanout's own",
+            field="group_by",
+        )
+    own = by.removeprefix(OWN)
+    if own == "aspect" and not spec.aspects:
+        raise SpecError("'aspect' needs aspects, and there are none", field="group_by")
+    if own not in _GROUPS and by.removeprefix(COLUMN) not in columns:
+        known = sorted({*_GROUPS, *columns})
+        raise SpecError(
+            f"there is no column {by!r};{near_hint(by, known)} known: {', '.join(known)}",
+            field="group_by",
+        )
+
+
+def _no_document(faulty: list[Document], source: _Source) -> InputError:
+    if not faulty:
+        return InputError(source.why_empty())
+    return InputError(f"no document can be used: {_faults(faulty)}")
+
+
+def _faults(faulty: list[Document]) -> str:
+    faults = [f"{document.name}: {document.error}" for document in faulty[:_SHOWN_FAULTS]]
+    more = len(faulty) - len(faults)
+    return "; ".join(faults) + (f"; and {more:,} more" if more else "")
+
+
+def _refuse_losses(source: _Source, warnings: list[Notice]) -> None:
+    """Raise InputError where something would be left out."""
+    if warnings:
+        raise InputError(f"strict: {'; '.join(notice.text for notice in warnings)}")
+    if not source.is_lasting:
+        return
+    shown: list[Document] = []
+    total = faulty = 0
+    for document in map(_encodable, source.documents()):
+        total += 1
+        if document.error is not None:
+            faulty += 1
+            shown = shown if len(shown) == _SHOWN_FAULTS else [*shown, document]
+    if faulty:
+        raise InputError(
+            f"strict: {faulty:,} of {total:,} documents cannot be used: {_faults(shown)}"
+        )
+
+
+def _strictly(documents: Iterator[Document]) -> Iterator[Document]:
+    for document in documents:
+        if document.error is not None:
+            raise InputError(f"strict: {document.name} cannot be used: {document.error}")
+        yield document

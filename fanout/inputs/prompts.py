@@ -1,0 +1,178 @@
+"""Prompt templates: ``{name}`` is replaced, ``{{`` and ``}}`` are literal braces.
+
+A template is parsed once. Values are put in as they are: what a document says is never read as a
+template.
+
+A name of fanout's own (``{document}``) and a column of the input (``{product}``) are written alike.
+Where a column is called like one of fanout's, the prompt must say which it means:
+``{column:document}`` or ``{fanout:document}``.
+"""
+
+from __future__ import annotations
+
+import re
+from difflib import get_close_matches
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from fanout.core.errors import PromptError
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Iterator, Mapping
+
+__all__ = ["AGGREGATE_NAMES", "BRANCH_NAMES", "COLUMN", "OWN", "Template", "near_hint"]
+
+COLUMN = "column:"
+OWN = "fanout:"
+
+BRANCH_NAMES = (
+    "input",  # the text of the chunk
+    "document",  # the name of its document
+    "index",  # the 0-based number of the chunk in the run
+    "aspect",  # the name of the prompt, where there are several
+    "sample",  # the 0-based number of the sample
+)
+AGGREGATE_NAMES = (
+    "input",  # the answers, joined
+    "group",  # the group that they belong to
+    "count",  # how many answers they are
+    "failed",  # how many are missing, because their branches failed
+)
+
+_TOKEN = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
+_EXCERPT = 24
+
+
+class Template(msgspec.Struct, frozen=True):
+    """A parsed template.
+
+    Attributes:
+        parts: Literal text and names in turn, text first: ``("Hi ", "name", "!")``.
+        field: The field of the job that it came from, for messages.
+    """
+
+    parts: tuple[str, ...]
+    field: str = "prompt"
+
+    @classmethod
+    def parse(cls, source: str, *, field: str = "prompt") -> Template:
+        """Parse a template. Raises PromptError where a brace is out of place."""
+        return cls(tuple(_parts(source, field)), field)
+
+    @property
+    def names(self) -> frozenset[str]:
+        """The names that are replaced."""
+        return frozenset(self.parts[1::2])
+
+    def columns(self, own: Collection[str]) -> frozenset[str]:
+        """The columns that it needs, where fanout's own names are ``own``."""
+        return frozenset(
+            name.removeprefix(COLUMN)
+            for name in self.names
+            if name not in own and not name.startswith(OWN)
+        )
+
+    def require(
+        self, own: Collection[str], must_have: str = "input", *, columns: Collection[str] = ()
+    ) -> None:
+        """Make sure that all names are known and clear, and that ``must_have`` is one of them.
+
+        Args:
+            own: The names of fanout's own.
+            must_have: The one of them without which the template makes no sense.
+            columns: The columns of the input.
+
+        Raises:
+            PromptError: The message lists the known names.
+        """
+        known = (*own, *(column for column in columns if column not in own))
+        listed = ", ".join(f"{{{name}}}" for name in sorted(known))
+        for name in sorted(self.names):
+            if name in own and name in columns:
+                raise PromptError(_ambiguous(name), field=self.field)
+            if name in known or name.removeprefix(OWN) in own:
+                continue
+            if name.removeprefix(COLUMN) in columns:
+                continue
+            hint = near_hint(name, known, "{{{}}}")
+            raise PromptError(
+                f"there is no {{{name}}};{hint} known: {listed}. "
+                "A literal brace is doubled: {{ or }}",
+                field=self.field,
+            )
+        if not self.names & {must_have, OWN + must_have}:
+            raise PromptError(
+                f"must contain {{{must_have}}}, where the text goes in (known: {listed})",
+                field=self.field,
+            )
+
+    def render(self, values: Mapping[str, str], columns: Mapping[str, str] | None = None) -> str:
+        """Return the text with names replaced.
+
+        Args:
+            values: What is meant by each name.
+            columns: What is meant by the names that say that they are a column.
+
+        Raises:
+            PromptError: A name has no value.
+        """
+        out = list(self.parts)
+        for i in range(1, len(out), 2):
+            try:
+                out[i] = values[out[i]]
+            except KeyError:
+                out[i] = self._stated(out[i], values, columns or {})
+        return "".join(out)
+
+    def _stated(self, name: str, values: Mapping[str, str], columns: Mapping[str, str]) -> str:
+        """Return the value of a name that says whose it is."""
+        is_column = name.startswith(COLUMN)
+        bare = name.removeprefix(COLUMN).removeprefix(OWN)
+        found = (columns if is_column else values).get(bare) if bare != name else None
+        if found is None:
+            raise PromptError(
+                f"this document has no column {bare!r}, which the prompt uses", field=self.field
+            )
+        return found
+
+
+def near_hint(name: str, known: Iterable[str], form: str = "{}") -> str:
+    """Return a question that names what is nearly called so, or nothing."""
+    near = get_close_matches(name, list(known), n=1)
+    return f" did you mean {form.format(near[0])}?" if near else ""
+
+
+def _ambiguous(name: str) -> str:
+    return (
+        f"{{{name}}} is not clear: the input has a column of this name, and fanout has its own; "
+        f"write {{{COLUMN}{name}}} for the column, or {{{OWN}{name}}} for fanout's"
+    )
+
+
+def _parts(source: str, field: str) -> Iterator[str]:
+    """Yield literal text and names in turn."""
+    literal: list[str] = []
+    at = 0
+    for match in _TOKEN.finditer(source):
+        literal.append(source[at : match.start()])
+        at = match.end()
+        if match[0] in {"{{", "}}"}:
+            literal.append(match[0][0])
+            continue
+        name = (match[1] or "").strip()
+        if not name or '"' in name or "\n" in name:
+            raise _misplaced(source, match.start(), field)
+        yield "".join(literal)
+        yield name
+        literal = []
+    yield "".join([*literal, source[at:]])
+
+
+def _misplaced(source: str, position: int, field: str) -> PromptError:
+    excerpt = source[position : position + _EXCERPT].replace("\n", " ")
+    return PromptError(
+        f"the brace at character {position + 1} ({excerpt!r}) is not a placeholder like {{input}}; "
+        "to write a literal brace, as in JSON, double it: {{ and }}",
+        field=field,
+    )

@@ -1,0 +1,215 @@
+"""What the body of a provider's reply says, whatever shape it has: no body raises anything else."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+import msgspec
+
+from fanout.core.json_text import is_deeper
+
+__all__ = ["Said", "content_text", "json_of", "said", "said_in"]
+
+# What is looked at: a page, or a prompt that is sent back, may be long.
+_LOOKED_AT = 4_000
+_MESSAGE_NAMES = ("message", "detail", "error_description", "msg", "title", "error")
+_CODE_NAMES = ("code", "type", "status", "reason", "error_type", "error_code", "err_code")
+_TITLE = re.compile(r"<title[^>]{0,200}>([^<]{0,300})", re.IGNORECASE)
+_PAGE = re.compile(r"\s{0,200}<(?:!doctype html|html|head|body)\b", re.IGNORECASE)
+_CHARSET = re.compile(
+    r"utf-?(?:8|16|32)(?:-?[bl]e)?|us-ascii|ascii|iso-?8859-\d{1,2}|latin-?1|cp\d{3,5}"
+    r"|windows-\d{3,4}|gb(?:2312|k|18030)|big5|shift[-_]jis|euc-(?:jp|kr)|koi8-[ru]"
+)
+_MOST_DIGITS = 1_000
+# How deep an error is looked into: no server means more.
+_DEEPEST = 100
+_SECONDS = re.compile(r"(\d{1,6}(?:\.\d{1,9})?)s")
+# Parts of an answer that are none of its text.
+_ASIDES = ("thinking", "reasoning", "redacted_thinking")
+
+
+class Said(msgspec.Struct, frozen=True, kw_only=True):
+    """What an error reply says.
+
+    Attributes:
+        message: In words; empty where there are none.
+        codes: For programs, in lower case, the most specific first.
+        param: The field of the request that it speaks of, or the empty string.
+        is_page: Whether it is a web page.
+        wait_s: Seconds that it asks to wait, or None.
+    """
+
+    message: str = ""
+    codes: tuple[str, ...] = ()
+    param: str = ""
+    is_page: bool = False
+    wait_s: float | None = None
+
+
+def json_of(body: bytes, content_type: str = "") -> Any:
+    """Return the JSON of a body, also where it is not quite: cut characters, ``NaN``, a mark.
+
+    Raises:
+        ValueError: It is none; says what it is.
+    """
+    try:
+        return json.loads(body, parse_int=_integer)
+    except (ValueError, RecursionError):
+        pass
+    encoding = _charset(content_type)
+    try:
+        text = body.decode(encoding, "replace").lstrip("\ufeff")
+        return json.loads(text, parse_int=_integer)
+    except RecursionError:
+        raise ValueError("it is nested too deep") from None
+    except (ValueError, LookupError):
+        named = content_type.partition(";")[0].strip()
+        what = "it is empty" if not body.strip() else f"it is not JSON, but {named or 'of no type'}"
+        raise ValueError(what) from None
+
+
+def _charset(content_type: str) -> str:
+    _, _, charset = content_type.lower().partition("charset=")
+    named = charset.partition(";")[0].strip(" \"'")
+    # Others are of no text (hex), or take the square of its length (punycode).
+    return named if _CHARSET.fullmatch(named) else "utf-8"
+
+
+def _integer(digits: str) -> int | float:
+    # Thousands of digits are refused as an int; what they count is nonsense, the rest is not.
+    return int(digits) if len(digits) <= _MOST_DIGITS else float(digits)
+
+
+def said(body: bytes, content_type: str = "") -> Said:
+    """Return what an error reply says."""
+    try:
+        return said_in(json_of(body, content_type))
+    except ValueError:
+        pass
+    text = body[: 4 * _LOOKED_AT].decode("utf-8", "replace")[:_LOOKED_AT]
+    if "html" not in content_type.lower() and not _PAGE.match(text):
+        return Said(message=text.strip())
+    title = _TITLE.search(text)
+    named = " ".join(title[1].split()) if title else ""
+    return Said(message=f"a web page, {named!r}" if named else "a web page", is_page=True)
+
+
+def said_in(told: Any) -> Said:
+    """Return what the JSON of an error reply says: ``{"error": {...}}``, that itself, a list."""
+    if is_deeper(told, _DEEPEST):
+        return Said()
+    if isinstance(told, list):
+        # Google has its errors in a list.
+        told = next((each for each in told if isinstance(each, dict)), None)
+    if isinstance(told, str):
+        return Said(message=told[:_LOOKED_AT])
+    if not isinstance(told, dict):
+        return Said()
+    inner = told.get("error")
+    # The words may be all that there is of an error; its type is then beside it.
+    fields = inner if isinstance(inner, dict) else told
+    detail = _first_fault(fields)
+    return Said(
+        message=_message(fields)[:_LOOKED_AT],
+        codes=tuple(_codes(fields, detail)),
+        param=_param(fields, detail),
+        wait_s=_wait_s(fields),
+    )
+
+
+def _message(fields: dict[str, Any]) -> str:
+    words = next((_words(fields[name]) for name in _MESSAGE_NAMES if fields.get(name)), "")
+    metadata = fields.get("metadata")
+    # OpenRouter: what the provider behind it said.
+    raw = metadata.get("raw") if isinstance(metadata, dict) else None
+    return f"{words}: {raw}" if isinstance(raw, str) and raw else words
+
+
+def _words(value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    if isinstance(value, dict):
+        return _message(value) or _dumped(value)
+    if isinstance(value, list) and all(isinstance(each, dict) and "msg" in each for each in value):
+        # FastAPI's: what is wrong, and where.
+        return "; ".join(f"{_place(each)}{each['msg']}" for each in value[:3])
+    return _dumped(value)
+
+
+def _place(fault: dict[str, Any]) -> str:
+    place = fault.get("loc")
+    return f"{'.'.join(map(str, place))}: " if isinstance(place, list) and place else ""
+
+
+def _dumped(value: Any) -> str:
+    try:
+        return json.dumps(value, ensure_ascii=False)
+    except (ValueError, RecursionError):
+        return ""
+
+
+def _first_fault(fields: dict[str, Any]) -> dict[str, Any]:
+    """Return the first of FastAPI's faults, which Mistral has within its message; else {}."""
+    for value in (fields.get("detail"), fields.get("message")):
+        faults = value.get("detail") if isinstance(value, dict) else value
+        if isinstance(faults, list) and faults and isinstance(faults[0], dict):
+            return faults[0]
+    return {}
+
+
+def _codes(fields: dict[str, Any], fault: dict[str, Any]) -> list[str]:
+    inner = fields.get("innererror") or fields.get("inner_error")
+    nested = [inner, fault, *_details(fields)]
+    given = [fields.get("code")]
+    given += [part.get(name) for part in nested if isinstance(part, dict) for name in _CODE_NAMES]
+    given += [fields.get(name) for name in _CODE_NAMES[1:]]
+    codes = [str(each).lower() for each in given if isinstance(each, str | int) and each != ""]
+    # A code has no spaces; what has some is for people.
+    return list(dict.fromkeys(code for code in codes if " " not in code))
+
+
+def _details(fields: dict[str, Any]) -> list[Any]:
+    details = fields.get("details")
+    return details[:10] if isinstance(details, list) else []
+
+
+def _param(fields: dict[str, Any], fault: dict[str, Any]) -> str:
+    param = fields.get("param")
+    if isinstance(param, str):
+        return param
+    place = fault.get("loc")
+    return str(place[-1]) if isinstance(place, list) and place else ""
+
+
+def _wait_s(fields: dict[str, Any]) -> float | None:
+    for detail in _details(fields):
+        delay = detail.get("retryDelay") if isinstance(detail, dict) else None
+        found = _SECONDS.fullmatch(delay) if isinstance(delay, str) else None
+        if found:
+            return float(found[1])
+    return None
+
+
+def content_text(content: Any) -> str | None:
+    """Return the text of a message's content: a string, or parts of which some are text.
+
+    None where there is no text at all; reasoning is none of it.
+    """
+    if content is None or isinstance(content, str):
+        return content
+    parts = content if isinstance(content, list) else [content]
+    texts = [text for part in parts if (text := _part_text(part)) is not None]
+    return "".join(texts) if texts else None
+
+
+def _part_text(part: Any) -> str | None:
+    if isinstance(part, str):
+        return part
+    if not isinstance(part, dict) or part.get("type") in _ASIDES:
+        return None
+    text = part.get("text")
+    # The Assistants API has it one level deeper.
+    text = text.get("value") if isinstance(text, dict) else text
+    return text if isinstance(text, str) else None

@@ -1,0 +1,117 @@
+"""What a whole fleet is doing: its workers, its queues, its runs."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from fanout.core.errors import StoredDataError, UnknownRunError
+from fanout.core.queue_names import BRANCHES_QUEUE
+from fanout.core.settings import Settings
+from fanout.policy.admission import workers_wanted
+from fanout.runs.results import latency_row
+from fanout.stores import StageWindow
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from fanout.broker.backlog import Leases, Memory, Queue, Queues
+    from fanout.core.rate_limits import LimitState
+    from fanout.core.records import RunStatus
+    from fanout.stores import RunRecord, Store, Totals, WorkerRecord
+
+__all__ = ["FleetStatus", "fleet_status"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FleetStatus:
+    """A fleet at one moment.
+
+    Attributes:
+        workers: The live workers, by name.
+        queues: What waits, control first.
+        leases: What workers have taken and not settled.
+        memory: The server's memory; None where the user may not see it.
+        runs: How many runs that have not ended are in each status.
+        window: How many shards are in flight, and how many lanes; the sum of these runs.
+        totals: What was done since the store was new.
+        limits: How far the rate limits of models are used, in seconds from now.
+        active: The runs that have not ended, the newest first.
+        read_at: When this was so, in seconds since the epoch, by the store's clock.
+    """
+
+    workers: list[WorkerRecord]
+    queues: tuple[Queue, ...]
+    leases: Leases
+    memory: Memory | None
+    runs: dict[RunStatus, int]
+    window: StageWindow
+    totals: Totals
+    limits: dict[str, LimitState]
+    active: tuple[str, ...] = ()
+    read_at: float = 0.0
+
+    @property
+    def concurrency(self) -> int:
+        """Branches that the workers can have in flight."""
+        return sum(worker.concurrency for worker in self.workers)
+
+    @property
+    def in_flight(self) -> int:
+        """Branches that they have in flight, as they last said."""
+        return sum(worker.in_flight for worker in self.workers)
+
+    @property
+    def workers_wanted(self) -> int:
+        """How many workers would have all branches that there are in flight at once."""
+        waiting = sum(queue.waiting for queue in self.queues if queue.name == BRANCHES_QUEUE)
+        takers = [w.concurrency for w in self.workers if BRANCHES_QUEUE in w.queues]
+        # What is taken and is no branch is little, and soon done.
+        return workers_wanted(
+            waiting=waiting,
+            taken=self.leases.taken,
+            concurrencies=takers,
+            usual=Settings.model_fields["concurrency"].default,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as JSON-able values; latency as percentiles."""
+        fields = {name: msgspec.to_builtins(getattr(self, name)) for name in self.__slots__}
+        fields["totals"]["latency"] = latency_row(self.totals.latency)
+        return fields
+
+
+def fleet_status(store: Store, queues: Queues) -> FleetStatus:
+    """Return what a fleet is doing. Raises BrokerError."""
+    state = queues.state()
+    runs = sorted(_active(store), key=lambda run: run.created_at, reverse=True)
+    windows = [store.window(run.run_id, run.stage) for run in runs]
+    return FleetStatus(
+        workers=store.workers(),
+        queues=state.queues,
+        leases=state.leases,
+        memory=state.memory,
+        runs=dict(Counter(run.status for run in runs)),
+        window=_sum(windows),
+        totals=store.totals(),
+        limits=store.limits(),
+        active=tuple(run.run_id for run in runs),
+        read_at=store.now(),
+    )
+
+
+def _active(store: Store) -> Iterator[RunRecord]:
+    for run_id in store.active_runs():
+        try:
+            yield store.run(run_id)
+        except (StoredDataError, UnknownRunError):
+            # It is damaged, was deleted meanwhile, or has expired.
+            continue
+
+
+def _sum(windows: list[StageWindow]) -> StageWindow:
+    names = StageWindow.__struct_fields__
+    return StageWindow(**{n: sum(getattr(window, n) for window in windows) for n in names})

@@ -1,0 +1,167 @@
+"""A fleet's figures for Prometheus.
+
+They are read from the store, where each outcome is counted by the script that writes it. So they
+are exact, the same from whichever machine they are read, and none is lost with a worker. Labels are
+few: no run has one, since a fleet sees thousands of runs.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+)
+
+from fanout.core.errors import BrokerError
+from fanout.core.latency import BOUNDS_S
+from fanout.core.records import TERMINAL, ErrorKind, RunStatus
+from fanout.observe.fleet import fleet_status
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+
+    from prometheus_client import Metric
+
+    from fanout.broker.backlog import Queues
+    from fanout.core.latency import Latency
+    from fanout.observe.fleet import FleetStatus
+    from fanout.stores import Store, Totals
+
+__all__ = ["FleetCollector", "families"]
+
+_log = logging.getLogger(__name__)
+
+
+class FleetCollector:
+    """What ``prometheus_client`` asks each time that the metrics are scraped.
+
+    Args:
+        store: The fleet's store.
+        queues: The fleet's queues.
+    """
+
+    def __init__(self, store: Store, queues: Queues) -> None:
+        self._store = store
+        self._queues = queues
+
+    def describe(self) -> list[Metric]:
+        """Describe nothing ahead, so that registering needs no server."""
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield the figures of now; of a server that does not answer, just that."""
+        try:
+            fleet = fleet_status(self._store, self._queues)
+        except BrokerError as error:
+            _log.warning("no metrics: %s", error)
+            yield _gauge("up", "Whether the broker answers.", 0)
+            return
+        yield _gauge("up", "Whether the broker answers.", 1)
+        yield from families(fleet)
+
+
+def families(fleet: FleetStatus) -> Iterator[Metric]:
+    """Yield the metrics of a fleet."""
+    yield from _of_totals(fleet.totals)
+    yield from _of_queues(fleet)
+    yield from _of_workers(fleet)
+
+
+def _of_totals(totals: Totals) -> Iterator[Metric]:
+    yield _counter("runs_submitted", "Runs submitted.", totals.submitted)
+    ended = {status.value: totals.ended.get(status, 0) for status in sorted(TERMINAL)}
+    yield _counters("runs_ended", "Runs ended, by final status.", "status", ended)
+    outcomes = {"succeeded": totals.succeeded}
+    outcomes.update((kind.value, totals.errors.get(kind, 0)) for kind in ErrorKind)
+    yield _counters("branches_ended", "Branches ended, by outcome.", "outcome", outcomes)
+    usage = totals.usage
+    yield _counter("calls", "Calls made to models, retries included.", usage.calls)
+    yield _counter("input_tokens", "Tokens of prompts, where known.", usage.input_tokens)
+    yield _counter("output_tokens", "Tokens of answers, where known.", usage.output_tokens)
+    yield _counter("cost_usd", "US dollars, where prices are known.", usage.cost_usd)
+    yield _counter("refused", "Calls that a provider refused for their rate.", totals.pauses)
+    yield _counter("healed", "Steps that the reaper did again.", totals.healed)
+    text = "Messages that workers have refused and dropped."
+    yield _counter("messages_dropped", text, totals.dropped)
+    yield _latency(totals.latency)
+
+
+def _of_queues(fleet: FleetStatus) -> Iterator[Metric]:
+    active = [status for status in RunStatus if not status.has_ended]
+    runs = {status.value: fleet.runs.get(status, 0) for status in active}
+    yield _gauges("runs", "Runs that have not ended, by status.", "status", runs)
+    waiting = {queue.name: queue.waiting for queue in fleet.queues}
+    yield _gauges("queue_messages", "Messages that no worker has taken.", "queue", waiting)
+    ages = {queue.name: queue.oldest_s or 0.0 for queue in fleet.queues}
+    text = "Age of the next message to be taken; 0 where none waits."
+    yield _gauges("queue_oldest_seconds", text, "queue", ages)
+    yield _gauge("leases", "Messages that workers have taken and not settled.", fleet.leases.taken)
+    text = "Time since the lease was renewed that was not for longest; 0 where there is none."
+    yield _gauge("lease_oldest_seconds", text, fleet.leases.oldest_s or 0.0)
+    window = fleet.window
+    yield _gauge("shards_open", "Shards that are being processed.", window.open)
+    yield _gauge("shards_waiting", "Shards not yet let into the queue.", window.waiting)
+    text = "Branches that runs with max_workers may have in flight now."
+    yield _gauge("lanes_used", text, window.lanes_used)
+    yield _gauge("lanes_limit", "The sum of max_workers of these runs.", window.lanes_limit)
+    limits = fleet.limits.values()
+    ahead = [max(limit.requests_until, limit.tokens_until) for limit in limits]
+    text = "How far ahead the most used rate limit is booked."
+    yield _gauge("limiter_ahead_seconds", text, max(ahead, default=0.0))
+    paused = [limit.blocked_until for limit in limits]
+    text = "How long the model is left alone for longest whose provider has refused a call."
+    yield _gauge("limiter_paused_seconds", text, max(paused, default=0.0))
+    down = [limit.down_s or 0.0 for limit in limits]
+    text = "How long the model fails for everybody that does so for longest; 0 where none does."
+    yield _gauge("model_down_seconds", text, max(down, default=0.0))
+    if fleet.memory is not None:
+        yield _gauge("redis_memory_bytes", "Memory the server uses.", fleet.memory.used_bytes)
+        limit = fleet.memory.limit_bytes or 0
+        yield _gauge("redis_max_memory_bytes", "Its maxmemory; 0 where there is none.", limit)
+
+
+def _of_workers(fleet: FleetStatus) -> Iterator[Metric]:
+    yield _gauge("workers", "Live workers.", len(fleet.workers))
+    text = "Workers that would have all branches that there are in flight at once."
+    yield _gauge("workers_wanted", text, fleet.workers_wanted)
+    concurrency = {worker.name: worker.concurrency for worker in fleet.workers}
+    yield _gauges("worker_concurrency", "Branches it can hold.", "worker", concurrency)
+    in_flight = {worker.name: worker.in_flight for worker in fleet.workers}
+    yield _gauges("worker_in_flight", "Branches it has in flight.", "worker", in_flight)
+
+
+def _gauge(name: str, text: str, value: float) -> Metric:
+    return GaugeMetricFamily(f"fanout_{name}", text, value=value)
+
+
+def _gauges(name: str, text: str, label: str, values: Mapping[str, float]) -> Metric:
+    return _labelled(GaugeMetricFamily(f"fanout_{name}", text, labels=[label]), values.items())
+
+
+def _counter(name: str, text: str, value: float | None) -> Metric:
+    return CounterMetricFamily(f"fanout_{name}", text, value=value or 0)
+
+
+def _counters(name: str, text: str, label: str, values: Mapping[str, float]) -> Metric:
+    return _labelled(CounterMetricFamily(f"fanout_{name}", text, labels=[label]), values.items())
+
+
+def _labelled(
+    family: GaugeMetricFamily | CounterMetricFamily, values: Iterable[tuple[str, float]]
+) -> Metric:
+    for label, value in values:
+        family.add_metric([label], value)
+    return family
+
+
+def _latency(latency: Latency) -> Metric:
+    bounds = [*(str(bound) for bound in BOUNDS_S), "+Inf"]
+    buckets = list(zip(bounds, latency.cumulative(), strict=True))
+    text = "Time from a branch's first call to its end."
+    return HistogramMetricFamily(
+        "fanout_branch_seconds", text, buckets=buckets, sum_value=latency.sum_s
+    )

@@ -1,0 +1,267 @@
+"""Bar charts: where each part of a drawing is. ``templates/chart.svg.j2`` draws it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+from fanout.core.units import duration
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+__all__ = ["Bar", "Chart", "Drawing", "Tick", "draw", "linear_ticks", "log_ticks", "time_ticks"]
+
+_HEIGHT = 230
+_TOP, _RIGHT, _BOTTOM = 26, 14, 40
+_MARKER_LINE = 16
+_DIGIT_WIDTH = 7.2
+_LEAST_LABEL_GAP = 10
+# An axis needs two labels to show its scale.
+_FEWEST_TICKS = 3
+_STEPS = (1, 2, 5)
+_TIME_STEPS_S = (
+    *(1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 10_800, 21_600, 43_200),
+    *(86_400, 172_800, 432_000, 864_000, 2_592_000),
+)
+
+
+class Tick(NamedTuple):
+    """A mark on an axis: where it is, and its label."""
+
+    value: float
+    label: str
+
+
+class Bar(NamedTuple):
+    """A bar of a chart.
+
+    Attributes:
+        low: Where it begins on the horizontal axis.
+        high: Where it ends.
+        values: The parts of its height, from the bottom up; one for each series.
+        start: Its lower bound as text.
+        end: Its upper bound as text.
+    """
+
+    low: float
+    high: float
+    values: tuple[int, ...]
+    start: str = ""
+    end: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Chart:
+    """A bar chart of counts.
+
+    Attributes:
+        bars: From left to right; at least one.
+        ticks: Of the horizontal axis.
+        markers: Lines through the chart, such as percentiles.
+        is_log: Whether the horizontal axis is logarithmic.
+    """
+
+    bars: Sequence[Bar]
+    ticks: Sequence[Tick]
+    markers: Sequence[Tick] = ()
+    is_log: bool = False
+
+    @property
+    def sums(self) -> list[int]:
+        """The sum of each series."""
+        return [sum(values) for values in zip(*(bar.values for bar in self.bars), strict=True)]
+
+    @property
+    def peak(self) -> Bar:
+        """The first of the highest bars."""
+        return max(self.bars, key=lambda bar: sum(bar.values))
+
+
+class Rect(NamedTuple):
+    """A part of a bar; ``series`` is the index of its series."""
+
+    x: float
+    y: float
+    width: float
+    height: float
+    series: int
+
+
+class Label(NamedTuple):
+    """A text and where it is."""
+
+    x: float
+    y: float
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Drawing:
+    """A chart on paper, in units of its own text; x grows to the right and y down.
+
+    Attributes:
+        width: Of the paper.
+        height: Of the paper.
+        left: The left edge of the plot.
+        right: Its right edge.
+        top: Its upper edge.
+        bottom: The horizontal axis.
+        rules: Labels of the vertical axis; each has a line through the plot, 4 units above.
+        bars: Those that are not empty, with their parts.
+        ticks: Where ticks of the horizontal axis are.
+        tick_labels: As many of their labels as there is room for.
+        markers: Where the markers are.
+        marker_labels: Their labels; markers too close to each other share one.
+    """
+
+    width: int
+    height: int
+    left: float
+    right: float
+    top: float
+    bottom: float
+    rules: list[Label]
+    bars: list[tuple[Bar, list[Rect]]]
+    ticks: list[float]
+    tick_labels: list[Label]
+    markers: list[float]
+    marker_labels: list[Label]
+
+
+class _Frame(NamedTuple):
+    """Where things are on the paper."""
+
+    left: float
+    right: float
+    top: float
+    bottom: float
+    low: float
+    high: float
+    most: float
+    is_log: bool
+
+    def x(self, value: float) -> float:
+        low, high, here = self.low, self.high, value
+        if self.is_log:
+            low, high, here = math.log(low), math.log(high), math.log(here)
+        share = (here - low) / (high - low) if high > low else 0.5
+        return self.left + (self.right - self.left) * min(max(share, 0.0), 1.0)
+
+    def y(self, value: float) -> float:
+        return self.bottom - (self.bottom - self.top) * value / self.most
+
+
+def draw(chart: Chart, width: int) -> Drawing:
+    """Place a chart on paper of a width."""
+    y_ticks = linear_ticks(0, max(sum(chart.peak.values), 1), wanted=4, is_whole=True)
+    frame = _Frame(
+        left=_px(10 + _DIGIT_WIDTH * max(len(tick.label) for tick in y_ticks)),
+        right=width - _RIGHT,
+        top=_TOP + (_MARKER_LINE if chart.markers else 0),
+        bottom=_HEIGHT - _BOTTOM,
+        low=chart.bars[0].low,
+        high=chart.bars[-1].high,
+        most=y_ticks[-1].value,
+        is_log=chart.is_log,
+    )
+    return Drawing(
+        width=width,
+        height=_HEIGHT,
+        left=frame.left,
+        right=frame.right,
+        top=frame.top,
+        bottom=frame.bottom,
+        rules=[
+            Label(_px(frame.left - 6), _px(frame.y(value) + 4), label) for value, label in y_ticks
+        ],
+        bars=[(bar, _rects(frame, bar)) for bar in chart.bars if any(bar.values)],
+        ticks=[_px(frame.x(tick.value)) for tick in chart.ticks],
+        tick_labels=list(_tick_labels(frame, chart.ticks)),
+        markers=[_px(frame.x(marker.value)) for marker in chart.markers],
+        marker_labels=list(_marker_labels(frame, chart.markers)),
+    )
+
+
+def _rects(frame: _Frame, bar: Bar) -> list[Rect]:
+    left, right = frame.x(bar.low), frame.x(bar.high)
+    # A small gap between bars, as long as they are wide enough.
+    width = max(right - left - min(1.0, (right - left) / 4), 0.5)
+    rects, below = [], 0
+    for series, value in enumerate(bar.values):
+        if value:
+            top, bottom = frame.y(below + value), frame.y(below)
+            # One in a hundred thousand stays visible.
+            height = max(bottom - top, 1.0)
+            y = _px(bottom - height)
+            rects.append(Rect(_px(left), y, _px(width), _px(height), series))
+        below += value
+    return rects
+
+
+def _tick_labels(frame: _Frame, ticks: Sequence[Tick]) -> Iterable[Label]:
+    free = -math.inf
+    for tick in ticks:
+        half = _DIGIT_WIDTH * len(tick.label) / 2
+        x = min(frame.x(tick.value), frame.right + _RIGHT - half)
+        if x - half >= free:
+            yield Label(_px(x), frame.bottom + 17, tick.label)
+            free = x + half + _LEAST_LABEL_GAP
+
+
+def _marker_labels(frame: _Frame, markers: Sequence[Tick]) -> Iterable[Label]:
+    labels: list[tuple[float, str]] = []
+    for marker in markers:
+        x, label = frame.x(marker.value), marker.label
+        if labels and x - labels[-1][0] < _DIGIT_WIDTH * (len(labels[-1][1]) / 2 + 2.5):
+            left, before = labels.pop()
+            x, label = (left + x) / 2, f"{before}, {label}"
+        labels.append((x, label))
+    for x, label in labels:
+        half = _DIGIT_WIDTH * len(label) / 2
+        yield Label(_px(min(max(x, half), frame.right + _RIGHT - half)), frame.top - 9, label)
+
+
+def _px(number: float) -> float:
+    return round(number, 1)
+
+
+def linear_ticks(
+    low: float, high: float, *, wanted: int, is_whole: bool = False, label_of: str = ",.10g"
+) -> list[Tick]:
+    """Return ticks at round numbers, the last one at or above ``high``."""
+    rough = max((high - low) / wanted, 1e-12)
+    power: float = 10.0 ** math.floor(math.log10(rough))
+    step = next(step * power for step in (*_STEPS, 10) if step * power >= rough * 0.999)
+    step = max(step, 1.0) if is_whole else step
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [Tick(n * step, format(n * step, label_of)) for n in range(first, last + 1)]
+
+
+def log_ticks(low_s: float, high_s: float) -> list[Tick]:
+    """Return ticks of durations on a logarithmic axis: at 1, 2 and 5 of each power of ten."""
+    powers = range(math.floor(math.log10(low_s)), math.ceil(math.log10(high_s)) + 1)
+    values = [step * 10.0**power for power in powers for step in _STEPS]
+    within = [value for value in values if low_s <= value <= high_s]
+    if len(within) < _FEWEST_TICKS:
+        # The axis is short: it does not matter that it is not a straight one.
+        linear = linear_ticks(low_s, high_s, wanted=4)
+        within = [tick.value for tick in linear if low_s <= tick.value <= high_s]
+    return [Tick(value, duration(value)) for value in within]
+
+
+def time_ticks(low_s: float, high_s: float, *, wanted: int = 5) -> list[Tick]:
+    """Return ticks of a clock that runs from the submission: at round seconds, minutes, hours."""
+    rough = (high_s - low_s) / wanted
+    if rough < 1:
+        values = [tick.value for tick in linear_ticks(low_s, high_s, wanted=wanted)]
+    else:
+        step = next((step for step in _TIME_STEPS_S if step >= rough), math.ceil(rough))
+        first, last = math.ceil(low_s / step), math.floor(high_s / step)
+        values = [number * step for number in range(first, last + 1)]
+    return [Tick(value, _clock(value)) for value in values if low_s <= value <= high_s]
+
+
+def _clock(seconds: float) -> str:
+    return f"-{duration(-seconds)}" if seconds < 0 else duration(seconds) if seconds else "0"

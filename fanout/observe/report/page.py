@@ -1,0 +1,143 @@
+"""The page: what its templates show, and rendering them. The HTML is in ``templates/``."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import time
+from dataclasses import dataclass
+from functools import cache
+from importlib import metadata
+from typing import TYPE_CHECKING, Any
+
+from fanout.core import units as words
+from fanout.observe.report import charts, plots, text
+from fanout.observe.report.answers import aggregates
+from fanout.observe.report.gathering import gather
+from fanout.system.private_files import whole_file
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from jinja2 import Environment
+
+    from fanout.client.run import Run
+    from fanout.core.spec import RunSpec
+    from fanout.observe.report.figures import Figures
+    from fanout.runs.results import Status, StoredResult
+
+__all__ = ["Facts", "facts_of", "page", "render", "write"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Facts:
+    """All that the page says.
+
+    Attributes:
+        status: Where the run is.
+        spec: What it was asked to do.
+        figures: What its branches came to.
+        stored: Its aggregates, and the calls of an aggregate that failed.
+        made_at: When all this was looked up, in seconds since the epoch.
+    """
+
+    status: Status
+    spec: RunSpec
+    figures: Figures
+    stored: StoredResult
+    made_at: float
+
+    @property
+    def total(self) -> int:
+        """Branches known so far; a run that goes on may have got more since its status was read."""
+        return max(self.status.total, self.figures.done)
+
+    @property
+    def again(self) -> int:
+        """Calls of branches that were made again, after one that failed."""
+        rows = [row for row in self.figures.attempts if row.attempts]
+        return sum((row.attempts - 1) * (row.succeeded + row.failed) for row in rows)
+
+
+def facts_of(run: Run) -> Facts:
+    """Look a run up, reading its branches as a stream. Raises UnknownRunError."""
+    status = run.status()
+    branches = run.outcomes(with_text=True)
+    return Facts(
+        status=status,
+        spec=run.spec,
+        figures=gather(branches, created_at=status.created_at, latency=status.latency),
+        stored=run.stored_result(),
+        made_at=time.time(),
+    )
+
+
+def render(run: Run) -> str:
+    """Return a run as a web page that needs no other file. Raises UnknownRunError."""
+    return page(facts_of(run))
+
+
+def write(run: Run, path: Path | str) -> None:
+    """Write a run as a web page; one that was there before is replaced when this one is whole.
+
+    Raises:
+        UnknownRunError: There is no such run.
+        OSError: The file cannot be written; what was there before is as it was.
+    """
+    with whole_file(path) as file:
+        file.write(render(run))
+
+
+def page(facts: Facts) -> str:
+    """Return the page."""
+    environment, spec, figures = _environment(), facts.spec, facts.figures
+    style = environment.get_template("style.css").render().encode()
+    return environment.get_template("page.html.j2").render(
+        facts=facts,
+        status=facts.status,
+        spec=spec,
+        figures=figures,
+        stored=facts.stored,
+        aggregates=aggregates(facts.stored, spec.reduction, is_grouped=bool(spec.group_by)),
+        throughput=plots.over_time(figures.over_time, "succeeded", "failed"),
+        tokens=plots.over_time(figures.over_time, "input_tokens", "output_tokens"),
+        latency=plots.latency(figures.durations),
+        version=metadata.version("fanout-llm"),
+        style_digest=base64.b64encode(hashlib.sha256(style).digest()).decode(),
+    )
+
+
+@cache
+def _environment() -> Environment:
+    """Return the templates, in which all values are escaped."""
+    # A command that renders no page does not load jinja2.
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("fanout.observe.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=_shown,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= {
+        "count": "{:,}".format,
+        "cut": text.cut,
+        "dollars": words.dollars,
+        "draw": charts.draw,
+        "duration": words.duration,
+        "line": text.one_line,
+        "moment": words.moment,
+        "plural": words.plural,
+        "repr": repr,
+        "share_of": words.share,
+    }
+    return environment
+
+
+def _shown(value: Any) -> Any:
+    """Return what a template prints: text is cleaned, and what it has escaped is left alone."""
+    is_text = isinstance(value, str) and not hasattr(value, "__html__")
+    return text.clean(value) if is_text else value

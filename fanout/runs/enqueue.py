@@ -1,0 +1,294 @@
+"""The client's half of a run: documents become chunks, shards, and messages."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from itertools import chain, islice, zip_longest
+from typing import TYPE_CHECKING
+
+from fanout.core.errors import FanoutError, InputError, RunError, StoredDataError
+from fanout.core.queue_names import BRANCHES_QUEUE
+from fanout.core.records import Document, RunStatus
+from fanout.inputs.splitters import make_splitter, split_documents
+from fanout.policy.admission import plan_lanes, shard_window
+from fanout.policy.packing import pack
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from fanout.broker.publisher import Publisher
+    from fanout.core.records import Chunk, ErrorKind, Shard
+    from fanout.core.spec import RunSpec
+    from fanout.stores import RunRecord, Store
+
+__all__ = [
+    "Enqueuer",
+    "close_input",
+    "delete",
+    "fleet_window",
+    "open_stage",
+    "retry_failed",
+    "settle",
+    "take_back",
+    "unpark",
+]
+
+
+class Enqueuer:
+    """Writes the shards of a run and opens them while it goes on writing."""
+
+    def __init__(
+        self,
+        store: Store,
+        publisher: Publisher,
+        on_bad_document: Callable[[str, str], None] | None = None,
+        should_stop: Callable[[], bool] | None = None,
+    ) -> None:
+        self._store = store
+        self._publisher = publisher
+        self._on_bad_document = on_bad_document
+        self._should_stop = should_stop
+
+    def enqueue(
+        self, run_id: str, spec: RunSpec, documents: Iterator[Document], *, max_workers: int | None
+    ) -> None:
+        """Split, pack, write and publish; the run is ``running`` when this returns."""
+        shards = self._shards(run_id, spec, documents)
+        try:
+            open_stage(self._store, self._publisher, run_id, 0, shards, max_workers=max_workers)
+        except Exception as error:
+            is_source = isinstance(error, (InputError, StoredDataError))
+            if isinstance(error, FanoutError) and not is_source:
+                raise
+            # The source broke half-way: a part of the input must not look like all of it.
+            kept = self._give_up(run_id, error)
+            if not (kept and isinstance(error, InputError)):
+                raise
+            raise InputError(
+                f"{error}; run {run_id} ends as failed, with the {kept:,} branches that were "
+                "enqueued before"
+            ) from error
+
+    def _give_up(self, run_id: str, error: Exception) -> int:
+        """Have a run fail whose input cannot be read on; return how many branches it keeps."""
+        kept = self._store.stage(run_id, 0).total
+        if not kept:
+            self._store.delete_run(run_id)
+            return 0
+        self._store.halt(run_id, RunStatus.FAILED, error=f"the input could not be read: {error}")
+        close_input(self._store, self._publisher, run_id)
+        return kept
+
+    def resume(
+        self, run_id: str, spec: RunSpec, documents: Iterator[Document], *, max_workers: int | None
+    ) -> None:
+        """Go on behind the last shard that was written, by whichever client.
+
+        Raises:
+            RunError: The input is not what it was; the run stays as it is.
+        """
+        shards = same_as_before(self._store, run_id, self._shards(run_id, spec, documents))
+        open_stage(self._store, self._publisher, run_id, 0, shards, max_workers=max_workers)
+
+    def compare(self, run: RunRecord, spec: RunSpec, documents: Iterator[Document]) -> None:
+        """Make sure that an input is the one that a run has read.
+
+        Raises:
+            RunError: It is not, or it goes on where the run had read all of its own.
+        """
+        written = self._store.stage(run.run_id, 0).shards
+        shards = self._shards(run.run_id, spec, documents)
+        count = 0
+        for number, shard in enumerate(islice(shards, written)):
+            _compare(self._store.shard(run.run_id, 0, number), shard, number)
+            count = number + 1
+        # A run that was stopped has not read all of it.
+        has_more = run.halt is None and next(shards, None) is not None
+        if count < written or has_more:
+            how = "longer" if has_more else "shorter"
+            raise RunError(f"the input is not the same as before: it is {how}")
+
+    def _shards(self, run_id: str, spec: RunSpec, documents: Iterator[Document]) -> Iterator[Shard]:
+        splitter = make_splitter(
+            spec.split,
+            chunk_tokens=spec.chunk_tokens,
+            chunk_overlap_tokens=spec.chunk_overlap_tokens,
+        )
+        chunks = self._watched(split_documents(documents, splitter))
+        return self._stoppable(run_id, pack(chunks, branches_per_chunk=spec.branches_per_chunk))
+
+    def _watched(self, chunks: Iterable[Chunk]) -> Iterator[Chunk]:
+        for chunk in chunks:
+            if chunk.error is not None and self._on_bad_document is not None:
+                self._on_bad_document(chunk.document, chunk.error)
+            yield chunk
+
+    def _stoppable(self, run_id: str, shards: Iterator[Shard]) -> Iterator[Shard]:
+        for shard in shards:
+            if self._should_stop is not None and self._should_stop():
+                self._store.halt(run_id, RunStatus.CANCELLED)
+                return
+            yield shard
+
+
+def open_stage(
+    store: Store,
+    publisher: Publisher,
+    run_id: str,
+    stage: int,
+    shards: Iterable[Shard],
+    *,
+    max_workers: int | None,
+) -> None:
+    """Write the shards of a stage, publish the first, and seal it.
+
+    How ``max_workers`` is spread depends on whether there are fewer shards than the window, so
+    that many are held back at first. All of it may be done again, also by two at once: nothing is
+    counted twice, and shards that are there are not written again. It stops as soon as the stage
+    takes no more shards: its run was stopped, or somebody else has sealed it.
+    """
+    written = store.stage(run_id, stage).shards
+    stream = iter(shards)
+    head: list[Shard] = []
+    if max_workers is not None:
+        lanes = plan_lanes(max_workers=max_workers, shards=None)
+        head = list(islice(stream, lanes.window))
+        lanes = plan_lanes(max_workers=max_workers, shards=len(head))
+        store.set_lanes(run_id, stage, lanes)
+    window = fleet_window(store)
+    for number, shard in enumerate(chain(head, stream)):
+        if number >= written and not store.put_shard(run_id, stage, number, shard):
+            break
+        publisher.expand(run_id, stage, store.open_shards(run_id, stage, window=window))
+    sealed = store.seal_stage(run_id, stage)
+    store.set_status(run_id, RunStatus.RUNNING if stage == 0 else RunStatus.REDUCING, stage=stage)
+    # A reduce stage that was sealed already is being opened again by a task that had died.
+    if sealed.first or stage:
+        publisher.seal(run_id, stage, shards=sealed.shards)
+
+
+def fleet_window(store: Store) -> int:
+    """Return how many shards of a stage may be in flight, for the workers that are there."""
+    takers = [worker for worker in store.workers() if BRANCHES_QUEUE in worker.queues]
+    return shard_window(sum(worker.concurrency for worker in takers))
+
+
+def same_as_before(store: Store, run_id: str, shards: Iterable[Shard]) -> Iterator[Shard]:
+    """Yield the shards of a run's input, once those that are written are known to be the same.
+
+    Raises:
+        RunError: One differs, or the input ends before them.
+    """
+    count = 0
+    for number, shard in enumerate(shards):
+        # Asked again each time: another client may be writing still.
+        if number < store.stage(run_id, 0).shards:
+            _compare(store.shard(run_id, 0, number), shard, number)
+        count = number + 1
+        yield shard
+    run, record = store.run(run_id), store.stage(run_id, 0)
+    if count < record.shards and run.halt is None and not record.sealed:
+        total = record.total
+        raise RunError(
+            f"the input is not the same as before: it has ended, but {total:,} branches of run "
+            f"{run_id} were enqueued of what was longer"
+        )
+
+
+def _compare(before: Shard, now: Shard, number: int) -> None:
+    if before == now:
+        return
+    where = f"in shard {number}"
+    for old, new in zip_longest(before.chunks, now.chunks):
+        if old != new:
+            known = old or new
+            where = f"at document {known.document!r} (chunk {known.position} of it, {where})"
+            break
+    raise RunError(f"the input is not the same as before: it differs {where}")
+
+
+def close_input(store: Store, publisher: Publisher, run_id: str) -> None:
+    """Seal a run with the shards that it has, where its client will not, so that it ends.
+
+    Of all who do this, and the client itself, one publishes the seal; the reaper makes up for one
+    that dies in between.
+    """
+    if store.stage(run_id, 0).sealed:
+        return
+    sealed = store.seal_stage(run_id, 0)
+    if not sealed.first:
+        return
+    store.set_status(run_id, RunStatus.RUNNING, stage=0)
+    publisher.expand(run_id, 0, store.open_shards(run_id, 0, window=fleet_window(store)))
+    publisher.seal(run_id, 0, shards=sealed.shards)
+
+
+def delete(store: Store, publisher: Publisher, run_id: str) -> None:
+    """Forget a run, its chords and its messages. Raises UnknownRunError.
+
+    From the first step on nothing is written of it, however late; and where this dies behind that,
+    the reaper does the rest.
+    """
+    shards = store.begin_delete(run_id)
+    publisher.forget_run(run_id, shards)
+    store.delete_run(run_id)
+
+
+def settle(store: Store, publisher: Publisher, run: RunRecord) -> None:
+    """Let a run end that was stopped, or is overdue, before all of its input was read."""
+    if run.has_ended or not (run.halt or run.is_overdue) or store.stage(run.run_id, 0).sealed:
+        return
+    if run.halt is None:
+        message = "the deadline passed before the input was read"
+        store.halt(run.run_id, RunStatus.FAILED, error=message)
+    close_input(store, publisher, run.run_id)
+
+
+def unpark(store: Store, publisher: Publisher, run_id: str) -> int:
+    """Publish the branches that were parked while a run was paused; return how many."""
+    parked = store.take_parked(run_id)
+    shards: dict[tuple[int, int, int], list[int]] = defaultdict(list)
+    for branch in parked:
+        shards[branch.stage, branch.shard, branch.feed].append(branch.position)
+    for (stage, number, feed), positions in shards.items():
+        publisher.branches(run_id, stage, number, positions, feed=feed)
+    return len(parked)
+
+
+def retry_failed(
+    store: Store, publisher: Publisher, run_id: str, kinds: frozenset[ErrorKind] | None
+) -> int:
+    """Reopen a run that has ended for its failed branches; return how many they are.
+
+    Each shard is taken back when it is published (``take_back``), so that all there is to do here
+    is one atomic step: where this dies behind it, the reaper does the rest. Shards without such
+    branches pass through without a call, and the aggregate is made anew.
+
+    Raises:
+        RunError: The run has not ended, or is being retried by somebody else.
+    """
+    run = store.run(run_id)
+    errors = store.stage(run_id, 0).errors
+    wanted = frozenset(errors if kinds is None else errors.keys() & kinds)
+    if run.status is RunStatus.SUCCEEDED and not wanted:
+        return 0
+    if not store.reopen_run(run_id, retry=wanted):
+        raise RunError(f"run {run_id} has not ended: wait for it, or cancel it, before a retry")
+    publisher.forget_root(run_id, 0)
+    publisher.expand(run_id, 0, store.open_shards(run_id, 0, window=fleet_window(store)))
+    publisher.seal(run_id, 0, shards=store.seal_stage(run_id, 0).shards)
+    return sum(errors[kind] for kind in wanted)
+
+
+def take_back(store: Store, run: RunRecord, number: int) -> None:
+    """Take a shard of a run that is retried back to the outcomes that stay; once for each retry."""
+    outcomes = store.outcomes(run.run_id, 0, number)
+    again = {at for at, outcome in outcomes.items() if outcome.kind in run.retry}
+    if again:
+        store.reopen_shard(
+            run.run_id,
+            0,
+            number,
+            kept={at: outcome for at, outcome in outcomes.items() if at not in again},
+            dropped=[outcomes[at] for at in sorted(again)],
+        )

@@ -1,0 +1,264 @@
+"""What is written of a run: rows of its branches, its aggregate, and a folder of both."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from contextlib import ExitStack, suppress
+from typing import IO, TYPE_CHECKING, Any
+
+from fanout.core.errors import InputError, RunError
+from fanout.core.records import ErrorKind
+from fanout.system.private_files import PRIVATE, UNFINISHED, finish, open_unfinished
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+    from pathlib import Path
+    from typing import Self
+
+    from fanout.runs.results import Output
+
+__all__ = ["OutputFolder", "answer_text", "error_row", "output_row"]
+
+# Held while a command is to write there.
+_CLAIM = ".fanout.lock"
+_RESULTS = frozenset(
+    {"outputs.jsonl", "errors.jsonl", "aggregated.txt", "aggregated.json", "run.json"}
+)
+
+
+def output_row(branch: Output) -> dict[str, Any]:
+    """Return a branch with an output as a row of ``outputs.jsonl``."""
+    row = _place(branch)
+    row["output"] = branch.output
+    row.update(attempts=branch.attempts, elapsed_s=round(branch.elapsed_s, 4))
+    return {**row, "usage": branch.usage.to_dict()}
+
+
+def error_row(branch: Output) -> dict[str, Any]:
+    """Return a failed branch as a row of ``errors.jsonl``."""
+    return {
+        **_place(branch),
+        "kind": (branch.kind or ErrorKind.INTERNAL).value,
+        "message": branch.message or "",
+        "attempts": branch.attempts,
+    }
+
+
+def _place(branch: Output) -> dict[str, Any]:
+    return {
+        "index": branch.index,
+        "document": branch.document,
+        "chunk": branch.chunk,
+        "position": branch.position,
+        "start": branch.start,
+        "end": branch.end,
+        "aspect": branch.aspect,
+        "sample": branch.sample,
+    }
+
+
+def answer_text(aggregated: Any) -> str:
+    """Return an aggregate for people: text as it is, groups under headings, the rest as JSON."""
+    if isinstance(aggregated, str):
+        return aggregated
+    is_grouped_text = (
+        isinstance(aggregated, dict)
+        and aggregated
+        and all(isinstance(value, str) for value in aggregated.values())
+    )
+    if is_grouped_text:
+        return "\n\n".join(f"## {group}\n\n{text}" for group, text in aggregated.items())
+    return json.dumps(aggregated, ensure_ascii=False, indent=2)
+
+
+class OutputFolder:
+    """The folder of ``--out``: of one command at a time, until it is closed.
+
+    Files get their names when all of them are complete, ``run.json`` last: a folder with a
+    ``run.json`` is whole. No link is followed, and only the user may read them, unless ``mode``
+    says more.
+
+    Args:
+        path: The folder; it is made where it is not there.
+        replaces: Whether results that are there may be replaced.
+        mode: Who may read the files.
+        words: How the caller names the folder, and how it says that results may be replaced.
+
+    Raises:
+        InputError: The folder cannot be made or written to, has results, or another command
+            writes there; found out before anything is run.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        replaces: bool = False,
+        mode: int = PRIVATE,
+        words: tuple[str, str] = ("--out ", "--force"),
+    ) -> None:
+        self.path = path
+        self._named, self._replacing = f"{words[0]}{path}", words[1]
+        self._mode = mode
+        self._lock: int | None = None
+        try:
+            self._folder = _open_folder(path, mode)
+        except OSError as error:
+            raise InputError(f"cannot write to {self._named}: {_reason(path, error)}") from None
+        try:
+            self._claim()
+            self._require_empty(replaces=replaces)
+            self._probe()
+        except OSError as error:
+            self.close()
+            raise InputError(f"cannot write to {self._named}: {error.strerror}") from None
+        except BaseException:
+            self.close()
+            raise
+
+    def _claim(self) -> None:
+        """Take the folder for this command: a lock vanishes with its process."""
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        while True:
+            lock = os.open(_CLAIM, flags, PRIVATE, dir_fd=self._folder)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                os.close(lock)
+                raise InputError(
+                    f"{self._named}: another fanout is about to write its results there; give "
+                    "a folder for each run"
+                ) from None
+            if self._is_there(lock):
+                self._lock = lock
+                return
+            # Whoever had it has just ended, and taken the file away.
+            os.close(lock)
+
+    def _is_there(self, lock: int) -> bool:
+        try:
+            named = os.stat(_CLAIM, dir_fd=self._folder, follow_symlinks=False)
+        except FileNotFoundError:
+            return False
+        return os.path.samestat(named, os.fstat(lock))
+
+    def _require_empty(self, *, replaces: bool) -> None:
+        found = sorted(_RESULTS.intersection(_names(self._folder)))
+        if found and not replaces:
+            raise InputError(
+                f"{self._named} has results already ({', '.join(found)}): give another folder, or "
+                f"{self._replacing} to replace them"
+            )
+
+    def _probe(self) -> None:
+        with open_unfinished("probe", folder=self._folder):
+            pass
+        os.unlink(f"probe{UNFINISHED}", dir_fd=self._folder)
+
+    def close(self) -> None:
+        """Let others write there. Safe to call twice."""
+        if self._lock is not None:
+            with suppress(OSError):
+                os.unlink(_CLAIM, dir_fd=self._folder)
+            os.close(self._lock)
+            self._lock = None
+        if self._folder >= 0:
+            os.close(self._folder)
+            self._folder = -1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self.close()
+
+    def write(self, branches: Iterable[Output], aggregated: Any, record: Mapping[str, Any]) -> None:
+        """Write outputs, errors, the aggregate and the run's record.
+
+        Raises:
+            RunError: The disk is full, or the like; what was there before is left as it was.
+        """
+        try:
+            with ExitStack() as stack:
+                stack.callback(self._remove_unfinished)
+                written = self._write_rows(branches)
+                written += self._write_aggregate(aggregated)
+                written.append(self._write_record(record))
+                self._finish(written)
+        except OSError as error:
+            raise RunError(
+                f"cannot write the results to {self.path}: {error.strerror}; nothing was written"
+            ) from error
+
+    def _write_rows(self, branches: Iterable[Output]) -> list[str]:
+        with self._open("outputs.jsonl") as outputs, self._open("errors.jsonl") as errors:
+            for branch in branches:
+                file, row = (
+                    (outputs, output_row(branch))
+                    if branch.kind is None
+                    else (errors, error_row(branch))
+                )
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            for file in (outputs, errors):
+                finish(file)
+        return ["outputs.jsonl", "errors.jsonl"]
+
+    def _write_aggregate(self, aggregated: Any) -> list[str]:
+        if aggregated is None:
+            return []
+        name = "aggregated.txt" if isinstance(aggregated, str) else "aggregated.json"
+        with self._open(name) as file:
+            file.write(
+                answer_text(aggregated) if isinstance(aggregated, str) else _pretty(aggregated)
+            )
+            file.write("\n")
+            finish(file)
+        return [name]
+
+    def _write_record(self, record: Mapping[str, Any]) -> str:
+        with self._open("run.json") as file:
+            file.write(_pretty(record) + "\n")
+            finish(file)
+        return "run.json"
+
+    def _open(self, name: str) -> IO[str]:
+        return open_unfinished(name, folder=self._folder, mode=self._mode)
+
+    def _finish(self, names: list[str]) -> None:
+        # An older run.json would vouch for files that are being replaced.
+        for name in ("run.json", "aggregated.txt", "aggregated.json"):
+            with suppress(FileNotFoundError):
+                os.unlink(name, dir_fd=self._folder)
+        for name in names:
+            here = self._folder
+            os.replace(name + UNFINISHED, name, src_dir_fd=here, dst_dir_fd=here)
+
+    def _remove_unfinished(self) -> None:
+        for name in _RESULTS:
+            with suppress(OSError):
+                os.unlink(name + UNFINISHED, dir_fd=self._folder)
+
+
+def _open_folder(path: Path, mode: int) -> int:
+    """Return an open folder, made where it is not there. Who may read its files may enter it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with suppress(FileExistsError):
+        path.mkdir(mode=0o700)
+        path.chmod(0o700 | mode | (mode & 0o444) >> 2)
+    return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+
+
+def _names(folder: int) -> list[str]:
+    return os.listdir(folder)
+
+
+def _reason(path: Path, error: OSError) -> str:
+    if path.is_symlink():
+        return "it is a symbolic link, which is not followed; give the folder itself"
+    return error.strerror or str(error)
+
+
+def _pretty(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, indent=2)

@@ -1,0 +1,394 @@
+"""What a caller gets of a run: its status, its result, and the aggregate as it is stored."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from fanout.aggregators import Aggregate  # noqa: TC001 - msgspec reads the annotation
+from fanout.core.errors import InputError, RunError
+from fanout.core.latency import Latency
+from fanout.core.records import ErrorKind, RunStatus, Usage
+from fanout.runs.output_files import OutputFolder, error_row, output_row
+from fanout.system.private_files import whole_file
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from os import PathLike
+
+
+__all__ = [
+    "BranchError",
+    "Output",
+    "ReduceError",
+    "Result",
+    "StageStatus",
+    "Status",
+    "StoredResult",
+    "branch_error",
+    "commonest_error",
+    "error_sort",
+    "latency_row",
+]
+
+# Of a value in the repr of a result.
+_SHOWN_CHARS = 100
+
+
+class ReduceError(msgspec.Struct, frozen=True, kw_only=True):
+    """A call of an LLM aggregate that failed.
+
+    Attributes:
+        group: The group whose aggregate it was part of; empty where the run has no groups.
+        kind: Why it failed.
+        message: The failure in words.
+        attempts: Calls made for it.
+    """
+
+    group: str
+    kind: ErrorKind
+    message: str
+    attempts: int
+
+
+class StoredResult(msgspec.Struct, frozen=True, kw_only=True):
+    """The aggregate of a run as the store keeps it.
+
+    Attributes:
+        aggregates: By group; the only group of a run without groups is the empty string.
+        errors: The calls of an LLM aggregate that failed.
+    """
+
+    aggregates: dict[str, Aggregate] = {}
+    errors: list[ReduceError] = []
+
+
+class StageStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """How far a stage of a run is.
+
+    Attributes:
+        stage: 0 is the branches, others are the reduce.
+        total: Branches known so far.
+        succeeded: Branches with an output.
+        failed: Branches with an error.
+        done: Branches that have ended.
+    """
+
+    stage: int
+    total: int
+    succeeded: int
+    failed: int
+    done: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Status:
+    """Where a run is.
+
+    Attributes:
+        run_id: The run's name.
+        status: One of the words of RunStatus.
+        total: Branches known so far; final once the status is past ``enqueuing``.
+        done: Branches that have ended.
+        succeeded: Branches with an output.
+        failed: Branches with an error.
+        errors: Failed branches by kind.
+        usage: What all calls consumed; an unknown is None.
+        created_at: Seconds since the epoch.
+        elapsed_s: Seconds from submission to now, or to the end.
+        stage: The stage in progress; 0 is the branches, others are the reduce.
+        error: Why the run failed, or None.
+        workers: Live workers.
+        latency: How long the branches took that made a call.
+        stages: The branches, then the stages of the present reduce.
+    """
+
+    run_id: str
+    status: RunStatus
+    total: int
+    done: int
+    succeeded: int
+    failed: int
+    errors: dict[ErrorKind, int]
+    usage: Usage
+    created_at: float
+    elapsed_s: float
+    stage: int
+    error: str | None
+    workers: int
+    latency: Latency = field(default_factory=Latency)
+    stages: tuple[StageStatus, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as JSON-able values: what ``fanout status --json`` prints."""
+        fields = {name: getattr(self, name) for name in self.__slots__}
+        fields["elapsed_s"] = round(self.elapsed_s, 3)
+        return {
+            **fields,
+            "status": self.status.value,
+            "errors": {kind.value: count for kind, count in sorted(self.errors.items())},
+            "usage": self.usage.to_dict(),
+            "latency": latency_row(self.latency),
+            "stages": msgspec.to_builtins(self.stages),
+        }
+
+
+def latency_row(latency: Latency) -> dict[str, float | None]:
+    """Return mean and percentiles in seconds, as JSON-able values; None where there is nothing."""
+    shares = {"p50_s": 0.5, "p90_s": 0.9, "p99_s": 0.99}
+    row = {"mean_s": latency.mean_s, **{n: latency.percentile_s(s) for n, s in shares.items()}}
+    return {name: None if value is None else round(value, 4) for name, value in row.items()}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Output:
+    """One branch of a run, failed or not: what it stands for, and what it gave.
+
+    Attributes:
+        index: Its position in ``Result.outputs``.
+        document: The document's name.
+        document_index: The document's 0-based position in the input.
+        chunk: The index of its chunk in the run.
+        position: The 0-based position of the chunk in its document.
+        start: The offset in the document of the chunk's first character.
+        end: The offset behind its last character.
+        aspect: The name of its prompt, or None where the run has a single prompt.
+        sample: 0-based number of the sample.
+        output: The answer, or None where the branch failed.
+        kind: Why it failed, or None.
+        message: The failure in words, or None.
+        attempts: Calls made for it.
+        usage: What they consumed.
+        elapsed_s: Seconds from the first call to the end, waits included.
+        ended_at: When it ended, in seconds since the epoch; 0 where unknown.
+        columns: The other columns of the document's row.
+        text: The chunk, where it was asked for, else None.
+    """
+
+    index: int
+    document: str
+    document_index: int
+    chunk: int
+    position: int
+    start: int
+    end: int
+    aspect: str | None
+    sample: int
+    output: str | None
+    kind: ErrorKind | None
+    message: str | None
+    attempts: int
+    usage: Usage
+    elapsed_s: float
+    ended_at: float = 0.0
+    columns: dict[str, str] = field(default_factory=dict)
+    text: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BranchError:
+    """One failed branch.
+
+    Attributes:
+        index: The position in ``Result.outputs`` that is None.
+        document: The document's name.
+        kind: Why it failed.
+        message: The failure in words.
+        attempts: Calls made for it.
+        aspect: The name of its prompt, or None.
+        sample: 0-based number of the sample.
+    """
+
+    index: int
+    document: str
+    kind: ErrorKind
+    message: str
+    attempts: int
+    aspect: str | None = None
+    sample: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, repr=False)
+class Result:
+    """What a run gave.
+
+    Its ``repr`` is one short line, however many branches there are.
+
+    Attributes:
+        run_id: The run's name.
+        status: How it ended.
+        branches: Every branch in input order: chunks x aspects x samples, samples fastest.
+        aggregated: The aggregate; by group where the run has groups; None where there is none.
+        notes: What the aggregator wants known, such as a tie or answers that it left out.
+        reduce_errors: The calls of an LLM aggregate that failed.
+        usage: What all calls consumed; an unknown is None.
+        error: Why the run failed, or None.
+        elapsed_s: Seconds from submission to the end.
+    """
+
+    run_id: str
+    status: RunStatus
+    branches: list[Output]
+    aggregated: Any
+    notes: list[str]
+    reduce_errors: list[ReduceError]
+    usage: Usage
+    error: str | None
+    elapsed_s: float
+
+    @property
+    def outputs(self) -> list[str | None]:
+        """One entry for each branch, in input order; None where it failed."""
+        return [branch.output for branch in self.branches]
+
+    @property
+    def errors(self) -> list[BranchError]:
+        """One record for each failed branch, in input order."""
+        return [branch_error(branch) for branch in self.branches if branch.kind is not None]
+
+    @property
+    def coverage(self) -> float:
+        """The share of branches that succeeded, 0 to 1; 0 where there are none."""
+        total = len(self.branches)
+        return sum(branch.kind is None for branch in self.branches) / total if total else 0.0
+
+    def __repr__(self) -> str:
+        failed = len(self.errors)
+        shown = {
+            "run_id": self.run_id,
+            "status": self.status.value,
+            "branches": len(self.branches),
+            "failed": failed,
+            "aggregated": self.aggregated,
+            "error": self.error,
+        }
+        parts = (f"{name}={_short(value)}" for name, value in shown.items())
+        return f"<Result {' '.join(parts)}>"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all of it as values that JSON can say: a row for each branch, in input order.
+
+        Rows have ``index``, ``document``, ``chunk``, ``position``, ``start``, ``end``, ``aspect``,
+        ``sample``, ``output``, ``kind``, ``message``, ``attempts``, ``usage``, ``elapsed_s`` and
+        ``columns``; an unknown is None.
+        """
+        return {**self._record(), "branches": [_row(branch) for branch in self.branches]}
+
+    def _record(self) -> dict[str, Any]:
+        kinds = Counter(branch.kind.value for branch in self.branches if branch.kind is not None)
+        failed = sum(kinds.values())
+        return {
+            "run_id": self.run_id,
+            "status": self.status.value,
+            "total": len(self.branches),
+            "succeeded": len(self.branches) - failed,
+            "failed": failed,
+            "errors": dict(sorted(kinds.items())),
+            "coverage": self.coverage,
+            "usage": self.usage.to_dict(),
+            "elapsed_s": round(self.elapsed_s, 3),
+            "error": self.error,
+            "aggregated": self.aggregated,
+            "notes": self.notes,
+            "reduce_errors": msgspec.to_builtins(self.reduce_errors),
+        }
+
+    def save(self, path: str | PathLike[str], *, replace: bool = False) -> None:
+        """Write it to a folder, as ``fanout run --out`` does, or to one file.
+
+        Args:
+            path: A folder; a file that ends in ``.json``, for what ``to_dict`` returns; or one
+                that ends in ``.jsonl``, for the row of each branch.
+            replace: Whether what is there may be replaced.
+
+        Raises:
+            InputError: There are results already, or it cannot be written to.
+            RunError: The disk is full, or the like; what was there before is left as it was.
+        """
+        target = Path(path)
+        if target.suffix.lower() not in {".json", ".jsonl"}:
+            with OutputFolder(target, replaces=replace, words=("", "replace=True")) as folder:
+                folder.write(self.branches, self.aggregated, self._record())
+            return
+        if target.exists() and not replace:
+            raise InputError("is there already: give replace=True to replace it", source=str(path))
+        is_whole = target.suffix.lower() == ".json"
+        rows = [self.to_dict()] if is_whole else map(_row, self.branches)
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with whole_file(target) as file:
+                for row in rows:
+                    text = json.dumps(row, ensure_ascii=False, indent=2 if is_whole else None)
+                    file.write(text + "\n")
+        except OSError as error:
+            raise RunError(f"cannot write the results to {path}: {error.strerror}") from error
+
+
+def _row(branch: Output) -> dict[str, Any]:
+    row = output_row(branch) if branch.kind is None else {**error_row(branch), "output": None}
+    kind = None if branch.kind is None else branch.kind.value
+    others = {"kind": kind, "message": branch.message, "usage": branch.usage.to_dict()}
+    return {**row, **others, "elapsed_s": round(branch.elapsed_s, 4), "columns": branch.columns}
+
+
+def _short(value: object) -> str:
+    text = str(value) if isinstance(value, int) else repr(value)
+    return text if len(text) <= _SHOWN_CHARS else f"{text[:_SHOWN_CHARS]}... ({len(text):,} chars)"
+
+
+def branch_error(branch: Output) -> BranchError:
+    """Return the error record of a failed branch."""
+    return BranchError(
+        index=branch.index,
+        document=branch.document,
+        kind=branch.kind or ErrorKind.INTERNAL,
+        message=branch.message or "",
+        attempts=branch.attempts,
+        aspect=branch.aspect,
+        sample=branch.sample,
+    )
+
+
+_WORD = re.compile(r"[\w-]+")
+_MAX_SHOWN = 300
+_NO_CALL = frozenset({ErrorKind.CANCELLED, ErrorKind.EXPIRED})
+
+
+def commonest_error(error: str, failed: Iterable[tuple[ErrorKind, str]]) -> str:
+    """Return why a run failed, with the error that most of its branches had, and how many.
+
+    What was not called, as its run was over, is left out where there is anything else.
+
+    Args:
+        error: Why the run failed.
+        failed: Kind and message of each branch that failed.
+    """
+    counts: Counter[tuple[str, str]] = Counter()
+    examples: dict[tuple[str, str], tuple[ErrorKind, str]] = {}
+    for kind, message in failed:
+        sort = error_sort(kind, message)
+        counts[sort] += 1
+        examples.setdefault(sort, (kind, message))
+    called = Counter({sort: n for sort, n in counts.items() if examples[sort][0] not in _NO_CALL})
+    common = (called or counts).most_common(1)
+    if not common:
+        return error
+    (sort, count), (kind, message) = common[0], examples[common[0][0]]
+    if message in error:
+        return error
+    return f"{error}; most common: {kind} {count:,}: {message[:_MAX_SHOWN]}"
+
+
+def error_sort(kind: ErrorKind | None, message: str | None) -> tuple[str, str]:
+    """Return what errors have in common that are alike: ids, times and lengths are not."""
+    return str(kind), _WORD.sub(_without_numbers, message or "")
+
+
+def _without_numbers(word: re.Match[str]) -> str:
+    return "#" if any(map(str.isdigit, word[0])) else word[0]

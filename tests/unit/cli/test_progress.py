@@ -1,0 +1,223 @@
+from __future__ import annotations
+
+import io
+import threading
+
+import pytest
+
+from fanout.cli.delivery import Lookout, follow
+from fanout.cli.progress import Progress, summary
+from fanout.core.errors import BrokerError
+from fanout.core.rate_limits import LimitState
+from fanout.core.records import ErrorKind, RunStatus, Usage
+from fanout.core.spec import make_spec
+from fanout.runs.results import StageStatus, Status
+
+
+def status(**fields):
+    given = {
+        "run_id": "r1", "status": RunStatus.RUNNING, "total": 1000, "done": 10, "succeeded": 8,
+        "failed": 2, "errors": {ErrorKind.TIMEOUT: 2}, "usage": Usage(calls=12),
+        "created_at": 0.0, "elapsed_s": 2.0, "stage": 0, "error": None, "workers": 1,
+    }  # fmt: skip
+    return Status(**{**given, **fields})
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr("fanout.cli.progress.time.monotonic", lambda: now[0])
+    monkeypatch.setenv("TERM", "xterm")
+    return now
+
+
+def test_a_line_says_how_far_how_fast_and_how_long(clock):
+    stream = Terminal()
+    progress = Progress(stream)
+    progress.show(status(usage=Usage(calls=0)))
+    clock[0] += 2
+    progress.show(status(done=110, usage=Usage(calls=300, input_tokens=5000, output_tokens=70)))
+    line = stream.getvalue().rsplit("\x1b[K", 1)[1]
+    # When it ends is told by the branches: some calls are made again.
+    assert (
+        line
+        == ("running 110/1,000 · 2 failed · 150.0 calls/s · ETA 17.8 s · 5,000 tokens in, 70 out")[
+            :79
+        ]
+    )
+
+
+def test_a_model_that_is_left_alone_is_named_once_until_it_answers():
+    stream = io.StringIO()
+    progress = Progress(stream)
+    fails = LimitState(blocked_until=3.0, down_s=12.0)
+    for limit in (None, fails, fails, None, None):
+        progress.held("openai/x", limit)
+    progress.held("openai/y", LimitState(blocked_until=90.0))
+    progress.held("openai/y", LimitState(requests_until=5.0))
+    assert stream.getvalue().splitlines() == [
+        "openai/x fails for everybody since 12.0 s: all its calls wait",
+        "openai/x answers again",
+        "openai/y asks to wait 1:30: all its calls wait",
+    ]
+
+
+def test_a_line_says_how_far_the_aggregate_is(clock):
+    stages = tuple(
+        StageStatus(stage=n, total=total, succeeded=done, failed=0, done=done)
+        # The aggregate of before a retry had two stages.
+        for n, total, done in [(0, 1000, 1000), (3, 8, 8), (4, 2, 1)]
+    )
+    reducing = status(status=RunStatus.REDUCING, done=1000, stage=4, stages=stages)
+    assert Progress().line(reducing) == "reducing 1,000/1,000 · 2 failed · reduce 2: 1/2"
+
+
+def test_a_dumb_terminal_gets_lines(clock, monkeypatch):
+    monkeypatch.setenv("TERM", "dumb")
+    stream = Terminal()
+    progress = Progress(stream)
+    progress.show(status())
+    progress.close()
+    assert stream.getvalue() == "running 10/1,000 · 2 failed\n"
+
+
+def test_a_broker_that_does_not_answer_is_said_once_until_it_does(clock):
+    stream = io.StringIO()
+    progress = Progress(stream)
+    progress.away()
+    progress.away()
+    progress.show(status())
+    progress.away()
+    lines = stream.getvalue().splitlines()
+    assert [line[:26] for line in lines] == [
+        "the broker does not answer",
+        "the broker answers again",
+        "running 10/1,000 · 2 faile",
+        "the broker does not answer",
+    ]
+
+
+def test_a_broker_that_refuses_is_said_once_until_it_takes_what_is_written(clock):
+    stream = io.StringIO()
+    progress = Progress(stream, is_quiet=True)
+    progress.refused(None)
+    for _ in range(3):
+        progress.refused("the disk is full")
+        progress.show(status())
+    assert stream.getvalue() == "fanout: warning: the disk is full; the run waits for it\n"
+    progress.refused(None)
+    progress.refused("the disk is full")
+    assert stream.getvalue().count("the disk is full") == 2
+
+
+class Refusing:
+    """A run whose server can be read, and refuses to stop it."""
+
+    def __init__(self, statuses):
+        self.statuses = statuses
+        self.asked = 0
+
+    def wait(self, *, on_progress, on_away):
+        for now in self.statuses:
+            try:
+                on_progress(now)
+            except BrokerError as error:
+                on_away(error)
+        return self.statuses[-1]
+
+    spec = make_spec(model="fake", prompt="{input}")
+
+    def write_problem(self):
+        self.asked += 1
+        return "the disk is full"
+
+    def model_limit(self):
+        return None
+
+    def cancel(self):
+        raise BrokerError("the disk is full", is_passing=True, is_refusal=True)
+
+
+@pytest.mark.parametrize("is_stopped", [False, True])
+def test_a_run_that_waits_for_a_server_that_refuses_says_so_once(clock, monkeypatch, is_stopped):
+    monkeypatch.setattr("fanout.cli.delivery._STANDSTILL_S", 0.0)
+    stream = io.StringIO()
+    run = Refusing([status()] * 50)
+    follow(run, Progress(stream), on_status=run.cancel if is_stopped else lambda: None)
+    assert stream.getvalue().count("\n") == 2
+    assert "fanout: warning: the disk is full; the run waits for it\n" in stream.getvalue()
+    paused = Refusing([status(status=RunStatus.PAUSED)] * 50)
+    follow(paused, Progress(io.StringIO()))
+    assert (run.asked > 0, paused.asked) == (True, 0)
+
+
+def test_who_waits_to_enqueue_a_run_is_told_why(clock, monkeypatch):
+    monkeypatch.setattr("fanout.cli.delivery._STANDSTILL_S", 0.0)
+    stream = io.StringIO()
+    run = Refusing([])
+    with Lookout(Progress(stream)) as lookout:
+        lookout.begin(lambda: run)
+        for _ in range(1000):
+            if run.asked > 2:
+                break
+            threading.Event().wait(0.01)
+    assert stream.getvalue() == "fanout: warning: the disk is full; the run waits for it\n"
+    with Lookout(Progress(stream)):
+        pass
+
+
+def test_a_total_that_still_grows_is_marked_and_has_no_eta(clock):
+    stream = io.StringIO()
+    progress = Progress(stream)
+    progress.show(status(status=RunStatus.ENQUEUING))
+    assert "enqueuing 10/1,000+" in stream.getvalue()
+    assert "ETA" not in stream.getvalue()
+
+
+def test_without_a_terminal_there_is_a_line_for_each_status_and_now_and_then(clock):
+    stream = io.StringIO()
+    progress = Progress(stream)
+    for done in range(5):
+        progress.show(status(done=done))
+        clock[0] += 1
+    assert stream.getvalue().count("\n") == 1
+    clock[0] += 10
+    progress.show(status(done=9))
+    progress.show(status(status=RunStatus.REDUCING))
+    assert stream.getvalue().count("\n") == 3
+
+
+def test_a_fleet_without_workers_is_said(clock):
+    stream = io.StringIO()
+    Progress(stream).show(status(workers=0))
+    assert "no worker is consuming: start one with `fanout worker`" in stream.getvalue()
+
+
+def test_quiet_is_quiet(clock):
+    stream = Terminal()
+    progress = Progress(stream, is_quiet=True)
+    progress.show(status())
+    progress.note("x")
+    progress.close()
+    assert stream.getvalue() == ""
+
+
+def test_the_summary_says_how_it_ended():
+    line = summary(
+        status(
+            status=RunStatus.SUCCEEDED,
+            done=1000,
+            succeeded=998,
+            elapsed_s=3723,
+            usage=Usage(calls=1004, input_tokens=9, output_tokens=8, cost_usd=1.25),
+        )
+    )
+    assert line == (
+        "run r1 succeeded: 998 of 1,000 branches (99.8%) · 2 failed: timeout 2 · "
+        "1,004 calls in 1 h 2 min · 9 tokens in, 8 out · $1.2500"
+    )

@@ -1,0 +1,509 @@
+"""Submitting, stopping, taking up and retrying a run, without a server or a worker."""
+
+from __future__ import annotations
+
+import itertools
+import time
+
+import pytest
+
+from fanout.client import run as handle
+from fanout.client.client import Client
+from fanout.client.run import Run
+from fanout.core.errors import BrokerError, InputError, RunError, UnknownRunError
+from fanout.core.records import ErrorKind, Outcome, RunStatus
+from fanout.core.spec import make_spec
+from fanout.inputs.intake import checked_documents
+from fanout.policy.packing import pack
+from fanout.runs.enqueue import (
+    Enqueuer,
+    close_input,
+    open_stage,
+    retry_failed,
+    settle,
+    take_back,
+)
+from fanout.runs.reaper import Reaper
+from fanout.stores import End, MemoryStore, Start
+
+RUN = "r1"
+SPEC = make_spec(model="fake", prompt="{input}")
+# Two shards and a half: the samples make a shard of each 250 documents.
+MANY = make_spec(model="fake", prompt="{input}", samples=2)
+
+
+class Publisher:
+    """Notes what would be published."""
+
+    def __init__(self):
+        self.sent = []
+
+    def expand(self, run_id, stage, grants):
+        self.sent += [("expand", grant.shard) for grant in grants]
+
+    def branches(self, run_id, stage, shard, positions, *, feed):
+        self.sent += [("branch", shard, position) for position in positions]
+
+    def collect(self, run_id, stage, shard):
+        self.sent.append(("collect", shard))
+
+    def aggregate(self, run_id, stage):
+        self.sent.append(("aggregate", stage))
+
+    def seal(self, run_id, stage, *, shards):
+        self.sent.append(("seal", shards))
+
+    def forget_root(self, run_id, stage):
+        self.sent.append(("forget",))
+
+    @property
+    def seals(self):
+        return [sent for sent in self.sent if sent[0] == "seal"]
+
+
+class Messages:
+    """An empty broker."""
+
+    def task_ids(self):
+        return {}
+
+    def give_turns(self):
+        return 0
+
+
+class Killed(BaseException):
+    """The client dies here."""
+
+
+@pytest.fixture
+def store():
+    return MemoryStore()
+
+
+@pytest.fixture
+def publisher():
+    return Publisher()
+
+
+def texts(count, **changed):
+    return [changed.get(f"t{i}", f"text {i}") for i in range(count)]
+
+
+def create(store, spec=SPEC, deadline_at=None):
+    store.create_run(
+        RUN, spec=spec.model_dump_json(), created_at=time.time(), deadline_at=deadline_at
+    )
+
+
+def enqueue(store, publisher, documents, spec=MANY, how="enqueue"):
+    enqueuer = Enqueuer(store, publisher)
+    getattr(enqueuer, how)(RUN, spec, checked_documents(spec, documents), max_workers=None)
+
+
+def die_after(documents, count):
+    yield from itertools.islice(documents, count)
+    raise Killed
+
+
+def half_enqueued(store, publisher, count=700):
+    """A run whose client died when it had written one shard or two."""
+    create(store, MANY)
+    with pytest.raises(Killed):
+        enqueue(store, publisher, die_after(texts(count), count - 10))
+
+
+def finish(store, kinds):
+    """Let shards end with outcomes of these kinds, by shard."""
+    for number, some in enumerate(kinds):
+        for at, kind in enumerate(some):
+            index = store.indices(RUN, 0, number)[at]
+            store.record(End(RUN, 0, number, at, Outcome(index=index, kind=kind, output="x")))
+        store.compact(RUN, 0, number, store.outcomes(RUN, 0, number))
+        store.open_shards(RUN, 0, window=9, finished=number)
+
+
+def run_handle(store, publisher):
+    return Run(RUN, store, publisher, lambda: None)
+
+
+# An input that breaks while it is read.
+
+
+def broken(count, error):
+    yield from texts(count)
+    raise error
+
+
+@pytest.mark.parametrize("error", [InputError("it shrank"), ValueError("it shrank")])
+def test_a_run_whose_input_breaks_fails_with_what_was_enqueued(store, publisher, error):
+    create(store, MANY)
+    with pytest.raises(type(error), match="it shrank"):
+        enqueue(store, publisher, broken(700, error))
+    run, stage = store.run(RUN), store.stage(RUN, 0)
+    assert (run.halt, run.error) == (RunStatus.FAILED, "the input could not be read: it shrank")
+    assert stage.sealed
+    assert 0 < stage.total < 1_400
+    assert publisher.seals
+
+
+def test_a_run_whose_input_breaks_at_once_is_none(store, publisher):
+    create(store, MANY)
+    with pytest.raises(InputError):
+        enqueue(store, publisher, broken(3, InputError("it shrank")))
+    with pytest.raises(UnknownRunError):
+        store.run(RUN)
+
+
+# Resuming.
+
+
+def test_a_resumed_run_has_each_branch_once_as_if_nothing_had_happened(store, publisher):
+    half_enqueued(store, publisher)
+    assert store.stage(RUN, 0).shards == 2
+    assert not store.stage(RUN, 0).sealed
+    enqueue(store, publisher, texts(700), how="resume")
+    record = store.stage(RUN, 0)
+    assert (record.shards, record.total, record.sealed) == (3, 1400, True)
+    assert store.run(RUN).status is RunStatus.RUNNING
+    assert publisher.seals == [("seal", 3)]
+    granted = [sent for sent in publisher.sent if sent[0] == "expand"]
+    assert granted == [("expand", 0), ("expand", 1)], "the window's shards, each once"
+    numbers = [chunk.document_index for n in range(3) for chunk in store.shard(RUN, 0, n).chunks]
+    assert numbers == list(range(700))
+
+
+@pytest.mark.parametrize(
+    ("documents", "words"),
+    [
+        (texts(700, t3="other"), "differs at document 'item 4' .chunk 0 of it, in shard 0"),
+        (texts(700, t300="other"), "differs at document 'item 301' .chunk 0 of it, in shard 1"),
+        (texts(400), "differs at document 'item 401' .chunk 0 of it, in shard 1"),
+        (texts(250), "it has ended, but 1,000 branches"),
+    ],
+)
+def test_an_input_that_is_not_the_same_is_refused_and_named(store, publisher, documents, words):
+    half_enqueued(store, publisher)
+    with pytest.raises(RunError, match=words):
+        enqueue(store, publisher, documents, how="resume")
+    record = store.stage(RUN, 0)
+    assert (record.shards, record.sealed) == (2, False), "it can be resumed with the right one"
+
+
+def test_a_client_whose_run_was_resumed_and_sealed_by_another_stops(store, publisher):
+    half_enqueued(store, publisher)
+    enqueue(store, publisher, texts(700), how="resume")
+    enqueue(store, publisher, texts(700), how="resume")
+    assert store.stage(RUN, 0).total == 1400
+    assert publisher.seals == [("seal", 3)], "one seal is published"
+
+
+def test_two_clients_that_write_the_same_input_in_turns_count_it_once(store, publisher):
+    create(store, MANY)
+    one, two = (
+        pack(_chunks(texts(700)), branches_per_chunk=MANY.branches_per_chunk) for _ in range(2)
+    )
+
+    def in_turns():
+        for shard in one:
+            store.put_shard(RUN, 0, store.stage(RUN, 0).shards, next(two))
+            yield shard
+
+    open_stage(store, publisher, RUN, 0, in_turns(), max_workers=None)
+    assert (store.stage(RUN, 0).shards, store.stage(RUN, 0).total) == (3, 1400)
+
+
+def _chunks(documents):
+    from fanout.inputs.splitters import make_splitter, split_documents
+
+    splitter = make_splitter("none", chunk_tokens=1000, chunk_overlap_tokens=0)
+    return split_documents(checked_documents(MANY, documents), splitter)
+
+
+def test_the_inputs_of_a_run_are_found_from_any_folder(tmp_path, monkeypatch):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    for name in ("a.txt", "b.md"):
+        (tmp_path / "data" / name).write_text(name)
+    (tmp_path / "rows.jsonl").write_text('"one"\n"two"\n')
+    spec = make_spec(
+        model="fake", prompt="{input}", inputs=["data", "data/*.txt", "rows.jsonl"],
+        base_dir=str(tmp_path),
+    )  # fmt: skip
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    names = [document.name for document in checked_documents(spec, None)]
+    assert names == ["data/a.txt", "data/b.md", "data/a.txt", "rows.jsonl:1", "rows.jsonl:2"]
+
+
+# Stopping.
+
+
+@pytest.mark.parametrize("calls", [1, 2])
+def test_a_run_that_is_cancelled_while_its_client_is_dead_ends_with_what_was_written(
+    store, publisher, calls
+):
+    half_enqueued(store, publisher)
+    run = run_handle(store, publisher)
+    assert [run.cancel() for _ in range(calls)] == [True, False][:calls]
+    assert store.stage(RUN, 0).sealed
+    assert publisher.seals == [("seal", 2)]
+
+
+def test_a_client_stops_reading_when_its_run_is_cancelled(store, publisher):
+    create(store, MANY)
+    read = []
+
+    def documents():
+        for i in range(10_000):
+            read.append(i)
+            if i == 600:
+                run_handle(store, publisher).cancel()
+            yield f"text {i}"
+
+    enqueue(store, publisher, documents())
+    assert len(read) < 800
+    assert (store.stage(RUN, 0).shards, store.stage(RUN, 0).sealed) == (2, True)
+    assert publisher.seals == [("seal", 2)]
+
+
+def test_cancelling_a_paused_run_publishes_what_was_parked(store, publisher):
+    create(store)
+    enqueue(store, publisher, texts(3), SPEC)
+    store.pause(RUN)
+    store.begin(Start(RUN, 0, 0, 1, token="a"))
+    run_handle(store, publisher).cancel()
+    assert publisher.sent[-1] == ("branch", 0, 1)
+
+
+def test_cancelling_a_run_that_has_ended_does_nothing(store, publisher):
+    create(store)
+    store.end_run(RUN, RunStatus.SUCCEEDED, ended_at=1.0)
+    assert not run_handle(store, publisher).cancel()
+    assert publisher.sent == []
+
+
+def test_the_reaper_seals_a_run_that_was_halted_while_nobody_enqueued(store, publisher):
+    half_enqueued(store, publisher)
+    store.halt(RUN, RunStatus.FAILED, error="auth: no such key")
+    Reaper(store, publisher, Messages(), stall_s=60).sweep()
+    assert store.stage(RUN, 0).sealed
+    assert publisher.seals == [("seal", 2)]
+
+
+def test_the_reaper_ends_a_run_that_is_overdue_before_its_input_was_read(store, publisher):
+    create(store, MANY, deadline_at=time.time() - 5)
+    Reaper(store, publisher, Messages(), stall_s=60).sweep()
+    run = store.run(RUN)
+    assert (run.halt, run.error) == (
+        RunStatus.FAILED,
+        "the deadline passed before the input was read",
+    )
+    assert publisher.seals == [("seal", 0)]
+
+
+@pytest.mark.parametrize("deadline_in_s", [None, 60])
+def test_a_run_whose_client_is_at_work_is_left_alone(store, publisher, deadline_in_s):
+    create(store, deadline_at=deadline_in_s and time.time() + deadline_in_s)
+    settle(store, publisher, store.run(RUN))
+    assert not store.stage(RUN, 0).sealed
+
+
+def test_an_overdue_run_that_is_sealed_is_not_halted(store, publisher):
+    """Its branches expire, and the aggregate is made of what has finished."""
+    create(store, deadline_at=time.time() - 5)
+    enqueue(store, publisher, texts(3), SPEC)
+    settle(store, publisher, store.run(RUN))
+    assert store.run(RUN).halt is None
+
+
+def test_an_input_is_closed_once(store, publisher):
+    half_enqueued(store, publisher)
+    close_input(store, publisher, RUN)
+    close_input(store, publisher, RUN)
+    assert publisher.seals == [("seal", 2)]
+
+
+# Pausing.
+
+
+def test_pausing_and_unpausing_say_whether_they_did_it(store, publisher):
+    create(store)
+    enqueue(store, publisher, texts(3), SPEC)
+    run = run_handle(store, publisher)
+    assert [run.pause(), run.pause()] == [True, False]
+    assert run.status().status is RunStatus.PAUSED
+    store.begin(Start(RUN, 0, 0, 2, token="a"))
+    assert [run.unpause(), run.unpause()] == [True, False]
+    assert publisher.sent[-1] == ("branch", 0, 2)
+    assert publisher.sent.count(("branch", 0, 2)) == 1
+    assert run.status().status is RunStatus.RUNNING
+
+
+def test_unpausing_again_publishes_what_an_unpause_that_died_has_not(store, publisher):
+    create(store)
+    enqueue(store, publisher, texts(3), SPEC)
+    store.pause(RUN)
+    store.begin(Start(RUN, 0, 0, 2, token="a"))
+    store.unpause(RUN)
+    assert not run_handle(store, publisher).unpause()
+    assert publisher.sent[-1] == ("branch", 0, 2)
+
+
+# Retrying.
+
+BAD, SLOW = ErrorKind.BAD_REQUEST, ErrorKind.TIMEOUT
+
+
+def ended(store, publisher):
+    create(store)
+    shards = pack(_chunks(texts(6)), branches_per_chunk=1, max_branches=2)
+    open_stage(store, publisher, RUN, 0, shards, max_workers=None)
+    finish(store, [(None, BAD), (None, None), (SLOW, BAD)])
+    store.end_run(RUN, RunStatus.SUCCEEDED, ended_at=1.0)
+    publisher.sent.clear()
+
+
+@pytest.mark.parametrize(("kinds", "count"), [(None, 3), ({BAD}, 2), ({ErrorKind.AUTH}, 0)])
+def test_a_retry_says_how_many_branches_it_is_about(store, publisher, kinds, count):
+    ended(store, publisher)
+    wanted = None if kinds is None else frozenset(kinds)
+    assert retry_failed(store, publisher, RUN, wanted) == count
+    assert store.run(RUN).has_ended == (count == 0)
+
+
+def test_of_two_that_retry_a_run_one_reopens_it(store, publisher):
+    ended(store, publisher)
+    assert retry_failed(store, publisher, RUN, None) == 3
+    with pytest.raises(RunError, match="has not ended"):
+        retry_failed(store, publisher, RUN, None)
+    assert len(publisher.seals) == 1
+
+
+def test_a_shard_is_taken_back_once_however_often_it_is_published(store, publisher):
+    ended(store, publisher)
+    retry_failed(store, publisher, RUN, frozenset({BAD}))
+    run = store.run(RUN)
+    take_back(store, run, 2)
+    assert store.stage(RUN, 0).errors == {BAD: 1, SLOW: 1}
+    assert store.outcomes(RUN, 0, 2)[0].kind is SLOW
+    store.record(End(RUN, 0, 2, 1, Outcome(index=5, kind=BAD)))
+    take_back(store, run, 2)
+    assert store.outcomes(RUN, 0, 2)[1].kind is BAD, "it failed again, and stays so"
+    take_back(store, run, 1)
+    assert store.is_finished(RUN, 0, 1), "it has nothing to retry"
+
+
+@pytest.mark.parametrize("dies_in", ["forget_root", "expand", "seal"])
+def test_a_retry_whose_client_dies_half_way_is_completed_by_the_reaper(
+    store, publisher, dies_in, monkeypatch
+):
+    """Every shard is let in and expanded, which takes it back, and the aggregate is made."""
+    ended(store, publisher)
+
+    def die(*_, **__):
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(publisher, dies_in, die)
+        with pytest.raises(Killed):
+            retry_failed(store, publisher, RUN, None)
+    reaper = Reaper(store, publisher, Messages(), stall_s=0)
+    expanded = set()
+    for _ in range(20):
+        reaper.heal_now(wait=lambda _seconds: None)
+        for sent in publisher.sent:
+            if sent[0] == "expand" and sent[1] not in expanded:
+                expanded.add(sent[1])
+                take_back(store, store.run(RUN), sent[1])
+                assert store.is_finished(RUN, 0, sent[1]) == (sent[1] == 1)
+                store.compact(RUN, 0, sent[1], store.outcomes(RUN, 0, sent[1]))
+                grants = store.open_shards(RUN, 0, window=2, finished=sent[1])
+                publisher.expand(RUN, 0, grants)
+                break
+        if ("aggregate", 0) in publisher.sent:
+            break
+    assert expanded == {0, 1, 2}
+    assert ("aggregate", 0) in publisher.sent
+
+
+# Healing on demand.
+
+
+def test_healing_at_once_acts_on_what_it_saw_missing_twice(store, publisher):
+    create(store)
+    enqueue(store, publisher, texts(3), SPEC)
+    publisher.sent.clear()
+    waited = []
+    reaper = Reaper(store, publisher, Messages(), stall_s=0)
+    assert reaper.heal_now(wait=waited.append) == 1
+    assert publisher.sent == [("expand", 0)]
+    assert waited, "a message may be on its way"
+
+
+def test_healing_leaves_alone_what_is_in_order(store, publisher):
+    create(store)
+    reaper = Reaper(store, publisher, Messages(), stall_s=0)
+    assert reaper.heal_now(wait=pytest.fail) == 0
+
+
+# Waiting for a server that is away.
+
+
+class AwayStore(MemoryStore):
+    """A store whose server is away for a while."""
+
+    def __init__(self):
+        super().__init__()
+        self.fails = 0
+        self.is_passing = True
+
+    def run(self, run_id):
+        if self.fails:
+            self.fails -= 1
+            raise BrokerError("no broker answers", is_passing=self.is_passing)
+        return super().run(run_id)
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    now = itertools.count(step=10)
+    monkeypatch.setattr(handle.time, "monotonic", lambda: float(next(now)))
+    monkeypatch.setattr(handle.time, "sleep", lambda _seconds: None)
+
+
+def test_waiting_bears_a_server_that_is_away_for_a_while(publisher, clock):
+    store = AwayStore()
+    create(store)
+    store.end_run(RUN, RunStatus.SUCCEEDED, ended_at=1.0)
+    store.fails = 3
+    away = []
+    status = run_handle(store, publisher).wait(on_progress=lambda _: None, on_away=away.append)
+    assert status.status is RunStatus.SUCCEEDED
+    assert len(away) == 3
+
+
+@pytest.mark.parametrize(("fails", "is_passing", "looks"), [(1000, True, 12), (1, False, 1)])
+def test_waiting_ends_where_the_server_stays_away_or_refuses(
+    publisher, clock, fails, is_passing, looks
+):
+    store = AwayStore()
+    create(store)
+    store.fails, store.is_passing = fails, is_passing
+    with pytest.raises(BrokerError, match=f"run {RUN} goes on: `fanout watch {RUN}` follows"):
+        run_handle(store, publisher).wait()
+    assert fails - store.fails == looks
+
+
+# The spec.
+
+
+@pytest.mark.parametrize("deadline_s", [0, -1, "soon", float("inf")])
+def test_a_deadline_that_is_none_is_refused(deadline_s):
+    from fanout.core.errors import SpecError
+
+    with pytest.raises(SpecError, match=r"^deadline_s: "):
+        make_spec(model="fake", prompt="{input}", deadline_s=deadline_s)
+
+
+def test_a_client_without_a_broker_has_no_fleet_to_heal():
+    with Client() as client, pytest.raises(BrokerError, match="no broker is configured"):
+        client.heal()

@@ -1,0 +1,335 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+import pytest
+import yaml
+
+from fanout import ParallelCalls
+from fanout.cli.options import job_options, job_spec
+from fanout.client.client import Client
+from fanout.core.errors import InputError, RunError, SpecError
+from fanout.core.field_names import ALIASES, PARTS
+from fanout.core.records import branch_ref
+from fanout.core.settings import load_settings
+from fanout.core.spec import RateSpec, RetrySpec, RunSpec, load_job, make_spec
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"prompt": "p"}, ["model: is required"]),
+        ({"model": "fake"}, ["prompt: is required: what to ask of each chunk"]),
+        ({"model": "fake", "prompt": ""}, ["prompt: is required"]),
+        ({"model": "fake", "prompt": "p", "timout": 3}, ["timout:", "did you mean timeout?"]),
+        (
+            {"model": "fake", "prompt": {"input": None}},
+            ["prompt:", "put it in quotes", "'{input}'"],
+        ),
+        ({"model": "fake", "aspects": {"a": {"input": None}}}, ["aspects.a:", "in quotes"]),
+        ({"model": "fake", "prompt": "p", "delimiter": "ab"}, ["delimiter: must be one", "'ab'"]),
+        (
+            {"model": "fake", "prompt": "p", "timeout": 1, "timeout_s": 2},
+            ["timeout_s: is given twice, as timeout and as timeout_s"],
+        ),
+        (
+            {"model": "fake", "prompt": "p", "rpm": 1, "rate": {"requests_per_minute": 2}},
+            ["requests_per_minute: is given twice, as rpm and as rate.requests_per_minute"],
+        ),
+        ({"model": "fake", "prompt": "p", "samples": True}, ["samples: must not be true or false"]),
+        ({"model": "fake", "prompt": "p", "max_workers": True}, ["max_workers: must not be true"]),
+        ({"model": "fake", "prompt": "p", "max_workers": 2.5}, ["max_workers:", "(got 2.5)"]),
+        (
+            {"model": "fake", "prompt": "p", "retries": {"max_wait_s": True}},
+            ["retries.max_wait_s: must not be true or false"],
+        ),
+        ({"model": "fake", "prompt": "p", "aspects": {"a": "p"}}, ["not both"]),
+        ({"model": "fake", "promt": "p"}, ["promt:", "no such field", "did you mean prompt?"]),
+        ({"model": "fake", "prompt": "p", "samples": 0}, ["samples:", "greater", "(got 0)"]),
+        (
+            {"model": "fake", "prompt": "p", "reduce": "sum"},
+            ["reduce:", "'concat'", "'vote'", "(got 'sum')"],
+        ),
+        ({"model": "fake", "prompt": "p", "reduce": "llm"}, ["aggregate_prompt:"]),
+        (
+            {"model": "fake", "prompt": "p", "reduce": "vote", "aggregate_prompt": "a"},
+            ["reduce: 'vote' does not use an aggregate prompt"],
+        ),
+        ({"model": "fake", "prompt": "p", "group_by": "document"}, ["group_by: needs a reduce"]),
+        (
+            {"model": "fake", "prompt": "p", "chunk_tokens": 10, "chunk_overlap_tokens": 10},
+            ["chunk_overlap_tokens: 10 must be smaller"],
+        ),
+        (
+            {"model": "fake", "prompt": "p", "retries": {"max_attempt": 2}},
+            ["retries.max_attempt:", "did you mean max_attempts?"],
+        ),
+        ({"model": "fake", "prompt": "p", "min_success": 90}, ["min_success:", "(got 90)"]),
+        ({"model": "fake", "prompt": "p", "temperature": "hot"}, ["temperature:", "(got 'hot')"]),
+    ],
+)
+def test_a_wrong_field_names_itself_its_value_and_what_is_allowed(fields, words):
+    with pytest.raises(SpecError) as caught:
+        make_spec(**fields)
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_the_names_of_the_library_and_of_the_job_file_are_the_same_fields():
+    spec = make_spec(llm="fake", branch_prompt="{input}", aggregate="all: {input}")
+    assert (spec.model, spec.prompt, spec.aggregate_prompt) == ("fake", "{input}", "all: {input}")
+
+
+@pytest.mark.parametrize(
+    ("fields", "reduction"),
+    [({}, "none"), ({"aggregate_prompt": "{input}"}, "llm"), ({"reduce": "vote"}, "vote")],
+)
+def test_the_reduce_follows_from_the_prompts(fields, reduction):
+    assert make_spec(model="fake", prompt="{input}", **fields).reduction == reduction
+
+
+def test_a_spec_survives_its_json():
+    spec = make_spec(
+        model="fake", aspects={"b": "{input}", "a": "x {input}"}, samples=2, stop=["."]
+    )
+    again = type(spec).model_validate_json(spec.model_dump_json())
+    assert again == spec
+    assert again.aspect_names == ("b", "a"), "aspects keep their order"
+    assert again.branches_per_chunk == 4
+
+
+def test_branches_are_chunks_by_aspects_by_samples():
+    refs = [branch_ref(i, ("a", "b"), 2) for i in range(8)]
+    order = [(ref.chunk, ref.aspect, ref.sample) for ref in refs]
+    assert order == [
+        (chunk, aspect, sample) for chunk in (0, 1) for aspect in ("a", "b") for sample in (0, 1)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("a: [1", ["not valid YAML", "line"]),
+        ("prompt: {input} now", ["line 1", "text that begins with { must be in quotes"]),
+        ("a: 1\na: 2", ["line 2", "the field 'a' is given twice"]),
+        ("- a\n- b", ["a mapping of fields, not list"]),
+        ("", ["not NoneType"]),
+    ],
+)
+def test_a_job_file_that_is_not_one_says_so(tmp_path, text, words):
+    path = tmp_path / "job.yaml"
+    path.write_text(text)
+    with pytest.raises(SpecError) as caught:
+        load_job(path)
+    for word in [str(path), *words]:
+        assert word in str(caught.value)
+
+
+def test_a_missing_job_file_says_so(tmp_path):
+    with pytest.raises(SpecError, match=r"cannot read the job file .*nope\.yaml"):
+        load_job(tmp_path / "nope.yaml")
+
+
+@pytest.mark.parametrize(
+    ("field", "fields"),
+    [
+        ("prompt", {"prompt": "\udcff {input}"}),
+        ("aspects", {"prompt": None, "aspects": {"a": "\udcff {input}"}}),
+        ("inputs", {"inputs": ["\udcff.txt"]}),
+    ],
+)
+def test_a_text_that_is_not_utf8_is_refused(field, fields):
+    with pytest.raises(SpecError, match=f"^{field}: holds bytes that are not UTF-8"):
+        make_spec(**{"model": "fake", "prompt": "{input}", **fields})
+
+
+# One name for each field: as an option, in YAML, and in Python.
+
+VALUES = {
+    "inputs": "a.txt", "base_dir": "x", "text_column": "t", "delimiter": ";", "max_document_mb": 2,
+    "model": "fake", "prompt": "{input}", "samples": 2, "system": "s", "temperature": 0.5,
+    "max_tokens": 9, "seed": 3, "stop": ["."], "output_format": "json", "split": "lines",
+    "chunk_tokens": 50, "chunk_overlap_tokens": 0, "reduce": "vote", "aggregate_prompt": "{input}",
+    "aggregate_max_tokens": 9, "group_by": "document", "context_tokens": 999, "min_success": 0.5,
+    "max_workers": 3, "timeout_s": 7, "deadline_s": 9, "strict": True, "max_attempts": 2,
+    "max_elapsed_s": 8, "base_wait_s": 1, "max_wait_s": 5, "requests_per_minute": 6,
+    "tokens_per_minute": 7, "aspects": {"a": "{input}"},
+}  # fmt: skip
+FLAT = [name for name in RunSpec.model_fields if name not in {"retries", "rate"}] + list(PARTS)
+NAMES = [*FLAT, *ALIASES]
+
+
+def value_of(spec, name):
+    field = ALIASES.get(name, name)
+    return getattr(getattr(spec, PARTS[field]) if field in PARTS else spec, field)
+
+
+def job_with(name):
+    """The fields of a job that has one under that name, and what it needs beside."""
+    field = ALIASES.get(name, name)
+    assert field in VALUES, f"give the test a value of the new field {field!r}"
+    needed = {"model": "fake", "prompt": "{input}", "aspects": VALUES["aspects"]}
+    del needed["prompt" if field == "aspects" else "aspects"]
+    if field == "group_by":
+        needed["reduce"] = "vote"
+    needed.pop(field, None)
+    return {**needed, name: VALUES[field]}
+
+
+def from_command_line(monkeypatch, arguments):
+    taken = []
+
+    def command(inputs, **options):
+        taken.append(job_spec(inputs, options, load_settings()))
+
+    click.command("run")(job_options(command)).main(arguments, standalone_mode=False)
+    return taken[0]
+
+
+def option_words(name, value):
+    option = f"--{name.replace('_', '-')}"
+    if value is True:
+        return [option]
+    if isinstance(value, dict):
+        return [word for key, one in value.items() for word in (option, f"{key}={one}")]
+    values = value if isinstance(value, list) else [value]
+    return [word for one in values for word in (option, str(one))]
+
+
+def test_every_field_has_a_part_where_it_may_stand_by_itself():
+    parts = {"retries": RetrySpec, "rate": RateSpec}
+    assert {n: part for part, model in parts.items() for n in model.model_fields} == PARTS
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_field_has_the_same_names_everywhere(monkeypatch, tmp_path, name):
+    job = job_with(name)
+    expected = value_of(make_spec(**job), name)
+    assert expected not in (None, [], {})
+    # YAML.
+    path = tmp_path / "job.yaml"
+    path.write_text(yaml.safe_dump({"inputs": "a.txt", **job}))
+    read = from_command_line(monkeypatch, [str(path)])
+    field = ALIASES.get(name, name)
+    if field != "inputs":
+        assert value_of(read, name) == expected
+    # Options: those of fields all of them, and of other names those that there are.
+    options = {
+        spelling
+        for option in click.command("x")(job_options(lambda: None)).params
+        for spelling in option.opts
+    }
+    if f"--{name.replace('_', '-')}" in options or (name in FLAT and name != "inputs"):
+        words = [word for one, value in job.items() for word in option_words(one, value)]
+        assert value_of(from_command_line(monkeypatch, ["a.txt", *words]), name) == expected
+    # Python.
+    assert value_of(python_spec(monkeypatch, job), name) == expected
+
+
+def python_spec(monkeypatch, job):
+    """The spec that ``ParallelCalls.run`` submits."""
+    seen = []
+
+    def submit(_self, spec, *_arguments, **_options):
+        seen.append(spec)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Client, "submit", submit)
+    with ParallelCalls(llm="fake") as runner, pytest.raises(KeyboardInterrupt):
+        runner.run(**job)
+    return seen[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (
+            ["a.txt", "--samples", "0", "-p", "x", "-m", "fake"],
+            "--samples: input should be greater",
+        ),
+        (["job.yaml"], "job.yaml: samples: input should be greater than or equal to 1 (got 0)"),
+        (["job.yaml", "--max-attempts", "0", "--samples", "1"], "--max-attempts: input should be"),
+        (["a.txt", "-m", "fake"], "--prompt: is required: what to ask of each chunk"),
+        (["a.txt", "-p", "x"], "--model: is required"),
+        (["-p", "x", "-m", "fake"], "inputs: is required: give files"),
+    ],
+)
+def test_a_wrong_field_is_named_as_it_was_given(monkeypatch, tmp_path, arguments, words):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "job.yaml").write_text("{inputs: a.txt, model: fake, prompt: x, samples: 0}")
+    with pytest.raises(SpecError) as caught:
+        from_command_line(monkeypatch, arguments)
+    assert words in str(caught.value)
+
+
+def test_an_option_leaves_the_other_fields_of_its_part(monkeypatch, tmp_path):
+    path = tmp_path / "job.yaml"
+    path.write_text(
+        "{inputs: a, model: fake, prompt: x, max_wait_s: 3, retries: {max_elapsed_s: 9}}"
+    )
+    spec = from_command_line(monkeypatch, [str(path), "--max-attempts", "7"])
+    retries = spec.retries
+    assert (retries.max_attempts, retries.max_elapsed_s, retries.max_wait_s) == (7, 9, 3)
+
+
+# What a caller of the library gives.
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"max_workers": 0}, "max_workers: must be a whole number from 1 on (got 0)"),
+        ({"max_workers": 2.5}, "max_workers: must be a whole number from 1 on (got 2.5)"),
+        ({"max_workers": True}, "max_workers: must be a whole number from 1 on (got True)"),
+        ({"max_workers": "4"}, "max_workers: must be a whole number from 1 on (got '4')"),
+        ({"llm": object()}, "llm: must be a model string such as"),
+        ({"llm": 7}, "(got int)"),
+        ({"llm": ""}, "llm: must not be empty"),
+        ({"llm": None}, "llm: is required: give llm=..., or set FANOUT_MODEL"),
+    ],
+)
+def test_a_runner_checks_what_it_is_given(arguments, words):
+    with pytest.raises(SpecError) as caught:
+        ParallelCalls(**{"llm": "fake", **arguments})
+    assert words in str(caught.value)
+
+
+@pytest.mark.parametrize("spec", ["fake", None, [], 5])
+def test_a_client_says_what_a_spec_is(spec):
+    with Client() as client, pytest.raises(SpecError, match="spec: must be a RunSpec, or a dict"):
+        client.submit(spec, ["a"])
+
+
+def test_a_runner_that_is_closed_has_forgotten_its_function():
+    runner = ParallelCalls(llm=str.upper)
+    runner.close()
+    with pytest.raises(RunError, match="this runner is closed"):
+        runner.run(["a"], "{input}")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"inputs": [3]}, "inputs: must be paths (got 3, a int)"),
+        ({"chunks": ["x"], "inputs": "a.txt"}, "inputs: give either chunks or inputs"),
+        ({"chunks": ["x"], "prompt": "{input}"}, "prompt: is given twice, as branch_prompt and"),
+        ({"chunks": ["x"], "samples": True}, "samples: must not be true or false"),
+    ],
+)
+def test_a_run_checks_what_it_is_given(arguments, words):
+    with ParallelCalls(llm="fake") as runner, pytest.raises(SpecError) as caught:
+        runner.run(branch_prompt="{input}", **arguments)
+    assert words in str(caught.value)
+
+
+def test_one_path_may_stand_for_a_list_of_one(monkeypatch, tmp_path):
+    for inputs in ("a.txt", Path("a.txt"), ["a.txt"], [Path("a.txt")]):
+        spec = python_spec(monkeypatch, {"inputs": inputs, "prompt": "{input}"})
+        assert spec.inputs == ("a.txt",)
+
+
+def test_an_empty_list_is_said_to_be_one():
+    with ParallelCalls(llm="fake") as runner, pytest.raises(InputError) as caught:
+        runner.run(chunks=[], branch_prompt="{input}")
+    assert str(caught.value) == "chunks is empty: there is nothing to do"

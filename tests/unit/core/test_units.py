@@ -1,0 +1,71 @@
+"""Numbers as people read them."""
+
+from __future__ import annotations
+
+import pytest
+
+from fanout.core.records import Usage
+from fanout.core.units import clock, dollars, duration, known, moment, plain, plural, share
+
+
+@pytest.mark.parametrize(
+    ("part", "whole", "said"),
+    [
+        (0, 9, "0 %"), (9, 9, "100 %"), (1, 3, "33.3 %"), (0, 0, "none"),
+        (999_999, 1_000_000, "more than 99.9 %"), (1, 1_000_000, "less than 0.1 %"),
+    ],
+)  # fmt: skip
+def test_only_all_is_said_to_be_all(part, whole, said):
+    assert plain(share(part, whole)) == said
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [
+        (0, "0 ms"), (0.000_04, "0.04 ms"), (0.34, "340 ms"), (0.9996, "1 s"), (3.456, "3.46 s"),
+        (42.04, "42 s"), (61, "1 min 1 s"), (3600, "1 h"), (90_000, "1 d 1 h"),
+    ],
+)  # fmt: skip
+def test_durations_are_said_in_units_that_fit(seconds, said):
+    assert plain(duration(seconds)) == said
+
+
+def test_costs_are_said_with_the_digits_that_they_need():
+    assert [dollars(n) for n in (None, 0.0, 0.00123, 1234.5)] == [
+        "unknown", "$0.00", "$0.0012", "$1,234.50",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"),
+    [(0, "0.0 s"), (59.94, "59.9 s"), (60, "1:00"), (245.9, "4:05"), (3599, "59:59"),
+     (3600, "1:00:00"), (360_061, "100:01:01")],
+)  # fmt: skip
+def test_a_clock_shows_hours_only_where_there_are_some(seconds, shown):
+    assert clock(seconds) == shown
+
+
+def test_counts_and_moments():
+    assert [known(n) for n in (None, 0, 1234)] == ["?", "0", "1,234"]
+    assert [plural(n, "call", "calls") for n in (0, 1, 2000)] == [
+        "0 calls",
+        "1 call",
+        "2,000 calls",
+    ]
+    assert moment(0) == "1970-01-01 00:00:00 UTC"
+
+
+@pytest.mark.parametrize(
+    ("usages", "total"),
+    [
+        ([], Usage()),
+        ([Usage(calls=1, input_tokens=2)], Usage(calls=1, input_tokens=2)),
+        ([Usage(calls=1, input_tokens=2, output_tokens=3, cost_usd=0.5)] * 2,
+         Usage(calls=2, input_tokens=4, output_tokens=6, cost_usd=1.0)),
+        ([Usage(calls=1, input_tokens=0, output_tokens=0, cost_usd=0.0),
+          Usage(calls=2, input_tokens=1)],
+         Usage(calls=3, input_tokens=1)),
+    ],
+)  # fmt: skip
+def test_a_sum_with_an_unknown_is_unknown(usages, total):
+    assert Usage.total(usages) == total

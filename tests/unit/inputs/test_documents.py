@@ -1,0 +1,781 @@
+from __future__ import annotations
+
+import functools
+import io
+import json
+import logging
+import math
+import os
+import tracemalloc
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from fanout.core.errors import InputError, PromptError, SpecError
+from fanout.core.records import Document
+from fanout.core.spec import make_spec
+from fanout.inputs.documents import from_paths, from_strings
+from fanout.inputs.intake import checked_documents
+
+MAX = 1000
+DEEP = functools.reduce(lambda made, _: [made], range(2000), [])
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def read(*inputs, max_bytes=MAX, **options):
+    return list(from_paths(inputs, max_bytes=max_bytes, **options))
+
+
+def texts(documents):
+    return [document.text for document in documents]
+
+
+def errors(documents):
+    return [document.error for document in documents]
+
+
+def test_strings_become_documents_in_order():
+    documents = list(from_strings(["a", "b"], max_bytes=MAX))
+    assert documents == [
+        Document(name="item 1", index=0, text="a"),
+        Document(name="item 2", index=1, text="b"),
+    ]
+
+
+def test_rows_keep_their_other_columns_as_strings():
+    row = {"text": "a", "n": 1, "who": "Ann", "none": None, "tags": ["x"]}
+    [document] = from_strings([row], max_bytes=MAX)
+    assert document.text == "a"
+    assert document.columns == {"n": "1", "who": "Ann", "none": "", "tags": '["x"]'}
+
+
+def test_documents_pass_through_and_are_counted():
+    given = Document(name="mine", index=7, text="a")
+    assert list(from_strings(["x", given], max_bytes=MAX))[1] == Document(
+        name="mine", index=1, text="a"
+    )
+
+
+@pytest.mark.parametrize(
+    ("items", "words"),
+    [
+        ("one", "not one string: put it in a list"),
+        (b"one", "not bytes: decode"),
+        ({"text": ["a", "b"]}, "not one dict"),
+        (Path("a.txt"), r"give files as inputs=\['a.txt'\]"),
+        (7, "a list of strings or rows, not int"),
+        (Document(name="d", index=0, text="a"), "not one Document"),
+    ],
+)
+def test_what_is_no_list_of_strings_is_refused(items, words):
+    with pytest.raises(InputError, match=words):
+        from_strings(items, max_bytes=MAX)
+
+
+@pytest.mark.parametrize(
+    ("item", "words"),
+    [
+        (1, "must be a string or a mapping, not int"),
+        (b"x", "not bytes"),
+        (None, "it is missing"),
+        (math.nan, "it is missing (nan)"),
+        (Path("a.txt"), "give files as inputs"),
+        ({"text": math.nan}, "the column 'text' is missing (nan)"),
+        ({"text": 3}, "must be a string, not int"),
+        (
+            {"text": "x", "deep": functools.reduce(lambda made, _: [made], range(2000), [])},
+            "a column cannot",
+        ),
+    ],
+)
+def test_an_item_that_cannot_be_used_costs_itself(item, words):
+    before, bad, after = from_strings(["before", item, "after"], max_bytes=MAX)
+    assert (before.text, after.text, bad.text) == ("before", "after", "")
+    assert words in bad.error
+
+
+FRAME = [{"text": "a", "n": 1}, {"text": math.nan, "n": 2}, {"text": "c", "n": math.nan}]
+
+
+class Frame:
+    """What makes a DataFrame of another library one; its columns are what it iterates."""
+
+    columns = ("text", "n")
+
+    def __iter__(self):
+        return iter(self.columns)
+
+
+class Pandas(Frame):
+    def __init__(self, rows=FRAME):
+        self.rows = rows
+
+    def __len__(self):
+        return len(self.rows)
+
+    @property
+    def iloc(self):
+        return self
+
+    def __getitem__(self, at):
+        return Pandas(self.rows[at])
+
+    def to_dict(self, orient="dict"):
+        return self.rows if orient == "records" else {}
+
+
+class Polars(Frame):
+    def iter_rows(self, *, named=False):
+        return iter(FRAME if named else [])
+
+
+class Arrow(Frame):
+    def to_batches(self):
+        return [self]
+
+    def to_pylist(self):
+        return FRAME
+
+
+@pytest.mark.parametrize("frame", [Pandas(), Polars(), Arrow()])
+def test_the_rows_of_a_data_frame_are_documents(frame):
+    first, second, third = from_strings(frame, max_bytes=MAX)
+    assert (first.text, first.columns) == ("a", {"n": "1"})
+    assert "is missing" in second.error
+    assert (third.text, third.columns) == ("c", {"n": ""})
+
+
+def test_strings_are_read_lazily():
+    taken = []
+
+    def source():
+        for i in range(100):
+            taken.append(i)
+            yield "x"
+
+    next(from_strings(source(), max_bytes=MAX))
+    assert taken == [0]
+
+
+def test_a_text_file_is_one_document(here):
+    (here / "a.txt").write_text("\ufeffhä\nllo")
+    assert read("a.txt") == [Document(name="a.txt", index=0, text="hä\nllo")]
+
+
+def test_a_folder_is_searched_in_order_and_hidden_files_are_not(here):
+    for name in ("b/2.md", "b/1.txt", "a.csv", ".hidden/x.txt", "b/.x.txt", "b/image.png"):
+        (here / name).parent.mkdir(exist_ok=True)
+        (here / name).write_text("text\nrow" if name.endswith(".csv") else name)
+    assert [document.name for document in read(".")] == ["a.csv:2", "b/1.txt", "b/2.md"]
+
+
+def test_a_glob_may_cross_folders(here):
+    (here / "x" / "y").mkdir(parents=True)
+    (here / "x" / "y" / "1.txt").write_text("1")
+    (here / "x" / "2.txt").write_text("2")
+    assert texts(read("**/*.txt")) == ["2", "1"]
+    assert texts(read(str(here / "x" / "*.txt"))) == ["2"]
+
+
+def test_standard_input_is_one_document():
+    assert read("-", stdin=io.BytesIO(b"a\nb")) == [Document(name="stdin", index=0, text="a\nb")]
+
+
+def test_several_inputs_are_counted_through(here):
+    (here / "a.txt").write_text("a")
+    (here / "b.jsonl").write_text('"b"\n"c"')
+    assert [(d.index, d.text) for d in read("a.txt", "b.jsonl", "a.txt")] == [
+        (0, "a"),
+        (1, "b"),
+        (2, "c"),
+        (3, "a"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("none.txt", r"none\.txt: there is no such file"),
+        ("*.txt", r"\*\.txt: no file matches"),
+        ("empty", r"empty: no \.txt, \.md, \.csv, \.tsv, \.jsonl, \.ndjson, \.json file"),
+    ],
+)
+def test_an_input_that_is_not_there_is_found_before_anything_is_read(here, name, words):
+    (here / "empty").mkdir()
+    (here / "ok.md").write_text("fine")
+    with pytest.raises(InputError, match=words):
+        from_paths(["ok.md", name], max_bytes=MAX)
+
+
+def test_jsonl_rows_are_named_by_line(here):
+    (here / "r.jsonl").write_text('{"text": "a", "n": 1}\n\n"plain"\n')
+    assert read("r.jsonl") == [
+        Document(name="r.jsonl:1", index=0, text="a", columns={"n": "1"}),
+        Document(name="r.jsonl:3", index=1, text="plain"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        (b'{"text": ', "not valid JSON"),
+        (b'{"body": "x"}', "no column 'text' (it has: body)"),
+        (b'{"text": 3}', "'text' must be a string, not int"),
+        (b"[1]", "must be a JSON object or string, not list"),
+        (b'{"text": "caf\xe9"}', "not valid UTF-8 (byte 0xe9 at offset 13)"),
+        (b'{"text": " "}', "the document is empty"),
+        (b'"' + b"x" * MAX + b'"', "0.0 MB is longer than the 0.001 MB a document may have"),
+        (b"[" * 900, "not "),
+    ],
+)
+def test_a_bad_jsonl_line_costs_that_line(here, line, words):
+    (here / "r.jsonl").write_bytes(b'"before"\n' + line + b'\n"after"\n')
+    before, bad, after = read("r.jsonl")
+    assert (before.text, after.text, after.name) == ("before", "after", "r.jsonl:3")
+    assert words in bad.error
+    assert bad.name == "r.jsonl:2"
+    assert bad.text == ""
+
+
+def test_no_error_quotes_a_document(here):
+    (here / "r.jsonl").write_text('{"text": "SECRET" SECRET}\n{"text": ["SECRET"]}\n')
+    assert "SECRET" not in str(errors(read("r.jsonl")))
+
+
+def test_csv_rows_are_named_by_the_line_they_start_at(here):
+    (here / "r.csv").write_text('text,who\n"two\nlines",Ann\nplain,Bob\n')
+    assert read("r.csv") == [
+        Document(name="r.csv:2", index=0, text="two\nlines", columns={"who": "Ann"}),
+        Document(name="r.csv:4", index=1, text="plain", columns={"who": "Bob"}),
+    ]
+
+
+def test_the_only_column_of_a_csv_is_its_text(here):
+    (here / "r.csv").write_text("review\ngood\n")
+    assert texts(read("r.csv")) == ["good"]
+
+
+def test_the_text_column_can_be_named(here):
+    (here / "r.csv").write_text("id,review\n1,good\n")
+    [document] = read("r.csv", text_column="review")
+    assert (document.text, document.columns) == ("good", {"id": "1"})
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"a,b\n1,2\n", "line 1: there is no column 'text' (it has: a, b)"),
+        (b"text,n,n\n1,2,3\n", "the column 'n' more than once"),
+        (b"b;c, d\n1;2,3\n2;3,4\n", "not clear what is between its cells: ',' or ';'"),
+    ],
+)
+def test_a_csv_without_the_column_is_the_whole_input_s_fault(here, content, words):
+    (here / "r.csv").write_bytes(content)
+    with pytest.raises(InputError) as caught:
+        read("r.csv")
+    assert words in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        (b"a,b,c", "3 cells, but the header has 2"),
+        (b"caf\xe9,x", "not valid UTF-8"),
+        (b",x", "the document is empty"),
+        (b'"a"b,x', "not valid CSV"),
+        (b"x" * (MAX + 10) + b",y", "is longer than"),
+    ],
+)
+def test_a_bad_csv_row_costs_that_row(here, row, words):
+    (here / "r.csv").write_bytes(b"text,who\nbefore,x\n" + row + b"\nafter,x\n")
+    documents = read("r.csv")
+    assert [d.text for d in documents if d.error is None] == ["before", "after"]
+    [bad] = [d for d in documents if d.error is not None]
+    assert words in bad.error
+    assert bad.name == "r.csv:3"
+
+
+def test_a_text_file_that_is_too_large_says_its_size(here):
+    (here / "a.txt").write_bytes(b"x" * 3_500_000)
+    [document] = read("a.txt", max_bytes=1_000_000)
+    assert document.error == "3.5 MB is longer than the 1 MB a document may have"
+
+
+def test_reading_holds_neither_a_huge_line_nor_many_rows_in_memory(here):
+    row = json.dumps({"text": "x" * 100}) + "\n"
+    with (here / "r.jsonl").open("w") as file:
+        file.write('{"text": "' + "x" * 60_000_000 + '"}\n')
+        for _ in range(100_000):
+            file.write(row)
+    tracemalloc.start()
+    count = sum(1 for _ in from_paths(["r.jsonl"], max_bytes=1_000_000))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert count == 100_001
+    assert peak < 8_000_000
+
+
+def test_half_a_character_costs_the_document_that_holds_it():
+    spec = make_spec(model="fake", prompt="{input}")
+    rows = [{"text": "fine"}, {"text": "caf\ud800"}, {"text": "x", "who": "\udc80"}]
+    fine, text, column = checked_documents(spec, rows)
+    assert fine.error is None
+    assert text.error == "it holds half of a character (a lone surrogate, at offset 3)"
+    assert "half of a character" in column.error
+    assert (text.index, column.index) == (1, 2)
+
+
+# Faults in tables cost the rows that have them.
+
+
+def csv_of(rows):
+    return "\n".join(["id,text", *rows]) + "\n"
+
+
+PLAIN = [f"{i},review {i}" for i in range(1, 101)]
+
+
+def changed(**rows):
+    return csv_of([rows.get(f"r{i}", row) for i, row in enumerate(PLAIN, 1)])
+
+
+@pytest.mark.parametrize(
+    ("text", "good", "bad"),
+    [
+        (changed(r2='2,"a 5 inch pipe, I liked it'), 99, ["t.csv:3"]),
+        (changed(r2='2,"a 5 inch pipe, I', r50='50,"no end', r99='99,"none'), 97,
+         ["t.csv:3", "t.csv:51", "t.csv:100"]),
+        (changed(r2='2,"a 5 inch pipe, I', r9='9,pipe of 6"', r20='20,"fine, it is"'), 99,
+         ["t.csv:3"]),
+        (changed(r2='2,"a 5 inch pipe, I', r20='20,"two\nlines, and ""more"""'), 99, ["t.csv:3"]),
+        (changed(r2='2,"a 5 inch pipe', r3="no row at all", r4="nor this"), 97, ["t.csv:3"]),
+        (changed(r2='"2,review', r3='3,""', r4='4,",",'), 97, ["t.csv:3", "t.csv:4", "t.csv:5"]),
+        (changed(r100='100,"the last one'), 99, ["t.csv:101"]),
+        (changed(r1='1,"the first one'), 99, ["t.csv:2"]),
+        (changed(r2="2,a\0b", r3="3,\ud83d"), 98, ["t.csv:3", "t.csv:4"]),
+        (changed(r2="2,a,b", r3="3"), 98, ["t.csv:3", "t.csv:4"]),
+    ],
+)  # fmt: skip
+def test_a_fault_in_a_table_costs_its_row_and_says_which_lines(here, text, good, bad):
+    (here / "t.csv").write_bytes(text.encode("utf-8", "surrogatepass"))
+    documents = read("t.csv", max_bytes=10_000)
+    assert [d.name for d in documents if d.error] == bad
+    assert len([d for d in documents if not d.error]) == good
+
+
+def test_the_lines_of_a_row_that_is_lost_are_named(here):
+    (here / "t.csv").write_text(changed(r2='2,"a 5 inch pipe', r3="no row at all", r4="nor this"))
+    [bad] = [d for d in read("t.csv") if d.error]
+    assert bad.error == (
+        "not valid CSV: a quote that opens here is not closed within the size that a document may "
+        "have (lines 3 to 5)"
+    )
+
+
+def test_text_in_quotes_that_looks_like_rows_stays_text(here):
+    text = "Hello, dear\nI am, well\nBye, all"
+    (here / "t.csv").write_text(f'name,text\nAnn,"{text}"\nBob,fine\n')
+    assert texts(read("t.csv")) == [text, "fine"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "first", "told"),
+    [
+        ("t.csv", "id;text\n1;a, b\n2;c", "a, b", "reading t.csv with ';'"),
+        ("t.csv", "id\ttext\n1\ta, b\n2\tc", "a, b", "reading t.csv with tabs"),
+        ("t.csv", "id|text\n1|a, b\n2|c", "a, b", "reading t.csv with '|'"),
+        ("t.csv", "id;text, raw;text\n1;2,5;a\n2;3,5;b", "a", "reading t.csv with ';'"),
+        ("t.csv", "sep=;\nid;text\n1;a", "a", "reading t.csv with ';'"),
+        ("t.csv", "id,q (a|b),text\n1,2,a;b|c\n", "a;b|c", None),
+        ("t.csv", "\ufeffid,text\r\n1,a\r\n", "a", None),
+        ("t.tsv", "id\ttext\n1\ta, b", "a, b", None),
+        ("t.tsv", 'id\ttext\n1\t"Great" film, "5 inch\n2\tc', '"Great" film, "5 inch', None),
+        ("t.tsv", 'id\ttext\n1\t"Great film\n2\t"Bad film\n', '"Great film', None),
+        ("t.tsv", 'id\ttext\n1\t"two\nlines"\n', "two\nlines", None),
+    ],
+)
+def test_what_is_between_cells_is_found_out_and_said(here, name, content, first, told):
+    (here / name).write_text(content)
+    notices = []
+    documents = read(name, notify=notices.append)
+    assert errors(documents) == [None] * len(documents)
+    assert documents[0].text == first
+    assert [notice.text for notice in notices] == ([told] if told else [])
+
+
+def test_the_delimiter_can_be_said(here):
+    (here / "t.csv").write_text("b;text, d\n1;2,3\n2;3,4\n")
+    [first, _] = read("t.csv", delimiter=";", text_column="b")
+    assert (first.text, first.columns) == ("1", {"text, d": "2,3"})
+    spec = make_spec(model="fake", prompt="{input}", delimiter="tab")
+    assert spec.delimiter == "\t"
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "the file is empty; a header row is needed"),
+        ("id,text\n1,a\n".encode("utf-16"), "it is UTF-16"),
+        (b"id,text\r1,a\r", "carriage returns alone"),
+        (b'"id,text\n1,a\n', "the header is not valid CSV"),
+    ],
+)
+def test_a_table_without_a_usable_header_costs_that_table(here, content, words):
+    (here / "a.csv").write_bytes(content)
+    (here / "b.csv").write_text("text\nfine\n")
+    bad, fine = read("a.csv", "b.csv")
+    assert words in bad.error
+    assert (bad.name, fine.text) == ("a.csv", "fine")
+
+
+# JSON.
+
+
+def test_the_objects_of_a_json_file_are_documents(here):
+    (here / "a.json").write_text('\ufeff [ {"text": "a", "n": 1},\n"b]\\"",{"text": NaN}, 5]')
+    (here / "b.json").write_text('{"text": "one"}')
+    (here / "c.json").write_text('{"text": "two"}\n{"text": "three"}\n')
+    (here / "d.ndjson").write_text('{"text": "four"}\n')
+    documents = read("a.json", "b.json", "c.json", "d.ndjson")
+    assert [d.name for d in documents] == [
+        "a.json#1", "a.json#2", "a.json#3", "a.json#4", "b.json#1", "c.json#1", "c.json#2",
+        "d.ndjson:1",
+    ]  # fmt: skip
+    assert texts(documents) == ["a", 'b]"', "", "", "one", "two", "three", "four"]
+    assert documents[0].columns == {"n": "1"}
+
+
+def test_a_json_file_that_was_cut_says_so(here):
+    (here / "a.json").write_text('[{"text": "a"}, {"text": "b')
+    first, *rest = read("a.json")
+    assert first.text == "a"
+    assert "it may have been cut" in rest[-1].error
+
+
+def test_a_json_file_larger_than_memory_is_read(here):
+    rows = ",\n".join(json.dumps({"text": f"{i} [" + "x" * 80}) for i in range(8_000))
+    huge = json.dumps({"text": "x" * 5_000_000})
+    (here / "a.json").write_text(f"[{rows}, {huge}, {huge}]")
+    tracemalloc.start()
+    documents = from_paths(["a.json"], max_bytes=1_000_000)
+    bad = sum(document.error is not None for document in documents)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert bad == 2
+    assert peak < 6_000_000
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ('{"text": "a", "n": ' + "9" * 5000 + "}", "a number of more than 4,300 digits"),
+        ('{"text": "a", "n": NaN}', "NaN is no JSON"),
+        ('{"text": "a", "n": -Infinity}', "-Infinity is no JSON"),
+        ('{"text": "a", "text": "b"}', "the key 'text' more than once"),
+        ('{"text": "a", "n": ' + "[" * 9000 + "]" * 9000 + "}", "nested too deeply"),
+        ('{"text": "a\0b"}', "not valid JSON"),
+        ("9" * 5000, "digits"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["jsonl", "json"])
+def test_odd_json_costs_its_document(here, kind, line, words):
+    lines = ['{"text": "x"}', line, '{"text": "y"}']
+    text = "\n".join(lines) if kind == "jsonl" else "[" + ",".join(lines) + "]"
+    (here / f"r.{kind}").write_text(text)
+    before, bad, after = read(f"r.{kind}", max_bytes=50_000)
+    assert (before.text, after.text) == ("x", "y")
+    assert words in bad.error
+
+
+# Files of other kinds, and files with which something is wrong.
+
+
+def test_what_a_folder_leaves_out_is_listed_by_kind(here):
+    for name in ("a.txt", "b.pdf", "c.pdf", "x.jsonl.gz", "README", ".hidden", "sub/d.png"):
+        (here / name).parent.mkdir(exist_ok=True)
+        (here / name).write_text("x")
+    (here / "gone.txt").symlink_to(here / "nowhere")
+    (here / "other").symlink_to(here / "sub")
+    os.mkfifo(here / "pipe.txt")
+    notices = []
+    assert texts(read(".", notify=notices.append)) == ["x"]
+    [notice] = notices
+    assert notice.is_warning
+    assert notice.text.startswith(
+        "left out: 2 .pdf, 1 .jsonl.gz, 1 .png, 1 broken link, 1 link to a folder, "
+        "1 special file, 1 without an extension (folders are searched for .txt"
+    )
+
+
+def test_a_pattern_takes_text_of_any_name_and_lists_the_rest(here):
+    (here / "a.log").write_text("log")
+    (here / "b.pdf").write_bytes(b"%PDF-1.4")
+    (here / "folder.log").mkdir()
+    notices = []
+    assert texts(read("*", notify=notices.append)) == ["log"]
+    assert notices[0].text.startswith("left out: 1 .pdf, 1 folder ")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("a.pdf", b"%PDF-1.4 text", r"a.pdf: is no text in UTF-8, and .pdf files are not read"),
+        ("a.jsonl.gz", b"\x1f\x8b\x08", "uncompress it first"),
+        ("data", b"a\0b", "is no text"),
+    ],
+)
+def test_a_named_file_that_is_no_text_is_refused_with_what_is_read(here, name, content, words):
+    (here / name).write_bytes(content)
+    with pytest.raises(InputError, match=words):
+        read(name)
+
+
+def test_a_named_file_of_another_kind_is_read_where_it_is_text(here):
+    (here / "notes.log").write_text("caf\u00e9 " * 2000)
+    assert len(read("notes.log", max_bytes=100_000)[0].text) == 10_000
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [(b"a\0b", "NUL bytes"), ("a".encode("utf-16"), "UTF-16"), (b"caf\xe9", "not valid UTF-8")],
+)
+def test_a_text_file_that_is_none_costs_its_document(here, content, words):
+    (here / "a.txt").write_bytes(content)
+    (here / "b.txt").write_text("fine")
+    bad, fine = read(".")
+    assert words in bad.error
+    assert fine.text == "fine"
+
+
+def test_a_file_that_cannot_be_opened_costs_its_documents(here, monkeypatch):
+    for name in ("a.txt", "b.csv", "c.jsonl", "d.txt"):
+        (here / name).write_text("text\nx" if name == "b.csv" else '"x"')
+    opened = Path.open
+
+    def refusing(path, *args, **options):
+        if path.name in {"a.txt", "b.csv", "c.jsonl"}:
+            raise PermissionError(13, "Permission denied")
+        return opened(path, *args, **options)
+
+    monkeypatch.setattr(Path, "open", refusing)
+    for inputs in (["."], ["a.txt", "b.csv", "c.jsonl", "d.txt"]):
+        documents = read(*inputs)
+        assert errors(documents) == ["cannot be read: Permission denied"] * 3 + [None]
+
+
+@pytest.mark.parametrize("name", ["r.jsonl", "r.csv", "r.json", "r.txt"])
+@pytest.mark.parametrize("how", ["shrinks", "vanishes"])
+def test_a_file_that_is_changed_while_it_is_read_ends_the_run(here, name, how):
+    rows = [json.dumps({"text": "x" * 900, "n": i}) for i in range(300)]
+    text = "n,text\n" + "\n".join(f"{i}," + "x" * 900 for i in range(300))
+    (here / "first.txt").write_text("first")
+    (here / name).write_text(
+        {"r.csv": text, "r.json": f"[{','.join(rows)}]"}.get(name, "\n".join(rows))
+    )
+    documents = from_paths(["first.txt", name], max_bytes=1_000_000)
+    next(documents)
+    if how == "vanishes":
+        (here / name).unlink()
+        words = f"{name}: was there, and is gone now"
+    elif name == "r.txt":
+        with pytest.raises(InputError, match="shrank"):
+            _read_while_it_shrinks(here / name)
+        return
+    else:
+        next(documents)
+        os.truncate(here / name, 50_000)
+        words = f"{name}: shrank while it was read: it had .* bytes, and 50,000 were left"
+    with pytest.raises(InputError, match=words):
+        list(documents)
+
+
+def _read_while_it_shrinks(path):
+    """As the reader does, but the file shrinks when it was read."""
+    from fanout.inputs.documents.paths import _require_whole
+
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        file.read()
+        os.truncate(path, 10)
+        _require_whole(path.name, file, size)
+
+
+@pytest.mark.parametrize("name", ["f.txt", "f.csv", "f.tsv", "f.jsonl", "f.json", "f.log"])
+@given(data=st.one_of(
+    st.binary(max_size=300),
+    st.lists(st.sampled_from([
+        b"text", b"id,text\n", b"id\ttext\n", b'"', b'""', b",", b";", b"\t", b"\n", b"\r\n",
+        b"\r", b"\0", b"\xff", b"{", b"}", b"[", b"]", b'{"text":"a"}', b"\\", b"1", b"NaN",
+        b"\xef\xbb\xbf", b"\\ud800", b"9" * 5000,
+    ]), max_size=60).map(b"".join),
+))  # fmt: skip
+@settings(
+    max_examples=120, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None
+)
+def test_whatever_a_file_holds_is_read_or_said(here, name, data):
+    (here / name).write_bytes(data)
+    try:
+        documents = read(name, max_bytes=2_000)
+    except InputError:
+        return
+    assert all(bool(document.text) != bool(document.error) for document in documents)
+    assert [document.index for document in documents] == list(range(len(documents)))
+
+
+# What is said at the end, and strict.
+
+
+def notices_of(spec, documents):
+    notices = []
+    read = list(checked_documents(spec, documents, notify=notices.append))
+    return read, notices
+
+
+def test_many_documents_that_cannot_be_used_are_a_warning_and_few_are_none():
+    spec = make_spec(model="fake", prompt="{input}")
+    _, notices = notices_of(spec, ["x"] * 90 + [""] * 10)
+    [notice] = notices
+    assert notice.is_warning
+    assert notice.text.startswith(
+        "10 of 100 documents (10.0%) cannot be used; the first is item 91"
+    )
+    assert notices_of(spec, ["x"] * 98 + [""] * 2)[1] == []
+
+
+def test_a_library_user_is_told_by_a_log(here, caplog):
+    (here / "a.txt").write_text("x")
+    (here / "b.pdf").write_text("x")
+    spec = make_spec(model="fake", prompt="{input}", inputs=["."])
+    with caplog.at_level(logging.WARNING, "fanout.inputs.documents"):
+        list(checked_documents(spec, None))
+    assert "left out: 1 .pdf" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("files", "words"),
+    [
+        ({"a.jsonl": '"x"\n' * 50 + '"'}, "strict: 1 of 51 documents cannot be used: a.jsonl:51: "),
+        ({"a.txt": "x", "b.pdf": "x"}, "strict: left out: 1 .pdf"),
+        ({"a.txt": "x", "b.txt": ""}, "strict: 1 of 2 documents cannot be used: b.txt: the docu"),
+    ],
+)
+def test_strict_refuses_an_input_of_which_something_would_be_left_out(here, files, words):
+    for name, content in files.items():
+        (here / name).write_text(content)
+    spec = make_spec(model="fake", prompt="{input}", inputs=["."], strict=True)
+    with pytest.raises(InputError) as caught:
+        checked_documents(spec, None)
+    assert words in str(caught.value)
+
+
+def test_strict_ends_what_can_be_read_once_at_the_first_fault():
+    spec = make_spec(model="fake", prompt="{input}", strict=True)
+    documents = checked_documents(spec, iter(["x", "", "y"]))
+    with pytest.raises(InputError, match="strict: item 2 cannot be used"):
+        list(documents)
+    with pytest.raises(InputError, match="strict: 1 of 2 documents"):
+        checked_documents(spec, ["x", ""])
+
+
+@pytest.mark.parametrize(
+    ("documents", "files", "words"),
+    [
+        ([], {}, "chunks is empty: there is nothing to do"),
+        (iter([]), {}, "chunks is empty"),
+        (None, {"a.csv": "id,text\n"}, "a.csv has a header and no row below it"),
+        (None, {"a.jsonl": "\n"}, "a.jsonl holds no document"),
+        (
+            [1, 2],
+            {},
+            "no document can be used: item 1: it must be a string or a mapping, not int; ",
+        ),
+    ],
+)
+def test_an_input_without_a_document_says_why(here, documents, files, words):
+    for name, content in files.items():
+        (here / name).write_text(content)
+    spec = make_spec(model="fake", prompt="{input}", inputs=list(files))
+    with pytest.raises(InputError) as caught:
+        checked_documents(spec, documents)
+    assert words in str(caught.value)
+
+
+# Columns: those of prompts, those of groups, and those that are called like fanout's own.
+
+ROWS = [{"text": "a"}] * 30 + [{"text": "b", "who": "Ann", "document": "x"}]
+
+
+def checked_rows(rows, **fields):
+    spec = make_spec(model="fake", **{"prompt": "{input}", **fields})
+    return list(checked_documents(spec, rows))
+
+
+@pytest.mark.parametrize("rows", [ROWS, ROWS[::-1]])
+def test_a_column_that_any_row_has_is_known(here, rows):
+    assert len(checked_rows(rows, prompt="{input} {who}")) == 31
+    assert len(checked_rows(iter(rows), prompt="{input} {who}")) == 31
+    assert len(checked_rows(rows, reduce="vote", group_by="who")) == 31
+    (here / "r.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    spec = make_spec(model="fake", prompt="{input} {who}", inputs=["r.jsonl"])
+    assert len(list(checked_documents(spec, None))) == 31
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"prompt": "{input} {wo}"}, "prompt: there is no {wo}; did you mean {who}?"),
+        ({"aspects": {"a": "{input} {wo}"}, "prompt": None}, "aspects.a: there is no {wo}"),
+        (
+            {"reduce": "vote", "group_by": "whoo"},
+            "group_by: there is no column 'whoo'; did you mean who?",
+        ),
+        ({"reduce": "vote", "group_by": "documnt"}, "did you mean document?"),
+        ({"reduce": "vote", "group_by": "aspect"}, "group_by: 'aspect' needs aspects"),
+        ({"prompt": "{input} {column:wo}"}, "there is no {column:wo}"),
+        ({"prompt": "{input} {fanout:who}"}, "there is no {fanout:who}"),
+    ],
+)
+@pytest.mark.parametrize("make", [list, iter])
+def test_a_name_that_no_row_has_is_refused_with_what_is_nearly_called_so(fields, words, make):
+    with pytest.raises(SpecError) as caught:
+        checked_rows(make(ROWS[::-1]), **fields)
+    assert words in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["document", "index", "sample", "aspect", "input"])
+def test_a_column_called_like_a_name_of_fanouts_must_be_said_to_be_meant(name):
+    rows = [{"text": "a", name: "x"}]
+    for prompt in (f"{{input}} {{{name}}}", f"{{input}}{{column:{name}}} {{{name}}}"):
+        with pytest.raises(PromptError, match=f"{{{name}}} is not clear: .*{{column:{name}}}"):
+            checked_rows(rows, prompt=prompt)
+    own = "{fanout:input}" if name == "input" else "{input}"
+    assert checked_rows(rows, prompt=f"{own} {{column:{name}}} {{fanout:{name}}}")
+    if name != "input":
+        assert checked_rows(rows, prompt="{input}")
+
+
+@pytest.mark.parametrize("name", ["group", "count", "failed"])
+def test_a_column_called_like_a_name_of_aggregates_alone_is_a_column(name):
+    assert checked_rows([{"text": "a", name: "x"}], prompt=f"{{input}} {{{name}}}")
+
+
+@pytest.mark.parametrize("name", ["document", "aspect"])
+def test_a_group_called_like_a_column_must_be_said_to_be_meant(name):
+    rows = [{"text": "a", name: "x"}]
+    job = {"prompt": None, "aspects": {"a": "{input}"}, "reduce": "vote"}
+    with pytest.raises(SpecError, match=f"group_by: '{name}' is not clear.*column:{name}"):
+        checked_rows(rows, **job, group_by=name)
+    for by in (f"column:{name}", f"fanout:{name}"):
+        assert checked_rows(rows, **job, group_by=by)
+
+
+def test_a_text_column_called_like_a_name_of_fanouts_is_not_clear():
+    with pytest.raises(PromptError, match=r"it is the text column, whose text is \{input\}"):
+        checked_rows([{"document": "a"}], text_column="document", prompt="{input} {document}")

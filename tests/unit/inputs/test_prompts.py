@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fanout.core.errors import PromptError
+from fanout.inputs.prompts import BRANCH_NAMES, Template
+
+
+def render(source, **values):
+    return Template.parse(source).render(values)
+
+
+@pytest.mark.parametrize(
+    ("source", "text"),
+    [
+        ("Score: {input}", "Score: X"),
+        ("{input}{input}", "XX"),
+        ("{ input }", "X"),
+        ("{{input}}", "{input}"),
+        ('{{"a": {input}}}', '{"a": X}'),
+        ("{{{input}}}", "{X}"),
+        ("plain", "plain"),
+    ],
+)
+def test_names_are_replaced_and_doubled_braces_are_braces(source, text):
+    assert render(source, input="X") == text
+
+
+def test_a_name_may_hold_spaces():
+    assert Template.parse("{customer id}").render({"customer id": "7"}) == "7"
+
+
+@given(st.text())
+def test_a_value_is_never_read_as_a_template(value):
+    assert render("<{input}>", input=value) == f"<{value}>"
+
+
+def test_a_value_that_looks_like_a_template_stays_as_it_is():
+    assert render("{input} {x}", input="{x} {{ }", x="1") == "{x} {{ } 1"
+
+
+@pytest.mark.parametrize(
+    "source", ["a {", "a }", "{}", "{ }", '{"a": 1} {input}', "{a\nb}", "{a{b}}"]
+)
+def test_a_brace_out_of_place_says_where_and_how_to_write_one(source):
+    with pytest.raises(PromptError, match=r"prompt: the brace at character \d+ .*double it"):
+        Template.parse(source)
+
+
+def test_an_unknown_name_lists_the_known_ones():
+    template = Template.parse("{inptu}", field="aspects.mood")
+    with pytest.raises(PromptError) as caught:
+        template.require([*BRANCH_NAMES, "who"])
+    message = str(caught.value)
+    assert message.startswith("aspects.mood: there is no {inptu}; did you mean {input}?")
+    assert "{document}" in message
+    assert "{who}" in message
+
+
+def test_the_place_of_the_text_is_required():
+    with pytest.raises(PromptError, match=r"prompt: must contain \{input\}"):
+        Template.parse("{document}").require(BRANCH_NAMES)
+
+
+def test_a_known_template_passes():
+    Template.parse("{input} {who}").require([*BRANCH_NAMES, "who"])
+
+
+def test_a_missing_value_names_itself():
+    with pytest.raises(PromptError, match="no column 'who'"):
+        render("{who}", input="x")
+
+
+def test_a_name_may_say_whose_it_is():
+    template = Template.parse("{fanout:document} {column:document} {column:who} {who}")
+    values = {"who": "Ann", "document": "r.csv:2"}
+    assert template.render(values, {"who": "Ann", "document": "x"}) == "r.csv:2 x Ann Ann"
+    with pytest.raises(PromptError, match="no column 'nobody'"):
+        render("{column:nobody}", input="x")

@@ -1,0 +1,152 @@
+"""The metrics of a fleet: what Prometheus reads is what the store has counted."""
+
+from __future__ import annotations
+
+import pytest
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.parser import text_string_to_metric_families
+
+from fanout.broker.backlog import Leases, Memory, Queue
+from fanout.cli.metrics import _is_loopback
+from fanout.core.errors import BrokerError
+from fanout.core.latency import BOUNDS_S, Latency, bucket_of
+from fanout.core.queue_names import BRANCHES_QUEUE
+from fanout.core.rate_limits import LimitState
+from fanout.core.records import ErrorKind, RunStatus, Usage
+from fanout.observe.fleet import FleetStatus
+from fanout.observe.metrics import FleetCollector, families
+from fanout.stores import StageWindow, Totals, WorkerRecord
+
+
+def fleet(**fields) -> FleetStatus:
+    given = {
+        "workers": [],
+        "queues": (Queue(name="q", waiting=0),),
+        "leases": Leases(taken=0),
+        "memory": None,
+        "runs": {},
+        "window": StageWindow(),
+        "totals": Totals(),
+        "limits": {},
+    }
+    return FleetStatus(**{**given, **fields})
+
+
+class Fixed:
+    def __init__(self, status: FleetStatus) -> None:
+        self.status = status
+
+    def collect(self):
+        return families(self.status)
+
+
+def scrape(collector) -> dict[tuple[str, ...], float]:
+    """Return what Prometheus would read, by name and the values of labels."""
+    registry = CollectorRegistry()
+    registry.register(collector)
+    parsed = text_string_to_metric_families(generate_latest(registry).decode())
+    samples = (sample for family in parsed for sample in family.samples)
+    return {(s.name, *s.labels.values()): s.value for s in samples}
+
+
+def test_outcomes_are_counted_by_kind_and_no_kind_is_missing():
+    totals = Totals(succeeded=7, errors={ErrorKind.TIMEOUT: 2})
+    shown = scrape(Fixed(fleet(totals=totals)))
+    assert shown["fanout_branches_ended_total", "succeeded"] == 7
+    assert shown["fanout_branches_ended_total", "timeout"] == 2
+    # A rate of something that begins at its second value is wrong: all are there from the start.
+    kinds = {key[1] for key in shown if key[0] == "fanout_branches_ended_total"}
+    assert kinds == {"succeeded", *ErrorKind}
+
+
+def test_totals_and_usage():
+    usage = Usage(calls=9, input_tokens=100, output_tokens=20, cost_usd=0.25)
+    totals = Totals(submitted=3, ended={RunStatus.FAILED: 1}, usage=usage, healed=4, dropped=5)
+    shown = scrape(Fixed(fleet(totals=totals)))
+    assert shown["fanout_runs_submitted_total",] == 3
+    assert shown["fanout_runs_ended_total", "failed"] == 1
+    assert shown["fanout_runs_ended_total", "succeeded"] == 0
+    assert shown["fanout_calls_total",] == 9
+    assert shown["fanout_input_tokens_total",] == 100
+    assert shown["fanout_output_tokens_total",] == 20
+    assert shown["fanout_cost_usd_total",] == 0.25
+    assert shown["fanout_healed_total",] == 4
+    assert shown["fanout_messages_dropped_total",] == 5
+
+
+def test_latency_is_a_histogram_with_a_sum():
+    latency = Latency().plus(bucket_of(0.25), 0.25).plus(bucket_of(5_000.0), 5_000.0)
+    shown = scrape(Fixed(fleet(totals=Totals(latency=latency))))
+    assert shown["fanout_branch_seconds_bucket", "0.2"] == 0
+    assert shown["fanout_branch_seconds_bucket", "0.3"] == 1
+    assert shown["fanout_branch_seconds_bucket", str(BOUNDS_S[-1])] == 1
+    assert shown["fanout_branch_seconds_bucket", "+Inf"] == 2
+    assert shown["fanout_branch_seconds_count",] == 2
+    assert shown["fanout_branch_seconds_sum",] == 5_000.25
+
+
+def test_queues_leases_and_the_window():
+    status = fleet(
+        queues=(Queue(name="a", waiting=5, oldest_s=3.5), Queue(name="b", waiting=0)),
+        leases=Leases(taken=8, oldest_s=1.5),
+        memory=Memory(used_bytes=10, limit_bytes=100),
+        runs={RunStatus.RUNNING: 2},
+        window=StageWindow(open=3, waiting=4, lanes_used=5, lanes_limit=6),
+    )
+    shown = scrape(Fixed(status))
+    assert shown["fanout_queue_messages", "a"] == 5
+    assert shown["fanout_queue_oldest_seconds", "a"] == 3.5
+    assert shown["fanout_queue_oldest_seconds", "b"] == 0
+    assert (shown["fanout_leases",], shown["fanout_lease_oldest_seconds",]) == (8, 1.5)
+    assert (shown["fanout_redis_memory_bytes",], shown["fanout_redis_max_memory_bytes",]) == (
+        10,
+        100,
+    )
+    assert shown["fanout_runs", "running"] == 2
+    assert shown["fanout_runs", "paused"] == 0
+    names = ("shards_open", "shards_waiting", "lanes_used", "lanes_limit")
+    assert [shown[f"fanout_{name}",] for name in names] == [3, 4, 5, 6]
+
+
+def test_the_most_used_limit_shows():
+    limits = {
+        "a": LimitState(requests_until=2.0, tokens_until=9.0),
+        "b": LimitState(requests_until=3.0, blocked_until=4.0, down_s=70.0),
+    }
+    shown = scrape(Fixed(fleet(limits=limits, totals=Totals(pauses=6))))
+    assert shown["fanout_limiter_ahead_seconds",] == 9
+    assert shown["fanout_limiter_paused_seconds",] == 4
+    assert shown["fanout_model_down_seconds",] == 70
+    assert shown["fanout_refused_total",] == 6
+
+
+def test_memory_that_may_not_be_seen_is_left_out():
+    assert ("fanout_redis_memory_bytes",) not in scrape(Fixed(fleet()))
+
+
+def test_workers_and_their_load():
+    taker = WorkerRecord(name="a@x", concurrency=8, in_flight=3, queues=(BRANCHES_QUEUE,))
+    queues = (Queue(name=BRANCHES_QUEUE, waiting=13),)
+    status = fleet(workers=[taker, WorkerRecord(name="b@y")], queues=queues, leases=Leases(taken=8))
+    shown = scrape(Fixed(status))
+    assert shown["fanout_workers_wanted",] == 3
+    assert shown["fanout_workers",] == 2
+    assert shown["fanout_worker_concurrency", "a@x"] == 8
+    assert shown["fanout_worker_in_flight", "a@x"] == 3
+
+
+def test_a_server_that_is_away_shows_as_down_and_nothing_else():
+    class Away:
+        def state(self):
+            raise BrokerError("no broker answers")
+
+    assert scrape(FleetCollector(None, Away())) == {("fanout_up",): 0}
+
+
+@pytest.mark.parametrize(
+    ("address", "loopback"),
+    [("127.0.0.1", True), ("127.1.2.3", True), ("::1", True), ("localhost", True)]
+    + [(address, False) for address in ("0.0.0.0", "::", "10.0.0.1", "queue.example", "")],
+)
+def test_what_only_this_machine_reaches(address, loopback):
+    assert _is_loopback(address) is loopback

@@ -1,0 +1,138 @@
+"""What starting loads: a command that only shows its help, a spec, a worker.
+
+Of each it is asked what is loaded, and never how long that takes: a machine may be busy.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+# What takes long to load, by the name of the package.
+BROKER = {"amqp", "celery", "kombu", "redis"}
+PROVIDERS = {"aiohttp", "anthropic", "httpx", "httpx2", "litellm", "openai", "xllamacpp"}
+MONITORS = {"click_repl", "flower", "opentelemetry", "prometheus_client", "tornado"}
+HEAVY = {
+    *BROKER,
+    *PROVIDERS,
+    *MONITORS,
+    "jinja2",
+    "numpy",
+    "semantic_text_splitter",
+    "valkey",
+    "workers",
+}
+MODELS = {"pydantic", "pydantic_core", "pydantic_settings"}
+
+BARE = {"fanout", "fanout.core.errors", "fanout.system.terminal"}
+BARE |= {"fanout.cli", "fanout.cli.exits", "fanout.cli.main"}
+
+SAYS = "import atexit, sys; atexit.register(lambda: print(*sys.modules, file=sys.stderr))\n"
+CLI = "sys.argv[0] = 'fanout'; from fanout.cli import main; main()"
+
+
+def loaded(code, *arguments, **env):
+    """Return the modules that a process has loaded when it ends."""
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", SAYS + code, *arguments],
+        capture_output=True, text=True, check=True, env={**os.environ, **env},
+    )  # fmt: skip
+    return set(done.stderr.split())
+
+
+def packages(modules):
+    return {module.partition(".")[0] for module in modules}
+
+
+def own(modules):
+    return {module for module in modules if packages([module]) & {"fanout", "workers"}}
+
+
+def test_the_package_alone_loads_nothing():
+    modules = loaded("import fanout")
+    assert own(modules) == {"fanout"}
+    assert not packages(modules) & {*HEAVY, *MODELS, "asyncio", "click", "msgspec", "yaml"}
+
+
+@pytest.mark.parametrize("option", ["--help", "--version"])
+def test_what_is_asked_of_the_command_alone_loads_no_subcommand(option):
+    modules = loaded(CLI, option)
+    assert own(modules) == BARE
+    assert not packages(modules) & {*HEAVY, *MODELS, "asyncio", "msgspec", "yaml"}
+
+
+def test_a_shell_completes_commands_without_loading_them():
+    words = {"_FANOUT_COMPLETE": "zsh_complete", "COMP_WORDS": "fanout st", "COMP_CWORD": "1"}
+    modules = loaded(CLI, **words)
+    assert own(modules) == BARE
+
+
+@pytest.mark.parametrize(
+    "command", ["status", "watch", "results", "cancel", "doctor", "metrics", "report"]
+)
+def test_the_help_of_a_command_loads_no_models(command):
+    assert not packages(loaded(CLI, command, "--help")) & {*HEAVY, *MODELS, "asyncio"}
+
+
+def test_no_command_loads_more_than_it_has_to_say_of_itself():
+    """The others have options that come from specs and settings: models, but nothing else."""
+    code = """
+from fanout.cli.main import _COMMANDS, cli
+for name in _COMMANDS:
+    assert cli.get_command(None, name).get_short_help_str()
+"""
+    modules = loaded(code)
+    assert {"fanout.cli.run", "fanout.cli.worker", "fanout.cli.flower"} <= modules
+    assert not packages(modules) & HEAVY
+
+
+@pytest.mark.parametrize(
+    "name", ["RunSpec", "Client", "ParallelCalls", "FakeLLM", "ErrorKind", "report"]
+)
+def test_what_is_imported_from_the_package_is_loaded_without_a_broker(name):
+    assert not packages(loaded(f"from fanout import {name}")) & HEAVY
+
+
+def test_a_runner_loads_what_talks_to_a_broker_while_its_fleet_starts():
+    code = """
+import fanout.client.embedded.fleet
+
+def start(self):
+    raise SystemExit
+
+fanout.client.embedded.fleet.EmbeddedFleet._start_guard = start
+fanout.ParallelCalls(llm="fake").run(["a text"], "{input}")
+raise AssertionError("it has not started a fleet")
+"""
+    modules = loaded(code, FANOUT_BROKER_URL="")
+    assert "fanout.runs.enqueue" in modules
+    assert not packages(modules) & HEAVY
+
+
+def test_the_processes_of_an_embedded_fleet_load_what_they_need():
+    guard = loaded("import fanout.client.embedded.guard")
+    names = {"guard", "locks"}
+    assert own(guard) == {"fanout", "fanout.client.embedded"} | {
+        f"fanout.client.embedded.{n}" for n in names
+    }
+    assert not packages(guard) & {*HEAVY, *MODELS, "asyncio", "msgspec"}
+    keeper = loaded("import fanout.client.embedded.keeper")
+    assert own(keeper) == {"fanout", "fanout.client.embedded", "fanout.client.embedded.keeper"}
+    assert not packages(keeper) & {*HEAVY, *MODELS, "asyncio", "msgspec", "subprocess"}
+
+
+def test_a_worker_loads_neither_other_commands_nor_providers():
+    code = "import runpy; runpy.run_module('workers', run_name='__main__', alter_sys=True)"
+    modules = loaded(code, "-A", "workers.app", "worker", "--help")
+    assert {"workers.app", "celery.bin.worker", "redis"} <= modules
+    assert not modules & {
+        "celery.bin.celery",
+        "workers.telemetry.spans",
+        "workers.telemetry.flower",
+    }
+    # redis-py looks for OpenTelemetry by itself.
+    others = packages(modules - loaded("import redis"))
+    assert not others & {*PROVIDERS, *MONITORS, "numpy", "semantic_text_splitter", "valkey"}

@@ -1,0 +1,116 @@
+"""The public face: what it exports, and that its types hold for callers."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import json
+import pkgutil
+import subprocess
+import sys
+import textwrap
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+import fanout
+import workers
+
+
+def modules():
+    for package in (fanout, workers):
+        for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+            if module.name not in {"fanout.llm.local_server", "fanout.client.embedded.guard"}:
+                yield module.name
+
+
+def test_what_is_tested_is_what_is_installed():
+    """Not the source tree by accident, unless it is installed in editable mode."""
+    origin = json.loads(metadata.distribution("fanout-llm").read_text("direct_url.json"))
+    if not origin.get("dir_info", {}).get("editable"):
+        assert "site-packages" in fanout.__file__
+        assert "site-packages" in workers.__file__
+
+
+def test_the_exports_are_sorted_and_exist():
+    names = fanout.__all__
+    assert names == sorted(names, key=lambda name: (not name.isupper(), name))
+    assert all(hasattr(fanout, name) for name in names)
+
+
+def test_type_checkers_see_each_name_where_it_is_imported_from():
+    [checked] = [
+        node for node in ast.parse(Path(fanout.__file__).read_text()).body
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+    ]  # fmt: skip
+    seen = {node.module: {name.name for name in node.names} for node in checked.body}
+    assert seen == {module: set(names) for module, names in fanout._NAMES.items()}
+    assert {name for names in seen.values() for name in names} == set(fanout.__all__)
+    assert set(fanout.__all__) <= set(dir(fanout))
+    with pytest.raises(AttributeError, match="module 'fanout' has no attribute 'Cleint'"):
+        fanout.Cleint  # noqa: B018
+
+
+@pytest.mark.parametrize("name", list(modules()))
+def test_every_module_is_documented_and_exports_what_there_is(name):
+    module = importlib.import_module(name)
+    assert module.__doc__
+    for exported in getattr(module, "__all__", ()):
+        assert hasattr(module, exported)
+
+
+def test_every_error_is_a_fanout_error_and_is_drawn_in_the_tree():
+    from fanout.core import errors
+
+    for name in errors.__all__:
+        assert issubclass(getattr(errors, name), fanout.FanoutError)
+        assert name in errors.__doc__
+
+
+def test_every_kind_of_error_is_documented_for_users():
+    assert len(fanout.ErrorKind) == 18
+
+
+def check_types(source, tmp_path):
+    path = tmp_path / "caller.py"
+    path.write_text(textwrap.dedent(source))
+    return subprocess.run(
+        [sys.executable, "-m", "mypy", "--strict", "--config-file=", str(path)],
+        capture_output=True, text=True, check=False, cwd=tmp_path,
+    )  # fmt: skip
+
+
+def test_a_caller_is_type_checked(tmp_path):
+    done = check_types(
+        """
+        from fanout import Client, ParallelCalls, Result, Run, RunSpec
+
+        def shout(prompt: str) -> str:
+            return prompt.upper()
+
+        async def whisper(prompt: str) -> str:
+            return prompt.lower()
+
+        def use() -> list[str | None]:
+            ParallelCalls(llm=whisper)
+            with ParallelCalls(llm=shout, max_workers=4) as runner:
+                result: Result = runner.run(["a"], "{input}", reduce="vote")
+            run: Run = Client().submit(RunSpec(model="fake", prompt="{input}"), ["a"])
+            tokens: int | None = run.status().usage.input_tokens
+            kinds: list[str] = [error.kind.value for error in result.errors]
+            return result.outputs
+        """,
+        tmp_path,
+    )
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["ParallelCalls(llm=3)", "ParallelCalls().run(3)", "ParallelCalls().run([], reduce='x')"],
+)
+def test_a_wrong_caller_is_told_by_the_type_checker(tmp_path, line):
+    done = check_types(f"from fanout import ParallelCalls\n{line}\n", tmp_path)
+    assert done.returncode == 1, done.stdout
+    assert "arg-type" in done.stdout

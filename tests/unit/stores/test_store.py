@@ -1,0 +1,1268 @@
+"""One suite over every implementation of the run store, so that the fake cannot drift."""
+
+from __future__ import annotations
+
+import time
+
+import fakeredis
+import msgspec
+import pytest
+import redis
+
+from fanout.core.errors import StoredDataError, UnknownRunError
+from fanout.core.latency import Latency, bucket_of
+from fanout.core.rate_limits import LimitState, Rates
+from fanout.core.records import Chunk, ErrorKind, Outcome, RunStatus, Shard, Usage
+from fanout.policy.admission import Lanes
+from fanout.policy.outages import FIRST_PROBE_S, Standing
+from fanout.stores import (
+    Begun,
+    End,
+    MemoryStore,
+    Parked,
+    RedisStore,
+    Sealed,
+    StageWindow,
+    Start,
+    Totals,
+    WorkerRecord,
+)
+from fanout.stores.base import Branches, Runs, Stages
+from fanout.stores.blobs import FileBlobs
+
+RUN = "r1"
+
+
+@pytest.fixture(params=["memory", "fakeredis", "server", "files"])
+def store(request):
+    if request.param == "memory":
+        yield MemoryStore()
+        return
+    blobs = None
+    if request.param == "server":
+        client = redis.Redis.from_url(request.getfixturevalue("broker_url"))
+    else:
+        client = fakeredis.FakeRedis()
+    if request.param == "files":
+        blobs = FileBlobs(str(request.getfixturevalue("tmp_path")))
+    store = RedisStore(client, blobs=blobs)
+    yield store
+    store.close()
+
+
+@pytest.fixture
+def run(store):
+    store.create_run(RUN, spec='{"model": "fake"}', created_at=1000.5)
+    return RUN
+
+
+def shard(count=3, first=0):
+    chunks = [Chunk(text=f"t{i}", document=f"d{i}", document_index=i) for i in range(count)]
+    return Shard(first=first, count=count, first_chunk=first, chunks=chunks)
+
+
+def ok(index=0, **usage):
+    return Outcome(index=index, output="yes", attempts=1, usage=Usage(calls=1, **usage))
+
+
+def failed(index=0, kind=ErrorKind.TIMEOUT):
+    return Outcome(index=index, kind=kind, message="too slow", attempts=2, usage=Usage(calls=2))
+
+
+def test_a_new_run_is_enqueuing_and_keeps_its_spec(store, run):
+    record = store.run(run)
+    assert record.status is RunStatus.ENQUEUING
+    assert record.created_at == 1000.5
+    assert record.ended_at is None
+    assert store.spec(run) == '{"model": "fake"}'
+
+
+@pytest.mark.parametrize("ask", ["run", "spec", "delete_run"])
+def test_an_unknown_run_is_an_error(store, ask):
+    with pytest.raises(UnknownRunError, match="nope"):
+        getattr(store, ask)("nope")
+
+
+def test_runs_are_listed_newest_first(store):
+    for run_id, created_at in [("old", 1.0), ("new", 3.0), ("mid", 2.0)]:
+        store.create_run(run_id, spec="{}", created_at=created_at)
+    assert [record.run_id for record in store.runs()] == ["new", "mid", "old"]
+
+
+def test_runs_are_found_by_what_their_ids_begin_with(store):
+    for number, run_id in enumerate(["ab1", "ab2", "b1", "a*"]):
+        store.create_run(run_id, spec="{}", created_at=float(number))
+    store.end_run("ab1", RunStatus.FAILED, ended_at=9.0)
+    found = [(record.run_id, record.status.value) for record in store.runs("ab")]
+    assert found == [("ab2", "enqueuing"), ("ab1", "failed")]
+    assert [record.run_id for record in store.runs("a*")] == ["a*"], "it is no pattern"
+    assert list(store.runs("ab11")) == []
+
+
+def test_more_runs_than_are_read_at_once_are_all_listed(store):
+    names = [f"{number % 2}{number:03}" for number in range(250)]
+    for number, run_id in enumerate(names):
+        store.create_run(run_id, spec="{}", created_at=float(number))
+    store.delete_run(names[120])
+    expected = [name for name in reversed(names) if name != names[120]]
+    assert [record.run_id for record in store.runs()] == expected
+    assert len(list(store.runs("1"))) == 125
+
+
+def test_a_run_that_has_expired_is_not_found_by_its_id(broker_url):
+    client = redis.Redis.from_url(broker_url)
+    store = RedisStore(client)
+    for run_id in ("ab1", "ab2"):
+        store.create_run(run_id, spec="{}", created_at=1.0)
+    client.delete("fanout:run:ab1")
+    assert [record.run_id for record in store.runs("ab")] == ["ab2"]
+    assert client.zrange("fanout:runs", 0, -1) == [b"ab2"], "it is forgotten"
+    assert store.active_runs() == ["ab2"]
+    store.close()
+
+
+def test_there_is_one_clock(store):
+    assert store.now() == pytest.approx(time.time(), abs=10)
+
+
+def test_a_shard_comes_back_as_it_was_written(store, run):
+    store.put_shard(run, 0, 0, shard(2))
+    assert store.shard(run, 0, 0) == shard(2)
+
+
+def test_a_shard_written_twice_is_counted_once(store, run):
+    assert store.put_shard(run, 0, 0, shard(3))
+    assert store.put_shard(run, 0, 0, shard(2))
+    assert store.put_shard(run, 0, 1, shard(2, first=3))
+    record = store.stage(run, 0)
+    assert (record.shards, record.total) == (2, 5)
+    assert store.shard(run, 0, 0) == shard(3), "the first one stands"
+
+
+def test_a_sealed_stage_takes_no_more_shards_and_the_first_seal_stands(store, run):
+    store.put_shard(run, 0, 0, shard())
+    assert store.seal_stage(run, 0) == Sealed(shards=1, first=True)
+    assert not store.put_shard(run, 0, 1, shard())
+    assert not store.put_shard(run, 0, 0, shard())
+    assert store.seal_stage(run, 0) == Sealed(shards=1, first=False)
+    assert (store.stage(run, 0).shards, store.stage(run, 0).sealed) == (1, True)
+
+
+def test_a_stage_can_be_sealed_before_it_has_a_shard(store, run):
+    assert store.seal_stage(run, 0) == Sealed(shards=0, first=True)
+
+
+@pytest.mark.parametrize("how", ["halt", "end_run"])
+def test_a_run_that_was_stopped_takes_no_more_shards(store, run, how):
+    store.put_shard(run, 0, 0, shard())
+    if how == "halt":
+        store.halt(run, RunStatus.CANCELLED)
+    else:
+        store.end_run(run, RunStatus.FAILED, ended_at=1.0)
+    assert not store.put_shard(run, 0, 1, shard())
+    assert store.stage(run, 0).shards == 1
+
+
+def test_an_unknown_run_takes_no_shard_and_no_seal(store):
+    with pytest.raises(UnknownRunError):
+        store.put_shard("nope", 0, 0, shard())
+    with pytest.raises(UnknownRunError):
+        store.seal_stage("nope", 0)
+
+
+def test_the_window_bounds_the_shards_in_flight(store, run):
+    for number in range(4):
+        store.put_shard(run, 0, number, shard())
+    assert [grant.shard for grant in store.open_shards(run, 0, window=2)] == [0, 1]
+    assert store.open_shards(run, 0, window=2) == []
+    assert [g.shard for g in store.open_shards(run, 0, window=2, finished=1)] == [2]
+    assert store.open_shards(run, 0, window=2, finished=1) == [], "closing twice frees one place"
+
+
+def test_a_wider_window_opens_more(store, run):
+    for number in range(4):
+        store.put_shard(run, 0, number, shard())
+    store.open_shards(run, 0, window=1)
+    assert [grant.shard for grant in store.open_shards(run, 0, window=3)] == [1, 2]
+
+
+def test_max_workers_is_spread_over_shards_and_never_exceeded(store, run):
+    store.set_lanes(run, 0, Lanes(window=2, per_shard=3, cap=5))
+    for number in range(4):
+        store.put_shard(run, 0, number, shard())
+    grants = store.open_shards(run, 0, window=50)
+    assert [(grant.shard, grant.lanes) for grant in grants] == [(0, 3), (1, 2)]
+    grants = store.open_shards(run, 0, window=50, finished=0)
+    assert [(grant.shard, grant.lanes) for grant in grants] == [(2, 3)]
+
+
+def test_a_branch_may_begin_and_its_deliveries_are_counted(store, run):
+    store.put_shard(run, 0, 0, shard())
+    assert store.begin(Start(run, 0, 0, 1, token="a")) == Begun(verdict="go", deliveries=1)
+    assert store.begin(Start(run, 0, 0, 1, token="b")).deliveries == 2
+    assert store.begin(Start(run, 0, 0, 2, token="c")).deliveries == 1
+
+
+def test_a_begin_that_is_sent_again_counts_once(store, run):
+    store.put_shard(run, 0, 0, shard())
+    assert store.begin(Start(run, 0, 0, 1, token="a")).deliveries == 1
+    assert store.begin(Start(run, 0, 0, 1, token="a")).deliveries == 1
+
+
+def test_a_branch_that_was_begun_twice_without_an_end_must_be_begun_alone(store, run):
+    store.put_shard(run, 0, 0, shard())
+    for token in ("a", "b"):
+        store.begin(Start(run, 0, 0, 1, token=token))
+    assert store.begin(Start(run, 0, 0, 1, token="c")) == Begun(verdict="suspect", deliveries=2)
+    assert store.begin(Start(run, 0, 0, 1, token="c")).deliveries == 2, "it is not counted yet"
+    assert store.begin(Start(run, 0, 0, 1, token="c", is_alone=True)).deliveries == 3
+
+
+def test_a_begin_can_be_taken_back_by_whoever_made_it(store, run):
+    store.put_shard(run, 0, 0, shard())
+    store.begin(Start(run, 0, 0, 1, token="a"))
+    store.unbegin(run, 0, 0, 1, token="another")
+    assert store.begin(Start(run, 0, 0, 1, token="b")).deliveries == 2
+    store.unbegin(run, 0, 0, 1, token="b")
+    assert store.begin(Start(run, 0, 0, 1, token="c")).deliveries == 2
+    store.unbegin(run, 0, 0, 1, token="c", counts=True)
+    assert store.begin(Start(run, 0, 0, 1, token="d", is_alone=True)).deliveries == 3
+
+
+def begin(store, token, **more):
+    return store.begin(Start(RUN, 0, 0, 1, token=token, **more)).verdict
+
+
+def test_a_branch_that_a_living_holder_has_begun_is_not_begun_by_another(store, run):
+    store.put_shard(run, 0, 0, shard())
+    store.beat("h1", ttl_s=60)
+    assert begin(store, "a", holder="h1", lasts_s=60) == "go"
+    assert begin(store, "a", holder="h1", lasts_s=60) == "go", "it asks again"
+    assert begin(store, "b", holder="h2", lasts_s=60) == "held"
+    assert begin(store, "c", holder="h1", lasts_s=60) == "held", "nor by itself"
+    assert store.shard_state(run, 0, 0).held == {1}
+
+
+# A delivery dies, and its message comes twice: as Celery's further try, and back from the broker.
+# What each step gives: (delivery, holder) begins; "died" is the claim of its delivery given up by
+# the process that took it; "ends" is a holder that is silent; "late" is a begin that a dead process
+# had sent, and which comes only now.
+LOST = {
+    "a further try begins when the dead one is given up": [
+        ("a", "h1", "go"), ("died", "a"), ("try", "h2", "go"), ("copy", "h1", "held"),
+    ],
+    "the copy is first": [
+        ("a", "h1", "go"), ("died", "a"), ("copy", "h2", "go"), ("try", "h1", "held"),
+        ("try2", "h2", "held"),
+    ],
+    "nobody begins before it is given up": [
+        ("a", "h1", "go"), ("try", "h2", "held"), ("copy", "h1", "held"), ("died", "a"),
+        ("copy2", "h1", "go"), ("try2", "h2", "held"),
+    ],
+    "it is given up twice, and another one has begun": [
+        ("a", "h1", "go"), ("died", "a"), ("copy", "h2", "go"), ("died", "a"),
+        ("try", "h1", "held"),
+    ],
+    "given up when another one has begun after the parent was silent": [
+        ("a", "h1", "go"), ("ends", "h1"), ("copy", "h2", "go"), ("died", "a"),
+        ("try", "h2", "held"),
+    ],
+    "the parent dies before it is given up": [
+        ("a", "h1", "go"), ("copy", "h2", "held"), ("ends", "h1"), ("copy2", "h2", "go"),
+        ("try", "h2", "held"),
+    ],
+    "the parent dies after it is given up": [
+        ("a", "h1", "go"), ("died", "a"), ("ends", "h1"), ("copy", "h2", "go"),
+        ("try", "h2", "held"),
+    ],
+    "the second one dies as well": [
+        ("a", "h1", "go"), ("died", "a"), ("copy", "h2", "go"), ("died", "a"), ("died", "copy"),
+        ("try", "h1", "alone"), ("copy2", "h2", "held"),
+    ],
+    "the begin of the dead one comes late": [
+        ("died", "a"), ("a", "h1", "go"), ("copy", "h2", "held"), ("died", "a"),
+        ("copy2", "h2", "go"), ("try", "h1", "held"),
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", LOST)
+def test_what_was_at_a_branch_that_died_is_followed_by_one_delivery(store, run, case):
+    store.put_shard(run, 0, 0, shard())
+    for holder in ("h1", "h2"):
+        store.beat(holder, ttl_s=60)
+    for step in LOST[case]:
+        match step:
+            case ("died", token):
+                store.unbegin(run, 0, 0, 1, token=token, counts=True)
+            case ("ends", holder):
+                store.beat(holder, ttl_s=0.001)
+                wait_until(lambda: not store.shard_state(run, 0, 0).held)
+            case (token, holder, "alone"):
+                assert begin(store, token, holder=holder, lasts_s=60) == "suspect", step
+                assert begin(store, token, holder=holder, lasts_s=60, is_alone=True) == "go", step
+            case (token, holder, verdict):
+                assert begin(store, token, holder=holder, lasts_s=60) == verdict, step
+    assert store.shard_state(run, 0, 0).held == {1}
+
+
+def wait_until(condition):
+    until = time.monotonic() + 5
+    while not condition():
+        assert time.monotonic() < until
+
+
+def test_what_is_gone_is_taken_back_by_nobody(store, run):
+    store.unbegin(run, 0, 7, 1, token="a")
+    store.unbegin("nope", 0, 0, 1, token="a")
+
+
+def test_a_holder_that_is_silent_holds_nothing(store, run):
+    store.put_shard(run, 0, 0, shard())
+    assert begin(store, "a", holder="h1", lasts_s=60) == "go"
+    assert store.shard_state(run, 0, 0).held == set()
+    assert begin(store, "b", holder="h2", lasts_s=60) == "go"
+
+
+def test_a_branch_is_not_held_for_longer_than_was_said(store, run):
+    store.put_shard(run, 0, 0, shard())
+    store.beat("h1", ttl_s=60)
+    begin(store, "a", holder="h1", lasts_s=0)
+    assert store.shard_state(run, 0, 0).held == set()
+    assert begin(store, "b", holder="h2") == "go"
+
+
+def test_a_branch_that_was_handed_back_is_not_held(store, run):
+    store.put_shard(run, 0, 0, shard())
+    store.beat("h1", ttl_s=60)
+    begin(store, "a", holder="h1", lasts_s=60)
+    store.unbegin(run, 0, 0, 1, token="a")
+    assert begin(store, "b", holder="h2", lasts_s=60) == "go"
+
+
+def test_when_all_were_silent_the_first_to_return_does_not_take_the_others_for_dead(store, run):
+    store.put_shard(run, 0, 0, shard())
+
+    def held():
+        return store.shard_state(run, 0, 0).held
+
+    def lapse():
+        wait_until(lambda: not held())
+
+    store.beat("dead", ttl_s=0.2)
+    store.begin(Start(run, 0, 0, 2, token="a", holder="dead", lasts_s=60))
+    lapse()
+    for holder in ("h1", "h2"):
+        store.beat(holder, ttl_s=0.2)
+    begin(store, "b", holder="h1", lasts_s=60)
+    assert held() == {1}
+    lapse()
+    store.beat("h2", ttl_s=0.2)
+    assert held() == {1}, "h1 is given time to say that it is alive; the dead one is not"
+
+
+def test_whoever_was_silent_as_long_takes_no_holder_for_dead(store, run):
+    """The server was away, or refused all beats; what it asks now comes before its own beat."""
+    ttl_s = 0.6
+    store.put_shard(run, 0, 0, shard())
+
+    def copy():
+        return begin(store, "b", holder="h2", beats_for_s=ttl_s, lasts_s=60)
+
+    for holder in ("h1", "h2"):
+        store.beat(holder, ttl_s=ttl_s)
+    assert begin(store, "a", holder="h1", beats_for_s=ttl_s, lasts_s=60) == "go"
+    wait_until(lambda: not store.shard_state(run, 0, 0).held)
+    assert copy() == "held"
+    assert begin(store, "c", holder="h3", beats_for_s=ttl_s, lasts_s=60) == "held", "it is new"
+    store.beat("h2", ttl_s=ttl_s)
+    assert copy() == "held", "now h1 is given time"
+
+    def is_begun():
+        store.beat("h2", ttl_s=ttl_s)
+        return copy() == "go"
+
+    wait_until(is_begun)
+
+
+def test_shards_without_all_their_outcomes_are_incomplete_and_can_be_adopted(store, run):
+    for number in range(3):
+        store.put_shard(run, 0, number, shard(1, first=number))
+    assert store.incomplete(run, 0) == [0, 1, 2]
+    store.record(End(run, 0, 0, 0, ok(0)))
+    store.compact(run, 0, 0, {0: ok(0)})
+    store.record(End(run, 0, 1, 0, ok(1)))
+    assert store.incomplete(run, 0) == [2]
+    store.adopt(run, 0, [2])
+    assert store.progress(run, 0).open == {2: 0}
+
+
+def test_a_paused_run_parks_its_branches_until_it_goes_on(store, run):
+    store.put_shard(run, 0, 0, shard())
+    assert store.pause(run)
+    assert not store.pause(run), "it is paused already"
+    assert store.run(run).status is RunStatus.PAUSED
+    assert store.begin(Start(run, 0, 0, 1, token="a", feed=3)).verdict == "paused"
+    assert store.begin(Start(run, 0, 0, 1, token="b", feed=3)).verdict == "paused"
+    assert store.unpause(run)
+    assert not store.unpause(run)
+    assert store.run(run).status is RunStatus.ENQUEUING
+    assert store.take_parked(run) == [Parked(stage=0, shard=0, position=1, feed=3)]
+    assert store.take_parked(run) == []
+    assert store.begin(Start(run, 0, 0, 1, token="c")).deliveries == 1
+
+
+def test_what_was_begun_before_a_pause_goes_on_and_is_not_parked(store, run):
+    store.put_shard(run, 0, 0, shard())
+    store.begin(Start(run, 0, 0, 1, token="a"))
+    store.pause(run)
+    assert store.begin(Start(run, 0, 0, 1, token="a")) == Begun(verdict="go", deliveries=1)
+    assert store.take_parked(run) == []
+    assert store.begin(Start(run, 0, 0, 1, token="b")).verdict == "paused", "another delivery"
+
+
+def test_what_has_ended_or_was_stopped_cannot_be_paused(store, run):
+    store.halt(run, RunStatus.CANCELLED)
+    assert not store.pause(run)
+    store.end_run(run, RunStatus.CANCELLED, ended_at=1.0)
+    assert not store.pause(run)
+    assert not store.pause("nope")
+
+
+def test_no_branch_begins_after_the_deadline_but_reductions_do(store):
+    store.create_run(RUN, spec="{}", created_at=1.0, deadline_at=time.time() - 2)
+    store.put_shard(RUN, 0, 0, shard())
+    store.put_shard(RUN, 1, 0, shard())
+    assert store.begin(Start(RUN, 0, 0, 0, token="a")).verdict == "expired"
+    assert store.begin(Start(RUN, 1, 0, 0, token="a")).verdict == "go"
+
+
+def test_runs_are_active_until_they_end_and_again_when_reopened(store, run):
+    assert store.active_runs() == [run]
+    store.end_run(run, RunStatus.FAILED, ended_at=1.0)
+    assert store.active_runs() == []
+    store.reopen_run(run, retry=frozenset())
+    assert store.active_runs() == [run]
+
+
+def test_the_progress_of_a_stage_changes_when_a_branch_begins_or_ends(store, run):
+    for number in range(3):
+        store.put_shard(run, 0, number, shard())
+    store.open_shards(run, 0, window=2)
+    first = store.progress(run, 0)
+    assert (first.written, first.opened, first.sealed, first.open) == (3, 2, False, {0: 0, 1: 0})
+    store.begin(Start(run, 0, 0, 1, token="a"))
+    second = store.progress(run, 0)
+    store.record(End(run, 0, 0, 1, ok(1)))
+    third = store.progress(run, 0)
+    assert first.marks[1] == second.marks[1] == third.marks[1]
+    assert len({first.marks[0], second.marks[0], third.marks[0]}) == 3
+
+
+def test_the_state_of_a_shard_says_what_was_published_and_what_has_ended(store, run):
+    store.put_shard(run, 0, 0, Shard(first=7, count=3, first_chunk=0, chunks=[]))
+    state = store.shard_state(run, 0, 0)
+    assert (state.first, state.count, state.published, state.ended) == (7, 3, None, frozenset())
+    assert store.start_shard(run, 0, 0, published=2)
+    assert not store.start_shard(run, 0, 0, published=3), "the first stands"
+    store.record(End(run, 0, 0, 1, ok(1)))
+    store.healed(run, 0, 0)
+    state = store.shard_state(run, 0, 0)
+    assert (state.published, state.ended, state.heals) == (2, frozenset({1}), 1)
+    store.compact(run, 0, 0, store.outcomes(run, 0, 0))
+    assert store.shard_state(run, 0, 0).finished
+    assert store.indices(run, 0, 0) == range(7, 10)
+    with pytest.raises(UnknownRunError):
+        store.shard_state(run, 0, 9)
+
+
+def test_a_lock_is_its_holder_s_until_it_runs_out(store):
+    assert store.take_lock("x", "me", ttl_s=60)
+    assert store.take_lock("x", "me", ttl_s=60)
+    assert not store.take_lock("x", "you", ttl_s=60)
+    assert store.take_lock("y", "you", ttl_s=60)
+
+
+def test_a_branch_with_an_outcome_does_not_begin_again(store, run):
+    store.put_shard(run, 0, 0, shard())
+    store.record(End(run, 0, 0, 1, ok(1)))
+    assert store.begin(Start(run, 0, 0, 1, token="t")).verdict == "done"
+
+
+def test_no_branch_of_a_halted_run_begins(store, run):
+    store.put_shard(run, 0, 0, shard())
+    assert store.halt(run, RunStatus.FAILED, error="bad key")
+    assert store.begin(Start(run, 0, 0, 0, token="t")).verdict == "halted"
+    record = store.run(run)
+    assert (record.halt, record.error) == (RunStatus.FAILED, "bad key")
+
+
+def test_the_first_halt_stands(store, run):
+    store.halt(run, RunStatus.FAILED, error="bad key")
+    assert not store.halt(run, RunStatus.CANCELLED)
+    assert store.run(run).halt is RunStatus.FAILED
+
+
+def test_no_branch_of_a_deleted_run_begins(store, run):
+    store.put_shard(run, 0, 0, shard())
+    store.delete_run(run)
+    assert store.begin(Start(run, 0, 0, 0, token="t")).verdict == "gone"
+    assert not store.record(End(run, 0, 0, 0, ok())).first
+    with pytest.raises(UnknownRunError):
+        store.run(run)
+
+
+def test_the_first_outcome_stands_and_is_counted_once(store, run):
+    store.put_shard(run, 0, 0, shard())
+    assert store.record(End(run, 0, 0, 0, ok(0))).first
+    assert not store.record(End(run, 0, 0, 0, failed(0))).first
+    assert store.outcomes(run, 0, 0) == {0: ok(0)}
+    record = store.stage(run, 0)
+    assert (record.done, record.succeeded, record.failed) == (1, 1, 0)
+
+
+def test_failures_are_counted_by_kind(store, run):
+    store.put_shard(run, 0, 0, shard())
+    store.record(End(run, 0, 0, 0, failed(0)))
+    store.record(End(run, 0, 0, 1, failed(1)))
+    store.record(End(run, 0, 0, 2, failed(2, ErrorKind.AUTH)))
+    record = store.stage(run, 0)
+    assert record.failed == 3
+    assert record.errors == {ErrorKind.TIMEOUT: 2, ErrorKind.AUTH: 1}
+
+
+def test_usage_adds_up(store, run):
+    store.put_shard(run, 0, 0, shard())
+    store.record(End(run, 0, 0, 0, ok(0, input_tokens=10, output_tokens=2, cost_usd=0.5)))
+    store.record(End(run, 0, 0, 1, ok(1, input_tokens=5, output_tokens=1, cost_usd=0.25)))
+    usage = Usage(calls=2, input_tokens=15, output_tokens=3, cost_usd=0.75)
+    assert store.stage(run, 0).usage == usage
+
+
+def test_an_unknown_quantity_makes_the_sum_unknown_not_smaller(store, run):
+    store.put_shard(run, 0, 0, shard())
+    store.record(End(run, 0, 0, 0, ok(0, input_tokens=10, output_tokens=2)))
+    store.record(End(run, 0, 0, 1, ok(1, input_tokens=10)))
+    usage = store.stage(run, 0).usage
+    assert usage == Usage(calls=2, input_tokens=20, output_tokens=None, cost_usd=None)
+
+
+def test_calls_of_unknown_usage_make_the_sum_unknown_and_branches_without_calls_do_not(store, run):
+    store.put_shard(run, 0, 0, shard())
+    known = Usage(calls=1, input_tokens=10, output_tokens=2, cost_usd=0.0)
+    store.record(End(run, 0, 0, 0, ok(0, input_tokens=10, output_tokens=2, cost_usd=0.0)))
+    store.record(End(run, 0, 0, 1, Outcome(index=1, kind=ErrorKind.CANCELLED)))
+    assert store.stage(run, 0).usage == known
+    store.record(End(run, 0, 0, 2, failed(2)))
+    assert store.stage(run, 0).usage == Usage(calls=3)
+
+
+def test_a_fed_shard_hands_out_each_further_position_once(store, run):
+    store.put_shard(run, 0, 0, shard(4))
+    store.start_shard(run, 0, 0, published=2)
+    assert store.record(End(run, 0, 0, 0, ok(0), feed=4)).next == 2
+    assert store.record(End(run, 0, 0, 0, ok(0), feed=4)).next is None, (
+        "a second delivery feeds none"
+    )
+    assert store.record(End(run, 0, 0, 1, ok(1), feed=4)).next == 3
+    assert store.record(End(run, 0, 0, 2, ok(2), feed=4)).next is None
+    assert store.record(End(run, 0, 0, 3, ok(3), feed=4)).next is None
+
+
+def test_what_a_retry_has_kept_is_not_handed_out(store, run):
+    store.put_shard(run, 0, 0, shard(6))
+    for position in (1, 3, 4):
+        store.record(End(run, 0, 0, position, ok(position)))
+    store.start_shard(run, 0, 0, published=1)
+    assert store.record(End(run, 0, 0, 0, ok(0), feed=6)).next == 2
+    assert store.record(End(run, 0, 0, 2, ok(2), feed=6)).next == 5
+    assert store.record(End(run, 0, 0, 5, ok(5), feed=6)).next is None
+
+
+def test_what_is_published_anew_is_not_handed_out_as_well(store, run):
+    store.put_shard(run, 0, 0, shard(6))
+    store.start_shard(run, 0, 0, published=1)
+    store.advance_shard(run, 0, 0, published=4)
+    store.advance_shard(run, 0, 0, published=2)
+    assert store.shard_state(run, 0, 0).published == 4, "it only rises"
+    assert store.record(End(run, 0, 0, 0, ok(0), feed=6)).next == 4
+
+
+def test_no_more_lanes_are_given_than_there_are_to_shards_that_are_taken_back(store, run):
+    for number in range(4):
+        store.put_shard(run, 0, number, shard())
+    store.set_lanes(run, 0, Lanes(window=2, per_shard=2, cap=3))
+    store.adopt(run, 0, range(4))
+    assert store.progress(run, 0).open == {0: 2, 1: 1}
+    store.adopt(run, 0, range(4))
+    assert store.progress(run, 0).open == {0: 2, 1: 1}
+
+
+def test_starting_a_fed_shard_again_hands_out_nothing_twice(store, run):
+    store.put_shard(run, 0, 0, shard(4))
+    store.start_shard(run, 0, 0, published=1)
+    store.record(End(run, 0, 0, 0, ok(0), feed=4))
+    store.start_shard(run, 0, 0, published=1)
+    assert store.record(End(run, 0, 0, 1, ok(1), feed=4)).next == 2
+
+
+def test_missing_outcomes_are_filled_and_present_ones_kept(store, run):
+    store.put_shard(run, 0, 0, shard())
+    store.record(End(run, 0, 0, 1, ok(1)))
+    store.record_all([End(run, 0, 0, p, failed(p, ErrorKind.LOST)) for p in range(3)])
+    outcomes = store.outcomes(run, 0, 0)
+    assert [outcomes[p].kind for p in range(3)] == [ErrorKind.LOST, None, ErrorKind.LOST]
+    assert store.stage(run, 0).done == 3
+
+
+def test_compaction_keeps_the_outcomes_and_shuts_late_ones_out(store, run):
+    store.put_shard(run, 0, 0, shard(2))
+    store.record(End(run, 0, 0, 0, ok(0)))
+    store.record(End(run, 0, 0, 1, failed(1)))
+    outcomes = store.outcomes(run, 0, 0)
+    store.compact(run, 0, 0, outcomes)
+    assert store.outcomes(run, 0, 0) == outcomes
+    assert store.begin(Start(run, 0, 0, 0, token="t")).verdict == "done"
+    assert not store.record(End(run, 0, 0, 0, failed(0))).first
+    store.compact(run, 0, 0, {})
+    assert store.outcomes(run, 0, 0) == outcomes, "compacting again changes nothing"
+
+
+def test_a_status_moves_until_the_end_and_not_after(store, run):
+    assert store.set_status(run, RunStatus.REDUCING, stage=2)
+    assert (store.run(run).status, store.run(run).stage) == (RunStatus.REDUCING, 2)
+    assert store.end_run(run, RunStatus.SUCCEEDED, ended_at=1007.0)
+    assert not store.set_status(run, RunStatus.RUNNING)
+    assert not store.end_run(run, RunStatus.FAILED, ended_at=1009.0, error="late")
+    assert not store.halt(run, RunStatus.CANCELLED)
+    record = store.run(run)
+    assert record.has_ended
+    assert (record.status, record.ended_at, record.error) == (RunStatus.SUCCEEDED, 1007.0, None)
+
+
+def test_the_error_of_a_halt_is_what_the_run_ends_with(store, run):
+    store.halt(run, RunStatus.FAILED, error="auth: bad key")
+    store.end_run(run, RunStatus.FAILED, ended_at=1.0, error="no branch succeeded")
+    assert store.run(run).error == "auth: bad key"
+
+
+def test_the_first_result_stands(store, run):
+    assert store.result(run) is None
+    store.put_result(run, b"one")
+    store.put_result(run, b"two")
+    assert store.result(run) == b"one"
+
+
+def test_a_note_is_taken_once(store):
+    assert store.take_note("n") is None
+    store.put_note("n", b"hello", ttl_s=60)
+    assert store.take_note("n") == b"hello"
+    assert store.take_note("n") is None
+
+
+def names(store) -> list[str]:
+    return [worker.name for worker in store.workers()]
+
+
+def test_workers_are_known_until_they_go_or_fall_silent(store):
+    store.worker_alive(WorkerRecord(name="b@x:1"), ttl_s=60)
+    store.worker_alive(WorkerRecord(name="a@x"), ttl_s=60)
+    store.worker_alive(WorkerRecord(name="c@x"), ttl_s=-1)
+    assert names(store) == ["a@x", "b@x:1"]
+    store.worker_gone("a@x")
+    assert names(store) == ["b@x:1"]
+
+
+def test_a_worker_is_known_as_it_last_said(store):
+    said = WorkerRecord(name="a@x", concurrency=8, in_flight=3, queues=("q",), sent_at=5.0)
+    store.worker_alive(WorkerRecord(name="a@x", concurrency=4), ttl_s=60)
+    store.worker_alive(said, ttl_s=60)
+    (known,) = store.workers()
+    assert abs(known.seen_at - time.time()) < 60
+    assert msgspec.structs.replace(known, seen_at=0.0) == said
+
+
+def test_the_latency_of_a_stage_counts_branches_that_made_a_call(store, run):
+    store.put_shard(run, 0, 0, shard())
+    store.record(End(run, 0, 0, 0, msgspec.structs.replace(ok(0), attempts=1, elapsed_s=0.25)))
+    store.record(End(run, 0, 0, 0, msgspec.structs.replace(ok(0), attempts=1, elapsed_s=9.0)))
+    store.record(End(run, 0, 0, 1, Outcome(index=1, kind=ErrorKind.EXPIRED)))
+    latency = store.stage(run, 0).latency
+    assert latency == Latency(counts={bucket_of(0.25): 1}, sum_s=0.25)
+
+
+def test_totals_count_each_outcome_once_and_outlive_the_run(store, run):
+    usage = Usage(calls=2, input_tokens=10, output_tokens=3, cost_usd=0.5)
+    store.put_shard(run, 0, 0, shard())
+    first = Outcome(index=0, output="x", attempts=2, usage=usage, elapsed_s=1.0)
+    for _ in range(2):
+        store.record(End(run, 0, 0, 0, first))
+    store.record(End(run, 0, 0, 1, Outcome(index=1, output="y", usage=Usage(calls=1))))
+    store.record(End(run, 0, 0, 2, Outcome(index=2, kind=ErrorKind.TIMEOUT)))
+    store.healed(run, 0)
+    store.count_dropped(3)
+    store.end_run(run, RunStatus.SUCCEEDED, ended_at=1.0)
+    store.end_run(run, RunStatus.FAILED, ended_at=1.0)
+    store.delete_run(run)
+    totals = store.totals()
+    assert totals == Totals(
+        submitted=1,
+        ended={RunStatus.SUCCEEDED: 1},
+        succeeded=2,
+        errors={ErrorKind.TIMEOUT: 1},
+        usage=Usage(calls=3, input_tokens=10, output_tokens=3, cost_usd=0.5),
+        latency=Latency(counts={bucket_of(1.0): 1}, sum_s=1.0),
+        healed=1,
+        dropped=3,
+    )
+
+
+def test_the_window_of_a_stage_says_what_is_open_and_what_waits(store, run):
+    assert store.window(run, 0) == StageWindow()
+    for number in range(3):
+        store.put_shard(run, 0, number, shard())
+    store.set_lanes(run, 0, Lanes(window=2, per_shard=2, cap=4))
+    store.open_shards(run, 0, window=9)
+    assert store.window(run, 0) == StageWindow(open=2, waiting=1, lanes_used=4, lanes_limit=4)
+
+
+PER_SECOND = Rates(requests_per_minute=60)
+
+
+class Bookings:
+    """Slots of one model, and when each is by a clock that began with the first."""
+
+    def __init__(self, store):
+        self.store = store
+        # A busy machine may be late, so when it began is known within bounds only.
+        self.began_after = time.monotonic()
+        self.began_before = None
+
+    def take(self, *expected, rates=PER_SECOND, tokens=0):
+        """Take slots, which must be so many seconds from the beginning."""
+        for moment in expected:
+            before = time.monotonic()
+            slot = self.store.take_slot("m", rates=rates, tokens=tokens)
+            after = time.monotonic()
+            self.began_before = self.began_before or after
+            assert slot.is_taken
+            # One that is due is given at once.
+            earliest = self.began_after + moment - after - 0.05
+            latest = max(0.0, self.began_before + moment - before) + 0.05
+            assert max(0.0, earliest) <= slot.wait_s <= latest
+
+
+@pytest.fixture
+def bookings(store):
+    return Bookings(store)
+
+
+def test_slots_of_a_model_are_spaced_by_its_rate(store, bookings):
+    # The first two at once: an idle second may be used up.
+    bookings.take(0, 0, 1, 2, 3)
+    assert store.take_slot("other", rates=PER_SECOND, tokens=0).wait_s == 0
+
+
+def test_whoever_asks_for_a_slot_uses_up_the_same_rate(bookings):
+    bookings.take(0, 0, 1)
+    # A run with another idea of the rate waits for what is used, and books by its own.
+    bookings.take(2, 2.1, 2.2, rates=Rates(requests_per_minute=600))
+
+
+def test_tokens_are_limited_beside_requests(bookings):
+    rates = Rates(requests_per_minute=6_000, tokens_per_minute=600)
+    bookings.take(0, 1, 3, rates=rates, tokens=20)
+
+
+def test_a_slot_far_ahead_is_not_given(store, bookings):
+    bookings.take(0, *range(10))
+    slot = store.take_slot("m", rates=Rates(requests_per_minute=1), tokens=0)
+    assert slot.is_taken
+    slot = store.take_slot("m", rates=PER_SECOND, tokens=0)
+    assert not slot.is_taken
+    assert slot.wait_s > 30
+    assert 60 < store.limits()["m"].requests_until <= 71
+
+
+def test_tokens_that_were_not_used_are_given_back(store, bookings):
+    rates = Rates(tokens_per_minute=60)
+    bookings.take(0, rates=rates, tokens=10)
+    store.correct_slot("m", rates=rates, tokens=-8)
+    bookings.take(1, rates=rates, tokens=1)
+    store.correct_slot("unknown", rates=rates, tokens=5)
+    assert "unknown" not in store.limits()
+
+
+def test_a_refusal_makes_all_wait_and_the_longest_one_stands(store, bookings):
+    assert store.pause_of("m") == Standing()
+    store.pause_model("m", 5.0)
+    store.pause_model("m", 2.0)
+    assert 2.5 < store.pause_of("m").wait_s <= 5
+    assert store.pause_of("other") == Standing()
+    bookings.take(5)
+    assert 2.5 < store.limits()["m"].blocked_until <= 5
+    assert store.totals().pauses == 2
+
+
+def test_a_breaker_holds_all_back_lets_one_try_and_lets_all_go_on(store):
+    assert store.trip_breaker("m")
+    assert store.trip_breaker("m"), "it is open already"
+    held = store.pause_of("m")
+    assert (0 < held.wait_s <= FIRST_PROBE_S, held.is_probe) == (True, False)
+    assert held.down_s is not None
+    assert store.limits()["m"].down_s is not None
+    assert store.pause_of("other") == Standing()
+    until = time.monotonic() + 20
+    while not (first := store.pause_of("m")).is_probe:
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    # The others wait on, and twice as long.
+    assert FIRST_PROBE_S < first.wait_s <= 2 * FIRST_PROBE_S
+    others = store.pause_of("m")
+    assert (others.is_probe, others.wait_s > 0) == (False, True)
+    # A pause that the provider asks for puts the next probe off.
+    store.pause_model("m", 60.0)
+    assert 50 < store.pause_of("m").wait_s <= 60
+    store.close_breaker("m")
+    assert store.pause_of("m") == Standing()
+    assert store.limits().get("m", LimitState()).down_s is None
+    assert not store.trip_breaker("m"), "it was closed just now: others are well"
+    assert store.pause_of("m") == Standing()
+
+
+def test_a_run_that_has_ended_can_be_reopened_once(store, run):
+    store.put_shard(run, 0, 0, shard())
+    store.put_shard(run, 1, 0, shard())
+    store.record(End(run, 1, 0, 0, ok(0)))
+    store.open_shards(run, 0, window=2)
+    kinds = frozenset({ErrorKind.AUTH, ErrorKind.TIMEOUT})
+    assert not store.reopen_run(run, retry=kinds), "it has not ended"
+    store.halt(run, RunStatus.FAILED, error="bad key")
+    store.set_status(run, RunStatus.REDUCING, stage=1)
+    store.put_result(run, b"old")
+    store.end_run(run, RunStatus.FAILED, ended_at=5.0)
+    assert store.reopen_run(run, retry=kinds)
+    assert not store.reopen_run(run, retry=frozenset())
+    record = store.run(run)
+    assert record.retry == kinds
+    assert record.reopened_at == pytest.approx(time.time(), abs=10)
+    assert (record.status, record.stage, record.halt) == (RunStatus.RUNNING, 0, None)
+    assert (record.error, record.ended_at, store.result(run)) == (None, None, None)
+    assert store.run(run).base_stage == 1, "the next aggregate takes the stages from 2"
+    assert store.stage(run, 1).usage.calls == 1, "what was consumed stays counted"
+    with pytest.raises(UnknownRunError):
+        store.shard(run, 1, 0)
+    assert [grant.shard for grant in store.open_shards(run, 0, window=2)] == [0]
+
+
+def test_a_finished_shard_can_be_taken_back_to_what_is_kept(store, run):
+    store.put_shard(run, 0, 0, shard(3))
+    store.record(End(run, 0, 0, 0, ok(0, input_tokens=5, output_tokens=1, cost_usd=0.5)))
+    store.record(End(run, 0, 0, 1, failed(1)))
+    store.record(End(run, 0, 0, 2, failed(2, ErrorKind.AUTH)))
+    outcomes = store.outcomes(run, 0, 0)
+    store.compact(run, 0, 0, outcomes)
+    assert store.is_finished(run, 0, 0)
+    kept = {0: outcomes[0], 2: outcomes[2]}
+    assert store.reopen_shard(run, 0, 0, kept=kept, dropped=[outcomes[1]])
+    assert not store.is_finished(run, 0, 0)
+    assert store.outcomes(run, 0, 0) == kept
+    record = store.stage(run, 0)
+    assert (record.succeeded, record.failed, record.errors) == (1, 1, {ErrorKind.AUTH: 1})
+    assert record.usage.calls == 5, "what was consumed stays counted"
+    assert store.begin(Start(run, 0, 0, 0, token="t")).verdict == "done"
+    assert store.begin(Start(run, 0, 0, 1, token="t")).verdict == "go"
+    assert store.record(End(run, 0, 0, 1, ok(1))).first
+    assert not store.reopen_shard(run, 0, 0, kept={}, dropped=[outcomes[2]]), "once"
+    assert store.outcomes(run, 0, 0) == {**kept, 1: ok(1)}
+    store.end_run(run, RunStatus.FAILED, ended_at=1.0)
+    store.reopen_run(run, retry=frozenset())
+    assert store.reopen_shard(run, 0, 0, kept=kept, dropped=[]), "once for each retry"
+
+
+# What is the fleet's and not a run's.
+OF_THE_FLEET = {b"fanout:runs", b"fanout:active", b"fanout:totals", b"fanout:run-totals"}
+
+
+def test_deleting_leaves_no_key_of_a_run(broker_url):
+    client = redis.Redis.from_url(broker_url)
+    store = RedisStore(client)
+    store.create_run(RUN, spec="{}", created_at=1.0)
+    for number in range(2):
+        store.put_shard(RUN, 0, number, shard())
+    store.open_shards(RUN, 0, window=2)
+    store.begin(Start(RUN, 0, 0, 0, token="t"))
+    store.record(End(RUN, 0, 0, 0, ok()))
+    store.put_result(RUN, b"x")
+    assert client.dbsize() > 4
+    store.delete_run(RUN)
+    assert set(client.keys("*")) <= OF_THE_FLEET
+    store.close()
+
+
+# Every step that writes of a run, and what it gives or raises where there is none.
+LATE = {
+    "put_result": (lambda s: s.put_result(RUN, b"x"), UnknownRunError),
+    "set_status": (lambda s: s.set_status(RUN, RunStatus.REDUCING, stage=1), False),
+    "end_run": (lambda s: s.end_run(RUN, RunStatus.FAILED, ended_at=2.0, error="x"), False),
+    "halt": (lambda s: s.halt(RUN, RunStatus.CANCELLED, error="x"), False),
+    "pause": (lambda s: s.pause(RUN), False),
+    "unpause": (lambda s: s.unpause(RUN), False),
+    "reopen_run": (lambda s: s.reopen_run(RUN, retry=frozenset({ErrorKind.TIMEOUT})), False),
+    "put_shard": (lambda s: s.put_shard(RUN, 0, 2, shard()), UnknownRunError),
+    "set_lanes": (
+        lambda s: s.set_lanes(RUN, 1, Lanes(window=2, per_shard=3, cap=5)),
+        UnknownRunError,
+    ),
+    "seal_stage": (lambda s: s.seal_stage(RUN, 0), UnknownRunError),
+    "open_shards": (lambda s: s.open_shards(RUN, 0, window=9, finished=0), UnknownRunError),
+    "open_shards as one drains": (
+        lambda s: s.open_shards(RUN, 0, window=9, draining=(0, 1)),
+        UnknownRunError,
+    ),
+    "start_shard": (lambda s: s.start_shard(RUN, 0, 0, published=3), UnknownRunError),
+    "advance_shard": (lambda s: s.advance_shard(RUN, 0, 0, published=3), UnknownRunError),
+    "adopt": (lambda s: s.adopt(RUN, 0, [0, 1]), UnknownRunError),
+    "healed": (lambda s: s.healed(RUN, 0), UnknownRunError),
+    "healed a shard": (lambda s: s.healed(RUN, 0, 0), UnknownRunError),
+    "reopen_shard": (
+        lambda s: s.reopen_shard(RUN, 0, 0, kept={0: ok()}, dropped=[]),
+        UnknownRunError,
+    ),
+    "take_parked": (lambda s: s.take_parked(RUN), []),
+    "begin": (lambda s: s.begin(Start(RUN, 0, 0, 2, token="u")), Begun(verdict="gone")),
+    "begin_all": (
+        lambda s: s.begin_all([Start(RUN, 0, 1, at, token="u") for at in range(2)]),
+        [Begun(verdict="gone")] * 2,
+    ),
+    "unbegin": (lambda s: s.unbegin(RUN, 0, 0, 0, token="t"), None),
+    "record": (lambda s: s.record(End(RUN, 0, 0, 2, ok(2))).first, False),
+    "record_all": (
+        lambda s: [each.first for each in s.record_all([End(RUN, 0, 1, 0, failed(), feed=3)])],
+        [False],
+    ),
+    "compact": (lambda s: s.compact(RUN, 0, 0, {at: ok(at) for at in range(3)}), UnknownRunError),
+}
+READS = {
+    *("spec", "run", "runs", "active_runs", "result", "stage", "is_finished", "shard", "indices"),
+    *("progress", "window", "shard_state", "incomplete", "outcomes", "storage_problem"),
+}
+
+
+def test_each_step_of_the_store_is_among_those_that_may_come_late():
+    steps = {name for part in (Runs, Stages, Branches) for name in vars(part) if name[0] != "_"}
+    late = {name.split(" ")[0] for name in LATE}
+    assert steps - READS - late == {"create_run", "begin_delete", "delete_run", "sweep_files"}
+
+
+def come_late(store):
+    """Do each step of a run that is gone; return those that were not as they should be."""
+    wrong = {}
+    for name, (step, expected) in LATE.items():
+        try:
+            said = step(store)
+        except UnknownRunError:
+            said = UnknownRunError
+        if said != expected:
+            wrong[name] = said
+    return wrong
+
+
+def test_what_comes_after_a_deletion_or_during_it_writes_nothing(store, run, tmp_path):
+    for number in range(2):
+        store.put_shard(run, 0, number, shard(3, 3 * number))
+    store.open_shards(run, 0, window=1)
+    store.start_shard(run, 0, 0, published=3)
+    store.begin(Start(run, 0, 0, 0, token="t"))
+    store.record(End(run, 0, 0, 0, ok()))
+    totals = store.totals()
+    assert store.begin_delete(run) == [2, 0]
+    assert store.active_runs() == [run], "who deletes it may die now"
+    assert come_late(store) == {}, "during it"
+    store.delete_run(run)
+    assert come_late(store) == {}, "after it"
+    assert store.active_runs() == []
+    assert store.totals() == totals
+    with pytest.raises(UnknownRunError):
+        store.begin_delete(run)
+    store.sweep_files()
+    assert [path for path in tmp_path.rglob("*") if run in str(path.relative_to(tmp_path))] == []
+    if isinstance(store, RedisStore):
+        assert set(store._redis.keys("*")) <= {*OF_THE_FLEET, b"fanout:noted-storages"}
+    assert run not in repr(vars(store))
+
+
+def test_a_deletion_that_died_half_way_is_carried_out_by_whoever_comes_next(store, run):
+    store.put_shard(run, 0, 0, shard())
+    store.end_run(run, RunStatus.SUCCEEDED, ended_at=1.0)
+    for _ in range(2):
+        assert store.begin_delete(run) == [1, 0]
+        with pytest.raises(UnknownRunError):
+            store.run(run)
+        assert list(store.runs()) == []
+    store.delete_run(run)
+    with pytest.raises(UnknownRunError):
+        store.delete_run(run)
+
+
+def test_every_key_of_a_run_expires(broker_url):
+    client = redis.Redis.from_url(broker_url)
+    store = RedisStore(client, ttl_s=100)
+    store.create_run(RUN, spec="{}", created_at=1.0)
+    store.put_shard(RUN, 0, 0, shard())
+    store.open_shards(RUN, 0, window=2)
+    store.start_shard(RUN, 0, 0, published=1)
+    store.begin(Start(RUN, 0, 0, 0, token="t"))
+    store.record(End(RUN, 0, 0, 0, ok()))
+    store.put_result(RUN, b"x")
+    store.compact(RUN, 0, 0, {0: ok()})
+    store.reopen_shard(RUN, 0, 1, kept={0: ok()}, dropped=[])
+    store.set_lanes(RUN, 1, Lanes(window=2, per_shard=3, cap=5))
+    store.healed(RUN, 2)
+    store.healed(RUN, 2, 0)
+    keys = set(client.keys("*")) - OF_THE_FLEET
+    assert len(keys) == 12
+    assert all(0 < client.ttl(key) <= 100 for key in keys)
+    store.close()
+
+
+def test_a_fleet_speaks_one_version_of_the_wire_and_the_first_says_which(store):
+    assert store.wire() is None
+    assert store.claim_wire(3, holder="a", ttl_s=60) == 3
+    assert store.claim_wire(4, holder="b", ttl_s=60) == 3
+    assert store.claim_wire(3, holder="c", ttl_s=60) == 3
+    assert store.wire() == 3
+
+
+def test_a_fleet_goes_over_to_another_version_when_nobody_speaks_the_old_one(store):
+    store.claim_wire(3, holder="a", ttl_s=60)
+    store.claim_wire(3, holder="b", ttl_s=0.05)
+    store.release_wire("a")
+    assert store.claim_wire(4, holder="c", ttl_s=60) == 3
+    time.sleep(0.1)
+    assert store.claim_wire(4, holder="c", ttl_s=60) == 4
+    assert store.claim_wire(3, holder="a", ttl_s=60) == 4
+
+
+def test_who_was_refused_keeps_nobody_from_leaving(store):
+    store.claim_wire(3, holder="a", ttl_s=60)
+    store.claim_wire(4, holder="b", ttl_s=60)
+    store.release_wire("a")
+    assert store.claim_wire(5, holder="c", ttl_s=60) == 5
+
+
+def test_a_fleet_keeps_its_version_while_a_run_is_active(store, run):
+    store.claim_wire(3, holder="a", ttl_s=60)
+    store.release_wire("a")
+    assert store.claim_wire(4, holder="b", ttl_s=60) == 3
+    store.end_run(run, RunStatus.SUCCEEDED, ended_at=1.0)
+    assert store.claim_wire(4, holder="b", ttl_s=60) == 4
+
+
+def test_a_run_that_was_deleted_does_not_hold_the_version(store, run):
+    store.claim_wire(3, holder="a", ttl_s=60)
+    store.release_wire("a")
+    store.delete_run(run)
+    assert store.claim_wire(4, holder="b", ttl_s=60) == 4
+
+
+def make_run(store, run_id, wire):
+    store.create_run(run_id, spec="{}", created_at=1.0, wire=wire)
+
+
+@pytest.mark.parametrize("wires", [[4], [4, 99], [99], [-1]])
+def test_runs_of_clients_keep_no_worker_away_but_those_that_the_old_workers_had(store, wires):
+    """What a run says of itself a client writes: it must not stop a fleet."""
+    for number, wire in enumerate(wires):
+        make_run(store, f"run{number}", wire)
+    assert store.claim_wire(3, holder="a", ttl_s=60) == 3, "on a new server"
+    store.release_wire("a")
+    assert store.claim_wire(4, holder="b", ttl_s=60) == 4, "when it goes over"
+    store.release_wire("b")
+    make_run(store, "mine", 4)
+    assert store.claim_wire(5, holder="c", ttl_s=60) == 4
+
+
+@pytest.mark.parametrize(
+    ("spoken", "is_there", "runs", "needed"),
+    [
+        (None, False, [], 3),
+        (None, False, [3], 3),
+        (None, False, [None], 3),
+        (None, False, [4], 4),
+        (3, True, [], 3),
+        (3, True, [4], 3),
+        (3, False, [4], 3),
+        (4, True, [], 4),
+        (4, True, [3], 4),
+        (4, False, [], 3),
+        (4, False, [3], 3),
+        (4, False, [4], 4),
+        (4, False, [None], 4),
+    ],
+)
+def test_a_client_claims_nothing_and_is_told_what_it_must_speak(
+    store, spoken, is_there, runs, needed
+):
+    if spoken is not None:
+        store.claim_wire(spoken, holder="w", ttl_s=60)
+        if not is_there:
+            store.release_wire("w")
+    for number, wire in enumerate(runs):
+        make_run(store, f"run{number}", wire)
+    assert store.wire_for(3, needs_room=True) == needed
+    assert store.wire() == spoken
+    assert [store.run(f"run{number}").wire for number in range(len(runs))] == runs
+
+
+def test_totals_of_a_version_that_counted_all_in_one_place_go_on(broker_url):
+    client = redis.Redis.from_url(broker_url)
+    store = RedisStore(client)
+    client.hset("fanout:totals", mapping={"submitted": 7, "ended:failed": 2, "ended:odd": 1})
+    store.create_run(RUN, spec="{}", created_at=1.0)
+    store.end_run(RUN, RunStatus.FAILED, ended_at=2.0)
+    totals = store.totals()
+    assert (totals.submitted, totals.ended) == (8, {RunStatus.FAILED: 3})
+    store.close()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda client, key: client.set(key, "x"),
+        lambda client, key: client.hset(key, "status", "odd"),
+        lambda client, key: client.hset(key, "status", ""),
+        lambda client, key: client.hset(key, "stage", "x"),
+        lambda client, key: client.hset(key, "retry", "odd"),
+        lambda client, key: client.hset(key, "created_at", b"\xff"),
+        lambda client, key: client.hset(key, mapping={"status": "running", "halt": "odd"}),
+    ],
+)
+def test_a_damaged_run_keeps_nobody_from_the_others(broker_url, damage):
+    client = redis.Redis.from_url(broker_url)
+    store = RedisStore(client)
+    store.create_run(RUN, spec="{}", created_at=1.0)
+    store.create_run("other", spec="{}", created_at=2.0)
+    client.delete("fanout:run:other")
+    damage(client, "fanout:run:other")
+    with pytest.raises((StoredDataError, UnknownRunError)):
+        store.run("other")
+    assert [record.run_id for record in store.runs()] == [RUN]
+    assert store.wire_for(3) == 3
+    assert store.claim_wire(3, holder="a", ttl_s=60) == 3
+    store.release_wire("a")
+    store.claim_wire(4, holder="a", ttl_s=60)
+    store.close()
+
+
+def test_totals_that_a_client_has_spoilt_keep_no_run_from_beginning_or_ending(broker_url):
+    client = redis.Redis.from_url(broker_url)
+    store = RedisStore(client)
+    most = 2**63 - 1
+    client.hset("fanout:run-totals", mapping={"submitted": most, "ended:failed": most})
+    store.create_run(RUN, spec="{}", created_at=1.0)
+    assert store.end_run(RUN, RunStatus.FAILED, ended_at=2.0, error="said")
+    assert store.run(RUN).error == "said"
+    assert store.active_runs() == []
+    store.close()
+
+
+def test_branches_that_begin_together_are_told_what_each_would_be_told_alone(store, run):
+    for number in range(2):
+        store.put_shard(run, 0, number, shard(first=3 * number))
+    store.record(End(run, 0, 0, 0, ok(0)))
+    store.begin(Start(run, 0, 0, 1, token="before", holder="other", lasts_s=60))
+    store.beat("other", ttl_s=60)
+    asked = [Start(run, 0, shard, at, token=f"{shard}{at}") for at in range(3) for shard in (0, 1)]
+    asked.append(Start("unknown", 0, 0, 0, token="x"))
+    begun = store.begin_all(asked)
+    assert [each.verdict for each in begun] == ["done", "go", "held", "go", "go", "go", "gone"]
+    assert [each.deliveries for each in begun] == [0, 1, 1, 1, 1, 1, 0]
+    assert store.begin_all([]) == []
+
+
+def test_a_branch_that_begins_twice_in_one_step_is_counted_twice(store, run):
+    store.put_shard(run, 0, 0, shard())
+    first, second = store.begin_all([Start(run, 0, 0, 1, token=token) for token in ("a", "b")])
+    assert (first.deliveries, second.deliveries) == (1, 2)
+
+
+def test_outcomes_that_are_written_together_count_as_if_written_one_by_one(store, run):
+    for number in range(2):
+        store.put_shard(run, 0, number, shard(first=3 * number))
+    ends = [
+        End(run, 0, 0, 0, ok(0, input_tokens=10, output_tokens=2, cost_usd=0.1), feed=4),
+        End(run, 0, 1, 0, ok(3, input_tokens=1, output_tokens=1, cost_usd=0.2)),
+        End(run, 0, 0, 1, failed(1, ErrorKind.AUTH), feed=4),
+        End(run, 0, 0, 0, failed(0), feed=4),
+        End(run, 0, 0, 2, ok(2), feed=4),
+        End("unknown", 0, 0, 0, ok(0)),
+    ]
+    store.start_shard(run, 0, 0, published=2)
+    recorded = store.record_all(ends)
+    assert [each.first for each in recorded] == [True, True, True, False, True, False]
+    assert [each.next for each in recorded] == [2, None, 3, None, None, None]
+    record = store.stage(run, 0)
+    assert (record.succeeded, record.failed, record.errors) == (3, 1, {ErrorKind.AUTH: 1})
+    assert record.usage.input_tokens is None, "one of them is not known"
+    assert store.totals().usage.input_tokens == 11
+    assert store.totals().usage.cost_usd == pytest.approx(0.3)
+    assert set(store.outcomes(run, 0, 0)) == {0, 1, 2}
+
+
+def test_more_than_one_step_may_carry_are_all_written(store, run):
+    """A script blocks the server: it is given so many at a time."""
+    store.put_shard(run, 0, 0, shard(450))
+    recorded = store.record_all([End(run, 0, 0, at, ok(at)) for at in range(450)])
+    assert all(each.first for each in recorded)
+    assert store.stage(run, 0).succeeded == 450
+
+
+def test_a_shard_that_drains_makes_room_for_another_until_very_many_are_open(store, run):
+    for number in range(40):
+        store.put_shard(run, 0, number, shard(first=3 * number))
+    assert [grant.shard for grant in store.open_shards(run, 0, window=2)] == [0, 1]
+    assert [g.shard for g in store.open_shards(run, 0, window=2, draining=(0, 1))] == [2]
+    assert store.open_shards(run, 0, window=2, draining=(0, 1)) == [], "once"
+    assert store.open_shards(run, 0, window=2, finished=0) == [], "its place is taken"
+    assert store.open_shards(run, 0, window=2, draining=(0, 1)) == [], "it is over"
+    opened = [
+        g.shard for n in range(1, 40) for g in store.open_shards(run, 0, window=2, draining=(n, 1))
+    ]
+    assert opened == list(range(3, 17)), "sixteen are open: eight windows"
+    assert [g.shard for g in store.open_shards(run, 0, window=2, finished=5)] == [17]
+
+
+def test_a_shard_that_drains_gives_its_lanes_to_others_and_takes_none_back(store, run):
+    for number in range(4):
+        store.put_shard(run, 0, number, shard(20, first=20 * number))
+    store.set_lanes(run, 0, Lanes(window=2, per_shard=5, cap=10))
+
+    def opened(**news):
+        return [(each.shard, each.lanes) for each in store.open_shards(run, 0, window=9, **news)]
+
+    assert opened() == [(0, 5), (1, 5)]
+    assert opened(draining=(0, 2)) == [(2, 3)]
+    assert store.window(run, 0).lanes_used == 10
+    assert opened(draining=(0, 4)) == [], "an older word of it"
+    assert store.window(run, 0).lanes_used == 10
+    assert opened(finished=0) == []
+    assert store.window(run, 0).lanes_used == 8
+    assert opened(draining=(1, 5)) == [(3, 2)]
+
+
+def test_a_retry_begins_with_no_shard_that_drains(store, run):
+    for number in range(3):
+        store.put_shard(run, 0, number, shard(first=3 * number))
+    store.open_shards(run, 0, window=1)
+    store.open_shards(run, 0, window=1, draining=(0, 1))
+    store.end_run(run, RunStatus.FAILED, ended_at=5.0)
+    assert store.reopen_run(run, retry=frozenset({ErrorKind.TIMEOUT}))
+    assert [grant.shard for grant in store.open_shards(run, 0, window=1)] == [0]
+
+
+def test_each_outcome_says_how_many_of_its_shard_have_ended(store, run):
+    store.put_shard(run, 0, 0, shard())
+    ends = [End(run, 0, 0, at, ok(at)) for at in (2, 0, 2, 1)]
+    recorded = store.record_all(ends)
+    assert [each.ended for each in recorded if each.first] == [1, 2, 3]

@@ -1,0 +1,298 @@
+"""Steps that coroutines share, and what is loaded once for all of them."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from fanout.core.errors import BrokerError
+from fanout.stores import Start
+from workers.context.batches import Batches, Kept
+from workers.context.claim_releases import Releases
+from workers.context.runtime import Runtime
+
+
+@pytest.fixture
+def threads():
+    with ThreadPoolExecutor(4) as threads:
+        yield threads
+
+
+class Step:
+    """Carries out steps, and notes which came together; waits for ``go`` in each."""
+
+    def __init__(self):
+        self.batches = []
+        self.begun = threading.Semaphore(0)
+        self.go = threading.Semaphore(0)
+        self.at_once = 0
+        self.most_at_once = 0
+
+    def __call__(self, asked):
+        self.at_once += 1
+        self.most_at_once = max(self.most_at_once, self.at_once)
+        self.batches.append(asked)
+        self.begun.release()
+        assert self.go.acquire(timeout=10)
+        self.at_once -= 1
+        return [number * 10 for number in asked]
+
+
+async def begun(step):
+    assert await asyncio.to_thread(step.begun.acquire, timeout=10)
+
+
+@pytest.mark.parametrize("fault", [None, ValueError("no answer")])
+def test_what_may_have_been_done_for_one_who_was_cancelled_is_told(threads, fault):
+    """A begin that is done behind what was to undo it would be nobody's, and bar all others."""
+
+    async def main():
+        step, abandoned = Step(), []
+
+        def carry_out(asked):
+            given = step(asked)
+            if fault is not None:
+                raise fault
+            return given
+
+        batches = Batches(carry_out, threads, abandoned=abandoned.append)
+        gone, stays = (asyncio.ensure_future(batches(number)) for number in (1, 2))
+        await begun(step)
+        gone.cancel()
+        await asyncio.sleep(0)
+        assert abandoned == [], "it is under way"
+        step.go.release(3)
+        [answer] = await asyncio.gather(stays, return_exceptions=True)
+        assert answer == (20 if fault is None else fault)
+        assert abandoned == [1]
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("refusals", [[], [BrokerError("refused")]])
+def test_a_begin_that_nobody_waits_for_is_taken_back(threads, refusals):
+    taken_back = threading.Event()
+
+    def unbegin(*key, token, counts):
+        assert (key, token, counts) == (("r1", 0, 3, 59), "t1", False)
+        if refusals:
+            raise refusals.pop()
+        taken_back.set()
+
+    runtime = object.__new__(Runtime)
+    runtime.releases, runtime.threads = Releases(unbegin), threads
+    start = Start("r1", 0, 3, 59, token="t1", holder="me", lasts_s=60, feed=0)
+    runtime._take_back(start)
+    # What is refused is done with a later beat of the worker.
+    while not taken_back.wait(0.01):
+        runtime.releases.again()
+
+
+def test_what_is_asked_for_while_a_step_is_under_way_goes_with_the_next(threads):
+    async def main():
+        step = Step()
+        batches = Batches(step, threads)
+        first = [asyncio.ensure_future(batches(number)) for number in (1, 2)]
+        await begun(step)
+        second = [asyncio.ensure_future(batches(number)) for number in (3, 4, 5)]
+        await asyncio.sleep(0)
+        step.go.release(2)
+        assert await asyncio.gather(*first, *second) == [10, 20, 30, 40, 50]
+        assert step.batches == [[1, 2], [3, 4, 5]]
+        assert step.most_at_once == 1
+
+    asyncio.run(main())
+
+
+def test_what_one_step_raises_is_raised_for_no_other_that_shared_the_round_trip(threads):
+    def carry_out(asked):
+        if "bad" in asked:
+            raise ValueError(asked)
+        return asked
+
+    async def main():
+        batches = Batches(carry_out, threads)
+        ended = await asyncio.gather(batches("a"), batches("bad"), return_exceptions=True)
+        assert ended[0] == "a"
+        assert isinstance(ended[1], ValueError)
+        assert await batches("b") == "b"
+
+    asyncio.run(main())
+
+
+def test_a_server_that_is_away_is_not_asked_for_each_by_itself(threads):
+    asked_for = []
+
+    def carry_out(asked):
+        asked_for.append(asked)
+        raise BrokerError("no broker answers", is_passing=True)
+
+    async def main():
+        batches = Batches(carry_out, threads)
+        ended = await asyncio.gather(batches(1), batches(2), return_exceptions=True)
+        assert [type(error) for error in ended] == [BrokerError, BrokerError]
+        assert asked_for == [[1, 2]]
+
+    asyncio.run(main())
+
+
+class Refusing:
+    """An executor that cannot take work, for a while or for good."""
+
+    def __init__(self, threads, error, *, times):
+        self._threads, self._error, self._times = threads, error, times
+
+    def submit(self, *args):
+        if self._times:
+            self._times -= 1
+            raise self._error
+        return self._threads.submit(*args)
+
+
+EXHAUSTED = [
+    RuntimeError("can't start new thread"),
+    MemoryError(),
+    OSError(errno.EMFILE, "Too many open files"),
+]
+
+
+@pytest.mark.parametrize("error", EXHAUSTED, ids=repr)
+@pytest.mark.parametrize("where", ["submit", "step"])
+def test_a_step_for_which_nothing_is_left_is_tried_again(threads, monkeypatch, error, where):
+    monkeypatch.setattr("workers.context.batches._AGAIN_S", 0.01)
+    failures = [] if where == "submit" else [error] * 2
+
+    def carry_out(asked):
+        if failures:
+            raise failures.pop()
+        return asked
+
+    async def main():
+        pool = Refusing(threads, error, times=2 if where == "submit" else 0)
+        batches = Batches(carry_out, pool)
+        assert await asyncio.gather(batches(1), batches(2)) == [1, 2]
+        assert await batches(3) == 3
+
+    asyncio.run(main())
+
+
+def test_one_for_which_nothing_is_ever_left_keeps_the_others_only_while_it_waits(
+    threads, monkeypatch
+):
+    monkeypatch.setattr("workers.context.batches._AGAIN_S", 0.01)
+    tried = threading.Event()
+
+    def carry_out(asked):
+        if "huge" in asked:
+            tried.set()
+            raise MemoryError
+        return asked
+
+    async def main():
+        batches = Batches(carry_out, threads)
+        huge = asyncio.ensure_future(batches("huge"))
+        assert await asyncio.to_thread(tried.wait, 10)
+        other = asyncio.ensure_future(batches("small"))
+        await asyncio.sleep(0)
+        huge.cancel()
+        assert await asyncio.wait_for(other, 10) == "small"
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("carry_out", [lambda _: [], lambda _: None, lambda _: [1, 2, 3]])
+def test_whoever_waits_hears_of_it_where_a_step_answers_wrongly(threads, carry_out):
+    async def main():
+        batches = Batches(carry_out, threads)
+        ended = await asyncio.gather(batches(1), batches(2), return_exceptions=True)
+        assert all(isinstance(error, (RuntimeError, TypeError)) for error in ended)
+
+    asyncio.run(main())
+
+
+def test_whoever_waits_hears_of_it_where_the_pool_has_ended():
+    async def main():
+        with ThreadPoolExecutor(1) as threads:
+            batches = Batches(list, threads)
+        with pytest.raises(RuntimeError, match="after shutdown"):
+            await batches(1)
+        with pytest.raises(RuntimeError, match="after shutdown"):
+            await batches(2)
+
+    asyncio.run(main())
+
+
+def test_one_that_does_not_wait_any_more_keeps_nothing_from_the_others(threads):
+    async def main():
+        step = Step()
+        batches = Batches(step, threads)
+        gone, stays = (asyncio.ensure_future(batches(number)) for number in (1, 2))
+        await begun(step)
+        gone.cancel()
+        step.go.release()
+        assert await stays == 20
+        assert gone.cancelled()
+
+    asyncio.run(main())
+
+
+def test_a_value_is_loaded_once_for_all_that_ask_meanwhile(threads):
+    async def main():
+        step = Step()
+        kept = Kept(lambda key: step([key])[0], threads, size=2)
+        asked = [asyncio.ensure_future(kept(7)) for _ in range(3)]
+        await begun(step)
+        asked[0].cancel()
+        step.go.release()
+        assert await asyncio.gather(*asked[1:]) == [70, 70]
+        assert await kept(7) == 70
+        assert step.batches == [[7]]
+
+    asyncio.run(main())
+
+
+def test_what_could_not_be_loaded_is_loaded_again(threads):
+    tried = []
+
+    def load(key):
+        tried.append(key)
+        if len(tried) == 1:
+            raise ValueError(key)
+        return key
+
+    async def main():
+        kept = Kept(load, threads, size=2)
+        with pytest.raises(ValueError, match="a"):
+            await kept("a")
+        assert await kept("a") == "a"
+
+    asyncio.run(main())
+
+
+def test_what_was_not_asked_for_longest_is_forgotten(threads):
+    loaded = []
+
+    async def main():
+        kept = Kept(lambda key: loaded.append(key) or key, threads, size=2)
+        for key in ("a", "b", "a", "c", "a", "b"):
+            assert await kept(key) == key
+
+    asyncio.run(main())
+    assert loaded == ["a", "b", "c", "b"]
+
+
+def test_a_first_one_lingers_for_others_to_come_along(threads):
+    batches_seen = []
+
+    async def main():
+        shared = Batches(lambda asked: batches_seen.append(asked) or asked, threads, lambda: 0.05)
+        first = asyncio.ensure_future(shared(1))
+        await asyncio.sleep(0.001)
+        assert await asyncio.gather(first, shared(2)) == [1, 2]
+
+    asyncio.run(main())
+    assert batches_seen == [[1, 2]]

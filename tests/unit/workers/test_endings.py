@@ -1,0 +1,172 @@
+"""A run ends from any state: the engine in memory, its messages lost, its counters wrong."""
+
+from __future__ import annotations
+
+from collections import deque
+from contextlib import suppress
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from fanout.core.records import Chunk, ErrorKind, RunStatus
+from fanout.policy.packing import pack
+from fanout.runs.enqueue import open_stage, retry_failed
+from fanout.runs.reaper import Reaper
+from workers.branch.execution import BranchFailed
+from workers.reduce.stages import TooEarlyError, aggregate, collect, expand
+
+from ..runs.test_reaper import Clock
+from .test_stages import RUN, Publisher, Runtime, run_branch
+
+_ROUNDS = 300
+
+
+class Queue(Publisher):
+    """Keeps the order of what was published, each step by itself; loses what it is told to."""
+
+    def __init__(self):
+        super().__init__()
+        self.sent = deque()
+        self.lost = deque()
+
+    def forget_root(self, run_id, stage):
+        pass
+
+    def take(self):
+        """Return the next message that is not lost, or None."""
+        while self.sent:
+            message = self.sent.popleft()
+            if not (self.lost and self.lost.popleft()):
+                return message
+        return None
+
+
+class Engine(Runtime):
+    """One worker, its queue and its reaper."""
+
+    def __init__(self, texts, *, max_workers, shard, **fields):
+        super().__init__(retries={"max_attempts": 1}, **fields)
+        self.publisher = Queue()
+        self.clock = Clock()
+        self.reaper = Reaper(
+            self.store, self.publisher, self.messages, stall_s=15, clock=self.clock
+        )
+        chunks = [Chunk(text=t, document=t, document_index=i) for i, t in enumerate(texts)]
+        shards = pack(chunks, branches_per_chunk=1, max_branches=shard)
+        open_stage(self.store, self.publisher, RUN, 0, shards, max_workers=max_workers)
+
+    @property
+    def run(self):
+        return self.store.run(RUN)
+
+    def work(self):
+        """Process what there is, and let time pass, until the run has ended."""
+        for _ in range(_ROUNDS):
+            while (message := self.publisher.take()) is not None:
+                self._process(*message)
+            if self.run.has_ended:
+                return
+            self.clock.now += 8
+            self.reaper.sweep()
+        pytest.fail(f"the run does not end: {self.store.progress(RUN, 0)}")
+
+    def _process(self, what, stage, *ids):
+        with suppress(TooEarlyError):
+            match what:
+                case "expand":
+                    expand(self, RUN, stage, *ids)
+                case "chord":
+                    number, _, positions, feed = ids
+                    self.publisher.branches(RUN, stage, number, positions, feed=feed)
+                case "branch":
+                    number, position, feed = ids
+                    with suppress(BranchFailed):
+                        run_branch(self, RUN, stage, number, position, feed)
+                    size = len(self.store.indices(RUN, stage, number))
+                    if len(self.store.outcomes(RUN, stage, number)) == size:
+                        self.publisher.collect(RUN, stage, number)
+                case "collect":
+                    collect(self, [], RUN, stage, *ids)
+                    if not self.store.incomplete(RUN, stage):
+                        self.publisher.aggregate(RUN, stage)
+                case "aggregate":
+                    aggregate(self, RUN, stage)
+
+    def require_complete(self):
+        record = self.store.stage(RUN, 0)
+        assert record.done == record.total
+        outcomes = [self.store.outcomes(RUN, 0, n) for n in range(record.shards)]
+        assert sum(len(some) for some in outcomes) == record.total
+        failed = sum(not outcome.ok for some in outcomes for outcome in some.values())
+        assert failed == record.failed == sum(record.errors.values())
+
+
+def failing(*texts):
+    return lambda request: ValueError("no") if request.prompt in texts else "fine"
+
+
+@pytest.mark.parametrize("shard", [60, 7])
+@pytest.mark.parametrize("max_workers", [None, 1, 4, 60])
+@pytest.mark.parametrize("failed", [["30"], ["0", "59"], ["3", "4", "5", "6"]])
+def test_a_retry_ends_without_a_reaper_and_calls_only_what_had_failed(max_workers, shard, failed):
+    engine = Engine([str(i) for i in range(60)], max_workers=max_workers, shard=shard)
+    engine.told = failing(*failed)
+    engine.work()
+    assert engine.store.stage(RUN, 0).failed == len(failed)
+    engine.told = failing()
+    calls = engine.llm.calls
+    assert retry_failed(engine.store, engine.publisher, RUN, None) == len(failed)
+    engine.work()
+    engine.require_complete()
+    assert engine.run.status is RunStatus.SUCCEEDED
+    assert engine.store.stage(RUN, 0).failed == 0
+    assert engine.llm.calls == calls + len(failed)
+    assert engine.clock.now == 0, "nothing had to be healed"
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+def test_a_run_ends_from_any_state_of_its_counters_and_with_messages_lost(data):
+    count = data.draw(st.integers(1, 12))
+    size = data.draw(st.integers(1, 12))
+    max_workers = data.draw(st.none() | st.integers(1, 14))
+    engine = Engine([str(i) for i in range(count)], max_workers=max_workers, shard=size)
+    engine.told = failing(*data.draw(st.sets(st.sampled_from([str(i) for i in range(count)]))))
+    is_retry = data.draw(st.booleans())
+    if is_retry:
+        engine.work()
+        with suppress(Exception):
+            kinds = data.draw(st.sampled_from([None, frozenset({ErrorKind.INTERNAL})]))
+            retry_failed(engine.store, engine.publisher, RUN, kinds)
+    engine.publisher.lost.extend(data.draw(st.lists(st.booleans(), max_size=20)))
+    stage = engine.store._runs[RUN].stages[0]
+    stage.opened = data.draw(st.integers(0, len(stage.shards)))
+    for number, shard in stage.shards.items():
+        if data.draw(st.booleans()):
+            shard.next = data.draw(st.none() | st.integers(0, count + 2))
+            shard.heals = data.draw(st.integers(0, 4))
+        if data.draw(st.booleans()):
+            stage.open[number] = data.draw(st.integers(0, count))
+        else:
+            stage.open.pop(number, None)
+    engine.work()
+    engine.require_complete()
+
+
+@pytest.mark.parametrize("lost", [range(1), range(1, 4), range(2, 9)])
+def test_a_chain_that_broke_goes_on_with_as_many_in_flight_as_before(lost):
+    engine = Engine([str(i) for i in range(30)], max_workers=4, shard=30)
+    engine.publisher.lost.extend(at in lost for at in range(60))
+    engine.work()
+    engine.require_complete()
+    assert engine.run.status is RunStatus.SUCCEEDED
+
+
+def test_a_stage_whose_records_are_gone_fails_and_says_so():
+    engine = Engine(["a", "b"], max_workers=None, shard=9)
+    engine.publisher.sent.clear()
+    del engine.store._runs[RUN].stages[0]
+    engine.work()
+    assert engine.run.status is RunStatus.FAILED
+    assert "could not be brought to its end" in engine.run.error

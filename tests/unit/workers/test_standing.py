@@ -1,0 +1,237 @@
+"""A branch that stands still is told from one that waits, calls, or is held up by the server."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from types import SimpleNamespace
+
+import pytest
+
+from fanout.core.errors import BrokerError
+from fanout.system.threads import ReadyThreads
+from workers.consumer.leases import Leases, held_tags
+from workers.consumer.stalled_children import ChildWatch
+from workers.context.claim_releases import Releases
+from workers.context.progress import Progress, Watch
+
+KEY = ("r1", 0, 0, 7)
+
+
+class Clock:
+    now = 100.0
+
+    def __call__(self):
+        return self.now
+
+
+@pytest.fixture
+def clock():
+    return Clock()
+
+
+@pytest.fixture
+def progress(clock):
+    return Progress(step_s=10, clock=clock)
+
+
+@pytest.mark.parametrize(
+    ("within_s", "after_s", "is_overdue"),
+    [(None, 1e6, False), (10, 9, False), (10, 11, True), (70, 11, False), (70, 71, True)],
+)
+def test_what_explains_itself_is_not_overdue(progress, clock, within_s, after_s, is_overdue):
+    standing = progress.begin(KEY)
+    standing.moves("does something", within_s=within_s)
+    clock.now += after_s
+    progress.turns()
+    assert (progress.overdue() == [standing]) is is_overdue
+
+
+def test_it_takes_two_looks_while_the_server_answers(progress, clock):
+    watch, standing = Watch(progress), progress.begin(KEY)
+    standing.moves("is begun", within_s=10)
+    assert watch.look() == []
+    clock.now += 60
+    watch.forgive()  # the server was away
+    assert watch.look() == []
+    watch.forgive()
+    assert watch.look() == []
+    assert watch.look() == [standing]
+    assert watch.look() == [], "it is told once"
+    assert progress.stuck() == [standing]
+
+
+@pytest.mark.parametrize("what", ["moves", "ends"])
+def test_one_that_moves_after_all_is_not_stuck(progress, clock, what):
+    watch, standing = Watch(progress), progress.begin(KEY)
+    standing.moves("is begun", within_s=10)
+    clock.now += 11
+    progress.turns()
+    assert watch.look() == []
+    if what == "moves":
+        standing.moves("calls", within_s=60)
+    else:
+        progress.end(standing)
+    assert watch.look() == []
+    assert progress.stuck() == []
+
+
+def test_on_a_loop_that_is_blocked_nothing_explains_itself(progress, clock):
+    watch, standing = Watch(progress), progress.begin(KEY)
+    clock.now += 9
+    progress.turns()
+    clock.now += 9
+    assert not progress.is_loop_still
+    assert watch.look() == watch.look() == []
+    clock.now += 2
+    assert progress.is_loop_still
+    assert watch.look() == []
+    assert watch.look() == [standing]
+
+
+class Request:
+    acknowledged = False
+    name = "fanout.branch"
+
+    def __init__(self, task_id, tag):
+        self.id = task_id
+        self.message = SimpleNamespace(delivery_tag=tag)
+
+
+def test_the_lease_and_the_claim_of_one_that_stands_still_end(progress, clock, monkeypatch):
+    released = []
+    both = {Request("r1/0/0/7", "stuck"), Request("r1/0/0/8", "fine")}
+    requests = SimpleNamespace(reserved_requests=both, active_requests=set())
+    monkeypatch.setattr("workers.consumer.leases.state", requests)
+    beats = [BrokerError("refused"), *[None] * 4]
+    refusals = [BrokerError("refused")]
+
+    class Runtime:
+        def __init__(self):
+            self.progress = progress
+            self.holder = "me"
+            self.watched = self
+            self.releases = Releases(lambda *key, **_: None)
+
+        def beat(self, _holder, *, ttl_s):
+            if error := beats.pop(0):
+                raise error
+
+        def let_go(self, standing):
+            if refusals:
+                raise refusals.pop()
+            released.append((standing.key, standing.token))
+
+        @property
+        def loop(self):
+            return SimpleNamespace(call_soon_threadsafe=lambda step: step())
+
+    renewed = []
+    monkeypatch.setattr("workers.consumer.leases.renew", lambda *args: renewed.append(args[-1]))
+    runtime = Runtime()
+    leases = object.__new__(Leases)
+    leases._worker = SimpleNamespace(
+        consumer=None, app=SimpleNamespace(fanout_runtime=lambda: runtime)
+    )
+    leases._watched, leases._redis, leases._every_s = None, None, 1
+    standing = progress.begin(KEY)
+    standing.token = "t"
+    standing.moves("is written down", within_s=10)
+    clock.now += 11
+    with pytest.raises(BrokerError):
+        leases._renew()
+    # It takes two looks, and two more where the claim was not given up after the first two.
+    for _ in range(3):
+        leases._renew()
+        assert released == []
+    leases._renew()
+    assert released == [(KEY, "t")]
+    assert renewed[-1] == ["fine"]
+    assert held_tags(leases._worker) == ["fine", "stuck"]
+
+
+def test_a_child_whose_branch_stands_still_ends_while_the_server_takes_writes(progress, clock):
+    ended, refused = [], [BrokerError("refused")] * 3
+
+    class Runtime:
+        holder = "parent"
+        loop = SimpleNamespace(call_soon_threadsafe=lambda step: step())
+
+        def __init__(self):
+            self.progress, self.watched = progress, self
+            self.releases = Releases(lambda *key, **_: None)
+
+        def take_lock(self, _name, _holder, *, ttl_s):
+            if refused:
+                raise refused.pop()
+
+    made = []
+    watch = ChildWatch(lambda: made[0] if made else None, lambda: ended.append(clock.now))
+    watch.look()
+    made.append(Runtime())
+    progress.begin(KEY).moves("is begun", within_s=10)
+    for _ in range(9):
+        clock.now += 1
+        watch.look()
+    clock.now += 2
+    for _ in range(4):
+        watch.look()
+        assert ended == []
+    watch.look()
+    assert ended == [clock.now]
+
+
+def test_threads_are_there_before_they_are_needed():
+    with ReadyThreads(5, "ready") as threads:
+        assert sum(thread.name.startswith("ready") for thread in threading.enumerate()) == 5
+        assert threads.submit(sum, [1, 2]).result() == 3
+
+
+def no_more_than(count, monkeypatch):
+    """Let this process start so many threads, and no more."""
+    start, left = threading.Thread.start, [count]
+
+    def limited(self):
+        if not left[0]:
+            raise RuntimeError("can't start new thread")
+        left[0] -= 1
+        start(self)
+
+    monkeypatch.setattr(threading.Thread, "start", limited)
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_where_there_cannot_be_so_many_those_there_are_do_all_of_it_once(count, monkeypatch):
+    no_more_than(count, monkeypatch)
+    done = []
+    with ReadyThreads(8, "test") as threads:
+        for number in range(20):
+            threads.submit(done.append, number)
+    assert sorted(done) == list(range(20))
+
+
+def test_where_there_can_be_none_it_says_so(monkeypatch):
+    no_more_than(0, monkeypatch)
+    with pytest.raises(RuntimeError, match="can't start new thread"):
+        ReadyThreads(8, "test")
+
+
+def test_a_function_is_called_once_where_there_are_fewer_threads(monkeypatch):
+    from fanout.llm.base import LLMRequest
+    from fanout.llm.callables import CallableLLM
+
+    calls = []
+
+    def answer(prompt):
+        calls.append(prompt)
+        return prompt
+
+    async def main():
+        llm = CallableLLM(answer, concurrency=8)
+        no_more_than(1, monkeypatch)
+        asked = [llm.complete(LLMRequest(prompt=str(number))) for number in range(9)]
+        assert len(await asyncio.gather(*asked)) == 9
+        await llm.aclose()
+
+    asyncio.run(main())
+    assert sorted(calls) == [str(number) for number in range(9)]

@@ -1,0 +1,1 @@
+"""One branch: claim it, call the model, write the outcome."""

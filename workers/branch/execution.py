@@ -1,0 +1,364 @@
+"""One branch: admit, call the model, write the outcome."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from concurrent.futures import CancelledError
+from contextlib import nullcontext
+from typing import TYPE_CHECKING
+
+from msgspec import structs
+
+from fanout.core.errors import (
+    FanoutError,
+    LostDataError,
+    ModelError,
+    PromptError,
+    StorageError,
+    StoredDataError,
+    UnknownRunError,
+)
+from fanout.core.records import ErrorKind, Outcome, RunStatus, Usage, branch_ref
+from fanout.core.redaction import redacted
+from fanout.llm.base import LLMRequest
+from fanout.llm.calls import CallResult, complete_with_retries, validate_json
+from fanout.llm.error_kinds import FEW, MANY
+from fanout.llm.usage import billed
+from fanout.policy.admission import is_draining
+from fanout.policy.packing import shard_chunk
+from fanout.policy.retries import STOPS_RUN
+from fanout.stores import End
+from fanout.system.exhaustion import is_exhausted
+from fanout.system.logs import Seldom, about
+from workers.branch.claims import BranchGone, BranchHandedBack, BranchOver, Claim, require_call
+from workers.context.inflight import CallStoppedError, Stop
+from workers.reduce.stages import drain
+from workers.telemetry.base import Calls
+
+if TYPE_CHECKING:
+    from contextlib import AbstractAsyncContextManager
+
+    from fanout.core.records import BranchRef, Chunk
+    from fanout.core.spec import RunSpec
+    from fanout.stores import Begun
+    from workers.context.progress import Standing
+    from workers.context.runtime import Runtime, ShardKey
+
+__all__ = ["BranchFailed", "process_branch", "run_branch"]
+
+# The longest message that is kept: a provider may answer with a page, or with the whole prompt.
+_MAX_MESSAGE = 1_000
+
+# How long a branch whose input is not here keeps its slot, so that others come before.
+_ELSEWHERE_S = 1.0
+_SELDOM_S = 30.0
+
+_log = logging.getLogger(__name__)
+_seldom_log = logging.getLogger(f"{__name__}.input")
+_seldom_log.addFilter(Seldom(_SELDOM_S))
+
+
+class BranchFailed(Exception):  # noqa: N818 - Flower shows the name: it should read as a state
+    """A branch ended with an error; its outcome, written before this is raised, has the details.
+
+    It carries the kind alone, because logs and monitoring pages show it.
+    """
+
+
+def run_branch(
+    runtime: Runtime,
+    run_id: str,
+    stage: int,
+    number: int,
+    position: int,
+    feed: int,
+    *,
+    token: str,
+) -> None:
+    """Process a branch, and wait for it in this thread: see ``process_branch``."""
+    standing = runtime.progress.begin((run_id, stage, number, position))
+    try:
+        runtime.wait_for(process_branch(runtime, standing, feed, token=token, slot=nullcontext()))
+    except (CancelledError, MemoryError, OSError, RuntimeError) as fault:
+        if isinstance(fault, CancelledError) or is_exhausted(fault):
+            # It is no fault of the branch.
+            raise BranchHandedBack from fault
+        raise
+    finally:
+        runtime.progress.end(standing)
+
+
+async def process_branch(
+    runtime: Runtime,
+    standing: Standing,
+    feed: int,
+    *,
+    token: str,
+    slot: AbstractAsyncContextManager[None],
+) -> None:
+    """Process the branch that is ``standing``; ``token`` names its delivery.
+
+    It has the slot until its call has ended: while it is written down, another one may call.
+
+    Raises:
+        BranchFailed: It ended with an error, so that Celery counts the task as failed.
+        BranchParked: Its run is paused.
+        BranchHeld: Another worker is at it.
+        BranchHandedBack: This worker stops.
+    """
+    standing.task = asyncio.current_task()
+    branch = _Branch(runtime, standing, feed, token)
+    try:
+        async with slot:
+            begun = await branch.begin()
+            if begun.verdict == "suspect":
+                standing.moves("waits to be alone")
+                # One at a time, and counted only now: when the worker dies again, it was this one.
+                async with runtime.alone:
+                    await branch.end(await branch.call(await branch.begin(is_alone=True)))
+                    return
+            ended = await branch.call(begun)
+        await branch.end(ended)
+    except BaseException as fault:
+        if isinstance(fault, asyncio.CancelledError) or is_exhausted(fault):
+            await branch.give_back()
+        raise
+
+
+class _Branch:
+    """One delivery of a branch."""
+
+    def __init__(self, runtime: Runtime, standing: Standing, feed: int, token: str) -> None:
+        self._runtime = runtime
+        self._standing = standing
+        self._key = standing.key
+        self._feed = feed
+        self._claim = Claim(runtime, standing, feed, token)
+        # Of its shard; known when there is an outcome.
+        self._size = 0
+        self.begin = self._claim.begin
+        self.give_back = self._claim.give_back
+
+    async def call(self, begun: Begun) -> tuple[Outcome, Calls] | None:
+        """Make the call; return how it ended, or None where there is nothing to write down."""
+        calls = Calls(time.time())
+        try:
+            require_call(begun)
+            outcome = _presentable(await self._outcome(begun, calls))
+        except BranchGone:
+            raise
+        except BranchOver:
+            return None
+        return structs.replace(outcome, ended_at=time.time()), calls
+
+    async def end(self, ended: tuple[Outcome, Calls] | None) -> None:
+        """Write down how it ended."""
+        if ended is None:
+            return
+        outcome, calls = ended
+        self._standing.moves("is written down", within_s=self._runtime.progress.step_s)
+        await self._write(outcome, calls)
+        if outcome.kind is not None:
+            raise BranchFailed(outcome.kind.value)
+
+    async def _write(self, outcome: Outcome, calls: Calls) -> None:
+        run_id, stage, number, _ = self._key
+        runtime = self._runtime
+        if calls.stop_after:
+            await asyncio.to_thread(_stop_if_common, runtime, run_id, stage, outcome, calls)
+        recorded = await runtime.record(End(*self._key, outcome=outcome, feed=self._feed))
+        if not recorded.first:
+            # It had an outcome, or its run was deleted during the call: then nobody counts it.
+            await asyncio.to_thread(runtime.store.run, run_id)
+        if recorded.next is not None:
+            await runtime.feed((run_id, stage, number, self._feed, recorded.next))
+        size = self._size
+        if recorded.first and is_draining(ended=recorded.ended, size=size):
+            left = size - recorded.ended
+            await asyncio.to_thread(_drain, runtime, run_id, stage, number, left)
+        if recorded.first:
+            runtime.reports.branch_ended(self._key, outcome, calls)
+
+    async def _outcome(self, begun: Begun, calls: Calls) -> Outcome:
+        run_id, stage, number, position = self._key
+        indices = await self._runtime.indices_of((run_id, stage, number))
+        index, self._size = indices[position], len(indices)
+        if begun.verdict == "halted":
+            return _error(index, ErrorKind.CANCELLED, _NOT_CALLED.format("the run was stopped"))
+        if begun.verdict == "expired":
+            return _error(index, ErrorKind.EXPIRED, _NOT_CALLED.format("the run's deadline passed"))
+        if begun.deliveries > self._runtime.settings.max_deliveries:
+            times = begun.deliveries - 1
+            message = f"the worker died {times} times while it ran this branch"
+            return _error(index, ErrorKind.POISONED, message)
+        try:
+            return await _answer(self._claim, self._runtime, (run_id, stage, number), index, calls)
+        except BranchHandedBack:
+            await self._claim.give_back()
+            raise
+        except (LostDataError, StorageError) as error:
+            if isinstance(error, LostDataError) and await self._is_lost():
+                return _error(index, ErrorKind.LOST, _LOST)
+            await self._leave_to_others(error)
+            raise BranchHandedBack from None
+
+    async def _is_lost(self) -> bool:
+        return await asyncio.to_thread(self._runtime.storage.is_lost, self._key[:3])
+
+    async def _leave_to_others(self, error: Exception) -> None:
+        """Give back a branch whose input this worker cannot have: another one may."""
+        self._standing.moves("waits for its input")
+        _seldom_log.warning("given back, as its input is not here: %s", error)
+        await self._claim.give_back()
+        # Not at once again by this worker.
+        await asyncio.sleep(_ELSEWHERE_S)
+
+
+def _stop_if_common(
+    runtime: Runtime, run_id: str, stage: int, outcome: Outcome, calls: Calls
+) -> None:
+    error = runtime.alike.reason(run_id, stage, outcome, calls.stop_after)
+    if error is not None:
+        runtime.store.halt(run_id, RunStatus.FAILED, error=error)
+
+
+def _drain(runtime: Runtime, run_id: str, stage: int, number: int, left: int) -> None:
+    try:
+        drain(runtime, run_id, stage, number, left)
+    except UnknownRunError:
+        raise
+    except FanoutError as error:
+        # The branch has ended all the same: the shard's end, or the reaper, opens the next one.
+        _log.warning("no further shards are opened for now: %s", error, extra=about(run_id))
+
+
+def _presentable(outcome: Outcome) -> Outcome:
+    if outcome.message is None:
+        return outcome
+    return structs.replace(outcome, message=redacted(outcome.message)[:_MAX_MESSAGE])
+
+
+_LOST = "the server has lost the input of this branch"
+_NOT_CALLED = "{} before this branch was called"
+
+
+def _error(index: int, kind: ErrorKind, message: str) -> Outcome:
+    return Outcome(index=index, kind=kind, message=message)
+
+
+async def _answer(
+    claim: Claim, runtime: Runtime, shard_key: ShardKey, index: int, calls: Calls
+) -> Outcome:
+    try:
+        return await _call(claim, runtime, shard_key, index, calls)
+    except CallStoppedError as stopped:
+        if stopped.reason in (Stop.HANDED_BACK, Stop.PAUSED):
+            raise BranchHandedBack from None
+        return _stopped(index, stopped.reason, calls)
+    except LostDataError:
+        raise
+    except UnknownRunError:
+        return _error(index, ErrorKind.LOST, _LOST)
+    except (PromptError, StoredDataError) as error:
+        return Outcome(index=index, kind=ErrorKind.BAD_REQUEST, message=str(error))
+    except ModelError as error:
+        kind = error.kind or ErrorKind.BAD_REQUEST
+        # Another worker may have what this one lacks.
+        calls.stop_after = FEW if kind in STOPS_RUN else MANY
+        return Outcome(index=index, kind=kind, message=str(error))
+
+
+def _stopped(index: int, reason: Stop, calls: Calls) -> Outcome:
+    """Return the outcome of a branch whose run has ended; what it consumed till then counts."""
+    kind, message = ErrorKind.CANCELLED, "the run was stopped during the call"
+    if reason is Stop.EXPIRED:
+        kind, message = ErrorKind.EXPIRED, "the run's deadline passed during the call"
+    return Outcome(
+        index=index,
+        kind=kind,
+        message=message,
+        attempts=len(calls.attempts),
+        usage=Usage.total([billed(call.kind, call.usage) for call in calls.attempts]),
+        elapsed_s=_since(calls.attempts[0].started_at) if calls.attempts else 0.0,
+    )
+
+
+def _since(moment: float) -> float:
+    # The clock may have been set back.
+    return max(0.0, time.time() - moment)
+
+
+async def _call(
+    claim: Claim, runtime: Runtime, shard_key: ShardKey, index: int, calls: Calls
+) -> Outcome:
+    run_id, stage, _ = shard_key
+    spec = claim.spec or await runtime.spec_of(run_id)
+    shard = await runtime.shard_of(shard_key)
+    aspects, samples = (spec.aspect_names, spec.samples) if stage == 0 else ((None,), 1)
+    ref = branch_ref(index, aspects, samples)
+    chunk = shard_chunk(shard, index, len(aspects) * samples)
+    if chunk.error is not None:
+        return Outcome(index=index, kind=ErrorKind.BAD_REQUEST, message=chunk.error)
+    template = runtime.template(run_id, stage, ref.aspect)
+    limit = spec.max_tokens if stage == 0 else spec.aggregate_max_tokens
+    request = _request(spec, template.render(_values(chunk, ref), chunk.columns), limit, ref.sample)
+    calls.asks(spec.model, request)
+    wants_json = stage == 0 and spec.output_format == "json"
+    llm = runtime.models.get(spec.model)
+    if llm is None:
+        # Making a model ready may take long; its calls move on from there.
+        claim.waits()
+        llm = await runtime.model(spec.model)
+    result = await runtime.call_for(
+        run_id,
+        complete_with_retries(
+            llm,
+            request,
+            policy=spec.retries,
+            timeout_s=spec.timeout_s,
+            validate=validate_json if wants_json else None,
+            gate=claim.gate(runtime.limiter.gate(spec.model, spec.rate.rates), spec.timeout_s),
+            max_output_kb=runtime.settings.max_output_kb,
+            observe=calls.attempts.append,
+            sleep=runtime.wait,
+        ),
+        has_deadline=stage == 0,
+    )
+    calls.stop_after = result.stop_after
+    return _outcome(index, result)
+
+
+def _values(chunk: Chunk, ref: BranchRef) -> dict[str, str]:
+    return {
+        **chunk.columns,
+        "input": chunk.text,
+        "document": chunk.document,
+        "index": str(ref.chunk),
+        "aspect": ref.aspect or "",
+        "sample": str(ref.sample),
+    }
+
+
+def _request(spec: RunSpec, prompt: str, max_tokens: int | None, sample: int) -> LLMRequest:
+    return LLMRequest(
+        prompt=prompt,
+        system=spec.system,
+        temperature=spec.temperature,
+        max_tokens=max_tokens,
+        seed=None if spec.seed is None else spec.seed + sample,
+        stop=spec.stop,
+    )
+
+
+def _outcome(index: int, result: CallResult) -> Outcome:
+    return Outcome(
+        index=index,
+        output=result.output,
+        kind=result.kind,
+        message=result.message,
+        attempts=result.attempts,
+        usage=result.usage,
+        elapsed_s=result.elapsed_s,
+    )

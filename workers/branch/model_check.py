@@ -1,0 +1,37 @@
+"""Asks, where the calls will be made, whether a model can be used at all."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from fanout.broker.app import Preflight
+from fanout.core.errors import ModelError
+from fanout.core.redaction import redacted
+
+if TYPE_CHECKING:
+    from workers.context.runtime import Runtime
+
+__all__ = ["check_model"]
+
+_KEPT_S = 600
+_MAX_MESSAGE = 1_000
+
+
+async def _check(runtime: Runtime, model: str) -> None:
+    await (await runtime.model(model)).check()
+
+
+def check_model(runtime: Runtime, model: str, note: str) -> None:
+    """Check ``model`` and leave the answer, a Preflight as JSON, as ``note``."""
+    try:
+        runtime.wait_for(_check(runtime, model))
+    except ModelError as error:
+        answer = Preflight(message=redacted(str(error)), kind=error.kind)
+    except Exception as error:  # noqa: BLE001 - whoever waits must get an answer
+        fault = redacted(f"{type(error).__name__}: {error}")[:_MAX_MESSAGE]
+        answer = Preflight(message=f"the model {model} could not be checked: {fault}")
+    else:
+        answer = Preflight()
+    runtime.store.put_note(note, msgspec.json.encode(answer), ttl_s=_KEPT_S)

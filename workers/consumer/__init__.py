@@ -1,0 +1,1 @@
+"""How a worker takes messages, settles them, and stops."""

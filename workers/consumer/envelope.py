@@ -1,0 +1,303 @@
+"""What a message to a worker looks like. Whatever looks otherwise was not sent by fanout.
+
+All that Celery and kombu read of a message is checked before they do: a header that they cannot
+use ends the worker, and then the next one that takes the message. What follows from a task's
+arguments, as its id, its chord and that chord's callback, must be what fanout would have sent.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from functools import lru_cache
+from typing import Annotated, Any, Literal, cast
+
+import msgspec
+
+from fanout.broker import app as broker
+from fanout.broker.rejected import MALFORMED
+from fanout.core.queue_names import QUEUES
+
+__all__ = ["LONGEST_WAIT_S", "fault"]
+
+# When a task that is tried again begins: after half a minute at most, and clocks may be wrong.
+LONGEST_WAIT_S = 3_600
+
+_MOST = 1_000_000_000
+_RunId = Annotated[str, msgspec.Meta(pattern=r"^[0-9A-Za-z_-]{1,64}\Z")]
+_Number = Annotated[int, msgspec.Meta(ge=0, le=_MOST)]
+_Model = Annotated[str, msgspec.Meta(min_length=1, max_length=512)]
+_Name = Annotated[str, msgspec.Meta(max_length=200)]
+_Shown = Annotated[str, msgspec.Meta(max_length=2_000)]
+_Retries = Annotated[int, msgspec.Meta(ge=0, le=100)]
+_Moment = Annotated[str, msgspec.Meta(max_length=40)]
+_Empty = Annotated[list[Any], msgspec.Meta(max_length=0)]
+_NoStamps = Annotated[dict[str, Any], msgspec.Meta(max_length=0)]
+_EARLIEST, _LATEST = datetime(2000, 1, 1, tzinfo=UTC), datetime(9000, 1, 1, tzinfo=UTC)
+
+
+class _Headers(msgspec.Struct, forbid_unknown_fields=True):
+    """What Celery relies on; each further header would become an attribute of its request."""
+
+    id: Annotated[_Name, msgspec.Meta(min_length=1)]
+    task: _Name
+    root_id: _Name
+    lang: Literal["py"] = "py"
+    parent_id: _Name | None = None
+    group: _Name | None = None
+    group_index: _Number | None = None
+    retries: _Retries = 0
+    eta: _Moment | None = None
+    argsrepr: _Shown | None = None
+    kwargsrepr: _Shown | None = None
+    origin: _Name | None = None
+    ignore_result: Literal[True] | None = None
+    replaced_task_nesting: Literal[0] = 0
+    redelivered: bool | None = None
+    wire: _Number | None = None
+    sent_at: Annotated[float, msgspec.Meta(ge=0, le=1e12)] | None = None
+    # None of these is ever set.
+    shadow: None = None
+    expires: None = None
+    timelimit: tuple[None, None] | None = None
+    stamped_headers: _Empty | None = None
+    stamps: _NoStamps | None = None
+
+
+class _Delivery(msgspec.Struct, forbid_unknown_fields=True):
+    """Where kombu and Celery put the message when it is tried again."""
+
+    routing_key: str
+    exchange: Literal[""] = ""
+    priority: Literal[0] | None = None
+    redelivered: bool | None = None
+
+
+class _Properties(msgspec.Struct, forbid_unknown_fields=True):
+    delivery_info: _Delivery
+    delivery_tag: _Name
+    body_encoding: Literal["base64"]
+    correlation_id: _Name | None = None
+    # Where the message was sent again.
+    origin: _Name | None = None
+    reply_to: _Name | None = None
+    delivery_mode: Literal[1, 2] | None = None
+    priority: Literal[0] | None = None
+
+
+class _Embedded(msgspec.Struct, forbid_unknown_fields=True):
+    """What the body says beside the arguments. The first three would run further tasks."""
+
+    callbacks: _Empty | None = None
+    errbacks: _Empty | None = None
+    chain: _Empty | None = None
+    # Decoded once for all messages that have the same.
+    chord: msgspec.Raw = msgspec.Raw(b"null")
+
+
+class _Options(msgspec.Struct, forbid_unknown_fields=True):
+    queue: str
+    root_id: str
+    task_id: str
+    group_id: str | None = None
+    group_index: int | None = None
+    chord: _Signature | None = None
+    ignore_result: bool | None = None
+    headers: dict[Literal["wire"], int] | None = None
+
+
+class _Signature(msgspec.Struct, forbid_unknown_fields=True):
+    """A chord's callback, as Celery writes it."""
+
+    task: str
+    args: _Empty
+    kwargs: dict[str, str | int]
+    options: _Options
+    subtask_type: None = None
+    immutable: bool = False
+
+
+# What the tasks of workers.tasks take.
+class _OfStage(msgspec.Struct, forbid_unknown_fields=True):
+    run_id: _RunId
+    stage: _Number
+
+
+class _OfShard(_OfStage, forbid_unknown_fields=True):
+    shard: _Number
+
+
+class _Expand(_OfShard, forbid_unknown_fields=True):
+    lanes: _Number
+
+
+class _Branch(_OfShard, forbid_unknown_fields=True):
+    position: _Number
+    feed: _Number
+
+
+class _Preflight(msgspec.Struct, forbid_unknown_fields=True):
+    model: _Model
+    note: _RunId
+
+
+# By position, and by name. Callbacks are given what the members of their chord returned.
+_NONE: Any = tuple[()]
+_RESULTS: Any = tuple[list[dict[str, _Shown | int | None] | None]]
+
+
+def _decoder(by_position: Any, by_name: Any) -> msgspec.json.Decoder[Any]:
+    return msgspec.json.Decoder(tuple[by_position, by_name, _Embedded])
+
+
+_BODIES = {
+    broker.EXPAND: _decoder(_NONE, _Expand),
+    broker.BRANCH: _decoder(_NONE, _Branch),
+    broker.COLLECT: _decoder(_RESULTS, _OfShard),
+    broker.SEAL: _decoder(_NONE, _OfStage),
+    broker.AGGREGATE: _decoder(_RESULTS, _OfStage),
+    broker.PREFLIGHT: _decoder(_NONE, _Preflight),
+}
+_callback_decoder = msgspec.json.Decoder(_Signature | None)
+# What Celery takes from a body besides.
+_NO_MORE = {"callbacks": None, "errbacks": None, "chain": None}
+_Ids = tuple[str, str | None, int | None, str]
+
+
+def fault(message: Any) -> str | None:
+    """Return what is wrong with a message, without its content, or None.
+
+    Its body is decoded here, once: Celery uses what the message keeps of it.
+    """
+    raw = message.headers
+    if not isinstance(raw, dict) or "task" not in raw:
+        return "names no task"
+    task = raw["task"]
+    decoder = _BODIES.get(task) if isinstance(task, str) else None
+    if decoder is None:
+        return "names a task that is not fanout's"
+    try:
+        headers = msgspec.convert(raw, _Headers)
+        properties = msgspec.convert(message.properties, _Properties)
+    except MALFORMED:
+        return "has the wrong headers"
+    found = _fault_of_envelope(message, headers, properties)
+    return found or _fault_of_body(message, headers, decoder)
+
+
+def _fault_of_envelope(message: Any, headers: _Headers, properties: _Properties) -> str | None:
+    if properties.delivery_info.routing_key not in QUEUES:
+        return "is for a queue that is not fanout's"
+    if headers.eta is not None and not _is_moment(headers.eta):
+        return "has a time that is none"
+    if (message.content_type, message.content_encoding) != ("application/json", "utf-8"):
+        return "is not JSON"
+    return None
+
+
+def _is_moment(text: str) -> bool:
+    """Say whether a time can be reckoned with, in any time zone. How far it is, is seen later."""
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        return False
+    return moment.tzinfo is not None and _EARLIEST < moment < _LATEST
+
+
+def _fault_of_body(
+    message: Any, headers: _Headers, decoder: msgspec.json.Decoder[Any]
+) -> str | None:
+    try:
+        args, asked, embedded = decoder.decode(message.body)
+    except MALFORMED:
+        return "has the wrong arguments"
+    ids, following = _expected(headers.task, asked)
+    place, is_last = headers.group_index, headers.task == broker.SEAL
+    # How many members there are before the last one, only its publisher knows.
+    if (headers.id, headers.group, None if is_last else place, headers.root_id) != ids:
+        return "is not what its arguments say"
+    if is_last and place is None:
+        return "is not what its arguments say"
+    try:
+        chord = _callback(bytes(embedded.chord), *following)
+    except MALFORMED:
+        return "asks for more than its task"
+    message.keep(args, msgspec.structs.asdict(asked), {**_NO_MORE, "chord": chord})
+    return None
+
+
+def _expected(task: str, asked: Any) -> tuple[_Ids, tuple[Any, ...]]:
+    """Return what follows from a task's arguments: what it is, and its chord's callback.
+
+    The first is its id, its group, its place there and its root, the second the callback's task,
+    run, stage and, where it has one, shard.
+    """
+    if isinstance(asked, _Preflight):
+        return (asked.note, None, None, asked.note), ()
+    run, stage = asked.run_id, asked.stage
+    match task:
+        case broker.BRANCH:
+            shard, place = asked.shard, asked.position
+            task_id = broker.branch_id(run, stage, shard, place)
+            group = broker.shard_group(run, stage, shard)
+            return (task_id, group, place, run), (broker.COLLECT, run, stage, shard)
+        case broker.COLLECT:
+            task_id = broker.collect_id(run, stage, asked.shard)
+            group = broker.stage_group(run, stage)
+            return (task_id, group, asked.shard, run), (broker.AGGREGATE, run, stage)
+        case broker.EXPAND:
+            return (broker.expand_id(run, stage, asked.shard), None, None, run), ()
+        case broker.AGGREGATE:
+            return (broker.aggregate_id(run, stage), None, None, run), ()
+    # The last member of the root chord.
+    group = broker.stage_group(run, stage)
+    return (broker.seal_id(run, stage), group, None, run), (broker.AGGREGATE, run, stage)
+
+
+@lru_cache(maxsize=256)
+def _callback(raw: bytes, *following: Any) -> Any:
+    """Return a chord's callback as Celery takes it. Raises ValueError where it is another one."""
+    found = _callback_decoder.decode(raw)
+    if found is not None:
+        _forget_versions(found)
+    if found != (_signature(*following) if following else None):
+        raise ValueError("it is another one")
+    return msgspec.json.decode(raw)
+
+
+def _forget_versions(callback: _Signature) -> None:
+    """Take out what may differ: which versions of the wire format they were written for."""
+    following: _Signature | None = callback
+    while following is not None:
+        following.options.headers = None
+        following = following.options.chord
+
+
+def _signature(task: str, run: str, stage: int, shard: int | None = None) -> _Signature:
+    """Return what a chord runs when it is complete."""
+    if task == broker.AGGREGATE:
+        return _Signature(
+            task=task,
+            args=[],
+            kwargs={"run_id": run, "stage": stage},
+            options=_Options(
+                queue=broker.CONTROL_QUEUE,
+                root_id=run,
+                task_id=broker.aggregate_id(run, stage),
+                ignore_result=True,
+            ),
+        )
+    number = cast("int", shard)
+    return _Signature(
+        task=task,
+        args=[],
+        kwargs={"run_id": run, "stage": stage, "shard": number},
+        options=_Options(
+            queue=broker.CONTROL_QUEUE,
+            root_id=run,
+            task_id=broker.collect_id(run, stage, number),
+            group_id=broker.stage_group(run, stage),
+            group_index=number,
+            chord=_signature(broker.AGGREGATE, run, stage),
+            ignore_result=True,
+        ),
+    )

@@ -1,0 +1,132 @@
+"""Makes a worker known to the store for as long as it lives."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import time
+from importlib import metadata
+from typing import TYPE_CHECKING, Any
+
+from celery import bootsteps
+from celery.concurrency.thread import TaskPool as ThreadPool
+from celery.worker import state
+
+from fanout.broker import app as broker
+from fanout.broker.rejected import refusals
+from fanout.core.errors import BrokerError
+from fanout.stores import WorkerRecord
+from fanout.system.ticker import Ticker
+from workers.consumer.pool import TaskPool
+
+if TYPE_CHECKING:
+    from celery.worker import WorkController
+
+__all__ = ["Presence"]
+
+# Also how old what is shown of a worker's load can be.
+_EVERY_S = 2.0
+# Some beats may be missed before a worker counts as gone.
+_TTL_S = 15.0
+# When what a predecessor of the same name said has lapsed.
+_LOOK_AT_BEAT = int(_TTL_S / _EVERY_S) + 2
+
+_log = logging.getLogger(__name__)
+
+
+class Presence(bootsteps.StartStopStep):  # type: ignore[misc]
+    """Says every few seconds that this worker is there, and how much it can hold.
+
+    The number of shards in flight follows from it (fanout.policy.admission).
+    """
+
+    requires = ("celery.worker.components:Pool",)
+
+    def __init__(self, worker: WorkController, **kwargs: Any) -> None:
+        super().__init__(worker, **kwargs)
+        # ``--concurrency`` is not written back by Celery; the runtime sizes its pools by it.
+        worker.app.conf.worker_concurrency = worker.concurrency
+        self._who = (socket.gethostname(), os.getpid(), time.time())
+        self._beats = 0
+        self._dropped = 0
+        self._version = metadata.version("fanout-llm")
+        self._ticker = Ticker("presence", _EVERY_S, lambda: self._beat(worker))
+
+    def start(self, _worker: WorkController) -> None:
+        """Begin to say so; a worker may be started while the server is away."""
+        self._ticker.start()
+
+    def _beat(self, worker: WorkController) -> None:
+        if worker.app.fanout_wire.is_spoken():
+            self._beats += 1
+            if self._beats == _LOOK_AT_BEAT:
+                self._warn_of_a_namesake(worker)
+            worker.app.fanout_runtime().storage.look()
+            worker.app.fanout_runtime().watched.worker_alive(self._record(worker), ttl_s=_TTL_S)
+            self._count_dropped(worker)
+
+    def _count_dropped(self, worker: WorkController) -> None:
+        dropped = refusals.counts.total()
+        if dropped > self._dropped:
+            worker.app.fanout_runtime().watched.count_dropped(dropped - self._dropped)
+            self._dropped = dropped
+
+    def _warn_of_a_namesake(self, worker: WorkController) -> None:
+        """Say so where another worker, also alive, has the same name: each hides the other."""
+        said = [
+            w for w in worker.app.fanout_runtime().watched.workers() if w.name == worker.hostname
+        ]
+        if any((w.host, w.pid, w.started_at) != self._who for w in said):
+            _log.warning(
+                "another worker is called %s, too: give each a name of its own (--name), or none",
+                worker.hostname,
+            )
+
+    def _record(self, worker: WorkController) -> WorkerRecord:
+        in_flight = _branches_in_flight()
+        host, pid, started_at = self._who
+        return WorkerRecord(
+            name=worker.hostname,
+            host=host,
+            pid=pid,
+            pool=_name_of(worker.pool_cls),
+            concurrency=worker.concurrency,
+            in_flight=in_flight,
+            processed=max(0, state.total_count[broker.BRANCH] - in_flight),
+            started_at=started_at,
+            sent_at=time.time(),
+            version=self._version,
+            wire=broker.WIRE_VERSION,
+            polled_at=getattr(worker.consumer, "polled_at", 0.0),
+            problem=worker.app.fanout_runtime().storage.problem,
+            stuck=len(worker.app.fanout_runtime().progress.stuck()),
+            queues=tuple(sorted(worker.app.amqp.queues.consume_from)),
+        )
+
+    def stop(self, worker: WorkController) -> None:
+        """Say that this worker has stopped."""
+        self._ticker.stop()
+        try:
+            worker.app.fanout_runtime().watched.worker_gone(worker.hostname)
+            worker.app.fanout_wire.release()
+        except BrokerError as error:
+            _log.warning("cannot say that this worker has stopped: %s", error)
+
+
+def _name_of(pool: type) -> str:
+    if issubclass(pool, TaskPool):
+        return "asyncio"
+    if issubclass(pool, ThreadPool):
+        return "threads"
+    # Celery's own are known by their modules.
+    return pool.__module__.rpartition(".")[2]
+
+
+def _branches_in_flight() -> int:
+    while True:
+        try:
+            return sum(request.name == broker.BRANCH for request in state.active_requests)
+        except RuntimeError:
+            # One came or went meanwhile.
+            continue

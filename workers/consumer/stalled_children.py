@@ -1,0 +1,84 @@
+"""A prefork child whose branch stands still ends itself: its parent, which has the lease, sees it.
+
+Celery sends the branch again then, as after any other death of a child; it is a begin that counts.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+from typing import TYPE_CHECKING, Any
+
+from celery import signals
+
+from fanout.core.errors import BrokerError
+from fanout.system.logs import about
+from fanout.system.ticker import Ticker
+from workers.context.progress import Watch
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from celery import Celery
+
+    from workers.context.runtime import Runtime
+
+__all__ = ["ChildWatch", "watch_children"]
+
+_LOOKS = 6
+
+_log = logging.getLogger(__name__)
+
+
+class ChildWatch:
+    """Looks whether the branch of a child moves.
+
+    Args:
+        runtime: Returns the child's runtime, or None as long as it has none.
+        end: Ends the child.
+    """
+
+    def __init__(self, runtime: Callable[[], Runtime | None], end: Callable[[], object]) -> None:
+        self._runtime = runtime
+        self._end = end
+        self._watch: Watch | None = None
+
+    def look(self) -> None:
+        """End the child where its branch stands still although the server takes writes."""
+        runtime = self._runtime()
+        if runtime is None:
+            return
+        progress = runtime.progress
+        watch = self._watch = self._watch or Watch(progress)
+        if progress.overdue():
+            # Its parent beats, and would not notice; so it is asked for here, when it matters.
+            try:
+                runtime.watched.take_lock(f"child-{os.getpid()}", runtime.holder, ttl_s=1)
+            except BrokerError:
+                watch.forgive()
+                return
+        for standing in watch.look():
+            _log.critical(
+                "no progress for %.0f s: the branch %s, and its process ends",
+                standing.stands_s(progress.clock()),
+                standing.doing,
+                extra=about(*standing.key),
+            )
+            self._end()
+        runtime.releases.again()
+        runtime.loop.call_soon_threadsafe(progress.turns)
+
+
+def watch_children(app: Celery, made: Callable[[], Runtime | None]) -> None:
+    """Have each prefork child of a worker watch itself; ``made`` returns its runtime, if any."""
+    parent = os.getpid()
+
+    def on_child(**_: Any) -> None:
+        # Celery says the same of the one process of its solo pool.
+        if os.getpid() != parent:
+            watch = ChildWatch(made, lambda: os.kill(os.getpid(), signal.SIGKILL))
+            every_s = app.fanout_settings.visibility_timeout_s / _LOOKS
+            Ticker("progress", every_s, watch.look).start()
+
+    signals.worker_process_init.connect(on_child, weak=False)

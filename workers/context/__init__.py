@@ -1,0 +1,1 @@
+"""What the tasks of one worker process share: connections, limits, batches, progress."""

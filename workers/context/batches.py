@@ -1,0 +1,180 @@
+"""Steps that block, carried out many at a time in a thread for coroutines that wait for them.
+
+A round trip to the server costs a process far more than what it carries. So while one is under
+way, what else is asked for gathers, and goes with the next: the busier a worker is, the more do
+its branches share.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import OrderedDict
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
+
+from fanout.core.errors import BrokerError
+from fanout.system.exhaustion import is_exhausted
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Hashable, Sequence
+    from concurrent.futures import Executor
+
+__all__ = ["Batches", "Kept"]
+
+_Asked = TypeVar("_Asked")
+_Given = TypeVar("_Given")
+_Key = TypeVar("_Key", bound="Hashable")
+_Value = TypeVar("_Value")
+
+# How soon a step is tried again for which this process had no thread, descriptor or memory.
+_AGAIN_S = 1.0
+
+_log = logging.getLogger(__name__)
+
+
+class Batches(Generic[_Asked, _Given]):
+    """Carries out one kind of step; of one event loop. Whoever waits is always told how it ended.
+
+    Args:
+        carry_out: Does it for several at once, in a thread, and returns what each is given. It may
+            be done twice: where it raises, it is done for each by itself, so that one does not
+            fail the others; where the process has nothing left to do it with, it is done again.
+        threads: Where it is called, by one thread at a time.
+        linger_s: Says how many seconds a first one waits for others to come along.
+        abandoned: Is told, on the loop, of a step that may have been done although whoever asked
+            for it was cancelled meanwhile: nobody hears how it ended, and nobody would take it
+            back.
+    """
+
+    def __init__(
+        self,
+        carry_out: Callable[[list[_Asked]], Sequence[_Given]],
+        threads: Executor,
+        linger_s: Callable[[], float] = lambda: 0.0,
+        abandoned: Callable[[_Asked], None] | None = None,
+    ) -> None:
+        self._carry_out = carry_out
+        self._abandoned = abandoned
+        self._threads = threads
+        self._linger_s = linger_s
+        self._waiting: list[tuple[_Asked, asyncio.Future[_Given]]] = []
+        self._is_busy = False
+
+    async def __call__(self, asked: _Asked) -> _Given:
+        """Have the step done, and return what it gives."""
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[_Given] = loop.create_future()
+        self._waiting.append((asked, future))
+        if not self._is_busy:
+            self._is_busy = True
+            # Not at once: other coroutines that are ready now shall come along.
+            loop.call_later(self._linger_s(), self._start)
+        return await future
+
+    def _start(self) -> None:
+        batch, self._waiting = self._waiting, []
+        self._try([asked for asked, _ in batch], [future for _, future in batch])
+
+    def _try(self, asked: list[_Asked], futures: list[asyncio.Future[_Given]]) -> None:
+        try:
+            loop = asyncio.get_running_loop()
+            step = loop.run_in_executor(self._threads, self._carried_out, asked)
+        except Exception as error:  # noqa: BLE001 - the pool has ended, or no thread can be started
+            self._end(asked, futures, error)
+            return
+        step.add_done_callback(lambda done: self._end(asked, futures, _ended(done)))
+
+    def _try_again(self, asked: list[_Asked], futures: list[asyncio.Future[_Given]]) -> None:
+        # One that nobody waits for any more must not keep all that come after it.
+        left = [pair for pair in zip(asked, futures, strict=True) if not pair[1].done()]
+        self._try([asked for asked, _ in left], [future for _, future in left])
+
+    def _carried_out(self, asked: list[_Asked]) -> list[tuple[_Given | None, Exception | None]]:
+        """Return what each is given, or why it is not. Raises where it is to be done again."""
+        try:
+            given = self._carry_out(asked)
+            return [(each, None) for each in _one_for_each(given, asked)]
+        except Exception as error:
+            if is_exhausted(error):
+                raise
+            is_away = isinstance(error, BrokerError) and error.is_passing
+            if len(asked) == 1 or is_away:
+                return [(None, error)] * len(asked)
+        return [self._carried_out([each])[0] for each in asked]
+
+    def _end(
+        self,
+        asked: list[_Asked],
+        futures: list[asyncio.Future[_Given]],
+        ended: Sequence[tuple[_Given | None, Exception | None]] | BaseException,
+    ) -> None:
+        loop = asyncio.get_running_loop()
+        if isinstance(ended, BaseException) and is_exhausted(ended):
+            _log.warning("%s: it is tried again", ended)
+            loop.call_later(_AGAIN_S, self._try_again, asked, futures)
+            return
+        if self._waiting:
+            loop.call_later(self._linger_s(), self._start)
+        else:
+            self._is_busy = False
+        each = [(None, ended)] * len(asked) if isinstance(ended, BaseException) else ended
+        for one, future, (given, error) in zip(asked, futures, each, strict=True):
+            if future.done():
+                # Whoever waited was cancelled.
+                if self._abandoned is not None:
+                    self._abandoned(one)
+            elif error is None:
+                future.set_result(cast("_Given", given))
+            else:
+                future.set_exception(error)
+
+
+def _one_for_each(given: Sequence[_Given], asked: list[_Asked]) -> Sequence[_Given]:
+    if len(given) != len(asked):
+        msg = f"{len(given)} answers to {len(asked)} steps"
+        raise RuntimeError(msg)
+    return given
+
+
+def _ended(done: asyncio.Future[Any]) -> Any:
+    """Return what a step gave, or why it did not."""
+    if done.cancelled():
+        return RuntimeError("the step was cancelled: this process is about to end")
+    return done.exception() or done.result()
+
+
+class Kept(Generic[_Key, _Value]):
+    """Keeps the last few values; loads each in a thread, once for all that ask meanwhile.
+
+    Args:
+        load: Returns the value of a key; it may block.
+        threads: Where it is called.
+        size: How many values are kept.
+    """
+
+    def __init__(self, load: Callable[[_Key], _Value], threads: Executor, *, size: int) -> None:
+        self._load = load
+        self._threads = threads
+        self._size = size
+        self._kept: OrderedDict[_Key, asyncio.Future[_Value]] = OrderedDict()
+
+    async def __call__(self, key: _Key) -> _Value:
+        """Return the value of ``key``, or raise what its loading raises."""
+        future = self._kept.get(key)
+        if future is None:
+            loop = asyncio.get_running_loop()
+            future = loop.run_in_executor(self._threads, self._load, key)
+            future.add_done_callback(lambda done: self._forget_failure(key, done))
+            self._kept[key] = future
+            if len(self._kept) > self._size:
+                self._kept.popitem(last=False)
+        else:
+            self._kept.move_to_end(key)
+        if future.done():
+            return future.result()
+        # One that is cancelled must not take it from the others.
+        return await asyncio.shield(future)
+
+    def _forget_failure(self, key: _Key, done: asyncio.Future[_Value]) -> None:
+        if done.cancelled() or done.exception() is not None:
+            self._kept.pop(key, None)

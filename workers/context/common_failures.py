@@ -1,0 +1,72 @@
+"""Stops a run whose branches all fail alike: of a wrong key or model, not of their documents.
+
+Looked at where a branch has failed so: one that succeeds pays nothing for it.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter, OrderedDict
+from typing import TYPE_CHECKING
+
+from fanout.llm.error_kinds import FEW
+from fanout.policy.retries import is_common
+from fanout.runs.results import error_sort
+
+if TYPE_CHECKING:
+    from fanout.core.records import Outcome
+    from fanout.stores import StageRecord, Store
+
+__all__ = ["Alike"]
+
+_REMEMBERED_RUNS = 64
+
+
+class Alike:
+    """What branches of runs failed of, as one worker process has seen it. Safe to share.
+
+    Args:
+        store: Knows whether others have succeeded.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._lock = threading.Lock()
+        self._runs: OrderedDict[str, Counter[tuple[str, str]]] = OrderedDict()
+
+    def reason(self, run_id: str, stage: int, outcome: Outcome, stop_after: int) -> str | None:
+        """Return why a run is to be stopped now that a branch of it has failed, or None."""
+        if stop_after == 1:
+            return f"{outcome.kind}: {outcome.message}"
+        seen = self._count(run_id, outcome)
+        records = [self._store.stage(run_id, number) for number in range(stage + 1)]
+        succeeded = sum(record.succeeded for record in records)
+        alike = max(seen, _failed_so(records[-1], outcome) if stop_after <= FEW else 0)
+        if not is_common(alike=alike, stop_after=stop_after, succeeded=succeeded):
+            return None
+        return (
+            f"{outcome.kind}: {outcome.message}; stopped, as the first {alike} branches failed of "
+            "the same"
+        )
+
+    def _count(self, run_id: str, outcome: Outcome) -> int:
+        with self._lock:
+            return self._counted(run_id, outcome)
+
+    def _counted(self, run_id: str, outcome: Outcome) -> int:
+        counts = self._runs.setdefault(run_id, Counter())
+        self._runs.move_to_end(run_id)
+        if len(self._runs) > _REMEMBERED_RUNS:
+            self._runs.popitem(last=False)
+        sort = error_sort(outcome.kind, outcome.message)
+        counts[sort] += 1
+        return counts[sort]
+
+
+def _failed_so(record: StageRecord, outcome: Outcome) -> int:
+    """Return how many have failed with this kind, where no other kind is among them.
+
+    A fleet of many processes needs no more failures than a single one.
+    """
+    failed = record.errors.get(outcome.kind, 0) if outcome.kind else 0
+    return failed + 1 if failed == record.failed else 0

@@ -1,0 +1,172 @@
+"""The calls of a worker process that are in flight, and what ends them early."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import defaultdict
+from enum import Enum
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from fanout.core.errors import BrokerError, UnknownRunError
+from fanout.core.records import RunStatus
+from fanout.system.logs import about
+
+if TYPE_CHECKING:
+    from collections.abc import Container, Coroutine
+
+    from fanout.stores import Store
+
+__all__ = ["CallStoppedError", "InFlight", "Stop"]
+
+_T = TypeVar("_T")
+# A stopped run should cost no more than this much of further calls.
+_LOOK_S = 0.5
+
+_log = logging.getLogger(__name__)
+
+
+class Stop(Enum):
+    """Why a call was ended early."""
+
+    HALTED = "halted"  # its run was stopped
+    EXPIRED = "expired"  # its run's deadline passed
+    HANDED_BACK = "handed back"  # the worker stops: another one shall make the call
+    PAUSED = "paused"  # its run was, while it waited to call
+
+
+class CallStoppedError(Exception):
+    """The call was ended early."""
+
+    def __init__(self, reason: Stop) -> None:
+        super().__init__(reason.value)
+        self.reason = reason
+
+
+class InFlight:
+    """Awaits the calls of branches, each in a task of its own, and ends those that must end.
+
+    It looks at each run with calls in flight twice a second: one small read a run, whatever the
+    number of its calls.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        # By run, and by whether its deadline binds them: it does not bind those of the reduce.
+        self._tasks: defaultdict[tuple[str, bool], dict[asyncio.Task[Any], Stop | None]]
+        self._tasks = defaultdict(dict)
+        self._watcher: asyncio.Task[None] | None = None
+        # Those that make no call just now: they wait until they may.
+        self._waiting: set[asyncio.Task[Any]] = set()
+        self._is_stopping = False
+        self._is_handing_back = False
+        # How many there are.
+        self.count = 0
+
+    async def call(
+        self, run_id: str, coroutine: Coroutine[Any, Any, _T], *, has_deadline: bool
+    ) -> _T:
+        """Await a call of a run.
+
+        Raises:
+            CallStoppedError: It was ended early.
+        """
+        task = asyncio.current_task()
+        if self._is_handing_back or task is None:
+            coroutine.close()
+            raise CallStoppedError(Stop.HANDED_BACK)
+        calls = self._tasks[run_id, has_deadline]
+        calls[task] = None
+        self.count += 1
+        self._watch()
+        try:
+            return await coroutine
+        except asyncio.CancelledError:
+            # The branch goes on without its call: what becomes of it has to be written down.
+            task.uncancel()
+            raise CallStoppedError(calls[task] or Stop.HANDED_BACK) from None
+        finally:
+            self.count -= 1
+            del calls[task]
+            if not calls:
+                self._tasks.pop((run_id, has_deadline), None)
+
+    async def wait(self, seconds: float) -> None:
+        """Wait between calls: a branch goes back to the queue whose run is paused meanwhile.
+
+        Raises:
+            CallStoppedError: This worker stops.
+        """
+        if self._is_stopping:
+            raise CallStoppedError(Stop.HANDED_BACK)
+        task = asyncio.current_task()
+        if task is None:
+            await asyncio.sleep(seconds)
+            return
+        self._waiting.add(task)
+        try:
+            await asyncio.sleep(seconds)
+        finally:
+            self._waiting.discard(task)
+
+    def hand_back_waiting(self) -> None:
+        """End what makes no call just now, and has them wait no more; on the loop."""
+        self._is_stopping = True
+        for key in list(self._tasks):
+            self._cancel(key, Stop.HANDED_BACK, only=self._waiting)
+
+    def hand_back(self) -> None:
+        """End all calls, and those to come; on the loop."""
+        self._is_handing_back = True
+        for key in list(self._tasks):
+            self._cancel(key, Stop.HANDED_BACK)
+
+    async def aclose(self) -> None:
+        """Look at no run any more; the loop is about to end."""
+        if self._watcher is not None:
+            self._watcher.cancel()
+            await asyncio.gather(self._watcher, return_exceptions=True)
+
+    def _watch(self) -> None:
+        if self._watcher is None or self._watcher.done():
+            self._watcher = asyncio.get_running_loop().create_task(self._look())
+
+    async def _look(self) -> None:
+        while self._tasks:
+            await asyncio.sleep(_LOOK_S)
+            for key in list(self._tasks):
+                reason = await asyncio.to_thread(self._reason, *key)
+                if reason is Stop.PAUSED:
+                    self._cancel(key, reason, only=self._waiting)
+                elif reason is not None:
+                    self._cancel(key, reason)
+
+    def _reason(self, run_id: str, has_deadline: bool) -> Stop | None:  # noqa: FBT001 - half a key
+        try:
+            run = self._store.run(run_id)
+        except UnknownRunError:
+            return Stop.HALTED
+        except (BrokerError, OSError, RuntimeError) as error:
+            # Whatever it is: who looks must go on looking.
+            _log.warning(
+                "cannot see whether run %s goes on: %s", run_id, error, extra=about(run_id)
+            )
+            return None
+        if run.halt is not None:
+            return Stop.HALTED
+        if has_deadline and run.is_overdue:
+            return Stop.EXPIRED
+        return Stop.PAUSED if run.status is RunStatus.PAUSED else None
+
+    def _cancel(
+        self,
+        key: tuple[str, bool],
+        reason: Stop,
+        *,
+        only: Container[asyncio.Task[Any]] | None = None,
+    ) -> None:
+        calls = self._tasks.get(key, {})
+        for task in calls:
+            if only is None or task in only:
+                calls[task] = calls[task] or reason
+                task.cancel()

@@ -1,0 +1,362 @@
+"""The fleet's rate limits and circuit breakers, as the calls of one worker process meet them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from typing import TYPE_CHECKING
+
+from fanout.core.errors import BrokerError
+from fanout.core.rate_limits import MAX_BLOCK_S
+from fanout.core.records import ErrorKind
+from fanout.core.tokens import estimate_tokens
+from fanout.policy.outages import (
+    CLOSED,
+    SHARED,
+    Failure,
+    Verdict,
+    ask,
+    close,
+    cost_alone,
+    cost_of_own,
+    trip,
+)
+from workers.context.model_health import ModelHealth
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from fanout.core.errors import LLMError
+    from fanout.core.rate_limits import Rates
+    from fanout.llm.base import LLMReply, LLMRequest
+    from fanout.stores import Store
+
+__all__ = ["Gate", "Limiter"]
+
+# How old what a worker knows of a model's pause may be: one small read per model, not per call.
+_LOOK_S = 0.5
+# The pause after a refusal that names none.
+_PAUSE_S = 1.0
+# Those that waited together are spread over so much of the pause, or they would be refused again.
+_SPREAD = 0.5
+_MAX_SPREAD_S = 2.0
+# How soon who waits looks again whether the pause is over; who has failed leaves it to the others
+# to try, as it may be at fault itself.
+_POLL_S = 0.5
+_POLL_FAILED = 3.0
+_MOST_REFUSALS = 5
+# How many calls of the worker that is told to try do so: one of them may fail by itself.
+_PROBES = 2
+# Says nothing of the model: a fault on our own side.
+_SILENT = frozenset({ErrorKind.INTERNAL})
+
+_log = logging.getLogger(__name__)
+
+
+class _Model:
+    """What this worker knows of a model."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.health = ModelHealth()
+        self.looked_at = float("-inf")
+        # Until when the fleet leaves it alone, and this worker because it was refused.
+        self.fleet_until = 0.0
+        self.refused_until = 0.0
+        # Since when it is known to fail for everybody, by the fleet or by this worker alone.
+        self.down_at: float | None = None
+        # Of this worker alone: where the fleet's cannot be asked, or others are well.
+        self.breaker = CLOSED
+        self.probes = 0
+        # When calls last were held back.
+        self.heard_at = 0.0
+
+    def hold_s(self, now: float) -> float:
+        """Return for how long no call shall begin."""
+        until = max(self.fleet_until, self.refused_until)
+        if until <= now and self.breaker.opened_at is not None:
+            standing, self.breaker = ask(self.breaker, now=now)
+            if standing.is_probe:
+                self.probes = _PROBES
+            return standing.wait_s
+        return max(0.0, until - now)
+
+    def is_well(self, now: float) -> bool:
+        """Say whether a call may begin, as far as is known, and that is not long ago."""
+        return (
+            now - self.looked_at < _LOOK_S
+            and self.down_at is None
+            and self.fleet_until <= now >= self.refused_until
+            and self.breaker.opened_at is None
+        )
+
+    def down_s(self, now: float) -> float | None:
+        """Return since when the model fails for everybody, or None."""
+        return None if self.down_at is None else now - self.down_at
+
+    def fell(self, at: float, now: float) -> None:
+        """Remember that it fails."""
+        if self.down_at is None:
+            self.heard_at = now
+        self.down_at = at if self.down_at is None else min(at, self.down_at)
+
+    def rose(self, now: float) -> None:
+        """Remember that it is well again."""
+        self.down_at = None
+        self.fleet_until = self.refused_until = 0.0
+        self.breaker = close(self.breaker, now=now)
+        self.probes = 0
+
+
+class Limiter:
+    """Knows which models are to be left alone for a while; on the loop of the calls.
+
+    Args:
+        store: What the fleet shares; asked in threads, as it blocks.
+        clock: Seconds, rising.
+        sleep: Waits.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        self._store = store
+        self.clock = clock
+        self._sleep = sleep
+        self._models: dict[str, _Model] = {}
+
+    def gate(self, model: str, rates: Rates) -> Gate:
+        """Return the gate for the calls of a branch."""
+        return Gate(self, self._known(model), rates)
+
+    def _known(self, name: str) -> _Model:
+        model = self._models.get(name)
+        if model is None:
+            model = self._models[name] = _Model(name)
+        return model
+
+    async def wait_for_slot(self, model: str, rates: Rates, tokens: int) -> None:
+        """Wait until the rates allow a call of so many tokens."""
+        while not await self._has_slot(model, rates, tokens):
+            continue
+
+    async def _has_slot(self, model: str, rates: Rates, tokens: int) -> bool:
+        try:
+            slot = await asyncio.to_thread(self._store.take_slot, model, rates=rates, tokens=tokens)
+        except BrokerError as error:
+            # Its outcome could not be written either: the call waits for the server.
+            _log.warning("cannot ask for the rate limit of %s: %s", model, error)
+            await self._sleep(_PAUSE_S)
+            return False
+        await self._sleep(slot.wait_s)
+        return slot.is_taken
+
+    async def wait_until_well(self, model: _Model, *, until: float, has_failed: bool) -> None:
+        """Wait while calls to a model are held back, but no longer than ``until``."""
+        while await self._is_held(model, until=until, has_failed=has_failed):
+            continue
+
+    async def _is_held(self, model: _Model, *, until: float, has_failed: bool) -> bool:
+        """Wait until a pause is over; say whether there was one, and there may be another."""
+        came, was_held = self.clock(), False
+        poll_s = _POLL_S * (_POLL_FAILED if has_failed else 1.0)
+        while True:
+            now = self.clock()
+            if now - model.looked_at >= _LOOK_S:
+                # Set first: the other calls should not look as well.
+                model.looked_at = now
+                await self._look(model)
+                now = self.clock()
+            hold_s = model.hold_s(now)
+            if model.probes and model.down_at is not None:
+                model.probes -= 1
+                return False
+            left_s = until - now
+            if model.down_at is not None and not has_failed:
+                # It waits no longer than those did that came when this began.
+                left_s = min(left_s, model.down_at + (until - came) - now)
+            if hold_s <= 0 or left_s <= 0:
+                break
+            was_held = True
+            await self._sleep(min(hold_s, left_s, poll_s * (1 + random.random())))  # noqa: S311
+        if not was_held or hold_s > 0:
+            return False
+        await self._sleep(min(_SPREAD * (now - came), _MAX_SPREAD_S) * random.random())  # noqa: S311
+        return True
+
+    async def _look(self, model: _Model) -> None:
+        try:
+            standing = await asyncio.to_thread(self._store.pause_of, model.name)
+        except BrokerError as error:
+            _log.warning("cannot see whether %s is to be left alone: %s", model.name, error)
+            return
+        now = self.clock()
+        model.fleet_until = now + standing.wait_s
+        if standing.is_probe:
+            model.probes = _PROBES
+        if standing.down_s is not None:
+            model.fell(now - standing.down_s, now)
+        elif model.down_at is not None and model.breaker.opened_at is None:
+            # Another worker's call has succeeded.
+            model.rose(now)
+            model.fleet_until = now + standing.wait_s
+
+    async def refused(self, name: str, retry_after_s: float | None) -> None:
+        """Have the whole fleet leave a model alone for as long as its provider asks."""
+        model = self._known(name)
+        pause_s = min(MAX_BLOCK_S, _PAUSE_S if retry_after_s is None else retry_after_s)
+        model.refused_until = max(model.refused_until, self.clock() + pause_s)
+        try:
+            await asyncio.to_thread(self._store.pause_model, name, pause_s)
+        except BrokerError as error:
+            _log.warning("cannot tell the fleet to leave %s alone: %s", model.name, error)
+
+    async def failed_for_all(self, model: _Model) -> None:
+        """Have the whole fleet leave a model alone that fails for everybody."""
+        now = self.clock()
+        if model.down_at is not None:
+            return
+        model.fell(now, now)
+        # Until the store has said what the fleet does.
+        model.breaker = trip(model.breaker, now=now, reopen_s=0.0)
+        _log.warning("%s fails for every branch: its calls wait until it answers again", model.name)
+        try:
+            is_open = await asyncio.to_thread(self._store.trip_breaker, model.name)
+        except BrokerError as error:
+            _log.warning("cannot tell the fleet to leave %s alone: %s", model.name, error)
+            return
+        if is_open:
+            model.breaker = close(model.breaker, now=now)
+            model.looked_at = float("-inf")
+
+    async def succeeded_while_down(self, model: _Model, began: float) -> None:
+        """Have the whole fleet call a model again, if the call began when it was left alone."""
+        if began < model.heard_at:
+            return
+        model.rose(self.clock())
+        _log.warning("%s answers again", model.name)
+        try:
+            await asyncio.to_thread(self._store.close_breaker, model.name)
+        except BrokerError as error:
+            _log.warning("cannot tell the fleet that %s answers again: %s", model.name, error)
+
+    async def consumed(self, model: str, rates: Rates, tokens: int) -> None:
+        """Correct what a call was taken to consume; ``tokens`` may be negative."""
+        if not rates.tokens_per_minute or not tokens:
+            return
+        try:
+            await asyncio.to_thread(self._store.correct_slot, model, rates=rates, tokens=tokens)
+        except BrokerError as error:
+            _log.warning("cannot correct the rate limit of %s: %s", model, error)
+
+
+class Gate:
+    """What the calls of one branch go through: see ``fanout.llm.calls.Gate``."""
+
+    def __init__(self, limiter: Limiter, model: _Model, rates: Rates) -> None:
+        self._limiter = limiter
+        self._model = model
+        self._rates = rates
+        # Where they are not limited, nobody asks how many they are.
+        self._counts_tokens = bool(rates.tokens_per_minute)
+        self._calls = 0
+        self._began = 0.0
+        # When the first call began that failed for a reason that others may share.
+        self._failed_at: float | None = None
+        # The calls that failed so, and how many attempts they are.
+        self._failures: list[Failure] = []
+        self._spent = 0.0
+
+    async def enter(self, request: LLMRequest, *, left_s: float) -> float:
+        """Wait until the call may begin; return the seconds that a rate limit took of that."""
+        limiter, model, for_rate_s = self._limiter, self._model, 0.0
+        now = limiter.clock()
+        if self._rates.is_limited:
+            came = now
+            tokens = _expected_tokens(request) if self._counts_tokens else 0
+            await limiter.wait_for_slot(model.name, self._rates, tokens)
+            now = limiter.clock()
+            for_rate_s = now - came
+        if not model.is_well(now):
+            has_failed = self._failed_at is not None
+            await limiter.wait_until_well(model, until=now + left_s, has_failed=has_failed)
+            now = limiter.clock()
+        self._calls += 1
+        self._began = now
+        return for_rate_s
+
+    async def leave(
+        self, request: LLMRequest, reply: LLMReply | None, error: LLMError | None
+    ) -> Verdict | None:
+        """Learn from how the call went; return what its error means for the branch."""
+        if reply is not None and self._counts_tokens:
+            await self._correct(request, reply)
+        if error is not None and error.kind in SHARED:
+            return await self._failed(error)
+        if error is None or error.kind not in _SILENT:
+            # An answer, whatever it is worth, or a refusal of this prompt: the model is up.
+            model, now = self._model, self._limiter.clock()
+            model.health.succeeded(began=self._began, now=now, is_first=self._calls == 1)
+            if model.down_at is not None:
+                await self._limiter.succeeded_while_down(model, self._began)
+        return None
+
+    async def _failed(self, error: LLMError) -> Verdict:
+        model, limiter = self._model, self._limiter
+        first = self._failed_at = self._began if self._failed_at is None else self._failed_at
+        is_refusal = error.kind is ErrorKind.RATE_LIMITED or error.retry_after_s is not None
+        # One prompt that is refused again and again, while others are not, holds nobody up.
+        is_odd = self._calls > _MOST_REFUSALS and model.health.has_succeeded_after(first)
+        if is_refusal and not is_odd:
+            await limiter.refused(model.name, error.retry_after_s)
+        counted = None
+        if not error.is_own:
+            is_first = self._calls == 1
+            counted = model.health.failed(
+                self, first_began=first, began=self._began, is_first=is_first
+            )
+            if model.health.is_down(limiter.clock()):
+                await limiter.failed_for_all(model)
+        down_s = model.down_s(limiter.clock())
+        # A pause that nobody has asked for is short: there the branch waits longer each time.
+        is_pause = (error.retry_after_s or 0.0) >= _PAUSE_S and not is_odd
+        return Verdict(
+            cost=self._cost(error, first, counted, is_down=down_s is not None),
+            down_s=down_s,
+            is_held=down_s is not None or is_pause,
+            is_blind=model.health.lead_s(first) is None and error.retry_after_s is None,
+        )
+
+    def _cost(self, error: LLMError, first: float, counted: str | None, *, is_down: bool) -> float:
+        """Return how many attempts more the branch has spent, now that this call has failed."""
+        own = cost_of_own(error)
+        if own is not None or counted is None:
+            return own or 0.0
+        health, before = self._model.health, self._spent
+        alone = cost_alone(error, lead_s=health.lead_s(first), is_down=is_down)
+        is_asked = error.retry_after_s is not None
+        self._failures.append(
+            Failure(began=self._began, alone=alone, counted=counted, is_asked=is_asked)
+        )
+        self._spent = health.spent(self._failures, now=self._limiter.clock())
+        return self._spent - before
+
+    async def _correct(self, request: LLMRequest, reply: LLMReply) -> None:
+        if reply.usage.input_tokens is None or reply.usage.output_tokens is None:
+            return
+        used = reply.usage.input_tokens + reply.usage.output_tokens
+        await self._limiter.consumed(
+            self._model.name, self._rates, used - _expected_tokens(request)
+        )
+
+
+def _expected_tokens(request: LLMRequest) -> int:
+    """Return what a provider books for a call before it answers: the prompt, and room for it."""
+    prompt = estimate_tokens(request.prompt) + estimate_tokens(request.system or "")
+    return prompt + (request.max_tokens or 0)

@@ -1,0 +1,150 @@
+"""What one worker process has seen of a model: who failed, who succeeded, and when they began."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from fanout.policy.outages import BESIDE_S, SLOT_S, Slot, beside, is_outage, reaches_s, spent
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable, Sequence
+
+    from fanout.policy.outages import Failure
+
+__all__ = ["ModelHealth"]
+
+_NEVER = float("-inf")
+# How much the latest branch counts in the share of those that succeed at once, when many have.
+_ALPHA = 0.05
+_FIRSTS = 20
+# What is believed of a model of which nothing is known.
+_PRIOR = 0.9
+# While calls succeed, even few of them, a model is not to be left alone.
+_SILENT_S = 2.0
+_MOST_FAILING = 1_000
+# Five minutes of calls: those that take longer to fail are judged as if nobody else called.
+_MOST_SLOTS = 1_200
+# So long, calls that succeed when they are made again show that failing is a matter of chance.
+_RECOVERS_S = 600.0
+
+
+class ModelHealth:
+    """Counts the ends of calls to a model; all times are seconds of one clock.
+
+    A success costs a few comparisons: each call has one.
+    """
+
+    # By the number of the slot of time.
+    _slots: dict[int, Slot]
+
+    def __init__(self) -> None:
+        self._share = _PRIOR
+        self._firsts = 1
+        self._ok_began = _NEVER
+        self._ok_ended = _NEVER
+        self._slots = {}
+        self._recovered_at = _NEVER
+        # When the last failed call of each branch began, and whether its first one is among them.
+        self._failing: dict[Hashable, tuple[float, bool]] = {}
+
+    def succeeded(self, *, began: float, now: float, is_first: bool) -> None:
+        """Count a call that succeeded; ``is_first`` where the branch had made none before."""
+        if began > self._ok_began:  # noqa: PLR1730 - a third of what max() takes
+            self._ok_began = began
+        self._ok_ended = now
+        if self._failing:
+            self._absolve(began)
+        slot = self._slots.get(int(began / SLOT_S)) or self._new_slot(began)
+        if is_first:
+            slot.succeeded += 1
+            self._began_well(1.0)
+        else:
+            slot.succeeded_again += 1
+            self._recovered_at = now
+
+    def _new_slot(self, began: float) -> Slot:
+        if len(self._slots) >= _MOST_SLOTS:
+            del self._slots[next(iter(self._slots))]
+        return self._slots.setdefault(int(began / SLOT_S), Slot())
+
+    def _began_well(self, share: float) -> None:
+        self._firsts += 1
+        alpha = _ALPHA if self._firsts >= _FIRSTS else 1 / self._firsts
+        self._share += alpha * (share - self._share)
+
+    def _absolve(self, began: float) -> None:
+        """Take those out that failed although the model was well."""
+        for branch, (failed, is_first) in list(self._failing.items()):
+            if failed <= began + BESIDE_S:
+                del self._failing[branch]
+                if is_first:
+                    self._began_well(0.0)
+
+    def failed(self, branch: Hashable, *, first_began: float, began: float, is_first: bool) -> str:
+        """Count a call that failed for a reason that others may share; return where in its slot."""
+        is_late = self.has_succeeded_after(first_began)
+        if is_late:
+            # A later call has succeeded: it says nothing of the model.
+            _, had_first = self._failing.pop(branch, (0.0, False))
+            if is_first or had_first:
+                self._began_well(0.0)
+        elif branch in self._failing or len(self._failing) < _MOST_FAILING:
+            _, had_first = self._failing.get(branch, (0.0, False))
+            self._failing[branch] = (began, is_first or had_first)
+        slot = self._slots.get(int(began / SLOT_S)) or self._new_slot(began)
+        counted = "failed" if is_first else "failed_late" if is_late else "failed_again"
+        _add(slot, counted, 1)
+        return counted
+
+    def has_succeeded_after(self, moment: float) -> bool:
+        """Say whether a call has succeeded that began later than that."""
+        return self._ok_began > moment
+
+    def lead_s(self, first_began: float) -> float | None:
+        """Return how much later that was than any call began that has succeeded; None: none has."""
+        return None if self._ok_began == _NEVER else first_began - self._ok_began
+
+    def spent(self, failures: Sequence[Failure], *, now: float) -> float:
+        """Return how many attempts the failed calls of a branch are, by how others went."""
+        has_recovered = self._recovered_at >= failures[0].began
+        own = self._taken_out(failures)
+        others = [
+            beside(self._around(failure.began, reach_s), has_recovered=has_recovered)
+            for failure, reach_s in zip(failures, reaches_s(failures), strict=True)
+        ]
+        for slot, counted in own:
+            _add(slot, counted, 1)
+        return spent(
+            failures,
+            others,
+            chance_of_success=self._share,
+            has_recovered=has_recovered,
+            is_chance=now - self._recovered_at <= _RECOVERS_S,
+        )
+
+    def _around(self, moment: float, reach_s: float) -> list[Slot | None]:
+        middle, reach = int(moment / SLOT_S), int(reach_s / SLOT_S)
+        return [self._slots.get(number) for number in range(middle - reach, middle + reach + 1)]
+
+    def _taken_out(self, failures: Sequence[Failure]) -> list[tuple[Slot, str]]:
+        """Take the branch's own calls out of their slots; return what was taken out."""
+        own = []
+        for failure in failures:
+            slot = self._slots.get(int(failure.began / SLOT_S))
+            # A slot that was forgotten may be there anew, without that call.
+            if slot is not None and getattr(slot, failure.counted):
+                _add(slot, failure.counted, -1)
+                own.append((slot, failure.counted))
+        return own
+
+    def is_down(self, now: float) -> bool:
+        """Say whether the model is to be left alone: calls fail, and none succeeds."""
+        if now - self._ok_ended < _SILENT_S:
+            return False
+        never = self._ok_began == _NEVER
+        failing = len(self._failing)
+        return failing > 1 if never else is_outage(failing, self._share)
+
+
+def _add(slot: Slot, field: str, number: int) -> None:
+    setattr(slot, field, getattr(slot, field) + number)

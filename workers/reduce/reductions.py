@@ -1,0 +1,197 @@
+"""The reduce of a run: an aggregate computed at once, or a further stage of LLM calls."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from fanout.aggregators import (
+    Aggregate,
+    Item,
+    Part,
+    aggregate_groups,
+    group_key,
+    leaf_parts,
+    plan,
+    render_input,
+    room_tokens,
+)
+from fanout.core.errors import SpecError
+from fanout.core.records import Chunk, ErrorKind, RunStatus, branch_ref
+from fanout.core.tokens import estimate_tokens
+from fanout.llm import context_tokens
+from fanout.policy.packing import pack, shard_chunk
+from fanout.runs.enqueue import open_stage
+from fanout.runs.results import ReduceError, StoredResult
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from fanout.core.records import Outcome
+    from fanout.core.spec import RunSpec
+    from fanout.stores import RunRecord
+    from workers.context.runtime import Runtime
+
+__all__ = ["reduce"]
+
+# What is kept free for an answer whose length nobody bounds.
+_ANSWER_TOKENS = 512
+# Redis takes values of 512 MB.
+_MAX_RESULT_BYTES = 256_000_000
+
+
+def reduce(runtime: Runtime, run: RunRecord, stage: int, spec: RunSpec) -> None:
+    """Reduce what a stage gave: end the run, or open the next stage."""
+    run_id = run.run_id
+    if spec.reduction == "none":
+        _end(runtime, run_id, StoredResult())
+    elif spec.reduction == "llm":
+        _reduce_by_calls(runtime, run, stage, spec)
+    else:
+        items = _items(runtime, run_id, spec)
+        _end(runtime, run_id, StoredResult(aggregates=aggregate_groups(spec.reduction, items)))
+
+
+def _end(
+    runtime: Runtime, run_id: str, result: StoredResult, *, problem: str | None = None
+) -> None:
+    data = msgspec.json.encode(result)
+    if len(data) > _MAX_RESULT_BYTES:
+        # A server takes no more, and nobody would read it: the answers themselves are kept.
+        data = msgspec.json.encode(StoredResult(errors=result.errors))
+        problem = (
+            f"the aggregate is larger than {_MAX_RESULT_BYTES / 1e6:,.0f} MB: use another one, or "
+            f"`fanout results {run_id} --out DIR`, which has all answers"
+        )
+    runtime.store.put_result(run_id, data)
+    status = RunStatus.FAILED if problem else RunStatus.SUCCEEDED
+    runtime.end_run(run_id, status, error=problem)
+
+
+def _branches(runtime: Runtime, run_id: str, stage: int) -> Iterator[tuple[Chunk, Outcome, int]]:
+    """Yield chunk, outcome and the chunk's index for each branch, one shard in memory at a time."""
+    spec = runtime.spec(run_id)
+    per_chunk = spec.branches_per_chunk if stage == 0 else 1
+    for number in range(runtime.store.stage(run_id, stage).shards):
+        shard = runtime.store.shard(run_id, stage, number)
+        for _, outcome in sorted(runtime.store.outcomes(run_id, stage, number).items()):
+            chunk = shard_chunk(shard, outcome.index, per_chunk)
+            yield chunk, outcome, outcome.index // per_chunk
+
+
+def _items(runtime: Runtime, run_id: str, spec: RunSpec) -> Iterator[Item]:
+    for chunk, outcome, number in _branches(runtime, run_id, 0):
+        ref = branch_ref(outcome.index, spec.aspect_names, spec.samples)
+        yield Item(
+            index=outcome.index,
+            document=chunk.document,
+            chunk=number,
+            aspect=ref.aspect,
+            sample=ref.sample,
+            group=group_key(
+                spec.group_by, document=chunk.document, aspect=ref.aspect, columns=chunk.columns
+            ),
+            output=outcome.output,
+            kind=outcome.kind,
+        )
+
+
+def _reduce_by_calls(runtime: Runtime, run: RunRecord, stage: int, spec: RunSpec) -> None:
+    """Open a stage of LLM calls over what ``stage`` gave, or end the run.
+
+    A group is done at the first reduce stage in which it has a single chunk.
+    """
+    run_id = run.run_id
+    level = stage - run.base_stage if stage else 0
+    following = run.base_stage + level + 1
+    parts = _leaves(runtime, run_id, spec) if stage == 0 else _partials(runtime, run_id, stage)
+    if not parts:
+        _end_with_answers(runtime, run_id, range(run.base_stage + 1, following))
+        return
+    try:
+        chunks = list(_plan_chunks(parts, level, spec))
+    except SpecError as error:
+        _end(runtime, run_id, StoredResult(), problem=str(error))
+        return
+    shards = pack(chunks, branches_per_chunk=1)
+    open_stage(
+        runtime.store, runtime.publisher, run_id, following, shards, max_workers=spec.max_workers
+    )
+
+
+def _leaves(runtime: Runtime, run_id: str, spec: RunSpec) -> dict[str, list[Part]]:
+    groups: dict[str, list[Part]] = defaultdict(list)
+    for part in leaf_parts(_items(runtime, run_id, spec)):
+        groups[part.group].append(part)
+    return groups
+
+
+def _partials(runtime: Runtime, run_id: str, stage: int) -> dict[str, list[Part]]:
+    """Return the partial answers of a reduce stage, for the groups that are not done with it."""
+    groups: dict[str, list[Part]] = defaultdict(list)
+    for chunk, outcome, _ in _branches(runtime, run_id, stage):
+        group, count, failed = _standing(chunk)
+        if outcome.output is None:
+            failed, count = count, 0
+        groups[group].append(
+            Part(group=group, text=outcome.output or "", count=count, failed=failed)
+        )
+    return {group: parts for group, parts in groups.items() if len(parts) > 1}
+
+
+def _plan_chunks(groups: dict[str, list[Part]], level: int, spec: RunSpec) -> Iterator[Chunk]:
+    room = room_tokens(
+        context_tokens=spec.context_tokens or context_tokens(spec.model),
+        template_tokens=estimate_tokens((spec.aggregate_prompt or "") + (spec.system or "")),
+        answer_tokens=spec.aggregate_max_tokens or _ANSWER_TOKENS,
+    )
+    for group, parts in groups.items():
+        prompts = plan(parts, room_tokens=room, level=level, estimate=estimate_tokens)
+        for position, some in enumerate(prompts):
+            counts = {
+                "group": group,
+                "count": str(sum(part.count for part in some)),
+                "failed": str(sum(part.failed for part in some)),
+            }
+            text = render_input(some, level=level)
+            yield Chunk(
+                text=text, document=group, document_index=0, position=position, columns=counts
+            )
+
+
+def _standing(chunk: Chunk) -> tuple[str, int, int]:
+    columns = chunk.columns
+    return columns["group"], int(columns["count"]), int(columns["failed"])
+
+
+def _end_with_answers(runtime: Runtime, run_id: str, stages: Iterable[int]) -> None:
+    aggregates: dict[str, Aggregate] = {}
+    errors: list[ReduceError] = []
+    for stage in stages:
+        chunks_of: dict[str, int] = defaultdict(int)
+        for chunk, outcome, _ in _branches(runtime, run_id, stage):
+            group, count, failed = _standing(chunk)
+            chunks_of[group] += 1
+            if outcome.kind is not None:
+                errors.append(_error(group, outcome))
+            # A group with several chunks here is answered by a later stage, which overwrites this.
+            aggregates[group] = Aggregate(value=outcome.output, succeeded=count, failed=failed)
+    answered = any(aggregate.value is not None for aggregate in aggregates.values())
+    problem = None if answered else f"no aggregate could be made: {_words(errors)}"
+    _end(runtime, run_id, StoredResult(aggregates=aggregates, errors=errors), problem=problem)
+
+
+def _error(group: str, outcome: Outcome) -> ReduceError:
+    return ReduceError(
+        group=group,
+        kind=outcome.kind or ErrorKind.INTERNAL,
+        message=outcome.message or "",
+        attempts=outcome.attempts,
+    )
+
+
+def _words(errors: list[ReduceError]) -> str:
+    last = errors[-1]
+    return f"{last.kind.value}: {last.message} (after {last.attempts} attempts)"

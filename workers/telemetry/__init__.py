@@ -1,0 +1,1 @@
+"""What a worker tells of its work: logs, task events, spans, Flower."""
