@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import tables
 
-DOCS = Path(__file__).parents[2] / "docs"
+DOCS = Path(__file__).parents[3] / "docs"
 
 
 @pytest.mark.parametrize("page", ["performance.md", "scaling.md", "reliability.md"])

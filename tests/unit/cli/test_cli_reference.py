@@ -19,7 +19,7 @@ from fanout.stores import StageWindow, Totals, WorkerRecord
 
 from .test_progress import status
 
-REFERENCE = (Path(__file__).parents[2] / "docs" / "cli.md").read_text()
+REFERENCE = (Path(__file__).parents[3] / "docs" / "cli.md").read_text()
 SECTIONS = {
     heading.split()[1]: body
     for heading, body in re.findall(

@@ -157,7 +157,7 @@ def test_tls_is_verified_by_all_who_connect(monkeypatch):
 
 # Names.
 
-REPOSITORY = Path(__file__).parents[2]
+REPOSITORY = Path(__file__).parents[3]
 
 
 def variables_of_the_repository():

@@ -27,7 +27,7 @@ HEAVY = {
 }
 MODELS = {"pydantic", "pydantic_core", "pydantic_settings"}
 
-BARE = {"fanout", "fanout.core.errors", "fanout.system.terminal"}
+BARE = {"fanout", "fanout.core", "fanout.core.errors", "fanout.system", "fanout.system.terminal"}
 BARE |= {"fanout.cli", "fanout.cli.exits", "fanout.cli.main"}
 
 SAYS = "import atexit, sys; atexit.register(lambda: print(*sys.modules, file=sys.stderr))\n"
@@ -114,13 +114,12 @@ raise AssertionError("it has not started a fleet")
 
 def test_the_processes_of_an_embedded_fleet_load_what_they_need():
     guard = loaded("import fanout.client.embedded.guard")
-    names = {"guard", "locks"}
-    assert own(guard) == {"fanout", "fanout.client.embedded"} | {
-        f"fanout.client.embedded.{n}" for n in names
-    }
+    rooms = {"fanout", "fanout.client", "fanout.client.embedded"}
+    locks = {"fanout.system", "fanout.system.file_locks"}
+    assert own(guard) == rooms | locks | {"fanout.client.embedded.guard"}
     assert not packages(guard) & {*HEAVY, *MODELS, "asyncio", "msgspec"}
     keeper = loaded("import fanout.client.embedded.keeper")
-    assert own(keeper) == {"fanout", "fanout.client.embedded", "fanout.client.embedded.keeper"}
+    assert own(keeper) == rooms | {"fanout.client.embedded.keeper"}
     assert not packages(keeper) & {*HEAVY, *MODELS, "asyncio", "msgspec", "subprocess"}
 
 
