@@ -9,7 +9,7 @@ import msgspec
 
 from fanout.broker.fleet_version import check_as_client
 from fanout.core.errors import BrokerError, WaitTimeoutError
-from fanout.core.records import RunStatus, Usage, branch_ref
+from fanout.core.records import RunStatus, branch_ref, total_usage
 from fanout.core.spec import RunSpec
 from fanout.policy.packing import shard_chunk
 from fanout.runs.enqueue import close_input, delete, retry_failed, unpark
@@ -81,7 +81,7 @@ class Run:
             succeeded=branches.succeeded,
             failed=branches.failed,
             errors=branches.errors,
-            usage=Usage.total([stage.usage for stage in stages if stage.done]),
+            usage=total_usage([stage.usage for stage in stages if stage.done]),
             created_at=run.created_at,
             elapsed_s=(run.ended_at or run.read_at) - run.created_at,
             stage=run.stage,

@@ -21,6 +21,7 @@ __all__ = [
     "Shard",
     "Usage",
     "branch_ref",
+    "total_usage",
 ]
 
 
@@ -171,20 +172,22 @@ class Usage(_Record, frozen=True, kw_only=True):
         """Return all four fields, unknowns as None."""
         return {name: getattr(self, name) for name in self.__struct_fields__}
 
-    @classmethod
-    def total(cls, usages: Sequence[Usage]) -> Usage:
-        """Add up usages; a sum with an unknown, and of nothing, is unknown."""
-        if len(usages) == 1:
-            return usages[0]
 
-        def add(name: str) -> Any:
-            values = [getattr(usage, name) for usage in usages]
-            return None if not values or None in values else sum(values)
+def total_usage(usages: Sequence[Usage]) -> Usage:
+    """Add up usages; a sum with an unknown, and of nothing, is unknown."""
+    if len(usages) == 1:
+        return usages[0]
 
-        return cls(calls=sum(usage.calls for usage in usages), **{n: add(n) for n in _QUANTITIES})
+    def total(name: str) -> Any:
+        values = [getattr(usage, name) for usage in usages]
+        return None if not values or None in values else sum(values)
 
-
-_QUANTITIES = ("input_tokens", "output_tokens", "cost_usd")
+    return Usage(
+        calls=sum(usage.calls for usage in usages),
+        input_tokens=total("input_tokens"),
+        output_tokens=total("output_tokens"),
+        cost_usd=total("cost_usd"),
+    )
 
 
 class Outcome(_Record, frozen=True, kw_only=True):

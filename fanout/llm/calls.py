@@ -12,7 +12,7 @@ import msgspec
 from fanout.core.errors import LLMError
 from fanout.core.json_text import bare_json
 from fanout.core.reasoning import without_reasoning
-from fanout.core.records import ErrorKind, Usage
+from fanout.core.records import ErrorKind, Usage, total_usage
 from fanout.core.redaction import redacted
 from fanout.llm.base import LLMReply
 from fanout.llm.deadline import Deadline
@@ -325,7 +325,7 @@ def _result(
         kind=error.kind if error else None,
         message=_storable(redacted(str(error))[:_MAX_MESSAGE]) if error else None,
         attempts=len(used),
-        usage=Usage.total(used),
+        usage=total_usage(used),
         elapsed_s=elapsed_s,
         stop_after=stop_after(error.kind, error.stop_after) if error else 0,
     )

@@ -20,7 +20,7 @@ from fanout.core.errors import (
     StoredDataError,
     UnknownRunError,
 )
-from fanout.core.records import ErrorKind, Outcome, RunStatus, Usage, branch_ref
+from fanout.core.records import ErrorKind, Outcome, RunStatus, branch_ref, total_usage
 from fanout.core.redaction import redacted
 from fanout.llm.base import LLMRequest
 from fanout.llm.calls import CallResult, complete_with_retries, validate_json
@@ -280,7 +280,7 @@ def _stopped(index: int, reason: Stop, calls: Calls) -> Outcome:
         kind=kind,
         message=message,
         attempts=len(calls.attempts),
-        usage=Usage.total([billed(call.kind, call.usage) for call in calls.attempts]),
+        usage=total_usage([billed(call.kind, call.usage) for call in calls.attempts]),
         elapsed_s=_since(calls.attempts[0].started_at) if calls.attempts else 0.0,
     )
 

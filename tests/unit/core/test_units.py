@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from fanout.core.records import Usage
+from fanout.core.records import Usage, total_usage
 from fanout.core.units import clock, dollars, duration, known, moment, plain, plural, share
 
 
@@ -68,4 +68,4 @@ def test_counts_and_moments():
     ],
 )  # fmt: skip
 def test_a_sum_with_an_unknown_is_unknown(usages, total):
-    assert Usage.total(usages) == total
+    assert total_usage(usages) == total

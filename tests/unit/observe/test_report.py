@@ -455,7 +455,7 @@ def test_the_docs_list_every_filter():
         name for name, filter_ in _environment().filters.items()
         if DEFAULT_FILTERS.get(name) is not filter_
     }  # fmt: skip
-    docs = Path(__file__).parents[2].joinpath("docs", "report.md").read_text(encoding="utf-8")
+    docs = Path(__file__).parents[3].joinpath("docs", "report.md").read_text(encoding="utf-8")
     assert set(re.findall(r"^\| `(\w+)", docs, re.MULTILINE)) == own
 
 
