@@ -154,8 +154,8 @@ def _million() -> str:
         for run in result["runs"]
     ]  # fmt: skip
     head = ["branches", "seconds", "branches/s"]
-    kinds = [f"{kind}, CPU µs a branch" for kind in ("workers", "server", "client", "Flower")]
-    return _table([*head, *kinds, "all"], rows)
+    kinds = ["CPU µs a branch: workers", "server", "client", "Flower", "all"]
+    return _table([*head, *kinds], rows)
 
 
 def _million_memory() -> str:
@@ -184,8 +184,8 @@ def _model_plan() -> str:
          f"{_shown(plan['server_mbit_in'])} / {_shown(plan['server_mbit_out'])}"]
         for plan in _read("scaling_model")["one_server"]
     ]  # fmt: skip
-    head = ["workers", "branches/s", "hours", "calls of 1 s in flight", "of 10 s"]
-    more = ["server, CPU ms a branch", "cores of all workers", "Mbit/s to and from the server"]
+    head = ["workers", "branches/s", "hours", "in flight: calls of 1 s", "of 10 s"]
+    more = ["ms a branch", "cores", "Mbit/s in / out"]
     return _table([*head, *more], rows)
 
 
@@ -203,9 +203,9 @@ def _chaos() -> str:
     names = ("faults", "branches", "outcomes", "lost", "duplicated", "hung", "calls", "struck")
     last = ["all", *(f"{total[name]:,}" for name in (*names, "other"))]
     last += [f"{total[name]['max']:.1f}" for name in ("worker_recovery_s", "server_recovery_s")]
-    head = ["seed", "faults", "branches", "outcomes", "lost", "duplicated", "hung", "calls"]
-    head += ["made twice: struck", "made twice: other"]
-    return _table([*head, "worker back (max s)", "server back (max s)"], [*rows, last])
+    head = ["seed", "faults", "branches", "outcomes", "lost", "twice", "hung", "calls"]
+    head += ["struck", "other", "worker", "server"]
+    return _table(head, [*rows, last])
 
 
 def _chaos_faults() -> str:

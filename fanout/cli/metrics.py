@@ -48,8 +48,7 @@ _HEALTH = "/healthz"
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     metavar="FILE",
     envvar="FANOUT_METRICS_TOKEN_FILE",
-    help="Whoever scrapes must send this token as a bearer token "
-    "[default: $FANOUT_METRICS_TOKEN_FILE]",
+    help="A scraper must send this token as a bearer token [default: $FANOUT_METRICS_TOKEN_FILE]",
 )
 @click.option("--no-auth", is_flag=True, help="Let anybody read who reaches the address.")
 @broker_option("$FANOUT_BROKER_URL, else this machine's")

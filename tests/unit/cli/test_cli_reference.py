@@ -53,13 +53,14 @@ def test_each_option_is_described_as_it_describes_itself(name):
         if option.name != "help":
             assert text(option.help or "") in section, option.opts
             assert all(f"`{spelling}" in section for spelling in option.opts)
-    spelled = set(re.findall(r"`(--?[a-z-]+)", SECTIONS[name].partition("| option |")[2]))
+    listed = "".join(re.findall(r"^\* (`-.*?): ", SECTIONS[name], re.MULTILINE))
+    spelled = set(re.findall(r"`(--?[a-z-]+)", listed))
     assert spelled <= {spelling for option in options for spelling in option.opts}
 
 
 def row(name, page=REFERENCE):
     """What the page says of one object, or of one field of it."""
-    [found] = re.findall(rf"^\| {re.escape(name)} \| (.*) \|$", page, re.MULTILINE)
+    [found] = re.findall(rf"^\* {re.escape(name)}: (.*?)^(?=\* |$)", page, re.MULTILINE | re.DOTALL)
     return set(re.findall(r"`([a-z0-9_]+)`", found))
 
 
@@ -73,7 +74,7 @@ def test_every_field_that_json_prints_is_described():
 
 def test_every_field_of_the_fleet_is_described():
     section = REFERENCE.partition("### The fleet\n")[2].partition("\n## ")[0]
-    described = re.findall(r"^\| `([a-z_]+)` \|", section, re.MULTILINE)
+    described = re.findall(r"^\* `([a-z_]+)`: ", section, re.MULTILINE)
     assert set(described) == set(FleetStatus.__slots__)
     assert row("`workers`", section) == set(WorkerRecord.__struct_fields__)
     assert row("`window`", section) - {"max_workers"} == set(StageWindow.__struct_fields__)
