@@ -46,7 +46,7 @@ def command(run_id: str, out: str | None, broker_url: str | None, as_json: bool)
         if as_json:
             print_line(json.dumps(_figures(run), ensure_ascii=False))
         elif out == _STDOUT:
-            # Whatever the encoding here is, the page says that it is UTF-8.
+            # The page declares UTF-8: the encoding of the terminal does not matter.
             print_page(render(run))
         else:
             print_line(str(_write(run, Path(out or f"fanout-{run.run_id}.html"))))

@@ -52,12 +52,12 @@ def believable(usage: Usage) -> Usage:
     return Usage(calls=1, input_tokens=inputs, output_tokens=outputs, cost_usd=cost)
 
 
-def billed(kind: ErrorKind | None, said: Usage | None) -> Usage:
-    """Return what a call consumed that ended so, where its provider said this of it.
+def billed(kind: ErrorKind | None, reported: Usage | None) -> Usage:
+    """Return what a call consumed, from how it ended and what its provider reported.
 
-    What the provider said counts. Where it said nothing: a call that it refused consumed nothing,
-    and of one that was given up, as too slow for instance, nobody knows.
+    What the provider reported counts. If it reported nothing, a call that it refused consumed
+    nothing, and the usage of one that was given up, such as one that was too slow, is unknown.
     """
-    if said is not None:
-        return believable(said)
+    if reported is not None:
+        return believable(reported)
     return _NOTHING if kind in _UNBILLED else _UNKNOWN

@@ -1,4 +1,4 @@
-"""How long branches took: a fine histogram of bounded size, whatever the number of branches."""
+"""How long branches took: a fine histogram, whose size does not depend on their number."""
 
 from __future__ import annotations
 
@@ -50,11 +50,11 @@ class DurationFigures(msgspec.Struct, frozen=True, kw_only=True):
         count: How many those are.
         mean_s: On average; None where there is none.
         least_s: The fastest.
-        p50_s: Half of them took no longer. Percentiles are off by 2 % at most.
+        p50_s: Half of them took no longer. The error of percentiles is at most 2 %.
         p90_s: Nine in ten took no longer.
         p99_s: All but one in a hundred took no longer.
         most_s: The slowest.
-        bins: The histogram, without a gap; alike ones have empty bins beside them.
+        bins: The histogram, without a gap; if there would be few bins, empty ones are added.
     """
 
     count: int

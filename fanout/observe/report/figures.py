@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from fanout.core.records import ErrorKind  # noqa: TC001 - the same
-from fanout.observe.report.durations import DurationFigures  # noqa: TC001 - msgspec reads the annotation
+from fanout.core.records import ErrorKind  # noqa: TC001 - msgspec reads the annotation
+from fanout.observe.report.durations import DurationFigures  # noqa: TC001 - the same
 from fanout.observe.report.slices import SliceFigures  # noqa: TC001 - the same
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ __all__ = [
 
 
 class Place(msgspec.Struct, frozen=True, kw_only=True):
-    """Which branch it is about.
+    """A branch as the page names it.
 
     Attributes:
         index: Its index in the run.
@@ -49,7 +49,7 @@ class Place(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ErrorExample(msgspec.Struct, frozen=True, kw_only=True):
-    """One of the branches that failed in some way, and the failure in words."""
+    """A branch that failed in some way, and its message."""
 
     branch: Place
     message: str
@@ -90,7 +90,7 @@ class Tally(msgspec.Struct, kw_only=True):
 
 
 class AttemptRow(msgspec.Struct, kw_only=True):
-    """How the branches ended that made so many calls."""
+    """How the branches with this number of calls ended."""
 
     attempts: int
     succeeded: int = 0
@@ -98,7 +98,7 @@ class AttemptRow(msgspec.Struct, kw_only=True):
 
 
 class DocumentFigures(msgspec.Struct, frozen=True, kw_only=True):
-    """Documents by what became of their branches.
+    """Documents by how their branches ended.
 
     Attributes:
         complete: All that have ended succeeded.
@@ -114,7 +114,7 @@ class DocumentFigures(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TokenFigures(msgspec.Struct, kw_only=True):
-    """What is known of the branches' consumption; a sum of what is known is a least, not a total.
+    """What is known of the branches' usage; a sum of known values is a minimum, not a total.
 
     Attributes:
         answered: Branches with an output.
@@ -134,7 +134,7 @@ class TokenFigures(msgspec.Struct, kw_only=True):
 
 
 class Figures(msgspec.Struct, frozen=True, kw_only=True):
-    """What the branches of a run have come to.
+    """How the branches of a run ended, and what they took.
 
     Attributes:
         succeeded: Branches with an output.
@@ -144,7 +144,7 @@ class Figures(msgspec.Struct, frozen=True, kw_only=True):
         attempts: By number of calls.
         durations: How long the branches took that made a call.
         over_time: What ended when.
-        tokens: What they consumed, as far as known.
+        tokens: Their usage, as far as it is known.
         aspects: By aspect; empty where the run has a single prompt.
         documents: By document.
         slowest: The branches that took longest.

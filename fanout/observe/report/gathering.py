@@ -215,10 +215,10 @@ def gather(
     """Return the figures of branches that are given in input order, one at a time.
 
     Args:
-        outcomes: The branches that have ended; each is looked at once and let go.
+        outcomes: The branches that have ended; each is read once and not kept.
         created_at: When the run was submitted, in seconds since the epoch.
-        latency: The durations that the status of the run has: its percentiles are those that every
-            command says. None is to take them from the branches.
+        latency: The durations in the status of the run: the figures have its percentiles, as all
+            commands do. With None they have those of the branches.
     """
     gathering = _Gathering(created_at)
     for _, branches in groupby(outcomes, key=lambda branch: branch.document_index):
@@ -226,8 +226,8 @@ def gather(
     figures = gathering.figures()
     if latency is None or not latency.count:
         return figures
-    said = {f"p{share:.0f}_s": latency.percentile_s(share / 100) for share in (50, 90, 99)}
-    durations = msgspec.structs.replace(figures.durations, **said)
+    percentiles = {f"p{share:.0f}_s": latency.percentile_s(share / 100) for share in (50, 90, 99)}
+    durations = msgspec.structs.replace(figures.durations, **percentiles)
     return msgspec.structs.replace(figures, durations=durations)
 
 

@@ -31,14 +31,14 @@ __all__ = ["Facts", "facts_of", "page", "render", "write"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Facts:
-    """All that the page says.
+    """All that the page shows.
 
     Attributes:
         status: Where the run is.
         spec: What it was asked to do.
         figures: What its branches came to.
         stored: Its aggregates, and the calls of an aggregate that failed.
-        made_at: When all this was looked up, in seconds since the epoch.
+        made_at: When all this was read, in seconds since the epoch.
     """
 
     status: Status
@@ -60,7 +60,7 @@ class Facts:
 
 
 def facts_of(run: Run) -> Facts:
-    """Look a run up, reading its branches as a stream. Raises UnknownRunError."""
+    """Read a run, and its branches as a stream. Raises UnknownRunError."""
     status = run.status()
     branches = run.outcomes(with_text=True)
     return Facts(
@@ -78,11 +78,11 @@ def render(run: Run) -> str:
 
 
 def write(run: Run, path: Path | str) -> None:
-    """Write a run as a web page; one that was there before is replaced when this one is whole.
+    """Write a run as a web page, and replace an older file once the new one is complete.
 
     Raises:
         UnknownRunError: There is no such run.
-        OSError: The file cannot be written; what was there before is as it was.
+        OSError: The file cannot be written; an older file is unchanged.
     """
     with whole_file(path) as file:
         file.write(render(run))

@@ -1,4 +1,4 @@
-"""What ended when: a bounded number of equal slices of time, which widen as a run gets longer."""
+"""What ended when: a bounded number of equal slices of time, wider for longer runs."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class SliceFigures(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         width_s: Seconds in a slice.
         slices: From the submission to the last branch, without a gap: more as there are more.
-        undated: Branches of which nobody knows when they ended; they are in no slice.
+        undated: Branches whose end has no known time; they are in no slice.
     """
 
     width_s: float
@@ -57,7 +57,7 @@ class SliceFigures(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Slices:
-    """Takes branches as they come, in any order of time.
+    """Counts branches by the time when they ended, in any order.
 
     Args:
         origin_s: When the run was submitted, in seconds since the epoch.
@@ -71,11 +71,11 @@ class Slices:
         self._undated = 0
 
     def add(self, ended_at: float, one: Slice) -> None:
-        """Take what ended at a moment, in seconds since the epoch; 0 where nobody knows when."""
+        """Add what ended at a moment, in seconds since the epoch; 0 if the moment is unknown."""
         if not ended_at:
             self._undated += one.succeeded + one.failed
             return
-        # A worker whose clock is slow may say that a branch ended before the run was submitted.
+        # By a slow clock of a worker, a branch may have ended before the run was submitted.
         number = int((ended_at - self._origin_s) * 1000 // self._widths_ms[0])
         while self._span(number) > _MOST_SLICES:
             number //= self._widen()
