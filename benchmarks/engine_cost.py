@@ -61,16 +61,15 @@ def main() -> None:
     about = machine()
     rounds = _measured(options)
     roles = rounds[0]["cpu_ms_per_branch"]
+    cpu_ms = {role: spread([each["cpu_ms_per_branch"][role] for each in rounds]) for role in roles}
     summary = {
         "branches_per_s": spread([each["branches_per_s"] for each in rounds]),
-        "cpu_ms_per_branch": {
-            role: spread([each["cpu_ms_per_branch"][role] for each in rounds]) for role in roles
-        },
+        "cpu_ms_per_branch": cpu_ms,
     }
     told = {name: value for name, value in vars(options).items() if name != "out"}
     result = {"options": told, "machine": about, "versions": versions(_PACKAGES)}
     save(options.out, {**result, "rounds": rounds, "summary": summary})
-    for role, values in summary["cpu_ms_per_branch"].items():
+    for role, values in cpu_ms.items():
         print(f"{role:8} {values['median']:7.3f} ms CPU a branch")
 
 

@@ -69,7 +69,12 @@ def _of_task(
         "clock": number,
         "timestamp": time.time(),
     }
-    received = {"type": "task-received", "name": name, "args": "()", "kwargs": repr(kwargs)}
+    received: dict[str, Any] = {
+        "type": "task-received",
+        "name": name,
+        "args": "()",
+        "kwargs": repr(kwargs),
+    }
     received |= {"root_id": _RUN, "parent_id": parent_id}
     received |= {"retries": 0, "eta": None, "expires": None}
     end: dict[str, Any] = {"type": "task-succeeded", "result": "None", "runtime": 1.25}

@@ -27,6 +27,7 @@ import psutil
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
+    from signal import Signals
     from types import TracebackType
     from typing import Self
 
@@ -94,11 +95,11 @@ class Process:
         """The exit status; None while it is alive."""
         return self._process.poll()
 
-    def signal(self, number: signal.Signals) -> None:
+    def signal(self, number: Signals) -> None:
         """Send a signal to the process alone."""
         self._process.send_signal(number)
 
-    def signal_all(self, number: signal.Signals) -> None:
+    def signal_all(self, number: Signals) -> None:
         """Send a signal to the process and its children."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.pid, number)

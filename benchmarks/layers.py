@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -93,7 +94,8 @@ _FRAME = re.compile(r"(?P<name>.*) \((?P<file>[^()]*?)(:\d+)?\)")
 _THREAD = re.compile(r"thread \((\w+)\).*")
 
 
-class Sample(NamedTuple):
+@dataclass(frozen=True)
+class Sample:
     """A stack that was seen so many times.
 
     Attributes:

@@ -43,7 +43,7 @@ def serve(threads: int, weights: Path, folder: Path) -> None:
     """Be the server of the local model, with other threads than it would have."""
     from fanout.llm import local_server
 
-    local_server.model_threads = lambda _cores: threads
+    setattr(local_server, "model_threads", lambda _cores: threads)  # noqa: B010 - exported elsewhere
     local_server.main(weights, folder)
 
 

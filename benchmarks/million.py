@@ -27,7 +27,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from scale.processes import Fleet
+from scale.processes import ScaleFleet
 from scale.samples import Sampler, cpu_s, peak_mb, thinned
 
 from fanout import Client
@@ -61,7 +61,7 @@ def parsed() -> argparse.Namespace:
 class Runs:
     """Submits runs to a fleet, one after the other, and measures what they take."""
 
-    def __init__(self, fleet: Fleet, folder: Path, given: argparse.Namespace) -> None:
+    def __init__(self, fleet: ScaleFleet, folder: Path, given: argparse.Namespace) -> None:
         self._fleet = fleet
         self._folder = folder
         self._given = given
@@ -139,7 +139,7 @@ def _say_progress(sampler: Sampler, label: str, branches: int) -> None:
         sys.stderr.flush()
 
 
-def exported(fleet: Fleet, run_id: str, folder: Path, branches: int) -> dict[str, Any]:
+def exported(fleet: ScaleFleet, run_id: str, folder: Path, branches: int) -> dict[str, Any]:
     """Export a run's outcomes, and see that each is there once."""
     began_at = time.monotonic()
     process = fleet.export(run_id, folder)
@@ -178,7 +178,7 @@ def memory(samples: list[dict[str, Any]], total: int) -> dict[str, dict[str, flo
     return known
 
 
-def kept(fleet: Fleet, storage: str | None) -> dict[str, Any]:
+def kept(fleet: ScaleFleet, storage: str | None) -> dict[str, Any]:
     """Return what the server, and the storage where it is a folder, hold after all runs."""
     info: Any = fleet.server.client.info("memory")
     found = {
@@ -197,7 +197,7 @@ def measure(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
     if storage == "folder":
         storage = str(folder / "storage")
         Path(storage).mkdir()
-    fleet = Fleet(
+    fleet = ScaleFleet(
         folder,
         workers=given.workers,
         concurrency=given.concurrency,

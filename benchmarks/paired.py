@@ -14,7 +14,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from chaos.fleet import Server, Worker, wait_until_up
+from faults.nodes import Server, Worker, wait_until_up
 
 from fanout import Client, RunSpec
 

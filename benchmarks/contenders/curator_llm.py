@@ -10,21 +10,22 @@ from typing import TYPE_CHECKING
 
 from contest import MODEL, compete, count_ok
 
+_LITELLM = importlib.util.find_spec("litellm")
+if _LITELLM is None or _LITELLM.origin is None:
+    raise ImportError("litellm is not installed: see benchmarks/setup-peers")
+
 # Read when it is imported. It is to ask nobody but the provider: tokens are counted, and prices
 # known, by what litellm ships.
 os.environ.update(
     TELEMETRY_ENABLED="false",
     CURATOR_VIEWER="false",
     LITELLM_LOCAL_MODEL_COST_MAP="true",
-    TIKTOKEN_CACHE_DIR=str(
-        Path(str(importlib.util.find_spec("litellm").origin)).with_name("litellm_core_utils")
-        / "tokenizers"
-    ),
+    TIKTOKEN_CACHE_DIR=str(Path(_LITELLM.origin).with_name("litellm_core_utils") / "tokenizers"),
     HF_HUB_OFFLINE="1",
     OPENAI_API_KEY="none",
 )
 
-from bespokelabs import curator
+from bespokelabs import curator  # noqa: E402 - it reads what is set above
 
 if TYPE_CHECKING:
     from contest import Work

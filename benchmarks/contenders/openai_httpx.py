@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from contest import MODEL, compete
 from loops import Loop
 from openai import AsyncOpenAI
@@ -16,7 +18,7 @@ class OpenAIHttpx(Loop):
 
     async def call(self, prompt: str) -> str | None:
         """Make one call."""
-        messages = [{"role": "user", "content": prompt}]
+        messages: Any = [{"role": "user", "content": prompt}]
         reply = await self._client.chat.completions.create(model=MODEL, messages=messages)
         return reply.choices[0].message.content
 

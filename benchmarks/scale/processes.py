@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from chaos.fleet import Server
+from faults.nodes import Server
 from hosts import Process
 from ports import free_port
 
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Self
 
-__all__ = ["Fleet"]
+__all__ = ["ScaleFleet"]
 
 _BENCHMARKS = Path(__file__).resolve().parents[1]
 _FANOUT = str(Path(sys.executable).with_name("fanout"))
 _START_S = 60.0
 
 
-class Fleet:
+class ScaleFleet:
     """A server, workers, and Flower where it is wanted. To be closed."""
 
     def __init__(
@@ -71,7 +71,9 @@ class Fleet:
 
     def client(self, number: int, plan: Path) -> Process:
         """Start a process that submits the run of a plan, and waits until it has ended."""
-        return self.program(f"client {number}", [sys.executable, "-m", "scale.client", str(plan)])
+        return self.program(
+            f"client {number}", [sys.executable, "-m", "scale.submitter", str(plan)]
+        )
 
     def export(self, run_id: str, out: Path) -> Process:
         """Start `fanout results RUN --out DIR`."""

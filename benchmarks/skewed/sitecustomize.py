@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import threading
 import time
+from typing import SupportsIndex
 
 
-def _sleep(seconds: float, /) -> None:
-    if seconds < 0:
+def _sleep(seconds: float | SupportsIndex, /) -> None:
+    lasts_s = float(seconds)
+    if lasts_s < 0:
         raise ValueError("sleep length must be non-negative")
-    threading.Event().wait(seconds)
+    threading.Event().wait(lasts_s)
 
 
 time.sleep = _sleep

@@ -16,7 +16,7 @@ import redis
 from celery import Celery
 
 from tests.integration.conftest import wait_for
-from tests.provider import openai_reply
+from tests.scripted_provider import openai_reply
 from tests.servers import ServerProcess
 
 # None of them has the form of a key: it must be known as one.
@@ -50,7 +50,7 @@ def model(prompt):
 """
 
 
-class Provider:
+class CanaryProvider:
     """Answers; but refuses some documents, quoting all it knows, and is busy at times."""
 
     def __init__(self):
@@ -179,7 +179,7 @@ def watcher(url):
 @pytest.fixture
 def seen(here, own, url, watcher, provider, functions, start_worker, fanout):
     """Everything that a run left behind, by where it is."""
-    provider.respond = Provider()
+    provider.respond = CanaryProvider()
     worker = start_worker(
         "--loglevel", "DEBUG", "-E", url=url, OPENAI_API_KEY=KEY, OPENAI_LOG="debug",
         OPENAI_BASE_URL=f"{provider.url}/v1", PYTHONPATH=functions(CARELESS),

@@ -14,7 +14,7 @@ import yaml
 
 from fanout.cli.options import job_spec
 from fanout.core.settings import load_settings
-from tests.provider import anthropic_reply, openai_reply
+from tests.scripted_provider import anthropic_reply, openai_reply
 
 from .conftest import FANOUT
 

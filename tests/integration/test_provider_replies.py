@@ -8,7 +8,7 @@ import pytest
 
 from fanout.core.records import ErrorKind, RunStatus
 from fanout.core.spec import make_spec
-from tests.provider import openai_reply
+from tests.scripted_provider import openai_reply
 
 PAGE = b"<!DOCTYPE html><html><head><title>Attention Required!</title></head></html>"
 MANY = 300

@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 import pytest
 import redis
-from chaos.refusals import WAYS, refusing
+from faults.refusals import WAYS, refusing
 
 from fanout import Client, RunStatus
 from fanout.broker.app import connect_broker

@@ -18,8 +18,8 @@ from fanout.llm import LLMRequest
 from fanout.llm.http_client import HttpClient
 from fanout.llm.openai import OpenAILLM
 from fanout.llm.proxies import proxy_for
-from tests.provider import openai_reply
 from tests.raw_server import RawServer, read_request
+from tests.scripted_provider import openai_reply
 from tests.tls import TlsFront
 
 KEY = "sk-test-0123456789abcdef"

@@ -14,8 +14,8 @@ from fanout.core.records import ErrorKind
 from fanout.llm import LLMRequest
 from fanout.llm.calls import _call
 from fanout.llm.openai import OpenAILLM
-from tests.provider import openai_reply
 from tests.raw_server import RawServer, read_request
+from tests.scripted_provider import openai_reply
 from tests.sdk_openai import SdkOpenAILLM
 
 KEY = "sk-test-0123456789abcdef"

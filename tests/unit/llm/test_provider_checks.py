@@ -13,7 +13,7 @@ from fanout.core.records import ErrorKind
 from fanout.core.settings import load_settings
 from fanout.llm import LLMRequest, make_llm
 from fanout.llm.error_kinds import FEW
-from tests.provider import Provider, anthropic_reply, openai_reply
+from tests.scripted_provider import ScriptedProvider, anthropic_reply, openai_reply
 
 KEY = "sk-test-0123456789abcdef"
 HIDDEN = "team-header-0123456789"
@@ -174,7 +174,7 @@ REDIRECTS = [301, 302, 303, 307, 308]
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("status", REDIRECTS)
 def test_nothing_goes_to_another_origin(provider, model, status):
-    other = Provider()
+    other = ScriptedProvider()
     try:
         other.body = REPLIES[model]
         secret = f"{other.url.replace('//', '//me:pass-word-1@')}/v1/x?key=secret-of-query"

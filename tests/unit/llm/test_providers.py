@@ -18,7 +18,7 @@ from fanout.core.settings import load_settings
 from fanout.llm import LLM, FakeLLM, LLMRequest, make_llm
 from fanout.llm.callables import CallableLLM
 from fanout.llm.http_errors import http_error, redacted, retry_after
-from tests.provider import anthropic_reply, openai_reply
+from tests.scripted_provider import anthropic_reply, openai_reply
 
 KEY = "sk-test-0123456789abcdef"
 REQUEST = LLMRequest(prompt="hello")

@@ -25,7 +25,7 @@ from fanout.llm.http_client import HttpReply
 from fanout.llm.litellm import LiteLLM
 from fanout.llm.openai import OpenAILLM
 from fanout.llm.reply_bodies import json_of
-from tests.provider import anthropic_reply, openai_reply
+from tests.scripted_provider import anthropic_reply, openai_reply
 
 REQUEST = LLMRequest(prompt="p", max_tokens=9)
 

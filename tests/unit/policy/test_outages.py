@@ -230,7 +230,7 @@ class _Jumping(selectors.DefaultSelector):
         return ready
 
 
-class Provider:
+class SimulatedProvider:
     """Answers after least to most ``latency_s``; ``fate`` gets prompt and seconds, may raise."""
 
     def __init__(self, fate, latency_s):
@@ -264,7 +264,7 @@ class Fleet:
 
     def run(self, fate, *, branches=300, workers=2, in_flight=8, latency_s=0.5, policy=None):
         latencies_s = latency_s if isinstance(latency_s, tuple) else (latency_s, latency_s)
-        self.provider = Provider(fate, latencies_s)
+        self.provider = SimulatedProvider(fate, latencies_s)
         limiters = [
             Limiter(self.store, clock=self.loop.time, sleep=asyncio.sleep) for _ in range(workers)
         ]

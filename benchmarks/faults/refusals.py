@@ -8,6 +8,8 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -16,11 +18,12 @@ if TYPE_CHECKING:
 __all__ = ["WAYS", "refusing"]
 
 _HOST = "127.0.0.1"
+_ONCE = Retry(NoBackoff(), 0)
 _KEEPER = {"username": "keeper", "password": "-"}
 
 
 def _client(port: int, **options: Any) -> redis.Redis:
-    return redis.Redis(port=port, host=_HOST, retry=None, socket_timeout=5, **options)
+    return redis.Redis(port=port, host=_HOST, retry=_ONCE, socket_timeout=5, **options)
 
 
 @contextlib.contextmanager
@@ -55,7 +58,7 @@ def _long_script(port: int, _folder: Path) -> Iterator[None]:
         admin.config_set("busy-reply-threshold", 100)
 
     def run() -> None:
-        own = redis.Redis(port=port, host=_HOST, retry=None, socket_timeout=None)
+        own = redis.Redis(port=port, host=_HOST, retry=_ONCE, socket_timeout=None)
         with own, contextlib.suppress(redis.RedisError):
             own.eval("while true do end", 0)
 

@@ -1,4 +1,4 @@
-"""The client of a run at scale: ``python -m scale.client PLAN``.
+"""The client of a run at scale: ``python -m scale.submitter PLAN``.
 
 The plan is a JSON file: ``branches``, ``model``, ``reduce``, and ``started``, a file to which the
 run's id is written as soon as there is one.
@@ -35,7 +35,11 @@ def main() -> None:
     spec = RunSpec(model=plan["model"], prompt="Sum it up: {input}", reduce=plan["reduce"])
     started = Path(plan["started"])
     with Client() as client:
-        run = client.submit(spec, documents(plan["branches"]), on_created=started.write_text)
+
+        def note(run_id: str) -> None:
+            started.write_text(run_id)
+
+        run = client.submit(spec, documents(plan["branches"]), on_created=note)
         run.wait()
 
 

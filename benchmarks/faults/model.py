@@ -1,6 +1,6 @@
 """The fake model, with a ledger: one line as each call starts, and one as it ends.
 
-Workers know it as ``chaos.model:llm``. ``CHAOS_LEDGER`` names the file, ``CHAOS_LATENCY_S`` and
+Workers know it as ``faults.model:llm``. ``CHAOS_LEDGER`` names the file, ``CHAOS_LATENCY_S`` and
 ``CHAOS_JITTER_S`` how long calls take. While the file ``CHAOS_NO_THREADS`` is there, the process
 that makes a call can start no threads.
 """
@@ -14,10 +14,12 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from chaos.outages import suffer
 from fanout.llm.fake import FakeLLM
+from faults.model_outages import suffer
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from fanout.llm.base import LLMReply, LLMRequest
 
 __all__ = ["LedgerLLM", "llm"]
@@ -75,7 +77,8 @@ _NO_THREADS = os.environ.get("CHAOS_NO_THREADS", "")
 def _limit_threads() -> None:
     """Refuse threads, or not, as the machine does whose limit of them is reached."""
     is_refused = bool(_NO_THREADS) and Path(_NO_THREADS).exists()
-    threading.Thread.start = _refused if is_refused else _start  # type: ignore[method-assign]
+    start: Callable[[threading.Thread], None] = _refused if is_refused else _start
+    threading.Thread.start = start  # type: ignore[method-assign, assignment]
 
 
 def _refused(thread: threading.Thread) -> None:

@@ -12,7 +12,10 @@ from typing import TYPE_CHECKING
 import psutil
 import redis
 
-from chaos.fleet import (
+from fanout.core.errors import BrokerError
+from faults.ledger import Injury
+from faults.model_outages import OUTAGES, begin, end
+from faults.nodes import (
     Worker,
     client_process,
     host_name,
@@ -20,11 +23,8 @@ from chaos.fleet import (
     storage,
     wait_until_up,
 )
-from chaos.ledger import Injury
-from chaos.outages import OUTAGES, begin, end
-from chaos.refusals import refusing
-from chaos.schedule import REFUSALS
-from fanout.core.errors import BrokerError
+from faults.refusals import refusing
+from faults.schedule import REFUSALS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,9 +32,9 @@ if TYPE_CHECKING:
 
     from hosts import Hosts, Process
 
-    from chaos.fleet import Server
-    from chaos.schedule import Fault, Fleet
     from fanout import Client
+    from faults.nodes import Server
+    from faults.schedule import Fault, FleetShape
 
 __all__ = ["ClientKeeper", "Injector", "Slot"]
 
@@ -121,7 +121,7 @@ class Injector:
 
     def __init__(
         self,
-        fleet: Fleet,
+        fleet: FleetShape,
         server: Server,
         clients: ClientKeeper,
         watcher: Client,
@@ -328,7 +328,7 @@ class Injector:
             return
         try:
             for kind in ("normal", "pubsub"):
-                self._server.client.execute_command("CLIENT", "KILL", "TYPE", kind)
+                self._server.client.client_kill_filter(_type=kind)
         except redis.RedisError as error:
             injury.skipped = f"the server was away ({type(error).__name__})"
         injury.until = time.time()

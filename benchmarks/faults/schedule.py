@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from chaos.outages import OUTAGES
+from faults.model_outages import OUTAGES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-__all__ = ["KINDS", "OUTAGES", "REFUSALS", "WORKER_KINDS", "Fault", "Fleet", "make_schedule"]
+__all__ = ["KINDS", "OUTAGES", "REFUSALS", "WORKER_KINDS", "Fault", "FleetShape", "make_schedule"]
 
 # The kinds that strike one worker; all others strike the server or the client.
 WORKER_KINDS = {
@@ -67,7 +67,7 @@ class Fault(msgspec.Struct, frozen=True, kw_only=True):
     replaced_s: float = 0.0
 
 
-class Fleet(msgspec.Struct, frozen=True, kw_only=True):
+class FleetShape(msgspec.Struct, frozen=True, kw_only=True):
     """What can break.
 
     Attributes:
@@ -82,7 +82,7 @@ class Fleet(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def make_schedule(
-    seed: int, fleet: Fleet, *, faults: int, gap_s: float, kinds: Sequence[str] = tuple(KINDS)
+    seed: int, fleet: FleetShape, *, faults: int, gap_s: float, kinds: Sequence[str] = tuple(KINDS)
 ) -> list[Fault]:
     """Return ``faults`` faults, on average ``gap_s`` seconds apart.
 
@@ -106,7 +106,7 @@ def _dealt(kinds: Sequence[str], dice: random.Random) -> Iterator[str]:
         yield from hand
 
 
-def _fault(number: int, kind: str, at_s: float, fleet: Fleet, dice: random.Random) -> Fault:
+def _fault(number: int, kind: str, at_s: float, fleet: FleetShape, dice: random.Random) -> Fault:
     least, most = _bounds(kind, fleet.lease_s)
     slots = range(fleet.workers)
     if kind == "kill_child":

@@ -10,7 +10,7 @@ import msgspec
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from chaos.trial import Options, Report
+    from faults.trial import Options, Report
 
 __all__ = ["distribution", "markdown", "totals", "whole"]
 
@@ -69,8 +69,8 @@ def _row(report: Report) -> dict[str, Any]:
 def totals(reports: list[Report]) -> dict[str, Any]:
     """Return the sums over all trials, and the distributions of seconds to recover."""
     rows = [_row(report) for report in reports]
-    summed = ("faults", "branches", "outcomes", "lost", "duplicated", "calls", "struck")
-    summed += ("unwritten", "other", "hung")
+    summed = ["faults", "branches", "outcomes", "lost", "duplicated", "calls", "struck"]
+    summed += ["unwritten", "other", "hung"]
     failed: Counter[str] = Counter()
     for report in reports:
         failed.update(report.failed)

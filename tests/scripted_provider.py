@@ -24,7 +24,7 @@ class _Server(ThreadingHTTPServer):
             super().handle_error(request, client_address)
 
 
-class Provider:
+class ScriptedProvider:
     """Serves what `status`, `headers` and `body` (or `bodies`, by path) say; keeps requests.
 
     A body may be a function of the request and its caller; bytes are sent as they are. `callers`

@@ -1,8 +1,8 @@
 """The client of a run under faults: submits it, or resumes it, and waits.
 
-    python -m chaos.client PLAN
+    python -m faults.client PLAN
 
-PLAN is a file that holds a ``Plan``. The run's id is kept beside it, so that a client that takes
+PLAN is a file that holds a ``RunPlan``. The run's id is kept beside it, so that a client that takes
 the place of a dead one finds the run.
 """
 
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 
     from fanout import Run
 
-__all__ = ["Plan", "documents", "spec"]
+__all__ = ["RunPlan", "documents", "spec"]
 
 
-class Plan(msgspec.Struct, frozen=True, kw_only=True):
+class RunPlan(msgspec.Struct, frozen=True, kw_only=True):
     """What the client does.
 
     Attributes:
@@ -48,7 +48,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 
 def spec() -> RunSpec:
     """Return what the run is asked to do: its aggregate counts every answer."""
-    return RunSpec(model="chaos.model:llm", prompt="{input}", reduce="vote")
+    return RunSpec(model="faults.model:llm", prompt="{input}", reduce="vote")
 
 
 def key(index: int) -> str:
@@ -56,7 +56,7 @@ def key(index: int) -> str:
     return f"b{index}"
 
 
-def documents(plan: Plan) -> Iterator[str]:
+def documents(plan: RunPlan) -> Iterator[str]:
     """Yield the documents, each when its time has come."""
     for index in range(plan.branches):
         due = plan.begun_at + plan.trickle_s * index / plan.branches
@@ -64,7 +64,7 @@ def documents(plan: Plan) -> Iterator[str]:
         yield f"{key(index)} ".ljust(plan.document_bytes, "x")
 
 
-def _run(client: Client, plan: Plan, note: Path) -> Run:
+def _run(client: Client, plan: RunPlan, note: Path) -> Run:
     if note.exists():
         return client.resume(note.read_text(), documents(plan))
     return client.submit(spec(), documents(plan), on_created=lambda run_id: _keep(note, run_id))
@@ -78,7 +78,7 @@ def _keep(note: Path, run_id: str) -> None:
 
 def main(path: Path) -> None:
     """Submit or resume, and wait."""
-    plan = msgspec.json.decode(path.read_bytes(), type=Plan)
+    plan = msgspec.json.decode(path.read_bytes(), type=RunPlan)
     with Client(plan.url) as client:
         run = _run(client, plan, path.with_name("run_id"))
         try:

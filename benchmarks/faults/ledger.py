@@ -1,7 +1,7 @@
 """The ledger of calls, and what it says: which calls were made twice, why, and what took how long.
 
 A line is ``time pid worker event key``: a call ``start``s, and it ``end``s or is ``stopped``. The
-model writes it (chaos.model), a kill at any moment leaves whole lines.
+model writes it (faults.model), a kill at any moment leaves whole lines.
 """
 
 from __future__ import annotations

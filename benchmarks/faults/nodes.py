@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["BENCHMARKS", "Server", "Worker", "client_process", "host_name", "wait_until_up"]
 
-# Where the packages ``chaos`` and its model are found.
+# Where the package ``faults`` and its model are found.
 BENCHMARKS = Path(__file__).resolve().parents[1]
 _START_S = 30.0
 
@@ -107,7 +107,7 @@ class Worker(Process):
             command = hosts[host_name(slot)].command(command)
         settings = {
             "FANOUT_BROKER_URL": url,
-            "FANOUT_ALLOWED_CALLABLES": "chaos.model:llm",
+            "FANOUT_ALLOWED_CALLABLES": "faults.model:llm",
             "FANOUT_POOL": pool,
             "PYTHONPATH": str(BENCHMARKS),
             "CHAOS_LEDGER": str(folder / "ledger"),
@@ -130,7 +130,7 @@ def no_threads(folder: Path, worker: str) -> Path:
 
 def client_process(folder: Path, number: int, *, plan: Path) -> Process:
     """Start a client that submits the run of a plan, or resumes it where there is one."""
-    command = [sys.executable, "-m", "chaos.client", str(plan)]
+    command = [sys.executable, "-m", "faults.client", str(plan)]
     env = {"PYTHONPATH": str(BENCHMARKS), "FANOUT_STORAGE": str(storage(folder))}
     return Process(command, log=folder / f"client{number}.log", env=env)
 

@@ -14,43 +14,45 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def schedule() -> ModuleType:
-    return importlib.import_module("chaos.schedule")
+    return importlib.import_module("faults.schedule")
 
 
 @pytest.fixture
 def ledger() -> ModuleType:
-    return importlib.import_module("chaos.ledger")
+    return importlib.import_module("faults.ledger")
 
 
 def test_the_same_seed_gives_the_same_schedule(schedule):
-    fleet = schedule.Fleet(workers=4, prefork=2)
+    fleet = schedule.FleetShape(workers=4, prefork=2)
     first = schedule.make_schedule(7, fleet, faults=30, gap_s=2)
     assert first == schedule.make_schedule(7, fleet, faults=30, gap_s=2)
     assert first != schedule.make_schedule(8, fleet, faults=30, gap_s=2)
 
 
 def test_each_kind_has_its_turn_before_one_comes_again(schedule):
-    faults = schedule.make_schedule(1, schedule.Fleet(), faults=len(schedule.KINDS), gap_s=1)
+    faults = schedule.make_schedule(1, schedule.FleetShape(), faults=len(schedule.KINDS), gap_s=1)
     assert {fault.kind for fault in faults} == set(schedule.KINDS)
 
 
 def test_the_kinds_may_be_a_few(schedule):
-    faults = schedule.make_schedule(1, schedule.Fleet(), faults=9, gap_s=1, kinds=["stop_long"])
+    faults = schedule.make_schedule(
+        1, schedule.FleetShape(), faults=9, gap_s=1, kinds=["stop_long"]
+    )
     assert {fault.kind for fault in faults} == {"stop_long"}
 
 
 def test_a_child_dies_only_where_there_are_children(schedule):
-    fleet = schedule.Fleet(workers=3, prefork=1)
+    fleet = schedule.FleetShape(workers=3, prefork=1)
     faults = schedule.make_schedule(1, fleet, faults=20, gap_s=1, kinds=["kill_child"])
     assert {fault.slot for fault in faults} == {2}
-    threads = schedule.Fleet(workers=3, prefork=0)
+    threads = schedule.FleetShape(workers=3, prefork=0)
     faults = schedule.make_schedule(1, threads, faults=99, gap_s=1)
     assert "kill_child" not in {fault.kind for fault in faults}
 
 
 @pytest.mark.parametrize("seed", range(20))
 def test_faults_come_in_order_and_stops_are_shorter_or_longer_than_the_lease(schedule, seed):
-    fleet = schedule.Fleet(lease_s=10)
+    fleet = schedule.FleetShape(lease_s=10)
     faults = schedule.make_schedule(seed, fleet, faults=len(schedule.KINDS), gap_s=1)
     assert faults == sorted(faults, key=lambda fault: fault.at_s)
     lasts = {fault.kind: fault.lasts_s for fault in faults}
@@ -59,8 +61,8 @@ def test_faults_come_in_order_and_stops_are_shorter_or_longer_than_the_lease(sch
 
 
 def test_each_new_kind_can_be_carried_out(schedule):
-    injector = importlib.import_module("chaos.injector")
-    refusals = importlib.import_module("chaos.refusals")
+    injector = importlib.import_module("faults.injector")
+    refusals = importlib.import_module("faults.refusals")
     carried_out = {
         name for name in schedule.KINDS if f'"{name}"' in Path(injector.__file__).read_text()
     }

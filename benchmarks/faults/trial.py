@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from chaos.client import Plan, key
-from chaos.fleet import Server, Worker, storage
-from chaos.injector import ClientKeeper, Injector, Slot
-from chaos.ledger import Injury, Verdict, analyse, parse
-from chaos.schedule import KINDS, Fleet, make_schedule
 from fanout import Client
 from fanout.core.errors import FanoutError
 from fanout.core.records import ErrorKind
 from fanout.policy.packing import MAX_SHARD_BYTES
+from faults.client import RunPlan, key
+from faults.injector import ClientKeeper, Injector, Slot
+from faults.ledger import Injury, Verdict, analyse, parse
+from faults.nodes import Server, Worker, storage
+from faults.schedule import KINDS, FleetShape, make_schedule
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     import redis
     from hosts import Hosts
 
-    from chaos.schedule import Fault
     from fanout import Run
+    from faults.schedule import Fault
 
 __all__ = ["Options", "Report", "run_trial"]
 
@@ -55,7 +55,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
 
     branches: int = 600
     shard_branches: int = 100
-    fleet: Fleet = Fleet()
+    fleet: FleetShape = FleetShape()
     concurrency: int = 6
     latency_s: float = 0.5
     jitter_s: float = 1.0
@@ -172,7 +172,7 @@ class _Trial:
         )
 
     def run(self) -> Report:
-        plan = Plan(
+        plan = RunPlan(
             url=self._server.url,
             branches=self._options.branches,
             document_bytes=MAX_SHARD_BYTES // self._options.shard_branches,
