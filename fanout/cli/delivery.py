@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import click
+from click.core import ParameterSource
 
 from fanout.cli.exits import CLOSED_PIPE, FAILURE, mute_stdout
 from fanout.cli.progress import summary
@@ -46,6 +47,7 @@ __all__ = [
     "open_folder",
     "out_option",
     "quiet_option",
+    "require_out",
 ]
 
 
@@ -185,6 +187,17 @@ class Lookout:
         if self._thread is not None:
             # It may be waiting for an answer, which nobody waits for any more.
             self._thread.join(_LAST_LOOK_S)
+
+
+def require_out(out: Path | None) -> None:
+    """Refuse options that say how ``--out`` is written where there is none. Raises UsageError."""
+    context = click.get_current_context()
+    for name, option in (("force", "--force"), ("out_mode", "--out-mode")):
+        is_given = context.get_parameter_source(name) is ParameterSource.COMMANDLINE
+        if is_given and out is None:
+            raise click.UsageError(
+                f"{option} has no effect without --out: leave it out, or give it"
+            )
 
 
 def open_folder(out: Path | None, *, force: bool, mode: int) -> OutputFolder | None:

@@ -20,6 +20,7 @@ from fanout.cli.delivery import (
     open_folder,
     out_option,
     quiet_option,
+    require_out,
 )
 from fanout.cli.progress import Progress, summary
 from fanout.cli.screen import terminal_size
@@ -98,6 +99,7 @@ def results(
 
     Of a run that has not ended that is what there is so far, and the exit status is 1.
     """
+    require_out(out)
     progress = Progress(is_quiet=quiet)
     with one_run(broker_url, run_id) as run, ExitStack() as stack:
         folder = open_folder(out, force=force, mode=out_mode)

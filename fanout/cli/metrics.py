@@ -64,6 +64,11 @@ def command(
     One for a fleet is enough: they are read from the store, and exact. /healthz says to anybody
     whether the broker answers.
     """
+    if no_auth and token_file is not None:
+        raise click.UsageError(
+            "--no-auth lets everybody read, and --token-file ($FANOUT_METRICS_TOKEN_FILE) only who "
+            "has the token: leave one of them out"
+        )
     token = None if token_file is None else _token(token_file)
     if token is None and not no_auth and not _is_loopback(address):
         raise click.UsageError(

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
 from fanout.cli.completion import complete_files
-from fanout.core.errors import SpecError
+from fanout.core.errors import PromptError, SpecError
+from fanout.core.field_effects import require_used, unused_fields
 from fanout.core.field_names import PARTS, canonical
 from fanout.core.spec import ReduceName, RunSpec, SplitName, load_job, make_spec
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from fanout.core.settings import Settings
 
-__all__ = ["job_options", "job_spec"]
+__all__ = ["in_words", "job_options", "job_spec"]
 
 _OPTIONS = [
     click.option("--model", "-m", metavar="M", help=(
@@ -103,20 +105,62 @@ def job_spec(inputs: tuple[str, ...], options: dict[str, Any], settings: Setting
     Raises:
         SpecError: A field is wrong; the message has the option, or the file and the field.
     """
-    job: Path | None = None
-    if inputs and inputs[0].endswith((".yaml", ".yml")):
-        job, inputs = Path(inputs[0]), inputs[1:]
+    job, inputs = _job_file(inputs)
     given = _given(options)
     try:
-        return make_spec(**_fields(job, inputs, given, settings))
+        fields = _fields(job, inputs, given, settings)
+        spec = make_spec(**_without_overruled(fields, given))
+        require_used(spec)
     except SpecError as error:
         raise _in_words(error, job, given) from None
+    return spec
+
+
+@contextmanager
+def in_words(inputs: tuple[str, ...], options: dict[str, Any]) -> Iterator[None]:
+    """Have the error of a field, found out when its job is submitted, name the option or the file.
+
+    Raises:
+        SpecError: As it was raised, in the words of the command line.
+    """
+    try:
+        yield
+    except PromptError:
+        # It quotes the prompt.
+        raise
+    except SpecError as error:
+        raise _in_words(error, _job_file(inputs)[0], _given(options)) from None
+
+
+def _job_file(inputs: tuple[str, ...]) -> tuple[Path | None, tuple[str, ...]]:
+    """Return the job file among the arguments, and the other ones."""
+    if inputs and inputs[0].endswith((".yaml", ".yml")):
+        return Path(inputs[0]), inputs[1:]
+    return None, inputs
+
+
+def _without_overruled(fields: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields without those of a job file that an option has left without effect.
+
+    ``--split lines`` wins over the ``split: tokens`` of a file, and so over its ``chunk_tokens``.
+    """
+    kept = dict(fields)
+    options = canonical(given)
+    for unused in unused_fields(make_spec(**fields)):
+        part, _, inner = unused.field.rpartition(".")
+        if inner in given or inner in options or not set(unused.deciding) & {*given, *options}:
+            continue
+        if part:
+            kept[part] = {name: one for name, one in kept[part].items() if name != inner}
+        else:
+            del kept[inner]
+    return kept
 
 
 def _fields(
     job: Path | None, inputs: tuple[str, ...], given: dict[str, Any], settings: Settings
 ) -> dict[str, Any]:
-    fields = canonical(_job_fields(job)) if job else {}
+    fields = canonical(_job_fields(job, has_base="base_dir" in given)) if job else {}
     for name, value in canonical(given).items():
         # An option wins over its own field, not over the others of the same part.
         part = fields.get(name) if name in PARTS.values() else None
@@ -145,8 +189,19 @@ def _in_words(error: SpecError, job: Path | None, given: dict[str, Any]) -> Spec
     return SpecError(error.reason, field=_OPTION_OF.get(root, error.field))
 
 
-def _job_fields(path: Path) -> dict[str, Any]:
+def _job_fields(path: Path, *, has_base: bool) -> dict[str, Any]:
+    """Return the fields of a job file, whose paths are relative to it.
+
+    Args:
+        path: The file.
+        has_base: Whether an option says which folder its inputs are in.
+    """
     fields = load_job(path)
+    base = fields.get("base_dir")
+    if isinstance(base, str):
+        fields["base_dir"] = str(path.parent / base)
+    if has_base or isinstance(base, str):
+        return fields
     inputs = fields.get("inputs", [])
     if isinstance(inputs, str):
         inputs = [inputs]

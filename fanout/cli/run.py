@@ -21,9 +21,10 @@ from fanout.cli.delivery import (
     open_folder,
     out_option,
     quiet_option,
+    require_out,
 )
 from fanout.cli.exits import INTERRUPTED
-from fanout.cli.options import job_options, job_spec
+from fanout.cli.options import in_words, job_options, job_spec
 from fanout.cli.progress import IDLE, Progress
 from fanout.cli.session import (
     EMBEDDED,
@@ -83,6 +84,7 @@ def command(
     Without a broker, a worker is started for the run, and a server that keeps it in
     $FANOUT_STATE_DIR: results, retry, resume and the like find it there later.
     """
+    require_out(out)
     settings = load_settings(broker_url=broker_url)
     spec = job_spec(inputs, options, settings)
     if report is not None:
@@ -94,11 +96,13 @@ def command(
         folder = open_folder(out, force=force, mode=out_mode)
         if folder is not None:
             stack.enter_context(folder)
-        client = stack.enter_context(Client(broker_url, concurrency=spec.max_workers))
+        concurrency = spec.max_workers if settings.broker_url is None else None
+        client = stack.enter_context(Client(broker_url, concurrency=concurrency))
         stack.enter_context(stop)
         if spec.model == "local" and settings.broker_url is None and has_runtime():
             progress.note(_local_note(settings.cache_dir))
-        run = _submit(client, spec, progress, stop)
+        with in_words(inputs, options):
+            run = _submit(client, spec, progress, stop)
 
         def cancel_if_asked() -> None:
             if stop.is_set():
@@ -151,7 +155,9 @@ def submit(
     progress = Progress(is_quiet=quiet)
     stop = Stop(progress)
     with fleet(broker_url) as client, stop:
-        run = _submit(client, spec, progress, stop, on_id=progress.note if as_json else print_line)
+        with in_words(inputs, options):
+            on_id = progress.note if as_json else print_line
+            run = _submit(client, spec, progress, stop, on_id=on_id)
         now = run.status()
         progress.note(enqueued(now.total))
         if as_json:

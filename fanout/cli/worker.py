@@ -8,10 +8,13 @@ from typing import TYPE_CHECKING
 
 import click
 
+from fanout.core.errors import SettingsError
 from fanout.core.settings import DEFAULT_BROKER_URL, MAX_CONCURRENCY, check_traces, load_settings
 from fanout.llm.keys import key_files
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from fanout.core.settings import Settings
 
 __all__ = ["check_broker", "command", "pass_on_broker"]
@@ -98,6 +101,7 @@ def command(
     as `celery -A workers.app worker`.
     """
     settings = load_settings(broker_url=broker_url, **given)
+    _require_room_for(given, settings)
     check_traces(settings)
     key_files(os.environ)
     # The worker reads its environment, as it does where Celery's own command starts it.
@@ -115,6 +119,29 @@ def command(
         # Celery's banner is no JSON, and goes to standard output.
         worker.insert(3, "--quiet")
     os.execv(sys.executable, [*worker, *arguments])  # noqa: S606 - our own interpreter
+
+
+def _require_room_for(given: Mapping[str, object], settings: Settings) -> None:
+    """Make sure that the concurrency that somebody gave is the one that the worker has.
+
+    Raises:
+        SettingsError: Another option, or a variable of the environment, takes its place.
+    """
+    if given.get("concurrency") is None:
+        # The variable is for all workers of a machine: an option that takes its place is meant.
+        is_set = "concurrency" in settings.model_fields_set
+        if is_set and settings.autoscale is not None and given.get("autoscale") is None:
+            raise SettingsError(
+                "FANOUT_CONCURRENCY: has no effect, as FANOUT_AUTOSCALE takes its place: unset one "
+                "of them"
+            )
+    elif settings.autoscale is not None:
+        name = "FANOUT_AUTOSCALE" if given.get("autoscale") is None else "--autoscale"
+        raise SettingsError(
+            f"--concurrency: has no effect, as {name} takes its place: leave it out"
+        )
+    elif settings.pool == "solo" and settings.concurrency > 1:
+        raise SettingsError("--concurrency: has no effect with --pool solo, which makes one call")
 
 
 def pass_on_broker(settings: Settings, broker_url: str | None) -> None:

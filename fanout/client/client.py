@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING, Any, SupportsIndex, cast
 
 from fanout.client.embedded.fleet import EmbeddedFleet, InProcessFleet
 from fanout.core.errors import AmbiguousRunError, BrokerError, RunError, SpecError, UnknownRunError
+from fanout.core.field_effects import require_used
 from fanout.core.settings import load_settings
 from fanout.core.spec import RunSpec, make_spec
 from fanout.inputs.documents import log_notice
 from fanout.inputs.intake import checked_documents
+from fanout.llm.callables import takes_prompt_only
 from fanout.runs.enqueue import Enqueuer, close_input
 
 # What talks to a broker is imported where it is used, so that an embedded fleet starts meanwhile.
@@ -50,16 +52,25 @@ class Client:
         broker_url: The Redis server of the fleet; ``FANOUT_BROKER_URL`` where it is None. Where
             neither is given, a fleet of one worker is embedded: it ends with the client. Its runs
             stay in ``FANOUT_STATE_DIR``, and any embedded client of the user can go on with them.
-        concurrency: Branches in flight of the embedded worker; of no effect otherwise.
+        concurrency: Branches in flight of the embedded worker; refused with a broker, whose workers
+            have their own.
 
     Raises:
         SettingsError: A ``FANOUT_*`` variable is wrong.
+        SpecError: ``concurrency`` is wrong, or of no effect.
         BrokerError: No broker answers.
     """
 
     def __init__(self, broker_url: str | None = None, *, concurrency: int | None = None) -> None:
         self._settings = load_settings(broker_url=broker_url)
-        self._concurrency = checked_count("concurrency", concurrency) or self._settings.concurrency
+        given = checked_count("concurrency", concurrency)
+        if given is not None and not self.is_embedded:
+            raise SpecError(
+                "has no effect with a broker, whose workers have their own; leave it out, and give "
+                "it to the workers (fanout worker --concurrency)",
+                field="concurrency",
+            )
+        self._concurrency = given or self._settings.concurrency
         self._lock = threading.Lock()
         self._fleet: EmbeddedFleet | InProcessFleet | None = None
         self._wire: Connections | None = None
@@ -160,6 +171,7 @@ class Client:
             BrokerError: The broker cannot be reached.
         """
         spec = spec if isinstance(spec, RunSpec) else _spec_of(spec)
+        require_used(spec, is_function=takes_prompt_only(spec.model))
         if documents is None:
             spec = _anchored(spec)
         elif spec.inputs:

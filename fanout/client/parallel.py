@@ -69,7 +69,7 @@ class ParallelCalls:
         self._max_workers = checked_count("max_workers", max_workers)
         llm = settings.model if llm is None else llm
         self._model = _model_string(llm, is_embedded=is_embedded)
-        self._client = Client(broker_url, concurrency=max_workers)
+        self._client = Client(broker_url, concurrency=max_workers if is_embedded else None)
         self._finalizer = weakref.finalize(self, _release, self._client, self._model)
 
     def run(

@@ -10,7 +10,7 @@ import msgspec
 from fanout.broker.fleet_version import check_as_client
 from fanout.core.errors import BrokerError, WaitTimeoutError
 from fanout.core.records import RunStatus, branch_ref, total_usage
-from fanout.core.spec import RunSpec
+from fanout.core.spec import RunSpec, stored_spec
 from fanout.policy.packing import shard_chunk
 from fanout.runs.enqueue import close_input, delete, retry_failed, unpark
 from fanout.runs.results import (
@@ -66,7 +66,7 @@ class Run:
     @property
     def spec(self) -> RunSpec:
         """What the run was asked to do."""
-        return RunSpec.model_validate_json(self._store.spec(self.run_id))
+        return stored_spec(self._store.spec(self.run_id))
 
     def status(self) -> Status:
         """Return where the run is. Raises UnknownRunError."""

@@ -214,6 +214,15 @@ class Settings(BaseSettings):
         return "{},{}".format(*parse_autoscale(text))
 
     @model_validator(mode="after")
+    def _has_use_of_all(self) -> Self:
+        given = self.model_fields_set
+        if "traces_branch_ratio" in given and self.traces == "off":
+            raise _wrong("traces_branch_ratio", "is of no use: FANOUT_TRACES is off")
+        if "stall_s" in given and not self.reaper_interval_s:
+            raise _wrong("stall_s", "is of no use: FANOUT_REAPER_INTERVAL_S is 0")
+        return self
+
+    @model_validator(mode="after")
     def _has_use_of_ca(self) -> Self:
         if self.broker_ca_file is None:
             return self

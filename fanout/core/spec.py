@@ -24,9 +24,19 @@ from fanout.core.rate_limits import Rates
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["RateSpec", "RetrySpec", "RunSpec", "load_job", "make_spec"]
+__all__ = [
+    "SIZED_SPLITS",
+    "RateSpec",
+    "RetrySpec",
+    "RunSpec",
+    "load_job",
+    "make_spec",
+    "stored_spec",
+]
 
 SplitName = Literal["none", "lines", "tokens", "markdown", "sentences"]
+# Those that fill chunks up to a size.
+SIZED_SPLITS: tuple[SplitName, ...] = ("tokens", "markdown", "sentences")
 ReduceName = Literal["none", "concat", "merge", "vote", "rank", "llm"]
 
 
@@ -283,6 +293,17 @@ def make_spec(**fields: Any) -> RunSpec:
         return RunSpec.model_validate(given)
     except ValidationError as error:
         raise _spec_error(error) from None
+
+
+def stored_spec(data: str | bytes) -> RunSpec:
+    """Return the spec of a run from its JSON in the store, with no field as one that was given.
+
+    It has all fields, also those that nobody gave. Submitted again, it is not asked which of them
+    have an effect.
+    """
+    spec = RunSpec.model_validate_json(data)
+    spec.model_fields_set.clear()
+    return spec
 
 
 def load_job(path: Path) -> dict[str, Any]:

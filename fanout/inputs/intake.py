@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from fanout.core.errors import InputError, PromptError, SpecError
 from fanout.core.records import Document
-from fanout.inputs.documents import FileSource, Notice, counted, from_strings, log_notice
+from fanout.inputs.documents import STDIN, FileSource, Notice, counted, from_strings, log_notice
 from fanout.inputs.prompts import AGGREGATE_NAMES, BRANCH_NAMES, COLUMN, OWN, Template, near_hint
 
 if TYPE_CHECKING:
@@ -26,6 +26,8 @@ _HEAD_ROWS = 20
 _SEARCHED_ROWS = 1_000
 _HEAD_CHARS = 8_000_000
 _GROUPS = ("document", "aspect")
+# How an input is read.
+_READING = frozenset({"base_dir", "delimiter", "text_column"})
 
 
 class _Source(Protocol):
@@ -34,6 +36,14 @@ class _Source(Protocol):
     @property
     def is_lasting(self) -> bool:
         """Whether they can be read again from the beginning."""
+
+    @property
+    def has_tables(self) -> bool:
+        """Whether any of them may be of a table with a delimiter."""
+
+    @property
+    def has_rows(self) -> bool:
+        """Whether any of them may be of a row, with columns."""
 
     def documents(self) -> Iterator[Document]:
         """Yield the documents from the beginning."""
@@ -75,6 +85,7 @@ def checked_documents(
         notify(notice)
 
     source = _source(spec, documents, heard)
+    _require_used(spec, documents, source)
     if spec.strict:
         _refuse_losses(source, warnings)
     wanted = frozenset[str]().union(*(one.columns(BRANCH_NAMES) for one in templates))
@@ -115,6 +126,29 @@ def _source(spec: RunSpec, documents: Any, notify: Notify) -> _Source:
     return _ItemSource(spec, documents)
 
 
+def _require_used(spec: RunSpec, documents: Any, source: _Source) -> None:
+    """Make sure that what was given of how to read an input has an effect on this one.
+
+    Raises:
+        SpecError: It has none.
+    """
+    given = {name for name in _READING & spec.model_fields_set if getattr(spec, name) is not None}
+    if "base_dir" in given and not _has_relative(spec, documents):
+        raise SpecError(
+            "has no effect: no input is a relative path; leave it out", field="base_dir"
+        )
+    if "delimiter" in given and not source.has_tables:
+        raise SpecError("has no effect: no input is a .csv or .tsv file; leave it out",
+                        field="delimiter")  # fmt: skip
+    if "text_column" in given and not source.has_rows:
+        raise SpecError("has no effect: no input has rows; leave it out", field="text_column")
+
+
+def _has_relative(spec: RunSpec, documents: Any) -> bool:
+    paths = () if documents is not None else spec.inputs
+    return any(one != STDIN and not Path(one).is_absolute() for one in paths)
+
+
 class _ItemSource:
     """Documents that the caller holds."""
 
@@ -127,6 +161,16 @@ class _ItemSource:
     @property
     def is_lasting(self) -> bool:
         return not hasattr(self._items, "__next__")
+
+    @property
+    def has_tables(self) -> bool:
+        return False
+
+    @property
+    def has_rows(self) -> bool:
+        # What can be read only once is not looked at.
+        is_list = isinstance(self._items, (list, tuple))
+        return not (is_list and all(isinstance(one, str) for one in self._items))
 
     def _read(self) -> Iterator[Document]:
         spec = self._spec

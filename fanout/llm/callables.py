@@ -28,6 +28,7 @@ __all__ = [
     "load_callable",
     "register_callable",
     "resolve_callable",
+    "takes_prompt_only",
     "unregister_callable",
 ]
 
@@ -60,9 +61,11 @@ class CallableLLM:
         """Call the function with the prompt.
 
         Raises:
-            LLMError: It raised (kind ``internal``, or its own if it raised LLMError), or it
-                returned something that is not a string (kind ``invalid_output``).
+            LLMError: It raised (kind ``internal``, or its own if it raised LLMError), it returned
+                something that is not a string (kind ``invalid_output``), or more is asked of it
+                than it takes (``bad_request``).
         """
+        _require_prompt_only(request)
         try:
             text = await self._call(request.prompt)
         except (LLMError, asyncio.CancelledError):
@@ -106,6 +109,23 @@ def _shielded(function: Callable[[str], Any], prompt: str) -> Any:
         raise LLMError(ErrorKind.INTERNAL, f"{type(error).__name__}: {error}") from error
 
 
+def _require_prompt_only(request: LLMRequest) -> None:
+    """Raise LLMError where a function would ignore what is asked of it.
+
+    A client finds that out of its own functions before a run; of others it knows only the name.
+    """
+    asked = (request.system, request.temperature, request.seed, request.stop or None)
+    if asked == (None, None, None, None):
+        return
+    names = ("system", "temperature", "seed", "stop")
+    given = ", ".join(name for name, value in zip(names, asked, strict=True) if value is not None)
+    raise LLMError(
+        ErrorKind.BAD_REQUEST,
+        f"the model is a function that takes the prompt only: leave out {given}",
+        stop_after=1,
+    )
+
+
 def _is_async(function: Any) -> bool:
     call = getattr(function, "__call__", None)  # noqa: B004 - an object with an async __call__
     return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(call)
@@ -119,6 +139,12 @@ def is_callable_model(model: str) -> bool:
 def is_registered(model: str) -> bool:
     """Say whether the function of a ``callable:`` model string is one of this process."""
     return model in _registered
+
+
+def takes_prompt_only(model: str) -> bool:
+    """Say whether a model string stands for a function of this process, and not for an LLM."""
+    found = _registered.get(model)
+    return found is not None and not isinstance(found, LLM)
 
 
 def register_callable(function: Any, model: str | None = None) -> str:

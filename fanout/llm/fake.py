@@ -62,6 +62,7 @@ class FakeLLM:
     ) -> None:
         self._options = {name: value for name, value in locals().items() if name in _OPTIONS}
         self._kinds = [_kind(name) for name in fail_kind.split(",")]
+        self._require_used(has_script=script is not None)
         self._script = script
         self._seen: set[bytes] = set()
         self.latency_s = _at_least_0("latency_s", latency_s)
@@ -74,6 +75,19 @@ class FakeLLM:
         self.seed = seed
         self.context_tokens = context_tokens
         self.calls = 0
+
+    def _require_used(self, *, has_script: bool) -> None:
+        """Raise ModelError for an option that has no effect beside the others."""
+        given = {name for name, value in self._options.items() if value != _DEFAULTS[name]}
+        fails = {"fail_rate", "flaky_rate"} & given
+        unused = dict.fromkeys(_SCRIPTED & given, "a script") if has_script else {}
+        if not fails and "fail_kind" in given:
+            unused["fail_kind"] = "neither fail_rate nor flaky_rate"
+        is_refused = bool(fails) and ErrorKind.RATE_LIMITED in self._kinds
+        if not is_refused and "retry_after_s" in given:
+            unused["retry_after_s"] = "no calls that fail as rate_limited"
+        for name, beside in sorted(unused.items()):
+            raise ModelError(f"the fake model's {name} has no effect with {beside}: leave it out")
 
     @classmethod
     def from_model(cls, model: str) -> FakeLLM:
@@ -153,6 +167,8 @@ _OPTIONS: dict[str, Callable[[str], Any]] = {
     "seed": int,
     "context_tokens": int,
 }
+# What a script decides.
+_SCRIPTED = frozenset(_OPTIONS) - {"latency_s", "jitter_s", "seed", "context_tokens"}
 _DEFAULTS: dict[str, Any] = FakeLLM.__init__.__kwdefaults__ or {}
 
 

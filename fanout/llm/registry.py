@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from fanout.core import redaction as secrets
 from fanout.core.errors import ModelError
 from fanout.llm.base import LLM
-from fanout.llm.callables import CallableLLM, load_callable, resolve_callable
+from fanout.llm.callables import CallableLLM, is_registered, load_callable, resolve_callable
 from fanout.llm.fake import FakeLLM
 
 if TYPE_CHECKING:
@@ -113,6 +113,9 @@ def context_tokens(model: str) -> int:
     """Return the context window of a model in tokens; a safe guess where it is not known."""
     if model == "local":
         return LOCAL_CONTEXT_TOKENS
+    if is_registered(model):
+        # Of a fake that was passed as it is.
+        return int(getattr(resolve_callable(model), "context_tokens", _SAFE_CONTEXT_TOKENS))
     if model.startswith("fake?"):
         return FakeLLM.from_model(model).context_tokens
     for prefix, tokens in _CONTEXT_TOKENS.items():

@@ -121,7 +121,7 @@ def json_worker(monkeypatch, request):
 
 def test_a_json_log_has_one_object_a_line_and_no_contents(fanout, here, json_worker, broker_url):
     (here / "a.txt").write_text("".join(f"canary-3b {n}\n" for n in range(40)))
-    job = ["run", "a.txt", "--split", "lines", "--chunk-tokens", "8", "-p", "canary-3b {input}"]
+    job = ["run", "a.txt", "--split", "lines", "-p", "canary-3b {input}"]
     job += ["-m", "fake?fail_rate=0.3", "--max-attempts", "1", "--reduce", "none"]
     fanout(*job, FANOUT_BROKER_URL=broker_url)
     json_worker.send_signal(signal.SIGTERM)

@@ -84,7 +84,7 @@ def test_an_embedded_worker_sends_its_spans_before_it_is_ended(collector, tmp_pa
         monkeypatch.setenv(name, value)
     source = tmp_path / "in.txt"
     source.write_text("".join(f"{CANARY} {n}\n" for n in range(9)))
-    command = [FANOUT, "run", source, "--split", "lines", "--chunk-tokens", "8"]
+    command = [FANOUT, "run", source, "--split", "lines"]
     command += ["--model", "fake", "--prompt", f"{CANARY} {{input}}", "--reduce", "none"]
     subprocess.run(command, check=True, capture_output=True, cwd=tmp_path, timeout=60)
     branches = len(collector.named("fanout.branch"))

@@ -324,6 +324,11 @@ def login_of(settings: Settings) -> str | None:
         if not password:
             raise SettingsError(f"{name}: {path} is empty")
     if password is None:
+        if "flower_user" in settings.model_fields_set:
+            raise SettingsError(
+                "FANOUT_FLOWER_USER: has no effect without FANOUT_FLOWER_PASSWORD or "
+                "FANOUT_FLOWER_PASSWORD_FILE: set one of them, or unset it"
+            )
         return None
     if not f"{settings.flower_user}{password}".isascii():
         # Flower compares with a function that takes nothing else.

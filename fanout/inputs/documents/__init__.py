@@ -1,10 +1,12 @@
 """Reading documents: from memory, files, folders, globs, rows and standard input; all lazily."""
 
+from fanout.inputs.documents.files import STDIN
 from fanout.inputs.documents.memory import from_strings
 from fanout.inputs.documents.notices import Notice, Notify, counted, log_notice
 from fanout.inputs.documents.paths import FileSource, from_paths
 
 __all__ = [
+    "STDIN",
     "FileSource",
     "Notice",
     "Notify",

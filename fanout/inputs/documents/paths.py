@@ -112,6 +112,16 @@ class FileSource:
         """Whether it can be read twice: standard input cannot."""
         return all(file.name != STDIN for file in self._files)
 
+    @property
+    def has_tables(self) -> bool:
+        """Whether any file has cells with a delimiter between them."""
+        return any(file.kind == "table" for file in self._files)
+
+    @property
+    def has_rows(self) -> bool:
+        """Whether any file may have rows."""
+        return any(file.kind != "text" for file in self._files)
+
     def why_empty(self) -> str:
         """Say why there is no document at all."""
         if not self._files:

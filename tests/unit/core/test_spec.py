@@ -147,7 +147,7 @@ def test_a_text_that_is_not_utf8_is_refused(field, fields):
 # One name for each field: as an option, in YAML, and in Python.
 
 VALUES = {
-    "inputs": "a.txt", "base_dir": "x", "text_column": "t", "delimiter": ";", "max_document_mb": 2,
+    "inputs": "a.txt", "base_dir": "/x", "text_column": "t", "delimiter": ";", "max_document_mb": 2,
     "model": "fake", "prompt": "{input}", "samples": 2, "system": "s", "temperature": 0.5,
     "max_tokens": 9, "seed": 3, "stop": ["."], "output_format": "json", "split": "lines",
     "chunk_tokens": 50, "chunk_overlap_tokens": 0, "reduce": "vote", "aggregate_prompt": "{input}",
@@ -156,6 +156,14 @@ VALUES = {
     "max_elapsed_s": 8, "base_wait_s": 1, "max_wait_s": 5, "requests_per_minute": 6,
     "tokens_per_minute": 7, "aspects": {"a": "{input}"},
 }  # fmt: skip
+# What a field needs beside it to have an effect.
+NEEDS = {
+    "group_by": {"reduce": "vote"},
+    "chunk_tokens": {"split": "tokens"},
+    "chunk_overlap_tokens": {"split": "tokens"},
+    "aggregate_max_tokens": {"aggregate_prompt": "{input}"},
+    "context_tokens": {"aggregate_prompt": "{input}"},
+}
 FLAT = [name for name in RunSpec.model_fields if name not in {"retries", "rate"}] + list(PARTS)
 NAMES = [*FLAT, *ALIASES]
 
@@ -171,8 +179,7 @@ def job_with(name):
     assert field in VALUES, f"give the test a value of the new field {field!r}"
     needed = {"model": "fake", "prompt": "{input}", "aspects": VALUES["aspects"]}
     del needed["prompt" if field == "aspects" else "aspects"]
-    if field == "group_by":
-        needed["reduce"] = "vote"
+    needed.update(NEEDS.get(field, {}))
     needed.pop(field, None)
     return {**needed, name: VALUES[field]}
 

@@ -1,0 +1,415 @@
+"""What is given has an effect, or is refused with the reason: every field, variable and option.
+
+A new one needs an entry in one of the tables here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import re
+from importlib import import_module
+from pathlib import Path
+
+import click
+import pytest
+import yaml
+from click.testing import CliRunner
+
+import fanout
+import workers
+from fanout import Client, ParallelCalls
+from fanout.cli.main import _COMMANDS
+from fanout.cli.options import job_options, job_spec
+from fanout.core.errors import BrokerError, LLMError, ModelError, SettingsError, SpecError
+from fanout.core.field_effects import FUNCTION_RULES, RULES, require_used
+from fanout.core.field_names import PARTS
+from fanout.core.settings import Settings, load_settings
+from fanout.core.spec import RunSpec, make_spec, stored_spec
+from fanout.inputs.intake import checked_documents
+from fanout.llm import FakeLLM, LLMRequest, context_tokens
+from fanout.llm.callables import CallableLLM, register_callable, unregister_callable
+
+NOBODY = "redis://127.0.0.1:9/0"
+JOB = {"model": "fake", "prompt": "{input}"}
+SUMMED = {"aggregate_prompt": "{input}"}
+
+# The fields of a job. Whatever else a job has, these have an effect: some code reads them.
+ALWAYS = {
+    "inputs", "max_document_mb", "strict", "model", "prompt", "aspects", "samples", "system",
+    "temperature", "max_tokens", "stop", "output_format", "split", "reduce", "aggregate_prompt",
+    "group_by", "min_success", "max_workers", "timeout_s", "deadline_s", "max_attempts",
+    "max_elapsed_s", "requests_per_minute", "tokens_per_minute",
+}  # fmt: skip
+# These have one beside some others only: a value, and with which others it has one and has none.
+SOMETIMES = {
+    "chunk_tokens": (50, [{"split": s} for s in ("tokens", "markdown", "sentences")],
+                     [{}, {"split": "none"}, {"split": "lines"}]),
+    "chunk_overlap_tokens": (5, [{"split": "tokens"}], [{}, {"split": "lines"}]),
+    "aggregate_max_tokens": (9, [SUMMED, {**SUMMED, "reduce": "llm"}],
+                             [{}, {"reduce": "none"}, {"reduce": "vote"}]),
+    "context_tokens": (999, [SUMMED], [{}, {"reduce": "concat"}]),
+    "base_wait_s": (1.0, [{}, {"max_attempts": 2}], [{"max_attempts": 1}]),
+    "max_wait_s": (1.0, [{}, {"max_attempts": 2}], [{"max_attempts": 1}]),
+    "seed": (3, [{}, {"model": "openai/m"}], [{"model": "anthropic/m"}]),
+}  # fmt: skip
+# These with some inputs only.
+READING = {"base_dir", "text_column", "delimiter"}
+FIELDS = [name for name in RunSpec.model_fields if name not in {"retries", "rate"}] + list(PARTS)
+
+
+def default_of(name):
+    return getattr(getattr(make_spec(**JOB), PARTS[name]) if name in PARTS else make_spec(**JOB),
+                   name)  # fmt: skip
+
+
+USED = [(name, beside) for name, (_, used, _) in SOMETIMES.items() for beside in used]
+UNUSED = [(name, beside) for name, (_, _, unused) in SOMETIMES.items() for beside in unused]
+
+
+def test_every_field_of_a_job_has_an_entry():
+    assert sorted([*ALWAYS, *SOMETIMES, *READING]) == sorted(FIELDS)
+    ruled = {field.rpartition(".")[2] for rule in RULES for field in rule.fields}
+    assert ruled == SOMETIMES.keys()
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_every_field_of_a_job_is_read_by_what_does_the_job(name):
+    # Neither what checks it nor what shows it counts.
+    sources = [
+        path.read_text()
+        for package in (fanout, workers)
+        for path in Path(package.__path__[0]).rglob("*.py")
+        if not {"report", "cli"} & set(path.parts) and not path.name.startswith("spec")
+    ]
+    own = {
+        "prompt": "prompts", "aspects": "prompts", "reduce": "reduction",
+        **dict.fromkeys(("requests_per_minute", "tokens_per_minute"), "rates"),
+    }.get(name, name)  # fmt: skip
+    read = re.compile(rf"(?:spec|policy|_spec|rate)\.{own}\b")
+    assert any(read.search(source) for source in sources)
+
+
+@pytest.mark.parametrize(("name", "beside"), UNUSED)
+def test_a_field_without_effect_is_refused_in_the_words_of_its_caller(
+    monkeypatch, tmp_path, name, beside
+):
+    value = SOMETIMES[name][0]
+    default = default_of(name)
+    # Also at the default: somebody expects something of it.
+    for one in [value] if default is None else [value, default]:
+        fields = {**JOB, **beside, name: one}
+        # Python: nothing is started for it.
+        with Client() as client, pytest.raises(SpecError, match=rf"\b{name}: has no effect"):
+            client.submit(fields, ["text"])
+        given = {key: value for key, value in fields.items() if key != "model"}
+        with (
+            ParallelCalls(fields["model"]) as runner,
+            pytest.raises(SpecError, match=rf"\b{name}: has no effect"),
+        ):
+            runner.run(["text"], **given)
+        # YAML.
+        path = tmp_path / "job.yaml"
+        path.write_text(yaml.safe_dump({"inputs": "a.txt", **fields}))
+        with pytest.raises(SpecError, match=rf"job\.yaml: (\w+\.)?{name}: has no effect"):
+            from_command_line(str(path))
+        # Options.
+        with pytest.raises(SpecError, match=f"^--{name.replace('_', '-')}: has no effect"):
+            from_command_line("a.txt", *words(fields))
+
+
+@pytest.mark.parametrize(("name", "beside"), USED)
+def test_a_field_that_has_an_effect_is_taken(name, beside):
+    fields = {**JOB, **beside, name: SOMETIMES[name][0]}
+    require_used(make_spec(**fields))
+    assert from_command_line("a.txt", *words(fields))
+
+
+def test_nothing_that_nobody_gave_is_refused():
+    for beside in [*(beside for _, beside in UNUSED), {"stop": (), "seed": None}]:
+        require_used(make_spec(**JOB | beside))
+    require_used(RunSpec(**JOB, context_tokens=None))
+
+
+@pytest.mark.parametrize(("name", "beside"), UNUSED)
+def test_what_an_earlier_run_has_stored_is_not_asked_again(name, beside):
+    spec = make_spec(**{**JOB, **beside, name: SOMETIMES[name][0]})
+    stored = stored_spec(spec.model_dump_json())
+    assert stored == spec
+    require_used(stored)
+    require_used(stored.model_copy(update={"base_dir": "/"}))
+
+
+@pytest.mark.parametrize(
+    ("job", "options", "kept"),
+    [
+        ({"split": "tokens", "chunk_tokens": 9}, ["--split", "lines"], "chunk_tokens"),
+        ({**SUMMED, "context_tokens": 999}, ["--reduce", "llm"], None),
+        ({"reduce": "llm", **SUMMED, "base_wait_s": 3}, ["--max-attempts", "1"], "base_wait_s"),
+        ({"retries": {"max_wait_s": 3}}, ["--max-attempts", "1"], "max_wait_s"),
+    ],
+)
+def test_an_option_overrules_what_a_job_file_has_for_another(tmp_path, job, options, kept):
+    path = tmp_path / "job.yaml"
+    path.write_text(yaml.safe_dump({"inputs": "a.txt", **JOB, **job}))
+    spec = from_command_line(str(path), *options)
+    require_used(spec)
+    if kept is not None:
+        assert getattr(spec.retries if kept in PARTS else spec, kept) == default_of(kept)
+
+
+def test_an_option_does_not_overrule_one(tmp_path):
+    path = tmp_path / "job.yaml"
+    path.write_text(yaml.safe_dump({"inputs": "a.txt", **JOB, "split": "tokens", "seed": 1}))
+    with pytest.raises(SpecError, match=r"^--chunk-tokens: has no effect with split 'lines'"):
+        from_command_line(str(path), "--split", "lines", "--chunk-tokens", "9")
+    # What a model cannot do is no matter of taste.
+    with pytest.raises(SpecError, match=r"job\.yaml: seed: has no effect: anthropic/m takes no"):
+        from_command_line(str(path), "--model", "anthropic/m")
+
+
+def words(fields):
+    return [
+        word
+        for name, value in fields.items()
+        for word in (f"--{name.replace('_', '-')}", str(value))
+    ]
+
+
+def command_of(name):
+    module, _, attribute = _COMMANDS[name][0].partition(":")
+    return getattr(import_module(module), attribute)
+
+
+def invoked(name, *arguments):
+    # A copy: click keeps the option for help of the first context that a command is used in.
+    return CliRunner().invoke(copy.copy(command_of(name)), arguments)
+
+
+def from_command_line(*arguments):
+    taken = []
+
+    def command(inputs, **options):
+        taken.append(job_spec(inputs, options, load_settings()))
+
+    click.command("run")(job_options(command)).main(list(arguments), standalone_mode=False)
+    return taken[0]
+
+
+# How an input is read.
+
+TEXT, TABLE, LINES = "a.txt", "b.csv", "c.jsonl"
+
+
+@pytest.fixture
+def inputs(tmp_path, monkeypatch):
+    (tmp_path / TEXT).write_text("hello")
+    (tmp_path / TABLE).write_text("text,x\nhello,1\n")
+    (tmp_path / LINES).write_text('{"text": "hello"}\n')
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def absolute(folder, paths):
+    return [f"{folder}{path}" if path.startswith("/") else path for path in paths]
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "used", "unused"),
+    [
+        ("base_dir", ".", [[TEXT], ["/" + TEXT, TEXT]], [["/" + TEXT]]),
+        ("text_column", "text", [[TABLE], [LINES], [TEXT, TABLE]], [[TEXT]]),
+        ("delimiter", ",", [[TABLE], [TEXT, TABLE]], [[TEXT], [LINES], [TEXT, LINES]]),
+    ],
+)
+def test_how_an_input_is_read_is_refused_where_it_is_not_read_so(
+    inputs, field, value, used, unused
+):
+    for some in unused:
+        paths = absolute(inputs, some)
+        with pytest.raises(SpecError, match=f"^{field}: has no effect"):
+            checked_documents(make_spec(**JOB, inputs=paths, **{field: value}), None)
+        done = invoked(
+            "run", *paths, f"--{field.replace('_', '-')}", value, "-m", "fake", "-p", "x"
+        )
+        assert f"--{field.replace('_', '-')}: has no effect" in str(done.exception or done.output)
+    for some in used:
+        paths = absolute(inputs, some)
+        assert list(checked_documents(make_spec(**JOB, inputs=paths, **{field: value}), None))
+        # A run that has stored it goes on with any.
+        stored = stored_spec(make_spec(**JOB, inputs=[TEXT], **{field: value}).model_dump_json())
+        assert list(checked_documents(stored, None))
+
+
+def test_how_documents_in_memory_are_read():
+    def read(field, value, items):
+        return list(checked_documents(make_spec(**JOB, **{field: value}), items))
+
+    for field, value in (("base_dir", "x"), ("delimiter", ";"), ("text_column", "t")):
+        with pytest.raises(SpecError, match=f"^{field}: has no effect"):
+            read(field, value, ["a", "b"])
+    assert read("text_column", "t", ["a", {"t": "b"}])
+    # Nobody looks through what can be read only once.
+    assert read("text_column", "t", iter(["a"]))
+
+
+def test_the_inputs_of_a_job_file_are_in_the_folder_that_it_names(inputs, monkeypatch):
+    (inputs / "jobs").mkdir()
+    (inputs / "jobs" / "job.yaml").write_text(
+        yaml.safe_dump({**JOB, "inputs": TEXT, "base_dir": ".."})
+    )
+    monkeypatch.chdir("/")
+    spec = from_command_line(str(inputs / "jobs" / "job.yaml"))
+    assert [one.text for one in checked_documents(spec, None)] == ["hello"]
+    spec = from_command_line(str(inputs / "jobs" / "job.yaml"), "--base-dir", str(inputs))
+    assert [one.text for one in checked_documents(spec, None)] == ["hello"]
+
+
+# A function takes its prompt, and nothing else.
+
+TO_FUNCTIONS = {"system": "s", "temperature": 0.5, "max_tokens": 9, "seed": 3, "stop": ["."]}
+
+
+def test_every_field_that_a_request_has_is_known_of_functions():
+    asked = {name for name in LLMRequest.__struct_fields__ if name != "prompt"}
+    assert asked == TO_FUNCTIONS.keys()
+    assert {field for rule in FUNCTION_RULES for field in rule.fields} == asked
+
+
+@pytest.mark.parametrize("name", TO_FUNCTIONS)
+def test_what_a_function_would_ignore_is_refused(name):
+    with ParallelCalls(str.upper) as runner, pytest.raises(SpecError, match=f"^{name}: has no"):
+        runner.run(["a"], "{input}", **{name: TO_FUNCTIONS[name]})
+    model = register_callable(FakeLLM())
+    try:
+        with Client() as client, pytest.raises(SpecError, match="chunk_tokens"):
+            # Refused for that alone: a model that is an object takes all of them.
+            client.submit({**JOB, "model": model, "chunk_tokens": 1, **TO_FUNCTIONS}, ["a"])
+    finally:
+        unregister_callable(model)
+
+
+def test_the_tokens_that_a_rate_books_have_an_effect():
+    spec = make_spec(**JOB, max_tokens=9, tokens_per_minute=100)
+    require_used(spec, is_function=True)
+
+
+@pytest.mark.parametrize("name", sorted(TO_FUNCTIONS.keys() - {"max_tokens"}))
+def test_a_function_that_only_workers_know_fails_of_what_it_would_ignore(name):
+    value = TO_FUNCTIONS[name]
+    request = LLMRequest(prompt="p", **{name: tuple(value) if name == "stop" else value})
+    with pytest.raises(LLMError, match=f"takes the prompt only: leave out {name}") as caught:
+        asyncio.run(CallableLLM(str.upper, concurrency=1).complete(request))
+    assert (caught.value.kind.value, caught.value.stop_after) == ("bad_request", 1)
+
+
+# The arguments of a client.
+
+
+@pytest.mark.parametrize("given_by", ["argument", "variable"])
+def test_a_client_of_a_fleet_has_no_concurrency(monkeypatch, given_by):
+    if given_by == "variable":
+        monkeypatch.setenv("FANOUT_BROKER_URL", NOBODY)
+    url = NOBODY if given_by == "argument" else None
+    with pytest.raises(SpecError, match=r"concurrency: has no effect with a broker.*leave it out"):
+        Client(url, concurrency=4)
+    # A cap of the whole fleet is something else.
+    with pytest.raises(BrokerError):
+        ParallelCalls("fake", 4, broker_url=url).run(["a"], "{input}")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"script": str, "fail_rate": 0.5}, "fail_rate has no effect with a script"),
+        ({"script": str, "answer": "x"}, "answer has no effect with a script"),
+        ({"fail_kind": "timeout"}, "fail_kind has no effect with neither"),
+        ({"retry_after_s": 3.0, "fail_rate": 0.5}, "retry_after_s has no effect with no calls"),
+        ({"retry_after_s": 3.0}, "retry_after_s has no effect"),
+    ],
+)
+def test_an_option_of_the_fake_without_effect_is_refused(options, words):
+    with pytest.raises(ModelError, match=words):
+        FakeLLM(**options)
+
+
+def test_the_window_of_a_fake_counts_that_is_passed_as_it_is():
+    model = register_callable(FakeLLM(context_tokens=300))
+    try:
+        assert context_tokens(model) == 300
+    finally:
+        unregister_callable(model)
+
+
+# Variables of the environment. What one role of a machine has no use of is another one's.
+
+VARIABLES = {
+    "broker_url", "broker_url_file", "model", "key_prefix", "storage", "run_ttl_s",
+    "visibility_timeout_s", "reaper_interval_s", "grace_s", "max_deliveries", "queues",
+    "worker_name", "pool", "allowed_callables", "max_message_kb", "max_output_kb", "log_format",
+    "traces", "task_events", "flower_password", "flower_password_file", "cache_dir", "state_dir",
+}  # fmt: skip
+REFUSED = {
+    "broker_ca_file": ({"FANOUT_BROKER_CA_FILE": "/x"}, "the broker's URL is not rediss"),
+    "stall_s": ({"FANOUT_STALL_S": "9", "FANOUT_REAPER_INTERVAL_S": "0"}, "is of no use"),
+    "traces_branch_ratio": ({"FANOUT_TRACES_BRANCH_RATIO": "0.1"}, "FANOUT_TRACES is off"),
+    "autoscale": ({"FANOUT_AUTOSCALE": "8,2"}, "works with the prefork pool only"),
+}
+# Of one command each: see below, and test_flower.
+OF_COMMANDS = {"concurrency", "flower_user"}
+
+
+def test_every_variable_has_an_entry():
+    assert sorted([*VARIABLES, *REFUSED, *OF_COMMANDS]) == sorted(Settings.model_fields)
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_variable_without_effect_is_refused(monkeypatch, name):
+    variables, words = REFUSED[name]
+    for variable, value in variables.items():
+        monkeypatch.setenv(variable, value)
+    with pytest.raises(SettingsError, match=f"^FANOUT_{name.upper()}: .*{words}"):
+        load_settings()
+
+
+# Options of the commands.
+
+EFFECTIVE = {
+    "--address", "--broker-url", "--control", "--help", "--interval", "--json", "--kind",
+    "--limit", "--loglevel", "--model", "--name", "--out", "--pool", "--port", "--queues",
+    "--quiet", "--report", "--status", "--storage", "--summary", "--token-file", "--wait",
+    "--within",
+}  # fmt: skip
+PREFORK = {"FANOUT_POOL": "prefork", "FANOUT_AUTOSCALE": "4,2"}
+LISTEN = ["metrics", "--no-auth", "--token-file", "/etc/hostname"]
+WITHOUT_EFFECT = [
+    (["run", TEXT, "-m", "fake", "-p", "x", "--force"], {}, "--force has no effect without --out"),
+    (["run", TEXT, "-m", "fake", "-p", "x", "--out-mode", "600"], {}, "--out-mode has no effect"),
+    (["results", "latest", "--force"], {}, "--force has no effect without --out"),
+    (["results", "latest", "--out-mode", "640"], {}, "--out-mode has no effect without --out"),
+    (LISTEN, {}, "--no-auth lets everybody read"),
+    (LISTEN[:2], {"FANOUT_METRICS_TOKEN_FILE": "/etc/hostname"}, "--no-auth lets everybody read"),
+    (["worker", "--concurrency", "4", "--pool", "prefork", "--autoscale", "4,2"], {},
+     "--concurrency: has no effect, as --autoscale takes"),
+    (["worker", "--concurrency", "4"], PREFORK, "as FANOUT_AUTOSCALE takes its place"),
+    (["worker"], {**PREFORK, "FANOUT_CONCURRENCY": "4"}, "FANOUT_CONCURRENCY: has no effect"),
+    (["worker", "--concurrency", "4", "--pool", "solo"], {}, "no effect with --pool solo"),
+]  # fmt: skip
+
+
+def test_every_option_of_a_command_has_an_entry():
+    of_jobs = {o for p in click.command("x")(job_options(lambda: None)).params for o in p.opts}
+    known = EFFECTIVE | of_jobs | {word for words, _, _ in WITHOUT_EFFECT for word in words}
+    for name in _COMMANDS:
+        for option in command_of(name).params:
+            assert not isinstance(option, click.Option) or known & set(option.opts), option.opts
+
+
+@pytest.mark.parametrize(("arguments", "variables", "words"), WITHOUT_EFFECT)
+def test_an_option_without_effect_is_refused(inputs, monkeypatch, arguments, variables, words):
+    for name, value in {"FANOUT_BROKER_URL": NOBODY, **variables}.items():
+        monkeypatch.setenv(name, value)
+    done = invoked(*arguments)
+    # Before anything else is done, such as to look for the broker.
+    assert words in " ".join(f"{done.output} {done.exception}".split())
+    assert done.exit_code != 0
