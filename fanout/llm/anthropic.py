@@ -12,10 +12,10 @@ from fanout.core.records import ErrorKind, Usage
 from fanout.llm.base import LLMReply, LLMRequest
 from fanout.llm.finish_reasons import require_answer
 from fanout.llm.http_client import HttpClient, is_success, reply_bytes
-from fanout.llm.http_errors import refused, refused_in_success
+from fanout.llm.http_errors import refused_in_success, status_error
 from fanout.llm.http_headers import request_headers
 from fanout.llm.provider_checks import CheckedServer
-from fanout.llm.reply_bodies import content_text, json_of, said
+from fanout.llm.reply_bodies import content_text, text_or_none
 from fanout.llm.usage import token_count
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ class AnthropicLLM:
         )
         # Aliases have no place in the list of models, but they do here.
         reply = await server.ask(f"v1/models/{self._http.quoted(self._name)}")
-        told = said(reply.body, reply.headers.get("content-type", ""))
+        told = reply.problem()
         names_it = told.message.lower().startswith("model")
         if reply.status == _NOT_FOUND and "not_found_error" in told.codes and names_it:
             raise ModelError(
@@ -116,10 +116,8 @@ class AnthropicLLM:
         reply = await self._http.post(
             self._url, _encode(asked), headers=_WITH_TEMPERATURE if is_older else None
         )
-        content_type = reply.headers.get("content-type", "")
         if not is_success(reply):
-            told = said(reply.body, content_type)
-            raise refused(reply.status, told, headers=reply.headers, secrets=(self._key,))
+            raise status_error(reply, key=self._key)
         return _reply(_message(reply, self._key))
 
     async def aclose(self) -> None:
@@ -140,7 +138,7 @@ def _options(request: LLMRequest, max_tokens: int) -> dict[str, Any]:
 def _message(reply: HttpReply, key: str) -> dict[str, Any]:
     """Return the message that a reply of success holds. Raises LLMError where it holds none."""
     try:
-        told = json_of(reply.body, reply.headers.get("content-type", ""))
+        told = reply.json()
     except ValueError as error:
         raise _no_message(str(error)) from None
     if isinstance(told, dict) and "content" in told:
@@ -158,9 +156,9 @@ def _reply(message: dict[str, Any]) -> LLMReply:
     reply = LLMReply(
         text=content_text(message["content"]) or "",
         usage=_usage(message.get("usage")),
-        model=_text(message.get("model")),
-        response_id=_text(message.get("id")),
-        finish_reason=_text(message.get("stop_reason")),
+        model=text_or_none(message.get("model")),
+        response_id=text_or_none(message.get("id")),
+        finish_reason=text_or_none(message.get("stop_reason")),
     )
     require_answer(reply)
     return reply
@@ -178,7 +176,3 @@ def _usage(counts: Any) -> Usage:
         input_tokens=sum(known) if len(known) == len(parts) else None,
         output_tokens=token_count(counts.get("output_tokens")),
     )
-
-
-def _text(value: Any) -> str | None:
-    return value if isinstance(value, str) else None

@@ -21,10 +21,13 @@ from fanout.llm.certificates import trust
 from fanout.llm.error_kinds import FEW
 from fanout.llm.http_errors import redacted
 from fanout.llm.proxies import proxy_for
+from fanout.llm.reply_bodies import json_of, said
 from fanout.system.exhaustion import is_exhausted
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from fanout.llm.reply_bodies import Said
 
 __all__ = ["HttpClient", "HttpReply", "is_success", "reply_bytes"]
 
@@ -63,6 +66,14 @@ class HttpReply(msgspec.Struct, frozen=True):
     status: int
     headers: Mapping[str, str]
     body: bytes
+
+    def json(self) -> Any:
+        """Return the JSON of its body. Raises ValueError where it has none."""
+        return json_of(self.body, self.headers.get("content-type", ""))
+
+    def problem(self) -> Said:
+        """Return what its body says of an error."""
+        return said(self.body, self.headers.get("content-type", ""))
 
 
 def is_success(reply: HttpReply) -> bool:

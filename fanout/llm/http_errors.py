@@ -17,9 +17,10 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from fanout.core.records import Usage
+    from fanout.llm.http_client import HttpReply
     from fanout.llm.reply_bodies import Said
 
-__all__ = ["http_error", "redacted", "refused", "refused_in_success", "retry_after"]
+__all__ = ["http_error", "redacted", "refused", "refused_in_success", "retry_after", "status_error"]
 
 _MAX_MESSAGE = 300
 _OK = 200
@@ -105,6 +106,19 @@ def refused(
         is_page=told.is_page,
         wait_s=told.wait_s,
         usage=usage,
+    )
+
+
+def status_error(reply: HttpReply, *, key: str, usage: Usage | None = None) -> LLMError:
+    """Return the LLMError of an error reply.
+
+    Args:
+        reply: The reply.
+        key: The key that the message must not repeat.
+        usage: What the reply says that the call consumed, or None.
+    """
+    return refused(
+        reply.status, reply.problem(), headers=reply.headers, secrets=(key,), usage=usage
     )
 
 

@@ -11,7 +11,7 @@ from fanout.core.records import ErrorKind, Usage
 from fanout.llm.base import LLMReply, LLMRequest
 from fanout.llm.finish_reasons import require_answer
 from fanout.llm.http_errors import http_error, redacted
-from fanout.llm.reply_bodies import content_text, said_in
+from fanout.llm.reply_bodies import content_text, said_in, text_or_none
 from fanout.llm.usage import cost_usd, token_count
 
 __all__ = ["LiteLLM"]
@@ -106,9 +106,9 @@ class LiteLLM:
                 output_tokens=token_count(getattr(usage, "completion_tokens", None)),
                 cost_usd=cost_usd(self._cost(response)),
             ),
-            model=_text(getattr(response, "model", None)),
-            response_id=_text(getattr(response, "id", None)),
-            finish_reason=_text(getattr(choice, "finish_reason", None)),
+            model=text_or_none(getattr(response, "model", None)),
+            response_id=text_or_none(getattr(response, "id", None)),
+            finish_reason=text_or_none(getattr(choice, "finish_reason", None)),
         )
         require_answer(reply)
         return reply
@@ -131,7 +131,3 @@ def _options(request: LLMRequest) -> dict[str, Any]:
         "stop": list(request.stop) or None,
     }
     return {name: value for name, value in options.items() if value is not None}
-
-
-def _text(value: Any) -> str | None:
-    return value if isinstance(value, str) else None

@@ -13,10 +13,10 @@ from fanout.llm.base import LLMReply, LLMRequest
 from fanout.llm.error_kinds import Refusal, refuses_parameter
 from fanout.llm.finish_reasons import require_answer, require_complete
 from fanout.llm.http_client import HttpClient, is_success, reply_bytes
-from fanout.llm.http_errors import refused, refused_in_success
+from fanout.llm.http_errors import refused_in_success, status_error
 from fanout.llm.http_headers import header_value, request_headers
 from fanout.llm.provider_checks import CheckedServer
-from fanout.llm.reply_bodies import content_text, json_of, said
+from fanout.llm.reply_bodies import content_text, json_of, text_or_none
 from fanout.llm.usage import token_count
 
 if TYPE_CHECKING:
@@ -145,7 +145,7 @@ class OpenAILLM:
 
     async def _check_name(self, server: CheckedServer) -> None:
         found = await server.ask(f"models/{self._http.quoted(self._name)}")
-        told = said(found.body, found.headers.get("content-type", ""))
+        told = found.problem()
         if found.status == _NOT_FOUND and "model_not_found" in told.codes:
             raise ModelError(
                 f"{self._http.shown_url} says: {server.problem(found)}", kind=ErrorKind.BAD_REQUEST
@@ -174,7 +174,7 @@ class OpenAILLM:
         """Say whether the same request is to be made with the limit's other name, from now on."""
         if request.max_tokens is None:
             return False
-        told = said(reply.body, reply.headers.get("content-type", ""))
+        told = reply.problem()
         refusal = Refusal(
             status=reply.status, message=told.message, codes=told.codes, param=told.param
         )
@@ -201,14 +201,7 @@ class OpenAILLM:
         )
 
     def _status_error(self, reply: HttpReply) -> LLMError:
-        told = said(reply.body, reply.headers.get("content-type", ""))
-        return refused(
-            reply.status,
-            told,
-            headers=reply.headers,
-            secrets=(self._key,),
-            usage=_billed_with(reply.body),
-        )
+        return status_error(reply, key=self._key, usage=_billed_with(reply.body))
 
     async def aclose(self) -> None:
         """See LLM."""
@@ -243,7 +236,7 @@ def _parsed(reply: HttpReply, key: str) -> _Completion:
         pass
     # It is no completion, or not quite JSON: servers cut characters in half, and write ``NaN``.
     try:
-        told = json_of(reply.body, reply.headers.get("content-type", ""))
+        told = reply.json()
         return msgspec.convert(told, _Completion)
     except msgspec.ValidationError as error:
         problem = refused_in_success(told, headers=reply.headers, secrets=(key,))
@@ -258,7 +251,7 @@ def _error_in(completion: _Completion, reply: HttpReply, key: str) -> LLMError |
     if choice is not None and choice.error:
         told: Any = {"error": choice.error}
     elif choice is None or completion.error:
-        told = json_of(reply.body, reply.headers.get("content-type", ""))
+        told = reply.json()
     else:
         return None
     usage = _usage(completion.usage) if isinstance(completion.usage, dict) else None
@@ -291,9 +284,9 @@ def _reply(completion: _Completion) -> LLMReply:
     reply = LLMReply(
         text=(content_text(message.content) if message else None) or "",
         usage=usage,
-        model=_text(completion.model),
-        response_id=_text(completion.id),
-        finish_reason=_text(choice.finish_reason),
+        model=text_or_none(completion.model),
+        response_id=text_or_none(completion.id),
+        finish_reason=text_or_none(choice.finish_reason),
     )
     if message is None:
         require_complete(reply)
@@ -317,7 +310,3 @@ def _usage(counts: Any) -> Usage:
         input_tokens=token_count(counts.get("prompt_tokens")),
         output_tokens=token_count(counts.get("completion_tokens")),
     )
-
-
-def _text(value: Any) -> str | None:
-    return value if isinstance(value, str) else None

@@ -10,8 +10,7 @@ import msgspec
 
 from fanout.core.errors import LLMError, ModelError
 from fanout.core.records import ErrorKind
-from fanout.llm.http_errors import refused
-from fanout.llm.reply_bodies import said
+from fanout.llm.http_errors import status_error
 
 if TYPE_CHECKING:
     from fanout.llm.http_client import HttpClient, HttpReply
@@ -99,5 +98,4 @@ class CheckedServer(msgspec.Struct, frozen=True, kw_only=True):
 
     def problem(self, reply: HttpReply) -> LLMError:
         """Return what an error reply means."""
-        told = said(reply.body, reply.headers.get("content-type", ""))
-        return refused(reply.status, told, headers=reply.headers, secrets=(self.key,))
+        return status_error(reply, key=self.key)

@@ -10,7 +10,7 @@ import msgspec
 
 from fanout.core.json_text import is_deeper
 
-__all__ = ["Said", "content_text", "json_of", "said", "said_in"]
+__all__ = ["Said", "content_text", "json_of", "said", "said_in", "text_or_none"]
 
 # What is looked at: a page, or a prompt that is sent back, may be long.
 _LOOKED_AT = 4_000
@@ -190,6 +190,11 @@ def _wait_s(fields: dict[str, Any]) -> float | None:
         if found:
             return float(found[1])
     return None
+
+
+def text_or_none(value: Any) -> str | None:
+    """Return a text; None for anything else."""
+    return value if isinstance(value, str) else None
 
 
 def content_text(content: Any) -> str | None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 
-import anthropic
-import httpx2
 import pytest
 
 from fanout.core.errors import LLMError, ModelError
@@ -214,35 +212,3 @@ def test_a_redirect_within_the_origin_is_followed(provider, model):
     )
     assert using(model, lambda llm: llm.complete(REQUEST)).text == "hi"
     assert provider.requests[-1][1]["x-team-key"] == HIDDEN
-
-
-# What an SDK says of itself is its own.
-OWN = ("x-stainless", "user-agent", "connection")
-
-
-async def ask_by_sdk(request):
-    async with anthropic.AsyncAnthropic(
-        max_retries=0, http_client=anthropic.DefaultAioHttpClient(timeout=httpx2.Timeout(9))
-    ) as client:
-        await client.messages.create(
-            model="m",
-            messages=[{"role": "user", "content": request.prompt}],
-            system=request.system,
-            max_tokens=request.max_tokens,
-            stop_sequences=list(request.stop),
-        )
-
-
-def test_what_is_sent_to_anthropic_is_what_its_sdk_sends(provider):
-    provider.body = anthropic_reply()
-    request = LLMRequest(prompt="Grüße", system="s", max_tokens=9, stop=("END",))
-    asyncio.run(ask_by_sdk(request))
-    using("anthropic/m", lambda llm: llm.complete(request))
-    theirs, ours = (
-        (path, {k: v for k, v in headers.items() if not k.startswith(OWN)}, body)
-        for path, headers, body in provider.requests
-    )
-    # Each encodes JSON in its own way.
-    for _, headers, _ in (theirs, ours):
-        headers.pop("content-length")
-    assert ours == theirs
