@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 
 import click
 
@@ -56,6 +55,7 @@ def command(
     """
     from fanout.cli.worker import check_broker, pass_on_broker
     from fanout.core.settings import load_settings
+    from fanout.system.programs import flower_command
 
     settings = load_settings(broker_url=broker_url)
     pass_on_broker(settings, broker_url)
@@ -66,6 +66,6 @@ def command(
     if control:
         arguments.append("--read_only=false")
     check_broker(settings)
-    # The same process from here on, as with the worker, and a name for the same reason.
-    flower = [sys.executable, "-m", "workers.telemetry.flower"]
-    os.execv(sys.executable, [*flower, *arguments, *flower_options])  # noqa: S606 - our own
+    # The same process from here on, as with the worker.
+    flower = flower_command()
+    os.execv(flower[0], [*flower, *arguments, *flower_options])  # noqa: S606 - our own interpreter

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from typing import TYPE_CHECKING
 
 import click
@@ -11,6 +10,7 @@ import click
 from fanout.core.errors import SettingsError
 from fanout.core.settings import DEFAULT_BROKER_URL, MAX_CONCURRENCY, check_traces, load_settings
 from fanout.llm.keys import key_files
+from fanout.system.programs import worker_command
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -112,13 +112,10 @@ def command(
     pass_on_broker(settings, broker_url)
     check_worker(settings)
     arguments = ["--loglevel", loglevel, *celery_options]
-    # The same process from here on: signals and exit status are Celery's own. A name and not an
-    # import, because the workers import this package.
-    worker = [sys.executable, "-m", "workers", "-A", "workers.app", "worker"]
-    if settings.log_format == "json":
-        # Celery's banner is no JSON, and goes to standard output.
-        worker.insert(3, "--quiet")
-    os.execv(sys.executable, [*worker, *arguments])  # noqa: S606 - our own interpreter
+    # Celery's banner is no JSON, and goes to standard output.
+    worker = worker_command(*(["--quiet"] if settings.log_format == "json" else []))
+    # The same process from here on: signals and exit status are Celery's own.
+    os.execv(worker[0], [*worker, *arguments])  # noqa: S606 - our own interpreter
 
 
 def _require_room_for(given: Mapping[str, object], settings: Settings) -> None:

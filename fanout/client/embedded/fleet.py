@@ -7,7 +7,6 @@ thread of the calling process, for functions that another process could not impo
 from __future__ import annotations
 
 import atexit
-import importlib
 import json
 import logging
 import os
@@ -28,6 +27,7 @@ from fanout.core.errors import BrokerError, EmbeddedError, RunError
 from fanout.core.settings import check_traces, load_settings
 from fanout.core.version import WIRE_VERSION
 from fanout.system.file_locks import is_held
+from fanout.system.programs import load_program, worker_command
 
 if TYPE_CHECKING:
     from typing import Self
@@ -105,6 +105,7 @@ class EmbeddedFleet:
                     str(self._concurrency),
                     str(self._server.folder.path),
                     "yes" if self._server.keeps else "no",
+                    *worker_command("--quiet", "--broker-url-from-stdin"),
                 ],
                 env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
                 stdin=subprocess.PIPE,
@@ -259,14 +260,13 @@ class InProcessFleet:
         atexit.register(self._stop)
 
     def _start_worker(self) -> Any:
-        # By name, as the workers import this package and not the other way round. The server
-        # starts meanwhile.
-        thread = importlib.import_module("workers.in_process")
+        # The server starts meanwhile.
+        make_worker = load_program("in_process")
         settings = load_settings(broker_url=self.broker_url)
         if not settings.allowed_callables:
             # What this process names, it may import.
             settings = settings.model_copy(update={"allowed_callables": ("*",)})
-        worker = thread.WorkerThread(settings, concurrency=self.concurrency)
+        worker = make_worker(settings, concurrency=self.concurrency)
         worker.start()
         return worker
 

@@ -1,9 +1,12 @@
-"""Keeps an embedded worker: ``python -m fanout.client.embedded.guard FOLDER CONCURRENCY STATE KEEPS``.
+"""Keeps an embedded worker. It is started as a module, with five arguments or more.
 
-Its standard input is a pipe from the client: a line says where the client's database is, a second
-one that the worker is to end at once. When the pipe closes without that, the client has died: the
-calls in flight, which are paid for, get a few seconds to end. However it ended, nothing is left
-behind. A worker that dies is started again, and so is the server's keeper.
+    python -m fanout.client.embedded.guard FOLDER CONCURRENCY STATE KEEPS COMMAND...
+
+``COMMAND`` starts a worker that reads its broker's URL from standard input. The guard's own standard
+input is a pipe from the client: a line says where the client's database is, a second one that the
+worker is to end at once. When the pipe closes without that, the client has died: the calls in
+flight, which are paid for, get a few seconds to end. However it ended, nothing is left behind. A
+worker that dies is started again, and so is the server's keeper.
 """
 
 from __future__ import annotations
@@ -39,11 +42,11 @@ _FLUSH_S = 8.0
 _LAST_CALLS_S = 10.0
 
 
-def main(folder: Path, concurrency: int, state: Path, *, keeps: bool) -> int:
-    """Keep a worker until standard input closes."""
+def main(folder: Path, concurrency: int, state: Path, command: list[str], *, keeps: bool) -> int:
+    """Keep a worker, which ``command`` starts, until standard input closes."""
     # The server does not end before the worker has.
     with FileLock(state / "users.lock", is_shared=True):
-        worker = _Worker(concurrency, folder / "worker.log")
+        worker = _Worker(command, concurrency, folder / "worker.log")
         keep_server = partial(_keep_server, state, keeps=keeps)
         is_dead = True
         try:
@@ -103,7 +106,8 @@ def _watch(worker: _Worker, keep_server: Callable[[], None]) -> bool:
 class _Worker:
     """A worker process, restarted when it dies."""
 
-    def __init__(self, concurrency: int, log: Path) -> None:
+    def __init__(self, command: list[str], concurrency: int, log: Path) -> None:
+        self._command = command
         self._concurrency = concurrency
         self._log = log
         # It serves the process that started it, and no other: what that names, it may import.
@@ -118,14 +122,13 @@ class _Worker:
         self._process = self._start()
 
     def _start(self) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-m", "workers", "--quiet", "--broker-url-from-stdin"]
         options = ["--concurrency", str(self._concurrency)]
         # With one worker there is nobody to gossip with, and no events are watched.
         options += ["--without-gossip", "--without-mingle", "--without-heartbeat"]
         options += ["--loglevel", "WARNING", "--hostname", f"embedded-{os.getpid()}@%h"]
         with self._log.open("ab") as log:
             return subprocess.Popen(  # noqa: S603 - our own interpreter and module
-                [*command, "-A", "workers.app", "worker", *options],
+                [*self._command, *options],
                 env=self._env,
                 stdin=subprocess.PIPE,
                 stdout=log,
@@ -172,5 +175,5 @@ class _Worker:
 
 
 if __name__ == "__main__":
-    own, concurrency, state, keeps = sys.argv[1:]
-    sys.exit(main(Path(own), int(concurrency), Path(state), keeps=keeps == "yes"))
+    own, concurrency, state, keeps, *command = sys.argv[1:]
+    sys.exit(main(Path(own), int(concurrency), Path(state), command, keeps=keeps == "yes"))

@@ -8,7 +8,7 @@ import time
 from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from fanout.core import units as words
 from fanout.observe.report import charts, plots, text
@@ -17,16 +17,33 @@ from fanout.observe.report.gathering import gather
 from fanout.system.private_files import whole_file
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
 
     from jinja2 import Environment
 
-    from fanout.client.run import Run
     from fanout.core.spec import RunSpec
     from fanout.observe.report.figures import Figures
-    from fanout.runs.results import Status, StoredResult
+    from fanout.runs.results import Output, Status, StoredResult
 
-__all__ = ["Facts", "facts_of", "page", "render", "write"]
+__all__ = ["Facts", "ReportedRun", "facts_of", "page", "render", "write"]
+
+
+class ReportedRun(Protocol):
+    """What the page needs of a run; ``fanout.Run`` has it. Its methods raise UnknownRunError."""
+
+    @property
+    def spec(self) -> RunSpec:
+        """What the run was asked to do."""
+
+    def status(self) -> Status:
+        """Return where the run is."""
+
+    def outcomes(self, *, with_text: bool = False) -> Iterable[Output]:
+        """Yield the branches that have ended, in input order."""
+
+    def stored_result(self) -> StoredResult:
+        """Return its aggregates."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,7 +76,7 @@ class Facts:
         return sum((row.attempts - 1) * (row.succeeded + row.failed) for row in rows)
 
 
-def facts_of(run: Run) -> Facts:
+def facts_of(run: ReportedRun) -> Facts:
     """Read a run, and its branches as a stream. Raises UnknownRunError."""
     status = run.status()
     branches = run.outcomes(with_text=True)
@@ -72,12 +89,12 @@ def facts_of(run: Run) -> Facts:
     )
 
 
-def render(run: Run) -> str:
+def render(run: ReportedRun) -> str:
     """Return a run as a web page that needs no other file. Raises UnknownRunError."""
     return page(facts_of(run))
 
 
-def write(run: Run, path: Path | str) -> None:
+def write(run: ReportedRun, path: Path | str) -> None:
     """Write a run as a web page, and replace an older file once the new one is complete.
 
     Raises:

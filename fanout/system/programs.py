@@ -1,0 +1,68 @@
+"""The programs above this package: the worker, its Celery application, Flower.
+
+They import this package, so nothing here names or imports them. The distribution lists them as
+entry points of the group ``fanout.programs``.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+from fanout.core.errors import FanoutError
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
+
+__all__ = ["flower_command", "load_program", "worker_command"]
+
+_DISTRIBUTION = "fanout-llm"
+_GROUP = "fanout.programs"
+
+
+def worker_command(*options: str) -> list[str]:
+    """Return the command that starts a worker, to which Celery's options can be added.
+
+    Args:
+        options: What the program itself takes, before Celery's command line.
+
+    Raises:
+        FanoutError: The installation has no worker.
+    """
+    return [*_command("worker"), *options, "-A", _program("celery_app").module, "worker"]
+
+
+def flower_command() -> list[str]:
+    """Return the command that starts Flower. Raises FanoutError where there is none."""
+    return _command("flower")
+
+
+def load_program(name: str) -> Any:
+    """Import what an entry point names. Raises FanoutError where it cannot be imported."""
+    program = _program(name)
+    try:
+        return program.load()
+    except (ImportError, AttributeError) as error:
+        raise _incomplete(f"{program.value} cannot be imported: {error}") from error
+
+
+def _command(name: str) -> list[str]:
+    return [sys.executable, "-m", _program(name).module.removesuffix(".__main__")]
+
+
+def _program(name: str) -> EntryPoint:
+    # Not at the top: it costs a process that starts nothing 10 ms.
+    from importlib import metadata
+
+    try:
+        # Of one distribution: to look through all takes many times as long.
+        programs = metadata.distribution(_DISTRIBUTION).entry_points
+    except metadata.PackageNotFoundError:
+        raise _incomplete("it is not installed") from None
+    for program in programs.select(group=_GROUP, name=name):
+        return program
+    raise _incomplete(f"it has no entry point {name!r} in the group {_GROUP}")
+
+
+def _incomplete(problem: str) -> FanoutError:
+    return FanoutError(f"the package {_DISTRIBUTION} is incomplete, {problem}: install it again")
