@@ -12,7 +12,9 @@ from fanout.core.latency import bucket_of, percentile_s
 __all__ = ["BOUNDS_S", "Bin", "DurationFigures", "Durations"]
 
 _PER_DOUBLING = 64
-_LEAST_LOG2, _MOST_LOG2 = -16, 24
+_LEAST_LOG2, _MOST_LOG2 = -24, 24
+# Shorter durations count as this one: a few of them would stretch the chart.
+_LEAST_S = 1e-5
 # Buckets that a bar has at least: bars do not get narrower than 2 %.
 _LEAST_WIDTH = 2
 _FEWEST_BINS, _MOST_BINS = 8, 40
@@ -23,7 +25,7 @@ def _bound_s(bucket: int) -> float:
     return float(2 ** (bucket / _PER_DOUBLING + _LEAST_LOG2))
 
 
-# Upper bounds on a logarithmic scale: neighbours differ by 1 %, from 15 µs to half a year.
+# Upper bounds on a logarithmic scale: neighbours differ by 1 %, up to half a year.
 BOUNDS_S = tuple(map(_bound_s, range(1, (_MOST_LOG2 - _LEAST_LOG2) * _PER_DOUBLING + 1)))
 
 
@@ -80,7 +82,7 @@ class Durations:
     def add(self, seconds: float, *, failed: bool) -> None:
         """Take the duration of one branch."""
         counts = self._failed if failed else self._succeeded
-        counts[bucket_of(seconds, BOUNDS_S)] += 1
+        counts[bucket_of(max(seconds, _LEAST_S), BOUNDS_S)] += 1
         self._sum_s += seconds
         self._least_s = min(self._least_s, seconds)
         self._most_s = max(self._most_s, seconds)

@@ -159,6 +159,12 @@ def test_percentiles_are_off_by_two_percent_at_most_and_no_branch_is_lost():
     assert len(figures.bins) <= 40
 
 
+def test_a_histogram_tells_microseconds_apart():
+    took = [12e-6, 14e-6, 17e-6, 30e-6]
+    bins = gather([branch(elapsed_s=s) for s in took], created_at=BORN).durations.bins
+    assert [one.succeeded for one in bins if one.succeeded] == [1, 1, 1, 1]
+
+
 @pytest.mark.parametrize("seconds", [0.0, 1e-9, 0.5, 1e9])
 def test_durations_that_are_all_alike_have_a_chart(seconds):
     branches = [branch(i, elapsed_s=seconds) for i in range(3)]
