@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import ssl
 import sys
 from pathlib import Path
@@ -13,8 +12,6 @@ from fanout.core.records import ErrorKind
 
 __all__ = ["trust"]
 
-# What OpenSSL finds in a folder of certificates.
-_HASHED = re.compile(r"[0-9a-fA-F]{8}\.\d")
 # Where systems keep certificates that OpenSSL was built to look for elsewhere.
 _CA_FILES = (
     "/etc/ssl/cert.pem",
@@ -53,17 +50,10 @@ def _system_trust() -> ssl.SSLContext:
 
         return truststore.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    # The paths that OpenSSL was built with; what the environment says has been looked at.
-    paths = ssl.get_default_verify_paths()
-    file, folder = Path(paths.openssl_cafile), Path(paths.openssl_capath)
-    cafile = str(file) if file.is_file() else None
-    capath = str(folder) if _has_certificates(folder) else None
-    if not cafile and not capath:
+    context.load_default_certs()
+    # None that OpenSSL was built to find, or a folder in which it looks when a server shows its own.
+    if not context.cert_store_stats()["x509_ca"]:
         cafile = next((each for each in _CA_FILES if Path(each).is_file()), None)
-    if cafile or capath:
-        context.load_verify_locations(cafile, capath)
+        if cafile is not None:
+            context.load_verify_locations(cafile)
     return context
-
-
-def _has_certificates(folder: Path) -> bool:
-    return folder.is_dir() and any(_HASHED.fullmatch(each.name) for each in folder.iterdir())

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import random
 import re
+import ssl
 import threading
 
 import httpx2._utils
@@ -197,6 +198,12 @@ def test_certificates_are_those_of_the_environment(run, provider, tmp_path, monk
         with pytest.raises(LLMError, match="certificate verify failed") as caught:
             run(main())
         assert caught.value.kind is ErrorKind.CONNECTION
+        with monkeypatch.context() as elsewhere:
+            # A Python whose OpenSSL looks where this system keeps none.
+            elsewhere.setattr(ssl.SSLContext, "load_default_certs", lambda _context: None)
+            files = (str(tmp_path / "none"), str(front.ca))
+            elsewhere.setattr("fanout.llm.certificates._CA_FILES", files)
+            assert run(main()) == "hi"
         monkeypatch.setenv("SSL_CERT_FILE", str(front.ca))
         assert run(main()) == "hi"
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "none"))
