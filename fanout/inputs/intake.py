@@ -170,7 +170,7 @@ class _ItemSource:
     def has_rows(self) -> bool:
         # What can be read only once is not looked at.
         is_list = isinstance(self._items, (list, tuple))
-        return not (is_list and all(isinstance(one, str) for one in self._items))
+        return not (is_list and all(isinstance(one, (str, Document)) for one in self._items))
 
     def _read(self) -> Iterator[Document]:
         spec = self._spec

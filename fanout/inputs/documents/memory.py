@@ -104,7 +104,11 @@ def _document(item: Any, index: int, column: str, max_bytes: int) -> Document:
     if isinstance(item, str):
         return checked(name, index, item, max_bytes)
     if isinstance(item, Document):
-        return msgspec.structs.replace(item, index=index)
+        placed = msgspec.structs.replace(item, index=index)
+        is_faulty = item.error is not None
+        return (
+            placed if is_faulty else checked(item.name, index, item.text, max_bytes, item.columns)
+        )
     if isinstance(item, Mapping):
         return document_of_row(name, index, item, column, max_bytes)
     if is_missing(item):

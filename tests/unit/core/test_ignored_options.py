@@ -24,6 +24,7 @@ from fanout.cli.options import job_options, job_spec
 from fanout.core.errors import BrokerError, LLMError, ModelError, SettingsError, SpecError
 from fanout.core.field_effects import FUNCTION_RULES, RULES, require_used
 from fanout.core.field_names import PARTS
+from fanout.core.records import Document
 from fanout.core.settings import Settings, load_settings
 from fanout.core.spec import RunSpec, make_spec, stored_spec
 from fanout.inputs.intake import checked_documents
@@ -250,8 +251,18 @@ def test_how_documents_in_memory_are_read():
         with pytest.raises(SpecError, match=f"^{field}: has no effect"):
             read(field, value, ["a", "b"])
     assert read("text_column", "t", ["a", {"t": "b"}])
+    with pytest.raises(SpecError, match=r"^text_column: has no effect"):
+        read("text_column", "t", ["a", Document(name="b", index=0, text="b")])
     # Nobody looks through what can be read only once.
     assert read("text_column", "t", iter(["a"]))
+
+
+def test_a_document_is_held_to_the_size_that_a_document_may_have():
+    items = ["a" * 99, {"text": "a" * 99}, Document(name="d", index=0, text="a" * 99), "b"]
+    spec = make_spec(**JOB, max_document_mb=0.00005)
+    errors = [one.error for one in checked_documents(spec, items)]
+    assert errors[3] is None
+    assert all("longer than the" in error for error in errors[:3])
 
 
 def test_the_inputs_of_a_job_file_are_in_the_folder_that_it_names(inputs, monkeypatch):
