@@ -434,7 +434,11 @@ def _connect(server: Settings | EmbeddedFleet | InProcessFleet) -> Connections:
 
 def _anchored(spec: RunSpec) -> RunSpec:
     """Return a spec whose inputs mean the same files from any working directory."""
-    return spec.model_copy(update={"base_dir": str(Path(spec.base_dir or "").absolute())})
+    anchored = spec.model_copy(update={"base_dir": str(Path(spec.base_dir or "").absolute())})
+    if "base_dir" not in spec.model_fields_set:
+        # Nobody gave it, so it need not have an effect.
+        anchored.model_fields_set.discard("base_dir")
+    return anchored
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import io
 import re
 from importlib import import_module
 from pathlib import Path
@@ -241,6 +242,25 @@ def test_how_an_input_is_read_is_refused_where_it_is_not_read_so(
         # A run that has stored it goes on with any.
         stored = stored_spec(make_spec(**JOB, inputs=[TEXT], **{field: value}).model_dump_json())
         assert list(checked_documents(stored, None))
+
+
+@pytest.mark.parametrize("path", ["-", "/{}", "{}"])
+def test_a_folder_that_nobody_gave_need_not_have_an_effect(inputs, path):
+    seen = []
+
+    def stop(spec, *_arguments, **_options):
+        seen.append(spec)
+        raise KeyboardInterrupt
+
+    path = absolute(inputs, [path.format(TEXT)])[0]
+    with pytest.MonkeyPatch.context() as patch, Client() as client:
+        patch.setattr("fanout.client.client.checked_documents", stop)
+        with pytest.raises(KeyboardInterrupt):
+            client.submit({**JOB, "inputs": [path]})
+        patch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"text")))
+        assert list(checked_documents(seen[0], None))
+    # It is remembered all the same.
+    assert seen[0].base_dir == str(inputs)
 
 
 def test_how_documents_in_memory_are_read():
