@@ -310,7 +310,7 @@ def _noting(faults: list[str], what: str) -> Iterator[None]:
 
 
 def _write_report(run: Run, path: Path) -> None:
-    from fanout.observe.report import write
+    from fanout.report import write
 
     write(run, path)
 

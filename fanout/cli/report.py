@@ -10,7 +10,7 @@ import click
 
 from fanout.cli.session import EMBEDDED, RUN_EPILOG, broker_option, one_run, run_argument
 from fanout.core.errors import InputError
-from fanout.observe.report import gather, render, write
+from fanout.report import gather, render, write
 from fanout.system.terminal import print_line, print_page
 
 if TYPE_CHECKING:

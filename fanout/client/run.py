@@ -245,9 +245,9 @@ class Run:
     def report(self) -> str:
         """Return the run as one web page that needs no other file; partial while it goes on.
 
-        ``fanout.observe.report.write`` writes it to a file.
+        ``fanout.report.write`` writes it to a file.
         """
-        from fanout.observe.report import render
+        from fanout.report import render
 
         return render(self)
 

@@ -1,1 +1,1 @@
-"""What can be seen of a fleet and its runs: figures, metrics, health, the report."""
+"""What can be seen of a fleet and its runs: figures, metrics, health."""

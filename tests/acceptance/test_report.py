@@ -7,9 +7,9 @@ import json
 import pytest
 
 from fanout import Client
-from fanout.observe.report import write
+from fanout.report import write
 from tests.integration.conftest import wait_for
-from tests.unit.observe.test_report import Reader
+from tests.unit.report.test_report import Reader
 
 
 @pytest.fixture

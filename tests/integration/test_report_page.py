@@ -21,7 +21,7 @@ from fanout.core.spec import make_spec
 from fanout.runs.results import StoredResult
 from tests.integration.conftest import wait_for
 from tests.needs import needs
-from tests.unit.observe.test_report import NASTY, branch, facts, page
+from tests.unit.report.test_report import NASTY, branch, facts, page
 
 SIZES = {"phone": (360, 740), "desk": (1440, 900)}
 QUIET = (

@@ -6,7 +6,7 @@ from itertools import pairwise
 import pytest
 
 from fanout.core.latency import BOUNDS_S, Latency, bucket_of, percentile_s
-from fanout.observe.report.durations import BOUNDS_S as FINE_BOUNDS_S
+from fanout.report.durations import BOUNDS_S as FINE_BOUNDS_S
 
 
 def latency_of(*seconds: float) -> Latency:

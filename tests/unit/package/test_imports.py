@@ -95,7 +95,7 @@ def test_what_is_imported_from_the_package_is_loaded_without_a_broker(name):
 
 
 def test_a_program_that_renders_no_report_loads_no_templates():
-    assert not packages(loaded("from fanout.observe.report import gather, write")) & HEAVY
+    assert not packages(loaded("from fanout.report import gather, write")) & HEAVY
 
 
 def test_a_runner_loads_what_talks_to_a_broker_while_its_fleet_starts():

@@ -19,11 +19,11 @@ from fanout.core.latency import Latency, bucket_of
 from fanout.core.records import ErrorKind, RunStatus, Usage
 from fanout.core.spec import make_spec
 from fanout.core.units import duration, plain
-from fanout.observe.report import figures, gather
-from fanout.observe.report.charts import Bar, Chart, Tick, draw, linear_ticks, log_ticks, time_ticks
-from fanout.observe.report.page import Facts, _environment, page
-from fanout.observe.report.slices import _WIDTHS_MS
-from fanout.observe.report.text import clean, cut, one_line
+from fanout.report import figures, gather
+from fanout.report.charts import Bar, Chart, Tick, draw, linear_ticks, log_ticks, time_ticks
+from fanout.report.page import Facts, _environment, page
+from fanout.report.slices import _WIDTHS_MS
+from fanout.report.text import clean, cut, one_line
 from fanout.runs.results import Output, ReduceError, Status, StoredResult
 
 BORN = 1_700_000_000.0

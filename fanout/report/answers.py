@@ -7,7 +7,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from fanout.observe.report.text import cut, one_line
+from fanout.report.text import cut, one_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from fanout.core.records import ErrorKind  # noqa: TC001 - msgspec reads the annotation
-from fanout.observe.report.durations import DurationFigures  # noqa: TC001 - the same
-from fanout.observe.report.slices import SliceFigures  # noqa: TC001 - the same
+from fanout.report.durations import DurationFigures  # noqa: TC001 - the same
+from fanout.report.slices import SliceFigures  # noqa: TC001 - the same
 
 if TYPE_CHECKING:
     from fanout.runs.results import Output

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from fanout.observe.report.durations import Durations
-from fanout.observe.report.figures import (
+from fanout.report.durations import Durations
+from fanout.report.figures import (
     Answer,
     AttemptRow,
     DocumentFigures,
@@ -20,8 +20,8 @@ from fanout.observe.report.figures import (
     Tally,
     TokenFigures,
 )
-from fanout.observe.report.slices import Slice, Slices
-from fanout.observe.report.text import one_line
+from fanout.report.slices import Slice, Slices
+from fanout.report.text import one_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -11,9 +11,9 @@ from importlib import metadata
 from typing import TYPE_CHECKING, Any, Protocol
 
 from fanout.core import units as words
-from fanout.observe.report import charts, plots, text
-from fanout.observe.report.answers import aggregates
-from fanout.observe.report.gathering import gather
+from fanout.report import charts, plots, text
+from fanout.report.answers import aggregates
+from fanout.report.gathering import gather
 from fanout.system.private_files import whole_file
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from jinja2 import Environment
 
     from fanout.core.spec import RunSpec
-    from fanout.observe.report.figures import Figures
+    from fanout.report.figures import Figures
     from fanout.runs.results import Output, Status, StoredResult
 
 __all__ = ["Facts", "ReportedRun", "facts_of", "page", "render", "write"]

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from fanout.core.units import duration
-from fanout.observe.report.charts import Bar, Chart, Tick, log_ticks, time_ticks
+from fanout.report.charts import Bar, Chart, Tick, log_ticks, time_ticks
 
 if TYPE_CHECKING:
-    from fanout.observe.report.durations import DurationFigures
-    from fanout.observe.report.slices import SliceFigures
+    from fanout.report.durations import DurationFigures
+    from fanout.report.slices import SliceFigures
 
 __all__ = ["latency", "over_time"]
 
