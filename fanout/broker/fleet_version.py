@@ -8,12 +8,12 @@ from fanout.broker import app as broker
 from fanout.core.errors import WireVersionError
 
 if TYPE_CHECKING:
-    from fanout.stores.base import Fleet
+    from fanout.stores import RedisStore
 
 __all__ = ["check_as_client", "claim_wire", "foreign_run_problem", "own_version", "version_problem"]
 
 
-def claim_wire(store: Fleet, *, holder: str, ttl_s: float) -> None:
+def claim_wire(store: RedisStore, *, holder: str, ttl_s: float) -> None:
     """Say that a worker speaks to the fleet, and make sure that it may.
 
     Args:
@@ -28,7 +28,7 @@ def claim_wire(store: Fleet, *, holder: str, ttl_s: float) -> None:
     _require("this worker", store.claim_wire(broker.WIRE_VERSION, holder=holder, ttl_s=ttl_s))
 
 
-def check_as_client(store: Fleet, *, needs_room: bool = False) -> None:
+def check_as_client(store: RedisStore, *, needs_room: bool = False) -> None:
     """Make sure that a client may change what a fleet does.
 
     Args:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
     from fanout.core.settings import Settings
-    from fanout.stores import Store
+    from fanout.stores import RedisStore
 
     App = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 
@@ -132,7 +132,7 @@ def _served(settings: Settings, address: str, port: int, token: bytes | None) ->
         store.close()
 
 
-def _guarded(metrics: App, store: Store, token: bytes | None) -> App:
+def _guarded(metrics: App, store: RedisStore, token: bytes | None) -> App:
     """Return an application that shows the metrics to whoever has the token."""
 
     def app(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
@@ -159,7 +159,7 @@ def _has_token(environ: dict[str, Any], token: bytes) -> bool:
     return hmac.compare_digest(given, b"Bearer " + token)
 
 
-def _health(store: Store) -> HTTPStatus:
+def _health(store: RedisStore) -> HTTPStatus:
     try:
         store.ping()
     except BrokerError:

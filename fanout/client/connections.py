@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from fanout.core.settings import Settings
-    from fanout.stores import Store, WorkerRecord
+    from fanout.stores import RedisStore, WorkerRecord
 
 __all__ = ["Connections"]
 
@@ -39,10 +39,10 @@ class Connections:
     """What a client has open: to be closed. Raises BrokerError where the broker does not answer."""
 
     def __init__(self, settings: Settings) -> None:
-        self.store: Store = make_store(settings)
+        self.store: RedisStore = make_store(settings)
         self.store.ping()
         # What was half enqueued should not fail because the server is restarted.
-        self.patient: Store = make_store(settings, is_patient=True, away_s=AWAY_S)
+        self.patient: RedisStore = make_store(settings, is_patient=True, away_s=AWAY_S)
         self._app = make_app(settings)
         self.publisher = Publisher(self._app)
         self._redis = connect_broker(settings)

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from fanout.broker.publisher import Publisher
     from fanout.core.rate_limits import LimitState
     from fanout.core.records import ErrorKind, Outcome, Shard
-    from fanout.stores import StageRecord, Store
+    from fanout.stores import RedisStore, StageRecord
 
 __all__ = ["AWAY_S", "Run", "polls"]
 
@@ -53,7 +53,7 @@ class Run:
     """
 
     def __init__(
-        self, run_id: str, store: Store, publisher: Publisher, check: Callable[[], None]
+        self, run_id: str, store: RedisStore, publisher: Publisher, check: Callable[[], None]
     ) -> None:
         self.run_id = run_id
         self._store = store

@@ -1,4 +1,4 @@
-"""One rate limit for a whole fleet: when a call may begin. Plain arithmetic, no broker.
+"""One rate limit for a whole fleet: when a call may begin. The server does the arithmetic.
 
 The generic cell rate algorithm, as of the ATM Forum's traffic management: of each model the time is
 kept at which what was let through would be paid for at its rate. A call takes the next free time
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import msgspec
 
-__all__ = ["BURST_S", "MAX_AHEAD_S", "MAX_BLOCK_S", "LimitState", "Rates", "Slot", "take"]
+__all__ = ["BURST_S", "MAX_AHEAD_S", "MAX_BLOCK_S", "LimitState", "Rates", "Slot"]
 
 # What an idle second has left over may be used at once: providers count by the minute.
 BURST_S = 1.0
@@ -75,24 +75,3 @@ class Slot(msgspec.Struct, frozen=True, kw_only=True):
 
     wait_s: float
     is_taken: bool
-
-
-def take(
-    state: LimitState, *, now: float, request_s: float, tokens_s: float
-) -> tuple[Slot, LimitState]:
-    """Return the slot for a call that costs so much of each limit, and what is then used."""
-    start = max(
-        now,
-        state.blocked_until,
-        state.requests_until - BURST_S if request_s else 0.0,
-        state.tokens_until - BURST_S if tokens_s else 0.0,
-    )
-    wait_s = start - now
-    if wait_s > MAX_AHEAD_S:
-        return Slot(wait_s=wait_s - MAX_AHEAD_S / 2, is_taken=False), state
-    used = LimitState(
-        requests_until=max(state.requests_until, start) + request_s,
-        tokens_until=max(state.tokens_until, start) + tokens_s,
-        blocked_until=state.blocked_until,
-    )
-    return Slot(wait_s=wait_s, is_taken=True), used

@@ -39,7 +39,7 @@ class Start(msgspec.Struct, frozen=True):
         shard: The shard.
         position: The branch's position in the shard.
         token: Names this delivery: asking again with the same one is not counted.
-        holder: Who makes the call: see ``Store.beat``.
+        holder: Who makes the call: see ``RedisStore.beat``.
         beats_for_s: The ``ttl_s`` that the holder beats with.
         lasts_s: Seconds after which the branch is not held any more, whatever its holder does.
         feed: As the branch was published with, for when it is parked.
@@ -140,7 +140,7 @@ class Parked(msgspec.Struct, frozen=True, kw_only=True):
         stage: Its stage.
         shard: Its shard.
         position: Its position in the shard.
-        feed: As it was published with: see ``Store.record``.
+        feed: As it was published with: see ``RedisStore.record``.
     """
 
     stage: int

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from fanout.broker.backlog import Leases, Memory, Queue, Queues
     from fanout.core.rate_limits import LimitState
     from fanout.core.records import RunStatus
-    from fanout.stores import RunRecord, Store, Totals, WorkerRecord
+    from fanout.stores import RedisStore, RunRecord, Totals, WorkerRecord
 
 __all__ = ["FleetStatus", "fleet_status"]
 
@@ -84,7 +84,7 @@ class FleetStatus:
         return fields
 
 
-def fleet_status(store: Store, queues: Queues) -> FleetStatus:
+def fleet_status(store: RedisStore, queues: Queues) -> FleetStatus:
     """Return what a fleet is doing. Raises BrokerError."""
     state = queues.state()
     runs = sorted(_active(store), key=lambda run: run.created_at, reverse=True)
@@ -103,7 +103,7 @@ def fleet_status(store: Store, queues: Queues) -> FleetStatus:
     )
 
 
-def _active(store: Store) -> Iterator[RunRecord]:
+def _active(store: RedisStore) -> Iterator[RunRecord]:
     for run_id in store.active_runs():
         try:
             yield store.run(run_id)

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from fanout.broker.backlog import Queues
     from fanout.core.latency import Latency
     from fanout.observe.fleet import FleetStatus
-    from fanout.stores import Store, Totals
+    from fanout.stores import RedisStore, Totals
 
 __all__ = ["FleetCollector", "families"]
 
@@ -44,7 +44,7 @@ class FleetCollector:
         queues: The fleet's queues.
     """
 
-    def __init__(self, store: Store, queues: Queues) -> None:
+    def __init__(self, store: RedisStore, queues: Queues) -> None:
         self._store = store
         self._queues = queues
 

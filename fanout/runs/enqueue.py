@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from fanout.broker.publisher import Publisher
     from fanout.core.records import Chunk, ErrorKind, Shard
     from fanout.core.spec import RunSpec
-    from fanout.stores import RunRecord, Store
+    from fanout.stores import RedisStore, RunRecord
 
 __all__ = [
     "Enqueuer",
@@ -39,7 +39,7 @@ class Enqueuer:
 
     def __init__(
         self,
-        store: Store,
+        store: RedisStore,
         publisher: Publisher,
         on_bad_document: Callable[[str, str], None] | None = None,
         should_stop: Callable[[], bool] | None = None,
@@ -132,7 +132,7 @@ class Enqueuer:
 
 
 def open_stage(
-    store: Store,
+    store: RedisStore,
     publisher: Publisher,
     run_id: str,
     stage: int,
@@ -167,13 +167,13 @@ def open_stage(
         publisher.seal(run_id, stage, shards=sealed.shards)
 
 
-def fleet_window(store: Store) -> int:
+def fleet_window(store: RedisStore) -> int:
     """Return how many shards of a stage may be in flight, for the workers that are there."""
     takers = [worker for worker in store.workers() if BRANCHES_QUEUE in worker.queues]
     return shard_window(sum(worker.concurrency for worker in takers))
 
 
-def same_as_before(store: Store, run_id: str, shards: Iterable[Shard]) -> Iterator[Shard]:
+def same_as_before(store: RedisStore, run_id: str, shards: Iterable[Shard]) -> Iterator[Shard]:
     """Yield the shards of a run's input, once those that are written are known to be the same.
 
     Raises:
@@ -207,7 +207,7 @@ def _compare(before: Shard, now: Shard, number: int) -> None:
     raise RunError(f"the input is not the same as before: it differs {where}")
 
 
-def close_input(store: Store, publisher: Publisher, run_id: str) -> None:
+def close_input(store: RedisStore, publisher: Publisher, run_id: str) -> None:
     """Seal a run with the shards that it has, where its client will not, so that it ends.
 
     Of all who do this, and the client itself, one publishes the seal; the reaper makes up for one
@@ -223,7 +223,7 @@ def close_input(store: Store, publisher: Publisher, run_id: str) -> None:
     publisher.seal(run_id, 0, shards=sealed.shards)
 
 
-def delete(store: Store, publisher: Publisher, run_id: str) -> None:
+def delete(store: RedisStore, publisher: Publisher, run_id: str) -> None:
     """Forget a run, its chords and its messages. Raises UnknownRunError.
 
     From the first step on nothing is written of it, however late; and where this dies behind that,
@@ -234,7 +234,7 @@ def delete(store: Store, publisher: Publisher, run_id: str) -> None:
     store.delete_run(run_id)
 
 
-def settle(store: Store, publisher: Publisher, run: RunRecord) -> None:
+def settle(store: RedisStore, publisher: Publisher, run: RunRecord) -> None:
     """Let a run end that was stopped, or is overdue, before all of its input was read."""
     if run.has_ended or not (run.halt or run.is_overdue) or store.stage(run.run_id, 0).sealed:
         return
@@ -244,7 +244,7 @@ def settle(store: Store, publisher: Publisher, run: RunRecord) -> None:
     close_input(store, publisher, run.run_id)
 
 
-def unpark(store: Store, publisher: Publisher, run_id: str) -> int:
+def unpark(store: RedisStore, publisher: Publisher, run_id: str) -> int:
     """Publish the branches that were parked while a run was paused; return how many."""
     parked = store.take_parked(run_id)
     shards: dict[tuple[int, int, int], list[int]] = defaultdict(list)
@@ -256,7 +256,7 @@ def unpark(store: Store, publisher: Publisher, run_id: str) -> int:
 
 
 def retry_failed(
-    store: Store, publisher: Publisher, run_id: str, kinds: frozenset[ErrorKind] | None
+    store: RedisStore, publisher: Publisher, run_id: str, kinds: frozenset[ErrorKind] | None
 ) -> int:
     """Reopen a run that has ended for its failed branches; return how many they are.
 
@@ -280,7 +280,7 @@ def retry_failed(
     return sum(errors[kind] for kind in wanted)
 
 
-def take_back(store: Store, run: RunRecord, number: int) -> None:
+def take_back(store: RedisStore, run: RunRecord, number: int) -> None:
     """Take a shard of a run that is retried back to the outcomes that stay; once for each retry."""
     outcomes = store.outcomes(run.run_id, 0, number)
     again = {at for at, outcome in outcomes.items() if outcome.kind in run.retry}

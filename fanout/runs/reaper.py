@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from fanout.broker.inspection import Messages
     from fanout.broker.publisher import Publisher
-    from fanout.stores import RunRecord, StageProgress, Store
+    from fanout.stores import RedisStore, RunRecord, StageProgress
 
 __all__ = ["MAX_HEALS", "Reaper"]
 
@@ -61,7 +61,7 @@ class Reaper:
 
     def __init__(
         self,
-        store: Store,
+        store: RedisStore,
         publisher: Publisher,
         messages: Messages,
         *,

@@ -1,4 +1,4 @@
-"""The run store: a protocol, the real one on Redis, and one in memory for tests."""
+"""The run store: where inputs, outcomes and the state of runs live."""
 
 from fanout.core.state import (
     Begun,
@@ -17,16 +17,13 @@ from fanout.core.state import (
     Verdict,
     WorkerRecord,
 )
-from fanout.stores.base import Store
 from fanout.stores.connection import connect
-from fanout.stores.memory import MemoryStore
 from fanout.stores.redis import RedisStore
 
 __all__ = [
     "Begun",
     "End",
     "Grant",
-    "MemoryStore",
     "Parked",
     "Recorded",
     "RedisStore",
@@ -37,7 +34,6 @@ __all__ = [
     "StageRecord",
     "StageWindow",
     "Start",
-    "Store",
     "Totals",
     "Verdict",
     "WorkerRecord",

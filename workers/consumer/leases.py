@@ -6,8 +6,8 @@ although calls are long: a dead worker's messages come back soon, a slow one's n
 
 A message may come back all the same, when the server was away or the connection was lost. So a
 worker also says that it is alive, as the holder of the branches that it has begun: nobody else
-begins these (fanout.stores.Store.begin). Of a branch that stands still (workers.context.progress) neither
-holds any more.
+begins these (fanout.stores.RedisStore.begin). Of a branch that stands still
+(workers.context.progress) neither holds any more.
 """
 
 from __future__ import annotations

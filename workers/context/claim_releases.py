@@ -45,7 +45,7 @@ class Releases:
     Safe to share. Where the process ends before, its claims end with it.
 
     Args:
-        unbegin: See ``Store.unbegin``; it does not wait for a server that is away.
+        unbegin: See ``RedisStore.unbegin``; it does not wait for a server that is away.
         clock: Seconds, rising.
     """
 

@@ -15,7 +15,7 @@ from fanout.runs.results import error_sort
 
 if TYPE_CHECKING:
     from fanout.core.records import Outcome
-    from fanout.stores import StageRecord, Store
+    from fanout.stores import RedisStore, StageRecord
 
 __all__ = ["Alike"]
 
@@ -29,7 +29,7 @@ class Alike:
         store: Knows whether others have succeeded.
     """
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: RedisStore) -> None:
         self._store = store
         self._lock = threading.Lock()
         self._runs: OrderedDict[str, Counter[tuple[str, str]]] = OrderedDict()

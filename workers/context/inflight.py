@@ -15,7 +15,7 @@ from fanout.system.logs import about
 if TYPE_CHECKING:
     from collections.abc import Container, Coroutine
 
-    from fanout.stores import Store
+    from fanout.stores import RedisStore
 
 __all__ = ["CallStoppedError", "InFlight", "Stop"]
 
@@ -50,7 +50,7 @@ class InFlight:
     number of its calls.
     """
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: RedisStore) -> None:
         self._store = store
         # By run, and by whether its deadline binds them: it does not bind those of the reduce.
         self._tasks: defaultdict[tuple[str, bool], dict[asyncio.Task[Any], Stop | None]]

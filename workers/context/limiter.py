@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from fanout.core.errors import LLMError
     from fanout.core.rate_limits import Rates
     from fanout.llm.base import LLMReply, LLMRequest
-    from fanout.stores import Store
+    from fanout.stores import RedisStore
 
 __all__ = ["Gate", "Limiter"]
 
@@ -121,7 +121,7 @@ class Limiter:
 
     def __init__(
         self,
-        store: Store,
+        store: RedisStore,
         *,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from fanout.core.records import RunStatus, Shard
     from fanout.core.settings import Settings
     from fanout.llm import LLM
-    from fanout.stores import Start, Store
+    from fanout.stores import RedisStore, Start
     from workers.context.progress import Standing
 
 __all__ = ["Runtime"]
@@ -82,7 +82,7 @@ class Runtime:
         self.holder: str = app.fanout_holder
         # An outcome in hand was paid for: it waits for the server as long as that takes.
         # For the storage not so long: another worker may see it, and has the branch then.
-        self.store: Store = make_store(
+        self.store: RedisStore = make_store(
             settings, is_patient=True, storage_away_s=settings.visibility_timeout_s
         )
         # Branches that may be what killed their worker are processed one at a time.
@@ -97,7 +97,7 @@ class Runtime:
         self._concurrency = concurrency
         self._quiets_clients: bool = app.fanout_owns_process
         # For what must not wait: whoever watches or beats.
-        self.watched: Store = make_store(settings)
+        self.watched: RedisStore = make_store(settings)
         self.releases = Releases(self.watched.unbegin)
         self.storage = StorageWatch(self.watched, settings)
         self.reports = Reports(self.watched, make_telemetry(settings, self.watched.run))

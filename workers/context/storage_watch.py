@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from fanout.core.settings import Settings
-    from fanout.stores import Store
+    from fanout.stores import RedisStore
 
 __all__ = ["StorageWatch"]
 
@@ -36,7 +36,7 @@ class StorageWatch:
     """
 
     def __init__(
-        self, store: Store, settings: Settings, *, clock: Callable[[], float] = time.monotonic
+        self, store: RedisStore, settings: Settings, *, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self.problem = ""
         self._store = store

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from fanout.core.records import Outcome
-    from fanout.stores import StageRecord, Store
+    from fanout.stores import RedisStore, StageRecord
     from workers.telemetry.base import BranchKey, Calls, Telemetry
 
 __all__ = ["Reports"]
@@ -42,7 +42,7 @@ class Reports:
         telemetry: Who is told, besides the log.
     """
 
-    def __init__(self, store: Store, telemetry: Telemetry) -> None:
+    def __init__(self, store: RedisStore, telemetry: Telemetry) -> None:
         self._store = store
         self._telemetry = telemetry
         self._failures = _Failures()

@@ -1,4 +1,4 @@
-"""The run store on a Redis-protocol server: the real one."""
+"""The run store, on a Redis-protocol server."""
 
 from __future__ import annotations
 
@@ -12,4 +12,7 @@ __all__ = ["RedisStore"]
 
 
 class RedisStore(RedisRuns, RedisStages, RedisBranches, RedisFleet, RedisLimits):
-    """The run store on a Redis-protocol server. Safe to share between threads."""
+    """What a run needs remembered, on a Redis-protocol server.
+
+    Every method is safe to call twice, from any process; threads may share a store.
+    """

@@ -9,7 +9,6 @@ from fanout.core.errors import LostDataError
 from fanout.core.latency import bucket_of
 from fanout.core.state import Begun, Parked, Recorded
 from fanout.stores import codec
-from fanout.stores.base import ALONE_AFTER
 from fanout.stores.blobs.base import blob_name
 from fanout.stores.redis.base import translated
 from fanout.stores.redis.kept import RedisKept
@@ -22,6 +21,9 @@ if TYPE_CHECKING:
 
 __all__ = ["RedisBranches"]
 
+# A branch that was begun so often without an end is begun again only alone: when its worker dies,
+# it is known which branch it was.
+_ALONE_AFTER = 2
 _Asked = TypeVar("_Asked")
 _Said = TypeVar("_Said")
 # A script blocks the server while it runs: these take it about a millisecond.
@@ -74,11 +76,11 @@ def _pairs(flat: list[Any]) -> Iterator[tuple[Any, Any]]:
 
 
 class RedisBranches(RedisKept):
-    """See ``fanout.stores.base.Branches``."""
+    """The branches of a shard: who makes the call, and how it ended."""
 
     @translated
     def take_parked(self, run_id: str) -> list[Parked]:
-        """See Store."""
+        """Take away the branches that were not begun because the run is, or was, paused."""
         key = f"{self._run(run_id)}:parked"
         with self._redis.pipeline() as pipe:
             pipe.smembers(key)
@@ -87,12 +89,18 @@ class RedisBranches(RedisKept):
         return [codec.decode_parked(member) for member in sorted(members)]
 
     def begin(self, start: Start) -> Begun:
-        """See Store."""
+        """Ask whether a branch may make its call, and count it.
+
+        While its holder is alive, nobody else may begin the branch until it is given up: its
+        message may come to a second worker although the first has not died, after the server was
+        away for instance. A holder is taken for dead only by one that has said since that it is
+        alive itself.
+        """
         return self.begin_all([start])[0]
 
     @translated
     def begin_all(self, starts: Sequence[Start]) -> list[Begun]:
-        """See Store."""
+        """Begin several branches, in as few steps as can be; return the answers in order."""
         return _of_each(starts, _claimant, self._begin_some)
 
     def _begin_some(self, starts: list[Start]) -> list[Begun]:
@@ -100,7 +108,7 @@ class RedisBranches(RedisKept):
         run = self._run(first.run_id)
         shard = self._shard_keys(first.run_id, first.stage, first.shard)
         keys = [run, *shard, f"{run}:parked", self._holders]
-        args: list[Any] = [self._ttl_s, ALONE_AFTER, int(first.stage == 0)]
+        args: list[Any] = [self._ttl_s, _ALONE_AFTER, int(first.stage == 0)]
         args += [first.holder, first.lasts_s, first.beats_for_s]
         for start in starts:
             args += [start.position, start.token, int(start.is_alone), codec.encode_parked(start)]
@@ -118,17 +126,28 @@ class RedisBranches(RedisKept):
         token: str,
         counts: bool = False,
     ) -> None:
-        """See Store."""
+        """Take a begin back: the delivery was handed back without a call's end, or died.
+
+        Where there is nothing of it, nothing is done.
+
+        Args:
+            run_id: The run.
+            stage: The stage.
+            number: The shard.
+            position: The branch in it.
+            token: Of the begin; that of another delivery stays.
+            counts: Whether it was a begin all the same: what stands still everywhere must end.
+        """
         keys = [self._shard(run_id, stage, number, "state")]
         self._unbegin(keys=keys, args=[position, token, 0 if counts else -1])
 
     def record(self, end: End) -> Recorded:
-        """See Store."""
+        """Write the outcome of a branch; the first one stands and is counted once."""
         return self.record_all([end])[0]
 
     @translated
     def record_all(self, ends: Sequence[End]) -> list[Recorded]:
-        """See Store."""
+        """Write several outcomes, in as few steps as can be; return what became of each."""
         return _of_each(ends, _shard_of, self._record_some)
 
     def _record_some(self, ends: list[End]) -> list[Recorded]:
@@ -150,7 +169,7 @@ class RedisBranches(RedisKept):
 
     @translated
     def outcomes(self, run_id: str, stage: int, number: int) -> dict[int, Outcome]:
-        """See Store."""
+        """Return the outcomes of a shard so far, by position."""
         key = self._shard(run_id, stage, number, "out")
         with self._redis.pipeline() as pipe:
             pipe.get(key)
@@ -169,7 +188,7 @@ class RedisBranches(RedisKept):
 
     @translated
     def compact(self, run_id: str, stage: int, number: int, outcomes: dict[int, Outcome]) -> None:
-        """See Store."""
+        """Replace the outcomes of a finished shard by one compressed blob."""
         keys = [self._shard(run_id, stage, number, part) for part in ("live", "state", "out")]
         name = blob_name(run_id, stage, number, "out")
         held = self._keep(run_id, name, codec.encode_outcomes(outcomes))

@@ -19,26 +19,34 @@ _SOME_RUNS = 20
 
 
 class RedisFleet(RedisBase):
-    """See ``fanout.stores.base.Fleet``."""
+    """What processes tell one another, apart from any run."""
 
     @translated
     def beat(self, holder: str, *, ttl_s: float) -> None:
-        """See Store."""
+        """Say that the holder of begun branches is alive; to be said each third of ``ttl_s``.
+
+        One that is late by another third was held up, and mostly so were all others, by the server
+        being away: then those that were alive at its last beat are alive for ``ttl_s`` more.
+
+        Args:
+            holder: Names a process; not one that had the same name before.
+            ttl_s: Seconds after which a silent holder is taken for dead.
+        """
         self._beat(keys=[self._holders], args=[holder, ttl_s, _REMEMBERED_S])
 
     @translated
     def take_lock(self, name: str, holder: str, *, ttl_s: int) -> bool:
-        """See Store."""
+        """Take or keep a lock for ``ttl_s`` seconds; say whether ``holder`` has it."""
         return bool(self._lock(keys=[f"{self._prefix}:lock:{name}"], args=[holder, ttl_s]))
 
     @translated
     def put_note(self, key: str, note: bytes, *, ttl_s: int) -> None:
-        """See Store."""
+        """Leave a short-lived note, such as the answer of a check."""
         self._redis.set(f"{self._prefix}:note:{key}", note, ex=ttl_s)
 
     @translated
     def take_note(self, key: str) -> bytes | None:
-        """See Store."""
+        """Take a note away, or return None where there is none yet."""
         return cast("bytes | None", self._redis.getdel(f"{self._prefix}:note:{key}"))
 
     @property
@@ -47,14 +55,14 @@ class RedisFleet(RedisBase):
 
     @translated
     def worker_alive(self, worker: WorkerRecord, *, ttl_s: float) -> None:
-        """See Store."""
+        """Say that a worker is there, for the next ``ttl_s`` seconds."""
         # Until when it is known, and when it said so, must be read off one clock.
         record = codec.encode_worker(worker, ttl_s)
         self._alive(keys=self._workers, args=[worker.name, record, ttl_s, _REMEMBERED_S])
 
     @translated
     def worker_gone(self, name: str) -> None:
-        """See Store."""
+        """Say that a worker has stopped."""
         known, records = self._workers
         with self._redis.pipeline() as pipe:
             pipe.zrem(known, name)
@@ -63,7 +71,7 @@ class RedisFleet(RedisBase):
 
     @translated
     def workers(self) -> list[WorkerRecord]:
-        """See Store."""
+        """Return the live workers, by name."""
         known, records = self._workers
         with self._redis.pipeline() as pipe:
             pipe.time()
@@ -76,12 +84,12 @@ class RedisFleet(RedisBase):
 
     @translated
     def count_dropped(self, messages: int) -> None:
-        """See Store."""
+        """Count messages that a worker has refused and dropped."""
         self._redis.hincrby(self._totals, "dropped", messages)
 
     @translated
     def totals(self) -> Totals:
-        """See Store."""
+        """Return what the fleet has done so far."""
         with self._redis.pipeline(transaction=False) as pipe:
             pipe.hgetall(self._totals)
             pipe.hgetall(self._run_totals)
@@ -89,14 +97,32 @@ class RedisFleet(RedisBase):
 
     @translated
     def claim_wire(self, version: int, *, holder: str, ttl_s: float) -> int:
-        """See Store."""
+        """Ask as a worker to speak ``version``, and return the version that the fleet speaks.
+
+        Where they are the same, the holder counts as one who speaks it, for ``ttl_s`` seconds. A
+        fleet goes over to another version when nobody speaks the old one and no run of it is
+        active.
+
+        Args:
+            version: What the asking process speaks: its messages, and its records in the store.
+            holder: Names the process; not one that had the same name before.
+            ttl_s: Seconds after which a silent holder is taken for gone.
+        """
         keys = [self._wire, f"{self._wire}:holders", self._active]
         args: list[Any] = [version, holder, ttl_s, self._run("")]
         return int(cast("int", self._claim_wire(keys=keys, args=args)))
 
     @translated
     def wire_for(self, version: int, *, needs_room: bool = False) -> int:
-        """See Store."""
+        """Return the version that a client must speak; ``version`` where that is right.
+
+        A client claims nothing: its runs say their version, and a worker that cannot speak it
+        refuses them. Where no worker speaks, those of the active runs count.
+
+        Args:
+            version: What the client speaks.
+            needs_room: Raise BrokerError where the server is full.
+        """
         if needs_room:
             self._redis.set(f"{self._prefix}:note:room", "", px=1)
         spoken = self.wire()
@@ -126,25 +152,25 @@ class RedisFleet(RedisBase):
 
     @translated
     def release_wire(self, holder: str) -> None:
-        """See Store."""
+        """Say that a process does not speak the fleet's version of the wire format any more."""
         self._redis.zrem(f"{self._wire}:holders", holder)
 
     @translated
     def wire(self) -> int | None:
-        """See Store."""
+        """Return the version of the wire format that the fleet speaks; None: nobody ever spoke."""
         version = cast("bytes | None", self._redis.get(self._wire))
         return None if version is None else int(version)
 
     @translated
     def now(self) -> float:
-        """See Store."""
+        """Return the time, in seconds since the epoch, by the one clock that all machines share."""
         return seconds(self._redis.time())
 
     @translated
     def ping(self) -> None:
-        """See Store."""
+        """Make sure that the store answers. Raises BrokerError."""
         self._redis.ping()
 
     def close(self) -> None:
-        """See Store."""
+        """Release connections."""
         self._redis.close()

@@ -83,8 +83,8 @@ return tonumber(ARGV[1])
 
 # KEYS limits; ARGV model, seconds that the request takes up, that its tokens do, the burst, the
 # furthest ahead, ttl. Returns {wait in seconds, whether it is taken} as strings: Lua's numbers
-# would lose their fractions. The same as fanout.core.rate_limits.take; ``r:``, ``t:`` and ``b:`` and the
-# model are until when requests and tokens are paid for, and nothing is let through.
+# would lose their fractions. See fanout.core.rate_limits; ``r:``, ``t:`` and ``b:`` and the model
+# are until when requests and tokens are paid for, and nothing is let through.
 TAKE_SLOT = """
 local time = redis.call('TIME')
 local now = tonumber(time[1]) + tonumber(time[2]) / 1e6

@@ -42,7 +42,11 @@ class RedisKept(RedisBase):
             self._blobs.drop(name, held)
 
     def storage_problem(self, *, is_worker: bool = False) -> str | None:
-        """See Store."""
+        """Return why files cannot be kept from here, in one line; None where they can.
+
+        A worker registers a storage that nobody has registered yet: see
+        fanout.stores.blobs.marker. Raises BrokerError.
+        """
         return storage_problem(self, self._blobs, is_worker=is_worker)
 
     @translated
@@ -66,7 +70,17 @@ class RedisKept(RedisBase):
 
     @translated
     def sweep_files(self, *, everything: bool = False) -> int:
-        """See Store."""
+        """Delete the files of runs that are gone, where blobs are kept as files.
+
+        Args:
+            everything: Those of all other runs, too: the store itself is about to end.
+
+        Returns:
+            Of how many runs.
+
+        Raises:
+            StorageError: The storage does not answer, or refuses.
+        """
         # Only under the root that is set here: what the server says must not make a process
         # delete whatever else it can.
         root = self._blobs.root

@@ -19,11 +19,14 @@ _KEPT_S = 3_600
 
 
 class RedisLimits(RedisBase):
-    """See ``fanout.stores.base.Fleet``. The server's clock counts: those of workers differ."""
+    """The rates and pauses of models. The server's clock counts: those of workers differ."""
 
     @translated
     def take_slot(self, model: str, *, rates: Rates, tokens: int) -> Slot:
-        """See Store."""
+        """Take the next time at which a call to a model may begin: see fanout.core.rate_limits.
+
+        Whoever asks brings the rates; all who ask for the same model share what is used of them.
+        """
         costs = [rates.request_s(), rates.tokens_s(tokens)]
         args: list[Any] = [model, *costs, BURST_S, MAX_AHEAD_S, _KEPT_S]
         wait_s, is_taken = self._take_slot(keys=[self._limits], args=args)
@@ -31,18 +34,22 @@ class RedisLimits(RedisBase):
 
     @translated
     def correct_slot(self, model: str, *, rates: Rates, tokens: int) -> None:
-        """See Store."""
+        """Add tokens, or take some back, that a call took more than it was taken to."""
         self._correct_slot(keys=[self._limits], args=[model, rates.tokens_s(tokens)])
 
     @translated
     def pause_model(self, model: str, pause_s: float) -> None:
-        """See Store."""
+        """Have no call to a model begin for so long: its provider has refused one."""
         keys = [self._limits, self._totals]
         self._pause_model(keys=keys, args=[model, pause_s, _KEPT_S])
 
     @translated
     def pause_of(self, model: str) -> Standing:
-        """See Store. Nothing but a read, while the model is well."""
+        """Return whether a call to a model may begin: see fanout.policy.outages.
+
+        Who asks while it fails for everybody may be told to try: then the others are told to wait.
+        While the model is well, this is one read.
+        """
         with self._redis.pipeline() as pipe:
             pipe.time()
             pipe.hmget(self._limits, [f"b:{model}", f"o:{model}"])
@@ -62,18 +69,18 @@ class RedisLimits(RedisBase):
 
     @translated
     def trip_breaker(self, model: str) -> bool:
-        """See Store."""
+        """Report that a model fails for everybody; say whether all leave it alone now."""
         args: list[Any] = [model, FIRST_PROBE_S, FORGET_S, REOPEN_S, _KEPT_S]
         return bool(self._trip_breaker(keys=[self._limits], args=args) == 1)
 
     @translated
     def close_breaker(self, model: str) -> None:
-        """See Store."""
+        """Have all call a model again: one of its calls has succeeded. Its pauses end too."""
         self._close_breaker(keys=[self._limits], args=[model, _KEPT_S])
 
     @translated
     def limits(self) -> dict[str, LimitState]:
-        """See Store."""
+        """Return how far the limits of models are used, in seconds from now."""
         with self._redis.pipeline() as pipe:
             pipe.time()
             pipe.hgetall(self._limits)

@@ -30,7 +30,10 @@ _log = logging.getLogger(__name__)
 
 
 class RedisRuns(RedisStages):
-    """See ``fanout.stores.base.Runs``. A run that is deleted or reopened takes its shards along."""
+    """The runs: what they are asked for, their status, their aggregate.
+
+    A run that is deleted or reopened takes its shards along.
+    """
 
     @translated
     def create_run(
@@ -42,7 +45,10 @@ class RedisRuns(RedisStages):
         deadline_at: float | None = None,
         wire: int | None = None,
     ) -> None:
-        """See Store."""
+        """Remember a new run in status ``enqueuing``; ``spec`` is its JSON.
+
+        ``wire`` is the version of the wire format that it is written in.
+        """
         key = self._run(run_id)
         fields = {"spec": spec, "status": RunStatus.ENQUEUING.value, "created_at": created_at}
         if deadline_at is not None:
@@ -63,7 +69,7 @@ class RedisRuns(RedisStages):
 
     @translated
     def spec(self, run_id: str) -> str:
-        """See Store."""
+        """Return the JSON of the run's spec. Raises UnknownRunError."""
         spec = cast("bytes | None", self._redis.hget(self._run(run_id), "spec"))
         if spec is None:
             raise UnknownRunError(run_id)
@@ -71,7 +77,7 @@ class RedisRuns(RedisStages):
 
     @translated
     def run(self, run_id: str) -> RunRecord:
-        """See Store."""
+        """Return the state of a run. Raises UnknownRunError."""
         [record] = self._records([run_id])
         if record is None:
             raise UnknownRunError(run_id)
@@ -80,7 +86,7 @@ class RedisRuns(RedisStages):
         return record
 
     def runs(self, prefix: str = "") -> Iterator[RunRecord]:
-        """See Store."""
+        """Yield the runs that have not expired and whose ids begin so, the newest first."""
         run_ids = [run_id for run_id in self._run_ids() if run_id.startswith(prefix)]
         for start in range(0, len(run_ids), _PAGE):
             page = run_ids[start : start + _PAGE]
@@ -123,7 +129,7 @@ class RedisRuns(RedisStages):
 
     @translated
     def active_runs(self) -> list[str]:
-        """See Store."""
+        """Return the runs that have not ended."""
         return sorted(run_id.decode() for run_id in self._members(self._active))
 
     def _members(self, key: str) -> set[bytes]:
@@ -131,7 +137,10 @@ class RedisRuns(RedisStages):
 
     @translated
     def set_status(self, run_id: str, status: RunStatus, *, stage: int | None = None) -> bool:
-        """See Store."""
+        """Move a run that has not ended to ``status``; say whether it was moved.
+
+        The stage only rises: a task that is delivered again does not take it back.
+        """
         args: list[Any] = [status, "" if stage is None else stage, *FINAL]
         return bool(self._set_status(keys=[self._run(run_id)], args=args))
 
@@ -139,30 +148,35 @@ class RedisRuns(RedisStages):
     def end_run(
         self, run_id: str, status: RunStatus, *, ended_at: float, error: str | None = None
     ) -> bool:
-        """See Store."""
+        """Give a run its final status; say whether this call did. The first end stands."""
         args: list[Any] = [status, ended_at, error or "", self._ttl_s, run_id, *FINAL]
         keys = [self._run(run_id), self._active, self._run_totals]
         return bool(self._end_run(keys=keys, args=args))
 
     @translated
     def halt(self, run_id: str, status: RunStatus, *, error: str | None = None) -> bool:
-        """See Store."""
+        """Let no further call start; the run will end with ``status``. The first halt stands."""
         args: list[Any] = [status, error or "", *FINAL]
         return bool(self._halt(keys=[self._run(run_id)], args=args))
 
     @translated
     def pause(self, run_id: str) -> bool:
-        """See Store."""
+        """Let no further branch begin until ``unpause``; say whether this call did."""
         return bool(self._pause(keys=[self._run(run_id)], args=["1", *FINAL]))
 
     @translated
     def unpause(self, run_id: str) -> bool:
-        """See Store."""
+        """Let branches begin again; say whether this call did. Those parked stay so."""
         return bool(self._pause(keys=[self._run(run_id)], args=["0", *FINAL]))
 
     @translated
     def reopen_run(self, run_id: str, *, retry: frozenset[ErrorKind]) -> bool:
-        """See Store."""
+        """Take a run that has ended back to ``running``; say whether this call did.
+
+        Its aggregate is dropped, and what its reduce stages hold, but not what they consumed. Its
+        shards may be opened again, and each be taken back once to what did not fail by a kind in
+        ``retry``.
+        """
         stage = self._stage(run_id, 0)
         run = self._run(run_id)
         keys = [run, stage, f"{stage}:open", f"{run}:result", self._active, f"{run}:parked"]
@@ -182,7 +196,17 @@ class RedisRuns(RedisStages):
 
     @translated
     def begin_delete(self, run_id: str) -> list[int]:
-        """See Store."""
+        """Have a run be unknown from now on, so that nothing is written of it any more.
+
+        Also of one whose deletion has begun before and has not ended: it is among the active runs
+        until ``delete_run`` has been carried out.
+
+        Returns:
+            How many shards each of its stages has.
+
+        Raises:
+            UnknownRunError: There is no such run.
+        """
         run = self._run(run_id)
         keys = [run, f"{run}:deleted", self._active]
         last: int = self._delete(keys=keys, args=[self._ttl_s, run_id])
@@ -193,7 +217,7 @@ class RedisRuns(RedisStages):
 
     @translated
     def delete_run(self, run_id: str) -> None:
-        """See Store."""
+        """Forget all there is of a run. Raises UnknownRunError."""
         shards = self.begin_delete(run_id)
         # A stage behind its shards and the mark last: a deletion that dies half-way is done again.
         for stage, count in enumerate(shards):
@@ -210,7 +234,7 @@ class RedisRuns(RedisStages):
 
     @translated
     def put_result(self, run_id: str, result: bytes) -> None:
-        """See Store."""
+        """Write the run's aggregate; the first one stands."""
         run, name = self._run(run_id), f"{run_id}/result"
         key = f"{run}:result"
         held = self._keep(run_id, name, result) if len(result) > _LARGE_RESULT else result
@@ -220,7 +244,7 @@ class RedisRuns(RedisStages):
 
     @translated
     def result(self, run_id: str) -> bytes | None:
-        """See Store."""
+        """Return the run's aggregate, or None where there is none."""
         held = self._held(f"{self._run(run_id)}:result")
         return None if held is None else self._blobs.load(f"{run_id}/result", held)
 

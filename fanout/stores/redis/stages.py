@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any, cast
 from fanout.core.errors import UnknownRunError
 from fanout.core.state import Grant, Sealed, ShardState, StageProgress, StageWindow
 from fanout.stores import codec
-from fanout.stores.base import MOST_WINDOWS
 from fanout.stores.blobs.base import blob_name
 from fanout.stores.redis.base import FINAL, translated
 from fanout.stores.redis.kept import RedisKept
@@ -21,13 +20,17 @@ if TYPE_CHECKING:
 
 __all__ = ["RedisStages"]
 
+# How many times the window may be open, with the shards that drain: a few slow calls of each must
+# not keep the workers idle, and what has ended of a shard that is open is not compressed yet.
+_MOST_WINDOWS = 8
+
 
 class RedisStages(RedisKept):
-    """See ``fanout.stores.base.Stages``."""
+    """The stages of a run and their shards: inputs, counts, which are in flight."""
 
     @translated
     def stage(self, run_id: str, stage: int) -> StageRecord:
-        """See Store."""
+        """Return the counts of a stage; all 0 where there is no such stage."""
         fields = cast("dict[bytes, bytes]", self._redis.hgetall(self._stage(run_id, stage)))
         return codec.decode_stage(fields)
 
@@ -41,7 +44,14 @@ class RedisStages(RedisKept):
         kept: dict[int, Outcome],
         dropped: list[Outcome],
     ) -> bool:
-        """See Store."""
+        """Take a shard back to the outcomes ``kept``; uncount those ``dropped``.
+
+        What calls consumed stays counted. Once for each time that the run is reopened: later calls
+        change nothing.
+
+        Returns:
+            Whether this call did it.
+        """
         live, out, state = self._shard_keys(run_id, stage, number)
         key = self._stage(run_id, stage)
         args: list[Any] = [number, self._ttl_s, len(kept)]
@@ -59,7 +69,7 @@ class RedisStages(RedisKept):
 
     @translated
     def is_finished(self, run_id: str, stage: int, number: int) -> bool:
-        """See Store."""
+        """Say whether a shard is compacted."""
         return bool(self._redis.exists(self._shard(run_id, stage, number, "out")))
 
     def _delete_shards(self, run_id: str, stage: int, count: int) -> None:
@@ -71,7 +81,14 @@ class RedisStages(RedisKept):
 
     @translated
     def put_shard(self, run_id: str, stage: int, number: int, shard: Shard) -> bool:
-        """See Store."""
+        """Write the input of the next shard of a stage and count it; one that is there stays.
+
+        Returns:
+            Whether the stage takes shards: not once it is sealed, or its run is halted or over.
+
+        Raises:
+            UnknownRunError: There is no such run.
+        """
         keys = [
             self._run(run_id),
             self._stage(run_id, stage),
@@ -90,7 +107,7 @@ class RedisStages(RedisKept):
 
     @translated
     def shard(self, run_id: str, stage: int, number: int) -> Shard:
-        """See Store."""
+        """Return the input of a shard. Raises UnknownRunError where it has expired."""
         held = self._held(self._shard(run_id, stage, number, "in"))
         if held is None:
             raise UnknownRunError(run_id)
@@ -98,7 +115,10 @@ class RedisStages(RedisKept):
 
     @translated
     def indices(self, run_id: str, stage: int, number: int) -> range:
-        """See Store."""
+        """Return the stage-wide indices of a shard's branches. Raises UnknownRunError.
+
+        They outlive its input, so that what became of it can be recorded without that.
+        """
         size = self._redis.hget(f"{self._stage(run_id, stage)}:sizes", str(number))
         if size is None:
             raise UnknownRunError(run_id)
@@ -106,14 +126,14 @@ class RedisStages(RedisKept):
 
     @translated
     def set_lanes(self, run_id: str, stage: int, lanes: Lanes) -> None:
-        """See Store."""
+        """Set how a stage's ``max_workers`` is spread, before its first shard is opened."""
         keys = [self._stage(run_id, stage), self._run(run_id)]
         args = [self._ttl_s, lanes.window, lanes.per_shard, lanes.cap]
         self._require(run_id, self._set_lanes(keys=keys, args=args))
 
     @translated
     def seal_stage(self, run_id: str, stage: int) -> Sealed:
-        """See Store."""
+        """Let a stage take no more shards: those that it has are all. Raises UnknownRunError."""
         keys = [self._run(run_id), self._stage(run_id, stage)]
         shards, first = self._seal(keys=keys, args=[self._ttl_s])
         if shards < 0:
@@ -130,10 +150,20 @@ class RedisStages(RedisKept):
         finished: int | None = None,
         draining: tuple[int, int] | None = None,
     ) -> list[Grant]:
-        """See Store."""
+        """Close the shard ``finished``, if any, and open shards until ``window`` are in flight.
+
+        Args:
+            run_id: The run.
+            stage: The stage.
+            window: How many; a stage with lanes has its own.
+            finished: A shard that is over.
+            draining: A shard of which few branches have not ended, and how many: it does not count
+                any more, and needs no more lanes than that. No more than eight windows are
+                open in all.
+        """
         key = self._stage(run_id, stage)
         args: list[Any] = [window, -1 if finished is None else finished, self._ttl_s]
-        args += [*(draining or (-1, 0)), MOST_WINDOWS]
+        args += [*(draining or (-1, 0)), _MOST_WINDOWS]
         keys = [key, f"{key}:open", f"{key}:draining", self._run(run_id)]
         flat = cast("list[int] | None", self._open(keys=keys, args=args))
         if flat is None:
@@ -143,7 +173,11 @@ class RedisStages(RedisKept):
 
     @translated
     def start_shard(self, run_id: str, stage: int, number: int, *, published: int) -> bool:
-        """See Store."""
+        """Remember that the first ``published`` branches of a shard are being published.
+
+        Returns:
+            Whether this call was the first to say so.
+        """
         keys = [self._shard(run_id, stage, number, "state"), self._run(run_id)]
         answer = self._start_shard(keys=keys, args=[published, self._ttl_s])
         self._require(run_id, answer >= 0)
@@ -151,13 +185,13 @@ class RedisStages(RedisKept):
 
     @translated
     def advance_shard(self, run_id: str, stage: int, number: int, *, published: int) -> None:
-        """See Store."""
+        """Remember that as many branches of a shard, from the first, are published, if not more."""
         keys = [self._shard(run_id, stage, number, "state"), self._run(run_id)]
         self._require(run_id, self._advance(keys=keys, args=[published, self._ttl_s]))
 
     @translated
     def progress(self, run_id: str, stage: int) -> StageProgress:
-        """See Store."""
+        """Return how far the shards of a stage are."""
         key = self._stage(run_id, stage)
         with self._redis.pipeline() as pipe:
             pipe.hmget(key, "written", "sealed", "opened", "heals")
@@ -182,7 +216,7 @@ class RedisStages(RedisKept):
 
     @translated
     def window(self, run_id: str, stage: int) -> StageWindow:
-        """See Store."""
+        """Return how much of a stage is in flight; all 0 where there is no such stage."""
         key = self._stage(run_id, stage)
         with self._redis.pipeline() as pipe:
             pipe.hmget(key, "written", "opened", "used", "cap")
@@ -193,7 +227,7 @@ class RedisStages(RedisKept):
 
     @translated
     def shard_state(self, run_id: str, stage: int, number: int) -> ShardState:
-        """See Store."""
+        """Return what there is of a shard. Raises UnknownRunError."""
         live, out, state = self._shard_keys(run_id, stage, number)
         with self._redis.pipeline() as pipe:
             pipe.hget(f"{self._stage(run_id, stage)}:sizes", str(number))
@@ -221,7 +255,7 @@ class RedisStages(RedisKept):
 
     @translated
     def incomplete(self, run_id: str, stage: int) -> list[int]:
-        """See Store."""
+        """Return the shards of a stage that have fewer outcomes than branches."""
         key = f"{self._stage(run_id, stage)}:sizes"
         sizes = cast("dict[bytes, bytes]", self._redis.hgetall(key))
         lengths = {int(number): len(codec.decode_size(size)) for number, size in sizes.items()}
@@ -236,14 +270,17 @@ class RedisStages(RedisKept):
 
     @translated
     def adopt(self, run_id: str, stage: int, numbers: Iterable[int]) -> None:
-        """See Store."""
+        """Take shards back among those that are being processed, if they are not.
+
+        Of a stage with lanes, as many as there are lanes for.
+        """
         key = self._stage(run_id, stage)
         keys = [key, f"{key}:open", self._run(run_id)]
         self._require(run_id, self._adopt(keys=keys, args=[self._ttl_s, *numbers]))
 
     @translated
     def healed(self, run_id: str, stage: int, number: int | None = None) -> None:
-        """See Store."""
+        """Count that a shard, or the stage itself, was healed."""
         of_stage = self._stage(run_id, stage)
         key = of_stage if number is None else self._shard(run_id, stage, number, "state")
         keys = [key, self._totals, self._run(run_id)]

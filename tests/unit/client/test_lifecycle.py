@@ -24,60 +24,16 @@ from fanout.runs.enqueue import (
     take_back,
 )
 from fanout.runs.reaper import Reaper
-from fanout.stores import End, MemoryStore, Start
+from fanout.stores import End, RedisStore, Start
+from tests.fakes import RUN, Messages, Publisher, fake_store
 
-RUN = "r1"
 SPEC = make_spec(model="fake", prompt="{input}")
 # Two shards and a half: the samples make a shard of each 250 documents.
 MANY = make_spec(model="fake", prompt="{input}", samples=2)
 
 
-class Publisher:
-    """Notes what would be published."""
-
-    def __init__(self):
-        self.sent = []
-
-    def expand(self, run_id, stage, grants):
-        self.sent += [("expand", grant.shard) for grant in grants]
-
-    def branches(self, run_id, stage, shard, positions, *, feed):
-        self.sent += [("branch", shard, position) for position in positions]
-
-    def collect(self, run_id, stage, shard):
-        self.sent.append(("collect", shard))
-
-    def aggregate(self, run_id, stage):
-        self.sent.append(("aggregate", stage))
-
-    def seal(self, run_id, stage, *, shards):
-        self.sent.append(("seal", shards))
-
-    def forget_root(self, run_id, stage):
-        self.sent.append(("forget",))
-
-    @property
-    def seals(self):
-        return [sent for sent in self.sent if sent[0] == "seal"]
-
-
-class Messages:
-    """An empty broker."""
-
-    def task_ids(self):
-        return {}
-
-    def give_turns(self):
-        return 0
-
-
 class Killed(BaseException):
     """The client dies here."""
-
-
-@pytest.fixture
-def store():
-    return MemoryStore()
 
 
 @pytest.fixture
@@ -165,9 +121,9 @@ def test_a_resumed_run_has_each_branch_once_as_if_nothing_had_happened(store, pu
     record = store.stage(RUN, 0)
     assert (record.shards, record.total, record.sealed) == (3, 1400, True)
     assert store.run(RUN).status is RunStatus.RUNNING
-    assert publisher.seals == [("seal", 3)]
+    assert publisher.seals == [("seal", 0, 3)]
     granted = [sent for sent in publisher.sent if sent[0] == "expand"]
-    assert granted == [("expand", 0), ("expand", 1)], "the window's shards, each once"
+    assert granted == [("expand", 0, 0, 0), ("expand", 0, 1, 0)], "the window's shards, each once"
     numbers = [chunk.document_index for n in range(3) for chunk in store.shard(RUN, 0, n).chunks]
     assert numbers == list(range(700))
 
@@ -194,7 +150,7 @@ def test_a_client_whose_run_was_resumed_and_sealed_by_another_stops(store, publi
     enqueue(store, publisher, texts(700), how="resume")
     enqueue(store, publisher, texts(700), how="resume")
     assert store.stage(RUN, 0).total == 1400
-    assert publisher.seals == [("seal", 3)], "one seal is published"
+    assert publisher.seals == [("seal", 0, 3)], "one seal is published"
 
 
 def test_two_clients_that_write_the_same_input_in_turns_count_it_once(store, publisher):
@@ -245,7 +201,7 @@ def test_a_run_that_is_cancelled_while_its_client_is_dead_ends_with_what_was_wri
     run = run_handle(store, publisher)
     assert [run.cancel() for _ in range(calls)] == [True, False][:calls]
     assert store.stage(RUN, 0).sealed
-    assert publisher.seals == [("seal", 2)]
+    assert publisher.seals == [("seal", 0, 2)]
 
 
 def test_a_client_stops_reading_when_its_run_is_cancelled(store, publisher):
@@ -262,7 +218,7 @@ def test_a_client_stops_reading_when_its_run_is_cancelled(store, publisher):
     enqueue(store, publisher, documents())
     assert len(read) < 800
     assert (store.stage(RUN, 0).shards, store.stage(RUN, 0).sealed) == (2, True)
-    assert publisher.seals == [("seal", 2)]
+    assert publisher.seals == [("seal", 0, 2)]
 
 
 def test_cancelling_a_paused_run_publishes_what_was_parked(store, publisher):
@@ -271,7 +227,7 @@ def test_cancelling_a_paused_run_publishes_what_was_parked(store, publisher):
     store.pause(RUN)
     store.begin(Start(RUN, 0, 0, 1, token="a"))
     run_handle(store, publisher).cancel()
-    assert publisher.sent[-1] == ("branch", 0, 1)
+    assert publisher.sent[-1] == ("branch", 0, 0, 1, 0)
 
 
 def test_cancelling_a_run_that_has_ended_does_nothing(store, publisher):
@@ -286,7 +242,7 @@ def test_the_reaper_seals_a_run_that_was_halted_while_nobody_enqueued(store, pub
     store.halt(RUN, RunStatus.FAILED, error="auth: no such key")
     Reaper(store, publisher, Messages(), stall_s=60).sweep()
     assert store.stage(RUN, 0).sealed
-    assert publisher.seals == [("seal", 2)]
+    assert publisher.seals == [("seal", 0, 2)]
 
 
 def test_the_reaper_ends_a_run_that_is_overdue_before_its_input_was_read(store, publisher):
@@ -297,7 +253,7 @@ def test_the_reaper_ends_a_run_that_is_overdue_before_its_input_was_read(store, 
         RunStatus.FAILED,
         "the deadline passed before the input was read",
     )
-    assert publisher.seals == [("seal", 0)]
+    assert publisher.seals == [("seal", 0, 0)]
 
 
 @pytest.mark.parametrize("deadline_in_s", [None, 60])
@@ -319,7 +275,7 @@ def test_an_input_is_closed_once(store, publisher):
     half_enqueued(store, publisher)
     close_input(store, publisher, RUN)
     close_input(store, publisher, RUN)
-    assert publisher.seals == [("seal", 2)]
+    assert publisher.seals == [("seal", 0, 2)]
 
 
 # Pausing.
@@ -333,8 +289,8 @@ def test_pausing_and_unpausing_say_whether_they_did_it(store, publisher):
     assert run.status().status is RunStatus.PAUSED
     store.begin(Start(RUN, 0, 0, 2, token="a"))
     assert [run.unpause(), run.unpause()] == [True, False]
-    assert publisher.sent[-1] == ("branch", 0, 2)
-    assert publisher.sent.count(("branch", 0, 2)) == 1
+    assert publisher.sent[-1] == ("branch", 0, 0, 2, 0)
+    assert publisher.sent.count(("branch", 0, 0, 2, 0)) == 1
     assert run.status().status is RunStatus.RUNNING
 
 
@@ -345,7 +301,7 @@ def test_unpausing_again_publishes_what_an_unpause_that_died_has_not(store, publ
     store.begin(Start(RUN, 0, 0, 2, token="a"))
     store.unpause(RUN)
     assert not run_handle(store, publisher).unpause()
-    assert publisher.sent[-1] == ("branch", 0, 2)
+    assert publisher.sent[-1] == ("branch", 0, 0, 2, 0)
 
 
 # Retrying.
@@ -410,13 +366,14 @@ def test_a_retry_whose_client_dies_half_way_is_completed_by_the_reaper(
     expanded = set()
     for _ in range(20):
         reaper.heal_now(wait=lambda _seconds: None)
-        for sent in publisher.sent:
-            if sent[0] == "expand" and sent[1] not in expanded:
-                expanded.add(sent[1])
-                take_back(store, store.run(RUN), sent[1])
-                assert store.is_finished(RUN, 0, sent[1]) == (sent[1] == 1)
-                store.compact(RUN, 0, sent[1], store.outcomes(RUN, 0, sent[1]))
-                grants = store.open_shards(RUN, 0, window=2, finished=sent[1])
+        for what, _, *ids in publisher.sent:
+            number = ids[0] if what == "expand" else None
+            if number is not None and number not in expanded:
+                expanded.add(number)
+                take_back(store, store.run(RUN), number)
+                assert store.is_finished(RUN, 0, number) == (number == 1)
+                store.compact(RUN, 0, number, store.outcomes(RUN, 0, number))
+                grants = store.open_shards(RUN, 0, window=2, finished=number)
                 publisher.expand(RUN, 0, grants)
                 break
         if ("aggregate", 0) in publisher.sent:
@@ -435,7 +392,7 @@ def test_healing_at_once_acts_on_what_it_saw_missing_twice(store, publisher):
     waited = []
     reaper = Reaper(store, publisher, Messages(), stall_s=0)
     assert reaper.heal_now(wait=waited.append) == 1
-    assert publisher.sent == [("expand", 0)]
+    assert publisher.sent == [("expand", 0, 0, 0)]
     assert waited, "a message may be on its way"
 
 
@@ -448,13 +405,11 @@ def test_healing_leaves_alone_what_is_in_order(store, publisher):
 # Waiting for a server that is away.
 
 
-class AwayStore(MemoryStore):
+class AwayStore(RedisStore):
     """A store whose server is away for a while."""
 
-    def __init__(self):
-        super().__init__()
-        self.fails = 0
-        self.is_passing = True
+    fails = 0
+    is_passing = True
 
     def run(self, run_id):
         if self.fails:
@@ -471,7 +426,7 @@ def clock(monkeypatch):
 
 
 def test_waiting_bears_a_server_that_is_away_for_a_while(publisher, clock):
-    store = AwayStore()
+    store = fake_store(kind=AwayStore)
     create(store)
     store.end_run(RUN, RunStatus.SUCCEEDED, ended_at=1.0)
     store.fails = 3
@@ -485,7 +440,7 @@ def test_waiting_bears_a_server_that_is_away_for_a_while(publisher, clock):
 def test_waiting_ends_where_the_server_stays_away_or_refuses(
     publisher, clock, fails, is_passing, looks
 ):
-    store = AwayStore()
+    store = fake_store(kind=AwayStore)
     create(store)
     store.fails, store.is_passing = fails, is_passing
     with pytest.raises(BrokerError, match=f"run {RUN} goes on: `fanout watch {RUN}` follows"):

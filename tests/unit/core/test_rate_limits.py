@@ -1,4 +1,4 @@
-"""The arithmetic of rate limits, and how calls meet them."""
+"""Rate limits, as calls meet them."""
 
 from __future__ import annotations
 
@@ -8,60 +8,12 @@ import time
 import pytest
 
 from fanout.core.errors import BrokerError, LLMError
-from fanout.core.rate_limits import BURST_S, MAX_AHEAD_S, MAX_BLOCK_S, LimitState, Rates, take
+from fanout.core.rate_limits import MAX_BLOCK_S, Rates
 from fanout.core.records import ErrorKind, Usage
 from fanout.core.spec import RetrySpec
 from fanout.llm import FakeLLM, LLMReply, LLMRequest
 from fanout.llm.calls import complete_with_retries
-from fanout.stores import MemoryStore
 from workers.context.limiter import Limiter
-
-NOW = 1_000.0
-
-
-def book(state: LimitState, times: int, *, now=NOW, request_s=0.0, tokens_s=0.0):
-    """Take slots one after the other; return when each may begin, and what is used."""
-    starts = []
-    for _ in range(times):
-        slot, state = take(state, now=now, request_s=request_s, tokens_s=tokens_s)
-        starts.append((slot.wait_s, slot.is_taken))
-    return starts, state
-
-
-def test_slots_are_spaced_behind_what_an_idle_second_leaves():
-    starts, _ = book(LimitState(), 5, request_s=0.5)
-    assert starts == [(0, True), (0, True), (0, True), (0.5, True), (1.0, True)]
-
-
-def test_over_a_long_time_the_rate_holds():
-    state, begun, now = LimitState(), [], NOW
-    while now < NOW + 600:
-        slot, state = take(state, now=now, request_s=0.25, tokens_s=0.0)
-        now += slot.wait_s
-        begun.append(now)
-    assert len(begun) == pytest.approx(600 / 0.25 + BURST_S / 0.25, abs=2)
-
-
-def test_the_slower_of_two_limits_decides():
-    starts, _ = book(LimitState(), 3, request_s=0.1, tokens_s=4.0)
-    assert [wait for wait, _ in starts] == [0, 3, 7]
-
-
-def test_a_limit_that_is_not_asked_for_does_not_hold_up():
-    state = LimitState(requests_until=NOW + 100, tokens_until=NOW + 100)
-    assert book(state, 1)[0] == [(0, True)]
-
-
-def test_nothing_is_booked_far_ahead():
-    state = LimitState(requests_until=NOW + MAX_AHEAD_S + 3)
-    (slot,), after = book(state, 1, request_s=1)
-    assert slot == (pytest.approx(MAX_AHEAD_S + 2 - MAX_AHEAD_S / 2), False)
-    assert after == state
-
-
-def test_behind_a_pause_slots_are_spaced_too():
-    starts, _ = book(LimitState(blocked_until=NOW + 4), 4, request_s=1.0)
-    assert [wait for wait, _ in starts] == [4, 4, 5, 6]
 
 
 def test_rates_are_per_minute():
@@ -98,8 +50,7 @@ def call(limiter, llm, rates=None, **request):
     )
 
 
-def test_a_refusal_makes_other_workers_wait():
-    store = MemoryStore()
+def test_a_refusal_makes_other_workers_wait(store):
     error = LLMError(ErrorKind.RATE_LIMITED, "slow down", retry_after_s=0.3)
     script = iter([error, "yes"])
     started = time.monotonic()
@@ -115,14 +66,13 @@ def test_a_refusal_makes_other_workers_wait():
     assert second.elapsed_s < 0.3
 
 
-def test_a_pause_is_not_believed_for_ever():
-    store = MemoryStore()
+def test_a_pause_is_not_believed_for_ever(store):
     asyncio.run(Limiter(store).refused("m", 86_400.0))
     assert store.pause_of("m").wait_s == pytest.approx(MAX_BLOCK_S, abs=1)
 
 
-def test_what_is_waited_for_a_slot_is_no_latency():
-    worker = Worker(MemoryStore())
+def test_what_is_waited_for_a_slot_is_no_latency(store):
+    worker = Worker(store)
     rates = Rates(requests_per_minute=30)
 
     async def calls():
@@ -133,8 +83,7 @@ def test_what_is_waited_for_a_slot_is_no_latency():
     assert all(result.elapsed_s < 1 for result in results)
 
 
-def test_tokens_are_booked_ahead_and_corrected_by_the_answer():
-    store = MemoryStore()
+def test_tokens_are_booked_ahead_and_corrected_by_the_answer(store):
     rates = Rates(tokens_per_minute=60)
     usage = Usage(calls=1, input_tokens=4, output_tokens=1)
     llm = FakeLLM(script=lambda _: LLMReply(text="yes", usage=usage))
@@ -144,17 +93,16 @@ def test_tokens_are_booked_ahead_and_corrected_by_the_answer():
 
 
 @pytest.mark.parametrize("rates", [Rates(), Rates(requests_per_minute=60_000)])
-def test_tokens_that_are_not_limited_are_not_counted(monkeypatch, rates):
+def test_tokens_that_are_not_limited_are_not_counted(store, monkeypatch, rates):
     def counted(text):
         raise AssertionError("nobody has asked")
 
     monkeypatch.setattr("workers.context.limiter.estimate_tokens", counted)
-    result = asyncio.run(call(Limiter(MemoryStore()), FakeLLM(answer="hi"), rates))
+    result = asyncio.run(call(Limiter(store), FakeLLM(answer="hi"), rates))
     assert result.output == "hi"
 
 
-def test_a_store_that_is_away_is_asked_again():
-    store = MemoryStore()
+def test_a_store_that_is_away_is_asked_again(store):
     answers = iter([BrokerError("away"), BrokerError("away")])
     take_slot = store.take_slot
 

@@ -35,7 +35,8 @@ from fanout.policy.outages import (
     spent,
     trip,
 )
-from fanout.stores import MemoryStore
+from fanout.stores import RedisStore
+from tests.fakes import fake_store, set_server_clock
 from workers.context.limiter import Limiter
 
 
@@ -206,7 +207,7 @@ _caller = contextvars.ContextVar("_caller")
 
 
 class Hours(asyncio.SelectorEventLoop):
-    """A loop on which waiting takes no time; what runs in threads is waited for."""
+    """A loop on which waiting takes no time; what would run in a thread runs at once."""
 
     def __init__(self):
         super().__init__(_Jumping(self))
@@ -214,6 +215,14 @@ class Hours(asyncio.SelectorEventLoop):
 
     def time(self):
         return 1_000.0 + self.skipped
+
+    def run_in_executor(self, executor, func, *args):
+        done = self.create_future()
+        try:
+            done.set_result(func(*args))
+        except Exception as error:  # noqa: BLE001 - the future has it
+            done.set_exception(error)
+        return done
 
 
 class _Jumping(selectors.DefaultSelector):
@@ -224,7 +233,7 @@ class _Jumping(selectors.DefaultSelector):
     def select(self, timeout=None):
         if timeout is None or timeout <= 0:
             return super().select(timeout)
-        ready = super().select(0.0002)
+        ready = super().select(0)
         if not ready:
             self._loop.skipped += timeout
         return ready
@@ -257,10 +266,8 @@ class Fleet:
 
     def __init__(self, monkeypatch, store=None):
         self.loop = Hours()
-        monkeypatch.setattr(
-            "fanout.stores.memory.limits.time", type("Clock", (), {"monotonic": self.loop.time})
-        )
-        self.store = store or MemoryStore()
+        set_server_clock(monkeypatch, self.loop.time)
+        self.store = store or fake_store()
 
     def run(self, fate, *, branches=300, workers=2, in_flight=8, latency_s=0.5, policy=None):
         latencies_s = latency_s if isinstance(latency_s, tuple) else (latency_s, latency_s)
@@ -475,7 +482,7 @@ def test_an_outage_that_lasts_longer_than_there_is_time_ends_all_branches_with_i
 
 
 def test_an_outage_is_waited_out_without_a_store(monkeypatch):
-    class Away(MemoryStore):
+    class Away(RedisStore):
         def pause_of(self, model):
             raise BrokerError("away")
 
@@ -484,7 +491,7 @@ def test_an_outage_is_waited_out_without_a_store(monkeypatch):
         def pause_model(self, model, pause_s):
             raise BrokerError("away")
 
-    fleet = Fleet(monkeypatch, Away())
+    fleet = Fleet(monkeypatch, fake_store(kind=Away))
     results = fleet.run(lambda _prompt, now: error() if 4 <= now < 124 else None, branches=100)
     assert {result.kind for result in results.values()} == {None}
 

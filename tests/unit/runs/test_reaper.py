@@ -1,4 +1,4 @@
-"""The reaper over a memory store: what it sees twice it heals, and no healthy run is disturbed."""
+"""The reaper over a store on a fake server: what it sees twice it heals, and no healthy run is disturbed."""
 
 from __future__ import annotations
 
@@ -9,23 +9,15 @@ import pytest
 from fanout.core.errors import BrokerError, StorageError, StoredDataError
 from fanout.core.records import Chunk, ErrorKind, Outcome, RunStatus, Shard
 from fanout.runs.reaper import MAX_HEALS, Reaper
-from fanout.stores import End, MemoryStore, Start
-
-from ..workers.test_stages import RUN, Messages, Publisher
-
-
-class Clock:
-    now = 0.0
-
-    def __call__(self):
-        return self.now
+from fanout.stores import End, Start
+from tests.fakes import RUN, Clock, Messages, Publisher, fake_store
 
 
 class Fleet:
     """A store with one run of one shard, and what the reaper needs beside it."""
 
     def __init__(self, count=3):
-        self.store = MemoryStore()
+        self.store = fake_store()
         self.store.create_run(RUN, spec="{}", created_at=1.0)
         chunks = [Chunk(text="t", document="d", document_index=i) for i in range(count)]
         shard = Shard(first=0, count=count, first_chunk=0, chunks=chunks)
@@ -135,7 +127,7 @@ def test_a_paused_run_is_left_alone_until_it_goes_on(fleet):
 
 def test_a_paused_run_whose_deadline_passes_goes_on_so_that_it_ends():
     fleet = Fleet()
-    fleet.store = MemoryStore()
+    fleet.store = fake_store()
     fleet.store.create_run(RUN, spec="{}", created_at=1.0, deadline_at=time.time() - 1)
     fleet.store.put_shard(RUN, 0, 0, Shard(first=0, count=1, first_chunk=0, chunks=[]))
     fleet.store.open_shards(RUN, 0, window=1)
@@ -149,7 +141,7 @@ def test_a_paused_run_whose_deadline_passes_goes_on_so_that_it_ends():
 
 def test_a_paused_aggregate_is_left_alone_whatever_the_deadline():
     fleet = Fleet()
-    fleet.store = MemoryStore()
+    fleet.store = fake_store()
     fleet.store.create_run(RUN, spec="{}", created_at=1.0, deadline_at=time.time() - 1)
     fleet.store.seal_stage(RUN, 0)
     fleet.store.put_shard(RUN, 1, 0, Shard(first=0, count=1, first_chunk=0, chunks=[]))
@@ -174,7 +166,7 @@ def test_a_run_that_has_ended_costs_nothing(fleet):
 
 
 def test_what_is_remembered_does_not_grow_with_the_shards_of_a_run(fleet):
-    store = MemoryStore()
+    store = fake_store()
     store.create_run(RUN, spec="{}", created_at=1.0)
     for number in range(50):
         shard = Shard(first=number, count=1, first_chunk=number, chunks=[])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 
-import fakeredis
 import pytest
 import redis
 
@@ -12,6 +11,7 @@ from fanout.core.errors import BrokerError
 from fanout.stores import RedisStore, connect
 from fanout.stores.retrying import outlasts, patiently
 from fanout.system.exhaustion import is_exhausted
+from tests.fakes import fake_redis
 
 # As redis-py raises them, and as a pipeline or a script does.
 REFUSED = [
@@ -131,7 +131,7 @@ def test_a_refusal_is_told_with_its_remedy(error):
 
 class Refused(RedisStore):
     def __init__(self, error):
-        super().__init__(fakeredis.FakeRedis())
+        super().__init__(fake_redis())
         self._redis.ping = failing(1, error)
 
 

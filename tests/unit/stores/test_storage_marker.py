@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import fakeredis
 import pytest
 
 from fanout.core.errors import StorageError
 from fanout.core.records import Outcome
 from fanout.core.settings import load_settings
-from fanout.stores import MemoryStore, RedisStore
+from fanout.stores import RedisStore
 from fanout.stores.blobs import MARKER, FileBlobs
+from tests.fakes import fake_redis, fake_store
 from workers.context.storage_watch import StorageWatch
-
-
-@pytest.fixture
-def server():
-    return fakeredis.FakeServer()
 
 
 @pytest.fixture
@@ -26,14 +21,14 @@ def folder(tmp_path):
 
 
 @pytest.fixture
-def store(server, folder, monkeypatch):
+def store(fake_server, folder, monkeypatch):
     """Return a store as another process would have it."""
     monkeypatch.setattr("fanout.stores.blobs.marker._LOOK_S", 0.0)
 
     def make():
         monkeypatch.setattr(FileBlobs, "_known_ids", {})
         blobs = FileBlobs(str(folder), patience_s=0.0)
-        return RedisStore(fakeredis.FakeRedis(server=server), blobs=blobs)
+        return fake_store(fake_server, blobs=blobs)
 
     return make
 
@@ -52,8 +47,8 @@ def test_another_server_takes_the_marker_as_it_is(store, folder):
     assert "another storage" in store().storage_problem()
 
 
-def test_what_a_client_has_found_a_worker_registers(store, server, folder):
-    client, redis = store(), fakeredis.FakeRedis(server=server)
+def test_what_a_client_has_found_a_worker_registers(store, fake_server, folder):
+    client, redis = store(), fake_redis(fake_server)
     assert client.storage_problem() is None
     marker = (folder / MARKER).read_text().strip()
     assert not redis.exists("fanout:storages")
@@ -64,8 +59,8 @@ def test_what_a_client_has_found_a_worker_registers(store, server, folder):
     assert store().storage_problem() is store().storage_problem(is_worker=True) is None
 
 
-def test_a_worker_trusts_the_marker_and_not_what_a_client_has_noted(store, server, folder):
-    redis = fakeredis.FakeRedis(server=server)
+def test_a_worker_trusts_the_marker_and_not_what_a_client_has_noted(store, fake_server, folder):
+    redis = fake_redis(fake_server)
     (folder / MARKER).write_text("0123456789abcdef\n")
     redis.hset("fanout:noted-storages", str(folder), "f" * 16)
     assert store().storage_problem(is_worker=True) is None
@@ -79,8 +74,8 @@ def test_a_worker_that_comes_first_does_not_mark_what_clients_have_not_used(stor
     assert list(folder.iterdir()) == []
 
 
-def test_nonsense_that_a_client_has_noted_is_ignored(store, server, folder):
-    redis = fakeredis.FakeRedis(server=server)
+def test_nonsense_that_a_client_has_noted_is_ignored(store, fake_server, folder):
+    redis = fake_redis(fake_server)
     redis.hset("fanout:noted-storages", str(folder), "../etc")
     assert store().storage_problem(is_worker=True) is None
     assert store().storage_problem() is None
@@ -120,11 +115,10 @@ def _gone(folder):
 
 
 def test_without_a_storage_there_is_nothing_to_see():
-    assert RedisStore(fakeredis.FakeRedis()).storage_problem() is None
-    assert MemoryStore().storage_problem() is None
+    assert fake_store().storage_problem() is None
 
 
-class Told(MemoryStore):
+class Told(RedisStore):
     problem = None
     looks = 0
 
@@ -137,7 +131,7 @@ class Told(MemoryStore):
 def test_a_missing_file_is_lost_only_in_the_right_storage_and_after_others_had_time(tmp_path):
     now = [100.0]
     settings = load_settings(storage=str(tmp_path), visibility_timeout_s=30)
-    told = Told()
+    told = fake_store(kind=Told)
     watch = StorageWatch(told, settings, clock=lambda: now[0])
     shard = ("r1", 0, 0)
     told.problem = "it is another one"
@@ -156,7 +150,7 @@ def test_a_missing_file_is_lost_only_in_the_right_storage_and_after_others_had_t
 
 @pytest.mark.parametrize(("storage", "looks"), [("/mnt/x", 10), ("s3://bucket/x", 1), (None, 0)])
 def test_what_is_paid_for_is_looked_at_seldom(storage, looks):
-    now, told = [100.0], Told()
+    now, told = [100.0], fake_store(kind=Told)
     watch = StorageWatch(told, load_settings(storage=storage), clock=lambda: now[0])
     for _ in range(10):
         watch.look()

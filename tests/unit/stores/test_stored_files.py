@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-import fakeredis
 import pytest
 from redis.exceptions import ConnectionError as AwayError
 
 from fanout.core.errors import BrokerError, LostDataError, UnknownRunError
 from fanout.core.records import Chunk, ErrorKind, Outcome, RunStatus, Shard
-from fanout.stores import RedisStore
 from fanout.stores.blobs import MARKER, RUN_MARKER, FileBlobs
+from tests.fakes import RUN, fake_redis, fake_store
 
-RUN = "r1"
 NO_KINDS = frozenset()
 
 
 @pytest.fixture
-def server():
-    return fakeredis.FakeServer()
-
-
-@pytest.fixture
-def make_store(server, tmp_path):
+def make_store(fake_server, tmp_path):
     stores = []
 
     def make(root="shared"):
@@ -29,7 +22,7 @@ def make_store(server, tmp_path):
         if root is not None:
             (tmp_path / root).mkdir(exist_ok=True)
             blobs = FileBlobs(str(tmp_path / root), patience_s=0)
-        stores.append(RedisStore(fakeredis.FakeRedis(server=server), blobs=blobs))
+        stores.append(fake_store(fake_server, blobs=blobs))
         return stores[-1]
 
     yield make
@@ -62,10 +55,10 @@ def outcomes(output="yes"):
 FAILED = {0: Outcome(index=0, kind=ErrorKind.TIMEOUT, message="late")}
 
 
-def test_the_server_holds_references_and_no_contents(store, server, tmp_path):
+def test_the_server_holds_references_and_no_contents(store, fake_server, tmp_path):
     store.put_shard(RUN, 0, 0, shard("prompt " * 100))
     store.compact(RUN, 0, 0, outcomes("answer " * 100))
-    client = fakeredis.FakeRedis(server=server)
+    client = fake_redis(fake_server)
     for part in ("in", "out"):
         assert client.get(f"fanout:run:{RUN}:s0:0:{part}").startswith(b"@")
     assert [name.rpartition(".")[0] for name in files(tmp_path)] == [
@@ -188,12 +181,12 @@ def test_whoever_has_no_storage_set_reads_a_run_and_leaves_its_files_to_the_swee
     assert store.sweep_files() == 0
 
 
-def test_the_files_of_a_run_that_has_expired_are_swept_and_no_others(store, server, tmp_path):
+def test_the_files_of_a_run_that_has_expired_are_swept_and_no_others(store, fake_server, tmp_path):
     store.put_shard(RUN, 0, 0, shard())
     store.create_run("r2", spec="{}", created_at=1.0)
     store.put_shard("r2", 0, 0, shard())
     assert store.sweep_files() == 0
-    fakeredis.FakeRedis(server=server).delete(f"fanout:run:{RUN}")
+    fake_redis(fake_server).delete(f"fanout:run:{RUN}")
     assert store.sweep_files() == 1
     assert [name.split("/")[1] for name in files(tmp_path)] == ["r2"]
     assert store.sweep_files(everything=True) == 1
@@ -214,14 +207,14 @@ def test_a_run_can_be_deleted_while_the_storage_is_away(store, make_store, tmp_p
 @pytest.mark.parametrize("registry", ["inputs", "stored"])
 @pytest.mark.parametrize("name", ["letters", "r2", "..", "../away", "r2/s0"])
 def test_a_folder_that_somebody_has_registered_as_a_runs_is_left_alone(
-    store, server, tmp_path, registry, name, caplog
+    store, fake_server, tmp_path, registry, name, caplog
 ):
     store.put_shard(RUN, 0, 0, shard())
     for foreign in ("shared/letters", "shared/r2/s0", "away"):
         (tmp_path / foreign).mkdir(parents=True)
         (tmp_path / foreign / "0.in.0123abcd").write_text("mine")
     before = files(tmp_path)
-    client = fakeredis.FakeRedis(server=server)
+    client = fake_redis(fake_server)
     client.sadd(f"fanout:{registry}", f"{name} {tmp_path}/shared")
     assert store.sweep_files() == store.sweep_files() == 0
     assert files(tmp_path) == before
@@ -229,8 +222,8 @@ def test_a_folder_that_somebody_has_registered_as_a_runs_is_left_alone(
     assert client.scard(f"fanout:{registry}") == (registry == "inputs"), "it is said once"
 
 
-def test_inputs_and_what_workers_write_are_registered_apart(store, server, tmp_path):
-    client = fakeredis.FakeRedis(server=server)
+def test_inputs_and_what_workers_write_are_registered_apart(store, fake_server, tmp_path):
+    client = fake_redis(fake_server)
     entry = f"{RUN} {tmp_path}/shared".encode()
     store.put_shard(RUN, 0, 0, shard())
     assert client.smembers("fanout:inputs") == {entry}

@@ -12,7 +12,8 @@ from celery.worker.request import Request
 
 from fanout.broker.result_backend import TaskFault
 from fanout.core.errors import BrokerError
-from fanout.stores import MemoryStore, Start
+from fanout.stores import Start
+from tests.fakes import fake_store, make_shard
 from workers.branch.execution import BranchFailed
 from workers.consumer.task_requests import (
     BranchRequest,
@@ -22,8 +23,6 @@ from workers.consumer.task_requests import (
     let_go,
 )
 from workers.context.claim_releases import Releases
-
-from ..stores.test_store import shard
 
 KEY = ("r1", 0, 0, 1)
 REFUSED = BrokerError("MISCONF", is_refusal=True)
@@ -179,9 +178,9 @@ def test_what_nobody_sees_to_its_end_gives_its_claim_up(monkeypatch):
 def test_a_lost_child_gives_its_branch_up_before_it_comes_again(
     refusals, takes_tries, done, monkeypatch
 ):
-    store = MemoryStore()
+    store = fake_store()
     store.create_run("r1", spec="{}", created_at=1.0)
-    store.put_shard("r1", 0, 0, shard())
+    store.put_shard("r1", 0, 0, make_shard())
     store.beat("parent", ttl_s=60)
 
     def begin(token):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fakeredis
 import pytest
 
 from fanout.core.errors import LLMError
@@ -10,7 +9,7 @@ from fanout.core.records import Chunk, ErrorKind, Outcome, Shard
 from fanout.llm.error_kinds import ALWAYS, FEW, MANY, NEVER
 from fanout.policy.retries import is_common, stop_after
 from fanout.runs.results import commonest_error
-from fanout.stores import End, MemoryStore, RedisStore
+from fanout.stores import End
 from workers.context.common_failures import Alike
 
 
@@ -36,10 +35,9 @@ def test_the_policy(alike, after, succeeded, stops):
     assert is_common(alike=alike, stop_after=after, succeeded=succeeded) is stops
 
 
-@pytest.fixture(params=["memory", "redis"])
-def fleet(request):
+@pytest.fixture
+def fleet(store):
     """A run in a store, and what two worker processes have seen of it."""
-    store = MemoryStore() if request.param == "memory" else RedisStore(fakeredis.FakeRedis())
     store.create_run("r", spec="{}", created_at=1.0)
     chunks = [Chunk(text="t", document="d", document_index=0)]
     store.put_shard("r", 0, 0, Shard(first=0, count=99, first_chunk=0, chunks=chunks))

@@ -1,4 +1,4 @@
-"""A run ends from any state: the engine in memory, its messages lost, its counters wrong."""
+"""A run ends from any state: the engine in one process, its messages lost, its counters wrong."""
 
 from __future__ import annotations
 
@@ -13,11 +13,9 @@ from fanout.core.records import Chunk, ErrorKind, RunStatus
 from fanout.policy.packing import pack
 from fanout.runs.enqueue import open_stage, retry_failed
 from fanout.runs.reaper import Reaper
+from tests.fakes import RUN, Clock, Publisher, Runtime, run_branch
 from workers.branch.execution import BranchFailed
 from workers.reduce.stages import TooEarlyError, aggregate, collect, expand
-
-from ..runs.test_reaper import Clock
-from .test_stages import RUN, Publisher, Runtime, run_branch
 
 _ROUNDS = 300
 
@@ -48,6 +46,7 @@ class Engine(Runtime):
     def __init__(self, texts, *, max_workers, shard, **fields):
         super().__init__(retries={"max_attempts": 1}, **fields)
         self.publisher = Queue()
+        self.server = self.store._redis
         self.clock = Clock()
         self.reaper = Reaper(
             self.store, self.publisher, self.messages, stall_s=15, clock=self.clock
@@ -106,11 +105,11 @@ def failing(*texts):
     return lambda request: ValueError("no") if request.prompt in texts else "fine"
 
 
-@pytest.mark.parametrize("shard", [60, 7])
-@pytest.mark.parametrize("max_workers", [None, 1, 4, 60])
-@pytest.mark.parametrize("failed", [["30"], ["0", "59"], ["3", "4", "5", "6"]])
+@pytest.mark.parametrize("shard", [20, 7])
+@pytest.mark.parametrize("max_workers", [None, 1, 4, 20])
+@pytest.mark.parametrize("failed", [["10"], ["0", "19"], ["3", "4", "5", "6"]])
 def test_a_retry_ends_without_a_reaper_and_calls_only_what_had_failed(max_workers, shard, failed):
-    engine = Engine([str(i) for i in range(60)], max_workers=max_workers, shard=shard)
+    engine = Engine([str(i) for i in range(20)], max_workers=max_workers, shard=shard)
     engine.told = failing(*failed)
     engine.work()
     assert engine.store.stage(RUN, 0).failed == len(failed)
@@ -140,16 +139,22 @@ def test_a_run_ends_from_any_state_of_its_counters_and_with_messages_lost(data):
             kinds = data.draw(st.sampled_from([None, frozenset({ErrorKind.INTERNAL})]))
             retry_failed(engine.store, engine.publisher, RUN, kinds)
     engine.publisher.lost.extend(data.draw(st.lists(st.booleans(), max_size=20)))
-    stage = engine.store._runs[RUN].stages[0]
-    stage.opened = data.draw(st.integers(0, len(stage.shards)))
-    for number, shard in stage.shards.items():
+    server, stage = engine.server, f"fanout:run:{RUN}:s0"
+    shards = engine.store.stage(RUN, 0).shards
+    server.hset(stage, "opened", data.draw(st.integers(0, shards)))
+    for number in range(shards):
         if data.draw(st.booleans()):
-            shard.next = data.draw(st.none() | st.integers(0, count + 2))
-            shard.heals = data.draw(st.integers(0, 4))
+            state = f"{stage}:{number}:state"
+            following = data.draw(st.none() | st.integers(0, count + 2))
+            if following is None:
+                server.hdel(state, "next")
+            else:
+                server.hset(state, "next", following)
+            server.hset(state, "heals", data.draw(st.integers(0, 4)))
         if data.draw(st.booleans()):
-            stage.open[number] = data.draw(st.integers(0, count))
+            server.hset(f"{stage}:open", number, data.draw(st.integers(0, count)))
         else:
-            stage.open.pop(number, None)
+            server.hdel(f"{stage}:open", number)
     engine.work()
     engine.require_complete()
 
@@ -166,7 +171,7 @@ def test_a_chain_that_broke_goes_on_with_as_many_in_flight_as_before(lost):
 def test_a_stage_whose_records_are_gone_fails_and_says_so():
     engine = Engine(["a", "b"], max_workers=None, shard=9)
     engine.publisher.sent.clear()
-    del engine.store._runs[RUN].stages[0]
+    engine.server.delete(*engine.server.keys(f"fanout:run:{RUN}:s0*"))
     engine.work()
     assert engine.run.status is RunStatus.FAILED
     assert "could not be brought to its end" in engine.run.error

@@ -14,10 +14,9 @@ from fanout.core.errors import LLMError
 from fanout.core.records import ErrorKind, RunStatus
 from fanout.core.settings import load_settings
 from fanout.system.logs import JsonFormatter, Seldom, about, about_task, path_of
+from tests.fakes import RUN, Runtime
 from workers.telemetry import logs
 from workers.telemetry.reports import _Failures
-
-from .test_stages import RUN, Runtime
 
 CANARY = "canary-91c2"
 

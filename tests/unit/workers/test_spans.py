@@ -17,13 +17,12 @@ from fanout.core.errors import LLMError, SettingsError
 from fanout.core.records import ErrorKind, Outcome, RunStatus, Usage
 from fanout.core.settings import check_traces, load_settings
 from fanout.stores import End
+from tests.fakes import RUN, Runtime, run_branch
 from workers.context.inflight import Stop
-from workers.reduce.stages import collect
+from workers.reduce.stages import collect, expand
 from workers.telemetry.base import Calls, NoTelemetry, make_telemetry
 from workers.telemetry.provider_names import provider_and_model
 from workers.telemetry.spans import Tracing
-
-from .test_stages import RUN, Runtime, expand, run_branch
 
 CANARY = "canary-7f3a"
 

@@ -1,11 +1,8 @@
-"""What workers do around branches, without a server: a memory store and a publisher that notes."""
+"""What workers do around branches, without a server: a fake one, and a publisher that notes."""
 
 from __future__ import annotations
 
-import asyncio
 import itertools
-import secrets
-from contextlib import suppress
 
 import msgspec
 import pytest
@@ -13,176 +10,15 @@ import pytest
 from fanout.core.errors import LLMError, UnknownRunError
 from fanout.core.records import Chunk, ErrorKind, Outcome, RunStatus, Shard
 from fanout.core.settings import load_settings
-from fanout.core.spec import make_spec
-from fanout.inputs.prompts import Template
-from fanout.llm import FakeLLM
-from fanout.policy.packing import pack
 from fanout.runs.enqueue import unpark
-from fanout.runs.results import StoredResult
-from fanout.stores import End, MemoryStore, Start
+from fanout.stores import End, Start
+from tests.fakes import RUN, Runtime, fake_store, run_branch
 from workers.branch import claims
-from workers.branch import execution as branches
 from workers.branch.claims import BranchHandedBack, BranchHeld, BranchParked
 from workers.branch.execution import BranchFailed
-from workers.context.inflight import CallStoppedError, Stop
-from workers.context.limiter import Limiter
-from workers.context.progress import Progress
-from workers.context.runtime import Runtime as RealRuntime
-from workers.context.storage_watch import StorageWatch
+from workers.context.inflight import Stop
 from workers.reduce import reductions
 from workers.reduce.stages import TooEarlyError, aggregate, collect, expand
-from workers.telemetry.base import NoTelemetry
-from workers.telemetry.reports import Reports
-
-RUN = "r1"
-
-
-class Publisher:
-    """Notes what would be published."""
-
-    def __init__(self):
-        self.sent = []
-
-    def expand(self, run_id, stage, grants):
-        self.sent += [("expand", stage, grant.shard, grant.lanes) for grant in grants]
-
-    def shard_chord(self, run_id, stage, shard, positions, *, size, feed):
-        self.sent.append(("chord", stage, shard, size, list(positions), feed))
-
-    def forget_shard(self, run_id, stage, shard):
-        self.sent.append(("forget", stage, shard))
-
-    def forget_run(self, run_id, shards):
-        self.sent.append(("forgotten", shards))
-
-    def branches(self, run_id, stage, shard, positions, *, feed):
-        self.sent += [("branch", stage, shard, position, feed) for position in positions]
-
-    def aggregate(self, run_id, stage):
-        self.sent.append(("aggregate", stage))
-
-    def collect(self, run_id, stage, shard):
-        self.sent.append(("collect", stage, shard))
-
-    def seal(self, run_id, stage, *, shards):
-        self.sent.append(("seal", stage, shards))
-
-
-def run_branch(runtime, *key, **feed):
-    """Process a delivery of a branch: each has a token of its own."""
-    branches.run_branch(runtime, *key, **feed, token=secrets.token_hex(4))
-
-
-class Messages:
-    """What is in the broker, as a test says."""
-
-    def __init__(self):
-        self.ids = set()
-
-    def task_ids(self):
-        return {RUN: self.ids}
-
-    def give_turns(self):
-        return 0
-
-
-class Runtime:
-    """As much of a worker process as branches and stages use."""
-
-    stop = None
-    holder = "me"
-
-    def __init__(self, **fields):
-        self.settings = load_settings(max_deliveries=2)
-        self.store = MemoryStore()
-        self.watched = self.store
-        self.limiter = Limiter(self.store)
-        self.wait = asyncio.sleep
-        self.publisher = Publisher()
-        self.messages = Messages()
-        self.alone = asyncio.Lock()
-        self.progress = Progress(step_s=60)
-        self.storage = StorageWatch(self.store, self.settings)
-        self.telemetry = NoTelemetry()
-        self.is_handing_back = False
-        self.llm = FakeLLM(script=self._answer)
-        self.models = {}
-        self.told = lambda request: f"answer to {request.prompt}"
-        self._spec = make_spec(**{"model": "fake", "prompt": "{input}", **fields})
-        self.store.create_run(RUN, spec=self._spec.model_dump_json(), created_at=1.0)
-
-    def _answer(self, request):
-        return self.told(request)
-
-    end_run = RealRuntime.end_run
-
-    @property
-    def reports(self):
-        return Reports(self.store, self.telemetry)
-
-    def spec(self, run_id):
-        return self._spec
-
-    def template(self, run_id, stage, aspect):
-        source = self._spec.aggregate_prompt if stage else self._spec.prompts[aspect]
-        return Template.parse(source)
-
-    def indices(self, run_id, stage, number):
-        return self.store.indices(run_id, stage, number)
-
-    async def begin(self, start):
-        return self.store.begin(start)
-
-    async def record(self, end):
-        return self.store.record(end)
-
-    async def feed(self, following):
-        run_id, stage, number, feed, position = following
-        self.publisher.branches(run_id, stage, number, [position], feed=feed)
-
-    async def spec_of(self, run_id):
-        return self.spec(run_id)
-
-    async def shard_of(self, key):
-        return self.store.shard(*key)
-
-    async def indices_of(self, key):
-        return self.indices(*key)
-
-    async def model(self, name):
-        return self.llm
-
-    async def call_for(self, run_id, coroutine, *, has_deadline):
-        if self.stop is not None:
-            coroutine.close()
-            raise CallStoppedError(self.stop)
-        return await coroutine
-
-    def wait_for(self, coroutine):
-        return asyncio.run(coroutine)
-
-    def write(self, texts, *, seal=True, **options):
-        chunks = [Chunk(text=t, document=f"d{i}", document_index=i) for i, t in enumerate(texts)]
-        per_chunk = self._spec.branches_per_chunk
-        for number, shard in enumerate(pack(chunks, branches_per_chunk=per_chunk, **options)):
-            self.store.put_shard(RUN, 0, number, shard)
-        if seal:
-            self.store.seal_stage(RUN, 0)
-
-    def process(self, stage=0):
-        """Do what workers would do with a stage, to its end."""
-        for number in itertools.count():
-            if number >= self.store.stage(RUN, stage).shards:
-                break
-            for position in range(self.store.shard(RUN, stage, number).count):
-                with suppress(BranchFailed):
-                    run_branch(self, RUN, stage, number, position, 0)
-            collect(self, [], RUN, stage, number)
-        aggregate(self, RUN, stage)
-
-    @property
-    def result(self):
-        return msgspec.json.decode(self.store.result(RUN), type=StoredResult)
 
 
 def outcome(index=0):
@@ -238,7 +74,7 @@ def test_a_stopped_run_is_not_published_but_recorded():
 
 def test_the_branches_of_an_overdue_run_are_not_published_but_expire():
     runtime = Runtime(reduce="concat")
-    runtime.store = MemoryStore()
+    runtime.store = fake_store()
     runtime.store.create_run(RUN, spec="{}", created_at=1.0, deadline_at=2.0)
     runtime.write(["a", "b"])
     expand(runtime, RUN, 0, 0, lanes=0)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 
-import fakeredis
 import pytest
 import redis
 from redis.exceptions import NoPermissionError
@@ -18,6 +17,7 @@ from fanout.stores.functions import (
     _name,
     library,
 )
+from tests.fakes import fake_redis
 
 ADD = """
 local function add(by) return redis.call('INCRBY', KEYS[1], by) end
@@ -102,7 +102,7 @@ def test_a_transaction_with_a_script_is_not_refused_where_there_are_no_functions
 
 
 def test_a_server_that_knows_no_functions_is_sent_the_script():
-    client = fakeredis.FakeRedis()
+    client = fake_redis()
     add = ServerFunction(client, ADD)
     assert add(keys=["n"], args=[1]) == [1, 1, 1]
     with client.pipeline() as pipe:

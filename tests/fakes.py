@@ -1,0 +1,235 @@
+"""What unit tests use instead of a server, a broker and a worker process."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import secrets
+from contextlib import suppress
+from types import SimpleNamespace
+
+import fakeredis
+import msgspec
+
+from fanout.core.records import Chunk, Shard
+from fanout.core.settings import load_settings
+from fanout.core.spec import make_spec
+from fanout.inputs.prompts import Template
+from fanout.llm import FakeLLM
+from fanout.policy.packing import pack
+from fanout.runs.results import StoredResult
+from fanout.stores import RedisStore
+from workers.branch import execution as branches
+from workers.branch.execution import BranchFailed
+from workers.context.inflight import CallStoppedError
+from workers.context.limiter import Limiter
+from workers.context.progress import Progress
+from workers.context.runtime import Runtime as RealRuntime
+from workers.context.storage_watch import StorageWatch
+from workers.reduce.stages import aggregate, collect
+from workers.telemetry.base import NoTelemetry
+from workers.telemetry.reports import Reports
+
+__all__ = [
+    "RUN",
+    "Clock",
+    "Messages",
+    "Publisher",
+    "Runtime",
+    "fake_redis",
+    "fake_store",
+    "make_shard",
+    "run_branch",
+    "set_server_clock",
+]
+
+RUN = "r1"
+# Where fakeredis reads the time: for TIME, for expiry, and for what expires at a given moment.
+_CLOCKS = ("commands_mixins.server_mixin", "_socket._base", "_helpers")
+
+
+def fake_redis(server=None):
+    """Return a client of a fake server: of a new one, where none is given."""
+    return fakeredis.FakeRedis(server=server or fakeredis.FakeServer())
+
+
+def fake_store(server=None, *, kind=RedisStore, **options):
+    """Return a store on a fake server: on a new one, where none is given."""
+    return kind(fake_redis(server), **options)
+
+
+def set_server_clock(monkeypatch, clock):
+    """Have fake servers tell the time by ``clock``, in seconds since the epoch."""
+    for module in _CLOCKS:
+        monkeypatch.setattr(f"fakeredis.{module}.time", SimpleNamespace(time=clock))
+
+
+class Clock:
+    """Seconds that pass only when a test says so."""
+
+    def __init__(self, now=0.0):
+        self.now = now
+
+    def __call__(self):
+        return self.now
+
+
+def make_shard(count=3, first=0):
+    """Return a shard of so many branches, each of a chunk of its own."""
+    chunks = [Chunk(text=f"t{i}", document=f"d{i}", document_index=i) for i in range(count)]
+    return Shard(first=first, count=count, first_chunk=first, chunks=chunks)
+
+
+class Publisher:
+    """Notes what the code publishes."""
+
+    def __init__(self):
+        self.sent = []
+
+    def expand(self, run_id, stage, grants):
+        self.sent += [("expand", stage, grant.shard, grant.lanes) for grant in grants]
+
+    def shard_chord(self, run_id, stage, shard, positions, *, size, feed):
+        self.sent.append(("chord", stage, shard, size, list(positions), feed))
+
+    def forget_shard(self, run_id, stage, shard):
+        self.sent.append(("forget", stage, shard))
+
+    def forget_run(self, run_id, shards):
+        self.sent.append(("forgotten", shards))
+
+    def branches(self, run_id, stage, shard, positions, *, feed):
+        self.sent += [("branch", stage, shard, position, feed) for position in positions]
+
+    def aggregate(self, run_id, stage):
+        self.sent.append(("aggregate", stage))
+
+    def collect(self, run_id, stage, shard):
+        self.sent.append(("collect", stage, shard))
+
+    def seal(self, run_id, stage, *, shards):
+        self.sent.append(("seal", stage, shards))
+
+    def forget_root(self, run_id, stage):
+        self.sent.append(("forget_root", stage))
+
+    @property
+    def seals(self):
+        return [sent for sent in self.sent if sent[0] == "seal"]
+
+
+def run_branch(runtime, *key, **feed):
+    """Process a delivery of a branch: each has a token of its own."""
+    branches.run_branch(runtime, *key, **feed, token=secrets.token_hex(4))
+
+
+class Messages:
+    """The tasks whose messages are in the broker, as a test says."""
+
+    def __init__(self):
+        self.ids = set()
+
+    def task_ids(self):
+        return {RUN: self.ids}
+
+    def give_turns(self):
+        return 0
+
+
+class Runtime:
+    """As much of a worker process as branches and stages use."""
+
+    stop = None
+    holder = "me"
+
+    def __init__(self, **fields):
+        self.settings = load_settings(max_deliveries=2)
+        self.store = fake_store()
+        self.watched = self.store
+        self.limiter = Limiter(self.store)
+        self.wait = asyncio.sleep
+        self.publisher = Publisher()
+        self.messages = Messages()
+        self.alone = asyncio.Lock()
+        self.progress = Progress(step_s=60)
+        self.storage = StorageWatch(self.store, self.settings)
+        self.telemetry = NoTelemetry()
+        self.is_handing_back = False
+        self.llm = FakeLLM(script=self._answer)
+        self.models = {}
+        self.told = lambda request: f"answer to {request.prompt}"
+        self._spec = make_spec(**{"model": "fake", "prompt": "{input}", **fields})
+        self.store.create_run(RUN, spec=self._spec.model_dump_json(), created_at=1.0)
+
+    def _answer(self, request):
+        return self.told(request)
+
+    end_run = RealRuntime.end_run
+
+    @property
+    def reports(self):
+        return Reports(self.store, self.telemetry)
+
+    def spec(self, run_id):
+        return self._spec
+
+    def template(self, run_id, stage, aspect):
+        source = self._spec.aggregate_prompt if stage else self._spec.prompts[aspect]
+        return Template.parse(source)
+
+    def indices(self, run_id, stage, number):
+        return self.store.indices(run_id, stage, number)
+
+    async def begin(self, start):
+        return self.store.begin(start)
+
+    async def record(self, end):
+        return self.store.record(end)
+
+    async def feed(self, following):
+        run_id, stage, number, feed, position = following
+        self.publisher.branches(run_id, stage, number, [position], feed=feed)
+
+    async def spec_of(self, run_id):
+        return self.spec(run_id)
+
+    async def shard_of(self, key):
+        return self.store.shard(*key)
+
+    async def indices_of(self, key):
+        return self.indices(*key)
+
+    async def model(self, name):
+        return self.llm
+
+    async def call_for(self, run_id, coroutine, *, has_deadline):
+        if self.stop is not None:
+            coroutine.close()
+            raise CallStoppedError(self.stop)
+        return await coroutine
+
+    def wait_for(self, coroutine):
+        return asyncio.run(coroutine)
+
+    def write(self, texts, *, seal=True, **options):
+        chunks = [Chunk(text=t, document=f"d{i}", document_index=i) for i, t in enumerate(texts)]
+        per_chunk = self._spec.branches_per_chunk
+        for number, shard in enumerate(pack(chunks, branches_per_chunk=per_chunk, **options)):
+            self.store.put_shard(RUN, 0, number, shard)
+        if seal:
+            self.store.seal_stage(RUN, 0)
+
+    def process(self, stage=0):
+        """Do what workers would do with a stage, to its end."""
+        for number in itertools.count():
+            if number >= self.store.stage(RUN, stage).shards:
+                break
+            for position in range(self.store.shard(RUN, stage, number).count):
+                with suppress(BranchFailed):
+                    run_branch(self, RUN, stage, number, position, 0)
+            collect(self, [], RUN, stage, number)
+        aggregate(self, RUN, stage)
+
+    @property
+    def result(self):
+        return msgspec.json.decode(self.store.result(RUN), type=StoredResult)
