@@ -29,7 +29,7 @@ _NOBODY = "http://127.0.0.1:9"
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         tier = item.path.parent.name
-        if tier in {"integration", "acceptance"}:
+        if tier in {"contract", "integration", "acceptance"}:
             item.add_marker(tier)
 
 

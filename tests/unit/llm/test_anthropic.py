@@ -13,8 +13,8 @@ from fanout.core.records import ErrorKind, Usage
 from fanout.llm import LLMRequest
 from fanout.llm.anthropic import AnthropicLLM
 from fanout.llm.calls import _call
-from tests.provider import anthropic_reply
 from tests.raw_server import RawServer, read_request
+from tests.scripted_provider import anthropic_reply
 from tests.sdk_anthropic import SdkAnthropicLLM
 
 KEY = "sk-ant-test-0123456789abcdef"

@@ -5,14 +5,11 @@ from __future__ import annotations
 import asyncio
 import sys
 import zlib
-from types import SimpleNamespace
 
 import msgspec
 import pytest
 import redis
-from celery.worker.consumer.connection import Connection as ConnectionStep
 
-from fanout.broker.app import make_app
 from fanout.broker.result_backend import TaskFault
 from fanout.core.errors import BrokerError, ModelError, SettingsError, SpecError, StoredDataError
 from fanout.core.records import Chunk, ErrorKind, Outcome, Shard
@@ -292,23 +289,3 @@ def test_an_unexpected_error_of_a_task_is_known_by_its_type_and_place_only(caplo
     assert caught.value.__suppress_context__
     assert "CANARY-VALUE" not in caplog.text
     assert "test_bounds.py" in caplog.text
-
-
-@pytest.mark.parametrize(
-    "url",
-    [
-        "redis://user:canary-pw@127.0.0.1:1/0",
-        "sentinel://:canary-pw@127.0.0.1:1,127.0.0.1:2/0?master=m&sentinel_password=canary-pw2",
-    ],
-)
-def test_a_worker_tells_nobody_its_broker_s_password(url):
-    app = make_app(load_settings(broker_url=url))
-    told = [
-        app.conf.humanize(with_defaults=True, censored=True),
-        app.connection().as_uri(),
-        app.backend.as_uri(),
-        # What `inspect stats` and Flower show.
-        repr(ConnectionStep.info(None, SimpleNamespace(connection=app.connection()))),
-    ]
-    app.close()
-    assert [text for text in told if "canary-pw" in text] == []

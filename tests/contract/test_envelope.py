@@ -1,4 +1,4 @@
-"""Whatever is in a message or a broadcast: it is dropped, or Celery can do with it what it must."""
+"""A worker drops a faulty message or broadcast, or Celery can handle it as it is."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def test_what_fanout_sends_is_sound_and_so_is_what_celery_sends_again(worker):
 
 @FUZZ
 @given(random=st.randoms(use_true_random=False), which=st.integers(0, 6))
-def test_whatever_a_message_holds_it_is_dropped_or_celery_can_take_it(worker, random, which):
+def test_a_message_is_dropped_or_celery_can_take_it(worker, random, which):
     hostile = changed(opened(worker.sound[which]), random)
     try:
         message = taken(closed(hostile))
@@ -267,7 +267,7 @@ def test_a_clock_that_is_none_is_refused(clock):
 
 @FUZZ
 @given(random=st.randoms(use_true_random=False), which=st.integers(0, len(ORDERS) - 1))
-def test_whatever_a_broadcast_holds_it_is_dropped_once_or_obeyed(worker, random, which):
+def test_a_broadcast_is_dropped_once_or_obeyed(worker, random, which):
     method, arguments = ORDERS[which]
     body = changed({**PING, "method": method, "arguments": arguments}, random)
     obeyed, before = [], refusals.counts.total()

@@ -1,0 +1,31 @@
+"""An application on a real server, and its publisher."""
+
+from __future__ import annotations
+
+import pytest
+import redis
+
+from fanout.broker import app as broker
+from fanout.broker.publisher import Publisher
+from fanout.core.settings import load_settings
+
+from .messages import make_known
+
+
+@pytest.fixture
+def app(broker_url):
+    app = broker.make_app(load_settings(broker_url=broker_url))
+    yield app
+    app.close()
+
+
+@pytest.fixture
+def server_client(broker_url):
+    with redis.Redis.from_url(broker_url) as client:
+        yield client
+
+
+@pytest.fixture
+def publisher(app, server_client):
+    make_known(server_client)
+    return Publisher(app)

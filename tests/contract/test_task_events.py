@@ -1,0 +1,71 @@
+"""A worker tells monitors of tasks what Celery's own dispatcher would."""
+
+from __future__ import annotations
+
+import pytest
+from celery import Celery
+from celery.events.dispatcher import EventDispatcher
+
+from workers.telemetry.events import Dispatcher
+
+EVENTS = [
+    ("task-received", {"name": "fanout.branch", "args": "()", "retries": 0, "eta": None}),
+    ("task-started", {}),
+    ("task-succeeded", {"result": "None", "runtime": 0.5}),
+    ("task-failed", {"exception": "BranchFailed('timeout')", "traceback": ""}),
+]
+
+
+@pytest.fixture
+def app():
+    with Celery(broker="memory://", set_as_current=False) as app:
+        yield app
+
+
+def sent(kind, app, **options):
+    """What a dispatcher keeps for the next batch, and how often it says so."""
+    heard = []
+    with app.connection_for_write() as connection:
+        dispatcher = kind(
+            connection,
+            hostname="w@test",
+            app=app,
+            on_send_buffered=lambda: heard.append(1),
+            **options,
+        )
+        for type_, fields in EVENTS:
+            dispatcher.send(type_, uuid="r1/0/0/1", **fields)
+        dispatcher.send("worker-online", freq=5)
+        kept = [dict(event) for event in dispatcher._group_buffer["task"]]
+        dispatcher.flush()
+        assert dispatcher._group_buffer["task"] == []
+    moments = [(event.pop("timestamp"), event.pop("clock")) for event in kept]
+    assert moments == sorted(moments)
+    assert len(set(moments)) == len(moments)
+    return kept, len(heard)
+
+
+@pytest.mark.parametrize(
+    ("options", "many"),
+    [
+        ({"buffer_group": {"task"}}, len(EVENTS)),
+        ({"buffer_group": {"task"}, "groups": ["worker"]}, 0),
+        ({"buffer_group": {"task"}, "enabled": False}, 0),
+        ({}, 0),
+    ],
+)
+def test_the_events_of_tasks_are_those_of_celery(app, options, many):
+    ours = sent(Dispatcher, app, **options)
+    assert ours == sent(EventDispatcher, app, **options)
+    assert len(ours[0]) == ours[1] == many
+
+
+def test_as_many_events_as_a_batch_has_are_sent_at_once(app, monkeypatch):
+    batches = []
+    monkeypatch.setattr(Dispatcher, "_publish", lambda _self, events, *_a: batches.append(events))
+    with app.connection_for_write() as connection:
+        dispatcher = Dispatcher(connection, hostname="w", app=app, buffer_group={"task"})
+        dispatcher.buffer_limit = 3
+        for number in range(7):
+            dispatcher.send("task-started", uuid=str(number))
+    assert [[event["uuid"] for event in batch] for batch in batches] == [list("012"), list("345")]
