@@ -15,7 +15,8 @@ FOLDERS = ("docs", "ops", "examples", "benchmarks", ".github")
 PAGES = sorted([*ROOT.glob("*.md"), *(p for one in FOLDERS for p in ROOT.glob(f"{one}/**/*.md"))])
 PAGES = [path for path in PAGES if path.parent.name != "results"]
 # What operators and readers of examples see besides: settings, rules and scripts with comments.
-OTHERS = sorted(
+OTHERS = [ROOT / "docker-compose.yml", ROOT / "Makefile"]
+OTHERS += sorted(
     path
     for folder in ("ops", "examples")
     for path in ROOT.glob(f"{folder}/**/*")
