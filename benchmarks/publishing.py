@@ -26,6 +26,7 @@ from services import Processes, Valkey
 from fanout import Client, RunSpec
 from fanout.broker.app import BRANCHES_QUEUE, make_app, make_store
 from fanout.broker.publisher import Publisher
+from fanout.core.ids import ShardId
 from fanout.core.queue_names import BEHIND
 from fanout.core.settings import load_settings
 from fanout.policy.packing import MAX_SHARD_BRANCHES
@@ -64,7 +65,9 @@ class _Bench:
         # Of a run that is not known nothing is published.
         self._store.create_run("published", spec="{}", created_at=time.time())
         for number in range(self._branches // size):
-            self._publisher.shard_chord("published", 0, number, range(size), size=size, feed=0)
+            self._publisher.shard_chord(
+                ShardId("published", 0, number), range(size), size=size, feed=0
+            )
         waiting = self._redis.llen(BRANCHES_QUEUE) + self._redis.llen(BEHIND)
         if waiting != self._branches:
             raise RuntimeError(f"{waiting} of {self._branches} branches are in the queue")

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import fakeredis
 import msgspec
 
+from fanout.core.ids import ShardId, StageId
 from fanout.core.records import Chunk, Shard
 from fanout.core.settings import load_settings
 from fanout.core.spec import make_spec
@@ -86,41 +87,44 @@ class Publisher:
     def __init__(self):
         self.sent = []
 
-    def expand(self, run_id, stage, grants):
-        self.sent += [("expand", stage, grant.shard, grant.lanes) for grant in grants]
+    def expand(self, stage_id, grants):
+        self.sent += [("expand", stage_id.stage, grant.shard, grant.lanes) for grant in grants]
 
-    def shard_chord(self, run_id, stage, shard, positions, *, size, feed):
-        self.sent.append(("chord", stage, shard, size, list(positions), feed))
+    def shard_chord(self, shard_id, positions, *, size, feed):
+        self.sent.append(("chord", shard_id.stage, shard_id.shard, size, list(positions), feed))
 
-    def forget_shard(self, run_id, stage, shard):
-        self.sent.append(("forget", stage, shard))
+    def forget_shard(self, shard_id):
+        self.sent.append(("forget", shard_id.stage, shard_id.shard))
 
     def forget_run(self, run_id, shards):
         self.sent.append(("forgotten", shards))
 
-    def branches(self, run_id, stage, shard, positions, *, feed):
-        self.sent += [("branch", stage, shard, position, feed) for position in positions]
+    def branches(self, shard_id, positions, *, feed):
+        self.mixed_branches((shard_id.branch(position), feed) for position in positions)
 
-    def aggregate(self, run_id, stage):
-        self.sent.append(("aggregate", stage))
+    def mixed_branches(self, branches):
+        self.sent += [("branch", b.stage, b.shard, b.position, feed) for b, feed in branches]
 
-    def collect(self, run_id, stage, shard):
-        self.sent.append(("collect", stage, shard))
+    def aggregate(self, stage_id):
+        self.sent.append(("aggregate", stage_id.stage))
 
-    def seal(self, run_id, stage, *, shards):
-        self.sent.append(("seal", stage, shards))
+    def collect(self, shard_id):
+        self.sent.append(("collect", shard_id.stage, shard_id.shard))
 
-    def forget_root(self, run_id, stage):
-        self.sent.append(("forget_root", stage))
+    def seal(self, stage_id, *, shards):
+        self.sent.append(("seal", stage_id.stage, shards))
+
+    def forget_root(self, stage_id):
+        self.sent.append(("forget_root", stage_id.stage))
 
     @property
     def seals(self):
         return [sent for sent in self.sent if sent[0] == "seal"]
 
 
-def run_branch(runtime, *key, **feed):
+def run_branch(runtime, branch_id, feed=0):
     """Process a delivery of a branch: each has a token of its own."""
-    branches.run_branch(runtime, *key, **feed, token=secrets.token_hex(4))
+    branches.run_branch(runtime, branch_id, feed, token=secrets.token_hex(4))
 
 
 class Messages:
@@ -173,12 +177,12 @@ class Runtime:
     def spec(self, run_id):
         return self._spec
 
-    def template(self, run_id, stage, aspect):
-        source = self._spec.aggregate_prompt if stage else self._spec.prompts[aspect]
+    def template(self, stage_id, aspect):
+        source = self._spec.aggregate_prompt if stage_id.stage else self._spec.prompts[aspect]
         return Template.parse(source)
 
-    def indices(self, run_id, stage, number):
-        return self.store.indices(run_id, stage, number)
+    def indices(self, shard_id):
+        return self.store.indices(shard_id)
 
     async def begin(self, start):
         return self.store.begin(start)
@@ -187,17 +191,16 @@ class Runtime:
         return self.store.record(end)
 
     async def feed(self, following):
-        run_id, stage, number, feed, position = following
-        self.publisher.branches(run_id, stage, number, [position], feed=feed)
+        self.publisher.mixed_branches([following])
 
     async def spec_of(self, run_id):
         return self.spec(run_id)
 
-    async def shard_of(self, key):
-        return self.store.shard(*key)
+    async def shard_of(self, shard_id):
+        return self.store.shard(shard_id)
 
-    async def indices_of(self, key):
-        return self.indices(*key)
+    async def indices_of(self, shard_id):
+        return self.indices(shard_id)
 
     async def model(self, name):
         return self.llm
@@ -215,20 +218,22 @@ class Runtime:
         chunks = [Chunk(text=t, document=f"d{i}", document_index=i) for i, t in enumerate(texts)]
         per_chunk = self._spec.branches_per_chunk
         for number, shard in enumerate(pack(chunks, branches_per_chunk=per_chunk, **options)):
-            self.store.put_shard(RUN, 0, number, shard)
+            self.store.put_shard(ShardId(RUN, 0, number), shard)
         if seal:
-            self.store.seal_stage(RUN, 0)
+            self.store.seal_stage(StageId(RUN, 0))
 
     def process(self, stage=0):
         """Do what workers would do with a stage, to its end."""
+        stage_id = StageId(RUN, stage)
         for number in itertools.count():
-            if number >= self.store.stage(RUN, stage).shards:
+            if number >= self.store.stage(stage_id).shards:
                 break
-            for position in range(self.store.shard(RUN, stage, number).count):
+            shard_id = stage_id.shard(number)
+            for position in range(self.store.shard(shard_id).count):
                 with suppress(BranchFailed):
-                    run_branch(self, RUN, stage, number, position, 0)
-            collect(self, [], RUN, stage, number)
-        aggregate(self, RUN, stage)
+                    run_branch(self, shard_id.branch(position))
+            collect(self, [], shard_id)
+        aggregate(self, stage_id)
 
     @property
     def result(self):

@@ -14,6 +14,7 @@ from fanout.broker import app as broker
 from fanout.broker.rejected import refusals
 from fanout.broker.result_backend import TaskFault
 from fanout.core.errors import BrokerError, FanoutError, UnknownRunError
+from fanout.core.ids import BranchId, ShardId, StageId
 from workers.branch.claims import BranchGone, BranchHandedBack, BranchHeld, BranchParked
 from workers.branch.execution import BranchFailed, run_branch
 from workers.branch.model_check import check_model
@@ -115,17 +116,17 @@ def register(app: Celery, runtime: Callable[[], Runtime]) -> None:
             if ended is not None:
                 # It was processed on the loop; what is left is to tell Celery how it ended.
                 raise ended
-            run_branch(runtime(), run_id, stage, shard, position, feed, token=token)
+            run_branch(runtime(), BranchId(run_id, stage, shard, position), feed, token=token)
 
     @task(name=broker.EXPAND, **others)  # type: ignore[untyped-decorator]
     def expand_shard(run_id: str, stage: int, shard: int, lanes: int) -> None:
         with _not_done():
-            expand(runtime(), run_id, stage, shard, lanes)
+            expand(runtime(), ShardId(run_id, stage, shard), lanes)
 
     @task(name=broker.COLLECT, **others)  # type: ignore[untyped-decorator]
     def collect_shard(results: list[Any], run_id: str, stage: int, shard: int) -> dict[str, int]:
         with _not_done():
-            return collect(runtime(), results, run_id, stage, shard)
+            return collect(runtime(), results, ShardId(run_id, stage, shard))
 
     @task(name=broker.SEAL, **others)  # type: ignore[untyped-decorator]
     def seal_stage(run_id: str, stage: int) -> None:  # noqa: ARG001 - the task's signature
@@ -136,7 +137,7 @@ def register(app: Celery, runtime: Callable[[], Runtime]) -> None:
     @task(name=broker.AGGREGATE, **others)  # type: ignore[untyped-decorator]
     def aggregate_stage(_results: list[Any], run_id: str, stage: int) -> None:
         with _not_done():
-            aggregate(runtime(), run_id, stage)
+            aggregate(runtime(), StageId(run_id, stage))
 
     @task(name=broker.PREFLIGHT, throws=(TaskFault,), Request=ReportsAll)  # type: ignore[untyped-decorator]
     def preflight(model: str, note: str) -> None:

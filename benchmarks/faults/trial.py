@@ -11,6 +11,7 @@ import msgspec
 
 from fanout import Client
 from fanout.core.errors import FanoutError
+from fanout.core.ids import StageId
 from fanout.core.records import ErrorKind
 from fanout.policy.packing import MAX_SHARD_BYTES
 from faults.client import RunPlan, key
@@ -264,14 +265,16 @@ class _Trial:
     def _diagnostics(self, watcher: Client, run: Run) -> dict[str, Any]:
         store = watcher._connected().store  # noqa: SLF001 - nothing public shows so much
         record = store.run(run.run_id)
-        progress = store.progress(run.run_id, record.stage)
+        progress = store.progress(StageId(run.run_id, record.stage))
         client = self._server.client
         logs = sorted(self._folder.glob("*.log"))
         return {
             "status": msgspec.to_builtins(record),
             "progress": msgspec.to_builtins(progress, str_keys=True),
             "shards": {
-                str(number): repr(store.shard_state(run.run_id, record.stage, number))
+                str(number): repr(
+                    store.shard_state(StageId(run.run_id, record.stage).shard(number))
+                )
                 for number in progress.open
             },
             "workers": watcher.workers(),

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fanout.core.ids import StageId
 from fanout.core.queue_names import BEHIND, QUEUES
 from fanout.stores import RedisStore, connect
 
@@ -74,7 +75,7 @@ class Sampler:
             self._take()
 
     def _take(self) -> None:
-        stage = self._store.stage(self._run_id, 0)
+        stage = self._store.stage(StageId(self._run_id, 0))
         info: Any = self._client.info("memory")
         unacked: Any = self._client.hlen("unacked")
         waiting: Any = [self._client.llen(queue) for queue in _WAITING]

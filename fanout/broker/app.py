@@ -1,4 +1,4 @@
-"""The wire: task names, queues, ids, and the one Celery configuration that all sides share."""
+"""Task names, queues, and the one Celery configuration that all sides share."""
 
 from __future__ import annotations
 
@@ -40,16 +40,9 @@ __all__ = [
     "SEAL",
     "WIRE_VERSION",
     "Preflight",
-    "aggregate_id",
-    "branch_id",
-    "collect_id",
     "connect_broker",
-    "expand_id",
     "make_app",
     "make_store",
-    "seal_id",
-    "shard_group",
-    "stage_group",
 ]
 
 EXPAND = "fanout.expand"  # publishes a shard's chord
@@ -82,41 +75,6 @@ class Preflight(msgspec.Struct, frozen=True, kw_only=True):
 
     message: str | None = None
     kind: ErrorKind | None = None
-
-
-def shard_group(run_id: str, stage: int, shard: int) -> str:
-    """Return the group id of a shard's chord."""
-    return f"{run_id}/{stage}/{shard}"
-
-
-def stage_group(run_id: str, stage: int) -> str:
-    """Return the group id of a stage's root chord."""
-    return f"{run_id}/{stage}"
-
-
-def branch_id(run_id: str, stage: int, shard: int, position: int) -> str:
-    """Return the task id of a branch: the same each time it is published."""
-    return f"{run_id}/{stage}/{shard}/{position}"
-
-
-def expand_id(run_id: str, stage: int, shard: int) -> str:
-    """Return the task id that publishes a shard."""
-    return f"{run_id}/{stage}/{shard}/expand"
-
-
-def collect_id(run_id: str, stage: int, shard: int) -> str:
-    """Return the task id of a shard's callback."""
-    return f"{run_id}/{stage}/{shard}/collect"
-
-
-def aggregate_id(run_id: str, stage: int) -> str:
-    """Return the task id of a stage's callback."""
-    return f"{run_id}/{stage}/aggregate"
-
-
-def seal_id(run_id: str, stage: int) -> str:
-    """Return the task id that closes a root chord's header."""
-    return f"{run_id}/{stage}/seal"
 
 
 def make_app(settings: Settings, *, takes_messages: bool = False) -> Celery:

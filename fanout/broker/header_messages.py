@@ -6,9 +6,12 @@ Celery makes and encodes a message in 150 microseconds; 500 of a header differ i
 from __future__ import annotations
 
 from base64 import b64decode, b64encode
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
+
+if TYPE_CHECKING:
+    from fanout.core.ids import ShardId
 
 __all__ = ["Members"]
 
@@ -19,9 +22,10 @@ class Members:
     Args:
         first: A branch's message as kombu has it before it is encoded: ``headers``,
             ``properties``, ``body`` and its ``content-*``. It is changed.
+        shard_id: Their shard.
     """
 
-    def __init__(self, first: dict[str, Any]) -> None:
+    def __init__(self, first: dict[str, Any], shard_id: ShardId) -> None:
         self._message = first
         self._headers = first["headers"]
         self._properties = first["properties"]
@@ -29,12 +33,12 @@ class Members:
             raise ValueError("messages are encoded in another way")
         # The arguments, by name, and what else a task is told.
         _, self._arguments, self._rest = msgspec.json.decode(b64decode(first["body"]))
-        self._ids = self._headers["id"].rpartition("/")[0]
+        self._shard_id = shard_id
         self._tag = self._properties["delivery_tag"]
 
     def at(self, position: int) -> bytes:
         """Return the message of the branch at a position, encoded."""
-        task_id = f"{self._ids}/{position}"
+        task_id = self._shard_id.branch(position).task_id
         self._arguments["position"] = position
         self._headers["id"] = self._properties["correlation_id"] = task_id
         self._headers["group_index"] = position

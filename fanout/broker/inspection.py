@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, cast
 import msgspec
 from redis.exceptions import NoPermissionError, RedisError
 
-from fanout.broker import app as broker
 from fanout.core.errors import BrokerError
+from fanout.core.ids import run_of
 from fanout.core.queue_names import BRANCHES_QUEUE, QUEUES, TURNS, TURNS_OF_A_RUN, backlog_of
 from fanout.policy.healing import Seen
 from fanout.stores.redis.turn_scripts import RECOUNT
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     import redis
+
+    from fanout.core.ids import ShardId, StageId
 
 __all__ = [
     "UNACKED",
@@ -86,7 +88,7 @@ class Messages:
         runs: dict[str, set[str]] = defaultdict(set)
         try:
             for task_id in self._read():
-                runs[task_id.partition("/")[0]].add(task_id)
+                runs[run_of(task_id)].add(task_id)
         except RedisError as error:
             raise BrokerError(f"the broker's queues cannot be read: {error}") from error
         return runs
@@ -139,7 +141,7 @@ def _is_of(decode: Callable[[bytes], _Message], raw: bytes, run_id: str) -> bool
     # Most messages are others': they need not be decoded to see it.
     if run_id.encode() not in raw:
         return False
-    return any(each.partition("/")[0] == run_id for each in _ids(decode, [raw]))
+    return any(run_of(each) == run_id for each in _ids(decode, [raw]))
 
 
 def _ids(decode: Callable[[bytes], _Message], items: list[bytes]) -> Iterator[str]:
@@ -151,19 +153,15 @@ def _ids(decode: Callable[[bytes], _Message], items: list[bytes]) -> Iterator[st
             continue
 
 
-def seen_of_shard(task_ids: set[str], run_id: str, stage: int, number: int) -> Seen:
+def seen_of_shard(task_ids: set[str], shard_id: ShardId) -> Seen:
     """Return what of a shard is among the task ids of its run."""
-    prefix = f"{broker.shard_group(run_id, stage, number)}/"
-    tails = {task_id.removeprefix(prefix) for task_id in task_ids if task_id.startswith(prefix)}
     return Seen(
-        branches=frozenset(int(tail) for tail in tails if tail.isdecimal()),
-        expand="expand" in tails,
-        collect="collect" in tails,
+        branches=shard_id.positions(task_ids),
+        expand=shard_id.expand_task_id in task_ids,
+        collect=shard_id.collect_task_id in task_ids,
     )
 
 
-def seen_of_stage(task_ids: set[str], run_id: str, stage: int) -> Seen:
+def seen_of_stage(task_ids: set[str], stage_id: StageId) -> Seen:
     """Return what will end a stage, among the task ids of its run."""
-    prefix = f"{broker.stage_group(run_id, stage)}/"
-    ends = ("/collect", "/seal", "/aggregate")
-    return Seen(closing=any(t.startswith(prefix) and t.endswith(ends) for t in task_ids))
+    return Seen(closing=any(map(stage_id.is_ended_by, task_ids)))

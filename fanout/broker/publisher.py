@@ -13,15 +13,18 @@ Celery's ``chord(...)()`` publishes one message per round trip and subscribes to
 from __future__ import annotations
 
 import time
+from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
 from kombu.exceptions import BatchPublishError, OperationalError
+from msgspec.structs import asdict
 from redis.exceptions import RedisError
 
 from fanout.broker import app as broker
 from fanout.broker.header_messages import Members
 from fanout.broker.inspection import drop_messages
 from fanout.core.errors import BrokerError
+from fanout.core.ids import StageId
 from fanout.stores.retrying import outlasts, passes, patiently
 from fanout.system.exhaustion import is_exhausted
 
@@ -30,6 +33,7 @@ if TYPE_CHECKING:
 
     from celery import Celery, Signature
 
+    from fanout.core.ids import BranchId, ShardId
     from fanout.stores import Grant
 
 __all__ = ["Publisher"]
@@ -69,63 +73,52 @@ class Publisher:
         check = {"model": model, "note": note}
         self._publish([self._signature(broker.PREFLIGHT, check, root_id=note, task_id=note)])
 
-    def expand(self, run_id: str, stage: int, grants: Iterable[Grant]) -> None:
+    def expand(self, stage_id: StageId, grants: Iterable[Grant]) -> None:
         """Have some worker publish the chords of these shards."""
         self._publish(
-            self._signature(
-                broker.EXPAND,
-                _ids(run_id, stage, shard=grant.shard, lanes=grant.lanes),
-                task_id=broker.expand_id(run_id, stage, grant.shard),
-            )
-            for grant in grants
+            self._expand(stage_id.shard(grant.shard), lanes=grant.lanes) for grant in grants
         )
 
     def shard_chord(
-        self,
-        run_id: str,
-        stage: int,
-        shard: int,
-        positions: Iterable[int],
-        *,
-        size: int,
-        feed: int,
+        self, shard_id: ShardId, positions: Iterable[int], *, size: int, feed: int
     ) -> None:
         """Publish a shard's chord of ``size`` branches, or those at ``positions`` of them.
 
         ``feed`` is the shard's size where the other branches follow one by one, else 0.
         """
-        group = broker.shard_group(run_id, stage, shard)
-        callback = self._collect(run_id, stage, shard)
-        self._set_size(group, size)
-        self._publish_header(run_id, stage, shard, sorted(positions), feed, callback)
+        self._set_size(shard_id.group_id, size)
+        self.branches(shard_id, positions, feed=feed)
 
-    def branches(
-        self, run_id: str, stage: int, shard: int, positions: Iterable[int], *, feed: int
-    ) -> None:
+    def branches(self, shard_id: ShardId, positions: Iterable[int], *, feed: int) -> None:
         """Publish branches of a shard's chord whose size is set already."""
-        callback = self._collect(run_id, stage, shard)
-        self._publish_header(run_id, stage, shard, sorted(positions), feed, callback)
+        self._publish_header(shard_id, sorted(positions), feed, self._collect(shard_id))
 
-    def collect(self, run_id: str, stage: int, shard: int) -> None:
+    def mixed_branches(self, branches: Iterable[tuple[BranchId, int]]) -> None:
+        """Publish branches of any shards, each with its ``feed``."""
+        shards: defaultdict[tuple[ShardId, int], list[int]] = defaultdict(list)
+        for branch_id, feed in branches:
+            shards[branch_id.shard_id, feed].append(branch_id.position)
+        for (shard_id, feed), positions in shards.items():
+            self.branches(shard_id, positions, feed=feed)
+
+    def collect(self, shard_id: ShardId) -> None:
         """Publish a shard's callback by itself: the chord has no header."""
-        callback = self._collect(run_id, stage, shard)
-        self._publish([callback.clone(args=([],))])
+        self._publish([self._collect(shard_id).clone(args=([],))])
 
-    def aggregate(self, run_id: str, stage: int) -> None:
+    def aggregate(self, stage_id: StageId) -> None:
         """Publish a stage's callback by itself: its root chord will not come to it."""
-        self._publish([self._aggregate(run_id, stage).clone(args=([],))])
+        self._publish([self._aggregate(stage_id).clone(args=([],))])
 
-    def seal(self, run_id: str, stage: int, *, shards: int) -> None:
+    def seal(self, stage_id: StageId, *, shards: int) -> None:
         """Set the size of a stage's root chord, and publish the last member of its header."""
-        group = broker.stage_group(run_id, stage)
-        self._set_size(group, shards + 1)
+        self._set_size(stage_id.group_id, shards + 1)
         seal = self._signature(
             broker.SEAL,
-            _ids(run_id, stage),
-            task_id=broker.seal_id(run_id, stage),
-            group_id=group,
+            asdict(stage_id),
+            task_id=stage_id.seal_task_id,
+            group_id=stage_id.group_id,
             group_index=shards,
-            chord=self._aggregate(run_id, stage),
+            chord=self._aggregate(stage_id),
         )
         self._publish([seal])
 
@@ -133,19 +126,19 @@ class Publisher:
         set_size = self._backend.set_chord_size
         self._patiently(lambda: set_size(group, size))
 
-    def forget_root(self, run_id: str, stage: int) -> None:
+    def forget_root(self, stage_id: StageId) -> None:
         """Forget that a stage's root chord has completed, so that it can do so again.
 
         The mark of completion would otherwise turn away the members that return before the seal.
         """
-        self._forget(broker.stage_group(run_id, stage))
+        self._forget(stage_id.group_id)
 
-    def forget_shard(self, run_id: str, stage: int, shard: int) -> None:
+    def forget_shard(self, shard_id: ShardId) -> None:
         """Forget the members of a shard's chord that have returned, before a part is retried.
 
         They would be counted among those that are still to return.
         """
-        self._forget(broker.shard_group(run_id, stage, shard))
+        self._forget(shard_id.group_id)
 
     def forget_run(self, run_id: str, shards: Sequence[int]) -> None:
         """Forget the chords and the messages of a run that was deleted.
@@ -157,8 +150,9 @@ class Publisher:
         try:
             drop_messages(self._backend.client, run_id)
             for stage, count in enumerate(shards):
-                groups = (broker.shard_group(run_id, stage, shard) for shard in range(count))
-                self._forget(broker.stage_group(run_id, stage), *groups)
+                stage_id = StageId(run_id, stage)
+                groups = (stage_id.shard(shard).group_id for shard in range(count))
+                self._forget(stage_id.group_id, *groups)
         except RedisError as error:
             raise BrokerError(f"what is left of run {run_id} cannot be deleted: {error}") from error
 
@@ -173,26 +167,20 @@ class Publisher:
             backend.client.delete(*keys[start : start + _BATCH])
 
     def _publish_header(
-        self,
-        run_id: str,
-        stage: int,
-        shard: int,
-        positions: Sequence[int],
-        feed: int,
-        callback: Signature,
+        self, shard_id: ShardId, positions: Sequence[int], feed: int, callback: Signature
     ) -> None:
         """Publish members of a shard chord's header: Celery makes one, the others are like it."""
         if not positions:
             return
 
-        def signature(position: int) -> Signature:
+        def signature(branch_id: BranchId) -> Signature:
             return self._signature(
                 broker.BRANCH,
-                _ids(run_id, stage, shard=shard, position=position, feed=feed),
+                {**asdict(branch_id), "feed": feed},
                 queue=broker.BRANCHES_QUEUE,
-                task_id=broker.branch_id(run_id, stage, shard, position),
-                group_id=broker.shard_group(run_id, stage, shard),
-                group_index=position,
+                task_id=branch_id.task_id,
+                group_id=shard_id.group_id,
+                group_index=branch_id.position,
                 chord=callback,
             )
 
@@ -200,34 +188,42 @@ class Publisher:
             with self._app.producer_pool.acquire(block=True) as producer:
                 channel = producer.channel
                 with channel.recording() as recorded:
-                    self._send(signature(positions[0]), producer)
+                    self._send(signature(shard_id.branch(positions[0])), producer)
                 ((queue, message),) = recorded
-                members = Members(message)
+                members = Members(message, shard_id)
                 for some in (
                     positions[at : at + _BATCH] for at in range(0, len(positions), _BATCH)
                 ):
-                    channel.put_all(queue, run_id, [members.at(position) for position in some])
+                    channel.put_all(
+                        queue, shard_id.run_id, [members.at(position) for position in some]
+                    )
 
         self._patiently(publish)
 
-    def _collect(self, run_id: str, stage: int, shard: int) -> Signature:
+    def _expand(self, shard_id: ShardId, *, lanes: int) -> Signature:
+        kwargs = {**asdict(shard_id), "lanes": lanes}
+        return self._signature(broker.EXPAND, kwargs, task_id=shard_id.expand_task_id)
+
+    def _collect(self, shard_id: ShardId) -> Signature:
+        stage_id = shard_id.stage_id
         return self._signature(
             broker.COLLECT,
-            _ids(run_id, stage, shard=shard),
-            task_id=broker.collect_id(run_id, stage, shard),
-            group_id=broker.stage_group(run_id, stage),
-            group_index=shard,
-            chord=self._aggregate(run_id, stage),
+            asdict(shard_id),
+            task_id=shard_id.collect_task_id,
+            group_id=stage_id.group_id,
+            group_index=shard_id.shard,
+            chord=self._aggregate(stage_id),
         )
 
-    def _aggregate(self, run_id: str, stage: int) -> Signature:
-        task_id = broker.aggregate_id(run_id, stage)
-        return self._signature(broker.AGGREGATE, _ids(run_id, stage), task_id=task_id)
+    def _aggregate(self, stage_id: StageId) -> Signature:
+        task_id = stage_id.aggregate_task_id
+        return self._signature(broker.AGGREGATE, asdict(stage_id), task_id=task_id)
 
     def _signature(self, task: str, kwargs: dict[str, Any], **options: Any) -> Signature:
-        # A name, not an import: who publishes needs no task code. Results travel by the store, so
-        # that Celery neither keeps one nor subscribes to it. The run is the root of all its tasks.
-        # Each message says its version, also a callback's, which Celery publishes.
+        # Arguments by name: monitors show them, and find tasks by them. The task by its name, so that
+        # who publishes needs no task code. Results travel by the store: Celery neither keeps one nor
+        # subscribes to it. The run is the root of all its tasks. Each message says its version, also
+        # a callback's, which Celery publishes.
         common = {"root_id": kwargs.get("run_id"), "headers": {"wire": broker.WIRE_VERSION}}
         options = {"queue": broker.CONTROL_QUEUE, **common, **options}
         return self._app.signature(task, kwargs=kwargs, options={**options, "ignore_result": True})
@@ -271,8 +267,3 @@ class Publisher:
             headers=headers,
             **options,
         )
-
-
-def _ids(run_id: str, stage: int, **numbers: int) -> dict[str, Any]:
-    """Return a task's arguments, by name: monitors show them, and find tasks by them."""
-    return {"run_id": run_id, "stage": stage, **numbers}

@@ -10,6 +10,7 @@ import msgspec
 from celery import states
 from celery.backends.redis import CHORD_PART_RETURN_LUA, RedisBackend, SentinelBackend
 
+from fanout.core.ids import run_of
 from fanout.stores.connection import PACKER, SOCKET_OPTIONS, MasterConnection, tolerant_retry
 from fanout.stores.functions import FunctionsClient
 from fanout.stores.redis.chord_scripts import SET_SIZE, count_of_run
@@ -129,9 +130,8 @@ class _Tolerant:
 
     def _run_key(self, key: Any) -> str:
         """Return the key of the run that a key of a chord belongs to."""
-        group = key.removeprefix(self.group_keyprefix).decode()
-        run_id = group.rpartition(".")[0].partition("/")[0]
-        return f"{self._run_keys}{run_id}"
+        group_id = key.removeprefix(self.group_keyprefix).decode()
+        return f"{self._run_keys}{run_of(group_id)}"
 
     @cached_property
     def _run_keys(self) -> str:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, SupportsIndex, cast
 from fanout.client.embedded.fleet import EmbeddedFleet, InProcessFleet
 from fanout.core.errors import AmbiguousRunError, BrokerError, RunError, SpecError, UnknownRunError
 from fanout.core.field_effects import require_used
+from fanout.core.ids import StageId
 from fanout.core.settings import load_settings
 from fanout.core.spec import RunSpec, make_spec
 from fanout.inputs.documents import log_notice
@@ -238,7 +239,7 @@ class Client:
         if not record.has_ended and self.is_embedded and not self._is_own(wire):
             # What was enqueued, or is enqueued first, is processed while the rest is read.
             self._embedded().work_on(run_id)
-        if record.has_ended or wire.store.stage(run_id, 0).sealed:
+        if record.has_ended or wire.store.stage(StageId(run_id, 0)).sealed:
             if documents is not None:
                 self._require_same(wire, record, run.spec, documents)
             return run

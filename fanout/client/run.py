@@ -9,6 +9,7 @@ import msgspec
 
 from fanout.broker.fleet_version import check_as_client
 from fanout.core.errors import BrokerError, WaitTimeoutError
+from fanout.core.ids import StageId
 from fanout.core.records import RunStatus, branch_ref, total_usage
 from fanout.core.spec import RunSpec, stored_spec
 from fanout.policy.packing import shard_chunk
@@ -56,6 +57,7 @@ class Run:
         self, run_id: str, store: RedisStore, publisher: Publisher, check: Callable[[], None]
     ) -> None:
         self.run_id = run_id
+        self._map_id = StageId(run_id, 0)
         self._store = store
         self._publisher = publisher
         self._check = check
@@ -71,7 +73,9 @@ class Run:
     def status(self) -> Status:
         """Return where the run is. Raises UnknownRunError."""
         run = self._store.run(self.run_id)
-        stages = [self._store.stage(self.run_id, stage) for stage in range(run.last_stage + 1)]
+        stages = [
+            self._store.stage(StageId(self.run_id, stage)) for stage in range(run.last_stage + 1)
+        ]
         branches = stages[0]
         return Status(
             run_id=self.run_id,
@@ -197,9 +201,9 @@ class Run:
         return commonest_error(status.error, self._failures())
 
     def _failures(self) -> Iterator[tuple[ErrorKind, str]]:
-        shards = min(self._store.stage(self.run_id, 0).shards, _LOOKED_AT_SHARDS)
-        for number in range(shards):
-            for outcome in self._store.outcomes(self.run_id, 0, number).values():
+        shards = min(self._store.stage(self._map_id).shards, _LOOKED_AT_SHARDS)
+        for shard_id in map(self._map_id.shard, range(shards)):
+            for outcome in self._store.outcomes(shard_id).values():
                 if outcome.kind is not None:
                     yield outcome.kind, outcome.message or ""
 
@@ -235,10 +239,10 @@ class Run:
             with_text: Have each with the text of its chunk.
         """
         spec = self.spec
-        for number in range(self._store.stage(self.run_id, 0).shards):
-            outcomes = self._store.outcomes(self.run_id, 0, number)
+        for shard_id in map(self._map_id.shard, range(self._store.stage(self._map_id).shards)):
+            outcomes = self._store.outcomes(shard_id)
             if outcomes:
-                shard = self._store.shard(self.run_id, 0, number)
+                shard = self._store.shard(shard_id)
                 for _, outcome in sorted(outcomes.items()):
                     yield _output(spec, shard, outcome, with_text=with_text)
 

@@ -6,6 +6,7 @@ from typing import Literal
 
 import msgspec
 
+from fanout.core.ids import BranchId  # noqa: TC001 - msgspec reads the annotation
 from fanout.core.latency import Latency
 from fanout.core.records import ErrorKind, Outcome, RunStatus, Usage
 
@@ -34,10 +35,7 @@ class Start(msgspec.Struct, frozen=True):
     """A delivery of a branch that asks whether it may make its call.
 
     Attributes:
-        run_id: The run.
-        stage: The stage.
-        shard: The shard.
-        position: The branch's position in the shard.
+        branch_id: The branch.
         token: Names this delivery: asking again with the same one is not counted.
         holder: Who makes the call: see ``RedisStore.beat``.
         beats_for_s: The ``ttl_s`` that the holder beats with.
@@ -46,10 +44,7 @@ class Start(msgspec.Struct, frozen=True):
         is_alone: Whether no other suspect is processed beside it.
     """
 
-    run_id: str
-    stage: int
-    shard: int
-    position: int
+    branch_id: BranchId
     token: str
     holder: str = ""
     beats_for_s: float = 0.0
@@ -62,19 +57,13 @@ class End(msgspec.Struct, frozen=True):
     """The outcome of a branch, to be written.
 
     Attributes:
-        run_id: The run.
-        stage: The stage.
-        shard: The shard.
-        position: The branch's position in the shard.
+        branch_id: The branch.
         outcome: How it ended.
         feed: The size of the shard where its branches are published one after the other
             (``max_workers``), else 0; the position to publish next is then returned.
     """
 
-    run_id: str
-    stage: int
-    shard: int
-    position: int
+    branch_id: BranchId
     outcome: Outcome
     feed: int = 0
 
@@ -125,7 +114,7 @@ class Grant(msgspec.Struct, frozen=True, kw_only=True):
     """A shard that may now be published.
 
     Attributes:
-        shard: Its number.
+        shard: The shard, in its stage.
         lanes: How many of its branches may be in flight at once; 0 is all.
     """
 
@@ -137,15 +126,11 @@ class Parked(msgspec.Struct, frozen=True, kw_only=True):
     """A branch that was not begun because its run is paused.
 
     Attributes:
-        stage: Its stage.
-        shard: Its shard.
-        position: Its position in the shard.
+        branch_id: The branch.
         feed: As it was published with: see ``RedisStore.record``.
     """
 
-    stage: int
-    shard: int
-    position: int
+    branch_id: BranchId
     feed: int
 
 
@@ -156,7 +141,7 @@ class StageProgress(msgspec.Struct, frozen=True, kw_only=True):
         written: Shards that the stage has so far.
         sealed: Whether these are all.
         opened: Shards that were ever let into the queue: the first ones.
-        open: The lanes of each shard that is being processed, by number.
+        open: The lanes of each shard that is being processed, by shard.
         marks: For each open shard a value that changes whenever a branch of it begins or ends.
         heals: How often the stage itself was healed.
     """

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from fanout.core.errors import StoredDataError, UnknownRunError
+from fanout.core.ids import StageId
 from fanout.core.queue_names import BRANCHES_QUEUE
 from fanout.core.settings import Settings
 from fanout.policy.admission import workers_wanted
@@ -88,7 +89,7 @@ def fleet_status(store: RedisStore, queues: Queues) -> FleetStatus:
     """Return what a fleet is doing. Raises BrokerError."""
     state = queues.state()
     runs = sorted(_active(store), key=lambda run: run.created_at, reverse=True)
-    windows = [store.window(run.run_id, run.stage) for run in runs]
+    windows = [store.window(StageId(run.run_id, run.stage)) for run in runs]
     return FleetStatus(
         workers=store.workers(),
         queues=state.queues,

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from itertools import chain, islice, zip_longest
 from typing import TYPE_CHECKING
 
 from fanout.core.errors import FanoutError, InputError, RunError, StoredDataError
+from fanout.core.ids import StageId
 from fanout.core.queue_names import BRANCHES_QUEUE
 from fanout.core.records import Document, RunStatus
 from fanout.inputs.splitters import make_splitter, split_documents
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
     from fanout.broker.publisher import Publisher
+    from fanout.core.ids import ShardId
     from fanout.core.records import Chunk, ErrorKind, Shard
     from fanout.core.spec import RunSpec
     from fanout.stores import RedisStore, RunRecord
@@ -55,7 +56,7 @@ class Enqueuer:
         """Split, pack, write and publish; the run is ``running`` when this returns."""
         shards = self._shards(run_id, spec, documents)
         try:
-            open_stage(self._store, self._publisher, run_id, 0, shards, max_workers=max_workers)
+            self._open(run_id, shards, max_workers)
         except Exception as error:
             is_source = isinstance(error, (InputError, StoredDataError))
             if isinstance(error, FanoutError) and not is_source:
@@ -71,7 +72,7 @@ class Enqueuer:
 
     def _give_up(self, run_id: str, error: Exception) -> int:
         """Have a run fail whose input cannot be read on; return how many branches it keeps."""
-        kept = self._store.stage(run_id, 0).total
+        kept = self._store.stage(StageId(run_id, 0)).total
         if not kept:
             self._store.delete_run(run_id)
             return 0
@@ -88,7 +89,11 @@ class Enqueuer:
             RunError: The input is not what it was; the run stays as it is.
         """
         shards = same_as_before(self._store, run_id, self._shards(run_id, spec, documents))
-        open_stage(self._store, self._publisher, run_id, 0, shards, max_workers=max_workers)
+        self._open(run_id, shards, max_workers)
+
+    def _open(self, run_id: str, shards: Iterable[Shard], max_workers: int | None) -> None:
+        map_id = StageId(run_id, 0)
+        open_stage(self._store, self._publisher, map_id, shards, max_workers=max_workers)
 
     def compare(self, run: RunRecord, spec: RunSpec, documents: Iterator[Document]) -> None:
         """Make sure that an input is the one that a run has read.
@@ -96,12 +101,12 @@ class Enqueuer:
         Raises:
             RunError: It is not, or it goes on where the run had read all of its own.
         """
-        written = self._store.stage(run.run_id, 0).shards
+        map_id = StageId(run.run_id, 0)
+        written = self._store.stage(map_id).shards
         shards = self._shards(run.run_id, spec, documents)
         count = 0
-        for number, shard in enumerate(islice(shards, written)):
-            _compare(self._store.shard(run.run_id, 0, number), shard, number)
-            count = number + 1
+        for count, shard in enumerate(islice(shards, written), 1):
+            _compare(self._store, map_id.shard(count - 1), shard)
         # A run that was stopped has not read all of it.
         has_more = run.halt is None and next(shards, None) is not None
         if count < written or has_more:
@@ -134,8 +139,7 @@ class Enqueuer:
 def open_stage(
     store: RedisStore,
     publisher: Publisher,
-    run_id: str,
-    stage: int,
+    stage_id: StageId,
     shards: Iterable[Shard],
     *,
     max_workers: int | None,
@@ -147,24 +151,26 @@ def open_stage(
     counted twice, and shards that are there are not written again. It stops as soon as the stage
     takes no more shards: its run was stopped, or somebody else has sealed it.
     """
-    written = store.stage(run_id, stage).shards
+    written = store.stage(stage_id).shards
     stream = iter(shards)
     head: list[Shard] = []
     if max_workers is not None:
         lanes = plan_lanes(max_workers=max_workers, shards=None)
         head = list(islice(stream, lanes.window))
         lanes = plan_lanes(max_workers=max_workers, shards=len(head))
-        store.set_lanes(run_id, stage, lanes)
+        store.set_lanes(stage_id, lanes)
     window = fleet_window(store)
     for number, shard in enumerate(chain(head, stream)):
-        if number >= written and not store.put_shard(run_id, stage, number, shard):
+        if number >= written and not store.put_shard(stage_id.shard(number), shard):
             break
-        publisher.expand(run_id, stage, store.open_shards(run_id, stage, window=window))
-    sealed = store.seal_stage(run_id, stage)
-    store.set_status(run_id, RunStatus.RUNNING if stage == 0 else RunStatus.REDUCING, stage=stage)
+        publisher.expand(stage_id, store.open_shards(stage_id, window=window))
+    sealed = store.seal_stage(stage_id)
+    stage = stage_id.stage
+    status = RunStatus.REDUCING if stage else RunStatus.RUNNING
+    store.set_status(stage_id.run_id, status, stage=stage)
     # A reduce stage that was sealed already is being opened again by a task that had died.
     if sealed.first or stage:
-        publisher.seal(run_id, stage, shards=sealed.shards)
+        publisher.seal(stage_id, shards=sealed.shards)
 
 
 def fleet_window(store: RedisStore) -> int:
@@ -179,14 +185,14 @@ def same_as_before(store: RedisStore, run_id: str, shards: Iterable[Shard]) -> I
     Raises:
         RunError: One differs, or the input ends before them.
     """
+    map_id = StageId(run_id, 0)
     count = 0
-    for number, shard in enumerate(shards):
+    for count, shard in enumerate(shards, 1):
         # Asked again each time: another client may be writing still.
-        if number < store.stage(run_id, 0).shards:
-            _compare(store.shard(run_id, 0, number), shard, number)
-        count = number + 1
+        if count <= store.stage(map_id).shards:
+            _compare(store, map_id.shard(count - 1), shard)
         yield shard
-    run, record = store.run(run_id), store.stage(run_id, 0)
+    run, record = store.run(run_id), store.stage(map_id)
     if count < record.shards and run.halt is None and not record.sealed:
         total = record.total
         raise RunError(
@@ -195,10 +201,11 @@ def same_as_before(store: RedisStore, run_id: str, shards: Iterable[Shard]) -> I
         )
 
 
-def _compare(before: Shard, now: Shard, number: int) -> None:
+def _compare(store: RedisStore, shard_id: ShardId, now: Shard) -> None:
+    before = store.shard(shard_id)
     if before == now:
         return
-    where = f"in shard {number}"
+    where = f"in shard {shard_id.shard}"
     for old, new in zip_longest(before.chunks, now.chunks):
         if old != new:
             known = old or new
@@ -213,14 +220,15 @@ def close_input(store: RedisStore, publisher: Publisher, run_id: str) -> None:
     Of all who do this, and the client itself, one publishes the seal; the reaper makes up for one
     that dies in between.
     """
-    if store.stage(run_id, 0).sealed:
+    map_id = StageId(run_id, 0)
+    if store.stage(map_id).sealed:
         return
-    sealed = store.seal_stage(run_id, 0)
+    sealed = store.seal_stage(map_id)
     if not sealed.first:
         return
     store.set_status(run_id, RunStatus.RUNNING, stage=0)
-    publisher.expand(run_id, 0, store.open_shards(run_id, 0, window=fleet_window(store)))
-    publisher.seal(run_id, 0, shards=sealed.shards)
+    publisher.expand(map_id, store.open_shards(map_id, window=fleet_window(store)))
+    publisher.seal(map_id, shards=sealed.shards)
 
 
 def delete(store: RedisStore, publisher: Publisher, run_id: str) -> None:
@@ -236,7 +244,9 @@ def delete(store: RedisStore, publisher: Publisher, run_id: str) -> None:
 
 def settle(store: RedisStore, publisher: Publisher, run: RunRecord) -> None:
     """Let a run end that was stopped, or is overdue, before all of its input was read."""
-    if run.has_ended or not (run.halt or run.is_overdue) or store.stage(run.run_id, 0).sealed:
+    if run.has_ended or not (run.halt or run.is_overdue):
+        return
+    if store.stage(StageId(run.run_id, 0)).sealed:
         return
     if run.halt is None:
         message = "the deadline passed before the input was read"
@@ -247,11 +257,7 @@ def settle(store: RedisStore, publisher: Publisher, run: RunRecord) -> None:
 def unpark(store: RedisStore, publisher: Publisher, run_id: str) -> int:
     """Publish the branches that were parked while a run was paused; return how many."""
     parked = store.take_parked(run_id)
-    shards: dict[tuple[int, int, int], list[int]] = defaultdict(list)
-    for branch in parked:
-        shards[branch.stage, branch.shard, branch.feed].append(branch.position)
-    for (stage, number, feed), positions in shards.items():
-        publisher.branches(run_id, stage, number, positions, feed=feed)
+    publisher.mixed_branches((each.branch_id, each.feed) for each in parked)
     return len(parked)
 
 
@@ -268,27 +274,26 @@ def retry_failed(
         RunError: The run has not ended, or is being retried by somebody else.
     """
     run = store.run(run_id)
-    errors = store.stage(run_id, 0).errors
+    map_id = StageId(run_id, 0)
+    errors = store.stage(map_id).errors
     wanted = frozenset(errors if kinds is None else errors.keys() & kinds)
     if run.status is RunStatus.SUCCEEDED and not wanted:
         return 0
     if not store.reopen_run(run_id, retry=wanted):
         raise RunError(f"run {run_id} has not ended: wait for it, or cancel it, before a retry")
-    publisher.forget_root(run_id, 0)
-    publisher.expand(run_id, 0, store.open_shards(run_id, 0, window=fleet_window(store)))
-    publisher.seal(run_id, 0, shards=store.seal_stage(run_id, 0).shards)
+    publisher.forget_root(map_id)
+    publisher.expand(map_id, store.open_shards(map_id, window=fleet_window(store)))
+    publisher.seal(map_id, shards=store.seal_stage(map_id).shards)
     return sum(errors[kind] for kind in wanted)
 
 
-def take_back(store: RedisStore, run: RunRecord, number: int) -> None:
+def take_back(store: RedisStore, shard_id: ShardId, retry: frozenset[ErrorKind]) -> None:
     """Take a shard of a run that is retried back to the outcomes that stay; once for each retry."""
-    outcomes = store.outcomes(run.run_id, 0, number)
-    again = {at for at, outcome in outcomes.items() if outcome.kind in run.retry}
+    outcomes = store.outcomes(shard_id)
+    again = {at for at, outcome in outcomes.items() if outcome.kind in retry}
     if again:
         store.reopen_shard(
-            run.run_id,
-            0,
-            number,
+            shard_id,
             kept={at: outcome for at, outcome in outcomes.items() if at not in again},
             dropped=[outcomes[at] for at in sorted(again)],
         )

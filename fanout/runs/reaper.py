@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from fanout.broker.fleet_version import foreign_run_problem
 from fanout.broker.inspection import seen_of_shard, seen_of_stage
 from fanout.core.errors import BrokerError, StorageError, StoredDataError, UnknownRunError
+from fanout.core.ids import ShardId, StageId
 from fanout.core.records import ErrorKind, Outcome, RunStatus
 from fanout.policy.healing import Heal, Remedy, heal_shard, heal_stage
 from fanout.runs.enqueue import delete, fleet_window, settle, unpark
@@ -43,9 +44,6 @@ _SEALED = (RunStatus.RUNNING, RunStatus.REDUCING)
 
 _log = logging.getLogger(__name__)
 
-# A shard of a stage of a run; the stage itself has the number None.
-_Key = tuple[str, int, int | None]
-
 
 class Reaper:
     """Heals the runs of a store. One sweep is cheap where all runs make progress.
@@ -75,9 +73,9 @@ class Reaper:
         self._stall_s = stall_s
         self._on_end = on_end
         self._clock = clock
-        self._marks: dict[_Key, tuple[object, float]] = {}
-        self._suspected: dict[_Key, Remedy] = {}
-        self._seen: set[_Key] = set()
+        self._marks: dict[ShardId | StageId, tuple[object, float]] = {}
+        self._suspected: dict[ShardId | StageId, Remedy] = {}
+        self._seen: set[ShardId | StageId] = set()
         self._broken: set[str] = set()
         self._files_due_at = clock()
 
@@ -110,7 +108,7 @@ class Reaper:
             BrokerError: The server does not answer.
         """
         self._messages.give_turns()
-        stalled: dict[_Key, StageProgress] = {}
+        stalled: dict[ShardId | StageId, StageProgress] = {}
         self._seen.clear()
         for run_id in self._store.active_runs():
             try:
@@ -128,7 +126,7 @@ class Reaper:
         self._sweep_files()
         return self._treat(stalled) if stalled else 0
 
-    def _look_at(self, run_id: str) -> dict[_Key, StageProgress]:
+    def _look_at(self, run_id: str) -> dict[ShardId | StageId, StageProgress]:
         run = self._store.run(run_id)
         problem = foreign_run_problem(run.wire)
         if problem is not None and not run.has_ended:
@@ -169,24 +167,24 @@ class Reaper:
             # It has expired: ending it takes it off the list.
             self._store.end_run(run_id, RunStatus.FAILED, ended_at=self._store.now())
 
-    def _stalled(self, run: RunRecord) -> dict[_Key, StageProgress]:
+    def _stalled(self, run: RunRecord) -> dict[ShardId | StageId, StageProgress]:
         if run.has_ended:
             return {}
         if run.status is RunStatus.PAUSED and not _is_over(run):
             # Nothing moves, as it should be: what is parked has no message.
             return {}
         unpark(self._store, self._publisher, run.run_id)
-        progress = self._store.progress(run.run_id, run.stage)
-        marks: dict[int | None, object] = dict(progress.marks.items())
-        if not progress.open:
-            marks[None] = (progress.written, progress.sealed, progress.opened)
-        keys = {number: (run.run_id, run.stage, number) for number in marks}
-        self._seen.update(keys.values())
-        return {
-            key: progress for number, key in keys.items() if self._is_stalled(key, marks[number])
+        stage_id = StageId(run.run_id, run.stage)
+        progress = self._store.progress(stage_id)
+        marks: dict[ShardId | StageId, object] = {
+            stage_id.shard(shard): mark for shard, mark in progress.marks.items()
         }
+        if not progress.open:
+            marks[stage_id] = (progress.written, progress.sealed, progress.opened)
+        self._seen.update(marks)
+        return {key: progress for key, mark in marks.items() if self._is_stalled(key, mark)}
 
-    def _is_stalled(self, key: _Key, mark: object) -> bool:
+    def _is_stalled(self, key: ShardId | StageId, mark: object) -> bool:
         now = self._clock()
         before, since = self._marks.get(key, (None, now))
         if before != mark:
@@ -195,12 +193,12 @@ class Reaper:
             return self._stall_s <= 0
         return now - since >= self._stall_s
 
-    def _treat(self, stalled: dict[_Key, StageProgress]) -> int:
+    def _treat(self, stalled: dict[ShardId | StageId, StageProgress]) -> int:
         task_ids = self._messages.task_ids()
         healed = 0
         for key, progress in stalled.items():
             try:
-                remedy = self._remedy(key, progress, task_ids.get(key[0], set()))
+                remedy = self._remedy(key, progress, task_ids.get(key.run_id, set()))
                 if remedy.heal is Heal.NOTHING:
                     self._suspected.pop(key, None)
                     # It is in order: there is time until the next close look.
@@ -214,80 +212,85 @@ class Reaper:
                 continue
         return healed
 
-    def _remedy(self, key: _Key, progress: StageProgress, task_ids: set[str]) -> Remedy:
-        run_id, stage, number = key
-        if number is None:
-            seen = seen_of_stage(task_ids, run_id, stage)
-            if not progress.sealed and self._store.run(run_id).status in _SEALED:
+    def _remedy(
+        self, key: ShardId | StageId, progress: StageProgress, task_ids: set[str]
+    ) -> Remedy:
+        if isinstance(key, StageId):
+            seen = seen_of_stage(task_ids, key)
+            if not progress.sealed and self._store.run(key.run_id).status in _SEALED:
                 return Remedy(heal=Heal.FAIL)
-            incomplete = [] if progress.open else self._store.incomplete(run_id, stage)
+            incomplete = [] if progress.open else self._store.incomplete(key)
             return heal_stage(progress, seen, incomplete=incomplete, max_heals=MAX_HEALS)
-        seen = seen_of_shard(task_ids, run_id, stage, number)
+        seen = seen_of_shard(task_ids, key)
         try:
-            state = self._store.shard_state(run_id, stage, number)
+            state = self._store.shard_state(key)
         except UnknownRunError:
             # Of the run, or of the shard alone?
-            self._store.run(run_id)
+            self._store.run(key.run_id)
             return Remedy(heal=Heal.FAIL)
-        lanes = progress.open.get(number, 0)
+        lanes = progress.open.get(key.shard, 0)
         return heal_shard(state, seen, lanes=lanes, max_heals=MAX_HEALS)
 
-    def _heal(self, key: _Key, remedy: Remedy) -> None:
-        run_id, stage, number = key
+    def _heal(self, key: ShardId | StageId, remedy: Remedy) -> None:
         del self._suspected[key]
         del self._marks[key]
-        where = f"stage {stage}" if number is None else f"shard {number} of stage {stage}"
+        where = f"stage {key.stage}"
+        if isinstance(key, ShardId):
+            where = f"shard {key.shard} of {where}"
         of_what = f" of {len(remedy.positions)} branches" if remedy.positions else ""
         _log.warning(
             "run %s, %s: healing by %s%s",
-            run_id,
+            key.run_id,
             where,
             remedy.heal.value,
             of_what,
-            extra=about(run_id, stage, number),
+            extra=about(key),
         )
-        self._store.healed(run_id, stage, number)
+        self._store.healed(key)
         if remedy.heal is Heal.FAIL:
             message = f"{where} could not be brought to its end: see the logs of the workers"
-            self._end(run_id, message)
-        elif number is None:
-            self._heal_stage(run_id, stage, remedy)
+            self._end(key.run_id, message)
+        elif isinstance(key, StageId):
+            self._heal_stage(key, remedy)
         else:
-            self._heal_shard(run_id, stage, number, remedy)
+            self._heal_shard(key, remedy)
 
-    def _heal_stage(self, run_id: str, stage: int, remedy: Remedy) -> None:
+    def _heal_stage(self, stage_id: StageId, remedy: Remedy) -> None:
         if remedy.heal is Heal.AGGREGATE:
-            self._publisher.aggregate(run_id, stage)
+            self._publisher.aggregate(stage_id)
             return
         if remedy.heal is Heal.ADOPT:
-            self._store.adopt(run_id, stage, remedy.positions)
+            self._store.adopt(stage_id, remedy.positions)
             return
         window = fleet_window(self._store)
-        self._publisher.expand(run_id, stage, self._store.open_shards(run_id, stage, window=window))
+        self._publisher.expand(stage_id, self._store.open_shards(stage_id, window=window))
 
-    def _heal_shard(self, run_id: str, stage: int, number: int, remedy: Remedy) -> None:
+    def _heal_shard(self, shard_id: ShardId, remedy: Remedy) -> None:
         if remedy.heal is Heal.EXPAND:
-            lanes = self._store.progress(run_id, stage).open.get(number, 0)
-            self._publisher.expand(run_id, stage, [Grant(shard=number, lanes=lanes)])
+            grant = Grant(shard=shard_id.shard, lanes=self._lanes(shard_id))
+            self._publisher.expand(shard_id.stage_id, [grant])
         elif remedy.heal is Heal.COLLECT:
-            self._publisher.collect(run_id, stage, number)
+            self._publisher.collect(shard_id)
         elif remedy.heal is Heal.LOSE:
-            self._lose(run_id, stage, number, remedy.positions)
+            self._lose(shard_id, remedy.positions)
         else:
-            lanes = self._store.progress(run_id, stage).open.get(number, 0)
-            count = self._store.shard_state(run_id, stage, number).count
+            lanes = self._lanes(shard_id)
+            count = self._store.shard_state(shard_id).count
             feed = count if 0 < lanes < count else 0
             # First, so that none of them is published as the one that follows another.
             last = remedy.positions[-1]
-            self._store.advance_shard(run_id, stage, number, published=last + 1)
-            self._publisher.branches(run_id, stage, number, remedy.positions, feed=feed)
+            self._store.advance_shard(shard_id, published=last + 1)
+            self._publisher.branches(shard_id, remedy.positions, feed=feed)
 
-    def _lose(self, run_id: str, stage: int, number: int, positions: tuple[int, ...]) -> None:
-        indices = self._store.indices(run_id, stage, number)
+    def _lanes(self, shard_id: ShardId) -> int:
+        return self._store.progress(shard_id.stage_id).open.get(shard_id.shard, 0)
+
+    def _lose(self, shard_id: ShardId, positions: tuple[int, ...]) -> None:
+        indices = self._store.indices(shard_id)
         message = f"its message was lost {MAX_HEALS} times"
         now = time.time()
         self._store.record_all(
-            [End(run_id, stage, number, at, _lost(indices[at], message, now)) for at in positions]
+            [End(shard_id.branch(at), _lost(indices[at], message, now)) for at in positions]
         )
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 import msgspec
 
 from fanout.core.errors import StoredDataError
+from fanout.core.ids import BranchId
 from fanout.core.latency import Latency
 from fanout.core.rate_limits import LimitState
 from fanout.core.records import ErrorKind, Outcome, RunStatus, Shard, Usage
@@ -141,13 +142,14 @@ def held_positions(fields: dict[bytes, bytes], alive: set[str], now: float) -> f
 
 def encode_parked(parked: Parked | Start) -> str:
     """Return a branch as a member of the set of those that are parked."""
-    return f"{parked.stage}:{parked.shard}:{parked.position}:{parked.feed}"
+    branch = parked.branch_id
+    return f"{branch.stage}:{branch.shard}:{branch.position}:{parked.feed}"
 
 
-def decode_parked(member: bytes) -> Parked:
-    """Return the parked branch of a member."""
+def decode_parked(run_id: str, member: bytes) -> Parked:
+    """Return the parked branch of a member, which leaves out the run."""
     stage, shard, position, feed = (int(part) for part in member.split(b":"))
-    return Parked(stage=stage, shard=shard, position=position, feed=feed)
+    return Parked(branch_id=BranchId(run_id, stage, shard, position), feed=feed)
 
 
 def encode_kinds(kinds: frozenset[ErrorKind]) -> str:

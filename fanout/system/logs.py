@@ -9,8 +9,14 @@ import traceback
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from msgspec.structs import asdict
+
+from fanout.core.ids import joined, parse_task_id
+
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from fanout.core.ids import Id
 
 __all__ = ["JsonFormatter", "Seldom", "about", "about_task", "path_of"]
 
@@ -18,32 +24,24 @@ _PATH = ("run_id", "stage", "shard", "position")
 _FIELDS = (*_PATH, "task")
 
 
-def about(
-    run_id: str, stage: int | None = None, shard: int | None = None, position: int | None = None
-) -> dict[str, Any]:
-    """Return what a line is about, as the ``extra`` of a call of a logger."""
-    values = zip(_PATH, (run_id, stage, shard, position), strict=True)
-    return {name: value for name, value in values if value is not None}
+def about(of: str | Id) -> dict[str, Any]:
+    """Return what a line is about, a run or a part of one, as the ``extra`` of a logger's call."""
+    return {"run_id": of} if isinstance(of, str) else asdict(of)
 
 
 def about_task(task_id: str) -> dict[str, Any]:
-    """Return what the id of a task is about (fanout.broker.app); nothing where it is none of fanout's.
-
-    ``run/stage/shard/position`` is a branch; others end with a word, which is the task's.
-    """
-    run_id, *rest = task_id.split("/")
-    word = rest.pop() if rest and not rest[-1].isdecimal() else None
-    if not 0 < len(rest) < len(_PATH) or not all(part.isdecimal() for part in rest):
+    """Return what the id of a task is about (fanout.core.ids); nothing where it is none of fanout's."""
+    try:
+        of, word = parse_task_id(task_id)
+    except ValueError:
         return {}
-    where = about(run_id, *map(int, rest))
-    return {**where, "task": word or "branch"}
+    return {**about(of), "task": word}
 
 
 def path_of(where: dict[str, Any]) -> str:
     """Return ``run/stage/shard/position``, as far as it is known."""
-    parts = [str(where[name]) for name in _PATH if where.get(name) is not None]
-    word = where.get("task")
-    return "/".join([*parts, word] if word and "position" not in where else parts)
+    names = _PATH if "position" in where else (*_PATH, "task")
+    return joined(*(where[name] for name in names if where.get(name) is not None))
 
 
 class JsonFormatter(logging.Formatter):

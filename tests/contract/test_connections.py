@@ -12,6 +12,7 @@ from fanout.broker import app as broker
 from fanout.broker.publisher import Publisher
 from fanout.broker.result_backend import TolerantSentinelBackend
 from fanout.core.errors import BrokerError
+from fanout.core.ids import ShardId
 from fanout.core.settings import load_settings
 from fanout.stores.connection import MasterConnection
 from tests.servers import SentinelProcess, ServerProcess
@@ -106,7 +107,7 @@ def test_behind_a_sentinel_messages_can_be_published_in_batches_too(watched):
     with app.producer_pool.acquire() as producer:
         assert producer.supports_batch_publish
     make_known(app.backend.client)
-    Publisher(app).shard_chord("r1", 0, 0, range(3), size=3, feed=0)
+    Publisher(app).shard_chord(ShardId("r1", 0, 0), range(3), size=3, feed=0)
     with server.client() as client:
         assert client.llen(broker.BRANCHES_QUEUE) == 3
     assert type(app.backend) is TolerantSentinelBackend

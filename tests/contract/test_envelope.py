@@ -21,6 +21,7 @@ from fanout.broker.app import make_app
 from fanout.broker.publisher import Publisher
 from fanout.broker.rejected import MALFORMED, refusals
 from fanout.broker.transport import _LimitedMessage
+from fanout.core.ids import ShardId, StageId
 from fanout.core.settings import load_settings
 from fanout.stores import Grant
 from tests.hostile import changed, closed, opened
@@ -50,11 +51,11 @@ def publish_one_of_each(app):
     app.backend.client.hset("fanout:run:run1", "spec", "{}")
     publisher = Publisher(app)
     publisher.preflight("fake", "note1")
-    publisher.expand("run1", 0, [Grant(shard=1, lanes=2)])
-    publisher.shard_chord("run1", 0, 3, size=2, positions=range(2), feed=0)
-    publisher.collect("run1", 0, 3)
-    publisher.aggregate("run1", 0)
-    publisher.seal("run1", 0, shards=4)
+    publisher.expand(StageId("run1", 0), [Grant(shard=1, lanes=2)])
+    publisher.shard_chord(ShardId("run1", 0, 3), size=2, positions=range(2), feed=0)
+    publisher.collect(ShardId("run1", 0, 3))
+    publisher.aggregate(StageId("run1", 0))
+    publisher.seal(StageId("run1", 0), shards=4)
     publisher.close()
 
 

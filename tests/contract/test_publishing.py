@@ -9,6 +9,7 @@ import pytest
 from fanout.broker import app as broker
 from fanout.broker.publisher import Publisher
 from fanout.core.errors import BrokerError
+from fanout.core.ids import ShardId, StageId
 from fanout.core.settings import load_settings
 from fanout.stores import Grant
 
@@ -29,7 +30,7 @@ def test_a_retry_option_that_rules_out_batches_is_refused(broker_url):
 
 
 def test_a_shard_is_published_as_a_chord(publisher, server_client):
-    publisher.shard_chord("r1", 0, 3, range(3), size=5, feed=5)
+    publisher.shard_chord(ShardId("r1", 0, 3), range(3), size=5, feed=5)
     messages = queued(server_client, broker.BRANCHES_QUEUE)
     assert [headers["id"] for headers, _, _ in messages] == ["r1/0/3/0", "r1/0/3/1", "r1/0/3/2"]
     for position, (headers, properties, body) in enumerate(messages):
@@ -48,7 +49,7 @@ def test_a_shard_is_published_as_a_chord(publisher, server_client):
 def test_each_member_of_a_header_is_the_message_that_celery_itself_would_send(
     app, publisher, server_client, stage, feed
 ):
-    publisher.shard_chord("r1", stage, 3, range(40), size=40, feed=feed)
+    publisher.shard_chord(ShardId("r1", stage, 3), range(40), size=40, feed=feed)
     ours = queued(server_client, broker.BRANCHES_QUEUE)
     server_client.delete(*server_client.keys("fanout.branches*"))
     for position in range(40):
@@ -59,7 +60,7 @@ def test_each_member_of_a_header_is_the_message_that_celery_itself_would_send(
             task_id=f"r1/{stage}/3/{position}",
             group_id=f"r1/{stage}/3",
             group_index=position,
-            chord=publisher._collect("r1", stage, 3),
+            chord=publisher._collect(ShardId("r1", stage, 3)),
         )
         signature.apply_async()
     celerys = queued(server_client, broker.BRANCHES_QUEUE)
@@ -72,7 +73,7 @@ def test_each_member_of_a_header_is_the_message_that_celery_itself_would_send(
 
 def test_publishing_subscribes_to_nothing_and_stores_nothing(app, publisher, server_client):
     server_client.flushdb()
-    publisher.expand("r1", 0, [Grant(shard=0), Grant(shard=1)])
+    publisher.expand(StageId("r1", 0), [Grant(shard=0), Grant(shard=1)])
     assert server_client.pubsub_channels() == []
     # The first to publish in a process also notes which queues there are.
     kept = [key for key in server_client.keys("*") if not key.startswith(b"_kombu.binding")]
@@ -80,15 +81,15 @@ def test_publishing_subscribes_to_nothing_and_stores_nothing(app, publisher, ser
 
 
 def test_an_empty_shard_chord_is_its_callback(publisher, server_client):
-    publisher.collect("r1", 0, 7)
+    publisher.collect(ShardId("r1", 0, 7))
     [(headers, _, body)] = queued(server_client, broker.CONTROL_QUEUE)
     assert headers["id"] == "r1/0/7/collect"
     assert body[:2] == [[[]], {"run_id": "r1", "stage": 0, "shard": 7}]
 
 
 def test_control_tasks_are_delivered_before_branches(app, publisher):
-    publisher.shard_chord("r1", 0, 0, range(2), size=2, feed=0)
-    publisher.collect("r1", 0, 9)
+    publisher.shard_chord(ShardId("r1", 0, 0), range(2), size=2, feed=0)
+    publisher.collect(ShardId("r1", 0, 9))
     tasks = []
     with app.connection_for_read() as connection:
         consumer = app.amqp.TaskConsumer(connection.default_channel)
@@ -100,6 +101,6 @@ def test_control_tasks_are_delivered_before_branches(app, publisher):
 
 
 def test_a_message_is_small(publisher, server_client):
-    publisher.shard_chord("r1", 0, 3, range(1), size=1, feed=0)
+    publisher.shard_chord(ShardId("r1", 0, 3), range(1), size=1, feed=0)
     [message] = server_client.lrange(broker.BRANCHES_QUEUE, 0, -1)
     assert len(message) < 3_000

@@ -14,6 +14,7 @@ from fanout import UnknownRunError
 from fanout.broker import app as broker
 from fanout.broker.inspection import UNACKED, UNACKED_INDEX
 from fanout.broker.publisher import Publisher
+from fanout.core.ids import ShardId, StageId
 from fanout.core.queue_names import BRANCHES_QUEUE, backlog_of
 from fanout.core.settings import load_settings
 from fanout.core.spec import make_spec
@@ -131,8 +132,8 @@ def db(broker_url):
 
 def member(publisher, run_id, position):
     """A branch that has ended, as the worker's pool tells of it."""
-    group = broker.shard_group(run_id, 0, 0)
-    task_id, callback = f"{group}/{position}", publisher._collect(run_id, 0, 0)
+    group = ShardId(run_id, 0, 0).group_id
+    task_id, callback = f"{group}/{position}", publisher._collect(ShardId(run_id, 0, 0))
     ids = {"id": task_id, "group": group, "group_index": position}
     context = Context(**ids, chord=callback, ignore_result=True)
     return SimpleNamespace(**ids, context=context), "SUCCESS", None
@@ -140,10 +141,12 @@ def member(publisher, run_id, position):
 
 # What is in a worker's hands, or a client's, when the run is deleted, and is sent only then.
 LATE = {
-    "a shard's chord": lambda pub, run: pub.shard_chord(run, 0, 0, range(500), size=500, feed=0),
-    "a few branches": lambda pub, run: pub.branches(run, 0, 0, range(3), feed=0),
-    "many branches": lambda pub, run: pub.branches(run, 0, 0, range(40), feed=0),
-    "the size of a chord": lambda pub, run: pub._set_size(broker.stage_group(run, 0), 3),
+    "a shard's chord": lambda pub, run: pub.shard_chord(
+        ShardId(run, 0, 0), range(500), size=500, feed=0
+    ),
+    "a few branches": lambda pub, run: pub.branches(ShardId(run, 0, 0), range(3), feed=0),
+    "many branches": lambda pub, run: pub.branches(ShardId(run, 0, 0), range(40), feed=0),
+    "the size of a chord": lambda pub, run: pub._set_size(StageId(run, 0).group_id, 3),
     "a member": lambda pub, run: pub._backend.on_chord_parts_return([member(pub, run, 0)]),
     "members together": lambda pub, run: pub._backend.on_chord_parts_return(
         [member(pub, run, at) for at in range(4)]
@@ -187,10 +190,10 @@ def test_a_worker_that_stood_still_during_the_deletion_leaves_nothing(
     run.delete()
     with broker.make_app(load_settings(broker_url=broker_url)) as app:
         publisher = Publisher(app)
-        publisher.expand(run.run_id, 0, [Grant(shard=0)])
-        publisher.collect(run.run_id, 0, 0)
-        publisher.seal(run.run_id, 0, shards=2)
-        publisher.aggregate(run.run_id, 0)
+        publisher.expand(StageId(run.run_id, 0), [Grant(shard=0)])
+        publisher.collect(ShardId(run.run_id, 0, 0))
+        publisher.seal(StageId(run.run_id, 0), shards=2)
+        publisher.aggregate(StageId(run.run_id, 0))
         publisher.close()
     # One that went back to its queue, and one whose worker died with it.
     db.lpush(BRANCHES_QUEUE, message)

@@ -15,6 +15,7 @@ import redis
 from fanout.broker.app import BRANCH, BRANCHES_QUEUE, COLLECT, CONTROL_QUEUE, PREFLIGHT, make_app
 from fanout.broker.publisher import Publisher
 from fanout.core.errors import BrokerError
+from fanout.core.ids import ShardId, StageId
 from fanout.core.settings import load_settings
 from fanout.core.spec import make_spec
 from fanout.stores import Grant, RedisStore
@@ -113,10 +114,10 @@ def sound_messages(broker_url):
     """One of each sort, of a run that there is not."""
     with make_app(load_settings(broker_url=broker_url)) as app:
         publisher = Publisher(app)
-        publisher.expand("evil", 0, [Grant(shard=1, lanes=2)])
-        publisher.branches("evil", 0, 3, range(40), feed=0)
-        publisher.collect("evil", 0, 3)
-        publisher.aggregate("evil", 0)
+        publisher.expand(StageId("evil", 0), [Grant(shard=1, lanes=2)])
+        publisher.branches(ShardId("evil", 0, 3), range(40), feed=0)
+        publisher.collect(ShardId("evil", 0, 3))
+        publisher.aggregate(StageId("evil", 0))
         publisher.close()
     with redis.Redis.from_url(broker_url) as server:
         found = [server.lrange(queue, 0, -1) for queue in (CONTROL_QUEUE, BRANCHES_QUEUE)]

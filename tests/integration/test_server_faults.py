@@ -21,6 +21,7 @@ from faults.refusals import WAYS, refusing
 from fanout import Client, RunStatus
 from fanout.broker.app import connect_broker
 from fanout.broker.publisher import Publisher
+from fanout.core.ids import ShardId
 from fanout.core.settings import load_settings
 from fanout.core.spec import make_spec
 from fanout.doctor.examination import examine
@@ -194,7 +195,7 @@ def test_a_command_in_flight_when_its_master_dies_goes_to_the_new_one(pair):
 def test_a_server_that_dies_under_a_blocking_read_does_not_end_the_worker(server):
     """An ack may be the first to notice: then the consumer's BRPOP is still under way."""
     app = make_worker_app(load_settings(broker_url=server.url))
-    Publisher(app).collect("r1", 0, 0)
+    Publisher(app).collect(ShardId("r1", 0, 0))
     connection = app.connection_for_read()
     channel = connection.default_channel
     taken = []

@@ -14,6 +14,7 @@ from fanout.broker.app import make_app, make_store
 from fanout.broker.backlog import Queues
 from fanout.broker.inspection import UNACKED, UNACKED_INDEX, Messages
 from fanout.broker.publisher import Publisher
+from fanout.core.ids import ShardId
 from fanout.core.queue_names import (
     BEHIND,
     BRANCHES_QUEUE,
@@ -81,7 +82,7 @@ def taker(app):
 def publish(app, count, run_id="r1", shard=0):
     # Of a run that is not known nothing is published.
     app.backend.client.hset(f"fanout:run:{run_id}", "spec", "{}")
-    Publisher(app).shard_chord(run_id, 0, shard, range(count), size=count, feed=0)
+    Publisher(app).shard_chord(ShardId(run_id, 0, shard), range(count), size=count, feed=0)
 
 
 def ids(*positions, run_id="r1", shard=0):
@@ -135,7 +136,7 @@ def test_a_few_that_are_missing_of_those_taken_ahead_are_not_asked_for(app, take
 def test_control_tasks_are_taken_one_by_one(app, taker, db):
     publisher = Publisher(app)
     for shard in range(3):
-        publisher.collect("r1", 0, shard)
+        publisher.collect(ShardId("r1", 0, shard))
     assert taker(100).take_once() == ["r1/0/0/collect"]
     assert db.llen(CONTROL_QUEUE) == 2
 

@@ -96,7 +96,7 @@ class Claim:
     def __init__(self, runtime: Runtime, standing: Standing, feed: int, token: str) -> None:
         self._runtime = runtime
         self._standing = standing
-        self._key = standing.key
+        self._branch_id = standing.branch_id
         self._feed = feed
         self._token = token
         self._start: Start | None = None
@@ -116,7 +116,7 @@ class Claim:
         if self._runtime.is_handing_back:
             raise BranchHandedBack
         self._start = Start(
-            *self._key,
+            self._branch_id,
             token=self._token,
             holder=self._runtime.holder,
             beats_for_s=self._beats_for_s,
@@ -137,7 +137,7 @@ class Claim:
 
     async def _lasts_s(self) -> int:
         try:
-            spec = self.spec = await self._runtime.spec_of(self._key[0])
+            spec = self.spec = await self._runtime.spec_of(self._branch_id.run_id)
         except UnknownRunError:
             return 0
         waits_s = _LONGEST_QUEUE_S if spec.rate.rates.is_limited else 0.0
@@ -176,9 +176,8 @@ class Claim:
 
     async def succeeded(self) -> int | None:
         """Return how many branches of the stage have, on any worker; None where nobody answers."""
-        run_id, stage, *_ = self._key
         try:
-            record = await asyncio.to_thread(self._runtime.watched.stage, run_id, stage)
+            record = await asyncio.to_thread(self._runtime.watched.stage, self._branch_id.stage_id)
         except (BrokerError, UnknownRunError):
             return None
         return record.succeeded
@@ -189,7 +188,7 @@ class Claim:
             return
         store, counts = self._runtime.store, self._standing.is_stuck
         self._moves("is given back")
-        await asyncio.to_thread(store.unbegin, *self._key, token=self._token, counts=counts)
+        await asyncio.to_thread(store.unbegin, self._branch_id, token=self._token, counts=counts)
 
     def gate(self, gate: Gate, timeout_s: float) -> Gate:
         """Return a gate that lets a call through while the branch is claimed.

@@ -40,11 +40,12 @@ from workers.telemetry.base import Calls
 if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
 
+    from fanout.core.ids import BranchId, ShardId, StageId
     from fanout.core.records import BranchRef, Chunk
     from fanout.core.spec import RunSpec
     from fanout.stores import Begun
     from workers.context.progress import Standing
-    from workers.context.runtime import Runtime, ShardKey
+    from workers.context.runtime import Runtime
 
 __all__ = ["BranchFailed", "process_branch", "run_branch"]
 
@@ -67,18 +68,9 @@ class BranchFailed(Exception):  # noqa: N818 - Flower shows the name: it should 
     """
 
 
-def run_branch(
-    runtime: Runtime,
-    run_id: str,
-    stage: int,
-    number: int,
-    position: int,
-    feed: int,
-    *,
-    token: str,
-) -> None:
+def run_branch(runtime: Runtime, branch_id: BranchId, feed: int, *, token: str) -> None:
     """Process a branch, and wait for it in this thread: see ``process_branch``."""
-    standing = runtime.progress.begin((run_id, stage, number, position))
+    standing = runtime.progress.begin(branch_id)
     try:
         runtime.wait_for(process_branch(runtime, standing, feed, token=token, slot=nullcontext()))
     except (CancelledError, MemoryError, OSError, RuntimeError) as fault:
@@ -133,7 +125,8 @@ class _Branch:
     def __init__(self, runtime: Runtime, standing: Standing, feed: int, token: str) -> None:
         self._runtime = runtime
         self._standing = standing
-        self._key = standing.key
+        self._id = standing.branch_id
+        self._shard_id = self._id.shard_id
         self._feed = feed
         self._claim = Claim(runtime, standing, feed, token)
         # Of its shard; known when there is an outcome.
@@ -164,27 +157,25 @@ class _Branch:
             raise BranchFailed(outcome.kind.value)
 
     async def _write(self, outcome: Outcome, calls: Calls) -> None:
-        run_id, stage, number, _ = self._key
-        runtime = self._runtime
+        runtime, shard_id = self._runtime, self._shard_id
         if calls.stop_after:
-            await asyncio.to_thread(_stop_if_common, runtime, run_id, stage, outcome, calls)
-        recorded = await runtime.record(End(*self._key, outcome=outcome, feed=self._feed))
+            await asyncio.to_thread(_stop_if_common, runtime, self._id.stage_id, outcome, calls)
+        recorded = await runtime.record(End(self._id, outcome=outcome, feed=self._feed))
         if not recorded.first:
             # It had an outcome, or its run was deleted during the call: then nobody counts it.
-            await asyncio.to_thread(runtime.store.run, run_id)
+            await asyncio.to_thread(runtime.store.run, shard_id.run_id)
         if recorded.next is not None:
-            await runtime.feed((run_id, stage, number, self._feed, recorded.next))
+            await runtime.feed((shard_id.branch(recorded.next), self._feed))
         size = self._size
         if recorded.first and is_draining(ended=recorded.ended, size=size):
             left = size - recorded.ended
-            await asyncio.to_thread(_drain, runtime, run_id, stage, number, left)
+            await asyncio.to_thread(_drain, runtime, shard_id, left)
         if recorded.first:
-            runtime.reports.branch_ended(self._key, outcome, calls)
+            runtime.reports.branch_ended(self._id, outcome, calls)
 
     async def _outcome(self, begun: Begun, calls: Calls) -> Outcome:
-        run_id, stage, number, position = self._key
-        indices = await self._runtime.indices_of((run_id, stage, number))
-        index, self._size = indices[position], len(indices)
+        indices = await self._runtime.indices_of(self._shard_id)
+        index, self._size = indices[self._id.position], len(indices)
         if begun.verdict == "halted":
             return _error(index, ErrorKind.CANCELLED, _NOT_CALLED.format("the run was stopped"))
         if begun.verdict == "expired":
@@ -194,7 +185,7 @@ class _Branch:
             message = f"the worker died {times} times while it ran this branch"
             return _error(index, ErrorKind.POISONED, message)
         try:
-            return await _answer(self._claim, self._runtime, (run_id, stage, number), index, calls)
+            return await _answer(self._claim, self._runtime, self._shard_id, index, calls)
         except BranchHandedBack:
             await self._claim.give_back()
             raise
@@ -205,7 +196,7 @@ class _Branch:
             raise BranchHandedBack from None
 
     async def _is_lost(self) -> bool:
-        return await asyncio.to_thread(self._runtime.storage.is_lost, self._key[:3])
+        return await asyncio.to_thread(self._runtime.storage.is_lost, self._shard_id)
 
     async def _leave_to_others(self, error: Exception) -> None:
         """Give back a branch whose input this worker cannot have: another one may."""
@@ -216,22 +207,22 @@ class _Branch:
         await asyncio.sleep(_ELSEWHERE_S)
 
 
-def _stop_if_common(
-    runtime: Runtime, run_id: str, stage: int, outcome: Outcome, calls: Calls
-) -> None:
-    error = runtime.alike.reason(run_id, stage, outcome, calls.stop_after)
+def _stop_if_common(runtime: Runtime, stage_id: StageId, outcome: Outcome, calls: Calls) -> None:
+    error = runtime.alike.reason(stage_id, outcome, calls.stop_after)
     if error is not None:
-        runtime.store.halt(run_id, RunStatus.FAILED, error=error)
+        runtime.store.halt(stage_id.run_id, RunStatus.FAILED, error=error)
 
 
-def _drain(runtime: Runtime, run_id: str, stage: int, number: int, left: int) -> None:
+def _drain(runtime: Runtime, shard_id: ShardId, left: int) -> None:
     try:
-        drain(runtime, run_id, stage, number, left)
+        drain(runtime, shard_id, left)
     except UnknownRunError:
         raise
     except FanoutError as error:
         # The branch has ended all the same: the shard's end, or the reaper, opens the next one.
-        _log.warning("no further shards are opened for now: %s", error, extra=about(run_id))
+        _log.warning(
+            "no further shards are opened for now: %s", error, extra=about(shard_id.run_id)
+        )
 
 
 def _presentable(outcome: Outcome) -> Outcome:
@@ -249,10 +240,10 @@ def _error(index: int, kind: ErrorKind, message: str) -> Outcome:
 
 
 async def _answer(
-    claim: Claim, runtime: Runtime, shard_key: ShardKey, index: int, calls: Calls
+    claim: Claim, runtime: Runtime, shard_id: ShardId, index: int, calls: Calls
 ) -> Outcome:
     try:
-        return await _call(claim, runtime, shard_key, index, calls)
+        return await _call(claim, runtime, shard_id, index, calls)
     except CallStoppedError as stopped:
         if stopped.reason in (Stop.HANDED_BACK, Stop.PAUSED):
             raise BranchHandedBack from None
@@ -291,17 +282,17 @@ def _since(moment: float) -> float:
 
 
 async def _call(
-    claim: Claim, runtime: Runtime, shard_key: ShardKey, index: int, calls: Calls
+    claim: Claim, runtime: Runtime, shard_id: ShardId, index: int, calls: Calls
 ) -> Outcome:
-    run_id, stage, _ = shard_key
+    run_id, stage = shard_id.run_id, shard_id.stage
     spec = claim.spec or await runtime.spec_of(run_id)
-    shard = await runtime.shard_of(shard_key)
+    shard = await runtime.shard_of(shard_id)
     aspects, samples = (spec.aspect_names, spec.samples) if stage == 0 else ((None,), 1)
     ref = branch_ref(index, aspects, samples)
     chunk = shard_chunk(shard, index, len(aspects) * samples)
     if chunk.error is not None:
         return Outcome(index=index, kind=ErrorKind.BAD_REQUEST, message=chunk.error)
-    template = runtime.template(run_id, stage, ref.aspect)
+    template = runtime.template(shard_id.stage_id, ref.aspect)
     limit = spec.max_tokens if stage == 0 else spec.aggregate_max_tokens
     request = _request(spec, template.render(_values(chunk, ref), chunk.columns), limit, ref.sample)
     calls.asks(spec.model, request)

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 from functools import lru_cache
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal
 
 import msgspec
 
 from fanout.broker import app as broker
 from fanout.broker.rejected import MALFORMED
+from fanout.core.ids import BranchId, ShardId, StageId
 from fanout.core.queue_names import QUEUES
 
 __all__ = ["LONGEST_WAIT_S", "fault"]
@@ -210,7 +211,7 @@ def _fault_of_body(
         args, asked, embedded = decoder.decode(message.body)
     except MALFORMED:
         return "has the wrong arguments"
-    ids, following = _expected(headers.task, asked)
+    ids, ended = _expected(headers.task, asked)
     place, is_last = headers.group_index, headers.task == broker.SEAL
     # How many members there are before the last one, only its publisher knows.
     if (headers.id, headers.group, None if is_last else place, headers.root_id) != ids:
@@ -218,48 +219,46 @@ def _fault_of_body(
     if is_last and place is None:
         return "is not what its arguments say"
     try:
-        chord = _callback(bytes(embedded.chord), *following)
+        chord = _callback(bytes(embedded.chord), ended)
     except MALFORMED:
         return "asks for more than its task"
     message.keep(args, msgspec.structs.asdict(asked), {**_NO_MORE, "chord": chord})
     return None
 
 
-def _expected(task: str, asked: Any) -> tuple[_Ids, tuple[Any, ...]]:
-    """Return what follows from a task's arguments: what it is, and its chord's callback.
+def _expected(task: str, asked: Any) -> tuple[_Ids, ShardId | StageId | None]:
+    """Return what follows from a task's arguments: what it is, and what its chord ends.
 
-    The first is its id, its group, its place there and its root, the second the callback's task,
-    run, stage and, where it has one, shard.
+    The first is its id, its group, its place there and its root. The chord of a shard ends with
+    ``collect``, that of a stage with ``aggregate``.
     """
     if isinstance(asked, _Preflight):
-        return (asked.note, None, None, asked.note), ()
+        return (asked.note, None, None, asked.note), None
     run, stage = asked.run_id, asked.stage
     match task:
         case broker.BRANCH:
-            shard, place = asked.shard, asked.position
-            task_id = broker.branch_id(run, stage, shard, place)
-            group = broker.shard_group(run, stage, shard)
-            return (task_id, group, place, run), (broker.COLLECT, run, stage, shard)
+            branch_id = BranchId(run, stage, asked.shard, asked.position)
+            shard_id = branch_id.shard_id
+            return (branch_id.task_id, shard_id.group_id, asked.position, run), shard_id
         case broker.COLLECT:
-            task_id = broker.collect_id(run, stage, asked.shard)
-            group = broker.stage_group(run, stage)
-            return (task_id, group, asked.shard, run), (broker.AGGREGATE, run, stage)
+            shard_id, stage_id = ShardId(run, stage, asked.shard), StageId(run, stage)
+            return (shard_id.collect_task_id, stage_id.group_id, asked.shard, run), stage_id
         case broker.EXPAND:
-            return (broker.expand_id(run, stage, asked.shard), None, None, run), ()
+            return (ShardId(run, stage, asked.shard).expand_task_id, None, None, run), None
         case broker.AGGREGATE:
-            return (broker.aggregate_id(run, stage), None, None, run), ()
+            return (StageId(run, stage).aggregate_task_id, None, None, run), None
     # The last member of the root chord.
-    group = broker.stage_group(run, stage)
-    return (broker.seal_id(run, stage), group, None, run), (broker.AGGREGATE, run, stage)
+    stage_id = StageId(run, stage)
+    return (stage_id.seal_task_id, stage_id.group_id, None, run), stage_id
 
 
 @lru_cache(maxsize=256)
-def _callback(raw: bytes, *following: Any) -> Any:
+def _callback(raw: bytes, ended: ShardId | StageId | None) -> Any:
     """Return a chord's callback as Celery takes it. Raises ValueError where it is another one."""
     found = _callback_decoder.decode(raw)
     if found is not None:
         _forget_versions(found)
-    if found != (_signature(*following) if following else None):
+    if found != (None if ended is None else _signature(ended)):
         raise ValueError("it is another one")
     return msgspec.json.decode(raw)
 
@@ -272,32 +271,16 @@ def _forget_versions(callback: _Signature) -> None:
         following = following.options.chord
 
 
-def _signature(task: str, run: str, stage: int, shard: int | None = None) -> _Signature:
-    """Return what a chord runs when it is complete."""
-    if task == broker.AGGREGATE:
-        return _Signature(
-            task=task,
-            args=[],
-            kwargs={"run_id": run, "stage": stage},
-            options=_Options(
-                queue=broker.CONTROL_QUEUE,
-                root_id=run,
-                task_id=broker.aggregate_id(run, stage),
-                ignore_result=True,
-            ),
-        )
-    number = cast("int", shard)
-    return _Signature(
-        task=task,
-        args=[],
-        kwargs={"run_id": run, "stage": stage, "shard": number},
-        options=_Options(
-            queue=broker.CONTROL_QUEUE,
-            root_id=run,
-            task_id=broker.collect_id(run, stage, number),
-            group_id=broker.stage_group(run, stage),
-            group_index=number,
-            chord=_signature(broker.AGGREGATE, run, stage),
-            ignore_result=True,
-        ),
+def _signature(ended: ShardId | StageId) -> _Signature:
+    """Return what the chord of a shard, or of a stage, runs when it is complete."""
+    options = _Options(
+        queue=broker.CONTROL_QUEUE, root_id=ended.run_id, task_id="", ignore_result=True
     )
+    if isinstance(ended, ShardId):
+        task, options.task_id = broker.COLLECT, ended.collect_task_id
+        options.group_id, options.group_index = ended.stage_id.group_id, ended.shard
+        options.chord = _signature(ended.stage_id)
+    else:
+        task, options.task_id = broker.AGGREGATE, ended.aggregate_task_id
+    kwargs = msgspec.structs.asdict(ended)
+    return _Signature(task=task, args=[], kwargs=kwargs, options=options)

@@ -78,7 +78,7 @@ class Leases(bootsteps.StartStopStep):  # type: ignore[misc]
         if self._progress.is_loop_still:
             # Also what has arrived since, and is nowhere yet.
             return lambda request: request.name == BRANCH
-        stuck = {each.task_id for each in self._progress.stuck()}
+        stuck = {each.branch_id.task_id for each in self._progress.stuck()}
         return lambda request: request.id in stuck
 
     def _leave_what_stands_still(self) -> None:
@@ -89,7 +89,7 @@ class Leases(bootsteps.StartStopStep):  # type: ignore[misc]
                 "no progress for %.0f s: the branch %s, and is left to other workers",
                 standing.stands_s(now),
                 standing.doing,
-                extra=about(*standing.key),
+                extra=about(standing.branch_id),
             )
             try:
                 runtime.let_go(standing)

@@ -177,7 +177,7 @@ class TaskPool(BasePool):  # type: ignore[misc]
 
     async def _process(self, request: BranchRequest, by_celery: _ByCelery) -> None:
         progress = self._runtime.progress
-        standing = progress.begin(request.key)
+        standing = progress.begin(request.branch_id)
         try:
             await self._processed(request, standing, by_celery)
         except BaseException as fault:

@@ -63,7 +63,7 @@ class ChildWatch:
                 "no progress for %.0f s: the branch %s, and its process ends",
                 standing.stands_s(progress.clock()),
                 standing.doing,
-                extra=about(*standing.key),
+                extra=about(standing.branch_id),
             )
             self._end()
         runtime.releases.again()

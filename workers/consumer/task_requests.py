@@ -12,6 +12,7 @@ from celery.exceptions import Ignore, Reject, Retry
 from celery.worker.state import task_ready
 from kombu.transport import virtual
 
+from fanout.core.ids import BranchId
 from workers.branch.execution import BranchFailed
 from workers.consumer.server_clock import ServerClockRequest
 
@@ -135,10 +136,10 @@ class BranchRequest(ReportsAll):
         return delivery_of(self.request_dict["properties"])
 
     @property
-    def key(self) -> tuple[str, int, int, int]:
-        """Run, stage, shard and position."""
+    def branch_id(self) -> BranchId:
+        """The branch."""
         ids = self.kwargs
-        return ids["run_id"], ids["stage"], ids["shard"], ids["position"]
+        return BranchId(ids["run_id"], ids["stage"], ids["shard"], ids["position"])
 
     @property
     def group(self) -> str | None:
@@ -159,7 +160,7 @@ class BranchRequest(ReportsAll):
 
     def gives_up(self) -> bool:
         """Give up the claim that was made for this delivery; it was a begin all the same."""
-        return self._releases.now(self.key, self.token, counts=True)
+        return self._releases.now(self.branch_id, self.token, counts=True)
 
     def on_failure(
         self,
@@ -172,17 +173,17 @@ class BranchRequest(ReportsAll):
         if not isinstance(error, (BranchFailed, Ignore)):
             # Whoever was at it may have failed to give it up.
             is_no_fault = isinstance(error, (Reject, Retry))
-            self._releases.later(self.key, self.token, counts=not is_no_fault)
+            self._releases.later(self.branch_id, self.token, counts=not is_no_fault)
         return super().on_failure(exc_info, send_failed_event, return_ok)
 
     def on_retry(self, exc_info: ExceptionInfo) -> None:
         """Settle a branch that was published again, as the server was away."""
-        self._releases.now(self.key, self.token, counts=False)
+        self._releases.now(self.branch_id, self.token, counts=False)
         super().on_retry(exc_info)
 
     def let_go(self) -> None:
         """Be done with it here: what fails so everywhere must end, so that its begin counts."""
-        self._releases.later(self.key, self.token, counts=True)
+        self._releases.later(self.branch_id, self.token, counts=True)
         super().let_go()
 
     @property

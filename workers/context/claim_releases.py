@@ -19,10 +19,9 @@ from fanout.system.logs import about
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["BranchKey", "Releases"]
+    from fanout.core.ids import BranchId
 
-# Run, stage, shard and position.
-BranchKey = tuple[str, int, int, int]
+__all__ = ["Releases"]
 
 # A begin that a dead process has sent may reach the server behind what was to undo it; not by more
 # than this.
@@ -34,9 +33,7 @@ _log = logging.getLogger(__name__)
 
 
 class _Unbegin(Protocol):
-    def __call__(
-        self, run_id: str, stage: int, number: int, position: int, /, *, token: str, counts: bool
-    ) -> None: ...
+    def __call__(self, branch_id: BranchId, /, *, token: str, counts: bool) -> None: ...
 
 
 class Releases:
@@ -54,49 +51,49 @@ class Releases:
         self._clock = clock
         self._lock = threading.Lock()
         # Whether it counts as a begin all the same, and when it was first given up.
-        self._pending: dict[tuple[BranchKey, str], tuple[bool, float | None]] = {}
+        self._pending: dict[tuple[BranchId, str], tuple[bool, float | None]] = {}
 
     def __len__(self) -> int:
         return len(self._pending)
 
-    def later(self, key: BranchKey, token: str, *, counts: bool) -> None:
+    def later(self, branch_id: BranchId, token: str, *, counts: bool) -> None:
         """Give a claim up soon, if it stands: see ``again``.
 
         Args:
-            key: Of the branch.
+            branch_id: The branch.
             token: Of the claim; that of another delivery stays.
             counts: Whether it was a begin all the same.
         """
         with self._lock:
-            self._pending.setdefault((key, token), (counts, None))
+            self._pending.setdefault((branch_id, token), (counts, None))
 
-    def now(self, key: BranchKey, token: str, *, counts: bool) -> bool:
+    def now(self, branch_id: BranchId, token: str, *, counts: bool) -> bool:
         """Give a claim up; where the server does not take that, soon. Say whether it did now."""
-        self.later(key, token, counts=counts)
-        return self._give_up(key, token)
+        self.later(branch_id, token, counts=counts)
+        return self._give_up(branch_id, token)
 
     def again(self) -> None:
         """Give up what is left, if the server takes it; called every few seconds."""
         with self._lock:
             some = list(self._pending)[:_AT_ONCE]
-        for key, token in some:
-            if not self._give_up(key, token):
+        for branch_id, token in some:
+            if not self._give_up(branch_id, token):
                 return
 
-    def _give_up(self, key: BranchKey, token: str) -> bool:
+    def _give_up(self, branch_id: BranchId, token: str) -> bool:
         with self._lock:
             # Behind all others: one that is always refused keeps none of them.
-            counts, first = self._pending.pop((key, token), (False, None))
-            self._pending[key, token] = (counts, first)
+            counts, first = self._pending.pop((branch_id, token), (False, None))
+            self._pending[branch_id, token] = (counts, first)
         sent_at = self._clock()
         try:
-            self._unbegin(*key, token=token, counts=counts)
+            self._unbegin(branch_id, token=token, counts=counts)
         except BrokerError as error:
-            _log.warning("a claim is not given up yet: %s", error, extra=about(*key))
+            _log.warning("a claim is not given up yet: %s", error, extra=about(branch_id))
             return False
         with self._lock:
             if first is not None and sent_at - first >= _LATE_S:
-                self._pending.pop((key, token), None)
+                self._pending.pop((branch_id, token), None)
             elif first is None:
-                self._pending[key, token] = (counts, self._clock())
+                self._pending[branch_id, token] = (counts, self._clock())
         return True

@@ -9,6 +9,7 @@ import threading
 from collections import Counter, OrderedDict
 from typing import TYPE_CHECKING
 
+from fanout.core.ids import StageId
 from fanout.llm.error_kinds import FEW
 from fanout.policy.retries import is_common
 from fanout.runs.results import error_sort
@@ -34,12 +35,15 @@ class Alike:
         self._lock = threading.Lock()
         self._runs: OrderedDict[str, Counter[tuple[str, str]]] = OrderedDict()
 
-    def reason(self, run_id: str, stage: int, outcome: Outcome, stop_after: int) -> str | None:
+    def reason(self, stage_id: StageId, outcome: Outcome, stop_after: int) -> str | None:
         """Return why a run is to be stopped now that a branch of it has failed, or None."""
         if stop_after == 1:
             return f"{outcome.kind}: {outcome.message}"
-        seen = self._count(run_id, outcome)
-        records = [self._store.stage(run_id, number) for number in range(stage + 1)]
+        seen = self._count(stage_id.run_id, outcome)
+        records = [
+            self._store.stage(StageId(stage_id.run_id, stage))
+            for stage in range(stage_id.stage + 1)
+        ]
         succeeded = sum(record.succeeded for record in records)
         alike = max(seen, _failed_so(records[-1], outcome) if stop_after <= FEW else 0)
         if not is_common(alike=alike, stop_after=stop_after, succeeded=succeeded):

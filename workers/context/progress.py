@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable
 
+    from fanout.core.ids import BranchId
+
 __all__ = ["Progress", "Standing", "Watch"]
 
 
@@ -22,22 +24,22 @@ class Standing:
     """Where one delivery of a branch stands.
 
     Attributes:
-        key: Run, stage, shard and position.
+        branch_id: The branch.
         token: Of its begin; empty before that.
         task: The coroutine that processes it.
         doing: What it does, in a word.
         is_stuck: Whether it was left to others, and has not moved since.
     """
 
-    __slots__ = ("_clock", "_due_at", "_since", "doing", "is_stuck", "key", "task", "token")
+    __slots__ = ("_clock", "_due_at", "_since", "branch_id", "doing", "is_stuck", "task", "token")
 
     def __init__(
         self,
-        key: tuple[str, int, int, int],
+        branch_id: BranchId,
         task: asyncio.Task[object] | None,
         clock: Callable[[], float],
     ) -> None:
-        self.key = key
+        self.branch_id = branch_id
         self.task = task
         self.token = ""
         self._clock = clock
@@ -50,11 +52,6 @@ class Standing:
         self.is_stuck = False
         self._since = now
         self._due_at = None if within_s is None else now + within_s
-
-    @property
-    def task_id(self) -> str:
-        """The id of its task."""
-        return "/".join(map(str, self.key))
 
     def is_overdue(self, now: float) -> bool:
         """Say whether it stands still for longer than it can explain."""
@@ -83,11 +80,9 @@ class Progress:
         """Whether something blocks the loop: then nothing on it moves, whatever it waits for."""
         return self.clock() - self._turned_at > self.step_s
 
-    def begin(
-        self, key: tuple[str, int, int, int], task: asyncio.Task[object] | None = None
-    ) -> Standing:
+    def begin(self, branch_id: BranchId, task: asyncio.Task[object] | None = None) -> Standing:
         """Remember a delivery of a branch."""
-        standing = Standing(key, task, self.clock)
+        standing = Standing(branch_id, task, self.clock)
         self._all.add(standing)
         return standing
 

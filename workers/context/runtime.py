@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections import defaultdict
 from contextlib import suppress
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -37,7 +36,8 @@ if TYPE_CHECKING:
 
     from celery import Celery
 
-    from fanout.core.records import RunStatus, Shard
+    from fanout.core.ids import BranchId, StageId
+    from fanout.core.records import RunStatus
     from fanout.core.settings import Settings
     from fanout.llm import LLM
     from fanout.stores import RedisStore, Start
@@ -48,11 +48,6 @@ __all__ = ["Runtime"]
 # Calls in flight above which those that have ended are written together, and how long they wait.
 _MANY_IN_FLIGHT = 64
 _LINGER_S = 0.01
-
-# Run, stage, shard.
-ShardKey = tuple[str, int, int]
-# Run, stage, shard, feed, and the position of the branch to publish.
-Following = tuple[str, int, int, int, int]
 
 _log = logging.getLogger(__name__)
 
@@ -119,8 +114,8 @@ class Runtime:
         # Of their own: where inputs cannot be had, outcomes of other runs are still written.
         self._loaders = ReadyThreads(_LOADERS, "fanout-load")
         self.spec_of = Kept(self.spec, self._loaders, size=_CACHED_SPECS)
-        self.indices_of = Kept(self._load_indices, self._loaders, size=_CACHED_SHARDS * 8)
-        self.shard_of = Kept(self._load_shard, self._loaders, size=_CACHED_SHARDS)
+        self.indices_of = Kept(self.indices, self._loaders, size=_CACHED_SHARDS * 8)
+        self.shard_of = Kept(self.store.shard, self._loaders, size=_CACHED_SHARDS)
         self.progress = Progress(step_s=_STEP_LEASES * settings.visibility_timeout_s)
         self.loop = new_event_loop()
         # What the loop would start by itself when it first needs it.
@@ -145,7 +140,7 @@ class Runtime:
     def let_go(self, standing: Standing) -> None:
         """Leave a branch that stands still to others: they may begin it. Raises BrokerError."""
         if standing.token:
-            self.watched.unbegin(*standing.key, token=standing.token, counts=True)
+            self.watched.unbegin(standing.branch_id, token=standing.token, counts=True)
         if standing.task is not None:
             self.loop.call_soon_threadsafe(standing.task.cancel)
 
@@ -155,17 +150,12 @@ class Runtime:
         It may have been done after all, behind whatever was to undo it: nobody else could begin the
         branch for as long as this process lives.
         """
-        key = (start.run_id, start.stage, start.shard, start.position)
         with suppress(RuntimeError):  # the threads have ended, and so does this holder
-            self.threads.submit(self.releases.now, key, start.token, counts=False)
+            self.threads.submit(self.releases.now, start.branch_id, start.token, counts=False)
 
-    def _publish(self, following: list[Following]) -> list[None]:
-        """Publish the branches that take the place of some that have ended."""
-        shards: defaultdict[tuple[str, int, int, int], list[int]] = defaultdict(list)
-        for run_id, stage, number, feed, position in following:
-            shards[run_id, stage, number, feed].append(position)
-        for (run_id, stage, number, feed), positions in shards.items():
-            self.publisher.branches(run_id, stage, number, positions, feed=feed)
+    def _publish(self, following: list[tuple[BranchId, int]]) -> list[None]:
+        """Publish the branches, with their feed, that take the place of some that have ended."""
+        self.publisher.mixed_branches(following)
         return [None] * len(following)
 
     async def call_for(
@@ -222,17 +212,11 @@ class Runtime:
                 "another version of fanout than the client"
             ) from None
 
-    def _load_template(self, run_id: str, stage: int, aspect: str | None) -> Template:
-        spec = self.spec(run_id)
-        if stage:
+    def _load_template(self, stage_id: StageId, aspect: str | None) -> Template:
+        spec = self.spec(stage_id.run_id)
+        if stage_id.stage:
             return Template.parse(spec.aggregate_prompt or "{input}", field="aggregate_prompt")
         return Template.parse(spec.prompts[aspect])
-
-    def _load_indices(self, key: ShardKey) -> range:
-        return self.indices(*key)
-
-    def _load_shard(self, key: ShardKey) -> Shard:
-        return self.store.shard(*key)
 
     def end_run(self, run_id: str, status: RunStatus, *, error: str | None = None) -> None:
         """Give a run its final status, and report that where this is the first."""

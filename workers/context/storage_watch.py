@@ -11,6 +11,7 @@ from fanout.core.errors import BrokerError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from fanout.core.ids import ShardId
     from fanout.core.settings import Settings
     from fanout.stores import RedisStore
 
@@ -45,7 +46,7 @@ class StorageWatch:
         self._every_s = _REMOTE_S if "://" in (settings.storage or "") else 0.0
         self._looked_at = float("-inf")
         self._lost_after_s = float(settings.visibility_timeout_s)
-        self._missing_since: dict[tuple[str, int, int], float] = {}
+        self._missing_since: dict[ShardId, float] = {}
 
     def look(self, *, at_once: bool = False) -> None:
         """Look whether it is the right one, if that is due. Raises BrokerError."""
@@ -60,7 +61,7 @@ class StorageWatch:
             _log.warning("this worker takes messages again: its storage is back")
         self.problem = problem
 
-    def is_lost(self, shard: tuple[str, int, int]) -> bool:
+    def is_lost(self, shard_id: ShardId) -> bool:
         """Say whether a file of a shard that was not found is lost for good.
 
         Not while this is another storage; nor before other workers have had time to find it.
@@ -73,5 +74,5 @@ class StorageWatch:
             return False
         if len(self._missing_since) >= _MOST_MISSING:
             self._missing_since.clear()
-        since = self._missing_since.setdefault(shard, self._clock())
+        since = self._missing_since.setdefault(shard_id, self._clock())
         return self._clock() - since >= self._lost_after_s

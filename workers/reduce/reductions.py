@@ -19,6 +19,7 @@ from fanout.aggregators import (
     room_tokens,
 )
 from fanout.core.errors import SpecError
+from fanout.core.ids import StageId
 from fanout.core.records import Chunk, ErrorKind, RunStatus, branch_ref
 from fanout.core.tokens import estimate_tokens
 from fanout.llm import context_tokens
@@ -42,13 +43,13 @@ _ANSWER_TOKENS = 512
 _MAX_RESULT_BYTES = 256_000_000
 
 
-def reduce(runtime: Runtime, run: RunRecord, stage: int, spec: RunSpec) -> None:
+def reduce(runtime: Runtime, run: RunRecord, stage_id: StageId, spec: RunSpec) -> None:
     """Reduce what a stage gave: end the run, or open the next stage."""
     run_id = run.run_id
     if spec.reduction == "none":
         _end(runtime, run_id, StoredResult())
     elif spec.reduction == "llm":
-        _reduce_by_calls(runtime, run, stage, spec)
+        _reduce_by_calls(runtime, run, stage_id, spec)
     else:
         items = _items(runtime, run_id, spec)
         _end(runtime, run_id, StoredResult(aggregates=aggregate_groups(spec.reduction, items)))
@@ -70,19 +71,19 @@ def _end(
     runtime.end_run(run_id, status, error=problem)
 
 
-def _branches(runtime: Runtime, run_id: str, stage: int) -> Iterator[tuple[Chunk, Outcome, int]]:
+def _branches(runtime: Runtime, stage_id: StageId) -> Iterator[tuple[Chunk, Outcome, int]]:
     """Yield chunk, outcome and the chunk's index for each branch, one shard in memory at a time."""
-    spec = runtime.spec(run_id)
-    per_chunk = spec.branches_per_chunk if stage == 0 else 1
-    for number in range(runtime.store.stage(run_id, stage).shards):
-        shard = runtime.store.shard(run_id, stage, number)
-        for _, outcome in sorted(runtime.store.outcomes(run_id, stage, number).items()):
+    spec = runtime.spec(stage_id.run_id)
+    per_chunk = spec.branches_per_chunk if stage_id.stage == 0 else 1
+    for shard_id in map(stage_id.shard, range(runtime.store.stage(stage_id).shards)):
+        shard = runtime.store.shard(shard_id)
+        for _, outcome in sorted(runtime.store.outcomes(shard_id).items()):
             chunk = shard_chunk(shard, outcome.index, per_chunk)
             yield chunk, outcome, outcome.index // per_chunk
 
 
 def _items(runtime: Runtime, run_id: str, spec: RunSpec) -> Iterator[Item]:
-    for chunk, outcome, number in _branches(runtime, run_id, 0):
+    for chunk, outcome, number in _branches(runtime, StageId(run_id, 0)):
         ref = branch_ref(outcome.index, spec.aspect_names, spec.samples)
         yield Item(
             index=outcome.index,
@@ -98,15 +99,15 @@ def _items(runtime: Runtime, run_id: str, spec: RunSpec) -> Iterator[Item]:
         )
 
 
-def _reduce_by_calls(runtime: Runtime, run: RunRecord, stage: int, spec: RunSpec) -> None:
+def _reduce_by_calls(runtime: Runtime, run: RunRecord, stage_id: StageId, spec: RunSpec) -> None:
     """Open a stage of LLM calls over what ``stage`` gave, or end the run.
 
     A group is done at the first reduce stage in which it has a single chunk.
     """
-    run_id = run.run_id
+    run_id, stage = run.run_id, stage_id.stage
     level = stage - run.base_stage if stage else 0
     following = run.base_stage + level + 1
-    parts = _leaves(runtime, run_id, spec) if stage == 0 else _partials(runtime, run_id, stage)
+    parts = _leaves(runtime, run_id, spec) if stage == 0 else _partials(runtime, stage_id)
     if not parts:
         _end_with_answers(runtime, run_id, range(run.base_stage + 1, following))
         return
@@ -116,9 +117,8 @@ def _reduce_by_calls(runtime: Runtime, run: RunRecord, stage: int, spec: RunSpec
         _end(runtime, run_id, StoredResult(), problem=str(error))
         return
     shards = pack(chunks, branches_per_chunk=1)
-    open_stage(
-        runtime.store, runtime.publisher, run_id, following, shards, max_workers=spec.max_workers
-    )
+    next_id = StageId(run_id, following)
+    open_stage(runtime.store, runtime.publisher, next_id, shards, max_workers=spec.max_workers)
 
 
 def _leaves(runtime: Runtime, run_id: str, spec: RunSpec) -> dict[str, list[Part]]:
@@ -128,10 +128,10 @@ def _leaves(runtime: Runtime, run_id: str, spec: RunSpec) -> dict[str, list[Part
     return groups
 
 
-def _partials(runtime: Runtime, run_id: str, stage: int) -> dict[str, list[Part]]:
+def _partials(runtime: Runtime, stage_id: StageId) -> dict[str, list[Part]]:
     """Return the partial answers of a reduce stage, for the groups that are not done with it."""
     groups: dict[str, list[Part]] = defaultdict(list)
-    for chunk, outcome, _ in _branches(runtime, run_id, stage):
+    for chunk, outcome, _ in _branches(runtime, stage_id):
         group, count, failed = _standing(chunk)
         if outcome.output is None:
             failed, count = count, 0
@@ -171,7 +171,7 @@ def _end_with_answers(runtime: Runtime, run_id: str, stages: Iterable[int]) -> N
     errors: list[ReduceError] = []
     for stage in stages:
         chunks_of: dict[str, int] = defaultdict(int)
-        for chunk, outcome, _ in _branches(runtime, run_id, stage):
+        for chunk, outcome, _ in _branches(runtime, StageId(run_id, stage)):
             group, count, failed = _standing(chunk)
             chunks_of[group] += 1
             if outcome.kind is not None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from fanout.broker.inspection import seen_of_shard
+from fanout.core.ids import BranchId
 from fanout.core.records import ErrorKind, Outcome, RunStatus
 from fanout.policy.healing import unpublished
 from fanout.runs.enqueue import fleet_window, take_back
@@ -15,6 +16,7 @@ from fanout.stores import End
 from workers.reduce import reductions
 
 if TYPE_CHECKING:
+    from fanout.core.ids import ShardId, StageId
     from fanout.core.spec import RunSpec
     from fanout.stores import RunRecord, StageRecord
     from workers.context.runtime import Runtime
@@ -29,42 +31,38 @@ class TooEarlyError(Exception):
     """
 
 
-def expand(runtime: Runtime, run_id: str, stage: int, number: int, lanes: int) -> None:
+def expand(runtime: Runtime, shard_id: ShardId, lanes: int) -> None:
     """Publish the chord of a shard; ``lanes`` branches of it at first, or all where that is 0."""
-    run = runtime.store.run(run_id)
-    if stage == 0 and run.retry and not run.halt:
-        take_back(runtime.store, run, number)
-    if runtime.store.is_finished(run_id, stage, number):
+    run = runtime.store.run(shard_id.run_id)
+    is_again = shard_id.stage == 0 and bool(run.retry)
+    if is_again and not run.halt:
+        take_back(runtime.store, shard_id, run.retry)
+    if runtime.store.is_finished(shard_id):
         # Delivered again, or a retry to which this shard has nothing to add.
-        runtime.publisher.collect(run_id, stage, number)
+        runtime.publisher.collect(shard_id)
         return
-    ending = _ending(run, stage)
+    ending = _ending(run, shard_id.stage)
     if ending is not None:
         # A run with many shards must end soon: its branches are recorded, not published.
-        _record_rest(runtime, run_id, stage, number, *ending)
-        runtime.publisher.collect(run_id, stage, number)
+        _record_rest(runtime, shard_id, *ending)
+        runtime.publisher.collect(shard_id)
         return
-    count = len(runtime.indices(run_id, stage, number))
-    is_again = stage == 0 and bool(run.retry)
-    ended = _ended(runtime, run_id, number) if is_again else frozenset()
+    count = len(runtime.indices(shard_id))
+    # Those whose outcomes a retry has kept.
+    ended = runtime.store.shard_state(shard_id).ended if is_again else frozenset()
     todo = [position for position in range(count) if position not in ended]
     if not todo:
-        runtime.publisher.collect(run_id, stage, number)
+        runtime.publisher.collect(shard_id)
         return
     first = todo[: lanes or count]
     feed = count if len(first) < len(todo) else 0
     published = first[-1] + 1 if feed else count
-    if runtime.store.start_shard(run_id, stage, number, published=published):
+    if runtime.store.start_shard(shard_id, published=published):
         if is_again:
-            runtime.publisher.forget_shard(run_id, stage, number)
-        runtime.publisher.shard_chord(run_id, stage, number, first, size=len(todo), feed=feed)
+            runtime.publisher.forget_shard(shard_id)
+        runtime.publisher.shard_chord(shard_id, first, size=len(todo), feed=feed)
     else:
-        _expand_rest(runtime, run_id, stage, number, lanes)
-
-
-def _ended(runtime: Runtime, run_id: str, number: int) -> frozenset[int]:
-    """Return the branches of a shard of the map whose outcomes a retry has kept."""
-    return runtime.store.shard_state(run_id, 0, number).ended
+        _expand_rest(runtime, shard_id, lanes)
 
 
 def _ending(run: RunRecord, stage: int) -> tuple[ErrorKind, str] | None:
@@ -76,50 +74,41 @@ def _ending(run: RunRecord, stage: int) -> tuple[ErrorKind, str] | None:
     return None
 
 
-def _expand_rest(runtime: Runtime, run_id: str, stage: int, number: int, lanes: int) -> None:
+def _expand_rest(runtime: Runtime, shard_id: ShardId, lanes: int) -> None:
     """Publish what a first attempt has not: a branch in the queue twice would be called twice."""
-    shard = runtime.store.shard_state(run_id, stage, number)
-    task_ids = runtime.messages.task_ids().get(run_id, set())
-    seen = seen_of_shard(task_ids, run_id, stage, number)
+    shard = runtime.store.shard_state(shard_id)
+    task_ids = runtime.messages.task_ids().get(shard_id.run_id, set())
+    seen = seen_of_shard(task_ids, shard_id)
     missing = unpublished(shard, seen, lanes=lanes)
     if missing:
         feed = shard.count if 0 < lanes < shard.count else 0
-        runtime.store.advance_shard(run_id, stage, number, published=missing[-1] + 1)
-        runtime.publisher.branches(run_id, stage, number, missing, feed=feed)
+        runtime.store.advance_shard(shard_id, published=missing[-1] + 1)
+        runtime.publisher.branches(shard_id, missing, feed=feed)
     if shard.ended >= set(range(shard.count)):
-        runtime.publisher.collect(run_id, stage, number)
+        runtime.publisher.collect(shard_id)
 
 
-def _record_rest(
-    runtime: Runtime, run_id: str, stage: int, number: int, kind: ErrorKind, message: str
-) -> None:
+def _record_rest(runtime: Runtime, shard_id: ShardId, kind: ErrorKind, message: str) -> None:
     now = time.time()
     runtime.store.record_all(
         [
             End(
-                run_id,
-                stage,
-                number,
-                position,
+                shard_id.branch(position),
                 Outcome(index=index, kind=kind, message=message, ended_at=now),
             )
-            for position, index in enumerate(runtime.indices(run_id, stage, number))
+            for position, index in enumerate(runtime.indices(shard_id))
         ]
     )
 
 
-def collect(
-    runtime: Runtime, results: list[Any], run_id: str, stage: int, number: int
-) -> dict[str, int]:
+def collect(runtime: Runtime, results: list[Any], shard_id: ShardId) -> dict[str, int]:
     """Account for every branch of a shard, compact its outcomes, and publish the next shards.
 
     Args:
         runtime: The worker's process.
         results: What the members of the chord returned; records of failure tell why a branch
             that wrote no outcome has none.
-        run_id: The run.
-        stage: The stage.
-        number: The shard.
+        shard_id: The shard.
 
     Returns:
         The shard's counts: this travels through the root chord, so it is tiny.
@@ -127,42 +116,44 @@ def collect(
     Raises:
         TooEarlyError: A branch has neither an outcome nor a record of failure.
     """
-    outcomes = _complete(runtime, run_id, stage, number, _failures(results))
+    outcomes = _complete(runtime, shard_id, _failures(results))
     store = runtime.store
-    is_again = store.is_finished(run_id, stage, number)
-    store.compact(run_id, stage, number, outcomes)
+    is_again = store.is_finished(shard_id)
+    store.compact(shard_id, outcomes)
     if not is_again:
-        runtime.reports.shard_ended(run_id, stage, number, outcomes)
-    grants = store.open_shards(run_id, stage, window=fleet_window(store), finished=number)
-    runtime.publisher.expand(run_id, stage, grants)
+        runtime.reports.shard_ended(shard_id, outcomes)
+    stage_id, finished = shard_id.stage_id, shard_id.shard
+    grants = store.open_shards(stage_id, window=fleet_window(store), finished=finished)
+    runtime.publisher.expand(stage_id, grants)
     succeeded = sum(outcome.ok for outcome in outcomes.values())
-    return {"shard": number, "succeeded": succeeded, "failed": len(outcomes) - succeeded}
+    return {"shard": shard_id.shard, "succeeded": succeeded, "failed": len(outcomes) - succeeded}
 
 
-def drain(runtime: Runtime, run_id: str, stage: int, number: int, left: int) -> None:
+def drain(runtime: Runtime, shard_id: ShardId, left: int) -> None:
     """Publish further shards, as few branches are left of this one, and may be slow."""
     store = runtime.store
-    grants = store.open_shards(run_id, stage, window=fleet_window(store), draining=(number, left))
-    runtime.publisher.expand(run_id, stage, grants)
+    stage_id, draining = shard_id.stage_id, (shard_id.shard, left)
+    grants = store.open_shards(stage_id, window=fleet_window(store), draining=draining)
+    runtime.publisher.expand(stage_id, grants)
 
 
 def _complete(
-    runtime: Runtime, run_id: str, stage: int, number: int, failures: dict[int, Outcome]
+    runtime: Runtime, shard_id: ShardId, failures: dict[int, Outcome]
 ) -> dict[int, Outcome]:
-    indices = runtime.indices(run_id, stage, number)
-    outcomes = runtime.store.outcomes(run_id, stage, number)
+    indices = runtime.indices(shard_id)
+    outcomes = runtime.store.outcomes(shard_id)
     missing = [position for position in range(len(indices)) if position not in outcomes]
     if not missing:
         return outcomes
     if not failures.keys() >= set(missing):
-        raise TooEarlyError(run_id, stage, number)
+        raise TooEarlyError(shard_id)
     runtime.store.record_all(
         [
-            End(run_id, stage, number, position, _at(indices[position], failures[position]))
+            End(shard_id.branch(position), _at(indices[position], failures[position]))
             for position in missing
         ]
     )
-    return runtime.store.outcomes(run_id, stage, number)
+    return runtime.store.outcomes(shard_id)
 
 
 def _at(index: int, failure: Outcome) -> Outcome:
@@ -181,7 +172,7 @@ _KINDS = {
 def _failures(results: list[Any]) -> dict[int, Outcome]:
     """Return an outcome, by position, for each failed member of a shard chord's header."""
     records = (result for result in results if isinstance(result, dict) and "task_id" in result)
-    return {int(r["task_id"].rpartition("/")[2]): _failure(r) for r in records}
+    return {BranchId.parse(r["task_id"]).position: _failure(r) for r in records}
 
 
 def _failure(record: dict[str, Any]) -> Outcome:
@@ -195,19 +186,19 @@ def _failure(record: dict[str, Any]) -> Outcome:
     return Outcome(index=0, kind=kind, message=message)
 
 
-def aggregate(runtime: Runtime, run_id: str, stage: int) -> None:
+def aggregate(runtime: Runtime, stage_id: StageId) -> None:
     """Reduce the outcomes of a stage: end the run, or open the next stage.
 
     Raises:
         TooEarlyError: A branch of the stage has no outcome yet.
     """
-    store = runtime.store
+    store, run_id, stage = runtime.store, stage_id.run_id, stage_id.stage
     run = store.run(run_id)
     if run.has_ended or 0 < stage <= run.base_stage:
         return
-    record = store.stage(run_id, stage)
-    if not record.sealed or (record.done < record.total and store.incomplete(run_id, stage)):
-        raise TooEarlyError(run_id, stage)
+    record = store.stage(stage_id)
+    if not record.sealed or (record.done < record.total and store.incomplete(stage_id)):
+        raise TooEarlyError(stage_id)
     if run.halt:
         runtime.end_run(run_id, run.halt)
         return
@@ -217,7 +208,7 @@ def aggregate(runtime: Runtime, run_id: str, stage: int) -> None:
         runtime.end_run(run_id, RunStatus.FAILED, error=problem)
         return
     store.set_status(run_id, RunStatus.REDUCING)
-    reductions.reduce(runtime, run, stage, spec)
+    reductions.reduce(runtime, run, stage_id, spec)
 
 
 def _policy_problem(spec: RunSpec, record: StageRecord) -> str | None:

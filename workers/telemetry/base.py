@@ -11,15 +11,14 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
+    from fanout.core.ids import BranchId, ShardId
     from fanout.core.records import Outcome
     from fanout.core.settings import Settings
     from fanout.llm.base import LLMRequest
     from fanout.llm.calls import CallAttempt
     from fanout.stores import RunRecord, StageRecord
 
-__all__ = ["BranchKey", "Calls", "NoTelemetry", "Telemetry", "make_telemetry"]
-
-BranchKey = tuple[str, int, int, int]  # run, stage, shard, position in the shard
+__all__ = ["Calls", "NoTelemetry", "Telemetry", "make_telemetry"]
 
 
 class Calls:
@@ -55,10 +54,10 @@ class Calls:
 class Telemetry(Protocol):
     """Who is told. May raise anything: whoever tells it bears that."""
 
-    def branch(self, key: BranchKey, outcome: Outcome, calls: Calls) -> None:
+    def branch(self, branch_id: BranchId, outcome: Outcome, calls: Calls) -> None:
         """Tell of a branch whose outcome was the first."""
 
-    def shard(self, run_id: str, stage: int, number: int, outcomes: Collection[Outcome]) -> None:
+    def shard(self, shard_id: ShardId, outcomes: Collection[Outcome]) -> None:
         """Tell of a shard that was collected just now."""
 
     def run(self, run: RunRecord, stages: list[StageRecord]) -> None:
@@ -71,10 +70,10 @@ class Telemetry(Protocol):
 class NoTelemetry:
     """Nobody."""
 
-    def branch(self, key: BranchKey, outcome: Outcome, calls: Calls) -> None:
+    def branch(self, branch_id: BranchId, outcome: Outcome, calls: Calls) -> None:
         """Do nothing."""
 
-    def shard(self, run_id: str, stage: int, number: int, outcomes: Collection[Outcome]) -> None:
+    def shard(self, shard_id: ShardId, outcomes: Collection[Outcome]) -> None:
         """Do nothing."""
 
     def run(self, run: RunRecord, stages: list[StageRecord]) -> None:

@@ -12,15 +12,17 @@ from threading import Lock
 from typing import TYPE_CHECKING
 
 from fanout.core.errors import FanoutError
+from fanout.core.ids import StageId
 from fanout.core.records import RunStatus
 from fanout.system.logs import Seldom, about
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from fanout.core.ids import BranchId, ShardId
     from fanout.core.records import Outcome
     from fanout.stores import RedisStore, StageRecord
-    from workers.telemetry.base import BranchKey, Calls, Telemetry
+    from workers.telemetry.base import Calls, Telemetry
 
 __all__ = ["Reports"]
 
@@ -47,37 +49,37 @@ class Reports:
         self._telemetry = telemetry
         self._failures = _Failures()
 
-    def branch_ended(self, key: BranchKey, outcome: Outcome, calls: Calls) -> None:
+    def branch_ended(self, branch_id: BranchId, outcome: Outcome, calls: Calls) -> None:
         """Say that a branch has its outcome; to be called by whoever wrote it."""
         if outcome.kind is not None:
-            count = self._failures.due(key[0], outcome.kind.value)
+            count = self._failures.due(branch_id.run_id, outcome.kind.value)
             if count:
                 more = f", {count - 1} more since the last such line" if count > 1 else ""
-                _log.warning("failed: %s%s", outcome.kind.value, more, extra=about(*key))
-        _bear(lambda: self._telemetry.branch(key, outcome, calls))
+                _log.warning("failed: %s%s", outcome.kind.value, more, extra=about(branch_id))
+        _bear(lambda: self._telemetry.branch(branch_id, outcome, calls))
 
-    def shard_ended(
-        self, run_id: str, stage: int, number: int, outcomes: Mapping[int, Outcome]
-    ) -> None:
+    def shard_ended(self, shard_id: ShardId, outcomes: Mapping[int, Outcome]) -> None:
         """Say that a shard was collected."""
         kinds = Counter(outcome.kind.value for outcome in outcomes.values() if outcome.kind)
         starts = [o.ended_at - o.elapsed_s for o in outcomes.values() if o.ended_at]
         _log.info(
             "run %s, shard %d of stage %d: %s, %.1f s",
-            run_id,
-            number,
-            stage,
+            shard_id.run_id,
+            shard_id.shard,
+            shard_id.stage,
             _counts(len(outcomes), kinds),
             time.time() - min(starts, default=time.time()),
-            extra=about(run_id, stage, number),
+            extra=about(shard_id),
         )
-        _bear(lambda: self._telemetry.shard(run_id, stage, number, outcomes.values()))
+        _bear(lambda: self._telemetry.shard(shard_id, outcomes.values()))
 
     def run_ended(self, run_id: str) -> None:
         """Say what a run came to; to be called by whoever ended it."""
         try:
             run = self._store.run(run_id)
-            stages = [self._store.stage(run_id, stage) for stage in range(run.last_stage + 1)]
+            stages = [
+                self._store.stage(StageId(run_id, stage)) for stage in range(run.last_stage + 1)
+            ]
         except FanoutError as error:
             _log.warning("run %s has ended: %s", run_id, error, extra=about(run_id))
             return

@@ -36,6 +36,7 @@ from opentelemetry.trace import (
     set_span_in_context,
 )
 
+from fanout.core.ids import joined
 from fanout.core.records import RunStatus
 from fanout.system.logs import Seldom
 from workers.telemetry.provider_names import provider_and_model
@@ -45,10 +46,11 @@ if TYPE_CHECKING:
 
     from opentelemetry.sdk.trace.export import SpanExporter
 
+    from fanout.core.ids import BranchId, ShardId
     from fanout.core.records import Outcome
     from fanout.llm.calls import CallAttempt
     from fanout.stores import RunRecord, StageRecord
-    from workers.telemetry.base import BranchKey, Calls
+    from workers.telemetry.base import Calls
 
 __all__ = ["Tracing"]
 
@@ -98,19 +100,18 @@ class Tracing:
         self._tracer = self._provider.get_tracer("fanout", metadata.version("fanout-llm"))
         self._traces: dict[str, tuple[float, _Trace]] = {}
 
-    def branch(self, key: BranchKey, outcome: Outcome, calls: Calls) -> None:
+    def branch(self, branch_id: BranchId, outcome: Outcome, calls: Calls) -> None:
         """See Telemetry."""
-        run_id, stage, shard, position = key
-        trace = self._trace(run_id)
-        shard_path = f"{stage}/{shard}"
-        path = f"{shard_path}/{position}"
+        trace = self._trace(branch_id.run_id)
+        shard_path = joined(branch_id.stage, branch_id.shard)
+        path = joined(shard_path, branch_id.position)
         if not trace.is_sampled or not self._keeps(trace.span_id(path), outcome):
             return
         kind = outcome.kind.value if outcome.kind else None
         attributes = {
-            "fanout.run.id": run_id,
-            "fanout.stage": stage,
-            "fanout.shard": shard,
+            "fanout.run.id": branch_id.run_id,
+            "fanout.stage": branch_id.stage,
+            "fanout.shard": branch_id.shard,
             "fanout.index": outcome.index,
             "fanout.attempts": outcome.attempts,
             "fanout.outcome": kind or "succeeded",
@@ -163,22 +164,24 @@ class Tracing:
             error=attempt.kind.value if attempt.kind else None,
         )
 
-    def shard(self, run_id: str, stage: int, number: int, outcomes: Collection[Outcome]) -> None:
+    def shard(self, shard_id: ShardId, outcomes: Collection[Outcome]) -> None:
         """See Telemetry."""
         now = time.time()
         starts = [o.ended_at - o.elapsed_s for o in outcomes if o.ended_at]
         succeeded = sum(outcome.ok for outcome in outcomes)
         attributes = {
-            "fanout.run.id": run_id,
-            "fanout.stage": stage,
-            "fanout.shard": number,
+            "fanout.run.id": shard_id.run_id,
+            "fanout.stage": shard_id.stage,
+            "fanout.shard": shard_id.shard,
             "fanout.branches": len(outcomes),
             "fanout.succeeded": succeeded,
             "fanout.failed": len(outcomes) - succeeded,
         }
-        trace = self._trace(run_id)
+        trace = self._trace(shard_id.run_id)
         span = (min(starts, default=now), now)
-        self._write(trace, "fanout.shard", f"{stage}/{number}", _RUN, span, attributes)
+        self._write(
+            trace, "fanout.shard", joined(shard_id.stage, shard_id.shard), _RUN, span, attributes
+        )
 
     def run(self, run: RunRecord, stages: list[StageRecord]) -> None:
         """See Telemetry."""

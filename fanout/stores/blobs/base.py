@@ -20,7 +20,9 @@ import msgspec
 if TYPE_CHECKING:
     from typing import Self
 
-__all__ = ["Blobs", "Reference", "blob_name"]
+    from fanout.core.ids import ShardId, StageId
+
+__all__ = ["Blobs", "Reference", "blob_folder", "blob_name"]
 
 # Neither zlib nor JSON begins so.
 _MARK = b"@"
@@ -53,9 +55,14 @@ class Reference(msgspec.Struct, frozen=True, kw_only=True):
         return cls(root=match[2].decode(errors="replace"), token=match[1].decode())
 
 
-def blob_name(run_id: str, stage: int, number: int, part: str) -> str:
+def blob_folder(stage_id: StageId) -> str:
+    """Return the folder of a stage."""
+    return f"{stage_id.run_id}/s{stage_id.stage}"
+
+
+def blob_name(shard_id: ShardId, part: str) -> str:
     """Return the name of a part of a shard: ``in`` is its input, ``out`` its outcomes."""
-    return f"{run_id}/s{stage}/{number}.{part}"
+    return f"{blob_folder(shard_id.stage_id)}/{shard_id.shard}.{part}"
 
 
 class Blobs(Protocol):

@@ -39,6 +39,7 @@ from fanout.system.exhaustion import is_exhausted
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from fanout.core.ids import BranchId, ShardId, StageId
     from fanout.stores.blobs import Blobs
 
 __all__ = ["FINAL", "RedisBase", "run_keys", "seconds", "translated"]
@@ -241,16 +242,16 @@ class RedisBase:
     def _run(self, run_id: str) -> str:
         return f"{run_keys(self._prefix)}{run_id}"
 
-    def _stage(self, run_id: str, stage: int) -> str:
-        return f"{self._prefix}:run:{run_id}:s{stage}"
+    def _stage(self, of: StageId | ShardId | BranchId) -> str:
+        return f"{self._prefix}:run:{of.run_id}:s{of.stage}"
 
-    def _shard(self, run_id: str, stage: int, number: int, part: str) -> str:
-        return f"{self._prefix}:run:{run_id}:s{stage}:{number}:{part}"
+    def _shard(self, of: ShardId | BranchId, part: str) -> str:
+        return f"{self._prefix}:run:{of.run_id}:s{of.stage}:{of.shard}:{part}"
 
     def _require(self, run_id: str, is_there: object) -> None:
         """Raise UnknownRunError where a script has found that there is no such run."""
         if not is_there:
             raise UnknownRunError(run_id)
 
-    def _shard_keys(self, run_id: str, stage: int, number: int) -> list[str]:
-        return [self._shard(run_id, stage, number, part) for part in ("live", "out", "state")]
+    def _shard_keys(self, of: ShardId | BranchId) -> list[str]:
+        return [self._shard(of, part) for part in ("live", "out", "state")]

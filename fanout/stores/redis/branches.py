@@ -16,6 +16,7 @@ from fanout.stores.redis.kept import RedisKept
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterator, Sequence
 
+    from fanout.core.ids import BranchId, ShardId
     from fanout.core.records import Outcome
     from fanout.core.state import End, Start
 
@@ -48,11 +49,11 @@ def _of_each(
 
 
 def _claimant(start: Start) -> Hashable:
-    return start.run_id, start.stage, start.shard, start.holder, start.lasts_s, start.beats_for_s
+    return start.branch_id.shard_id, start.holder, start.lasts_s, start.beats_for_s
 
 
 def _shard_of(end: End) -> Hashable:
-    return end.run_id, end.stage, end.shard, end.feed
+    return end.branch_id.shard_id, end.feed
 
 
 def _written(end: End) -> list[Any]:
@@ -60,7 +61,7 @@ def _written(end: End) -> list[Any]:
     usage = outcome.usage
     counts = (usage.input_tokens, usage.output_tokens, usage.cost_usd)
     return [
-        end.position,
+        end.branch_id.position,
         codec.encode_outcome(outcome),
         outcome.kind or "",
         usage.calls,
@@ -86,7 +87,7 @@ class RedisBranches(RedisKept):
             pipe.smembers(key)
             pipe.delete(key)
             members, _ = pipe.execute()
-        return [codec.decode_parked(member) for member in sorted(members)]
+        return [codec.decode_parked(run_id, member) for member in sorted(members)]
 
     def begin(self, start: Start) -> Begun:
         """Ask whether a branch may make its call, and count it.
@@ -105,23 +106,20 @@ class RedisBranches(RedisKept):
 
     def _begin_some(self, starts: list[Start]) -> list[Begun]:
         first = starts[0]
-        run = self._run(first.run_id)
-        shard = self._shard_keys(first.run_id, first.stage, first.shard)
-        keys = [run, *shard, f"{run}:parked", self._holders]
-        args: list[Any] = [self._ttl_s, _ALONE_AFTER, int(first.stage == 0)]
+        run = self._run(first.branch_id.run_id)
+        keys = [run, *self._shard_keys(first.branch_id), f"{run}:parked", self._holders]
+        args: list[Any] = [self._ttl_s, _ALONE_AFTER, int(first.branch_id.stage == 0)]
         args += [first.holder, first.lasts_s, first.beats_for_s]
         for start in starts:
-            args += [start.position, start.token, int(start.is_alone), codec.encode_parked(start)]
+            parked = codec.encode_parked(start)
+            args += [start.branch_id.position, start.token, int(start.is_alone), parked]
         said = self._begin(keys=keys, args=args)
         return [Begun(verdict=v.decode(), deliveries=n) for v, n in _pairs(said)]
 
     @translated
     def unbegin(
         self,
-        run_id: str,
-        stage: int,
-        number: int,
-        position: int,
+        branch_id: BranchId,
         *,
         token: str,
         counts: bool = False,
@@ -131,15 +129,12 @@ class RedisBranches(RedisKept):
         Where there is nothing of it, nothing is done.
 
         Args:
-            run_id: The run.
-            stage: The stage.
-            number: The shard.
-            position: The branch in it.
+            branch_id: The branch.
             token: Of the begin; that of another delivery stays.
             counts: Whether it was a begin all the same: what stands still everywhere must end.
         """
-        keys = [self._shard(run_id, stage, number, "state")]
-        self._unbegin(keys=keys, args=[position, token, 0 if counts else -1])
+        keys = [self._shard(branch_id, "state")]
+        self._unbegin(keys=keys, args=[branch_id.position, token, 0 if counts else -1])
 
     def record(self, end: End) -> Recorded:
         """Write the outcome of a branch; the first one stands and is counted once."""
@@ -153,9 +148,9 @@ class RedisBranches(RedisKept):
     def _record_some(self, ends: list[End]) -> list[Recorded]:
         first = ends[0]
         keys = [
-            self._run(first.run_id),
-            self._stage(first.run_id, first.stage),
-            *self._shard_keys(first.run_id, first.stage, first.shard),
+            self._run(first.branch_id.run_id),
+            self._stage(first.branch_id),
+            *self._shard_keys(first.branch_id),
             self._totals,
         ]
         args: list[Any] = [self._ttl_s, first.feed]
@@ -168,30 +163,30 @@ class RedisBranches(RedisKept):
         ]
 
     @translated
-    def outcomes(self, run_id: str, stage: int, number: int) -> dict[int, Outcome]:
+    def outcomes(self, shard_id: ShardId) -> dict[int, Outcome]:
         """Return the outcomes of a shard so far, by position."""
-        key = self._shard(run_id, stage, number, "out")
+        key = self._shard(shard_id, "out")
         with self._redis.pipeline() as pipe:
             pipe.get(key)
-            pipe.hgetall(self._shard(run_id, stage, number, "live"))
+            pipe.hgetall(self._shard(shard_id, "live"))
             held, live = pipe.execute()
         if held is None:
             return {int(position): codec.decode_outcome(data) for position, data in live.items()}
         try:
-            blob = self._blobs.load(blob_name(run_id, stage, number, "out"), held)
+            blob = self._blobs.load(blob_name(shard_id, "out"), held)
         except LostDataError:
             if self._held(key) == held:
                 raise
             # A retry has opened the shard again since we asked.
-            return self.outcomes(run_id, stage, number)
+            return self.outcomes(shard_id)
         return codec.decode_outcomes(blob)
 
     @translated
-    def compact(self, run_id: str, stage: int, number: int, outcomes: dict[int, Outcome]) -> None:
+    def compact(self, shard_id: ShardId, outcomes: dict[int, Outcome]) -> None:
         """Replace the outcomes of a finished shard by one compressed blob."""
-        keys = [self._shard(run_id, stage, number, part) for part in ("live", "state", "out")]
-        name = blob_name(run_id, stage, number, "out")
-        held = self._keep(run_id, name, codec.encode_outcomes(outcomes))
-        is_there = self._compact(keys=[*keys, self._run(run_id)], args=[held, self._ttl_s])
+        keys = [self._shard(shard_id, part) for part in ("live", "state", "out")]
+        name = blob_name(shard_id, "out")
+        held = self._keep(shard_id.run_id, name, codec.encode_outcomes(outcomes))
+        is_there = self._compact(keys=[*keys, self._run(shard_id.run_id)], args=[held, self._ttl_s])
         self._drop_if_late(keys[2], name, held)
-        self._require(run_id, is_there)
+        self._require(shard_id.run_id, is_there)

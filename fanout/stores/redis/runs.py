@@ -7,9 +7,11 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, cast
 
 from fanout.core.errors import StorageError, StoredDataError, UnknownRunError
+from fanout.core.ids import StageId
 from fanout.core.queue_names import BRANCHES_QUEUE
 from fanout.core.records import RunStatus
 from fanout.stores import codec
+from fanout.stores.blobs.base import blob_folder
 from fanout.stores.redis.base import FINAL, seconds, translated
 from fanout.stores.redis.stages import RedisStages
 
@@ -177,21 +179,22 @@ class RedisRuns(RedisStages):
         shards may be opened again, and each be taken back once to what did not fail by a kind in
         ``retry``.
         """
-        stage = self._stage(run_id, 0)
+        base = self._stage(StageId(run_id, 0))
         run = self._run(run_id)
-        keys = [run, stage, f"{stage}:open", f"{run}:result", self._active, f"{run}:parked"]
+        keys = [run, base, f"{base}:open", f"{run}:result", self._active, f"{run}:parked"]
         args: list[Any] = [self._ttl_s, run_id, codec.encode_kinds(retry), *FINAL]
         result = None if self._blobs.root is None else self._held(keys[3])
-        more = [f"{stage}:reopened", f"{stage}:draining"]
+        more = [f"{base}:reopened", f"{base}:draining"]
         if not self._reopen_run(keys=[*keys, *more], args=args):
             return False
         if result is not None:
             self._blobs.drop(f"{run_id}/result", result)
-        for number in range(1, self.run(run_id).base_stage + 1):
-            self._delete_shards(run_id, number, self.stage(run_id, number).shards)
+        for stage in range(1, self.run(run_id).base_stage + 1):
+            stage_id = StageId(run_id, stage)
+            self._delete_shards(stage_id, self.stage(stage_id).shards)
             with suppress(StorageError):
                 # What stays goes with the run.
-                self._blobs.drop_all(f"{run_id}/s{number}")
+                self._blobs.drop_all(blob_folder(stage_id))
         return True
 
     @translated
@@ -213,7 +216,7 @@ class RedisRuns(RedisStages):
         self._require(run_id, last >= 0)
         self._forget_backlog(keys=[BRANCHES_QUEUE], args=[run_id])
         # One more than it knows of: that one was being written.
-        return [self.stage(run_id, stage).shards for stage in range(last + 2)]
+        return [self.stage(StageId(run_id, stage)).shards for stage in range(last + 2)]
 
     @translated
     def delete_run(self, run_id: str) -> None:
@@ -221,8 +224,9 @@ class RedisRuns(RedisStages):
         shards = self.begin_delete(run_id)
         # A stage behind its shards and the mark last: a deletion that dies half-way is done again.
         for stage, count in enumerate(shards):
-            self._delete_shards(run_id, stage, count)
-            self._redis.delete(self._stage(run_id, stage))
+            stage_id = StageId(run_id, stage)
+            self._delete_shards(stage_id, count)
+            self._redis.delete(self._stage(stage_id))
         if self._blobs.root is not None:
             with suppress(StorageError):
                 # Where the storage is away, or is another one, the sweep does it later.

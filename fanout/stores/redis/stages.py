@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, cast
 
 from fanout.core.errors import UnknownRunError
+from fanout.core.ids import ShardId
 from fanout.core.state import Grant, Sealed, ShardState, StageProgress, StageWindow
 from fanout.stores import codec
 from fanout.stores.blobs.base import blob_name
@@ -14,6 +15,7 @@ from fanout.stores.redis.kept import RedisKept
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from fanout.core.ids import StageId
     from fanout.core.records import Outcome, Shard
     from fanout.core.state import StageRecord
     from fanout.policy.admission import Lanes
@@ -29,17 +31,15 @@ class RedisStages(RedisKept):
     """The stages of a run and their shards: inputs, counts, which are in flight."""
 
     @translated
-    def stage(self, run_id: str, stage: int) -> StageRecord:
+    def stage(self, stage_id: StageId) -> StageRecord:
         """Return the counts of a stage; all 0 where there is no such stage."""
-        fields = cast("dict[bytes, bytes]", self._redis.hgetall(self._stage(run_id, stage)))
+        fields = cast("dict[bytes, bytes]", self._redis.hgetall(self._stage(stage_id)))
         return codec.decode_stage(fields)
 
     @translated
     def reopen_shard(
         self,
-        run_id: str,
-        stage: int,
-        number: int,
+        shard_id: ShardId,
         *,
         kept: dict[int, Outcome],
         dropped: list[Outcome],
@@ -52,35 +52,35 @@ class RedisStages(RedisKept):
         Returns:
             Whether this call did it.
         """
-        live, out, state = self._shard_keys(run_id, stage, number)
-        key = self._stage(run_id, stage)
-        args: list[Any] = [number, self._ttl_s, len(kept)]
+        live, out, state = self._shard_keys(shard_id)
+        key = self._stage(shard_id)
+        args: list[Any] = [shard_id.shard, self._ttl_s, len(kept)]
         for position, outcome in kept.items():
             args += [position, codec.encode_outcome(outcome)]
         args += [outcome.kind or "" for outcome in dropped]
-        keys = [key, f"{key}:reopened", out, live, state, self._run(run_id)]
-        name = blob_name(run_id, stage, number, "out")
+        keys = [key, f"{key}:reopened", out, live, state, self._run(shard_id.run_id)]
+        name = blob_name(shard_id, "out")
         before = None if self._blobs.root is None else self._held(out)
         answer = self._reopen_shard(keys=keys, args=args)
-        self._require(run_id, answer >= 0)
+        self._require(shard_id.run_id, answer >= 0)
         if answer and before is not None:
             self._blobs.drop(name, before)
         return bool(answer)
 
     @translated
-    def is_finished(self, run_id: str, stage: int, number: int) -> bool:
+    def is_finished(self, shard_id: ShardId) -> bool:
         """Say whether a shard is compacted."""
-        return bool(self._redis.exists(self._shard(run_id, stage, number, "out")))
+        return bool(self._redis.exists(self._shard(shard_id, "out")))
 
-    def _delete_shards(self, run_id: str, stage: int, count: int) -> None:
-        for number in range(count):
+    def _delete_shards(self, stage_id: StageId, count: int) -> None:
+        for shard_id in map(stage_id.shard, range(count)):
             parts = ("in", "live", "state", "out")
-            self._redis.delete(*(self._shard(run_id, stage, number, part) for part in parts))
+            self._redis.delete(*(self._shard(shard_id, part) for part in parts))
         rest = ("open", "draining", "sizes", "reopened")
-        self._redis.delete(*(f"{self._stage(run_id, stage)}:{part}" for part in rest))
+        self._redis.delete(*(f"{self._stage(stage_id)}:{part}" for part in rest))
 
     @translated
-    def put_shard(self, run_id: str, stage: int, number: int, shard: Shard) -> bool:
+    def put_shard(self, shard_id: ShardId, shard: Shard) -> bool:
         """Write the input of the next shard of a stage and count it; one that is there stays.
 
         Returns:
@@ -90,61 +90,60 @@ class RedisStages(RedisKept):
             UnknownRunError: There is no such run.
         """
         keys = [
-            self._run(run_id),
-            self._stage(run_id, stage),
-            self._shard(run_id, stage, number, "in"),
-            f"{self._stage(run_id, stage)}:sizes",
+            self._run(shard_id.run_id),
+            self._stage(shard_id),
+            self._shard(shard_id, "in"),
+            f"{self._stage(shard_id)}:sizes",
         ]
-        name = blob_name(run_id, stage, number, "in")
+        name = blob_name(shard_id, "in")
         blob = codec.encode_shard(shard)
-        held = self._keep(run_id, name, blob, is_input=stage == 0)
-        args: list[Any] = [held, number, shard.count, self._ttl_s, shard.first, *FINAL]
+        held = self._keep(shard_id.run_id, name, blob, is_input=shard_id.stage == 0)
+        args: list[Any] = [held, shard_id.shard, shard.count, self._ttl_s, shard.first, *FINAL]
         answer = self._put_shard(keys=keys, args=args)
         self._drop_if_late(keys[2], name, held)
         if answer < 0:
-            raise UnknownRunError(run_id)
+            raise UnknownRunError(shard_id.run_id)
         return bool(answer)
 
     @translated
-    def shard(self, run_id: str, stage: int, number: int) -> Shard:
+    def shard(self, shard_id: ShardId) -> Shard:
         """Return the input of a shard. Raises UnknownRunError where it has expired."""
-        held = self._held(self._shard(run_id, stage, number, "in"))
+        held = self._held(self._shard(shard_id, "in"))
         if held is None:
-            raise UnknownRunError(run_id)
-        return codec.decode_shard(self._blobs.load(blob_name(run_id, stage, number, "in"), held))
+            raise UnknownRunError(shard_id.run_id)
+        return codec.decode_shard(self._blobs.load(blob_name(shard_id, "in"), held))
 
     @translated
-    def indices(self, run_id: str, stage: int, number: int) -> range:
+    def indices(self, shard_id: ShardId) -> range:
         """Return the stage-wide indices of a shard's branches. Raises UnknownRunError.
 
         They outlive its input, so that what became of it can be recorded without that.
         """
-        size = self._redis.hget(f"{self._stage(run_id, stage)}:sizes", str(number))
+        size = self._redis.hget(f"{self._stage(shard_id)}:sizes", str(shard_id.shard))
         if size is None:
-            raise UnknownRunError(run_id)
+            raise UnknownRunError(shard_id.run_id)
         return codec.decode_size(cast("bytes", size))
 
     @translated
-    def set_lanes(self, run_id: str, stage: int, lanes: Lanes) -> None:
+    def set_lanes(self, stage_id: StageId, lanes: Lanes) -> None:
         """Set how a stage's ``max_workers`` is spread, before its first shard is opened."""
-        keys = [self._stage(run_id, stage), self._run(run_id)]
+        keys = [self._stage(stage_id), self._run(stage_id.run_id)]
         args = [self._ttl_s, lanes.window, lanes.per_shard, lanes.cap]
-        self._require(run_id, self._set_lanes(keys=keys, args=args))
+        self._require(stage_id.run_id, self._set_lanes(keys=keys, args=args))
 
     @translated
-    def seal_stage(self, run_id: str, stage: int) -> Sealed:
+    def seal_stage(self, stage_id: StageId) -> Sealed:
         """Let a stage take no more shards: those that it has are all. Raises UnknownRunError."""
-        keys = [self._run(run_id), self._stage(run_id, stage)]
+        keys = [self._run(stage_id.run_id), self._stage(stage_id)]
         shards, first = self._seal(keys=keys, args=[self._ttl_s])
         if shards < 0:
-            raise UnknownRunError(run_id)
+            raise UnknownRunError(stage_id.run_id)
         return Sealed(shards=shards, first=bool(first))
 
     @translated
     def open_shards(
         self,
-        run_id: str,
-        stage: int,
+        stage_id: StageId,
         *,
         window: int,
         finished: int | None = None,
@@ -153,54 +152,53 @@ class RedisStages(RedisKept):
         """Close the shard ``finished``, if any, and open shards until ``window`` are in flight.
 
         Args:
-            run_id: The run.
-            stage: The stage.
+            stage_id: The stage.
             window: How many; a stage with lanes has its own.
             finished: A shard that is over.
             draining: A shard of which few branches have not ended, and how many: it does not count
                 any more, and needs no more lanes than that. No more than eight windows are
                 open in all.
         """
-        key = self._stage(run_id, stage)
+        key = self._stage(stage_id)
         args: list[Any] = [window, -1 if finished is None else finished, self._ttl_s]
         args += [*(draining or (-1, 0)), _MOST_WINDOWS]
-        keys = [key, f"{key}:open", f"{key}:draining", self._run(run_id)]
+        keys = [key, f"{key}:open", f"{key}:draining", self._run(stage_id.run_id)]
         flat = cast("list[int] | None", self._open(keys=keys, args=args))
         if flat is None:
-            raise UnknownRunError(run_id)
+            raise UnknownRunError(stage_id.run_id)
         pairs = zip(flat[::2], flat[1::2], strict=True)
         return [Grant(shard=shard, lanes=lanes) for shard, lanes in pairs]
 
     @translated
-    def start_shard(self, run_id: str, stage: int, number: int, *, published: int) -> bool:
+    def start_shard(self, shard_id: ShardId, *, published: int) -> bool:
         """Remember that the first ``published`` branches of a shard are being published.
 
         Returns:
             Whether this call was the first to say so.
         """
-        keys = [self._shard(run_id, stage, number, "state"), self._run(run_id)]
+        keys = [self._shard(shard_id, "state"), self._run(shard_id.run_id)]
         answer = self._start_shard(keys=keys, args=[published, self._ttl_s])
-        self._require(run_id, answer >= 0)
+        self._require(shard_id.run_id, answer >= 0)
         return bool(answer)
 
     @translated
-    def advance_shard(self, run_id: str, stage: int, number: int, *, published: int) -> None:
+    def advance_shard(self, shard_id: ShardId, *, published: int) -> None:
         """Remember that as many branches of a shard, from the first, are published, if not more."""
-        keys = [self._shard(run_id, stage, number, "state"), self._run(run_id)]
-        self._require(run_id, self._advance(keys=keys, args=[published, self._ttl_s]))
+        keys = [self._shard(shard_id, "state"), self._run(shard_id.run_id)]
+        self._require(shard_id.run_id, self._advance(keys=keys, args=[published, self._ttl_s]))
 
     @translated
-    def progress(self, run_id: str, stage: int) -> StageProgress:
+    def progress(self, stage_id: StageId) -> StageProgress:
         """Return how far the shards of a stage are."""
-        key = self._stage(run_id, stage)
+        key = self._stage(stage_id)
         with self._redis.pipeline() as pipe:
             pipe.hmget(key, "written", "sealed", "opened", "heals")
             pipe.hgetall(f"{key}:open")
             (written, sealed, opened, heals), lanes = pipe.execute()
-        numbers = sorted(int(number) for number in lanes)
+        shards = sorted(map(int, lanes))
         with self._redis.pipeline(transaction=False) as pipe:
-            for number in numbers:
-                live, out, state = self._shard_keys(run_id, stage, number)
+            for shard_id in map(stage_id.shard, shards):
+                live, out, state = self._shard_keys(shard_id)
                 pipe.hlen(live)
                 pipe.hlen(state)
                 pipe.exists(out)
@@ -209,15 +207,15 @@ class RedisStages(RedisKept):
             written=int(written or 0),
             sealed=sealed is not None,
             opened=int(opened or 0),
-            open={int(number): int(lane) for number, lane in lanes.items()},
-            marks={n: tuple(marks[3 * i : 3 * i + 3]) for i, n in enumerate(numbers)},
+            open={int(shard): int(lane) for shard, lane in lanes.items()},
+            marks={n: tuple(marks[3 * i : 3 * i + 3]) for i, n in enumerate(shards)},
             heals=int(heals or 0),
         )
 
     @translated
-    def window(self, run_id: str, stage: int) -> StageWindow:
+    def window(self, stage_id: StageId) -> StageWindow:
         """Return how much of a stage is in flight; all 0 where there is no such stage."""
-        key = self._stage(run_id, stage)
+        key = self._stage(stage_id)
         with self._redis.pipeline() as pipe:
             pipe.hmget(key, "written", "opened", "used", "cap")
             pipe.hlen(f"{key}:open")
@@ -226,11 +224,11 @@ class RedisStages(RedisKept):
         return StageWindow(open=open_, waiting=written - opened, lanes_used=used, lanes_limit=cap)
 
     @translated
-    def shard_state(self, run_id: str, stage: int, number: int) -> ShardState:
+    def shard_state(self, shard_id: ShardId) -> ShardState:
         """Return what there is of a shard. Raises UnknownRunError."""
-        live, out, state = self._shard_keys(run_id, stage, number)
+        live, out, state = self._shard_keys(shard_id)
         with self._redis.pipeline() as pipe:
-            pipe.hget(f"{self._stage(run_id, stage)}:sizes", str(number))
+            pipe.hget(f"{self._stage(shard_id)}:sizes", str(shard_id.shard))
             pipe.hgetall(state)
             pipe.exists(out)
             pipe.hkeys(live)
@@ -238,7 +236,7 @@ class RedisStages(RedisKept):
             pipe.zrange(self._holders, 0, -1, withscores=True)
             size, fields, finished, ended, (now_s, now_us), holders = pipe.execute()
         if size is None:
-            raise UnknownRunError(run_id)
+            raise UnknownRunError(shard_id.run_id)
         indices = codec.decode_size(size)
         published = fields.get(b"next")
         now = now_s + now_us / 1e6
@@ -254,14 +252,14 @@ class RedisStages(RedisKept):
         )
 
     @translated
-    def incomplete(self, run_id: str, stage: int) -> list[int]:
+    def incomplete(self, stage_id: StageId) -> list[int]:
         """Return the shards of a stage that have fewer outcomes than branches."""
-        key = f"{self._stage(run_id, stage)}:sizes"
+        key = f"{self._stage(stage_id)}:sizes"
         sizes = cast("dict[bytes, bytes]", self._redis.hgetall(key))
-        lengths = {int(number): len(codec.decode_size(size)) for number, size in sizes.items()}
+        lengths = {int(shard): len(codec.decode_size(size)) for shard, size in sizes.items()}
         with self._redis.pipeline(transaction=False) as pipe:
-            for number in lengths:
-                live, out, _ = self._shard_keys(run_id, stage, number)
+            for shard_id in map(stage_id.shard, lengths):
+                live, out, _ = self._shard_keys(shard_id)
                 pipe.exists(out)
                 pipe.hlen(live)
             counts = pipe.execute()
@@ -269,19 +267,18 @@ class RedisStages(RedisKept):
         return sorted(n for n, finished, ended in counted if not finished and ended < lengths[n])
 
     @translated
-    def adopt(self, run_id: str, stage: int, numbers: Iterable[int]) -> None:
+    def adopt(self, stage_id: StageId, shards: Iterable[int]) -> None:
         """Take shards back among those that are being processed, if they are not.
 
         Of a stage with lanes, as many as there are lanes for.
         """
-        key = self._stage(run_id, stage)
-        keys = [key, f"{key}:open", self._run(run_id)]
-        self._require(run_id, self._adopt(keys=keys, args=[self._ttl_s, *numbers]))
+        key = self._stage(stage_id)
+        keys = [key, f"{key}:open", self._run(stage_id.run_id)]
+        self._require(stage_id.run_id, self._adopt(keys=keys, args=[self._ttl_s, *shards]))
 
     @translated
-    def healed(self, run_id: str, stage: int, number: int | None = None) -> None:
+    def healed(self, of: StageId | ShardId) -> None:
         """Count that a shard, or the stage itself, was healed."""
-        of_stage = self._stage(run_id, stage)
-        key = of_stage if number is None else self._shard(run_id, stage, number, "state")
-        keys = [key, self._totals, self._run(run_id)]
-        self._require(run_id, self._healed(keys=keys, args=[self._ttl_s]))
+        key = self._shard(of, "state") if isinstance(of, ShardId) else self._stage(of)
+        keys = [key, self._totals, self._run(of.run_id)]
+        self._require(of.run_id, self._healed(keys=keys, args=[self._ttl_s]))

@@ -11,6 +11,7 @@ from fanout.client import run as handle
 from fanout.client.client import Client
 from fanout.client.run import Run
 from fanout.core.errors import BrokerError, InputError, RunError, UnknownRunError
+from fanout.core.ids import BranchId, ShardId, StageId
 from fanout.core.records import ErrorKind, Outcome, RunStatus
 from fanout.core.spec import make_spec
 from fanout.inputs.intake import checked_documents
@@ -72,10 +73,12 @@ def finish(store, kinds):
     """Let shards end with outcomes of these kinds, by shard."""
     for number, some in enumerate(kinds):
         for at, kind in enumerate(some):
-            index = store.indices(RUN, 0, number)[at]
-            store.record(End(RUN, 0, number, at, Outcome(index=index, kind=kind, output="x")))
-        store.compact(RUN, 0, number, store.outcomes(RUN, 0, number))
-        store.open_shards(RUN, 0, window=9, finished=number)
+            index = store.indices(ShardId(RUN, 0, number))[at]
+            store.record(
+                End(BranchId(RUN, 0, number, at), Outcome(index=index, kind=kind, output="x"))
+            )
+        store.compact(ShardId(RUN, 0, number), store.outcomes(ShardId(RUN, 0, number)))
+        store.open_shards(StageId(RUN, 0), window=9, finished=number)
 
 
 def run_handle(store, publisher):
@@ -95,7 +98,7 @@ def test_a_run_whose_input_breaks_fails_with_what_was_enqueued(store, publisher,
     create(store, MANY)
     with pytest.raises(type(error), match="it shrank"):
         enqueue(store, publisher, broken(700, error))
-    run, stage = store.run(RUN), store.stage(RUN, 0)
+    run, stage = store.run(RUN), store.stage(StageId(RUN, 0))
     assert (run.halt, run.error) == (RunStatus.FAILED, "the input could not be read: it shrank")
     assert stage.sealed
     assert 0 < stage.total < 1_400
@@ -115,16 +118,18 @@ def test_a_run_whose_input_breaks_at_once_is_none(store, publisher):
 
 def test_a_resumed_run_has_each_branch_once_as_if_nothing_had_happened(store, publisher):
     half_enqueued(store, publisher)
-    assert store.stage(RUN, 0).shards == 2
-    assert not store.stage(RUN, 0).sealed
+    assert store.stage(StageId(RUN, 0)).shards == 2
+    assert not store.stage(StageId(RUN, 0)).sealed
     enqueue(store, publisher, texts(700), how="resume")
-    record = store.stage(RUN, 0)
+    record = store.stage(StageId(RUN, 0))
     assert (record.shards, record.total, record.sealed) == (3, 1400, True)
     assert store.run(RUN).status is RunStatus.RUNNING
     assert publisher.seals == [("seal", 0, 3)]
     granted = [sent for sent in publisher.sent if sent[0] == "expand"]
     assert granted == [("expand", 0, 0, 0), ("expand", 0, 1, 0)], "the window's shards, each once"
-    numbers = [chunk.document_index for n in range(3) for chunk in store.shard(RUN, 0, n).chunks]
+    numbers = [
+        chunk.document_index for n in range(3) for chunk in store.shard(ShardId(RUN, 0, n)).chunks
+    ]
     assert numbers == list(range(700))
 
 
@@ -141,7 +146,7 @@ def test_an_input_that_is_not_the_same_is_refused_and_named(store, publisher, do
     half_enqueued(store, publisher)
     with pytest.raises(RunError, match=words):
         enqueue(store, publisher, documents, how="resume")
-    record = store.stage(RUN, 0)
+    record = store.stage(StageId(RUN, 0))
     assert (record.shards, record.sealed) == (2, False), "it can be resumed with the right one"
 
 
@@ -149,7 +154,7 @@ def test_a_client_whose_run_was_resumed_and_sealed_by_another_stops(store, publi
     half_enqueued(store, publisher)
     enqueue(store, publisher, texts(700), how="resume")
     enqueue(store, publisher, texts(700), how="resume")
-    assert store.stage(RUN, 0).total == 1400
+    assert store.stage(StageId(RUN, 0)).total == 1400
     assert publisher.seals == [("seal", 0, 3)], "one seal is published"
 
 
@@ -161,11 +166,11 @@ def test_two_clients_that_write_the_same_input_in_turns_count_it_once(store, pub
 
     def in_turns():
         for shard in one:
-            store.put_shard(RUN, 0, store.stage(RUN, 0).shards, next(two))
+            store.put_shard(ShardId(RUN, 0, store.stage(StageId(RUN, 0)).shards), next(two))
             yield shard
 
-    open_stage(store, publisher, RUN, 0, in_turns(), max_workers=None)
-    assert (store.stage(RUN, 0).shards, store.stage(RUN, 0).total) == (3, 1400)
+    open_stage(store, publisher, StageId(RUN, 0), in_turns(), max_workers=None)
+    assert (store.stage(StageId(RUN, 0)).shards, store.stage(StageId(RUN, 0)).total) == (3, 1400)
 
 
 def _chunks(documents):
@@ -200,7 +205,7 @@ def test_a_run_that_is_cancelled_while_its_client_is_dead_ends_with_what_was_wri
     half_enqueued(store, publisher)
     run = run_handle(store, publisher)
     assert [run.cancel() for _ in range(calls)] == [True, False][:calls]
-    assert store.stage(RUN, 0).sealed
+    assert store.stage(StageId(RUN, 0)).sealed
     assert publisher.seals == [("seal", 0, 2)]
 
 
@@ -217,7 +222,7 @@ def test_a_client_stops_reading_when_its_run_is_cancelled(store, publisher):
 
     enqueue(store, publisher, documents())
     assert len(read) < 800
-    assert (store.stage(RUN, 0).shards, store.stage(RUN, 0).sealed) == (2, True)
+    assert (store.stage(StageId(RUN, 0)).shards, store.stage(StageId(RUN, 0)).sealed) == (2, True)
     assert publisher.seals == [("seal", 0, 2)]
 
 
@@ -225,7 +230,7 @@ def test_cancelling_a_paused_run_publishes_what_was_parked(store, publisher):
     create(store)
     enqueue(store, publisher, texts(3), SPEC)
     store.pause(RUN)
-    store.begin(Start(RUN, 0, 0, 1, token="a"))
+    store.begin(Start(BranchId(RUN, 0, 0, 1), token="a"))
     run_handle(store, publisher).cancel()
     assert publisher.sent[-1] == ("branch", 0, 0, 1, 0)
 
@@ -241,7 +246,7 @@ def test_the_reaper_seals_a_run_that_was_halted_while_nobody_enqueued(store, pub
     half_enqueued(store, publisher)
     store.halt(RUN, RunStatus.FAILED, error="auth: no such key")
     Reaper(store, publisher, Messages(), stall_s=60).sweep()
-    assert store.stage(RUN, 0).sealed
+    assert store.stage(StageId(RUN, 0)).sealed
     assert publisher.seals == [("seal", 0, 2)]
 
 
@@ -260,7 +265,7 @@ def test_the_reaper_ends_a_run_that_is_overdue_before_its_input_was_read(store, 
 def test_a_run_whose_client_is_at_work_is_left_alone(store, publisher, deadline_in_s):
     create(store, deadline_at=deadline_in_s and time.time() + deadline_in_s)
     settle(store, publisher, store.run(RUN))
-    assert not store.stage(RUN, 0).sealed
+    assert not store.stage(StageId(RUN, 0)).sealed
 
 
 def test_an_overdue_run_that_is_sealed_is_not_halted(store, publisher):
@@ -287,7 +292,7 @@ def test_pausing_and_unpausing_say_whether_they_did_it(store, publisher):
     run = run_handle(store, publisher)
     assert [run.pause(), run.pause()] == [True, False]
     assert run.status().status is RunStatus.PAUSED
-    store.begin(Start(RUN, 0, 0, 2, token="a"))
+    store.begin(Start(BranchId(RUN, 0, 0, 2), token="a"))
     assert [run.unpause(), run.unpause()] == [True, False]
     assert publisher.sent[-1] == ("branch", 0, 0, 2, 0)
     assert publisher.sent.count(("branch", 0, 0, 2, 0)) == 1
@@ -298,7 +303,7 @@ def test_unpausing_again_publishes_what_an_unpause_that_died_has_not(store, publ
     create(store)
     enqueue(store, publisher, texts(3), SPEC)
     store.pause(RUN)
-    store.begin(Start(RUN, 0, 0, 2, token="a"))
+    store.begin(Start(BranchId(RUN, 0, 0, 2), token="a"))
     store.unpause(RUN)
     assert not run_handle(store, publisher).unpause()
     assert publisher.sent[-1] == ("branch", 0, 0, 2, 0)
@@ -312,7 +317,7 @@ BAD, SLOW = ErrorKind.BAD_REQUEST, ErrorKind.TIMEOUT
 def ended(store, publisher):
     create(store)
     shards = pack(_chunks(texts(6)), branches_per_chunk=1, max_branches=2)
-    open_stage(store, publisher, RUN, 0, shards, max_workers=None)
+    open_stage(store, publisher, StageId(RUN, 0), shards, max_workers=None)
     finish(store, [(None, BAD), (None, None), (SLOW, BAD)])
     store.end_run(RUN, RunStatus.SUCCEEDED, ended_at=1.0)
     publisher.sent.clear()
@@ -338,14 +343,14 @@ def test_a_shard_is_taken_back_once_however_often_it_is_published(store, publish
     ended(store, publisher)
     retry_failed(store, publisher, RUN, frozenset({BAD}))
     run = store.run(RUN)
-    take_back(store, run, 2)
-    assert store.stage(RUN, 0).errors == {BAD: 1, SLOW: 1}
-    assert store.outcomes(RUN, 0, 2)[0].kind is SLOW
-    store.record(End(RUN, 0, 2, 1, Outcome(index=5, kind=BAD)))
-    take_back(store, run, 2)
-    assert store.outcomes(RUN, 0, 2)[1].kind is BAD, "it failed again, and stays so"
-    take_back(store, run, 1)
-    assert store.is_finished(RUN, 0, 1), "it has nothing to retry"
+    take_back(store, ShardId(RUN, 0, 2), run.retry)
+    assert store.stage(StageId(RUN, 0)).errors == {BAD: 1, SLOW: 1}
+    assert store.outcomes(ShardId(RUN, 0, 2))[0].kind is SLOW
+    store.record(End(BranchId(RUN, 0, 2, 1), Outcome(index=5, kind=BAD)))
+    take_back(store, ShardId(RUN, 0, 2), run.retry)
+    assert store.outcomes(ShardId(RUN, 0, 2))[1].kind is BAD, "it failed again, and stays so"
+    take_back(store, ShardId(RUN, 0, 1), run.retry)
+    assert store.is_finished(ShardId(RUN, 0, 1)), "it has nothing to retry"
 
 
 @pytest.mark.parametrize("dies_in", ["forget_root", "expand", "seal"])
@@ -370,11 +375,11 @@ def test_a_retry_whose_client_dies_half_way_is_completed_by_the_reaper(
             number = ids[0] if what == "expand" else None
             if number is not None and number not in expanded:
                 expanded.add(number)
-                take_back(store, store.run(RUN), number)
-                assert store.is_finished(RUN, 0, number) == (number == 1)
-                store.compact(RUN, 0, number, store.outcomes(RUN, 0, number))
-                grants = store.open_shards(RUN, 0, window=2, finished=number)
-                publisher.expand(RUN, 0, grants)
+                take_back(store, ShardId(RUN, 0, number), store.run(RUN).retry)
+                assert store.is_finished(ShardId(RUN, 0, number)) == (number == 1)
+                store.compact(ShardId(RUN, 0, number), store.outcomes(ShardId(RUN, 0, number)))
+                grants = store.open_shards(StageId(RUN, 0), window=2, finished=number)
+                publisher.expand(StageId(RUN, 0), grants)
                 break
         if ("aggregate", 0) in publisher.sent:
             break

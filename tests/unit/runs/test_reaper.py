@@ -7,6 +7,7 @@ import time
 import pytest
 
 from fanout.core.errors import BrokerError, StorageError, StoredDataError
+from fanout.core.ids import BranchId, ShardId, StageId
 from fanout.core.records import Chunk, ErrorKind, Outcome, RunStatus, Shard
 from fanout.runs.reaper import MAX_HEALS, Reaper
 from fanout.stores import End, Start
@@ -21,10 +22,10 @@ class Fleet:
         self.store.create_run(RUN, spec="{}", created_at=1.0)
         chunks = [Chunk(text="t", document="d", document_index=i) for i in range(count)]
         shard = Shard(first=0, count=count, first_chunk=0, chunks=chunks)
-        self.store.put_shard(RUN, 0, 0, shard)
-        self.store.open_shards(RUN, 0, window=2)
-        self.store.start_shard(RUN, 0, 0, published=count)
-        self.store.seal_stage(RUN, 0)
+        self.store.put_shard(ShardId(RUN, 0, 0), shard)
+        self.store.open_shards(StageId(RUN, 0), window=2)
+        self.store.start_shard(ShardId(RUN, 0, 0), published=count)
+        self.store.seal_stage(StageId(RUN, 0))
         self.store.set_status(RUN, RunStatus.RUNNING, stage=0)
         self.publisher = Publisher()
         self.messages = Messages()
@@ -35,7 +36,9 @@ class Fleet:
 
     def end(self, *positions):
         for position in positions:
-            self.store.record(End(RUN, 0, 0, position, Outcome(index=position, output="x")))
+            self.store.record(
+                End(BranchId(RUN, 0, 0, position), Outcome(index=position, output="x"))
+            )
 
     def pass_time(self, seconds=60):
         """Sweep as a worker does; return what was published."""
@@ -81,7 +84,7 @@ def test_a_shard_that_makes_progress_is_left_alone(fleet):
 def test_a_branch_that_a_living_worker_holds_is_not_lost(fleet):
     fleet.store.beat("h", ttl_s=3600)
     fleet.end(0, 1)
-    fleet.store.begin(Start(RUN, 0, 0, 2, token="t", holder="h", lasts_s=3600))
+    fleet.store.begin(Start(BranchId(RUN, 0, 0, 2), token="t", holder="h", lasts_s=3600))
     assert fleet.pass_time(300) == []
 
 
@@ -92,13 +95,13 @@ def test_a_callback_that_never_ran_is_published(fleet):
 
 def test_a_root_callback_that_never_ran_is_published(fleet):
     fleet.end(0, 1, 2)
-    fleet.store.compact(RUN, 0, 0, fleet.store.outcomes(RUN, 0, 0))
-    fleet.store.open_shards(RUN, 0, window=2, finished=0)
+    fleet.store.compact(ShardId(RUN, 0, 0), fleet.store.outcomes(ShardId(RUN, 0, 0)))
+    fleet.store.open_shards(StageId(RUN, 0), window=2, finished=0)
     assert fleet.pass_time(25) == [("aggregate", 0)]
 
 
 def test_a_shard_that_nobody_knows_to_be_open_is_taken_back(fleet):
-    fleet.store.open_shards(RUN, 0, window=2, finished=0)
+    fleet.store.open_shards(StageId(RUN, 0), window=2, finished=0)
     assert fleet.pass_time(60) == [("branch", 0, 0, position, 0) for position in range(3)]
 
 
@@ -107,7 +110,7 @@ def test_what_is_lost_again_and_again_is_recorded_and_the_run_goes_on(fleet):
     sent = fleet.pass_time(600)
     assert sent.count(("branch", 0, 0, 1, 0)) == MAX_HEALS
     assert ("collect", 0, 0) in sent
-    assert fleet.store.stage(RUN, 0).errors == {ErrorKind.LOST: 2}
+    assert fleet.store.stage(StageId(RUN, 0)).errors == {ErrorKind.LOST: 2}
 
 
 def test_a_callback_that_is_lost_for_ever_ends_the_run_with_a_reason(fleet):
@@ -129,9 +132,9 @@ def test_a_paused_run_whose_deadline_passes_goes_on_so_that_it_ends():
     fleet = Fleet()
     fleet.store = fake_store()
     fleet.store.create_run(RUN, spec="{}", created_at=1.0, deadline_at=time.time() - 1)
-    fleet.store.put_shard(RUN, 0, 0, Shard(first=0, count=1, first_chunk=0, chunks=[]))
-    fleet.store.open_shards(RUN, 0, window=1)
-    fleet.store.seal_stage(RUN, 0)
+    fleet.store.put_shard(ShardId(RUN, 0, 0), Shard(first=0, count=1, first_chunk=0, chunks=[]))
+    fleet.store.open_shards(StageId(RUN, 0), window=1)
+    fleet.store.seal_stage(StageId(RUN, 0))
     fleet.store.pause(RUN)
     fleet.reaper = Reaper(
         fleet.store, fleet.publisher, fleet.messages, stall_s=15, clock=fleet.clock
@@ -143,18 +146,18 @@ def test_a_paused_aggregate_is_left_alone_whatever_the_deadline():
     fleet = Fleet()
     fleet.store = fake_store()
     fleet.store.create_run(RUN, spec="{}", created_at=1.0, deadline_at=time.time() - 1)
-    fleet.store.seal_stage(RUN, 0)
-    fleet.store.put_shard(RUN, 1, 0, Shard(first=0, count=1, first_chunk=0, chunks=[]))
-    fleet.store.open_shards(RUN, 1, window=1)
-    fleet.store.start_shard(RUN, 1, 0, published=1)
-    fleet.store.seal_stage(RUN, 1)
+    fleet.store.seal_stage(StageId(RUN, 0))
+    fleet.store.put_shard(ShardId(RUN, 1, 0), Shard(first=0, count=1, first_chunk=0, chunks=[]))
+    fleet.store.open_shards(StageId(RUN, 1), window=1)
+    fleet.store.start_shard(ShardId(RUN, 1, 0), published=1)
+    fleet.store.seal_stage(StageId(RUN, 1))
     fleet.store.set_status(RUN, RunStatus.REDUCING, stage=1)
     fleet.store.pause(RUN)
     fleet.reaper = Reaper(
         fleet.store, fleet.publisher, fleet.messages, stall_s=15, clock=fleet.clock
     )
     assert fleet.pass_time(600) == []
-    assert fleet.store.stage(RUN, 1).errors == {}
+    assert fleet.store.stage(StageId(RUN, 1)).errors == {}
     fleet.store.unpause(RUN)
     assert fleet.pass_time(25) == [("branch", 1, 0, 0, 0)]
 
@@ -170,14 +173,14 @@ def test_what_is_remembered_does_not_grow_with_the_shards_of_a_run(fleet):
     store.create_run(RUN, spec="{}", created_at=1.0)
     for number in range(50):
         shard = Shard(first=number, count=1, first_chunk=number, chunks=[])
-        store.put_shard(RUN, 0, number, shard)
+        store.put_shard(ShardId(RUN, 0, number), shard)
     fleet.reaper = Reaper(store, fleet.publisher, fleet.messages, stall_s=15, clock=fleet.clock)
-    store.open_shards(RUN, 0, window=2)
+    store.open_shards(StageId(RUN, 0), window=2)
     for number in range(48):
         # Each is suspected of being lost, and then ends all the same.
         fleet.pass_time(20)
-        store.record(End(RUN, 0, number, 0, Outcome(index=number, output="x")))
-        store.open_shards(RUN, 0, window=2, finished=number)
+        store.record(End(BranchId(RUN, 0, number, 0), Outcome(index=number, output="x")))
+        store.open_shards(StageId(RUN, 0), window=2, finished=number)
     assert len(fleet.reaper._marks) + len(fleet.reaper._suspected) <= 6
 
 

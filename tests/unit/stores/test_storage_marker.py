@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from fanout.core.errors import StorageError
+from fanout.core.ids import ShardId
 from fanout.core.records import Outcome
 from fanout.core.settings import load_settings
 from fanout.stores import RedisStore
@@ -105,7 +106,7 @@ def test_whoever_sees_another_writes_nothing_there(store, folder, change, words,
         assert words in problem
         assert f"write {marker} into" in problem
     with pytest.raises(StorageError):
-        seen.compact("r1", 0, 0, {0: Outcome(index=0, output="x")})
+        seen.compact(ShardId("r1", 0, 0), {0: Outcome(index=0, output="x")})
     assert not list(folder.parent.rglob("*.out.*"))
 
 

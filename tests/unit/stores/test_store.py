@@ -9,6 +9,7 @@ import pytest
 import redis
 
 from fanout.core.errors import StoredDataError, UnknownRunError
+from fanout.core.ids import BranchId, ShardId, StageId
 from fanout.core.latency import Latency, bucket_of
 from fanout.core.rate_limits import LimitState, Rates
 from fanout.core.records import ErrorKind, Outcome, RunStatus, Shard, Usage
@@ -116,121 +117,129 @@ def test_there_is_one_clock(store):
 
 
 def test_a_shard_comes_back_as_it_was_written(store, run):
-    store.put_shard(run, 0, 0, make_shard(2))
-    assert store.shard(run, 0, 0) == make_shard(2)
+    store.put_shard(ShardId(run, 0, 0), make_shard(2))
+    assert store.shard(ShardId(run, 0, 0)) == make_shard(2)
 
 
 def test_a_shard_written_twice_is_counted_once(store, run):
-    assert store.put_shard(run, 0, 0, make_shard(3))
-    assert store.put_shard(run, 0, 0, make_shard(2))
-    assert store.put_shard(run, 0, 1, make_shard(2, first=3))
-    record = store.stage(run, 0)
+    assert store.put_shard(ShardId(run, 0, 0), make_shard(3))
+    assert store.put_shard(ShardId(run, 0, 0), make_shard(2))
+    assert store.put_shard(ShardId(run, 0, 1), make_shard(2, first=3))
+    record = store.stage(StageId(run, 0))
     assert (record.shards, record.total) == (2, 5)
-    assert store.shard(run, 0, 0) == make_shard(3), "the first one stands"
+    assert store.shard(ShardId(run, 0, 0)) == make_shard(3), "the first one stands"
 
 
 def test_a_sealed_stage_takes_no_more_shards_and_the_first_seal_stands(store, run):
-    store.put_shard(run, 0, 0, make_shard())
-    assert store.seal_stage(run, 0) == Sealed(shards=1, first=True)
-    assert not store.put_shard(run, 0, 1, make_shard())
-    assert not store.put_shard(run, 0, 0, make_shard())
-    assert store.seal_stage(run, 0) == Sealed(shards=1, first=False)
-    assert (store.stage(run, 0).shards, store.stage(run, 0).sealed) == (1, True)
+    store.put_shard(ShardId(run, 0, 0), make_shard())
+    assert store.seal_stage(StageId(run, 0)) == Sealed(shards=1, first=True)
+    assert not store.put_shard(ShardId(run, 0, 1), make_shard())
+    assert not store.put_shard(ShardId(run, 0, 0), make_shard())
+    assert store.seal_stage(StageId(run, 0)) == Sealed(shards=1, first=False)
+    assert (store.stage(StageId(run, 0)).shards, store.stage(StageId(run, 0)).sealed) == (1, True)
 
 
 def test_a_stage_can_be_sealed_before_it_has_a_shard(store, run):
-    assert store.seal_stage(run, 0) == Sealed(shards=0, first=True)
+    assert store.seal_stage(StageId(run, 0)) == Sealed(shards=0, first=True)
 
 
 @pytest.mark.parametrize("how", ["halt", "end_run"])
 def test_a_run_that_was_stopped_takes_no_more_shards(store, run, how):
-    store.put_shard(run, 0, 0, make_shard())
+    store.put_shard(ShardId(run, 0, 0), make_shard())
     if how == "halt":
         store.halt(run, RunStatus.CANCELLED)
     else:
         store.end_run(run, RunStatus.FAILED, ended_at=1.0)
-    assert not store.put_shard(run, 0, 1, make_shard())
-    assert store.stage(run, 0).shards == 1
+    assert not store.put_shard(ShardId(run, 0, 1), make_shard())
+    assert store.stage(StageId(run, 0)).shards == 1
 
 
 def test_an_unknown_run_takes_no_shard_and_no_seal(store):
     with pytest.raises(UnknownRunError):
-        store.put_shard("nope", 0, 0, make_shard())
+        store.put_shard(ShardId("nope", 0, 0), make_shard())
     with pytest.raises(UnknownRunError):
-        store.seal_stage("nope", 0)
+        store.seal_stage(StageId("nope", 0))
 
 
 def test_the_window_bounds_the_shards_in_flight(store, run):
     for number in range(4):
-        store.put_shard(run, 0, number, make_shard())
-    assert [grant.shard for grant in store.open_shards(run, 0, window=2)] == [0, 1]
-    assert store.open_shards(run, 0, window=2) == []
-    assert [g.shard for g in store.open_shards(run, 0, window=2, finished=1)] == [2]
-    assert store.open_shards(run, 0, window=2, finished=1) == [], "closing twice frees one place"
+        store.put_shard(ShardId(run, 0, number), make_shard())
+    assert [grant.shard for grant in store.open_shards(StageId(run, 0), window=2)] == [0, 1]
+    assert store.open_shards(StageId(run, 0), window=2) == []
+    assert [g.shard for g in store.open_shards(StageId(run, 0), window=2, finished=1)] == [2]
+    assert store.open_shards(StageId(run, 0), window=2, finished=1) == [], (
+        "closing twice frees one place"
+    )
 
 
 def test_a_wider_window_opens_more(store, run):
     for number in range(4):
-        store.put_shard(run, 0, number, make_shard())
-    store.open_shards(run, 0, window=1)
-    assert [grant.shard for grant in store.open_shards(run, 0, window=3)] == [1, 2]
+        store.put_shard(ShardId(run, 0, number), make_shard())
+    store.open_shards(StageId(run, 0), window=1)
+    assert [grant.shard for grant in store.open_shards(StageId(run, 0), window=3)] == [1, 2]
 
 
 def test_max_workers_is_spread_over_shards_and_never_exceeded(store, run):
-    store.set_lanes(run, 0, Lanes(window=2, per_shard=3, cap=5))
+    store.set_lanes(StageId(run, 0), Lanes(window=2, per_shard=3, cap=5))
     for number in range(4):
-        store.put_shard(run, 0, number, make_shard())
-    grants = store.open_shards(run, 0, window=50)
+        store.put_shard(ShardId(run, 0, number), make_shard())
+    grants = store.open_shards(StageId(run, 0), window=50)
     assert [(grant.shard, grant.lanes) for grant in grants] == [(0, 3), (1, 2)]
-    grants = store.open_shards(run, 0, window=50, finished=0)
+    grants = store.open_shards(StageId(run, 0), window=50, finished=0)
     assert [(grant.shard, grant.lanes) for grant in grants] == [(2, 3)]
 
 
 def test_a_branch_may_begin_and_its_deliveries_are_counted(store, run):
-    store.put_shard(run, 0, 0, make_shard())
-    assert store.begin(Start(run, 0, 0, 1, token="a")) == Begun(verdict="go", deliveries=1)
-    assert store.begin(Start(run, 0, 0, 1, token="b")).deliveries == 2
-    assert store.begin(Start(run, 0, 0, 2, token="c")).deliveries == 1
+    store.put_shard(ShardId(run, 0, 0), make_shard())
+    assert store.begin(Start(BranchId(run, 0, 0, 1), token="a")) == Begun(
+        verdict="go", deliveries=1
+    )
+    assert store.begin(Start(BranchId(run, 0, 0, 1), token="b")).deliveries == 2
+    assert store.begin(Start(BranchId(run, 0, 0, 2), token="c")).deliveries == 1
 
 
 def test_a_begin_that_is_sent_again_counts_once(store, run):
-    store.put_shard(run, 0, 0, make_shard())
-    assert store.begin(Start(run, 0, 0, 1, token="a")).deliveries == 1
-    assert store.begin(Start(run, 0, 0, 1, token="a")).deliveries == 1
+    store.put_shard(ShardId(run, 0, 0), make_shard())
+    assert store.begin(Start(BranchId(run, 0, 0, 1), token="a")).deliveries == 1
+    assert store.begin(Start(BranchId(run, 0, 0, 1), token="a")).deliveries == 1
 
 
 def test_a_branch_that_was_begun_twice_without_an_end_must_be_begun_alone(store, run):
-    store.put_shard(run, 0, 0, make_shard())
+    store.put_shard(ShardId(run, 0, 0), make_shard())
     for token in ("a", "b"):
-        store.begin(Start(run, 0, 0, 1, token=token))
-    assert store.begin(Start(run, 0, 0, 1, token="c")) == Begun(verdict="suspect", deliveries=2)
-    assert store.begin(Start(run, 0, 0, 1, token="c")).deliveries == 2, "it is not counted yet"
-    assert store.begin(Start(run, 0, 0, 1, token="c", is_alone=True)).deliveries == 3
+        store.begin(Start(BranchId(run, 0, 0, 1), token=token))
+    assert store.begin(Start(BranchId(run, 0, 0, 1), token="c")) == Begun(
+        verdict="suspect", deliveries=2
+    )
+    assert store.begin(Start(BranchId(run, 0, 0, 1), token="c")).deliveries == 2, (
+        "it is not counted yet"
+    )
+    assert store.begin(Start(BranchId(run, 0, 0, 1), token="c", is_alone=True)).deliveries == 3
 
 
 def test_a_begin_can_be_taken_back_by_whoever_made_it(store, run):
-    store.put_shard(run, 0, 0, make_shard())
-    store.begin(Start(run, 0, 0, 1, token="a"))
-    store.unbegin(run, 0, 0, 1, token="another")
-    assert store.begin(Start(run, 0, 0, 1, token="b")).deliveries == 2
-    store.unbegin(run, 0, 0, 1, token="b")
-    assert store.begin(Start(run, 0, 0, 1, token="c")).deliveries == 2
-    store.unbegin(run, 0, 0, 1, token="c", counts=True)
-    assert store.begin(Start(run, 0, 0, 1, token="d", is_alone=True)).deliveries == 3
+    store.put_shard(ShardId(run, 0, 0), make_shard())
+    store.begin(Start(BranchId(run, 0, 0, 1), token="a"))
+    store.unbegin(BranchId(run, 0, 0, 1), token="another")
+    assert store.begin(Start(BranchId(run, 0, 0, 1), token="b")).deliveries == 2
+    store.unbegin(BranchId(run, 0, 0, 1), token="b")
+    assert store.begin(Start(BranchId(run, 0, 0, 1), token="c")).deliveries == 2
+    store.unbegin(BranchId(run, 0, 0, 1), token="c", counts=True)
+    assert store.begin(Start(BranchId(run, 0, 0, 1), token="d", is_alone=True)).deliveries == 3
 
 
 def begin(store, token, **more):
-    return store.begin(Start(RUN, 0, 0, 1, token=token, **more)).verdict
+    return store.begin(Start(BranchId(RUN, 0, 0, 1), token=token, **more)).verdict
 
 
 def test_a_branch_that_a_living_holder_has_begun_is_not_begun_by_another(store, run):
-    store.put_shard(run, 0, 0, make_shard())
+    store.put_shard(ShardId(run, 0, 0), make_shard())
     store.beat("h1", ttl_s=60)
     assert begin(store, "a", holder="h1", lasts_s=60) == "go"
     assert begin(store, "a", holder="h1", lasts_s=60) == "go", "it asks again"
     assert begin(store, "b", holder="h2", lasts_s=60) == "held"
     assert begin(store, "c", holder="h1", lasts_s=60) == "held", "nor by itself"
-    assert store.shard_state(run, 0, 0).held == {1}
+    assert store.shard_state(ShardId(run, 0, 0)).held == {1}
 
 
 # A delivery dies, and its message comes twice: as Celery's further try, and back from the broker.
@@ -278,22 +287,22 @@ LOST = {
 
 @pytest.mark.parametrize("case", LOST)
 def test_what_was_at_a_branch_that_died_is_followed_by_one_delivery(store, run, case):
-    store.put_shard(run, 0, 0, make_shard())
+    store.put_shard(ShardId(run, 0, 0), make_shard())
     for holder in ("h1", "h2"):
         store.beat(holder, ttl_s=60)
     for step in LOST[case]:
         match step:
             case ("died", token):
-                store.unbegin(run, 0, 0, 1, token=token, counts=True)
+                store.unbegin(BranchId(run, 0, 0, 1), token=token, counts=True)
             case ("ends", holder):
                 store.beat(holder, ttl_s=0.001)
-                wait_until(lambda: not store.shard_state(run, 0, 0).held)
+                wait_until(lambda: not store.shard_state(ShardId(run, 0, 0)).held)
             case (token, holder, "alone"):
                 assert begin(store, token, holder=holder, lasts_s=60) == "suspect", step
                 assert begin(store, token, holder=holder, lasts_s=60, is_alone=True) == "go", step
             case (token, holder, verdict):
                 assert begin(store, token, holder=holder, lasts_s=60) == verdict, step
-    assert store.shard_state(run, 0, 0).held == {1}
+    assert store.shard_state(ShardId(run, 0, 0)).held == {1}
 
 
 def wait_until(condition):
@@ -303,44 +312,44 @@ def wait_until(condition):
 
 
 def test_what_is_gone_is_taken_back_by_nobody(store, run):
-    store.unbegin(run, 0, 7, 1, token="a")
-    store.unbegin("nope", 0, 0, 1, token="a")
+    store.unbegin(BranchId(run, 0, 7, 1), token="a")
+    store.unbegin(BranchId("nope", 0, 0, 1), token="a")
 
 
 def test_a_holder_that_is_silent_holds_nothing(store, run):
-    store.put_shard(run, 0, 0, make_shard())
+    store.put_shard(ShardId(run, 0, 0), make_shard())
     assert begin(store, "a", holder="h1", lasts_s=60) == "go"
-    assert store.shard_state(run, 0, 0).held == set()
+    assert store.shard_state(ShardId(run, 0, 0)).held == set()
     assert begin(store, "b", holder="h2", lasts_s=60) == "go"
 
 
 def test_a_branch_is_not_held_for_longer_than_was_said(store, run):
-    store.put_shard(run, 0, 0, make_shard())
+    store.put_shard(ShardId(run, 0, 0), make_shard())
     store.beat("h1", ttl_s=60)
     begin(store, "a", holder="h1", lasts_s=0)
-    assert store.shard_state(run, 0, 0).held == set()
+    assert store.shard_state(ShardId(run, 0, 0)).held == set()
     assert begin(store, "b", holder="h2") == "go"
 
 
 def test_a_branch_that_was_handed_back_is_not_held(store, run):
-    store.put_shard(run, 0, 0, make_shard())
+    store.put_shard(ShardId(run, 0, 0), make_shard())
     store.beat("h1", ttl_s=60)
     begin(store, "a", holder="h1", lasts_s=60)
-    store.unbegin(run, 0, 0, 1, token="a")
+    store.unbegin(BranchId(run, 0, 0, 1), token="a")
     assert begin(store, "b", holder="h2", lasts_s=60) == "go"
 
 
 def test_when_all_were_silent_the_first_to_return_does_not_take_the_others_for_dead(store, run):
-    store.put_shard(run, 0, 0, make_shard())
+    store.put_shard(ShardId(run, 0, 0), make_shard())
 
     def held():
-        return store.shard_state(run, 0, 0).held
+        return store.shard_state(ShardId(run, 0, 0)).held
 
     def lapse():
         wait_until(lambda: not held())
 
     store.beat("dead", ttl_s=0.2)
-    store.begin(Start(run, 0, 0, 2, token="a", holder="dead", lasts_s=60))
+    store.begin(Start(BranchId(run, 0, 0, 2), token="a", holder="dead", lasts_s=60))
     lapse()
     for holder in ("h1", "h2"):
         store.beat(holder, ttl_s=0.2)
@@ -354,7 +363,7 @@ def test_when_all_were_silent_the_first_to_return_does_not_take_the_others_for_d
 def test_whoever_was_silent_as_long_takes_no_holder_for_dead(store, run):
     """The server was away, or refused all beats; what it asks now comes before its own beat."""
     ttl_s = 0.6
-    store.put_shard(run, 0, 0, make_shard())
+    store.put_shard(ShardId(run, 0, 0), make_shard())
 
     def copy():
         return begin(store, "b", holder="h2", beats_for_s=ttl_s, lasts_s=60)
@@ -362,7 +371,7 @@ def test_whoever_was_silent_as_long_takes_no_holder_for_dead(store, run):
     for holder in ("h1", "h2"):
         store.beat(holder, ttl_s=ttl_s)
     assert begin(store, "a", holder="h1", beats_for_s=ttl_s, lasts_s=60) == "go"
-    wait_until(lambda: not store.shard_state(run, 0, 0).held)
+    wait_until(lambda: not store.shard_state(ShardId(run, 0, 0)).held)
     assert copy() == "held"
     assert begin(store, "c", holder="h3", beats_for_s=ttl_s, lasts_s=60) == "held", "it is new"
     store.beat("h2", ttl_s=ttl_s)
@@ -377,38 +386,42 @@ def test_whoever_was_silent_as_long_takes_no_holder_for_dead(store, run):
 
 def test_shards_without_all_their_outcomes_are_incomplete_and_can_be_adopted(store, run):
     for number in range(3):
-        store.put_shard(run, 0, number, make_shard(1, first=number))
-    assert store.incomplete(run, 0) == [0, 1, 2]
-    store.record(End(run, 0, 0, 0, ok(0)))
-    store.compact(run, 0, 0, {0: ok(0)})
-    store.record(End(run, 0, 1, 0, ok(1)))
-    assert store.incomplete(run, 0) == [2]
-    store.adopt(run, 0, [2])
-    assert store.progress(run, 0).open == {2: 0}
+        store.put_shard(ShardId(run, 0, number), make_shard(1, first=number))
+    assert store.incomplete(StageId(run, 0)) == [0, 1, 2]
+    store.record(End(BranchId(run, 0, 0, 0), ok(0)))
+    store.compact(ShardId(run, 0, 0), {0: ok(0)})
+    store.record(End(BranchId(run, 0, 1, 0), ok(1)))
+    assert store.incomplete(StageId(run, 0)) == [2]
+    store.adopt(StageId(run, 0), [2])
+    assert store.progress(StageId(run, 0)).open == {2: 0}
 
 
 def test_a_paused_run_parks_its_branches_until_it_goes_on(store, run):
-    store.put_shard(run, 0, 0, make_shard())
+    store.put_shard(ShardId(run, 0, 0), make_shard())
     assert store.pause(run)
     assert not store.pause(run), "it is paused already"
     assert store.run(run).status is RunStatus.PAUSED
-    assert store.begin(Start(run, 0, 0, 1, token="a", feed=3)).verdict == "paused"
-    assert store.begin(Start(run, 0, 0, 1, token="b", feed=3)).verdict == "paused"
+    assert store.begin(Start(BranchId(run, 0, 0, 1), token="a", feed=3)).verdict == "paused"
+    assert store.begin(Start(BranchId(run, 0, 0, 1), token="b", feed=3)).verdict == "paused"
     assert store.unpause(run)
     assert not store.unpause(run)
     assert store.run(run).status is RunStatus.ENQUEUING
-    assert store.take_parked(run) == [Parked(stage=0, shard=0, position=1, feed=3)]
+    assert store.take_parked(run) == [Parked(branch_id=BranchId(RUN, 0, 0, 1), feed=3)]
     assert store.take_parked(run) == []
-    assert store.begin(Start(run, 0, 0, 1, token="c")).deliveries == 1
+    assert store.begin(Start(BranchId(run, 0, 0, 1), token="c")).deliveries == 1
 
 
 def test_what_was_begun_before_a_pause_goes_on_and_is_not_parked(store, run):
-    store.put_shard(run, 0, 0, make_shard())
-    store.begin(Start(run, 0, 0, 1, token="a"))
+    store.put_shard(ShardId(run, 0, 0), make_shard())
+    store.begin(Start(BranchId(run, 0, 0, 1), token="a"))
     store.pause(run)
-    assert store.begin(Start(run, 0, 0, 1, token="a")) == Begun(verdict="go", deliveries=1)
+    assert store.begin(Start(BranchId(run, 0, 0, 1), token="a")) == Begun(
+        verdict="go", deliveries=1
+    )
     assert store.take_parked(run) == []
-    assert store.begin(Start(run, 0, 0, 1, token="b")).verdict == "paused", "another delivery"
+    assert store.begin(Start(BranchId(run, 0, 0, 1), token="b")).verdict == "paused", (
+        "another delivery"
+    )
 
 
 def test_what_has_ended_or_was_stopped_cannot_be_paused(store, run):
@@ -421,10 +434,10 @@ def test_what_has_ended_or_was_stopped_cannot_be_paused(store, run):
 
 def test_no_branch_begins_after_the_deadline_but_reductions_do(store):
     store.create_run(RUN, spec="{}", created_at=1.0, deadline_at=time.time() - 2)
-    store.put_shard(RUN, 0, 0, make_shard())
-    store.put_shard(RUN, 1, 0, make_shard())
-    assert store.begin(Start(RUN, 0, 0, 0, token="a")).verdict == "expired"
-    assert store.begin(Start(RUN, 1, 0, 0, token="a")).verdict == "go"
+    store.put_shard(ShardId(RUN, 0, 0), make_shard())
+    store.put_shard(ShardId(RUN, 1, 0), make_shard())
+    assert store.begin(Start(BranchId(RUN, 0, 0, 0), token="a")).verdict == "expired"
+    assert store.begin(Start(BranchId(RUN, 1, 0, 0), token="a")).verdict == "go"
 
 
 def test_runs_are_active_until_they_end_and_again_when_reopened(store, run):
@@ -437,33 +450,33 @@ def test_runs_are_active_until_they_end_and_again_when_reopened(store, run):
 
 def test_the_progress_of_a_stage_changes_when_a_branch_begins_or_ends(store, run):
     for number in range(3):
-        store.put_shard(run, 0, number, make_shard())
-    store.open_shards(run, 0, window=2)
-    first = store.progress(run, 0)
+        store.put_shard(ShardId(run, 0, number), make_shard())
+    store.open_shards(StageId(run, 0), window=2)
+    first = store.progress(StageId(run, 0))
     assert (first.written, first.opened, first.sealed, first.open) == (3, 2, False, {0: 0, 1: 0})
-    store.begin(Start(run, 0, 0, 1, token="a"))
-    second = store.progress(run, 0)
-    store.record(End(run, 0, 0, 1, ok(1)))
-    third = store.progress(run, 0)
+    store.begin(Start(BranchId(run, 0, 0, 1), token="a"))
+    second = store.progress(StageId(run, 0))
+    store.record(End(BranchId(run, 0, 0, 1), ok(1)))
+    third = store.progress(StageId(run, 0))
     assert first.marks[1] == second.marks[1] == third.marks[1]
     assert len({first.marks[0], second.marks[0], third.marks[0]}) == 3
 
 
 def test_the_state_of_a_shard_says_what_was_published_and_what_has_ended(store, run):
-    store.put_shard(run, 0, 0, Shard(first=7, count=3, first_chunk=0, chunks=[]))
-    state = store.shard_state(run, 0, 0)
+    store.put_shard(ShardId(run, 0, 0), Shard(first=7, count=3, first_chunk=0, chunks=[]))
+    state = store.shard_state(ShardId(run, 0, 0))
     assert (state.first, state.count, state.published, state.ended) == (7, 3, None, frozenset())
-    assert store.start_shard(run, 0, 0, published=2)
-    assert not store.start_shard(run, 0, 0, published=3), "the first stands"
-    store.record(End(run, 0, 0, 1, ok(1)))
-    store.healed(run, 0, 0)
-    state = store.shard_state(run, 0, 0)
+    assert store.start_shard(ShardId(run, 0, 0), published=2)
+    assert not store.start_shard(ShardId(run, 0, 0), published=3), "the first stands"
+    store.record(End(BranchId(run, 0, 0, 1), ok(1)))
+    store.healed(ShardId(run, 0, 0))
+    state = store.shard_state(ShardId(run, 0, 0))
     assert (state.published, state.ended, state.heals) == (2, frozenset({1}), 1)
-    store.compact(run, 0, 0, store.outcomes(run, 0, 0))
-    assert store.shard_state(run, 0, 0).finished
-    assert store.indices(run, 0, 0) == range(7, 10)
+    store.compact(ShardId(run, 0, 0), store.outcomes(ShardId(run, 0, 0)))
+    assert store.shard_state(ShardId(run, 0, 0)).finished
+    assert store.indices(ShardId(run, 0, 0)) == range(7, 10)
     with pytest.raises(UnknownRunError):
-        store.shard_state(run, 0, 9)
+        store.shard_state(ShardId(run, 0, 9))
 
 
 def test_a_lock_is_its_holder_s_until_it_runs_out(store):
@@ -474,15 +487,15 @@ def test_a_lock_is_its_holder_s_until_it_runs_out(store):
 
 
 def test_a_branch_with_an_outcome_does_not_begin_again(store, run):
-    store.put_shard(run, 0, 0, make_shard())
-    store.record(End(run, 0, 0, 1, ok(1)))
-    assert store.begin(Start(run, 0, 0, 1, token="t")).verdict == "done"
+    store.put_shard(ShardId(run, 0, 0), make_shard())
+    store.record(End(BranchId(run, 0, 0, 1), ok(1)))
+    assert store.begin(Start(BranchId(run, 0, 0, 1), token="t")).verdict == "done"
 
 
 def test_no_branch_of_a_halted_run_begins(store, run):
-    store.put_shard(run, 0, 0, make_shard())
+    store.put_shard(ShardId(run, 0, 0), make_shard())
     assert store.halt(run, RunStatus.FAILED, error="bad key")
-    assert store.begin(Start(run, 0, 0, 0, token="t")).verdict == "halted"
+    assert store.begin(Start(BranchId(run, 0, 0, 0), token="t")).verdict == "halted"
     record = store.run(run)
     assert (record.halt, record.error) == (RunStatus.FAILED, "bad key")
 
@@ -494,128 +507,128 @@ def test_the_first_halt_stands(store, run):
 
 
 def test_no_branch_of_a_deleted_run_begins(store, run):
-    store.put_shard(run, 0, 0, make_shard())
+    store.put_shard(ShardId(run, 0, 0), make_shard())
     store.delete_run(run)
-    assert store.begin(Start(run, 0, 0, 0, token="t")).verdict == "gone"
-    assert not store.record(End(run, 0, 0, 0, ok())).first
+    assert store.begin(Start(BranchId(run, 0, 0, 0), token="t")).verdict == "gone"
+    assert not store.record(End(BranchId(run, 0, 0, 0), ok())).first
     with pytest.raises(UnknownRunError):
         store.run(run)
 
 
 def test_the_first_outcome_stands_and_is_counted_once(store, run):
-    store.put_shard(run, 0, 0, make_shard())
-    assert store.record(End(run, 0, 0, 0, ok(0))).first
-    assert not store.record(End(run, 0, 0, 0, failed(0))).first
-    assert store.outcomes(run, 0, 0) == {0: ok(0)}
-    record = store.stage(run, 0)
+    store.put_shard(ShardId(run, 0, 0), make_shard())
+    assert store.record(End(BranchId(run, 0, 0, 0), ok(0))).first
+    assert not store.record(End(BranchId(run, 0, 0, 0), failed(0))).first
+    assert store.outcomes(ShardId(run, 0, 0)) == {0: ok(0)}
+    record = store.stage(StageId(run, 0))
     assert (record.done, record.succeeded, record.failed) == (1, 1, 0)
 
 
 def test_failures_are_counted_by_kind(store, run):
-    store.put_shard(run, 0, 0, make_shard())
-    store.record(End(run, 0, 0, 0, failed(0)))
-    store.record(End(run, 0, 0, 1, failed(1)))
-    store.record(End(run, 0, 0, 2, failed(2, ErrorKind.AUTH)))
-    record = store.stage(run, 0)
+    store.put_shard(ShardId(run, 0, 0), make_shard())
+    store.record(End(BranchId(run, 0, 0, 0), failed(0)))
+    store.record(End(BranchId(run, 0, 0, 1), failed(1)))
+    store.record(End(BranchId(run, 0, 0, 2), failed(2, ErrorKind.AUTH)))
+    record = store.stage(StageId(run, 0))
     assert record.failed == 3
     assert record.errors == {ErrorKind.TIMEOUT: 2, ErrorKind.AUTH: 1}
 
 
 def test_usage_adds_up(store, run):
-    store.put_shard(run, 0, 0, make_shard())
-    store.record(End(run, 0, 0, 0, ok(0, input_tokens=10, output_tokens=2, cost_usd=0.5)))
-    store.record(End(run, 0, 0, 1, ok(1, input_tokens=5, output_tokens=1, cost_usd=0.25)))
+    store.put_shard(ShardId(run, 0, 0), make_shard())
+    store.record(End(BranchId(run, 0, 0, 0), ok(0, input_tokens=10, output_tokens=2, cost_usd=0.5)))
+    store.record(End(BranchId(run, 0, 0, 1), ok(1, input_tokens=5, output_tokens=1, cost_usd=0.25)))
     usage = Usage(calls=2, input_tokens=15, output_tokens=3, cost_usd=0.75)
-    assert store.stage(run, 0).usage == usage
+    assert store.stage(StageId(run, 0)).usage == usage
 
 
 def test_an_unknown_quantity_makes_the_sum_unknown_not_smaller(store, run):
-    store.put_shard(run, 0, 0, make_shard())
-    store.record(End(run, 0, 0, 0, ok(0, input_tokens=10, output_tokens=2)))
-    store.record(End(run, 0, 0, 1, ok(1, input_tokens=10)))
-    usage = store.stage(run, 0).usage
+    store.put_shard(ShardId(run, 0, 0), make_shard())
+    store.record(End(BranchId(run, 0, 0, 0), ok(0, input_tokens=10, output_tokens=2)))
+    store.record(End(BranchId(run, 0, 0, 1), ok(1, input_tokens=10)))
+    usage = store.stage(StageId(run, 0)).usage
     assert usage == Usage(calls=2, input_tokens=20, output_tokens=None, cost_usd=None)
 
 
 def test_calls_of_unknown_usage_make_the_sum_unknown_and_branches_without_calls_do_not(store, run):
-    store.put_shard(run, 0, 0, make_shard())
+    store.put_shard(ShardId(run, 0, 0), make_shard())
     known = Usage(calls=1, input_tokens=10, output_tokens=2, cost_usd=0.0)
-    store.record(End(run, 0, 0, 0, ok(0, input_tokens=10, output_tokens=2, cost_usd=0.0)))
-    store.record(End(run, 0, 0, 1, Outcome(index=1, kind=ErrorKind.CANCELLED)))
-    assert store.stage(run, 0).usage == known
-    store.record(End(run, 0, 0, 2, failed(2)))
-    assert store.stage(run, 0).usage == Usage(calls=3)
+    store.record(End(BranchId(run, 0, 0, 0), ok(0, input_tokens=10, output_tokens=2, cost_usd=0.0)))
+    store.record(End(BranchId(run, 0, 0, 1), Outcome(index=1, kind=ErrorKind.CANCELLED)))
+    assert store.stage(StageId(run, 0)).usage == known
+    store.record(End(BranchId(run, 0, 0, 2), failed(2)))
+    assert store.stage(StageId(run, 0)).usage == Usage(calls=3)
 
 
 def test_a_fed_shard_hands_out_each_further_position_once(store, run):
-    store.put_shard(run, 0, 0, make_shard(4))
-    store.start_shard(run, 0, 0, published=2)
-    assert store.record(End(run, 0, 0, 0, ok(0), feed=4)).next == 2
-    assert store.record(End(run, 0, 0, 0, ok(0), feed=4)).next is None, (
+    store.put_shard(ShardId(run, 0, 0), make_shard(4))
+    store.start_shard(ShardId(run, 0, 0), published=2)
+    assert store.record(End(BranchId(run, 0, 0, 0), ok(0), feed=4)).next == 2
+    assert store.record(End(BranchId(run, 0, 0, 0), ok(0), feed=4)).next is None, (
         "a second delivery feeds none"
     )
-    assert store.record(End(run, 0, 0, 1, ok(1), feed=4)).next == 3
-    assert store.record(End(run, 0, 0, 2, ok(2), feed=4)).next is None
-    assert store.record(End(run, 0, 0, 3, ok(3), feed=4)).next is None
+    assert store.record(End(BranchId(run, 0, 0, 1), ok(1), feed=4)).next == 3
+    assert store.record(End(BranchId(run, 0, 0, 2), ok(2), feed=4)).next is None
+    assert store.record(End(BranchId(run, 0, 0, 3), ok(3), feed=4)).next is None
 
 
 def test_what_a_retry_has_kept_is_not_handed_out(store, run):
-    store.put_shard(run, 0, 0, make_shard(6))
+    store.put_shard(ShardId(run, 0, 0), make_shard(6))
     for position in (1, 3, 4):
-        store.record(End(run, 0, 0, position, ok(position)))
-    store.start_shard(run, 0, 0, published=1)
-    assert store.record(End(run, 0, 0, 0, ok(0), feed=6)).next == 2
-    assert store.record(End(run, 0, 0, 2, ok(2), feed=6)).next == 5
-    assert store.record(End(run, 0, 0, 5, ok(5), feed=6)).next is None
+        store.record(End(BranchId(run, 0, 0, position), ok(position)))
+    store.start_shard(ShardId(run, 0, 0), published=1)
+    assert store.record(End(BranchId(run, 0, 0, 0), ok(0), feed=6)).next == 2
+    assert store.record(End(BranchId(run, 0, 0, 2), ok(2), feed=6)).next == 5
+    assert store.record(End(BranchId(run, 0, 0, 5), ok(5), feed=6)).next is None
 
 
 def test_what_is_published_anew_is_not_handed_out_as_well(store, run):
-    store.put_shard(run, 0, 0, make_shard(6))
-    store.start_shard(run, 0, 0, published=1)
-    store.advance_shard(run, 0, 0, published=4)
-    store.advance_shard(run, 0, 0, published=2)
-    assert store.shard_state(run, 0, 0).published == 4, "it only rises"
-    assert store.record(End(run, 0, 0, 0, ok(0), feed=6)).next == 4
+    store.put_shard(ShardId(run, 0, 0), make_shard(6))
+    store.start_shard(ShardId(run, 0, 0), published=1)
+    store.advance_shard(ShardId(run, 0, 0), published=4)
+    store.advance_shard(ShardId(run, 0, 0), published=2)
+    assert store.shard_state(ShardId(run, 0, 0)).published == 4, "it only rises"
+    assert store.record(End(BranchId(run, 0, 0, 0), ok(0), feed=6)).next == 4
 
 
 def test_no_more_lanes_are_given_than_there_are_to_shards_that_are_taken_back(store, run):
     for number in range(4):
-        store.put_shard(run, 0, number, make_shard())
-    store.set_lanes(run, 0, Lanes(window=2, per_shard=2, cap=3))
-    store.adopt(run, 0, range(4))
-    assert store.progress(run, 0).open == {0: 2, 1: 1}
-    store.adopt(run, 0, range(4))
-    assert store.progress(run, 0).open == {0: 2, 1: 1}
+        store.put_shard(ShardId(run, 0, number), make_shard())
+    store.set_lanes(StageId(run, 0), Lanes(window=2, per_shard=2, cap=3))
+    store.adopt(StageId(run, 0), range(4))
+    assert store.progress(StageId(run, 0)).open == {0: 2, 1: 1}
+    store.adopt(StageId(run, 0), range(4))
+    assert store.progress(StageId(run, 0)).open == {0: 2, 1: 1}
 
 
 def test_starting_a_fed_shard_again_hands_out_nothing_twice(store, run):
-    store.put_shard(run, 0, 0, make_shard(4))
-    store.start_shard(run, 0, 0, published=1)
-    store.record(End(run, 0, 0, 0, ok(0), feed=4))
-    store.start_shard(run, 0, 0, published=1)
-    assert store.record(End(run, 0, 0, 1, ok(1), feed=4)).next == 2
+    store.put_shard(ShardId(run, 0, 0), make_shard(4))
+    store.start_shard(ShardId(run, 0, 0), published=1)
+    store.record(End(BranchId(run, 0, 0, 0), ok(0), feed=4))
+    store.start_shard(ShardId(run, 0, 0), published=1)
+    assert store.record(End(BranchId(run, 0, 0, 1), ok(1), feed=4)).next == 2
 
 
 def test_missing_outcomes_are_filled_and_present_ones_kept(store, run):
-    store.put_shard(run, 0, 0, make_shard())
-    store.record(End(run, 0, 0, 1, ok(1)))
-    store.record_all([End(run, 0, 0, p, failed(p, ErrorKind.LOST)) for p in range(3)])
-    outcomes = store.outcomes(run, 0, 0)
+    store.put_shard(ShardId(run, 0, 0), make_shard())
+    store.record(End(BranchId(run, 0, 0, 1), ok(1)))
+    store.record_all([End(BranchId(run, 0, 0, p), failed(p, ErrorKind.LOST)) for p in range(3)])
+    outcomes = store.outcomes(ShardId(run, 0, 0))
     assert [outcomes[p].kind for p in range(3)] == [ErrorKind.LOST, None, ErrorKind.LOST]
-    assert store.stage(run, 0).done == 3
+    assert store.stage(StageId(run, 0)).done == 3
 
 
 def test_compaction_keeps_the_outcomes_and_shuts_late_ones_out(store, run):
-    store.put_shard(run, 0, 0, make_shard(2))
-    store.record(End(run, 0, 0, 0, ok(0)))
-    store.record(End(run, 0, 0, 1, failed(1)))
-    outcomes = store.outcomes(run, 0, 0)
-    store.compact(run, 0, 0, outcomes)
-    assert store.outcomes(run, 0, 0) == outcomes
-    assert store.begin(Start(run, 0, 0, 0, token="t")).verdict == "done"
-    assert not store.record(End(run, 0, 0, 0, failed(0))).first
-    store.compact(run, 0, 0, {})
-    assert store.outcomes(run, 0, 0) == outcomes, "compacting again changes nothing"
+    store.put_shard(ShardId(run, 0, 0), make_shard(2))
+    store.record(End(BranchId(run, 0, 0, 0), ok(0)))
+    store.record(End(BranchId(run, 0, 0, 1), failed(1)))
+    outcomes = store.outcomes(ShardId(run, 0, 0))
+    store.compact(ShardId(run, 0, 0), outcomes)
+    assert store.outcomes(ShardId(run, 0, 0)) == outcomes
+    assert store.begin(Start(BranchId(run, 0, 0, 0), token="t")).verdict == "done"
+    assert not store.record(End(BranchId(run, 0, 0, 0), failed(0))).first
+    store.compact(ShardId(run, 0, 0), {})
+    assert store.outcomes(ShardId(run, 0, 0)) == outcomes, "compacting again changes nothing"
 
 
 def test_a_status_moves_until_the_end_and_not_after(store, run):
@@ -673,23 +686,27 @@ def test_a_worker_is_known_as_it_last_said(store):
 
 
 def test_the_latency_of_a_stage_counts_branches_that_made_a_call(store, run):
-    store.put_shard(run, 0, 0, make_shard())
-    store.record(End(run, 0, 0, 0, msgspec.structs.replace(ok(0), attempts=1, elapsed_s=0.25)))
-    store.record(End(run, 0, 0, 0, msgspec.structs.replace(ok(0), attempts=1, elapsed_s=9.0)))
-    store.record(End(run, 0, 0, 1, Outcome(index=1, kind=ErrorKind.EXPIRED)))
-    latency = store.stage(run, 0).latency
+    store.put_shard(ShardId(run, 0, 0), make_shard())
+    store.record(
+        End(BranchId(run, 0, 0, 0), msgspec.structs.replace(ok(0), attempts=1, elapsed_s=0.25))
+    )
+    store.record(
+        End(BranchId(run, 0, 0, 0), msgspec.structs.replace(ok(0), attempts=1, elapsed_s=9.0))
+    )
+    store.record(End(BranchId(run, 0, 0, 1), Outcome(index=1, kind=ErrorKind.EXPIRED)))
+    latency = store.stage(StageId(run, 0)).latency
     assert latency == Latency(counts={bucket_of(0.25): 1}, sum_s=0.25)
 
 
 def test_totals_count_each_outcome_once_and_outlive_the_run(store, run):
     usage = Usage(calls=2, input_tokens=10, output_tokens=3, cost_usd=0.5)
-    store.put_shard(run, 0, 0, make_shard())
+    store.put_shard(ShardId(run, 0, 0), make_shard())
     first = Outcome(index=0, output="x", attempts=2, usage=usage, elapsed_s=1.0)
     for _ in range(2):
-        store.record(End(run, 0, 0, 0, first))
-    store.record(End(run, 0, 0, 1, Outcome(index=1, output="y", usage=Usage(calls=1))))
-    store.record(End(run, 0, 0, 2, Outcome(index=2, kind=ErrorKind.TIMEOUT)))
-    store.healed(run, 0)
+        store.record(End(BranchId(run, 0, 0, 0), first))
+    store.record(End(BranchId(run, 0, 0, 1), Outcome(index=1, output="y", usage=Usage(calls=1))))
+    store.record(End(BranchId(run, 0, 0, 2), Outcome(index=2, kind=ErrorKind.TIMEOUT)))
+    store.healed(StageId(run, 0))
     store.count_dropped(3)
     store.end_run(run, RunStatus.SUCCEEDED, ended_at=1.0)
     store.end_run(run, RunStatus.FAILED, ended_at=1.0)
@@ -708,12 +725,14 @@ def test_totals_count_each_outcome_once_and_outlive_the_run(store, run):
 
 
 def test_the_window_of_a_stage_says_what_is_open_and_what_waits(store, run):
-    assert store.window(run, 0) == StageWindow()
+    assert store.window(StageId(run, 0)) == StageWindow()
     for number in range(3):
-        store.put_shard(run, 0, number, make_shard())
-    store.set_lanes(run, 0, Lanes(window=2, per_shard=2, cap=4))
-    store.open_shards(run, 0, window=9)
-    assert store.window(run, 0) == StageWindow(open=2, waiting=1, lanes_used=4, lanes_limit=4)
+        store.put_shard(ShardId(run, 0, number), make_shard())
+    store.set_lanes(StageId(run, 0), Lanes(window=2, per_shard=2, cap=4))
+    store.open_shards(StageId(run, 0), window=9)
+    assert store.window(StageId(run, 0)) == StageWindow(
+        open=2, waiting=1, lanes_used=4, lanes_limit=4
+    )
 
 
 PER_SECOND = Rates(requests_per_minute=60)
@@ -821,10 +840,10 @@ def test_a_breaker_holds_all_back_lets_one_try_and_lets_all_go_on(store):
 
 
 def test_a_run_that_has_ended_can_be_reopened_once(store, run):
-    store.put_shard(run, 0, 0, make_shard())
-    store.put_shard(run, 1, 0, make_shard())
-    store.record(End(run, 1, 0, 0, ok(0)))
-    store.open_shards(run, 0, window=2)
+    store.put_shard(ShardId(run, 0, 0), make_shard())
+    store.put_shard(ShardId(run, 1, 0), make_shard())
+    store.record(End(BranchId(run, 1, 0, 0), ok(0)))
+    store.open_shards(StageId(run, 0), window=2)
     kinds = frozenset({ErrorKind.AUTH, ErrorKind.TIMEOUT})
     assert not store.reopen_run(run, retry=kinds), "it has not ended"
     store.halt(run, RunStatus.FAILED, error="bad key")
@@ -839,35 +858,35 @@ def test_a_run_that_has_ended_can_be_reopened_once(store, run):
     assert (record.status, record.stage, record.halt) == (RunStatus.RUNNING, 0, None)
     assert (record.error, record.ended_at, store.result(run)) == (None, None, None)
     assert store.run(run).base_stage == 1, "the next aggregate takes the stages from 2"
-    assert store.stage(run, 1).usage.calls == 1, "what was consumed stays counted"
+    assert store.stage(StageId(run, 1)).usage.calls == 1, "what was consumed stays counted"
     with pytest.raises(UnknownRunError):
-        store.shard(run, 1, 0)
-    assert [grant.shard for grant in store.open_shards(run, 0, window=2)] == [0]
+        store.shard(ShardId(run, 1, 0))
+    assert [grant.shard for grant in store.open_shards(StageId(run, 0), window=2)] == [0]
 
 
 def test_a_finished_shard_can_be_taken_back_to_what_is_kept(store, run):
-    store.put_shard(run, 0, 0, make_shard(3))
-    store.record(End(run, 0, 0, 0, ok(0, input_tokens=5, output_tokens=1, cost_usd=0.5)))
-    store.record(End(run, 0, 0, 1, failed(1)))
-    store.record(End(run, 0, 0, 2, failed(2, ErrorKind.AUTH)))
-    outcomes = store.outcomes(run, 0, 0)
-    store.compact(run, 0, 0, outcomes)
-    assert store.is_finished(run, 0, 0)
+    store.put_shard(ShardId(run, 0, 0), make_shard(3))
+    store.record(End(BranchId(run, 0, 0, 0), ok(0, input_tokens=5, output_tokens=1, cost_usd=0.5)))
+    store.record(End(BranchId(run, 0, 0, 1), failed(1)))
+    store.record(End(BranchId(run, 0, 0, 2), failed(2, ErrorKind.AUTH)))
+    outcomes = store.outcomes(ShardId(run, 0, 0))
+    store.compact(ShardId(run, 0, 0), outcomes)
+    assert store.is_finished(ShardId(run, 0, 0))
     kept = {0: outcomes[0], 2: outcomes[2]}
-    assert store.reopen_shard(run, 0, 0, kept=kept, dropped=[outcomes[1]])
-    assert not store.is_finished(run, 0, 0)
-    assert store.outcomes(run, 0, 0) == kept
-    record = store.stage(run, 0)
+    assert store.reopen_shard(ShardId(run, 0, 0), kept=kept, dropped=[outcomes[1]])
+    assert not store.is_finished(ShardId(run, 0, 0))
+    assert store.outcomes(ShardId(run, 0, 0)) == kept
+    record = store.stage(StageId(run, 0))
     assert (record.succeeded, record.failed, record.errors) == (1, 1, {ErrorKind.AUTH: 1})
     assert record.usage.calls == 5, "what was consumed stays counted"
-    assert store.begin(Start(run, 0, 0, 0, token="t")).verdict == "done"
-    assert store.begin(Start(run, 0, 0, 1, token="t")).verdict == "go"
-    assert store.record(End(run, 0, 0, 1, ok(1))).first
-    assert not store.reopen_shard(run, 0, 0, kept={}, dropped=[outcomes[2]]), "once"
-    assert store.outcomes(run, 0, 0) == {**kept, 1: ok(1)}
+    assert store.begin(Start(BranchId(run, 0, 0, 0), token="t")).verdict == "done"
+    assert store.begin(Start(BranchId(run, 0, 0, 1), token="t")).verdict == "go"
+    assert store.record(End(BranchId(run, 0, 0, 1), ok(1))).first
+    assert not store.reopen_shard(ShardId(run, 0, 0), kept={}, dropped=[outcomes[2]]), "once"
+    assert store.outcomes(ShardId(run, 0, 0)) == {**kept, 1: ok(1)}
     store.end_run(run, RunStatus.FAILED, ended_at=1.0)
     store.reopen_run(run, retry=frozenset())
-    assert store.reopen_shard(run, 0, 0, kept=kept, dropped=[]), "once for each retry"
+    assert store.reopen_shard(ShardId(run, 0, 0), kept=kept, dropped=[]), "once for each retry"
 
 
 # What is the fleet's and not a run's.
@@ -879,10 +898,10 @@ def test_deleting_leaves_no_key_of_a_run(broker_url):
     store = RedisStore(client)
     store.create_run(RUN, spec="{}", created_at=1.0)
     for number in range(2):
-        store.put_shard(RUN, 0, number, make_shard())
-    store.open_shards(RUN, 0, window=2)
-    store.begin(Start(RUN, 0, 0, 0, token="t"))
-    store.record(End(RUN, 0, 0, 0, ok()))
+        store.put_shard(ShardId(RUN, 0, number), make_shard())
+    store.open_shards(StageId(RUN, 0), window=2)
+    store.begin(Start(BranchId(RUN, 0, 0, 0), token="t"))
+    store.record(End(BranchId(RUN, 0, 0, 0), ok()))
     store.put_result(RUN, b"x")
     assert client.dbsize() > 4
     store.delete_run(RUN)
@@ -899,39 +918,47 @@ LATE = {
     "pause": (lambda s: s.pause(RUN), False),
     "unpause": (lambda s: s.unpause(RUN), False),
     "reopen_run": (lambda s: s.reopen_run(RUN, retry=frozenset({ErrorKind.TIMEOUT})), False),
-    "put_shard": (lambda s: s.put_shard(RUN, 0, 2, make_shard()), UnknownRunError),
+    "put_shard": (lambda s: s.put_shard(ShardId(RUN, 0, 2), make_shard()), UnknownRunError),
     "set_lanes": (
-        lambda s: s.set_lanes(RUN, 1, Lanes(window=2, per_shard=3, cap=5)),
+        lambda s: s.set_lanes(StageId(RUN, 1), Lanes(window=2, per_shard=3, cap=5)),
         UnknownRunError,
     ),
-    "seal_stage": (lambda s: s.seal_stage(RUN, 0), UnknownRunError),
-    "open_shards": (lambda s: s.open_shards(RUN, 0, window=9, finished=0), UnknownRunError),
+    "seal_stage": (lambda s: s.seal_stage(StageId(RUN, 0)), UnknownRunError),
+    "open_shards": (
+        lambda s: s.open_shards(StageId(RUN, 0), window=9, finished=0),
+        UnknownRunError,
+    ),
     "open_shards as one drains": (
-        lambda s: s.open_shards(RUN, 0, window=9, draining=(0, 1)),
+        lambda s: s.open_shards(StageId(RUN, 0), window=9, draining=(0, 1)),
         UnknownRunError,
     ),
-    "start_shard": (lambda s: s.start_shard(RUN, 0, 0, published=3), UnknownRunError),
-    "advance_shard": (lambda s: s.advance_shard(RUN, 0, 0, published=3), UnknownRunError),
-    "adopt": (lambda s: s.adopt(RUN, 0, [0, 1]), UnknownRunError),
-    "healed": (lambda s: s.healed(RUN, 0), UnknownRunError),
-    "healed a shard": (lambda s: s.healed(RUN, 0, 0), UnknownRunError),
+    "start_shard": (lambda s: s.start_shard(ShardId(RUN, 0, 0), published=3), UnknownRunError),
+    "advance_shard": (lambda s: s.advance_shard(ShardId(RUN, 0, 0), published=3), UnknownRunError),
+    "adopt": (lambda s: s.adopt(StageId(RUN, 0), [0, 1]), UnknownRunError),
+    "healed": (lambda s: s.healed(StageId(RUN, 0)), UnknownRunError),
+    "healed a shard": (lambda s: s.healed(ShardId(RUN, 0, 0)), UnknownRunError),
     "reopen_shard": (
-        lambda s: s.reopen_shard(RUN, 0, 0, kept={0: ok()}, dropped=[]),
+        lambda s: s.reopen_shard(ShardId(RUN, 0, 0), kept={0: ok()}, dropped=[]),
         UnknownRunError,
     ),
     "take_parked": (lambda s: s.take_parked(RUN), []),
-    "begin": (lambda s: s.begin(Start(RUN, 0, 0, 2, token="u")), Begun(verdict="gone")),
+    "begin": (lambda s: s.begin(Start(BranchId(RUN, 0, 0, 2), token="u")), Begun(verdict="gone")),
     "begin_all": (
-        lambda s: s.begin_all([Start(RUN, 0, 1, at, token="u") for at in range(2)]),
+        lambda s: s.begin_all([Start(BranchId(RUN, 0, 1, at), token="u") for at in range(2)]),
         [Begun(verdict="gone")] * 2,
     ),
-    "unbegin": (lambda s: s.unbegin(RUN, 0, 0, 0, token="t"), None),
-    "record": (lambda s: s.record(End(RUN, 0, 0, 2, ok(2))).first, False),
+    "unbegin": (lambda s: s.unbegin(BranchId(RUN, 0, 0, 0), token="t"), None),
+    "record": (lambda s: s.record(End(BranchId(RUN, 0, 0, 2), ok(2))).first, False),
     "record_all": (
-        lambda s: [each.first for each in s.record_all([End(RUN, 0, 1, 0, failed(), feed=3)])],
+        lambda s: [
+            each.first for each in s.record_all([End(BranchId(RUN, 0, 1, 0), failed(), feed=3)])
+        ],
         [False],
     ),
-    "compact": (lambda s: s.compact(RUN, 0, 0, {at: ok(at) for at in range(3)}), UnknownRunError),
+    "compact": (
+        lambda s: s.compact(ShardId(RUN, 0, 0), {at: ok(at) for at in range(3)}),
+        UnknownRunError,
+    ),
 }
 READS = {
     *("spec", "run", "runs", "active_runs", "result", "stage", "is_finished", "shard", "indices"),
@@ -961,11 +988,11 @@ def come_late(store):
 
 def test_what_comes_after_a_deletion_or_during_it_writes_nothing(store, run, tmp_path):
     for number in range(2):
-        store.put_shard(run, 0, number, make_shard(3, 3 * number))
-    store.open_shards(run, 0, window=1)
-    store.start_shard(run, 0, 0, published=3)
-    store.begin(Start(run, 0, 0, 0, token="t"))
-    store.record(End(run, 0, 0, 0, ok()))
+        store.put_shard(ShardId(run, 0, number), make_shard(3, 3 * number))
+    store.open_shards(StageId(run, 0), window=1)
+    store.start_shard(ShardId(run, 0, 0), published=3)
+    store.begin(Start(BranchId(run, 0, 0, 0), token="t"))
+    store.record(End(BranchId(run, 0, 0, 0), ok()))
     totals = store.totals()
     assert store.begin_delete(run) == [2, 0]
     assert store.active_runs() == [run], "who deletes it may die now"
@@ -982,7 +1009,7 @@ def test_what_comes_after_a_deletion_or_during_it_writes_nothing(store, run, tmp
 
 
 def test_a_deletion_that_died_half_way_is_carried_out_by_whoever_comes_next(store, run):
-    store.put_shard(run, 0, 0, make_shard())
+    store.put_shard(ShardId(run, 0, 0), make_shard())
     store.end_run(run, RunStatus.SUCCEEDED, ended_at=1.0)
     for _ in range(2):
         assert store.begin_delete(run) == [1, 0]
@@ -998,17 +1025,17 @@ def test_every_key_of_a_run_expires(broker_url):
     client = redis.Redis.from_url(broker_url)
     store = RedisStore(client, ttl_s=100)
     store.create_run(RUN, spec="{}", created_at=1.0)
-    store.put_shard(RUN, 0, 0, make_shard())
-    store.open_shards(RUN, 0, window=2)
-    store.start_shard(RUN, 0, 0, published=1)
-    store.begin(Start(RUN, 0, 0, 0, token="t"))
-    store.record(End(RUN, 0, 0, 0, ok()))
+    store.put_shard(ShardId(RUN, 0, 0), make_shard())
+    store.open_shards(StageId(RUN, 0), window=2)
+    store.start_shard(ShardId(RUN, 0, 0), published=1)
+    store.begin(Start(BranchId(RUN, 0, 0, 0), token="t"))
+    store.record(End(BranchId(RUN, 0, 0, 0), ok()))
     store.put_result(RUN, b"x")
-    store.compact(RUN, 0, 0, {0: ok()})
-    store.reopen_shard(RUN, 0, 1, kept={0: ok()}, dropped=[])
-    store.set_lanes(RUN, 1, Lanes(window=2, per_shard=3, cap=5))
-    store.healed(RUN, 2)
-    store.healed(RUN, 2, 0)
+    store.compact(ShardId(RUN, 0, 0), {0: ok()})
+    store.reopen_shard(ShardId(RUN, 0, 1), kept={0: ok()}, dropped=[])
+    store.set_lanes(StageId(RUN, 1), Lanes(window=2, per_shard=3, cap=5))
+    store.healed(StageId(RUN, 2))
+    store.healed(ShardId(RUN, 2, 0))
     keys = set(client.keys("*")) - OF_THE_FLEET
     assert len(keys) == 12
     assert all(0 < client.ttl(key) <= 100 for key in keys)
@@ -1158,12 +1185,16 @@ def test_totals_that_a_client_has_spoilt_keep_no_run_from_beginning_or_ending(br
 
 def test_branches_that_begin_together_are_told_what_each_would_be_told_alone(store, run):
     for number in range(2):
-        store.put_shard(run, 0, number, make_shard(first=3 * number))
-    store.record(End(run, 0, 0, 0, ok(0)))
-    store.begin(Start(run, 0, 0, 1, token="before", holder="other", lasts_s=60))
+        store.put_shard(ShardId(run, 0, number), make_shard(first=3 * number))
+    store.record(End(BranchId(run, 0, 0, 0), ok(0)))
+    store.begin(Start(BranchId(run, 0, 0, 1), token="before", holder="other", lasts_s=60))
     store.beat("other", ttl_s=60)
-    asked = [Start(run, 0, shard, at, token=f"{shard}{at}") for at in range(3) for shard in (0, 1)]
-    asked.append(Start("unknown", 0, 0, 0, token="x"))
+    asked = [
+        Start(BranchId(run, 0, shard, at), token=f"{shard}{at}")
+        for at in range(3)
+        for shard in (0, 1)
+    ]
+    asked.append(Start(BranchId("unknown", 0, 0, 0), token="x"))
     begun = store.begin_all(asked)
     assert [each.verdict for each in begun] == ["done", "go", "held", "go", "go", "go", "gone"]
     assert [each.deliveries for each in begun] == [0, 1, 1, 1, 1, 1, 0]
@@ -1171,87 +1202,94 @@ def test_branches_that_begin_together_are_told_what_each_would_be_told_alone(sto
 
 
 def test_a_branch_that_begins_twice_in_one_step_is_counted_twice(store, run):
-    store.put_shard(run, 0, 0, make_shard())
-    first, second = store.begin_all([Start(run, 0, 0, 1, token=token) for token in ("a", "b")])
+    store.put_shard(ShardId(run, 0, 0), make_shard())
+    first, second = store.begin_all(
+        [Start(BranchId(run, 0, 0, 1), token=token) for token in ("a", "b")]
+    )
     assert (first.deliveries, second.deliveries) == (1, 2)
 
 
 def test_outcomes_that_are_written_together_count_as_if_written_one_by_one(store, run):
     for number in range(2):
-        store.put_shard(run, 0, number, make_shard(first=3 * number))
+        store.put_shard(ShardId(run, 0, number), make_shard(first=3 * number))
     ends = [
-        End(run, 0, 0, 0, ok(0, input_tokens=10, output_tokens=2, cost_usd=0.1), feed=4),
-        End(run, 0, 1, 0, ok(3, input_tokens=1, output_tokens=1, cost_usd=0.2)),
-        End(run, 0, 0, 1, failed(1, ErrorKind.AUTH), feed=4),
-        End(run, 0, 0, 0, failed(0), feed=4),
-        End(run, 0, 0, 2, ok(2), feed=4),
-        End("unknown", 0, 0, 0, ok(0)),
+        End(BranchId(run, 0, 0, 0), ok(0, input_tokens=10, output_tokens=2, cost_usd=0.1), feed=4),
+        End(BranchId(run, 0, 1, 0), ok(3, input_tokens=1, output_tokens=1, cost_usd=0.2)),
+        End(BranchId(run, 0, 0, 1), failed(1, ErrorKind.AUTH), feed=4),
+        End(BranchId(run, 0, 0, 0), failed(0), feed=4),
+        End(BranchId(run, 0, 0, 2), ok(2), feed=4),
+        End(BranchId("unknown", 0, 0, 0), ok(0)),
     ]
-    store.start_shard(run, 0, 0, published=2)
+    store.start_shard(ShardId(run, 0, 0), published=2)
     recorded = store.record_all(ends)
     assert [each.first for each in recorded] == [True, True, True, False, True, False]
     assert [each.next for each in recorded] == [2, None, 3, None, None, None]
-    record = store.stage(run, 0)
+    record = store.stage(StageId(run, 0))
     assert (record.succeeded, record.failed, record.errors) == (3, 1, {ErrorKind.AUTH: 1})
     assert record.usage.input_tokens is None, "one of them is not known"
     assert store.totals().usage.input_tokens == 11
     assert store.totals().usage.cost_usd == pytest.approx(0.3)
-    assert set(store.outcomes(run, 0, 0)) == {0, 1, 2}
+    assert set(store.outcomes(ShardId(run, 0, 0))) == {0, 1, 2}
 
 
 def test_more_than_one_step_may_carry_are_all_written(store, run):
     """A script blocks the server: it is given so many at a time."""
-    store.put_shard(run, 0, 0, make_shard(450))
-    recorded = store.record_all([End(run, 0, 0, at, ok(at)) for at in range(450)])
+    store.put_shard(ShardId(run, 0, 0), make_shard(450))
+    recorded = store.record_all([End(BranchId(run, 0, 0, at), ok(at)) for at in range(450)])
     assert all(each.first for each in recorded)
-    assert store.stage(run, 0).succeeded == 450
+    assert store.stage(StageId(run, 0)).succeeded == 450
 
 
 def test_a_shard_that_drains_makes_room_for_another_until_very_many_are_open(store, run):
     for number in range(40):
-        store.put_shard(run, 0, number, make_shard(first=3 * number))
-    assert [grant.shard for grant in store.open_shards(run, 0, window=2)] == [0, 1]
-    assert [g.shard for g in store.open_shards(run, 0, window=2, draining=(0, 1))] == [2]
-    assert store.open_shards(run, 0, window=2, draining=(0, 1)) == [], "once"
-    assert store.open_shards(run, 0, window=2, finished=0) == [], "its place is taken"
-    assert store.open_shards(run, 0, window=2, draining=(0, 1)) == [], "it is over"
+        store.put_shard(ShardId(run, 0, number), make_shard(first=3 * number))
+    assert [grant.shard for grant in store.open_shards(StageId(run, 0), window=2)] == [0, 1]
+    assert [g.shard for g in store.open_shards(StageId(run, 0), window=2, draining=(0, 1))] == [2]
+    assert store.open_shards(StageId(run, 0), window=2, draining=(0, 1)) == [], "once"
+    assert store.open_shards(StageId(run, 0), window=2, finished=0) == [], "its place is taken"
+    assert store.open_shards(StageId(run, 0), window=2, draining=(0, 1)) == [], "it is over"
     opened = [
-        g.shard for n in range(1, 40) for g in store.open_shards(run, 0, window=2, draining=(n, 1))
+        g.shard
+        for n in range(1, 40)
+        for g in store.open_shards(StageId(run, 0), window=2, draining=(n, 1))
     ]
     assert opened == list(range(3, 17)), "sixteen are open: eight windows"
-    assert [g.shard for g in store.open_shards(run, 0, window=2, finished=5)] == [17]
+    assert [g.shard for g in store.open_shards(StageId(run, 0), window=2, finished=5)] == [17]
 
 
 def test_a_shard_that_drains_gives_its_lanes_to_others_and_takes_none_back(store, run):
     for number in range(4):
-        store.put_shard(run, 0, number, make_shard(20, first=20 * number))
-    store.set_lanes(run, 0, Lanes(window=2, per_shard=5, cap=10))
+        store.put_shard(ShardId(run, 0, number), make_shard(20, first=20 * number))
+    store.set_lanes(StageId(run, 0), Lanes(window=2, per_shard=5, cap=10))
 
     def opened(**news):
-        return [(each.shard, each.lanes) for each in store.open_shards(run, 0, window=9, **news)]
+        return [
+            (each.shard, each.lanes)
+            for each in store.open_shards(StageId(run, 0), window=9, **news)
+        ]
 
     assert opened() == [(0, 5), (1, 5)]
     assert opened(draining=(0, 2)) == [(2, 3)]
-    assert store.window(run, 0).lanes_used == 10
+    assert store.window(StageId(run, 0)).lanes_used == 10
     assert opened(draining=(0, 4)) == [], "an older word of it"
-    assert store.window(run, 0).lanes_used == 10
+    assert store.window(StageId(run, 0)).lanes_used == 10
     assert opened(finished=0) == []
-    assert store.window(run, 0).lanes_used == 8
+    assert store.window(StageId(run, 0)).lanes_used == 8
     assert opened(draining=(1, 5)) == [(3, 2)]
 
 
 def test_a_retry_begins_with_no_shard_that_drains(store, run):
     for number in range(3):
-        store.put_shard(run, 0, number, make_shard(first=3 * number))
-    store.open_shards(run, 0, window=1)
-    store.open_shards(run, 0, window=1, draining=(0, 1))
+        store.put_shard(ShardId(run, 0, number), make_shard(first=3 * number))
+    store.open_shards(StageId(run, 0), window=1)
+    store.open_shards(StageId(run, 0), window=1, draining=(0, 1))
     store.end_run(run, RunStatus.FAILED, ended_at=5.0)
     assert store.reopen_run(run, retry=frozenset({ErrorKind.TIMEOUT}))
-    assert [grant.shard for grant in store.open_shards(run, 0, window=1)] == [0]
+    assert [grant.shard for grant in store.open_shards(StageId(run, 0), window=1)] == [0]
 
 
 def test_each_outcome_says_how_many_of_its_shard_have_ended(store, run):
-    store.put_shard(run, 0, 0, make_shard())
-    ends = [End(run, 0, 0, at, ok(at)) for at in (2, 0, 2, 1)]
+    store.put_shard(ShardId(run, 0, 0), make_shard())
+    ends = [End(BranchId(run, 0, 0, at), ok(at)) for at in (2, 0, 2, 1)]
     recorded = store.record_all(ends)
     assert [each.ended for each in recorded if each.first] == [1, 2, 3]

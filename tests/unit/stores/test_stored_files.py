@@ -6,6 +6,7 @@ import pytest
 from redis.exceptions import ConnectionError as AwayError
 
 from fanout.core.errors import BrokerError, LostDataError, UnknownRunError
+from fanout.core.ids import ShardId, StageId
 from fanout.core.records import Chunk, ErrorKind, Outcome, RunStatus, Shard
 from fanout.stores.blobs import MARKER, RUN_MARKER, FileBlobs
 from tests.fakes import RUN, fake_redis, fake_store
@@ -56,8 +57,8 @@ FAILED = {0: Outcome(index=0, kind=ErrorKind.TIMEOUT, message="late")}
 
 
 def test_the_server_holds_references_and_no_contents(store, fake_server, tmp_path):
-    store.put_shard(RUN, 0, 0, shard("prompt " * 100))
-    store.compact(RUN, 0, 0, outcomes("answer " * 100))
+    store.put_shard(ShardId(RUN, 0, 0), shard("prompt " * 100))
+    store.compact(ShardId(RUN, 0, 0), outcomes("answer " * 100))
     client = fake_redis(fake_server)
     for part in ("in", "out"):
         assert client.get(f"fanout:run:{RUN}:s0:0:{part}").startswith(b"@")
@@ -70,18 +71,18 @@ def test_the_server_holds_references_and_no_contents(store, fake_server, tmp_pat
 def test_of_two_clients_that_write_a_shard_the_first_counts_and_one_file_stays(
     store, make_store, tmp_path
 ):
-    store.put_shard(RUN, 0, 0, shard("first"))
+    store.put_shard(ShardId(RUN, 0, 0), shard("first"))
     before = files(tmp_path)
-    make_store().put_shard(RUN, 0, 0, shard("second"))
-    assert store.shard(RUN, 0, 0) == shard("first")
+    make_store().put_shard(ShardId(RUN, 0, 0), shard("second"))
+    assert store.shard(ShardId(RUN, 0, 0)) == shard("first")
     assert files(tmp_path) == before
 
 
 def test_of_two_workers_that_collect_a_shard_the_first_counts_and_one_file_stays(store, tmp_path):
-    store.compact(RUN, 0, 0, outcomes("first"))
+    store.compact(ShardId(RUN, 0, 0), outcomes("first"))
     before = files(tmp_path)
-    store.compact(RUN, 0, 0, outcomes("second"))
-    assert store.outcomes(RUN, 0, 0) == outcomes("first")
+    store.compact(ShardId(RUN, 0, 0), outcomes("second"))
+    assert store.outcomes(ShardId(RUN, 0, 0)) == outcomes("first")
     assert files(tmp_path) == before
 
 
@@ -91,64 +92,64 @@ def test_whoever_dies_behind_the_file_leaves_no_reference_to_it(store, tmp_path,
 
     monkeypatch.setattr(store, "_put_shard", die)
     with pytest.raises(BrokerError):
-        store.put_shard(RUN, 0, 0, shard())
+        store.put_shard(ShardId(RUN, 0, 0), shard())
     assert len(files(tmp_path)) == 1
     with pytest.raises(UnknownRunError):
-        store.shard(RUN, 0, 0)
-    assert store.stage(RUN, 0).shards == 0
+        store.shard(ShardId(RUN, 0, 0))
+    assert store.stage(StageId(RUN, 0)).shards == 0
     monkeypatch.undo()
-    store.put_shard(RUN, 0, 0, shard())
-    assert store.shard(RUN, 0, 0) == shard()
+    store.put_shard(ShardId(RUN, 0, 0), shard())
+    assert store.shard(ShardId(RUN, 0, 0)) == shard()
     store.delete_run(RUN)
     assert files(tmp_path) == []
 
 
 def test_a_shard_of_a_run_that_takes_no_more_leaves_no_file(store, tmp_path):
     store.halt(RUN, RunStatus.CANCELLED)
-    assert not store.put_shard(RUN, 0, 0, shard())
+    assert not store.put_shard(ShardId(RUN, 0, 0), shard())
     with pytest.raises(UnknownRunError):
-        store.put_shard("r2", 0, 0, shard())
+        store.put_shard(ShardId("r2", 0, 0), shard())
     assert files(tmp_path) == []
 
 
 def test_a_shard_that_is_opened_again_drops_its_outcomes_and_takes_new_ones(store, tmp_path):
-    store.put_shard(RUN, 0, 0, shard())
-    store.compact(RUN, 0, 0, FAILED)
+    store.put_shard(ShardId(RUN, 0, 0), shard())
+    store.compact(ShardId(RUN, 0, 0), FAILED)
     store.end_run(RUN, RunStatus.FAILED, ended_at=2.0)
     store.reopen_run(RUN, retry=frozenset({ErrorKind.TIMEOUT}))
-    assert store.reopen_shard(RUN, 0, 0, kept={}, dropped=[FAILED[0]])
+    assert store.reopen_shard(ShardId(RUN, 0, 0), kept={}, dropped=[FAILED[0]])
     assert [name.rpartition(".")[0] for name in files(tmp_path)] == [f"shared/{RUN}/s0/0.in"]
-    store.compact(RUN, 0, 0, outcomes())
+    store.compact(ShardId(RUN, 0, 0), outcomes())
     # It is opened again once; the file of its new outcomes stays.
-    assert not store.reopen_shard(RUN, 0, 0, kept={}, dropped=[])
-    assert store.outcomes(RUN, 0, 0) == outcomes()
+    assert not store.reopen_shard(ShardId(RUN, 0, 0), kept={}, dropped=[])
+    assert store.outcomes(ShardId(RUN, 0, 0)) == outcomes()
 
 
 def test_a_reader_whose_shard_is_opened_again_meanwhile_sees_what_there_is_now(store, monkeypatch):
-    store.put_shard(RUN, 0, 0, shard())
-    store.compact(RUN, 0, 0, FAILED)
+    store.put_shard(ShardId(RUN, 0, 0), shard())
+    store.compact(ShardId(RUN, 0, 0), FAILED)
     load = store._blobs.load
 
     def load_late(name, held):
         monkeypatch.setattr(store._blobs, "load", load)
-        store.reopen_shard(RUN, 0, 0, kept={}, dropped=[])
-        store.compact(RUN, 0, 0, outcomes())
+        store.reopen_shard(ShardId(RUN, 0, 0), kept={}, dropped=[])
+        store.compact(ShardId(RUN, 0, 0), outcomes())
         return load(name, held)
 
     monkeypatch.setattr(store._blobs, "load", load_late)
-    assert store.outcomes(RUN, 0, 0) == outcomes()
+    assert store.outcomes(ShardId(RUN, 0, 0)) == outcomes()
 
 
 def test_a_file_that_is_gone_is_lost_data(store, tmp_path):
-    store.put_shard(RUN, 0, 0, shard())
-    store.compact(RUN, 0, 0, outcomes())
+    store.put_shard(ShardId(RUN, 0, 0), shard())
+    store.compact(ShardId(RUN, 0, 0), outcomes())
     for name in files(tmp_path):
         (tmp_path / name).unlink()
     with pytest.raises(LostDataError, match=r"s0/0\.in\.\w+ is not there"):
-        store.shard(RUN, 0, 0)
+        store.shard(ShardId(RUN, 0, 0))
     with pytest.raises(LostDataError, match=r"s0/0\.out\.\w+ is not there"):
-        store.outcomes(RUN, 0, 0)
-    assert store.is_finished(RUN, 0, 0)
+        store.outcomes(ShardId(RUN, 0, 0))
+    assert store.is_finished(ShardId(RUN, 0, 0))
 
 
 def test_a_large_aggregate_is_a_file_and_a_small_one_is_not(store, tmp_path):
@@ -170,9 +171,9 @@ def test_a_large_aggregate_is_a_file_and_a_small_one_is_not(store, tmp_path):
 def test_whoever_has_no_storage_set_reads_a_run_and_leaves_its_files_to_the_sweep(
     store, make_store, tmp_path
 ):
-    store.put_shard(RUN, 0, 0, shard())
+    store.put_shard(ShardId(RUN, 0, 0), shard())
     other = make_store(None)
-    assert other.shard(RUN, 0, 0) == shard()
+    assert other.shard(ShardId(RUN, 0, 0)) == shard()
     other.delete_run(RUN)
     assert other.sweep_files() == make_store("elsewhere").sweep_files() == 0
     assert len(files(tmp_path)) == 1
@@ -182,9 +183,9 @@ def test_whoever_has_no_storage_set_reads_a_run_and_leaves_its_files_to_the_swee
 
 
 def test_the_files_of_a_run_that_has_expired_are_swept_and_no_others(store, fake_server, tmp_path):
-    store.put_shard(RUN, 0, 0, shard())
+    store.put_shard(ShardId(RUN, 0, 0), shard())
     store.create_run("r2", spec="{}", created_at=1.0)
-    store.put_shard("r2", 0, 0, shard())
+    store.put_shard(ShardId("r2", 0, 0), shard())
     assert store.sweep_files() == 0
     fake_redis(fake_server).delete(f"fanout:run:{RUN}")
     assert store.sweep_files() == 1
@@ -194,7 +195,7 @@ def test_the_files_of_a_run_that_has_expired_are_swept_and_no_others(store, fake
 
 
 def test_a_run_can_be_deleted_while_the_storage_is_away(store, make_store, tmp_path):
-    store.put_shard(RUN, 0, 0, shard())
+    store.put_shard(ShardId(RUN, 0, 0), shard())
     (tmp_path / "shared").rename(tmp_path / "away")
     store.delete_run(RUN)
     with pytest.raises(UnknownRunError):
@@ -209,7 +210,7 @@ def test_a_run_can_be_deleted_while_the_storage_is_away(store, make_store, tmp_p
 def test_a_folder_that_somebody_has_registered_as_a_runs_is_left_alone(
     store, fake_server, tmp_path, registry, name, caplog
 ):
-    store.put_shard(RUN, 0, 0, shard())
+    store.put_shard(ShardId(RUN, 0, 0), shard())
     for foreign in ("shared/letters", "shared/r2/s0", "away"):
         (tmp_path / foreign).mkdir(parents=True)
         (tmp_path / foreign / "0.in.0123abcd").write_text("mine")
@@ -225,11 +226,11 @@ def test_a_folder_that_somebody_has_registered_as_a_runs_is_left_alone(
 def test_inputs_and_what_workers_write_are_registered_apart(store, fake_server, tmp_path):
     client = fake_redis(fake_server)
     entry = f"{RUN} {tmp_path}/shared".encode()
-    store.put_shard(RUN, 0, 0, shard())
+    store.put_shard(ShardId(RUN, 0, 0), shard())
     assert client.smembers("fanout:inputs") == {entry}
     assert not client.exists("fanout:stored")
-    store.compact(RUN, 0, 0, outcomes())
-    store.put_shard(RUN, 1, 0, shard())
+    store.compact(ShardId(RUN, 0, 0), outcomes())
+    store.put_shard(ShardId(RUN, 1, 0), shard())
     assert client.smembers("fanout:stored") == {entry}
     # As a client does, which may not write what workers keep.
     store.delete_run(RUN)
@@ -245,7 +246,7 @@ def test_who_dies_before_the_first_file_leaves_nothing_that_stays(store, tmp_pat
     for step in ("claim", "keep"):
         monkeypatch.setattr(store._blobs, step, lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
-            store.put_shard(RUN, 0, 0, shard())
+            store.put_shard(ShardId(RUN, 0, 0), shard())
         monkeypatch.undo()
     assert (tmp_path / "shared" / RUN / RUN_MARKER).exists()
     store.delete_run(RUN)

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from fanout.core.errors import BrokerError
+from fanout.core.ids import BranchId
 from fanout.stores import Start
 from workers.context.batches import Batches, Kept
 from workers.context.claim_releases import Releases
@@ -77,15 +78,15 @@ def test_what_may_have_been_done_for_one_who_was_cancelled_is_told(threads, faul
 def test_a_begin_that_nobody_waits_for_is_taken_back(threads, refusals):
     taken_back = threading.Event()
 
-    def unbegin(*key, token, counts):
-        assert (key, token, counts) == (("r1", 0, 3, 59), "t1", False)
+    def unbegin(branch_id, *, token, counts):
+        assert (branch_id, token, counts) == (BranchId("r1", 0, 3, 59), "t1", False)
         if refusals:
             raise refusals.pop()
         taken_back.set()
 
     runtime = object.__new__(Runtime)
     runtime.releases, runtime.threads = Releases(unbegin), threads
-    start = Start("r1", 0, 3, 59, token="t1", holder="me", lasts_s=60, feed=0)
+    start = Start(BranchId("r1", 0, 3, 59), token="t1", holder="me", lasts_s=60, feed=0)
     runtime._take_back(start)
     # What is refused is done with a later beat of the worker.
     while not taken_back.wait(0.01):

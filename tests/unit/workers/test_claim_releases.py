@@ -12,6 +12,7 @@ from celery.worker.request import Request
 
 from fanout.broker.result_backend import TaskFault
 from fanout.core.errors import BrokerError
+from fanout.core.ids import BranchId, ShardId
 from fanout.stores import Start
 from tests.fakes import fake_store, make_shard
 from workers.branch.execution import BranchFailed
@@ -24,7 +25,7 @@ from workers.consumer.task_requests import (
 )
 from workers.context.claim_releases import Releases
 
-KEY = ("r1", 0, 0, 1)
+BRANCH = BranchId("r1", 0, 0, 1)
 REFUSED = BrokerError("MISCONF", is_refusal=True)
 AWAY = BrokerError("away", is_passing=True)
 
@@ -38,8 +39,8 @@ class Server:
         self.now = 100.0
         self.releases = Releases(self.unbegin, clock=lambda: self.now)
 
-    def unbegin(self, *key, token, counts):
-        self.asked.append((key, token, counts))
+    def unbegin(self, branch_id, *, token, counts):
+        self.asked.append((branch_id, token, counts))
         if self.refusals:
             raise self.refusals.pop(0)
 
@@ -50,41 +51,41 @@ class Server:
 
 def test_a_claim_is_given_up_twice_the_second_time_when_no_begin_can_come_late():
     server = Server()
-    assert server.releases.now(KEY, "a", counts=True)
+    assert server.releases.now(BRANCH, "a", counts=True)
     server.beat(after_s=0.1)
     assert len(server.releases) == 1
     server.beat()
     assert len(server.releases) == 0
     server.beat()
-    assert server.asked == 3 * [(KEY, "a", True)]
+    assert server.asked == 3 * [(BRANCH, "a", True)]
 
 
 @pytest.mark.parametrize("error", [REFUSED, AWAY, BrokerError("WRONGTYPE")])
 def test_what_the_server_does_not_take_is_given_up_with_a_later_beat(error):
     server = Server(error, error, error)
-    assert not server.releases.now(KEY, "a", counts=True)
-    server.releases.later(KEY, "a", counts=False)
+    assert not server.releases.now(BRANCH, "a", counts=True)
+    server.releases.later(BRANCH, "a", counts=False)
     server.beat()
     server.beat()
     assert len(server.asked) == 3
     server.beat()
     server.beat()
     assert len(server.releases) == 0
-    assert set(server.asked) == {(KEY, "a", True)}, "as it was first said"
+    assert set(server.asked) == {(BRANCH, "a", True)}, "as it was first said"
 
 
 def test_one_that_is_always_refused_keeps_none_of_the_others():
     server = Server()
     given_up = []
 
-    def unbegin(*key, token, counts):
+    def unbegin(branch_id, *, token, counts):
         if token == "bad":
             raise BrokerError("WRONGTYPE")
         given_up.append(token)
 
     server.releases = Releases(unbegin, clock=lambda: server.now)
     for token in ("bad", "a", "b"):
-        server.releases.later(KEY, token, counts=True)
+        server.releases.later(BRANCH, token, counts=True)
     for _ in range(6):
         server.beat()
     assert sorted(given_up) == ["a", "a", "b", "b"]
@@ -153,7 +154,7 @@ def test_each_end_without_an_outcome_gives_the_claim_up(error, counts, monkeypat
     server, broker = Server(), Broker(monkeypatch)
     broker.end(request(server), error, monkeypatch)
     server.beat()
-    assert set(server.asked) == (set() if counts is None else {(KEY, "a", counts)})
+    assert set(server.asked) == (set() if counts is None else {(BRANCH, "a", counts)})
 
 
 def test_what_nobody_sees_to_its_end_gives_its_claim_up(monkeypatch):
@@ -161,7 +162,7 @@ def test_what_nobody_sees_to_its_end_gives_its_claim_up(monkeypatch):
     let_go(request(server), RuntimeError("a fault"))
     assert server.asked == [], "it does not wait for the server"
     server.beat()
-    assert server.asked == [(KEY, "a", True)]
+    assert server.asked == [(BRANCH, "a", True)]
     assert broker.done == ["left"]
 
 
@@ -180,19 +181,19 @@ def test_a_lost_child_gives_its_branch_up_before_it_comes_again(
 ):
     store = fake_store()
     store.create_run("r1", spec="{}", created_at=1.0)
-    store.put_shard("r1", 0, 0, make_shard())
+    store.put_shard(ShardId("r1", 0, 0), make_shard())
     store.beat("parent", ttl_s=60)
 
     def begin(token):
-        return store.begin(Start(*KEY, token=token, holder="parent", lasts_s=60)).verdict
+        return store.begin(Start(BRANCH, token=token, holder="parent", lasts_s=60)).verdict
 
     server, broker = Server(), Broker(monkeypatch, takes_tries=takes_tries)
     refused = list(refusals)
 
-    def unbegin(*key, token, counts):
+    def unbegin(branch_id, *, token, counts):
         if refused:
             raise refused.pop()
-        store.unbegin(*key, token=token, counts=counts)
+        store.unbegin(branch_id, token=token, counts=counts)
 
     server.releases = Releases(unbegin, clock=lambda: server.now)
     assert begin("a") == "go"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from fanout.core.errors import LLMError
+from fanout.core.ids import BranchId, ShardId, StageId
 from fanout.core.records import Chunk, ErrorKind, Outcome, Shard
 from fanout.llm.error_kinds import ALWAYS, FEW, MANY, NEVER
 from fanout.policy.retries import is_common, stop_after
@@ -40,7 +41,7 @@ def fleet(store):
     """A run in a store, and what two worker processes have seen of it."""
     store.create_run("r", spec="{}", created_at=1.0)
     chunks = [Chunk(text="t", document="d", document_index=0)]
-    store.put_shard("r", 0, 0, Shard(first=0, count=99, first_chunk=0, chunks=chunks))
+    store.put_shard(ShardId("r", 0, 0), Shard(first=0, count=99, first_chunk=0, chunks=chunks))
     return Fleet(store)
 
 
@@ -51,12 +52,12 @@ class Fleet:
         self.ended = 0
 
     def end(self, outcome):
-        self.store.record(End("r", 0, 0, self.ended, outcome))
+        self.store.record(End(BranchId("r", 0, 0, self.ended), outcome))
         self.ended += 1
 
     def fails(self, words="HTTP 404: no", after=FEW, kind=ErrorKind.BAD_REQUEST, worker=0):
         outcome = Outcome(index=self.ended, kind=kind, message=words, attempts=1)
-        reason = self.workers[worker].reason("r", 0, outcome, after)
+        reason = self.workers[worker].reason(StageId("r", 0), outcome, after)
         self.end(outcome)
         return reason
 

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from fanout.core.ids import ShardId, StageId
 from fanout.core.records import Chunk, ErrorKind, RunStatus
 from fanout.policy.packing import pack
 from fanout.runs.enqueue import open_stage, retry_failed
@@ -28,7 +29,7 @@ class Queue(Publisher):
         self.sent = deque()
         self.lost = deque()
 
-    def forget_root(self, run_id, stage):
+    def forget_root(self, stage_id):
         pass
 
     def take(self):
@@ -53,7 +54,7 @@ class Engine(Runtime):
         )
         chunks = [Chunk(text=t, document=t, document_index=i) for i, t in enumerate(texts)]
         shards = pack(chunks, branches_per_chunk=1, max_branches=shard)
-        open_stage(self.store, self.publisher, RUN, 0, shards, max_workers=max_workers)
+        open_stage(self.store, self.publisher, StageId(RUN, 0), shards, max_workers=max_workers)
 
     @property
     def run(self):
@@ -68,34 +69,35 @@ class Engine(Runtime):
                 return
             self.clock.now += 8
             self.reaper.sweep()
-        pytest.fail(f"the run does not end: {self.store.progress(RUN, 0)}")
+        pytest.fail(f"the run does not end: {self.store.progress(StageId(RUN, 0))}")
 
     def _process(self, what, stage, *ids):
         with suppress(TooEarlyError):
             match what:
                 case "expand":
-                    expand(self, RUN, stage, *ids)
+                    shard, lanes = ids
+                    expand(self, ShardId(RUN, stage, shard), lanes)
                 case "chord":
-                    number, _, positions, feed = ids
-                    self.publisher.branches(RUN, stage, number, positions, feed=feed)
+                    shard, _, positions, feed = ids
+                    self.publisher.branches(ShardId(RUN, stage, shard), positions, feed=feed)
                 case "branch":
-                    number, position, feed = ids
+                    shard, position, feed = ids
+                    shard_id = ShardId(RUN, stage, shard)
                     with suppress(BranchFailed):
-                        run_branch(self, RUN, stage, number, position, feed)
-                    size = len(self.store.indices(RUN, stage, number))
-                    if len(self.store.outcomes(RUN, stage, number)) == size:
-                        self.publisher.collect(RUN, stage, number)
+                        run_branch(self, shard_id.branch(position), feed)
+                    if len(self.store.outcomes(shard_id)) == len(self.store.indices(shard_id)):
+                        self.publisher.collect(shard_id)
                 case "collect":
-                    collect(self, [], RUN, stage, *ids)
-                    if not self.store.incomplete(RUN, stage):
-                        self.publisher.aggregate(RUN, stage)
+                    collect(self, [], ShardId(RUN, stage, *ids))
+                    if not self.store.incomplete(StageId(RUN, stage)):
+                        self.publisher.aggregate(StageId(RUN, stage))
                 case "aggregate":
-                    aggregate(self, RUN, stage)
+                    aggregate(self, StageId(RUN, stage))
 
     def require_complete(self):
-        record = self.store.stage(RUN, 0)
+        record = self.store.stage(StageId(RUN, 0))
         assert record.done == record.total
-        outcomes = [self.store.outcomes(RUN, 0, n) for n in range(record.shards)]
+        outcomes = [self.store.outcomes(ShardId(RUN, 0, n)) for n in range(record.shards)]
         assert sum(len(some) for some in outcomes) == record.total
         failed = sum(not outcome.ok for some in outcomes for outcome in some.values())
         assert failed == record.failed == sum(record.errors.values())
@@ -112,14 +114,14 @@ def test_a_retry_ends_without_a_reaper_and_calls_only_what_had_failed(max_worker
     engine = Engine([str(i) for i in range(20)], max_workers=max_workers, shard=shard)
     engine.told = failing(*failed)
     engine.work()
-    assert engine.store.stage(RUN, 0).failed == len(failed)
+    assert engine.store.stage(StageId(RUN, 0)).failed == len(failed)
     engine.told = failing()
     calls = engine.llm.calls
     assert retry_failed(engine.store, engine.publisher, RUN, None) == len(failed)
     engine.work()
     engine.require_complete()
     assert engine.run.status is RunStatus.SUCCEEDED
-    assert engine.store.stage(RUN, 0).failed == 0
+    assert engine.store.stage(StageId(RUN, 0)).failed == 0
     assert engine.llm.calls == calls + len(failed)
     assert engine.clock.now == 0, "nothing had to be healed"
 
@@ -140,7 +142,7 @@ def test_a_run_ends_from_any_state_of_its_counters_and_with_messages_lost(data):
             retry_failed(engine.store, engine.publisher, RUN, kinds)
     engine.publisher.lost.extend(data.draw(st.lists(st.booleans(), max_size=20)))
     server, stage = engine.server, f"fanout:run:{RUN}:s0"
-    shards = engine.store.stage(RUN, 0).shards
+    shards = engine.store.stage(StageId(RUN, 0)).shards
     server.hset(stage, "opened", data.draw(st.integers(0, shards)))
     for number in range(shards):
         if data.draw(st.booleans()):

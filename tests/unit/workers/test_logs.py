@@ -11,6 +11,7 @@ import redis
 from celery import Celery, signals
 
 from fanout.core.errors import LLMError
+from fanout.core.ids import ShardId
 from fanout.core.records import ErrorKind, RunStatus
 from fanout.core.settings import load_settings
 from fanout.system.logs import JsonFormatter, Seldom, about, about_task, path_of
@@ -47,7 +48,9 @@ def test_the_id_of_somebody_elses_task_says_nothing(task_id):
 
 
 def test_a_json_line_has_the_time_in_utc_and_what_it_is_about():
-    line = JsonFormatter().format(record("%d of %d", 1, 2, **about("r", 0, 3), created=1.5))
+    line = JsonFormatter().format(
+        record("%d of %d", 1, 2, **about(ShardId("r", 0, 3)), created=1.5)
+    )
     assert json.loads(line) == {
         "ts": "1970-01-01T00:00:01.500Z",
         "level": "INFO",

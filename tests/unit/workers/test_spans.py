@@ -14,6 +14,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import SpanKind, StatusCode
 
 from fanout.core.errors import LLMError, SettingsError
+from fanout.core.ids import BranchId, ShardId, StageId
 from fanout.core.records import ErrorKind, Outcome, RunStatus, Usage
 from fanout.core.settings import check_traces, load_settings
 from fanout.stores import End
@@ -182,8 +183,8 @@ def test_a_span_says_how_a_branch_ended_and_when():
 def test_a_branch_that_is_delivered_again_has_one_span():
     runtime = Traced()
     runtime.write(["a"])
-    run_branch(runtime, RUN, 0, 0, 0, 0)
-    run_branch(runtime, RUN, 0, 0, 0, 0)
+    run_branch(runtime, BranchId(RUN, 0, 0, 0), 0)
+    run_branch(runtime, BranchId(RUN, 0, 0, 0), 0)
     assert len(named(runtime.spans, "fanout.branch")) == 1
 
 
@@ -192,20 +193,20 @@ def test_a_branch_whose_outcome_was_not_the_first_has_no_span():
     runtime.write(["a"])
 
     def told(request):
-        runtime.store.record(End(RUN, 0, 0, 0, outcome()))
+        runtime.store.record(End(BranchId(RUN, 0, 0, 0), outcome()))
         return "too late"
 
     runtime.told = told
-    run_branch(runtime, RUN, 0, 0, 0, 0)
+    run_branch(runtime, BranchId(RUN, 0, 0, 0), 0)
     assert runtime.spans == ()
 
 
 def test_a_shard_that_is_collected_again_has_one_span():
     runtime = Traced()
     runtime.write(["a"])
-    run_branch(runtime, RUN, 0, 0, 0, 0)
-    collect(runtime, [], RUN, 0, 0)
-    collect(runtime, [], RUN, 0, 0)
+    run_branch(runtime, BranchId(RUN, 0, 0, 0), 0)
+    collect(runtime, [], ShardId(RUN, 0, 0))
+    collect(runtime, [], ShardId(RUN, 0, 0))
     assert len(named(runtime.spans, "fanout.shard")) == 1
 
 
@@ -214,7 +215,7 @@ def test_a_branch_whose_call_was_stopped_says_so():
     runtime.write(["a"])
     runtime.stop = Stop.HALTED
     with pytest.raises(Exception, match="cancelled"):
-        run_branch(runtime, RUN, 0, 0, 0, 0)
+        run_branch(runtime, BranchId(RUN, 0, 0, 0), 0)
     assert [word(span) for span in runtime.spans] == ["branch cancelled"]
 
 
@@ -228,7 +229,7 @@ def test_a_retry_is_a_trace_of_its_own_that_names_the_first():
     runtime.store.reopen_run(RUN, retry=frozenset({ErrorKind.INTERNAL}))
     # A worker looks again after some seconds.
     runtime.telemetry = runtime.another()
-    expand(runtime, RUN, 0, 0, lanes=0)
+    expand(runtime, ShardId(RUN, 0, 0), lanes=0)
     runtime.process()
     ((run, ((_, branches),)),) = runtime.tree()
     assert (run, len(branches)) == ("run ok", 1)
@@ -244,20 +245,20 @@ def outcome(**fields):
 def test_of_many_ordinary_branches_a_share_has_spans_and_of_others_all():
     runtime = Traced(branch_ratio=0.1)
     for position in range(300):
-        runtime.telemetry.branch((RUN, 0, 0, position), outcome(), Calls(1.0))
+        runtime.telemetry.branch(BranchId(RUN, 0, 0, position), outcome(), Calls(1.0))
     kept = {span.context.span_id for span in runtime.spans}
     assert 10 <= len(kept) <= 60
     runtime.exporter.clear()
     again = runtime.another(0.1)
     for position in range(300):
-        again.branch((RUN, 0, 0, position), outcome(), Calls(1.0))
+        again.branch(BranchId(RUN, 0, 0, position), outcome(), Calls(1.0))
     again._provider.force_flush()
     assert {s.context.span_id for s in runtime.exporter.get_finished_spans()} == kept, "the same"
     runtime.exporter.clear()
     for position in range(20):
         failed = outcome(output=None, kind=ErrorKind.TIMEOUT)
-        runtime.telemetry.branch((RUN, 0, 1, position), failed, Calls(1.0))
-        runtime.telemetry.branch((RUN, 0, 2, position), outcome(attempts=2), Calls(1.0))
+        runtime.telemetry.branch(BranchId(RUN, 0, 1, position), failed, Calls(1.0))
+        runtime.telemetry.branch(BranchId(RUN, 0, 2, position), outcome(attempts=2), Calls(1.0))
     assert len(runtime.spans) == 40
 
 
@@ -269,9 +270,9 @@ def test_a_run_is_sampled_as_a_whole(monkeypatch, sampler):
     for number in range(40):
         run = f"run{number}"
         runtime.store.create_run(run, spec="{}", created_at=1.0)
-        runtime.telemetry.branch((run, 0, 0, 0), outcome(), Calls(1.0))
-        runtime.telemetry.shard(run, 0, 0, [outcome()])
-        runtime.telemetry.run(runtime.store.run(run), [runtime.store.stage(run, 0)])
+        runtime.telemetry.branch(BranchId(run, 0, 0, 0), outcome(), Calls(1.0))
+        runtime.telemetry.shard(ShardId(run, 0, 0), [outcome()])
+        runtime.telemetry.run(runtime.store.run(run), [runtime.store.stage(StageId(run, 0))])
     runs = [span.attributes["fanout.run.id"] for span in runtime.spans]
     assert {runs.count(run) for run in runs} == {3}
     assert 5 <= len(set(runs)) <= 35

@@ -9,13 +9,14 @@ from types import SimpleNamespace
 import pytest
 
 from fanout.core.errors import BrokerError
+from fanout.core.ids import BranchId
 from fanout.system.threads import ReadyThreads
 from workers.consumer.leases import Leases, held_tags
 from workers.consumer.stalled_children import ChildWatch
 from workers.context.claim_releases import Releases
 from workers.context.progress import Progress, Watch
 
-KEY = ("r1", 0, 0, 7)
+BRANCH = BranchId("r1", 0, 0, 7)
 
 
 class Clock:
@@ -40,7 +41,7 @@ def progress(clock):
     [(None, 1e6, False), (10, 9, False), (10, 11, True), (70, 11, False), (70, 71, True)],
 )
 def test_what_explains_itself_is_not_overdue(progress, clock, within_s, after_s, is_overdue):
-    standing = progress.begin(KEY)
+    standing = progress.begin(BRANCH)
     standing.moves("does something", within_s=within_s)
     clock.now += after_s
     progress.turns()
@@ -48,7 +49,7 @@ def test_what_explains_itself_is_not_overdue(progress, clock, within_s, after_s,
 
 
 def test_it_takes_two_looks_while_the_server_answers(progress, clock):
-    watch, standing = Watch(progress), progress.begin(KEY)
+    watch, standing = Watch(progress), progress.begin(BRANCH)
     standing.moves("is begun", within_s=10)
     assert watch.look() == []
     clock.now += 60
@@ -63,7 +64,7 @@ def test_it_takes_two_looks_while_the_server_answers(progress, clock):
 
 @pytest.mark.parametrize("what", ["moves", "ends"])
 def test_one_that_moves_after_all_is_not_stuck(progress, clock, what):
-    watch, standing = Watch(progress), progress.begin(KEY)
+    watch, standing = Watch(progress), progress.begin(BRANCH)
     standing.moves("is begun", within_s=10)
     clock.now += 11
     progress.turns()
@@ -77,7 +78,7 @@ def test_one_that_moves_after_all_is_not_stuck(progress, clock, what):
 
 
 def test_on_a_loop_that_is_blocked_nothing_explains_itself(progress, clock):
-    watch, standing = Watch(progress), progress.begin(KEY)
+    watch, standing = Watch(progress), progress.begin(BRANCH)
     clock.now += 9
     progress.turns()
     clock.now += 9
@@ -120,7 +121,7 @@ def test_the_lease_and_the_claim_of_one_that_stands_still_end(progress, clock, m
         def let_go(self, standing):
             if refusals:
                 raise refusals.pop()
-            released.append((standing.key, standing.token))
+            released.append((standing.branch_id, standing.token))
 
         @property
         def loop(self):
@@ -134,7 +135,7 @@ def test_the_lease_and_the_claim_of_one_that_stands_still_end(progress, clock, m
         consumer=None, app=SimpleNamespace(fanout_runtime=lambda: runtime)
     )
     leases._watched, leases._redis, leases._every_s = None, None, 1
-    standing = progress.begin(KEY)
+    standing = progress.begin(BRANCH)
     standing.token = "t"
     standing.moves("is written down", within_s=10)
     clock.now += 11
@@ -145,7 +146,7 @@ def test_the_lease_and_the_claim_of_one_that_stands_still_end(progress, clock, m
         leases._renew()
         assert released == []
     leases._renew()
-    assert released == [(KEY, "t")]
+    assert released == [(BRANCH, "t")]
     assert renewed[-1] == ["fine"]
     assert held_tags(leases._worker) == ["fine", "stuck"]
 
@@ -169,7 +170,7 @@ def test_a_child_whose_branch_stands_still_ends_while_the_server_takes_writes(pr
     watch = ChildWatch(lambda: made[0] if made else None, lambda: ended.append(clock.now))
     watch.look()
     made.append(Runtime())
-    progress.begin(KEY).moves("is begun", within_s=10)
+    progress.begin(BRANCH).moves("is begun", within_s=10)
     for _ in range(9):
         clock.now += 1
         watch.look()
