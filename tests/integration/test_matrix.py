@@ -279,7 +279,9 @@ def worker_processes() -> list[psutil.Process]:
         with suppress(psutil.Error):
             words = " ".join(process.cmdline())
             is_ours = process.environ().get(_MARK) == str(os.getpid())
-            if is_ours and re.search(r"(-m|-A) workers\b", words):
+            # The guard of an embedded worker has the command of one among its arguments.
+            is_guard = "fanout.client.embedded.guard" in words
+            if is_ours and not is_guard and re.search(r"(-m|-A) workers\b", words):
                 found.append(process)
     return found
 
