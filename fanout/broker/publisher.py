@@ -24,9 +24,9 @@ from fanout.broker import app as broker
 from fanout.broker.header_messages import Members
 from fanout.broker.inspection import drop_messages
 from fanout.core.errors import BrokerError
+from fanout.core.exhaustion import is_exhausted
 from fanout.core.ids import StageId
 from fanout.stores.retrying import outlasts, passes, patiently
-from fanout.system.exhaustion import is_exhausted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence

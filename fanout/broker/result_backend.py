@@ -10,13 +10,13 @@ import msgspec
 from celery import states
 from celery.backends.redis import CHORD_PART_RETURN_LUA, RedisBackend, SentinelBackend
 
+from fanout.core.exhaustion import is_exhausted
 from fanout.core.ids import run_of
 from fanout.stores.connection import PACKER, SOCKET_OPTIONS, MasterConnection, tolerant_retry
 from fanout.stores.functions import FunctionsClient
 from fanout.stores.redis.chord_scripts import SET_SIZE, count_of_run
 from fanout.stores.redis.scripts import ADD_MEMBERS
 from fanout.stores.retrying import outlasts, patiently
-from fanout.system.exhaustion import is_exhausted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence

@@ -11,10 +11,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from fanout.core.errors import LLMError, ModelError
+from fanout.core.exhaustion import is_exhausted
 from fanout.core.records import ErrorKind
 from fanout.llm.allowlist import require_allowed, require_home, split_path
 from fanout.llm.base import LLM, LLMReply, LLMRequest
-from fanout.system.exhaustion import is_exhausted
 from fanout.system.threads import ReadyThreads
 
 if TYPE_CHECKING:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import msgspec
 
 from fanout.core.errors import LLMError
+from fanout.core.exhaustion import is_exhausted
 from fanout.core.json_text import bare_json
 from fanout.core.reasoning import without_reasoning
 from fanout.core.records import ErrorKind, Usage, total_usage
@@ -21,7 +22,6 @@ from fanout.llm.usage import believable, billed
 from fanout.llm.validation import validated
 from fanout.policy.outages import judge_alone
 from fanout.policy.retries import RetryDecision, decide, more_room, stop_after
-from fanout.system.exhaustion import is_exhausted
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

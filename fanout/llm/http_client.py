@@ -16,13 +16,13 @@ from multidict import CIMultiDict
 from yarl import URL
 
 from fanout.core.errors import LLMError, ModelError
+from fanout.core.exhaustion import is_exhausted
 from fanout.core.records import ErrorKind
 from fanout.llm.certificates import trust
 from fanout.llm.error_kinds import FEW
 from fanout.llm.http_errors import redacted
 from fanout.llm.proxies import proxy_for
 from fanout.llm.reply_bodies import json_of, said
-from fanout.system.exhaustion import is_exhausted
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from fanout.core.exhaustion import is_exhausted
 from fanout.core.records import ErrorKind
-from fanout.system.exhaustion import is_exhausted
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -11,7 +11,7 @@ import logging
 from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier, BrokenBarrierError
 
-from fanout.system.exhaustion import is_exhausted
+from fanout.core.exhaustion import is_exhausted
 
 __all__ = ["ReadyThreads"]
 

@@ -20,6 +20,7 @@ from fanout.core.errors import (
     StoredDataError,
     UnknownRunError,
 )
+from fanout.core.exhaustion import is_exhausted
 from fanout.core.records import ErrorKind, Outcome, RunStatus, branch_ref, total_usage
 from fanout.core.redaction import redacted
 from fanout.llm.base import LLMRequest
@@ -29,12 +30,11 @@ from fanout.llm.usage import billed
 from fanout.policy.admission import is_draining
 from fanout.policy.packing import shard_chunk
 from fanout.policy.retries import STOPS_RUN
+from fanout.runs.enqueue import fleet_window
 from fanout.stores import End
-from fanout.system.exhaustion import is_exhausted
 from fanout.system.logs import Seldom, about
 from workers.branch.claims import BranchGone, BranchHandedBack, BranchOver, Claim, require_call
 from workers.context.inflight import CallStoppedError, Stop
-from workers.reduce.stages import drain
 from workers.telemetry.base import Calls
 
 if TYPE_CHECKING:
@@ -214,8 +214,12 @@ def _stop_if_common(runtime: Runtime, stage_id: StageId, outcome: Outcome, calls
 
 
 def _drain(runtime: Runtime, shard_id: ShardId, left: int) -> None:
+    """Publish further shards: few branches are left of this one, and these may be slow."""
+    store, stage_id = runtime.store, shard_id.stage_id
     try:
-        drain(runtime, shard_id, left)
+        window = fleet_window(store)
+        grants = store.open_shards(stage_id, window=window, draining=(shard_id.shard, left))
+        runtime.publisher.expand(stage_id, grants)
     except UnknownRunError:
         raise
     except FanoutError as error:

@@ -16,7 +16,7 @@ from celery.worker.consumer.consumer import COLLECT_SOCKET_TIMEOUT
 from celery.worker.state import maybe_shutdown
 
 from fanout.broker.rejected import refusals
-from fanout.system.exhaustion import is_exhausted
+from fanout.core.exhaustion import is_exhausted
 from workers.consumer.control_commands import refuse_orders
 from workers.consumer.envelope import fault
 from workers.consumer.pool import TaskPool, taken_ahead

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from celery.concurrency.base import BasePool, apply_target
 from celery.worker.state import task_ready
 
-from fanout.system.exhaustion import is_exhausted
+from fanout.core.exhaustion import is_exhausted
 from fanout.system.threads import ReadyThreads
 from workers.branch.claims import BranchHandedBack
 from workers.branch.execution import BranchFailed, process_branch

@@ -13,7 +13,7 @@ from collections import OrderedDict
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 from fanout.core.errors import BrokerError
-from fanout.system.exhaustion import is_exhausted
+from fanout.core.exhaustion import is_exhausted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Sequence

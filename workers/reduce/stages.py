@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from fanout.stores import RunRecord, StageRecord
     from workers.context.runtime import Runtime
 
-__all__ = ["TooEarlyError", "aggregate", "collect", "drain", "expand"]
+__all__ = ["TooEarlyError", "aggregate", "collect", "expand"]
 
 
 class TooEarlyError(Exception):
@@ -127,14 +127,6 @@ def collect(runtime: Runtime, results: list[Any], shard_id: ShardId) -> dict[str
     runtime.publisher.expand(stage_id, grants)
     succeeded = sum(outcome.ok for outcome in outcomes.values())
     return {"shard": shard_id.shard, "succeeded": succeeded, "failed": len(outcomes) - succeeded}
-
-
-def drain(runtime: Runtime, shard_id: ShardId, left: int) -> None:
-    """Publish further shards, as few branches are left of this one, and may be slow."""
-    store = runtime.store
-    stage_id, draining = shard_id.stage_id, (shard_id.shard, left)
-    grants = store.open_shards(stage_id, window=fleet_window(store), draining=draining)
-    runtime.publisher.expand(stage_id, grants)
 
 
 def _complete(

@@ -29,12 +29,12 @@ from redis.exceptions import AuthenticationError, RedisError
 from redis.sentinel import MasterNotFoundError
 
 from fanout.core.errors import BrokerError, UnknownRunError
+from fanout.core.exhaustion import is_exhausted
 from fanout.core.records import TERMINAL
 from fanout.stores.blobs.inline import InlineBlobs
 from fanout.stores.connection import address_of
 from fanout.stores.redis import fleet_scripts, scripts, turn_scripts
 from fanout.stores.retrying import lacks_rights, passes, refusal
-from fanout.system.exhaustion import is_exhausted
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -8,9 +8,9 @@ import pytest
 import redis
 
 from fanout.core.errors import BrokerError
+from fanout.core.exhaustion import is_exhausted
 from fanout.stores import RedisStore, connect
 from fanout.stores.retrying import outlasts, patiently
-from fanout.system.exhaustion import is_exhausted
 from tests.fakes import fake_redis
 
 # As redis-py raises them, and as a pipeline or a script does.
