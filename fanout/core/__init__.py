@@ -1,1 +1,1 @@
-"""The words that all rooms share: errors, records, what a run asks for, settings. No input or output."""
+"""The vocabulary of all rooms: errors, records, the job specification, settings, redaction. No I/O."""

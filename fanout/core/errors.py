@@ -1,9 +1,9 @@
-"""What can go wrong, as one tree.
+"""The exceptions that fanout raises, as one tree.
 
 ::
 
     FanoutError
-    ├── InputError            a document, a file or a folder is at fault
+    ├── InputError            a document, a file or a folder cannot be used
     ├── SpecError             a field of a job is wrong
     │   └── PromptError       a prompt template is wrong
     ├── SettingsError         an environment variable is wrong
@@ -11,17 +11,16 @@
     │   └── StorageError      the storage of inputs and outcomes cannot be reached or refuses
     ├── ModelError            a model cannot be used at all: unknown, no key, no server
     ├── LLMError              one call to a model failed, with the kind of failure
-    ├── WireVersionError      a fleet speaks another version of the wire format than this process
+    ├── WireVersionError      a fleet uses another version of the wire format than this process
     ├── EmbeddedError         the embedded server or its worker did not start
-    └── RunError              a run cannot do what was asked of it
-        ├── StoredDataError   what the store holds of a run is damaged, or too large to be ours
-        │   └── LostDataError a file is not there in which an input or outcomes were kept
-        ├── UnknownRunError   there is no such run, or it has expired
-        ├── AmbiguousRunError several runs have ids that begin so
-        └── WaitTimeoutError  the run had not ended when the waiting did
+    └── RunError              a run cannot do what the caller asks
+        ├── StoredDataError   the stored data of a run is damaged, or larger than fanout writes it
+        │   └── LostDataError a file with the input or the outcomes of a shard is missing
+        ├── UnknownRunError   the run does not exist, or it has expired
+        ├── AmbiguousRunError several run ids begin with the given prefix
+        └── WaitTimeoutError  the run did not end within the timeout of a wait
 
-Every message is meant for the person who typed the command: it names the field, file or line,
-the value, and what is allowed.
+Every message addresses the user: it names the field, file or line, the value, and the allowed values.
 """
 
 from __future__ import annotations
@@ -57,11 +56,11 @@ _SHOWN_IDS = 8
 
 
 class FanoutError(Exception):
-    """The root: catching it catches all that fanout raises on purpose."""
+    """The base class of all exceptions that fanout raises on purpose."""
 
 
 class InputError(FanoutError):
-    """A document, a file or a folder is at fault.
+    """A document, a file or a folder cannot be used.
 
     Attributes:
         source: The file or folder, or None where the input came from memory.
@@ -94,10 +93,11 @@ class PromptError(SpecError):
 
 
 class SettingsError(FanoutError):
-    """An environment variable is wrong, or an argument that is given in place of one.
+    """An environment variable is wrong, or an argument that replaces one.
 
     Attributes:
-        argument: The argument's name, or None where it is a variable.
+        argument: The argument's name, or None for a variable.
+        reason: What is wrong with it, without its name.
     """
 
     def __init__(self, message: str, *, argument: str | None = None) -> None:
@@ -110,8 +110,8 @@ class BrokerError(FanoutError):
     """The broker cannot be reached, or refuses the credentials.
 
     Attributes:
-        is_passing: Whether it may be well again by itself, as after a restart.
-        is_refusal: Whether the broker answers, and does not do what it is asked.
+        is_passing: Whether the fault may pass by itself, for example when the server restarts.
+        is_refusal: Whether the broker answers, but refuses the command.
     """
 
     def __init__(self, message: str, *, is_passing: bool = False, is_refusal: bool = False) -> None:
@@ -143,12 +143,12 @@ class LLMError(FanoutError):
         kind: Why, from the closed list.
         retry_after_s: Seconds that the provider asked to wait, or None.
         status: The HTTP status, or None.
-        usage: What the provider says that the call consumed, or None where it says nothing.
-        stop_after: How many branches must fail alike, before any has succeeded, until their run is
-            stopped: 1 stops it at once and whatever went well before, 0 never does. None is as the
-            kind has it: ``auth`` and ``budget`` stop a run, others do not.
-        is_own: Whether it is certain that this prompt fails, and not its provider: then it is not
-            taken for an outage, nor waited out as one.
+        usage: The usage that the provider reports for the call, or None.
+        stop_after: The number of branches that must fail with this error, before any branch has
+            succeeded, to stop the run. 1 stops it at once, even after successes; 0 never stops it.
+            None takes the default of the kind: ``auth`` and ``budget`` stop a run, others do not.
+        is_own: Whether the cause is certainly this prompt and not the provider. Such a failure
+            does not count as an outage, and its branch does not wait for one to end.
     """
 
     def __init__(
@@ -172,7 +172,7 @@ class LLMError(FanoutError):
 
 
 def _wait_s(given: Any) -> float | None:
-    """Return a time to wait, whatever a provider or a function of a user's gives for one."""
+    """Return a wait in seconds, or None if a provider or a user's function gives no valid one."""
     if isinstance(given, bool) or not isinstance(given, int | float):
         return None
     try:
@@ -182,7 +182,7 @@ def _wait_s(given: Any) -> float | None:
 
 
 class WireVersionError(FanoutError):
-    """A fleet speaks another version of the wire format than this process.
+    """A fleet uses another version of the wire format than this process.
 
     Attributes:
         spoken: The fleet's version.
@@ -200,19 +200,19 @@ class EmbeddedError(FanoutError):
 
 
 class RunError(FanoutError):
-    """A run cannot do what was asked of it."""
+    """A run cannot do what the caller asks."""
 
 
 class StoredDataError(RunError):
-    """What the store holds of a run is damaged, or larger than fanout would have written it."""
+    """The stored data of a run is damaged, or larger than fanout writes it."""
 
 
 class LostDataError(StoredDataError):
-    """A file is not there in which the input or the outcomes of a shard were kept."""
+    """A file with the input or the outcomes of a shard is missing."""
 
 
 class UnknownRunError(RunError):
-    """There is no such run, or it has expired."""
+    """The run does not exist, or it has expired."""
 
     def __init__(self, run_id: str, where: str = "known to this broker") -> None:
         super().__init__(f"no run {run_id!r} is {where} (it may have expired)")
@@ -220,10 +220,10 @@ class UnknownRunError(RunError):
 
 
 class AmbiguousRunError(RunError):
-    """Several runs have ids that begin so.
+    """Several run ids begin with the given prefix.
 
     Attributes:
-        run_ids: These runs, the newest first.
+        run_ids: The ids of these runs, the newest first.
     """
 
     def __init__(self, prefix: str, statuses: dict[str, str]) -> None:
@@ -235,4 +235,4 @@ class AmbiguousRunError(RunError):
 
 
 class WaitTimeoutError(RunError):
-    """The run had not ended when the waiting did; the run itself goes on."""
+    """The run did not end within the timeout of a wait. The run itself goes on."""

@@ -1,7 +1,7 @@
-"""Which fields of a job have no effect beside its others: they are refused, and not ignored.
+"""The rules that find fields of a job without effect, so that they are refused and not ignored.
 
-Only fields that somebody gave count, at the default as well. What a run has stored is not looked at
-again: its fields were given to another version, or by nobody.
+Only fields that the user gave are checked, including those that have their default value. The
+fields of a stored run are not checked again: another version may have written them.
 """
 
 from __future__ import annotations
@@ -16,17 +16,18 @@ if TYPE_CHECKING:
 
     from fanout.core.spec import RunSpec
 
-__all__ = ["FUNCTION_RULES", "RULES", "Rule", "Unused", "require_used", "unused_fields"]
+__all__ = ["FUNCTION_RULES", "RULES", "EffectRule", "UnusedField", "require_used", "unused_fields"]
 
 
-class Rule(NamedTuple):
+class EffectRule(NamedTuple):
     """When fields of a job have an effect.
 
     Attributes:
-        fields: Their names; those of a part with it, as ``retries.base_wait_s``.
-        deciding: The fields of which an option may overrule it, where a job file has it.
-        is_used: Says whether they have one.
-        reason: Why they have none, for people.
+        fields: Their names; a field of a part with the part's name, as ``retries.base_wait_s``.
+        deciding: The fields that decide it. If an option gives one of these, the field of a job
+            file may be left without effect.
+        is_used: Returns whether the fields have an effect.
+        reason: Returns why they have none, for the error message.
     """
 
     fields: tuple[str, ...]
@@ -35,13 +36,13 @@ class Rule(NamedTuple):
     reason: Callable[[RunSpec], str]
 
 
-class Unused(NamedTuple):
-    """A field that was given and has no effect.
+class UnusedField(NamedTuple):
+    """A field that the user gave and that has no effect.
 
     Attributes:
         field: Its name.
-        deciding: See Rule.
-        reason: Why, for people.
+        deciding: See EffectRule.
+        reason: Why, for the error message.
     """
 
     field: str
@@ -50,7 +51,7 @@ class Unused(NamedTuple):
 
 
 RULES = (
-    Rule(
+    EffectRule(
         ("chunk_tokens", "chunk_overlap_tokens"),
         ("split",),
         lambda spec: spec.split in SIZED_SPLITS,
@@ -59,7 +60,7 @@ RULES = (
             f"({', '.join(SIZED_SPLITS)})"
         ),
     ),
-    Rule(
+    EffectRule(
         ("aggregate_max_tokens", "context_tokens"),
         ("reduce", "aggregate_prompt"),
         lambda spec: spec.reduction == "llm",
@@ -68,7 +69,7 @@ RULES = (
             "prompt, for a reduce by the model"
         ),
     ),
-    Rule(
+    EffectRule(
         ("retries.base_wait_s", "retries.max_wait_s"),
         ("max_attempts",),
         lambda spec: spec.retries.max_attempts > 1,
@@ -77,7 +78,7 @@ RULES = (
             "more attempts"
         ),
     ),
-    Rule(
+    EffectRule(
         ("seed",),
         (),
         lambda spec: not spec.model.startswith("anthropic/"),
@@ -86,26 +87,26 @@ RULES = (
 )
 
 
-# Beside these, where the model is a function that takes the prompt and nothing else.
+# Further rules for a model that is a function with the prompt as its only argument.
 FUNCTION_RULES = (
-    Rule(
+    EffectRule(
         ("system", "temperature", "seed", "stop"),
         (),
         lambda _spec: False,
         lambda _spec: "has no effect: the model is a function that takes the prompt only",
     ),
-    Rule(
+    EffectRule(
         ("max_tokens",),
         (),
-        # A call books them.
+        # The rate limiter books these tokens for each call.
         lambda spec: spec.rate.tokens_per_minute is not None,
         lambda _spec: "has no effect: the model is a function that takes the prompt only",
     ),
 )
 
 
-def unused_fields(spec: RunSpec, *, is_function: bool = False) -> Iterator[Unused]:
-    """Yield the fields of a job that were given and have no effect.
+def unused_fields(spec: RunSpec, *, is_function: bool = False) -> Iterator[UnusedField]:
+    """Yield the fields of a job that the user gave and that have no effect.
 
     Args:
         spec: The job.
@@ -115,18 +116,18 @@ def unused_fields(spec: RunSpec, *, is_function: bool = False) -> Iterator[Unuse
         if not rule.is_used(spec):
             for field in rule.fields:
                 if _is_given(spec, field):
-                    yield Unused(field, rule.deciding, rule.reason(spec))
+                    yield UnusedField(field, rule.deciding, rule.reason(spec))
 
 
 def require_used(spec: RunSpec, *, is_function: bool = False) -> None:
-    """Make sure that all fields of a job that were given have an effect.
+    """Check that all fields that the user gave have an effect.
 
     Args:
         spec: The job.
         is_function: Whether its model is a function that takes the prompt only.
 
     Raises:
-        SpecError: One has none; the message has its name, and why.
+        SpecError: A field has no effect; the message has its name and the reason.
     """
     for unused in unused_fields(spec, is_function=is_function):
         raise SpecError(unused.reason, field=unused.field)
@@ -137,5 +138,5 @@ def _is_given(spec: RunSpec, field: str) -> bool:
     if part and part not in spec.model_fields_set:
         return False
     holder = getattr(spec, part) if part else spec
-    # None leaves a field to its default, and an empty list asks for nothing.
+    # None selects the default, and an empty list requests nothing.
     return inner in holder.model_fields_set and getattr(holder, inner) not in (None, ())

@@ -1,7 +1,7 @@
-"""The names of a job's fields: one for each, everywhere, and others that mean the same.
+"""The names of a job's fields, and their aliases.
 
-A field of ``retries`` or ``rate`` may stand by itself as well: ``max_attempts: 3`` is
-``retries: {max_attempts: 3}``. An option of the command line has a field's name, with dashes.
+A field of ``retries`` or ``rate`` may also be given at the top level: ``max_attempts: 3`` is
+``retries: {max_attempts: 3}``. An option of the command line has the field's name, with dashes.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ ALIASES = {
     "rpm": "requests_per_minute",
     "tpm": "tokens_per_minute",
 }
-# What may stand by itself, and what it is a part of.
+# Fields that may be given at the top level, and the part that each belongs to.
 PARTS = {
     "max_attempts": "retries",
     "max_elapsed_s": "retries",
@@ -35,31 +35,32 @@ PARTS = {
 
 
 def canonical(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Return fields under their own names, those of ``retries`` and ``rate`` in their parts.
+    """Return fields under their canonical names, those of ``retries`` and ``rate`` in their parts.
 
     Raises:
         SpecError: A field is given twice, under two names.
     """
-    made: dict[str, Any] = {}
-    said: dict[str, str] = {}
+    top: dict[str, Any] = {}
+    given_as: dict[str, str] = {}
     parts: dict[str, dict[str, Any]] = {}
     for name, value in fields.items():
         field = ALIASES.get(name, name)
         if field in PARTS:
-            _once(said, field, name)
+            _note_name(given_as, field, name)
             parts.setdefault(PARTS[field], {})[field] = value
         elif field in PARTS.values() and isinstance(value, Mapping):
             for inner, one in value.items():
-                own = ALIASES.get(str(inner), str(inner))
-                _once(said, own, f"{name}.{inner}")
-                parts.setdefault(field, {})[own] = one
+                inner_field = ALIASES.get(str(inner), str(inner))
+                _note_name(given_as, inner_field, f"{name}.{inner}")
+                parts.setdefault(field, {})[inner_field] = one
         else:
-            _once(said, field, name)
-            made[field] = value
-    return {**made, **parts}
+            _note_name(given_as, field, name)
+            top[field] = value
+    return {**top, **parts}
 
 
-def _once(said: dict[str, str], field: str, name: str) -> None:
-    if field in said:
-        raise SpecError(f"is given twice, as {said[field]} and as {name}", field=field)
-    said[field] = name
+def _note_name(given_as: dict[str, str], field: str, name: str) -> None:
+    """Note the name under which a field was given. Raises SpecError if it already was."""
+    if field in given_as:
+        raise SpecError(f"is given twice, as {given_as[field]} and as {name}", field=field)
+    given_as[field] = name

@@ -1,4 +1,4 @@
-"""JSON in answers: models like to wrap it, in reasoning, in a code fence, in a sentence."""
+"""Extraction of JSON from answers, which may wrap it in reasoning, a code fence or prose."""
 
 from __future__ import annotations
 
@@ -14,29 +14,29 @@ if TYPE_CHECKING:
 
 __all__ = ["bare_json", "is_deeper", "parse_json"]
 
-# Deeper than any answer means to be, and shallow enough to be merged and stored.
+# Deeper than a useful answer is, and shallow enough to be merged and stored.
 _DEEPEST = 100
 _FENCES = ("```", "~~~")
 _MARK = re.compile(r'\\.|["{}\[\]]', re.DOTALL)
 _OPENING = re.compile(r"[{\[]")
-# What begins so was meant to be JSON; a reference is ``[1]``, and a placeholder ``{name}``.
-_MEANT = re.compile(r'\{\s*"|\[\s*["{\[]')
-# How often a text is read in search of brackets that match: hostile ones have many that do not.
-_READINGS = 4
-_LEAST_LOOK = 10_000
+# The beginnings of JSON; ``[1]`` is a reference, and ``{name}`` a placeholder.
+_JSON_START = re.compile(r'\{\s*"|\[\s*["{\[]')
+# The search for matching brackets reads at most this many times the text: a hostile text has many
+# brackets without a match.
+_MAX_READS = 4
+_MIN_SEARCH_CHARS = 10_000
 
 
 def bare_json(answer: str) -> str:
-    """Return the JSON of an answer, as it is written there. Raises ValueError: see parse_json."""
+    """Return the JSON of an answer, as the answer has it. Raises ValueError: see parse_json."""
     return _found(answer)[0]
 
 
 def parse_json(answer: str) -> Any:
     """Return the JSON value of an answer.
 
-    It is all of the answer, or the only JSON in its code fences, or the only object in its text
-    (or the only array, where that has lines of its own). What the model thought before its answer
-    is left out.
+    It is the whole answer, or the only JSON in its code fences, or the only object in its text (or
+    the only array, if that has lines of its own). Reasoning before the answer is left out.
 
     Raises:
         ValueError: There is no JSON (``NaN`` and ``Infinity`` are none), there are several values
@@ -67,7 +67,7 @@ def _decoded(text: str) -> Any:
     except RecursionError:
         raise ValueError(_too_deep()) from None
     except UnicodeError:
-        raise ValueError("it has half a character") from None
+        raise ValueError("it has an unpaired surrogate") from None
     if is_deeper(value, _DEEPEST):
         raise ValueError(_too_deep())
     return value
@@ -84,12 +84,12 @@ def _values(candidates: Iterable[str]) -> Iterator[tuple[str, Any]]:
 def _only(values: list[tuple[str, Any]]) -> tuple[str, Any]:
     first = values[0]
     if any(value != first[1] for _, value in values[1:]):
-        raise ValueError(f"it has {len(values)} JSON values that differ, where one was asked for")
+        raise ValueError(f"it has {len(values)} different JSON values, not one")
     return first
 
 
 def _fenced(text: str) -> Iterator[str]:
-    """Yield what is between the lines of code fences; the last one may have no end."""
+    """Yield the text within code fences; the last fence may have no end."""
     lines: list[str] | None = None
     for line in text.splitlines():
         is_fence = line.lstrip().startswith(_FENCES)
@@ -106,17 +106,17 @@ def _fenced(text: str) -> Iterator[str]:
 def _in_prose(text: str) -> Iterator[str]:
     """Yield the outermost objects, and arrays that have lines of their own.
 
-    What was meant to be JSON and is none is not searched: a part of an answer is not the answer.
+    The search stops at JSON that is not closed: a part of an answer is not the answer.
     """
-    left = max(_READINGS * len(text), _LEAST_LOOK)
+    left = max(_MAX_READS * len(text), _MIN_SEARCH_CHARS)
     position = 0
     while left > 0 and (opening := _OPENING.search(text, position)):
         start = opening.start()
         end = _closing(text, start)
         left -= (len(text) if end is None else end) - start
-        if end is None and _MEANT.match(text, start):
+        if end is None and _JSON_START.match(text, start):
             return
-        if end is None or (text[start] == "[" and not _MEANT.match(text, start)):
+        if end is None or (text[start] == "[" and not _JSON_START.match(text, start)):
             position = start + 1
             continue
         position = end
@@ -143,7 +143,7 @@ def _closing(text: str, start: int) -> int | None:
 
 
 def _has_own_lines(text: str, start: int, end: int) -> bool:
-    """Say whether nothing else is on the lines of a piece: ``[1]`` in a sentence is a reference."""
+    """Say whether a piece has its lines to itself: ``[1]`` in a sentence is a reference."""
     line_start = text.rfind("\n", 0, start) + 1
     line_end = text.find("\n", end)
     after = text[end : len(text) if line_end < 0 else line_end]
@@ -155,7 +155,7 @@ def _too_deep() -> str:
 
 
 def is_deeper(value: Any, limit: int) -> bool:
-    """Say whether lists and objects are nested in each other more than ``limit`` levels deep."""
+    """Say whether lists and objects are nested more than ``limit`` levels deep."""
     level = [value]
     for _ in range(limit + 1):
         nested = [item for item in level if isinstance(item, dict | list)]

@@ -1,4 +1,4 @@
-"""When two JSON values are the same value."""
+"""The equality of JSON values."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ __all__ = ["identity"]
 
 
 def identity(value: Any) -> bytes:
-    """Return what two equal JSON values, and only they, have in common.
+    """Return bytes that are equal for two JSON values if and only if the values are equal.
 
     The order of keys makes no difference, ``1`` and ``1.0`` are equal, ``1`` and ``true`` are not.
     """

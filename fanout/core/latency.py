@@ -1,4 +1,4 @@
-"""How long branches take: histograms with fixed bounds, so that any two can be added up."""
+"""Latency histograms of branches, with fixed bounds so that any two can be added up."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
 __all__ = ["BOUNDS_S", "Latency", "bucket_of", "percentile_s"]
 
-# Upper bounds in seconds, the last one open. Neighbours differ by no more than a factor of two, so
-# a percentile read off them is at worst that far out.
+# Upper bounds in seconds; a last bucket has no bound. Neighbours differ by at most a factor of two,
+# so a percentile is wrong by at most that factor.
 BOUNDS_S = (
     0.005, 0.01, 0.015, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3, 0.5, 0.7,
     1.0, 1.5, 2.0, 3.0, 5.0, 7.0, 10.0, 15.0, 20.0, 30.0, 50.0, 70.0,
@@ -32,24 +32,24 @@ def percentile_s(
 ) -> float | None:
     """Return the seconds within which a share, 0 to 1, of the branches in buckets ended.
 
-    It assumes that branches are spread evenly within a bucket. None where there is no branch.
+    It assumes that branches are spread evenly within a bucket. None if there is no branch.
     """
-    wanted, before, last = share * sum(counts.values()), 0, len(bounds_s) - 1
+    target, before, last = share * sum(counts.values()), 0, len(bounds_s) - 1
     for bucket, here in sorted(counts.items()):
-        if here and before + here >= wanted:
+        if here and before + here >= target:
             low = bounds_s[bucket - 1] if bucket else 0.0
             high = bounds_s[min(bucket, last)]
-            return low + (high - low) * max(0.0, wanted - before) / here
+            return low + (high - low) * max(0.0, target - before) / here
         before += here
     return bounds_s[last] if before else None
 
 
 class Latency(msgspec.Struct, frozen=True, kw_only=True):
-    """How long the branches that made a call took, from the first call to the end.
+    """The durations of the branches that made a call, from the first call to the end.
 
     Attributes:
         counts: Branches in each bucket of BOUNDS_S, by index; empty buckets may be missing.
-        sum_s: Seconds of all of them together.
+        sum_s: The sum of the durations, in seconds.
     """
 
     counts: dict[int, int] = {}
@@ -62,7 +62,7 @@ class Latency(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def mean_s(self) -> float | None:
-        """Seconds that a branch took on average; None where there is none."""
+        """The mean duration of a branch in seconds; None if there is no branch."""
         return self.sum_s / self.count if self.counts else None
 
     def percentile_s(self, share: float) -> float | None:
@@ -70,10 +70,10 @@ class Latency(msgspec.Struct, frozen=True, kw_only=True):
         return percentile_s(self.counts, share)
 
     def cumulative(self) -> list[int]:
-        """Return how many branches took at most each bound, and behind the last one, how many."""
+        """Return how many branches took at most each bound, and last the count of all."""
         return list(accumulate(self.counts.get(n, 0) for n in range(len(BOUNDS_S) + 1)))
 
     def plus(self, bucket: int, seconds: float) -> Latency:
-        """Return the same with one more branch."""
+        """Return a copy with one more branch."""
         counts = {**self.counts, bucket: self.counts.get(bucket, 0) + 1}
         return Latency(counts=counts, sum_s=self.sum_s + seconds)

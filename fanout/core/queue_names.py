@@ -1,4 +1,4 @@
-"""The queues of a fleet: their names, and how a user names them."""
+"""The names of a fleet's queues, and the parser of the names that a user gives."""
 
 from __future__ import annotations
 
@@ -13,35 +13,35 @@ __all__ = [
     "parse_queues",
 ]
 
-# Control tasks have a queue of their own that workers look at first: behind thousands of branches
-# a collect would hold up the window.
+# Control tasks have a queue of their own, which workers poll first: a collect that waits behind
+# thousands of branches would hold up the window.
 CONTROL_QUEUE = "fanout.control"
 BRANCHES_QUEUE = "fanout.branches"
 
-# The messages of a run that are in the queue of branches at once, at most. Fewer, and idle workers
-# are told one after the other of a run that has come; more, and it waits longer for its turn.
+# The most messages of a run in the queue of branches at once. With fewer, idle workers learn of a
+# new run one after the other; with more, a new run waits longer for its turn.
 TURNS_OF_A_RUN = 4
-# Beside that queue, of the runs that have more (fanout.stores.redis.turn_scripts): how many turns
-# each has there, and a list that is as long as their backlogs together.
+# For the runs that have more messages (fanout.stores.redis.turn_scripts): a key with the turns of
+# each run in that queue, and a list that is as long as the backlogs of all runs together.
 TURNS = f"{BRANCHES_QUEUE}.turns"
 BEHIND = f"{BRANCHES_QUEUE}.behind"
 
-# In the order in which a worker looks at them.
+# In the order in which a worker polls them.
 QUEUES = (CONTROL_QUEUE, BRANCHES_QUEUE)
 
 _PREFIX = "fanout."
 
 
 def backlog_of(run_id: str) -> str:
-    """Return the list of what a run has published and has no turn for yet."""
+    """Return the key of the list of a run's messages that wait for a turn."""
     return f"{BRANCHES_QUEUE}.of.{run_id}"
 
 
 def parse_queues(names: str) -> tuple[str, ...]:
-    """Return the queues that ``control,branches`` or the like names, control first.
+    """Return the queues that a list such as ``control,branches`` names, control first.
 
     Raises:
-        ValueError: A name is unknown, or there is none.
+        ValueError: A name is unknown, or the list is empty.
     """
     given = [name.strip() for name in names.split(",") if name.strip()]
     full = {name if name.startswith(_PREFIX) else _PREFIX + name for name in given}

@@ -1,29 +1,28 @@
-"""One rate limit for a whole fleet: when a call may begin. The server does the arithmetic.
+"""The values of the rate limiter, which one fleet shares. A script on the server does the arithmetic.
 
-The generic cell rate algorithm, as of the ATM Forum's traffic management: of each model the time is
-kept at which what was let through would be paid for at its rate. A call takes the next free time
-and waits for it in the worker, so that calls begin in the order in which they came, evenly spaced,
-wherever they are made.
+It is the generic cell rate algorithm of the ATM Forum's traffic management. For each model, the
+server keeps the time until which the granted calls use up the rate. A call reserves the next free
+time and waits for it in its worker, so all calls of the fleet begin in order and evenly spaced.
 """
 
 from __future__ import annotations
 
 import msgspec
 
-__all__ = ["BURST_S", "MAX_AHEAD_S", "MAX_BLOCK_S", "LimitState", "Rates", "Slot"]
+__all__ = ["BURST_S", "MAX_AHEAD_S", "MAX_BLOCK_S", "LimitState", "Rates", "Reservation"]
 
-# What an idle second has left over may be used at once: providers count by the minute.
+# The unused rate of this many idle seconds may be used at once: providers count by the minute.
 BURST_S = 1.0
-# No slot is given further ahead: who is stopped while it waits would leave it unused.
+# No reservation is further ahead: a branch that stops while it waits leaves its time unused.
 MAX_AHEAD_S = 10.0
-# A provider that asks for more is asked again sooner: its limit may have been raised meanwhile.
+# If a provider asks for a longer pause, it is asked again after this one: its limit may have risen.
 MAX_BLOCK_S = 120.0
 
 _MINUTE_S = 60.0
 
 
 class Rates(msgspec.Struct, frozen=True, kw_only=True):
-    """What may be asked of a model.
+    """The rate limits of a model.
 
     Attributes:
         requests_per_minute: Calls, or None for no limit.
@@ -39,11 +38,11 @@ class Rates(msgspec.Struct, frozen=True, kw_only=True):
         return self.requests_per_minute is not None or self.tokens_per_minute is not None
 
     def request_s(self) -> float:
-        """Return the seconds that a request takes up; 0 where they are not limited."""
+        """Return the seconds of the limit that a request uses; 0 without a limit."""
         return _MINUTE_S / self.requests_per_minute if self.requests_per_minute else 0.0
 
     def tokens_s(self, tokens: int) -> float:
-        """Return the seconds that so many tokens take up; 0 where they are not limited."""
+        """Return the seconds of the limit that ``tokens`` tokens use; 0 without a limit."""
         return tokens * _MINUTE_S / self.tokens_per_minute if self.tokens_per_minute else 0.0
 
 
@@ -51,11 +50,11 @@ class LimitState(msgspec.Struct, frozen=True, kw_only=True):
     """How far a model's limits are used, in seconds of one clock.
 
     Attributes:
-        requests_until: When the requests let through are paid for.
-        tokens_until: When their tokens are.
-        blocked_until: Before that nothing is let through: the provider asked for a pause, or fails.
-        down_s: Seconds since which the model fails for everybody; None where it does not. Only
-            where this is told, not where it is reckoned with: see fanout.policy.outages.
+        requests_until: The time until which the granted requests use up the limit.
+        tokens_until: The time until which their tokens use up the limit.
+        blocked_until: No call may begin before this time: the provider asked for a pause, or fails.
+        down_s: Seconds since the model began to fail for all callers; None if it does not. It is
+            set in reports only; for decisions see fanout.policy.outages.
     """
 
     requests_until: float = 0.0
@@ -64,13 +63,13 @@ class LimitState(msgspec.Struct, frozen=True, kw_only=True):
     down_s: float | None = None
 
 
-class Slot(msgspec.Struct, frozen=True, kw_only=True):
-    """When a call may begin.
+class Reservation(msgspec.Struct, frozen=True, kw_only=True):
+    """The time at which a call may begin.
 
     Attributes:
         wait_s: Seconds until then.
-        is_taken: Whether that time is reserved; else it is too far ahead: ask again after
-            ``wait_s``.
+        is_taken: Whether that time is reserved for the call. If not, it is too far ahead: ask
+            again after ``wait_s``.
     """
 
     wait_s: float

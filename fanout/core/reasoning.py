@@ -1,42 +1,42 @@
-"""What a model thought before its answer, where its server left that in the text."""
+"""Removal of a model's reasoning from an answer, for servers that leave it in the text."""
 
 from __future__ import annotations
 
 __all__ = ["OWN_TAGS", "PROMPTED_TAGS", "without_reasoning"]
 
-# Tokens of models themselves (DeepSeek R1, Qwen and many others): no prompt asks for them.
+# Special tokens of the models themselves (DeepSeek R1, Qwen and many others).
 OWN_TAGS = ("think",)
-# What prompts ask for, too: of no interest where JSON was asked for, and an answer's own elsewhere.
+# Tags that prompts request as well: they are removed before JSON, and part of any other answer.
 PROMPTED_TAGS = ("thinking", "thought", "reasoning", "reflection", "scratchpad")
 
 
 def without_reasoning(answer: str, tags: tuple[str, ...] = OWN_TAGS) -> str:
     """Return an answer without the reasoning at its beginning.
 
-    It is between ``<think>`` and ``</think>``. Templates of some models write the first of them
-    into the prompt, so that only the second is in the answer. Reasoning without an end is left: it
-    is all there is.
+    Reasoning is between ``<think>`` and ``</think>``. The chat templates of some models put the
+    opening tag into the prompt, so that the answer has only the closing one. Reasoning without an
+    end stays, as there is no other text.
 
     Args:
         answer: The answer as the model gave it.
-        tags: The names of such tags, in lower case.
+        tags: The names of the tags, in lower case.
     """
-    # Most answers have none, and pay for one search.
+    # The fast path: most answers have no tag.
     if "</" not in answer:
         return answer
     lowered = answer.lower()
     if len(lowered) != len(answer):
-        # Some characters are two in lower case: tags are found as they are mostly written.
+        # Some characters become two in lower case, which would shift the offsets.
         lowered = answer
     begin = _after(lowered, tags)
     return answer[begin:].lstrip() if begin else answer
 
 
 def _after(lowered: str, tags: tuple[str, ...]) -> int:
-    """Return where the answer begins behind its reasoning; 0 where there is none."""
+    """Return the offset behind the reasoning; 0 if there is none."""
     begin, left = 0, list(tags)
     while True:
-        # A tag that is not there is not looked for again: hostile answers have thousands.
+        # A missing tag is not searched again: a hostile answer has thousands of tags.
         ends = {tag: end for tag in left if (end := lowered.find(f"</{tag}>", begin)) >= 0}
         left = list(ends)
         if not ends:

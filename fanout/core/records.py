@@ -1,4 +1,7 @@
-"""The records that travel through a run: frozen values, encoded as JSON by msgspec."""
+"""The records of a run's data: documents, chunks, shards, branches, outcomes and usage.
+
+They are frozen values, which msgspec encodes as JSON.
+"""
 
 from __future__ import annotations
 
@@ -26,15 +29,15 @@ __all__ = [
 
 
 class RunStatus(StrEnum):
-    """Where a run is."""
+    """The status of a run."""
 
     ENQUEUING = "enqueuing"  # the client is still splitting and publishing
     RUNNING = "running"  # all input is enqueued, branches are being processed
-    REDUCING = "reducing"  # all branches have ended, the aggregate is being made
+    REDUCING = "reducing"  # all branches have ended, the outputs are being aggregated
     PAUSED = "paused"  # no new branches start until it is unpaused
     SUCCEEDED = "succeeded"  # the run met its policy; tolerated failures are recorded
     FAILED = "failed"  # the run did not meet its policy, or was stopped by an error
-    CANCELLED = "cancelled"  # somebody stopped it; what had finished is kept
+    CANCELLED = "cancelled"  # a user stopped the run; the outcomes so far are kept
 
     @property
     def has_ended(self) -> bool:
@@ -55,30 +58,30 @@ class ErrorKind(StrEnum):
     CONTEXT_LENGTH = "context_length"  # prompt and answer do not fit the model's context window
     CONTENT_FILTER = "content_filter"  # the provider refused the content
     TRUNCATED = "truncated"  # the answer was cut at its limit of tokens
-    INVALID_OUTPUT = "invalid_output"  # the answer is empty, or not of the form asked for
+    INVALID_OUTPUT = "invalid_output"  # the answer is empty, or not in the requested format
     BAD_REQUEST = "bad_request"  # the document or the request cannot be used as it is
     AUTH = "auth"  # the provider refused the credentials
     BUDGET = "budget"  # the account or the run has no money left
     CANCELLED = "cancelled"  # the run was stopped before this branch was called
     TIME_LIMIT = "time_limit"  # the task exceeded its hard time limit
     WORKER_LOST = "worker_lost"  # the worker process died while it ran the branch
-    POISONED = "poisoned"  # the branch killed its worker again and again
+    POISONED = "poisoned"  # the branch was begun too often without an outcome: it kills its worker
     EXPIRED = "expired"  # the run's deadline passed before or during this call
-    LOST = "lost"  # no trace of the branch was left, and its attempts are used up
-    INTERNAL = "internal"  # a fault in fanout or in the caller's own function
+    LOST = "lost"  # the branch's messages were lost too often
+    INTERNAL = "internal"  # a fault in fanout or in the user's own function
 
 
 class _Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What all records share: immutable, by keyword only, defaults left out of the JSON."""
+    """The base of all records: immutable, keyword-only, without defaults in the JSON."""
 
 
 class Document(_Record, frozen=True, kw_only=True):
     """One input item as the user gave it.
 
     Attributes:
-        name: How the user knows it: a path, ``reviews.csv:17``, or ``item 3`` for a string.
+        name: Its name for the user: a path, ``reviews.csv:17``, or ``item 3`` for a string.
         index: Its 0-based position in the input.
-        text: The text; empty where ``error`` is set.
+        text: The text; empty if ``error`` is set.
         columns: The other columns of a row, by name.
         error: Why the document cannot be used, or None.
     """
@@ -94,12 +97,12 @@ class Chunk(_Record, frozen=True, kw_only=True):
     """One piece of a document.
 
     Attributes:
-        text: The piece itself.
+        text: The text of the chunk.
         document: The document's name.
         document_index: The document's 0-based position in the input.
         position: The 0-based position of the chunk in its document.
-        start: The offset in the document's text of the first character.
-        end: The offset behind the last character.
+        start: The offset of the chunk's first character in the document's text.
+        end: The offset behind its last character.
         columns: The columns of the document's row.
         error: Why the document cannot be used; its branches then fail without a call.
     """
@@ -115,13 +118,13 @@ class Chunk(_Record, frozen=True, kw_only=True):
 
 
 class Shard(_Record, frozen=True, kw_only=True):
-    """The input of one chord: up to 500 branches, and the chunks that they need.
+    """The input of one chord: up to 500 branches, and their chunks.
 
     Attributes:
         first: The stage-wide index of the shard's first branch.
         count: How many branches the shard has.
         first_chunk: The stage-wide index of ``chunks[0]``.
-        chunks: The chunks of these branches, each once.
+        chunks: The chunks of these branches, without repetition.
     """
 
     first: int
@@ -131,13 +134,13 @@ class Shard(_Record, frozen=True, kw_only=True):
 
 
 class BranchRef(msgspec.Struct, frozen=True, kw_only=True):
-    """Which chunk, aspect and sample a branch stands for.
+    """The chunk, aspect and sample of a branch.
 
     Attributes:
         index: The stage-wide index of the branch; outputs are in this order.
         chunk: The index of its chunk.
-        aspect: The name of its prompt, or None where the run has a single prompt.
-        sample: 0-based number of the sample.
+        aspect: The name of its prompt, or None if the run has a single prompt.
+        sample: The 0-based number of the sample.
     """
 
     index: int
@@ -147,20 +150,20 @@ class BranchRef(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def branch_ref(index: int, aspects: tuple[str | None, ...], samples: int) -> BranchRef:
-    """Return what the branch ``index`` stands for: chunks x aspects x samples, samples fastest."""
+    """Return chunk, aspect and sample of the branch ``index``; the sample varies fastest."""
     rest, sample = divmod(index, samples)
     chunk, aspect = divmod(rest, len(aspects))
     return BranchRef(index=index, chunk=chunk, aspect=aspects[aspect], sample=sample)
 
 
 class Usage(_Record, frozen=True, kw_only=True):
-    """What calls consumed. An unknown is None, never 0; a sum with an unknown is unknown.
+    """The usage of calls. An unknown value is None, never 0; a sum with an unknown is unknown.
 
     Attributes:
         calls: Calls made, retries included.
         input_tokens: Tokens of the prompts.
         output_tokens: Tokens of the answers.
-        cost_usd: US dollars, where the provider's adapter knows its prices.
+        cost_usd: US dollars, if the provider's adapter knows its prices.
     """
 
     calls: int = 0
@@ -169,12 +172,12 @@ class Usage(_Record, frozen=True, kw_only=True):
     cost_usd: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return all four fields, unknowns as None."""
+        """Return all four fields; unknown values are None."""
         return {name: getattr(self, name) for name in self.__struct_fields__}
 
 
 def total_usage(usages: Sequence[Usage]) -> Usage:
-    """Add up usages; a sum with an unknown, and of nothing, is unknown."""
+    """Add up usages; a sum with an unknown value, or of no usages, is unknown."""
     if len(usages) == 1:
         return usages[0]
 
@@ -195,13 +198,14 @@ class Outcome(_Record, frozen=True, kw_only=True):
 
     Attributes:
         index: The stage-wide index of the branch.
-        output: The model's answer, or None where the branch failed.
+        output: The model's answer, or None if the branch failed.
         kind: Why it failed, or None.
-        message: The failure in words; may quote the provider, never a key.
-        attempts: Calls made for it; 0 where none was.
-        usage: What those calls consumed.
+        message: The error message; it may quote the provider, never a key.
+        attempts: Calls made for the branch; 0 if none was made.
+        usage: The usage of these calls.
         elapsed_s: Seconds from the first call to the end, waits included.
-        ended_at: Seconds since the epoch, by the clock of whoever recorded it; 0 where unknown.
+        ended_at: Seconds since the epoch, by the clock of the process that recorded the outcome;
+            0 if unknown.
     """
 
     index: int

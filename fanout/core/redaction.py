@@ -1,8 +1,8 @@
-"""Redaction: keys and passwords never get into messages, records or logs.
+"""Redaction of keys and passwords in messages, records and logs.
 
-What must not be repeated is learned from the environment and from the broker's URL, in every form
-that it may be sent in; what merely looks like a key is known by its form. Texts are redacted before
-they are cut, so that no half of a key is left.
+The redactor learns secrets from the environment and from the broker's URL, in each encoding in
+which they may appear. It recognises other keys by their form. Callers redact a text before they
+truncate it, so that no part of a key remains.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ __all__ = ["MASK", "Redactor", "learn", "redacted", "secret_values"]
 
 MASK = "[key]"
 
-# Shorter values are words such as "none" or "test": to replace those would garble what is said.
+# Shorter values are words such as "none" or "test": replacing those would garble messages.
 _SHORTEST = 8
-# What is left of a secret's base64 within that of a longer text must not be a word by chance.
+# The part of a base64 text that depends on the secret alone must be too long to be a word.
 _SHORTEST_CORE = 12
 
 _SECRET_NAME = re.compile(
     r"(?:^|_)(?:KEY|TOKEN|SECRET|PASSWORD|PASSWD|PASSPHRASE|CREDENTIALS?|BASIC_AUTH)$",
     re.IGNORECASE,
 )
-# Lines of `Name: value`, or `name=value` by comma, as OpenTelemetry has them.
+# Lines of `Name: value`, or the `name=value` list with commas of OpenTelemetry.
 _HEADERS_NAME = re.compile(r"(?:^|_)HEADERS$", re.IGNORECASE)
 _HEADER_LINE = re.compile(r"[^:=\n,]{1,100}[:=]([^\n]*)")
 _OPEN_HEADERS = frozenset(
@@ -40,7 +40,7 @@ _OPEN_HEADERS = frozenset(
 _SCHEME = re.compile(r"(?:bearer|basic|token|apikey)\s+", re.IGNORECASE)
 
 _USERINFO = re.compile(r"(?<=://)([^\s/@:?#]*):([^\s/@?#]+)(?=@)")
-# Fields of queries and forms that are secret: these wherever they are, those in a URL alone.
+# Secret fields of queries and forms: _PARAMETER applies anywhere, _QUERY in URLs only.
 _PARAMETER = re.compile(
     r"(?<![A-Za-z0-9])((?:[A-Za-z0-9]{1,30}[-_]){0,4}"
     r"(?:api[-_]?key|access[-_]?token|signature|secret|password|passwd)=)([^\s&#;'\"]+)",
@@ -51,7 +51,7 @@ _QUERY = re.compile(
     r"([^\s&#;'\"]+)",
     re.IGNORECASE,
 )
-# Headers and fields of JSON that are secret, in whatever way they are quoted.
+# Secret headers and JSON fields, quoted in any way.
 _FIELD_SECRET = re.compile(
     r"((?<![A-Za-z0-9_-])(?:x-api-key|api[-_]?key|x-goog-api-key|x-auth-token"
     r"|ocp-apim-subscription-key|(?:access|refresh|id|auth|session)[-_]token|client[-_]secret"
@@ -70,7 +70,7 @@ _BASIC = re.compile(r"(\bbasic[ \t]+)([A-Za-z0-9+/_-]{8,}={0,2})", re.IGNORECASE
 # Keys by their form. OpenAI, Anthropic, OpenRouter, Stripe, Langfuse; Google; AWS; Groq, Hugging
 # Face, xAI, Replicate, Perplexity, NVIDIA, Fireworks, Together, Cerebras; GitHub; GitLab; Slack;
 # Databricks; LangSmith; npm and PyPI; SendGrid; DigitalOcean; JSON Web Tokens; private keys.
-# Each with what a text must have for it: to look for that is a hundred times cheaper.
+# Each form has the literals that a text must contain: searching for these is a hundred times cheaper.
 _FORMS = (
     (("sk-", "pk-", "rk-", "key-"), re.compile(r"\b(?:sk|pk|rk|key|csk)-[\w*-]{6,}")),
     (("k_live_", "k_test_"), re.compile(r"\b[spr]k_(?:live|test)_\w{6,}")),
@@ -109,13 +109,13 @@ class Redactor:
     """Replaces secrets in texts.
 
     Args:
-        values: What must not be repeated, whatever it looks like.
+        values: Secrets to replace, of any form.
     """
 
     def __init__(self, values: Iterable[str] = ()) -> None:
         self.values = frozenset(value for value in values if len(value) >= _SHORTEST)
         forms = {form for value in self.values for form in _forms(value)}
-        # The longest first: one secret may begin with another.
+        # Longest first: one secret may begin with another.
         self._known = sorted(forms, key=len, reverse=True)
 
     def __call__(self, text: str) -> str:
@@ -142,7 +142,7 @@ class Redactor:
 
 
 def _basic_masked(found: re.Match[str]) -> str:
-    """Return Basic credentials without them; ``Basic authentication`` are two words."""
+    """Mask Basic credentials, but not the two words ``Basic authentication``."""
     return f"{found[1]}{MASK}" if ":" in _decoded(found[2]) else found[0]
 
 
@@ -157,7 +157,7 @@ def _decoded(encoded: str) -> str:
 
 
 def _forms(secret: str) -> Iterator[str]:
-    """Yield a secret as it may be met: as it is, quoted for a URL or JSON, in base64."""
+    """Yield the forms of a secret: plain, quoted for a URL or JSON, and in base64."""
     quoted = {quote(secret, safe=""), quote(secret), quote_plus(secret)}
     yield from {secret, *quoted, json.dumps(secret)[1:-1]}
     data = secret.encode("utf-8", "replace")
@@ -169,9 +169,9 @@ def _forms(secret: str) -> Iterator[str]:
 
 
 def _core(encoded: str, before: int, size: int) -> str:
-    """Return what base64 of a text has of a secret alone, with ``before`` bytes in front of it.
+    """Return the base64 characters that depend on a secret alone, ``before`` bytes into a text.
 
-    Six bits are a character; those at the edges have bits of their neighbours.
+    A character encodes six bits; the characters at the edges share bits with the neighbouring bytes.
     """
     first = -(-8 * before // 6)
     return encoded[first : 8 * (before + size) // 6]
@@ -192,7 +192,7 @@ def secret_values(environment: Mapping[str, str]) -> set[str]:
 
 def _header_secrets(headers: str) -> Iterator[str]:
     """Yield the values of headers, and what of them follows a scheme."""
-    # By comma only where it is OpenTelemetry's form: a value of HTTP may have commas.
+    # Commas separate fields in OpenTelemetry's form only: an HTTP header value may have commas.
     is_http = ":" in headers.split("\n", 1)[0].split("=", 1)[0]
     for line in headers.split("\n") if is_http else headers.split(","):
         found = _HEADER_LINE.match(line)
@@ -213,10 +213,10 @@ def _url_secrets(url: str) -> set[str]:
     for match in _USERINFO.finditer(url):
         secrets |= {match[2], unquote(match[2])}
         user, password = unquote(match[1]), unquote(match[2])
-        # As a client sends it.
+        # The form in which a client sends it as Basic credentials.
         secrets.add(base64.b64encode(f"{user}:{password}".encode()).decode())
     for match in (*_PARAMETER.finditer(url), *_QUERY.finditer(url)):
-        # Servers and clients see what a URL quotes as it is.
+        # Servers and clients use the unquoted value.
         secrets |= {match[2], unquote_plus(match[2]), unquote(match[2])}
     return secrets
 
@@ -225,9 +225,9 @@ _redactor = Redactor()
 
 
 def learn(*urls: str | None) -> None:
-    """Take the secrets of this process from its environment, and from these URLs.
+    """Learn the secrets of this process from its environment, and from these URLs.
 
-    Called when a worker or a client starts, and when a model is made; what was learned stays.
+    Called when a worker or a client starts, and when a model is made. Learned secrets stay.
     """
     global _redactor  # noqa: PLW0603 - replaced as a whole, so that readers need no lock
     found = secret_values(os.environ).union(*(_url_secrets(url) for url in urls if url))
@@ -236,7 +236,7 @@ def learn(*urls: str | None) -> None:
 
 
 def redacted(text: str, secrets: Iterable[str] = ()) -> str:
-    """Return a text without the secrets of this process, and without these."""
+    """Return a text without the secrets of this process, and without ``secrets``."""
     for secret in secrets:
         if secret:
             text = text.replace(secret, MASK)

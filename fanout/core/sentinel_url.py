@@ -1,7 +1,7 @@
-"""The URL of a broker that Redis Sentinel watches: where its sentinels are, and what they call it.
+"""The URL of a broker that Redis Sentinel monitors: its sentinels, and its name there.
 
 ``sentinel://[user:password@]host:26379[,host2:26379...]/DB?master=NAME``. The credentials are those
-of the server; sentinels that want some have ``&sentinel_username=`` and ``&sentinel_password=``.
+of the server; the sentinels' own are ``&sentinel_username=`` and ``&sentinel_password=``.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class SentinelUrl(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         sentinels: Host and port of each sentinel.
-        master: What the sentinels call the server.
+        master: The server's name at the sentinels.
         db: The number of the database.
         username: The server's user.
         password: The server's password.
@@ -39,7 +39,7 @@ class SentinelUrl(msgspec.Struct, frozen=True, kw_only=True):
     sentinel_password: str | None = None
 
     def for_celery(self) -> str:
-        """Return the sentinels as Celery and kombu take them: one URL each; the rest is options."""
+        """Return one URL for each sentinel, separated by semicolons, as Celery and kombu expect."""
         user = quote(self.username or "", safe="")
         secret = "" if self.password is None else f":{quote(self.password, safe='')}"
         at = "@" if user or secret else ""
@@ -57,7 +57,7 @@ def parse_sentinel_url(url: str) -> SentinelUrl:
     """Parse a ``sentinel://`` URL.
 
     Raises:
-        ValueError: It is not one; the message says what is missing, and quotes no password.
+        ValueError: The URL is not valid; the message says what is missing, and quotes no password.
     """
     parts = urlsplit(url)
     credentials, _, hosts = parts.netloc.rpartition("@")
@@ -97,7 +97,7 @@ def _database(path: str) -> int:
 
 
 def secrets_of(url: str) -> frozenset[str]:
-    """Return the passwords in a broker's URL, of whatever scheme, as they are and as quoted."""
+    """Return the passwords in a broker's URL of any scheme, plain and quoted."""
     parts = urlsplit(url)
     credentials = parts.netloc.rpartition("@")[0]
     options = dict(parse_qsl(parts.query))

@@ -1,4 +1,4 @@
-"""The environment: ``FANOUT_*`` variables, read once and validated."""
+"""The settings of a process: ``FANOUT_*`` environment variables, read once and validated."""
 
 from __future__ import annotations
 
@@ -41,15 +41,15 @@ __all__ = [
     "parse_autoscale",
 ]
 
-# Where a worker looks that is told nothing.
+# The server of a worker without a setting.
 DEFAULT_BROKER_URL = "redis://localhost:6379/0"
 
 _NAME = r"[^\W\d]\w*(?:\.[^\W\d]\w*)*"
 _CALLABLES = re.compile(rf"\*|{_NAME}(?::[^\W\d_]\w*)?")
 MAX_CONCURRENCY = 10_000
 AUTOSCALE_NEEDS_PREFORK = (
-    "works with the prefork pool only; branches that wait cost next to nothing, so give the most "
-    "that you want as --concurrency (FANOUT_CONCURRENCY), or choose --pool prefork"
+    "works with the prefork pool only; waiting branches cost very little, so set the maximum with "
+    "--concurrency (FANOUT_CONCURRENCY), or choose --pool prefork"
 )
 
 _STORAGE = re.compile(r"(/|[a-z][a-z0-9+.-]*:///?)[^/]")
@@ -62,50 +62,49 @@ _SCHEMES = ("redis://", TLS_SCHEME, sentinel_url.SCHEME, UNIX_SCHEME)
 
 
 class Settings(BaseSettings):
-    """What a process takes from its environment.
+    """The settings that a process reads from its environment.
 
     Attributes:
-        broker_url: The Redis server that is both queue and run store, or the sentinels that know
-            which one it is; None runs embedded.
-        broker_url_file: A file that holds the URL instead, as the environment of a process is no
-            place for a password. What it holds becomes ``broker_url``.
-        broker_ca_file: The certificates that vouch for a ``rediss://`` server; the system's where
-            it is None.
-        model: The model where a job names none.
-        key_prefix: Put before every key of the run store, so that teams can share a server.
-        storage: Where inputs and outcomes are kept as files: a folder that all machines see, or a
-            URL that fsspec knows, as ``s3://bucket/prefix``. None: in the run store.
-        run_ttl_s: Seconds that a run's records are kept after they were last written.
-        visibility_timeout_s: Seconds after which a dead worker's messages come back. It may be
-            shorter than a call: a living worker renews it.
-        stall_s: Seconds without progress after which the reaper looks at a shard closely.
+        broker_url: The Redis server that is both queue and run store, or the sentinels that
+            monitor it; None runs embedded.
+        broker_url_file: A file with the URL, which becomes ``broker_url``: the environment of a
+            process is no place for a password.
+        broker_ca_file: The CA certificates for a ``rediss://`` server; None: those of the system.
+        model: The model of jobs that name none.
+        key_prefix: The prefix of every key of the run store, so that teams can share a server.
+        storage: The place of input and outcome files: a folder that all machines share, or a URL
+            that fsspec knows, as ``s3://bucket/prefix``. None: the run store.
+        run_ttl_s: Seconds after their last write for which a run's records are kept.
+        visibility_timeout_s: Seconds after which a dead worker's messages return to the queue. It
+            may be shorter than a call: a live worker renews its leases.
+        stall_s: Seconds without progress after which the reaper examines a shard.
         reaper_interval_s: Seconds between two sweeps of the reaper; 0 turns it off.
-        grace_s: Seconds that a worker that is asked to stop gives to the calls in flight; then it
-            hands them back.
-        max_deliveries: How often a branch may be begun; one that killed its worker each time is
+        grace_s: Seconds that a stopping worker waits for its calls in flight before it hands them
+            back.
+        max_deliveries: How often a branch may be begun; one that ended its worker each time is
             then recorded as ``poisoned``.
-        concurrency: Branches that a worker has in flight where nothing else says.
-        queues: The queues that a worker takes from, by comma; ``control`` is looked at first.
-        worker_name: What a worker is called, as Celery's ``--hostname``: ``%h`` is the host.
-            None: a name that no other worker has.
+        concurrency: The branches that a worker has in flight at once, without an option.
+        queues: The queues of a worker, separated by commas; ``control`` is polled first.
+        worker_name: A worker's name, as Celery's ``--hostname``: ``%h`` is the host. None: a
+            unique name.
         autoscale: ``MAX,MIN`` processes of a worker whose pool is ``prefork``.
-        pool: Celery's worker pool. A setting of ours, because Celery cannot tell ``--pool prefork``
-            from its own default, and so would take the configured one.
+        pool: Celery's worker pool. It is a setting of fanout, because Celery cannot tell
+            ``--pool prefork`` from its own default, and would take the configured pool.
         allowed_callables: The functions that a worker may import as models: packages, modules, or
-            ``package.module:function``. ``*`` is any. None by default, as importing runs code.
+            ``package.module:function``. ``*`` is any. None by default, as an import runs code.
         max_message_kb: The size in kilobytes above which a message is neither sent nor read.
         max_output_kb: The size in kilobytes above which an answer counts as ``invalid_output``.
-        log_format: How a worker writes its log: ``text``, or ``json``, one object a line.
-        traces: ``otlp`` has workers send spans to an OpenTelemetry collector.
-        traces_branch_ratio: The share of the branches that succeed at once of which there are
-            spans; of all others there always are.
-        task_events: Whether workers tell of each task from the start; otherwise when a monitor,
-            such as Flower, has asked them to.
-        flower_user: Who may log in to Flower.
-        flower_password: The password for that.
-        flower_password_file: A file that holds it instead.
-        cache_dir: Where model weights are kept between runs.
-        state_dir: Where embedded runs are kept: a folder of this user's alone.
+        log_format: The format of a worker's log: ``text``, or ``json`` with one object on a line.
+        traces: ``otlp`` makes workers send spans to an OpenTelemetry collector.
+        traces_branch_ratio: The share of spans to keep for branches that succeed at the first
+            call; spans of all other branches are kept.
+        task_events: Whether workers send task events from the start; otherwise only after a
+            monitor, such as Flower, requests them.
+        flower_user: The user name for the login to Flower.
+        flower_password: The password for the login to Flower.
+        flower_password_file: A file with that password.
+        cache_dir: The folder of model weights, kept between runs.
+        state_dir: The folder of embedded runs, which only this user can read.
     """
 
     model_config = SettingsConfigDict(env_prefix="FANOUT_", env_ignore_empty=True, frozen=True)
@@ -150,8 +149,8 @@ class Settings(BaseSettings):
         for entry in listed:
             if not _CALLABLES.fullmatch(entry):
                 msg = (
-                    f"{entry!r} is none of package, package.module, package.module:function (a "
-                    "public name without dots) and *; several are separated by commas"
+                    f"{entry!r} is not package, package.module, package.module:function (a public "
+                    "name without dots) or *; separate several entries with commas"
                 )
                 raise ValueError(msg)
         return listed
@@ -173,7 +172,7 @@ class Settings(BaseSettings):
             msg = f"must start with one of {', '.join(_SCHEMES)}"
             raise ValueError(msg)
         if url is not None and url.startswith(UNIX_SCHEME) and not _SOCKET.fullmatch(url):
-            raise ValueError("must be unix:///PATH/OF/SOCKET, or that with ?db=N behind it")
+            raise ValueError("must be unix:///PATH/OF/SOCKET or unix:///PATH/OF/SOCKET?db=N")
         if url is not None and url.startswith(sentinel_url.SCHEME):
             sentinel_url.parse_sentinel_url(url)
         return url
@@ -184,11 +183,15 @@ class Settings(BaseSettings):
         if storage is None:
             return None
         if any(letter.isspace() for letter in storage):
-            raise ValueError("must have no blanks")
+            raise ValueError("must not contain spaces")
         if not _STORAGE.match(storage):
-            raise ValueError("must be a folder from / on, or a URL such as s3://bucket/prefix")
+            raise ValueError(
+                "must be the absolute path of a folder other than /, or a URL such as s3://bucket/prefix"
+            )
         if _URL_PASSWORD.match(storage):
-            raise ValueError("must hold no password: set what the provider's own tools read")
+            raise ValueError(
+                "must not contain a password: set the variables that the provider's own tools read"
+            )
         return storage.rstrip("/")
 
     @field_validator("queues")
@@ -217,9 +220,9 @@ class Settings(BaseSettings):
     def _has_use_of_all(self) -> Self:
         given = self.model_fields_set
         if "traces_branch_ratio" in given and self.traces == "off":
-            raise _wrong("traces_branch_ratio", "is of no use: FANOUT_TRACES is off")
+            raise _wrong("traces_branch_ratio", "has no effect: FANOUT_TRACES is off")
         if "stall_s" in given and not self.reaper_interval_s:
-            raise _wrong("stall_s", "is of no use: FANOUT_REAPER_INTERVAL_S is 0")
+            raise _wrong("stall_s", "has no effect: FANOUT_REAPER_INTERVAL_S is 0")
         return self
 
     @model_validator(mode="after")
@@ -227,9 +230,11 @@ class Settings(BaseSettings):
         if self.broker_ca_file is None:
             return self
         if not (self.broker_url or "").startswith(TLS_SCHEME):
-            raise _wrong("broker_ca_file", f"is of no use: the broker's URL is not {TLS_SCHEME}...")
+            raise _wrong(
+                "broker_ca_file", f"has no effect: the broker's URL is not {TLS_SCHEME}..."
+            )
         try:
-            # Celery would look for a wrong path for ever, and redis-py not say which it is.
+            # With a wrong path Celery would retry for ever, and redis-py would not name the file.
             ssl.create_default_context(cafile=str(self.broker_ca_file))
         except OSError as error:
             is_readable = isinstance(error, ssl.SSLError)
@@ -239,14 +244,14 @@ class Settings(BaseSettings):
 
 
 def _state_home() -> Path:
-    """Return where programs keep their state (the XDG Base Directory Specification)."""
+    """Return the folder for the state of programs (the XDG Base Directory Specification)."""
     home = Path(os.environ.get("XDG_STATE_HOME", ""))
-    # What is not absolute does not count, says the specification.
+    # The specification requires that relative paths are ignored.
     return home if home.is_absolute() else Path.home() / ".local" / "state"
 
 
 def parse_autoscale(text: str) -> tuple[int, int]:
-    """Return the most and the fewest processes of ``MAX,MIN``. Raises ValueError."""
+    """Return the two numbers of processes in ``MAX,MIN``. Raises ValueError."""
     numbers = [int(part) if part.strip().isdecimal() else 0 for part in text.split(",")]
     match numbers:
         case [most, fewest] if MAX_CONCURRENCY >= most >= fewest >= 1:
@@ -256,7 +261,7 @@ def parse_autoscale(text: str) -> tuple[int, int]:
 
 
 def _wrong(field: str, message: str) -> PydanticCustomError:
-    """Return an error that a validator of the whole raises about one field."""
+    """Return the error with which a model validator blames one field."""
     return PydanticCustomError("setting", "{message}", {"field": field, "message": message})
 
 
@@ -264,10 +269,10 @@ def _line_of(path: Path) -> str:
     try:
         text = path.read_text().strip()
     except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is no text"
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise _wrong("broker_url_file", f"cannot be read: {reason}") from error
     if not text or "\n" in text:
-        raise _wrong("broker_url_file", "must hold one line, the broker's URL")
+        raise _wrong("broker_url_file", "must hold one line with the broker's URL")
     return text
 
 
@@ -279,7 +284,7 @@ def load_settings(**overrides: object) -> Settings:
     """
     given = {name: value for name, value in overrides.items() if value is not None}
     if "broker_url" in given:
-        # Whoever names a server means that one.
+        # A server that the caller names replaces the environment's, with its file and certificates.
         given["broker_url_file"] = None
         if not str(given["broker_url"]).startswith(TLS_SCHEME):
             given["broker_ca_file"] = None
@@ -291,7 +296,7 @@ def load_settings(**overrides: object) -> Settings:
         context = first.get("ctx", {})
         name = str(context.get("field") or first["loc"][0])
         message = first["msg"].removeprefix("Value error, ")
-        # A broker URL may carry a password: say what is wrong with it, not what it is.
+        # A broker URL may hold a password: the message must not quote it.
         value = os.environ.get(f"FANOUT_{name.upper()}") if "field" in context else first["input"]
         shown = "" if name == "broker_url" else f" (got {redacted(repr(value))})"
         if overrides.get(name) is not None:
@@ -301,21 +306,21 @@ def load_settings(**overrides: object) -> Settings:
 
 _log = logging.getLogger("fanout.core.settings")
 _PREFIX = "FANOUT_"
-# Read by others than this class: the command line, the files under ops, and the tests.
+# Variables that other code reads: the command line, the files under ops, and the tests.
 _OTHERS = frozenset({
     "COMPLETE", "GID", "JOBS", "LOGLEVEL", "METRICS_TOKEN_FILE", "MODELS", "REDIS_ADDRESS", "UID",
 })  # fmt: skip
-# Tests, and what Kubernetes says of services whose names begin so.
+# Variables of tests, and those that Kubernetes sets for services whose names begin with FANOUT.
 _FOREIGN = re.compile(r"TESTS?_\w*|\w*?(?:SERVICE_HOST|SERVICE_PORT|PORT)(?:_\w*)?", re.ASCII)
 _NEAR = 0.8
 _named: set[str] = set()
 
 
 def _check_names(environment: Mapping[str, str]) -> None:
-    """Make sure that no variable is nearly called like a setting; warn once of any other.
+    """Reject a variable that looks like a misspelt setting; warn once of any other unknown one.
 
     Raises:
-        SettingsError: One is; its setting would be left at the default without a word.
+        SettingsError: A variable is nearly named like a setting, which would keep its default.
     """
     known = {name.upper() for name in Settings.model_fields} | _OTHERS
     for variable in environment:
@@ -327,7 +332,7 @@ def _check_names(environment: Mapping[str, str]) -> None:
             raise SettingsError(f"{variable}: there is no such variable; is it {_PREFIX}{near[0]}?")
         if variable not in _named:
             _named.add(variable)
-            _log.warning("%s is no setting of fanout's, and is not used", variable)
+            _log.warning("%s is not a setting of fanout, and is ignored", variable)
 
 
 _OTLP = "http/protobuf"
@@ -335,14 +340,14 @@ _PROTOCOLS = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL
 
 
 def check_traces(settings: Settings) -> None:
-    """Make sure that a worker of this process could send the traces that are asked for.
+    """Check that a worker of this process can send the traces that the settings request.
 
     Raises:
-        SettingsError: The extra is not installed, or a protocol is wanted that is not spoken.
+        SettingsError: The extra is not installed, or the protocol is not supported.
     """
     if settings.traces == "off":
         return
-    # Part by part: looking for a module whose parent is missing is an error of its own.
+    # Part by part: find_spec raises an error of its own if a parent package is missing.
     parts = ["opentelemetry", "exporter", "otlp", "proto", "http"]
     for end in range(1, len(parts) + 1):
         if find_spec(".".join(parts[:end])) is None:

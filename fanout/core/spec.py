@@ -1,4 +1,4 @@
-"""What a run asks for: one model behind ``ParallelCalls``, the command line and YAML jobs."""
+"""The job specification: one model behind ``ParallelCalls``, the command line and YAML jobs."""
 
 from __future__ import annotations
 
@@ -35,23 +35,23 @@ __all__ = [
 ]
 
 SplitName = Literal["none", "lines", "tokens", "markdown", "sentences"]
-# Those that fill chunks up to a size.
+# The splitters that fill chunks up to a size.
 SIZED_SPLITS: tuple[SplitName, ...] = ("tokens", "markdown", "sentences")
 ReduceName = Literal["none", "concat", "merge", "vote", "rank", "llm"]
 
 
 def _delimiter(value: object) -> object:
-    """Return the character that a delimiter's name stands for."""
+    """Return a delimiter as one character, also if its name is given."""
     value = {"tab": "\t", "\\t": "\t"}.get(value, value) if isinstance(value, str) else value
     is_character = isinstance(value, str) and len(value) == 1
     if value is not None and (not is_character or str(value).isalnum() or str(value) in '"\r\n'):
-        msg = "must be one character that is no letter, digit or quote, or tab"
+        msg = "must be one character that is not a letter, digit or quote, or tab"
         raise ValueError(msg)
     return value
 
 
-def _several(value: object) -> object:
-    """Return a list of one text for that text."""
+def _as_tuple(value: object) -> object:
+    """Return a single string as a tuple of one."""
     return (value,) if isinstance(value, str) else value
 
 
@@ -59,10 +59,11 @@ class RetrySpec(BaseModel):
     """When a failed call is made again.
 
     Attributes:
-        max_attempts: Calls of a branch that may fail for reasons of its own. Those that fail as
-            the provider is down, or asks to wait, do not count. 1: one call, and no other at all.
-        max_elapsed_s: Seconds a branch may take in all, waits included: so long may an outage last.
-        base_wait_s: The first wait, in seconds; each further one doubles.
+        max_attempts: Calls of a branch that may fail for its own reasons. Calls that fail while
+            the provider is down, or asks to wait, do not count. 1 allows one call and no retry.
+        max_elapsed_s: Seconds that a branch may take in total, waits included. It bounds the
+            outages that a branch can survive.
+        base_wait_s: The first wait, in seconds; each further wait doubles it.
         max_wait_s: The longest single wait, in seconds.
     """
 
@@ -75,7 +76,7 @@ class RetrySpec(BaseModel):
 
 
 class RateSpec(BaseModel):
-    """What the whole fleet may ask of the model: all runs of the same model share it.
+    """The rate limits of the model for the whole fleet; all runs of a model share them.
 
     Attributes:
         requests_per_minute: Calls in a minute; None is no limit.
@@ -89,7 +90,7 @@ class RateSpec(BaseModel):
 
     @property
     def rates(self) -> Rates:
-        """The same as a record."""
+        """The limits as a record."""
         return Rates(
             requests_per_minute=self.requests_per_minute, tokens_per_minute=self.tokens_per_minute
         )
@@ -99,50 +100,49 @@ class RunSpec(BaseModel):
     """One fan-out / fan-in job.
 
     Attributes:
-        inputs: Files, folders, globs, or ``-`` for standard input; empty where documents come
-            from memory.
-        base_dir: The folder that relative inputs are in; None is the working directory of whoever
-            submits. A run remembers it, so that its input can be read again from anywhere.
+        inputs: Files, folders, globs, or ``-`` for standard input; empty if documents come from
+            memory.
+        base_dir: The folder of relative inputs; None is the working directory of the client. A run
+            stores it, so that its input can be read again from any directory.
         text_column: The column of ``.csv`` and ``.jsonl`` rows that holds the text.
-        delimiter: What is between the cells of a ``.csv`` file: one character, or ``tab``; None
-            finds it out.
+        delimiter: The character between the cells of a ``.csv`` file, or ``tab``; None detects it.
         max_document_mb: The size in megabytes above which a document is refused.
-        strict: Refuse an input of which anything would be left out: a document that cannot be
-            used, or a file of an unknown kind.
+        strict: Refuse an input with a document that cannot be used, or a file of an unknown kind,
+            instead of leaving it out.
         model: ``provider/model``, ``local``, ``fake``, or ``package.module:callable``.
         prompt: The template of each branch; ``{input}`` is the chunk.
-        aspects: Named templates, each put to every chunk, in place of ``prompt``.
-        samples: How many answers to take for each chunk and aspect.
+        aspects: Named templates in place of ``prompt``; each is applied to every chunk.
+        samples: The number of answers for each chunk and aspect.
         system: The system prompt.
-        temperature: Sampling temperature; None leaves it to the provider.
-        max_tokens: The longest answer of a branch, in tokens; None leaves it to the provider.
+        temperature: Sampling temperature; None uses the provider's default.
+        max_tokens: The longest answer of a branch, in tokens; None uses the provider's default.
         seed: Seed of the first sample; sample ``n`` uses ``seed + n``.
         stop: Strings that end an answer.
         output_format: ``json`` refuses an answer that is not JSON (kind ``invalid_output``).
         split: How a document becomes chunks.
         chunk_tokens: The largest chunk, in estimated tokens.
-        chunk_overlap_tokens: What neighbouring chunks share, in estimated tokens.
-        reduce: How outputs become the aggregate; ``llm`` where ``aggregate_prompt`` is given,
+        chunk_overlap_tokens: The overlap of neighbouring chunks, in estimated tokens.
+        reduce: How outputs become the aggregate. None is ``llm`` if ``aggregate_prompt`` is given,
             else ``none``.
         aggregate_prompt: The template of the LLM aggregate; ``{input}`` is the joined outputs.
         aggregate_max_tokens: The longest answer of an LLM aggregate, in tokens.
         group_by: ``document``, ``aspect`` or the name of a column: one aggregate for each value.
         context_tokens: The model's context window; None takes the known one, or a safe guess.
-        min_success: The share of branches (0 to 1) that must succeed. Whatever it is, a run in
-            which no branch succeeded has failed.
+        min_success: The share of branches (0 to 1) that must succeed. A run in which no branch
+            succeeds has failed, even with 0.
         max_workers: The most branches of this run in flight in the whole fleet; None is no cap.
-        timeout_s: Seconds for one call from start to last byte.
-        rate: What the whole fleet may ask of the model in a minute.
+        timeout_s: Seconds for one call, from its start to the last byte.
+        rate: The rate limits of the model for the whole fleet.
         retries: When a failed call is made again.
-        deadline_s: Seconds from the submission after which no branch is begun: those left fail as
-            ``expired``, and the aggregate is made of what has finished. None is no deadline.
+        deadline_s: Seconds from the submission after which no branch is begun. The branches left
+            fail as ``expired``, and the finished ones are aggregated. None is no deadline.
     """
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, populate_by_name=True, hide_input_in_errors=True
     )
 
-    inputs: Annotated[tuple[str, ...], BeforeValidator(_several)] = ()
+    inputs: Annotated[tuple[str, ...], BeforeValidator(_as_tuple)] = ()
     base_dir: str | None = None
     text_column: str | None = None
     delimiter: Annotated[str | None, BeforeValidator(_delimiter)] = None
@@ -161,7 +161,7 @@ class RunSpec(BaseModel):
     temperature: Annotated[float | None, Field(ge=0, le=2)] = None
     max_tokens: Annotated[int | None, Field(ge=1)] = None
     seed: int | None = None
-    stop: Annotated[tuple[str, ...], BeforeValidator(_several)] = ()
+    stop: Annotated[tuple[str, ...], BeforeValidator(_as_tuple)] = ()
     output_format: Literal["text", "json"] = "text"
 
     split: SplitName = "none"
@@ -195,7 +195,7 @@ class RunSpec(BaseModel):
 
     @model_validator(mode="after")
     def _fields_fit_together(self) -> Self:
-        # Raised as SpecError inside a validator, pydantic would wrap it and lose the field.
+        # Inside a validator, pydantic would wrap a SpecError and lose its field.
         problem = self._undecoded() or self._misfit()
         if problem:
             raise ValueError(problem)
@@ -228,7 +228,7 @@ class RunSpec(BaseModel):
 
     @property
     def reduction(self) -> ReduceName:
-        """The aggregator that is used: what ``reduce`` says, or what follows from the prompts."""
+        """The name of the aggregator: ``reduce``, or the one that follows from the prompts."""
         return self.reduce or ("llm" if self.aggregate_prompt else "none")
 
     @property
@@ -240,7 +240,7 @@ class RunSpec(BaseModel):
 
     @property
     def aspect_names(self) -> tuple[str | None, ...]:
-        """The aspects in order; ``(None,)`` where there is a single prompt."""
+        """The aspects in order; ``(None,)`` for a single prompt."""
         return tuple(self.prompts)
 
     @property
@@ -254,7 +254,7 @@ _BOTH_PROMPTS = "prompt: give either prompt or aspects, and not both"
 
 
 def _refuse_booleans(model: type[BaseModel], fields: Mapping[str, Any], field: str) -> None:
-    """Raise SpecError for true and false in place of a number, which they are to Python."""
+    """Raise SpecError for a boolean in place of a number: Python treats them as numbers."""
     value, kind = fields[field], model.model_fields[field].annotation
     if isinstance(value, bool) and bool not in (kind, *get_args(kind)):
         raise SpecError(f"must not be true or false (got {value!r})", field=field)
@@ -266,7 +266,7 @@ def _refuse_booleans(model: type[BaseModel], fields: Mapping[str, Any], field: s
 
 
 def _is_utf8(value: object) -> bool:
-    """Say whether all strings in a field have bytes; what came from argv undecoded has none."""
+    """Say whether all strings in a field can be encoded; undecodable arguments of argv cannot."""
     if isinstance(value, dict):
         return all(_is_utf8(part) for part in (*value, *value.values()))
     if isinstance(value, tuple):
@@ -283,10 +283,10 @@ def _encodes(text: str) -> bool:
 
 
 def make_spec(**fields: Any) -> RunSpec:
-    """Return the validated spec; fields that are None are left to their defaults.
+    """Return the validated spec; fields that are None take their defaults.
 
     Raises:
-        SpecError: A field is wrong; the message has its name, its value and what is allowed.
+        SpecError: A field is wrong; the message has its name, its value and the allowed values.
     """
     given = {name: value for name, value in fields.items() if value is not None}
     try:
@@ -296,10 +296,10 @@ def make_spec(**fields: Any) -> RunSpec:
 
 
 def stored_spec(data: str | bytes) -> RunSpec:
-    """Return the spec of a run from its JSON in the store, with no field as one that was given.
+    """Return the spec of a run from its JSON in the store, with no field marked as given.
 
-    It has all fields, also those that nobody gave. Submitted again, it is not asked which of them
-    have an effect.
+    The JSON has all fields, including the defaults. So a run that is submitted again is not
+    refused for fields without effect.
     """
     spec = RunSpec.model_validate_json(data)
     spec.model_fields_set.clear()
@@ -307,7 +307,7 @@ def stored_spec(data: str | bytes) -> RunSpec:
 
 
 def load_job(path: Path) -> dict[str, Any]:
-    """Return the fields of the YAML job file ``path``, not yet validated.
+    """Return the fields of the YAML job file ``path``, without validation.
 
     Raises:
         SpecError: The file cannot be read, is not YAML, or is not a mapping.
@@ -319,7 +319,7 @@ def load_job(path: Path) -> dict[str, Any]:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
-        reason = getattr(error, "problem", None) or "it holds what no text has"
+        reason = getattr(error, "problem", None) or "it has a character that YAML does not allow"
         hint = "; a text that begins with { must be in quotes" if _begins_braces(mark) else ""
         raise SpecError(f"{path}{where}: not valid YAML: {reason}{hint}") from None
     if not isinstance(fields, dict):
@@ -328,7 +328,7 @@ def load_job(path: Path) -> dict[str, Any]:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML as everybody loads it, but a key that comes twice is an error."""
+    """The safe YAML loader, except that a duplicate key is an error."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:  # noqa: FBT001, FBT002 - as it is called
         seen: set[object] = set()
@@ -356,7 +356,7 @@ def _spec_error(error: ValidationError) -> SpecError:
         message = first["msg"].removeprefix("Value error, ")
         if field:
             return SpecError(f"{message} (got {first['input']!r})", field=field)
-        # Of a validator of the whole, which has the field in its message.
+        # An error of a model validator, which has the field in its message.
         field, _, message = message.partition(": ")
         return SpecError(message, field=field)
     if first["type"] == "string_type" and _is_braces(first["input"]):
@@ -369,13 +369,13 @@ def _spec_error(error: ValidationError) -> SpecError:
 
 
 _UNQUOTED = (
-    "must be a text, but YAML reads what begins with { as a mapping: put it in quotes, as "
-    "'{input}', or below a |"
+    "must be text, but YAML reads a value that begins with { as a mapping: put it in quotes, as "
+    "'{input}', or in a block after |"
 )
 
 
 def _is_braces(value: object) -> bool:
-    """Say whether a value is what YAML makes of an unquoted ``{input}``."""
+    """Say whether a value is the mapping that YAML reads from an unquoted ``{input}``."""
     return isinstance(value, dict) and bool(value) and all(one is None for one in value.values())
 
 

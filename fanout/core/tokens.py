@@ -1,4 +1,4 @@
-"""How long a text is for a model, without a vocabulary."""
+"""Estimates of the number of tokens in a text, without a tokenizer."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ BYTES_PER_TOKEN = 4
 
 
 def estimate_tokens(text: str) -> int:
-    """Return about how many tokens a text has: a quarter of its UTF-8 bytes, rounded up.
+    """Return an estimate of a text's tokens: a quarter of its UTF-8 bytes, rounded up.
 
-    Bytes and not characters, because a token of English is some four letters of one byte, while a
-    Chinese character is three bytes and about one token.
+    It counts bytes and not characters: a token of English is about four letters of one byte, while
+    a Chinese character is three bytes and about one token.
     """
     return tokens_of_bytes(utf8_bytes(text))
 
 
 def utf8_bytes(text: str) -> int:
-    """Return how many bytes a text has as UTF-8."""
-    # Known without looking at each character, which counts where prompts are long.
+    """Return the size of a text in UTF-8, in bytes."""
+    # For ASCII, Python knows the answer without a scan, which matters for long prompts.
     return len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
 
 
 def tokens_of_bytes(size_bytes: int) -> int:
-    """Return the estimated tokens of a text of so many UTF-8 bytes."""
+    """Return the estimated tokens of a text of ``size_bytes`` UTF-8 bytes."""
     return -(-size_bytes // BYTES_PER_TOKEN)

@@ -1,4 +1,4 @@
-"""Numbers as people read them, with their units: on terminals and in reports."""
+"""Formatting of numbers with their units, for terminals and reports."""
 
 from __future__ import annotations
 
@@ -21,34 +21,34 @@ _NARROW, _SPACE = "\N{NARROW NO-BREAK SPACE}", "\N{NO-BREAK SPACE}"
 _MINUTE_S, _HOUR_S, _DAY_S = 60, 3600, 86_400
 _MS = 0.001
 _LEAST_PERCENT = 0.1
-# From here on, three digits round to 1,000 ms.
+# From this value on, three digits round to 1,000 ms.
 _NEARLY_1_S = 0.9995
-# Seconds below this are shown with two digits behind the first.
+# Numbers below this have two digits behind the first.
 _FEW_S = 10
 
 
 def unit(number: str, name: str) -> str:
-    """Return a number and its unit, with a space that does not break."""
+    """Return a number and its unit, with a narrow no-break space between them."""
     return f"{number}{_NARROW}{name}"
 
 
 def plain(text: str) -> str:
-    """Return a text with ordinary spaces, as terminals show them."""
+    """Return a text with ordinary spaces in place of no-break ones, for terminals."""
     return text.replace(_NARROW, " ").replace(_SPACE, " ")
 
 
 def known(count: int | None) -> str:
-    """Return a count with thousands separated; ``?`` where it is unknown."""
+    """Return a count with thousands separators; ``?`` if it is unknown."""
     return "?" if count is None else f"{count:,}"
 
 
 def plural(number: int, one: str, many: str) -> str:
-    """Return a count and the word that fits it."""
+    """Return a count and the word in the singular or plural."""
     return f"{number:,} {one if number == 1 else many}"
 
 
 def share(part: int, whole: int) -> str:
-    """Return a share in percent; all is 100 % and none is 0 %, and nothing else is."""
+    """Return a share in percent; only all is shown as 100 %, and only none as 0 %."""
     if not whole:
         return "none"
     if part in {0, whole}:
@@ -62,14 +62,14 @@ def share(part: int, whole: int) -> str:
 
 
 def dollars(cost_usd: float | None) -> str:
-    """Return US dollars, with as many digits as a small sum needs."""
+    """Return US dollars; sums below one dollar have four decimals."""
     if cost_usd is None:
         return "unknown"
     return f"${cost_usd:,.2f}" if cost_usd >= 1 or not cost_usd else f"${cost_usd:.4f}"
 
 
 def duration(seconds: float) -> str:
-    """Return a duration in the units that fit it, to about three digits."""
+    """Return a duration in suitable units, to about three digits."""
     if seconds < _NEARLY_1_S:
         return unit(_digits(seconds / _MS), "ms")
     if seconds < _MINUTE_S:
@@ -96,7 +96,7 @@ def _two(large: int, small: int, large_unit: str, small_unit: str) -> str:
 
 
 def clock(seconds: float) -> str:
-    """Return a duration as a clock shows it: ``12.3 s``, ``4:05``, ``1:00:00``."""
+    """Return a duration in the form of a clock: ``12.3 s``, ``4:05``, ``1:00:00``."""
     if seconds < _MINUTE_S:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(int(seconds), _MINUTE_S)

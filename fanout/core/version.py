@@ -1,10 +1,10 @@
-"""The version of the messages and of the records in the store, for all who need to know it."""
+"""The version of the messages and of the stored records."""
 
 from __future__ import annotations
 
 __all__ = ["WIRE_VERSION"]
 
-# Raised by a change that a worker or a client of the version before could not read. Embedded runs
-# of the version before can then not be read either: fanout.client.embedded.state says so.
+# Raise it with any change that a worker or a client of the previous version cannot read. Embedded
+# runs of the previous version are then unreadable, too: fanout.client.embedded.state reports it.
 #   2: runs have turns in the queue of branches, and jobs have fields that version 1 refuses.
 WIRE_VERSION = 2

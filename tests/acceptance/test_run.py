@@ -334,7 +334,7 @@ def test_the_model_may_come_from_the_environment(fanout, here):
             ["fanout: --broker-url: must start with", "redis://"],
         ),
         (["good.txt", "--prompt", ""], ["--prompt: is required: what to ask of each chunk"]),
-        (["braces.yaml"], ["braces.yaml: prompt: must be a text", "put it in quotes"]),
+        (["braces.yaml"], ["braces.yaml: prompt: must be text", "put it in quotes"]),
         (["job.yaml"], ["promt: there is no such field; did you mean prompt?"]),
         ([], ["inputs: is required"]),
         (["-"], ["no document can be used", "stdin: the document is empty"]),

@@ -148,7 +148,9 @@ class Limiter:
 
     async def _has_slot(self, model: str, rates: Rates, tokens: int) -> bool:
         try:
-            slot = await asyncio.to_thread(self._store.take_slot, model, rates=rates, tokens=tokens)
+            slot = await asyncio.to_thread(
+                self._store.reserve_call, model, rates=rates, tokens=tokens
+            )
         except BrokerError as error:
             # Its outcome could not be written either: the call waits for the server.
             _log.warning("cannot ask for the rate limit of %s: %s", model, error)

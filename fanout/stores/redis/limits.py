@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, cast
 
-from fanout.core.rate_limits import BURST_S, MAX_AHEAD_S, LimitState, Slot
+from fanout.core.rate_limits import BURST_S, MAX_AHEAD_S, LimitState, Reservation
 from fanout.policy.outages import FIRST_PROBE_S, FORGET_S, MAX_PROBE_S, REOPEN_S, Standing
 from fanout.stores import codec
 from fanout.stores.redis.base import RedisBase, seconds, translated
@@ -22,7 +22,7 @@ class RedisLimits(RedisBase):
     """The rates and pauses of models. The server's clock counts: those of workers differ."""
 
     @translated
-    def take_slot(self, model: str, *, rates: Rates, tokens: int) -> Slot:
+    def reserve_call(self, model: str, *, rates: Rates, tokens: int) -> Reservation:
         """Take the next time at which a call to a model may begin: see fanout.core.rate_limits.
 
         Whoever asks brings the rates; all who ask for the same model share what is used of them.
@@ -30,7 +30,7 @@ class RedisLimits(RedisBase):
         costs = [rates.request_s(), rates.tokens_s(tokens)]
         args: list[Any] = [model, *costs, BURST_S, MAX_AHEAD_S, _KEPT_S]
         wait_s, is_taken = self._take_slot(keys=[self._limits], args=args)
-        return Slot(wait_s=float(wait_s), is_taken=is_taken == b"1")
+        return Reservation(wait_s=float(wait_s), is_taken=is_taken == b"1")
 
     @translated
     def correct_slot(self, model: str, *, rates: Rates, tokens: int) -> None:

@@ -383,7 +383,7 @@ VARIABLES = {
 }  # fmt: skip
 REFUSED = {
     "broker_ca_file": ({"FANOUT_BROKER_CA_FILE": "/x"}, "the broker's URL is not rediss"),
-    "stall_s": ({"FANOUT_STALL_S": "9", "FANOUT_REAPER_INTERVAL_S": "0"}, "is of no use"),
+    "stall_s": ({"FANOUT_STALL_S": "9", "FANOUT_REAPER_INTERVAL_S": "0"}, "has no effect"),
     "traces_branch_ratio": ({"FANOUT_TRACES_BRANCH_RATIO": "0.1"}, "FANOUT_TRACES is off"),
     "autoscale": ({"FANOUT_AUTOSCALE": "8,2"}, "works with the prefork pool only"),
 }

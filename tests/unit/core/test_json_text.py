@@ -82,7 +82,7 @@ def test_there_is_no_json(answer):
 
 @pytest.mark.parametrize("answer", [f'{A} or {{"a": 2}}', f"{FENCED}\nor\n```\n[1]\n```"])
 def test_several_values_are_no_answer(answer):
-    with pytest.raises(ValueError, match="2 JSON values that differ"):
+    with pytest.raises(ValueError, match="2 different JSON values"):
         parse_json(answer)
 
 

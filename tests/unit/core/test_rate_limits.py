@@ -104,15 +104,15 @@ def test_tokens_that_are_not_limited_are_not_counted(store, monkeypatch, rates):
 
 def test_a_store_that_is_away_is_asked_again(store):
     answers = iter([BrokerError("away"), BrokerError("away")])
-    take_slot = store.take_slot
+    reserve_call = store.reserve_call
 
     def flaky(*args, **kwargs):
         error = next(answers, None)
         if error is not None:
             raise error
-        return take_slot(*args, **kwargs)
+        return reserve_call(*args, **kwargs)
 
-    store.take_slot = flaky
+    store.reserve_call = flaky
     result = asyncio.run(call(Worker(store).limiter, FakeLLM(), Rates(requests_per_minute=60)))
     assert result.attempts == 1
     assert store.limits()["m"].requests_until > 0

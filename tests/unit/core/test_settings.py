@@ -38,11 +38,15 @@ def test_an_empty_variable_is_not_set(monkeypatch):
         ("FANOUT_QUEUES", "typo", ["FANOUT_QUEUES", "control, branches", "'typo'"]),
         ("FANOUT_WORKER_NAME", "a@b@c", ["FANOUT_WORKER_NAME", "at most one @", "'a@b@c'"]),
         ("FANOUT_AUTOSCALE", "8,2", ["FANOUT_AUTOSCALE", "prefork pool only", "--concurrency"]),
-        ("FANOUT_STORAGE", "shared/x", ["FANOUT_STORAGE", "from / on", "'shared/x'"]),
-        ("FANOUT_STORAGE", "s3://me:hunter2@b/x", ["FANOUT_STORAGE", "no password", "[key]"]),
-        ("FANOUT_STORAGE", "/", ["FANOUT_STORAGE", "must be a folder"]),
+        ("FANOUT_STORAGE", "shared/x", ["FANOUT_STORAGE", "absolute path", "'shared/x'"]),
+        (
+            "FANOUT_STORAGE",
+            "s3://me:hunter2@b/x",
+            ["FANOUT_STORAGE", "not contain a password", "[key]"],
+        ),
+        ("FANOUT_STORAGE", "/", ["FANOUT_STORAGE", "a folder other than /"]),
         ("FANOUT_STORAGE", "s3://", ["FANOUT_STORAGE", "s3://bucket/prefix"]),
-        ("FANOUT_STORAGE", "/a folder", ["FANOUT_STORAGE", "no blanks"]),
+        ("FANOUT_STORAGE", "/a folder", ["FANOUT_STORAGE", "not contain spaces"]),
         ("FANOUT_BROKER_URL", "amqp://x", ["FANOUT_BROKER_URL", "redis://", "rediss://"]),
     ],
 )
@@ -125,9 +129,9 @@ def test_two_places_for_the_broker_url_are_one_too_many(monkeypatch):
 @pytest.mark.parametrize(
     ("url", "file", "words"),
     [
-        ("redis://x", "ca", "is of no use"),
-        ("sentinel://x/0?master=m", "ca", "is of no use"),
-        (None, "ca", "is of no use"),
+        ("redis://x", "ca", "has no effect"),
+        ("sentinel://x/0?master=m", "ca", "has no effect"),
+        (None, "ca", "has no effect"),
         ("rediss://x", "none", "cannot be used: No such file"),
         ("rediss://x", "ca", "cannot be used: it holds no certificate"),
     ],
@@ -196,7 +200,7 @@ def test_another_variable_is_warned_of_once_and_those_of_kubernetes_are_not(monk
     load_settings()
     load_settings()
     assert caplog.messages == [
-        "FANOUT_COFFEE_TEMPERATURE is no setting of fanout's, and is not used"
+        "FANOUT_COFFEE_TEMPERATURE is not a setting of fanout, and is ignored"
     ]
 
 

@@ -751,7 +751,7 @@ class Bookings:
         """Take slots, which must be so many seconds from the beginning."""
         for moment in expected:
             before = time.monotonic()
-            slot = self.store.take_slot("m", rates=rates, tokens=tokens)
+            slot = self.store.reserve_call("m", rates=rates, tokens=tokens)
             after = time.monotonic()
             self.began_before = self.began_before or after
             assert slot.is_taken
@@ -769,7 +769,7 @@ def bookings(store):
 def test_slots_of_a_model_are_spaced_by_its_rate(store, bookings):
     # The first two at once: an idle second may be used up.
     bookings.take(0, 0, 1, 2, 3)
-    assert store.take_slot("other", rates=PER_SECOND, tokens=0).wait_s == 0
+    assert store.reserve_call("other", rates=PER_SECOND, tokens=0).wait_s == 0
 
 
 def test_whoever_asks_for_a_slot_uses_up_the_same_rate(bookings):
@@ -785,9 +785,9 @@ def test_tokens_are_limited_beside_requests(bookings):
 
 def test_a_slot_far_ahead_is_not_given(store, bookings):
     bookings.take(0, *range(10))
-    slot = store.take_slot("m", rates=Rates(requests_per_minute=1), tokens=0)
+    slot = store.reserve_call("m", rates=Rates(requests_per_minute=1), tokens=0)
     assert slot.is_taken
-    slot = store.take_slot("m", rates=PER_SECOND, tokens=0)
+    slot = store.reserve_call("m", rates=PER_SECOND, tokens=0)
     assert not slot.is_taken
     assert slot.wait_s > 30
     assert 60 < store.limits()["m"].requests_until <= 71
