@@ -97,5 +97,6 @@ class Collector:
 
 def _values(attributes: list[KeyValue]) -> dict[str, str]:
     return {
-        pair.key: str(getattr(pair.value, pair.value.WhichOneof("value"))) for pair in attributes
+        pair.key: str(getattr(pair.value, pair.value.WhichOneof("value") or "string_value"))
+        for pair in attributes
     }

@@ -52,7 +52,8 @@ def read(*files: str, env: dict[str, str] | None = None, folder: Path = ROOT) ->
         env={**given, **(env or {})},
     )
     assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    rendered: dict[str, Any] = json.loads(done.stdout)
+    return rendered
 
 
 def seconds(duration: str) -> float:

@@ -22,7 +22,7 @@ from fanout.runs.results import StoredResult
 from fanout.stores import RedisStore
 from workers.branch import execution as branches
 from workers.branch.execution import BranchFailed
-from workers.context.inflight import CallStoppedError
+from workers.context.inflight import CallStoppedError, Stop
 from workers.context.limiter import Limiter
 from workers.context.progress import Progress
 from workers.context.runtime import Runtime as RealRuntime
@@ -143,7 +143,7 @@ class Messages:
 class Runtime:
     """As much of a worker process as branches and stages use."""
 
-    stop = None
+    stop: Stop | None = None
     holder = "me"
 
     def __init__(self, **fields):

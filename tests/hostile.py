@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from random import Random
 
 # By what it is that they are not.
-VALUES = [
+VALUES: list[Any] = [
     None, True, False, 0, -1, 1, 7, 101, 2**31, 2**63, 2**70, 10**400, 0.5, -0.0, 1e308,
     float("nan"), float("inf"), "", "x", "x\n", "x" * 5_000, "\x00", "\x1b[2J", "\ud800", "../..",
     "fanout.branch", "fanout.branches", "celery.chain", "os:system", "evil/0/0/0", "latest",
@@ -35,7 +35,7 @@ KEYS = [
 
 def opened(raw: bytes) -> dict[str, Any]:
     """A message with its body as it is inside."""
-    message = json.loads(raw)
+    message: dict[str, Any] = json.loads(raw)
     message["body"] = json.loads(base64.b64decode(message["body"]))
     return message
 

@@ -18,8 +18,8 @@ class _Server(ThreadingHTTPServer):
     # A fleet begins its calls all at once.
     request_queue_size = 256
 
-    def handle_error(self, request: object, client_address: object) -> None:
-        """Bear a caller that has gone."""
+    def handle_error(self, request: Any, client_address: object) -> None:
+        """Report an error, unless its caller has gone."""
         if not isinstance(sys.exc_info()[1], ConnectionError):
             super().handle_error(request, client_address)
 

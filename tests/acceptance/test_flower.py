@@ -22,6 +22,7 @@ from ports import free_port
 
 from fanout import Client, RunSpec
 from fanout.broker.app import BRANCHES_QUEUE, CONTROL_QUEUE
+from fanout.core.spec import RetrySpec
 from tests.browser import Browser
 from tests.integration.conftest import Worker, wait_for
 from tests.needs import needs
@@ -89,7 +90,8 @@ class FlowerProcess:
 
     def tasks(self, **query: str) -> dict[str, dict[str, object]]:
         words = "&".join(f"{name}={value}" for name, value in query.items())
-        return json.loads(self.ask(f"/api/tasks?{words}")[1])
+        tasks: dict[str, dict[str, object]] = json.loads(self.ask(f"/api/tasks?{words}")[1])
+        return tasks
 
     def stop(self) -> None:
         self.process.terminate()
@@ -128,7 +130,7 @@ def fleet(tmp_path_factory):
             wait_for(lambda: set(client.workers()) == set(WORKERS), "the workers are up")
             kinds = "content_filter,timeout"
             model = f"fake?fail_rate=0.1&fail_kind={kinds}&latency_s=0.02"
-            retries = {"max_attempts": 1}
+            retries = RetrySpec(max_attempts=1)
             spec = RunSpec(
                 model=model, prompt="secretprompt {input}", reduce="vote", retries=retries
             )

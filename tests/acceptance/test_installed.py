@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from ports import free_port
 
 from fanout.core.settings import load_settings
 from fanout.llm.assets import WEIGHTS, fetch
@@ -17,7 +18,6 @@ from tests.collector import Collector
 from tests.integration.conftest import wait_for
 from tests.integration.test_storage import BUCKET, s3, s3_url  # noqa: F401 - fixtures
 from tests.lean import ROOT, base, with_extra
-from tests.servers import free_port
 
 # Of all warnings only Celery's is expected, which tests that run as root are shown.
 WARNINGS = {"PYTHONWARNINGS": "error,ignore:You're running the worker"}

@@ -330,13 +330,12 @@ def test_nothing_that_others_say_gives_the_terminal_orders(fanout, broker_url, r
     runs = (failed, plain, merged, run)
     for letter in {each.run_id[0] for each in runs}:
         expected = [f"plain,{each.run_id}" for each in runs if each.run_id[0] == letter]
+
         # It gives up where the answer takes long, as on a busy machine.
-        wait_for(
-            lambda letter=letter, expected=expected: (
-                complete(fanout, "status", letter, FANOUT_BROKER_URL=broker_url) == expected
-            ),
-            f"these are completed: {expected}",
-        )
+        def is_completed(letter=letter, expected=expected):
+            return complete(fanout, "status", letter, FANOUT_BROKER_URL=broker_url) == expected
+
+        wait_for(is_completed, f"these are completed: {expected}")
 
 
 def complete(fanout, *words, **env):

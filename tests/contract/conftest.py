@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
 import redis
 
@@ -11,21 +13,26 @@ from fanout.core.settings import load_settings
 
 from .messages import make_known
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from celery import Celery
+
 
 @pytest.fixture
-def app(broker_url):
+def app(broker_url: str) -> Iterator[Celery]:
     app = broker.make_app(load_settings(broker_url=broker_url))
     yield app
     app.close()
 
 
 @pytest.fixture
-def server_client(broker_url):
+def server_client(broker_url: str) -> Iterator[redis.Redis]:
     with redis.Redis.from_url(broker_url) as client:
         yield client
 
 
 @pytest.fixture
-def publisher(app, server_client):
+def publisher(app: Celery, server_client: redis.Redis) -> Publisher:
     make_known(server_client)
     return Publisher(app)

@@ -81,8 +81,9 @@ def read_of_others():
         if not FOREIGN & set(re.findall(r"(?:from|import) (\w+)", source)):
             continue
         for node in ast.walk(tree):
-            is_private = isinstance(node, ast.Attribute) and re.match(r"_[a-z]", node.attr)
-            if is_private and ast.unparse(node.value) not in {"self", "cls", "os", "super()"}:
+            if not isinstance(node, ast.Attribute) or not re.match(r"_[a-z]", node.attr):
+                continue
+            if ast.unparse(node.value) not in {"self", "cls", "os", "super()"}:
                 found.add(node.attr)
     return found
 

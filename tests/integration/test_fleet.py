@@ -64,7 +64,7 @@ def test_a_worker_says_what_it_is_and_how_full(client, start_worker):
 
     def is_full() -> bool:
         [seen] = client.fleet().workers
-        return seen.in_flight == 3
+        return bool(seen.in_flight == 3)
 
     wait_for(is_full, "the worker says that it is full")
     [seen] = client.fleet().workers

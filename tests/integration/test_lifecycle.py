@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from contextlib import suppress
+from typing import Any
 
 import pytest
 import redis
@@ -47,7 +48,7 @@ def submit_and_die(client, documents, **fields):
 
 def at_once(*calls):
     """Call them in threads that start together; return what each gave or raised."""
-    given = [None] * len(calls)
+    given: list[Any] = [None] * len(calls)
     meet = threading.Barrier(len(calls))
 
     def call(i):

@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import partial
 from itertools import product
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import psutil
 import pytest
@@ -255,7 +255,7 @@ def embedded(request, monkeypatch, functions) -> Iterator[tuple[Client, str]]:
 @contextmanager
 def in_process(request, monkeypatch, functions) -> Iterator[tuple[Client, str]]:
     """A worker in a thread of the client's process."""
-    names: dict[str, object] = {}
+    names: dict[str, Any] = {}
     exec(_MODULE, names)
     with ParallelCalls(llm=names["answer"]) as runner:
         first = runner.run(["fine"], "{input}")
@@ -264,6 +264,7 @@ def in_process(request, monkeypatch, functions) -> Iterator[tuple[Client, str]]:
 
 def break_things(client: Client, workers: list[psutil.Process]) -> None:
     """Kill a worker, or what comes closest where it is a thread; lose what is in the queue."""
+    assert client.broker_url is not None
     with redis.Redis.from_url(client.broker_url) as server:
         if workers:
             workers[0].send_signal(signal.SIGKILL)
@@ -322,5 +323,6 @@ def test_every_operation_on_a_run_comes_to_its_end(
             assert bool(workers) == (kind is not in_process)
             break_things(client, workers)
         assert not failures, "\n".join(f"{cell}: {error}" for cell, error in failures.items())
+        assert client.broker_url is not None
         with redis.Redis.from_url(client.broker_url) as server:
             wait_for(lambda: not server.keys("fanout.branches*"), "nothing waits any more")

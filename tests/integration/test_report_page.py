@@ -18,10 +18,11 @@ import pytest
 from fanout.aggregators import Aggregate
 from fanout.core.records import ErrorKind
 from fanout.core.spec import make_spec
+from fanout.report.page import page
 from fanout.runs.results import StoredResult
 from tests.integration.conftest import wait_for
 from tests.needs import needs
-from tests.unit.report.test_report import NASTY, branch, facts, page
+from tests.unit.report.test_report import NASTY, branch, facts
 
 SIZES = {"phone": (360, 740), "desk": (1440, 900)}
 QUIET = (

@@ -7,7 +7,6 @@ import time
 
 import pytest
 
-from fanout.client import run as handle
 from fanout.client.client import Client
 from fanout.client.run import Run
 from fanout.core.errors import BrokerError, InputError, RunError, UnknownRunError
@@ -426,8 +425,8 @@ class AwayStore(RedisStore):
 @pytest.fixture
 def clock(monkeypatch):
     now = itertools.count(step=10)
-    monkeypatch.setattr(handle.time, "monotonic", lambda: float(next(now)))
-    monkeypatch.setattr(handle.time, "sleep", lambda _seconds: None)
+    monkeypatch.setattr(time, "monotonic", lambda: float(next(now)))
+    monkeypatch.setattr(time, "sleep", lambda _seconds: None)
 
 
 def test_waiting_bears_a_server_that_is_away_for_a_while(publisher, clock):

@@ -11,6 +11,7 @@ import io
 import re
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
@@ -44,7 +45,7 @@ ALWAYS = {
     "max_elapsed_s", "requests_per_minute", "tokens_per_minute",
 }  # fmt: skip
 # These have one beside some others only: a value, and with which others it has one and has none.
-SOMETIMES = {
+SOMETIMES: dict[str, tuple[Any, list[Any], list[Any]]] = {
     "chunk_tokens": (50, [{"split": s} for s in ("tokens", "markdown", "sentences")],
                      [{}, {"split": "none"}, {"split": "lines"}]),
     "chunk_overlap_tokens": (5, [{"split": "tokens"}], [{}, {"split": "lines"}]),

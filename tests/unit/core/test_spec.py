@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
@@ -205,7 +206,7 @@ def option_words(name, value):
 
 
 def test_every_field_has_a_part_where_it_may_stand_by_itself():
-    parts = {"retries": RetrySpec, "rate": RateSpec}
+    parts: dict[str, Any] = {"retries": RetrySpec, "rate": RateSpec}
     assert {n: part for part, model in parts.items() for n in model.model_fields} == PARTS
 
 

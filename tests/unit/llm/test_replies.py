@@ -9,6 +9,7 @@ import sys
 import time
 import types
 from encodings import aliases
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -244,7 +245,7 @@ def test_no_object_of_litellm_raises_anything_but_llm_error(lite, value):
 @given(status=st.none() | st.integers(), body=JSON, headers=JSON)
 @FEWER
 def test_no_exception_of_litellm_raises_anything_else(lite, status, body, headers):
-    error = Exception("x")
+    error: Any = Exception("x")
     error.status_code, error.body = status, body
     error.response = types.SimpleNamespace(headers=headers)
     assert isinstance(lite._error(error), LLMError)

@@ -60,7 +60,7 @@ def normal(name):
 
 
 def declared(lines):
-    return {normal(re.match(r"[A-Za-z0-9._-]+", line)[0]) for line in lines}
+    return {normal(re.split(r"[^A-Za-z0-9._-]", line)[0]) for line in lines}
 
 
 def locked(name):

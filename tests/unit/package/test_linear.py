@@ -77,6 +77,7 @@ def patterns_of(name, tree):
                    for part in ast.walk(node)):  # fmt: skip
             continue
         for target in targets:
+            assert isinstance(target, ast.Name)
             uses = uses_of(tree, target.id)
             for at, one in enumerate(patterns_in(getattr(module, target.id))):
                 yield f"{name}.{target.id}[{at}]", (one, uses)

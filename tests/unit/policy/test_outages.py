@@ -216,7 +216,7 @@ class Hours(asyncio.SelectorEventLoop):
     def time(self):
         return 1_000.0 + self.skipped
 
-    def run_in_executor(self, executor, func, *args):
+    def run_in_executor(self, executor, func, *args):  # type: ignore[override]
         done = self.create_future()
         try:
             done.set_result(func(*args))

@@ -283,7 +283,7 @@ def test_an_unexpected_error_of_a_task_is_known_by_its_type_and_place_only(caplo
     with pytest.raises(TaskFault) as caught, _not_done():
         msgspec.convert({CANARY: 1}, int)
     with pytest.raises(TaskFault, match=r"KeyError at test_bounds\.py:") as caught, _not_done():
-        {}[CANARY]
+        dict[str, str]()[CANARY]
     assert "CANARY-VALUE" not in str(caught.value)
     assert caught.value.__cause__ is None
     assert caught.value.__suppress_context__

@@ -67,8 +67,9 @@ def test_what_may_have_been_done_for_one_who_was_cancelled_is_told(threads, faul
         await asyncio.sleep(0)
         assert abandoned == [], "it is under way"
         step.go.release(3)
-        [answer] = await asyncio.gather(stays, return_exceptions=True)
-        assert answer == (20 if fault is None else fault)
+        answers: list[object] = list(await asyncio.gather(stays, return_exceptions=True))
+        expected = 20 if fault is None else fault
+        assert answers == [expected]
         assert abandoned == [1]
 
     asyncio.run(main())
@@ -175,7 +176,7 @@ def test_a_step_for_which_nothing_is_left_is_tried_again(threads, monkeypatch, e
     async def main():
         pool = Refusing(threads, error, times=2 if where == "submit" else 0)
         batches = Batches(carry_out, pool)
-        assert await asyncio.gather(batches(1), batches(2)) == [1, 2]
+        assert list(await asyncio.gather(batches(1), batches(2))) == [1, 2]
         assert await batches(3) == 3
 
     asyncio.run(main())
@@ -293,7 +294,7 @@ def test_a_first_one_lingers_for_others_to_come_along(threads):
         shared = Batches(lambda asked: batches_seen.append(asked) or asked, threads, lambda: 0.05)
         first = asyncio.ensure_future(shared(1))
         await asyncio.sleep(0.001)
-        assert await asyncio.gather(first, shared(2)) == [1, 2]
+        assert list(await asyncio.gather(first, shared(2))) == [1, 2]
 
     asyncio.run(main())
     assert batches_seen == [[1, 2]]

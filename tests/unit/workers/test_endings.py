@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from contextlib import suppress
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -24,6 +25,8 @@ _ROUNDS = 300
 class Queue(Publisher):
     """Keeps the order of what was published, each step by itself; loses what it is told to."""
 
+    sent: deque[Any]
+
     def __init__(self):
         super().__init__()
         self.sent = deque()
@@ -43,6 +46,8 @@ class Queue(Publisher):
 
 class Engine(Runtime):
     """One worker, its queue and its reaper."""
+
+    publisher: Queue
 
     def __init__(self, texts, *, max_workers, shard, **fields):
         super().__init__(retries={"max_attempts": 1}, **fields)

@@ -31,6 +31,8 @@ CANARY = "canary-7f3a"
 class Traced(Runtime):
     """A worker that keeps the spans that it writes."""
 
+    telemetry: Tracing
+
     def __init__(self, *, branch_ratio=1.0, **fields):
         super().__init__(**fields)
         self.exporter = InMemorySpanExporter()
