@@ -84,7 +84,8 @@ def test_commands_run(words, files):
 @pytest.mark.parametrize("source", list(blocks("yaml")))
 def test_job_files_are_valid(source, files):
     (files / "example.yaml").write_text(source)
-    job_spec(("example.yaml",), {}, load_settings())
+    spec = job_spec(("example.yaml",), {}, load_settings())
+    assert spec.prompts, "a job asks something"
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.yaml")), ids=lambda p: p.name)

@@ -65,7 +65,10 @@ def test_the_place_of_the_text_is_required():
 
 
 def test_a_known_template_passes():
-    Template.parse("{input} {who}").require([*BRANCH_NAMES, "who"])
+    template = Template.parse("{input} {who}")
+    template.require([*BRANCH_NAMES, "who"])
+    with pytest.raises(PromptError, match=r"no \{who\}"):
+        template.require(BRANCH_NAMES)
 
 
 def test_a_missing_value_names_itself():

@@ -10,6 +10,7 @@ import sys
 import pytest
 
 from fanout.core.errors import LostDataError, SettingsError, StorageError, StoredDataError
+from fanout.core.ids import ShardId
 from fanout.stores import codec
 from fanout.stores.blobs import (
     MARKER,
@@ -22,7 +23,7 @@ from fanout.stores.blobs import (
 )
 from fanout.stores.blobs.marker import run_marker
 
-NAME = blob_name("r1", 0, 7, "in")
+NAME = blob_name(ShardId("r1", 0, 7), "in")
 
 
 @pytest.fixture(params=["inline", "folder", "file://", "memory://"])
@@ -76,10 +77,11 @@ def test_who_writes_second_does_not_replace_what_the_first_has_written(blobs):
 
 def test_dropping_what_is_gone_is_harmless(blobs):
     held = blobs.keep(NAME, b"text")
-    blobs.drop(NAME, held)
-    blobs.drop(NAME, held)
-    blobs.drop_all("r1")
-    blobs.drop_all("r1")
+    for _ in range(2):
+        blobs.drop(NAME, held)
+        blobs.drop_all("r1")
+    again = blobs.keep(NAME, b"text")
+    assert blobs.load(NAME, again) == b"text"
 
 
 def test_a_file_is_named_after_its_run_stage_and_shard(folder, tmp_path):
@@ -92,8 +94,8 @@ def test_a_file_is_named_after_its_run_stage_and_shard(folder, tmp_path):
 def test_a_run_is_deleted_with_all_its_files_and_without_those_of_others(marked):
     for run_id in ("r1", "r2"):
         marked.claim(run_id)
-        marked.keep(blob_name(run_id, 0, 0, "in"), b"text")
-        marked.keep(blob_name(run_id, 1, 0, "out"), b"text")
+        marked.keep(blob_name(ShardId(run_id, 0, 0), "in"), b"text")
+        marked.keep(blob_name(ShardId(run_id, 1, 0), "out"), b"text")
     assert marked.drop_all("r1/s1")
     kept = [path[:5] for path in everything(marked)]
     assert kept == [MARKER[:5], "r1/.f", "r1/s0", "r2/.f", "r2/s0", "r2/s1"]
@@ -144,7 +146,7 @@ def test_nothing_is_deleted_or_claimed_in_a_storage_that_has_no_id(folder, tmp_p
 def test_a_deletion_that_died_half_way_is_done_again(marked, monkeypatch):
     marked.claim("r1")
     for number in range(3):
-        marked.keep(blob_name("r1", 0, number, "in"), b"text")
+        marked.keep(blob_name(ShardId("r1", 0, number), "in"), b"text")
     fs, _ = marked._opened
     remove = type(fs).rm
 

@@ -77,5 +77,6 @@ def test_a_connection_that_is_closed_already_is_no_matter(connection):
     watching = watch(NEW, NEW)
     watching.add(connection)
     connection.close()
-    watching.look()
-    watching.look()
+    for _ in range(2):
+        watching.look()
+    assert watching._last == NEW

@@ -141,3 +141,4 @@ def test_no_arguments_and_no_records_make_a_script_long(broker_url, client, argu
                     with contextlib.suppress(redis.ResponseError):
                         impatient.fcall(name, len(key), *key, *[given] * 9)
         impatient.delete(*keys)
+        assert impatient.ping(), "no script runs on"

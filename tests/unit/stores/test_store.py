@@ -312,8 +312,10 @@ def wait_until(condition):
 
 
 def test_what_is_gone_is_taken_back_by_nobody(store, run):
+    before = sorted(store._redis.keys())
     store.unbegin(BranchId(run, 0, 7, 1), token="a")
     store.unbegin(BranchId("nope", 0, 0, 1), token="a")
+    assert sorted(store._redis.keys()) == before
 
 
 def test_a_holder_that_is_silent_holds_nothing(store, run):
