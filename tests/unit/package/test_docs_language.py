@@ -60,6 +60,13 @@ def test_a_page_names_the_actor(path):
     assert banned_words(path.read_text(errors="replace")) == []
 
 
+@pytest.mark.parametrize("path", OTHERS, ids=named)
+def test_the_comments_of_a_file_fit_a_screen(path):
+    lines = path.read_text(errors="replace").splitlines()
+    comments = [line if re.match(r"\s*#", line) or path.suffix == ".txt" else "" for line in lines]
+    assert long_lines("\n".join(comments)) == []
+
+
 def test_a_line_that_is_too_long_and_a_banned_word_are_found():
     assert long_lines(f"{'a ' * 55}\n{'a ' * 56}") == [f"2: {'a ' * 30}..."]
     assert long_lines(f"[1]: https://example.org/{'a' * 200}") == []
