@@ -145,7 +145,7 @@ def parse_task_id(task_id: str) -> tuple[Id, str]:
 
 
 def run_of(task_id: str) -> str:
-    """Return the run of any task id or group id."""
+    """Return the run of any task id, group id or folder of blobs."""
     return task_id.partition("/")[0]
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from fanout.core.errors import FanoutError, LostDataError, SettingsError, StorageError
+from fanout.core.ids import run_of
 from fanout.core.redaction import redacted
 from fanout.stores.blobs.base import Reference
 from fanout.stores.blobs.inline import InlineBlobs
@@ -203,7 +204,7 @@ class FileBlobs:
             return True
         if not files:
             return True
-        run_id = folder.partition("/")[0]
+        run_id = run_of(folder)
         problem = self._foreign(run_id, files)
         if problem is not None:
             # Whoever can write to the server may have named somebody else's folder.

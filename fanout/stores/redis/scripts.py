@@ -272,7 +272,7 @@ redis.call('HINCRBY', KEYS[2], 'heals', 1)
 return 1
 """
 
-# KEYS run, stage, blob, sizes; ARGV blob, number, count, ttl, index of the first branch, and the
+# KEYS run, stage, blob, sizes; ARGV blob, shard, count, ttl, index of the first branch, and the
 # final statuses. Returns -1 where there is no such run, 0 where the stage takes no more shards. A
 # shard that is written again, by a second client, is counted once, and the first one stands.
 PUT_SHARD = """
@@ -416,7 +416,7 @@ redis.call('EXPIRE', KEYS[2], ARGV[1])
 return 1
 """
 
-# KEYS stage, shards taken back, out, live, state, run; ARGV number, ttl, how many outcomes are
+# KEYS stage, shards taken back, out, live, state, run; ARGV shard, ttl, how many outcomes are
 # kept, position and outcome of each, and the kind of each that is dropped. Returns whether it was
 # now; -1: no such run.
 REOPEN_SHARD = """

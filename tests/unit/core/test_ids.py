@@ -128,7 +128,7 @@ def makes_id(node):
 def parses_id(node):
     match node:
         case ast.Call(func=ast.Attribute(value=text, attr=how)) if how in PARSERS:
-            return name_of(text) in {"task_id", "group_id", "group", "id"}
+            return name_of(text) in {"task_id", "group_id", "group", "id", "folder"}
     return False
 
 
