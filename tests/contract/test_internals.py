@@ -1,4 +1,4 @@
-"""docs/celery-internals.md names every internal of Celery, kombu and Flower that the code leans on."""
+"""docs/celery-internals.md names every internal of Celery and the like that the code leans on."""
 
 from __future__ import annotations
 
@@ -15,9 +15,11 @@ import workers
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "celery-internals.md").read_text()
-FOREIGN = {"celery", "kombu", "billiard", "flower"}
+FOREIGN = {"celery", "kombu", "billiard", "flower", "redis", "concurrent"}
 # Made to be derived from, and documented so.
 DOCUMENTED = {"celery.bootsteps", "celery.utils.log"}
+# What Python itself puts into a class.
+PYTHONS = ("__", "_abc_impl", "_is_protocol")
 # Modules that do their work when they are imported.
 PROGRAMS = {"local_server", "guard", "__main__"}
 OURS = {"fanout", "workers"}
@@ -52,7 +54,7 @@ def overridden():
     for cls, bases in classes():
         for base in bases:
             own = (each for each in cls.__mro__ if package(each) in OURS)
-            names = {name for each in own for name in vars(each) if not name.startswith("__")}
+            names = {name for each in own for name in vars(each) if not name.startswith(PYTHONS)}
             found |= {f"{base.__qualname__}.{name}" for name in names & vars(base).keys()}
     return found
 
