@@ -7,6 +7,7 @@ import itertools
 import secrets
 from contextlib import suppress
 from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 import fakeredis
 import msgspec
@@ -31,6 +32,14 @@ from workers.reduce.stages import aggregate, collect
 from workers.telemetry.base import NoTelemetry
 from workers.telemetry.reports import Reports
 
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    import pytest
+
+    from fanout.core.ids import BranchId
+    from fanout.stores import Grant
+
 __all__ = [
     "RUN",
     "Clock",
@@ -49,17 +58,17 @@ RUN = "r1"
 _CLOCKS = ("commands_mixins.server_mixin", "_socket._base", "_helpers")
 
 
-def fake_redis(server=None):
+def fake_redis(server: fakeredis.FakeServer | None = None) -> fakeredis.FakeRedis:
     """Return a client of a fake server: of a new one, where none is given."""
     return fakeredis.FakeRedis(server=server or fakeredis.FakeServer())
 
 
-def fake_store(server=None, *, kind=RedisStore, **options):
+def fake_store(server: fakeredis.FakeServer | None = None, **options: Any) -> RedisStore:
     """Return a store on a fake server: on a new one, where none is given."""
-    return kind(fake_redis(server), **options)
+    return RedisStore(fake_redis(server), **options)
 
 
-def set_server_clock(monkeypatch, clock):
+def set_server_clock(monkeypatch: pytest.MonkeyPatch, clock: Callable[[], float]) -> None:
     """Have fake servers tell the time by ``clock``, in seconds since the epoch."""
     for module in _CLOCKS:
         monkeypatch.setattr(f"fakeredis.{module}.time", SimpleNamespace(time=clock))
@@ -68,14 +77,14 @@ def set_server_clock(monkeypatch, clock):
 class Clock:
     """Seconds that pass only when a test says so."""
 
-    def __init__(self, now=0.0):
+    def __init__(self, now: float = 0.0) -> None:
         self.now = now
 
-    def __call__(self):
+    def __call__(self) -> float:
         return self.now
 
 
-def make_shard(count=3, first=0):
+def make_shard(count: int = 3, first: int = 0) -> Shard:
     """Return a shard of so many branches, each of a chunk of its own."""
     chunks = [Chunk(text=f"t{i}", document=f"d{i}", document_index=i) for i in range(count)]
     return Shard(first=first, count=count, first_chunk=first, chunks=chunks)
@@ -84,45 +93,47 @@ def make_shard(count=3, first=0):
 class Publisher:
     """Notes what the code publishes."""
 
-    def __init__(self):
-        self.sent = []
+    def __init__(self) -> None:
+        self.sent: Any = []
 
-    def expand(self, stage_id, grants):
+    def expand(self, stage_id: StageId, grants: Iterable[Grant]) -> None:
         self.sent += [("expand", stage_id.stage, grant.shard, grant.lanes) for grant in grants]
 
-    def shard_chord(self, shard_id, positions, *, size, feed):
+    def shard_chord(
+        self, shard_id: ShardId, positions: Iterable[int], *, size: int, feed: int
+    ) -> None:
         self.sent.append(("chord", shard_id.stage, shard_id.shard, size, list(positions), feed))
 
-    def forget_shard(self, shard_id):
+    def forget_shard(self, shard_id: ShardId) -> None:
         self.sent.append(("forget", shard_id.stage, shard_id.shard))
 
-    def forget_run(self, run_id, shards):
+    def forget_run(self, run_id: str, shards: object) -> None:
         self.sent.append(("forgotten", shards))
 
-    def branches(self, shard_id, positions, *, feed):
+    def branches(self, shard_id: ShardId, positions: Iterable[int], *, feed: int) -> None:
         self.mixed_branches((shard_id.branch(position), feed) for position in positions)
 
-    def mixed_branches(self, branches):
+    def mixed_branches(self, branches: Iterable[tuple[BranchId, int]]) -> None:
         self.sent += [("branch", b.stage, b.shard, b.position, feed) for b, feed in branches]
 
-    def aggregate(self, stage_id):
+    def aggregate(self, stage_id: StageId) -> None:
         self.sent.append(("aggregate", stage_id.stage))
 
-    def collect(self, shard_id):
+    def collect(self, shard_id: ShardId) -> None:
         self.sent.append(("collect", shard_id.stage, shard_id.shard))
 
-    def seal(self, stage_id, *, shards):
+    def seal(self, stage_id: StageId, *, shards: int) -> None:
         self.sent.append(("seal", stage_id.stage, shards))
 
-    def forget_root(self, stage_id):
+    def forget_root(self, stage_id: StageId) -> None:
         self.sent.append(("forget_root", stage_id.stage))
 
     @property
-    def seals(self):
+    def seals(self) -> list[Any]:
         return [sent for sent in self.sent if sent[0] == "seal"]
 
 
-def run_branch(runtime, branch_id, feed=0):
+def run_branch(runtime: Any, branch_id: BranchId, feed: int = 0) -> None:
     """Process a delivery of a branch: each has a token of its own."""
     branches.run_branch(runtime, branch_id, feed, token=secrets.token_hex(4))
 
@@ -130,13 +141,13 @@ def run_branch(runtime, branch_id, feed=0):
 class Messages:
     """The tasks whose messages are in the broker, as a test says."""
 
-    def __init__(self):
-        self.ids = set()
+    def __init__(self) -> None:
+        self.ids: set[str] = set()
 
-    def task_ids(self):
+    def task_ids(self) -> dict[str, set[str]]:
         return {RUN: self.ids}
 
-    def give_turns(self):
+    def give_turns(self) -> int:
         return 0
 
 

@@ -25,7 +25,7 @@ from fanout.runs.enqueue import (
 )
 from fanout.runs.reaper import Reaper
 from fanout.stores import End, RedisStore, Start
-from tests.fakes import RUN, Messages, Publisher, fake_store
+from tests.fakes import RUN, Messages, Publisher, fake_redis
 
 SPEC = make_spec(model="fake", prompt="{input}")
 # Two shards and a half: the samples make a shard of each 250 documents.
@@ -429,8 +429,8 @@ def clock(monkeypatch):
     monkeypatch.setattr(time, "sleep", lambda _seconds: None)
 
 
-def test_waiting_bears_a_server_that_is_away_for_a_while(publisher, clock):
-    store = fake_store(kind=AwayStore)
+def test_waiting_tolerates_an_unreachable_server_for_a_while(publisher, clock):
+    store = AwayStore(fake_redis())
     create(store)
     store.end_run(RUN, RunStatus.SUCCEEDED, ended_at=1.0)
     store.fails = 3
@@ -444,7 +444,7 @@ def test_waiting_bears_a_server_that_is_away_for_a_while(publisher, clock):
 def test_waiting_ends_where_the_server_stays_away_or_refuses(
     publisher, clock, fails, is_passing, looks
 ):
-    store = fake_store(kind=AwayStore)
+    store = AwayStore(fake_redis())
     create(store)
     store.fails, store.is_passing = fails, is_passing
     with pytest.raises(BrokerError, match=f"run {RUN} goes on: `fanout watch {RUN}` follows"):

@@ -36,7 +36,7 @@ from fanout.policy.outages import (
     trip,
 )
 from fanout.stores import RedisStore
-from tests.fakes import fake_store, set_server_clock
+from tests.fakes import fake_redis, fake_store, set_server_clock
 from workers.context.limiter import Limiter
 
 
@@ -491,7 +491,7 @@ def test_an_outage_is_waited_out_without_a_store(monkeypatch):
         def pause_model(self, model, pause_s):
             raise BrokerError("away")
 
-    fleet = Fleet(monkeypatch, fake_store(kind=Away))
+    fleet = Fleet(monkeypatch, Away(fake_redis()))
     results = fleet.run(lambda _prompt, now: error() if 4 <= now < 124 else None, branches=100)
     assert {result.kind for result in results.values()} == {None}
 

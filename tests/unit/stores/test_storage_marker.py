@@ -132,7 +132,7 @@ class Told(RedisStore):
 def test_a_missing_file_is_lost_only_in_the_right_storage_and_after_others_had_time(tmp_path):
     now = [100.0]
     settings = load_settings(storage=str(tmp_path), visibility_timeout_s=30)
-    told = fake_store(kind=Told)
+    told = Told(fake_redis())
     watch = StorageWatch(told, settings, clock=lambda: now[0])
     shard = ("r1", 0, 0)
     told.problem = "it is another one"
@@ -151,7 +151,7 @@ def test_a_missing_file_is_lost_only_in_the_right_storage_and_after_others_had_t
 
 @pytest.mark.parametrize(("storage", "looks"), [("/mnt/x", 10), ("s3://bucket/x", 1), (None, 0)])
 def test_what_is_paid_for_is_looked_at_seldom(storage, looks):
-    now, told = [100.0], fake_store(kind=Told)
+    now, told = [100.0], Told(fake_redis())
     watch = StorageWatch(told, load_settings(storage=storage), clock=lambda: now[0])
     for _ in range(10):
         watch.look()

@@ -1,4 +1,4 @@
-"""Scripts as functions of a real server, and of one that knows none."""
+"""Scripts are functions of a server, or scripts where it knows no functions."""
 
 from __future__ import annotations
 
