@@ -165,7 +165,7 @@ def messages():
         "wire version": constant("WIRE_VERSION"),
         "queues": constant("QUEUES"),
         "tasks": {
-            name: len(inspect.signature(task.run).parameters)
+            name: list(inspect.signature(task.run).parameters)
             for name, task in app.tasks.items()
             if name.startswith("fanout.")
         },
