@@ -73,6 +73,13 @@ def test_each_module_that_a_page_names_is_there(path):
     assert [name for name in in_rooms if not resolves(name)] == []
 
 
+@pytest.mark.parametrize("folder", ["docs", "docs/decisions"])
+def test_each_page_is_in_the_index_of_its_folder(folder):
+    index = (ROOT / folder / "README.md").read_text()
+    pages = {path.name for path in (ROOT / folder).glob("*.md")} - {"README.md"}
+    assert {name for name in pages if f"]({name})" not in index} == set()
+
+
 def test_what_is_not_there_is_found(tmp_path):
     page = tmp_path / "page.md"
     page.write_text(
