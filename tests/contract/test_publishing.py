@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+import redis
 
 from fanout.broker import app as broker
 from fanout.broker.publisher import Publisher
@@ -104,3 +105,13 @@ def test_a_message_is_small(publisher, server_client):
     publisher.shard_chord(ShardId("r1", 0, 3), range(1), size=1, feed=0)
     [message] = server_client.lrange(broker.BRANCHES_QUEUE, 0, -1)
     assert len(message) < 3_000
+
+
+def test_a_message_that_is_too_large_is_not_sent(broker_url):
+    settings = load_settings(broker_url=broker_url, max_message_kb=16)
+    app = broker.make_app(settings)
+    with pytest.raises(BrokerError, match=r"a message of \d+ kB is larger than FANOUT_MAX_MESSAGE"):
+        Publisher(app).preflight("m" * 16_000, "note")
+    app.close()
+    with redis.Redis.from_url(broker_url) as server:
+        assert server.llen(broker.CONTROL_QUEUE) == 0

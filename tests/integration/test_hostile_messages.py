@@ -14,7 +14,6 @@ import redis
 
 from fanout.broker.app import BRANCH, BRANCHES_QUEUE, COLLECT, CONTROL_QUEUE, PREFLIGHT, make_app
 from fanout.broker.publisher import Publisher
-from fanout.core.errors import BrokerError
 from fanout.core.ids import ShardId, StageId
 from fanout.core.settings import load_settings
 from fanout.core.spec import make_spec
@@ -212,16 +211,6 @@ def test_each_is_dropped_by_itself(name, tmp_path):
     message.accept = {"application/json"}
     assert fault(message) is not None
     assert not (tmp_path / "executed").exists()
-
-
-def test_a_message_that_is_too_large_is_not_sent(broker_url):
-    settings = load_settings(broker_url=broker_url, max_message_kb=16)
-    app = make_app(settings)
-    with pytest.raises(BrokerError, match=r"a message of \d+ kB is larger than FANOUT_MAX_MESSAGE"):
-        Publisher(app).preflight("m" * 16_000, "note")
-    app.close()
-    with redis.Redis.from_url(broker_url) as server:
-        assert server.llen(CONTROL_QUEUE) == 0
 
 
 def test_a_function_that_is_not_allowed_is_refused_before_it_is_imported(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -71,3 +72,16 @@ def test_what_tests_and_benchmarks_share_has_names_of_its_own():
     shared = {path.stem for path in (ROOT / "tests").glob("*.py")} - {"__init__"}
     assert benchmarks & packages == set()
     assert shared & (benchmarks | packages) == set()
+
+
+def test_what_tests_share_is_typed_as_the_package_is():
+    """The fakes of a worker's context come without types."""
+    config = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    overrides = config["tool"]["mypy"]["overrides"]
+    [strict] = [each["module"] for each in overrides if each.get("disallow_untyped_defs")]
+    shared = {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        for path in (ROOT / "tests").rglob("*.py")
+        if not path.name.startswith(("test_", "__init__"))
+    }
+    assert shared - {"tests.fakes"} == set(strict)

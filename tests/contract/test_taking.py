@@ -1,4 +1,4 @@
-"""How a worker's channel takes messages: several with one round trip, and none is lost."""
+"""A channel of a worker takes several messages with one round trip, and loses none."""
 
 from __future__ import annotations
 
@@ -24,8 +24,7 @@ from fanout.core.queue_names import (
     backlog_of,
 )
 from fanout.core.settings import load_settings
-
-from .conftest import waiting
+from tests.integration.conftest import waiting
 
 
 @pytest.fixture

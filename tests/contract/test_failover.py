@@ -1,4 +1,4 @@
-"""Connections to a master end when the sentinels name another one."""
+"""A connection of redis-py to a master ends when the sentinels name another one."""
 
 from __future__ import annotations
 
