@@ -133,9 +133,10 @@ def follow(run: Run, progress: Follower, *, on_status: Callable[[], None] = lamb
         else:
             progress.away()
 
-    status = run.wait(on_progress=on_progress, on_away=on_away)
-    progress.close()
-    return status
+    try:
+        return run.wait(on_progress=on_progress, on_away=on_away)
+    finally:
+        progress.close()
 
 
 class _Standstill:

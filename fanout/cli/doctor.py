@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+import sys
 
 import click
 import msgspec
 
 from fanout.cli.session import broker_option
 from fanout.doctor import Finding, State, worst
-from fanout.system.terminal import print_line
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
+from fanout.system.terminal import can_draw, print_line
 
 __all__ = ["command"]
-
-_COLOURS = {State.OK: "green", State.WARN: "yellow", State.FAIL: "red"}
 
 
 @click.command("doctor")
@@ -52,14 +47,17 @@ def command(models: tuple[str, ...], broker_url: str | None, as_json: bool) -> i
     return 1 if state is State.FAIL else 0
 
 
-def _print(findings: Iterable[Finding]) -> None:
-    findings = list(findings)
-    width = max(len(finding.check) for finding in findings)
-    for finding in findings:
-        colour = _COLOURS[finding.state]
-        line = f" {finding.check:<{width}}  {finding.found}"
-        print_line(line, label=f"{finding.state:<5}", colour=colour)
-        if finding.advice is not None:
-            print_line(f"{'':6}{'':{width}}  -> {finding.advice}")
+def _print(findings: list[Finding]) -> None:
+    if can_draw(sys.stdout):
+        from fanout.cli.console import draw
+        from fanout.cli.views import findings_view
+
+        draw(lambda _width: findings_view(findings))
+    else:
+        width = max(len(finding.check) for finding in findings)
+        for finding in findings:
+            print_line(f"{finding.state:<5} {finding.check:<{width}}  {finding.found}")
+            if finding.advice is not None:
+                print_line(f"{'':6}{'':{width}}  -> {finding.advice}")
     counts = {state: sum(finding.state is state for finding in findings) for state in State}
     print_line(", ".join(f"{count} {state.value}" for state, count in counts.items()))

@@ -1,4 +1,4 @@
-"""The progress of a run on stderr: a live line on a terminal, plain lines elsewhere."""
+"""The progress of a run on stderr: a live bar on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ import sys
 import time
 from typing import TYPE_CHECKING, TextIO
 
-from fanout.cli.screen import Screen, terminal_size
 from fanout.cli.speed import Meter, Speed, eta_s
 from fanout.core.units import clock, duration, plain
-from fanout.system.terminal import write_line, write_over
+from fanout.system.terminal import can_draw, write_line
 
 if TYPE_CHECKING:
+    from fanout.cli.console import LiveFrame
     from fanout.core.rate_limits import LimitState
     from fanout.core.records import Usage
     from fanout.runs.results import Status
 
 __all__ = ["IDLE", "Progress", "summary"]
 
-_LIVE_S = 0.1
+_LIVE_S = 0.2
 _PLAIN_S = 10.0
 IDLE = "no worker is consuming: start one with `fanout worker`"
 
@@ -44,7 +44,8 @@ class Progress:
         self._idle = idle
         self._stream = stream or sys.stderr
         self._is_quiet = is_quiet
-        self._is_live = Screen.is_fit(self._stream)
+        self._is_live = can_draw(self._stream)
+        self._frame: LiveFrame | None = None
         self._plain_s = plain_s
         self._shown_at = float("-inf")
         self._shown: tuple[str, int] | None = None
@@ -57,13 +58,17 @@ class Progress:
     def note(self, text: str) -> None:
         """Write a line that stays."""
         if not self._is_quiet:
-            self._clear()
-            write_line(self._stream, text)
+            self._write(text)
 
     def warn(self, text: str) -> None:
         """Write a line that stays, also for who wants no progress: something is lost."""
-        self._clear()
-        write_line(self._stream, f"fanout: warning: {text}")
+        self._write(f"fanout: warning: {text}")
+
+    def _write(self, text: str) -> None:
+        if self._frame is None:
+            write_line(self._stream, text)
+        else:
+            self._frame.print(text)
 
     def show(self, status: Status) -> None:
         """Show the status, unless it was shown a moment ago."""
@@ -75,12 +80,20 @@ class Progress:
         if self._is_quiet or not self._is_due(status, now):
             return
         self._shown_at, self._shown = now, (status.status.value, status.done)
-        line = self.line(status)
         if self._is_live:
-            width = terminal_size(self._stream).columns
-            write_over(self._stream, line, width=width - 1)
+            self._draw(status)
         else:
-            write_line(self._stream, line)
+            write_line(self._stream, self.line(status))
+
+    def _draw(self, status: Status) -> None:
+        from fanout.cli.console import LiveFrame
+        from fanout.cli.views import progress_view
+
+        if self._frame is None:
+            self._frame = LiveFrame(self._stream, is_transient=True)
+        parts = [status.status.value, *self._parts(status)]
+        width = self._frame.width
+        self._frame.draw(progress_view(status, parts, self.hint(status), width=width))
 
     def _is_due(self, status: Status, now: float) -> bool:
         if self._is_live:
@@ -116,12 +129,10 @@ class Progress:
         self._is_held = is_held
 
     def close(self) -> None:
-        """Remove the live line: the run has ended."""
-        self._clear()
-
-    def _clear(self) -> None:
-        if self._is_live and not self._is_quiet and self._shown is not None:
-            write_over(self._stream, "", width=0)
+        """Remove the bar: the run has ended, or is followed no more."""
+        if self._frame is not None:
+            self._frame.close()
+            self._frame = None
 
     def line(self, status: Status) -> str:
         """Return the status as one line."""
@@ -132,15 +143,21 @@ class Progress:
         if status.stage and len(status.stages) > 1:
             reduce = status.stages[-1]
             parts.append(f"reduce {len(status.stages) - 1}: {reduce.done:,}/{reduce.total:,}")
-        if self._speed.calls:
-            parts.append(f"{self._speed.calls:,.1f} calls/s")
+        hint = self.hint(status)
+        return " · ".join([*parts, *self._parts(status), *([hint] if hint else [])])
+
+    def _parts(self, status: Status) -> list[str]:
+        """Return how fast a run goes, when it will have ended, and what it has used."""
+        parts = [f"{self._speed.calls:,.1f} calls/s"] if self._speed.calls else []
         seconds = eta_s(status, self._speed)
         if seconds is not None:
             parts.append(f"ETA {clock(seconds)}")
-        parts.extend(_tokens(status.usage))
-        if self._idle and not status.workers and status.done < status.total:
-            parts.append(self._idle)
-        return " · ".join(parts)
+        return [*parts, *_tokens(status.usage)]
+
+    def hint(self, status: Status) -> str:
+        """Return what to do about a run that nobody works on; nothing where somebody does."""
+        is_idle = not status.workers and status.done < status.total
+        return self._idle if is_idle else ""
 
 
 def summary(status: Status) -> str:

@@ -5,24 +5,24 @@ from __future__ import annotations
 import json
 import sys
 import time
-from contextlib import suppress
-from textwrap import wrap
+from contextlib import closing, suppress
 from typing import TYPE_CHECKING, NoReturn, Protocol
 
 import click
 
 from fanout.cli.completion import complete_run
 from fanout.cli.delivery import conclude, follow
+from fanout.cli.facts import fleet_line
 from fanout.cli.progress import IDLE, Progress
-from fanout.cli.screen import Screen
 from fanout.cli.session import EMBEDDED, RUN_EPILOG, any_client, broker_option, fleet, kept
 from fanout.cli.speed import Meter, eta_s
-from fanout.cli.view import SHOWN_RUNS, fleet_line, fleet_lines, run_lines
 from fanout.core.errors import BrokerError, UnknownRunError
-from fanout.system.terminal import print_line
+from fanout.system.terminal import can_draw, print_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from rich.console import RenderableType
 
     from fanout.cli.delivery import Follower
     from fanout.cli.speed import Speed
@@ -65,8 +65,11 @@ def command(
     Ctrl-C ends the watching, not the run. A run's exit status is 0 where it met its policy.
     """
     if run_id is None:
-        with fleet(broker_url) as client:
-            _watch_fleet(client, _fleet_view(client, interval_s, as_json=as_json))
+        with (
+            fleet(broker_url) as client,
+            closing(_fleet_view(client, interval_s, as_json=as_json)) as view,
+        ):
+            _watch_fleet(client, view)
     with any_client(broker_url) as client:
         run = client.find(run_id)
         try:
@@ -82,7 +85,7 @@ def command(
 def _run_view(client: Client, run: Run, interval_s: float | None, *, as_json: bool) -> Follower:
     if as_json:
         return _JsonRun(client, run.run_id, interval_s or _JSON_S)
-    if Screen.is_fit(sys.stderr):
+    if can_draw(sys.stderr):
         return _LiveRun(client, run.run_id, run.spec.model, interval_s or _LIVE_S)
     return Progress(plain_s=interval_s or _PLAIN_S, idle="" if client.is_embedded else IDLE)
 
@@ -124,27 +127,32 @@ class _LiveRun:
     """A frame on the terminal, drawn again and again; the last one stays."""
 
     def __init__(self, client: Client, run_id: str, model: str, interval_s: float) -> None:
-        self._screen = Screen(sys.stderr)
+        from fanout.cli.console import LiveFrame
+
+        self._frame = LiveFrame(sys.stderr)
         self._timer = _Timer(interval_s)
         self._meter = Meter()
         self._look = _FleetLook(client, run_id)
         self._model = model
-        self._lines: list[str] = []
+        self._seen: tuple[Status, Speed, FleetStatus | None] | None = None
         self._refusal: str | None = None
 
     def show(self, status: Status) -> None:
         if self._timer.is_due(status):
             speed = self._meter.see(status.done, status.usage)
             # How full the fleet is, is of no interest at the end.
-            fleet_now = None if status.status.has_ended else self._look()
-            width = self._screen.width
-            self._lines = run_lines(status, speed, fleet_now, self._model, width=width)
-            if self._refusal is not None:
-                self._lines += wrap(self._refusal, width)
-            self._screen.draw(self._lines)
+            self._seen = status, speed, None if status.status.has_ended else self._look()
+            self._draw(self._refusal)
+
+    def _draw(self, note: str | None) -> None:
+        from fanout.cli.views import run_view
+
+        if self._seen is not None:
+            width = self._frame.width
+            self._frame.draw(run_view(*self._seen, self._model, width=width, note=note))
 
     def away(self) -> None:
-        self._screen.draw([*self._lines, _AWAY])
+        self._draw(_AWAY)
 
     def refused(self, problem: str | None) -> None:
         self._refusal = problem
@@ -153,7 +161,7 @@ class _LiveRun:
         """Say nothing: the lines of the fleet do."""
 
     def close(self) -> None:
-        self._screen.leave()
+        self._frame.close()
 
 
 class _JsonRun:
@@ -203,11 +211,14 @@ class _FleetView(Protocol):
     def away(self) -> None:
         """Say that the server does not answer."""
 
+    def close(self) -> None:
+        """Let what is shown stay."""
+
 
 def _fleet_view(client: Client, interval_s: float | None, *, as_json: bool) -> _FleetView:
     if as_json:
         return _JsonFleet(interval_s or _JSON_S)
-    if Screen.is_fit(sys.stderr):
+    if can_draw(sys.stderr):
         return _LiveFleet(client, interval_s or _LIVE_S)
     return _PlainFleet(interval_s or _PLAIN_S)
 
@@ -233,23 +244,32 @@ def _watch_fleet(client: Client, view: _FleetView) -> NoReturn:
 
 class _LiveFleet:
     def __init__(self, client: Client, interval_s: float) -> None:
+        from fanout.cli.console import LiveFrame
+
         self.interval_s = interval_s
         self._client = client
-        self._screen = Screen(sys.stderr)
-        self._lines: list[str] = []
+        self._frame = LiveFrame(sys.stderr)
+        self._view: RenderableType = ""
 
     def show(self, now: FleetStatus, speed: Speed) -> None:
-        runs = list(_newest(self._client, now))
-        self._lines = fleet_lines(now, runs, speed, width=self._screen.width)
-        self._screen.draw(self._lines)
+        from fanout.cli.views import SHOWN_RUNS, fleet_view
+
+        runs = list(_newest(self._client, now, SHOWN_RUNS))
+        self._view = fleet_view(now, runs, speed, width=self._frame.width)
+        self._frame.draw(self._view)
 
     def away(self) -> None:
-        self._screen.draw([*self._lines, _AWAY])
+        from rich.console import Group
+
+        self._frame.draw(Group(self._view, _AWAY))
+
+    def close(self) -> None:
+        self._frame.close()
 
 
-def _newest(client: Client, now: FleetStatus) -> Iterator[Status]:
-    """Yield the runs for which there is room in a frame."""
-    for run_id in now.active[:SHOWN_RUNS]:
+def _newest(client: Client, now: FleetStatus, count: int) -> Iterator[Status]:
+    """Yield the statuses of the newest runs."""
+    for run_id in now.active[:count]:
         # One may have been deleted meanwhile.
         with suppress(UnknownRunError):
             yield client.run(run_id).status()
@@ -265,6 +285,9 @@ class _JsonFleet:
     def away(self) -> None:
         """Print nothing: there is nothing new."""
 
+    def close(self) -> None:
+        """Print nothing."""
+
 
 class _PlainFleet:
     def __init__(self, interval_s: float) -> None:
@@ -275,3 +298,6 @@ class _PlainFleet:
 
     def away(self) -> None:
         print_line(_AWAY, err=True)
+
+    def close(self) -> None:
+        """Print nothing."""

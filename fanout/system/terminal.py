@@ -4,19 +4,19 @@ Answers, names, worker records and errors come from models, documents and other 
 terminal takes some of their characters as orders: to set the clipboard (OSC 52), to move the
 cursor, to reverse the order of what is read. On a terminal each of them is printed as JSON escapes
 it, so that JSON stays JSON. What goes to a file or a pipe is not touched.
+
+Tables and live views are drawn by `fanout.cli.console`, which writes here.
 """
 
 from __future__ import annotations
 
+import os
 import re
 import sys
-from typing import TYPE_CHECKING, TextIO
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
+from typing import TextIO
 
 __all__ = [
-    "ERASE_LINE",
+    "can_draw",
     "indented",
     "one_line",
     "print_error",
@@ -24,14 +24,10 @@ __all__ = [
     "print_page",
     "print_text",
     "several_lines",
-    "write_frame",
+    "write_drawing",
     "write_line",
-    "write_over",
 ]
 
-ERASE_LINE = "\r\x1b[K"
-_RESET = "\x1b[0m"
-_COLOURS = {"green": "\x1b[32m", "yellow": "\x1b[33m", "red": "\x1b[31m"}
 _FIRST_ASTRAL = 0x10000
 
 # Controls (C0, DEL, C1); marks that change the order of reading, or cannot be seen; halves of
@@ -68,13 +64,14 @@ def _shown(match: re.Match[str]) -> str:
     return f"\\u{0xD800 + high:04x}\\u{0xDC00 + low:04x}"
 
 
-def print_line(text: str, *, err: bool = False, label: str = "", colour: str = "") -> None:
-    """Print one line; with a ``label`` before it, in a colour where there is a terminal."""
-    stream = sys.stderr if err else sys.stdout
-    if label and colour and stream.isatty():
-        label = f"{_COLOURS[colour]}{label}{_RESET}"
-    line = one_line(text) if stream.isatty() else text
-    _write(stream, f"{label}{line}\n")
+def can_draw(stream: TextIO) -> bool:
+    """Say whether a stream is a terminal that can move its cursor; others get plain lines."""
+    return stream.isatty() and os.environ.get("TERM") not in {None, "", "dumb"}
+
+
+def print_line(text: str, *, err: bool = False) -> None:
+    """Print one line."""
+    write_line(sys.stderr if err else sys.stdout, text)
 
 
 def print_text(text: str, *, err: bool = False) -> None:
@@ -103,28 +100,17 @@ def write_line(stream: TextIO, text: str) -> None:
     _write(stream, f"{one_line(text) if stream.isatty() else text}\n")
 
 
-def write_over(stream: TextIO, text: str, *, width: int) -> None:
-    """Write the first ``width`` characters of a line over the line that a terminal shows."""
-    _write(stream, f"{ERASE_LINE}{one_line(text)[:width]}")
-
-
-def write_frame(
-    stream: TextIO, lines: Iterable[str], *, above: int, width: int, height: int
-) -> list[str]:
-    """Draw lines over the ``above`` lines that a terminal shows last; return what was drawn."""
-    shown = [one_line(line)[:width] for line in lines][:height]
-    back = f"\x1b[{above}F" if above else ""
-    # All at once, and each line erased behind its end only: emptying it first flickers.
-    text = "".join(f"{line}\x1b[K\n" for line in shown)
-    _write(stream, f"{back}{text}\x1b[J")
-    return shown
+def write_drawing(stream: TextIO, drawing: str) -> None:
+    """Write what a console has drawn: its own orders to the terminal, and harmless text."""
+    _write(stream, drawing)
 
 
 def _write(stream: TextIO, text: str) -> None:
     try:
         _write_all(stream, text)
-    except OSError:
+    except (OSError, RuntimeError):
         # A terminal that was closed: nobody reads what goes on, and the work has to be finished.
+        # Or a signal came while this stream was written to, and its handler writes to it, too.
         if stream is not sys.stderr:
             raise
 

@@ -90,16 +90,19 @@ def test_watching_agrees_with_the_result_to_the_last_branch(fanout, run, broker_
     assert last["latency"]["p50_s"] > 0
 
 
+SGR = re.compile(r"\x1b\[[\d;]*m")
+
+
 class Terminal:
     """A command on a terminal: what it shows in the end, and how it ends."""
 
-    def __init__(self, *arguments, columns=90, **env):
+    def __init__(self, *arguments, columns=90, stdout=None, **env):
         self._master, slave = pty.openpty()
         fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
         self.process = subprocess.Popen(
             [FANOUT, *arguments],
             stdin=slave,
-            stdout=slave,
+            stdout=slave if stdout is None else stdout,
             stderr=slave,
             env={**os.environ, "TERM": "xterm", **env},
         )
@@ -107,7 +110,7 @@ class Terminal:
         self._shown = b""
 
     def read_until(self, part):
-        while part not in self._shown:
+        while not re.search(part, self._shown):
             self._shown += os.read(self._master, 65_536)
 
     def forget(self):
@@ -125,8 +128,8 @@ class Terminal:
 
     @staticmethod
     def last_frame(shown):
-        frame = re.split(r"\x1b\[\d+F", shown)[-1]
-        return frame.replace("\x1b[K", "").replace("\x1b[J", "").splitlines()
+        frame = re.split(r"\r(?:\x1b\[2K\x1b\[1A)*\x1b\[2K", shown)[-1]
+        return [line.rstrip() for line in SGR.sub("", frame).splitlines()]
 
 
 def test_a_terminal_gets_a_live_view_whose_last_frame_is_the_result(broker_url, run):
@@ -138,21 +141,80 @@ def test_a_terminal_gets_a_live_view_whose_last_frame_is_the_result(broker_url, 
         status = other.status()
     assert terminal.process.returncode == 0
     # A worker says every two seconds how full it is.
+    plain = SGR.sub("", shown)
     for pattern in (
-        "speed     ",
+        r"speed +\S+ calls/s",
         " · ETA ",
-        "queues    control 0",
-        r"workers   1 · \d of 8 places",
+        "queues   control 0",
+        r"workers  1 · \d of 8 places",
+        r"branches ━+[╺╸]?━* +\d+\.\d%",
     ):
-        assert re.search(pattern, shown)
+        assert re.search(pattern, plain)
     frame = terminal.last_frame(shown)
     assert frame[0].startswith(f"run {other.run_id}  succeeded · {status.elapsed_s:.1f} s  fake?")
-    assert frame[1] == f"branches  [{'#' * 40}] 60/60 100.0% · {status.failed} failed"
+    assert frame[1] == f"branches {'━' * 40} 100.0% 60/60 · {status.failed} failed"
     usage = status.usage
     tokens = f"{usage.input_tokens:,} tokens in, {usage.output_tokens:,} out"
-    assert frame[3] == f"usage     60 calls · {tokens} · cost $0.0000"
+    assert frame[3] == f"usage    60 calls · {tokens} · cost $0.0000"
     assert sum(map(int, re.findall(r"\d+", frame[4]))) == status.failed
     assert frame[5].startswith(f"run {other.run_id} succeeded: {status.succeeded} of 60 branches")
+
+
+@pytest.fixture
+def job(here):
+    """The words of a run that takes a few seconds."""
+    (here / "in.jsonl").write_text("".join(f'{{"text": "text {n}"}}\n' for n in range(60)))
+    slow = f"{MODEL}&latency_s=0.3"
+    return ("run", "in.jsonl", "-m", slow, "-p", "{input}", "--reduce", "concat")
+
+
+def test_a_run_has_a_bar_on_a_terminal_and_its_answer_on_standard_output(run, job, here):
+    for columns, env in ((60, {}), (120, {"NO_COLOR": "1"})):
+        with (here / "answer").open("w+") as answer:
+            terminal = Terminal(*job, columns=columns, stdout=answer, **env)
+            shown = terminal.end()
+            answer.seek(0)
+            assert answer.read().startswith("## in.jsonl:")
+        assert terminal.process.returncode == 0
+        assert bool(SGR.search(shown)) is (not env)
+        plain = SGR.sub("", shown)
+        bars = re.findall(r"branches (━*[╺╸]?[━ ]*) +(\d+\.\d)% (\d+)/60", plain)
+        assert len(bars) > 2
+        assert [float(share) for _, share, _ in bars] == sorted(float(bar[1]) for bar in bars)
+        assert re.search(r"running · [\d.]+ calls/s · ETA \d", plain)
+        lines = re.split(r"[\r\n]|\x1b\[2K|\x1b\[1A", plain)
+        drawn = [line for line in lines if line.startswith(("branches", "running"))]
+        assert max(map(len, drawn)) <= columns
+        # Nothing is left of the bar, and the cursor was never hidden.
+        assert re.search(r"(\x1b\[1A\x1b\[2K){2,}note: ", plain)
+        assert "\x1b[?25" not in shown
+        assert re.findall(r"^run \w+ succeeded: .*", plain, re.MULTILINE)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_takes_the_bar_away_and_leaves_the_terminal_in_order(run, job, number):
+    terminal = Terminal(*job, columns=60)
+    terminal.read_until(rb"\d calls/s")
+    terminal.process.send_signal(number)
+    terminal.read_until(b"stopping: what has finished is kept")
+    terminal.process.send_signal(number)
+    shown = terminal.end()
+    assert terminal.process.returncode == 130
+    assert "Traceback" not in shown
+    # The last that it does to the terminal is to take the bar away.
+    assert re.search(r"quitting at once[^\x1b]*(\n.*)+(\x1b\[1A\x1b\[2K){2,}$", shown)
+
+
+def test_a_terminal_without_colours_or_without_a_cursor_gets_none(run, job):
+    with_cursor = [("watch", run.run_id)]
+    for words in [*with_cursor, ("status", run.run_id), ("runs",), ("workers",), ("doctor",)]:
+        plain = Terminal(*words, TERM="dumb").end()
+        assert "\x1b" not in plain
+        assert "\x1b" in Terminal(*words).end()
+        without = Terminal(*words, NO_COLOR="1").end()
+        assert not SGR.search(without)
+        assert ("\x1b" in without) is (words in with_cursor)
+    assert "\x1b" not in Terminal(*job, TERM="dumb").end()
 
 
 def test_a_terminal_of_a_fleet_and_ctrl_c(broker_url, run):
@@ -160,8 +222,8 @@ def test_a_terminal_of_a_fleet_and_ctrl_c(broker_url, run):
     with Client(broker_url) as client:
         other = client.submit(job, [f"t{n}" for n in range(60)])
         for words, part, ending in [
-            ([], b"workers   1", []),
-            (["latest"], b"branches  [", [f"run {other.run_id} goes on"]),
+            ([], b"workers", []),
+            (["latest"], b"branches", [f"run {other.run_id} goes on"]),
         ]:
             terminal = Terminal("watch", *words)
             terminal.read_until(part)
@@ -174,7 +236,7 @@ def test_a_terminal_of_a_fleet_and_ctrl_c(broker_url, run):
         assert other.status().status == "running"
         other.cancel()
         other.wait(30)
-    table = Terminal("runs", "--limit", "1").end().splitlines()
+    table = SGR.sub("", Terminal("runs", "--limit", "1").end()).splitlines()
     assert table[0].split() == ["RUN", "CREATED", "STATUS", "DONE", "FAILED", "ELAPSED", "MODEL"]
     assert table[1].split()[3:6] == ["cancelled", "60/60", "60"]
     assert table[2:] == ["and 1 more: --limit 0 lists all"]
@@ -184,12 +246,12 @@ def test_watching_a_fleet_outlasts_its_server(here, monkeypatch):
     server = ServerProcess(here.parent / "server")
     try:
         terminal = Terminal("watch", "--interval", "0.1", FANOUT_BROKER_URL=server.url)
-        terminal.read_until(b"workers   none")
+        terminal.read_until(b"none")
         server.kill()
         terminal.read_until(b"the broker does not answer")
         terminal.forget()
         server.start()
-        terminal.read_until(b"workers   none\x1b[K\r\n\x1b[J")
+        terminal.read_until(rb"workers[^\n]* none *\r\x1b")
         json_lines = subprocess.Popen(
             [FANOUT, "watch", "--json", "--broker-url", server.url],
             stdout=subprocess.PIPE, text=True,
@@ -290,7 +352,7 @@ def test_what_steers_answers_with_one_object(fanout, run, here):
 
 # Sets the clipboard, clears the screen (twice: CSI is one character, too), reads backwards.
 HOSTILE = "a\x1b]52;c;cm0=\x07\x1b[2J\x9b2J\u202eb\rc"
-OURS = re.compile(r"\x1b\[(?:\d+F|K|J|\d+m)|\r(?=\x1b\[K)")
+OURS = re.compile(r"\x1b\[(?:1A|2K|[\d;]*m)|\r(?=\x1b\[[12][AK])")
 
 
 def test_nothing_that_others_say_gives_the_terminal_orders(fanout, broker_url, run, here):

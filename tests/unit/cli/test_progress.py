@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import re
 import threading
 
 import pytest
@@ -23,6 +24,9 @@ def status(**fields):
     return Status(**{**given, **fields})
 
 
+SGR = re.compile(r"\x1b\[[\d;]*m")
+
+
 class Terminal(io.StringIO):
     def isatty(self):
         return True
@@ -37,19 +41,39 @@ def clock(monkeypatch):
 
 
 def test_a_line_says_how_far_how_fast_and_how_long(clock):
-    stream = Terminal()
+    stream = io.StringIO()
     progress = Progress(stream)
     progress.show(status(usage=Usage(calls=0)))
-    clock[0] += 2
-    progress.show(status(done=110, usage=Usage(calls=300, input_tokens=5000, output_tokens=70)))
-    line = stream.getvalue().rsplit("\x1b[K", 1)[1]
+    clock[0] += 10
+    progress.show(status(done=510, usage=Usage(calls=700, input_tokens=5000, output_tokens=70)))
     # When it ends is told by the branches: some calls are made again.
-    assert (
-        line
-        == ("running 110/1,000 · 2 failed · 150.0 calls/s · ETA 17.8 s · 5,000 tokens in, 70 out")[
-            :79
-        ]
+    assert stream.getvalue().splitlines()[1] == (
+        "running 510/1,000 · 2 failed · 70.0 calls/s · ETA 9.8 s · 5,000 tokens in, 70 out"
     )
+
+
+@pytest.mark.parametrize("columns", [60, 120])
+def test_a_terminal_has_a_bar_with_share_rate_and_eta(clock, monkeypatch, columns):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    stream = Terminal()
+    progress = Progress(stream)
+    stages = [
+        (StageStatus(stage=0, total=1000, succeeded=done - 2, failed=2, done=done),)
+        for done in (10, 510)
+    ]
+    progress.show(status(usage=Usage(calls=0), stages=stages[0]))
+    clock[0] += 10
+    progress.note("a note")
+    progress.show(status(done=510, usage=Usage(calls=700), stages=stages[1], workers=0))
+    shown = SGR.sub("", stream.getvalue())
+    bar, details, hint = shown.rpartition("\x1b[2K")[2].splitlines()
+    assert re.fullmatch(r"branches ━+[╺╸]━+ +51\.0% 510/1,000 · 2 failed", bar)
+    assert len(bar) <= columns
+    assert details == "running · 70.0 calls/s · ETA 9.8 s"
+    assert hint == "no worker is consuming: start one with `fanout worker`"
+    assert "\x1b[2Ka note\nbranches" in shown
+    progress.close()
+    assert stream.getvalue().endswith("\x1b[1A\x1b[2K" * 3)
 
 
 def test_a_model_that_is_left_alone_is_named_once_until_it_answers():

@@ -21,6 +21,7 @@ HEAVY = {
     *MONITORS,
     "jinja2",
     "numpy",
+    "rich",
     "semantic_text_splitter",
     "valkey",
     "workers",
@@ -87,6 +88,35 @@ for name in _COMMANDS:
     modules = loaded(code)
     assert {"fanout.cli.run", "fanout.cli.worker", "fanout.cli.flower"} <= modules
     assert not packages(modules) & HEAVY
+
+
+def test_only_what_draws_on_a_terminal_loads_rich():
+    code = """
+import io
+from fanout.cli.doctor import _print
+from fanout.cli.inspect_runs import _print_table
+from fanout.cli.progress import Progress
+from fanout.doctor import Finding, State
+from fanout.runs.results import Status
+from fanout.core.records import RunStatus, Usage
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return sys.argv[1] == "terminal"
+
+fields = dict(total=9, done=1, succeeded=1, failed=0, errors={}, usage=Usage(), created_at=0.0)
+status = Status(
+    run_id="r", status=RunStatus.RUNNING, elapsed_s=1.0, stage=0, error=None, workers=1, **fields
+)
+sys.stdout = sys.stderr = Terminal()
+Progress().show(status)
+_print_table([(status, "m")], has_head=True)
+_print([Finding(check="x", state=State.OK, found="y")])
+sys.stderr = sys.__stderr__
+"""
+    assert "rich.live" in loaded(code, "terminal", TERM="xterm")
+    for where, term in [("pipe", "xterm"), ("terminal", "dumb")]:
+        assert not packages(loaded(code, where, TERM=term)) & {"rich"}
 
 
 @pytest.mark.parametrize("name", ["RunSpec", "Client", "ParallelCalls", "FakeLLM", "ErrorKind"])

@@ -1,4 +1,4 @@
-"""The commands that look: ``status``, ``results``, ``errors``, ``runs`` and ``workers``."""
+"""The commands that inspect: ``status``, ``results``, ``errors``, ``runs`` and ``workers``."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from fanout.cli.delivery import (
     quiet_option,
     require_out,
 )
-from fanout.cli.progress import Progress, summary
-from fanout.cli.screen import terminal_size
+from fanout.cli.facts import capacity_lines, runs_lines
+from fanout.cli.progress import IDLE, Progress, summary
 from fanout.cli.session import (
     EMBEDDED,
     RUN_EPILOG,
@@ -37,11 +37,10 @@ from fanout.cli.session import (
     run_argument,
     say,
 )
-from fanout.cli.view import capacity_lines, runs_lines
 from fanout.core.errors import UnknownRunError
 from fanout.core.records import ErrorKind, RunStatus
 from fanout.runs.output_files import error_row
-from fanout.system.terminal import print_line
+from fanout.system.terminal import can_draw, print_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -53,8 +52,6 @@ if TYPE_CHECKING:
 __all__ = ["errors", "results", "runs", "status", "workers"]
 
 _SHOWN_RUNS = 20
-# What is not read on a terminal is not cut.
-_ENDLESS = 10_000
 
 
 @click.command("status", epilog=RUN_EPILOG)
@@ -64,12 +61,18 @@ _ENDLESS = 10_000
 def status(run_id: str, broker_url: str | None, as_json: bool) -> None:  # noqa: FBT001
     """Say where a run is."""
     with any_client(broker_url) as client:
-        now = client.find(run_id).status()
-    if client.is_embedded:
-        progress = Progress(idle=f"nobody works on it: `fanout resume {now.run_id}` goes on")
-    else:
-        progress = Progress()
-    say(_line(now, progress), now.to_dict(), as_json=as_json)
+        run = client.find(run_id)
+        now, model = run.status(), run.spec.model
+    resume = f"nobody works on it: `fanout resume {now.run_id}` goes on"
+    progress = Progress(idle=resume if client.is_embedded else IDLE)
+    if as_json or not can_draw(sys.stdout):
+        say(_line(now, progress), now.to_dict(), as_json=as_json)
+        return
+    from fanout.cli.console import draw
+    from fanout.cli.views import run_view
+
+    note = now.error or progress.hint(now)
+    draw(lambda width: run_view(now, None, None, model, width=width, note=note))
 
 
 def _line(now: Status, progress: Progress) -> str:
@@ -211,7 +214,7 @@ def runs(
         for now, model in rows:
             print_line(json.dumps({**now.to_dict(), "model": model}, ensure_ascii=False))
     else:
-        _print_table(rows, is_table=is_table)
+        _print_table(rows, has_head=is_table)
     if more:
         print_line(f"and {more:,} more: --limit 0 lists all", err=True)
 
@@ -223,10 +226,14 @@ def _rows(runs: Iterable[Run]) -> Iterator[tuple[Status, str]]:
             yield run.status(), run.spec.model
 
 
-def _print_table(rows: list[tuple[Status, str]], *, is_table: bool) -> None:
-    width = terminal_size(sys.stdout).columns if is_table else _ENDLESS
-    lines = runs_lines(rows, width=width)
-    for line in lines if is_table else lines[1:]:
+def _print_table(rows: list[tuple[Status, str]], *, has_head: bool) -> None:
+    if can_draw(sys.stdout):
+        from fanout.cli.console import draw
+        from fanout.cli.views import runs_table
+
+        draw(lambda width: runs_table(rows, width=width))
+        return
+    for line in runs_lines(rows)[0 if has_head else 1 :]:
         print_line(line)
 
 
@@ -237,10 +244,13 @@ def workers(broker_url: str | None, as_json: bool) -> None:  # noqa: FBT001 - a 
     """List the queues, and the live workers with their load."""
     with fleet(broker_url) as client:
         now = client.fleet()
-    width = terminal_size(sys.stdout).columns if sys.stdout.isatty() else _ENDLESS
-    lines = capacity_lines(now, shown=len(now.workers), width=width)
     if as_json:
         print_line(json.dumps(now.to_dict(), ensure_ascii=False))
-        return
-    for line in lines:
-        print_line(line)
+    elif can_draw(sys.stdout):
+        from fanout.cli.console import draw
+        from fanout.cli.views import workers_view
+
+        draw(lambda width: workers_view(now, width=width))
+    else:
+        for line in capacity_lines(now):
+            print_line(line)

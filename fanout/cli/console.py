@@ -1,0 +1,185 @@
+"""What draws on a terminal, by rich: tables, and frames that are drawn anew in their place.
+
+Only what draws imports this, when it does: loading rich takes a tenth of a second.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from typing import IO, TYPE_CHECKING, Any, TextIO, cast
+
+from rich.console import Console, ConsoleDimensions
+from rich.control import Control
+from rich.live import Live
+from rich.segment import ControlType, Segment
+from rich.text import Text
+
+from fanout.system.terminal import one_line, several_lines, write_drawing
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from rich.console import ConsoleOptions, RenderableType, RenderResult
+
+__all__ = ["LiveFrame", "TerminalConsole", "draw"]
+
+
+def draw(view: Callable[[int], RenderableType]) -> None:
+    """Draw a view on standard output, a terminal; ``view`` is called with its number of columns."""
+    console = TerminalConsole(sys.stdout)
+    console.print(view(console.width))
+
+
+class TerminalConsole(Console):
+    """A console on which text is text: no markup, no emoji codes, no orders to the terminal.
+
+    Args:
+        stream: A terminal.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__(
+            file=cast("IO[str]", _Drawings(stream)),
+            force_terminal=True,
+            force_jupyter=False,
+            legacy_windows=False,
+            color_system=None if os.environ.get("NO_COLOR") else "auto",
+            markup=False,
+            emoji=False,
+            highlight=False,
+        )
+
+    @property  # type: ignore[misc] # rich's can be set
+    def size(self) -> ConsoleDimensions:
+        """The size of this very terminal; $COLUMNS may be older than its window is."""
+        try:
+            columns, lines = os.get_terminal_size(self.file.fileno())
+        except (OSError, ValueError):
+            columns = lines = 0
+        return ConsoleDimensions(columns, lines) if columns and lines else super().size
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """Make a text harmless before it is measured and laid out."""
+        return super().render_str(
+            several_lines(text), **{**options, "markup": False, "emoji": False, "highlight": False}
+        )
+
+    def render(
+        self, renderable: RenderableType, options: ConsoleOptions | None = None
+    ) -> Iterable[Segment]:
+        """Make every text harmless, also that which nobody has made so before."""
+        for segment in super().render(renderable, options):
+            is_order = segment.control is not None
+            yield segment if is_order else segment._replace(text=several_lines(segment.text))
+
+    def show_cursor(self, show: bool = True) -> bool:  # noqa: ARG002, FBT001, FBT002 - as rich has it
+        """Leave the cursor alone: hidden, it would stay so after Ctrl-Z or a kill."""
+        return False
+
+
+class _Drawings:
+    """Where rich writes to: a stream, as `fanout.system.terminal` writes to it."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self.encoding = stream.encoding or "utf-8"
+        self.fileno = stream.fileno
+        self.isatty = stream.isatty
+
+    def write(self, text: str) -> int:
+        write_drawing(self._stream, text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Do nothing: it has been written."""
+
+
+class LiveFrame:
+    """A few lines of a terminal that are drawn anew in their place, below what is printed.
+
+    Args:
+        stream: A terminal.
+        is_transient: Whether nothing is left of it in the end.
+    """
+
+    def __init__(self, stream: TextIO, *, is_transient: bool = False) -> None:
+        self._stream = stream
+        self._is_transient = is_transient
+        self._console = TerminalConsole(stream)
+        self._live: Live | None = None
+        self._drawn = _Measured("")
+        self._handler: Any = None
+
+    @property
+    def width(self) -> int:
+        """How many columns there are."""
+        return self._console.width
+
+    def draw(self, renderable: RenderableType) -> None:
+        """Draw a frame over the one before."""
+        if self._live is not None and self._console.width < max(self._drawn.widths, default=0):
+            self._erase_wrapped()
+        self._drawn = _Measured(renderable)
+        if self._live is None:
+            self._start()
+        else:
+            self._live.update(self._drawn, refresh=True)
+
+    def print(self, text: str) -> None:
+        """Print a line above the frame."""
+        self._console.print(Text(one_line(text)), soft_wrap=True)
+
+    def close(self) -> None:
+        """Take the frame away, or let it stay: what comes next is below it."""
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+        if self._handler is not None:
+            signal.signal(signal.SIGCONT, self._handler)
+            self._handler = None
+
+    def _start(self) -> None:
+        self._live = Live(
+            self._drawn,
+            console=self._console,
+            auto_refresh=False,
+            transient=self._is_transient,
+            redirect_stdout=False,
+            redirect_stderr=False,
+        )
+        self._live.start(refresh=True)
+        if self._handler is None and threading.current_thread() is threading.main_thread():
+            self._handler = signal.signal(signal.SIGCONT, self._begin_anew)
+
+    def _begin_anew(self, *_signal: object) -> None:
+        """Leave the frame where it is: it is not the last on the terminal any more."""
+        # A console knows the frame that is live on it.
+        self._console = TerminalConsole(self._stream)
+        self._live = None
+
+    def _erase_wrapped(self) -> None:
+        """Erase a frame whose lines have wrapped, as the terminal was made narrower."""
+        width, height = self._console.size
+        rows = sum(max(1, -(-line // width)) for line in self._drawn.widths)
+        erase = (ControlType.ERASE_IN_LINE, 2)
+        up = ((ControlType.CURSOR_UP, 1), erase) * (min(rows, height) - 1)
+        self._console.control(Control(ControlType.CARRIAGE_RETURN, erase, *up))
+        self._begin_anew()
+
+
+class _Measured:
+    """What is drawn, and how wide each of its lines has become."""
+
+    def __init__(self, renderable: RenderableType) -> None:
+        self._renderable = renderable
+        self.widths: list[int] = []
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        lines = console.render_lines(self._renderable, options, pad=False)
+        self.widths = [Segment.get_line_length(line) for line in lines]
+        for line in lines:
+            yield from line
+            yield Segment.line()

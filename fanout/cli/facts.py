@@ -1,0 +1,248 @@
+"""What there is to say of a run and of a fleet: as short texts, and as plain lines for a pipe."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from fanout.cli.speed import eta_s
+from fanout.core.records import RunStatus
+from fanout.core.units import clock, known, plural
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from fanout.cli.speed import Speed
+    from fanout.core.latency import Latency
+    from fanout.core.records import ErrorKind, Usage
+    from fanout.observe.fleet import FleetStatus
+    from fanout.runs.results import Status
+    from fanout.stores import WorkerRecord
+
+__all__ = [
+    "RUN_COLUMNS",
+    "Row",
+    "busiest",
+    "busy_places",
+    "capacity_lines",
+    "capacity_rows",
+    "fleet_line",
+    "percent",
+    "run_cells",
+    "run_counts",
+    "run_rows",
+    "runs_lines",
+    "seen",
+    "speed_parts",
+    "workers_parts",
+]
+
+# A label, and what belongs to it.
+Row = tuple[str, list[str]]
+
+_LABEL = 10
+_LOAD_BAR = 10
+_SHOWN_KINDS = 6
+_MB = 1_000_000
+_SILENT_S = 7.0
+# The columns of a table of runs, and which of them are numbers; the model last: it may be long.
+RUN_COLUMNS = {
+    "RUN": False, "CREATED": False, "STATUS": False, "DONE": True, "FAILED": True, "ELAPSED": True,
+    "MODEL": False,
+}  # fmt: skip
+_NO_WORKER = "none: start one with `fanout worker`"
+
+
+def run_rows(status: Status, speed: Speed | None) -> list[Row]:
+    """Return what is known of a run beside its progress; its ``speed`` where it goes on."""
+    rows: list[Row] = []
+    if speed is not None and not status.status.has_ended:
+        rows.append(("speed", [*speed_parts(speed), *_eta(status, speed)]))
+    rows.append(("latency", _latency(status.latency)))
+    rows.append(("usage", _usage(status.usage)))
+    again = status.usage.calls - sum(stage.done for stage in status.stages)
+    if again > 0:
+        rows.append(("retries", [f"{again:,} calls were made again"]))
+    if status.errors:
+        rows.append(("errors", _kinds(status.errors)))
+    return rows
+
+
+def capacity_rows(fleet: FleetStatus) -> list[Row]:
+    """Return the models whose calls wait, the queues, and the server's memory."""
+    paused = _paused_models(fleet)
+    rows = [("queues", _queues(fleet)), ("memory", [_memory(fleet)])]
+    return [("paused", paused), *rows] if paused else rows
+
+
+def workers_parts(workers: Sequence[WorkerRecord], *, read_at: float, left: int) -> list[str]:
+    """Return how many workers there are, and how full; ``left`` is what waits for them."""
+    if not workers:
+        return [_NO_WORKER if left else "none"]
+    places = sum(worker.concurrency for worker in workers)
+    parts = [
+        f"{len(workers):,}",
+        f"{sum(map(busy_places, workers)):,} of {places:,} places in use",
+    ]
+    silent = sum(is_silent(worker, read_at) for worker in workers)
+    if silent:
+        parts.append(f"{silent:,} silent: dead, or cut off from the server")
+    return parts
+
+
+def capacity_lines(fleet: FleetStatus) -> list[str]:
+    """Return the queues, the server's memory and all workers as plain lines."""
+    left = sum(queue.waiting for queue in fleet.queues)
+    workers = workers_parts(fleet.workers, read_at=fleet.read_at, left=left)
+    rows = [*capacity_rows(fleet), ("workers", workers)]
+    lines = [f"{label:<{_LABEL}}{' · '.join(parts)}" for label, parts in rows]
+    longest = max((len(worker.name) for worker in fleet.workers), default=0)
+    for worker in busiest(fleet.workers):
+        busy, places = busy_places(worker), worker.concurrency
+        load, age = f"{busy:,}/{places:,}", seen(worker, fleet.read_at)
+        cells = [_bar(busy, places), f"{load:>9}", f"{worker.processed:,} done", f"seen {age}"]
+        lines.append("  ".join([f"  {worker.name:<{max(8, longest)}}", *cells]))
+    return lines
+
+
+def _bar(part: int, whole: int) -> str:
+    filled = min(_LOAD_BAR, _LOAD_BAR * part // whole) if whole else 0
+    # Neither is rounded: an empty bar says that nothing is taken, a full one that all is.
+    filled = max(1, filled) if part else 0
+    return f"[{'#' * filled}{'-' * (_LOAD_BAR - filled)}]"
+
+
+def fleet_line(fleet: FleetStatus, speed: Speed) -> str:
+    """Return what a fleet is doing as one plain line."""
+    busy = sum(map(busy_places, fleet.workers))
+    workers = plural(len(fleet.workers), "worker", "workers")
+    places = f"{busy:,} of {fleet.concurrency:,} places of {workers} in use"
+    runs = " · ".join(run_counts(fleet))
+    down = [
+        f"{model} fails since {clock(limit.down_s)}"
+        for model, limit in sorted(fleet.limits.items())
+        if limit.down_s is not None
+    ]
+    return " · ".join([f"runs: {runs}", *down, *speed_parts(speed), *_queues(fleet), places])
+
+
+def runs_lines(rows: Sequence[tuple[Status, str]]) -> list[str]:
+    """Return runs, of their statuses and models, as plain lines in columns under a head."""
+    table = [tuple(RUN_COLUMNS), *(run_cells(status, model) for status, model in rows)]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    return [
+        "  ".join(
+            f"{cell:>{width}}" if is_number else f"{cell:<{width}}"
+            for cell, width, is_number in zip(cells, widths, RUN_COLUMNS.values(), strict=True)
+        ).rstrip()
+        for cells in table
+    ]
+
+
+def run_cells(status: Status, model: str) -> tuple[str, ...]:
+    """Return a run as a row of a table with the columns `RUN_COLUMNS`."""
+    created = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(status.created_at))
+    done = f"{status.done:,}/{status.total:,}{'+' if status.status is RunStatus.ENQUEUING else ''}"
+    ended = clock(status.elapsed_s)
+    return status.run_id, created, status.status.value, done, f"{status.failed:,}", ended, model
+
+
+def percent(done: int, total: int) -> str:
+    """Return a share, cut and not rounded: 99.96 % is not all of it."""
+    return f"{1000 * done // total / 10:.1f}%" if total else ""
+
+
+def seen(worker: WorkerRecord, read_at: float) -> str:
+    """Return when a worker gave its last sign of life."""
+    text = f"{clock(max(0.0, read_at - worker.seen_at))} ago"
+    return f"{text}, silent" if is_silent(worker, read_at) else text
+
+
+def busiest(workers: Sequence[WorkerRecord]) -> list[WorkerRecord]:
+    """Return workers, the fullest first."""
+    return sorted(workers, key=lambda worker: (-worker.in_flight, worker.name))
+
+
+def busy_places(worker: WorkerRecord) -> int:
+    """Return how many places of a worker are taken: what it has begun beyond them waits for one."""
+    return min(worker.in_flight, worker.concurrency)
+
+
+def is_silent(worker: WorkerRecord, read_at: float) -> bool:
+    """Say whether a worker has missed some of its signs of life, one every two seconds."""
+    return 0 < worker.seen_at < read_at - _SILENT_S
+
+
+def speed_parts(speed: Speed) -> list[str]:
+    """Return how fast it goes."""
+    if speed.calls is None:
+        return ["? calls/s"]
+    parts = [f"{speed.calls:,.1f} calls/s"]
+    if speed.input_tokens is not None and speed.output_tokens is not None:
+        parts.append(f"{speed.input_tokens:,.0f} tokens/s in, {speed.output_tokens:,.0f} out")
+    return parts
+
+
+def run_counts(fleet: FleetStatus) -> list[str]:
+    """Return how many runs have each status."""
+    return [f"{count:,} {status.value}" for status, count in sorted(fleet.runs.items())] or ["none"]
+
+
+def _eta(status: Status, speed: Speed) -> list[str]:
+    seconds = eta_s(status, speed)
+    if seconds is not None:
+        return [f"ETA {clock(seconds)}"]
+    return ["ETA ?"] if status.status is RunStatus.RUNNING and status.total > status.done else []
+
+
+def _latency(latency: Latency) -> list[str]:
+    shown = {f"p{share}": latency.percentile_s(share / 100) for share in (50, 90, 99)}
+    return [f"{name} {_seconds(value)}" for name, value in shown.items()]
+
+
+def _seconds(value: float | None) -> str:
+    return "?" if value is None else f"{value:.3g} s"
+
+
+def _usage(usage: Usage) -> list[str]:
+    cost = "?" if usage.cost_usd is None else f"${usage.cost_usd:,.4f}"
+    tokens = f"{known(usage.input_tokens)} tokens in, {known(usage.output_tokens)} out"
+    return [f"{usage.calls:,} calls", tokens, f"cost {cost}"]
+
+
+def _kinds(errors: dict[ErrorKind, int]) -> list[str]:
+    most = sorted(errors.items(), key=lambda item: (-item[1], item[0]))
+    parts = [f"{kind.value} {count:,}" for kind, count in most[:_SHOWN_KINDS]]
+    if len(most) > _SHOWN_KINDS:
+        parts.append(f"{sum(count for _, count in most[_SHOWN_KINDS:]):,} of other kinds")
+    return parts
+
+
+def _paused_models(fleet: FleetStatus) -> list[str]:
+    """Return which models are left alone for now, and for how long."""
+    parts = []
+    for model, limit in sorted(fleet.limits.items()):
+        if limit.down_s is not None:
+            until = f"next try in {clock(limit.blocked_until)}"
+            parts.append(f"{model} fails since {clock(limit.down_s)}, {until}")
+        elif limit.blocked_until > 0:
+            parts.append(f"{model} asks to wait {clock(limit.blocked_until)}")
+    return parts
+
+
+def _queues(fleet: FleetStatus) -> list[str]:
+    parts = []
+    for queue in fleet.queues:
+        age = "" if queue.oldest_s is None else f" (oldest {clock(queue.oldest_s)})"
+        parts.append(f"{queue.name.rpartition('.')[2]} {queue.waiting:,}{age}")
+    leases = fleet.leases
+    age = "" if leases.oldest_s is None else f" (renewed {clock(leases.oldest_s)} ago)"
+    return [*parts, f"taken {leases.taken:,}{age}"]
+
+
+def _memory(fleet: FleetStatus) -> str:
+    if fleet.memory is None:
+        return "?"
+    limit = fleet.memory.limit_bytes
+    used = f"{fleet.memory.used_bytes / _MB:,.1f} MB"
+    return f"{used} of {limit / _MB:,.1f} MB" if limit else f"{used}, no limit"

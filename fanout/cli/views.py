@@ -1,0 +1,291 @@
+"""What ``fanout`` draws on a terminal: bars, tables and facts, in colours."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from rich.cells import cell_len
+from rich.console import Group
+from rich.padding import Padding
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from fanout.cli.facts import (
+    RUN_COLUMNS,
+    busiest,
+    busy_places,
+    capacity_rows,
+    percent,
+    run_cells,
+    run_counts,
+    run_rows,
+    seen,
+    speed_parts,
+    workers_parts,
+)
+from fanout.core.records import RunStatus
+from fanout.core.units import clock
+from fanout.doctor import State
+from fanout.system.terminal import one_line
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from rich.console import JustifyMethod, RenderableType
+
+    from fanout.cli.facts import Row
+    from fanout.cli.speed import Speed
+    from fanout.doctor import Finding
+    from fanout.observe.fleet import FleetStatus
+    from fanout.runs.results import Status
+
+__all__ = [
+    "SHOWN_RUNS",
+    "findings_view",
+    "fleet_view",
+    "progress_view",
+    "run_view",
+    "runs_table",
+    "workers_view",
+]
+
+_SHOWN_WORKERS = 8
+SHOWN_RUNS = 12
+_LABEL = 8
+_INDENT = (0, 0, 0, 2)
+_LONGEST_BAR = 40
+_SHORTEST_BAR = 6
+_LOAD_BAR = 10
+# Below this many columns there are no bars.
+_NARROW = 50
+# Below this many columns a table of runs leaves out when they were created.
+_ROOMY = 80
+_STYLES = {
+    RunStatus.SUCCEEDED: "green",
+    RunStatus.FAILED: "red",
+    RunStatus.CANCELLED: "yellow",
+    RunStatus.PAUSED: "yellow",
+}
+_GOES_ON = "cyan"
+_FINDING_STYLES = {State.OK: "green", State.WARN: "yellow", State.FAIL: "red"}
+_LABELS = {"errors": "red", "paused": "yellow", "note": "yellow"}
+
+
+def progress_view(status: Status, parts: Sequence[str], hint: str, *, width: int) -> RenderableType:
+    """Return how far a run is: a bar for each stage, and under them the rest in short."""
+    rows: list[RenderableType] = [_stages(status, width), _joined(parts, width)]
+    if hint:
+        rows.append(Text(hint, "yellow"))
+    return Group(*rows)
+
+
+def run_view(
+    status: Status,
+    speed: Speed | None,
+    fleet: FleetStatus | None,
+    model: str,
+    *,
+    width: int,
+    note: str | None = None,
+) -> RenderableType:
+    """Return all there is to know of a run, and of the fleet beside it."""
+    head = _line(
+        (f"run {status.run_id}", "bold"),
+        ("  ", ""),
+        (status.status.value, _style(status)),
+        (f" · {clock(status.elapsed_s)}  {model}", ""),
+    )
+    rows = run_rows(status, speed)
+    if note:
+        rows.append(("note", [note]))
+    parts: list[RenderableType] = [head, _stages(status, width), _facts(rows, width)]
+    if fleet is not None:
+        left = status.total - status.done
+        parts.append(_capacity(fleet, left=left, width=width))
+    return Group(*parts)
+
+
+def fleet_view(
+    fleet: FleetStatus, runs: Sequence[Status], speed: Speed, *, width: int
+) -> RenderableType:
+    """Return all that a fleet is doing; ``runs`` are the newest of those active."""
+    bars = [
+        _Bar(
+            names=(_line((f"{run.run_id:<8}", "")), _line((run.status.value, _style(run)))),
+            done=run.done,
+            total=run.total,
+            failed=run.failed,
+            is_open=run.status is RunStatus.ENQUEUING,
+        )
+        for run in runs[:SHOWN_RUNS]
+    ]
+    parts: list[RenderableType] = [_facts([("runs", run_counts(fleet))], width)]
+    if bars:
+        parts.append(Padding(_bars(bars, width - _INDENT[-1]), _INDENT))
+    if len(fleet.active) > len(bars):
+        parts.append(f"  and {len(fleet.active) - len(bars):,} more")
+    left = sum(queue.waiting for queue in fleet.queues)
+    parts.append(_facts([("speed", speed_parts(speed))], width))
+    parts.append(_capacity(fleet, left=left, width=width))
+    return Group(*parts)
+
+
+def workers_view(fleet: FleetStatus, *, width: int) -> RenderableType:
+    """Return the queues, the server's memory, and all workers."""
+    left = sum(queue.waiting for queue in fleet.queues)
+    return _capacity(fleet, left=left, width=width, shown=len(fleet.workers))
+
+
+def _capacity(
+    fleet: FleetStatus, *, left: int, width: int, shown: int = _SHOWN_WORKERS
+) -> RenderableType:
+    workers = workers_parts(fleet.workers, read_at=fleet.read_at, left=left)
+    parts: list[RenderableType] = [_facts([*capacity_rows(fleet), ("workers", workers)], width)]
+    if fleet.workers:
+        parts.append(Padding(_workers_table(fleet, shown, width), _INDENT))
+    if len(fleet.workers) > shown:
+        parts.append(f"  and {len(fleet.workers) - shown:,} more")
+    return Group(*parts)
+
+
+def _workers_table(fleet: FleetStatus, shown: int, width: int) -> Table:
+    table = _table()
+    table.add_column("WORKER")
+    for name in ("PLACES", "DONE"):
+        table.add_column(name, justify="right", no_wrap=True)
+    has_bars = width >= _NARROW
+    if has_bars:
+        table.add_column("LOAD", width=_LOAD_BAR)
+    table.add_column("SEEN", no_wrap=True)
+    for worker in busiest(fleet.workers)[:shown]:
+        busy, places = busy_places(worker), worker.concurrency
+        age = seen(worker, fleet.read_at)
+        table.add_row(
+            _line((worker.name, "")),
+            f"{busy:,}/{places:,}",
+            f"{worker.processed:,}",
+            *([ProgressBar(places or 1, busy, complete_style=_GOES_ON)] if has_bars else []),
+            Text(age, "red" if age.endswith("silent") else ""),
+        )
+    return table
+
+
+def runs_table(rows: Sequence[tuple[Status, str]], *, width: int) -> RenderableType:
+    """Return a table of runs, with a head, of their statuses and models."""
+    table = _table()
+    shown = [name for name in RUN_COLUMNS if name != "CREATED" or width >= _ROOMY]
+    for name in shown:
+        justify: JustifyMethod = "right" if RUN_COLUMNS[name] else "left"
+        table.add_column(name, justify=justify, no_wrap=name != "MODEL")
+    for status, model in rows:
+        cells = dict(zip(RUN_COLUMNS, map(one_line, run_cells(status, model)), strict=True))
+        styles = {
+            "STATUS": _style(status),
+            "FAILED": "red" if status.failed else "",
+        }
+        table.add_row(*(_line((cells[name], styles.get(name, ""))) for name in shown))
+    return table
+
+
+def findings_view(findings: Sequence[Finding]) -> RenderableType:
+    """Return what a doctor has found, and what to do about it."""
+    table = Table.grid(padding=(0, 1))
+    for _ in ("state", "check"):
+        table.add_column(no_wrap=True)
+    table.add_column()
+    for finding in findings:
+        style = _FINDING_STYLES[finding.state]
+        table.add_row(Text(f"{finding.state:<4}", style), finding.check, finding.found)
+        if finding.advice is not None:
+            table.add_row("", "", f"-> {finding.advice}")
+    return table
+
+
+def _facts(rows: Sequence[Row], width: int) -> RenderableType:
+    """Return labels, and what belongs to each."""
+    table = Table.grid(padding=(0, 1))
+    table.add_column(width=_LABEL, no_wrap=True)
+    table.add_column()
+    for label, parts in rows:
+        table.add_row(Text(label, _LABELS.get(label, "dim")), _joined(parts, width - _LABEL - 2))
+    return table
+
+
+def _joined(parts: Sequence[str], width: int) -> str:
+    """Return short texts on as few lines as that takes, none of them on two."""
+    lines: list[str] = []
+    for part in map(one_line, parts):
+        longer = f"{lines[-1]} · {part}" if lines else part
+        if lines and cell_len(longer) <= width:
+            lines[-1] = longer
+        else:
+            lines.append(part)
+    return "\n".join(lines)
+
+
+def _stages(status: Status, width: int) -> RenderableType:
+    """Return a bar for each stage of a run."""
+    bars = [
+        _Bar(
+            # Their numbers go on when a retry makes the aggregate again; people count from 1.
+            names=(_line((f"reduce {number}" if number else "branches", "")),),
+            done=stage.done,
+            total=stage.total,
+            failed=stage.failed,
+            is_open=status.status is RunStatus.ENQUEUING and not number,
+        )
+        for number, stage in enumerate(status.stages)
+    ]
+    return _bars(bars, width)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Bar:
+    """How far something is; the total of what is open still grows."""
+
+    names: tuple[Text, ...]
+    done: int
+    total: int
+    failed: int
+    is_open: bool
+
+    def share(self) -> Text:
+        return Text("" if self.is_open else percent(self.done, self.total), justify="right")
+
+    def counts(self) -> Text:
+        text = _line((f"{self.done:,}/{self.total:,}{'+' if self.is_open else ''}", ""))
+        return text.append(" · ").append(f"{self.failed:,} failed", "red") if self.failed else text
+
+    def drawn(self, width: int) -> ProgressBar:
+        return ProgressBar(
+            self.total or 1, self.done, width=width, pulse=self.is_open, pulse_style=_GOES_ON,
+            complete_style=_GOES_ON, finished_style="green",
+        )  # fmt: skip
+
+
+def _bars(bars: Sequence[_Bar], width: int) -> Table:
+    """Return bars below each other: their names, themselves, their shares and their counts."""
+    cells = [(*bar.names, bar.share(), bar.counts()) for bar in bars]
+    rest = sum(max(text.cell_len for text in column) + 2 for column in zip(*cells, strict=True))
+    room = min(_LONGEST_BAR, width - rest)
+    table = Table.grid(padding=(0, 1))
+    for bar, (*names, share, counts) in zip(bars, cells, strict=True):
+        drawn = [bar.drawn(room)] if room >= _SHORTEST_BAR else []
+        table.add_row(*names, *drawn, share, counts)
+    return table
+
+
+def _style(status: Status) -> str:
+    return _STYLES.get(status.status, _GOES_ON)
+
+
+def _table() -> Table:
+    return Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+
+
+def _line(*parts: tuple[str, str]) -> Text:
+    """Return texts in their styles as one line, which is cut where there is no room for it."""
+    shown = [(one_line(text), style) for text, style in parts]
+    return Text.assemble(*shown, no_wrap=True, overflow="ellipsis")
