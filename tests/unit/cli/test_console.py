@@ -162,6 +162,7 @@ def test_a_terminal_that_was_closed_ends_no_run(monkeypatch):
     frame.draw("x")
     frame.print("y")
     frame.close()
+    assert shown(stream) == ""
 
 
 @pytest.mark.parametrize(("term", "fit"), [("xterm", True), ("dumb", False), ("", False)])
