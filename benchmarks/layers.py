@@ -55,7 +55,7 @@ _TABLE = (
     ("publish", r"workers/context/runtime\.py", r".*\._publish"),
     ("collect", r"workers/reduce/(stages|reductions)\.py", ""),
     ("consume", r"fanout/broker/(transport|message_leases|rejected)\.py", r"(?!.*\b_?put\w*$).*"),
-    ("consume", r"workers/consumer/(consumer|envelope|task_requests|version_check)\.py", ""),
+    ("consume", r"workers/consumer/(consumer|envelope|task_requests|message_versions)\.py", ""),
     # Of kombu, only what takes messages: what puts them belongs to whoever calls it.
     ("consume", r"kombu/messaging\.py", r"Consumer\..*"),
     (

@@ -26,8 +26,8 @@ from workers.branch.execution import BranchFailed
 from workers.context.inflight import CallStoppedError, Stop
 from workers.context.limiter import Limiter
 from workers.context.progress import Progress
-from workers.context.runtime import Runtime as RealRuntime
 from workers.context.storage_watch import StorageWatch
+from workers.context.worker_context import WorkerContext
 from workers.reduce.stages import aggregate, collect
 from workers.telemetry.base import NoTelemetry
 from workers.telemetry.reports import Reports
@@ -179,7 +179,7 @@ class Runtime:
     def _answer(self, request):
         return self.told(request)
 
-    end_run = RealRuntime.end_run
+    end_run = WorkerContext.end_run
 
     @property
     def reports(self):

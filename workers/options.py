@@ -45,7 +45,7 @@ class Program(Worker):  # type: ignore[misc]
     def __init__(
         self, app: Celery | None = None, hostname: str | None = None, **options: Any
     ) -> None:
-        settings: Settings = (app or self.app).fanout_settings
+        settings: Settings = (app or self.app).settings
         try:
             options.update(_queues(settings, options.get("queues")))
             pool = (app or self.app).conf.worker_pool

@@ -29,11 +29,11 @@ from workers.consumer.task_requests import (
 from workers.reduce.stages import TooEarlyError, aggregate, collect, expand
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
-    from celery import Celery, Task
+    from celery import Task
 
-    from workers.context.runtime import Runtime
+    from workers.context.app import WorkerApp
 
 __all__ = ["register"]
 
@@ -90,15 +90,8 @@ def _without_contents(error: Exception) -> TaskFault:
     return TaskFault(f"{type(error).__name__} at {where}")
 
 
-def register(app: Celery, runtime: Callable[[], Runtime]) -> None:
-    """Register fanout's tasks with a worker's application.
-
-    Args:
-        app: The application.
-        runtime: Returns the runtime of the calling process.
-    """
-    app.fanout_runtime = runtime
-
+def register(app: WorkerApp) -> None:
+    """Register fanout's tasks with a worker's application."""
     # Not shared: a program that embeds a worker may have Celery applications of its own.
     # A task whose prefork child died is tried again after a second, not after Celery's 180.
     task = partial(app.task, shared=False, default_retry_delay=1)
@@ -116,30 +109,30 @@ def register(app: Celery, runtime: Callable[[], Runtime]) -> None:
             if ended is not None:
                 # It was processed on the loop; what is left is to tell Celery how it ended.
                 raise ended
-            run_branch(runtime(), BranchId(run_id, stage, shard, position), feed, token=token)
+            run_branch(app.context, BranchId(run_id, stage, shard, position), feed, token=token)
 
     @task(name=broker.EXPAND, **others)  # type: ignore[untyped-decorator]
     def expand_shard(run_id: str, stage: int, shard: int, lanes: int) -> None:
         with _not_done():
-            expand(runtime(), ShardId(run_id, stage, shard), lanes)
+            expand(app.context, ShardId(run_id, stage, shard), lanes)
 
     @task(name=broker.COLLECT, **others)  # type: ignore[untyped-decorator]
     def collect_shard(results: list[Any], run_id: str, stage: int, shard: int) -> dict[str, int]:
         with _not_done():
-            return collect(runtime(), results, ShardId(run_id, stage, shard))
+            return collect(app.context, results, ShardId(run_id, stage, shard))
 
     @task(name=broker.SEAL, **others)  # type: ignore[untyped-decorator]
     def seal_stage(run_id: str, stage: int) -> None:  # noqa: ARG001 - the task's signature
         """Do nothing: that it returns is what its chord waits for, as long as there is a run."""
         with _not_done():
-            runtime().store.run(run_id)
+            app.context.store.run(run_id)
 
     @task(name=broker.AGGREGATE, **others)  # type: ignore[untyped-decorator]
     def aggregate_stage(_results: list[Any], run_id: str, stage: int) -> None:
         with _not_done():
-            aggregate(runtime(), StageId(run_id, stage))
+            aggregate(app.context, StageId(run_id, stage))
 
     @task(name=broker.PREFLIGHT, throws=(TaskFault,), Request=ReportsAll)  # type: ignore[untyped-decorator]
     def preflight(model: str, note: str) -> None:
         with _not_done():
-            check_model(runtime(), model, note)
+            check_model(app.context, model, note)

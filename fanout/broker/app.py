@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 import msgspec
 
@@ -45,6 +45,8 @@ __all__ = [
     "make_store",
 ]
 
+_App = TypeVar("_App")
+
 EXPAND = "fanout.expand"  # publishes a shard's chord
 BRANCH = "fanout.branch"  # makes one LLM call: a member of a shard chord's header
 COLLECT = "fanout.collect"  # a shard chord's callback, and a member of the root chord's header
@@ -77,11 +79,18 @@ class Preflight(msgspec.Struct, frozen=True, kw_only=True):
     kind: ErrorKind | None = None
 
 
-def make_app(settings: Settings, *, takes_messages: bool = False) -> Celery:
+@overload
+def make_app(settings: Settings, *, takes_messages: bool = False) -> Celery: ...
+@overload
+def make_app(
+    settings: Settings, *, app_class: type[_App], takes_messages: bool = False
+) -> _App: ...
+def make_app(settings: Settings, *, app_class: Any = None, takes_messages: bool = False) -> Any:
     """Return the Celery application for ``settings.broker_url``, as all sides need it.
 
     Args:
         settings: Where the server is, and what is said of it.
+        app_class: Celery's class, or one of its kind.
         takes_messages: Whether it is a worker's. Whoever else reads from the broker, as Flower does
             the answers of workers, would otherwise see to the messages of dead workers, too, and
             need the right to.
@@ -93,7 +102,7 @@ def make_app(settings: Settings, *, takes_messages: bool = False) -> Celery:
     from fanout.broker.transport import LimitedAMQP
 
     learn(settings.broker_url)
-    app = Celery("fanout", set_as_current=False, amqp=LimitedAMQP)
+    app = (app_class or Celery)("fanout", set_as_current=False, amqp=LimitedAMQP)
     url, backend, found_by = _server(settings.broker_url or "")
     tls = tls_options(url, settings.broker_ca_file)
     app.conf.update(

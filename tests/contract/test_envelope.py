@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 
@@ -72,7 +73,7 @@ def worker(server):
     """A worker's application, what it is given as it comes, and a message of each sort."""
     url = f"redis://127.0.0.1:{server.port}/0"
     app = make_worker_app(load_settings(broker_url=url))
-    app.fanout_runtime = lambda: SimpleNamespace(watched=SimpleNamespace(now=_now))
+    app._made = (os.getpid(), SimpleNamespace(watched=SimpleNamespace(now=_now)))
     with make_app(load_settings(broker_url=url)) as client:
         publish_one_of_each(client)
     yield SimpleNamespace(app=app, sound=drained(url), url=url)

@@ -48,7 +48,7 @@ def app(broker_url):
     settings = load_settings(broker_url=broker_url, visibility_timeout_s=LEASE_S)
     app = make_worker_app(settings)
     yield app
-    app.fanout_runtime().close()
+    app.context.close()
     app.close()
 
 

@@ -27,7 +27,7 @@ from fanout.core.spec import make_spec
 from fanout.doctor.examination import examine
 from tests.servers import ServerProcess, WatchedPair
 from workers.config import make_worker_app
-from workers.consumer.shutdown import HandsBack
+from workers.consumer.consumer import Consumer
 
 from .conftest import wait_for
 
@@ -207,7 +207,7 @@ def test_a_server_that_dies_under_a_blocking_read_does_not_end_the_worker(server
         connection.drain_events(timeout=5)
     channel._brpop_start()
     server.kill()
-    consumer = object.__new__(HandsBack)
+    consumer = object.__new__(Consumer)
     consumer.app, consumer.connection = app, connection
     consumer.connection_errors = connection.connection_errors
     consumer.channel_errors = connection.channel_errors

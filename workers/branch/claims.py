@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from fanout.policy.outages import Verdict
     from fanout.stores import Begun
     from workers.context.progress import Standing
-    from workers.context.runtime import Runtime
+    from workers.context.worker_context import WorkerContext
 
 __all__ = [
     "BranchGone",
@@ -93,7 +93,7 @@ class Claim:
             where this process dies: see workers.context.claim_releases.
     """
 
-    def __init__(self, runtime: Runtime, standing: Standing, feed: int, token: str) -> None:
+    def __init__(self, runtime: WorkerContext, standing: Standing, feed: int, token: str) -> None:
         self._runtime = runtime
         self._standing = standing
         self._branch_id = standing.branch_id

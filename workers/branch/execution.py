@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from fanout.core.spec import RunSpec
     from fanout.stores import Begun
     from workers.context.progress import Standing
-    from workers.context.runtime import Runtime
+    from workers.context.worker_context import WorkerContext
 
 __all__ = ["BranchFailed", "process_branch", "run_branch"]
 
@@ -68,7 +68,7 @@ class BranchFailed(Exception):  # noqa: N818 - Flower shows the name: it should 
     """
 
 
-def run_branch(runtime: Runtime, branch_id: BranchId, feed: int, *, token: str) -> None:
+def run_branch(runtime: WorkerContext, branch_id: BranchId, feed: int, *, token: str) -> None:
     """Process a branch, and wait for it in this thread: see ``process_branch``."""
     standing = runtime.progress.begin(branch_id)
     try:
@@ -83,7 +83,7 @@ def run_branch(runtime: Runtime, branch_id: BranchId, feed: int, *, token: str) 
 
 
 async def process_branch(
-    runtime: Runtime,
+    runtime: WorkerContext,
     standing: Standing,
     feed: int,
     *,
@@ -122,7 +122,7 @@ async def process_branch(
 class _Branch:
     """One delivery of a branch."""
 
-    def __init__(self, runtime: Runtime, standing: Standing, feed: int, token: str) -> None:
+    def __init__(self, runtime: WorkerContext, standing: Standing, feed: int, token: str) -> None:
         self._runtime = runtime
         self._standing = standing
         self._id = standing.branch_id
@@ -207,13 +207,15 @@ class _Branch:
         await asyncio.sleep(_ELSEWHERE_S)
 
 
-def _stop_if_common(runtime: Runtime, stage_id: StageId, outcome: Outcome, calls: Calls) -> None:
+def _stop_if_common(
+    runtime: WorkerContext, stage_id: StageId, outcome: Outcome, calls: Calls
+) -> None:
     error = runtime.alike.reason(stage_id, outcome, calls.stop_after)
     if error is not None:
         runtime.store.halt(stage_id.run_id, RunStatus.FAILED, error=error)
 
 
-def _drain(runtime: Runtime, shard_id: ShardId, left: int) -> None:
+def _drain(runtime: WorkerContext, shard_id: ShardId, left: int) -> None:
     """Publish further shards: few branches are left of this one, and these may be slow."""
     store, stage_id = runtime.store, shard_id.stage_id
     try:
@@ -244,7 +246,7 @@ def _error(index: int, kind: ErrorKind, message: str) -> Outcome:
 
 
 async def _answer(
-    claim: Claim, runtime: Runtime, shard_id: ShardId, index: int, calls: Calls
+    claim: Claim, runtime: WorkerContext, shard_id: ShardId, index: int, calls: Calls
 ) -> Outcome:
     try:
         return await _call(claim, runtime, shard_id, index, calls)
@@ -286,7 +288,7 @@ def _since(moment: float) -> float:
 
 
 async def _call(
-    claim: Claim, runtime: Runtime, shard_id: ShardId, index: int, calls: Calls
+    claim: Claim, runtime: WorkerContext, shard_id: ShardId, index: int, calls: Calls
 ) -> Outcome:
     run_id, stage = shard_id.run_id, shard_id.stage
     spec = claim.spec or await runtime.spec_of(run_id)

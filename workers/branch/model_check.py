@@ -11,7 +11,7 @@ from fanout.core.errors import ModelError
 from fanout.core.redaction import redacted
 
 if TYPE_CHECKING:
-    from workers.context.runtime import Runtime
+    from workers.context.worker_context import WorkerContext
 
 __all__ = ["check_model"]
 
@@ -19,11 +19,11 @@ _KEPT_S = 600
 _MAX_MESSAGE = 1_000
 
 
-async def _check(runtime: Runtime, model: str) -> None:
+async def _check(runtime: WorkerContext, model: str) -> None:
     await (await runtime.model(model)).check()
 
 
-def check_model(runtime: Runtime, model: str, note: str) -> None:
+def check_model(runtime: WorkerContext, model: str, note: str) -> None:
     """Check ``model`` and leave the answer, a Preflight as JSON, as ``note``."""
     try:
         runtime.wait_for(_check(runtime, model))

@@ -25,6 +25,7 @@ from fanout.broker.message_leases import renew
 from fanout.core.errors import BrokerError
 from fanout.system.logs import about
 from fanout.system.ticker import Ticker
+from workers.context.app import app_of, context_of
 from workers.context.heartbeats import BEATS, RENEWALS
 from workers.context.progress import Progress, Watch
 
@@ -48,7 +49,7 @@ class Leases(bootsteps.StartStopStep):  # type: ignore[misc]
     def __init__(self, worker: WorkController, **kwargs: Any) -> None:
         super().__init__(worker, **kwargs)
         self._worker = worker
-        settings = worker.app.fanout_settings
+        settings = app_of(worker).settings
         self._redis = connect_broker(settings)
         self._watched: Watch | None = None
         self._every_s = settings.visibility_timeout_s / RENEWALS
@@ -56,7 +57,7 @@ class Leases(bootsteps.StartStopStep):  # type: ignore[misc]
 
     def start(self, worker: WorkController) -> None:
         """Begin to renew, until the process ends: not just until the consumer does."""
-        worker.app.fanout_runtime().on_close(self._close)
+        context_of(worker).on_close(self._close)
         self._ticker.start()
 
     def _close(self) -> None:
@@ -65,7 +66,7 @@ class Leases(bootsteps.StartStopStep):  # type: ignore[misc]
 
     @property
     def _progress(self) -> Progress:
-        progress: Progress = self._worker.app.fanout_runtime().progress
+        progress: Progress = context_of(self._worker).progress
         return progress
 
     def _watch(self) -> Watch:
@@ -82,7 +83,7 @@ class Leases(bootsteps.StartStopStep):  # type: ignore[misc]
         return lambda request: request.id in stuck
 
     def _leave_what_stands_still(self) -> None:
-        runtime = self._worker.app.fanout_runtime()
+        runtime = context_of(self._worker)
         now = self._progress.clock()
         for standing in self._watch().look():
             _log.error(
@@ -99,7 +100,7 @@ class Leases(bootsteps.StartStopStep):  # type: ignore[misc]
                 _log.warning("its claim is not given up yet: %s", error)
 
     def _beat(self) -> None:
-        runtime = self._worker.app.fanout_runtime()
+        runtime = context_of(self._worker)
         runtime.watched.beat(runtime.holder, ttl_s=BEATS * self._every_s)
 
     def _renew(self) -> None:
@@ -109,8 +110,8 @@ class Leases(bootsteps.StartStopStep):  # type: ignore[misc]
             self._watch().forgive()
             raise
         self._leave_what_stands_still()
-        self._worker.app.fanout_runtime().releases.again()
-        self._worker.app.fanout_runtime().loop.call_soon_threadsafe(self._progress.turns)
+        context_of(self._worker).releases.again()
+        context_of(self._worker).loop.call_soon_threadsafe(self._progress.turns)
         tags = held_tags(self._worker, without=self._left())
         try:
             for start in range(0, len(tags), _PAGE):

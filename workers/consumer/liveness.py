@@ -13,29 +13,31 @@ from celery.worker import state
 
 from fanout.core.queue_names import CONTROL_QUEUE
 from workers.consumer.task_requests import BranchRequest
-from workers.consumer.version_check import ChecksWire
+from workers.context.app import context_of
 
 if TYPE_CHECKING:
+    from celery.worker.consumer import Consumer
     from kombu.asynchronous import Hub
 
-__all__ = ["TellsOfPolls"]
+__all__ = ["Polls"]
 
 _LOOK_S = 1.0
 
 
-class TellsOfPolls(ChecksWire):
-    """A consumer that knows when it last asked its queues for messages.
+class Polls:
+    """Knows when a consumer last asked its queues for messages.
 
     Attributes:
         polled_at: When it did, or when it last had every slot taken, and so had not to ask;
             seconds since the epoch, 0.0 as long as it never did.
     """
 
-    polled_at = 0.0
+    def __init__(self, consumer: Consumer) -> None:
+        self._consumer = consumer
+        self.polled_at = 0.0
 
     def register_with_event_loop(self, hub: Hub) -> None:
         """Look at the polls for as long as this connection's event loop turns."""
-        super().register_with_event_loop(hub)
         # On the loop, on purpose: one that stands still says nothing.
         hub.call_repeatedly(_LOOK_S, self._look)
 
@@ -44,15 +46,15 @@ class TellsOfPolls(ChecksWire):
 
         Somebody waits for what they ask; they need no slot, where the pool has room besides.
         """
-        room = getattr(self.pool, "control_room", 0) - _others_at_hand()
+        room = getattr(self._consumer.pool, "control_room", 0) - _others_at_hand()
         if room > 0 and not channel.qos.is_barred and CONTROL_QUEUE in channel.active_queues:
             channel.take_control(room)
 
     def _look(self) -> None:
-        channel: Any = getattr(self.task_consumer, "channel", None)
+        channel: Any = getattr(self._consumer.task_consumer, "channel", None)
         if channel is None:
             return
-        storage = self.app.fanout_runtime().storage
+        storage = context_of(self._consumer).storage
         channel.qos.is_barred = bool(storage.problem)
         # Kombu asks again as soon as it was answered, and is answered within a second.
         asked_at = channel._brpop_sent_at  # noqa: SLF001 - nothing else tells

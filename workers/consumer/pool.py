@@ -25,6 +25,7 @@ from workers.branch.claims import BranchHandedBack
 from workers.branch.execution import BranchFailed, process_branch
 from workers.consumer.settlement import settle
 from workers.consumer.task_requests import BranchRequest, let_go
+from workers.context.app import app_of, context_of
 from workers.context.batches import Batches
 
 if TYPE_CHECKING:
@@ -105,11 +106,11 @@ class TaskPool(BasePool):  # type: ignore[misc]
 
     def on_start(self) -> None:
         """Make the runtime ready, which belongs to this process alone."""
-        self._runtime = self.app.fanout_runtime()
+        self._runtime = context_of(self)
         self._loop = self._runtime.loop
         self.slots = asyncio.Semaphore(self.limit)
         self._threads = ReadyThreads(self.control_room, "fanout-task")
-        if self.app.fanout_owns_process:
+        if app_of(self).owns_process:
             # What was imported stays: it need not be looked through again and again. Nor need
             # what is in flight, at Python's own pace: a fifth of a busy worker's time.
             gc.freeze()

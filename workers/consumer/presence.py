@@ -19,6 +19,7 @@ from fanout.core.errors import BrokerError
 from fanout.stores import WorkerRecord
 from fanout.system.ticker import Ticker
 from workers.consumer.pool import TaskPool
+from workers.context.app import context_of
 
 if TYPE_CHECKING:
     from celery.worker import WorkController
@@ -58,25 +59,23 @@ class Presence(bootsteps.StartStopStep):  # type: ignore[misc]
         self._ticker.start()
 
     def _beat(self, worker: WorkController) -> None:
-        if worker.app.fanout_wire.is_spoken():
+        if context_of(worker).version_gate.is_spoken():
             self._beats += 1
             if self._beats == _LOOK_AT_BEAT:
                 self._warn_of_a_namesake(worker)
-            worker.app.fanout_runtime().storage.look()
-            worker.app.fanout_runtime().watched.worker_alive(self._record(worker), ttl_s=_TTL_S)
+            context_of(worker).storage.look()
+            context_of(worker).watched.worker_alive(self._record(worker), ttl_s=_TTL_S)
             self._count_dropped(worker)
 
     def _count_dropped(self, worker: WorkController) -> None:
         dropped = refusals.counts.total()
         if dropped > self._dropped:
-            worker.app.fanout_runtime().watched.count_dropped(dropped - self._dropped)
+            context_of(worker).watched.count_dropped(dropped - self._dropped)
             self._dropped = dropped
 
     def _warn_of_a_namesake(self, worker: WorkController) -> None:
         """Say so where another worker, also alive, has the same name: each hides the other."""
-        said = [
-            w for w in worker.app.fanout_runtime().watched.workers() if w.name == worker.hostname
-        ]
+        said = [w for w in context_of(worker).watched.workers() if w.name == worker.hostname]
         if any((w.host, w.pid, w.started_at) != self._who for w in said):
             _log.warning(
                 "another worker is called %s, too: give each a name of its own (--name), or none",
@@ -99,8 +98,8 @@ class Presence(bootsteps.StartStopStep):  # type: ignore[misc]
             version=self._version,
             wire=broker.WIRE_VERSION,
             polled_at=getattr(worker.consumer, "polled_at", 0.0),
-            problem=worker.app.fanout_runtime().storage.problem,
-            stuck=len(worker.app.fanout_runtime().progress.stuck()),
+            problem=context_of(worker).storage.problem,
+            stuck=len(context_of(worker).progress.stuck()),
             queues=tuple(sorted(worker.app.amqp.queues.consume_from)),
         )
 
@@ -108,8 +107,8 @@ class Presence(bootsteps.StartStopStep):  # type: ignore[misc]
         """Say that this worker has stopped."""
         self._ticker.stop()
         try:
-            worker.app.fanout_runtime().watched.worker_gone(worker.hostname)
-            worker.app.fanout_wire.release()
+            context_of(worker).watched.worker_gone(worker.hostname)
+            context_of(worker).version_gate.release()
         except BrokerError as error:
             _log.warning("cannot say that this worker has stopped: %s", error)
 

@@ -10,6 +10,7 @@ from fanout.broker.publisher import Publisher
 from fanout.runs.reaper import Reaper
 from fanout.system.ticker import Ticker
 from workers.consumer.presence import Presence
+from workers.context.app import app_of
 
 if TYPE_CHECKING:
     from celery.worker import WorkController
@@ -27,10 +28,10 @@ class ReaperStep(bootsteps.StartStopStep):  # type: ignore[misc]
 
     def __init__(self, worker: WorkController, **kwargs: Any) -> None:
         super().__init__(worker, **kwargs)
-        self._app = worker.app
+        self._app = app_of(worker)
         # Not by its name: two workers may have been given the same.
-        self._name = worker.app.fanout_holder
-        self._settings = worker.app.fanout_settings
+        self._name = self._app.holder
+        self._settings = app_of(worker).settings
         self._reaper: Reaper | None = None
         self._ticker = Ticker("reaper", self._settings.reaper_interval_s, self._beat)
         self.enabled = self._settings.reaper_interval_s > 0
@@ -40,9 +41,9 @@ class ReaperStep(bootsteps.StartStopStep):  # type: ignore[misc]
         self._ticker.start()
 
     def _beat(self) -> None:
-        if not self._app.fanout_wire.is_spoken():
+        if not self._app.context.version_gate.is_spoken():
             return
-        store = self._app.fanout_runtime().watched
+        store = self._app.context.watched
         # A holder that has died is followed after three sweeps.
         ttl_s = int(3 * self._settings.reaper_interval_s) + 1
         if not store.take_lock(_LOCK, self._name, ttl_s=ttl_s):
@@ -53,9 +54,9 @@ class ReaperStep(bootsteps.StartStopStep):  # type: ignore[misc]
                 store,
                 # Not that of the branches, which waits for an hour.
                 Publisher(self._app),
-                self._app.fanout_runtime().messages,
+                self._app.context.messages,
                 stall_s=self._settings.stall_s,
-                on_end=self._app.fanout_runtime().reports.run_ended,
+                on_end=self._app.context.reports.run_ended,
             )
         self._reaper.sweep()
 

@@ -17,15 +17,15 @@ from fanout.core.errors import BrokerError
 from workers.consumer.envelope import LONGEST_WAIT_S
 
 if TYPE_CHECKING:
-    from celery import Celery
+    from workers.context.app import WorkerApp
 
 __all__ = ["ServerClockAMQP", "ServerClockRequest"]
 
 
-def _ahead(app: Celery) -> timedelta:
+def _ahead(app: WorkerApp) -> timedelta:
     """Return by how much this machine's clock is ahead; nothing where the server is away."""
     try:
-        return timedelta(seconds=time.time() - app.fanout_runtime().watched.now())
+        return timedelta(seconds=time.time() - app.context.watched.now())
     except BrokerError:
         return timedelta()
 
@@ -53,7 +53,7 @@ class ServerClockAMQP(LimitedAMQP):
 class ServerClockRequest(Request):  # type: ignore[misc]
     """A task that a worker has received; where it has a time to begin, that is the server's."""
 
-    def __init__(self, *args: Any, app: Celery, **options: Any) -> None:
+    def __init__(self, *args: Any, app: WorkerApp, **options: Any) -> None:
         super().__init__(*args, app=app, **options)
         if self._eta is not None:
             self._eta += _ahead(app)

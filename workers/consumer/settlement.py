@@ -14,13 +14,13 @@ if TYPE_CHECKING:
     from fanout.broker.result_backend import TolerantRedisBackend
     from workers.branch.execution import BranchFailed
     from workers.consumer.task_requests import BranchRequest
-    from workers.context.runtime import Runtime
+    from workers.context.worker_context import WorkerContext
 
 __all__ = ["settle"]
 
 
 def settle(
-    runtime: Runtime, ends: Sequence[tuple[BranchRequest, BranchFailed | None]]
+    runtime: WorkerContext, ends: Sequence[tuple[BranchRequest, BranchFailed | None]]
 ) -> list[None]:
     """Count branches that have ended in their chords, and acknowledge their messages.
 

@@ -20,9 +20,8 @@ from workers.context.progress import Watch
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from celery import Celery
-
-    from workers.context.runtime import Runtime
+    from workers.context.app import WorkerApp
+    from workers.context.worker_context import WorkerContext
 
 __all__ = ["ChildWatch", "watch_children"]
 
@@ -39,7 +38,9 @@ class ChildWatch:
         end: Ends the child.
     """
 
-    def __init__(self, runtime: Callable[[], Runtime | None], end: Callable[[], object]) -> None:
+    def __init__(
+        self, runtime: Callable[[], WorkerContext | None], end: Callable[[], object]
+    ) -> None:
         self._runtime = runtime
         self._end = end
         self._watch: Watch | None = None
@@ -70,15 +71,17 @@ class ChildWatch:
         runtime.loop.call_soon_threadsafe(progress.turns)
 
 
-def watch_children(app: Celery, made: Callable[[], Runtime | None]) -> None:
-    """Have each prefork child of a worker watch itself; ``made`` returns its runtime, if any."""
+def watch_children(app: WorkerApp) -> None:
+    """Have each prefork child of a worker watch itself."""
     parent = os.getpid()
 
     def on_child(**_: Any) -> None:
         # Celery says the same of the one process of its solo pool.
         if os.getpid() != parent:
-            watch = ChildWatch(made, lambda: os.kill(os.getpid(), signal.SIGKILL))
-            every_s = app.fanout_settings.visibility_timeout_s / _LOOKS
+            watch = ChildWatch(
+                lambda: app.made_context, lambda: os.kill(os.getpid(), signal.SIGKILL)
+            )
+            every_s = app.settings.visibility_timeout_s / _LOOKS
             Ticker("progress", every_s, watch.look).start()
 
     signals.worker_process_init.connect(on_child, weak=False)

@@ -15,6 +15,7 @@ from kombu.transport import virtual
 from fanout.core.ids import BranchId
 from workers.branch.execution import BranchFailed
 from workers.consumer.server_clock import ServerClockRequest
+from workers.context.app import context_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -188,7 +189,7 @@ class BranchRequest(ReportsAll):
 
     @property
     def _releases(self) -> Releases:
-        releases: Releases = self.app.fanout_runtime().releases
+        releases: Releases = context_of(self).releases
         return releases
 
     def on_settled(self, error: BranchFailed | None) -> None:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from fanout.core.records import Outcome
     from fanout.core.spec import RunSpec
     from fanout.stores import RunRecord
-    from workers.context.runtime import Runtime
+    from workers.context.worker_context import WorkerContext
 
 __all__ = ["reduce"]
 
@@ -43,7 +43,7 @@ _ANSWER_TOKENS = 512
 _MAX_RESULT_BYTES = 256_000_000
 
 
-def reduce(runtime: Runtime, run: RunRecord, stage_id: StageId, spec: RunSpec) -> None:
+def reduce(runtime: WorkerContext, run: RunRecord, stage_id: StageId, spec: RunSpec) -> None:
     """Reduce what a stage gave: end the run, or open the next stage."""
     run_id = run.run_id
     if spec.reduction == "none":
@@ -56,7 +56,7 @@ def reduce(runtime: Runtime, run: RunRecord, stage_id: StageId, spec: RunSpec) -
 
 
 def _end(
-    runtime: Runtime, run_id: str, result: StoredResult, *, problem: str | None = None
+    runtime: WorkerContext, run_id: str, result: StoredResult, *, problem: str | None = None
 ) -> None:
     data = msgspec.json.encode(result)
     if len(data) > _MAX_RESULT_BYTES:
@@ -71,7 +71,7 @@ def _end(
     runtime.end_run(run_id, status, error=problem)
 
 
-def _branches(runtime: Runtime, stage_id: StageId) -> Iterator[tuple[Chunk, Outcome, int]]:
+def _branches(runtime: WorkerContext, stage_id: StageId) -> Iterator[tuple[Chunk, Outcome, int]]:
     """Yield chunk, outcome and the chunk's index for each branch, one shard in memory at a time."""
     spec = runtime.spec(stage_id.run_id)
     per_chunk = spec.branches_per_chunk if stage_id.stage == 0 else 1
@@ -82,7 +82,7 @@ def _branches(runtime: Runtime, stage_id: StageId) -> Iterator[tuple[Chunk, Outc
             yield chunk, outcome, outcome.index // per_chunk
 
 
-def _items(runtime: Runtime, run_id: str, spec: RunSpec) -> Iterator[Item]:
+def _items(runtime: WorkerContext, run_id: str, spec: RunSpec) -> Iterator[Item]:
     for chunk, outcome, number in _branches(runtime, StageId(run_id, 0)):
         ref = branch_ref(outcome.index, spec.aspect_names, spec.samples)
         yield Item(
@@ -99,7 +99,9 @@ def _items(runtime: Runtime, run_id: str, spec: RunSpec) -> Iterator[Item]:
         )
 
 
-def _reduce_by_calls(runtime: Runtime, run: RunRecord, stage_id: StageId, spec: RunSpec) -> None:
+def _reduce_by_calls(
+    runtime: WorkerContext, run: RunRecord, stage_id: StageId, spec: RunSpec
+) -> None:
     """Open a stage of LLM calls over what ``stage`` gave, or end the run.
 
     A group is done at the first reduce stage in which it has a single chunk.
@@ -121,14 +123,14 @@ def _reduce_by_calls(runtime: Runtime, run: RunRecord, stage_id: StageId, spec: 
     open_stage(runtime.store, runtime.publisher, next_id, shards, max_workers=spec.max_workers)
 
 
-def _leaves(runtime: Runtime, run_id: str, spec: RunSpec) -> dict[str, list[Part]]:
+def _leaves(runtime: WorkerContext, run_id: str, spec: RunSpec) -> dict[str, list[Part]]:
     groups: dict[str, list[Part]] = defaultdict(list)
     for part in leaf_parts(_items(runtime, run_id, spec)):
         groups[part.group].append(part)
     return groups
 
 
-def _partials(runtime: Runtime, stage_id: StageId) -> dict[str, list[Part]]:
+def _partials(runtime: WorkerContext, stage_id: StageId) -> dict[str, list[Part]]:
     """Return the partial answers of a reduce stage, for the groups that are not done with it."""
     groups: dict[str, list[Part]] = defaultdict(list)
     for chunk, outcome, _ in _branches(runtime, stage_id):
@@ -166,7 +168,7 @@ def _standing(chunk: Chunk) -> tuple[str, int, int]:
     return columns["group"], int(columns["count"]), int(columns["failed"])
 
 
-def _end_with_answers(runtime: Runtime, run_id: str, stages: Iterable[int]) -> None:
+def _end_with_answers(runtime: WorkerContext, run_id: str, stages: Iterable[int]) -> None:
     aggregates: dict[str, Aggregate] = {}
     errors: list[ReduceError] = []
     for stage in stages:

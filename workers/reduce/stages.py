@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from fanout.core.ids import ShardId, StageId
     from fanout.core.spec import RunSpec
     from fanout.stores import RunRecord, StageRecord
-    from workers.context.runtime import Runtime
+    from workers.context.worker_context import WorkerContext
 
 __all__ = ["TooEarlyError", "aggregate", "collect", "expand"]
 
@@ -31,7 +31,7 @@ class TooEarlyError(Exception):
     """
 
 
-def expand(runtime: Runtime, shard_id: ShardId, lanes: int) -> None:
+def expand(runtime: WorkerContext, shard_id: ShardId, lanes: int) -> None:
     """Publish the chord of a shard; ``lanes`` branches of it at first, or all where that is 0."""
     run = runtime.store.run(shard_id.run_id)
     is_again = shard_id.stage == 0 and bool(run.retry)
@@ -74,7 +74,7 @@ def _ending(run: RunRecord, stage: int) -> tuple[ErrorKind, str] | None:
     return None
 
 
-def _expand_rest(runtime: Runtime, shard_id: ShardId, lanes: int) -> None:
+def _expand_rest(runtime: WorkerContext, shard_id: ShardId, lanes: int) -> None:
     """Publish what a first attempt has not: a branch in the queue twice would be called twice."""
     shard = runtime.store.shard_state(shard_id)
     task_ids = runtime.messages.task_ids().get(shard_id.run_id, set())
@@ -88,7 +88,7 @@ def _expand_rest(runtime: Runtime, shard_id: ShardId, lanes: int) -> None:
         runtime.publisher.collect(shard_id)
 
 
-def _record_rest(runtime: Runtime, shard_id: ShardId, kind: ErrorKind, message: str) -> None:
+def _record_rest(runtime: WorkerContext, shard_id: ShardId, kind: ErrorKind, message: str) -> None:
     now = time.time()
     runtime.store.record_all(
         [
@@ -101,7 +101,7 @@ def _record_rest(runtime: Runtime, shard_id: ShardId, kind: ErrorKind, message: 
     )
 
 
-def collect(runtime: Runtime, results: list[Any], shard_id: ShardId) -> dict[str, int]:
+def collect(runtime: WorkerContext, results: list[Any], shard_id: ShardId) -> dict[str, int]:
     """Account for every branch of a shard, compact its outcomes, and publish the next shards.
 
     Args:
@@ -130,7 +130,7 @@ def collect(runtime: Runtime, results: list[Any], shard_id: ShardId) -> dict[str
 
 
 def _complete(
-    runtime: Runtime, shard_id: ShardId, failures: dict[int, Outcome]
+    runtime: WorkerContext, shard_id: ShardId, failures: dict[int, Outcome]
 ) -> dict[int, Outcome]:
     indices = runtime.indices(shard_id)
     outcomes = runtime.store.outcomes(shard_id)
@@ -178,7 +178,7 @@ def _failure(record: dict[str, Any]) -> Outcome:
     return Outcome(index=0, kind=kind, message=message)
 
 
-def aggregate(runtime: Runtime, stage_id: StageId) -> None:
+def aggregate(runtime: WorkerContext, stage_id: StageId) -> None:
     """Reduce the outcomes of a stage: end the run, or open the next stage.
 
     Raises:

@@ -98,7 +98,7 @@ class SendsEvents(bootsteps.StartStopStep):  # type: ignore[misc]
 
     def start(self, worker: WorkController) -> None:
         """Begin to send."""
-        worker.app.fanout_runtime().on_close(self._ticker.stop)
+        worker.app.context.on_close(self._ticker.stop)
         self._ticker.start()
 
     def _send(self) -> None:

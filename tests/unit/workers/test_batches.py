@@ -14,7 +14,7 @@ from fanout.core.ids import BranchId
 from fanout.stores import Start
 from workers.context.batches import Batches, Kept
 from workers.context.claim_releases import Releases
-from workers.context.runtime import Runtime
+from workers.context.worker_context import WorkerContext
 
 
 @pytest.fixture
@@ -85,7 +85,7 @@ def test_a_begin_that_nobody_waits_for_is_taken_back(threads, refusals):
             raise refusals.pop()
         taken_back.set()
 
-    runtime = object.__new__(Runtime)
+    runtime = object.__new__(WorkerContext)
     runtime.releases, runtime.threads = Releases(unbegin), threads
     start = Start(BranchId("r1", 0, 3, 59), token="t1", holder="me", lasts_s=60, feed=0)
     runtime._take_back(start)

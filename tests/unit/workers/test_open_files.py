@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import aiohttp
 import pytest
-from celery.worker.consumer import Consumer
+from celery.worker.consumer import Consumer as CeleryConsumer
 from kombu.exceptions import OperationalError
 
 from fanout.core.errors import LLMError, SettingsError
@@ -16,7 +16,7 @@ from fanout.core.records import ErrorKind
 from fanout.llm.base import LLMRequest
 from fanout.llm.callables import CallableLLM
 from fanout.llm.http_client import HttpClient
-from workers.consumer.consumer import Reconnects
+from workers.consumer.consumer import Consumer
 from workers.consumer.open_files import make_room, soft_limit
 
 
@@ -114,12 +114,12 @@ def test_a_consumer_waits_for_a_descriptor_to_connect_with(monkeypatch):
             raise answer
         return answer
 
-    monkeypatch.setattr(Consumer, "connect", connect)
+    monkeypatch.setattr(CeleryConsumer, "connect", connect)
     monkeypatch.setattr("workers.consumer.consumer._AGAIN_S", 0.0)
-    assert object.__new__(Reconnects).connect() == "connected"
+    assert object.__new__(Consumer)._connect() == "connected"
     answers.append(OperationalError("another"))
     with pytest.raises(OperationalError, match="another"):
-        object.__new__(Reconnects).connect()
+        object.__new__(Consumer)._connect()
 
 
 @pytest.mark.parametrize(

@@ -368,7 +368,7 @@ def test_without_traces_nothing_of_the_extra_is_imported():
     """redis-py and Anthropic's SDK import other parts of OpenTelemetry where these are there."""
     code = (
         "import json, sys, workers.app\n"
-        "runtime = workers.app.app.fanout_runtime()\n"
+        "runtime = workers.app.app.context\n"
         "runtime.reports.close()\n"
         "print(json.dumps([name for name in sys.modules if 'opentelemetry' in name]))\n"
     )

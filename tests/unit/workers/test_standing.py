@@ -131,9 +131,7 @@ def test_the_lease_and_the_claim_of_one_that_stands_still_end(progress, clock, m
     monkeypatch.setattr("workers.consumer.leases.renew", lambda *args: renewed.append(args[-1]))
     runtime = Runtime()
     leases = object.__new__(Leases)
-    leases._worker = SimpleNamespace(
-        consumer=None, app=SimpleNamespace(fanout_runtime=lambda: runtime)
-    )
+    leases._worker = SimpleNamespace(consumer=None, app=SimpleNamespace(context=runtime))
     leases._watched, leases._redis, leases._every_s = None, None, 1
     standing = progress.begin(BRANCH)
     standing.token = "t"

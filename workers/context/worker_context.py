@@ -27,6 +27,7 @@ from workers.context.inflight import InFlight
 from workers.context.limiter import Limiter
 from workers.context.progress import Progress
 from workers.context.storage_watch import StorageWatch
+from workers.context.version_gate import VersionGate
 from workers.telemetry.base import make_telemetry
 from workers.telemetry.log_filters import quiet_clients
 from workers.telemetry.reports import Reports
@@ -34,16 +35,14 @@ from workers.telemetry.reports import Reports
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
-    from celery import Celery
-
     from fanout.core.ids import BranchId, StageId
     from fanout.core.records import RunStatus
-    from fanout.core.settings import Settings
     from fanout.llm import LLM
     from fanout.stores import RedisStore, Start
+    from workers.context.app import WorkerApp
     from workers.context.progress import Standing
 
-__all__ = ["Runtime"]
+__all__ = ["WorkerContext"]
 
 # Calls in flight above which those that have ended are written together, and how long they wait.
 _MANY_IN_FLIGHT = 64
@@ -65,16 +64,16 @@ _OTHERS = 8
 _STEP_LEASES = 2
 
 
-class Runtime:
+class WorkerContext:
     """One per worker process; made on first use, so that prefork children get their own.
 
     Branches are coroutines on its loop; what they need of the server is done in its threads.
     """
 
-    def __init__(self, app: Celery, settings: Settings, *, concurrency: int) -> None:
-        self.settings = settings
+    def __init__(self, app: WorkerApp, *, concurrency: int) -> None:
+        self.settings = settings = app.settings
         # A prefork child begins branches in the name of its parent, which sees it die.
-        self.holder: str = app.fanout_holder
+        self.holder = app.holder
         # An outcome in hand was paid for: it waits for the server as long as that takes.
         # For the storage not so long: another worker may see it, and has the branch then.
         self.store: RedisStore = make_store(
@@ -84,15 +83,17 @@ class Runtime:
         self.alone = asyncio.Lock()
         self._stopping = threading.Event()
         self._closers: list[Callable[[], None]] = []
+        self._before_hand_back: list[Callable[[], None]] = []
         self.publisher = Publisher(app, patience_s=PATIENT_S)
         self.backend: Any = app.backend
         # For what the broker is told of branches that have ended, however long it is away.
         self.broker = connect_broker(settings, is_patient=True)
         self.messages = Messages(connect_broker(settings))
         self._concurrency = concurrency
-        self._quiets_clients: bool = app.fanout_owns_process
+        self._quiets_clients = app.owns_process
         # For what must not wait: whoever watches or beats.
         self.watched: RedisStore = make_store(settings)
+        self.version_gate = VersionGate(self.watched, self.holder)
         self.releases = Releases(self.watched.unbegin)
         self.storage = StorageWatch(self.watched, settings)
         self.reports = Reports(self.watched, make_telemetry(settings, self.watched.run))
@@ -173,8 +174,14 @@ class Runtime:
         """Have branches that only wait, for a model that fails for instance, go back at once."""
         self.loop.call_soon_threadsafe(self._in_flight.hand_back_waiting)
 
+    def before_hand_back(self, callback: Callable[[], None]) -> None:
+        """Have something done before this process hands back what is in flight."""
+        self._before_hand_back.append(callback)
+
     def hand_back(self) -> None:
         """End the calls in flight, so that their branches go back to the queue."""
+        for callback in self._before_hand_back:
+            callback()
         self._stopping.set()
         self.loop.call_soon_threadsafe(self._in_flight.hand_back)
 
