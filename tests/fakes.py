@@ -151,6 +151,16 @@ class Messages:
         return 0
 
 
+class Loaded:
+    """What a worker has loaded: see ``workers.context.batches.Kept``."""
+
+    def __init__(self, get):
+        self.get = get
+
+    async def __call__(self, key):
+        return self.get(key)
+
+
 class Runtime:
     """As much of a worker process as branches and stages use."""
 
@@ -176,6 +186,11 @@ class Runtime:
         self._spec = make_spec(**{"model": "fake", "prompt": "{input}", **fields})
         self.store.create_run(RUN, spec=self._spec.model_dump_json(), created_at=1.0)
 
+        self.specs = Loaded(lambda _: self._spec)
+        # Late: a test may give it another store.
+        self.indices = Loaded(lambda shard_id: self.store.indices(shard_id))  # noqa: PLW0108 - later
+        self.shards = Loaded(lambda shard_id: self.store.shard(shard_id))  # noqa: PLW0108 - later
+
     def _answer(self, request):
         return self.told(request)
 
@@ -185,15 +200,9 @@ class Runtime:
     def reports(self):
         return Reports(self.store, self.telemetry)
 
-    def spec(self, run_id):
-        return self._spec
-
     def template(self, stage_id, aspect):
         source = self._spec.aggregate_prompt if stage_id.stage else self._spec.prompts[aspect]
         return Template.parse(source)
-
-    def indices(self, shard_id):
-        return self.store.indices(shard_id)
 
     async def begin(self, start):
         return self.store.begin(start)
@@ -203,15 +212,6 @@ class Runtime:
 
     async def feed(self, following):
         self.publisher.mixed_branches([following])
-
-    async def spec_of(self, run_id):
-        return self.spec(run_id)
-
-    async def shard_of(self, shard_id):
-        return self.store.shard(shard_id)
-
-    async def indices_of(self, shard_id):
-        return self.indices(shard_id)
 
     async def model(self, name):
         return self.llm

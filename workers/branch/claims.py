@@ -137,7 +137,7 @@ class Claim:
 
     async def _lasts_s(self) -> int:
         try:
-            spec = self.spec = await self._runtime.spec_of(self._branch_id.run_id)
+            spec = self.spec = await self._runtime.specs(self._branch_id.run_id)
         except UnknownRunError:
             return 0
         waits_s = _LONGEST_QUEUE_S if spec.rate.rates.is_limited else 0.0

@@ -174,7 +174,7 @@ class _Branch:
             runtime.reports.branch_ended(self._id, outcome, calls)
 
     async def _outcome(self, begun: Begun, calls: Calls) -> Outcome:
-        indices = await self._runtime.indices_of(self._shard_id)
+        indices = await self._runtime.indices(self._shard_id)
         index, self._size = indices[self._id.position], len(indices)
         if begun.verdict == "halted":
             return _error(index, ErrorKind.CANCELLED, _NOT_CALLED.format("the run was stopped"))
@@ -291,8 +291,8 @@ async def _call(
     claim: Claim, runtime: WorkerContext, shard_id: ShardId, index: int, calls: Calls
 ) -> Outcome:
     run_id, stage = shard_id.run_id, shard_id.stage
-    spec = claim.spec or await runtime.spec_of(run_id)
-    shard = await runtime.shard_of(shard_id)
+    spec = claim.spec or await runtime.specs(run_id)
+    shard = await runtime.shards(shard_id)
     aspects, samples = (spec.aspect_names, spec.samples) if stage == 0 else ((None,), 1)
     ref = branch_ref(index, aspects, samples)
     chunk = shard_chunk(shard, index, len(aspects) * samples)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
@@ -156,25 +157,42 @@ class Kept(Generic[_Key, _Value]):
         self._load = load
         self._threads = threads
         self._size = size
-        self._kept: OrderedDict[_Key, asyncio.Future[_Value]] = OrderedDict()
+        self._lock = threading.Lock()
+        self._values: OrderedDict[_Key, _Value] = OrderedDict()
+        self._loading: dict[_Key, asyncio.Future[_Value]] = {}
+
+    def get(self, key: _Key) -> _Value:
+        """Return the value of ``key``, loaded in this thread if need be, or raise what that raises."""
+        try:
+            value = self._values[key]
+            self._values.move_to_end(key)
+        except KeyError:
+            value = self._load(key)
+            with self._lock:
+                self._values[key] = value
+                if len(self._values) > self._size:
+                    self._values.popitem(last=False)
+        return value
 
     async def __call__(self, key: _Key) -> _Value:
         """Return the value of ``key``, or raise what its loading raises."""
-        future = self._kept.get(key)
+        try:
+            value = self._values[key]
+            self._values.move_to_end(key)
+        except KeyError:
+            pass
+        else:
+            return value
+        future = self._loading.get(key)
         if future is None:
             loop = asyncio.get_running_loop()
-            future = loop.run_in_executor(self._threads, self._load, key)
-            future.add_done_callback(lambda done: self._forget_failure(key, done))
-            self._kept[key] = future
-            if len(self._kept) > self._size:
-                self._kept.popitem(last=False)
-        else:
-            self._kept.move_to_end(key)
-        if future.done():
-            return future.result()
+            future = self._loading[key] = loop.run_in_executor(self._threads, self.get, key)
+            future.add_done_callback(lambda done: self._loaded(key, done))
         # One that is cancelled must not take it from the others.
         return await asyncio.shield(future)
 
-    def _forget_failure(self, key: _Key, done: asyncio.Future[_Value]) -> None:
-        if done.cancelled() or done.exception() is not None:
-            self._kept.pop(key, None)
+    def _loaded(self, key: _Key, done: asyncio.Future[_Value]) -> None:
+        del self._loading[key]
+        if not done.cancelled():
+            # All that asked may have been cancelled: nobody else looks at its error.
+            done.exception()

@@ -105,8 +105,6 @@ class WorkerContext:
         self.models: dict[str, LLM] = {}
         self._making = asyncio.Lock()
         # Caches per runtime: two servers may know runs of the same id.
-        self.spec = lru_cache(maxsize=_CACHED_SPECS)(self._load_spec)
-        self.indices = lru_cache(maxsize=_CACHED_SHARDS * 8)(self.store.indices)
         self.template = lru_cache(maxsize=_CACHED_SPECS * 8)(self._load_template)
         self.threads = ReadyThreads(_THREADS, "fanout-store")
         self.begin = Batches(self.store.begin_all, self.threads, abandoned=self._take_back)
@@ -114,9 +112,9 @@ class WorkerContext:
         self.feed = Batches(self._publish, self.threads)
         # Of their own: where inputs cannot be had, outcomes of other runs are still written.
         self._loaders = ReadyThreads(_LOADERS, "fanout-load")
-        self.spec_of = Kept(self.spec, self._loaders, size=_CACHED_SPECS)
-        self.indices_of = Kept(self.indices, self._loaders, size=_CACHED_SHARDS * 8)
-        self.shard_of = Kept(self.store.shard, self._loaders, size=_CACHED_SHARDS)
+        self.specs = Kept(self._load_spec, self._loaders, size=_CACHED_SPECS)
+        self.indices = Kept(self.store.indices, self._loaders, size=_CACHED_SHARDS * 8)
+        self.shards = Kept(self.store.shard, self._loaders, size=_CACHED_SHARDS)
         self.progress = Progress(step_s=_STEP_LEASES * settings.visibility_timeout_s)
         self.loop = new_event_loop()
         # What the loop would start by itself when it first needs it.
@@ -220,7 +218,7 @@ class WorkerContext:
             ) from None
 
     def _load_template(self, stage_id: StageId, aspect: str | None) -> Template:
-        spec = self.spec(stage_id.run_id)
+        spec = self.specs.get(stage_id.run_id)
         if stage_id.stage:
             return Template.parse(spec.aggregate_prompt or "{input}", field="aggregate_prompt")
         return Template.parse(spec.prompts[aspect])

@@ -73,7 +73,7 @@ def _end(
 
 def _branches(runtime: WorkerContext, stage_id: StageId) -> Iterator[tuple[Chunk, Outcome, int]]:
     """Yield chunk, outcome and the chunk's index for each branch, one shard in memory at a time."""
-    spec = runtime.spec(stage_id.run_id)
+    spec = runtime.specs.get(stage_id.run_id)
     per_chunk = spec.branches_per_chunk if stage_id.stage == 0 else 1
     for shard_id in map(stage_id.shard, range(runtime.store.stage(stage_id).shards)):
         shard = runtime.store.shard(shard_id)

@@ -47,7 +47,7 @@ def expand(runtime: WorkerContext, shard_id: ShardId, lanes: int) -> None:
         _record_rest(runtime, shard_id, *ending)
         runtime.publisher.collect(shard_id)
         return
-    count = len(runtime.indices(shard_id))
+    count = len(runtime.indices.get(shard_id))
     # Those whose outcomes a retry has kept.
     ended = runtime.store.shard_state(shard_id).ended if is_again else frozenset()
     todo = [position for position in range(count) if position not in ended]
@@ -96,7 +96,7 @@ def _record_rest(runtime: WorkerContext, shard_id: ShardId, kind: ErrorKind, mes
                 shard_id.branch(position),
                 Outcome(index=index, kind=kind, message=message, ended_at=now),
             )
-            for position, index in enumerate(runtime.indices(shard_id))
+            for position, index in enumerate(runtime.indices.get(shard_id))
         ]
     )
 
@@ -132,7 +132,7 @@ def collect(runtime: WorkerContext, results: list[Any], shard_id: ShardId) -> di
 def _complete(
     runtime: WorkerContext, shard_id: ShardId, failures: dict[int, Outcome]
 ) -> dict[int, Outcome]:
-    indices = runtime.indices(shard_id)
+    indices = runtime.indices.get(shard_id)
     outcomes = runtime.store.outcomes(shard_id)
     missing = [position for position in range(len(indices)) if position not in outcomes]
     if not missing:
@@ -194,7 +194,7 @@ def aggregate(runtime: WorkerContext, stage_id: StageId) -> None:
     if run.halt:
         runtime.end_run(run_id, run.halt)
         return
-    spec = runtime.spec(run_id)
+    spec = runtime.specs.get(run_id)
     problem = _policy_problem(spec, record) if stage == 0 else None
     if problem:
         runtime.end_run(run_id, RunStatus.FAILED, error=problem)

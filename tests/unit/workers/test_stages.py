@@ -193,7 +193,7 @@ def test_a_branch_whose_input_is_gone_is_lost():
     async def gone(key):
         raise UnknownRunError(RUN)
 
-    runtime.shard_of = gone
+    runtime.shards = gone
     with pytest.raises(BranchFailed, match="lost"):
         run_branch(runtime, BranchId(RUN, 0, 0, 0), 0)
 
