@@ -13,7 +13,7 @@ DEMO_PIP := $(DEMO)/bin/python -m pip --disable-pip-version-check --quiet
 # What `make dev` has installed stays as it is: an edit is in effect at once.
 READY = $(if $(wildcard $(VENV)/.editable),$(VENV)/.editable,$(VENV)/.installed)
 
-.PHONY: demo test dev test-one lint format clean help
+.PHONY: demo test dev test-one lint format coverage clean help
 
 help:
 	@echo "make demo                     have a small local model read the amendments to the US constitution"
@@ -22,6 +22,7 @@ help:
 	@echo "make test-one T=tests/...     run one test file, folder or test"
 	@echo "make lint                     style, types and import rules"
 	@echo "make format                   have ruff format all of it and repair what it can"
+	@echo "make coverage [T=tests/...]   measure which lines and branches the tests reach"
 	@echo "make clean                    remove the environments"
 
 # What is installed is the built package, as a user gets it, and what is locked, to the hash.
@@ -71,5 +72,11 @@ format: $(VENV)/.locked
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
+coverage: $(READY)
+	$(BIN)/coverage erase
+	$(BIN)/coverage run $(BIN)/pytest --numprocesses $(TEST_PROCESSES) --dist worksteal $(T) $(PYTEST_ARGS)
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report
+
 clean:
-	rm -rf $(VENV) $(DEMO) build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) $(DEMO) build dist .coverage .coverage.* .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
