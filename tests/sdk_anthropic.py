@@ -11,7 +11,7 @@ from fanout.core.errors import LLMError
 from fanout.core.records import ErrorKind, Usage
 from fanout.llm import LLMReply, LLMRequest
 from fanout.llm.finish_reasons import require_answer
-from fanout.llm.http_errors import http_error, redacted
+from fanout.llm.http_errors import http_error, redacted_line
 
 # Where a request has no limit, as the adapter has it for a model that it does not know.
 DEFAULT_MAX_TOKENS = 32_000
@@ -42,7 +42,7 @@ class SdkAnthropicLLM:
         except anthropic.APIConnectionError as error:
             is_late = isinstance(error.__cause__, (httpx2.ReadTimeout, httpx2.WriteTimeout))
             kind = ErrorKind.TIMEOUT if is_late else ErrorKind.CONNECTION
-            raise LLMError(kind, redacted(str(error.__cause__))) from error
+            raise LLMError(kind, redacted_line(str(error.__cause__))) from error
         except anthropic.APIStatusError as error:
             body = error.body if isinstance(error.body, dict) else {}
             told = body.get("error") if isinstance(body.get("error"), dict) else body

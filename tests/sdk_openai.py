@@ -12,7 +12,7 @@ from fanout.core.errors import LLMError
 from fanout.core.records import ErrorKind, Usage
 from fanout.llm import LLMReply, LLMRequest
 from fanout.llm.finish_reasons import require_answer
-from fanout.llm.http_errors import http_error, redacted
+from fanout.llm.http_errors import http_error, redacted_line
 
 
 class SdkOpenAILLM:
@@ -53,7 +53,7 @@ class SdkOpenAILLM:
         except openai.APIConnectionError as error:
             is_late = isinstance(error.__cause__, (httpx2.ReadTimeout, httpx2.WriteTimeout))
             kind = ErrorKind.TIMEOUT if is_late else ErrorKind.CONNECTION
-            raise LLMError(kind, redacted(str(error.__cause__))) from error
+            raise LLMError(kind, redacted_line(str(error.__cause__))) from error
         except openai.APIStatusError as error:
             body = error.body if isinstance(error.body, dict) else {}
             raise http_error(

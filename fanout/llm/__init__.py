@@ -1,4 +1,4 @@
-"""Models: a protocol, the adapters of providers, functions, and a fake."""
+"""Models: the protocol, the provider adapters, Python functions as models, and a fake."""
 
 from fanout.llm.base import LLM, LLMReply, LLMRequest
 from fanout.llm.fake import FakeLLM

@@ -1,7 +1,7 @@
-"""Which functions a worker may import as models: what its ``FANOUT_ALLOWED_CALLABLES`` lists.
+"""The allowlist of functions that a worker may import as models: ``FANOUT_ALLOWED_CALLABLES``.
 
-Importing a module runs it. A run names its function, and whoever reaches the broker can make a run:
-so what may be imported is said where the worker is started, and nowhere else.
+Importing a module runs its code. A run names its function, and anyone with access to the broker can
+start a run. So only the environment of the worker decides what the worker may import.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ _DEFINED = (FunctionType, BuiltinFunctionType, type)
 
 
 def split_path(path: str) -> tuple[str, str] | None:
-    """Return module and name of ``package.module:function``; None where it names anything else.
+    """Return the module and the name of ``package.module:function``; None for any other form.
 
-    The name is one, and public: the attributes of a function (``f.__call__``, ``f.__globals__``)
-    and the methods of a class lead to what nobody has listed.
+    The name must be a single public name: attributes of a function (``f.__call__``,
+    ``f.__globals__``) and methods of a class would reach objects that the list does not name.
     """
     match = _PATH.fullmatch(path)
     if match is None or match[2].startswith("_"):
@@ -38,8 +38,8 @@ def split_path(path: str) -> tuple[str, str] | None:
 def is_allowed(path: str, allowed: Collection[str]) -> bool:
     """Say whether a list allows ``package.module:function``.
 
-    An entry is ``package`` or ``package.module``, with all public modules that are below it,
-    ``package.module:function``, or ``*``.
+    An entry is ``package.module:function``, ``*``, or a ``package`` or ``package.module``, which
+    includes all public modules below it.
     """
     parts = split_path(path)
     return parts is not None and any(_covers(entry, path, parts[0]) for entry in allowed)
@@ -48,19 +48,19 @@ def is_allowed(path: str, allowed: Collection[str]) -> bool:
 def _covers(entry: str, path: str, module: str) -> bool:
     if entry in {"*", path}:
         return True
-    # On the boundaries of names: "acme" is not the beginning of "acme_evil".
+    # Compare whole names: "acme" must not allow "acme_evil".
     if ":" in entry or not f"{module}.".startswith(f"{entry}."):
         return False
-    # To import acme.__main__ is to run the program.
+    # Importing acme.__main__ would run the program.
     below = module[len(entry) :].split(".")
     return not any(part.startswith("_") for part in below)
 
 
 def require_allowed(path: str, allowed: Collection[str]) -> tuple[str, str]:
-    """Make sure that a function may be imported; return its module and its name there.
+    """Check that the worker may import a function; return its module and its name there.
 
     Raises:
-        ModelError: It may not.
+        ModelError: The list does not allow the function, or the path is malformed.
     """
     parts = split_path(path)
     if parts is None:
@@ -78,13 +78,14 @@ def require_allowed(path: str, allowed: Collection[str]) -> tuple[str, str]:
 
 
 def require_home(path: str, found: object, allowed: Collection[str]) -> None:
-    """Make sure that what a listed module has at a name is a function or class of its own.
+    """Check that an object of a listed module is a function or class that the module defines.
 
-    It may have imported others: ``acme.tools:system`` must not be ``os.system``, nor an object
-    whose class is from elsewhere. Who lists the function itself means whatever it is.
+    The module may have imported others: ``acme.tools:system`` must not be ``os.system``, nor an
+    object whose class another module defines. An entry that names the function itself allows any
+    object.
 
     Raises:
-        ModelError: It is something else.
+        ModelError: The module does not define the object.
     """
     if path in allowed or "*" in allowed:
         return
@@ -94,7 +95,7 @@ def require_home(path: str, found: object, allowed: Collection[str]) -> None:
         return
     shown = path[:_MAX_SHOWN]
     if home is None:
-        what = f"{shown} is an object of type {type(found).__name__}, no function or class"
+        what = f"{shown} is an object of type {type(found).__name__}, not a function or class"
     else:
         what = f"the function {shown} is from the module {home}"
     raise ModelError(

@@ -1,4 +1,4 @@
-"""Anthropic's Messages API."""
+"""The adapter of Anthropic's Messages API."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ __all__ = ["AnthropicLLM"]
 
 _BASE_URL = "https://api.anthropic.com"
 _VERSION = "2026-10-21"
-# The version above refuses a temperature; the one before takes it, where the model does.
+# The version above refuses a temperature; the previous one accepts it if the model does.
 # Source: https://platform.claude.com/docs/en/api/migration-2026-10-21
 _VERSION_HEADER = "anthropic-version"
 _WITH_TEMPERATURE = {_VERSION_HEADER: "2023-06-01"}
 _NO_KEY = "none"
 _NOT_FOUND = 404
-# The API wants a limit: the model's own, as its pages give it, longest prefix first.
+# The API requires a limit: the model's own, from Anthropic's model pages, longest prefix first.
 _MAX_TOKENS = {
     "claude-3-7": 64_000,
     "claude-3-5": 8_192,
@@ -42,7 +42,7 @@ _MAX_TOKENS = {
     "claude-opus-4-1": 32_000,
     "claude-opus-4-2025": 32_000,
 }
-# Each model since has this at least.
+# Every later model allows at least this many.
 _DEFAULT_MAX_TOKENS = 32_000
 _DEFAULT_OUTPUT_KB = 4_096
 
@@ -58,14 +58,14 @@ class AnthropicLLM:
         max_output_kb: See OpenAILLM.
 
     Raises:
-        ModelError: A variable of the environment cannot be used.
+        ModelError: An environment variable has an invalid value.
     """
 
     def __init__(
         self, name: str, *, concurrency: int = 32, max_output_kb: int = _DEFAULT_OUTPUT_KB
     ) -> None:
         self._name = name
-        known = (room for prefix, room in _MAX_TOKENS.items() if name.startswith(prefix))
+        known = (limit for prefix, limit in _MAX_TOKENS.items() if name.startswith(prefix))
         self._max_tokens = next(known, _DEFAULT_MAX_TOKENS)
         given = os.environ.get("ANTHROPIC_API_KEY") or os.environ.get("ANTHROPIC_AUTH_TOKEN")
         self._key = given or ""
@@ -96,11 +96,11 @@ class AnthropicLLM:
             key_variable="ANTHROPIC_API_KEY",
             key=self._key,
         )
-        # Aliases have no place in the list of models, but they do here.
+        # The list of models omits aliases; this endpoint resolves them.
         reply = await server.ask(f"v1/models/{self._http.quoted(self._name)}")
-        told = reply.problem()
-        names_it = told.message.lower().startswith("model")
-        if reply.status == _NOT_FOUND and "not_found_error" in told.codes and names_it:
+        details = reply.error_details()
+        is_of_model = details.message.lower().startswith("model")
+        if reply.status == _NOT_FOUND and "not_found_error" in details.codes and is_of_model:
             raise ModelError(
                 f"{self._http.shown_url} says: {server.problem(reply)}", kind=ErrorKind.BAD_REQUEST
             )
@@ -111,10 +111,10 @@ class AnthropicLLM:
             raise LLMError(ErrorKind.BAD_REQUEST, "anthropic takes no seed: leave it out")
         message = {"role": "user", "content": request.prompt}
         options = _options(request, self._max_tokens)
-        asked = {"model": self._name, "messages": [message], **options}
+        body = {"model": self._name, "messages": [message], **options}
         is_older = request.temperature is not None and not self._is_version_given
         reply = await self._http.post(
-            self._url, _encode(asked), headers=_WITH_TEMPERATURE if is_older else None
+            self._url, _encode(body), headers=_WITH_TEMPERATURE if is_older else None
         )
         if not is_success(reply):
             raise status_error(reply, key=self._key)
@@ -136,19 +136,19 @@ def _options(request: LLMRequest, max_tokens: int) -> dict[str, Any]:
 
 
 def _message(reply: HttpReply, key: str) -> dict[str, Any]:
-    """Return the message that a reply of success holds. Raises LLMError where it holds none."""
+    """Return the message in a success reply. Raises LLMError if the reply has none."""
     try:
-        told = reply.json()
+        content = reply.json()
     except ValueError as error:
         raise _no_message(str(error)) from None
-    if isinstance(told, dict) and "content" in told:
-        return told
-    problem = refused_in_success(told, headers=reply.headers, secrets=(key,))
+    if isinstance(content, dict) and "content" in content:
+        return content
+    problem = refused_in_success(content, headers=reply.headers, secrets=(key,))
     raise problem or _no_message("it has no content")
 
 
 def _no_message(reason: str) -> LLMError:
-    # A server that starts answers so, and a proxy in front of it.
+    # A server that is starting may answer so, or a proxy in front of it.
     return LLMError(ErrorKind.SERVER_ERROR, f"the reply is not a message: {reason}")
 
 
@@ -165,9 +165,9 @@ def _reply(message: dict[str, Any]) -> LLMReply:
 
 
 def _usage(counts: Any) -> Usage:
-    """Return what a server says that a call consumed; nonsense is unknown."""
+    """Return the usage that a server reports for a call; an invalid count is unknown."""
     counts = counts if isinstance(counts, dict) else {}
-    # The parts of a prompt that came from a cache, or went into one, are counted apart.
+    # The API counts prompt tokens that it read from a cache or wrote to one separately.
     cached = [counts.get(f"cache_{way}_input_tokens") or 0 for way in ("creation", "read")]
     parts = [token_count(part) for part in (counts.get("input_tokens"), *cached)]
     known = [part for part in parts if part is not None]

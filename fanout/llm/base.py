@@ -1,4 +1,4 @@
-"""The seam to a model: one coroutine that answers one prompt."""
+"""The protocol of a model: one coroutine that answers one prompt."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ class LLMReply(msgspec.Struct, frozen=True, kw_only=True):
         text: The answer.
         usage: What the call consumed.
         model: The model that answered, as the provider calls it, or None.
-        response_id: The provider's name of this answer, or None.
-        finish_reason: Why the answer ends where it does, in the provider's words, or None.
+        response_id: The provider's id of this answer, or None.
+        finish_reason: Why the generation ended, in the provider's words, or None.
     """
 
     text: str
@@ -57,16 +57,16 @@ class LLM(Protocol):
     """
 
     async def check(self) -> None:
-        """Make sure that calls can succeed: credentials are present, the server answers.
+        """Check that calls can succeed: credentials are present and the server answers.
 
         Costs no tokens.
 
         Raises:
-            ModelError: They cannot; one line that says what to set.
+            ModelError: Calls cannot succeed; one line that says what to set.
         """
 
     async def complete(self, request: LLMRequest) -> LLMReply:
-        """Answer one prompt. Makes exactly one call: retries and deadlines are the caller's.
+        """Answer one prompt. Makes exactly one call: the caller adds retries and a deadline.
 
         Raises:
             LLMError: The call failed, with its kind.

@@ -1,4 +1,4 @@
-"""Any function ``str -> str`` as a model: sync or async, passed as it is or named by its path."""
+"""Python functions ``str -> str`` as models: sync or async, given directly or by import path."""
 
 from __future__ import annotations
 
@@ -41,10 +41,10 @@ class CallableLLM:
     """A function as a model.
 
     Args:
-        function: Takes the prompt, returns the answer. A sync one runs in a thread, so that it
-            does not hold up other calls; a thread cannot be ended, so that after a deadline it
-            goes on unheard.
-        concurrency: How many threads there are for a sync one.
+        function: Takes the prompt and returns the answer. A sync function runs in a thread, so
+            that it does not block other calls. A thread cannot be stopped: after a deadline the
+            function runs on, and its answer is ignored.
+        concurrency: The number of threads for a sync function.
     """
 
     def __init__(self, function: Callable[[str], Any], *, concurrency: int = 32) -> None:
@@ -55,15 +55,15 @@ class CallableLLM:
             self._threads = ReadyThreads(concurrency, "fanout-call", first=1)
 
     async def check(self) -> None:
-        """Do nothing: whether a function works shows when it is called."""
+        """Do nothing: only a call shows whether a function works."""
 
     async def complete(self, request: LLMRequest) -> LLMReply:
         """Call the function with the prompt.
 
         Raises:
-            LLMError: It raised (kind ``internal``, or its own if it raised LLMError), it returned
-                something that is not a string (kind ``invalid_output``), or more is asked of it
-                than it takes (``bad_request``).
+            LLMError: The function raised (kind ``internal``, or its own kind if it raised
+                LLMError), it did not return a string (``invalid_output``), or the request has
+                options that a function does not take (``bad_request``).
         """
         _require_prompt_only(request)
         try:
@@ -72,7 +72,8 @@ class CallableLLM:
             raise
         except BaseException as error:
             # SystemExit in a function must end its branch, not the worker.
-            # That a process has nothing left is not the function's fault, and passes.
+            # An exhausted process (memory, descriptors, threads) is temporary and not the
+            # function's fault.
             is_own = is_exhausted(error)
             cause = ErrorKind.CONNECTION if is_own else ErrorKind.INTERNAL
             why = f"{type(error).__name__}: {error}"
@@ -91,7 +92,7 @@ class CallableLLM:
         return await returned if inspect.isawaitable(returned) else returned
 
     async def aclose(self) -> None:
-        """Let the threads go; those in the middle of a call are not waited for."""
+        """Shut the threads down; do not wait for calls in progress."""
         if self._threads is not None:
             self._threads.shutdown(wait=False, cancel_futures=True)
 
@@ -105,20 +106,20 @@ def _shielded(function: Callable[[str], Any], prompt: str) -> Any:
     except BaseException as error:
         if isinstance(error, Exception) and not isinstance(error, _CROSSES_NO_FUTURE):
             raise
-        # As itself it would end a thread, or cancel whoever waits for the future.
+        # Unwrapped, the exception would end the thread, or cancel the task that awaits the future.
         raise LLMError(ErrorKind.INTERNAL, f"{type(error).__name__}: {error}") from error
 
 
 def _require_prompt_only(request: LLMRequest) -> None:
-    """Raise LLMError where a function would ignore what is asked of it.
+    """Raise LLMError if the request has options that a function would ignore.
 
-    A client finds that out of its own functions before a run; of others it knows only the name.
+    A client checks functions of its own process before a run. It knows only the names of others.
     """
-    asked = (request.system, request.temperature, request.seed, request.stop or None)
-    if asked == (None, None, None, None):
+    options = (request.system, request.temperature, request.seed, request.stop or None)
+    if options == (None, None, None, None):
         return
     names = ("system", "temperature", "seed", "stop")
-    given = ", ".join(name for name, value in zip(names, asked, strict=True) if value is not None)
+    given = ", ".join(name for name, value in zip(names, options, strict=True) if value is not None)
     raise LLMError(
         ErrorKind.BAD_REQUEST,
         f"the model is a function that takes the prompt only: leave out {given}",
@@ -132,28 +133,28 @@ def _is_async(function: Any) -> bool:
 
 
 def is_callable_model(model: str) -> bool:
-    """Say whether a model string stands for a function of one process."""
+    """Say whether a model string names a function that only one process knows."""
     return model.startswith(_PREFIX)
 
 
 def is_registered(model: str) -> bool:
-    """Say whether the function of a ``callable:`` model string is one of this process."""
+    """Say whether this process knows the function of a ``callable:`` model string."""
     return model in _registered
 
 
 def takes_prompt_only(model: str) -> bool:
-    """Say whether a model string stands for a function of this process, and not for an LLM."""
-    found = _registered.get(model)
-    return found is not None and not isinstance(found, LLM)
+    """Say whether a model string names a function of this process, and not an LLM."""
+    registered = _registered.get(model)
+    return registered is not None and not isinstance(registered, LLM)
 
 
 def register_callable(function: Any, model: str | None = None) -> str:
-    """Make a function known to workers in this process; return its model string.
+    """Register a function for the workers in this process; return its model string.
 
     Args:
         function: The function.
-        model: The string by which a run of a process that has ended knows it; a new one where it
-            is None, which no other function will have in any process.
+        model: The model string that a run of an ended process recorded for the function. If it is
+            None, the function gets a new string that is unique across processes.
     """
     if model is None:
         name = getattr(function, "__qualname__", type(function).__qualname__)
@@ -171,7 +172,7 @@ def resolve_callable(model: str) -> Any:
     """Return the function of a ``callable:`` model string.
 
     Raises:
-        ModelError: It is not known in this process.
+        ModelError: This process does not know it.
     """
     try:
         return _registered[model]
@@ -185,17 +186,18 @@ def load_callable(path: str, *, allowed: Collection[str]) -> Any:
     """Return the object at ``package.module:name``.
 
     Raises:
-        ModelError: There is none, or it is not allowed; then nothing was imported.
+        ModelError: There is no such object, or the list does not allow it. In the second case
+            nothing is imported.
     """
     module_name, name = require_allowed(path, allowed)
     try:
-        found: Any = import_module(module_name)
+        module = import_module(module_name)
     except Exception as error:
         raise ModelError(
             f"the function {path} cannot be used: importing {module_name} failed with "
             f"{type(error).__name__}: {error}"
         ) from error
-    found = getattr(found, name, None)
+    found: Any = getattr(module, name, None)
     if found is None or inspect.ismodule(found):
         raise ModelError(f"the function {path} cannot be used: {module_name} has no {name}")
     require_home(path, found, allowed)
@@ -206,7 +208,7 @@ def load_callable(path: str, *, allowed: Collection[str]) -> Any:
 
 
 def import_path(function: Any) -> str | None:
-    """Return ``package.module:name`` where another process could import the function, else None."""
+    """Return ``package.module:name`` if another process could import the function, else None."""
     module_name = getattr(function, "__module__", None)
     name = getattr(function, "__qualname__", None)
     if not module_name or not name or module_name == "__main__" or "<" in name:

@@ -1,4 +1,4 @@
-"""One branch's calls: a deadline for each, and retries that wait on the loop."""
+"""The calls of one branch: a deadline for each call, and retries that wait on the loop."""
 
 from __future__ import annotations
 
@@ -31,24 +31,24 @@ if TYPE_CHECKING:
     from fanout.llm.base import LLM, LLMRequest
     from fanout.policy.outages import Verdict
 
-__all__ = ["CallAttempt", "CallResult", "Gate", "complete_with_retries", "validate_json"]
+__all__ = ["CallAttempt", "CallGate", "CallResult", "complete_with_retries", "validate_json"]
 
 _MAX_MESSAGE = 300
-# How a provider says that a model never gives answers of the length that was asked for.
+# How a provider refuses an answer length that the model does not support.
 _ROOM_REFUSED = frozenset({ErrorKind.BAD_REQUEST, ErrorKind.CONTEXT_LENGTH})
 
 
 class CallResult(msgspec.Struct, frozen=True, kw_only=True):
-    """What the calls of a branch gave.
+    """The result of all calls of a branch.
 
     Attributes:
-        output: The answer, or None where all calls failed.
+        output: The answer, or None if all calls failed.
         kind: Why the last call failed, or None.
         message: The failure in words, or None.
         attempts: Calls made.
-        usage: What they consumed.
-        elapsed_s: Seconds from the first call to the end, waits included.
-        stop_after: How many branches must fail alike until their run is stopped; 0: it is not.
+        usage: The total usage of the calls.
+        elapsed_s: Seconds from the first call to the end, including waits.
+        stop_after: Stop the run after this many branches with the same failure; 0 for never.
     """
 
     output: str | None
@@ -60,32 +60,32 @@ class CallResult(msgspec.Struct, frozen=True, kw_only=True):
     stop_after: int = 0
 
 
-class Gate(Protocol):
-    """What each call of a branch goes through: it may have to wait, and it tells how it went."""
+class CallGate(Protocol):
+    """Admits each call of a branch, perhaps after a wait, and learns the outcome of the call."""
 
     async def enter(self, request: LLMRequest, *, left_s: float) -> float:
-        """Wait until the call may begin; return the seconds that a rate limit took of that.
+        """Wait until the call may begin; return the seconds spent on a rate limit.
 
         Args:
             request: The call.
-            left_s: Seconds after which a model that fails for everybody is called all the same.
+            left_s: Seconds after which to admit the call even if the model fails for all branches.
         """
 
     async def leave(
         self, request: LLMRequest, reply: LLMReply | None, error: LLMError | None
     ) -> Verdict | None:
-        """Learn from how the call went; return what its error means for the branch."""
+        """Record the outcome of the call; return what its error means for the branch."""
 
 
 class CallAttempt(msgspec.Struct, frozen=True, kw_only=True):
-    """One call as an observer sees it: how it went, and nothing of what was said.
+    """One call as an observer sees it: the outcome, without prompt and answer.
 
     Attributes:
         number: 1 for the first call of a branch.
         started_at: Seconds since the epoch.
-        elapsed_s: Seconds that it took.
+        elapsed_s: The duration of the call in seconds.
         kind: Why it failed, or None.
-        usage: What it consumed, or None where nobody said.
+        usage: What it consumed, or None if unknown.
         model: See LLMReply.
         response_id: See LLMReply.
         finish_reason: See LLMReply.
@@ -108,34 +108,34 @@ async def complete_with_retries(
     policy: RetrySpec,
     timeout_s: float,
     validate: Callable[[str], str] | None = None,
-    gate: Gate | None = None,
+    gate: CallGate | None = None,
     max_output_kb: int | None = None,
     observe: Callable[[CallAttempt], None] | None = None,
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     rand: Callable[[], float] = random.random,
 ) -> CallResult:
-    """Call until there is an answer or the policy says no. Raises nothing but CancelledError.
+    """Call until there is an answer or the policy gives up. Raises only CancelledError.
 
     Args:
         llm: The model.
         request: The call.
         policy: When to call again.
-        timeout_s: Seconds that one call may take in all.
-        validate: Returns the answer to keep, or raises LLMError where it cannot be used.
-        gate: Holds calls up; what they wait there for a rate counts for no limit of time.
-        max_output_kb: The longest answer to keep, in kilobytes; None is no limit.
-        observe: Is told of each call when it has ended.
-        clock: Seconds, rising.
-        sleep: Waits.
-        rand: A random number from 0 to 1.
+        timeout_s: The deadline of one call in seconds.
+        validate: Returns the answer to store, or raises LLMError if the answer is invalid.
+        gate: Delays calls; waits for a rate limit do not count towards any time limit.
+        max_output_kb: The longest answer to store, in kilobytes; None for no limit.
+        observe: Called after each call.
+        clock: A monotonic clock in seconds.
+        sleep: Waits for some seconds.
+        rand: Returns a random number from 0 to 1.
     """
     tries = _Tries(request, policy, clock())
     while True:
-        came, for_rate_s = clock(), 0.0
+        arrived, for_rate_s = clock(), 0.0
         if gate is not None:
-            for_rate_s = await gate.enter(tries.request, left_s=tries.left_s(came))
-        tries.entered(waited_s=clock() - came, for_rate_s=for_rate_s)
+            for_rate_s = await gate.enter(tries.request, left_s=tries.left_s(arrived))
+        tries.entered(waited_s=clock() - arrived, for_rate_s=for_rate_s)
         try:
             with _Observed(tries.number, observe, clock) as observed:
                 reply = await _call(llm, tries.request, timeout_s)
@@ -158,17 +158,17 @@ async def complete_with_retries(
 
 
 class _Tries:
-    """The calls of a branch so far, and what follows from a further one that failed."""
+    """The calls of a branch so far, and the decision after a further failure."""
 
     def __init__(self, request: LLMRequest, policy: RetrySpec, started: float) -> None:
         self.request = request
         self.started = started
         self.number = 0
         self.used: list[Usage] = []
-        # That an answer was cut, where it was asked for once more with more room.
+        # The error of a truncated answer, once a call with a higher token limit has followed it.
         self.cut: LLMError | None = None
         self._policy = policy
-        # For reasons of its own, as far as that is known.
+        # Counts failures by their cost: a common failure costs less than one of this branch alone.
         self._failures = 0.0
 
     def left_s(self, now: float) -> float:
@@ -176,8 +176,8 @@ class _Tries:
         return self._policy.max_elapsed_s - (now - self.started if self.number else 0.0)
 
     def entered(self, *, waited_s: float, for_rate_s: float) -> None:
-        """Begin a further call, that the gate has held up so long: in all, and for a rate."""
-        # As if it had begun so much later.
+        """Begin a further call after a wait at the gate: in all, and for a rate limit."""
+        # Move the start forward so that these waits do not count as elapsed time.
         self.started += for_rate_s if self.number else waited_s
         self.number += 1
 
@@ -190,7 +190,7 @@ class _Tries:
         now: float,
         jitter: float,
     ) -> RetryDecision | None:
-        """Return when to call again, or None where the branch has failed."""
+        """Return when to call again, or None if the branch has failed."""
         self.used.append(reply.usage if reply else billed(error.kind, error.usage))
         self._failures += verdict.cost
         elapsed_s = now - self.started
@@ -219,12 +219,12 @@ class _Tries:
 
 
 def _cause(error: LLMError, cut: LLMError | None) -> LLMError:
-    """Return why a branch failed: where more room was refused, that it had too little."""
+    """Return why a branch failed: the truncation, if the provider refused a higher token limit."""
     return cut if cut is not None and error.kind in _ROOM_REFUSED else error
 
 
 class _Observed:
-    """Tells an observer of a call when it has ended, in whatever way."""
+    """Reports a call to an observer when the call ends, with or without an error."""
 
     def __init__(
         self, number: int, observe: Callable[[CallAttempt], None] | None, clock: Callable[[], float]
@@ -259,7 +259,7 @@ class _Observed:
 
 
 async def _left(
-    gate: Gate | None, request: LLMRequest, reply: LLMReply | None, error: LLMError
+    gate: CallGate | None, request: LLMRequest, reply: LLMReply | None, error: LLMError
 ) -> Verdict:
     if gate is None:
         return judge_alone(error)
@@ -276,16 +276,16 @@ async def _call(llm: LLM, request: LLMRequest, timeout_s: float) -> LLMReply:
         task = asyncio.current_task()
         if task is None or task.cancelling():
             raise
-        # Nobody has cancelled this call: what it waited for itself was.
+        # Nobody cancelled this call, but something that it awaited was cancelled.
         raise LLMError(ErrorKind.INTERNAL, f"{type(error).__name__}: {error}") from error
     except (SystemExit, KeyboardInterrupt) as error:
-        # It must end its branch, not the worker.
+        # The error must end its branch, not the worker.
         raise LLMError(ErrorKind.INTERNAL, f"{type(error).__name__}: {error}") from error
     except LLMError as error:
         raise _of_known_kind(error) from error.__cause__
     except Exception as error:
         message = f"{type(error).__name__}: {error}"
-        # That a process has nothing left passes.
+        # An exhausted process (memory, descriptors, threads) is temporary.
         is_own = is_exhausted(error)
         cause = ErrorKind.CONNECTION if is_own else ErrorKind.INTERNAL
         raise LLMError(cause, message, is_own=is_own) from error
@@ -301,7 +301,7 @@ async def _call(llm: LLM, request: LLMRequest, timeout_s: float) -> LLMReply:
 
 
 def _of_known_kind(error: LLMError) -> LLMError:
-    """Return an error whose kind is one of the list: functions of users raise it, too."""
+    """Return the error with a valid ErrorKind: user functions may raise LLMError with any kind."""
     kind: Any = error.kind
     if isinstance(kind, ErrorKind):
         return error
@@ -344,12 +344,12 @@ def _require_size(text: str, max_output_kb: int | None) -> None:
 
 
 def _storable(text: str) -> str:
-    """Return a text without halves of characters, which have no bytes: models do cut there."""
+    """Return a text without lone surrogates, which UTF-8 cannot encode; some models send them."""
     return text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")
 
 
 def _plain(text: str) -> str:
-    """Return an answer that is to be no JSON: without the reasoning of the model before it."""
+    """Return a plain text answer without the reasoning of the model before it."""
     plain = without_reasoning(text)
     if not plain.strip():
         raise LLMError(ErrorKind.INVALID_OUTPUT, "the answer is empty behind its reasoning")
@@ -357,7 +357,7 @@ def _plain(text: str) -> str:
 
 
 def validate_json(text: str) -> str:
-    """Return the JSON of an answer without what is around it. Raises LLMError where it has none."""
+    """Return the JSON of an answer without the text around it. Raises LLMError if it has none."""
     try:
         return bare_json(text)
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""Which certificates of servers are trusted: as the environment says, else as the system does."""
+"""Trusted server certificates: from the environment, else the system's."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fanout.core.records import ErrorKind
 
 __all__ = ["trust"]
 
-# Where systems keep certificates that OpenSSL was built to look for elsewhere.
+# Certificate stores of systems whose OpenSSL was built with another path.
 _CA_FILES = (
     "/etc/ssl/cert.pem",
     "/etc/pki/ca-trust/extracted/pem/tls-ca-bundle.pem",
@@ -23,10 +23,10 @@ _CA_FILES = (
 
 
 def trust() -> ssl.SSLContext:
-    """Return whom to trust: ``SSL_CERT_FILE`` or ``SSL_CERT_DIR``, else the system's.
+    """Return a TLS context that trusts ``SSL_CERT_FILE`` or ``SSL_CERT_DIR``, else the system.
 
     Raises:
-        ModelError: What the environment names cannot be read.
+        ModelError: The file or folder that the environment names cannot be read.
     """
     for name in ("SSL_CERT_FILE", "SSL_CERT_DIR"):
         path = os.environ.get(name)
@@ -51,7 +51,7 @@ def _system_trust() -> ssl.SSLContext:
         return truststore.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.load_default_certs()
-    # None that OpenSSL was built to find, or a folder in which it looks when a server shows its own.
+    # Zero also if OpenSSL uses a folder of certificates, which it reads only during a handshake.
     if not context.cert_store_stats()["x509_ca"]:
         cafile = next((each for each in _CA_FILES if Path(each).is_file()), None)
         if cafile is not None:

@@ -1,7 +1,7 @@
-"""What a server's refusal means, and whom it concerns: a pure policy over what was said.
+"""The policy that classifies a server's refusal: its error kind, and when to stop the run.
 
-Codes that are made for programs come first, then a hint to try again, then words; what a document
-may have caused is its branch's alone.
+Machine-readable codes come first, then a request to wait, then the words of the message. An error
+that the document may have caused fails only its own branch.
 """
 
 from __future__ import annotations
@@ -12,25 +12,34 @@ import msgspec
 
 from fanout.core.records import ErrorKind
 
-__all__ = ["ALWAYS", "FEW", "MANY", "NEVER", "Refusal", "Verdict", "judge", "refuses_parameter"]
+__all__ = [
+    "ALWAYS",
+    "FEW",
+    "MANY",
+    "NEVER",
+    "ErrorVerdict",
+    "Refusal",
+    "judge",
+    "refuses_parameter",
+]
 
-# How many branches of a run must fail alike, before any has succeeded, until the run is stopped.
+# How many branches of a run must fail in the same way, before any succeeds, to stop the run.
 NEVER = 0
-ALWAYS = 1  # it is certain: one is enough, whatever went well before
+ALWAYS = 1  # certain: one is enough, even after successes
 FEW = 3  # no document is the cause
-MANY = 20  # a document may be the cause, but hardly of the first twenty
+MANY = 20  # a document may be the cause, but hardly each of the first twenty
 
 
 class Refusal(msgspec.Struct, frozen=True, kw_only=True):
-    """What a server said in place of an answer.
+    """The error reply of a server.
 
     Attributes:
         status: The HTTP status.
-        message: What it says to people.
-        codes: What it says to programs, in lower case, the most specific first.
-        param: The field of the request that it speaks of, or the empty string.
-        is_page: Whether it is a web page: mostly of somebody between us and the provider.
-        asks_to_wait: Whether it says when to try again.
+        message: The message for people.
+        codes: Machine-readable codes, in lower case, the most specific first.
+        param: The field of the request that the error names, or the empty string.
+        is_page: Whether the body is a web page, mostly from a proxy before the provider.
+        asks_to_wait: Whether the reply says when to try again.
     """
 
     status: int
@@ -41,13 +50,13 @@ class Refusal(msgspec.Struct, frozen=True, kw_only=True):
     asks_to_wait: bool = False
 
 
-class Verdict(msgspec.Struct, frozen=True):
-    """What it means.
+class ErrorVerdict(msgspec.Struct, frozen=True):
+    """The classification of a refusal.
 
     Attributes:
         kind: The kind of error.
-        stop_after: How many branches must fail alike until the run is stopped; see LLMError.
-        hint: What to look at, as the end of a message, or None.
+        stop_after: How many branches must fail in the same way to stop the run; see LLMError.
+        hint: Advice that ends the message, or None.
     """
 
     kind: ErrorKind
@@ -65,27 +74,27 @@ _OK, _BAD_REQUEST, _UNAUTHORIZED, _PAYMENT_REQUIRED, _FORBIDDEN = 200, 400, 401,
 _TOO_LARGE, _TOO_MANY = 413, 429
 _UNPROCESSED = frozenset({400, 422})
 _NO_SUCH_PLACE = frozenset({404, 405, 410, 501})
-# An error in a reply of success says nothing by its status.
+# The status of a success reply that contains an error means nothing.
 _WORDED = frozenset({200, 400, 403, 413, 422, 429})
 _MONEY_STATUSES = frozenset({200, 400, 403, 429})
 
-_BUDGET = Verdict(ErrorKind.BUDGET, ALWAYS)
-_AUTH = Verdict(ErrorKind.AUTH, ALWAYS)
-_DENIED = Verdict(ErrorKind.AUTH, FEW)
-_CONTEXT = Verdict(ErrorKind.CONTEXT_LENGTH)
-_FILTER = Verdict(ErrorKind.CONTENT_FILTER)
-_MODEL = Verdict(ErrorKind.BAD_REQUEST, FEW, _MODEL_HINT)
-_URL = Verdict(ErrorKind.BAD_REQUEST, FEW, _URL_HINT)
-_RATE = Verdict(ErrorKind.RATE_LIMITED)
-_BUSY = Verdict(ErrorKind.SERVER_ERROR)
+_BUDGET = ErrorVerdict(ErrorKind.BUDGET, ALWAYS)
+_AUTH = ErrorVerdict(ErrorKind.AUTH, ALWAYS)
+_DENIED = ErrorVerdict(ErrorKind.AUTH, FEW)
+_CONTEXT = ErrorVerdict(ErrorKind.CONTEXT_LENGTH)
+_FILTER = ErrorVerdict(ErrorKind.CONTENT_FILTER)
+_MODEL = ErrorVerdict(ErrorKind.BAD_REQUEST, FEW, _MODEL_HINT)
+_URL = ErrorVerdict(ErrorKind.BAD_REQUEST, FEW, _URL_HINT)
+_RATE = ErrorVerdict(ErrorKind.RATE_LIMITED)
+_BUSY = ErrorVerdict(ErrorKind.SERVER_ERROR)
 
 
-def _table(rows: dict[Verdict, str]) -> dict[str, Verdict]:
+def _table(rows: dict[ErrorVerdict, str]) -> dict[str, ErrorVerdict]:
     return {code: verdict for verdict, codes in rows.items() for code in codes.split()}
 
 
-# Of OpenAI, Azure, Anthropic, Google, Mistral, Groq, Together, OpenRouter, DeepSeek, Moonshot,
-# Alibaba, vLLM, llama.cpp and LiteLLM, as their pages of errors and their users report them.
+# Codes of OpenAI, Azure, Anthropic, Google, Mistral, Groq, Together, OpenRouter, DeepSeek, Moonshot,
+# Alibaba, vLLM, llama.cpp and LiteLLM, from their error pages and from reports of their users.
 _BY_CODE = _table(
     {
         _BUDGET: (
@@ -131,7 +140,7 @@ _PARAMETER_CODES = frozenset(
     ["unsupported_parameter", "unsupported_value", "unknown_parameter", "extra_forbidden"]
 )
 
-# What begins so is about the account: no document is quoted there.
+# Messages that begin so concern the account: they quote no document.
 _SENTENCES = (
     (_BUDGET, "your credit balance is too low"),
     (_BUDGET, "your account is not active"),
@@ -154,7 +163,7 @@ _CONTEXT_WORDS = re.compile(
     r"|request too large for|too many tokens|request (?:body )?(?:is )?too large"
     r"|string too long|tokens_limit_reached"
 )
-# A server that fails must not be taken for one that refuses: these it says of a prompt alone.
+# A 5xx reply is a server failure unless the message is one that servers use only for a prompt.
 _CONTEXT_SENTENCES = (
     "context size has been exceeded",
     "the request exceeds the available context size",
@@ -183,12 +192,12 @@ _PARAMETER_WORDS = re.compile(
 _QUOTED = re.compile(r"[`'\"](\w{1,40})[`'\"]")
 
 
-def judge(refusal: Refusal) -> Verdict:
-    """Return what a refusal means."""
+def judge(refusal: Refusal) -> ErrorVerdict:
+    """Classify a refusal."""
     words = refusal.message.lower()
     if refusal.status in _SUCCESSES:
-        told = _by_code(refusal, words) or _by_words(refusal, words)
-        return told or Verdict(ErrorKind.SERVER_ERROR)
+        verdict = _by_code(refusal, words) or _by_words(refusal, words)
+        return verdict or ErrorVerdict(ErrorKind.SERVER_ERROR)
     if refusal.status >= _FIRST_SERVER_ERROR and refusal.status not in _NO_SUCH_PLACE:
         return _of_server_error(refusal, words)
     if refusal.is_page:
@@ -197,46 +206,46 @@ def judge(refusal: Refusal) -> Verdict:
         _by_code(refusal, words)
         or _by_words(refusal, words)
         or _by_status(refusal, words)
-        or Verdict(ErrorKind.BAD_REQUEST, MANY)
+        or ErrorVerdict(ErrorKind.BAD_REQUEST, MANY)
     )
 
 
 def refuses_parameter(refusal: Refusal, name: str) -> bool:
-    """Say whether a server knows no such field of a request as ``name``."""
+    """Say whether a server does not support the request field ``name``."""
     if refusal.status not in _UNPROCESSED:
         return False
     names_it = refusal.param == name or name in _QUOTED.findall(refusal.message)
-    says_so = bool(_PARAMETER_CODES.intersection(refusal.codes))
-    return names_it and (says_so or bool(_PARAMETER_WORDS.search(refusal.message.lower())))
+    has_code = bool(_PARAMETER_CODES.intersection(refusal.codes))
+    return names_it and (has_code or bool(_PARAMETER_WORDS.search(refusal.message.lower())))
 
 
-def _of_server_error(refusal: Refusal, words: str) -> Verdict:
-    told = (_BY_CODE.get(code) for code in refusal.codes)
-    if _CONTEXT in told or words.startswith(_CONTEXT_SENTENCES):
+def _of_server_error(refusal: Refusal, words: str) -> ErrorVerdict:
+    verdicts = (_BY_CODE.get(code) for code in refusal.codes)
+    if _CONTEXT in verdicts or words.startswith(_CONTEXT_SENTENCES):
         return _CONTEXT
-    return Verdict(ErrorKind.SERVER_ERROR)
+    return ErrorVerdict(ErrorKind.SERVER_ERROR)
 
 
-def _of_page(refusal: Refusal) -> Verdict:
+def _of_page(refusal: Refusal) -> ErrorVerdict:
     if refusal.status == _UNAUTHORIZED:
-        return Verdict(ErrorKind.AUTH, FEW, _PAGE_HINT)
+        return ErrorVerdict(ErrorKind.AUTH, FEW, _PAGE_HINT)
     if refusal.status in _NO_SUCH_PLACE:
         return _URL
     if refusal.status == _TOO_LARGE:
         return _CONTEXT
     if refusal.asks_to_wait or refusal.status in _PASSING:
-        return Verdict(_PASSING.get(refusal.status, ErrorKind.RATE_LIMITED))
-    return Verdict(ErrorKind.BAD_REQUEST, MANY, _PAGE_HINT)
+        return ErrorVerdict(_PASSING.get(refusal.status, ErrorKind.RATE_LIMITED))
+    return ErrorVerdict(ErrorKind.BAD_REQUEST, MANY, _PAGE_HINT)
 
 
-def _by_code(refusal: Refusal, words: str) -> Verdict | None:
+def _by_code(refusal: Refusal, words: str) -> ErrorVerdict | None:
     for sentence_verdict, sentence in _SENTENCES:
         if words.startswith(sentence):
             return sentence_verdict
     for code in refusal.codes:
         verdict = _BY_CODE.get(code)
         if verdict is _RATE and "too large" in words and _CONTEXT_WORDS.search(words):
-            # More than a whole minute's tokens: no wait makes it smaller.
+            # The prompt exceeds the tokens of a whole minute: waiting does not help.
             return _CONTEXT
         if verdict is not None:
             return verdict
@@ -245,14 +254,14 @@ def _by_code(refusal: Refusal, words: str) -> Verdict | None:
     return None
 
 
-def _of_parameter(refusal: Refusal) -> Verdict:
+def _of_parameter(refusal: Refusal) -> ErrorVerdict:
     quoted = _QUOTED.search(refusal.message)
     name = refusal.param or (quoted[1] if quoted else "")
     hint = f"leave out {name}, or give another value" if name else None
-    return Verdict(ErrorKind.BAD_REQUEST, FEW, hint)
+    return ErrorVerdict(ErrorKind.BAD_REQUEST, FEW, hint)
 
 
-def _by_words(refusal: Refusal, words: str) -> Verdict | None:
+def _by_words(refusal: Refusal, words: str) -> ErrorVerdict | None:
     status = refusal.status
     is_worded = status in _WORDED
     if is_worded and _FILTER_WORDS.search(words):
@@ -262,8 +271,8 @@ def _by_words(refusal: Refusal, words: str) -> Verdict | None:
         return _CONTEXT
     waits = refusal.asks_to_wait or bool(_WAIT_WORDS.search(words))
     if status in _MONEY_STATUSES and not waits and _MONEY_WORDS.search(words):
-        # Not certain: a document that is dear may be too much, and another one not.
-        return Verdict(ErrorKind.BUDGET, FEW)
+        # Not certain: the balance may suffice for a cheaper document.
+        return ErrorVerdict(ErrorKind.BUDGET, FEW)
     if status not in _UNPROCESSED | {_OK, _FORBIDDEN}:
         return None
     if _MODEL_WORDS.search(words):
@@ -280,22 +289,22 @@ _PASSING = {
 
 
 _BY_STATUS = {
-    **{status: Verdict(kind) for status, kind in _PASSING.items()},
+    **{status: ErrorVerdict(kind) for status, kind in _PASSING.items()},
     _UNAUTHORIZED: _DENIED,
     _PAYMENT_REQUIRED: _BUDGET,
-    # Gateways say no more of a document that they do not like.
-    _FORBIDDEN: Verdict(ErrorKind.AUTH, MANY),
+    # Gateways answer so to a document that they block, without a further reason.
+    _FORBIDDEN: ErrorVerdict(ErrorKind.AUTH, MANY),
     _TOO_LARGE: _CONTEXT,
 }
 _CREDENTIALS = frozenset({_UNAUTHORIZED, _PAYMENT_REQUIRED, _FORBIDDEN})
 
 
-def _by_status(refusal: Refusal, words: str) -> Verdict | None:
+def _by_status(refusal: Refusal, words: str) -> ErrorVerdict | None:
     status = refusal.status
     if refusal.asks_to_wait and status in _CREDENTIALS:
         return _RATE
     if status == _PAYMENT_REQUIRED and _SOME_MONEY.search(words):
-        return Verdict(ErrorKind.BUDGET, FEW)
+        return ErrorVerdict(ErrorKind.BUDGET, FEW)
     if status in _NO_SUCH_PLACE:
         return _MODEL if "model" in words or "deployment" in words else _URL
     return _URL if status < _BAD_REQUEST else _BY_STATUS.get(status)

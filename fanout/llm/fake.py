@@ -1,4 +1,4 @@
-"""A model that calls nobody: for tests, demonstrations and measuring the engine alone."""
+"""A model without a network: for tests, demonstrations and measurements of the engine alone."""
 
 from __future__ import annotations
 
@@ -24,25 +24,25 @@ _NO_USAGE = Usage(calls=1, input_tokens=0, output_tokens=0, cost_usd=0.0)
 
 
 class FakeLLM:
-    """Answers at once, or as it is told to; the same prompt always meets the same fate.
+    """Answers at once, or as its options say; the same prompt always has the same outcome.
 
     As a model string: ``fake``, or ``fake?fail_rate=0.2&latency_s=0.05``.
 
     Args:
         latency_s: Seconds that each call takes.
-        jitter_s: Up to so many seconds more, by the prompt.
+        jitter_s: The most extra seconds that a call takes, depending on the prompt.
         fail_rate: The share of prompts, 0 to 1, that fail at every attempt.
-        fail_kind: Their kind of error; several, separated by commas, are dealt out by the prompt.
+        fail_kind: Their kind of error, or several separated by commas; the prompt selects one.
         flaky_rate: The share of prompts that fail at their first call only.
         malformed_rate: The share of prompts that are answered with broken JSON.
         retry_after_s: Seconds that a ``rate_limited`` error asks to wait.
         answer: The answer to everything; without it, a short one that depends on the prompt.
-        seed: Deals out other fates.
+        seed: Another seed gives other outcomes.
         context_tokens: The context window that it claims to have.
-        script: Full control for tests: gets the request, returns the answer, or an error to raise.
+        script: Full control for tests: takes the request, returns the answer or an error to raise.
 
     Attributes:
-        calls: How many calls were made.
+        calls: The number of calls so far.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class FakeLLM:
         self.calls = 0
 
     def _require_used(self, *, has_script: bool) -> None:
-        """Raise ModelError for an option that has no effect beside the others."""
+        """Raise ModelError for an option that has no effect with the other options."""
         given = {name for name, value in self._options.items() if value != _DEFAULTS[name]}
         fails = {"fail_rate", "flaky_rate"} & given
         unused = dict.fromkeys(_SCRIPTED & given, "a script") if has_script else {}
@@ -86,8 +86,8 @@ class FakeLLM:
         is_refused = bool(fails) and ErrorKind.RATE_LIMITED in self._kinds
         if not is_refused and "retry_after_s" in given:
             unused["retry_after_s"] = "no calls that fail as rate_limited"
-        for name, beside in sorted(unused.items()):
-            raise ModelError(f"the fake model's {name} has no effect with {beside}: leave it out")
+        for name, others in sorted(unused.items()):
+            raise ModelError(f"the fake model's {name} has no effect with {others}: leave it out")
 
     @classmethod
     def from_model(cls, model: str) -> FakeLLM:
@@ -101,14 +101,14 @@ class FakeLLM:
             try:
                 options[name] = _OPTIONS[name](text)
             except ValueError:
-                wanted = _OPTIONS[name].__name__
+                expected = _OPTIONS[name].__name__
                 raise ModelError(
-                    f"the fake model's {name} must be of type {wanted} (got {text!r})"
+                    f"the fake model's {name} must be of type {expected} (got {text!r})"
                 ) from None
         return cls(**options)
 
     def to_model(self) -> str:
-        """Return the model string of this fake. Raises ModelError where it has a script."""
+        """Return the model string of this fake. Raises ModelError if it has a script."""
         if self._script is not None:
             raise ModelError("a fake with a script has no model string: pass it as it is")
         given = {name: value for name, value in self._options.items() if value != _DEFAULTS[name]}
@@ -118,7 +118,7 @@ class FakeLLM:
         """Do nothing: a fake can always be called."""
 
     async def complete(self, request: LLMRequest) -> LLMReply:
-        """Answer, or fail, as told. Raises LLMError."""
+        """Answer or fail, as the options say. Raises LLMError."""
         self.calls += 1
         digest = self._digest(request)
         wait_s = self.latency_s + self.jitter_s * _unit(digest, 4)
@@ -152,7 +152,7 @@ class FakeLLM:
             )
 
     async def aclose(self) -> None:
-        """Do nothing: there is nothing open."""
+        """Do nothing: a fake has no connections."""
 
 
 _OPTIONS: dict[str, Callable[[str], Any]] = {
@@ -167,7 +167,7 @@ _OPTIONS: dict[str, Callable[[str], Any]] = {
     "seed": int,
     "context_tokens": int,
 }
-# What a script decides.
+# Options that a script replaces.
 _SCRIPTED = frozenset(_OPTIONS) - {"latency_s", "jitter_s", "seed", "context_tokens"}
 _DEFAULTS: dict[str, Any] = FakeLLM.__init__.__kwdefaults__ or {}
 
@@ -201,10 +201,10 @@ def _default_answer(digest: bytes, request: LLMRequest) -> str:
     return f"fake answer {digest[:4].hex()} to {len(request.prompt.split())} words"
 
 
-def _scripted(told: str | LLMReply | Exception, request: LLMRequest) -> LLMReply:
-    if isinstance(told, Exception):
-        raise told
-    return told if isinstance(told, LLMReply) else _reply(told, request)
+def _scripted(outcome: str | LLMReply | Exception, request: LLMRequest) -> LLMReply:
+    if isinstance(outcome, Exception):
+        raise outcome
+    return outcome if isinstance(outcome, LLMReply) else _reply(outcome, request)
 
 
 def _reply(text: str, request: LLMRequest) -> LLMReply:

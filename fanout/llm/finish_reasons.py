@@ -1,4 +1,4 @@
-"""What a provider's word for the end of an answer means: complete, cut, filtered, or failed."""
+"""The meaning of providers' finish reasons: complete, truncated, filtered, or failed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 __all__ = ["ending", "require_answer", "require_complete"]
 
 _MAX_SHOWN = 40
-# In lower case, as OpenAI, Anthropic, Gemini, Cohere, Bedrock, Mistral, TGI and llama.cpp say it.
+# The words of OpenAI, Anthropic, Gemini, Cohere, Bedrock, Mistral, TGI and llama.cpp, lower case.
 _COMPLETE = frozenset(
     {
         "stop", "end_turn", "stop_sequence", "eos", "eos_token", "end", "done", "normal",
@@ -37,10 +37,9 @@ _FILTERED = frozenset(
 
 
 def ending(finish_reason: str | None) -> ErrorKind | None:
-    """Return the kind of error of an answer that ended so; None where it is complete.
+    """Return the kind of error for a finish reason; None if the answer is complete.
 
-    A server that does not say is believed to have finished. Every word that is not known stands
-    for a generation that failed.
+    No finish reason means a complete answer. An unknown word means that the generation failed.
     """
     word = (finish_reason or "stop").strip().lower()
     if word in _COMPLETE:
@@ -51,7 +50,7 @@ def ending(finish_reason: str | None) -> ErrorKind | None:
 
 
 def require_complete(reply: LLMReply) -> None:
-    """Raise LLMError where an answer is not all that the model would have said."""
+    """Raise LLMError if an answer is truncated, filtered, or failed."""
     kind = ending(reply.finish_reason)
     if kind is None:
         return
@@ -65,7 +64,7 @@ def require_complete(reply: LLMReply) -> None:
 
 
 def require_answer(reply: LLMReply) -> None:
-    """Raise LLMError where an answer is not complete, or empty."""
+    """Raise LLMError if an answer is incomplete or empty."""
     require_complete(reply)
     if not reply.text.strip():
         message = f"the answer is empty ({_said(reply)})"

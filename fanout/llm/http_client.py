@@ -1,6 +1,6 @@
-"""Requests to one server, at the least cost: connections, certificates, proxies, bounds.
+"""An HTTP client for one server with little work per call, built on aiohttp.
 
-aiohttp does the protocol. What does not change from call to call is made once.
+It sets up everything that calls share, such as headers, certificates and the proxy, only once.
 """
 
 from __future__ import annotations
@@ -20,37 +20,37 @@ from fanout.core.exhaustion import is_exhausted
 from fanout.core.records import ErrorKind
 from fanout.llm.certificates import trust
 from fanout.llm.error_kinds import FEW
-from fanout.llm.http_errors import redacted
+from fanout.llm.http_errors import redacted_line
 from fanout.llm.proxies import proxy_for
-from fanout.llm.reply_bodies import json_of, said
+from fanout.llm.reply_bodies import error_details, json_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from fanout.llm.reply_bodies import Said
+    from fanout.llm.reply_bodies import ErrorDetails
 
 __all__ = ["HttpClient", "HttpReply", "is_success", "reply_bytes"]
 
-# As long as the provider's own client: a connection that is closed under a call fails that call.
+# As in the provider's own client: a call fails if the server closes an idle connection under it.
 _KEEP_ALIVE_S = 5.0
 _MAX_REDIRECTS = 20
-# How soon a connection is tried again for which this process had no descriptor.
+# Seconds until the next attempt to connect after this process had no free descriptor.
 _AGAIN_S = 0.5
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
-# As browsers do: these are asked for what they name, whatever they were asked to do before.
+# As browsers do, follow these with a GET, also after a POST.
 _BECOMES_GET = frozenset({301, 302, 303})
 _SUCCESSES = range(200, 300)
 _SCHEMES = frozenset({"http", "https"})
 _NO_TIMEOUT = aiohttp.ClientTimeout(total=None)
 
 
-# Text in JSON may take six bytes where it has one, and some servers send their reasoning along.
+# JSON may escape one byte of text as six, and some servers also send their reasoning.
 _REPLY_BYTES_PER_OUTPUT_KB = 16_000
 _LEAST_REPLY_BYTES = 8_000_000
 
 
 def reply_bytes(max_output_kb: int) -> int:
-    """Return the size of a reply that may hold an answer of so many kilobytes."""
+    """Return the largest reply size in bytes for an answer of ``max_output_kb`` kilobytes."""
     return max(_LEAST_REPLY_BYTES, _REPLY_BYTES_PER_OUTPUT_KB * max_output_kb)
 
 
@@ -59,8 +59,8 @@ class HttpReply(msgspec.Struct, frozen=True):
 
     Attributes:
         status: The HTTP status.
-        headers: Its headers; names of any case.
-        body: Its body, decompressed.
+        headers: The headers; names are case-insensitive.
+        body: The decompressed body.
     """
 
     status: int
@@ -68,39 +68,39 @@ class HttpReply(msgspec.Struct, frozen=True):
     body: bytes
 
     def json(self) -> Any:
-        """Return the JSON of its body. Raises ValueError where it has none."""
+        """Return the JSON of the body. Raises ValueError if it is not JSON."""
         return json_of(self.body, self.headers.get("content-type", ""))
 
-    def problem(self) -> Said:
-        """Return what its body says of an error."""
-        return said(self.body, self.headers.get("content-type", ""))
+    def error_details(self) -> ErrorDetails:
+        """Return the error details in the body."""
+        return error_details(self.body, self.headers.get("content-type", ""))
 
 
 def is_success(reply: HttpReply) -> bool:
-    """Say whether a reply has a status of success."""
+    """Say whether a reply has a 2xx status."""
     return reply.status in _SUCCESSES
 
 
 class _Route(NamedTuple):
-    """How a server is reached."""
+    """How to reach a server: the proxy and the certificates."""
 
     proxy: str | None
     trust: ssl.SSLContext | bool
 
 
 class HttpClient:
-    """Makes requests to a server, on the loop that it is first used on.
+    """Makes requests to a server, on the loop of its first request.
 
     Args:
-        base_url: Where the server is; its query is sent with each request.
-        variable: The environment variable that the URL is from, for messages.
-        headers: Sent with each request. A user and a password in the URL take the place of
+        base_url: The URL of the server; each request includes its query.
+        variable: The environment variable of the URL, for messages.
+        headers: Sent with each request. A user and a password in the URL replace
             ``authorization``.
         concurrency: Connections that may be open at once.
         max_reply_bytes: The largest body to read.
 
     Raises:
-        ModelError: The URL, the proxy or the certificates cannot be used.
+        ModelError: The URL, the proxy or the certificates are invalid.
     """
 
     def __init__(
@@ -129,17 +129,17 @@ class HttpClient:
 
     @property
     def shown_url(self) -> str:
-        """The server's address for messages: without what may be secret."""
+        """The server's address for messages, without parts that may be secret."""
         return str(self._base.with_query(None))
 
     @property
     def path(self) -> str:
-        """The path of the server's address, as it was given."""
+        """The path of the base URL."""
         return str(self._base.raw_path)
 
     @staticmethod
     def quoted(name: str) -> str:
-        """Return a name as one part of a path."""
+        """Return a name, quoted as one segment of a path."""
         return quote(name, safe=":")
 
     def url(self, path: str) -> URL:
@@ -150,7 +150,7 @@ class HttpClient:
         return URL(f"{origin}{raw_path}?{query}" if query else origin + raw_path, encoded=True)
 
     async def get(self, url: URL, *, timeout_s: float) -> HttpReply:
-        """Ask for something. Raises LLMError where there is no reply."""
+        """Send a GET request. Raises LLMError if there is no reply."""
         limits = aiohttp.ClientTimeout(
             total=None, connect=timeout_s, sock_connect=timeout_s, sock_read=timeout_s
         )
@@ -159,12 +159,12 @@ class HttpClient:
     async def post(
         self, url: URL, body: bytes, *, headers: Mapping[str, str] | None = None
     ) -> HttpReply:
-        """Send JSON. Raises LLMError where there is no reply; deadlines are the caller's.
+        """Send JSON. Raises LLMError if there is no reply; the caller sets a deadline.
 
         Args:
-            url: Where to.
+            url: The target.
             body: The JSON.
-            headers: Sent in place of those of the same names.
+            headers: Replace headers of the same names.
         """
         sent = self._post_headers
         if headers is not None:
@@ -190,9 +190,9 @@ class HttpClient:
         raise LLMError(ErrorKind.CONNECTION, "the server redirects again and again")
 
     async def _reply_in_the_end(self, *request: Any) -> HttpReply:
-        """Return the reply; while this process can open no further connection, wait for one.
+        """Return the reply; while this process has no free descriptor, wait for one.
 
-        Nothing was sent, so it is no attempt. How long that may take, the caller's deadline says.
+        Nothing was sent, so this does not count as an attempt. The caller's deadline bounds the wait.
         """
         while True:
             try:
@@ -225,11 +225,11 @@ class HttpClient:
                 return HttpReply(response.status, response.headers, content)
         except (aiohttp.ClientError, ssl.SSLError) as error:
             problem = _no_reply(error)
-        # Out here, so that nothing leads back: aiohttp's errors know the headers, and so the key.
+        # Raised outside the handler, without context: aiohttp's errors hold the headers and the key.
         raise problem
 
     def _open(self) -> aiohttp.ClientSession:
-        # No headers: aiohttp would send the session's to a proxy, the key among them.
+        # No session headers: aiohttp would send them, with the key, to a proxy.
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(
                 limit=self._concurrency, keepalive_timeout=_KEEP_ALIVE_S
@@ -243,7 +243,7 @@ class HttpClient:
         proxy = proxy_for(str(url))
         if "https" not in {url.scheme, (proxy or "").partition(":")[0]}:
             return _Route(proxy, trust=True)
-        # Reading certificates takes some time: once, and only where they are needed.
+        # Reading certificates takes time: do it once, and only if they are needed.
         self._trust = self._trust or trust()
         return _Route(proxy, self._trust)
 
@@ -254,7 +254,7 @@ class HttpClient:
             blocks.append(block)
             left -= len(block)
             if left < 0:
-                # Nobody reads the rest: not a connection to keep.
+                # The rest stays unread, so the connection cannot be reused.
                 response.close()
                 raise LLMError(
                     ErrorKind.INVALID_OUTPUT,
@@ -269,24 +269,24 @@ class HttpClient:
 
 
 def _redirected(url: URL, reply: HttpReply) -> URL:
-    """Return where a redirect leads: within the same origin, or prompt and headers would leave it.
+    """Return the target of a redirect within the same origin: no other server may get the prompt.
 
     Raises:
-        LLMError: It leads elsewhere.
+        LLMError: The target has another origin.
     """
     location = reply.headers["location"]
     try:
         target = url.join(URL(location))
-        is_near = target.scheme in _SCHEMES and target.origin() == url.origin()
+        is_same_origin = target.scheme in _SCHEMES and target.origin() == url.origin()
         shown = str(target.with_user(None).with_query(None).with_fragment(None))
     except ValueError:
-        is_near, shown = False, location.partition("?")[0]
-    if is_near:
+        is_same_origin, shown = False, location.partition("?")[0]
+    if is_same_origin:
         return target.with_user(None)
     raise LLMError(
         ErrorKind.BAD_REQUEST,
-        f"HTTP {reply.status}: the server redirects to another one, {redacted(shown)}, where no "
-        "prompt and no key is sent; if it is the right one, set it as the base URL where the "
+        f"HTTP {reply.status}: the server redirects to another one, {redacted_line(shown)}, where "
+        "no prompt and no key is sent; if it is the right one, set it as the base URL where the "
         "workers run",
         status=reply.status,
         stop_after=FEW,
@@ -300,8 +300,8 @@ def _parsed(base_url: str, variable: str) -> URL:
     except ValueError:
         is_http = False
     if not is_http:
-        # Whatever is between :// and @ is nobody's business.
-        shown = redacted(base_url.rpartition("@")[2])
+        # Text between :// and @ is secret.
+        shown = redacted_line(base_url.rpartition("@")[2])
         raise ModelError(
             f"{variable} must be a URL that begins with http:// or https:// (got {shown!r}); "
             "change it where the workers run",
@@ -311,7 +311,7 @@ def _parsed(base_url: str, variable: str) -> URL:
 
 
 class _NotConnectedError(LLMError):
-    """This process had no descriptor left for a connection."""
+    """This process had no free descriptor for a connection."""
 
 
 def _no_reply(error: Exception) -> LLMError:
@@ -322,5 +322,5 @@ def _no_reply(error: Exception) -> LLMError:
     if isinstance(error, aiohttp.ClientResponseError):
         return LLMError(ErrorKind.SERVER_ERROR, "what the server sent is not HTTP")
     is_late = isinstance(error, aiohttp.SocketTimeoutError)
-    message = redacted(str(error)) or type(error).__name__
+    message = redacted_line(str(error)) or type(error).__name__
     return LLMError(ErrorKind.TIMEOUT if is_late else ErrorKind.CONNECTION, message)

@@ -1,4 +1,4 @@
-"""What all providers that speak HTTP share: what an error reply means."""
+"""Converts HTTP error replies of all providers to LLMError."""
 
 from __future__ import annotations
 
@@ -11,23 +11,31 @@ from typing import TYPE_CHECKING, Any
 from fanout.core import redaction as known_secrets
 from fanout.core.errors import LLMError
 from fanout.llm.error_kinds import Refusal, judge
-from fanout.llm.reply_bodies import said_in
+from fanout.llm.reply_bodies import error_details_in
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from fanout.core.records import Usage
     from fanout.llm.http_client import HttpReply
-    from fanout.llm.reply_bodies import Said
+    from fanout.llm.reply_bodies import ErrorDetails
 
-__all__ = ["http_error", "redacted", "refused", "refused_in_success", "retry_after", "status_error"]
+__all__ = [
+    "http_error",
+    "redacted_line",
+    "refused",
+    "refused_in_success",
+    "retry_after",
+    "status_error",
+]
 
 _MAX_MESSAGE = 300
 _OK = 200
 _ERROR_STATUSES = range(400, 600)
-# What is looked at for what it means: a page, or a prompt that is sent back, may be long.
+_STATUS = re.compile(r"[0-9]{3}")
+# Characters of a message that are classified: a web page or an echoed prompt may be long.
 _LOOKED_AT = 4_000
-# In words: "Please try again in 7m12.5s", "Please retry in 37.8s", "in 20ms".
+# A wait in words: "Please try again in 7m12.5s", "Please retry in 37.8s", "in 20ms".
 _WAIT = re.compile(
     r"(?:try again|retry) (?:in|after) (?:(\d{1,4})h)?(?:(\d{1,5})m(?!s))?"
     r"(?:(\d{1,6}(?:\.\d{1,9})?) ?(ms|s))?",
@@ -50,15 +58,15 @@ def http_error(
     """Return the LLMError of an HTTP error reply.
 
     Args:
-        status: The HTTP status; 200 where a reply of success holds an error.
-        message: What the provider says.
-        code: Its machine-readable codes, separated by spaces, the most specific first; or None.
+        status: The HTTP status; 200 if a success reply contains the error.
+        message: The provider's message.
+        code: The machine-readable codes, separated by spaces, the most specific first; or None.
         headers: The reply's headers.
         secrets: Keys that the message must not repeat.
-        usage: What the reply says that the call consumed, or None.
-        param: The field of the request that it speaks of.
-        is_page: Whether it is a web page.
-        wait_s: Seconds that its body asks to wait, or None.
+        usage: The usage that the reply reports, or None.
+        param: The field of the request that the error names, or the empty string.
+        is_page: Whether the body is a web page.
+        wait_s: Seconds that the body asks to wait, or None.
     """
     looked_at = " ".join(message[:_LOOKED_AT].split())
     asked_s = retry_after(headers or {})
@@ -75,8 +83,8 @@ def http_error(
         )
     )
     begin, hint = f"HTTP {status}: ", f"; {verdict.hint}" if verdict.hint else ""
-    # The hint is not what a long message costs.
-    words = redacted(message, secrets)[: _MAX_MESSAGE - len(begin) - len(hint)]
+    # A long message must not push out the hint.
+    words = redacted_line(message, secrets)[: _MAX_MESSAGE - len(begin) - len(hint)]
     return LLMError(
         verdict.kind,
         f"{begin}{words}{hint}",
@@ -89,22 +97,22 @@ def http_error(
 
 def refused(
     status: int,
-    told: Said,
+    details: ErrorDetails,
     *,
     headers: Mapping[str, str],
     secrets: tuple[str, ...] = (),
     usage: Usage | None = None,
 ) -> LLMError:
-    """Return the LLMError of what an error reply says."""
+    """Return the LLMError for the details of an error reply."""
     return http_error(
         status=status,
-        message=told.message or f"Error code: {status}",
-        code=" ".join(told.codes),
+        message=details.message or f"Error code: {status}",
+        code=" ".join(details.codes),
         headers=headers,
         secrets=secrets,
-        param=told.param,
-        is_page=told.is_page,
-        wait_s=told.wait_s,
+        param=details.param,
+        is_page=details.is_page,
+        wait_s=details.wait_s,
         usage=usage,
     )
 
@@ -115,30 +123,31 @@ def status_error(reply: HttpReply, *, key: str, usage: Usage | None = None) -> L
     Args:
         reply: The reply.
         key: The key that the message must not repeat.
-        usage: What the reply says that the call consumed, or None.
+        usage: The usage that the reply reports, or None.
     """
     return refused(
-        reply.status, reply.problem(), headers=reply.headers, secrets=(key,), usage=usage
+        reply.status, reply.error_details(), headers=reply.headers, secrets=(key,), usage=usage
     )
 
 
 def refused_in_success(
-    told: Any,
+    content: Any,
     *,
     headers: Mapping[str, str],
     secrets: tuple[str, ...] = (),
     usage: Usage | None = None,
 ) -> LLMError | None:
-    """Return the LLMError that the JSON of a reply of success holds, or None where there is none.
+    """Return the LLMError in the JSON of a success reply, or None if it has none.
 
-    Gateways that have begun to answer have no other place for it. A status may be among its codes.
+    A gateway that has already sent its status can report an error only there. The codes may include
+    a status.
     """
-    found = said_in(told)
-    if not found.message and not (isinstance(told, dict) and told.get("error")):
+    details = error_details_in(content)
+    if not details.message and not (isinstance(content, dict) and content.get("error")):
         return None
-    statuses = (int(c) for c in found.codes if len(c) == 3 and c.isascii() and c.isdecimal())  # noqa: PLR2004 - digits
+    statuses = (int(code) for code in details.codes if _STATUS.fullmatch(code))
     status = next((status for status in statuses if status in _ERROR_STATUSES), _OK)
-    return refused(status, found, headers=headers, secrets=secrets, usage=usage)
+    return refused(status, details, headers=headers, secrets=secrets, usage=usage)
 
 
 def _wait_in(message: str) -> float | None:
@@ -151,7 +160,7 @@ def _wait_in(message: str) -> float | None:
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
-    """Return how many seconds a reply asks to wait, or None.
+    """Return the seconds that a reply asks to wait, or None.
 
     Source: RFC 9110, section 10.2.3 (seconds or a date), and ``retry-after-ms``, which OpenAI and
     Azure send.
@@ -170,7 +179,7 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
 
 
 def _seconds(given: str) -> float | None:
-    """Return a number that is one, and not less than 0; None where it is none."""
+    """Return a finite number, at least 0; None for other text."""
     try:
         seconds = float(given)
     except ValueError:
@@ -178,6 +187,6 @@ def _seconds(given: str) -> float | None:
     return max(0.0, seconds) if math.isfinite(seconds) else None
 
 
-def redacted(message: str, secrets: tuple[str, ...] = ()) -> str:
-    """Return a provider's message, short and without keys."""
+def redacted_line(message: str, secrets: tuple[str, ...] = ()) -> str:
+    """Return a provider's message on one line, shortened and without keys."""
     return known_secrets.redacted(" ".join(message.split()), secrets)[:_MAX_MESSAGE]

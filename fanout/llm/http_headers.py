@@ -1,4 +1,4 @@
-"""The headers of each request to a provider: the key, and those that the environment adds."""
+"""Request headers for a provider: the key, and custom headers from the environment."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ _VALUE = re.compile(r"[\t\x20-\x7e]*")
 
 
 def request_headers(key: str, *, key_variable: str, custom_variable: str) -> dict[str, str]:
-    """Return headers with the key, and further ones: a line each of a variable.
+    """Return headers with the key and the custom headers, one per line of ``custom_variable``.
 
     Raises:
-        ModelError: A variable holds what no header may have.
+        ModelError: A value has a character that is invalid in a header.
     """
     headers = {
         "accept": "application/json",
@@ -33,7 +33,7 @@ def request_headers(key: str, *, key_variable: str, custom_variable: str) -> dic
 
 
 def header_value(variable: str, value: str) -> str:
-    """Return the value of a header. Raises ModelError where it cannot be one."""
+    """Return a valid header value. Raises ModelError for an invalid character."""
     if not _VALUE.fullmatch(value):
         raise ModelError(
             f"{variable} holds a character that no HTTP header may have, such as a line break; set "

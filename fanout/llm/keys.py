@@ -1,4 +1,4 @@
-"""Providers' keys from files: the environment of a process is no place for a secret."""
+"""Providers' keys from files, which protect a secret better than the environment."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ _SUFFIX = "_API_KEY_FILE"
 
 
 def key_files(environ: Mapping[str, str]) -> dict[str, str]:
-    """Return the keys that lie in files: ``OPENAI_API_KEY`` where ``OPENAI_API_KEY_FILE`` is set.
+    """Return the keys from files: ``OPENAI_API_KEY`` if ``OPENAI_API_KEY_FILE`` is set.
 
-    Whatever provider it is: litellm's have names of the same form. An empty file is no key, so that
-    a deployment can name files for all providers and fill those of the ones it uses.
+    This works for every provider, as litellm uses names of the same form. An empty file is no key,
+    so that a deployment can name files for all providers and fill only those that it uses.
 
     Raises:
-        SettingsError: A file cannot be read, or the key is in the environment, too.
+        SettingsError: A file cannot be read, or the environment also holds the key.
     """
     files = {name: path for name, path in environ.items() if name.endswith(_SUFFIX) and path}
     keys = {}
@@ -31,7 +31,7 @@ def key_files(environ: Mapping[str, str]) -> dict[str, str]:
         try:
             key = Path(path).read_text().strip()
         except (OSError, UnicodeDecodeError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "it is no text"
+            reason = error.strerror if isinstance(error, OSError) else "it is not text"
             raise SettingsError(f"{name}: cannot be read: {reason} (got {path!r})") from error
         if environ.get(variable) not in {None, "", key}:
             raise SettingsError(f"{name}: {variable} is set, too; set one of them")

@@ -1,4 +1,4 @@
-"""All other providers, by litellm: an optional extra, as it is large and slow to import."""
+"""The adapter of litellm for all other providers: an optional extra, large and slow to import."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from fanout.core.errors import LLMError, ModelError
 from fanout.core.records import ErrorKind, Usage
 from fanout.llm.base import LLMReply, LLMRequest
 from fanout.llm.finish_reasons import require_answer
-from fanout.llm.http_errors import http_error, redacted
-from fanout.llm.reply_bodies import content_text, said_in, text_or_none
+from fanout.llm.http_errors import http_error, redacted_line
+from fanout.llm.reply_bodies import content_text, error_details_in, text_or_none
 from fanout.llm.usage import cost_usd, token_count
 
 __all__ = ["LiteLLM"]
@@ -28,7 +28,7 @@ class LiteLLM:
     """
 
     def __init__(self, name: str) -> None:
-        # Its price map would otherwise be fetched over the network at import.
+        # Without this, litellm downloads its price map at import.
         os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
         try:
             import litellm
@@ -41,14 +41,15 @@ class LiteLLM:
         litellm.suppress_debug_info = True
 
     async def check(self) -> None:
-        """See LLM. Looks for the provider's variables; litellm has no call without tokens."""
+        """See LLM. Checks only the provider's variables: every litellm call costs tokens."""
         try:
             self._litellm.get_llm_provider(self._name)
-            found = await asyncio.to_thread(self._litellm.validate_environment, self._name)
-            missing = [] if found["keys_in_environment"] else found["missing_keys"]
+            environment = await asyncio.to_thread(self._litellm.validate_environment, self._name)
+            is_complete = environment["keys_in_environment"]
+            missing = [] if is_complete else environment["missing_keys"]
         except Exception as error:  # noqa: BLE001 - litellm raises all sorts
             raise ModelError(
-                f"litellm does not know {self._name}: {redacted(str(error))}"
+                f"litellm does not know {self._name}: {redacted_line(str(error))}"
             ) from None
         if missing:
             names = " or ".join(missing)
@@ -73,23 +74,23 @@ class LiteLLM:
     def _error(self, error: Exception) -> LLMError:
         name = type(error).__name__
         if name == "Timeout":
-            return LLMError(ErrorKind.TIMEOUT, redacted(str(error)))
+            return LLMError(ErrorKind.TIMEOUT, redacted_line(str(error)))
         if name == "APIConnectionError":
-            return LLMError(ErrorKind.CONNECTION, redacted(str(error)))
+            return LLMError(ErrorKind.CONNECTION, redacted_line(str(error)))
         status = getattr(error, "status_code", None)
         if not isinstance(status, int):
-            return LLMError(ErrorKind.INTERNAL, f"{name}: {redacted(str(error))}")
+            return LLMError(ErrorKind.INTERNAL, f"{name}: {redacted_line(str(error))}")
         response = getattr(error, "response", None)
         headers = getattr(response, "headers", None)
-        told = said_in(getattr(error, "body", None))
+        details = error_details_in(getattr(error, "body", None))
         return http_error(
             status=status,
             message=str(error),
-            # What the provider said, then litellm's name for it.
-            code=" ".join([*told.codes, name]),
+            # The provider's codes, then litellm's class.
+            code=" ".join([*details.codes, name]),
             headers=headers if hasattr(headers, "get") else None,
-            param=told.param,
-            wait_s=told.wait_s,
+            param=details.param,
+            wait_s=details.wait_s,
         )
 
     def _reply(self, response: Any) -> LLMReply:
@@ -120,7 +121,7 @@ class LiteLLM:
             return None
 
     async def aclose(self) -> None:
-        """Do nothing: litellm keeps its connections to itself."""
+        """Do nothing: litellm manages its own connections."""
 
 
 def _options(request: LLMRequest) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The local model: one llama.cpp server for each machine, started by whoever needs it first."""
+"""The local model: one llama.cpp server per user and machine, started by its first user process."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["LocalLLM", "LocalServer"]
 
-# Half of the context. What a tiny model has not said by then, it will not say.
+# Half of the context. A longer answer of a tiny model is only repetition.
 _DEFAULT_MAX_TOKENS = 1024
 _START_S = 60.0
 _LOG_TAIL = 500
@@ -37,7 +37,7 @@ class LocalLLM:
     """SmolLM2-135M-Instruct on this machine's CPU: real, small, and often wrong.
 
     Args:
-        cache_dir: Where the weights are kept and processes find the shared server.
+        cache_dir: The folder of the weights and of the shared server's address.
         concurrency: Connections that may be open at once.
 
     Raises:
@@ -54,7 +54,7 @@ class LocalLLM:
         self._lock = asyncio.Lock()
 
     async def check(self) -> None:
-        """See LLM. Fetches the weights if they are not there, and starts the server."""
+        """See LLM. Downloads missing weights, and starts the server."""
         await self._connected()
 
     async def _connected(self) -> OpenAILLM:
@@ -82,7 +82,7 @@ class LocalLLM:
             raise
 
     async def _drop(self, client: OpenAILLM) -> None:
-        """Forget a server that is gone: the next call finds or starts another."""
+        """Forget a server that no longer answers: the next call finds or starts another."""
         async with self._lock:
             if self._client is client:
                 self._client = None
@@ -99,14 +99,15 @@ class LocalLLM:
 class LocalServer:
     """This user's llama.cpp server on this machine.
 
-    It listens on loopback, where others may come by, too; they lack the key that it asks for, which
-    is in a file of this user alone.
+    It listens on loopback, which other users of the machine can reach too. They lack its key, which
+    is in a file that only this user can read.
 
-    Whoever uses it holds a shared lock on a file. The server ends when it can have that lock for
-    itself; as locks vanish with their process, it ends however its last user did.
+    Each process that uses the server holds a shared lock on a file. The server stops when it gets
+    that lock exclusively. The system drops the locks of a dead process, so the server stops even if
+    its last user crashed.
 
     Args:
-        cache_dir: Where the weights and the server's address are.
+        cache_dir: The folder of the weights and of the server's address.
     """
 
     def __init__(self, cache_dir: Path) -> None:
@@ -118,7 +119,7 @@ class LocalServer:
         """Return the server's URL and its key; start it if it is not running.
 
         Raises:
-            ModelError: The weights cannot be had, or the server does not start.
+            ModelError: The download of the weights fails, or the server does not start.
         """
         weights = fetch(WEIGHTS, weights_folder(self._cache_dir))
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -129,13 +130,13 @@ class LocalServer:
             return self._running() or self._start(weights)
 
     def _running(self) -> tuple[str, str] | None:
-        # Without the lock that a server holds while it lives, the address is one of the past: who
-        # listens there now may be another user.
+        # A live server holds this lock. Without it the address is stale, and another user may
+        # listen there now.
         if not _is_held(self._folder / "local-server.alive"):
             return None
         try:
-            told = json.loads((self._folder / "local-server.json").read_text())
-            url, key = str(told["url"]), str(told["key"])
+            address = json.loads((self._folder / "local-server.json").read_text())
+            url, key = str(address["url"]), str(address["key"])
             with urllib.request.urlopen(f"{url}/health", timeout=5):  # noqa: S310 - loopback
                 return url, key
         except (OSError, ValueError, KeyError):
@@ -150,7 +151,7 @@ class LocalServer:
                 stdout=log,
                 stderr=log,
                 env=self._environment(),
-                # It outlives the worker that started it, and is not for that one's Ctrl-C.
+                # The server outlives the worker that started it, and must not get its Ctrl-C.
                 start_new_session=True,
             )
         until = time.monotonic() + _START_S
@@ -159,7 +160,7 @@ class LocalServer:
                 break
             running = self._running()
             if running is not None:
-                # It is nobody's child to wait for, but should leave no zombie where it was born.
+                # Reap the server when it ends, so that this process keeps no zombie.
                 threading.Thread(target=process.wait, daemon=True).start()
                 return running
             time.sleep(0.05)
@@ -176,7 +177,7 @@ class LocalServer:
         return {**os.environ, "LD_LIBRARY_PATH": os.pathsep.join(filter(None, paths))}
 
     def release(self) -> None:
-        """Say that this process needs the server no longer. Safe to call twice."""
+        """Release the server: this process no longer needs it. Safe to call twice."""
         if self._user is not None:
             self._user.close()
             self._user = None

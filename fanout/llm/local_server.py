@@ -1,6 +1,6 @@
 """The process of the local model: ``python -m fanout.llm.local_server WEIGHTS FOLDER``.
 
-It serves until no process holds the lock of its users any more.
+It serves until no process holds the users' lock.
 """
 
 from __future__ import annotations
@@ -20,10 +20,11 @@ from fanout.system.cores import model_threads, usable_cores
 
 __all__ = ["main"]
 
-# Slots share a batch, which is what makes small calls cheap; four fill two cores.
+# Slots share a batch, which makes small calls cheap; four slots use two cores fully.
 _SLOTS = 4
-# A tiny model repeats itself until it is cut off: at llama.cpp's defaults 7 of 18 answers were cut
-# off at 1,024 tokens, with these 1 of 90. A request that names a temperature keeps its own.
+# A tiny model repeats itself until the token limit. With llama.cpp's defaults, 7 of 18 answers
+# reached the limit of 1,024 tokens; with these values, 1 of 90. The temperature of a request has
+# precedence.
 _TEMPERATURE = 0.2
 _REPEAT_PENALTY = 1.1
 _FREQUENCY_PENALTY = 0.3
@@ -32,23 +33,23 @@ _LOOK_S = 1.0
 
 
 def main(weights: Path, folder: Path) -> None:
-    """Serve ``weights``; leave the address, and the key that is asked for, in ``folder``."""
+    """Serve ``weights``; write the address and the required key to ``folder``."""
     key = secrets.token_urlsafe(24)
-    # From before it listens: nobody uses it without the key.
+    # The key is set before the server listens, so that nobody can use it without.
     server = xllamacpp.Server(_parameters(weights, key))
     address = folder / "local-server.json"
     unfinished = folder / f"local-server.json.{os.getpid()}"
-    told = {"url": server.listening_address, "pid": os.getpid(), "key": key}
+    content = {"url": server.listening_address, "pid": os.getpid(), "key": key}
     with open(unfinished, "w", opener=_private) as file:
-        file.write(json.dumps(told))
+        file.write(json.dumps(content))
     alive = (folder / "local-server.alive").open("ab")
     with alive, (folder / "local-server.users").open("ab") as users:
-        # For as long as this process lives; whoever looks whether it does, holds it for a moment.
+        # Held while this process lives. Waits for a client that tests the lock, which takes a moment.
         fcntl.flock(alive, fcntl.LOCK_EX)
         unfinished.replace(address)
         while not _is_unused(users.fileno()):
             time.sleep(_LOOK_S)
-        # Whoever comes now waits for the lock, finds no address, and starts another.
+        # A new client now waits for the lock, finds no address, and starts another server.
         address.unlink(missing_ok=True)
 
 
@@ -71,7 +72,7 @@ def _parameters(weights: Path, key: str) -> xllamacpp.CommonParams:
     parameters.port = 0
     parameters.api_keys = [key]
     parameters.n_parallel = _SLOTS
-    # Divided over the slots.
+    # llama.cpp divides the context over the slots.
     parameters.n_ctx = _SLOTS * LOCAL_CONTEXT_TOKENS
     threads = model_threads(usable_cores())
     parameters.cpuparams.n_threads = threads
@@ -88,5 +89,5 @@ def _parameters(weights: Path, key: str) -> xllamacpp.CommonParams:
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]), Path(sys.argv[2]))
-    # llama.cpp joins its threads slowly; nothing is left to do.
+    # Exit at once: llama.cpp joins its threads slowly, and nothing is left to do.
     os._exit(0)

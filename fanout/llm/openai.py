@@ -1,4 +1,4 @@
-"""OpenAI, and every server that speaks its chat completions: Azure, vLLM, Ollama, llama.cpp, ..."""
+"""The adapter of OpenAI's chat completions, which Azure, vLLM, Ollama and others offer too."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["OpenAILLM"]
 
 _BASE_URL = "https://api.openai.com/v1"
-# Servers that need no key do not look at it, but some want one.
+# Servers without authentication ignore the key, but some require the header.
 _NO_KEY = "none"
 _NOT_FOUND = 404
 _MAX_TOKENS, _MAX_COMPLETION_TOKENS = _LIMITS = ("max_tokens", "max_completion_tokens")
@@ -38,7 +38,7 @@ class _Message(msgspec.Struct):
 
 
 class _Request(msgspec.Struct, omit_defaults=True, kw_only=True):
-    """What is sent: what was not asked for is left out."""
+    """The body of a request, without unset options."""
 
     model: str
     messages: list[_Message]
@@ -61,7 +61,7 @@ class _Choice(msgspec.Struct):
 
 
 class _Completion(msgspec.Struct):
-    """What is read of a reply; a server may send more, and leave out what does not matter."""
+    """The fields that we read from a reply; all are optional, and others are ignored."""
 
     choices: list[_Choice] | None = None
     usage: Any = None
@@ -78,15 +78,15 @@ class OpenAILLM:
     """A model behind chat completions.
 
     Args:
-        name: The model as the server knows it.
+        name: The server's name of the model.
         concurrency: Connections that may be open at once.
-        base_url: Where the server is; ``OPENAI_BASE_URL``, else OpenAI, where it is None.
-        api_key: ``OPENAI_API_KEY`` where it is None; a server at a base URL may need none.
-        max_output_kb: The longest answer that is of use, in kilobytes; a reply is not read on where
-            it is many times as large.
+        base_url: The URL of the server; if None, ``OPENAI_BASE_URL``, else OpenAI.
+        api_key: The key; if None, ``OPENAI_API_KEY``. A server at a base URL may need none.
+        max_output_kb: The longest useful answer in kilobytes; reading stops at a reply that is many
+            times as large.
 
     Raises:
-        ModelError: A variable of the environment cannot be used.
+        ModelError: An environment variable has an invalid value.
     """
 
     def __init__(
@@ -101,7 +101,7 @@ class OpenAILLM:
         self._name = name
         self._base_url = base_url or os.environ.get("OPENAI_BASE_URL") or None
         self._key = api_key or os.environ.get("OPENAI_API_KEY") or ""
-        # OpenAI's reasoning models refuse max_tokens; compatible servers mostly know only that.
+        # OpenAI's reasoning models refuse max_tokens; most compatible servers know only max_tokens.
         self._limit = _MAX_COMPLETION_TOKENS if self._base_url is None else _MAX_TOKENS
         self._refused_limits: set[str] = set()
         self._http = HttpClient(
@@ -131,7 +131,7 @@ class OpenAILLM:
         if not is_success(listed):
             await self._check_path(server, listed)
         elif self._name not in _listed_models(listed):
-            # Lists have gaps, and some servers take any name: only a plain no counts.
+            # Lists are incomplete, and some servers accept any name: only an explicit refusal counts.
             await self._check_name(server)
 
     async def _check_path(self, server: CheckedServer, listed: HttpReply) -> None:
@@ -144,11 +144,10 @@ class OpenAILLM:
             )
 
     async def _check_name(self, server: CheckedServer) -> None:
-        found = await server.ask(f"models/{self._http.quoted(self._name)}")
-        told = found.problem()
-        if found.status == _NOT_FOUND and "model_not_found" in told.codes:
+        reply = await server.ask(f"models/{self._http.quoted(self._name)}")
+        if reply.status == _NOT_FOUND and "model_not_found" in reply.error_details().codes:
             raise ModelError(
-                f"{self._http.shown_url} says: {server.problem(found)}", kind=ErrorKind.BAD_REQUEST
+                f"{self._http.shown_url} says: {server.problem(reply)}", kind=ErrorKind.BAD_REQUEST
             )
 
     async def complete(self, request: LLMRequest) -> LLMReply:
@@ -171,12 +170,15 @@ class OpenAILLM:
             raise
 
     def _learns_limit(self, reply: HttpReply, request: LLMRequest, sent: str) -> bool:
-        """Say whether the same request is to be made with the limit's other name, from now on."""
+        """Switch to the other name of the token limit if the server refuses ``sent``; say whether."""
         if request.max_tokens is None:
             return False
-        told = reply.problem()
+        details = reply.error_details()
         refusal = Refusal(
-            status=reply.status, message=told.message, codes=told.codes, param=told.param
+            status=reply.status,
+            message=details.message,
+            codes=details.codes,
+            param=details.param,
         )
         if not refuses_parameter(refusal, sent):
             return False
@@ -221,10 +223,10 @@ def _headers(key: str) -> dict[str, str]:
 
 def _listed_models(reply: HttpReply) -> set[str]:
     try:
-        told = json_of(reply.body)
+        content = json_of(reply.body)
     except ValueError:
         return set()
-    models = told.get("data") if isinstance(told, dict) else None
+    models = content.get("data") if isinstance(content, dict) else None
     models = models if isinstance(models, list) else []
     return {str(model.get("id")) for model in models if isinstance(model, dict)}
 
@@ -234,43 +236,43 @@ def _parsed(reply: HttpReply, key: str) -> _Completion:
         return _decode(reply.body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         pass
-    # It is no completion, or not quite JSON: servers cut characters in half, and write ``NaN``.
+    # Not a completion, or imperfect JSON: some servers cut characters in half or write ``NaN``.
     try:
-        told = reply.json()
-        return msgspec.convert(told, _Completion)
+        content = reply.json()
+        return msgspec.convert(content, _Completion)
     except msgspec.ValidationError as error:
-        problem = refused_in_success(told, headers=reply.headers, secrets=(key,))
+        problem = refused_in_success(content, headers=reply.headers, secrets=(key,))
         raise problem or _no_completion(str(error)) from None
     except (ValueError, RecursionError) as error:
         raise _no_completion(str(error)) from None
 
 
 def _error_in(completion: _Completion, reply: HttpReply, key: str) -> LLMError | None:
-    """Return the error that a completion without an answer holds, or None."""
+    """Return the error in a completion without an answer, or None."""
     choice = completion.choices[0] if completion.choices else None
     if choice is not None and choice.error:
-        told: Any = {"error": choice.error}
+        content: Any = {"error": choice.error}
     elif choice is None or completion.error:
-        told = reply.json()
+        content = reply.json()
     else:
         return None
     usage = _usage(completion.usage) if isinstance(completion.usage, dict) else None
-    return refused_in_success(told, headers=reply.headers, secrets=(key,), usage=usage)
+    return refused_in_success(content, headers=reply.headers, secrets=(key,), usage=usage)
 
 
 def _no_completion(reason: str) -> LLMError:
-    # A server that starts answers so, and a proxy in front of it.
+    # A server that is starting may answer so, or a proxy in front of it.
     return LLMError(ErrorKind.SERVER_ERROR, f"the reply is not a chat completion: {reason}")
 
 
 def _billed_with(body: bytes) -> Usage | None:
-    """Return what an error reply says that the call consumed all the same, or None."""
+    """Return the usage that an error reply reports, or None."""
     try:
-        told = json_of(body)
+        content = json_of(body)
     except ValueError:
         return None
-    said_of_it = told.get("usage") if isinstance(told, dict) else None
-    return _usage(said_of_it) if isinstance(said_of_it, dict) else None
+    counts = content.get("usage") if isinstance(content, dict) else None
+    return _usage(counts) if isinstance(counts, dict) else None
 
 
 def _reply(completion: _Completion) -> LLMReply:
@@ -303,7 +305,7 @@ def _is_refusal(message: _Answer) -> bool:
 
 
 def _usage(counts: Any) -> Usage:
-    """Return what a server says that a call consumed; nonsense is unknown."""
+    """Return the usage that a server reports for a call; an invalid count is unknown."""
     counts = counts if isinstance(counts, dict) else {}
     return Usage(
         calls=1,

@@ -1,4 +1,4 @@
-"""Asks a provider before a run what costs nothing: is it there, does it take the key?"""
+"""Free checks of a provider before a run: does it answer, and does it accept the key?"""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ if TYPE_CHECKING:
 __all__ = ["CheckedServer"]
 
 _REQUEST_S = 10.0
-# What passes soon is waited for; what does not is the business of the calls, which wait for longer.
+# Wait out a short outage. Longer ones are left to the calls, which wait for longer.
 _PATIENCE_S = 20.0
 _FIRST_WAIT_S = 0.5
 _SUCCESSES = range(200, 300)
 _UNAUTHORIZED = 401
-# Servers need not list their models, and a key may call a model that may not list them.
+# Servers need not list their models, and a key may call models without permission to list them.
 _PROVES_NOTHING = frozenset({403, 404, 405, 429, 501})
 _PASSES = frozenset({429, 500, 502, 503, 504, 529})
 
 
 class CheckedServer(msgspec.Struct, frozen=True, kw_only=True):
-    """A provider's server, and where its settings are from.
+    """A provider's server, and the variables of its settings.
 
     Attributes:
-        http: Asks it.
+        http: The client for the server.
         url_variable: The environment variable of its URL.
         key_variable: The environment variable of the key.
         key: The key, which no message repeats.
@@ -44,7 +44,7 @@ class CheckedServer(msgspec.Struct, frozen=True, kw_only=True):
     key: str
 
     async def ask(self, path: str) -> HttpReply:
-        """Return the reply to a request below the base URL; what asks to wait is waited for.
+        """Return the reply to a GET below the base URL; retry temporary failures for a while.
 
         Raises:
             ModelError: No server answers, it refuses the key, or it fails.
@@ -88,7 +88,7 @@ class CheckedServer(msgspec.Struct, frozen=True, kw_only=True):
             ) from None
 
     async def is_there(self, path: str) -> bool:
-        """Say whether there is JSON at a path; nothing is proved where there is no answer."""
+        """Say whether there is JSON at a path; False also if the server does not answer."""
         try:
             reply = await self.http.get(self.http.url(path), timeout_s=_REQUEST_S)
         except LLMError:
@@ -97,5 +97,5 @@ class CheckedServer(msgspec.Struct, frozen=True, kw_only=True):
         return reply.status in _SUCCESSES and is_json
 
     def problem(self, reply: HttpReply) -> LLMError:
-        """Return what an error reply means."""
+        """Return the LLMError of an error reply."""
         return status_error(reply, key=self.key)

@@ -1,4 +1,4 @@
-"""Which proxy a server is reached through, as the environment says: decided once, not per call."""
+"""Selects the proxy of a server from the environment: once, not per call."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ if TYPE_CHECKING:
 __all__ = ["proxy_for"]
 
 _PORTS = {"http": 80, "https": 443}
-# One address is a network, too; with a port it is not.
+# A single address counts as a network; an address with a port does not.
 _NETWORK = re.compile(r"(\d+\.[\d.]+|[0-9a-f]*+:[0-9a-f.]*+:[0-9a-f:.]*+|\[[0-9a-f:.]+\])(/\d+)?")
 
 
 def proxy_for(url: str, proxies: Mapping[str, str] | None = None) -> str | None:
-    """Return the URL of the proxy to a URL's server, or None where it is reached directly.
+    """Return the URL of the proxy for a server, or None for a direct connection.
 
     Args:
-        url: Where the server is.
-        proxies: By scheme (``http``, ``https``, ``all``), and ``no`` for servers that are reached
-            directly; from ``HTTP_PROXY`` and the like where it is None.
+        url: The URL of the server.
+        proxies: By scheme (``http``, ``https``, ``all``), and ``no`` for servers with a direct
+            connection; if None, from ``HTTP_PROXY`` and the like.
 
     Raises:
-        ModelError: The proxy is of a kind that is not supported.
+        ModelError: The scheme of the proxy is not supported.
     """
     known = getproxies() if proxies is None else proxies
     server = urlsplit(url)
@@ -70,7 +70,7 @@ def _names_host(entry: str, host: str, port: int, *, is_exact: bool) -> bool:
         return False
     if name.startswith(("*.", ".")):
         return host.endswith(name.removeprefix("*"))
-    # As curl has it: a name means the names below it, too; a URL means itself.
+    # As in curl, a host name includes its subdomains; a URL does not.
     is_above = bool(name) and not is_exact and name != "localhost" and host.endswith(f".{name}")
     return host == name or is_above
 

@@ -1,4 +1,4 @@
-"""Model strings: which adapter a name means, and how much it can read."""
+"""Model strings: the adapter that a name selects, and its context window."""
 
 from __future__ import annotations
 
@@ -31,30 +31,30 @@ _CONTEXT_TOKENS = {
 _FORMS = (
     "openai/NAME, anthropic/NAME, litellm/PROVIDER/NAME, local, fake, or package.module:function"
 )
-# How people call models of which the provider is plain.
+# Model names that imply their provider.
 _FAMILIES = {"gpt": "openai", "o1": "openai", "o3": "openai", "o4": "openai", "claude": "anthropic"}
 
 
 def make_llm(model: str, *, settings: Settings, concurrency: int = 32) -> LLM:
     """Return the model of a model string.
 
-    To be called on the asyncio loop that its calls will be made on.
+    Call this on the asyncio loop of the model's calls.
 
     Args:
         model: ``openai/NAME``, ``anthropic/NAME``, ``litellm/PROVIDER/NAME``, ``local``, ``fake``,
             ``package.module:function``, or what ``register_callable`` returned.
-        settings: Where the local model keeps its weights, which functions may be imported, and how
-            long an answer may be.
+        settings: The folder of the local model's weights, the functions that may be imported, and
+            the longest answer.
         concurrency: Calls that may be in flight at once.
 
     Raises:
-        ModelError: There is no such model, it may not be used, or what it needs is not installed
-            or not set.
+        ModelError: There is no such model, it is not allowed, or a package or variable that it
+            needs is missing.
     """
-    # A model may have come with keys of its own.
+    # The keys of the model may be new in the environment.
     secrets.learn()
     if "://" in model:
-        # litellm would send the provider's key to an address in a name.
+        # litellm would send the provider's key to an address in the name.
         raise ModelError(
             "a model's name holds no address: set OPENAI_BASE_URL or the like where the workers run"
         )
@@ -92,7 +92,7 @@ def _litellm(name: str, _concurrency: int, _settings: Settings) -> LLM:
     return LiteLLM(name)
 
 
-# Each adapter is imported when it is used: what they need is slow to import.
+# Adapters are imported on first use: their dependencies are slow to import.
 _PROVIDERS = {"openai": _openai, "anthropic": _anthropic, "litellm": _litellm}
 
 
@@ -110,11 +110,11 @@ def _hint(model: str) -> str:
 
 
 def context_tokens(model: str) -> int:
-    """Return the context window of a model in tokens; a safe guess where it is not known."""
+    """Return the context window of a model in tokens; a safe guess if it is unknown."""
     if model == "local":
         return LOCAL_CONTEXT_TOKENS
     if is_registered(model):
-        # Of a fake that was passed as it is.
+        # A fake that the caller gave directly has its own.
         return int(getattr(resolve_callable(model), "context_tokens", _SAFE_CONTEXT_TOKENS))
     if model.startswith("fake?"):
         return FakeLLM.from_model(model).context_tokens

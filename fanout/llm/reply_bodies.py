@@ -1,4 +1,4 @@
-"""What the body of a provider's reply says, whatever shape it has: no body raises anything else."""
+"""Reads the bodies of providers' replies, valid or not: text, usage and error details."""
 
 from __future__ import annotations
 
@@ -10,9 +10,16 @@ import msgspec
 
 from fanout.core.json_text import is_deeper
 
-__all__ = ["Said", "content_text", "json_of", "said", "said_in", "text_or_none"]
+__all__ = [
+    "ErrorDetails",
+    "content_text",
+    "error_details",
+    "error_details_in",
+    "json_of",
+    "text_or_none",
+]
 
-# What is looked at: a page, or a prompt that is sent back, may be long.
+# Characters of a body that are read: a web page or an echoed prompt may be long.
 _LOOKED_AT = 4_000
 _MESSAGE_NAMES = ("message", "detail", "error_description", "msg", "title", "error")
 _CODE_NAMES = ("code", "type", "status", "reason", "error_type", "error_code", "err_code")
@@ -23,22 +30,22 @@ _CHARSET = re.compile(
     r"|windows-\d{3,4}|gb(?:2312|k|18030)|big5|shift[-_]jis|euc-(?:jp|kr)|koi8-[ru]"
 )
 _MOST_DIGITS = 1_000
-# How deep an error is looked into: no server means more.
+# The deepest nesting of an error to search: no server nests deeper.
 _DEEPEST = 100
 _SECONDS = re.compile(r"(\d{1,6}(?:\.\d{1,9})?)s")
-# Parts of an answer that are none of its text.
+# Parts of an answer that are not its text.
 _ASIDES = ("thinking", "reasoning", "redacted_thinking")
 
 
-class Said(msgspec.Struct, frozen=True, kw_only=True):
-    """What an error reply says.
+class ErrorDetails(msgspec.Struct, frozen=True, kw_only=True):
+    """The details of an error reply.
 
     Attributes:
-        message: In words; empty where there are none.
-        codes: For programs, in lower case, the most specific first.
-        param: The field of the request that it speaks of, or the empty string.
-        is_page: Whether it is a web page.
-        wait_s: Seconds that it asks to wait, or None.
+        message: The message; empty if there is none.
+        codes: Machine-readable codes, in lower case, the most specific first.
+        param: The field of the request that the error names, or the empty string.
+        is_page: Whether the body is a web page.
+        wait_s: Seconds that the body asks to wait, or None.
     """
 
     message: str = ""
@@ -49,10 +56,10 @@ class Said(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def json_of(body: bytes, content_type: str = "") -> Any:
-    """Return the JSON of a body, also where it is not quite: cut characters, ``NaN``, a mark.
+    """Return the JSON of a body; accepts cut characters, ``NaN`` and a byte order mark.
 
     Raises:
-        ValueError: It is none; says what it is.
+        ValueError: The body is not JSON; the message says what it is.
     """
     try:
         return json.loads(body, parse_int=_integer)
@@ -73,45 +80,48 @@ def json_of(body: bytes, content_type: str = "") -> Any:
 def _charset(content_type: str) -> str:
     _, _, charset = content_type.lower().partition("charset=")
     named = charset.partition(";")[0].strip(" \"'")
-    # Others are of no text (hex), or take the square of its length (punycode).
+    # Other codecs do not decode to text (hex), or take quadratic time (punycode).
     return named if _CHARSET.fullmatch(named) else "utf-8"
 
 
 def _integer(digits: str) -> int | float:
-    # Thousands of digits are refused as an int; what they count is nonsense, the rest is not.
+    # Python refuses an int of thousands of digits. Only that value is nonsense, not the whole body.
     return int(digits) if len(digits) <= _MOST_DIGITS else float(digits)
 
 
-def said(body: bytes, content_type: str = "") -> Said:
-    """Return what an error reply says."""
+def error_details(body: bytes, content_type: str = "") -> ErrorDetails:
+    """Return the details of an error reply."""
     try:
-        return said_in(json_of(body, content_type))
+        return error_details_in(json_of(body, content_type))
     except ValueError:
         pass
     text = body[: 4 * _LOOKED_AT].decode("utf-8", "replace")[:_LOOKED_AT]
     if "html" not in content_type.lower() and not _PAGE.match(text):
-        return Said(message=text.strip())
+        return ErrorDetails(message=text.strip())
     title = _TITLE.search(text)
     named = " ".join(title[1].split()) if title else ""
-    return Said(message=f"a web page, {named!r}" if named else "a web page", is_page=True)
+    return ErrorDetails(message=f"a web page, {named!r}" if named else "a web page", is_page=True)
 
 
-def said_in(told: Any) -> Said:
-    """Return what the JSON of an error reply says: ``{"error": {...}}``, that itself, a list."""
-    if is_deeper(told, _DEEPEST):
-        return Said()
-    if isinstance(told, list):
-        # Google has its errors in a list.
-        told = next((each for each in told if isinstance(each, dict)), None)
-    if isinstance(told, str):
-        return Said(message=told[:_LOOKED_AT])
-    if not isinstance(told, dict):
-        return Said()
-    inner = told.get("error")
-    # The words may be all that there is of an error; its type is then beside it.
-    fields = inner if isinstance(inner, dict) else told
+def error_details_in(content: Any) -> ErrorDetails:
+    """Return the details in the JSON of an error reply.
+
+    Accepts ``{"error": {...}}``, the inner object alone, or a list of either.
+    """
+    if is_deeper(content, _DEEPEST):
+        return ErrorDetails()
+    if isinstance(content, list):
+        # Google sends a list of errors.
+        content = next((each for each in content if isinstance(each, dict)), None)
+    if isinstance(content, str):
+        return ErrorDetails(message=content[:_LOOKED_AT])
+    if not isinstance(content, dict):
+        return ErrorDetails()
+    inner = content.get("error")
+    # "error" may be only a message; its type is then a field next to it.
+    fields = inner if isinstance(inner, dict) else content
     detail = _first_fault(fields)
-    return Said(
+    return ErrorDetails(
         message=_message(fields)[:_LOOKED_AT],
         codes=tuple(_codes(fields, detail)),
         param=_param(fields, detail),
@@ -122,7 +132,7 @@ def said_in(told: Any) -> Said:
 def _message(fields: dict[str, Any]) -> str:
     words = next((_words(fields[name]) for name in _MESSAGE_NAMES if fields.get(name)), "")
     metadata = fields.get("metadata")
-    # OpenRouter: what the provider behind it said.
+    # OpenRouter passes on the reply of its provider here.
     raw = metadata.get("raw") if isinstance(metadata, dict) else None
     return f"{words}: {raw}" if isinstance(raw, str) and raw else words
 
@@ -133,7 +143,7 @@ def _words(value: Any) -> str:
     if isinstance(value, dict):
         return _message(value) or _dumped(value)
     if isinstance(value, list) and all(isinstance(each, dict) and "msg" in each for each in value):
-        # FastAPI's: what is wrong, and where.
+        # FastAPI lists faults, each with its location.
         return "; ".join(f"{_place(each)}{each['msg']}" for each in value[:3])
     return _dumped(value)
 
@@ -151,7 +161,7 @@ def _dumped(value: Any) -> str:
 
 
 def _first_fault(fields: dict[str, Any]) -> dict[str, Any]:
-    """Return the first of FastAPI's faults, which Mistral has within its message; else {}."""
+    """Return the first of FastAPI's faults, which Mistral nests in its message; else {}."""
     for value in (fields.get("detail"), fields.get("message")):
         faults = value.get("detail") if isinstance(value, dict) else value
         if isinstance(faults, list) and faults and isinstance(faults[0], dict):
@@ -166,7 +176,7 @@ def _codes(fields: dict[str, Any], fault: dict[str, Any]) -> list[str]:
     given += [part.get(name) for part in nested if isinstance(part, dict) for name in _CODE_NAMES]
     given += [fields.get(name) for name in _CODE_NAMES[1:]]
     codes = [str(each).lower() for each in given if isinstance(each, str | int) and each != ""]
-    # A code has no spaces; what has some is for people.
+    # A code has no spaces; text with spaces is a message.
     return list(dict.fromkeys(code for code in codes if " " not in code))
 
 
@@ -198,9 +208,9 @@ def text_or_none(value: Any) -> str | None:
 
 
 def content_text(content: Any) -> str | None:
-    """Return the text of a message's content: a string, or parts of which some are text.
+    """Return the text of a message's content: a string, or the text parts of a list.
 
-    None where there is no text at all; reasoning is none of it.
+    None if there is no text. Reasoning does not count.
     """
     if content is None or isinstance(content, str):
         return content
@@ -215,6 +225,6 @@ def _part_text(part: Any) -> str | None:
     if not isinstance(part, dict) or part.get("type") in _ASIDES:
         return None
     text = part.get("text")
-    # The Assistants API has it one level deeper.
+    # The Assistants API nests the text one level deeper.
     text = text.get("value") if isinstance(text, dict) else text
     return text if isinstance(text, str) else None

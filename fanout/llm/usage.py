@@ -1,4 +1,4 @@
-"""What a call consumed, as far as its provider can be believed."""
+"""Checks the usage that a provider reports for a call."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from fanout.core.records import ErrorKind, Usage
 
 __all__ = ["believable", "billed", "cost_usd", "token_count"]
 
-# No call has so many tokens, and none costs so much.
+# Values above these are nonsense.
 _MAX_TOKENS = 1_000_000_000
 _MAX_USD = 1_000_000.0
 
-# The provider refused, failed, or was not reached: there is nothing that it could bill.
+# The provider refused, failed, or was not reached, so it bills nothing.
 _UNBILLED = frozenset(
     {
         ErrorKind.RATE_LIMITED,
@@ -31,19 +31,19 @@ _UNKNOWN = Usage(calls=1)
 
 
 def token_count(value: Any) -> int | None:
-    """Return a number of tokens; None where there is none, or it is nonsense."""
+    """Return a number of tokens; None for any other or impossible value."""
     return value if type(value) is int and 0 <= value <= _MAX_TOKENS else None
 
 
 def cost_usd(value: Any) -> float | None:
-    """Return US dollars; None where there are none, or it is nonsense."""
+    """Return US dollars; None for any other or impossible value."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     return float(value) if math.isfinite(value) and 0 <= value <= _MAX_USD else None
 
 
 def believable(usage: Usage) -> Usage:
-    """Return a call's usage with what is nonsense taken for unknown."""
+    """Return a call's usage with impossible values replaced by None."""
     inputs, outputs = token_count(usage.input_tokens), token_count(usage.output_tokens)
     cost = cost_usd(usage.cost_usd)
     is_sound = inputs == usage.input_tokens and outputs == usage.output_tokens
@@ -53,10 +53,10 @@ def believable(usage: Usage) -> Usage:
 
 
 def billed(kind: ErrorKind | None, reported: Usage | None) -> Usage:
-    """Return what a call consumed, from how it ended and what its provider reported.
+    """Return the usage of a call from its error kind and the usage that its provider reported.
 
-    What the provider reported counts. If it reported nothing, a call that it refused consumed
-    nothing, and the usage of one that was given up, such as one that was too slow, is unknown.
+    The reported usage counts. Without it, a refused call consumed nothing, and the usage of an
+    abandoned call, such as one that timed out, is unknown.
     """
     if reported is not None:
         return believable(reported)

@@ -1,4 +1,4 @@
-"""Checking an answer, beside the loop that carries all other calls."""
+"""Validates answers in threads, so that the loop of the other calls is not blocked."""
 
 from __future__ import annotations
 
@@ -16,29 +16,29 @@ if TYPE_CHECKING:
 
 __all__ = ["VALIDATION_LIMIT_S", "validated"]
 
-# An answer of a megabyte takes some hundredths of a second.
+# Validating an answer of a megabyte takes a few hundredths of a second.
 VALIDATION_LIMIT_S = 30.0
 _THREADS = 4
 
 
 @cache
 def _pool() -> ThreadPoolExecutor:
-    # Its own: a check that never ends must not take the threads of anything else.
+    # A separate pool: a check that never ends must not occupy threads of other work.
     return ThreadPoolExecutor(_THREADS, thread_name_prefix="fanout-validate")
 
 
 async def validated(
     validate: Callable[[str], str], answer: str, *, limit_s: float = VALIDATION_LIMIT_S
 ) -> str:
-    """Return what ``validate`` makes of an answer.
+    """Return the result of ``validate`` for an answer.
 
     Args:
         validate: Returns the answer to keep, or raises LLMError.
         answer: The answer.
-        limit_s: Seconds that it may take.
+        limit_s: The most seconds for ``validate``.
 
     Raises:
-        LLMError: The answer cannot be used, or the check took too long (``invalid_output``).
+        LLMError: The answer is invalid, or the check took too long (``invalid_output``).
     """
     loop = asyncio.get_running_loop()
     try:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from fanout.core.errors import LLMError
     from fanout.core.spec import RunSpec
     from fanout.llm.base import LLMReply, LLMRequest
-    from fanout.llm.calls import Gate
+    from fanout.llm.calls import CallGate
     from fanout.policy.outages import Verdict
     from fanout.stores import Begun
     from workers.context.progress import Standing
@@ -190,7 +190,7 @@ class Claim:
         self._moves("is given back")
         await asyncio.to_thread(store.unbegin, self._branch_id, token=self._token, counts=counts)
 
-    def gate(self, gate: Gate, timeout_s: float) -> Gate:
+    def gate(self, gate: CallGate, timeout_s: float) -> CallGate:
         """Return a gate that lets a call through while the branch is claimed.
 
         Args:
@@ -211,7 +211,7 @@ class Claim:
 class _ClaimedGate:
     """See ``Claim.gate``."""
 
-    def __init__(self, claim: Claim, gate: Gate, timeout_s: float) -> None:
+    def __init__(self, claim: Claim, gate: CallGate, timeout_s: float) -> None:
         self._claim = claim
         self._gate = gate
         self._timeout_s = timeout_s
@@ -230,7 +230,7 @@ class _ClaimedGate:
     async def leave(
         self, request: LLMRequest, reply: LLMReply | None, error: LLMError | None
     ) -> Verdict | None:
-        """See Gate."""
+        """See CallGate."""
         if error is not None:
             # It may have to wait before its next call.
             self._claim.waits()

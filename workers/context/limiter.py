@@ -259,7 +259,7 @@ class Limiter:
 
 
 class Gate:
-    """What the calls of one branch go through: see ``fanout.llm.calls.Gate``."""
+    """What the calls of one branch go through: see ``fanout.llm.calls.CallGate``."""
 
     def __init__(self, limiter: Limiter, model: _Model, rates: Rates) -> None:
         self._limiter = limiter

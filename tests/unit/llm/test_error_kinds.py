@@ -10,7 +10,7 @@ import pytest
 
 from fanout.llm.error_kinds import ALWAYS, FEW, MANY, NEVER
 from fanout.llm.http_errors import refused, refused_in_success
-from fanout.llm.reply_bodies import said
+from fanout.llm.reply_bodies import error_details
 
 PAGE = (
     b'<!DOCTYPE html>\n<html class="no-js" lang="en-US">\n<head>\n<title>Attention Required! | '
@@ -185,7 +185,7 @@ REPLIES = {
 
 def meant(status, body, headers):
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
-    return refused(status, said(data, headers.get("content-type", "")), headers=headers)
+    return refused(status, error_details(data, headers.get("content-type", "")), headers=headers)
 
 
 @pytest.mark.parametrize("name", REPLIES)

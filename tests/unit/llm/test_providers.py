@@ -17,7 +17,7 @@ from fanout.core.records import ErrorKind, Usage
 from fanout.core.settings import load_settings
 from fanout.llm import LLM, FakeLLM, LLMRequest, make_llm
 from fanout.llm.callables import CallableLLM
-from fanout.llm.http_errors import http_error, redacted, retry_after
+from fanout.llm.http_errors import http_error, redacted_line, retry_after
 from tests.scripted_provider import anthropic_reply, openai_reply
 
 KEY = "sk-test-0123456789abcdef"
@@ -301,10 +301,10 @@ def test_retry_after_may_be_a_date():
 
 
 def test_messages_are_short_and_without_keys():
-    text = redacted(f"Incorrect key sk-proj-abcd1234efgh and {'x' * 500}\nline", ("hunter2",))
+    text = redacted_line(f"Incorrect key sk-proj-abcd1234efgh and {'x' * 500}\nline", ("hunter2",))
     assert "sk-" not in text
     assert len(text) <= 300
-    assert redacted("is hunter2 it?", ("hunter2", "")) == "is [key] it?"
+    assert redacted_line("is hunter2 it?", ("hunter2", "")) == "is [key] it?"
 
 
 class FakeLitellm(types.ModuleType):
