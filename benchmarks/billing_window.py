@@ -26,7 +26,7 @@ from fanout.stores.redis.branches import RedisBranches
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from fanout.stores import End, Recorded
+    from fanout.stores import RecordReply, RecordRequest
 
 _LATENCY_S = 0.05
 
@@ -37,7 +37,7 @@ def measure(branches: int, concurrency: int) -> list[float]:
     windows: list[float] = []
     record = RedisBranches.record_all
 
-    def timed(self: RedisBranches, ends: Sequence[End]) -> list[Recorded]:
+    def timed(self: RedisBranches, ends: Sequence[RecordRequest]) -> list[RecordReply]:
         recorded = record(self, ends)
         now = time.perf_counter()
         windows.extend(now - answered[str(end.outcome.output)] for end in ends)

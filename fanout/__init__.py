@@ -1,7 +1,7 @@
 """Ask an LLM the same question about very many documents, and get one answer at the end.
 
-Each name is imported when it is first used: `import fanout` costs next to nothing, and who makes
-a spec does not load Celery.
+Each name is imported when it is first used: `import fanout` is fast, and a caller that only makes a
+spec does not load Celery.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ __all__ = [
     "WireVersionError",
 ]
 
-# Where each name is; the imports above are for type checkers alone.
+# The module of each name; the imports above are for type checkers only.
 _NAMES = {
     "fanout.client.client": ("Client",),
     "fanout.core.errors": (
@@ -99,13 +99,13 @@ _NAMES = {
 }
 _HOMES = {name: module for module, names in _NAMES.items() for name in names}
 
-# A type checker that saw these would take any name at all to be one of this package's.
+# With these functions, a type checker would accept any attribute of this package.
 if not TYPE_CHECKING:
 
     def __getattr__(name: str) -> object:
         if name not in _HOMES:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        # Kept: the next time, Python finds it without asking.
+        # Cache the name: Python then finds it without this function.
         value = globals()[name] = getattr(import_module(_HOMES[name]), name)
         return value
 

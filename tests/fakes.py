@@ -97,7 +97,7 @@ class Publisher:
         self.sent: Any = []
 
     def expand(self, stage_id: StageId, grants: Iterable[Grant]) -> None:
-        self.sent += [("expand", stage_id.stage, grant.shard, grant.lanes) for grant in grants]
+        self.sent += [("expand", stage_id.stage, grant.shard, grant.permits) for grant in grants]
 
     def shard_chord(
         self, shard_id: ShardId, positions: Iterable[int], *, size: int, feed: int

@@ -1,4 +1,4 @@
-"""Aggregators: how the answers of a run become one, or one for each group. Pure."""
+"""Aggregators, which reduce the answers of a run, or of each group, to one value. No I/O."""
 
 from fanout.aggregators.base import Accumulator, Aggregate, Item
 from fanout.aggregators.concat import Concat

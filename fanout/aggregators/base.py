@@ -1,4 +1,4 @@
-"""The seam to aggregation: branches in, one value out."""
+"""The interface of aggregators: branches in, one value out."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ import msgspec
 
 from fanout.core.records import ErrorKind  # noqa: TC001 - msgspec reads the annotation
 
-__all__ = ["Accumulator", "Aggregate", "Item", "Named", "place"]
+__all__ = ["Accumulator", "Aggregate", "Item", "NameSample", "place"]
 
-_NAMED = 10
+_SAMPLE_NAMES = 10
 
 
 class Item(msgspec.Struct, frozen=True, kw_only=True):
-    """One branch as an aggregator sees it.
+    """One branch, as the input of an aggregator.
 
     Attributes:
         index: The index of the branch in the run.
         document: The document's name.
         chunk: The index of its chunk in the run.
         aspect: The name of its prompt, or None.
-        sample: 0-based number of the sample.
-        group: The group that it belongs to; empty where the run has no groups.
-        output: The answer, or None where the branch failed.
+        sample: The 0-based number of the sample.
+        group: The branch's group; empty if the run has no groups.
+        output: The answer, or None if the branch failed.
         kind: Why it failed, or None.
     """
 
@@ -38,13 +38,13 @@ class Item(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Aggregate(msgspec.Struct, frozen=True, kw_only=True):
-    """What an aggregator made.
+    """The result of an aggregator.
 
     Attributes:
-        value: The aggregate: text, or anything that JSON can say.
-        succeeded: How many branches had an answer.
-        failed: How many had none.
-        notes: What a reader of the value should know.
+        value: The aggregate: text, or another JSON value.
+        succeeded: The number of branches with an answer.
+        failed: The number of branches without one.
+        notes: Remarks for the reader of the value.
     """
 
     value: Any
@@ -54,32 +54,32 @@ class Aggregate(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Accumulator(Protocol):
-    """Takes the branches of one group, in input order, and gives their aggregate."""
+    """Takes the branches of one group, in input order, and returns their aggregate."""
 
     def add(self, item: Item) -> None:
-        """Take one branch, failed or not."""
+        """Add one branch, failed or not."""
 
     def result(self) -> Aggregate:
-        """Return the aggregate of what was taken."""
+        """Return the aggregate of the added branches."""
 
 
 def place(item: Item) -> str:
-    """Return where an answer is from: document, aspect, and the sample behind the first."""
+    """Return the origin of an answer: document, aspect, and the sample if it is not the first."""
     parts = [item.document, item.aspect, f"sample {item.sample + 1}" if item.sample else None]
     return " · ".join(part for part in parts if part)
 
 
-class Named:
-    """How many there are of something, and the names of the first few."""
+class NameSample:
+    """Counts names, and keeps the first few of them."""
 
     def __init__(self) -> None:
         self.count = 0
         self._first: list[str] = []
 
     def add(self, name: str) -> None:
-        """Count one."""
+        """Count one name."""
         self.count += 1
-        if len(self._first) < _NAMED:
+        if len(self._first) < _SAMPLE_NAMES:
             self._first.append(name)
 
     def __str__(self) -> str:

@@ -1,10 +1,10 @@
-"""Answers one after the other."""
+"""The aggregator that concatenates answers."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fanout.aggregators.base import Aggregate, Named, place
+from fanout.aggregators.base import Aggregate, NameSample, place
 
 if TYPE_CHECKING:
     from fanout.aggregators.base import Item
@@ -13,14 +13,14 @@ __all__ = ["Concat"]
 
 
 class Concat:
-    """Joins the answers, in input order, under headings where they are from several places.
+    """Joins the answers, in input order, under headings if they have several origins.
 
     Failed branches are left out, and named in a note.
     """
 
     def __init__(self) -> None:
         self._answers: list[tuple[str, str]] = []
-        self._missing = Named()
+        self._missing = NameSample()
 
     def add(self, item: Item) -> None:
         """See Accumulator."""

@@ -1,4 +1,4 @@
-"""One aggregate for each document, aspect, or value of a column."""
+"""Groups of answers: one aggregate for each document, aspect, or value of a column."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _ACCUMULATORS: dict[str, type[Concat | Merge | Rank | Vote]] = {
 def make_accumulator(name: str) -> Accumulator:
     """Return an aggregator by name: ``concat``, ``merge``, ``rank`` or ``vote``.
 
-    ``none`` aggregates nothing, and ``llm`` needs calls: neither is an accumulator.
+    ``none`` aggregates nothing, and ``llm`` makes calls: neither is an accumulator.
     """
     return _ACCUMULATORS[name]()
 

@@ -1,7 +1,7 @@
-"""Planning the LLM aggregate: which answers go into which call, and how they are shown.
+"""The plan of the LLM aggregate: which answers go into which call, and the text of its prompt.
 
-The calls themselves are branches of further stages. Where the answers of a group do not fit one
-prompt, each call reduces some of them, and a next stage reduces what those calls gave.
+The calls are branches of further stages. If the answers of a group do not fit one prompt, each call
+reduces some of them, and the next stage reduces the results of these calls.
 """
 
 from __future__ import annotations
@@ -21,26 +21,26 @@ if TYPE_CHECKING:
 
 __all__ = ["Part", "leaf_parts", "plan", "render_input", "room_tokens"]
 
-# Below this, an answer is cut to nothing that could be reduced.
+# With less room, truncated answers would be too short to reduce.
 _LEAST_ROOM = 64
 # The lines that render_input puts before the parts.
 _PREAMBLE_TOKENS = 80
 _SEPARATOR = "\n\n"
-# Of hexadecimal digits: too many to guess, and few tokens.
+# In hexadecimal digits: too many to guess, and few tokens.
 _TAG_LENGTH = 10
-_LIKE_A_FENCE = f"=== {'0' * _TAG_LENGTH}"
-# A chat template, and an estimate that is off, take their share of the window.
+_SAMPLE_FENCE = f"=== {'0' * _TAG_LENGTH}"
+# The rest of the window is for the chat template, and for errors of the estimate.
 _SAFETY = 0.85
 
 
 class Part(msgspec.Struct, frozen=True, kw_only=True):
-    """A piece of what is reduced: an answer, or the partial reduction of several.
+    """One input of a reduce call: an answer, or the partial reduction of several.
 
     Attributes:
-        group: The group that it belongs to.
-        text: What the prompt shows of it; empty where there is nothing to show.
-        count: How many answers it stands for.
-        failed: How many branches behind it have no answer.
+        group: Its group.
+        text: Its text in the prompt; empty for failed branches.
+        count: The number of answers in it.
+        failed: The number of its branches without an answer.
     """
 
     group: str
@@ -50,12 +50,12 @@ class Part(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def leaf_parts(items: Iterable[Item]) -> Iterator[Part]:
-    """Yield each branch as a part; an answer is shown under a line that says where it is from."""
+    """Yield each branch as a part; a line with its origin precedes an answer."""
     for item in items:
         if item.output is None:
             yield Part(group=item.group, text="", count=0, failed=1)
         else:
-            # A name with line breaks would be several lines of its owner's choice.
+            # A name with line breaks could forge further lines of the prompt.
             shown = " ".join(place(item).split())
             yield Part(group=item.group, text=f"[{shown}]\n{item.output.strip()}")
 
@@ -64,12 +64,12 @@ def room_tokens(*, context_tokens: int, template_tokens: int, answer_tokens: int
     """Return how many estimated tokens of answers fit one prompt.
 
     Raises:
-        SpecError: Hardly any do.
+        SpecError: Too few fit.
     """
     room = int(context_tokens * _SAFETY) - template_tokens - answer_tokens - _PREAMBLE_TOKENS
     if room < _LEAST_ROOM:
         raise SpecError(
-            f"the context window of {context_tokens:,} tokens leaves no room for answers beside "
+            f"the context window of {context_tokens:,} tokens leaves no room for answers besides "
             f"the prompt ({template_tokens:,}) and the aggregate ({answer_tokens:,}); raise it, "
             "or lower aggregate_max_tokens",
             field="context_tokens",
@@ -82,16 +82,16 @@ def plan(
 ) -> list[list[Part]]:
     """Pack the parts of one group, in order, into few prompts.
 
-    At level 0 a long answer may have a prompt to itself, and only one that is longer than a
-    prompt is cut. Above, where the parts are reductions, each prompt but the last holds at least
-    two of them, cut where need be: so every level has at most half as many parts as the one
-    before, and the tree ends.
+    At level 0 a long answer may have a prompt of its own, and it is truncated only if it is longer
+    than a prompt. At higher levels the parts are reductions, and each prompt but the last holds at
+    least two of them, truncated if necessary. So each level has at most half as many parts as the
+    previous one, and the tree ends.
 
     Args:
         parts: The parts of one group.
-        room_tokens: What fits one prompt.
-        level: 0 where the parts are the answers of branches, more where they are reductions.
-        estimate: Says how many tokens a text has.
+        room_tokens: The tokens that fit one prompt.
+        level: 0 if the parts are the answers of branches, more if they are reductions.
+        estimate: Returns the number of tokens in a text.
     """
     missing = sum(part.failed for part in parts if not part.text)
     shown = [part for part in parts if part.text]
@@ -119,12 +119,12 @@ def _pack(
 
 
 def _fit(parts: list[Part], room_tokens: int, estimate: Callable[[str], int]) -> list[Part]:
-    """Cut the longest of the parts of one prompt, as little as makes them fit together."""
+    """Truncate the longest parts of one prompt, by as little as makes all parts fit."""
     sizes = [_size(part, estimate) for part in parts]
     limit = room_tokens
     left = room_tokens
     for done, size in enumerate(sorted(sizes)):
-        # What the shorter ones do not need, the longer ones share.
+        # The longer parts share the room that the shorter ones do not need.
         limit = left // (len(sizes) - done)
         if size > limit:
             break
@@ -136,30 +136,30 @@ def _fit(parts: list[Part], room_tokens: int, estimate: Callable[[str], int]) ->
 
 
 def _size(part: Part, estimate: Callable[[str], int]) -> int:
-    return estimate(_fenced(part.text, _LIKE_A_FENCE) + _SEPARATOR)
+    return estimate(_fenced(part.text, _SAMPLE_FENCE) + _SEPARATOR)
 
 
 def _cut(part: Part, most: int, estimate: Callable[[str], int]) -> Part:
     total = estimate(part.text)
     mark = f"\n[... cut: {most:,} of {total:,} tokens are shown]"
-    room = most - estimate(_fenced(mark, _LIKE_A_FENCE) + _SEPARATOR)
+    room = most - estimate(_fenced(mark, _SAMPLE_FENCE) + _SEPARATOR)
     keep = len(part.text) * max(room, 1) // total
-    # Bytes are not spread evenly over a text: step back until it fits.
+    # Bytes are not spread evenly over a text: shorten it until it fits.
     while keep > 1 and estimate(part.text[:keep]) > room:
         keep = keep * 9 // 10
     return msgspec.structs.replace(part, text=part.text[:keep] + mark)
 
 
 def render_input(parts: Sequence[Part], *, level: int) -> str:
-    """Return what ``{input}`` is replaced by: the parts, with a line that fences them before each.
+    """Return the value of ``{input}``: the parts, each after a fence line.
 
-    The same line ends the last one: a part costs one line, as short answers are many. A text cannot
-    contain its own fence, whoever wrote it: the fence follows from all the texts. The same parts
-    give the same prompt.
+    The same line ends the last part, so that each part costs only one line: short answers are many.
+    No text can contain the fence, which is derived from a hash of all texts. The same parts give
+    the same prompt.
 
     Args:
-        parts: What goes into this prompt.
-        level: 0 where the parts are the answers of branches, more where they are reductions.
+        parts: The parts of this prompt.
+        level: 0 if the parts are the answers of branches, more if they are reductions.
     """
     count = sum(part.count for part in parts)
     failed = sum(part.failed for part in parts)

@@ -1,10 +1,10 @@
-"""JSON answers merged into one."""
+"""The aggregator that merges JSON answers."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from fanout.aggregators.base import Aggregate, Named, place
+from fanout.aggregators.base import Aggregate, NameSample, place
 from fanout.core.json_text import parse_json
 from fanout.core.json_values import identity
 
@@ -17,20 +17,20 @@ __all__ = ["Merge"]
 class Merge:
     """Merges answers that are JSON, in input order.
 
-    Objects are merged key by key: objects recursively, lists one after the other; values that
-    differ become a list of the distinct ones, and equal ones stay one value (``1`` and ``1.0``
-    are equal, ``1`` and ``true`` are not). Where not all answers are objects, the result is a
-    list: lists one after the other, anything else appended.
+    Objects are merged key by key: nested objects recursively, lists by concatenation. Different
+    values become a list of the distinct ones, and equal values stay one value (``1`` and ``1.0``
+    are equal, ``1`` and ``true`` are not). If not all answers are objects, the result is a list:
+    lists are concatenated, and other values are appended.
 
     Failed branches, and answers that are not JSON, are left out and named in a note.
     """
 
     def __init__(self) -> None:
-        # Answers are merged into this in place: the cost of one does not grow with those before.
+        # Answers are merged in place, so that the cost of each does not grow with their number.
         self._value: dict[str, Any] | list[Any] | None = None
         self._succeeded = 0
-        self._missing = Named()
-        self._unusable = Named()
+        self._missing = NameSample()
+        self._unusable = NameSample()
 
     def add(self, item: Item) -> None:
         """See Accumulator."""
@@ -68,7 +68,7 @@ class Merge:
 
 
 class _Distinct:
-    """The values of a key on which answers differ, in the order they came."""
+    """The distinct values of a key on which answers differ, in input order."""
 
     def __init__(self) -> None:
         self._values: dict[bytes, Any] = {}
@@ -108,7 +108,7 @@ def _both(left: Any, right: Any) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    """Return a value of JSON, with lists where values were collected."""
+    """Return a JSON value, with collected values as lists."""
     if isinstance(value, _Distinct):
         return [_plain(one) for one in value.values()]
     if isinstance(value, dict):

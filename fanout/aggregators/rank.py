@@ -1,4 +1,4 @@
-"""Answers by the number in them."""
+"""The aggregator that ranks answers by the number in them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 import re
 from typing import TYPE_CHECKING, Any
 
-from fanout.aggregators.base import Aggregate, Named, place
+from fanout.aggregators.base import Aggregate, NameSample, place
 from fanout.core.json_text import parse_json
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ __all__ = ["Rank", "score_of"]
 _FIELDS = ("score", "rating", "grade", "rank_score")
 _NUMBER = re.compile(r"(?<![\w.])[-+]?(?:\d{1,3}(?:,\d{3})++|\d++)(?:\.\d++)?")
 _LABEL = re.compile(r"\b(?:score|rating|grade)\b", re.IGNORECASE)
-# What is read behind a label. Each pattern below sees no more, so their cost is bounded.
+# The characters behind a label that the patterns below read, which bounds their cost.
 _WINDOW = 120
 # A label may be followed by its scale before the colon: "Score (0-10): 7".
 _ASSIGNMENT = re.compile(
@@ -30,7 +30,7 @@ _ASSIGNMENT = re.compile(
     re.IGNORECASE,
 )
 _GAP = re.compile(r"[^\d\n+-]{0,20}+")
-# "Score: N/A out of 10" has no score, and "out of 10" is none.
+# "Score: N/A out of 10" has no score, and "out of 10" is not one.
 _NO_SCORE = re.compile(
     r"\b(?:null|none|nil|nan|n/?a|unknown|undefined|unscored|tbd|not|no|cannot)\b"
     r"|\b(?:out of|max(?:imum)?)\b",
@@ -44,18 +44,18 @@ _RANGE = re.compile(
 class Rank:
     """Sorts answers by their number, the highest first; equal numbers share a rank.
 
-    The number of a JSON answer is its field ``score``, ``rating`` or ``grade``, wherever that is;
-    where there is no such field, the only number in it. Of a text it is the one behind the word
-    score, rating or grade; else the first one. ``7/10`` counts as 7, the scale of ``Score (0-10):
-    7`` is not taken for the score, and where the score is said to be none, there is none.
+    The number of a JSON answer is its field ``score``, ``rating`` or ``grade`` at any depth;
+    without such a field, it is the only number in the answer. In a text it is the number after the
+    word score, rating or grade, or else the first number. ``7/10`` counts as 7. The scale in
+    ``Score (0-10): 7`` is not the score, and ``Score: N/A`` has none.
 
     Answers without a number are ranked last, and failed branches are left out; notes name both.
     """
 
     def __init__(self) -> None:
         self._rows: list[dict[str, Any]] = []
-        self._missing = Named()
-        self._unscored = Named()
+        self._missing = NameSample()
+        self._unscored = NameSample()
 
     def add(self, item: Item) -> None:
         """See Accumulator."""
@@ -101,7 +101,7 @@ def _sort_key(row: dict[str, Any]) -> tuple[bool, float, int]:
 
 
 def score_of(answer: str) -> float | None:
-    """Return the number that an answer is ranked by, or None where it has none."""
+    """Return the number by which an answer is ranked, or None if it has none."""
     try:
         value = parse_json(answer)
     except ValueError:
@@ -110,7 +110,7 @@ def score_of(answer: str) -> float | None:
 
 
 def _json_score(value: Any) -> float | None:
-    """Return the score in a JSON value: of a score's field, else the only number there is."""
+    """Return the score in a JSON value: the value of a score field, or else the only number."""
     numbers: list[float] = []
     has_field = False
     level = [value]
@@ -129,7 +129,7 @@ def _json_score(value: Any) -> float | None:
 
 
 def _named_scores(level: list[Any]) -> Iterator[float | None]:
-    """Yield what the fields say that are called a score, the most telling name first."""
+    """Yield the values of score fields, in the order of preference of their names."""
     objects = [
         {str(key).casefold(): one for key, one in each.items()}
         for each in level
@@ -171,7 +171,7 @@ def _text_score(text: str) -> float | None:
 
 
 def _finite(number: float | str) -> float | None:
-    """Return a number that can be compared, or None where it is too large to be one."""
+    """Return a finite number, or None."""
     try:
         value = float(number)
     except OverflowError:

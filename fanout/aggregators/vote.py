@@ -1,4 +1,4 @@
-"""The answer that most branches gave."""
+"""The aggregator that counts equal answers, for a majority vote."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["Vote", "normalised"]
 
 _AROUND = " \t\r\n.,;:!?\"'`*_()[]{}"
 _MOST_MARKS = 4
-_BEHIND = " \t\r\n.,;!?"
+_TRAILING = " \t\r\n.,;!?"
 _PAIRS = {"**": "**", "__": "__", "```": "```", "(": ")", "[": "]", "{": "}",
           '"': '"', "'": "'", "`": "`", "*": "*", "_": "_"}  # fmt: skip
 
@@ -28,9 +28,9 @@ class _Candidate(msgspec.Struct):
     """An answer that may win.
 
     Attributes:
-        label: How it is shown.
-        full: How it is shown where another one has the same label.
-        votes: How many branches gave it.
+        label: Its text in the result.
+        full: Its text in the result if another candidate has the same label.
+        votes: The number of branches with this answer.
     """
 
     label: str
@@ -41,15 +41,14 @@ class _Candidate(msgspec.Struct):
 class Vote:
     """Counts equal answers.
 
-    Of texts, case, white space, and punctuation around make no difference. Answers that are JSON
-    are compared as values: spacing and the order of keys make no difference, nor does ``1`` or
-    ``1.0``; texts in them are compared as texts are. An object with a single field is shown as
-    the value of that field.
+    Texts are compared without case, white space, and surrounding punctuation. JSON answers are
+    compared as values, without spacing and the order of keys; ``1`` equals ``1.0``, and strings in
+    them are compared as texts. An object with a single field is shown as the value of that field.
 
     The value is ``{"winner", "tied", "votes", "share"}``: on a tie, ``winner`` is None and
     ``tied`` lists the answers with most votes; ``share`` is the largest count by the votes cast.
 
-    Failed branches do not vote; a note says how many there were.
+    Failed branches do not vote; a note has their number.
     """
 
     def __init__(self) -> None:
@@ -89,7 +88,7 @@ class Vote:
 
 
 def normalised(answer: str) -> str:
-    """Return what is compared of a text."""
+    """Return the form of a text in which it is compared."""
     bare = answer.strip(_AROUND) or answer
     return " ".join(bare.casefold().split())
 
@@ -102,12 +101,12 @@ def _value(answer: str) -> Any:
     except ValueError:
         number = _number(bare)
         return answer if number is None else number
-    # A text that happens to be a word of JSON is shown as it was written.
+    # A text that is also a JSON literal, such as "true", is shown as it was written.
     return bare if value is None or isinstance(value, bool) else value
 
 
 def _number(bare: str) -> int | float | None:
-    """Return the number that is all of a text, as in ``**7**``, or None."""
+    """Return the number if a text has nothing else, as in ``**7**``, or None."""
     try:
         value = msgspec.json.decode(bare)
     except (msgspec.DecodeError, ValueError, RecursionError):
@@ -138,10 +137,10 @@ def _candidate(value: Any) -> _Candidate:
 
 
 def _unwrapped(text: str) -> str:
-    """Return a text without the marks around all of it: never half of a pair."""
+    """Return a text without the marks that surround it; only whole pairs are removed."""
     bare = text.strip()
     for _ in range(_MOST_MARKS):
-        bare = bare.rstrip(_BEHIND) or bare
+        bare = bare.rstrip(_TRAILING) or bare
         for left, right in _PAIRS.items():
             if bare.startswith(left) and bare.endswith(right):
                 bare = bare[len(left) : -len(right)].strip() or bare

@@ -13,7 +13,7 @@ from redis.exceptions import NoPermissionError, RedisError
 from fanout.core.errors import BrokerError
 from fanout.core.ids import run_of
 from fanout.core.queue_names import BRANCHES_QUEUE, QUEUES, TURNS, TURNS_OF_A_RUN, backlog_of
-from fanout.policy.healing import Seen
+from fanout.policy.healing import BrokerMessages
 from fanout.stores.redis.turn_scripts import RECOUNT
 
 if TYPE_CHECKING:
@@ -28,8 +28,8 @@ __all__ = [
     "UNACKED_INDEX",
     "Messages",
     "drop_messages",
-    "seen_of_shard",
-    "seen_of_stage",
+    "messages_of_shard",
+    "messages_of_stage",
 ]
 
 # Where kombu's Redis transport keeps what workers have taken.
@@ -153,15 +153,15 @@ def _ids(decode: Callable[[bytes], _Message], items: list[bytes]) -> Iterator[st
             continue
 
 
-def seen_of_shard(task_ids: set[str], shard_id: ShardId) -> Seen:
+def messages_of_shard(task_ids: set[str], shard_id: ShardId) -> BrokerMessages:
     """Return what of a shard is among the task ids of its run."""
-    return Seen(
+    return BrokerMessages(
         branches=shard_id.positions(task_ids),
         expand=shard_id.expand_task_id in task_ids,
         collect=shard_id.collect_task_id in task_ids,
     )
 
 
-def seen_of_stage(task_ids: set[str], stage_id: StageId) -> Seen:
+def messages_of_stage(task_ids: set[str], stage_id: StageId) -> BrokerMessages:
     """Return what will end a stage, among the task ids of its run."""
-    return Seen(closing=any(map(stage_id.is_ended_by, task_ids)))
+    return BrokerMessages(closing=any(map(stage_id.is_ended_by, task_ids)))

@@ -76,7 +76,7 @@ class Publisher:
     def expand(self, stage_id: StageId, grants: Iterable[Grant]) -> None:
         """Have some worker publish the chords of these shards."""
         self._publish(
-            self._expand(stage_id.shard(grant.shard), lanes=grant.lanes) for grant in grants
+            self._expand(stage_id.shard(grant.shard), permits=grant.permits) for grant in grants
         )
 
     def shard_chord(
@@ -200,8 +200,8 @@ class Publisher:
 
         self._patiently(publish)
 
-    def _expand(self, shard_id: ShardId, *, lanes: int) -> Signature:
-        kwargs = {**asdict(shard_id), "lanes": lanes}
+    def _expand(self, shard_id: ShardId, *, permits: int) -> Signature:
+        kwargs = {**asdict(shard_id), "lanes": permits}
         return self._signature(broker.EXPAND, kwargs, task_id=shard_id.expand_task_id)
 
     def _collect(self, shard_id: ShardId) -> Signature:

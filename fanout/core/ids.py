@@ -1,4 +1,4 @@
-"""The ids of stages, shards and branches, and of their tasks and chords: how they are written and read.
+"""The ids of stages, shards and branches, and of their tasks and chords, with their parsing and format.
 
 The id of a run is a text without a slash. All other ids begin with it:
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["BranchId", "Id", "ShardId", "StageId", "joined", "parse_task_id", "run_of"]
 
-# One way to write each number, so that an id that is read is written the same.
+# Each number has one form only, so that parsing and formatting an id gives the same text.
 _NUMBER = re.compile(r"0|[1-9][0-9]{0,9}")
 
 
@@ -32,7 +32,7 @@ class _Id(msgspec.Struct, frozen=True, gc=False):
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Return the id that is written so, without a task's word. Raises ValueError."""
+        """Parse an id, without a task's word. Raises ValueError."""
         run_id, *numbers = text.split("/")
         names = cls.__struct_fields__
         is_sound = run_id and all(map(_NUMBER.fullmatch, numbers))
@@ -133,7 +133,7 @@ _OF_WORD = {"seal": StageId, "aggregate": StageId, "expand": ShardId, "collect":
 
 
 def parse_task_id(task_id: str) -> tuple[Id, str]:
-    """Return what a task is about, and what it does: ``branch``, or the last word of its id.
+    """Return the id of a task's stage, shard or branch, and its word; a branch has ``branch``.
 
     Raises:
         ValueError: No task of a run has such an id.

@@ -1,4 +1,4 @@
-"""What the store answers with: frozen records."""
+"""The records of the store's interface: requests, replies, and the state of runs and workers."""
 
 from __future__ import annotations
 
@@ -11,37 +11,37 @@ from fanout.core.latency import Latency
 from fanout.core.records import ErrorKind, Outcome, RunStatus, Usage
 
 __all__ = [
-    "Begun",
-    "End",
+    "BeginReply",
+    "BeginRequest",
+    "BeginVerdict",
     "Grant",
-    "Parked",
-    "Recorded",
+    "ParkedBranch",
+    "RecordReply",
+    "RecordRequest",
     "RunRecord",
-    "Sealed",
+    "SealReply",
     "ShardState",
     "StageProgress",
     "StageRecord",
     "StageWindow",
-    "Start",
     "Totals",
-    "Verdict",
     "WorkerRecord",
 ]
 
-Verdict = Literal["go", "done", "halted", "expired", "paused", "held", "suspect", "gone"]
+BeginVerdict = Literal["go", "done", "halted", "expired", "paused", "held", "suspect", "gone"]
 
 
-class Start(msgspec.Struct, frozen=True):
-    """A delivery of a branch that asks whether it may make its call.
+class BeginRequest(msgspec.Struct, frozen=True):
+    """The request of a delivery to begin its branch.
 
     Attributes:
         branch_id: The branch.
-        token: Names this delivery: asking again with the same one is not counted.
-        holder: Who makes the call: see ``RedisStore.beat``.
-        beats_for_s: The ``ttl_s`` that the holder beats with.
-        lasts_s: Seconds after which the branch is not held any more, whatever its holder does.
-        feed: As the branch was published with, for when it is parked.
-        is_alone: Whether no other suspect is processed beside it.
+        token: The delivery's id: a repeated request with the same token is not counted.
+        holder: The process that makes the call: see ``RedisStore.beat``.
+        beats_for_s: The ``ttl_s`` of the holder's beats.
+        lasts_s: Seconds after which the holder no longer holds the branch, even if it is alive.
+        feed: The ``feed`` with which the branch was published, for when it is parked.
+        is_alone: Whether the worker processes no other suspect branch at the same time.
     """
 
     branch_id: BranchId
@@ -53,14 +53,14 @@ class Start(msgspec.Struct, frozen=True):
     is_alone: bool = False
 
 
-class End(msgspec.Struct, frozen=True):
-    """The outcome of a branch, to be written.
+class RecordRequest(msgspec.Struct, frozen=True):
+    """The request to record the outcome of a branch.
 
     Attributes:
         branch_id: The branch.
         outcome: How it ended.
-        feed: The size of the shard where its branches are published one after the other
-            (``max_workers``), else 0; the position to publish next is then returned.
+        feed: The size of the shard if its branches are fed (``max_workers``), else 0. The reply
+            then has the position to publish next.
     """
 
     branch_id: BranchId
@@ -68,29 +68,29 @@ class End(msgspec.Struct, frozen=True):
     feed: int = 0
 
 
-class Begun(msgspec.Struct, frozen=True, kw_only=True):
+class BeginReply(msgspec.Struct, frozen=True, kw_only=True):
     """Whether a branch may make its call.
 
     Attributes:
-        verdict: ``go``; ``done``, as it has an outcome already; ``halted``, as its run was
-            stopped; ``expired``, as the run's deadline has passed; ``paused``: it was parked and
-            is published again when the run goes on; ``held``: a worker that is alive is making
-            its call, and this is a copy of its message; ``suspect``: it was begun several times and
-            never ended, so it must be begun alone; ``gone``, as there is no such run any more.
-        deliveries: How often this branch has been begun, this time included where it is ``go``.
+        verdict: ``go``: it may. ``done``: it has an outcome already. ``halted``: its run was
+            stopped. ``expired``: the run's deadline has passed. ``paused``: it is parked, and is
+            published again when the run goes on. ``held``: a live worker makes its call, and this
+            message is a copy. ``suspect``: it was begun several times and never ended, so it must
+            be begun alone. ``gone``: the run no longer exists.
+        deliveries: How often this branch has been begun; with ``go``, this time is included.
     """
 
-    verdict: Verdict
+    verdict: BeginVerdict
     deliveries: int = 0
 
 
-class Recorded(msgspec.Struct, frozen=True, kw_only=True):
-    """What became of an outcome.
+class RecordReply(msgspec.Struct, frozen=True, kw_only=True):
+    """The reply to a recorded outcome.
 
     Attributes:
-        first: Whether it was the first for its branch, and so was kept and counted.
-        next: The position in the shard of the branch to publish next, or None.
-        ended: How many branches of the shard have ended with it.
+        first: Whether it was the first of its branch; only the first is kept and counted.
+        next: The position of the branch to publish next in the shard, or None.
+        ended: How many branches of the shard have ended, this one included.
     """
 
     first: bool
@@ -98,12 +98,12 @@ class Recorded(msgspec.Struct, frozen=True, kw_only=True):
     ended: int = 0
 
 
-class Sealed(msgspec.Struct, frozen=True, kw_only=True):
-    """That a stage takes no more shards.
+class SealReply(msgspec.Struct, frozen=True, kw_only=True):
+    """The reply to sealing a stage, which then takes no more shards.
 
     Attributes:
-        shards: How many it has.
-        first: Whether it was sealed by this call.
+        shards: How many shards it has.
+        first: Whether this call sealed it.
     """
 
     shards: int
@@ -111,23 +111,23 @@ class Sealed(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Grant(msgspec.Struct, frozen=True, kw_only=True):
-    """A shard that may now be published.
+    """The permission to publish a shard that was just opened.
 
     Attributes:
-        shard: The shard, in its stage.
-        lanes: How many of its branches may be in flight at once; 0 is all.
+        shard: The number of the shard in its stage.
+        permits: How many of its branches may be in flight at once; 0 is all.
     """
 
     shard: int
-    lanes: int = 0
+    permits: int = 0
 
 
-class Parked(msgspec.Struct, frozen=True, kw_only=True):
+class ParkedBranch(msgspec.Struct, frozen=True, kw_only=True):
     """A branch that was not begun because its run is paused.
 
     Attributes:
         branch_id: The branch.
-        feed: As it was published with: see ``RedisStore.record``.
+        feed: The ``feed`` with which it was published: see ``RedisStore.record``.
     """
 
     branch_id: BranchId
@@ -135,14 +135,14 @@ class Parked(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class StageProgress(msgspec.Struct, frozen=True, kw_only=True):
-    """How far the shards of a stage are.
+    """The progress of a stage's shards.
 
     Attributes:
         written: Shards that the stage has so far.
         sealed: Whether these are all.
-        opened: Shards that were ever let into the queue: the first ones.
-        open: The lanes of each shard that is being processed, by shard.
-        marks: For each open shard a value that changes whenever a branch of it begins or ends.
+        opened: How many shards were ever opened; they are opened in order.
+        open: The permits of each open shard, by shard.
+        marks: For each open shard, a value that changes when one of its branches begins or ends.
         heals: How often the stage itself was healed.
     """
 
@@ -155,16 +155,16 @@ class StageProgress(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ShardState(msgspec.Struct, frozen=True, kw_only=True):
-    """What there is of a shard that is being processed.
+    """The state of an open shard.
 
     Attributes:
         first: The stage-wide index of its first branch.
-        count: Its branches.
-        published: How many of them, from the first, were published or had ended before; None where
-            none ever were.
-        finished: Whether it is compacted.
-        ended: The positions that have an outcome.
-        held: The positions that a worker which is alive has begun and not ended.
+        count: The number of its branches.
+        published: How many of them, from the first, were published or had ended before; None if
+            none was ever published.
+        finished: Whether its outcomes are compacted.
+        ended: The positions of the branches with an outcome.
+        held: The positions of the branches that a live worker has begun and not ended.
         heals: How often it was healed.
     """
 
@@ -178,23 +178,23 @@ class ShardState(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """The state of a run. All times are by the store's clock, as those of machines differ.
+    """The state of a run. All times are by the store's clock, as machines' clocks differ.
 
     Attributes:
-        run_id: Its name.
-        status: Where it is.
+        run_id: Its id.
+        status: Its status.
         created_at: Seconds since the epoch.
-        reopened_at: When its latest retry began, or None where there was none.
+        reopened_at: When its latest retry began, or None without one.
         ended_at: Seconds since the epoch, or None while it goes on.
         stage: The number of the stage that is being processed.
         base_stage: Reduce stages up to this number belong to an aggregate that a retry discarded;
-            those of the present one follow it.
-        halt: Why no further call may be made: the status it will end with, or None.
+            those of the current one follow it.
+        halt: The status that a stopped run will end with, or None. No further call may be made.
         deadline_at: Seconds since the epoch after which no branch is begun, or None.
         error: One line that says why the run failed, or None.
         retry: The kinds of failure that the latest retry processes again.
-        read_at: When this was its state, in seconds since the epoch.
-        wire: The version of the wire format that it is written in, or None where it says none.
+        read_at: When this state was read, in seconds since the epoch.
+        wire: The version of the wire format of its records, or None if they have none.
     """
 
     run_id: str
@@ -237,8 +237,8 @@ class StageRecord(msgspec.Struct, frozen=True, kw_only=True):
         succeeded: Branches with an output.
         failed: Branches with an error.
         errors: Failed branches by kind.
-        usage: What the calls consumed.
-        latency: How long they took; what a retry processed again stays counted.
+        usage: The usage of the calls.
+        latency: The durations of the branches; a retry adds to them.
     """
 
     shards: int = 0
@@ -261,9 +261,9 @@ class StageWindow(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         open: Shards that are being processed.
-        waiting: Shards that are written and not yet let into the queue.
-        lanes_used: Branches that the open shards may have in flight, where ``max_workers`` caps it.
-        lanes_limit: That cap; 0 where there is none.
+        waiting: Shards that are written and not yet opened.
+        lanes_used: The permits of the open shards; 0 without ``max_workers``.
+        lanes_limit: ``max_workers`` of the run; 0 without it.
     """
 
     open: int = 0
@@ -273,7 +273,7 @@ class StageWindow(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class WorkerRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """What a worker says of itself every few seconds.
+    """The record that a worker sends every few seconds.
 
     Attributes:
         name: Its Celery node name.
@@ -284,15 +284,15 @@ class WorkerRecord(msgspec.Struct, frozen=True, kw_only=True):
         in_flight: Branches that it has in flight.
         processed: Branches that it has ended since it was started.
         started_at: Seconds since the epoch, by its clock.
-        sent_at: When it said this, by its clock.
+        sent_at: When it sent the record, by its clock.
         version: Its version of fanout.
         wire: Its version of the wire format.
-        queues: The queues that it takes from.
-        polled_at: When it last asked its queues for messages, or had every slot taken, by its
-            clock; 0.0: not yet.
-        stuck: Branches that it has and that make no progress: they are left to other workers.
-        problem: Why it takes no messages, in one line; empty where it does.
-        seen_at: When it said this, by the store's clock.
+        queues: The queues that it consumes.
+        polled_at: When it last polled its queues, or had all slots in use, by its clock; 0.0: not
+            yet.
+        stuck: Branches in flight that make no progress; other workers may take them.
+        problem: Why it takes no messages, in one line; empty if it does.
+        seen_at: When it sent the record, by the store's clock.
     """
 
     name: str
@@ -314,15 +314,15 @@ class WorkerRecord(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Totals(msgspec.Struct, frozen=True, kw_only=True):
-    """What a fleet has done since its store was new. These only rise, also when runs are deleted.
+    """The counters of a fleet since its store was new. They only rise, also when runs are deleted.
 
     Attributes:
         submitted: Runs submitted.
-        ended: Runs ended, by final status; one that is retried ends again.
+        ended: Runs ended, by final status; a run that is retried ends again.
         succeeded: Branches with an output, of all stages.
         errors: Failed branches by kind.
-        usage: What the calls consumed, as far as it is known.
-        latency: How long branches took.
+        usage: The usage of the calls, as far as it is known.
+        latency: The durations of branches.
         healed: Steps that the reaper did again.
         pauses: How often a provider's refusal made the fleet pause.
         dropped: Messages that workers have refused and dropped.

@@ -1,7 +1,7 @@
-"""What is wrong with a fleet and its server, and what to do: facts, and findings about them.
+"""The checks of ``fanout doctor``: what is wrong with a fleet and its server, and how to fix it.
 
-``facts`` are records of what there is, ``collect`` gathers them, and ``server``, ``fleet`` and
-``machine`` judge them: plain functions from facts to findings.
+``facts`` has the records of the facts, ``collect`` gathers them, and ``server``, ``fleet`` and
+``machine`` judge them: pure functions from facts to findings. ``examination`` runs all checks.
 """
 
 from fanout.doctor.findings import Finding, State, worst

@@ -1,4 +1,4 @@
-"""Gathers the facts: the only part of the doctor that touches a server, a disk or a model."""
+"""Collection of the facts: the only module of the doctor with I/O."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ __all__ = [
 
 _PINGS = 20
 _TIMEOUT_S = 5.0
-# A message that is on its way from one list to another is seen the second time.
+# The second look finds a message that was just moving from one list to another.
 _AGAIN_S = 1.0
 _SCANNED_KEYS = 100_000
 _PAGE = 1_000
@@ -72,10 +72,10 @@ _CONFIG = ("appendonly", "appendfsync", "client-output-buffer-limit", "timeout")
 
 
 class Server:
-    """A server, and the fleet on it. To be closed.
+    """A server and its fleet, as the source of facts. The caller must close it.
 
     Raises:
-        BrokerError: It does not answer, or refuses the credentials.
+        BrokerError: The server does not answer, or refuses the credentials.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -92,7 +92,7 @@ class Server:
         self._store.close()
 
     def connection(self) -> Connection:
-        """Return how the server is reached."""
+        """Return the facts about the connection to the server."""
         took_ms = []
         for _ in range(_PINGS):
             began_at = time.perf_counter()
@@ -111,34 +111,34 @@ class Server:
         )
 
     def _ask(self, command: Any, *args: Any) -> Any:
-        """Return what a command gives, or None where the user may not run it."""
+        """Return the reply to a command, or None if the user may not run it."""
         try:
             return command(*args)
         except ResponseError:
-            # Not allowed, or, as managed servers do with CONFIG, taken away.
+            # Not permitted, or removed, as managed servers do with CONFIG.
             return None
         except RedisError as error:
             raise BrokerError(f"the broker does not answer: {error}") from error
 
     def facts(self) -> ServerFacts:
-        """Return what the server says of itself."""
+        """Return the facts about the server."""
         began_at = time.time()
-        said = self._ask(self._redis.time)
-        # As its answer was under way for as long as our question, it is from the middle of both.
+        server_time = self._ask(self._redis.time)
+        # The request and the reply take about equally long.
         middle = (began_at + time.time()) / 2
         info = self._ask(self._redis.info)
         config = self._ask(self._redis.config_get, *_CONFIG)
         return ServerFacts(
             info=None if info is None else {key: str(value) for key, value in info.items()},
             config=None if config is None else {k: str(v) for k, v in config.items()},
-            ahead_s=None if said is None else said[0] + said[1] / 1e6 - middle,
+            ahead_s=None if server_time is None else server_time[0] + server_time[1] / 1e6 - middle,
             write_problem=self._write_problem(),
             storage_problem=self._store.storage_problem(),
             functions_missing=self._functions_missing(),
         )
 
     def _write_problem(self) -> str | None:
-        """Return why the server refuses what workers do all the time: a script that writes."""
+        """Return why the server refuses a script that writes, which workers need, or None."""
         try:
             self._store.take_lock(f"doctor-{secrets.token_hex(4)}", "doctor", ttl_s=1)
         except BrokerError as error:
@@ -148,12 +148,12 @@ class Server:
     def _functions_missing(self) -> int:
         users = self._ask(self._redis.acl_users)
         if users is not None and len(users) == 1:
-            # Whoever finds one missing may load it.
+            # The only user may load missing functions.
             return 0
         return self._ask(count_missing, self._redis) or 0
 
     def fleet(self) -> FleetFacts:
-        """Return what there is of a fleet."""
+        """Return the facts about the fleet."""
         runs = list(self._active())
         going = [run for run in runs if run.status is not RunStatus.PAUSED]
         return FleetFacts(
@@ -178,7 +178,7 @@ class Server:
         return runs
 
     def _stalled(self, runs: list[RunRecord]) -> dict[str, str] | None:
-        """Return the runs that have no message, and their status; None: not allowed to look."""
+        """Return the runs without a message, and their status; None: no permission to check."""
         try:
             return self._without_message(runs) if runs else {}
         except BrokerError as error:
@@ -223,12 +223,12 @@ def _is_loopback(host: str | None) -> bool:
 
 
 def machine_facts() -> MachineFacts:
-    """Return what is installed here."""
-    wanted = dict(_requirement(line) for line in metadata.requires("fanout-llm") or ())
+    """Return the versions that are installed on this machine."""
+    required = dict(_requirement(line) for line in metadata.requires("fanout-llm") or ())
     return MachineFacts(
         python=platform.python_version(),
         fanout=metadata.version("fanout-llm"),
-        libraries=tuple((name, wanted.get(name, ""), _version(name)) for name in _PINNED),
+        libraries=tuple((name, required.get(name, ""), _version(name)) for name in _PINNED),
     )
 
 
@@ -258,7 +258,7 @@ def storage_facts(storage: str) -> StorageFacts:
 
 
 def embedded_facts(settings: Settings) -> EmbeddedFacts:
-    """Start what a run without a broker would start, and look at what it would need."""
+    """Start an embedded server, and return the facts about the parts of an embedded run."""
     start_s, problem = _start()
     return EmbeddedFacts(
         start_s=start_s,
@@ -303,7 +303,7 @@ def model_facts(client: Client, model: str, *, workers: int) -> ModelFacts:
 
 
 def local_model_facts(settings: Settings, model: str) -> ModelFacts:
-    """Check a model here: no worker can be asked, or the calls would be made here anyway."""
+    """Check a model in this process: there is no worker, or this machine makes the calls."""
     facts = ModelFacts(model=model, asked=None if settings.broker_url is None else 0)
 
     async def check() -> None:
@@ -317,6 +317,6 @@ def local_model_facts(settings: Settings, model: str) -> ModelFacts:
         asyncio.run(check())
     except ModelError as error:
         return msgspec.structs.replace(facts, problem=str(error))
-    except Exception as error:  # noqa: BLE001 - a model may be anybody's function
+    except Exception as error:  # noqa: BLE001 - a model may be a user's function
         return msgspec.structs.replace(facts, problem=f"{type(error).__name__}: {error}")
     return facts

@@ -1,4 +1,4 @@
-"""All that the doctor looks at, in the order in which it is told."""
+"""All checks of the doctor, in the order of its report."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ __all__ = ["examine"]
 
 
 def examine(settings: Settings, models: tuple[str, ...]) -> Iterator[Finding]:
-    """Yield what is found of this machine, of the server and its fleet, or of what is embedded."""
+    """Yield the findings about this machine and the server with its fleet, or embedded runs."""
     yield from machine_findings(machine_facts())
     if settings.storage is not None:
         yield storage_finding(storage_facts(settings.storage))
@@ -40,7 +40,7 @@ def examine(settings: Settings, models: tuple[str, ...]) -> Iterator[Finding]:
     try:
         server = Server(settings)
     except BrokerError as error:
-        yield fail("broker", "does not answer as it should", str(error))
+        yield fail("broker", "cannot be used", str(error))
         return
     try:
         yield from _examine_server(settings, server, models)

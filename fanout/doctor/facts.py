@@ -1,4 +1,4 @@
-"""What there is: records that say nothing of whether that is good."""
+"""The records of the facts that the doctor judges."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ __all__ = [
 
 
 class Connection(msgspec.Struct, frozen=True, kw_only=True):
-    """How the server is reached.
+    """The connection to the server.
 
     Attributes:
-        address: Where it is, without credentials.
+        address: The server's address, without credentials.
         is_loopback: Whether that is this machine.
         has_tls: Whether the connection is encrypted.
         has_password: Whether a password is given.
-        user: Who we are to the server; None where it does not say.
+        user: The user of the connection; None if the server does not tell it.
         ping_ms: The median round trip in milliseconds.
-        pings: Of how many.
+        pings: The number of measured round trips.
     """
 
     address: str
@@ -37,16 +37,16 @@ class Connection(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ServerFacts(msgspec.Struct, frozen=True, kw_only=True):
-    """The server.
+    """The server. A fact is None if the user has no permission for its command.
 
     Attributes:
-        info: What INFO says; None: not allowed to look.
-        config: What CONFIG GET says; None: not allowed to look.
-        ahead_s: Seconds that its clock is ahead of this machine's; None: not allowed to look.
-        write_problem: Why it refuses what a worker writes; None where it does not.
-        storage_problem: Why ``FANOUT_STORAGE`` here is not what the fleet uses; None where it is.
-        functions_missing: How many of this version's functions it lacks, where not everybody may
-            load them.
+        info: The reply to INFO.
+        config: The reply to CONFIG GET.
+        ahead_s: Seconds by which its clock is ahead of this machine's.
+        write_problem: Why it refuses the writes of workers; None if it does not.
+        storage_problem: Why ``FANOUT_STORAGE`` here is not the fleet's; None if it is.
+        functions_missing: How many of this version's functions it lacks; 0 if any user may load
+            them.
     """
 
     info: dict[str, str] | None
@@ -62,17 +62,17 @@ class FleetFacts(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         workers: The live workers.
-        queues: What waits.
-        active: The runs that have not ended and are not paused.
-        stalled: Those of them that have no message in the broker, and the status of each; None:
-            not allowed to look.
+        queues: The backlog of each queue.
+        active: How many runs have not ended and are not paused.
+        stalled: Those of them without a message in the broker, with the status of each; None: no
+            permission to check.
         paused: How many runs are paused.
         prefix: The key prefix.
         other_prefixes: Key prefixes of other fleets in the same database.
-        wire: The version of the wire format that the fleet speaks; None: nobody spoke yet.
-        own_wire: This machine's.
+        wire: The fleet's version of the wire format; None if it is not set yet.
+        own_wire: This machine's version of the wire format.
         own_version: The version of fanout on this machine.
-        visibility_timeout_s: After how many seconds a dead worker's messages come back.
+        visibility_timeout_s: Seconds after which a dead worker's messages return to the queue.
     """
 
     workers: list[WorkerRecord]
@@ -89,12 +89,12 @@ class FleetFacts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class MachineFacts(msgspec.Struct, frozen=True, kw_only=True):
-    """What is installed here.
+    """The installed versions on this machine.
 
     Attributes:
         python: The version of Python.
         fanout: The version of fanout.
-        libraries: Name, what fanout asks for (as ``>=5.7,<5.8``), and what is installed, or None.
+        libraries: Name, required versions (as ``>=5.7,<5.8``), and installed version, or None.
     """
 
     python: str
@@ -103,16 +103,16 @@ class MachineFacts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class EmbeddedFacts(msgspec.Struct, frozen=True, kw_only=True):
-    """What is used where no broker is configured.
+    """The parts of an embedded run.
 
     Attributes:
-        start_s: Seconds until the embedded server answered, or None where it did not start.
-        start_problem: Why not.
-        cache_dir: Where the weights of the local model are kept.
+        start_s: Seconds until the embedded server answered, or None if it did not start.
+        start_problem: Why it did not start, or None.
+        cache_dir: The folder of the local model's weights.
         cache_problem: Why that cannot be written to, or None.
         has_extra: Whether the extra ``local`` is installed.
-        has_weights: Whether the weights are there.
-        has_pip: Whether they could be fetched.
+        has_weights: Whether the weights are in the folder.
+        has_pip: Whether pip is installed, which can download them.
     """
 
     start_s: float | None
@@ -125,12 +125,12 @@ class EmbeddedFacts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class StorageFacts(msgspec.Struct, frozen=True, kw_only=True):
-    """Where inputs and outcomes are kept, outside the server.
+    """The storage of inputs and outcomes outside the server.
 
     Attributes:
         storage: The folder or URL.
-        took_s: Seconds that it took to write a file, to read and to delete it; None: it failed.
-        problem: Why.
+        took_s: Seconds to write, read and delete a file; None if that failed.
+        problem: Why it failed, or None.
     """
 
     storage: str
@@ -143,9 +143,9 @@ class ModelFacts(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         model: The model.
-        asked: How many workers there are, one of which was asked; 0: it was checked here, as there
-            is none; None: it was checked here, where the calls would be made.
-        is_answered: Whether there was an answer.
+        asked: The number of workers, one of which was asked. 0: this machine checked the model, as
+            there is no worker. None: this machine checked it, as it would make the calls.
+        is_answered: Whether a worker answered.
         problem: Why it cannot be used, or None.
     """
 

@@ -1,4 +1,4 @@
-"""A finding: what was looked at, whether it is as it should be, and what to do if not."""
+"""Findings: what was checked, its state, and what to do about it."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ __all__ = ["Finding", "State", "fail", "judged", "not_allowed", "ok", "warn", "w
 
 
 class State(StrEnum):
-    """How it is, best first."""
+    """The state of a finding, the best first."""
 
     OK = "ok"  # as it should be
-    WARN = "warn"  # it works, but not as well or as safely as it could; or it cannot be seen
+    WARN = "warn"  # it works, but not as well or as safely as it could; or it cannot be checked
     FAIL = "fail"  # runs will fail, hang or be lost
 
 
@@ -25,10 +25,10 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
     """One finding.
 
     Attributes:
-        check: What was looked at.
-        state: How it is.
-        found: What was found, in one line.
-        advice: What to do, in one line; None where there is nothing to do.
+        check: The name of the check.
+        state: Its state.
+        found: The facts, in one line.
+        advice: What to do, in one line; None if there is nothing to do.
     """
 
     check: str
@@ -38,17 +38,17 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def ok(check: str, found: str) -> Finding:
-    """Return that something is as it should be."""
+    """Return a finding with the state OK."""
     return Finding(check=check, state=State.OK, found=found)
 
 
 def warn(check: str, found: str, advice: str) -> Finding:
-    """Return that something could be better."""
+    """Return a finding with the state WARN."""
     return Finding(check=check, state=State.WARN, found=found, advice=advice)
 
 
 def fail(check: str, found: str, advice: str) -> Finding:
-    """Return that something is wrong."""
+    """Return a finding with the state FAIL."""
     return Finding(check=check, state=State.FAIL, found=found, advice=advice)
 
 
@@ -62,9 +62,9 @@ def judged(
 
 
 def not_allowed(check: str, command: str) -> Finding:
-    """Return that the server does not let us look."""
-    advice = f"ask as a user who may run {command}: one for people, not the workers' own"
-    return warn(check, f"not allowed to look ({command})", advice)
+    """Return the finding that the server's user may not run a command of the check."""
+    advice = f"run the doctor as a user with permission for {command}, not as the workers' user"
+    return warn(check, f"no permission to check ({command})", advice)
 
 
 def worst(findings: Iterable[Finding]) -> State:

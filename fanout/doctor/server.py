@@ -1,4 +1,4 @@
-"""Findings about the server and the way to it."""
+"""Findings about the server and the connection to it."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ if TYPE_CHECKING:
 
 __all__ = ["connection_findings", "server_findings"]
 
-# GETDEL, and what kombu needs.
+# GETDEL needs Redis 6.2, and kombu an earlier version.
 _LEAST = (6, 2)
 _MB = 1 << 20
-# What Redis and Valkey have by default for subscribers.
+# The default limit of Redis and Valkey for subscribers.
 _PUBSUB_HARD = 32 * _MB
 _SHORT_TIMEOUT_S = 60
 _SLOW_MS = 5.0
@@ -24,12 +24,12 @@ _SKEW_S = 1.0
 
 
 def connection_findings(connection: Connection) -> Iterator[Finding]:
-    """Judge how the server is reached."""
+    """Judge the connection to the server."""
     found = (
         f"{connection.address} answers; median round trip {connection.ping_ms:.1f} ms "
         f"of {connection.pings}"
     )
-    advice = "each branch takes several round trips: run workers and server near to each other"
+    advice = "each branch takes several round trips: run workers and server close to each other"
     is_near = connection.ping_ms <= _SLOW_MS
     yield ok("broker", found) if is_near else warn("broker", found, advice)
     yield _access(connection)
@@ -43,10 +43,10 @@ def _access(connection: Connection) -> Finding:
     if connection.is_loopback:
         return ok("access", f"{found}; on this machine")
     if not connection.has_password:
-        advice = "whoever reaches the server can read and change all runs: set a password or ACL"
+        advice = "any client that reaches the server can read and change all runs: set a password"
         return warn("access", found, advice)
     if not connection.has_tls:
-        advice = "documents and answers cross the network readable: use rediss://"
+        advice = "documents and answers cross the network unencrypted: use rediss://"
         return warn("access", found, advice)
     return ok("access", found)
 
@@ -56,7 +56,7 @@ def server_findings(facts: ServerFacts, *, visibility_timeout_s: float) -> Itera
     info = facts.info
     yield _writes(facts.write_problem)
     if facts.storage_problem is not None:
-        yield fail("storage", "not the one of this fleet", facts.storage_problem)
+        yield fail("storage", "not the storage of this fleet", facts.storage_problem)
     for check, judge in _BY_INFO.items():
         yield not_allowed(check, "INFO") if info is None else judge(info)
     for check, judge in _BY_CONFIG.items():
@@ -71,21 +71,21 @@ def server_findings(facts: ServerFacts, *, visibility_timeout_s: float) -> Itera
 
 def _writes(problem: str | None) -> Finding:
     if problem is None:
-        return ok("writes", "a script that writes runs")
-    return fail("writes", "it takes no writes: all runs wait until it does", problem)
+        return ok("writes", "the server accepts writes")
+    return fail("writes", "the server refuses writes: all runs wait until it accepts them", problem)
 
 
 def _functions(missing: int) -> Finding:
     if not missing:
-        return ok("functions", "this version's functions are there, or loaded when they are needed")
+        return ok("functions", "this version's functions are loaded, or workers may load them")
     found = f"{missing} of this version's functions are missing"
-    advice = "where users may not load them, run `fanout setup-server` as the server's admin"
+    advice = "if users may not load them, run `fanout setup-server` as the server's admin"
     return warn("functions", found, advice)
 
 
 def clock_finding(check: str, ahead_s: float, visibility_timeout_s: float) -> Finding:
-    """Judge by how much two clocks differ: leases are counted by the workers' clocks."""
-    advice = "set the clocks by NTP: leases and deadlines go by them"
+    """Judge the difference of two clocks: leases depend on the workers' clocks."""
+    advice = "synchronise the clocks with NTP: leases and deadlines depend on them"
     ahead = "ahead of" if ahead_s >= 0 else "behind"
     found = f"{abs(ahead_s):.2f} s {ahead} this machine"
     bad_s = visibility_timeout_s / 3
@@ -111,7 +111,7 @@ def _numbers(version: str) -> tuple[int, ...]:
 def _role(info: dict[str, str]) -> Finding:
     role = info.get("role", "master")
     if role != "master":
-        advice = "a replica takes no writes: give the master's address, or sentinel:// to follow it"
+        advice = "a replica takes no writes: use the master's address, or sentinel:// to follow it"
         return fail("role", f"a replica of {info.get('master_host', 'another server')}", advice)
     return ok("role", f"master with {info.get('connected_slaves', '0')} replicas")
 
@@ -130,8 +130,8 @@ def _memory(info: dict[str, str]) -> Finding:
     if not limit:
         found = f"{_megabytes(used)} used, no maxmemory"
         advice = (
-            f"set maxmemory below the machine's {_megabytes(total)}: a full server then refuses, "
-            "and workers wait, where the kernel would kill it"
+            f"set maxmemory below the machine's {_megabytes(total)}: a full server then refuses "
+            "writes and workers wait; without it, the kernel would kill the server"
         )
         return warn("memory", found, advice)
     share = used / limit
@@ -143,7 +143,7 @@ def _memory(info: dict[str, str]) -> Finding:
 def _fragmentation(info: dict[str, str]) -> Finding:
     ratio = float(info.get("mem_fragmentation_ratio", 1.0))
     found = f"memory of the process over memory used: {ratio:.2f}"
-    # Of a small server it says nothing: what the process itself takes outweighs its data.
+    # The ratio means nothing on a small server: the process itself takes more than its data.
     if int(info.get("used_memory", 0)) < 256 * _MB or ratio < 1.5:  # noqa: PLR2004 - as is usual
         return ok("fragmentation", found)
     return warn("fragmentation", found, "CONFIG SET activedefrag yes, or restart it when idle")
@@ -167,19 +167,19 @@ def _written(info: dict[str, str]) -> Finding:
     names = ("aof_last_write_status", "aof_last_bgrewrite_status", "rdb_last_bgsave_status")
     bad = [f"{name} {info[name]}" for name in names if info.get(name, "ok") != "ok"]
     if bad:
-        advice = "it may refuse all writes: look into its log, mostly the disk is full"
+        advice = "it may refuse all writes: see its log; usually the disk is full"
         return fail("last writes to disk", ", ".join(bad), advice)
     if info.get("loading", "0") == "1":
         return warn("last writes to disk", "it is loading its data", "wait until it has")
-    return ok("last writes to disk", "all well")
+    return ok("last writes to disk", "no errors")
 
 
 def _fsync(config: dict[str, str]) -> Finding:
     policy = config.get("appendfsync", "everysec")
     if config.get("appendonly") != "yes":
-        return ok("fsync", f"appendfsync {policy}, of no effect without the append-only file")
+        return ok("fsync", f"appendfsync {policy}, without effect as the append-only file is off")
     if policy == "no":
-        advice = "a crash of the machine can lose half a minute: CONFIG SET appendfsync everysec"
+        advice = "a crash of the machine can lose 30 s of writes: CONFIG SET appendfsync everysec"
         return warn("fsync", "appendfsync no", advice)
     return ok("fsync", f"appendfsync {policy}")
 
@@ -195,7 +195,7 @@ def _subscribers(config: dict[str, str]) -> Finding:
         advice = "a monitor that hangs would fill the memory: set pubsub 32mb 8mb 60"
         return warn(check, found, advice)
     if 0 < hard < _PUBSUB_HARD:
-        advice = "it cuts off workers and Flower when many events come: set pubsub 32mb 8mb 60"
+        advice = "it disconnects workers and Flower during many events: set pubsub 32mb 8mb 60"
         return warn(check, found, advice)
     return ok(check, found)
 
@@ -203,7 +203,7 @@ def _subscribers(config: dict[str, str]) -> Finding:
 def _idle(config: dict[str, str]) -> Finding:
     timeout_s = int(config.get("timeout", 0))
     if 0 < timeout_s < _SHORT_TIMEOUT_S:
-        advice = "workers would connect again and again: CONFIG SET timeout 0"
+        advice = "workers would have to reconnect often: CONFIG SET timeout 0"
         return warn("idle connections", f"closed after {timeout_s} s", advice)
     return ok("idle connections", f"closed after {timeout_s} s" if timeout_s else "never closed")
 

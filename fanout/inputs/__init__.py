@@ -1,1 +1,1 @@
-"""What goes into a run: documents, splitters, prompts."""
+"""The inputs of a run: readers of documents, splitters, prompt templates, and their intake checks."""

@@ -1,4 +1,4 @@
-"""What a run takes in: its documents, once they, its prompts and its groups are known to fit."""
+"""The intake of a run: its documents, checked against its prompts and its groups."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 __all__ = ["checked_documents", "source_of_files"]
 
 _SHOWN_FAULTS = 3
-# Rows of one input may have different columns. So many are looked at in any case, and so many more
-# for a column that a prompt needs, where the input cannot be read again.
+# Rows of one input may have different columns. The head is read in any case, and the search for a
+# column that a prompt needs goes on further if the input cannot be read again.
 _HEAD_ROWS = 20
 _SEARCHED_ROWS = 1_000
 _HEAD_CHARS = 8_000_000
 _GROUPS = ("document", "aspect")
-# How an input is read.
+# The fields that say how to read an input.
 _READING = frozenset({"base_dir", "delimiter", "text_column"})
 
 
@@ -39,20 +39,20 @@ class _Source(Protocol):
 
     @property
     def has_tables(self) -> bool:
-        """Whether any of them may be of a table with a delimiter."""
+        """Whether any of them may come from a table with a delimiter."""
 
     @property
     def has_rows(self) -> bool:
-        """Whether any of them may be of a row, with columns."""
+        """Whether any of them may come from a row, with columns."""
 
     def documents(self) -> Iterator[Document]:
         """Yield the documents from the beginning."""
 
-    def columns(self, wanted: frozenset[str]) -> frozenset[str]:
-        """Return which of these columns any document has; all are read for it."""
+    def columns(self, names: frozenset[str]) -> frozenset[str]:
+        """Return which of these columns any document has; it may read all documents."""
 
     def why_empty(self) -> str:
-        """Say why there is no document at all."""
+        """Return why there is no document at all."""
 
 
 def checked_documents(
@@ -61,39 +61,39 @@ def checked_documents(
     *,
     notify: Notify = log_notice,
 ) -> Iterator[Document]:
-    """Return the documents of a run, once its prompts and its groups are known to fit them.
+    """Return the documents of a run, after checking its prompts and its groups against them.
 
-    The first documents are read at once, as their columns are names that prompts may use. With
-    ``strict``, an input that can be read twice is read through.
+    It reads the first documents at once, as prompts may use their columns. With ``strict``, it
+    first reads through an input that can be read twice.
 
     Args:
-        spec: What to do.
-        documents: The input, where it is not in files.
-        notify: Told what is left out, and how tables are read where that is not plain.
+        spec: The job.
+        documents: The input, if it is not in files.
+        notify: Receives notices of files that are left out, and of detected delimiters.
 
     Raises:
-        PromptError: A prompt is wrong, or has a name that is unknown or not clear.
-        SpecError: There is nothing of the name that is to be grouped by.
-        InputError: There is no document, a source is at fault, or ``strict`` refuses it.
+        PromptError: A prompt is wrong, or has a name that is unknown or ambiguous.
+        SpecError: ``group_by`` names no column.
+        InputError: There is no document, a source cannot be read, or ``strict`` refuses it.
     """
     templates = _templates(spec)
     warnings: list[Notice] = []
 
-    def heard(notice: Notice) -> None:
+    def notify_and_keep(notice: Notice) -> None:
         if notice.is_warning:
             warnings.append(notice)
         notify(notice)
 
-    source = _source(spec, documents, heard)
+    source = _source(spec, documents, notify_and_keep)
     _require_used(spec, documents, source)
     if spec.strict:
         _refuse_losses(source, warnings)
-    wanted = frozenset[str]().union(*(one.columns(BRANCH_NAMES) for one in templates))
-    wanted |= _group_column(spec)
+    needed = frozenset[str]().union(*(one.columns(BRANCH_NAMES) for one in templates))
+    needed |= _group_column(spec)
     stream = source.documents()
-    head, columns = _head(stream, wanted, source)
-    if wanted - columns and source.is_lasting:
-        columns |= source.columns(wanted - columns)
+    head, columns = _head(stream, needed, source)
+    if needed - columns and source.is_lasting:
+        columns |= source.columns(needed - columns)
     for template in templates:
         _require_clear(template, spec.text_column)
         template.require(BRANCH_NAMES, columns=columns)
@@ -105,7 +105,7 @@ def checked_documents(
 def source_of_files(
     spec: RunSpec, inputs: Iterable[str], *, base: Path, notify: Notify = log_notice
 ) -> FileSource:
-    """Return the files that a run reads. Raises InputError."""
+    """Return the files of a run's inputs. Raises InputError."""
     return FileSource(
         tuple(inputs),
         text_column=spec.text_column,
@@ -127,10 +127,10 @@ def _source(spec: RunSpec, documents: Any, notify: Notify) -> _Source:
 
 
 def _require_used(spec: RunSpec, documents: Any, source: _Source) -> None:
-    """Make sure that what was given of how to read an input has an effect on this one.
+    """Check that the fields that say how to read an input have an effect on this one.
 
     Raises:
-        SpecError: It has none.
+        SpecError: One has none.
     """
     given = {name for name in _READING & spec.model_fields_set if getattr(spec, name) is not None}
     if "base_dir" in given and not _has_relative(spec, documents):
@@ -150,12 +150,12 @@ def _has_relative(spec: RunSpec, documents: Any) -> bool:
 
 
 class _ItemSource:
-    """Documents that the caller holds."""
+    """Documents that the caller gives as objects."""
 
     def __init__(self, spec: RunSpec, items: Any) -> None:
         self._spec = spec
         self._items = items
-        # What is wrong with it as a whole is said before anything else is done.
+        # This checks the type of the items before anything else is done.
         self._first: Iterator[Document] | None = self._read()
 
     @property
@@ -168,7 +168,7 @@ class _ItemSource:
 
     @property
     def has_rows(self) -> bool:
-        # What can be read only once is not looked at.
+        # An iterator can be read only once, so it is not examined.
         is_list = isinstance(self._items, (list, tuple))
         return not (is_list and all(isinstance(one, (str, Document)) for one in self._items))
 
@@ -180,11 +180,11 @@ class _ItemSource:
         first, self._first = self._first, None
         return first if first is not None else self._read()
 
-    def columns(self, wanted: frozenset[str]) -> frozenset[str]:
+    def columns(self, names: frozenset[str]) -> frozenset[str]:
         found = frozenset[str]()
         for document in self.documents():
-            found |= wanted.intersection(document.columns)
-            if found == wanted:
+            found |= names.intersection(document.columns)
+            if found == names:
                 break
         return found
 
@@ -193,9 +193,9 @@ class _ItemSource:
 
 
 def _head(
-    stream: Iterator[Document], wanted: frozenset[str], source: _Source
+    stream: Iterator[Document], needed: frozenset[str], source: _Source
 ) -> tuple[list[Document], frozenset[str]]:
-    """Return the first documents, and the columns that they have.
+    """Return the first documents and their columns.
 
     Raises:
         InputError: No document can be used.
@@ -210,7 +210,7 @@ def _head(
         columns.update(document.columns)
         rows += 1
         chars += len(document.text)
-        has_all = wanted <= columns
+        has_all = needed <= columns
         most = _HEAD_ROWS if has_all or source.is_lasting else _SEARCHED_ROWS
         is_plain = has_all and not document.columns
         if is_plain or rows >= most or chars >= _HEAD_CHARS:
@@ -221,7 +221,7 @@ def _head(
 
 
 def _encodable(document: Document) -> Document:
-    """Return a document whose texts have bytes: a lone surrogate, half a character, has none."""
+    """Return the document, or a faulty one if its texts have a lone surrogate: UTF-8 has none."""
     texts = (document.name, document.text, *document.columns, *document.columns.values())
     try:
         for text in texts:
@@ -230,7 +230,7 @@ def _encodable(document: Document) -> Document:
         return Document(
             name=document.name.encode("utf-8", "replace").decode(),
             index=document.index,
-            error=f"it holds half of a character (a lone surrogate, at offset {error.start})",
+            error=f"it has a lone surrogate (half a character) at offset {error.start}",
         )
     return document
 
@@ -246,7 +246,7 @@ def _templates(spec: RunSpec) -> list[Template]:
 
 
 def _require_clear(template: Template, text_column: str | None) -> None:
-    """Make sure that nobody means the text column by a name of fanout's own."""
+    """Check that no template uses a name of fanout that is also the text column."""
     if text_column in template.names and text_column in BRANCH_NAMES and text_column != "input":
         raise PromptError(
             f"{{{text_column}}} is not clear: it is the text column, whose text is {{input}}; "
@@ -296,7 +296,7 @@ def _faults(faulty: list[Document]) -> str:
 
 
 def _refuse_losses(source: _Source, warnings: list[Notice]) -> None:
-    """Raise InputError where something would be left out."""
+    """Raise InputError if any document or file would be left out."""
     if warnings:
         raise InputError(f"strict: {'; '.join(notice.text for notice in warnings)}")
     if not source.is_lasting:

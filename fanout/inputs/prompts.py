@@ -1,10 +1,10 @@
 """Prompt templates: ``{name}`` is replaced, ``{{`` and ``}}`` are literal braces.
 
-A template is parsed once. Values are put in as they are: what a document says is never read as a
+A template is parsed once. Values are inserted literally: text of a document is never parsed as a
 template.
 
-A name of fanout's own (``{document}``) and a column of the input (``{product}``) are written alike.
-Where a column is called like one of fanout's, the prompt must say which it means:
+A name of fanout (``{document}``) and a column of the input (``{product}``) look the same. If a
+column has the name of one of fanout's, the prompt must say which it means:
 ``{column:document}`` or ``{fanout:document}``.
 """
 
@@ -30,14 +30,14 @@ BRANCH_NAMES = (
     "input",  # the text of the chunk
     "document",  # the name of its document
     "index",  # the 0-based number of the chunk in the run
-    "aspect",  # the name of the prompt, where there are several
+    "aspect",  # the name of the prompt, if there are several
     "sample",  # the 0-based number of the sample
 )
 AGGREGATE_NAMES = (
     "input",  # the answers, joined
-    "group",  # the group that they belong to
-    "count",  # how many answers they are
-    "failed",  # how many are missing, because their branches failed
+    "group",  # the name of their group
+    "count",  # the number of answers
+    "failed",  # the number of branches without an answer
 )
 
 _TOKEN = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
@@ -49,7 +49,7 @@ class Template(msgspec.Struct, frozen=True):
 
     Attributes:
         parts: Literal text and names in turn, text first: ``("Hi ", "name", "!")``.
-        field: The field of the job that it came from, for messages.
+        field: The job's field that holds the template, for messages.
     """
 
     parts: tuple[str, ...]
@@ -57,7 +57,7 @@ class Template(msgspec.Struct, frozen=True):
 
     @classmethod
     def parse(cls, source: str, *, field: str = "prompt") -> Template:
-        """Parse a template. Raises PromptError where a brace is out of place."""
+        """Parse a template. Raises PromptError for a misplaced brace."""
         return cls(tuple(_parts(source, field)), field)
 
     @property
@@ -66,7 +66,7 @@ class Template(msgspec.Struct, frozen=True):
         return frozenset(self.parts[1::2])
 
     def columns(self, own: Collection[str]) -> frozenset[str]:
-        """The columns that it needs, where fanout's own names are ``own``."""
+        """Return the columns that it needs; ``own`` are the names of fanout."""
         return frozenset(
             name.removeprefix(COLUMN)
             for name in self.names
@@ -76,15 +76,15 @@ class Template(msgspec.Struct, frozen=True):
     def require(
         self, own: Collection[str], must_have: str = "input", *, columns: Collection[str] = ()
     ) -> None:
-        """Make sure that all names are known and clear, and that ``must_have`` is one of them.
+        """Check that all names are known and unambiguous, and that ``must_have`` is among them.
 
         Args:
-            own: The names of fanout's own.
-            must_have: The one of them without which the template makes no sense.
+            own: The names of fanout.
+            must_have: The name that every template must have.
             columns: The columns of the input.
 
         Raises:
-            PromptError: The message lists the known names.
+            PromptError: A name is unknown or ambiguous; the message lists the known names.
         """
         known = (*own, *(column for column in columns if column not in own))
         listed = ", ".join(f"{{{name}}}" for name in sorted(known))
@@ -111,8 +111,8 @@ class Template(msgspec.Struct, frozen=True):
         """Return the text with names replaced.
 
         Args:
-            values: What is meant by each name.
-            columns: What is meant by the names that say that they are a column.
+            values: The value of each name.
+            columns: The values of the names with the prefix ``column:``.
 
         Raises:
             PromptError: A name has no value.
@@ -122,11 +122,13 @@ class Template(msgspec.Struct, frozen=True):
             try:
                 out[i] = values[out[i]]
             except KeyError:
-                out[i] = self._stated(out[i], values, columns or {})
+                out[i] = self._prefixed_value(out[i], values, columns or {})
         return "".join(out)
 
-    def _stated(self, name: str, values: Mapping[str, str], columns: Mapping[str, str]) -> str:
-        """Return the value of a name that says whose it is."""
+    def _prefixed_value(
+        self, name: str, values: Mapping[str, str], columns: Mapping[str, str]
+    ) -> str:
+        """Return the value of a name with the prefix ``column:`` or ``fanout:``."""
         is_column = name.startswith(COLUMN)
         bare = name.removeprefix(COLUMN).removeprefix(OWN)
         found = (columns if is_column else values).get(bare) if bare != name else None
@@ -138,7 +140,7 @@ class Template(msgspec.Struct, frozen=True):
 
 
 def near_hint(name: str, known: Iterable[str], form: str = "{}") -> str:
-    """Return a question that names what is nearly called so, or nothing."""
+    """Return a question with the most similar known name, or an empty string."""
     near = get_close_matches(name, list(known), n=1)
     return f" did you mean {form.format(near[0])}?" if near else ""
 

@@ -21,7 +21,7 @@ from fanout.llm.finish_reasons import require_complete
 from fanout.llm.usage import believable, billed
 from fanout.llm.validation import validated
 from fanout.policy.outages import judge_alone
-from fanout.policy.retries import RetryDecision, decide, more_room, stop_after
+from fanout.policy.retries import RetryDecision, decide, larger_token_limit, stop_after
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from fanout.core.spec import RetrySpec
     from fanout.llm.base import LLM, LLMRequest
-    from fanout.policy.outages import Verdict
+    from fanout.policy.outages import FailureVerdict
 
 __all__ = ["CallAttempt", "CallGate", "CallResult", "complete_with_retries", "validate_json"]
 
@@ -73,7 +73,7 @@ class CallGate(Protocol):
 
     async def leave(
         self, request: LLMRequest, reply: LLMReply | None, error: LLMError | None
-    ) -> Verdict | None:
+    ) -> FailureVerdict | None:
         """Record the outcome of the call; return what its error means for the branch."""
 
 
@@ -185,7 +185,7 @@ class _Tries:
         self,
         error: LLMError,
         reply: LLMReply | None,
-        verdict: Verdict,
+        verdict: FailureVerdict,
         *,
         now: float,
         jitter: float,
@@ -194,7 +194,7 @@ class _Tries:
         self.used.append(reply.usage if reply else billed(error.kind, error.usage))
         self._failures += verdict.cost
         elapsed_s = now - self.started
-        room = more_room(
+        room = larger_token_limit(
             error.kind,
             spent=self._failures,
             elapsed_s=elapsed_s,
@@ -260,7 +260,7 @@ class _Observed:
 
 async def _left(
     gate: CallGate | None, request: LLMRequest, reply: LLMReply | None, error: LLMError
-) -> Verdict:
+) -> FailureVerdict:
     if gate is None:
         return judge_alone(error)
     return await gate.leave(request, reply, error) or judge_alone(error)

@@ -1,1 +1,1 @@
-"""What can be seen of a fleet and its runs: figures, metrics, health."""
+"""Monitoring of a fleet: its status, its Prometheus metrics, and the health probe of workers."""

@@ -1,4 +1,4 @@
-"""What a whole fleet is doing: its workers, its queues, its runs."""
+"""The status of a fleet: its workers, its queues, its runs."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ __all__ = ["FleetStatus", "fleet_status"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FleetStatus:
-    """A fleet at one moment.
+    """The status of a fleet at one moment.
 
     Attributes:
         workers: The live workers, by name.
-        queues: What waits, control first.
-        leases: What workers have taken and not settled.
-        memory: The server's memory; None where the user may not see it.
+        queues: The backlog of each queue, control first.
+        leases: The messages that workers have taken and not settled.
+        memory: The server's memory; None if the server's user may not read it.
         runs: How many runs that have not ended are in each status.
-        window: How many shards are in flight, and how many lanes; the sum of these runs.
-        totals: What was done since the store was new.
+        window: The shards in flight and the permits in use; the sum over these runs.
+        totals: The counters since the store was new.
         limits: How far the rate limits of models are used, in seconds from now.
         active: The runs that have not ended, the newest first.
-        read_at: When this was so, in seconds since the epoch, by the store's clock.
+        read_at: When the status was read, in seconds since the epoch, by the store's clock.
     """
 
     workers: list[WorkerRecord]
@@ -62,15 +62,15 @@ class FleetStatus:
 
     @property
     def in_flight(self) -> int:
-        """Branches that they have in flight, as they last said."""
+        """Branches that they have in flight, by their latest records."""
         return sum(worker.in_flight for worker in self.workers)
 
     @property
     def workers_wanted(self) -> int:
-        """How many workers would have all branches that there are in flight at once."""
+        """How many workers could hold all admitted branches in flight at once."""
         waiting = sum(queue.waiting for queue in self.queues if queue.name == BRANCHES_QUEUE)
         takers = [w.concurrency for w in self.workers if BRANCHES_QUEUE in w.queues]
-        # What is taken and is no branch is little, and soon done.
+        # The few control messages among the taken ones are soon done.
         return workers_wanted(
             waiting=waiting,
             taken=self.leases.taken,
@@ -86,7 +86,7 @@ class FleetStatus:
 
 
 def fleet_status(store: RedisStore, queues: Queues) -> FleetStatus:
-    """Return what a fleet is doing. Raises BrokerError."""
+    """Return the status of a fleet. Raises BrokerError."""
     state = queues.state()
     runs = sorted(_active(store), key=lambda run: run.created_at, reverse=True)
     windows = [store.window(StageId(run.run_id, run.stage)) for run in runs]
@@ -109,7 +109,7 @@ def _active(store: RedisStore) -> Iterator[RunRecord]:
         try:
             yield store.run(run_id)
         except (StoredDataError, UnknownRunError):
-            # It is damaged, was deleted meanwhile, or has expired.
+            # The run is damaged, was deleted since, or has expired.
             continue
 
 

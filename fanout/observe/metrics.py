@@ -1,8 +1,8 @@
-"""A fleet's figures for Prometheus.
+"""The metrics of a fleet for Prometheus.
 
-They are read from the store, where each outcome is counted by the script that writes it. So they
-are exact, the same from whichever machine they are read, and none is lost with a worker. Labels are
-few: no run has one, since a fleet sees thousands of runs.
+They are read from the store, where the script that writes an outcome also counts it. So they are
+exact, they are the same on each machine, and a lost worker loses none. No label names a run, as a
+fleet has thousands of runs.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _log = logging.getLogger(__name__)
 
 
 class FleetCollector:
-    """What ``prometheus_client`` asks each time that the metrics are scraped.
+    """The collector that ``prometheus_client`` calls at each scrape.
 
     Args:
         store: The fleet's store.
@@ -49,11 +49,11 @@ class FleetCollector:
         self._queues = queues
 
     def describe(self) -> list[Metric]:
-        """Describe nothing ahead, so that registering needs no server."""
+        """Return no descriptions, so that registration needs no server."""
         return []
 
     def collect(self) -> Iterator[Metric]:
-        """Yield the figures of now; of a server that does not answer, just that."""
+        """Yield the current metrics; if the server does not answer, only ``fanout_up`` as 0."""
         try:
             fleet = fleet_status(self._store, self._queues)
         except BrokerError as error:
@@ -97,36 +97,36 @@ def _of_queues(fleet: FleetStatus) -> Iterator[Metric]:
     waiting = {queue.name: queue.waiting for queue in fleet.queues}
     yield _gauges("queue_messages", "Messages that no worker has taken.", "queue", waiting)
     ages = {queue.name: queue.oldest_s or 0.0 for queue in fleet.queues}
-    text = "Age of the next message to be taken; 0 where none waits."
+    text = "Age of the next message to be taken; 0 if none waits."
     yield _gauges("queue_oldest_seconds", text, "queue", ages)
     yield _gauge("leases", "Messages that workers have taken and not settled.", fleet.leases.taken)
-    text = "Time since the lease was renewed that was not for longest; 0 where there is none."
+    text = "Longest time since a lease was renewed; 0 if there are no leases."
     yield _gauge("lease_oldest_seconds", text, fleet.leases.oldest_s or 0.0)
     window = fleet.window
     yield _gauge("shards_open", "Shards that are being processed.", window.open)
     yield _gauge("shards_waiting", "Shards not yet let into the queue.", window.waiting)
-    text = "Branches that runs with max_workers may have in flight now."
+    text = "Permits in use by the runs with max_workers."
     yield _gauge("lanes_used", text, window.lanes_used)
     yield _gauge("lanes_limit", "The sum of max_workers of these runs.", window.lanes_limit)
     limits = fleet.limits.values()
     ahead = [max(limit.requests_until, limit.tokens_until) for limit in limits]
-    text = "How far ahead the most used rate limit is booked."
+    text = "How far ahead calls are reserved at the most used rate limit."
     yield _gauge("limiter_ahead_seconds", text, max(ahead, default=0.0))
     paused = [limit.blocked_until for limit in limits]
-    text = "How long the model is left alone for longest whose provider has refused a call."
+    text = "Longest remaining pause of a model after its provider refused a call."
     yield _gauge("limiter_paused_seconds", text, max(paused, default=0.0))
     down = [limit.down_s or 0.0 for limit in limits]
-    text = "How long the model fails for everybody that does so for longest; 0 where none does."
+    text = "Longest time for which a model has failed for all callers; 0 if none does."
     yield _gauge("model_down_seconds", text, max(down, default=0.0))
     if fleet.memory is not None:
         yield _gauge("redis_memory_bytes", "Memory the server uses.", fleet.memory.used_bytes)
         limit = fleet.memory.limit_bytes or 0
-        yield _gauge("redis_max_memory_bytes", "Its maxmemory; 0 where there is none.", limit)
+        yield _gauge("redis_max_memory_bytes", "The server's maxmemory; 0 if not set.", limit)
 
 
 def _of_workers(fleet: FleetStatus) -> Iterator[Metric]:
     yield _gauge("workers", "Live workers.", len(fleet.workers))
-    text = "Workers that would have all branches that there are in flight at once."
+    text = "Workers that could hold all admitted branches in flight at once."
     yield _gauge("workers_wanted", text, fleet.workers_wanted)
     concurrency = {worker.name: worker.concurrency for worker in fleet.workers}
     yield _gauges("worker_concurrency", "Branches it can hold.", "worker", concurrency)

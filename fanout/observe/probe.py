@@ -1,4 +1,4 @@
-"""Whether the workers of a machine take messages, from what they say of themselves."""
+"""The health probe: whether the workers of a machine take messages, by their records."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ __all__ = ["probe_problem"]
 def probe_problem(
     workers: Iterable[WorkerRecord], *, host: str, name: str | None, now: float, within_s: float
 ) -> str | None:
-    """Return in one line why the workers of a machine do not consume, or None where they do.
+    """Return in one line why the workers of a machine do not consume, or None if they do.
 
     Args:
         workers: All workers that the fleet knows.
         host: The machine's name.
-        name: The node name of the one worker that counts; None: all of the machine.
-        now: Seconds since the epoch, by this machine's clock, which is also its workers'.
-        within_s: How long ago a worker may have last said so.
+        name: The node name of the one worker to check; None: all workers of the machine.
+        now: Seconds since the epoch, by this machine's clock, which its workers use as well.
+        within_s: The greatest age of a worker's latest record, in seconds.
     """
     if name is None:
         ours = [worker for worker in workers if worker.host == host]
@@ -42,7 +42,7 @@ def _names(worker: WorkerRecord) -> tuple[str, str]:
 def _problem(worker: WorkerRecord, now: float, within_s: float) -> str | None:
     silent_s = now - worker.sent_at
     if silent_s > within_s:
-        return f"worker {worker.name} has said nothing for {silent_s:.0f} s"
+        return f"worker {worker.name} has sent no record for {silent_s:.0f} s"
     if not worker.polled_at:
         return f"worker {worker.name} has not begun to take messages"
     if worker.problem:

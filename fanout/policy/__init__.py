@@ -1,1 +1,1 @@
-"""Decisions as pure functions of values: retries, outages, admission, healing, packing."""
+"""Policies as pure functions of values: retries, outages, admission, healing and packing. No I/O."""

@@ -1,9 +1,9 @@
-"""What is wrong with a shard or a stage that makes no progress: a pure decision.
+"""The healing policy: which step to do again for a shard or a stage that makes no progress.
 
-Messages get lost where a process dies between two steps, or where somebody deletes a key. What the
-store holds and what waits in the broker tell which step is missing. To do a step again is harmless,
-because the first outcome of a branch stands; but a branch must not be called twice for nothing, so
-only what is in neither place is published again.
+Messages get lost when a process dies between two steps, or when somebody deletes a key. The records
+in the store and the messages in the broker show which step is missing. Repeating a step is safe,
+because only the first outcome of a branch counts. But a branch must not be called twice without
+need: only branches with neither an outcome nor a message are published again.
 """
 
 from __future__ import annotations
@@ -18,31 +18,31 @@ if TYPE_CHECKING:
 
     from fanout.core.state import ShardState, StageProgress
 
-__all__ = ["Heal", "Remedy", "Seen", "heal_shard", "heal_stage", "unpublished"]
+__all__ = ["BrokerMessages", "Heal", "Remedy", "heal_shard", "heal_stage", "unpublished"]
 
 
 class Heal(Enum):
-    """What a shard or a stage needs."""
+    """The step that a shard or a stage needs."""
 
-    NOTHING = "nothing"  # it is waiting its turn, or being processed
-    EXPAND = "expand"  # the shard was let in, but never published
+    NOTHING = "nothing"  # it waits for its turn, or is being processed
+    EXPAND = "expand"  # the shard was opened, but never published
     BRANCHES = "branches"  # messages of branches are lost
-    COLLECT = "collect"  # all branches have ended, but the callback never ran to its end
-    OPEN = "open"  # there is room for shards that were never let in
-    ADOPT = "adopt"  # shards that have not ended are no longer known as being processed
+    COLLECT = "collect"  # all branches have ended, but the callback never completed
+    OPEN = "open"  # the window has room for shards that were never opened
+    ADOPT = "adopt"  # unfinished shards are missing from the list of open ones
     AGGREGATE = "aggregate"  # all shards are collected, but the root callback never ran
-    LOSE = "lose"  # branches were published again too often: they are recorded as lost
-    FAIL = "fail"  # a callback was published again too often, or records are gone: it has failed
+    LOSE = "lose"  # branches were published again too often: record them as lost
+    FAIL = "fail"  # a callback was published again too often, or records are missing: fail the run
 
 
-class Seen(msgspec.Struct, frozen=True, kw_only=True):
-    """Which messages of a shard, or of a stage, are in the broker: waiting, or being processed.
+class BrokerMessages(msgspec.Struct, frozen=True, kw_only=True):
+    """The messages of a shard, or of a stage, in the broker: waiting, or being processed.
 
     Attributes:
-        branches: The positions of branches.
-        expand: Whether the shard's expand is there.
-        collect: Whether the shard's collect is there.
-        closing: Whether anything is there that will end the stage: a collect, its seal, its
+        branches: The positions of branches with a message.
+        expand: Whether the shard's expand has a message.
+        collect: Whether the shard's collect has a message.
+        closing: Whether a task that will end the stage has a message: a collect, its seal, its
             aggregate.
     """
 
@@ -53,11 +53,11 @@ class Seen(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Remedy(msgspec.Struct, frozen=True, kw_only=True):
-    """What to do.
+    """A step to do again, and for which branches.
 
     Attributes:
-        heal: The step to do again.
-        positions: The branches that it is about; for ``adopt``, the shards.
+        heal: The step.
+        positions: The positions of the branches; for ``adopt``, the numbers of the shards.
     """
 
     heal: Heal
@@ -67,27 +67,29 @@ class Remedy(msgspec.Struct, frozen=True, kw_only=True):
 _NOTHING = Remedy(heal=Heal.NOTHING)
 
 
-def heal_shard(shard: ShardState, seen: Seen, *, lanes: int, max_heals: int) -> Remedy:
-    """Return what an open shard that makes no progress needs.
+def heal_shard(
+    shard: ShardState, messages: BrokerMessages, *, permits: int, max_heals: int
+) -> Remedy:
+    """Return the remedy for an open shard that makes no progress.
 
-    It is something unless a message of it waits, or a living worker holds a branch of it: where
-    nothing is in flight, nothing but a remedy can bring the shard to its end.
+    It is ``nothing`` only if a message of the shard is in the broker, or a live worker holds one of
+    its branches. Otherwise nothing is in flight, and only a remedy can complete the shard.
 
     Args:
-        shard: What the store holds of it.
-        seen: What the broker holds of it.
-        lanes: How many of its branches may be in flight; 0 is all of them.
-        max_heals: How often its branches are published again before they are lost, and then its
-            callback before the run has failed.
+        shard: The shard's records in the store.
+        messages: The shard's messages in the broker.
+        permits: How many of its branches may be in flight; 0 is all of them.
+        max_heals: How often its branches are published again before they are lost, and after that
+            its callback before the run fails.
     """
-    if seen.expand or seen.collect:
+    if messages.expand or messages.collect:
         return _NOTHING
     if shard.finished or len(shard.ended) >= shard.count:
-        # One that is finished may have been let in again by a retry: its expand sees to that.
-        again = Heal.EXPAND if shard.finished else Heal.COLLECT
-        return Remedy(heal=again if shard.heals < 2 * max_heals else Heal.FAIL)
-    missing = unpublished(shard, seen, lanes=lanes)
-    # Those that were never published cannot have been lost.
+        # A retry may have opened a finished shard again: its expand handles that.
+        step = Heal.EXPAND if shard.finished else Heal.COLLECT
+        return Remedy(heal=step if shard.heals < 2 * max_heals else Heal.FAIL)
+    missing = unpublished(shard, messages, permits=permits)
+    # Branches that were never published cannot have been lost.
     is_lost = bool(missing) and missing[-1] < _published(shard)
     if is_lost and shard.heals >= max_heals:
         return Remedy(heal=Heal.LOSE, positions=missing)
@@ -96,49 +98,49 @@ def heal_shard(shard: ShardState, seen: Seen, *, lanes: int, max_heals: int) -> 
     return Remedy(heal=Heal.BRANCHES, positions=missing) if missing else _NOTHING
 
 
-def unpublished(shard: ShardState, seen: Seen, *, lanes: int) -> tuple[int, ...]:
-    """Return the branches of a shard that must be published for it to go on.
+def unpublished(shard: ShardState, messages: BrokerMessages, *, permits: int) -> tuple[int, ...]:
+    """Return the positions of the branches that must be published for a shard to go on.
 
-    What was published and has neither outcome nor message is lost. Of branches that follow one
-    another, those to come need no message while one before them is in flight; where none is, as
-    many as may be in flight must begin anew.
+    A published branch with neither an outcome nor a message is lost. With permits, each branch that
+    ends feeds a later one, so later branches need no message while one is in flight. If none is,
+    as many branches as there are permits must start again.
 
     Args:
-        shard: What the store holds of it.
-        seen: What the broker holds of it.
-        lanes: How many of its branches may be in flight; 0 is all of them.
+        shard: The shard's records in the store.
+        messages: The shard's messages in the broker.
+        permits: How many of its branches may be in flight; 0 is all of them.
     """
     open_ = set(range(shard.count)) - shard.ended
-    waiting = (seen.branches | shard.held) & open_
+    waiting = (messages.branches | shard.held) & open_
     rest = sorted(open_ - waiting)
     published = _published(shard)
     lost = tuple(position for position in rest if position < published)
     if lost or waiting:
         return lost
-    return tuple(rest[: lanes or None])
+    return tuple(rest[: permits or None])
 
 
 def _published(shard: ShardState) -> int:
-    # Where none ever were, all are to be, and at once.
+    # If none was ever published, all must be.
     return shard.count if shard.published is None else shard.published
 
 
 def heal_stage(
-    stage: StageProgress, seen: Seen, *, incomplete: Sequence[int], max_heals: int
+    stage: StageProgress, messages: BrokerMessages, *, incomplete: Sequence[int], max_heals: int
 ) -> Remedy:
-    """Return what a stage that makes no progress needs.
+    """Return the remedy for a stage that makes no progress.
 
     Args:
-        stage: What the store holds of it.
-        seen: What the broker holds of it.
+        stage: The stage's records in the store.
+        messages: The stage's messages in the broker.
         incomplete: Its shards that have fewer outcomes than branches.
-        max_heals: How often its callback is published again before the run has failed.
+        max_heals: How often its callback is published again before the run fails.
     """
     if stage.open:
         return _NOTHING
     if stage.opened < stage.written:
         return Remedy(heal=Heal.OPEN)
-    if not stage.sealed or seen.closing:
+    if not stage.sealed or messages.closing:
         return _NOTHING
     if incomplete:
         return Remedy(heal=Heal.ADOPT, positions=tuple(incomplete))

@@ -1,11 +1,11 @@
-"""When a model fails for everybody, and not for one document: pure policy, no broker.
+"""The outage policy: whether a model fails for all callers, or a call for its own document.
 
-Two questions, answered apart. *Whose fault is a failed call?* A branch may fail so often for
-reasons of its own; what strikes all branches alike spends none of that. The calls of others that
-began about when its own did tell: a failure counts as much as it was unlikely then, so that five
-whole ones are a chance of 1 in 100,000. *Should the model be left alone?* Where hardly a call can
-succeed, a circuit breaker holds all calls back, lets one through now and then, and lets all go on
-when one has succeeded.
+It answers two questions separately. *Does a failed call count against its branch?* A branch has a
+number of attempts for failures of its own; a failure that strikes all branches uses none of them.
+The calls of other branches that began at about the same time decide: the less likely a failure was
+then, the more it counts, so that five whole attempts are a chance of 1 in 100,000. *Should calls to
+the model stop?* When hardly any call can succeed, a circuit breaker holds back all calls, lets a
+probe through now and then, and closes when a call has succeeded.
 """
 
 from __future__ import annotations
@@ -25,28 +25,28 @@ if TYPE_CHECKING:
     from fanout.core.errors import LLMError
 
 __all__ = [
-    "BESIDE_S",
     "CLOSED",
     "FIRST_PROBE_S",
     "FORGET_S",
     "MAX_PROBE_S",
+    "NEIGHBOUR_S",
     "REOPEN_S",
     "SHARED",
     "SLOT_S",
-    "Beside",
     "Breaker",
+    "BreakerReply",
     "Failure",
-    "Slot",
-    "Standing",
-    "Verdict",
+    "FailureVerdict",
+    "NeighbourCalls",
+    "TimeSlot",
     "ask",
-    "beside",
     "close",
     "cost_alone",
     "cost_of_own",
     "down_s",
     "is_outage",
     "judge_alone",
+    "neighbour_calls",
     "reaches_s",
     "spent",
     "trip",
@@ -54,30 +54,30 @@ __all__ = [
 
 FIRST_PROBE_S = 1.0
 MAX_PROBE_S = 30.0
-# A breaker that nobody has asked for so long says nothing any more.
+# An open breaker that no caller has asked for this long counts as closed.
 FORGET_S = 120.0
-# Who was told by another worker's success that the model answers may not stop the fleet again so
-# soon: it may be that worker alone which does not reach the provider.
+# After another worker's success has closed the breaker, it cannot open again for this long: the
+# reporting worker may be the only one that cannot reach the provider.
 REOPEN_S = 30.0
 
-# What may strike everybody. The first are never about one document, the others may be.
+# Errors that may strike all callers. Those in _COMMON never depend on one document, others may.
 _COMMON = frozenset({ErrorKind.RATE_LIMITED, ErrorKind.CONNECTION})
 SHARED = _COMMON | {ErrorKind.SERVER_ERROR, ErrorKind.TIMEOUT}
 _COMMON_STATUSES = frozenset({429, 502, 503, 504, 529})
 
-# Calls that began within one such span are counted together.
+# Calls that began within one span of this length are counted together.
 SLOT_S = 0.25
-# How far around a failed call those of others are looked at: as far as its branch's call before is
-# away, as it is the next one's chance that is to be told.
+# The bounds of the time around a failed call in which other branches' calls are compared. It is the
+# time since the previous call of the same branch: the comparison estimates a retry's chance.
 _LEAST_REACH_S = 1.0
 _MOST_REACH_S = 10.0
-# A success shows that a call was possible which began so little later.
-BESIDE_S = 0.5
-# How old a success may be, where nobody else calls: then there is nothing to compare with, and a
-# failure counts in part. At the usual waits between them, these are some minutes.
-_LATELY_S = 60.0
+# A success shows that a call could succeed if it began at most this much later.
+NEIGHBOUR_S = 0.5
+# The greatest age of a success that counts if no other branch calls. There is then no comparison,
+# and each failure counts in part: with the usual waits, a branch keeps trying for some minutes.
+_RECENT_S = 60.0
 _UNSURE = 1 / 3
-# So many failures side by side as would happen once in a thousand times.
+# The probability below which a series of failures is no longer a coincidence.
 _CHANCE = 1e-3
 _LEAST_BRANCHES = 2
 _SHARE_BOUNDS = (0.02, 0.98)
@@ -87,10 +87,10 @@ class Breaker(msgspec.Struct, frozen=True, kw_only=True):
     """Whether calls to a model are held back, in seconds of one clock.
 
     Attributes:
-        opened_at: Since when they are; None where they are not.
-        until: When the next of them may be tried.
-        probes: How often one was.
-        closed_at: When they last were let go on.
+        opened_at: The time since which they are; None if they are not.
+        until: The time of the next probe.
+        probes: The number of probes so far.
+        closed_at: The time at which the breaker last closed.
     """
 
     opened_at: float | None = None
@@ -102,13 +102,13 @@ class Breaker(msgspec.Struct, frozen=True, kw_only=True):
 CLOSED = Breaker()
 
 
-class Standing(msgspec.Struct, frozen=True, kw_only=True):
-    """What whoever wants to call a model is told.
+class BreakerReply(msgspec.Struct, frozen=True, kw_only=True):
+    """The breaker's reply to a caller that wants to call a model.
 
     Attributes:
-        wait_s: Seconds for which no call shall begin; 0 where it may.
-        down_s: Seconds since which the model fails for everybody; None where it does not.
-        is_probe: Whether this call is let through to see whether the model is well again.
+        wait_s: Seconds to wait before the call; 0 if it may begin.
+        down_s: Seconds since the model began to fail for all callers; None if it does not.
+        is_probe: Whether this call is a probe that checks whether the model has recovered.
     """
 
     wait_s: float = 0.0
@@ -116,16 +116,17 @@ class Standing(msgspec.Struct, frozen=True, kw_only=True):
     is_probe: bool = False
 
 
-class Slot(msgspec.Struct, kw_only=True):
-    """Calls to a model that began within one span of SLOT_S, as far as they have ended.
+class TimeSlot(msgspec.Struct, kw_only=True):
+    """The ended calls to a model that began within one span of SLOT_S.
 
     Attributes:
         succeeded: First calls of their branches that succeeded.
-        failed: First calls that failed for a reason that others may share.
-        succeeded_again: Calls of branches that had failed before, and now succeeded.
-        failed_again: The same that failed once more, and no call that began after their branch's
-            first one has succeeded.
-        failed_late: The same, and one has: the branch may be at fault itself.
+        failed: First calls that failed with an error that other branches may share.
+        succeeded_again: Retries that succeeded.
+        failed_again: Retries that failed, where no call that began after the branch's first one
+            has succeeded.
+        failed_late: Retries that failed, where such a call has succeeded: the branch itself may be
+            the cause.
     """
 
     succeeded: int = 0
@@ -135,9 +136,9 @@ class Slot(msgspec.Struct, kw_only=True):
     failed_late: int = 0
 
     def share(self, *, has_recovered: bool) -> float | None:
-        """Return the share, 0 to 1, of calls that failed; None where there were none.
+        """Return the share, 0 to 1, of calls that failed; None if there were none.
 
-        First calls tell most. Those that failed late tell something where such calls do succeed.
+        First calls decide if there are any. Late failures count only if such retries do succeed.
         """
         again = self.failed_again + (self.failed_late if has_recovered else 0)
         for failed, succeeded in ((self.failed, self.succeeded), (again, self.succeeded_again)):
@@ -146,14 +147,14 @@ class Slot(msgspec.Struct, kw_only=True):
         return None
 
 
-class Beside(msgspec.Struct, frozen=True, kw_only=True):
-    """How the calls of other branches went that began about when a failed one did.
+class NeighbourCalls(msgspec.Struct, frozen=True, kw_only=True):
+    """The calls of other branches that began at about the time of a failed call.
 
     Attributes:
-        calls: How many they were that began as late: those before say nothing of an outage that
-            has just begun.
-        share: The share, 0 to 1, of the time at which such a call failed.
-        late: Calls that failed late: see Slot.
+        calls: How many began no earlier than the failed call: earlier ones cannot show an outage
+            that has just begun.
+        share: The share, 0 to 1, of the time in which such a call failed.
+        late: Calls that failed late: see TimeSlot.
     """
 
     calls: int = 0
@@ -162,12 +163,12 @@ class Beside(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Failure(msgspec.Struct, frozen=True, kw_only=True):
-    """A failed call of a branch, of a kind that others may share.
+    """A failed call of a branch, with an error that other branches may share.
 
     Attributes:
-        began: When, in seconds of one clock.
-        alone: What it costs where no call of others began about then: see cost_alone.
-        counted: In which field of Slot.
+        began: The time at which the call began, in seconds of one clock.
+        alone: Its cost in attempts without calls of other branches at that time: see cost_alone.
+        counted: The field of TimeSlot that counts it.
         is_asked: Whether the provider asked to wait: then it costs nothing.
     """
 
@@ -177,15 +178,15 @@ class Failure(msgspec.Struct, frozen=True, kw_only=True):
     is_asked: bool = False
 
 
-class Verdict(msgspec.Struct, frozen=True, kw_only=True):
-    """What a failed call means for its branch.
+class FailureVerdict(msgspec.Struct, frozen=True, kw_only=True):
+    """The consequences of a failed call for its branch.
 
     Attributes:
-        cost: How many attempts it adds to what the branch has spent. Its failures before are
-            judged anew by what is known since: it may be more than 1, or negative.
-        down_s: See Standing.
-        is_held: Whether all further calls to the model wait at the gate.
-        is_blind: Whether nothing is known that it could be judged by: no call ever succeeded here.
+        cost: The attempts to add to those that the branch has spent. Later calls may change the
+            cost of its earlier failures, so it may be more than 1, or negative.
+        down_s: See BreakerReply.
+        is_held: Whether the breaker holds back all further calls to the model.
+        is_blind: Whether there is nothing to compare with, as no call here has ever succeeded.
     """
 
     cost: float
@@ -193,29 +194,29 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     is_held: bool = False
     is_blind: bool = False
 
-    def beside_success(self) -> Verdict:
-        """Return the verdict where others are known to have succeeded all the same."""
+    def despite_success(self) -> FailureVerdict:
+        """Return the verdict for a failure although calls of other branches have succeeded."""
         return msgspec.structs.replace(self, cost=max(self.cost, _UNSURE))
 
 
 def is_outage(failing: int, success_share: float) -> bool:
-    """Say whether it is no chance that so many branches fail and none succeeds."""
+    """Say whether ``failing`` failures without a success are too unlikely to be a coincidence."""
     least, most = _SHARE_BOUNDS
     share = min(max(success_share, least), most)
     return failing >= _LEAST_BRANCHES and (1 - share) ** failing <= _CHANCE
 
 
 def reaches_s(failures: Sequence[Failure]) -> list[float]:
-    """Return how many seconds around each failed call of a branch those of others are looked at."""
+    """Return, for each failed call of a branch, the seconds around it to compare other calls in."""
     gaps = [after.began - before.began for before, after in pairwise(failures)]
     return [min(max(gap, _LEAST_REACH_S), _MOST_REACH_S) for gap in [0.0, *gaps]]
 
 
-def beside(slots: Sequence[Slot | None], *, has_recovered: bool) -> Beside:
-    """Return what the slots around a failed call tell, which is in the middle; None has no calls.
+def neighbour_calls(slots: Sequence[TimeSlot | None], *, has_recovered: bool) -> NeighbourCalls:
+    """Summarise the time slots around a failed call, which is in the middle; None has no calls.
 
-    The time counts, and not the calls: who fails calls less often than who succeeds. Until there
-    is another call, it goes as it went.
+    The share is of the time and not of the calls, as a failing branch calls less often than a
+    succeeding one. A slot without calls counts as the last one with calls.
     """
     calls = late = length = 0
     failing, share = 0.0, None
@@ -229,26 +230,29 @@ def beside(slots: Sequence[Slot | None], *, has_recovered: bool) -> Beside:
         if share is not None:
             failing += share
             length += 1
-    return Beside(calls=calls, share=failing / length, late=late) if length else Beside()
+    if not length:
+        return NeighbourCalls()
+    return NeighbourCalls(calls=calls, share=failing / length, late=late)
 
 
 def spent(
     failures: Sequence[Failure],
-    others: Sequence[Beside],
+    others: Sequence[NeighbourCalls],
     *,
     chance_of_success: float,
     has_recovered: bool,
     is_chance: bool,
 ) -> float:
-    """Return how many attempts the failed calls of a branch are, by what was beside each.
+    """Return how many attempts the failed calls of a branch have spent.
 
     Args:
-        failures: They.
-        others: What was beside each.
+        failures: The failed calls.
+        others: The neighbour calls of each.
         chance_of_success: Of a first call, 0 to 1.
-        has_recovered: Whether a branch that had failed has succeeded since they began. Where none
-            does of so many that it is no chance, what failed late is a whole one.
-        is_chance: Whether one has lately: alone, a failure is no more than it is unlikely then.
+        has_recovered: Whether a retry of any branch has succeeded since they began. If none has,
+            although too many failed late for a coincidence, each late failure is a whole attempt.
+        is_chance: Whether a retry has succeeded lately. A failure without neighbours then costs at
+            most as much as it was unlikely.
     """
     late = 0 if has_recovered else sum(each.late for each in others)
     stays = is_outage(late, chance_of_success)
@@ -261,47 +265,47 @@ def spent(
     )
 
 
-def _cost(failure: Failure, others: Beside, alone: float, *, stays: bool) -> float:
+def _cost(failure: Failure, others: NeighbourCalls, alone: float, *, stays: bool) -> float:
     if stays and failure.counted == "failed_late":
         return 1.0
     if not others.calls:
         return min(alone, failure.alone)
-    # This call is one of them: of two calls, one that fails shows little.
+    # The failed call itself counts as one more: one failure out of two calls shows little.
     share = (others.share * others.calls + 1) / (others.calls + 1)
     return min(1.0, -math.log10(share))
 
 
 def cost_alone(error: LLMError, *, lead_s: float | None, is_down: bool) -> float:
-    """Return what a failure costs, at most, where no call of others began about when it did.
+    """Return the most attempts that a failure without neighbour calls costs.
 
     Args:
         error: Why the call failed.
-        lead_s: By how many seconds the branch's first failed call began later than any call that
-            has succeeded; negative where one began later still; None where none ever succeeded.
-        is_down: Whether the model is known to fail for everybody.
+        lead_s: Seconds from the beginning of the last call that succeeded to that of the branch's
+            first failed call. It is negative if the success began later, and None without one.
+        is_down: Whether the model is known to fail for all callers.
     """
-    if is_down or lead_s is None or lead_s > _LATELY_S or (lead_s >= 0 and _is_common(error)):
+    if is_down or lead_s is None or lead_s > _RECENT_S or (lead_s >= 0 and _is_common(error)):
         return 0.0
     return _UNSURE
 
 
 def cost_of_own(error: LLMError) -> float | None:
-    """Return what a failure costs that is its branch's own; None where others may share it."""
+    """Return the cost of a failure that is the branch's own; None if others may share its cause."""
     if error.is_own or error.kind not in SHARED:
         return 0.0 if _lacks_something(error) else 1.0
     return None
 
 
-def judge_alone(error: LLMError) -> Verdict:
-    """Return the same where nothing is known of other branches."""
+def judge_alone(error: LLMError) -> FailureVerdict:
+    """Return the verdict on a failure if no other branches are known."""
     is_asked = error.retry_after_s is not None and not error.is_own
-    return Verdict(cost=0.0 if is_asked or _lacks_something(error) else 1.0)
+    return FailureVerdict(cost=0.0 if is_asked or _lacks_something(error) else 1.0)
 
 
 def _lacks_something(error: LLMError) -> bool:
-    """Say whether the caller's process had no thread or descriptor for the call: that passes.
+    """Say whether the caller's process had no thread or file descriptor for the call: it passes.
 
-    Memory may be lacking for this one document, however often it is tried.
+    Memory does not count: this one document may need too much of it at each attempt.
     """
     return is_exhausted(error) and not isinstance(error.__cause__, MemoryError)
 
@@ -311,7 +315,7 @@ def _is_common(error: LLMError) -> bool:
 
 
 def trip(breaker: Breaker, *, now: float, reopen_s: float = REOPEN_S) -> Breaker:
-    """Return the breaker after a report that a model fails for everybody."""
+    """Return the breaker after a report that a model fails for all callers."""
     if down_s(breaker, now=now) is not None:
         return breaker
     if now - breaker.closed_at < reopen_s:
@@ -319,25 +323,25 @@ def trip(breaker: Breaker, *, now: float, reopen_s: float = REOPEN_S) -> Breaker
     return msgspec.structs.replace(breaker, opened_at=now, until=now + FIRST_PROBE_S, probes=0)
 
 
-def ask(breaker: Breaker, *, now: float) -> tuple[Standing, Breaker]:
-    """Return whether a call may begin, and the breaker after the question.
+def ask(breaker: Breaker, *, now: float) -> tuple[BreakerReply, Breaker]:
+    """Return whether a call may begin, and the breaker after the request.
 
-    Who asks when the time has come is let through as a probe, and the next one at twice the
-    distance: a probe that fails need not be reported, nor one whose worker dies.
+    The first caller after the time of the next probe is let through as that probe, and the time to
+    the next one doubles. So a failed probe needs no report, and neither does one whose worker dies.
     """
     since_s = down_s(breaker, now=now)
     if since_s is None:
-        return Standing(), msgspec.structs.replace(breaker, opened_at=None)
+        return BreakerReply(), msgspec.structs.replace(breaker, opened_at=None)
     if now < breaker.until:
-        return Standing(wait_s=breaker.until - now, down_s=since_s), breaker
+        return BreakerReply(wait_s=breaker.until - now, down_s=since_s), breaker
     probes = breaker.probes + 1
     wait_s = min(MAX_PROBE_S, FIRST_PROBE_S * 2.0 ** min(probes, 30))
     after = msgspec.structs.replace(breaker, until=now + wait_s, probes=probes)
-    return Standing(wait_s=wait_s, down_s=since_s, is_probe=True), after
+    return BreakerReply(wait_s=wait_s, down_s=since_s, is_probe=True), after
 
 
 def down_s(breaker: Breaker, *, now: float) -> float | None:
-    """Return since how many seconds a model fails for everybody; None where it does not."""
+    """Return the seconds since a model began to fail for all callers; None if it does not."""
     if breaker.opened_at is None or now - breaker.until > FORGET_S:
         return None
     return max(0.0, now - breaker.opened_at)

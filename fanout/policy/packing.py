@@ -1,4 +1,4 @@
-"""Packing: a stream of chunks becomes a stream of shards."""
+"""Packing of a stream of chunks into a stream of shards."""
 
 from __future__ import annotations
 
@@ -25,14 +25,13 @@ def pack(
     """Yield shards of up to ``max_branches`` branches and about ``max_bytes`` of text, lazily.
 
     A chunk whose branches do not fit into one shard is repeated in the next, so that any number
-    of samples works. A single chunk larger than ``max_bytes`` makes a shard of its own.
+    of samples works. A chunk larger than ``max_bytes`` gets a shard of its own.
     """
-    packer = _Packer(max_branches, max_bytes)
+    packer = _ShardPacker(max_branches, max_bytes)
     for number, chunk in enumerate(chunks):
-        todo = branches_per_chunk
-        while todo:
-            taken = packer.take(number, chunk, todo)
-            todo -= taken
+        remaining = branches_per_chunk
+        while remaining:
+            remaining -= packer.take(number, chunk, remaining)
             if packer.is_full:
                 yield packer.shard()
     if packer.count:
@@ -44,7 +43,7 @@ def shard_chunk(shard: Shard, index: int, branches_per_chunk: int) -> Chunk:
     return shard.chunks[index // branches_per_chunk - shard.first_chunk]
 
 
-class _Packer:
+class _ShardPacker:
     def __init__(self, max_branches: int, max_bytes: int) -> None:
         self._max_branches = max_branches
         self._max_bytes = max_bytes
@@ -62,14 +61,15 @@ class _Packer:
     def is_full(self) -> bool:
         return self.count >= self._max_branches or self._bytes >= self._max_bytes
 
-    def take(self, number: int, chunk: Chunk, wanted: int) -> int:
+    def take(self, number: int, chunk: Chunk, branches: int) -> int:
+        """Take branches of a chunk into the shard; return how many fit."""
         if not self._chunks:
             self._first_chunk = number
         if number != self._last_chunk:
             self._chunks.append(chunk)
             self._bytes += len(chunk.text)
             self._last_chunk = number
-        taken = min(wanted, self._max_branches - self.count)
+        taken = min(branches, self._max_branches - self.count)
         self.count += taken
         return taken
 

@@ -1,4 +1,4 @@
-"""When a failed call is made again: a pure policy by kind of error."""
+"""The retry policy: whether and when a failed call is made again, and when a run stops."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ __all__ = [
     "RetryDecision",
     "decide",
     "is_common",
-    "more_room",
+    "larger_token_limit",
     "stop_after",
 ]
 
 RETRYABLE = frozenset(
     {
         ErrorKind.RATE_LIMITED,  # it passes, and the provider often says when
-        ErrorKind.TIMEOUT,  # one slow answer says nothing of the next
-        ErrorKind.CONNECTION,  # networks and servers come back
-        ErrorKind.SERVER_ERROR,  # the provider's fault, mostly short
+        ErrorKind.TIMEOUT,  # one slow answer does not predict the next
+        ErrorKind.CONNECTION,  # networks and servers recover
+        ErrorKind.SERVER_ERROR,  # the provider's fault, usually short
         ErrorKind.INVALID_OUTPUT,  # sampling may give a better answer
     }
 )
 
-# These fail every branch alike: one message instead of a hundred thousand failures.
+# These fail every branch: one error message instead of a hundred thousand failures.
 STOPS_RUN = frozenset({ErrorKind.AUTH, ErrorKind.BUDGET})
 
-# Parts of attempts do not add up exactly.
+# The tolerance for sums of fractional attempts.
 _ROUNDING = 1e-6
 
 
@@ -61,35 +61,35 @@ def decide(
     retry_after_s: float | None = None,
     is_held: bool = False,
 ) -> RetryDecision | None:
-    """Return whether and when a failed call is made again, or None where it is not.
+    """Return the wait before a failed call is made again, or None if it is not.
 
-    The wait doubles with each failure, up to ``policy.max_wait_s``, and is between half of that
-    and all of it, so that branches that failed together do not come back together. What the
-    provider asks for in ``Retry-After`` is the least, but it is asked again after MAX_BLOCK_S.
+    The wait doubles with each failure, up to ``policy.max_wait_s``. Jitter takes up to half of it
+    away, so that branches that failed together do not retry together. The wait is at least the
+    provider's ``Retry-After``, but of that at most MAX_BLOCK_S.
 
     Args:
         kind: Why the call failed.
         spent: Attempts that count against the branch: see fanout.policy.outages.
         failures: Calls that have failed so far, from 1.
-        elapsed_s: Seconds since the first call began, or since which the model fails for everybody.
+        elapsed_s: Seconds since the first call began, or since the model began to fail for all.
         policy: The bounds.
         jitter: A random number from 0 to 1.
         retry_after_s: Seconds that the provider asked to wait, or None.
-        is_held: Whether all calls to the model are held back: then there is no need to wait here.
+        is_held: Whether the breaker holds back all calls to the model, so that the wait is there.
     """
     if policy.max_attempts == 1:
-        # Whoever allows one call wants no other, whatever struck it.
+        # A user who allows one call wants no second one, even in an outage.
         return None
     if kind not in RETRYABLE or spent >= policy.max_attempts - _ROUNDING:
         return None
     if is_held:
-        # Whatever the provider asks for is waited for there.
+        # The breaker also waits for the provider's Retry-After.
         full, asked_s = policy.base_wait_s, 0.0
     else:
         full = min(policy.max_wait_s, policy.base_wait_s * 2.0 ** min(failures - 1, 30))
         asked_s = min(retry_after_s or 0.0, MAX_BLOCK_S)
         if spent < failures - _ROUNDING:
-            # It is the provider who is slow to be well: look soon whether it is.
+            # The provider is at fault: check soon whether it has recovered.
             full = min(full, MAX_PROBE_S)
     wait_s = max(full * (0.5 + jitter / 2), asked_s)
     if elapsed_s + wait_s > policy.max_elapsed_s:
@@ -97,7 +97,7 @@ def decide(
     return RetryDecision(wait_s=wait_s)
 
 
-def more_room(
+def larger_token_limit(
     kind: ErrorKind,
     *,
     spent: float,
@@ -106,31 +106,31 @@ def more_room(
     max_tokens: int | None,
     used_tokens: int | None,
 ) -> int | None:
-    """Return how many tokens to allow an answer that was cut, when it is asked for once more.
+    """Return the token limit for the retry of a truncated answer: twice the previous one.
 
-    Twice what it had. None where it is not to be asked for again, or nobody knows what it had: the
-    same limit would cut it at the same place.
+    None if there is no retry, or if the previous limit is unknown: the same limit would truncate
+    the answer at the same place.
 
     Args:
         kind: Why the call failed.
         spent: Attempts that count against the branch: see fanout.policy.outages.
         elapsed_s: Seconds since the first call began.
         policy: The bounds.
-        max_tokens: The limit that was asked for, or None.
-        used_tokens: Tokens that the answer had, or None.
+        max_tokens: The limit of the call, or None.
+        used_tokens: Tokens of the answer, or None.
     """
     if kind is not ErrorKind.TRUNCATED or spent >= policy.max_attempts - _ROUNDING:
         return None
-    room = max_tokens or used_tokens
-    return 2 * room if room and elapsed_s <= policy.max_elapsed_s else None
+    limit = max_tokens or used_tokens
+    return 2 * limit if limit and elapsed_s <= policy.max_elapsed_s else None
 
 
 def stop_after(kind: ErrorKind, given: int | None) -> int:
-    """Return how many branches must fail alike until their run is stopped; 0: it is not.
+    """Return the number of branches with the same failure that stops their run; 0: none does.
 
     Args:
         kind: Why a branch failed.
-        given: What its error says of that itself, or None.
+        given: ``stop_after`` of its error, or None.
     """
     if given is None:
         return 1 if kind in STOPS_RUN else 0
@@ -138,11 +138,11 @@ def stop_after(kind: ErrorKind, given: int | None) -> int:
 
 
 def is_common(*, alike: int, stop_after: int, succeeded: int) -> bool:
-    """Say whether what a branch failed of will fail all others: their run is then stopped.
+    """Say whether a failure will strike all other branches, so that their run must stop.
 
     Args:
-        alike: Branches of the run that have failed so, this one included.
-        stop_after: How many it takes; 1 needs no others, and outweighs what succeeded.
+        alike: Branches of the run with the same failure, this one included.
+        stop_after: The number that stops the run; 1 stops it even after successes.
         succeeded: Branches of the run that have succeeded.
     """
     if stop_after <= 1:

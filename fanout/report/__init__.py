@@ -1,6 +1,6 @@
-"""A run as one web page that needs nothing else: no network, no script, no other file.
+"""The report of a run: one self-contained HTML page, without network, scripts or other files.
 
-The Python modules make figures; the HTML, the SVG and the style are in ``templates/``.
+The Python modules compute the figures; the HTML, the SVG and the style are in ``templates/``.
 """
 
 from fanout.report.figures import Figures

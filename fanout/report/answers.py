@@ -1,4 +1,4 @@
-"""The aggregates of a run, cut to what a page can show."""
+"""The aggregates of a run, truncated to the size of a page."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Ranking", "ShownAggregate", "ShownAggregates", "VoteTable", "Votes", "aggregates"]
 
-# The page must open on a phone. It says what it leaves out, and `fanout results` has all of it.
+# The page must open on a phone. It says what it omits, and `fanout results` prints everything.
 _CHARS = 120_000
 _GROUPS = 200
 _CROSSED = 8
@@ -33,9 +33,9 @@ class VoteTable:
     """The votes of all groups.
 
     Attributes:
-        answers: The most frequent ones, as columns.
-        rows: Each group, its votes for each answer, and all its votes.
-        rarer: Answers that have no column.
+        answers: The most frequent answers, as columns.
+        rows: Each group with its votes for each answer, and the sum of its votes.
+        rarer: The number of answers without a column.
     """
 
     answers: list[str]
@@ -49,10 +49,10 @@ class Votes:
 
     Attributes:
         winner: The answer with the most votes, or None.
-        tied: How many answers share the most votes; 0 where there is a winner, or no vote.
-        cast: All votes.
+        tied: How many answers share the most votes; 0 with a winner, or without votes.
+        cast: The number of votes.
         rows: The most frequent answers with their votes.
-        answers: How many different answers there are.
+        answers: The number of different answers.
     """
 
     winner: str | None
@@ -64,7 +64,7 @@ class Votes:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Ranking:
-    """A ranking: its first rows as rank, score or None, branch and output; ``count`` is of all."""
+    """A ranking: its first rows with rank, score or None, branch and output; and the row count."""
 
     rows: list[tuple[int, float | None, str, str]]
     count: int
@@ -72,13 +72,13 @@ class Ranking:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ShownAggregate:
-    """An aggregate: one of votes, a ranking, a text, and other JSON.
+    """An aggregate as the page shows it: votes, a ranking, a text, or other JSON.
 
     Attributes:
-        group: The name of its group; None where the run has no groups.
-        succeeded: Branches in it with an output.
-        count: Branches in it.
-        notes: What its aggregator says about it.
+        group: The name of its group; None if the run has no groups.
+        succeeded: Its branches with an output.
+        count: All its branches.
+        notes: The notes of its aggregator.
         votes: The votes, or None.
         ranking: The ranking, or None.
         text: The text, or None.
@@ -97,15 +97,15 @@ class ShownAggregate:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ShownAggregates:
-    """What the page shows of the aggregates; ``more`` is the number of groups without a place."""
+    """The aggregates as the page shows them; ``more`` is the number of omitted groups."""
 
     votes: VoteTable | None
     shown: list[ShownAggregate]
     more: int
 
 
-class _Room:
-    """How many characters of answers the page still takes."""
+class _CharBudget:
+    """The number of characters of answers that the page can still take."""
 
     def __init__(self) -> None:
         self._left = _CHARS
@@ -123,39 +123,39 @@ class _Room:
 
 
 def aggregates(stored: StoredResult, reduction: str, *, is_grouped: bool) -> ShownAggregates:
-    """Return what the page shows of the aggregates of a run."""
-    room = _Room()
-    votes = _vote_table(stored, room) if is_grouped and reduction == "vote" else None
-    shown = list(_aggregates(stored, reduction, room, is_grouped=is_grouped))
+    """Return the aggregates of a run as the page shows them."""
+    budget = _CharBudget()
+    votes = _vote_table(stored, budget) if is_grouped and reduction == "vote" else None
+    shown = list(_aggregates(stored, reduction, budget, is_grouped=is_grouped))
     return ShownAggregates(votes=votes, shown=shown, more=len(stored.aggregates) - len(shown))
 
 
 def _aggregates(
-    stored: StoredResult, reduction: str, room: _Room, *, is_grouped: bool
+    stored: StoredResult, reduction: str, budget: _CharBudget, *, is_grouped: bool
 ) -> Iterator[ShownAggregate]:
     for number, (group, one) in enumerate(stored.aggregates.items()):
-        if number >= _GROUPS or (number and room.is_full()):
+        if number >= _GROUPS or (number and budget.is_full()):
             return
         yield ShownAggregate(
-            group=room.take_line(group) if is_grouped else None,
+            group=budget.take_line(group) if is_grouped else None,
             succeeded=one.succeeded,
             count=one.succeeded + one.failed,
             notes=[one_line(note, _NOTE_CHARS) for note in one.notes[:_NOTES]],
-            **_value(one, reduction, room),
+            **_value(one, reduction, budget),
         )
 
 
-def _value(one: Aggregate, reduction: str, room: _Room) -> dict[str, Any]:
+def _value(one: Aggregate, reduction: str, budget: _CharBudget) -> dict[str, Any]:
     if reduction == "vote" and one.value is not None:
-        return {"votes": _votes(one.value, room)}
+        return {"votes": _votes(one.value, budget)}
     if reduction == "rank" and one.value is not None:
-        return {"ranking": _ranking(one.value, room)}
+        return {"ranking": _ranking(one.value, budget)}
     if isinstance(one.value, str):
-        return {"text": room.take(one.value)}
-    return {"json": room.take(_json(one.value))}
+        return {"text": budget.take(one.value)}
+    return {"json": budget.take(_json(one.value))}
 
 
-def _vote_table(stored: StoredResult, room: _Room) -> VoteTable:
+def _vote_table(stored: StoredResult, budget: _CharBudget) -> VoteTable:
     sums: Counter[str] = Counter()
     for one in stored.aggregates.values():
         sums.update((one.value or {}).get("votes", {}))
@@ -164,25 +164,25 @@ def _vote_table(stored: StoredResult, room: _Room) -> VoteTable:
     for group, one in list(stored.aggregates.items())[:_GROUPS]:
         votes = (one.value or {}).get("votes", {})
         counts = [votes.get(answer, 0) for answer in answers]
-        rows.append((room.take_line(group), counts, sum(votes.values())))
-    columns = [room.take_line(answer) for answer in answers]
+        rows.append((budget.take_line(group), counts, sum(votes.values())))
+    columns = [budget.take_line(answer) for answer in answers]
     return VoteTable(answers=columns, rows=rows, rarer=len(sums) - len(answers))
 
 
-def _votes(value: dict[str, Any], room: _Room) -> Votes:
+def _votes(value: dict[str, Any], budget: _CharBudget) -> Votes:
     votes = sorted(value["votes"].items(), key=lambda item: -item[1])
     return Votes(
-        winner=None if value["winner"] is None else room.take_line(value["winner"]),
+        winner=None if value["winner"] is None else budget.take_line(value["winner"]),
         tied=len(value["tied"]),
         cast=sum(count for _, count in votes),
-        rows=[(room.take_line(answer), count) for answer, count in votes[:_VOTE_ROWS]],
+        rows=[(budget.take_line(answer), count) for answer, count in votes[:_VOTE_ROWS]],
         answers=len(votes),
     )
 
 
-def _ranking(value: list[dict[str, Any]], room: _Room) -> Ranking:
+def _ranking(value: list[dict[str, Any]], budget: _CharBudget) -> Ranking:
     rows = [
-        (row["rank"], row["score"], room.take(_branch(row)), room.take_line(row["output"]))
+        (row["rank"], row["score"], budget.take(_branch(row)), budget.take_line(row["output"]))
         for row in value[:_RANK_ROWS]
     ]
     return Ranking(rows=rows, count=len(value))
@@ -194,7 +194,7 @@ def _branch(row: dict[str, Any]) -> str:
 
 
 def _json(value: Any) -> str:
-    """Return a value as indented JSON, as much of it as the page takes."""
+    """Return a value as indented JSON, truncated to the size of the page."""
     pieces, size = [], 0
     for piece in json.JSONEncoder(ensure_ascii=False, indent=2).iterencode(value):
         pieces.append(piece)

@@ -1,4 +1,4 @@
-"""Bar charts: where each part of a drawing is. ``templates/chart.svg.j2`` draws it."""
+"""The layout of bar charts, which ``templates/chart.svg.j2`` draws."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _TIME_STEPS_S = (
 
 
 class Tick(NamedTuple):
-    """A mark on an axis: where it is, and its label."""
+    """A mark on an axis: its position and its label."""
 
     value: float
     label: str
@@ -38,8 +38,8 @@ class Bar(NamedTuple):
     """A bar of a chart.
 
     Attributes:
-        low: Where it begins on the horizontal axis.
-        high: Where it ends.
+        low: Its lower bound on the horizontal axis.
+        high: Its upper bound.
         values: The parts of its height, from the bottom up; one for each series.
         start: Its lower bound as text.
         end: Its upper bound as text.
@@ -58,7 +58,7 @@ class Chart:
 
     Attributes:
         bars: From left to right; at least one.
-        ticks: Of the horizontal axis.
+        ticks: The ticks of the horizontal axis.
         markers: Lines through the chart, such as percentiles.
         is_log: Whether the horizontal axis is logarithmic.
     """
@@ -90,7 +90,7 @@ class Rect(NamedTuple):
 
 
 class Label(NamedTuple):
-    """A text and where it is."""
+    """A text and its position."""
 
     x: float
     y: float
@@ -99,21 +99,21 @@ class Label(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Drawing:
-    """A chart on paper, in units of its own text; x grows to the right and y down.
+    """The layout of a chart, in SVG units; x grows to the right and y down.
 
     Attributes:
-        width: Of the paper.
-        height: Of the paper.
+        width: The width of the image.
+        height: The height of the image.
         left: The left edge of the plot.
         right: Its right edge.
         top: Its upper edge.
         bottom: The horizontal axis.
         rules: Labels of the vertical axis; each has a line through the plot, 4 units above.
-        bars: Those that are not empty, with their parts.
-        ticks: Where ticks of the horizontal axis are.
-        tick_labels: As many of their labels as there is room for.
-        markers: Where the markers are.
-        marker_labels: Their labels; markers too close to each other share one.
+        bars: The bars that are not empty, with their parts.
+        ticks: The positions of the ticks on the horizontal axis.
+        tick_labels: As many of their labels as fit.
+        markers: The positions of the markers.
+        marker_labels: Their labels; markers close to each other share one.
     """
 
     width: int
@@ -131,7 +131,7 @@ class Drawing:
 
 
 class _Frame(NamedTuple):
-    """Where things are on the paper."""
+    """The plot area, and the mapping of values to positions in it."""
 
     left: float
     right: float
@@ -154,7 +154,7 @@ class _Frame(NamedTuple):
 
 
 def draw(chart: Chart, width: int) -> Drawing:
-    """Place a chart on paper of a width."""
+    """Return the layout of a chart for an image of a width."""
     y_ticks = linear_ticks(0, max(sum(chart.peak.values), 1), wanted=4, is_whole=True)
     frame = _Frame(
         left=_px(10 + _DIGIT_WIDTH * max(len(tick.label) for tick in y_ticks)),
@@ -186,13 +186,13 @@ def draw(chart: Chart, width: int) -> Drawing:
 
 def _rects(frame: _Frame, bar: Bar) -> list[Rect]:
     left, right = frame.x(bar.low), frame.x(bar.high)
-    # A small gap between bars, as long as they are wide enough.
+    # A small gap between bars, if they are wide enough.
     width = max(right - left - min(1.0, (right - left) / 4), 0.5)
     rects, below = [], 0
     for series, value in enumerate(bar.values):
         if value:
             top, bottom = frame.y(below + value), frame.y(below)
-            # One in a hundred thousand stays visible.
+            # A bar of one in a hundred thousand stays visible.
             height = max(bottom - top, 1.0)
             y = _px(bottom - height)
             rects.append(Rect(_px(left), y, _px(width), _px(height), series))
@@ -245,7 +245,7 @@ def log_ticks(low_s: float, high_s: float) -> list[Tick]:
     values = [step * 10.0**power for power in powers for step in _STEPS]
     within = [value for value in values if low_s <= value <= high_s]
     if len(within) < _FEWEST_TICKS:
-        # The axis is short: it does not matter that it is not a straight one.
+        # On so short an axis, evenly spaced ticks are good enough.
         linear = linear_ticks(low_s, high_s, wanted=4)
         within = [tick.value for tick in linear if low_s <= tick.value <= high_s]
     return [Tick(value, duration(value)) for value in within]

@@ -1,4 +1,4 @@
-"""How long branches took: a fine histogram, whose size does not depend on their number."""
+"""The histogram of the durations of branches; its size does not depend on their number."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import msgspec
 
 from fanout.core.latency import bucket_of, percentile_s
 
-__all__ = ["BOUNDS_S", "Bin", "DurationFigures", "Durations"]
+__all__ = ["BOUNDS_S", "Bin", "DurationCounter", "DurationFigures"]
 
 _PER_DOUBLING = 64
 _LEAST_LOG2, _MOST_LOG2 = -24, 24
-# Shorter durations count as this one: a few of them would stretch the chart.
+# Shorter durations count as this one, as a few of them would stretch the chart.
 _LEAST_S = 1e-5
-# Buckets that a bar has at least: bars do not get narrower than 2 %.
+# A bar has at least so many buckets, which makes it 2 % wide.
 _LEAST_WIDTH = 2
 _FEWEST_BINS, _MOST_BINS = 8, 40
 
@@ -46,17 +46,17 @@ class Bin(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class DurationFigures(msgspec.Struct, frozen=True, kw_only=True):
-    """How long the branches took that made a call, waits and retries included.
+    """The durations of the branches that made a call, waits and retries included.
 
     Attributes:
-        count: How many those are.
-        mean_s: On average; None where there is none.
-        least_s: The fastest.
-        p50_s: Half of them took no longer. The error of percentiles is at most 2 %.
-        p90_s: Nine in ten took no longer.
-        p99_s: All but one in a hundred took no longer.
-        most_s: The slowest.
-        bins: The histogram, without a gap; if there would be few bins, empty ones are added.
+        count: The number of these branches. Without any, all durations are None.
+        mean_s: The mean.
+        least_s: The minimum.
+        p50_s: The median. The error of percentiles is at most 2 %.
+        p90_s: The 90th percentile.
+        p99_s: The 99th percentile.
+        most_s: The maximum.
+        bins: The histogram, without gaps; empty bins are added to a narrow one.
     """
 
     count: int
@@ -69,8 +69,8 @@ class DurationFigures(msgspec.Struct, frozen=True, kw_only=True):
     bins: list[Bin]
 
 
-class Durations:
-    """Takes durations one by one."""
+class DurationCounter:
+    """Counts durations one by one."""
 
     def __init__(self) -> None:
         self._succeeded: Counter[int] = Counter()
@@ -80,7 +80,7 @@ class Durations:
         self._most_s = 0.0
 
     def add(self, seconds: float, *, failed: bool) -> None:
-        """Take the duration of one branch."""
+        """Count the duration of one branch."""
         counts = self._failed if failed else self._succeeded
         counts[bucket_of(max(seconds, _LEAST_S), BOUNDS_S)] += 1
         self._sum_s += seconds
@@ -88,7 +88,7 @@ class Durations:
         self._most_s = max(self._most_s, seconds)
 
     def figures(self) -> DurationFigures:
-        """Return what was taken."""
+        """Return the figures of the counted durations."""
         counts = self._succeeded + self._failed
         count = counts.total()
         if not count:

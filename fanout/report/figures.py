@@ -1,4 +1,4 @@
-"""The figures of a run: what its report shows, and what ``fanout report --json`` prints."""
+"""The figures of a run, for its report and for ``fanout report --json``."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ __all__ = [
     "ErrorExample",
     "ErrorRow",
     "Figures",
-    "Place",
+    "ShownBranch",
     "Tally",
     "TokenFigures",
 ]
 
 
-class Place(msgspec.Struct, frozen=True, kw_only=True):
-    """A branch as the page names it.
+class ShownBranch(msgspec.Struct, frozen=True, kw_only=True):
+    """A branch, as the report shows it.
 
     Attributes:
         index: Its index in the run.
-        document: The document's name, cut where it is very long.
+        document: The document's name, truncated if it is very long.
         aspect: The name of its prompt, or None.
-        sample: 0-based number of the sample.
+        sample: The 0-based number of the sample.
         attempts: Calls made for it.
         elapsed_s: Seconds from its first call to its end.
         kind: Why it failed, or None.
@@ -49,14 +49,14 @@ class Place(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ErrorExample(msgspec.Struct, frozen=True, kw_only=True):
-    """A branch that failed in some way, and its message."""
+    """A failed branch and its error message."""
 
-    branch: Place
+    branch: ShownBranch
     message: str
 
 
 class ErrorRow(msgspec.Struct, frozen=True, kw_only=True):
-    """A kind of error: how many branches failed so, and some of them."""
+    """A kind of error: the number of its branches, and examples of them."""
 
     kind: ErrorKind
     count: int
@@ -64,18 +64,18 @@ class ErrorRow(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Answer(msgspec.Struct, frozen=True, kw_only=True):
-    """One of the branches with an output: the text and the output, cut where they are long.
+    """A branch with an output, with its text and output, truncated if they are long.
 
-    The text is None where it is not known.
+    The text is None if it is not known.
     """
 
-    branch: Place
+    branch: ShownBranch
     output: str
     text: str | None = None
 
 
 class Tally(msgspec.Struct, kw_only=True):
-    """How many branches of something succeeded and failed."""
+    """The numbers of succeeded and failed branches of a document or an aspect."""
 
     name: str
     succeeded: int = 0
@@ -90,7 +90,7 @@ class Tally(msgspec.Struct, kw_only=True):
 
 
 class AttemptRow(msgspec.Struct, kw_only=True):
-    """How the branches with this number of calls ended."""
+    """The numbers of succeeded and failed branches with the same number of calls."""
 
     attempts: int
     succeeded: int = 0
@@ -104,7 +104,7 @@ class DocumentFigures(msgspec.Struct, frozen=True, kw_only=True):
         complete: All that have ended succeeded.
         partial: Some succeeded and some failed.
         failed: None succeeded.
-        worst: Those with the most failed branches.
+        worst: The documents with the most failed branches.
     """
 
     complete: int
@@ -114,15 +114,15 @@ class DocumentFigures(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TokenFigures(msgspec.Struct, kw_only=True):
-    """What is known of the branches' usage; a sum of known values is a minimum, not a total.
+    """The known usage of the branches; the sums are of known values, and so a minimum.
 
     Attributes:
         answered: Branches with an output.
-        known: Those of them whose tokens are known, in and out.
-        input_tokens: Tokens in, as far as known, also of branches that failed.
-        output_tokens: Tokens out, likewise.
+        known: Branches with an output whose input and output tokens are known.
+        input_tokens: Known input tokens, those of failed branches included.
+        output_tokens: Known output tokens, those of failed branches included.
         priced: Branches with an output whose cost is known.
-        cost_usd: Cost, as far as known.
+        cost_usd: Known cost in US dollars.
     """
 
     answered: int = 0
@@ -134,21 +134,21 @@ class TokenFigures(msgspec.Struct, kw_only=True):
 
 
 class Figures(msgspec.Struct, frozen=True, kw_only=True):
-    """How the branches of a run ended, and what they took.
+    """All figures of a run's branches.
 
     Attributes:
         succeeded: Branches with an output.
         failed: Branches with an error.
         calls: Calls that these branches made.
-        errors: By kind, the most frequent first.
-        attempts: By number of calls.
-        durations: How long the branches took that made a call.
-        over_time: What ended when.
+        errors: The errors by kind, the most frequent first.
+        attempts: The branches by number of calls.
+        durations: The durations of the branches that made a call.
+        over_time: The branches over time.
         tokens: Their usage, as far as it is known.
-        aspects: By aspect; empty where the run has a single prompt.
-        documents: By document.
+        aspects: The branches by aspect; empty if the run has a single prompt.
+        documents: The documents by how their branches ended.
         slowest: The branches that took longest.
-        answers: Some answers, from all over the run.
+        answers: A sample of the answers, spread evenly over the run.
     """
 
     succeeded: int
@@ -161,7 +161,7 @@ class Figures(msgspec.Struct, frozen=True, kw_only=True):
     tokens: TokenFigures
     aspects: list[Tally]
     documents: DocumentFigures
-    slowest: list[Place]
+    slowest: list[ShownBranch]
     answers: list[Answer]
 
     @property
@@ -170,6 +170,6 @@ class Figures(msgspec.Struct, frozen=True, kw_only=True):
         return self.succeeded + self.failed
 
     def to_dict(self) -> dict[str, Any]:
-        """Return all of it as JSON-able values: part of what ``fanout report --json`` prints."""
+        """Return all figures as JSON values: part of the output of ``fanout report --json``."""
         built: dict[str, Any] = msgspec.to_builtins(self)
         return built

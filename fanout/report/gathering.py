@@ -1,4 +1,4 @@
-"""Gathering the figures of a run from its branches, one by one, in memory that does not grow."""
+"""The collection of a run's figures from its branches, one by one, in bounded memory."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from fanout.report.durations import Durations
+from fanout.report.durations import DurationCounter
 from fanout.report.figures import (
     Answer,
     AttemptRow,
@@ -16,11 +16,11 @@ from fanout.report.figures import (
     ErrorExample,
     ErrorRow,
     Figures,
-    Place,
+    ShownBranch,
     Tally,
     TokenFigures,
 )
-from fanout.report.slices import Slice, Slices
+from fanout.report.slices import Slice, SliceCounter
 from fanout.report.text import one_line
 
 if TYPE_CHECKING:
@@ -41,30 +41,30 @@ _MESSAGE_CHARS = 500
 _ANSWER_CHARS = 600
 
 
-class _Errors:
-    """Counts failures, and keeps the first branches with different messages."""
+class _ErrorCounter:
+    """Counts failures, and keeps the first branches with different messages as examples."""
 
     def __init__(self) -> None:
         self._counts: dict[ErrorKind, int] = {}
-        self._different: dict[ErrorKind, list[ErrorExample]] = {}
-        self._alike: dict[ErrorKind, list[ErrorExample]] = {}
+        self._distinct: dict[ErrorKind, list[ErrorExample]] = {}
+        self._repeated: dict[ErrorKind, list[ErrorExample]] = {}
 
     def add(self, branch: Output, kind: ErrorKind) -> None:
         self._counts[kind] = self._counts.get(kind, 0) + 1
-        different = self._different.setdefault(kind, [])
-        if len(different) >= _EXAMPLES:
+        distinct = self._distinct.setdefault(kind, [])
+        if len(distinct) >= _EXAMPLES:
             return
         message = one_line(branch.message or "", _MESSAGE_CHARS)
-        example = ErrorExample(branch=_place(branch), message=message)
-        alike = self._alike.setdefault(kind, [])
-        if all(message != other.message for other in different):
-            different.append(example)
-        elif len(alike) < _EXAMPLES:
-            alike.append(example)
+        example = ErrorExample(branch=_shown_branch(branch), message=message)
+        repeated = self._repeated.setdefault(kind, [])
+        if all(message != other.message for other in distinct):
+            distinct.append(example)
+        elif len(repeated) < _EXAMPLES:
+            repeated.append(example)
 
     def rows(self) -> list[ErrorRow]:
         def examples(kind: ErrorKind) -> list[ErrorExample]:
-            chosen = (self._different[kind] + self._alike[kind])[:_EXAMPLES]
+            chosen = (self._distinct[kind] + self._repeated[kind])[:_EXAMPLES]
             return sorted(chosen, key=lambda example: example.branch.index)
 
         counts = sorted(self._counts.items(), key=lambda item: (-item[1], item[0]))
@@ -72,19 +72,19 @@ class _Errors:
 
 
 class _Largest:
-    """Keeps the items with the largest values; of equals the first ones."""
+    """Keeps the items with the largest values; of equal ones the first."""
 
     def __init__(self, most: int) -> None:
         self._most = most
         self._heap: list[tuple[float, int, Any]] = []
-        self._seen = 0
+        self._added = 0
 
     def would_take(self, value: float) -> bool:
         return value > 0 and (len(self._heap) < self._most or value > self._heap[0][0])
 
     def add(self, value: float, item: Any) -> None:
-        self._seen += 1
-        entry = (value, -self._seen, item)
+        self._added += 1
+        entry = (value, -self._added, item)
         if len(self._heap) < self._most:
             heapq.heappush(self._heap, entry)
         else:
@@ -94,31 +94,31 @@ class _Largest:
         return [item for _, _, item in sorted(self._heap, reverse=True)]
 
 
-class _Spread:
-    """Keeps some answers from all over the run: one in so many, and fewer as there are more."""
+class _AnswerSample:
+    """Keeps an evenly spaced sample of the answers: every n-th one, where n grows with the run."""
 
     def __init__(self) -> None:
-        self._kept: list[Answer] = []
+        self._sample: list[Answer] = []
         self._every = 1
-        self._seen = 0
+        self._count = 0
 
     def add(self, branch: Output, output: str) -> None:
-        if self._seen % self._every == 0:
+        if self._count % self._every == 0:
             shown = one_line(output, _ANSWER_CHARS)
             text = None if branch.text is None else one_line(branch.text, _ANSWER_CHARS)
-            self._kept.append(Answer(branch=_place(branch), output=shown, text=text))
-        self._seen += 1
-        if len(self._kept) > 2 * _ANSWERS:
-            self._kept = self._kept[::2]
+            self._sample.append(Answer(branch=_shown_branch(branch), output=shown, text=text))
+        self._count += 1
+        if len(self._sample) > 2 * _ANSWERS:
+            self._sample = self._sample[::2]
             self._every *= 2
 
     def answers(self) -> list[Answer]:
-        step = max(1, -(-len(self._kept) // _ANSWERS))
-        return self._kept[::step]
+        step = max(1, -(-len(self._sample) // _ANSWERS))
+        return self._sample[::step]
 
 
-class _Documents:
-    """Counts documents; the branches of a document follow one another."""
+class _DocumentCounter:
+    """Counts documents by how their branches ended."""
 
     def __init__(self) -> None:
         self._counts = {"complete": 0, "partial": 0, "failed": 0}
@@ -134,19 +134,21 @@ class _Documents:
         return DocumentFigures(**self._counts, worst=self._worst.items())
 
 
-class _Gathering:
+class _FigureCollector:
+    """Collects all figures of a run; the branches of a document come together."""
+
     def __init__(self, created_at: float) -> None:
         self._all = Tally(name="")
         self._calls = 0
-        self._errors = _Errors()
+        self._errors = _ErrorCounter()
         self._attempts: dict[int, AttemptRow] = {}
-        self._durations = Durations()
-        self._over_time = Slices(created_at)
+        self._durations = DurationCounter()
+        self._over_time = SliceCounter(created_at)
         self._tokens = TokenFigures()
         self._aspects: dict[str, Tally] = {}
-        self._documents = _Documents()
+        self._documents = _DocumentCounter()
         self._slowest = _Largest(_SLOWEST)
-        self._answers = _Spread()
+        self._answers = _AnswerSample()
 
     def add_document(self, branches: Iterable[Output]) -> None:
         tally = None
@@ -172,7 +174,7 @@ class _Gathering:
             self._durations.add(branch.elapsed_s, failed=branch.kind is not None)
             self._add_usage(branch)
             if self._slowest.would_take(branch.elapsed_s):
-                self._slowest.add(branch.elapsed_s, _place(branch))
+                self._slowest.add(branch.elapsed_s, _shown_branch(branch))
 
     def _add_attempts(self, branch: Output) -> None:
         row = self._attempts.setdefault(branch.attempts, AttemptRow(attempts=branch.attempts))
@@ -183,7 +185,7 @@ class _Gathering:
 
     def _add_usage(self, branch: Output) -> None:
         tokens, usage = self._tokens, branch.usage
-        # A call that failed is seldom known to have consumed anything: that leaves no sum unknown.
+        # The usage of failed calls is rarely known: it must not make the sums unknown.
         if branch.kind is None:
             tokens.answered += 1
             tokens.known += None not in {usage.input_tokens, usage.output_tokens}
@@ -212,18 +214,18 @@ class _Gathering:
 def gather(
     outcomes: Iterable[Output], *, created_at: float, latency: Latency | None = None
 ) -> Figures:
-    """Return the figures of branches that are given in input order, one at a time.
+    """Return the figures of branches that come in input order.
 
     Args:
         outcomes: The branches that have ended; each is read once and not kept.
         created_at: When the run was submitted, in seconds since the epoch.
-        latency: The durations in the status of the run: the figures have its percentiles, as all
-            commands do. With None they have those of the branches.
+        latency: The durations in the status of the run. The figures then have its percentiles, as
+            in all commands; with None, they have those of the branches.
     """
-    gathering = _Gathering(created_at)
+    collector = _FigureCollector(created_at)
     for _, branches in groupby(outcomes, key=lambda branch: branch.document_index):
-        gathering.add_document(branches)
-    figures = gathering.figures()
+        collector.add_document(branches)
+    figures = collector.figures()
     if latency is None or not latency.count:
         return figures
     percentiles = {f"p{share:.0f}_s": latency.percentile_s(share / 100) for share in (50, 90, 99)}
@@ -231,8 +233,8 @@ def gather(
     return msgspec.structs.replace(figures, durations=durations)
 
 
-def _place(branch: Output) -> Place:
-    return Place(
+def _shown_branch(branch: Output) -> ShownBranch:
+    return ShownBranch(
         index=branch.index,
         document=one_line(branch.document, _NAME_CHARS),
         aspect=branch.aspect,

@@ -1,4 +1,4 @@
-"""The page: what its templates show, and rendering them. The HTML is in ``templates/``."""
+"""The page of the report: the values of its templates, and their rendering."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ __all__ = ["Facts", "ReportedRun", "facts_of", "page", "render", "write"]
 
 
 class ReportedRun(Protocol):
-    """What the page needs of a run; ``fanout.Run`` has it. Its methods raise UnknownRunError."""
+    """The part of ``fanout.Run`` that the page needs. Its methods raise UnknownRunError."""
 
     @property
     def spec(self) -> RunSpec:
-        """What the run was asked to do."""
+        """The job of the run."""
 
     def status(self) -> Status:
-        """Return where the run is."""
+        """Return the status of the run."""
 
     def outcomes(self, *, with_text: bool = False) -> Iterable[Output]:
         """Yield the branches that have ended, in input order."""
@@ -48,14 +48,14 @@ class ReportedRun(Protocol):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Facts:
-    """All that the page shows.
+    """All data of the page.
 
     Attributes:
-        status: Where the run is.
-        spec: What it was asked to do.
-        figures: What its branches came to.
-        stored: Its aggregates, and the calls of an aggregate that failed.
-        made_at: When all this was read, in seconds since the epoch.
+        status: The status of the run.
+        spec: Its job.
+        figures: The figures of its branches.
+        stored: Its aggregates, and the failed calls of LLM aggregates.
+        made_at: When the data was read, in seconds since the epoch.
     """
 
     status: Status
@@ -66,18 +66,18 @@ class Facts:
 
     @property
     def total(self) -> int:
-        """Branches known so far; a run that goes on may have got more since its status was read."""
+        """Branches known so far; an active run may have more than when its status was read."""
         return max(self.status.total, self.figures.done)
 
     @property
     def again(self) -> int:
-        """Calls of branches that were made again, after one that failed."""
+        """The number of retries: calls after a failed call of the same branch."""
         rows = [row for row in self.figures.attempts if row.attempts]
         return sum((row.attempts - 1) * (row.succeeded + row.failed) for row in rows)
 
 
 def facts_of(run: ReportedRun) -> Facts:
-    """Read a run, and its branches as a stream. Raises UnknownRunError."""
+    """Read the data of a run; its branches are read as a stream. Raises UnknownRunError."""
     status = run.status()
     branches = run.outcomes(with_text=True)
     return Facts(
@@ -90,15 +90,15 @@ def facts_of(run: ReportedRun) -> Facts:
 
 
 def render(run: ReportedRun) -> str:
-    """Return a run as a web page that needs no other file. Raises UnknownRunError."""
+    """Return the report of a run as a self-contained page. Raises UnknownRunError."""
     return page(facts_of(run))
 
 
 def write(run: ReportedRun, path: Path | str) -> None:
-    """Write a run as a web page, and replace an older file once the new one is complete.
+    """Write the report of a run; it replaces an older file when it is complete.
 
     Raises:
-        UnknownRunError: There is no such run.
+        UnknownRunError: The run does not exist.
         OSError: The file cannot be written; an older file is unchanged.
     """
     with whole_file(path) as file:
@@ -106,7 +106,7 @@ def write(run: ReportedRun, path: Path | str) -> None:
 
 
 def page(facts: Facts) -> str:
-    """Return the page."""
+    """Return the page with the data of a run."""
     environment, spec, figures = _environment(), facts.spec, facts.figures
     style = environment.get_template("style.css").render().encode()
     return environment.get_template("page.html.j2").render(
@@ -126,8 +126,8 @@ def page(facts: Facts) -> str:
 
 @cache
 def _environment() -> Environment:
-    """Return the templates, in which all values are escaped."""
-    # A command that renders no page does not load jinja2.
+    """Return the template environment, which escapes all values."""
+    # Commands that render no page need not load jinja2.
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
@@ -155,6 +155,6 @@ def _environment() -> Environment:
 
 
 def _shown(value: Any) -> Any:
-    """Return what a template prints: text is cleaned, and what it has escaped is left alone."""
+    """Return a value as a template prints it: text is cleaned, unless it is already escaped."""
     is_text = isinstance(value, str) and not hasattr(value, "__html__")
     return text.clean(value) if is_text else value

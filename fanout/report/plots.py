@@ -1,4 +1,4 @@
-"""The charts of a run: what ended when, and how long branches took."""
+"""The charts of a run: branches over time, and the histogram of their durations."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["latency", "over_time"]
 
 
 def over_time(figures: SliceFigures, *series: str) -> Chart | None:
-    """Return fields of the slices over time; None where all of them are 0."""
+    """Return the chart of some fields over time; None if all values are 0."""
     bars = []
     for one in figures.slices:
         end_s = one.start_s + figures.width_s
@@ -27,7 +27,7 @@ def over_time(figures: SliceFigures, *series: str) -> Chart | None:
 
 
 def latency(figures: DurationFigures) -> Chart | None:
-    """Return the histogram of how long branches took; None where none made a call."""
+    """Return the histogram of the durations of branches; None if none made a call."""
     bins = figures.bins
     if not bins:
         return None
@@ -45,5 +45,5 @@ def latency(figures: DurationFigures) -> Chart | None:
 
 
 def _since_start(seconds: float) -> str:
-    """Return a time since the submission; a worker whose clock is slow may report one before."""
+    """Return the time since the submission; it is negative if a worker's clock is slow."""
     return f"-{duration(-seconds)}" if seconds < 0 else duration(round(seconds, 1))

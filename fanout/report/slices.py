@@ -1,4 +1,4 @@
-"""What ended when: a bounded number of equal slices of time, wider for longer runs."""
+"""Branches over time, in a bounded number of equal time slices, which are wider for longer runs."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from math import isqrt
 
 import msgspec
 
-__all__ = ["Slice", "SliceFigures", "Slices"]
+__all__ = ["Slice", "SliceCounter", "SliceFigures"]
 
 _FEWEST_SLICES, _MOST_SLICES = 12, 120
-# Widths that a reader can count in; each divides the next, so that slices merge exactly.
+# Round widths for readers; each divides the next, so that slices merge exactly.
 _WIDTHS_MS = [
     *(100, 200, 1000, 2000, 10_000, 30_000, 60_000, 300_000, 600_000, 1_800_000),
     *(3_600_000, 10_800_000, 21_600_000, 86_400_000),
@@ -18,7 +18,7 @@ _DAYS = 10
 
 
 class Slice(msgspec.Struct, kw_only=True):
-    """What ended within one slice of time.
+    """The branches that ended within one time slice.
 
     Attributes:
         start_s: When it begins, in seconds from the submission.
@@ -34,8 +34,8 @@ class Slice(msgspec.Struct, kw_only=True):
     input_tokens: int = 0
     output_tokens: int = 0
 
-    def take(self, other: Slice) -> None:
-        """Add what another slice has."""
+    def merge(self, other: Slice) -> None:
+        """Add the counts of another slice."""
         self.succeeded += other.succeeded
         self.failed += other.failed
         self.input_tokens += other.input_tokens
@@ -43,12 +43,12 @@ class Slice(msgspec.Struct, kw_only=True):
 
 
 class SliceFigures(msgspec.Struct, frozen=True, kw_only=True):
-    """A run over time.
+    """The branches of a run over time.
 
     Attributes:
-        width_s: Seconds in a slice.
-        slices: From the submission to the last branch, without a gap: more as there are more.
-        undated: Branches whose end has no known time; they are in no slice.
+        width_s: The width of a slice in seconds.
+        slices: From the submission to the last branch, without gaps.
+        undated: Branches whose end time is unknown; they are in no slice.
     """
 
     width_s: float
@@ -56,8 +56,8 @@ class SliceFigures(msgspec.Struct, frozen=True, kw_only=True):
     undated: int
 
 
-class Slices:
-    """Counts branches by the time when they ended, in any order.
+class SliceCounter:
+    """Counts branches, in any order, by their end time.
 
     Args:
         origin_s: When the run was submitted, in seconds since the epoch.
@@ -71,16 +71,16 @@ class Slices:
         self._undated = 0
 
     def add(self, ended_at: float, one: Slice) -> None:
-        """Add what ended at a moment, in seconds since the epoch; 0 if the moment is unknown."""
+        """Add the counts of branches that ended at a time in seconds since the epoch; 0: unknown."""
         if not ended_at:
             self._undated += one.succeeded + one.failed
             return
-        # By a slow clock of a worker, a branch may have ended before the run was submitted.
+        # By a worker's slow clock, a branch may have ended before the submission.
         number = int((ended_at - self._origin_s) * 1000 // self._widths_ms[0])
         while self._span(number) > _MOST_SLICES:
             number //= self._widen()
         self._first, self._last = min(self._first, number), max(self._last, number)
-        self._slices.setdefault(number, Slice()).take(one)
+        self._slices.setdefault(number, Slice()).merge(one)
 
     def _span(self, number: int) -> int:
         return max(self._last, number) - min(self._first, number) + 1
@@ -92,13 +92,13 @@ class Slices:
         factor = self._widths_ms[0] // width_ms
         merged: dict[int, Slice] = {}
         for number, one in self._slices.items():
-            merged.setdefault(number // factor, Slice()).take(one)
+            merged.setdefault(number // factor, Slice()).merge(one)
         self._slices = merged
         self._first, self._last = self._first // factor, self._last // factor
         return factor
 
     def figures(self) -> SliceFigures:
-        """Return what was taken."""
+        """Return the figures of the counted branches."""
         dated = sum(one.succeeded + one.failed for one in self._slices.values())
         while self._span(0) > min(max(isqrt(4 * dated), _FEWEST_SLICES), _MOST_SLICES):
             self._widen()

@@ -10,7 +10,7 @@ from fanout.core.ids import StageId
 from fanout.core.queue_names import BRANCHES_QUEUE
 from fanout.core.records import Document, RunStatus
 from fanout.inputs.splitters import make_splitter, split_documents
-from fanout.policy.admission import plan_lanes, shard_window
+from fanout.policy.admission import plan_permits, shard_window
 from fanout.policy.packing import pack
 
 if TYPE_CHECKING:
@@ -155,10 +155,10 @@ def open_stage(
     stream = iter(shards)
     head: list[Shard] = []
     if max_workers is not None:
-        lanes = plan_lanes(max_workers=max_workers, shards=None)
-        head = list(islice(stream, lanes.window))
-        lanes = plan_lanes(max_workers=max_workers, shards=len(head))
-        store.set_lanes(stage_id, lanes)
+        permits = plan_permits(max_workers=max_workers, shards=None)
+        head = list(islice(stream, permits.window))
+        permits = plan_permits(max_workers=max_workers, shards=len(head))
+        store.set_permits(stage_id, permits)
     window = fleet_window(store)
     for number, shard in enumerate(chain(head, stream)):
         if number >= written and not store.put_shard(stage_id.shard(number), shard):

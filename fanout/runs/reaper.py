@@ -11,13 +11,13 @@ import time
 from typing import TYPE_CHECKING
 
 from fanout.broker.fleet_version import foreign_run_problem
-from fanout.broker.inspection import seen_of_shard, seen_of_stage
+from fanout.broker.inspection import messages_of_shard, messages_of_stage
 from fanout.core.errors import BrokerError, StorageError, StoredDataError, UnknownRunError
 from fanout.core.ids import ShardId, StageId
 from fanout.core.records import ErrorKind, Outcome, RunStatus
 from fanout.policy.healing import Heal, Remedy, heal_shard, heal_stage
 from fanout.runs.enqueue import delete, fleet_window, settle, unpark
-from fanout.stores import End, Grant
+from fanout.stores import Grant, RecordRequest
 from fanout.system.logs import about
 
 if TYPE_CHECKING:
@@ -216,20 +216,20 @@ class Reaper:
         self, key: ShardId | StageId, progress: StageProgress, task_ids: set[str]
     ) -> Remedy:
         if isinstance(key, StageId):
-            seen = seen_of_stage(task_ids, key)
+            messages = messages_of_stage(task_ids, key)
             if not progress.sealed and self._store.run(key.run_id).status in _SEALED:
                 return Remedy(heal=Heal.FAIL)
             incomplete = [] if progress.open else self._store.incomplete(key)
-            return heal_stage(progress, seen, incomplete=incomplete, max_heals=MAX_HEALS)
-        seen = seen_of_shard(task_ids, key)
+            return heal_stage(progress, messages, incomplete=incomplete, max_heals=MAX_HEALS)
+        messages = messages_of_shard(task_ids, key)
         try:
             state = self._store.shard_state(key)
         except UnknownRunError:
             # Of the run, or of the shard alone?
             self._store.run(key.run_id)
             return Remedy(heal=Heal.FAIL)
-        lanes = progress.open.get(key.shard, 0)
-        return heal_shard(state, seen, lanes=lanes, max_heals=MAX_HEALS)
+        permits = progress.open.get(key.shard, 0)
+        return heal_shard(state, messages, permits=permits, max_heals=MAX_HEALS)
 
     def _heal(self, key: ShardId | StageId, remedy: Remedy) -> None:
         del self._suspected[key]
@@ -267,22 +267,22 @@ class Reaper:
 
     def _heal_shard(self, shard_id: ShardId, remedy: Remedy) -> None:
         if remedy.heal is Heal.EXPAND:
-            grant = Grant(shard=shard_id.shard, lanes=self._lanes(shard_id))
+            grant = Grant(shard=shard_id.shard, permits=self._permits(shard_id))
             self._publisher.expand(shard_id.stage_id, [grant])
         elif remedy.heal is Heal.COLLECT:
             self._publisher.collect(shard_id)
         elif remedy.heal is Heal.LOSE:
             self._lose(shard_id, remedy.positions)
         else:
-            lanes = self._lanes(shard_id)
+            permits = self._permits(shard_id)
             count = self._store.shard_state(shard_id).count
-            feed = count if 0 < lanes < count else 0
+            feed = count if 0 < permits < count else 0
             # First, so that none of them is published as the one that follows another.
             last = remedy.positions[-1]
             self._store.advance_shard(shard_id, published=last + 1)
             self._publisher.branches(shard_id, remedy.positions, feed=feed)
 
-    def _lanes(self, shard_id: ShardId) -> int:
+    def _permits(self, shard_id: ShardId) -> int:
         return self._store.progress(shard_id.stage_id).open.get(shard_id.shard, 0)
 
     def _lose(self, shard_id: ShardId, positions: tuple[int, ...]) -> None:
@@ -290,7 +290,10 @@ class Reaper:
         message = f"its message was lost {MAX_HEALS} times"
         now = time.time()
         self._store.record_all(
-            [End(shard_id.branch(at), _lost(indices[at], message, now)) for at in positions]
+            [
+                RecordRequest(shard_id.branch(at), _lost(indices[at], message, now))
+                for at in positions
+            ]
         )
 
 

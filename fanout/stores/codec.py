@@ -13,7 +13,14 @@ from fanout.core.ids import BranchId
 from fanout.core.latency import Latency
 from fanout.core.rate_limits import LimitState
 from fanout.core.records import ErrorKind, Outcome, RunStatus, Shard, Usage
-from fanout.core.state import Parked, RunRecord, StageRecord, Start, Totals, WorkerRecord
+from fanout.core.state import (
+    BeginRequest,
+    ParkedBranch,
+    RunRecord,
+    StageRecord,
+    Totals,
+    WorkerRecord,
+)
 from fanout.policy.outages import FORGET_S
 from fanout.system.memory import memory_limit_bytes
 
@@ -140,16 +147,16 @@ def held_positions(fields: dict[bytes, bytes], alive: set[str], now: float) -> f
     )
 
 
-def encode_parked(parked: Parked | Start) -> str:
+def encode_parked(parked: ParkedBranch | BeginRequest) -> str:
     """Return a branch as a member of the set of those that are parked."""
     branch = parked.branch_id
     return f"{branch.stage}:{branch.shard}:{branch.position}:{parked.feed}"
 
 
-def decode_parked(run_id: str, member: bytes) -> Parked:
+def decode_parked(run_id: str, member: bytes) -> ParkedBranch:
     """Return the parked branch of a member, which leaves out the run."""
     stage, shard, position, feed = (int(part) for part in member.split(b":"))
-    return Parked(branch_id=BranchId(run_id, stage, shard, position), feed=feed)
+    return ParkedBranch(branch_id=BranchId(run_id, stage, shard, position), feed=feed)
 
 
 def encode_kinds(kinds: frozenset[ErrorKind]) -> str:

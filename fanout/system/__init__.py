@@ -1,1 +1,1 @@
-"""What a process has of its machine: log lines, a terminal, threads, files, cores and memory."""
+"""Access to the machine: logs, the terminal, threads, file locks, private files, cores and memory."""

@@ -1,4 +1,4 @@
-"""How many cores this process may use, and how many threads a model should."""
+"""The number of cores that this process may use, and the number of threads for a local model."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ _OWN = Path("/proc/self/cgroup")
 
 
 def model_threads(cores: int) -> int:
-    """Return how many threads to have a model calculate with: one fewer than there are cores.
+    """Return how many threads a local model should use: one fewer than there are cores.
 
-    Its threads wait for one another by spinning, many times a token. One that has to share its
-    core with anything else, such as the worker that asks, holds up all of them
+    The threads of a model wait for one another by spinning, many times for each token. A thread
+    that shares its core, for example with the calling worker, slows down all of them
     (``benchmarks/local_threads.py``).
     """
     return max(1, cores - 1)
 
 
 def usable_cores() -> int:
-    """Return the cores of this process: those it may run on, or the quota of its control group."""
+    """Return the cores of this process: its CPU affinity, or a smaller quota of its cgroups."""
     quotas = quota_cores(_read(_OWN) or "", _CGROUPS)
     return max(1, min([_allowed_cores(), *(int(quota) for quota in quotas)]))
 
@@ -38,11 +38,11 @@ def _allowed_cores() -> int:
 
 
 def quota_cores(own: str, root: Path) -> list[float]:
-    """Return the CPU quotas, in cores, of the groups that a process is in.
+    """Return the CPU quotas, in cores, of a process's cgroups.
 
     Args:
         own: The text of ``/proc/self/cgroup``.
-        root: Where control groups are mounted, of version 1 or 2.
+        root: The mount point of the cgroups, of version 1 or 2.
     """
     found: list[float] = []
     for line in own.splitlines():
@@ -56,7 +56,7 @@ def quota_cores(own: str, root: Path) -> list[float]:
 
 
 def _quotas(root: Path, path: str, read: Callable[[Path], float | None]) -> Iterable[float]:
-    """Yield the quota of a group and of all above it: in a container, its own is the root's."""
+    """Yield the quotas of a cgroup and its parents; in a container, the process's is the root."""
     group = root / path.strip("/")
     for folder in (group, *group.parents):
         quota = read(folder)

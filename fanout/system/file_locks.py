@@ -1,4 +1,4 @@
-"""Locks on files: they vanish with the process that holds them, whatever way it ends."""
+"""File locks, which the kernel releases when their process ends, even if it crashes."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ class FileLock:
     """A lock on a file, held until it is released. Safe to release twice.
 
     Args:
-        path: The file; it is made where it is not there.
-        is_shared: Whether others may share it.
-        waits: Whether to wait for it.
+        path: The file; it is created if it does not exist.
+        is_shared: Whether other processes may share the lock.
+        waits: Whether to wait for the lock.
 
     Raises:
-        BlockingIOError: Somebody else has it, and ``waits`` is not set.
+        BlockingIOError: Another process holds the lock, and ``waits`` is not set.
         OSError: The file cannot be opened.
     """
 
@@ -40,12 +40,12 @@ class FileLock:
         return self._file is not None
 
     def share(self) -> None:
-        """Share what was held alone; for a moment it is held by nobody."""
+        """Turn an exclusive lock into a shared one; for a moment, no process holds it."""
         if self._file is not None:
             fcntl.flock(self._file, fcntl.LOCK_SH)
 
     def release(self) -> None:
-        """Let go of it."""
+        """Release the lock."""
         if self._file is not None:
             os.close(self._file)
             self._file = None

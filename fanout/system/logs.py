@@ -1,4 +1,4 @@
-"""Lines of a log: as text or as JSON, each with the run that it is about, and none too often."""
+"""Log formatting: the run of a record, JSON lines, and a filter against repetition."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ if TYPE_CHECKING:
 
     from fanout.core.ids import Id
 
-__all__ = ["JsonFormatter", "Seldom", "about", "about_task", "path_of"]
+__all__ = ["JsonFormatter", "RateLimitFilter", "about", "about_task", "path_of"]
 
 _PATH = ("run_id", "stage", "shard", "position")
 _FIELDS = (*_PATH, "task")
 
 
 def about(of: str | Id) -> dict[str, Any]:
-    """Return what a line is about, a run or a part of one, as the ``extra`` of a logger's call."""
+    """Return the fields of a run or a part of one, as the ``extra`` of a logger's call."""
     return {"run_id": of} if isinstance(of, str) else asdict(of)
 
 
 def about_task(task_id: str) -> dict[str, Any]:
-    """Return what the id of a task is about (fanout.core.ids); nothing where it is none of fanout's."""
+    """Return the fields of a task's id (fanout.core.ids); none if it is not a task of fanout."""
     try:
         of, word = parse_task_id(task_id)
     except ValueError:
@@ -45,10 +45,10 @@ def path_of(where: dict[str, Any]) -> str:
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line: when, how grave, who says what, and about which run.
+    """Formats a record as one line of JSON: time, level, logger, message, and its run.
 
     Args:
-        locate: Returns what a record is about where it does not say so itself.
+        locate: Returns the fields of a record's run, for records that do not have them.
     """
 
     def __init__(self, locate: Callable[[logging.LogRecord], dict[str, Any]] | None = None) -> None:
@@ -77,7 +77,7 @@ def _exception(record: logging.LogRecord) -> dict[str, str] | None:
         text = "".join(traceback.format_exception(*record.exc_info))
         return {"type": record.exc_info[0].__name__, "traceback": text}
     if record.exc_text:
-        # A filter has made text of it, to leave out what must not be said.
+        # A filter has formatted the exception already, to redact it.
         return {"type": getattr(record, "exc_type", ""), "traceback": record.exc_text}
     return None
 
@@ -85,16 +85,16 @@ def _exception(record: logging.LogRecord) -> dict[str, str] | None:
 def located(
     record: logging.LogRecord, locate: Callable[[logging.LogRecord], dict[str, Any]] | None
 ) -> dict[str, Any]:
-    """Return what a record is about: what it says itself, else what ``locate`` finds."""
+    """Return the fields of a record's run: its own, or else those that ``locate`` finds."""
     if getattr(record, "run_id", None) is not None:
         return record.__dict__
     return locate(record) if locate is not None else {}
 
 
-class Seldom(logging.Filter):
-    """Lets one record pass in ``every_s`` seconds, of all that it is asked about.
+class RateLimitFilter(logging.Filter):
+    """Passes at most one record in ``every_s`` seconds.
 
-    For what repeats as long as something is wrong, such as a collector that is away.
+    It is for messages that repeat while a fault lasts, such as an unreachable collector.
     """
 
     def __init__(self, every_s: float, *, clock: Callable[[], float] = time.monotonic) -> None:
@@ -104,7 +104,7 @@ class Seldom(logging.Filter):
         self._next = float("-inf")
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """See logging.Filter. A record that passes has no traceback."""
+        """See logging.Filter. It removes the traceback of a record that passes."""
         now = self._clock()
         if now < self._next:
             return False

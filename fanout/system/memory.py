@@ -1,4 +1,4 @@
-"""How much memory this process may take: what is read from the store must fit it."""
+"""The memory limit of this process: data that it reads from the store must fit."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 __all__ = ["memory_limit_bytes"]
 
-# What a container may take: cgroups of version 2, and of version 1.
+# The memory limits of a container: cgroups of version 2, and of version 1.
 _LIMITS = (
     Path("/sys/fs/cgroup/memory.max"),
     Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
@@ -19,7 +19,7 @@ _LIMITS = (
 
 @lru_cache(maxsize=1)
 def memory_limit_bytes() -> int:
-    """Return the least of what the machine has, the container may take and the process may map."""
+    """Return the smallest of the machine's memory, the container's limit and RLIMIT_AS, in bytes."""
     known = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
     for path in _LIMITS:
         with suppress(OSError, ValueError):

@@ -1,4 +1,7 @@
-"""Files that hold documents and answers: whole or not there, of their user alone, by no link."""
+"""Files with documents and answers: written atomically, readable by their user only.
+
+They never follow a symbolic link.
+"""
 
 from __future__ import annotations
 
@@ -18,16 +21,16 @@ UNFINISHED = ".unfinished"
 
 @contextmanager
 def whole_file(path: Path | str, *, mode: int = PRIVATE) -> Iterator[IO[str]]:
-    """Give a file to write, which gets its name when it is whole.
+    """Open a file for writing, which gets its name when it is complete.
 
-    A link of that name is replaced, and what it points to is left as it is.
+    A symbolic link of that name is replaced; its target does not change.
 
     Args:
-        path: What it will be called.
-        mode: Who may read it.
+        path: The path of the complete file.
+        mode: Its permissions.
 
     Raises:
-        OSError: It cannot be written; what was there before is as it was.
+        OSError: The file cannot be written; an existing file of that name does not change.
     """
     path = Path(path)
     folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
@@ -45,10 +48,10 @@ def whole_file(path: Path | str, *, mode: int = PRIVATE) -> Iterator[IO[str]]:
 
 
 def open_unfinished(name: str, *, folder: int, mode: int = PRIVATE) -> IO[str]:
-    """Open the file in an open folder that will be called ``name``. Raises OSError."""
+    """Open the unfinished file of ``name`` in an open folder. Raises OSError."""
     unfinished = name + UNFINISHED
     with suppress(FileNotFoundError):
-        # What is left of a process that has died, or somebody's link.
+        # The file of a process that died, or a symbolic link of another user.
         os.unlink(unfinished, dir_fd=folder)
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     opened = os.open(unfinished, flags, PRIVATE, dir_fd=folder)
@@ -61,6 +64,6 @@ def open_unfinished(name: str, *, folder: int, mode: int = PRIVATE) -> IO[str]:
 
 
 def finish(file: IO[str]) -> None:
-    """Have what was written reach the disk: a full one may only be noticed here."""
+    """Write a file through to the disk; a full disk may be reported only here."""
     file.flush()
     os.fsync(file.fileno())

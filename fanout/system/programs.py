@@ -1,7 +1,7 @@
-"""The programs above this package: the worker, its Celery application, Flower.
+"""Lookup of the programs that import this package: the worker, its Celery application, Flower.
 
-They import this package, so nothing here names or imports them. The distribution lists them as
-entry points of the group ``fanout.programs``.
+This package must not import them. The distribution lists them as entry points of the group
+``fanout.programs``.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ _GROUP = "fanout.programs"
 
 
 def worker_command(*options: str) -> list[str]:
-    """Return the command that starts a worker, to which Celery's options can be added.
+    """Return the command that starts a worker; the caller may append Celery's options.
 
     Args:
-        options: What the program itself takes, before Celery's command line.
+        options: The program's own options, which precede Celery's command line.
 
     Raises:
         FanoutError: The installation has no worker.
@@ -33,12 +33,12 @@ def worker_command(*options: str) -> list[str]:
 
 
 def flower_command() -> list[str]:
-    """Return the command that starts Flower. Raises FanoutError where there is none."""
+    """Return the command that starts Flower. Raises FanoutError if it is not installed."""
     return _command("flower")
 
 
 def load_program(name: str) -> Any:
-    """Import what an entry point names. Raises FanoutError where it cannot be imported."""
+    """Import the object of an entry point. Raises FanoutError if it cannot be imported."""
     program = _program(name)
     try:
         return program.load()
@@ -51,11 +51,11 @@ def _command(name: str) -> list[str]:
 
 
 def _program(name: str) -> EntryPoint:
-    # Not at the top: it costs a process that starts nothing 10 ms.
+    # Not at the top: the import costs 10 ms, also in processes that start no program.
     from importlib import metadata
 
     try:
-        # Of one distribution: to look through all takes many times as long.
+        # A search through all distributions takes many times as long.
         programs = metadata.distribution(_DISTRIBUTION).entry_points
     except metadata.PackageNotFoundError:
         raise _incomplete("it is not installed") from None

@@ -1,9 +1,9 @@
-"""The one place that prints: what a terminal would obey is shown to people instead.
+"""All output to the terminal, with control characters escaped.
 
 Answers, names, worker records and errors come from models, documents and other machines. A
-terminal takes some of their characters as orders: to set the clipboard (OSC 52), to move the
-cursor, to reverse the order of what is read. On a terminal each of them is printed as JSON escapes
-it, so that JSON stays JSON. What goes to a file or a pipe is not touched.
+terminal interprets some of their characters: they can set the clipboard (OSC 52), move the cursor,
+or reverse the reading order. On a terminal each of these is printed as its JSON escape, so that
+JSON stays valid. Output to a file or a pipe is not changed.
 
 Tables and live views are drawn by `fanout.cli.console`, which writes here.
 """
@@ -30,28 +30,28 @@ __all__ = [
 
 _FIRST_ASTRAL = 0x10000
 
-# Controls (C0, DEL, C1); marks that change the order of reading, or cannot be seen; halves of
-# characters, which cannot be encoded. Joiners (U+200C, U+200D) stay: scripts and emoji need them.
-_ORDERS = (
+# Controls (C0, DEL, C1); marks that change the reading order, or are invisible; lone surrogates,
+# which cannot be encoded. Joiners (U+200C, U+200D) stay: scripts and emoji need them.
+_CONTROLS = (
     "\\x00-\\x08\\x0b-\\x1f\\x7f-\\x9f\\u061c\\u180e\\u200b\\u200e\\u200f\\u2028-\\u202e"
     "\\u2060-\\u206f\\ufeff\\ufff9-\\ufffb\\ud800-\\udfff\\U000e0000-\\U000e007f"
 )
-_IN_TEXT = re.compile(f"[{_ORDERS}]")
-_IN_LINE = re.compile(f"[{_ORDERS}\\n]")
+_IN_TEXT = re.compile(f"[{_CONTROLS}]")
+_IN_LINE = re.compile(f"[{_CONTROLS}\\n]")
 
 
 def one_line(text: str) -> str:
-    """Return a text as one line that no terminal obeys; tabs stay, line breaks are shown."""
+    """Return a text as one safe line: tabs stay, line breaks and controls are escaped."""
     return _IN_LINE.sub(_shown, text)
 
 
 def several_lines(text: str) -> str:
-    """Return a text that no terminal obeys; its line breaks and tabs stay."""
+    """Return a text with controls escaped; its line breaks and tabs stay."""
     return _IN_TEXT.sub(_shown, text.replace("\r\n", "\n"))
 
 
 def indented(text: str) -> str:
-    """Return such a text with all its lines but the first indented: none can pass for another."""
+    """Return such a text with all lines but the first indented, so that none looks like a new one."""
     return several_lines(text).replace("\n", "\n  ")
 
 
@@ -59,7 +59,7 @@ def _shown(match: re.Match[str]) -> str:
     code = ord(match[0])
     if code < _FIRST_ASTRAL:
         return f"\\u{code:04x}"
-    # As JSON does, which knows no others.
+    # JSON escapes these as two surrogates.
     high, low = divmod(code - _FIRST_ASTRAL, 0x400)
     return f"\\u{0xD800 + high:04x}\\u{0xDC00 + low:04x}"
 
@@ -81,13 +81,13 @@ def print_text(text: str, *, err: bool = False) -> None:
 
 
 def print_error(text: str) -> None:
-    """Say on standard error what went wrong."""
+    """Print an error message on standard error."""
     line = f"fanout: {text}"
     _write(sys.stderr, f"{indented(line) if sys.stderr.isatty() else line}\n")
 
 
 def print_page(page: str) -> None:
-    """Print a file: as UTF-8 whatever the encoding of standard output is."""
+    """Print a file's content as UTF-8, independent of the encoding of standard output."""
     if sys.stdout.isatty():
         _write(sys.stdout, several_lines(page))
     else:
@@ -101,7 +101,7 @@ def write_line(stream: TextIO, text: str) -> None:
 
 
 def write_drawing(stream: TextIO, drawing: str) -> None:
-    """Write what a console has drawn: its own orders to the terminal, and harmless text."""
+    """Write the output of a console: its own control sequences, and text without controls."""
     _write(stream, drawing)
 
 
@@ -109,8 +109,8 @@ def _write(stream: TextIO, text: str) -> None:
     try:
         _write_all(stream, text)
     except (OSError, RuntimeError):
-        # A terminal that was closed: nobody reads what goes on, and the work has to be finished.
-        # Or a signal came while this stream was written to, and its handler writes to it, too.
+        # The terminal was closed: progress has no reader, but the command must finish its work.
+        # Or a signal handler writes to this stream during a write.
         if stream is not sys.stderr:
             raise
 
@@ -119,7 +119,7 @@ def _write_all(stream: TextIO, text: str) -> None:
     try:
         stream.write(text)
     except UnicodeEncodeError:
-        # The name of a file that is no text goes out as it came in; the rest is shown escaped.
+        # A file name that is not text is written with its original bytes; the rest is escaped.
         encoding = stream.encoding or "utf-8"
         stream.flush()
         stream.buffer.write(_encoded(text, encoding))

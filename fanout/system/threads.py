@@ -1,8 +1,8 @@
-"""Threads that are there before they are needed.
+"""A thread pool that starts its threads in advance.
 
-Python's own pool starts a thread when there is work for it. Where the machine, or the process, may
-have no more, that raises, although the work is in the pool's queue by then and another of its
-threads may do it: whoever asked cannot know.
+Python's pool starts a thread when it gets work. If the process or machine can start no more
+threads, ``submit`` raises, although the work is already in the pool's queue and another thread may
+do it: the caller cannot know.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ _log = logging.getLogger(__name__)
 
 
 class ReadyThreads(ThreadPoolExecutor):
-    """A pool of which the first threads run from the start; ``submit`` never fails for want of one.
+    """A pool that starts threads in advance, so that ``submit`` never fails for lack of a thread.
 
     Args:
-        count: The most threads. Where there cannot be so many, those there are do the work.
-        name: What they are called.
+        count: The most threads. If so many cannot be started, the existing ones do the work.
+        name: The prefix of their names.
         first: How many are started at once; None: all.
 
     Raises:
@@ -38,7 +38,7 @@ class ReadyThreads(ThreadPoolExecutor):
         self._start(min(count, first or count))
 
     def _start(self, count: int) -> None:
-        # Each waits for the others, so that none takes the place of two.
+        # Each task waits for the others: an idle thread would otherwise take a second task.
         barrier = Barrier(count + 1)
         for _ in range(count):
             self.submit(_meet, barrier)
@@ -55,7 +55,7 @@ class ReadyThreads(ThreadPoolExecutor):
                 raise
             if not self._is_short:
                 _log.warning(
-                    "this process may start no more threads: %s has %d of %d",
+                    "this process cannot start more threads: %s has %d of %d",
                     self._thread_name_prefix, len(self._threads), self._max_workers,
                 )  # fmt: skip
             self._is_short = True

@@ -90,8 +90,8 @@ def test_what_a_user_may_not_see_is_a_warning(doctor, good, request):
     url = good.url.replace("//", "//app:hunter2@")
     status, state, findings = doctor("--broker-url", url)
     assert (status, state) == (0, "warn")
-    assert findings["eviction"]["found"] == "not allowed to look (INFO)"
-    assert findings["fsync"]["found"] == "not allowed to look (CONFIG GET)"
+    assert findings["eviction"]["found"] == "no permission to check (INFO)"
+    assert findings["fsync"]["found"] == "no permission to check (CONFIG GET)"
     assert "an unknown user, with a password" in findings["access"]["found"]
     status, state, findings = doctor("--broker-url", url.replace("hunter2", "hunter3"))
     assert (status, failed(findings)) == (1, {"broker"})
@@ -104,11 +104,11 @@ def test_a_replica_and_a_run_that_stands_still_are_found(doctor, good, servers):
         run = client.submit({"model": "fake", "prompt": "{input}"}, ["a"])
         _, _, findings = doctor("--broker-url", good.url)
         assert findings["queues"]["state"] == "fail"
-        assert f"nobody takes from {CONTROL_QUEUE}" in findings["queues"]["found"]
+        assert f"no worker consumes {CONTROL_QUEUE}" in findings["queues"]["found"]
         assert findings["runs"]["found"] == "1 active"
         server.delete(CONTROL_QUEUE, BRANCHES_QUEUE)
         _, _, findings = doctor("--broker-url", good.url)
-        assert findings["runs"]["found"] == f"1 active; nothing is under way for {run.run_id}"
+        assert findings["runs"]["found"] == f"1 active; no messages for {run.run_id}"
         run.delete()
     replica = servers(appendonly="yes", replicaof=f"127.0.0.1 {good.port}")
     status, _, findings = doctor("--broker-url", replica.url)

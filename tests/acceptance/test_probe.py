@@ -54,7 +54,7 @@ def test_a_worker_is_well_idle_and_full_and_is_not_when_it_is_stopped(
     assert probe().status == 0
     worker.signal(signal.SIGSTOP)
     wait_for(lambda: probe().status == 1, "it is noticed that it has stopped")
-    assert probe().stderr.startswith(f"fanout: worker {worker.name} has said nothing for ")
+    assert probe().stderr.startswith(f"fanout: worker {worker.name} has sent no record for ")
     worker.signal(signal.SIGCONT)
     wait_for(lambda: probe().status == 0, "it goes on")
     run.cancel()

@@ -304,7 +304,7 @@ def test_the_model_may_come_from_the_environment(fanout, here):
         (["none.txt"], ["none.txt: there is no such file or folder"]),
         (["*.rst"], ["*.rst: no file matches"]),
         (["folder"], ["folder: no .txt, .md, ", "in this folder (there are: 1 .pdf)"]),
-        (["folder/x.pdf"], ["folder/x.pdf: is no text in UTF-8, and .pdf files are not read"]),
+        (["folder/x.pdf"], ["folder/x.pdf: is not UTF-8 text, and .pdf files are not supported"]),
         (["header.csv"], ["header.csv has a header and no row below it"]),
         (["good.txt", "folder/*", "--strict"], ["folder/*: no file matches (there are: 1 .pdf)"]),
         (["good.txt", "empty.txt", "--strict"], ["strict: 1 of 2 documents cannot be used"]),

@@ -52,7 +52,7 @@ def publish_one_of_each(app):
     app.backend.client.hset("fanout:run:run1", "spec", "{}")
     publisher = Publisher(app)
     publisher.preflight("fake", "note1")
-    publisher.expand(StageId("run1", 0), [Grant(shard=1, lanes=2)])
+    publisher.expand(StageId("run1", 0), [Grant(shard=1, permits=2)])
     publisher.shard_chord(ShardId("run1", 0, 3), size=2, positions=range(2), feed=0)
     publisher.collect(ShardId("run1", 0, 3))
     publisher.aggregate(StageId("run1", 0))

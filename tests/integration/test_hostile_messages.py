@@ -113,7 +113,7 @@ def sound_messages(broker_url):
     """One of each sort, of a run that there is not."""
     with make_app(load_settings(broker_url=broker_url)) as app:
         publisher = Publisher(app)
-        publisher.expand(StageId("evil", 0), [Grant(shard=1, lanes=2)])
+        publisher.expand(StageId("evil", 0), [Grant(shard=1, permits=2)])
         publisher.branches(ShardId("evil", 0, 3), range(40), feed=0)
         publisher.collect(ShardId("evil", 0, 3))
         publisher.aggregate(StageId("evil", 0))

@@ -9,7 +9,7 @@ from math import ceil
 from typing import TYPE_CHECKING
 
 from fanout.core.errors import BrokerError, UnknownRunError
-from fanout.stores import Start
+from fanout.stores import BeginRequest
 from workers.context.heartbeats import ALIVE, SURE
 from workers.context.inflight import CallStoppedError, Stop
 
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from fanout.core.spec import RunSpec
     from fanout.llm.base import LLMReply, LLMRequest
     from fanout.llm.calls import CallGate
-    from fanout.policy.outages import Verdict
-    from fanout.stores import Begun
+    from fanout.policy.outages import FailureVerdict
+    from fanout.stores import BeginReply
     from workers.context.progress import Standing
     from workers.context.worker_context import WorkerContext
 
@@ -62,7 +62,7 @@ class BranchGone(BranchOver):
     """There is no such run: nobody waits for the branch, and nothing must be counted."""
 
 
-def require_call(begun: Begun) -> None:
+def require_call(begun: BeginReply) -> None:
     """Raise where this delivery has neither a call to make nor an outcome to write.
 
     Raises:
@@ -99,7 +99,7 @@ class Claim:
         self._branch_id = standing.branch_id
         self._feed = feed
         self._token = token
-        self._start: Start | None = None
+        self._start: BeginRequest | None = None
         # Of its run, as soon as it is known.
         self.spec: RunSpec | None = None
         self._asked_at = 0.0
@@ -107,7 +107,7 @@ class Claim:
         self._step_s = runtime.progress.step_s
         self._beats_for_s = ALIVE * runtime.settings.visibility_timeout_s
 
-    async def begin(self, *, is_alone: bool = False) -> Begun:
+    async def begin(self, *, is_alone: bool = False) -> BeginReply:
         """Ask for the branch.
 
         Raises:
@@ -115,7 +115,7 @@ class Claim:
         """
         if self._runtime.is_handing_back:
             raise BranchHandedBack
-        self._start = Start(
+        self._start = BeginRequest(
             self._branch_id,
             token=self._token,
             holder=self._runtime.holder,
@@ -126,7 +126,7 @@ class Claim:
         )
         return await self._ask(self._start)
 
-    async def _ask(self, start: Start) -> Begun:
+    async def _ask(self, start: BeginRequest) -> BeginReply:
         self._asked_at = time.monotonic()
         self._standing.token = self._token
         self._moves("is begun")
@@ -229,7 +229,7 @@ class _ClaimedGate:
 
     async def leave(
         self, request: LLMRequest, reply: LLMReply | None, error: LLMError | None
-    ) -> Verdict | None:
+    ) -> FailureVerdict | None:
         """See CallGate."""
         if error is not None:
             # It may have to wait before its next call.
@@ -245,5 +245,5 @@ class _ClaimedGate:
         if verdict is None or not verdict.is_blind:
             return verdict
         before, self._succeeded = self._succeeded, await self._claim.succeeded()
-        is_beside = None not in {before, self._succeeded} and before != self._succeeded
-        return verdict.beside_success() if is_beside else verdict
+        others_succeeded = None not in {before, self._succeeded} and before != self._succeeded
+        return verdict.despite_success() if others_succeeded else verdict

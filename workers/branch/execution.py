@@ -31,8 +31,8 @@ from fanout.policy.admission import is_draining
 from fanout.policy.packing import shard_chunk
 from fanout.policy.retries import STOPS_RUN
 from fanout.runs.enqueue import fleet_window
-from fanout.stores import End
-from fanout.system.logs import Seldom, about
+from fanout.stores import RecordRequest
+from fanout.system.logs import RateLimitFilter, about
 from workers.branch.claims import BranchGone, BranchHandedBack, BranchOver, Claim, require_call
 from workers.context.inflight import CallStoppedError, Stop
 from workers.telemetry.base import Calls
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from fanout.core.ids import BranchId, ShardId, StageId
     from fanout.core.records import BranchRef, Chunk
     from fanout.core.spec import RunSpec
-    from fanout.stores import Begun
+    from fanout.stores import BeginReply
     from workers.context.progress import Standing
     from workers.context.worker_context import WorkerContext
 
@@ -58,7 +58,7 @@ _SELDOM_S = 30.0
 
 _log = logging.getLogger(__name__)
 _seldom_log = logging.getLogger(f"{__name__}.input")
-_seldom_log.addFilter(Seldom(_SELDOM_S))
+_seldom_log.addFilter(RateLimitFilter(_SELDOM_S))
 
 
 class BranchFailed(Exception):  # noqa: N818 - Flower shows the name: it should read as a state
@@ -134,7 +134,7 @@ class _Branch:
         self.begin = self._claim.begin
         self.give_back = self._claim.give_back
 
-    async def call(self, begun: Begun) -> tuple[Outcome, Calls] | None:
+    async def call(self, begun: BeginReply) -> tuple[Outcome, Calls] | None:
         """Make the call; return how it ended, or None where there is nothing to write down."""
         calls = Calls(time.time())
         try:
@@ -160,7 +160,7 @@ class _Branch:
         runtime, shard_id = self._runtime, self._shard_id
         if calls.stop_after:
             await asyncio.to_thread(_stop_if_common, runtime, self._id.stage_id, outcome, calls)
-        recorded = await runtime.record(End(self._id, outcome=outcome, feed=self._feed))
+        recorded = await runtime.record(RecordRequest(self._id, outcome=outcome, feed=self._feed))
         if not recorded.first:
             # It had an outcome, or its run was deleted during the call: then nobody counts it.
             await asyncio.to_thread(runtime.store.run, shard_id.run_id)
@@ -173,7 +173,7 @@ class _Branch:
         if recorded.first:
             runtime.reports.branch_ended(self._id, outcome, calls)
 
-    async def _outcome(self, begun: Begun, calls: Calls) -> Outcome:
+    async def _outcome(self, begun: BeginReply, calls: Calls) -> Outcome:
         indices = await self._runtime.indices(self._shard_id)
         index, self._size = indices[self._id.position], len(indices)
         if begun.verdict == "halted":

@@ -16,7 +16,7 @@ from fanout.policy.outages import (
     CLOSED,
     SHARED,
     Failure,
-    Verdict,
+    FailureVerdict,
     ask,
     close,
     cost_alone,
@@ -295,7 +295,7 @@ class Gate:
 
     async def leave(
         self, request: LLMRequest, reply: LLMReply | None, error: LLMError | None
-    ) -> Verdict | None:
+    ) -> FailureVerdict | None:
         """Learn from how the call went; return what its error means for the branch."""
         if reply is not None and self._counts_tokens:
             await self._correct(request, reply)
@@ -309,7 +309,7 @@ class Gate:
                 await self._limiter.succeeded_while_down(model, self._began)
         return None
 
-    async def _failed(self, error: LLMError) -> Verdict:
+    async def _failed(self, error: LLMError) -> FailureVerdict:
         model, limiter = self._model, self._limiter
         first = self._failed_at = self._began if self._failed_at is None else self._failed_at
         is_refusal = error.kind is ErrorKind.RATE_LIMITED or error.retry_after_s is not None
@@ -328,7 +328,7 @@ class Gate:
         down_s = model.down_s(limiter.clock())
         # A pause that nobody has asked for is short: there the branch waits longer each time.
         is_pause = (error.retry_after_s or 0.0) >= _PAUSE_S and not is_odd
-        return Verdict(
+        return FailureVerdict(
             cost=self._cost(error, first, counted, is_down=down_s is not None),
             down_s=down_s,
             is_held=down_s is not None or is_pause,

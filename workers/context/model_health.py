@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fanout.policy.outages import BESIDE_S, SLOT_S, Slot, beside, is_outage, reaches_s, spent
+from fanout.policy.outages import (
+    NEIGHBOUR_S,
+    SLOT_S,
+    TimeSlot,
+    is_outage,
+    neighbour_calls,
+    reaches_s,
+    spent,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Sequence
@@ -35,7 +43,7 @@ class ModelHealth:
     """
 
     # By the number of the slot of time.
-    _slots: dict[int, Slot]
+    _slots: dict[int, TimeSlot]
 
     def __init__(self) -> None:
         self._share = _PRIOR
@@ -62,10 +70,10 @@ class ModelHealth:
             slot.succeeded_again += 1
             self._recovered_at = now
 
-    def _new_slot(self, began: float) -> Slot:
+    def _new_slot(self, began: float) -> TimeSlot:
         if len(self._slots) >= _MOST_SLOTS:
             del self._slots[next(iter(self._slots))]
-        return self._slots.setdefault(int(began / SLOT_S), Slot())
+        return self._slots.setdefault(int(began / SLOT_S), TimeSlot())
 
     def _began_well(self, share: float) -> None:
         self._firsts += 1
@@ -75,7 +83,7 @@ class ModelHealth:
     def _absolve(self, began: float) -> None:
         """Take those out that failed although the model was well."""
         for branch, (failed, is_first) in list(self._failing.items()):
-            if failed <= began + BESIDE_S:
+            if failed <= began + NEIGHBOUR_S:
                 del self._failing[branch]
                 if is_first:
                     self._began_well(0.0)
@@ -109,7 +117,7 @@ class ModelHealth:
         has_recovered = self._recovered_at >= failures[0].began
         own = self._taken_out(failures)
         others = [
-            beside(self._around(failure.began, reach_s), has_recovered=has_recovered)
+            neighbour_calls(self._around(failure.began, reach_s), has_recovered=has_recovered)
             for failure, reach_s in zip(failures, reaches_s(failures), strict=True)
         ]
         for slot, counted in own:
@@ -122,11 +130,11 @@ class ModelHealth:
             is_chance=now - self._recovered_at <= _RECOVERS_S,
         )
 
-    def _around(self, moment: float, reach_s: float) -> list[Slot | None]:
+    def _around(self, moment: float, reach_s: float) -> list[TimeSlot | None]:
         middle, reach = int(moment / SLOT_S), int(reach_s / SLOT_S)
         return [self._slots.get(number) for number in range(middle - reach, middle + reach + 1)]
 
-    def _taken_out(self, failures: Sequence[Failure]) -> list[tuple[Slot, str]]:
+    def _taken_out(self, failures: Sequence[Failure]) -> list[tuple[TimeSlot, str]]:
         """Take the branch's own calls out of their slots; return what was taken out."""
         own = []
         for failure in failures:
@@ -146,5 +154,5 @@ class ModelHealth:
         return failing > 1 if never else is_outage(failing, self._share)
 
 
-def _add(slot: Slot, field: str, number: int) -> None:
+def _add(slot: TimeSlot, field: str, number: int) -> None:
     setattr(slot, field, getattr(slot, field) + number)

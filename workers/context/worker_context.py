@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from fanout.core.ids import BranchId, StageId
     from fanout.core.records import RunStatus
     from fanout.llm import LLM
-    from fanout.stores import RedisStore, Start
+    from fanout.stores import BeginRequest, RedisStore
     from workers.context.app import WorkerApp
     from workers.context.progress import Standing
 
@@ -143,7 +143,7 @@ class WorkerContext:
         if standing.task is not None:
             self.loop.call_soon_threadsafe(standing.task.cancel)
 
-    def _take_back(self, start: Start) -> None:
+    def _take_back(self, start: BeginRequest) -> None:
         """Take a begin back whose branch was left to others while it was under way.
 
         It may have been done after all, behind whatever was to undo it: nobody else could begin the

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from fanout.broker.inspection import seen_of_shard
+from fanout.broker.inspection import messages_of_shard
 from fanout.core.ids import BranchId
 from fanout.core.records import ErrorKind, Outcome, RunStatus
 from fanout.policy.healing import unpublished
 from fanout.runs.enqueue import fleet_window, take_back
-from fanout.stores import End
+from fanout.stores import RecordRequest
 from workers.reduce import reductions
 
 if TYPE_CHECKING:
@@ -31,8 +31,8 @@ class TooEarlyError(Exception):
     """
 
 
-def expand(runtime: WorkerContext, shard_id: ShardId, lanes: int) -> None:
-    """Publish the chord of a shard; ``lanes`` branches of it at first, or all where that is 0."""
+def expand(runtime: WorkerContext, shard_id: ShardId, permits: int) -> None:
+    """Publish the chord of a shard; ``permits`` branches of it at first, or all where that is 0."""
     run = runtime.store.run(shard_id.run_id)
     is_again = shard_id.stage == 0 and bool(run.retry)
     if is_again and not run.halt:
@@ -54,7 +54,7 @@ def expand(runtime: WorkerContext, shard_id: ShardId, lanes: int) -> None:
     if not todo:
         runtime.publisher.collect(shard_id)
         return
-    first = todo[: lanes or count]
+    first = todo[: permits or count]
     feed = count if len(first) < len(todo) else 0
     published = first[-1] + 1 if feed else count
     if runtime.store.start_shard(shard_id, published=published):
@@ -62,7 +62,7 @@ def expand(runtime: WorkerContext, shard_id: ShardId, lanes: int) -> None:
             runtime.publisher.forget_shard(shard_id)
         runtime.publisher.shard_chord(shard_id, first, size=len(todo), feed=feed)
     else:
-        _expand_rest(runtime, shard_id, lanes)
+        _expand_rest(runtime, shard_id, permits)
 
 
 def _ending(run: RunRecord, stage: int) -> tuple[ErrorKind, str] | None:
@@ -74,14 +74,14 @@ def _ending(run: RunRecord, stage: int) -> tuple[ErrorKind, str] | None:
     return None
 
 
-def _expand_rest(runtime: WorkerContext, shard_id: ShardId, lanes: int) -> None:
+def _expand_rest(runtime: WorkerContext, shard_id: ShardId, permits: int) -> None:
     """Publish what a first attempt has not: a branch in the queue twice would be called twice."""
     shard = runtime.store.shard_state(shard_id)
     task_ids = runtime.messages.task_ids().get(shard_id.run_id, set())
-    seen = seen_of_shard(task_ids, shard_id)
-    missing = unpublished(shard, seen, lanes=lanes)
+    messages = messages_of_shard(task_ids, shard_id)
+    missing = unpublished(shard, messages, permits=permits)
     if missing:
-        feed = shard.count if 0 < lanes < shard.count else 0
+        feed = shard.count if 0 < permits < shard.count else 0
         runtime.store.advance_shard(shard_id, published=missing[-1] + 1)
         runtime.publisher.branches(shard_id, missing, feed=feed)
     if shard.ended >= set(range(shard.count)):
@@ -92,7 +92,7 @@ def _record_rest(runtime: WorkerContext, shard_id: ShardId, kind: ErrorKind, mes
     now = time.time()
     runtime.store.record_all(
         [
-            End(
+            RecordRequest(
                 shard_id.branch(position),
                 Outcome(index=index, kind=kind, message=message, ended_at=now),
             )
@@ -141,7 +141,7 @@ def _complete(
         raise TooEarlyError(shard_id)
     runtime.store.record_all(
         [
-            End(shard_id.branch(position), _at(indices[position], failures[position]))
+            RecordRequest(shard_id.branch(position), _at(indices[position], failures[position]))
             for position in missing
         ]
     )

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from fanout.core.errors import FanoutError
 from fanout.core.ids import StageId
 from fanout.core.records import RunStatus
-from fanout.system.logs import Seldom, about
+from fanout.system.logs import RateLimitFilter, about
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -33,7 +33,7 @@ _MAX_REMEMBERED = 1_000
 _log = logging.getLogger(__name__)
 # Spans that are lost cost nobody a branch.
 _spans_log = logging.getLogger(f"{__name__}.spans")
-_spans_log.addFilter(Seldom(_FAILURES_S))
+_spans_log.addFilter(RateLimitFilter(_FAILURES_S))
 
 
 class Reports:

@@ -38,7 +38,7 @@ from opentelemetry.trace import (
 
 from fanout.core.ids import joined
 from fanout.core.records import RunStatus
-from fanout.system.logs import Seldom
+from fanout.system.logs import RateLimitFilter
 from workers.telemetry.provider_names import provider_and_model
 
 if TYPE_CHECKING:
@@ -343,4 +343,4 @@ def _complain_seldom() -> None:
             logger.addFilter(_SELDOM)
 
 
-_SELDOM = Seldom(_COMPLAINTS_S)
+_SELDOM = RateLimitFilter(_COMPLAINTS_S)

@@ -1,4 +1,4 @@
-"""Reading documents: from memory, files, folders, globs, rows and standard input; all lazily."""
+"""Lazy readers of documents: from memory, files, folders, globs, rows and standard input."""
 
 from fanout.inputs.documents.files import STDIN
 from fanout.inputs.documents.memory import from_strings

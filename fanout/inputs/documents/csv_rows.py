@@ -1,9 +1,8 @@
-"""The rows of a CSV or TSV file, where a fault costs no more than the row that has it.
+"""The rows of a CSV or TSV file; a fault in one row does not affect the others.
 
-Python's ``csv`` reads what has quotes; what has none is split. A quote that is not closed takes
-all that follows for text: so a row that needs several lines is judged, and where it does not hold
-up, reading goes on with the first of its lines that looks like a row. Each line is read a fixed
-number of times at most, whatever is in it.
+Python's ``csv`` reads lines with quotes; lines without are split. An unclosed quote would swallow
+all lines after it. So a row of several lines is checked, and if it is implausible, reading goes on
+with the first of its lines that looks like a row. Each line is read at most a fixed number of times.
 """
 
 from __future__ import annotations
@@ -23,9 +22,9 @@ __all__ = ["CsvRow", "CsvRows", "cells_of", "is_number"]
 
 TAB = "\t"
 _OPEN = "a quote that opens here is not closed"
-_CR = "a carriage return stands in the middle of a line"
-_NUL = "it holds NUL bytes, so it is no text"
-# What a line of a row that is not ended costs beside its bytes.
+_CR = "there is a carriage return in the middle of a line"
+_NUL = "it holds NUL bytes, so it is not text"
+# The memory of a buffered line in addition to its bytes.
 _LINE_BYTES = 64
 
 
@@ -35,7 +34,7 @@ class CsvRow(NamedTuple):
     Attributes:
         first: The number of its first line.
         last: The number of its last line.
-        cells: What is in it; empty where it cannot be used.
+        cells: Its cells; empty if it cannot be used.
         fault: Why it cannot be used, or None.
     """
 
@@ -49,14 +48,14 @@ class _TooLongError(Exception):
     """A row has more bytes than a document may have."""
 
 
-class _Reading(NamedTuple):
-    """What came of reading a row from a line on.
+class _ReadResult(NamedTuple):
+    """The result of reading a row that starts at a given line.
 
     Attributes:
-        cells: What is in it, or None where it is no row.
+        cells: The cells of the row, or None if it is not valid.
         lines: The lines that were read for it.
-        fault: Why it is none.
-        is_at_end: Whether all that was left was read.
+        fault: Why it is not valid.
+        is_at_end: Whether the reader reached the end of the file or the size limit.
     """
 
     cells: list[str] | None
@@ -70,10 +69,10 @@ class CsvRows:
 
     Args:
         lines: The lines.
-        delimiter: What is between two cells.
+        delimiter: The character between two cells.
         max_bytes: The size above which a row is refused.
-        numeric: The columns that hold numbers in all rows that are known; they tell a row from a
-            line of text.
+        numeric: The columns that hold numbers in all rows of the sample; they distinguish a row
+            from a line of text.
     """
 
     def __init__(
@@ -91,13 +90,13 @@ class CsvRows:
         self._max_bytes = max_bytes
         self._numeric = numeric
         self._width = 0
-        # Up to this line, no row has more than one line: they were all read as one row in vain.
+        # Up to this line, each line is read as a row of its own: they failed as one row together.
         self._flat_to = 0
-        self._single = _Single()
+        self._single = _SingleLine()
         self._single_reader = csv.reader(self._single, delimiter=delimiter, strict=True)
 
     def header(self) -> CsvRow | None:
-        """Return the first row that is not blank, or None where there is none."""
+        """Return the first row that is not blank, or None."""
         for line in iter(self._take, None):
             row = self._row(line)
             if row.fault or row.cells:
@@ -106,7 +105,7 @@ class CsvRows:
         return None
 
     def __iter__(self) -> Iterator[CsvRow]:
-        """Yield the rows behind the header; blank lines are none."""
+        """Yield the rows after the header, without blank lines."""
         again, lines = self._again, self._lines
         while (line := again.popleft() if again else next(lines, None)) is not None:
             cells = self._plain_cells(line.data)
@@ -118,7 +117,7 @@ class CsvRows:
                 yield row
 
     def _plain_cells(self, data: bytes) -> list[str] | None:
-        """Return the cells of a line that is a row without any fault, or None: most lines are."""
+        """Return the cells of a line that is a whole and valid row, as most are, or None."""
         try:
             text = data.decode()
             if '"' in text:
@@ -132,7 +131,7 @@ class CsvRows:
             return None
         if "\r" in text and (text.count("\r") > 1 or not text.endswith("\r\n")):
             return None
-        # A blank line is no row, also where a row has one cell.
+        # A blank line is not a row, even if rows have only one cell.
         return cells if self._width > 1 or cells[0] else None
 
     def _take(self) -> Line | None:
@@ -158,24 +157,24 @@ class CsvRows:
         where = f" (lines {first} to {last})" if last > first else ""
         return CsvRow(first, last, [], f"not valid CSV: {fault}{where}")
 
-    def _read(self, line: Line) -> _Reading:
-        """Read a row from a line on, over as many lines as its quotes ask for."""
-        feed = _Feed(self, line, is_flat=line.number <= self._flat_to, limit=self._max_bytes)
+    def _read(self, line: Line) -> _ReadResult:
+        """Read a row that starts at a line, over as many lines as its quotes need."""
+        feed = _RowLines(self, line, is_flat=line.number <= self._flat_to, limit=self._max_bytes)
         try:
             cells = next(csv.reader(feed, delimiter=self._delimiter, strict=True), [])
         except csv.Error as error:
             is_open = len(feed.lines) > 1 or feed.wants_more
             fault = _OPEN if is_open else _CR if "\r" in line.text.rstrip() else str(error)
-            return _Reading(None, feed.lines, fault, feed.is_at_end)
+            return _ReadResult(None, feed.lines, fault, feed.is_at_end)
         except _TooLongError:
             fault = f"{_OPEN} within the size that a document may have"
-            return _Reading(None, feed.lines, fault, is_at_end=True)
-        return _Reading(cells, feed.lines)
+            return _ReadResult(None, feed.lines, fault, is_at_end=True)
+        return _ReadResult(cells, feed.lines)
 
-    def _swallows_rows(self, reading: _Reading) -> bool:
+    def _swallows_rows(self, reading: _ReadResult) -> bool:
         """Say whether all further lines of a row look like rows of their own.
 
-        Prose has commas, too: it takes a tab, or numbers where all rows have some, to tell.
+        Prose has commas, too: only tabs, or columns of numbers, distinguish rows from it.
         """
         if not self._width or not (self._numeric or self._delimiter == TAB):
             return False
@@ -192,22 +191,22 @@ class CsvRows:
         return cells is not None and (not self._width or len(cells) == self._width)
 
     def _literal(self, line: Line) -> list[str] | None:
-        """Return the cells of a line between tabs, whose quotes may be text like any other."""
+        """Return the cells of a line with tabs, in which quotes may be ordinary text."""
         if self._delimiter != TAB or not self._width:
             return None
         cells = line.text.rstrip("\r\n").split(TAB)
         return cells if len(cells) == self._width else None
 
-    def _give_back(self, reading: _Reading) -> None:
-        """Have all lines but the first read again, each by itself where a row failed in them."""
+    def _give_back(self, reading: _ReadResult) -> None:
+        """Queue all lines but the first to be read again, as single lines if they failed as one row."""
         lines = reading.lines
-        # The line at which it failed may begin a row; those before were within the open quote.
+        # The line at which it failed may begin a row; the lines before were in the open quote.
         flat_to = lines[-1].number if reading.is_at_end else lines[-1].number - 1
         self._flat_to = max(self._flat_to, flat_to)
         self._again.extendleft(reversed(lines[1:]))
 
     def _skip_to_row(self, first: int) -> int:
-        """Take the lines that belong to a row that failed; return the number of the last."""
+        """Skip the lines of a row that failed; return the number of the last one."""
         last = first
         if not self._width:
             return last
@@ -241,8 +240,8 @@ class CsvRows:
         return None
 
 
-class _Single(list[str]):
-    """One line for a reader of Python's, which finds no further one."""
+class _SingleLine(list[str]):
+    """The input of Python's reader for a row of one line."""
 
     def __iter__(self) -> Iterator[str]:
         return self
@@ -253,8 +252,8 @@ class _Single(list[str]):
         return self.pop()
 
 
-class _Feed:
-    """The lines of one row for Python's reader, which asks for the next while a quote is open."""
+class _RowLines:
+    """The lines of one row for Python's reader, which requests the next while a quote is open."""
 
     def __init__(self, rows: CsvRows, first: Line, *, is_flat: bool, limit: int) -> None:
         self.lines: list[Line] = []
@@ -272,7 +271,7 @@ class _Feed:
         line: Line | None = self._first
         if self.lines:
             self.wants_more = True
-            line = None if self._is_flat else self._rows._take()  # noqa: SLF001 - its own part
+            line = None if self._is_flat else self._rows._take()  # noqa: SLF001 - same module
         if line is None:
             self.is_at_end = not self._is_flat
             raise StopIteration
@@ -284,7 +283,7 @@ class _Feed:
 
 
 def cells_of(text: str, delimiter: str) -> list[str]:
-    """Return the cells of one line; a quote that does not close is taken as it is."""
+    """Return the cells of one line; an unclosed quote is ordinary text."""
     if '"' in text:
         try:
             return next(csv.reader((text,), delimiter=delimiter, strict=True), [])

@@ -1,4 +1,4 @@
-"""Which files an input means, and of which kind each is."""
+"""The search for the files of an input, and the kind of each."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from fanout.inputs.documents.notices import Notify
 
-__all__ = ["STDIN", "Found", "Kind", "find_files"]
+__all__ = ["STDIN", "InputFile", "Kind", "find_files"]
 
 Kind = Literal["text", "table", "jsonl", "json"]
 
@@ -38,11 +38,11 @@ _PACKED = frozenset({".gz", ".bz2", ".xz", ".zst", ".zip", ".lz4", ".7z", ".tar"
 _SAMPLE_BYTES = 8_192
 
 
-class Found(msgspec.Struct, frozen=True, kw_only=True):
+class InputFile(msgspec.Struct, frozen=True, kw_only=True):
     """A file of an input.
 
     Attributes:
-        name: As it is seen from the folder that inputs are relative to.
+        name: Its path, relative to the folder of the inputs.
         kind: How it is read.
         fault: Why it cannot be read, or None.
     """
@@ -52,11 +52,11 @@ class Found(msgspec.Struct, frozen=True, kw_only=True):
     fault: str | None = None
 
 
-def find_files(inputs: Sequence[str], base: Path, notify: Notify) -> list[Found]:
-    """Return the files that inputs mean, in order, and say what is left out.
+def find_files(inputs: Sequence[str], base: Path, notify: Notify) -> list[InputFile]:
+    """Return the files of inputs, in order, and send notices of files that are left out.
 
-    A folder means the files of known kinds in it. A file that is named, or matches a pattern, may
-    have another name, where it is text.
+    A folder stands for the files of known kinds in it. A file that is named, or that matches a
+    pattern, may have any name if it is text.
 
     Raises:
         InputError: An input does not exist, or holds no text.
@@ -75,17 +75,17 @@ def find_files(inputs: Sequence[str], base: Path, notify: Notify) -> list[Found]
 
 
 class _Search:
-    """Looks up inputs, and counts what it leaves out."""
+    """Looks up inputs, and counts the files that it leaves out."""
 
     def __init__(self, base: Path) -> None:
         self._base = base
         self.left_out: Counter[str] = Counter()
         self.unreadable: list[str] = []
 
-    def files(self, one: str) -> Iterator[Found]:
+    def files(self, one: str) -> Iterator[InputFile]:
         path = self._base / one
         if one == STDIN:
-            yield Found(name=one)
+            yield InputFile(name=one)
         elif path.is_file():
             yield self._named(one, path)
         elif path.is_dir():
@@ -93,13 +93,13 @@ class _Search:
         elif glob.has_magic(one):
             yield from self._pattern(one)
         elif path.is_symlink():
-            raise InputError("is a link to what is not there", source=str(path))
+            raise InputError("is a broken symbolic link", source=str(path))
         elif path.exists():
             raise InputError("is neither a file nor a folder", source=str(path))
         else:
             raise InputError("there is no such file or folder", source=str(path))
 
-    def _named(self, name: str, path: Path) -> Found:
+    def _named(self, name: str, path: Path) -> InputFile:
         kind = KINDS.get(path.suffix.lower())
         fault = None
         try:
@@ -110,16 +110,16 @@ class _Search:
         else:
             if kind is None and not _looks_like_text(sample):
                 raise InputError(_no_text(path), source=name)
-        return Found(name=name, kind=kind or "text", fault=fault)
+        return InputFile(name=name, kind=kind or "text", fault=fault)
 
-    def _pattern(self, pattern: str) -> Iterator[Found]:
-        # Path.glob takes no absolute pattern, and a user's may be one.
+    def _pattern(self, pattern: str) -> Iterator[InputFile]:
+        # Path.glob takes no absolute pattern, which a user may give.
         matches = glob.glob(pattern, recursive=True, root_dir=self._base)  # noqa: PTH207
         count = 0
         for name in sorted(matches):
             path = self._base / name
             if path.is_dir():
-                # "**" matches the folders on the way, too.
+                # "**" also matches the folders on the way.
                 self.left_out["folders"] += 0 if "**" in pattern else 1
                 continue
             kind = KINDS.get(path.suffix.lower())
@@ -127,7 +127,7 @@ class _Search:
                 self.left_out[_label(path)] += 1
                 continue
             count += 1
-            yield Found(name=name, kind=kind or "text")
+            yield InputFile(name=name, kind=kind or "text")
         if not count:
             raise InputError(f"no file matches{self._rest()}", source=pattern)
 
@@ -138,7 +138,7 @@ class _Search:
         except OSError:
             return True
 
-    def _folder(self, name: str, folder: Path) -> Iterator[Found]:
+    def _folder(self, name: str, folder: Path) -> Iterator[InputFile]:
         count = 0
         for path in sorted(self._below(folder)):
             kind = KINDS.get(path.suffix.lower())
@@ -146,14 +146,14 @@ class _Search:
                 self.left_out[_label(path)] += 1
                 continue
             count += 1
-            yield Found(name=str(Path(name) / path.relative_to(folder)), kind=kind)
+            yield InputFile(name=str(Path(name) / path.relative_to(folder)), kind=kind)
         if not count:
             raise InputError(f"no {ALLOWED} file in this folder{self._rest()}", source=str(folder))
 
     def _below(self, folder: Path) -> Iterator[Path]:
         for top, folders, files in os.walk(folder, onerror=self._on_error):
             shown = [name for name in folders if not name.startswith(".")]
-            # What is behind a link may be above it.
+            # A link may point to a folder above, which would never end.
             links = [name for name in shown if (Path(top) / name).is_symlink()]
             folders[:] = [name for name in shown if name not in links]
             self.left_out["links to folders"] += len(links)
@@ -169,7 +169,7 @@ class _Search:
 
 
 def _label(path: Path) -> str:
-    """Return the kind of a file for people: ``.pdf``, ``.jsonl.gz``."""
+    """Return the kind of a file for messages: ``.pdf``, ``.jsonl.gz``."""
     if not path.exists():
         return "broken links"
     if not path.is_file():
@@ -189,6 +189,6 @@ def _no_text(path: Path) -> str:
     suffix = path.suffix.lower()
     way_out = "uncompress it first" if suffix in _PACKED else "convert it to text first"
     return (
-        f"is no text in UTF-8, and {suffix or 'such'} files are not read: {way_out} "
-        f"(read are {ALLOWED}, and text of any other name)"
+        f"is not UTF-8 text, and {suffix or 'such'} files are not supported: {way_out} "
+        f"(supported are {ALLOWED}, and text files of any other name)"
     )

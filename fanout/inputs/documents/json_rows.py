@@ -1,4 +1,4 @@
-"""JSON as documents: one value on each line, or one array of values."""
+"""Readers of JSON files as documents: one value on each line, or one array of values."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["read_json", "read_jsonl"]
 
 _PART_BYTES = 256_000
-# What can end a value, or hide what does: brackets, commas, and strings.
+# Characters that can end a value, or begin a string that hides them.
 _MARK = re.compile(rb'["{}\[\],]')
 _STRING = re.compile(rb'["\\]')
 _BLANK = b" \t\r\n"
@@ -41,7 +41,7 @@ def read_json(
 ) -> Iterator[Document]:
     """Yield each object or string of a JSON file as a document, named ``path#number``, lazily.
 
-    They are the elements of an array, or the values of the file: one, or one after the other.
+    These are the elements of an array, or the values of a file with one or more values.
     """
     for number, value in enumerate(_values(file, max_bytes), 1):
         where = f"{name}#{number}"
@@ -67,7 +67,7 @@ def _document(
 
 
 def _decoded(data: bytes) -> Any:
-    """Return the value of some JSON. Raises ValueError: what is wrong with it, quoting nothing."""
+    """Return the value of JSON. Raises ValueError with the reason, which quotes no content."""
     try:
         return _DECODER.decode(data.decode())
     except UnicodeDecodeError as error:
@@ -82,13 +82,13 @@ def _decoded(data: bytes) -> Any:
 
 
 def _reason(error: ValueError) -> str:
-    # Python's own words for too many digits speak of a limit that a user cannot set.
+    # Python's own message for too many digits names a limit that a user cannot set.
     is_number = "integer string conversion" in str(error)
     return "it holds a number of more than 4,300 digits" if is_number else str(error)
 
 
 def _no_constant(text: str) -> NoReturn:
-    msg = f"{text} is no JSON"
+    msg = f"{text} is not JSON"
     raise ValueError(msg)
 
 
@@ -105,7 +105,7 @@ _DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_no_consta
 
 
 class _Value:
-    """The bytes of one value as they come; of one that is too large, only their number is kept."""
+    """Collects the bytes of one value; of a value that is too large, it keeps only the size."""
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
@@ -120,7 +120,7 @@ class _Value:
             self._parts = []
 
     def take(self) -> bytes | str | None:
-        """Return the value, or what is wrong with it; None where there is only white space."""
+        """Return the value as bytes, or its error as text; None if there is only white space."""
         data = b"".join(self._parts).strip(_BLANK)
         size, self._parts, self.size = self.size, [], 0
         if size > self._max_bytes:
@@ -129,9 +129,10 @@ class _Value:
 
 
 def _values(file: BinaryIO, max_bytes: int) -> Iterator[bytes | str]:
-    """Yield the bytes of each value, found by brackets and strings alone, in bounded memory.
+    """Yield the bytes of each value, in bounded memory.
 
-    A fault in one value costs that value: where it ends does not depend on what is in it.
+    Brackets and strings alone decide where a value ends, so a fault in one value does not affect
+    the others.
     """
     scan = _Scan(_Value(max_bytes))
     first = True
@@ -147,7 +148,7 @@ class _Scan:
     def __init__(self, value: _Value) -> None:
         self._value = value
         self._depth = 0
-        # Inside the array that is the file; its elements are the values.
+        # 1 within the top-level array, whose elements are the values, else 0.
         self._base = 0
         self._in_string = False
         self._escaped = False
@@ -171,7 +172,7 @@ class _Scan:
         self._value.add(part[start:])
 
     def _cut(self, mark: bytes, part: bytes, start: int, at: int) -> tuple[int, int] | None:
-        """Return where a value ends at a mark, and where the next begins; None where none does."""
+        """Return where a value ends at a mark, and where the next begins; None if none ends."""
         is_top = self._depth == self._base == 0
         if mark == b"[" and is_top and self._is_blank(part[start : at - 1]):
             self._base = self._depth = 1

@@ -1,4 +1,4 @@
-"""Lines of a file as bytes, in bounded memory."""
+"""The lines of a file as bytes, read in bounded memory."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ class Line(NamedTuple):
     """One line of a file.
 
     Attributes:
-        number: From 1 on.
-        data: The bytes, with the end of the line; empty where the line is too large.
-        size: How many bytes it has.
+        number: The line number, from 1.
+        data: The bytes, with the end of the line; empty if the line is too large.
+        size: The number of its bytes.
     """
 
     number: int
@@ -29,17 +29,17 @@ class Line(NamedTuple):
 
     @property
     def is_too_large(self) -> bool:
-        """Whether it was read over."""
+        """Whether the line was skipped because of its size."""
         return not self.data and self.size > 0
 
     @property
     def text(self) -> str:
-        """The line as text, with a mark in place of what is no UTF-8."""
+        """The line as text, with replacement characters for invalid UTF-8."""
         return self.data.decode("utf-8", "replace")
 
 
 def read_lines(file: BinaryIO, max_bytes: int) -> Iterator[Line]:
-    """Yield the lines of a file, without a byte order mark before the first."""
+    """Yield the lines of a file, without a byte order mark."""
     for number in count(1):
         line = file.readline(max_bytes + 2)
         if not line:

@@ -1,4 +1,4 @@
-"""Documents that the caller holds: strings, rows, documents, and tables of other libraries."""
+"""Documents from objects in memory: strings, rows, documents, and tables of other libraries."""
 
 from __future__ import annotations
 
@@ -34,32 +34,32 @@ def from_strings(
 ) -> Iterator[Document]:
     """Yield a document for each item, named ``item 1`` and so on, lazily.
 
-    What is wrong with one item is said in its document's ``error``.
+    An item that cannot be used becomes a document with the reason in its ``error``.
 
     Args:
-        items: Texts; rows, whose other columns prompts may use; documents; or a DataFrame of
-            pandas or polars, or a table of pyarrow, whose rows are meant.
-        text_column: The column of a row that holds the text; ``text`` where it is None.
+        items: Texts; rows, whose other columns prompts may use; documents; or a pandas or polars
+            DataFrame, or a pyarrow table, of which each row is an item.
+        text_column: The column of a row that holds the text; None is ``text``.
         max_bytes: The size in UTF-8 bytes above which a document is refused.
 
     Raises:
-        InputError: The items are no list, such as one string, one mapping, or a path.
+        InputError: The items are not a list, for example one string, one mapping, or a path.
     """
     column = text_column or DEFAULT_TEXT_COLUMN
-    # Checked at once, not when the first document is asked for.
+    # Check them at once, and not when the caller requests the first document.
     given = items_of(items)
     return (_document(item, index, column, max_bytes) for index, item in enumerate(given))
 
 
 def items_of(items: Any) -> Iterable[Any]:
-    """Return what is iterated for the items of a list or a table.
+    """Return an iterable over the items of a list, or the rows of a table.
 
     Raises:
-        InputError: It is neither.
+        InputError: The argument is neither.
     """
     if reason := _no_list(items):
         raise InputError(reason)
-    # Known by what they can do: to look for their classes would mean to load these libraries.
+    # Recognised by their methods: a check of their classes would import these libraries.
     if hasattr(items, "iter_rows") and hasattr(items, "columns"):
         rows: Iterable[Any] = items.iter_rows(named=True)
     elif hasattr(items, "iloc") and hasattr(items, "columns"):
@@ -78,23 +78,25 @@ def items_of(items: Any) -> Iterable[Any]:
 
 
 def _no_list(items: Any) -> str | None:
-    """Say why something cannot be meant as a list, or None."""
+    """Return why an argument is not a list of items, or None."""
     if isinstance(items, str):
         return "chunks must be a list of strings, not one string: put it in a list"
     if isinstance(items, (bytes, bytearray, memoryview)):
         return "chunks must be a list of strings, not bytes: decode them, and put them in a list"
     if isinstance(items, PathLike):
-        return f"chunks must be a list of texts, not a path: give files as inputs=[{str(items)!r}]"
+        return (
+            f"chunks must be a list of strings, not a path: give files as inputs=[{str(items)!r}]"
+        )
     if isinstance(items, (Mapping, Document)):
         kind = type(items).__name__
         return f"chunks must be a list of rows, not one {kind}: put it in a list"
     if hasattr(items, "collect") and hasattr(items, "collect_schema"):
-        return "chunks is a lazy frame, which has no rows yet: give what its collect() returns"
+        return "chunks is a lazy frame, which has no rows yet: give the result of its collect()"
     return None
 
 
 def _pandas_rows(frame: Any) -> Iterator[Any]:
-    # In slices: all rows as dictionaries would take many times the memory of the frame.
+    # In slices: dictionaries of all rows would take many times the memory of the frame.
     for start in range(0, len(frame), _SLICE_ROWS):
         yield from frame.iloc[start : start + _SLICE_ROWS].to_dict("records")
 
@@ -114,6 +116,6 @@ def _document(item: Any, index: int, column: str, max_bytes: int) -> Document:
     if is_missing(item):
         return faulty(name, index, f"it is missing ({item})")
     if isinstance(item, PathLike):
-        return faulty(name, index, "it is a path, not a text: give files as inputs=[...]")
+        return faulty(name, index, "it is a path, not a string: give files as inputs=[...]")
     kind = type(item).__name__
     return faulty(name, index, f"it must be a string or a mapping, not {kind}")

@@ -1,4 +1,4 @@
-"""What is to be said about an input beside its documents: how it is read, and what is left out."""
+"""Notices about an input for the user: how it is read, and what is left out."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ if TYPE_CHECKING:
 __all__ = ["Notice", "Notify", "counted", "listed", "log_notice"]
 
 _log = logging.getLogger("fanout.inputs.documents")
-# Of how many documents that cannot be used it is said loudly, as a share of all.
-_LOUD_SHARE = 0.03
+# The share of unusable documents above which a notice is a warning.
+_WARN_SHARE = 0.03
 _SHOWN_KINDS = 12
 
 
 class Notice(msgspec.Struct, frozen=True, kw_only=True):
-    """One thing to be said about an input.
+    """One line for the user about an input.
 
     Attributes:
         text: The line.
-        is_warning: Whether it must be seen also by who wants no progress: some input is left out.
+        is_warning: Whether part of the input is left out; then it is shown even without progress.
     """
 
     text: str
@@ -37,12 +37,12 @@ Notify = Callable[[Notice], None]
 
 
 def log_notice(notice: Notice) -> None:
-    """Say it to who uses the library: a warning of the logger ``fanout.inputs.documents``."""
+    """Log a notice with the logger ``fanout.inputs.documents``, for users of the library."""
     _log.log(logging.WARNING if notice.is_warning else logging.INFO, "%s", notice.text)
 
 
 def counted(documents: Iterable[Document], notify: Notify) -> Iterator[Document]:
-    """Yield documents, and say at the end when more than a few of them could not be used."""
+    """Yield documents, and warn at the end if more than a few of them cannot be used."""
     total = faulty = 0
     first = ""
     for document in documents:
@@ -51,7 +51,7 @@ def counted(documents: Iterable[Document], notify: Notify) -> Iterator[Document]
             faulty += 1
             first = first or f"{document.name}: {document.error}"
         yield document
-    if faulty and faulty > _LOUD_SHARE * total:
+    if faulty and faulty > _WARN_SHARE * total:
         text = (
             f"{faulty:,} of {total:,} documents ({faulty / total:.1%}) cannot be used; "
             f"the first is {first} (strict refuses such an input)"
@@ -59,7 +59,7 @@ def counted(documents: Iterable[Document], notify: Notify) -> Iterator[Document]
         notify(Notice(text=text, is_warning=True))
 
 
-# Kinds that are words, not the ends of names, as they are called where there is one.
+# The singular of kinds that are words and not file extensions.
 _SINGULARS = {
     "folders": "folder",
     "broken links": "broken link",
@@ -73,7 +73,7 @@ def _of(count: int, kind: str) -> str:
 
 
 def listed(kinds: dict[str, int]) -> str:
-    """Return how many there are of each kind, the most frequent first: ``12 .pdf, 3 .png``."""
+    """Return the counts of each kind as text, the most frequent first: ``12 .pdf, 3 .png``."""
     ordered = sorted(kinds.items(), key=lambda pair: (-pair[1], pair[0]))
     shown = [f"{count:,} {_of(count, kind)}" for kind, count in ordered[:_SHOWN_KINDS]]
     more = sum(count for _, count in ordered[_SHOWN_KINDS:])

@@ -1,4 +1,4 @@
-"""Documents in files, read lazily."""
+"""The documents of files, folders, globs and standard input, read lazily."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from fanout.inputs.documents.files import STDIN, find_files
 from fanout.inputs.documents.json_rows import read_json, read_jsonl
 from fanout.inputs.documents.notices import Notice, log_notice
 from fanout.inputs.documents.rows import DEFAULT_TEXT_COLUMN, faulty
-from fanout.inputs.documents.tables import Table, look_at_table, read_table
+from fanout.inputs.documents.tables import Table, detect_table, read_table
 from fanout.inputs.documents.text import read_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from fanout.core.records import Document
-    from fanout.inputs.documents.files import Found
+    from fanout.inputs.documents.files import InputFile
     from fanout.inputs.documents.notices import Notify
 
 __all__ = ["FileSource", "from_paths"]
 
-_TOLD_FILES = 3
+_NAMED_FILES = 3
 
 
 def from_paths(
@@ -55,22 +55,22 @@ def from_paths(
 class FileSource:
     """The documents of files, folders, globs and standard input.
 
-    A text file is one document; a line of a ``.jsonl`` or ``.ndjson`` file and a row of a ``.csv``
-    or ``.tsv`` file is one each, named ``path:line``; so is an object of a ``.json`` file, named
-    ``path#number``. What is wrong with one document is said in its ``error``.
+    A text file is one document. A line of a ``.jsonl`` or ``.ndjson`` file and a row of a ``.csv``
+    or ``.tsv`` file is one, named ``path:line``; so is an object of a ``.json`` file, named
+    ``path#number``. A document that cannot be used has the reason in its ``error``.
 
     Args:
         inputs: Files; folders, searched for the kinds above; globs; ``-`` for stdin.
-        text_column: The column of rows that holds the text; ``text`` where it is None.
-        delimiter: What is between the cells of a ``.csv`` file; found out where it is None.
+        text_column: The column of rows that holds the text; None is ``text``.
+        delimiter: The character between the cells of a ``.csv`` file; None detects it.
         max_bytes: The size above which a document is refused.
-        stdin: What ``-`` reads; the process's own where it is None.
-        base: The folder that relative inputs are in; the names of documents leave it out.
-        notify: Told what is left out, and how tables are read where that is not plain.
+        stdin: The stream that ``-`` reads; None is standard input.
+        base: The folder of relative inputs; the names of documents leave it out.
+        notify: Receives notices of files that are left out, and of detected delimiters.
 
     Raises:
         InputError: An input does not exist, holds no text, or lacks the column. All inputs are
-            looked up before the first is read: a typo in the last costs nothing.
+            checked before the first is read, so that a typo in the last one shows at once.
     """
 
     def __init__(
@@ -91,17 +91,17 @@ class FileSource:
         self._base = base
         self._files = find_files(inputs, base, notify)
         self._tables = {
-            file.name: self._look(file)
+            file.name: self._detect(file)
             for file in self._files
             if file.kind == "table" and file.fault is None
         }
-        self._tell(notify)
+        self._report_delimiters(notify)
 
     def documents(self) -> Iterator[Document]:
         """Yield the documents from the beginning.
 
         Raises:
-            InputError: A file vanished, shrank or broke while it was read.
+            InputError: A file disappeared, shrank or could not be read to its end.
         """
         indices = count()
         for file in self._files:
@@ -109,12 +109,12 @@ class FileSource:
 
     @property
     def is_lasting(self) -> bool:
-        """Whether it can be read twice: standard input cannot."""
+        """Whether the source can be read twice: standard input cannot."""
         return all(file.name != STDIN for file in self._files)
 
     @property
     def has_tables(self) -> bool:
-        """Whether any file has cells with a delimiter between them."""
+        """Whether any file is a table with a delimiter."""
         return any(file.kind == "table" for file in self._files)
 
     @property
@@ -123,36 +123,36 @@ class FileSource:
         return any(file.kind != "text" for file in self._files)
 
     def why_empty(self) -> str:
-        """Say why there is no document at all."""
+        """Return why there is no document at all."""
         if not self._files:
             return "there is no input: give inputs (files, folders, globs), or chunks"
         reasons = [
             f"{file.name} has a header and no row below it"
             if file.kind == "table"
             else f"{file.name} holds no document"
-            for file in self._files[:_TOLD_FILES]
+            for file in self._files[:_NAMED_FILES]
         ]
         more = len(self._files) - len(reasons)
         return "; ".join(reasons) + (f"; and {more:,} more" if more else "")
 
-    def columns(self, wanted: frozenset[str]) -> frozenset[str]:
-        """Return which of these columns any row has, reading no further than needed."""
+    def columns(self, names: frozenset[str]) -> frozenset[str]:
+        """Return which of these columns any row has; it reads no further than needed."""
         found = frozenset(
             column for table in self._tables.values() for column in table.header
-        ).intersection(wanted)
+        ).intersection(names)
         for file in self._files:
-            if file.kind not in {"jsonl", "json"} or found == wanted:
+            if file.kind not in {"jsonl", "json"} or found == names:
                 continue
             for document in self._documents_of(file, count()):
-                found |= wanted.intersection(document.columns)
-                if found == wanted:
+                found |= names.intersection(document.columns)
+                if found == names:
                     break
         return found
 
-    def _look(self, file: Found) -> Table:
+    def _detect(self, file: InputFile) -> Table:
         try:
             with (self._base / file.name).open("rb") as opened:
-                return look_at_table(
+                return detect_table(
                     file.name,
                     opened,
                     text_column=self._text_column,
@@ -162,18 +162,18 @@ class FileSource:
         except OSError as error:
             return Table(fault=f"cannot be read: {error.strerror or error}")
 
-    def _tell(self, notify: Notify) -> None:
-        told: Counter[str] = Counter()
+    def _report_delimiters(self, notify: Notify) -> None:
+        counts: Counter[str] = Counter()
         for name, table in self._tables.items():
-            if table.is_told and table.fault is None:
-                told[table.delimiter_word] += 1
-                if told[table.delimiter_word] <= _TOLD_FILES:
+            if table.is_notable and table.fault is None:
+                counts[table.delimiter_word] += 1
+                if counts[table.delimiter_word] <= _NAMED_FILES:
                     notify(Notice(text=f"reading {name} with {table.delimiter_word}"))
-        for word, files in told.items():
-            if files > _TOLD_FILES:
-                notify(Notice(text=f"reading {files - _TOLD_FILES:,} more files with {word}"))
+        for word, files in counts.items():
+            if files > _NAMED_FILES:
+                notify(Notice(text=f"reading {files - _NAMED_FILES:,} more files with {word}"))
 
-    def _documents_of(self, file: Found, indices: count[int]) -> Iterator[Document]:
+    def _documents_of(self, file: InputFile, indices: count[int]) -> Iterator[Document]:
         name = file.name
         if name == STDIN:
             stdin = self._stdin or sys.stdin.buffer
@@ -199,7 +199,7 @@ class FileSource:
             reason = error.strerror or str(error)
             raise InputError(f"broke while it was read: {reason}", source=name) from None
 
-    def _read(self, file: Found, opened: BinaryIO, indices: count[int]) -> Iterator[Document]:
+    def _read(self, file: InputFile, opened: BinaryIO, indices: count[int]) -> Iterator[Document]:
         column, most = self._text_column or DEFAULT_TEXT_COLUMN, self._max_bytes
         if file.kind == "table":
             yield from read_table(file.name, opened, self._tables[file.name], indices, most)
@@ -212,7 +212,7 @@ class FileSource:
 
 
 def _require_whole(name: str, file: BinaryIO, size: int) -> None:
-    """Make sure that a file did not shrink: a part of it must not look like all of it."""
+    """Raise InputError if a file has shrunk, so that a part of it does not pass for the whole."""
     left = min(file.tell(), os.fstat(file.fileno()).st_size)
     if left < size:
         raise InputError(

@@ -1,4 +1,4 @@
-"""CSV and TSV files: what is between their cells, and their rows as documents."""
+"""CSV and TSV files: detection of their format, and their rows as documents."""
 
 from __future__ import annotations
 
@@ -19,28 +19,28 @@ if TYPE_CHECKING:
     from fanout.core.records import Document
     from fanout.inputs.documents.csv_rows import CsvRow
 
-__all__ = ["Table", "look_at_table", "read_table"]
+__all__ = ["Table", "detect_table", "read_table"]
 
 _DELIMITERS = (",", ";", TAB, "|")
 _WORDS = {TAB: "tabs"}
 _SAMPLE_BYTES = 64_000
-# Excel writes what it separates by into a first line of its own.
+# Excel may write its delimiter into a first line of its own.
 _EXCEL = b"sep="
-# Two delimiters whose shares of good rows are closer than this cannot be told apart.
+# Delimiters whose shares of good rows differ by less than this are ambiguous.
 _NEAR = 0.1
 _GOOD = 0.5
 
 
 class Table(msgspec.Struct, frozen=True, kw_only=True):
-    """How a table is read.
+    """The format of a table.
 
     Attributes:
-        delimiter: What is between two cells.
+        delimiter: The character between two cells.
         header: The names of its columns.
         text_column: The column that holds the text.
         numeric: The positions of columns that hold numbers in all rows of the sample.
         skipped: Lines before the header.
-        is_told: Whether who reads it should be told of the delimiter.
+        is_notable: Whether a notice should name the delimiter, as it is neither usual nor given.
         fault: Why it cannot be read at all, or None.
     """
 
@@ -49,16 +49,16 @@ class Table(msgspec.Struct, frozen=True, kw_only=True):
     text_column: str = DEFAULT_TEXT_COLUMN
     numeric: tuple[int, ...] = ()
     skipped: int = 0
-    is_told: bool = False
+    is_notable: bool = False
     fault: str | None = None
 
     @property
     def delimiter_word(self) -> str:
-        """The delimiter for people."""
+        """The delimiter in messages."""
         return _WORDS.get(self.delimiter, repr(self.delimiter))
 
 
-def look_at_table(
+def detect_table(
     name: str,
     file: BinaryIO,
     *,
@@ -66,17 +66,18 @@ def look_at_table(
     delimiter: str | None,
     max_bytes: int,
 ) -> Table:
-    """Return how a table is read, from its header and first rows.
+    """Detect the format of a table from its header and first rows.
 
     Args:
-        name: The file's name; one that ends in ``.tsv`` has tabs.
+        name: The file's name; ``.tsv`` files have tabs.
         file: The file, at its beginning.
-        text_column: The column that is asked for, or None.
-        delimiter: The delimiter that is asked for, or None: it is found out.
+        text_column: The text column of the job, or None.
+        delimiter: The delimiter of the job; None detects it.
         max_bytes: The size above which a row is refused.
 
     Raises:
-        InputError: There is no such column, a column comes twice, or the delimiter is not clear.
+        InputError: The column does not exist, a column is there twice, or the delimiter is
+            ambiguous.
     """
     data = file.read(_SAMPLE_BYTES + 1)
     sample, is_whole = data[:_SAMPLE_BYTES].removeprefix(BOM), len(data) <= _SAMPLE_BYTES
@@ -84,9 +85,9 @@ def look_at_table(
         sample = sample[: sample.rfind(b"\n") + 1] or sample
     if fault := _unreadable(sample):
         return Table(fault=fault)
-    skipped, stated = _stated(sample)
-    wanted = delimiter or (TAB if name.lower().endswith(".tsv") else stated)
-    trials = _trials(sample, skipped, [wanted] if wanted else list(_DELIMITERS), max_bytes)
+    skipped, excels = _excel_delimiter(sample)
+    known = delimiter or (TAB if name.lower().endswith(".tsv") else excels)
+    trials = _trials(sample, skipped, [known] if known else list(_DELIMITERS), max_bytes)
     trial = _best(name, trials, text_column)
     if trial.fault:
         return Table(fault=f"the header is {trial.fault}")
@@ -98,7 +99,7 @@ def look_at_table(
         text_column=_text_column(name, trial.header, text_column),
         numeric=trial.numeric,
         skipped=skipped,
-        is_told=trial.delimiter != (delimiter or ",") and not name.lower().endswith(".tsv"),
+        is_notable=trial.delimiter != (delimiter or ",") and not name.lower().endswith(".tsv"),
     )
 
 
@@ -106,12 +107,12 @@ def _unreadable(sample: bytes) -> str | None:
     if sample.startswith((b"\xff\xfe", b"\xfe\xff")):
         return "it is UTF-16, not UTF-8: convert it first"
     if b"\r" in sample and b"\n" not in sample:
-        return "its lines end in carriage returns alone, as of old Macs: convert it first"
+        return "its lines end in carriage returns only, as on old Macs: convert it first"
     return None
 
 
-def _stated(sample: bytes) -> tuple[int, str | None]:
-    """Return how many lines to skip, and the delimiter that the first line states."""
+def _excel_delimiter(sample: bytes) -> tuple[int, str | None]:
+    """Return the number of lines to skip, and the delimiter in Excel's first line, or None."""
     first = sample.partition(b"\n")[0].rstrip(b"\r")
     if first.lower().startswith(_EXCEL) and len(first) == len(_EXCEL) + 1:
         return 1, first[-1:].decode("latin-1")
@@ -119,7 +120,7 @@ def _stated(sample: bytes) -> tuple[int, str | None]:
 
 
 class _Trial(msgspec.Struct):
-    """What a sample is, read with one delimiter.
+    """The result of reading a sample with one delimiter.
 
     Attributes:
         delimiter: The delimiter.
@@ -160,7 +161,7 @@ def _trial(sample: bytes, skipped: int, delimiter: str, max_bytes: int) -> _Tria
 
 
 def _best(name: str, trials: list[_Trial], text_column: str | None) -> _Trial:
-    """Return the trial that fits: of those that split the header, the one that splits the rows."""
+    """Return the best trial: among those that split the header, the one that splits most rows."""
     if len(trials) == 1:
         return trials[0]
     split = [trial for trial in trials if len(trial.header) > 1]
@@ -173,20 +174,19 @@ def _best(name: str, trials: list[_Trial], text_column: str | None) -> _Trial:
     if len(near) > 1 and len(with_text) != 1 and split[0].share > _GOOD:
         found = " or ".join(_WORDS.get(trial.delimiter, repr(trial.delimiter)) for trial in near)
         raise InputError(
-            f"it is not clear what is between its cells: {found}; say so with delimiter "
-            "(--delimiter)",
+            f"the delimiter between its cells may be {found}; give it as delimiter (--delimiter)",
             source=name,
         )
     return with_text[0] if with_text else split[0]
 
 
-def _text_column(name: str, header: tuple[str, ...], wanted: str | None) -> str:
+def _text_column(name: str, header: tuple[str, ...], given: str | None) -> str:
     twice = [column for column, times in Counter(header).items() if times > 1 and column]
     if twice:
         raise InputError(
             f"the header has the column {twice[0]!r} more than once: rename one", source=name
         )
-    column = wanted or (header[0] if len(header) == 1 else DEFAULT_TEXT_COLUMN)
+    column = given or (header[0] if len(header) == 1 else DEFAULT_TEXT_COLUMN)
     if column not in header:
         raise InputError(
             f"there is no column {column!r} (it has: {', '.join(header)}); name one with "

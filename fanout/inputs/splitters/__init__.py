@@ -34,12 +34,12 @@ _SIZED: dict[str, type[TokenSplitter | MarkdownSplitter | SentenceSplitter]] = {
 
 
 def make_splitter(name: str, *, chunk_tokens: int, chunk_overlap_tokens: int = 0) -> Splitter:
-    """Return the splitter of that name.
+    """Return the splitter with a name.
 
     Args:
         name: ``none``, ``lines``, ``tokens``, ``markdown`` or ``sentences``.
         chunk_tokens: The largest chunk, in estimated tokens; not for ``none`` and ``lines``.
-        chunk_overlap_tokens: What neighbouring chunks share, in estimated tokens.
+        chunk_overlap_tokens: The overlap of neighbouring chunks, in estimated tokens.
 
     Raises:
         SpecError: The splitter cannot overlap.
@@ -54,7 +54,7 @@ def make_splitter(name: str, *, chunk_tokens: int, chunk_overlap_tokens: int = 0
 def split_documents(documents: Iterable[Document], splitter: Splitter) -> Iterator[Chunk]:
     """Yield the chunks of documents, lazily.
 
-    A document that cannot be used, or gives no chunk, becomes one chunk with an error.
+    A document that cannot be used, or that yields no chunk, becomes one chunk with an error.
     """
     for document in documents:
         spans = splitter.spans(document.text) if document.error is None else iter(())

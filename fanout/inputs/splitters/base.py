@@ -1,4 +1,4 @@
-"""The seam to splitting: offsets in, offsets out."""
+"""The interface of splitters: text in, offsets of chunks out."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["Splitter"]
 
 
 class Splitter(Protocol):
-    """Says where a text is cut."""
+    """Splits a text into chunks."""
 
     def spans(self, text: str) -> Iterator[tuple[int, int]]:
         """Yield start and end (in characters, end excluded) of each chunk, in order."""

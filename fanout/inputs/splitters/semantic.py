@@ -1,4 +1,4 @@
-"""Splitting where a text falls apart by itself, to a size in estimated tokens."""
+"""Splitters at natural boundaries of a text, up to a size in estimated tokens."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ if TYPE_CHECKING:
 
 __all__ = ["MarkdownSplitter", "SentenceSplitter", "TokenSplitter"]
 
-# What Rust code raises where it finds a fault in itself; it is no Exception.
+# The exception of a panic in Rust code, which is not a subclass of Exception.
 _PANIC = "PanicException"
 
-# Latin and CJK full stops with the quotes and brackets that close after them; blank lines.
-# A run of full stops is looked at once, from its beginning: hence what must not be before it.
+# Latin and CJK full stops with the closing quotes and brackets after them; blank lines.
+# The lookbehind makes the search visit a series of full stops only once, from its beginning.
 _SENTENCE_END = re.compile(
     r"(?<![.!?\u2026])[.!?\u2026]++[\"'\u201d\u2019)\]]*+(?=\s|$)"
     r"|[\u3002\uff01\uff1f]++[\u300d\u300f\u201d\u2019\uff09]*+"
@@ -43,8 +43,8 @@ class TokenSplitter:
         try:
             chunks: list[tuple[int, str]] = self._splitter(text).chunk_indices(text)
         except BaseException as error:
-            # The library panics at some documents (0.33: Markdown with an overlap, behind a letter
-            # of two bytes), which would end the program: plain text is split in other ways.
+            # The library panics on some documents (0.33: Markdown with an overlap, after a letter
+            # of two bytes), which would end the program: split these as plain text.
             if type(error).__name__ != _PANIC:
                 raise
             chunks = TokenSplitter(self._chunk_tokens)._splitter(text).chunk_indices(text)  # noqa: SLF001 - our own class
@@ -57,14 +57,14 @@ class TokenSplitter:
 
     def _make(self, kind: Any, text: str) -> Any:
         if text.isascii():
-            # Four characters are a token then, and counting them needs no call back into Python.
+            # For ASCII, four characters are a token, and the library can count them itself.
             size, overlap = self._chunk_tokens * BYTES_PER_TOKEN, self._overlap_tokens * 4
             return kind(size, overlap=overlap)
         return kind.from_callback(estimate_tokens, self._chunk_tokens, overlap=self._overlap_tokens)
 
 
 class MarkdownSplitter(TokenSplitter):
-    """The same, but headings, lists, tables and code blocks are boundaries too."""
+    """A token splitter for which headings, lists, tables and code blocks are boundaries, too."""
 
     def _splitter(self, text: str) -> Any:
         from semantic_text_splitter import MarkdownSplitter as Markdown
@@ -73,10 +73,10 @@ class MarkdownSplitter(TokenSplitter):
 
 
 class _Sentence(NamedTuple):
-    """Where a sentence is: in characters, and in UTF-8 bytes.
+    """The position of a sentence, in characters and in UTF-8 bytes.
 
-    With both, the size of any run of sentences is known without looking at its text again, and
-    a document costs a time that grows with its length only.
+    With both, the size of a series of sentences follows without reading its text again, and the
+    time for a document is linear in its length.
     """
 
     start: int
@@ -90,7 +90,7 @@ class _Sentence(NamedTuple):
 
 
 class SentenceSplitter:
-    """Chunks of whole sentences, as many as fit; a sentence that does not fit is cut as tokens."""
+    """Chunks of as many whole sentences as fit; a longer sentence is split by tokens."""
 
     def __init__(self, chunk_tokens: int, overlap_tokens: int = 0) -> None:
         self._chunk_tokens = chunk_tokens
@@ -116,7 +116,7 @@ class SentenceSplitter:
             yield start + first, start + last
 
     def _overlap(self, before: list[_Sentence], following: _Sentence) -> list[_Sentence]:
-        """Return the last sentences that the chunk repeats which reaches to ``following``."""
+        """Return the last sentences of ``before`` that the next chunk repeats."""
         first = len(before)
         while first > 1:
             earlier = before[first - 1]

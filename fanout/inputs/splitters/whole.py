@@ -1,4 +1,4 @@
-"""Splitting by hardly anything: the whole text, or its lines."""
+"""The splitters without a size: the whole text, or its lines."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["LineSplitter", "WholeSplitter"]
 
 
 class WholeSplitter:
-    """One chunk, whatever its length."""
+    """The whole text as one chunk of any length."""
 
     def spans(self, text: str) -> Iterator[tuple[int, int]]:
         """See Splitter."""
@@ -19,7 +19,7 @@ class WholeSplitter:
 
 
 class LineSplitter:
-    """One chunk for each line that is not blank, whatever its length."""
+    """One chunk of any length for each line that is not blank."""
 
     def spans(self, text: str) -> Iterator[tuple[int, int]]:
         """See Splitter."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from fanout.core.errors import LostDataError
 from fanout.core.latency import bucket_of
-from fanout.core.state import Begun, Parked, Recorded
+from fanout.core.state import BeginReply, ParkedBranch, RecordReply
 from fanout.stores import codec
 from fanout.stores.blobs.base import blob_name
 from fanout.stores.redis.base import translated
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from fanout.core.ids import BranchId, ShardId
     from fanout.core.records import Outcome
-    from fanout.core.state import End, Start
+    from fanout.core.state import BeginRequest, RecordRequest
 
 __all__ = ["RedisBranches"]
 
@@ -48,15 +48,15 @@ def _of_each(
     return [said[number] for number in range(len(asked))]
 
 
-def _claimant(start: Start) -> Hashable:
+def _claimant(start: BeginRequest) -> Hashable:
     return start.branch_id.shard_id, start.holder, start.lasts_s, start.beats_for_s
 
 
-def _shard_of(end: End) -> Hashable:
+def _shard_of(end: RecordRequest) -> Hashable:
     return end.branch_id.shard_id, end.feed
 
 
-def _written(end: End) -> list[Any]:
+def _written(end: RecordRequest) -> list[Any]:
     outcome = end.outcome
     usage = outcome.usage
     counts = (usage.input_tokens, usage.output_tokens, usage.cost_usd)
@@ -80,7 +80,7 @@ class RedisBranches(RedisKept):
     """The branches of a shard: who makes the call, and how it ended."""
 
     @translated
-    def take_parked(self, run_id: str) -> list[Parked]:
+    def take_parked(self, run_id: str) -> list[ParkedBranch]:
         """Take away the branches that were not begun because the run is, or was, paused."""
         key = f"{self._run(run_id)}:parked"
         with self._redis.pipeline() as pipe:
@@ -89,7 +89,7 @@ class RedisBranches(RedisKept):
             members, _ = pipe.execute()
         return [codec.decode_parked(run_id, member) for member in sorted(members)]
 
-    def begin(self, start: Start) -> Begun:
+    def begin(self, start: BeginRequest) -> BeginReply:
         """Ask whether a branch may make its call, and count it.
 
         While its holder is alive, nobody else may begin the branch until it is given up: its
@@ -100,11 +100,11 @@ class RedisBranches(RedisKept):
         return self.begin_all([start])[0]
 
     @translated
-    def begin_all(self, starts: Sequence[Start]) -> list[Begun]:
+    def begin_all(self, starts: Sequence[BeginRequest]) -> list[BeginReply]:
         """Begin several branches, in as few steps as can be; return the answers in order."""
         return _of_each(starts, _claimant, self._begin_some)
 
-    def _begin_some(self, starts: list[Start]) -> list[Begun]:
+    def _begin_some(self, starts: list[BeginRequest]) -> list[BeginReply]:
         first = starts[0]
         run = self._run(first.branch_id.run_id)
         keys = [run, *self._shard_keys(first.branch_id), f"{run}:parked", self._holders]
@@ -114,7 +114,7 @@ class RedisBranches(RedisKept):
             parked = codec.encode_parked(start)
             args += [start.branch_id.position, start.token, int(start.is_alone), parked]
         said = self._begin(keys=keys, args=args)
-        return [Begun(verdict=v.decode(), deliveries=n) for v, n in _pairs(said)]
+        return [BeginReply(verdict=v.decode(), deliveries=n) for v, n in _pairs(said)]
 
     @translated
     def unbegin(
@@ -136,16 +136,16 @@ class RedisBranches(RedisKept):
         keys = [self._shard(branch_id, "state")]
         self._unbegin(keys=keys, args=[branch_id.position, token, 0 if counts else -1])
 
-    def record(self, end: End) -> Recorded:
+    def record(self, end: RecordRequest) -> RecordReply:
         """Write the outcome of a branch; the first one stands and is counted once."""
         return self.record_all([end])[0]
 
     @translated
-    def record_all(self, ends: Sequence[End]) -> list[Recorded]:
+    def record_all(self, ends: Sequence[RecordRequest]) -> list[RecordReply]:
         """Write several outcomes, in as few steps as can be; return what became of each."""
         return _of_each(ends, _shard_of, self._record_some)
 
-    def _record_some(self, ends: list[End]) -> list[Recorded]:
+    def _record_some(self, ends: list[RecordRequest]) -> list[RecordReply]:
         first = ends[0]
         keys = [
             self._run(first.branch_id.run_id),
@@ -158,7 +158,7 @@ class RedisBranches(RedisKept):
             args += _written(end)
         said = self._record(keys=keys, args=args)
         return [
-            Recorded(first=bool(first), next=None if following < 0 else following, ended=ended)
+            RecordReply(first=bool(first), next=None if following < 0 else following, ended=ended)
             for first, following, ended in zip(said[::3], said[1::3], said[2::3], strict=True)
         ]
 

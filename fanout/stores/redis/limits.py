@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, cast
 
 from fanout.core.rate_limits import BURST_S, MAX_AHEAD_S, LimitState, Reservation
-from fanout.policy.outages import FIRST_PROBE_S, FORGET_S, MAX_PROBE_S, REOPEN_S, Standing
+from fanout.policy.outages import FIRST_PROBE_S, FORGET_S, MAX_PROBE_S, REOPEN_S, BreakerReply
 from fanout.stores import codec
 from fanout.stores.redis.base import RedisBase, seconds, translated
 
@@ -44,7 +44,7 @@ class RedisLimits(RedisBase):
         self._pause_model(keys=keys, args=[model, pause_s, _KEPT_S])
 
     @translated
-    def pause_of(self, model: str) -> Standing:
+    def pause_of(self, model: str) -> BreakerReply:
         """Return whether a call to a model may begin: see fanout.policy.outages.
 
         Who asks while it fails for everybody may be told to try: then the others are told to wait.
@@ -56,12 +56,12 @@ class RedisLimits(RedisBase):
             now, (until, opened_at) = pipe.execute()
         pause_s = 0.0 if until is None else max(0.0, float(until) - seconds(now))
         if opened_at is None:
-            return Standing(wait_s=pause_s)
+            return BreakerReply(wait_s=pause_s)
         if pause_s > 0:
-            return Standing(wait_s=pause_s, down_s=max(0.0, seconds(now) - float(opened_at)))
+            return BreakerReply(wait_s=pause_s, down_s=max(0.0, seconds(now) - float(opened_at)))
         args: list[Any] = [model, FIRST_PROBE_S, MAX_PROBE_S, FORGET_S]
         wait_s, down_s, is_probe = self._ask_breaker(keys=[self._limits], args=args)
-        return Standing(
+        return BreakerReply(
             wait_s=float(wait_s),
             down_s=float(down_s) if down_s else None,
             is_probe=is_probe == b"1",

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from fanout.core.errors import UnknownRunError
 from fanout.core.ids import ShardId
-from fanout.core.state import Grant, Sealed, ShardState, StageProgress, StageWindow
+from fanout.core.state import Grant, SealReply, ShardState, StageProgress, StageWindow
 from fanout.stores import codec
 from fanout.stores.blobs.base import blob_name
 from fanout.stores.redis.base import FINAL, translated
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from fanout.core.ids import StageId
     from fanout.core.records import Outcome, Shard
     from fanout.core.state import StageRecord
-    from fanout.policy.admission import Lanes
+    from fanout.policy.admission import Permits
 
 __all__ = ["RedisStages"]
 
@@ -125,20 +125,20 @@ class RedisStages(RedisKept):
         return codec.decode_size(cast("bytes", size))
 
     @translated
-    def set_lanes(self, stage_id: StageId, lanes: Lanes) -> None:
+    def set_permits(self, stage_id: StageId, permits: Permits) -> None:
         """Set how a stage's ``max_workers`` is spread, before its first shard is opened."""
         keys = [self._stage(stage_id), self._run(stage_id.run_id)]
-        args = [self._ttl_s, lanes.window, lanes.per_shard, lanes.cap]
+        args = [self._ttl_s, permits.window, permits.per_shard, permits.cap]
         self._require(stage_id.run_id, self._set_lanes(keys=keys, args=args))
 
     @translated
-    def seal_stage(self, stage_id: StageId) -> Sealed:
+    def seal_stage(self, stage_id: StageId) -> SealReply:
         """Let a stage take no more shards: those that it has are all. Raises UnknownRunError."""
         keys = [self._run(stage_id.run_id), self._stage(stage_id)]
         shards, first = self._seal(keys=keys, args=[self._ttl_s])
         if shards < 0:
             raise UnknownRunError(stage_id.run_id)
-        return Sealed(shards=shards, first=bool(first))
+        return SealReply(shards=shards, first=bool(first))
 
     @translated
     def open_shards(
@@ -153,10 +153,10 @@ class RedisStages(RedisKept):
 
         Args:
             stage_id: The stage.
-            window: How many; a stage with lanes has its own.
+            window: How many; a stage with permits has its own.
             finished: A shard that is over.
             draining: A shard of which few branches have not ended, and how many: it does not count
-                any more, and needs no more lanes than that. No more than eight windows are
+                any more, and needs no more permits than that. No more than eight windows are
                 open in all.
         """
         key = self._stage(stage_id)
@@ -167,7 +167,7 @@ class RedisStages(RedisKept):
         if flat is None:
             raise UnknownRunError(stage_id.run_id)
         pairs = zip(flat[::2], flat[1::2], strict=True)
-        return [Grant(shard=shard, lanes=lanes) for shard, lanes in pairs]
+        return [Grant(shard=shard, permits=permits) for shard, permits in pairs]
 
     @translated
     def start_shard(self, shard_id: ShardId, *, published: int) -> bool:
@@ -194,8 +194,8 @@ class RedisStages(RedisKept):
         with self._redis.pipeline() as pipe:
             pipe.hmget(key, "written", "sealed", "opened", "heals")
             pipe.hgetall(f"{key}:open")
-            (written, sealed, opened, heals), lanes = pipe.execute()
-        shards = sorted(map(int, lanes))
+            (written, sealed, opened, heals), permits = pipe.execute()
+        shards = sorted(map(int, permits))
         with self._redis.pipeline(transaction=False) as pipe:
             for shard_id in map(stage_id.shard, shards):
                 live, out, state = self._shard_keys(shard_id)
@@ -207,7 +207,7 @@ class RedisStages(RedisKept):
             written=int(written or 0),
             sealed=sealed is not None,
             opened=int(opened or 0),
-            open={int(shard): int(lane) for shard, lane in lanes.items()},
+            open={int(shard): int(count) for shard, count in permits.items()},
             marks={n: tuple(marks[3 * i : 3 * i + 3]) for i, n in enumerate(shards)},
             heals=int(heals or 0),
         )
@@ -270,7 +270,7 @@ class RedisStages(RedisKept):
     def adopt(self, stage_id: StageId, shards: Iterable[int]) -> None:
         """Take shards back among those that are being processed, if they are not.
 
-        Of a stage with lanes, as many as there are lanes for.
+        Of a stage with permits, as many as there are permits for.
         """
         key = self._stage(stage_id)
         keys = [key, f"{key}:open", self._run(stage_id.run_id)]

@@ -24,7 +24,7 @@ from fanout.runs.enqueue import (
     take_back,
 )
 from fanout.runs.reaper import Reaper
-from fanout.stores import End, RedisStore, Start
+from fanout.stores import BeginRequest, RecordRequest, RedisStore
 from tests.fakes import RUN, Messages, Publisher, fake_redis
 
 SPEC = make_spec(model="fake", prompt="{input}")
@@ -74,7 +74,9 @@ def finish(store, kinds):
         for at, kind in enumerate(some):
             index = store.indices(ShardId(RUN, 0, number))[at]
             store.record(
-                End(BranchId(RUN, 0, number, at), Outcome(index=index, kind=kind, output="x"))
+                RecordRequest(
+                    BranchId(RUN, 0, number, at), Outcome(index=index, kind=kind, output="x")
+                )
             )
         store.compact(ShardId(RUN, 0, number), store.outcomes(ShardId(RUN, 0, number)))
         store.open_shards(StageId(RUN, 0), window=9, finished=number)
@@ -229,7 +231,7 @@ def test_cancelling_a_paused_run_publishes_what_was_parked(store, publisher):
     create(store)
     enqueue(store, publisher, texts(3), SPEC)
     store.pause(RUN)
-    store.begin(Start(BranchId(RUN, 0, 0, 1), token="a"))
+    store.begin(BeginRequest(BranchId(RUN, 0, 0, 1), token="a"))
     run_handle(store, publisher).cancel()
     assert publisher.sent[-1] == ("branch", 0, 0, 1, 0)
 
@@ -291,7 +293,7 @@ def test_pausing_and_unpausing_say_whether_they_did_it(store, publisher):
     run = run_handle(store, publisher)
     assert [run.pause(), run.pause()] == [True, False]
     assert run.status().status is RunStatus.PAUSED
-    store.begin(Start(BranchId(RUN, 0, 0, 2), token="a"))
+    store.begin(BeginRequest(BranchId(RUN, 0, 0, 2), token="a"))
     assert [run.unpause(), run.unpause()] == [True, False]
     assert publisher.sent[-1] == ("branch", 0, 0, 2, 0)
     assert publisher.sent.count(("branch", 0, 0, 2, 0)) == 1
@@ -302,7 +304,7 @@ def test_unpausing_again_publishes_what_an_unpause_that_died_has_not(store, publ
     create(store)
     enqueue(store, publisher, texts(3), SPEC)
     store.pause(RUN)
-    store.begin(Start(BranchId(RUN, 0, 0, 2), token="a"))
+    store.begin(BeginRequest(BranchId(RUN, 0, 0, 2), token="a"))
     store.unpause(RUN)
     assert not run_handle(store, publisher).unpause()
     assert publisher.sent[-1] == ("branch", 0, 0, 2, 0)
@@ -345,7 +347,7 @@ def test_a_shard_is_taken_back_once_however_often_it_is_published(store, publish
     take_back(store, ShardId(RUN, 0, 2), run.retry)
     assert store.stage(StageId(RUN, 0)).errors == {BAD: 1, SLOW: 1}
     assert store.outcomes(ShardId(RUN, 0, 2))[0].kind is SLOW
-    store.record(End(BranchId(RUN, 0, 2, 1), Outcome(index=5, kind=BAD)))
+    store.record(RecordRequest(BranchId(RUN, 0, 2, 1), Outcome(index=5, kind=BAD)))
     take_back(store, ShardId(RUN, 0, 2), run.retry)
     assert store.outcomes(ShardId(RUN, 0, 2))[1].kind is BAD, "it failed again, and stays so"
     take_back(store, ShardId(RUN, 0, 1), run.retry)

@@ -126,7 +126,7 @@ def test_what_a_server_says_of_itself(info, check, state, words):
     [
         ({"appendfsync": "always"}, "fsync", "ok", "always"),
         ({"appendfsync": "no"}, "fsync", "warn", "appendfsync no"),
-        ({"appendonly": "no", "appendfsync": "no"}, "fsync", "ok", "of no effect"),
+        ({"appendonly": "no", "appendfsync": "no"}, "fsync", "ok", "without effect"),
         ({"client-output-buffer-limit": "pubsub 1048576 0 0"}, "subscribers", "warn", "1048576"),
         ({"client-output-buffer-limit": "pubsub 0 0 0"}, "subscribers", "warn", "pubsub 0 0 0"),
         ({"client-output-buffer-limit": ""}, "subscribers", "ok", "no client-output"),
@@ -165,7 +165,7 @@ def test_what_a_user_may_not_see_is_said_and_is_no_failure(facts, command, check
     findings = [f for f in of_server(**facts) if f.state is not State.OK]
     assert {finding.check for finding in findings} >= checks
     assert {finding.state for finding in findings} == {State.WARN}
-    assert {finding.found for finding in findings} == {f"not allowed to look ({command})"}
+    assert {finding.found for finding in findings} == {f"no permission to check ({command})"}
 
 
 @pytest.mark.parametrize(
@@ -188,10 +188,10 @@ def test_how_a_server_is_reached(fields, check, state, words):
     [
         ({}, "workers", "ok", "1 alive, 8 branches at once, 3 in flight"),
         ({"workers": []}, "workers", "warn", "none alive"),
-        ({"workers": []}, "queues", "fail", "nobody takes from fanout.branches"),
+        ({"workers": []}, "queues", "fail", "no worker consumes fanout.branches"),
         (
             {"workers": [changed(WORKER, queues=("fanout.branches",))]},
-            "queues", "fail", "nobody takes from fanout.control",
+            "queues", "fail", "no worker consumes fanout.control",
         ),
         (
             {"workers": [], "queues": (Queue(name="fanout.control", waiting=0),)},
@@ -207,8 +207,8 @@ def test_how_a_server_is_reached(fields, check, state, words):
         ({"wire": None}, "wire format", "ok", "not set yet"),
         ({"wire": 2}, "wire format", "fail", "speaks version 1 of the wire format, the fleet"),
         ({"workers": [WORKER, changed(WORKER, wire=2)]}, "wire format", "fail", "w1@a"),
-        ({"stalled": {"r1": "running"}}, "runs", "warn", "2 active; nothing is under way for r1"),
-        ({"stalled": None}, "runs", "warn", "not allowed to look (LRANGE"),
+        ({"stalled": {"r1": "running"}}, "runs", "warn", "2 active; no messages for r1"),
+        ({"stalled": None}, "runs", "warn", "no permission to check (LRANGE"),
         ({"paused": 3}, "runs", "ok", "2 active, 3 paused"),
         ({"other_prefixes": ("team",)}, "key prefix", "fail", "in the same database team:"),
     ],
@@ -233,7 +233,7 @@ def test_a_run_whose_client_died_is_to_be_resumed_and_another_to_be_healed():
         ({"asked": 2}, "ok", "can be used on the workers (one of 2 was asked)"),
         ({"asked": 2, "problem": "no\nkey"}, "fail", "cannot be used on the workers"),
         ({"asked": 2, "is_answered": False}, "warn", "none of 2 workers has answered"),
-        ({"asked": 0}, "warn", "no worker can be asked; here it can be used"),
+        ({"asked": 0}, "warn", "there is no worker to ask; here it can be used"),
         ({"asked": 0, "problem": "no key"}, "warn", "here it cannot be used"),
         ({"asked": None}, "ok", "can be used"),
         ({"asked": None, "problem": "no key"}, "fail", "cannot be used"),

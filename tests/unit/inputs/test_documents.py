@@ -273,7 +273,7 @@ def test_the_text_column_can_be_named(here):
     [
         (b"a,b\n1,2\n", "line 1: there is no column 'text' (it has: a, b)"),
         (b"text,n,n\n1,2,3\n", "the column 'n' more than once"),
-        (b"b;c, d\n1;2,3\n2;3,4\n", "not clear what is between its cells: ',' or ';'"),
+        (b"b;c, d\n1;2,3\n2;3,4\n", "the delimiter between its cells may be ',' or ';'"),
     ],
 )
 def test_a_csv_without_the_column_is_the_whole_input_s_fault(here, content, words):
@@ -327,8 +327,8 @@ def test_half_a_character_costs_the_document_that_holds_it():
     rows = [{"text": "fine"}, {"text": "caf\ud800"}, {"text": "x", "who": "\udc80"}]
     fine, text, column = checked_documents(spec, rows)
     assert fine.error is None
-    assert text.error == "it holds half of a character (a lone surrogate, at offset 3)"
-    assert "half of a character" in column.error
+    assert text.error == "it has a lone surrogate (half a character) at offset 3"
+    assert "lone surrogate" in column.error
     assert (text.index, column.index) == (1, 2)
 
 
@@ -423,7 +423,7 @@ def test_the_delimiter_can_be_said(here):
     [
         (b"", "the file is empty; a header row is needed"),
         ("id,text\n1,a\n".encode("utf-16"), "it is UTF-16"),
-        (b"id,text\r1,a\r", "carriage returns alone"),
+        (b"id,text\r1,a\r", "carriage returns only"),
         (b'"id,text\n1,a\n', "the header is not valid CSV"),
     ],
 )
@@ -476,8 +476,8 @@ def test_a_json_file_larger_than_memory_is_read(here):
     ("line", "words"),
     [
         ('{"text": "a", "n": ' + "9" * 5000 + "}", "a number of more than 4,300 digits"),
-        ('{"text": "a", "n": NaN}', "NaN is no JSON"),
-        ('{"text": "a", "n": -Infinity}', "-Infinity is no JSON"),
+        ('{"text": "a", "n": NaN}', "NaN is not JSON"),
+        ('{"text": "a", "n": -Infinity}', "-Infinity is not JSON"),
         ('{"text": "a", "text": "b"}', "the key 'text' more than once"),
         ('{"text": "a", "n": ' + "[" * 9000 + "]" * 9000 + "}", "nested too deeply"),
         ('{"text": "a\0b"}', "not valid JSON"),
@@ -526,9 +526,9 @@ def test_a_pattern_takes_text_of_any_name_and_lists_the_rest(here):
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
-        ("a.pdf", b"%PDF-1.4 text", r"a.pdf: is no text in UTF-8, and .pdf files are not read"),
+        ("a.pdf", b"%PDF-1.4 text", r"a.pdf: is not UTF-8 text, and .pdf files are not supported"),
         ("a.jsonl.gz", b"\x1f\x8b\x08", "uncompress it first"),
-        ("data", b"a\0b", "is no text"),
+        ("data", b"a\0b", "is not UTF-8 text"),
     ],
 )
 def test_a_named_file_that_is_no_text_is_refused_with_what_is_read(here, name, content, words):

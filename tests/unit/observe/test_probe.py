@@ -29,7 +29,7 @@ AWAY = worker("away@there", host="there", silent_s=100)
         ([worker()], None, None),
         ([worker(), AWAY], None, None),
         ([worker(silent_s=29, idle_s=29)], None, None),
-        ([worker(silent_s=31)], None, "w1@here has said nothing for 31 s"),
+        ([worker(silent_s=31)], None, "w1@here has sent no record for 31 s"),
         ([worker(idle_s=None)], None, "w1@here has not begun to take messages"),
         ([worker(), STUCK], None, "stuck@here is alive, but has not looked for messages for 40 s"),
         ([worker(), STUCK], "w1@here", None),
@@ -37,7 +37,7 @@ AWAY = worker("away@there", host="there", silent_s=100)
         ([worker(), STUCK], "stuck", "stuck@here is alive"),
         ([NOT_MOUNTED], None, "w1@here takes no messages: /mnt/x has no marker"),
         ([STANDING], None, "w1@here is alive, but 3 of its branches make no progress: restart it"),
-        ([AWAY], "away@there", "away@there has said nothing for 100 s"),
+        ([AWAY], "away@there", "away@there has sent no record for 100 s"),
     ],
 )
 def test_what_is_wrong_with_the_workers_of_a_machine(workers, name, words):

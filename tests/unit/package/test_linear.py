@@ -26,7 +26,7 @@ from fanout.core.errors import LLMError, PromptError
 from fanout.core.json_text import parse_json
 from fanout.core.redaction import redacted
 from fanout.inputs.documents.json_rows import read_json, read_jsonl
-from fanout.inputs.documents.tables import look_at_table, read_table
+from fanout.inputs.documents.tables import detect_table, read_table
 from fanout.inputs.prompts import Template
 from fanout.inputs.splitters import make_splitter
 from fanout.llm.calls import validate_json
@@ -187,7 +187,7 @@ def document(kind):
         else:
             look = {"text_column": "a", "delimiter": kind, "max_bytes": 1_000_000}
             head = io.BytesIO(f"a{kind}b\n1{kind}2\n".encode())
-            table = look_at_table("f", head, **look)
+            table = detect_table("f", head, **look)
             made = read_table("f", io.BytesIO(head.getvalue() + data.getvalue()), table,
                               itertools.count(), 1_000_000)  # fmt: skip
         for _ in made:

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fanout.policy.admission import is_draining, plan_lanes, shard_window, workers_wanted
+from fanout.policy.admission import is_draining, plan_permits, shard_window, workers_wanted
 
 
 @pytest.mark.parametrize(
@@ -17,11 +17,13 @@ def test_the_window_holds_three_times_what_the_workers_can(concurrency, window):
 
 @given(max_workers=st.integers(1, 20_000), shards=st.none() | st.integers(1, 500))
 def test_lanes_fill_max_workers_and_no_more_shards_than_there_are(max_workers, shards):
-    lanes = plan_lanes(max_workers=max_workers, shards=shards)
-    assert lanes.cap == max_workers
-    assert 1 <= lanes.window <= (shards or 64)
-    assert lanes.window * lanes.per_shard >= max_workers, "the cap can be reached"
-    assert (lanes.window - 1) * lanes.per_shard < max_workers, "no shard is left without a lane"
+    permits = plan_permits(max_workers=max_workers, shards=shards)
+    assert permits.cap == max_workers
+    assert 1 <= permits.window <= (shards or 64)
+    assert permits.window * permits.per_shard >= max_workers, "the cap can be reached"
+    assert (permits.window - 1) * permits.per_shard < max_workers, (
+        "no shard is left without a permit"
+    )
 
 
 @pytest.mark.parametrize(
@@ -29,8 +31,8 @@ def test_lanes_fill_max_workers_and_no_more_shards_than_there_are(max_workers, s
     [(1, None, 1, 1), (4, None, 2, 2), (4, 1, 1, 4), (200, None, 4, 50), (200, 2, 2, 100)],
 )
 def test_how_max_workers_is_spread(max_workers, shards, window, per_shard):
-    lanes = plan_lanes(max_workers=max_workers, shards=shards)
-    assert (lanes.window, lanes.per_shard) == (window, per_shard)
+    permits = plan_permits(max_workers=max_workers, shards=shards)
+    assert (permits.window, permits.per_shard) == (window, per_shard)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fanout.policy.healing import Heal, Seen, heal_shard, heal_stage, unpublished
+from fanout.policy.healing import BrokerMessages, Heal, heal_shard, heal_stage, unpublished
 from fanout.stores import ShardState, StageProgress
 
 
@@ -18,7 +18,7 @@ def shard(*ended, count=4, published=4, finished=False, heals=0, held=()):
 
 
 def seen(*branches, **others):
-    return Seen(branches=frozenset(branches), **others)
+    return BrokerMessages(branches=frozenset(branches), **others)
 
 
 @pytest.mark.parametrize(
@@ -40,7 +40,7 @@ def seen(*branches, **others):
         (shard(finished=True), seen(), Heal.EXPAND, ()),  # not closed, or let in by a retry
         (shard(0, 1, 2, 3, heals=9), seen(), Heal.COLLECT, ()),
         (shard(0, 1, 2, 3, heals=10), seen(), Heal.FAIL, ()),
-        (shard(published=2), seen(0, 1), Heal.NOTHING, ()),  # one lane feeds the next
+        (shard(published=2), seen(0, 1), Heal.NOTHING, ()),  # a branch that ends feeds the next
         (shard(0, published=2), seen(), Heal.BRANCHES, (1,)),
         (shard(0, 1, published=2), seen(), Heal.BRANCHES, (2,)),
         (shard(0, 1, published=2), seen(0), Heal.BRANCHES, (2,)),  # a copy, which feeds none
@@ -50,7 +50,7 @@ def seen(*branches, **others):
     ],
 )
 def test_what_a_shard_without_progress_needs(state, messages, heal, positions):
-    remedy = heal_shard(state, messages, lanes=1, max_heals=5)
+    remedy = heal_shard(state, messages, permits=1, max_heals=5)
     assert (remedy.heal, remedy.positions) == (heal, positions)
 
 
@@ -85,11 +85,11 @@ def test_a_healthy_shard_is_never_touched(data, count, heals):
     waiting = set(range(published)) - ended
     held = data.draw(st.sets(st.sampled_from(sorted(waiting)))) if waiting else set()
     is_complete = len(ended) == count
-    messages = Seen(branches=frozenset(waiting - held), collect=is_complete)
+    messages = BrokerMessages(branches=frozenset(waiting - held), collect=is_complete)
     if waiting or is_complete:
         state = shard(*ended, count=count, published=published, heals=heals, held=held)
-        lanes = data.draw(st.integers(0, count))
-        assert heal_shard(state, messages, lanes=lanes, max_heals=5).heal is Heal.NOTHING
+        permits = data.draw(st.integers(0, count))
+        assert heal_shard(state, messages, permits=permits, max_heals=5).heal is Heal.NOTHING
 
 
 @given(data=st.data(), count=st.integers(1, 40), heals=st.integers(0, 4))
@@ -98,7 +98,7 @@ def test_only_what_has_neither_outcome_nor_message_is_published_again(data, coun
     ended = data.draw(st.sets(st.integers(0, published - 1)))
     waiting = data.draw(st.sets(st.integers(0, published - 1)))
     state = shard(*ended, count=count, published=published, heals=heals)
-    remedy = heal_shard(state, seen(*waiting), lanes=0, max_heals=5)
+    remedy = heal_shard(state, seen(*waiting), permits=0, max_heals=5)
     assert not set(remedy.positions) & (ended | waiting)
     lost = set(range(published)) - ended - waiting
     if lost:
@@ -112,12 +112,12 @@ _SOME = st.sets(st.integers(0, 11))
     count=st.integers(1, 12),
     published=st.none() | st.integers(0, 14),
     sets=st.tuples(_SOME, _SOME, _SOME),
-    lanes=st.integers(0, 14),
+    permits=st.integers(0, 14),
     heals=st.integers(0, 12),
     flags=st.tuples(st.booleans(), st.booleans(), st.booleans()),
 )
 def test_whatever_the_counters_say_there_is_a_remedy_unless_something_is_in_flight(
-    count, published, sets, lanes, heals, flags
+    count, published, sets, permits, heals, flags
 ):
     """Also in states that nothing is known to lead to."""
     ended, waiting, held = ({position for position in some if position < count} for some in sets)
@@ -125,8 +125,8 @@ def test_whatever_the_counters_say_there_is_a_remedy_unless_something_is_in_flig
         first=0, count=count, published=None if published is None else min(published, count),
         finished=flags[0], ended=frozenset(ended), held=frozenset(held), heals=heals,
     )  # fmt: skip
-    messages = Seen(branches=frozenset(waiting), expand=flags[1], collect=flags[2])
-    remedy = heal_shard(state, messages, lanes=lanes, max_heals=5)
+    messages = BrokerMessages(branches=frozenset(waiting), expand=flags[1], collect=flags[2])
+    remedy = heal_shard(state, messages, permits=permits, max_heals=5)
     in_flight = (waiting | held) - ended
     if remedy.heal is Heal.NOTHING:
         assert flags[1] or flags[2] or in_flight
@@ -138,11 +138,11 @@ def test_whatever_the_counters_say_there_is_a_remedy_unless_something_is_in_flig
 
 
 @given(
-    count=st.integers(1, 12), published=st.integers(0, 12), ended=_SOME, lanes=st.integers(1, 12)
+    count=st.integers(1, 12), published=st.integers(0, 12), ended=_SOME, permits=st.integers(1, 12)
 )
-def test_no_more_branches_begin_anew_than_may_be_in_flight(count, published, ended, lanes):
+def test_no_more_branches_begin_anew_than_may_be_in_flight(count, published, ended, permits):
     ended = {position for position in ended if position < count}
     state = shard(*ended, count=count, published=min(published, count))
-    positions = unpublished(state, seen(), lanes=lanes)
+    positions = unpublished(state, seen(), permits=permits)
     lost = set(range(min(published, count))) - ended
-    assert set(positions) == lost if lost else len(positions) <= lanes
+    assert set(positions) == lost if lost else len(positions) <= permits

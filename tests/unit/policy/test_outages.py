@@ -21,16 +21,16 @@ from fanout.policy.outages import (
     CLOSED,
     FORGET_S,
     MAX_PROBE_S,
-    Beside,
     Failure,
-    Slot,
+    NeighbourCalls,
+    TimeSlot,
     ask,
-    beside,
     close,
     cost_alone,
     cost_of_own,
     is_outage,
     judge_alone,
+    neighbour_calls,
     reaches_s,
     spent,
     trip,
@@ -77,7 +77,7 @@ def test_which_failures_others_may_share(told, cost):
 
 
 WELL = {"chance_of_success": 0.9, "has_recovered": False, "is_chance": False}
-UP, DOWN = Slot(succeeded=3), Slot(failed=3)
+UP, DOWN = TimeSlot(succeeded=3), TimeSlot(failed=3)
 
 
 @pytest.mark.parametrize(
@@ -85,41 +85,41 @@ UP, DOWN = Slot(succeeded=3), Slot(failed=3)
     [
         # Only this document fails: each failure is its own.
         ([UP] * 9, 1),
-        ([Slot(succeeded=9)], 1),
+        ([TimeSlot(succeeded=9)], 1),
         # One call that succeeded shows little, and one that failed nothing.
-        ([Slot(succeeded=1)], 0.301),
+        ([TimeSlot(succeeded=1)], 0.301),
         ([DOWN], 0),
         ([DOWN] * 9, 0),
         # As much as it was unlikely: the time counts, and not how often was called meanwhile.
-        ([Slot(succeeded=1, failed=9)] * 9, 0.045),
+        ([TimeSlot(succeeded=1, failed=9)] * 9, 0.045),
         ([UP] * 4 + [DOWN] * 5, 0.234),
-        ([Slot(succeeded=99)] * 4 + [Slot(failed=1)] * 5, 0.201),
-        ([Slot(succeeded=99)] * 4 + [Slot(failed=1), None, None, None, None], 0.109),
+        ([TimeSlot(succeeded=99)] * 4 + [TimeSlot(failed=1)] * 5, 0.201),
+        ([TimeSlot(succeeded=99)] * 4 + [TimeSlot(failed=1), None, None, None, None], 0.109),
         # Nobody else has called since: an outage may have begun.
         ([UP] * 4 + [None] * 5, 1 / 3),
         # Who fails again tells something where no first call does.
-        ([Slot(succeeded=9, failed_again=90)], 1),
-        ([Slot(failed_again=2)] * 8, 0),
+        ([TimeSlot(succeeded=9, failed_again=90)], 1),
+        ([TimeSlot(failed_again=2)] * 8, 0),
         # Who fails late may be at fault itself, and nobody else called.
-        ([Slot(failed_late=2)] * 8, 1 / 3),
+        ([TimeSlot(failed_late=2)] * 8, 1 / 3),
         ([None] * 8, 1 / 3),
     ],
 )
 def test_a_failure_costs_as_much_as_it_was_unlikely(slots, cost):
-    others = [beside(slots, has_recovered=False)]
+    others = [neighbour_calls(slots, has_recovered=False)]
     found = spent([Failure(began=0.0, alone=1 / 3)], others, **WELL)
     assert found == pytest.approx(cost, abs=0.001)
 
 
 def test_alone_a_failure_is_no_more_than_it_is_unlikely_where_it_is_chance():
     flaky = {**WELL, "chance_of_success": 0.1, "is_chance": True}
-    found = spent([Failure(began=0.0, alone=1 / 3)], [Beside()], **flaky)
+    found = spent([Failure(began=0.0, alone=1 / 3)], [NeighbourCalls()], **flaky)
     assert found == pytest.approx(0.046, abs=0.001)
 
 
 def test_who_fails_late_tells_something_where_such_calls_do_succeed():
-    slots = [Slot(succeeded_again=1, failed_late=9)] * 9
-    assert beside(slots, has_recovered=True).share == pytest.approx(0.9)
+    slots = [TimeSlot(succeeded_again=1, failed_late=9)] * 9
+    assert neighbour_calls(slots, has_recovered=True).share == pytest.approx(0.9)
 
 
 @pytest.mark.parametrize(
@@ -131,14 +131,14 @@ def test_what_stays_failed_where_first_calls_succeed_is_no_chance(
     late, chance, has_recovered, cost
 ):
     failures = [Failure(began=0.0), Failure(began=1.0, counted="failed_late")]
-    others = [Beside(calls=9), Beside(calls=9, late=late)]
+    others = [NeighbourCalls(calls=9), NeighbourCalls(calls=9, late=late)]
     known = {"chance_of_success": chance, "has_recovered": has_recovered}
     found = spent(failures, others, **{**WELL, **known})
     assert found == cost
 
 
 def test_what_the_provider_asks_to_wait_for_costs_nothing():
-    others = [beside([UP] * 9, has_recovered=False)]
+    others = [neighbour_calls([UP] * 9, has_recovered=False)]
     failures = [Failure(began=0.0, is_asked=True)]
     assert spent(failures, others, **WELL) == 0
 

@@ -8,7 +8,7 @@ from fanout.core.rate_limits import MAX_BLOCK_S
 from fanout.core.records import ErrorKind
 from fanout.core.spec import RetrySpec
 from fanout.policy.outages import MAX_PROBE_S
-from fanout.policy.retries import RETRYABLE, STOPS_RUN, decide, more_room
+from fanout.policy.retries import RETRYABLE, STOPS_RUN, decide, larger_token_limit
 
 POLICY = RetrySpec(max_attempts=5, max_elapsed_s=100, base_wait_s=1, max_wait_s=10)
 
@@ -102,4 +102,4 @@ def test_while_all_calls_are_held_back_a_branch_waits_there():
 )
 def test_what_room_an_answer_gets_that_was_cut(options, room):
     options = {"kind": ErrorKind.TRUNCATED, "spent": 1.0, "elapsed_s": 0.0, **options}
-    assert more_room(options.pop("kind"), policy=POLICY, **options) == room
+    assert larger_token_limit(options.pop("kind"), policy=POLICY, **options) == room

@@ -322,7 +322,7 @@ def test_an_aggregate_is_shown_by_its_kind():
     tie = {"winner": None, "tied": ["yes", "no"], "votes": {"no": 1, "yes": 1}, "share": 0.5}
     assert "A tie: 2 answers have 1 vote each." in shown(tie, "vote")
     nobody = {"winner": None, "tied": [], "votes": {}, "share": 0.0}
-    assert "Nobody voted." in shown(nobody, "vote")
+    assert "There are no votes." in shown(nobody, "vote")
     row = {"rank": 1, "score": 9.5, "index": 0, "document": "ann", "sample": 1, "output": "9.5!"}
     assert "1 9.5 ann · sample 2 9.5!" in shown([row], "rank")
     assert "Gold 2 of 3 branches" in shown("x", group_by="document")

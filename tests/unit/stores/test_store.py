@@ -13,16 +13,16 @@ from fanout.core.ids import BranchId, ShardId, StageId
 from fanout.core.latency import Latency, bucket_of
 from fanout.core.rate_limits import LimitState, Rates
 from fanout.core.records import ErrorKind, Outcome, RunStatus, Shard, Usage
-from fanout.policy.admission import Lanes
-from fanout.policy.outages import FIRST_PROBE_S, Standing
+from fanout.policy.admission import Permits
+from fanout.policy.outages import FIRST_PROBE_S, BreakerReply
 from fanout.stores import (
-    Begun,
-    End,
-    Parked,
+    BeginReply,
+    BeginRequest,
+    ParkedBranch,
+    RecordRequest,
     RedisStore,
-    Sealed,
+    SealReply,
     StageWindow,
-    Start,
     Totals,
     WorkerRecord,
 )
@@ -132,15 +132,15 @@ def test_a_shard_written_twice_is_counted_once(store, run):
 
 def test_a_sealed_stage_takes_no_more_shards_and_the_first_seal_stands(store, run):
     store.put_shard(ShardId(run, 0, 0), make_shard())
-    assert store.seal_stage(StageId(run, 0)) == Sealed(shards=1, first=True)
+    assert store.seal_stage(StageId(run, 0)) == SealReply(shards=1, first=True)
     assert not store.put_shard(ShardId(run, 0, 1), make_shard())
     assert not store.put_shard(ShardId(run, 0, 0), make_shard())
-    assert store.seal_stage(StageId(run, 0)) == Sealed(shards=1, first=False)
+    assert store.seal_stage(StageId(run, 0)) == SealReply(shards=1, first=False)
     assert (store.stage(StageId(run, 0)).shards, store.stage(StageId(run, 0)).sealed) == (1, True)
 
 
 def test_a_stage_can_be_sealed_before_it_has_a_shard(store, run):
-    assert store.seal_stage(StageId(run, 0)) == Sealed(shards=0, first=True)
+    assert store.seal_stage(StageId(run, 0)) == SealReply(shards=0, first=True)
 
 
 @pytest.mark.parametrize("how", ["halt", "end_run"])
@@ -180,56 +180,60 @@ def test_a_wider_window_opens_more(store, run):
 
 
 def test_max_workers_is_spread_over_shards_and_never_exceeded(store, run):
-    store.set_lanes(StageId(run, 0), Lanes(window=2, per_shard=3, cap=5))
+    store.set_permits(StageId(run, 0), Permits(window=2, per_shard=3, cap=5))
     for number in range(4):
         store.put_shard(ShardId(run, 0, number), make_shard())
     grants = store.open_shards(StageId(run, 0), window=50)
-    assert [(grant.shard, grant.lanes) for grant in grants] == [(0, 3), (1, 2)]
+    assert [(grant.shard, grant.permits) for grant in grants] == [(0, 3), (1, 2)]
     grants = store.open_shards(StageId(run, 0), window=50, finished=0)
-    assert [(grant.shard, grant.lanes) for grant in grants] == [(2, 3)]
+    assert [(grant.shard, grant.permits) for grant in grants] == [(2, 3)]
 
 
 def test_a_branch_may_begin_and_its_deliveries_are_counted(store, run):
     store.put_shard(ShardId(run, 0, 0), make_shard())
-    assert store.begin(Start(BranchId(run, 0, 0, 1), token="a")) == Begun(
+    assert store.begin(BeginRequest(BranchId(run, 0, 0, 1), token="a")) == BeginReply(
         verdict="go", deliveries=1
     )
-    assert store.begin(Start(BranchId(run, 0, 0, 1), token="b")).deliveries == 2
-    assert store.begin(Start(BranchId(run, 0, 0, 2), token="c")).deliveries == 1
+    assert store.begin(BeginRequest(BranchId(run, 0, 0, 1), token="b")).deliveries == 2
+    assert store.begin(BeginRequest(BranchId(run, 0, 0, 2), token="c")).deliveries == 1
 
 
 def test_a_begin_that_is_sent_again_counts_once(store, run):
     store.put_shard(ShardId(run, 0, 0), make_shard())
-    assert store.begin(Start(BranchId(run, 0, 0, 1), token="a")).deliveries == 1
-    assert store.begin(Start(BranchId(run, 0, 0, 1), token="a")).deliveries == 1
+    assert store.begin(BeginRequest(BranchId(run, 0, 0, 1), token="a")).deliveries == 1
+    assert store.begin(BeginRequest(BranchId(run, 0, 0, 1), token="a")).deliveries == 1
 
 
 def test_a_branch_that_was_begun_twice_without_an_end_must_be_begun_alone(store, run):
     store.put_shard(ShardId(run, 0, 0), make_shard())
     for token in ("a", "b"):
-        store.begin(Start(BranchId(run, 0, 0, 1), token=token))
-    assert store.begin(Start(BranchId(run, 0, 0, 1), token="c")) == Begun(
+        store.begin(BeginRequest(BranchId(run, 0, 0, 1), token=token))
+    assert store.begin(BeginRequest(BranchId(run, 0, 0, 1), token="c")) == BeginReply(
         verdict="suspect", deliveries=2
     )
-    assert store.begin(Start(BranchId(run, 0, 0, 1), token="c")).deliveries == 2, (
+    assert store.begin(BeginRequest(BranchId(run, 0, 0, 1), token="c")).deliveries == 2, (
         "it is not counted yet"
     )
-    assert store.begin(Start(BranchId(run, 0, 0, 1), token="c", is_alone=True)).deliveries == 3
+    assert (
+        store.begin(BeginRequest(BranchId(run, 0, 0, 1), token="c", is_alone=True)).deliveries == 3
+    )
 
 
 def test_a_begin_can_be_taken_back_by_whoever_made_it(store, run):
     store.put_shard(ShardId(run, 0, 0), make_shard())
-    store.begin(Start(BranchId(run, 0, 0, 1), token="a"))
+    store.begin(BeginRequest(BranchId(run, 0, 0, 1), token="a"))
     store.unbegin(BranchId(run, 0, 0, 1), token="another")
-    assert store.begin(Start(BranchId(run, 0, 0, 1), token="b")).deliveries == 2
+    assert store.begin(BeginRequest(BranchId(run, 0, 0, 1), token="b")).deliveries == 2
     store.unbegin(BranchId(run, 0, 0, 1), token="b")
-    assert store.begin(Start(BranchId(run, 0, 0, 1), token="c")).deliveries == 2
+    assert store.begin(BeginRequest(BranchId(run, 0, 0, 1), token="c")).deliveries == 2
     store.unbegin(BranchId(run, 0, 0, 1), token="c", counts=True)
-    assert store.begin(Start(BranchId(run, 0, 0, 1), token="d", is_alone=True)).deliveries == 3
+    assert (
+        store.begin(BeginRequest(BranchId(run, 0, 0, 1), token="d", is_alone=True)).deliveries == 3
+    )
 
 
 def begin(store, token, **more):
-    return store.begin(Start(BranchId(RUN, 0, 0, 1), token=token, **more)).verdict
+    return store.begin(BeginRequest(BranchId(RUN, 0, 0, 1), token=token, **more)).verdict
 
 
 def test_a_branch_that_a_living_holder_has_begun_is_not_begun_by_another(store, run):
@@ -351,7 +355,7 @@ def test_when_all_were_silent_the_first_to_return_does_not_take_the_others_for_d
         wait_until(lambda: not held())
 
     store.beat("dead", ttl_s=0.2)
-    store.begin(Start(BranchId(run, 0, 0, 2), token="a", holder="dead", lasts_s=60))
+    store.begin(BeginRequest(BranchId(run, 0, 0, 2), token="a", holder="dead", lasts_s=60))
     lapse()
     for holder in ("h1", "h2"):
         store.beat(holder, ttl_s=0.2)
@@ -390,9 +394,9 @@ def test_shards_without_all_their_outcomes_are_incomplete_and_can_be_adopted(sto
     for number in range(3):
         store.put_shard(ShardId(run, 0, number), make_shard(1, first=number))
     assert store.incomplete(StageId(run, 0)) == [0, 1, 2]
-    store.record(End(BranchId(run, 0, 0, 0), ok(0)))
+    store.record(RecordRequest(BranchId(run, 0, 0, 0), ok(0)))
     store.compact(ShardId(run, 0, 0), {0: ok(0)})
-    store.record(End(BranchId(run, 0, 1, 0), ok(1)))
+    store.record(RecordRequest(BranchId(run, 0, 1, 0), ok(1)))
     assert store.incomplete(StageId(run, 0)) == [2]
     store.adopt(StageId(run, 0), [2])
     assert store.progress(StageId(run, 0)).open == {2: 0}
@@ -403,25 +407,25 @@ def test_a_paused_run_parks_its_branches_until_it_goes_on(store, run):
     assert store.pause(run)
     assert not store.pause(run), "it is paused already"
     assert store.run(run).status is RunStatus.PAUSED
-    assert store.begin(Start(BranchId(run, 0, 0, 1), token="a", feed=3)).verdict == "paused"
-    assert store.begin(Start(BranchId(run, 0, 0, 1), token="b", feed=3)).verdict == "paused"
+    assert store.begin(BeginRequest(BranchId(run, 0, 0, 1), token="a", feed=3)).verdict == "paused"
+    assert store.begin(BeginRequest(BranchId(run, 0, 0, 1), token="b", feed=3)).verdict == "paused"
     assert store.unpause(run)
     assert not store.unpause(run)
     assert store.run(run).status is RunStatus.ENQUEUING
-    assert store.take_parked(run) == [Parked(branch_id=BranchId(RUN, 0, 0, 1), feed=3)]
+    assert store.take_parked(run) == [ParkedBranch(branch_id=BranchId(RUN, 0, 0, 1), feed=3)]
     assert store.take_parked(run) == []
-    assert store.begin(Start(BranchId(run, 0, 0, 1), token="c")).deliveries == 1
+    assert store.begin(BeginRequest(BranchId(run, 0, 0, 1), token="c")).deliveries == 1
 
 
 def test_what_was_begun_before_a_pause_goes_on_and_is_not_parked(store, run):
     store.put_shard(ShardId(run, 0, 0), make_shard())
-    store.begin(Start(BranchId(run, 0, 0, 1), token="a"))
+    store.begin(BeginRequest(BranchId(run, 0, 0, 1), token="a"))
     store.pause(run)
-    assert store.begin(Start(BranchId(run, 0, 0, 1), token="a")) == Begun(
+    assert store.begin(BeginRequest(BranchId(run, 0, 0, 1), token="a")) == BeginReply(
         verdict="go", deliveries=1
     )
     assert store.take_parked(run) == []
-    assert store.begin(Start(BranchId(run, 0, 0, 1), token="b")).verdict == "paused", (
+    assert store.begin(BeginRequest(BranchId(run, 0, 0, 1), token="b")).verdict == "paused", (
         "another delivery"
     )
 
@@ -438,8 +442,8 @@ def test_no_branch_begins_after_the_deadline_but_reductions_do(store):
     store.create_run(RUN, spec="{}", created_at=1.0, deadline_at=time.time() - 2)
     store.put_shard(ShardId(RUN, 0, 0), make_shard())
     store.put_shard(ShardId(RUN, 1, 0), make_shard())
-    assert store.begin(Start(BranchId(RUN, 0, 0, 0), token="a")).verdict == "expired"
-    assert store.begin(Start(BranchId(RUN, 1, 0, 0), token="a")).verdict == "go"
+    assert store.begin(BeginRequest(BranchId(RUN, 0, 0, 0), token="a")).verdict == "expired"
+    assert store.begin(BeginRequest(BranchId(RUN, 1, 0, 0), token="a")).verdict == "go"
 
 
 def test_runs_are_active_until_they_end_and_again_when_reopened(store, run):
@@ -456,9 +460,9 @@ def test_the_progress_of_a_stage_changes_when_a_branch_begins_or_ends(store, run
     store.open_shards(StageId(run, 0), window=2)
     first = store.progress(StageId(run, 0))
     assert (first.written, first.opened, first.sealed, first.open) == (3, 2, False, {0: 0, 1: 0})
-    store.begin(Start(BranchId(run, 0, 0, 1), token="a"))
+    store.begin(BeginRequest(BranchId(run, 0, 0, 1), token="a"))
     second = store.progress(StageId(run, 0))
-    store.record(End(BranchId(run, 0, 0, 1), ok(1)))
+    store.record(RecordRequest(BranchId(run, 0, 0, 1), ok(1)))
     third = store.progress(StageId(run, 0))
     assert first.marks[1] == second.marks[1] == third.marks[1]
     assert len({first.marks[0], second.marks[0], third.marks[0]}) == 3
@@ -470,7 +474,7 @@ def test_the_state_of_a_shard_says_what_was_published_and_what_has_ended(store, 
     assert (state.first, state.count, state.published, state.ended) == (7, 3, None, frozenset())
     assert store.start_shard(ShardId(run, 0, 0), published=2)
     assert not store.start_shard(ShardId(run, 0, 0), published=3), "the first stands"
-    store.record(End(BranchId(run, 0, 0, 1), ok(1)))
+    store.record(RecordRequest(BranchId(run, 0, 0, 1), ok(1)))
     store.healed(ShardId(run, 0, 0))
     state = store.shard_state(ShardId(run, 0, 0))
     assert (state.published, state.ended, state.heals) == (2, frozenset({1}), 1)
@@ -490,14 +494,14 @@ def test_a_lock_is_its_holder_s_until_it_runs_out(store):
 
 def test_a_branch_with_an_outcome_does_not_begin_again(store, run):
     store.put_shard(ShardId(run, 0, 0), make_shard())
-    store.record(End(BranchId(run, 0, 0, 1), ok(1)))
-    assert store.begin(Start(BranchId(run, 0, 0, 1), token="t")).verdict == "done"
+    store.record(RecordRequest(BranchId(run, 0, 0, 1), ok(1)))
+    assert store.begin(BeginRequest(BranchId(run, 0, 0, 1), token="t")).verdict == "done"
 
 
 def test_no_branch_of_a_halted_run_begins(store, run):
     store.put_shard(ShardId(run, 0, 0), make_shard())
     assert store.halt(run, RunStatus.FAILED, error="bad key")
-    assert store.begin(Start(BranchId(run, 0, 0, 0), token="t")).verdict == "halted"
+    assert store.begin(BeginRequest(BranchId(run, 0, 0, 0), token="t")).verdict == "halted"
     record = store.run(run)
     assert (record.halt, record.error) == (RunStatus.FAILED, "bad key")
 
@@ -511,16 +515,16 @@ def test_the_first_halt_stands(store, run):
 def test_no_branch_of_a_deleted_run_begins(store, run):
     store.put_shard(ShardId(run, 0, 0), make_shard())
     store.delete_run(run)
-    assert store.begin(Start(BranchId(run, 0, 0, 0), token="t")).verdict == "gone"
-    assert not store.record(End(BranchId(run, 0, 0, 0), ok())).first
+    assert store.begin(BeginRequest(BranchId(run, 0, 0, 0), token="t")).verdict == "gone"
+    assert not store.record(RecordRequest(BranchId(run, 0, 0, 0), ok())).first
     with pytest.raises(UnknownRunError):
         store.run(run)
 
 
 def test_the_first_outcome_stands_and_is_counted_once(store, run):
     store.put_shard(ShardId(run, 0, 0), make_shard())
-    assert store.record(End(BranchId(run, 0, 0, 0), ok(0))).first
-    assert not store.record(End(BranchId(run, 0, 0, 0), failed(0))).first
+    assert store.record(RecordRequest(BranchId(run, 0, 0, 0), ok(0))).first
+    assert not store.record(RecordRequest(BranchId(run, 0, 0, 0), failed(0))).first
     assert store.outcomes(ShardId(run, 0, 0)) == {0: ok(0)}
     record = store.stage(StageId(run, 0))
     assert (record.done, record.succeeded, record.failed) == (1, 1, 0)
@@ -528,9 +532,9 @@ def test_the_first_outcome_stands_and_is_counted_once(store, run):
 
 def test_failures_are_counted_by_kind(store, run):
     store.put_shard(ShardId(run, 0, 0), make_shard())
-    store.record(End(BranchId(run, 0, 0, 0), failed(0)))
-    store.record(End(BranchId(run, 0, 0, 1), failed(1)))
-    store.record(End(BranchId(run, 0, 0, 2), failed(2, ErrorKind.AUTH)))
+    store.record(RecordRequest(BranchId(run, 0, 0, 0), failed(0)))
+    store.record(RecordRequest(BranchId(run, 0, 0, 1), failed(1)))
+    store.record(RecordRequest(BranchId(run, 0, 0, 2), failed(2, ErrorKind.AUTH)))
     record = store.stage(StageId(run, 0))
     assert record.failed == 3
     assert record.errors == {ErrorKind.TIMEOUT: 2, ErrorKind.AUTH: 1}
@@ -538,16 +542,20 @@ def test_failures_are_counted_by_kind(store, run):
 
 def test_usage_adds_up(store, run):
     store.put_shard(ShardId(run, 0, 0), make_shard())
-    store.record(End(BranchId(run, 0, 0, 0), ok(0, input_tokens=10, output_tokens=2, cost_usd=0.5)))
-    store.record(End(BranchId(run, 0, 0, 1), ok(1, input_tokens=5, output_tokens=1, cost_usd=0.25)))
+    store.record(
+        RecordRequest(BranchId(run, 0, 0, 0), ok(0, input_tokens=10, output_tokens=2, cost_usd=0.5))
+    )
+    store.record(
+        RecordRequest(BranchId(run, 0, 0, 1), ok(1, input_tokens=5, output_tokens=1, cost_usd=0.25))
+    )
     usage = Usage(calls=2, input_tokens=15, output_tokens=3, cost_usd=0.75)
     assert store.stage(StageId(run, 0)).usage == usage
 
 
 def test_an_unknown_quantity_makes_the_sum_unknown_not_smaller(store, run):
     store.put_shard(ShardId(run, 0, 0), make_shard())
-    store.record(End(BranchId(run, 0, 0, 0), ok(0, input_tokens=10, output_tokens=2)))
-    store.record(End(BranchId(run, 0, 0, 1), ok(1, input_tokens=10)))
+    store.record(RecordRequest(BranchId(run, 0, 0, 0), ok(0, input_tokens=10, output_tokens=2)))
+    store.record(RecordRequest(BranchId(run, 0, 0, 1), ok(1, input_tokens=10)))
     usage = store.stage(StageId(run, 0)).usage
     assert usage == Usage(calls=2, input_tokens=20, output_tokens=None, cost_usd=None)
 
@@ -555,33 +563,35 @@ def test_an_unknown_quantity_makes_the_sum_unknown_not_smaller(store, run):
 def test_calls_of_unknown_usage_make_the_sum_unknown_and_branches_without_calls_do_not(store, run):
     store.put_shard(ShardId(run, 0, 0), make_shard())
     known = Usage(calls=1, input_tokens=10, output_tokens=2, cost_usd=0.0)
-    store.record(End(BranchId(run, 0, 0, 0), ok(0, input_tokens=10, output_tokens=2, cost_usd=0.0)))
-    store.record(End(BranchId(run, 0, 0, 1), Outcome(index=1, kind=ErrorKind.CANCELLED)))
+    store.record(
+        RecordRequest(BranchId(run, 0, 0, 0), ok(0, input_tokens=10, output_tokens=2, cost_usd=0.0))
+    )
+    store.record(RecordRequest(BranchId(run, 0, 0, 1), Outcome(index=1, kind=ErrorKind.CANCELLED)))
     assert store.stage(StageId(run, 0)).usage == known
-    store.record(End(BranchId(run, 0, 0, 2), failed(2)))
+    store.record(RecordRequest(BranchId(run, 0, 0, 2), failed(2)))
     assert store.stage(StageId(run, 0)).usage == Usage(calls=3)
 
 
 def test_a_fed_shard_hands_out_each_further_position_once(store, run):
     store.put_shard(ShardId(run, 0, 0), make_shard(4))
     store.start_shard(ShardId(run, 0, 0), published=2)
-    assert store.record(End(BranchId(run, 0, 0, 0), ok(0), feed=4)).next == 2
-    assert store.record(End(BranchId(run, 0, 0, 0), ok(0), feed=4)).next is None, (
+    assert store.record(RecordRequest(BranchId(run, 0, 0, 0), ok(0), feed=4)).next == 2
+    assert store.record(RecordRequest(BranchId(run, 0, 0, 0), ok(0), feed=4)).next is None, (
         "a second delivery feeds none"
     )
-    assert store.record(End(BranchId(run, 0, 0, 1), ok(1), feed=4)).next == 3
-    assert store.record(End(BranchId(run, 0, 0, 2), ok(2), feed=4)).next is None
-    assert store.record(End(BranchId(run, 0, 0, 3), ok(3), feed=4)).next is None
+    assert store.record(RecordRequest(BranchId(run, 0, 0, 1), ok(1), feed=4)).next == 3
+    assert store.record(RecordRequest(BranchId(run, 0, 0, 2), ok(2), feed=4)).next is None
+    assert store.record(RecordRequest(BranchId(run, 0, 0, 3), ok(3), feed=4)).next is None
 
 
 def test_what_a_retry_has_kept_is_not_handed_out(store, run):
     store.put_shard(ShardId(run, 0, 0), make_shard(6))
     for position in (1, 3, 4):
-        store.record(End(BranchId(run, 0, 0, position), ok(position)))
+        store.record(RecordRequest(BranchId(run, 0, 0, position), ok(position)))
     store.start_shard(ShardId(run, 0, 0), published=1)
-    assert store.record(End(BranchId(run, 0, 0, 0), ok(0), feed=6)).next == 2
-    assert store.record(End(BranchId(run, 0, 0, 2), ok(2), feed=6)).next == 5
-    assert store.record(End(BranchId(run, 0, 0, 5), ok(5), feed=6)).next is None
+    assert store.record(RecordRequest(BranchId(run, 0, 0, 0), ok(0), feed=6)).next == 2
+    assert store.record(RecordRequest(BranchId(run, 0, 0, 2), ok(2), feed=6)).next == 5
+    assert store.record(RecordRequest(BranchId(run, 0, 0, 5), ok(5), feed=6)).next is None
 
 
 def test_what_is_published_anew_is_not_handed_out_as_well(store, run):
@@ -590,13 +600,13 @@ def test_what_is_published_anew_is_not_handed_out_as_well(store, run):
     store.advance_shard(ShardId(run, 0, 0), published=4)
     store.advance_shard(ShardId(run, 0, 0), published=2)
     assert store.shard_state(ShardId(run, 0, 0)).published == 4, "it only rises"
-    assert store.record(End(BranchId(run, 0, 0, 0), ok(0), feed=6)).next == 4
+    assert store.record(RecordRequest(BranchId(run, 0, 0, 0), ok(0), feed=6)).next == 4
 
 
 def test_no_more_lanes_are_given_than_there_are_to_shards_that_are_taken_back(store, run):
     for number in range(4):
         store.put_shard(ShardId(run, 0, number), make_shard())
-    store.set_lanes(StageId(run, 0), Lanes(window=2, per_shard=2, cap=3))
+    store.set_permits(StageId(run, 0), Permits(window=2, per_shard=2, cap=3))
     store.adopt(StageId(run, 0), range(4))
     assert store.progress(StageId(run, 0)).open == {0: 2, 1: 1}
     store.adopt(StageId(run, 0), range(4))
@@ -606,15 +616,17 @@ def test_no_more_lanes_are_given_than_there_are_to_shards_that_are_taken_back(st
 def test_starting_a_fed_shard_again_hands_out_nothing_twice(store, run):
     store.put_shard(ShardId(run, 0, 0), make_shard(4))
     store.start_shard(ShardId(run, 0, 0), published=1)
-    store.record(End(BranchId(run, 0, 0, 0), ok(0), feed=4))
+    store.record(RecordRequest(BranchId(run, 0, 0, 0), ok(0), feed=4))
     store.start_shard(ShardId(run, 0, 0), published=1)
-    assert store.record(End(BranchId(run, 0, 0, 1), ok(1), feed=4)).next == 2
+    assert store.record(RecordRequest(BranchId(run, 0, 0, 1), ok(1), feed=4)).next == 2
 
 
 def test_missing_outcomes_are_filled_and_present_ones_kept(store, run):
     store.put_shard(ShardId(run, 0, 0), make_shard())
-    store.record(End(BranchId(run, 0, 0, 1), ok(1)))
-    store.record_all([End(BranchId(run, 0, 0, p), failed(p, ErrorKind.LOST)) for p in range(3)])
+    store.record(RecordRequest(BranchId(run, 0, 0, 1), ok(1)))
+    store.record_all(
+        [RecordRequest(BranchId(run, 0, 0, p), failed(p, ErrorKind.LOST)) for p in range(3)]
+    )
     outcomes = store.outcomes(ShardId(run, 0, 0))
     assert [outcomes[p].kind for p in range(3)] == [ErrorKind.LOST, None, ErrorKind.LOST]
     assert store.stage(StageId(run, 0)).done == 3
@@ -622,13 +634,13 @@ def test_missing_outcomes_are_filled_and_present_ones_kept(store, run):
 
 def test_compaction_keeps_the_outcomes_and_shuts_late_ones_out(store, run):
     store.put_shard(ShardId(run, 0, 0), make_shard(2))
-    store.record(End(BranchId(run, 0, 0, 0), ok(0)))
-    store.record(End(BranchId(run, 0, 0, 1), failed(1)))
+    store.record(RecordRequest(BranchId(run, 0, 0, 0), ok(0)))
+    store.record(RecordRequest(BranchId(run, 0, 0, 1), failed(1)))
     outcomes = store.outcomes(ShardId(run, 0, 0))
     store.compact(ShardId(run, 0, 0), outcomes)
     assert store.outcomes(ShardId(run, 0, 0)) == outcomes
-    assert store.begin(Start(BranchId(run, 0, 0, 0), token="t")).verdict == "done"
-    assert not store.record(End(BranchId(run, 0, 0, 0), failed(0))).first
+    assert store.begin(BeginRequest(BranchId(run, 0, 0, 0), token="t")).verdict == "done"
+    assert not store.record(RecordRequest(BranchId(run, 0, 0, 0), failed(0))).first
     store.compact(ShardId(run, 0, 0), {})
     assert store.outcomes(ShardId(run, 0, 0)) == outcomes, "compacting again changes nothing"
 
@@ -690,12 +702,16 @@ def test_a_worker_is_known_as_it_last_said(store):
 def test_the_latency_of_a_stage_counts_branches_that_made_a_call(store, run):
     store.put_shard(ShardId(run, 0, 0), make_shard())
     store.record(
-        End(BranchId(run, 0, 0, 0), msgspec.structs.replace(ok(0), attempts=1, elapsed_s=0.25))
+        RecordRequest(
+            BranchId(run, 0, 0, 0), msgspec.structs.replace(ok(0), attempts=1, elapsed_s=0.25)
+        )
     )
     store.record(
-        End(BranchId(run, 0, 0, 0), msgspec.structs.replace(ok(0), attempts=1, elapsed_s=9.0))
+        RecordRequest(
+            BranchId(run, 0, 0, 0), msgspec.structs.replace(ok(0), attempts=1, elapsed_s=9.0)
+        )
     )
-    store.record(End(BranchId(run, 0, 0, 1), Outcome(index=1, kind=ErrorKind.EXPIRED)))
+    store.record(RecordRequest(BranchId(run, 0, 0, 1), Outcome(index=1, kind=ErrorKind.EXPIRED)))
     latency = store.stage(StageId(run, 0)).latency
     assert latency == Latency(counts={bucket_of(0.25): 1}, sum_s=0.25)
 
@@ -705,9 +721,11 @@ def test_totals_count_each_outcome_once_and_outlive_the_run(store, run):
     store.put_shard(ShardId(run, 0, 0), make_shard())
     first = Outcome(index=0, output="x", attempts=2, usage=usage, elapsed_s=1.0)
     for _ in range(2):
-        store.record(End(BranchId(run, 0, 0, 0), first))
-    store.record(End(BranchId(run, 0, 0, 1), Outcome(index=1, output="y", usage=Usage(calls=1))))
-    store.record(End(BranchId(run, 0, 0, 2), Outcome(index=2, kind=ErrorKind.TIMEOUT)))
+        store.record(RecordRequest(BranchId(run, 0, 0, 0), first))
+    store.record(
+        RecordRequest(BranchId(run, 0, 0, 1), Outcome(index=1, output="y", usage=Usage(calls=1)))
+    )
+    store.record(RecordRequest(BranchId(run, 0, 0, 2), Outcome(index=2, kind=ErrorKind.TIMEOUT)))
     store.healed(StageId(run, 0))
     store.count_dropped(3)
     store.end_run(run, RunStatus.SUCCEEDED, ended_at=1.0)
@@ -730,7 +748,7 @@ def test_the_window_of_a_stage_says_what_is_open_and_what_waits(store, run):
     assert store.window(StageId(run, 0)) == StageWindow()
     for number in range(3):
         store.put_shard(ShardId(run, 0, number), make_shard())
-    store.set_lanes(StageId(run, 0), Lanes(window=2, per_shard=2, cap=4))
+    store.set_permits(StageId(run, 0), Permits(window=2, per_shard=2, cap=4))
     store.open_shards(StageId(run, 0), window=9)
     assert store.window(StageId(run, 0)) == StageWindow(
         open=2, waiting=1, lanes_used=4, lanes_limit=4
@@ -805,11 +823,11 @@ def test_tokens_that_were_not_used_are_given_back(store, bookings):
 
 
 def test_a_refusal_makes_all_wait_and_the_longest_one_stands(store, bookings):
-    assert store.pause_of("m") == Standing()
+    assert store.pause_of("m") == BreakerReply()
     store.pause_model("m", 5.0)
     store.pause_model("m", 2.0)
     assert 2.5 < store.pause_of("m").wait_s <= 5
-    assert store.pause_of("other") == Standing()
+    assert store.pause_of("other") == BreakerReply()
     bookings.take(5)
     assert 2.5 < store.limits()["m"].blocked_until <= 5
     assert store.totals().pauses == 2
@@ -822,7 +840,7 @@ def test_a_breaker_holds_all_back_lets_one_try_and_lets_all_go_on(store):
     assert (0 < held.wait_s <= FIRST_PROBE_S, held.is_probe) == (True, False)
     assert held.down_s is not None
     assert store.limits()["m"].down_s is not None
-    assert store.pause_of("other") == Standing()
+    assert store.pause_of("other") == BreakerReply()
     until = time.monotonic() + 20
     while not (first := store.pause_of("m")).is_probe:
         assert time.monotonic() < until
@@ -835,16 +853,16 @@ def test_a_breaker_holds_all_back_lets_one_try_and_lets_all_go_on(store):
     store.pause_model("m", 60.0)
     assert 50 < store.pause_of("m").wait_s <= 60
     store.close_breaker("m")
-    assert store.pause_of("m") == Standing()
+    assert store.pause_of("m") == BreakerReply()
     assert store.limits().get("m", LimitState()).down_s is None
     assert not store.trip_breaker("m"), "it was closed just now: others are well"
-    assert store.pause_of("m") == Standing()
+    assert store.pause_of("m") == BreakerReply()
 
 
 def test_a_run_that_has_ended_can_be_reopened_once(store, run):
     store.put_shard(ShardId(run, 0, 0), make_shard())
     store.put_shard(ShardId(run, 1, 0), make_shard())
-    store.record(End(BranchId(run, 1, 0, 0), ok(0)))
+    store.record(RecordRequest(BranchId(run, 1, 0, 0), ok(0)))
     store.open_shards(StageId(run, 0), window=2)
     kinds = frozenset({ErrorKind.AUTH, ErrorKind.TIMEOUT})
     assert not store.reopen_run(run, retry=kinds), "it has not ended"
@@ -868,9 +886,11 @@ def test_a_run_that_has_ended_can_be_reopened_once(store, run):
 
 def test_a_finished_shard_can_be_taken_back_to_what_is_kept(store, run):
     store.put_shard(ShardId(run, 0, 0), make_shard(3))
-    store.record(End(BranchId(run, 0, 0, 0), ok(0, input_tokens=5, output_tokens=1, cost_usd=0.5)))
-    store.record(End(BranchId(run, 0, 0, 1), failed(1)))
-    store.record(End(BranchId(run, 0, 0, 2), failed(2, ErrorKind.AUTH)))
+    store.record(
+        RecordRequest(BranchId(run, 0, 0, 0), ok(0, input_tokens=5, output_tokens=1, cost_usd=0.5))
+    )
+    store.record(RecordRequest(BranchId(run, 0, 0, 1), failed(1)))
+    store.record(RecordRequest(BranchId(run, 0, 0, 2), failed(2, ErrorKind.AUTH)))
     outcomes = store.outcomes(ShardId(run, 0, 0))
     store.compact(ShardId(run, 0, 0), outcomes)
     assert store.is_finished(ShardId(run, 0, 0))
@@ -881,9 +901,9 @@ def test_a_finished_shard_can_be_taken_back_to_what_is_kept(store, run):
     record = store.stage(StageId(run, 0))
     assert (record.succeeded, record.failed, record.errors) == (1, 1, {ErrorKind.AUTH: 1})
     assert record.usage.calls == 5, "what was consumed stays counted"
-    assert store.begin(Start(BranchId(run, 0, 0, 0), token="t")).verdict == "done"
-    assert store.begin(Start(BranchId(run, 0, 0, 1), token="t")).verdict == "go"
-    assert store.record(End(BranchId(run, 0, 0, 1), ok(1))).first
+    assert store.begin(BeginRequest(BranchId(run, 0, 0, 0), token="t")).verdict == "done"
+    assert store.begin(BeginRequest(BranchId(run, 0, 0, 1), token="t")).verdict == "go"
+    assert store.record(RecordRequest(BranchId(run, 0, 0, 1), ok(1))).first
     assert not store.reopen_shard(ShardId(run, 0, 0), kept={}, dropped=[outcomes[2]]), "once"
     assert store.outcomes(ShardId(run, 0, 0)) == {**kept, 1: ok(1)}
     store.end_run(run, RunStatus.FAILED, ended_at=1.0)
@@ -902,8 +922,8 @@ def test_deleting_leaves_no_key_of_a_run(broker_url):
     for number in range(2):
         store.put_shard(ShardId(RUN, 0, number), make_shard())
     store.open_shards(StageId(RUN, 0), window=2)
-    store.begin(Start(BranchId(RUN, 0, 0, 0), token="t"))
-    store.record(End(BranchId(RUN, 0, 0, 0), ok()))
+    store.begin(BeginRequest(BranchId(RUN, 0, 0, 0), token="t"))
+    store.record(RecordRequest(BranchId(RUN, 0, 0, 0), ok()))
     store.put_result(RUN, b"x")
     assert client.dbsize() > 4
     store.delete_run(RUN)
@@ -921,8 +941,8 @@ LATE = {
     "unpause": (lambda s: s.unpause(RUN), False),
     "reopen_run": (lambda s: s.reopen_run(RUN, retry=frozenset({ErrorKind.TIMEOUT})), False),
     "put_shard": (lambda s: s.put_shard(ShardId(RUN, 0, 2), make_shard()), UnknownRunError),
-    "set_lanes": (
-        lambda s: s.set_lanes(StageId(RUN, 1), Lanes(window=2, per_shard=3, cap=5)),
+    "set_permits": (
+        lambda s: s.set_permits(StageId(RUN, 1), Permits(window=2, per_shard=3, cap=5)),
         UnknownRunError,
     ),
     "seal_stage": (lambda s: s.seal_stage(StageId(RUN, 0)), UnknownRunError),
@@ -944,16 +964,22 @@ LATE = {
         UnknownRunError,
     ),
     "take_parked": (lambda s: s.take_parked(RUN), []),
-    "begin": (lambda s: s.begin(Start(BranchId(RUN, 0, 0, 2), token="u")), Begun(verdict="gone")),
+    "begin": (
+        lambda s: s.begin(BeginRequest(BranchId(RUN, 0, 0, 2), token="u")),
+        BeginReply(verdict="gone"),
+    ),
     "begin_all": (
-        lambda s: s.begin_all([Start(BranchId(RUN, 0, 1, at), token="u") for at in range(2)]),
-        [Begun(verdict="gone")] * 2,
+        lambda s: s.begin_all(
+            [BeginRequest(BranchId(RUN, 0, 1, at), token="u") for at in range(2)]
+        ),
+        [BeginReply(verdict="gone")] * 2,
     ),
     "unbegin": (lambda s: s.unbegin(BranchId(RUN, 0, 0, 0), token="t"), None),
-    "record": (lambda s: s.record(End(BranchId(RUN, 0, 0, 2), ok(2))).first, False),
+    "record": (lambda s: s.record(RecordRequest(BranchId(RUN, 0, 0, 2), ok(2))).first, False),
     "record_all": (
         lambda s: [
-            each.first for each in s.record_all([End(BranchId(RUN, 0, 1, 0), failed(), feed=3)])
+            each.first
+            for each in s.record_all([RecordRequest(BranchId(RUN, 0, 1, 0), failed(), feed=3)])
         ],
         [False],
     ),
@@ -993,8 +1019,8 @@ def test_what_comes_after_a_deletion_or_during_it_writes_nothing(store, run, tmp
         store.put_shard(ShardId(run, 0, number), make_shard(3, 3 * number))
     store.open_shards(StageId(run, 0), window=1)
     store.start_shard(ShardId(run, 0, 0), published=3)
-    store.begin(Start(BranchId(run, 0, 0, 0), token="t"))
-    store.record(End(BranchId(run, 0, 0, 0), ok()))
+    store.begin(BeginRequest(BranchId(run, 0, 0, 0), token="t"))
+    store.record(RecordRequest(BranchId(run, 0, 0, 0), ok()))
     totals = store.totals()
     assert store.begin_delete(run) == [2, 0]
     assert store.active_runs() == [run], "who deletes it may die now"
@@ -1030,12 +1056,12 @@ def test_every_key_of_a_run_expires(broker_url):
     store.put_shard(ShardId(RUN, 0, 0), make_shard())
     store.open_shards(StageId(RUN, 0), window=2)
     store.start_shard(ShardId(RUN, 0, 0), published=1)
-    store.begin(Start(BranchId(RUN, 0, 0, 0), token="t"))
-    store.record(End(BranchId(RUN, 0, 0, 0), ok()))
+    store.begin(BeginRequest(BranchId(RUN, 0, 0, 0), token="t"))
+    store.record(RecordRequest(BranchId(RUN, 0, 0, 0), ok()))
     store.put_result(RUN, b"x")
     store.compact(ShardId(RUN, 0, 0), {0: ok()})
     store.reopen_shard(ShardId(RUN, 0, 1), kept={0: ok()}, dropped=[])
-    store.set_lanes(StageId(RUN, 1), Lanes(window=2, per_shard=3, cap=5))
+    store.set_permits(StageId(RUN, 1), Permits(window=2, per_shard=3, cap=5))
     store.healed(StageId(RUN, 2))
     store.healed(ShardId(RUN, 2, 0))
     keys = set(client.keys("*")) - OF_THE_FLEET
@@ -1188,15 +1214,15 @@ def test_totals_that_a_client_has_spoilt_keep_no_run_from_beginning_or_ending(br
 def test_branches_that_begin_together_are_told_what_each_would_be_told_alone(store, run):
     for number in range(2):
         store.put_shard(ShardId(run, 0, number), make_shard(first=3 * number))
-    store.record(End(BranchId(run, 0, 0, 0), ok(0)))
-    store.begin(Start(BranchId(run, 0, 0, 1), token="before", holder="other", lasts_s=60))
+    store.record(RecordRequest(BranchId(run, 0, 0, 0), ok(0)))
+    store.begin(BeginRequest(BranchId(run, 0, 0, 1), token="before", holder="other", lasts_s=60))
     store.beat("other", ttl_s=60)
     asked = [
-        Start(BranchId(run, 0, shard, at), token=f"{shard}{at}")
+        BeginRequest(BranchId(run, 0, shard, at), token=f"{shard}{at}")
         for at in range(3)
         for shard in (0, 1)
     ]
-    asked.append(Start(BranchId("unknown", 0, 0, 0), token="x"))
+    asked.append(BeginRequest(BranchId("unknown", 0, 0, 0), token="x"))
     begun = store.begin_all(asked)
     assert [each.verdict for each in begun] == ["done", "go", "held", "go", "go", "go", "gone"]
     assert [each.deliveries for each in begun] == [0, 1, 1, 1, 1, 1, 0]
@@ -1206,7 +1232,7 @@ def test_branches_that_begin_together_are_told_what_each_would_be_told_alone(sto
 def test_a_branch_that_begins_twice_in_one_step_is_counted_twice(store, run):
     store.put_shard(ShardId(run, 0, 0), make_shard())
     first, second = store.begin_all(
-        [Start(BranchId(run, 0, 0, 1), token=token) for token in ("a", "b")]
+        [BeginRequest(BranchId(run, 0, 0, 1), token=token) for token in ("a", "b")]
     )
     assert (first.deliveries, second.deliveries) == (1, 2)
 
@@ -1215,12 +1241,14 @@ def test_outcomes_that_are_written_together_count_as_if_written_one_by_one(store
     for number in range(2):
         store.put_shard(ShardId(run, 0, number), make_shard(first=3 * number))
     ends = [
-        End(BranchId(run, 0, 0, 0), ok(0, input_tokens=10, output_tokens=2, cost_usd=0.1), feed=4),
-        End(BranchId(run, 0, 1, 0), ok(3, input_tokens=1, output_tokens=1, cost_usd=0.2)),
-        End(BranchId(run, 0, 0, 1), failed(1, ErrorKind.AUTH), feed=4),
-        End(BranchId(run, 0, 0, 0), failed(0), feed=4),
-        End(BranchId(run, 0, 0, 2), ok(2), feed=4),
-        End(BranchId("unknown", 0, 0, 0), ok(0)),
+        RecordRequest(
+            BranchId(run, 0, 0, 0), ok(0, input_tokens=10, output_tokens=2, cost_usd=0.1), feed=4
+        ),
+        RecordRequest(BranchId(run, 0, 1, 0), ok(3, input_tokens=1, output_tokens=1, cost_usd=0.2)),
+        RecordRequest(BranchId(run, 0, 0, 1), failed(1, ErrorKind.AUTH), feed=4),
+        RecordRequest(BranchId(run, 0, 0, 0), failed(0), feed=4),
+        RecordRequest(BranchId(run, 0, 0, 2), ok(2), feed=4),
+        RecordRequest(BranchId("unknown", 0, 0, 0), ok(0)),
     ]
     store.start_shard(ShardId(run, 0, 0), published=2)
     recorded = store.record_all(ends)
@@ -1237,7 +1265,9 @@ def test_outcomes_that_are_written_together_count_as_if_written_one_by_one(store
 def test_more_than_one_step_may_carry_are_all_written(store, run):
     """A script blocks the server: it is given so many at a time."""
     store.put_shard(ShardId(run, 0, 0), make_shard(450))
-    recorded = store.record_all([End(BranchId(run, 0, 0, at), ok(at)) for at in range(450)])
+    recorded = store.record_all(
+        [RecordRequest(BranchId(run, 0, 0, at), ok(at)) for at in range(450)]
+    )
     assert all(each.first for each in recorded)
     assert store.stage(StageId(run, 0)).succeeded == 450
 
@@ -1262,11 +1292,11 @@ def test_a_shard_that_drains_makes_room_for_another_until_very_many_are_open(sto
 def test_a_shard_that_drains_gives_its_lanes_to_others_and_takes_none_back(store, run):
     for number in range(4):
         store.put_shard(ShardId(run, 0, number), make_shard(20, first=20 * number))
-    store.set_lanes(StageId(run, 0), Lanes(window=2, per_shard=5, cap=10))
+    store.set_permits(StageId(run, 0), Permits(window=2, per_shard=5, cap=10))
 
     def opened(**news):
         return [
-            (each.shard, each.lanes)
+            (each.shard, each.permits)
             for each in store.open_shards(StageId(run, 0), window=9, **news)
         ]
 
@@ -1292,6 +1322,6 @@ def test_a_retry_begins_with_no_shard_that_drains(store, run):
 
 def test_each_outcome_says_how_many_of_its_shard_have_ended(store, run):
     store.put_shard(ShardId(run, 0, 0), make_shard())
-    ends = [End(BranchId(run, 0, 0, at), ok(at)) for at in (2, 0, 2, 1)]
+    ends = [RecordRequest(BranchId(run, 0, 0, at), ok(at)) for at in (2, 0, 2, 1)]
     recorded = store.record_all(ends)
     assert [each.ended for each in recorded if each.first] == [1, 2, 3]

@@ -11,7 +11,7 @@ import pytest
 
 from fanout.core.errors import BrokerError
 from fanout.core.ids import BranchId
-from fanout.stores import Start
+from fanout.stores import BeginRequest
 from workers.context.batches import Batches, Kept
 from workers.context.claim_releases import Releases
 from workers.context.worker_context import WorkerContext
@@ -87,7 +87,7 @@ def test_a_begin_that_nobody_waits_for_is_taken_back(threads, refusals):
 
     runtime = object.__new__(WorkerContext)
     runtime.releases, runtime.threads = Releases(unbegin), threads
-    start = Start(BranchId("r1", 0, 3, 59), token="t1", holder="me", lasts_s=60, feed=0)
+    start = BeginRequest(BranchId("r1", 0, 3, 59), token="t1", holder="me", lasts_s=60, feed=0)
     runtime._take_back(start)
     # What is refused is done with a later beat of the worker.
     while not taken_back.wait(0.01):

@@ -13,7 +13,7 @@ from celery.worker.request import Request
 from fanout.broker.result_backend import TaskFault
 from fanout.core.errors import BrokerError
 from fanout.core.ids import BranchId, ShardId
-from fanout.stores import Start
+from fanout.stores import BeginRequest
 from tests.fakes import fake_store, make_shard
 from workers.branch.execution import BranchFailed
 from workers.consumer.task_requests import (
@@ -185,7 +185,7 @@ def test_a_lost_child_gives_its_branch_up_before_it_comes_again(
     store.beat("parent", ttl_s=60)
 
     def begin(token):
-        return store.begin(Start(BRANCH, token=token, holder="parent", lasts_s=60)).verdict
+        return store.begin(BeginRequest(BRANCH, token=token, holder="parent", lasts_s=60)).verdict
 
     server, broker = Server(), Broker(monkeypatch, takes_tries=takes_tries)
     refused = list(refusals)

@@ -10,7 +10,7 @@ from fanout.core.records import Chunk, ErrorKind, Outcome, Shard
 from fanout.llm.error_kinds import ALWAYS, FEW, MANY, NEVER
 from fanout.policy.retries import is_common, stop_after
 from fanout.runs.results import commonest_error
-from fanout.stores import End
+from fanout.stores import RecordRequest
 from workers.context.common_failures import Alike
 
 
@@ -52,7 +52,7 @@ class Fleet:
         self.ended = 0
 
     def end(self, outcome):
-        self.store.record(End(BranchId("r", 0, 0, self.ended), outcome))
+        self.store.record(RecordRequest(BranchId("r", 0, 0, self.ended), outcome))
         self.ended += 1
 
     def fails(self, words="HTTP 404: no", after=FEW, kind=ErrorKind.BAD_REQUEST, worker=0):

@@ -80,8 +80,8 @@ class Engine(Runtime):
         with suppress(TooEarlyError):
             match what:
                 case "expand":
-                    shard, lanes = ids
-                    expand(self, ShardId(RUN, stage, shard), lanes)
+                    shard, permits = ids
+                    expand(self, ShardId(RUN, stage, shard), permits)
                 case "chord":
                     shard, _, positions, feed = ids
                     self.publisher.branches(ShardId(RUN, stage, shard), positions, feed=feed)

@@ -14,7 +14,7 @@ from fanout.core.errors import LLMError
 from fanout.core.ids import ShardId
 from fanout.core.records import ErrorKind, RunStatus
 from fanout.core.settings import load_settings
-from fanout.system.logs import JsonFormatter, Seldom, about, about_task, path_of
+from fanout.system.logs import JsonFormatter, RateLimitFilter, about, about_task, path_of
 from tests.fakes import RUN, Runtime
 from workers.telemetry import logs
 from workers.telemetry.reports import _Failures
@@ -78,7 +78,7 @@ def test_a_json_line_is_one_line_whatever_is_in_it():
 
 def test_what_repeats_passes_once_in_a_while():
     now = [0.0]
-    seldom = Seldom(10, clock=lambda: now[0])
+    seldom = RateLimitFilter(10, clock=lambda: now[0])
     passed = []
     for second in range(25):
         now[0] = second

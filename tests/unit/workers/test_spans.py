@@ -17,7 +17,7 @@ from fanout.core.errors import LLMError, SettingsError
 from fanout.core.ids import BranchId, ShardId, StageId
 from fanout.core.records import ErrorKind, Outcome, RunStatus, Usage
 from fanout.core.settings import check_traces, load_settings
-from fanout.stores import End
+from fanout.stores import RecordRequest
 from tests.fakes import RUN, Runtime, run_branch
 from workers.context.inflight import Stop
 from workers.reduce.stages import collect, expand
@@ -195,7 +195,7 @@ def test_a_branch_whose_outcome_was_not_the_first_has_no_span():
     runtime.write(["a"])
 
     def told(request):
-        runtime.store.record(End(BranchId(RUN, 0, 0, 0), outcome()))
+        runtime.store.record(RecordRequest(BranchId(RUN, 0, 0, 0), outcome()))
         return "too late"
 
     runtime.told = told
@@ -231,7 +231,7 @@ def test_a_retry_is_a_trace_of_its_own_that_names_the_first():
     runtime.store.reopen_run(RUN, retry=frozenset({ErrorKind.INTERNAL}))
     # A worker looks again after some seconds.
     runtime.telemetry = runtime.another()
-    expand(runtime, ShardId(RUN, 0, 0), lanes=0)
+    expand(runtime, ShardId(RUN, 0, 0), permits=0)
     runtime.process()
     ((run, ((_, branches),)),) = runtime.tree()
     assert (run, len(branches)) == ("run ok", 1)

@@ -12,7 +12,7 @@ from fanout.core.ids import BranchId, ShardId, StageId
 from fanout.core.records import Chunk, ErrorKind, Outcome, RunStatus, Shard
 from fanout.core.settings import load_settings
 from fanout.runs.enqueue import unpark
-from fanout.stores import End, Start
+from fanout.stores import BeginRequest, RecordRequest
 from tests.fakes import RUN, Runtime, fake_store, run_branch
 from workers.branch import claims
 from workers.branch.claims import BranchHandedBack, BranchHeld, BranchParked
@@ -29,22 +29,22 @@ def outcome(index=0):
 def test_expand_publishes_a_whole_shard():
     runtime = Runtime()
     runtime.write(["a", "b", "c"])
-    expand(runtime, ShardId(RUN, 0, 0), lanes=0)
+    expand(runtime, ShardId(RUN, 0, 0), permits=0)
     assert runtime.publisher.sent == [("chord", 0, 0, 3, [0, 1, 2], 0)]
 
 
-@pytest.mark.parametrize(("lanes", "published", "feed"), [(2, 2, 3), (3, 3, 0), (9, 3, 0)])
-def test_expand_publishes_as_many_branches_as_it_has_lanes(lanes, published, feed):
+@pytest.mark.parametrize(("permits", "published", "feed"), [(2, 2, 3), (3, 3, 0), (9, 3, 0)])
+def test_expand_publishes_as_many_branches_as_it_has_lanes(permits, published, feed):
     runtime = Runtime()
     runtime.write(["a", "b", "c"])
-    expand(runtime, ShardId(RUN, 0, 0), lanes=lanes)
+    expand(runtime, ShardId(RUN, 0, 0), permits=permits)
     assert runtime.publisher.sent == [("chord", 0, 0, 3, list(range(published)), feed)]
 
 
 def test_a_branch_that_ends_publishes_the_next_of_its_shard():
     runtime = Runtime()
     runtime.write(["a", "b", "c"])
-    expand(runtime, ShardId(RUN, 0, 0), lanes=1)
+    expand(runtime, ShardId(RUN, 0, 0), permits=1)
     for position in range(3):
         run_branch(runtime, BranchId(RUN, 0, 0, position), 3)
     assert runtime.publisher.sent[1:] == [("branch", 0, 0, 1, 3), ("branch", 0, 0, 2, 3)]
@@ -64,7 +64,7 @@ def test_a_stopped_run_is_not_published_but_recorded():
     runtime = Runtime()
     runtime.write(["a", "b"])
     runtime.store.halt(RUN, RunStatus.CANCELLED)
-    expand(runtime, ShardId(RUN, 0, 0), lanes=0)
+    expand(runtime, ShardId(RUN, 0, 0), permits=0)
     assert runtime.publisher.sent == [("collect", 0, 0)]
     collect(runtime, [], ShardId(RUN, 0, 0))
     aggregate(runtime, StageId(RUN, 0))
@@ -78,7 +78,7 @@ def test_the_branches_of_an_overdue_run_are_not_published_but_expire():
     runtime.store = fake_store()
     runtime.store.create_run(RUN, spec="{}", created_at=1.0, deadline_at=2.0)
     runtime.write(["a", "b"])
-    expand(runtime, ShardId(RUN, 0, 0), lanes=0)
+    expand(runtime, ShardId(RUN, 0, 0), permits=0)
     assert runtime.publisher.sent == [("collect", 0, 0)]
     assert runtime.store.stage(StageId(RUN, 0)).errors == {ErrorKind.EXPIRED: 2}
 
@@ -90,11 +90,11 @@ def test_a_retried_shard_is_taken_back_when_it_is_expanded_and_only_then():
     runtime.process()
     runtime.store.reopen_run(RUN, retry=frozenset({ErrorKind.INTERNAL}))
     runtime.publisher.sent.clear()
-    expand(runtime, ShardId(RUN, 0, 0), lanes=0)
+    expand(runtime, ShardId(RUN, 0, 0), permits=0)
     assert runtime.publisher.sent == [("forget", 0, 0), ("chord", 0, 0, 1, [1], 0)]
     runtime.process()
     assert runtime.llm.calls == 3, "only what had failed was called again"
-    expand(runtime, ShardId(RUN, 0, 0), lanes=0)
+    expand(runtime, ShardId(RUN, 0, 0), permits=0)
     assert runtime.publisher.sent[-1] == ("collect", 0, 0), "an expand that comes again"
     assert runtime.store.stage(StageId(RUN, 0)).errors == {ErrorKind.INTERNAL: 1}
 
@@ -111,7 +111,7 @@ def test_a_branch_that_was_begun_too_often_is_poisoned():
     runtime = Runtime()
     runtime.write(["a"])
     for token in ("one", "two"):
-        runtime.store.begin(Start(BranchId(RUN, 0, 0, 0), token=token))
+        runtime.store.begin(BeginRequest(BranchId(RUN, 0, 0, 0), token=token))
     with pytest.raises(BranchFailed, match="poisoned"):
         run_branch(runtime, BranchId(RUN, 0, 0, 0), 0)
     assert runtime.llm.calls == 0
@@ -122,7 +122,7 @@ def test_a_suspect_is_processed_alone_and_counted_only_then():
     runtime.settings = load_settings(max_deliveries=4)
     runtime.write(["a", "b"])
     for token in ("one", "two"):
-        runtime.store.begin(Start(BranchId(RUN, 0, 0, 0), token=token))
+        runtime.store.begin(BeginRequest(BranchId(RUN, 0, 0, 0), token=token))
     locked = []
     runtime.told = lambda request: locked.append(runtime.alone.locked()) or "fine"
     run_branch(runtime, BranchId(RUN, 0, 0, 0), 0)
@@ -150,7 +150,7 @@ def test_a_branch_that_is_handed_back_was_not_begun():
     with pytest.raises(BranchHandedBack):
         run_branch(runtime, BranchId(RUN, 0, 0, 0), 0)
     assert runtime.store.outcomes(ShardId(RUN, 0, 0)) == {}
-    assert runtime.store.begin(Start(BranchId(RUN, 0, 0, 0), token="next")).deliveries == 1
+    assert runtime.store.begin(BeginRequest(BranchId(RUN, 0, 0, 0), token="next")).deliveries == 1
 
 
 def test_a_worker_that_hands_back_begins_nothing():
@@ -201,10 +201,10 @@ def test_a_branch_whose_input_is_gone_is_lost():
 def test_an_expand_that_is_delivered_again_publishes_only_what_is_missing():
     runtime = Runtime()
     runtime.write(["a", "b", "c", "d"])
-    expand(runtime, ShardId(RUN, 0, 0), lanes=0)
+    expand(runtime, ShardId(RUN, 0, 0), permits=0)
     run_branch(runtime, BranchId(RUN, 0, 0, 1), 0)
     runtime.messages.ids = {f"{RUN}/0/0/3", f"{RUN}/0/0/expand"}
-    expand(runtime, ShardId(RUN, 0, 0), lanes=0)
+    expand(runtime, ShardId(RUN, 0, 0), permits=0)
     assert runtime.publisher.sent[1:] == [("branch", 0, 0, 0, 0), ("branch", 0, 0, 2, 0)]
 
 
@@ -245,7 +245,7 @@ RECORDS = [
 def test_a_branch_that_wrote_no_outcome_gets_one_from_its_chord(record, kind):
     runtime = Runtime()
     runtime.write(["a", "b"])
-    runtime.store.record(End(BranchId(RUN, 0, 0, 0), outcome()))
+    runtime.store.record(RecordRequest(BranchId(RUN, 0, 0, 0), outcome()))
     counts = collect(runtime, [None, {**record, "task_id": "r1/0/0/1"}], ShardId(RUN, 0, 0))
     assert counts == {"shard": 0, "succeeded": 1, "failed": 1}
     assert runtime.store.outcomes(ShardId(RUN, 0, 0))[1].kind == kind
@@ -256,7 +256,7 @@ def test_a_collect_before_all_branches_have_ended_does_nothing():
     runtime = Runtime()
     runtime.write(["a", "b"])
     runtime.store.open_shards(StageId(RUN, 0), window=1)
-    runtime.store.record(End(BranchId(RUN, 0, 0, 0), outcome()))
+    runtime.store.record(RecordRequest(BranchId(RUN, 0, 0, 0), outcome()))
     with pytest.raises(TooEarlyError):
         collect(runtime, [None, None], ShardId(RUN, 0, 0))
     assert runtime.store.stage(StageId(RUN, 0)).done == 1
@@ -268,7 +268,7 @@ def test_a_collect_opens_the_next_shards_once():
     runtime.write([str(i) for i in range(8)], max_branches=2)
     runtime.store.open_shards(StageId(RUN, 0), window=2)
     for position in range(2):
-        runtime.store.record(End(BranchId(RUN, 0, 0, position), outcome(position)))
+        runtime.store.record(RecordRequest(BranchId(RUN, 0, 0, position), outcome(position)))
     collect(runtime, [], ShardId(RUN, 0, 0))
     assert runtime.publisher.sent == [("expand", 0, 2, 0)]
     collect(runtime, [], ShardId(RUN, 0, 0))
@@ -306,7 +306,9 @@ def test_a_copy_of_a_branch_that_a_living_worker_holds_makes_no_call():
     runtime = Runtime()
     runtime.write(["a"])
     runtime.store.beat("other", ttl_s=60)
-    runtime.store.begin(Start(BranchId(RUN, 0, 0, 0), token="one", holder="other", lasts_s=60))
+    runtime.store.begin(
+        BeginRequest(BranchId(RUN, 0, 0, 0), token="one", holder="other", lasts_s=60)
+    )
     with pytest.raises(BranchHeld):
         run_branch(runtime, BranchId(RUN, 0, 0, 0), 0)
     assert runtime.llm.calls == 0
@@ -335,17 +337,17 @@ class HeldUpRuntime(Runtime):
 
 def begun_by_another(store):
     store.beat("other", ttl_s=60)
-    store.begin(Start(BranchId(RUN, 0, 0, 0), token="other", holder="other", lasts_s=60))
+    store.begin(BeginRequest(BranchId(RUN, 0, 0, 0), token="other", holder="other", lasts_s=60))
 
 
 def ended_by_another(store):
     begun_by_another(store)
-    store.record(End(BranchId(RUN, 0, 0, 0), outcome()))
+    store.record(RecordRequest(BranchId(RUN, 0, 0, 0), outcome()))
 
 
 def begun_by_two_that_died(store):
     for token in ("one", "two"):
-        store.begin(Start(BranchId(RUN, 0, 0, 0), token=token, holder="dead"))
+        store.begin(BeginRequest(BranchId(RUN, 0, 0, 0), token=token, holder="dead"))
 
 
 def paused_with_another(store):
