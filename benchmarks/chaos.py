@@ -1,4 +1,4 @@
-"""Is any branch lost, whatever dies? Runs of the fake model under seeded faults.
+"""Is any branch lost when a process dies? Runs of the fake model under seeded faults.
 
     python benchmarks/chaos.py [--schedules 5] [--faults 12] [--seed 1] [--out report.json]
 
@@ -109,7 +109,7 @@ def main() -> int:
             for fault in options.schedule(seed):
                 print(" ", json.dumps(msgspec.to_builtins(fault)))
         return 0
-    # Whoever ends this ends all that it has started.
+    # The end of this program ends all that it has started.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     folder = given.folder or Path(tempfile.mkdtemp(prefix="fanout-chaos-"))
     folder = folder.resolve() / time.strftime("%H%M%S")

@@ -183,7 +183,7 @@ class Host:
             process.kill()
 
     def cut(self) -> None:
-        """Take its link down: whatever is sent, either way, is lost without a word."""
+        """Take its link down: packets of both directions are lost, and no sender is told."""
         _ip("link", "set", self._link, "down")
 
     def mend(self) -> None:

@@ -1,7 +1,7 @@
 """Which step of a branch a stack of a worker belongs to: one table, to be adapted with the code.
 
 A stack is looked at from its innermost frame outwards; the first frame that a row matches decides.
-So ``json`` counts for whoever calls it, and what a step calls counts for the step.
+So ``json`` counts for its caller, and what a step calls counts for the step.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ _TABLE = (
     ("collect", r"workers/reduce/(stages|reductions)\.py", ""),
     ("consume", r"fanout/broker/(transport|message_leases|rejected)\.py", r"(?!.*\b_?put\w*$).*"),
     ("consume", r"workers/consumer/(consumer|envelope|task_requests|message_versions)\.py", ""),
-    # Of kombu, only what takes messages: what puts them belongs to whoever calls it.
+    # Of kombu, only what takes messages: what puts them belongs to its caller.
     ("consume", r"kombu/messaging\.py", r"Consumer\..*"),
     (
         "consume",

@@ -10,7 +10,7 @@ It listens on loopback, prints one line of JSON with its URL, and answers until 
     POST /reset                  zero counters, and the same latencies and errors from the start
     POST /outage?sort=500&lasts_s=120    fail for everybody: see provider_outages.py
 
-Latencies and errors belong to the order of arrival: whoever asks N times meets the same ones. A
+Latencies and errors belong to the order of arrival: N requests always meet the same ones. A
 connection's first request is parsed and refused where it is no chat completion; the others are not
 parsed, as that would cost more than the answer. As a module, ``Provider`` starts and ends it.
 """
@@ -323,7 +323,7 @@ class Connection(asyncio.Protocol):
         if told == RESET:
             self._transport.abort()
         elif told == SILENCE:
-            # Whatever comes behind it waits as well.
+            # All that comes behind it waits as well.
             self._answers.append(_Answer())
         elif isinstance(told, bytes):
             self._say(told)
@@ -388,7 +388,7 @@ async def _serve(plan: Plan, host: str, port: int) -> None:
     while True:
         lasts_s = await refusals.get()
         server.close()
-        # What was said before is still to go out.
+        # Earlier responses still have to go out.
         await asyncio.sleep(0)
         for transport in list(plan.transports):
             transport.abort()

@@ -48,7 +48,7 @@ def _parsed() -> argparse.Namespace:
 
 
 class _Bench:
-    """A server, and whoever publishes to it."""
+    """A server and its publishers."""
 
     def __init__(self, server: Valkey, branches: int) -> None:
         self._server = server

@@ -114,7 +114,7 @@ class _Program:
         try:
             return f"ended with status {self._process.wait(1)}"
         except subprocess.TimeoutExpired:
-            return f"said nothing in {bound_s:.0f} s"
+            return f"was silent for {bound_s:.0f} s"
 
     def tell(self, word: str) -> None:
         self._stdin.write(f"{word}\n".encode())

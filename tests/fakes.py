@@ -7,7 +7,7 @@ import itertools
 import secrets
 from contextlib import suppress
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import fakeredis
 import msgspec
@@ -33,12 +33,13 @@ from workers.telemetry.base import NoTelemetry
 from workers.telemetry.reports import Reports
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Coroutine, Iterable
 
     import pytest
 
     from fanout.core.ids import BranchId
-    from fanout.stores import Grant
+    from fanout.llm import LLM, LLMRequest
+    from fanout.stores import Begun, End, Grant, Recorded, Start
 
 __all__ = [
     "RUN",
@@ -52,6 +53,8 @@ __all__ = [
     "run_branch",
     "set_server_clock",
 ]
+
+_T = TypeVar("_T")
 
 RUN = "r1"
 # Where fakeredis reads the time: for TIME, for expiry, and for what expires at a given moment.
@@ -154,10 +157,10 @@ class Messages:
 class Loaded:
     """What a worker has loaded: see ``workers.context.batches.Kept``."""
 
-    def __init__(self, get):
+    def __init__(self, get: Callable[[Any], Any]) -> None:
         self.get = get
 
-    async def __call__(self, key):
+    async def __call__(self, key: object) -> Any:
         return self.get(key)
 
 
@@ -167,7 +170,7 @@ class Runtime:
     stop: Stop | None = None
     holder = "me"
 
-    def __init__(self, **fields):
+    def __init__(self, **fields: Any) -> None:
         self.settings = load_settings(max_deliveries=2)
         self.store = fake_store()
         self.watched = self.store
@@ -181,8 +184,8 @@ class Runtime:
         self.telemetry = NoTelemetry()
         self.is_handing_back = False
         self.llm = FakeLLM(script=self._answer)
-        self.models = {}
-        self.told = lambda request: f"answer to {request.prompt}"
+        self.models: dict[str, Any] = {}
+        self.told: Callable[[LLMRequest], Any] = lambda request: f"answer to {request.prompt}"
         self._spec = make_spec(**{"model": "fake", "prompt": "{input}", **fields})
         self.store.create_run(RUN, spec=self._spec.model_dump_json(), created_at=1.0)
 
@@ -191,41 +194,43 @@ class Runtime:
         self.indices = Loaded(lambda shard_id: self.store.indices(shard_id))  # noqa: PLW0108 - later
         self.shards = Loaded(lambda shard_id: self.store.shard(shard_id))  # noqa: PLW0108 - later
 
-    def _answer(self, request):
+    def _answer(self, request: LLMRequest) -> Any:
         return self.told(request)
 
     end_run = WorkerContext.end_run
 
     @property
-    def reports(self):
+    def reports(self) -> Reports:
         return Reports(self.store, self.telemetry)
 
-    def template(self, stage_id, aspect):
+    def template(self, stage_id: StageId, aspect: str) -> Template:
         source = self._spec.aggregate_prompt if stage_id.stage else self._spec.prompts[aspect]
         return Template.parse(source)
 
-    async def begin(self, start):
+    async def begin(self, start: Start) -> Begun:
         return self.store.begin(start)
 
-    async def record(self, end):
+    async def record(self, end: End) -> Recorded:
         return self.store.record(end)
 
-    async def feed(self, following):
+    async def feed(self, following: tuple[BranchId, int]) -> None:
         self.publisher.mixed_branches([following])
 
-    async def model(self, name):
+    async def model(self, name: str) -> LLM:
         return self.llm
 
-    async def call_for(self, run_id, coroutine, *, has_deadline):
+    async def call_for(
+        self, run_id: str, coroutine: Coroutine[Any, Any, _T], *, has_deadline: bool
+    ) -> _T:
         if self.stop is not None:
             coroutine.close()
             raise CallStoppedError(self.stop)
         return await coroutine
 
-    def wait_for(self, coroutine):
+    def wait_for(self, coroutine: Coroutine[Any, Any, _T]) -> _T:
         return asyncio.run(coroutine)
 
-    def write(self, texts, *, seal=True, **options):
+    def write(self, texts: Iterable[str], *, seal: bool = True, **options: Any) -> None:
         chunks = [Chunk(text=t, document=f"d{i}", document_index=i) for i, t in enumerate(texts)]
         per_chunk = self._spec.branches_per_chunk
         for number, shard in enumerate(pack(chunks, branches_per_chunk=per_chunk, **options)):
@@ -233,7 +238,7 @@ class Runtime:
         if seal:
             self.store.seal_stage(StageId(RUN, 0))
 
-    def process(self, stage=0):
+    def process(self, stage: int = 0) -> None:
         """Do what workers would do with a stage, to its end."""
         stage_id = StageId(RUN, stage)
         for number in itertools.count():
@@ -247,5 +252,5 @@ class Runtime:
         aggregate(self, stage_id)
 
     @property
-    def result(self):
+    def result(self) -> StoredResult:
         return msgspec.json.decode(self.store.result(RUN), type=StoredResult)

@@ -2,7 +2,7 @@
 
 Its argument is a ``Work`` as JSON. On stdout it says, a line of JSON each, that it is ready and how
 it went; on stdin it is told to start and to end. Between the two, ``compare.py`` reads what its
-processes have used. Whatever its libraries print goes to stderr.
+processes have used. All that its libraries print goes to stderr.
 """
 
 from __future__ import annotations

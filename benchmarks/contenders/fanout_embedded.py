@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class FanoutEmbedded:
-    """One worker has all calls in flight, whatever the number of workers is."""
+    """One worker has all calls in flight, with any number of workers."""
 
     def __init__(self, work: Work) -> None:
         self._work = work

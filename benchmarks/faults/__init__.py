@@ -1,1 +1,1 @@
-"""Runs under seeded faults: is any branch lost, whatever dies?"""
+"""Runs under seeded faults: is any branch lost when a process dies?"""

@@ -75,7 +75,6 @@ def test_what_tests_and_benchmarks_share_has_names_of_its_own():
 
 
 def test_what_tests_share_is_typed_as_the_package_is():
-    """The fakes of a worker's context come without types."""
     config = tomllib.loads((ROOT / "pyproject.toml").read_text())
     overrides = config["tool"]["mypy"]["overrides"]
     [strict] = [each["module"] for each in overrides if each.get("disallow_untyped_defs")]
@@ -84,4 +83,4 @@ def test_what_tests_share_is_typed_as_the_package_is():
         for path in (ROOT / "tests").rglob("*.py")
         if not path.name.startswith(("test_", "__init__"))
     }
-    assert shared - {"tests.fakes"} == set(strict)
+    assert shared == set(strict)
