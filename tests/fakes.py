@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
     from fanout.core.ids import BranchId
     from fanout.llm import LLM, LLMRequest
-    from fanout.stores import Begun, End, Grant, Recorded, Start
+    from fanout.stores import BeginReply, BeginRequest, Grant, RecordReply, RecordRequest
 
 __all__ = [
     "RUN",
@@ -207,10 +207,10 @@ class Runtime:
         source = self._spec.aggregate_prompt if stage_id.stage else self._spec.prompts[aspect]
         return Template.parse(source)
 
-    async def begin(self, start: Start) -> Begun:
+    async def begin(self, start: BeginRequest) -> BeginReply:
         return self.store.begin(start)
 
-    async def record(self, end: End) -> Recorded:
+    async def record(self, end: RecordRequest) -> RecordReply:
         return self.store.record(end)
 
     async def feed(self, following: tuple[BranchId, int]) -> None:
