@@ -36,7 +36,7 @@ _TABLE = (
     ),
     ("ack", r"celery/worker/request\.py", r".*\.(acknowledge|reject|on_success|on_failure)"),
     ("admit", r"workers/branch/execution\.py", r"_Branch\.(begin|_lasts_s|_start)"),
-    ("admit", r"fanout/stores/redis/branches\.py", r".*(begin|_claimant|Start).*"),
+    ("admit", r"fanout/stores/redis/branches\.py", r".*(begin|_begin_key|BranchBegin).*"),
     ("record", r"workers/branch/execution\.py", r"(_Branch\._write|_presentable).*"),
     (
         "record",

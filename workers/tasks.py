@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from celery.exceptions import CeleryError, Reject, SoftTimeLimitExceeded
 
 from fanout.broker import app as broker
-from fanout.broker.rejected import refusals
+from fanout.broker.dropped import dropped_messages
 from fanout.broker.result_backend import TaskFault
 from fanout.core.errors import BrokerError, FanoutError, UnknownRunError
 from fanout.core.ids import BranchId, ShardId, StageId
@@ -65,7 +65,7 @@ def _not_done() -> Iterator[None]:
     except TooEarlyError:
         raise PostponedError("too early") from None
     except (BranchGone, UnknownRunError):
-        refusals.add("is of a run that is not known")
+        dropped_messages.add("is of a run that is not known")
         raise RunGoneError("its run is gone") from None
     except BranchHandedBack:
         raise Reject("the worker stops", requeue=True) from None

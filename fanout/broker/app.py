@@ -54,7 +54,7 @@ SEAL = "fanout.seal"  # the last member of the root chord's header: all shards a
 AGGREGATE = "fanout.aggregate"  # the root chord's callback
 PREFLIGHT = "fanout.preflight"  # asks a worker whether a model can be used
 
-# Where kombu would keep what somebody has taken who is not a worker.
+# Kombu's keys for the messages of processes that are not workers.
 _WATCHERS_KEYS = {
     "unacked_key": "fanout.watchers.unacked",
     "unacked_index_key": "fanout.watchers.unacked_index",
@@ -63,7 +63,7 @@ _WATCHERS_KEYS = {
 
 # A part-return that was not deduplicated, or a run that outlives its counters, would never end.
 _CHORD_LIFETIME_S = 30 * 24 * 3600
-# Longer than any restart: whoever waits so long has in hand what was paid for.
+# Seconds that a caller with paid answers waits: longer than any restart.
 PATIENT_S = 3_600.0
 
 
@@ -89,13 +89,12 @@ def make_app(settings: Settings, *, app_class: Any = None, takes_messages: bool 
     """Return the Celery application for ``settings.broker_url``, as all sides need it.
 
     Args:
-        settings: Where the server is, and what is said of it.
+        settings: The server's URL and the settings of its connections.
         app_class: Celery's class, or one of its kind.
-        takes_messages: Whether it is a worker's. Whoever else reads from the broker, as Flower does
-            the answers of workers, would otherwise see to the messages of dead workers, too, and
-            need the right to.
+        takes_messages: Whether a worker uses it. Another reader, such as Flower, would otherwise
+            also restore the messages of dead workers, and need the right to.
     """
-    # Only here: who asks for a name, or for the store, does not need Celery.
+    # Imported here, as callers of the names or of the store do not need Celery.
     from celery import Celery
     from kombu import Queue
 
@@ -126,7 +125,7 @@ def make_app(settings: Settings, *, app_class: Any = None, takes_messages: bool 
         # What a chord's members return is a few bytes in Redis; nothing else is kept of a task.
         task_ignore_result=True,
         task_store_errors_even_if_ignored=False,
-        # Pickle would let whoever reaches the broker run code on the workers.
+        # Pickle would let every user of the broker run code on the workers.
         task_serializer="json",
         result_serializer="json",
         accept_content=["json"],
@@ -155,7 +154,7 @@ def _transport_options(
         # Kombu's default of 10 is fewer than the acks that a busy worker has in flight.
         "max_connections": 1024,
         "max_message_bytes": 1_000 * settings.max_message_kb,
-        # What the key of a run begins with: nothing is published for one that is gone.
+        # The prefix of a run's key: nothing is published for a deleted run.
         "run_keys": run_keys(settings.key_prefix),
         "visibility_timeout": settings.visibility_timeout_s,
         # The default restores ten messages at a time, every 100 s: half an hour for 200.
@@ -170,7 +169,7 @@ def _transport_options(
         "queue_order_strategy": "priority",
         # One list per queue instead of four: priorities are not used.
         "priority_steps": [0],
-        # Also the time after which a BRPOP that nobody answers is given up.
+        # Also the timeout of a BRPOP that the server does not answer.
         "health_check_interval": HEALTH_CHECK_S,
     }
 

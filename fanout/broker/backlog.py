@@ -1,4 +1,4 @@
-"""How full the broker is: what waits, what is taken, how much memory is left."""
+"""Reads how full the broker is: waiting messages, taken messages and memory."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from redis.exceptions import RedisError
 from fanout.broker.inspection import UNACKED, UNACKED_INDEX
 from fanout.core.errors import BrokerError
 from fanout.core.queue_names import BEHIND, BRANCHES_QUEUE, QUEUES
-from fanout.stores.retrying import passes
+from fanout.stores.retrying import is_transient
 
 if TYPE_CHECKING:
     import redis
 
-__all__ = ["Leases", "Memory", "Queue", "QueueState", "Queues"]
+__all__ = ["Queue", "QueueState", "Queues", "ServerMemory", "TakenMessages"]
 
 
 class Queue(msgspec.Struct, frozen=True, kw_only=True):
@@ -24,7 +24,7 @@ class Queue(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         name: Its name.
         waiting: Messages that no worker has taken.
-        oldest_s: Seconds since the next one to be taken was published; None where none waits.
+        oldest_s: Seconds since the next message was published; None if none waits.
     """
 
     name: str
@@ -32,25 +32,25 @@ class Queue(msgspec.Struct, frozen=True, kw_only=True):
     oldest_s: float | None = None
 
 
-class Leases(msgspec.Struct, frozen=True, kw_only=True):
+class TakenMessages(msgspec.Struct, frozen=True, kw_only=True):
     """The messages that workers have taken and not settled.
 
     Attributes:
         taken: How many.
-        oldest_s: Seconds since the one was renewed that was not for longest. Of living workers each
-            is renewed several times in a visibility timeout. None where none is taken.
+        oldest_s: Seconds since the longest unrenewed lease was renewed. A live worker renews its
+            leases several times per visibility timeout. None if no message is taken.
     """
 
     taken: int
     oldest_s: float | None = None
 
 
-class Memory(msgspec.Struct, frozen=True, kw_only=True):
+class ServerMemory(msgspec.Struct, frozen=True, kw_only=True):
     """The server's memory.
 
     Attributes:
-        used_bytes: What it uses.
-        limit_bytes: Its ``maxmemory``, or None where it has none.
+        used_bytes: Bytes in use.
+        limit_bytes: Its ``maxmemory``, or None if it has none.
     """
 
     used_bytes: int
@@ -62,13 +62,13 @@ class QueueState(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         queues: The queues, control first.
-        leases: What is taken from them.
-        memory: The server's memory; None where the user may not see it.
+        leases: The messages taken from them.
+        memory: The server's memory; None if the user may not read it.
     """
 
     queues: tuple[Queue, ...]
-    leases: Leases
-    memory: Memory | None = None
+    leases: TakenMessages
+    memory: ServerMemory | None = None
 
 
 class _Headers(msgspec.Struct):
@@ -83,7 +83,7 @@ _message = msgspec.json.Decoder(_Message).decode
 
 
 class Queues:
-    """Looks at the broker's queues without reading through them."""
+    """Reads the lengths of the broker's queues without reading their messages."""
 
     def __init__(self, client: redis.Redis) -> None:
         self._redis = client
@@ -103,7 +103,7 @@ class Queues:
                 (now_s, now_us), taken, oldest, behind, *ends = pipe.execute()
         except RedisError as error:
             message = f"the broker's queues cannot be read: {error}"
-            raise BrokerError(message, is_passing=passes(error)) from error
+            raise BrokerError(message, is_passing=is_transient(error)) from error
         now = now_s + now_us / 1e6
         more = {BRANCHES_QUEUE: behind}
         numbered = zip(QUEUES, ends[::2], ends[1::2], strict=True)
@@ -112,16 +112,18 @@ class Queues:
                 Queue(name=name, waiting=waiting + more.get(name, 0), oldest_s=_age(now, raw))
                 for name, waiting, raw in numbered
             ),
-            leases=Leases(taken=taken, oldest_s=max(0.0, now - oldest[0][1]) if oldest else None),
+            leases=TakenMessages(
+                taken=taken, oldest_s=max(0.0, now - oldest[0][1]) if oldest else None
+            ),
             memory=self._memory(),
         )
 
-    def _memory(self) -> Memory | None:
+    def _memory(self) -> ServerMemory | None:
         try:
             info = cast("dict[str, int]", self._redis.info("memory"))
         except RedisError:
             return None
-        return Memory(used_bytes=info["used_memory"], limit_bytes=info["maxmemory"] or None)
+        return ServerMemory(used_bytes=info["used_memory"], limit_bytes=info["maxmemory"] or None)
 
 
 def _age(now: float, raw: bytes | None) -> float | None:

@@ -1,4 +1,4 @@
-"""Who may speak to a fleet: processes whose messages and records have its version of the format."""
+"""Checks that a process has the wire version of its fleet."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ __all__ = ["check_as_client", "claim_wire", "foreign_run_problem", "own_version"
 
 
 def claim_wire(store: RedisStore, *, holder: str, ttl_s: float) -> None:
-    """Say that a worker speaks to the fleet, and make sure that it may.
+    """Claim the fleet's wire version for a worker, and check that it is the worker's.
 
     Args:
         store: The fleet's store.
-        holder: Names the worker.
-        ttl_s: Seconds for which it says so.
+        holder: The worker's unique name.
+        ttl_s: Seconds that the claim lasts.
 
     Raises:
         WireVersionError: The fleet speaks another version of the wire format.
@@ -29,11 +29,11 @@ def claim_wire(store: RedisStore, *, holder: str, ttl_s: float) -> None:
 
 
 def check_as_client(store: RedisStore, *, needs_room: bool = False) -> None:
-    """Make sure that a client may change what a fleet does.
+    """Check that a client has the fleet's wire version.
 
     Args:
         store: The fleet's store.
-        needs_room: Whether what it does next is of no use while the server is full.
+        needs_room: Whether the client's next step fails on a full server.
 
     Raises:
         WireVersionError: The fleet speaks another version of the wire format.

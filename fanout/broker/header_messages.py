@@ -1,6 +1,6 @@
-"""The members of a shard chord's header as messages: one that Celery made, and those like it.
+"""Encodes the messages of a shard chord's header from one that Celery made.
 
-Celery makes and encodes a message in 150 microseconds; 500 of a header differ in their positions.
+Celery takes 150 microseconds for each message, and the 500 of a header differ only in position.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ import msgspec
 if TYPE_CHECKING:
     from fanout.core.ids import ShardId
 
-__all__ = ["Members"]
+__all__ = ["HeaderMessages"]
 
 
-class Members:
+class HeaderMessages:
     """Messages of branches that differ from a first one in their positions only.
 
     Args:
@@ -31,7 +31,7 @@ class Members:
         self._properties = first["properties"]
         if self._properties["body_encoding"] != "base64" or first["content-encoding"] != "utf-8":
             raise ValueError("messages are encoded in another way")
-        # The arguments, by name, and what else a task is told.
+        # The arguments by name, and the rest of the task's body.
         _, self._arguments, self._rest = msgspec.json.decode(b64decode(first["body"]))
         self._shard_id = shard_id
         self._tag = self._properties["delivery_tag"]

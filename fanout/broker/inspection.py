@@ -1,4 +1,4 @@
-"""Which tasks have a message in the broker: in a queue, or taken by a worker and not yet done."""
+"""Finds the tasks that have a message in the broker, in a queue or taken by a worker."""
 
 from __future__ import annotations
 
@@ -32,13 +32,12 @@ __all__ = [
     "messages_of_stage",
 ]
 
-# Where kombu's Redis transport keeps what workers have taken.
+# The keys of kombu's Redis transport for messages that workers have taken.
 UNACKED = "unacked"
 UNACKED_INDEX = "unacked_index"
 _PAGE = 1_000
-# Messages in the queue of branches up to which it is gone through for one that is missing: each
-# time that their number is wrong, and at each twelfth look. The server does nothing else meanwhile.
-# Runs by the thousand have fewer than the latter.
+# The most messages in the queue of branches for a recount: whenever their number is wrong, and at
+# every twelfth look. A recount blocks the server. Even thousands of runs have fewer than the latter.
 _OFTEN_COUNTED = 2_000
 _MOST_COUNTED = 20_000
 _EACH = 12
@@ -58,7 +57,7 @@ _taken = msgspec.json.Decoder(tuple[_Message, str, str]).decode
 
 
 class Messages:
-    """Reads the broker's queues, and what is taken from them."""
+    """Reads the messages in the broker's queues, and those taken from them."""
 
     def __init__(self, client: redis.Redis) -> None:
         self._redis = client
@@ -66,7 +65,7 @@ class Messages:
         self._recount = client.register_script(RECOUNT)
 
     def give_turns(self) -> int:
-        """Give runs their turns in the queue that were lost with a worker. Raises BrokerError.
+        """Restore turns of runs that were lost with a worker. Raises BrokerError.
 
         Returns:
             How many.
@@ -82,8 +81,8 @@ class Messages:
     def task_ids(self) -> dict[str, set[str]]:
         """Return the task ids of fanout's messages, by run. Raises BrokerError.
 
-        A message that is on its way from one place to the other may be missed: who acts on what is
-        missing must look twice.
+        May miss a message that moves between two places: a caller must look twice before it acts
+        on a missing message.
         """
         runs: dict[str, set[str]] = defaultdict(set)
         try:
@@ -98,14 +97,14 @@ class Messages:
         self._redis.close()
 
     def _read(self) -> Iterator[str]:
-        # In the order in which a message goes from one to the next.
+        # In the order in which a message moves through them.
         runs = cast("list[bytes]", self._redis.hkeys(TURNS))
         for queue in (*(backlog_of(run.decode(errors="replace")) for run in runs), *QUEUES):
             start = 0
             while page := self._page(queue, start):
                 yield from _ids(_message, page)
                 start += _PAGE
-        # Without ``no_values``: redis-py asks for no values whatever is given for it.
+        # Without ``no_values``: redis-py omits the values even if it is false.
         for raw in self._redis.hscan_iter(UNACKED, count=_PAGE):
             yield from _ids(lambda item: _taken(item)[0], [cast("tuple[bytes, bytes]", raw)[1]])
 
@@ -114,9 +113,9 @@ class Messages:
 
 
 def drop_messages(client: redis.Redis, run_id: str) -> None:
-    """Take the messages of a run that was deleted out of the broker.
+    """Remove the messages of a deleted run from the broker.
 
-    A user of the server may not be allowed to: the workers then drop them when they come to them.
+    If the user may not do that, the workers drop the messages when they take them.
     """
     with suppress(NoPermissionError):
         for queue in QUEUES:
@@ -133,12 +132,12 @@ def _drop_queued(client: redis.Redis, queue: str, run_id: str) -> None:
         found = [raw for raw in page if _is_of(_message, raw, run_id)]
         for raw in found:
             client.lrem(queue, 1, cast("str", raw))
-        # What is behind has moved up.
+        # Later messages have moved forward.
         start += len(page) - len(found)
 
 
 def _is_of(decode: Callable[[bytes], _Message], raw: bytes, run_id: str) -> bool:
-    # Most messages are others': they need not be decoded to see it.
+    # Cheaper than decoding, as most messages belong to other runs.
     if run_id.encode() not in raw:
         return False
     return any(run_of(each) == run_id for each in _ids(decode, [raw]))
@@ -149,12 +148,12 @@ def _ids(decode: Callable[[bytes], _Message], items: list[bytes]) -> Iterator[st
         try:
             yield decode(item).headers.id
         except (msgspec.MsgspecError, RecursionError):
-            # It is not ours: a worker will drop it.
+            # Not one of fanout's messages: a worker will drop it.
             continue
 
 
 def messages_of_shard(task_ids: set[str], shard_id: ShardId) -> BrokerMessages:
-    """Return what of a shard is among the task ids of its run."""
+    """Return which tasks of a shard are among the task ids of its run."""
     return BrokerMessages(
         branches=shard_id.positions(task_ids),
         expand=shard_id.expand_task_id in task_ids,
@@ -163,5 +162,5 @@ def messages_of_shard(task_ids: set[str], shard_id: ShardId) -> BrokerMessages:
 
 
 def messages_of_stage(task_ids: set[str], stage_id: StageId) -> BrokerMessages:
-    """Return what will end a stage, among the task ids of its run."""
+    """Return whether a task that ends a stage is among the task ids of its run."""
     return BrokerMessages(closing=any(map(stage_id.is_ended_by, task_ids)))

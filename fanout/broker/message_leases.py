@@ -1,10 +1,9 @@
-"""Leases by the server's clock: those of machines differ.
+"""Leases that go by the server's clock, as the clocks of machines differ.
 
-Kombu writes down when a message was taken by the clock of the worker that takes it, and looks for
-what has lapsed by the clock of the worker that looks. Where these differ by more than the
-visibility timeout, a living worker's messages are put back at once, and a dead one's as much too
-late. So here, whoever takes a message, renews its lease or looks for lapsed ones does it by the
-one clock that all share.
+Kombu records the time of a lease by the clock of the worker that takes the message, and finds
+lapsed leases by the clock of the worker that looks. If these clocks differ by more than the
+visibility timeout, kombu restores a live worker's messages at once, and a dead worker's too late.
+Here every worker takes, renews and checks leases by the server's clock.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from kombu.transport import redis as kombu_redis
 from kombu.transport import virtual
 from kombu.utils.json import dumps
 
-from fanout.broker.rejected import MALFORMED, refusals
+from fanout.broker.dropped import MALFORMED, dropped_messages
 from fanout.core.queue_names import BEHIND, BRANCHES_QUEUE, TURNS_OF_A_RUN
 from fanout.stores.redis.base import seconds
 from fanout.stores.redis.scripts import RENEW
@@ -34,21 +33,21 @@ if TYPE_CHECKING:
 __all__ = ["ServerClockQoS", "renew"]
 
 
-# So many times as many must be left for others as are taken ahead.
+# Prefetch only if the backlog is more than this multiple of the prefetch.
 _PLENTY = 2
-# Once this part of what is taken ahead has found its slots, it is worth while to ask for more.
+# Ask for more once the slots have used this fraction of the prefetch.
 _WORTH_ASKING = 4
-# How old what is known of them may be, while none is taken.
+# Seconds that the known length of the backlog stays valid while no message is taken.
 _LOOK_S = 0.2
 
 
 class ServerClockQoS(kombu_redis.QoS):  # type: ignore[misc]
-    """What a channel has taken and not settled, with the server's time of taking.
+    """The messages that a channel has taken and not settled, with leases by the server's clock.
 
     Attributes:
-        ahead: How many of the messages for which there is room are taken before there is a slot
-            for them. Only as long as there are plenty: the last ones are for whoever is free.
-        is_barred: Whether none are taken for now, whatever room there is.
+        ahead: The prefetch: messages to take before there is a slot for them. Only while the
+            backlog is long: the last messages are for workers with a free slot.
+        is_barred: Whether to take no messages for now, even if there is room.
     """
 
     ahead = 0
@@ -56,16 +55,16 @@ class ServerClockQoS(kombu_redis.QoS):  # type: ignore[misc]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        # Tags of its own: a message that was published twice may be taken twice at a time.
+        # Own tags, as one channel may hold two copies of a message that was published twice.
         self._prefix = secrets.token_hex(8)
         self._numbers = count()
         self._kept: set[str] = set()
-        # How many messages the last one that was taken has left in its queue.
+        # The messages left in the queue after the last one was taken.
         self._left = 0
         self._looked_at = 0.0
 
     def can_consume_max_estimate(self) -> int | None:
-        """Return how many more may be taken; None is any number."""
+        """Return how many more messages may be taken; None means any number."""
         if self.is_barred:
             return 0
         room: int | None = super().can_consume_max_estimate()
@@ -74,7 +73,7 @@ class ServerClockQoS(kombu_redis.QoS):  # type: ignore[misc]
         slots = max(0, room - self.ahead)
         if slots:
             return room if self._has_plenty() else slots
-        # All slots are taken. There is no hurry: a few are not worth a round trip.
+        # All slots are busy: a few messages are not worth a round trip.
         if room <= self.ahead // _WORTH_ASKING:
             return 0
         if time.monotonic() - self._looked_at > _LOOK_S:
@@ -82,22 +81,22 @@ class ServerClockQoS(kombu_redis.QoS):  # type: ignore[misc]
         return room if self._has_plenty() else 0
 
     def can_consume(self) -> bool:
-        """Say whether one more may be taken."""
+        """Return whether one more message may be taken."""
         return self.can_consume_max_estimate() != 0
 
     def _has_plenty(self) -> bool:
         return self._left > _PLENTY * self.ahead
 
     def _look(self) -> None:
-        """See how many there are: there may be more since no slot was free to take one."""
+        """Read the length of the backlog: it may have grown while no slot was free."""
         with self.channel.conn_or_acquire() as client, client.pipeline(transaction=False) as pipe:
             self._left = sum(pipe.llen(BRANCHES_QUEUE).llen(BEHIND).execute())
         self._looked_at = time.monotonic()
 
     def take(self, queue: str, message: bytes, *, more: int) -> list[tuple[str, bytes]]:
-        """Keep a message that was taken, and take up to so many more of its queue at once.
+        """Lease a message that was taken, and take up to ``more`` further ones of its queue.
 
-        Of the branches those of each run in turn, however many it has published.
+        Takes branches of each run in turn, however many the run has published.
 
         Returns:
             The messages with their tags, that one first.
@@ -119,12 +118,12 @@ class ServerClockQoS(kombu_redis.QoS):  # type: ignore[misc]
             return cast("Script", client.register_script(TAKE))
 
     def append(self, message: Message, delivery_tag: str) -> None:
-        """Remember a message that ``take`` has kept."""
+        """Register a message that ``take`` has leased."""
         if delivery_tag not in self._kept:
-            # It came by another way than its queue.
+            # It did not come through ``take``.
             self._keep(message, delivery_tag)
         self._kept.discard(delivery_tag)
-        # Past kombu's own, which would keep it again.
+        # Skips kombu's own method, which would lease it again.
         virtual.QoS.append(self, message, delivery_tag)
 
     def _keep(self, message: Message, tag: str) -> None:
@@ -132,20 +131,20 @@ class ServerClockQoS(kombu_redis.QoS):  # type: ignore[misc]
         keys = [self.unacked_index_key, self.unacked_key, queue]
         raw = dumps(message._raw)  # noqa: SLF001 - as kombu does
         with self.channel.conn_or_acquire() as client:
-            # Nothing of its run has left the queue: nobody's turn follows.
+            # No message of its run has left the queue, so no turn follows.
             self._take(keys=keys, args=[_following(queue), 0, raw, tag], client=client)
 
     def drop(self, tag: str) -> None:
-        """Forget what was taken and turned out to be no message."""
+        """Remove a taken item that is no message."""
         self._kept.discard(tag)
         self._remove_from_indices(tag).execute()
 
     def restore_by_tag(self, tag: str | bytes, client: Any = None, leftmost: bool = False) -> None:  # noqa: FBT001, FBT002 - kombu's
-        """Put a message back; or drop what is none, which would keep all others from it."""
+        """Restore a message; drop an item that is none, as it would block all later restores."""
         try:
             super().restore_by_tag(tag, client, leftmost)
         except MALFORMED as error:
-            refusals.add("cannot be decoded", type(error).__name__)
+            dropped_messages.add("cannot be decoded", type(error).__name__)
             self.drop(tag.decode() if isinstance(tag, bytes) else tag)
 
     @property
@@ -160,9 +159,9 @@ class ServerClockQoS(kombu_redis.QoS):  # type: ignore[misc]
 
 
 def _following(queue: str) -> str:
-    """Return what follows a message where kombu keeps it: its exchange and its routing key.
+    """Return the exchange and routing key that kombu stores after a message.
 
-    The queue that it was in, whatever the message says of itself.
+    The routing key is the message's actual queue, not the one that the message names.
     """
     return f',"",{json.dumps(queue)}]'
 
@@ -172,5 +171,5 @@ def _turns(queue: str) -> int:
 
 
 def renew(client: redis.Redis, index: str, tags: list[str]) -> None:
-    """Have the leases of those messages that are still taken begin now."""
+    """Renew the leases of those messages that are still taken."""
     client.register_script(RENEW)(keys=[index], args=tags)

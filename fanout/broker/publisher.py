@@ -21,12 +21,12 @@ from msgspec.structs import asdict
 from redis.exceptions import RedisError
 
 from fanout.broker import app as broker
-from fanout.broker.header_messages import Members
+from fanout.broker.header_messages import HeaderMessages
 from fanout.broker.inspection import drop_messages
 from fanout.core.errors import BrokerError
 from fanout.core.exhaustion import is_exhausted
 from fanout.core.ids import StageId
-from fanout.stores.retrying import outlasts, passes, patiently
+from fanout.stores.retrying import call_with_retries, is_recoverable, is_transient
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -42,39 +42,39 @@ __all__ = ["Publisher"]
 _BATCH = 500
 # A restart of the server takes seconds, a failover half a minute.
 _PATIENCE_S = 60.0
-# Kombu's words for a server that is away.
+# Kombu's errors for an unreachable server.
 _AWAY = (BatchPublishError, OperationalError)
 _FROM_BROKER = (*_AWAY, RedisError)
 
 
 class Publisher:
-    """Puts the tasks of a run onto the queues. Safe to share between threads.
+    """Publishes the tasks of runs. Safe to share between threads.
 
     Args:
         app: The application.
-        patience_s: Seconds that a server which is away, or refuses, is waited for. None: a minute;
-            a worker that says more waits for rights, too, as it has branches in hand.
+        patience_s: Seconds to wait for a server that is unreachable or refuses. None: a minute. A
+            worker sets more, and then also waits for missing rights, as it holds branches.
     """
 
     def __init__(self, app: Celery, *, patience_s: float | None = None) -> None:
         self._app = app
         self._patience_s = _PATIENCE_S if patience_s is None else patience_s
-        self._waits = passes if patience_s is None else outlasts
-        # Made now: Celery has no lock, and two threads would make, and lose, one each.
+        self._waits = is_transient if patience_s is None else is_recoverable
+        # Made now: Celery has no lock, so two threads would make one each, and lose one.
         self._backend = app.backend
         self._backend.client  # noqa: B018 - a cached property
 
     def close(self) -> None:
-        """Close the backend's connections: Celery leaves them to the interpreter's end."""
+        """Close the backend's connections: Celery leaves them open until the process exits."""
         self._backend.client.connection_pool.disconnect()
 
     def preflight(self, model: str, note: str) -> None:
-        """Ask some worker to check ``model`` and to leave its answer as ``note``."""
+        """Ask a worker to check ``model`` and to write its answer as ``note``."""
         check = {"model": model, "note": note}
         self._publish([self._signature(broker.PREFLIGHT, check, root_id=note, task_id=note)])
 
     def expand(self, stage_id: StageId, grants: Iterable[Grant]) -> None:
-        """Have some worker publish the chords of these shards."""
+        """Ask workers to publish the chords of these shards."""
         self._publish(
             self._expand(stage_id.shard(grant.shard), permits=grant.permits) for grant in grants
         )
@@ -82,9 +82,9 @@ class Publisher:
     def shard_chord(
         self, shard_id: ShardId, positions: Iterable[int], *, size: int, feed: int
     ) -> None:
-        """Publish a shard's chord of ``size`` branches, or those at ``positions`` of them.
+        """Publish the branches at ``positions`` of a shard's chord of ``size`` branches.
 
-        ``feed`` is the shard's size where the other branches follow one by one, else 0.
+        ``feed`` is the shard's size if the other branches follow one by one, else 0.
         """
         self._set_size(shard_id.group_id, size)
         self.branches(shard_id, positions, feed=feed)
@@ -106,7 +106,7 @@ class Publisher:
         self._publish([self._collect(shard_id).clone(args=([],))])
 
     def aggregate(self, stage_id: StageId) -> None:
-        """Publish a stage's callback by itself: its root chord will not come to it."""
+        """Publish a stage's callback by itself: its root chord will not publish it."""
         self._publish([self._aggregate(stage_id).clone(args=([],))])
 
     def seal(self, stage_id: StageId, *, shards: int) -> None:
@@ -169,7 +169,7 @@ class Publisher:
     def _publish_header(
         self, shard_id: ShardId, positions: Sequence[int], feed: int, callback: Signature
     ) -> None:
-        """Publish members of a shard chord's header: Celery makes one, the others are like it."""
+        """Publish members of a shard chord's header: Celery makes one, the others are copies."""
         if not positions:
             return
 
@@ -190,7 +190,7 @@ class Publisher:
                 with channel.recording() as recorded:
                     self._send(signature(shard_id.branch(positions[0])), producer)
                 ((queue, message),) = recorded
-                members = Members(message, shard_id)
+                members = HeaderMessages(message, shard_id)
                 for some in (
                     positions[at : at + _BATCH] for at in range(0, len(positions), _BATCH)
                 ):
@@ -236,9 +236,9 @@ class Publisher:
         try:
             # All of it again, not message by message as Celery would: a copy of a branch that is
             # being processed, or has an outcome, makes no call.
-            patiently(publish, patience_s=self._patience_s, is_worth=self._is_worth)
+            call_with_retries(publish, patience_s=self._patience_s, is_worth=self._is_worth)
         except _FROM_BROKER as error:
-            is_passing = isinstance(error, _AWAY) or passes(error)
+            is_passing = isinstance(error, _AWAY) or is_transient(error)
             raise BrokerError(
                 f"the broker takes no messages: {error}", is_passing=is_passing
             ) from error

@@ -1,4 +1,4 @@
-"""Result backends whose chords tolerate failed header tasks, and a server that is away."""
+"""Result backends whose chords tolerate failed header tasks and an unreachable server."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fanout.stores.connection import PACKER, SOCKET_OPTIONS, MasterConnection, t
 from fanout.stores.functions import FunctionsClient
 from fanout.stores.redis.chord_scripts import SET_SIZE, count_of_run
 from fanout.stores.redis.scripts import ADD_MEMBERS
-from fanout.stores.retrying import outlasts, patiently
+from fanout.stores.retrying import call_with_retries, is_recoverable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -26,25 +26,25 @@ __all__ = ["TaskFault", "TolerantRedisBackend", "TolerantSentinelBackend"]
 # Some 20 s: a failover takes less, and the reaper heals what takes longer.
 _RETRIES = 25
 
-# After this the reaper sees to the chord.
+# After this time the reaper heals the chord.
 _PATIENCE_S = 3_600.0
 
 
 def _outlasting(step: Callable[[], object]) -> None:
-    """Do what ends a task that is done: however the server refuses, it waits."""
-    patiently(
+    """Do the last step of a finished task; wait while the server is unreachable or refuses."""
+    call_with_retries(
         step,
         patience_s=_PATIENCE_S,
-        is_worth=lambda error: outlasts(error) or is_exhausted(error),
+        is_worth=lambda error: is_recoverable(error) or is_exhausted(error),
     )
 
 
 class TaskFault(Exception):  # noqa: N818 - Flower shows the name
-    """A task ended with an error that it does not know; the message is its type and its place."""
+    """A task ended with an unexpected error; the message is the error's type and place."""
 
 
-class _Tolerant:
-    """What both backends change in Celery's.
+class _TolerantChords:
+    """The changes that both backends make to Celery's.
 
     Stock Celery raises ChordError at the first failed member and skips the callback
     (celery#1881). Here the callback receives a record of that member:
@@ -53,7 +53,7 @@ class _Tolerant:
     FAILURE, for Flower and metrics. The exception's message is left out, as it may quote a
     document; ``reason`` is only what Celery itself says of a revoked task.
 
-    Nothing is kept of a chord whose run is gone: see ``fanout.stores.redis.chord_scripts``.
+    Nothing is written for a chord whose run is deleted: see ``fanout.stores.redis.chord_scripts``.
     """
 
     app: Any
@@ -76,13 +76,13 @@ class _Tolerant:
         self.connparams["command_packer"] = PACKER
 
     def set_chord_size(self, group_id: str, chord_size: int) -> None:
-        """Set how many members a chord has, and forget that it was done; in one step."""
+        """Set the size of a chord, and forget that it has completed, in one step."""
         keys = [self.get_key_for_group(group_id, part) for part in (".s", ".c")]
         run = self._run_key(keys[0])
         self._size_script(keys=[run], args=[*keys, chord_size, self.chord_expires])
 
     def on_chord_part_return(self, request: Any, state: str, result: Any, **kwargs: Any) -> None:
-        """Count a member of a chord, however long the server is away.
+        """Count a member of a chord; wait as long as the server is unreachable.
 
         Stock Celery fails the task, whose work is done, and the chord waits for ever. A member is
         counted once however often it returns, so it may be sent again.
@@ -119,7 +119,7 @@ class _Tolerant:
         _outlasting(lambda: self._members_script(keys=keys, args=args))
 
     def _entry(self, task_id: str, state: str, error: BaseException | None) -> Any:
-        """Return what Celery writes of a member: whoever writes it again must write the same."""
+        """Return Celery's entry for a member. A repeated write must write the same bytes."""
         if error is None:
             # Celery's encode() takes forty times as long. No id has what JSON would escape.
             return f'[1, "{task_id}", "{state}", null]'
@@ -156,7 +156,7 @@ class _Tolerant:
         return self.client.register_script(ADD_MEMBERS)
 
     def _unpack_chord_result(self, tup: bytes, *_: Callable[[bytes], Any] | frozenset[str]) -> Any:
-        # Whoever wrote it, an entry has nothing in it but JSON's own types.
+        # An entry has only JSON's own types, also if Celery wrote it.
         _, task_id, state, result = msgspec.json.decode(tup)
         error = result if isinstance(result, dict) else {}
         kind = error.get("exc_type")
@@ -172,11 +172,11 @@ class _Tolerant:
         return record
 
 
-class TolerantRedisBackend(_Tolerant, RedisBackend):  # type: ignore[misc]
+class TolerantRedisBackend(_TolerantChords, RedisBackend):  # type: ignore[misc]
     """Celery's Redis backend, but the callback of a chord runs although header tasks failed."""
 
 
-class TolerantSentinelBackend(_Tolerant, SentinelBackend):  # type: ignore[misc]
+class TolerantSentinelBackend(_TolerantChords, SentinelBackend):  # type: ignore[misc]
     """The same, on a server that Redis Sentinel watches."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

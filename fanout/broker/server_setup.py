@@ -1,4 +1,4 @@
-"""What the server's operator does once for each version of fanout: load the functions."""
+"""Loads fanout's functions into a server, once for each version of fanout."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["all_scripts", "count_missing", "load_functions"]
 
 
 def all_scripts() -> list[str]:
-    """Return every script that a client, a worker or Flower has the server run."""
+    """Return every script that clients, workers and Flower run on the server."""
     from celery.backends import redis as celery_redis
     from kombu.transport import redis as kombu_redis
     from redis.lock import Lock
@@ -44,10 +44,10 @@ def _constants(module: ModuleType) -> list[str]:
 
 
 def load_functions(client: redis.Redis) -> int:
-    """Load all functions; return how many there are.
+    """Load all functions; return their number.
 
     Raises:
-        BrokerError: The user may not load any, or the server knows none.
+        BrokerError: The user may not load functions, or the server has none.
     """
     sources = all_scripts()
     try:

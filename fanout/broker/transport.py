@@ -1,8 +1,7 @@
-"""Kombu's Redis transport with limits: what is too large, or no message, is dropped.
+"""Kombu's Redis transport, changed to drop items that are too large or are no messages.
 
-A worker reads whatever is in its queues. Kombu alone lets an item that is no message, or one that
-cannot be decoded, end the consumer, and the next one after it.
-Leases go by the server's clock (fanout.broker.message_leases).
+In kombu an item that is no message, or that cannot be decoded, ends the consumer, and then the next
+one. Leases go by the server's clock (fanout.broker.message_leases).
 """
 
 from __future__ import annotations
@@ -21,8 +20,8 @@ from kombu.exceptions import OperationalError
 from kombu.transport import redis as kombu_redis
 from kombu.utils.json import loads
 
+from fanout.broker.dropped import MALFORMED, dropped_messages
 from fanout.broker.message_leases import ServerClockQoS
-from fanout.broker.rejected import MALFORMED, refusals
 from fanout.core.errors import BrokerError
 from fanout.core.queue_names import (
     BRANCHES_QUEUE,
@@ -34,7 +33,7 @@ from fanout.core.queue_names import (
 from fanout.stores.failover import WatchedConnection
 from fanout.stores.functions import FunctionsClient, ServerFunction
 from fanout.stores.redis.turn_scripts import PUT
-from fanout.stores.retrying import outlasts, patiently
+from fanout.stores.retrying import call_with_retries, is_recoverable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -42,20 +41,20 @@ if TYPE_CHECKING:
 
 __all__ = ["LimitedAMQP"]
 
-# Where a message may be large, its size is determined exactly.
+# Allowance for headers and properties. The size of a message near the limit is determined exactly.
 _ENVELOPE_BYTES = 4_000
-# How many more messages are taken with one, or this part of the room where that is more, so that a
-# distant server costs little: a fair share of what is there is left to others.
+# Further messages to take with one, or this fraction of the room if that is more. So a distant
+# server costs few round trips, and a fair share is left to other workers.
 _MORE = 31
 _PART = 4
-# After this the reaper sees to it.
+# After this time the reaper heals the run.
 _CALLBACK_PATIENCE_S = 3_600.0
 
 
 class _LimitedMessage(kombu_redis.Channel.Message):  # type: ignore[misc]
     def __init__(self, payload: dict[str, Any], channel: Any = None, **kwargs: Any) -> None:
         if (payload.get("headers") or {}).get("compression"):
-            # A few bytes may become many: nothing of ours is compressed.
+            # A few bytes could expand to many. fanout compresses no messages.
             raise ValueError("compressed")
         super().__init__(payload, channel=channel, **kwargs)
         if channel is not None:
@@ -66,14 +65,14 @@ class _LimitedMessage(kombu_redis.Channel.Message):  # type: ignore[misc]
         self._decoded_cache = (args, kwargs, rest)
 
     def _decode(self) -> Any:
-        """Return the body; that of a task has nothing in it but JSON's own types."""
+        """Return the body; a task's has only JSON's own types."""
         if self.content_type == "application/json" and "task" in self.headers:
             return msgspec.json.decode(self.body)
         return super()._decode()
 
 
-class _Limited:
-    """What the channels of both transports change in kombu's."""
+class _ChannelLimits:
+    """The changes that the channels of both transports make to kombu's."""
 
     qos: Any
     client: Any
@@ -88,7 +87,7 @@ class _Limited:
     QoS = ServerClockQoS
     max_message_bytes = 0
     run_keys = ""
-    # Whether what is being read has turned out to be a message.
+    # Whether the item that is being read is a message.
     is_message = False
     _made: Any = None
     _recorded: list[tuple[str, dict[str, Any]]] | None = None
@@ -105,7 +104,7 @@ class _Limited:
 
     @contextmanager
     def recording(self) -> Iterator[list[tuple[str, dict[str, Any]]]]:
-        """Keep what is published, with its queue, instead of sending it."""
+        """Collect published messages with their queues instead of sending them."""
         self._recorded = []
         try:
             yield self._recorded
@@ -113,9 +112,9 @@ class _Limited:
             self._recorded = None
 
     def put_all(self, queue: str, run_id: str, messages: list[bytes]) -> None:
-        """Put encoded messages of a run where they wait for its turns, in one step.
+        """Put encoded messages of a run into its turns and its backlog, in one step.
 
-        None where the run is gone: nobody would take what waits for a turn.
+        Publishes none if the run is deleted: no worker would take its backlog.
 
         Raises BrokerError.
         """
@@ -131,7 +130,7 @@ class _Limited:
     def _put_both(
         self, client: Any, queue: str, run_id: str, rest: list[bytes], args: list[Any]
     ) -> bool:
-        """Put messages into a run's backlog, and say so; False where only the first was done."""
+        """Put messages into a run's backlog and turns; return False if only the backlog was done."""
         with client.pipeline() as pipe:
             pipe.lpush(backlog_of(run_id), *rest)
             self._put_in_turn.add_to(pipe, [queue], args)
@@ -165,9 +164,9 @@ class _Limited:
         return client
 
     def _client_of_pool(self) -> Any:
-        """Return a client of the channel's connections: the same for as long as these are.
+        """Return a client of the channel's pool; reuse it as long as the pool is the same.
 
-        Kombu makes one for each acknowledgement, which costs more than the round trip.
+        Kombu makes a client for each acknowledgement, which costs more than the round trip.
         """
         made = self._made
         if made is None or made.connection_pool is not self.pool:
@@ -175,14 +174,14 @@ class _Limited:
         return made
 
     def _within_limit(self, answer: list[bytes] | None) -> list[bytes] | None:
-        """Return the answer to a BRPOP, or None, as after a timeout, where it is too large."""
+        """Return the answer to a BRPOP, or None, as after a timeout, if it is too large."""
         if answer and len(answer[1]) > self.max_message_bytes:
-            refusals.add("is too large", f"{len(answer[1]) / 1000:,.0f} kB")
+            dropped_messages.add("is too large", f"{len(answer[1]) / 1000:,.0f} kB")
             return None
         return answer
 
     def _brpop_read(self, **options: Any) -> Any:
-        """Deliver a message, and some that wait behind it: the round trips are for all of them."""
+        """Deliver a message and some that wait behind it, with the same round trips."""
         try:
             answer = self._answer_to_brpop(options)
             if not answer:
@@ -192,12 +191,12 @@ class _Limited:
             if queue in QUEUES:
                 self._deliver_all(queue, self._take(queue, answer[1]))
             else:
-                # An answer to somebody who watches.
+                # A reply to a monitor's broadcast.
                 with self._dropping:
                     self.connection._deliver(msgspec.json.decode(answer[1]), queue)  # noqa: SLF001
             return True
         finally:
-            # As kombu's own.
+            # As in kombu's own method.
             self._in_poll = None
             self._flush_brpop_reauth()
 
@@ -206,20 +205,20 @@ class _Limited:
         try:
             answer: list[bytes] | None = self.client.parse_response(connection, "BRPOP", **options)
         except self.connection_errors:
-            # The next turn of the loop connects again.
+            # The next iteration of the loop reconnects.
             connection.disconnect()
             raise
         return answer
 
     def _take(self, queue: str, message: bytes) -> list[tuple[str, bytes]]:
-        """Take a few more, as there is room; of the control queue one by one, for all workers."""
+        """Take further messages while there is room; control messages one at a time."""
         room = self.qos.can_consume_max_estimate() or 1
         more = min(max(_MORE, room // _PART), room - 1) if queue == BRANCHES_QUEUE else 0
         taken: list[tuple[str, bytes]] = self.qos.take(queue, message, more=more)
         return taken
 
     def take_control(self, most: int) -> None:
-        """Take up to so many control messages although there is no room for branches."""
+        """Take up to ``most`` control messages although there is no room for branches."""
         for _ in range(most):
             with self.conn_or_acquire() as client:
                 message = client.rpop(CONTROL_QUEUE)
@@ -234,13 +233,13 @@ class _Limited:
                 delivered += 1
                 self._deliver_one(queue, tag, message)
         finally:
-            # Where the worker stops in the middle, the others are for the next one.
+            # If the worker stops in the middle, other workers get the rest.
             for tag, _ in reversed(taken[delivered:]):
                 self.qos.restore_by_tag(tag)
 
     def _deliver_one(self, queue: str, tag: str, message: bytes) -> None:
         if len(message) > self.max_message_bytes:
-            refusals.add("is too large", f"{len(message) / 1000:,.0f} kB")
+            dropped_messages.add("is too large", f"{len(message) / 1000:,.0f} kB")
             self.qos.drop(tag)
             return
         try:
@@ -252,13 +251,13 @@ class _Limited:
             self.qos.drop(tag)
 
     def _handle_message(self, client: Any, answer: list[Any]) -> dict[str, Any]:
-        """Return a broadcast, without its data where that cannot be used: kombu would log it."""
+        """Return a broadcast; remove invalid data, as kombu would log it."""
         payload: dict[str, Any] = super()._handle_message(client, answer)  # type: ignore[misc]
         data = payload["data"]
-        # Of a subscription it is a number.
+        # The data of a subscription is a number.
         is_text = isinstance(data, (bytes, str))
         if is_text and (len(data) > self.max_message_bytes or not _is_json(data)):
-            refusals.add("is no broadcast")
+            dropped_messages.add("is no broadcast")
             payload["data"] = None
         return payload
 
@@ -267,14 +266,14 @@ class _Limited:
             return super()._deliver_fanout_message(message, exchange)  # type: ignore[misc]
 
     @cached_property
-    def _dropping(self) -> _Dropping:
-        return _Dropping(self)
+    def _dropping(self) -> _DropMalformed:
+        return _DropMalformed(self)
 
 
-class _Dropping:
-    """Drops what is no message. It is out of its queue, and no worker can read it."""
+class _DropMalformed:
+    """Drops an item that is no message. It has left its queue, and no worker can read it."""
 
-    def __init__(self, channel: _Limited) -> None:
+    def __init__(self, channel: _ChannelLimits) -> None:
         self._channel = channel
 
     def __enter__(self) -> None:
@@ -282,20 +281,20 @@ class _Dropping:
 
     def __exit__(self, _type: object, error: BaseException | None, _traceback: object) -> None:
         if isinstance(error, MALFORMED) and not self._channel.is_message:
-            refusals.add("cannot be decoded", type(error).__name__)
+            dropped_messages.add("cannot be decoded", type(error).__name__)
             raise Empty from None
 
 
 def _is_json(data: bytes | str) -> bool:
     try:
-        # As kombu will, which makes other types of some objects.
+        # By kombu's decoder, which converts some objects to other types.
         loads(data)
     except MALFORMED:
         return False
     return True
 
 
-class _Channel(_Limited, kombu_redis.Channel):  # type: ignore[misc]
+class _Channel(_ChannelLimits, kombu_redis.Channel):  # type: ignore[misc]
     from_transport_options = (
         *kombu_redis.Channel.from_transport_options,
         "max_message_bytes",
@@ -303,7 +302,7 @@ class _Channel(_Limited, kombu_redis.Channel):  # type: ignore[misc]
     )
 
 
-class _SentinelChannel(_Limited, kombu_redis.SentinelChannel):  # type: ignore[misc]
+class _SentinelChannel(_ChannelLimits, kombu_redis.SentinelChannel):  # type: ignore[misc]
     connection_class = WatchedConnection
     from_transport_options = (
         *kombu_redis.SentinelChannel.from_transport_options,
@@ -320,21 +319,21 @@ class _SentinelTransport(kombu_redis.SentinelTransport):  # type: ignore[misc]
     Channel = _SentinelChannel
 
 
-_LIMITED = {
+_TRANSPORTS = {
     kombu_redis.Transport: _Transport,
     kombu_redis.SentinelTransport: _SentinelTransport,
 }
 
 
-class _OurTransport:
-    """Keeps the scheme of a connection's URL, which monitors read, but not kombu's transport."""
+class _LimitedTransport:
+    """Replaces kombu's transport, but keeps the scheme of the URL, which monitors read."""
 
     def get_transport_cls(self) -> type:
         transport: type = super().get_transport_cls()  # type: ignore[misc]
-        return _LIMITED.get(transport, transport)
+        return _TRANSPORTS.get(transport, transport)
 
     def info(self) -> dict[str, Any]:
-        """Return what Celery tells whoever asks a worker for its statistics: no passwords."""
+        """Return the information for Celery's worker statistics, without passwords."""
         info: dict[str, Any] = super().info()  # type: ignore[misc]
         options = dict(info.get("transport_options") or {})
         if options.get("sentinel_kwargs"):
@@ -346,7 +345,7 @@ class _OurTransport:
         return {**info, "transport_options": options}
 
 
-class _LimitedPooledConnection(_OurTransport, PooledConnection):  # type: ignore[misc]
+class _LimitedPooledConnection(_LimitedTransport, PooledConnection):  # type: ignore[misc]
     pass
 
 
@@ -355,12 +354,12 @@ class _LimitedPool(ConnectionPool):  # type: ignore[misc]
         return _LimitedPooledConnection(self, **dict(self.connection._info(resolve=False)))  # noqa: SLF001 - as kombu's
 
 
-class _LimitedConnection(_OurTransport, Connection):  # type: ignore[misc]
+class _LimitedConnection(_LimitedTransport, Connection):  # type: ignore[misc]
     def Pool(self, limit: int | None = None, **kwargs: Any) -> _LimitedPool:  # noqa: N802 - kombu's
         return _LimitedPool(self, limit, **kwargs)
 
 
-def _without_nothing(argument: Any) -> Any:
+def _without_none(argument: Any) -> Any:
     if not isinstance(argument, list):
         return argument
     return [each for each in argument if each is not None]
@@ -372,15 +371,15 @@ class LimitedAMQP(AMQP):  # type: ignore[misc]
     Connection = _LimitedConnection
 
     def _retry_publish(self, publish: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """Publish a callback without what its chord's members returned, where that is nothing.
+        """Publish a callback without the empty results of its chord's members.
 
-        It would be a word for each: the message of a run with 100,000 shards were half a megabyte.
+        One word for each would make half a megabyte for a run with 100,000 shards.
         """
-        said = [_without_nothing(each) for each in args]
+        arguments = [_without_none(each) for each in args]
         again = super()._retry_publish
-        # Whoever counts the last member of a chord has no second chance: it would fail the chord.
-        return patiently(
-            lambda: again(publish, *said, **kwargs),
+        # The task that counts a chord's last member cannot repeat this: it would fail the chord.
+        return call_with_retries(
+            lambda: again(publish, *arguments, **kwargs),
             patience_s=_CALLBACK_PATIENCE_S,
-            is_worth=lambda error: isinstance(error, OperationalError) or outlasts(error),
+            is_worth=lambda error: isinstance(error, OperationalError) or is_recoverable(error),
         )

@@ -1,4 +1,4 @@
-"""Submitting runs, and finding them again: ``Client``."""
+"""``Client``: submits runs and finds them again."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from fanout.inputs.intake import checked_documents
 from fanout.llm.callables import takes_prompt_only
 from fanout.runs.enqueue import Enqueuer, close_input
 
-# What talks to a broker is imported where it is used, so that an embedded fleet starts meanwhile.
+# Broker modules are imported on use, so that an embedded fleet starts meanwhile.
 if TYPE_CHECKING:
     from collections.abc import Callable, Container, Iterable, Iterator
     from typing import Self
@@ -42,7 +42,7 @@ __all__ = ["Client", "checked_count"]
 # Crockford's base 32: no letter that reads like a digit.
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
 _ID_LENGTH = 8
-# No id is the same: its letters are not all in the alphabet.
+# No id equals this word, as not all its letters are in the alphabet.
 LATEST = "latest"
 
 
@@ -188,7 +188,7 @@ class Client:
         wire.claim()
         now = wire.store.now()
         if self._fleet is not None:
-            # First: a run that nobody finds would be lost with this process.
+            # First, as a run that no client finds would be lost with this process.
             self._fleet.remember(run_id, created_at=now)
         wire.store.create_run(
             run_id,
@@ -237,7 +237,7 @@ class Client:
         wire.claim()
         record = wire.store.run(run_id)
         if not record.has_ended and self.is_embedded and not self._is_own(wire):
-            # What was enqueued, or is enqueued first, is processed while the rest is read.
+            # The first shards are processed while the rest is read.
             self._embedded().work_on(run_id)
         if record.has_ended or wire.store.stage(StageId(run_id, 0)).sealed:
             if documents is not None:
@@ -335,7 +335,7 @@ class Client:
         """
         for record in self._records():
             if statuses is None or record.status in statuses:
-                # It may have expired since.
+                # It may have expired in the meantime.
                 with suppress(UnknownRunError):
                     yield self.run(record.run_id)
 
@@ -437,7 +437,7 @@ def _anchored(spec: RunSpec) -> RunSpec:
     """Return a spec whose inputs mean the same files from any working directory."""
     anchored = spec.model_copy(update={"base_dir": str(Path(spec.base_dir or "").absolute())})
     if "base_dir" not in spec.model_fields_set:
-        # Nobody gave it, so it need not have an effect.
+        # The user did not set it, so it need not have an effect.
         anchored.model_fields_set.discard("base_dir")
     return anchored
 

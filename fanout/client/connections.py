@@ -36,12 +36,12 @@ _log = logging.getLogger(__name__)
 
 
 class Connections:
-    """What a client has open: to be closed. Raises BrokerError where the broker does not answer."""
+    """A client's open connections; close after use. Raises BrokerError without an answer."""
 
     def __init__(self, settings: Settings) -> None:
         self.store: RedisStore = make_store(settings)
         self.store.ping()
-        # What was half enqueued should not fail because the server is restarted.
+        # A restart of the server must not fail a run that is being enqueued.
         self.patient: RedisStore = make_store(settings, is_patient=True, away_s=AWAY_S)
         self._app = make_app(settings)
         self.publisher = Publisher(self._app)
@@ -70,7 +70,7 @@ class Connections:
             raise SettingsError(f"FANOUT_STORAGE: {problem}")
 
     def run(self, run_id: str, check: Callable[[], None]) -> Run:
-        """Return the handle of a run; ``check`` is called while somebody waits for it."""
+        """Return the handle of a run; ``check`` is called while a caller waits for it."""
         return Run(run_id, self.store, self.publisher, check)
 
     def preflight(self, model: str, *, check: Callable[[], None], wait: bool) -> None:
@@ -117,7 +117,7 @@ class Connections:
         return None
 
     def close(self) -> None:
-        """Release all of them."""
+        """Close all connections."""
         self.publisher.close()
         self._app.close()
         self._redis.close()

@@ -1,4 +1,4 @@
-"""The embedded runs of this user: found in whichever database they are, and gone on with."""
+"""Finds the embedded runs of this user in their databases, and resumes them."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
 
 __all__ = ["EmbeddedRuns"]
 
-# How often it is asked whether a run that goes on has still somebody who does the work.
+# Seconds between two checks that a run still has a worker.
 _LOOK_S = 0.3
 
 
 class EmbeddedRuns:
-    """What a client of the embedded server sees of its user's runs: to be closed.
+    """Gives a client access to all embedded runs of its user; close after use.
 
     Args:
         concurrency: Branches in flight of a worker that goes on with a run, where that does not
@@ -47,7 +47,7 @@ class EmbeddedRuns:
         except BaseException:
             self._server.release()
             raise
-        # Threads that look at runs of one database share what is opened for it.
+        # Threads share the connections to one database.
         self._lock = threading.RLock()
         self._wires: dict[int, Connections] = {}
         self._fleets: dict[int, EmbeddedFleet | InProcessFleet] = {}
@@ -82,7 +82,7 @@ class EmbeddedRuns:
                     yield self._wire(place.database).store.run(run_id)
 
     def work_on(self, run_id: str) -> None:
-        """Have somebody do the work of a run: its client's worker, or one that is started here.
+        """Make sure that a run has a worker: its client's, or one that is started here.
 
         Raises:
             UnknownRunError: There is no such run.
@@ -128,7 +128,7 @@ class EmbeddedRuns:
         except BaseException:
             database.release()
             raise
-        # Its worker is told where to work.
+        # The fleet's worker gets the database.
         assert self._fleets[number].broker_url  # noqa: S101 - for what asking for it does
 
     def _wire(self, number: int) -> Connections:

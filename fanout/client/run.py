@@ -1,4 +1,4 @@
-"""``Run``: a handle on one run, to follow it, to steer it, and to read what it gave."""
+"""``Run``: a handle to follow and steer a run, and to read its result."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 __all__ = ["AWAY_S", "Run", "polls"]
 
 # A server that is restarted, or whose replica takes over, answers again well within two minutes;
-# who waits longer for one that is gone waits in vain.
+# a longer wait for a server that is gone would be in vain.
 AWAY_S = 120.0
 
 _LOOKED_AT_SHARDS = 100
@@ -47,7 +47,7 @@ _POLL_SHARE = 0.05
 class Run:
     """One run: a handle that any process with the broker's URL can make.
 
-    Whatever changes a run raises WireVersionError where its fleet has another version of fanout.
+    Methods that change a run raise WireVersionError if its fleet has another version of fanout.
 
     Attributes:
         run_id: The run's name.
@@ -95,7 +95,7 @@ class Run:
             stages=tuple(
                 _stage_status(number, record)
                 for number, record in enumerate(stages)
-                # Those of a reduce that a retry discarded are of no interest.
+                # Without the reduce stages that a retry discarded.
                 if number == 0 or number > run.base_stage
             ),
         )
@@ -161,7 +161,7 @@ class Run:
         try:
             self._store.take_lock(f"write-{self.run_id}", "client", ttl_s=1)
         except BrokerError as error:
-            # What only this client may not do is no matter of the workers.
+            # A right that only this client lacks does not affect the workers.
             return str(error) if error.is_passing else None
         return None
 
@@ -265,7 +265,7 @@ class Run:
         """
         check_as_client(self._store)
         is_first = self._store.halt(self.run_id, RunStatus.CANCELLED)
-        # Also where it was stopped before: whoever did so may have died behind it.
+        # Also if it was stopped before: that process may have died before the next step.
         if not self._store.run(self.run_id).has_ended:
             close_input(self._store, self._publisher, self.run_id)
             unpark(self._store, self._publisher, self.run_id)
@@ -301,7 +301,7 @@ class Run:
             How many branches are processed again.
 
         Raises:
-            RunError: The run has not ended, or somebody else has just begun to retry it.
+            RunError: The run has not ended, or another process has just begun to retry it.
         """
         check_as_client(self._store)
         wanted = None if kinds is None else frozenset(kinds)

@@ -19,7 +19,7 @@ from fanout.stores import StageWindow
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from fanout.broker.backlog import Leases, Memory, Queue, Queues
+    from fanout.broker.backlog import Queue, Queues, ServerMemory, TakenMessages
     from fanout.core.rate_limits import LimitState
     from fanout.core.records import RunStatus
     from fanout.stores import RedisStore, RunRecord, Totals, WorkerRecord
@@ -46,8 +46,8 @@ class FleetStatus:
 
     workers: list[WorkerRecord]
     queues: tuple[Queue, ...]
-    leases: Leases
-    memory: Memory | None
+    leases: TakenMessages
+    memory: ServerMemory | None
     runs: dict[RunStatus, int]
     window: StageWindow
     totals: Totals

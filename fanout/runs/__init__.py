@@ -1,1 +1,1 @@
-"""What a run is made to do, and what it gave: enqueue it, heal it, write its results."""
+"""Enqueues runs, heals them, and writes their results."""

@@ -1,4 +1,4 @@
-"""The client's half of a run: documents become chunks, shards, and messages."""
+"""Enqueues a run: makes chunks, shards and messages from documents."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ __all__ = [
 
 
 class Enqueuer:
-    """Writes the shards of a run and opens them while it goes on writing."""
+    """Writes the shards of a run, and opens the first while it writes the rest."""
 
     def __init__(
         self,
@@ -61,7 +61,7 @@ class Enqueuer:
             is_source = isinstance(error, (InputError, StoredDataError))
             if isinstance(error, FanoutError) and not is_source:
                 raise
-            # The source broke half-way: a part of the input must not look like all of it.
+            # The source failed: a partial input must not look complete.
             kept = self._give_up(run_id, error)
             if not (kept and isinstance(error, InputError)):
                 raise
@@ -71,7 +71,7 @@ class Enqueuer:
             ) from error
 
     def _give_up(self, run_id: str, error: Exception) -> int:
-        """Have a run fail whose input cannot be read on; return how many branches it keeps."""
+        """Fail a run whose input cannot be read further; return the number of its branches."""
         kept = self._store.stage(StageId(run_id, 0)).total
         if not kept:
             self._store.delete_run(run_id)
@@ -83,10 +83,10 @@ class Enqueuer:
     def resume(
         self, run_id: str, spec: RunSpec, documents: Iterator[Document], *, max_workers: int | None
     ) -> None:
-        """Go on behind the last shard that was written, by whichever client.
+        """Go on after the last shard that any client has written.
 
         Raises:
-            RunError: The input is not what it was; the run stays as it is.
+            RunError: The input has changed; the run is unchanged.
         """
         shards = same_as_before(self._store, run_id, self._shards(run_id, spec, documents))
         self._open(run_id, shards, max_workers)
@@ -96,10 +96,10 @@ class Enqueuer:
         open_stage(self._store, self._publisher, map_id, shards, max_workers=max_workers)
 
     def compare(self, run: RunRecord, spec: RunSpec, documents: Iterator[Document]) -> None:
-        """Make sure that an input is the one that a run has read.
+        """Check that an input is the one that a run has read.
 
         Raises:
-            RunError: It is not, or it goes on where the run had read all of its own.
+            RunError: It differs, or is longer than the complete input of the run.
         """
         map_id = StageId(run.run_id, 0)
         written = self._store.stage(map_id).shards
@@ -107,7 +107,7 @@ class Enqueuer:
         count = 0
         for count, shard in enumerate(islice(shards, written), 1):
             _compare(self._store, map_id.shard(count - 1), shard)
-        # A run that was stopped has not read all of it.
+        # A run that was stopped has not read its whole input.
         has_more = run.halt is None and next(shards, None) is not None
         if count < written or has_more:
             how = "longer" if has_more else "shorter"
@@ -149,7 +149,7 @@ def open_stage(
     How ``max_workers`` is spread depends on whether there are fewer shards than the window, so
     that many are held back at first. All of it may be done again, also by two at once: nothing is
     counted twice, and shards that are there are not written again. It stops as soon as the stage
-    takes no more shards: its run was stopped, or somebody else has sealed it.
+    takes no more shards: its run was stopped, or another process has sealed it.
     """
     written = store.stage(stage_id).shards
     stream = iter(shards)
@@ -168,19 +168,19 @@ def open_stage(
     stage = stage_id.stage
     status = RunStatus.REDUCING if stage else RunStatus.RUNNING
     store.set_status(stage_id.run_id, status, stage=stage)
-    # A reduce stage that was sealed already is being opened again by a task that had died.
+    # If a reduce stage was already sealed, the task that opens it is a repeat after a crash.
     if sealed.first or stage:
         publisher.seal(stage_id, shards=sealed.shards)
 
 
 def fleet_window(store: RedisStore) -> int:
-    """Return how many shards of a stage may be in flight, for the workers that are there."""
+    """Return how many shards of a stage may be in flight with the live workers."""
     takers = [worker for worker in store.workers() if BRANCHES_QUEUE in worker.queues]
     return shard_window(sum(worker.concurrency for worker in takers))
 
 
 def same_as_before(store: RedisStore, run_id: str, shards: Iterable[Shard]) -> Iterator[Shard]:
-    """Yield the shards of a run's input, once those that are written are known to be the same.
+    """Yield the shards of a run's input; compare each with the stored one, if there is one.
 
     Raises:
         RunError: One differs, or the input ends before them.
@@ -188,7 +188,7 @@ def same_as_before(store: RedisStore, run_id: str, shards: Iterable[Shard]) -> I
     map_id = StageId(run_id, 0)
     count = 0
     for count, shard in enumerate(shards, 1):
-        # Asked again each time: another client may be writing still.
+        # Read each time, as another client may still be writing.
         if count <= store.stage(map_id).shards:
             _compare(store, map_id.shard(count - 1), shard)
         yield shard
@@ -215,10 +215,10 @@ def _compare(store: RedisStore, shard_id: ShardId, now: Shard) -> None:
 
 
 def close_input(store: RedisStore, publisher: Publisher, run_id: str) -> None:
-    """Seal a run with the shards that it has, where its client will not, so that it ends.
+    """Seal a run with its present shards if its client will not, so that the run ends.
 
-    Of all who do this, and the client itself, one publishes the seal; the reaper makes up for one
-    that dies in between.
+    Only one of all callers and the client publishes the seal; if it dies before that, the reaper
+    publishes it.
     """
     map_id = StageId(run_id, 0)
     if store.stage(map_id).sealed:
@@ -232,10 +232,10 @@ def close_input(store: RedisStore, publisher: Publisher, run_id: str) -> None:
 
 
 def delete(store: RedisStore, publisher: Publisher, run_id: str) -> None:
-    """Forget a run, its chords and its messages. Raises UnknownRunError.
+    """Delete a run, its chords and its messages. Raises UnknownRunError.
 
-    From the first step on nothing is written of it, however late; and where this dies behind that,
-    the reaper does the rest.
+    After the first step no process writes data of the run, however late. If this process dies after
+    it, the reaper does the rest.
     """
     shards = store.begin_delete(run_id)
     publisher.forget_run(run_id, shards)
@@ -243,7 +243,7 @@ def delete(store: RedisStore, publisher: Publisher, run_id: str) -> None:
 
 
 def settle(store: RedisStore, publisher: Publisher, run: RunRecord) -> None:
-    """Let a run end that was stopped, or is overdue, before all of its input was read."""
+    """End a run that was stopped, or is overdue, before all of its input was read."""
     if run.has_ended or not (run.halt or run.is_overdue):
         return
     if store.stage(StageId(run.run_id, 0)).sealed:
@@ -264,14 +264,14 @@ def unpark(store: RedisStore, publisher: Publisher, run_id: str) -> int:
 def retry_failed(
     store: RedisStore, publisher: Publisher, run_id: str, kinds: frozenset[ErrorKind] | None
 ) -> int:
-    """Reopen a run that has ended for its failed branches; return how many they are.
+    """Reopen a run that has ended for its failed branches; return their number.
 
     Each shard is taken back when it is published (``take_back``), so that all there is to do here
     is one atomic step: where this dies behind it, the reaper does the rest. Shards without such
     branches pass through without a call, and the aggregate is made anew.
 
     Raises:
-        RunError: The run has not ended, or is being retried by somebody else.
+        RunError: The run has not ended, or another process is retrying it.
     """
     run = store.run(run_id)
     map_id = StageId(run_id, 0)
@@ -288,7 +288,7 @@ def retry_failed(
 
 
 def take_back(store: RedisStore, shard_id: ShardId, retry: frozenset[ErrorKind]) -> None:
-    """Take a shard of a run that is retried back to the outcomes that stay; once for each retry."""
+    """Reset a shard of a retried run to the outcomes that stay, once for each retry."""
     outcomes = store.outcomes(shard_id)
     again = {at for at, outcome in outcomes.items() if outcome.kind in retry}
     if again:

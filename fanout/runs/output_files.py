@@ -1,4 +1,4 @@
-"""What is written of a run: rows of its branches, its aggregate, and a folder of both."""
+"""Writes a run's output files: rows of its branches, its aggregate, and its record."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["OutputFolder", "answer_text", "error_row", "output_row"]
 
-# Held while a command is to write there.
+# Locked while a command writes to the folder.
 _CLAIM = ".fanout.lock"
 _RESULTS = frozenset(
     {"outputs.jsonl", "errors.jsonl", "aggregated.txt", "aggregated.json", "run.json"}
@@ -74,7 +74,7 @@ def answer_text(aggregated: Any) -> str:
 
 
 class OutputFolder:
-    """The folder of ``--out``: of one command at a time, until it is closed.
+    """The folder of ``--out``; one command at a time owns it, until it is closed.
 
     Files get their names when all of them are complete, ``run.json`` last: a folder with a
     ``run.json`` is whole. No link is followed, and only the user may read them, unless ``mode``
@@ -119,7 +119,7 @@ class OutputFolder:
             raise
 
     def _claim(self) -> None:
-        """Take the folder for this command: a lock vanishes with its process."""
+        """Lock the folder for this command; the lock ends with the process."""
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
         while True:
             lock = os.open(_CLAIM, flags, PRIVATE, dir_fd=self._folder)
@@ -134,7 +134,7 @@ class OutputFolder:
             if self._is_there(lock):
                 self._lock = lock
                 return
-            # Whoever had it has just ended, and taken the file away.
+            # The previous owner has just ended and removed the file.
             os.close(lock)
 
     def _is_there(self, lock: int) -> bool:
@@ -158,7 +158,7 @@ class OutputFolder:
         os.unlink(f"probe{UNFINISHED}", dir_fd=self._folder)
 
     def close(self) -> None:
-        """Let others write there. Safe to call twice."""
+        """Unlock the folder. Safe to call twice."""
         if self._lock is not None:
             with suppress(OSError):
                 os.unlink(_CLAIM, dir_fd=self._folder)
@@ -242,7 +242,7 @@ class OutputFolder:
 
 
 def _open_folder(path: Path, mode: int) -> int:
-    """Return an open folder, made where it is not there. Who may read its files may enter it."""
+    """Open a folder; make it if it is missing. Users who may read its files may enter it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with suppress(FileExistsError):
         path.mkdir(mode=0o700)

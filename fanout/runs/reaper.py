@@ -1,7 +1,7 @@
-"""The reaper: looks for runs that make no progress, and does again what got lost.
+"""The reaper: finds runs that make no progress, and repeats lost steps.
 
-It runs in the workers, one of which holds its lock (workers.consumer.reaper), and on demand
-(``Client.heal``). It acts on what it has seen missing twice, some seconds apart.
+It runs in the worker that holds its lock (workers.consumer.reaper), and on demand
+(``Client.heal``). It repeats a step only if it was missing twice, some seconds apart.
 """
 
 from __future__ import annotations
@@ -29,32 +29,32 @@ if TYPE_CHECKING:
 
 __all__ = ["MAX_HEALS", "Reaper"]
 
-# A message that is lost again and again is no accident.
+# A message that is lost this often has a cause that healing does not remove.
 MAX_HEALS = 5
 
-# What a healthy run has on its way between two places has arrived by then.
+# Seconds in which a message that moves between two places has arrived.
 _LOOK_AGAIN_S = 1.0
-# What heals one step may show that the next is missing too; more than a few are left to time.
+# Healing one step may reveal that the next is missing; later sweeps heal further ones.
 _MAX_LOOKS = 5
-# The files of runs that have expired are no matter of seconds.
+# Seconds between two sweeps of the files of expired runs, which are not urgent.
 _FILES_S = 300.0
 
-# A run has these once all shards of its stage are written.
+# The statuses of a run once all shards of its stage are written.
 _SEALED = (RunStatus.RUNNING, RunStatus.REDUCING)
 
 _log = logging.getLogger(__name__)
 
 
 class Reaper:
-    """Heals the runs of a store. One sweep is cheap where all runs make progress.
+    """Heals the runs of a store. A sweep is cheap if all runs make progress.
 
     Args:
         store: The runs.
-        publisher: Publishes again.
-        messages: What is in the broker.
-        stall_s: Seconds without progress after which a shard is looked at closely.
-        on_end: Is told of a run that had to be ended.
-        clock: Seconds, rising.
+        publisher: Publishes lost messages again.
+        messages: Reads the messages in the broker.
+        stall_s: Seconds without progress after which a shard is checked closely.
+        on_end: Called with a run that had to be ended.
+        clock: Returns monotonic seconds.
     """
 
     def __init__(
@@ -81,14 +81,14 @@ class Reaper:
 
     @property
     def is_suspicious(self) -> bool:
-        """Whether the last sweep saw something missing that the next one will act on."""
+        """Whether the last sweep found a missing step that the next one may repeat."""
         return bool(self._suspected)
 
     def heal_now(self, *, wait: Callable[[float], object] = time.sleep) -> int:
-        """Sweep until nothing is missing that was missing a moment ago.
+        """Sweep until no step is missing twice in a row.
 
         Returns:
-            How many steps were done again.
+            The number of repeated steps.
 
         Raises:
             BrokerError: The server does not answer.
@@ -102,7 +102,7 @@ class Reaper:
         return healed
 
     def sweep(self) -> int:
-        """Look at all runs that have not ended; return how many steps were done again.
+        """Check all runs that have not ended; return the number of repeated steps.
 
         Raises:
             BrokerError: The server does not answer.
@@ -118,9 +118,9 @@ class Reaper:
             except (BrokerError, StoredDataError) as error:
                 if getattr(error, "is_passing", False):
                     raise
-                # Whoever can write to the server may have put it there: it holds up no other run.
+                # A user of the server may have written it: it must not hold up other runs.
                 self._say_broken(run_id, error)
-        # What was not looked at this time is over: a long run has thousands of shards.
+        # Shards that were not checked this time have ended: a long run has thousands.
         self._marks = {key: mark for key, mark in self._marks.items() if key in self._seen}
         self._suspected = {k: remedy for k, remedy in self._suspected.items() if k in self._seen}
         self._sweep_files()
@@ -161,17 +161,17 @@ class Reaper:
 
     def _forget(self, run_id: str) -> None:
         try:
-            # Whoever deleted it has died half-way, or is at it.
+            # The process that deletes it has died, or is still deleting.
             delete(self._store, self._publisher, run_id)
         except UnknownRunError:
-            # It has expired: ending it takes it off the list.
+            # It has expired: ending it removes it from the active runs.
             self._store.end_run(run_id, RunStatus.FAILED, ended_at=self._store.now())
 
     def _stalled(self, run: RunRecord) -> dict[ShardId | StageId, StageProgress]:
         if run.has_ended:
             return {}
         if run.status is RunStatus.PAUSED and not _is_over(run):
-            # Nothing moves, as it should be: what is parked has no message.
+            # No progress is expected: parked branches have no message.
             return {}
         unpark(self._store, self._publisher, run.run_id)
         stage_id = StageId(run.run_id, run.stage)
@@ -201,7 +201,7 @@ class Reaper:
                 remedy = self._remedy(key, progress, task_ids.get(key.run_id, set()))
                 if remedy.heal is Heal.NOTHING:
                     self._suspected.pop(key, None)
-                    # It is in order: there is time until the next close look.
+                    # Nothing is missing: wait until the next close check.
                     self._marks[key] = (self._marks[key][0], self._clock())
                 elif self._suspected.get(key) == remedy:
                     self._heal(key, remedy)
@@ -302,5 +302,5 @@ def _lost(index: int, message: str, now: float) -> Outcome:
 
 
 def _is_over(run: RunRecord) -> bool:
-    """Say whether a paused run must go on in order to end: no deadline holds for its aggregate."""
+    """Return whether a paused run must go on to end: its aggregate has no deadline."""
     return run.halt is not None or (run.is_overdue and run.stage == 0)

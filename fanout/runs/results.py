@@ -1,4 +1,4 @@
-"""What a caller gets of a run: its status, its result, and the aggregate as it is stored."""
+"""The records that callers get of a run: status, result and stored aggregate."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ __all__ = [
     "latency_row",
 ]
 
-# Of a value in the repr of a result.
+# Characters of a value in the repr of a result.
 _SHOWN_CHARS = 100
 
 

@@ -1,4 +1,4 @@
-"""How records become bytes: JSON, zlib where there are many, and the fields of hashes."""
+"""Encodes and decodes stored records: JSON, compressed blobs, and the fields of hashes."""
 
 from __future__ import annotations
 
@@ -54,12 +54,12 @@ __all__ = [
 # Level 1 halves JSON text at some 100 MB/s; higher levels cost more than the bytes they save.
 _LEVEL = 1
 
-# What blobs may become: a few bytes can be made to fill the memory of whoever reads them. A shard
-# is about 8 MB (fanout.policy.packing), or one chunk; its outcomes are 500 answers of FANOUT_MAX_OUTPUT_KB.
+# Limits of decompressed blobs: a few bytes can expand until they fill the reader's memory. A shard is
+# about 8 MB (fanout.policy.packing) or one chunk; its outcomes are 500 answers of FANOUT_MAX_OUTPUT_KB.
 MAX_SHARD_BYTES = 256_000_000
 _MAX_OUTCOMES_BYTES = 2_000_000_000
 
-# And this part of what the process may hold at all.
+# Also a limit: this fraction of the process's memory limit.
 _SHARE_OF_MEMORY = 3
 
 _MOST_DIGITS = 9
@@ -90,7 +90,7 @@ def encode_shard(shard: Shard) -> bytes:
 
 
 def _unpacked(blob: bytes, most: int, decode: Callable[[bytes], _T], what: str) -> _T:
-    # The text and what it is decoded to are there at once.
+    # Text and decoded value are in memory together.
     most = min(most, memory_limit_bytes() // _SHARE_OF_MEMORY)
     inflater = zlib.decompressobj()
     try:
@@ -130,15 +130,15 @@ def decode_outcomes(blob: bytes) -> dict[int, Outcome]:
 
 
 def decode_size(size: bytes) -> range:
-    """Return a shard's indices, of the first one and the count."""
+    """Return a shard's indices from its stored first index and count."""
     first, count = (int(part) for part in size.split(b":"))
     return range(first, first + count)
 
 
 def held_positions(fields: dict[bytes, bytes], alive: set[str], now: float) -> frozenset[int]:
-    """Return the positions whose claim, among the fields of a shard's state, is held by one alive.
+    """Return the positions that a live holder has claimed, from the fields of a shard's state.
 
-    A claim is ``token holder until``, under the name ``t:position``.
+    A claim is ``token holder until`` in the field ``t:position``.
     """
     claims = ((name, value) for name, value in fields.items() if name.startswith(b"t:"))
     parts = ((int(name[2:]), value.decode().split(" ")) for name, value in claims)
@@ -148,13 +148,13 @@ def held_positions(fields: dict[bytes, bytes], alive: set[str], now: float) -> f
 
 
 def encode_parked(parked: ParkedBranch | BeginRequest) -> str:
-    """Return a branch as a member of the set of those that are parked."""
+    """Return a branch as a member of the set of parked branches."""
     branch = parked.branch_id
     return f"{branch.stage}:{branch.shard}:{branch.position}:{parked.feed}"
 
 
 def decode_parked(run_id: str, member: bytes) -> ParkedBranch:
-    """Return the parked branch of a member, which leaves out the run."""
+    """Return the parked branch of a member, which does not name the run."""
     stage, shard, position, feed = (int(part) for part in member.split(b":"))
     return ParkedBranch(branch_id=BranchId(run_id, stage, shard, position), feed=feed)
 
@@ -170,10 +170,10 @@ def decode_kinds(text: str) -> frozenset[ErrorKind]:
 
 
 def decode_run(run_id: str, values: list[bytes | None], *, read_at: float) -> RunRecord:
-    """Return the run of the values of RUN_FIELDS, as they were at ``read_at``.
+    """Return the run that the values of RUN_FIELDS describe at ``read_at``.
 
     Raises:
-        StoredDataError: They are not what a run has.
+        StoredDataError: A value is invalid.
     """
     try:
         return _run(run_id, values, read_at)
@@ -202,7 +202,7 @@ def _run(run_id: str, values: list[bytes | None], read_at: float) -> RunRecord:
 
 
 def decode_wire(held: bytes | None) -> int | None:
-    """Return the version of a run's wire format; None where it says none, -1 where it is none."""
+    """Return a run's wire version; None if it has none, -1 if the value is invalid."""
     if held is None:
         return None
     return int(held) if held.isdigit() and len(held) <= _MOST_DIGITS else -1
@@ -224,7 +224,7 @@ def decode_stage(raw: dict[bytes, bytes]) -> StageRecord:
 
 
 def decode_totals(raw: dict[bytes, bytes], of_runs: dict[bytes, bytes]) -> Totals:
-    """Return the totals of two hashes. Versions before this one counted all in the first."""
+    """Return the totals of two hashes. Earlier versions counted everything in the first."""
     counts, runs = _Counts(raw), _Counts(of_runs)
     ended = Counter(dict(counts.named("ended:"))) + Counter(dict(runs.named("ended:")))
     known = {status.value for status in RunStatus}
@@ -242,7 +242,7 @@ def decode_totals(raw: dict[bytes, bytes], of_runs: dict[bytes, bytes]) -> Total
 
 
 class _Counts:
-    """The fields of a hash in which outcomes are counted."""
+    """Reads the fields of a hash that counts outcomes."""
 
     def __init__(self, raw: dict[bytes, bytes]) -> None:
         self.fields = {name.decode(): value for name, value in raw.items()}
@@ -251,7 +251,7 @@ class _Counts:
         return int(float(self.fields.get(name, b"0")))
 
     def named(self, prefix: str) -> list[tuple[str, int]]:
-        """Return what follows a prefix, and its count, where that is not 0."""
+        """Return the rest of each name after a prefix with its count, if that is not 0."""
         names = [name for name in self.fields if name.startswith(prefix)]
         counted = ((name.removeprefix(prefix), self.number(name)) for name in names)
         return [(rest, number) for rest, number in counted if number]
@@ -264,7 +264,7 @@ class _Counts:
         return Latency(counts=counts, sum_s=float(self.fields.get("took_s", b"0")))
 
     def usage(self, *, whole: bool = True) -> Usage:
-        """Return what was consumed; if it must be whole, a sum with an unknown is unknown."""
+        """Return the usage. If ``whole``, a sum with an unknown part is unknown."""
 
         def quantity(name: str) -> float | None:
             if name not in self.fields or (whole and f"unknown:{name}" in self.fields):
@@ -280,25 +280,25 @@ class _Counts:
         )
 
 
-class _Said(msgspec.Struct, frozen=True, kw_only=True):
-    """A worker's record, and for how long it holds."""
+class _StoredWorker(msgspec.Struct, frozen=True, kw_only=True):
+    """A worker's record and the seconds for which it is valid."""
 
     worker: WorkerRecord
     ttl_s: float
 
 
 def encode_worker(worker: WorkerRecord, ttl_s: float) -> bytes:
-    """Return what a worker says of itself as JSON."""
-    return _encode(_Said(worker=worker, ttl_s=ttl_s))
+    """Return a worker's record as JSON."""
+    return _encode(_StoredWorker(worker=worker, ttl_s=ttl_s))
 
 
 def decode_worker(data: bytes, lapses_at: float) -> WorkerRecord:
-    """Return a worker's record; when it was seen follows from when that lapses."""
-    said = _said(data)
-    return msgspec.structs.replace(said.worker, seen_at=lapses_at - said.ttl_s)
+    """Return a worker's record. ``lapses_at`` less its ttl is the time of its last heartbeat."""
+    stored = _stored_worker(data)
+    return msgspec.structs.replace(stored.worker, seen_at=lapses_at - stored.ttl_s)
 
 
-_said = msgspec.json.Decoder(_Said).decode
+_stored_worker = msgspec.json.Decoder(_StoredWorker).decode
 
 
 _LIMIT_FIELDS = {"r": "requests_until", "t": "tokens_until", "b": "blocked_until"}
@@ -306,7 +306,7 @@ _OPENED, _BLOCKED = "o:", "b:"
 
 
 def decode_limits(raw: dict[bytes, bytes], now: float) -> dict[str, LimitState]:
-    """Return how far the limits of models are used, in seconds from now, by model."""
+    """Return the use of rate limits, in seconds from now, by model."""
     values = {name.decode(): float(value) for name, value in raw.items()}
     limits: dict[str, dict[str, float]] = {}
     for name, value in values.items():

@@ -1,4 +1,4 @@
-"""How a client of the server is made, and how every connection to it notices that it has died."""
+"""Makes clients of the server, with timeouts and retries that notice a dead server."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from fanout.core.sentinel_url import SCHEME, parse_sentinel_url
 from fanout.core.settings import TLS_SCHEME, UNIX_SCHEME
 from fanout.stores.failover import WatchedConnection
 from fanout.stores.functions import FunctionsClient
-from fanout.stores.retrying import outlasts, passes
+from fanout.stores.retrying import is_recoverable, is_transient
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -36,18 +36,17 @@ __all__ = [
     "tolerant_retry",
 ]
 
-# Seconds that a connection may be idle before it is tried out ahead of the next command.
+# Seconds that a connection may be idle before the client pings ahead of the next command.
 HEALTH_CHECK_S = 10
 _PATIENT_RETRIES = 3_600
 _SHORT_RETRIES = 4
-# Some 9 s: until the sentinels have agreed on a new master, there is none.
+# About 9 s: there is no master until the sentinels agree on a new one.
 _FAILOVER_RETRIES = 12
 
 
 def _keepalive_options() -> dict[int, int]:
-    # An idle peer is asked after 10 s and given up after 25; Linux's own defaults are two hours.
-    # Data that nobody acknowledges would be sent again for a quarter of an hour: 20 s here. macOS
-    # lacks some of the constants.
+    # The kernel probes an idle peer after 10 s and gives up after 25 s; Linux's default is two hours.
+    # It resends unacknowledged data for 20 s instead of 15 minutes. macOS lacks some constants.
     values = {
         "TCP_KEEPIDLE": 10,
         "TCP_KEEPINTVL": 5,
@@ -57,24 +56,24 @@ def _keepalive_options() -> dict[int, int]:
     return {getattr(socket, name): at for name, at in values.items() if hasattr(socket, name)}
 
 
-class _Packer(HiredisRespSerializer):
-    """Encodes commands; redis-py looks at each argument first, which takes as long again."""
+class _HiredisPacker(HiredisRespSerializer):
+    """Encodes commands without redis-py's check of each argument, which doubles the time."""
 
     def pack(self, *args: Any) -> Any:
-        """Return a command as it is sent."""
+        """Return the encoded command."""
         if isinstance(args[0], str) and " " not in args[0]:
             with suppress(TypeError):
                 return [hiredis.pack_command(args)]
-        # A command of two words, or what hiredis does not take.
+        # A command of two words, or an argument that hiredis does not support.
         return super().pack(*args)
 
 
-PACKER = _Packer()
+PACKER = _HiredisPacker()
 
-# What kombu's transport, Celery's result backend and our own clients all take.
+# For kombu's transport, Celery's result backend and fanout's own clients.
 SOCKET_OPTIONS: dict[str, Any] = {
     "socket_connect_timeout": 5,
-    # A server that hangs acknowledges at the level of TCP: only this tells it from a slow one.
+    # A server that hangs still acknowledges TCP segments, so only this timeout detects it.
     "socket_timeout": 20,
     "socket_keepalive": True,
     "socket_keepalive_options": _keepalive_options(),
@@ -82,21 +81,21 @@ SOCKET_OPTIONS: dict[str, Any] = {
 
 
 class MasterConnection(WatchedConnection):
-    """A connection to whichever server is the master now.
+    """A connection that always connects to the current master.
 
-    redis-py 8.1 asks the sentinels when a connection is taken from the pool; but a command that is
-    sent again, because its server has died, would go to that server for as long as it is tried.
+    redis-py 8.1 asks the sentinels when a caller takes a connection from the pool. But it would
+    retry a command only at the server that has died.
     """
 
     def send_packed_command(self, command: Any, check_health: bool = True) -> None:  # noqa: FBT001, FBT002 - redis-py's
-        """Send a command; where the connection was lost, to the master that there is now."""
+        """Send a command; connect to the current master first if the connection was lost."""
         if not self._sock:
             self._connect_retry()  # type: ignore[no-untyped-call]
         super().send_packed_command(command, check_health)  # type: ignore[no-untyped-call]
 
 
-class _RetryWhere(Retry):
-    """Tries again what is worth it: to redis-py a refused write has no class of its own."""
+class _SelectiveRetry(Retry):
+    """Retries by a predicate, as redis-py has no class of its own for a refused write."""
 
     def __init__(self, retries: int, is_worth: Callable[[BaseException], bool]) -> None:
         super().__init__(_backoff(), retries, supported_errors=(redis.RedisError, OSError))
@@ -117,9 +116,11 @@ class _RetryWhere(Retry):
         return super().call_with_retry(do, fail, is_worth, with_failure_count)
 
 
-def tolerant_retry(retries: int, *, is_worth: Callable[[BaseException], bool] = passes) -> Retry:
-    """Return a policy that rides out a server which is away, or refuses, by ``is_worth``."""
-    return _RetryWhere(retries, is_worth)
+def tolerant_retry(
+    retries: int, *, is_worth: Callable[[BaseException], bool] = is_transient
+) -> Retry:
+    """Return a retry policy that tolerates the errors for which ``is_worth`` is true."""
+    return _SelectiveRetry(retries, is_worth)
 
 
 def _backoff() -> ExponentialBackoff:
@@ -127,10 +128,10 @@ def _backoff() -> ExponentialBackoff:
 
 
 def tls_options(url: str, ca_file: Path | None) -> dict[str, Any]:
-    """Return what a TLS connection to ``url`` takes, by redis-py's names; nothing without TLS.
+    """Return redis-py's options for a TLS connection to ``url``; empty without TLS.
 
-    The server's certificate is verified: kombu would not, where nothing is said. The query of a
-    URL has the last word (``?ssl_cert_reqs=none``).
+    The options verify the server's certificate; kombu's default does not. The query of a URL
+    overrides them (``?ssl_cert_reqs=none``).
     """
     if not url.startswith(TLS_SCHEME):
         return {}
@@ -148,17 +149,17 @@ def connect(
     away_s: float | None = None,
     timeout_s: float | None = None,
 ) -> redis.Redis:
-    """Return a client for ``url`` that rides out short interruptions, or, if patient, long ones.
+    """Return a client for ``url`` that tolerates short outages, or, if patient, long ones.
 
-    What it sends again may have been carried out: every script bears that.
+    The client may send a command again that was carried out: every script is idempotent.
 
     Args:
-        url: Where the server is.
-        ca_file: The certificates that vouch for it, where it has TLS; None are the system's.
-        is_patient: Whether it waits for a server that is away, or refuses for now.
-        away_s: About how many seconds a patient one waits. None: an hour, and also for rights that
-            its user lacks, as it has in hand what was paid for.
-        timeout_s: Ask once, and wait no longer than this; None is as usual.
+        url: The server.
+        ca_file: CA certificates for TLS; None uses the system's.
+        is_patient: Whether it waits for a server that is unreachable or refuses for now.
+        away_s: Seconds, roughly, that a patient client waits. None: an hour, and also for missing
+            rights, as the caller holds paid answers.
+        timeout_s: Seconds to wait for a single attempt; None uses the default timeouts and retries.
     """
     has_failover = url.startswith(SCHEME)
     impatient = Retry(_backoff(), _FAILOVER_RETRIES if has_failover else _SHORT_RETRIES)
@@ -193,20 +194,20 @@ def connect(
 
 def _patient(away_s: float | None) -> Retry:
     if away_s is None:
-        return tolerant_retry(_PATIENT_RETRIES, is_worth=outlasts)
+        return tolerant_retry(_PATIENT_RETRIES, is_worth=is_recoverable)
     return tolerant_retry(int(away_s))
 
 
 def sentinel_options(username: str | None, password: str | None) -> dict[str, Any]:
-    """Return how to connect to a sentinel: where one does not answer, the next one is asked."""
-    # Without this None, redis-py would wait for a dead sentinel again and again first.
+    """Return options for connections to sentinels: if one does not answer, ask the next."""
+    # Without this None, redis-py would retry a dead sentinel first.
     once: dict[str, Any] = {"retry": None, "socket_timeout": 2, "socket_connect_timeout": 2}
     credentials = {"username": username, "password": password}
     return {**SOCKET_OPTIONS, **once, **{k: v for k, v in credentials.items() if v is not None}}
 
 
 def address_of(client: redis.Redis) -> str:
-    """Return where a client's server is, without credentials."""
+    """Return the address of a client's server, without credentials."""
     pool = client.connection_pool
     if isinstance(pool, SentinelConnectionPool):
         sentinels = sorted(_host_and_port(each) for each in pool.sentinel_manager.sentinels)

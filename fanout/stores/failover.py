@@ -1,7 +1,7 @@
-"""Leaving a master that hangs: its connections are ended once the sentinels name another one.
+"""Closes connections to a former master as soon as the sentinels name another one.
 
-A server that hangs keeps its connections open, and whoever reads from one waits for the timeout of
-the socket; a worker does so on several of them, one after the other. The sentinels know sooner.
+A server that hangs keeps its connections open, so each read waits for the socket timeout; a worker
+waits on several connections in turn. The sentinels notice sooner.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class MasterWatch:
     """Asks the sentinels which server is the master, while there are connections to one.
 
     Args:
-        ask: Returns the master's address; raises RedisError where the sentinels know of none.
+        ask: Returns the master's address; raises RedisError if the sentinels know none.
         every_s: Seconds between two questions.
     """
 
@@ -44,7 +44,7 @@ class MasterWatch:
         self._last: _Address | None = None
 
     def add(self, connection: SentinelManagedConnection) -> None:
-        """End a connection, which has just been made, once its server is the master no longer."""
+        """Watch a new connection: close it once its server is no longer the master."""
         with self._lock:
             self._connections.add(connection)
             if not self._is_running:
@@ -62,7 +62,7 @@ class MasterWatch:
             return self._is_running
 
     def look(self) -> None:
-        """Ask once; what is said twice in a row counts, as sentinels may disagree for a moment."""
+        """Ask once. Act on two equal answers in a row, as sentinels may disagree for a moment."""
         try:
             master = self._ask()
         except (RedisError, OSError):
@@ -78,13 +78,13 @@ def _end(connections: Iterable[Any], master: _Address) -> None:
     for connection in connections:
         sock = connection._sock  # noqa: SLF001 - nothing public interrupts a read
         if sock is not None and (connection.host, connection.port) != master:
-            # Whoever reads from it, in whatever thread, is told at once that it is closed.
+            # A thread that reads from the socket gets an error at once.
             with suppress(OSError):
                 sock.shutdown(socket.SHUT_RDWR)
 
 
 _watches: dict[Any, MasterWatch] = {}
-# A child of a process has none of its threads.
+# A forked child has none of its parent's threads.
 os.register_at_fork(after_in_child=_watches.clear)
 
 
@@ -98,10 +98,10 @@ def _watch_of(pool: Any) -> MasterWatch:
 
 
 class WatchedConnection(SentinelManagedConnection):
-    """A connection to a master that ends when the sentinels say that another one is it."""
+    """A connection to a master that closes when the sentinels name another master."""
 
     def connect_to(self, address: _Address) -> None:
-        """Connect to what is the master now."""
+        """Connect to the current master."""
         super().connect_to(address)  # type: ignore[no-untyped-call]
         if self.connection_pool.is_master:
             _watch_of(self.connection_pool).add(self)

@@ -1,9 +1,9 @@
-"""Lua scripts as functions of the server, so that nobody but its operator may send it code.
+"""Lua scripts as server functions, so that only the server's operator may send it code.
 
-Whoever may ``EVAL`` can send a loop without an end, and nothing else is served meanwhile. A
-function (Redis 7, Valkey) is loaded once by a user who may do that, and called by its name with the
-rights of whoever calls it. It is named by its source: of a fleet that is upgraded step by step each
-version calls its own, and a function that is there is the right one.
+A user who may call ``EVAL`` can send an endless loop, which blocks the server. An operator loads a
+function (Redis 7, Valkey) once; clients then call it by its name, with their own rights. The name
+is a hash of the source: in a rolling upgrade each version of fanout calls its own functions, and
+an existing function is always the right one.
 """
 
 from __future__ import annotations
@@ -31,22 +31,21 @@ __all__ = [
     "missing",
 ]
 
-# How a script begins that a full server carries out all the same: its writes are few bytes, or it
-# only reads. Otherwise nobody could stop the runs that have filled it, nor see which workers live.
+# A script that begins with this line runs on a full server too: it writes few bytes or only reads.
+# Otherwise users could neither stop the runs that fill the server nor see the live workers.
 DESPITE_FULL = "-- despite a full server"
 _BYTES_OF_NAME = 10
 _MISSING = (
     "the server lacks functions of this version of fanout, and this user may not load them: run "
     "`fanout setup-server` once, with the URL of the server's admin"
 )
-# By its pool: whether the server that a client's connections go to is sent scripts, where that is
-# known.
+# By connection pool: whether its server receives scripts instead of function calls, if known.
 _evaluates: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
 _lock = threading.Lock()
 
 
 class FunctionsMissingError(ResponseError):
-    """The server lacks a function, and this user may not load it."""
+    """The server lacks a function, and the user may not load it."""
 
 
 def _name(source: str) -> str:
@@ -58,7 +57,7 @@ def _is_small(source: str) -> bool:
 
 
 def library(source: str) -> str:
-    """Return the library of a script: it as a function, and one that only says that it is there."""
+    """Return a script's library: the script as a function, and a function that tells it exists."""
     name = _name(source)
     flags = "'allow-oom'" if _is_small(source) else ""
     return (
@@ -71,7 +70,7 @@ def library(source: str) -> str:
 
 
 def load(client: redis.Redis, sources: Iterable[str]) -> None:
-    """Load scripts as functions; those that are there are replaced by the same."""
+    """Load scripts as functions. Replacing an existing one changes nothing."""
     for source in sources:
         client.execute_command("FUNCTION", "LOAD", "REPLACE", library(source))  # type: ignore[no-untyped-call]
 
@@ -85,17 +84,17 @@ def missing(client: redis.Redis, sources: Sequence[str]) -> int:
 
 
 class ServerFunction:
-    """A script as a function of the server: to be called as redis-py's own ``Script``.
+    """A script as a server function, with the interface of redis-py's ``Script``.
 
-    It is loaded where it is missing and the client's user may do that. A server that knows no
-    functions is sent the script, as is one whose users may only do so.
+    Loads the function if it is missing and the client's user may load it. Sends the script instead
+    if the server has no functions, or if the user may only use ``EVAL``.
 
     Args:
-        client: Whose server it is called on, where a call names no other.
+        client: The client to use if a call names none.
         source: The Lua, with its ``KEYS`` and ``ARGV``.
 
     Raises:
-        FunctionsMissingError: By a call: it is missing and cannot be loaded.
+        FunctionsMissingError: On a call: the function is missing and cannot be loaded.
     """
 
     def __init__(self, client: redis.Redis, source: str) -> None:
@@ -110,13 +109,13 @@ class ServerFunction:
         args: Iterable[Any] | None = None,
         client: redis.Redis | None = None,
     ) -> Any:
-        """Call it; in a pipeline, with what else that sends."""
+        """Call the function; in a pipeline, add the call to it."""
         client = self._client if client is None else client
         given = (tuple(keys or ()), tuple(args or ()))
         if _evaluates.get(client.connection_pool):
             return self._script(*given, client=client)
         if isinstance(client, Pipeline):
-            # Its answers come too late to load what is missing.
+            # A pipeline's answers come too late to load a missing function.
             self._make_ready(client.connection_pool)
             if _evaluates.get(client.connection_pool):
                 return self._script(*given, client=client)
@@ -131,7 +130,7 @@ class ServerFunction:
         return self._loaded(client, *given)
 
     def _loaded(self, client: redis.Redis, keys: tuple[Any, ...], args: tuple[Any, ...]) -> Any:
-        """Load it, and call it."""
+        """Load the function and call it."""
         try:
             self._load(client)
         except OutOfMemoryError:
@@ -141,16 +140,16 @@ class ServerFunction:
         return self._call(client, keys, args)
 
     def _despite(self, client: redis.Redis, keys: tuple[Any, ...], args: tuple[Any, ...]) -> Any:
-        """Send the script where a full server takes no function, if it may run there."""
+        """Send the script if a full server refuses to load it, and the script may run there."""
         if not _is_small(self._source):
             raise OutOfMemoryError("command not allowed when used memory > 'maxmemory'")
         source = f"#!lua flags=allow-oom\n{self._source}"
         return client.eval(source, len(keys), *keys, *args)
 
     def add_to(self, pipe: Pipeline, keys: Sequence[Any], args: Iterable[Any]) -> None:
-        """Have a pipeline call it, asking once whether functions are known: see was_missing."""
+        """Add a call to a pipeline; check once whether the server has functions. See was_missing."""
         if pipe.connection_pool not in _evaluates:
-            # A transaction with a command that the server does not know is refused as a whole.
+            # The server refuses a whole transaction because of one unknown command.
             self._make_ready(pipe.connection_pool)
         if _evaluates.get(pipe.connection_pool):
             pipe.evalsha(self._script.sha, len(keys), *keys, *args)
@@ -159,7 +158,7 @@ class ServerFunction:
 
     @staticmethod
     def was_missing(answer: object) -> bool:
-        """Say whether a pipeline's answer to a call is that there is no such function."""
+        """Return whether a pipeline's answer to a call means that the function is missing."""
         return isinstance(answer, ResponseError) and (
             isinstance(answer, NoScriptError) or _is_missing(answer)
         )
@@ -168,11 +167,11 @@ class ServerFunction:
         return client.execute_command("FCALL", self._name, len(keys), *keys, *args)  # type: ignore[no-untyped-call]
 
     def _evaluated(self, client: redis.Redis, keys: tuple[Any, ...], args: tuple[Any, ...]) -> Any:
-        """Send the script: the users of a server may be those of a version before functions."""
+        """Send the script: the server's ACL may be older than fanout's functions."""
         try:
             answer = self._script(keys, args, client=client)
         except NoPermissionError:
-            # Neither is allowed, for now: what a call says is what its user lacks.
+            # The user may do neither: the error of a function call names the missing right.
             return self._call(client, keys, args)
         _evaluates[client.connection_pool] = True
         return answer
@@ -198,7 +197,7 @@ class ServerFunction:
         except ResponseError as error:
             if "unknown" not in str(error).lower():
                 raise
-            # It knows no functions: Redis 6, and what stands in for a server in tests.
+            # The server has no functions: Redis 6, and the fake server of tests.
             _evaluates[client.connection_pool] = True
 
 
@@ -208,8 +207,8 @@ def _is_missing(error: ResponseError) -> bool:
 
 
 class FunctionsClient(redis.Redis):
-    """A client whose scripts are functions of the server, also those of who is given it."""
+    """A client that runs every registered script, also those of libraries, as a function."""
 
     def register_script(self, script: Any) -> Any:
-        """Return a script as ``ServerFunction``."""
+        """Return the script as a ``ServerFunction``."""
         return ServerFunction(self, script if isinstance(script, str) else bytes(script).decode())

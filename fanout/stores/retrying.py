@@ -1,8 +1,8 @@
-"""Trying again while the server cannot do what is asked: for steps that may be done twice.
+"""Retries of idempotent steps while the server is unreachable or refuses commands.
 
-A server that answers may refuse all the same: its disk is full, its replicas are missing, a script
-of somebody's runs, its user may not write. To redis-py most of these are one class of error, so
-what they say decides.
+A server that answers may still refuse a command: its disk is full, replicas are missing, another
+client's script is running, or the user lacks a right. redis-py has one class for most of these
+errors, so the functions here also read the error's message.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from redis.exceptions import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["lacks_rights", "outlasts", "passes", "patiently", "refusal"]
+__all__ = ["call_with_retries", "is_recoverable", "is_transient", "lacks_rights", "server_message"]
 
 _T = TypeVar("_T")
 
-# The server is away, full, a replica since a failover, or loads its data.
+# The server is unreachable, full, a replica since a failover, or still loads its data.
 _PASSING = (
     redis.ConnectionError,
     redis.TimeoutError,
@@ -39,9 +39,9 @@ _PASSING = (
     TryAgainError,
 )
 _RIGHTS = (AuthenticationError, AuthorizationError, NoPermissionError)
-# What a pipeline puts before an error of one of its commands.
+# The prefix that a pipeline adds to the error of one of its commands.
 _PIPELINE = re.compile(r"^Command # \d+ \(.*\) of pipeline caused error: ", re.DOTALL)
-# The first word of what redis-py has no class of its own for.
+# Error codes for which redis-py has no class.
 _CODES = frozenset({"MISCONF", "NOREPLICAS", "BUSY", "UNKILLABLE", "MASTERDOWN", "LOADING", "OOM"})
 _NO_RIGHTS = ("NOPERM", "NOAUTH", "WRONGPASS", "ACL failure in script")
 
@@ -49,52 +49,55 @@ _FIRST_WAIT_S = 0.05
 _LONGEST_WAIT_S = 1.0
 
 
-def refusal(error: BaseException) -> str:
-    """Return what the server said, without what a pipeline puts before it."""
+def server_message(error: BaseException) -> str:
+    """Return the server's error message without the prefix that a pipeline adds."""
     return _PIPELINE.sub("", str(error))
 
 
 def lacks_rights(error: BaseException) -> bool:
-    """Say whether the server refuses the user: by an ACL, or by its password."""
+    """Return whether the server refuses the user by an ACL or by the password."""
     if isinstance(error, _RIGHTS):
         return True
-    return isinstance(error, redis.ResponseError) and refusal(error).startswith(_NO_RIGHTS)
+    return isinstance(error, redis.ResponseError) and server_message(error).startswith(_NO_RIGHTS)
 
 
-def passes(error: BaseException) -> bool:
-    """Say whether what the server refuses now it may do soon, without anybody's help or with."""
-    # To redis-py a wrong password is an error of the connection.
+def is_transient(error: BaseException) -> bool:
+    """Return whether the server may carry out later what it refuses now."""
+    # redis-py reports a wrong password as a connection error.
     if lacks_rights(error):
         return False
     if isinstance(error, _PASSING):
         return True
-    return isinstance(error, redis.ResponseError) and refusal(error).partition(" ")[0] in _CODES
+    return (
+        isinstance(error, redis.ResponseError) and server_message(error).partition(" ")[0] in _CODES
+    )
 
 
-def outlasts(error: BaseException) -> bool:
-    """Say whether whoever has something in hand that was paid for waits until this is over.
+def is_recoverable(error: BaseException) -> bool:
+    """Return whether a caller that holds a paid answer should wait until the error is over.
 
-    Also what the user may not do: an ACL or a password is put right, an answer is not given again.
+    Includes missing rights: an operator can correct an ACL or a password, but the answer is not
+    given again.
     """
-    return passes(error) or lacks_rights(error)
+    return is_transient(error) or lacks_rights(error)
 
 
-def patiently(
+def call_with_retries(
     step: Callable[[], _T],
     *,
     patience_s: float,
-    is_worth: Callable[[BaseException], bool] = passes,
+    is_worth: Callable[[BaseException], bool] = is_transient,
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
 ) -> _T:
-    """Return what ``step`` returns, which is tried again for ``patience_s`` seconds.
+    """Call ``step`` with retries for ``patience_s`` seconds, and return its result.
 
     Args:
-        step: May be carried out twice without harm.
-        patience_s: Seconds after which its error is raised.
-        is_worth: Says of an error whether the step is worth trying again.
-        clock: Seconds, rising.
-        sleep: Waits.
+        step: An idempotent function.
+        patience_s: Seconds after which the error of the last attempt is raised.
+        is_worth: Returns whether to retry after an error.
+        clock: Returns monotonic seconds.
+        sleep: Waits a number of seconds.
     """
     until = clock() + patience_s
     wait_s = _FIRST_WAIT_S

@@ -19,8 +19,8 @@ from kombu.transport.redis import Channel
 
 from fanout.broker import app as broker
 from fanout.broker.app import make_app
+from fanout.broker.dropped import MALFORMED, dropped_messages
 from fanout.broker.publisher import Publisher
-from fanout.broker.rejected import MALFORMED, refusals
 from fanout.broker.transport import _LimitedMessage
 from fanout.core.ids import ShardId, StageId
 from fanout.core.settings import load_settings
@@ -272,7 +272,7 @@ def test_a_clock_that_is_none_is_refused(clock):
 def test_a_broadcast_is_dropped_once_or_obeyed(worker, random, which):
     method, arguments = ORDERS[which]
     body = changed({**PING, "method": method, "arguments": arguments}, random)
-    obeyed, before = [], refusals.counts.total()
+    obeyed, before = [], dropped_messages.counts.total()
     controller = SimpleNamespace(use_eventloop=True)
     box = Pidbox(SimpleNamespace(app=worker.app, hostname="w@test", controller=controller))
     # The command itself is Celery's; that it is called with what it takes is what is asked here.
@@ -283,7 +283,7 @@ def test_a_broadcast_is_dropped_once_or_obeyed(worker, random, which):
     box.node.reply = lambda *_a, **_k: None
     box.reset = lambda: pytest.fail("the channel was closed")
     _checked(box.on_message)(body, SimpleNamespace(headers={"clock": 1}))
-    refused = refusals.counts.total() - before
+    refused = dropped_messages.counts.total() - before
     is_for_another = not refused and bool(body.get("destination"))
     assert len(obeyed) + refused + is_for_another == 1
     assert all(name in _COMMANDS for name, _ in obeyed)

@@ -20,7 +20,7 @@ from celery.worker.consumer import Consumer as CeleryConsumer
 from celery.worker.consumer.consumer import COLLECT_SOCKET_TIMEOUT
 from celery.worker.state import maybe_shutdown
 
-from fanout.broker.rejected import refusals
+from fanout.broker.dropped import dropped_messages
 from fanout.core.errors import BrokerError
 from fanout.core.exhaustion import is_exhausted
 from fanout.core.version import WIRE_VERSION
@@ -198,7 +198,7 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]
         self._drop(message, "is no valid task", type(exc).__name__)
 
     def _drop(self, message: Any, reason: str, detail: str = "") -> None:
-        refusals.add(reason, detail)
+        dropped_messages.add(reason, detail)
         message.reject_log_error(_log, self.connection_errors)
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import msgspec
 from celery.worker.consumer.control import Control
 
-from fanout.broker.rejected import MALFORMED, refusals
+from fanout.broker.dropped import MALFORMED, dropped_messages
 from fanout.core.queue_names import QUEUES
 from fanout.core.settings import MAX_CONCURRENCY
 
@@ -189,7 +189,7 @@ def _checked(obey: Callable[[Any, Any], None]) -> Callable[[Any, Any], None]:
     def on_message(body: Any, message: Any) -> None:
         found = fault_of_order(body, message.headers)
         if found is not None:
-            refusals.add(found)
+            dropped_messages.add(found)
             return
         obey(body, message)
 

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from fanout.broker import app as broker
-from fanout.broker.rejected import MALFORMED
+from fanout.broker.dropped import MALFORMED
 from fanout.core.ids import BranchId, ShardId, StageId
 from fanout.core.queue_names import QUEUES
 

@@ -14,7 +14,7 @@ from celery.concurrency.thread import TaskPool as ThreadPool
 from celery.worker import state
 
 from fanout.broker import app as broker
-from fanout.broker.rejected import refusals
+from fanout.broker.dropped import dropped_messages
 from fanout.core.errors import BrokerError
 from fanout.stores import WorkerRecord
 from fanout.system.ticker import Ticker
@@ -68,7 +68,7 @@ class Presence(bootsteps.StartStopStep):  # type: ignore[misc]
             self._count_dropped(worker)
 
     def _count_dropped(self, worker: WorkController) -> None:
-        dropped = refusals.counts.total()
+        dropped = dropped_messages.counts.total()
         if dropped > self._dropped:
             context_of(worker).watched.count_dropped(dropped - self._dropped)
             self._dropped = dropped

@@ -1,9 +1,9 @@
-"""Whose runs are where: each client of the embedded server has a database of its own.
+"""Gives each client of the embedded server its own database, and finds the database of a run.
 
-So the worker of one client, with its keys and what it can import, never takes the branches of
-another. Database 0 says in which of the others a run is. A database belongs to the client that
-holds the lock on its file; that of a client that has died is there for whoever goes on with its
-runs, and, when these have expired or been deleted, for the next client.
+So the worker of one client, with its keys and imports, never takes the branches of another client.
+Database 0 records the database of each run. A database belongs to the client that holds the lock on
+its file. After that client dies, another one may take the database to resume its runs; once the
+runs have expired or been deleted, any new client may take it.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ if TYPE_CHECKING:
     from fanout.client.embedded.server import EmbeddedServer
     from fanout.core.settings import Settings
 
-__all__ = ["Database", "Databases", "Place"]
+__all__ = ["Database", "Databases", "RunLocation"]
 
 _RUNS = "fanout:embedded:runs"
 _SWEPT = "fanout:embedded:swept"
-# How often what has expired is looked for: it costs a few round trips for each database.
+# Seconds between two sweeps of expired runs: a sweep costs a few round trips per database.
 _SWEEP_S = 6 * 3600
 
 
-class Place(NamedTuple):
-    """Where a run is: in which database, under which prefix, and since when."""
+class RunLocation(NamedTuple):
+    """The database and key prefix of a run, and the time of its creation."""
 
     database: int
     prefix: str
@@ -60,7 +60,7 @@ class Database:
         self._lock = lock
 
     def release(self) -> None:
-        """Let somebody else have it. Safe to call twice."""
+        """Release the database to other clients. Safe to call twice."""
         self._lock.release()
 
 
@@ -80,7 +80,7 @@ class Databases(RedisBase):
         self._settings = settings
 
     def claim(self) -> Database:
-        """Return a database without runs that nobody else has."""
+        """Return a free database without runs."""
         if self._is_sweep_due():
             self.sweep()
         with self._one_at_a_time():
@@ -93,7 +93,7 @@ class Databases(RedisBase):
         raise AssertionError  # pragma: no cover - the count does not end
 
     def take_over(self, number: int) -> Database | None:
-        """Return a database whose client has died; None where that lives, or somebody else has it.
+        """Return the database of a dead client; None if it is alive, or another one has taken it.
 
         What that client's worker had taken is put back at once.
         """
@@ -107,7 +107,7 @@ class Databases(RedisBase):
         return Database(number, self._server.url(number), lock)
 
     def is_owned(self, number: int) -> bool:
-        """Say whether a client, or its worker, still lives."""
+        """Return whether a client or its worker is alive."""
         with self._one_at_a_time():
             lock = self._lock_of(number)
         if lock is not None:
@@ -116,28 +116,30 @@ class Databases(RedisBase):
 
     @translated
     def remember(self, run_id: str, number: int, *, created_at: float) -> None:
-        """Say where a run is about to be."""
+        """Record the database of a run that is about to be made."""
         place = json.dumps([number, self._prefix, created_at])
         self._redis.hset(_RUNS, run_id, place)
 
     @translated
-    def place(self, run_id: str) -> Place | None:
-        """Return where a run is, or was; None where that is not known."""
-        said = cast("bytes | None", self._redis.hget(_RUNS, run_id))
-        return None if said is None else Place(*json.loads(said))
+    def place(self, run_id: str) -> RunLocation | None:
+        """Return the location of a run, also of a former one; None if it is unknown."""
+        place = cast("bytes | None", self._redis.hget(_RUNS, run_id))
+        return None if place is None else RunLocation(*json.loads(place))
 
     @translated
-    def places(self) -> dict[str, Place]:
-        """Return where each run is, or was, the newest first."""
+    def places(self) -> dict[str, RunLocation]:
+        """Return the locations of all runs, also of former ones, the newest first."""
         said = cast("dict[bytes, bytes]", self._redis.hgetall(_RUNS))
-        places = {run_id.decode(): Place(*json.loads(place)) for run_id, place in said.items()}
+        places = {
+            run_id.decode(): RunLocation(*json.loads(place)) for run_id, place in said.items()
+        }
         return dict(sorted(places.items(), key=lambda item: -item[1].created_at))
 
     @translated
     def sweep(self) -> None:
         """Forget runs that have expired or been deleted, and the databases without any other."""
         self._redis.set(_SWEPT, time.time())
-        runs: dict[int, dict[str, Place]] = {number: {} for number in self._used()}
+        runs: dict[int, dict[str, RunLocation]] = {number: {} for number in self._used()}
         for run_id, place in self.places().items():
             runs.setdefault(place.database, {})[run_id] = place
         for number, places in runs.items():
@@ -149,11 +151,11 @@ class Databases(RedisBase):
 
     @translated
     def forget(self, database: Database) -> None:
-        """Empty a database of one's own that has no run, so that it can be used again."""
+        """Empty an own database that has no run, so that it can be used again."""
         with self._connected(database.number) as client:
             client.flushdb()
 
-    def _sweep_one(self, number: int, places: dict[str, Place]) -> None:
+    def _sweep_one(self, number: int, places: dict[str, RunLocation]) -> None:
         with self._connected(number) as client:
             gone = list(_gone(client, places))
             if self._settings.storage is not None:
@@ -173,13 +175,13 @@ class Databases(RedisBase):
 
     @translated
     def _used(self) -> set[int]:
-        """Return the databases that hold anything, but for the first."""
+        """Return the databases that are not empty, without the first."""
         said: dict[str, Any] = self._redis.info("keyspace")
         return {int(name.removeprefix("db")) for name in said} - {0}
 
     @translated
     def _put_back(self, number: int) -> None:
-        """Put back what workers that have died had taken, and forget that they lived."""
+        """Restore the messages that dead workers had taken, and delete their records."""
         with self._connected(number) as client:
             taken = cast("dict[bytes, bytes]", client.hgetall(UNACKED))
             locks = list(client.scan_iter(match=f"{self._prefix}:lock:*", count=1_000))
@@ -209,7 +211,7 @@ class Databases(RedisBase):
         self._redis.close()
 
 
-def _gone(client: redis.Redis, places: dict[str, Place]) -> Iterator[str]:
+def _gone(client: redis.Redis, places: dict[str, RunLocation]) -> Iterator[str]:
     with client.pipeline(transaction=False) as pipe:
         for run_id, place in places.items():
             pipe.exists(f"{place.prefix}:run:{run_id}")

@@ -1,6 +1,6 @@
-"""A worker for one client, on a database of its own of the embedded server.
+"""A worker for one client, with its own database of the embedded server.
 
-Two kinds. ``EmbeddedFleet`` runs its worker as a child process. ``InProcessFleet`` runs it in a
+There are two kinds. ``EmbeddedFleet`` runs its worker as a child process. ``InProcessFleet`` runs it in a
 thread of the calling process, for functions that another process could not import.
 """
 
@@ -68,7 +68,7 @@ def use_server(*, begins_runs: bool = False) -> EmbeddedServer:
 class EmbeddedFleet:
     """A database of the embedded server and, unless ``concurrency`` is 0, one worker process.
 
-    The worker ends when the fleet is closed, and when the calling process ends, whatever way it
+    The worker ends when the fleet is closed, and when the calling process ends, however it
     ends; its runs stay. All starts in the background: ``broker_url`` is known, and waited for,
     when the server answers.
 
@@ -96,7 +96,7 @@ class EmbeddedFleet:
 
     def _start_guard(self) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-m", "fanout.client.embedded.guard", str(self._folder)]
-        # What this process can import, its worker can: functions are named by dotted path.
+        # The worker can import what this process can: functions are named by dotted path.
         paths = [path or str(Path.cwd()) for path in sys.path]
         with (self._folder / "guard.log").open("wb") as log:
             return subprocess.Popen(  # noqa: S603 - our own interpreter and module
@@ -135,7 +135,7 @@ class EmbeddedFleet:
 
     @property
     def keeps(self) -> bool:
-        """Whether runs outlive the server."""
+        """Whether runs outlive the server process."""
         return self._server.keeps
 
     @property

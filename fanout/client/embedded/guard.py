@@ -1,4 +1,4 @@
-"""Keeps an embedded worker. It is started as a module, with five arguments or more.
+"""Supervises an embedded worker. It is started as a module, with five arguments or more.
 
     python -m fanout.client.embedded.guard FOLDER CONCURRENCY STATE KEEPS COMMAND...
 
@@ -32,9 +32,9 @@ if TYPE_CHECKING:
 __all__ = ["main"]
 
 _CHECK_S = 0.2
-# How soon it is noticed that the server's keeper has been killed, if the client does nothing.
+# Seconds between two checks that the server's keeper is alive.
 _KEEPER_S = 2.0
-# A worker that cannot even start would otherwise be restarted for ever.
+# Restarts of a worker that cannot start.
 _MAX_RESTARTS = 20
 # How long its worker may take to send its last spans; a collector that is away takes 3 s.
 _FLUSH_S = 8.0
@@ -46,7 +46,7 @@ def main(folder: Path, concurrency: int, state: Path, command: list[str], *, kee
     """Keep a worker, which ``command`` starts, until standard input closes."""
     # The server does not end before the worker has.
     with FileLock(state / "users.lock", is_shared=True):
-        worker = _Worker(command, concurrency, folder / "worker.log")
+        worker = _WorkerProcess(command, concurrency, folder / "worker.log")
         keep_server = partial(_keep_server, state, keeps=keeps)
         is_dead = True
         try:
@@ -57,7 +57,7 @@ def main(folder: Path, concurrency: int, state: Path, command: list[str], *, kee
                 keep_server()
             worker.stop(_grace_s() if is_dead else 0.0)
     if is_dead:
-        # Nobody else will.
+        # No other process will do it.
         shutil.rmtree(folder, ignore_errors=True)
     return 0
 
@@ -79,8 +79,8 @@ def _grace_s() -> float:
     return _LAST_CALLS_S
 
 
-def _watch(worker: _Worker, keep_server: Callable[[], None]) -> bool:
-    """Watch until the client has gone; say whether it went without a word."""
+def _watch(worker: _WorkerProcess, keep_server: Callable[[], None]) -> bool:
+    """Watch until the client has gone; return whether it died without a word."""
     lock: FileLock | None = None
     due_at = time.monotonic() + _KEEPER_S
     with selectors.DefaultSelector() as selector:
@@ -103,7 +103,7 @@ def _watch(worker: _Worker, keep_server: Callable[[], None]) -> bool:
                 due_at = time.monotonic() + _KEEPER_S
 
 
-class _Worker:
+class _WorkerProcess:
     """A worker process, restarted when it dies."""
 
     def __init__(self, command: list[str], concurrency: int, log: Path) -> None:
@@ -123,7 +123,7 @@ class _Worker:
 
     def _start(self) -> subprocess.Popen[bytes]:
         options = ["--concurrency", str(self._concurrency)]
-        # With one worker there is nobody to gossip with, and no events are watched.
+        # A single worker has no peers to gossip with, and no process watches its events.
         options += ["--without-gossip", "--without-mingle", "--without-heartbeat"]
         options += ["--loglevel", "WARNING", "--hostname", f"embedded-{os.getpid()}@%h"]
         with self._log.open("ab") as log:

@@ -35,7 +35,7 @@ _DATABASES = 16_384
 
 
 def main(folder: str, address: str, binary: str, keeps: str) -> int:
-    """Keep the server until nobody uses it."""
+    """Keep the server as long as a client uses it."""
     os.umask(0o077)
     os.closerange(3, 4096)
     # Clients look whether it is held, and hold it for a moment to do so.
@@ -46,12 +46,12 @@ def main(folder: str, address: str, binary: str, keeps: str) -> int:
         time.sleep(0.01)
     else:
         return 0
-    # The lock is the child's, too. Whoever has started this waits for it no longer.
+    # The child holds the lock too. The client that started this process stops waiting.
     if os.fork():
         os._exit(0)
     os.setsid()
     _lift_limits()
-    server = _Server(folder, address, binary, keeps=keeps)
+    server = _ServerProcess(folder, address, binary, keeps=keeps)
     try:
         return _keep(server, _open(f"{folder}/users.lock"))
     finally:
@@ -61,14 +61,14 @@ def main(folder: str, address: str, binary: str, keeps: str) -> int:
             rmtree(folder, ignore_errors=True)
 
 
-def _keep(server: _Server, users: int) -> int:
+def _keep(server: _ServerProcess, users: int) -> int:
     deaths = 0
     while deaths < _MOST_DEATHS:
         began_at = time.monotonic()
         server.start()
         while server.is_alive():
             if _take(users):
-                # Whoever comes now waits for this lock, and then finds neither server nor keeper.
+                # A client that comes now waits for this lock, and then finds neither server nor keeper.
                 server.stop()
                 return 0
             time.sleep(_LOOK_S)
@@ -80,8 +80,8 @@ def _keep(server: _Server, users: int) -> int:
     return 1
 
 
-class _Server:
-    """The server's process. It holds a lock for as long as it lives, whoever has started it."""
+class _ServerProcess:
+    """The server's process. It holds a lock as long as it lives, whichever keeper started it."""
 
     def __init__(self, folder: str, address: str, binary: str, *, keeps: str) -> None:
         self._lock = f"{folder}/server.lock"
@@ -109,18 +109,18 @@ class _Server:
         os.close(lock)
 
     def is_alive(self) -> bool:
-        """Say whether it is there."""
+        """Return whether the server process is alive."""
         with contextlib.suppress(ChildProcessError):
             if self._child is not None and os.waitpid(self._child, os.WNOHANG) != (0, 0):
                 self._child = None
-        # By what was opened, and not by its name: somebody may have deleted the folder meanwhile.
+        # By its file descriptor, not its name, as the folder may have been deleted meanwhile.
         is_there = not _take(self._looked_at)
         if not is_there:
             fcntl.flock(self._looked_at, fcntl.LOCK_UN)
         return is_there
 
     def stop(self) -> None:
-        """Have it write what it has not yet, and end."""
+        """Make the server save its data and end."""
         until = time.monotonic() + _STOP_S
         if self._child is not None:
             os.kill(self._child, signal.SIGTERM)
@@ -134,7 +134,7 @@ class _Server:
             time.sleep(0.01)
 
     def _is_at_its_place(self) -> bool:
-        """Say whether whoever listens at the address is this server: a new folder has another."""
+        """Return whether the process that listens at the address is this server."""
         with contextlib.suppress(OSError):
             return os.path.samestat(os.stat(self._lock), os.fstat(self._looked_at))  # noqa: PTH116
         return False
@@ -171,7 +171,7 @@ class _Server:
 
 def _options(data: str, address: str, keeps: str) -> list[str]:
     options = {
-        # No port: whoever may enter the folder of the socket may use the server, nobody else.
+        # No port: only users who may enter the socket's folder can use the server.
         "port": "0",
         "unixsocket": address,
         "unixsocketperm": "700",
@@ -191,7 +191,7 @@ def _options(data: str, address: str, keeps: str) -> list[str]:
 
 
 def _end_with(keeper: int) -> None:
-    """Have this process told to end when its keeper has died, in whatever way."""
+    """Have the kernel signal this process to end when its keeper dies."""
     if sys.platform != "linux":
         return
     # A Python that was built without libffi lacks it: then it is as elsewhere.

@@ -1,4 +1,4 @@
-"""How a client uses the embedded server of its user, which whoever comes first starts."""
+"""Connects a client to the embedded server of its user; the first client starts it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _LOOK_S = 0.003
 _ANSWER_S = 5.0
 _MOST_STARTS = 3
 _LOG_TAIL = 2_000
-# The server outlives the client that has started it: no key of that one's stays with it.
+# The server outlives the client that starts it, so it must not inherit that client's keys.
 _KEPT_VARIABLES = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "TZ")
 
 
@@ -52,7 +52,7 @@ class EmbeddedServer:
             raise
 
     def check(self) -> None:
-        """Have somebody keep the server; it is started again where it has ended."""
+        """Make sure that a keeper runs; it restarts the server if that has ended."""
         if not self._is_kept():
             self._keeper = _start_keeper(self.folder, keeps=self.keeps)
 
@@ -104,18 +104,18 @@ class EmbeddedServer:
         return f"{UNIX_SCHEME}{quote(str(self.folder.socket))}?db={database}"
 
     def release(self) -> None:
-        """Say that it is needed no longer. Safe to call twice."""
+        """Release the server. Safe to call twice."""
         if self._users.is_held:
-            # Whoever is the last leaves nothing behind.
+            # The last client leaves nothing behind.
             keep_running(self.folder, keeps=self.keeps)
         self._users.release()
 
 
 def keep_running(folder: StateFolder, *, keeps: bool, starts: bool = False) -> None:
-    """Have somebody end the server in the end, where the process that would has been killed.
+    """Start a keeper if it was killed, so that the server ends after its last client.
 
-    Whoever stops to use the server does this before it says so. Raises nothing: a full table of
-    processes must not hold up an end.
+    A client calls this before it releases the server. Raises nothing: a full process table must
+    not prevent a client's end.
 
     Args:
         folder: Where the server keeps its state.

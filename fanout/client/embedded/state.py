@@ -1,4 +1,4 @@
-"""The folder in which the embedded server keeps its state: whose it is, and what wrote it."""
+"""The state folder of the embedded server: its files, locks, owner and format."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class StateFolder:
 
     @property
     def server(self) -> Path:
-        """The server holds a lock on this file, whoever has started it."""
+        """The server holds a lock on this file, whichever keeper started it."""
         return self.path / "server.lock"
 
     @property
@@ -61,7 +61,7 @@ class StateFolder:
 
     @property
     def databases(self) -> Path:
-        """A folder of files, one for each database: whoever owns it holds a lock on its file."""
+        """A folder with a file for each database: its owner holds a lock on the file."""
         return self.path / "databases"
 
     @property
@@ -108,25 +108,25 @@ class StateFolder:
         return folder
 
     def claim(self, wire: int) -> None:
-        """Say which version writes here. Raises EmbeddedError where another one did."""
+        """Write the format's version. Raises EmbeddedError if the folder has another one."""
         marker = self.path / _MARKER
         own = {"format": FORMAT, "wire": wire}
         try:
-            said = marker.read_text()
+            text = marker.read_text()
         except FileNotFoundError:
-            said = None
-        if said is None and not self.has_data():
+            text = None
+        if text is None and not self.has_data():
             _write(marker, json.dumps({**own, "fanout": _version()}))
             return
-        problem = format_problem(str(self.path), said, own)
+        problem = format_problem(str(self.path), text, own)
         if problem is not None:
             raise EmbeddedError(problem)
 
 
-def format_problem(folder: str, said: str | None, own: dict[str, int]) -> str | None:
-    """Return why a folder cannot be used with its marker ``said``, or None where it can."""
+def format_problem(folder: str, text: str | None, own: dict[str, int]) -> str | None:
+    """Return why a folder with the marker ``text`` cannot be used, or None if it can."""
     try:
-        marker = json.loads(said or "{}")
+        marker = json.loads(text or "{}")
         known = {name: marker.get(name) for name in own}
     except (ValueError, AttributeError):
         marker, known = {}, {}
@@ -167,7 +167,7 @@ def _make_private(path: Path, *, follows: bool = True) -> None:
         except FileExistsError:
             if not path.is_dir():
                 raise
-    # A link in a folder that all may write to may be somebody else's.
+    # A link in a folder that all users may write to may belong to another user.
     status = path.stat(follow_symlinks=follows)
     if not stat.S_ISDIR(status.st_mode):
         raise EmbeddedError(f"embedded runs cannot be kept: {path} is a link of somebody's")

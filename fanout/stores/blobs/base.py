@@ -1,13 +1,11 @@
-"""The seam to where blobs are kept, and what the run store holds in their place.
+"""The protocol of blob storage, and the references that the run store holds.
 
-The run store holds for each blob either the blob itself or a reference: the root under which files
-are, and a token that is part of the file's name. So
+The run store holds for each blob either the blob itself or a reference: the root of the files, and
+a token that is part of the file's name. So
 
-* what counts is decided where it always was, by the store's scripts: who writes second has written
-  a file that nothing refers to;
+* the store's scripts decide which blob counts: nothing refers to the file of a later writer;
 * a reader finds the files of a run that was stored under another root than its own;
-* and whoever can write to the server cannot have a process read any other file: its path follows
-  from the branch that is asked for.
+* a user of the server cannot make a process read any other file: the path follows from the branch.
 """
 
 from __future__ import annotations
@@ -24,29 +22,29 @@ if TYPE_CHECKING:
 
 __all__ = ["Blobs", "Reference", "blob_folder", "blob_name"]
 
-# Neither zlib nor JSON begins so.
+# Neither zlib data nor JSON begins with it.
 _MARK = b"@"
 _REFERENCE = re.compile(rb"@([0-9a-f]{8}) ([^\s\x00-\x1f]+)")
 
 
 class Reference(msgspec.Struct, frozen=True, kw_only=True):
-    """What the run store holds of a blob that is a file.
+    """The value that the run store holds for a blob in a file.
 
     Attributes:
-        root: The folder, or the URL, under which it is.
-        token: The last part of its name: another one each time that the blob is written.
+        root: The folder or URL of the storage.
+        token: The last part of the file's name; every write makes a new one.
     """
 
     root: str
     token: str
 
     def encode(self) -> bytes:
-        """Return the bytes that stand for it."""
+        """Return the reference as bytes."""
         return _MARK + f"{self.token} {self.root}".encode()
 
     @classmethod
     def decode(cls, held: bytes) -> Self | None:
-        """Return the reference of what the store holds, or None where that is the blob itself."""
+        """Return the reference in a stored value, or None if the value is the blob itself."""
         if not held.startswith(_MARK):
             return None
         match = _REFERENCE.fullmatch(held)
@@ -70,17 +68,17 @@ class Blobs(Protocol):
 
     @property
     def known_id(self) -> str | None:
-        """The marker that the storage must have; None: nobody has looked yet."""
+        """The id in the marker that the storage must have; None before the first check."""
 
     @known_id.setter
     def known_id(self, storage_id: str | None) -> None: ...
 
     @property
     def root(self) -> str | None:
-        """Where new files go; None where blobs are kept in the run store itself."""
+        """The root of new files; None if the run store itself holds the blobs."""
 
     def marker(self) -> str | None:
-        """Return the id of the storage, or None where it has none. Raises StorageError."""
+        """Return the id of the storage, or None if it has none. Raises StorageError."""
 
     def mark(self, storage_id: str) -> None:
         """Give the storage an id. Raises StorageError."""
@@ -95,14 +93,14 @@ class Blobs(Protocol):
         """
 
     def keep(self, name: str, blob: bytes) -> bytes:
-        """Keep a blob, safely, and return what the run store is to hold of it.
+        """Write a blob durably, and return the value for the run store.
 
         Raises:
             StorageError: The storage does not answer, or refuses.
         """
 
     def load(self, name: str, held: bytes) -> bytes:
-        """Return the blob of which the run store holds ``held``.
+        """Return the blob for the value ``held`` in the run store.
 
         Raises:
             LostDataError: There is no such file.
@@ -110,14 +108,14 @@ class Blobs(Protocol):
         """
 
     def drop(self, name: str, held: bytes) -> None:
-        """Delete a blob to which nothing refers any more, if that can be done."""
+        """Delete a blob that nothing refers to any more; ignore errors."""
 
     def drop_all(self, folder: str) -> bool:
         """Delete all blobs of a run (``run``), or of one of its stages (``run/sN``).
 
         Returns:
-            Whether nothing of it is left; False where the folder is not marked as the run's, or
-            holds what no run has: it is then left as it is, and the log says so.
+            Whether nothing of it is left; False if the folder is not marked as the run's, or has
+            other files: then nothing is deleted, and the log says why.
 
         Raises:
             StorageError: The storage does not answer, or refuses.

@@ -1,4 +1,4 @@
-"""Blobs as files: in a folder that all machines see, in S3, or whatever else fsspec can reach."""
+"""Blob storage in files: in a shared folder, in S3, or in any other store that fsspec supports."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from fanout.core.ids import run_of
 from fanout.core.redaction import redacted
 from fanout.stores.blobs.base import Reference
 from fanout.stores.blobs.inline import InlineBlobs
-from fanout.stores.blobs.marker import MARKER, RUN_MARKER, run_marker, sound_id
-from fanout.stores.retrying import patiently
+from fanout.stores.blobs.marker import MARKER, RUN_MARKER, run_marker, valid_storage_id
+from fanout.stores.retrying import call_with_retries
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,12 +30,12 @@ __all__ = ["FileBlobs", "check_storage", "load_elsewhere", "make_blobs"]
 
 _T = TypeVar("_T")
 
-# Seconds that whoever does not wait for the server does not wait for the storage either.
+# Seconds of retries for callers that do not wait for the server either.
 _SHORT_S = 3.0
-# What needs no folders, and where a file is there as a whole or not at all.
+# Object stores need no folders, and write a file as a whole or not at all.
 _OBJECT_STORES = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss"})
 _EXTRAS = {"s3": "s3", "s3a": "s3"}
-# Files of runs end with the token of their reference; one may not be finished.
+# Files of runs end with the token of their reference; some are unfinished.
 _OURS = re.compile(r"\.[0-9a-f]{8}(\.unfinished)?\Z")
 _RUN = re.compile(r"[\w-]+(/s\d+)?", re.ASCII)
 _MOST_WORDS = 200
@@ -46,11 +46,11 @@ _log = logging.getLogger(__name__)
 
 
 def make_blobs(storage: str | None, *, patience_s: float = _SHORT_S) -> Blobs:
-    """Return where blobs are kept: under the folder or URL ``storage``, or in the run store.
+    """Return the blob storage: the folder or URL ``storage``, or the run store if it is None.
 
     Args:
-        storage: As ``FANOUT_STORAGE``.
-        patience_s: Seconds for which a storage that does not answer is tried again.
+        storage: The value of ``FANOUT_STORAGE``.
+        patience_s: Seconds of retries if the storage does not answer.
     """
     if storage is None:
         return InlineBlobs(patience_s=patience_s)
@@ -61,7 +61,7 @@ def check_storage(storage: str | None) -> None:
     """Make sure that files can be written to the storage, read and deleted.
 
     Raises:
-        SettingsError: They cannot, or a package is missing; one line says what to do.
+        SettingsError: They cannot, or a package is missing; the message says what to do.
     """
     if storage is None:
         return
@@ -79,12 +79,12 @@ class FileBlobs:
     """See ``fanout.stores.blobs.base.Blobs``. Safe to share between threads.
 
     Args:
-        root: A folder that is there, or a URL that fsspec knows.
-        patience_s: Seconds for which a storage that does not answer is tried again.
+        root: An existing folder, or a URL that fsspec supports.
+        patience_s: Seconds of retries if the storage does not answer.
     """
 
     _known_ids: ClassVar[dict[str, str]] = {}
-    # Until when it is believed that a run's folder is marked.
+    # By run folder: monotonic time until which its marker is assumed to exist.
     _claimed: ClassVar[dict[str, float]] = {}
 
     def __init__(self, root: str, *, patience_s: float = _SHORT_S) -> None:
@@ -94,7 +94,7 @@ class FileBlobs:
 
     @property
     def known_id(self) -> str | None:
-        """See Blobs: what one store of this process has found holds for all of them."""
+        """See Blobs. All stores of this process share it."""
         return self._known_ids.get(self._where)
 
     @known_id.setter
@@ -104,7 +104,7 @@ class FileBlobs:
 
     @cached_property
     def _opened(self) -> tuple[Any, str]:
-        # On first use: importing what speaks to S3 takes a second, and most processes need none.
+        # Opened on first use: the import of an S3 client takes a second, and few processes need it.
         return _open(self._where)
 
     def claim(self, run_id: str) -> None:
@@ -114,8 +114,8 @@ class FileBlobs:
     def _claim(self, run_id: str) -> None:
         path, key = f"{run_id}/{RUN_MARKER}", f"{self._where}/{run_id}"
         fs, base = self._opened
-        # To look into a folder costs nothing beside what is about to be written there. Elsewhere
-        # one look in a while does: only the deletion of the run takes the marker away.
+        # In a folder the check is cheap compared with the write. In an object store it is cached for
+        # a while: only the deletion of the run removes the marker.
         if not self._is_folder and self._claimed.get(key, 0.0) > time.monotonic():
             return
         if not fs.exists(f"{base}/{path}"):
@@ -170,7 +170,7 @@ class FileBlobs:
     def _marker(self) -> str | None:
         fs, base = self._opened
         try:
-            return sound_id(fs.cat_file(f"{base}/{MARKER}"))
+            return valid_storage_id(fs.cat_file(f"{base}/{MARKER}"))
         except FileNotFoundError:
             return None
 
@@ -186,7 +186,7 @@ class FileBlobs:
         try:
             fs, base = self._opened
             fs.rm_file(f"{base}/{_file(name, reference)}")
-        except Exception as error:  # noqa: BLE001 - it goes with its run
+        except Exception as error:  # noqa: BLE001 - it is deleted with its run
             _log.debug("a file of the storage stays for now: %s", type(error).__name__)
 
     def drop_all(self, folder: str) -> bool:
@@ -207,21 +207,21 @@ class FileBlobs:
         run_id = run_of(folder)
         problem = self._foreign(run_id, files)
         if problem is not None:
-            # Whoever can write to the server may have named somebody else's folder.
+            # A user of the server may have named a folder that belongs to another program.
             _log.warning("%s/%s is left where it is: %s", self._where, folder, problem)
             return False
         blobs = [file for file in files if not file.endswith(f"/{RUN_MARKER}")]
         with suppress(FileNotFoundError):
             if blobs:
                 fs.rm(blobs)
-            # The marker last: whoever dies before it leaves a folder that is known as the run's.
+            # The marker last: after a crash before it, the folder is still marked as the run's.
             fs.rm(f"{base}/{folder}", recursive=True)
         if folder == run_id:
             self._claimed.pop(f"{self._where}/{run_id}", None)
         return True
 
     def _foreign(self, run_id: str, files: list[str]) -> str | None:
-        """Return why files are not those of a run in this storage, or None where they are."""
+        """Return why files are not those of a run in this storage, or None if they are."""
         fs, base = self._opened
         marker = f"{base}/{run_id}/{RUN_MARKER}"
         storage_id = self._storage_id()
@@ -244,7 +244,7 @@ class FileBlobs:
             return
         if not _OBJECT_STORES.intersection(_protocols(fs)):
             fs.makedirs(where.rpartition("/")[0], exist_ok=True)
-        # Half a file hurts nobody: nothing refers to it before all of it is there.
+        # A partial file does no harm: nothing refers to it before it is complete.
         fs.pipe_file(where, blob)
 
     @property
@@ -252,7 +252,7 @@ class FileBlobs:
         return "file" in _protocols(self._opened[0])
 
     def _require_root(self) -> None:
-        """Tell a folder that is not mounted, or another one, from one that has lost a file."""
+        """Raise OSError if the folder is not mounted or is another one: no file is lost then."""
         base = self._opened[1]
         if not self._is_folder:
             return
@@ -269,14 +269,14 @@ class FileBlobs:
                 return step()
             except FanoutError:
                 raise
-            except Exception as error:  # noqa: BLE001 - it is raised again, in words
-                # Those of S3's client are of any kind. They may quote what is secret.
+            except Exception as error:  # noqa: BLE001 - raised again as StorageError
+                # S3's client raises errors of any class. Their texts may quote secrets.
                 raise StorageError(
                     f"{self._where} cannot be {what}: {_words(error)}", is_passing=True
                 ) from None
 
         longest_s = self._patience_s if patience_s is None else patience_s
-        return patiently(attempt, patience_s=longest_s, is_worth=_is_away)
+        return call_with_retries(attempt, patience_s=longest_s, is_worth=_is_away)
 
 
 def _is_away(error: BaseException) -> bool:
@@ -291,7 +291,7 @@ def load_elsewhere(name: str, reference: Reference, *, patience_s: float) -> byt
         StorageError: The storage does not answer, or is of a kind that must be set here, too.
     """
     scheme = reference.root.partition("://")[0] if "://" in reference.root else "file"
-    # A URL may say more than where something is, as to fetch it by a proxy; those of users may.
+    # A fsspec URL may chain protocols, for example a proxy: only the user's own settings may do so.
     if scheme not in {"file", *_OBJECT_STORES} or "::" in reference.root:
         raise StorageError(
             f"the run keeps its files under {reference.root}: set FANOUT_STORAGE to that"
@@ -313,7 +313,7 @@ def _open(root: str) -> tuple[Any, str]:
 
     scheme = root.partition("://")[0]
     try:
-        # What a listing once said would be believed later: others write here, too.
+        # Without cached listings, as other processes also write here.
         fs, base = url_to_fs(root, use_listings_cache=False)
     except ImportError as error:
         extra = _EXTRAS.get(scheme)
@@ -331,7 +331,7 @@ def _protocols(fs: Any) -> tuple[str, ...]:
 
 
 def _write_to_disk(path: Path, blob: bytes) -> None:
-    """Write a file that survives a crash of the machine, as the reference to it does."""
+    """Write a file durably: like its reference, it survives a crash of the machine."""
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f"{path.name}.unfinished")
     with unfinished.open("wb") as file:

@@ -1,4 +1,4 @@
-"""Blobs that are kept in the run store itself."""
+"""Blob storage in the run store itself."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ __all__ = ["InlineBlobs"]
 
 
 class InlineBlobs:
-    """See ``fanout.stores.blobs.base.Blobs``. Reads also what others have kept as files.
+    """See ``fanout.stores.blobs.base.Blobs``. Also reads blobs that others wrote as files.
 
     Args:
         patience_s: Seconds for which a storage that does not answer is tried again.
@@ -39,7 +39,7 @@ class InlineBlobs:
         reference = Reference.decode(held)
         if reference is None:
             return held
-        # Whoever keeps nothing outside the run store need not load what reads files.
+        # Imported here, as most processes without a storage read no files.
         from fanout.stores.blobs.files import load_elsewhere
 
         return load_elsewhere(name, reference, patience_s=self._patience_s)

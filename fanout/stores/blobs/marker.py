@@ -1,13 +1,13 @@
-"""Which storage this is: an id in a file in its root, which the run store knows, too.
+"""Marker files that identify a storage by an id, which the run store also holds.
 
-A folder that is not mounted is an empty one, and another mount has other files: both look well to
-whoever only writes and reads. So the first who uses a storage leaves an id there and in the run
-store, and whoever finds another id, or none, keeps its hands off. What the run store knows for
-certain is what a worker has found. What a client has found before the first worker came is noted
-apart: it keeps a worker from marking another folder, and no more.
+An unmounted folder is empty, and a wrong mount has other files: reads and writes alone notice
+neither. So the first process that uses a storage writes an id there and in the run store. A process
+that finds another id, or none, does not use the storage. Only an id that a worker found is
+authoritative. The run store notes apart the id that a client found before the first worker started:
+it only keeps a worker from marking another folder.
 
-Each run's folder has a marker too, with the run's id and the storage's: whoever can write to the
-run store can name any folder as that of a run, and only one that is marked so is deleted.
+Each run's folder also has a marker, with the ids of the run and of the storage. A user of the run
+store can name any folder as that of a run; fanout deletes only a folder with the right marker.
 """
 
 from __future__ import annotations
@@ -24,27 +24,35 @@ if TYPE_CHECKING:
 
     from fanout.stores.blobs.base import Blobs
 
-__all__ = ["MARKER", "RUN_MARKER", "Ids", "new_id", "run_marker", "sound_id", "storage_problem"]
+__all__ = [
+    "MARKER",
+    "RUN_MARKER",
+    "StorageIds",
+    "new_id",
+    "run_marker",
+    "storage_problem",
+    "valid_storage_id",
+]
 
-# The name of the file.
+# The marker in the root of a storage.
 MARKER = ".fanout-storage"
-# The one in the folder of a run.
+# The marker in the folder of a run.
 RUN_MARKER = ".fanout-run"
 _ID = re.compile(r"[0-9a-f]{16}")
-# Whoever was first may be about to write the file.
+# The first process may be about to write the file.
 _LOOKS = 10
 _LOOK_S = 0.2
 
 
-class Ids(Protocol):
-    """What the run store knows of storages."""
+class StorageIds(Protocol):
+    """The ids of storages in the run store."""
 
     def storage_id(
         self, root: str, *, first: str | None = None, is_worker: bool = False
     ) -> str | None:
-        """Return the id of the storage at ``root``; ``first`` becomes that where there is none.
+        """Return the id of the storage at ``root``; set it to ``first`` if there is none.
 
-        A client is also told what clients have noted, and ``first`` of a client is noted so.
+        A client also reads the ids that clients have noted, and its ``first`` is noted there.
         """
 
 
@@ -53,27 +61,27 @@ def new_id() -> str:
     return secrets.token_hex(8)
 
 
-def sound_id(text: bytes | None) -> str | None:
-    """Return the id that a marker holds; None where there is none, or it holds something else."""
+def valid_storage_id(text: bytes | None) -> str | None:
+    """Return the id in a marker; None if there is no marker or its content is invalid."""
     found = (text or b"").decode(errors="replace").strip()
     return found if _ID.fullmatch(found) else None
 
 
 def run_marker(run_id: str, storage_id: str) -> bytes:
-    """Return what the marker in a run's folder holds."""
+    """Return the content of the marker in a run's folder."""
     return f"run {run_id} in storage {storage_id}\n".encode()
 
 
 def storage_problem(
-    ids: Ids,
+    ids: StorageIds,
     blobs: Blobs,
     *,
     is_worker: bool = False,
     sleep: Callable[[float], None] = time.sleep,
 ) -> str | None:
-    """Return in one line why a storage is not to be used from here, or None where it is.
+    """Return in one line why this process must not use a storage, or None if it may.
 
-    The first who asks marks it.
+    The first process that asks marks the storage.
 
     Raises:
         BrokerError: The server does not answer.
@@ -88,7 +96,7 @@ def storage_problem(
 
 
 def _problem(
-    ids: Ids, blobs: Blobs, root: str, *, is_worker: bool, sleep: Callable[[float], None]
+    ids: StorageIds, blobs: Blobs, root: str, *, is_worker: bool, sleep: Callable[[float], None]
 ) -> str | None:
     found = blobs.marker()
     if found is not None and found == blobs.known_id and not is_worker:

@@ -1,4 +1,4 @@
-"""What the parts of the Redis store share: the client, its scripts and errors, the names of keys.
+"""The base of the Redis store: its client, scripts, errors and the names of keys.
 
 Keys, under ``{prefix}:run:{id}``: the run (a hash); ``:sN`` a stage (a hash) and ``:sN:open`` its
 shards in flight; ``:sN:M:in`` the input of shard M, ``:live`` its outcomes while it is processed,
@@ -34,7 +34,7 @@ from fanout.core.records import TERMINAL
 from fanout.stores.blobs.inline import InlineBlobs
 from fanout.stores.connection import address_of
 from fanout.stores.redis import fleet_scripts, scripts, turn_scripts
-from fanout.stores.retrying import lacks_rights, passes, refusal
+from fanout.stores.retrying import is_transient, lacks_rights, server_message
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -51,17 +51,17 @@ _MOST_WORDS = 120
 
 
 def run_keys(prefix: str) -> str:
-    """Return what the key of a run begins with; its id follows."""
+    """Return the prefix of a run's key; its id follows."""
     return f"{prefix}:run:"
 
 
 def seconds(time: tuple[int, int]) -> float:
-    """Return what the server says the time is, in seconds since the epoch."""
+    """Return the server's time in seconds since the epoch."""
     return time[0] + time[1] / 1e6
 
 
 def translated(method: Callable[_P, _R]) -> Callable[_P, _R]:
-    """Turn the client's errors into BrokerError, with a line that a user can act on."""
+    """Convert the client's errors to BrokerError, with a message that a user can act on."""
 
     @wraps(method)
     def call(*args: _P.args, **kwargs: _P.kwargs) -> _R:
@@ -71,11 +71,13 @@ def translated(method: Callable[_P, _R]) -> Callable[_P, _R]:
             _without_command(error)
             message = _explain(cast("RedisBase", args[0]), error)
             is_refusal = not isinstance(error, (redis.ConnectionError, redis.TimeoutError))
-            raise BrokerError(message, is_passing=passes(error), is_refusal=is_refusal) from error
+            raise BrokerError(
+                message, is_passing=is_transient(error), is_refusal=is_refusal
+            ) from error
         except (OSError, RuntimeError, MemoryError) as error:
             if not is_exhausted(error):
                 raise
-            # What makes a connection opens files of its own, and says so in its own words.
+            # Opening a connection needs file descriptors and threads; running out raises these errors.
             message = f"this process has nothing left to ask the broker with: {error!r}"
             raise BrokerError(message, is_passing=True) from error
 
@@ -83,15 +85,15 @@ def translated(method: Callable[_P, _R]) -> Callable[_P, _R]:
 
 
 def _without_command(error: RedisError) -> None:
-    """Take the command out of an error of a pipeline: it may hold a prompt, and logs show it."""
+    """Remove the command from a pipeline's error: it may contain a prompt, and logs show it."""
     if error.args:
-        error.args = (refusal(error), *error.args[1:])
+        error.args = (server_message(error), *error.args[1:])
 
 
 def _explain(store: RedisBase, error: RedisError) -> str:
     text = str(error)
     if isinstance(error, MasterNotFoundError):
-        # The rest is about redis-py's own objects.
+        # The rest describes redis-py's own objects.
         text = text.partition(" : <")[0]
     if isinstance(error, AuthenticationError) or "WRONGPASS" in text or "NOAUTH" in text:
         return (
@@ -130,11 +132,11 @@ def _refused(address: str, text: str, error: RedisError) -> str:
     return f"the broker at {address} refused a command: {text}"
 
 
-# What the server says, by how it begins, and what is to be done.
+# How the server's message begins, and the advice for it.
 _REFUSALS = {
     "MISCONF": "it cannot save to its disk, which is full or broken: free some, see its log",
     "NOREPLICAS": "too few replicas are connected: start them, or lower min-replicas-to-write",
-    "BUSY": "somebody's script does not end: SCRIPT KILL (or FUNCTION KILL) ends it",
+    "BUSY": "a script does not end: SCRIPT KILL (or FUNCTION KILL) ends it",
     "UNKILLABLE": "a script that has written does not end: wait for it, or restart the server",
     "READONLY": "it is a replica: give the master's address, or sentinel:// to follow it",
     "MASTERDOWN": "it is a replica without its master: give the master's address",
@@ -148,7 +150,7 @@ def _first_line(text: str) -> str:
 
 
 class RedisBase:
-    """A server and what a store keeps there, by key."""
+    """The client, scripts and keys of a store on a server."""
 
     def __init__(
         self,
@@ -196,7 +198,7 @@ class RedisBase:
 
     @property
     def address(self) -> str:
-        """Where the server is, without credentials."""
+        """The server's address, without credentials."""
         return address_of(self._redis)
 
     @property
@@ -249,7 +251,7 @@ class RedisBase:
         return f"{self._prefix}:run:{of.run_id}:s{of.stage}:{of.shard}:{part}"
 
     def _require(self, run_id: str, is_there: object) -> None:
-        """Raise UnknownRunError where a script has found that there is no such run."""
+        """Raise UnknownRunError if a script found no such run."""
         if not is_there:
             raise UnknownRunError(run_id)
 

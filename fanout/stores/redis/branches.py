@@ -11,7 +11,7 @@ from fanout.core.state import BeginReply, ParkedBranch, RecordReply
 from fanout.stores import codec
 from fanout.stores.blobs.base import blob_name
 from fanout.stores.redis.base import translated
-from fanout.stores.redis.kept import RedisKept
+from fanout.stores.redis.blob_references import RedisBlobReferences
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterator, Sequence
@@ -22,25 +22,25 @@ if TYPE_CHECKING:
 
 __all__ = ["RedisBranches"]
 
-# A branch that was begun so often without an end is begun again only alone: when its worker dies,
-# it is known which branch it was.
+# After so many begins without an end, a branch begins again only alone: if the worker dies, this
+# branch is known to be the cause.
 _ALONE_AFTER = 2
-_Asked = TypeVar("_Asked")
-_Said = TypeVar("_Said")
-# A script blocks the server while it runs: these take it about a millisecond.
+_Request = TypeVar("_Request")
+_Reply = TypeVar("_Reply")
+# A script blocks the server while it runs: a call for this many branches takes about 1 ms.
 _AT_ONCE = 200
 
 
-def _of_each(
-    asked: Sequence[_Asked],
-    key_of: Callable[[_Asked], Hashable],
-    ask: Callable[[list[_Asked]], list[_Said]],
-) -> list[_Said]:
-    """Ask once for all that have a key in common; return what was said of each, in order."""
+def _ask_by_key(
+    asked: Sequence[_Request],
+    key_of: Callable[[_Request], Hashable],
+    ask: Callable[[list[_Request]], list[_Reply]],
+) -> list[_Reply]:
+    """Ask once for all requests with the same key; return the replies in order."""
     groups: defaultdict[Hashable, list[int]] = defaultdict(list)
     for number, each in enumerate(asked):
         groups[key_of(each)].append(number)
-    said: dict[int, _Said] = {}
+    said: dict[int, _Reply] = {}
     for numbers in groups.values():
         for start in range(0, len(numbers), _AT_ONCE):
             some = numbers[start : start + _AT_ONCE]
@@ -48,15 +48,15 @@ def _of_each(
     return [said[number] for number in range(len(asked))]
 
 
-def _claimant(start: BeginRequest) -> Hashable:
+def _begin_key(start: BeginRequest) -> Hashable:
     return start.branch_id.shard_id, start.holder, start.lasts_s, start.beats_for_s
 
 
-def _shard_of(end: RecordRequest) -> Hashable:
+def _record_key(end: RecordRequest) -> Hashable:
     return end.branch_id.shard_id, end.feed
 
 
-def _written(end: RecordRequest) -> list[Any]:
+def _record_args(end: RecordRequest) -> list[Any]:
     outcome = end.outcome
     usage = outcome.usage
     counts = (usage.input_tokens, usage.output_tokens, usage.cost_usd)
@@ -72,16 +72,16 @@ def _written(end: RecordRequest) -> list[Any]:
 
 
 def _pairs(flat: list[Any]) -> Iterator[tuple[Any, Any]]:
-    """Return the items of a list two by two."""
+    """Return the items of a flat list as pairs."""
     return zip(flat[::2], flat[1::2], strict=True)
 
 
-class RedisBranches(RedisKept):
-    """The branches of a shard: who makes the call, and how it ended."""
+class RedisBranches(RedisBlobReferences):
+    """The claims and outcomes of branches."""
 
     @translated
     def take_parked(self, run_id: str) -> list[ParkedBranch]:
-        """Take away the branches that were not begun because the run is, or was, paused."""
+        """Remove and return the branches that were parked while the run was paused."""
         key = f"{self._run(run_id)}:parked"
         with self._redis.pipeline() as pipe:
             pipe.smembers(key)
@@ -90,19 +90,18 @@ class RedisBranches(RedisKept):
         return [codec.decode_parked(run_id, member) for member in sorted(members)]
 
     def begin(self, start: BeginRequest) -> BeginReply:
-        """Ask whether a branch may make its call, and count it.
+        """Ask whether a branch may make its call, and count the begin.
 
-        While its holder is alive, nobody else may begin the branch until it is given up: its
-        message may come to a second worker although the first has not died, after the server was
-        away for instance. A holder is taken for dead only by one that has said since that it is
-        alive itself.
+        While its holder is alive, no other delivery may begin the branch until the holder releases
+        it: a second worker may get a copy of the message, for example after the server was
+        unreachable. A worker may treat a holder as dead only after a later heartbeat of its own.
         """
         return self.begin_all([start])[0]
 
     @translated
     def begin_all(self, starts: Sequence[BeginRequest]) -> list[BeginReply]:
-        """Begin several branches, in as few steps as can be; return the answers in order."""
-        return _of_each(starts, _claimant, self._begin_some)
+        """Begin several branches in as few steps as possible; return the replies in order."""
+        return _ask_by_key(starts, _begin_key, self._begin_some)
 
     def _begin_some(self, starts: list[BeginRequest]) -> list[BeginReply]:
         first = starts[0]
@@ -124,26 +123,26 @@ class RedisBranches(RedisKept):
         token: str,
         counts: bool = False,
     ) -> None:
-        """Take a begin back: the delivery was handed back without a call's end, or died.
+        """Release a begin: the delivery was handed back without the end of its call, or died.
 
-        Where there is nothing of it, nothing is done.
+        Does nothing if there is no such begin.
 
         Args:
             branch_id: The branch.
-            token: Of the begin; that of another delivery stays.
-            counts: Whether it was a begin all the same: what stands still everywhere must end.
+            token: The token of the begin; one of another delivery stays.
+            counts: Whether the begin still counts, so that a branch that hangs everywhere ends.
         """
         keys = [self._shard(branch_id, "state")]
         self._unbegin(keys=keys, args=[branch_id.position, token, 0 if counts else -1])
 
     def record(self, end: RecordRequest) -> RecordReply:
-        """Write the outcome of a branch; the first one stands and is counted once."""
+        """Write the outcome of a branch; only the first one is kept and counted."""
         return self.record_all([end])[0]
 
     @translated
     def record_all(self, ends: Sequence[RecordRequest]) -> list[RecordReply]:
-        """Write several outcomes, in as few steps as can be; return what became of each."""
-        return _of_each(ends, _shard_of, self._record_some)
+        """Write several outcomes in as few steps as possible; return the replies in order."""
+        return _ask_by_key(ends, _record_key, self._record_some)
 
     def _record_some(self, ends: list[RecordRequest]) -> list[RecordReply]:
         first = ends[0]
@@ -155,7 +154,7 @@ class RedisBranches(RedisKept):
         ]
         args: list[Any] = [self._ttl_s, first.feed]
         for end in ends:
-            args += _written(end)
+            args += _record_args(end)
         said = self._record(keys=keys, args=args)
         return [
             RecordReply(first=bool(first), next=None if following < 0 else following, ended=ended)
@@ -177,7 +176,7 @@ class RedisBranches(RedisKept):
         except LostDataError:
             if self._held(key) == held:
                 raise
-            # A retry has opened the shard again since we asked.
+            # A retry has reopened the shard since the read.
             return self.outcomes(shard_id)
         return codec.decode_outcomes(blob)
 

@@ -1,8 +1,8 @@
-"""The server's Lua for chords, of which nothing must be written when their run is gone.
+"""Lua scripts for chords that write nothing once their run is deleted.
 
-A chord's keys bear its run's name, and Celery makes them anew for a member that returns late. So
-its script is told the run's key, behind the keys that it has, and asks for it first. Its other
-scripts about chords change only what is there.
+A chord's keys contain its run's id, and Celery recreates them for a member that returns late. So
+Celery's script also gets the run's key, after its own keys, and checks that first. Celery's other
+chord scripts only change existing keys.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ return 1
 
 
 def count_of_run(script: str) -> str:
-    """Return Celery's script that counts a member; of a run that is gone, none is counted.
+    """Return Celery's script that counts a member, changed to count none of a deleted run.
 
-    What it returns then is what it returns for a chord that is done.
+    It then returns the same as for a completed chord.
     """
     return f"if redis.call('EXISTS', KEYS[7]) == 0 then return {{-1, 0, 0, 0}} end\n{script}"

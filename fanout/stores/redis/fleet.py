@@ -1,4 +1,4 @@
-"""What processes tell one another through the Redis store."""
+"""The fleet's shared state in the Redis store: heartbeats, locks, notes and versions."""
 
 from __future__ import annotations
 
@@ -12,41 +12,42 @@ if TYPE_CHECKING:
 
 __all__ = ["RedisFleet"]
 
-# Who has fallen silent is remembered for an hour, as the server may be away for so long.
+# Seconds that a silent process is remembered, as the server may be unreachable for so long.
 _REMEMBERED_S = 3_600
-# A run that expired may still be among the active ones: one would not do.
+# More than one, as an expired run may still be among the active ones.
 _SOME_RUNS = 20
 
 
 class RedisFleet(RedisBase):
-    """What processes tell one another, apart from any run."""
+    """The fleet's state that belongs to no run."""
 
     @translated
     def beat(self, holder: str, *, ttl_s: float) -> None:
-        """Say that the holder of begun branches is alive; to be said each third of ``ttl_s``.
+        """Send the heartbeat of a holder of begun branches, once per third of ``ttl_s``.
 
-        One that is late by another third was held up, and mostly so were all others, by the server
-        being away: then those that were alive at its last beat are alive for ``ttl_s`` more.
+        A beat that is late by another third was delayed, mostly because the server was unreachable
+        for all holders. Then the holders that were alive at its previous beat stay alive for
+        ``ttl_s`` more.
 
         Args:
-            holder: Names a process; not one that had the same name before.
-            ttl_s: Seconds after which a silent holder is taken for dead.
+            holder: The unique name of a process; a restarted process needs a new one.
+            ttl_s: Seconds without a beat after which a holder counts as dead.
         """
         self._beat(keys=[self._holders], args=[holder, ttl_s, _REMEMBERED_S])
 
     @translated
     def take_lock(self, name: str, holder: str, *, ttl_s: int) -> bool:
-        """Take or keep a lock for ``ttl_s`` seconds; say whether ``holder`` has it."""
+        """Take or renew a lock for ``ttl_s`` seconds; return whether ``holder`` has it."""
         return bool(self._lock(keys=[f"{self._prefix}:lock:{name}"], args=[holder, ttl_s]))
 
     @translated
     def put_note(self, key: str, note: bytes, *, ttl_s: int) -> None:
-        """Leave a short-lived note, such as the answer of a check."""
+        """Write a short-lived note, such as the answer of a check."""
         self._redis.set(f"{self._prefix}:note:{key}", note, ex=ttl_s)
 
     @translated
     def take_note(self, key: str) -> bytes | None:
-        """Take a note away, or return None where there is none yet."""
+        """Remove and return a note, or return None if there is none yet."""
         return cast("bytes | None", self._redis.getdel(f"{self._prefix}:note:{key}"))
 
     @property
@@ -55,14 +56,14 @@ class RedisFleet(RedisBase):
 
     @translated
     def worker_alive(self, worker: WorkerRecord, *, ttl_s: float) -> None:
-        """Say that a worker is there, for the next ``ttl_s`` seconds."""
-        # Until when it is known, and when it said so, must be read off one clock.
+        """Write a worker's record; it counts as alive for the next ``ttl_s`` seconds."""
+        # The end of its ttl and the time of the record must come from one clock.
         record = codec.encode_worker(worker, ttl_s)
         self._alive(keys=self._workers, args=[worker.name, record, ttl_s, _REMEMBERED_S])
 
     @translated
     def worker_gone(self, name: str) -> None:
-        """Say that a worker has stopped."""
+        """Remove the record of a worker that has stopped."""
         known, records = self._workers
         with self._redis.pipeline() as pipe:
             pipe.zrem(known, name)
@@ -77,10 +78,10 @@ class RedisFleet(RedisBase):
             pipe.time()
             pipe.zrange(known, 0, -1, withscores=True)
             pipe.hgetall(records)
-            time, until, said = pipe.execute()
+            time, until, stored = pipe.execute()
         now = seconds(time)
-        live = ((name, lapses) for name, lapses in until if lapses > now and name in said)
-        return [codec.decode_worker(said[name], lapses) for name, lapses in sorted(live)]
+        live = ((name, lapses) for name, lapses in until if lapses > now and name in stored)
+        return [codec.decode_worker(stored[name], lapses) for name, lapses in sorted(live)]
 
     @translated
     def count_dropped(self, messages: int) -> None:
@@ -97,16 +98,16 @@ class RedisFleet(RedisBase):
 
     @translated
     def claim_wire(self, version: int, *, holder: str, ttl_s: float) -> int:
-        """Ask as a worker to speak ``version``, and return the version that the fleet speaks.
+        """Ask as a worker to use the wire format ``version``; return the version of the fleet.
 
-        Where they are the same, the holder counts as one who speaks it, for ``ttl_s`` seconds. A
-        fleet goes over to another version when nobody speaks the old one and no run of it is
-        active.
+        If they are equal, the holder counts as a process of that version for ``ttl_s`` seconds. A
+        fleet changes to another version when no process uses the old one and no run of the old one
+        is active.
 
         Args:
-            version: What the asking process speaks: its messages, and its records in the store.
-            holder: Names the process; not one that had the same name before.
-            ttl_s: Seconds after which a silent holder is taken for gone.
+            version: The wire version of the worker's messages and records.
+            holder: The unique name of the process; a restarted process needs a new one.
+            ttl_s: Seconds after which a silent holder counts as gone.
         """
         keys = [self._wire, f"{self._wire}:holders", self._active]
         args: list[Any] = [version, holder, ttl_s, self._run("")]
@@ -114,14 +115,14 @@ class RedisFleet(RedisBase):
 
     @translated
     def wire_for(self, version: int, *, needs_room: bool = False) -> int:
-        """Return the version that a client must speak; ``version`` where that is right.
+        """Return the wire version that a client must use; ``version`` if that is right.
 
-        A client claims nothing: its runs say their version, and a worker that cannot speak it
-        refuses them. Where no worker speaks, those of the active runs count.
+        A client claims no version: its runs name theirs, and workers of another version refuse
+        them. Without workers, the versions of the active runs count.
 
         Args:
-            version: What the client speaks.
-            needs_room: Raise BrokerError where the server is full.
+            version: The client's wire version.
+            needs_room: Whether to raise BrokerError if the server is full.
         """
         if needs_room:
             self._redis.set(f"{self._prefix}:note:room", "", px=1)
@@ -141,7 +142,7 @@ class RedisFleet(RedisBase):
         return self._redis.zcount(f"{self._wire}:holders", now, "+inf")
 
     def _wires_of_runs(self) -> list[int | None]:
-        """Return the versions of some active runs: each client has looked at those before it."""
+        """Return the versions of some active runs: every client checks the earlier runs."""
         some = cast("list[bytes]", self._redis.srandmember(self._active, _SOME_RUNS))
         with self._redis.pipeline(transaction=False) as pipe:
             for run_id in some:
@@ -152,18 +153,18 @@ class RedisFleet(RedisBase):
 
     @translated
     def release_wire(self, holder: str) -> None:
-        """Say that a process does not speak the fleet's version of the wire format any more."""
+        """Remove a process from those that use the fleet's wire version."""
         self._redis.zrem(f"{self._wire}:holders", holder)
 
     @translated
     def wire(self) -> int | None:
-        """Return the version of the wire format that the fleet speaks; None: nobody ever spoke."""
+        """Return the fleet's wire version; None if no worker has claimed one."""
         version = cast("bytes | None", self._redis.get(self._wire))
         return None if version is None else int(version)
 
     @translated
     def now(self) -> float:
-        """Return the time, in seconds since the epoch, by the one clock that all machines share."""
+        """Return the server's time, in seconds since the epoch: all machines share that clock."""
         return seconds(self._redis.time())
 
     @translated

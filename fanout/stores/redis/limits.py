@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = ["RedisLimits"]
 
-# Nothing is reserved for longer.
+# No reservation lasts longer.
 _KEPT_S = 3_600
 
 
@@ -25,7 +25,7 @@ class RedisLimits(RedisBase):
     def reserve_call(self, model: str, *, rates: Rates, tokens: int) -> Reservation:
         """Take the next time at which a call to a model may begin: see fanout.core.rate_limits.
 
-        Whoever asks brings the rates; all who ask for the same model share what is used of them.
+        The caller passes the rates. All callers for a model share its use of them.
         """
         costs = [rates.request_s(), rates.tokens_s(tokens)]
         args: list[Any] = [model, *costs, BURST_S, MAX_AHEAD_S, _KEPT_S]
@@ -34,12 +34,12 @@ class RedisLimits(RedisBase):
 
     @translated
     def correct_slot(self, model: str, *, rates: Rates, tokens: int) -> None:
-        """Add tokens, or take some back, that a call took more than it was taken to."""
+        """Correct the tokens of a call by the difference between actual use and estimate."""
         self._correct_slot(keys=[self._limits], args=[model, rates.tokens_s(tokens)])
 
     @translated
     def pause_model(self, model: str, pause_s: float) -> None:
-        """Have no call to a model begin for so long: its provider has refused one."""
+        """Let no call to a model begin for ``pause_s`` seconds: its provider has refused one."""
         keys = [self._limits, self._totals]
         self._pause_model(keys=keys, args=[model, pause_s, _KEPT_S])
 
@@ -47,8 +47,8 @@ class RedisLimits(RedisBase):
     def pause_of(self, model: str) -> BreakerReply:
         """Return whether a call to a model may begin: see fanout.policy.outages.
 
-        Who asks while it fails for everybody may be told to try: then the others are told to wait.
-        While the model is well, this is one read.
+        While the breaker is open, one caller at a time may probe the model, and the others wait.
+        While it is closed, this is one read.
         """
         with self._redis.pipeline() as pipe:
             pipe.time()
@@ -69,18 +69,18 @@ class RedisLimits(RedisBase):
 
     @translated
     def trip_breaker(self, model: str) -> bool:
-        """Report that a model fails for everybody; say whether all leave it alone now."""
+        """Report that a model fails for the whole fleet; return whether the breaker is open."""
         args: list[Any] = [model, FIRST_PROBE_S, FORGET_S, REOPEN_S, _KEPT_S]
         return bool(self._trip_breaker(keys=[self._limits], args=args) == 1)
 
     @translated
     def close_breaker(self, model: str) -> None:
-        """Have all call a model again: one of its calls has succeeded. Its pauses end too."""
+        """Close a model's breaker after a successful call. Its pauses end too."""
         self._close_breaker(keys=[self._limits], args=[model, _KEPT_S])
 
     @translated
     def limits(self) -> dict[str, LimitState]:
-        """Return how far the limits of models are used, in seconds from now."""
+        """Return the use of rate limits by model, in seconds from now."""
         with self._redis.pipeline() as pipe:
             pipe.time()
             pipe.hgetall(self._limits)

@@ -23,18 +23,18 @@ if TYPE_CHECKING:
 
 __all__ = ["RedisRuns"]
 
-# Runs that are read in one round trip.
+# Runs per round trip.
 _PAGE = 100
-# Bytes above which an aggregate is worth a file of its own.
+# Bytes above which an aggregate gets a file.
 _LARGE_RESULT = 100_000
 
 _log = logging.getLogger(__name__)
 
 
 class RedisRuns(RedisStages):
-    """The runs: what they are asked for, their status, their aggregate.
+    """The specs, statuses and aggregates of runs.
 
-    A run that is deleted or reopened takes its shards along.
+    Deleting or reopening a run changes its shards too.
     """
 
     @translated
@@ -47,10 +47,7 @@ class RedisRuns(RedisStages):
         deadline_at: float | None = None,
         wire: int | None = None,
     ) -> None:
-        """Remember a new run in status ``enqueuing``; ``spec`` is its JSON.
-
-        ``wire`` is the version of the wire format that it is written in.
-        """
+        """Write a new run in status ``enqueuing``; ``spec`` is JSON, ``wire`` its wire version."""
         key = self._run(run_id)
         fields = {"spec": spec, "status": RunStatus.ENQUEUING.value, "created_at": created_at}
         if deadline_at is not None:
@@ -65,7 +62,7 @@ class RedisRuns(RedisStages):
             pipe.hincrby(self._run_totals, "submitted", 1)
             *answers, _counted = pipe.execute(raise_on_error=False)
         for answer in answers:
-            # A count that another client has spoilt keeps nobody from submitting.
+            # A count that another client has damaged must not prevent a submission.
             if isinstance(answer, Exception):
                 raise answer
 
@@ -88,7 +85,7 @@ class RedisRuns(RedisStages):
         return record
 
     def runs(self, prefix: str = "") -> Iterator[RunRecord]:
-        """Yield the runs that have not expired and whose ids begin so, the newest first."""
+        """Yield the runs that have not expired and whose ids begin with ``prefix``, newest first."""
         run_ids = [run_id for run_id in self._run_ids() if run_id.startswith(prefix)]
         for start in range(0, len(run_ids), _PAGE):
             page = run_ids[start : start + _PAGE]
@@ -102,7 +99,7 @@ class RedisRuns(RedisStages):
 
     @translated
     def _run_ids(self) -> list[str]:
-        # All of them, and not a scan for those that begin so: that takes as long, 5 ms for 50,000.
+        # All ids, as a scan by prefix takes as long: 5 ms for 50,000.
         ids = cast("list[bytes]", self._redis.zrange(f"{self._prefix}:runs", 0, -1, desc=True))
         return [run_id.decode() for run_id in ids]
 
@@ -110,7 +107,7 @@ class RedisRuns(RedisStages):
     def _records(self, run_ids: list[str]) -> list[RunRecord | StoredDataError | None]:
         """Return the runs in one round trip; None for each that has expired.
 
-        Nor do those that are damaged keep anybody from the others.
+        A damaged run is returned as its error, so that callers still get the others.
         """
         with self._redis.pipeline(transaction=False) as pipe:
             pipe.time()
@@ -139,9 +136,9 @@ class RedisRuns(RedisStages):
 
     @translated
     def set_status(self, run_id: str, status: RunStatus, *, stage: int | None = None) -> bool:
-        """Move a run that has not ended to ``status``; say whether it was moved.
+        """Move a run that has not ended to ``status``; return whether it was moved.
 
-        The stage only rises: a task that is delivered again does not take it back.
+        The stage only rises: a task that is delivered again does not lower it.
         """
         args: list[Any] = [status, "" if stage is None else stage, *FINAL]
         return bool(self._set_status(keys=[self._run(run_id)], args=args))
@@ -150,7 +147,7 @@ class RedisRuns(RedisStages):
     def end_run(
         self, run_id: str, status: RunStatus, *, ended_at: float, error: str | None = None
     ) -> bool:
-        """Give a run its final status; say whether this call did. The first end stands."""
+        """Give a run its final status; return whether this call did. The first end stands."""
         args: list[Any] = [status, ended_at, error or "", self._ttl_s, run_id, *FINAL]
         keys = [self._run(run_id), self._active, self._run_totals]
         return bool(self._end_run(keys=keys, args=args))
@@ -163,21 +160,21 @@ class RedisRuns(RedisStages):
 
     @translated
     def pause(self, run_id: str) -> bool:
-        """Let no further branch begin until ``unpause``; say whether this call did."""
+        """Let no further branch begin until ``unpause``; return whether this call did."""
         return bool(self._pause(keys=[self._run(run_id)], args=["1", *FINAL]))
 
     @translated
     def unpause(self, run_id: str) -> bool:
-        """Let branches begin again; say whether this call did. Those parked stay so."""
+        """Let branches begin again; return whether this call did. Parked branches stay parked."""
         return bool(self._pause(keys=[self._run(run_id)], args=["0", *FINAL]))
 
     @translated
     def reopen_run(self, run_id: str, *, retry: frozenset[ErrorKind]) -> bool:
-        """Take a run that has ended back to ``running``; say whether this call did.
+        """Set a run that has ended back to ``running``; return whether this call did.
 
-        Its aggregate is dropped, and what its reduce stages hold, but not what they consumed. Its
-        shards may be opened again, and each be taken back once to what did not fail by a kind in
-        ``retry``.
+        Deletes its aggregate and the data of its reduce stages, but keeps their usage. Its shards
+        can be opened again, and each can be reset once to the outcomes that did not fail with a
+        kind in ``retry``.
         """
         base = self._stage(StageId(run_id, 0))
         run = self._run(run_id)
@@ -193,19 +190,19 @@ class RedisRuns(RedisStages):
             stage_id = StageId(run_id, stage)
             self._delete_shards(stage_id, self.stage(stage_id).shards)
             with suppress(StorageError):
-                # What stays goes with the run.
+                # Remaining files are deleted with the run.
                 self._blobs.drop_all(blob_folder(stage_id))
         return True
 
     @translated
     def begin_delete(self, run_id: str) -> list[int]:
-        """Have a run be unknown from now on, so that nothing is written of it any more.
+        """Make a run unknown from now on, so that no process writes to it any more.
 
-        Also of one whose deletion has begun before and has not ended: it is among the active runs
-        until ``delete_run`` has been carried out.
+        Also for a run whose deletion began before and has not ended: it is among the active runs
+        until ``delete_run`` is done.
 
         Returns:
-            How many shards each of its stages has.
+            The number of shards of each stage.
 
         Raises:
             UnknownRunError: There is no such run.
@@ -215,21 +212,21 @@ class RedisRuns(RedisStages):
         last: int = self._delete(keys=keys, args=[self._ttl_s, run_id])
         self._require(run_id, last >= 0)
         self._forget_backlog(keys=[BRANCHES_QUEUE], args=[run_id])
-        # One more than it knows of: that one was being written.
+        # One more than the record has: that stage may be in the middle of a write.
         return [self.stage(StageId(run_id, stage)).shards for stage in range(last + 2)]
 
     @translated
     def delete_run(self, run_id: str) -> None:
-        """Forget all there is of a run. Raises UnknownRunError."""
+        """Delete all data of a run. Raises UnknownRunError."""
         shards = self.begin_delete(run_id)
-        # A stage behind its shards and the mark last: a deletion that dies half-way is done again.
+        # A stage after its shards, and the mark last: an interrupted deletion is repeated.
         for stage, count in enumerate(shards):
             stage_id = StageId(run_id, stage)
             self._delete_shards(stage_id, count)
             self._redis.delete(self._stage(stage_id))
         if self._blobs.root is not None:
             with suppress(StorageError):
-                # Where the storage is away, or is another one, the sweep does it later.
+                # If the storage is unreachable, or another one, the sweep deletes them later.
                 self._drop_files(run_id)
         run = self._run(run_id)
         self._redis.delete(f"{run}:result", f"{run}:parked")
@@ -248,7 +245,7 @@ class RedisRuns(RedisStages):
 
     @translated
     def result(self, run_id: str) -> bytes | None:
-        """Return the run's aggregate, or None where there is none."""
+        """Return the run's aggregate, or None if there is none."""
         held = self._held(f"{self._run(run_id)}:result")
         return None if held is None else self._blobs.load(f"{run_id}/result", held)
 

@@ -166,8 +166,8 @@ return recorded
 
 # KEYS stage, open, draining, run; ARGV window, finished (-1: none), ttl, draining (-1: none), how
 # many of its branches have not ended, how many times the window may be open with those that drain.
-# Returns shard, lanes, shard, lanes, ...; nil where there is no such run. The stage hash keeps cap
-# (0: none), lane (per shard), used, written and opened; used is for whoever looks. At most 1,000
+# Returns shard, permits, shard, permits, ...; nil if there is no such run. The stage hash has cap (0:
+# none), lane (permits of a shard), used, written and opened; used is for views. At most 1,000
 # shards at a time: clients write that hash, and a script holds up everybody.
 OPEN_SHARDS = """
 if redis.call('EXISTS', KEYS[4]) == 0 then return false end
@@ -175,12 +175,12 @@ local function field(name)
     return tonumber(redis.call('HGET', KEYS[1], name) or 0)
 end
 if tonumber(ARGV[4]) >= 0 then
-    local lanes = redis.call('HGET', KEYS[2], ARGV[4])
-    if lanes then
+    local permits = redis.call('HGET', KEYS[2], ARGV[4])
+    if permits then
         redis.call('SADD', KEYS[3], ARGV[4])
         redis.call('EXPIRE', KEYS[3], ARGV[3])
         -- It cannot have more in flight than are left of it.
-        local left = math.min(tonumber(lanes), tonumber(ARGV[5]))
+        local left = math.min(tonumber(permits), tonumber(ARGV[5]))
         redis.call('HSET', KEYS[2], ARGV[4], left)
     end
 end
@@ -192,7 +192,7 @@ local cap, lane, written = field('cap'), field('lane'), field('written')
 -- Summed, not counted: a sum cannot come to differ from what is open.
 local used, opened = 0, field('opened')
 if cap > 0 then
-    for _, lanes in ipairs(redis.call('HVALS', KEYS[2])) do used = used + tonumber(lanes) end
+    for _, permits in ipairs(redis.call('HVALS', KEYS[2])) do used = used + tonumber(permits) end
 end
 local window = field('window')
 if window == 0 then window = tonumber(ARGV[1]) end
@@ -201,12 +201,12 @@ local inflight = open - redis.call('SCARD', KEYS[3])
 local granted = {}
 while opened < written and inflight < window and open < window * tonumber(ARGV[6])
         and (cap == 0 or used < cap) and #granted < 2000 do
-    local lanes = 0
-    if cap > 0 then lanes = math.min(lane, cap - used) end
-    redis.call('HSET', KEYS[2], opened, lanes)
+    local permits = 0
+    if cap > 0 then permits = math.min(lane, cap - used) end
+    redis.call('HSET', KEYS[2], opened, permits)
     granted[#granted + 1] = opened
-    granted[#granted + 1] = lanes
-    opened, used, inflight, open = opened + 1, used + lanes, inflight + 1, open + 1
+    granted[#granted + 1] = permits
+    opened, used, inflight, open = opened + 1, used + permits, inflight + 1, open + 1
 end
 if cap > 0 then redis.call('HSET', KEYS[1], 'used', used) end
 if #granted > 0 then
@@ -218,18 +218,18 @@ return granted
 """
 
 # KEYS stage, open, run; ARGV ttl, shards. Those that are not open become so; with a cap, as many as
-# it has lanes for. Returns whether there is such a run.
+# it has permits for. Returns whether there is such a run.
 ADOPT = """
 if redis.call('EXISTS', KEYS[3]) == 0 then return 0 end
 local cap = tonumber(redis.call('HGET', KEYS[1], 'cap') or 0)
 local lane = tonumber(redis.call('HGET', KEYS[1], 'lane') or 0)
 local used = 0
-for _, lanes in ipairs(redis.call('HVALS', KEYS[2])) do used = used + tonumber(lanes) end
+for _, permits in ipairs(redis.call('HVALS', KEYS[2])) do used = used + tonumber(permits) end
 for i = 2, #ARGV do
-    local lanes = 0
-    if cap > 0 then lanes = math.min(lane, cap - used) end
-    if cap > 0 and lanes <= 0 then break end
-    used = used + lanes * redis.call('HSETNX', KEYS[2], ARGV[i], lanes)
+    local permits = 0
+    if cap > 0 then permits = math.min(lane, cap - used) end
+    if cap > 0 and permits <= 0 then break end
+    used = used + permits * redis.call('HSETNX', KEYS[2], ARGV[i], permits)
 end
 redis.call('EXPIRE', KEYS[2], ARGV[1])
 return 1
@@ -255,7 +255,7 @@ redis.call('EXPIRE', KEYS[1], ARGV[2])
 return first
 """
 
-# KEYS stage, run; ARGV ttl, window, lanes of a shard, cap. Returns whether there is such a run.
+# KEYS stage, run; ARGV ttl, window, permits of a shard, cap. Returns whether there is such a run.
 SET_LANES = """
 if redis.call('EXISTS', KEYS[2]) == 0 then return 0 end
 redis.call('HSET', KEYS[1], 'window', ARGV[2], 'lane', ARGV[3], 'cap', ARGV[4])

@@ -10,7 +10,7 @@ from fanout.core.state import Grant, SealReply, ShardState, StageProgress, Stage
 from fanout.stores import codec
 from fanout.stores.blobs.base import blob_name
 from fanout.stores.redis.base import FINAL, translated
-from fanout.stores.redis.kept import RedisKept
+from fanout.stores.redis.blob_references import RedisBlobReferences
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -22,17 +22,17 @@ if TYPE_CHECKING:
 
 __all__ = ["RedisStages"]
 
-# How many times the window may be open, with the shards that drain: a few slow calls of each must
-# not keep the workers idle, and what has ended of a shard that is open is not compressed yet.
+# Open shards, with those that drain, as a multiple of the window: a few slow calls per shard must not
+# leave the workers idle, but the outcomes of an open shard are not compressed yet.
 _MOST_WINDOWS = 8
 
 
-class RedisStages(RedisKept):
-    """The stages of a run and their shards: inputs, counts, which are in flight."""
+class RedisStages(RedisBlobReferences):
+    """The stages of runs and their shards: inputs, counts, and the shards in flight."""
 
     @translated
     def stage(self, stage_id: StageId) -> StageRecord:
-        """Return the counts of a stage; all 0 where there is no such stage."""
+        """Return the counts of a stage; all 0 if there is no such stage."""
         fields = cast("dict[bytes, bytes]", self._redis.hgetall(self._stage(stage_id)))
         return codec.decode_stage(fields)
 
@@ -44,10 +44,9 @@ class RedisStages(RedisKept):
         kept: dict[int, Outcome],
         dropped: list[Outcome],
     ) -> bool:
-        """Take a shard back to the outcomes ``kept``; uncount those ``dropped``.
+        """Reset a shard to the outcomes ``kept``; subtract those ``dropped`` from the counts.
 
-        What calls consumed stays counted. Once for each time that the run is reopened: later calls
-        change nothing.
+        Usage stays counted. Only the first call after the run was reopened has an effect.
 
         Returns:
             Whether this call did it.
@@ -69,7 +68,7 @@ class RedisStages(RedisKept):
 
     @translated
     def is_finished(self, shard_id: ShardId) -> bool:
-        """Say whether a shard is compacted."""
+        """Return whether a shard is compacted."""
         return bool(self._redis.exists(self._shard(shard_id, "out")))
 
     def _delete_shards(self, stage_id: StageId, count: int) -> None:
@@ -81,10 +80,10 @@ class RedisStages(RedisKept):
 
     @translated
     def put_shard(self, shard_id: ShardId, shard: Shard) -> bool:
-        """Write the input of the next shard of a stage and count it; one that is there stays.
+        """Write and count the input of the next shard of a stage; an existing one stays.
 
         Returns:
-            Whether the stage takes shards: not once it is sealed, or its run is halted or over.
+            Whether the stage accepts shards: not once it is sealed, or its run is halted or over.
 
         Raises:
             UnknownRunError: There is no such run.
@@ -107,7 +106,7 @@ class RedisStages(RedisKept):
 
     @translated
     def shard(self, shard_id: ShardId) -> Shard:
-        """Return the input of a shard. Raises UnknownRunError where it has expired."""
+        """Return the input of a shard. Raises UnknownRunError if it has expired."""
         held = self._held(self._shard(shard_id, "in"))
         if held is None:
             raise UnknownRunError(shard_id.run_id)
@@ -153,11 +152,10 @@ class RedisStages(RedisKept):
 
         Args:
             stage_id: The stage.
-            window: How many; a stage with permits has its own.
-            finished: A shard that is over.
-            draining: A shard of which few branches have not ended, and how many: it does not count
-                any more, and needs no more permits than that. No more than eight windows are
-                open in all.
+            window: The number of shards; a stage with permits has its own.
+            finished: A shard that has ended.
+            draining: A shard with few branches left, and their number: the shard no longer counts,
+                and needs no more permits than that. At most eight windows are open in all.
         """
         key = self._stage(stage_id)
         args: list[Any] = [window, -1 if finished is None else finished, self._ttl_s]
@@ -171,10 +169,10 @@ class RedisStages(RedisKept):
 
     @translated
     def start_shard(self, shard_id: ShardId, *, published: int) -> bool:
-        """Remember that the first ``published`` branches of a shard are being published.
+        """Note that the first ``published`` branches of a shard are being published.
 
         Returns:
-            Whether this call was the first to say so.
+            Whether this call was the first.
         """
         keys = [self._shard(shard_id, "state"), self._run(shard_id.run_id)]
         answer = self._start_shard(keys=keys, args=[published, self._ttl_s])
@@ -183,13 +181,13 @@ class RedisStages(RedisKept):
 
     @translated
     def advance_shard(self, shard_id: ShardId, *, published: int) -> None:
-        """Remember that as many branches of a shard, from the first, are published, if not more."""
+        """Note that at least the first ``published`` branches of a shard are published."""
         keys = [self._shard(shard_id, "state"), self._run(shard_id.run_id)]
         self._require(shard_id.run_id, self._advance(keys=keys, args=[published, self._ttl_s]))
 
     @translated
     def progress(self, stage_id: StageId) -> StageProgress:
-        """Return how far the shards of a stage are."""
+        """Return the progress of the shards of a stage."""
         key = self._stage(stage_id)
         with self._redis.pipeline() as pipe:
             pipe.hmget(key, "written", "sealed", "opened", "heals")
@@ -214,7 +212,7 @@ class RedisStages(RedisKept):
 
     @translated
     def window(self, stage_id: StageId) -> StageWindow:
-        """Return how much of a stage is in flight; all 0 where there is no such stage."""
+        """Return how much of a stage is in flight; all 0 if there is no such stage."""
         key = self._stage(stage_id)
         with self._redis.pipeline() as pipe:
             pipe.hmget(key, "written", "opened", "used", "cap")
@@ -225,7 +223,7 @@ class RedisStages(RedisKept):
 
     @translated
     def shard_state(self, shard_id: ShardId) -> ShardState:
-        """Return what there is of a shard. Raises UnknownRunError."""
+        """Return the state of a shard. Raises UnknownRunError."""
         live, out, state = self._shard_keys(shard_id)
         with self._redis.pipeline() as pipe:
             pipe.hget(f"{self._stage(shard_id)}:sizes", str(shard_id.shard))
@@ -268,9 +266,9 @@ class RedisStages(RedisKept):
 
     @translated
     def adopt(self, stage_id: StageId, shards: Iterable[int]) -> None:
-        """Take shards back among those that are being processed, if they are not.
+        """Add shards to those that are being processed, unless they are among them.
 
-        Of a stage with permits, as many as there are permits for.
+        In a stage with permits, only as many as there are permits for.
         """
         key = self._stage(stage_id)
         keys = [key, f"{key}:open", self._run(stage_id.run_id)]
@@ -278,7 +276,7 @@ class RedisStages(RedisKept):
 
     @translated
     def healed(self, of: StageId | ShardId) -> None:
-        """Count that a shard, or the stage itself, was healed."""
+        """Count a heal of a shard, or of the stage itself."""
         key = self._shard(of, "state") if isinstance(of, ShardId) else self._stage(of)
         keys = [key, self._totals, self._run(of.run_id)]
         self._require(of.run_id, self._healed(keys=keys, args=[self._ttl_s]))

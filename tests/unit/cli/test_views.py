@@ -7,7 +7,7 @@ import time
 import pytest
 from rich.console import ConsoleDimensions
 
-from fanout.broker.backlog import Leases, Memory, Queue
+from fanout.broker.backlog import Queue, ServerMemory, TakenMessages
 from fanout.cli.console import TerminalConsole
 from fanout.cli.facts import capacity_lines, fleet_line, runs_lines
 from fanout.cli.speed import Speed
@@ -47,7 +47,7 @@ def fleet(**fields):
             Queue(name="fanout.control", waiting=0),
             Queue(name="fanout.branches", waiting=92, oldest_s=3.2),
         ),
-        "leases": Leases(taken=8, oldest_s=1.0),
+        "leases": TakenMessages(taken=8, oldest_s=1.0),
         "memory": None,
         "runs": {RunStatus.RUNNING: 1},
         "window": StageWindow(),
@@ -211,7 +211,7 @@ def test_a_fleet_shows_its_newest_runs_and_how_many_more():
     now = fleet(
         runs={RunStatus.RUNNING: 13, RunStatus.PAUSED: 1},
         active=tuple(f"r{n}" for n in range(14)),
-        memory=Memory(used_bytes=2_500_000, limit_bytes=10_000_000),
+        memory=ServerMemory(used_bytes=2_500_000, limit_bytes=10_000_000),
     )
     lines = drawn(fleet_view, now, runs, SPEED)
     assert lines[0] == "runs     1 paused · 13 running"

@@ -6,7 +6,7 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from fanout.broker.backlog import Leases, Memory, Queue
+from fanout.broker.backlog import Queue, ServerMemory, TakenMessages
 from fanout.cli.metrics import _is_loopback
 from fanout.core.errors import BrokerError
 from fanout.core.latency import BOUNDS_S, Latency, bucket_of
@@ -22,7 +22,7 @@ def fleet(**fields) -> FleetStatus:
     given = {
         "workers": [],
         "queues": (Queue(name="q", waiting=0),),
-        "leases": Leases(taken=0),
+        "leases": TakenMessages(taken=0),
         "memory": None,
         "runs": {},
         "window": StageWindow(),
@@ -88,8 +88,8 @@ def test_latency_is_a_histogram_with_a_sum():
 def test_queues_leases_and_the_window():
     status = fleet(
         queues=(Queue(name="a", waiting=5, oldest_s=3.5), Queue(name="b", waiting=0)),
-        leases=Leases(taken=8, oldest_s=1.5),
-        memory=Memory(used_bytes=10, limit_bytes=100),
+        leases=TakenMessages(taken=8, oldest_s=1.5),
+        memory=ServerMemory(used_bytes=10, limit_bytes=100),
         runs={RunStatus.RUNNING: 2},
         window=StageWindow(open=3, waiting=4, lanes_used=5, lanes_limit=6),
     )
@@ -127,7 +127,9 @@ def test_memory_that_may_not_be_seen_is_left_out():
 def test_workers_and_their_load():
     taker = WorkerRecord(name="a@x", concurrency=8, in_flight=3, queues=(BRANCHES_QUEUE,))
     queues = (Queue(name=BRANCHES_QUEUE, waiting=13),)
-    status = fleet(workers=[taker, WorkerRecord(name="b@y")], queues=queues, leases=Leases(taken=8))
+    status = fleet(
+        workers=[taker, WorkerRecord(name="b@y")], queues=queues, leases=TakenMessages(taken=8)
+    )
     shown = scrape(Fixed(status))
     assert shown["fanout_workers_wanted",] == 3
     assert shown["fanout_workers",] == 2

@@ -10,7 +10,7 @@ import redis
 from fanout.core.errors import BrokerError
 from fanout.core.exhaustion import is_exhausted
 from fanout.stores import RedisStore, connect
-from fanout.stores.retrying import outlasts, patiently
+from fanout.stores.retrying import call_with_retries, is_recoverable
 from tests.fakes import fake_redis
 
 # As redis-py raises them, and as a pipeline or a script does.
@@ -80,7 +80,7 @@ def failing(times, error):
 def test_what_passes_is_tried_again_with_waits_that_grow_to_a_second(error):
     clock = Clock()
     step = failing(8, error)
-    assert patiently(step, patience_s=60, clock=clock, sleep=clock.sleep) == "done"
+    assert call_with_retries(step, patience_s=60, clock=clock, sleep=clock.sleep) == "done"
     assert clock.waits == [0.05, 0.1, 0.2, 0.4, 0.8, 1.0, 1.0, 1.0]
 
 
@@ -88,7 +88,7 @@ def test_patience_ends_with_the_error():
     clock = Clock()
     step = failing(1000, redis.ConnectionError("gone"))
     with pytest.raises(redis.ConnectionError, match="gone"):
-        patiently(step, patience_s=10, clock=clock, sleep=clock.sleep)
+        call_with_retries(step, patience_s=10, clock=clock, sleep=clock.sleep)
     assert 9 <= clock.now <= 10
 
 
@@ -97,13 +97,13 @@ def test_what_does_not_pass_is_raised_at_once(error):
     clock = Clock()
     step = failing(1, error)
     with pytest.raises(type(error)):
-        patiently(step, patience_s=10, clock=clock, sleep=clock.sleep)
+        call_with_retries(step, patience_s=10, clock=clock, sleep=clock.sleep)
     assert clock.waits == []
 
 
 def test_whoever_has_in_hand_what_was_paid_for_waits_for_rights_too():
-    assert all(outlasts(error) for error in REFUSED + NO_RIGHTS)
-    assert not any(outlasts(error) for error in FAULTS)
+    assert all(is_recoverable(error) for error in REFUSED + NO_RIGHTS)
+    assert not any(is_recoverable(error) for error in FAULTS)
 
 
 @pytest.mark.parametrize("error", REFUSED + NO_RIGHTS)

@@ -1,4 +1,4 @@
-"""What the transport refuses, counted, and said without flooding the log."""
+"""Counts and logs the messages that the transport drops, without flooding the log."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from collections import Counter
 
 import msgspec
 
-__all__ = ["MALFORMED", "Refusals", "refusals"]
+__all__ = ["MALFORMED", "DroppedMessages", "dropped_messages"]
 
-# Of what was refused, one line a second says so: a flood must not fill the disk with lines.
-_SAYS_EVERY_S = 1.0
-# What an item that is no message makes kombu raise, beyond the errors of a connection.
+# Seconds between two log lines: a flood of messages must not fill the disk.
+_LOG_EVERY_S = 1.0
+# Errors that kombu raises for an item that is not a message.
 MALFORMED = (
     ValueError,
     TypeError,
@@ -27,25 +27,25 @@ MALFORMED = (
 _log = logging.getLogger(__name__)
 
 
-class Refusals:
-    """Counts what was refused, by reason, and says so without flooding the log."""
+class DroppedMessages:
+    """Counts dropped messages by reason, and logs at most one line a second."""
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
         self._lock = threading.Lock()
-        self._said_at = float("-inf")
+        self._logged_at = float("-inf")
 
     def add(self, reason: str, detail: str = "") -> None:
-        """Count a message that is dropped. ``detail`` is what may be said: no content."""
+        """Count a dropped message. ``detail`` goes to the log, and must quote no content."""
         with self._lock:
             self.counts[reason] += 1
             total = self.counts.total()
             now = time.monotonic()
-            if now - self._said_at < _SAYS_EVERY_S:
+            if now - self._logged_at < _LOG_EVERY_S:
                 return
-            self._said_at = now
+            self._logged_at = now
         about = f" ({detail})" if detail else ""
         _log.error("dropped a message that %s%s; %d dropped so far", reason, about, total)
 
 
-refusals = Refusals()
+dropped_messages = DroppedMessages()
