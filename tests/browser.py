@@ -1,7 +1,7 @@
-"""A real Chromium, driven over the WebDriver protocol: what a person would see of a page.
+"""A real Chromium, driven over the WebDriver protocol, for tests of pages.
 
-The protocol is JSON over HTTP (https://www.w3.org/TR/webdriver2/): a client for the few commands
-that the tests need is shorter than what a library for all of them would have us install.
+The protocol is JSON over HTTP (https://www.w3.org/TR/webdriver2/). The tests need few commands, so
+this client is smaller than the dependencies of a full library.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _ARGUMENTS = (
     "--disable-gpu",
     "--disable-quic",
     "--disable-dev-shm-usage",
-    # Nothing that a browser does by itself: it is to talk to the page's server alone.
+    # No background requests: the browser must only talk to the page's server.
     "--no-first-run",
     "--disable-background-networking",
     "--disable-component-update",
@@ -102,11 +102,11 @@ class Browser:
         return self._call("POST", f"{self._session}/execute/sync", {"script": script, "args": []})
 
     def text(self) -> str:
-        """The text of the page that is visible: not what a style sheet hides."""
+        """The visible text of the page, without text that a style sheet hides."""
         return str(self.run("return document.body.innerText"))
 
     def wait_for(self, what: str, condition: Callable[[str], bool] | None = None) -> str:
-        """Wait until ``what`` is to be seen, or until the text is as it should be; return it."""
+        """Wait until the text contains ``what``, or meets ``condition``; return the text."""
         until = time.monotonic() + _WAIT_S
         while not (condition or (lambda text: what in text))(text := self.text()):
             assert time.monotonic() < until, f"no sight of {what!r} in: {text}"
@@ -114,15 +114,15 @@ class Browser:
         return text
 
     def fetched(self) -> list[str]:
-        """The URLs that the page has asked for, itself first."""
+        """The URLs that the page has requested, its own first."""
         entries = "performance.getEntriesByType('resource').map(entry => entry.name)"
         return list(self.run(f"return [location.href, ...{entries}]"))
 
     def refused(self) -> list[str]:
-        """What the page's own policy (CSP) has kept it from since this was asked last."""
+        """The violations of the page's own policy (CSP) since the last call."""
         entries = self._call("POST", f"{self._session}/se/log", {"type": "browser"})
-        said = [str(entry["message"]) for entry in entries]
-        return [message for message in said if "Content Security Policy" in message]
+        messages = [str(entry["message"]) for entry in entries]
+        return [message for message in messages if "Content Security Policy" in message]
 
     def screenshot(self, path: Path) -> None:
         path.write_bytes(base64.b64decode(self._call("GET", f"{self._session}/screenshot")))

@@ -1,4 +1,4 @@
-"""An OpenTelemetry collector on loopback that keeps the spans that it is sent."""
+"""An OpenTelemetry collector on loopback that stores the spans it receives."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Span(NamedTuple):
-    worker: str  # what the worker's OTEL_RESOURCE_ATTRIBUTES call it
+    worker: str  # its name in the worker's OTEL_RESOURCE_ATTRIBUTES
     trace_id: bytes
     span_id: bytes
     parent_id: bytes
@@ -28,8 +28,8 @@ class Collector:
     """Serves /v1/traces.
 
     Attributes:
-        spans: What came, in no order.
-        raw: All bytes that came.
+        spans: The received spans, unordered.
+        raw: All received bytes.
     """
 
     def __init__(self) -> None:
@@ -61,7 +61,7 @@ class Collector:
 
     @property
     def env(self) -> dict[str, str]:
-        """What sends a worker's spans here, and only when it ends or has very many."""
+        """The settings of a worker that sends spans here, only at its end or if it has very many."""
         return {
             "FANOUT_TRACES": "otlp",
             "OTEL_EXPORTER_OTLP_ENDPOINT": self.url,

@@ -1,9 +1,9 @@
-"""What docker-compose.yml runs, run on this machine: the same commands, environment and signals.
+"""The services of docker-compose.yml as processes on this machine, without a container engine.
 
-There is no engine in it. Docker compose itself reads the file, so what is started is what it would
-start: a service's command in the environment of that service and nothing of the caller's. Images
-become the programs that are installed here, paths in containers the files that are mounted there,
-and ``0.0.0.0`` loopback. Each process has a host name of its own, as a container has.
+Docker compose itself reads the file, so each service runs with the same command, environment and
+signals as in a container, and with nothing of the caller's environment. Images become the programs
+installed here, paths in containers become the mounted files, and ``0.0.0.0`` becomes loopback. Each
+process has its own host name, like a container.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _UNITS_S = {"h": 3600, "m": 60, "s": 1}
 
 
 def read(*files: str, env: dict[str, str] | None = None, folder: Path = ROOT) -> dict[str, Any]:
-    """Return what docker compose makes of its files, all profiles included."""
+    """Return the configuration that docker compose renders from its files, with all profiles."""
     command = [str(BIN / "docker-compose"), "--project-directory", str(folder)]
     command += ["--env-file", os.devnull, "--profile", "*"]
     for file in files or ("docker-compose.yml",):
@@ -57,13 +57,13 @@ def read(*files: str, env: dict[str, str] | None = None, folder: Path = ROOT) ->
 
 
 def seconds(duration: str) -> float:
-    """``1m30s`` in seconds."""
+    """Return a duration such as ``1m30s`` in seconds."""
     return sum(int(n) * _UNITS_S[unit] for n, unit in re.findall(r"(\d+)([hms])", duration))
 
 
 @dataclass
 class Service:
-    """A process that stands for a container."""
+    """A process in place of a container."""
 
     name: str
     process: subprocess.Popen[bytes]
@@ -79,7 +79,7 @@ class Service:
         return done.returncode == 0
 
     def stop(self) -> int:
-        """As docker does: SIGTERM, and SIGKILL when the grace period is over; the exit status."""
+        """Stop it like docker: SIGTERM, then SIGKILL after the grace period. Return the exit status."""
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
             try:
@@ -89,7 +89,7 @@ class Service:
         return self.process.returncode
 
     def kill(self) -> None:
-        """End it and what it has started, now."""
+        """Kill it and its children at once."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
@@ -99,11 +99,11 @@ class ComposeOnHost:
     """Services of docker-compose.yml as processes.
 
     Args:
-        folder: Where secrets, data and logs go.
-        hosts: Machines for services that are started ``on`` one; the others stay here, and the
-            server can be reached from within.
+        folder: The folder of secrets, data and logs.
+        hosts: Machines for services started ``on`` one of them. Other services run here, and the
+            machines can reach the server.
         files: The compose files.
-        env: What ``.env`` would say.
+        env: The settings of ``.env``.
     """
 
     def __init__(
@@ -126,7 +126,7 @@ class ComposeOnHost:
         self._started: list[Service] = []
 
     def port(self, inside: int) -> int:
-        """Where on this machine a port of a container is."""
+        """Return the port on this machine for a port of a container."""
         return int(self._ports.setdefault(str(inside), str(free_port())))
 
     def url_of(self, role: str) -> str:
@@ -137,10 +137,10 @@ class ComposeOnHost:
         return self.secrets / "ca.crt" if self._is_encrypted else None
 
     def environment(self, name: str) -> dict[str, str]:
-        """What a process of a service is told, and of this machine only what an image has."""
-        told = self._config["services"][name].get("environment") or {}
+        """Return the environment of a service, with only the basic variables of an image added."""
+        given = self._config["services"][name].get("environment") or {}
         base = {"PATH": f"{BIN}:{os.environ['PATH']}", "HOME": str(self._folder), "LANG": "C.UTF-8"}
-        return {**base, **{key: self._translated(name, value) for key, value in told.items()}}
+        return {**base, **{key: self._translated(name, value) for key, value in given.items()}}
 
     def run(
         self, name: str, *arguments: str, on: Host | None = None
@@ -158,7 +158,7 @@ class ComposeOnHost:
         )
 
     def start(self, name: str, *, on: Host | None = None, **env: str) -> Service:
-        """Start one container's worth of a service; ``env`` is added to what the file says."""
+        """Start one container of a service; ``env`` adds to the environment of the file."""
         service = self._config["services"][name]
         number = sum(one.name.startswith(f"{name}-") for one in self._started) + 1
         host = f"{name}-{number}"
@@ -214,7 +214,7 @@ class ComposeOnHost:
         assert found, f"{program} is not installed"
         command = [found, *(self._translated(name, word) for word in rest)]
         if "--bind" in command and self.host != _LOOPBACK:
-            # The server, for health checks and for who is in a namespace.
+            # Bind a second address, for health checks and for clients in network namespaces.
             command.insert(command.index("--bind") + 2, self.host)
         return command
 
@@ -241,7 +241,7 @@ class ComposeOnHost:
         return mounts
 
     def _prometheus_folder(self, mounts: dict[str, str]) -> Path:
-        """The mounted folder, but with the addresses and paths of this machine, and in a hurry."""
+        """Return a copy of the mounted folder, with local addresses and paths and short intervals."""
         folder = self._folder / "prometheus"
         shutil.copytree(mounts["/etc/prometheus"], folder, dirs_exist_ok=True)
         text = (folder / "prometheus.yml").read_text()
@@ -253,7 +253,7 @@ class ComposeOnHost:
         return folder
 
     def _placed(self, command: list[str], host: str, on: Host | None) -> list[str]:
-        """The command with a host name, and a place in the network, of its own."""
+        """Return the command with its own host name, or on its own host."""
         if on is not None:
             return on.command(command)
         if os.geteuid() == 0 and shutil.which("unshare"):
@@ -264,7 +264,7 @@ class ComposeOnHost:
         return command
 
     def close(self) -> None:
-        """Stop all of it, the server last."""
+        """Kill all services, the server last."""
         for service in reversed(self._started):
             service.kill()
 

@@ -1,4 +1,4 @@
-"""What all tests share: a clean environment, no way out to the network, and real servers."""
+"""Shared fixtures: a clean environment, no access to the network, and real servers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .scripted_provider import ScriptedProvider
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-# A shell that runs the tests in the background has them, and all that they start, ignore Ctrl-C.
+# A shell that runs the tests in the background makes them and their children ignore Ctrl-C.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -35,7 +35,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def no_runs_of_the_developer() -> Iterator[None]:
-    """What outlives a test keeps its embedded runs in a folder of the tests."""
+    """Embedded runs of processes that outlive a test use a folder of the tests."""
     with tempfile.TemporaryDirectory(prefix="fanout-", ignore_cleanup_errors=True) as folder:
         os.environ["FANOUT_STATE_DIR"] = f"{folder}/state"
         yield
@@ -43,14 +43,14 @@ def no_runs_of_the_developer() -> Iterator[None]:
 
 @pytest.fixture
 def state_dir() -> Iterator[Path]:
-    """Where the embedded runs of a test are kept: a short name, as a socket is in it."""
+    """The folder of a test's embedded runs; its name is short because it contains a socket."""
     with tempfile.TemporaryDirectory(prefix="fanout-", ignore_cleanup_errors=True) as folder:
         yield Path(folder) / "state"
 
 
 @pytest.fixture(autouse=True)
 def clean_environment(monkeypatch: pytest.MonkeyPatch, state_dir: Path) -> None:
-    """No setting or key of the developer's leaks in; a provider's default address is nobody."""
+    """No setting or key of the developer leaks in; no server listens at providers' default URLs."""
     for name in list(os.environ):
         if name.startswith(("FANOUT_", "FLOWER_", "OTEL_")) or name.endswith("_API_KEY"):
             monkeypatch.delenv(name)
@@ -61,7 +61,7 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch, state_dir: Path) -> None:
 
 @pytest.fixture(autouse=True)
 def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A test that reaches for another machine fails."""
+    """A test that connects to another machine fails."""
     connect = socket.socket.connect
 
     def guarded(self: socket.socket, address: object) -> None:
@@ -76,7 +76,7 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ValkeyServer]:
-    """A real server for the whole session; tests keep apart by key prefix or by database."""
+    """A real server for the whole session; a key prefix or database separates the tests."""
     folder: Path = tmp_path_factory.mktemp("valkey")
     config = {"maxmemory-policy": "noeviction"}
     with ValkeyServer(port=free_port(), data_dir=folder, config=config) as running:
@@ -96,7 +96,7 @@ def broker_url(server: ValkeyServer) -> Iterator[str]:
 
 @pytest.fixture
 def provider() -> Iterator[ScriptedProvider]:
-    """A provider on loopback that answers as it is told."""
+    """A provider on loopback that gives scripted answers."""
     running = ScriptedProvider()
     yield running
     running.close()

@@ -1,4 +1,4 @@
-"""A server as an operator runs it: the shipped configuration, and the users of ops/make-secrets."""
+"""A server in its deployed form: the shipped configuration and the users of ops/make-secrets."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def make_secrets(folder: Path, *options: str) -> Path:
-    """Run ops/make-secrets; return the folder that it has made."""
+    """Run ops/make-secrets; return the folder of the secrets."""
     secrets = folder / "secrets"
     command = [str(ROOT / "ops" / "make-secrets"), "--dir", str(secrets), *options]
     subprocess.run(command, check=True, capture_output=True, text=True)
@@ -31,9 +31,9 @@ def make_secrets(folder: Path, *options: str) -> Path:
 
 
 class DeployedServer(ServerProcess):
-    """``ops/redis/redis.conf`` with an ACL file, on a port of its own; with TLS where wanted.
+    """A server with ``ops/redis/redis.conf`` and an ACL file, on its own port, with or without TLS.
 
-    TLS takes the server of the system, as the embedded one is built without.
+    For TLS it uses the server of the system, as the embedded one is built without TLS.
     """
 
     def __init__(self, folder: Path, *, tls: bool = False, prefix: str = "fanout") -> None:
@@ -65,18 +65,18 @@ class DeployedServer(ServerProcess):
         return (self.secrets / f"{role}.url").read_text().strip()
 
     def environment(self, role: str) -> dict[str, str]:
-        """What a process of this role is given."""
+        """The environment of a process with this role."""
         ca = {"FANOUT_BROKER_CA_FILE": str(self.ca_file)} if self._tls else {}
         return {"FANOUT_BROKER_URL_FILE": str(self.secrets / f"{role}.url"), **ca}
 
     @contextlib.contextmanager
     def client(self, role: str = "admin") -> Iterator[redis.Redis]:
         with connect(self.url_of(role), ca_file=self.ca_file) as client:
-            client.set_retry(None)  # says at once when something is wrong
+            client.set_retry(None)  # no retries: errors appear at once
             yield client
 
     def denied(self) -> list[tuple[str, str, str]]:
-        """Who was refused what since the log was cleared: user, reason, object."""
+        """The refused commands since the log was cleared: user, reason, object."""
         with self.client() as client:
             log = client.acl_log()
         return [tuple(str(e[k]) for k in ("username", "reason", "object")) for e in log]  # type: ignore[misc]

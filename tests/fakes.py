@@ -1,4 +1,4 @@
-"""What unit tests use instead of a server, a broker and a worker process."""
+"""Fakes for unit tests: a server, a broker and a worker process."""
 
 from __future__ import annotations
 
@@ -57,28 +57,28 @@ __all__ = [
 _T = TypeVar("_T")
 
 RUN = "r1"
-# Where fakeredis reads the time: for TIME, for expiry, and for what expires at a given moment.
+# The modules where fakeredis reads the time: for TIME, for expiry, and for absolute expiry.
 _CLOCKS = ("commands_mixins.server_mixin", "_socket._base", "_helpers")
 
 
 def fake_redis(server: fakeredis.FakeServer | None = None) -> fakeredis.FakeRedis:
-    """Return a client of a fake server: of a new one, where none is given."""
+    """Return a client of a fake server; of a new one by default."""
     return fakeredis.FakeRedis(server=server or fakeredis.FakeServer())
 
 
 def fake_store(server: fakeredis.FakeServer | None = None, **options: Any) -> RedisStore:
-    """Return a store on a fake server: on a new one, where none is given."""
+    """Return a store on a fake server; on a new one by default."""
     return RedisStore(fake_redis(server), **options)
 
 
 def set_server_clock(monkeypatch: pytest.MonkeyPatch, clock: Callable[[], float]) -> None:
-    """Have fake servers tell the time by ``clock``, in seconds since the epoch."""
+    """Make fake servers use ``clock``, which returns seconds since the epoch."""
     for module in _CLOCKS:
         monkeypatch.setattr(f"fakeredis.{module}.time", SimpleNamespace(time=clock))
 
 
 class Clock:
-    """Seconds that pass only when a test says so."""
+    """A clock in seconds that only the test advances."""
 
     def __init__(self, now: float = 0.0) -> None:
         self.now = now
@@ -88,13 +88,13 @@ class Clock:
 
 
 def make_shard(count: int = 3, first: int = 0) -> Shard:
-    """Return a shard of so many branches, each of a chunk of its own."""
+    """Return a shard of ``count`` branches, each with its own chunk."""
     chunks = [Chunk(text=f"t{i}", document=f"d{i}", document_index=i) for i in range(count)]
     return Shard(first=first, count=count, first_chunk=first, chunks=chunks)
 
 
 class Publisher:
-    """Notes what the code publishes."""
+    """Records the published messages."""
 
     def __init__(self) -> None:
         self.sent: Any = []
@@ -137,12 +137,12 @@ class Publisher:
 
 
 def run_branch(runtime: Any, branch_id: BranchId, feed: int = 0) -> None:
-    """Process a delivery of a branch: each has a token of its own."""
+    """Process one delivery of a branch; each delivery has its own token."""
     branches.run_branch(runtime, branch_id, feed, token=secrets.token_hex(4))
 
 
 class Messages:
-    """The tasks whose messages are in the broker, as a test says."""
+    """The tasks whose messages are in the broker; the test sets them."""
 
     def __init__(self) -> None:
         self.ids: set[str] = set()
@@ -165,7 +165,7 @@ class Loaded:
 
 
 class Runtime:
-    """As much of a worker process as branches and stages use."""
+    """The part of a worker process that branches and stages use."""
 
     stop: Stop | None = None
     holder = "me"
@@ -239,7 +239,7 @@ class Runtime:
             self.store.seal_stage(StageId(RUN, 0))
 
     def process(self, stage: int = 0) -> None:
-        """Do what workers would do with a stage, to its end."""
+        """Process a stage to its end, as workers do."""
         stage_id = StageId(RUN, stage)
         for number in itertools.count():
             if number >= self.store.stage(stage_id).shards:

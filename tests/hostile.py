@@ -1,4 +1,4 @@
-"""Messages and broadcasts of somebody who can publish: sound ones, changed at random."""
+"""Messages and broadcasts of an attacker who can publish: valid ones, mutated at random."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from random import Random
 
-# By what it is that they are not.
+# Replacement values: wrong types, limits, and values that other fields use.
 VALUES: list[Any] = [
     None, True, False, 0, -1, 1, 7, 101, 2**31, 2**63, 2**70, 10**400, 0.5, -0.0, 1e308,
     float("nan"), float("inf"), "", "x", "x\n", "x" * 5_000, "\x00", "\x1b[2J", "\ud800", "../..",
@@ -34,14 +34,14 @@ KEYS = [
 
 
 def opened(raw: bytes) -> dict[str, Any]:
-    """A message with its body as it is inside."""
+    """Return a message with its body decoded."""
     message: dict[str, Any] = json.loads(raw)
     message["body"] = json.loads(base64.b64decode(message["body"]))
     return message
 
 
 def closed(message: dict[str, Any]) -> bytes:
-    """A message as it lies in a queue; a body that is no body goes as it is."""
+    """Return the queued form of a message, with its body encoded if it has one."""
     message = dict(message)
     if "body" in message:
         message["body"] = base64.b64encode(json.dumps(message["body"]).encode()).decode()
@@ -49,7 +49,7 @@ def closed(message: dict[str, Any]) -> bytes:
 
 
 def changed(sound: Any, random: Random, *, times: int = 3) -> Any:
-    """A value in which up to so many places are something else, gone, or more."""
+    """Return a copy with up to ``times`` places replaced, deleted, added or nested."""
     value = copy.deepcopy(sound)
     for _ in range(random.randint(1, times)):
         places = list(_places(value))

@@ -1,4 +1,4 @@
-"""Environments that have what ships, and nothing that only developers have."""
+"""Virtual environments with only what a user installs, without development packages."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ __all__ = ["LeanEnvironment", "base", "with_extra"]
 
 ROOT = Path(__file__).parents[1]
 RUNTIME = ROOT / "ops/docker/requirements-runtime.lock"
-# What pip says where it does not reach an index, as opposed to a lock that is wrong.
+# What pip prints if it cannot reach an index, as opposed to an error in the lock.
 _NO_INDEX = ("Max retries", "Connection", "No matching distribution", "ProxyError", "timed out")
 
 
 class LeanEnvironment:
-    """A virtual environment made from a lock, with the wheel of this tree in it."""
+    """A virtual environment made from a lock, with the wheel of this tree."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -39,7 +39,7 @@ class LeanEnvironment:
         return next(self.folder.glob("lib/python*/site-packages"))
 
     def environment(self, **env: str) -> dict[str, str]:
-        """What a user of it has around a command: nothing of the tests' own environment."""
+        """The environment of a user's command, without the tests' own environment."""
         mine = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
         return {**mine, "PATH": f"{self.folder / 'bin'}{os.pathsep}{mine['PATH']}", **env}
 
@@ -58,7 +58,7 @@ def _pip(command: list[str]) -> None:
 
 
 def base(shared: Path) -> LeanEnvironment:
-    """Return the environment of the runtime lock: made once for all processes of the tests."""
+    """Return the environment of the runtime lock, made once for all test processes."""
 
     def fill(made: LeanEnvironment) -> None:
         made.install(*_locked(RUNTIME))
@@ -68,7 +68,7 @@ def base(shared: Path) -> LeanEnvironment:
 
 
 def with_extra(shared: Path, lock: Path, name: str) -> LeanEnvironment:
-    """Return an environment of a lock that adds to the runtime's: that one's packages, and more."""
+    """Return an environment with the runtime lock's packages and the others of ``lock``."""
     below = base(shared)
 
     def fill(made: LeanEnvironment) -> None:

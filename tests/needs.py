@@ -1,4 +1,4 @@
-"""What a test needs on the machine: it is skipped without, and fails where all must be there."""
+"""Requirements of tests on the machine: a test without them is skipped, or fails in CI."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ __all__ = ["needs", "skip_or_fail"]
 
 
 def needs(*commands: str) -> None:
-    """Skip where a command is not installed; fail where FANOUT_TESTS_REQUIRE_ALL is set."""
+    """Skip if a command is not installed; fail if FANOUT_TESTS_REQUIRE_ALL is set."""
     missing = [command for command in commands if shutil.which(command) is None]
     if missing:
         skip_or_fail(f"not installed: {', '.join(missing)} (see ops/install-test-tools)")
 
 
 def skip_or_fail(reason: str) -> None:
-    """Skip a test that cannot run here; fail where FANOUT_TESTS_REQUIRE_ALL is set."""
+    """Skip a test that cannot run here; fail if FANOUT_TESTS_REQUIRE_ALL is set."""
     if os.environ.get("FANOUT_TESTS_REQUIRE_ALL"):
         pytest.fail(reason)
     pytest.skip(reason)

@@ -1,4 +1,4 @@
-"""A server that speaks no protocol: it says what a test tells it to, byte by byte."""
+"""A server without a protocol: the test controls every byte that it sends."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class RawServer:
-    """Has `talk` deal with each connection in a thread of its own; closes it when that returns."""
+    """Runs `talk` in a thread for each connection; closes the connection when it returns."""
 
     def __init__(self, talk: Callable[[socket.socket], None]) -> None:
         self._talk = talk
@@ -35,7 +35,7 @@ class RawServer:
             self._talk(connection)
 
     def close(self) -> None:
-        # Wakes the thread that accepts.
+        # Wakes the accepting thread.
         with contextlib.suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
@@ -48,7 +48,7 @@ class RawServer:
 
 
 def read_request(connection: socket.socket) -> bytes:
-    """Read one request, with its body; b"" where the caller has gone."""
+    """Read one request, with its body; b"" if the client has disconnected."""
     data = b""
     while b"\r\n\r\n" not in data:
         data += (block := connection.recv(65_536))

@@ -1,4 +1,4 @@
-"""A line that takes its time: hands on what it is sent, some milliseconds later.
+"""A slow network line: forwards data after a delay of some milliseconds.
 
 python relay.py LISTEN_HOST:PORT TARGET_HOST:PORT DELAY_MS
 """
@@ -14,7 +14,7 @@ from functools import partial
 async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, delay_s: float) -> None:
     loop = asyncio.get_running_loop()
     while data := await reader.read(65_536):
-        # In order: what is due at the same moment is called in the order of scheduling.
+        # This keeps the order: the loop runs calls due at the same moment as they were scheduled.
         loop.call_later(delay_s, writer.write, data)
     loop.call_later(delay_s, writer.close)
 
@@ -47,6 +47,6 @@ async def main(listen: str, target: str, delay_ms: str) -> None:
 
 
 if __name__ == "__main__":
-    # By select(), whose timeouts are exact: those of epoll are whole milliseconds.
+    # select() has exact timeouts; epoll rounds to whole milliseconds.
     with asyncio.Runner(loop_factory=_exact_loop) as runner:
         runner.run(main(*sys.argv[1:]))

@@ -1,4 +1,4 @@
-"""A provider on this machine that answers as it is told."""
+"""A provider on this machine with scripted answers."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ if TYPE_CHECKING:
 
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
-    # A fleet begins its calls all at once.
+    # A fleet starts all its calls at once.
     request_queue_size = 256
 
     def handle_error(self, request: Any, client_address: object) -> None:
-        """Report an error, unless its caller has gone."""
+        """Report an error, unless the client has disconnected."""
         if not isinstance(sys.exc_info()[1], ConnectionError):
             super().handle_error(request, client_address)
 
 
 class ScriptedProvider:
-    """Serves what `status`, `headers` and `body` (or `bodies`, by path) say; keeps requests.
+    """Answers with `status`, `headers` and `body` (or `bodies`, by path) after `delay_s`.
 
-    A body may be a function of the request and its caller; bytes are sent as they are. `callers`
-    has the address that each request came from; it is answered after `delay_s`. Where `respond` is
-    set, it gets headers and JSON of each request, and returns status and body.
+    `requests` records the requests, and `callers` the client address of each. A body may be a
+    function of the request and the client address; bytes are sent unchanged. `respond`, if set,
+    takes the headers and JSON of each request, and returns status and body.
     """
 
     def __init__(self, address: str = "127.0.0.1") -> None:
@@ -55,11 +55,11 @@ class ScriptedProvider:
                     provider.requests.append((self.path, headers, request))
                     provider.callers.append(caller := str(self.client_address[0]))
                 time.sleep(provider.delay_s)
-                status, told = provider.status, provider.bodies.get(self.path, provider.body)
+                status, content = provider.status, provider.bodies.get(self.path, provider.body)
                 if provider.respond is not None:
-                    status, told = provider.respond(headers, request)
-                told = told(request, caller) if callable(told) else told
-                body = told if isinstance(told, bytes) else json.dumps(told).encode()
+                    status, content = provider.respond(headers, request)
+                content = content(request, caller) if callable(content) else content
+                body = content if isinstance(content, bytes) else json.dumps(content).encode()
                 self.send_response(status)
                 headers = {"content-type": "application/json", "content-length": str(len(body))}
                 for name, value in (headers | provider.headers).items():

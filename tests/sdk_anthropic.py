@@ -1,4 +1,4 @@
-"""The reference for the client of Anthropic's messages: the provider's SDK, adapted the same way."""
+"""The reference for the adapter of Anthropic: the same adapter on the provider's SDK."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from fanout.llm import LLMReply, LLMRequest
 from fanout.llm.finish_reasons import require_answer
 from fanout.llm.http_errors import http_error, redacted_line
 
-# Where a request has no limit, as the adapter has it for a model that it does not know.
+# The limit of a request without one, as in the adapter for an unknown model.
 DEFAULT_MAX_TOKENS = 32_000
 
 
 class SdkAnthropicLLM:
-    """As fanout.llm.anthropic.AnthropicLLM, by way of the SDK and its aiohttp transport."""
+    """Like fanout.llm.anthropic.AnthropicLLM, but on the SDK and its aiohttp transport."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -45,11 +45,11 @@ class SdkAnthropicLLM:
             raise LLMError(kind, redacted_line(str(error.__cause__))) from error
         except anthropic.APIStatusError as error:
             body = error.body if isinstance(error.body, dict) else {}
-            told = body.get("error") if isinstance(body.get("error"), dict) else body
+            fields = body.get("error") if isinstance(body.get("error"), dict) else body
             raise http_error(
                 status=error.status_code,
-                message=str(told.get("message") or f"Error code: {error.status_code}"),
-                code=str(told.get("type") or ""),
+                message=str(fields.get("message") or f"Error code: {error.status_code}"),
+                code=str(fields.get("type") or ""),
                 headers=error.response.headers,
                 secrets=(self._client.api_key or self._client.auth_token or "",),
             ) from error

@@ -1,4 +1,4 @@
-"""The reference for the client of chat completions: the provider's SDK, adapted the same way."""
+"""The reference for the adapter of chat completions: the same adapter on the provider's SDK."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fanout.llm.http_errors import http_error, redacted_line
 
 
 class SdkOpenAILLM:
-    """As fanout.llm.openai.OpenAILLM, by way of the SDK and its aiohttp transport."""
+    """Like fanout.llm.openai.OpenAILLM, but on the SDK and its aiohttp transport."""
 
     def __init__(self, name: str, *, concurrency: int = 32) -> None:
         self._name = name

@@ -1,4 +1,4 @@
-"""Server processes that tests kill, pause and start again."""
+"""Server processes that tests can kill, pause and restart."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _HOST = "127.0.0.1"
 
 
 class ServerProcess:
-    """A Valkey server whose port and data outlive its process. ``config`` as in valkey.conf."""
+    """A Valkey server that keeps its port and data across restarts. ``config`` as in valkey.conf."""
 
     def __init__(self, folder: Path, **config: str | int) -> None:
         self.port = free_port()
@@ -46,7 +46,7 @@ class ServerProcess:
         return command
 
     def start(self) -> None:
-        """Start, and wait until it answers; after a kill, on the same port and with its data."""
+        """Start it and wait until it answers; after a kill, on the same port with the same data."""
         with (self.folder / "server.log").open("ab") as log:
             self._process = subprocess.Popen(
                 self._command, stdin=subprocess.DEVNULL, stdout=log, stderr=log
@@ -64,7 +64,7 @@ class ServerProcess:
 
     @contextlib.contextmanager
     def client(self) -> Iterator[redis.Redis]:
-        """A client that says at once when something is wrong."""
+        """A client without retries: errors appear at once."""
         with redis.Redis(
             port=self.port, host=_HOST, retry=Retry(NoBackoff(), 0), socket_timeout=5
         ) as client:
@@ -79,7 +79,7 @@ class ServerProcess:
         self._process.send_signal(number)
 
     def kill(self) -> None:
-        """End at once, as a power cut would."""
+        """Kill it at once, like a power cut."""
         if self._process is not None:
             self._process.kill()
             self._process.wait()
@@ -87,13 +87,13 @@ class ServerProcess:
 
 
 class SentinelProcess(ServerProcess):
-    """A sentinel that watches the master on ``port`` and fails over within some two seconds."""
+    """A sentinel that watches the master on ``port`` and fails over within about two seconds."""
 
     name = "fleet"
 
     def __init__(self, folder: Path, port: int, *, quorum: int = 1) -> None:
         folder.mkdir(parents=True)
-        # A sentinel keeps what it learns in its configuration.
+        # A sentinel writes its state to its configuration file.
         path = folder / "sentinel.conf"
         path.write_text(
             f"sentinel monitor {self.name} {_HOST} {port} {quorum}\n"
@@ -113,7 +113,7 @@ class SentinelProcess(ServerProcess):
         return f"sentinel://{_HOST}:{self.port}/0?master={self.name}"
 
     def master(self) -> dict[str, object]:
-        """What this sentinel knows of its master."""
+        """The state of the master, as this sentinel sees it."""
         with self.client() as client:
             answer = client.sentinel_master(self.name)
         assert isinstance(answer, dict)
@@ -121,7 +121,7 @@ class SentinelProcess(ServerProcess):
 
 
 class WatchedPair:
-    """A master, its replica, and sentinels that make it the master when the first one dies."""
+    """A master, its replica, and sentinels that promote the replica when the master dies."""
 
     def __init__(self, folder: Path, *, sentinels: int = 3) -> None:
         self.first = ServerProcess(folder / "first", repl_diskless_sync_delay=0)
@@ -141,7 +141,7 @@ class WatchedPair:
         return f"sentinel://{hosts}/0?master={SentinelProcess.name}"
 
     def is_in_sync(self) -> bool:
-        """Whether the sentinels know each other and the replica, and that is up to date."""
+        """Whether the sentinels know each other and the replica, and the replica is up to date."""
         others = len(self.sentinels) - 1
         known = [sentinel.master() for sentinel in self.sentinels]
         replication = self.first.info("replication")

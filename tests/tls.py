@@ -1,4 +1,4 @@
-"""TLS in front of a server that has none: Valkey's wheel is built without it."""
+"""A TLS proxy for a server without TLS: Valkey's wheel is built without it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class TlsFront:
-    """Ends TLS on a port of its own, with a certificate that is its own authority too."""
+    """Terminates TLS on its own port, with a self-signed certificate."""
 
     def __init__(self, folder: Path, port: int) -> None:
         folder.mkdir(parents=True)

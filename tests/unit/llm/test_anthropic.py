@@ -1,4 +1,4 @@
-"""The client of Anthropic's messages does as the provider's SDK does: one table for both."""
+"""The adapter of Anthropic behaves like the provider's SDK: one table for both."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def error(kind, message="x"):
     return {"type": "error", "error": {"type": kind, "message": message}, "request_id": "req_1"}
 
 
-# The errors of https://platform.claude.com/docs/en/api/errors, and what may stand in between.
+# The errors of https://platform.claude.com/docs/en/api/errors, and those of proxies.
 ERRORS = {
     "bad request": (400, error("invalid_request_error", "max_tokens: must be positive"), {}),
     "key": (401, error("authentication_error", f"invalid x-api-key {KEY}"), {}),
@@ -128,7 +128,7 @@ def test_an_error_is_read_as_the_sdk_reads_it(provider, name):
     assert KEY not in str(ours)
 
 
-# What an SDK says of itself is its own; that connections are kept goes without saying in HTTP/1.1.
+# Each SDK has its own user agent; HTTP/1.1 keeps connections alive without a header.
 OWN = ("x-stainless", "user-agent", "connection", "content-length")
 
 
@@ -180,7 +180,7 @@ def test_a_broken_connection_is_the_same_kind_of_error(monkeypatch, name):
         monkeypatch.setenv("ANTHROPIC_BASE_URL", server.url)
         ours, reference = outcomes()
         assert ours[0] is reference[0] is ErrorKind.CONNECTION
-        # One call, however it ended: a second one might be billed.
+        # One call, whatever its outcome: a second call might be billed.
         assert server.connections == 2
 
 

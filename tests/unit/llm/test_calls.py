@@ -20,7 +20,7 @@ ONCE = RetrySpec(max_attempts=1)
 
 
 def call(*told, timeout_s=10, validate=None, policy=POLICY, observe=None):
-    """Call a fake that is told what to do at each call; return the result and the waits."""
+    """Call a fake with a scripted outcome for each call; return the result and the waits."""
     script = iter(told)
     waits = []
     now = [0.0]
@@ -121,7 +121,7 @@ def test_what_is_not_json_is_invalid_output(text):
 
 
 def test_a_check_that_does_not_end_costs_its_branch_and_holds_up_no_other():
-    """The loop goes on while a check is stuck in another thread."""
+    """A check that is stuck in another thread does not block the loop."""
     stuck = threading.Event()
 
     async def both():
@@ -193,7 +193,7 @@ def cut(tokens=7, *, finish_reason="length", text="half an ans"):
 
 
 class Rooms:
-    """A fake that remembers how long each answer might have been."""
+    """A fake that records the token limit of each call."""
 
     def __init__(self, *told):
         self.asked = []
@@ -219,7 +219,7 @@ class Rooms:
     [
         (50, 50, [50, 100]),
         (None, 40, [None, 80]),
-        # Nobody knows what the limit was: the same one would cut it again.
+        # The limit is unknown: the same one would truncate the answer again.
         (None, None, [None]),
     ],
 )
@@ -281,13 +281,13 @@ KNOWN = Usage(calls=1, input_tokens=5, output_tokens=2, cost_usd=0.25)
 @pytest.mark.parametrize(
     ("first", "tokens"),
     [
-        # What the provider said of a call that failed counts.
+        # The usage that the provider reports for a failed call counts.
         (failed_with(ErrorKind.INVALID_OUTPUT, KNOWN), 10),
         (failed_with(ErrorKind.SERVER_ERROR, KNOWN), 10),
-        # It refused, or was not reached: nothing was consumed.
+        # The provider refused, or was not reached: nothing was consumed.
         (failed_with(ErrorKind.RATE_LIMITED, None), 5),
         (failed_with(ErrorKind.CONNECTION, None), 5),
-        # Nobody knows.
+        # The usage is unknown.
         (failed_with(ErrorKind.TIMEOUT, None), None),
         (failed_with(ErrorKind.INVALID_OUTPUT, None), None),
     ],

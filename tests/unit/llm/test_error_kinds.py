@@ -1,4 +1,4 @@
-"""What error replies of real servers mean: their bodies, as they send them."""
+"""The classification of real servers' error replies, with their original bodies."""
 
 # ruff: noqa: E501 - bodies are as servers send them
 
@@ -63,9 +63,9 @@ EXTRA = {
     "msg": "Extra inputs are not permitted",
 }
 
-# Name: status, body, headers; then the kind of error, and after how many alike the run stops.
+# Name: status, body, headers; then the kind of error and its ``stop_after``.
 REPLIES = {
-    # Rate limits are waited for, whatever they link to.
+    # Rate limits, even if the message links to a billing page.
     "openai rate": (429, openai(TPM + "Used 39000, Requested 2000. Please try again in 1.5s. Visit https://platform.openai.com/account/billing to add a payment method.", "tokens", "rate_limit_exceeded"), {}, "rate_limited", NEVER),
     "rate with a link": (429, openai("Slow down, or add credits at /settings/billing", "requests", "rate_limit_exceeded"), {"retry-after": "1"}, "rate_limited", NEVER),
     "rate in words alone": (429, openai("Rate limit reached. Please add a payment method: /account/billing", "requests"), {}, "rate_limited", NEVER),
@@ -78,7 +78,7 @@ REPLIES = {
     "mistral rate": (429, {"object": "error", "message": "Service tier capacity exceeded for this model.", "type": "service_tier_capacity_exceeded", "code": "3505"}, {}, "rate_limited", NEVER),
     "github secondary": (403, {"message": "You have exceeded a secondary rate limit."}, {"retry-after": "60"}, "rate_limited", NEVER),
     "page of too many": (429, NGINX % b"429 Too Many Requests", {}, "rate_limited", NEVER),
-    # No money: certain by its code.
+    # No money: certain because of the code.
     "openai quota": (429, openai(QUOTA, "insufficient_quota", "insufficient_quota"), {}, "budget", ALWAYS),
     "openai quota, old": (429, openai(QUOTA, "insufficient_quota"), {}, "budget", ALWAYS),
     "openai quota and a hint": (429, openai(QUOTA, "insufficient_quota", "insufficient_quota"), {"retry-after": "1"}, "budget", ALWAYS),
@@ -110,7 +110,7 @@ REPLIES = {
     "openrouter key": (401, {"error": {"message": "No auth credentials found", "code": 401}}, {}, "auth", FEW),
     "anthropic permission": (403, anthropic("permission_error", "Your API key does not have permission to use the specified resource."), {}, "auth", FEW),
     "page of a login": (401, NGINX % b"401 Authorization Required", {}, "auth", FEW),
-    # A firewall does not like a document.
+    # A firewall blocks a document.
     "cloudflare": (403, PAGE, {"content-type": "text/html; charset=UTF-8"}, "bad_request", MANY),
     "page without a type": (403, PAGE, {}, "bad_request", MANY),
     "gateway": (403, {"message": "Forbidden"}, {}, "auth", MANY),
@@ -147,7 +147,7 @@ REPLIES = {
     "github": (413, {"error": {"code": "tokens_limit_reached", "message": "Request body too large for gpt-4o model. Max size: 8000 tokens."}}, {}, "context_length", NEVER),
     "lm studio": (400, {"error": "Trying to keep the first 10136 tokens when context the overflows. However, the model is loaded with context length of only 7866 tokens"}, {}, "context_length", NEVER),
     "nginx": (413, NGINX % b"413 Request Entity Too Large", {}, "context_length", NEVER),
-    # Refused for what it says.
+    # Content filters.
     "azure filter": (400, {"error": {"message": "The response was filtered due to the prompt triggering Azure OpenAI's content management policy.", "type": None, "param": "prompt", "code": "content_filter", "status": 400, "innererror": {"code": "ResponsibleAIPolicyViolation"}}}, {}, "content_filter", NEVER),
     "openai policy": (400, openai("Invalid prompt: your prompt was flagged as potentially violating our usage policy.", code="invalid_prompt"), {}, "content_filter", NEVER),
     "anthropic filter": (400, anthropic("invalid_request_error", "Output blocked by content filtering policy"), {}, "content_filter", NEVER),

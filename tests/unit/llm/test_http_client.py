@@ -1,4 +1,4 @@
-"""The connections of calls: kept, bounded, closed, through proxies, and on either loop."""
+"""The HTTP client's connections: reuse, bounds, closing, proxies, on both event loops."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def no_proxies(monkeypatch):
 
 @pytest.fixture(params=[asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
 def run(request):
-    """Run a coroutine on one loop, and on the other."""
+    """Run a coroutine on each event loop."""
 
     def on_loop(coroutine):
         with asyncio.Runner(loop_factory=request.param) as runner:
@@ -95,7 +95,7 @@ def test_a_call_that_is_cancelled_closes_its_connection(run):
 
     def talk(connection):
         read_request(connection)
-        # Half a reply, so that the call is in the middle of its body.
+        # Send half a reply, so that the call is still reading the body.
         connection.sendall(REPLY[:-9])
         came.set()
         assert read_request(connection) == b""
@@ -120,7 +120,7 @@ def test_a_kept_connection_that_was_closed_is_an_error_or_not_used_and_never_a_s
     def talk(connection):
         requests.append(read_request(connection))
         connection.sendall(REPLY)
-        # And it goes without a word, as a server that has kept it for long enough.
+        # Returning closes the connection silently, like a server after its idle timeout.
 
     async def main():
         async with model(server.url) as llm:
@@ -157,7 +157,7 @@ def test_a_body_without_an_end_is_not_read_to_its_end(run):
 
     with RawServer(talk) as server:
         run(main())
-    # What the system buffers on the way comes on top.
+    # Plus the data in the system's buffers.
     assert 8e6 < sent < 40e6
 
 
@@ -199,7 +199,7 @@ def test_certificates_are_those_of_the_environment(run, provider, tmp_path, monk
             run(main())
         assert caught.value.kind is ErrorKind.CONNECTION
         with monkeypatch.context() as elsewhere:
-            # A Python whose OpenSSL looks where this system keeps none.
+            # A Python whose OpenSSL looks for certificates in another place.
             elsewhere.setattr(ssl.SSLContext, "load_default_certs", lambda _context: None)
             files = (str(tmp_path / "none"), str(front.ca))
             elsewhere.setattr("fanout.llm.certificates._CA_FILES", files)
@@ -252,7 +252,7 @@ def test_a_proxy_of_a_secure_server_sees_no_key(run, monkeypatch, status):
 
 
 def reference_proxy(url):
-    """What the SDK's transport takes, of the same environment."""
+    """The proxy that the SDK's transport selects in the same environment."""
     patterns = {
         httpx2._utils.URLPattern(key): proxy
         for key, proxy in httpx2._utils.get_environment_proxies().items()
@@ -291,7 +291,7 @@ def test_the_proxy_is_the_one_that_the_sdk_takes(monkeypatch):
 
 
 def test_a_port_of_no_proxy_may_be_the_one_that_goes_without_saying():
-    # Here the SDK's transport would take the proxy.
+    # Here the SDK's transport would use the proxy.
     proxies = {"https": "http://s:2", "no": "model.example:443"}
     assert proxy_for("https://model.example/v1", proxies) is None
     assert proxy_for("https://model.example:8443/v1", proxies) == "http://s:2"
@@ -326,7 +326,7 @@ def test_no_error_leads_to_the_key(run):
     with RawServer(talk) as server:
         error = run(main())
     assert (error.kind, str(error)) == (ErrorKind.SERVER_ERROR, "what the server sent is not HTTP")
-    # aiohttp's own error has the headers of the request.
+    # aiohttp's error contains the headers of the request.
     assert (error.__cause__, error.__context__) == (None, None)
 
 

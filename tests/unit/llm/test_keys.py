@@ -1,4 +1,4 @@
-"""Keys from files, whoever the provider is."""
+"""Keys from files, for any provider."""
 
 from __future__ import annotations
 

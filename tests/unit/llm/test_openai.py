@@ -1,4 +1,4 @@
-"""The client of chat completions does as the provider's SDK does: one table for both."""
+"""The adapter of chat completions behaves like the provider's SDK: one table for both."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ async def outcome(kind_of_client, request=REQUEST):
     try:
         return await _call(llm, request, 30)
     except LLMError as error:
-        # An unexpected one is told in the words of whoever raised it.
+        # The message of an unexpected error comes from the library that raised it.
         told = None if error.kind is ErrorKind.INTERNAL else str(error)
         return error.kind, told, error.retry_after_s, error.status
     finally:
@@ -145,7 +145,7 @@ def test_an_error_is_read_as_the_sdk_reads_it(provider, name):
     assert KEY not in str(ours)
 
 
-# What an SDK says of itself is its own; that connections are kept goes without saying in HTTP/1.1.
+# Each SDK has its own user agent; HTTP/1.1 keeps connections alive without a header.
 OWN = ("x-stainless", "user-agent", "connection")
 
 
@@ -232,7 +232,7 @@ def test_a_broken_connection_is_the_same_kind_of_error(monkeypatch, name):
         monkeypatch.setenv("OPENAI_BASE_URL", server.url)
         ours, reference = outcomes()
         assert ours[0] is reference[0]
-        # One call, however it ended: a second one might be billed.
+        # One call, whatever its outcome: a second call might be billed.
         assert server.connections == 2
 
 
@@ -245,7 +245,7 @@ def test_nobody_there_is_told_in_the_same_words(monkeypatch):
 
 
 def test_openai_s_own_limit_of_tokens_has_its_own_name(provider, monkeypatch):
-    # Both clients are made as for OpenAI itself, and then sent to the mock.
+    # Both clients are configured for OpenAI itself, then redirected to the mock.
     monkeypatch.setattr("fanout.llm.openai._BASE_URL", f"{provider.url}/v1")
     monkeypatch.delenv("OPENAI_BASE_URL")
     provider.body = openai_reply()
@@ -255,7 +255,7 @@ def test_openai_s_own_limit_of_tokens_has_its_own_name(provider, monkeypatch):
 
 
 def test_the_query_of_a_base_url_is_sent_with_each_request(provider, monkeypatch):
-    # Azure wants it; the SDK itself puts the path into it.
+    # Azure requires the query; the SDK appends the path before it.
     monkeypatch.setenv("OPENAI_BASE_URL", f"{provider.url}/v1/?api-version=2026-01%2B1")
     provider.body = openai_reply()
     assert asyncio.run(outcome(OpenAILLM)).text == "hi"

@@ -1,4 +1,4 @@
-"""What adapters find out before a run, learn during it, and never do: go elsewhere."""
+"""Adapters check the provider, adapt to it during a run, and never follow it elsewhere."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def test_an_unknown_model_is_found_out_where_the_server_says_so(provider):
         (404, lost) if provider.requests[-1][0] == "/v1/models/m" else (200, listed)
     )
     assert "does not exist" in str(refusal("openai/m"))
-    # Some servers take any name, and have no such page.
+    # Some servers accept any name and lack this endpoint.
     lost["error"] = {"message": "Not Found"}
     check("openai/m")
 
@@ -187,7 +187,7 @@ def test_nothing_goes_to_another_origin(provider, model, status):
     assert f"redirects to another one, {other.url}/v1/x," in str(caught.value)
     assert "secret-of-query" not in str(caught.value)
     assert "pass-word-1" not in str(caught.value)
-    # Where it is wrong for all, a run hears it from its first branches, and waits for no outage.
+    # If all branches fail so, the first ones stop the run, which does not wait for an outage to end.
     assert (caught.value.kind, caught.value.stop_after) == (ErrorKind.BAD_REQUEST, FEW)
 
 
@@ -200,7 +200,7 @@ def test_an_origin_is_scheme_host_and_port(provider, model, location):
     with pytest.raises(LLMError, match="redirects to another one") as caught:
         using(model, lambda llm: llm.complete(REQUEST))
     assert len(provider.requests) == 1
-    # Where it is wrong for all, a run hears it from its first branches, and waits for no outage.
+    # If all branches fail so, the first ones stop the run, which does not wait for an outage to end.
     assert (caught.value.kind, caught.value.stop_after) == (ErrorKind.BAD_REQUEST, FEW)
 
 

@@ -1,4 +1,4 @@
-"""The adapters of providers, against a server on loopback that speaks their format."""
+"""The provider adapters against a server on loopback with the providers' formats."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def environment(provider, monkeypatch):
 
 
 def using(model, use):
-    """Make a model on a loop, use it there, and close it."""
+    """Create a model on a loop, use it there, and close it."""
 
     async def main():
         llm = model() if callable(model) else make_llm(model, settings=load_settings())
@@ -133,7 +133,7 @@ def test_anthropic_sends_what_was_asked(provider, environment):
     ("temperature", "given", "version"),
     [
         (None, "", "2026-10-21"),
-        # It would be refused: the newest version has no temperature.
+        # The newest version of the API would refuse the temperature.
         (0.0, "", "2023-06-01"),
         (0.0, "anthropic-version: 2027-01-01", "2027-01-01"),
     ],
@@ -264,7 +264,7 @@ def test_what_an_http_status_means(status, code, message, kind):
         ({"retry-after-ms": "250", "retry-after": "9"}, 0.25),
         ({"retry-after": "soon"}, None),
         ({"retry-after-ms": "soon", "retry-after": "9"}, 9),
-        # No time, or a date that no clock shows.
+        # Not a time, or an invalid date.
         ({"retry-after": "NaN"}, None),
         ({"retry-after": "inf"}, None),
         ({"retry-after-ms": "9" * 5_000}, None),
@@ -308,7 +308,7 @@ def test_messages_are_short_and_without_keys():
 
 
 class FakeLitellm(types.ModuleType):
-    """As much of litellm as the adapter uses."""
+    """The part of litellm that the adapter uses."""
 
     def __init__(self):
         super().__init__("litellm")

@@ -1,4 +1,4 @@
-"""Whatever a server or a function answers, an adapter returns text or raises LLMError."""
+"""For any answer of a server or function, an adapter returns text or raises LLMError."""
 
 from __future__ import annotations
 
@@ -48,12 +48,12 @@ REPLIES = {"openai": openai_reply, "anthropic": anthropic_reply}
 
 @pytest.fixture(params=ADAPTERS)
 def adapter(request, monkeypatch):
-    """One adapter, and how a good reply to it looks; what it is sent is set by `answers`."""
+    """One adapter and a valid reply for it; `answers` sets the reply that the server sends."""
     return ADAPTERS[request.param](monkeypatch), REPLIES[request.param]
 
 
 def answers(llm, body, status=200, content_type="application/json"):
-    """Return what the adapter makes of a body, or the LLMError that it raises: nothing else."""
+    """Return the adapter's reply for a body, or the LLMError that it raises: nothing else."""
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
     headers = CIMultiDict({"content-type": content_type})
 
@@ -115,7 +115,7 @@ def test_no_charset_makes_a_reply_slow_or_raises(charset):
     began = time.process_time()
     with contextlib.suppress(ValueError):
         json_of(b"a-" + b"z" * 100_000, f"application/json; charset={charset}")
-    # The square of it takes more than a second.
+    # In quadratic time, this would take more than a second.
     assert time.process_time() - began < 0.7
 
 
@@ -150,7 +150,7 @@ def test_no_part_of_a_reply_raises_anything_but_llm_error(adapter, value, place)
 
 DEEP = b"[" * 100_000
 BOM = b"\xef\xbb\xbf"
-# What is no reply at all is a failing server's: tried again, and nobody's fault here.
+# A body that is no reply means a failing server: fanout retries, and no document is to blame.
 NO_REPLIES = {
     "nothing": b"", "spaces": b" \n", "null": b"null", "a list": b"[]", "a string": b'"hi"',
     "a number": b"7", "cut": b'{"id": "1", "choices": [{"mess', "deep": DEEP,
@@ -252,7 +252,7 @@ def test_no_exception_of_litellm_raises_anything_else(lite, status, body, header
 
 
 class Strange:
-    """A model of somebody's own."""
+    """A model that a user wrote."""
 
     def __init__(self, returned):
         self.returned = returned
