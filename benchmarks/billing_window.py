@@ -1,11 +1,11 @@
-"""How long is the moment in which a worker's death makes a call be billed twice?
+"""Measures the window in which the death of a worker causes a second bill for a call.
 
     python benchmarks/billing_window.py [--branches 2000] [--concurrency 1 32 200]
 
-A call whose worker dies before the outcome is written is made again. For a provider that bills by
-the answer, that matters from the answer to the write. This measures it, branch by branch, on a
-worker in this process: from the model's return to the store's confirmation. Prints JSON, in
-milliseconds; the result is benchmarks/results/billing_window.json.
+fanout repeats a call if its worker dies before the outcome is written. A provider that bills per
+answer then bills twice, if the answer had arrived. This measures the time from the model's answer to
+the store's confirmation, for each branch of a worker in this process. Prints JSON, in milliseconds;
+the result is benchmarks/results/billing_window.json.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _LATENCY_S = 0.05
 
 
 def measure(branches: int, concurrency: int) -> list[float]:
-    """Return the seconds from answer to write of each branch."""
+    """Return the seconds from answer to write for each branch."""
     answered: dict[str, float] = {}
     windows: list[float] = []
     record = RedisBranches.record_all

@@ -1,10 +1,10 @@
-"""Is any branch lost when a process dies? Runs of the fake model under seeded faults.
+"""Checks that no fault loses a branch: runs of the fake model under seeded faults.
 
     python benchmarks/chaos.py [--schedules 5] [--faults 12] [--seed 1] [--out report.json]
 
-Each schedule has a server, workers and a client of its own. Prints a table, and what went wrong.
-The exit status is 1 where a branch was lost, a run hung, an outcome was counted twice, an aggregate
-is wrong, or a call was made twice for no reason.
+Each schedule has its own server, workers and client. Prints a table and the violations. The exit
+status is 1 if a branch was lost, a run hung, an outcome was counted twice, an aggregate is wrong, or
+a call was repeated without a reason.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ def main() -> int:
             for fault in options.schedule(seed):
                 print(" ", json.dumps(msgspec.to_builtins(fault)))
         return 0
-    # The end of this program ends all that it has started.
+    # Ending this program also ends its children.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     folder = given.folder or Path(tempfile.mkdtemp(prefix="fanout-chaos-"))
     folder = folder.resolve() / time.strftime("%H%M%S")

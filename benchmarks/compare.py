@@ -1,16 +1,16 @@
-"""fanout beside its peers: the same calls to the same mock provider, in paired rounds.
+"""Compares fanout with its peers: the same calls to the same mock provider, in paired rounds.
 
     python benchmarks/compare.py [--suite all] [--only fanout,bare_aiohttp] [--rounds 5] [--quick]
 
-Each round has every contender once, in an order of its own. The suites:
+Each round runs every contender once, in its own order. The suites:
 
-    zero      a provider that answers at once: what a call costs
-    second    calls of 1 s, 200 in flight on one worker: how near to the ideal
+    zero      a provider that answers at once: the cost of a call
+    second    calls of 1 s, 200 in flight on one worker: the distance from the ideal
     thousand  calls of 1 s, 1,000 in flight on two workers
     tail      calls whose latencies have a long tail, the same ones for all
 
-What a contender needs is installed where it is missing. The results are written to
-benchmarks/results/compare-SUITE.json; those of --quick, which only tries it, to build/benchmarks.
+Missing dependencies of a contender are installed. The results go to
+benchmarks/results/compare-SUITE.json; with --quick, a mere trial, to build/benchmarks.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ __all__ = ["QUICK_RESULTS"]
 QUICK_RESULTS = Path(__file__).resolve().parents[1] / "build/benchmarks"
 _OURS = "fanout"
 _FIGURES = ("wall_s", "calls_per_s", "share_of_ideal", "cpu_ms_per_call", "peak_pss_mb")
-# Their ratios are of use: higher is better for the first, lower for the others.
+# Figures with useful ratios: higher is better for the first, lower for the others.
 _RATIOS = ("calls_per_s", "cpu_ms_per_call", "peak_pss_mb")
 
 _SUITES = {
@@ -100,7 +100,7 @@ class _Table:
         self._failures: dict[str, list[str]] = {name: [] for name in names}
 
     def has_failed(self, name: str) -> bool:
-        """Say whether there is no point in another try."""
+        """Say whether another attempt would be pointless."""
         return bool(self._failures[name]) and not self._rounds[name]
 
     def run(self, number: int, contender: Contender, plan: TrialPlan, provider: Provider) -> None:
@@ -122,7 +122,7 @@ class _Table:
         )
 
     def result(self) -> dict[str, Any]:
-        """Return all of it, with medians, spreads, and the ratios of fanout to each other one."""
+        """Return all figures, with medians, spreads, and the ratios of fanout to each other contender."""
         return {
             "contenders": {
                 name: {

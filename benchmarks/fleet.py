@@ -36,28 +36,28 @@ class IncompleteRunError(Exception):
 
 
 def documents(count: int, size: int = 200) -> list[str]:
-    """Return texts of some size in bytes, no two of which are the same."""
+    """Return distinct texts of a given size in bytes."""
     filler = (_WORDS * (size // len(_WORDS) + 1))[:size]
     return [f"document {number}: {filler}" for number in range(count)]
 
 
 class Fleet:
-    """A server, workers and a client, ended with its ``with`` block.
+    """A server, workers and a client that run for a ``with`` block.
 
     Args:
-        folder: Where logs and the server's files go.
-        workers: How many worker processes.
-        concurrency: Branches that each of them has in flight.
-        base_url: The provider's, for the models of ``openai/``.
+        folder: The folder of logs and of the server's files.
+        workers: The number of worker processes.
+        concurrency: Branches in flight on each worker.
+        base_url: The provider's URL, for ``openai/`` models.
         append_only: Whether the server writes an append-only file, synced each second.
-        delay_ms: What a round trip between workers and server takes longer.
-        command: How a worker is started; ``fanout worker`` by default.
+        delay_ms: The extra delay of a round trip between workers and server.
+        command: The command of a worker; ``fanout worker`` by default.
         env: Further settings of the workers.
 
     Attributes:
         client: The client.
-        worker_pids: The workers' processes.
-        server_pid: The server's.
+        worker_pids: The process ids of the workers.
+        server_pid: The process id of the server.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class Fleet:
         return self._processes.start(name, [*words, "--hostname", f"{name}@bench"], env)
 
     def _delayed(self, delay_ms: float) -> str:
-        """Start a line that takes its time, and return the server's URL behind it."""
+        """Start a slow line to the server; return the server's URL through it."""
         near, target = f"127.0.0.1:{free_port()}", self.url.split("/")[2]
         words = [sys.executable, str(_RELAY), near, target, str(delay_ms / 2)]
         self._processes.start("relay", words, {})
@@ -111,7 +111,7 @@ class Fleet:
             time.sleep(0.05)
 
     def round_trip_ms(self) -> float:
-        """Return what an answer of the server takes to come to a worker."""
+        """Return the round trip time between a worker and the server."""
         with redis.Redis.from_url(self.worker_url) as client:
             took_s = []
             for _ in range(_PINGS):
@@ -121,7 +121,7 @@ class Fleet:
         return rounded(statistics.median(took_s) * 1e3)
 
     def run(self, spec: RunSpec, texts: Iterable[str], count: int) -> dict[str, Any]:
-        """Have a run of ``count`` branches done; say what it took, and what CPU it cost.
+        """Run ``count`` branches; return the duration and the CPU time.
 
         Raises:
             IncompleteRunError: Not all branches succeeded.
@@ -149,7 +149,7 @@ class Fleet:
         }
 
     def close(self) -> None:
-        """End all of it."""
+        """Stop all processes."""
         self.client.close()
         self._processes.close()
 

@@ -1,10 +1,10 @@
-"""How much memory does Flower take for a long run, and does it stop growing?
+"""Measures Flower's memory during a long run, and whether it stops growing.
 
     python benchmarks/flower_memory.py [--branches 400000] [--max-tasks 20000 100000]
                                        [--out benchmarks/results/flower_memory.json]
 
-For each limit, a process of its own feeds Flower's state (its tasks, search index and metrics) the
-three events of each branch, as they come off the wire, and notes its resident memory now and then.
+For each limit, a separate process feeds the three events of each branch, in their wire format, to
+Flower's state (its tasks, search index and metrics), and samples its own resident memory.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 _RUN = "0s8tvdj6"
 _WORKERS = 3
 _SHARD = 500
-_FAILED_EACH = 20  # one branch in so many
+_FAILED_EACH = 20  # one in this many branches
 _NOTES = 16
 
 
@@ -43,7 +43,7 @@ def parsed() -> argparse.Namespace:
 
 
 def events(number: int) -> Iterator[bytes]:
-    """Return what workers publish of one branch, and of its shard's other tasks in their turn."""
+    """Return the events of one branch, and of other tasks of its shard when they are due."""
     shard, position = divmod(number, _SHARD)
     group = f"{_RUN}/0/{shard}"
     if position == 0:
@@ -86,7 +86,7 @@ def _of_task(
 
 
 def fed(branches: int, max_tasks: int) -> dict[str, Any]:
-    """Feed a state, and return what it took."""
+    """Feed the events to a state; return the memory figures."""
     state = EventsState(max_tasks_in_memory=max_tasks, max_workers_in_memory=5_000)
     process = psutil.Process()
     before = process.memory_info().rss

@@ -1,20 +1,20 @@
-"""What does throughput, and what a branch costs, do when something grows?
+"""Measures how throughput and the cost of a branch change as one parameter grows.
 
     python benchmarks/growth.py [--only workers,payload] [--rounds 3] [--quick]
 
-One thing at a time; the others stay as they are:
+One parameter changes at a time:
 
-    workers   1, 2, 4, 8 of them, 50 calls of 0.5 s in flight on each: latency is the limit
-    payload   documents of 1 KB, 10 KB, 100 KB and 1 MB, a provider that answers at once
-    shard     branches in a shard; there is no such setting, so that this program, which enqueues,
-              packs them otherwise
-    window    shards of a run in flight; there is no such setting, so that the workers are started
-              by benchmarks/window_worker.py
-    line      a server that is 0.2, 1, 5 and 20 ms away from the workers: they come to it by
-              tests/relay.py, and the round trip that is written down is measured through it
+    workers   1, 2, 4, 8 workers, each with 50 calls of 0.5 s in flight: latency is the limit
+    payload   documents of 1 KB, 10 KB, 100 KB and 1 MB, with a provider that answers at once
+    shard     branches in a shard; as no setting exists, this program packs the shards that it
+              enqueues
+    window    shards of a run in flight; as no setting exists, benchmarks/window_worker.py starts
+              the workers
+    line      a round trip of 0.2, 1, 5 and 20 ms between workers and server: they connect through
+              tests/relay.py, and the result records the round trip measured through it
 
-The values take turns within each round. The results are benchmarks/results/growth-NAME.json; those
-of --quick, which only tries it, are in build/benchmarks.
+Each round measures all values in turn. The results are benchmarks/results/growth-NAME.json; with
+--quick, a mere trial, they are in build/benchmarks.
 """
 
 from __future__ import annotations
@@ -44,25 +44,25 @@ _MODEL = RunSpec(model="openai/mock", prompt="Summarise: {input}", reduce="none"
 _FAKE = RunSpec(model="fake", prompt="Summarise: {input}", reduce="none")
 _WINDOW_WORKER = str(Path(__file__).with_name("window_worker.py"))
 _KB = 1_000
-# Of one payload's run, so that none takes for ever.
+# The most bytes in a run of one payload size, so that none takes too long.
 _PAYLOAD_BYTES = 200_000_000
 
 Trial = Callable[[Any, "_Sizes"], dict[str, Any]]
 
 
 class _Sizes:
-    """How large the runs are."""
+    """The size of the runs."""
 
     def __init__(self, *, quick: bool) -> None:
         self.share = 20 if quick else 1
 
     def branches(self, count: int) -> int:
-        """Return a number of branches, which a try has fewer of."""
+        """Return a number of branches; a trial has fewer."""
         return max(count // self.share, 50)
 
 
 def _measured(fleet: Fleet, spec: RunSpec, count: int, size: int = 200) -> dict[str, Any]:
-    """Run once to warm up, and once more."""
+    """Run once to warm up, then once to measure."""
     warm = min(count, 500)
     fleet.run(spec, documents(warm, size), warm)
     psutil.cpu_percent()

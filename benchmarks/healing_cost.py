@@ -1,4 +1,4 @@
-"""What do leases and reaper cost? The same run of the fake model with and without them.
+"""Measures the cost of leases and reaper: the same run with and without them.
 
     python benchmarks/healing_cost.py [--pairs 5] [--branches 5000] [--concurrency 32]
 

@@ -1,4 +1,4 @@
-"""Machines for tests: each a network namespace with an address, a name and a clock of its own.
+"""Machines for tests: network namespaces, each with its own address, name and clock.
 
     with Hosts() as hosts:
         server, worker = hosts.add("server"), hosts.add("worker1")
@@ -6,8 +6,8 @@
         worker.start(["fanout", "worker"], log=folder / "worker1.log", env={...})
         worker.cut()
 
-They are joined by a bridge, and this machine is on it too, at ``hosts.address``. Each finds the
-others by name. Nothing leaves the bridge. Linux only, and as root.
+A bridge connects them and this machine, which has the address ``hosts.address``. Each resolves the
+names of the others. Nothing leaves the bridge. This needs Linux and root.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 __all__ = ["Host", "Hosts", "Process", "why_not"]
 
 _COMMANDS = ("ip", "unshare", "hostname", "mount")
-# Names begin with the process that made them; those of links have 15 characters at most.
+# Names begin with the id of the creating process; names of links have at most 15 characters.
 _MADE = re.compile(r"\bfo(\d+)x\d+\w*")
 _numbers = count()
 # As the same process throughout, so that a signal reaches what was asked for. ``ip`` gives it
@@ -50,7 +50,7 @@ _SKEWED = Path(__file__).with_name("skewed")
 
 
 def why_not() -> str | None:
-    """Return why there can be no hosts here, or None where there can."""
+    """Return why hosts are impossible on this machine, or None if they are possible."""
     missing = [command for command in _COMMANDS if shutil.which(command) is None]
     if missing:
         return f"network namespaces need the commands {', '.join(missing)}"
@@ -73,7 +73,7 @@ def _ip(*words: str) -> str:
 
 
 class Process:
-    """A child process with a log, the leader of a group of its own."""
+    """A child process with a log, the leader of its own process group."""
 
     def __init__(self, command: Iterable[str], *, log: Path, env: Mapping[str, str]) -> None:
         self.log = log
@@ -81,7 +81,7 @@ class Process:
             self._process = subprocess.Popen(
                 list(command),
                 env={**os.environ, **env},
-                # Celery puts the working directory first on its path: not the source tree.
+                # Celery puts the working directory first on its path, so do not start in the source tree.
                 cwd=log.parent,
                 stdin=subprocess.DEVNULL,
                 stdout=stream,
@@ -92,7 +92,7 @@ class Process:
 
     @property
     def status(self) -> int | None:
-        """The exit status; None while it is alive."""
+        """The exit status; None while the process runs."""
         return self._process.poll()
 
     def signal(self, number: Signals) -> None:
@@ -105,12 +105,12 @@ class Process:
             os.killpg(self.pid, number)
 
     def kill(self) -> None:
-        """End it and its children, now."""
+        """Kill it and its children at once."""
         self.signal_all(signal.SIGKILL)
         self._process.wait()
 
     def wait(self, timeout_s: float) -> bool:
-        """Wait until it has ended; say whether it has."""
+        """Wait until it has ended; return whether it has."""
         try:
             self._process.wait(timeout_s)
         except subprocess.TimeoutExpired:
@@ -129,7 +129,7 @@ class Host:
     """One machine; made by ``Hosts.add``.
 
     Attributes:
-        name: What ``hostname`` says there, and what the others find it by.
+        name: Its host name, which the other hosts resolve.
         address: Its IPv4 address.
     """
 
@@ -145,7 +145,7 @@ class Host:
         self._started: list[Process] = []
 
     def command(self, words: Sequence[str]) -> list[str]:
-        """Return what runs a command there, as the same process."""
+        """Return a command line that runs a command there, in the same process."""
         enter = ["ip", "netns", "exec", self._space, "unshare", "--uts", "sh", "-c", _ENTER, "sh"]
         return [*enter, self.name, str(self._names), *self._clock(), *words]
 
@@ -153,13 +153,13 @@ class Host:
         if not self._ahead_s:
             return []
         fake = [f"LD_PRELOAD={_CLOCK}", f"FAKETIME={self._ahead_s:+.0f}s"]
-        # What waits for some seconds waits as long as it would elsewhere.
+        # Waits of some seconds take as long as on other hosts.
         return ["env", *fake, "FAKETIME_DONT_FAKE_MONOTONIC=1", f"PYTHONPATH={_SKEWED}"]
 
     def run(
         self, words: Sequence[str], *, env: Mapping[str, str] | None = None, timeout_s: float = 60
     ) -> subprocess.CompletedProcess[str]:
-        """Run a command there to its end; its status is the caller's to look at."""
+        """Run a command there to its end; the caller checks the exit status."""
         return subprocess.run(
             self.command(words),
             env={**os.environ, **(env or {})},
@@ -172,18 +172,18 @@ class Host:
     def start(
         self, words: Sequence[str], *, log: Path, env: Mapping[str, str] | None = None
     ) -> Process:
-        """Start a command there, in the folder of its log; it ends with the hosts at the latest."""
+        """Start a command there, in the folder of its log; closing the hosts ends it."""
         process = Process(self.command(words), log=log, env=env or {})
         self._started.append(process)
         return process
 
     def end(self) -> None:
-        """End all that was started here, at once."""
+        """Kill all processes that were started here."""
         for process in self._started:
             process.kill()
 
     def cut(self) -> None:
-        """Take its link down: packets of both directions are lost, and no sender is told."""
+        """Take its link down: all packets, in both directions, are lost silently."""
         _ip("link", "set", self._link, "down")
 
     def mend(self) -> None:
@@ -194,13 +194,13 @@ class Host:
 class Hosts:
     """A bridge, and the machines on it; removed with all that runs there when it is closed.
 
-    What a process that was killed has left behind is removed by the next one.
+    The next process removes the remains of one that was killed.
 
     Attributes:
-        address: This machine's address, as the hosts see it.
+        address: This machine's address on the bridge.
 
     Raises:
-        RuntimeError: There can be none here.
+        RuntimeError: Hosts are impossible on this machine.
     """
 
     def __init__(self) -> None:
@@ -221,9 +221,9 @@ class Hosts:
             raise
 
     def add(self, name: str, *, ahead_s: float = 0) -> Host:
-        """Add a machine, whose clock is so many seconds ahead, or behind where negative.
+        """Add a machine whose clock is some seconds ahead, or behind if negative.
 
-        A clock that differs needs faketime.
+        A different clock needs faketime.
         """
         number = len(self._hosts) + 2
         address = f"{self._subnet}.{number}"
@@ -235,7 +235,7 @@ class Hosts:
         _ip("-n", space, "address", "add", f"{address}/24", "dev", inner)
         _ip("-n", space, "link", "set", inner, "up")
         _ip("-n", space, "link", "set", "lo", "up")
-        # In place: the hosts that there are have this file as theirs.
+        # Written in place: existing hosts have mounted this file.
         with self._names.open("a") as names:
             names.write(f"{address} {name}\n")
         self._hosts[name] = Host(
@@ -247,7 +247,7 @@ class Hosts:
         return self._hosts[name]
 
     def close(self) -> None:
-        """End all that runs on the hosts, and remove them."""
+        """Kill all processes on the hosts, and remove the hosts."""
         for host in self._hosts.values():
             host.end()
         _remove(re.escape(self._prefix))
@@ -265,7 +265,7 @@ class Hosts:
 
 
 def _sweep() -> None:
-    """Remove what processes that are dead have left behind."""
+    """Remove the remains of dead processes."""
     makers = {int(pid) for pid in _MADE.findall(_ip("netns", "list") + _ip("-o", "link"))}
     for pid in makers:
         if not psutil.pid_exists(pid):
@@ -279,7 +279,7 @@ def _remove(prefix: str) -> None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(int(pid), signal.SIGKILL)
         _quietly("netns", "delete", space)
-    # A namespace takes its end of a link along, and so the other; but that may take a while.
+    # Removing a namespace also removes its links, but that may take a while.
     for link in re.findall(rf"^\d+: ({prefix}\w+)[@:]", _ip("-o", "link"), re.MULTILINE):
         _quietly("link", "delete", link)
     for names in Path(tempfile.gettempdir()).iterdir():
@@ -288,7 +288,7 @@ def _remove(prefix: str) -> None:
 
 
 def _quietly(*words: str) -> str:
-    # Somebody else may sweep at the same time.
+    # Another process may clean up at the same time.
     with contextlib.suppress(RuntimeError):
         return _ip(*words)
     return ""
@@ -296,7 +296,7 @@ def _quietly(*words: str) -> str:
 
 def _free_subnet() -> str:
     used = _ip("-4", "-o", "address")
-    # Where several processes look at once, each begins elsewhere.
+    # Concurrent processes start the search at different places.
     numbers = ((os.getpid() + attempt * 97) % (50 * 250) for attempt in count())
     subnets = (f"10.{200 + number % 50}.{number // 50}" for number in numbers)
     return next(subnet for subnet in subnets if f" {subnet}." not in used)

@@ -1,7 +1,7 @@
-"""Which step of a branch a stack of a worker belongs to: one table, to be adapted with the code.
+"""Maps stacks of a worker to the steps of a branch: one table, to update with the code.
 
-A stack is looked at from its innermost frame outwards; the first frame that a row matches decides.
-So ``json`` counts for its caller, and what a step calls counts for the step.
+The search goes from the innermost frame outwards; the first frame that matches a row decides. So
+``json`` counts for its caller, and the functions that a step calls count for the step.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _Row = tuple[str, re.Pattern[str], re.Pattern[str]]
 __all__ = ["LAYERS", "OTHER", "Sample", "layer_of", "leaves", "parse", "shares"]
 
 OTHER = "other"
-# Step, file, function (a whole match of its qualified name; anything where it is empty).
+# Step, file, function (a full match of its qualified name; empty matches any).
 _TABLE = (
     ("events", r"celery/events/.*", ""),
     ("events", r"celery/worker/request\.py", r".*\.(send_event|on_accepted)"),
@@ -56,7 +56,7 @@ _TABLE = (
     ("collect", r"workers/reduce/(stages|reductions)\.py", ""),
     ("consume", r"fanout/broker/(transport|message_leases|rejected)\.py", r"(?!.*\b_?put\w*$).*"),
     ("consume", r"workers/consumer/(consumer|envelope|task_requests|message_versions)\.py", ""),
-    # Of kombu, only what takes messages: what puts them belongs to its caller.
+    # Of kombu, only receiving messages: publishing belongs to the caller.
     ("consume", r"kombu/messaging\.py", r"Consumer\..*"),
     (
         "consume",
@@ -73,11 +73,11 @@ _TABLE = (
     ("housekeeping", r"workers/consumer/(leases|presence|reaper|shutdown|liveness)\.py", ""),
     ("housekeeping", r"workers/options\.py|fanout/system/ticker\.py", ""),
     ("housekeeping", r"fanout/(runs/reaper|policy/healing|broker/(backlog|inspection))\.py", ""),
-    # What moves branches between threads, and has them wait for one another.
+    # Moving branches between threads, and waits of threads for one another.
     ("pool", r"workers/(consumer/pool|context/batches|tasks|branch/execution|in_process)\.py", ""),
     ("pool", r"workers/context/runtime\.py", ""),
 )
-# What carries all the others: it decides only where no row above matches any frame.
+# The outer loops: these decide only if no row above matches any frame.
 _CARRIERS = (
     ("pool", r"celery/(concurrency/.*|app/trace\.py|worker/loops\.py)", ""),
     ("pool", r"(asyncio|concurrent/futures|kombu/asynchronous)/.*", ""),
@@ -96,12 +96,12 @@ _THREAD = re.compile(r"thread \((\w+)\).*")
 
 @dataclass(frozen=True)
 class Sample:
-    """A stack that was seen so many times.
+    """A stack and the number of its samples.
 
     Attributes:
-        thread: The number of its thread, as the system has it; None where that is not known.
+        thread: The system's id of the thread; None if unknown.
         frames: From the outermost to the innermost.
-        count: How often.
+        count: The number of samples.
     """
 
     thread: int | None
@@ -110,7 +110,7 @@ class Sample:
 
 
 def parse(lines: Iterable[str]) -> Iterator[Sample]:
-    """Yield the samples of what ``py-spy record --format raw --threads`` has written."""
+    """Yield the samples in the output of ``py-spy record --format raw --threads``."""
     for line in lines:
         stack, _, count = line.rstrip("\n").rpartition(" ")
         first, *frames = stack.split(";")
@@ -133,7 +133,7 @@ def _layer_of_frame(frame: str, rows: tuple[_Row, ...]) -> str | None:
 
 
 def layer_of(frames: tuple[str, ...]) -> str:
-    """Return the step that a stack belongs to; ``other`` where no row matches."""
+    """Return the step of a stack; ``other`` if no row matches."""
     for rows in _TABLES:
         for frame in reversed(frames):
             layer = _layer_of_frame(frame, rows)
@@ -146,9 +146,9 @@ def shares(samples: Iterable[Sample], cpu_s: dict[int, float]) -> dict[str, floa
     """Return the CPU seconds of each step.
 
     Args:
-        samples: What was seen.
-        cpu_s: What each thread has used; it is dealt out by the thread's own samples, and that of
-            a thread that was never seen is ``other``.
+        samples: The samples.
+        cpu_s: The CPU seconds of each thread, distributed over the thread's own samples; those of a
+            thread without samples count as ``other``.
     """
     by_thread: dict[int, Counter[str]] = {}
     for sample in samples:
@@ -164,7 +164,7 @@ def shares(samples: Iterable[Sample], cpu_s: dict[int, float]) -> dict[str, floa
 
 
 def leaves(samples: Iterable[Sample], layer: str, *, most: int) -> dict[str, int]:
-    """Return the innermost functions of a step that were seen most often."""
+    """Return the innermost functions of a step with the most samples."""
     counts: Counter[str] = Counter()
     for sample in samples:
         if layer_of(sample.frames) == layer and sample.frames:

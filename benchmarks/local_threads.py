@@ -1,10 +1,10 @@
-"""How many threads should the local model calculate with? One fewer than there are cores, or all?
+"""Compares thread counts of the local model: all cores, or one fewer.
 
     python benchmarks/local_threads.py [--pairs 5] [--calls 4] [--tokens 16]
 
-Prints, as JSON, the tokens a second of each run of calls that are made at once, and the ratio of
-one fewer over all for each pair: on the machine as it is, and beside one process that keeps a core
-busy. The two of a pair follow one another, in an order that alternates.
+Prints, as JSON, the tokens a second of each run of concurrent calls, and for each pair the ratio of
+one fewer to all: on the machine as it is, and next to a process that keeps one core busy. The two runs of
+a pair follow one another, in alternating order.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _PROMPT = "Tell a long story about the {number} lighthouses of an island and the
 
 
 def serve(threads: int, weights: Path, folder: Path) -> None:
-    """Be the server of the local model, with other threads than it would have."""
+    """Run the server of the local model with another number of threads."""
     from fanout.llm import local_server
 
     setattr(local_server, "model_threads", lambda _cores: threads)  # noqa: B010 - exported elsewhere
@@ -49,7 +49,7 @@ def serve(threads: int, weights: Path, folder: Path) -> None:
 
 @contextmanager
 def served(threads: int) -> Iterator[Path]:
-    """Give a cache folder whose server is up."""
+    """Yield a cache folder with a running server."""
     weights = fetch(WEIGHTS, load_settings().cache_dir / "models")
     with tempfile.TemporaryDirectory(prefix="fanout-threads-") as name:
         cache = Path(name)
@@ -100,7 +100,7 @@ async def _tokens(llm: LocalLLM, request: LLMRequest) -> int:
 
 @contextmanager
 def _beside(busy: int) -> Iterator[None]:
-    """Keep so many cores busy."""
+    """Keep some cores busy."""
     code = [sys.executable, "-c", "while True: pass"]
     processes = [subprocess.Popen(code) for _ in range(busy)]
     try:

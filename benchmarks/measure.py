@@ -1,4 +1,4 @@
-"""What the measurements share: processes' CPU and memory, statistics, the machine, result files."""
+"""Shared parts of the measurements: CPU and memory of processes, statistics, result files."""
 
 from __future__ import annotations
 
@@ -45,16 +45,16 @@ _DIGITS = 5
 
 
 def adopt_orphans() -> None:
-    """Have this process become the parent of descendants whose own has ended. Linux.
+    """Make this process the parent of descendants whose own parent has ended. Linux only.
 
-    So a daemon that a contender leaves behind is still counted, and found to be ended.
+    So a daemon that a contender leaves behind still counts, and can be found and ended.
     """
     if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0):
         raise OSError(ctypes.get_errno(), "this process cannot adopt orphans")
 
 
 def descendants(roots: Iterable[int], *, but: Iterable[int] = ()) -> list[int]:
-    """Return processes and all that are below them, but not those of ``but``."""
+    """Return processes and all their descendants, except those of ``but``."""
     skipped = set(but)
     found: dict[int, None] = {}
     for root in roots:
@@ -76,26 +76,26 @@ def cpu_s(pids: Iterable[int]) -> float:
 
 
 def _cpu_clock(pid: int) -> int:
-    """Return what clock_getcpuclockid(3) does: a clock in nanoseconds, where /proc counts ticks."""
+    """Return the clock of clock_getcpuclockid(3): in nanoseconds, while /proc counts ticks."""
     return (~pid << 3) | 2
 
 
 def _children_s(pid: int) -> float:
-    # The name, in brackets, may have spaces and brackets of its own.
+    # The name, in brackets, may itself contain spaces and brackets.
     fields = (_PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()
     return sum(int(field) for field in fields[13:15]) / _TICKS_PER_S
 
 
 class MemoryPeak:
-    """Watches, in a thread, how much memory a tree of processes has at once.
+    """Samples, in a thread, the memory of a tree of processes.
 
     Args:
         root: Its first process.
-        every_s: How often it looks; each look costs the watched processes some of their time.
+        every_s: Seconds between samples; each sample takes some time of the watched processes.
 
     Attributes:
-        rss_mb: The most, with shared pages counted for each process.
-        pss_mb: The most, with shared pages counted once.
+        rss_mb: The maximum, with shared pages counted for each process.
+        pss_mb: The maximum, with shared pages counted once.
     """
 
     def __init__(self, root: int, *, every_s: float = 0.5) -> None:
@@ -141,7 +141,7 @@ def _rollup_kb(pid: int) -> dict[str, int]:
 
 
 def ideal_s(latencies: Iterator[float], calls: int, in_flight: int) -> float:
-    """Return the seconds that calls take at least, begun in order, so many of them at once."""
+    """Return the least seconds for calls that start in order, with a limit of calls in flight."""
     free = [0.0] * min(calls, in_flight)
     end = 0.0
     for latency in islice(latencies, calls):
@@ -152,7 +152,7 @@ def ideal_s(latencies: Iterator[float], calls: int, in_flight: int) -> float:
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
-    """Return median, least and most of values."""
+    """Return median, minimum and maximum of values."""
     return {
         "median": rounded(statistics.median(values)),
         "min": rounded(min(values)),
@@ -161,18 +161,18 @@ def spread(values: Sequence[float]) -> dict[str, float]:
 
 
 def ratios(ours: Mapping[int, float], theirs: Mapping[int, float]) -> list[float]:
-    """Return our values over theirs, for each round that has both, in order."""
+    """Return the ratios of our values to theirs, for each round that has both, in order."""
     both = sorted(ours.keys() & theirs.keys())
     return [ours[number] / theirs[number] for number in both if theirs[number]]
 
 
 def rounded(value: float) -> float:
-    """Return a value with the digits that are worth writing down."""
+    """Return a value rounded to its significant digits."""
     return float(f"{value:.{_DIGITS}g}")
 
 
 def machine() -> dict[str, Any]:
-    """Say what this was measured on."""
+    """Return a description of the machine."""
     memory_gb = round(psutil.virtual_memory().total / 1e9, 1)
     return {
         "cpu": _cpu_model(),
@@ -205,14 +205,14 @@ print(json.dumps(found))
 
 
 def versions(names: Iterable[str], python: str | Path = sys.executable) -> dict[str, str]:
-    """Return the versions of those packages that an interpreter has installed."""
+    """Return the installed versions of packages in an interpreter."""
     command = [str(python), "-c", _VERSIONS, *names]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return dict(json.loads(done.stdout))
 
 
 def save(path: Path, result: Mapping[str, Any]) -> None:
-    """Write a result as JSON, and say where."""
+    """Write a result as JSON, and print its path."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(result, indent=2) + "\n")
     print(f"written: {path}", file=sys.stderr, flush=True)

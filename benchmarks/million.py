@@ -1,13 +1,13 @@
-"""One run of 1,000,000 branches: is memory flat, does a branch cost what it costs in 10,000?
+"""Checks a run of 1,000,000 branches: flat memory, and the same cost per branch as with 10,000.
 
     python benchmarks/million.py [--branches 1000000] [--workers 2] [--concurrency 200]
                                  [--storage URL] [--no-flower] [--reduce none] [--out FILE]
 
-Starts a server, workers and Flower; processes of their own submit lazily generated documents:
-10,000 first, then all of them, then 10,000 again. Each second of the large run it notes memory and
-CPU time of each process, what the server holds, how many branches have ended and how many messages
-there are. Then `fanout results RUN --out` exports the outcomes, and each index must be there once.
-CPU time is counted from when a run has its id, so that no program's start is part of it.
+Starts a server, workers and Flower. Separate processes submit lazily generated documents: first
+10,000, then all, then 10,000 again. Each second of the large run it records the memory and CPU time
+of each process, the server's memory, and the numbers of ended branches and of messages. Then
+`fanout results RUN --out` exports the outcomes, which must contain each index once. CPU time counts
+from the moment a run has its id, so that it does not include the start of programs.
 
 Writes benchmarks/results/million-N.json; benchmarks/plot_million.py draws it. ``--storage`` is as
 FANOUT_STORAGE; ``folder`` is a temporary one.
@@ -37,7 +37,7 @@ _SMALL = 10_000
 _MOST_SAMPLES = 600
 _POLL_S = 0.05
 _START_S = 60.0
-# Seconds that a run's end is waited for, and CPU seconds in one that count as idle.
+# The most seconds to wait for the end of a run, and the CPU seconds per second that count as idle.
 _SETTLE_S = 60
 _IDLE_S = 0.1
 
@@ -59,7 +59,7 @@ def parsed() -> argparse.Namespace:
 
 
 class Runs:
-    """Submits runs to a fleet, one after the other, and measures what they take."""
+    """Submits runs to a fleet, one after the other, and measures them."""
 
     def __init__(self, fleet: ScaleFleet, folder: Path, given: argparse.Namespace) -> None:
         self._fleet = fleet
@@ -68,7 +68,7 @@ class Runs:
         self._number = 0
 
     def measured(self, label: str, branches: int) -> tuple[str, dict[str, Any], Sampler]:
-        """Return the id of a run that has ended, what it took, and its samples."""
+        """Return the id of an ended run, its figures, and its samples."""
         self._number += 1
         started = self._folder / f"started{self._number}"
         plan = self._folder / f"plan{self._number}.json"
@@ -82,7 +82,7 @@ class Runs:
         sampler = Sampler(self._fleet.server.url, pids, run_id=run_id)
         used = dict(before)
         while client.status is None:
-            # Of a process that is gone nothing can be read.
+            # A process that has ended cannot be read.
             used = {name: max(used[name], cpu_s(pid)) for name, pid in pids.items()}
             _say_progress(sampler, label, branches)
             time.sleep(_POLL_S)
@@ -124,7 +124,7 @@ class Runs:
 
 
 def _wait_until_idle(pids: list[int]) -> None:
-    """Wait for what goes on behind a run's end: Flower reads events that it has not read yet."""
+    """Wait for work after the end of a run: Flower still reads pending events."""
     for _ in range(_SETTLE_S):
         before = sum(cpu_s(pid) for pid in pids)
         time.sleep(1.0)
@@ -140,7 +140,7 @@ def _say_progress(sampler: Sampler, label: str, branches: int) -> None:
 
 
 def exported(fleet: ScaleFleet, run_id: str, folder: Path, branches: int) -> dict[str, Any]:
-    """Export a run's outcomes, and see that each is there once."""
+    """Export a run's outcomes, and check that each is present once."""
     began_at = time.monotonic()
     process = fleet.export(run_id, folder)
     most_mb, took_s = 0.0, 0.0
@@ -166,7 +166,7 @@ def exported(fleet: ScaleFleet, run_id: str, folder: Path, branches: int) -> dic
 
 
 def memory(samples: list[dict[str, Any]], total: int) -> dict[str, dict[str, float]]:
-    """Return of each process its memory after a tenth of the run, at its end, and the most."""
+    """Return the memory of each process after a tenth of the run, at its end, and at most."""
     columns = [name for name in samples[0] if name.endswith(("rss_mb", "pss_mb", "used_mb"))]
     known = {}
     for column in columns:
@@ -179,7 +179,7 @@ def memory(samples: list[dict[str, Any]], total: int) -> dict[str, dict[str, flo
 
 
 def kept(fleet: ScaleFleet, storage: str | None) -> dict[str, Any]:
-    """Return what the server, and the storage where it is a folder, hold after all runs."""
+    """Return the data that the server, and a storage folder, hold after all runs."""
     info: Any = fleet.server.client.info("memory")
     found = {
         "redis_used_mb": round(info["used_memory"] / 1e6, 1),
@@ -206,7 +206,7 @@ def measure(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
     )
     with fleet:
         runs = Runs(fleet, folder, given)
-        # The first run of a fleet pays for what is imported and connected then.
+        # The first run of a fleet includes imports and connecting.
         runs.measured("warm-up", min(given.small, 2_000))
         small = [runs.measured("before", given.small)[1]]
         run_id, large, sampler = runs.measured("all", given.branches)
@@ -238,7 +238,7 @@ def measure(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 def main() -> None:
     given = parsed()
-    # So that no process of the fleet stays where this is ended.
+    # So that ending this program also ends the fleet.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by a signal"))
     out = given.out or _RESULTS / f"million-{given.branches}.json"
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -1,10 +1,10 @@
-"""Does an outage of the provider cost branches? With fanout's default settings.
+"""Measures the branches that an outage of the provider costs, with fanout's default settings.
 
     python benchmarks/outages.py [--branches 3000] [--lasts 120] [--at-once 3] [--sort 500] ...
 
-Each sort of outage strikes a run of its own, on a fleet and a mock provider of its own, some
-seconds after its first call. The result is benchmarks/results/outages.json: how many branches
-failed, how many calls were made in vain, and how soon after the outage calls were answered again.
+Each kind of outage begins some seconds after the first call of its own run, with its own fleet and
+mock provider. The result is benchmarks/results/outages.json: the number of failed branches and of
+failed calls, and the seconds from the end of the outage to the next answer.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def parsed() -> argparse.Namespace:
 
 
 def once(sort: str, given: argparse.Namespace) -> dict[str, Any]:
-    """Have one outage; return what it cost."""
+    """Cause one outage; return its costs."""
     latency = f"constant:{given.latency:g}"
     with (
         tempfile.TemporaryDirectory(prefix="fanout-outage-") as folder,

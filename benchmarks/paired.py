@@ -1,7 +1,7 @@
-"""The same run of the fake model with a feature and without it, in pairs.
+"""Measures the same run of the fake model with and without a feature, in pairs.
 
-Each run has a server and one worker of its own. The two of a pair follow one another, in an order
-that alternates, so that what else the machine does strikes both.
+Each run has its own server and worker. The two runs of a pair follow one another, in alternating
+order, so that other load on the machine affects both.
 """
 
 from __future__ import annotations
@@ -58,12 +58,12 @@ def _timed(client: Client, branches: int) -> float:
 
 
 def compare(description: str | None, *, on: dict[str, str], off: dict[str, str]) -> None:
-    """Measure as the command line says, and print JSON.
+    """Measure with the options of the command line, and print JSON.
 
     Args:
-        description: What is compared.
-        on: The environment of a worker that has the feature.
-        off: The environment of one that has not.
+        description: The description of the comparison.
+        on: The environment of a worker with the feature.
+        off: The environment of a worker without it.
     """
     given = _parsed(description)
     rates: dict[str, list[float]] = {"with": [], "without": []}

@@ -1,4 +1,4 @@
-"""Where what fanout is compared with is installed."""
+"""The environments of the programs that fanout is compared with."""
 
 from __future__ import annotations
 
@@ -16,5 +16,5 @@ CURATOR_PYTHON = _ROOT / ".venv-curator/bin/python"
 
 
 def install() -> None:
-    """Install the peers where they are missing, or are not what the lists of them say."""
+    """Install peers that are missing or differ from their list of requirements."""
     subprocess.run(["sh", str(_HERE / "setup-peers")], check=True, stdout=sys.stderr)  # noqa: S607

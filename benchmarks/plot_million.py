@@ -1,8 +1,8 @@
-"""Draw what benchmarks/million.py has measured: memory over time, throughput over time.
+"""Draws the results of benchmarks/million.py: memory and throughput over time.
 
     python benchmarks/plot_million.py [benchmarks/results/million-1000000.json] [--out docs/images]
 
-Needs matplotlib, which is no dependency of fanout. Writes million-memory.svg and
+Needs matplotlib, which is not a dependency of fanout. Writes million-memory.svg and
 million-throughput.svg.
 """
 
@@ -16,13 +16,13 @@ from typing import Any
 import matplotlib as mpl
 
 mpl.use("svg")
-# Text as text, and the same file each time.
+# Keep text as text, and write the same file each time.
 mpl.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "fanout", "font.size": 10})
 
 from matplotlib import pyplot as plt  # noqa: E402 - the backend comes first
 
 _HERE = Path(__file__).parent
-# Seconds over which branches are counted: a shard ends at once.
+# Seconds over which branches are counted, as all branches of a shard end together.
 _WINDOW_S = 10.0
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#555555")
 

@@ -2,8 +2,8 @@
 
     .venv-peers/bin/python benchmarks/plots.py [--results benchmarks/results] [--out docs/images]
 
-A bar is the median of the rounds, the line on it their least and most. What has no result file is
-left out.
+A bar shows the median of the rounds, its line the minimum and maximum. Plots without a result file
+are left out.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ _MEMORY = ("peak_pss_mb", "MB at the most", 1, "{:,.0f}")
 def _style() -> None:
     plt.rcParams.update(
         {
-            # Text stays text: small, and to be found; the same file each time.
+            # Keep text as text (small and searchable), and write the same file each time.
             "svg.fonttype": "none",
             "svg.hashsalt": "fanout",
             "font.family": "sans-serif",
@@ -111,7 +111,7 @@ def _compare(result: dict[str, Any]) -> Figure:
         for name, contender in result["contenders"].items()
         if first in contender["summary"]
     }
-    # The best on top.
+    # The best is on top.
     names = sorted(done, key=lambda name: done[name][first]["median"])
     figure, row = plt.subplots(
         1, len(panels), sharey=True, figsize=(10, 1.3 + 0.3 * len(names)), layout="constrained"
@@ -185,7 +185,7 @@ def _save(figure: Figure, path: Path) -> None:
         path, bbox_inches="tight", pad_inches=0.08, metadata={"Date": None, "Creator": None}
     )
     plt.close(figure)
-    # No trailing blanks, nor digits that nobody sees.
+    # Remove trailing blanks and invisible digits.
     text = re.sub(r"[ \t]+$", "", path.read_text(), flags=re.MULTILINE)
     path.write_text(re.sub(r"(\d\.\d{3})\d+", r"\1", text))
     size = path.stat().st_size

@@ -1,13 +1,13 @@
-"""Where does the CPU time of a branch go, in a worker?
+"""Measures the CPU time of a worker for each step of a branch.
 
     python benchmarks/profile_branch.py [--branches 10000] [--concurrency 200] [--provider]
 
-A run on one worker, of the fake model or, with --provider, of a mock provider that answers at
-once, while py-spy looks 200 times a second at which thread holds Python's lock, and at what it
-does. Each sample belongs to a step of a branch by the table in benchmarks/layers.py. What a thread
-used, by the system's account, is dealt out by its samples; so time in the system counts for the
-step around it. py-spy makes the worker slower, but hardly changes the shares; what a branch costs
-without it is for benchmarks/engine_cost.py. The result is benchmarks/results/profile_branch.json.
+One worker processes a run of the fake model or, with --provider, of a mock provider that answers at
+once. 200 times a second, py-spy samples the thread that holds Python's lock, and its stack. The table
+in benchmarks/layers.py assigns each sample to a step of a branch. The CPU time of a thread, as the
+system counts it, is distributed over its samples, so system time counts for the step around it.
+py-spy slows the worker, but hardly changes the shares; benchmarks/engine_cost.py measures the cost of
+a branch without it. The result is benchmarks/results/profile_branch.json.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def _thread_cpu_s(pid: int) -> dict[int, float]:
 
 
 class _Spy:
-    """py-spy, looking at a process until the end of its ``with`` block."""
+    """py-spy, which samples a process until the end of the ``with`` block."""
 
     def __init__(self, pid: int, rate: int, stacks: Path) -> None:
         words = [str(peers.PY_SPY), "record", "--pid", str(pid), "--rate", str(rate)]
@@ -73,7 +73,7 @@ class _Spy:
         self._stacks = stacks
 
     def __enter__(self) -> None:
-        # It says so when it has begun.
+        # py-spy prints a line when it has started.
         stdout = self._process.stdout
         line = stdout.readline() if stdout else b""
         if b"Sampling" not in line:
@@ -84,7 +84,7 @@ class _Spy:
         self._process.communicate(timeout=_START_S)
 
     def samples(self) -> list[Sample]:
-        """Return what it saw, once it has ended."""
+        """Return the samples after its end."""
         with self._stacks.open() as lines:
             return list(parse(lines))
 

@@ -1,18 +1,19 @@
-"""A mock provider of chat completions, fast enough not to be the limit of what is measured.
+"""A mock provider of chat completions, fast enough not to limit the measurements.
 
     python benchmarks/provider.py [--port 0] [--latency constant:1.0] [--seed 1] ...
 
-It listens on loopback, prints one line of JSON with its URL, and answers until it is ended:
+It listens on loopback, prints one line of JSON with its URL, and serves until it is stopped:
 
-    POST /v1/chat/completions    a completion, after the latency that is its turn
+    POST /v1/chat/completions    a completion, after the next latency of the sequence
     GET  /v1/models
-    GET  /stats                  what was served since the last reset, as JSON
-    POST /reset                  zero counters, and the same latencies and errors from the start
-    POST /outage?sort=500&lasts_s=120    fail for everybody: see provider_outages.py
+    GET  /stats                  the counters since the last reset, as JSON
+    POST /reset                  reset the counters, and restart the latencies and errors
+    POST /outage?sort=500&lasts_s=120    fail for all clients: see provider_outages.py
 
-Latencies and errors belong to the order of arrival: N requests always meet the same ones. A
-connection's first request is parsed and refused where it is no chat completion; the others are not
-parsed, as that would cost more than the answer. As a module, ``Provider`` starts and ends it.
+Latencies and errors follow the order of arrival: N requests always get the same ones. The server
+parses the first request of a connection and refuses one that is not a chat completion. It does not
+parse the others, as that would cost more than the answer. As a module, ``Provider`` starts and stops
+it.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ MODEL = "mock"
 _PATH = b"/v1/chat/completions"
 _MAX_HEAD = 65_536
 _WORDS = b"the quick brown fox jumps over the lazy dog and reads on "
-# Numbers are padded with spaces, which JSON allows, so that the length is known beforehand.
+# Spaces, which JSON allows, pad the numbers to a fixed length.
 _BODY = (
     b'{"id": "chatcmpl-%010d", "object": "chat.completion", "created": 1700000000, '
     b'"model": "mock", "choices": [{"index": 0, "finish_reason": "stop", "logprobs": null, '
@@ -65,7 +66,7 @@ class LatencyError(ValueError):
 
 
 def latencies(form: str, seed: int) -> Iterator[float]:
-    """Return the seconds that one request after the other takes, without end.
+    """Yield the latencies of the requests in seconds, without end.
 
     Args:
         form: ``0``, ``constant:SECONDS``, ``lognormal:MEDIAN_S:SIGMA`` or ``pareto:LEAST_S:ALPHA``.
@@ -94,14 +95,14 @@ def latencies(form: str, seed: int) -> Iterator[float]:
     if not is_known:
         allowed = "0, constant:SECONDS, lognormal:MEDIAN_S:SIGMA, pareto:LEAST_S:ALPHA"
         raise LatencyError(f"latency {form!r} is none of {allowed}")
-    # From the start again: the check above drew one.
+    # Start again, as the check above has drawn one.
     draw.seed(seed)
     return iter(lambda: next_one(*numbers), None)
 
 
 @dataclass
 class Plan:
-    """What the provider does to requests, and what it has done."""
+    """The behaviour of the provider, and its counters."""
 
     latency: str = "0"
     seed: int = 1
@@ -125,9 +126,9 @@ class Plan:
         self.reset()
 
     def reset(self) -> None:
-        """Begin anew; connections and what is in flight stay."""
+        """Start again; connections and requests in flight stay."""
         self._latencies = latencies(self.latency, self.seed)
-        # Of their own, so that the rates do not change the latencies.
+        # A separate generator, so that the rates do not change the latencies.
         self._fates = random.Random(self.seed + 1)  # noqa: S311 - repeatable
         self._has_fates = self.error_rate > 0 or self.refuse_rate > 0
         self.by_status.clear()
@@ -159,14 +160,14 @@ class Plan:
         return _error(status, f"retry-after: {self.retry_after_s:g}\r\n" if status == 429 else "")  # noqa: PLR2004 - refused
 
     def fail(self, asked: dict[str, list[str]]) -> None:
-        """Begin an outage."""
+        """Start an outage."""
         sort, lasts_s = asked["sort"][0], float(asked["lasts_s"][0])
         self.outage = Outage(sort, lasts_s, seed=self.seed)
         if sort == "refused" and self.refuse is not None:
             self.refuse(lasts_s)
 
     def answered(self, status: int) -> None:
-        """Count a request that was answered."""
+        """Count an answered request."""
         self.in_flight -= 1
         self.by_status[status] += 1
 
@@ -231,7 +232,7 @@ class Connection(asyncio.Protocol):
         self._plan.transports.add(transport)
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's
-        """Forget what was to be answered."""
+        """Drop the pending answers."""
         self._plan.connections -= 1
         self._plan.transports.discard(self._transport)
         for answer in self._answers:
@@ -243,7 +244,7 @@ class Connection(asyncio.Protocol):
         self._answers.clear()
 
     def data_received(self, data: bytes) -> None:
-        """Take whole requests, however they are cut into pieces."""
+        """Process complete requests, in any segmentation."""
         self._buffer += data
         while len(self._buffer) > self._needed and not self._is_closing:
             if not self._take():
@@ -251,7 +252,7 @@ class Connection(asyncio.Protocol):
         self._flush()
 
     def _take(self) -> bool:
-        """Take a request off the buffer; say whether there was a complete one."""
+        """Take a request off the buffer; return whether one was complete."""
         buffer = self._buffer
         end = buffer.find(b"\r\n\r\n")
         if end < 0:
@@ -323,7 +324,7 @@ class Connection(asyncio.Protocol):
         if told == RESET:
             self._transport.abort()
         elif told == SILENCE:
-            # All that comes behind it waits as well.
+            # Later answers wait as well.
             self._answers.append(_Answer())
         elif isinstance(told, bytes):
             self._say(told)
@@ -339,7 +340,7 @@ class Connection(asyncio.Protocol):
         self._answers.append(answer)
 
     def _flush(self) -> None:
-        """Write all that is due and not behind what is not."""
+        """Write the due answers, up to the first that is not due."""
         answers, ready = self._answers, []
         while answers and (response := answers[0].response) is not None:
             status = answers.popleft().status
@@ -353,7 +354,7 @@ class Connection(asyncio.Protocol):
 
 
 def _content_length(fields: bytes) -> int | None:
-    """Return a body's length; None where it is sent in chunks, or is not a number."""
+    """Return a body's length; None for a chunked body or an invalid number."""
     if b"\r\ntransfer-encoding:" in fields:
         return None
     at = fields.find(b"\r\ncontent-length:")
@@ -388,7 +389,7 @@ async def _serve(plan: Plan, host: str, port: int) -> None:
     while True:
         lasts_s = await refusals.get()
         server.close()
-        # Earlier responses still have to go out.
+        # Earlier answers must still go out.
         await asyncio.sleep(0)
         for transport in list(plan.transports):
             transport.abort()
@@ -397,16 +398,16 @@ async def _serve(plan: Plan, host: str, port: int) -> None:
 
 
 class Provider:
-    """The provider as a child process, ended with its ``with`` block.
+    """The provider as a child process that runs for a ``with`` block.
 
     Args:
-        python: The interpreter; one that has uvloop, to be fast.
+        python: The interpreter; it needs uvloop to be fast.
         latency: As for ``latencies``.
         options: Further options, by their names with underscores.
 
     Attributes:
-        url: Where it listens, without a path.
-        pid: Its process.
+        url: Its URL, without a path.
+        pid: Its process id.
     """
 
     def __init__(self, python: str = sys.executable, latency: str = "0", **options: float) -> None:
@@ -425,7 +426,7 @@ class Provider:
 
     @property
     def base_url(self) -> str:
-        """What clients of the API are given."""
+        """The base URL for clients of the API."""
         return f"{self.url}/v1"
 
     def stats(self) -> dict[str, Any]:
@@ -433,11 +434,11 @@ class Provider:
         return self._ask("/stats")
 
     def reset(self) -> None:
-        """Have it begin anew."""
+        """Reset it."""
         self._ask("/reset", b"")
 
     def fail(self, sort: str, lasts_s: float) -> None:
-        """Have it fail for everybody: see provider_outages.py."""
+        """Make it fail for all clients: see provider_outages.py."""
         self._ask(f"/outage?sort={sort}&lasts_s={lasts_s:g}", b"")
 
     def _ask(self, path: str, data: bytes | None = None) -> dict[str, Any]:

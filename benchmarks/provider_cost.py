@@ -1,10 +1,10 @@
-"""How much can the mock provider serve, and what does a request cost it?
+"""Measures the throughput of the mock provider and its cost of a request.
 
     python benchmarks/provider_cost.py [--requests 50000] [--connections 50] [--rounds 5]
 
-A raw client, which only counts bytes, asks it without pause. Both have the machine's cores for
-themselves, so requests/s is what both can do on it; the provider's own limit is one over its CPU
-seconds a request. The result is benchmarks/results/provider.json.
+A raw client, which only counts bytes, sends requests without pause. Client and provider share the
+machine, so requests/s is the limit of both together; the provider's own limit is one over its CPU
+seconds per request. The result is benchmarks/results/provider.json.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def _request(prompt_bytes: int) -> bytes:
 
 
 class _Caller(asyncio.Protocol):
-    """Sends a request as soon as the last one is answered, while the budget lasts."""
+    """Sends each request after the answer to the last one, within a budget."""
 
     def __init__(self, request: bytes, budget: list[int], done: asyncio.Future[None]) -> None:
         self._request = request

@@ -1,4 +1,4 @@
-"""How the mock provider fails for everybody, for a while."""
+"""Outages of the mock provider: it fails for all clients, for a while."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ if TYPE_CHECKING:
 
 __all__ = ["RESET", "SILENCE", "SORTS", "Outage"]
 
-# What is done instead of an answer: the connection is reset, or nothing ever comes.
+# In place of an answer: reset the connection, or never answer.
 RESET, SILENCE = "reset", "silence"
 _PARTLY = 0.6
 _FLAP_S = 3.0
 _HTML = b"<html><body><h1>The server is starting</h1></body></html>"
 
-# By what follows each request; ``refused`` concerns those who connect: see provider.py.
+# By the reaction to each request; ``refused`` concerns new connections: see provider.py.
 SORTS = {
     "500": "HTTP 500",
     "500-flapping": "HTTP 500, for 3 s of each 6 s",
@@ -54,8 +54,8 @@ class Outage:
     Args:
         sort: One of SORTS.
         lasts_s: Seconds.
-        clock: Seconds, rising.
-        seed: Of which requests fail where not all do.
+        clock: A monotonic clock in seconds.
+        seed: Selects the failing requests if only some fail.
     """
 
     def __init__(
@@ -77,11 +77,11 @@ class Outage:
 
     @property
     def is_on(self) -> bool:
-        """Whether it lasts."""
+        """Whether the outage continues."""
         return self._clock() < self._until
 
     def reply(self) -> bytes | str | None:
-        """Return what comes instead of an answer, or RESET, SILENCE, or None: the answer."""
+        """Return the reply in place of an answer, or RESET, SILENCE, or None for the answer."""
         if not self.is_on or self._spares():
             return None
         self.struck += 1
@@ -92,7 +92,7 @@ class Outage:
         return SILENCE if self.sort == "silence" else RESET
 
     def _spares(self) -> bool:
-        """Say whether a request is answered all the same."""
+        """Say whether a request still gets its answer."""
         if self.sort == "500-flapping":
             return bool((self._clock() - self._began) // _FLAP_S % 2)
         return self.sort.endswith("-some") and self._fates.random() > _PARTLY

@@ -1,11 +1,10 @@
-"""How fast do branches get onto the queue, and into the store?
+"""Measures how fast branches reach the queue and the store.
 
     python benchmarks/publishing.py [--rounds 5] [--branches 50000]
 
-Two things, with a server and no worker: ``chords``, a shard's chord published with its 500
-branches, shard after shard, as workers do; and ``submit``, a client that writes a run of small
-documents. CPU is that of the process that publishes, and of the server. The result is
-benchmarks/results/publishing.json.
+There are two parts, with a server and no worker. ``chords`` publishes the chords of shards with 500
+branches each, like workers; ``submit`` is a client that writes a run of small documents. The CPU time
+is that of the publishing process and of the server. The result is benchmarks/results/publishing.json.
 """
 
 from __future__ import annotations
@@ -62,7 +61,7 @@ class _Bench:
 
     def chords(self) -> None:
         size = MAX_SHARD_BRANCHES
-        # Of a run that is not known nothing is published.
+        # Nothing is published for an unknown run.
         self._store.create_run("published", spec="{}", created_at=time.time())
         for number in range(self._branches // size):
             self._publisher.shard_chord(

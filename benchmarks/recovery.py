@@ -1,11 +1,11 @@
-"""How soon do the calls of a dead worker run elsewhere? With fanout's default settings.
+"""Measures how soon other workers repeat the calls of a dead worker, with default settings.
 
     python benchmarks/recovery.py [--times 6] [--at-once 3] [--concurrency 8] [--latency 20]
 
-Each time a fleet of two workers, on a server of its own, has calls in flight in all its slots when
-one worker is killed with SIGKILL; it is not replaced. Prints, as JSON, the distribution of seconds
-from the kill until each of its calls runs on the other worker. That one is busy with calls of its
-own for up to ``--latency`` seconds; ``--backlog`` more branches wait in the queue.
+Each time, two workers with their own server have calls in flight in all slots. SIGKILL then ends one
+worker, which is not replaced. Prints, as JSON, the distribution of seconds from the kill until each of
+its calls runs on the other worker. That worker is busy with its own calls for up to ``--latency``
+seconds, and ``--backlog`` more branches wait in the queue.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 _LOOK_S = 0.05
 _BOUND_S = 180.0
-# The kill comes at any moment of the workers' few seconds from one renewal to the next.
+# The kill comes at a random moment between two lease renewals, which are some seconds apart.
 _SPREAD_S = 7.5
 
 
@@ -73,7 +73,7 @@ def _killed(
     victim = workers[0]
     slots = given.concurrency * len(workers)
     _wait_for(lambda: wait_until_up(workers, client.workers()))
-    # Renewals and restores have their own rhythm since the workers started: come at any beat of it.
+    # Renewals and restores are periodic since the workers started: wait for a random moment.
     dice = random.Random(given.seed + number)  # noqa: S311 - see --seed
     time.sleep(dice.uniform(0, _SPREAD_S))
     run = client.submit(spec(), (f"{key(i)} text" for i in range(slots + given.backlog)))

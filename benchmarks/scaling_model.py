@@ -1,23 +1,23 @@
-"""What would 100 machines and 100,000,000 branches need? A model, checked against measurements.
+"""A model of a run with 100 machines and 100,000,000 branches, checked against measurements.
 
     python benchmarks/scaling_model.py [--workers 10,25,100,400] [--branches 100000000]
 
 It reads benchmarks/results/ (engine_cost, compare-zero, compare-second, compare-thousand,
-growth-workers, growth-line, server_traffic, provider and the largest million-*), predicts what
-was measured there from as few figures as it can, and goes on to what cannot be measured on one
-machine. The result is benchmarks/results/scaling_model.json, and a table on standard output.
+growth-workers, growth-line, server_traffic, provider and the largest million-*), predicts those
+measurements from as few figures as possible, and then predicts sizes that one machine cannot measure.
+The result is benchmarks/results/scaling_model.json, and a table on standard output.
 
 The model. A run of N branches on W workers with C in flight each, calls of L seconds, a server R
 seconds away:
 
     seconds = fixed + N / rate
-    rate    = the least of
+    rate    = the minimum of
               W C / (L + turn)                       places, each busy for a call and its turn
-              cores / cpu                            all that a branch costs, where cores are shared
+              cores / cpu                            the whole cost of a branch, if the cores are shared
               W / worker_cpu                         one core for each worker process
               1 / server_cpu                         one core for the server's commands
-              W (C + ahead) / (busy + 14 R)          places, each taken for so many round trips
-              W taken / (2 R + taken * take)         two round trips for so many messages at once
+              W (C + ahead) / (busy + 14 R)          places, each occupied for these round trips
+              W taken / (2 R + taken * take)         two round trips for each batch of messages
 
 Fourteen: two to take, one to begin, one a shard to write, two a shard to count and one to settle,
 for two shards at a time; and each of these steps waits for half of the one under way.
@@ -25,9 +25,9 @@ for two shards at a time; and each of these steps waits for half of the one unde
 ``fixed`` and ``turn`` come from compare-second and growth-workers with one worker; the costs from
 growth-line on loopback, compare-zero and provider. Everything else is predicted.
 
-What a branch costs server and worker depends on how many of them share a round trip, and so on how
-many a worker has in a second: a power of it, between growth-workers with eight (few) and the runs
-on one full worker (many).
+The cost of a branch for server and worker depends on how many branches share a round trip, and so on
+the branches per second of a worker. The model uses a power law between growth-workers with eight
+workers (few) and the runs on one full worker (many).
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from measure import RESULTS, rounded, save
 _TRIPS = 14
 _AHEAD_PART, _MOST_AHEAD = 2, 256
 _TAKEN, _TAKEN_PART = 32, 4
-# Of consuming a message, of a worker's cost: benchmarks/profile_branch.py.
+# The share of consuming a message in a worker's cost: benchmarks/profile_branch.py.
 _TAKE_SHARE = 0.25
 # Above this a single-threaded server answers noticeably later.
 _BUSY = 0.6
@@ -54,7 +54,7 @@ _LATENCIES_S = (1, 10)
 
 @dataclass(frozen=True, kw_only=True)
 class Costs:
-    """What a branch costs.
+    """The costs of a branch.
 
     Attributes:
         engine_ms: CPU of a worker without HTTP.
@@ -64,11 +64,11 @@ class Costs:
         provider_ms: CPU of the mock provider.
         fixed_s: Seconds from submitting to the first call, and from the last one to the end.
         turn_s: Seconds from the end of a call until the next one begins in its place.
-        bytes_in: Bytes that the server is sent.
-        bytes_out: Bytes that it sends.
-        kept_bytes: Bytes that the server keeps of a branch that has ended.
-        few: With so few branches a second and worker, CPU in ms of worker and server.
-        many: The same with many.
+        bytes_in: Bytes that the server receives.
+        bytes_out: Bytes that the server sends.
+        kept_bytes: Bytes that the server stores for an ended branch.
+        few: A low number of branches a second and worker, with the CPU in ms of worker and server.
+        many: The same for a high number.
         alone_ms: CPU of the server for a branch that shares no round trip: the most it costs.
     """
 
@@ -87,7 +87,7 @@ class Costs:
     alone_ms: float
 
     def at(self, per_worker_s: float) -> tuple[float, float]:
-        """Return worker_ms and server_ms where each worker has so many branches a second."""
+        """Return worker_ms and server_ms for a number of branches a second on each worker."""
         few, many = self.few, self.many
         place = log(many[0] / min(max(per_worker_s, 1.0), many[0])) / log(many[0] / few[0])
         worker, server = (many[at] * (few[at] / many[at]) ** place for at in (1, 2))
@@ -116,7 +116,7 @@ def _million() -> dict[str, Any]:
 
 
 def _kept_bytes() -> float:
-    """Return what the server keeps of a branch, its compressed input and outcome, at the end."""
+    """Return the bytes of an ended branch on the server: its compressed input and outcome."""
     million = _million()
     branches = sum(run["branches"] for run in million["runs"])
     return float(million["kept"]["redis_used_mb"] * 1e6 / branches)
@@ -127,7 +127,7 @@ def _costs() -> Costs:
     zero = _fanout("zero")["cpu_ms_per_call"]["median"]
     traffic = _read("server_traffic")["values"][-1]["summary"]
     server, client = line["server"]["median"], line["client"]["median"]
-    # Two runs, and two unknowns: 20 waves of a second, 30 of half a second.
+    # Two runs for two unknowns: 20 waves of 1 s, 30 waves of 0.5 s.
     second = _fanout("second")["wall_s"]["median"] - 20.0
     workers = _value("growth-workers", 1)["wall_s"]["median"] - 15.0
     turn_s = max(0.0, (workers - second) / 10)
@@ -160,7 +160,7 @@ def rate(
     cores: int | None = None,
     has_http: bool = True,
 ) -> tuple[float, str]:
-    """Return branches a second, and what limits them."""
+    """Return the branches a second, and their limit."""
     worker_ms = costs.worker_ms if has_http else costs.engine_ms
     all_ms = worker_ms + costs.server_ms + costs.client_ms
     all_ms += costs.provider_ms if has_http else 0.0
@@ -183,7 +183,7 @@ def rate(
 
 
 def _checked(costs: Costs) -> list[dict[str, Any]]:
-    """Predict what was measured."""
+    """Predict the measurements."""
     cores = _read("growth-workers")["machine"]["cores"]
     found = []
 
@@ -230,9 +230,9 @@ def _checked(costs: Costs) -> list[dict[str, Any]]:
 
 
 def _plan(costs: Costs, branches: int, workers: int) -> dict[str, Any]:
-    """Return what so many workers do at most with one server, and what they need for it."""
+    """Return the maximum throughput of workers with one server, and the resources for it."""
     per_s = 1e3
-    # The more they do, the less a branch costs the server: until both agree.
+    # A higher rate lowers the server's cost of a branch: iterate until both agree.
     for _ in range(100):
         worker_ms, server_ms = costs.at(per_s / workers)
         per_s = (per_s + _BUSY * 1e3 / server_ms) / 2

@@ -1,10 +1,10 @@
-"""What does a branch ask of the server: commands, scripts and bytes?
+"""Measures the commands, scripts and bytes of the server for a branch.
 
     python benchmarks/server_traffic.py [--concurrency 1,8,50,200] [--branches 4000] [--rounds 3]
 
-Runs of the fake model on one worker of each concurrency, one after the other; the server's own
-counters are read before and after. What leases, presence and the reaper ask for is in it. With one
-branch in flight each round trip is its own; with many, they share them. The result is
+Runs the fake model on one worker for each concurrency, one after the other, and reads the server's
+counters before and after. The figures include leases, presence and the reaper. With one branch in
+flight, each branch has its own round trips; with many, branches share them. The result is
 benchmarks/results/server_traffic.json.
 """
 
@@ -30,7 +30,7 @@ _SCRIPTS = ("cmdstat_fcall", "cmdstat_evalsha", "cmdstat_eval")
 
 def _counters(client: redis.Redis) -> dict[str, float]:
     stats, commands = client.info("stats"), client.info("commandstats")
-    # Commands that scripts call are no round trips; what they are is told by their own counters.
+    # Commands inside scripts are not round trips; they have their own counters.
     asked = {name: figures["calls"] for name, figures in commands.items()}
     scripts = sum(asked.get(name, 0) for name in _SCRIPTS)
     return {

@@ -1,4 +1,4 @@
-"""What contenders with queues start beside themselves: a Valkey server, and workers."""
+"""Processes of contenders with queues: a Valkey server and workers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _START_S = 30.0
 
 
 class Processes:
-    """Child processes, of the same group as this one; each with a log."""
+    """Child processes in this process group, each with a log."""
 
     def __init__(self, folder: str) -> None:
         self.folder = Path(folder)
@@ -42,7 +42,7 @@ class Processes:
         return process.pid
 
     def check(self) -> None:
-        """Raise where one has ended."""
+        """Raise an error if one has ended."""
         ended = [process.args for process in self._running if process.poll() is not None]
         if ended:
             raise RuntimeError(f"{ended[0]!r} has ended: see the logs in {self.folder}")
@@ -55,7 +55,7 @@ class Processes:
 
 
 class Valkey:
-    """A server of its own for each contender, in memory alone, or with an append-only file."""
+    """A separate server for each contender, only in memory or with an append-only file."""
 
     def __init__(self, processes: Processes, *, append_only: bool = False) -> None:
         port = free_port()

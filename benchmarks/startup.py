@@ -1,12 +1,12 @@
-"""How long does it take to start: a command's help, a run of three branches, a worker?
+"""Measures start times: the help of a command, a run of three branches, and a worker.
 
     python benchmarks/startup.py [--rounds 9] [--against FOLDER] [--out FILE]
 
-Each round measures all of them once, one after the other, beside an interpreter that does nothing
-and one that loads Celery: what else the machine does strikes all alike. ``--against`` measures
-another source tree of fanout in the same rounds, such as the version before a change. Seconds from
-the start of a process to its end; of a worker, to the line that says that it is ready. CPU seconds
-are those of a process and of all that it started. Prints the result as JSON, and writes it.
+Each round measures all of them once, one after the other, and also an idle interpreter and one that
+imports Celery, so that other load on the machine affects all. ``--against`` measures another source
+tree of fanout in the same rounds, such as the version before a change. The seconds count from the
+start of a process to its end, or to the ready line of a worker. The CPU seconds include the children
+of a process. Prints the result as JSON, and writes it.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 _OUT = Path(__file__).with_name("results") / "startup.json"
 _FANOUT = Path(sys.executable).with_name("fanout")
 _BOUND_S = 60.0
-# What is asked of a user: an upper bound of the median, in seconds.
+# The most seconds that the median may take.
 _WANTED_S = {"help": 0.15, "run": 1.5, "library": 1.5, "worker": 2.0}
 
 _LIBRARY = """
@@ -66,9 +66,9 @@ def _used_s() -> float:
 
 
 def _timed(command: list[str], env: dict[str, str], folder: Path) -> Timing:
-    """Run a command to its end; return its seconds, and those of the CPU."""
+    """Run a command to its end; return its seconds and CPU seconds."""
     cpu_s, began_at = _used_s(), time.monotonic()
-    # Not in the folder of this, from which Python would import.
+    # Not in this folder, as Python would import from it.
     subprocess.run(
         command, cwd=folder, env=env, stdout=subprocess.DEVNULL, check=True, timeout=_BOUND_S
     )
@@ -76,7 +76,7 @@ def _timed(command: list[str], env: dict[str, str], folder: Path) -> Timing:
 
 
 def _worker(url: str, env: dict[str, str]) -> Timing:
-    """Start a worker; return the seconds until it is ready, and those of the CPU until then."""
+    """Start a worker; return the seconds and CPU seconds until it is ready."""
     began_at = time.monotonic()
     process = subprocess.Popen(
         [_FANOUT, "worker", "--broker-url", url],
@@ -95,7 +95,7 @@ def _worker(url: str, env: dict[str, str]) -> Timing:
 
 
 def _measures(tree: Path | None, folder: Path, url: str) -> dict[str, Callable[[], Timing]]:
-    """Return what is measured of a source tree; None is what is installed."""
+    """Return the measured commands for a source tree; None for the installed package."""
     env = _environment(tree)
     inputs = [str(path) for path in sorted(folder.glob("*.txt"))]
     run = ["run", *inputs, "--model", "fake", "--prompt", "Say: {input}", "--quiet"]
@@ -135,7 +135,7 @@ def _measured(rounds: int, trees: dict[str, Path | None]) -> dict[str, dict[str,
                 for what, measure in _measures(path, folder, server.url).items()
             }
             found: dict[tuple[str, str], list[Timing]] = {key: [] for key in measures}
-            # The first round warms the disk's cache, and compiles.
+            # The first round fills the disk cache and compiles the bytecode.
             for number in range(rounds + 1):
                 for key, measure in measures.items():
                     timing = measure()

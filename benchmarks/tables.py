@@ -1,9 +1,9 @@
-"""Write the tables of the docs from benchmarks/results/, so that no figure is copied by hand.
+"""Writes the tables of the docs from benchmarks/results/, so that no figure is copied by hand.
 
     python benchmarks/tables.py [--check]
 
 Each stands between ``<!-- NAME -->`` and ``<!-- end -->`` in docs/performance.md, docs/scaling.md
-or docs/reliability.md. ``--check`` changes nothing, and fails where one is not what its file says;
+or docs/reliability.md. ``--check`` changes nothing, and fails if a table differs from its file;
 tests/unit/benchmarks/test_benchmark_tables.py does that.
 """
 
@@ -41,7 +41,7 @@ def _table(head: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
 
 
 def _shown(value: float) -> str:
-    """Return a figure with three digits or so."""
+    """Return a figure with about three digits."""
     if value >= 100:  # noqa: PLR2004 - three digits
         return f"{value:,.0f}"
     return f"{value:.3g}"
@@ -274,7 +274,7 @@ TABLES: dict[str, Callable[[], str]] = {
 
 
 def renewed(text: str) -> str:
-    """Return a page with its tables as the result files have them."""
+    """Return a page with its tables filled from the result files."""
     return _BLOCK.sub(lambda found: found[1] + TABLES[found[2]]() + found[3], text)
 
 

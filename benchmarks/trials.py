@@ -1,4 +1,4 @@
-"""One contender, once: what it took, and what its processes used meanwhile."""
+"""Runs one contender once, and measures its duration and its processes."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ class Contender:
     """A program that can do the work.
 
     Attributes:
-        name: What it is called in results.
+        name: Its name in results.
         program: Its file in ``contenders/``.
-        python: The interpreter that has what it needs.
-        packages: Those whose versions matter.
-        options: What it alone is told.
+        python: The interpreter with its dependencies.
+        packages: The packages whose versions matter.
+        options: Options for it alone.
     """
 
     name: str
@@ -58,13 +58,13 @@ class TrialPlan:
     """The work: the same for all.
 
     Attributes:
-        latency: What the provider takes, as ``provider.latencies`` has it.
-        calls: How many prompts.
-        in_flight: How many calls at once, in all workers together.
-        workers: How many worker processes, of contenders that have such.
-        seed: Of the latencies.
-        prompt_bytes: How long each document is.
-        bound_s: When it is given up.
+        latency: The provider's latency, in a form of ``provider.latencies``.
+        calls: The number of prompts.
+        in_flight: The calls in flight, in all workers together.
+        workers: The worker processes, for contenders that have them.
+        seed: The seed of the latencies.
+        prompt_bytes: The length of each document.
+        bound_s: The most seconds to wait.
     """
 
     latency: str
@@ -77,12 +77,12 @@ class TrialPlan:
 
     @property
     def ideal_s(self) -> float:
-        """The seconds that the latencies alone take."""
+        """The least seconds, from the latencies alone."""
         return ideal_s(latencies(self.latency, self.seed), self.calls, self.in_flight)
 
 
 class _Program:
-    """A contender's process, and the lines that it says."""
+    """A contender's process, and the lines that it prints."""
 
     def __init__(self, contender: Contender, plan: TrialPlan, base_url: str, folder: Path) -> None:
         shared = {"calls", "in_flight", "workers", "prompt_bytes"}
@@ -92,7 +92,7 @@ class _Program:
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
                 [contender.python, str(_CONTENDERS / contender.program), json.dumps(work)],
-                # Nothing of the caller's own set-up is to change what is measured.
+                # The caller's own settings must not change the measurement.
                 env=_without_settings(os.environ),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
@@ -121,7 +121,7 @@ class _Program:
         self._stdin.flush()
 
     def end(self, *, but: int) -> None:
-        """End it, and all that it has started, or left behind for this process to adopt."""
+        """End it and all its descendants, with those that this process has adopted."""
         with suppress(OSError):
             self._stdin.close()
         with suppress(subprocess.TimeoutExpired):
@@ -136,7 +136,7 @@ class _Program:
 
 def _without_settings(environ: Mapping[str, str]) -> dict[str, str]:
     kept = {k: v for k, v in environ.items() if not k.startswith(("FANOUT_", "OPENAI_"))}
-    # Their workers import what they are themselves.
+    # Workers of contenders import the contender's own module.
     return {**kept, "PYTHONPATH": os.pathsep.join(str(path) for path in _PATHS)}
 
 
@@ -150,9 +150,9 @@ def _reap(but: int) -> None:
 
 
 def trial(contender: Contender, plan: TrialPlan, provider: Provider) -> dict[str, Any]:
-    """Have a contender do the work once.
+    """Run the work once with a contender.
 
-    CPU is that of all its processes: client, workers and server; the provider's is given apart.
+    CPU is that of all its processes: client, workers and server; the provider's is separate.
 
     Raises:
         FailedTrialError: It did not get ready, or did not end.

@@ -1,9 +1,9 @@
-"""A worker, as ``fanout worker`` starts one, that lets in so many shards of a run at a time.
+"""A ``fanout worker`` with a fixed window: the shards of a run in flight.
 
     BENCH_WINDOW=4 python benchmarks/window_worker.py --concurrency 32 --hostname NAME
 
-There is no such setting: a fleet's window follows from its concurrency. Here that arithmetic is
-replaced, and nothing else, to see what the window is worth.
+No such setting exists: a fleet's window follows from its concurrency. This program replaces only
+that calculation, to measure the effect of the window.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from fanout.runs import enqueue
 
 if __name__ == "__main__":
     window = int(os.environ["BENCH_WINDOW"])
-    # The name that its one caller, fleet_window, looks up.
+    # The name that its only caller, fleet_window, looks up.
     setattr(enqueue, "shard_window", lambda _concurrency: window)  # noqa: B010 - exported elsewhere
     words = ["celery", "-A", "workers.app", "worker", "--loglevel", "INFO"]
     sys.argv = [*words, *sys.argv[1:]]

@@ -1,4 +1,4 @@
-"""An aiohttp session that posts and reads JSON, in a loop with a semaphore: the least there is."""
+"""An aiohttp session that posts and reads JSON, in a loop with a semaphore: the minimum."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from loops import Loop
 
 
 class BareAiohttp(Loop):
-    """One session with as many connections as calls are in flight."""
+    """One session with one connection for each call in flight."""
 
     async def open(self) -> None:
         """Make the session."""

@@ -1,4 +1,4 @@
-"""Celery as it comes: a chord of tasks on Redis, the threads pool, the OpenAI SDK's client."""
+"""Celery with its defaults: a chord of tasks on Redis, the threads pool, the OpenAI SDK's client."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _URL = "BENCH_REDIS_URL"
 _START_S = 60.0
 _BOUND_S = 3600.0
 
-# The worker imports this module, and finds the server in its environment.
+# The worker imports this module, and reads the server's URL from its environment.
 app = Celery("celery_chord", broker=os.environ.get(_URL), backend=os.environ.get(_URL))
 
 
@@ -38,7 +38,7 @@ def call(prompt: str) -> str | None:
 
 @app.task(name="gathered")
 def gathered(answers: list[str | None]) -> int:
-    """Be the chord's callback."""
+    """The chord's callback."""
     return count_ok(answers)
 
 
@@ -70,9 +70,9 @@ class CeleryChord:
         raise RuntimeError("the workers do not answer")
 
     def run(self, count: int) -> int:
-        """Run one chord; return what its callback returns."""
+        """Run one chord; return the result of its callback."""
         result = chord(call.s(prompt) for prompt in self._work.prompts(count))(gathered.s())
-        # By itself: what a chord returns would wait for each member of its header.
+        # Wait only for the callback: the result of a chord would wait for each member of its header.
         return int(app.AsyncResult(result.id).get(timeout=_BOUND_S))
 
     def close(self) -> None:

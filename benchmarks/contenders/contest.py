@@ -1,8 +1,8 @@
-"""What every contender is: a program that gets ready, does its work when told to, and waits.
+"""The protocol of contenders: programs that get ready, work on request, and wait.
 
-Its argument is a ``Work`` as JSON. On stdout it says, a line of JSON each, that it is ready and how
-it went; on stdin it is told to start and to end. Between the two, ``compare.py`` reads what its
-processes have used. All that its libraries print goes to stderr.
+The argument of a contender is a ``Work`` as JSON. On stdout it reports that it is ready, and then the
+outcome, one line of JSON each; on stdin it gets the commands to start and to end. Between them,
+``compare.py`` measures its processes. Output of its libraries goes to stderr.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ _WORDS = "some text that has to be read "
 
 @dataclass(frozen=True)
 class Work:
-    """What is to be done, the same for all.
+    """The work, the same for all contenders.
 
     Attributes:
-        base_url: The provider's, with its ``/v1``.
-        calls: How many prompts.
-        in_flight: How many calls at once, in all workers together.
-        workers: How many worker processes, where a contender has such.
-        prompt_bytes: How long each prompt is, about.
-        folder: A place for files.
-        options: What is for one contender alone.
+        base_url: The URL of the provider, with its ``/v1``.
+        calls: The number of prompts.
+        in_flight: The calls in flight, in all workers together.
+        workers: The worker processes, for contenders that have them.
+        prompt_bytes: The approximate length of each prompt.
+        folder: A folder for files.
+        options: Options of this contender alone.
     """
 
     base_url: str
@@ -47,37 +47,37 @@ class Work:
 
     @property
     def per_worker(self) -> int:
-        """How many calls each worker has in flight."""
+        """The calls in flight of each worker."""
         return -(-self.in_flight // self.workers)
 
     def documents(self, count: int) -> list[str]:
-        """Return texts, no two of which are the same."""
+        """Return distinct texts."""
         times = -(-self.prompt_bytes // len(_WORDS))
         filler = (_WORDS * times)[: self.prompt_bytes]
         return [f"document {number}: {filler}" for number in range(count)]
 
     def prompts(self, count: int) -> list[str]:
-        """Return what is sent to the model."""
+        """Return the messages for the model."""
         return [f"Summarise: {document}" for document in self.documents(count)]
 
 
 class Contender(Protocol):
-    """One way to have many calls made."""
+    """One way to make many calls."""
 
     def run(self, count: int) -> int:
-        """Make so many calls; return how many gave an answer."""
+        """Make a number of calls; return how many succeeded."""
 
     def close(self) -> None:
-        """End all that was started."""
+        """Stop all processes that were started."""
 
 
 def count_ok(answers: list[Any]) -> int:
-    """Return how many of the answers are texts."""
+    """Count the answers that are texts."""
     return sum(isinstance(answer, str) and bool(answer) for answer in answers)
 
 
 def compete(make: Callable[[Work], Contender]) -> None:
-    """Be a contender; one whole wave of calls comes before the start."""
+    """Run a contender; it makes one full wave of calls before the start."""
     channel = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
     work = Work(**json.loads(sys.argv[1]))

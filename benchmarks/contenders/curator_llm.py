@@ -14,8 +14,8 @@ _LITELLM = importlib.util.find_spec("litellm")
 if _LITELLM is None or _LITELLM.origin is None:
     raise ImportError("litellm is not installed: see benchmarks/setup-peers")
 
-# Read when it is imported. It is to ask nobody but the provider: tokens are counted, and prices
-# known, by what litellm ships.
+# Curator reads these at import. It must contact only the provider: litellm's bundled files give
+# tokens and prices.
 os.environ.update(
     TELEMETRY_ENABLED="false",
     CURATOR_VIEWER="false",
@@ -30,7 +30,7 @@ from bespokelabs import curator  # noqa: E402 - it reads what is set above
 if TYPE_CHECKING:
     from contest import Work
 
-# Its rate limits are told to be out of the way.
+# Its rate limits are set too high to matter.
 _UNLIMITED = 1_000_000_000
 
 
@@ -54,13 +54,13 @@ class Curator:
         )
 
     def run(self, count: int) -> int:
-        """Have so many prompts answered; each run has a cache of its own."""
+        """Answer a number of prompts; each run has its own cache."""
         folder = tempfile.mkdtemp(dir=self._work.folder)
         response = self._llm(self._work.prompts(count), working_dir=folder)
         return count_ok(list(response.dataset["response"]))
 
     def close(self) -> None:
-        """Nothing is left open."""
+        """Do nothing: nothing stays open."""
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ _BOUND_MS = 3_600_000
 
 def _use(url: str) -> None:
     broker = RedisBroker(url=url)
-    # It waits at the server for a result: by default its client gives that up after a few seconds.
+    # Waiting for a result blocks at the server: by default the client times out after a few seconds.
     client = redis.Redis.from_url(url, socket_timeout=None)
     broker.add_middleware(Results(backend=RedisBackend(client=client)))
     dramatiq.set_broker(broker)
@@ -46,7 +46,7 @@ def _actor() -> Any:
     return dramatiq.actor(actor_name="call", store_results=True, max_retries=0)(_call)
 
 
-# The worker imports this module, and finds the server in its environment.
+# The worker imports this module, and reads the server's URL from its environment.
 if _URL in os.environ:
     _use(os.environ[_URL])
     call = _actor()

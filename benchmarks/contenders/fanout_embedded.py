@@ -1,4 +1,4 @@
-"""fanout with no broker configured: its client starts a server and one worker by itself."""
+"""fanout without a configured broker: its client starts a server and one worker."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class FanoutEmbedded:
-    """One worker has all calls in flight, with any number of workers."""
+    """One worker has all calls in flight, for any number of workers."""
 
     def __init__(self, work: Work) -> None:
         self._work = work

@@ -20,7 +20,7 @@ _BOUND_S = 3600.0
 
 
 def spec() -> RunSpec:
-    """Return what the run is to do: no aggregate."""
+    """Return the spec of the run, without an aggregate."""
     return RunSpec(model=f"openai/{MODEL}", prompt="Summarise: {input}", reduce="none")
 
 
@@ -30,7 +30,7 @@ def answers(run: Run) -> int:
 
 
 class FanoutFleet:
-    """Settings are the defaults; every outcome is written to the server before it counts."""
+    """fanout with default settings; each outcome is written to the server before it counts."""
 
     def __init__(self, work: Work) -> None:
         self._work = work

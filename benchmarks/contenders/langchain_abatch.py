@@ -1,4 +1,4 @@
-"""LangChain: ``ChatOpenAI.abatch`` with its limit of concurrency."""
+"""LangChain: ``ChatOpenAI.abatch`` with its concurrency limit."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class LangChain:
-    """One chat model, asked for a batch."""
+    """One chat model that answers a batch."""
 
     def __init__(self, work: Work) -> None:
         self._work = work
@@ -22,7 +22,7 @@ class LangChain:
         self._model = ChatOpenAI(model=MODEL, base_url=work.base_url, api_key="none", max_retries=0)
 
     def run(self, count: int) -> int:
-        """Have a batch of so many prompts answered."""
+        """Answer a batch of prompts."""
         return self._runner.run(self._batch(self._work.prompts(count)))
 
     async def _batch(self, prompts: list[str]) -> int:

@@ -1,4 +1,4 @@
-"""Contenders that are one asyncio loop: each call waits for its turn at a semaphore."""
+"""Contenders with one asyncio loop: a semaphore limits the calls in flight."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["Loop"]
 
 
 class Loop:
-    """Makes calls on a loop of its own, which is uvloop for all of them."""
+    """Makes calls on its own loop, which is uvloop for all contenders."""
 
     def __init__(self, work: Work) -> None:
         self.work = work
@@ -37,7 +37,7 @@ class Loop:
         """Close the client."""
 
     def run(self, count: int) -> int:
-        """Make so many calls, the usual way."""
+        """Make a number of calls in the usual way."""
         return self._runner.run(self._all(self.work.prompts(count)))
 
     async def _all(self, prompts: list[str]) -> int:

@@ -1,4 +1,4 @@
-"""The OpenAI SDK as it comes, in a loop with a semaphore."""
+"""The OpenAI SDK with its defaults, in a loop with a semaphore."""
 
 from __future__ import annotations
 

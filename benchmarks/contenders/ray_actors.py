@@ -21,7 +21,7 @@ class Caller:
     """One worker process."""
 
     def __init__(self, base_url: str) -> None:
-        # Here, as Ray sends the class, with all that it names, to its workers.
+        # Imported here, as Ray sends the class with all its globals to the workers.
         from openai import AsyncOpenAI, DefaultAioHttpClient
 
         self._client = AsyncOpenAI(
@@ -36,7 +36,7 @@ class Caller:
 
 
 class RayActors:
-    """As many actors as there shall be workers; calls are dealt out in turn."""
+    """One actor per worker; the calls go to the actors in turn."""
 
     def __init__(self, work: Work) -> None:
         self._work = work
@@ -53,7 +53,7 @@ class RayActors:
         ]
 
     def run(self, count: int) -> int:
-        """Call the actors so often, and get what they return."""
+        """Make a number of calls to the actors, and collect their answers."""
         pairs = zip(self._work.prompts(count), cycle(self._actors), strict=False)
         return count_ok(ray.get([actor.call.remote(prompt) for prompt, actor in pairs]))
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 _URL = "BENCH_REDIS_URL"
 _CHECK_S = 0.02
-# Tasks that are sent at once: each takes a connection.
+# Tasks that are sent concurrently: each needs a connection.
 _SENDERS = 50
 
 
@@ -39,7 +39,7 @@ async def _call(prompt: str) -> str | None:
     return reply.choices[0].message.content
 
 
-# The worker imports this module, and finds the server in its environment.
+# The worker imports this module, and reads the server's URL from its environment.
 if _URL in os.environ:
     broker = _make_broker(os.environ[_URL])
     call = broker.task(task_name="call")(_call)
@@ -78,7 +78,7 @@ class Taskiq:
                 return await self._task.kiq(prompt)
 
         tasks = await asyncio.gather(*(send(prompt) for prompt in prompts))
-        # One after the other: to ask for all of them again and again would load the server.
+        # Wait for one after the other: polling all of them would load the server.
         results = [await task.wait_result(check_interval=_CHECK_S) for task in tasks]
         return count_ok([result.return_value for result in results])
 

@@ -1,1 +1,1 @@
-"""A run of very many branches: its processes, and what they take while it goes on."""
+"""A run of very many branches: its processes, and samples of their use of resources."""

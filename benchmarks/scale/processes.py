@@ -1,4 +1,4 @@
-"""The processes of a run at scale: a server, workers, Flower, and a client of their own."""
+"""The processes of a run at scale: a server, workers, Flower, and a separate client."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _START_S = 60.0
 
 
 class ScaleFleet:
-    """A server, workers, and Flower where it is wanted. To be closed."""
+    """A server, workers, and optionally Flower. The caller must close it."""
 
     def __init__(
         self, folder: Path, *, workers: int, concurrency: int, storage: str | None, flower: bool
@@ -37,7 +37,7 @@ class ScaleFleet:
         try:
             for number in range(1, workers + 1):
                 options = ["worker", "--name", f"w{number}", "--concurrency", str(concurrency)]
-                # What each worker says of each shard is no part of what is measured.
+                # The workers' log lines about each shard are not part of the measurement.
                 self._start(f"worker {number}", [*options, "--loglevel", "WARNING"])
             if flower:
                 login = {"FANOUT_FLOWER_PASSWORD": "of-this-benchmark-alone"}
@@ -55,7 +55,7 @@ class ScaleFleet:
     def program(
         self, name: str, command: list[str], *, env: Mapping[str, str] | None = None
     ) -> Process:
-        """Start a program that knows this fleet's server; its output goes to a log."""
+        """Start a program with the URL of this fleet's server; its output goes to a log."""
         log = self._folder / f"{name.replace(' ', '')}.log"
         known = {"FANOUT_BROKER_URL": self.server.url, "PYTHONPATH": str(_BENCHMARKS)}
         return Process(command, log=log, env={**known, **self.env, **(env or {})})
@@ -81,7 +81,7 @@ class ScaleFleet:
         return self.program("export", command)
 
     def close(self) -> None:
-        """End all of it."""
+        """Stop all processes."""
         for name, process in self.processes.items():
             if name != "server":
                 process.kill()

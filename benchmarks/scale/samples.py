@@ -1,4 +1,4 @@
-"""What processes take: memory and CPU from /proc, and what the server says of itself."""
+"""Samples of processes: memory and CPU from /proc, and the server's own figures."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 
 __all__ = ["Sampler", "cpu_s", "peak_mb", "thinned"]
 
-# Where messages wait: BEHIND is as long as all that waits behind the queues.
+# The places of waiting messages: BEHIND is the total of those behind the queues.
 _WAITING = (*QUEUES, BEHIND)
 _TICKS = os.sysconf("SC_CLK_TCK")
 _SIZE = re.compile(r"^(Rss|Pss|VmHWM):\s+(\d+) kB", re.MULTILINE)
 
 
 def cpu_s(pid: int) -> float:
-    """Return the CPU seconds of a process and of its children that have ended; 0 without it."""
+    """Return the CPU seconds of a process and of its children that have ended; 0 if it does not exist."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
@@ -35,13 +35,13 @@ def cpu_s(pid: int) -> float:
 
 
 def memory_mb(pid: int) -> tuple[float | None, float | None]:
-    """Return RSS and PSS of a process in megabytes; None where it is gone."""
+    """Return RSS and PSS of a process in megabytes; None if it has ended."""
     sizes = _sizes(pid, "smaps_rollup")
     return sizes.get("Rss"), sizes.get("Pss")
 
 
 def peak_mb(pid: int) -> float | None:
-    """Return the most memory that a process ever had; None where it is gone."""
+    """Return the peak memory of a process; None if it has ended."""
     return _sizes(pid, "status").get("VmHWM")
 
 
@@ -54,7 +54,7 @@ def _sizes(pid: int, file: str) -> dict[str, float]:
 
 
 class Sampler:
-    """Takes a sample each second, in a thread, until it is closed."""
+    """Takes a sample each second in a thread until it is closed."""
 
     def __init__(
         self, url: str, pids: Mapping[str, int], *, run_id: str, interval_s: float = 1.0

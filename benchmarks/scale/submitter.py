@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def documents(count: int) -> Iterator[str]:
-    """Yield documents as they are wanted: some 300 characters each, no two alike."""
+    """Yield distinct documents of about 300 characters, one at a time."""
     for number in range(count):
         yield f"Review {number}: " + " ".join(
             f"the {_THINGS[(number + i) % len(_THINGS)]} was {_WORDS[(number // 7 + i) % 6]}"

@@ -1,6 +1,6 @@
-"""Python on a host whose clock is wrong: its sleeps go by the monotonic clock, which is not.
+"""Makes ``time.sleep`` right on a host with a wrong clock: it uses the monotonic clock.
 
-libfaketime 0.9.10 takes the moment until which ``time.sleep`` sleeps for one of the wrong clock.
+libfaketime 0.9.10 applies the wrong clock to the deadline of ``time.sleep``.
 """
 
 from __future__ import annotations
