@@ -132,7 +132,7 @@ def make_app(settings: Settings, *, app_class: Any = None, takes_messages: bool 
         task_queues=[Queue(name) for name in QUEUES],
         task_default_queue=CONTROL_QUEUE,
         task_routes={BRANCH: {"queue": BRANCHES_QUEUE}},
-        # A typo in a queue's name must not make a queue that nobody consumes.
+        # A typo in a queue's name must not make a queue without a consumer.
         task_create_missing_queues=False,
         broker_connection_retry_on_startup=True,
         broker_transport_options=_transport_options(

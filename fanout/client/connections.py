@@ -76,7 +76,7 @@ class Connections:
     def preflight(self, model: str, *, check: Callable[[], None], wait: bool) -> None:
         """Have a worker say whether the model can be used, as it is there that it is called.
 
-        Without a live worker there is nobody to ask; the run then waits for one, unless ``wait``
+        Without a live worker there is no check; the run then waits for one, unless ``wait``
         says that one is about to come. Nor is there where all are busy with calls that may be long,
         and their pool, as prefork, has nothing else to answer with.
         """

@@ -200,7 +200,7 @@ class Databases(RedisBase):
         return FileLock(self._folder / "mutex.lock")
 
     def _lock_of(self, number: int) -> FileLock | None:
-        """Return the lock of a database; None where somebody has it. By one at a time only."""
+        """Return the lock of a database; None if it is taken. By one at a time only."""
         try:
             return FileLock(self._folder / f"{number}.lock", waits=False)
         except BlockingIOError:

@@ -63,7 +63,7 @@ def main(folder: Path, concurrency: int, state: Path, command: list[str], *, kee
 
 
 def _keep_server(state: Path, *, keeps: bool) -> None:
-    """Have a server, and it ended in the end, whatever has killed the process that does both."""
+    """Make sure that the server runs, and that a keeper ends it after its last client."""
     if is_held(state / "keeper.lock"):
         return
     # What it imports takes memory that this process does without for as long as it waits.

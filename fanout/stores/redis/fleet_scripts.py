@@ -59,9 +59,9 @@ return 1
 """
 
 # KEYS wire, who speaks it, active; ARGV version, holder, ttl, what the key of a run begins with.
-# Returns the fleet's version, which is the one asked for unless somebody still needs another: who
-# speaks it, or a run that is of it. Any other run keeps no worker away, as clients write what it
-# says of itself. A run that expired may still be among the active ones.
+# Returns the fleet's version. It is the requested one unless a live process or an active run uses
+# another. Any other run keeps no worker away, as clients write a run's version. An expired run may
+# still be among the active ones.
 CLAIM_WIRE = """
 -- despite a full server
 local time = redis.call('TIME')

@@ -35,9 +35,9 @@ __all__ = [
 # begun alone, whether the run's deadline binds it, holder, seconds that a claim lasts, the ttl that
 # the holder beats with, and of each branch its position, token, whether it is begun alone, what to
 # park it as. Returns verdict and deliveries of each. The token makes a begin that is sent again
-# count once; the claim is kept as ``token holder until``. While its holder lives nobody passes it:
-# UNBEGIN is what ends it. And nobody takes a holder for dead who has not said since that it lives
-# itself: the server was away, or refused all of them.
+# count once; the claim is stored as ``token holder until``. While its holder lives, only UNBEGIN
+# ends it. A worker treats a holder as dead only after a later heartbeat of its own, as the server
+# may have been unreachable for all workers.
 BEGIN = """
 local time = redis.call('TIME')
 local now = tonumber(time[1]) + tonumber(time[2]) / 1e6
@@ -108,7 +108,7 @@ return 1
 # KEYS run, stage, live, out, state, totals of the fleet; ARGV ttl, feed, and of each branch its
 # position, outcome, kind, calls, input tokens, output tokens, cost, bucket of the latency (-1: no
 # call), seconds. An unknown quantity is the empty string. Returns of each first, next, and how many
-# of the shard have ended with it. Whatever is counted of a run is counted here, so that no sum can
+# of the shard have ended with it. All counts of a run are made here, so that no sum can
 # differ from the outcomes.
 RECORD = """
 local recorded, counts, sums, unknown = {}, {}, {}, {}
@@ -316,9 +316,9 @@ redis.call('SET', KEYS[1], ARGV[1], 'NX', 'EX', ARGV[2])
 return 1
 """
 
-# KEYS run, mark, active; ARGV ttl, run id. From now on there is no such run: nobody writes of it,
-# and what there is can be deleted in peace. The mark stays until that is done, and so does its
-# place among the active runs: who deletes may die half-way. Returns the run's last stage; -1: there
+# KEYS run, mark, active; ARGV ttl, run id. From now on there is no such run: no script writes to it,
+# and its data can be deleted. The mark stays until that is done, and so does its
+# place among the active runs, as the deleting process may die. Returns the run's last stage; -1: there
 # is no such run, and nothing is left of one.
 DELETE_RUN = """
 -- despite a full server

@@ -1,17 +1,17 @@
-"""The server's Lua for turns: how runs share the queue of branches.
+"""Lua scripts for turns, by which runs share the queue of branches.
 
-A run has a few messages in the queue at most, its *turns*; what else it has published waits in a
-list of its own, its *backlog*. Whoever takes messages has those of the same runs that come next put
-at the queue's end, in the same step. So the queue is a ring, in which each run has its turn after
-all others, however much each has published; and it is never empty while a backlog is not.
+A run has at most a few messages in the queue, its *turns*; its further messages wait in a list of
+its own, its *backlog*. The script that takes messages also moves the next messages of the same runs
+from their backlogs to the queue's end. So the queue is a ring: each run gets its turn after all
+others, however much it has published. The queue is never empty while a backlog is not.
 
 Keys: the queue, and behind its name ``.turns``, a hash of how many messages of a run are in the
 queue; ``.of.RUN``, the backlog of a run; ``.behind``, a list of empty strings, as many as there are
 messages in all backlogs together: a length is all that a scaler can ask for.
 
-What is in ``.turns`` may differ from what is in the queue: a worker died between taking and
-counting, or somebody else has put a message there or taken one. It is put right whenever the queue
-is seen to be empty, and by ``RECOUNT``.
+``.turns`` may differ from the queue, if a worker died between taking and counting, or if another
+client put or took a message. ``TAKE`` corrects it whenever the queue is empty, and so does
+``RECOUNT``.
 """
 
 from __future__ import annotations
@@ -147,7 +147,7 @@ return redis.call('LLEN', queue)
 
 # KEYS queue; ARGV turns of a run, the length from which on a queue is not counted, and 1 where it
 # is although it has as many messages as there are turns. Returns how many messages were given a
-# turn that nobody would have given them.
+# turn that no other script would have given them.
 RECOUNT = f"""-- despite a full server
 {_SHARED}
 local queue, turns = KEYS[1], tonumber(ARGV[1])
@@ -175,8 +175,8 @@ for _ = 1, off do redis.call('LPUSH', queue .. '.behind', '') end
 return moved
 """
 
-# KEYS queue; ARGV run, which is gone: PUT gives it no further messages. Those in the queue stay:
-# whoever takes them sees that the run is gone.
+# KEYS queue; ARGV a deleted run: PUT gives it no further messages. Those in the queue stay: the
+# worker that takes them sees that the run is deleted.
 FORGET_BACKLOG = f"""-- despite a full server
 {_SHARED}
 local queue, run = KEYS[1], ARGV[1]
