@@ -129,9 +129,9 @@ class Databases(RedisBase):
     @translated
     def places(self) -> dict[str, RunLocation]:
         """Return the locations of all runs, also of former ones, the newest first."""
-        said = cast("dict[bytes, bytes]", self._redis.hgetall(_RUNS))
+        stored = cast("dict[bytes, bytes]", self._redis.hgetall(_RUNS))
         places = {
-            run_id.decode(): RunLocation(*json.loads(place)) for run_id, place in said.items()
+            run_id.decode(): RunLocation(*json.loads(place)) for run_id, place in stored.items()
         }
         return dict(sorted(places.items(), key=lambda item: -item[1].created_at))
 
@@ -176,8 +176,8 @@ class Databases(RedisBase):
     @translated
     def _used(self) -> set[int]:
         """Return the databases that are not empty, without the first."""
-        said: dict[str, Any] = self._redis.info("keyspace")
-        return {int(name.removeprefix("db")) for name in said} - {0}
+        keyspace: dict[str, Any] = self._redis.info("keyspace")
+        return {int(name.removeprefix("db")) for name in keyspace} - {0}
 
     @translated
     def _put_back(self, number: int) -> None:

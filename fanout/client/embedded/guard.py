@@ -87,12 +87,12 @@ def _watch(worker: _WorkerProcess, keep_server: Callable[[], None]) -> bool:
         selector.register(sys.stdin.buffer, selectors.EVENT_READ)
         while True:
             if selector.select(_CHECK_S):
-                said = os.read(sys.stdin.fileno(), 4096)
-                if not said:
+                message = os.read(sys.stdin.fileno(), 4096)
+                if not message:
                     return True
-                if said.endswith(b"end\n"):
+                if message.endswith(b"end\n"):
                     return False
-                database = json.loads(said)
+                database = json.loads(message)
                 # For as long as there is a worker, the database belongs to it.
                 lock = lock or FileLock(Path(database["lock"]), is_shared=True)
                 worker.send(database["url"])

@@ -159,13 +159,13 @@ class _ServerProcess:
                 checked = subprocess.run(  # noqa: S603 - the server's program, by its other name
                     checker, executable=self._command[0], stdout=subprocess.PIPE, check=False
                 )
-                said = re.search(rb"ok_up_to=(\d+), .*diff=(\d+)", checked.stdout)
-                if said and 0 < int(said[2]) <= _MOST_DAMAGE:
+                match = re.search(rb"ok_up_to=(\d+), .*diff=(\d+)", checked.stdout)
+                if match and 0 < int(match[2]) <= _MOST_DAMAGE:
                     shutil.copyfile(path, f"{self._data}/{name}.damaged")
-                    os.truncate(path, int(said[1]))
+                    os.truncate(path, int(match[1]))
                     # To the server's log.
                     os.write(
-                        1, b"%b damaged bytes were cut off %b\n" % (said[2], os.fsencode(path))
+                        1, b"%b damaged bytes were cut off %b\n" % (match[2], os.fsencode(path))
                     )
 
 

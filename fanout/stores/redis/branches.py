@@ -40,12 +40,12 @@ def _ask_by_key(
     groups: defaultdict[Hashable, list[int]] = defaultdict(list)
     for number, each in enumerate(asked):
         groups[key_of(each)].append(number)
-    said: dict[int, _Reply] = {}
+    replies: dict[int, _Reply] = {}
     for numbers in groups.values():
         for start in range(0, len(numbers), _AT_ONCE):
             some = numbers[start : start + _AT_ONCE]
-            said.update(zip(some, ask([asked[number] for number in some]), strict=True))
-    return [said[number] for number in range(len(asked))]
+            replies.update(zip(some, ask([asked[number] for number in some]), strict=True))
+    return [replies[number] for number in range(len(asked))]
 
 
 def _begin_key(start: BeginRequest) -> Hashable:
@@ -112,8 +112,8 @@ class RedisBranches(RedisBlobReferences):
         for start in starts:
             parked = codec.encode_parked(start)
             args += [start.branch_id.position, start.token, int(start.is_alone), parked]
-        said = self._begin(keys=keys, args=args)
-        return [BeginReply(verdict=v.decode(), deliveries=n) for v, n in _pairs(said)]
+        replies = self._begin(keys=keys, args=args)
+        return [BeginReply(verdict=v.decode(), deliveries=n) for v, n in _pairs(replies)]
 
     @translated
     def unbegin(
@@ -155,10 +155,12 @@ class RedisBranches(RedisBlobReferences):
         args: list[Any] = [self._ttl_s, first.feed]
         for end in ends:
             args += _record_args(end)
-        said = self._record(keys=keys, args=args)
+        replies = self._record(keys=keys, args=args)
         return [
             RecordReply(first=bool(first), next=None if following < 0 else following, ended=ended)
-            for first, following, ended in zip(said[::3], said[1::3], said[2::3], strict=True)
+            for first, following, ended in zip(
+                replies[::3], replies[1::3], replies[2::3], strict=True
+            )
         ]
 
     @translated
