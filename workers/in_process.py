@@ -96,7 +96,7 @@ class WorkerThread:
             # Celery's own way, a flag in worker.state, would stop every worker to come as well.
             self._worker.consumer.hub.call_soon(_shut_down)
             # Whoever closes an embedded fleet does not wait for what is in flight.
-            self._app.context.hand_back()
+            self._app.context.hand_back.all()
             self._join()
             reset_worker_optimizations(self._app)
         self._app.context.close()

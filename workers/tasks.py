@@ -125,7 +125,7 @@ def register(app: WorkerApp) -> None:
     def seal_stage(run_id: str, stage: int) -> None:  # noqa: ARG001 - the task's signature
         """Do nothing: that it returns is what its chord waits for, as long as there is a run."""
         with _not_done():
-            app.context.store.run(run_id)
+            app.context.connections.store.run(run_id)
 
     @task(name=broker.AGGREGATE, **others)  # type: ignore[untyped-decorator]
     def aggregate_stage(_results: list[Any], run_id: str, stage: int) -> None:

@@ -86,15 +86,15 @@ class Claim:
     """That one delivery of a branch may make its calls.
 
     Args:
-        runtime: The worker's.
+        context: The context of this worker process.
         standing: Which branch it is, and where it stands.
         feed: As the branch was published with.
         token: Names the delivery. Whoever took its message knows it as well, and gives the claim up
             where this process dies: see workers.context.claim_releases.
     """
 
-    def __init__(self, runtime: WorkerContext, standing: Standing, feed: int, token: str) -> None:
-        self._runtime = runtime
+    def __init__(self, context: WorkerContext, standing: Standing, feed: int, token: str) -> None:
+        self._context = context
         self._standing = standing
         self._branch_id = standing.branch_id
         self._feed = feed
@@ -103,9 +103,10 @@ class Claim:
         # Of its run, as soon as it is known.
         self.spec: RunSpec | None = None
         self._asked_at = 0.0
-        self._sure_s = SURE * runtime.settings.visibility_timeout_s
-        self._step_s = runtime.progress.step_s
-        self._beats_for_s = ALIVE * runtime.settings.visibility_timeout_s
+        self._sure_s = SURE * context.settings.visibility_timeout_s
+        self._steps = context.branches
+        self._step_s = self._steps.progress.step_s
+        self._beats_for_s = ALIVE * context.settings.visibility_timeout_s
 
     async def begin(self, *, is_alone: bool = False) -> BeginReply:
         """Ask for the branch.
@@ -113,12 +114,12 @@ class Claim:
         Raises:
             BranchHandedBack: This worker stops.
         """
-        if self._runtime.is_handing_back:
+        if self._context.hand_back.has_begun:
             raise BranchHandedBack
         self._start = BeginRequest(
             self._branch_id,
             token=self._token,
-            holder=self._runtime.holder,
+            holder=self._context.holder,
             beats_for_s=self._beats_for_s,
             lasts_s=await self._lasts_s(),
             feed=self._feed,
@@ -130,14 +131,14 @@ class Claim:
         self._asked_at = time.monotonic()
         self._standing.token = self._token
         self._moves("is begun")
-        return await self._runtime.begin(start)
+        return await self._steps.begin(start)
 
     def _moves(self, doing: str, *, for_s: float = 0.0) -> None:
         self._standing.moves(doing, within_s=for_s + self._step_s)
 
     async def _lasts_s(self) -> int:
         try:
-            spec = self.spec = await self._runtime.specs(self._branch_id.run_id)
+            spec = self.spec = await self._context.runs.specs(self._branch_id.run_id)
         except UnknownRunError:
             return 0
         waits_s = _LONGEST_QUEUE_S if spec.rate.rates.is_limited else 0.0
@@ -177,7 +178,8 @@ class Claim:
     async def succeeded(self) -> int | None:
         """Return how many branches of the stage have, on any worker; None where nobody answers."""
         try:
-            record = await asyncio.to_thread(self._runtime.watched.stage, self._branch_id.stage_id)
+            store = self._context.connections.fail_fast_store
+            record = await asyncio.to_thread(store.stage, self._branch_id.stage_id)
         except (BrokerError, UnknownRunError):
             return None
         return record.succeeded
@@ -186,7 +188,7 @@ class Claim:
         """Take the begin back."""
         if self._start is None:
             return
-        store, counts = self._runtime.store, self._standing.is_stuck
+        store, counts = self._context.connections.store, self._standing.is_stuck
         self._moves("is given back")
         await asyncio.to_thread(store.unbegin, self._branch_id, token=self._token, counts=counts)
 

@@ -68,22 +68,25 @@ class BranchFailed(Exception):  # noqa: N818 - Flower shows the name: it should 
     """
 
 
-def run_branch(runtime: WorkerContext, branch_id: BranchId, feed: int, *, token: str) -> None:
+def run_branch(context: WorkerContext, branch_id: BranchId, feed: int, *, token: str) -> None:
     """Process a branch, and wait for it in this thread: see ``process_branch``."""
-    standing = runtime.progress.begin(branch_id)
+    progress = context.branches.progress
+    standing = progress.begin(branch_id)
     try:
-        runtime.wait_for(process_branch(runtime, standing, feed, token=token, slot=nullcontext()))
+        context.loop.wait_for(
+            process_branch(context, standing, feed, token=token, slot=nullcontext())
+        )
     except (CancelledError, MemoryError, OSError, RuntimeError) as fault:
         if isinstance(fault, CancelledError) or is_exhausted(fault):
             # It is no fault of the branch.
             raise BranchHandedBack from fault
         raise
     finally:
-        runtime.progress.end(standing)
+        progress.end(standing)
 
 
 async def process_branch(
-    runtime: WorkerContext,
+    context: WorkerContext,
     standing: Standing,
     feed: int,
     *,
@@ -101,14 +104,14 @@ async def process_branch(
         BranchHandedBack: This worker stops.
     """
     standing.task = asyncio.current_task()
-    branch = _Branch(runtime, standing, feed, token)
+    branch = _Branch(context, standing, feed, token)
     try:
         async with slot:
             begun = await branch.begin()
             if begun.verdict == "suspect":
                 standing.moves("waits to be alone")
                 # One at a time, and counted only now: when the worker dies again, it was this one.
-                async with runtime.alone:
+                async with context.branches.alone:
                     await branch.end(await branch.call(await branch.begin(is_alone=True)))
                     return
             ended = await branch.call(begun)
@@ -122,13 +125,13 @@ async def process_branch(
 class _Branch:
     """One delivery of a branch."""
 
-    def __init__(self, runtime: WorkerContext, standing: Standing, feed: int, token: str) -> None:
-        self._runtime = runtime
+    def __init__(self, context: WorkerContext, standing: Standing, feed: int, token: str) -> None:
+        self._context = context
         self._standing = standing
         self._id = standing.branch_id
         self._shard_id = self._id.shard_id
         self._feed = feed
-        self._claim = Claim(runtime, standing, feed, token)
+        self._claim = Claim(context, standing, feed, token)
         # Of its shard; known when there is an outcome.
         self._size = 0
         self.begin = self._claim.begin
@@ -151,41 +154,43 @@ class _Branch:
         if ended is None:
             return
         outcome, calls = ended
-        self._standing.moves("is written down", within_s=self._runtime.progress.step_s)
+        self._standing.moves("is written down", within_s=self._context.branches.progress.step_s)
         await self._write(outcome, calls)
         if outcome.kind is not None:
             raise BranchFailed(outcome.kind.value)
 
     async def _write(self, outcome: Outcome, calls: Calls) -> None:
-        runtime, shard_id = self._runtime, self._shard_id
+        context, shard_id = self._context, self._shard_id
         if calls.stop_after:
-            await asyncio.to_thread(_stop_if_common, runtime, self._id.stage_id, outcome, calls)
-        recorded = await runtime.record(RecordRequest(self._id, outcome=outcome, feed=self._feed))
+            await asyncio.to_thread(_stop_if_common, context, self._id.stage_id, outcome, calls)
+        recorded = await context.branches.record(
+            RecordRequest(self._id, outcome=outcome, feed=self._feed)
+        )
         if not recorded.first:
             # It had an outcome, or its run was deleted during the call: then nobody counts it.
-            await asyncio.to_thread(runtime.store.run, shard_id.run_id)
+            await asyncio.to_thread(context.connections.store.run, shard_id.run_id)
         if recorded.next is not None:
-            await runtime.feed((shard_id.branch(recorded.next), self._feed))
+            await context.branches.feed((shard_id.branch(recorded.next), self._feed))
         size = self._size
         if recorded.first and is_draining(ended=recorded.ended, size=size):
             left = size - recorded.ended
-            await asyncio.to_thread(_drain, runtime, shard_id, left)
+            await asyncio.to_thread(_drain, context, shard_id, left)
         if recorded.first:
-            runtime.reports.branch_ended(self._id, outcome, calls)
+            context.reports.branch_ended(self._id, outcome, calls)
 
     async def _outcome(self, begun: BeginReply, calls: Calls) -> Outcome:
-        indices = await self._runtime.indices(self._shard_id)
+        indices = await self._context.runs.indices(self._shard_id)
         index, self._size = indices[self._id.position], len(indices)
         if begun.verdict == "halted":
             return _error(index, ErrorKind.CANCELLED, _NOT_CALLED.format("the run was stopped"))
         if begun.verdict == "expired":
             return _error(index, ErrorKind.EXPIRED, _NOT_CALLED.format("the run's deadline passed"))
-        if begun.deliveries > self._runtime.settings.max_deliveries:
+        if begun.deliveries > self._context.settings.max_deliveries:
             times = begun.deliveries - 1
             message = f"the worker died {times} times while it ran this branch"
             return _error(index, ErrorKind.POISONED, message)
         try:
-            return await _answer(self._claim, self._runtime, self._shard_id, index, calls)
+            return await _answer(self._claim, self._context, self._shard_id, index, calls)
         except BranchHandedBack:
             await self._claim.give_back()
             raise
@@ -196,7 +201,7 @@ class _Branch:
             raise BranchHandedBack from None
 
     async def _is_lost(self) -> bool:
-        return await asyncio.to_thread(self._runtime.storage.is_lost, self._shard_id)
+        return await asyncio.to_thread(self._context.checks.storage.is_lost, self._shard_id)
 
     async def _leave_to_others(self, error: Exception) -> None:
         """Give back a branch whose input this worker cannot have: another one may."""
@@ -208,20 +213,20 @@ class _Branch:
 
 
 def _stop_if_common(
-    runtime: WorkerContext, stage_id: StageId, outcome: Outcome, calls: Calls
+    context: WorkerContext, stage_id: StageId, outcome: Outcome, calls: Calls
 ) -> None:
-    error = runtime.alike.reason(stage_id, outcome, calls.stop_after)
+    error = context.models.common_failures.reason(stage_id, outcome, calls.stop_after)
     if error is not None:
-        runtime.store.halt(stage_id.run_id, RunStatus.FAILED, error=error)
+        context.connections.store.halt(stage_id.run_id, RunStatus.FAILED, error=error)
 
 
-def _drain(runtime: WorkerContext, shard_id: ShardId, left: int) -> None:
+def _drain(context: WorkerContext, shard_id: ShardId, left: int) -> None:
     """Publish further shards: few branches are left of this one, and these may be slow."""
-    store, stage_id = runtime.store, shard_id.stage_id
+    store, stage_id = context.connections.store, shard_id.stage_id
     try:
         window = fleet_window(store)
         grants = store.open_shards(stage_id, window=window, draining=(shard_id.shard, left))
-        runtime.publisher.expand(stage_id, grants)
+        context.connections.publisher.expand(stage_id, grants)
     except UnknownRunError:
         raise
     except FanoutError as error:
@@ -246,10 +251,10 @@ def _error(index: int, kind: ErrorKind, message: str) -> Outcome:
 
 
 async def _answer(
-    claim: Claim, runtime: WorkerContext, shard_id: ShardId, index: int, calls: Calls
+    claim: Claim, context: WorkerContext, shard_id: ShardId, index: int, calls: Calls
 ) -> Outcome:
     try:
-        return await _call(claim, runtime, shard_id, index, calls)
+        return await _call(claim, context, shard_id, index, calls)
     except CallStoppedError as stopped:
         if stopped.reason in (Stop.HANDED_BACK, Stop.PAUSED):
             raise BranchHandedBack from None
@@ -288,27 +293,29 @@ def _since(moment: float) -> float:
 
 
 async def _call(
-    claim: Claim, runtime: WorkerContext, shard_id: ShardId, index: int, calls: Calls
+    claim: Claim, context: WorkerContext, shard_id: ShardId, index: int, calls: Calls
 ) -> Outcome:
     run_id, stage = shard_id.run_id, shard_id.stage
-    spec = claim.spec or await runtime.specs(run_id)
-    shard = await runtime.shards(shard_id)
+    runs = context.runs
+    spec = claim.spec or await runs.specs(run_id)
+    shard = await runs.shards(shard_id)
     aspects, samples = (spec.aspect_names, spec.samples) if stage == 0 else ((None,), 1)
     ref = branch_ref(index, aspects, samples)
     chunk = shard_chunk(shard, index, len(aspects) * samples)
     if chunk.error is not None:
         return Outcome(index=index, kind=ErrorKind.BAD_REQUEST, message=chunk.error)
-    template = runtime.template(shard_id.stage_id, ref.aspect)
+    template = runs.template(shard_id.stage_id, ref.aspect)
     limit = spec.max_tokens if stage == 0 else spec.aggregate_max_tokens
     request = _request(spec, template.render(_values(chunk, ref), chunk.columns), limit, ref.sample)
     calls.asks(spec.model, request)
     wants_json = stage == 0 and spec.output_format == "json"
-    llm = runtime.models.get(spec.model)
+    models = context.models
+    llm = models.made.get(spec.model)
     if llm is None:
         # Making a model ready may take long; its calls move on from there.
         claim.waits()
-        llm = await runtime.model(spec.model)
-    result = await runtime.call_for(
+        llm = await models.get(spec.model)
+    result = await models.in_flight.call(
         run_id,
         complete_with_retries(
             llm,
@@ -316,10 +323,10 @@ async def _call(
             policy=spec.retries,
             timeout_s=spec.timeout_s,
             validate=validate_json if wants_json else None,
-            gate=claim.gate(runtime.limiter.gate(spec.model, spec.rate.rates), spec.timeout_s),
-            max_output_kb=runtime.settings.max_output_kb,
+            gate=claim.gate(models.limiter.gate(spec.model, spec.rate.rates), spec.timeout_s),
+            max_output_kb=context.settings.max_output_kb,
             observe=calls.attempts.append,
-            sleep=runtime.wait,
+            sleep=models.in_flight.wait,
         ),
         has_deadline=stage == 0,
     )

@@ -19,14 +19,14 @@ _KEPT_S = 600
 _MAX_MESSAGE = 1_000
 
 
-async def _check(runtime: WorkerContext, model: str) -> None:
-    await (await runtime.model(model)).check()
+async def _check(context: WorkerContext, model: str) -> None:
+    await (await context.models.get(model)).check()
 
 
-def check_model(runtime: WorkerContext, model: str, note: str) -> None:
+def check_model(context: WorkerContext, model: str, note: str) -> None:
     """Check ``model`` and leave the answer, a Preflight as JSON, as ``note``."""
     try:
-        runtime.wait_for(_check(runtime, model))
+        context.loop.wait_for(_check(context, model))
     except ModelError as error:
         answer = Preflight(message=redacted(str(error)), kind=error.kind)
     except Exception as error:  # noqa: BLE001 - whoever waits must get an answer
@@ -34,4 +34,4 @@ def check_model(runtime: WorkerContext, model: str, note: str) -> None:
         answer = Preflight(message=f"the model {model} could not be checked: {fault}")
     else:
         answer = Preflight()
-    runtime.store.put_note(note, msgspec.json.encode(answer), ttl_s=_KEPT_S)
+    context.connections.store.put_note(note, msgspec.json.encode(answer), ttl_s=_KEPT_S)

@@ -81,7 +81,7 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]
     def connect(self) -> Any:
         """Connect, and ask for the fleet's version before the first message is taken."""
         connection = self._connect()
-        gate = context_of(self).version_gate
+        gate = context_of(self).checks.version_gate
         gate.when_refused(lambda: self.hub.call_soon(_shut_down))
         try:
             is_spoken = gate.is_spoken()
@@ -142,7 +142,7 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]
         self.task_consumer.channel.qos.ahead = self._ahead
         handle: Callable[[Any], Any] = super().create_task_handler(**kwargs)
         self._look_at_storage()
-        gate = context_of(self).version_gate
+        gate = context_of(self).checks.version_gate
 
         def on_message(message: Any) -> Any:
             # Before its envelope: another version may have another one.
@@ -156,7 +156,7 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]
 
     def _look_at_storage(self) -> None:
         """See, before the first message, whether the storage is the fleet's."""
-        storage = context_of(self).storage
+        storage = context_of(self).checks.storage
         try:
             storage.look(at_once=True)
         except BrokerError as error:
@@ -168,7 +168,7 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]
 
         Celery would terminate the tasks, which it cannot in a pool of threads.
         """
-        context_of(self).hand_back()
+        context_of(self).hand_back.all()
 
     def on_send_event_buffered(self) -> None:
         """Let events gather for ``workers.telemetry.events``, which sends them.

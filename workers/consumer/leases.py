@@ -66,7 +66,7 @@ class Leases(bootsteps.StartStopStep):  # type: ignore[misc]
 
     @property
     def _progress(self) -> Progress:
-        progress: Progress = context_of(self._worker).progress
+        progress: Progress = context_of(self._worker).branches.progress
         return progress
 
     def _watch(self) -> Watch:
@@ -83,7 +83,7 @@ class Leases(bootsteps.StartStopStep):  # type: ignore[misc]
         return lambda request: request.id in stuck
 
     def _leave_what_stands_still(self) -> None:
-        runtime = context_of(self._worker)
+        context = context_of(self._worker)
         now = self._progress.clock()
         for standing in self._watch().look():
             _log.error(
@@ -93,15 +93,15 @@ class Leases(bootsteps.StartStopStep):  # type: ignore[misc]
                 extra=about(standing.branch_id),
             )
             try:
-                runtime.let_go(standing)
+                context.branches.let_go(standing)
             except BrokerError as error:
                 # As long as its claim stands, nobody else begins it: it is left at a later look.
                 standing.is_stuck = False
                 _log.warning("its claim is not given up yet: %s", error)
 
     def _beat(self) -> None:
-        runtime = context_of(self._worker)
-        runtime.watched.beat(runtime.holder, ttl_s=BEATS * self._every_s)
+        context = context_of(self._worker)
+        context.connections.fail_fast_store.beat(context.holder, ttl_s=BEATS * self._every_s)
 
     def _renew(self) -> None:
         try:
@@ -110,8 +110,9 @@ class Leases(bootsteps.StartStopStep):  # type: ignore[misc]
             self._watch().forgive()
             raise
         self._leave_what_stands_still()
-        context_of(self._worker).releases.again()
-        context_of(self._worker).loop.call_soon_threadsafe(self._progress.turns)
+        context = context_of(self._worker)
+        context.branches.releases.again()
+        context.loop.call_soon(self._progress.turns)
         tags = held_tags(self._worker, without=self._left())
         try:
             for start in range(0, len(tags), _PAGE):

@@ -54,7 +54,7 @@ class Polls:
         channel: Any = getattr(self._consumer.task_consumer, "channel", None)
         if channel is None:
             return
-        storage = context_of(self._consumer).storage
+        storage = context_of(self._consumer).checks.storage
         channel.qos.is_barred = bool(storage.problem)
         # Kombu asks again as soon as it was answered, and is answered within a second.
         asked_at = channel._brpop_sent_at  # noqa: SLF001 - nothing else tells

@@ -87,7 +87,7 @@ class _Slot:
 
 
 class TaskPool(BasePool):  # type: ignore[misc]
-    """Runs branches on the loop of the worker's runtime, and other tasks in threads.
+    """Runs branches on the loop of the worker process, and other tasks in threads.
 
     Attributes:
         control_room: How many control tasks it runs while all slots are taken.
@@ -105,9 +105,9 @@ class TaskPool(BasePool):  # type: ignore[misc]
         self._branches: set[asyncio.Task[None]] = set()
 
     def on_start(self) -> None:
-        """Make the runtime ready, which belongs to this process alone."""
-        self._runtime = context_of(self)
-        self._loop = self._runtime.loop
+        """Make the context of this process."""
+        self._context = context_of(self)
+        self._loop = self._context.loop.event_loop
         self.slots = asyncio.Semaphore(self.limit)
         self._threads = ReadyThreads(self.control_room, "fanout-task")
         if app_of(self).owns_process:
@@ -116,7 +116,8 @@ class TaskPool(BasePool):  # type: ignore[misc]
             gc.freeze()
             gc.set_threshold(*_GC_THRESHOLDS)
         self._settle: Batches[tuple[BranchRequest, BranchFailed | None], None]
-        self._settle = Batches(self._settle_all, self._runtime.threads, self._runtime.linger_s)
+        steps = self._context.branches
+        self._settle = Batches(self._settle_all, steps.threads, steps.linger_s)
 
     def register_with_event_loop(self, loop: Hub) -> None:
         """Remember the consumer's loop, which is woken when there is room for more."""
@@ -177,7 +178,7 @@ class TaskPool(BasePool):  # type: ignore[misc]
             task.add_done_callback(self._branches.discard)
 
     async def _process(self, request: BranchRequest, by_celery: _ByCelery) -> None:
-        progress = self._runtime.progress
+        progress = self._context.branches.progress
         standing = progress.begin(request.branch_id)
         try:
             await self._processed(request, standing, by_celery)
@@ -193,7 +194,7 @@ class TaskPool(BasePool):  # type: ignore[misc]
         error: BranchFailed | None = None
         slot, feed = _Slot(self, request), request.kwargs["feed"]
         try:
-            await process_branch(self._runtime, standing, feed, token=request.token, slot=slot)
+            await process_branch(self._context, standing, feed, token=request.token, slot=slot)
         except BranchFailed as failed:
             error = failed
         except BaseException as fault:  # noqa: BLE001 - Celery's own tracer sees to it
@@ -203,7 +204,7 @@ class TaskPool(BasePool):  # type: ignore[misc]
             request.request_dict["ended"] = fault
             by_celery(None)
             return
-        standing.moves("is counted", within_s=self._runtime.progress.step_s)
+        standing.moves("is counted", within_s=self._context.branches.progress.step_s)
         await self._end(request, error)
 
     async def _end(self, request: BranchRequest, error: BranchFailed | None) -> None:
@@ -218,7 +219,7 @@ class TaskPool(BasePool):  # type: ignore[misc]
             request.on_settled(error)
 
     def _settle_all(self, ends: list[tuple[BranchRequest, BranchFailed | None]]) -> list[None]:
-        settled = settle(self._runtime, ends)
+        settled = settle(self._context, ends)
         # There is room for more.
         self._hub.call_soon(_look)
         return settled

@@ -24,6 +24,8 @@ from workers.context.app import context_of
 if TYPE_CHECKING:
     from celery.worker import WorkController
 
+    from fanout.stores import RedisStore
+
 __all__ = ["Presence"]
 
 # Also how old what is shown of a worker's load can be.
@@ -46,7 +48,7 @@ class Presence(bootsteps.StartStopStep):  # type: ignore[misc]
 
     def __init__(self, worker: WorkController, **kwargs: Any) -> None:
         super().__init__(worker, **kwargs)
-        # ``--concurrency`` is not written back by Celery; the runtime sizes its pools by it.
+        # ``--concurrency`` is not written back by Celery; the context sizes its pools by it.
         worker.app.conf.worker_concurrency = worker.concurrency
         self._who = (socket.gethostname(), os.getpid(), time.time())
         self._beats = 0
@@ -59,23 +61,23 @@ class Presence(bootsteps.StartStopStep):  # type: ignore[misc]
         self._ticker.start()
 
     def _beat(self, worker: WorkController) -> None:
-        if context_of(worker).version_gate.is_spoken():
+        if context_of(worker).checks.version_gate.is_spoken():
             self._beats += 1
             if self._beats == _LOOK_AT_BEAT:
                 self._warn_of_a_namesake(worker)
-            context_of(worker).storage.look()
-            context_of(worker).watched.worker_alive(self._record(worker), ttl_s=_TTL_S)
+            context_of(worker).checks.storage.look()
+            _store_of(worker).worker_alive(self._record(worker), ttl_s=_TTL_S)
             self._count_dropped(worker)
 
     def _count_dropped(self, worker: WorkController) -> None:
         dropped = dropped_messages.counts.total()
         if dropped > self._dropped:
-            context_of(worker).watched.count_dropped(dropped - self._dropped)
+            _store_of(worker).count_dropped(dropped - self._dropped)
             self._dropped = dropped
 
     def _warn_of_a_namesake(self, worker: WorkController) -> None:
         """Say so where another worker, also alive, has the same name: each hides the other."""
-        said = [w for w in context_of(worker).watched.workers() if w.name == worker.hostname]
+        said = [w for w in _store_of(worker).workers() if w.name == worker.hostname]
         if any((w.host, w.pid, w.started_at) != self._who for w in said):
             _log.warning(
                 "another worker is called %s, too: give each a name of its own (--name), or none",
@@ -98,8 +100,8 @@ class Presence(bootsteps.StartStopStep):  # type: ignore[misc]
             version=self._version,
             wire=broker.WIRE_VERSION,
             polled_at=getattr(worker.consumer, "polled_at", 0.0),
-            problem=context_of(worker).storage.problem,
-            stuck=len(context_of(worker).progress.stuck()),
+            problem=context_of(worker).checks.storage.problem,
+            stuck=len(context_of(worker).branches.progress.stuck()),
             queues=tuple(sorted(worker.app.amqp.queues.consume_from)),
         )
 
@@ -107,10 +109,14 @@ class Presence(bootsteps.StartStopStep):  # type: ignore[misc]
         """Say that this worker has stopped."""
         self._ticker.stop()
         try:
-            context_of(worker).watched.worker_gone(worker.hostname)
-            context_of(worker).version_gate.release()
+            _store_of(worker).worker_gone(worker.hostname)
+            context_of(worker).checks.version_gate.release()
         except BrokerError as error:
             _log.warning("cannot say that this worker has stopped: %s", error)
+
+
+def _store_of(worker: WorkController) -> RedisStore:
+    return context_of(worker).connections.fail_fast_store
 
 
 def _name_of(pool: type) -> str:

@@ -41,9 +41,9 @@ class ReaperStep(bootsteps.StartStopStep):  # type: ignore[misc]
         self._ticker.start()
 
     def _beat(self) -> None:
-        if not self._app.context.version_gate.is_spoken():
+        if not self._app.context.checks.version_gate.is_spoken():
             return
-        store = self._app.context.watched
+        store = self._app.context.connections.fail_fast_store
         # A holder that has died is followed after three sweeps.
         ttl_s = int(3 * self._settings.reaper_interval_s) + 1
         if not store.take_lock(_LOCK, self._name, ttl_s=ttl_s):
@@ -54,7 +54,7 @@ class ReaperStep(bootsteps.StartStopStep):  # type: ignore[misc]
                 store,
                 # Not that of the branches, which waits for an hour.
                 Publisher(self._app),
-                self._app.context.messages,
+                self._app.context.connections.messages,
                 stall_s=self._settings.stall_s,
                 on_end=self._app.context.reports.run_ended,
             )

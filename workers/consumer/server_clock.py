@@ -25,7 +25,7 @@ __all__ = ["ServerClockAMQP", "ServerClockRequest"]
 def _ahead(app: WorkerApp) -> timedelta:
     """Return by how much this machine's clock is ahead; nothing where the server is away."""
     try:
-        return timedelta(seconds=time.time() - app.context.watched.now())
+        return timedelta(seconds=time.time() - app.context.connections.fail_fast_store.now())
     except BrokerError:
         return timedelta()
 

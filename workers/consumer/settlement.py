@@ -20,21 +20,22 @@ __all__ = ["settle"]
 
 
 def settle(
-    runtime: WorkerContext, ends: Sequence[tuple[BranchRequest, BranchFailed | None]]
+    context: WorkerContext, ends: Sequence[tuple[BranchRequest, BranchFailed | None]]
 ) -> list[None]:
     """Count branches that have ended in their chords, and acknowledge their messages.
 
     In this order: a message whose branch is counted may come again, which does no harm; a branch
     that is not counted must come again.
     """
-    backend = cast("TolerantRedisBackend", runtime.backend)
+    connections = context.connections
+    backend = cast("TolerantRedisBackend", connections.backend)
     backend.on_chord_parts_return(
         (request, states.SUCCESS if error is None else states.FAILURE, error)
         for request, error in ends
     )
     requests = [request for request, _ in ends]
     tags = [request.message.delivery_tag for request in requests]
-    with runtime.broker.pipeline(transaction=False) as pipe:
+    with connections.broker.pipeline(transaction=False) as pipe:
         pipe.zrem(UNACKED_INDEX, *tags)
         pipe.hdel(UNACKED, *tags)
         pipe.execute()

@@ -37,21 +37,21 @@ class Shutdown(bootsteps.StartStopStep):  # type: ignore[misc]
 
     def start(self, _worker: WorkController) -> None:
         """Listen for the signal; the pool has started, so that a context can be made."""
-        context_of(self._worker).before_hand_back(self._tell_children)
+        context_of(self._worker).hand_back.before(self._tell_children)
         signals.worker_shutting_down.connect(self._on_shutting_down, weak=False)
 
     def _on_shutting_down(self, **_: Any) -> None:
         if self._timer is None:
             grace_s = app_of(self._worker).settings.grace_s
-            self._timer = threading.Timer(grace_s, context_of(self._worker).hand_back)
+            self._timer = threading.Timer(grace_s, context_of(self._worker).hand_back.all)
             self._timer.daemon = True
             try:
                 self._timer.start()
             except RuntimeError:
                 # There is no thread for it: nothing would end the calls in flight later.
-                context_of(self._worker).hand_back()
+                context_of(self._worker).hand_back.all()
             if not _children(self._worker):
-                context_of(self._worker).hand_back_waiting()
+                context_of(self._worker).hand_back.waiting()
 
     def _tell_children(self) -> None:
         _log.info("handing back what is in flight")
@@ -77,6 +77,6 @@ def listen_in_children(app: WorkerApp) -> None:
     """Have the prefork children of a worker hand back when they are told to."""
 
     def on_child(**_: Any) -> None:
-        signal.signal(_HAND_BACK, lambda *_: app.context.hand_back())
+        signal.signal(_HAND_BACK, lambda *_: app.context.hand_back.all())
 
     signals.worker_process_init.connect(on_child, weak=False)

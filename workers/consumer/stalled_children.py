@@ -34,28 +34,29 @@ class ChildWatch:
     """Looks whether the branch of a child moves.
 
     Args:
-        runtime: Returns the child's runtime, or None as long as it has none.
+        context: Returns the child's context, or None if it has none yet.
         end: Ends the child.
     """
 
     def __init__(
-        self, runtime: Callable[[], WorkerContext | None], end: Callable[[], object]
+        self, context: Callable[[], WorkerContext | None], end: Callable[[], object]
     ) -> None:
-        self._runtime = runtime
+        self._context = context
         self._end = end
         self._watch: Watch | None = None
 
     def look(self) -> None:
         """End the child where its branch stands still although the server takes writes."""
-        runtime = self._runtime()
-        if runtime is None:
+        context = self._context()
+        if context is None:
             return
-        progress = runtime.progress
+        progress = context.branches.progress
         watch = self._watch = self._watch or Watch(progress)
         if progress.overdue():
             # Its parent beats, and would not notice; so it is asked for here, when it matters.
             try:
-                runtime.watched.take_lock(f"child-{os.getpid()}", runtime.holder, ttl_s=1)
+                store = context.connections.fail_fast_store
+                store.take_lock(f"child-{os.getpid()}", context.holder, ttl_s=1)
             except BrokerError:
                 watch.forgive()
                 return
@@ -67,8 +68,8 @@ class ChildWatch:
                 extra=about(standing.branch_id),
             )
             self._end()
-        runtime.releases.again()
-        runtime.loop.call_soon_threadsafe(progress.turns)
+        context.branches.releases.again()
+        context.loop.call_soon(progress.turns)
 
 
 def watch_children(app: WorkerApp) -> None:

@@ -189,7 +189,7 @@ class BranchRequest(ReportsAll):
 
     @property
     def _releases(self) -> Releases:
-        releases: Releases = context_of(self).releases
+        releases: Releases = context_of(self).branches.releases
         return releases
 
     def on_settled(self, error: BranchFailed | None) -> None:

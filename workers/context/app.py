@@ -1,4 +1,4 @@
-"""The Celery application of a worker, and what hangs on it: with types, and nothing besides."""
+"""The Celery application of a worker, with typed attributes."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any, cast
 
 from celery import Celery, signals
 
-from workers.context.worker_context import WorkerContext
+from workers.context.worker_context import make_context
 
 if TYPE_CHECKING:
     from fanout.core.settings import Settings
+    from workers.context.worker_context import WorkerContext
 
 __all__ = ["WorkerApp", "app_of", "context_of"]
 
@@ -21,9 +22,9 @@ class WorkerApp(Celery):  # type: ignore[misc]
     """Celery's application for one worker and its prefork children.
 
     Attributes:
-        settings: The worker's; set before its first use.
-        owns_process: Whether it may say what this process logs.
-        holder: The name under which the worker, and any child of it, claims branches.
+        settings: The worker's settings; set before the first use of ``context``.
+        owns_process: Whether it may configure what this process logs.
+        holder: The name under which the worker and its children claim branches.
     """
 
     settings: Settings
@@ -37,36 +38,36 @@ class WorkerApp(Celery):  # type: ignore[misc]
 
     @property
     def context(self) -> WorkerContext:
-        """What the tasks of the calling process share; a forked child makes one of its own."""
+        """The context of the calling process; a forked child makes its own."""
         made = self.made_context
         if made is not None:
             return made
         with self._making:
             made = self.made_context
             if made is None:
-                made = WorkerContext(self, concurrency=int(self.conf.worker_concurrency))
+                made = make_context(self, concurrency=int(self.conf.worker_concurrency))
                 self._made = (os.getpid(), made)
             return made
 
     @property
     def made_context(self) -> WorkerContext | None:
-        """The context of the calling process, or None where it has none yet."""
+        """The context of the calling process, or None if it has none yet."""
         made = self._made
         return made[1] if made is not None and made[0] == os.getpid() else None
 
-    def close_reports_at_the_end(self) -> None:
-        """Have what was reported sent before the worker, or a prefork child of it, ends."""
+    def close_reports_on_shutdown(self) -> None:
+        """Send pending reports before the worker, or a prefork child of it, ends."""
 
-        def on_end(**_: Any) -> None:
+        def on_shutdown(**_: Any) -> None:
             if self.made_context is not None:
                 self.made_context.reports.close()
 
-        signals.worker_process_shutdown.connect(on_end, weak=False)
-        signals.worker_shutdown.connect(on_end, weak=False)
+        signals.worker_process_shutdown.connect(on_shutdown, weak=False)
+        signals.worker_shutdown.connect(on_shutdown, weak=False)
 
 
 def app_of(owner: Any) -> WorkerApp:
-    """Return the application of a worker, a consumer, a pool or a request of Celery's."""
+    """Return the application of a Celery worker, consumer, pool or request."""
     return cast("WorkerApp", owner.app)
 
 

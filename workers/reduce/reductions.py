@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from fanout.stores import RunRecord
     from workers.context.worker_context import WorkerContext
 
-__all__ = ["reduce"]
+__all__ = ["end_run", "reduce"]
 
 # What is kept free for an answer whose length nobody bounds.
 _ANSWER_TOKENS = 512
@@ -43,20 +43,20 @@ _ANSWER_TOKENS = 512
 _MAX_RESULT_BYTES = 256_000_000
 
 
-def reduce(runtime: WorkerContext, run: RunRecord, stage_id: StageId, spec: RunSpec) -> None:
+def reduce(context: WorkerContext, run: RunRecord, stage_id: StageId, spec: RunSpec) -> None:
     """Reduce what a stage gave: end the run, or open the next stage."""
     run_id = run.run_id
     if spec.reduction == "none":
-        _end(runtime, run_id, StoredResult())
+        _end(context, run_id, StoredResult())
     elif spec.reduction == "llm":
-        _reduce_by_calls(runtime, run, stage_id, spec)
+        _reduce_by_calls(context, run, stage_id, spec)
     else:
-        items = _items(runtime, run_id, spec)
-        _end(runtime, run_id, StoredResult(aggregates=aggregate_groups(spec.reduction, items)))
+        items = _items(context, run_id, spec)
+        _end(context, run_id, StoredResult(aggregates=aggregate_groups(spec.reduction, items)))
 
 
 def _end(
-    runtime: WorkerContext, run_id: str, result: StoredResult, *, problem: str | None = None
+    context: WorkerContext, run_id: str, result: StoredResult, *, problem: str | None = None
 ) -> None:
     data = msgspec.json.encode(result)
     if len(data) > _MAX_RESULT_BYTES:
@@ -66,24 +66,34 @@ def _end(
             f"the aggregate is larger than {_MAX_RESULT_BYTES / 1e6:,.0f} MB: use another one, or "
             f"`fanout results {run_id} --out DIR`, which has all answers"
         )
-    runtime.store.put_result(run_id, data)
+    context.connections.store.put_result(run_id, data)
     status = RunStatus.FAILED if problem else RunStatus.SUCCEEDED
-    runtime.end_run(run_id, status, error=problem)
+    end_run(context, run_id, status, error=problem)
 
 
-def _branches(runtime: WorkerContext, stage_id: StageId) -> Iterator[tuple[Chunk, Outcome, int]]:
+def end_run(
+    context: WorkerContext, run_id: str, status: RunStatus, *, error: str | None = None
+) -> None:
+    """Give a run its final status; report its end unless another process already has."""
+    store = context.connections.store
+    if store.end_run(run_id, status, ended_at=store.now(), error=error):
+        context.reports.run_ended(run_id)
+
+
+def _branches(context: WorkerContext, stage_id: StageId) -> Iterator[tuple[Chunk, Outcome, int]]:
     """Yield chunk, outcome and the chunk's index for each branch, one shard in memory at a time."""
-    spec = runtime.specs.get(stage_id.run_id)
+    spec = context.runs.specs.get(stage_id.run_id)
     per_chunk = spec.branches_per_chunk if stage_id.stage == 0 else 1
-    for shard_id in map(stage_id.shard, range(runtime.store.stage(stage_id).shards)):
-        shard = runtime.store.shard(shard_id)
-        for _, outcome in sorted(runtime.store.outcomes(shard_id).items()):
+    store = context.connections.store
+    for shard_id in map(stage_id.shard, range(store.stage(stage_id).shards)):
+        shard = store.shard(shard_id)
+        for _, outcome in sorted(store.outcomes(shard_id).items()):
             chunk = shard_chunk(shard, outcome.index, per_chunk)
             yield chunk, outcome, outcome.index // per_chunk
 
 
-def _items(runtime: WorkerContext, run_id: str, spec: RunSpec) -> Iterator[Item]:
-    for chunk, outcome, number in _branches(runtime, StageId(run_id, 0)):
+def _items(context: WorkerContext, run_id: str, spec: RunSpec) -> Iterator[Item]:
+    for chunk, outcome, number in _branches(context, StageId(run_id, 0)):
         ref = branch_ref(outcome.index, spec.aspect_names, spec.samples)
         yield Item(
             index=outcome.index,
@@ -100,7 +110,7 @@ def _items(runtime: WorkerContext, run_id: str, spec: RunSpec) -> Iterator[Item]
 
 
 def _reduce_by_calls(
-    runtime: WorkerContext, run: RunRecord, stage_id: StageId, spec: RunSpec
+    context: WorkerContext, run: RunRecord, stage_id: StageId, spec: RunSpec
 ) -> None:
     """Open a stage of LLM calls over what ``stage`` gave, or end the run.
 
@@ -109,31 +119,32 @@ def _reduce_by_calls(
     run_id, stage = run.run_id, stage_id.stage
     level = stage - run.base_stage if stage else 0
     following = run.base_stage + level + 1
-    parts = _leaves(runtime, run_id, spec) if stage == 0 else _partials(runtime, stage_id)
+    parts = _leaves(context, run_id, spec) if stage == 0 else _partials(context, stage_id)
     if not parts:
-        _end_with_answers(runtime, run_id, range(run.base_stage + 1, following))
+        _end_with_answers(context, run_id, range(run.base_stage + 1, following))
         return
     try:
         chunks = list(_plan_chunks(parts, level, spec))
     except SpecError as error:
-        _end(runtime, run_id, StoredResult(), problem=str(error))
+        _end(context, run_id, StoredResult(), problem=str(error))
         return
     shards = pack(chunks, branches_per_chunk=1)
     next_id = StageId(run_id, following)
-    open_stage(runtime.store, runtime.publisher, next_id, shards, max_workers=spec.max_workers)
+    store, publisher = context.connections.store, context.connections.publisher
+    open_stage(store, publisher, next_id, shards, max_workers=spec.max_workers)
 
 
-def _leaves(runtime: WorkerContext, run_id: str, spec: RunSpec) -> dict[str, list[Part]]:
+def _leaves(context: WorkerContext, run_id: str, spec: RunSpec) -> dict[str, list[Part]]:
     groups: dict[str, list[Part]] = defaultdict(list)
-    for part in leaf_parts(_items(runtime, run_id, spec)):
+    for part in leaf_parts(_items(context, run_id, spec)):
         groups[part.group].append(part)
     return groups
 
 
-def _partials(runtime: WorkerContext, stage_id: StageId) -> dict[str, list[Part]]:
+def _partials(context: WorkerContext, stage_id: StageId) -> dict[str, list[Part]]:
     """Return the partial answers of a reduce stage, for the groups that are not done with it."""
     groups: dict[str, list[Part]] = defaultdict(list)
-    for chunk, outcome, _ in _branches(runtime, stage_id):
+    for chunk, outcome, _ in _branches(context, stage_id):
         group, count, failed = _standing(chunk)
         if outcome.output is None:
             failed, count = count, 0
@@ -168,12 +179,12 @@ def _standing(chunk: Chunk) -> tuple[str, int, int]:
     return columns["group"], int(columns["count"]), int(columns["failed"])
 
 
-def _end_with_answers(runtime: WorkerContext, run_id: str, stages: Iterable[int]) -> None:
+def _end_with_answers(context: WorkerContext, run_id: str, stages: Iterable[int]) -> None:
     aggregates: dict[str, Aggregate] = {}
     errors: list[ReduceError] = []
     for stage in stages:
         chunks_of: dict[str, int] = defaultdict(int)
-        for chunk, outcome, _ in _branches(runtime, StageId(run_id, stage)):
+        for chunk, outcome, _ in _branches(context, StageId(run_id, stage)):
             group, count, failed = _standing(chunk)
             chunks_of[group] += 1
             if outcome.kind is not None:
@@ -182,7 +193,7 @@ def _end_with_answers(runtime: WorkerContext, run_id: str, stages: Iterable[int]
             aggregates[group] = Aggregate(value=outcome.output, succeeded=count, failed=failed)
     answered = any(aggregate.value is not None for aggregate in aggregates.values())
     problem = None if answered else f"no aggregate could be made: {_words(errors)}"
-    _end(runtime, run_id, StoredResult(aggregates=aggregates, errors=errors), problem=problem)
+    _end(context, run_id, StoredResult(aggregates=aggregates, errors=errors), problem=problem)
 
 
 def _error(group: str, outcome: Outcome) -> ReduceError:

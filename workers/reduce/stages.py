@@ -31,38 +31,39 @@ class TooEarlyError(Exception):
     """
 
 
-def expand(runtime: WorkerContext, shard_id: ShardId, permits: int) -> None:
+def expand(context: WorkerContext, shard_id: ShardId, permits: int) -> None:
     """Publish the chord of a shard; ``permits`` branches of it at first, or all where that is 0."""
-    run = runtime.store.run(shard_id.run_id)
+    store, publisher = context.connections.store, context.connections.publisher
+    run = store.run(shard_id.run_id)
     is_again = shard_id.stage == 0 and bool(run.retry)
     if is_again and not run.halt:
-        take_back(runtime.store, shard_id, run.retry)
-    if runtime.store.is_finished(shard_id):
+        take_back(store, shard_id, run.retry)
+    if store.is_finished(shard_id):
         # Delivered again, or a retry to which this shard has nothing to add.
-        runtime.publisher.collect(shard_id)
+        publisher.collect(shard_id)
         return
     ending = _ending(run, shard_id.stage)
     if ending is not None:
         # A run with many shards must end soon: its branches are recorded, not published.
-        _record_rest(runtime, shard_id, *ending)
-        runtime.publisher.collect(shard_id)
+        _record_rest(context, shard_id, *ending)
+        publisher.collect(shard_id)
         return
-    count = len(runtime.indices.get(shard_id))
+    count = len(context.runs.indices.get(shard_id))
     # Those whose outcomes a retry has kept.
-    ended = runtime.store.shard_state(shard_id).ended if is_again else frozenset()
+    ended = store.shard_state(shard_id).ended if is_again else frozenset()
     todo = [position for position in range(count) if position not in ended]
     if not todo:
-        runtime.publisher.collect(shard_id)
+        publisher.collect(shard_id)
         return
     first = todo[: permits or count]
     feed = count if len(first) < len(todo) else 0
     published = first[-1] + 1 if feed else count
-    if runtime.store.start_shard(shard_id, published=published):
+    if store.start_shard(shard_id, published=published):
         if is_again:
-            runtime.publisher.forget_shard(shard_id)
-        runtime.publisher.shard_chord(shard_id, first, size=len(todo), feed=feed)
+            publisher.forget_shard(shard_id)
+        publisher.shard_chord(shard_id, first, size=len(todo), feed=feed)
     else:
-        _expand_rest(runtime, shard_id, permits)
+        _expand_rest(context, shard_id, permits)
 
 
 def _ending(run: RunRecord, stage: int) -> tuple[ErrorKind, str] | None:
@@ -74,38 +75,39 @@ def _ending(run: RunRecord, stage: int) -> tuple[ErrorKind, str] | None:
     return None
 
 
-def _expand_rest(runtime: WorkerContext, shard_id: ShardId, permits: int) -> None:
+def _expand_rest(context: WorkerContext, shard_id: ShardId, permits: int) -> None:
     """Publish what a first attempt has not: a branch in the queue twice would be called twice."""
-    shard = runtime.store.shard_state(shard_id)
-    task_ids = runtime.messages.task_ids().get(shard_id.run_id, set())
+    store, publisher = context.connections.store, context.connections.publisher
+    shard = store.shard_state(shard_id)
+    task_ids = context.connections.messages.task_ids().get(shard_id.run_id, set())
     messages = messages_of_shard(task_ids, shard_id)
     missing = unpublished(shard, messages, permits=permits)
     if missing:
         feed = shard.count if 0 < permits < shard.count else 0
-        runtime.store.advance_shard(shard_id, published=missing[-1] + 1)
-        runtime.publisher.branches(shard_id, missing, feed=feed)
+        store.advance_shard(shard_id, published=missing[-1] + 1)
+        publisher.branches(shard_id, missing, feed=feed)
     if shard.ended >= set(range(shard.count)):
-        runtime.publisher.collect(shard_id)
+        publisher.collect(shard_id)
 
 
-def _record_rest(runtime: WorkerContext, shard_id: ShardId, kind: ErrorKind, message: str) -> None:
+def _record_rest(context: WorkerContext, shard_id: ShardId, kind: ErrorKind, message: str) -> None:
     now = time.time()
-    runtime.store.record_all(
+    context.connections.store.record_all(
         [
             RecordRequest(
                 shard_id.branch(position),
                 Outcome(index=index, kind=kind, message=message, ended_at=now),
             )
-            for position, index in enumerate(runtime.indices.get(shard_id))
+            for position, index in enumerate(context.runs.indices.get(shard_id))
         ]
     )
 
 
-def collect(runtime: WorkerContext, results: list[Any], shard_id: ShardId) -> dict[str, int]:
+def collect(context: WorkerContext, results: list[Any], shard_id: ShardId) -> dict[str, int]:
     """Account for every branch of a shard, compact its outcomes, and publish the next shards.
 
     Args:
-        runtime: The worker's process.
+        context: The worker's process.
         results: What the members of the chord returned; records of failure tell why a branch
             that wrote no outcome has none.
         shard_id: The shard.
@@ -116,36 +118,37 @@ def collect(runtime: WorkerContext, results: list[Any], shard_id: ShardId) -> di
     Raises:
         TooEarlyError: A branch has neither an outcome nor a record of failure.
     """
-    outcomes = _complete(runtime, shard_id, _failures(results))
-    store = runtime.store
+    outcomes = _complete(context, shard_id, _failures(results))
+    store = context.connections.store
     is_again = store.is_finished(shard_id)
     store.compact(shard_id, outcomes)
     if not is_again:
-        runtime.reports.shard_ended(shard_id, outcomes)
+        context.reports.shard_ended(shard_id, outcomes)
     stage_id, finished = shard_id.stage_id, shard_id.shard
     grants = store.open_shards(stage_id, window=fleet_window(store), finished=finished)
-    runtime.publisher.expand(stage_id, grants)
+    context.connections.publisher.expand(stage_id, grants)
     succeeded = sum(outcome.ok for outcome in outcomes.values())
     return {"shard": shard_id.shard, "succeeded": succeeded, "failed": len(outcomes) - succeeded}
 
 
 def _complete(
-    runtime: WorkerContext, shard_id: ShardId, failures: dict[int, Outcome]
+    context: WorkerContext, shard_id: ShardId, failures: dict[int, Outcome]
 ) -> dict[int, Outcome]:
-    indices = runtime.indices.get(shard_id)
-    outcomes = runtime.store.outcomes(shard_id)
+    store = context.connections.store
+    indices = context.runs.indices.get(shard_id)
+    outcomes = store.outcomes(shard_id)
     missing = [position for position in range(len(indices)) if position not in outcomes]
     if not missing:
         return outcomes
     if not failures.keys() >= set(missing):
         raise TooEarlyError(shard_id)
-    runtime.store.record_all(
+    store.record_all(
         [
             RecordRequest(shard_id.branch(position), _at(indices[position], failures[position]))
             for position in missing
         ]
     )
-    return runtime.store.outcomes(shard_id)
+    return store.outcomes(shard_id)
 
 
 def _at(index: int, failure: Outcome) -> Outcome:
@@ -178,13 +181,13 @@ def _failure(record: dict[str, Any]) -> Outcome:
     return Outcome(index=0, kind=kind, message=message)
 
 
-def aggregate(runtime: WorkerContext, stage_id: StageId) -> None:
+def aggregate(context: WorkerContext, stage_id: StageId) -> None:
     """Reduce the outcomes of a stage: end the run, or open the next stage.
 
     Raises:
         TooEarlyError: A branch of the stage has no outcome yet.
     """
-    store, run_id, stage = runtime.store, stage_id.run_id, stage_id.stage
+    store, run_id, stage = context.connections.store, stage_id.run_id, stage_id.stage
     run = store.run(run_id)
     if run.has_ended or 0 < stage <= run.base_stage:
         return
@@ -192,15 +195,15 @@ def aggregate(runtime: WorkerContext, stage_id: StageId) -> None:
     if not record.sealed or (record.done < record.total and store.incomplete(stage_id)):
         raise TooEarlyError(stage_id)
     if run.halt:
-        runtime.end_run(run_id, run.halt)
+        reductions.end_run(context, run_id, run.halt)
         return
-    spec = runtime.specs.get(run_id)
+    spec = context.runs.specs.get(run_id)
     problem = _policy_problem(spec, record) if stage == 0 else None
     if problem:
-        runtime.end_run(run_id, RunStatus.FAILED, error=problem)
+        reductions.end_run(context, run_id, RunStatus.FAILED, error=problem)
         return
     store.set_status(run_id, RunStatus.REDUCING)
-    reductions.reduce(runtime, run, stage_id, spec)
+    reductions.reduce(context, run, stage_id, spec)
 
 
 def _policy_problem(spec: RunSpec, record: StageRecord) -> str | None:

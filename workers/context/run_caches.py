@@ -1,0 +1,69 @@
+"""What a worker process keeps of the runs that it works on: specs, shards, prompts."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+from pydantic import ValidationError
+
+from fanout.core.errors import StoredDataError
+from fanout.core.spec import RunSpec
+from fanout.inputs.prompts import Template
+from workers.context.batches import Kept
+
+if TYPE_CHECKING:
+    from concurrent.futures import Executor
+
+    from fanout.core.ids import StageId
+    from fanout.stores import RedisStore
+
+__all__ = ["RunCaches"]
+
+_SHARDS = 32
+_SPECS = 64
+
+
+class RunCaches:
+    """The caches of one store: two servers may have runs with the same id.
+
+    Args:
+        store: Where runs are loaded from.
+        loaders: The threads that load for coroutines. Nothing else should use them: outcomes of other
+            runs are written even if inputs cannot be loaded.
+
+    Attributes:
+        specs: The spec of a run id.
+        indices: The indices of the branches of a shard.
+        shards: The shard of a shard id.
+        template: Returns the prompt template of a stage and an aspect.
+    """
+
+    def __init__(self, store: RedisStore, loaders: Executor) -> None:
+        self._store = store
+        self._loaders = loaders
+        self.specs = Kept(self._load_spec, loaders, size=_SPECS)
+        self.indices = Kept(store.indices, loaders, size=_SHARDS * 8)
+        self.shards = Kept(store.shard, loaders, size=_SHARDS)
+        self.template = lru_cache(maxsize=_SPECS * 8)(self._load_template)
+
+    def _load_spec(self, run_id: str) -> RunSpec:
+        try:
+            return RunSpec.model_validate_json(self._store.spec(run_id))
+        except ValidationError as error:
+            # Field names only: the values are prompts.
+            fields = ", ".join(sorted({str(e["loc"][0]) for e in error.errors() if e["loc"]}))
+            raise StoredDataError(
+                f"the worker does not understand this run's {fields or 'spec'}: it may be of "
+                "another version of fanout than the client"
+            ) from None
+
+    def _load_template(self, stage_id: StageId, aspect: str | None) -> Template:
+        spec = self.specs.get(stage_id.run_id)
+        if stage_id.stage:
+            return Template.parse(spec.aggregate_prompt or "{input}", field="aggregate_prompt")
+        return Template.parse(spec.prompts[aspect])
+
+    def close(self) -> None:
+        """End the threads that load."""
+        self._loaders.shutdown(cancel_futures=True)
