@@ -46,13 +46,13 @@ _TABLE = (
     ("call", r"workers/branch/execution\.py", r"(_answer|_call|_values|_request|_outcome|_error)"),
     ("call", r"workers/branch/execution\.py", r"_Branch\._outcome"),
     ("call", r"workers/(context/(inflight|limiter)|telemetry/base)\.py", ""),
-    ("call", r"workers/context/runtime\.py", r".*\.(call_for|model|_load_\w+)"),
+    ("call", r"workers/context/(models|run_caches)\.py", ""),
     ("call", r"fanout/(llm/.*|inputs/prompts\.py|policy/retries\.py)", ""),
     ("call", r"(openai|anthropic|aiohttp|httpx|httpcore|httpx_aiohttp|yarl|multidict)/.*", ""),
     ("call", r"asyncio/(selector_events|sslproto)\.py", r".*(_read_ready_|Transport\.write|SSL).*"),
     ("publish", r"fanout/broker/(publisher|header_messages)\.py", ""),
     ("publish", r"workers/reduce/stages\.py", r"(expand|_expand_rest|_ending)"),
-    ("publish", r"workers/context/runtime\.py", r".*\._publish"),
+    ("publish", r"workers/context/branch_steps\.py", r".*\._publish"),
     ("collect", r"workers/reduce/(stages|reductions)\.py", ""),
     ("consume", r"fanout/broker/(transport|message_leases|rejected)\.py", r"(?!.*\b_?put\w*$).*"),
     ("consume", r"workers/consumer/(consumer|envelope|task_requests|message_versions)\.py", ""),
@@ -75,7 +75,7 @@ _TABLE = (
     ("housekeeping", r"fanout/(runs/reaper|policy/healing|broker/(backlog|inspection))\.py", ""),
     # Moving branches between threads, and waits of threads for one another.
     ("pool", r"workers/(consumer/pool|context/batches|tasks|branch/execution|in_process)\.py", ""),
-    ("pool", r"workers/context/runtime\.py", ""),
+    ("pool", r"workers/context/(branch_steps|event_loop)\.py", ""),
 )
 # The outer loops: these decide only if no row above matches any frame.
 _CARRIERS = (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import secrets
+from concurrent.futures import Executor, Future
 from contextlib import suppress
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -16,7 +17,6 @@ from fanout.core.ids import ShardId, StageId
 from fanout.core.records import Chunk, Shard
 from fanout.core.settings import load_settings
 from fanout.core.spec import make_spec
-from fanout.inputs.prompts import Template
 from fanout.llm import FakeLLM
 from fanout.policy.packing import pack
 from fanout.runs.results import StoredResult
@@ -26,8 +26,8 @@ from workers.branch.execution import BranchFailed
 from workers.context.inflight import CallStoppedError, Stop
 from workers.context.limiter import Limiter
 from workers.context.progress import Progress
+from workers.context.run_caches import RunCaches
 from workers.context.storage_watch import StorageWatch
-from workers.context.worker_context import WorkerContext
 from workers.reduce.stages import aggregate, collect
 from workers.telemetry.base import NoTelemetry
 from workers.telemetry.reports import Reports
@@ -38,15 +38,15 @@ if TYPE_CHECKING:
     import pytest
 
     from fanout.core.ids import BranchId
-    from fanout.llm import LLM, LLMRequest
+    from fanout.llm import LLMRequest
     from fanout.stores import BeginReply, BeginRequest, Grant, RecordReply, RecordRequest
 
 __all__ = [
     "RUN",
     "Clock",
+    "FakeContext",
     "Messages",
     "Publisher",
-    "Runtime",
     "fake_redis",
     "fake_store",
     "make_shard",
@@ -136,9 +136,9 @@ class Publisher:
         return [sent for sent in self.sent if sent[0] == "seal"]
 
 
-def run_branch(runtime: Any, branch_id: BranchId, feed: int = 0) -> None:
+def run_branch(context: Any, branch_id: BranchId, feed: int = 0) -> None:
     """Process one delivery of a branch; each delivery has its own token."""
-    branches.run_branch(runtime, branch_id, feed, token=secrets.token_hex(4))
+    branches.run_branch(context, branch_id, feed, token=secrets.token_hex(4))
 
 
 class Messages:
@@ -154,72 +154,44 @@ class Messages:
         return 0
 
 
-class Loaded:
-    """What a worker has loaded: see ``workers.context.batches.Kept``."""
+class InlineExecutor(Executor):
+    """Calls in the thread that asks."""
 
-    def __init__(self, get: Callable[[Any], Any]) -> None:
-        self.get = get
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        try:
+            future.set_result(fn(*args, **kwargs))
+        except Exception as error:  # noqa: BLE001 - the caller gets it
+            future.set_exception(error)
+        return future
 
-    async def __call__(self, key: object) -> Any:
-        return self.get(key)
 
+class Steps:
+    """The steps of branches, one at a time."""
 
-class Runtime:
-    """The part of a worker process that branches and stages use."""
-
-    stop: Stop | None = None
-    holder = "me"
-
-    def __init__(self, **fields: Any) -> None:
-        self.settings = load_settings(max_deliveries=2)
-        self.store = fake_store()
-        self.watched = self.store
-        self.limiter = Limiter(self.store)
-        self.wait = asyncio.sleep
-        self.publisher = Publisher()
-        self.messages = Messages()
+    def __init__(self, store: RedisStore, publisher: Publisher) -> None:
+        self._store = store
+        self._publisher = publisher
         self.alone = asyncio.Lock()
         self.progress = Progress(step_s=60)
-        self.storage = StorageWatch(self.store, self.settings)
-        self.telemetry = NoTelemetry()
-        self.is_handing_back = False
-        self.llm = FakeLLM(script=self._answer)
-        self.models: dict[str, Any] = {}
-        self.told: Callable[[LLMRequest], Any] = lambda request: f"answer to {request.prompt}"
-        self._spec = make_spec(**{"model": "fake", "prompt": "{input}", **fields})
-        self.store.create_run(RUN, spec=self._spec.model_dump_json(), created_at=1.0)
 
-        self.specs = Loaded(lambda _: self._spec)
-        # Late: a test may give it another store.
-        self.indices = Loaded(lambda shard_id: self.store.indices(shard_id))  # noqa: PLW0108 - later
-        self.shards = Loaded(lambda shard_id: self.store.shard(shard_id))  # noqa: PLW0108 - later
+    async def begin(self, request: BeginRequest) -> BeginReply:
+        return self._store.begin(request)
 
-    def _answer(self, request: LLMRequest) -> Any:
-        return self.told(request)
-
-    end_run = WorkerContext.end_run
-
-    @property
-    def reports(self) -> Reports:
-        return Reports(self.store, self.telemetry)
-
-    def template(self, stage_id: StageId, aspect: str) -> Template:
-        source = self._spec.aggregate_prompt if stage_id.stage else self._spec.prompts[aspect]
-        return Template.parse(source)
-
-    async def begin(self, start: BeginRequest) -> BeginReply:
-        return self.store.begin(start)
-
-    async def record(self, end: RecordRequest) -> RecordReply:
-        return self.store.record(end)
+    async def record(self, request: RecordRequest) -> RecordReply:
+        return self._store.record(request)
 
     async def feed(self, following: tuple[BranchId, int]) -> None:
-        self.publisher.mixed_branches([following])
+        self._publisher.mixed_branches([following])
 
-    async def model(self, name: str) -> LLM:
-        return self.llm
 
-    async def call_for(
+class Calls:
+    """The calls in flight: each ends early if the test says why."""
+
+    stop: Stop | None = None
+    wait = staticmethod(asyncio.sleep)
+
+    async def call(
         self, run_id: str, coroutine: Coroutine[Any, Any, _T], *, has_deadline: bool
     ) -> _T:
         if self.stop is not None:
@@ -227,12 +199,56 @@ class Runtime:
             raise CallStoppedError(self.stop)
         return await coroutine
 
-    def wait_for(self, coroutine: Coroutine[Any, Any, _T]) -> _T:
-        return asyncio.run(coroutine)
+
+class FakeContext:
+    """The parts of a worker's context that branches and stages use.
+
+    Args:
+        store: Instead of one on a new fake server, with the run.
+        publisher: Instead of a plain one.
+        fields: Of the run's spec.
+    """
+
+    holder = "me"
+
+    def __init__(
+        self, store: RedisStore | None = None, publisher: Publisher | None = None, **fields: Any
+    ) -> None:
+        self.settings = load_settings(max_deliveries=2)
+        self.spec = make_spec(**{"model": "fake", "prompt": "{input}", **fields})
+        self.store = store or fake_store()
+        if store is None:
+            self.store.create_run(RUN, spec=self.spec.model_dump_json(), created_at=1.0)
+        self.publisher: Any = publisher or Publisher()
+        self.messages = Messages()
+        self.telemetry = NoTelemetry()
+        self.told: Callable[[LLMRequest], Any] = lambda request: f"answer to {request.prompt}"
+        self.llm = FakeLLM(script=self._answer)
+        self.connections = SimpleNamespace(
+            store=self.store,
+            fail_fast_store=self.store,
+            publisher=self.publisher,
+            messages=self.messages,
+        )
+        self.loop = SimpleNamespace(wait_for=asyncio.run)
+        self.models = SimpleNamespace(
+            made={"fake": self.llm}, in_flight=Calls(), limiter=Limiter(self.store)
+        )
+        self.runs = RunCaches(self.store, InlineExecutor())
+        self.branches = Steps(self.store, self.publisher)
+        self.checks = SimpleNamespace(storage=StorageWatch(self.store, self.settings))
+        self.hand_back = SimpleNamespace(has_begun=False)
+
+    def _answer(self, request: LLMRequest) -> Any:
+        return self.told(request)
+
+    @property
+    def reports(self) -> Reports:
+        return Reports(self.store, self.telemetry)
 
     def write(self, texts: Iterable[str], *, seal: bool = True, **options: Any) -> None:
         chunks = [Chunk(text=t, document=f"d{i}", document_index=i) for i, t in enumerate(texts)]
-        per_chunk = self._spec.branches_per_chunk
+        per_chunk = self.spec.branches_per_chunk
         for number, shard in enumerate(pack(chunks, branches_per_chunk=per_chunk, **options)):
             self.store.put_shard(ShardId(RUN, 0, number), shard)
         if seal:

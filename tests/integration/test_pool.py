@@ -93,13 +93,13 @@ def test_what_a_worker_has_taken_ahead_goes_back_when_it_stops(
 PATCH = """
 import workers.consumer.pool
 real, failed = workers.consumer.pool.settle, []
-def settle(runtime, ends):
+def settle(context, ends):
     for request, _ in ends:
         # Twice: with others, and by itself.
         if request.id.endswith("/7") and len(failed) < 2:
             failed.append(1)
             raise RuntimeError("the text of a document")
-    return real(runtime, ends)
+    return real(context, ends)
 workers.consumer.pool.settle = settle
 """
 

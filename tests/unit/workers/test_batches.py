@@ -13,8 +13,8 @@ from fanout.core.errors import BrokerError
 from fanout.core.ids import BranchId
 from fanout.stores import BeginRequest
 from workers.context.batches import Batches, Kept
+from workers.context.branch_steps import BranchSteps
 from workers.context.claim_releases import Releases
-from workers.context.worker_context import WorkerContext
 
 
 @pytest.fixture
@@ -85,13 +85,13 @@ def test_a_begin_that_nobody_waits_for_is_taken_back(threads, refusals):
             raise refusals.pop()
         taken_back.set()
 
-    runtime = object.__new__(WorkerContext)
-    runtime.releases, runtime.threads = Releases(unbegin), threads
+    steps = object.__new__(BranchSteps)
+    steps.releases, steps.threads = Releases(unbegin), threads
     start = BeginRequest(BranchId("r1", 0, 3, 59), token="t1", holder="me", lasts_s=60, feed=0)
-    runtime._take_back(start)
+    steps._take_back(start)
     # What is refused is done with a later beat of the worker.
     while not taken_back.wait(0.01):
-        runtime.releases.again()
+        steps.releases.again()
 
 
 def test_what_is_asked_for_while_a_step_is_under_way_goes_with_the_next(threads):
@@ -285,6 +285,31 @@ def test_what_was_not_asked_for_longest_is_forgotten(threads):
 
     asyncio.run(main())
     assert loaded == ["a", "b", "c", "b"]
+
+
+def test_threads_and_coroutines_share_what_is_loaded(threads):
+    loaded = []
+
+    def load(key):
+        if key == "bad":
+            raise ValueError(key)
+        loaded.append((key, threading.get_ident()))
+        return [key]
+
+    kept = Kept(load, threads, size=2)
+    here = threading.get_ident()
+    value = kept.get("a")
+    assert kept.get("a") is asyncio.run(kept("a")) is value
+    other = asyncio.run(kept("b"))
+    assert kept.get("b") is other
+    with pytest.raises(ValueError, match="bad"):
+        kept.get("bad")
+    kept.get("a")
+    assert kept.get("c") == ["c"]
+    assert kept.get("a") is value
+    assert kept.get("b") == ["b"], "the least recently used one was dropped"
+    assert [key for key, _ in loaded] == ["a", "b", "c", "b"]
+    assert [thread == here for _, thread in loaded] == [True, False, True, True]
 
 
 def test_a_first_one_lingers_for_others_to_come_along(threads):

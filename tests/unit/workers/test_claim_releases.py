@@ -131,7 +131,7 @@ def request(server, token="a"):
     made.id = "r1/0/0/1"
     made._request_dict = {"properties": {"delivery_tag": token}}
     made._kwargs = {"run_id": "r1", "stage": 0, "shard": 0, "position": 1}
-    made._app = SimpleNamespace(context=server)
+    made._app = SimpleNamespace(context=SimpleNamespace(branches=server))
     return made
 
 

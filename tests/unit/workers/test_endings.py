@@ -15,7 +15,7 @@ from fanout.core.records import Chunk, ErrorKind, RunStatus
 from fanout.policy.packing import pack
 from fanout.runs.enqueue import open_stage, retry_failed
 from fanout.runs.reaper import Reaper
-from tests.fakes import RUN, Clock, Publisher, Runtime, run_branch
+from tests.fakes import RUN, Clock, FakeContext, Publisher, run_branch
 from workers.branch.execution import BranchFailed
 from workers.reduce.stages import TooEarlyError, aggregate, collect, expand
 
@@ -44,14 +44,13 @@ class Queue(Publisher):
         return None
 
 
-class Engine(Runtime):
+class Engine(FakeContext):
     """One worker, its queue and its reaper."""
 
     publisher: Queue
 
     def __init__(self, texts, *, max_workers, shard, **fields):
-        super().__init__(retries={"max_attempts": 1}, **fields)
-        self.publisher = Queue()
+        super().__init__(publisher=Queue(), retries={"max_attempts": 1}, **fields)
         self.server = self.store._redis
         self.clock = Clock()
         self.reaper = Reaper(

@@ -15,7 +15,7 @@ from fanout.core.ids import ShardId
 from fanout.core.records import ErrorKind, RunStatus
 from fanout.core.settings import load_settings
 from fanout.system.logs import JsonFormatter, RateLimitFilter, about, about_task, path_of
-from tests.fakes import RUN, Runtime
+from tests.fakes import RUN, FakeContext
 from workers.telemetry import logs
 from workers.telemetry.reports import _Failures
 
@@ -170,13 +170,13 @@ def test_other_faults_keep_their_traceback(set_up):
 
 def test_a_run_is_a_line_for_each_shard_and_one_at_its_end(caplog):
     caplog.set_level(logging.INFO)
-    runtime = Runtime(retries={"max_attempts": 1}, prompt=f"{CANARY} {{input}}")
-    runtime.told = lambda request: (
+    context = FakeContext(retries={"max_attempts": 1}, prompt=f"{CANARY} {{input}}")
+    context.told = lambda request: (
         LLMError(ErrorKind.TIMEOUT, CANARY) if "bad" in request.prompt else f"answer {CANARY}"
     )
-    runtime.write([CANARY, "bad", "bad too"], max_branches=2)
-    runtime.process()
-    assert runtime.store.run(RUN).status is RunStatus.SUCCEEDED
+    context.write([CANARY, "bad", "bad too"], max_branches=2)
+    context.process()
+    assert context.store.run(RUN).status is RunStatus.SUCCEEDED
     lines = [
         entry.getMessage() for entry in caplog.records if entry.name == "workers.telemetry.reports"
     ]

@@ -18,7 +18,7 @@ from fanout.core.ids import BranchId, ShardId, StageId
 from fanout.core.records import ErrorKind, Outcome, RunStatus, Usage
 from fanout.core.settings import check_traces, load_settings
 from fanout.stores import RecordRequest
-from tests.fakes import RUN, Runtime, run_branch
+from tests.fakes import RUN, FakeContext, run_branch
 from workers.context.inflight import Stop
 from workers.reduce.stages import collect, expand
 from workers.telemetry.base import Calls, NoTelemetry, make_telemetry
@@ -28,7 +28,7 @@ from workers.telemetry.spans import Tracing
 CANARY = "canary-7f3a"
 
 
-class Traced(Runtime):
+class Traced(FakeContext):
     """A worker that keeps the spans that it writes."""
 
     telemetry: Tracing
@@ -83,14 +83,14 @@ def named(spans, name):
 
 
 def test_a_run_is_a_tree_of_its_shards_branches_and_calls():
-    runtime = Traced(retries={"max_attempts": 2, "base_wait_s": 0.01}, reduce="none")
+    context = Traced(retries={"max_attempts": 2, "base_wait_s": 0.01}, reduce="none")
     replies = iter(["fine", LLMError(ErrorKind.TIMEOUT, CANARY), "at last"])
-    runtime.told = lambda request: (
+    context.told = lambda request: (
         LLMError(ErrorKind.BAD_REQUEST, CANARY) if "bad" in request.prompt else next(replies)
     )
-    runtime.write(["a", "b", "bad"], max_branches=2)
-    runtime.process()
-    assert runtime.tree() == [
+    context.write(["a", "b", "bad"], max_branches=2)
+    context.process()
+    assert context.tree() == [
         (
             "run ok",
             [
@@ -105,41 +105,41 @@ def test_a_run_is_a_tree_of_its_shards_branches_and_calls():
             ],
         )
     ]
-    assert CANARY not in " ".join(span.to_json() for span in runtime.spans)
+    assert CANARY not in " ".join(span.to_json() for span in context.spans)
 
 
 def test_a_tree_reduce_is_further_shards_of_the_run():
-    runtime = Traced(
+    context = Traced(
         aggregate_prompt="sum {input}", context_tokens=1100, aggregate_max_tokens=20, reduce="llm"
     )
-    runtime.told = lambda request: "so it is " * (2 if request.prompt.startswith("sum") else 100)
-    runtime.write([f"text {n}" for n in range(12)])
+    context.told = lambda request: "so it is " * (2 if request.prompt.startswith("sum") else 100)
+    context.write([f"text {n}" for n in range(12)])
     stage = 0
-    while not runtime.store.run(RUN).has_ended:
-        runtime.process(stage)
+    while not context.store.run(RUN).has_ended:
+        context.process(stage)
         stage += 1
-    ((run, shards),) = runtime.tree()
+    ((run, shards),) = context.tree()
     assert run == "run ok"
     assert len(shards) == stage >= 3, "each stage is one shard here"
     assert [len(branches) for _, branches in shards][-1] == 1
-    assert named(runtime.spans, "fanout.run")[0].attributes["fanout.stages"] == stage
+    assert named(context.spans, "fanout.run")[0].attributes["fanout.stages"] == stage
 
 
 def test_all_workers_write_the_same_ids():
     first, second = Traced(), Traced()
-    for runtime in (first, second):
-        runtime.write(["a", "b"])
-        runtime.process()
+    for context in (first, second):
+        context.write(["a", "b"])
+        context.process()
     ids = [{(s.context.trace_id, s.context.span_id) for s in r.spans} for r in (first, second)]
     assert ids[0] == ids[1]
     assert len(ids[0]) == len(first.spans)
 
 
 def test_a_call_is_described_as_the_conventions_want_it():
-    runtime = Traced(temperature=0.5, max_tokens=7, seed=4)
-    runtime.write([CANARY])
-    runtime.process()
-    (call,) = named(runtime.spans, "chat fake")
+    context = Traced(temperature=0.5, max_tokens=7, seed=4)
+    context.write([CANARY])
+    context.process()
+    (call,) = named(context.spans, "chat fake")
     usage = {key: call.attributes[key] for key in call.attributes if "usage" in key}
     assert call.kind is SpanKind.CLIENT
     assert {key: value for key, value in call.attributes.items() if key not in usage} == {
@@ -157,13 +157,13 @@ def test_a_call_is_described_as_the_conventions_want_it():
 
 
 def test_a_span_says_how_a_branch_ended_and_when():
-    runtime = Traced(retries={"max_attempts": 1})
-    runtime.told = lambda request: LLMError(ErrorKind.SERVER_ERROR, "down")
-    runtime.write(["a"])
-    runtime.process()
-    (branch,) = named(runtime.spans, "fanout.branch")
-    (call,) = named(runtime.spans, "chat fake")
-    (run,) = named(runtime.spans, "fanout.run")
+    context = Traced(retries={"max_attempts": 1})
+    context.told = lambda request: LLMError(ErrorKind.SERVER_ERROR, "down")
+    context.write(["a"])
+    context.process()
+    (branch,) = named(context.spans, "fanout.branch")
+    (call,) = named(context.spans, "chat fake")
+    (run,) = named(context.spans, "fanout.run")
     assert dict(branch.attributes) == {
         "fanout.run.id": RUN,
         "fanout.stage": 0,
@@ -183,59 +183,59 @@ def test_a_span_says_how_a_branch_ended_and_when():
 
 
 def test_a_branch_that_is_delivered_again_has_one_span():
-    runtime = Traced()
-    runtime.write(["a"])
-    run_branch(runtime, BranchId(RUN, 0, 0, 0), 0)
-    run_branch(runtime, BranchId(RUN, 0, 0, 0), 0)
-    assert len(named(runtime.spans, "fanout.branch")) == 1
+    context = Traced()
+    context.write(["a"])
+    run_branch(context, BranchId(RUN, 0, 0, 0), 0)
+    run_branch(context, BranchId(RUN, 0, 0, 0), 0)
+    assert len(named(context.spans, "fanout.branch")) == 1
 
 
 def test_a_branch_whose_outcome_was_not_the_first_has_no_span():
-    runtime = Traced()
-    runtime.write(["a"])
+    context = Traced()
+    context.write(["a"])
 
     def told(request):
-        runtime.store.record(RecordRequest(BranchId(RUN, 0, 0, 0), outcome()))
+        context.store.record(RecordRequest(BranchId(RUN, 0, 0, 0), outcome()))
         return "too late"
 
-    runtime.told = told
-    run_branch(runtime, BranchId(RUN, 0, 0, 0), 0)
-    assert runtime.spans == ()
+    context.told = told
+    run_branch(context, BranchId(RUN, 0, 0, 0), 0)
+    assert context.spans == ()
 
 
 def test_a_shard_that_is_collected_again_has_one_span():
-    runtime = Traced()
-    runtime.write(["a"])
-    run_branch(runtime, BranchId(RUN, 0, 0, 0), 0)
-    collect(runtime, [], ShardId(RUN, 0, 0))
-    collect(runtime, [], ShardId(RUN, 0, 0))
-    assert len(named(runtime.spans, "fanout.shard")) == 1
+    context = Traced()
+    context.write(["a"])
+    run_branch(context, BranchId(RUN, 0, 0, 0), 0)
+    collect(context, [], ShardId(RUN, 0, 0))
+    collect(context, [], ShardId(RUN, 0, 0))
+    assert len(named(context.spans, "fanout.shard")) == 1
 
 
 def test_a_branch_whose_call_was_stopped_says_so():
-    runtime = Traced()
-    runtime.write(["a"])
-    runtime.stop = Stop.HALTED
+    context = Traced()
+    context.write(["a"])
+    context.models.in_flight.stop = Stop.HALTED
     with pytest.raises(Exception, match="cancelled"):
-        run_branch(runtime, BranchId(RUN, 0, 0, 0), 0)
-    assert [word(span) for span in runtime.spans] == ["branch cancelled"]
+        run_branch(context, BranchId(RUN, 0, 0, 0), 0)
+    assert [word(span) for span in context.spans] == ["branch cancelled"]
 
 
 def test_a_retry_is_a_trace_of_its_own_that_names_the_first():
-    runtime = Traced(retries={"max_attempts": 1})
-    runtime.told = lambda request: ValueError("no") if "b" in request.prompt else "fine"
-    runtime.write(["a", "b"])
-    runtime.process()
-    (first,) = named(runtime.spans, "fanout.run")
-    runtime.exporter.clear()
-    runtime.store.reopen_run(RUN, retry=frozenset({ErrorKind.INTERNAL}))
+    context = Traced(retries={"max_attempts": 1})
+    context.told = lambda request: ValueError("no") if "b" in request.prompt else "fine"
+    context.write(["a", "b"])
+    context.process()
+    (first,) = named(context.spans, "fanout.run")
+    context.exporter.clear()
+    context.store.reopen_run(RUN, retry=frozenset({ErrorKind.INTERNAL}))
     # A worker looks again after some seconds.
-    runtime.telemetry = runtime.another()
-    expand(runtime, ShardId(RUN, 0, 0), permits=0)
-    runtime.process()
-    ((run, ((_, branches),)),) = runtime.tree()
+    context.telemetry = context.another()
+    expand(context, ShardId(RUN, 0, 0), permits=0)
+    context.process()
+    ((run, ((_, branches),)),) = context.tree()
     assert (run, len(branches)) == ("run ok", 1)
-    (again,) = named(runtime.spans, "fanout.run")
+    (again,) = named(context.spans, "fanout.run")
     assert again.context.trace_id != first.context.trace_id
     assert [link.context.span_id for link in again.links] == [first.context.span_id]
 
@@ -245,37 +245,37 @@ def outcome(**fields):
 
 
 def test_of_many_ordinary_branches_a_share_has_spans_and_of_others_all():
-    runtime = Traced(branch_ratio=0.1)
+    context = Traced(branch_ratio=0.1)
     for position in range(300):
-        runtime.telemetry.branch(BranchId(RUN, 0, 0, position), outcome(), Calls(1.0))
-    kept = {span.context.span_id for span in runtime.spans}
+        context.telemetry.branch(BranchId(RUN, 0, 0, position), outcome(), Calls(1.0))
+    kept = {span.context.span_id for span in context.spans}
     assert 10 <= len(kept) <= 60
-    runtime.exporter.clear()
-    again = runtime.another(0.1)
+    context.exporter.clear()
+    again = context.another(0.1)
     for position in range(300):
         again.branch(BranchId(RUN, 0, 0, position), outcome(), Calls(1.0))
     again._provider.force_flush()
-    assert {s.context.span_id for s in runtime.exporter.get_finished_spans()} == kept, "the same"
-    runtime.exporter.clear()
+    assert {s.context.span_id for s in context.exporter.get_finished_spans()} == kept, "the same"
+    context.exporter.clear()
     for position in range(20):
         failed = outcome(output=None, kind=ErrorKind.TIMEOUT)
-        runtime.telemetry.branch(BranchId(RUN, 0, 1, position), failed, Calls(1.0))
-        runtime.telemetry.branch(BranchId(RUN, 0, 2, position), outcome(attempts=2), Calls(1.0))
-    assert len(runtime.spans) == 40
+        context.telemetry.branch(BranchId(RUN, 0, 1, position), failed, Calls(1.0))
+        context.telemetry.branch(BranchId(RUN, 0, 2, position), outcome(attempts=2), Calls(1.0))
+    assert len(context.spans) == 40
 
 
 @pytest.mark.parametrize("sampler", ["parentbased_traceidratio", "traceidratio"])
 def test_a_run_is_sampled_as_a_whole(monkeypatch, sampler):
     monkeypatch.setenv("OTEL_TRACES_SAMPLER", sampler)
     monkeypatch.setenv("OTEL_TRACES_SAMPLER_ARG", "0.5")
-    runtime = Traced()
+    context = Traced()
     for number in range(40):
         run = f"run{number}"
-        runtime.store.create_run(run, spec="{}", created_at=1.0)
-        runtime.telemetry.branch(BranchId(run, 0, 0, 0), outcome(), Calls(1.0))
-        runtime.telemetry.shard(ShardId(run, 0, 0), [outcome()])
-        runtime.telemetry.run(runtime.store.run(run), [runtime.store.stage(StageId(run, 0))])
-    runs = [span.attributes["fanout.run.id"] for span in runtime.spans]
+        context.store.create_run(run, spec="{}", created_at=1.0)
+        context.telemetry.branch(BranchId(run, 0, 0, 0), outcome(), Calls(1.0))
+        context.telemetry.shard(ShardId(run, 0, 0), [outcome()])
+        context.telemetry.run(context.store.run(run), [context.store.stage(StageId(run, 0))])
+    runs = [span.attributes["fanout.run.id"] for span in context.spans]
     assert {runs.count(run) for run in runs} == {3}
     assert 5 <= len(set(runs)) <= 35
 
@@ -304,12 +304,12 @@ def test_a_collector_that_is_away_hurts_no_run_and_says_little(exporter, monkeyp
     monkeypatch.setattr("workers.telemetry.spans._SELDOM._next", float("-inf"))
     monkeypatch.setenv("OTEL_BSP_MAX_QUEUE_SIZE", "4")
     monkeypatch.setenv("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "2")
-    runtime = Runtime()
-    runtime.telemetry = Tracing(runtime.store.run, exporter=exporter)
-    runtime.write([f"t{n}" for n in range(50)])
-    runtime.process()
-    runtime.telemetry.close()
-    assert runtime.store.run(RUN).status is RunStatus.SUCCEEDED
+    context = FakeContext()
+    context.telemetry = Tracing(context.store.run, exporter=exporter)
+    context.write([f"t{n}" for n in range(50)])
+    context.process()
+    context.telemetry.close()
+    assert context.store.run(RUN).status is RunStatus.SUCCEEDED
     complaints = [r for r in caplog.records if r.name.startswith("opentelemetry")]
     assert len(complaints) == 1
     assert complaints[0].exc_info is None
@@ -320,11 +320,11 @@ def test_a_fault_of_the_telling_hurts_no_branch(caplog):
         def branch(self, *_):
             raise ValueError(CANARY)
 
-    runtime = Runtime()
-    runtime.telemetry = Faulty()
-    runtime.write(["a", "b"])
-    runtime.process()
-    assert runtime.store.run(RUN).status is RunStatus.SUCCEEDED
+    context = FakeContext()
+    context.telemetry = Faulty()
+    context.write(["a", "b"])
+    context.process()
+    assert context.store.run(RUN).status is RunStatus.SUCCEEDED
     assert CANARY not in caplog.text
 
 
@@ -368,8 +368,8 @@ def test_without_traces_nothing_of_the_extra_is_imported():
     """redis-py and Anthropic's SDK import other parts of OpenTelemetry where these are there."""
     code = (
         "import json, sys, workers.app\n"
-        "runtime = workers.app.app.context\n"
-        "runtime.reports.close()\n"
+        "context = workers.app.app.context\n"
+        "context.reports.close()\n"
         "print(json.dumps([name for name in sys.modules if 'opentelemetry' in name]))\n"
     )
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, cwd="/")

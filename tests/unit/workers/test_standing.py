@@ -99,6 +99,17 @@ class Request:
         self.message = SimpleNamespace(delivery_tag=tag)
 
 
+def context_with(store, progress, **steps):
+    """Return a context whose beats and watchers use ``store``."""
+    releases = Releases(lambda *key, **_: None)
+    return SimpleNamespace(
+        holder="me",
+        connections=SimpleNamespace(fail_fast_store=store),
+        branches=SimpleNamespace(progress=progress, releases=releases, **steps),
+        loop=SimpleNamespace(call_soon=lambda step: step()),
+    )
+
+
 def test_the_lease_and_the_claim_of_one_that_stands_still_end(progress, clock, monkeypatch):
     released = []
     both = {Request("r1/0/0/7", "stuck"), Request("r1/0/0/8", "fine")}
@@ -107,31 +118,20 @@ def test_the_lease_and_the_claim_of_one_that_stands_still_end(progress, clock, m
     beats = [BrokerError("refused"), *[None] * 4]
     refusals = [BrokerError("refused")]
 
-    class Runtime:
-        def __init__(self):
-            self.progress = progress
-            self.holder = "me"
-            self.watched = self
-            self.releases = Releases(lambda *key, **_: None)
+    def beat(_holder, *, ttl_s):
+        if error := beats.pop(0):
+            raise error
 
-        def beat(self, _holder, *, ttl_s):
-            if error := beats.pop(0):
-                raise error
+    def let_go(standing):
+        if refusals:
+            raise refusals.pop()
+        released.append((standing.branch_id, standing.token))
 
-        def let_go(self, standing):
-            if refusals:
-                raise refusals.pop()
-            released.append((standing.branch_id, standing.token))
-
-        @property
-        def loop(self):
-            return SimpleNamespace(call_soon_threadsafe=lambda step: step())
-
+    context = context_with(SimpleNamespace(beat=beat), progress, let_go=let_go)
     renewed = []
     monkeypatch.setattr("workers.consumer.leases.renew", lambda *args: renewed.append(args[-1]))
-    runtime = Runtime()
     leases = object.__new__(Leases)
-    leases._worker = SimpleNamespace(consumer=None, app=SimpleNamespace(context=runtime))
+    leases._worker = SimpleNamespace(consumer=None, app=SimpleNamespace(context=context))
     leases._watched, leases._redis, leases._every_s = None, None, 1
     standing = progress.begin(BRANCH)
     standing.token = "t"
@@ -152,22 +152,14 @@ def test_the_lease_and_the_claim_of_one_that_stands_still_end(progress, clock, m
 def test_a_child_whose_branch_stands_still_ends_while_the_server_takes_writes(progress, clock):
     ended, refused = [], [BrokerError("refused")] * 3
 
-    class Runtime:
-        holder = "parent"
-        loop = SimpleNamespace(call_soon_threadsafe=lambda step: step())
-
-        def __init__(self):
-            self.progress, self.watched = progress, self
-            self.releases = Releases(lambda *key, **_: None)
-
-        def take_lock(self, _name, _holder, *, ttl_s):
-            if refused:
-                raise refused.pop()
+    def take_lock(_name, _holder, *, ttl_s):
+        if refused:
+            raise refused.pop()
 
     made = []
     watch = ChildWatch(lambda: made[0] if made else None, lambda: ended.append(clock.now))
     watch.look()
-    made.append(Runtime())
+    made.append(context_with(SimpleNamespace(take_lock=take_lock), progress))
     progress.begin(BRANCH).moves("is begun", within_s=10)
     for _ in range(9):
         clock.now += 1

@@ -33,7 +33,7 @@ def test_a_process_has_one_context_and_a_forked_child_one_of_its_own(monkeypatch
         made.append((app, concurrency))
         return SimpleNamespace(number=len(made))
 
-    monkeypatch.setattr(worker_app, "WorkerContext", make)
+    monkeypatch.setattr(worker_app, "make_context", make)
     with make_worker_app(load_settings(concurrency=7)) as app:
         assert not app.made_context
         first = app.context
