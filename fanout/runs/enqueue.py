@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from itertools import chain, islice, zip_longest
 from typing import TYPE_CHECKING
 
-from fanout.core.errors import FanoutError, InputError, RunError, StoredDataError
+from fanout.core.errors import (
+    FanoutError,
+    InputError,
+    RunError,
+    StoredDataError,
+    UnknownRunError,
+)
 from fanout.core.ids import StageId
 from fanout.core.queue_names import BRANCHES_QUEUE
 from fanout.core.records import Document, RunStatus
@@ -239,7 +246,9 @@ def delete(store: RedisStore, publisher: Publisher, run_id: str) -> None:
     """
     shards = store.begin_delete(run_id)
     publisher.forget_run(run_id, shards)
-    store.delete_run(run_id)
+    # The reaper of a fleet may have finished the deletion meanwhile.
+    with suppress(UnknownRunError):
+        store.delete_run(run_id)
 
 
 def settle(store: RedisStore, publisher: Publisher, run: RunRecord) -> None:

@@ -9,6 +9,7 @@ import pytest
 from fanout.core.errors import BrokerError, StorageError, StoredDataError
 from fanout.core.ids import BranchId, ShardId, StageId
 from fanout.core.records import Chunk, ErrorKind, Outcome, RunStatus, Shard
+from fanout.runs.enqueue import delete
 from fanout.runs.reaper import MAX_HEALS, Reaper
 from fanout.stores import BeginRequest, RecordRequest
 from tests.fakes import RUN, Clock, Messages, Publisher, fake_store
@@ -60,6 +61,15 @@ def test_a_deletion_that_died_half_way_is_carried_out(fleet, has_ended):
         fleet.store.end_run(RUN, RunStatus.SUCCEEDED, ended_at=2.0)
     fleet.store.begin_delete(RUN)
     assert fleet.pass_time(10) == [("forgotten", [1, 0])]
+    assert fleet.store.active_runs() == []
+
+
+def test_a_run_that_the_reaper_deletes_at_the_same_time_is_deleted(fleet):
+    class Interrupted:
+        def forget_run(self, run_id, shards):
+            assert fleet.pass_time(10) == [("forgotten", shards)]
+
+    delete(fleet.store, Interrupted(), RUN)
     assert fleet.store.active_runs() == []
 
 
