@@ -182,7 +182,7 @@ STEPS = {
     ),
     "before the run is published as sealed": (
         "fanout.broker.publisher.Publisher.seal",
-        "args[1].stage == 1",
+        "args[0].stage == 1",
     ),
     "between compaction and the opening of the next shard": (
         "fanout.stores.RedisStore.open_shards",
