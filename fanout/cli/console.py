@@ -1,6 +1,6 @@
-"""What draws on a terminal, by rich: tables, and frames that are drawn anew in their place.
+"""Draw tables and live frames on a terminal with rich.
 
-Only what draws imports this, when it does: loading rich takes a tenth of a second.
+Import this only to draw: loading rich takes a tenth of a second.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ __all__ = ["LiveFrame", "TerminalConsole", "draw"]
 
 
 def draw(view: Callable[[int], RenderableType]) -> None:
-    """Draw a view on standard output, a terminal; ``view`` is called with its number of columns."""
+    """Draw a view on standard output, a terminal; ``view`` gets the number of columns."""
     console = TerminalConsole(sys.stdout)
     console.print(view(console.width))
 
 
 class TerminalConsole(Console):
-    """A console on which text is text: no markup, no emoji codes, no orders to the terminal.
+    """A rich console that prints text literally: no markup, emoji codes or control sequences.
 
     Args:
         stream: A terminal.
@@ -42,7 +42,7 @@ class TerminalConsole(Console):
 
     def __init__(self, stream: TextIO) -> None:
         super().__init__(
-            file=cast("IO[str]", _Drawings(stream)),
+            file=cast("IO[str]", _DrawingStream(stream)),
             force_terminal=True,
             force_jupyter=False,
             legacy_windows=False,
@@ -52,9 +52,9 @@ class TerminalConsole(Console):
             highlight=False,
         )
 
-    @property  # type: ignore[misc] # rich's can be set
+    @property  # type: ignore[misc] # rich has a setter
     def size(self) -> ConsoleDimensions:
-        """The size of this very terminal; $COLUMNS may be older than its window is."""
+        """The current size of this terminal; $COLUMNS may be out of date."""
         try:
             columns, lines = os.get_terminal_size(self.file.fileno())
         except (OSError, ValueError):
@@ -62,7 +62,7 @@ class TerminalConsole(Console):
         return ConsoleDimensions(columns, lines) if columns and lines else super().size
 
     def render_str(self, text: str, **options: Any) -> Text:
-        """Make a text harmless before it is measured and laid out."""
+        """Escape control characters before rich measures the text."""
         return super().render_str(
             several_lines(text), **{**options, "markup": False, "emoji": False, "highlight": False}
         )
@@ -70,18 +70,18 @@ class TerminalConsole(Console):
     def render(
         self, renderable: RenderableType, options: ConsoleOptions | None = None
     ) -> Iterable[Segment]:
-        """Make every text harmless, also that which nobody has made so before."""
+        """Escape control characters in text that did not pass `render_str`."""
         for segment in super().render(renderable, options):
-            is_order = segment.control is not None
-            yield segment if is_order else segment._replace(text=several_lines(segment.text))
+            is_control = segment.control is not None
+            yield segment if is_control else segment._replace(text=several_lines(segment.text))
 
-    def show_cursor(self, show: bool = True) -> bool:  # noqa: ARG002, FBT001, FBT002 - as rich has it
-        """Leave the cursor alone: hidden, it would stay so after Ctrl-Z or a kill."""
+    def show_cursor(self, show: bool = True) -> bool:  # noqa: ARG002, FBT001, FBT002 - rich's signature
+        """Never hide the cursor: it would stay hidden after Ctrl-Z or a kill."""
         return False
 
 
-class _Drawings:
-    """Where rich writes to: a stream, as `fanout.system.terminal` writes to it."""
+class _DrawingStream:
+    """A file for rich that writes to a stream through `fanout.system.terminal`."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -94,15 +94,15 @@ class _Drawings:
         return len(text)
 
     def flush(self) -> None:
-        """Do nothing: it has been written."""
+        """Do nothing: `write` flushes."""
 
 
 class LiveFrame:
-    """A few lines of a terminal that are drawn anew in their place, below what is printed.
+    """Lines of a terminal that are redrawn in place, below all printed lines.
 
     Args:
         stream: A terminal.
-        is_transient: Whether nothing is left of it in the end.
+        is_transient: Whether to erase the frame when it is closed.
     """
 
     def __init__(self, stream: TextIO, *, is_transient: bool = False) -> None:
@@ -110,19 +110,19 @@ class LiveFrame:
         self._is_transient = is_transient
         self._console = TerminalConsole(stream)
         self._live: Live | None = None
-        self._drawn = _Measured("")
+        self._drawn = _MeasuredFrame("")
         self._handler: Any = None
 
     @property
     def width(self) -> int:
-        """How many columns there are."""
+        """The number of columns of the terminal."""
         return self._console.width
 
     def draw(self, renderable: RenderableType) -> None:
-        """Draw a frame over the one before."""
+        """Draw a frame in place of the previous one."""
         if self._live is not None and self._console.width < max(self._drawn.widths, default=0):
             self._erase_wrapped()
-        self._drawn = _Measured(renderable)
+        self._drawn = _MeasuredFrame(renderable)
         if self._live is None:
             self._start()
         else:
@@ -133,7 +133,7 @@ class LiveFrame:
         self._console.print(Text(one_line(text)), soft_wrap=True)
 
     def close(self) -> None:
-        """Take the frame away, or let it stay: what comes next is below it."""
+        """Stop drawing; erase a transient frame, leave any other."""
         if self._live is not None:
             self._live.stop()
             self._live = None
@@ -152,26 +152,26 @@ class LiveFrame:
         )
         self._live.start(refresh=True)
         if self._handler is None and threading.current_thread() is threading.main_thread():
-            self._handler = signal.signal(signal.SIGCONT, self._begin_anew)
+            self._handler = signal.signal(signal.SIGCONT, self._start_over)
 
-    def _begin_anew(self, *_signal: object) -> None:
-        """Leave the frame where it is: it is not the last on the terminal any more."""
-        # A console knows the frame that is live on it.
+    def _start_over(self, *_signal: object) -> None:
+        """Abandon the frame, as other output follows it; draw the next one below."""
+        # The old console still holds the abandoned frame.
         self._console = TerminalConsole(self._stream)
         self._live = None
 
     def _erase_wrapped(self) -> None:
-        """Erase a frame whose lines have wrapped, as the terminal was made narrower."""
+        """Erase a frame whose lines wrapped because the terminal became narrower."""
         width, height = self._console.size
         rows = sum(max(1, -(-line // width)) for line in self._drawn.widths)
         erase = (ControlType.ERASE_IN_LINE, 2)
         up = ((ControlType.CURSOR_UP, 1), erase) * (min(rows, height) - 1)
         self._console.control(Control(ControlType.CARRIAGE_RETURN, erase, *up))
-        self._begin_anew()
+        self._start_over()
 
 
-class _Measured:
-    """What is drawn, and how wide each of its lines has become."""
+class _MeasuredFrame:
+    """A frame that records the width of each line when it is rendered."""
 
     def __init__(self, renderable: RenderableType) -> None:
         self._renderable = renderable

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 __all__ = ["cancel", "delete", "heal", "pause", "resume", "retry", "unpause"]
 
-# A cancelled run ends when its calls in flight have been told.
+# A cancelled run ends once its calls in flight have ended.
 _CANCEL_S = 60.0
 
 
@@ -53,9 +53,9 @@ def cancel(run_id: str, broker_url: str | None, as_json: bool) -> None:  # noqa:
         run = client.find(run_id)
         did = run.cancel()
         if client.is_embedded and not run.status().status.has_ended:
-            # Its client may have died, and a run ends by the hands of a worker.
+            # Only a worker ends a run; the client that started one may have died.
             run.wait(_CANCEL_S)
-        _steered(run, did, "is stopped" if did else "had been stopped", as_json=as_json)
+        _print_change(run, did, "is stopped" if did else "had been stopped", as_json=as_json)
 
 
 @click.command("pause", epilog=RUN_EPILOG)
@@ -66,7 +66,7 @@ def pause(run_id: str, broker_url: str | None, as_json: bool) -> None:  # noqa: 
     """Let no further call of a run begin; those in flight go on to their end."""
     with one_run(broker_url, run_id) as run:
         did = run.pause()
-        _steered(run, did, "is paused" if did else "was paused already", as_json=as_json)
+        _print_change(run, did, "is paused" if did else "was paused already", as_json=as_json)
 
 
 @click.command("unpause", epilog=RUN_EPILOG)
@@ -77,10 +77,10 @@ def unpause(run_id: str, broker_url: str | None, as_json: bool) -> None:  # noqa
     """Let a run that is paused go on."""
     with one_run(broker_url, run_id) as run:
         did = run.unpause()
-        _steered(run, did, "goes on" if did else "was not paused", as_json=as_json)
+        _print_change(run, did, "goes on" if did else "was not paused", as_json=as_json)
 
 
-def _steered(run: Run, changed: bool, what: str, *, as_json: bool) -> None:  # noqa: FBT001 - a fact
+def _print_change(run: Run, changed: bool, what: str, *, as_json: bool) -> None:  # noqa: FBT001 - a fact
     status = run.status().status
     if not changed and status.has_ended:
         what = f"has ended already ({status.value})"
@@ -124,7 +124,7 @@ def retry(
 def _work_off(
     run: Run, progress: Progress, stop: Stop, fields: dict[str, Any], *, as_json: bool
 ) -> int:
-    """Follow an embedded run, which has no other worker, to its end; return the exit status."""
+    """Follow an embedded run to its end with a worker of this client; return the exit status."""
 
     def cancel_if_asked() -> None:
         if stop.is_set():

@@ -1,4 +1,4 @@
-"""How a run is followed, and how its answer is handed over."""
+"""Follow a run to its end, and deliver its answer."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import time
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
@@ -28,16 +28,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from typing import Self
 
-    from fanout.cli.progress import Progress
+    from fanout.cli.progress import Follower, Progress
     from fanout.client.run import Run
     from fanout.core.errors import BrokerError
-    from fanout.core.rate_limits import LimitState
     from fanout.runs.results import Status
 
 __all__ = [
     "Delivery",
-    "Follower",
-    "Lookout",
+    "EnqueueMonitor",
     "conclude",
     "deliver",
     "follow",
@@ -52,7 +50,7 @@ __all__ = [
 
 
 _MODE = re.compile("0?[0-7]{3}")
-# How long a run may stand still before its server is asked why, and how often it is.
+# Time without progress before the client asks the server why, and between two such questions.
 _STANDSTILL_S = 5.0
 _LAST_LOOK_S = 1.0
 _AT_WORK = {RunStatus.ENQUEUING, RunStatus.RUNNING, RunStatus.REDUCING}
@@ -94,30 +92,11 @@ json_option = click.option(
 quiet_option = click.option("--quiet", "-q", is_flag=True, help="No progress on stderr.")
 
 
-class Follower(Protocol):
-    """Shows how a run goes on."""
-
-    def show(self, status: Status) -> None:
-        """Show the status, unless one was shown a moment ago and the run goes on."""
-
-    def away(self) -> None:
-        """Say that the server does not answer."""
-
-    def refused(self, problem: str | None) -> None:
-        """Say why the server takes no records of a run, which waits; None: it does again."""
-
-    def held(self, model: str, limit: LimitState | None) -> None:
-        """Say that the calls of a run wait for their model; None: it goes on."""
-
-    def close(self) -> None:
-        """Make room for what is said at the end."""
-
-
 def follow(run: Run, progress: Follower, *, on_status: Callable[[], None] = lambda: None) -> Status:
-    """Show how a run goes on until it has ended; ``on_status`` is called each time it is looked at.
+    """Show the progress of a run until it has ended; call ``on_status`` with each status read.
 
     Raises:
-        BrokerError: The server was away for too long; the run goes on.
+        BrokerError: The server did not answer for too long; the run goes on.
     """
     look_why = _Standstill(run, progress)
 
@@ -128,7 +107,7 @@ def follow(run: Run, progress: Follower, *, on_status: Callable[[], None] = lamb
 
     def on_away(error: BrokerError) -> None:
         if error.is_refusal:
-            # It was asked to stop the run: what it does not refuse goes on meanwhile.
+            # The server answers, and refuses to store that the run stops; the rest goes on.
             progress.refused(str(error))
         else:
             progress.away()
@@ -140,7 +119,7 @@ def follow(run: Run, progress: Follower, *, on_status: Callable[[], None] = lamb
 
 
 class _Standstill:
-    """Asks why a run stands still: its server takes no writes, or its model is left alone."""
+    """Finds out why a run makes no progress: refused writes, or a model whose calls wait."""
 
     def __init__(self, run: Run, progress: Follower) -> None:
         self._run = run
@@ -162,8 +141,8 @@ class _Standstill:
             self._progress.held(self._run.spec.model, self._run.model_limit())
 
 
-class Lookout:
-    """Says why a run is not enqueued, while its client waits for the server in another thread."""
+class EnqueueMonitor:
+    """Says from a thread of its own why the client cannot enqueue a run."""
 
     def __init__(self, progress: Follower) -> None:
         self._progress = progress
@@ -171,11 +150,11 @@ class Lookout:
         self._thread: threading.Thread | None = None
 
     def begin(self, find: Callable[[], Run]) -> None:
-        """Ask the server of a run now and then."""
-        self._thread = threading.Thread(target=self._look, args=(find,), daemon=True)
+        """Start to ask the server, every few seconds, whether it refuses writes."""
+        self._thread = threading.Thread(target=self._watch, args=(find,), daemon=True)
         self._thread.start()
 
-    def _look(self, find: Callable[[], Run]) -> None:
+    def _watch(self, find: Callable[[], Run]) -> None:
         while not self._has_ended.wait(_STANDSTILL_S):
             with suppress(FanoutError):
                 self._progress.refused(find().write_problem())
@@ -186,7 +165,7 @@ class Lookout:
     def __exit__(self, *_exc: object) -> None:
         self._has_ended.set()
         if self._thread is not None:
-            # It may be waiting for an answer, which nobody waits for any more.
+            # The thread may still wait for an answer that is no longer needed.
             self._thread.join(_LAST_LOOK_S)
 
 
@@ -208,15 +187,15 @@ def open_folder(out: Path | None, *, force: bool, mode: int) -> OutputFolder | N
 
 @dataclass(frozen=True, kw_only=True)
 class Delivery:
-    """What becomes of a run's answer.
+    """Where the answer of a run goes.
 
     Attributes:
-        folder: Where it is written to; None is nowhere.
-        report: Where the run is written to as a web page; None is nowhere.
-        as_json: Whether it is printed as one JSON object.
-        is_new: Whether the user is to hear how to see it again.
-        is_stopped: Whether the user has stopped the run, and does not wait for its outputs.
-        is_kept: Whether the run can be asked for again.
+        folder: The folder to write it to; None writes no files.
+        report: The file to write the run to as a web page; None writes no page.
+        as_json: Whether to print it as one JSON object.
+        is_new: Whether to tell the user how to print it again.
+        is_stopped: Whether the user has stopped the run.
+        is_kept: Whether the server keeps the run after this command.
     """
 
     folder: OutputFolder | None = None
@@ -228,7 +207,7 @@ class Delivery:
 
 
 def deliver(run: Run, status: Status, progress: Progress, delivery: Delivery) -> int:
-    """Print what a run gave, and write it to where it is wanted; return the exit status."""
+    """Print the answer of a run, write its files, and return the exit status."""
     aggregated, notes = run.aggregate()
     faults: list[str] = []
     with _noting(faults, "cannot write the results"):
@@ -247,7 +226,7 @@ def deliver(run: Run, status: Status, progress: Progress, delivery: Delivery) ->
             _print(run, status, aggregated, notes, progress, delivery)
         except BrokenPipeError:
             if not delivery.is_new:
-                # Whoever reads what was there before has read enough.
+                # The reader has closed the pipe, and can ask for the answer again.
                 raise
             mute_stdout()
             is_read = False
@@ -261,7 +240,7 @@ def deliver(run: Run, status: Status, progress: Progress, delivery: Delivery) ->
 def _say_faults(
     faults: list[str], run: Run, delivery: Delivery, exit_status: int, *, is_read: bool
 ) -> int:
-    """Say what was not written, and where it still is; return the exit status."""
+    """Print what was not written, and how to get it; return the exit status."""
     if faults:
         exit_status = FAILURE
     elif not is_read:
@@ -275,7 +254,7 @@ def _say_faults(
 
 
 def _again(run_id: str, status: Status, delivery: Delivery) -> Iterator[str]:
-    """Yield what was left out, and where the rest is."""
+    """Yield which branches are missing, and how to print the answer again."""
     if status.failed and delivery.is_kept:
         unusable = status.errors.get(ErrorKind.BAD_REQUEST, 0)
         failed = plural(status.failed, "branch", "branches")
@@ -299,7 +278,7 @@ def _where(run_id: str) -> str:
 
 @contextmanager
 def _noting(faults: list[str], what: str) -> Iterator[None]:
-    """Note what cannot be written, and go on: what comes next may be."""
+    """Record a failed write in ``faults`` and continue with the next output."""
     try:
         yield
     except RunError as error:
@@ -317,18 +296,18 @@ def _write_report(run: Run, path: Path) -> None:
 
 
 def conclude(status: Status, progress: Progress, *, run: Run | None = None) -> int:
-    """Say how a run ended; return the exit status.
+    """Print how a run ended; return the exit status.
 
     Args:
-        status: How it ended.
-        progress: Where it is said.
-        run: Whose branches are asked what most of them failed of; errors may quote documents, which
-            is nothing for whoever only watches.
+        status: The last status of the run.
+        progress: Prints the summary.
+        run: The run whose most frequent error is printed; None prints none, as errors may quote
+            documents that a watcher should not see.
     """
     progress.note(summary(status))
     problem = status.error
     if run is not None:
-        # What its branches said may be gone; what it said of itself is known.
+        # The errors of the branches may be gone; that of the run is in its status.
         with suppress(FanoutError):
             problem = run.problem(status)
     if problem:

@@ -1,4 +1,4 @@
-"""What there is to say of a run and of a fleet: as short texts, and as plain lines for a pipe."""
+"""The facts of a run and of a fleet as short texts, and as plain lines for a pipe."""
 
 from __future__ import annotations
 
@@ -34,10 +34,9 @@ __all__ = [
     "runs_lines",
     "seen",
     "speed_parts",
-    "workers_parts",
 ]
 
-# A label, and what belongs to it.
+# A label and its facts.
 Row = tuple[str, list[str]]
 
 _LABEL = 10
@@ -45,7 +44,7 @@ _LOAD_BAR = 10
 _SHOWN_KINDS = 6
 _MB = 1_000_000
 _SILENT_S = 7.0
-# The columns of a table of runs, and which of them are numbers; the model last: it may be long.
+# The columns of a table of runs, and whether each is a number; the model is last, as it may be long.
 RUN_COLUMNS = {
     "RUN": False, "CREATED": False, "STATUS": False, "DONE": True, "FAILED": True, "ELAPSED": True,
     "MODEL": False,
@@ -54,7 +53,7 @@ _NO_WORKER = "none: start one with `fanout worker`"
 
 
 def run_rows(status: Status, speed: Speed | None) -> list[Row]:
-    """Return what is known of a run beside its progress; its ``speed`` where it goes on."""
+    """Return the facts of a run besides its progress; its ``speed`` unless it has ended."""
     rows: list[Row] = []
     if speed is not None and not status.status.has_ended:
         rows.append(("speed", [*speed_parts(speed), *_eta(status, speed)]))
@@ -68,15 +67,22 @@ def run_rows(status: Status, speed: Speed | None) -> list[Row]:
     return rows
 
 
-def capacity_rows(fleet: FleetStatus) -> list[Row]:
-    """Return the models whose calls wait, the queues, and the server's memory."""
+def capacity_rows(fleet: FleetStatus, *, left: int | None = None) -> list[Row]:
+    """Return the models whose calls wait, the queues, the server's memory, and the workers.
+
+    ``left`` is the number of branches that wait for workers; by default, all in the queues.
+    """
+    if left is None:
+        left = sum(queue.waiting for queue in fleet.queues)
     paused = _paused_models(fleet)
-    rows = [("queues", _queues(fleet)), ("memory", [_memory(fleet)])]
+    workers = _workers(fleet, left=left)
+    rows = [("queues", _queues(fleet)), ("memory", [_memory(fleet)]), ("workers", workers)]
     return [("paused", paused), *rows] if paused else rows
 
 
-def workers_parts(workers: Sequence[WorkerRecord], *, read_at: float, left: int) -> list[str]:
-    """Return how many workers there are, and how full; ``left`` is what waits for them."""
+def _workers(fleet: FleetStatus, *, left: int) -> list[str]:
+    """Return the number of workers and their load."""
+    workers = fleet.workers
     if not workers:
         return [_NO_WORKER if left else "none"]
     places = sum(worker.concurrency for worker in workers)
@@ -84,7 +90,7 @@ def workers_parts(workers: Sequence[WorkerRecord], *, read_at: float, left: int)
         f"{len(workers):,}",
         f"{sum(map(busy_places, workers)):,} of {places:,} places in use",
     ]
-    silent = sum(is_silent(worker, read_at) for worker in workers)
+    silent = sum(is_silent(worker, fleet.read_at) for worker in workers)
     if silent:
         parts.append(f"{silent:,} silent: dead, or cut off from the server")
     return parts
@@ -92,10 +98,7 @@ def workers_parts(workers: Sequence[WorkerRecord], *, read_at: float, left: int)
 
 def capacity_lines(fleet: FleetStatus) -> list[str]:
     """Return the queues, the server's memory and all workers as plain lines."""
-    left = sum(queue.waiting for queue in fleet.queues)
-    workers = workers_parts(fleet.workers, read_at=fleet.read_at, left=left)
-    rows = [*capacity_rows(fleet), ("workers", workers)]
-    lines = [f"{label:<{_LABEL}}{' · '.join(parts)}" for label, parts in rows]
+    lines = [f"{label:<{_LABEL}}{' · '.join(parts)}" for label, parts in capacity_rows(fleet)]
     longest = max((len(worker.name) for worker in fleet.workers), default=0)
     for worker in busiest(fleet.workers):
         busy, places = busy_places(worker), worker.concurrency
@@ -107,13 +110,13 @@ def capacity_lines(fleet: FleetStatus) -> list[str]:
 
 def _bar(part: int, whole: int) -> str:
     filled = min(_LOAD_BAR, _LOAD_BAR * part // whole) if whole else 0
-    # Neither is rounded: an empty bar says that nothing is taken, a full one that all is.
+    # Not rounded: only an idle worker has an empty bar, only a full one a full bar.
     filled = max(1, filled) if part else 0
     return f"[{'#' * filled}{'-' * (_LOAD_BAR - filled)}]"
 
 
 def fleet_line(fleet: FleetStatus, speed: Speed) -> str:
-    """Return what a fleet is doing as one plain line."""
+    """Return the state of a fleet as one plain line."""
     busy = sum(map(busy_places, fleet.workers))
     workers = plural(len(fleet.workers), "worker", "workers")
     places = f"{busy:,} of {fleet.concurrency:,} places of {workers} in use"
@@ -127,7 +130,7 @@ def fleet_line(fleet: FleetStatus, speed: Speed) -> str:
 
 
 def runs_lines(rows: Sequence[tuple[Status, str]]) -> list[str]:
-    """Return runs, of their statuses and models, as plain lines in columns under a head."""
+    """Return statuses and models of runs as plain lines in columns, with a header line first."""
     table = [tuple(RUN_COLUMNS), *(run_cells(status, model) for status, model in rows)]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     return [
@@ -148,33 +151,33 @@ def run_cells(status: Status, model: str) -> tuple[str, ...]:
 
 
 def percent(done: int, total: int) -> str:
-    """Return a share, cut and not rounded: 99.96 % is not all of it."""
+    """Return a share in percent, rounded down: 99.96 % is not 100 %."""
     return f"{1000 * done // total / 10:.1f}%" if total else ""
 
 
 def seen(worker: WorkerRecord, read_at: float) -> str:
-    """Return when a worker gave its last sign of life."""
+    """Return the age of a worker's last heartbeat."""
     text = f"{clock(max(0.0, read_at - worker.seen_at))} ago"
     return f"{text}, silent" if is_silent(worker, read_at) else text
 
 
 def busiest(workers: Sequence[WorkerRecord]) -> list[WorkerRecord]:
-    """Return workers, the fullest first."""
+    """Return workers, those with most branches in flight first."""
     return sorted(workers, key=lambda worker: (-worker.in_flight, worker.name))
 
 
 def busy_places(worker: WorkerRecord) -> int:
-    """Return how many places of a worker are taken: what it has begun beyond them waits for one."""
+    """Return how many places of a worker are in use: branches in flight beyond them wait."""
     return min(worker.in_flight, worker.concurrency)
 
 
 def is_silent(worker: WorkerRecord, read_at: float) -> bool:
-    """Say whether a worker has missed some of its signs of life, one every two seconds."""
+    """Return whether a worker has missed several heartbeats, one every two seconds."""
     return 0 < worker.seen_at < read_at - _SILENT_S
 
 
 def speed_parts(speed: Speed) -> list[str]:
-    """Return how fast it goes."""
+    """Return calls and tokens per second."""
     if speed.calls is None:
         return ["? calls/s"]
     parts = [f"{speed.calls:,.1f} calls/s"]
@@ -184,7 +187,7 @@ def speed_parts(speed: Speed) -> list[str]:
 
 
 def run_counts(fleet: FleetStatus) -> list[str]:
-    """Return how many runs have each status."""
+    """Return the number of runs with each status."""
     return [f"{count:,} {status.value}" for status, count in sorted(fleet.runs.items())] or ["none"]
 
 
@@ -219,7 +222,7 @@ def _kinds(errors: dict[ErrorKind, int]) -> list[str]:
 
 
 def _paused_models(fleet: FleetStatus) -> list[str]:
-    """Return which models are left alone for now, and for how long."""
+    """Return the models whose calls wait, and for how long."""
     parts = []
     for model, limit in sorted(fleet.limits.items()):
         if limit.down_s is not None:

@@ -123,7 +123,7 @@ def results(
 )
 @click.option(
     "--summary",
-    "sums",
+    "has_summary",
     is_flag=True,
     help="Each kind once: how many, and an example; the most frequent first.",
 )
@@ -133,14 +133,14 @@ def errors(
     broker_url: str | None,
     kinds: tuple[str, ...],
     limit: int | None,
-    sums: bool,  # noqa: FBT001 - a click flag
+    has_summary: bool,  # noqa: FBT001 - a click flag
     as_json: bool,  # noqa: FBT001 - a click flag
 ) -> None:
     """List the branches of a run that have failed, one a line."""
     with one_run(broker_url, run_id) as run:
         failed = _failed(run, frozenset(kinds))
-        if sums:
-            _print_sums(failed, limit, as_json=as_json)
+        if has_summary:
+            _print_summary(failed, limit, as_json=as_json)
             return
         for branch in islice(failed, limit):
             row = error_row(branch)
@@ -164,7 +164,7 @@ def _error(row: dict[str, object]) -> str:
     return f"{row['index']}\t{row['document']}\t{row['kind']}\t{message} ({attempts})"
 
 
-def _print_sums(failed: Iterable[Output], limit: int | None, *, as_json: bool) -> None:
+def _print_summary(failed: Iterable[Output], limit: int | None, *, as_json: bool) -> None:
     counts: Counter[ErrorKind] = Counter()
     examples: dict[ErrorKind, dict[str, object]] = {}
     for branch in failed:
@@ -220,7 +220,7 @@ def runs(
 
 
 def _rows(runs: Iterable[Run]) -> Iterator[tuple[Status, str]]:
-    """Yield status and model of each run; one may have been deleted meanwhile."""
+    """Yield status and model of each run that still exists."""
     for run in runs:
         with suppress(UnknownRunError):
             yield run.status(), run.spec.model

@@ -16,21 +16,40 @@ if TYPE_CHECKING:
     from fanout.core.records import Usage
     from fanout.runs.results import Status
 
-__all__ = ["IDLE", "Progress", "summary"]
+__all__ = ["IDLE", "Follower", "Progress", "summary"]
 
 _LIVE_S = 0.2
 _PLAIN_S = 10.0
 IDLE = "no worker is consuming: start one with `fanout worker`"
 
 
-class Progress:
+class Follower:
+    """Shows the progress of a run; by default it shows nothing."""
+
+    def show(self, status: Status) -> None:
+        """Show the status, unless one was shown a moment ago and the run goes on."""
+
+    def away(self) -> None:
+        """Say that the server does not answer."""
+
+    def refused(self, problem: str | None) -> None:
+        """Say why the server refuses the records of a run; None: it accepts them again."""
+
+    def held(self, model: str, limit: LimitState | None) -> None:
+        """Say that the calls of a run wait for their model; None: they go on."""
+
+    def close(self) -> None:
+        """Stop drawing, before the caller prints how the run ended."""
+
+
+class Progress(Follower):
     """Shows the status of a run as it changes.
 
     Args:
-        stream: Where to write; standard error where it is None.
+        stream: The stream to write to; None is standard error.
         is_quiet: Write nothing.
-        plain_s: Seconds between two lines where there is no terminal.
-        idle: What is said where work is left and nobody does it; nothing where it is empty.
+        plain_s: Least time between two lines where there is no terminal.
+        idle: The hint to print while work is left and no worker does it; empty prints none.
     """
 
     def __init__(
@@ -61,7 +80,7 @@ class Progress:
             self._write(text)
 
     def warn(self, text: str) -> None:
-        """Write a line that stays, also for who wants no progress: something is lost."""
+        """Write a line that stays, even if the user asked for no progress."""
         self._write(f"fanout: warning: {text}")
 
     def _write(self, text: str) -> None:
@@ -103,14 +122,14 @@ class Progress:
         return has_moved or (has_changed and now - self._shown_at >= self._plain_s)
 
     def away(self) -> None:
-        """Say that the server does not answer, once until it does."""
+        """Say once that the server does not answer."""
         if self._is_away or self._is_quiet:
             return
         self._is_away = True
         self.note("the broker does not answer; the run goes on, and so does the waiting")
 
     def refused(self, problem: str | None) -> None:
-        """Say why the server takes no records of the run, once until it does."""
+        """Say once why the server refuses the records of the run."""
         if problem is not None and problem != self._refusal:
             self.warn(f"{problem}; the run waits for it")
         elif problem is None and self._refusal is not None:
@@ -118,7 +137,7 @@ class Progress:
         self._refusal = problem
 
     def held(self, model: str, limit: LimitState | None) -> None:
-        """Say that the calls of the run wait for their model, once until they go on."""
+        """Say once that the calls of the run wait for their model."""
         is_held = limit is not None and limit.blocked_until > 0
         if limit is not None and is_held and not self._is_held:
             asks = f"asks to wait {clock(limit.blocked_until)}"
@@ -129,7 +148,7 @@ class Progress:
         self._is_held = is_held
 
     def close(self) -> None:
-        """Remove the bar: the run has ended, or is followed no more."""
+        """Remove the bar."""
         if self._frame is not None:
             self._frame.close()
             self._frame = None
@@ -147,7 +166,7 @@ class Progress:
         return " · ".join([*parts, *self._parts(status), *([hint] if hint else [])])
 
     def _parts(self, status: Status) -> list[str]:
-        """Return how fast a run goes, when it will have ended, and what it has used."""
+        """Return the speed of a run, its ETA, and its tokens."""
         parts = [f"{self._speed.calls:,.1f} calls/s"] if self._speed.calls else []
         seconds = eta_s(status, self._speed)
         if seconds is not None:
@@ -155,7 +174,7 @@ class Progress:
         return [*parts, *_tokens(status.usage)]
 
     def hint(self, status: Status) -> str:
-        """Return what to do about a run that nobody works on; nothing where somebody does."""
+        """Return what to do about a run that has no worker; empty if it has one."""
         is_idle = not status.workers and status.done < status.total
         return self._idle if is_idle else ""
 

@@ -12,7 +12,7 @@ import click
 
 from fanout.cli.delivery import (
     Delivery,
-    Lookout,
+    EnqueueMonitor,
     deliver,
     follow,
     force_option,
@@ -89,7 +89,7 @@ def command(
     spec = job_spec(inputs, options, settings)
     if report is not None:
         _require_writable(report)
-    # An embedded worker is about to come.
+    # Without a broker, the client starts a worker itself: no hint to start one.
     progress = Progress(is_quiet=quiet, idle="" if settings.broker_url is None else IDLE)
     stop = Stop(progress)
     with ExitStack() as stack:
@@ -122,7 +122,7 @@ def command(
 
 
 def _require_writable(report: Path) -> None:
-    """Find out before anything is paid that a page cannot be written. Raises InputError."""
+    """Raise InputError if the report cannot be written, before the first paid call."""
     if not os.access(report.parent, os.W_OK | os.X_OK):
         there = "may not be written to" if report.parent.is_dir() else "is no folder"
         raise InputError(f"cannot write to --report {report}: {report.parent} {there}")
@@ -176,10 +176,10 @@ def _submit(
     def on_created(run_id: str) -> None:
         stop.arm(run_id)
         on_id(run_id)
-        lookout.begin(lambda: client.run(run_id))
+        monitor.begin(lambda: client.run(run_id))
 
     faults = Faults(progress)
-    with Lookout(progress) as lookout:
+    with EnqueueMonitor(progress) as monitor:
         run = client.submit(
             spec,
             on_bad_document=faults,

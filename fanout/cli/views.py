@@ -1,4 +1,4 @@
-"""What ``fanout`` draws on a terminal: bars, tables and facts, in colours."""
+"""Views for a terminal: progress bars, tables and facts, in colour."""
 
 from __future__ import annotations
 
@@ -23,7 +23,6 @@ from fanout.cli.facts import (
     run_rows,
     seen,
     speed_parts,
-    workers_parts,
 )
 from fanout.core.records import RunStatus
 from fanout.core.units import clock
@@ -68,13 +67,13 @@ _STYLES = {
     RunStatus.CANCELLED: "yellow",
     RunStatus.PAUSED: "yellow",
 }
-_GOES_ON = "cyan"
+_ACTIVE = "cyan"
 _FINDING_STYLES = {State.OK: "green", State.WARN: "yellow", State.FAIL: "red"}
 _LABELS = {"errors": "red", "paused": "yellow", "note": "yellow"}
 
 
 def progress_view(status: Status, parts: Sequence[str], hint: str, *, width: int) -> RenderableType:
-    """Return how far a run is: a bar for each stage, and under them the rest in short."""
+    """Return a bar for each stage of a run, and its speed and tokens below."""
     rows: list[RenderableType] = [_stages(status, width), _joined(parts, width)]
     if hint:
         rows.append(Text(hint, "yellow"))
@@ -90,30 +89,29 @@ def run_view(
     width: int,
     note: str | None = None,
 ) -> RenderableType:
-    """Return all there is to know of a run, and of the fleet beside it."""
+    """Return the progress and the facts of a run, and the load of its fleet."""
     head = _line(
         (f"run {status.run_id}", "bold"),
-        ("  ", ""),
+        "  ",
         (status.status.value, _style(status)),
-        (f" · {clock(status.elapsed_s)}  {model}", ""),
+        f" · {clock(status.elapsed_s)}  {model}",
     )
     rows = run_rows(status, speed)
     if note:
         rows.append(("note", [note]))
     parts: list[RenderableType] = [head, _stages(status, width), _facts(rows, width)]
     if fleet is not None:
-        left = status.total - status.done
-        parts.append(_capacity(fleet, left=left, width=width))
+        parts.append(_capacity(fleet, left=status.total - status.done, width=width))
     return Group(*parts)
 
 
 def fleet_view(
     fleet: FleetStatus, runs: Sequence[Status], speed: Speed, *, width: int
 ) -> RenderableType:
-    """Return all that a fleet is doing; ``runs`` are the newest of those active."""
+    """Return the state of a fleet; ``runs`` are its newest active runs."""
     bars = [
         _Bar(
-            names=(_line((f"{run.run_id:<8}", "")), _line((run.status.value, _style(run)))),
+            names=(_line(f"{run.run_id:<8}"), _line((run.status.value, _style(run)))),
             done=run.done,
             total=run.total,
             failed=run.failed,
@@ -126,23 +124,20 @@ def fleet_view(
         parts.append(Padding(_bars(bars, width - _INDENT[-1]), _INDENT))
     if len(fleet.active) > len(bars):
         parts.append(f"  and {len(fleet.active) - len(bars):,} more")
-    left = sum(queue.waiting for queue in fleet.queues)
     parts.append(_facts([("speed", speed_parts(speed))], width))
-    parts.append(_capacity(fleet, left=left, width=width))
+    parts.append(_capacity(fleet, width=width))
     return Group(*parts)
 
 
 def workers_view(fleet: FleetStatus, *, width: int) -> RenderableType:
     """Return the queues, the server's memory, and all workers."""
-    left = sum(queue.waiting for queue in fleet.queues)
-    return _capacity(fleet, left=left, width=width, shown=len(fleet.workers))
+    return _capacity(fleet, width=width, shown=len(fleet.workers))
 
 
 def _capacity(
-    fleet: FleetStatus, *, left: int, width: int, shown: int = _SHOWN_WORKERS
+    fleet: FleetStatus, *, width: int, left: int | None = None, shown: int = _SHOWN_WORKERS
 ) -> RenderableType:
-    workers = workers_parts(fleet.workers, read_at=fleet.read_at, left=left)
-    parts: list[RenderableType] = [_facts([*capacity_rows(fleet), ("workers", workers)], width)]
+    parts: list[RenderableType] = [_facts(capacity_rows(fleet, left=left), width)]
     if fleet.workers:
         parts.append(Padding(_workers_table(fleet, shown, width), _INDENT))
     if len(fleet.workers) > shown:
@@ -163,17 +158,17 @@ def _workers_table(fleet: FleetStatus, shown: int, width: int) -> Table:
         busy, places = busy_places(worker), worker.concurrency
         age = seen(worker, fleet.read_at)
         table.add_row(
-            _line((worker.name, "")),
+            _line(worker.name),
             f"{busy:,}/{places:,}",
             f"{worker.processed:,}",
-            *([ProgressBar(places or 1, busy, complete_style=_GOES_ON)] if has_bars else []),
+            *([ProgressBar(places or 1, busy, complete_style=_ACTIVE)] if has_bars else []),
             Text(age, "red" if age.endswith("silent") else ""),
         )
     return table
 
 
 def runs_table(rows: Sequence[tuple[Status, str]], *, width: int) -> RenderableType:
-    """Return a table of runs, with a head, of their statuses and models."""
+    """Return statuses and models of runs as a table with a header."""
     table = _table()
     shown = [name for name in RUN_COLUMNS if name != "CREATED" or width >= _ROOMY]
     for name in shown:
@@ -190,7 +185,7 @@ def runs_table(rows: Sequence[tuple[Status, str]], *, width: int) -> RenderableT
 
 
 def findings_view(findings: Sequence[Finding]) -> RenderableType:
-    """Return what a doctor has found, and what to do about it."""
+    """Return the findings of a doctor with their advice."""
     table = Table.grid(padding=(0, 1))
     for _ in ("state", "check"):
         table.add_column(no_wrap=True)
@@ -204,7 +199,7 @@ def findings_view(findings: Sequence[Finding]) -> RenderableType:
 
 
 def _facts(rows: Sequence[Row], width: int) -> RenderableType:
-    """Return labels, and what belongs to each."""
+    """Return labels and their facts as two columns."""
     table = Table.grid(padding=(0, 1))
     table.add_column(width=_LABEL, no_wrap=True)
     table.add_column()
@@ -214,7 +209,7 @@ def _facts(rows: Sequence[Row], width: int) -> RenderableType:
 
 
 def _joined(parts: Sequence[str], width: int) -> str:
-    """Return short texts on as few lines as that takes, none of them on two."""
+    """Join short texts into as few lines as possible; break lines only between texts."""
     lines: list[str] = []
     for part in map(one_line, parts):
         longer = f"{lines[-1]} · {part}" if lines else part
@@ -229,8 +224,8 @@ def _stages(status: Status, width: int) -> RenderableType:
     """Return a bar for each stage of a run."""
     bars = [
         _Bar(
-            # Their numbers go on when a retry makes the aggregate again; people count from 1.
-            names=(_line((f"reduce {number}" if number else "branches", "")),),
+            # The first stage is the map; a retry that reduces again adds stages.
+            names=(_line(f"reduce {number}" if number else "branches"),),
             done=stage.done,
             total=stage.total,
             failed=stage.failed,
@@ -243,7 +238,7 @@ def _stages(status: Status, width: int) -> RenderableType:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Bar:
-    """How far something is; the total of what is open still grows."""
+    """The progress of a run or of a stage; while it is open, its total still grows."""
 
     names: tuple[Text, ...]
     done: int
@@ -255,18 +250,18 @@ class _Bar:
         return Text("" if self.is_open else percent(self.done, self.total), justify="right")
 
     def counts(self) -> Text:
-        text = _line((f"{self.done:,}/{self.total:,}{'+' if self.is_open else ''}", ""))
+        text = _line(f"{self.done:,}/{self.total:,}{'+' if self.is_open else ''}")
         return text.append(" · ").append(f"{self.failed:,} failed", "red") if self.failed else text
 
     def drawn(self, width: int) -> ProgressBar:
         return ProgressBar(
-            self.total or 1, self.done, width=width, pulse=self.is_open, pulse_style=_GOES_ON,
-            complete_style=_GOES_ON, finished_style="green",
+            self.total or 1, self.done, width=width, pulse=self.is_open, pulse_style=_ACTIVE,
+            complete_style=_ACTIVE, finished_style="green",
         )  # fmt: skip
 
 
 def _bars(bars: Sequence[_Bar], width: int) -> Table:
-    """Return bars below each other: their names, themselves, their shares and their counts."""
+    """Return a table of bars: name, bar, share and counts."""
     cells = [(*bar.names, bar.share(), bar.counts()) for bar in bars]
     rest = sum(max(text.cell_len for text in column) + 2 for column in zip(*cells, strict=True))
     room = min(_LONGEST_BAR, width - rest)
@@ -278,14 +273,15 @@ def _bars(bars: Sequence[_Bar], width: int) -> Table:
 
 
 def _style(status: Status) -> str:
-    return _STYLES.get(status.status, _GOES_ON)
+    return _STYLES.get(status.status, _ACTIVE)
 
 
 def _table() -> Table:
     return Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
 
 
-def _line(*parts: tuple[str, str]) -> Text:
-    """Return texts in their styles as one line, which is cut where there is no room for it."""
-    shown = [(one_line(text), style) for text, style in parts]
+def _line(*parts: str | tuple[str, str]) -> Text:
+    """Return styled texts as one line, cut with an ellipsis if it is too long."""
+    styled = [(part, "") if isinstance(part, str) else part for part in parts]
+    shown = [(one_line(text), style) for text, style in styled]
     return Text.assemble(*shown, no_wrap=True, overflow="ellipsis")

@@ -1,4 +1,4 @@
-"""``fanout watch``: a run, or a whole fleet, while it goes on."""
+"""``fanout watch``: follow a run or the whole fleet."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import json
 import sys
 import time
 from contextlib import closing, suppress
-from typing import TYPE_CHECKING, NoReturn, Protocol
+from typing import TYPE_CHECKING, NoReturn
 
 import click
 
 from fanout.cli.completion import complete_run
 from fanout.cli.delivery import conclude, follow
 from fanout.cli.facts import fleet_line
-from fanout.cli.progress import IDLE, Progress
+from fanout.cli.progress import IDLE, Follower, Progress
 from fanout.cli.session import EMBEDDED, RUN_EPILOG, any_client, broker_option, fleet, kept
 from fanout.cli.speed import Meter, eta_s
 from fanout.core.errors import BrokerError, UnknownRunError
@@ -24,11 +24,9 @@ if TYPE_CHECKING:
 
     from rich.console import RenderableType
 
-    from fanout.cli.delivery import Follower
     from fanout.cli.speed import Speed
     from fanout.client.client import Client
     from fanout.client.run import Run
-    from fanout.core.rate_limits import LimitState
     from fanout.observe.fleet import FleetStatus
     from fanout.runs.results import Status
 
@@ -37,7 +35,7 @@ __all__ = ["command"]
 _LIVE_S = 0.5
 _JSON_S = 1.0
 _PLAIN_S = 10.0
-# What a look at the whole fleet may take of the time, where it is far or has very many runs.
+# The largest share of the time spent reading the fleet, if that is slow.
 _FLEET_SHARE = 0.1
 _AWAY = "the broker does not answer; what it does goes on, and so does the waiting"
 
@@ -76,7 +74,7 @@ def command(
             status = follow(run, _run_view(client, run, interval_s, as_json=as_json))
         except KeyboardInterrupt:
             goes_on = f"run {run.run_id} goes on: `fanout watch {run.run_id}` follows it again"
-            # The worker of an embedded run may be one that this command has started.
+            # This command may have started the worker of an embedded run.
             print_line(kept(run.run_id) if client.is_embedded else goes_on, err=True)
             raise
     return conclude(status, Progress(is_quiet=as_json))
@@ -91,7 +89,7 @@ def _run_view(client: Client, run: Run, interval_s: float | None, *, as_json: bo
 
 
 class _Timer:
-    """Says when it is time for another look; for the end of a run it always is."""
+    """Says when to show the next status; that of a run that has ended is always shown."""
 
     def __init__(self, interval_s: float) -> None:
         self._interval_s = interval_s
@@ -105,8 +103,8 @@ class _Timer:
         return True
 
 
-class _FleetLook:
-    """Looks at the fleet beside a run; less often where that takes long."""
+class _FleetReader:
+    """Reads the fleet of a run; less often if that is slow."""
 
     def __init__(self, client: Client, run_id: str) -> None:
         self._client = client
@@ -115,16 +113,16 @@ class _FleetLook:
         self._due_at = float("-inf")
 
     def __call__(self) -> FleetStatus:
-        begun_at = time.monotonic()
-        if self._seen is None or begun_at >= self._due_at:
+        started_at = time.monotonic()
+        if self._seen is None or started_at >= self._due_at:
             self._seen = self._client.fleet(self._run_id)
             now = time.monotonic()
-            self._due_at = now + (now - begun_at) / _FLEET_SHARE
+            self._due_at = now + (now - started_at) / _FLEET_SHARE
         return self._seen
 
 
-class _LiveRun:
-    """A frame on the terminal, drawn again and again; the last one stays."""
+class _LiveRun(Follower):
+    """Draws a run as a live frame on the terminal; the last frame stays."""
 
     def __init__(self, client: Client, run_id: str, model: str, interval_s: float) -> None:
         from fanout.cli.console import LiveFrame
@@ -132,7 +130,7 @@ class _LiveRun:
         self._frame = LiveFrame(sys.stderr)
         self._timer = _Timer(interval_s)
         self._meter = Meter()
-        self._look = _FleetLook(client, run_id)
+        self._read_fleet = _FleetReader(client, run_id)
         self._model = model
         self._seen: tuple[Status, Speed, FleetStatus | None] | None = None
         self._refusal: str | None = None
@@ -140,8 +138,8 @@ class _LiveRun:
     def show(self, status: Status) -> None:
         if self._timer.is_due(status):
             speed = self._meter.see(status.done, status.usage)
-            # How full the fleet is, is of no interest at the end.
-            self._seen = status, speed, None if status.status.has_ended else self._look()
+            # The load of the fleet does not matter once the run has ended.
+            self._seen = status, speed, None if status.status.has_ended else self._read_fleet()
             self._draw(self._refusal)
 
     def _draw(self, note: str | None) -> None:
@@ -157,25 +155,22 @@ class _LiveRun:
     def refused(self, problem: str | None) -> None:
         self._refusal = problem
 
-    def held(self, model: str, limit: LimitState | None) -> None:
-        """Say nothing: the lines of the fleet do."""
-
     def close(self) -> None:
         self._frame.close()
 
 
-class _JsonRun:
-    """A run's status, its speed, and how full the fleet is, as one line each time."""
+class _JsonRun(Follower):
+    """Prints a run's status, its speed and the load of the fleet as lines of JSON."""
 
     def __init__(self, client: Client, run_id: str, interval_s: float) -> None:
         self._timer = _Timer(interval_s)
         self._meter = Meter()
-        self._look = _FleetLook(client, run_id)
+        self._read_fleet = _FleetReader(client, run_id)
 
     def show(self, status: Status) -> None:
         if not self._timer.is_due(status):
             return
-        speed, fleet_now = self._meter.see(status.done, status.usage), self._look()
+        speed, fleet_now = self._meter.see(status.done, status.usage), self._read_fleet()
         seconds = eta_s(status, speed)
         record = {
             **status.to_dict(),
@@ -187,32 +182,21 @@ class _JsonRun:
         }
         print_line(json.dumps(record, ensure_ascii=False))
 
-    def away(self) -> None:
-        """Print nothing: there is nothing new."""
 
-    def refused(self, problem: str | None) -> None:
-        """Print nothing: whoever reads this asks `fanout doctor`."""
+class _FleetView:
+    """Shows the state of a fleet; by default it shows nothing of a server that is unreachable."""
 
-    def held(self, model: str, limit: LimitState | None) -> None:
-        """Print nothing: `fanout workers` says it."""
-
-    def close(self) -> None:
-        """Print nothing."""
-
-
-class _FleetView(Protocol):
-    """Shows what a fleet is doing."""
-
-    interval_s: float
+    def __init__(self, interval_s: float) -> None:
+        self.interval_s = interval_s
 
     def show(self, now: FleetStatus, speed: Speed) -> None:
-        """Show it once more."""
+        """Show the current state."""
 
     def away(self) -> None:
         """Say that the server does not answer."""
 
     def close(self) -> None:
-        """Let what is shown stay."""
+        """Stop drawing; the last frame stays."""
 
 
 def _fleet_view(client: Client, interval_s: float | None, *, as_json: bool) -> _FleetView:
@@ -224,7 +208,7 @@ def _fleet_view(client: Client, interval_s: float | None, *, as_json: bool) -> _
 
 
 def _watch_fleet(client: Client, view: _FleetView) -> NoReturn:
-    """Show a fleet until Ctrl-C. Raises BrokerError where its server is away for too long."""
+    """Show a fleet until Ctrl-C. Raises BrokerError if its server does not answer for too long."""
     from fanout.client.run import AWAY_S
 
     meter = Meter()
@@ -242,11 +226,11 @@ def _watch_fleet(client: Client, view: _FleetView) -> NoReturn:
         time.sleep(view.interval_s)
 
 
-class _LiveFleet:
+class _LiveFleet(_FleetView):
     def __init__(self, client: Client, interval_s: float) -> None:
         from fanout.cli.console import LiveFrame
 
-        self.interval_s = interval_s
+        super().__init__(interval_s)
         self._client = client
         self._frame = LiveFrame(sys.stderr)
         self._view: RenderableType = ""
@@ -268,36 +252,21 @@ class _LiveFleet:
 
 
 def _newest(client: Client, now: FleetStatus, count: int) -> Iterator[Status]:
-    """Yield the statuses of the newest runs."""
+    """Yield the statuses of the newest active runs."""
     for run_id in now.active[:count]:
         # One may have been deleted meanwhile.
         with suppress(UnknownRunError):
             yield client.run(run_id).status()
 
 
-class _JsonFleet:
-    def __init__(self, interval_s: float) -> None:
-        self.interval_s = interval_s
-
+class _JsonFleet(_FleetView):
     def show(self, now: FleetStatus, speed: Speed) -> None:
         print_line(json.dumps({**now.to_dict(), "speed": speed.to_dict()}))
 
-    def away(self) -> None:
-        """Print nothing: there is nothing new."""
 
-    def close(self) -> None:
-        """Print nothing."""
-
-
-class _PlainFleet:
-    def __init__(self, interval_s: float) -> None:
-        self.interval_s = interval_s
-
+class _PlainFleet(_FleetView):
     def show(self, now: FleetStatus, speed: Speed) -> None:
         print_line(fleet_line(now, speed), err=True)
 
     def away(self) -> None:
         print_line(_AWAY, err=True)
-
-    def close(self) -> None:
-        """Print nothing."""

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from fanout.cli.delivery import Lookout, follow
+from fanout.cli.delivery import EnqueueMonitor, follow
 from fanout.cli.progress import Progress, summary
 from fanout.core.errors import BrokerError
 from fanout.core.rate_limits import LimitState
@@ -184,14 +184,14 @@ def test_who_waits_to_enqueue_a_run_is_told_why(clock, monkeypatch):
     monkeypatch.setattr("fanout.cli.delivery._STANDSTILL_S", 0.0)
     stream = io.StringIO()
     run = Refusing([])
-    with Lookout(Progress(stream)) as lookout:
+    with EnqueueMonitor(Progress(stream)) as lookout:
         lookout.begin(lambda: run)
         for _ in range(1000):
             if run.asked > 2:
                 break
             threading.Event().wait(0.01)
     assert stream.getvalue() == "fanout: warning: the disk is full; the run waits for it\n"
-    with Lookout(Progress(stream)):
+    with EnqueueMonitor(Progress(stream)):
         pass
 
 
