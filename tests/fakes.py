@@ -23,9 +23,9 @@ from fanout.runs.results import StoredResult
 from fanout.stores import RedisStore
 from workers.branch import execution as branches
 from workers.branch.execution import BranchFailed
-from workers.context.inflight import CallStoppedError, Stop
+from workers.context.inflight import CallStoppedError, StopReason
 from workers.context.limiter import Limiter
-from workers.context.progress import Progress
+from workers.context.progress import BranchTracker
 from workers.context.run_caches import RunCaches
 from workers.context.storage_watch import StorageWatch
 from workers.reduce.stages import aggregate, collect
@@ -173,7 +173,7 @@ class Steps:
         self._store = store
         self._publisher = publisher
         self.alone = asyncio.Lock()
-        self.progress = Progress(step_s=60)
+        self.progress = BranchTracker(step_s=60)
 
     async def begin(self, request: BeginRequest) -> BeginReply:
         return self._store.begin(request)
@@ -188,7 +188,7 @@ class Steps:
 class Calls:
     """The calls in flight: each ends early if the test says why."""
 
-    stop: Stop | None = None
+    stop: StopReason | None = None
     wait = staticmethod(asyncio.sleep)
 
     async def call(

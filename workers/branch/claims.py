@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from fanout.core.errors import BrokerError, UnknownRunError
 from fanout.stores import BeginRequest
 from workers.context.heartbeats import ALIVE, SURE
-from workers.context.inflight import CallStoppedError, Stop
+from workers.context.inflight import CallStoppedError, StopReason
 
 if TYPE_CHECKING:
     from fanout.core.errors import LLMError
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from fanout.llm.calls import CallGate
     from fanout.policy.outages import FailureVerdict
     from fanout.stores import BeginReply
-    from workers.context.progress import Standing
+    from workers.context.progress import TrackedBranch
     from workers.context.worker_context import WorkerContext
 
 __all__ = [
@@ -93,7 +93,9 @@ class Claim:
             where this process dies: see workers.context.claim_releases.
     """
 
-    def __init__(self, context: WorkerContext, standing: Standing, feed: int, token: str) -> None:
+    def __init__(
+        self, context: WorkerContext, standing: TrackedBranch, feed: int, token: str
+    ) -> None:
         self._context = context
         self._standing = standing
         self._branch_id = standing.branch_id
@@ -171,9 +173,9 @@ class Claim:
             case "suspect":
                 raise BranchHeld
             case "halted":
-                raise CallStoppedError(Stop.HALTED)
+                raise CallStoppedError(StopReason.HALTED)
             case "expired":
-                raise CallStoppedError(Stop.EXPIRED)
+                raise CallStoppedError(StopReason.EXPIRED)
 
     async def succeeded(self) -> int | None:
         """Return how many branches of the stage have, on any worker; None where nobody answers."""

@@ -34,7 +34,7 @@ from fanout.runs.enqueue import fleet_window
 from fanout.stores import RecordRequest
 from fanout.system.logs import RateLimitFilter, about
 from workers.branch.claims import BranchGone, BranchHandedBack, BranchOver, Claim, require_call
-from workers.context.inflight import CallStoppedError, Stop
+from workers.context.inflight import CallStoppedError, StopReason
 from workers.telemetry.base import Calls
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from fanout.core.records import BranchRef, Chunk
     from fanout.core.spec import RunSpec
     from fanout.stores import BeginReply
-    from workers.context.progress import Standing
+    from workers.context.progress import TrackedBranch
     from workers.context.worker_context import WorkerContext
 
 __all__ = ["BranchFailed", "process_branch", "run_branch"]
@@ -87,7 +87,7 @@ def run_branch(context: WorkerContext, branch_id: BranchId, feed: int, *, token:
 
 async def process_branch(
     context: WorkerContext,
-    standing: Standing,
+    standing: TrackedBranch,
     feed: int,
     *,
     token: str,
@@ -125,7 +125,9 @@ async def process_branch(
 class _Branch:
     """One delivery of a branch."""
 
-    def __init__(self, context: WorkerContext, standing: Standing, feed: int, token: str) -> None:
+    def __init__(
+        self, context: WorkerContext, standing: TrackedBranch, feed: int, token: str
+    ) -> None:
         self._context = context
         self._standing = standing
         self._id = standing.branch_id
@@ -256,7 +258,7 @@ async def _answer(
     try:
         return await _call(claim, context, shard_id, index, calls)
     except CallStoppedError as stopped:
-        if stopped.reason in (Stop.HANDED_BACK, Stop.PAUSED):
+        if stopped.reason in (StopReason.HANDED_BACK, StopReason.PAUSED):
             raise BranchHandedBack from None
         return _stopped(index, stopped.reason, calls)
     except LostDataError:
@@ -272,10 +274,10 @@ async def _answer(
         return Outcome(index=index, kind=kind, message=str(error))
 
 
-def _stopped(index: int, reason: Stop, calls: Calls) -> Outcome:
+def _stopped(index: int, reason: StopReason, calls: Calls) -> Outcome:
     """Return the outcome of a branch whose run has ended; what it consumed till then counts."""
     kind, message = ErrorKind.CANCELLED, "the run was stopped during the call"
-    if reason is Stop.EXPIRED:
+    if reason is StopReason.EXPIRED:
         kind, message = ErrorKind.EXPIRED, "the run's deadline passed during the call"
     return Outcome(
         index=index,

@@ -27,7 +27,7 @@ from fanout.system.logs import about
 from fanout.system.ticker import Ticker
 from workers.context.app import app_of, context_of
 from workers.context.heartbeats import BEATS, RENEWALS
-from workers.context.progress import Progress, Watch
+from workers.context.progress import BranchTracker, StallWatch
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -51,7 +51,7 @@ class Leases(bootsteps.StartStopStep):  # type: ignore[misc]
         self._worker = worker
         settings = app_of(worker).settings
         self._redis = connect_broker(settings)
-        self._watched: Watch | None = None
+        self._watched: StallWatch | None = None
         self._every_s = settings.visibility_timeout_s / RENEWALS
         self._ticker = Ticker("leases", self._every_s, self._renew)
 
@@ -65,13 +65,13 @@ class Leases(bootsteps.StartStopStep):  # type: ignore[misc]
         self._redis.close()
 
     @property
-    def _progress(self) -> Progress:
-        progress: Progress = context_of(self._worker).branches.progress
+    def _progress(self) -> BranchTracker:
+        progress: BranchTracker = context_of(self._worker).branches.progress
         return progress
 
-    def _watch(self) -> Watch:
+    def _watch(self) -> StallWatch:
         if self._watched is None:
-            self._watched = Watch(self._progress)
+            self._watched = StallWatch(self._progress)
         return self._watched
 
     def _left(self) -> Callable[[Any], bool]:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from kombu.asynchronous import Hub
 
-    from workers.context.progress import Standing
+    from workers.context.progress import TrackedBranch
 
     # Has Celery's tracer run a task in a thread, given what is called when that begins.
     _ByCelery = Callable[[Callable[..., Any] | None], None]
@@ -189,7 +189,7 @@ class TaskPool(BasePool):  # type: ignore[misc]
             progress.end(standing)
 
     async def _processed(
-        self, request: BranchRequest, standing: Standing, by_celery: _ByCelery
+        self, request: BranchRequest, standing: TrackedBranch, by_celery: _ByCelery
     ) -> None:
         error: BranchFailed | None = None
         slot, feed = _Slot(self, request), request.kwargs["feed"]

@@ -15,7 +15,7 @@ from celery import signals
 from fanout.core.errors import BrokerError
 from fanout.system.logs import about
 from fanout.system.ticker import Ticker
-from workers.context.progress import Watch
+from workers.context.progress import StallWatch
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -43,7 +43,7 @@ class ChildWatch:
     ) -> None:
         self._context = context
         self._end = end
-        self._watch: Watch | None = None
+        self._watch: StallWatch | None = None
 
     def look(self) -> None:
         """End the child where its branch stands still although the server takes writes."""
@@ -51,7 +51,7 @@ class ChildWatch:
         if context is None:
             return
         progress = context.branches.progress
-        watch = self._watch = self._watch or Watch(progress)
+        watch = self._watch = self._watch or StallWatch(progress)
         if progress.overdue():
             # Its parent beats, and would not notice; so it is asked for here, when it matters.
             try:

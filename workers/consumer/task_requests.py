@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from billiard.einfo import ExceptionInfo
 
-    from workers.context.claim_releases import Releases
+    from workers.context.claim_releases import ClaimReleases
 
 __all__ = [
     "BranchRequest",
@@ -188,8 +188,8 @@ class BranchRequest(ReportsAll):
         super().let_go()
 
     @property
-    def _releases(self) -> Releases:
-        releases: Releases = context_of(self).branches.releases
+    def _releases(self) -> ClaimReleases:
+        releases: ClaimReleases = context_of(self).branches.releases
         return releases
 
     def on_settled(self, error: BranchFailed | None) -> None:

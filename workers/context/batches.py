@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Sequence
     from concurrent.futures import Executor
 
-__all__ = ["Batches", "Kept"]
+__all__ = ["Batches", "LoadingCache"]
 
 _Asked = TypeVar("_Asked")
 _Given = TypeVar("_Given")
@@ -144,7 +144,7 @@ def _ended(done: asyncio.Future[Any]) -> Any:
     return done.exception() or done.result()
 
 
-class Kept(Generic[_Key, _Value]):
+class LoadingCache(Generic[_Key, _Value]):
     """Keeps the last few values; loads each in a thread, once for all that ask meanwhile.
 
     Args:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from fanout.system.threads import ReadyThreads
 from workers.context.batches import Batches
-from workers.context.claim_releases import Releases
-from workers.context.progress import Progress
+from workers.context.claim_releases import ClaimReleases
+from workers.context.progress import BranchTracker
 
 if TYPE_CHECKING:
     from fanout.core.ids import BranchId
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from workers.context.connections import Connections
     from workers.context.event_loop import LoopThread
     from workers.context.inflight import InFlight
-    from workers.context.progress import Standing
+    from workers.context.progress import TrackedBranch
 
 __all__ = ["BranchSteps"]
 
@@ -59,8 +59,8 @@ class BranchSteps:
         self.begin = Batches(store.begin_all, self.threads, abandoned=self._take_back)
         self.record = Batches(store.record_all, self.threads, self.linger_s)
         self.feed = Batches(self._publish, self.threads)
-        self.progress = Progress(step_s=step_s)
-        self.releases = Releases(self._fail_fast_store.unbegin)
+        self.progress = BranchTracker(step_s=step_s)
+        self.releases = ClaimReleases(self._fail_fast_store.unbegin)
         self.alone = asyncio.Lock()
 
     def linger_s(self) -> float:
@@ -70,7 +70,7 @@ class BranchSteps:
         """
         return _LINGER_S if self._in_flight.count >= _MANY_IN_FLIGHT else 0.0
 
-    def let_go(self, standing: Standing) -> None:
+    def let_go(self, standing: TrackedBranch) -> None:
         """Let other workers begin a branch that makes no progress. Raises BrokerError."""
         if standing.token:
             self._fail_fast_store.unbegin(standing.branch_id, token=standing.token, counts=True)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from fanout.core.ids import BranchId
 
-__all__ = ["Releases"]
+__all__ = ["ClaimReleases"]
 
 # A begin that a dead process has sent may reach the server behind what was to undo it; not by more
 # than this.
@@ -36,7 +36,7 @@ class _Unbegin(Protocol):
     def __call__(self, branch_id: BranchId, /, *, token: str, counts: bool) -> None: ...
 
 
-class Releases:
+class ClaimReleases:
     """Gives claims up: each twice, the second time when no begin of it can be under way any more.
 
     Safe to share. Where the process ends before, its claims end with it.

@@ -18,12 +18,12 @@ if TYPE_CHECKING:
     from fanout.core.records import Outcome
     from fanout.stores import RedisStore, StageRecord
 
-__all__ = ["Alike"]
+__all__ = ["CommonFailures"]
 
 _REMEMBERED_RUNS = 64
 
 
-class Alike:
+class CommonFailures:
     """What branches of runs failed of, as one worker process has seen it. Safe to share.
 
     Args:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from fanout.stores import RedisStore
 
-__all__ = ["CallStoppedError", "InFlight", "Stop"]
+__all__ = ["CallStoppedError", "InFlight", "StopReason"]
 
 _T = TypeVar("_T")
 # A stopped run should cost no more than this much of further calls.
@@ -26,7 +26,7 @@ _LOOK_S = 0.5
 _log = logging.getLogger(__name__)
 
 
-class Stop(Enum):
+class StopReason(Enum):
     """Why a call was ended early."""
 
     HALTED = "halted"  # its run was stopped
@@ -38,7 +38,7 @@ class Stop(Enum):
 class CallStoppedError(Exception):
     """The call was ended early."""
 
-    def __init__(self, reason: Stop) -> None:
+    def __init__(self, reason: StopReason) -> None:
         super().__init__(reason.value)
         self.reason = reason
 
@@ -53,7 +53,7 @@ class InFlight:
     def __init__(self, store: RedisStore) -> None:
         self._store = store
         # By run, and by whether its deadline binds them: it does not bind those of the reduce.
-        self._tasks: defaultdict[tuple[str, bool], dict[asyncio.Task[Any], Stop | None]]
+        self._tasks: defaultdict[tuple[str, bool], dict[asyncio.Task[Any], StopReason | None]]
         self._tasks = defaultdict(dict)
         self._watcher: asyncio.Task[None] | None = None
         # Those that make no call just now: they wait until they may.
@@ -74,7 +74,7 @@ class InFlight:
         task = asyncio.current_task()
         if self._is_handing_back or task is None:
             coroutine.close()
-            raise CallStoppedError(Stop.HANDED_BACK)
+            raise CallStoppedError(StopReason.HANDED_BACK)
         calls = self._tasks[run_id, has_deadline]
         calls[task] = None
         self.count += 1
@@ -84,7 +84,7 @@ class InFlight:
         except asyncio.CancelledError:
             # The branch goes on without its call: what becomes of it has to be written down.
             task.uncancel()
-            raise CallStoppedError(calls[task] or Stop.HANDED_BACK) from None
+            raise CallStoppedError(calls[task] or StopReason.HANDED_BACK) from None
         finally:
             self.count -= 1
             del calls[task]
@@ -98,7 +98,7 @@ class InFlight:
             CallStoppedError: This worker stops.
         """
         if self._is_stopping:
-            raise CallStoppedError(Stop.HANDED_BACK)
+            raise CallStoppedError(StopReason.HANDED_BACK)
         task = asyncio.current_task()
         if task is None:
             await asyncio.sleep(seconds)
@@ -113,13 +113,13 @@ class InFlight:
         """End what makes no call just now, and has them wait no more; on the loop."""
         self._is_stopping = True
         for key in list(self._tasks):
-            self._cancel(key, Stop.HANDED_BACK, only=self._waiting)
+            self._cancel(key, StopReason.HANDED_BACK, only=self._waiting)
 
     def hand_back(self) -> None:
         """End all calls, and those to come; on the loop."""
         self._is_handing_back = True
         for key in list(self._tasks):
-            self._cancel(key, Stop.HANDED_BACK)
+            self._cancel(key, StopReason.HANDED_BACK)
 
     async def aclose(self) -> None:
         """Look at no run any more; the loop is about to end."""
@@ -136,16 +136,16 @@ class InFlight:
             await asyncio.sleep(_LOOK_S)
             for key in list(self._tasks):
                 reason = await asyncio.to_thread(self._reason, *key)
-                if reason is Stop.PAUSED:
+                if reason is StopReason.PAUSED:
                     self._cancel(key, reason, only=self._waiting)
                 elif reason is not None:
                     self._cancel(key, reason)
 
-    def _reason(self, run_id: str, has_deadline: bool) -> Stop | None:  # noqa: FBT001 - half a key
+    def _reason(self, run_id: str, has_deadline: bool) -> StopReason | None:  # noqa: FBT001 - half a key
         try:
             run = self._store.run(run_id)
         except UnknownRunError:
-            return Stop.HALTED
+            return StopReason.HALTED
         except (BrokerError, OSError, RuntimeError) as error:
             # Whatever it is: who looks must go on looking.
             _log.warning(
@@ -153,15 +153,15 @@ class InFlight:
             )
             return None
         if run.halt is not None:
-            return Stop.HALTED
+            return StopReason.HALTED
         if has_deadline and run.is_overdue:
-            return Stop.EXPIRED
-        return Stop.PAUSED if run.status is RunStatus.PAUSED else None
+            return StopReason.EXPIRED
+        return StopReason.PAUSED if run.status is RunStatus.PAUSED else None
 
     def _cancel(
         self,
         key: tuple[str, bool],
-        reason: Stop,
+        reason: StopReason,
         *,
         only: Container[asyncio.Task[Any]] | None = None,
     ) -> None:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from fanout.llm.base import LLMReply, LLMRequest
     from fanout.stores import RedisStore
 
-__all__ = ["Gate", "Limiter"]
+__all__ = ["Limiter", "ModelGate"]
 
 # How old what a worker knows of a model's pause may be: one small read per model, not per call.
 _LOOK_S = 0.5
@@ -131,9 +131,9 @@ class Limiter:
         self._sleep = sleep
         self._models: dict[str, _Model] = {}
 
-    def gate(self, model: str, rates: Rates) -> Gate:
+    def gate(self, model: str, rates: Rates) -> ModelGate:
         """Return the gate for the calls of a branch."""
-        return Gate(self, self._known(model), rates)
+        return ModelGate(self, self._known(model), rates)
 
     def _known(self, name: str) -> _Model:
         model = self._models.get(name)
@@ -258,7 +258,7 @@ class Limiter:
             _log.warning("cannot correct the rate limit of %s: %s", model, error)
 
 
-class Gate:
+class ModelGate:
     """What the calls of one branch go through: see ``fanout.llm.calls.CallGate``."""
 
     def __init__(self, limiter: Limiter, model: _Model, rates: Rates) -> None:

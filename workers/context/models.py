@@ -6,7 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from fanout.llm import make_llm
-from workers.context.common_failures import Alike
+from workers.context.common_failures import CommonFailures
 from workers.context.inflight import InFlight
 from workers.context.limiter import Limiter
 from workers.telemetry.log_filters import quiet_clients
@@ -50,7 +50,7 @@ class Models:
         self.made: dict[str, LLM] = {}
         self.in_flight = InFlight(connections.fail_fast_store)
         self.limiter = Limiter(connections.fail_fast_store, sleep=self.in_flight.wait)
-        self.common_failures = Alike(connections.store)
+        self.common_failures = CommonFailures(connections.store)
 
     async def get(self, name: str) -> LLM:
         """Return the model, which is made if need be.

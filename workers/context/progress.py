@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
     from fanout.core.ids import BranchId
 
-__all__ = ["Progress", "Standing", "Watch"]
+__all__ = ["BranchTracker", "StallWatch", "TrackedBranch"]
 
 
-class Standing:
+class TrackedBranch:
     """Where one delivery of a branch stands.
 
     Attributes:
@@ -62,13 +62,13 @@ class Standing:
         return now - self._since
 
 
-class Progress:
+class BranchTracker:
     """The branches that a process is at."""
 
     def __init__(self, *, step_s: float, clock: Callable[[], float] = time.monotonic) -> None:
         self.step_s = step_s
         self.clock = clock
-        self._all: set[Standing] = set()
+        self._all: set[TrackedBranch] = set()
         self._turned_at = clock()
 
     def turns(self) -> None:
@@ -80,27 +80,27 @@ class Progress:
         """Whether something blocks the loop: then nothing on it moves, whatever it waits for."""
         return self.clock() - self._turned_at > self.step_s
 
-    def begin(self, branch_id: BranchId, task: asyncio.Task[object] | None = None) -> Standing:
+    def begin(self, branch_id: BranchId, task: asyncio.Task[object] | None = None) -> TrackedBranch:
         """Remember a delivery of a branch."""
-        standing = Standing(branch_id, task, self.clock)
+        standing = TrackedBranch(branch_id, task, self.clock)
         self._all.add(standing)
         return standing
 
-    def end(self, standing: Standing) -> None:
+    def end(self, standing: TrackedBranch) -> None:
         """Forget it: it is settled, or given back."""
         self._all.discard(standing)
 
-    def stuck(self) -> list[Standing]:
+    def stuck(self) -> list[TrackedBranch]:
         """Return those that were left to others and are still here."""
         return [standing for standing in self._copied() if standing.is_stuck]
 
-    def overdue(self) -> list[Standing]:
+    def overdue(self) -> list[TrackedBranch]:
         """Return those that stand still for longer than they can explain, and are not known yet."""
         now, all_are = self.clock(), self.is_loop_still
         found = [each for each in self._copied() if not each.is_stuck]
         return found if all_are else [each for each in found if each.is_overdue(now)]
 
-    def _copied(self) -> list[Standing]:
+    def _copied(self) -> list[TrackedBranch]:
         while True:
             try:
                 return list(self._all)
@@ -109,18 +109,18 @@ class Progress:
                 continue
 
 
-class Watch:
+class StallWatch:
     """Finds those that are stuck: overdue at two looks, while the server answered at both.
 
     A server that is away, or refuses, holds up everything; what it held up moves within moments of
     its return, and so before the second look.
     """
 
-    def __init__(self, progress: Progress) -> None:
+    def __init__(self, progress: BranchTracker) -> None:
         self._progress = progress
-        self._suspected: set[Standing] = set()
+        self._suspected: set[TrackedBranch] = set()
 
-    def look(self) -> list[Standing]:
+    def look(self) -> list[TrackedBranch]:
         """Return those that are newly stuck; called when the server has just taken a write."""
         overdue = self._progress.overdue()
         if not overdue and not self._suspected:

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from fanout.core.errors import StoredDataError
 from fanout.core.spec import RunSpec
 from fanout.inputs.prompts import Template
-from workers.context.batches import Kept
+from workers.context.batches import LoadingCache
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor
@@ -42,9 +42,9 @@ class RunCaches:
     def __init__(self, store: RedisStore, loaders: Executor) -> None:
         self._store = store
         self._loaders = loaders
-        self.specs = Kept(self._load_spec, loaders, size=_SPECS)
-        self.indices = Kept(store.indices, loaders, size=_SHARDS * 8)
-        self.shards = Kept(store.shard, loaders, size=_SHARDS)
+        self.specs = LoadingCache(self._load_spec, loaders, size=_SPECS)
+        self.indices = LoadingCache(store.indices, loaders, size=_SHARDS * 8)
+        self.shards = LoadingCache(store.shard, loaders, size=_SHARDS)
         self.template = lru_cache(maxsize=_SPECS * 8)(self._load_template)
 
     def _load_spec(self, run_id: str) -> RunSpec:

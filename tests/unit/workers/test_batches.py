@@ -12,9 +12,9 @@ import pytest
 from fanout.core.errors import BrokerError
 from fanout.core.ids import BranchId
 from fanout.stores import BeginRequest
-from workers.context.batches import Batches, Kept
+from workers.context.batches import Batches, LoadingCache
 from workers.context.branch_steps import BranchSteps
-from workers.context.claim_releases import Releases
+from workers.context.claim_releases import ClaimReleases
 
 
 @pytest.fixture
@@ -86,7 +86,7 @@ def test_a_begin_that_nobody_waits_for_is_taken_back(threads, refusals):
         taken_back.set()
 
     steps = object.__new__(BranchSteps)
-    steps.releases, steps.threads = Releases(unbegin), threads
+    steps.releases, steps.threads = ClaimReleases(unbegin), threads
     start = BeginRequest(BranchId("r1", 0, 3, 59), token="t1", holder="me", lasts_s=60, feed=0)
     steps._take_back(start)
     # What is refused is done with a later beat of the worker.
@@ -245,7 +245,7 @@ def test_one_that_does_not_wait_any_more_keeps_nothing_from_the_others(threads):
 def test_a_value_is_loaded_once_for_all_that_ask_meanwhile(threads):
     async def main():
         step = Step()
-        kept = Kept(lambda key: step([key])[0], threads, size=2)
+        kept = LoadingCache(lambda key: step([key])[0], threads, size=2)
         asked = [asyncio.ensure_future(kept(7)) for _ in range(3)]
         await begun(step)
         asked[0].cancel()
@@ -267,7 +267,7 @@ def test_what_could_not_be_loaded_is_loaded_again(threads):
         return key
 
     async def main():
-        kept = Kept(load, threads, size=2)
+        kept = LoadingCache(load, threads, size=2)
         with pytest.raises(ValueError, match="a"):
             await kept("a")
         assert await kept("a") == "a"
@@ -279,7 +279,7 @@ def test_what_was_not_asked_for_longest_is_forgotten(threads):
     loaded = []
 
     async def main():
-        kept = Kept(lambda key: loaded.append(key) or key, threads, size=2)
+        kept = LoadingCache(lambda key: loaded.append(key) or key, threads, size=2)
         for key in ("a", "b", "a", "c", "a", "b"):
             assert await kept(key) == key
 
@@ -296,7 +296,7 @@ def test_threads_and_coroutines_share_what_is_loaded(threads):
         loaded.append((key, threading.get_ident()))
         return [key]
 
-    kept = Kept(load, threads, size=2)
+    kept = LoadingCache(load, threads, size=2)
     here = threading.get_ident()
     value = kept.get("a")
     assert kept.get("a") is asyncio.run(kept("a")) is value

@@ -23,7 +23,7 @@ from workers.consumer.task_requests import (
     StillHeldError,
     let_go,
 )
-from workers.context.claim_releases import Releases
+from workers.context.claim_releases import ClaimReleases
 
 BRANCH = BranchId("r1", 0, 0, 1)
 REFUSED = BrokerError("MISCONF", is_refusal=True)
@@ -37,7 +37,7 @@ class Server:
         self.refusals = list(refusals)
         self.asked = []
         self.now = 100.0
-        self.releases = Releases(self.unbegin, clock=lambda: self.now)
+        self.releases = ClaimReleases(self.unbegin, clock=lambda: self.now)
 
     def unbegin(self, branch_id, *, token, counts):
         self.asked.append((branch_id, token, counts))
@@ -83,7 +83,7 @@ def test_one_that_is_always_refused_keeps_none_of_the_others():
             raise BrokerError("WRONGTYPE")
         given_up.append(token)
 
-    server.releases = Releases(unbegin, clock=lambda: server.now)
+    server.releases = ClaimReleases(unbegin, clock=lambda: server.now)
     for token in ("bad", "a", "b"):
         server.releases.later(BRANCH, token, counts=True)
     for _ in range(6):
@@ -195,7 +195,7 @@ def test_a_lost_child_gives_its_branch_up_before_it_comes_again(
             raise refused.pop()
         store.unbegin(branch_id, token=token, counts=counts)
 
-    server.releases = Releases(unbegin, clock=lambda: server.now)
+    server.releases = ClaimReleases(unbegin, clock=lambda: server.now)
     assert begin("a") == "go"
     broker.end(request(server), WorkerLostError("SIGKILL"), monkeypatch)
     assert broker.done == done

@@ -11,7 +11,7 @@ from fanout.llm.error_kinds import ALWAYS, FEW, MANY, NEVER
 from fanout.policy.retries import is_common, stop_after
 from fanout.runs.results import commonest_error
 from fanout.stores import RecordRequest
-from workers.context.common_failures import Alike
+from workers.context.common_failures import CommonFailures
 
 
 @pytest.mark.parametrize(
@@ -48,7 +48,7 @@ def fleet(store):
 class Fleet:
     def __init__(self, store):
         self.store = store
-        self.workers = [Alike(store), Alike(store)]
+        self.workers = [CommonFailures(store), CommonFailures(store)]
         self.ended = 0
 
     def end(self, outcome):

@@ -19,7 +19,7 @@ from fanout.core.records import ErrorKind, Outcome, RunStatus, Usage
 from fanout.core.settings import check_traces, load_settings
 from fanout.stores import RecordRequest
 from tests.fakes import RUN, FakeContext, run_branch
-from workers.context.inflight import Stop
+from workers.context.inflight import StopReason
 from workers.reduce.stages import collect, expand
 from workers.telemetry.base import Calls, NoTelemetry, make_telemetry
 from workers.telemetry.provider_names import provider_and_model
@@ -215,7 +215,7 @@ def test_a_shard_that_is_collected_again_has_one_span():
 def test_a_branch_whose_call_was_stopped_says_so():
     context = Traced()
     context.write(["a"])
-    context.models.in_flight.stop = Stop.HALTED
+    context.models.in_flight.stop = StopReason.HALTED
     with pytest.raises(Exception, match="cancelled"):
         run_branch(context, BranchId(RUN, 0, 0, 0), 0)
     assert [word(span) for span in context.spans] == ["branch cancelled"]

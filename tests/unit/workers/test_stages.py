@@ -17,7 +17,7 @@ from tests.fakes import RUN, FakeContext, fake_store, run_branch
 from workers.branch import claims
 from workers.branch.claims import BranchHandedBack, BranchHeld, BranchParked
 from workers.branch.execution import BranchFailed
-from workers.context.inflight import Stop
+from workers.context.inflight import StopReason
 from workers.reduce import reductions
 from workers.reduce.stages import TooEarlyError, aggregate, collect, expand
 
@@ -146,7 +146,7 @@ def test_a_branch_of_a_paused_run_is_parked_with_how_it_was_published():
 def test_a_branch_that_is_handed_back_was_not_begun():
     context = FakeContext()
     context.write(["a"])
-    context.models.in_flight.stop = Stop.HANDED_BACK
+    context.models.in_flight.stop = StopReason.HANDED_BACK
     with pytest.raises(BranchHandedBack):
         run_branch(context, BranchId(RUN, 0, 0, 0), 0)
     assert context.store.outcomes(ShardId(RUN, 0, 0)) == {}
@@ -162,7 +162,8 @@ def test_a_worker_that_hands_back_begins_nothing():
 
 
 @pytest.mark.parametrize(
-    ("stop", "kind"), [(Stop.HALTED, ErrorKind.CANCELLED), (Stop.EXPIRED, ErrorKind.EXPIRED)]
+    ("stop", "kind"),
+    [(StopReason.HALTED, ErrorKind.CANCELLED), (StopReason.EXPIRED, ErrorKind.EXPIRED)],
 )
 def test_a_call_that_was_ended_early_says_why(stop, kind):
     context = FakeContext()

@@ -13,8 +13,8 @@ from fanout.core.ids import BranchId
 from fanout.system.threads import ReadyThreads
 from workers.consumer.leases import Leases, held_tags
 from workers.consumer.stalled_children import ChildWatch
-from workers.context.claim_releases import Releases
-from workers.context.progress import Progress, Watch
+from workers.context.claim_releases import ClaimReleases
+from workers.context.progress import BranchTracker, StallWatch
 
 BRANCH = BranchId("r1", 0, 0, 7)
 
@@ -33,7 +33,7 @@ def clock():
 
 @pytest.fixture
 def progress(clock):
-    return Progress(step_s=10, clock=clock)
+    return BranchTracker(step_s=10, clock=clock)
 
 
 @pytest.mark.parametrize(
@@ -49,7 +49,7 @@ def test_what_explains_itself_is_not_overdue(progress, clock, within_s, after_s,
 
 
 def test_it_takes_two_looks_while_the_server_answers(progress, clock):
-    watch, standing = Watch(progress), progress.begin(BRANCH)
+    watch, standing = StallWatch(progress), progress.begin(BRANCH)
     standing.moves("is begun", within_s=10)
     assert watch.look() == []
     clock.now += 60
@@ -64,7 +64,7 @@ def test_it_takes_two_looks_while_the_server_answers(progress, clock):
 
 @pytest.mark.parametrize("what", ["moves", "ends"])
 def test_one_that_moves_after_all_is_not_stuck(progress, clock, what):
-    watch, standing = Watch(progress), progress.begin(BRANCH)
+    watch, standing = StallWatch(progress), progress.begin(BRANCH)
     standing.moves("is begun", within_s=10)
     clock.now += 11
     progress.turns()
@@ -78,7 +78,7 @@ def test_one_that_moves_after_all_is_not_stuck(progress, clock, what):
 
 
 def test_on_a_loop_that_is_blocked_nothing_explains_itself(progress, clock):
-    watch, standing = Watch(progress), progress.begin(BRANCH)
+    watch, standing = StallWatch(progress), progress.begin(BRANCH)
     clock.now += 9
     progress.turns()
     clock.now += 9
@@ -101,7 +101,7 @@ class Request:
 
 def context_with(store, progress, **steps):
     """Return a context whose beats and watchers use ``store``."""
-    releases = Releases(lambda *key, **_: None)
+    releases = ClaimReleases(lambda *key, **_: None)
     return SimpleNamespace(
         holder="me",
         connections=SimpleNamespace(fail_fast_store=store),
