@@ -1,8 +1,7 @@
-"""Steps that block, carried out many at a time in a thread for coroutines that wait for them.
+"""Batches and caches of blocking steps, which run in threads for coroutines.
 
-A round trip to the server costs a process far more than what it carries. So while one is under
-way, what else is asked for gathers, and goes with the next: the busier a worker is, the more do
-its branches share.
+A round trip to the server costs far more than what it carries. So requests that arrive during one
+round trip share the next: the busier a worker is, the more its branches share.
 """
 
 from __future__ import annotations
@@ -27,24 +26,25 @@ _Given = TypeVar("_Given")
 _Key = TypeVar("_Key", bound="Hashable")
 _Value = TypeVar("_Value")
 
-# How soon a step is tried again for which this process had no thread, descriptor or memory.
+# Seconds until a step is retried that lacked a thread, a descriptor or memory.
 _AGAIN_S = 1.0
 
 _log = logging.getLogger(__name__)
 
 
 class Batches(Generic[_Asked, _Given]):
-    """Carries out one kind of step; of one event loop. Whoever waits is always told how it ended.
+    """Carries out one kind of step in batches, for the coroutines of one event loop.
+
+    Each caller gets the result or the error of its own step.
 
     Args:
-        carry_out: Does it for several at once, in a thread, and returns what each is given. It may
-            be done twice: where it raises, it is done for each by itself, so that one does not
-            fail the others; where the process has nothing left to do it with, it is done again.
-        threads: Where it is called, by one thread at a time.
-        linger_s: Says how many seconds a first one waits for others to come along.
-        abandoned: Is told, on the loop, of a step that may have been done although whoever asked
-            for it was cancelled meanwhile: nobody hears how it ended, and nobody would take it
-            back.
+        carry_out: Carries out a batch in a thread; returns one result per request. A request may be
+            carried out twice: if a batch raises, each request is repeated alone, so that one does
+            not fail the others; if the process lacks a resource, the batch is repeated.
+        threads: The threads that call it, one at a time.
+        linger_s: Returns how many seconds a first request waits for others.
+        abandoned: Called on the loop with a request whose caller was cancelled during the step. The
+            step may have been done, and no caller is left to undo it.
     """
 
     def __init__(
@@ -62,13 +62,13 @@ class Batches(Generic[_Asked, _Given]):
         self._is_busy = False
 
     async def __call__(self, asked: _Asked) -> _Given:
-        """Have the step done, and return what it gives."""
+        """Carry out the step for one request; return its result."""
         loop = asyncio.get_running_loop()
         future: asyncio.Future[_Given] = loop.create_future()
         self._waiting.append((asked, future))
         if not self._is_busy:
             self._is_busy = True
-            # Not at once: other coroutines that are ready now shall come along.
+            # Later: other coroutines that are ready now join the batch.
             loop.call_later(self._linger_s(), self._start)
         return await future
 
@@ -86,12 +86,12 @@ class Batches(Generic[_Asked, _Given]):
         step.add_done_callback(lambda done: self._end(asked, futures, _ended(done)))
 
     def _try_again(self, asked: list[_Asked], futures: list[asyncio.Future[_Given]]) -> None:
-        # One that nobody waits for any more must not keep all that come after it.
+        # A request without a caller must not hold up later ones.
         left = [pair for pair in zip(asked, futures, strict=True) if not pair[1].done()]
         self._try([asked for asked, _ in left], [future for _, future in left])
 
     def _carried_out(self, asked: list[_Asked]) -> list[tuple[_Given | None, Exception | None]]:
-        """Return what each is given, or why it is not. Raises where it is to be done again."""
+        """Return a result or an error per request. Raises if the batch should be repeated."""
         try:
             given = self._carry_out(asked)
             return [(each, None) for each in _one_for_each(given, asked)]
@@ -121,7 +121,7 @@ class Batches(Generic[_Asked, _Given]):
         each = [(None, ended)] * len(asked) if isinstance(ended, BaseException) else ended
         for one, future, (given, error) in zip(asked, futures, each, strict=True):
             if future.done():
-                # Whoever waited was cancelled.
+                # The caller was cancelled.
                 if self._abandoned is not None:
                     self._abandoned(one)
             elif error is None:
@@ -138,19 +138,19 @@ def _one_for_each(given: Sequence[_Given], asked: list[_Asked]) -> Sequence[_Giv
 
 
 def _ended(done: asyncio.Future[Any]) -> Any:
-    """Return what a step gave, or why it did not."""
+    """Return the result of a step, or its error."""
     if done.cancelled():
         return RuntimeError("the step was cancelled: this process is about to end")
     return done.exception() or done.result()
 
 
 class LoadingCache(Generic[_Key, _Value]):
-    """Keeps the last few values; loads each in a thread, once for all that ask meanwhile.
+    """Keeps the most recently used values; coroutines that ask for the same key share one loading.
 
     Args:
         load: Returns the value of a key; it may block.
-        threads: Where it is called.
-        size: How many values are kept.
+        threads: The threads that call it for coroutines.
+        size: How many values to keep.
     """
 
     def __init__(self, load: Callable[[_Key], _Value], threads: Executor, *, size: int) -> None:
@@ -162,7 +162,7 @@ class LoadingCache(Generic[_Key, _Value]):
         self._loading: dict[_Key, asyncio.Future[_Value]] = {}
 
     def get(self, key: _Key) -> _Value:
-        """Return the value of ``key``, loaded in this thread if need be, or raise what that raises."""
+        """Return the value of ``key``; this thread loads it if need be. Raises what ``load`` raises."""
         try:
             value = self._values[key]
             self._values.move_to_end(key)
@@ -175,7 +175,7 @@ class LoadingCache(Generic[_Key, _Value]):
         return value
 
     async def __call__(self, key: _Key) -> _Value:
-        """Return the value of ``key``, or raise what its loading raises."""
+        """Return the value of ``key``. Raises what ``load`` raises."""
         try:
             value = self._values[key]
             self._values.move_to_end(key)
@@ -188,11 +188,11 @@ class LoadingCache(Generic[_Key, _Value]):
             loop = asyncio.get_running_loop()
             future = self._loading[key] = loop.run_in_executor(self._threads, self.get, key)
             future.add_done_callback(lambda done: self._loaded(key, done))
-        # One that is cancelled must not take it from the others.
+        # A caller that is cancelled must not cancel the loading for the others.
         return await asyncio.shield(future)
 
     def _loaded(self, key: _Key, done: asyncio.Future[_Value]) -> None:
         del self._loading[key]
         if not done.cancelled():
-            # All that asked may have been cancelled: nobody else looks at its error.
+            # If all callers were cancelled, nothing else retrieves the error.
             done.exception()

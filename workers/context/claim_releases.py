@@ -1,9 +1,8 @@
-"""Claims of deliveries that have ended here without an outcome: given up, until that is certain.
+"""Releases the claims of deliveries that ended in this process without an outcome.
 
-While a claim stands and its holder lives, nobody else begins the branch. The token of a claim is
-the tag of its delivery, which the process that took the message knows, whoever began the branch for
-it: so the claim of a child that is dead is given up by its parent, and never that of another
-delivery which has begun the branch since.
+While a claim stands and its holder lives, no other worker begins the branch. The token of a claim
+is the tag of its delivery. The process that took the message knows the tag even if a child began the
+branch: so a parent releases the claim of a dead child, and never the claim of a later delivery.
 """
 
 from __future__ import annotations
@@ -23,10 +22,9 @@ if TYPE_CHECKING:
 
 __all__ = ["ClaimReleases"]
 
-# A begin that a dead process has sent may reach the server behind what was to undo it; not by more
-# than this.
+# Seconds by which a begin of a dead process may reach the server after the release of its claim.
 _LATE_S = 1.0
-# How many are tried in a row: the same thread says that its worker is alive.
+# The most claims to release at a time: the same thread sends the worker's heartbeats.
 _AT_ONCE = 200
 
 _log = logging.getLogger(__name__)
@@ -37,43 +35,43 @@ class _Unbegin(Protocol):
 
 
 class ClaimReleases:
-    """Gives claims up: each twice, the second time when no begin of it can be under way any more.
+    """Releases each claim twice: the second time when its begin can no longer be under way.
 
-    Safe to share. Where the process ends before, its claims end with it.
+    Safe to share between threads. If the process ends earlier, its claims end with it.
 
     Args:
-        unbegin: See ``RedisStore.unbegin``; it does not wait for a server that is away.
-        clock: Seconds, rising.
+        unbegin: See ``RedisStore.unbegin``; it fails at once if the server is unreachable.
+        clock: Monotonic seconds.
     """
 
     def __init__(self, unbegin: _Unbegin, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._unbegin = unbegin
         self._clock = clock
         self._lock = threading.Lock()
-        # Whether it counts as a begin all the same, and when it was first given up.
+        # Whether the begin still counts, and when the claim was first released.
         self._pending: dict[tuple[BranchId, str], tuple[bool, float | None]] = {}
 
     def __len__(self) -> int:
         return len(self._pending)
 
     def later(self, branch_id: BranchId, token: str, *, counts: bool) -> None:
-        """Give a claim up soon, if it stands: see ``again``.
+        """Release a claim at the next ``again``.
 
         Args:
             branch_id: The branch.
-            token: Of the claim; that of another delivery stays.
-            counts: Whether it was a begin all the same.
+            token: The token of the claim; claims of other deliveries stay.
+            counts: Whether the begin still counts as a delivery.
         """
         with self._lock:
             self._pending.setdefault((branch_id, token), (counts, None))
 
     def now(self, branch_id: BranchId, token: str, *, counts: bool) -> bool:
-        """Give a claim up; where the server does not take that, soon. Say whether it did now."""
+        """Release a claim now, or later if the server refuses; return whether it is released."""
         self.later(branch_id, token, counts=counts)
         return self._give_up(branch_id, token)
 
     def again(self) -> None:
-        """Give up what is left, if the server takes it; called every few seconds."""
+        """Release pending claims until the server refuses; called every few seconds."""
         with self._lock:
             some = list(self._pending)[:_AT_ONCE]
         for branch_id, token in some:
@@ -82,7 +80,7 @@ class ClaimReleases:
 
     def _give_up(self, branch_id: BranchId, token: str) -> bool:
         with self._lock:
-            # Behind all others: one that is always refused keeps none of them.
+            # Moved to the end: a claim that the server always refuses holds up no other.
             counts, first = self._pending.pop((branch_id, token), (False, None))
             self._pending[branch_id, token] = (counts, first)
         sent_at = self._clock()

@@ -1,6 +1,6 @@
-"""Stops a run whose branches all fail alike: of a wrong key or model, not of their documents.
+"""Finds runs whose branches all fail in the same way: by a wrong key or model, not by a document.
 
-Looked at where a branch has failed so: one that succeeds pays nothing for it.
+It costs only branches that fail; a branch that succeeds pays nothing.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ _REMEMBERED_RUNS = 64
 
 
 class CommonFailures:
-    """What branches of runs failed of, as one worker process has seen it. Safe to share.
+    """Counts the failures of each run in this process. Safe to share between threads.
 
     Args:
-        store: Knows whether others have succeeded.
+        store: The store that counts the fleet's successes.
     """
 
     def __init__(self, store: RedisStore) -> None:
@@ -36,7 +36,7 @@ class CommonFailures:
         self._runs: OrderedDict[str, Counter[tuple[str, str]]] = OrderedDict()
 
     def reason(self, stage_id: StageId, outcome: Outcome, stop_after: int) -> str | None:
-        """Return why a run is to be stopped now that a branch of it has failed, or None."""
+        """Return why the failure of a branch should stop its run, or None."""
         if stop_after == 1:
             return f"{outcome.kind}: {outcome.message}"
         seen = self._count(stage_id.run_id, outcome)
@@ -68,9 +68,9 @@ class CommonFailures:
 
 
 def _failed_so(record: StageRecord, outcome: Outcome) -> int:
-    """Return how many have failed with this kind, where no other kind is among them.
+    """Return how many branches of the fleet failed with this kind, or 0 if others failed otherwise.
 
-    A fleet of many processes needs no more failures than a single one.
+    So a fleet of many processes stops a run after as few failures as one process.
     """
     failed = record.errors.get(outcome.kind, 0) if outcome.kind else 0
     return failed + 1 if failed == record.failed else 0

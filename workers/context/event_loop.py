@@ -1,4 +1,4 @@
-"""The event loop of a worker process: uvloop's where it is installed, which costs a third."""
+"""The event loop of a worker process: uvloop's if installed, at a third of the CPU time."""
 
 from __future__ import annotations
 

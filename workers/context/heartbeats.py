@@ -1,14 +1,14 @@
-"""How often a worker tells the store that it lives, as shares of the visibility timeout."""
+"""The intervals of a worker's heartbeats, as shares of the visibility timeout."""
 
 from __future__ import annotations
 
 __all__ = ["ALIVE", "BEATS", "RENEWALS", "SURE"]
 
-# The store takes a holder for dead after BEATS / RENEWALS = half the visibility timeout of silence,
-# so before its messages come back; two of three beats may fail until then.
+# The store considers a holder dead after BEATS / RENEWALS (half) of the visibility timeout without a
+# beat: before its messages are delivered again, and after up to two failed beats.
 RENEWALS = 6
 BEATS = 3
-# After this share of it without a beat the store takes a holder for dead.
+# The store considers a holder dead after this share of the timeout without a beat.
 ALIVE = BEATS / RENEWALS
-# A holder is alive for at least this share of the timeout after any moment at which it was.
+# If a holder is alive now, the store considers it alive for at least this share of the timeout.
 SURE = (BEATS - 1) / RENEWALS

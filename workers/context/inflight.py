@@ -1,4 +1,4 @@
-"""The calls of a worker process that are in flight, and what ends them early."""
+"""The calls in flight of a worker process, and the reasons that end them early."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ class StopReason(Enum):
 
     HALTED = "halted"  # its run was stopped
     EXPIRED = "expired"  # its run's deadline passed
-    HANDED_BACK = "handed back"  # the worker stops: another one shall make the call
-    PAUSED = "paused"  # its run was, while it waited to call
+    HANDED_BACK = "handed back"  # the worker stops: another worker makes the call
+    PAUSED = "paused"  # its run was paused while the branch waited to call
 
 
 class CallStoppedError(Exception):
@@ -44,23 +44,23 @@ class CallStoppedError(Exception):
 
 
 class InFlight:
-    """Awaits the calls of branches, each in a task of its own, and ends those that must end.
+    """Awaits the calls of branches, each in its own task, and cancels calls that must end.
 
-    It looks at each run with calls in flight twice a second: one small read a run, whatever the
+    It reads each run with calls in flight twice a second: one small read per run, regardless of the
     number of its calls.
     """
 
     def __init__(self, store: RedisStore) -> None:
         self._store = store
-        # By run, and by whether its deadline binds them: it does not bind those of the reduce.
+        # By run, and by whether the run's deadline applies: it does not apply to the reduce.
         self._tasks: defaultdict[tuple[str, bool], dict[asyncio.Task[Any], StopReason | None]]
         self._tasks = defaultdict(dict)
         self._watcher: asyncio.Task[None] | None = None
-        # Those that make no call just now: they wait until they may.
+        # Tasks that wait until they may call.
         self._waiting: set[asyncio.Task[Any]] = set()
         self._is_stopping = False
         self._is_handing_back = False
-        # How many there are.
+        # The number of calls in flight.
         self.count = 0
 
     async def call(
@@ -82,7 +82,7 @@ class InFlight:
         try:
             return await coroutine
         except asyncio.CancelledError:
-            # The branch goes on without its call: what becomes of it has to be written down.
+            # The branch goes on without its call: its outcome must be recorded.
             task.uncancel()
             raise CallStoppedError(calls[task] or StopReason.HANDED_BACK) from None
         finally:
@@ -92,7 +92,7 @@ class InFlight:
                 self._tasks.pop((run_id, has_deadline), None)
 
     async def wait(self, seconds: float) -> None:
-        """Wait between calls: a branch goes back to the queue whose run is paused meanwhile.
+        """Wait between calls; if its run is paused meanwhile, the branch goes back to the queue.
 
         Raises:
             CallStoppedError: This worker stops.
@@ -110,19 +110,19 @@ class InFlight:
             self._waiting.discard(task)
 
     def hand_back_waiting(self) -> None:
-        """End what makes no call just now, and has them wait no more; on the loop."""
+        """End the branches that wait to call; called on the loop."""
         self._is_stopping = True
         for key in list(self._tasks):
             self._cancel(key, StopReason.HANDED_BACK, only=self._waiting)
 
     def hand_back(self) -> None:
-        """End all calls, and those to come; on the loop."""
+        """End all calls, now and later; called on the loop."""
         self._is_handing_back = True
         for key in list(self._tasks):
             self._cancel(key, StopReason.HANDED_BACK)
 
     async def aclose(self) -> None:
-        """Look at no run any more; the loop is about to end."""
+        """Stop reading the runs; the loop is about to end."""
         if self._watcher is not None:
             self._watcher.cancel()
             await asyncio.gather(self._watcher, return_exceptions=True)
@@ -147,7 +147,7 @@ class InFlight:
         except UnknownRunError:
             return StopReason.HALTED
         except (BrokerError, OSError, RuntimeError) as error:
-            # Whatever it is: who looks must go on looking.
+            # No error may end the watcher.
             _log.warning(
                 "cannot see whether run %s goes on: %s", run_id, error, extra=about(run_id)
             )

@@ -1,4 +1,4 @@
-"""The fleet's rate limits and circuit breakers, as the calls of one worker process meet them."""
+"""Applies the fleet's rate limits and circuit breakers to the calls of a worker process."""
 
 from __future__ import annotations
 
@@ -35,46 +35,46 @@ if TYPE_CHECKING:
 
 __all__ = ["Limiter", "ModelGate"]
 
-# How old what a worker knows of a model's pause may be: one small read per model, not per call.
+# How old a worker's knowledge of a model's pause may be: one small read per model, not per call.
 _LOOK_S = 0.5
-# The pause after a refusal that names none.
+# The pause after a refusal without a retry-after.
 _PAUSE_S = 1.0
-# Those that waited together are spread over so much of the pause, or they would be refused again.
+# Calls that waited together spread over this share of the pause, or they would be refused again.
 _SPREAD = 0.5
 _MAX_SPREAD_S = 2.0
-# How soon who waits looks again whether the pause is over; who has failed leaves it to the others
-# to try, as it may be at fault itself.
+# Seconds after which a waiting branch checks again whether the pause is over. A branch that has
+# failed waits longer, as it may be at fault itself: other branches try first.
 _POLL_S = 0.5
 _POLL_FAILED = 3.0
 _MOST_REFUSALS = 5
-# How many calls of the worker that is told to try do so: one of them may fail by itself.
+# How many calls of the probing worker probe: one of them may fail by itself.
 _PROBES = 2
-# Says nothing of the model: a fault on our own side.
+# Kinds that say nothing about the model: faults of fanout itself.
 _SILENT = frozenset({ErrorKind.INTERNAL})
 
 _log = logging.getLogger(__name__)
 
 
 class _Model:
-    """What this worker knows of a model."""
+    """What this worker knows about a model."""
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.health = ModelHealth()
         self.looked_at = float("-inf")
-        # Until when the fleet leaves it alone, and this worker because it was refused.
+        # Until when the fleet makes no calls, and until when this worker does not after a refusal.
         self.fleet_until = 0.0
         self.refused_until = 0.0
-        # Since when it is known to fail for everybody, by the fleet or by this worker alone.
+        # Since when it is known to fail for all branches, to the fleet or to this worker alone.
         self.down_at: float | None = None
-        # Of this worker alone: where the fleet's cannot be asked, or others are well.
+        # This worker's own breaker: used if the server is unreachable, or other workers are well.
         self.breaker = CLOSED
         self.probes = 0
-        # When calls last were held back.
+        # When calls were last held back.
         self.heard_at = 0.0
 
     def hold_s(self, now: float) -> float:
-        """Return for how long no call shall begin."""
+        """Return the seconds for which no call should begin."""
         until = max(self.fleet_until, self.refused_until)
         if until <= now and self.breaker.opened_at is not None:
             standing, self.breaker = ask(self.breaker, now=now)
@@ -84,7 +84,7 @@ class _Model:
         return max(0.0, until - now)
 
     def is_well(self, now: float) -> bool:
-        """Say whether a call may begin, as far as is known, and that is not long ago."""
+        """Return whether a call may begin, by what was read lately."""
         return (
             now - self.looked_at < _LOOK_S
             and self.down_at is None
@@ -93,17 +93,17 @@ class _Model:
         )
 
     def down_s(self, now: float) -> float | None:
-        """Return since when the model fails for everybody, or None."""
+        """Return for how many seconds the model has failed for all branches, or None."""
         return None if self.down_at is None else now - self.down_at
 
     def fell(self, at: float, now: float) -> None:
-        """Remember that it fails."""
+        """Note that the model fails since ``at``."""
         if self.down_at is None:
             self.heard_at = now
         self.down_at = at if self.down_at is None else min(at, self.down_at)
 
     def rose(self, now: float) -> None:
-        """Remember that it is well again."""
+        """Note that the model is well again."""
         self.down_at = None
         self.fleet_until = self.refused_until = 0.0
         self.breaker = close(self.breaker, now=now)
@@ -111,12 +111,12 @@ class _Model:
 
 
 class Limiter:
-    """Knows which models are to be left alone for a while; on the loop of the calls.
+    """Holds back calls to models that refuse or fail; runs on the loop of the calls.
 
     Args:
-        store: What the fleet shares; asked in threads, as it blocks.
-        clock: Seconds, rising.
-        sleep: Waits.
+        store: The fleet's limits and breakers; called in threads, as it blocks.
+        clock: Monotonic seconds.
+        sleep: Waits so many seconds.
     """
 
     def __init__(
@@ -165,13 +165,13 @@ class Limiter:
             continue
 
     async def _is_held(self, model: _Model, *, until: float, has_failed: bool) -> bool:
-        """Wait until a pause is over; say whether there was one, and there may be another."""
+        """Wait until a pause is over; return whether there was one, so that another may follow."""
         came, was_held = self.clock(), False
         poll_s = _POLL_S * (_POLL_FAILED if has_failed else 1.0)
         while True:
             now = self.clock()
             if now - model.looked_at >= _LOOK_S:
-                # Set first: the other calls should not look as well.
+                # Set first, so that other calls do not read it as well.
                 model.looked_at = now
                 await self._look(model)
                 now = self.clock()
@@ -181,7 +181,7 @@ class Limiter:
                 return False
             left_s = until - now
             if model.down_at is not None and not has_failed:
-                # It waits no longer than those did that came when this began.
+                # It waits no longer than the branches that were waiting when the outage began.
                 left_s = min(left_s, model.down_at + (until - came) - now)
             if hold_s <= 0 or left_s <= 0:
                 break
@@ -210,7 +210,7 @@ class Limiter:
             model.fleet_until = now + standing.wait_s
 
     async def refused(self, name: str, retry_after_s: float | None) -> None:
-        """Have the whole fleet leave a model alone for as long as its provider asks."""
+        """Pause the model for the whole fleet, for as long as its provider asks."""
         model = self._known(name)
         pause_s = min(MAX_BLOCK_S, _PAUSE_S if retry_after_s is None else retry_after_s)
         model.refused_until = max(model.refused_until, self.clock() + pause_s)
@@ -220,12 +220,12 @@ class Limiter:
             _log.warning("cannot tell the fleet to leave %s alone: %s", model.name, error)
 
     async def failed_for_all(self, model: _Model) -> None:
-        """Have the whole fleet leave a model alone that fails for everybody."""
+        """Open the fleet's breaker for a model that fails for all branches."""
         now = self.clock()
         if model.down_at is not None:
             return
         model.fell(now, now)
-        # Until the store has said what the fleet does.
+        # Until the store has answered.
         model.breaker = trip(model.breaker, now=now, reopen_s=0.0)
         _log.warning("%s fails for every branch: its calls wait until it answers again", model.name)
         try:
@@ -238,7 +238,7 @@ class Limiter:
             model.looked_at = float("-inf")
 
     async def succeeded_while_down(self, model: _Model, began: float) -> None:
-        """Have the whole fleet call a model again, if the call began when it was left alone."""
+        """Close the fleet's breaker if the call began while the model was held back."""
         if began < model.heard_at:
             return
         model.rose(self.clock())
@@ -296,13 +296,13 @@ class ModelGate:
     async def leave(
         self, request: LLMRequest, reply: LLMReply | None, error: LLMError | None
     ) -> FailureVerdict | None:
-        """Learn from how the call went; return what its error means for the branch."""
+        """Record the end of a call; return the verdict on its error, if any."""
         if reply is not None and self._counts_tokens:
             await self._correct(request, reply)
         if error is not None and error.kind in SHARED:
             return await self._failed(error)
         if error is None or error.kind not in _SILENT:
-            # An answer, whatever it is worth, or a refusal of this prompt: the model is up.
+            # Any answer, or a refusal of this prompt, shows that the model is up.
             model, now = self._model, self._limiter.clock()
             model.health.succeeded(began=self._began, now=now, is_first=self._calls == 1)
             if model.down_at is not None:
@@ -313,7 +313,7 @@ class ModelGate:
         model, limiter = self._model, self._limiter
         first = self._failed_at = self._began if self._failed_at is None else self._failed_at
         is_refusal = error.kind is ErrorKind.RATE_LIMITED or error.retry_after_s is not None
-        # One prompt that is refused again and again, while others are not, holds nobody up.
+        # A prompt that is always refused while others are not must not hold up other branches.
         is_odd = self._calls > _MOST_REFUSALS and model.health.has_succeeded_after(first)
         if is_refusal and not is_odd:
             await limiter.refused(model.name, error.retry_after_s)
@@ -326,7 +326,7 @@ class ModelGate:
             if model.health.is_down(limiter.clock()):
                 await limiter.failed_for_all(model)
         down_s = model.down_s(limiter.clock())
-        # A pause that nobody has asked for is short: there the branch waits longer each time.
+        # Without a retry-after the pause is short: the branch itself waits longer each time.
         is_pause = (error.retry_after_s or 0.0) >= _PAUSE_S and not is_odd
         return FailureVerdict(
             cost=self._cost(error, first, counted, is_down=down_s is not None),
@@ -336,7 +336,7 @@ class ModelGate:
         )
 
     def _cost(self, error: LLMError, first: float, counted: str | None, *, is_down: bool) -> float:
-        """Return how many attempts more the branch has spent, now that this call has failed."""
+        """Return how many more attempts the branch has spent by this failed call."""
         own = cost_of_own(error)
         if own is not None or counted is None:
             return own or 0.0
@@ -359,6 +359,6 @@ class ModelGate:
 
 
 def _expected_tokens(request: LLMRequest) -> int:
-    """Return what a provider books for a call before it answers: the prompt, and room for it."""
+    """Return the tokens that a provider books before it answers: the prompt's and ``max_tokens``."""
     prompt = estimate_tokens(request.prompt) + estimate_tokens(request.system or "")
     return prompt + (request.max_tokens or 0)

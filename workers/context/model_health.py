@@ -1,4 +1,4 @@
-"""What one worker process has seen of a model: who failed, who succeeded, and when they began."""
+"""Records the failed and successful calls of a model in one worker process."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ if TYPE_CHECKING:
 __all__ = ["ModelHealth"]
 
 _NEVER = float("-inf")
-# How much the latest branch counts in the share of those that succeed at once, when many have.
+# The weight of the latest branch in the moving share of branches whose first call succeeds.
 _ALPHA = 0.05
 _FIRSTS = 20
-# What is believed of a model of which nothing is known.
+# The assumed share for a model without calls.
 _PRIOR = 0.9
-# While calls succeed, even few of them, a model is not to be left alone.
+# A model is not down if a call succeeded in this many seconds.
 _SILENT_S = 2.0
 _MOST_FAILING = 1_000
-# Five minutes of calls: those that take longer to fail are judged as if nobody else called.
+# Five minutes of calls: a call that takes longer to fail is judged as if there were no others.
 _MOST_SLOTS = 1_200
-# So long, calls that succeed when they are made again show that failing is a matter of chance.
+# For this many seconds a success after a retry shows that failures are random.
 _RECOVERS_S = 600.0
 
 
 class ModelHealth:
     """Counts the ends of calls to a model; all times are seconds of one clock.
 
-    A success costs a few comparisons: each call has one.
+    A success costs only a few comparisons, as it is the common case.
     """
 
     # By the number of the slot of time.
@@ -56,7 +56,7 @@ class ModelHealth:
         self._failing: dict[Hashable, tuple[float, bool]] = {}
 
     def succeeded(self, *, began: float, now: float, is_first: bool) -> None:
-        """Count a call that succeeded; ``is_first`` where the branch had made none before."""
+        """Count a call that succeeded; ``is_first`` if it is the branch's first call."""
         if began > self._ok_began:  # noqa: PLR1730 - a third of what max() takes
             self._ok_began = began
         self._ok_ended = now
@@ -81,7 +81,7 @@ class ModelHealth:
         self._share += alpha * (share - self._share)
 
     def _absolve(self, began: float) -> None:
-        """Take those out that failed although the model was well."""
+        """Remove the branches that failed although the model was well."""
         for branch, (failed, is_first) in list(self._failing.items()):
             if failed <= began + NEIGHBOUR_S:
                 del self._failing[branch]
@@ -89,10 +89,10 @@ class ModelHealth:
                     self._began_well(0.0)
 
     def failed(self, branch: Hashable, *, first_began: float, began: float, is_first: bool) -> str:
-        """Count a call that failed for a reason that others may share; return where in its slot."""
+        """Count a failure that other branches may share; return the counter of its slot."""
         is_late = self.has_succeeded_after(first_began)
         if is_late:
-            # A later call has succeeded: it says nothing of the model.
+            # A later call has succeeded: this failure says nothing about the model.
             _, had_first = self._failing.pop(branch, (0.0, False))
             if is_first or had_first:
                 self._began_well(0.0)
@@ -105,15 +105,15 @@ class ModelHealth:
         return counted
 
     def has_succeeded_after(self, moment: float) -> bool:
-        """Say whether a call has succeeded that began later than that."""
+        """Return whether a call that began after ``moment`` has succeeded."""
         return self._ok_began > moment
 
     def lead_s(self, first_began: float) -> float | None:
-        """Return how much later that was than any call began that has succeeded; None: none has."""
+        """Return the seconds from the start of the latest successful call; None if none succeeded."""
         return None if self._ok_began == _NEVER else first_began - self._ok_began
 
     def spent(self, failures: Sequence[Failure], *, now: float) -> float:
-        """Return how many attempts the failed calls of a branch are, by how others went."""
+        """Return how many attempts a branch's failed calls count as, given how other calls went."""
         has_recovered = self._recovered_at >= failures[0].began
         own = self._taken_out(failures)
         others = [
@@ -139,14 +139,14 @@ class ModelHealth:
         own = []
         for failure in failures:
             slot = self._slots.get(int(failure.began / SLOT_S))
-            # A slot that was forgotten may be there anew, without that call.
+            # A slot that was dropped may have been made again, without that call.
             if slot is not None and getattr(slot, failure.counted):
                 _add(slot, failure.counted, -1)
                 own.append((slot, failure.counted))
         return own
 
     def is_down(self, now: float) -> bool:
-        """Say whether the model is to be left alone: calls fail, and none succeeds."""
+        """Return whether the model is down: calls fail, and none succeeds."""
         if now - self._ok_ended < _SILENT_S:
             return False
         never = self._ok_began == _NEVER

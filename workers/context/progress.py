@@ -1,9 +1,8 @@
-"""Whether branches make progress: their leases and claims follow that, not the life of the process.
+"""Tracks whether branches make progress: leases and claims depend on that, not on the process.
 
-Each step of a branch has a time that explains it: a call has its deadline, what is asked of the
-server takes moments. A wait that somebody asked for, for a slot, a rate limit or a provider that is
-to be left alone, explains itself for as long as it lasts. A branch that stands still for longer,
-while the server answers, is left to others.
+Each step of a branch has a longest time: a call has its deadline, a step at the server takes
+moments. A requested wait (for a slot, a rate limit or a failing provider) may last as long as it
+needs. A branch that stands still for longer while the server answers is left to other workers.
 """
 
 from __future__ import annotations
@@ -21,14 +20,14 @@ __all__ = ["BranchTracker", "StallWatch", "TrackedBranch"]
 
 
 class TrackedBranch:
-    """Where one delivery of a branch stands.
+    """One delivery of a branch that this process works on.
 
     Attributes:
         branch_id: The branch.
-        token: Of its begin; empty before that.
+        token: The token of its begin; empty before that.
         task: The coroutine that processes it.
-        doing: What it does, in a word.
-        is_stuck: Whether it was left to others, and has not moved since.
+        doing: The current step, for log lines.
+        is_stuck: Whether it was left to other workers, and has not moved since.
     """
 
     __slots__ = ("_clock", "_due_at", "_since", "branch_id", "doing", "is_stuck", "task", "token")
@@ -46,7 +45,7 @@ class TrackedBranch:
         self.moves("waits for a slot")
 
     def moves(self, doing: str, *, within_s: float | None = None) -> None:
-        """Begin the next step, which takes so many seconds at most; None: as long as it takes."""
+        """Begin the next step, which takes at most ``within_s`` seconds; None for no limit."""
         now = self._clock()
         self.doing = doing
         self.is_stuck = False
@@ -54,16 +53,16 @@ class TrackedBranch:
         self._due_at = None if within_s is None else now + within_s
 
     def is_overdue(self, now: float) -> bool:
-        """Say whether it stands still for longer than it can explain."""
+        """Return whether the step takes longer than it may."""
         return self._due_at is not None and now > self._due_at
 
     def stands_s(self, now: float) -> float:
-        """Return the seconds since it moved."""
+        """Return the seconds since the step began."""
         return now - self._since
 
 
 class BranchTracker:
-    """The branches that a process is at."""
+    """The branches that a process works on."""
 
     def __init__(self, *, step_s: float, clock: Callable[[], float] = time.monotonic) -> None:
         self.step_s = step_s
@@ -72,30 +71,30 @@ class BranchTracker:
         self._turned_at = clock()
 
     def turns(self) -> None:
-        """Note, on the loop of the branches, that it turns."""
+        """Note that the loop of the branches runs; called on it."""
         self._turned_at = self.clock()
 
     @property
     def is_loop_still(self) -> bool:
-        """Whether something blocks the loop: then nothing on it moves, whatever it waits for."""
+        """Whether something blocks the loop: then no branch on it moves."""
         return self.clock() - self._turned_at > self.step_s
 
     def begin(self, branch_id: BranchId, task: asyncio.Task[object] | None = None) -> TrackedBranch:
-        """Remember a delivery of a branch."""
+        """Track a delivery of a branch."""
         standing = TrackedBranch(branch_id, task, self.clock)
         self._all.add(standing)
         return standing
 
     def end(self, standing: TrackedBranch) -> None:
-        """Forget it: it is settled, or given back."""
+        """Stop tracking a delivery that was settled or given back."""
         self._all.discard(standing)
 
     def stuck(self) -> list[TrackedBranch]:
-        """Return those that were left to others and are still here."""
+        """Return the branches that were left to other workers and are still here."""
         return [standing for standing in self._copied() if standing.is_stuck]
 
     def overdue(self) -> list[TrackedBranch]:
-        """Return those that stand still for longer than they can explain, and are not known yet."""
+        """Return the overdue branches that are not marked as stuck yet."""
         now, all_are = self.clock(), self.is_loop_still
         found = [each for each in self._copied() if not each.is_stuck]
         return found if all_are else [each for each in found if each.is_overdue(now)]
@@ -105,15 +104,15 @@ class BranchTracker:
             try:
                 return list(self._all)
             except RuntimeError:
-                # One came or went meanwhile, on the loop.
+                # The loop added or removed one meanwhile.
                 continue
 
 
 class StallWatch:
-    """Finds those that are stuck: overdue at two looks, while the server answered at both.
+    """Finds stuck branches: overdue at two looks, while the server answered at both.
 
-    A server that is away, or refuses, holds up everything; what it held up moves within moments of
-    its return, and so before the second look.
+    An unreachable server holds up all branches. They move within moments of its return, and so before
+    the second look.
     """
 
     def __init__(self, progress: BranchTracker) -> None:
@@ -121,7 +120,7 @@ class StallWatch:
         self._suspected: set[TrackedBranch] = set()
 
     def look(self) -> list[TrackedBranch]:
-        """Return those that are newly stuck; called when the server has just taken a write."""
+        """Return the newly stuck branches; called when the server has just accepted a write."""
         overdue = self._progress.overdue()
         if not overdue and not self._suspected:
             return []
@@ -132,5 +131,5 @@ class StallWatch:
         return found
 
     def forgive(self) -> None:
-        """Forget all suspicion: the server was away, or refused."""
+        """Drop all suspicions: the server was unreachable or refused a write."""
         self._suspected.clear()

@@ -1,4 +1,4 @@
-"""Whether a worker sees the storage that its fleet uses, and what a missing file in it means."""
+"""Checks that a worker sees its fleet's storage, and whether a missing file is lost."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["StorageWatch"]
 
-# Each look at an object store is paid for; a folder may be unmounted at any moment.
+# A read of an object store costs money; a folder may be unmounted at any moment.
 _REMOTE_S = 30.0
 _MOST_MISSING = 1_000
 
@@ -25,15 +25,15 @@ _log = logging.getLogger(__name__)
 
 
 class StorageWatch:
-    """Looks at the storage's marker.
+    """Reads the marker of the storage.
 
     Args:
-        store: Where it is told which storage is the right one.
-        settings: Whether there is a storage, and after how long a file that is missing is lost.
-        clock: Seconds, rising.
+        store: The store that names the fleet's storage.
+        settings: Whether there is a storage, and the seconds until a missing file counts as lost.
+        clock: Monotonic seconds.
 
     Attributes:
-        problem: Why the worker is to take no messages; empty where it may.
+        problem: Why the worker must take no messages; empty if it may.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class StorageWatch:
         self._missing_since: dict[ShardId, float] = {}
 
     def look(self, *, at_once: bool = False) -> None:
-        """Look whether it is the right one, if that is due. Raises BrokerError."""
+        """Check for the fleet's storage, if a check is due. Raises BrokerError."""
         now = self._clock()
         if not self._is_used or (not at_once and now - self._looked_at < self._every_s):
             return
@@ -62,9 +62,10 @@ class StorageWatch:
         self.problem = problem
 
     def is_lost(self, shard_id: ShardId) -> bool:
-        """Say whether a file of a shard that was not found is lost for good.
+        """Return whether a missing file of a shard is lost.
 
-        Not while this is another storage; nor before other workers have had time to find it.
+        It is not lost while this worker sees another storage, or before other workers had time to
+        find it.
         """
         try:
             self.look(at_once=True)

@@ -22,11 +22,11 @@ _log = logging.getLogger(__name__)
 
 
 class VersionGate:
-    """Asks whether a worker speaks its fleet's version, and stops the worker if not.
+    """Checks whether a worker speaks its fleet's wire version; stops the worker if not.
 
     Args:
-        store: Of the fleet.
-        holder: The worker's name there.
+        store: The fleet's store.
+        holder: The name of the worker's claims.
     """
 
     def __init__(self, store: RedisStore, holder: str) -> None:
@@ -36,11 +36,11 @@ class VersionGate:
         self._is_refused = False
 
     def when_refused(self, stop: Callable[[], None]) -> None:
-        """Set what makes the worker stop; any thread may call it."""
+        """Set the callback that stops the worker; it may be called in any thread."""
         self._stop = stop
 
     def is_spoken(self) -> bool:
-        """Say whether the worker may go on. Raises BrokerError."""
+        """Return whether the worker speaks the fleet's version. Raises BrokerError."""
         try:
             claim_wire(self._store, holder=self._holder, ttl_s=_TTL_S)
         except WireVersionError as error:
@@ -56,5 +56,5 @@ class VersionGate:
                 self._stop()
 
     def release(self) -> None:
-        """Say that this worker has stopped. Raises BrokerError."""
+        """Remove this worker's claim on the version. Raises BrokerError."""
         self._store.release_wire(self._holder)
