@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from fanout.broker.app import make_app
 from fanout.core.settings import DEFAULT_BROKER_URL, check_traces
 from fanout.llm.keys import key_files
-from workers.consumer.leases import Leases
+from workers.consumer.leases import LeaseRenewal
 from workers.consumer.presence import Presence
 from workers.consumer.reaper import ReaperStep
 from workers.consumer.shutdown import Shutdown, listen_in_children
@@ -26,8 +26,8 @@ __all__ = ["make_worker_app"]
 
 # Pools of our own.
 _POOLS = {
-    "asyncio": "workers.consumer.pool:TaskPool",
-    "threads": "workers.consumer.thread_pool:TaskPool",
+    "asyncio": "workers.consumer.pool:AsyncioPool",
+    "threads": "workers.consumer.thread_pool:ThreadTaskPool",
 }
 
 
@@ -73,7 +73,7 @@ def make_worker_app(settings: Settings, *, owns_process: bool = False) -> Worker
     register(app)
     app.close_reports_on_shutdown()
     app.Worker = app.subclass_with_self(Program, name="Worker")
-    app.steps["worker"].update({Presence, Leases, ReaperStep, SendsEvents, Shutdown})
+    app.steps["worker"].update({Presence, LeaseRenewal, ReaperStep, SendsEvents, Shutdown})
     listen_in_children(app)
     watch_children(app)
     return app

@@ -18,7 +18,7 @@ from redis.exceptions import RedisError
 from fanout.broker.app import connect_broker
 from fanout.core.errors import EmbeddedError
 from workers.config import make_worker_app
-from workers.consumer.open_files import make_room
+from workers.consumer.open_files import raise_open_file_limit
 
 if TYPE_CHECKING:
     import redis
@@ -50,12 +50,12 @@ class WorkerThread:
             logging.getLogger(name).addHandler(logging.NullHandler())
         hostname = f"thread-{os.getpid()}@localhost"
         try:
-            make_room(concurrency=self._concurrency, pool="asyncio")
+            raise_open_file_limit(concurrency=self._concurrency, pool="asyncio")
             self._take_process(hostname)
             self._worker = WorkController(
                 app=self._app,
                 hostname=hostname,
-                pool_cls="workers.consumer.pool:TaskPool",
+                pool_cls="workers.consumer.pool:AsyncioPool",
                 concurrency=self._concurrency,
                 without_heartbeat=True,
                 without_mingle=True,

@@ -18,7 +18,7 @@ from fanout.core.queue_names import parse_queues
 from fanout.core.settings import AUTOSCALE_NEEDS_PREFORK, parse_autoscale
 from fanout.stores.blobs import check_storage
 from fanout.system.terminal import print_error
-from workers.consumer.open_files import make_room
+from workers.consumer.open_files import raise_open_file_limit
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -51,7 +51,7 @@ class Program(Worker):  # type: ignore[misc]
             pool = (app or self.app).conf.worker_pool
             options.update(_autoscale(settings, options, pool))
             check_storage(settings.storage)
-            make_room(
+            raise_open_file_limit(
                 concurrency=int(options.get("concurrency") or settings.concurrency),
                 pool=_pool_name(options.get("pool_cls") or pool),
             )

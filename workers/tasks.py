@@ -20,8 +20,8 @@ from workers.branch.execution import BranchFailed, run_branch
 from workers.branch.model_check import check_model
 from workers.consumer.task_requests import (
     BranchRequest,
+    MonitoredRequest,
     PostponedError,
-    ReportsAll,
     RunGoneError,
     StillHeldError,
     delivery_of,
@@ -99,7 +99,7 @@ def register(app: WorkerApp) -> None:
     # A failed branch is an ordinary end: ``throws`` keeps its traceback out of the logs. Retries of
     # calls happen on the loop; Celery's are for a store that is away, and for lost workers.
     options = {"throws": (BranchFailed, TaskFault), "bind": True, "Request": BranchRequest}
-    others = {"throws": (TaskFault,), "Request": ReportsAll, **_PATIENT}
+    others = {"throws": (TaskFault,), "Request": MonitoredRequest, **_PATIENT}
 
     @task(name=broker.BRANCH, **options, **_PATIENT)  # type: ignore[untyped-decorator]
     def branch(self: Task, run_id: str, stage: int, shard: int, position: int, feed: int) -> None:
@@ -132,7 +132,7 @@ def register(app: WorkerApp) -> None:
         with _not_done():
             aggregate(app.context, StageId(run_id, stage))
 
-    @task(name=broker.PREFLIGHT, throws=(TaskFault,), Request=ReportsAll)  # type: ignore[untyped-decorator]
+    @task(name=broker.PREFLIGHT, throws=(TaskFault,), Request=MonitoredRequest)  # type: ignore[untyped-decorator]
     def preflight(model: str, note: str) -> None:
         with _not_done():
             check_model(app.context, model, note)

@@ -27,8 +27,8 @@ from fanout.core.settings import load_settings
 from fanout.stores import Grant
 from tests.hostile import changed, closed, opened
 from workers.config import make_worker_app
-from workers.consumer.control_commands import _COMMANDS, _checked, fault_of_order
-from workers.consumer.envelope import fault
+from workers.consumer.control_commands import _COMMANDS, _checked, fault_of_broadcast
+from workers.consumer.envelope import find_fault
 
 FUZZ = settings(
     max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
@@ -73,7 +73,8 @@ def worker(server):
     """A worker's application, what it is given as it comes, and a message of each sort."""
     url = f"redis://127.0.0.1:{server.port}/0"
     app = make_worker_app(load_settings(broker_url=url))
-    app._made = (os.getpid(), SimpleNamespace(watched=SimpleNamespace(now=_now)))
+    connections = SimpleNamespace(fail_fast_store=SimpleNamespace(now=_now))
+    app._made = (os.getpid(), SimpleNamespace(connections=connections))
     with make_app(load_settings(broker_url=url)) as client:
         publish_one_of_each(client)
     yield SimpleNamespace(app=app, sound=drained(url), url=url)
@@ -105,7 +106,7 @@ def test_what_fanout_sends_is_sound_and_so_is_what_celery_sends_again(worker):
     tasks = set()
     for raw in worker.sound:
         message = taken(raw)
-        assert fault(message) is None, raw
+        assert find_fault(message) is None, raw
         [request], _ = given_to_celery(worker.app, message)
         task = worker.app.tasks[message.headers["task"]]
         tasks.add(task.name)
@@ -117,7 +118,7 @@ def test_what_fanout_sends_is_sound_and_so_is_what_celery_sends_again(worker):
             task.pop_request()
         [again] = drained(worker.url)
         message = taken(again)
-        assert fault(message) is None, again
+        assert find_fault(message) is None, again
         assert message.headers["retries"] == 1
         _, [waits] = given_to_celery(worker.app, message)
         assert 0 < waits.eta.timestamp() - _now() < 30
@@ -133,7 +134,7 @@ def test_a_message_is_dropped_or_celery_can_take_it(worker, random, which):
     except MALFORMED:
         # As the transport drops it.
         return
-    if fault(message) is not None:
+    if find_fault(message) is not None:
         return
     try:
         made, scheduled = given_to_celery(worker.app, message)
@@ -196,8 +197,8 @@ def test_each_place_of_a_branchs_message_is_looked_at(worker, place, value):
     for key in place[:-1]:
         inner = inner[key]
     inner[place[-1]] = value
-    assert fault(taken(sound)) is None
-    assert fault(taken(closed(hostile))) is not None
+    assert find_fault(taken(sound)) is None
+    assert find_fault(taken(closed(hostile))) is not None
 
 
 def test_what_begins_too_late_is_no_task(worker):
@@ -205,7 +206,7 @@ def test_what_begins_too_late_is_no_task(worker):
         message = opened(worker.sound[0])
         message["headers"]["eta"] = (datetime.now(UTC) + delay).isoformat()
         message = taken(closed(message))
-        assert fault(message) is None
+        assert find_fault(message) is None
         if is_late:
             with pytest.raises(InvalidTaskError):
                 given_to_celery(worker.app, message)
@@ -233,8 +234,10 @@ ORDERS = [
 
 @pytest.mark.parametrize(("method", "arguments"), ORDERS)
 def test_what_monitors_ask_is_taken(method, arguments):
-    assert fault_of_order({**PING, "method": method, "arguments": arguments}, {"clock": 3}) is None
-    assert fault_of_order({"method": method, "arguments": arguments}, {}) is None
+    assert (
+        fault_of_broadcast({**PING, "method": method, "arguments": arguments}, {"clock": 3}) is None
+    )
+    assert fault_of_broadcast({"method": method, "arguments": arguments}, {}) is None
 
 
 @pytest.mark.parametrize(
@@ -259,12 +262,12 @@ def test_what_monitors_ask_is_taken(method, arguments):
     ],
 )  # fmt: skip
 def test_what_is_no_order_is_refused(changes):
-    assert fault_of_order({**PING, **changes}, {"clock": 3}) is not None
+    assert fault_of_broadcast({**PING, **changes}, {"clock": 3}) is not None
 
 
 @pytest.mark.parametrize("clock", [10**400, -1, "x", [1], 2**49, 0.5])
 def test_a_clock_that_is_none_is_refused(clock):
-    assert fault_of_order(PING, {"clock": clock}) is not None
+    assert fault_of_broadcast(PING, {"clock": clock}) is not None
 
 
 @FUZZ

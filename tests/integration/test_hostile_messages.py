@@ -198,7 +198,7 @@ def test_each_is_dropped_by_itself(name, tmp_path):
     from kombu.transport.redis import Channel
 
     from fanout.broker.transport import _LimitedMessage
-    from workers.consumer.envelope import fault
+    from workers.consumer.envelope import find_fault
 
     raw = hostile(tmp_path / "executed")[name]
     channel = type("Channel", (), {"decode_body": Channel.decode_body, "codecs": Channel.codecs})()
@@ -209,7 +209,7 @@ def test_each_is_dropped_by_itself(name, tmp_path):
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return
     message.accept = {"application/json"}
-    assert fault(message) is not None
+    assert find_fault(message) is not None
     assert not (tmp_path / "executed").exists()
 
 

@@ -92,15 +92,15 @@ def test_what_a_worker_has_taken_ahead_goes_back_when_it_stops(
 
 PATCH = """
 import workers.consumer.pool
-real, failed = workers.consumer.pool.settle, []
-def settle(context, ends):
+real, failed = workers.consumer.pool.settle_branches, []
+def settle_branches(context, ends):
     for request, _ in ends:
         # Twice: with others, and by itself.
         if request.id.endswith("/7") and len(failed) < 2:
             failed.append(1)
             raise RuntimeError("the text of a document")
     return real(context, ends)
-workers.consumer.pool.settle = settle
+workers.consumer.pool.settle_branches = settle_branches
 """
 
 

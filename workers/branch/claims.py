@@ -1,4 +1,4 @@
-"""Which worker makes the calls of a branch: one at a time, whatever comes to several."""
+"""Claims of branches: one worker at a time makes the calls of a branch, despite redeliveries."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ __all__ = [
     "require_call",
 ]
 
-# What a branch may take beyond its calls and their waits, before it is not held any more; and what
-# it may wait for a rate limit.
+# How long a claim lasts beyond the calls of its branch and their waits; and the longest wait for a
+# rate limit.
 _HOLD_MARGIN_S = 60
 _LONGEST_QUEUE_S = 24 * 3600
 
@@ -43,31 +43,31 @@ _log = logging.getLogger(__name__)
 
 
 class BranchParked(Exception):  # noqa: N818 - it is no error
-    """The run is paused: the branch is remembered, and published again when the run goes on."""
+    """The run is paused: the branch is parked, and published again when the run resumes."""
 
 
 class BranchHeld(Exception):  # noqa: N818 - it is no error
-    """Another worker, which is alive, makes the call: this is a copy of its message."""
+    """Another live worker makes the call: this message is a redelivery."""
 
 
 class BranchHandedBack(Exception):  # noqa: N818 - it is no error
-    """The worker stops: the branch goes back to the queue, as if it had not been begun."""
+    """The worker stops: the branch returns to its queue, and its begin does not count."""
 
 
 class BranchOver(Exception):  # noqa: N818 - it is no error
-    """The branch has ended elsewhere: there is nothing to write down."""
+    """The branch has ended on another worker: there is no outcome to write."""
 
 
 class BranchGone(BranchOver):
-    """There is no such run: nobody waits for the branch, and nothing must be counted."""
+    """The run does not exist: no client waits for the branch, and no chord must count it."""
 
 
 def require_call(begun: BeginReply) -> None:
-    """Raise where this delivery has neither a call to make nor an outcome to write.
+    """Raise if this delivery has neither a call to make nor an outcome to write.
 
     Raises:
         BranchOver: The branch has ended.
-        BranchGone: Its run is gone.
+        BranchGone: Its run does not exist.
         BranchHeld: Another worker has it.
         BranchParked: Its run is paused.
     """
@@ -83,14 +83,14 @@ def require_call(begun: BeginReply) -> None:
 
 
 class Claim:
-    """That one delivery of a branch may make its calls.
+    """The right of one delivery of a branch to make its calls.
 
     Args:
         context: The context of this worker process.
-        standing: Which branch it is, and where it stands.
-        feed: As the branch was published with.
-        token: Names the delivery. Whoever took its message knows it as well, and gives the claim up
-            where this process dies: see workers.context.claim_releases.
+        standing: The branch and its progress.
+        feed: The feed with which the branch was published.
+        token: The id of the delivery. The process that took the message knows it as well, and
+            releases the claim if this process dies: see workers.context.claim_releases.
     """
 
     def __init__(
@@ -102,7 +102,7 @@ class Claim:
         self._feed = feed
         self._token = token
         self._start: BeginRequest | None = None
-        # Of its run, as soon as it is known.
+        # The spec of its run; None before the first begin.
         self.spec: RunSpec | None = None
         self._asked_at = 0.0
         self._sure_s = SURE * context.settings.visibility_timeout_s
@@ -111,7 +111,7 @@ class Claim:
         self._beats_for_s = ALIVE * context.settings.visibility_timeout_s
 
     async def begin(self, *, is_alone: bool = False) -> BeginReply:
-        """Ask for the branch.
+        """Claim the branch.
 
         Raises:
             BranchHandedBack: This worker stops.
@@ -144,25 +144,25 @@ class Claim:
         except UnknownRunError:
             return 0
         waits_s = _LONGEST_QUEUE_S if spec.rate.rates.is_limited else 0.0
-        # An outage may last so long before the first call, and the calls may take as long.
+        # An outage may last this long before the first call, and the calls may take as long again.
         longest_s = 2 * (spec.retries.max_elapsed_s + spec.timeout_s)
         return ceil(longest_s + waits_s) + _HOLD_MARGIN_S
 
     @property
     def is_sure(self) -> bool:
-        """Whether the branch was asked for so lately that nobody else has it."""
+        """Whether the last begin is so recent that no other worker can have the branch."""
         return self._start is None or time.monotonic() - self._asked_at < self._sure_s
 
     async def confirm(self) -> None:
-        """Ask again.
+        """Claim the branch again.
 
-        A worker that was stopped, or cut off, may have been taken for dead meanwhile, and another
-        one has begun the branch.
+        A worker that was suspended or disconnected may have counted as dead, and another worker may
+        have begun the branch.
 
         Raises:
             BranchOver: It has ended.
             BranchHeld: Another worker has it now.
-            BranchParked: Another one had it, and its run is paused.
+            BranchParked: Another worker had it, and its run is paused.
             CallStoppedError: Its run was stopped, or its deadline passed.
         """
         if self._start is None:
@@ -178,7 +178,7 @@ class Claim:
                 raise CallStoppedError(StopReason.EXPIRED)
 
     async def succeeded(self) -> int | None:
-        """Return how many branches of the stage have, on any worker; None where nobody answers."""
+        """Return the number of succeeded branches of the stage, on all workers; None if unknown."""
         try:
             store = self._context.connections.fail_fast_store
             record = await asyncio.to_thread(store.stage, self._branch_id.stage_id)
@@ -187,7 +187,7 @@ class Claim:
         return record.succeeded
 
     async def give_back(self) -> None:
-        """Take the begin back."""
+        """Undo the begin."""
         if self._start is None:
             return
         store, counts = self._context.connections.store, self._standing.is_stuck
@@ -198,17 +198,17 @@ class Claim:
         """Return a gate that lets a call through while the branch is claimed.
 
         Args:
-            gate: What it goes through besides.
-            timeout_s: Seconds that the call may take.
+            gate: The gate that the call passes as well.
+            timeout_s: The timeout of the call, in seconds.
         """
         return _ClaimedGate(self, gate, timeout_s)
 
     def waits(self) -> None:
-        """Note that the branch waits because it was asked to: for as long as that lasts."""
+        """Record that the branch waits on purpose, for an unlimited time."""
         self._standing.moves("waits for its next call")
 
     def calls(self, timeout_s: float) -> None:
-        """Note that the branch calls, which ends by itself."""
+        """Record that the branch calls the model, for ``timeout_s`` seconds at most."""
         self._moves("calls", for_s=timeout_s)
 
 
@@ -219,11 +219,12 @@ class _ClaimedGate:
         self._claim = claim
         self._gate = gate
         self._timeout_s = timeout_s
-        # Branches of the run that had succeeded when this one failed, and this worker knew of none.
+        # Succeeded branches of the stage at the last failure of which this worker could not tell whether
+        # it is common.
         self._succeeded: int | None = None
 
     async def enter(self, request: LLMRequest, *, left_s: float) -> float:
-        """Wait until the call may begin, and the branch is this delivery's still."""
+        """Wait until the call may begin, and check that this delivery still has the branch."""
         self._claim.waits()
         for_rate_s = await self._gate.enter(request, left_s=left_s)
         if not self._claim.is_sure:
@@ -243,7 +244,7 @@ class _ClaimedGate:
         except Exception as fault:
             if error is not None:
                 raise
-            # An answer is kept, whatever becomes of the count of it.
+            # Keep the answer, even if it cannot be counted.
             _log.warning("a call is not counted: %s", type(fault).__name__)
             return None
         if verdict is None or not verdict.is_blind:

@@ -1,4 +1,4 @@
-"""One branch: admit, call the model, write the outcome."""
+"""Processes one branch: claims it, calls the model and writes the outcome."""
 
 from __future__ import annotations
 
@@ -49,16 +49,16 @@ if TYPE_CHECKING:
 
 __all__ = ["BranchFailed", "process_branch", "run_branch"]
 
-# The longest message that is kept: a provider may answer with a page, or with the whole prompt.
+# The longest message that is stored: a provider may return a page, or the whole prompt.
 _MAX_MESSAGE = 1_000
 
-# How long a branch whose input is not here keeps its slot, so that others come before.
-_ELSEWHERE_S = 1.0
-_SELDOM_S = 30.0
+# How long a branch without its input keeps its slot, so that other workers come first.
+_MISSING_INPUT_S = 1.0
+_INPUT_LOG_S = 30.0
 
 _log = logging.getLogger(__name__)
-_seldom_log = logging.getLogger(f"{__name__}.input")
-_seldom_log.addFilter(RateLimitFilter(_SELDOM_S))
+_input_log = logging.getLogger(f"{__name__}.input")
+_input_log.addFilter(RateLimitFilter(_INPUT_LOG_S))
 
 
 class BranchFailed(Exception):  # noqa: N818 - Flower shows the name: it should read as a state
@@ -69,7 +69,7 @@ class BranchFailed(Exception):  # noqa: N818 - Flower shows the name: it should 
 
 
 def run_branch(context: WorkerContext, branch_id: BranchId, feed: int, *, token: str) -> None:
-    """Process a branch, and wait for it in this thread: see ``process_branch``."""
+    """Process a branch and block this thread until it ends: see ``process_branch``."""
     progress = context.branches.progress
     standing = progress.begin(branch_id)
     try:
@@ -78,7 +78,7 @@ def run_branch(context: WorkerContext, branch_id: BranchId, feed: int, *, token:
         )
     except (CancelledError, MemoryError, OSError, RuntimeError) as fault:
         if isinstance(fault, CancelledError) or is_exhausted(fault):
-            # It is no fault of the branch.
+            # The fault is not the branch's.
             raise BranchHandedBack from fault
         raise
     finally:
@@ -93,14 +93,14 @@ async def process_branch(
     token: str,
     slot: AbstractAsyncContextManager[None],
 ) -> None:
-    """Process the branch that is ``standing``; ``token`` names its delivery.
+    """Process the branch of ``standing``; ``token`` is the id of its delivery.
 
-    It has the slot until its call has ended: while it is written down, another one may call.
+    The branch holds the slot until its call ends: another branch may call while it is written.
 
     Raises:
         BranchFailed: It ended with an error, so that Celery counts the task as failed.
         BranchParked: Its run is paused.
-        BranchHeld: Another worker is at it.
+        BranchHeld: Another worker has it.
         BranchHandedBack: This worker stops.
     """
     standing.task = asyncio.current_task()
@@ -110,7 +110,8 @@ async def process_branch(
             begun = await branch.begin()
             if begun.verdict == "suspect":
                 standing.moves("waits to be alone")
-                # One at a time, and counted only now: when the worker dies again, it was this one.
+                # Run suspects one at a time and count the begin only now: if the worker dies again,
+                # this branch is the cause.
                 async with context.branches.alone:
                     await branch.end(await branch.call(await branch.begin(is_alone=True)))
                     return
@@ -134,13 +135,13 @@ class _Branch:
         self._shard_id = self._id.shard_id
         self._feed = feed
         self._claim = Claim(context, standing, feed, token)
-        # Of its shard; known when there is an outcome.
+        # Number of branches in its shard; known when there is an outcome.
         self._size = 0
         self.begin = self._claim.begin
         self.give_back = self._claim.give_back
 
     async def call(self, begun: BeginReply) -> tuple[Outcome, Calls] | None:
-        """Make the call; return how it ended, or None where there is nothing to write down."""
+        """Make the call; return the outcome and calls, or None if there is nothing to write."""
         calls = Calls(time.time())
         try:
             require_call(begun)
@@ -152,7 +153,7 @@ class _Branch:
         return structs.replace(outcome, ended_at=time.time()), calls
 
     async def end(self, ended: tuple[Outcome, Calls] | None) -> None:
-        """Write down how it ended."""
+        """Write the outcome."""
         if ended is None:
             return
         outcome, calls = ended
@@ -169,7 +170,8 @@ class _Branch:
             RecordRequest(self._id, outcome=outcome, feed=self._feed)
         )
         if not recorded.first:
-            # It had an outcome, or its run was deleted during the call: then nobody counts it.
+            # It had an outcome, or its run was deleted during the call: then this raises
+            # UnknownRunError, and no chord counts the branch.
             await asyncio.to_thread(context.connections.store.run, shard_id.run_id)
         if recorded.next is not None:
             await context.branches.feed((shard_id.branch(recorded.next), self._feed))
@@ -206,12 +208,12 @@ class _Branch:
         return await asyncio.to_thread(self._context.checks.storage.is_lost, self._shard_id)
 
     async def _leave_to_others(self, error: Exception) -> None:
-        """Give back a branch whose input this worker cannot have: another one may."""
+        """Give back a branch whose input this worker cannot read: another worker may."""
         self._standing.moves("waits for its input")
-        _seldom_log.warning("given back, as its input is not here: %s", error)
+        _input_log.warning("given back, as its input is not here: %s", error)
         await self._claim.give_back()
-        # Not at once again by this worker.
-        await asyncio.sleep(_ELSEWHERE_S)
+        # Do not take it again at once.
+        await asyncio.sleep(_MISSING_INPUT_S)
 
 
 def _stop_if_common(
@@ -223,7 +225,7 @@ def _stop_if_common(
 
 
 def _drain(context: WorkerContext, shard_id: ShardId, left: int) -> None:
-    """Publish further shards: few branches are left of this one, and these may be slow."""
+    """Publish further shards: this one has few branches left, and these may be slow."""
     store, stage_id = context.connections.store, shard_id.stage_id
     try:
         window = fleet_window(store)
@@ -232,7 +234,7 @@ def _drain(context: WorkerContext, shard_id: ShardId, left: int) -> None:
     except UnknownRunError:
         raise
     except FanoutError as error:
-        # The branch has ended all the same: the shard's end, or the reaper, opens the next one.
+        # The branch has ended anyway: the end of the shard, or the reaper, opens the next shard.
         _log.warning(
             "no further shards are opened for now: %s", error, extra=about(shard_id.run_id)
         )
@@ -269,13 +271,13 @@ async def _answer(
         return Outcome(index=index, kind=ErrorKind.BAD_REQUEST, message=str(error))
     except ModelError as error:
         kind = error.kind or ErrorKind.BAD_REQUEST
-        # Another worker may have what this one lacks.
+        # Another worker may have the model that this one lacks.
         calls.stop_after = FEW if kind in STOPS_RUN else MANY
         return Outcome(index=index, kind=kind, message=str(error))
 
 
 def _stopped(index: int, reason: StopReason, calls: Calls) -> Outcome:
-    """Return the outcome of a branch whose run has ended; what it consumed till then counts."""
+    """Return the outcome of a branch whose run has ended; its usage so far counts."""
     kind, message = ErrorKind.CANCELLED, "the run was stopped during the call"
     if reason is StopReason.EXPIRED:
         kind, message = ErrorKind.EXPIRED, "the run's deadline passed during the call"
@@ -314,7 +316,7 @@ async def _call(
     models = context.models
     llm = models.made.get(spec.model)
     if llm is None:
-        # Making a model ready may take long; its calls move on from there.
+        # Loading a model may take long; the calls then report progress.
         claim.waits()
         llm = await models.get(spec.model)
     result = await models.in_flight.call(

@@ -1,4 +1,4 @@
-"""Asks, where the calls will be made, whether a model can be used at all."""
+"""Checks, on a worker, that its model can be used."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = ["check_model"]
 
-_KEPT_S = 600
+_NOTE_TTL_S = 600
 _MAX_MESSAGE = 1_000
 
 
@@ -24,14 +24,14 @@ async def _check(context: WorkerContext, model: str) -> None:
 
 
 def check_model(context: WorkerContext, model: str, note: str) -> None:
-    """Check ``model`` and leave the answer, a Preflight as JSON, as ``note``."""
+    """Check ``model`` and store the result, a Preflight as JSON, as ``note``."""
     try:
         context.loop.wait_for(_check(context, model))
     except ModelError as error:
         answer = Preflight(message=redacted(str(error)), kind=error.kind)
-    except Exception as error:  # noqa: BLE001 - whoever waits must get an answer
+    except Exception as error:  # noqa: BLE001 - the waiting client must get a result
         fault = redacted(f"{type(error).__name__}: {error}")[:_MAX_MESSAGE]
         answer = Preflight(message=f"the model {model} could not be checked: {fault}")
     else:
         answer = Preflight()
-    context.connections.store.put_note(note, msgspec.json.encode(answer), ttl_s=_KEPT_S)
+    context.connections.store.put_note(note, msgspec.json.encode(answer), ttl_s=_NOTE_TTL_S)

@@ -1,1 +1,1 @@
-"""How a worker takes messages, settles them, and stops."""
+"""The consumer of a worker: takes messages, settles them and shuts down."""

@@ -1,7 +1,7 @@
 """Celery's consumer, but neither a lost connection nor a bad message ends the worker.
 
-What it checks, and what it looks at, is in modules of its own: envelope, message_versions,
-control_commands and liveness.
+Its collaborators check messages (envelope, message_versions), check broadcasts (control_commands)
+and watch its polls (liveness).
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from fanout.broker.dropped import dropped_messages
 from fanout.core.errors import BrokerError
 from fanout.core.exhaustion import is_exhausted
 from fanout.core.version import WIRE_VERSION
-from workers.consumer.control_commands import refuse_orders
-from workers.consumer.envelope import fault
-from workers.consumer.liveness import Polls
+from workers.consumer.control_commands import drop_invalid_broadcasts
+from workers.consumer.envelope import find_fault
+from workers.consumer.liveness import PollMonitor
 from workers.consumer.message_versions import settle_other_version, version_of
-from workers.consumer.pool import TaskPool, taken_ahead
+from workers.consumer.pool import AsyncioPool, taken_ahead
 from workers.context.app import context_of
 
 if TYPE_CHECKING:
@@ -38,14 +38,14 @@ if TYPE_CHECKING:
 
 __all__ = ["Consumer"]
 
-# How soon it is tried again to connect where the process has nothing left for it.
-_AGAIN_S = 1.0
+# Seconds between attempts to connect while the process has no file descriptor for a connection.
+_RECONNECT_S = 1.0
 
 _log = logging.getLogger(__name__)
 
 
 class Consumer(CeleryConsumer):  # type: ignore[misc]
-    """Takes the messages of fanout, of one version, and no others, and survives lost connections."""
+    """Takes only fanout's messages of one wire version, and survives lost connections."""
 
     def __init__(
         self,
@@ -55,38 +55,38 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]
         worker_options: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        # No context yet: prefork children are forked later, and threads do not survive that.
+        # Make no context here: prefork children are forked later, and threads do not survive a fork.
         self._ahead = 0
-        self._polls = Polls(self)
-        if isinstance(pool, TaskPool):
+        self._polls = PollMonitor(self)
+        if isinstance(pool, AsyncioPool):
             self._ahead = taken_ahead(initial_prefetch_count)
             initial_prefetch_count += self._ahead
-        # Mingling costs a second of every reconnect, and nothing here uses what workers tell each
-        # other. By gossip, anybody who publishes events could have workers elect and run something.
-        never = {"without_mingle": True, "without_gossip": True}
+        # Mingling costs a second of every reconnect, and fanout does not use what workers exchange.
+        # With gossip, any client that publishes events could make workers elect and run a task.
+        disabled = {"without_mingle": True, "without_gossip": True}
         super().__init__(
             *args,
             pool=pool,
             initial_prefetch_count=initial_prefetch_count,
-            worker_options={**(worker_options or {}), **never},
+            worker_options={**(worker_options or {}), **disabled},
             **kwargs,
         )
-        refuse_orders(self)
+        drop_invalid_broadcasts(self)
 
     @property
     def polled_at(self) -> float:
-        """When it last asked its queues for messages: see ``Polls``."""
+        """When the consumer last polled its queues: see ``PollMonitor``."""
         return self._polls.polled_at
 
     def connect(self) -> Any:
-        """Connect, and ask for the fleet's version before the first message is taken."""
+        """Connect, and check the fleet's wire version before taking the first message."""
         connection = self._connect()
         gate = context_of(self).checks.version_gate
         gate.when_refused(lambda: self.hub.call_soon(_shut_down))
         try:
             is_spoken = gate.is_spoken()
         except BrokerError as error:
-            # The connection will tell; a server that is full answers no better later on.
+            # A lost connection shows up by itself, and a full server would refuse again later.
             _log.warning("cannot ask which version of the wire format the fleet speaks: %s", error)
         else:
             if not is_spoken:
@@ -95,9 +95,9 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]
         return connection
 
     def _connect(self) -> Any:
-        """Connect; while this process has no descriptor for that, wait for one.
+        """Connect; while this process has no file descriptor left, wait for one.
 
-        Celery's way to wait for a server needs one itself, and so would end the worker.
+        Celery's own retry needs a descriptor itself, and so would end the worker.
         """
         while True:
             try:
@@ -107,20 +107,20 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]
                     raise
                 _log.warning("cannot connect for now: %s", error)
             maybe_shutdown()
-            time.sleep(_AGAIN_S)
+            time.sleep(_RECONNECT_S)
 
     def register_with_event_loop(self, hub: Hub) -> None:
-        """Have this connection's event loop look at the polls for as long as it turns."""
+        """Monitor the polls while the event loop of this connection runs."""
         super().register_with_event_loop(hub)
         self._polls.register_with_event_loop(hub)
 
     def on_connection_error_after_connected(self, exc: Exception) -> None:
-        """End what is being read, and close the connection: the consumer starts again on a new one.
+        """Finish a pending read and close the connection; the consumer restarts on a new one.
 
-        Kombu reads the reply to a BRPOP that is under way when it closes a channel. Where that
-        fails, the channel stays half open; Celery then closes it a second time, when its transport
-        is gone, and the AttributeError of that would end the worker. It takes an ack that fails
-        before the BRPOP does, as when a server dies under a busy worker.
+        Kombu reads the reply of a pending BRPOP when it closes a channel. If this read fails, the
+        channel stays half open. Celery then closes it again after its transport is gone, and the
+        AttributeError would end the worker. This happens if an ack fails before the BRPOP does,
+        for example when a server dies while the worker is busy.
         """
         bound_open_broker_sockets(self.connection, COLLECT_SOCKET_TIMEOUT)
         for channel in list(self.connection.transport.channels):
@@ -128,16 +128,17 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]
                 with suppress(Empty, *self.connection_errors, *self.channel_errors):
                     channel._brpop_read()  # noqa: SLF001 - what its close() does
         with warnings.catch_warnings():
-            # Of a setting that Celery may change: it would end the worker of a program in which
-            # warnings are errors.
+            # Celery warns that a setting may change. In a program that turns warnings into errors,
+            # this would end the worker.
             warnings.simplefilter("ignore", CPendingDeprecationWarning)
             super().on_connection_error_after_connected(exc)
 
     def create_task_handler(self, **kwargs: Any) -> Callable[[Any], Any]:
-        """Return what Celery calls with each message of this connection.
+        """Return the function that Celery calls with each message of this connection.
 
-        Celery logs the body of what it drops, and ends at what its own checks let through; the next
-        worker would then take the same message, and end as well. So they are checked before.
+        Celery logs the body of a message that it drops. A bad message that passes Celery's own
+        checks ends the worker, and then the next worker that takes it. So this handler checks
+        each message first.
         """
         self.task_consumer.channel.qos.ahead = self._ahead
         handle: Callable[[Any], Any] = super().create_task_handler(**kwargs)
@@ -145,17 +146,17 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]
         gate = context_of(self).checks.version_gate
 
         def on_message(message: Any) -> Any:
-            # Before its envelope: another version may have another one.
+            # Check the version before the envelope, as the envelope may depend on the version.
             if version_of(message.headers) != WIRE_VERSION:
                 settle_other_version(message, gate, self.connection_errors)
                 return None
-            found = fault(message)
-            return self._drop(message, found) if found else handle(message)
+            fault = find_fault(message)
+            return self._drop(message, fault) if fault else handle(message)
 
         return on_message
 
     def _look_at_storage(self) -> None:
-        """See, before the first message, whether the storage is the fleet's."""
+        """Check, before the first message, that this worker uses the fleet's storage."""
         storage = context_of(self).checks.storage
         try:
             storage.look(at_once=True)
@@ -164,20 +165,20 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]
         self.task_consumer.channel.qos.is_barred = bool(storage.problem)
 
     def cancel_active_requests(self) -> None:
-        """Hand back what is in flight, on a second SIGINT or on SIGQUIT.
+        """Hand back the branches in flight, on a second SIGINT or on SIGQUIT.
 
-        Celery would terminate the tasks, which it cannot in a pool of threads.
+        Celery would terminate the tasks, which is impossible in a pool of threads.
         """
         context_of(self).hand_back.all()
 
     def on_send_event_buffered(self) -> None:
-        """Let events gather for ``workers.telemetry.events``, which sends them.
+        """Leave events in the buffer: ``workers.telemetry.events`` sends them in batches.
 
-        Celery would send them at the next turn of its loop: each by itself, as good as.
+        Celery would send them at the next iteration of its loop, almost one by one.
         """
 
     def shutdown(self) -> None:
-        """Send the events of the last tasks: the pool has stopped by now."""
+        """Send the events of the last tasks; the pool has already stopped."""
         self._flush_events()
         super().shutdown()
 
@@ -186,15 +187,15 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]
         self._drop(message, "cannot be decoded", type(exc).__name__)
 
     def on_unknown_message(self, body: Any, message: Any) -> None:  # noqa: ARG002 - Celery's
-        """Drop a message that is for nobody."""
+        """Drop a message that names no task."""
         self._drop(message, "names no task")
 
     def on_unknown_task(self, body: Any, message: Any, exc: Exception) -> None:  # noqa: ARG002
-        """Drop a message for a task that there is not."""
+        """Drop a message for a task that does not exist."""
         self._drop(message, "names a task that is not fanout's")
 
     def on_invalid_task(self, body: Any, message: Any, exc: Exception) -> None:  # noqa: ARG002
-        """Drop a message that Celery cannot make a task of."""
+        """Drop a message that Celery cannot turn into a task request."""
         self._drop(message, "is no valid task", type(exc).__name__)
 
     def _drop(self, message: Any, reason: str, detail: str = "") -> None:

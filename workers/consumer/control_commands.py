@@ -1,8 +1,9 @@
-"""What workers may be asked and told by broadcasts: Celery's remote control, as far as it is used.
+"""Checks broadcasts to workers: the part of Celery's remote control that fanout allows.
 
-Celery hands a broadcast's arguments to its commands as they are. An error there closes the channel,
-and some commands do what nobody should who can merely publish: match a worker's name by a regular
-expression, publish an answer into any queue, consume from any queue, look through all objects.
+Celery passes the arguments of a broadcast to its commands unchecked. An error there closes the
+channel. Some commands do more than a client that can only publish should be able to do: match a
+worker's name by a regular expression, publish a reply into any queue, consume from any queue, or
+inspect all objects.
 """
 
 from __future__ import annotations
@@ -22,11 +23,11 @@ if TYPE_CHECKING:
 
     from celery.worker.consumer import Consumer
 
-__all__ = ["fault_of_order", "refuse_orders"]
+__all__ = ["drop_invalid_broadcasts", "fault_of_broadcast"]
 
 _Name = Annotated[str, msgspec.Meta(max_length=200)]
 _TaskId = Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
-# Each costs a round trip while nothing else is taken.
+# Each id costs a round trip, during which the worker takes no message.
 _TaskIds = _TaskId | Annotated[list[_TaskId], msgspec.Meta(max_length=1_000)]
 _Slots = Annotated[int, msgspec.Meta(ge=0, le=MAX_CONCURRENCY)]
 _Seconds = Annotated[float, msgspec.Meta(ge=0, le=1e9)]
@@ -41,7 +42,7 @@ _Task = Annotated[
 _Queue = Annotated[str, msgspec.Meta(pattern=rf"^({'|'.join(map(re.escape, QUEUES))})\Z")]
 
 
-class _Nothing(msgspec.Struct, forbid_unknown_fields=True):
+class _NoArguments(msgspec.Struct, forbid_unknown_fields=True):
     pass
 
 
@@ -94,7 +95,7 @@ class _Autoscale(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class _Restart(msgspec.Struct, forbid_unknown_fields=True):
-    """Without modules: Celery would import whatever is named."""
+    """Allows no modules: Celery would import any module that the sender names."""
 
     modules: Annotated[list[Any], msgspec.Meta(max_length=0)] | None = None
     reload: bool = False
@@ -119,7 +120,7 @@ class _CancelConsumer(msgspec.Struct, forbid_unknown_fields=True):
 _COMMANDS: dict[str, type[msgspec.Struct]] = {
     **dict.fromkeys(
         ("ping", "stats", "clock", "report", "revoked", "dump_revoked", "active_queues",
-         "heartbeat", "enable_events", "disable_events"), _Nothing
+         "heartbeat", "enable_events", "disable_events"), _NoArguments
     ),
     **dict.fromkeys(("conf", "dump_conf"), _Conf),
     **dict.fromkeys(
@@ -142,17 +143,17 @@ _COMMANDS: dict[str, type[msgspec.Struct]] = {
 
 
 class _ReplyTo(msgspec.Struct, forbid_unknown_fields=True):
-    """Where the answer goes: to whoever asked, and into no other queue."""
+    """Where the reply goes: into the reply queue of the sender, and no other queue."""
 
     exchange: Literal["reply.celery.pidbox"]
     routing_key: Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f-]{1,64}\Z")]
 
 
-class _Order(msgspec.Struct, forbid_unknown_fields=True):
+class _Command(msgspec.Struct, forbid_unknown_fields=True):
     method: str
     arguments: dict[str, Any] | None = None
     destination: Annotated[list[_Name], msgspec.Meta(max_length=10_000)] | None = None
-    # Names are given in full: a pattern would be the sender's regular expression.
+    # Only full names: with a pattern, the worker would run the sender's regular expression.
     pattern: None = None
     matcher: None = None
     ticket: _Name | None = None
@@ -160,37 +161,37 @@ class _Order(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class _Headers(msgspec.Struct):
-    # By it all workers set theirs.
+    # All workers adjust their logical clocks to this value.
     clock: Annotated[int, msgspec.Meta(ge=0, le=2**48)] | None = None
 
 
-def fault_of_order(body: Any, headers: Any) -> str | None:
-    """Return what is wrong with a broadcast, without its content, or None."""
+def fault_of_broadcast(body: Any, headers: Any) -> str | None:
+    """Return why a broadcast is invalid, without its content, or None."""
     try:
-        order = msgspec.convert(body, _Order)
+        broadcast = msgspec.convert(body, _Command)
         msgspec.convert(headers, _Headers)
-        command = _COMMANDS.get(order.method)
+        command = _COMMANDS.get(broadcast.method)
         if command is None:
-            return "is an order that workers do not take"
-        msgspec.convert(order.arguments or {}, command)
+            return "is a command that workers do not accept"
+        msgspec.convert(broadcast.arguments or {}, command)
     except MALFORMED:
-        return "is no order"
+        return "is not a valid command"
     return None
 
 
-def refuse_orders(consumer: Consumer) -> None:
-    """Have a consumer drop the broadcasts that are no orders, and count them."""
+def drop_invalid_broadcasts(consumer: Consumer) -> None:
+    """Make a consumer drop and count invalid broadcasts."""
     for step in consumer.steps:
         if isinstance(step, Control):
             step.box.on_message = _checked(step.box.on_message)
 
 
-def _checked(obey: Callable[[Any, Any], None]) -> Callable[[Any, Any], None]:
+def _checked(handle: Callable[[Any, Any], None]) -> Callable[[Any, Any], None]:
     def on_message(body: Any, message: Any) -> None:
-        found = fault_of_order(body, message.headers)
-        if found is not None:
-            dropped_messages.add(found)
+        fault = fault_of_broadcast(body, message.headers)
+        if fault is not None:
+            dropped_messages.add(fault)
             return
-        obey(body, message)
+        handle(body, message)
 
     return on_message

@@ -1,8 +1,9 @@
-"""What a message to a worker looks like. Whatever looks otherwise was not sent by fanout.
+"""Checks the envelope of a message: fanout sent no message that has another form.
 
-All that Celery and kombu read of a message is checked before they do: a header that they cannot
-use ends the worker, and then the next one that takes the message. What follows from a task's
-arguments, as its id, its chord and that chord's callback, must be what fanout would have sent.
+The checks cover all that Celery and kombu read of a message, and run before Celery and kombu do: a
+bad header would end the worker, and then the next worker that takes the message. The id of a task,
+its chord and the callback of that chord follow from its arguments; they must be those that fanout
+sends.
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ from fanout.broker.dropped import MALFORMED
 from fanout.core.ids import BranchId, ShardId, StageId
 from fanout.core.queue_names import QUEUES
 
-__all__ = ["LONGEST_WAIT_S", "fault"]
+__all__ = ["LONGEST_WAIT_S", "find_fault"]
 
-# When a task that is tried again begins: after half a minute at most, and clocks may be wrong.
+# The longest wait of a retried task. fanout uses half a minute at most, but clocks may be wrong.
 LONGEST_WAIT_S = 3_600
 
 _MOST = 1_000_000_000
@@ -37,7 +38,7 @@ _EARLIEST, _LATEST = datetime(2000, 1, 1, tzinfo=UTC), datetime(9000, 1, 1, tzin
 
 
 class _Headers(msgspec.Struct, forbid_unknown_fields=True):
-    """What Celery relies on; each further header would become an attribute of its request."""
+    """The headers that Celery reads; it makes each further header an attribute of its request."""
 
     id: Annotated[_Name, msgspec.Meta(min_length=1)]
     task: _Name
@@ -56,7 +57,7 @@ class _Headers(msgspec.Struct, forbid_unknown_fields=True):
     redelivered: bool | None = None
     wire: _Number | None = None
     sent_at: Annotated[float, msgspec.Meta(ge=0, le=1e12)] | None = None
-    # None of these is ever set.
+    # fanout never sets these.
     shadow: None = None
     expires: None = None
     timelimit: tuple[None, None] | None = None
@@ -65,7 +66,7 @@ class _Headers(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class _Delivery(msgspec.Struct, forbid_unknown_fields=True):
-    """Where kombu and Celery put the message when it is tried again."""
+    """Where kombu and Celery publish the message when they retry it."""
 
     routing_key: str
     exchange: Literal[""] = ""
@@ -78,7 +79,7 @@ class _Properties(msgspec.Struct, forbid_unknown_fields=True):
     delivery_tag: _Name
     body_encoding: Literal["base64"]
     correlation_id: _Name | None = None
-    # Where the message was sent again.
+    # Set when the message was published again.
     origin: _Name | None = None
     reply_to: _Name | None = None
     delivery_mode: Literal[1, 2] | None = None
@@ -86,12 +87,12 @@ class _Properties(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class _Embedded(msgspec.Struct, forbid_unknown_fields=True):
-    """What the body says beside the arguments. The first three would run further tasks."""
+    """The embedded part of a body, after the arguments. The first three would run further tasks."""
 
     callbacks: _Empty | None = None
     errbacks: _Empty | None = None
     chain: _Empty | None = None
-    # Decoded once for all messages that have the same.
+    # Raw, as messages with the same chord share one decoded value.
     chord: msgspec.Raw = msgspec.Raw(b"null")
 
 
@@ -107,7 +108,7 @@ class _Options(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class _Signature(msgspec.Struct, forbid_unknown_fields=True):
-    """A chord's callback, as Celery writes it."""
+    """The callback of a chord, as Celery serializes it."""
 
     task: str
     args: _Empty
@@ -117,31 +118,31 @@ class _Signature(msgspec.Struct, forbid_unknown_fields=True):
     immutable: bool = False
 
 
-# What the tasks of workers.tasks take.
-class _OfStage(msgspec.Struct, forbid_unknown_fields=True):
+# The arguments of the tasks in workers.tasks.
+class _StageArguments(msgspec.Struct, forbid_unknown_fields=True):
     run_id: _RunId
     stage: _Number
 
 
-class _OfShard(_OfStage, forbid_unknown_fields=True):
+class _ShardArguments(_StageArguments, forbid_unknown_fields=True):
     shard: _Number
 
 
-class _Expand(_OfShard, forbid_unknown_fields=True):
+class _ExpandArguments(_ShardArguments, forbid_unknown_fields=True):
     lanes: _Number
 
 
-class _Branch(_OfShard, forbid_unknown_fields=True):
+class _BranchArguments(_ShardArguments, forbid_unknown_fields=True):
     position: _Number
     feed: _Number
 
 
-class _Preflight(msgspec.Struct, forbid_unknown_fields=True):
+class _PreflightArguments(msgspec.Struct, forbid_unknown_fields=True):
     model: _Model
     note: _RunId
 
 
-# By position, and by name. Callbacks are given what the members of their chord returned.
+# Positional arguments, and keyword arguments. A callback gets the results of its chord's members.
 _NONE: Any = tuple[()]
 _RESULTS: Any = tuple[list[dict[str, _Shown | int | None] | None]]
 
@@ -151,23 +152,23 @@ def _decoder(by_position: Any, by_name: Any) -> msgspec.json.Decoder[Any]:
 
 
 _BODIES = {
-    broker.EXPAND: _decoder(_NONE, _Expand),
-    broker.BRANCH: _decoder(_NONE, _Branch),
-    broker.COLLECT: _decoder(_RESULTS, _OfShard),
-    broker.SEAL: _decoder(_NONE, _OfStage),
-    broker.AGGREGATE: _decoder(_RESULTS, _OfStage),
-    broker.PREFLIGHT: _decoder(_NONE, _Preflight),
+    broker.EXPAND: _decoder(_NONE, _ExpandArguments),
+    broker.BRANCH: _decoder(_NONE, _BranchArguments),
+    broker.COLLECT: _decoder(_RESULTS, _ShardArguments),
+    broker.SEAL: _decoder(_NONE, _StageArguments),
+    broker.AGGREGATE: _decoder(_RESULTS, _StageArguments),
+    broker.PREFLIGHT: _decoder(_NONE, _PreflightArguments),
 }
 _callback_decoder = msgspec.json.Decoder(_Signature | None)
-# What Celery takes from a body besides.
+# The embedded values of a checked body, besides its chord.
 _NO_MORE = {"callbacks": None, "errbacks": None, "chain": None}
 _Ids = tuple[str, str | None, int | None, str]
 
 
-def fault(message: Any) -> str | None:
-    """Return what is wrong with a message, without its content, or None.
+def find_fault(message: Any) -> str | None:
+    """Return why a message is invalid, without its content, or None.
 
-    Its body is decoded here, once: Celery uses what the message keeps of it.
+    Decodes the body once: the message keeps the result for Celery.
     """
     raw = message.headers
     if not isinstance(raw, dict) or "task" not in raw:
@@ -181,8 +182,8 @@ def fault(message: Any) -> str | None:
         properties = msgspec.convert(message.properties, _Properties)
     except MALFORMED:
         return "has the wrong headers"
-    found = _fault_of_envelope(message, headers, properties)
-    return found or _fault_of_body(message, headers, decoder)
+    fault = _fault_of_envelope(message, headers, properties)
+    return fault or _fault_of_body(message, headers, decoder)
 
 
 def _fault_of_envelope(message: Any, headers: _Headers, properties: _Properties) -> str | None:
@@ -196,7 +197,7 @@ def _fault_of_envelope(message: Any, headers: _Headers, properties: _Properties)
 
 
 def _is_moment(text: str) -> bool:
-    """Say whether a time can be reckoned with, in any time zone. How far it is, is seen later."""
+    """Return whether a text is a usable time with a time zone. The wait is checked later."""
     try:
         moment = datetime.fromisoformat(text)
     except ValueError:
@@ -208,63 +209,63 @@ def _fault_of_body(
     message: Any, headers: _Headers, decoder: msgspec.json.Decoder[Any]
 ) -> str | None:
     try:
-        args, asked, embedded = decoder.decode(message.body)
+        args, arguments, embedded = decoder.decode(message.body)
     except MALFORMED:
         return "has the wrong arguments"
-    ids, ended = _expected(headers.task, asked)
-    place, is_last = headers.group_index, headers.task == broker.SEAL
-    # How many members there are before the last one, only its publisher knows.
-    if (headers.id, headers.group, None if is_last else place, headers.root_id) != ids:
+    ids, completes = _expected(headers.task, arguments)
+    index, is_last = headers.group_index, headers.task == broker.SEAL
+    # Only the publisher knows how many members come before the last one.
+    if (headers.id, headers.group, None if is_last else index, headers.root_id) != ids:
         return "is not what its arguments say"
-    if is_last and place is None:
+    if is_last and index is None:
         return "is not what its arguments say"
     try:
-        chord = _callback(bytes(embedded.chord), ended)
+        chord = _callback(bytes(embedded.chord), completes)
     except MALFORMED:
         return "asks for more than its task"
-    message.keep(args, msgspec.structs.asdict(asked), {**_NO_MORE, "chord": chord})
+    message.keep(args, msgspec.structs.asdict(arguments), {**_NO_MORE, "chord": chord})
     return None
 
 
-def _expected(task: str, asked: Any) -> tuple[_Ids, ShardId | StageId | None]:
-    """Return what follows from a task's arguments: what it is, and what its chord ends.
+def _expected(task: str, arguments: Any) -> tuple[_Ids, ShardId | StageId | None]:
+    """Return the ids that follow from a task's arguments, and the shard or stage its chord completes.
 
-    The first is its id, its group, its place there and its root. The chord of a shard ends with
-    ``collect``, that of a stage with ``aggregate``.
+    The ids are the task's id, its group, its index in the group, and its root. The callback of a
+    shard's chord is ``collect``, that of a stage's chord is ``aggregate``.
     """
-    if isinstance(asked, _Preflight):
-        return (asked.note, None, None, asked.note), None
-    run, stage = asked.run_id, asked.stage
+    if isinstance(arguments, _PreflightArguments):
+        return (arguments.note, None, None, arguments.note), None
+    run, stage = arguments.run_id, arguments.stage
     match task:
         case broker.BRANCH:
-            branch_id = BranchId(run, stage, asked.shard, asked.position)
+            branch_id = BranchId(run, stage, arguments.shard, arguments.position)
             shard_id = branch_id.shard_id
-            return (branch_id.task_id, shard_id.group_id, asked.position, run), shard_id
+            return (branch_id.task_id, shard_id.group_id, arguments.position, run), shard_id
         case broker.COLLECT:
-            shard_id, stage_id = ShardId(run, stage, asked.shard), StageId(run, stage)
-            return (shard_id.collect_task_id, stage_id.group_id, asked.shard, run), stage_id
+            shard_id, stage_id = ShardId(run, stage, arguments.shard), StageId(run, stage)
+            return (shard_id.collect_task_id, stage_id.group_id, arguments.shard, run), stage_id
         case broker.EXPAND:
-            return (ShardId(run, stage, asked.shard).expand_task_id, None, None, run), None
+            return (ShardId(run, stage, arguments.shard).expand_task_id, None, None, run), None
         case broker.AGGREGATE:
             return (StageId(run, stage).aggregate_task_id, None, None, run), None
-    # The last member of the root chord.
+    # SEAL is the last member of the root chord.
     stage_id = StageId(run, stage)
     return (stage_id.seal_task_id, stage_id.group_id, None, run), stage_id
 
 
 @lru_cache(maxsize=256)
-def _callback(raw: bytes, ended: ShardId | StageId | None) -> Any:
-    """Return a chord's callback as Celery takes it. Raises ValueError where it is another one."""
-    found = _callback_decoder.decode(raw)
-    if found is not None:
-        _forget_versions(found)
-    if found != (None if ended is None else _signature(ended)):
-        raise ValueError("it is another one")
+def _callback(raw: bytes, completes: ShardId | StageId | None) -> Any:
+    """Return a chord's callback as Celery takes it. Raises ValueError if fanout did not send it."""
+    callback = _callback_decoder.decode(raw)
+    if callback is not None:
+        _forget_versions(callback)
+    if callback != (None if completes is None else _signature(completes)):
+        raise ValueError("it is another callback")
     return msgspec.json.decode(raw)
 
 
 def _forget_versions(callback: _Signature) -> None:
-    """Take out what may differ: which versions of the wire format they were written for."""
+    """Remove the wire versions, which may differ between the signatures."""
     following: _Signature | None = callback
     while following is not None:
         following.options.headers = None
@@ -272,7 +273,7 @@ def _forget_versions(callback: _Signature) -> None:
 
 
 def _signature(ended: ShardId | StageId) -> _Signature:
-    """Return what the chord of a shard, or of a stage, runs when it is complete."""
+    """Return the callback that the chord of a shard or stage runs when it is complete."""
     options = _Options(
         queue=broker.CONTROL_QUEUE, root_id=ended.run_id, task_id="", ignore_result=True
     )

@@ -1,13 +1,13 @@
-"""Leases: what a worker has taken stays its own for as long as it lives, and no longer.
+"""Renews the leases of a worker's messages while the worker is alive.
 
-Kombu puts a message back into its queue ``visibility_timeout`` seconds after it was taken. Here a
-worker renews that time again and again for all messages that it holds, so the timeout can be short
-although calls are long: a dead worker's messages come back soon, a slow one's never do.
+Kombu puts a message back into its queue ``visibility_timeout`` seconds after a worker took it. A
+worker renews this time for all messages that it holds, so the timeout can be short although calls
+are long: the messages of a dead worker come back soon, those of a slow worker never do.
 
-A message may come back all the same, when the server was away or the connection was lost. So a
-worker also says that it is alive, as the holder of the branches that it has begun: nobody else
-begins these (fanout.stores.RedisStore.begin). Of a branch that stands still
-(workers.context.progress) neither holds any more.
+A message may still come back after the server was unreachable or the connection was lost. So a
+worker also sends a heartbeat as the holder of the branches that it has begun: no other worker
+begins these (fanout.stores.RedisStore.begin). A stuck branch (workers.context.progress) keeps
+neither its lease nor its claim.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ if TYPE_CHECKING:
 
     from celery.worker import WorkController
 
-__all__ = ["Leases", "held_tags"]
+__all__ = ["LeaseRenewal", "held_tags"]
 
 _PAGE = 1_000
 
 _log = logging.getLogger(__name__)
 
 
-class Leases(bootsteps.StartStopStep):  # type: ignore[misc]
+class LeaseRenewal(bootsteps.StartStopStep):  # type: ignore[misc]
     """Renews the leases of a worker's messages until its last task has ended."""
 
     requires = ("celery.worker.components:Pool",)
@@ -56,7 +56,7 @@ class Leases(bootsteps.StartStopStep):  # type: ignore[misc]
         self._ticker = Ticker("leases", self._every_s, self._renew)
 
     def start(self, worker: WorkController) -> None:
-        """Begin to renew, until the process ends: not just until the consumer does."""
+        """Start to renew leases, until the process ends: not only until the consumer stops."""
         context_of(worker).on_close(self._close)
         self._ticker.start()
 
@@ -74,15 +74,15 @@ class Leases(bootsteps.StartStopStep):  # type: ignore[misc]
             self._watched = StallWatch(self._progress)
         return self._watched
 
-    def _left(self) -> Callable[[Any], bool]:
-        """Return what says of a request whether it is left to other workers."""
+    def _is_left_to_others(self) -> Callable[[Any], bool]:
+        """Return a predicate: whether a request is left to other workers."""
         if self._progress.is_loop_still:
-            # Also what has arrived since, and is nowhere yet.
+            # Includes requests that have arrived since and are not in progress yet.
             return lambda request: request.name == BRANCH
         stuck = {each.branch_id.task_id for each in self._progress.stuck()}
         return lambda request: request.id in stuck
 
-    def _leave_what_stands_still(self) -> None:
+    def _abandon_stuck_branches(self) -> None:
         context = context_of(self._worker)
         now = self._progress.clock()
         for standing in self._watch().look():
@@ -95,7 +95,7 @@ class Leases(bootsteps.StartStopStep):  # type: ignore[misc]
             try:
                 context.branches.let_go(standing)
             except BrokerError as error:
-                # As long as its claim stands, nobody else begins it: it is left at a later look.
+                # While the claim stands, no other worker begins the branch: try again at the next check.
                 standing.is_stuck = False
                 _log.warning("its claim is not given up yet: %s", error)
 
@@ -109,11 +109,11 @@ class Leases(bootsteps.StartStopStep):  # type: ignore[misc]
         except BrokerError:
             self._watch().forgive()
             raise
-        self._leave_what_stands_still()
+        self._abandon_stuck_branches()
         context = context_of(self._worker)
         context.branches.releases.again()
         context.loop.call_soon(self._progress.turns)
-        tags = held_tags(self._worker, without=self._left())
+        tags = held_tags(self._worker, without=self._is_left_to_others())
         try:
             for start in range(0, len(tags), _PAGE):
                 renew(self._redis, UNACKED_INDEX, tags[start : start + _PAGE])
@@ -124,10 +124,10 @@ class Leases(bootsteps.StartStopStep):  # type: ignore[misc]
 def held_tags(worker: WorkController, *, without: Callable[[Any], bool] | None = None) -> list[str]:
     """Return the delivery tags of the messages that a worker has taken and not yet settled.
 
-    Those of requests of which ``without`` says so are left out: their leases are to end.
+    Leaves out the requests for which ``without`` returns true: their leases must end.
 
-    By request, because what was taken before a connection was lost is still held; and by channel,
-    because what waits for a retry's countdown is no request yet.
+    Looks at requests, because the worker still holds messages that it took before it lost a
+    connection; and at the channel, because a message that waits for its countdown is no request yet.
     """
     consumer = getattr(worker.consumer, "task_consumer", None)
     while True:
@@ -137,9 +137,9 @@ def held_tags(worker: WorkController, *, without: Callable[[Any], bool] | None =
             left = {r.message.delivery_tag for r in requests if without and without(r)}
             if consumer is not None and consumer.channel is not None:
                 qos = consumer.channel.qos
-                # What kombu calls dirty is settled, and forgotten with the next that is taken.
-                tags |= set(qos._delivered) - set(qos._dirty)  # noqa: SLF001 - nothing else tells
+                # Dirty tags are settled; kombu removes them when it takes the next message.
+                tags |= set(qos._delivered) - set(qos._dirty)  # noqa: SLF001 - no public API
         except RuntimeError:
-            # A message came or went meanwhile.
+            # Another thread changed a set during the iteration.
             continue
         return sorted(tags - left)

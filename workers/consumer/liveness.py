@@ -1,7 +1,7 @@
-"""Tells whether a worker's consumer takes messages: a worker can be alive and take none.
+"""Checks that a worker's consumer polls its queues: a worker can be alive and take no messages.
 
-That happens: a consumer whose connection was replaced may answer pings and look at no queue. So it
-is not enough that the process lives, or that its event loop turns.
+A consumer whose connection was replaced may answer pings and still poll no queue. So a live process
+and a running event loop are not enough.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ if TYPE_CHECKING:
     from celery.worker.consumer import Consumer
     from kombu.asynchronous import Hub
 
-__all__ = ["Polls"]
+__all__ = ["PollMonitor"]
 
-_LOOK_S = 1.0
+_CHECK_S = 1.0
 
 
-class Polls:
-    """Knows when a consumer last asked its queues for messages.
+class PollMonitor:
+    """Records when a consumer last polled its queues.
 
     Attributes:
-        polled_at: When it did, or when it last had every slot taken, and so had not to ask;
-            seconds since the epoch, 0.0 as long as it never did.
+        polled_at: When the consumer last polled, or last had no free slot and so did not need to;
+            seconds since the epoch, 0.0 before the first poll.
     """
 
     def __init__(self, consumer: Consumer) -> None:
@@ -37,42 +37,42 @@ class Polls:
         self.polled_at = 0.0
 
     def register_with_event_loop(self, hub: Hub) -> None:
-        """Look at the polls for as long as this connection's event loop turns."""
-        # On the loop, on purpose: one that stands still says nothing.
-        hub.call_repeatedly(_LOOK_S, self._look)
+        """Check the polls while the event loop of this connection runs."""
+        # On the loop on purpose: a blocked loop then updates nothing.
+        hub.call_repeatedly(_CHECK_S, self._check)
 
     def _take_control(self, channel: Any) -> None:
-        """Take control messages while all slots are taken by calls, which may be long.
+        """Take control messages while calls, which may be long, use all slots.
 
-        Somebody waits for what they ask; they need no slot, where the pool has room besides.
+        Clients wait for control tasks, which need no slot if the pool has room for them.
         """
-        room = getattr(self._consumer.pool, "control_room", 0) - _others_at_hand()
+        room = getattr(self._consumer.pool, "control_room", 0) - _control_requests()
         if room > 0 and not channel.qos.is_barred and CONTROL_QUEUE in channel.active_queues:
             channel.take_control(room)
 
-    def _look(self) -> None:
+    def _check(self) -> None:
         channel: Any = getattr(self._consumer.task_consumer, "channel", None)
         if channel is None:
             return
         storage = context_of(self._consumer).checks.storage
         channel.qos.is_barred = bool(storage.problem)
-        # Kombu asks again as soon as it was answered, and is answered within a second.
-        asked_at = channel._brpop_sent_at  # noqa: SLF001 - nothing else tells
+        # Kombu polls again as soon as it has a reply, and gets each reply within a second.
+        asked_at = channel._brpop_sent_at  # noqa: SLF001 - no public API
         if not channel.qos.can_consume():
-            # With nothing at hand it would wait for a slot that nobody gives back.
+            # Without requests, no slot would ever become free: this is a fault, not a busy worker.
             if state.requests:
                 self.polled_at = time.time()
-            if asked_at is None or time.monotonic() - asked_at >= _LOOK_S:
+            if asked_at is None or time.monotonic() - asked_at >= _CHECK_S:
                 self._take_control(channel)
             return
         if asked_at is not None:
             self.polled_at = time.time() - (time.monotonic() - asked_at)
 
 
-def _others_at_hand() -> int:
+def _control_requests() -> int:
     while True:
         try:
             return sum(not isinstance(each, BranchRequest) for each in state.reserved_requests)
         except RuntimeError:
-            # One came or went meanwhile.
+            # Another thread changed the set during the iteration.
             continue

@@ -1,8 +1,8 @@
-"""Which version of the wire format a message says it has, and what becomes of another one.
+"""Reads the wire version of a message, and settles messages of another version.
 
-A worker asks for its fleet's version when it connects, before it takes its first message, and from
-then on every few seconds, as it may have been cut off while the fleet changed its version. Every
-message says its version, too: no worker runs one of another version.
+A worker reads its fleet's version when it connects, before it takes its first message, and then
+every few seconds, as it may have been disconnected while the fleet changed its version. Every
+message states its version, too: no worker runs a message of another version.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["settle_other_version", "version_of"]
 
-# Any version that there will be.
+# Larger than any version will ever be.
 _LATEST = 1_000_000
 _ID = re.compile(r"[\w/-]{1,100}", re.ASCII)
 
@@ -26,9 +26,9 @@ _log = logging.getLogger(__name__)
 
 
 def version_of(headers: Any) -> int:
-    """Return which version a message says it has; one that says none was sent by hand."""
+    """Return the wire version of a message; a message without one was sent by hand."""
     version = headers.get("wire") if isinstance(headers, dict) else None
-    # The checks of the envelope see to what is no version.
+    # The checks of the envelope reject a value that is no version.
     if type(version) is not int or not 0 <= version <= _LATEST:
         return broker.WIRE_VERSION
     return version
@@ -37,10 +37,11 @@ def version_of(headers: Any) -> int:
 def settle_other_version(
     message: Any, gate: VersionGate, connection_errors: tuple[type[Exception], ...]
 ) -> None:
-    """Put a message of another version back and stop; or drop one that no worker will take.
+    """Put back a message of another version and stop, or drop it if no worker will take it.
 
-    A process that the fleet had left behind published the second, for a run that is over or that
-    this fleet processes: the reaper publishes again what such a run misses.
+    A message is dropped if the fleet speaks this worker's version: an outdated process published
+    it, for a run that has ended or that this fleet processes. The reaper publishes again what such
+    a run misses.
     """
     task_id, version = _shown_id(message.headers), version_of(message.headers)
     if gate.is_spoken():
@@ -55,6 +56,6 @@ def settle_other_version(
 
 
 def _shown_id(headers: dict[str, Any]) -> str:
-    # Anybody may have written something else there, which a log must not show.
+    # Any client may have written another value there, which a log must not show.
     task_id = headers.get("id")
     return task_id if isinstance(task_id, str) and _ID.fullmatch(task_id) else "without a sound id"

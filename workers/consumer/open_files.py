@@ -1,7 +1,7 @@
-"""Open files: a worker makes room for its connections, or says at its start that it cannot.
+"""Raises the limit of open files of a worker to fit its connections, or rejects the concurrency.
 
-Each call in flight has a connection, which is an open file. What a process may open is bounded
-twice: by a soft limit, which it may raise by itself, up to a hard one, which it may not.
+Each call in flight has a connection, which is an open file. A process may raise its soft limit of
+open files by itself, up to its hard limit.
 """
 
 from __future__ import annotations
@@ -12,31 +12,31 @@ from fanout.core.errors import SettingsError
 
 try:
     import resource
-except ImportError:  # there are no such limits
+except ImportError:  # the platform has no such limits
     resource = None  # type: ignore[assignment]
 
 if TYPE_CHECKING:
     from types import ModuleType
 
-__all__ = ["make_room", "soft_limit"]
+__all__ = ["raise_open_file_limit", "soft_limit"]
 
-# Connections to the server, logs, modules while they are loaded, and what models open besides.
+# Connections to the server, logs, modules during import, and further files of model clients.
 _BASE = 128
-# A child has pipes to its parent.
+# Each prefork child has pipes to its parent.
 _PER_BRANCH = {"prefork": 6}
 
 
 def soft_limit(*, concurrency: int, pool: str, soft: int | None, hard: int | None) -> int | None:
-    """Return the soft limit that a worker needs to set, or None where it has enough.
+    """Return the soft limit that a worker needs to set, or None if the present one suffices.
 
     Args:
         concurrency: Branches in flight.
         pool: The worker's pool.
-        soft: What it may open now; None is any number.
-        hard: To what it may raise that; None is any number.
+        soft: Present soft limit, in files; None is unlimited.
+        hard: Present hard limit, in files; None is unlimited.
 
     Raises:
-        SettingsError: So many branches do not fit the hard limit.
+        SettingsError: The concurrency needs more files than the hard limit allows.
     """
     each = _PER_BRANCH.get(pool, 1)
     wanted = _BASE + each * concurrency
@@ -53,10 +53,12 @@ def soft_limit(*, concurrency: int, pool: str, soft: int | None, hard: int | Non
     return wanted
 
 
-def make_room(*, concurrency: int, pool: str, limits: ModuleType | None = resource) -> None:
-    """Raise this process's soft limit where a worker needs more. Raises SettingsError.
+def raise_open_file_limit(
+    *, concurrency: int, pool: str, limits: ModuleType | None = resource
+) -> None:
+    """Raise this process's soft limit if a worker needs more. Raises SettingsError.
 
-    Also where the worker is in a thread of somebody's program: nothing is taken from that.
+    Also for a worker in a thread of another program, as a higher limit does no harm there.
     """
     if limits is None:
         return
@@ -73,7 +75,7 @@ def make_room(*, concurrency: int, pool: str, limits: ModuleType | None = resour
     try:
         limits.setrlimit(limits.RLIMIT_NOFILE, (wanted, hard))
     except (OSError, ValueError) as error:
-        # macOS has a limit below its hard one.
+        # macOS has a further limit below the hard limit.
         raise SettingsError(
             f"--concurrency: {concurrency:,} branches in flight need {wanted:,} open files, and "
             f"this process's limit of {soft:,} cannot be raised ({error}): lower --concurrency"

@@ -1,4 +1,4 @@
-"""Makes a worker known to the store for as long as it lives."""
+"""Registers a worker in the store while it is alive."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from fanout.broker.dropped import dropped_messages
 from fanout.core.errors import BrokerError
 from fanout.stores import WorkerRecord
 from fanout.system.ticker import Ticker
-from workers.consumer.pool import TaskPool
+from workers.consumer.pool import AsyncioPool
 from workers.context.app import context_of
 
 if TYPE_CHECKING:
@@ -28,27 +28,27 @@ if TYPE_CHECKING:
 
 __all__ = ["Presence"]
 
-# Also how old what is shown of a worker's load can be.
+# Also the greatest age of the load that is shown for a worker.
 _EVERY_S = 2.0
-# Some beats may be missed before a worker counts as gone.
+# Several beats may be missed before a worker counts as gone.
 _TTL_S = 15.0
-# When what a predecessor of the same name said has lapsed.
-_LOOK_AT_BEAT = int(_TTL_S / _EVERY_S) + 2
+# By this beat the record of a predecessor of the same name has expired.
+_CHECK_NAME_AT_BEAT = int(_TTL_S / _EVERY_S) + 2
 
 _log = logging.getLogger(__name__)
 
 
 class Presence(bootsteps.StartStopStep):  # type: ignore[misc]
-    """Says every few seconds that this worker is there, and how much it can hold.
+    """Records every few seconds that this worker is alive, and its concurrency.
 
-    The number of shards in flight follows from it (fanout.policy.admission).
+    The number of shards in flight follows from these records (fanout.policy.admission).
     """
 
     requires = ("celery.worker.components:Pool",)
 
     def __init__(self, worker: WorkController, **kwargs: Any) -> None:
         super().__init__(worker, **kwargs)
-        # ``--concurrency`` is not written back by Celery; the context sizes its pools by it.
+        # Celery does not write ``--concurrency`` back; the context sizes its pools by it.
         worker.app.conf.worker_concurrency = worker.concurrency
         self._who = (socket.gethostname(), os.getpid(), time.time())
         self._beats = 0
@@ -57,14 +57,14 @@ class Presence(bootsteps.StartStopStep):  # type: ignore[misc]
         self._ticker = Ticker("presence", _EVERY_S, lambda: self._beat(worker))
 
     def start(self, _worker: WorkController) -> None:
-        """Begin to say so; a worker may be started while the server is away."""
+        """Start the beats; a worker may start while the server is unreachable."""
         self._ticker.start()
 
     def _beat(self, worker: WorkController) -> None:
         if context_of(worker).checks.version_gate.is_spoken():
             self._beats += 1
-            if self._beats == _LOOK_AT_BEAT:
-                self._warn_of_a_namesake(worker)
+            if self._beats == _CHECK_NAME_AT_BEAT:
+                self._warn_about_shared_name(worker)
             context_of(worker).checks.storage.look()
             _store_of(worker).worker_alive(self._record(worker), ttl_s=_TTL_S)
             self._count_dropped(worker)
@@ -75,10 +75,10 @@ class Presence(bootsteps.StartStopStep):  # type: ignore[misc]
             _store_of(worker).count_dropped(dropped - self._dropped)
             self._dropped = dropped
 
-    def _warn_of_a_namesake(self, worker: WorkController) -> None:
-        """Say so where another worker, also alive, has the same name: each hides the other."""
-        said = [w for w in _store_of(worker).workers() if w.name == worker.hostname]
-        if any((w.host, w.pid, w.started_at) != self._who for w in said):
+    def _warn_about_shared_name(self, worker: WorkController) -> None:
+        """Warn if another live worker has the same name: each hides the other."""
+        records = [w for w in _store_of(worker).workers() if w.name == worker.hostname]
+        if any((w.host, w.pid, w.started_at) != self._who for w in records):
             _log.warning(
                 "another worker is called %s, too: give each a name of its own (--name), or none",
                 worker.hostname,
@@ -106,7 +106,7 @@ class Presence(bootsteps.StartStopStep):  # type: ignore[misc]
         )
 
     def stop(self, worker: WorkController) -> None:
-        """Say that this worker has stopped."""
+        """Remove the record of this worker."""
         self._ticker.stop()
         try:
             _store_of(worker).worker_gone(worker.hostname)
@@ -120,11 +120,11 @@ def _store_of(worker: WorkController) -> RedisStore:
 
 
 def _name_of(pool: type) -> str:
-    if issubclass(pool, TaskPool):
+    if issubclass(pool, AsyncioPool):
         return "asyncio"
     if issubclass(pool, ThreadPool):
         return "threads"
-    # Celery's own are known by their modules.
+    # Celery's own pools are identified by their modules.
     return pool.__module__.rpartition(".")[2]
 
 
@@ -133,5 +133,5 @@ def _branches_in_flight() -> int:
         try:
             return sum(request.name == broker.BRANCH for request in state.active_requests)
         except RuntimeError:
-            # One came or went meanwhile.
+            # Another thread changed the set during the iteration.
             continue

@@ -1,4 +1,4 @@
-"""The reaper's place in the fleet: every worker carries one, and one of them holds the lock."""
+"""Runs the reaper in the fleet: every worker has one, and the holder of a lock runs it."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ _LOCK = "reaper"
 
 
 class ReaperStep(bootsteps.StartStopStep):  # type: ignore[misc]
-    """Sweeps every few seconds, where no other worker does."""
+    """Sweeps every few seconds unless another worker does."""
 
-    # So that it stops first: a beat says that the worker is there.
+    # Stops before Presence, whose beats show that the worker is alive.
     requires = (Presence,)
 
     def __init__(self, worker: WorkController, **kwargs: Any) -> None:
         super().__init__(worker, **kwargs)
         self._app = app_of(worker)
-        # Not by its name: two workers may have been given the same.
+        # Not the worker's name: two workers may have the same name.
         self._name = self._app.holder
         self._settings = app_of(worker).settings
         self._reaper: Reaper | None = None
@@ -37,14 +37,14 @@ class ReaperStep(bootsteps.StartStopStep):  # type: ignore[misc]
         self.enabled = self._settings.reaper_interval_s > 0
 
     def start(self, _worker: WorkController) -> None:
-        """Begin to sweep."""
+        """Start to sweep."""
         self._ticker.start()
 
     def _beat(self) -> None:
         if not self._app.context.checks.version_gate.is_spoken():
             return
         store = self._app.context.connections.fail_fast_store
-        # A holder that has died is followed after three sweeps.
+        # Another worker takes over from a dead holder after three sweeps.
         ttl_s = int(3 * self._settings.reaper_interval_s) + 1
         if not store.take_lock(_LOCK, self._name, ttl_s=ttl_s):
             self._reaper = None
@@ -52,7 +52,7 @@ class ReaperStep(bootsteps.StartStopStep):  # type: ignore[misc]
         if self._reaper is None:
             self._reaper = Reaper(
                 store,
-                # Not that of the branches, which waits for an hour.
+                # Not the publisher of the branches, which retries for an hour.
                 Publisher(self._app),
                 self._app.context.connections.messages,
                 stall_s=self._settings.stall_s,
@@ -61,5 +61,5 @@ class ReaperStep(bootsteps.StartStopStep):  # type: ignore[misc]
         self._reaper.sweep()
 
     def stop(self, _worker: WorkController) -> None:
-        """Stop sweeping; the lock runs out."""
+        """Stop sweeping; the lock expires."""
         self._ticker.stop()

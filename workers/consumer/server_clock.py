@@ -1,6 +1,6 @@
-"""When a task that is tried again begins, by the server's clock: those of machines differ.
+"""Computes the start time of retried tasks by the server's clock, as machines' clocks differ.
 
-Celery has one worker write that time, by its clock, and another one wait for it, by its own.
+In Celery one worker writes that time by its own clock, and another waits for it by its own clock.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 __all__ = ["ServerClockAMQP", "ServerClockRequest"]
 
 
-def _ahead(app: WorkerApp) -> timedelta:
-    """Return by how much this machine's clock is ahead; nothing where the server is away."""
+def _clock_lead(app: WorkerApp) -> timedelta:
+    """Return how far this machine's clock is ahead; zero if the server is unreachable."""
     try:
         return timedelta(seconds=time.time() - app.context.connections.fail_fast_store.now())
     except BrokerError:
@@ -31,7 +31,7 @@ def _ahead(app: WorkerApp) -> timedelta:
 
 
 class ServerClockAMQP(LimitedAMQP):
-    """Celery's view of the broker, where times to begin are the server's."""
+    """Celery's view of the broker, with start times by the server's clock."""
 
     def as_task_v2(
         self,
@@ -44,19 +44,19 @@ class ServerClockAMQP(LimitedAMQP):
         *rest: Any,
         **options: Any,
     ) -> Any:
-        """Return a task's message: what has a countdown begins at a time of the server's."""
+        """Return a task's message; a countdown becomes a start time by the server's clock."""
         if countdown:
-            eta = datetime.now(UTC) - _ahead(self.app) + timedelta(seconds=countdown)
+            eta = datetime.now(UTC) - _clock_lead(self.app) + timedelta(seconds=countdown)
         return super().as_task_v2(task_id, name, args, kwargs, None, eta, *rest, **options)
 
 
 class ServerClockRequest(Request):  # type: ignore[misc]
-    """A task that a worker has received; where it has a time to begin, that is the server's."""
+    """A task that a worker has received; its start time, if any, is by the server's clock."""
 
     def __init__(self, *args: Any, app: WorkerApp, **options: Any) -> None:
         super().__init__(*args, app=app, **options)
         if self._eta is not None:
-            self._eta += _ahead(app)
+            self._eta += _clock_lead(app)
             if self._eta - datetime.now(UTC) > timedelta(seconds=LONGEST_WAIT_S):
-                # Nothing of ours waits for so long, and it would be held until then.
+                # No task of fanout waits for so long, and the worker would hold it until then.
                 raise InvalidTaskError("begins too late")

@@ -1,4 +1,4 @@
-"""The end of branches, as Celery sees it: their chord counts them, their messages go."""
+"""Settles branches that have ended: counts them in their chords and acknowledges their messages."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ if TYPE_CHECKING:
     from workers.consumer.task_requests import BranchRequest
     from workers.context.worker_context import WorkerContext
 
-__all__ = ["settle"]
+__all__ = ["settle_branches"]
 
 
-def settle(
+def settle_branches(
     context: WorkerContext, ends: Sequence[tuple[BranchRequest, BranchFailed | None]]
 ) -> list[None]:
-    """Count branches that have ended in their chords, and acknowledge their messages.
+    """Count ended branches in their chords, and then acknowledge their messages.
 
-    In this order: a message whose branch is counted may come again, which does no harm; a branch
-    that is not counted must come again.
+    The order matters: a redelivered message of a counted branch does no harm, but a branch that is
+    not counted must be redelivered.
     """
     connections = context.connections
     backend = cast("TolerantRedisBackend", connections.backend)

@@ -1,4 +1,4 @@
-"""How a worker stops: what is in flight is finished within a grace time, or handed back at once."""
+"""Shuts a worker down: branches in flight end within a grace time, or are handed back."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 
 __all__ = ["Shutdown", "listen_in_children"]
 
-# Tells a prefork child to hand back. Celery uses SIGUSR1, for stack traces.
+# Tells a prefork child to hand back its branch. Celery uses SIGUSR1 for stack traces.
 _HAND_BACK = signal.SIGUSR2
 
 _log = logging.getLogger(__name__)
 
 
 class Shutdown(bootsteps.StartStopStep):  # type: ignore[misc]
-    """Gives what is in flight ``grace_s`` seconds after the first SIGTERM or SIGINT."""
+    """Gives branches in flight ``grace_s`` seconds after the first SIGTERM or SIGINT."""
 
     requires = ("celery.worker.components:Pool",)
 
@@ -36,7 +36,7 @@ class Shutdown(bootsteps.StartStopStep):  # type: ignore[misc]
         self._timer: threading.Timer | None = None
 
     def start(self, _worker: WorkController) -> None:
-        """Listen for the signal; the pool has started, so that a context can be made."""
+        """Listen for the signal; the pool has started, so a context can be made."""
         context_of(self._worker).hand_back.before(self._tell_children)
         signals.worker_shutting_down.connect(self._on_shutting_down, weak=False)
 
@@ -48,7 +48,7 @@ class Shutdown(bootsteps.StartStopStep):  # type: ignore[misc]
             try:
                 self._timer.start()
             except RuntimeError:
-                # There is no thread for it: nothing would end the calls in flight later.
+                # No thread is left for the timer: nothing would end the calls in flight later.
                 context_of(self._worker).hand_back.all()
             if not _children(self._worker):
                 context_of(self._worker).hand_back.waiting()
@@ -63,7 +63,7 @@ class Shutdown(bootsteps.StartStopStep):  # type: ignore[misc]
         signals.worker_shutting_down.disconnect(self._on_shutting_down)
 
     def terminate(self, worker: WorkController) -> None:
-        """Stop at once. Celery does not say then, as it does else, when the worker has ended."""
+        """Stop at once. Celery sends no signal when a terminated worker has ended."""
         self.stop(worker)
         context_of(worker).reports.close()
 
@@ -74,7 +74,7 @@ def _children(worker: WorkController) -> list[int]:
 
 
 def listen_in_children(app: WorkerApp) -> None:
-    """Have the prefork children of a worker hand back when they are told to."""
+    """Make the prefork children of a worker hand back their branches on a signal."""
 
     def on_child(**_: Any) -> None:
         signal.signal(_HAND_BACK, lambda *_: app.context.hand_back.all())

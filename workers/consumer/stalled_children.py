@@ -1,6 +1,7 @@
-"""A prefork child whose branch stands still ends itself: its parent, which has the lease, sees it.
+"""Ends a prefork child whose branch is stuck: its parent, which holds the lease, notices.
 
-Celery sends the branch again then, as after any other death of a child; it is a begin that counts.
+Celery then redelivers the branch, as after any other death of a child. The begin counts towards
+``max_deliveries``.
 """
 
 from __future__ import annotations
@@ -25,13 +26,13 @@ if TYPE_CHECKING:
 
 __all__ = ["ChildWatch", "watch_children"]
 
-_LOOKS = 6
+_CHECKS_PER_TIMEOUT = 6
 
 _log = logging.getLogger(__name__)
 
 
 class ChildWatch:
-    """Looks whether the branch of a child moves.
+    """Checks that the branch of a child makes progress.
 
     Args:
         context: Returns the child's context, or None if it has none yet.
@@ -46,14 +47,15 @@ class ChildWatch:
         self._watch: StallWatch | None = None
 
     def look(self) -> None:
-        """End the child where its branch stands still although the server takes writes."""
+        """End the child if its branch is stuck although the server accepts writes."""
         context = self._context()
         if context is None:
             return
         progress = context.branches.progress
         watch = self._watch = self._watch or StallWatch(progress)
         if progress.overdue():
-            # Its parent beats, and would not notice; so it is asked for here, when it matters.
+            # The parent sends the heartbeats, so only a write shows the child whether the server
+            # accepts writes. It is done only if a branch is overdue.
             try:
                 store = context.connections.fail_fast_store
                 store.take_lock(f"child-{os.getpid()}", context.holder, ttl_s=1)
@@ -73,16 +75,16 @@ class ChildWatch:
 
 
 def watch_children(app: WorkerApp) -> None:
-    """Have each prefork child of a worker watch itself."""
+    """Make each prefork child of a worker watch itself."""
     parent = os.getpid()
 
     def on_child(**_: Any) -> None:
-        # Celery says the same of the one process of its solo pool.
+        # Celery sends this signal for the single process of its solo pool, too.
         if os.getpid() != parent:
             watch = ChildWatch(
                 lambda: app.made_context, lambda: os.kill(os.getpid(), signal.SIGKILL)
             )
-            every_s = app.settings.visibility_timeout_s / _LOOKS
+            every_s = app.settings.visibility_timeout_s / _CHECKS_PER_TIMEOUT
             Ticker("progress", every_s, watch.look).start()
 
     signals.worker_process_init.connect(on_child, weak=False)

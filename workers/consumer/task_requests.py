@@ -1,4 +1,4 @@
-"""What a worker says of its tasks to whoever watches: Flower and other monitors."""
+"""Requests of a worker: they report every end of a task to monitors such as Flower."""
 
 from __future__ import annotations
 
@@ -26,34 +26,34 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BranchRequest",
+    "MonitoredRequest",
     "PostponedError",
-    "ReportsAll",
     "RunGoneError",
     "StillHeldError",
+    "abandon",
     "delivery_of",
-    "let_go",
 ]
 
 _log = logging.getLogger(__name__)
 
 
 class PostponedError(Ignore):  # type: ignore[misc]
-    """This message has done its work; the task itself is published again later."""
+    """The message is done; the task itself is published again later."""
 
 
 class RunGoneError(Ignore):  # type: ignore[misc]
-    """There is no such run: the message goes, and no chord counts it."""
+    """The run does not exist: the message is removed, and no chord counts it."""
 
 
 class StillHeldError(Ignore):  # type: ignore[misc]
-    """Another worker has the branch: this message waits, in case that one dies."""
+    """Another worker has the branch: this message waits in case that worker dies."""
 
 
-class ReportsAll(ServerClockRequest):
-    """A request of which a monitor hears how it ended, whatever way that was.
+class MonitoredRequest(ServerClockRequest):
+    """A request that sends an event to monitors however its task ends.
 
-    Celery says nothing of a task that is ignored or goes back to its queue: it would be shown as
-    started until it is processed again, if ever. ``RETRY`` is what comes closest.
+    Celery sends no event for a task that is ignored or goes back to its queue: a monitor would show
+    it as started until a worker processes it again, if ever. ``RETRY`` is the closest state.
     """
 
     def on_failure(
@@ -65,10 +65,11 @@ class ReportsAll(ServerClockRequest):
         """Settle a task that raised."""
         error = _raised(exc_info)
         if isinstance(error, BranchFailed):
-            # An ordinary end, and the same in all of them: it would only fill a monitor's memory.
+            # An ordinary end with the same traceback each time, which would only fill a monitor's
+            # memory.
             exc_info.traceback = f"{type(error).__name__}: {error}"
         if isinstance(error, StillHeldError):
-            # Not acknowledged, and not renewed: it is back in its queue when its lease ends.
+            # Neither acknowledged nor renewed: it returns to its queue when its lease ends.
             task_ready(self)
             self.forget()
             return None
@@ -80,60 +81,60 @@ class ReportsAll(ServerClockRequest):
         return result
 
     def _retry_worker_lost(self, exc: Exception, exc_info: ExceptionInfo) -> bool:
-        """Have a task whose process died done again.
+        """Retry a task whose process died.
 
-        Celery publishes a further try, and would count the task as failed where the server refuses
-        that. But its message is still there: it is back when its lease ends.
+        Celery publishes a further attempt, and would count the task as failed if the server refuses
+        it. But the message still exists: it returns to its queue when its lease ends.
         """
-        if self.gives_up() and super()._retry_worker_lost(exc, exc_info):
+        if self.release_claim() and super()._retry_worker_lost(exc, exc_info):
             return True
-        let_go(self, exc)
+        abandon(self, exc)
         self.send_event("task-retried", exception=type(exc).__name__)
         return True
 
-    def gives_up(self) -> bool:
-        """Give up what its dead process held, so that others can do it; say whether that is done.
+    def release_claim(self) -> bool:
+        """Release the claim of the dead process; return whether that is done.
 
-        What is not done now is done later: until then, others wait for it.
+        A release that fails now is tried again later: until then, other workers wait for it.
         """
         return True
 
     def acknowledge(self) -> None:
-        """Take the message off the broker; where that refuses, it comes again, and is done."""
-        self._settle(super().acknowledge)
+        """Acknowledge the message; if the broker refuses, a redelivery finds the task done."""
+        self._try_to_settle(super().acknowledge)
 
     def reject(self, requeue: bool = False) -> None:  # noqa: FBT001, FBT002 - Celery's
-        """Put the message back, or drop it; where the broker refuses, it is back later."""
-        self._settle(partial(super().reject, requeue))
+        """Put the message back, or drop it; if the broker refuses, it is redelivered later."""
+        self._try_to_settle(partial(super().reject, requeue))
 
-    def _settle(self, step: Callable[[], None]) -> None:
+    def _try_to_settle(self, step: Callable[[], None]) -> None:
         try:
             step()
-        except Exception as error:  # noqa: BLE001 - a request that nobody ends is held for ever
+        except Exception as error:  # noqa: BLE001 - else the worker holds the request for ever
             _log.warning("task %s comes again: %s", self.id, type(error).__name__)
             self.forget()
 
-    def let_go(self) -> None:
-        """Be done with it here without asking the server: it is back when its lease ends."""
+    def abandon(self) -> None:
+        """End the request without asking the server: the message returns when its lease ends."""
         task_ready(self)
         if not self.acknowledged:
             self.forget()
 
     def forget(self) -> None:
-        """Have kombu and Celery take the message for settled; the server is told by others."""
+        """Mark the message as settled in kombu and Celery; the caller updates the server."""
         message = self.message
         if message.channel is not None:
             virtual.QoS.ack(message.channel.qos, message.delivery_tag)
-        message._state = "ACK"  # noqa: SLF001 - what Message.ack() sets
+        message._state = "ACK"  # noqa: SLF001 - as Message.ack() sets it
         self.acknowledged = True
 
 
-class BranchRequest(ReportsAll):
-    """A branch, and how it ended where that was on the worker's loop (workers.consumer.pool)."""
+class BranchRequest(MonitoredRequest):
+    """The request of a branch, which may end on the worker's loop (workers.consumer.pool)."""
 
     @property
     def token(self) -> str:
-        """Names this delivery, as in its claim."""
+        """The id of this delivery, as in its claim."""
         return delivery_of(self.request_dict["properties"])
 
     @property
@@ -150,17 +151,17 @@ class BranchRequest(ReportsAll):
 
     @property
     def group_index(self) -> int | None:
-        """Its place in that header."""
+        """Its index in that header."""
         index: int | None = self.request_dict.get("group_index")
         return index
 
     @property
     def context(self) -> Any:
-        """What Celery's backends know a task by."""
+        """The context by which Celery's backends identify a task."""
         return self._context
 
-    def gives_up(self) -> bool:
-        """Give up the claim that was made for this delivery; it was a begin all the same."""
+    def release_claim(self) -> bool:
+        """Release the claim of this delivery; its begin still counts."""
         return self._releases.now(self.branch_id, self.token, counts=True)
 
     def on_failure(
@@ -169,23 +170,23 @@ class BranchRequest(ReportsAll):
         send_failed_event: bool = True,  # noqa: FBT001, FBT002 - Celery's
         return_ok: bool = False,  # noqa: FBT001, FBT002 - Celery's
     ) -> Any:
-        """Settle a branch that ended without an outcome, unless it is BranchFailed."""
+        """Settle a branch that raised; unless that is BranchFailed, it has no outcome."""
         error = _raised(exc_info)
         if not isinstance(error, (BranchFailed, Ignore)):
-            # Whoever was at it may have failed to give it up.
+            # The process that ran the branch may have failed to release its claim.
             is_no_fault = isinstance(error, (Reject, Retry))
             self._releases.later(self.branch_id, self.token, counts=not is_no_fault)
         return super().on_failure(exc_info, send_failed_event, return_ok)
 
     def on_retry(self, exc_info: ExceptionInfo) -> None:
-        """Settle a branch that was published again, as the server was away."""
+        """Settle a branch that was published again because the server was unreachable."""
         self._releases.now(self.branch_id, self.token, counts=False)
         super().on_retry(exc_info)
 
-    def let_go(self) -> None:
-        """Be done with it here: what fails so everywhere must end, so that its begin counts."""
+    def abandon(self) -> None:
+        """End the request; its begin counts, so that a branch that always fails ends."""
         self._releases.later(self.branch_id, self.token, counts=True)
-        super().let_go()
+        super().abandon()
 
     @property
     def _releases(self) -> ClaimReleases:
@@ -193,25 +194,25 @@ class BranchRequest(ReportsAll):
         return releases
 
     def on_settled(self, error: BranchFailed | None) -> None:
-        """Note its end, once its chord has counted it and its message is gone."""
-        # Not as successful: Celery would remember it, for messages that are not acknowledged yet.
+        """Record the end, after the chord has counted the branch and its message is gone."""
+        # Not as successful: Celery would remember the id for messages not acknowledged yet.
         task_ready(self)
         runtime_s = time.time() - (self.time_start or 0.0)
         if error is None:
             self.send_event("task-succeeded", result="None", runtime=runtime_s)
         else:
-            said = f"{type(error).__name__}({str(error)!r})"
-            self.send_event("task-failed", exception=said, traceback=f"BranchFailed: {error}")
+            exception = f"{type(error).__name__}({str(error)!r})"
+            self.send_event("task-failed", exception=exception, traceback=f"BranchFailed: {error}")
 
 
 def _raised(exc_info: ExceptionInfo) -> Any:
-    """Return what a task raised; what comes from another process is wrapped."""
+    """Return the exception of a task; an exception from another process is wrapped."""
     error = exc_info.exception
     return error.exc if isinstance(error, ExceptionWithTraceback) else error
 
 
 def delivery_of(properties: dict[str, Any]) -> str:
-    """Return what names a delivery, given the properties of its message.
+    """Return the id of a delivery, given the properties of its message.
 
     A message gets a new tag each time it is taken (fanout.broker.message_leases).
     """
@@ -219,8 +220,8 @@ def delivery_of(properties: dict[str, Any]) -> str:
     return tag
 
 
-def let_go(request: Any, fault: BaseException) -> None:
-    """Give back a task that nobody will see to its end."""
+def abandon(request: Any, fault: BaseException) -> None:
+    """Give back a task that no code of this worker will end."""
     _log.warning("task %s comes again: %s", getattr(request, "id", "?"), type(fault).__name__)
-    if isinstance(request, ReportsAll):
-        request.let_go()
+    if isinstance(request, MonitoredRequest):
+        request.abandon()

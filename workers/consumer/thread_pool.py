@@ -1,4 +1,4 @@
-"""Celery's pool of threads, but a control task does not wait for a thread that is in a call."""
+"""Celery's pool of threads, but control tasks have threads of their own and wait for no call."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from celery.concurrency.thread import ApplyResult
 from celery.concurrency.thread import TaskPool as CeleryPool
 
 from fanout.system.threads import ReadyThreads
-from workers.consumer.task_requests import BranchRequest, let_go
+from workers.consumer.task_requests import BranchRequest, abandon
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["TaskPool"]
+__all__ = ["ThreadTaskPool"]
 
-# Control tasks at once.
+# Threads for control tasks.
 _CONTROL = 4
 
 
-class TaskPool(CeleryPool):  # type: ignore[misc]
-    """Branches in as many threads as the worker's concurrency, other tasks in a few more.
+class ThreadTaskPool(CeleryPool):  # type: ignore[misc]
+    """Runs branches in as many threads as the worker's concurrency, other tasks in a few more.
 
     Attributes:
-        control_room: How many control tasks it runs while all slots are taken.
+        control_room: Number of control tasks that the pool runs while all slots are in use.
     """
 
     control_room = _CONTROL
@@ -35,7 +35,7 @@ class TaskPool(CeleryPool):  # type: ignore[misc]
         self._control = ReadyThreads(_CONTROL, "fanout-task")
 
     def on_stop(self) -> None:
-        """Wait for what is in flight."""
+        """Wait for the tasks in flight."""
         super().on_stop()
         self._control.shutdown(cancel_futures=True)
 
@@ -49,14 +49,14 @@ class TaskPool(CeleryPool):  # type: ignore[misc]
         **_: Any,
     ) -> ApplyResult:
         """Run a task in a thread."""
-        # Celery names the request only as the owner of what is called back.
+        # Celery passes the request only as the object that owns the callback.
         request = getattr(accept_callback, "__self__", None)
         threads = self.executor if isinstance(request, BranchRequest) else self._control
 
         def apply() -> None:
             try:
                 apply_target(target, args, kwargs, callback, accept_callback)
-            except BaseException as fault:  # noqa: BLE001 - nobody else hears of it
-                let_go(request, fault)
+            except BaseException as fault:  # noqa: BLE001 - no other code sees it
+                abandon(request, fault)
 
         return ApplyResult(threads.submit(apply))

@@ -1,1 +1,1 @@
-"""What happens around the branches of a stage: expand, collect, aggregate."""
+"""The tasks around the branches of a stage: expand, collect, aggregate."""

@@ -37,14 +37,14 @@ if TYPE_CHECKING:
 
 __all__ = ["end_run", "reduce"]
 
-# What is kept free for an answer whose length nobody bounds.
+# Tokens reserved for an answer without a length limit.
 _ANSWER_TOKENS = 512
-# Redis takes values of 512 MB.
+# Redis accepts values of up to 512 MB.
 _MAX_RESULT_BYTES = 256_000_000
 
 
 def reduce(context: WorkerContext, run: RunRecord, stage_id: StageId, spec: RunSpec) -> None:
-    """Reduce what a stage gave: end the run, or open the next stage."""
+    """Reduce the outcomes of a stage: end the run, or open the next stage."""
     run_id = run.run_id
     if spec.reduction == "none":
         _end(context, run_id, StoredResult())
@@ -60,7 +60,7 @@ def _end(
 ) -> None:
     data = msgspec.json.encode(result)
     if len(data) > _MAX_RESULT_BYTES:
-        # A server takes no more, and nobody would read it: the answers themselves are kept.
+        # The server accepts no larger value. The answers themselves remain in the store.
         data = msgspec.json.encode(StoredResult(errors=result.errors))
         problem = (
             f"the aggregate is larger than {_MAX_RESULT_BYTES / 1e6:,.0f} MB: use another one, or "
@@ -112,7 +112,7 @@ def _items(context: WorkerContext, run_id: str, spec: RunSpec) -> Iterator[Item]
 def _reduce_by_calls(
     context: WorkerContext, run: RunRecord, stage_id: StageId, spec: RunSpec
 ) -> None:
-    """Open a stage of LLM calls over what ``stage`` gave, or end the run.
+    """Open a stage of LLM calls over the outcomes of a stage, or end the run.
 
     A group is done at the first reduce stage in which it has a single chunk.
     """
@@ -142,10 +142,10 @@ def _leaves(context: WorkerContext, run_id: str, spec: RunSpec) -> dict[str, lis
 
 
 def _partials(context: WorkerContext, stage_id: StageId) -> dict[str, list[Part]]:
-    """Return the partial answers of a reduce stage, for the groups that are not done with it."""
+    """Return the partial answers of a reduce stage, for the groups that need a further stage."""
     groups: dict[str, list[Part]] = defaultdict(list)
     for chunk, outcome, _ in _branches(context, stage_id):
-        group, count, failed = _standing(chunk)
+        group, count, failed = _group_counts(chunk)
         if outcome.output is None:
             failed, count = count, 0
         groups[group].append(
@@ -174,7 +174,7 @@ def _plan_chunks(groups: dict[str, list[Part]], level: int, spec: RunSpec) -> It
             )
 
 
-def _standing(chunk: Chunk) -> tuple[str, int, int]:
+def _group_counts(chunk: Chunk) -> tuple[str, int, int]:
     columns = chunk.columns
     return columns["group"], int(columns["count"]), int(columns["failed"])
 
@@ -185,14 +185,14 @@ def _end_with_answers(context: WorkerContext, run_id: str, stages: Iterable[int]
     for stage in stages:
         chunks_of: dict[str, int] = defaultdict(int)
         for chunk, outcome, _ in _branches(context, StageId(run_id, stage)):
-            group, count, failed = _standing(chunk)
+            group, count, failed = _group_counts(chunk)
             chunks_of[group] += 1
             if outcome.kind is not None:
                 errors.append(_error(group, outcome))
             # A group with several chunks here is answered by a later stage, which overwrites this.
             aggregates[group] = Aggregate(value=outcome.output, succeeded=count, failed=failed)
     answered = any(aggregate.value is not None for aggregate in aggregates.values())
-    problem = None if answered else f"no aggregate could be made: {_words(errors)}"
+    problem = None if answered else f"no aggregate could be made: {_last_error(errors)}"
     _end(context, run_id, StoredResult(aggregates=aggregates, errors=errors), problem=problem)
 
 
@@ -205,6 +205,6 @@ def _error(group: str, outcome: Outcome) -> ReduceError:
     )
 
 
-def _words(errors: list[ReduceError]) -> str:
+def _last_error(errors: list[ReduceError]) -> str:
     last = errors[-1]
     return f"{last.kind.value}: {last.message} (after {last.attempts} attempts)"

@@ -1,4 +1,4 @@
-"""What happens around the branches of a stage: expand, collect, aggregate."""
+"""The tasks around the branches of a stage: expand, collect, aggregate."""
 
 from __future__ import annotations
 
@@ -25,31 +25,31 @@ __all__ = ["TooEarlyError", "aggregate", "collect", "expand"]
 
 
 class TooEarlyError(Exception):
-    """A callback ran before all of its header has ended: a stale copy, or a message was lost.
+    """A callback ran before its whole header ended: it is a stale copy, or a message was lost.
 
-    It does nothing. The real one is still to come, or the reaper sees to it.
+    The task then does nothing. The real callback is still to come, or the reaper repairs the shard.
     """
 
 
 def expand(context: WorkerContext, shard_id: ShardId, permits: int) -> None:
-    """Publish the chord of a shard; ``permits`` branches of it at first, or all where that is 0."""
+    """Publish the chord of a shard: ``permits`` branches of it at first, or all if that is 0."""
     store, publisher = context.connections.store, context.connections.publisher
     run = store.run(shard_id.run_id)
     is_again = shard_id.stage == 0 and bool(run.retry)
     if is_again and not run.halt:
         take_back(store, shard_id, run.retry)
     if store.is_finished(shard_id):
-        # Delivered again, or a retry to which this shard has nothing to add.
+        # The message was redelivered, or the retry has no branch in this shard.
         publisher.collect(shard_id)
         return
     ending = _ending(run, shard_id.stage)
     if ending is not None:
-        # A run with many shards must end soon: its branches are recorded, not published.
+        # A run with many shards must end soon: record its branches instead of publishing them.
         _record_rest(context, shard_id, *ending)
         publisher.collect(shard_id)
         return
     count = len(context.runs.indices.get(shard_id))
-    # Those whose outcomes a retry has kept.
+    # The branches whose outcomes a retry keeps.
     ended = store.shard_state(shard_id).ended if is_again else frozenset()
     todo = [position for position in range(count) if position not in ended]
     if not todo:
@@ -67,7 +67,7 @@ def expand(context: WorkerContext, shard_id: ShardId, permits: int) -> None:
 
 
 def _ending(run: RunRecord, stage: int) -> tuple[ErrorKind, str] | None:
-    """Return what becomes of branches that are not published because their run is to end."""
+    """Return the error of branches that are not published because their run must end, or None."""
     if run.halt:
         return ErrorKind.CANCELLED, "the run was stopped before this branch was called"
     if stage == 0 and run.is_overdue:
@@ -76,7 +76,7 @@ def _ending(run: RunRecord, stage: int) -> tuple[ErrorKind, str] | None:
 
 
 def _expand_rest(context: WorkerContext, shard_id: ShardId, permits: int) -> None:
-    """Publish what a first attempt has not: a branch in the queue twice would be called twice."""
+    """Publish the branches that the first attempt missed: a branch published twice is called twice."""
     store, publisher = context.connections.store, context.connections.publisher
     shard = store.shard_state(shard_id)
     task_ids = context.connections.messages.task_ids().get(shard_id.run_id, set())
@@ -108,12 +108,12 @@ def collect(context: WorkerContext, results: list[Any], shard_id: ShardId) -> di
 
     Args:
         context: The worker's process.
-        results: What the members of the chord returned; records of failure tell why a branch
-            that wrote no outcome has none.
+        results: The results of the chord's members; a record of failure gives the reason why a
+            branch wrote no outcome.
         shard_id: The shard.
 
     Returns:
-        The shard's counts: this travels through the root chord, so it is tiny.
+        The shard's counts: a small result, as it travels through the root chord.
 
     Raises:
         TooEarlyError: A branch has neither an outcome nor a record of failure.
@@ -144,18 +144,20 @@ def _complete(
         raise TooEarlyError(shard_id)
     store.record_all(
         [
-            RecordRequest(shard_id.branch(position), _at(indices[position], failures[position]))
+            RecordRequest(
+                shard_id.branch(position), _with_index(indices[position], failures[position])
+            )
             for position in missing
         ]
     )
     return store.outcomes(shard_id)
 
 
-def _at(index: int, failure: Outcome) -> Outcome:
+def _with_index(index: int, failure: Outcome) -> Outcome:
     return msgspec.structs.replace(failure, index=index, ended_at=time.time())
 
 
-# What Celery calls the ends that a branch cannot record by itself.
+# By Celery's names: the ends that a branch cannot record itself.
 _KINDS = {
     "WorkerLostError": (ErrorKind.WORKER_LOST, "the worker process died while it ran the branch"),
     "Terminated": (ErrorKind.WORKER_LOST, "the worker process was terminated"),

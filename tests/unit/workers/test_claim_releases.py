@@ -21,7 +21,7 @@ from workers.consumer.task_requests import (
     PostponedError,
     RunGoneError,
     StillHeldError,
-    let_go,
+    abandon,
 )
 from workers.context.claim_releases import ClaimReleases
 
@@ -159,7 +159,7 @@ def test_each_end_without_an_outcome_gives_the_claim_up(error, counts, monkeypat
 
 def test_what_nobody_sees_to_its_end_gives_its_claim_up(monkeypatch):
     server, broker = Server(), Broker(monkeypatch)
-    let_go(request(server), RuntimeError("a fault"))
+    abandon(request(server), RuntimeError("a fault"))
     assert server.asked == [], "it does not wait for the server"
     server.beat()
     assert server.asked == [(BRANCH, "a", True)]

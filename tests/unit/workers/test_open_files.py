@@ -17,7 +17,7 @@ from fanout.llm.base import LLMRequest
 from fanout.llm.callables import CallableLLM
 from fanout.llm.http_client import HttpClient
 from workers.consumer.consumer import Consumer
-from workers.consumer.open_files import make_room, soft_limit
+from workers.consumer.open_files import raise_open_file_limit, soft_limit
 
 
 @pytest.mark.parametrize(
@@ -69,13 +69,13 @@ class Limits:
 
 def test_the_hard_limit_stays():
     limits = Limits()
-    make_room(concurrency=32, pool="asyncio", limits=limits)
+    raise_open_file_limit(concurrency=32, pool="asyncio", limits=limits)
     assert limits.now == (256, 100_000)
-    make_room(concurrency=1_000, pool="asyncio", limits=limits)
+    raise_open_file_limit(concurrency=1_000, pool="asyncio", limits=limits)
     assert limits.now == (1_128, 100_000)
-    make_room(concurrency=10, pool="asyncio", limits=None)
+    raise_open_file_limit(concurrency=10, pool="asyncio", limits=None)
     with pytest.raises(SettingsError, match="cannot be raised"):
-        make_room(concurrency=1_000, pool="asyncio", limits=Limits(may_raise=False))
+        raise_open_file_limit(concurrency=1_000, pool="asyncio", limits=Limits(may_raise=False))
 
 
 def test_a_connection_for_which_there_is_no_descriptor_is_no_attempt(monkeypatch):
@@ -115,7 +115,7 @@ def test_a_consumer_waits_for_a_descriptor_to_connect_with(monkeypatch):
         return answer
 
     monkeypatch.setattr(CeleryConsumer, "connect", connect)
-    monkeypatch.setattr("workers.consumer.consumer._AGAIN_S", 0.0)
+    monkeypatch.setattr("workers.consumer.consumer._RECONNECT_S", 0.0)
     assert object.__new__(Consumer)._connect() == "connected"
     answers.append(OperationalError("another"))
     with pytest.raises(OperationalError, match="another"):

@@ -11,7 +11,7 @@ import pytest
 from fanout.core.errors import BrokerError
 from fanout.core.ids import BranchId
 from fanout.system.threads import ReadyThreads
-from workers.consumer.leases import Leases, held_tags
+from workers.consumer.leases import LeaseRenewal, held_tags
 from workers.consumer.stalled_children import ChildWatch
 from workers.context.claim_releases import ClaimReleases
 from workers.context.progress import BranchTracker, StallWatch
@@ -130,7 +130,7 @@ def test_the_lease_and_the_claim_of_one_that_stands_still_end(progress, clock, m
     context = context_with(SimpleNamespace(beat=beat), progress, let_go=let_go)
     renewed = []
     monkeypatch.setattr("workers.consumer.leases.renew", lambda *args: renewed.append(args[-1]))
-    leases = object.__new__(Leases)
+    leases = object.__new__(LeaseRenewal)
     leases._worker = SimpleNamespace(consumer=None, app=SimpleNamespace(context=context))
     leases._watched, leases._redis, leases._every_s = None, None, 1
     standing = progress.begin(BRANCH)
