@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["command", "complete_files", "complete_run"]
 
 _SHELLS = ("bash", "zsh", "fish")
-# Whoever presses Tab does not wait for a server that is away.
+# Completion does not wait for an unreachable server.
 _PATIENCE_S = 1.0
 _SHOWN = 50
 _ID = re.compile(r"[0-9A-Za-z_-]{1,64}")
@@ -58,7 +58,7 @@ def complete_run(
     found: list[RunRecord] = []
 
     def look() -> None:
-        # Whatever is wrong, a traceback is no completion.
+        # No error may print a traceback into the shell's prompt.
         with suppress(Exception):
             found.extend(_runs(ctx.params.get("broker_url"), incomplete))
 

@@ -245,7 +245,7 @@ def _say_faults(
         exit_status = FAILURE
     elif not is_read:
         exit_status = exit_status or CLOSED_PIPE
-        faults.append("cannot print all answers: whoever read them has gone")
+        faults.append("cannot print all answers: the reader has closed the pipe")
     for fault in faults:
         print_error(fault)
     if faults:

@@ -11,7 +11,7 @@ __all__ = ["CLOSED_PIPE", "FAILURE", "INTERRUPTED", "USAGE", "mute_stdout"]
 FAILURE = 1  # the run did not meet its policy, or something else failed
 USAGE = 2  # wrong usage or input
 INTERRUPTED = 130  # Ctrl-C, SIGTERM or SIGHUP
-CLOSED_PIPE = 141  # whoever read standard output went before all was written, as after SIGPIPE
+CLOSED_PIPE = 141  # the reader closed standard output too early, as after SIGPIPE
 
 
 def mute_stdout() -> None:

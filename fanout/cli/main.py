@@ -96,7 +96,7 @@ class _Commands(click.Group):
         try:
             return super().invoke(ctx)
         except BrokenPipeError:
-            # Whoever read the answer has read enough. Click would end this process with 1.
+            # The reader has read enough. Click would end this process with 1.
             mute_stdout()
             return CLOSED_PIPE
 
@@ -177,9 +177,9 @@ def _tame_logs() -> None:
 
 def _show(error: click.ClickException) -> None:
     """Print what is wrong with the usage, as click words it."""
-    said = io.StringIO()
-    error.show(said)
-    print_text(said.getvalue().rstrip("\n"), err=True)
+    message = io.StringIO()
+    error.show(message)
+    print_text(message.getvalue().rstrip("\n"), err=True)
 
 
 def _fail(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

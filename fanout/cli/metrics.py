@@ -133,7 +133,7 @@ def _served(settings: Settings, address: str, port: int, token: bytes | None) ->
 
 
 def _guarded(metrics: App, store: RedisStore, token: bytes | None) -> App:
-    """Return an application that shows the metrics to whoever has the token."""
+    """Return an application that shows the metrics to clients that send the token."""
 
     def app(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         path = environ["PATH_INFO"]

@@ -177,7 +177,7 @@ def _fields(
 
 
 def _in_words(error: SpecError, job: Path | None, given: dict[str, Any]) -> SpecError:
-    """Return an error in the words of whoever wrote the field: an option, or a line of a file."""
+    """Return an error that names the option, or the line of the file, that set the field."""
     if error.field is None or error.field.startswith("-"):
         return error
     root, _, inner = error.field.partition(".")

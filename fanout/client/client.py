@@ -158,7 +158,7 @@ class Client:
             spec: What to do.
             documents: The input, where it is not in files; read lazily.
             on_bad_document: Called with name and reason of each document that cannot be used.
-            on_notice: Called with what else is to be said of the input, such as files that are
+            on_notice: Called with notices about the input, such as files that are
                 left out; the logger ``fanout.inputs.documents`` says it where nothing is given.
             on_created: Called with the run's id as soon as there is a run.
             should_stop: Asked before each shard; True ends the reading and cancels the run.

@@ -76,8 +76,8 @@ local function verdict(position, token, alone, parked)
 end
 local verdicts = {}
 for i = 7, #ARGV, 4 do
-    local said, deliveries = verdict(ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3])
-    verdicts[#verdicts + 1] = said
+    local decision, deliveries = verdict(ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3])
+    verdicts[#verdicts + 1] = decision
     verdicts[#verdicts + 1] = deliveries
 end
 if begins then redis.call('EXPIRE', KEYS[4], ARGV[1]) end

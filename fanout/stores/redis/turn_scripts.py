@@ -116,7 +116,7 @@ PUT = f"""{_SHARED}
 local queue, turns, run = KEYS[1], tonumber(ARGV[1]), ARGV[2]
 local backlog, behind = backlog_of(queue, run), tonumber(ARGV[4])
 local count, held, room = #ARGV - 4, 0, turns
--- A script holds up everybody: whoever may call it must not make it long.
+-- A script blocks all clients: its caller must not be able to make it long.
 if not (behind >= 0 and behind + count <= {_MOST}) then
     return redis.error_reply('ERR so many messages are never put at once')
 end
@@ -126,7 +126,7 @@ if redis.call('EXISTS', ARGV[3]) == 0 then
     if rest > 0 then redis.call('LPOP', queue .. '.behind', rest) end
     return -1
 end
--- An empty queue wakes nobody, whatever the counters say.
+-- An empty queue wakes no worker, even if the counters are wrong.
 if redis.call('LLEN', queue) > 0 then
     held = tonumber(redis.call('HGET', queue .. '.turns', run) or 0)
     room = 0
