@@ -55,7 +55,7 @@ def _run(options: list[str], *, is_quiet: bool, waits_for_url: bool) -> None:
 
         url = sys.stdin.readline().strip()
         if not url:
-            # Whoever started this is gone; without a URL it would look for another server.
+            # The parent process is gone; without a URL the worker would look for another server.
             sys.exit("fanout: no broker's URL came from standard input")
         os.environ["FANOUT_BROKER_URL"] = url
         threading.Thread(target=_end_with_keeper, name="keeper", daemon=True).start()
@@ -74,7 +74,7 @@ def _run(options: list[str], *, is_quiet: bool, waits_for_url: bool) -> None:
 
 
 def _end_with_keeper() -> None:
-    """Stop, as by SIGTERM, when whoever said where the server is has gone: the pipe closes."""
+    """Stop, as on SIGTERM, when the parent that sent the server's URL closes its pipe."""
     # Not by sys.stdin, whose lock a thread must not hold when the process ends.
     while os.read(0, 1024):
         pass

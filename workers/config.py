@@ -16,7 +16,7 @@ from workers.consumer.stalled_children import watch_children
 from workers.context.app import WorkerApp
 from workers.options import Program
 from workers.tasks import register
-from workers.telemetry.events import SendsEvents
+from workers.telemetry.events import EventSending
 
 if TYPE_CHECKING:
     from fanout.core.settings import Settings
@@ -73,7 +73,7 @@ def make_worker_app(settings: Settings, *, owns_process: bool = False) -> Worker
     register(app)
     app.close_reports_on_shutdown()
     app.Worker = app.subclass_with_self(Program, name="Worker")
-    app.steps["worker"].update({Presence, LeaseRenewal, ReaperStep, SendsEvents, Shutdown})
+    app.steps["worker"].update({Presence, LeaseRenewal, ReaperStep, EventSending, Shutdown})
     listen_in_children(app)
     watch_children(app)
     return app

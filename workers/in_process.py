@@ -63,7 +63,7 @@ class WorkerThread:
                 ready_callback=self._on_ready,
             )
             self._worker.start()
-        except BaseException as error:  # noqa: BLE001 - handed to whoever starts or checks
+        except BaseException as error:  # noqa: BLE001 - raised in the caller of start or check
             self._error = error
         finally:
             self._ready.set()
@@ -95,7 +95,7 @@ class WorkerThread:
         if self._thread.is_alive() and self._worker is not None:
             # Celery's own way, a flag in worker.state, would stop every worker to come as well.
             self._worker.consumer.hub.call_soon(_shut_down)
-            # Whoever closes an embedded fleet does not wait for what is in flight.
+            # The caller that closes an embedded fleet does not wait for calls in flight.
             self._app.context.hand_back.all()
             self._join()
             reset_worker_optimizations(self._app)

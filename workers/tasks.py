@@ -58,7 +58,7 @@ def _not_done() -> Iterator[None]:
     try:
         yield
     except BranchHeld:
-        # A copy of a message: what becomes of the branch is told by whoever holds it.
+        # A copy of a message: the holder of the branch reports its end.
         raise StillHeldError("another worker has it") from None
     except BranchParked:
         raise PostponedError("the run is paused") from None

@@ -22,7 +22,7 @@ __all__ = ["Calls", "NoTelemetry", "Telemetry", "make_telemetry"]
 
 
 class Calls:
-    """The calls of one delivery of a branch: how they were asked and went, not what was said.
+    """The calls of one delivery of a branch: their requests and results, without any text.
 
     Attributes:
         started_at: When the delivery was begun: seconds since the epoch.
@@ -52,7 +52,7 @@ class Calls:
 
 
 class Telemetry(Protocol):
-    """Who is told. May raise anything: whoever tells it bears that."""
+    """A receiver of reports. It may raise any error: the caller logs it and goes on."""
 
     def branch(self, branch_id: BranchId, outcome: Outcome, calls: Calls) -> None:
         """Tell of a branch whose outcome was the first."""

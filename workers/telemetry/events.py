@@ -20,11 +20,11 @@ from fanout.system.ticker import Ticker
 if TYPE_CHECKING:
     from celery.worker import WorkController
 
-__all__ = ["Events", "SendsEvents"]
+__all__ = ["EventSending", "Events"]
 
 # How long a monitor may be behind.
 _EVERY_S = 0.5
-# Between two ticks; with that many, whoever has the last one sends them all.
+# At most so many wait for a tick; the thread that adds the last one sends them all.
 _BATCH = 1_000
 
 
@@ -86,7 +86,7 @@ class Events(CeleryEvents):  # type: ignore[misc]
     dispatcher_cls = Dispatcher
 
 
-class SendsEvents(bootsteps.StartStopStep):  # type: ignore[misc]
+class EventSending(bootsteps.StartStopStep):  # type: ignore[misc]
     """Sends the events that have gathered; the consumer sends the last ones when it ends."""
 
     requires = ("celery.worker.components:Pool",)

@@ -1,7 +1,7 @@
 """Flower for a fleet: ``fanout flower``, which is ``python -m workers.telemetry.flower``.
 
-It is Celery's Flower with other defaults, and less open: whoever is not logged in sees nothing, and
-whoever is can look but not touch. All of Flower's own options work, as arguments
+It is Celery's Flower with other defaults, and less open: a visitor who is not logged in sees nothing, and
+one who is can look but not change anything. All of Flower's own options work, as arguments
 (``--name=value``), as ``FLOWER_*`` variables and in a ``flowerconfig.py``.
 """
 
@@ -52,7 +52,7 @@ _log = logging.getLogger(__name__)
 define("no_auth", type=bool, default=False, help="let everybody in who can connect")
 define("max_login_failures", type=int, default=20, help="wrong passwords of an address at once")
 
-# Where nothing else is said; each is an option of Flower.
+# Defaults; each is an option of Flower.
 _DEFAULTS = {
     "address": "127.0.0.1",
     "read_only": True,
@@ -106,7 +106,7 @@ class _Queues:
         return sum(any(queue["name"] == name for queue in queues) for queues in every)
 
 
-class _ReadsQueues:
+class _FanoutQueues:
     """A page that reads the queues as the rest of fanout does."""
 
     application: FleetFlower
@@ -115,11 +115,11 @@ class _ReadsQueues:
         return _Queues(self.application)
 
 
-class _BrokerView(_ReadsQueues, BrokerView):  # type: ignore[misc]
+class _BrokerView(_FanoutQueues, BrokerView):  # type: ignore[misc]
     """The broker tab."""
 
 
-class _QueueLengths(_ReadsQueues, GetQueueLengths):  # type: ignore[misc]
+class _QueueLengths(_FanoutQueues, GetQueueLengths):  # type: ignore[misc]
     """The same for programs."""
 
 
@@ -131,7 +131,7 @@ class _Metrics(Metrics):  # type: ignore[misc]
         await super().get()
 
 
-class _DiscreetInspector(Inspector):  # type: ignore[misc]
+class _MaskingInspector(Inspector):  # type: ignore[misc]
     """Workers tell how they are connected; a password in that is for no page."""
 
     secrets: frozenset[str] = frozenset()
@@ -209,7 +209,7 @@ class FleetFlower(Flower):  # type: ignore[misc]
         super().__init__(options=options, capp=app, events=_events(app), **web)
         self.fleet_settings = settings
         timeout_s = options.inspect_timeout / 1000
-        self.inspector = _DiscreetInspector(self.io_loop, self.capp, timeout_s)
+        self.inspector = _MaskingInspector(self.io_loop, self.capp, timeout_s)
         self.inspector.secrets = secrets_of(settings.broker_url or "")
         prefix = options.url_prefix or ""
         self.add_handlers(".*", [rewrite_handler(h, prefix) if prefix else h for h in _HANDLERS])

@@ -87,14 +87,14 @@ def is_wrong(authorization: str, logins: Sequence[str]) -> bool:
 
 
 class TooManyAttempts(RequestHandler):
-    """The answer to whoever has tried too many passwords, right or wrong."""
+    """The answer to a client that has tried too many passwords, right or wrong."""
 
     def initialize(self, wait_s: float) -> None:
         """Take for how long."""
         self._wait_s = wait_s
 
     def prepare(self) -> None:
-        """Answer, whatever was asked."""
+        """Answer any request."""
         self.set_status(_TOO_MANY)
         self.set_header("Retry-After", str(max(1, round(self._wait_s))))
         self.finish("too many wrong passwords")

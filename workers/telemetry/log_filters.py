@@ -1,7 +1,7 @@
 """What a worker's log may say: no keys, no contents, and no line without an end.
 
 Celery's own lines name tasks, and what they raised. The clients of providers log whole requests,
-with the prompt, where somebody turns their logging on: that is left out whatever the level.
+with the prompt, where their logging is on: these records are dropped at every level.
 """
 
 from __future__ import annotations

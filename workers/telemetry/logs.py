@@ -42,8 +42,8 @@ def set_up_logs(settings: Settings) -> None:
             formatter = _TextFormatter(use_color=bool(colorize))
         for handler in logger.handlers:
             handler.setFormatter(formatter)
-            handler.addFilter(_Tidy())
-        # Last, as it bounds whatever is said.
+            handler.addFilter(_ConnectionLossFilter())
+        # Last, as it bounds the length of every line.
         guard(logger)
         if loglevel > logging.DEBUG:
             for name in _CHATTY:
@@ -53,8 +53,8 @@ def set_up_logs(settings: Settings) -> None:
     signals.after_setup_task_logger.connect(on_set_up, weak=False)
 
 
-class _Tidy(logging.Filter):
-    """Makes what is said of a lost connection one line.
+class _ConnectionLossFilter(logging.Filter):
+    """Shortens the records of a lost connection to one line.
 
     It leaves out what Celery then says of its next version.
     """
@@ -63,7 +63,7 @@ class _Tidy(logging.Filter):
         if record.name == "py.warnings":
             return _PENDING not in record.getMessage()
         if record.name == "kombu.connection" and _INSECURE in record.getMessage():
-            # Said when Flower asks for the configuration, of a connection that is not made: those
+            # Logged when Flower asks for the configuration, of a connection that is not made: those
             # that are made verify the server (fanout.broker.app).
             return False
         if record.name.startswith(_CONNECTED):
@@ -89,14 +89,14 @@ def _locate(record: logging.LogRecord) -> dict[str, Any]:
     return about_task(task_id) if task_id else {}
 
 
-class _Harmless(logging.Formatter):
+class _SanitisingFormatter(logging.Formatter):
     """What is logged, as text that no terminal obeys; Celery's adds its colours to it."""
 
     def format(self, record: logging.LogRecord) -> str:
         return indented(super().format(record))
 
 
-class _TextFormatter(ColorFormatter, _Harmless):  # type: ignore[misc]
+class _TextFormatter(ColorFormatter, _SanitisingFormatter):  # type: ignore[misc]
     """Celery's lines, with the path of the task that they are about.
 
     What follows in a record after its first line is indented: nothing that is logged can pass for

@@ -50,7 +50,7 @@ class Reports:
         self._failures = _Failures()
 
     def branch_ended(self, branch_id: BranchId, outcome: Outcome, calls: Calls) -> None:
-        """Say that a branch has its outcome; to be called by whoever wrote it."""
+        """Report that a branch has its outcome; called by the process that wrote it."""
         if outcome.kind is not None:
             count = self._failures.due(branch_id.run_id, outcome.kind.value)
             if count:
@@ -74,7 +74,7 @@ class Reports:
         _bear(lambda: self._telemetry.shard(shard_id, outcomes.values()))
 
     def run_ended(self, run_id: str) -> None:
-        """Say what a run came to; to be called by whoever ended it."""
+        """Report the end of a run; called by the process that ended it."""
         try:
             run = self._store.run(run_id)
             stages = [

@@ -91,7 +91,7 @@ OUTER = ("Thread.run (threading.py:1)", "_worker (concurrent/futures/thread.py:6
         ),
         (
             [
-                "SendsEvents._send (workers/telemetry/events.py:1)",
+                "EventSending._send (workers/telemetry/events.py:1)",
                 "Producer.x (kombu/messaging.py:2)",
             ],
             "events",

@@ -23,6 +23,8 @@ OTHERS += sorted(
     if path.is_file() and path.suffix not in {".md", ".json", ".lock"}
 )
 
+CODE = sorted(path for package in ("fanout", "workers") for path in ROOT.glob(f"{package}/**/*.py"))
+
 
 def named(path):
     return str(path.relative_to(ROOT))
@@ -58,6 +60,11 @@ def test_a_page_names_the_actor(path):
     if named(path).startswith("examples/amendments/"):
         pytest.skip("the text of the constitution")
     assert banned_words(path.read_text(errors="replace")) == []
+
+
+def test_the_code_names_the_actor():
+    found = {named(path): banned_words(path.read_text()) for path in CODE}
+    assert {name: words for name, words in found.items() if words} == {}
 
 
 @pytest.mark.parametrize("path", OTHERS, ids=named)
