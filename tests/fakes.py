@@ -19,6 +19,7 @@ from fanout.core.settings import load_settings
 from fanout.core.spec import make_spec
 from fanout.llm import FakeLLM
 from fanout.policy.packing import pack
+from fanout.runs.enqueue import take_back
 from fanout.runs.results import StoredResult
 from fanout.stores import RedisStore
 from workers.branch import execution as branches
@@ -257,10 +258,15 @@ class FakeContext:
     def process(self, stage: int = 0) -> None:
         """Process a stage to its end, as workers do."""
         stage_id = StageId(RUN, stage)
+        retry = self.store.run(RUN).retry if stage == 0 else frozenset()
+        if retry:
+            self.store.open_shards(stage_id, window=1_000)
         for number in itertools.count():
             if number >= self.store.stage(stage_id).shards:
                 break
             shard_id = stage_id.shard(number)
+            if retry:
+                take_back(self.store, shard_id, retry)
             for position in range(self.store.shard(shard_id).count):
                 with suppress(BranchFailed):
                     run_branch(self, shard_id.branch(position))

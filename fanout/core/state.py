@@ -153,6 +153,11 @@ class StageProgress(msgspec.Struct, frozen=True, kw_only=True):
     marks: dict[int, tuple[int, ...]] = {}
     heals: int = 0
 
+    @property
+    def is_complete(self) -> bool:
+        """Whether all shards were opened, and none is open any more."""
+        return self.opened >= self.written and not self.open
+
 
 class ShardState(msgspec.Struct, frozen=True, kw_only=True):
     """The state of an open shard.

@@ -18,7 +18,7 @@ from workers.reduce import reductions
 if TYPE_CHECKING:
     from fanout.core.ids import ShardId, StageId
     from fanout.core.spec import RunSpec
-    from fanout.stores import RunRecord, StageRecord
+    from fanout.stores import RedisStore, RunRecord, StageRecord
     from workers.context.worker_context import WorkerContext
 
 __all__ = ["TooEarlyError", "aggregate", "collect", "expand"]
@@ -116,10 +116,12 @@ def collect(context: WorkerContext, results: list[Any], shard_id: ShardId) -> di
         The shard's counts: a small result, as it travels through the root chord.
 
     Raises:
-        TooEarlyError: A branch has neither an outcome nor a record of failure.
+        TooEarlyError: A branch has neither an outcome nor a record of failure, or is to be retried.
     """
-    outcomes = _complete(context, shard_id, _failures(results))
     store = context.connections.store
+    outcomes = _complete(context, shard_id, _failures(results))
+    if _awaits_retry(store, shard_id, outcomes):
+        raise TooEarlyError(shard_id)
     is_again = store.is_finished(shard_id)
     store.compact(shard_id, outcomes)
     if not is_again:
@@ -129,6 +131,18 @@ def collect(context: WorkerContext, results: list[Any], shard_id: ShardId) -> di
     context.connections.publisher.expand(stage_id, grants)
     succeeded = sum(outcome.ok for outcome in outcomes.values())
     return {"shard": shard_id.shard, "succeeded": succeeded, "failed": len(outcomes) - succeeded}
+
+
+def _awaits_retry(store: RedisStore, shard_id: ShardId, outcomes: dict[int, Outcome]) -> bool:
+    """Return whether a shard of a retried run still has the outcomes that the retry discards.
+
+    Its collect is then a late copy from before the retry: it would end the run as it was.
+    """
+    kinds = {outcome.kind for outcome in outcomes.values() if outcome.kind is not None}
+    if shard_id.stage > 0 or not kinds:
+        return False
+    run = store.run(shard_id.run_id)
+    return not run.halt and not kinds.isdisjoint(run.retry) and not store.is_reopened(shard_id)
 
 
 def _complete(
@@ -187,7 +201,7 @@ def aggregate(context: WorkerContext, stage_id: StageId) -> None:
     """Reduce the outcomes of a stage: end the run, or open the next stage.
 
     Raises:
-        TooEarlyError: A branch of the stage has no outcome yet.
+        TooEarlyError: A branch of the stage has no outcome yet, or is to be retried.
     """
     store, run_id, stage = context.connections.store, stage_id.run_id, stage_id.stage
     run = store.run(run_id)
@@ -199,6 +213,9 @@ def aggregate(context: WorkerContext, stage_id: StageId) -> None:
     if run.halt:
         reductions.end_run(context, run_id, run.halt)
         return
+    if stage == 0 and run.retry and not store.progress(stage_id).is_complete:
+        # A late copy from before the retry: the counts are still those of then.
+        raise TooEarlyError(stage_id)
     spec = context.runs.specs.get(run_id)
     problem = _policy_problem(spec, record) if stage == 0 else None
     if problem:

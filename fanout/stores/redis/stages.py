@@ -67,6 +67,11 @@ class RedisStages(RedisBlobReferences):
         return bool(answer)
 
     @translated
+    def is_reopened(self, shard_id: ShardId) -> bool:
+        """Return whether a shard was reset since its run was reopened."""
+        return bool(self._redis.sismember(f"{self._stage(shard_id)}:reopened", str(shard_id.shard)))
+
+    @translated
     def is_finished(self, shard_id: ShardId) -> bool:
         """Return whether a shard is compacted."""
         return bool(self._redis.exists(self._shard(shard_id, "out")))

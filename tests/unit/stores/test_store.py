@@ -989,7 +989,18 @@ LATE = {
     ),
 }
 READS = {
-    *("spec", "run", "runs", "active_runs", "result", "stage", "is_finished", "shard", "indices"),
+    *(
+        "spec",
+        "run",
+        "runs",
+        "active_runs",
+        "result",
+        "stage",
+        "is_finished",
+        "is_reopened",
+        "shard",
+        "indices",
+    ),
     *("progress", "window", "shard_state", "incomplete", "outcomes"),
 }
 

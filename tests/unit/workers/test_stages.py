@@ -99,6 +99,29 @@ def test_a_retried_shard_is_taken_back_when_it_is_expanded_and_only_then():
     assert context.store.stage(StageId(RUN, 0)).errors == {ErrorKind.INTERNAL: 1}
 
 
+@pytest.mark.parametrize("late", ["collect", "aggregate"])
+def test_a_callback_from_before_a_retry_does_not_end_the_run_as_it_was(late):
+    context = FakeContext(retries={"max_attempts": 1}, reduce="concat")
+    context.told = lambda request: ValueError("no") if "b" in request.prompt else "fine"
+    context.write(["a", "b"])
+    context.process()
+    map_id, shard_id = StageId(RUN, 0), ShardId(RUN, 0, 0)
+    assert context.store.run(RUN).has_ended
+    context.store.reopen_run(RUN, retry=frozenset({ErrorKind.INTERNAL}))
+    context.store.seal_stage(map_id)
+    grants = context.store.open_shards(map_id, window=1)
+    with pytest.raises(TooEarlyError):
+        collect(context, [], shard_id) if late == "collect" else aggregate(context, map_id)
+    assert not context.store.run(RUN).has_ended
+    assert context.store.progress(map_id).open == {0: 0}
+    # The retry goes on as if the copy had not been there.
+    context.told = lambda request: "fine"
+    context.publisher.expand(map_id, grants)
+    context.process()
+    assert context.store.run(RUN).status is RunStatus.SUCCEEDED
+    assert context.store.stage(map_id).failed == 0
+
+
 def test_a_branch_with_an_outcome_makes_no_call():
     context = FakeContext()
     context.write(["a"])
