@@ -74,10 +74,10 @@ class Client:
         self._concurrency = given or self._settings.concurrency
         self._lock = threading.Lock()
         self._fleet: EmbeddedFleet | InProcessFleet | None = None
-        self._wire: Connections | None = None
+        self._connections: Connections | None = None
         self._embedded_runs: EmbeddedRuns | None = None
         if self._settings.broker_url is not None:
-            self._wire = _connect(self._settings)
+            self._connections = _connect(self._settings)
 
     @property
     def is_embedded(self) -> bool:
@@ -97,7 +97,7 @@ class Client:
     def _connected(self, model: str | None = None) -> Connections:
         # Two threads that submit their first runs at once share one fleet.
         with self._lock:
-            if self._wire is None:
+            if self._connections is None:
                 if model is None:
                     raise BrokerError(
                         "no run was submitted yet, and no broker is configured: an embedded fleet "
@@ -105,12 +105,12 @@ class Client:
                     )
                 fleet = self._start_fleet(model)
                 try:
-                    self._wire = _connect(fleet)
+                    self._connections = _connect(fleet)
                 except BaseException:
                     fleet.close()
                     raise
                 self._fleet = fleet
-            return self._wire
+            return self._connections
 
     def _start_fleet(self, model: str) -> EmbeddedFleet | InProcessFleet:
         if model.startswith("callable:"):
@@ -126,19 +126,19 @@ class Client:
                 self._embedded_runs = EmbeddedRuns(concurrency=self._concurrency)
             return self._embedded_runs
 
-    def _wire_of(self, run_id: str) -> Connections:
+    def _connections_of(self, run_id: str) -> Connections:
         """Return the connections to where a run is. Raises UnknownRunError."""
-        if self._wire is not None or not self.is_embedded:
-            wire = self._connected()
+        if self._connections is not None or not self.is_embedded:
+            connections = self._connected()
             with suppress(UnknownRunError):
-                wire.store.run(run_id)
-                return wire
+                connections.store.run(run_id)
+                return connections
         if not self.is_embedded:
             raise UnknownRunError(run_id)
-        return self._embedded().wire(run_id)
+        return self._embedded().connections(run_id)
 
-    def _is_own(self, wire: Connections) -> bool:
-        return wire is self._wire
+    def _is_own(self, connections: Connections) -> bool:
+        return connections is self._connections
 
     def submit(
         self,
@@ -179,30 +179,37 @@ class Client:
             raise SpecError("give either chunks or inputs, and not both", field="inputs")
         source = checked_documents(spec, documents, notify=on_notice)
         self._check_storage()
-        wire = self._connected(spec.model)
-        wire.claim()
-        wire.require_storage()
-        wire.preflight(spec.model, check=self._check_fleet, wait=self.is_embedded)
+        connections = self._connected(spec.model)
+        connections.claim()
+        connections.require_storage()
+        connections.preflight(spec.model, check=self._check_fleet, wait=self.is_embedded)
+        run_id = self._create_run(connections, spec)
+        if on_created is not None:
+            on_created(run_id)
+        enqueuer = Enqueuer(
+            connections.patient, connections.publisher, on_bad_document, should_stop
+        )
+        with _resumable(run_id):
+            enqueuer.enqueue(run_id, spec, source, max_workers=self._cap(spec))
+        return self.run(run_id)
+
+    def _create_run(self, connections: Connections, spec: RunSpec) -> str:
+        """Create the record of a run, and return the run's id."""
         run_id = "".join(secrets.choice(_ALPHABET) for _ in range(_ID_LENGTH))
-        # Again, as the check may have taken long.
-        wire.claim()
-        now = wire.store.now()
+        # Again, as the check of the model may have taken long.
+        connections.claim()
+        now = connections.store.now()
         if self._fleet is not None:
             # First, as a run that no client finds would be lost with this process.
             self._fleet.remember(run_id, created_at=now)
-        wire.store.create_run(
+        connections.store.create_run(
             run_id,
             spec=spec.model_dump_json(),
             created_at=now,
             deadline_at=None if spec.deadline_s is None else now + spec.deadline_s,
-            wire=wire.version,
+            wire=connections.version,
         )
-        if on_created is not None:
-            on_created(run_id)
-        enqueuer = Enqueuer(wire.patient, wire.publisher, on_bad_document, should_stop)
-        with _resumable(run_id):
-            enqueuer.enqueue(run_id, spec, source, max_workers=self._cap(spec))
-        return self.run(run_id)
+        return run_id
 
     def resume(
         self,
@@ -233,37 +240,39 @@ class Client:
             BrokerError: The broker cannot be reached.
         """
         run = self.run(run_id)
-        wire = self._wire_of(run_id)
-        wire.claim()
-        record = wire.store.run(run_id)
-        if not record.has_ended and self.is_embedded and not self._is_own(wire):
+        connections = self._connections_of(run_id)
+        connections.claim()
+        record = connections.store.run(run_id)
+        if not record.has_ended and self.is_embedded and not self._is_own(connections):
             # The first shards are processed while the rest is read.
             self._embedded().work_on(run_id)
-        if record.has_ended or wire.store.stage(StageId(run_id, 0)).sealed:
+        if record.has_ended or connections.store.stage(StageId(run_id, 0)).sealed:
             if documents is not None:
-                self._require_same(wire, record, run.spec, documents)
+                self._require_same(connections, record, run.spec, documents)
             return run
         if record.halt is not None:
-            close_input(wire.store, wire.publisher, run_id)
+            close_input(connections.store, connections.publisher, run_id)
             return run
         source = checked_documents(run.spec, documents, notify=on_notice)
         self._check_storage()
-        wire.require_storage()
-        enqueuer = Enqueuer(wire.patient, wire.publisher, on_bad_document, should_stop)
+        connections.require_storage()
+        enqueuer = Enqueuer(
+            connections.patient, connections.publisher, on_bad_document, should_stop
+        )
         with _resumable(run_id):
             enqueuer.resume(run_id, run.spec, source, max_workers=self._cap(run.spec))
         return run
 
     def _require_same(
         self,
-        wire: Connections,
+        connections: Connections,
         record: RunRecord,
         spec: RunSpec,
         documents: Iterable[str | Mapping[str, object] | Document],
     ) -> None:
         """Make sure that an input that is not needed any more is the one that was read."""
         try:
-            Enqueuer(wire.store, wire.publisher).compare(
+            Enqueuer(connections.store, connections.publisher).compare(
                 record, spec, checked_documents(spec, documents)
             )
         except RunError as error:
@@ -285,9 +294,11 @@ class Client:
         """
         from fanout.runs.reaper import Reaper
 
-        wire = self._connected()
-        wire.claim(needs_room=False)
-        return Reaper(wire.store, wire.publisher, wire.messages, stall_s=0.0).heal_now()
+        connections = self._connected()
+        connections.claim(needs_room=False)
+        return Reaper(
+            connections.store, connections.publisher, connections.messages, stall_s=0.0
+        ).heal_now()
 
     def _cap(self, spec: RunSpec) -> int | None:
         """Return ``max_workers``, or None where the embedded worker cannot exceed it anyway."""
@@ -298,9 +309,9 @@ class Client:
 
     def run(self, run_id: str) -> Run:
         """Return a run by its id. Raises UnknownRunError."""
-        wire = self._wire_of(run_id)
-        if self._is_own(wire):
-            return wire.run(run_id, self._check_fleet)
+        connections = self._connections_of(run_id)
+        if self._is_own(connections):
+            return connections.run(run_id, self._check_fleet)
         return self._embedded().run(run_id)
 
     def find(self, prefix: str) -> Run:
@@ -355,8 +366,8 @@ class Client:
         """
         from fanout.observe.fleet import fleet_status
 
-        wire = self._connected() if run_id is None else self._wire_of(run_id)
-        return fleet_status(wire.store, wire.queues)
+        connections = self._connected() if run_id is None else self._connections_of(run_id)
+        return fleet_status(connections.store, connections.queues)
 
     def check_model(self, model: str, *, timeout_s: float) -> Preflight | None:
         """Have a worker say whether a model can be used; None where none says so in time.
@@ -365,9 +376,9 @@ class Client:
             WireVersionError: The fleet has another version of fanout.
             BrokerError: The broker cannot be reached.
         """
-        wire = self._connected(model)
-        wire.claim()
-        return wire.ask(model, timeout_s=timeout_s, is_over=lambda: False)
+        connections = self._connected(model)
+        connections.claim()
+        return connections.ask(model, timeout_s=timeout_s, is_over=lambda: False)
 
     def _check_storage(self) -> None:
         if self._settings.storage is not None:
@@ -381,9 +392,9 @@ class Client:
 
     def close(self) -> None:
         """Release connections, and stop an embedded fleet. Safe to call twice."""
-        if self._wire is not None:
-            self._wire.close()
-            self._wire = None
+        if self._connections is not None:
+            self._connections.close()
+            self._connections = None
         if self._fleet is not None:
             self._fleet.close()
             self._fleet = None

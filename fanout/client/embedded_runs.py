@@ -49,20 +49,20 @@ class EmbeddedRuns:
             raise
         # Threads share the connections to one database.
         self._lock = threading.RLock()
-        self._wires: dict[int, Connections] = {}
+        self._by_database: dict[int, Connections] = {}
         self._fleets: dict[int, EmbeddedFleet | InProcessFleet] = {}
 
-    def wire(self, run_id: str) -> Connections:
+    def connections(self, run_id: str) -> Connections:
         """Return the connections to the database of a run. Raises UnknownRunError."""
         place = self._databases.place(run_id)
         if place is None:
             raise self.unknown(run_id)
-        wire = self._wire(place.database)
+        connections = self._connections_to(place.database)
         try:
-            wire.store.run(run_id)
+            connections.store.run(run_id)
         except UnknownRunError:
             raise self.unknown(run_id) from None
-        return wire
+        return connections
 
     def unknown(self, run_id: str) -> UnknownRunError:
         """Return the error about a run that is not there."""
@@ -70,8 +70,8 @@ class EmbeddedRuns:
 
     def run(self, run_id: str) -> Run:
         """Return the handle of a run; waiting for it has the work done. Raises UnknownRunError."""
-        wire = self.wire(run_id)
-        return wire.run(run_id, self._keeper(run_id))
+        connections = self.connections(run_id)
+        return connections.run(run_id, self._keeper(run_id))
 
     def records(self, prefix: str = "") -> Iterator[RunRecord]:
         """Yield the runs whose ids begin so, the newest first."""
@@ -79,7 +79,7 @@ class EmbeddedRuns:
             if run_id.startswith(prefix):
                 # It may have expired, or been deleted, or be of another prefix.
                 with suppress(UnknownRunError):
-                    yield self._wire(place.database).store.run(run_id)
+                    yield self._connections_to(place.database).store.run(run_id)
 
     def work_on(self, run_id: str) -> None:
         """Make sure that a run has a worker: its client's, or one that is started here.
@@ -113,7 +113,7 @@ class EmbeddedRuns:
         return keep
 
     def _take_over(self, run_id: str, number: int) -> None:
-        spec = self._wire(number).run(run_id, lambda: None).spec
+        spec = self._connections_to(number).run(run_id, lambda: None).spec
         _require_function(run_id, spec)
         database = self._databases.take_over(number)
         if database is None:
@@ -131,17 +131,17 @@ class EmbeddedRuns:
         # The fleet's worker gets the database.
         assert self._fleets[number].broker_url  # noqa: S101 - for what asking for it does
 
-    def _wire(self, number: int) -> Connections:
+    def _connections_to(self, number: int) -> Connections:
         with self._lock:
-            if number not in self._wires:
+            if number not in self._by_database:
                 settings = load_settings(broker_url=self._server.url(number))
-                self._wires[number] = Connections(settings)
-            return self._wires[number]
+                self._by_database[number] = Connections(settings)
+            return self._by_database[number]
 
     def close(self) -> None:
         """Release connections, and stop the workers that were started here."""
-        for wire in self._wires.values():
-            wire.close()
+        for connections in self._by_database.values():
+            connections.close()
         for fleet in self._fleets.values():
             fleet.close()
         self._databases.close()

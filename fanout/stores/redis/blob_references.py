@@ -69,11 +69,8 @@ class RedisBlobReferences(RedisBase):
         return f"{run_id} {self._blobs.root}"
 
     @translated
-    def sweep_files(self, *, everything: bool = False) -> int:
+    def sweep_files(self) -> int:
         """Delete the files of runs that are gone, where blobs are kept as files.
-
-        Args:
-            everything: Also those of all other runs, as the store itself is about to end.
 
         Returns:
             The number of runs whose files were deleted.
@@ -89,8 +86,7 @@ class RedisBlobReferences(RedisBase):
         entries = cast("set[bytes]", self._redis.sunion([self._stored, self._inputs]))
         pairs = (entry.decode(errors="replace").partition(" ") for entry in entries)
         own = sorted(run_id for run_id, _, of_root in pairs if of_root == root)
-        gone = own if everything else self._gone(own)
-        return sum(self._sweep_one(run_id) for run_id in gone)
+        return sum(self._sweep_one(run_id) for run_id in self._gone(own))
 
     def _sweep_one(self, run_id: str) -> bool:
         # Files that are not the run's stay; the log names them once, as the entry is removed.
