@@ -68,7 +68,7 @@ def _not_done() -> Iterator[None]:
         dropped_messages.add("is of a run that is not known")
         raise RunGoneError("its run is gone") from None
     except BranchHandedBack:
-        raise Reject("the worker stops", requeue=True) from None
+        raise Reject("the branch is handed back", requeue=True) from None
     except _KNOWN:
         raise
     except Exception as error:  # noqa: BLE001 - it is raised again, without its message

@@ -91,7 +91,7 @@ class Queues:
     def state(self) -> QueueState:
         """Return how full the broker is: two round trips. Raises BrokerError."""
         try:
-            with self._redis.pipeline() as pipe:
+            with self._redis.pipeline(transaction=False) as pipe:
                 pipe.time()
                 pipe.hlen(UNACKED)
                 pipe.zrange(UNACKED_INDEX, 0, 0, withscores=True)

@@ -15,7 +15,7 @@ from fanout.core.field_names import PARTS, canonical
 from fanout.core.spec import ReduceName, RunSpec, SplitName, load_job, make_spec
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from fanout.core.settings import Settings
 
@@ -216,8 +216,17 @@ def _job_fields(path: Path, *, has_base: bool) -> dict[str, Any]:
 def _given(options: dict[str, Any]) -> dict[str, Any]:
     given = {name: value for name, value in options.items() if value not in (None, ())}
     if "aspects" in given:
-        given["aspects"] = dict(_aspect(text) for text in given["aspects"])
+        given["aspects"] = _aspects(given["aspects"])
     return given
+
+
+def _aspects(texts: Iterable[str]) -> dict[str, str]:
+    aspects: dict[str, str] = {}
+    for name, prompt in map(_aspect, texts):
+        if name in aspects:
+            raise SpecError(f"gives the aspect {name!r} twice", field="--aspect")
+        aspects[name] = prompt
+    return aspects
 
 
 def _aspect(text: str) -> tuple[str, str]:

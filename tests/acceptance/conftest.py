@@ -73,7 +73,8 @@ def nothing_is_left_behind(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def _is_ours(process: psutil.Process) -> bool:
-    words = " ".join(process.info["cmdline"] or ())
+    # Without the interpreter, whose path may hold the name of the clone.
+    words = " ".join((process.info["cmdline"] or ())[1:])
     names = ("fanout", "valkey-server", "workers.app", "workers.telemetry.flower", "chrom")
     # The local model's server ends with its last user, which may be another test.
     if "fanout.llm.local_server" in words or not any(name in words for name in names):

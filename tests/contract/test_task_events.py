@@ -69,3 +69,17 @@ def test_as_many_events_as_a_batch_has_are_sent_at_once(app, monkeypatch):
         for number in range(7):
             dispatcher.send("task-started", uuid=str(number))
     assert [[event["uuid"] for event in batch] for batch in batches] == [list("012"), list("345")]
+
+
+def test_the_events_that_wait_survive_a_reconnect(app, monkeypatch):
+    batches = []
+    monkeypatch.setattr(Dispatcher, "_publish", lambda _self, events, *_a: batches.append(events))
+    with app.connection_for_write() as connection:
+        before, after = (
+            Dispatcher(connection, hostname="w", app=app, buffer_group={"task"}) for _ in range(2)
+        )
+        before.send("task-started", uuid="1")
+        # As the Events step of Celery's consumer does.
+        after.extend_buffer(before)
+        after.flush()
+    assert [[event["uuid"] for event in batch] for batch in batches] == [["1"]]

@@ -6,10 +6,12 @@ and a running event loop are not enough.
 
 from __future__ import annotations
 
+import logging
 import time
 from typing import TYPE_CHECKING, Any
 
 from celery.worker import state
+from redis.exceptions import RedisError
 
 from fanout.core.queue_names import CONTROL_QUEUE
 from workers.consumer.task_requests import BranchRequest
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
 __all__ = ["PollMonitor"]
 
 _CHECK_S = 1.0
+
+_log = logging.getLogger(__name__)
 
 
 class PollMonitor:
@@ -63,7 +67,11 @@ class PollMonitor:
             if state.requests:
                 self.polled_at = time.time()
             if asked_at is None or time.monotonic() - asked_at >= _CHECK_S:
-                self._take_control(channel)
+                try:
+                    self._take_control(channel)
+                except RedisError as error:
+                    # The server refuses writes; the messages stay in the queue.
+                    _log.warning("no control messages are taken: %s", error)
             return
         if asked_at is not None:
             self.polled_at = time.time() - (time.monotonic() - asked_at)

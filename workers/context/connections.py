@@ -43,6 +43,7 @@ class Connections:
         """Close the connections."""
         self.store.close()
         self.fail_fast_store.close()
+        self.publisher.close()
         self.broker.close()
         self.messages.close()
 

@@ -62,6 +62,9 @@ class _Model:
         self.name = name
         self.health = ModelHealth()
         self.looked_at = float("-inf")
+        # Whether the fleet's limits were read at all; no call begins before that.
+        self.is_read = False
+        self.first_look = asyncio.Lock()
         # Until when the fleet makes no calls, and until when this worker does not after a refusal.
         self.fleet_until = 0.0
         self.refused_until = 0.0
@@ -86,7 +89,8 @@ class _Model:
     def is_well(self, now: float) -> bool:
         """Return whether a call may begin, by what was read lately."""
         return (
-            now - self.looked_at < _LOOK_S
+            self.is_read
+            and now - self.looked_at < _LOOK_S
             and self.down_at is None
             and self.fleet_until <= now >= self.refused_until
             and self.breaker.opened_at is None
@@ -175,6 +179,10 @@ class Limiter:
                 model.looked_at = now
                 await self._look(model)
                 now = self.clock()
+            elif not model.is_read:
+                # Another call is reading them for the first time.
+                async with model.first_look:
+                    continue
             hold_s = model.hold_s(now)
             if model.probes and model.down_at is not None:
                 model.probes -= 1
@@ -193,6 +201,16 @@ class Limiter:
         return True
 
     async def _look(self, model: _Model) -> None:
+        async with model.first_look:
+            try:
+                await self._read(model)
+            except asyncio.CancelledError:
+                # Another call reads them.
+                model.looked_at = float("-inf")
+                raise
+            model.is_read = True
+
+    async def _read(self, model: _Model) -> None:
         try:
             standing = await asyncio.to_thread(self._store.pause_of, model.name)
         except BrokerError as error:

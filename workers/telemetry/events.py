@@ -58,6 +58,11 @@ class Dispatcher(EventDispatcher):  # type: ignore[misc]
         self._utcoffset = utcoffset()
         super().flush(*args, **kwargs)
 
+    def extend_buffer(self, other: Any) -> None:
+        """Take over the events of the dispatcher before a reconnect, also those of tasks."""
+        super().extend_buffer(other)
+        self._group_buffer["task"].extend(other._group_buffer["task"])  # noqa: SLF001 - of this class
+
     def _publish(self, event: Any, producer: Any, routing_key: str, **options: Any) -> None:
         if not isinstance(event, list) or producer is None:
             super()._publish(event, producer, routing_key, **options)

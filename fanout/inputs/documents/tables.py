@@ -90,7 +90,7 @@ def detect_table(
     trials = _trials(sample, skipped, [known] if known else list(_DELIMITERS), max_bytes)
     trial = _best(name, trials, text_column)
     if trial.fault:
-        return Table(fault=f"the header is {trial.fault}")
+        return Table(fault=f"the header: {trial.fault}")
     if not trial.header:
         return Table(fault="the file is empty; a header row is needed")
     return Table(

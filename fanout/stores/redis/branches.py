@@ -167,10 +167,11 @@ class RedisBranches(RedisBlobReferences):
     def outcomes(self, shard_id: ShardId) -> dict[int, Outcome]:
         """Return the outcomes of a shard so far, by position."""
         key = self._shard(shard_id, "out")
-        with self._redis.pipeline() as pipe:
-            pipe.get(key)
+        with self._redis.pipeline(transaction=False) as pipe:
+            # In this order, as compaction deletes the live outcomes.
             pipe.hgetall(self._shard(shard_id, "live"))
-            held, live = pipe.execute()
+            pipe.get(key)
+            live, held = pipe.execute()
         if held is None:
             return {int(position): codec.decode_outcome(data) for position, data in live.items()}
         try:

@@ -74,7 +74,7 @@ class RedisFleet(RedisBase):
     def workers(self) -> list[WorkerRecord]:
         """Return the live workers, by name."""
         known, records = self._workers
-        with self._redis.pipeline() as pipe:
+        with self._redis.pipeline(transaction=False) as pipe:
             pipe.time()
             pipe.zrange(known, 0, -1, withscores=True)
             pipe.hgetall(records)

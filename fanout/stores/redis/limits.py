@@ -50,7 +50,7 @@ class RedisLimits(RedisBase):
         While the breaker is open, one caller at a time may probe the model, and the others wait.
         While it is closed, this is one read.
         """
-        with self._redis.pipeline() as pipe:
+        with self._redis.pipeline(transaction=False) as pipe:
             pipe.time()
             pipe.hmget(self._limits, [f"b:{model}", f"o:{model}"])
             now, (until, opened_at) = pipe.execute()
@@ -81,7 +81,7 @@ class RedisLimits(RedisBase):
     @translated
     def limits(self) -> dict[str, LimitState]:
         """Return the use of rate limits by model, in seconds from now."""
-        with self._redis.pipeline() as pipe:
+        with self._redis.pipeline(transaction=False) as pipe:
             pipe.time()
             pipe.hgetall(self._limits)
             now, fields = pipe.execute()

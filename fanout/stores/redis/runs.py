@@ -91,7 +91,8 @@ class RedisRuns(RedisStages):
             page = run_ids[start : start + _PAGE]
             for run_id, record in zip(page, self._records(page), strict=True):
                 if record is None:
-                    self._forget(run_id)
+                    # It may be among the active runs: its deletion may not have ended.
+                    self._unlist(run_id)
                 elif isinstance(record, StoredDataError):
                     _log.warning("%s", record)
                 else:
@@ -120,6 +121,10 @@ class RedisRuns(RedisStages):
             _record_of(run_id, answer, read_at=seconds(time))
             for run_id, answer in zip(run_ids, answers, strict=True)
         ]
+
+    @translated
+    def _unlist(self, run_id: str) -> None:
+        self._redis.zrem(f"{self._prefix}:runs", run_id)
 
     @translated
     def _forget(self, run_id: str) -> None:

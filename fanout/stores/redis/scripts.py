@@ -35,9 +35,9 @@ __all__ = [
 # begun alone, whether the run's deadline binds it, holder, seconds that a claim lasts, the ttl that
 # the holder beats with, and of each branch its position, token, whether it is begun alone, what to
 # park it as. Returns verdict and deliveries of each. The token makes a begin that is sent again
-# count once; the claim is stored as ``token holder until``. While its holder lives, only UNBEGIN
-# ends it. A worker treats a holder as dead only after a later heartbeat of its own, as the server
-# may have been unreachable for all workers.
+# count once, and extends the claim; it is stored as ``token holder until``. Until then, while its
+# holder lives, only UNBEGIN ends it. A worker treats a holder as dead only after a later heartbeat
+# of its own, as the server may have been unreachable for all workers.
 BEGIN = """
 local time = redis.call('TIME')
 local now = tonumber(time[1]) + tonumber(time[2]) / 1e6
@@ -60,7 +60,11 @@ local function verdict(position, token, alone, parked)
     local before, holder, lapses
     if begun[2] then
         before, holder, lapses = begun[2]:match('^(%S+) (%S*) (%S+)$')
-        if before == token then return 'go', deliveries end
+        if before == token then
+            local again = table.concat({token, ARGV[4], now + tonumber(ARGV[5])}, ' ')
+            redis.call('HSET', KEYS[4], 't:' .. position, again)
+            return 'go', deliveries
+        end
     end
     if run[4] then
         redis.call('SADD', KEYS[5], parked)
@@ -382,10 +386,12 @@ PAUSE = """
 -- despite a full server
 local status = redis.call('HGET', KEYS[1], 'status')
 if not status then return 0 end
-if ARGV[1] == '0' then return redis.call('HDEL', KEYS[1], 'paused') end
+local was = 0
+if ARGV[1] == '0' then was = redis.call('HDEL', KEYS[1], 'paused') end
 for i = 2, #ARGV do
     if status == ARGV[i] then return 0 end
 end
+if ARGV[1] == '0' then return was end
 if redis.call('HEXISTS', KEYS[1], 'halt') == 1 then return 0 end
 return redis.call('HSETNX', KEYS[1], 'paused', 1)
 """

@@ -194,7 +194,7 @@ class RedisStages(RedisBlobReferences):
     def progress(self, stage_id: StageId) -> StageProgress:
         """Return the progress of the shards of a stage."""
         key = self._stage(stage_id)
-        with self._redis.pipeline() as pipe:
+        with self._redis.pipeline(transaction=False) as pipe:
             pipe.hmget(key, "written", "sealed", "opened", "heals")
             pipe.hgetall(f"{key}:open")
             (written, sealed, opened, heals), permits = pipe.execute()
@@ -219,7 +219,7 @@ class RedisStages(RedisBlobReferences):
     def window(self, stage_id: StageId) -> StageWindow:
         """Return how much of a stage is in flight; all 0 if there is no such stage."""
         key = self._stage(stage_id)
-        with self._redis.pipeline() as pipe:
+        with self._redis.pipeline(transaction=False) as pipe:
             pipe.hmget(key, "written", "opened", "used", "cap")
             pipe.hlen(f"{key}:open")
             counts, open_ = pipe.execute()
@@ -230,14 +230,15 @@ class RedisStages(RedisBlobReferences):
     def shard_state(self, shard_id: ShardId) -> ShardState:
         """Return the state of a shard. Raises UnknownRunError."""
         live, out, state = self._shard_keys(shard_id)
-        with self._redis.pipeline() as pipe:
+        with self._redis.pipeline(transaction=False) as pipe:
             pipe.hget(f"{self._stage(shard_id)}:sizes", str(shard_id.shard))
             pipe.hgetall(state)
-            pipe.exists(out)
             pipe.hkeys(live)
             pipe.time()
             pipe.zrange(self._holders, 0, -1, withscores=True)
-            size, fields, finished, ended, (now_s, now_us), holders = pipe.execute()
+            # Last, as compaction deletes the live outcomes: a shard is never seen without both.
+            pipe.exists(out)
+            size, fields, ended, (now_s, now_us), holders, finished = pipe.execute()
         if size is None:
             raise UnknownRunError(shard_id.run_id)
         indices = codec.decode_size(size)

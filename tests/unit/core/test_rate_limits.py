@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 
 import pytest
@@ -64,6 +65,29 @@ def test_a_refusal_makes_other_workers_wait(store):
     assert second.attempts == 1
     assert time.monotonic() - started >= 0.3
     assert second.elapsed_s < 0.3
+
+
+def test_no_call_begins_before_the_pause_was_read_for_the_first_time(store, monkeypatch):
+    store.pause_model("m", 30)
+    begun, read = threading.Event(), store.pause_of
+
+    def slow(name):
+        assert begun.wait(10)
+        return read(name)
+
+    monkeypatch.setattr(store, "pause_of", slow)
+    worker = Worker(store)
+
+    async def calls():
+        tasks = [asyncio.ensure_future(call(worker.limiter, FakeLLM())) for _ in range(5)]
+        for _ in range(20):
+            # All of them come to the gate while the first reads.
+            await asyncio.sleep(0)
+        begun.set()
+        await asyncio.gather(*tasks)
+
+    asyncio.run(calls())
+    assert sum(wait > 0 for wait in worker.waits) >= 5, "each has waited for the end of the pause"
 
 
 def test_a_pause_is_not_believed_for_ever(store):

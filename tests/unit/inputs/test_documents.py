@@ -424,7 +424,7 @@ def test_the_delimiter_can_be_said(here):
         (b"", "the file is empty; a header row is needed"),
         ("id,text\n1,a\n".encode("utf-16"), "it is UTF-16"),
         (b"id,text\r1,a\r", "carriage returns only"),
-        (b'"id,text\n1,a\n', "the header is not valid CSV"),
+        (b'"id,text\n1,a\n', "the header: not valid CSV"),
     ],
 )
 def test_a_table_without_a_usable_header_costs_that_table(here, content, words):

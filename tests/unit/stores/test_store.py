@@ -107,8 +107,8 @@ def test_a_run_that_has_expired_is_not_found_by_its_id(broker_url):
         store.create_run(run_id, spec="{}", created_at=1.0)
     client.delete("fanout:run:ab1")
     assert [record.run_id for record in store.runs("ab")] == ["ab2"]
-    assert client.zrange("fanout:runs", 0, -1) == [b"ab2"], "it is forgotten"
-    assert store.active_runs() == ["ab2"]
+    assert client.zrange("fanout:runs", 0, -1) == [b"ab2"], "it is listed no more"
+    assert store.active_runs() == ["ab1", "ab2"], "the reaper looks whether its deletion has ended"
     store.close()
 
 
@@ -244,6 +244,26 @@ def test_a_branch_that_a_living_holder_has_begun_is_not_begun_by_another(store, 
     assert begin(store, "b", holder="h2", lasts_s=60) == "held"
     assert begin(store, "c", holder="h1", lasts_s=60) == "held", "nor by itself"
     assert store.shard_state(ShardId(run, 0, 0)).held == {1}
+
+
+def test_a_claim_that_its_delivery_confirms_is_extended(server_clock):
+    store = fake_store()
+    store.create_run(RUN, spec="{}", created_at=1.0)
+    store.put_shard(ShardId(RUN, 0, 0), make_shard())
+    store.beat("h1", ttl_s=3600)
+    assert begin(store, "a", holder="h1", lasts_s=2) == "go"
+    server_clock.now += 1.5
+    assert begin(store, "a", holder="h1", lasts_s=2) == "go"
+    server_clock.now += 1.5
+    assert begin(store, "b", holder="h2", lasts_s=2) == "held"
+    server_clock.now += 1.0
+    assert begin(store, "b", holder="h2", lasts_s=2) == "go"
+
+
+def test_a_run_that_ended_while_it_was_paused_is_not_unpaused(store, run):
+    assert store.pause(run)
+    store.end_run(run, RunStatus.SUCCEEDED, ended_at=1.0)
+    assert not store.unpause(run)
 
 
 # A delivery dies, and its message comes twice: as Celery's further try, and back from the broker.
@@ -1055,6 +1075,7 @@ def test_a_deletion_that_died_half_way_is_carried_out_by_whoever_comes_next(stor
         with pytest.raises(UnknownRunError):
             store.run(run)
         assert list(store.runs()) == []
+        assert store.active_runs() == [run], "a list does not end a deletion"
     store.delete_run(run)
     with pytest.raises(UnknownRunError):
         store.delete_run(run)
