@@ -192,7 +192,9 @@ class Claim:
             return
         store, counts = self._context.connections.store, self._standing.is_stuck
         self._moves("is given back")
-        await asyncio.to_thread(store.unbegin, self._branch_id, token=self._token, counts=counts)
+        await asyncio.to_thread(
+            store.release_claim, self._branch_id, token=self._token, counts=counts
+        )
 
     def gate(self, gate: CallGate, timeout_s: float) -> CallGate:
         """Return a gate that lets a call through while the branch is claimed.

@@ -60,7 +60,7 @@ class BranchSteps:
         self.record = Batches(store.record_all, self.threads, self.linger_s)
         self.feed = Batches(self._publish, self.threads)
         self.progress = BranchTracker(step_s=step_s)
-        self.releases = ClaimReleases(self._fail_fast_store.unbegin)
+        self.releases = ClaimReleases(self._fail_fast_store.release_claim)
         self.alone = asyncio.Lock()
 
     def linger_s(self) -> float:
@@ -73,7 +73,9 @@ class BranchSteps:
     def let_go(self, standing: TrackedBranch) -> None:
         """Let other workers begin a branch that makes no progress. Raises BrokerError."""
         if standing.token:
-            self._fail_fast_store.unbegin(standing.branch_id, token=standing.token, counts=True)
+            self._fail_fast_store.release_claim(
+                standing.branch_id, token=standing.token, counts=True
+            )
         if standing.task is not None:
             self._loop.call_soon(standing.task.cancel)
 

@@ -30,7 +30,7 @@ _AT_ONCE = 200
 _log = logging.getLogger(__name__)
 
 
-class _Unbegin(Protocol):
+class _ReleaseClaim(Protocol):
     def __call__(self, branch_id: BranchId, /, *, token: str, counts: bool) -> None: ...
 
 
@@ -40,12 +40,14 @@ class ClaimReleases:
     Safe to share between threads. If the process ends earlier, its claims end with it.
 
     Args:
-        unbegin: See ``RedisStore.unbegin``; it fails at once if the server is unreachable.
+        release_claim: See ``RedisStore.release_claim``; it fails at once if the server is unreachable.
         clock: Monotonic seconds.
     """
 
-    def __init__(self, unbegin: _Unbegin, *, clock: Callable[[], float] = time.monotonic) -> None:
-        self._unbegin = unbegin
+    def __init__(
+        self, release_claim: _ReleaseClaim, *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._release_claim = release_claim
         self._clock = clock
         self._lock = threading.Lock()
         # Whether the begin still counts, and when the claim was first released.
@@ -85,7 +87,7 @@ class ClaimReleases:
             self._pending[branch_id, token] = (counts, first)
         sent_at = self._clock()
         try:
-            self._unbegin(branch_id, token=token, counts=counts)
+            self._release_claim(branch_id, token=token, counts=counts)
         except BrokerError as error:
             _log.warning("a claim is not given up yet: %s", error, extra=about(branch_id))
             return False

@@ -189,7 +189,7 @@ class RedisBase:
         self._forget_backlog = client.register_script(turn_scripts.FORGET_BACKLOG)
         self._halt = client.register_script(scripts.HALT)
         self._reopen_run = client.register_script(scripts.REOPEN_RUN)
-        self._unbegin = client.register_script(scripts.UNBEGIN)
+        self._release_claim = client.register_script(scripts.RELEASE_CLAIM)
         self._pause = client.register_script(scripts.PAUSE)
         self._lock = client.register_script(fleet_scripts.LOCK)
         self._seal = client.register_script(scripts.SEAL)

@@ -116,7 +116,7 @@ class RedisBranches(RedisBlobReferences):
         return [BeginReply(verdict=v.decode(), deliveries=n) for v, n in _pairs(replies)]
 
     @translated
-    def unbegin(
+    def release_claim(
         self,
         branch_id: BranchId,
         *,
@@ -133,7 +133,7 @@ class RedisBranches(RedisBlobReferences):
             counts: Whether the begin still counts, so that a branch that hangs everywhere ends.
         """
         keys = [self._shard(branch_id, "state")]
-        self._unbegin(keys=keys, args=[branch_id.position, token, 0 if counts else -1])
+        self._release_claim(keys=keys, args=[branch_id.position, token, 0 if counts else -1])
 
     def record(self, end: RecordRequest) -> RecordReply:
         """Write the outcome of a branch; only the first one is kept and counted."""

@@ -21,6 +21,7 @@ __all__ = [
     "PUT_RESULT",
     "PUT_SHARD",
     "RECORD",
+    "RELEASE_CLAIM",
     "RENEW",
     "REOPEN_RUN",
     "REOPEN_SHARD",
@@ -28,7 +29,6 @@ __all__ = [
     "SET_LANES",
     "SET_STATUS",
     "START_SHARD",
-    "UNBEGIN",
 ]
 
 # KEYS run, live, out, state, parked, holders; ARGV ttl, after how many deliveries a branch must be
@@ -36,8 +36,8 @@ __all__ = [
 # the holder beats with, and of each branch its position, token, whether it is begun alone, what to
 # park it as. Returns verdict and deliveries of each. The token makes a begin that is sent again
 # count once, and extends the claim; it is stored as ``token holder until``. Until then, while its
-# holder lives, only UNBEGIN ends it. A worker treats a holder as dead only after a later heartbeat
-# of its own, as the server may have been unreachable for all workers.
+# holder lives, only RELEASE_CLAIM ends it. A worker treats a holder as dead only after a later
+# heartbeat of its own, as the server may have been unreachable for all workers.
 BEGIN = """
 local time = redis.call('TIME')
 local now = tonumber(time[1]) + tonumber(time[2]) / 1e6
@@ -100,7 +100,7 @@ return 1
 
 # KEYS state; ARGV position, token, what is added to its begins: -1 where the call that was handed
 # back has not been tried.
-UNBEGIN = """
+RELEASE_CLAIM = """
 -- despite a full server
 local claim = redis.call('HGET', KEYS[1], 't:' .. ARGV[1])
 if not claim or claim:match('^%S+') ~= ARGV[2] then return 0 end

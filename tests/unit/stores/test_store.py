@@ -222,11 +222,11 @@ def test_a_branch_that_was_begun_twice_without_an_end_must_be_begun_alone(store,
 def test_a_begin_can_be_taken_back_by_whoever_made_it(store, run):
     store.put_shard(ShardId(run, 0, 0), make_shard())
     store.begin(BeginRequest(BranchId(run, 0, 0, 1), token="a"))
-    store.unbegin(BranchId(run, 0, 0, 1), token="another")
+    store.release_claim(BranchId(run, 0, 0, 1), token="another")
     assert store.begin(BeginRequest(BranchId(run, 0, 0, 1), token="b")).deliveries == 2
-    store.unbegin(BranchId(run, 0, 0, 1), token="b")
+    store.release_claim(BranchId(run, 0, 0, 1), token="b")
     assert store.begin(BeginRequest(BranchId(run, 0, 0, 1), token="c")).deliveries == 2
-    store.unbegin(BranchId(run, 0, 0, 1), token="c", counts=True)
+    store.release_claim(BranchId(run, 0, 0, 1), token="c", counts=True)
     assert (
         store.begin(BeginRequest(BranchId(run, 0, 0, 1), token="d", is_alone=True)).deliveries == 3
     )
@@ -317,7 +317,7 @@ def test_what_was_at_a_branch_that_died_is_followed_by_one_delivery(store, run, 
     for step in LOST[case]:
         match step:
             case ("died", token):
-                store.unbegin(BranchId(run, 0, 0, 1), token=token, counts=True)
+                store.release_claim(BranchId(run, 0, 0, 1), token=token, counts=True)
             case ("ends", holder):
                 store.beat(holder, ttl_s=0.001)
                 wait_until(lambda: not store.shard_state(ShardId(run, 0, 0)).held)
@@ -337,8 +337,8 @@ def wait_until(condition):
 
 def test_what_is_gone_is_taken_back_by_nobody(store, run):
     before = sorted(store._redis.keys())
-    store.unbegin(BranchId(run, 0, 7, 1), token="a")
-    store.unbegin(BranchId("nope", 0, 0, 1), token="a")
+    store.release_claim(BranchId(run, 0, 7, 1), token="a")
+    store.release_claim(BranchId("nope", 0, 0, 1), token="a")
     assert sorted(store._redis.keys()) == before
 
 
@@ -361,7 +361,7 @@ def test_a_branch_that_was_handed_back_is_not_held(store, run):
     store.put_shard(ShardId(run, 0, 0), make_shard())
     store.beat("h1", ttl_s=60)
     begin(store, "a", holder="h1", lasts_s=60)
-    store.unbegin(BranchId(run, 0, 0, 1), token="a")
+    store.release_claim(BranchId(run, 0, 0, 1), token="a")
     assert begin(store, "b", holder="h2", lasts_s=60) == "go"
 
 
@@ -994,7 +994,7 @@ LATE = {
         ),
         [BeginReply(verdict="gone")] * 2,
     ),
-    "unbegin": (lambda s: s.unbegin(BranchId(RUN, 0, 0, 0), token="t"), None),
+    "release_claim": (lambda s: s.release_claim(BranchId(RUN, 0, 0, 0), token="t"), None),
     "record": (lambda s: s.record(RecordRequest(BranchId(RUN, 0, 0, 2), ok(2))).first, False),
     "record_all": (
         lambda s: [

@@ -79,14 +79,14 @@ def test_what_may_have_been_done_for_one_who_was_cancelled_is_told(threads, faul
 def test_a_begin_that_nobody_waits_for_is_taken_back(threads, refusals):
     taken_back = threading.Event()
 
-    def unbegin(branch_id, *, token, counts):
+    def release_claim(branch_id, *, token, counts):
         assert (branch_id, token, counts) == (BranchId("r1", 0, 3, 59), "t1", False)
         if refusals:
             raise refusals.pop()
         taken_back.set()
 
     steps = object.__new__(BranchSteps)
-    steps.releases, steps.threads = ClaimReleases(unbegin), threads
+    steps.releases, steps.threads = ClaimReleases(release_claim), threads
     start = BeginRequest(BranchId("r1", 0, 3, 59), token="t1", holder="me", lasts_s=60, feed=0)
     steps._take_back(start)
     # What is refused is done with a later beat of the worker.

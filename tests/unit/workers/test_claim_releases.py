@@ -37,9 +37,9 @@ class Server:
         self.refusals = list(refusals)
         self.asked = []
         self.now = 100.0
-        self.releases = ClaimReleases(self.unbegin, clock=lambda: self.now)
+        self.releases = ClaimReleases(self.release_claim, clock=lambda: self.now)
 
-    def unbegin(self, branch_id, *, token, counts):
+    def release_claim(self, branch_id, *, token, counts):
         self.asked.append((branch_id, token, counts))
         if self.refusals:
             raise self.refusals.pop(0)
@@ -78,12 +78,12 @@ def test_one_that_is_always_refused_keeps_none_of_the_others():
     server = Server()
     given_up = []
 
-    def unbegin(branch_id, *, token, counts):
+    def release_claim(branch_id, *, token, counts):
         if token == "bad":
             raise BrokerError("WRONGTYPE")
         given_up.append(token)
 
-    server.releases = ClaimReleases(unbegin, clock=lambda: server.now)
+    server.releases = ClaimReleases(release_claim, clock=lambda: server.now)
     for token in ("bad", "a", "b"):
         server.releases.later(BRANCH, token, counts=True)
     for _ in range(6):
@@ -190,12 +190,12 @@ def test_a_lost_child_gives_its_branch_up_before_it_comes_again(
     server, broker = Server(), Broker(monkeypatch, takes_tries=takes_tries)
     refused = list(refusals)
 
-    def unbegin(branch_id, *, token, counts):
+    def release_claim(branch_id, *, token, counts):
         if refused:
             raise refused.pop()
-        store.unbegin(branch_id, token=token, counts=counts)
+        store.release_claim(branch_id, token=token, counts=counts)
 
-    server.releases = ClaimReleases(unbegin, clock=lambda: server.now)
+    server.releases = ClaimReleases(release_claim, clock=lambda: server.now)
     assert begin("a") == "go"
     broker.end(request(server), WorkerLostError("SIGKILL"), monkeypatch)
     assert broker.done == done

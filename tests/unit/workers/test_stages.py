@@ -336,7 +336,7 @@ def test_a_copy_of_a_branch_that_a_living_worker_holds_makes_no_call():
     with pytest.raises(BranchHeld):
         run_branch(context, BranchId(RUN, 0, 0, 0), 0)
     assert context.llm.calls == 0
-    context.store.unbegin(BranchId(RUN, 0, 0, 0), token="one", counts=True)
+    context.store.release_claim(BranchId(RUN, 0, 0, 0), token="one", counts=True)
     run_branch(context, BranchId(RUN, 0, 0, 0), 0)
     assert context.llm.calls == 1
 
