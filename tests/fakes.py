@@ -46,7 +46,7 @@ __all__ = [
     "RUN",
     "Clock",
     "FakeContext",
-    "Messages",
+    "MessageReader",
     "Publisher",
     "fake_redis",
     "fake_store",
@@ -142,7 +142,7 @@ def run_branch(context: Any, branch_id: BranchId, feed: int = 0) -> None:
     branches.run_branch(context, branch_id, feed, token=secrets.token_hex(4))
 
 
-class Messages:
+class MessageReader:
     """The tasks whose messages are in the broker; the test sets them."""
 
     def __init__(self) -> None:
@@ -221,7 +221,7 @@ class FakeContext:
         if store is None:
             self.store.create_run(RUN, spec=self.spec.model_dump_json(), created_at=1.0)
         self.publisher: Any = publisher or Publisher()
-        self.messages = Messages()
+        self.messages = MessageReader()
         self.telemetry = NoTelemetry()
         self.told: Callable[[LLMRequest], Any] = lambda request: f"answer to {request.prompt}"
         self.llm = FakeLLM(script=self._answer)

@@ -10,12 +10,13 @@ from redis.exceptions import RedisError
 from fanout.broker.inspection import UNACKED, UNACKED_INDEX
 from fanout.core.errors import BrokerError
 from fanout.core.queue_names import BEHIND, BRANCHES_QUEUE, QUEUES
+from fanout.stores.redis.base import seconds
 from fanout.stores.retrying import is_transient
 
 if TYPE_CHECKING:
     import redis
 
-__all__ = ["Queue", "QueueState", "Queues", "ServerMemory", "TakenMessages"]
+__all__ = ["Queue", "QueueState", "ServerMemory", "TakenMessages", "read_backlog"]
 
 
 class Queue(msgspec.Struct, frozen=True, kw_only=True):
@@ -82,48 +83,43 @@ class _Message(msgspec.Struct):
 _message = msgspec.json.Decoder(_Message).decode
 
 
-class Queues:
-    """Reads the lengths of the broker's queues without reading their messages."""
+def read_backlog(client: redis.Redis) -> QueueState:
+    """Return how full the broker is, without reading its messages. Raises BrokerError."""
+    try:
+        with client.pipeline(transaction=False) as pipe:
+            pipe.time()
+            pipe.hlen(UNACKED)
+            pipe.zrange(UNACKED_INDEX, 0, 0, withscores=True)
+            pipe.llen(BEHIND)
+            for name in QUEUES:
+                pipe.llen(name)
+                # Kombu pushes on the left, and takes on the right.
+                pipe.lindex(name, -1)
+            time, taken, oldest, behind, *ends = pipe.execute()
+    except RedisError as error:
+        message = f"the broker's queues cannot be read: {error}"
+        raise BrokerError(message, is_passing=is_transient(error)) from error
+    now = seconds(time)
+    more = {BRANCHES_QUEUE: behind}
+    numbered = zip(QUEUES, ends[::2], ends[1::2], strict=True)
+    return QueueState(
+        queues=tuple(
+            Queue(name=name, waiting=waiting + more.get(name, 0), oldest_s=_age(now, raw))
+            for name, waiting, raw in numbered
+        ),
+        leases=TakenMessages(
+            taken=taken, oldest_s=max(0.0, now - oldest[0][1]) if oldest else None
+        ),
+        memory=_memory(client),
+    )
 
-    def __init__(self, client: redis.Redis) -> None:
-        self._redis = client
 
-    def state(self) -> QueueState:
-        """Return how full the broker is: two round trips. Raises BrokerError."""
-        try:
-            with self._redis.pipeline(transaction=False) as pipe:
-                pipe.time()
-                pipe.hlen(UNACKED)
-                pipe.zrange(UNACKED_INDEX, 0, 0, withscores=True)
-                pipe.llen(BEHIND)
-                for name in QUEUES:
-                    pipe.llen(name)
-                    # Kombu pushes on the left, and takes on the right.
-                    pipe.lindex(name, -1)
-                (now_s, now_us), taken, oldest, behind, *ends = pipe.execute()
-        except RedisError as error:
-            message = f"the broker's queues cannot be read: {error}"
-            raise BrokerError(message, is_passing=is_transient(error)) from error
-        now = now_s + now_us / 1e6
-        more = {BRANCHES_QUEUE: behind}
-        numbered = zip(QUEUES, ends[::2], ends[1::2], strict=True)
-        return QueueState(
-            queues=tuple(
-                Queue(name=name, waiting=waiting + more.get(name, 0), oldest_s=_age(now, raw))
-                for name, waiting, raw in numbered
-            ),
-            leases=TakenMessages(
-                taken=taken, oldest_s=max(0.0, now - oldest[0][1]) if oldest else None
-            ),
-            memory=self._memory(),
-        )
-
-    def _memory(self) -> ServerMemory | None:
-        try:
-            info = cast("dict[str, int]", self._redis.info("memory"))
-        except RedisError:
-            return None
-        return ServerMemory(used_bytes=info["used_memory"], limit_bytes=info["maxmemory"] or None)
+def _memory(client: redis.Redis) -> ServerMemory | None:
+    try:
+        info = cast("dict[str, int]", client.info("memory"))
+    except RedisError:
+        return None
+    return ServerMemory(used_bytes=info["used_memory"], limit_bytes=info["maxmemory"] or None)
 
 
 def _age(now: float, raw: bytes | None) -> float | None:

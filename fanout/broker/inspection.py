@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 __all__ = [
     "UNACKED",
     "UNACKED_INDEX",
-    "Messages",
+    "MessageReader",
     "drop_messages",
     "messages_of_shard",
     "messages_of_stage",
@@ -56,7 +56,7 @@ _message = msgspec.json.Decoder(_Message).decode
 _taken = msgspec.json.Decoder(tuple[_Message, str, str]).decode
 
 
-class Messages:
+class MessageReader:
     """Reads the messages in the broker's queues, and those taken from them."""
 
     def __init__(self, client: redis.Redis) -> None:

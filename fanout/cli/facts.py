@@ -226,10 +226,10 @@ def _paused_models(fleet: FleetStatus) -> list[str]:
     parts = []
     for model, limit in sorted(fleet.limits.items()):
         if limit.down_s is not None:
-            until = f"next try in {clock(limit.blocked_until)}"
+            until = f"next try in {clock(limit.blocked_s)}"
             parts.append(f"{model} fails since {clock(limit.down_s)}, {until}")
-        elif limit.blocked_until > 0:
-            parts.append(f"{model} asks to wait {clock(limit.blocked_until)}")
+        elif limit.blocked_s > 0:
+            parts.append(f"{model} asks to wait {clock(limit.blocked_s)}")
     return parts
 
 

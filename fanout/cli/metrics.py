@@ -110,12 +110,11 @@ def _served(settings: Settings, address: str, port: int, token: bytes | None) ->
     from prometheus_client import CollectorRegistry, make_wsgi_app, start_wsgi_server
 
     from fanout.broker.app import connect_broker, make_store
-    from fanout.broker.backlog import Queues
     from fanout.observe.metrics import FleetCollector
 
     store, client = make_store(settings), connect_broker(settings)
     registry = CollectorRegistry()
-    registry.register(FleetCollector(store, Queues(client)))
+    registry.register(FleetCollector(store, client))
     try:
         server, thread = start_wsgi_server(port, address, registry)
     except OSError as error:

@@ -138,9 +138,9 @@ class Progress(Follower):
 
     def held(self, model: str, limit: LimitState | None) -> None:
         """Say once that the calls of the run wait for their model."""
-        is_held = limit is not None and limit.blocked_until > 0
+        is_held = limit is not None and limit.blocked_s > 0
         if limit is not None and is_held and not self._is_held:
-            asks = f"asks to wait {clock(limit.blocked_until)}"
+            asks = f"asks to wait {clock(limit.blocked_s)}"
             fails = f"fails for everybody since {clock(limit.down_s or 0.0)}"
             self.note(f"{model} {asks if limit.down_s is None else fails}: all its calls wait")
         elif limit is None and self._is_held:

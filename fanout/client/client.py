@@ -367,7 +367,7 @@ class Client:
         from fanout.observe.fleet import fleet_status
 
         connections = self._connected() if run_id is None else self._connections_of(run_id)
-        return fleet_status(connections.store, connections.queues)
+        return fleet_status(connections.store, connections.redis)
 
     def check_model(self, model: str, *, timeout_s: float) -> Preflight | None:
         """Have a worker say whether a model can be used; None where none says so in time.

@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from fanout.broker.app import Preflight, connect_broker, make_app, make_store
-from fanout.broker.backlog import Queues
 from fanout.broker.fleet_version import check_as_client, own_version
-from fanout.broker.inspection import Messages
+from fanout.broker.inspection import MessageReader
 from fanout.broker.publisher import Publisher
 from fanout.client.run import AWAY_S, Run, polls
 from fanout.core.errors import ModelError, SettingsError
@@ -45,9 +44,8 @@ class Connections:
         self.patient: RedisStore = make_store(settings, is_patient=True, away_s=AWAY_S)
         self._app = make_app(settings)
         self.publisher = Publisher(self._app)
-        self._redis = connect_broker(settings)
-        self.messages = Messages(self._redis)
-        self.queues = Queues(self._redis)
+        self.redis = connect_broker(settings)
+        self.messages = MessageReader(self.redis)
 
     @property
     def version(self) -> int:
@@ -120,7 +118,7 @@ class Connections:
         """Close all connections."""
         self.publisher.close()
         self._app.close()
-        self._redis.close()
+        self.redis.close()
         self.patient.close()
         self.store.close()
 

@@ -20,6 +20,12 @@ MAX_BLOCK_S = 120.0
 
 _MINUTE_S = 60.0
 
+_JSON_NAMES = {
+    "requests_ahead_s": "requests_until",
+    "tokens_ahead_s": "tokens_until",
+    "blocked_s": "blocked_until",
+}
+
 
 class Rates(msgspec.Struct, frozen=True, kw_only=True):
     """The rate limits of a model.
@@ -46,20 +52,19 @@ class Rates(msgspec.Struct, frozen=True, kw_only=True):
         return tokens * _MINUTE_S / self.tokens_per_minute if self.tokens_per_minute else 0.0
 
 
-class LimitState(msgspec.Struct, frozen=True, kw_only=True):
-    """How far a model's limits are used, in seconds of one clock.
+class LimitState(msgspec.Struct, frozen=True, kw_only=True, rename=_JSON_NAMES.get):
+    """How far a model's limits are used, for reports. In JSON, the first three end in ``_until``.
 
     Attributes:
-        requests_until: The time until which the granted requests use up the limit.
-        tokens_until: The time until which their tokens use up the limit.
-        blocked_until: No call may begin before this time: the provider asked for a pause, or fails.
-        down_s: Seconds since the model began to fail for all callers; None if it does not. It is
-            set in reports only; for decisions see fanout.policy.outages.
+        requests_ahead_s: Seconds from now for which the granted requests use up the limit.
+        tokens_ahead_s: Seconds from now for which their tokens use up the limit.
+        blocked_s: Seconds until a call may begin: the provider asked for a pause, or fails.
+        down_s: Seconds since the model began to fail for all callers; None if it does not.
     """
 
-    requests_until: float = 0.0
-    tokens_until: float = 0.0
-    blocked_until: float = 0.0
+    requests_ahead_s: float = 0.0
+    tokens_ahead_s: float = 0.0
+    blocked_s: float = 0.0
     down_s: float | None = None
 
 

@@ -21,9 +21,9 @@ __all__ = [
     "RunRecord",
     "SealReply",
     "ShardState",
+    "StageLoad",
     "StageProgress",
     "StageRecord",
-    "StageWindow",
     "Totals",
     "WorkerRecord",
 ]
@@ -261,20 +261,25 @@ class StageRecord(msgspec.Struct, frozen=True, kw_only=True):
         return self.succeeded + self.failed
 
 
-class StageWindow(msgspec.Struct, frozen=True, kw_only=True):
-    """How much of a stage is in flight.
+class StageLoad(
+    msgspec.Struct,
+    frozen=True,
+    kw_only=True,
+    rename={"permits_used": "lanes_used", "permits_limit": "lanes_limit"},
+):
+    """How much of a stage is in flight. In JSON, permits are called lanes.
 
     Attributes:
         open: Shards that are being processed.
         waiting: Shards that are written and not yet opened.
-        lanes_used: The permits of the open shards; 0 without ``max_workers``.
-        lanes_limit: ``max_workers`` of the run; 0 without it.
+        permits_used: The permits of the open shards; 0 without ``max_workers``.
+        permits_limit: ``max_workers`` of the run; 0 without it.
     """
 
     open: int = 0
     waiting: int = 0
-    lanes_used: int = 0
-    lanes_limit: int = 0
+    permits_used: int = 0
+    permits_limit: int = 0
 
 
 class WorkerRecord(msgspec.Struct, frozen=True, kw_only=True):

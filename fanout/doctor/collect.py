@@ -18,8 +18,8 @@ import msgspec
 from redis.exceptions import RedisError, ResponseError
 
 from fanout.broker import app as broker
-from fanout.broker.backlog import Queues
-from fanout.broker.inspection import Messages
+from fanout.broker.backlog import read_backlog
+from fanout.broker.inspection import MessageReader
 from fanout.broker.server_setup import count_missing
 from fanout.client.embedded.fleet import EmbeddedFleet
 from fanout.core.errors import (
@@ -158,7 +158,7 @@ class Server:
         going = [run for run in runs if run.status is not RunStatus.PAUSED]
         return FleetFacts(
             workers=self._store.workers(),
-            queues=Queues(self._redis).state().queues,
+            queues=read_backlog(self._redis).queues,
             active=len(going),
             stalled=self._stalled(going),
             paused=len(runs) - len(going),
@@ -187,7 +187,7 @@ class Server:
             raise
 
     def _without_message(self, runs: list[RunRecord]) -> dict[str, str]:
-        messages = Messages(self._redis)
+        messages = MessageReader(self._redis)
         missing = {run.run_id for run in runs} - messages.task_ids().keys()
         if missing:
             time.sleep(_AGAIN_S)

@@ -8,18 +8,21 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from fanout.broker.backlog import read_backlog
 from fanout.core.errors import StoredDataError, UnknownRunError
 from fanout.core.ids import StageId
 from fanout.core.queue_names import BRANCHES_QUEUE
 from fanout.core.settings import Settings
 from fanout.policy.admission import workers_wanted
 from fanout.runs.results import latency_row
-from fanout.stores import StageWindow
+from fanout.stores import StageLoad
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from fanout.broker.backlog import Queue, Queues, ServerMemory, TakenMessages
+    import redis
+
+    from fanout.broker.backlog import Queue, ServerMemory, TakenMessages
     from fanout.core.rate_limits import LimitState
     from fanout.core.records import RunStatus
     from fanout.stores import RedisStore, RunRecord, Totals, WorkerRecord
@@ -49,7 +52,7 @@ class FleetStatus:
     leases: TakenMessages
     memory: ServerMemory | None
     runs: dict[RunStatus, int]
-    window: StageWindow
+    window: StageLoad
     totals: Totals
     limits: dict[str, LimitState]
     active: tuple[str, ...] = ()
@@ -85,18 +88,18 @@ class FleetStatus:
         return fields
 
 
-def fleet_status(store: RedisStore, queues: Queues) -> FleetStatus:
+def fleet_status(store: RedisStore, client: redis.Redis) -> FleetStatus:
     """Return the status of a fleet. Raises BrokerError."""
-    state = queues.state()
+    state = read_backlog(client)
     runs = sorted(_active(store), key=lambda run: run.created_at, reverse=True)
-    windows = [store.window(StageId(run.run_id, run.stage)) for run in runs]
+    loads = [store.stage_load(StageId(run.run_id, run.stage)) for run in runs]
     return FleetStatus(
         workers=store.workers(),
         queues=state.queues,
         leases=state.leases,
         memory=state.memory,
         runs=dict(Counter(run.status for run in runs)),
-        window=_sum(windows),
+        window=_sum(loads),
         totals=store.totals(),
         limits=store.limits(),
         active=tuple(run.run_id for run in runs),
@@ -113,6 +116,6 @@ def _active(store: RedisStore) -> Iterator[RunRecord]:
             continue
 
 
-def _sum(windows: list[StageWindow]) -> StageWindow:
-    names = StageWindow.__struct_fields__
-    return StageWindow(**{n: sum(getattr(window, n) for window in windows) for n in names})
+def _sum(loads: list[StageLoad]) -> StageLoad:
+    names = StageLoad.__struct_fields__
+    return StageLoad(**{n: sum(getattr(load, n) for load in loads) for n in names})

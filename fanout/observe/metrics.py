@@ -24,9 +24,9 @@ from fanout.observe.fleet import fleet_status
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
+    import redis
     from prometheus_client import Metric
 
-    from fanout.broker.backlog import Queues
     from fanout.core.latency import Latency
     from fanout.observe.fleet import FleetStatus
     from fanout.stores import RedisStore, Totals
@@ -41,12 +41,12 @@ class FleetCollector:
 
     Args:
         store: The fleet's store.
-        queues: The fleet's queues.
+        client: A client of the server that has its queues.
     """
 
-    def __init__(self, store: RedisStore, queues: Queues) -> None:
+    def __init__(self, store: RedisStore, client: redis.Redis) -> None:
         self._store = store
-        self._queues = queues
+        self._client = client
 
     def describe(self) -> list[Metric]:
         """Return no descriptions, so that registration needs no server."""
@@ -55,7 +55,7 @@ class FleetCollector:
     def collect(self) -> Iterator[Metric]:
         """Yield the current metrics; if the server does not answer, only ``fanout_up`` as 0."""
         try:
-            fleet = fleet_status(self._store, self._queues)
+            fleet = fleet_status(self._store, self._client)
         except BrokerError as error:
             _log.warning("no metrics: %s", error)
             yield _gauge("up", "Whether the broker answers.", 0)
@@ -106,13 +106,13 @@ def _of_queues(fleet: FleetStatus) -> Iterator[Metric]:
     yield _gauge("shards_open", "Shards that are being processed.", window.open)
     yield _gauge("shards_waiting", "Shards not yet let into the queue.", window.waiting)
     text = "Permits in use by the runs with max_workers."
-    yield _gauge("lanes_used", text, window.lanes_used)
-    yield _gauge("lanes_limit", "The sum of max_workers of these runs.", window.lanes_limit)
+    yield _gauge("lanes_used", text, window.permits_used)
+    yield _gauge("lanes_limit", "The sum of max_workers of these runs.", window.permits_limit)
     limits = fleet.limits.values()
-    ahead = [max(limit.requests_until, limit.tokens_until) for limit in limits]
+    ahead = [max(limit.requests_ahead_s, limit.tokens_ahead_s) for limit in limits]
     text = "How far ahead calls are reserved at the most used rate limit."
     yield _gauge("limiter_ahead_seconds", text, max(ahead, default=0.0))
-    paused = [limit.blocked_until for limit in limits]
+    paused = [limit.blocked_s for limit in limits]
     text = "Longest remaining pause of a model after its provider refused a call."
     yield _gauge("limiter_paused_seconds", text, max(paused, default=0.0))
     down = [limit.down_s or 0.0 for limit in limits]

@@ -23,7 +23,7 @@ from fanout.system.logs import about
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from fanout.broker.inspection import Messages
+    from fanout.broker.inspection import MessageReader
     from fanout.broker.publisher import Publisher
     from fanout.stores import RedisStore, RunRecord, StageProgress
 
@@ -61,7 +61,7 @@ class Reaper:
         self,
         store: RedisStore,
         publisher: Publisher,
-        messages: Messages,
+        messages: MessageReader,
         *,
         stall_s: float,
         on_end: Callable[[str], None] | None = None,

@@ -301,7 +301,7 @@ def decode_worker(data: bytes, lapses_at: float) -> WorkerRecord:
 _stored_worker = msgspec.json.Decoder(_StoredWorker).decode
 
 
-_LIMIT_FIELDS = {"r": "requests_until", "t": "tokens_until", "b": "blocked_until"}
+_LIMIT_FIELDS = {"r": "requests_ahead_s", "t": "tokens_ahead_s", "b": "blocked_s"}
 _OPENED, _BLOCKED = "o:", "b:"
 
 

@@ -12,7 +12,6 @@ import redis
 import yaml
 from prometheus_client import CollectorRegistry, generate_latest
 
-from fanout.broker.backlog import Queues
 from fanout.observe.metrics import FleetCollector
 from fanout.stores import RedisStore, WorkerRecord
 from tests.needs import needs
@@ -74,7 +73,7 @@ def exported(broker_url):
         store = RedisStore(client)
         store.worker_alive(WorkerRecord(name="w", concurrency=2), ttl_s=60)
         registry = CollectorRegistry()
-        registry.register(FleetCollector(store, Queues(client)))
+        registry.register(FleetCollector(store, client))
         text = generate_latest(registry).decode()
     return {line.partition(" ")[0].partition("{")[0] for line in text.splitlines()}
 

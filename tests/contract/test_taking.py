@@ -11,8 +11,8 @@ import pytest
 import redis
 
 from fanout.broker.app import make_app, make_store
-from fanout.broker.backlog import Queues
-from fanout.broker.inspection import UNACKED, UNACKED_INDEX, Messages
+from fanout.broker.backlog import read_backlog
+from fanout.broker.inspection import UNACKED, UNACKED_INDEX, MessageReader
 from fanout.broker.publisher import Publisher
 from fanout.core.ids import ShardId
 from fanout.core.queue_names import (
@@ -305,8 +305,8 @@ def test_turns_that_were_lost_are_given_again(app, taker, db, lost):
     for _ in range(lost):
         db.rpop(BRANCHES_QUEUE)
     with redis.Redis(connection_pool=db.connection_pool) as client:
-        assert Messages(client).give_turns() == lost
-        assert Messages(client).give_turns() == 0
+        assert MessageReader(client).give_turns() == lost
+        assert MessageReader(client).give_turns() == 0
     assert db.llen(BRANCHES_QUEUE) == TURNS_OF_A_RUN
     one = taker(50)
     assert one.take_once() == ids(*range(lost, 20))
@@ -318,7 +318,7 @@ def test_lost_turns_of_one_run_are_given_again_while_others_have_theirs(app, db)
     publish(app, 20, "b")
     db.hset(TURNS, "gone", 3)
     db.lpush(BEHIND, "", "")
-    assert Messages(db).give_turns() == TURNS_OF_A_RUN
+    assert MessageReader(db).give_turns() == TURNS_OF_A_RUN
     own = [json.loads(raw)["headers"]["root_id"] for raw in db.lrange(BRANCHES_QUEUE, 0, -1)]
     assert sorted(own) == ["a"] * TURNS_OF_A_RUN + ["b"] * TURNS_OF_A_RUN
     assert db.llen(BEHIND) == 40 - TURNS_OF_A_RUN - 2 * TURNS_OF_A_RUN
@@ -328,7 +328,7 @@ def test_lost_turns_of_one_run_are_given_again_while_others_have_theirs(app, db)
 def test_a_loss_that_another_error_hides_is_found_a_little_later(app, db):
     publish(app, 20, "a")
     publish(app, 20, "b")
-    messages = Messages(db)
+    messages = MessageReader(db)
     assert messages.give_turns() == 0
     [of_b, *_] = db.lrange(BRANCHES_QUEUE, 0, 0)
     db.rpop(BRANCHES_QUEUE)
@@ -371,9 +371,9 @@ def test_what_is_put_straight_into_the_queue_is_taken_as_well(app, taker, db):
 def test_what_waits_behind_the_queue_is_seen_and_goes_with_its_run(app, db, broker_url):
     publish(app, 50)
     publish(app, 50, "r2")
-    seen = Messages(db).task_ids()
+    seen = MessageReader(db).task_ids()
     assert seen == {"r1": set(ids(*range(50))), "r2": set(ids(*range(50), run_id="r2"))}
-    [_, branches] = Queues(db).state().queues
+    [_, branches] = read_backlog(db).queues
     assert branches.waiting == 100
     store = make_store(load_settings(broker_url=broker_url))
     store.create_run("r2", spec="{}", created_at=1.0)

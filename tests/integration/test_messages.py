@@ -7,7 +7,7 @@ import json
 import redis
 
 from fanout.broker.app import BRANCHES_QUEUE, CONTROL_QUEUE
-from fanout.broker.inspection import UNACKED, Messages
+from fanout.broker.inspection import UNACKED, MessageReader
 
 
 def test_messages_in_queues_and_those_taken_are_seen(broker_url):
@@ -25,7 +25,7 @@ def test_messages_in_queues_and_those_taken_are_seen(broker_url):
             message = {"headers": {"id": f"r2/0/0/{position}"}}
             taken = json.dumps([message, "", BRANCHES_QUEUE])
             client.hset(UNACKED, f"tag{position}", taken)
-        assert Messages(client).task_ids() == {
+        assert MessageReader(client).task_ids() == {
             "r1": {"r1/0/0/collect", "r1/0/1/0"},
             "r2": {"r2/0/0/0", "r2/0/0/1", "r2/0/0/2"},
         }

@@ -40,7 +40,7 @@ def test_branches_wait_for_a_provider_that_is_down_and_can_be_steered(
 
     paused = submit()
     wait_for(lambda: limit() and limit().down_s is not None, "the breaker is open")
-    assert limit().blocked_until > 0, "it is known when the next call is tried"
+    assert limit().blocked_s > 0, "it is known when the next call is tried"
     # A run that is paused holds no message, although its branches were begun.
     assert paused.pause()
     wait_for(lambda: client.fleet().leases.taken == 0, "its branches are parked")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from fanout.broker.app import PATIENT_S, connect_broker, make_store
-from fanout.broker.inspection import Messages
+from fanout.broker.inspection import MessageReader
 from fanout.broker.publisher import Publisher
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ class Connections:
     publisher: Publisher
     backend: Any
     broker: Redis
-    messages: Messages
+    messages: MessageReader
 
     def close(self) -> None:
         """Close the connections."""
@@ -58,5 +58,5 @@ def connect(app: Celery, settings: Settings) -> Connections:
         publisher=Publisher(app, patience_s=PATIENT_S),
         backend=app.backend,
         broker=connect_broker(settings, is_patient=True),
-        messages=Messages(connect_broker(settings)),
+        messages=MessageReader(connect_broker(settings)),
     )

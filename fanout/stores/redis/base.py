@@ -182,7 +182,7 @@ class RedisBase:
         self._delete = client.register_script(scripts.DELETE_RUN)
         self._healed = client.register_script(scripts.HEALED)
         self._put_result = client.register_script(scripts.PUT_RESULT)
-        self._set_lanes = client.register_script(scripts.SET_LANES)
+        self._set_permits = client.register_script(scripts.SET_PERMITS)
         self._start_shard = client.register_script(scripts.START_SHARD)
         self._set_status = client.register_script(scripts.SET_STATUS)
         self._end_run = client.register_script(scripts.END_RUN)

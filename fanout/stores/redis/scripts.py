@@ -26,7 +26,7 @@ __all__ = [
     "REOPEN_RUN",
     "REOPEN_SHARD",
     "SEAL",
-    "SET_LANES",
+    "SET_PERMITS",
     "SET_STATUS",
     "START_SHARD",
 ]
@@ -260,7 +260,7 @@ return first
 """
 
 # KEYS stage, run; ARGV ttl, window, permits of a shard, cap. Returns whether there is such a run.
-SET_LANES = """
+SET_PERMITS = """
 if redis.call('EXISTS', KEYS[2]) == 0 then return 0 end
 redis.call('HSET', KEYS[1], 'window', ARGV[2], 'lane', ARGV[3], 'cap', ARGV[4])
 redis.call('EXPIRE', KEYS[1], ARGV[1])

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from fanout.core.errors import UnknownRunError
 from fanout.core.ids import ShardId
-from fanout.core.state import Grant, SealReply, ShardState, StageProgress, StageWindow
+from fanout.core.state import Grant, SealReply, ShardState, StageLoad, StageProgress
 from fanout.stores import codec
 from fanout.stores.blobs.base import blob_name
 from fanout.stores.redis.base import FINAL, translated
@@ -133,7 +133,7 @@ class RedisStages(RedisBlobReferences):
         """Set how a stage's ``max_workers`` is spread, before its first shard is opened."""
         keys = [self._stage(stage_id), self._run(stage_id.run_id)]
         args = [self._ttl_s, permits.window, permits.per_shard, permits.cap]
-        self._require(stage_id.run_id, self._set_lanes(keys=keys, args=args))
+        self._require(stage_id.run_id, self._set_permits(keys=keys, args=args))
 
     @translated
     def seal_stage(self, stage_id: StageId) -> SealReply:
@@ -216,7 +216,7 @@ class RedisStages(RedisBlobReferences):
         )
 
     @translated
-    def window(self, stage_id: StageId) -> StageWindow:
+    def stage_load(self, stage_id: StageId) -> StageLoad:
         """Return how much of a stage is in flight; all 0 if there is no such stage."""
         key = self._stage(stage_id)
         with self._redis.pipeline(transaction=False) as pipe:
@@ -224,7 +224,7 @@ class RedisStages(RedisBlobReferences):
             pipe.hlen(f"{key}:open")
             counts, open_ = pipe.execute()
         written, opened, used, cap = (int(count or 0) for count in counts)
-        return StageWindow(open=open_, waiting=written - opened, lanes_used=used, lanes_limit=cap)
+        return StageLoad(open=open_, waiting=written - opened, permits_used=used, permits_limit=cap)
 
     @translated
     def shard_state(self, shard_id: ShardId) -> ShardState:

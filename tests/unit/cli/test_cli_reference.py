@@ -15,7 +15,7 @@ from fanout.core.records import ErrorKind, RunStatus, Usage
 from fanout.observe.fleet import FleetStatus
 from fanout.runs.output_files import error_row
 from fanout.runs.results import Output, StageStatus
-from fanout.stores import StageWindow, Totals, WorkerRecord
+from fanout.stores import StageLoad, Totals, WorkerRecord
 
 from .test_progress import status
 
@@ -77,7 +77,7 @@ def test_every_field_of_the_fleet_is_described():
     described = re.findall(r"^\* `([a-z_]+)`: ", section, re.MULTILINE)
     assert set(described) == set(FleetStatus.__slots__)
     assert row("`workers`", section) == set(WorkerRecord.__struct_fields__)
-    assert row("`window`", section) - {"max_workers"} == set(StageWindow.__struct_fields__)
+    assert row("`window`", section) - {"max_workers"} == set(StageLoad.__struct_encode_fields__)
     assert row("`totals`", section) == set(Totals.__struct_fields__)
 
 

@@ -79,11 +79,11 @@ def test_a_terminal_has_a_bar_with_share_rate_and_eta(clock, monkeypatch, column
 def test_a_model_that_is_left_alone_is_named_once_until_it_answers():
     stream = io.StringIO()
     progress = Progress(stream)
-    fails = LimitState(blocked_until=3.0, down_s=12.0)
+    fails = LimitState(blocked_s=3.0, down_s=12.0)
     for limit in (None, fails, fails, None, None):
         progress.held("openai/x", limit)
-    progress.held("openai/y", LimitState(blocked_until=90.0))
-    progress.held("openai/y", LimitState(requests_until=5.0))
+    progress.held("openai/y", LimitState(blocked_s=90.0))
+    progress.held("openai/y", LimitState(requests_ahead_s=5.0))
     assert stream.getvalue().splitlines() == [
         "openai/x fails for everybody since 12.0 s: all its calls wait",
         "openai/x answers again",

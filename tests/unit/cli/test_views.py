@@ -25,7 +25,7 @@ from fanout.core.records import ErrorKind, RunStatus, Usage
 from fanout.doctor import Finding, State
 from fanout.observe.fleet import FleetStatus
 from fanout.runs.results import StageStatus
-from fanout.stores import StageWindow, Totals, WorkerRecord
+from fanout.stores import StageLoad, Totals, WorkerRecord
 from tests.unit.system.test_terminal import Tty
 
 from .test_progress import status
@@ -50,7 +50,7 @@ def fleet(**fields):
         "leases": TakenMessages(taken=8, oldest_s=1.0),
         "memory": None,
         "runs": {RunStatus.RUNNING: 1},
-        "window": StageWindow(),
+        "window": StageLoad(),
         "totals": Totals(),
         "limits": {},
         "read_at": NOW,
@@ -247,9 +247,9 @@ def test_a_fleet_is_plain_lines_where_there_is_no_terminal():
 
 def test_a_model_that_is_left_alone_shows_and_for_how_long():
     limits = {
-        "openai/x": LimitState(blocked_until=4.0, down_s=65.0),
-        "openai/y": LimitState(blocked_until=30.0),
-        "openai/z": LimitState(requests_until=3.0),
+        "openai/x": LimitState(blocked_s=4.0, down_s=65.0),
+        "openai/y": LimitState(blocked_s=30.0),
+        "openai/z": LimitState(requests_ahead_s=3.0),
     }
     row = "paused   openai/x fails since 1:05, next try in 4.0 s · openai/y asks to wait 30.0 s"
     shown = fleet(limits=limits)

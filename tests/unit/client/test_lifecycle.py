@@ -25,7 +25,7 @@ from fanout.runs.enqueue import (
 )
 from fanout.runs.reaper import Reaper
 from fanout.stores import BeginRequest, RecordRequest, RedisStore
-from tests.fakes import RUN, Messages, Publisher, fake_redis
+from tests.fakes import RUN, MessageReader, Publisher, fake_redis
 
 SPEC = make_spec(model="fake", prompt="{input}")
 # Two shards and a half: the samples make a shard of each 250 documents.
@@ -246,14 +246,14 @@ def test_cancelling_a_run_that_has_ended_does_nothing(store, publisher):
 def test_the_reaper_seals_a_run_that_was_halted_while_nobody_enqueued(store, publisher):
     half_enqueued(store, publisher)
     store.halt(RUN, RunStatus.FAILED, error="auth: no such key")
-    Reaper(store, publisher, Messages(), stall_s=60).sweep()
+    Reaper(store, publisher, MessageReader(), stall_s=60).sweep()
     assert store.stage(StageId(RUN, 0)).sealed
     assert publisher.seals == [("seal", 0, 2)]
 
 
 def test_the_reaper_ends_a_run_that_is_overdue_before_its_input_was_read(store, publisher):
     create(store, MANY, deadline_at=time.time() - 5)
-    Reaper(store, publisher, Messages(), stall_s=60).sweep()
+    Reaper(store, publisher, MessageReader(), stall_s=60).sweep()
     run = store.run(RUN)
     assert (run.halt, run.error) == (
         RunStatus.FAILED,
@@ -368,7 +368,7 @@ def test_a_retry_whose_client_dies_half_way_is_completed_by_the_reaper(
         patch.setattr(publisher, dies_in, die)
         with pytest.raises(Killed):
             retry_failed(store, publisher, RUN, None)
-    reaper = Reaper(store, publisher, Messages(), stall_s=0)
+    reaper = Reaper(store, publisher, MessageReader(), stall_s=0)
     expanded = set()
     for _ in range(20):
         reaper.heal_now(wait=lambda _seconds: None)
@@ -396,7 +396,7 @@ def test_healing_at_once_acts_on_what_it_saw_missing_twice(store, publisher):
     enqueue(store, publisher, texts(3), SPEC)
     publisher.sent.clear()
     waited = []
-    reaper = Reaper(store, publisher, Messages(), stall_s=0)
+    reaper = Reaper(store, publisher, MessageReader(), stall_s=0)
     assert reaper.heal_now(wait=waited.append) == 1
     assert publisher.sent == [("expand", 0, 0, 0)]
     assert waited, "a message may be on its way"
@@ -404,7 +404,7 @@ def test_healing_at_once_acts_on_what_it_saw_missing_twice(store, publisher):
 
 def test_healing_leaves_alone_what_is_in_order(store, publisher):
     create(store)
-    reaper = Reaper(store, publisher, Messages(), stall_s=0)
+    reaper = Reaper(store, publisher, MessageReader(), stall_s=0)
     assert reaper.heal_now(wait=pytest.fail) == 0
 
 

@@ -113,7 +113,7 @@ def test_tokens_are_booked_ahead_and_corrected_by_the_answer(store):
     llm = FakeLLM(script=lambda _: LLMReply(text="yes", usage=usage))
     # 10 tokens of prompt and 20 for the answer are booked; 5 were used.
     asyncio.run(call(Limiter(store), llm, rates, max_tokens=20))
-    assert store.limits()["m"].tokens_until == pytest.approx(5, abs=0.5)
+    assert store.limits()["m"].tokens_ahead_s == pytest.approx(5, abs=0.5)
 
 
 @pytest.mark.parametrize("rates", [Rates(), Rates(requests_per_minute=60_000)])
@@ -139,4 +139,4 @@ def test_a_store_that_is_away_is_asked_again(store):
     store.reserve_call = flaky
     result = asyncio.run(call(Worker(store).limiter, FakeLLM(), Rates(requests_per_minute=60)))
     assert result.attempts == 1
-    assert store.limits()["m"].requests_until > 0
+    assert store.limits()["m"].requests_ahead_s > 0

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import pytest
+import redis
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from fanout.broker.backlog import Queue, ServerMemory, TakenMessages
 from fanout.cli.metrics import _is_loopback
-from fanout.core.errors import BrokerError
 from fanout.core.latency import BOUNDS_S, Latency, bucket_of
 from fanout.core.queue_names import BRANCHES_QUEUE
 from fanout.core.rate_limits import LimitState
 from fanout.core.records import ErrorKind, RunStatus, Usage
 from fanout.observe.fleet import FleetStatus
 from fanout.observe.metrics import FleetCollector, families
-from fanout.stores import StageWindow, Totals, WorkerRecord
+from fanout.stores import StageLoad, Totals, WorkerRecord
 
 
 def fleet(**fields) -> FleetStatus:
@@ -25,7 +25,7 @@ def fleet(**fields) -> FleetStatus:
         "leases": TakenMessages(taken=0),
         "memory": None,
         "runs": {},
-        "window": StageWindow(),
+        "window": StageLoad(),
         "totals": Totals(),
         "limits": {},
     }
@@ -91,7 +91,7 @@ def test_queues_leases_and_the_window():
         leases=TakenMessages(taken=8, oldest_s=1.5),
         memory=ServerMemory(used_bytes=10, limit_bytes=100),
         runs={RunStatus.RUNNING: 2},
-        window=StageWindow(open=3, waiting=4, lanes_used=5, lanes_limit=6),
+        window=StageLoad(open=3, waiting=4, permits_used=5, permits_limit=6),
     )
     shown = scrape(Fixed(status))
     assert shown["fanout_queue_messages", "a"] == 5
@@ -110,8 +110,8 @@ def test_queues_leases_and_the_window():
 
 def test_the_most_used_limit_shows():
     limits = {
-        "a": LimitState(requests_until=2.0, tokens_until=9.0),
-        "b": LimitState(requests_until=3.0, blocked_until=4.0, down_s=70.0),
+        "a": LimitState(requests_ahead_s=2.0, tokens_ahead_s=9.0),
+        "b": LimitState(requests_ahead_s=3.0, blocked_s=4.0, down_s=70.0),
     }
     shown = scrape(Fixed(fleet(limits=limits, totals=Totals(pauses=6))))
     assert shown["fanout_limiter_ahead_seconds",] == 9
@@ -138,11 +138,8 @@ def test_workers_and_their_load():
 
 
 def test_a_server_that_is_away_shows_as_down_and_nothing_else():
-    class Away:
-        def state(self):
-            raise BrokerError("no broker answers")
-
-    assert scrape(FleetCollector(None, Away())) == {("fanout_up",): 0}
+    away = redis.Redis(host="127.0.0.1", port=1)
+    assert scrape(FleetCollector(None, away)) == {("fanout_up",): 0}
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from fanout.core.records import Chunk, ErrorKind, Outcome, RunStatus, Shard
 from fanout.runs.enqueue import delete
 from fanout.runs.reaper import MAX_HEALS, Reaper
 from fanout.stores import BeginRequest, RecordRequest
-from tests.fakes import RUN, Clock, Messages, Publisher, fake_store
+from tests.fakes import RUN, Clock, MessageReader, Publisher, fake_store
 
 
 class Fleet:
@@ -29,7 +29,7 @@ class Fleet:
         self.store.seal_stage(StageId(RUN, 0))
         self.store.set_status(RUN, RunStatus.RUNNING, stage=0)
         self.publisher = Publisher()
-        self.messages = Messages()
+        self.messages = MessageReader()
         self.clock = Clock()
         self.reaper = Reaper(
             self.store, self.publisher, self.messages, stall_s=15, clock=self.clock

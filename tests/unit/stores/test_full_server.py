@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import redis
 
-from fanout.broker.backlog import Queues
+from fanout.broker.backlog import read_backlog
 from fanout.core.ids import ShardId, StageId
 from tests.fakes import RUN, fake_redis, fake_store, make_shard
 
@@ -14,7 +14,7 @@ READS = {
     "runs": lambda store: list(store.runs()),
     "stage": lambda store: store.stage(StageId(RUN, 0)),
     "progress": lambda store: store.progress(StageId(RUN, 0)),
-    "window": lambda store: store.window(StageId(RUN, 0)),
+    "window": lambda store: store.stage_load(StageId(RUN, 0)),
     "shard": lambda store: store.shard(ShardId(RUN, 0, 0)),
     "shard_state": lambda store: store.shard_state(ShardId(RUN, 0, 0)),
     "incomplete": lambda store: store.incomplete(StageId(RUN, 0)),
@@ -26,7 +26,7 @@ READS = {
     "totals": lambda store: store.totals(),
     "active_runs": lambda store: store.active_runs(),
     "wire": lambda store: store.wire(),
-    "queues": lambda store: Queues(store._redis).state(),
+    "queues": lambda store: read_backlog(store._redis),
 }
 
 

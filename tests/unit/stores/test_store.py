@@ -22,7 +22,7 @@ from fanout.stores import (
     RecordRequest,
     RedisStore,
     SealReply,
-    StageWindow,
+    StageLoad,
     Totals,
     WorkerRecord,
 )
@@ -765,13 +765,13 @@ def test_totals_count_each_outcome_once_and_outlive_the_run(store, run):
 
 
 def test_the_window_of_a_stage_says_what_is_open_and_what_waits(store, run):
-    assert store.window(StageId(run, 0)) == StageWindow()
+    assert store.stage_load(StageId(run, 0)) == StageLoad()
     for number in range(3):
         store.put_shard(ShardId(run, 0, number), make_shard())
     store.set_permits(StageId(run, 0), Permits(window=2, per_shard=2, cap=4))
     store.open_shards(StageId(run, 0), window=9)
-    assert store.window(StageId(run, 0)) == StageWindow(
-        open=2, waiting=1, lanes_used=4, lanes_limit=4
+    assert store.stage_load(StageId(run, 0)) == StageLoad(
+        open=2, waiting=1, permits_used=4, permits_limit=4
     )
 
 
@@ -830,7 +830,7 @@ def test_a_slot_far_ahead_is_not_given(store, bookings):
     slot = store.reserve_call("m", rates=PER_SECOND, tokens=0)
     assert not slot.is_taken
     assert slot.wait_s > 30
-    assert 60 < store.limits()["m"].requests_until <= 71
+    assert 60 < store.limits()["m"].requests_ahead_s <= 71
 
 
 def test_tokens_that_were_not_used_are_given_back(store, bookings):
@@ -849,7 +849,7 @@ def test_a_refusal_makes_all_wait_and_the_longest_one_stands(store, bookings):
     assert 2.5 < store.pause_of("m").wait_s <= 5
     assert store.pause_of("other") == BreakerReply()
     bookings.take(5)
-    assert 2.5 < store.limits()["m"].blocked_until <= 5
+    assert 2.5 < store.limits()["m"].blocked_s <= 5
     assert store.totals().pauses == 2
 
 
@@ -1021,7 +1021,7 @@ READS = {
         "shard",
         "indices",
     ),
-    *("progress", "window", "shard_state", "incomplete", "outcomes"),
+    *("progress", "stage_load", "shard_state", "incomplete", "outcomes"),
 }
 
 
@@ -1334,11 +1334,11 @@ def test_a_shard_that_drains_gives_its_lanes_to_others_and_takes_none_back(store
 
     assert opened() == [(0, 5), (1, 5)]
     assert opened(draining=(0, 2)) == [(2, 3)]
-    assert store.window(StageId(run, 0)).lanes_used == 10
+    assert store.stage_load(StageId(run, 0)).permits_used == 10
     assert opened(draining=(0, 4)) == [], "an older word of it"
-    assert store.window(StageId(run, 0)).lanes_used == 10
+    assert store.stage_load(StageId(run, 0)).permits_used == 10
     assert opened(finished=0) == []
-    assert store.window(StageId(run, 0)).lanes_used == 8
+    assert store.stage_load(StageId(run, 0)).permits_used == 8
     assert opened(draining=(1, 5)) == [(3, 2)]
 
 
