@@ -10,7 +10,7 @@ import click
 
 from fanout.cli.completion import complete_files
 from fanout.core.errors import PromptError, SpecError
-from fanout.core.field_effects import require_used, unused_fields
+from fanout.core.field_effects import CONFLICTS, READING, RULES, require_used
 from fanout.core.field_names import PARTS, canonical
 from fanout.core.spec import ReduceName, RunSpec, SplitName, load_job, make_spec
 
@@ -109,7 +109,11 @@ def job_spec(inputs: tuple[str, ...], options: dict[str, Any], settings: Setting
     given = _given(options)
     try:
         fields = _fields(job, inputs, given, settings)
-        spec = make_spec(**_without_overruled(fields, given))
+        _drop_overruled(fields, given)
+        spec = make_spec(**fields)
+        if inputs:
+            # How the inputs of the file are read need not have an effect on others.
+            spec.model_fields_set.difference_update(READING - given.keys())
         require_used(spec)
     except SpecError as error:
         raise _in_words(error, job, given) from None
@@ -139,22 +143,20 @@ def _job_file(inputs: tuple[str, ...]) -> tuple[Path | None, tuple[str, ...]]:
     return None, inputs
 
 
-def _without_overruled(fields: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
-    """Return the fields without those of a job file that an option has left without effect.
+def _drop_overruled(fields: dict[str, Any], given: dict[str, Any]) -> None:
+    """Remove the fields of a job file that have no effect, or do not fit, next to an option.
 
     ``--split lines`` wins over the ``split: tokens`` of a file, and so over its ``chunk_tokens``.
     """
-    kept = dict(fields)
-    options = canonical(given)
-    for unused in unused_fields(make_spec(**fields)):
-        part, _, inner = unused.field.rpartition(".")
-        if inner in given or inner in options or not set(unused.deciding) & {*given, *options}:
-            continue
-        if part:
-            kept[part] = {name: one for name, one in kept[part].items() if name != inner}
-        else:
-            del kept[inner]
-    return kept
+    options = {*given, *canonical(given)}
+    # A whole spec can be made only of fields that fit.
+    for rules, make in ((CONFLICTS, RunSpec.model_construct), (RULES, make_spec)):
+        for rule in rules:
+            if not options.intersection(rule.deciding) or rule.is_met(make(**fields)):
+                continue
+            for part, _, name in (field.rpartition(".") for field in rule.fields):
+                if name not in options:
+                    (fields.get(part, {}) if part else fields).pop(name, None)
 
 
 def _fields(

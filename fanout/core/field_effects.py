@@ -1,7 +1,8 @@
-"""The rules that find fields of a job without effect, so that they are refused and not ignored.
+"""The rules about the fields of a job that need other fields, or exclude them.
 
-Only fields that the user gave are checked, including those that have their default value. The
-fields of a stored run are not checked again: another version may have written them.
+A field without effect is refused and not ignored. Only fields that the user gave are checked for an
+effect, including those that have their default value. The fields of a stored run are not checked
+again: another version may have written them.
 """
 
 from __future__ import annotations
@@ -9,114 +10,147 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from fanout.core.errors import SpecError
-from fanout.core.spec import SIZED_SPLITS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from fanout.core.spec import RunSpec
 
-__all__ = ["FUNCTION_RULES", "RULES", "EffectRule", "UnusedField", "require_used", "unused_fields"]
+__all__ = [
+    "CONFLICTS",
+    "FUNCTION_RULES",
+    "READING",
+    "RULES",
+    "FieldRule",
+    "conflict",
+    "require_used",
+]
+
+# The fields that say how to read the inputs. They need an effect on these: see fanout.inputs.intake.
+READING = frozenset({"base_dir", "delimiter", "text_column"})
+
+# The splitters that fill chunks up to a size.
+_SIZED_SPLITS = ("tokens", "markdown", "sentences")
 
 
-class EffectRule(NamedTuple):
-    """When fields of a job have an effect.
+class FieldRule(NamedTuple):
+    """A condition for fields of a job.
 
     Attributes:
         fields: Their names; a field of a part with the part's name, as ``retries.base_wait_s``.
-        deciding: The fields that decide it. If an option gives one of these, the field of a job
-            file may be left without effect.
-        is_used: Returns whether the fields have an effect.
-        reason: Returns why they have none, for the error message.
+        deciding: The fields that decide it. If an option gives one of these, and not the field, the
+            field of a job file is ignored.
+        is_met: Returns whether the fields have an effect, or do not exclude each other.
+        reason: Why not, for the error message: a format string for ``spec``.
     """
 
     fields: tuple[str, ...]
     deciding: tuple[str, ...]
-    is_used: Callable[[RunSpec], bool]
-    reason: Callable[[RunSpec], str]
-
-
-class UnusedField(NamedTuple):
-    """A field that the user gave and that has no effect.
-
-    Attributes:
-        field: Its name.
-        deciding: See EffectRule.
-        reason: Why, for the error message.
-    """
-
-    field: str
-    deciding: tuple[str, ...]
+    is_met: Callable[[RunSpec], bool]
     reason: str
 
 
+# Every job meets these, with any fields. The reason names the field.
+CONFLICTS = (
+    FieldRule(
+        ("prompt", "aspects"),
+        ("prompt", "aspects"),
+        lambda spec: not (spec.prompt and spec.aspects),
+        "prompt: give either prompt or aspects, and not both",
+    ),
+    FieldRule(
+        (),
+        (),
+        lambda spec: bool(spec.prompt or spec.aspects),
+        "prompt: is required: what to ask of each chunk (or several, named, as aspects)",
+    ),
+    FieldRule(
+        (),
+        (),
+        lambda spec: spec.reduce != "llm" or bool(spec.aggregate_prompt),
+        "aggregate_prompt: reduce 'llm' needs an aggregate prompt",
+    ),
+    FieldRule(
+        ("reduce", "aggregate_prompt"),
+        ("reduce", "aggregate_prompt"),
+        lambda spec: not spec.aggregate_prompt or spec.reduce in (None, "llm"),
+        "reduce: {spec.reduce!r} does not use an aggregate prompt; leave reduce out, or leave "
+        "aggregate_prompt out",
+    ),
+    FieldRule(
+        ("group_by",),
+        ("reduce", "aggregate_prompt"),
+        lambda spec: not spec.group_by or spec.reduction != "none",
+        "group_by: needs a reduce (concat, merge, vote, rank or llm)",
+    ),
+    FieldRule(
+        ("group_by",),
+        ("prompt",),
+        lambda spec: spec.group_by not in ("aspect", "fanout:aspect") or bool(spec.aspects),
+        "group_by: 'aspect' needs aspects, and there are none (a column of this name is "
+        "column:aspect)",
+    ),
+    FieldRule(
+        (),
+        (),
+        lambda spec: spec.chunk_overlap_tokens < spec.chunk_tokens,
+        "chunk_overlap_tokens: {spec.chunk_overlap_tokens} must be smaller than chunk_tokens "
+        "({spec.chunk_tokens})",
+    ),
+)
+
 RULES = (
-    EffectRule(
+    FieldRule(
         ("chunk_tokens", "chunk_overlap_tokens"),
         ("split",),
-        lambda spec: spec.split in SIZED_SPLITS,
-        lambda spec: (
-            f"has no effect with split {spec.split!r}; leave it out, or choose another split "
-            f"({', '.join(SIZED_SPLITS)})"
-        ),
+        lambda spec: spec.split in _SIZED_SPLITS,
+        "has no effect with split {spec.split!r}; leave it out, or choose another split "
+        f"({', '.join(_SIZED_SPLITS)})",
     ),
-    EffectRule(
+    FieldRule(
         ("aggregate_max_tokens", "context_tokens"),
         ("reduce", "aggregate_prompt"),
         lambda spec: spec.reduction == "llm",
-        lambda spec: (
-            f"has no effect with reduce {spec.reduction!r}; leave it out, or give an aggregate "
-            "prompt, for a reduce by the model"
-        ),
+        "has no effect with reduce {spec.reduction!r}; leave it out, or give an aggregate prompt, "
+        "for a reduce by the model",
     ),
-    EffectRule(
+    FieldRule(
         ("retries.base_wait_s", "retries.max_wait_s"),
         ("max_attempts",),
         lambda spec: spec.retries.max_attempts > 1,
-        lambda _spec: (
-            "has no effect with max_attempts 1, as no call is made again; leave it out, or allow "
-            "more attempts"
-        ),
+        "has no effect with max_attempts 1, as no call is made again; leave it out, or allow more "
+        "attempts",
     ),
-    EffectRule(
+    FieldRule(
+        ("retries.base_wait_s",),
+        (),
+        lambda spec: spec.retries.base_wait_s <= spec.retries.max_wait_s,
+        "{spec.retries.base_wait_s} must not be greater than max_wait_s "
+        "({spec.retries.max_wait_s})",
+    ),
+    FieldRule(
         ("seed",),
         (),
         lambda spec: not spec.model.startswith("anthropic/"),
-        lambda spec: f"has no effect: {spec.model} takes no seed; leave it out",
+        "has no effect: {spec.model} takes no seed; leave it out",
     ),
 )
 
-
+_PROMPT_ONLY = "has no effect: the model is a function that takes the prompt only"
 # Further rules for a model that is a function with the prompt as its only argument.
 FUNCTION_RULES = (
-    EffectRule(
-        ("system", "temperature", "seed", "stop"),
-        (),
-        lambda _spec: False,
-        lambda _spec: "has no effect: the model is a function that takes the prompt only",
-    ),
-    EffectRule(
-        ("max_tokens",),
-        (),
-        # The rate limiter books these tokens for each call.
-        lambda spec: spec.rate.tokens_per_minute is not None,
-        lambda _spec: "has no effect: the model is a function that takes the prompt only",
+    FieldRule(("system", "temperature", "seed", "stop"), (), lambda _spec: False, _PROMPT_ONLY),
+    # The rate limiter books these tokens for each call.
+    FieldRule(
+        ("max_tokens",), (), lambda spec: spec.rate.tokens_per_minute is not None, _PROMPT_ONLY
     ),
 )
 
 
-def unused_fields(spec: RunSpec, *, is_function: bool = False) -> Iterator[UnusedField]:
-    """Yield the fields of a job that the user gave and that have no effect.
-
-    Args:
-        spec: The job.
-        is_function: Whether its model is a function that takes the prompt only.
-    """
-    for rule in (*RULES, *FUNCTION_RULES) if is_function else RULES:
-        if not rule.is_used(spec):
-            for field in rule.fields:
-                if _is_given(spec, field):
-                    yield UnusedField(field, rule.deciding, rule.reason(spec))
+def conflict(spec: RunSpec) -> str | None:
+    """Return the field of a job that does not fit the others, and why; None if all fit."""
+    broken = (rule.reason for rule in CONFLICTS if not rule.is_met(spec))
+    return next(broken, "").format(spec=spec) or None
 
 
 def require_used(spec: RunSpec, *, is_function: bool = False) -> None:
@@ -129,8 +163,10 @@ def require_used(spec: RunSpec, *, is_function: bool = False) -> None:
     Raises:
         SpecError: A field has no effect; the message has its name and the reason.
     """
-    for unused in unused_fields(spec, is_function=is_function):
-        raise SpecError(unused.reason, field=unused.field)
+    for rule in (*RULES, *FUNCTION_RULES) if is_function else RULES:
+        field = next((field for field in rule.fields if _is_given(spec, field)), None)
+        if field is not None and not rule.is_met(spec):
+            raise SpecError(rule.reason.format(spec=spec), field=field)
 
 
 def _is_given(spec: RunSpec, field: str) -> bool:

@@ -18,6 +18,7 @@ from pydantic import (
 )
 
 from fanout.core.errors import SpecError
+from fanout.core.field_effects import conflict
 from fanout.core.field_names import ALIASES, PARTS, canonical
 from fanout.core.rate_limits import Rates
 
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 __all__ = [
-    "SIZED_SPLITS",
     "RateSpec",
     "RetrySpec",
     "RunSpec",
@@ -35,8 +35,6 @@ __all__ = [
 ]
 
 SplitName = Literal["none", "lines", "tokens", "markdown", "sentences"]
-# The splitters that fill chunks up to a size.
-SIZED_SPLITS: tuple[SplitName, ...] = ("tokens", "markdown", "sentences")
 ReduceName = Literal["none", "concat", "merge", "vote", "rank", "llm"]
 
 
@@ -196,7 +194,7 @@ class RunSpec(BaseModel):
     @model_validator(mode="after")
     def _fields_fit_together(self) -> Self:
         # Inside a validator, pydantic would wrap a SpecError and lose its field.
-        problem = self._undecoded() or self._misfit()
+        problem = self._undecoded() or conflict(self)
         if problem:
             raise ValueError(problem)
         return self
@@ -205,25 +203,6 @@ class RunSpec(BaseModel):
         for name in type(self).model_fields:
             if not _is_utf8(getattr(self, name)):
                 return f"{name}: holds bytes that are not UTF-8 text (got {getattr(self, name)!r})"
-        return None
-
-    def _misfit(self) -> str | None:
-        if bool(self.prompt) == bool(self.aspects):
-            return _BOTH_PROMPTS if self.prompt else _NO_PROMPT
-        if self.reduce == "llm" and not self.aggregate_prompt:
-            return "aggregate_prompt: reduce 'llm' needs an aggregate prompt"
-        if self.aggregate_prompt and self.reduce not in (None, "llm"):
-            return (
-                f"reduce: {self.reduce!r} does not use an aggregate prompt; "
-                "leave reduce out, or leave aggregate_prompt out"
-            )
-        if self.group_by and self.reduction == "none":
-            return "group_by: needs a reduce (concat, merge, vote, rank or llm)"
-        if self.chunk_overlap_tokens >= self.chunk_tokens:
-            return (
-                f"chunk_overlap_tokens: {self.chunk_overlap_tokens} must be smaller than "
-                f"chunk_tokens ({self.chunk_tokens})"
-            )
         return None
 
     @property
@@ -247,10 +226,6 @@ class RunSpec(BaseModel):
     def branches_per_chunk(self) -> int:
         """Aspects x samples."""
         return len(self.aspect_names) * self.samples
-
-
-_NO_PROMPT = "prompt: is required: what to ask of each chunk (or several, named, as aspects)"
-_BOTH_PROMPTS = "prompt: give either prompt or aspects, and not both"
 
 
 def _refuse_booleans(model: type[BaseModel], fields: Mapping[str, Any], field: str) -> None:

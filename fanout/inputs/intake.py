@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from fanout.core.errors import InputError, PromptError, SpecError
+from fanout.core.field_effects import READING
 from fanout.core.records import Document
 from fanout.inputs.documents import STDIN, FileSource, Notice, counted, from_strings, log_notice
 from fanout.inputs.prompts import AGGREGATE_NAMES, BRANCH_NAMES, COLUMN, OWN, Template, near_hint
@@ -26,8 +27,6 @@ _HEAD_ROWS = 20
 _SEARCHED_ROWS = 1_000
 _HEAD_CHARS = 8_000_000
 _GROUPS = ("document", "aspect")
-# The fields that say how to read an input.
-_READING = frozenset({"base_dir", "delimiter", "text_column"})
 
 
 class _Source(Protocol):
@@ -132,7 +131,7 @@ def _require_used(spec: RunSpec, documents: Any, source: _Source) -> None:
     Raises:
         SpecError: One has none.
     """
-    given = {name for name in _READING & spec.model_fields_set if getattr(spec, name) is not None}
+    given = {name for name in READING & spec.model_fields_set if getattr(spec, name) is not None}
     if "base_dir" in given and not _has_relative(spec, documents):
         raise SpecError(
             "has no effect: no input is a relative path; leave it out", field="base_dir"
@@ -272,10 +271,7 @@ def _require_group(spec: RunSpec, columns: frozenset[str]) -> None:
             f"the column, or {OWN}{by} for fanout's own",
             field="group_by",
         )
-    own = by.removeprefix(OWN)
-    if own == "aspect" and not spec.aspects:
-        raise SpecError("'aspect' needs aspects, and there are none", field="group_by")
-    if own not in _GROUPS and by.removeprefix(COLUMN) not in columns:
+    if by.removeprefix(OWN) not in _GROUPS and by.removeprefix(COLUMN) not in columns:
         known = sorted({*_GROUPS, *columns})
         raise SpecError(
             f"there is no column {by!r};{near_hint(by, known)} known: {', '.join(known)}",

@@ -22,9 +22,9 @@ import fanout
 import workers
 from fanout import Client, ParallelCalls
 from fanout.cli.main import _COMMANDS
-from fanout.cli.options import job_options, job_spec
+from fanout.cli.options import _OPTION_OF, job_options, job_spec
 from fanout.core.errors import BrokerError, LLMError, ModelError, SettingsError, SpecError
-from fanout.core.field_effects import FUNCTION_RULES, RULES, require_used
+from fanout.core.field_effects import CONFLICTS, FUNCTION_RULES, RULES, require_used
 from fanout.core.field_names import PARTS
 from fanout.core.records import Document
 from fanout.core.settings import Settings, load_settings
@@ -152,22 +152,81 @@ def test_what_an_earlier_run_has_stored_is_not_asked_again(name, beside):
     require_used(stored.model_copy(update={"base_dir": "/"}))
 
 
+GROUPED = {**SUMMED, "group_by": "document"}
+ASPECTS = {"prompt": None, "aspects": {"a": "{input}"}}
+# What a job file has, options over it, and the fields of the file that are ignored then.
+OVERRULED: list[tuple[dict[str, Any], list[str], set[str]]] = [
+    ({"split": "tokens", "chunk_tokens": 9}, ["--split", "lines"], {"chunk_tokens"}),
+    ({"split": "tokens", "chunk_tokens": 9, "chunk_overlap_tokens": 3}, ["--split", "none"],
+     {"chunk_tokens", "chunk_overlap_tokens"}),
+    ({**SUMMED, "context_tokens": 999}, ["--reduce", "llm"], set()),
+    ({**GROUPED, "context_tokens": 999, "aggregate_max_tokens": 9}, ["--reduce", "none"],
+     {"aggregate_prompt", "group_by", "context_tokens", "aggregate_max_tokens"}),
+    ({**GROUPED, "context_tokens": 999, "aggregate_max_tokens": 9}, ["--reduce", "vote"],
+     {"aggregate_prompt", "context_tokens", "aggregate_max_tokens"}),
+    ({**GROUPED, "reduce": "llm"}, ["--reduce", "concat"], {"aggregate_prompt"}),
+    ({"reduce": "vote", "group_by": "document"}, ["--reduce", "none"], {"group_by"}),
+    ({"reduce": "vote", "group_by": "document"}, ["--aggregate", "{input}"], {"reduce"}),
+    ({**ASPECTS, "reduce": "vote", "group_by": "aspect"}, ["--prompt", "{input}"],
+     {"aspects", "group_by"}),
+    ({**ASPECTS, "reduce": "vote", "group_by": "document"}, ["--prompt", "{input}"], {"aspects"}),
+    ({}, ["--aspect", "a={input}"], {"prompt"}),
+    ({**SUMMED, "base_wait_s": 3}, ["--max-attempts", "1"], {"base_wait_s"}),
+    ({"retries": {"base_wait_s": 99, "max_wait_s": 3}}, ["--max-attempts", "1"],
+     {"base_wait_s", "max_wait_s"}),
+    ({"text_column": "x", "delimiter": ";", "base_dir": "."}, ["INPUT"], set()),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("job", "options", "ignored"), OVERRULED)
+def test_an_option_overrules_what_a_job_file_has_for_another(inputs, job, options, ignored):
+    path = inputs / "job.yaml"
+    file = {"inputs": TEXT, **JOB, **job}
+    path.write_text(yaml.safe_dump({name: one for name, one in file.items() if one is not None}))
+    arguments = [str(inputs / TEXT) if one == "INPUT" else one for one in options]
+    spec = from_command_line(str(path), *arguments)
+    require_used(spec)
+    assert list(checked_documents(spec, None))
+    in_file = {**job, **job.get("retries", {})}
+    for name in in_file.keys() - {"retries", "base_dir"}:
+        holder = spec.retries if name in PARTS else spec
+        default = type(holder).model_fields[name].get_default(call_default_factory=True)
+        if name in ignored:
+            assert getattr(holder, name) == default
+        elif f"--{name}" not in options and in_file[name] is not None:
+            assert getattr(holder, name) == in_file[name]
+    assert ("prompt" in ignored) == (spec.prompt is None)
+
+
+def test_every_field_that_others_depend_on_overrules_them():
+    options = {word for _, words, _ in OVERRULED for word in words if word.startswith("--")}
+    deciding = {name for rule in (*CONFLICTS, *RULES) for name in rule.deciding}
+    assert options == {_OPTION_OF[name] for name in deciding}
+
+
 @pytest.mark.parametrize(
-    ("job", "options", "kept"),
+    ("job", "options", "words"),
     [
-        ({"split": "tokens", "chunk_tokens": 9}, ["--split", "lines"], "chunk_tokens"),
-        ({**SUMMED, "context_tokens": 999}, ["--reduce", "llm"], None),
-        ({"reduce": "llm", **SUMMED, "base_wait_s": 3}, ["--max-attempts", "1"], "base_wait_s"),
-        ({"retries": {"max_wait_s": 3}}, ["--max-attempts", "1"], "max_wait_s"),
+        ({}, ["--base-wait-s", "5", "--max-wait-s", "2"],
+         "--base-wait-s: 5.0 must not be greater than max_wait_s (2.0)"),
+        ({}, ["--base-wait-s", "61"], "--base-wait-s: 61.0 must not be greater than max_wait_s (60.0)"),
+        ({"base_wait_s": 3}, ["--max-wait-s", "2"],
+         "job.yaml: retries.base_wait_s: 3.0 must not be greater than max_wait_s (2.0)"),
+        ({"retries": {"base_wait_s": 3, "max_wait_s": 2}}, [],
+         "job.yaml: retries.base_wait_s: 3.0 must not be greater than max_wait_s (2.0)"),
+        ({"base_wait_s": 3}, ["--max-wait-s", "3"], None),
+        ({}, ["--max-wait-s", "0.1"], None),
     ],
-)
-def test_an_option_overrules_what_a_job_file_has_for_another(tmp_path, job, options, kept):
+)  # fmt: skip
+def test_a_first_wait_is_not_longer_than_the_longest(tmp_path, job, options, words):
     path = tmp_path / "job.yaml"
     path.write_text(yaml.safe_dump({"inputs": "a.txt", **JOB, **job}))
-    spec = from_command_line(str(path), *options)
-    require_used(spec)
-    if kept is not None:
-        assert getattr(spec.retries if kept in PARTS else spec, kept) == default_of(kept)
+    if words is None:
+        assert from_command_line(str(path), *options)
+        return
+    with pytest.raises(SpecError) as caught:
+        from_command_line(str(path), *options)
+    assert str(caught.value).endswith(words)
 
 
 def test_an_option_does_not_overrule_one(tmp_path):
@@ -175,6 +234,9 @@ def test_an_option_does_not_overrule_one(tmp_path):
     path.write_text(yaml.safe_dump({"inputs": "a.txt", **JOB, "split": "tokens", "seed": 1}))
     with pytest.raises(SpecError, match=r"^--chunk-tokens: has no effect with split 'lines'"):
         from_command_line(str(path), "--split", "lines", "--chunk-tokens", "9")
+    # Two options that exclude each other.
+    with pytest.raises(SpecError, match=r"^--reduce: 'vote' does not use an aggregate prompt"):
+        from_command_line(str(path), "--reduce", "vote", "--aggregate", "{input}")
     # What a model cannot do is no matter of taste.
     with pytest.raises(SpecError, match=r"job\.yaml: seed: has no effect: anthropic/m takes no"):
         from_command_line(str(path), "--model", "anthropic/m")
