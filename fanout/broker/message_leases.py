@@ -22,8 +22,7 @@ from kombu.utils.json import dumps
 from fanout.broker.dropped import MALFORMED, dropped_messages
 from fanout.core.queue_names import BEHIND, BRANCHES_QUEUE, TURNS_OF_A_RUN
 from fanout.stores.redis.base import seconds
-from fanout.stores.redis.scripts import RENEW
-from fanout.stores.redis.turn_scripts import TAKE
+from fanout.stores.redis.turn_scripts import RENEW, TAKE
 
 if TYPE_CHECKING:
     import redis

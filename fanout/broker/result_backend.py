@@ -14,8 +14,7 @@ from fanout.core.exhaustion import is_exhausted
 from fanout.core.ids import run_of
 from fanout.stores.connection import PACKER, SOCKET_OPTIONS, MasterConnection, tolerant_retry
 from fanout.stores.functions import FunctionsClient
-from fanout.stores.redis.chord_scripts import SET_SIZE, count_of_run
-from fanout.stores.redis.scripts import ADD_MEMBERS
+from fanout.stores.redis.chord_scripts import ADD_MEMBERS, SET_SIZE, count_of_run
 from fanout.stores.retrying import call_with_retries, is_recoverable
 
 if TYPE_CHECKING:

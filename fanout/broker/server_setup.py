@@ -8,12 +8,21 @@ import redis
 
 from fanout.core.errors import BrokerError
 from fanout.stores.functions import load, missing
-from fanout.stores.redis import chord_scripts, fleet_scripts, scripts, turn_scripts
+from fanout.stores.redis import (
+    branch_scripts,
+    chord_scripts,
+    fleet_scripts,
+    run_scripts,
+    stage_scripts,
+    turn_scripts,
+)
 
 if TYPE_CHECKING:
     from types import ModuleType
 
-_OURS = (scripts, fleet_scripts, turn_scripts, chord_scripts)
+_OURS = (
+    branch_scripts, chord_scripts, fleet_scripts, run_scripts, stage_scripts, turn_scripts,
+)  # fmt: skip
 
 __all__ = ["all_scripts", "count_missing", "load_functions"]
 

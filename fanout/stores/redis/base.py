@@ -22,7 +22,7 @@ are the processes that speak it.
 from __future__ import annotations
 
 from functools import wraps
-from typing import TYPE_CHECKING, ParamSpec, TypeVar, cast
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 
 import redis
 from redis.exceptions import AuthenticationError, RedisError
@@ -30,23 +30,20 @@ from redis.sentinel import MasterNotFoundError
 
 from fanout.core.errors import BrokerError, UnknownRunError
 from fanout.core.exhaustion import is_exhausted
-from fanout.core.records import TERMINAL
 from fanout.stores.blobs.inline import InlineBlobs
 from fanout.stores.connection import address_of
-from fanout.stores.redis import fleet_scripts, scripts, turn_scripts
 from fanout.stores.retrying import is_transient, lacks_rights, server_message
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable, Sequence
 
     from fanout.core.ids import BranchId, ShardId, StageId
     from fanout.stores.blobs import Blobs
 
-__all__ = ["FINAL", "RedisBase", "run_keys", "seconds", "translated"]
+__all__ = ["RedisBase", "run_keys", "seconds", "translated"]
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
-FINAL = tuple(sorted(TERMINAL))
 _MOST_WORDS = 120
 
 
@@ -164,82 +161,28 @@ class RedisBase:
         self._blobs: Blobs = blobs or InlineBlobs()
         self._prefix = prefix
         self._ttl_s = ttl_s
-        self._alive = client.register_script(fleet_scripts.ALIVE)
-        self._take_slot = client.register_script(fleet_scripts.TAKE_SLOT)
-        self._correct_slot = client.register_script(fleet_scripts.CORRECT_SLOT)
-        self._pause_model = client.register_script(fleet_scripts.PAUSE_MODEL)
-        self._trip_breaker = client.register_script(fleet_scripts.TRIP_BREAKER)
-        self._ask_breaker = client.register_script(fleet_scripts.ASK_BREAKER)
-        self._close_breaker = client.register_script(fleet_scripts.CLOSE_BREAKER)
-        self._beat = client.register_script(fleet_scripts.BEAT)
-        self._adopt = client.register_script(scripts.ADOPT)
-        self._advance = client.register_script(scripts.ADVANCE)
-        self._begin = client.register_script(scripts.BEGIN)
-        self._record = client.register_script(scripts.RECORD)
-        self._open = client.register_script(scripts.OPEN_SHARDS)
-        self._put_shard = client.register_script(scripts.PUT_SHARD)
-        self._compact = client.register_script(scripts.COMPACT)
-        self._delete = client.register_script(scripts.DELETE_RUN)
-        self._healed = client.register_script(scripts.HEALED)
-        self._put_result = client.register_script(scripts.PUT_RESULT)
-        self._set_permits = client.register_script(scripts.SET_PERMITS)
-        self._start_shard = client.register_script(scripts.START_SHARD)
-        self._set_status = client.register_script(scripts.SET_STATUS)
-        self._end_run = client.register_script(scripts.END_RUN)
-        self._forget_backlog = client.register_script(turn_scripts.FORGET_BACKLOG)
-        self._halt = client.register_script(scripts.HALT)
-        self._reopen_run = client.register_script(scripts.REOPEN_RUN)
-        self._release_claim = client.register_script(scripts.RELEASE_CLAIM)
-        self._pause = client.register_script(scripts.PAUSE)
-        self._lock = client.register_script(fleet_scripts.LOCK)
-        self._seal = client.register_script(scripts.SEAL)
-        self._reopen_shard = client.register_script(scripts.REOPEN_SHARD)
-        self._claim_wire = client.register_script(fleet_scripts.CLAIM_WIRE)
+        self._scripts: dict[str, Any] = {}
+        self._active = f"{prefix}:active"
+        self._limits = f"{prefix}:limits"
+        self._totals = f"{prefix}:totals"
+        self._run_totals = f"{prefix}:run-totals"
+        self._holders = f"{prefix}:holders"
+        self._stored = f"{prefix}:stored"
+        self._storages = f"{prefix}:storages"
+        self._inputs = f"{prefix}:inputs"
+        self._noted_storages = f"{prefix}:noted-storages"
+        self._wire = f"{prefix}:wire"
 
     @property
     def address(self) -> str:
         """The server's address, without credentials."""
         return address_of(self._redis)
 
-    @property
-    def _active(self) -> str:
-        return f"{self._prefix}:active"
-
-    @property
-    def _limits(self) -> str:
-        return f"{self._prefix}:limits"
-
-    @property
-    def _totals(self) -> str:
-        return f"{self._prefix}:totals"
-
-    @property
-    def _run_totals(self) -> str:
-        return f"{self._prefix}:run-totals"
-
-    @property
-    def _holders(self) -> str:
-        return f"{self._prefix}:holders"
-
-    @property
-    def _stored(self) -> str:
-        return f"{self._prefix}:stored"
-
-    @property
-    def _storages(self) -> str:
-        return f"{self._prefix}:storages"
-
-    @property
-    def _inputs(self) -> str:
-        return f"{self._prefix}:inputs"
-
-    @property
-    def _noted_storages(self) -> str:
-        return f"{self._prefix}:noted-storages"
-
-    @property
-    def _wire(self) -> str:
-        return f"{self._prefix}:wire"
+    def _call(self, script: str, keys: Sequence[str], args: Iterable[Any]) -> Any:
+        """Run a Lua script on the server."""
+        if script not in self._scripts:
+            self._scripts[script] = self._redis.register_script(script)
+        return self._scripts[script](keys=keys, args=args)
 
     def _run(self, run_id: str) -> str:
         return f"{run_keys(self._prefix)}{run_id}"

@@ -13,6 +13,7 @@ from typing import cast
 from fanout.core.errors import StorageError
 from fanout.stores.blobs.marker import storage_problem, valid_storage_id
 from fanout.stores.redis.base import RedisBase, translated
+from fanout.stores.redis.run_scripts import PUT_BLOB
 
 __all__ = ["RedisBlobReferences"]
 
@@ -35,6 +36,18 @@ class RedisBlobReferences(RedisBase):
             self._redis.sadd(registry, self._entry(run_id))
             self._blobs.claim(run_id)
         return self._blobs.keep(name, blob)
+
+    def _put_blob(
+        self, run_id: str, key: str, name: str, held: bytes, *, replaces: tuple[str, ...] = ()
+    ) -> None:
+        """Store the value of a written blob, and delete the keys that it replaces.
+
+        The first blob stands. Raises UnknownRunError.
+        """
+        keys = [self._run(run_id), key, *replaces]
+        is_there = self._call(PUT_BLOB, keys, [held, self._ttl_s])
+        self._drop_if_late(key, name, held)
+        self._require(run_id, is_there)
 
     def _drop_if_late(self, key: str, name: str, held: bytes) -> None:
         """Delete the file of a blob if another process stored its reference first."""

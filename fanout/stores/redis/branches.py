@@ -10,6 +10,7 @@ from fanout.core.latency import bucket_of
 from fanout.core.state import BeginReply, ParkedBranch, RecordReply
 from fanout.stores import codec
 from fanout.stores.blobs.base import blob_name
+from fanout.stores.redis import branch_scripts
 from fanout.stores.redis.base import translated
 from fanout.stores.redis.blob_references import RedisBlobReferences
 
@@ -112,7 +113,7 @@ class RedisBranches(RedisBlobReferences):
         for start in starts:
             parked = codec.encode_parked(start)
             args += [start.branch_id.position, start.token, int(start.is_alone), parked]
-        replies = self._begin(keys=keys, args=args)
+        replies = self._call(branch_scripts.BEGIN, keys, args)
         return [BeginReply(verdict=v.decode(), deliveries=n) for v, n in _pairs(replies)]
 
     @translated
@@ -133,7 +134,9 @@ class RedisBranches(RedisBlobReferences):
             counts: Whether the begin still counts, so that a branch that hangs everywhere ends.
         """
         keys = [self._shard(branch_id, "state")]
-        self._release_claim(keys=keys, args=[branch_id.position, token, 0 if counts else -1])
+        self._call(
+            branch_scripts.RELEASE_CLAIM, keys, [branch_id.position, token, 0 if counts else -1]
+        )
 
     def record(self, end: RecordRequest) -> RecordReply:
         """Write the outcome of a branch; only the first one is kept and counted."""
@@ -155,7 +158,7 @@ class RedisBranches(RedisBlobReferences):
         args: list[Any] = [self._ttl_s, first.feed]
         for end in ends:
             args += _record_args(end)
-        replies = self._record(keys=keys, args=args)
+        replies = self._call(branch_scripts.RECORD, keys, args)
         return [
             RecordReply(first=bool(first), next=None if following < 0 else following, ended=ended)
             for first, following, ended in zip(
@@ -186,9 +189,7 @@ class RedisBranches(RedisBlobReferences):
     @translated
     def compact(self, shard_id: ShardId, outcomes: dict[int, Outcome]) -> None:
         """Replace the outcomes of a finished shard by one compressed blob."""
-        keys = [self._shard(shard_id, part) for part in ("live", "state", "out")]
-        name = blob_name(shard_id, "out")
-        held = self._keep(shard_id.run_id, name, codec.encode_outcomes(outcomes))
-        is_there = self._compact(keys=[*keys, self._run(shard_id.run_id)], args=[held, self._ttl_s])
-        self._drop_if_late(keys[2], name, held)
-        self._require(shard_id.run_id, is_there)
+        run_id, name = shard_id.run_id, blob_name(shard_id, "out")
+        live, out, state = self._shard_keys(shard_id)
+        held = self._keep(run_id, name, codec.encode_outcomes(outcomes))
+        self._put_blob(run_id, out, name, held, replaces=(live, state))

@@ -7,7 +7,21 @@ chord scripts only change existing keys.
 
 from __future__ import annotations
 
-__all__ = ["SET_SIZE", "count_of_run"]
+__all__ = ["ADD_MEMBERS", "SET_SIZE", "count_of_run"]
+
+# KEYS results, members, claim, run; ARGV index, task id and result of each. Stores what Celery's own
+# script stores of a returned member before it counts. Adds nothing to a completed chord, or if the
+# run is deleted.
+ADD_MEMBERS = """
+if redis.call('EXISTS', KEYS[4]) == 0 then return 0 end
+if redis.call('GET', KEYS[3]) == 'done' then return 0 end
+for i = 1, #ARGV, 3 do
+    if redis.call('SADD', KEYS[2], ARGV[i + 1] .. ':' .. ARGV[i]) == 1 then
+        redis.call('ZADD', KEYS[1], ARGV[i], ARGV[i + 2])
+    end
+end
+return 1
+"""
 
 # KEYS run; ARGV key of the size, key of the claim, size, ttl. As Celery does it, in one step. The
 # chord's keys are no KEYS: a client may write them, but call nothing on them.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, cast
 
 from fanout.stores import codec
+from fanout.stores.redis import fleet_scripts
 from fanout.stores.redis.base import RedisBase, seconds, translated
 
 if TYPE_CHECKING:
@@ -33,12 +34,14 @@ class RedisFleet(RedisBase):
             holder: The unique name of a process; a restarted process needs a new one.
             ttl_s: Seconds without a beat after which a holder counts as dead.
         """
-        self._beat(keys=[self._holders], args=[holder, ttl_s, _REMEMBERED_S])
+        self._call(fleet_scripts.BEAT, [self._holders], [holder, ttl_s, _REMEMBERED_S])
 
     @translated
     def take_lock(self, name: str, holder: str, *, ttl_s: int) -> bool:
         """Take or renew a lock for ``ttl_s`` seconds; return whether ``holder`` has it."""
-        return bool(self._lock(keys=[f"{self._prefix}:lock:{name}"], args=[holder, ttl_s]))
+        return bool(
+            self._call(fleet_scripts.LOCK, [f"{self._prefix}:lock:{name}"], [holder, ttl_s])
+        )
 
     @translated
     def put_note(self, key: str, note: bytes, *, ttl_s: int) -> None:
@@ -59,7 +62,7 @@ class RedisFleet(RedisBase):
         """Write a worker's record; it counts as alive for the next ``ttl_s`` seconds."""
         # The end of its ttl and the time of the record must come from one clock.
         record = codec.encode_worker(worker, ttl_s)
-        self._alive(keys=self._workers, args=[worker.name, record, ttl_s, _REMEMBERED_S])
+        self._call(fleet_scripts.ALIVE, self._workers, [worker.name, record, ttl_s, _REMEMBERED_S])
 
     @translated
     def worker_gone(self, name: str) -> None:
@@ -111,7 +114,7 @@ class RedisFleet(RedisBase):
         """
         keys = [self._wire, f"{self._wire}:holders", self._active]
         args: list[Any] = [version, holder, ttl_s, self._run("")]
-        return int(cast("int", self._claim_wire(keys=keys, args=args)))
+        return int(cast("int", self._call(fleet_scripts.CLAIM_WIRE, keys, args)))
 
     @translated
     def wire_for(self, version: int, *, needs_room: bool = False) -> int:

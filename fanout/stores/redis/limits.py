@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, cast
 from fanout.core.rate_limits import BURST_S, MAX_AHEAD_S, LimitState, Reservation
 from fanout.policy.outages import FIRST_PROBE_S, FORGET_S, MAX_PROBE_S, REOPEN_S, BreakerReply
 from fanout.stores import codec
+from fanout.stores.redis import fleet_scripts
 from fanout.stores.redis.base import RedisBase, seconds, translated
 
 if TYPE_CHECKING:
@@ -29,19 +30,19 @@ class RedisLimits(RedisBase):
         """
         costs = [rates.request_s(), rates.tokens_s(tokens)]
         args: list[Any] = [model, *costs, BURST_S, MAX_AHEAD_S, _KEPT_S]
-        wait_s, is_taken = self._take_slot(keys=[self._limits], args=args)
+        wait_s, is_taken = self._call(fleet_scripts.TAKE_SLOT, [self._limits], args)
         return Reservation(wait_s=float(wait_s), is_taken=is_taken == b"1")
 
     @translated
     def correct_slot(self, model: str, *, rates: Rates, tokens: int) -> None:
         """Correct the tokens of a call by the difference between actual use and estimate."""
-        self._correct_slot(keys=[self._limits], args=[model, rates.tokens_s(tokens)])
+        self._call(fleet_scripts.CORRECT_SLOT, [self._limits], [model, rates.tokens_s(tokens)])
 
     @translated
     def pause_model(self, model: str, pause_s: float) -> None:
         """Let no call to a model begin for ``pause_s`` seconds: its provider has refused one."""
         keys = [self._limits, self._totals]
-        self._pause_model(keys=keys, args=[model, pause_s, _KEPT_S])
+        self._call(fleet_scripts.PAUSE_MODEL, keys, [model, pause_s, _KEPT_S])
 
     @translated
     def pause_of(self, model: str) -> BreakerReply:
@@ -60,7 +61,7 @@ class RedisLimits(RedisBase):
         if pause_s > 0:
             return BreakerReply(wait_s=pause_s, down_s=max(0.0, seconds(now) - float(opened_at)))
         args: list[Any] = [model, FIRST_PROBE_S, MAX_PROBE_S, FORGET_S]
-        wait_s, down_s, is_probe = self._ask_breaker(keys=[self._limits], args=args)
+        wait_s, down_s, is_probe = self._call(fleet_scripts.ASK_BREAKER, [self._limits], args)
         return BreakerReply(
             wait_s=float(wait_s),
             down_s=float(down_s) if down_s else None,
@@ -71,12 +72,12 @@ class RedisLimits(RedisBase):
     def trip_breaker(self, model: str) -> bool:
         """Report that a model fails for the whole fleet; return whether the breaker is open."""
         args: list[Any] = [model, FIRST_PROBE_S, FORGET_S, REOPEN_S, _KEPT_S]
-        return bool(self._trip_breaker(keys=[self._limits], args=args) == 1)
+        return bool(self._call(fleet_scripts.TRIP_BREAKER, [self._limits], args) == 1)
 
     @translated
     def close_breaker(self, model: str) -> None:
         """Close a model's breaker after a successful call. Its pauses end too."""
-        self._close_breaker(keys=[self._limits], args=[model, _KEPT_S])
+        self._call(fleet_scripts.CLOSE_BREAKER, [self._limits], [model, _KEPT_S])
 
     @translated
     def limits(self) -> dict[str, LimitState]:

@@ -12,7 +12,8 @@ from fanout.core.queue_names import BRANCHES_QUEUE
 from fanout.core.records import RunStatus
 from fanout.stores import codec
 from fanout.stores.blobs.base import blob_folder
-from fanout.stores.redis.base import FINAL, seconds, translated
+from fanout.stores.redis import run_scripts, turn_scripts
+from fanout.stores.redis.base import seconds, translated
 from fanout.stores.redis.stages import RedisStages
 
 if TYPE_CHECKING:
@@ -127,17 +128,10 @@ class RedisRuns(RedisStages):
         self._redis.zrem(f"{self._prefix}:runs", run_id)
 
     @translated
-    def _forget(self, run_id: str) -> None:
-        self._redis.zrem(f"{self._prefix}:runs", run_id)
-        self._redis.srem(self._active, run_id)
-
-    @translated
     def active_runs(self) -> list[str]:
         """Return the runs that have not ended."""
-        return sorted(run_id.decode() for run_id in self._members(self._active))
-
-    def _members(self, key: str) -> set[bytes]:
-        return cast("set[bytes]", self._redis.smembers(key))
+        active = cast("set[bytes]", self._redis.smembers(self._active))
+        return sorted(run_id.decode() for run_id in active)
 
     @translated
     def set_status(self, run_id: str, status: RunStatus, *, stage: int | None = None) -> bool:
@@ -145,33 +139,32 @@ class RedisRuns(RedisStages):
 
         The stage only rises: a task that is delivered again does not lower it.
         """
-        args: list[Any] = [status, "" if stage is None else stage, *FINAL]
-        return bool(self._set_status(keys=[self._run(run_id)], args=args))
+        args = [status, "" if stage is None else stage]
+        return bool(self._call(run_scripts.SET_STATUS, [self._run(run_id)], args))
 
     @translated
     def end_run(
         self, run_id: str, status: RunStatus, *, ended_at: float, error: str | None = None
     ) -> bool:
         """Give a run its final status; return whether this call did. The first end stands."""
-        args: list[Any] = [status, ended_at, error or "", self._ttl_s, run_id, *FINAL]
+        args = [status, ended_at, error or "", self._ttl_s, run_id]
         keys = [self._run(run_id), self._active, self._run_totals]
-        return bool(self._end_run(keys=keys, args=args))
+        return bool(self._call(run_scripts.END_RUN, keys, args))
 
     @translated
     def halt(self, run_id: str, status: RunStatus, *, error: str | None = None) -> bool:
         """Let no further call start; the run will end with ``status``. The first halt stands."""
-        args: list[Any] = [status, error or "", *FINAL]
-        return bool(self._halt(keys=[self._run(run_id)], args=args))
+        return bool(self._call(run_scripts.HALT, [self._run(run_id)], [status, error or ""]))
 
     @translated
     def pause(self, run_id: str) -> bool:
         """Let no further branch begin until ``unpause``; return whether this call did."""
-        return bool(self._pause(keys=[self._run(run_id)], args=["1", *FINAL]))
+        return bool(self._call(run_scripts.PAUSE, [self._run(run_id)], ["1"]))
 
     @translated
     def unpause(self, run_id: str) -> bool:
         """Let branches begin again; return whether this call did. Parked branches stay parked."""
-        return bool(self._pause(keys=[self._run(run_id)], args=["0", *FINAL]))
+        return bool(self._call(run_scripts.PAUSE, [self._run(run_id)], ["0"]))
 
     @translated
     def reopen_run(self, run_id: str, *, retry: frozenset[ErrorKind]) -> bool:
@@ -181,13 +174,12 @@ class RedisRuns(RedisStages):
         can be opened again, and each can be reset once to the outcomes that did not fail with a
         kind in ``retry``.
         """
-        base = self._stage(StageId(run_id, 0))
-        run = self._run(run_id)
-        keys = [run, base, f"{base}:open", f"{run}:result", self._active, f"{run}:parked"]
-        args: list[Any] = [self._ttl_s, run_id, codec.encode_kinds(retry), *FINAL]
-        result = None if self._blobs.root is None else self._held(keys[3])
-        more = [f"{base}:reopened", f"{base}:draining"]
-        if not self._reopen_run(keys=[*keys, *more], args=args):
+        run, base = self._run(run_id), self._stage(StageId(run_id, 0))
+        gone = [f"{base}:{part}" for part in ("open", "draining", "reopened")]
+        keys = [run, self._active, base, *gone, f"{run}:result", f"{run}:parked"]
+        result = None if self._blobs.root is None else self._held(f"{run}:result")
+        args = [self._ttl_s, run_id, codec.encode_kinds(retry)]
+        if not self._call(run_scripts.REOPEN_RUN, keys, args):
             return False
         if result is not None:
             self._blobs.drop(f"{run_id}/result", result)
@@ -214,9 +206,9 @@ class RedisRuns(RedisStages):
         """
         run = self._run(run_id)
         keys = [run, f"{run}:deleted", self._active]
-        last: int = self._delete(keys=keys, args=[self._ttl_s, run_id])
+        last: int = self._call(run_scripts.DELETE_RUN, keys, [self._ttl_s, run_id])
         self._require(run_id, last >= 0)
-        self._forget_backlog(keys=[BRANCHES_QUEUE], args=[run_id])
+        self._call(turn_scripts.FORGET_BACKLOG, [BRANCHES_QUEUE], [run_id])
         # One more than the record has: that stage may be in the middle of a write.
         return [self.stage(StageId(run_id, stage)).shards for stage in range(last + 2)]
 
@@ -235,18 +227,16 @@ class RedisRuns(RedisStages):
                 self._drop_files(run_id)
         run = self._run(run_id)
         self._redis.delete(f"{run}:result", f"{run}:parked")
-        self._forget(run_id)
+        self._unlist(run_id)
+        self._redis.srem(self._active, run_id)
         self._redis.delete(f"{run}:deleted")
 
     @translated
     def put_result(self, run_id: str, result: bytes) -> None:
         """Write the run's aggregate; the first one stands."""
-        run, name = self._run(run_id), f"{run_id}/result"
-        key = f"{run}:result"
+        name = f"{run_id}/result"
         held = self._keep(run_id, name, result) if len(result) > _LARGE_RESULT else result
-        is_there = self._put_result(keys=[key, run], args=[held, self._ttl_s])
-        self._drop_if_late(key, name, held)
-        self._require(run_id, is_there)
+        self._put_blob(run_id, f"{self._run(run_id)}:result", name, held)
 
     @translated
     def result(self, run_id: str) -> bytes | None:

@@ -9,7 +9,8 @@ from fanout.core.ids import ShardId
 from fanout.core.state import Grant, SealReply, ShardState, StageLoad, StageProgress
 from fanout.stores import codec
 from fanout.stores.blobs.base import blob_name
-from fanout.stores.redis.base import FINAL, translated
+from fanout.stores.redis import stage_scripts
+from fanout.stores.redis.base import translated
 from fanout.stores.redis.blob_references import RedisBlobReferences
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ class RedisStages(RedisBlobReferences):
         keys = [key, f"{key}:reopened", out, live, state, self._run(shard_id.run_id)]
         name = blob_name(shard_id, "out")
         before = None if self._blobs.root is None else self._held(out)
-        answer = self._reopen_shard(keys=keys, args=args)
+        answer = self._call(stage_scripts.REOPEN_SHARD, keys, args)
         self._require(shard_id.run_id, answer >= 0)
         if answer and before is not None:
             self._blobs.drop(name, before)
@@ -102,11 +103,10 @@ class RedisStages(RedisBlobReferences):
         name = blob_name(shard_id, "in")
         blob = codec.encode_shard(shard)
         held = self._keep(shard_id.run_id, name, blob, is_input=shard_id.stage == 0)
-        args: list[Any] = [held, shard_id.shard, shard.count, self._ttl_s, shard.first, *FINAL]
-        answer = self._put_shard(keys=keys, args=args)
+        args: list[Any] = [held, shard_id.shard, shard.count, self._ttl_s, shard.first]
+        answer = self._call(stage_scripts.PUT_SHARD, keys, args)
         self._drop_if_late(keys[2], name, held)
-        if answer < 0:
-            raise UnknownRunError(shard_id.run_id)
+        self._require(shard_id.run_id, answer >= 0)
         return bool(answer)
 
     @translated
@@ -133,15 +133,14 @@ class RedisStages(RedisBlobReferences):
         """Set how a stage's ``max_workers`` is spread, before its first shard is opened."""
         keys = [self._stage(stage_id), self._run(stage_id.run_id)]
         args = [self._ttl_s, permits.window, permits.per_shard, permits.cap]
-        self._require(stage_id.run_id, self._set_permits(keys=keys, args=args))
+        self._require(stage_id.run_id, self._call(stage_scripts.SET_PERMITS, keys, args))
 
     @translated
     def seal_stage(self, stage_id: StageId) -> SealReply:
         """Let a stage take no more shards: those that it has are all. Raises UnknownRunError."""
         keys = [self._run(stage_id.run_id), self._stage(stage_id)]
-        shards, first = self._seal(keys=keys, args=[self._ttl_s])
-        if shards < 0:
-            raise UnknownRunError(stage_id.run_id)
+        shards, first = self._call(stage_scripts.SEAL, keys, [self._ttl_s])
+        self._require(stage_id.run_id, shards >= 0)
         return SealReply(shards=shards, first=bool(first))
 
     @translated
@@ -166,7 +165,7 @@ class RedisStages(RedisBlobReferences):
         args: list[Any] = [window, -1 if finished is None else finished, self._ttl_s]
         args += [*(draining or (-1, 0)), _MOST_WINDOWS]
         keys = [key, f"{key}:open", f"{key}:draining", self._run(stage_id.run_id)]
-        flat = cast("list[int] | None", self._open(keys=keys, args=args))
+        flat = cast("list[int] | None", self._call(stage_scripts.OPEN_SHARDS, keys, args))
         if flat is None:
             raise UnknownRunError(stage_id.run_id)
         pairs = zip(flat[::2], flat[1::2], strict=True)
@@ -180,7 +179,7 @@ class RedisStages(RedisBlobReferences):
             Whether this call was the first.
         """
         keys = [self._shard(shard_id, "state"), self._run(shard_id.run_id)]
-        answer = self._start_shard(keys=keys, args=[published, self._ttl_s])
+        answer = self._call(stage_scripts.START_SHARD, keys, [published, self._ttl_s])
         self._require(shard_id.run_id, answer >= 0)
         return bool(answer)
 
@@ -188,7 +187,9 @@ class RedisStages(RedisBlobReferences):
     def advance_shard(self, shard_id: ShardId, *, published: int) -> None:
         """Note that at least the first ``published`` branches of a shard are published."""
         keys = [self._shard(shard_id, "state"), self._run(shard_id.run_id)]
-        self._require(shard_id.run_id, self._advance(keys=keys, args=[published, self._ttl_s]))
+        self._require(
+            shard_id.run_id, self._call(stage_scripts.ADVANCE, keys, [published, self._ttl_s])
+        )
 
     @translated
     def progress(self, stage_id: StageId) -> StageProgress:
@@ -278,11 +279,13 @@ class RedisStages(RedisBlobReferences):
         """
         key = self._stage(stage_id)
         keys = [key, f"{key}:open", self._run(stage_id.run_id)]
-        self._require(stage_id.run_id, self._adopt(keys=keys, args=[self._ttl_s, *shards]))
+        self._require(
+            stage_id.run_id, self._call(stage_scripts.ADOPT, keys, [self._ttl_s, *shards])
+        )
 
     @translated
     def healed(self, of: StageId | ShardId) -> None:
         """Count a heal of a shard, or of the stage itself."""
         key = self._shard(of, "state") if isinstance(of, ShardId) else self._stage(of)
         keys = [key, self._totals, self._run(of.run_id)]
-        self._require(of.run_id, self._healed(keys=keys, args=[self._ttl_s]))
+        self._require(of.run_id, self._call(stage_scripts.HEALED, keys, [self._ttl_s]))

@@ -16,7 +16,7 @@ client put or took a message. ``TAKE`` corrects it whenever the queue is empty, 
 
 from __future__ import annotations
 
-__all__ = ["FORGET_BACKLOG", "PUT", "RECOUNT", "TAKE"]
+__all__ = ["FORGET_BACKLOG", "PUT", "RECOUNT", "RENEW", "TAKE"]
 
 # Ten times as many messages as a batch has; Lua takes 8,000 arguments at most.
 _MOST = 5_000
@@ -105,6 +105,17 @@ for _, run in ipairs(runs) do
 end
 if moved > 0 then redis.call('LPOP', queue .. '.behind', moved) end
 return {{redis.call('LLEN', queue) + redis.call('LLEN', queue .. '.behind'), taken}}
+"""
+
+# KEYS index; ARGV tags. Renews the leases of messages that are still taken: an acknowledged message
+# has left the index.
+RENEW = """
+-- despite a full server
+local time = redis.call('TIME')
+for _, tag in ipairs(ARGV) do
+    redis.call('ZADD', KEYS[1], 'XX', time[1] + time[2] / 1e6, tag)
+end
+return 1
 """
 
 # KEYS queue; ARGV turns of a run, run, its key, how many messages were put into its backlog just

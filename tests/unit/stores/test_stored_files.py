@@ -90,7 +90,7 @@ def test_whoever_dies_behind_the_file_leaves_no_reference_to_it(store, tmp_path,
     def die(**_):
         raise AwayError("died")
 
-    monkeypatch.setattr(store, "_put_shard", die)
+    monkeypatch.setattr(store, "_call", die)
     with pytest.raises(BrokerError):
         store.put_shard(ShardId(RUN, 0, 0), shard())
     assert len(files(tmp_path)) == 1

@@ -1,0 +1,135 @@
+"""Lua scripts for branches: see ``fanout.stores.redis.run_scripts``."""
+
+from __future__ import annotations
+
+__all__ = [
+    "BEGIN",
+    "RECORD",
+    "RELEASE_CLAIM",
+]
+
+# KEYS run, live, out, state, parked, holders; ARGV ttl, begins after which a branch may begin only
+# alone, whether the run's deadline applies, holder, seconds that a claim lasts, the ttl of the
+# holder's beats, and for each branch its position, token, whether it begins alone, and its member
+# of ``parked``. Returns the verdict and the deliveries of each branch. A repeated begin with the
+# same token is not counted, and extends the claim, which is stored as ``token holder until``. Until
+# then, while its holder lives, only RELEASE_CLAIM ends it. A worker treats a holder as dead only
+# after a later heartbeat of its own, as the server may have been unreachable for all workers.
+BEGIN = """
+local time = redis.call('TIME')
+local now = tonumber(time[1]) + tonumber(time[2]) / 1e6
+local run = redis.call('HMGET', KEYS[1], 'status', 'halt', 'deadline_at', 'paused')
+local finished = redis.call('EXISTS', KEYS[3]) == 1
+local begins = false
+local function lives(holder)
+    local lapses = tonumber(redis.call('ZSCORE', KEYS[6], holder) or 0)
+    if lapses == 0 or lapses > now then return lapses > 0 end
+    local own = tonumber(redis.call('ZSCORE', KEYS[6], ARGV[4]) or 0)
+    return own - tonumber(ARGV[6]) <= lapses
+end
+local function verdict(position, token, alone, parked)
+    if not run[1] then return 'gone', 0 end
+    if finished or redis.call('HEXISTS', KEYS[2], position) == 1 then return 'done', 0 end
+    if run[2] then return 'halted', 0 end
+    if run[3] and ARGV[3] == '1' and now >= tonumber(run[3]) then return 'expired', 0 end
+    local begun = redis.call('HMGET', KEYS[4], 'a:' .. position, 't:' .. position)
+    local deliveries = tonumber(begun[1] or 0)
+    local before, holder, lapses
+    if begun[2] then
+        before, holder, lapses = begun[2]:match('^(%S+) (%S*) (%S+)$')
+        if before == token then
+            local again = table.concat({token, ARGV[4], now + tonumber(ARGV[5])}, ' ')
+            redis.call('HSET', KEYS[4], 't:' .. position, again)
+            return 'go', deliveries
+        end
+    end
+    if run[4] then
+        redis.call('SADD', KEYS[5], parked)
+        redis.call('EXPIRE', KEYS[5], ARGV[1])
+        return 'paused', 0
+    end
+    if before and tonumber(lapses) > now and lives(holder) then return 'held', deliveries end
+    if deliveries >= tonumber(ARGV[2]) and alone == '0' then return 'suspect', deliveries end
+    local claim = table.concat({token, ARGV[4], now + tonumber(ARGV[5])}, ' ')
+    redis.call('HSET', KEYS[4], 'a:' .. position, deliveries + 1, 't:' .. position, claim)
+    begins = begins or deliveries == 0
+    return 'go', deliveries + 1
+end
+local verdicts = {}
+for i = 7, #ARGV, 4 do
+    local decision, deliveries = verdict(ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3])
+    verdicts[#verdicts + 1] = decision
+    verdicts[#verdicts + 1] = deliveries
+end
+if begins then redis.call('EXPIRE', KEYS[4], ARGV[1]) end
+return verdicts
+"""
+
+# KEYS run, stage, live, out, state, totals of the fleet; ARGV ttl, feed, and for each branch its
+# position, outcome, kind, calls, input tokens, output tokens, cost, bucket of the latency (-1: no
+# call), seconds. An unknown quantity is the empty string. Returns for each branch: first, next, and
+# the number of ended branches of the shard, this one included. Only this script counts outcomes, so
+# the sums always match them.
+RECORD = """
+local recorded, counts, sums, unknown = {}, {}, {}, {}
+local is_open = redis.call('EXISTS', KEYS[1]) == 1 and redis.call('EXISTS', KEYS[4]) == 0
+local feed = tonumber(ARGV[2])
+local ended = redis.call('HLEN', KEYS[3])
+local function add(to, name, quantity)
+    to[name] = (to[name] or 0) + tonumber(quantity)
+end
+local function count(i)
+    local ok = ARGV[i + 2] == ''
+    add(counts, ok and 'succeeded' or 'failed', 1)
+    if not ok then add(counts, 'kind:' .. ARGV[i + 2], 1) end
+    if ARGV[i + 3] ~= '0' then add(counts, 'calls', ARGV[i + 3]) end
+    for j, name in ipairs({'input_tokens', 'output_tokens', 'cost_usd'}) do
+        local value = ARGV[i + 3 + j]
+        if value ~= '' then add(sums, name, value) end
+        if value == '' and (ok or ARGV[i + 3] ~= '0') then unknown['unknown:' .. name] = true end
+    end
+    if ARGV[i + 7] ~= '-1' then
+        add(counts, 'took:' .. ARGV[i + 7], 1)
+        add(sums, 'took_s', ARGV[i + 8])
+    end
+end
+for i = 3, #ARGV, 9 do
+    local first, following = 0, -1
+    if is_open and redis.call('HSETNX', KEYS[3], ARGV[i], ARGV[i + 1]) == 1 then
+        first = 1
+        ended = ended + 1
+        count(i)
+        if feed > 0 then
+            -- Skip ended branches: most branches of a retried shard have ended.
+            local at = tonumber(redis.call('HGET', KEYS[5], 'next') or 0)
+            while at < feed and redis.call('HEXISTS', KEYS[3], at) == 1 do at = at + 1 end
+            if at < feed then following = at end
+            redis.call('HSET', KEYS[5], 'next', math.min(at + 1, feed))
+        end
+    end
+    recorded[#recorded + 1] = first
+    recorded[#recorded + 1] = following
+    recorded[#recorded + 1] = ended
+end
+if next(counts) then redis.call('EXPIRE', KEYS[3], ARGV[1]) end
+for _, key in ipairs({KEYS[2], KEYS[6]}) do
+    for name, number in pairs(counts) do
+        redis.call('HINCRBY', key, name, string.format('%d', number))
+    end
+    for name, sum in pairs(sums) do
+        redis.call('HINCRBYFLOAT', key, name, string.format('%.17g', sum))
+    end
+    for name in pairs(unknown) do redis.call('HSET', key, name, 1) end
+end
+return recorded
+"""
+
+# KEYS state; ARGV position, token, the number to add to the begins: -1 if the call was not tried.
+RELEASE_CLAIM = """
+-- despite a full server
+local claim = redis.call('HGET', KEYS[1], 't:' .. ARGV[1])
+if not claim or claim:match('^%S+') ~= ARGV[2] then return 0 end
+redis.call('HINCRBY', KEYS[1], 'a:' .. ARGV[1], ARGV[3])
+redis.call('HDEL', KEYS[1], 't:' .. ARGV[1])
+return 1
+"""

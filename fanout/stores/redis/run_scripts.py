@@ -1,0 +1,121 @@
+"""Lua scripts for runs.
+
+The server runs a script atomically, in one round trip. Each script that writes data of a run first
+checks that the run exists: a late step leaves no data of a deleted run.
+"""
+
+from __future__ import annotations
+
+from fanout.core.records import TERMINAL
+
+__all__ = [
+    "DELETE_RUN",
+    "END_RUN",
+    "HALT",
+    "PAUSE",
+    "PUT_BLOB",
+    "REOPEN_RUN",
+    "SET_STATUS",
+]
+
+# The final statuses, as a Lua table for scripts of runs and shards.
+ENDED = f"local ended = {{{', '.join(f'{status} = true' for status in sorted(TERMINAL))}}}"
+
+# KEYS run, mark, active; ARGV ttl, run id. From now on there is no such run: no script writes to it,
+# and its data can be deleted. The mark and the entry among the active runs stay until that is done,
+# as the deleting process may die. Returns the run's last stage; -1: there is no such run, and no
+# data of one.
+DELETE_RUN = """
+-- despite a full server
+local last = tonumber(redis.call('GET', KEYS[2]) or -1)
+if redis.call('EXISTS', KEYS[1]) == 0 then return last end
+local run = redis.call('HMGET', KEYS[1], 'stage', 'base_stage')
+last = math.max(last, tonumber(run[1] or 0) or 0, tonumber(run[2] or 0) or 0)
+redis.call('SET', KEYS[2], last, 'EX', ARGV[1])
+redis.call('SADD', KEYS[3], ARGV[2])
+redis.call('DEL', KEYS[1])
+return last
+"""
+
+# KEYS run, active, totals of runs; ARGV status, ended at, error, ttl, run id. Returns whether this
+# call ended the run.
+END_RUN = f"""
+{ENDED}
+redis.call('SREM', KEYS[2], ARGV[5])
+local status = redis.call('HGET', KEYS[1], 'status')
+if not status or ended[status] then return 0 end
+redis.call('HSET', KEYS[1], 'status', ARGV[1], 'ended_at', ARGV[2])
+-- Clients also write these totals: a number that one has damaged must not keep a run from ending.
+redis.pcall('HINCRBY', KEYS[3], 'ended:' .. ARGV[1], 1)
+if ARGV[3] ~= '' then redis.call('HSETNX', KEYS[1], 'error', ARGV[3]) end
+redis.call('EXPIRE', KEYS[1], ARGV[4])
+return 1
+"""
+
+# KEYS run; ARGV status, error. Returns whether this call halted the run.
+HALT = f"""
+-- despite a full server
+{ENDED}
+local status = redis.call('HGET', KEYS[1], 'status')
+if not status or ended[status] then return 0 end
+if redis.call('HSETNX', KEYS[1], 'halt', ARGV[1]) == 0 then return 0 end
+if ARGV[2] ~= '' then redis.call('HSET', KEYS[1], 'error', ARGV[2]) end
+return 1
+"""
+
+# KEYS run; ARGV 1 to pause, 0 to go on. Returns whether it changed.
+PAUSE = f"""
+-- despite a full server
+{ENDED}
+local status = redis.call('HGET', KEYS[1], 'status')
+if not status then return 0 end
+local was = 0
+if ARGV[1] == '0' then was = redis.call('HDEL', KEYS[1], 'paused') end
+if ended[status] then return 0 end
+if ARGV[1] == '0' then return was end
+if redis.call('HEXISTS', KEYS[1], 'halt') == 1 then return 0 end
+return redis.call('HSETNX', KEYS[1], 'paused', 1)
+"""
+
+# KEYS run, blob, and keys to delete; ARGV blob, ttl. The first blob stands. Returns whether there is
+# such a run.
+PUT_BLOB = """
+if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
+redis.call('SET', KEYS[2], ARGV[1], 'NX', 'EX', ARGV[2])
+if #KEYS > 2 then redis.call('DEL', unpack(KEYS, 3)) end
+return 1
+"""
+
+# KEYS run, active, stage 0, and keys to delete; ARGV ttl, run id, kinds to retry. Returns whether
+# this call reopened it.
+REOPEN_RUN = f"""
+{ENDED}
+local status = redis.call('HGET', KEYS[1], 'status')
+if not status or not ended[status] then return 0 end
+local stage = tonumber(redis.call('HGET', KEYS[1], 'stage') or 0)
+if stage > 0 then redis.call('HSET', KEYS[1], 'base_stage', stage) end
+local time = redis.call('TIME')
+local now = tonumber(time[1]) + tonumber(time[2]) / 1e6
+redis.call('HSET', KEYS[1], 'status', 'running', 'stage', 0, 'retry', ARGV[3],
+    'reopened_at', string.format('%.6f', now))
+redis.call('HDEL', KEYS[1], 'halt', 'error', 'ended_at', 'paused', 'deadline_at')
+redis.call('HSET', KEYS[3], 'opened', 0, 'used', 0)
+redis.call('HDEL', KEYS[3], 'heals')
+redis.call('DEL', unpack(KEYS, 4))
+redis.call('SADD', KEYS[2], ARGV[2])
+redis.call('EXPIRE', KEYS[1], ARGV[1])
+redis.call('EXPIRE', KEYS[3], ARGV[1])
+return 1
+"""
+
+# KEYS run; ARGV status, stage ('' leaves it; it only rises). Returns whether the status was set.
+SET_STATUS = f"""
+{ENDED}
+local status = redis.call('HGET', KEYS[1], 'status')
+if not status or ended[status] then return 0 end
+redis.call('HSET', KEYS[1], 'status', ARGV[1])
+local before = tonumber(redis.call('HGET', KEYS[1], 'stage') or 0)
+local stage = tonumber(ARGV[2])
+if stage and stage > before then redis.call('HSET', KEYS[1], 'stage', stage) end
+return 1
+"""
