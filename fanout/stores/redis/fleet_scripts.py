@@ -1,4 +1,4 @@
-"""The store's Lua for what processes tell one another: see ``fanout.stores.redis.scripts``."""
+"""Lua scripts for the state of the fleet: see ``fanout.stores.redis.run_scripts``."""
 
 from __future__ import annotations
 

@@ -86,8 +86,10 @@ def test_of_two_workers_that_collect_a_shard_the_first_counts_and_one_file_stays
     assert files(tmp_path) == before
 
 
-def test_whoever_dies_behind_the_file_leaves_no_reference_to_it(store, tmp_path, monkeypatch):
-    def die(**_):
+def test_a_process_that_dies_behind_the_file_leaves_no_reference_to_it(
+    store, tmp_path, monkeypatch
+):
+    def die(*_):
         raise AwayError("died")
 
     monkeypatch.setattr(store, "_call", die)
