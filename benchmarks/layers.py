@@ -27,7 +27,7 @@ _TABLE = (
     ("events", r"workers/(telemetry/(events|reports|spans)|consumer/server_clock)\.py", ""),
     ("part-return", r"fanout/broker/result_backend\.py", ""),
     ("part-return", r"celery/backends/redis\.py", r".*(chord|_on_part).*"),
-    ("ack", r"workers/consumer/settlement\.py", ""),
+    ("ack", r"workers/consumer/pool\.py", r"settle_branches"),
     ("ack", r"workers/consumer/task_requests\.py", r".*\.on_settled"),
     (
         "ack",
@@ -35,16 +35,16 @@ _TABLE = (
         r".*\.(ack|reject|_flush)\w*",
     ),
     ("ack", r"celery/worker/request\.py", r".*\.(acknowledge|reject|on_success|on_failure)"),
-    ("admit", r"workers/branch/execution\.py", r"_Branch\.(begin|_lasts_s|_start)"),
+    ("admit", r"workers/branch/execution\.py", r"_Delivery\.(begin|_lasts_s|_start)"),
     ("admit", r"fanout/stores/redis/branches\.py", r".*(begin|_begin_key|BranchBegin).*"),
-    ("record", r"workers/branch/execution\.py", r"(_Branch\._write|_presentable).*"),
+    ("record", r"workers/branch/execution\.py", r"(_Delivery\._write|_presentable).*"),
     (
         "record",
         r"fanout/stores/redis/branches\.py",
         r".*(_record|record|_written|_shard_of|_pairs).*",
     ),
-    ("call", r"workers/branch/execution\.py", r"(_answer|_call|_values|_request|_outcome|_error)"),
-    ("call", r"workers/branch/execution\.py", r"_Branch\._outcome"),
+    ("call", r"workers/branch/execution\.py", r"(_answer|_call|_values|_request|_outcome)"),
+    ("call", r"workers/branch/execution\.py", r"_Delivery\._outcome"),
     ("call", r"workers/(context/(inflight|limiter)|telemetry/base)\.py", ""),
     ("call", r"workers/context/(models|run_caches)\.py", ""),
     ("call", r"fanout/(llm/.*|inputs/prompts\.py|policy/retries\.py)", ""),
@@ -55,7 +55,11 @@ _TABLE = (
     ("publish", r"workers/context/branch_steps\.py", r".*\._publish"),
     ("collect", r"workers/reduce/(stages|reductions)\.py", ""),
     ("consume", r"fanout/broker/(transport|message_leases|rejected)\.py", r"(?!.*\b_?put\w*$).*"),
-    ("consume", r"workers/consumer/(consumer|envelope|task_requests|message_versions)\.py", ""),
+    (
+        "consume",
+        r"workers/(consumer/(consumer|envelope|task_requests)|context/version_gate)\.py",
+        "",
+    ),
     # Of kombu, only receiving messages: publishing belongs to the caller.
     ("consume", r"kombu/messaging\.py", r"Consumer\..*"),
     (

@@ -237,7 +237,7 @@ class FakeContext:
         )
         self.runs = RunCaches(self.store, InlineExecutor())
         self.branches = Steps(self.store, self.publisher)
-        self.checks = SimpleNamespace(storage=StorageWatch(self.store, self.settings))
+        self.storage = StorageWatch(self.store, self.settings)
         self.hand_back = SimpleNamespace(has_begun=False)
 
     def _answer(self, request: LLMRequest) -> Any:

@@ -27,7 +27,7 @@ __all__ = ["make_worker_app"]
 # Pools of our own.
 _POOLS = {
     "asyncio": "workers.consumer.pool:AsyncioPool",
-    "threads": "workers.consumer.thread_pool:ThreadTaskPool",
+    "threads": "workers.consumer.pool:ThreadTaskPool",
 }
 
 

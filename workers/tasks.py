@@ -20,6 +20,7 @@ from workers.branch.execution import BranchFailed, run_branch
 from workers.branch.model_check import check_model
 from workers.consumer.task_requests import (
     BranchRequest,
+    HandedBackError,
     MonitoredRequest,
     PostponedError,
     RunGoneError,
@@ -67,8 +68,9 @@ def _not_done() -> Iterator[None]:
     except (BranchGone, UnknownRunError):
         dropped_messages.add("is of a run that is not known")
         raise RunGoneError("its run is gone") from None
-    except BranchHandedBack:
-        raise Reject("the branch is handed back", requeue=True) from None
+    except BranchHandedBack as fault:
+        error = HandedBackError if fault.is_released else Reject
+        raise error("the branch is handed back", requeue=True) from None
     except _KNOWN:
         raise
     except Exception as error:  # noqa: BLE001 - it is raised again, without its message

@@ -1,4 +1,4 @@
-"""A thread pool that starts its threads in advance.
+"""A thread pool that starts its threads in advance, and a copy of what other threads change.
 
 Python's pool starts a thread when it gets work. If the process or machine can start no more
 threads, ``submit`` raises, although the work is already in the pool's queue and another thread may
@@ -10,10 +10,16 @@ from __future__ import annotations
 import logging
 from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier, BrokenBarrierError
+from typing import TYPE_CHECKING, TypeVar
 
 from fanout.core.exhaustion import is_exhausted
 
-__all__ = ["ReadyThreads"]
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+__all__ = ["ReadyThreads", "copied"]
+
+_T = TypeVar("_T")
 
 _START_S = 10.0
 
@@ -66,3 +72,12 @@ def _meet(barrier: Barrier) -> None:
         barrier.wait(_START_S)
     except BrokenBarrierError:
         return
+
+
+def copied(items: Iterable[_T]) -> list[_T]:
+    """Return the items of a set that other threads may change during the iteration."""
+    while True:
+        try:
+            return list(items)
+        except RuntimeError:
+            continue

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from types import SimpleNamespace
+
 import pytest
 from celery import Celery
 from celery.events.dispatcher import EventDispatcher
@@ -83,3 +86,32 @@ def test_the_events_that_wait_survive_a_reconnect(app, monkeypatch):
         after.extend_buffer(before)
         after.flush()
     assert [[event["uuid"] for event in batch] for batch in batches] == [["1"]]
+
+
+BAD, GOOD = {"args": "\ud800"}, {"args": "()"}
+
+
+@pytest.mark.parametrize(
+    ("type_", "all_fields", "sent"),
+    [
+        ("task-received", [GOOD, BAD, GOOD, BAD], 2),
+        ("task-received", [BAD], 0),
+        ("task-received", [GOOD], 1),
+        ("worker-online", [BAD], 0),
+    ],
+)
+def test_an_event_that_cannot_be_encoded_is_dropped_with_one_line(
+    app, caplog, type_, all_fields, sent
+):
+    bodies = []
+    with app.connection_for_write() as connection:
+        dispatcher = Dispatcher(connection, hostname="w", app=app, buffer_group={"task"})
+        producer = SimpleNamespace(publish=lambda body, **_: bodies.append(json.loads(body)))
+        dispatcher.producer = producer
+        for fields in all_fields:
+            dispatcher.send(type_, uuid="r1/0/0/1", **fields)
+        for _ in range(2):
+            dispatcher.flush()
+    assert sum(map(len, bodies)) == sent
+    bad = all_fields.count(BAD)
+    assert caplog.messages == bad * [f"dropped an event {type_}: UnicodeEncodeError"]

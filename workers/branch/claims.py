@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING
 
 from fanout.core.errors import BrokerError, UnknownRunError
 from fanout.stores import BeginRequest
-from workers.context.heartbeats import ALIVE, SURE
 from workers.context.inflight import CallStoppedError, StopReason
+from workers.context.progress import ALIVE, SURE
 
 if TYPE_CHECKING:
     from fanout.core.errors import LLMError
-    from fanout.core.spec import RunSpec
     from fanout.llm.base import LLMReply, LLMRequest
     from fanout.llm.calls import CallGate
     from fanout.policy.outages import FailureVerdict
@@ -51,7 +50,15 @@ class BranchHeld(Exception):  # noqa: N818 - it is no error
 
 
 class BranchHandedBack(Exception):  # noqa: N818 - it is no error
-    """The worker stops: the branch returns to its queue, and its begin does not count."""
+    """The worker stops: the branch returns to its queue, and its begin does not count.
+
+    Attributes:
+        is_released: Whether the claim of this delivery, if it had one, is released.
+    """
+
+    def __init__(self, *, is_released: bool = True) -> None:
+        super().__init__()
+        self.is_released = is_released
 
 
 class BranchOver(Exception):  # noqa: N818 - it is no error
@@ -87,23 +94,21 @@ class Claim:
 
     Args:
         context: The context of this worker process.
-        standing: The branch and its progress.
+        branch: The branch and its progress.
         feed: The feed with which the branch was published.
         token: The id of the delivery. The process that took the message knows it as well, and
             releases the claim if this process dies: see workers.context.claim_releases.
     """
 
     def __init__(
-        self, context: WorkerContext, standing: TrackedBranch, feed: int, token: str
+        self, context: WorkerContext, branch: TrackedBranch, feed: int, token: str
     ) -> None:
         self._context = context
-        self._standing = standing
-        self._branch_id = standing.branch_id
+        self._branch = branch
+        self._branch_id = branch.branch_id
         self._feed = feed
         self._token = token
         self._start: BeginRequest | None = None
-        # The spec of its run; None before the first begin.
-        self.spec: RunSpec | None = None
         self._asked_at = 0.0
         self._sure_s = SURE * context.settings.visibility_timeout_s
         self._steps = context.branches
@@ -131,16 +136,16 @@ class Claim:
 
     async def _ask(self, start: BeginRequest) -> BeginReply:
         self._asked_at = time.monotonic()
-        self._standing.token = self._token
+        self._branch.token = self._token
         self._moves("is begun")
         return await self._steps.begin(start)
 
     def _moves(self, doing: str, *, for_s: float = 0.0) -> None:
-        self._standing.moves(doing, within_s=for_s + self._step_s)
+        self._branch.moves(doing, within_s=for_s + self._step_s)
 
     async def _lasts_s(self) -> int:
         try:
-            spec = self.spec = await self._context.runs.specs(self._branch_id.run_id)
+            spec = await self._context.runs.specs(self._branch_id.run_id)
         except UnknownRunError:
             return 0
         waits_s = _LONGEST_QUEUE_S if spec.rate.rates.is_limited else 0.0
@@ -169,13 +174,10 @@ class Claim:
             return
         begun = await self._ask(self._start)
         require_call(begun)
-        match begun.verdict:
-            case "suspect":
-                raise BranchHeld
-            case "halted":
-                raise CallStoppedError(StopReason.HALTED)
-            case "expired":
-                raise CallStoppedError(StopReason.EXPIRED)
+        if begun.verdict == "suspect":
+            raise BranchHeld
+        if begun.verdict in ("halted", "expired"):
+            raise CallStoppedError(StopReason(begun.verdict))
 
     async def succeeded(self) -> int | None:
         """Return the number of succeeded branches of the stage, on all workers; None if unknown."""
@@ -186,11 +188,11 @@ class Claim:
             return None
         return record.succeeded
 
-    async def give_back(self) -> None:
-        """Undo the begin."""
+    async def release(self) -> None:
+        """Release the claim; the begin does not count unless the branch is stuck."""
         if self._start is None:
             return
-        store, counts = self._context.connections.store, self._standing.is_stuck
+        store, counts = self._context.connections.store, self._branch.is_stuck
         self._moves("is given back")
         await asyncio.to_thread(
             store.release_claim, self._branch_id, token=self._token, counts=counts
@@ -207,7 +209,7 @@ class Claim:
 
     def waits(self) -> None:
         """Record that the branch waits on purpose, for an unlimited time."""
-        self._standing.moves("waits for its next call")
+        self._branch.moves("waits for its next call")
 
     def calls(self, timeout_s: float) -> None:
         """Record that the branch calls the model, for ``timeout_s`` seconds at most."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from concurrent.futures import CancelledError
 from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
@@ -34,7 +33,7 @@ from fanout.runs.enqueue import fleet_window
 from fanout.stores import RecordRequest
 from fanout.system.logs import RateLimitFilter, about
 from workers.branch.claims import BranchGone, BranchHandedBack, BranchOver, Claim, require_call
-from workers.context.inflight import CallStoppedError, StopReason
+from workers.context.inflight import CallStoppedError, StopReason, run_ending
 from workers.telemetry.base import Calls
 
 if TYPE_CHECKING:
@@ -71,29 +70,24 @@ class BranchFailed(Exception):  # noqa: N818 - Flower shows the name: it should 
 def run_branch(context: WorkerContext, branch_id: BranchId, feed: int, *, token: str) -> None:
     """Process a branch and block this thread until it ends: see ``process_branch``."""
     progress = context.branches.progress
-    standing = progress.begin(branch_id)
+    branch = progress.begin(branch_id)
     try:
         context.loop.wait_for(
-            process_branch(context, standing, feed, token=token, slot=nullcontext())
+            process_branch(context, branch, feed, token=token, slot=nullcontext())
         )
-    except (CancelledError, MemoryError, OSError, RuntimeError) as fault:
-        if isinstance(fault, CancelledError) or is_exhausted(fault):
-            # The fault is not the branch's.
-            raise BranchHandedBack from fault
-        raise
     finally:
-        progress.end(standing)
+        progress.end(branch)
 
 
 async def process_branch(
     context: WorkerContext,
-    standing: TrackedBranch,
+    branch: TrackedBranch,
     feed: int,
     *,
     token: str,
     slot: AbstractAsyncContextManager[None],
 ) -> None:
-    """Process the branch of ``standing``; ``token`` is the id of its delivery.
+    """Process a branch; ``token`` is the id of its delivery.
 
     The branch holds the slot until its call ends: another branch may call while it is written.
 
@@ -101,44 +95,48 @@ async def process_branch(
         BranchFailed: It ended with an error, so that Celery counts the task as failed.
         BranchParked: Its run is paused.
         BranchHeld: Another worker has it.
-        BranchHandedBack: This worker stops.
+        BranchHandedBack: This worker stops, has left the branch to others, or lacks a resource.
     """
-    standing.task = asyncio.current_task()
-    branch = _Branch(context, standing, feed, token)
+    branch.task = asyncio.current_task()
+    delivery = _Delivery(context, branch, feed, token)
     try:
         async with slot:
-            begun = await branch.begin()
+            begun = await delivery.begin()
             if begun.verdict == "suspect":
-                standing.moves("waits to be alone")
+                branch.moves("waits to be alone")
                 # Run suspects one at a time and count the begin only now: if the worker dies again,
                 # this branch is the cause.
                 async with context.branches.alone:
-                    await branch.end(await branch.call(await branch.begin(is_alone=True)))
+                    await delivery.end(await delivery.call(await delivery.begin(is_alone=True)))
                     return
-            ended = await branch.call(begun)
-        await branch.end(ended)
+            ended = await delivery.call(begun)
+        await delivery.end(ended)
     except BaseException as fault:
-        if isinstance(fault, asyncio.CancelledError) or is_exhausted(fault):
-            await branch.give_back()
-        raise
+        if not _is_of_worker(fault):
+            raise
+        raise BranchHandedBack(is_released=await delivery.is_released()) from fault
 
 
-class _Branch:
+def _is_of_worker(fault: BaseException) -> bool:
+    """Return whether a fault is the worker's, not the branch's."""
+    return isinstance(fault, asyncio.CancelledError) or is_exhausted(fault)
+
+
+class _Delivery:
     """One delivery of a branch."""
 
     def __init__(
-        self, context: WorkerContext, standing: TrackedBranch, feed: int, token: str
+        self, context: WorkerContext, branch: TrackedBranch, feed: int, token: str
     ) -> None:
         self._context = context
-        self._standing = standing
-        self._id = standing.branch_id
+        self._branch = branch
+        self._id = branch.branch_id
         self._shard_id = self._id.shard_id
         self._feed = feed
-        self._claim = Claim(context, standing, feed, token)
+        self._claim = Claim(context, branch, feed, token)
         # Number of branches in its shard; known when there is an outcome.
         self._size = 0
         self.begin = self._claim.begin
-        self.give_back = self._claim.give_back
 
     async def call(self, begun: BeginReply) -> tuple[Outcome, Calls] | None:
         """Make the call; return the outcome and calls, or None if there is nothing to write."""
@@ -152,12 +150,22 @@ class _Branch:
             return None
         return structs.replace(outcome, ended_at=time.time()), calls
 
+    async def is_released(self) -> bool:
+        """Release the claim; return whether that is done, or is left to a later attempt."""
+        try:
+            await self._claim.release()
+        except BaseException as fault:
+            if not _is_of_worker(fault):
+                raise
+            return False
+        return True
+
     async def end(self, ended: tuple[Outcome, Calls] | None) -> None:
         """Write the outcome."""
         if ended is None:
             return
         outcome, calls = ended
-        self._standing.moves("is written down", within_s=self._context.branches.progress.step_s)
+        self._branch.moves("is written down", within_s=self._context.branches.progress.step_s)
         await self._write(outcome, calls)
         if outcome.kind is not None:
             raise BranchFailed(outcome.kind.value)
@@ -185,33 +193,34 @@ class _Branch:
     async def _outcome(self, begun: BeginReply, calls: Calls) -> Outcome:
         indices = await self._context.runs.indices(self._shard_id)
         index, self._size = indices[self._id.position], len(indices)
-        if begun.verdict == "halted":
-            return _error(index, ErrorKind.CANCELLED, _NOT_CALLED.format("the run was stopped"))
-        if begun.verdict == "expired":
-            return _error(index, ErrorKind.EXPIRED, _NOT_CALLED.format("the run's deadline passed"))
+        if begun.verdict in ("halted", "expired"):
+            kind, message = run_ending(
+                StopReason(begun.verdict), when="before this branch was called"
+            )
+            return Outcome(index=index, kind=kind, message=message)
         if begun.deliveries > self._context.settings.max_deliveries:
             times = begun.deliveries - 1
             message = f"the worker died {times} times while it ran this branch"
-            return _error(index, ErrorKind.POISONED, message)
+            return Outcome(index=index, kind=ErrorKind.POISONED, message=message)
         try:
             return await _answer(self._claim, self._context, self._shard_id, index, calls)
         except BranchHandedBack:
-            await self._claim.give_back()
+            await self._claim.release()
             raise
         except (LostDataError, StorageError) as error:
             if isinstance(error, LostDataError) and await self._is_lost():
-                return _error(index, ErrorKind.LOST, _LOST)
+                return Outcome(index=index, kind=ErrorKind.LOST, message=_LOST)
             await self._leave_to_others(error)
             raise BranchHandedBack from None
 
     async def _is_lost(self) -> bool:
-        return await asyncio.to_thread(self._context.checks.storage.is_lost, self._shard_id)
+        return await asyncio.to_thread(self._context.storage.is_lost, self._shard_id)
 
     async def _leave_to_others(self, error: Exception) -> None:
         """Give back a branch whose input this worker cannot read: another worker may."""
-        self._standing.moves("waits for its input")
+        self._branch.moves("waits for its input")
         _input_log.warning("given back, as its input is not here: %s", error)
-        await self._claim.give_back()
+        await self._claim.release()
         # Do not take it again at once.
         await asyncio.sleep(_MISSING_INPUT_S)
 
@@ -247,11 +256,6 @@ def _presentable(outcome: Outcome) -> Outcome:
 
 
 _LOST = "the server has lost the input of this branch"
-_NOT_CALLED = "{} before this branch was called"
-
-
-def _error(index: int, kind: ErrorKind, message: str) -> Outcome:
-    return Outcome(index=index, kind=kind, message=message)
 
 
 async def _answer(
@@ -266,7 +270,7 @@ async def _answer(
     except LostDataError:
         raise
     except UnknownRunError:
-        return _error(index, ErrorKind.LOST, _LOST)
+        return Outcome(index=index, kind=ErrorKind.LOST, message=_LOST)
     except (PromptError, StoredDataError) as error:
         return Outcome(index=index, kind=ErrorKind.BAD_REQUEST, message=str(error))
     except ModelError as error:
@@ -278,9 +282,7 @@ async def _answer(
 
 def _stopped(index: int, reason: StopReason, calls: Calls) -> Outcome:
     """Return the outcome of a branch whose run has ended; its usage so far counts."""
-    kind, message = ErrorKind.CANCELLED, "the run was stopped during the call"
-    if reason is StopReason.EXPIRED:
-        kind, message = ErrorKind.EXPIRED, "the run's deadline passed during the call"
+    kind, message = run_ending(reason, when="during the call")
     return Outcome(
         index=index,
         kind=kind,
@@ -301,7 +303,7 @@ async def _call(
 ) -> Outcome:
     run_id, stage = shard_id.run_id, shard_id.stage
     runs = context.runs
-    spec = claim.spec or await runs.specs(run_id)
+    spec = await runs.specs(run_id)
     shard = await runs.shards(shard_id)
     aspects, samples = (spec.aspect_names, spec.samples) if stage == 0 else ((None,), 1)
     ref = branch_ref(index, aspects, samples)

@@ -1,6 +1,6 @@
 """Celery's consumer, but neither a lost connection nor a bad message ends the worker.
 
-Its collaborators check messages (envelope, message_versions), check broadcasts (control_commands)
+Its collaborators check messages (envelope, version_gate), check broadcasts (control_commands)
 and watch its polls (liveness).
 """
 
@@ -27,9 +27,9 @@ from fanout.core.version import WIRE_VERSION
 from workers.consumer.control_commands import drop_invalid_broadcasts
 from workers.consumer.envelope import find_fault
 from workers.consumer.liveness import PollMonitor
-from workers.consumer.message_versions import settle_other_version, version_of
 from workers.consumer.pool import AsyncioPool, taken_ahead
 from workers.context.app import context_of
+from workers.context.version_gate import version_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -81,7 +81,7 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]
     def connect(self) -> Any:
         """Connect, and check the fleet's wire version before taking the first message."""
         connection = self._connect()
-        gate = context_of(self).checks.version_gate
+        gate = context_of(self).version_gate
         gate.when_refused(lambda: self.hub.call_soon(_shut_down))
         try:
             is_spoken = gate.is_spoken()
@@ -143,12 +143,12 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]
         self.task_consumer.channel.qos.ahead = self._ahead
         handle: Callable[[Any], Any] = super().create_task_handler(**kwargs)
         self._look_at_storage()
-        gate = context_of(self).checks.version_gate
+        gate = context_of(self).version_gate
 
         def on_message(message: Any) -> Any:
             # Check the version before the envelope, as the envelope may depend on the version.
             if version_of(message.headers) != WIRE_VERSION:
-                settle_other_version(message, gate, self.connection_errors)
+                gate.settle(message, self.connection_errors)
                 return None
             fault = find_fault(message)
             return self._drop(message, fault) if fault else handle(message)
@@ -157,7 +157,7 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]
 
     def _look_at_storage(self) -> None:
         """Check, before the first message, that this worker uses the fleet's storage."""
-        storage = context_of(self).checks.storage
+        storage = context_of(self).storage
         try:
             storage.look(at_once=True)
         except BrokerError as error:

@@ -24,10 +24,10 @@ from fanout.broker.inspection import UNACKED_INDEX
 from fanout.broker.message_leases import renew
 from fanout.core.errors import BrokerError
 from fanout.system.logs import about
+from fanout.system.threads import copied
 from fanout.system.ticker import Ticker
 from workers.context.app import app_of, context_of
-from workers.context.heartbeats import BEATS, RENEWALS
-from workers.context.progress import BranchTracker, StallWatch
+from workers.context.progress import BEATS, RENEWALS, BranchTracker
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -51,7 +51,6 @@ class LeaseRenewal(bootsteps.StartStopStep):  # type: ignore[misc]
         self._worker = worker
         settings = app_of(worker).settings
         self._redis = connect_broker(settings)
-        self._watched: StallWatch | None = None
         self._every_s = settings.visibility_timeout_s / RENEWALS
         self._ticker = Ticker("leases", self._every_s, self._renew)
 
@@ -69,11 +68,6 @@ class LeaseRenewal(bootsteps.StartStopStep):  # type: ignore[misc]
         progress: BranchTracker = context_of(self._worker).branches.progress
         return progress
 
-    def _watch(self) -> StallWatch:
-        if self._watched is None:
-            self._watched = StallWatch(self._progress)
-        return self._watched
-
     def _is_left_to_others(self) -> Callable[[Any], bool]:
         """Return a predicate: whether a request is left to other workers."""
         if self._progress.is_loop_still:
@@ -85,32 +79,28 @@ class LeaseRenewal(bootsteps.StartStopStep):  # type: ignore[misc]
     def _abandon_stuck_branches(self) -> None:
         context = context_of(self._worker)
         now = self._progress.clock()
-        for standing in self._watch().look():
+        for branch in self._progress.newly_stuck():
             _log.error(
                 "no progress for %.0f s: the branch %s, and is left to other workers",
-                standing.stands_s(now),
-                standing.doing,
-                extra=about(standing.branch_id),
+                branch.stands_s(now),
+                branch.doing,
+                extra=about(branch.branch_id),
             )
             try:
-                context.branches.let_go(standing)
+                context.branches.release_stuck(branch)
             except BrokerError as error:
                 # While the claim stands, no other worker begins the branch: try again at the next check.
-                standing.is_stuck = False
+                branch.is_stuck = False
                 _log.warning("its claim is not given up yet: %s", error)
 
-    def _beat(self) -> None:
-        context = context_of(self._worker)
-        context.connections.fail_fast_store.beat(context.holder, ttl_s=BEATS * self._every_s)
-
     def _renew(self) -> None:
+        context = context_of(self._worker)
         try:
-            self._beat()
+            context.connections.fail_fast_store.beat(context.holder, ttl_s=BEATS * self._every_s)
         except BrokerError:
-            self._watch().forgive()
+            self._progress.forgive()
             raise
         self._abandon_stuck_branches()
-        context = context_of(self._worker)
         context.branches.releases.again()
         context.loop.call_soon(self._progress.turns)
         tags = held_tags(self._worker, without=self._is_left_to_others())
@@ -129,17 +119,12 @@ def held_tags(worker: WorkController, *, without: Callable[[Any], bool] | None =
     Looks at requests, because the worker still holds messages that it took before it lost a
     connection; and at the channel, because a message that waits for its countdown is no request yet.
     """
+    requests = {*copied(state.reserved_requests), *copied(state.active_requests)}
+    tags = {r.message.delivery_tag for r in requests if not r.acknowledged}
+    left = {r.message.delivery_tag for r in requests if without and without(r)}
     consumer = getattr(worker.consumer, "task_consumer", None)
-    while True:
-        try:
-            requests = {*state.reserved_requests, *state.active_requests}
-            tags = {r.message.delivery_tag for r in requests if not r.acknowledged}
-            left = {r.message.delivery_tag for r in requests if without and without(r)}
-            if consumer is not None and consumer.channel is not None:
-                qos = consumer.channel.qos
-                # Dirty tags are settled; kombu removes them when it takes the next message.
-                tags |= set(qos._delivered) - set(qos._dirty)  # noqa: SLF001 - no public API
-        except RuntimeError:
-            # Another thread changed a set during the iteration.
-            continue
-        return sorted(tags - left)
+    if consumer is not None and consumer.channel is not None:
+        qos = consumer.channel.qos
+        # Dirty tags are settled; kombu removes them when it takes the next message.
+        tags |= set(copied(qos._delivered)) - set(copied(qos._dirty))  # noqa: SLF001 - no public API
+    return sorted(tags - left)

@@ -14,6 +14,7 @@ from celery.worker import state
 from redis.exceptions import RedisError
 
 from fanout.core.queue_names import CONTROL_QUEUE
+from fanout.system.threads import copied
 from workers.consumer.task_requests import BranchRequest
 from workers.context.app import context_of
 
@@ -50,7 +51,10 @@ class PollMonitor:
 
         Clients wait for control tasks, which need no slot if the pool has room for them.
         """
-        room = getattr(self._consumer.pool, "control_room", 0) - _control_requests()
+        running = sum(
+            not isinstance(each, BranchRequest) for each in copied(state.reserved_requests)
+        )
+        room = getattr(self._consumer.pool, "control_room", 0) - running
         if room > 0 and not channel.qos.is_barred and CONTROL_QUEUE in channel.active_queues:
             channel.take_control(room)
 
@@ -58,7 +62,7 @@ class PollMonitor:
         channel: Any = getattr(self._consumer.task_consumer, "channel", None)
         if channel is None:
             return
-        storage = context_of(self._consumer).checks.storage
+        storage = context_of(self._consumer).storage
         channel.qos.is_barred = bool(storage.problem)
         # Kombu polls again as soon as it has a reply, and gets each reply within a second.
         asked_at = channel._brpop_sent_at  # noqa: SLF001 - no public API
@@ -75,12 +79,3 @@ class PollMonitor:
             return
         if asked_at is not None:
             self.polled_at = time.time() - (time.monotonic() - asked_at)
-
-
-def _control_requests() -> int:
-    while True:
-        try:
-            return sum(not isinstance(each, BranchRequest) for each in state.reserved_requests)
-        except RuntimeError:
-            # Another thread changed the set during the iteration.
-            continue

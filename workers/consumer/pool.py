@@ -1,9 +1,9 @@
-"""A Celery pool that runs each branch as a coroutine on the worker's event loop.
+"""The pools of workers: branches run on an event loop, or in threads.
 
 A branch waits nearly all of its time, for the model and for the server. In a pool of threads each
-branch would hold a thread, and move between threads four times. Here a worker has one loop, and its
-branches share round trips (workers.context.batches). The few other tasks block, so they run in
-threads.
+branch holds a thread, and moves between threads four times. A worker with an ``AsyncioPool`` has one
+loop, and its branches share round trips (workers.context.batches). The few other tasks block, so they
+run in threads. Neither pool lets them wait for calls.
 """
 
 from __future__ import annotations
@@ -14,36 +14,48 @@ import logging
 import os
 import time
 from collections import deque
-from typing import TYPE_CHECKING, Any
+from concurrent.futures import Future, wait
+from functools import partial
+from typing import TYPE_CHECKING, Any, cast
 
+from celery import states
 from celery.concurrency.base import BasePool, apply_target
+from celery.concurrency.thread import ApplyResult
+from celery.concurrency.thread import TaskPool as CeleryThreadPool
 from celery.worker.state import task_ready
 
-from fanout.core.exhaustion import is_exhausted
-from fanout.system.threads import ReadyThreads
+from fanout.broker.inspection import UNACKED, UNACKED_INDEX
+from fanout.system.threads import ReadyThreads, copied
 from workers.branch.claims import BranchHandedBack
 from workers.branch.execution import BranchFailed, process_branch
-from workers.consumer.settlement import settle_branches
 from workers.consumer.task_requests import BranchRequest, abandon
 from workers.context.app import app_of, context_of
 from workers.context.batches import Batches
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
+    from concurrent.futures import Executor
 
     from kombu.asynchronous import Hub
 
+    from fanout.broker.result_backend import TolerantRedisBackend
     from workers.context.progress import TrackedBranch
+    from workers.context.worker_context import WorkerContext
 
-    # Runs a task in a thread by Celery's tracer; takes the callback for its start.
-    _RunByCelery = Callable[[Callable[..., Any] | None], None]
+    # Runs a task by Celery's tracer; takes the callback for its start.
+    _Apply = Callable[[Callable[..., Any] | None], None]
+    # A request, and the error with which its branch has ended, if any.
+    _End = tuple[BranchRequest, BranchFailed | None]
 
-__all__ = ["AsyncioPool", "taken_ahead"]
+__all__ = ["AsyncioPool", "ThreadTaskPool", "taken_ahead"]
 
 # Threads for tasks other than branches: more of them would only slow each other down.
 _THREADS = 8
+_THREADS_BESIDE_BRANCHES = 4
 # Seconds before a branch goes back to its queue if the server refuses to settle it.
 _REQUEUE_S = 1.0
+# The longest wait, when the worker stops, for the branches that go back to their queue.
+_HAND_BACK_S = 10.0
 
 # A worker takes one branch ahead per two slots, to begin at once when a call ends; none at a low
 # concurrency, as no other worker begins a branch that was taken: see fanout.broker.message_leases.
@@ -102,9 +114,11 @@ class AsyncioPool(BasePool):  # type: ignore[misc]
         super().__init__(*args, **kwargs)
         self._threads: ReadyThreads
         self.control_room = min(self.limit, _THREADS)
-        self._arrived: deque[tuple[BranchRequest, _RunByCelery]] = deque()
+        self._arrived: deque[tuple[BranchRequest, _Apply]] = deque()
         self._is_waking = False
         self._branches: set[asyncio.Task[None]] = set()
+        # Branches that end by Celery's tracer, because they have no outcome.
+        self._handed_back: set[Future[None]] = set()
 
     def on_start(self) -> None:
         """Make the context of this process."""
@@ -117,8 +131,8 @@ class AsyncioPool(BasePool):  # type: ignore[misc]
             # would spend a fifth of a busy worker's time on branches in flight.
             gc.freeze()
             gc.set_threshold(*_GC_THRESHOLDS)
-        self._settle: Batches[tuple[BranchRequest, BranchFailed | None], None]
         steps = self._context.branches
+        self._settle: Batches[_End, None]
         self._settle = Batches(self._settle_all, steps.threads, steps.linger_s)
 
     def register_with_event_loop(self, loop: Hub) -> None:
@@ -128,6 +142,8 @@ class AsyncioPool(BasePool):  # type: ignore[misc]
     def on_stop(self) -> None:
         """Wait for the tasks in flight."""
         asyncio.run_coroutine_threadsafe(self._drain(), self._loop).result()
+        # Monitors hear of them as well.
+        wait(copied(self._handed_back), timeout=_HAND_BACK_S)
         self._threads.shutdown(cancel_futures=True)
 
     async def _drain(self) -> None:
@@ -145,31 +161,27 @@ class AsyncioPool(BasePool):  # type: ignore[misc]
         **_: Any,
     ) -> None:
         """Run a branch on the loop, and any other task in a thread, as Celery's own pool does."""
-        # Celery passes the request only as the object that owns the callback.
-        request = getattr(accept_callback, "__self__", None)
-
-        def apply(on_accept: Callable[..., Any] | None) -> None:
-            try:
-                apply_target(target, args, kwargs, callback, on_accept)
-            except BaseException as fault:  # noqa: BLE001 - no other code sees it
-                abandon(request, fault)
-
-        def by_celery(on_accept: Callable[..., Any] | None) -> None:
-            try:
-                self._threads.submit(apply, on_accept)
-            except RuntimeError as fault:
-                # The pool has stopped.
-                abandon(request, fault)
-
+        request = _request_of(accept_callback)
+        apply = partial(_apply, request, target, args, kwargs, callback)
         if isinstance(request, BranchRequest):
-            self._arrived.append((request, by_celery))
+            self._arrived.append((request, apply))
             if not self._is_waking:
                 self._is_waking = True
                 # Start branches only when the whole batch has arrived: otherwise the two threads
                 # would contend.
                 self._hub.call_soon(self._loop.call_soon_threadsafe, self._begin_arrived)
         else:
-            by_celery(accept_callback)
+            self._submit(request, apply, accept_callback)
+
+    def _submit(
+        self, request: Any, apply: _Apply, accept_callback: Callable[..., Any] | None = None
+    ) -> Future[None] | None:
+        try:
+            return self._threads.submit(apply, accept_callback)
+        except RuntimeError as fault:
+            # The pool has stopped.
+            abandon(request, fault)
+            return None
 
     def _begin_arrived(self) -> None:
         # Reset first: a branch that arrives from now on wakes the loop again.
@@ -179,34 +191,34 @@ class AsyncioPool(BasePool):  # type: ignore[misc]
             self._branches.add(task)
             task.add_done_callback(self._branches.discard)
 
-    async def _process(self, request: BranchRequest, by_celery: _RunByCelery) -> None:
+    async def _process(self, request: BranchRequest, apply: _Apply) -> None:
         progress = self._context.branches.progress
-        standing = progress.begin(request.branch_id)
+        branch = progress.begin(request.branch_id)
         try:
-            await self._process_and_settle(request, standing, by_celery)
+            await self._process_and_settle(request, branch, apply)
         except BaseException as fault:
             abandon(request, fault)
             raise
         finally:
-            progress.end(standing)
+            progress.end(branch)
 
     async def _process_and_settle(
-        self, request: BranchRequest, standing: TrackedBranch, by_celery: _RunByCelery
+        self, request: BranchRequest, branch: TrackedBranch, apply: _Apply
     ) -> None:
         error: BranchFailed | None = None
         slot, feed = _CallSlot(self, request), request.kwargs["feed"]
         try:
-            await process_branch(self._context, standing, feed, token=request.token, slot=slot)
+            await process_branch(self._context, branch, feed, token=request.token, slot=slot)
         except BranchFailed as failed:
             error = failed
         except BaseException as fault:  # noqa: BLE001 - Celery's tracer handles it
-            if isinstance(fault, asyncio.CancelledError) or is_exhausted(fault):
-                # The fault is not the branch's.
-                fault = BranchHandedBack()
             request.request_dict["ended"] = fault
-            by_celery(None)
+            ending = self._submit(request, apply)
+            if ending is not None:
+                self._handed_back.add(ending)
+                ending.add_done_callback(self._handed_back.discard)
             return
-        standing.moves("is counted", within_s=self._context.branches.progress.step_s)
+        branch.moves("is counted", within_s=self._context.branches.progress.step_s)
         await self._end(request, error)
 
     async def _end(self, request: BranchRequest, error: BranchFailed | None) -> None:
@@ -218,13 +230,14 @@ class AsyncioPool(BasePool):  # type: ignore[misc]
             await asyncio.to_thread(request.reject, requeue=True)
             task_ready(request)
         else:
+            self._context.branches.count_ended()
             request.on_settled(error)
 
-    def _settle_all(self, ends: list[tuple[BranchRequest, BranchFailed | None]]) -> list[None]:
-        settled = settle_branches(self._context, ends)
+    def _settle_all(self, ends: list[_End]) -> list[None]:
+        settle_branches(self._context, ends)
         # The pool has room for more.
         self._hub.call_soon(_wake)
-        return settled
+        return [None] * len(ends)
 
     def _get_info(self) -> dict[str, Any]:
         return {**super()._get_info(), "branches": len(self._branches)}
@@ -232,3 +245,72 @@ class AsyncioPool(BasePool):  # type: ignore[misc]
 
 def _wake() -> None:
     """Do nothing: the hub polls the queues by itself once it is awake."""
+
+
+class ThreadTaskPool(CeleryThreadPool):  # type: ignore[misc]
+    """Runs branches in as many threads as the worker's concurrency, other tasks in a few more.
+
+    Attributes:
+        control_room: Number of control tasks that the pool runs while all slots are in use.
+    """
+
+    control_room = _THREADS_BESIDE_BRANCHES
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.executor: Executor = ReadyThreads(self.limit, "fanout-branch", first=1)
+        self._control = ReadyThreads(self.control_room, "fanout-task")
+
+    def on_stop(self) -> None:
+        """Wait for the tasks in flight."""
+        super().on_stop()
+        self._control.shutdown(cancel_futures=True)
+
+    def on_apply(
+        self,
+        target: Callable[..., Any],
+        args: tuple[Any, ...] | None = None,
+        kwargs: dict[str, Any] | None = None,
+        callback: Callable[..., Any] | None = None,
+        accept_callback: Callable[..., Any] | None = None,
+        **_: Any,
+    ) -> ApplyResult:
+        """Run a task in a thread."""
+        request = _request_of(accept_callback)
+        threads = self.executor if isinstance(request, BranchRequest) else self._control
+        task = (request, target, args, kwargs, callback, accept_callback)
+        return ApplyResult(threads.submit(_apply, *task))
+
+
+def _request_of(accept_callback: Any) -> Any:
+    """Return the request of a task: Celery passes it only as the object that owns the callback."""
+    return getattr(accept_callback, "__self__", None)
+
+
+def _apply(request: Any, *task: Any) -> None:
+    """Run a task by Celery's tracer."""
+    try:
+        apply_target(*task)
+    except BaseException as fault:  # noqa: BLE001 - no other code sees it
+        abandon(request, fault)
+
+
+def settle_branches(context: WorkerContext, ends: Sequence[_End]) -> None:
+    """Count ended branches in their chords, and then acknowledge their messages.
+
+    The order matters: a redelivered message of a counted branch does no harm, but a branch that is
+    not counted must be redelivered.
+    """
+    connections = context.connections
+    backend = cast("TolerantRedisBackend", connections.backend)
+    backend.on_chord_parts_return(
+        (request, states.SUCCESS if error is None else states.FAILURE, error)
+        for request, error in ends
+    )
+    tags = [request.message.delivery_tag for request, _ in ends]
+    with connections.broker.pipeline(transaction=False) as pipe:
+        pipe.zrem(UNACKED_INDEX, *tags)
+        pipe.hdel(UNACKED, *tags)
+        pipe.execute()
+    for request, _ in ends:
+        request.forget()

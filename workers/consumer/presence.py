@@ -17,6 +17,7 @@ from fanout.broker import app as broker
 from fanout.broker.dropped import dropped_messages
 from fanout.core.errors import BrokerError
 from fanout.stores import WorkerRecord
+from fanout.system.threads import copied
 from fanout.system.ticker import Ticker
 from workers.consumer.pool import AsyncioPool
 from workers.context.app import context_of
@@ -61,11 +62,11 @@ class Presence(bootsteps.StartStopStep):  # type: ignore[misc]
         self._ticker.start()
 
     def _beat(self, worker: WorkController) -> None:
-        if context_of(worker).checks.version_gate.is_spoken():
+        if context_of(worker).version_gate.is_spoken():
             self._beats += 1
             if self._beats == _CHECK_NAME_AT_BEAT:
                 self._warn_about_shared_name(worker)
-            context_of(worker).checks.storage.look()
+            context_of(worker).storage.look()
             _store_of(worker).worker_alive(self._record(worker), ttl_s=_TTL_S)
             self._count_dropped(worker)
 
@@ -85,7 +86,7 @@ class Presence(bootsteps.StartStopStep):  # type: ignore[misc]
             )
 
     def _record(self, worker: WorkController) -> WorkerRecord:
-        in_flight = _branches_in_flight()
+        branches = context_of(worker).branches
         host, pid, started_at = self._who
         return WorkerRecord(
             name=worker.hostname,
@@ -93,15 +94,15 @@ class Presence(bootsteps.StartStopStep):  # type: ignore[misc]
             pid=pid,
             pool=_name_of(worker.pool_cls),
             concurrency=worker.concurrency,
-            in_flight=in_flight,
-            processed=max(0, state.total_count[broker.BRANCH] - in_flight),
+            in_flight=sum(each.name == broker.BRANCH for each in copied(state.active_requests)),
+            processed=branches.ended,
             started_at=started_at,
             sent_at=time.time(),
             version=self._version,
             wire=broker.WIRE_VERSION,
             polled_at=getattr(worker.consumer, "polled_at", 0.0),
-            problem=context_of(worker).checks.storage.problem,
-            stuck=len(context_of(worker).branches.progress.stuck()),
+            problem=context_of(worker).storage.problem,
+            stuck=len(branches.progress.stuck()),
             queues=tuple(sorted(worker.app.amqp.queues.consume_from)),
         )
 
@@ -110,7 +111,7 @@ class Presence(bootsteps.StartStopStep):  # type: ignore[misc]
         self._ticker.stop()
         try:
             _store_of(worker).worker_gone(worker.hostname)
-            context_of(worker).checks.version_gate.release()
+            context_of(worker).version_gate.release()
         except BrokerError as error:
             _log.warning("cannot say that this worker has stopped: %s", error)
 
@@ -126,12 +127,3 @@ def _name_of(pool: type) -> str:
         return "threads"
     # Celery's own pools are identified by their modules.
     return pool.__module__.rpartition(".")[2]
-
-
-def _branches_in_flight() -> int:
-    while True:
-        try:
-            return sum(request.name == broker.BRANCH for request in state.active_requests)
-        except RuntimeError:
-            # Another thread changed the set during the iteration.
-            continue

@@ -41,7 +41,7 @@ class ReaperStep(bootsteps.StartStopStep):  # type: ignore[misc]
         self._ticker.start()
 
     def _beat(self) -> None:
-        if not self._app.context.checks.version_gate.is_spoken():
+        if not self._app.context.version_gate.is_spoken():
             return
         store = self._app.context.connections.fail_fast_store
         # Another worker takes over from a dead holder after three sweeps.

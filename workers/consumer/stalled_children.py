@@ -16,7 +16,6 @@ from celery import signals
 from fanout.core.errors import BrokerError
 from fanout.system.logs import about
 from fanout.system.ticker import Ticker
-from workers.context.progress import StallWatch
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -44,7 +43,6 @@ class ChildWatch:
     ) -> None:
         self._context = context
         self._end = end
-        self._watch: StallWatch | None = None
 
     def look(self) -> None:
         """End the child if its branch is stuck although the server accepts writes."""
@@ -52,7 +50,6 @@ class ChildWatch:
         if context is None:
             return
         progress = context.branches.progress
-        watch = self._watch = self._watch or StallWatch(progress)
         if progress.overdue():
             # The parent sends the heartbeats, so only a write shows the child whether the server
             # accepts writes. It is done only if a branch is overdue.
@@ -60,14 +57,14 @@ class ChildWatch:
                 store = context.connections.fail_fast_store
                 store.take_lock(f"child-{os.getpid()}", context.holder, ttl_s=1)
             except BrokerError:
-                watch.forgive()
+                progress.forgive()
                 return
-        for standing in watch.look():
+        for branch in progress.newly_stuck():
             _log.critical(
                 "no progress for %.0f s: the branch %s, and its process ends",
-                standing.stands_s(progress.clock()),
-                standing.doing,
-                extra=about(standing.branch_id),
+                branch.stands_s(progress.clock()),
+                branch.doing,
+                extra=about(branch.branch_id),
             )
             self._end()
         context.branches.releases.again()

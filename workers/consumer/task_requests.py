@@ -22,10 +22,11 @@ if TYPE_CHECKING:
 
     from billiard.einfo import ExceptionInfo
 
-    from workers.context.claim_releases import ClaimReleases
+    from workers.context.branch_steps import BranchSteps
 
 __all__ = [
     "BranchRequest",
+    "HandedBackError",
     "MonitoredRequest",
     "PostponedError",
     "RunGoneError",
@@ -47,6 +48,10 @@ class RunGoneError(Ignore):  # type: ignore[misc]
 
 class StillHeldError(Ignore):  # type: ignore[misc]
     """Another worker has the branch: this message waits in case that worker dies."""
+
+
+class HandedBackError(Reject):  # type: ignore[misc]
+    """The branch returns to its queue; its claim, if it had one, is released."""
 
 
 class MonitoredRequest(ServerClockRequest):
@@ -162,7 +167,7 @@ class BranchRequest(MonitoredRequest):
 
     def release_claim(self) -> bool:
         """Release the claim of this delivery; its begin still counts."""
-        return self._releases.now(self.branch_id, self.token, counts=True)
+        return self._steps.releases.now(self.branch_id, self.token, counts=True)
 
     def on_failure(
         self,
@@ -172,26 +177,34 @@ class BranchRequest(MonitoredRequest):
     ) -> Any:
         """Settle a branch that raised; unless that is BranchFailed, it has no outcome."""
         error = _raised(exc_info)
-        if not isinstance(error, (BranchFailed, Ignore)):
+        if isinstance(error, BranchFailed):
+            self._steps.count_ended()
+        elif not isinstance(error, (HandedBackError, Ignore)):
             # The process that ran the branch may have failed to release its claim.
             is_no_fault = isinstance(error, (Reject, Retry))
-            self._releases.later(self.branch_id, self.token, counts=not is_no_fault)
+            self._steps.releases.later(self.branch_id, self.token, counts=not is_no_fault)
         return super().on_failure(exc_info, send_failed_event, return_ok)
+
+    def on_success(self, failed__retval__runtime: tuple[bool, Any, float], **kwargs: Any) -> Any:
+        """Settle a branch whose task returned, or raised in another process."""
+        if not failed__retval__runtime[0]:
+            self._steps.count_ended()
+        return super().on_success(failed__retval__runtime, **kwargs)
 
     def on_retry(self, exc_info: ExceptionInfo) -> None:
         """Settle a branch that was published again because the server was unreachable."""
-        self._releases.now(self.branch_id, self.token, counts=False)
+        self._steps.releases.now(self.branch_id, self.token, counts=False)
         super().on_retry(exc_info)
 
     def abandon(self) -> None:
         """End the request; its begin counts, so that a branch that always fails ends."""
-        self._releases.later(self.branch_id, self.token, counts=True)
+        self._steps.releases.later(self.branch_id, self.token, counts=True)
         super().abandon()
 
     @property
-    def _releases(self) -> ClaimReleases:
-        releases: ClaimReleases = context_of(self).branches.releases
-        return releases
+    def _steps(self) -> BranchSteps:
+        steps: BranchSteps = context_of(self).branches
+        return steps
 
     def on_settled(self, error: BranchFailed | None) -> None:
         """Record the end, after the chord has counted the branch and its message is gone."""

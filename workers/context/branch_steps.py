@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -43,8 +44,9 @@ class BranchSteps:
         feed: Publishes the branch that takes the place of an ended one.
         threads: The threads that the batches run in.
         progress: How far each branch is.
-        releases: Gives up the claims of deliveries that ended without an outcome.
+        releases: Releases the claims of deliveries that ended without an outcome.
         alone: Held by a branch that may have killed its worker: these run one at a time.
+        ended: Number of branches that this worker has ended; its prefork children count nothing.
     """
 
     def __init__(
@@ -56,12 +58,14 @@ class BranchSteps:
         self._loop = loop
         self._in_flight = in_flight
         self.threads = ReadyThreads(_THREADS, "fanout-store")
-        self.begin = Batches(store.begin_all, self.threads, abandoned=self._take_back)
+        self.begin = Batches(store.begin_all, self.threads, abandoned=self._release_abandoned)
         self.record = Batches(store.record_all, self.threads, self.linger_s)
         self.feed = Batches(self._publish, self.threads)
         self.progress = BranchTracker(step_s=step_s)
         self.releases = ClaimReleases(self._fail_fast_store.release_claim)
         self.alone = asyncio.Lock()
+        self.ended = 0
+        self._lock = threading.Lock()
 
     def linger_s(self) -> float:
         """Return how many seconds an ended branch waits for others, to be written with them.
@@ -70,17 +74,20 @@ class BranchSteps:
         """
         return _LINGER_S if self._in_flight.count >= _MANY_IN_FLIGHT else 0.0
 
-    def let_go(self, standing: TrackedBranch) -> None:
-        """Let other workers begin a branch that makes no progress. Raises BrokerError."""
-        if standing.token:
-            self._fail_fast_store.release_claim(
-                standing.branch_id, token=standing.token, counts=True
-            )
-        if standing.task is not None:
-            self._loop.call_soon(standing.task.cancel)
+    def count_ended(self) -> None:
+        """Count a branch that has ended with an outcome; any thread may call this."""
+        with self._lock:
+            self.ended += 1
 
-    def _take_back(self, start: BeginRequest) -> None:
-        """Take a begin back whose branch was cancelled while the begin was under way.
+    def release_stuck(self, branch: TrackedBranch) -> None:
+        """Let other workers begin a branch that makes no progress. Raises BrokerError."""
+        if branch.token:
+            self._fail_fast_store.release_claim(branch.branch_id, token=branch.token, counts=True)
+        if branch.task is not None:
+            self._loop.call_soon(branch.task.cancel)
+
+    def _release_abandoned(self, start: BeginRequest) -> None:
+        """Release the claim of a branch that was cancelled while its begin was under way.
 
         The server may carry out the begin after the release: then no other worker could begin the
         branch while this process lives.

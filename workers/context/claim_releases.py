@@ -70,17 +70,17 @@ class ClaimReleases:
     def now(self, branch_id: BranchId, token: str, *, counts: bool) -> bool:
         """Release a claim now, or later if the server refuses; return whether it is released."""
         self.later(branch_id, token, counts=counts)
-        return self._give_up(branch_id, token)
+        return self._release(branch_id, token)
 
     def again(self) -> None:
         """Release pending claims until the server refuses; called every few seconds."""
         with self._lock:
             some = list(self._pending)[:_AT_ONCE]
         for branch_id, token in some:
-            if not self._give_up(branch_id, token):
+            if not self._release(branch_id, token):
                 return
 
-    def _give_up(self, branch_id: BranchId, token: str) -> bool:
+    def _release(self, branch_id: BranchId, token: str) -> bool:
         with self._lock:
             # Moved to the end: a claim that the server always refuses holds up no other.
             counts, first = self._pending.pop((branch_id, token), (False, None))

@@ -1,23 +1,25 @@
-"""The calls in flight of a worker process, and the reasons that end them early."""
+"""The calls in flight of a worker process, and what ends them early."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 from collections import defaultdict
 from enum import Enum
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from fanout.core.errors import BrokerError, UnknownRunError
-from fanout.core.records import RunStatus
+from fanout.core.records import ErrorKind, RunStatus
 from fanout.system.logs import about
 
 if TYPE_CHECKING:
-    from collections.abc import Container, Coroutine
+    from collections.abc import Callable, Container, Coroutine
 
     from fanout.stores import RedisStore
+    from workers.context.event_loop import LoopThread
 
-__all__ = ["CallStoppedError", "InFlight", "StopReason"]
+__all__ = ["CallStoppedError", "HandBack", "InFlight", "StopReason", "run_ending"]
 
 _T = TypeVar("_T")
 # A stopped run should cost no more than this much of further calls.
@@ -33,6 +35,18 @@ class StopReason(Enum):
     EXPIRED = "expired"  # its run's deadline passed
     HANDED_BACK = "handed back"  # the worker stops: another worker makes the call
     PAUSED = "paused"  # its run was paused while the branch waited to call
+
+
+_RUN_ENDINGS = {
+    StopReason.HALTED: (ErrorKind.CANCELLED, "the run was stopped"),
+    StopReason.EXPIRED: (ErrorKind.EXPIRED, "the run's deadline passed"),
+}
+
+
+def run_ending(reason: StopReason, *, when: str) -> tuple[ErrorKind, str]:
+    """Return kind and message of the error of a branch whose run was halted or has expired."""
+    kind, message = _RUN_ENDINGS[reason]
+    return kind, f"{message} {when}"
 
 
 class CallStoppedError(Exception):
@@ -170,3 +184,38 @@ class InFlight:
             if only is None or task in only:
                 calls[task] = calls[task] or reason
                 task.cancel()
+
+
+class HandBack:
+    """Ends calls, so that their branches go back to the queue; any thread may ask for it.
+
+    Args:
+        in_flight: The calls.
+        loop: The loop that they run on.
+    """
+
+    def __init__(self, in_flight: InFlight, loop: LoopThread) -> None:
+        self._in_flight = in_flight
+        self._loop = loop
+        self._begun = threading.Event()
+        self._before: list[Callable[[], None]] = []
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether this process stops, and no longer waits for calls in flight."""
+        return self._begun.is_set()
+
+    def before(self, callback: Callable[[], None]) -> None:
+        """Call ``callback`` before this process ends its calls."""
+        self._before.append(callback)
+
+    def waiting(self) -> None:
+        """Hand back the branches that only wait, for example for a model that fails."""
+        self._loop.call_soon(self._in_flight.hand_back_waiting)
+
+    def all(self) -> None:
+        """Hand back all branches: end the calls in flight."""
+        for callback in self._before:
+            callback()
+        self._begun.set()
+        self._loop.call_soon(self._in_flight.hand_back)

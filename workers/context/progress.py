@@ -10,13 +10,24 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
+from fanout.system.threads import copied
+
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable
 
     from fanout.core.ids import BranchId
 
-__all__ = ["BranchTracker", "StallWatch", "TrackedBranch"]
+__all__ = ["ALIVE", "BEATS", "RENEWALS", "SURE", "BranchTracker", "TrackedBranch"]
+
+# The intervals of a worker's heartbeats, as shares of the visibility timeout. The store considers a
+# holder dead after BEATS / RENEWALS (half) of the timeout without a beat: before its messages are
+# delivered again, and after up to two failed beats.
+RENEWALS = 6
+BEATS = 3
+ALIVE = BEATS / RENEWALS
+# If a holder is alive now, the store considers it alive for at least this share of the timeout.
+SURE = (BEATS - 1) / RENEWALS
 
 
 class TrackedBranch:
@@ -32,14 +43,9 @@ class TrackedBranch:
 
     __slots__ = ("_clock", "_due_at", "_since", "branch_id", "doing", "is_stuck", "task", "token")
 
-    def __init__(
-        self,
-        branch_id: BranchId,
-        task: asyncio.Task[object] | None,
-        clock: Callable[[], float],
-    ) -> None:
+    def __init__(self, branch_id: BranchId, clock: Callable[[], float]) -> None:
         self.branch_id = branch_id
-        self.task = task
+        self.task: asyncio.Task[object] | None = None
         self.token = ""
         self._clock = clock
         self.moves("waits for a slot")
@@ -62,12 +68,17 @@ class TrackedBranch:
 
 
 class BranchTracker:
-    """The branches that a process works on."""
+    """The branches that a process works on.
+
+    A branch is stuck if it was overdue at two looks, and the server answered at both: an unreachable
+    server holds up all branches, but they move within moments of its return.
+    """
 
     def __init__(self, *, step_s: float, clock: Callable[[], float] = time.monotonic) -> None:
         self.step_s = step_s
         self.clock = clock
         self._all: set[TrackedBranch] = set()
+        self._suspected: set[TrackedBranch] = set()
         self._turned_at = clock()
 
     def turns(self) -> None:
@@ -79,54 +90,32 @@ class BranchTracker:
         """Whether something blocks the loop: then no branch on it moves."""
         return self.clock() - self._turned_at > self.step_s
 
-    def begin(self, branch_id: BranchId, task: asyncio.Task[object] | None = None) -> TrackedBranch:
+    def begin(self, branch_id: BranchId) -> TrackedBranch:
         """Track a delivery of a branch."""
-        standing = TrackedBranch(branch_id, task, self.clock)
-        self._all.add(standing)
-        return standing
+        branch = TrackedBranch(branch_id, self.clock)
+        self._all.add(branch)
+        return branch
 
-    def end(self, standing: TrackedBranch) -> None:
-        """Stop tracking a delivery that was settled or given back."""
-        self._all.discard(standing)
+    def end(self, branch: TrackedBranch) -> None:
+        """Stop tracking a delivery that was settled or handed back."""
+        self._all.discard(branch)
 
     def stuck(self) -> list[TrackedBranch]:
         """Return the branches that were left to other workers and are still here."""
-        return [standing for standing in self._copied() if standing.is_stuck]
+        return [branch for branch in copied(self._all) if branch.is_stuck]
 
     def overdue(self) -> list[TrackedBranch]:
         """Return the overdue branches that are not marked as stuck yet."""
         now, all_are = self.clock(), self.is_loop_still
-        found = [each for each in self._copied() if not each.is_stuck]
-        return found if all_are else [each for each in found if each.is_overdue(now)]
+        moving = [branch for branch in copied(self._all) if not branch.is_stuck]
+        return moving if all_are else [branch for branch in moving if branch.is_overdue(now)]
 
-    def _copied(self) -> list[TrackedBranch]:
-        while True:
-            try:
-                return list(self._all)
-            except RuntimeError:
-                # The loop added or removed one meanwhile.
-                continue
-
-
-class StallWatch:
-    """Finds stuck branches: overdue at two looks, while the server answered at both.
-
-    An unreachable server holds up all branches. They move within moments of its return, and so before
-    the second look.
-    """
-
-    def __init__(self, progress: BranchTracker) -> None:
-        self._progress = progress
-        self._suspected: set[TrackedBranch] = set()
-
-    def look(self) -> list[TrackedBranch]:
-        """Return the newly stuck branches; called when the server has just accepted a write."""
-        overdue = self._progress.overdue()
-        if not overdue and not self._suspected:
-            return []
-        found = [standing for standing in overdue if standing in self._suspected]
-        for standing in found:
-            standing.is_stuck = True
+    def newly_stuck(self) -> list[TrackedBranch]:
+        """Return the branches found stuck; called when the server has just accepted a write."""
+        overdue = self.overdue()
+        found = [branch for branch in overdue if branch in self._suspected]
+        for branch in found:
+            branch.is_stuck = True
         self._suspected = set(overdue) - set(found)
         return found
 

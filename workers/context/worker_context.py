@@ -9,7 +9,7 @@ from fanout.system.threads import ReadyThreads
 from workers.context.branch_steps import BranchSteps
 from workers.context.connections import connect
 from workers.context.event_loop import LoopThread
-from workers.context.hand_back import HandBack
+from workers.context.inflight import HandBack
 from workers.context.models import Models
 from workers.context.run_caches import RunCaches
 from workers.context.storage_watch import StorageWatch
@@ -24,26 +24,13 @@ if TYPE_CHECKING:
     from workers.context.app import WorkerApp
     from workers.context.connections import Connections
 
-__all__ = ["FleetChecks", "WorkerContext", "make_context"]
+__all__ = ["WorkerContext", "make_context"]
 
 # Threads that load what branches need.
 _LOADERS = 4
 # A step at the server takes moments. If it takes this many visibility timeouts while the server
 # answers, it will not end.
 _STEP_LEASES = 2
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class FleetChecks:
-    """What keeps a worker from taking messages.
-
-    Attributes:
-        version_gate: Refuses a worker whose wire version differs from its fleet's.
-        storage: Pauses a worker that does not see its fleet's storage.
-    """
-
-    version_gate: VersionGate
-    storage: StorageWatch
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -59,7 +46,8 @@ class WorkerContext:
         models: The models, their limits and their calls in flight.
         runs: The caches of runs.
         branches: The steps that branches share, and their progress.
-        checks: What keeps the worker from taking messages.
+        version_gate: Refuses a worker whose wire version differs from its fleet's.
+        storage: Pauses a worker that does not see its fleet's storage.
         hand_back: Gives branches back when the worker stops.
         reports: Reports what has ended to telemetry.
     """
@@ -71,7 +59,8 @@ class WorkerContext:
     models: Models
     runs: RunCaches
     branches: BranchSteps
-    checks: FleetChecks
+    version_gate: VersionGate
+    storage: StorageWatch
     hand_back: HandBack
     reports: Reports
     _closers: list[Callable[[], None]] = field(default_factory=list)
@@ -112,10 +101,8 @@ def make_context(app: WorkerApp, *, concurrency: int) -> WorkerContext:
             models.in_flight,
             step_s=_STEP_LEASES * settings.visibility_timeout_s,
         ),
-        checks=FleetChecks(
-            version_gate=VersionGate(watching, app.holder),
-            storage=StorageWatch(watching, settings),
-        ),
+        version_gate=VersionGate(watching, app.holder),
+        storage=StorageWatch(watching, settings),
         hand_back=HandBack(models.in_flight, loop),
         reports=Reports(watching, make_telemetry(settings, watching.run)),
     )

@@ -13,6 +13,7 @@ from fanout.core.records import ErrorKind, Outcome, RunStatus
 from fanout.policy.healing import unpublished
 from fanout.runs.enqueue import fleet_window, take_back
 from fanout.stores import RecordRequest
+from workers.context.inflight import StopReason, run_ending
 from workers.reduce import reductions
 
 if TYPE_CHECKING:
@@ -68,10 +69,9 @@ def expand(context: WorkerContext, shard_id: ShardId, permits: int) -> None:
 
 def _ending(run: RunRecord, stage: int) -> tuple[ErrorKind, str] | None:
     """Return the error of branches that are not published because their run must end, or None."""
-    if run.halt:
-        return ErrorKind.CANCELLED, "the run was stopped before this branch was called"
-    if stage == 0 and run.is_overdue:
-        return ErrorKind.EXPIRED, "the run's deadline passed before this branch was called"
+    reason = StopReason.HALTED if run.halt else StopReason.EXPIRED
+    if run.halt or (stage == 0 and run.is_overdue):
+        return run_ending(reason, when="before this branch was called")
     return None
 
 

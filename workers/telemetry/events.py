@@ -1,11 +1,11 @@
-"""Task events, for Flower and other monitors, are sent many at a time.
+"""Sends the task events for Flower and other monitors in batches.
 
-A message of its own for each would cost a busy worker a fifth of its throughput
-(benchmarks/events_cost.py).
+One message per event would cost a busy worker a fifth of its throughput (benchmarks/events_cost.py).
 """
 
 from __future__ import annotations
 
+import logging
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from celery.app.events import Events as CeleryEvents
 from celery.events.dispatcher import EventDispatcher
 from celery.utils.time import utcoffset
 
+from fanout.broker.dropped import MALFORMED
 from fanout.system.ticker import Ticker
 
 if TYPE_CHECKING:
@@ -22,20 +23,22 @@ if TYPE_CHECKING:
 
 __all__ = ["EventSending", "Events"]
 
-# How long a monitor may be behind.
+# The greatest delay of an event.
 _EVERY_S = 0.5
-# At most so many wait for a tick; the thread that adds the last one sends them all.
+# The most events that wait for the next tick; the thread that adds the last one sends them all.
 _BATCH = 1_000
+
+_log = logging.getLogger(__name__)
 
 
 class Dispatcher(EventDispatcher):  # type: ignore[misc]
-    """Makes and encodes batches by itself: Celery's way costs as much as the events do."""
+    """Builds and encodes batches itself: Celery's own code costs as much as sending the events."""
 
-    # Hours; it changes twice a year, and is looked at with each batch.
+    # Hours; updated with each batch.
     _utcoffset = utcoffset()
 
     def send(self, type: str, **fields: Any) -> None:  # noqa: A002 - Celery's
-        """Send an event, that of a task with the next batch. Of tasks, Celery gives no options."""
+        """Send an event; task events, for which Celery passes no options, with the next batch."""
         is_of_task = type.startswith("task-") and "task" in self.buffer_group
         if not (is_of_task and self.enabled and (not self.groups or "task" in self.groups)):
             super().send(type, **fields)
@@ -54,22 +57,22 @@ class Dispatcher(EventDispatcher):  # type: ignore[misc]
             self.on_send_buffered()
 
     def flush(self, *args: Any, **kwargs: Any) -> None:
-        """Send what has gathered."""
+        """Send the waiting events."""
         self._utcoffset = utcoffset()
         super().flush(*args, **kwargs)
 
     def extend_buffer(self, other: Any) -> None:
-        """Take over the events of the dispatcher before a reconnect, also those of tasks."""
+        """Take over the waiting events of the dispatcher of a lost connection."""
         super().extend_buffer(other)
         self._group_buffer["task"].extend(other._group_buffer["task"])  # noqa: SLF001 - of this class
 
     def _publish(self, event: Any, producer: Any, routing_key: str, **options: Any) -> None:
-        if not isinstance(event, list) or producer is None:
-            super()._publish(event, producer, routing_key, **options)
+        body = _encoded(event) if producer is not None else None
+        if body is None:
             return
         try:
             producer.publish(
-                msgspec.json.encode(event),
+                body,
                 routing_key=routing_key,
                 exchange=self.exchange.name,
                 declare=[self.exchange],
@@ -77,12 +80,28 @@ class Dispatcher(EventDispatcher):  # type: ignore[misc]
                 content_encoding="utf-8",
                 headers=self.headers,
                 delivery_mode=self.delivery_mode,
+                **options,
             )
         except Exception:
             if not self.buffer_while_offline:
                 raise
-            # As Celery does: they are sent when there is a connection again.
+            # As Celery does: events are sent when there is a connection again.
             self._outbound_buffer.append((event, routing_key))
+
+
+def _encoded(event: Any) -> bytes | None:
+    """Return an event, or a batch, as JSON, without events that cannot be encoded; None if none is left.
+
+    A batch with such an event would be buffered, and fail again, for ever.
+    """
+    try:
+        return msgspec.json.encode(event)
+    except MALFORMED as error:
+        if isinstance(event, list):
+            events = [each for each in map(_encoded, event) if each is not None]
+            return b"[" + b",".join(events) + b"]" if events else None
+        _log.warning("dropped an event %s: %s", event.get("type"), type(error).__name__)
+        return None
 
 
 class Events(CeleryEvents):  # type: ignore[misc]
@@ -92,7 +111,7 @@ class Events(CeleryEvents):  # type: ignore[misc]
 
 
 class EventSending(bootsteps.StartStopStep):  # type: ignore[misc]
-    """Sends the events that have gathered; the consumer sends the last ones when it ends."""
+    """Sends the waiting events regularly; the consumer sends the last ones when it ends."""
 
     requires = ("celery.worker.components:Pool",)
 
@@ -102,12 +121,12 @@ class EventSending(bootsteps.StartStopStep):  # type: ignore[misc]
         self._ticker = Ticker("events", _EVERY_S, self._send)
 
     def start(self, worker: WorkController) -> None:
-        """Begin to send."""
+        """Start to send."""
         worker.app.context.on_close(self._ticker.stop)
         self._ticker.start()
 
     def _send(self) -> None:
-        # Another one after each reconnect.
+        # The consumer makes a dispatcher for each connection.
         dispatcher = getattr(self._worker.consumer, "event_dispatcher", None)
         if dispatcher is not None and dispatcher.enabled:
             dispatcher.buffer_limit = _BATCH

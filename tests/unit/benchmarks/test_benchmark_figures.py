@@ -73,13 +73,16 @@ OUTER = ("Thread.run (threading.py:1)", "_worker (concurrent/futures/thread.py:6
         (["collect (workers/reduce/stages.py:95)", "decode_outcome (codec.py:98)"], "collect"),
         (
             [
-                "settle (workers/consumer/settlement.py:1)",
+                "settle_branches (workers/consumer/pool.py:1)",
                 "on_chord (fanout/broker/result_backend.py:2)",
             ],
             "part-return",
         ),
         (
-            ["settle (workers/consumer/settlement.py:1)", "Pipeline.execute (redis/client.py:2)"],
+            [
+                "settle_branches (workers/consumer/pool.py:1)",
+                "Pipeline.execute (redis/client.py:2)",
+            ],
             "ack",
         ),
         (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from types import SimpleNamespace
 
 import pytest
@@ -14,16 +15,18 @@ from fanout.broker.result_backend import TaskFault
 from fanout.core.errors import BrokerError
 from fanout.core.ids import BranchId, ShardId
 from fanout.stores import BeginRequest
-from tests.fakes import fake_store, make_shard
+from tests.fakes import RUN, FakeContext, fake_store, make_shard, run_branch
 from workers.branch.execution import BranchFailed
 from workers.consumer.task_requests import (
     BranchRequest,
+    HandedBackError,
     PostponedError,
     RunGoneError,
     StillHeldError,
     abandon,
 )
 from workers.context.claim_releases import ClaimReleases
+from workers.tasks import _not_done
 
 BRANCH = BranchId("r1", 0, 0, 1)
 REFUSED = BrokerError("MISCONF", is_refusal=True)
@@ -38,6 +41,10 @@ class Server:
         self.asked = []
         self.now = 100.0
         self.releases = ClaimReleases(self.release_claim, clock=lambda: self.now)
+        self.ended = 0
+
+    def count_ended(self):
+        self.ended += 1
 
     def release_claim(self, branch_id, *, token, counts):
         self.asked.append((branch_id, token, counts))
@@ -142,6 +149,7 @@ def request(server, token="a"):
         (TaskFault("KeyError at x.py:1"), True),
         (Retry(exc=AWAY), False),
         (Reject("the worker stops", requeue=True), False),
+        (HandedBackError("its claim is released", requeue=True), None),
         (BranchFailed("timeout"), None),
         (StillHeldError("another worker has it"), None),
         (PostponedError("the run is paused"), None),
@@ -153,8 +161,45 @@ def test_each_end_without_an_outcome_gives_the_claim_up(error, counts, monkeypat
     """An outcome, or a claim of another delivery, is left as it is."""
     server, broker = Server(), Broker(monkeypatch)
     broker.end(request(server), error, monkeypatch)
+    assert server.ended == isinstance(error, BranchFailed), "only outcomes are counted"
     server.beat()
     assert set(server.asked) == (set() if counts is None else {(BRANCH, "a", counts)})
+
+
+def test_what_returned_is_counted_and_its_claim_left(monkeypatch):
+    """Celery reports an error of another process as the result of a task that failed."""
+    server = Server()
+    monkeypatch.setattr(Request, "on_success", lambda *_: None)
+    request(server).on_success((False, "None", 0.1))
+    request(server).on_success((True, "an error", 0.1))
+    assert (server.ended, len(server.releases)) == (1, 0)
+
+
+@pytest.mark.parametrize(
+    ("refusal", "kind"), [(None, HandedBackError), (RuntimeError("can't start new thread"), Reject)]
+)
+def test_a_branch_that_is_handed_back_says_whether_its_claim_is_released(
+    refusal, kind, monkeypatch
+):
+    context = FakeContext()
+    context.write(["a"])
+
+    async def cancelled(_):
+        raise asyncio.CancelledError
+
+    monkeypatch.setattr(context.branches, "record", cancelled)
+    release = context.store.release_claim
+
+    def release_claim(*args, **kwargs):
+        if refusal is not None:
+            raise refusal
+        release(*args, **kwargs)
+
+    monkeypatch.setattr(context.store, "release_claim", release_claim)
+    with pytest.raises(Reject) as raised, _not_done():
+        run_branch(context, BranchId(RUN, 0, 0, 0))
+    assert type(raised.value) is kind
+    assert raised.value.requeue
 
 
 def test_what_nobody_sees_to_its_end_gives_its_claim_up(monkeypatch):

@@ -14,7 +14,7 @@ from fanout.system.threads import ReadyThreads
 from workers.consumer.leases import LeaseRenewal, held_tags
 from workers.consumer.stalled_children import ChildWatch
 from workers.context.claim_releases import ClaimReleases
-from workers.context.progress import BranchTracker, StallWatch
+from workers.context.progress import BranchTracker
 
 BRANCH = BranchId("r1", 0, 0, 7)
 
@@ -41,53 +41,53 @@ def progress(clock):
     [(None, 1e6, False), (10, 9, False), (10, 11, True), (70, 11, False), (70, 71, True)],
 )
 def test_what_explains_itself_is_not_overdue(progress, clock, within_s, after_s, is_overdue):
-    standing = progress.begin(BRANCH)
-    standing.moves("does something", within_s=within_s)
+    branch = progress.begin(BRANCH)
+    branch.moves("does something", within_s=within_s)
     clock.now += after_s
     progress.turns()
-    assert (progress.overdue() == [standing]) is is_overdue
+    assert (progress.overdue() == [branch]) is is_overdue
 
 
 def test_it_takes_two_looks_while_the_server_answers(progress, clock):
-    watch, standing = StallWatch(progress), progress.begin(BRANCH)
-    standing.moves("is begun", within_s=10)
-    assert watch.look() == []
+    branch = progress.begin(BRANCH)
+    branch.moves("is begun", within_s=10)
+    assert progress.newly_stuck() == []
     clock.now += 60
-    watch.forgive()  # the server was away
-    assert watch.look() == []
-    watch.forgive()
-    assert watch.look() == []
-    assert watch.look() == [standing]
-    assert watch.look() == [], "it is told once"
-    assert progress.stuck() == [standing]
+    progress.forgive()  # the server was away
+    assert progress.newly_stuck() == []
+    progress.forgive()
+    assert progress.newly_stuck() == []
+    assert progress.newly_stuck() == [branch]
+    assert progress.newly_stuck() == [], "it is told once"
+    assert progress.stuck() == [branch]
 
 
 @pytest.mark.parametrize("what", ["moves", "ends"])
 def test_one_that_moves_after_all_is_not_stuck(progress, clock, what):
-    watch, standing = StallWatch(progress), progress.begin(BRANCH)
-    standing.moves("is begun", within_s=10)
+    branch = progress.begin(BRANCH)
+    branch.moves("is begun", within_s=10)
     clock.now += 11
     progress.turns()
-    assert watch.look() == []
+    assert progress.newly_stuck() == []
     if what == "moves":
-        standing.moves("calls", within_s=60)
+        branch.moves("calls", within_s=60)
     else:
-        progress.end(standing)
-    assert watch.look() == []
+        progress.end(branch)
+    assert progress.newly_stuck() == []
     assert progress.stuck() == []
 
 
 def test_on_a_loop_that_is_blocked_nothing_explains_itself(progress, clock):
-    watch, standing = StallWatch(progress), progress.begin(BRANCH)
+    branch = progress.begin(BRANCH)
     clock.now += 9
     progress.turns()
     clock.now += 9
     assert not progress.is_loop_still
-    assert watch.look() == watch.look() == []
+    assert progress.newly_stuck() == progress.newly_stuck() == []
     clock.now += 2
     assert progress.is_loop_still
-    assert watch.look() == []
-    assert watch.look() == [standing]
+    assert progress.newly_stuck() == []
+    assert progress.newly_stuck() == [branch]
 
 
 class Request:
@@ -122,20 +122,20 @@ def test_the_lease_and_the_claim_of_one_that_stands_still_end(progress, clock, m
         if error := beats.pop(0):
             raise error
 
-    def let_go(standing):
+    def release_stuck(branch):
         if refusals:
             raise refusals.pop()
-        released.append((standing.branch_id, standing.token))
+        released.append((branch.branch_id, branch.token))
 
-    context = context_with(SimpleNamespace(beat=beat), progress, let_go=let_go)
+    context = context_with(SimpleNamespace(beat=beat), progress, release_stuck=release_stuck)
     renewed = []
     monkeypatch.setattr("workers.consumer.leases.renew", lambda *args: renewed.append(args[-1]))
     leases = object.__new__(LeaseRenewal)
     leases._worker = SimpleNamespace(consumer=None, app=SimpleNamespace(context=context))
-    leases._watched, leases._redis, leases._every_s = None, None, 1
-    standing = progress.begin(BRANCH)
-    standing.token = "t"
-    standing.moves("is written down", within_s=10)
+    leases._redis, leases._every_s = None, 1
+    branch = progress.begin(BRANCH)
+    branch.token = "t"
+    branch.moves("is written down", within_s=10)
     clock.now += 11
     with pytest.raises(BrokerError):
         leases._renew()
