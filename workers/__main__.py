@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 import threading
+import traceback
 
 from fanout.core.errors import SettingsError
 from fanout.system.terminal import print_error, print_line
@@ -34,31 +35,33 @@ def main() -> None:
     wishes.update(dict.fromkeys(given, True))
     # By this Celery starts again on SIGHUP; with the file's name, it would not find the package.
     sys.argv[0] = "-mworkers"
-    _run(
-        words[begin:],
-        is_quiet=wishes["--quiet"],
-        waits_for_url=wishes["--broker-url-from-stdin"],
-    )
-
-
-def _run(options: list[str], *, is_quiet: bool, waits_for_url: bool) -> None:
-    # Modules stay: that the collector looks at them, again and again, while they are loaded and
-    # ever after, is for nothing.
+    # Modules stay: the collector need not look at them, while they are loaded and ever after.
     gc.disable()
+    run = _run_embedded if wishes["--broker-url-from-stdin"] else _run
+    run(words[begin:], is_quiet=wishes["--quiet"])
+
+
+def _run_embedded(options: list[str], *, is_quiet: bool) -> None:
+    """Run a client's own worker: a status tells its guard if it ends before it has started."""
+    ready = threading.Event()
+    try:
+        _take_url()
+        from celery.signals import worker_ready
+
+        worker_ready.connect(lambda **_: ready.set(), weak=False)
+        _run(options, is_quiet=is_quiet)
+    except BaseException as error:
+        if ready.is_set() or (isinstance(error, SystemExit) and error.code in {None, 0, _USAGE}):
+            raise
+        if not isinstance(error, SystemExit):
+            traceback.print_exc()
+        sys.exit(os.EX_SOFTWARE)
+
+
+def _run(options: list[str], *, is_quiet: bool) -> None:
     from celery.bin.base import CLIContext
     from celery.bin.worker import worker
 
-    if waits_for_url:
-        # All that takes long, while the server starts.
-        from workers import config  # noqa: F401
-        from workers.telemetry import logs  # noqa: F401
-
-        url = sys.stdin.readline().strip()
-        if not url:
-            # The parent process is gone; without a URL the worker would look for another server.
-            sys.exit("fanout: no broker's URL came from standard input")
-        os.environ["FANOUT_BROKER_URL"] = url
-        threading.Thread(target=_end_with_keeper, name="keeper", daemon=True).start()
     try:
         from workers.app import app
     except SettingsError as error:
@@ -71,6 +74,23 @@ def _run(options: list[str], *, is_quiet: bool, waits_for_url: bool) -> None:
         app=app, no_color=bool(os.environ.get("NO_COLOR")), workdir=None, quiet=is_quiet
     )
     worker.main(options, prog_name="celery worker", obj=context, auto_envvar_prefix="CELERY_WORKER")
+
+
+def _take_url() -> None:
+    """Set the broker's URL, which the guard sends once the server has started."""
+    # All that takes long, while the server starts.
+    from celery.bin import worker  # noqa: F401
+
+    from workers import config  # noqa: F401
+    from workers.telemetry import logs  # noqa: F401
+
+    url = sys.stdin.readline().strip()
+    if not url:
+        # The parent process is gone; without a URL the worker would look for another server.
+        print_error("no broker's URL came from standard input")
+        sys.exit(_USAGE)
+    os.environ["FANOUT_BROKER_URL"] = url
+    threading.Thread(target=_end_with_keeper, name="keeper", daemon=True).start()
 
 
 def _end_with_keeper() -> None:

@@ -16,9 +16,9 @@ from celery.worker import WorkController
 from redis.exceptions import RedisError
 
 from fanout.broker.app import connect_broker
-from fanout.core.errors import EmbeddedError
+from fanout.core.errors import EmbeddedError, SettingsError
+from fanout.system.open_files import raise_open_file_limit
 from workers.config import make_worker_app
-from workers.consumer.open_files import raise_open_file_limit
 
 if TYPE_CHECKING:
     import redis
@@ -79,14 +79,21 @@ class WorkerThread:
         self._ready.set()
 
     def start(self) -> None:
-        """Start, and wait until the worker consumes. Raises EmbeddedError."""
+        """Start, and wait until the worker consumes. Raises as ``check`` does."""
         self._thread.start()
         if not self._ready.wait(_START_S):
             raise EmbeddedError(f"the embedded worker did not start within {_START_S:.0f} s")
         self.check()
 
     def check(self) -> None:
-        """Make sure that the worker is running. Raises EmbeddedError."""
+        """Make sure that the worker is running.
+
+        Raises:
+            SettingsError: It was refused for a setting.
+            EmbeddedError: It has stopped.
+        """
+        if isinstance(self._error, SettingsError):
+            raise self._error
         if not self._thread.is_alive() or self._error is not None:
             raise EmbeddedError(f"the embedded worker has stopped: {self._error!r}")
 

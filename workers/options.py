@@ -17,8 +17,8 @@ from fanout.core.errors import SettingsError
 from fanout.core.queue_names import parse_queues
 from fanout.core.settings import AUTOSCALE_NEEDS_PREFORK, parse_autoscale
 from fanout.stores.blobs import check_storage
+from fanout.system.open_files import raise_open_file_limit
 from fanout.system.terminal import print_error
-from workers.consumer.open_files import raise_open_file_limit
 
 if TYPE_CHECKING:
     from celery import Celery

@@ -12,7 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, SupportsIndex, cast
 
 from fanout.client.embedded.fleet import EmbeddedFleet, InProcessFleet
-from fanout.core.errors import AmbiguousRunError, BrokerError, RunError, SpecError, UnknownRunError
+from fanout.core.errors import (
+    AmbiguousRunError,
+    BrokerError,
+    RunError,
+    SettingsError,
+    SpecError,
+    UnknownRunError,
+)
 from fanout.core.field_effects import require_used
 from fanout.core.ids import StageId
 from fanout.core.settings import load_settings
@@ -21,6 +28,7 @@ from fanout.inputs.documents import log_notice
 from fanout.inputs.intake import checked_documents
 from fanout.llm.callables import takes_prompt_only
 from fanout.runs.enqueue import Enqueuer, close_input
+from fanout.system.open_files import open_files_problem
 
 # Broker modules are imported on use, so that an embedded fleet starts meanwhile.
 if TYPE_CHECKING:
@@ -71,6 +79,7 @@ class Client:
                 "it to the workers (fanout worker --concurrency)",
                 field="concurrency",
             )
+        self._has_concurrency = given is not None
         self._concurrency = given or self._settings.concurrency
         self._lock = threading.Lock()
         self._fleet: EmbeddedFleet | InProcessFleet | None = None
@@ -179,6 +188,7 @@ class Client:
             raise SpecError("give either chunks or inputs, and not both", field="inputs")
         source = checked_documents(spec, documents, notify=on_notice)
         self._check_storage()
+        self._require_open_files(spec)
         connections = self._connected(spec.model)
         connections.claim()
         connections.require_storage()
@@ -192,6 +202,17 @@ class Client:
         with _resumable(run_id):
             enqueuer.enqueue(run_id, spec, source, max_workers=self._cap(spec))
         return self.run(run_id)
+
+    def _require_open_files(self, spec: RunSpec) -> None:
+        """Make sure that the embedded worker may have its open files, before it is started."""
+        problem = open_files_problem(self._concurrency, setting="it")
+        if not self.is_embedded or self._fleet is not None or problem is None:
+            return
+        if self._concurrency == spec.max_workers:
+            raise SpecError(problem, field="max_workers")
+        if self._has_concurrency:
+            raise SpecError(problem, field="concurrency")
+        raise SettingsError(f"FANOUT_CONCURRENCY: {problem}")
 
     def _create_run(self, connections: Connections, spec: RunSpec) -> str:
         """Create the record of a run, and return the run's id."""
@@ -378,7 +399,12 @@ class Client:
         """
         connections = self._connected(model)
         connections.claim()
-        return connections.ask(model, timeout_s=timeout_s, is_over=lambda: False)
+
+        def is_over() -> bool:
+            self._check_fleet()
+            return False
+
+        return connections.ask(model, timeout_s=timeout_s, is_over=is_over)
 
     def _check_storage(self) -> None:
         if self._settings.storage is not None:

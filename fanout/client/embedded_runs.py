@@ -13,6 +13,7 @@ from fanout.client.embedded.fleet import EmbeddedFleet, InProcessFleet, use_serv
 from fanout.core.errors import RunError, UnknownRunError
 from fanout.core.settings import load_settings
 from fanout.llm.callables import is_callable_model, is_registered
+from fanout.system.open_files import fitting_concurrency
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -118,7 +119,8 @@ class EmbeddedRuns:
         database = self._databases.take_over(number)
         if database is None:
             return
-        concurrency = spec.max_workers or self._concurrency
+        # A run may come from a process with a higher limit: fewer branches at once are allowed.
+        concurrency = max(1, fitting_concurrency(spec.max_workers or self._concurrency))
         try:
             self._fleets[number] = (
                 InProcessFleet.acquire(concurrency=concurrency, database=database)

@@ -490,6 +490,64 @@ def test_a_function_of_a_process_that_was_killed_is_gone_on_with_in_another(fano
     assert len(fanout("results", run_id).stdout.splitlines()) == 100
 
 
+LIMITED = ["sh", "-c", 'ulimit -Sn 256 && ulimit -Hn 1000 && exec "$@"', "sh"]
+TOO_MANY = "2,000 branches in flight need 2,128 open files, and this process may have 1,000: lower"
+
+
+@pytest.mark.parametrize(
+    ("options", "env", "words"),
+    [
+        (["--max-workers", "2000"], {}, f"fanout: --max-workers: {TOO_MANY} it to 872"),
+        ([], {"FANOUT_CONCURRENCY": "2000"}, f"fanout: FANOUT_CONCURRENCY: {TOO_MANY} it to 872"),
+        ([], {"CELERY_WORKER_TIME_LIMIT": "soon"}, "Invalid value for '--time-limit': 'soon'"),
+        (["--max-workers", "800"], {}, ""),
+        ([], {"FANOUT_QUEUES": "branches"}, ""),
+        ([], {"FANOUT_POOL": "prefork", "FANOUT_AUTOSCALE": "4,2"}, ""),
+    ],
+)
+def test_a_setting_that_the_worker_refuses_is_said_once(here, state_dir, options, env, words):
+    write_input(here, 3)
+    command = [*LIMITED, FANOUT, "run", "in.jsonl", *ASK, "fake", "--quiet", *options]
+    done = subprocess.run(
+        command, env={**os.environ, **env}, capture_output=True, text=True, check=False, timeout=60
+    )
+    assert done.returncode == (2 if words else 0), done.stderr
+    assert words in done.stderr
+    assert done.stderr.count("Usage" if "Invalid" in words else "branches in flight") <= 1
+
+
+@pytest.mark.parametrize(
+    ("module", "status", "starts"),
+    [("raise SystemExit('no seat')", 1, 3), ("import sys; sys.exit(2)", 2, 1)],
+)
+def test_a_worker_that_does_not_start_is_not_started_for_long(fanout, here, module, status, starts):
+    """Its event loop is the first that only the worker imports."""
+    (here / "modules").mkdir()
+    (here / "modules" / "uvloop.py").write_text(
+        f"open('starts', 'a').write('x')\nprint('out of seats', flush=True)\n{module}\n"
+    )
+    write_input(here, 3)
+    done = fanout("run", "in.jsonl", *ASK, "fake", "-q", PYTHONPATH=str(here / "modules"))
+    assert done.status == status, done.stderr
+    assert done.stderr.count("out of seats") == 1
+    assert len((here / "starts").read_text()) == starts
+
+
+def test_a_function_for_too_many_workers_is_refused_and_a_run_goes_on_with_fewer(fanout, here):
+    """What lives in a process that may have more files is resumed in one that may have fewer."""
+    script = "from fanout import ParallelCalls; "
+    script += "ParallelCalls(llm=lambda p: p, max_workers=2000).run(['a'], '{input}')"
+    command = [*LIMITED, sys.executable, "-c", script]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert f"fanout.core.errors.SpecError: max_workers: {TOO_MANY} it to 872" in done.stderr
+    process = begin(here, 900, "--max-workers", "2000", model="fake?latency_s=1")
+    until(lambda: "running" in process.stderr.readline(), "it does not run")
+    kill(process)
+    command = [*LIMITED, FANOUT, "resume", "latest"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stderr
+
+
 def test_a_resume_with_other_input_says_that_it_is_not_read(fanout, here):
     write_input(here, 5)
     fanout("run", "in.jsonl", *ASK, "fake")

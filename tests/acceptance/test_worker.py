@@ -77,7 +77,7 @@ def test_a_worker_whose_starter_is_gone_looks_for_no_other_server():
     done = subprocess.run(
         command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
     )
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert done.stderr == "fanout: no broker's URL came from standard input\n"
 
 

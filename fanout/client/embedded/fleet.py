@@ -21,12 +21,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fanout.client.embedded.server import EmbeddedServer
+from fanout.client.embedded.server import EmbeddedServer, log_tail
 from fanout.client.embedded.state import StateFolder
-from fanout.core.errors import BrokerError, EmbeddedError, RunError
+from fanout.core.errors import BrokerError, EmbeddedError, RunError, SettingsError
 from fanout.core.settings import check_traces, load_settings
 from fanout.core.version import WIRE_VERSION
 from fanout.system.file_locks import is_held
+from fanout.system.open_files import fitting_concurrency
 from fanout.system.programs import load_program, worker_command
 
 if TYPE_CHECKING:
@@ -36,8 +37,10 @@ if TYPE_CHECKING:
 
 __all__ = ["EmbeddedFleet", "InProcessFleet", "use_server"]
 
-_LOG_TAIL = 2_000
+# What the guard and the worker print.
+_LOG = "worker.log"
 _MAX_RESTARTS = 5
+_USAGE = 2
 _LEAST_FILE_BYTES = 256_000_000
 _SHARED_CONCURRENCY = 64
 
@@ -98,7 +101,7 @@ class EmbeddedFleet:
         command = [sys.executable, "-m", "fanout.client.embedded.guard", str(self._folder)]
         # The worker can import what this process can: functions are named by dotted path.
         paths = [path or str(Path.cwd()) for path in sys.path]
-        with (self._folder / "guard.log").open("wb") as log:
+        with (self._folder / _LOG).open("ab") as log:
             return subprocess.Popen(  # noqa: S603 - our own interpreter and module
                 [
                     *command,
@@ -156,21 +159,21 @@ class EmbeddedFleet:
                 self._guard.stdin.write(f"{text}\n".encode())
                 self._guard.stdin.flush()
 
-    def _tail(self, name: str) -> str:
-        try:
-            text = (self._folder / name).read_text(errors="replace")[-_LOG_TAIL:].strip()
-        except OSError:
-            return "it left no log"
-        return text or "its log is empty"
-
     def check(self) -> None:
-        """Make sure that the fleet is still there. Raises EmbeddedError."""
+        """Make sure that the fleet is still there.
+
+        Raises:
+            SettingsError: The worker does not start with these settings.
+            EmbeddedError: The worker has stopped.
+        """
         self._server.check()
         if self._guard is None or self._guard.poll() is None:
             return
         # Of itself it ends when its worker does not start; killed, it has not given up.
         if self._guard.returncode >= 0 or self._restarts == _MAX_RESTARTS:
-            tail = self._tail("worker.log")
+            tail = log_tail(self._folder / _LOG).removeprefix("fanout: ")
+            if self._guard.returncode == _USAGE:
+                raise SettingsError(f"the embedded worker does not start: {tail}")
             raise EmbeddedError(f"the embedded worker has stopped: {tail}")
         self._restarts += 1
         self._forget_guard()
@@ -236,7 +239,7 @@ class InProcessFleet:
         """
         with cls._lock:
             if cls._shared is None:
-                most = max(concurrency, _SHARED_CONCURRENCY)
+                most = max(concurrency, fitting_concurrency(_SHARED_CONCURRENCY))
                 cls._shared = cls(concurrency=most, database=database)
             elif database is not None:
                 raise RunError(

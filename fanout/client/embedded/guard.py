@@ -6,7 +6,9 @@
 input is a pipe from the client: a line says where the client's database is, a second one that the
 worker is to end at once. When the pipe closes without that, the client has died: the calls in
 flight, which are paid for, get a few seconds to end. However it ended, nothing is left behind. A
-worker that dies is started again, and so is the server's keeper.
+worker that dies is started again, and so is the server's keeper. A worker that does not
+start would not start the next time: then the guard ends with its exit status. Both print to the
+guard's standard error.
 """
 
 from __future__ import annotations
@@ -34,8 +36,9 @@ __all__ = ["main"]
 _CHECK_S = 0.2
 # Seconds between two checks that the server's keeper is alive.
 _KEEPER_S = 2.0
-# Restarts of a worker that cannot start.
+# Restarts, by exit status: a worker refuses settings with 2, and another end before it consumes is 70.
 _MAX_RESTARTS = 20
+_FEWER_RESTARTS = {2: 0, os.EX_SOFTWARE: 2}
 # How long its worker may take to send its last spans; a collector that is away takes 3 s.
 _FLUSH_S = 8.0
 # What the calls in flight get when the client has died, unless FANOUT_GRACE_S is less.
@@ -43,10 +46,10 @@ _LAST_CALLS_S = 10.0
 
 
 def main(folder: Path, concurrency: int, state: Path, command: list[str], *, keeps: bool) -> int:
-    """Keep a worker, which ``command`` starts, until standard input closes."""
+    """Keep a worker, which ``command`` starts, until standard input closes; return an exit status."""
     # The server does not end before the worker has.
     with FileLock(state / "users.lock", is_shared=True):
-        worker = _WorkerProcess(command, concurrency, folder / "worker.log")
+        worker = _WorkerProcess(command, concurrency)
         keep_server = partial(_keep_server, state, keeps=keeps)
         is_dead = True
         try:
@@ -59,7 +62,7 @@ def main(folder: Path, concurrency: int, state: Path, command: list[str], *, kee
     if is_dead:
         # No other process will do it.
         shutil.rmtree(folder, ignore_errors=True)
-    return 0
+    return worker.exit_status
 
 
 def _keep_server(state: Path, *, keeps: bool) -> None:
@@ -106,34 +109,38 @@ def _watch(worker: _WorkerProcess, keep_server: Callable[[], None]) -> bool:
 class _WorkerProcess:
     """A worker process, restarted when it dies."""
 
-    def __init__(self, command: list[str], concurrency: int, log: Path) -> None:
-        self._command = command
-        self._concurrency = concurrency
-        self._log = log
+    def __init__(self, command: list[str], concurrency: int) -> None:
+        options = ["--concurrency", str(concurrency)]
+        # A single worker has no peers to gossip with, and no process watches its events.
+        options += ["--without-gossip", "--without-mingle", "--without-heartbeat"]
+        options += ["--loglevel", "WARNING", "--hostname", f"embedded-{os.getpid()}@%h"]
+        self._command = [*command, *options]
         # It serves the process that started it, and no other: what that names, it may import.
         allowed = os.environ.get("FANOUT_ALLOWED_CALLABLES") or "*"
         self._env = {
             **os.environ,
             "FANOUT_ALLOWED_CALLABLES": allowed,
             "FANOUT_POOL": "asyncio",
+            # It takes from all queues, at a fixed concurrency: these are for the workers of a fleet.
+            "FANOUT_QUEUES": "",
+            "FANOUT_AUTOSCALE": "",
         }
         self._url: str | None = None
         self._restarts = 0
         self._process = self._start()
 
     def _start(self) -> subprocess.Popen[bytes]:
-        options = ["--concurrency", str(self._concurrency)]
-        # A single worker has no peers to gossip with, and no process watches its events.
-        options += ["--without-gossip", "--without-mingle", "--without-heartbeat"]
-        options += ["--loglevel", "WARNING", "--hostname", f"embedded-{os.getpid()}@%h"]
-        with self._log.open("ab") as log:
-            return subprocess.Popen(  # noqa: S603 - our own interpreter and module
-                [*self._command, *options],
-                env=self._env,
-                stdin=subprocess.PIPE,
-                stdout=log,
-                stderr=log,
-            )
+        # The log shows why the last one has ended.
+        with suppress(OSError):
+            os.ftruncate(sys.stderr.fileno(), 0)
+        return subprocess.Popen(  # noqa: S603 - our own interpreter and module
+            self._command, env=self._env, stdin=subprocess.PIPE
+        )
+
+    @property
+    def exit_status(self) -> int:
+        """The status with which the worker ended; 0 if a signal ended it."""
+        return max(0, self._process.returncode)
 
     def send(self, url: str) -> None:
         """Say where the server is: the worker waits for that once it has loaded its modules."""
@@ -146,11 +153,12 @@ class _WorkerProcess:
             stdin.flush()
 
     def keep(self) -> bool:
-        """Restart the worker if it has died; say whether there is one."""
-        if self._process.poll() is None:
+        """Restart the worker if it has died and may start again; return whether there is one."""
+        status = self._process.poll()
+        if status is None:
             return True
         self._restarts += 1
-        if self._restarts > _MAX_RESTARTS:
+        if self._restarts > _FEWER_RESTARTS.get(status, _MAX_RESTARTS):
             return False
         time.sleep(min(0.1 * self._restarts, 1.0))
         self._process = self._start()

@@ -19,7 +19,7 @@ from fanout.system.file_locks import FileLock, is_held
 if TYPE_CHECKING:
     from fanout.client.embedded.state import StateFolder
 
-__all__ = ["EmbeddedServer", "keep_running"]
+__all__ = ["EmbeddedServer", "keep_running", "log_tail"]
 
 _START_S = 30.0
 _LOOK_S = 0.003
@@ -78,7 +78,7 @@ class EmbeddedServer:
             if is_late or is_given_up:
                 raise EmbeddedError(
                     f"the embedded server does not start on {self.folder.path}, and nothing there "
-                    f"was deleted: {self._tail()}"
+                    f"was deleted: {log_tail(self.folder.log)}"
                 )
             time.sleep(_LOOK_S)
 
@@ -92,13 +92,6 @@ class EmbeddedServer:
         except OSError:
             return b""
 
-    def _tail(self) -> str:
-        try:
-            text = self.folder.log.read_text(errors="replace")[-_LOG_TAIL:].strip()
-        except OSError:
-            return "it left no log"
-        return text or "its log is empty"
-
     def url(self, database: int) -> str:
         """Return the URL of one of the server's databases."""
         return f"{UNIX_SCHEME}{quote(str(self.folder.socket))}?db={database}"
@@ -109,6 +102,17 @@ class EmbeddedServer:
             # The last client leaves nothing behind.
             keep_running(self.folder, keeps=self.keeps)
         self._users.release()
+
+
+def log_tail(log: Path) -> str:
+    """Return the last lines of a log, as far as they are whole, or that there are none."""
+    try:
+        text = log.read_text(errors="replace").strip()
+    except OSError:
+        return "it left no log"
+    if len(text) > _LOG_TAIL:
+        text = text[-_LOG_TAIL:].partition("\n")[2] or text[-_LOG_TAIL:]
+    return text or "its log is empty"
 
 
 def keep_running(folder: StateFolder, *, keeps: bool, starts: bool = False) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import re
 from types import SimpleNamespace
 
 import aiohttp
@@ -16,23 +17,43 @@ from fanout.core.records import ErrorKind
 from fanout.llm.base import LLMRequest
 from fanout.llm.callables import CallableLLM
 from fanout.llm.http_client import HttpClient
+from fanout.system.open_files import open_files_problem, raise_open_file_limit
 from workers.consumer.consumer import Consumer
-from workers.consumer.open_files import raise_open_file_limit, soft_limit
+
+
+class Limits:
+    """The limits of a process: soft and hard, in files; -1 is unlimited."""
+
+    RLIMIT_NOFILE, RLIM_INFINITY = 7, -1
+
+    def __init__(self, soft, hard, *, may_raise=True):
+        self.now = (soft, hard)
+        self._may_raise = may_raise
+
+    def getrlimit(self, _which):
+        return self.now
+
+    def setrlimit(self, _which, limits):
+        if not self._may_raise:
+            raise ValueError("current limit exceeds maximum limit")
+        self.now = limits
 
 
 @pytest.mark.parametrize(
-    ("concurrency", "pool", "soft", "hard", "wanted"),
+    ("concurrency", "pool", "soft", "hard", "raised"),
     [
-        (32, "asyncio", 1_024, 4_096, None),
-        (896, "asyncio", 1_024, 1_024, None),
+        (32, "asyncio", 1_024, 4_096, 1_024),
+        (896, "asyncio", 1_024, 1_024, 1_024),
         (2_000, "asyncio", 1_024, 4_096, 2_128),
-        (2_000, "threads", 1_024, None, 2_128),
-        (2_000, "asyncio", None, None, None),
+        (2_000, "threads", 1_024, -1, 2_128),
+        (2_000, "asyncio", -1, -1, -1),
         (8, "prefork", 128, 4_096, 176),
     ],
 )
-def test_the_soft_limit_is_raised_as_far_as_is_needed(concurrency, pool, soft, hard, wanted):
-    assert soft_limit(concurrency=concurrency, pool=pool, soft=soft, hard=hard) == wanted
+def test_the_soft_limit_is_raised_as_far_as_is_needed(concurrency, pool, soft, hard, raised):
+    limits = Limits(soft, hard)
+    raise_open_file_limit(concurrency=concurrency, pool=pool, limits=limits)
+    assert limits.now == (raised, hard)
 
 
 @pytest.mark.parametrize(
@@ -45,37 +66,20 @@ def test_the_soft_limit_is_raised_as_far_as_is_needed(concurrency, pool, soft, h
     ],
 )
 def test_what_does_not_fit_the_hard_limit_is_refused(concurrency, pool, hard, words):
+    limits = Limits(64, hard)
     with pytest.raises(SettingsError, match=words):
-        soft_limit(concurrency=concurrency, pool=pool, soft=64, hard=hard)
+        raise_open_file_limit(concurrency=concurrency, pool=pool, limits=limits)
+    assert limits.now == (64, hard)
+    assert re.search(words, open_files_problem(concurrency, setting="it", pool=pool, limits=limits))
 
 
-class Limits:
-    """The limits of a process."""
-
-    RLIMIT_NOFILE, RLIM_INFINITY = 7, -1
-
-    def __init__(self, *, may_raise=True):
-        self.now = (256, 100_000)
-        self._may_raise = may_raise
-
-    def getrlimit(self, _which):
-        return self.now
-
-    def setrlimit(self, _which, limits):
-        if not self._may_raise:
-            raise ValueError("current limit exceeds maximum limit")
-        self.now = limits
-
-
-def test_the_hard_limit_stays():
-    limits = Limits()
-    raise_open_file_limit(concurrency=32, pool="asyncio", limits=limits)
-    assert limits.now == (256, 100_000)
-    raise_open_file_limit(concurrency=1_000, pool="asyncio", limits=limits)
-    assert limits.now == (1_128, 100_000)
+def test_a_soft_limit_that_cannot_be_raised_is_said():
     raise_open_file_limit(concurrency=10, pool="asyncio", limits=None)
+    assert open_files_problem(10, setting="it", limits=None) is None
     with pytest.raises(SettingsError, match="cannot be raised"):
-        raise_open_file_limit(concurrency=1_000, pool="asyncio", limits=Limits(may_raise=False))
+        raise_open_file_limit(
+            concurrency=1_000, pool="asyncio", limits=Limits(256, 100_000, may_raise=False)
+        )
 
 
 def test_a_connection_for_which_there_is_no_descriptor_is_no_attempt(monkeypatch):
