@@ -12,6 +12,7 @@ from fanout.core.records import ErrorKind, Usage
 from fanout.llm import LLMReply, LLMRequest
 from fanout.llm.finish_reasons import require_answer
 from fanout.llm.http_errors import http_error, redacted_line
+from fanout.llm.reply_bodies import ErrorDetails
 
 # The limit of a request without one, as in the adapter for an unknown model.
 DEFAULT_MAX_TOKENS = 32_000
@@ -47,9 +48,11 @@ class SdkAnthropicLLM:
             body = error.body if isinstance(error.body, dict) else {}
             fields = body.get("error") if isinstance(body.get("error"), dict) else body
             raise http_error(
-                status=error.status_code,
-                message=str(fields.get("message") or f"Error code: {error.status_code}"),
-                code=str(fields.get("type") or ""),
+                error.status_code,
+                ErrorDetails(
+                    message=str(fields.get("message") or f"Error code: {error.status_code}"),
+                    codes=tuple(str(fields.get("type") or "").lower().split()),
+                ),
                 headers=error.response.headers,
                 secrets=(self._client.api_key or self._client.auth_token or "",),
             ) from error

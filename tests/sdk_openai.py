@@ -13,6 +13,7 @@ from fanout.core.records import ErrorKind, Usage
 from fanout.llm import LLMReply, LLMRequest
 from fanout.llm.finish_reasons import require_answer
 from fanout.llm.http_errors import http_error, redacted_line
+from fanout.llm.reply_bodies import ErrorDetails
 
 
 class SdkOpenAILLM:
@@ -57,9 +58,11 @@ class SdkOpenAILLM:
         except openai.APIStatusError as error:
             body = error.body if isinstance(error.body, dict) else {}
             raise http_error(
-                status=error.status_code,
-                message=str(body.get("message") or error.message),
-                code=f"{error.code or ''} {error.type or ''}",
+                error.status_code,
+                ErrorDetails(
+                    message=str(body.get("message") or error.message),
+                    codes=tuple(f"{error.code or ''} {error.type or ''}".lower().split()),
+                ),
                 headers=error.response.headers,
                 secrets=(self._key,),
             ) from error

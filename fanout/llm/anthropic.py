@@ -11,10 +11,8 @@ from fanout.core.errors import LLMError, ModelError
 from fanout.core.records import ErrorKind, Usage
 from fanout.llm.base import LLMReply, LLMRequest
 from fanout.llm.finish_reasons import require_answer
-from fanout.llm.http_client import HttpClient, is_success, reply_bytes
-from fanout.llm.http_errors import refused_in_success, status_error
-from fanout.llm.http_headers import request_headers
-from fanout.llm.provider_checks import CheckedServer
+from fanout.llm.http_errors import refused_in_success
+from fanout.llm.http_model import DEFAULT_OUTPUT_KB, HttpModel
 from fanout.llm.reply_bodies import content_text, text_or_none
 from fanout.llm.usage import token_count
 
@@ -23,13 +21,11 @@ if TYPE_CHECKING:
 
 __all__ = ["AnthropicLLM"]
 
-_BASE_URL = "https://api.anthropic.com"
 _VERSION = "2026-10-21"
 # The version above refuses a temperature; the previous one accepts it if the model does.
 # Source: https://platform.claude.com/docs/en/api/migration-2026-10-21
 _VERSION_HEADER = "anthropic-version"
 _WITH_TEMPERATURE = {_VERSION_HEADER: "2023-06-01"}
-_NO_KEY = "none"
 _NOT_FOUND = 404
 # The API requires a limit: the model's own, from Anthropic's model pages, longest prefix first.
 _MAX_TOKENS = {
@@ -44,44 +40,29 @@ _MAX_TOKENS = {
 }
 # Every later model allows at least this many.
 _DEFAULT_MAX_TOKENS = 32_000
-_DEFAULT_OUTPUT_KB = 4_096
 
 _encode = msgspec.json.Encoder().encode
 
 
-class AnthropicLLM:
-    """A model behind Anthropic's Messages API.
-
-    Args:
-        name: The model's name.
-        concurrency: Connections that may be open at once.
-        max_output_kb: See OpenAILLM.
-
-    Raises:
-        ModelError: An environment variable has an invalid value.
-    """
+class AnthropicLLM(HttpModel):
+    """A model behind Anthropic's Messages API: see HttpModel."""
 
     def __init__(
-        self, name: str, *, concurrency: int = 32, max_output_kb: int = _DEFAULT_OUTPUT_KB
+        self, name: str, *, concurrency: int = 32, max_output_kb: int = DEFAULT_OUTPUT_KB
     ) -> None:
-        self._name = name
+        key = os.environ.get("ANTHROPIC_API_KEY") or os.environ.get("ANTHROPIC_AUTH_TOKEN")
+        super().__init__(
+            name,
+            provider="ANTHROPIC",
+            base_url=os.environ.get("ANTHROPIC_BASE_URL") or "https://api.anthropic.com",
+            key=key or "",
+            headers={_VERSION_HEADER: _VERSION},
+            concurrency=concurrency,
+            max_output_kb=max_output_kb,
+        )
         known = (limit for prefix, limit in _MAX_TOKENS.items() if name.startswith(prefix))
         self._max_tokens = next(known, _DEFAULT_MAX_TOKENS)
-        given = os.environ.get("ANTHROPIC_API_KEY") or os.environ.get("ANTHROPIC_AUTH_TOKEN")
-        self._key = given or ""
-        headers = request_headers(
-            self._key or _NO_KEY,
-            key_variable="ANTHROPIC_API_KEY",
-            custom_variable="ANTHROPIC_CUSTOM_HEADERS",
-        )
-        self._is_version_given = _VERSION_HEADER in headers
-        self._http = HttpClient(
-            os.environ.get("ANTHROPIC_BASE_URL") or _BASE_URL,
-            variable="ANTHROPIC_BASE_URL",
-            headers={_VERSION_HEADER: _VERSION, **headers},
-            concurrency=concurrency,
-            max_reply_bytes=reply_bytes(max_output_kb),
-        )
+        self._is_version_given = _VERSION_HEADER in self._headers
         self._url = self._http.url("v1/messages")
 
     async def check(self) -> None:
@@ -90,20 +71,12 @@ class AnthropicLLM:
             raise ModelError(
                 "ANTHROPIC_API_KEY is not set; set it where the workers run", kind=ErrorKind.AUTH
             )
-        server = CheckedServer(
-            http=self._http,
-            url_variable="ANTHROPIC_BASE_URL",
-            key_variable="ANTHROPIC_API_KEY",
-            key=self._key,
-        )
         # The list of models omits aliases; this endpoint resolves them.
-        reply = await server.ask(f"v1/models/{self._http.quoted(self._name)}")
+        reply = await self._ask(f"v1/models/{self._http.quoted(self._name)}")
         details = reply.error_details()
         is_of_model = details.message.lower().startswith("model")
         if reply.status == _NOT_FOUND and "not_found_error" in details.codes and is_of_model:
-            raise ModelError(
-                f"{self._http.shown_url} says: {server.problem(reply)}", kind=ErrorKind.BAD_REQUEST
-            )
+            raise self._refused(reply)
 
     async def complete(self, request: LLMRequest) -> LLMReply:
         """See LLM."""
@@ -116,13 +89,9 @@ class AnthropicLLM:
         reply = await self._http.post(
             self._url, _encode(body), headers=_WITH_TEMPERATURE if is_older else None
         )
-        if not is_success(reply):
-            raise status_error(reply, key=self._key)
+        if not reply.is_success:
+            raise self._error(reply)
         return _reply(_message(reply, self._key))
-
-    async def aclose(self) -> None:
-        """See LLM."""
-        await self._http.aclose()
 
 
 def _options(request: LLMRequest, max_tokens: int) -> dict[str, Any]:

@@ -6,9 +6,11 @@ from typing import Protocol, runtime_checkable
 
 import msgspec
 
-from fanout.core.records import Usage
+from fanout.core.errors import LLMError
+from fanout.core.exhaustion import is_exhausted
+from fanout.core.records import ErrorKind, Usage
 
-__all__ = ["LLM", "LLMReply", "LLMRequest"]
+__all__ = ["LLM", "LLMReply", "LLMRequest", "unexpected"]
 
 
 class LLMRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -74,3 +76,11 @@ class LLM(Protocol):
 
     async def aclose(self) -> None:
         """Release connections."""
+
+
+def unexpected(error: BaseException) -> LLMError:
+    """Return the LLMError of any other exception that ended a call."""
+    # An exhausted process (memory, descriptors, threads) is temporary, and no fault of the model.
+    is_own = is_exhausted(error)
+    kind = ErrorKind.CONNECTION if is_own else ErrorKind.INTERNAL
+    return LLMError(kind, f"{type(error).__name__}: {error}", is_own=is_own)

@@ -11,10 +11,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from fanout.core.errors import LLMError, ModelError
-from fanout.core.exhaustion import is_exhausted
 from fanout.core.records import ErrorKind
 from fanout.llm.allowlist import require_allowed, require_home, split_path
-from fanout.llm.base import LLM, LLMReply, LLMRequest
+from fanout.llm.base import LLM, LLMReply, LLMRequest, unexpected
 from fanout.system.threads import ReadyThreads
 
 if TYPE_CHECKING:
@@ -72,12 +71,7 @@ class CallableLLM:
             raise
         except BaseException as error:
             # SystemExit in a function must end its branch, not the worker.
-            # An exhausted process (memory, descriptors, threads) is temporary and not the
-            # function's fault.
-            is_own = is_exhausted(error)
-            cause = ErrorKind.CONNECTION if is_own else ErrorKind.INTERNAL
-            why = f"{type(error).__name__}: {error}"
-            raise LLMError(cause, why, is_own=is_own) from error
+            raise unexpected(error) from error
         if not isinstance(text, str):
             kind = type(text).__name__
             raise LLMError(ErrorKind.INVALID_OUTPUT, f"the function returned {kind}, not str")
@@ -107,7 +101,7 @@ def _shielded(function: Callable[[str], Any], prompt: str) -> Any:
         if isinstance(error, Exception) and not isinstance(error, _CROSSES_NO_FUTURE):
             raise
         # Unwrapped, the exception would end the thread, or cancel the task that awaits the future.
-        raise LLMError(ErrorKind.INTERNAL, f"{type(error).__name__}: {error}") from error
+        raise unexpected(error) from error
 
 
 def _require_prompt_only(request: LLMRequest) -> None:

@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 import msgspec
 
 from fanout.core.errors import LLMError
-from fanout.core.exhaustion import is_exhausted
 from fanout.core.json_text import bare_json
 from fanout.core.reasoning import without_reasoning
 from fanout.core.records import ErrorKind, Usage, total_usage
 from fanout.core.redaction import redacted
-from fanout.llm.base import LLMReply
+from fanout.llm.base import LLMReply, unexpected
 from fanout.llm.deadline import Deadline
 from fanout.llm.finish_reasons import require_complete
 from fanout.llm.usage import believable, billed
@@ -115,7 +114,10 @@ async def complete_with_retries(
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     rand: Callable[[], float] = random.random,
 ) -> CallResult:
-    """Call until there is an answer or the policy gives up. Raises only CancelledError.
+    """Call until there is an answer or the policy gives up.
+
+    A failed call raises nothing: see CallResult. What ``gate``, ``observe`` and ``sleep`` raise, and
+    a cancellation, end the calls.
 
     Args:
         llm: The model.
@@ -272,23 +274,17 @@ async def _call(llm: LLM, request: LLMRequest, timeout_s: float) -> LLMReply:
             reply: Any = await llm.complete(request)
     except TimeoutError:
         raise LLMError(ErrorKind.TIMEOUT, f"no answer within {timeout_s:g} s") from None
+    except LLMError as error:
+        raise _of_known_kind(error) from error.__cause__
     except asyncio.CancelledError as error:
         task = asyncio.current_task()
         if task is None or task.cancelling():
             raise
         # Nobody cancelled this call, but something that it awaited was cancelled.
-        raise LLMError(ErrorKind.INTERNAL, f"{type(error).__name__}: {error}") from error
-    except (SystemExit, KeyboardInterrupt) as error:
-        # The error must end its branch, not the worker.
-        raise LLMError(ErrorKind.INTERNAL, f"{type(error).__name__}: {error}") from error
-    except LLMError as error:
-        raise _of_known_kind(error) from error.__cause__
-    except Exception as error:
-        message = f"{type(error).__name__}: {error}"
-        # An exhausted process (memory, descriptors, threads) is temporary.
-        is_own = is_exhausted(error)
-        cause = ErrorKind.CONNECTION if is_own else ErrorKind.INTERNAL
-        raise LLMError(cause, message, is_own=is_own) from error
+        raise unexpected(error) from error
+    except (Exception, SystemExit, KeyboardInterrupt) as error:
+        # Also an exit must end its branch, not the worker.
+        raise unexpected(error) from error
     if not isinstance(reply, LLMReply):
         kind = type(reply).__name__
         raise LLMError(ErrorKind.INVALID_OUTPUT, f"the model returned {kind}, not an LLMReply")

@@ -7,10 +7,14 @@ that the document may have caused fails only its own branch.
 from __future__ import annotations
 
 import re
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from fanout.core.records import ErrorKind
+
+if TYPE_CHECKING:
+    from fanout.llm.reply_bodies import ErrorDetails
 
 __all__ = [
     "ALWAYS",
@@ -18,7 +22,6 @@ __all__ = [
     "MANY",
     "NEVER",
     "ErrorVerdict",
-    "Refusal",
     "judge",
     "refuses_parameter",
 ]
@@ -28,26 +31,6 @@ NEVER = 0
 ALWAYS = 1  # certain: one is enough, even after successes
 FEW = 3  # no document is the cause
 MANY = 20  # a document may be the cause, but hardly each of the first twenty
-
-
-class Refusal(msgspec.Struct, frozen=True, kw_only=True):
-    """The error reply of a server.
-
-    Attributes:
-        status: The HTTP status.
-        message: The message for people.
-        codes: Machine-readable codes, in lower case, the most specific first.
-        param: The field of the request that the error names, or the empty string.
-        is_page: Whether the body is a web page, mostly from a proxy before the provider.
-        asks_to_wait: Whether the reply says when to try again.
-    """
-
-    status: int
-    message: str = ""
-    codes: tuple[str, ...] = ()
-    param: str = ""
-    is_page: bool = False
-    asks_to_wait: bool = False
 
 
 class ErrorVerdict(msgspec.Struct, frozen=True):
@@ -192,57 +175,57 @@ _PARAMETER_WORDS = re.compile(
 _QUOTED = re.compile(r"[`'\"](\w{1,40})[`'\"]")
 
 
-def judge(refusal: Refusal) -> ErrorVerdict:
-    """Classify a refusal."""
-    words = refusal.message.lower()
-    if refusal.status in _SUCCESSES:
-        verdict = _by_code(refusal, words) or _by_words(refusal, words)
+def judge(status: int, details: ErrorDetails) -> ErrorVerdict:
+    """Classify an error reply; its ``wait_s`` may also be from its headers."""
+    words = details.message.lower()
+    if status in _SUCCESSES:
+        verdict = _by_code(details, words) or _by_words(status, details, words)
         return verdict or ErrorVerdict(ErrorKind.SERVER_ERROR)
-    if refusal.status >= _FIRST_SERVER_ERROR and refusal.status not in _NO_SUCH_PLACE:
-        return _of_server_error(refusal, words)
-    if refusal.is_page:
-        return _of_page(refusal)
+    if status >= _FIRST_SERVER_ERROR and status not in _NO_SUCH_PLACE:
+        return _of_server_error(details, words)
+    if details.is_page:
+        return _of_page(status, details)
     return (
-        _by_code(refusal, words)
-        or _by_words(refusal, words)
-        or _by_status(refusal, words)
+        _by_code(details, words)
+        or _by_words(status, details, words)
+        or _by_status(status, details, words)
         or ErrorVerdict(ErrorKind.BAD_REQUEST, MANY)
     )
 
 
-def refuses_parameter(refusal: Refusal, name: str) -> bool:
+def refuses_parameter(status: int, details: ErrorDetails, name: str) -> bool:
     """Say whether a server does not support the request field ``name``."""
-    if refusal.status not in _UNPROCESSED:
+    if status not in _UNPROCESSED:
         return False
-    names_it = refusal.param == name or name in _QUOTED.findall(refusal.message)
-    has_code = bool(_PARAMETER_CODES.intersection(refusal.codes))
-    return names_it and (has_code or bool(_PARAMETER_WORDS.search(refusal.message.lower())))
+    names_it = details.param == name or name in _QUOTED.findall(details.message)
+    has_code = bool(_PARAMETER_CODES.intersection(details.codes))
+    return names_it and (has_code or bool(_PARAMETER_WORDS.search(details.message.lower())))
 
 
-def _of_server_error(refusal: Refusal, words: str) -> ErrorVerdict:
-    verdicts = (_BY_CODE.get(code) for code in refusal.codes)
+def _of_server_error(details: ErrorDetails, words: str) -> ErrorVerdict:
+    verdicts = (_BY_CODE.get(code) for code in details.codes)
     if _CONTEXT in verdicts or words.startswith(_CONTEXT_SENTENCES):
         return _CONTEXT
     return ErrorVerdict(ErrorKind.SERVER_ERROR)
 
 
-def _of_page(refusal: Refusal) -> ErrorVerdict:
-    if refusal.status == _UNAUTHORIZED:
+def _of_page(status: int, details: ErrorDetails) -> ErrorVerdict:
+    if status == _UNAUTHORIZED:
         return ErrorVerdict(ErrorKind.AUTH, FEW, _PAGE_HINT)
-    if refusal.status in _NO_SUCH_PLACE:
+    if status in _NO_SUCH_PLACE:
         return _URL
-    if refusal.status == _TOO_LARGE:
+    if status == _TOO_LARGE:
         return _CONTEXT
-    if refusal.asks_to_wait or refusal.status in _PASSING:
-        return ErrorVerdict(_PASSING.get(refusal.status, ErrorKind.RATE_LIMITED))
+    if details.wait_s is not None or status in _PASSING:
+        return ErrorVerdict(_PASSING.get(status, ErrorKind.RATE_LIMITED))
     return ErrorVerdict(ErrorKind.BAD_REQUEST, MANY, _PAGE_HINT)
 
 
-def _by_code(refusal: Refusal, words: str) -> ErrorVerdict | None:
+def _by_code(details: ErrorDetails, words: str) -> ErrorVerdict | None:
     for sentence_verdict, sentence in _SENTENCES:
         if words.startswith(sentence):
             return sentence_verdict
-    for code in refusal.codes:
+    for code in details.codes:
         verdict = _BY_CODE.get(code)
         if verdict is _RATE and "too large" in words and _CONTEXT_WORDS.search(words):
             # The prompt exceeds the tokens of a whole minute: waiting does not help.
@@ -250,26 +233,25 @@ def _by_code(refusal: Refusal, words: str) -> ErrorVerdict | None:
         if verdict is not None:
             return verdict
         if code in _PARAMETER_CODES:
-            return _of_parameter(refusal)
+            return _of_parameter(details)
     return None
 
 
-def _of_parameter(refusal: Refusal) -> ErrorVerdict:
-    quoted = _QUOTED.search(refusal.message)
-    name = refusal.param or (quoted[1] if quoted else "")
+def _of_parameter(details: ErrorDetails) -> ErrorVerdict:
+    quoted = _QUOTED.search(details.message)
+    name = details.param or (quoted[1] if quoted else "")
     hint = f"leave out {name}, or give another value" if name else None
     return ErrorVerdict(ErrorKind.BAD_REQUEST, FEW, hint)
 
 
-def _by_words(refusal: Refusal, words: str) -> ErrorVerdict | None:
-    status = refusal.status
+def _by_words(status: int, details: ErrorDetails, words: str) -> ErrorVerdict | None:
     is_worded = status in _WORDED
     if is_worded and _FILTER_WORDS.search(words):
         return _FILTER
     is_fit = status != _TOO_MANY or "too large" in words
     if is_worded and is_fit and _CONTEXT_WORDS.search(words):
         return _CONTEXT
-    waits = refusal.asks_to_wait or bool(_WAIT_WORDS.search(words))
+    waits = details.wait_s is not None or bool(_WAIT_WORDS.search(words))
     if status in _MONEY_STATUSES and not waits and _MONEY_WORDS.search(words):
         # Not certain: the balance may suffice for a cheaper document.
         return ErrorVerdict(ErrorKind.BUDGET, FEW)
@@ -277,7 +259,7 @@ def _by_words(refusal: Refusal, words: str) -> ErrorVerdict | None:
         return None
     if _MODEL_WORDS.search(words):
         return _MODEL
-    return _of_parameter(refusal) if _PARAMETER_WORDS.search(words) else None
+    return _of_parameter(details) if _PARAMETER_WORDS.search(words) else None
 
 
 _PASSING = {
@@ -299,9 +281,8 @@ _BY_STATUS = {
 _CREDENTIALS = frozenset({_UNAUTHORIZED, _PAYMENT_REQUIRED, _FORBIDDEN})
 
 
-def _by_status(refusal: Refusal, words: str) -> ErrorVerdict | None:
-    status = refusal.status
-    if refusal.asks_to_wait and status in _CREDENTIALS:
+def _by_status(status: int, details: ErrorDetails, words: str) -> ErrorVerdict | None:
+    if details.wait_s is not None and status in _CREDENTIALS:
         return _RATE
     if status == _PAYMENT_REQUIRED and _SOME_MONEY.search(words):
         return ErrorVerdict(ErrorKind.BUDGET, FEW)

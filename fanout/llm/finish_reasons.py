@@ -55,11 +55,13 @@ def require_complete(reply: LLMReply) -> None:
     if kind is None:
         return
     if kind is ErrorKind.TRUNCATED:
-        message = f"the answer was cut off ({_said(reply)}): raise max_tokens, or ask for less"
+        message = (
+            f"the answer was cut off ({_shown_reason(reply)}): raise max_tokens, or ask for less"
+        )
     elif kind is ErrorKind.CONTENT_FILTER:
         message = "the provider refused to answer"
     else:
-        message = f"the generation failed ({_said(reply)})"
+        message = f"the generation failed ({_shown_reason(reply)})"
     raise LLMError(kind, message, usage=reply.usage)
 
 
@@ -67,9 +69,9 @@ def require_answer(reply: LLMReply) -> None:
     """Raise LLMError if an answer is incomplete or empty."""
     require_complete(reply)
     if not reply.text.strip():
-        message = f"the answer is empty ({_said(reply)})"
+        message = f"the answer is empty ({_shown_reason(reply)})"
         raise LLMError(ErrorKind.INVALID_OUTPUT, message, usage=reply.usage)
 
 
-def _said(reply: LLMReply) -> str:
+def _shown_reason(reply: LLMReply) -> str:
     return f"finish reason {str(reply.finish_reason)[:_MAX_SHOWN]}"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import aiohttp
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from fanout.llm.reply_bodies import ErrorDetails
 
-__all__ = ["HttpClient", "HttpReply", "is_success", "reply_bytes"]
+__all__ = ["HttpClient", "HttpReply"]
 
 # As in the provider's own client: a call fails if the server closes an idle connection under it.
 _KEEP_ALIVE_S = 5.0
@@ -42,16 +42,6 @@ _BECOMES_GET = frozenset({301, 302, 303})
 _SUCCESSES = range(200, 300)
 _SCHEMES = frozenset({"http", "https"})
 _NO_TIMEOUT = aiohttp.ClientTimeout(total=None)
-
-
-# JSON may escape one byte of text as six, and some servers also send their reasoning.
-_REPLY_BYTES_PER_OUTPUT_KB = 16_000
-_LEAST_REPLY_BYTES = 8_000_000
-
-
-def reply_bytes(max_output_kb: int) -> int:
-    """Return the largest reply size in bytes for an answer of ``max_output_kb`` kilobytes."""
-    return max(_LEAST_REPLY_BYTES, _REPLY_BYTES_PER_OUTPUT_KB * max_output_kb)
 
 
 class HttpReply(msgspec.Struct, frozen=True):
@@ -67,6 +57,11 @@ class HttpReply(msgspec.Struct, frozen=True):
     headers: Mapping[str, str]
     body: bytes
 
+    @property
+    def is_success(self) -> bool:
+        """Whether the status is 2xx."""
+        return self.status in _SUCCESSES
+
     def json(self) -> Any:
         """Return the JSON of the body. Raises ValueError if it is not JSON."""
         return json_of(self.body, self.headers.get("content-type", ""))
@@ -74,18 +69,6 @@ class HttpReply(msgspec.Struct, frozen=True):
     def error_details(self) -> ErrorDetails:
         """Return the error details in the body."""
         return error_details(self.body, self.headers.get("content-type", ""))
-
-
-def is_success(reply: HttpReply) -> bool:
-    """Say whether a reply has a 2xx status."""
-    return reply.status in _SUCCESSES
-
-
-class _Route(NamedTuple):
-    """How to reach a server: the proxy and the certificates."""
-
-    proxy: str | None
-    trust: ssl.SSLContext | bool
 
 
 class HttpClient:
@@ -121,8 +104,10 @@ class HttpClient:
         self._get_headers.pop("content-type", None)
         self._post_headers = own
         self._post_headers.setdefault("content-type", "application/json")
-        self._trust: ssl.SSLContext | None = None
-        self._route = self._route_to(self._base)
+        self._proxy = proxy_for(str(self._base))
+        is_tls = "https" in {self._base.scheme, (self._proxy or "").partition(":")[0]}
+        # Reading certificates takes time: do it once, and only if they are needed.
+        self._trust = trust() if is_tls else True
         self._concurrency = concurrency
         self._max_reply_bytes = max_reply_bytes
         self._session: aiohttp.ClientSession | None = None
@@ -180,25 +165,21 @@ class HttpClient:
         body: bytes | None,
         limits: aiohttp.ClientTimeout,
     ) -> HttpReply:
-        for _ in range(_MAX_REDIRECTS + 1):
-            reply = await self._reply_in_the_end(method, url, headers, body, limits)
+        redirects = 0
+        while redirects <= _MAX_REDIRECTS:
+            try:
+                reply = await self._reply(method, url, headers, body, limits)
+            except _NotConnectedError:
+                # Nothing was sent, so this is no attempt. The caller's deadline bounds the wait.
+                await asyncio.sleep(_AGAIN_S)
+                continue
             if reply.status not in _REDIRECTS or "location" not in reply.headers:
                 return reply
+            redirects += 1
             url = _redirected(url, reply)
             if method == "POST" and reply.status in _BECOMES_GET:
                 method, body = "GET", None
         raise LLMError(ErrorKind.CONNECTION, "the server redirects again and again")
-
-    async def _reply_in_the_end(self, *request: Any) -> HttpReply:
-        """Return the reply; while this process has no free descriptor, wait for one.
-
-        Nothing was sent, so this does not count as an attempt. The caller's deadline bounds the wait.
-        """
-        while True:
-            try:
-                return await self._reply(*request)
-            except _NotConnectedError:
-                await asyncio.sleep(_AGAIN_S)
 
     async def _reply(
         self,
@@ -209,15 +190,14 @@ class HttpClient:
         limits: aiohttp.ClientTimeout,
     ) -> HttpReply:
         session = self._session or self._open()
-        route = self._route
         try:
             async with session.request(
                 method,
                 url,
                 data=body,
                 headers=headers,
-                proxy=route.proxy,
-                ssl=route.trust,
+                proxy=self._proxy,
+                ssl=self._trust,
                 timeout=limits,
                 allow_redirects=False,
             ) as response:
@@ -238,14 +218,6 @@ class HttpClient:
             timeout=_NO_TIMEOUT,
         )
         return self._session
-
-    def _route_to(self, url: URL) -> _Route:
-        proxy = proxy_for(str(url))
-        if "https" not in {url.scheme, (proxy or "").partition(":")[0]}:
-            return _Route(proxy, trust=True)
-        # Reading certificates takes time: do it once, and only if they are needed.
-        self._trust = self._trust or trust()
-        return _Route(proxy, self._trust)
 
     async def _read(self, response: aiohttp.ClientResponse) -> bytes:
         blocks: list[bytes] = []

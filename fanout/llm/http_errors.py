@@ -8,25 +8,24 @@ import time
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
 
+from msgspec.structs import replace
+
 from fanout.core import redaction as known_secrets
 from fanout.core.errors import LLMError
-from fanout.llm.error_kinds import Refusal, judge
+from fanout.llm.error_kinds import judge
 from fanout.llm.reply_bodies import error_details_in
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from fanout.core.records import Usage
-    from fanout.llm.http_client import HttpReply
     from fanout.llm.reply_bodies import ErrorDetails
 
 __all__ = [
     "http_error",
     "redacted_line",
-    "refused",
     "refused_in_success",
     "retry_after",
-    "status_error",
 ]
 
 _MAX_MESSAGE = 300
@@ -44,44 +43,27 @@ _WAIT = re.compile(
 
 
 def http_error(
-    *,
     status: int,
-    message: str,
-    code: str | None = None,
-    headers: Mapping[str, str] | None = None,
+    details: ErrorDetails,
+    *,
+    headers: Mapping[str, str],
     secrets: tuple[str, ...] = (),
     usage: Usage | None = None,
-    param: str = "",
-    is_page: bool = False,
-    wait_s: float | None = None,
 ) -> LLMError:
     """Return the LLMError of an HTTP error reply.
 
     Args:
         status: The HTTP status; 200 if a success reply contains the error.
-        message: The provider's message.
-        code: The machine-readable codes, separated by spaces, the most specific first; or None.
+        details: The details of the error.
         headers: The reply's headers.
         secrets: Keys that the message must not repeat.
         usage: The usage that the reply reports, or None.
-        param: The field of the request that the error names, or the empty string.
-        is_page: Whether the body is a web page.
-        wait_s: Seconds that the body asks to wait, or None.
     """
+    message = details.message or f"Error code: {status}"
     looked_at = " ".join(message[:_LOOKED_AT].split())
-    asked_s = retry_after(headers or {})
-    if asked_s is None:
-        asked_s = wait_s if wait_s is not None else _wait_in(looked_at)
-    verdict = judge(
-        Refusal(
-            status=status,
-            message=looked_at,
-            codes=tuple((code or "").lower().split()),
-            param=param,
-            is_page=is_page,
-            asks_to_wait=asked_s is not None,
-        )
-    )
+    given_s = (retry_after(headers), details.wait_s, _wait_in(looked_at))
+    asked_s = next((given for given in given_s if given is not None), None)
+    verdict = judge(status, replace(details, message=looked_at, wait_s=asked_s))
     begin, hint = f"HTTP {status}: ", f"; {verdict.hint}" if verdict.hint else ""
     # A long message must not push out the hint.
     words = redacted_line(message, secrets)[: _MAX_MESSAGE - len(begin) - len(hint)]
@@ -92,41 +74,6 @@ def http_error(
         status=status,
         usage=usage,
         stop_after=verdict.stop_after,
-    )
-
-
-def refused(
-    status: int,
-    details: ErrorDetails,
-    *,
-    headers: Mapping[str, str],
-    secrets: tuple[str, ...] = (),
-    usage: Usage | None = None,
-) -> LLMError:
-    """Return the LLMError for the details of an error reply."""
-    return http_error(
-        status=status,
-        message=details.message or f"Error code: {status}",
-        code=" ".join(details.codes),
-        headers=headers,
-        secrets=secrets,
-        param=details.param,
-        is_page=details.is_page,
-        wait_s=details.wait_s,
-        usage=usage,
-    )
-
-
-def status_error(reply: HttpReply, *, key: str, usage: Usage | None = None) -> LLMError:
-    """Return the LLMError of an error reply.
-
-    Args:
-        reply: The reply.
-        key: The key that the message must not repeat.
-        usage: The usage that the reply reports, or None.
-    """
-    return refused(
-        reply.status, reply.error_details(), headers=reply.headers, secrets=(key,), usage=usage
     )
 
 
@@ -147,7 +94,7 @@ def refused_in_success(
         return None
     statuses = (int(code) for code in details.codes if _STATUS.fullmatch(code))
     status = next((status for status in statuses if status in _ERROR_STATUSES), _OK)
-    return refused(status, details, headers=headers, secrets=secrets, usage=usage)
+    return http_error(status, details, headers=headers, secrets=secrets, usage=usage)
 
 
 def _wait_in(message: str) -> float | None:

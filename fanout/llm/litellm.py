@@ -6,6 +6,8 @@ import asyncio
 import os
 from typing import Any
 
+import msgspec
+
 from fanout.core.errors import LLMError, ModelError
 from fanout.core.records import ErrorKind, Usage
 from fanout.llm.base import LLMReply, LLMRequest
@@ -80,17 +82,14 @@ class LiteLLM:
         status = getattr(error, "status_code", None)
         if not isinstance(status, int):
             return LLMError(ErrorKind.INTERNAL, f"{name}: {redacted_line(str(error))}")
-        response = getattr(error, "response", None)
-        headers = getattr(response, "headers", None)
+        headers: Any = getattr(getattr(error, "response", None), "headers", None)
         details = error_details_in(getattr(error, "body", None))
+        # The provider's codes, then litellm's class.
+        codes = (*details.codes, name.lower())
         return http_error(
-            status=status,
-            message=str(error),
-            # The provider's codes, then litellm's class.
-            code=" ".join([*details.codes, name]),
-            headers=headers if hasattr(headers, "get") else None,
-            param=details.param,
-            wait_s=details.wait_s,
+            status,
+            msgspec.structs.replace(details, message=str(error), codes=codes),
+            headers=headers if hasattr(headers, "get") else {},
         )
 
     def _reply(self, response: Any) -> LLMReply:

@@ -10,12 +10,10 @@ import msgspec
 from fanout.core.errors import LLMError, ModelError
 from fanout.core.records import ErrorKind, Usage
 from fanout.llm.base import LLMReply, LLMRequest
-from fanout.llm.error_kinds import Refusal, refuses_parameter
+from fanout.llm.error_kinds import refuses_parameter
 from fanout.llm.finish_reasons import require_answer, require_complete
-from fanout.llm.http_client import HttpClient, is_success, reply_bytes
-from fanout.llm.http_errors import refused_in_success, status_error
-from fanout.llm.http_headers import header_value, request_headers
-from fanout.llm.provider_checks import CheckedServer
+from fanout.llm.http_errors import refused_in_success
+from fanout.llm.http_model import DEFAULT_OUTPUT_KB, HttpModel, header_value
 from fanout.llm.reply_bodies import content_text, json_of, text_or_none
 from fanout.llm.usage import token_count
 
@@ -25,11 +23,8 @@ if TYPE_CHECKING:
 __all__ = ["OpenAILLM"]
 
 _BASE_URL = "https://api.openai.com/v1"
-# Servers without authentication ignore the key, but some require the header.
-_NO_KEY = "none"
 _NOT_FOUND = 404
 _MAX_TOKENS, _MAX_COMPLETION_TOKENS = _LIMITS = ("max_tokens", "max_completion_tokens")
-_DEFAULT_OUTPUT_KB = 4_096
 
 
 class _Message(msgspec.Struct):
@@ -74,16 +69,15 @@ _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(_Completion).decode
 
 
-class OpenAILLM:
+class OpenAILLM(HttpModel):
     """A model behind chat completions.
 
     Args:
         name: The server's name of the model.
-        concurrency: Connections that may be open at once.
+        concurrency: See HttpModel.
         base_url: The URL of the server; if None, ``OPENAI_BASE_URL``, else OpenAI.
         api_key: The key; if None, ``OPENAI_API_KEY``. A server at a base URL may need none.
-        max_output_kb: The longest useful answer in kilobytes; reading stops at a reply that is many
-            times as large.
+        max_output_kb: See HttpModel.
 
     Raises:
         ModelError: An environment variable has an invalid value.
@@ -96,70 +90,65 @@ class OpenAILLM:
         concurrency: int = 32,
         base_url: str | None = None,
         api_key: str | None = None,
-        max_output_kb: int = _DEFAULT_OUTPUT_KB,
+        max_output_kb: int = DEFAULT_OUTPUT_KB,
     ) -> None:
-        self._name = name
-        self._base_url = base_url or os.environ.get("OPENAI_BASE_URL") or None
-        self._key = api_key or os.environ.get("OPENAI_API_KEY") or ""
-        # OpenAI's reasoning models refuse max_tokens; most compatible servers know only max_tokens.
-        self._limit = _MAX_COMPLETION_TOKENS if self._base_url is None else _MAX_TOKENS
-        self._refused_limits: set[str] = set()
-        self._http = HttpClient(
-            self._base_url or _BASE_URL,
-            variable="OPENAI_BASE_URL",
-            headers=_headers(self._key or _NO_KEY),
+        base_url = base_url or os.environ.get("OPENAI_BASE_URL") or None
+        super().__init__(
+            name,
+            provider="OPENAI",
+            base_url=base_url or _BASE_URL,
+            key=api_key or os.environ.get("OPENAI_API_KEY") or "",
+            headers=_account_headers(),
             concurrency=concurrency,
-            max_reply_bytes=reply_bytes(max_output_kb),
+            max_output_kb=max_output_kb,
         )
+        self._is_openai = base_url is None
+        # OpenAI's reasoning models refuse max_tokens; most compatible servers know only max_tokens.
+        self._limit = _MAX_COMPLETION_TOKENS if self._is_openai else _MAX_TOKENS
+        self._refused_limits: set[str] = set()
         self._url = self._http.url("chat/completions")
 
     async def check(self) -> None:
         """See LLM."""
-        if not self._key and self._base_url is None:
+        if not self._key and self._is_openai:
             raise ModelError(
                 "OPENAI_API_KEY is not set; set it where the workers run, or set OPENAI_BASE_URL "
                 "to a server that needs no key",
                 kind=ErrorKind.AUTH,
             )
-        server = CheckedServer(
-            http=self._http,
-            url_variable="OPENAI_BASE_URL",
-            key_variable="OPENAI_API_KEY",
-            key=self._key,
-        )
-        listed = await server.ask("models")
-        if not is_success(listed):
-            await self._check_path(server, listed)
+        listed = await self._ask("models")
+        if not listed.is_success:
+            await self._check_path(listed)
         elif self._name not in _listed_models(listed):
             # Lists are incomplete, and some servers accept any name: only an explicit refusal counts.
-            await self._check_name(server)
+            reply = await self._ask(f"models/{self._http.quoted(self._name)}")
+            if reply.status == _NOT_FOUND and "model_not_found" in reply.error_details().codes:
+                raise self._refused(reply)
 
-    async def _check_path(self, server: CheckedServer, listed: HttpReply) -> None:
+    async def _check_path(self, listed: HttpReply) -> None:
         is_bare = self._http.path in {"", "/"}
-        if is_bare and listed.status == _NOT_FOUND and await server.is_there("v1/models"):
+        if is_bare and listed.status == _NOT_FOUND and await self._has_json("v1/models"):
             raise ModelError(
                 f"OPENAI_BASE_URL lacks its path: there is nothing at {self._http.shown_url}, but "
                 "there is at /v1; set it with that where the workers run",
                 kind=ErrorKind.BAD_REQUEST,
             )
 
-    async def _check_name(self, server: CheckedServer) -> None:
-        reply = await server.ask(f"models/{self._http.quoted(self._name)}")
-        if reply.status == _NOT_FOUND and "model_not_found" in reply.error_details().codes:
-            raise ModelError(
-                f"{self._http.shown_url} says: {server.problem(reply)}", kind=ErrorKind.BAD_REQUEST
-            )
+    async def _has_json(self, path: str) -> bool:
+        try:
+            reply = await self._ask_once(path)
+        except ModelError:
+            return False
+        return reply.is_success and reply.body.lstrip()[:1] in {b"{", b"["}
 
     async def complete(self, request: LLMRequest) -> LLMReply:
         """See LLM."""
         limit = self._limit
         reply = await self._http.post(self._url, self._body(request, limit))
-        if not is_success(reply):
-            if not self._learns_limit(reply, request, limit):
-                raise self._status_error(reply)
+        if not reply.is_success and self._learns_limit(reply, request, limit):
             reply = await self._http.post(self._url, self._body(request, self._limit))
-            if not is_success(reply):
-                raise self._status_error(reply)
+        if not reply.is_success:
+            raise self._error(reply, _billed_with(reply.body))
         completion = _parsed(reply, self._key)
         try:
             return _reply(completion)
@@ -173,14 +162,7 @@ class OpenAILLM:
         """Switch to the other name of the token limit if the server refuses ``sent``; say whether."""
         if request.max_tokens is None:
             return False
-        details = reply.error_details()
-        refusal = Refusal(
-            status=reply.status,
-            message=details.message,
-            codes=details.codes,
-            param=details.param,
-        )
-        if not refuses_parameter(refusal, sent):
+        if not refuses_parameter(reply.status, reply.error_details(), sent):
             return False
         self._refused_limits.add(sent)
         self._limit = next((name for name in _LIMITS if name not in self._refused_limits), sent)
@@ -202,23 +184,11 @@ class OpenAILLM:
             )
         )
 
-    def _status_error(self, reply: HttpReply) -> LLMError:
-        return status_error(reply, key=self._key, usage=_billed_with(reply.body))
 
-    async def aclose(self) -> None:
-        """See LLM."""
-        await self._http.aclose()
-
-
-def _headers(key: str) -> dict[str, str]:
-    headers = request_headers(
-        key, key_variable="OPENAI_API_KEY", custom_variable="OPENAI_CUSTOM_HEADERS"
-    )
+def _account_headers() -> dict[str, str]:
     named = {"openai-organization": "OPENAI_ORG_ID", "openai-project": "OPENAI_PROJECT_ID"}
-    for header, variable in named.items():
-        if value := os.environ.get(variable):
-            headers.setdefault(header, header_value(variable, value))
-    return headers
+    given = {header: (name, os.environ.get(name)) for header, name in named.items()}
+    return {header: header_value(name, value) for header, (name, value) in given.items() if value}
 
 
 def _listed_models(reply: HttpReply) -> set[str]:

@@ -43,9 +43,9 @@ _PAUSE_S = 1.0
 _SPREAD = 0.5
 _MAX_SPREAD_S = 2.0
 # Seconds after which a waiting branch checks again whether the pause is over. A branch that has
-# failed waits longer, as it may be at fault itself: other branches try first.
+# failed may be at fault itself: it waits longer by this factor, so that other branches try first.
 _POLL_S = 0.5
-_POLL_FAILED = 3.0
+_FAILED_POLL_FACTOR = 3.0
 _MOST_REFUSALS = 5
 # How many calls of the probing worker probe: one of them may fail by itself.
 _PROBES = 2
@@ -171,7 +171,7 @@ class Limiter:
     async def _is_held(self, model: _Model, *, until: float, has_failed: bool) -> bool:
         """Wait until a pause is over; return whether there was one, so that another may follow."""
         came, was_held = self.clock(), False
-        poll_s = _POLL_S * (_POLL_FAILED if has_failed else 1.0)
+        poll_s = _POLL_S * (_FAILED_POLL_FACTOR if has_failed else 1.0)
         while True:
             now = self.clock()
             if now - model.looked_at >= _LOOK_S:

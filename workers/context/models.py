@@ -53,14 +53,11 @@ class Models:
         self.common_failures = CommonFailures(connections.store)
 
     async def get(self, name: str) -> LLM:
-        """Return the model, which is made if need be.
+        """Return the model, which is made if need be. Branches look in ``made`` first.
 
         Raises:
             ModelError: It cannot be used.
         """
-        llm = self.made.get(name)
-        if llm is not None:
-            return llm
         async with self._making:
             if name not in self.made:
                 self.made[name] = make_llm(

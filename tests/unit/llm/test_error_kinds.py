@@ -9,7 +9,7 @@ import json
 import pytest
 
 from fanout.llm.error_kinds import ALWAYS, FEW, MANY, NEVER
-from fanout.llm.http_errors import refused, refused_in_success
+from fanout.llm.http_errors import http_error, refused_in_success
 from fanout.llm.reply_bodies import error_details
 
 PAGE = (
@@ -185,7 +185,7 @@ REPLIES = {
 
 def meant(status, body, headers):
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
-    return refused(status, error_details(data, headers.get("content-type", "")), headers=headers)
+    return http_error(status, error_details(data, headers.get("content-type", "")), headers=headers)
 
 
 @pytest.mark.parametrize("name", REPLIES)

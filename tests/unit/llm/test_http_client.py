@@ -298,7 +298,7 @@ def test_a_port_of_no_proxy_may_be_the_one_that_goes_without_saying():
 
 
 def test_a_check_gives_up(run, monkeypatch):
-    monkeypatch.setattr("fanout.llm.provider_checks._REQUEST_S", 0.1)
+    monkeypatch.setattr("fanout.llm.http_model._REQUEST_S", 0.1)
 
     def talk(connection):
         read_request(connection)

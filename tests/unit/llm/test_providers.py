@@ -18,6 +18,7 @@ from fanout.core.settings import load_settings
 from fanout.llm import LLM, FakeLLM, LLMRequest, make_llm
 from fanout.llm.callables import CallableLLM
 from fanout.llm.http_errors import http_error, redacted_line, retry_after
+from fanout.llm.reply_bodies import ErrorDetails
 from tests.scripted_provider import anthropic_reply, openai_reply
 
 KEY = "sk-test-0123456789abcdef"
@@ -251,7 +252,8 @@ def test_a_compatible_server_needs_no_key_and_no_list_of_models(provider, enviro
     ],
 )
 def test_what_an_http_status_means(status, code, message, kind):
-    assert http_error(status=status, message=message, code=code).kind.value == kind
+    details = ErrorDetails(message=message, codes=tuple((code or "").split()))
+    assert http_error(status, details, headers={}).kind.value == kind
 
 
 @pytest.mark.parametrize(

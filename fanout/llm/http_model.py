@@ -1,0 +1,170 @@
+"""What the adapters of providers' HTTP APIs share: variables, headers, free checks, and errors."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import time
+from importlib import metadata
+from typing import TYPE_CHECKING
+
+from fanout.core.errors import LLMError, ModelError
+from fanout.core.records import ErrorKind
+from fanout.llm.http_client import HttpClient
+from fanout.llm.http_errors import http_error
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from fanout.core.records import Usage
+    from fanout.llm.http_client import HttpReply
+
+__all__ = ["DEFAULT_OUTPUT_KB", "HttpModel", "header_value"]
+
+_HEADER_VALUE = re.compile(r"[\t\x20-\x7e]*")
+# Servers without authentication ignore the key, but some require the header.
+_NO_KEY = "none"
+_REQUEST_S = 10.0
+# Wait out a short outage. Longer ones are left to the calls, which wait for longer.
+_PATIENCE_S = 20.0
+_FIRST_WAIT_S = 0.5
+_UNAUTHORIZED = 401
+# Servers need not list their models, and a key may call models without permission to list them.
+_PROVES_NOTHING = frozenset({403, 404, 405, 429, 501})
+_PASSES = frozenset({429, 500, 502, 503, 504, 529})
+# JSON may escape one byte of text as six, and some servers also send their reasoning.
+_REPLY_BYTES_PER_OUTPUT_KB = 16_000
+_LEAST_REPLY_BYTES = 8_000_000
+DEFAULT_OUTPUT_KB = 4_096
+
+
+class HttpModel:
+    """A model behind a provider's HTTP API.
+
+    Args:
+        name: The server's name of the model.
+        provider: The prefix of the provider's environment variables, as ``OPENAI``.
+        base_url: The URL of the server.
+        key: The key; empty if there is none.
+        headers: The adapter's own headers, below those that the user's variables set.
+        concurrency: Connections that may be open at once.
+        max_output_kb: The longest useful answer in kilobytes; reading stops at a reply that is many
+            times as large.
+
+    Raises:
+        ModelError: An environment variable has an invalid value.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        provider: str,
+        base_url: str,
+        key: str,
+        headers: Mapping[str, str],
+        concurrency: int,
+        max_output_kb: int,
+    ) -> None:
+        self._name = name
+        self._provider = provider
+        self._key = key
+        self._headers = self._request_headers()
+        self._http = HttpClient(
+            base_url,
+            variable=f"{provider}_BASE_URL",
+            headers={**headers, **self._headers},
+            concurrency=concurrency,
+            max_reply_bytes=max(_LEAST_REPLY_BYTES, _REPLY_BYTES_PER_OUTPUT_KB * max_output_kb),
+        )
+
+    def _request_headers(self) -> dict[str, str]:
+        """Return headers with the key and the custom headers of the user, one per line."""
+        headers = {
+            "accept": "application/json",
+            "user-agent": f"fanout-llm/{metadata.version('fanout-llm')}",
+            "authorization": f"Bearer {header_value(self._key_variable, self._key or _NO_KEY)}",
+        }
+        custom = f"{self._provider}_CUSTOM_HEADERS"
+        for line in os.environ.get(custom, "").split("\n"):
+            name, colon, value = line.partition(":")
+            if colon:
+                headers[name.strip().lower()] = header_value(custom, value.strip())
+        return headers
+
+    @property
+    def _key_variable(self) -> str:
+        return f"{self._provider}_API_KEY"
+
+    def _error(self, reply: HttpReply, usage: Usage | None = None) -> LLMError:
+        """Return the LLMError of an error reply; ``usage`` is what the reply reports."""
+        return http_error(
+            reply.status,
+            reply.error_details(),
+            headers=reply.headers,
+            secrets=(self._key,),
+            usage=usage,
+        )
+
+    def _refused(self, reply: HttpReply) -> ModelError:
+        """Return the ModelError with an error reply to a check."""
+        problem = self._error(reply)
+        return ModelError(f"{self._http.shown_url} says: {problem}", kind=problem.kind)
+
+    async def _ask(self, path: str) -> HttpReply:
+        """Return the reply to a GET below the base URL; retry temporary failures for a while.
+
+        Raises:
+            ModelError: No server answers, it refuses the key, or it fails.
+        """
+        reply = await self._patiently(path)
+        if reply.is_success or reply.status in _PROVES_NOTHING:
+            return reply
+        problem = self._error(reply)
+        if reply.status == _UNAUTHORIZED and "scope" not in str(problem).lower():
+            raise ModelError(
+                f"{self._http.shown_url} refuses the key in {self._key_variable} ({problem}); set "
+                "a valid one where the workers run",
+                kind=ErrorKind.AUTH,
+            )
+        if problem.kind is ErrorKind.BAD_REQUEST or reply.status == _UNAUTHORIZED:
+            return reply
+        raise self._refused(reply)
+
+    async def _patiently(self, path: str) -> HttpReply:
+        until = time.monotonic() + _PATIENCE_S
+        wait_s = _FIRST_WAIT_S
+        while True:
+            reply = await self._ask_once(path)
+            asked_s = self._error(reply).retry_after_s if reply.status in _PASSES else None
+            wait_s = max(asked_s or 0.0, wait_s)
+            if reply.status not in _PASSES or time.monotonic() + wait_s > until:
+                return reply
+            await asyncio.sleep(wait_s)
+            wait_s *= 2
+
+    async def _ask_once(self, path: str) -> HttpReply:
+        try:
+            return await self._http.get(self._http.url(path), timeout_s=_REQUEST_S)
+        except LLMError as error:
+            raise ModelError(
+                f"no server answers at {self._http.shown_url} ({error}); start it, check the "
+                f"network, or set {self._provider}_BASE_URL where the workers run",
+                kind=ErrorKind.CONNECTION,
+            ) from None
+
+    async def aclose(self) -> None:
+        """See LLM."""
+        await self._http.aclose()
+
+
+def header_value(variable: str, value: str) -> str:
+    """Return a valid header value. Raises ModelError for an invalid character."""
+    if not _HEADER_VALUE.fullmatch(value):
+        raise ModelError(
+            f"{variable} holds a character that no HTTP header may have, such as a line break; set "
+            "it anew where the workers run",
+            kind=ErrorKind.AUTH,
+        )
+    return value
