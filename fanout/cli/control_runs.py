@@ -10,7 +10,7 @@ import click
 from fanout.cli.completion import complete_files
 from fanout.cli.delivery import conclude, follow
 from fanout.cli.exits import INTERRUPTED
-from fanout.cli.progress import Progress
+from fanout.cli.progress import Progress, pause_hint
 from fanout.cli.session import (
     EMBEDDED,
     RUN_EPILOG,
@@ -75,9 +75,13 @@ def pause(run_id: str, broker_url: str | None, as_json: bool) -> None:  # noqa: 
 @one_object
 def unpause(run_id: str, broker_url: str | None, as_json: bool) -> None:  # noqa: FBT001 - a click flag
     """Let a run that is paused go on."""
-    with one_run(broker_url, run_id) as run:
+    with any_client(broker_url) as client:
+        run = client.find(run_id)
         did = run.unpause()
-        _print_change(run, did, "goes on" if did else "was not paused", as_json=as_json)
+        goes_on = "goes on"
+        if did and not client.goes_on_without(run.run_id):
+            goes_on = f"is not paused any more, and `fanout resume {run.run_id}` goes on"
+        _print_change(run, did, goes_on if did else "was not paused", as_json=as_json)
 
 
 def _print_change(run: Run, changed: bool, what: str, *, as_json: bool) -> None:  # noqa: FBT001 - a fact
@@ -174,7 +178,9 @@ def resume(
             progress.note(_ended(before))
             return 0
         now = run.status()
-        progress.note(f"run {run.run_id} {now.status.value}: {enqueued(now.total)}")
+        hint = pause_hint(now)
+        state = f"run {run.run_id} {now.status.value}: {enqueued(now.total)}"
+        progress.note(f"{state}; {hint}" if hint else state)
         if client.is_embedded:
             return _work_off(run, progress, stop, now.to_dict(), as_json=as_json)
     say(run.run_id, now.to_dict(), as_json=as_json)
@@ -184,8 +190,8 @@ def resume(
 def _ended(now: Status) -> str:
     """Return why there is nothing to resume."""
     text = (
-        f"run {now.run_id} has ended ({now.status.value}): all of its {now.total:,} branches are "
-        "enqueued, and there is nothing to resume"
+        f"run {now.run_id} has ended ({now.status.value}): {enqueued(now.total)}, "
+        "and there is nothing to resume"
     )
     if now.failed:
         failed = plural(now.failed, "failed branch", "failed branches")
@@ -216,5 +222,6 @@ def heal(broker_url: str | None, as_json: bool) -> None:  # noqa: FBT001 - a cli
     """Look for what got lost, and do it again, at once: the workers do so by themselves."""
     with fleet(broker_url) as client:
         count = client.heal()
-    text = f"{count:,} steps were done again" if count else "nothing was missing"
+    again = plural(count, "step was done again", "steps were done again")
+    text = again if count else "nothing was missing"
     say(text, {"steps": count}, as_json=as_json)

@@ -330,9 +330,10 @@ def _print(
         print_text(answer_text(aggregated))
     elif delivery.folder is None and status.succeeded:
         if delivery.is_stopped and sys.stdout.isatty():
+            answered = plural(status.succeeded, "branch has", "branches have")
             progress.note(
-                f"{status.succeeded:,} branches have an answer: `fanout results {run.run_id}` "
-                "prints them, with --out DIR it writes them into files"
+                f"{answered} an answer: `fanout results {run.run_id}` prints "
+                f"{'it' if status.succeeded == 1 else 'them'}, with --out DIR into files"
             )
             return
         for branch in run.outcomes():

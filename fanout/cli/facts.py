@@ -34,6 +34,7 @@ __all__ = [
     "runs_lines",
     "seen",
     "speed_parts",
+    "token_counts",
 ]
 
 # A label and its facts.
@@ -61,7 +62,7 @@ def run_rows(status: Status, speed: Speed | None) -> list[Row]:
     rows.append(("usage", _usage(status.usage)))
     again = status.usage.calls - sum(stage.done for stage in status.stages)
     if again > 0:
-        rows.append(("retries", [f"{again:,} calls were made again"]))
+        rows.append(("retries", [plural(again, "call was made again", "calls were made again")]))
     if status.errors:
         rows.append(("errors", _kinds(status.errors)))
     return rows
@@ -209,8 +210,13 @@ def _seconds(value: float | None) -> str:
 
 def _usage(usage: Usage) -> list[str]:
     cost = "?" if usage.cost_usd is None else f"${usage.cost_usd:,.4f}"
-    tokens = f"{known(usage.input_tokens)} tokens in, {known(usage.output_tokens)} out"
-    return [f"{usage.calls:,} calls", tokens, f"cost {cost}"]
+    return [plural(usage.calls, "call", "calls"), token_counts(usage), f"cost {cost}"]
+
+
+def token_counts(usage: Usage) -> str:
+    """Return the tokens of prompts and of answers."""
+    unit = "token" if usage.input_tokens == 1 else "tokens"
+    return f"{known(usage.input_tokens)} {unit} in, {known(usage.output_tokens)} out"
 
 
 def _kinds(errors: dict[ErrorKind, int]) -> list[str]:

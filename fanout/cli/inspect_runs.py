@@ -7,7 +7,7 @@ import sys
 from collections import Counter
 from contextlib import ExitStack, suppress
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -39,6 +39,7 @@ from fanout.cli.session import (
 )
 from fanout.core.errors import UnknownRunError
 from fanout.core.records import ErrorKind, RunStatus
+from fanout.core.units import plural
 from fanout.runs.output_files import error_row
 from fanout.system.terminal import can_draw, print_line
 
@@ -144,7 +145,7 @@ def errors(
             return
         for branch in islice(failed, limit):
             row = error_row(branch)
-            say(_error(row), row, as_json=as_json)
+            say(_error(row, "index", "document", "kind"), row, as_json=as_json)
         counts = run.status().errors
     total = sum(count for kind, count in counts.items() if not kinds or kind.value in kinds)
     if limit is not None and total > limit:
@@ -157,23 +158,23 @@ def _failed(run: Run, kinds: frozenset[str]) -> Iterator[Output]:
             yield branch
 
 
-def _error(row: dict[str, object]) -> str:
+def _error(row: dict[str, Any], *columns: str) -> str:
     # A message may quote a provider's page: a line stays a line.
-    message = " ".join(str(row["message"]).split())
-    attempts = f"after {row['attempts']} calls" if row["attempts"] != 1 else "after 1 call"
-    return f"{row['index']}\t{row['document']}\t{row['kind']}\t{message} ({attempts})"
+    message = " ".join(row["message"].split())
+    cells = [str(row[column]) for column in columns]
+    return "\t".join([*cells, f"{message} (after {plural(row['attempts'], 'call', 'calls')})"])
 
 
 def _print_summary(failed: Iterable[Output], limit: int | None, *, as_json: bool) -> None:
     counts: Counter[ErrorKind] = Counter()
-    examples: dict[ErrorKind, dict[str, object]] = {}
+    examples: dict[ErrorKind, dict[str, Any]] = {}
     for branch in failed:
         if branch.kind is not None:
             counts[branch.kind] += 1
             examples.setdefault(branch.kind, error_row(branch))
     for kind, count in counts.most_common(limit):
         example = examples[kind]
-        text = f"{count:,}\t{kind.value}\tsuch as {_error(example)}"
+        text = f"{count:,}\t{kind.value}\tsuch as {_error(example, 'index', 'document')}"
         say(text, {"kind": kind.value, "count": count, "example": example}, as_json=as_json)
 
 

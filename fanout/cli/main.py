@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import gc
-import io
 import sys
 from difflib import get_close_matches
 from importlib import import_module
@@ -70,22 +69,11 @@ _GROUPS = {
     "Look": ["status", "watch", "runs", "errors", "report", "workers"],
     "Steer": ["cancel", "pause", "unpause", "retry", "resume", "delete"],
     "Operate": [
-        "worker",
-        "flower",
-        "metrics",
-        "setup-server",
-        "doctor",
-        "probe",
-        "heal",
-        "completion",
+        *("worker", "flower", "metrics", "setup-server", "doctor", "probe", "heal", "completion"),
     ],
 }
-
-
 _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
-
-
-# What a device or a terminal that takes no more says.
+# The errors of a device or a terminal that is full or gone.
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
 
 
@@ -129,15 +117,10 @@ class _Commands(click.Group):
         hint = f"; did you mean {near[0]!r}?" if near else "; `fanout --help` lists them"
         raise click.UsageError(f"there is no command {name!r}{hint}", ctx)
 
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        rest = set(self.list_commands(ctx))
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
         for title, names in _GROUPS.items():
-            rest -= set(names)
             with formatter.section(title):
                 formatter.write_dl([(name, _COMMANDS[name][1]) for name in names])
-        if rest:
-            with formatter.section("Others"):
-                formatter.write_dl([(name, _COMMANDS[name][1]) for name in sorted(rest)])
 
 
 def _show_version(ctx: click.Context, _parameter: click.Parameter, wanted: bool) -> None:  # noqa: FBT001
@@ -176,10 +159,16 @@ def _tame_logs() -> None:
 
 
 def _show(error: click.ClickException) -> None:
-    """Print what is wrong with the usage, as click words it."""
-    message = io.StringIO()
-    error.show(message)
-    print_text(message.getvalue().rstrip("\n"), err=True)
+    """Print in one line what is wrong with the usage, in click's words; or the help."""
+    if isinstance(error, click.exceptions.NoArgsIsHelpError):
+        print_text(error.format_message(), err=True)
+        return
+    message = " ".join(error.format_message().split()).rstrip(".")
+    context = error.ctx if isinstance(error, click.UsageError) else None
+    # The group's own error names the help already.
+    is_of_command = context is not None and context.parent is not None
+    hint = f" (see `{context.command_path} --help`)" if context and is_of_command else ""
+    print_error(f"{message}{hint}")
 
 
 def _fail(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
@@ -195,9 +184,7 @@ def main() -> None:
     sys.excepthook = _fail
     try:
         status = cli.main(standalone_mode=False)
-    except click.exceptions.Abort:
-        status = INTERRUPTED
-    except KeyboardInterrupt:
+    except (click.exceptions.Abort, KeyboardInterrupt):
         status = INTERRUPTED
     except click.ClickException as error:
         _show(error)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -184,11 +185,20 @@ def _in_words(error: SpecError, job: Path | None, given: dict[str, Any]) -> Spec
         return error
     root, _, inner = error.field.partition(".")
     option = next((name for name in (inner, root) if name in given), None)
-    if option is not None:
-        return SpecError(error.reason, field=_OPTION_OF[option])
-    if job is not None:
+    if option is None and job is not None:
         return SpecError(error.reason, field=f"{job}: {error.field}")
-    return SpecError(error.reason, field=_OPTION_OF.get(root, error.field))
+    reason = _with_options(error.reason, _OPTION_OF if job is None else given)
+    return SpecError(reason, field=_OPTION_OF.get(option or root, error.field))
+
+
+def _with_options(reason: str, names: Iterable[str]) -> str:
+    """Return a reason that names options, not the fields that they give; a value stays as it is."""
+    text, got, value = reason.partition(" (got ")
+    for name in names:
+        # A word such as `split` or `reduce` is plain English.
+        if "_" in name:
+            text = re.sub(rf"\b{name}\b", _OPTION_OF[name], text)
+    return f"{text}{got}{value}"
 
 
 def _job_fields(path: Path, *, has_base: bool) -> dict[str, Any]:

@@ -6,8 +6,10 @@ import sys
 import time
 from typing import TYPE_CHECKING, TextIO
 
+from fanout.cli.facts import token_counts
 from fanout.cli.speed import Meter, Speed, eta_s
-from fanout.core.units import clock, duration, plain
+from fanout.core.records import RunStatus
+from fanout.core.units import clock, duration, plain, plural
 from fanout.system.terminal import can_draw, write_line
 
 if TYPE_CHECKING:
@@ -16,7 +18,7 @@ if TYPE_CHECKING:
     from fanout.core.records import Usage
     from fanout.runs.results import Status
 
-__all__ = ["IDLE", "Follower", "Progress", "summary"]
+__all__ = ["IDLE", "Follower", "Progress", "pause_hint", "summary"]
 
 _LIVE_S = 0.2
 _PLAIN_S = 10.0
@@ -155,7 +157,7 @@ class Progress(Follower):
 
     def line(self, status: Status) -> str:
         """Return the status as one line."""
-        more = "+" if status.status.value == "enqueuing" else ""
+        more = "+" if status.status is RunStatus.ENQUEUING else ""
         parts = [f"{status.status.value} {status.done:,}/{status.total:,}{more}"]
         if status.failed:
             parts.append(f"{status.failed:,} failed")
@@ -174,21 +176,28 @@ class Progress(Follower):
         return [*parts, *_tokens(status.usage)]
 
     def hint(self, status: Status) -> str:
-        """Return what to do about a run that has no worker; empty if it has one."""
+        """Return what to do about a run that is paused or has no worker; empty if there is nothing."""
         is_idle = not status.workers and status.done < status.total
-        return self._idle if is_idle else ""
+        return pause_hint(status) or (self._idle if is_idle else "")
+
+
+def pause_hint(status: Status) -> str:
+    """Return how a run that is paused goes on; empty if it is not paused."""
+    is_paused = status.status is RunStatus.PAUSED
+    return f"`fanout unpause {status.run_id}` lets it go on" if is_paused else ""
 
 
 def summary(status: Status) -> str:
     """Return how a run ended, as one line."""
     share = f" ({status.succeeded / status.total:.1%})" if status.total else ""
-    parts = [f"{status.succeeded:,} of {status.total:,} branches{share}"]
+    parts = [f"{status.succeeded:,} of {plural(status.total, 'branch', 'branches')}{share}"]
     if status.failed:
         kinds = ", ".join(
             f"{kind.value} {count:,}" for kind, count in sorted(status.errors.items())
         )
         parts.append(f"{status.failed:,} failed: {kinds}")
-    parts.append(f"{status.usage.calls:,} calls in {duration(status.elapsed_s)}")
+    calls = plural(status.usage.calls, "call", "calls")
+    parts.append(f"{calls} in {duration(status.elapsed_s)}")
     median_s, slow_s = (status.latency.percentile_s(share) for share in (0.5, 0.99))
     if median_s is not None and slow_s is not None:
         parts.append(f"half took {duration(median_s)} at most, 99 % {duration(slow_s)}")
@@ -201,4 +210,4 @@ def summary(status: Status) -> str:
 def _tokens(usage: Usage) -> list[str]:
     if usage.input_tokens is None or usage.output_tokens is None:
         return []
-    return [f"{usage.input_tokens:,} tokens in, {usage.output_tokens:,} out"]
+    return [token_counts(usage)]

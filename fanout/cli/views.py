@@ -9,6 +9,7 @@ from rich.cells import cell_len
 from rich.console import Group
 from rich.padding import Padding
 from rich.progress_bar import ProgressBar
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
@@ -32,7 +33,7 @@ from fanout.system.terminal import one_line
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from rich.console import JustifyMethod, RenderableType
+    from rich.console import Console, ConsoleOptions, JustifyMethod, RenderableType, RenderResult
 
     from fanout.cli.facts import Row
     from fanout.cli.speed import Speed
@@ -87,7 +88,7 @@ def run_view(
     model: str,
     *,
     width: int,
-    note: str | None = None,
+    note: str = "",
 ) -> RenderableType:
     """Return the progress and the facts of a run, and the load of its fleet."""
     head = _line(
@@ -161,7 +162,7 @@ def _workers_table(fleet: FleetStatus, shown: int, width: int) -> Table:
             _line(worker.name),
             f"{busy:,}/{places:,}",
             f"{worker.processed:,}",
-            *([ProgressBar(places or 1, busy, complete_style=_ACTIVE)] if has_bars else []),
+            *([_TrackedBar(places or 1, busy, complete_style=_ACTIVE)] if has_bars else []),
             Text(age, "red" if age.endswith("silent") else ""),
         )
     return table
@@ -253,11 +254,25 @@ class _Bar:
         text = _line(f"{self.done:,}/{self.total:,}{'+' if self.is_open else ''}")
         return text.append(" · ").append(f"{self.failed:,} failed", "red") if self.failed else text
 
-    def drawn(self, width: int) -> ProgressBar:
-        return ProgressBar(
+    def drawn(self, width: int) -> _TrackedBar:
+        return _TrackedBar(
             self.total or 1, self.done, width=width, pulse=self.is_open, pulse_style=_ACTIVE,
             complete_style=_ACTIVE, finished_style="green",
         )  # fmt: skip
+
+
+class _TrackedBar(ProgressBar):
+    """A bar that shows what is left without colours, too: as a dashed line."""
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        drawn = super().__rich_console__(console, options)
+        if console.color_system is not None:
+            yield from drawn
+            return
+        track = "." if options.ascii_only else "┄"
+        width = min(self.width or options.max_width, options.max_width)
+        text = "".join(segment.text for segment in drawn if isinstance(segment, Segment))
+        yield Segment(text.replace(" ", track).ljust(width, track))
 
 
 def _bars(bars: Sequence[_Bar], width: int) -> Table:

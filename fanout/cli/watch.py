@@ -13,7 +13,7 @@ import click
 from fanout.cli.completion import complete_run
 from fanout.cli.delivery import conclude, follow
 from fanout.cli.facts import fleet_line
-from fanout.cli.progress import IDLE, Follower, Progress
+from fanout.cli.progress import IDLE, Follower, Progress, pause_hint
 from fanout.cli.session import EMBEDDED, RUN_EPILOG, any_client, broker_option, fleet, kept
 from fanout.cli.speed import Meter, eta_s
 from fanout.core.errors import BrokerError, UnknownRunError
@@ -73,81 +73,81 @@ def command(
         try:
             status = follow(run, _run_view(client, run, interval_s, as_json=as_json))
         except KeyboardInterrupt:
-            goes_on = f"run {run.run_id} goes on: `fanout watch {run.run_id}` follows it again"
-            # This command may have started the worker of an embedded run.
-            print_line(kept(run.run_id) if client.is_embedded else goes_on, err=True)
+            print_line(_left(client, run.run_id), err=True)
             raise
     return conclude(status, Progress(is_quiet=as_json))
 
 
+def _left(client: Client, run_id: str) -> str:
+    """Return what becomes of a run that is not watched any more."""
+    # This command may have started the only worker of an embedded run.
+    with suppress(BrokerError):
+        if client.goes_on_without(run_id):
+            return f"run {run_id} goes on: `fanout watch {run_id}` follows it again"
+    return kept(run_id)
+
+
 def _run_view(client: Client, run: Run, interval_s: float | None, *, as_json: bool) -> Follower:
     if as_json:
-        return _JsonRun(client, run.run_id, interval_s or _JSON_S)
+        return _JsonRun(client, run, interval_s or _JSON_S)
     if can_draw(sys.stderr):
-        return _LiveRun(client, run.run_id, run.spec.model, interval_s or _LIVE_S)
+        return _LiveRun(client, run, interval_s or _LIVE_S)
     return Progress(plain_s=interval_s or _PLAIN_S, idle="" if client.is_embedded else IDLE)
 
 
-class _Timer:
-    """Says when to show the next status; that of a run that has ended is always shown."""
+class _RunView(Follower):
+    """Shows a run every ``interval_s`` seconds, and once it has ended."""
 
-    def __init__(self, interval_s: float) -> None:
-        self._interval_s = interval_s
-        self._due_at = float("-inf")
-
-    def is_due(self, status: Status) -> bool:
-        now = time.monotonic()
-        if now < self._due_at and not status.status.has_ended:
-            return False
-        self._due_at = now + self._interval_s
-        return True
-
-
-class _FleetReader:
-    """Reads the fleet of a run; less often if that is slow."""
-
-    def __init__(self, client: Client, run_id: str) -> None:
+    def __init__(self, client: Client, run: Run, interval_s: float) -> None:
         self._client = client
-        self._run_id = run_id
-        self._seen: FleetStatus | None = None
-        self._due_at = float("-inf")
-
-    def __call__(self) -> FleetStatus:
-        started_at = time.monotonic()
-        if self._seen is None or started_at >= self._due_at:
-            self._seen = self._client.fleet(self._run_id)
-            now = time.monotonic()
-            self._due_at = now + (now - started_at) / _FLEET_SHARE
-        return self._seen
-
-
-class _LiveRun(Follower):
-    """Draws a run as a live frame on the terminal; the last frame stays."""
-
-    def __init__(self, client: Client, run_id: str, model: str, interval_s: float) -> None:
-        from fanout.cli.console import LiveFrame
-
-        self._frame = LiveFrame(sys.stderr)
-        self._timer = _Timer(interval_s)
+        self._run = run
+        self._interval_s = interval_s
         self._meter = Meter()
-        self._read_fleet = _FleetReader(client, run_id)
-        self._model = model
-        self._seen: tuple[Status, Speed, FleetStatus | None] | None = None
-        self._refusal: str | None = None
+        self._fleet: FleetStatus | None = None
+        self._due_at = self._fleet_due_at = float("-inf")
 
     def show(self, status: Status) -> None:
-        if self._timer.is_due(status):
-            speed = self._meter.see(status.done, status.usage)
-            # The load of the fleet does not matter once the run has ended.
-            self._seen = status, speed, None if status.status.has_ended else self._read_fleet()
-            self._draw(self._refusal)
+        now = time.monotonic()
+        if now >= self._due_at or status.status.has_ended:
+            self._due_at = now + self._interval_s
+            self._show(status, self._meter.see(status.done, status.usage))
 
-    def _draw(self, note: str | None) -> None:
+    def _show(self, status: Status, speed: Speed) -> None:
+        raise NotImplementedError
+
+    def _read_fleet(self) -> FleetStatus:
+        """Return the state of the run's fleet, read less often if that is slow."""
+        started_at = time.monotonic()
+        if self._fleet is None or started_at >= self._fleet_due_at:
+            self._fleet = self._client.fleet(self._run.run_id)
+            now = time.monotonic()
+            self._fleet_due_at = now + (now - started_at) / _FLEET_SHARE
+        return self._fleet
+
+
+class _LiveRun(_RunView):
+    """Draws a run as a live frame on the terminal; the last frame stays."""
+
+    def __init__(self, client: Client, run: Run, interval_s: float) -> None:
+        from fanout.cli.console import LiveFrame
+
+        super().__init__(client, run, interval_s)
+        self._frame = LiveFrame(sys.stderr)
+        self._model = run.spec.model
+        self._shown: tuple[Status, Speed, FleetStatus | None] | None = None
+        self._refusal: str | None = None
+
+    def _show(self, status: Status, speed: Speed) -> None:
+        # The load of the fleet does not matter once the run has ended.
+        self._shown = status, speed, None if status.status.has_ended else self._read_fleet()
+        self._draw(self._refusal or pause_hint(status))
+
+    def _draw(self, note: str) -> None:
         from fanout.cli.views import run_view
 
-        if self._seen is not None:
+        if self._shown is not None:
             width = self._frame.width
-            self._frame.draw(run_view(*self._seen, self._model, width=width, note=note))
+            self._frame.draw(run_view(*self._shown, self._model, width=width, note=note))
 
     def away(self) -> None:
         self._draw(_AWAY)
@@ -159,19 +159,11 @@ class _LiveRun(Follower):
         self._frame.close()
 
 
-class _JsonRun(Follower):
+class _JsonRun(_RunView):
     """Prints a run's status, its speed and the load of the fleet as lines of JSON."""
 
-    def __init__(self, client: Client, run_id: str, interval_s: float) -> None:
-        self._timer = _Timer(interval_s)
-        self._meter = Meter()
-        self._read_fleet = _FleetReader(client, run_id)
-
-    def show(self, status: Status) -> None:
-        if not self._timer.is_due(status):
-            return
-        speed, fleet_now = self._meter.see(status.done, status.usage), self._read_fleet()
-        seconds = eta_s(status, speed)
+    def _show(self, status: Status, speed: Speed) -> None:
+        fleet_now, seconds = self._read_fleet(), eta_s(status, speed)
         record = {
             **status.to_dict(),
             "speed": speed.to_dict(),

@@ -98,6 +98,13 @@ class Client:
         """Whether this client's runs outlive it."""
         return not isinstance(self._fleet, EmbeddedFleet) or self._fleet.keeps
 
+    def goes_on_without(self, run_id: str) -> bool:
+        """Return whether a run has workers that are not this client's. Raises BrokerError."""
+        if not self.is_embedded:
+            return True
+        is_own = self._is_own(self._connections_of(run_id))
+        return not is_own and self._embedded().has_other_worker(run_id)
+
     @property
     def broker_url(self) -> str | None:
         """The server, with its credentials; None while an embedded one is not started yet."""

@@ -101,6 +101,13 @@ class EmbeddedRuns:
             elif not self._databases.is_owned(place.database):
                 self._take_over(run_id, place.database)
 
+    def has_other_worker(self, run_id: str) -> bool:
+        """Return whether another process works on a run."""
+        place = self._databases.place(run_id)
+        if place is None or place.database in self._fleets:
+            return False
+        return self._databases.is_owned(place.database)
+
     def _keeper(self, run_id: str) -> Callable[[], None]:
         due_at = 0.0
 

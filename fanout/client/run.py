@@ -76,6 +76,9 @@ class Run:
         stages = [
             self._store.stage(StageId(self.run_id, stage)) for stage in range(run.last_stage + 1)
         ]
+        usage = total_usage([stage.usage for stage in stages if stage.done])
+        if run.retry and not run.has_ended and run.halt is None:
+            stages[0] = stages[0].without_retried(run.retry)
         branches = stages[0]
         return Status(
             run_id=self.run_id,
@@ -85,7 +88,7 @@ class Run:
             succeeded=branches.succeeded,
             failed=branches.failed,
             errors=branches.errors,
-            usage=total_usage([stage.usage for stage in stages if stage.done]),
+            usage=usage,
             created_at=run.created_at,
             elapsed_s=(run.ended_at or run.read_at) - run.created_at,
             stage=run.stage,

@@ -242,6 +242,7 @@ class StageRecord(msgspec.Struct, frozen=True, kw_only=True):
         succeeded: Branches with an output.
         failed: Branches with an error.
         errors: Failed branches by kind.
+        again: Those of them that the latest retry has still to take back.
         usage: The usage of the calls.
         latency: The durations of the branches; a retry adds to them.
     """
@@ -252,6 +253,7 @@ class StageRecord(msgspec.Struct, frozen=True, kw_only=True):
     succeeded: int = 0
     failed: int = 0
     errors: dict[ErrorKind, int] = {}
+    again: dict[ErrorKind, int] = {}
     usage: Usage = Usage()
     latency: Latency = Latency()
 
@@ -259,6 +261,19 @@ class StageRecord(msgspec.Struct, frozen=True, kw_only=True):
     def done(self) -> int:
         """Branches that have an outcome."""
         return self.succeeded + self.failed
+
+    def without_retried(self, kinds: frozenset[ErrorKind]) -> StageRecord:
+        """Return the counts without the failures of these kinds that are still to be retried."""
+        # A client or worker of an earlier version does not count them.
+        again = {
+            kind: min(max(self.again.get(kind, 0), 0), self.errors.get(kind, 0)) for kind in kinds
+        }
+        left = {kind: count - again.get(kind, 0) for kind, count in self.errors.items()}
+        return msgspec.structs.replace(
+            self,
+            failed=self.failed - sum(again.values()),
+            errors={kind: count for kind, count in left.items() if count},
+        )
 
 
 class StageLoad(

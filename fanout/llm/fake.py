@@ -101,9 +101,9 @@ class FakeLLM:
             try:
                 options[name] = _OPTIONS[name](text)
             except ValueError:
-                expected = _OPTIONS[name].__name__
+                expected = "a whole number" if _OPTIONS[name] is int else "a number"
                 raise ModelError(
-                    f"the fake model's {name} must be of type {expected} (got {text!r})"
+                    f"the fake model's {name} must be {expected} (got {text!r})"
                 ) from None
         return cls(**options)
 

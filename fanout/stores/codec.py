@@ -217,7 +217,8 @@ def decode_stage(raw: dict[bytes, bytes]) -> StageRecord:
         sealed="sealed" in counts.fields,
         succeeded=counts.number("succeeded"),
         failed=counts.number("failed"),
-        errors=counts.errors(),
+        errors=counts.kinds("kind:"),
+        again=counts.kinds("again:"),
         usage=counts.usage(),
         latency=counts.latency(),
     )
@@ -232,7 +233,7 @@ def decode_totals(raw: dict[bytes, bytes], of_runs: dict[bytes, bytes]) -> Total
         submitted=counts.number("submitted") + runs.number("submitted"),
         ended={RunStatus(status): number for status, number in ended.items() if status in known},
         succeeded=counts.number("succeeded"),
-        errors=counts.errors(),
+        errors=counts.kinds("kind:"),
         usage=counts.usage(whole=False),
         latency=counts.latency(),
         healed=counts.number("heals"),
@@ -256,8 +257,8 @@ class _Counts:
         counted = ((name.removeprefix(prefix), self.number(name)) for name in names)
         return [(rest, number) for rest, number in counted if number]
 
-    def errors(self) -> dict[ErrorKind, int]:
-        return {ErrorKind(kind): number for kind, number in self.named("kind:")}
+    def kinds(self, prefix: str) -> dict[ErrorKind, int]:
+        return {ErrorKind(kind): number for kind, number in self.named(prefix)}
 
     def latency(self) -> Latency:
         counts = {int(bucket): number for bucket, number in self.named("took:")}

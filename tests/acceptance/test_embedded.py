@@ -60,6 +60,14 @@ def everything(process, state_dir):
     return [*{own, *own.children(recursive=True), *of_state(state_dir)}]
 
 
+def begin_again(folder, command):
+    """A command that goes on with the newest run."""
+    return subprocess.Popen(
+        [FANOUT, command, "latest"], cwd=folder,
+        stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
+    )  # fmt: skip
+
+
 def kill(process):
     process.kill()
     process.communicate()
@@ -295,15 +303,15 @@ def test_a_command_that_goes_on_with_a_run_is_ended_in_order(fanout, here, comma
     else:
         until(lambda: "running" in process.stderr.readline(), "it does not run")
         kill(process)
-    going = subprocess.Popen(
-        [FANOUT, command, "latest"], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
-    )
+    going = begin_again(here, command)
     word = "processed again" if command == "retry" else "running"
     until(lambda: word in going.stderr.readline(), "it does not go on")
     going.send_signal(number)
     _, stderr = going.communicate(timeout=30)
     assert "Traceback" not in stderr
     assert going.returncode == 130, stderr
+    if command == "watch":
+        assert "`fanout resume" in stderr, "no other process works on it"
 
 
 def test_two_ctrl_c_end_at_once_and_say_where_the_answers_are(fanout, here):
@@ -354,8 +362,19 @@ def test_a_run_whose_client_died_is_steered(fanout, here, command):
     kill(process)
     assert fanout(command, "latest").status == 0
     if command == "pause":
-        assert "paused" in fanout("status", "latest").stdout
-        assert fanout("unpause", "latest").status == 0
+        run_id = fanout("runs").stdout.split()[0]
+        hint = f"`fanout unpause {run_id}` lets it go on"
+        assert hint in fanout("status", "latest").stdout
+        assert f"`fanout resume {run_id}` goes on" in fanout("unpause", "latest").stdout
+        fanout("pause", "latest")
+        going = begin_again(here, "resume")
+        assert hint in going.stderr.readline()
+        assert fanout("unpause", "latest").stdout == f"run {run_id} goes on\n"
+        watching = begin_again(here, "watch")
+        until(lambda: "running" in watching.stderr.readline(), "it does not go on")
+        watching.send_signal(signal.SIGINT)
+        assert f"run {run_id} goes on: `fanout watch {run_id}`" in watching.communicate()[1]
+        kill(going)
         fanout("cancel", "latest")
     assert "cancelled: " in fanout("status", "latest").stdout
 

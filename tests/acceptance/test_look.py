@@ -178,7 +178,7 @@ def test_a_run_has_a_bar_on_a_terminal_and_its_answer_on_standard_output(run, jo
         assert terminal.process.returncode == 0
         assert bool(SGR.search(shown)) is (not env)
         plain = SGR.sub("", shown)
-        bars = re.findall(r"branches (━*[╺╸]?[━ ]*) +(\d+\.\d)% (\d+)/60", plain)
+        bars = re.findall(r"branches (━*[╺╸]?[━┄ ]*) +(\d+\.\d)% (\d+)/60", plain)
         assert len(bars) > 2
         assert [float(share) for _, share, _ in bars] == sorted(float(bar[1]) for bar in bars)
         assert re.search(r"running · [\d.]+ calls/s · ETA \d", plain)
@@ -300,6 +300,9 @@ def test_errors_can_be_narrowed_and_summed_up(fanout, run):
     sums = objects(fanout("errors", run.run_id, "--summary", "--json"))
     assert {row["kind"]: row["count"] for row in sums} == dict(kinds)
     assert all(row["example"]["kind"] == row["kind"] for row in sums)
+    for line in fanout("errors", run.run_id, "--summary").stdout.splitlines():
+        count, kind, *example = line.split("\t")
+        assert (kind in dict(kinds), int(count) > 0, kind in example) == (True, True, False)
 
 
 def test_runs_are_narrowed_and_limited(fanout, broker_url, run):

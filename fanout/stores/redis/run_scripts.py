@@ -101,6 +101,9 @@ redis.call('HSET', KEYS[1], 'status', 'running', 'stage', 0, 'retry', ARGV[3],
 redis.call('HDEL', KEYS[1], 'halt', 'error', 'ended_at', 'paused', 'deadline_at')
 redis.call('HSET', KEYS[3], 'opened', 0, 'used', 0)
 redis.call('HDEL', KEYS[3], 'heals')
+for kind in string.gmatch(ARGV[3], '[^,]+') do
+    redis.call('HSET', KEYS[3], 'again:' .. kind, redis.call('HGET', KEYS[3], 'kind:' .. kind) or 0)
+end
 redis.call('DEL', unpack(KEYS, 4))
 redis.call('SADD', KEYS[2], ARGV[2])
 redis.call('EXPIRE', KEYS[1], ARGV[1])

@@ -142,6 +142,7 @@ redis.call('EXPIRE', KEYS[4], ARGV[2])
 for i = last + 1, #ARGV do
     redis.call('HINCRBY', KEYS[1], 'failed', -1)
     redis.call('HINCRBY', KEYS[1], 'kind:' .. ARGV[i], -1)
+    redis.call('HINCRBY', KEYS[1], 'again:' .. ARGV[i], -1)
 end
 return 1
 """

@@ -1,10 +1,13 @@
-"""What the options of a job say together."""
+"""What is said of options that are wrong, alone or together."""
 
 from __future__ import annotations
 
+import sys
+
+import pytest
 from click.testing import CliRunner
 
-from fanout.cli.main import cli
+from fanout.cli.main import cli, main
 from fanout.core.errors import SpecError
 
 
@@ -16,3 +19,45 @@ def test_an_aspect_that_is_given_twice_is_refused(tmp_path):
     assert isinstance(done.exception, SpecError)
     assert "--aspect" in str(done.exception)
     assert "twice" in str(done.exception)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("statuss", "there is no command 'statuss'; did you mean 'status'?"),
+        ("--loud", "No such option '--loud'"),
+        ("status", "Missing argument 'RUN' (see `fanout status --help`)"),
+        ("completion", "Choose from: bash, zsh, fish (see `fanout completion --help`)"),
+        ("runs extra", "Got unexpected extra argument (extra) (see `fanout runs --help`)"),
+        ("runs --limit x", "Invalid value for '--limit': 'x' is not a valid integer range (see"),
+        ("runs --status odd", "Invalid value for '--status': 'odd' is not one of 'enqueuing',"),
+        ("run --force", "--force has no effect without --out"),
+        ("run a.txt -m fake", "--prompt: is required"),
+        ("run a.txt -m fake -p {input} --max-workers 0", "--max-workers: input should be"),
+        (
+            "run a.txt -m fake -p {input} --max-attempts 1 --base-wait-s 3",
+            "--base-wait-s: has no effect with --max-attempts 1,",
+        ),
+        (
+            "run a.txt -m fake -p {input} --split tokens --chunk-tokens 3 --chunk-overlap-tokens 8",
+            "--chunk-overlap-tokens: 8 must be smaller than --chunk-tokens (3)",
+        ),
+        (
+            "run a.txt -m fake -p {input} --aggregate x --reduce none",
+            "--reduce: 'none' does not use an aggregate prompt; leave it out, or leave --aggregate",
+        ),
+    ],
+)
+def test_wrong_usage_is_one_line_that_names_options_as_they_are_given(
+    monkeypatch, capsys, tmp_path, words, message
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.txt").write_text("text")
+    monkeypatch.setattr(sys, "argv", ["fanout", *words.split()])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    said = capsys.readouterr().err
+    assert ended.value.code == 2
+    assert said.startswith("fanout: ")
+    assert message in said
+    assert said.count("\n") == 1

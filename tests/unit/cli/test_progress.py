@@ -222,6 +222,12 @@ def test_a_fleet_without_workers_is_said(clock):
     assert "no worker is consuming: start one with `fanout worker`" in stream.getvalue()
 
 
+def test_who_follows_a_paused_run_is_told_how_it_goes_on(clock):
+    paused = status(status=RunStatus.PAUSED, workers=0)
+    assert Progress(idle="").line(paused).endswith(" · `fanout unpause r1` lets it go on")
+    assert "unpause" not in Progress().line(status(workers=0))
+
+
 def test_quiet_is_quiet(clock):
     stream = Terminal()
     progress = Progress(stream, is_quiet=True)

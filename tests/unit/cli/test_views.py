@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 
 import pytest
@@ -72,9 +73,9 @@ def no_colours(monkeypatch):
     monkeypatch.setenv("NO_COLOR", "1")
 
 
-def drawn(view, *given, width=80, **more):
+def drawn(view, *given, width=80, encoding="utf-8", **more):
     """The lines that a terminal of that width shows."""
-    stream = Tty()
+    stream = Tty(encoding=encoding)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(TerminalConsole, "size", ConsoleDimensions(width, 50))
         TerminalConsole(stream).print(view(*given, width=width, **more))
@@ -86,8 +87,8 @@ def test_a_frame_has_all_there_is_to_know_of_a_run():
     errors = {ErrorKind.TIMEOUT: 7, ErrorKind.RATE_LIMITED: 3}
     assert drawn(run_view, seen(usage=usage, errors=errors), SPEED, fleet(), "openai/x") == [
         "run r1  running · 2.0 s  openai/x",
-        f"branches {'━' * 20}{' ' * 20} 50.0% 100/200 · 10 failed",
-        f"reduce 1 {'━' * 10}{' ' * 30} 25.0% 1/4",
+        f"branches {'━' * 20}{'┄' * 20} 50.0% 100/200 · 10 failed",
+        f"reduce 1 {'━' * 10}{'┄' * 30} 25.0% 1/4",
         "speed    12.5 calls/s · 1,000 tokens/s in, 50 out · ETA 10.0 s",
         "latency  p50 0.4 s · p90 0.48 s · p99 0.498 s",
         "usage    120 calls · 9,000 tokens in, 800 out · cost $0.2500",
@@ -114,7 +115,7 @@ def test_what_is_unknown_is_never_shown_as_nothing():
     shown = dict(line.split(maxsplit=1) for line in lines)
     assert shown["speed"] == "? calls/s · ETA ?"
     assert shown["latency"] == "p50 ? · p90 ? · p99 ?"
-    assert shown["usage"] == "1 calls · ? tokens in, ? out · cost ?"
+    assert shown["usage"] == "1 call · ? tokens in, ? out · cost ?"
 
 
 def test_a_total_that_still_grows_has_no_share():
@@ -132,7 +133,23 @@ def test_what_is_almost_done_is_not_shown_as_done(done, total, halves, share):
     stages = (StageStatus(stage=0, total=total, succeeded=done, failed=0, done=done),)
     line = drawn(run_view, seen(stages=stages), SPEED, None, "")[1]
     assert line.count("━") * 2 + line.count("╸") == halves
-    assert line.split()[-2:] == ([share, f"{done:,}/{total:,}"] if share else ["branches", "0/0"])
+    assert len(re.findall("[━╸┄]", line)) == 40
+    assert line.replace("┄", " ").split()[-2:] == (
+        [share, f"{done:,}/{total:,}"] if share else ["branches", "0/0"]
+    )
+
+
+@pytest.mark.parametrize(("encoding", "marks"), [("utf-8", "━┄"), ("ascii", "-.")])
+def test_without_colours_what_is_done_and_what_is_left_differ(encoding, marks):
+    """In the bars of stages, of runs whose total still grows, and of workers."""
+    workers = [WorkerRecord(name="a", concurrency=4, in_flight=1, seen_at=NOW)]
+    [_, bar, *_, load] = drawn(
+        run_view, seen(), SPEED, fleet(workers=workers), "", encoding=encoding
+    )
+    growing = drawn(run_view, seen(status=RunStatus.ENQUEUING), None, None, "", encoding=encoding)
+    for line, width in ((bar, 40), (growing[1], 40), (load, 10)):
+        [shown] = re.findall(rf"[{re.escape(marks)}╸]{{{width}}}", line)
+        assert set(marks) <= set(shown)
 
 
 def test_the_stages_of_a_second_aggregate_are_counted_from_one():
@@ -215,8 +232,8 @@ def test_a_fleet_shows_its_newest_runs_and_how_many_more():
     )
     lines = drawn(fleet_view, now, runs, SPEED)
     assert lines[0] == "runs     1 paused · 13 running"
-    assert lines[1].split() == ["r0", "running", "0.0%", "0/10"]
-    assert lines[2].split()[2] == "━" * 4
+    assert lines[1].replace("┄", "").split() == ["r0", "running", "0.0%", "0/10"]
+    assert lines[2].split()[2].strip("┄") == "━" * 4
     assert lines[13] == "  and 2 more"
     assert "memory   2.5 MB of 10.0 MB" in lines
     assert lines[-1].startswith("  a@x")

@@ -332,6 +332,28 @@ def test_a_retry_says_how_many_branches_it_is_about(store, publisher, kinds, cou
     assert store.run(RUN).has_ended == (count == 0)
 
 
+def test_branches_that_are_retried_are_neither_done_nor_failed_meanwhile(store, publisher):
+    """From the first look on, also while no shard is taken back; unless the retry is stopped."""
+    ended(store, publisher)
+    run = run_handle(store, publisher)
+
+    def counts():
+        now = run.status()
+        assert now.done == now.stages[0].done == now.succeeded + now.failed
+        assert now.failed == sum(now.errors.values())
+        return now.done, now.errors
+
+    assert counts() == (6, {BAD: 2, SLOW: 1})
+    run.retry_failed([BAD])
+    assert counts() == (4, {SLOW: 1})
+    take_back(store, ShardId(RUN, 0, 2), frozenset({BAD}))
+    assert counts() == (4, {SLOW: 1})
+    store.record(RecordRequest(BranchId(RUN, 0, 2, 1), Outcome(index=5, kind=BAD)))
+    assert counts() == (5, {BAD: 1, SLOW: 1}), "it failed again"
+    store.halt(RUN, RunStatus.CANCELLED)
+    assert counts() == (6, {BAD: 2, SLOW: 1}), "what is not taken back stays as it was"
+
+
 def test_of_two_that_retry_a_run_one_reopens_it(store, publisher):
     ended(store, publisher)
     assert retry_failed(store, publisher, RUN, None) == 3
