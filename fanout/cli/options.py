@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["in_words", "job_options", "job_spec"]
 
+_WORD = re.compile(r"\w+")
 _OPTIONS = [
     click.option("--model", "-m", metavar="M", help=(
         "openai/NAME, anthropic/NAME, litellm/NAME, local, fake, or package.module:function "
@@ -194,11 +195,9 @@ def _in_words(error: SpecError, job: Path | None, given: dict[str, Any]) -> Spec
 def _with_options(reason: str, names: Iterable[str]) -> str:
     """Return a reason that names options, not the fields that they give; a value stays as it is."""
     text, got, value = reason.partition(" (got ")
-    for name in names:
-        # A word such as `split` or `reduce` is plain English.
-        if "_" in name:
-            text = re.sub(rf"\b{name}\b", _OPTION_OF[name], text)
-    return f"{text}{got}{value}"
+    # A word such as `split` or `reduce` is plain English.
+    options = {name: _OPTION_OF[name] for name in names if "_" in name}
+    return f"{_WORD.sub(lambda word: options.get(word[0], word[0]), text)}{got}{value}"
 
 
 def _job_fields(path: Path, *, has_base: bool) -> dict[str, Any]:

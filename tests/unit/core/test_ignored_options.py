@@ -208,7 +208,7 @@ def test_every_field_that_others_depend_on_overrules_them():
     ("job", "options", "words"),
     [
         ({}, ["--base-wait-s", "5", "--max-wait-s", "2"],
-         "--base-wait-s: 5.0 must not be greater than max_wait_s (2.0)"),
+         "--base-wait-s: 5.0 must not be greater than --max-wait-s (2.0)"),
         ({}, ["--base-wait-s", "61"], "--base-wait-s: 61.0 must not be greater than max_wait_s (60.0)"),
         ({"base_wait_s": 3}, ["--max-wait-s", "2"],
          "job.yaml: retries.base_wait_s: 3.0 must not be greater than max_wait_s (2.0)"),
