@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from fanout.core.errors import InputError, PromptError, SpecError
 from fanout.core.field_effects import READING
@@ -27,31 +27,6 @@ _HEAD_ROWS = 20
 _SEARCHED_ROWS = 1_000
 _HEAD_CHARS = 8_000_000
 _GROUPS = ("document", "aspect")
-
-
-class _Source(Protocol):
-    """Documents that are read lazily."""
-
-    @property
-    def is_lasting(self) -> bool:
-        """Whether they can be read again from the beginning."""
-
-    @property
-    def has_tables(self) -> bool:
-        """Whether any of them may come from a table with a delimiter."""
-
-    @property
-    def has_rows(self) -> bool:
-        """Whether any of them may come from a row, with columns."""
-
-    def documents(self) -> Iterator[Document]:
-        """Yield the documents from the beginning."""
-
-    def columns(self, names: frozenset[str]) -> frozenset[str]:
-        """Return which of these columns any document has; it may read all documents."""
-
-    def why_empty(self) -> str:
-        """Return why there is no document at all."""
 
 
 def checked_documents(
@@ -119,13 +94,13 @@ def _max_bytes(spec: RunSpec) -> int:
     return int(spec.max_document_mb * 1_000_000)
 
 
-def _source(spec: RunSpec, documents: Any, notify: Notify) -> _Source:
+def _source(spec: RunSpec, documents: Any, notify: Notify) -> FileSource | _ItemSource:
     if documents is None:
         return source_of_files(spec, spec.inputs, base=Path(spec.base_dir or ""), notify=notify)
     return _ItemSource(spec, documents)
 
 
-def _require_used(spec: RunSpec, documents: Any, source: _Source) -> None:
+def _require_used(spec: RunSpec, documents: Any, source: FileSource | _ItemSource) -> None:
     """Check that the fields that say how to read an input have an effect on this one.
 
     Raises:
@@ -149,7 +124,7 @@ def _has_relative(spec: RunSpec, documents: Any) -> bool:
 
 
 class _ItemSource:
-    """Documents that the caller gives as objects."""
+    """Documents that the caller gives as objects; for the methods see FileSource."""
 
     def __init__(self, spec: RunSpec, items: Any) -> None:
         self._spec = spec
@@ -192,7 +167,7 @@ class _ItemSource:
 
 
 def _head(
-    stream: Iterator[Document], needed: frozenset[str], source: _Source
+    stream: Iterator[Document], needed: frozenset[str], source: FileSource | _ItemSource
 ) -> tuple[list[Document], frozenset[str]]:
     """Return the first documents and their columns.
 
@@ -279,7 +254,7 @@ def _require_group(spec: RunSpec, columns: frozenset[str]) -> None:
         )
 
 
-def _no_document(faulty: list[Document], source: _Source) -> InputError:
+def _no_document(faulty: list[Document], source: FileSource | _ItemSource) -> InputError:
     if not faulty:
         return InputError(source.why_empty())
     return InputError(f"no document can be used: {_faults(faulty)}")
@@ -291,7 +266,7 @@ def _faults(faulty: list[Document]) -> str:
     return "; ".join(faults) + (f"; and {more:,} more" if more else "")
 
 
-def _refuse_losses(source: _Source, warnings: list[Notice]) -> None:
+def _refuse_losses(source: FileSource | _ItemSource, warnings: list[Notice]) -> None:
     """Raise InputError if any document or file would be left out."""
     if warnings:
         raise InputError(f"strict: {'; '.join(notice.text for notice in warnings)}")

@@ -3,7 +3,7 @@
 from fanout.inputs.documents.files import STDIN
 from fanout.inputs.documents.memory import from_strings
 from fanout.inputs.documents.notices import Notice, Notify, counted, log_notice
-from fanout.inputs.documents.paths import FileSource, from_paths
+from fanout.inputs.documents.paths import FileSource
 
 __all__ = [
     "STDIN",
@@ -11,7 +11,6 @@ __all__ = [
     "Notice",
     "Notify",
     "counted",
-    "from_paths",
     "from_strings",
     "log_notice",
 ]

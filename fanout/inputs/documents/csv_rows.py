@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from fanout.inputs.documents.lines import Line
 
-__all__ = ["CsvRow", "CsvRows", "cells_of", "is_number"]
+__all__ = ["CsvRow", "CsvRows", "is_number"]
 
 TAB = "\t"
 _OPEN = "a quote that opens here is not closed"
@@ -184,7 +184,7 @@ class CsvRows:
     def _looks_like_row(self, line: Line) -> bool:
         if line.is_too_large:
             return False
-        cells = cells_of(line.text, self._delimiter)
+        cells = _cells_of(line.text, self._delimiter)
         return self._has_width(cells) and all(is_number(cells[at]) for at in self._numeric)
 
     def _has_width(self, cells: list[str] | None) -> bool:
@@ -282,7 +282,7 @@ class _RowLines:
         return line.text
 
 
-def cells_of(text: str, delimiter: str) -> list[str]:
+def _cells_of(text: str, delimiter: str) -> list[str]:
     """Return the cells of one line; an unclosed quote is ordinary text."""
     if '"' in text:
         try:

@@ -12,7 +12,6 @@ import msgspec
 
 from fanout.core.errors import InputError
 from fanout.inputs.documents.notices import Notice, listed
-from fanout.inputs.documents.text import is_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -36,6 +35,8 @@ KINDS: dict[str, Kind] = {
 ALLOWED = ", ".join(KINDS)
 _PACKED = frozenset({".gz", ".bz2", ".xz", ".zst", ".zip", ".lz4", ".7z", ".tar", ".tgz"})
 _SAMPLE_BYTES = 8_192
+# The beginnings of binary files that may look like text.
+_MAGIC = (b"%PDF", b"{\\rtf", b"PK\x03\x04", b"\x1f\x8b")
 
 
 class InputFile(msgspec.Struct, frozen=True, kw_only=True):
@@ -181,8 +182,16 @@ def _label(path: Path) -> str:
 
 
 def _looks_like_text(sample: bytes) -> bool:
-    is_whole = len(sample) <= _SAMPLE_BYTES
-    return is_text(sample[:_SAMPLE_BYTES], is_whole=is_whole)
+    """Say whether the first bytes of a file, one more than a sample if it is longer, are UTF-8."""
+    start = sample[:_SAMPLE_BYTES]
+    if b"\0" in start or start.startswith(_MAGIC):
+        return False
+    try:
+        start.decode()
+    except UnicodeDecodeError as error:
+        # The sample may end within a character.
+        return error.reason == "unexpected end of data" and len(sample) > _SAMPLE_BYTES
+    return True
 
 
 def _no_text(path: Path) -> str:

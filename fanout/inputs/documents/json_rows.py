@@ -104,37 +104,13 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 _DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_no_constant)
 
 
-class _Value:
-    """Collects the bytes of one value; of a value that is too large, it keeps only the size."""
-
-    def __init__(self, max_bytes: int) -> None:
-        self._max_bytes = max_bytes
-        self._parts: list[bytes] = []
-        self.size = 0
-
-    def add(self, part: bytes) -> None:
-        self.size += len(part)
-        if self.size <= self._max_bytes:
-            self._parts.append(part)
-        else:
-            self._parts = []
-
-    def take(self) -> bytes | str | None:
-        """Return the value as bytes, or its error as text; None if there is only white space."""
-        data = b"".join(self._parts).strip(_BLANK)
-        size, self._parts, self.size = self.size, [], 0
-        if size > self._max_bytes:
-            return too_large(size, self._max_bytes)
-        return data or None
-
-
 def _values(file: BinaryIO, max_bytes: int) -> Iterator[bytes | str]:
     """Yield the bytes of each value, in bounded memory.
 
     Brackets and strings alone decide where a value ends, so a fault in one value does not affect
     the others.
     """
-    scan = _Scan(_Value(max_bytes))
+    scan = _Scan(max_bytes)
     first = True
     for part in iter(lambda: file.read(_PART_BYTES), b""):
         yield from scan.feed(part.removeprefix(BOM) if first else part)
@@ -143,10 +119,15 @@ def _values(file: BinaryIO, max_bytes: int) -> Iterator[bytes | str]:
 
 
 class _Scan:
-    """Finds where values begin and end in the parts of a file."""
+    """Finds where values begin and end in the parts of a file.
 
-    def __init__(self, value: _Value) -> None:
-        self._value = value
+    Of a value that is too large, it keeps only the size.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
+        self._parts: list[bytes] = []
+        self._size = 0
         self._depth = 0
         # 1 within the top-level array, whose elements are the values, else 0.
         self._base = 0
@@ -169,7 +150,7 @@ class _Scan:
                 end, behind = cut
                 yield from self._taken(part[start:end])
                 start = behind
-        self._value.add(part[start:])
+        self._add(part[start:])
 
     def _cut(self, mark: bytes, part: bytes, start: int, at: int) -> tuple[int, int] | None:
         """Return where a value ends at a mark, and where the next begins; None if none ends."""
@@ -190,13 +171,24 @@ class _Scan:
         return None
 
     def _is_blank(self, before: bytes) -> bool:
-        return not before.strip(_BLANK) and self._value.size == 0
+        return not before.strip(_BLANK) and self._size == 0
+
+    def _add(self, part: bytes) -> None:
+        self._size += len(part)
+        if self._size <= self._max_bytes:
+            self._parts.append(part)
+        else:
+            self._parts = []
 
     def _taken(self, rest: bytes) -> Iterator[bytes | str]:
-        self._value.add(rest)
-        value = self._value.take()
-        if value is not None:
-            yield value
+        """Yield the value that ends with ``rest``, or its error as text; nothing if it is blank."""
+        self._add(rest)
+        data = b"".join(self._parts).strip(_BLANK)
+        size, self._parts, self._size = self._size, [], 0
+        if size > self._max_bytes:
+            yield too_large(size, self._max_bytes)
+        elif data:
+            yield data
 
     def end(self) -> Iterator[bytes | str]:
         yield from self._taken(b"")

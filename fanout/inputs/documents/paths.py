@@ -12,10 +12,16 @@ from typing import TYPE_CHECKING, BinaryIO
 from fanout.core.errors import InputError
 from fanout.inputs.documents.files import STDIN, find_files
 from fanout.inputs.documents.json_rows import read_json, read_jsonl
+from fanout.inputs.documents.lines import BOM
 from fanout.inputs.documents.notices import Notice, log_notice
-from fanout.inputs.documents.rows import DEFAULT_TEXT_COLUMN, faulty
+from fanout.inputs.documents.rows import (
+    DEFAULT_TEXT_COLUMN,
+    checked,
+    faulty,
+    not_utf8,
+    too_large,
+)
 from fanout.inputs.documents.tables import Table, detect_table, read_table
-from fanout.inputs.documents.text import read_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -24,32 +30,10 @@ if TYPE_CHECKING:
     from fanout.inputs.documents.files import InputFile
     from fanout.inputs.documents.notices import Notify
 
-__all__ = ["FileSource", "from_paths"]
+__all__ = ["FileSource"]
 
 _NAMED_FILES = 3
-
-
-def from_paths(
-    inputs: Sequence[str],
-    *,
-    text_column: str | None = None,
-    delimiter: str | None = None,
-    max_bytes: int,
-    stdin: BinaryIO | None = None,
-    base: Path = Path(),
-    notify: Notify = log_notice,
-) -> Iterator[Document]:
-    """Yield the documents of files, folders, globs and standard input, lazily: see FileSource."""
-    source = FileSource(
-        inputs,
-        text_column=text_column,
-        delimiter=delimiter,
-        max_bytes=max_bytes,
-        stdin=stdin,
-        base=base,
-        notify=notify,
-    )
-    return source.documents()
+_SKIP_BYTES = 1_000_000
 
 
 class FileSource:
@@ -77,8 +61,8 @@ class FileSource:
         self,
         inputs: Sequence[str],
         *,
-        text_column: str | None,
-        delimiter: str | None,
+        text_column: str | None = None,
+        delimiter: str | None = None,
         max_bytes: int,
         stdin: BinaryIO | None = None,
         base: Path = Path(),
@@ -177,7 +161,7 @@ class FileSource:
         name = file.name
         if name == STDIN:
             stdin = self._stdin or sys.stdin.buffer
-            yield read_text("stdin", next(indices), stdin, self._max_bytes)
+            yield _read_text("stdin", next(indices), stdin, self._max_bytes)
             return
         fault = self._tables[name].fault if name in self._tables else file.fault
         if fault is not None:
@@ -208,7 +192,22 @@ class FileSource:
         elif file.kind == "json":
             yield from read_json(file.name, opened, indices, column, most)
         else:
-            yield read_text(file.name, next(indices), opened, most)
+            yield _read_text(file.name, next(indices), opened, most)
+
+
+def _read_text(name: str, index: int, file: BinaryIO, max_bytes: int) -> Document:
+    """Return the content of a file as a document."""
+    data = file.read(max_bytes + 1)
+    if len(data) > max_bytes:
+        rest = sum(len(part) for part in iter(lambda: file.read(_SKIP_BYTES), b""))
+        return faulty(name, index, too_large(len(data) + rest, max_bytes))
+    try:
+        text = data.removeprefix(BOM).decode()
+    except UnicodeDecodeError as error:
+        return faulty(name, index, not_utf8(error))
+    if "\0" in text:
+        return faulty(name, index, "it holds NUL bytes, so it is not text")
+    return checked(name, index, text, max_bytes)
 
 
 def _require_whole(name: str, file: BinaryIO, size: int) -> None:

@@ -40,6 +40,8 @@ class Table(msgspec.Struct, frozen=True, kw_only=True):
         text_column: The column that holds the text.
         numeric: The positions of columns that hold numbers in all rows of the sample.
         skipped: Lines before the header.
+        share: The share of rows in the sample, 0 to 1, that have as many cells as the header; 1
+            without rows.
         is_notable: Whether a notice should name the delimiter, as it is neither usual nor given.
         fault: Why it cannot be read at all, or None.
     """
@@ -49,6 +51,7 @@ class Table(msgspec.Struct, frozen=True, kw_only=True):
     text_column: str = DEFAULT_TEXT_COLUMN
     numeric: tuple[int, ...] = ()
     skipped: int = 0
+    share: float = 1.0
     is_notable: bool = False
     fault: str | None = None
 
@@ -87,19 +90,18 @@ def detect_table(
         return Table(fault=fault)
     skipped, excels = _excel_delimiter(sample)
     known = delimiter or (TAB if name.lower().endswith(".tsv") else excels)
-    trials = _trials(sample, skipped, [known] if known else list(_DELIMITERS), max_bytes)
-    trial = _best(name, trials, text_column)
-    if trial.fault:
-        return Table(fault=f"the header: {trial.fault}")
-    if not trial.header:
+    delimiters = (known,) if known else _DELIMITERS
+    table = _best(
+        name, [_trial(sample, skipped, each, max_bytes) for each in delimiters], text_column
+    )
+    if table.fault:
+        return Table(fault=f"the header: {table.fault}")
+    if not table.header:
         return Table(fault="the file is empty; a header row is needed")
-    return Table(
-        delimiter=trial.delimiter,
-        header=trial.header,
-        text_column=_text_column(name, trial.header, text_column),
-        numeric=trial.numeric,
-        skipped=skipped,
-        is_notable=trial.delimiter != (delimiter or ",") and not name.lower().endswith(".tsv"),
+    return msgspec.structs.replace(
+        table,
+        text_column=_text_column(name, table.header, text_column),
+        is_notable=table.delimiter != (delimiter or ",") and not name.lower().endswith(".tsv"),
     )
 
 
@@ -119,36 +121,15 @@ def _excel_delimiter(sample: bytes) -> tuple[int, str | None]:
     return 0, None
 
 
-class _Trial(msgspec.Struct):
-    """The result of reading a sample with one delimiter.
-
-    Attributes:
-        delimiter: The delimiter.
-        header: The names of the columns.
-        fault: What is wrong with the header, or None.
-        share: The share of rows, 0 to 1, that have as many cells as the header; 1 without rows.
-        numeric: The positions of columns that hold numbers in all these rows.
-    """
-
-    delimiter: str
-    header: tuple[str, ...] = ()
-    fault: str | None = None
-    share: float = 1.0
-    numeric: tuple[int, ...] = ()
-
-
-def _trials(sample: bytes, skipped: int, delimiters: list[str], max_bytes: int) -> list[_Trial]:
-    return [_trial(sample, skipped, delimiter, max_bytes) for delimiter in delimiters]
-
-
-def _trial(sample: bytes, skipped: int, delimiter: str, max_bytes: int) -> _Trial:
+def _trial(sample: bytes, skipped: int, delimiter: str, max_bytes: int) -> Table:
+    """Return the format of a sample with one delimiter."""
     rows = _rows(BytesIO(sample), skipped, delimiter, max_bytes, ())
     head = rows.header()
     if head is None or head.fault:
-        return _Trial(delimiter=delimiter, fault=head.fault if head else None)
+        return Table(delimiter=delimiter, fault=head.fault if head else None)
     header = tuple(cell.strip() for cell in head.cells)
     if len(header) == 1 and delimiter != ",":
-        return _Trial(delimiter=delimiter, header=header, share=0.0)
+        return Table(delimiter=delimiter, header=header, skipped=skipped, share=0.0)
     good, bad = [], 0
     for row in rows:
         if not row.fault and len(row.cells) == len(header):
@@ -157,10 +138,12 @@ def _trial(sample: bytes, skipped: int, delimiter: str, max_bytes: int) -> _Tria
             bad += 1
     numeric = [at for at in range(len(header)) if good and all(is_number(row[at]) for row in good)]
     share = len(good) / (len(good) + bad) if good or bad else 1.0
-    return _Trial(delimiter=delimiter, header=header, share=share, numeric=tuple(numeric))
+    return Table(
+        delimiter=delimiter, header=header, numeric=tuple(numeric), skipped=skipped, share=share
+    )
 
 
-def _best(name: str, trials: list[_Trial], text_column: str | None) -> _Trial:
+def _best(name: str, trials: list[Table], text_column: str | None) -> Table:
     """Return the best trial: among those that split the header, the one that splits most rows."""
     if len(trials) == 1:
         return trials[0]
@@ -172,7 +155,7 @@ def _best(name: str, trials: list[_Trial], text_column: str | None) -> _Trial:
     column = text_column or DEFAULT_TEXT_COLUMN
     with_text = [trial for trial in near if column in trial.header]
     if len(near) > 1 and len(with_text) != 1 and split[0].share > _GOOD:
-        found = " or ".join(_WORDS.get(trial.delimiter, repr(trial.delimiter)) for trial in near)
+        found = " or ".join(trial.delimiter_word for trial in near)
         raise InputError(
             f"the delimiter between its cells may be {found}; give it as delimiter (--delimiter)",
             source=name,

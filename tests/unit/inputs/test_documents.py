@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from fanout.core.errors import InputError, PromptError, SpecError
 from fanout.core.records import Document
 from fanout.core.spec import make_spec
-from fanout.inputs.documents import from_paths, from_strings
+from fanout.inputs.documents import FileSource, from_strings
 from fanout.inputs.intake import checked_documents
 
 MAX = 1000
@@ -30,7 +30,7 @@ def here(tmp_path, monkeypatch):
 
 
 def read(*inputs, max_bytes=MAX, **options):
-    return list(from_paths(inputs, max_bytes=max_bytes, **options))
+    return list(FileSource(inputs, max_bytes=max_bytes, **options).documents())
 
 
 def texts(documents):
@@ -211,7 +211,7 @@ def test_an_input_that_is_not_there_is_found_before_anything_is_read(here, name,
     (here / "empty").mkdir()
     (here / "ok.md").write_text("fine")
     with pytest.raises(InputError, match=words):
-        from_paths(["ok.md", name], max_bytes=MAX)
+        FileSource(["ok.md", name], max_bytes=MAX)
 
 
 def test_jsonl_rows_are_named_by_line(here):
@@ -315,7 +315,7 @@ def test_reading_holds_neither_a_huge_line_nor_many_rows_in_memory(here):
         for _ in range(100_000):
             file.write(row)
     tracemalloc.start()
-    count = sum(1 for _ in from_paths(["r.jsonl"], max_bytes=1_000_000))
+    count = sum(1 for _ in FileSource(["r.jsonl"], max_bytes=1_000_000).documents())
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert count == 100_001
@@ -464,7 +464,7 @@ def test_a_json_file_larger_than_memory_is_read(here):
     huge = json.dumps({"text": "x" * 5_000_000})
     (here / "a.json").write_text(f"[{rows}, {huge}, {huge}]")
     tracemalloc.start()
-    documents = from_paths(["a.json"], max_bytes=1_000_000)
+    documents = FileSource(["a.json"], max_bytes=1_000_000).documents()
     bad = sum(document.error is not None for document in documents)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
@@ -579,7 +579,7 @@ def test_a_file_that_is_changed_while_it_is_read_ends_the_run(here, name, how):
     (here / name).write_text(
         {"r.csv": text, "r.json": f"[{','.join(rows)}]"}.get(name, "\n".join(rows))
     )
-    documents = from_paths(["first.txt", name], max_bytes=1_000_000)
+    documents = FileSource(["first.txt", name], max_bytes=1_000_000).documents()
     next(documents)
     if how == "vanishes":
         (here / name).unlink()

@@ -38,7 +38,7 @@ prose = st.lists(words, max_size=60).map(" ".join)
 
 def split(name, text, chunk_tokens=10, overlap=0):
     splitter = make_splitter(name, chunk_tokens=chunk_tokens, chunk_overlap_tokens=overlap)
-    return list(splitter.spans(text))
+    return list(splitter(text))
 
 
 @pytest.mark.parametrize(

@@ -172,7 +172,7 @@ def aggregated(name):
 
 def split(name, chunk_tokens):
     splitter = make_splitter(name, chunk_tokens=chunk_tokens, chunk_overlap_tokens=0)
-    return lambda text: list(splitter.spans(text))
+    return lambda text: list(splitter(text))
 
 
 def document(kind):
