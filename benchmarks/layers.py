@@ -50,7 +50,7 @@ _TABLE = (
     ("call", r"fanout/(llm/.*|inputs/prompts\.py|policy/retries\.py)", ""),
     ("call", r"(openai|anthropic|aiohttp|httpx|httpcore|httpx_aiohttp|yarl|multidict)/.*", ""),
     ("call", r"asyncio/(selector_events|sslproto)\.py", r".*(_read_ready_|Transport\.write|SSL).*"),
-    ("publish", r"fanout/broker/(publisher|header_messages)\.py", ""),
+    ("publish", r"fanout/broker/publisher\.py", ""),
     ("publish", r"workers/reduce/stages\.py", r"(expand|_expand_rest|_ending)"),
     ("publish", r"workers/context/branch_steps\.py", r".*\._publish"),
     ("collect", r"workers/reduce/(stages|reductions)\.py", ""),

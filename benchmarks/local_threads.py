@@ -30,7 +30,7 @@ from fanout.core.settings import load_settings
 from fanout.llm import LLMRequest
 from fanout.llm.assets import WEIGHTS, fetch
 from fanout.llm.local import LocalLLM
-from fanout.system.cores import model_threads, usable_cores
+from fanout.system.resources import model_threads, usable_cores
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -19,7 +19,7 @@ from fanout.core.settings import load_settings
 from fanout.core.spec import make_spec
 from fanout.llm import FakeLLM
 from fanout.policy.packing import pack
-from fanout.runs.enqueue import take_back
+from fanout.runs.enqueue import reset_retried_shard
 from fanout.runs.results import StoredResult
 from fanout.stores import RedisStore
 from workers.branch import execution as branches
@@ -266,7 +266,7 @@ class FakeContext:
                 break
             shard_id = stage_id.shard(number)
             if retry:
-                take_back(self.store, shard_id, retry)
+                reset_retried_shard(self.store, shard_id, retry)
             for position in range(self.store.shard(shard_id).count):
                 with suppress(BranchFailed):
                     run_branch(self, shard_id.branch(position))

@@ -13,15 +13,16 @@ Celery's ``chord(...)()`` publishes one message per round trip and subscribes to
 from __future__ import annotations
 
 import time
+from base64 import b64decode, b64encode
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 from kombu.exceptions import BatchPublishError, OperationalError
 from msgspec.structs import asdict
 from redis.exceptions import RedisError
 
 from fanout.broker import app as broker
-from fanout.broker.header_messages import HeaderMessages
 from fanout.broker.inspection import drop_messages
 from fanout.core.errors import BrokerError
 from fanout.core.exhaustion import is_exhausted
@@ -190,7 +191,7 @@ class Publisher:
                 with channel.recording() as recorded:
                     self._send(signature(shard_id.branch(positions[0])), producer)
                 ((queue, message),) = recorded
-                members = HeaderMessages(message, shard_id)
+                members = _HeaderMessages(message, shard_id)
                 for some in (
                     positions[at : at + _BATCH] for at in range(0, len(positions), _BATCH)
                 ):
@@ -267,3 +268,38 @@ class Publisher:
             headers=headers,
             **options,
         )
+
+
+class _HeaderMessages:
+    """Encodes the messages of a shard chord's header from one that Celery made.
+
+    Celery takes 150 microseconds for each message, and those of a header differ only in position.
+
+    Args:
+        first: The message as kombu has it before it encodes it: ``headers``, ``properties``,
+            ``body`` and its ``content-*``. It is changed.
+        shard_id: The shard.
+    """
+
+    def __init__(self, first: dict[str, Any], shard_id: ShardId) -> None:
+        self._message = first
+        self._headers = first["headers"]
+        self._properties = first["properties"]
+        if self._properties["body_encoding"] != "base64" or first["content-encoding"] != "utf-8":
+            raise ValueError("messages are encoded in another way")
+        # The arguments by name, and the rest of the task's body.
+        _, self._arguments, self._rest = msgspec.json.decode(b64decode(first["body"]))
+        self._shard_id = shard_id
+        self._tag = self._properties["delivery_tag"]
+
+    def at(self, position: int) -> bytes:
+        """Return the message of the branch at a position, encoded."""
+        task_id = self._shard_id.branch(position).task_id
+        self._arguments["position"] = position
+        self._headers["id"] = self._properties["correlation_id"] = task_id
+        self._headers["group_index"] = position
+        self._headers["kwargsrepr"] = repr(self._arguments)
+        self._properties["delivery_tag"] = f"{self._tag}.{position}"
+        body = msgspec.json.encode(((), self._arguments, self._rest))
+        self._message["body"] = b64encode(body).decode()
+        return msgspec.json.encode(self._message)

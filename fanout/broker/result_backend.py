@@ -12,7 +12,7 @@ from celery.backends.redis import CHORD_PART_RETURN_LUA, RedisBackend, SentinelB
 
 from fanout.core.exhaustion import is_exhausted
 from fanout.core.ids import run_of
-from fanout.stores.connection import PACKER, SOCKET_OPTIONS, MasterConnection, tolerant_retry
+from fanout.stores.connection import PACKER, SOCKET_OPTIONS, MasterConnection, TolerantRetry
 from fanout.stores.functions import FunctionsClient
 from fanout.stores.redis.chord_scripts import ADD_MEMBERS, SET_SIZE, count_of_run
 from fanout.stores.retrying import call_with_retries, is_recoverable
@@ -71,7 +71,7 @@ class _TolerantChords:
         if "path" not in self.connparams:
             options = SOCKET_OPTIONS["socket_keepalive_options"]
             self.connparams["socket_keepalive_options"] = options
-        self.connparams["retry"] = tolerant_retry(_RETRIES)
+        self.connparams["retry"] = TolerantRetry(_RETRIES)
         self.connparams["command_packer"] = PACKER
 
     def set_chord_size(self, group_id: str, chord_size: int) -> None:

@@ -17,7 +17,7 @@ from rich.live import Live
 from rich.segment import ControlType, Segment
 from rich.text import Text
 
-from fanout.system.terminal import one_line, several_lines, write_drawing
+from fanout.system.terminal import one_line, several_lines, write_raw
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -90,7 +90,7 @@ class _DrawingStream:
         self.isatty = stream.isatty
 
     def write(self, text: str) -> int:
-        write_drawing(self._stream, text)
+        write_raw(self._stream, text)
         return len(text)
 
     def flush(self) -> None:

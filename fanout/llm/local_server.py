@@ -16,7 +16,7 @@ from pathlib import Path
 import xllamacpp
 
 from fanout.llm.registry import LOCAL_CONTEXT_TOKENS
-from fanout.system.cores import model_threads, usable_cores
+from fanout.system.resources import model_threads, usable_cores
 
 __all__ = ["main"]
 

@@ -32,12 +32,12 @@ if TYPE_CHECKING:
 __all__ = [
     "Enqueuer",
     "close_input",
+    "close_stopped_input",
     "delete",
     "fleet_window",
     "open_stage",
+    "reset_retried_shard",
     "retry_failed",
-    "settle",
-    "take_back",
     "unpark",
 ]
 
@@ -69,33 +69,33 @@ class Enqueuer:
             if isinstance(error, FanoutError) and not is_source:
                 raise
             # The source failed: a partial input must not look complete.
-            kept = self._give_up(run_id, error)
-            if not (kept and isinstance(error, InputError)):
+            enqueued = self._fail_partial_run(run_id, error)
+            if not (enqueued and isinstance(error, InputError)):
                 raise
             raise InputError(
-                f"{error}; run {run_id} ends as failed, with the {kept:,} branches that were "
+                f"{error}; run {run_id} ends as failed, with the {enqueued:,} branches that were "
                 "enqueued before"
             ) from error
 
-    def _give_up(self, run_id: str, error: Exception) -> int:
+    def _fail_partial_run(self, run_id: str, error: Exception) -> int:
         """Fail a run whose input cannot be read further; return the number of its branches."""
-        kept = self._store.stage(StageId(run_id, 0)).total
-        if not kept:
+        enqueued = self._store.stage(StageId(run_id, 0)).total
+        if not enqueued:
             self._store.delete_run(run_id)
             return 0
         self._store.halt(run_id, RunStatus.FAILED, error=f"the input could not be read: {error}")
         close_input(self._store, self._publisher, run_id)
-        return kept
+        return enqueued
 
     def resume(
         self, run_id: str, spec: RunSpec, documents: Iterator[Document], *, max_workers: int | None
     ) -> None:
-        """Go on after the last shard that any client has written.
+        """Enqueue the rest of a run, after the last shard that any client has written.
 
         Raises:
             RunError: The input has changed; the run is unchanged.
         """
-        shards = same_as_before(self._store, run_id, self._shards(run_id, spec, documents))
+        shards = _same_as_before(self._store, run_id, self._shards(run_id, spec, documents))
         self._open(run_id, shards, max_workers)
 
     def _open(self, run_id: str, shards: Iterable[Shard], max_workers: int | None) -> None:
@@ -153,10 +153,10 @@ def open_stage(
 ) -> None:
     """Write the shards of a stage, publish the first, and seal it.
 
-    How ``max_workers`` is spread depends on whether there are fewer shards than the window, so
-    that many are held back at first. All of it may be done again, also by two at once: nothing is
-    counted twice, and shards that are there are not written again. It stops as soon as the stage
-    takes no more shards: its run was stopped, or another process has sealed it.
+    How ``max_workers`` is spread depends on whether there are fewer shards than the window, so the
+    first shards are collected up to that number. The call may be repeated, also by two processes at
+    once: each shard is written and counted once. It stops as soon as the stage takes no more
+    shards: the run was stopped, or another process has sealed the stage.
     """
     written = store.stage(stage_id).shards
     stream = iter(shards)
@@ -186,7 +186,7 @@ def fleet_window(store: RedisStore) -> int:
     return shard_window(sum(worker.concurrency for worker in takers))
 
 
-def same_as_before(store: RedisStore, run_id: str, shards: Iterable[Shard]) -> Iterator[Shard]:
+def _same_as_before(store: RedisStore, run_id: str, shards: Iterable[Shard]) -> Iterator[Shard]:
     """Yield the shards of a run's input; compare each with the stored one, if there is one.
 
     Raises:
@@ -224,8 +224,7 @@ def _compare(store: RedisStore, shard_id: ShardId, now: Shard) -> None:
 def close_input(store: RedisStore, publisher: Publisher, run_id: str) -> None:
     """Seal a run with its present shards if its client will not, so that the run ends.
 
-    Only one of all callers and the client publishes the seal; if it dies before that, the reaper
-    publishes it.
+    Only one of the callers and the client publishes the seal; if it dies first, the reaper does.
     """
     map_id = StageId(run_id, 0)
     if store.stage(map_id).sealed:
@@ -241,8 +240,8 @@ def close_input(store: RedisStore, publisher: Publisher, run_id: str) -> None:
 def delete(store: RedisStore, publisher: Publisher, run_id: str) -> None:
     """Delete a run, its chords and its messages. Raises UnknownRunError.
 
-    After the first step no process writes data of the run, however late. If this process dies after
-    it, the reaper does the rest.
+    After the first step no process writes data of the run. If this process dies after that step,
+    the reaper does the rest.
     """
     shards = store.begin_delete(run_id)
     publisher.forget_run(run_id, shards)
@@ -251,8 +250,8 @@ def delete(store: RedisStore, publisher: Publisher, run_id: str) -> None:
         store.delete_run(run_id)
 
 
-def settle(store: RedisStore, publisher: Publisher, run: RunRecord) -> None:
-    """End a run that was stopped, or is overdue, before all of its input was read."""
+def close_stopped_input(store: RedisStore, publisher: Publisher, run: RunRecord) -> None:
+    """Seal a run that was stopped, or is overdue, before its input was read, so that it ends."""
     if run.has_ended or not (run.halt or run.is_overdue):
         return
     if store.stage(StageId(run.run_id, 0)).sealed:
@@ -275,9 +274,9 @@ def retry_failed(
 ) -> int:
     """Reopen a run that has ended for its failed branches; return their number.
 
-    Each shard is taken back when it is published (``take_back``), so that all there is to do here
-    is one atomic step: where this dies behind it, the reaper does the rest. Shards without such
-    branches pass through without a call, and the aggregate is made anew.
+    Reopening is one atomic step; if this process dies after it, the reaper does the rest. Each shard
+    is reset when it is published (``reset_retried_shard``). Shards without such branches need no
+    calls, and the aggregate is made again.
 
     Raises:
         RunError: The run has not ended, or another process is retrying it.
@@ -289,15 +288,36 @@ def retry_failed(
     if run.status is RunStatus.SUCCEEDED and not wanted:
         return 0
     if not store.reopen_run(run_id, retry=wanted):
-        raise RunError(f"run {run_id} has not ended: wait for it, or cancel it, before a retry")
+        raise RunError(f"run {run_id} {_problem_of_retry(store, store.run(run_id))}")
     publisher.forget_root(map_id)
     publisher.expand(map_id, store.open_shards(map_id, window=fleet_window(store)))
     publisher.seal(map_id, shards=store.seal_stage(map_id).shards)
     return sum(errors[kind] for kind in wanted)
 
 
-def take_back(store: RedisStore, shard_id: ShardId, retry: frozenset[ErrorKind]) -> None:
-    """Reset a shard of a retried run to the outcomes that stay, once for each retry."""
+def _problem_of_retry(store: RedisStore, run: RunRecord) -> str:
+    """Return why a run cannot be retried yet, and the command that helps."""
+    go_on = f"`fanout resume {run.run_id}` works on it until its end"
+    if run.status is RunStatus.PAUSED and run.halt is None:
+        unpause = f"`fanout unpause {run.run_id}` lets it go on"
+        follow = f", then {go_on}" if store.is_embedded else ""
+        return f"is paused: {unpause}{follow}; or cancel it, before a retry"
+    if store.is_embedded:
+        return f"has not ended: {go_on}, then retry it"
+    if not store.workers():
+        return (
+            "has not ended, and no worker is alive: start one with `fanout worker`, then retry it"
+        )
+    if run.status is RunStatus.ENQUEUING:
+        return (
+            "has not ended: wait for it, or cancel it, before a retry; if its client has died, "
+            f"`fanout resume {run.run_id}` enqueues the rest"
+        )
+    return "has not ended: wait for it, or cancel it, before a retry"
+
+
+def reset_retried_shard(store: RedisStore, shard_id: ShardId, retry: frozenset[ErrorKind]) -> None:
+    """Reset a shard of a retried run to the outcomes that remain, once for each retry."""
     outcomes = store.outcomes(shard_id)
     again = {at for at, outcome in outcomes.items() if outcome.kind in retry}
     if again:

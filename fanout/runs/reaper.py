@@ -16,7 +16,7 @@ from fanout.core.errors import BrokerError, StorageError, StoredDataError, Unkno
 from fanout.core.ids import ShardId, StageId
 from fanout.core.records import ErrorKind, Outcome, RunStatus
 from fanout.policy.healing import Heal, Remedy, heal_shard, heal_stage
-from fanout.runs.enqueue import delete, fleet_window, settle, unpark
+from fanout.runs.enqueue import close_stopped_input, delete, fleet_window, unpark
 from fanout.stores import Grant, RecordRequest
 from fanout.system.logs import about
 
@@ -132,7 +132,7 @@ class Reaper:
         if problem is not None and not run.has_ended:
             self._end(run_id, problem)
             return {}
-        settle(self._store, self._publisher, run)
+        close_stopped_input(self._store, self._publisher, run)
         return self._stalled(run)
 
     def _say_broken(self, run_id: str, error: Exception) -> None:

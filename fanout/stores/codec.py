@@ -22,7 +22,7 @@ from fanout.core.state import (
     WorkerRecord,
 )
 from fanout.policy.outages import FORGET_S
-from fanout.system.memory import memory_limit_bytes
+from fanout.system.resources import memory_limit_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -58,7 +58,6 @@ _LEVEL = 1
 # about 8 MB (fanout.policy.packing) or one chunk; its outcomes are 500 answers of FANOUT_MAX_OUTPUT_KB.
 MAX_SHARD_BYTES = 256_000_000
 _MAX_OUTCOMES_BYTES = 2_000_000_000
-
 # Also a limit: this fraction of the process's memory limit.
 _SHARE_OF_MEMORY = 3
 
@@ -73,12 +72,13 @@ RUN_FIELDS = (
 
 _encode = msgspec.json.Encoder().encode
 _shard = msgspec.json.Decoder(Shard).decode
-_outcome = msgspec.json.Decoder(Outcome).decode
+encode_outcome = _encode
+decode_outcome = msgspec.json.Decoder(Outcome).decode
 _outcomes = msgspec.json.Decoder(list[tuple[int, Outcome]]).decode
 
 
 def encode_shard(shard: Shard) -> bytes:
-    """Return a shard as a compressed blob. Raises StoredDataError where it is too large."""
+    """Return a shard as a compressed blob. Raises StoredDataError if it is too large."""
     data = _encode(shard)
     if len(data) > MAX_SHARD_BYTES:
         name = shard.chunks[0].document
@@ -107,16 +107,6 @@ def _unpacked(blob: bytes, most: int, decode: Callable[[bytes], _T], what: str) 
 def decode_shard(blob: bytes) -> Shard:
     """Return the shard of a blob. Raises StoredDataError."""
     return _unpacked(blob, MAX_SHARD_BYTES, _shard, "a shard")
-
-
-def encode_outcome(outcome: Outcome) -> bytes:
-    """Return one outcome as JSON."""
-    return _encode(outcome)
-
-
-def decode_outcome(data: bytes) -> Outcome:
-    """Return the outcome of a JSON text."""
-    return _outcome(data)
 
 
 def encode_outcomes(outcomes: dict[int, Outcome]) -> bytes:
@@ -300,7 +290,6 @@ def decode_worker(data: bytes, lapses_at: float) -> WorkerRecord:
 
 
 _stored_worker = msgspec.json.Decoder(_StoredWorker).decode
-
 
 _LIMIT_FIELDS = {"r": "requests_ahead_s", "t": "tokens_ahead_s", "b": "blocked_s"}
 _OPENED, _BLOCKED = "o:", "b:"

@@ -29,11 +29,11 @@ __all__ = [
     "PACKER",
     "SOCKET_OPTIONS",
     "MasterConnection",
+    "TolerantRetry",
     "address_of",
     "connect",
     "sentinel_options",
     "tls_options",
-    "tolerant_retry",
 ]
 
 # Seconds that a connection may be idle before the client pings ahead of the next command.
@@ -42,18 +42,15 @@ _PATIENT_RETRIES = 3_600
 _SHORT_RETRIES = 4
 # About 9 s: there is no master until the sentinels agree on a new one.
 _FAILOVER_RETRIES = 12
-
-
-def _keepalive_options() -> dict[int, int]:
-    # The kernel probes an idle peer after 10 s and gives up after 25 s; Linux's default is two hours.
-    # It resends unacknowledged data for 20 s instead of 15 minutes. macOS lacks some constants.
-    values = {
-        "TCP_KEEPIDLE": 10,
-        "TCP_KEEPINTVL": 5,
-        "TCP_KEEPCNT": 3,
-        "TCP_USER_TIMEOUT": 20_000,
-    }
-    return {getattr(socket, name): at for name, at in values.items() if hasattr(socket, name)}
+_BACKOFF = ExponentialBackoff(cap=1.0, base=0.05)
+# The kernel probes an idle peer after 10 s and gives up after 25 s; Linux's default is two hours.
+# It resends unacknowledged data for 20 s instead of 15 minutes. macOS lacks some constants.
+_KEEPALIVE = {
+    "TCP_KEEPIDLE": 10,
+    "TCP_KEEPINTVL": 5,
+    "TCP_KEEPCNT": 3,
+    "TCP_USER_TIMEOUT": 20_000,
+}
 
 
 class _HiredisPacker(HiredisRespSerializer):
@@ -76,7 +73,9 @@ SOCKET_OPTIONS: dict[str, Any] = {
     # A server that hangs still acknowledges TCP segments, so only this timeout detects it.
     "socket_timeout": 20,
     "socket_keepalive": True,
-    "socket_keepalive_options": _keepalive_options(),
+    "socket_keepalive_options": {
+        getattr(socket, name): at for name, at in _KEEPALIVE.items() if hasattr(socket, name)
+    },
 }
 
 
@@ -94,11 +93,13 @@ class MasterConnection(WatchedConnection):
         super().send_packed_command(command, check_health)  # type: ignore[no-untyped-call]
 
 
-class _SelectiveRetry(Retry):
-    """Retries by a predicate, as redis-py has no class of its own for a refused write."""
+class TolerantRetry(Retry):
+    """Retries the errors for which ``is_worth`` is true: redis-py has no class for a refused write."""
 
-    def __init__(self, retries: int, is_worth: Callable[[BaseException], bool]) -> None:
-        super().__init__(_backoff(), retries, supported_errors=(redis.RedisError, OSError))
+    def __init__(
+        self, retries: int, *, is_worth: Callable[[BaseException], bool] = is_transient
+    ) -> None:
+        super().__init__(_BACKOFF, retries, supported_errors=(redis.RedisError, OSError))
         self._is_worth = is_worth
 
     def call_with_retry(
@@ -114,17 +115,6 @@ class _SelectiveRetry(Retry):
             return self._is_worth(error) and (is_retryable is None or is_retryable(error))
 
         return super().call_with_retry(do, fail, is_worth, with_failure_count)
-
-
-def tolerant_retry(
-    retries: int, *, is_worth: Callable[[BaseException], bool] = is_transient
-) -> Retry:
-    """Return a retry policy that tolerates the errors for which ``is_worth`` is true."""
-    return _SelectiveRetry(retries, is_worth)
-
-
-def _backoff() -> ExponentialBackoff:
-    return ExponentialBackoff(cap=1.0, base=0.05)
 
 
 def tls_options(url: str, ca_file: Path | None) -> dict[str, Any]:
@@ -162,17 +152,21 @@ def connect(
         timeout_s: Seconds to wait for a single attempt; None uses the default timeouts and retries.
     """
     has_failover = url.startswith(SCHEME)
-    impatient = Retry(_backoff(), _FAILOVER_RETRIES if has_failover else _SHORT_RETRIES)
+    retry = Retry(_BACKOFF, _FAILOVER_RETRIES if has_failover else _SHORT_RETRIES)
+    if is_patient and away_s is None:
+        retry = TolerantRetry(_PATIENT_RETRIES, is_worth=is_recoverable)
+    elif is_patient and away_s is not None:
+        # After the first few there is one retry a second.
+        retry = TolerantRetry(int(away_s))
     options = {
         **SOCKET_OPTIONS,
         "health_check_interval": HEALTH_CHECK_S,
         "command_packer": PACKER,
-        # After the first few there is one retry a second.
-        "retry": _patient(away_s) if is_patient else impatient,
+        "retry": retry,
     }
     if timeout_s is not None:
         options.update(socket_timeout=timeout_s, socket_connect_timeout=timeout_s)
-        options["retry"] = Retry(_backoff(), 0)
+        options["retry"] = Retry(_BACKOFF, 0)
     if url.startswith(UNIX_SCHEME):
         options = {name: at for name, at in options.items() if "keepalive" not in name}
     if not has_failover:
@@ -190,12 +184,6 @@ def connect(
         server.master, redis_class=FunctionsClient, connection_class=MasterConnection
     )
     return client
-
-
-def _patient(away_s: float | None) -> Retry:
-    if away_s is None:
-        return tolerant_retry(_PATIENT_RETRIES, is_worth=is_recoverable)
-    return tolerant_retry(int(away_s))
 
 
 def sentinel_options(username: str | None, password: str | None) -> dict[str, Any]:

@@ -57,7 +57,7 @@ def _is_small(source: str) -> bool:
 
 
 def library(source: str) -> str:
-    """Return a script's library: the script as a function, and a function that tells it exists."""
+    """Return a script's library: the script as a function, and one that shows that it is loaded."""
     name = _name(source)
     flags = "'allow-oom'" if _is_small(source) else ""
     return (
@@ -130,21 +130,17 @@ class ServerFunction:
         return self._loaded(client, *given)
 
     def _loaded(self, client: redis.Redis, keys: tuple[Any, ...], args: tuple[Any, ...]) -> Any:
-        """Load the function and call it."""
+        """Load the function and call it; a full server gets the script, if that may run there."""
         try:
             self._load(client)
         except OutOfMemoryError:
-            return self._despite(client, keys, args)
+            if not _is_small(self._source):
+                raise
+            source = f"#!lua flags=allow-oom\n{self._source}"
+            return client.eval(source, len(keys), *keys, *args)
         if _evaluates.get(client.connection_pool):
             return self._script(keys, args, client=client)
         return self._call(client, keys, args)
-
-    def _despite(self, client: redis.Redis, keys: tuple[Any, ...], args: tuple[Any, ...]) -> Any:
-        """Send the script if a full server refuses to load it, and the script may run there."""
-        if not _is_small(self._source):
-            raise OutOfMemoryError("command not allowed when used memory > 'maxmemory'")
-        source = f"#!lua flags=allow-oom\n{self._source}"
-        return client.eval(source, len(keys), *keys, *args)
 
     def add_to(self, pipe: Pipeline, keys: Sequence[Any], args: Iterable[Any]) -> None:
         """Add a call to a pipeline; check once whether the server has functions. See was_missing."""

@@ -58,7 +58,7 @@ class FileLock:
 
 
 def is_held(path: Path) -> bool:
-    """Say whether any process holds a lock on a file."""
+    """Return whether any process holds a lock on a file."""
     try:
         FileLock(path, waits=False).release()
     except BlockingIOError:

@@ -24,8 +24,8 @@ __all__ = [
     "print_page",
     "print_text",
     "several_lines",
-    "write_drawing",
     "write_line",
+    "write_raw",
 ]
 
 _FIRST_ASTRAL = 0x10000
@@ -65,7 +65,7 @@ def _shown(match: re.Match[str]) -> str:
 
 
 def can_draw(stream: TextIO) -> bool:
-    """Say whether a stream is a terminal that can move its cursor; others get plain lines."""
+    """Return whether a stream is a terminal that can move its cursor."""
     return stream.isatty() and os.environ.get("TERM") not in {None, "", "dumb"}
 
 
@@ -77,19 +77,19 @@ def print_line(text: str, *, err: bool = False) -> None:
 def print_text(text: str, *, err: bool = False) -> None:
     """Print a text of one or more lines, such as an answer."""
     stream = sys.stderr if err else sys.stdout
-    _write(stream, f"{several_lines(text) if stream.isatty() else text}\n")
+    write_raw(stream, f"{several_lines(text) if stream.isatty() else text}\n")
 
 
 def print_error(text: str) -> None:
     """Print an error message on standard error."""
     line = f"fanout: {text}"
-    _write(sys.stderr, f"{indented(line) if sys.stderr.isatty() else line}\n")
+    write_raw(sys.stderr, f"{indented(line) if sys.stderr.isatty() else line}\n")
 
 
 def print_page(page: str) -> None:
     """Print a file's content as UTF-8, independent of the encoding of standard output."""
     if sys.stdout.isatty():
-        _write(sys.stdout, several_lines(page))
+        write_raw(sys.stdout, several_lines(page))
     else:
         sys.stdout.buffer.write(page.encode())
         sys.stdout.flush()
@@ -97,15 +97,11 @@ def print_page(page: str) -> None:
 
 def write_line(stream: TextIO, text: str) -> None:
     """Write one line to a stream."""
-    _write(stream, f"{one_line(text) if stream.isatty() else text}\n")
+    write_raw(stream, f"{one_line(text) if stream.isatty() else text}\n")
 
 
-def write_drawing(stream: TextIO, drawing: str) -> None:
-    """Write the output of a console: its own control sequences, and text without controls."""
-    _write(stream, drawing)
-
-
-def _write(stream: TextIO, text: str) -> None:
+def write_raw(stream: TextIO, text: str) -> None:
+    """Write a text as it is: its control characters are escaped, or are those of a console."""
     try:
         _write_all(stream, text)
     except (OSError, RuntimeError):

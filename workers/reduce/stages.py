@@ -11,7 +11,7 @@ from fanout.broker.inspection import messages_of_shard
 from fanout.core.ids import BranchId
 from fanout.core.records import ErrorKind, Outcome, RunStatus
 from fanout.policy.healing import unpublished
-from fanout.runs.enqueue import fleet_window, take_back
+from fanout.runs.enqueue import fleet_window, reset_retried_shard
 from fanout.stores import RecordRequest
 from workers.context.inflight import StopReason, run_ending
 from workers.reduce import reductions
@@ -38,7 +38,7 @@ def expand(context: WorkerContext, shard_id: ShardId, permits: int) -> None:
     run = store.run(shard_id.run_id)
     is_again = shard_id.stage == 0 and bool(run.retry)
     if is_again and not run.halt:
-        take_back(store, shard_id, run.retry)
+        reset_retried_shard(store, shard_id, run.retry)
     if store.is_finished(shard_id):
         # The message was redelivered, or the retry has no branch in this shard.
         publisher.collect(shard_id)

@@ -2,7 +2,6 @@
 
 from fanout.stores.blobs.base import Blobs, blob_name
 from fanout.stores.blobs.files import FileBlobs, check_storage, make_blobs
-from fanout.stores.blobs.inline import InlineBlobs
 from fanout.stores.blobs.marker import MARKER, RUN_MARKER, storage_problem
 
 __all__ = [
@@ -10,7 +9,6 @@ __all__ = [
     "RUN_MARKER",
     "Blobs",
     "FileBlobs",
-    "InlineBlobs",
     "blob_name",
     "check_storage",
     "make_blobs",

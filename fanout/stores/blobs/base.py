@@ -1,4 +1,4 @@
-"""The protocol of blob storage, and the references that the run store holds.
+"""Blob storage in the run store itself, and the references that the run store holds to files.
 
 The run store holds for each blob either the blob itself or a reference: the root of the files, and
 a token that is part of the file's name. So
@@ -11,7 +11,7 @@ a token that is part of the file's name. So
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -22,8 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Blobs", "Reference", "blob_folder", "blob_name"]
 
-# Neither zlib data nor JSON begins with it.
-_MARK = b"@"
+# Neither zlib data nor JSON begins with "@".
 _REFERENCE = re.compile(rb"@([0-9a-f]{8}) ([^\s\x00-\x1f]+)")
 
 
@@ -40,13 +39,11 @@ class Reference(msgspec.Struct, frozen=True, kw_only=True):
 
     def encode(self) -> bytes:
         """Return the reference as bytes."""
-        return _MARK + f"{self.token} {self.root}".encode()
+        return f"@{self.token} {self.root}".encode()
 
     @classmethod
     def decode(cls, held: bytes) -> Self | None:
         """Return the reference in a stored value, or None if the value is the blob itself."""
-        if not held.startswith(_MARK):
-            return None
         match = _REFERENCE.fullmatch(held)
         if match is None:
             return None
@@ -63,22 +60,29 @@ def blob_name(shard_id: ShardId, part: str) -> str:
     return f"{blob_folder(shard_id.stage_id)}/{shard_id.shard}.{part}"
 
 
-class Blobs(Protocol):
-    """Keeps blobs by name: ``run/sN/M.in``, ``run/sN/M.out`` and ``run/result``."""
+class Blobs:
+    """Keeps blobs in the run store itself; FileBlobs keeps them in files.
 
-    @property
-    def known_id(self) -> str | None:
-        """The id in the marker that the storage must have; None before the first check."""
+    Blobs have names: ``run/sN/M.in``, ``run/sN/M.out`` and ``run/result``. Both classes read the
+    blobs that other processes wrote as files.
 
-    @known_id.setter
-    def known_id(self, storage_id: str | None) -> None: ...
+    Args:
+        patience_s: Seconds of retries if a storage does not answer.
 
-    @property
-    def root(self) -> str | None:
-        """The root of new files; None if the run store itself holds the blobs."""
+    Attributes:
+        root: The root of new files; None if the run store itself holds the blobs.
+        known_id: The id in the marker that the storage must have; None before the first check.
+    """
+
+    root: str | None = None
+    known_id: str | None = None
+
+    def __init__(self, *, patience_s: float = 0.0) -> None:
+        self._patience_s = patience_s
 
     def marker(self) -> str | None:
         """Return the id of the storage, or None if it has none. Raises StorageError."""
+        return None
 
     def mark(self, storage_id: str) -> None:
         """Give the storage an id. Raises StorageError."""
@@ -86,18 +90,19 @@ class Blobs(Protocol):
     def claim(self, run_id: str) -> None:
         """Mark a run's folder, before its first file, as that of the run in this storage.
 
-        Nothing is deleted in a folder that has no such marker. It is written once for a run.
+        Nothing is deleted in a folder without such a marker. It is written once for a run.
 
         Raises:
             StorageError: The storage does not answer, or refuses, or has no id.
         """
 
-    def keep(self, name: str, blob: bytes) -> bytes:
+    def keep(self, name: str, blob: bytes) -> bytes:  # noqa: ARG002 - for files
         """Write a blob durably, and return the value for the run store.
 
         Raises:
             StorageError: The storage does not answer, or refuses.
         """
+        return blob
 
     def load(self, name: str, held: bytes) -> bytes:
         """Return the blob for the value ``held`` in the run store.
@@ -106,17 +111,25 @@ class Blobs(Protocol):
             LostDataError: There is no such file.
             StorageError: The storage does not answer, or refuses, or is not known here.
         """
+        reference = Reference.decode(held)
+        if reference is None:
+            return held
+        # Imported here, as that module imports this one.
+        from fanout.stores.blobs.files import load_elsewhere
+
+        return load_elsewhere(name, reference, patience_s=self._patience_s)
 
     def drop(self, name: str, held: bytes) -> None:
         """Delete a blob that nothing refers to any more; ignore errors."""
 
-    def drop_all(self, folder: str) -> bool:
+    def drop_all(self, folder: str) -> bool:  # noqa: ARG002 - for files
         """Delete all blobs of a run (``run``), or of one of its stages (``run/sN``).
 
         Returns:
-            Whether nothing of it is left; False if the folder is not marked as the run's, or has
-            other files: then nothing is deleted, and the log says why.
+            Whether no file is left; False if the folder is not marked as the run's, or has other
+            files: then nothing is deleted, and the log says why.
 
         Raises:
             StorageError: The storage does not answer, or refuses.
         """
+        return True

@@ -16,15 +16,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 from fanout.core.errors import FanoutError, LostDataError, SettingsError, StorageError
 from fanout.core.ids import run_of
 from fanout.core.redaction import redacted
-from fanout.stores.blobs.base import Reference
-from fanout.stores.blobs.inline import InlineBlobs
+from fanout.stores.blobs.base import Blobs, Reference
 from fanout.stores.blobs.marker import MARKER, RUN_MARKER, run_marker, valid_storage_id
 from fanout.stores.retrying import call_with_retries
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    from fanout.stores.blobs.base import Blobs
 
 __all__ = ["FileBlobs", "check_storage", "load_elsewhere", "make_blobs"]
 
@@ -53,7 +50,7 @@ def make_blobs(storage: str | None, *, patience_s: float = _SHORT_S) -> Blobs:
         patience_s: Seconds of retries if the storage does not answer.
     """
     if storage is None:
-        return InlineBlobs(patience_s=patience_s)
+        return Blobs(patience_s=patience_s)
     return FileBlobs(storage, patience_s=patience_s)
 
 
@@ -75,8 +72,8 @@ def check_storage(storage: str | None) -> None:
         raise SettingsError(f"FANOUT_STORAGE: {error}") from None
 
 
-class FileBlobs:
-    """See ``fanout.stores.blobs.base.Blobs``. Safe to share between threads.
+class FileBlobs(Blobs):
+    """Keeps blobs in files. Safe to share between threads.
 
     Args:
         root: An existing folder, or a URL that fsspec supports.
@@ -88,9 +85,8 @@ class FileBlobs:
     _claimed: ClassVar[dict[str, float]] = {}
 
     def __init__(self, root: str, *, patience_s: float = _SHORT_S) -> None:
-        self.root: str | None = root.rstrip("/")
-        self._where = root.rstrip("/")
-        self._patience_s = patience_s
+        super().__init__(patience_s=patience_s)
+        self.root = self._where = root.rstrip("/")
 
     @property
     def known_id(self) -> str | None:
@@ -139,10 +135,8 @@ class FileBlobs:
     def load(self, name: str, held: bytes) -> bytes:
         """See Blobs."""
         reference = Reference.decode(held)
-        if reference is None:
-            return held
-        if reference.root != self._where:
-            return load_elsewhere(name, reference, patience_s=self._patience_s)
+        if reference is None or reference.root != self._where:
+            return super().load(name, held)
         return self.read(name, reference)
 
     def read(self, name: str, reference: Reference) -> bytes:
@@ -201,7 +195,7 @@ class FileBlobs:
         try:
             files = fs.find(f"{base}/{folder}")
         except FileNotFoundError:
-            return True
+            files = []
         if not files:
             return True
         run_id = run_of(folder)

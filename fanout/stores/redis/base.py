@@ -30,7 +30,7 @@ from redis.sentinel import MasterNotFoundError
 
 from fanout.core.errors import BrokerError, UnknownRunError
 from fanout.core.exhaustion import is_exhausted
-from fanout.stores.blobs.inline import InlineBlobs
+from fanout.stores.blobs import Blobs
 from fanout.stores.connection import address_of
 from fanout.stores.retrying import is_transient, lacks_rights, server_message
 
@@ -38,7 +38,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from fanout.core.ids import BranchId, ShardId, StageId
-    from fanout.stores.blobs import Blobs
 
 __all__ = ["RedisBase", "run_keys", "seconds", "translated"]
 
@@ -65,7 +64,9 @@ def translated(method: Callable[_P, _R]) -> Callable[_P, _R]:
         try:
             return method(*args, **kwargs)
         except RedisError as error:
-            _without_command(error)
+            if error.args:
+                # A pipeline's error has the command: it may contain a prompt, and logs show it.
+                error.args = (server_message(error), *error.args[1:])
             message = _explain(cast("RedisBase", args[0]), error)
             is_refusal = not isinstance(error, (redis.ConnectionError, redis.TimeoutError))
             raise BrokerError(
@@ -79,12 +80,6 @@ def translated(method: Callable[_P, _R]) -> Callable[_P, _R]:
             raise BrokerError(message, is_passing=True) from error
 
     return call
-
-
-def _without_command(error: RedisError) -> None:
-    """Remove the command from a pipeline's error: it may contain a prompt, and logs show it."""
-    if error.args:
-        error.args = (server_message(error), *error.args[1:])
 
 
 def _explain(store: RedisBase, error: RedisError) -> str:
@@ -103,7 +98,7 @@ def _explain(store: RedisBase, error: RedisError) -> str:
             "FANOUT_BROKER_CA_FILE to the CA's certificate, and check the host's name in the URL"
         )
     if isinstance(error, (redis.ConnectionError, redis.TimeoutError)):
-        if store.address.startswith("/"):
+        if store.is_embedded:
             return f"no server answers at {store.address} ({text}); an embedded one is started anew"
         return (
             f"no broker answers at {store.address} ({text}); start a Redis server there, or set "
@@ -158,7 +153,7 @@ class RedisBase:
         blobs: Blobs | None = None,
     ) -> None:
         self._redis = client
-        self._blobs: Blobs = blobs or InlineBlobs()
+        self._blobs = blobs or Blobs()
         self._prefix = prefix
         self._ttl_s = ttl_s
         self._scripts: dict[str, Any] = {}
@@ -183,6 +178,11 @@ class RedisBase:
         if script not in self._scripts:
             self._scripts[script] = self._redis.register_script(script)
         return self._scripts[script](keys=keys, args=args)
+
+    @property
+    def is_embedded(self) -> bool:
+        """Whether the server is an embedded one, at a socket of this machine."""
+        return self.address.startswith("/")
 
     def _run(self, run_id: str) -> str:
         return f"{run_keys(self._prefix)}{run_id}"

@@ -18,13 +18,13 @@ from fanout.policy.packing import pack
 from fanout.runs.enqueue import (
     Enqueuer,
     close_input,
+    close_stopped_input,
     open_stage,
+    reset_retried_shard,
     retry_failed,
-    settle,
-    take_back,
 )
 from fanout.runs.reaper import Reaper
-from fanout.stores import BeginRequest, RecordRequest, RedisStore
+from fanout.stores import BeginRequest, RecordRequest, RedisStore, WorkerRecord
 from tests.fakes import RUN, MessageReader, Publisher, fake_redis
 
 SPEC = make_spec(model="fake", prompt="{input}")
@@ -265,7 +265,7 @@ def test_the_reaper_ends_a_run_that_is_overdue_before_its_input_was_read(store, 
 @pytest.mark.parametrize("deadline_in_s", [None, 60])
 def test_a_run_whose_client_is_at_work_is_left_alone(store, publisher, deadline_in_s):
     create(store, deadline_at=deadline_in_s and time.time() + deadline_in_s)
-    settle(store, publisher, store.run(RUN))
+    close_stopped_input(store, publisher, store.run(RUN))
     assert not store.stage(StageId(RUN, 0)).sealed
 
 
@@ -273,7 +273,7 @@ def test_an_overdue_run_that_is_sealed_is_not_halted(store, publisher):
     """Its branches expire, and the aggregate is made of what has finished."""
     create(store, deadline_at=time.time() - 5)
     enqueue(store, publisher, texts(3), SPEC)
-    settle(store, publisher, store.run(RUN))
+    close_stopped_input(store, publisher, store.run(RUN))
     assert store.run(RUN).halt is None
 
 
@@ -362,17 +362,64 @@ def test_of_two_that_retry_a_run_one_reopens_it(store, publisher):
     assert len(publisher.seals) == 1
 
 
-def test_a_shard_is_taken_back_once_however_often_it_is_published(store, publisher):
+def work(store):
+    store.worker_alive(WorkerRecord(name="a@x"), ttl_s=60)
+
+
+RUNNING = RunStatus.RUNNING
+RETRIES = {
+    "running": (RUNNING, [work], "has not ended: wait for it, or cancel it, before a retry$"),
+    "no worker": (RUNNING, [], "no worker is alive: start one with `fanout worker`, then"),
+    "enqueuing": (None, [work], f"if its client has died, `fanout resume {RUN}` enqueues"),
+    "paused": (
+        RUNNING,
+        [lambda s: s.pause(RUN)],
+        f"paused: `fanout unpause {RUN}` lets it go on; or",
+    ),
+    "stopped while paused": (
+        RUNNING,
+        [work, lambda s: s.pause(RUN), lambda s: s.halt(RUN, RunStatus.CANCELLED)],
+        "has not ended: wait",
+    ),
+}
+
+
+@pytest.mark.parametrize("state", RETRIES)
+def test_a_retry_that_comes_too_early_names_the_command_that_helps(store, publisher, state):
+    status, steps, message = RETRIES[state]
+    create(store)
+    if status is not None:
+        store.set_status(RUN, status)
+    for step in steps:
+        step(store)
+    with pytest.raises(RunError, match=message):
+        retry_failed(store, publisher, RUN, None)
+
+
+@pytest.mark.parametrize("is_paused", [False, True])
+def test_an_embedded_run_that_nobody_works_on_is_resumed_before_a_retry(
+    store, publisher, monkeypatch, is_paused
+):
+    monkeypatch.setattr(type(store), "is_embedded", True)
+    create(store)
+    if is_paused:
+        store.pause(RUN)
+    message = f"`fanout unpause {RUN}` lets it go on, then " if is_paused else "has not ended: "
+    with pytest.raises(RunError, match=f"{message}`fanout resume {RUN}` works on it until its end"):
+        retry_failed(store, publisher, RUN, None)
+
+
+def test_a_shard_is_reset_once_however_often_it_is_published(store, publisher):
     ended(store, publisher)
     retry_failed(store, publisher, RUN, frozenset({BAD}))
     run = store.run(RUN)
-    take_back(store, ShardId(RUN, 0, 2), run.retry)
+    reset_retried_shard(store, ShardId(RUN, 0, 2), run.retry)
     assert store.stage(StageId(RUN, 0)).errors == {BAD: 1, SLOW: 1}
     assert store.outcomes(ShardId(RUN, 0, 2))[0].kind is SLOW
     store.record(RecordRequest(BranchId(RUN, 0, 2, 1), Outcome(index=5, kind=BAD)))
-    take_back(store, ShardId(RUN, 0, 2), run.retry)
+    reset_retried_shard(store, ShardId(RUN, 0, 2), run.retry)
     assert store.outcomes(ShardId(RUN, 0, 2))[1].kind is BAD, "it failed again, and stays so"
-    take_back(store, ShardId(RUN, 0, 1), run.retry)
+    reset_retried_shard(store, ShardId(RUN, 0, 1), run.retry)
     assert store.is_finished(ShardId(RUN, 0, 1)), "it has nothing to retry"
 
 
@@ -398,7 +445,7 @@ def test_a_retry_whose_client_dies_half_way_is_completed_by_the_reaper(
             number = ids[0] if what == "expand" else None
             if number is not None and number not in expanded:
                 expanded.add(number)
-                take_back(store, ShardId(RUN, 0, number), store.run(RUN).retry)
+                reset_retried_shard(store, ShardId(RUN, 0, number), store.run(RUN).retry)
                 assert store.is_finished(ShardId(RUN, 0, number)) == (number == 1)
                 store.compact(ShardId(RUN, 0, number), store.outcomes(ShardId(RUN, 0, number)))
                 grants = store.open_shards(StageId(RUN, 0), window=2, finished=number)

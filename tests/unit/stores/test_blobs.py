@@ -15,8 +15,8 @@ from fanout.stores import codec
 from fanout.stores.blobs import (
     MARKER,
     RUN_MARKER,
+    Blobs,
     FileBlobs,
-    InlineBlobs,
     blob_name,
     check_storage,
     make_blobs,
@@ -209,7 +209,7 @@ def test_a_lost_file_is_told_from_a_folder_that_is_not_mounted(tmp_path):
 
 def test_whoever_keeps_nothing_outside_reads_the_files_of_others(folder):
     held = folder.keep(NAME, b"text")
-    assert InlineBlobs().load(NAME, held) == b"text"
+    assert Blobs().load(NAME, held) == b"text"
 
 
 def test_after_a_move_both_the_old_and_the_new_place_are_read(folder, tmp_path):

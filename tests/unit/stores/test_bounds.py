@@ -20,7 +20,7 @@ from fanout.llm.allowlist import is_allowed
 from fanout.llm.calls import complete_with_retries
 from fanout.stores import codec
 from fanout.stores.redis.base import RedisBase, translated
-from fanout.system.memory import memory_limit_bytes
+from fanout.system.resources import memory_limit_bytes
 from workers.tasks import _not_done
 
 CANARY = "CANARY-VALUE"

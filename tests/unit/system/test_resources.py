@@ -8,8 +8,8 @@ import sys
 
 import pytest
 
-from fanout.system import cores
-from fanout.system.cores import model_threads, quota_cores, usable_cores
+from fanout.system import resources
+from fanout.system.resources import model_threads, quota_cores, usable_cores
 
 
 @pytest.mark.parametrize(("has", "threads"), [(1, 1), (2, 1), (3, 2), (64, 63)])
@@ -72,9 +72,9 @@ def test_quotas_are_those_of_a_group_and_all_above_it(groups, own, files, quotas
 )
 def test_cores_are_the_fewest_that_anything_allows(groups, monkeypatch, allowed, limit, has):
     root = groups({"cpu.max": limit, "own": "0::/\n"})
-    monkeypatch.setattr(cores, "_CGROUPS", root)
-    monkeypatch.setattr(cores, "_OWN", root / "own")
-    monkeypatch.setattr(cores, "_allowed_cores", lambda: allowed)
+    monkeypatch.setattr(resources, "_CGROUPS", root)
+    monkeypatch.setattr(resources, "_OWN", root / "own")
+    monkeypatch.setattr(resources, "_allowed_cores", lambda: allowed)
     assert usable_cores() == has
 
 
@@ -82,7 +82,7 @@ def test_cores_are_the_fewest_that_anything_allows(groups, monkeypatch, allowed,
 def test_a_process_that_is_tied_to_one_core_has_one():
     code = (
         "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); "
-        "from fanout.system.cores import usable_cores; print(usable_cores())"
+        "from fanout.system.resources import usable_cores; print(usable_cores())"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
     assert done.stdout == b"1\n"

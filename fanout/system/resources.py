@@ -1,18 +1,23 @@
-"""The number of cores that this process may use, and the number of threads for a local model."""
+"""The cores and the memory that this process may use."""
 
 from __future__ import annotations
 
 import os
+import resource
+from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-__all__ = ["model_threads", "quota_cores", "usable_cores"]
+__all__ = ["memory_limit_bytes", "model_threads", "quota_cores", "usable_cores"]
 
 _CGROUPS = Path("/sys/fs/cgroup")
 _OWN = Path("/proc/self/cgroup")
+# The memory limits of a container: cgroups of version 2, and of version 1.
+_MEMORY_LIMITS = (_CGROUPS / "memory.max", _CGROUPS / "memory" / "memory.limit_in_bytes")
 
 
 def model_threads(cores: int) -> int:
@@ -82,3 +87,16 @@ def _read(path: Path) -> str | None:
         return path.read_text()
     except OSError:
         return None
+
+
+@lru_cache(maxsize=1)
+def memory_limit_bytes() -> int:
+    """Return the smallest of the machine's memory, the container's limit and RLIMIT_AS, in bytes."""
+    known = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    for path in _MEMORY_LIMITS:
+        with suppress(OSError, ValueError):
+            known.append(int(path.read_text()))
+    mapped = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if mapped != resource.RLIM_INFINITY:
+        known.append(mapped)
+    return min(each for each in known if each > 0)
