@@ -346,7 +346,7 @@ def test_branches_that_are_retried_are_neither_done_nor_failed_meanwhile(store, 
     assert counts() == (6, {BAD: 2, SLOW: 1})
     run.retry_failed([BAD])
     assert counts() == (4, {SLOW: 1})
-    take_back(store, ShardId(RUN, 0, 2), frozenset({BAD}))
+    reset_retried_shard(store, ShardId(RUN, 0, 2), frozenset({BAD}))
     assert counts() == (4, {SLOW: 1})
     store.record(RecordRequest(BranchId(RUN, 0, 2, 1), Outcome(index=5, kind=BAD)))
     assert counts() == (5, {BAD: 1, SLOW: 1}), "it failed again"
