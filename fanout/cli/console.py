@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import threading
 from typing import IO, TYPE_CHECKING, Any, TextIO, cast
 
@@ -20,17 +19,11 @@ from rich.text import Text
 from fanout.system.terminal import one_line, several_lines, write_raw
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Iterable
 
     from rich.console import ConsoleOptions, RenderableType, RenderResult
 
-__all__ = ["LiveFrame", "TerminalConsole", "draw"]
-
-
-def draw(view: Callable[[int], RenderableType]) -> None:
-    """Draw a view on standard output, a terminal; ``view`` gets the number of columns."""
-    console = TerminalConsole(sys.stdout)
-    console.print(view(console.width))
+__all__ = ["LiveFrame", "TerminalConsole"]
 
 
 class TerminalConsole(Console):

@@ -19,7 +19,6 @@ from fanout.cli.session import (
     any_client,
     broker_option,
     enqueued,
-    fleet,
     kind_option,
     one_object,
     one_run,
@@ -37,7 +36,7 @@ if TYPE_CHECKING:
     from fanout.core.records import Document
     from fanout.runs.results import Status
 
-__all__ = ["cancel", "delete", "heal", "pause", "resume", "retry", "unpause"]
+__all__ = ["cancel", "delete", "pause", "resume", "retry", "unpause"]
 
 # A cancelled run ends once its calls in flight have ended.
 _CANCEL_S = 60.0
@@ -213,15 +212,3 @@ def delete(run_id: str, broker_url: str | None, as_json: bool) -> None:  # noqa:
     with one_run(broker_url, run_id) as run:
         run.delete()
     say(f"run {run.run_id} is deleted", {"run_id": run.run_id, "deleted": True}, as_json=as_json)
-
-
-@click.command("heal")
-@broker_option()
-@one_object
-def heal(broker_url: str | None, as_json: bool) -> None:  # noqa: FBT001 - a click flag
-    """Look for what got lost, and do it again, at once: the workers do so by themselves."""
-    with fleet(broker_url) as client:
-        count = client.heal()
-    again = plural(count, "step was done again", "steps were done again")
-    text = again if count else "nothing was missing"
-    say(text, {"steps": count}, as_json=as_json)

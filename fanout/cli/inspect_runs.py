@@ -1,12 +1,12 @@
-"""The commands that inspect: ``status``, ``results``, ``errors``, ``runs`` and ``workers``."""
+"""The commands that inspect: ``status``, ``results``, ``errors``, ``report``, ``runs`` and ``workers``."""
 
 from __future__ import annotations
 
-import json
 import sys
 from collections import Counter
 from contextlib import ExitStack, suppress
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -34,23 +34,23 @@ from fanout.cli.session import (
     objects,
     one_object,
     one_run,
+    print_json,
     run_argument,
     say,
 )
-from fanout.core.errors import UnknownRunError
+from fanout.core.errors import InputError, UnknownRunError
 from fanout.core.records import ErrorKind, RunStatus
 from fanout.core.units import plural
 from fanout.runs.output_files import error_row
-from fanout.system.terminal import can_draw, print_line
+from fanout.system.terminal import can_draw, print_line, print_page
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
-    from pathlib import Path
 
     from fanout.client.run import Run
     from fanout.runs.results import Output, Status
 
-__all__ = ["errors", "results", "runs", "status", "workers"]
+__all__ = ["errors", "report", "results", "runs", "status", "workers"]
 
 _SHOWN_RUNS = 20
 
@@ -69,11 +69,9 @@ def status(run_id: str, broker_url: str | None, as_json: bool) -> None:  # noqa:
     if as_json or not can_draw(sys.stdout):
         say(_line(now, progress), now.to_dict(), as_json=as_json)
         return
-    from fanout.cli.console import draw
-    from fanout.cli.views import run_view
+    from fanout.cli.views import draw, run_view
 
-    note = now.error or progress.hint(now)
-    draw(lambda width: run_view(now, None, None, model, width=width, note=note))
+    draw(run_view, now, None, None, model, note=now.error or progress.hint(now))
 
 
 def _line(now: Status, progress: Progress) -> str:
@@ -178,6 +176,59 @@ def _print_summary(failed: Iterable[Output], limit: int | None, *, as_json: bool
         say(text, {"kind": kind.value, "count": count, "example": example}, as_json=as_json)
 
 
+@click.command("report", epilog=RUN_EPILOG)
+@run_argument
+@click.option(
+    "--out",
+    type=click.Path(dir_okay=False, allow_dash=True),
+    metavar="FILE",
+    help="Write the page here; - is standard output. [default: fanout-RUN.html]",
+)
+@broker_option(EMBEDDED)
+@click.option(
+    "--json", "as_json", is_flag=True, help="Print the figures as one JSON object, and no page."
+)
+def report(run_id: str, out: str | None, broker_url: str | None, as_json: bool) -> None:  # noqa: FBT001
+    """Write a run as one web page: its answer, its failures, its course over time.
+
+    The page loads nothing, so it can be kept and sent. It has prompts, answers and names of
+    documents in it. A run that has not ended is shown as far as it is. Prints the name of the
+    file.
+    """
+    if as_json and out is not None:
+        raise click.UsageError("--json prints to standard output: leave --out out")
+    from fanout.report import render
+
+    with one_run(broker_url, run_id) as run:
+        if as_json:
+            print_json(_figures(run))
+        elif out == "-":
+            # The page declares UTF-8: the encoding of the terminal does not matter.
+            print_page(render(run))
+        else:
+            print_line(str(_write(run, Path(out or f"fanout-{run.run_id}.html"))))
+
+
+def _figures(run: Run) -> dict[str, Any]:
+    from fanout.report import gather
+
+    status = run.status()
+    figures = gather(
+        run.outcomes(with_text=True), created_at=status.created_at, latency=status.latency
+    )
+    return {**status.to_dict(), "figures": figures.to_dict()}
+
+
+def _write(run: Run, path: Path) -> Path:
+    from fanout.report import write
+
+    try:
+        write(run, path)
+    except OSError as error:
+        raise InputError(f"cannot write to --out {path}: {error.strerror}") from None
+    return path
+
+
 @click.command("runs")
 @broker_option(EMBEDDED)
 @click.option(
@@ -213,7 +264,7 @@ def runs(
         more = sum(1 for _ in found)
     if as_json:
         for now, model in rows:
-            print_line(json.dumps({**now.to_dict(), "model": model}, ensure_ascii=False))
+            print_json({**now.to_dict(), "model": model})
     else:
         _print_table(rows, has_head=is_table)
     if more:
@@ -229,10 +280,9 @@ def _rows(runs: Iterable[Run]) -> Iterator[tuple[Status, str]]:
 
 def _print_table(rows: list[tuple[Status, str]], *, has_head: bool) -> None:
     if can_draw(sys.stdout):
-        from fanout.cli.console import draw
-        from fanout.cli.views import runs_table
+        from fanout.cli.views import draw, runs_table
 
-        draw(lambda width: runs_table(rows, width=width))
+        draw(runs_table, rows)
         return
     for line in runs_lines(rows)[0 if has_head else 1 :]:
         print_line(line)
@@ -246,12 +296,11 @@ def workers(broker_url: str | None, as_json: bool) -> None:  # noqa: FBT001 - a 
     with fleet(broker_url) as client:
         now = client.fleet()
     if as_json:
-        print_line(json.dumps(now.to_dict(), ensure_ascii=False))
+        print_json(now.to_dict())
     elif can_draw(sys.stdout):
-        from fanout.cli.console import draw
-        from fanout.cli.views import workers_view
+        from fanout.cli.views import draw, workers_view
 
-        draw(lambda width: workers_view(now, width=width))
+        draw(workers_view, now)
     else:
         for line in capacity_lines(now):
             print_line(line)

@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from fanout.client.run import Run
     from fanout.core.spec import RunSpec
 
-__all__ = ["command", "submit"]
+__all__ = ["run", "submit"]
 
 _EPILOG = "A JOB.yaml has the same fields; options win over it."
 
@@ -66,7 +66,7 @@ _EPILOG = "A JOB.yaml has the same fields; options win over it."
 )
 @json_option
 @quiet_option
-def command(
+def run(
     inputs: tuple[str, ...],
     broker_url: str | None,
     out: Path | None,

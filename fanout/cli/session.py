@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
@@ -16,13 +16,15 @@ from fanout.core.units import plural
 from fanout.system.terminal import print_line
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
     from types import FrameType
 
     from fanout.cli.progress import Progress
     from fanout.client.client import Client
     from fanout.client.run import Run
+    from fanout.core.settings import Settings
     from fanout.inputs.documents import Notice
+    from fanout.stores import RedisStore
 
 __all__ = [
     "EMBEDDED",
@@ -31,6 +33,7 @@ __all__ = [
     "Stop",
     "any_client",
     "broker_option",
+    "broker_store",
     "enqueued",
     "fleet",
     "interruptible",
@@ -39,6 +42,7 @@ __all__ = [
     "objects",
     "one_object",
     "one_run",
+    "print_json",
     "run_argument",
     "say",
 ]
@@ -128,9 +132,29 @@ def one_run(broker_url: str | None, run_id: str) -> Iterator[Run]:
         yield client.find(run_id)
 
 
-def say(text: str, fields: dict[str, Any], *, as_json: bool) -> None:
+@contextmanager
+def broker_store(settings: Settings, *, timeout_s: float | None = None) -> Iterator[RedisStore]:
+    """Give the store on the server of the settings, or else on this machine's."""
+    from fanout.core.settings import DEFAULT_BROKER_URL
+    from fanout.stores import RedisStore, connect
+
+    url = settings.broker_url or DEFAULT_BROKER_URL
+    client = connect(url, ca_file=settings.broker_ca_file, timeout_s=timeout_s)
+    with closing(RedisStore(client, prefix=settings.key_prefix)) as store:
+        yield store
+
+
+def print_json(record: Mapping[str, Any]) -> None:
+    """Print one JSON object, as a line."""
+    print_line(json.dumps(record, ensure_ascii=False))
+
+
+def say(text: str, fields: Mapping[str, Any], *, as_json: bool) -> None:
     """Print a line for people, or its fields as one JSON object."""
-    print_line(json.dumps(fields, ensure_ascii=False) if as_json else text)
+    if as_json:
+        print_json(fields)
+    else:
+        print_line(text)
 
 
 class Stop:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.cells import cell_len
 from rich.console import Group
@@ -13,6 +14,7 @@ from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
+from fanout.cli.console import TerminalConsole
 from fanout.cli.facts import (
     RUN_COLUMNS,
     busiest,
@@ -31,7 +33,7 @@ from fanout.doctor import State
 from fanout.system.terminal import one_line
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from rich.console import Console, ConsoleOptions, JustifyMethod, RenderableType, RenderResult
 
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "SHOWN_RUNS",
+    "draw",
     "findings_view",
     "fleet_view",
     "progress_view",
@@ -71,6 +74,12 @@ _STYLES = {
 _ACTIVE = "cyan"
 _FINDING_STYLES = {State.OK: "green", State.WARN: "yellow", State.FAIL: "red"}
 _LABELS = {"errors": "red", "paused": "yellow", "note": "yellow"}
+
+
+def draw(view: Callable[..., RenderableType], *values: object, **options: Any) -> None:
+    """Draw values as one of these views on standard output, a terminal."""
+    console = TerminalConsole(sys.stdout)
+    console.print(view(*values, width=console.width, **options))
 
 
 def progress_view(status: Status, parts: Sequence[str], hint: str, *, width: int) -> RenderableType:
@@ -185,7 +194,7 @@ def runs_table(rows: Sequence[tuple[Status, str]], *, width: int) -> RenderableT
     return table
 
 
-def findings_view(findings: Sequence[Finding]) -> RenderableType:
+def findings_view(findings: Sequence[Finding], *, width: int) -> RenderableType:  # noqa: ARG001 - as all views
     """Return the findings of a doctor with their advice."""
     table = Table.grid(padding=(0, 1))
     for _ in ("state", "check"):

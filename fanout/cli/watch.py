@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from contextlib import closing, suppress
@@ -14,7 +13,15 @@ from fanout.cli.completion import complete_run
 from fanout.cli.delivery import conclude, follow
 from fanout.cli.facts import fleet_line
 from fanout.cli.progress import IDLE, Follower, Progress, pause_hint
-from fanout.cli.session import EMBEDDED, RUN_EPILOG, any_client, broker_option, fleet, kept
+from fanout.cli.session import (
+    EMBEDDED,
+    RUN_EPILOG,
+    any_client,
+    broker_option,
+    fleet,
+    kept,
+    print_json,
+)
 from fanout.cli.speed import Meter, eta_s
 from fanout.core.errors import BrokerError, UnknownRunError
 from fanout.system.terminal import can_draw, print_line
@@ -172,7 +179,7 @@ class _JsonRun(_RunView):
             "concurrency": fleet_now.concurrency,
             "in_flight": fleet_now.in_flight,
         }
-        print_line(json.dumps(record, ensure_ascii=False))
+        print_json(record)
 
 
 class _FleetView:
@@ -253,7 +260,7 @@ def _newest(client: Client, now: FleetStatus, count: int) -> Iterator[Status]:
 
 class _JsonFleet(_FleetView):
     def show(self, now: FleetStatus, speed: Speed) -> None:
-        print_line(json.dumps({**now.to_dict(), "speed": speed.to_dict()}))
+        print_json({**now.to_dict(), "speed": speed.to_dict()})
 
 
 class _PlainFleet(_FleetView):

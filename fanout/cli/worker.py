@@ -1,30 +1,36 @@
-"""``fanout worker``: a Celery worker, set up for fanout."""
+"""``fanout worker`` and ``fanout flower``: a Celery worker and its monitor, set up for fanout."""
 
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import click
 
+from fanout.cli.session import broker_store
 from fanout.core.errors import SettingsError
-from fanout.core.settings import DEFAULT_BROKER_URL, MAX_CONCURRENCY, check_traces, load_settings
+from fanout.core.settings import MAX_CONCURRENCY, check_traces, load_settings
 from fanout.llm.keys import key_files
-from fanout.system.programs import worker_command
+from fanout.system.programs import flower_command, worker_command
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from fanout.core.settings import Settings
 
-__all__ = ["check_broker", "command", "pass_on_broker"]
-
+__all__ = ["flower", "worker"]
 
 # Until the worker says so itself.
 _START_S = 10.0
 # The settings that its options set.
 _OF_WORKERS = ("concurrency", "queues", "worker_name", "pool", "autoscale", "storage")
 _LEVELS = ["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"]
+_broker_option = click.option(
+    "--broker-url",
+    metavar="URL",
+    help="The fleet's Redis server, or sentinel://HOST,.../0?master=NAME "
+    "[default: $FANOUT_BROKER_URL, else this machine's]",
+)
 
 
 @click.command(
@@ -81,14 +87,9 @@ _LEVELS = ["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"]
     default="INFO",
     help="DEBUG, INFO, WARNING, ERROR or CRITICAL. [default: $FANOUT_LOGLEVEL, else INFO]",
 )
-@click.option(
-    "--broker-url",
-    metavar="URL",
-    help="The fleet's Redis server, or sentinel://HOST,.../0?master=NAME "
-    "[default: $FANOUT_BROKER_URL, else this machine's]",
-)
+@_broker_option
 @click.argument("celery_options", nargs=-1, type=click.UNPROCESSED)
-def command(
+def worker(
     loglevel: str,
     broker_url: str | None,
     celery_options: tuple[str, ...],
@@ -100,6 +101,8 @@ def command(
     rest back to the queue; a second Ctrl-C, or SIGQUIT, hands back at once. It is the same worker
     as `celery -A workers.app worker`.
     """
+    from fanout.broker.fleet_version import claim_wire
+
     settings = load_settings(broker_url=broker_url, **given)
     _require_room_for(given, settings)
     check_traces(settings)
@@ -109,13 +112,12 @@ def command(
         value = getattr(settings, name)
         if value is not None:
             os.environ[f"FANOUT_{name.upper()}"] = str(value)
-    pass_on_broker(settings, broker_url)
-    check_worker(settings)
-    arguments = ["--loglevel", loglevel, *celery_options]
+    _pass_on_broker(settings, broker_url)
+    with broker_store(settings) as store:
+        claim_wire(store, holder=f"worker-{os.getpid()}", ttl_s=_START_S)
     # Celery's banner is no JSON, and goes to standard output.
-    worker = worker_command(*(["--quiet"] if settings.log_format == "json" else []))
-    # The same process from here on: signals and exit status are Celery's own.
-    os.execv(worker[0], [*worker, *arguments])  # noqa: S606 - our own interpreter
+    quiet = ["--quiet"] if settings.log_format == "json" else []
+    _become(worker_command(*quiet), "--loglevel", loglevel, *celery_options)
 
 
 def _require_room_for(given: Mapping[str, object], settings: Settings) -> None:
@@ -141,7 +143,7 @@ def _require_room_for(given: Mapping[str, object], settings: Settings) -> None:
         raise SettingsError("--concurrency: has no effect with --pool solo, which makes one call")
 
 
-def pass_on_broker(settings: Settings, broker_url: str | None) -> None:
+def _pass_on_broker(settings: Settings, broker_url: str | None) -> None:
     """Have the program that takes this one's place use the server that an option names.
 
     By the environment, as everybody could read a password among the arguments.
@@ -154,33 +156,58 @@ def pass_on_broker(settings: Settings, broker_url: str | None) -> None:
         os.environ.pop("FANOUT_BROKER_CA_FILE", None)
 
 
-def check_broker(settings: Settings) -> None:
-    """Say at once what is wrong with a broker: Celery would try for ever. Raises BrokerError."""
-    from fanout.stores import RedisStore, connect
-
-    url = settings.broker_url or DEFAULT_BROKER_URL
-    store = RedisStore(connect(url, ca_file=settings.broker_ca_file))
-    try:
-        store.ping()
-    finally:
-        store.close()
+def _become(program: list[str], *arguments: str) -> NoReturn:
+    """Go on as another program, whose signals and exit status are its own, in this process."""
+    os.execv(program[0], [*program, *arguments])  # noqa: S606 - our own interpreter
 
 
-def check_worker(settings: Settings) -> None:
-    """Say at once what is wrong with a broker, or with its fleet for this worker.
+@click.command(
+    "flower",
+    context_settings={"ignore_unknown_options": True},
+    epilog="Any further option is handed to Flower as --name=value; "
+    "`fanout flower -- --help` lists them.",
+)
+@click.option(
+    "--port",
+    metavar="N",
+    type=click.IntRange(0, 65_535),
+    help="Where to listen [default: $FLOWER_PORT, else 5555]",
+)
+@click.option(
+    "--address",
+    metavar="HOST",
+    help="Where to listen: 0.0.0.0 is every network of this machine. "
+    "[default: $FLOWER_ADDRESS, else 127.0.0.1]",
+)
+@_broker_option
+@click.option("--no-auth", is_flag=True, help="Let everybody in who can connect.")
+@click.option(
+    "--control",
+    is_flag=True,
+    help="Let those who log in stop workers, resize their pools and revoke tasks.",
+)
+@click.argument("flower_options", nargs=-1, type=click.UNPROCESSED)
+def flower(
+    port: int | None,
+    address: str | None,
+    broker_url: str | None,
+    no_auth: bool,  # noqa: FBT001 - click's signature
+    control: bool,  # noqa: FBT001 - click's signature
+    flower_options: tuple[str, ...],
+) -> None:
+    """Serve a web page that shows the workers, tasks and queues of a fleet.
 
-    Raises:
-        BrokerError: No broker answers, or it refuses.
-        WireVersionError: The fleet has another version of fanout.
+    Who may see it: $FANOUT_FLOWER_USER (else "fanout") with $FANOUT_FLOWER_PASSWORD, or with the
+    password that is in $FANOUT_FLOWER_PASSWORD_FILE.
     """
-    from fanout.broker.fleet_version import claim_wire
-    from fanout.stores import RedisStore, connect
-
-    url = settings.broker_url or DEFAULT_BROKER_URL
-    client = connect(url, ca_file=settings.broker_ca_file)
-    store = RedisStore(client, prefix=settings.key_prefix)
-    holder = f"worker-{os.getpid()}"
-    try:
-        claim_wire(store, holder=holder, ttl_s=_START_S)
-    finally:
-        store.close()
+    settings = load_settings(broker_url=broker_url)
+    _pass_on_broker(settings, broker_url)
+    given = {"--port": port, "--address": address}
+    arguments = [f"{name}={value}" for name, value in given.items() if value is not None]
+    if no_auth:
+        arguments.append("--no_auth=true")
+    if control:
+        arguments.append("--read_only=false")
+    with broker_store(settings) as store:
+        store.ping()
+    _become(flower_command(), *arguments, *flower_options)

@@ -13,7 +13,8 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from fanout.cli.console import LiveFrame, TerminalConsole, draw
+from fanout.cli.console import LiveFrame, TerminalConsole
+from fanout.cli.views import draw
 from fanout.system.terminal import can_draw
 from tests.unit.system.test_terminal import ORDERS, Tty, obeyed
 
@@ -141,7 +142,7 @@ def test_there_are_colours_unless_they_are_not_wanted(monkeypatch, no_color, col
         monkeypatch.setenv("NO_COLOR", no_color)
     stream = Tty()
     monkeypatch.setattr(sys, "stdout", stream)
-    draw(lambda _width: Text("x", "bold red"))
+    draw(lambda width: Text("x" * (width > 0), "bold red"))
     assert bool(SGR.search(shown(stream))) is coloured
 
 

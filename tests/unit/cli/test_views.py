@@ -320,5 +320,5 @@ def test_findings_are_a_table_with_what_to_do_below_each():
         Finding(check="role", state=State.OK, found="master"),
         Finding(check="memory", state=State.WARN, found="no limit", advice="set maxmemory"),
     ]
-    lines = drawn(lambda findings, width: findings_view(findings), findings, width=60)
+    lines = drawn(findings_view, findings, width=60)
     assert lines == ["ok   role   master", "warn memory no limit", "            -> set maxmemory"]

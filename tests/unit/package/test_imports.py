@@ -86,14 +86,14 @@ for name in _COMMANDS:
     assert cli.get_command(None, name).get_short_help_str()
 """
     modules = loaded(code)
-    assert {"fanout.cli.run", "fanout.cli.worker", "fanout.cli.flower"} <= modules
+    assert {"fanout.cli.run", "fanout.cli.worker", "fanout.cli.operate"} <= modules
     assert not packages(modules) & HEAVY
 
 
 def test_only_what_draws_on_a_terminal_loads_rich():
     code = """
 import io
-from fanout.cli.doctor import _print
+from fanout.cli.operate import _print_findings
 from fanout.cli.inspect_runs import _print_table
 from fanout.cli.progress import Progress
 from fanout.doctor import Finding, State
@@ -111,7 +111,7 @@ status = Status(
 sys.stdout = sys.stderr = Terminal()
 Progress().show(status)
 _print_table([(status, "m")], has_head=True)
-_print([Finding(check="x", state=State.OK, found="y")])
+_print_findings([Finding(check="x", state=State.OK, found="y")])
 sys.stderr = sys.__stderr__
 """
     assert "rich.live" in loaded(code, "terminal", TERM="xterm")

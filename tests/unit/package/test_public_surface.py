@@ -6,6 +6,7 @@ part of the change. Nothing here names where in the packages a thing is: modules
 
 from __future__ import annotations
 
+import copy
 import enum
 import importlib
 import inspect
@@ -127,6 +128,9 @@ def commands():
 
 def parameters(command, context):
     rows = {}
+    # Click keeps the option for the help as it was first made, with the names of that context.
+    command = copy.copy(command)
+    command._help_option = None
     for parameter in command.get_params(context):
         known = {**parameter.to_info_dict(), "metavar": parameter.make_metavar(context), "help": ""}
         names = " ".join([*known.pop("opts"), *known.pop("secondary_opts")])
