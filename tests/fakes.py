@@ -108,8 +108,8 @@ class Publisher:
     ) -> None:
         self.sent.append(("chord", shard_id.stage, shard_id.shard, size, list(positions), feed))
 
-    def forget_shard(self, shard_id: ShardId) -> None:
-        self.sent.append(("forget", shard_id.stage, shard_id.shard))
+    def forget_chord(self, of: StageId | ShardId) -> None:
+        self.sent.append(("forget", of.stage, *([of.shard] if isinstance(of, ShardId) else [])))
 
     def forget_run(self, run_id: str, shards: object) -> None:
         self.sent.append(("forgotten", shards))
@@ -128,9 +128,6 @@ class Publisher:
 
     def seal(self, stage_id: StageId, *, shards: int) -> None:
         self.sent.append(("seal", stage_id.stage, shards))
-
-    def forget_root(self, stage_id: StageId) -> None:
-        self.sent.append(("forget_root", stage_id.stage))
 
     @property
     def seals(self) -> list[Any]:

@@ -43,7 +43,7 @@ def make_worker_app(settings: Settings, *, owns_process: bool = False) -> Worker
     check_traces(settings)
     # Here, and not before the process was started: a process's first environment can be seen.
     os.environ.update(key_files(os.environ))
-    app = make_app(settings, app_class=WorkerApp, takes_messages=True)
+    app: WorkerApp = make_app(settings, app_class=WorkerApp, takes_messages=True)
     app.settings, app.owns_process = settings, owns_process
     app.amqp_cls = "workers.consumer.server_clock:ServerClockAMQP"
     app.events_cls = "workers.telemetry.events:Events"

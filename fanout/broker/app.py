@@ -1,8 +1,8 @@
-"""Task names, queues, and the one Celery configuration that all sides share."""
+"""Task names, and the Celery configuration that clients, workers and monitors share."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -45,8 +45,6 @@ __all__ = [
     "make_store",
 ]
 
-_App = TypeVar("_App")
-
 EXPAND = "fanout.expand"  # publishes a shard's chord
 BRANCH = "fanout.branch"  # makes one LLM call: a member of a shard chord's header
 COLLECT = "fanout.collect"  # a shard chord's callback, and a member of the root chord's header
@@ -61,9 +59,9 @@ _WATCHERS_KEYS = {
     "unacked_mutex_key": "fanout.watchers.unacked_mutex",
 }
 
-# A part-return that was not deduplicated, or a run that outlives its counters, would never end.
+# A run that outlives the counters of its chords would never end.
 _CHORD_LIFETIME_S = 30 * 24 * 3600
-# Seconds that a caller with paid answers waits: longer than any restart.
+# Seconds that a process with paid answers waits for a server: longer than any restart.
 PATIENT_S = 3_600.0
 
 
@@ -71,28 +69,24 @@ class Preflight(msgspec.Struct, frozen=True, kw_only=True):
     """A worker's answer about a model.
 
     Attributes:
-        message: One line that says what to set, or None where the model can be used.
-        kind: The kind of error that a call would end with, where one is known.
+        message: One line that says what to set, or None if the model can be used.
+        kind: The kind of error that a call would end with, if it is known.
     """
 
     message: str | None = None
     kind: ErrorKind | None = None
 
 
-@overload
-def make_app(settings: Settings, *, takes_messages: bool = False) -> Celery: ...
-@overload
 def make_app(
-    settings: Settings, *, app_class: type[_App], takes_messages: bool = False
-) -> _App: ...
-def make_app(settings: Settings, *, app_class: Any = None, takes_messages: bool = False) -> Any:
-    """Return the Celery application for ``settings.broker_url``, as all sides need it.
+    settings: Settings, *, app_class: type[Celery] | None = None, takes_messages: bool = False
+) -> Celery:
+    """Return the Celery application for ``settings.broker_url``.
 
     Args:
         settings: The server's URL and the settings of its connections.
-        app_class: Celery's class, or one of its kind.
-        takes_messages: Whether a worker uses it. Another reader, such as Flower, would otherwise
-            also restore the messages of dead workers, and need the right to.
+        app_class: A subclass of ``Celery`` to use instead.
+        takes_messages: Whether a worker uses it. Other readers, such as Flower, must not restore
+            the messages of dead workers: they lack the right to.
     """
     # Imported here, as callers of the names or of the store do not need Celery.
     from celery import Celery
@@ -106,7 +100,7 @@ def make_app(settings: Settings, *, app_class: Any = None, takes_messages: bool 
     tls = tls_options(url, settings.broker_ca_file)
     app.conf.update(
         broker_url=url,
-        # False and not {}: kombu would take the latter, too, for a wish not to verify.
+        # Not {}: kombu would take that, too, as a request not to verify.
         broker_use_ssl=tls or False,
         redis_backend_use_ssl=tls or None,
         # The callback of a chord must run although header tasks failed: see fanout.broker.result_backend.
@@ -116,13 +110,13 @@ def make_app(settings: Settings, *, app_class: Any = None, takes_messages: bool 
         redis_socket_connect_timeout=SOCKET_OPTIONS["socket_connect_timeout"],
         # Celery's default is two minutes.
         redis_socket_timeout=SOCKET_OPTIONS["socket_timeout"],
-        # A socket of this machine has none, and the backend would not leave it out.
+        # A Unix socket has no keepalive, and the backend would not leave it out.
         redis_socket_keepalive=not (settings.broker_url or "").startswith(UNIX_SCHEME),
         redis_backend_health_check_interval=HEALTH_CHECK_S,
-        # Without it every thread builds a backend, and connections, of its own.
+        # Otherwise each thread creates its own backend, with its own connections.
         result_backend_thread_safe=True,
         result_chord_expires=_CHORD_LIFETIME_S,
-        # What a chord's members return is a few bytes in Redis; nothing else is kept of a task.
+        # The server only keeps a few bytes for each member of a chord.
         task_ignore_result=True,
         task_store_errors_even_if_ignored=False,
         # Pickle would let every user of the broker run code on the workers.
@@ -138,7 +132,7 @@ def make_app(settings: Settings, *, app_class: Any = None, takes_messages: bool 
         broker_transport_options=_transport_options(
             settings, found_by, takes_messages=takes_messages
         ),
-        # The store says whether a task's work is done; a second opinion costs a round trip each.
+        # The store knows whether a task's work is done; Celery's own check costs a round trip each.
         worker_deduplicate_successful_tasks=False,
     )
     return app
@@ -147,7 +141,7 @@ def make_app(settings: Settings, *, app_class: Any = None, takes_messages: bool 
 def _transport_options(
     settings: Settings, found_by: dict[str, Any], *, takes_messages: bool
 ) -> dict[str, Any]:
-    """Return kombu's options. Without any ``retry*``: it would publish messages one by one."""
+    """Return kombu's options, without any ``retry*``: it would publish messages one by one."""
     return {
         **SOCKET_OPTIONS,
         **found_by,
@@ -159,9 +153,9 @@ def _transport_options(
         "visibility_timeout": settings.visibility_timeout_s,
         # The default restores ten messages at a time, every 100 s: half an hour for 200.
         "unacked_restore_limit": 10_000,
-        # Looked for six times in a timeout: what has lapsed is back within a sixth of it.
+        # A lapsed message is restored within a sixth of the timeout.
         "unacked_restore_interval": max(1, settings.visibility_timeout_s // 6),
-        # A worker that dies while it restores would keep all others from it for five minutes.
+        # By default, a worker that dies while it restores blocks the others for five minutes.
         "unacked_mutex_expire": 15,
         "unacked_restore_throttle": 1,
         **({} if takes_messages else _WATCHERS_KEYS),
@@ -175,7 +169,7 @@ def _transport_options(
 
 
 def _server(url: str) -> tuple[str, str, dict[str, Any]]:
-    """Return a URL for Celery, the result backend's class, and the options that both ends need."""
+    """Return a URL for Celery, the result backend's class, and options of broker and backend."""
     if url.startswith(UNIX_SCHEME):
         path, _, database = url.removeprefix(UNIX_SCHEME).partition("?db=")
         return f"redis+socket://{path}?virtual_host={database or 0}", "TolerantRedisBackend", {}
@@ -210,9 +204,9 @@ def make_store(
 ) -> RedisStore:
     """Return the run store on the same server.
 
-    A patient one waits for a server that is away, or full, instead of raising BrokerError: for
-    about ``away_s`` seconds, or an hour where that is None. The same holds for the storage of
-    inputs and outcomes, where that is another place, unless ``storage_away_s`` says otherwise.
+    A patient store waits while the server is unreachable or full, instead of raising BrokerError:
+    for about ``away_s`` seconds, or an hour if that is None. For the storage of inputs and
+    outcomes it waits ``storage_away_s`` seconds, if given.
     """
     client = connect_broker(settings, is_patient=is_patient, away_s=away_s)
     options = {"patience_s": storage_away_s or away_s or PATIENT_S} if is_patient else {}

@@ -3,10 +3,10 @@
 * The shard chord: its header is the shard's branch tasks, its callback is ``collect``.
 * The root chord: its header is all ``collect`` tasks and one ``seal``, its callback is
   ``aggregate``. The seal is published when the number of shards is known, and after the chord's
-  size was set: whichever member returns last finds the size and runs the callback, so a stage can
+  size was set: the member that returns last finds the size and runs the callback, so a stage can
   be processed while it is still being written.
 
-These are ordinary chords, counted by Celery's own result backend. Only their publishing is ours:
+These are ordinary chords, counted by Celery's own result backend. Only the publishing differs:
 Celery's ``chord(...)()`` publishes one message per round trip and subscribes to every result.
 """
 
@@ -90,10 +90,6 @@ class Publisher:
         self._set_size(shard_id.group_id, size)
         self.branches(shard_id, positions, feed=feed)
 
-    def branches(self, shard_id: ShardId, positions: Iterable[int], *, feed: int) -> None:
-        """Publish branches of a shard's chord whose size is set already."""
-        self._publish_header(shard_id, sorted(positions), feed, self._collect(shard_id))
-
     def mixed_branches(self, branches: Iterable[tuple[BranchId, int]]) -> None:
         """Publish branches of any shards, each with its ``feed``."""
         shards: defaultdict[tuple[ShardId, int], list[int]] = defaultdict(list)
@@ -127,19 +123,13 @@ class Publisher:
         set_size = self._backend.set_chord_size
         self._patiently(lambda: set_size(group, size))
 
-    def forget_root(self, stage_id: StageId) -> None:
-        """Forget that a stage's root chord has completed, so that it can do so again.
+    def forget_chord(self, of: StageId | ShardId) -> None:
+        """Forget which members of a chord have returned, and that it has completed, for a retry.
 
-        The mark of completion would otherwise turn away the members that return before the seal.
+        Otherwise the former members would count, and the mark of completion would reject the new
+        members that return before the chord's size is set again.
         """
-        self._forget(stage_id.group_id)
-
-    def forget_shard(self, shard_id: ShardId) -> None:
-        """Forget the members of a shard's chord that have returned, before a part is retried.
-
-        They would be counted among those that are still to return.
-        """
-        self._forget(shard_id.group_id)
+        self._forget(of.group_id)
 
     def forget_run(self, run_id: str, shards: Sequence[int]) -> None:
         """Forget the chords and the messages of a run that was deleted.
@@ -167,12 +157,15 @@ class Publisher:
         for start in range(0, len(keys), _BATCH):
             backend.client.delete(*keys[start : start + _BATCH])
 
-    def _publish_header(
-        self, shard_id: ShardId, positions: Sequence[int], feed: int, callback: Signature
-    ) -> None:
-        """Publish members of a shard chord's header: Celery makes one, the others are copies."""
-        if not positions:
+    def branches(self, shard_id: ShardId, positions: Iterable[int], *, feed: int) -> None:
+        """Publish branches of a shard's chord whose size is set already.
+
+        Celery makes the first message, and the others are copies.
+        """
+        numbers = sorted(positions)
+        if not numbers:
             return
+        callback = self._collect(shard_id)
 
         def signature(branch_id: BranchId) -> Signature:
             return self._signature(
@@ -189,15 +182,12 @@ class Publisher:
             with self._app.producer_pool.acquire(block=True) as producer:
                 channel = producer.channel
                 with channel.recording() as recorded:
-                    self._send(signature(shard_id.branch(positions[0])), producer)
+                    self._send(signature(shard_id.branch(numbers[0])), producer)
                 ((queue, message),) = recorded
                 members = _HeaderMessages(message, shard_id)
-                for some in (
-                    positions[at : at + _BATCH] for at in range(0, len(positions), _BATCH)
-                ):
-                    channel.put_all(
-                        queue, shard_id.run_id, [members.at(position) for position in some]
-                    )
+                for start in range(0, len(numbers), _BATCH):
+                    some = numbers[start : start + _BATCH]
+                    channel.put_all(queue, shard_id.run_id, [members.at(each) for each in some])
 
         self._patiently(publish)
 
@@ -221,10 +211,10 @@ class Publisher:
         return self._signature(broker.AGGREGATE, asdict(stage_id), task_id=task_id)
 
     def _signature(self, task: str, kwargs: dict[str, Any], **options: Any) -> Signature:
-        # Arguments by name: monitors show them, and find tasks by them. The task by its name, so that
-        # who publishes needs no task code. Results travel by the store: Celery neither keeps one nor
-        # subscribes to it. The run is the root of all its tasks. Each message says its version, also
-        # a callback's, which Celery publishes.
+        # Arguments by name: monitors show them, and find tasks by them. The task by its name, so a
+        # client needs no task code. The store has the results: Celery neither keeps one nor
+        # subscribes to it. The run is the root of all its tasks. Each message has its wire version,
+        # also that of a callback, which Celery publishes.
         common = {"root_id": kwargs.get("run_id"), "headers": {"wire": broker.WIRE_VERSION}}
         options = {"queue": broker.CONTROL_QUEUE, **common, **options}
         return self._app.signature(task, kwargs=kwargs, options={**options, "ignore_result": True})
@@ -235,7 +225,7 @@ class Publisher:
 
     def _patiently(self, publish: Callable[[], None]) -> None:
         try:
-            # All of it again, not message by message as Celery would: a copy of a branch that is
+            # Repeat the whole batch, not single messages as Celery would: a copy of a branch that is
             # being processed, or has an outcome, makes no call.
             call_with_retries(publish, patience_s=self._patience_s, is_worth=self._is_worth)
         except _FROM_BROKER as error:

@@ -289,7 +289,7 @@ def retry_failed(
         return 0
     if not store.reopen_run(run_id, retry=wanted):
         raise RunError(f"run {run_id} {_problem_of_retry(store, store.run(run_id))}")
-    publisher.forget_root(map_id)
+    publisher.forget_chord(map_id)
     publisher.expand(map_id, store.open_shards(map_id, window=fleet_window(store)))
     publisher.seal(map_id, shards=store.seal_stage(map_id).shards)
     return sum(errors[kind] for kind in wanted)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from typing import IO, TYPE_CHECKING, Any
 
 from fanout.core.errors import InputError, RunError
@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 __all__ = ["OutputFolder", "answer_text", "error_row", "output_row"]
 
 # Locked while a command writes to the folder.
-_CLAIM = ".fanout.lock"
+_LOCK = ".fanout.lock"
+_PLACE = ("index", "document", "chunk", "position", "start", "end", "aspect", "sample")
 _RESULTS = frozenset(
     {"outputs.jsonl", "errors.jsonl", "aggregated.txt", "aggregated.json", "run.json"}
 )
@@ -30,10 +31,13 @@ _RESULTS = frozenset(
 
 def output_row(branch: Output) -> dict[str, Any]:
     """Return a branch with an output as a row of ``outputs.jsonl``."""
-    row = _place(branch)
-    row["output"] = branch.output
-    row.update(attempts=branch.attempts, elapsed_s=round(branch.elapsed_s, 4))
-    return {**row, "usage": branch.usage.to_dict()}
+    return {
+        **_place(branch),
+        "output": branch.output,
+        "attempts": branch.attempts,
+        "elapsed_s": round(branch.elapsed_s, 4),
+        "usage": branch.usage.to_dict(),
+    }
 
 
 def error_row(branch: Output) -> dict[str, Any]:
@@ -47,16 +51,7 @@ def error_row(branch: Output) -> dict[str, Any]:
 
 
 def _place(branch: Output) -> dict[str, Any]:
-    return {
-        "index": branch.index,
-        "document": branch.document,
-        "chunk": branch.chunk,
-        "position": branch.position,
-        "start": branch.start,
-        "end": branch.end,
-        "aspect": branch.aspect,
-        "sample": branch.sample,
-    }
+    return {name: getattr(branch, name) for name in _PLACE}
 
 
 def answer_text(aggregated: Any) -> str:
@@ -70,25 +65,24 @@ def answer_text(aggregated: Any) -> str:
     )
     if is_grouped_text:
         return "\n\n".join(f"## {group}\n\n{text}" for group, text in aggregated.items())
-    return json.dumps(aggregated, ensure_ascii=False, indent=2)
+    return _pretty(aggregated)
 
 
 class OutputFolder:
     """The folder of ``--out``; one command at a time owns it, until it is closed.
 
     Files get their names when all of them are complete, ``run.json`` last: a folder with a
-    ``run.json`` is whole. No link is followed, and only the user may read them, unless ``mode``
-    says more.
+    ``run.json`` is complete. Symbolic links are not followed.
 
     Args:
-        path: The folder; it is made where it is not there.
-        replaces: Whether results that are there may be replaced.
-        mode: Who may read the files.
-        words: How the caller names the folder, and how it says that results may be replaced.
+        path: The folder; it is created if it does not exist.
+        replaces: Whether existing results may be replaced.
+        mode: The permissions of the files.
+        words: How the caller names the folder, and the option that replaces results.
 
     Raises:
-        InputError: The folder cannot be made or written to, has results, or another command
-            writes there; found out before anything is run.
+        InputError: The folder cannot be created or written to, has results, or another command
+            writes to it.
     """
 
     def __init__(
@@ -108,7 +102,7 @@ class OutputFolder:
         except OSError as error:
             raise InputError(f"cannot write to {self._named}: {_reason(path, error)}") from None
         try:
-            self._claim()
+            self._lock = self._locked()
             self._require_empty(replaces=replaces)
             self._probe()
         except OSError as error:
@@ -118,11 +112,11 @@ class OutputFolder:
             self.close()
             raise
 
-    def _claim(self) -> None:
-        """Lock the folder for this command; the lock ends with the process."""
+    def _locked(self) -> int:
+        """Lock the folder for this command; return the lock, which ends with the process."""
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
         while True:
-            lock = os.open(_CLAIM, flags, PRIVATE, dir_fd=self._folder)
+            lock = os.open(_LOCK, flags, PRIVATE, dir_fd=self._folder)
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -131,21 +125,21 @@ class OutputFolder:
                     f"{self._named}: another fanout is about to write its results there; give "
                     "a folder for each run"
                 ) from None
-            if self._is_there(lock):
-                self._lock = lock
-                return
+            if self._is_named(lock):
+                return lock
             # The previous owner has just ended and removed the file.
             os.close(lock)
 
-    def _is_there(self, lock: int) -> bool:
+    def _is_named(self, lock: int) -> bool:
         try:
-            named = os.stat(_CLAIM, dir_fd=self._folder, follow_symlinks=False)
+            named = os.stat(_LOCK, dir_fd=self._folder, follow_symlinks=False)
         except FileNotFoundError:
             return False
         return os.path.samestat(named, os.fstat(lock))
 
     def _require_empty(self, *, replaces: bool) -> None:
-        found = sorted(_RESULTS.intersection(_names(self._folder)))
+        names = os.listdir(self._folder)  # noqa: PTH208 - an open folder has no path
+        found = sorted(_RESULTS.intersection(names))
         if found and not replaces:
             raise InputError(
                 f"{self._named} has results already ({', '.join(found)}): give another folder, or "
@@ -161,7 +155,7 @@ class OutputFolder:
         """Unlock the folder. Safe to call twice."""
         if self._lock is not None:
             with suppress(OSError):
-                os.unlink(_CLAIM, dir_fd=self._folder)
+                os.unlink(_LOCK, dir_fd=self._folder)
             os.close(self._lock)
             self._lock = None
         if self._folder >= 0:
@@ -178,50 +172,39 @@ class OutputFolder:
         """Write outputs, errors, the aggregate and the run's record.
 
         Raises:
-            RunError: The disk is full, or the like; what was there before is left as it was.
+            RunError: A file cannot be written, for example on a full disk; existing results stay.
         """
         try:
-            with ExitStack() as stack:
-                stack.callback(self._remove_unfinished)
-                written = self._write_rows(branches)
-                written += self._write_aggregate(aggregated)
-                written.append(self._write_record(record))
-                self._finish(written)
+            written = self._write_rows(branches)
+            if isinstance(aggregated, str):
+                written.append(self._write_file("aggregated.txt", aggregated))
+            elif aggregated is not None:
+                written.append(self._write_file("aggregated.json", _pretty(aggregated)))
+            written.append(self._write_file("run.json", _pretty(record)))
+            self._finish(written)
         except OSError as error:
             raise RunError(
                 f"cannot write the results to {self.path}: {error.strerror}; nothing was written"
             ) from error
+        finally:
+            self._remove_unfinished()
 
     def _write_rows(self, branches: Iterable[Output]) -> list[str]:
         with self._open("outputs.jsonl") as outputs, self._open("errors.jsonl") as errors:
             for branch in branches:
-                file, row = (
-                    (outputs, output_row(branch))
-                    if branch.kind is None
-                    else (errors, error_row(branch))
-                )
+                is_ok = branch.kind is None
+                row = output_row(branch) if is_ok else error_row(branch)
+                file = outputs if is_ok else errors
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
             for file in (outputs, errors):
                 finish(file)
         return ["outputs.jsonl", "errors.jsonl"]
 
-    def _write_aggregate(self, aggregated: Any) -> list[str]:
-        if aggregated is None:
-            return []
-        name = "aggregated.txt" if isinstance(aggregated, str) else "aggregated.json"
+    def _write_file(self, name: str, text: str) -> str:
         with self._open(name) as file:
-            file.write(
-                answer_text(aggregated) if isinstance(aggregated, str) else _pretty(aggregated)
-            )
-            file.write("\n")
+            file.write(f"{text}\n")
             finish(file)
-        return [name]
-
-    def _write_record(self, record: Mapping[str, Any]) -> str:
-        with self._open("run.json") as file:
-            file.write(_pretty(record) + "\n")
-            finish(file)
-        return "run.json"
+        return name
 
     def _open(self, name: str) -> IO[str]:
         return open_unfinished(name, folder=self._folder, mode=self._mode)
@@ -248,10 +231,6 @@ def _open_folder(path: Path, mode: int) -> int:
         path.mkdir(mode=0o700)
         path.chmod(0o700 | mode | (mode & 0o444) >> 2)
     return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-
-
-def _names(folder: int) -> list[str]:
-    return os.listdir(folder)
 
 
 def _reason(path: Path, error: OSError) -> str:

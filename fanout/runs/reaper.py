@@ -79,11 +79,6 @@ class Reaper:
         self._broken: set[str] = set()
         self._files_due_at = clock()
 
-    @property
-    def is_suspicious(self) -> bool:
-        """Whether the last sweep found a missing step that the next one may repeat."""
-        return bool(self._suspected)
-
     def heal_now(self, *, wait: Callable[[float], object] = time.sleep) -> int:
         """Sweep until no step is missing twice in a row.
 
@@ -95,7 +90,7 @@ class Reaper:
         """
         healed = self.sweep()
         for _ in range(_MAX_LOOKS):
-            if not self.is_suspicious:
+            if not self._suspected:
                 break
             wait(_LOOK_AGAIN_S)
             healed += self.sweep()
@@ -119,7 +114,7 @@ class Reaper:
                 if getattr(error, "is_passing", False):
                     raise
                 # A user of the server may have written it: it must not hold up other runs.
-                self._say_broken(run_id, error)
+                self._log_broken(run_id, error)
         # Shards that were not checked this time have ended: a long run has thousands.
         self._marks = {key: mark for key, mark in self._marks.items() if key in self._seen}
         self._suspected = {k: remedy for k, remedy in self._suspected.items() if k in self._seen}
@@ -135,7 +130,7 @@ class Reaper:
         close_stopped_input(self._store, self._publisher, run)
         return self._stalled(run)
 
-    def _say_broken(self, run_id: str, error: Exception) -> None:
+    def _log_broken(self, run_id: str, error: Exception) -> None:
         if run_id not in self._broken:
             self._broken.add(run_id)
             _log.warning("run %s cannot be looked after: %s", run_id, error)
@@ -225,7 +220,7 @@ class Reaper:
         try:
             state = self._store.shard_state(key)
         except UnknownRunError:
-            # Of the run, or of the shard alone?
+            # Raises again if the run is unknown, and not only the shard.
             self._store.run(key.run_id)
             return Remedy(heal=Heal.FAIL)
         permits = progress.open.get(key.shard, 0)
@@ -238,14 +233,8 @@ class Reaper:
         if isinstance(key, ShardId):
             where = f"shard {key.shard} of {where}"
         of_what = f" of {len(remedy.positions)} branches" if remedy.positions else ""
-        _log.warning(
-            "run %s, %s: healing by %s%s",
-            key.run_id,
-            where,
-            remedy.heal.value,
-            of_what,
-            extra=about(key),
-        )
+        text = "run %s, %s: healing by %s%s"
+        _log.warning(text, key.run_id, where, remedy.heal.value, of_what, extra=about(key))
         self._store.healed(key)
         if remedy.heal is Heal.FAIL:
             message = f"{where} could not be brought to its end: see the logs of the workers"
@@ -258,12 +247,11 @@ class Reaper:
     def _heal_stage(self, stage_id: StageId, remedy: Remedy) -> None:
         if remedy.heal is Heal.AGGREGATE:
             self._publisher.aggregate(stage_id)
-            return
-        if remedy.heal is Heal.ADOPT:
+        elif remedy.heal is Heal.ADOPT:
             self._store.adopt(stage_id, remedy.positions)
-            return
-        window = fleet_window(self._store)
-        self._publisher.expand(stage_id, self._store.open_shards(stage_id, window=window))
+        else:
+            window = fleet_window(self._store)
+            self._publisher.expand(stage_id, self._store.open_shards(stage_id, window=window))
 
     def _heal_shard(self, shard_id: ShardId, remedy: Remedy) -> None:
         if remedy.heal is Heal.EXPAND:
@@ -289,16 +277,11 @@ class Reaper:
         indices = self._store.indices(shard_id)
         message = f"its message was lost {MAX_HEALS} times"
         now = time.time()
-        self._store.record_all(
-            [
-                RecordRequest(shard_id.branch(at), _lost(indices[at], message, now))
-                for at in positions
-            ]
-        )
-
-
-def _lost(index: int, message: str, now: float) -> Outcome:
-    return Outcome(index=index, kind=ErrorKind.LOST, message=message, ended_at=now)
+        requests = []
+        for at in positions:
+            lost = Outcome(index=indices[at], kind=ErrorKind.LOST, message=message, ended_at=now)
+            requests.append(RecordRequest(shard_id.branch(at), lost))
+        self._store.record_all(requests)
 
 
 def _is_over(run: RunRecord) -> bool:

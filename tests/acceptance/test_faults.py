@@ -177,7 +177,7 @@ STEPS = {
         "True",
     ),
     "in the publishing of a shard": (
-        "fanout.broker.publisher.Publisher._publish_header",
+        "fanout.broker.publisher.Publisher.branches",
         "True",
     ),
     "before the run is published as sealed": (

@@ -265,7 +265,7 @@ def test_of_two_retries_at_once_one_reopens_the_run(client, half_failed, broker_
     assert half_failed.result().aggregated["votes"] == {"fine": 1400}
 
 
-@pytest.mark.parametrize("dies_in", ["forget_root", "expand", "seal"])
+@pytest.mark.parametrize("dies_in", ["forget_chord", "expand", "seal"])
 def test_a_retry_whose_client_dies_half_way_is_completed_by_the_fleet(
     half_failed, monkeypatch, dies_in
 ):

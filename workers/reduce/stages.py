@@ -61,7 +61,7 @@ def expand(context: WorkerContext, shard_id: ShardId, permits: int) -> None:
     published = first[-1] + 1 if feed else count
     if store.start_shard(shard_id, published=published):
         if is_again:
-            publisher.forget_shard(shard_id)
+            publisher.forget_chord(shard_id)
         publisher.shard_chord(shard_id, first, size=len(todo), feed=feed)
     else:
         _expand_rest(context, shard_id, permits)

@@ -20,7 +20,23 @@ if TYPE_CHECKING:
 
     from fanout.core.ids import ShardId, StageId
 
-__all__ = ["Blobs", "Reference", "blob_folder", "blob_name"]
+__all__ = [
+    "MARKER",
+    "RUN_MARKER",
+    "Blobs",
+    "Reference",
+    "blob_folder",
+    "blob_name",
+    "run_marker",
+    "valid_storage_id",
+]
+
+# The file with the id of a storage, in its root.
+MARKER = ".fanout-storage"
+# The file with the ids of the run and of the storage, in a run's folder. A user of the server can
+# name any folder as that of a run; fanout deletes only a folder with the right marker.
+RUN_MARKER = ".fanout-run"
+_STORAGE_ID = re.compile(r"[0-9a-f]{16}")
 
 # Neither zlib data nor JSON begins with "@".
 _REFERENCE = re.compile(rb"@([0-9a-f]{8}) ([^\s\x00-\x1f]+)")
@@ -58,6 +74,17 @@ def blob_folder(stage_id: StageId) -> str:
 def blob_name(shard_id: ShardId, part: str) -> str:
     """Return the name of a part of a shard: ``in`` is its input, ``out`` its outcomes."""
     return f"{blob_folder(shard_id.stage_id)}/{shard_id.shard}.{part}"
+
+
+def valid_storage_id(text: bytes | None) -> str | None:
+    """Return the id in a marker; None if there is no marker or its content is invalid."""
+    found = (text or b"").decode(errors="replace").strip()
+    return found if _STORAGE_ID.fullmatch(found) else None
+
+
+def run_marker(run_id: str, storage_id: str) -> bytes:
+    """Return the content of the marker in a run's folder."""
+    return f"run {run_id} in storage {storage_id}\n".encode()
 
 
 class Blobs:

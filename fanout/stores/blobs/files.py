@@ -16,8 +16,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 from fanout.core.errors import FanoutError, LostDataError, SettingsError, StorageError
 from fanout.core.ids import run_of
 from fanout.core.redaction import redacted
-from fanout.stores.blobs.base import Blobs, Reference
-from fanout.stores.blobs.marker import MARKER, RUN_MARKER, run_marker, valid_storage_id
+from fanout.stores.blobs.base import (
+    MARKER,
+    RUN_MARKER,
+    Blobs,
+    Reference,
+    run_marker,
+    valid_storage_id,
+)
 from fanout.stores.retrying import call_with_retries
 
 if TYPE_CHECKING:

@@ -3,20 +3,31 @@
 A process writes a file before the script that stores its reference, and deletes it after the script
 that removes the reference. If the process dies in between, it leaves a file without a reference,
 which is deleted with its run, but never a reference without a file.
+
+An unmounted folder is empty, and a wrong mount has other files: reads and writes alone notice
+neither. So the first process that uses a storage writes an id there and in the run store. A process
+that finds another id, or none, does not use the storage. Only an id that a worker found is
+authoritative. The run store notes apart the id that a client found before the first worker started:
+it only keeps a worker from marking another folder.
 """
 
 from __future__ import annotations
 
 import re
+import secrets
+import time
 from typing import cast
 
 from fanout.core.errors import StorageError
-from fanout.stores.blobs.marker import storage_problem, valid_storage_id
+from fanout.stores.blobs.base import MARKER, valid_storage_id
 from fanout.stores.redis.base import RedisBase, translated
 from fanout.stores.redis.run_scripts import PUT_BLOB
 
 __all__ = ["RedisBlobReferences"]
 
+# The first process may be about to write the marker.
+_LOOKS = 10
+_LOOK_S = 0.2
 _RUN_ID = re.compile(r"[\w-]+", re.ASCII)
 
 
@@ -28,7 +39,7 @@ class RedisBlobReferences(RedisBase):
         if self._blobs.root is not None:
             if self._blobs.known_id is None:
                 # The first blob of this process, which may be a prefork child.
-                problem = storage_problem(self, self._blobs)
+                problem = self.storage_problem()
                 if problem is not None:
                     raise StorageError(problem, is_passing=True)
             # Registered before the first file, so that the sweep finds the run's files.
@@ -55,18 +66,54 @@ class RedisBlobReferences(RedisBase):
             self._blobs.drop(name, held)
 
     def storage_problem(self, *, is_worker: bool = False) -> str | None:
-        """Return in one line why this process cannot write files; None if it can.
+        """Return in one line why this process must not use its storage, or None if it may.
 
-        A worker registers a storage that is not yet registered: see
-        fanout.stores.blobs.marker. Raises BrokerError.
+        The first process that asks marks the storage. Raises BrokerError.
         """
-        return storage_problem(self, self._blobs, is_worker=is_worker)
+        if self._blobs.root is None:
+            return None
+        try:
+            return self._storage_problem(self._blobs.root, is_worker=is_worker)
+        except StorageError as error:
+            return str(error)
+
+    def _storage_problem(self, root: str, *, is_worker: bool) -> str | None:
+        blobs = self._blobs
+        found = blobs.marker()
+        if found is not None and found == blobs.known_id and not is_worker:
+            return None
+        known = self._storage_id(root, is_worker=is_worker)
+        if known is None:
+            noted = self._storage_id(root) if is_worker else None
+            own = found or noted or secrets.token_hex(8)
+            known = self._storage_id(root, first=own, is_worker=is_worker)
+            if known == own and found is None and noted is None:
+                blobs.mark(own)
+                found = blobs.marker()
+        for _ in range(_LOOKS):
+            if found is not None or known == blobs.known_id:
+                break
+            time.sleep(_LOOK_S)
+            found = blobs.marker()
+        if found == known:
+            blobs.known_id = known
+            return None
+        what = "has no marker: it is not mounted here, or was emptied"
+        if found is not None:
+            what = f"is another storage (its marker is {found})"
+        return (
+            f"{root} {what}; runs of this broker have their files in the one whose marker is "
+            f"{known}. Mount that, or, if this is the right one, write {known} into {root}/{MARKER}"
+        )
 
     @translated
-    def storage_id(
+    def _storage_id(
         self, root: str, *, first: str | None = None, is_worker: bool = False
     ) -> str | None:
-        """See fanout.stores.blobs.marker.StorageIds."""
+        """Return the id of the storage at ``root``; set it to ``first`` if there is none.
+
+        A client also reads the ids that clients have noted, and its ``first`` is noted there.
+        """
         own = self._storages if is_worker else self._noted_storages
         if first is not None:
             self._redis.hsetnx(own, root, first)

@@ -423,7 +423,7 @@ def test_a_shard_is_reset_once_however_often_it_is_published(store, publisher):
     assert store.is_finished(ShardId(RUN, 0, 1)), "it has nothing to retry"
 
 
-@pytest.mark.parametrize("dies_in", ["forget_root", "expand", "seal"])
+@pytest.mark.parametrize("dies_in", ["forget_chord", "expand", "seal"])
 def test_a_retry_whose_client_dies_half_way_is_completed_by_the_reaper(
     store, publisher, dies_in, monkeypatch
 ):

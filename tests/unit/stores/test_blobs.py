@@ -21,7 +21,7 @@ from fanout.stores.blobs import (
     check_storage,
     make_blobs,
 )
-from fanout.stores.blobs.marker import run_marker
+from fanout.stores.blobs.base import run_marker
 
 NAME = blob_name(ShardId("r1", 0, 7), "in")
 

@@ -24,7 +24,7 @@ def folder(tmp_path):
 @pytest.fixture
 def store(fake_server, folder, monkeypatch):
     """Return a store as another process would have it."""
-    monkeypatch.setattr("fanout.stores.blobs.marker._LOOK_S", 0.0)
+    monkeypatch.setattr("fanout.stores.redis.blob_references._LOOK_S", 0.0)
 
     def make():
         monkeypatch.setattr(FileBlobs, "_known_ids", {})

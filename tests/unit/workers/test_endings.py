@@ -32,7 +32,7 @@ class Queue(Publisher):
         self.sent = deque()
         self.lost = deque()
 
-    def forget_root(self, stage_id):
+    def forget_chord(self, stage_id):
         pass
 
     def take(self):
