@@ -24,6 +24,7 @@ OTHER = "other"
 _TABLE = (
     ("events", r"celery/events/.*", ""),
     ("events", r"celery/worker/request\.py", r".*\.(send_event|on_accepted)"),
+    ("call", r"workers/telemetry/reports\.py", r"Calls\..*"),
     ("events", r"workers/(telemetry/(events|reports|spans)|consumer/server_clock)\.py", ""),
     ("part-return", r"fanout/broker/result_backend\.py", ""),
     ("part-return", r"celery/backends/redis\.py", r".*(chord|_on_part).*"),
@@ -45,7 +46,7 @@ _TABLE = (
     ),
     ("call", r"workers/branch/execution\.py", r"(_answer|_call|_values|_request|_outcome)"),
     ("call", r"workers/branch/execution\.py", r"_Delivery\._outcome"),
-    ("call", r"workers/(context/(inflight|limiter)|telemetry/base)\.py", ""),
+    ("call", r"workers/context/(inflight|limiter)\.py", ""),
     ("call", r"workers/context/(models|run_caches)\.py", ""),
     ("call", r"fanout/(llm/.*|inputs/prompts\.py|policy/retries\.py)", ""),
     ("call", r"(openai|anthropic|aiohttp|httpx|httpcore|httpx_aiohttp|yarl|multidict)/.*", ""),
@@ -57,7 +58,7 @@ _TABLE = (
     ("consume", r"fanout/broker/(transport|message_leases|rejected)\.py", r"(?!.*\b_?put\w*$).*"),
     (
         "consume",
-        r"workers/(consumer/(consumer|envelope|task_requests)|context/version_gate)\.py",
+        r"workers/(consumer/(consumer|envelope|task_requests)|context/fleet_checks)\.py",
         "",
     ),
     # Of kombu, only receiving messages: publishing belongs to the caller.

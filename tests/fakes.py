@@ -24,14 +24,13 @@ from fanout.runs.results import StoredResult
 from fanout.stores import RedisStore
 from workers.branch import execution as branches
 from workers.branch.execution import BranchFailed
+from workers.context.fleet_checks import StorageWatch
 from workers.context.inflight import CallStoppedError, StopReason
 from workers.context.limiter import Limiter
 from workers.context.progress import BranchTracker
 from workers.context.run_caches import RunCaches
-from workers.context.storage_watch import StorageWatch
 from workers.reduce.stages import aggregate, collect
-from workers.telemetry.base import NoTelemetry
-from workers.telemetry.reports import Reports
+from workers.telemetry.reports import Reports, Telemetry
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterable
@@ -219,7 +218,7 @@ class FakeContext:
             self.store.create_run(RUN, spec=self.spec.model_dump_json(), created_at=1.0)
         self.publisher: Any = publisher or Publisher()
         self.messages = MessageReader()
-        self.telemetry = NoTelemetry()
+        self.telemetry = Telemetry()
         self.told: Callable[[LLMRequest], Any] = lambda request: f"answer to {request.prompt}"
         self.llm = FakeLLM(script=self._answer)
         self.connections = SimpleNamespace(

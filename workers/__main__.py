@@ -1,8 +1,7 @@
-"""A worker as a process: ``python -m workers -A workers.app worker``, Celery's words after that.
+"""A worker as a process: ``python -m workers -A workers.app worker``, followed by Celery's options.
 
-It is `celery -A workers.app worker` and nothing else. The ``celery`` command first loads all its
-commands, and those that other packages add to it, such as Flower: that takes longer than all that
-a worker needs. What is left out is that; the worker, its options and its exit status are Celery's.
+It does what ``celery -A workers.app worker`` does, without the time that the ``celery`` command takes
+to load its other commands and those of packages such as Flower.
 """
 
 from __future__ import annotations
@@ -20,6 +19,7 @@ from fanout.system.terminal import print_error, print_line
 __all__ = ["main"]
 
 _COMMAND = ["-A", "workers.app", "worker"]
+_QUIET, _URL_FROM_STDIN = "--quiet", "--broker-url-from-stdin"
 _USAGE = 2
 
 
@@ -27,18 +27,16 @@ def main() -> None:
     """Run the worker that this process's command line describes, and exit with its status."""
     words = sys.argv[1:]
     begin = words.index("worker") + 1 if "worker" in words else 0
-    wishes = {"--quiet": False, "--broker-url-from-stdin": False}
-    given = words[: max(0, begin - len(_COMMAND))]
-    if words[begin - len(_COMMAND) : begin] != _COMMAND or not wishes.keys() >= set(given):
+    own = set(words[: max(0, begin - len(_COMMAND))])
+    if words[begin - len(_COMMAND) : begin] != _COMMAND or own - {_QUIET, _URL_FROM_STDIN}:
         print_line("usage: python -m workers [--quiet] -A workers.app worker [OPTION...]", err=True)
         sys.exit(_USAGE)
-    wishes.update(dict.fromkeys(given, True))
-    # By this Celery starts again on SIGHUP; with the file's name, it would not find the package.
+    # Celery restarts with these arguments on SIGHUP; with the file's name, it would not find the package.
     sys.argv[0] = "-mworkers"
-    # Modules stay: the collector need not look at them, while they are loaded and ever after.
+    # Modules stay, so the garbage collector need not look at them while they are loaded, or later.
     gc.disable()
-    run = _run_embedded if wishes["--broker-url-from-stdin"] else _run
-    run(words[begin:], is_quiet=wishes["--quiet"])
+    run = _run_embedded if _URL_FROM_STDIN in own else _run
+    run(words[begin:], is_quiet=_QUIET in own)
 
 
 def _run_embedded(options: list[str], *, is_quiet: bool) -> None:
@@ -69,7 +67,7 @@ def _run(options: list[str], *, is_quiet: bool) -> None:
         sys.exit(_USAGE)
     gc.freeze()
     gc.enable()
-    # As what comes before a command of Celery's says it: its variables are those of the command.
+    # As the ``celery`` command makes it from its own options and variables.
     context = CLIContext(
         app=app, no_color=bool(os.environ.get("NO_COLOR")), workdir=None, quiet=is_quiet
     )
@@ -78,7 +76,7 @@ def _run(options: list[str], *, is_quiet: bool) -> None:
 
 def _take_url() -> None:
     """Set the broker's URL, which the guard sends once the server has started."""
-    # All that takes long, while the server starts.
+    # Load the slow modules while the server starts.
     from celery.bin import worker  # noqa: F401
 
     from workers import config  # noqa: F401
@@ -86,16 +84,16 @@ def _take_url() -> None:
 
     url = sys.stdin.readline().strip()
     if not url:
-        # The parent process is gone; without a URL the worker would look for another server.
+        # The parent process has ended; without a URL the worker would use another server.
         print_error("no broker's URL came from standard input")
         sys.exit(_USAGE)
     os.environ["FANOUT_BROKER_URL"] = url
-    threading.Thread(target=_end_with_keeper, name="keeper", daemon=True).start()
+    threading.Thread(target=_end_with_parent, name="parent", daemon=True).start()
 
 
-def _end_with_keeper() -> None:
+def _end_with_parent() -> None:
     """Stop, as on SIGTERM, when the parent that sent the server's URL closes its pipe."""
-    # Not by sys.stdin, whose lock a thread must not hold when the process ends.
+    # Do not read sys.stdin: a thread must not hold its lock when the process ends.
     while os.read(0, 1024):
         pass
     os.kill(os.getpid(), signal.SIGTERM)

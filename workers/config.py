@@ -1,4 +1,4 @@
-"""How a worker is set up, over what all sides of the broker share."""
+"""Configures the Celery application of a worker, beyond the settings shared with clients."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["make_worker_app"]
 
 
-# Pools of our own.
+# Pools that fanout implements.
 _POOLS = {
     "asyncio": "workers.consumer.pool:AsyncioPool",
     "threads": "workers.consumer.pool:ThreadTaskPool",
@@ -36,12 +36,12 @@ def make_worker_app(settings: Settings, *, owns_process: bool = False) -> Worker
 
     Args:
         settings: ``broker_url`` defaults to a server on this machine.
-        owns_process: Whether it may say what this process logs.
+        owns_process: Whether it may configure what this process logs.
     """
     if settings.broker_url is None:
         settings = settings.model_copy(update={"broker_url": DEFAULT_BROKER_URL})
     check_traces(settings)
-    # Here, and not before the process was started: a process's first environment can be seen.
+    # Not before the process starts: other users can read the environment with which it was started.
     os.environ.update(key_files(os.environ))
     app: WorkerApp = make_app(settings, app_class=WorkerApp, takes_messages=True)
     app.settings, app.owns_process = settings, owns_process
@@ -50,24 +50,23 @@ def make_worker_app(settings: Settings, *, owns_process: bool = False) -> Worker
     app.conf.update(
         worker_pool=_POOLS.get(settings.pool, settings.pool),
         worker_concurrency=settings.concurrency,
-        # One message per free thread: what is taken is what is processed, the rest stays for
-        # other workers.
+        # One message per free slot: the other messages stay for other workers.
         worker_prefetch_multiplier=1,
         # A message leaves the queue when its work is done, not when it begins.
         task_acks_late=True,
-        # A child that dies under a branch is made known as WorkerLostError, not hidden by an
-        # endless redelivery; it is tried again until ``max_deliveries`` is reached.
+        # The death of a child is reported as WorkerLostError, not hidden by endless redeliveries; its
+        # branch is retried until ``max_deliveries`` is reached.
         task_reject_on_worker_lost=False,
         task_retry_on_worker_lost=True,
-        # Always, and not when a monitor asks for it: that would miss what a worker does before it
-        # has heard of that. Sent in batches; measured with benchmarks/events_cost.py.
+        # Always, not at the request of a monitor, which would miss the events before its request.
+        # Sent in batches; benchmarks/events_cost.py measures the cost.
         worker_send_task_events=settings.task_events,
         worker_consumer="workers.consumer.consumer:Consumer",
-        # A server that is away comes back, whenever that is.
+        # Wait for an unreachable server without a limit.
         broker_connection_max_retries=None,
-        # A server that is full, or a replica since a failover, refuses commands: that passes, too.
+        # A full server, or a replica after a failover, refuses commands: that passes as well.
         broker_channel_error_retry=True,
-        # Functions of users may print; that is theirs, not the log's.
+        # Functions of users may print; that output is not part of the log.
         worker_redirect_stdouts=False,
     )
     register(app)

@@ -1,4 +1,4 @@
-"""A worker in a thread of the calling process: for functions that cannot be imported elsewhere."""
+"""A worker in a thread of the calling process, for functions that other processes cannot import."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class WorkerThread:
 
     def _run(self) -> None:
         for name in ("celery", "kombu", "fanout", "workers"):
-            # The caller's program decides what it logs; without a handler, Python would print.
+            # The calling program decides what to log; without a handler, Python would print.
             logging.getLogger(name).addHandler(logging.NullHandler())
         hostname = f"thread-{os.getpid()}@localhost"
         try:
@@ -69,8 +69,8 @@ class WorkerThread:
             self._ready.set()
 
     def _take_process(self, hostname: str) -> None:
-        # What the worker command does first. It also makes the application the default of the
-        # process; the caller may have one of its own, which is put back.
+        # The first step of the worker command. It also makes the application the default of the
+        # process: restore the default, which may be the caller's.
         default = _state.default_app
         setup_worker_optimizations(self._app, hostname)
         _state.set_default_app(default)
@@ -100,7 +100,7 @@ class WorkerThread:
     def stop(self) -> None:
         """Let the branches in flight end, and stop. Safe to call twice."""
         if self._thread.is_alive() and self._worker is not None:
-            # Celery's own way, a flag in worker.state, would stop every worker to come as well.
+            # Celery's own way, a flag in worker.state, would also stop every later worker.
             self._worker.consumer.hub.call_soon(_shut_down)
             # The caller that closes an embedded fleet does not wait for calls in flight.
             self._app.context.hand_back.all()
@@ -110,10 +110,9 @@ class WorkerThread:
         self._app.close()
 
     def _join(self) -> None:
-        """Wait for the end of the worker, but not for what it waits for.
+        """Wait for the end of the worker, and end its wait of up to a second for a message.
 
-        That is a message, for up to a second. The database is this worker's alone, and the server
-        may end such waiting.
+        Only this worker uses the database, so the server may unblock all its clients.
         """
         until = time.monotonic() + _STOP_S
         with connect_broker(self._settings) as client:

@@ -1,6 +1,6 @@
-"""The worker as a program: its options, from the command line or from ``FANOUT_*`` variables.
+"""The worker as a program, with options from the command line or from ``FANOUT_*`` variables.
 
-So `celery -A workers.app worker` and `fanout worker` are one and the same.
+``celery -A workers.app worker`` and ``fanout worker`` start the same program.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ _USAGE = 2
 def unique_nodename() -> str:
     """Return a Celery nodename that no other worker has.
 
-    Celery's own default is the same for all workers of a host; not by process id, because
-    containers may share a host's name and have the same ids.
+    Celery's own default is the same for all workers of a host. Process ids do not help: containers
+    may share a host name and have the same ids.
     """
     return str(default_nodename(f"fanout-{secrets.token_hex(4)}@"))
 
 
 class Program(Worker):  # type: ignore[misc]
-    """Celery's worker, with a name of its own, queues by short names, and no option ignored."""
+    """Celery's worker with a unique name, short names for queues, and no ignored option."""
 
     def __init__(
         self, app: Celery | None = None, hostname: str | None = None, **options: Any
@@ -66,7 +66,7 @@ def _pool_name(pool: Any) -> str:
 
 
 def _nodename(settings: Settings, given: str | None) -> str:
-    """Return the name of a worker; Celery's default name was given by nobody."""
+    """Return the name of a worker; Celery's default name counts as not given."""
     if given and given != default_nodename(None):
         return given
     if settings.worker_name is not None:
@@ -80,23 +80,23 @@ def _queues(settings: Settings, given: Any) -> dict[str, Any]:
     if not names:
         return {}
     try:
-        # Celery takes from them in the order in which they are given.
+        # Celery takes messages from the queues in this order.
         return {"queues": list(parse_queues(names if isinstance(names, str) else ",".join(names)))}
     except ValueError as error:
         raise SettingsError(f"--queues: {error}") from None
 
 
 def _autoscale(settings: Settings, options: dict[str, Any], pool: str) -> dict[str, Any]:
-    wanted = options.get("autoscale") or settings.autoscale
-    if not wanted:
+    given = options.get("autoscale") or settings.autoscale
+    if not given:
         return {}
     chosen = concurrency.get_implementation(options.get("pool_cls") or pool)
     if not issubclass(chosen, PreforkPool):
         raise SettingsError(f"--autoscale: {AUTOSCALE_NEEDS_PREFORK}")
-    text = wanted if isinstance(wanted, str) else ",".join(map(str, wanted))
+    text = given if isinstance(given, str) else ",".join(map(str, given))
     try:
         most, fewest = parse_autoscale(text)
     except ValueError as error:
         raise SettingsError(f"--autoscale: {error} (got {text!r})") from None
-    # The concurrency is what the worker may come to hold: the window of a run follows from it.
+    # The window of a run follows from the greatest concurrency of its workers.
     return {"autoscale": (most, fewest), "concurrency": most}

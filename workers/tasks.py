@@ -1,4 +1,4 @@
-"""The Celery tasks: thin, so that what they do can be called without Celery."""
+"""The Celery tasks: thin, so that their work can be called without Celery."""
 
 from __future__ import annotations
 
@@ -38,13 +38,12 @@ if TYPE_CHECKING:
 
 __all__ = ["register"]
 
-# What Celery, and the chord, must see as it is; none of it has contents.
+# Errors that Celery and the chord must see unchanged; their messages quote no contents.
 _KNOWN = (BranchFailed, BrokerError, CeleryError, SoftTimeLimitExceeded)
 
 _log = logging.getLogger(__name__)
 
-# The store being away for a while is not the task's fault: it comes back to the queue, with its
-# place in its chord.
+# If the store is unreachable, the task returns to its queue and keeps its place in its chord.
 _PATIENT = {
     "autoretry_for": (BrokerError,),
     "retry_backoff": 1,
@@ -55,11 +54,11 @@ _PATIENT = {
 
 @contextmanager
 def _not_done() -> Iterator[None]:
-    """Tell Celery of work that is not done, so that its chord does not count it."""
+    """Translate the errors of unfinished work for Celery, so that its chord does not count it."""
     try:
         yield
     except BranchHeld:
-        # A copy of a message: the holder of the branch reports its end.
+        # The message is a copy: the holder of the branch reports its end.
         raise StillHeldError("another worker has it") from None
     except BranchParked:
         raise PostponedError("the run is paused") from None
@@ -78,14 +77,14 @@ def _not_done() -> Iterator[None]:
 
 
 def _without_contents(error: Exception) -> TaskFault:
-    """Return a fault in place of an error that nobody expected.
+    """Return a fault in place of an unexpected error.
 
-    Its message may quote what was being worked on, and Celery would put it into the log, into
-    events, and so onto monitoring pages.
+    The message of the error may quote a document, and Celery would write it to logs and task events,
+    which monitoring pages show.
     """
     frames = traceback.extract_tb(error.__traceback__)
     where = f"{frames[-1].filename.rpartition('/')[2]}:{frames[-1].lineno}" if frames else "nowhere"
-    # Of an error of fanout's own the message says what to do; others are named by their places.
+    # The message of a fanout error says what to do; other errors are named by their place only.
     about = f": {error}" if isinstance(error, FanoutError) else ""
     lines = "".join(traceback.format_list(frames))
     _log.error("%s%s\n%s", type(error).__name__, about, lines)
@@ -95,11 +94,11 @@ def _without_contents(error: Exception) -> TaskFault:
 def register(app: WorkerApp) -> None:
     """Register fanout's tasks with a worker's application."""
     # Not shared: a program that embeds a worker may have Celery applications of its own.
-    # A task whose prefork child died is tried again after a second, not after Celery's 180.
+    # A task whose prefork child died is retried after a second, not after Celery's 180.
     task = partial(app.task, shared=False, default_retry_delay=1)
 
-    # A failed branch is an ordinary end: ``throws`` keeps its traceback out of the logs. Retries of
-    # calls happen on the loop; Celery's are for a store that is away, and for lost workers.
+    # A failed branch is an ordinary end: ``throws`` keeps its traceback out of the logs. Calls are
+    # retried on the loop; Celery's retries are for an unreachable store and for lost workers.
     options = {"throws": (BranchFailed, TaskFault), "bind": True, "Request": BranchRequest}
     others = {"throws": (TaskFault,), "Request": MonitoredRequest, **_PATIENT}
 
@@ -109,7 +108,7 @@ def register(app: WorkerApp) -> None:
         ended = self.request.get("ended")
         with _not_done():
             if ended is not None:
-                # It was processed on the loop; what is left is to tell Celery how it ended.
+                # The branch was processed on the loop; Celery only needs its end.
                 raise ended
             run_branch(app.context, BranchId(run_id, stage, shard, position), feed, token=token)
 
@@ -125,7 +124,7 @@ def register(app: WorkerApp) -> None:
 
     @task(name=broker.SEAL, **others)  # type: ignore[untyped-decorator]
     def seal_stage(run_id: str, stage: int) -> None:  # noqa: ARG001 - the task's signature
-        """Do nothing: that it returns is what its chord waits for, as long as there is a run."""
+        """Do nothing: its chord waits for its return. Fails if the run does not exist."""
         with _not_done():
             app.context.connections.store.run(run_id)
 

@@ -17,7 +17,7 @@ from fanout.broker.inspection import UNACKED, UNACKED_INDEX
 from fanout.broker.message_leases import ServerClockQoS, renew
 from fanout.core.settings import load_settings
 from workers.config import make_worker_app
-from workers.consumer import server_clock as clock
+from workers.consumer import server_clock, task_requests
 
 LEASE_S = 30
 SKEWS = pytest.mark.parametrize("ahead_s", [600, -600])
@@ -38,7 +38,8 @@ def machine(monkeypatch):
         monkeypatch.setattr(time, "time", lambda: real() + ahead_s)
         monkeypatch.setattr(kombu.transport.redis, "time", time.time)
         moved = SimpleNamespace(now=lambda zone: now(zone) + timedelta(seconds=ahead_s))
-        monkeypatch.setattr(clock, "datetime", moved)
+        for module in (server_clock, task_requests):
+            monkeypatch.setattr(module, "datetime", moved)
 
     return wrong
 
@@ -145,7 +146,7 @@ def test_a_task_that_is_tried_again_begins_when_the_server_says(machine, app, ah
     written = datetime.fromisoformat(message.headers["eta"])
     real = time.time() - ahead_s
     assert abs(written.timestamp() - real - 5) < 2
-    waiting = clock.ServerClockRequest(
+    waiting = task_requests.MonitoredRequest(
         SimpleNamespace(delivery_info={}, properties={}),
         app=app,
         headers={**message.headers},

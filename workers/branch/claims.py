@@ -69,6 +69,9 @@ class BranchGone(BranchOver):
     """The run does not exist: no client waits for the branch, and no chord must count it."""
 
 
+_NO_CALL = {"done": BranchOver, "gone": BranchGone, "held": BranchHeld, "paused": BranchParked}
+
+
 def require_call(begun: BeginReply) -> None:
     """Raise if this delivery has neither a call to make nor an outcome to write.
 
@@ -78,15 +81,9 @@ def require_call(begun: BeginReply) -> None:
         BranchHeld: Another worker has it.
         BranchParked: Its run is paused.
     """
-    match begun.verdict:
-        case "done":
-            raise BranchOver
-        case "gone":
-            raise BranchGone
-        case "held":
-            raise BranchHeld
-        case "paused":
-            raise BranchParked
+    reason = _NO_CALL.get(begun.verdict)
+    if reason is not None:
+        raise reason
 
 
 class Claim:
@@ -97,7 +94,7 @@ class Claim:
         branch: The branch and its progress.
         feed: The feed with which the branch was published.
         token: The id of the delivery. The process that took the message knows it as well, and
-            releases the claim if this process dies: see workers.context.claim_releases.
+            releases the claim if this process dies: see workers.context.branch_steps.
     """
 
     def __init__(

@@ -34,7 +34,7 @@ from fanout.stores import RecordRequest
 from fanout.system.logs import RateLimitFilter, about
 from workers.branch.claims import BranchGone, BranchHandedBack, BranchOver, Claim, require_call
 from workers.context.inflight import CallStoppedError, StopReason, run_ending
-from workers.telemetry.base import Calls
+from workers.telemetry.reports import Calls
 
 if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager

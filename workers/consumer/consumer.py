@@ -29,7 +29,7 @@ from workers.consumer.envelope import find_fault
 from workers.consumer.liveness import PollMonitor
 from workers.consumer.pool import AsyncioPool, taken_ahead
 from workers.context.app import context_of
-from workers.context.version_gate import version_of
+from workers.context.fleet_checks import version_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable

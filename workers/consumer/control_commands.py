@@ -42,103 +42,53 @@ _Task = Annotated[
 _Queue = Annotated[str, msgspec.Meta(pattern=rf"^({'|'.join(map(re.escape, QUEUES))})\Z")]
 
 
-class _NoArguments(msgspec.Struct, forbid_unknown_fields=True):
-    pass
-
-
-class _Conf(msgspec.Struct, forbid_unknown_fields=True):
-    with_defaults: bool = False
-
-
-class _Listing(msgspec.Struct, forbid_unknown_fields=True):
-    safe: bool = False
-
-
-class _Registered(msgspec.Struct, forbid_unknown_fields=True):
-    taskinfoitems: Annotated[list[_Name], msgspec.Meta(max_length=20)] | None = None
-    builtins: bool = False
-
-
-class _Query(msgspec.Struct, forbid_unknown_fields=True):
-    ids: _TaskIds
-
-
-class _Revoke(msgspec.Struct, forbid_unknown_fields=True):
-    task_id: _TaskIds
-    terminate: bool | None = None
-    signal: _Signal | None = None
-
-
-class _Terminate(msgspec.Struct, forbid_unknown_fields=True):
-    task_id: _TaskIds
-    signal: _Signal
-
-
-class _RateLimit(msgspec.Struct, forbid_unknown_fields=True):
-    task_name: _Task
-    rate_limit: _Rate
-
-
-class _TimeLimit(msgspec.Struct, forbid_unknown_fields=True):
-    task_name: _Task
-    hard: _Seconds | None = None
-    soft: _Seconds | None = None
-
-
-class _Resize(msgspec.Struct, forbid_unknown_fields=True):
-    n: _Slots = 1
-
-
-class _Autoscale(msgspec.Struct, forbid_unknown_fields=True):
-    max: _Slots | None = None
-    min: _Slots | None = None
-
-
-class _Restart(msgspec.Struct, forbid_unknown_fields=True):
-    """Allows no modules: Celery would import any module that the sender names."""
-
-    modules: Annotated[list[Any], msgspec.Meta(max_length=0)] | None = None
-    reload: bool = False
-    reloader: None = None
-
-
-class _Shutdown(msgspec.Struct, forbid_unknown_fields=True):
-    msg: _Name = ""
-
-
-class _AddConsumer(msgspec.Struct, forbid_unknown_fields=True):
-    queue: _Queue
-    exchange: None = None
-    exchange_type: Literal["direct"] | None = None
-    routing_key: None = None
-
-
-class _CancelConsumer(msgspec.Struct, forbid_unknown_fields=True):
-    queue: _Queue
+def _arguments(*fields: tuple[str, Any] | tuple[str, Any, Any]) -> type[msgspec.Struct]:
+    """Return the type of a command's arguments: each has a name, a type, and a default if optional."""
+    return msgspec.defstruct("Arguments", fields, forbid_unknown_fields=True)
 
 
 _COMMANDS: dict[str, type[msgspec.Struct]] = {
     **dict.fromkeys(
         ("ping", "stats", "clock", "report", "revoked", "dump_revoked", "active_queues",
-         "heartbeat", "enable_events", "disable_events"), _NoArguments
+         "heartbeat", "enable_events", "disable_events"), _arguments()
     ),
-    **dict.fromkeys(("conf", "dump_conf"), _Conf),
+    **dict.fromkeys(("conf", "dump_conf"), _arguments(("with_defaults", bool, False))),
     **dict.fromkeys(
         ("active", "dump_active", "reserved", "dump_reserved", "scheduled", "dump_schedule"),
-        _Listing,
+        _arguments(("safe", bool, False)),
     ),
-    **dict.fromkeys(("registered", "dump_tasks"), _Registered),
-    **dict.fromkeys(("pool_grow", "pool_shrink"), _Resize),
-    "query_task": _Query,
-    "revoke": _Revoke,
-    "terminate": _Terminate,
-    "rate_limit": _RateLimit,
-    "time_limit": _TimeLimit,
-    "autoscale": _Autoscale,
-    "pool_restart": _Restart,
-    "shutdown": _Shutdown,
-    "add_consumer": _AddConsumer,
-    "cancel_consumer": _CancelConsumer,
+    **dict.fromkeys(
+        ("registered", "dump_tasks"),
+        _arguments(
+            ("taskinfoitems", Annotated[list[_Name], msgspec.Meta(max_length=20)] | None, None),
+            ("builtins", bool, False),
+        ),
+    ),
+    **dict.fromkeys(("pool_grow", "pool_shrink"), _arguments(("n", _Slots, 1))),
+    "query_task": _arguments(("ids", _TaskIds)),
+    "revoke": _arguments(
+        ("task_id", _TaskIds), ("terminate", bool | None, None), ("signal", _Signal | None, None)
+    ),
+    "terminate": _arguments(("task_id", _TaskIds), ("signal", _Signal)),
+    "rate_limit": _arguments(("task_name", _Task), ("rate_limit", _Rate)),
+    "time_limit": _arguments(
+        ("task_name", _Task), ("hard", _Seconds | None, None), ("soft", _Seconds | None, None)
+    ),
+    "autoscale": _arguments(("max", _Slots | None, None), ("min", _Slots | None, None)),
+    # No modules: Celery would import any module that the sender names.
+    "pool_restart": _arguments(
+        ("modules", Annotated[list[Any], msgspec.Meta(max_length=0)] | None, None),
+        ("reload", bool, False),
+        ("reloader", None, None),
+    ),
+    "shutdown": _arguments(("msg", _Name, "")),
+    "add_consumer": _arguments(
+        ("queue", _Queue),
+        ("exchange", None, None),
+        ("exchange_type", Literal["direct"] | None, None),
+        ("routing_key", None, None),
+    ),
+    "cancel_consumer": _arguments(("queue", _Queue)),
 }  # fmt: skip
 
 

@@ -23,65 +23,49 @@ if TYPE_CHECKING:
     from workers.context.app import WorkerApp
     from workers.context.worker_context import WorkerContext
 
-__all__ = ["ChildWatch", "watch_children"]
+__all__ = ["end_if_stuck", "watch_children"]
 
 _CHECKS_PER_TIMEOUT = 6
 
 _log = logging.getLogger(__name__)
 
 
-class ChildWatch:
-    """Checks that the branch of a child makes progress.
-
-    Args:
-        context: Returns the child's context, or None if it has none yet.
-        end: Ends the child.
-    """
-
-    def __init__(
-        self, context: Callable[[], WorkerContext | None], end: Callable[[], object]
-    ) -> None:
-        self._context = context
-        self._end = end
-
-    def look(self) -> None:
-        """End the child if its branch is stuck although the server accepts writes."""
-        context = self._context()
-        if context is None:
+def end_if_stuck(context: WorkerContext, end: Callable[[], object]) -> None:
+    """End the calling child, by ``end``, if its branch is stuck although the server accepts writes."""
+    progress = context.branches.progress
+    if progress.overdue():
+        # The parent sends the heartbeats, so only a write shows the child whether the server accepts
+        # writes. It is done only if a branch is overdue.
+        try:
+            store = context.connections.fail_fast_store
+            store.take_lock(f"child-{os.getpid()}", context.holder, ttl_s=1)
+        except BrokerError:
+            progress.forgive()
             return
-        progress = context.branches.progress
-        if progress.overdue():
-            # The parent sends the heartbeats, so only a write shows the child whether the server
-            # accepts writes. It is done only if a branch is overdue.
-            try:
-                store = context.connections.fail_fast_store
-                store.take_lock(f"child-{os.getpid()}", context.holder, ttl_s=1)
-            except BrokerError:
-                progress.forgive()
-                return
-        for branch in progress.newly_stuck():
-            _log.critical(
-                "no progress for %.0f s: the branch %s, and its process ends",
-                branch.stands_s(progress.clock()),
-                branch.doing,
-                extra=about(branch.branch_id),
-            )
-            self._end()
-        context.branches.releases.again()
-        context.loop.call_soon(progress.turns)
+    for branch in progress.newly_stuck():
+        _log.critical(
+            "no progress for %.0f s: the branch %s, and its process ends",
+            branch.stands_s(progress.clock()),
+            branch.doing,
+            extra=about(branch.branch_id),
+        )
+        end()
+    context.branches.releases.again()
+    context.loop.call_soon(progress.turns)
 
 
 def watch_children(app: WorkerApp) -> None:
     """Make each prefork child of a worker watch itself."""
     parent = os.getpid()
 
+    def check() -> None:
+        if app.made_context is not None:
+            end_if_stuck(app.made_context, lambda: os.kill(os.getpid(), signal.SIGKILL))
+
     def on_child(**_: Any) -> None:
         # Celery sends this signal for the single process of its solo pool, too.
         if os.getpid() != parent:
-            watch = ChildWatch(
-                lambda: app.made_context, lambda: os.kill(os.getpid(), signal.SIGKILL)
-            )
             every_s = app.settings.visibility_timeout_s / _CHECKS_PER_TIMEOUT
-            Ticker("progress", every_s, watch.look).start()
+            Ticker("progress", every_s, check).start()
 
     signals.worker_process_init.connect(on_child, weak=False)

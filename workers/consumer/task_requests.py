@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import logging
 import time
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from billiard.einfo import ExceptionWithTraceback
-from celery.exceptions import Ignore, Reject, Retry
+from celery.exceptions import Ignore, InvalidTaskError, Reject, Retry
+from celery.worker.request import Request
 from celery.worker.state import task_ready
 from kombu.transport import virtual
 
 from fanout.core.ids import BranchId
 from workers.branch.execution import BranchFailed
-from workers.consumer.server_clock import ServerClockRequest
+from workers.consumer.envelope import LONGEST_WAIT_S
+from workers.consumer.server_clock import clock_lead
 from workers.context.app import context_of
 
 if TYPE_CHECKING:
@@ -22,6 +25,7 @@ if TYPE_CHECKING:
 
     from billiard.einfo import ExceptionInfo
 
+    from workers.context.app import WorkerApp
     from workers.context.branch_steps import BranchSteps
 
 __all__ = [
@@ -54,12 +58,22 @@ class HandedBackError(Reject):  # type: ignore[misc]
     """The branch returns to its queue; its claim, if it had one, is released."""
 
 
-class MonitoredRequest(ServerClockRequest):
+class MonitoredRequest(Request):  # type: ignore[misc]
     """A request that sends an event to monitors however its task ends.
 
     Celery sends no event for a task that is ignored or goes back to its queue: a monitor would show
     it as started until a worker processes it again, if ever. ``RETRY`` is the closest state.
+
+    The start time of a retried task is by the server's clock.
     """
+
+    def __init__(self, *args: Any, app: WorkerApp, **options: Any) -> None:
+        super().__init__(*args, app=app, **options)
+        if self._eta is not None:
+            self._eta += clock_lead(app)
+            if self._eta - datetime.now(UTC) > timedelta(seconds=LONGEST_WAIT_S):
+                # No task of fanout waits for so long, and the worker would hold it until then.
+                raise InvalidTaskError("begins too late")
 
     def on_failure(
         self,

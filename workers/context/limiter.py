@@ -6,7 +6,8 @@ import asyncio
 import logging
 import random
 import time
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, TypeVar
 
 from fanout.core.errors import BrokerError
 from fanout.core.rate_limits import MAX_BLOCK_S
@@ -51,6 +52,9 @@ _MOST_REFUSALS = 5
 _PROBES = 2
 # Kinds that say nothing about the model: faults of fanout itself.
 _SILENT = frozenset({ErrorKind.INTERNAL})
+
+_CANNOT_PAUSE = "cannot tell the fleet to leave {} alone"
+_T = TypeVar("_T")
 
 _log = logging.getLogger(__name__)
 
@@ -147,21 +151,13 @@ class Limiter:
 
     async def wait_for_slot(self, model: str, rates: Rates, tokens: int) -> None:
         """Wait until the rates allow a call of so many tokens."""
-        while not await self._has_slot(model, rates, tokens):
-            continue
-
-    async def _has_slot(self, model: str, rates: Rates, tokens: int) -> bool:
-        try:
-            slot = await asyncio.to_thread(
-                self._store.reserve_call, model, rates=rates, tokens=tokens
-            )
-        except BrokerError as error:
-            # Its outcome could not be written either: the call waits for the server.
-            _log.warning("cannot ask for the rate limit of %s: %s", model, error)
-            await self._sleep(_PAUSE_S)
-            return False
-        await self._sleep(slot.wait_s)
-        return slot.is_taken
+        is_taken = False
+        while not is_taken:
+            reserve = partial(self._store.reserve_call, model, rates=rates, tokens=tokens)
+            slot = await _ask_store(reserve, f"cannot ask for the rate limit of {model}")
+            # Without the server its outcome could not be written either: the call waits.
+            await self._sleep(_PAUSE_S if slot is None else slot.wait_s)
+            is_taken = slot is not None and slot.is_taken
 
     async def wait_until_well(self, model: _Model, *, until: float, has_failed: bool) -> None:
         """Wait while calls to a model are held back, but no longer than ``until``."""
@@ -211,10 +207,9 @@ class Limiter:
             model.is_read = True
 
     async def _read(self, model: _Model) -> None:
-        try:
-            standing = await asyncio.to_thread(self._store.pause_of, model.name)
-        except BrokerError as error:
-            _log.warning("cannot see whether %s is to be left alone: %s", model.name, error)
+        read = partial(self._store.pause_of, model.name)
+        standing = await _ask_store(read, f"cannot see whether {model.name} is to be left alone")
+        if standing is None:
             return
         now = self.clock()
         model.fleet_until = now + standing.wait_s
@@ -232,10 +227,8 @@ class Limiter:
         model = self._known(name)
         pause_s = min(MAX_BLOCK_S, _PAUSE_S if retry_after_s is None else retry_after_s)
         model.refused_until = max(model.refused_until, self.clock() + pause_s)
-        try:
-            await asyncio.to_thread(self._store.pause_model, name, pause_s)
-        except BrokerError as error:
-            _log.warning("cannot tell the fleet to leave %s alone: %s", model.name, error)
+        pause = partial(self._store.pause_model, name, pause_s)
+        await _ask_store(pause, _CANNOT_PAUSE.format(name))
 
     async def failed_for_all(self, model: _Model) -> None:
         """Open the fleet's breaker for a model that fails for all branches."""
@@ -246,12 +239,8 @@ class Limiter:
         # Until the store has answered.
         model.breaker = trip(model.breaker, now=now, reopen_s=0.0)
         _log.warning("%s fails for every branch: its calls wait until it answers again", model.name)
-        try:
-            is_open = await asyncio.to_thread(self._store.trip_breaker, model.name)
-        except BrokerError as error:
-            _log.warning("cannot tell the fleet to leave %s alone: %s", model.name, error)
-            return
-        if is_open:
+        trip_breaker = partial(self._store.trip_breaker, model.name)
+        if await _ask_store(trip_breaker, _CANNOT_PAUSE.format(model.name)):
             model.breaker = close(model.breaker, now=now)
             model.looked_at = float("-inf")
 
@@ -261,19 +250,15 @@ class Limiter:
             return
         model.rose(self.clock())
         _log.warning("%s answers again", model.name)
-        try:
-            await asyncio.to_thread(self._store.close_breaker, model.name)
-        except BrokerError as error:
-            _log.warning("cannot tell the fleet that %s answers again: %s", model.name, error)
+        close_breaker = partial(self._store.close_breaker, model.name)
+        await _ask_store(close_breaker, f"cannot tell the fleet that {model.name} answers again")
 
     async def consumed(self, model: str, rates: Rates, tokens: int) -> None:
         """Correct what a call was taken to consume; ``tokens`` may be negative."""
         if not rates.tokens_per_minute or not tokens:
             return
-        try:
-            await asyncio.to_thread(self._store.correct_slot, model, rates=rates, tokens=tokens)
-        except BrokerError as error:
-            _log.warning("cannot correct the rate limit of %s: %s", model, error)
+        correct = partial(self._store.correct_slot, model, rates=rates, tokens=tokens)
+        await _ask_store(correct, f"cannot correct the rate limit of {model}")
 
 
 class ModelGate:
@@ -374,6 +359,15 @@ class ModelGate:
         await self._limiter.consumed(
             self._model.name, self._rates, used - _expected_tokens(request)
         )
+
+
+async def _ask_store(step: Callable[[], _T], problem: str) -> _T | None:
+    """Return the result of a step at the store; None, with a log line, if the store is unreachable."""
+    try:
+        return await asyncio.to_thread(step)
+    except BrokerError as error:
+        _log.warning("%s: %s", problem, error)
+        return None
 
 
 def _expected_tokens(request: LLMRequest) -> int:

@@ -1,36 +1,67 @@
-"""What the tasks of one worker process share, in parts of one purpose each."""
+"""What the tasks of one worker process share: its connections, and parts of one purpose each."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from fanout.broker.app import PATIENT_S, connect_broker, make_store
+from fanout.broker.inspection import MessageReader
+from fanout.broker.publisher import Publisher
 from fanout.system.threads import ReadyThreads
 from workers.context.branch_steps import BranchSteps
-from workers.context.connections import connect
 from workers.context.event_loop import LoopThread
+from workers.context.fleet_checks import StorageWatch, VersionGate
 from workers.context.inflight import HandBack
 from workers.context.models import Models
 from workers.context.run_caches import RunCaches
-from workers.context.storage_watch import StorageWatch
-from workers.context.version_gate import VersionGate
-from workers.telemetry.base import make_telemetry
-from workers.telemetry.reports import Reports
+from workers.telemetry.reports import Reports, make_telemetry
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from fanout.core.settings import Settings
-    from workers.context.app import WorkerApp
-    from workers.context.connections import Connections
+    from redis import Redis
 
-__all__ = ["WorkerContext", "make_context"]
+    from fanout.core.settings import Settings
+    from fanout.stores import RedisStore
+    from workers.context.app import WorkerApp
+
+__all__ = ["Connections", "WorkerContext", "make_context"]
 
 # Threads that load what branches need.
 _LOADERS = 4
 # A step at the server takes moments. If it takes this many visibility timeouts while the server
 # answers, it will not end.
 _STEP_LEASES = 2
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Connections:
+    """One per worker process; safe to share between threads.
+
+    Attributes:
+        store: The store for branches and stages: it waits for an unreachable server.
+        fail_fast_store: The store for beats and watchers: it fails if the server is unreachable.
+        publisher: Sends tasks to the broker.
+        backend: Celery's result backend.
+        broker: The client that acknowledges messages of ended branches: it waits for the server.
+        messages: Reads which messages the broker has.
+    """
+
+    store: RedisStore
+    fail_fast_store: RedisStore
+    publisher: Publisher
+    backend: Any
+    broker: Redis
+    messages: MessageReader
+
+    def close(self) -> None:
+        """Close the connections."""
+        self.store.close()
+        self.fail_fast_store.close()
+        self.publisher.close()
+        self.broker.close()
+        self.messages.close()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -81,10 +112,24 @@ class WorkerContext:
         self.connections.close()
 
 
+def _connect(app: WorkerApp, settings: Settings) -> Connections:
+    """Return the connections of the calling process."""
+    return Connections(
+        # An outcome in hand was paid for, so its branch waits for the server without a limit. It waits
+        # less for the storage: another worker may reach it, and has the branch by then.
+        store=make_store(settings, is_patient=True, storage_away_s=settings.visibility_timeout_s),
+        fail_fast_store=make_store(settings),
+        publisher=Publisher(app, patience_s=PATIENT_S),
+        backend=app.backend,
+        broker=connect_broker(settings, is_patient=True),
+        messages=MessageReader(connect_broker(settings)),
+    )
+
+
 def make_context(app: WorkerApp, *, concurrency: int) -> WorkerContext:
     """Return the context of the calling process, which runs ``concurrency`` branches at a time."""
     settings = app.settings
-    connections = connect(app, settings)
+    connections = _connect(app, settings)
     watching = connections.fail_fast_store
     models = Models(connections, settings, concurrency=concurrency, quiets_clients=app.owns_process)
     loop = LoopThread()

@@ -1,1 +1,1 @@
-"""What a worker tells of its work: logs, task events, spans, Flower."""
+"""The telemetry of a worker: logs, task events, spans, Flower."""

@@ -1,8 +1,8 @@
-"""Flower for a fleet: ``fanout flower``, which is ``python -m workers.telemetry.flower``.
+"""Flower for a fleet: ``fanout flower``, which runs ``python -m workers.telemetry.flower``.
 
-It is Celery's Flower with other defaults, and less open: a visitor who is not logged in sees nothing, and
-one who is can look but not change anything. All of Flower's own options work, as arguments
-(``--name=value``), as ``FLOWER_*`` variables and in a ``flowerconfig.py``.
+It is Celery's Flower with other defaults and access rules: visitors must log in, and can read but not
+change anything. All of Flower's own options work, as arguments (``--name=value``), as ``FLOWER_*``
+variables and in a ``flowerconfig.py``.
 """
 
 from __future__ import annotations
@@ -52,47 +52,47 @@ _log = logging.getLogger(__name__)
 define("no_auth", type=bool, default=False, help="let everybody in who can connect")
 define("max_login_failures", type=int, default=20, help="wrong passwords of an address at once")
 
-# Defaults; each is an option of Flower.
+# Defaults of Flower's options.
 _DEFAULTS = {
     "address": "127.0.0.1",
     "read_only": True,
-    # Of 200,000 branches or more, the latest; the counts of events go on.
+    # The latest tasks; events of older tasks still count.
     "max_tasks": 20_000,
     "tasks_columns": "uuid,name,kwargs,state,exception,worker,runtime,received",
-    # Workers of an autoscaled fleet come and go under new names.
+    # Each new worker of an autoscaled fleet has a new name.
     "purge_offline_workers": 24 * 3600,
 }
 
-# Arguments that say how a branch is published, not which one it is.
+# Arguments that do not identify a branch, but say how it was published.
 _INNER = ("feed", "lanes")
 
-# Everybody on a machine can read the arguments of its processes.
+# Every user of a machine can read the arguments of its processes.
 _SECRET_OPTIONS = ("basic_auth", "cookie_secret", "oauth2_secret")
 _MASK = "********"
 
-# An event by which Flower hears itself.
-_CALL = "fanout-hello"
-_CALL_EACH_S = 0.2
+# The event that Flower sends to itself.
+_HELLO = "fanout-hello"
+_HELLO_EVERY_S = 0.2
 
 
 class _Queues:
-    """What Flower calls a broker: tells how many messages wait.
+    """Reads the lengths of queues, in place of Flower's brokers.
 
-    Flower's own knows neither the options in a ``rediss://`` URL nor several sentinels.
+    Those support neither the options in a ``rediss://`` URL nor several sentinels.
     """
 
     def __init__(self, flower: FleetFlower) -> None:
         self._flower = flower
 
     async def queues(self, names: Iterable[str]) -> list[dict[str, Any]]:
-        wanted = sorted({*names, CONTROL_QUEUE, BRANCHES_QUEUE})
-        lengths = await IOLoop.current().run_in_executor(None, self._lengths, wanted)
+        queues = sorted({*names, CONTROL_QUEUE, BRANCHES_QUEUE})
+        lengths = await IOLoop.current().run_in_executor(None, self._lengths, queues)
         if not self._flower.alive_workers() <= set(self._flower.workers):
-            # Flower asks workers what they consume when it starts, and then when it is told to.
+            # Flower itself asks workers for their queues only when it starts.
             await self._flower.update_workers()
         return [
             {"name": name, "messages": n, "messages_ready": n, "consumers": self._consumers(name)}
-            for name, n in zip(wanted, lengths, strict=True)
+            for name, n in zip(queues, lengths, strict=True)
         ]
 
     def _lengths(self, names: list[str]) -> list[int]:
@@ -107,7 +107,7 @@ class _Queues:
 
 
 class _FanoutQueues:
-    """A page that reads the queues as the rest of fanout does."""
+    """A page that reads the queues with fanout's connections."""
 
     application: FleetFlower
 
@@ -120,11 +120,11 @@ class _BrokerView(_FanoutQueues, BrokerView):  # type: ignore[misc]
 
 
 class _QueueLengths(_FanoutQueues, GetQueueLengths):  # type: ignore[misc]
-    """The same for programs."""
+    """The lengths of queues, for programs."""
 
 
 class _Metrics(Metrics):  # type: ignore[misc]
-    """Flower's metrics, but not for everybody: they name tasks and machines."""
+    """Flower's metrics, after a login: they name tasks and machines."""
 
     @authenticated
     async def get(self) -> None:
@@ -132,7 +132,7 @@ class _Metrics(Metrics):  # type: ignore[misc]
 
 
 class _MaskingInspector(Inspector):  # type: ignore[misc]
-    """Workers tell how they are connected; a password in that is for no page."""
+    """Masks the passwords in the connection settings that workers report."""
 
     secrets: frozenset[str] = frozenset()
 
@@ -141,7 +141,7 @@ class _MaskingInspector(Inspector):  # type: ignore[misc]
 
 
 def masked(value: Any, secrets: frozenset[str]) -> Any:
-    """Return a structure as JSON has them, without the secrets in its texts."""
+    """Return a JSON-like value without the secrets in its strings."""
     if isinstance(value, dict):
         return {name: masked(each, secrets) for name, each in value.items()}
     if isinstance(value, list):
@@ -153,7 +153,7 @@ def masked(value: Any, secrets: frozenset[str]) -> Any:
 
 
 class _Healthcheck(Healthcheck):  # type: ignore[misc]
-    """For probes: open to all, and not well before it hears of every task."""
+    """For probes, without a login: 503 until Flower receives events."""
 
     async def get(self) -> None:
         if not self.application.events.is_listening:
@@ -164,28 +164,28 @@ class _Healthcheck(Healthcheck):  # type: ignore[misc]
 
 
 class _Events(Events):  # type: ignore[misc]
-    """Flower's ear, which knows when it has begun to hear.
+    """Receives events, and knows when it has begun to: when it receives an event of its own.
 
-    Nothing else tells when the server has taken the subscription: it calls until it hears itself.
+    Nothing else shows when the server has accepted the subscription.
     """
 
     is_listening = False
 
     def start(self) -> None:
         super().start()
-        self.io_loop.add_callback(self._call_until_heard)
+        self.io_loop.add_callback(self._send_until_received)
 
-    async def _call_until_heard(self) -> None:
+    async def _send_until_received(self) -> None:
         while not self.is_listening:
-            await self.io_loop.run_in_executor(None, self._call)
-            await asyncio.sleep(_CALL_EACH_S)
+            await self.io_loop.run_in_executor(None, self._send)
+            await asyncio.sleep(_HELLO_EVERY_S)
 
-    def _call(self) -> None:
+    def _send(self) -> None:
         with suppress(OperationalError), self.capp.events.default_dispatcher() as dispatcher:
-            dispatcher.send(_CALL)
+            dispatcher.send(_HELLO)
 
     def on_event(self, event: dict[str, Any]) -> None:
-        if event["type"] == _CALL:
+        if event["type"] == _HELLO:
             self.is_listening = True
         else:
             super().on_event(event)
@@ -196,7 +196,7 @@ _HANDLERS = [
     (r"/metrics", _Metrics),
     (r"/broker", _BrokerView),
     (r"/api/queues/length", _QueueLengths),
-    # A page that watches has no business to start tasks, and there are no results to see.
+    # Nobody starts tasks through a monitor, and fanout's tasks have no results.
     (r"/api/task/(?:apply|async-apply|send-task|result|abort)/.*", NotFoundErrorHandler),
 ]
 
@@ -217,7 +217,7 @@ class FleetFlower(Flower):  # type: ignore[misc]
         self._attempts = Attempts(options.max_login_failures)
 
     def find_handler(self, request: HTTPServerRequest, **kwargs: Any) -> Any:
-        """Return what answers a request; none whose address has tried too many passwords."""
+        """Return the handler of a request; an error if its address has tried too many passwords."""
         given = request.headers.get("Authorization")
         if not options.basic_auth or given is None:
             return super().find_handler(request, **kwargs)
@@ -230,7 +230,7 @@ class FleetFlower(Flower):  # type: ignore[misc]
         return super().find_handler(request, **kwargs)
 
     def alive_workers(self) -> set[str]:
-        """Return the names of the workers that have been heard of lately."""
+        """Return the names of the workers that have sent events lately."""
         return {worker.hostname for worker in self.events.state.alive_workers()}
 
 
@@ -248,22 +248,22 @@ def _events(app: Celery) -> _Events:
 
 
 def readable(task: Any) -> Any:
-    """Return a task with its arguments as they fit a column: ``run_id=... stage=0 shard=3``."""
+    """Return a task with its arguments as short text: ``run_id=... stage=0 shard=3``."""
     try:
         given = ast.literal_eval(task.kwargs)
         named = [f"{name}={value}" for name, value in given.items() if name not in _INNER]
     except (AttributeError, SyntaxError, ValueError, TypeError):
-        # A task of somebody else's, or one that was first heard of when it had begun.
+        # A task of another application, or one whose first event Flower has missed.
         return task
     task.kwargs = " ".join(named)
     return task
 
 
 def configure(settings: Settings, arguments: Sequence[str]) -> None:
-    """Set Flower's options from all that may say something about them.
+    """Set Flower's options from arguments, variables, its file and the settings.
 
     Raises:
-        SettingsError: An option is wrong, or nothing says who may log in.
+        SettingsError: An option is wrong, or no login is set.
     """
     _check(arguments)
     for name, value in {**_DEFAULTS, "format_task": readable}.items():
@@ -278,7 +278,7 @@ def configure(settings: Settings, arguments: Sequence[str]) -> None:
 
 def _check(arguments: Sequence[str]) -> None:
     for argument in arguments:
-        # Tornado takes values in no other way; Flower passes over what it does not know.
+        # Tornado takes values in no other form, and Flower ignores options that it does not know.
         name = argument.partition("=")[0].removeprefix("--").replace("-", "_")
         if not argument.startswith("--") or name not in options:
             raise SettingsError(
@@ -308,7 +308,7 @@ def _decide_login(settings: Settings) -> None:
 
 
 def login_of(settings: Settings) -> str | None:
-    """Return user and password as Flower takes them, or None. Raises SettingsError."""
+    """Return ``user:password`` for Flower, or None. Raises SettingsError."""
     path = settings.flower_password_file
     if settings.flower_password is not None and path is not None:
         raise SettingsError("FANOUT_FLOWER_PASSWORD and FANOUT_FLOWER_PASSWORD_FILE are both set")
@@ -331,7 +331,7 @@ def login_of(settings: Settings) -> str | None:
             )
         return None
     if not f"{settings.flower_user}{password}".isascii():
-        # Flower compares with a function that takes nothing else.
+        # Flower's comparison accepts nothing else.
         raise SettingsError(f"{name}: user and password must be of ASCII characters")
     return f"{settings.flower_user}:{password}"
 
@@ -356,9 +356,9 @@ def main(arguments: Sequence[str]) -> None:
     try:
         flower.start()
     except (KeyboardInterrupt, SystemExit):
-        # Flower's way of ending.
+        # Flower ends in this way.
         flower.stop()
-        # Where the server is away, threads that ask workers for something would hold up the end.
+        # Threads with requests to workers would delay the end while the server is unreachable.
         os._exit(0)
 
 

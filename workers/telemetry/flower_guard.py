@@ -1,4 +1,4 @@
-"""What keeps Flower's pages from others: few tries at its password, and what a page may load."""
+"""Protects Flower's pages: limits guesses of its password, and what a page may load."""
 
 from __future__ import annotations
 
@@ -22,8 +22,7 @@ _FORGIVEN_EACH_S = 6.0
 _MOST_ADDRESSES = 10_000
 _TOO_MANY = 429
 
-# The one script that is in a page itself, as Flower's templates write it: whether the page is
-# loaded again by itself.
+# The only inline script of Flower's templates: whether the page reloads itself.
 _INLINE = ("\nvar autorefresh = 0;\n", "\nvar autorefresh = 1;\n")
 
 
@@ -51,18 +50,18 @@ class Attempts:
     """Counts wrong passwords by address; one is forgiven every few seconds.
 
     Args:
-        most: So many at once are looked at; then an address waits until one is forgiven.
-        clock: Seconds, for tests.
+        most: Wrong passwords that an address may try before it has to wait.
+        clock: Monotonic seconds.
     """
 
     def __init__(self, most: int, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._most = most
         self._clock = clock
-        # By address, when all its failures will be forgiven.
+        # When all failures of an address are forgiven.
         self._until: dict[str, float] = {}
 
     def wait_s(self, address: str) -> float:
-        """Return for how many seconds no password of this address is looked at; 0.0: none."""
+        """Return how many seconds this address has to wait before its next password."""
         left = self._until.get(address, 0.0) - self._clock()
         return max(0.0, left - (self._most - 1) * _FORGIVEN_EACH_S)
 
@@ -76,7 +75,7 @@ class Attempts:
 
 
 def is_wrong(authorization: str, logins: Sequence[str]) -> bool:
-    """Say whether a header gives a login, and none of these."""
+    """Return whether a header gives a login that is none of these."""
     scheme, _, given = authorization.partition(" ")
     try:
         login = base64.b64decode(given.strip(), validate=True)
@@ -90,18 +89,18 @@ class TooManyAttempts(RequestHandler):
     """The answer to a client that has tried too many passwords, right or wrong."""
 
     def initialize(self, wait_s: float) -> None:
-        """Take for how long."""
+        """Set how long the client has to wait."""
         self._wait_s = wait_s
 
     def prepare(self) -> None:
-        """Answer any request."""
+        """Answer any request with the error."""
         self.set_status(_TOO_MANY)
         self.set_header("Retry-After", str(max(1, round(self._wait_s))))
         self.finish("too many wrong passwords")
 
 
 class SecurityHeaders(OutputTransform):
-    """Puts the headers on every answer."""
+    """Adds the headers to every answer."""
 
     def transform_first_chunk(
         self,
@@ -110,7 +109,6 @@ class SecurityHeaders(OutputTransform):
         chunk: bytes,
         finishing: bool,  # noqa: ARG002, FBT001 - tornado's
     ) -> tuple[int, HTTPHeaders, bytes]:
-        """See tornado."""
-        for name, value in _HEADERS.items():
-            headers[name] = value
+        """Add the headers to the first chunk."""
+        headers.update(_HEADERS)
         return status_code, headers, chunk

@@ -1,11 +1,13 @@
-"""What a worker says of branches, shards and runs that have ended: in its log, and as traces.
+"""Reports branches, shards and runs that have ended, in the log and as traces.
 
-Nothing here holds texts, prompts, answers or the words of an error, which may quote them.
+Reports have no texts, prompts, answers or messages of errors, which may quote them. Traces are off
+unless FANOUT_TRACES asks for them; only then is OpenTelemetry imported.
 """
 
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections import Counter
 from threading import Lock
@@ -17,31 +19,97 @@ from fanout.core.records import RunStatus
 from fanout.system.logs import RateLimitFilter, about
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Collection, Mapping
 
     from fanout.core.ids import BranchId, ShardId
     from fanout.core.records import Outcome
-    from fanout.stores import RedisStore, StageRecord
-    from workers.telemetry.base import Calls, Telemetry
+    from fanout.core.settings import Settings
+    from fanout.llm.base import LLMRequest
+    from fanout.llm.calls import CallAttempt
+    from fanout.stores import RedisStore, RunRecord, StageRecord
 
-__all__ = ["Reports"]
+__all__ = ["Calls", "Reports", "Telemetry", "make_telemetry"]
 
-# Where all branches fail, one line in this time says so.
+# Seconds between two log lines for the same kind of failure of a run.
 _FAILURES_S = 60.0
 _MAX_REMEMBERED = 1_000
 
 _log = logging.getLogger(__name__)
-# Spans that are lost cost nobody a branch.
+# Lost spans do no harm to branches.
 _spans_log = logging.getLogger(f"{__name__}.spans")
 _spans_log.addFilter(RateLimitFilter(_FAILURES_S))
 
 
-class Reports:
-    """What a worker process says.
+class Calls:
+    """The calls of one delivery of a branch: their requests and results, without any text.
+
+    Attributes:
+        started_at: When the delivery began; seconds since the epoch.
+        model: The model string; empty if there was no call.
+        temperature: The requested temperature, or None.
+        max_tokens: The requested limit, or None.
+        seed: The requested seed, or None.
+        attempts: The calls that have ended.
+        stop_after: Number of equal failures of branches that stop the run; 0: no number does.
+    """
+
+    def __init__(self, started_at: float) -> None:
+        self.started_at = started_at
+        self.model = ""
+        self.temperature: float | None = None
+        self.max_tokens: int | None = None
+        self.seed: int | None = None
+        self.attempts: list[CallAttempt] = []
+        self.stop_after = 0
+
+    def asks(self, model: str, request: LLMRequest) -> None:
+        """Record a request, without its prompt."""
+        self.model = model
+        self.temperature = request.temperature
+        self.max_tokens = request.max_tokens
+        self.seed = request.seed
+
+
+class Telemetry:
+    """Receives reports of what has ended; this class ignores them.
+
+    A subclass may raise any error: the caller logs it and goes on.
+    """
+
+    def branch(self, branch_id: BranchId, outcome: Outcome, calls: Calls) -> None:
+        """Report a branch whose outcome was the first."""
+
+    def shard(self, shard_id: ShardId, outcomes: Collection[Outcome]) -> None:
+        """Report a shard that has just been collected."""
+
+    def run(self, run: RunRecord, stages: list[StageRecord]) -> None:
+        """Report a run that has ended."""
+
+    def close(self) -> None:
+        """Send pending reports, for a few seconds at most."""
+
+
+def make_telemetry(settings: Settings, find_run: Callable[[str], RunRecord]) -> Telemetry:
+    """Return the telemetry that the settings and OpenTelemetry's OTEL_SDK_DISABLED ask for.
 
     Args:
-        store: Where it looks up what a run came to.
-        telemetry: Who is told, besides the log.
+        settings: Whether there are traces, and of which share of the branches.
+        find_run: Returns the state of a run.
+    """
+    is_disabled = os.environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true"
+    if settings.traces == "off" or is_disabled:
+        return Telemetry()
+    from workers.telemetry.spans import Tracing
+
+    return Tracing(find_run, branch_ratio=settings.traces_branch_ratio)
+
+
+class Reports:
+    """Reports the work of a worker process.
+
+    Args:
+        store: Has the results of runs.
+        telemetry: Receives the reports as well as the log.
     """
 
     def __init__(self, store: RedisStore, telemetry: Telemetry) -> None:
@@ -56,10 +124,10 @@ class Reports:
             if count:
                 more = f", {count - 1} more since the last such line" if count > 1 else ""
                 _log.warning("failed: %s%s", outcome.kind.value, more, extra=about(branch_id))
-        _bear(lambda: self._telemetry.branch(branch_id, outcome, calls))
+        _tolerate(lambda: self._telemetry.branch(branch_id, outcome, calls))
 
     def shard_ended(self, shard_id: ShardId, outcomes: Mapping[int, Outcome]) -> None:
-        """Say that a shard was collected."""
+        """Report that a shard was collected."""
         kinds = Counter(outcome.kind.value for outcome in outcomes.values() if outcome.kind)
         starts = [o.ended_at - o.elapsed_s for o in outcomes.values() if o.ended_at]
         _log.info(
@@ -71,7 +139,7 @@ class Reports:
             time.time() - min(starts, default=time.time()),
             extra=about(shard_id),
         )
-        _bear(lambda: self._telemetry.shard(shard_id, outcomes.values()))
+        _tolerate(lambda: self._telemetry.shard(shard_id, outcomes.values()))
 
     def run_ended(self, run_id: str) -> None:
         """Report the end of a run; called by the process that ended it."""
@@ -95,22 +163,22 @@ class Reports:
             (run.ended_at or run.read_at) - (run.reopened_at or run.created_at),
             extra=about(run_id),
         )
-        _bear(lambda: self._telemetry.run(run, stages))
+        _tolerate(lambda: self._telemetry.run(run, stages))
 
     def close(self) -> None:
-        """Send what was not sent yet; for a few seconds at most."""
-        _bear(self._telemetry.close)
+        """Send pending reports, for a few seconds at most."""
+        _tolerate(self._telemetry.close)
 
 
 class _Failures:
-    """Counts failures by run and kind, and says when it is time for a line."""
+    """Counts failures by run and kind, and limits their log lines."""
 
     def __init__(self) -> None:
         self._lock = Lock()
         self._seen: dict[tuple[str, str], tuple[float, int]] = {}
 
     def due(self, run_id: str, kind: str) -> int:
-        """Count one; return how many there were since the last line if one is due, else 0."""
+        """Count a failure; return the number since the last line if a line is due, else 0."""
         now = time.monotonic()
         with self._lock:
             due_at, count = self._seen.get((run_id, kind), (now, 0))
@@ -142,9 +210,9 @@ def _usage(stages: list[StageRecord]) -> str:
     return f"{calls} calls, {into} tokens in, {out} out"
 
 
-def _bear(tell: Callable[[], None]) -> None:
-    """Tell of something that is done already: no fault of the telling may undo it."""
+def _tolerate(report: Callable[[], None]) -> None:
+    """Report work that is done: an error of the report must not undo it."""
     try:
-        tell()
+        report()
     except Exception as error:  # noqa: BLE001 - an exporter may raise anything
         _spans_log.warning("a span could not be written: %s", type(error).__name__)

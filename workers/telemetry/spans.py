@@ -1,8 +1,8 @@
-"""OpenTelemetry spans: run, shard, branch, call.
+"""Writes OpenTelemetry spans of runs, shards, branches and calls.
 
-The ids of fanout's things are known to all, so those of spans and traces are hashes of them. Thus
-spans that are written by many workers fit together although nobody tells another about them, and
-each span is written in one piece when what it stands for has ended.
+The ids of spans and traces are hashes of the ids of runs, shards and branches, which all workers know.
+So the spans of many workers fit together without a message between them, and a worker writes each span
+at once when its subject has ended.
 
 The spans of calls follow the conventions for generative AI, version 1.41:
 https://opentelemetry.io/docs/specs/semconv/gen-ai/gen-ai-spans/
@@ -39,7 +39,7 @@ from opentelemetry.trace import (
 from fanout.core.ids import joined
 from fanout.core.records import RunStatus
 from fanout.system.logs import RateLimitFilter
-from workers.telemetry.provider_names import provider_and_model
+from workers.telemetry.reports import Telemetry
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
@@ -50,33 +50,45 @@ if TYPE_CHECKING:
     from fanout.core.records import Outcome
     from fanout.llm.calls import CallAttempt
     from fanout.stores import RunRecord, StageRecord
-    from workers.telemetry.base import Calls
+    from workers.telemetry.reports import Calls
 
-__all__ = ["Tracing"]
+__all__ = ["Tracing", "provider_and_model"]
 
 _CLOSE_S = 3.0
 # A run that is retried is a new trace; a worker notices within this time.
 _RUNS_KEPT_S = 2.0
 _MAX_RUNS = 256
-# A collector that is away is no fault of the run, and every worker would say so each few seconds.
+# Seconds between two log lines about an unreachable collector, which every worker reports.
 _COMPLAINTS_S = 300.0
 _COMPLAINERS = (
     "opentelemetry.exporter.otlp.proto.http.trace_exporter",
     "opentelemetry.sdk._shared_internal",
 )
-# What a provider calls its answers is short.
+# Characters of a provider's ids and names.
 _MAX_TEXT = 128
 
 _SAMPLED = TraceFlags(TraceFlags.SAMPLED)
 
+# Providers whose names in litellm and in OpenTelemetry's conventions differ.
+_PROVIDERS = {
+    "azure": "azure.ai.openai",
+    "azure_ai": "azure.ai.inference",
+    "bedrock": "aws.bedrock",
+    "gemini": "gcp.gemini",
+    "mistral": "mistral_ai",
+    "vertex_ai": "gcp.vertex_ai",
+    "watsonx": "ibm.watsonx.ai",
+    "xai": "x_ai",
+}
 
-class Tracing:
-    """See workers.telemetry.base.Telemetry.
+
+class Tracing(Telemetry):
+    """Writes a span for each report.
 
     Args:
         find_run: Returns the state of a run.
-        branch_ratio: The share of the branches that succeed at once of which there are spans.
-        exporter: Where spans go; by default, to the collector that OTEL_* variables name.
+        branch_ratio: The share of the branches that succeed at their first call to write spans of.
+        exporter: Receives the spans; by default, the collector that OTEL_* variables name.
     """
 
     def __init__(
@@ -86,16 +98,16 @@ class Tracing:
         branch_ratio: float = 1.0,
         exporter: SpanExporter | None = None,
     ) -> None:
-        _complain_seldom()
+        _limit_complaints()
         self._find_run = find_run
         self._kept_ids = round(branch_ratio * 2**64)
         self._ids = _KnownIds()
         self._exporter = exporter or OTLPSpanExporter()
-        # Not the process's global provider: that is the caller's, where the worker is embedded.
+        # Not the global provider of the process, which belongs to the caller of an embedded worker.
         self._provider = TracerProvider(
             id_generator=self._ids, resource=_resource(), shutdown_on_exit=False
         )
-        # Its queue is bounded, and another thread sends: no branch waits for the collector.
+        # Its queue is bounded and another thread sends, so no branch waits for the collector.
         self._provider.add_span_processor(BatchSpanProcessor(self._exporter))
         self._tracer = self._provider.get_tracer("fanout", metadata.version("fanout-llm"))
         self._traces: dict[str, tuple[float, _Trace]] = {}
@@ -129,7 +141,7 @@ class Tracing:
         )
 
     def _keeps(self, span_id: int, outcome: Outcome) -> bool:
-        # What went wrong is what a trace is looked at for. A branch that was never called is not.
+        # Users look at traces for failures, but not for branches that were never called.
         is_ordinary = outcome.attempts == 0 or (outcome.ok and outcome.attempts == 1)
         return not is_ordinary or span_id < self._kept_ids
 
@@ -231,7 +243,7 @@ class Tracing:
         self._ids.use(trace.trace_id, trace.span_id(path))
         started = self._tracer.start_span(
             name,
-            # An empty one where there is no parent: never what is current in this thread.
+            # An empty context without a parent: never the current context of this thread.
             Context() if parent is None else trace.context(parent),
             kind,
             known,
@@ -239,13 +251,13 @@ class Tracing:
             start_time=_nanoseconds(span[0]),
         )
         if error is not None:
-            # Without words: a message may quote a document.
+            # Without the message, which may quote a document.
             started.set_status(Status(StatusCode.ERROR))
         started.end(_nanoseconds(max(span)))
 
     def close(self) -> None:
         """See Telemetry."""
-        # The SDK would wait half a minute for a collector that is away.
+        # The SDK would wait half a minute for an unreachable collector.
         flush = threading.Thread(target=self._provider.shutdown, daemon=True)
         flush.start()
         flush.join(_CLOSE_S)
@@ -267,7 +279,7 @@ class _Trace:
     @classmethod
     def of(cls, run: RunRecord, provider: TracerProvider) -> _Trace:
         trace = cls(f"{run.run_id} {run.created_at!r} {run.reopened_at!r}")
-        # Asked as for the root, so that all workers sample the same runs, and these as a whole.
+        # Sampled by the root span, so that all workers sample the same runs, and whole runs.
         sample = provider.sampler.should_sample(Context(), trace.trace_id, "fanout.run")
         trace.is_sampled = sample.decision is Decision.RECORD_AND_SAMPLE
         return trace
@@ -276,7 +288,7 @@ class _Trace:
         return _hash(f"{self._name} {path}", 8)
 
     def context(self, path: str) -> Context:
-        """Return the context of what is below the span of ``path``."""
+        """Return the context of the children of the span of ``path``."""
         span_id = self.span_id(path)
         parent = SpanContext(self.trace_id, span_id, is_remote=True, trace_flags=_SAMPLED)
         return set_span_in_context(NonRecordingSpan(parent), Context())
@@ -308,7 +320,7 @@ class _KnownIds(IdGenerator):
         return int(self._next.span_id)
 
     def is_trace_id_random(self) -> bool:
-        # As good as random, which is what samplers want to know.
+        # Samplers need bits that are as good as random; a hash has them.
         return True
 
 
@@ -336,11 +348,23 @@ def _resource() -> Resource:
     return Resource.create({"service.name": "fanout"})
 
 
-def _complain_seldom() -> None:
+def _limit_complaints() -> None:
     for name in _COMPLAINERS:
         logger = logging.getLogger(name)
-        if _SELDOM not in logger.filters:
-            logger.addFilter(_SELDOM)
+        if _COMPLAINT_FILTER not in logger.filters:
+            logger.addFilter(_COMPLAINT_FILTER)
 
 
-_SELDOM = RateLimitFilter(_COMPLAINTS_S)
+_COMPLAINT_FILTER = RateLimitFilter(_COMPLAINTS_S)
+
+
+def provider_and_model(model: str) -> tuple[str, str]:
+    """Return ``gen_ai.provider.name`` and ``gen_ai.request.model`` of a model string.
+
+    The provider of the local model, the fake and functions is ``fanout``.
+    """
+    provider, slash, name = model.removeprefix("litellm/").partition("/")
+    if not slash:
+        # The part after "?" says how the fake model behaves.
+        return "fanout", model.partition("?")[0]
+    return _PROVIDERS.get(provider, provider), name

@@ -12,7 +12,7 @@ import pytest
 
 from fanout.core import redaction as secrets
 from fanout.core.redaction import MASK, Redactor, redacted, secret_values
-from workers.telemetry.log_filters import LogGuard, quiet_clients
+from workers.telemetry.logs import LogGuard, quiet_clients
 
 
 @pytest.fixture(autouse=True)

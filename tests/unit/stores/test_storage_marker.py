@@ -11,7 +11,7 @@ from fanout.core.settings import load_settings
 from fanout.stores import RedisStore
 from fanout.stores.blobs import MARKER, FileBlobs
 from tests.fakes import fake_redis, fake_store
-from workers.context.storage_watch import StorageWatch
+from workers.context.fleet_checks import StorageWatch
 
 
 @pytest.fixture

@@ -13,8 +13,7 @@ from fanout.core.errors import BrokerError
 from fanout.core.ids import BranchId
 from fanout.stores import BeginRequest
 from workers.context.batches import Batches, LoadingCache
-from workers.context.branch_steps import BranchSteps
-from workers.context.claim_releases import ClaimReleases
+from workers.context.branch_steps import BranchSteps, ClaimReleases
 
 
 @pytest.fixture

@@ -25,7 +25,7 @@ from workers.consumer.task_requests import (
     StillHeldError,
     abandon,
 )
-from workers.context.claim_releases import ClaimReleases
+from workers.context.branch_steps import ClaimReleases
 from workers.tasks import _not_done
 
 BRANCH = BranchId("r1", 0, 0, 1)

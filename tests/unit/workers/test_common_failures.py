@@ -11,7 +11,7 @@ from fanout.llm.error_kinds import ALWAYS, FEW, MANY, NEVER
 from fanout.policy.retries import is_common, stop_after
 from fanout.runs.results import commonest_error
 from fanout.stores import RecordRequest
-from workers.context.common_failures import CommonFailures
+from workers.context.models import CommonFailures
 
 
 @pytest.mark.parametrize(

@@ -21,9 +21,8 @@ from fanout.stores import RecordRequest
 from tests.fakes import RUN, FakeContext, run_branch
 from workers.context.inflight import StopReason
 from workers.reduce.stages import collect, expand
-from workers.telemetry.base import Calls, NoTelemetry, make_telemetry
-from workers.telemetry.provider_names import provider_and_model
-from workers.telemetry.spans import Tracing
+from workers.telemetry.reports import Calls, Telemetry, make_telemetry
+from workers.telemetry.spans import Tracing, provider_and_model
 
 CANARY = "canary-7f3a"
 
@@ -301,7 +300,7 @@ class Away(SpanExporter):
 
 @pytest.mark.parametrize("exporter", [Broken(), Away()])
 def test_a_collector_that_is_away_hurts_no_run_and_says_little(exporter, monkeypatch, caplog):
-    monkeypatch.setattr("workers.telemetry.spans._SELDOM._next", float("-inf"))
+    monkeypatch.setattr("workers.telemetry.spans._COMPLAINT_FILTER._next", float("-inf"))
     monkeypatch.setenv("OTEL_BSP_MAX_QUEUE_SIZE", "4")
     monkeypatch.setenv("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "2")
     context = FakeContext()
@@ -316,7 +315,7 @@ def test_a_collector_that_is_away_hurts_no_run_and_says_little(exporter, monkeyp
 
 
 def test_a_fault_of_the_telling_hurts_no_branch(caplog):
-    class Faulty(NoTelemetry):
+    class Faulty(Telemetry):
         def branch(self, *_):
             raise ValueError(CANARY)
 
@@ -361,7 +360,7 @@ def test_only_the_protocol_that_is_spoken_is_accepted(monkeypatch):
 
 def test_the_sdk_can_be_disabled_as_everywhere(monkeypatch):
     monkeypatch.setenv("OTEL_SDK_DISABLED", "True")
-    assert isinstance(make_telemetry(load_settings(traces="otlp"), print), NoTelemetry)
+    assert isinstance(make_telemetry(load_settings(traces="otlp"), print), Telemetry)
 
 
 def test_without_traces_nothing_of_the_extra_is_imported():

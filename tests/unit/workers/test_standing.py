@@ -12,8 +12,8 @@ from fanout.core.errors import BrokerError
 from fanout.core.ids import BranchId
 from fanout.system.threads import ReadyThreads
 from workers.consumer.leases import LeaseRenewal, held_tags
-from workers.consumer.stalled_children import ChildWatch
-from workers.context.claim_releases import ClaimReleases
+from workers.consumer.stalled_children import end_if_stuck
+from workers.context.branch_steps import ClaimReleases
 from workers.context.progress import BranchTracker
 
 BRANCH = BranchId("r1", 0, 0, 7)
@@ -156,19 +156,20 @@ def test_a_child_whose_branch_stands_still_ends_while_the_server_takes_writes(pr
         if refused:
             raise refused.pop()
 
-    made = []
-    watch = ChildWatch(lambda: made[0] if made else None, lambda: ended.append(clock.now))
-    watch.look()
-    made.append(context_with(SimpleNamespace(take_lock=take_lock), progress))
+    context = context_with(SimpleNamespace(take_lock=take_lock), progress)
+
+    def look():
+        end_if_stuck(context, lambda: ended.append(clock.now))
+
     progress.begin(BRANCH).moves("is begun", within_s=10)
     for _ in range(9):
         clock.now += 1
-        watch.look()
+        look()
     clock.now += 2
     for _ in range(4):
-        watch.look()
+        look()
         assert ended == []
-    watch.look()
+    look()
     assert ended == [clock.now]
 
 
