@@ -8,7 +8,7 @@ import msgspec
 
 from fanout.core.records import ErrorKind  # noqa: TC001 - msgspec reads the annotation
 
-__all__ = ["Accumulator", "Aggregate", "Item", "NameSample", "place"]
+__all__ = ["LEFT_OUT", "Accumulator", "Aggregate", "Item", "NameSample", "place"]
 
 _SAMPLE_NAMES = 10
 
@@ -53,6 +53,9 @@ class Aggregate(msgspec.Struct, frozen=True, kw_only=True):
     notes: list[str] = []
 
 
+LEFT_OUT = "failed and left out"
+
+
 class Accumulator(Protocol):
     """Takes the branches of one group, in input order, and returns their aggregate."""
 
@@ -82,6 +85,10 @@ class NameSample:
         if len(self._first) < _SAMPLE_NAMES:
             self._first.append(name)
 
-    def __str__(self) -> str:
+    def notes(self, words: str) -> list[str]:
+        """Return one note with the count, the words and the names; none if nothing was counted."""
+        if not self.count:
+            return []
         more = self.count - len(self._first)
-        return ", ".join(self._first) + (f" and {more:,} more" if more else "")
+        names = ", ".join(self._first) + (f" and {more:,} more" if more else "")
+        return [f"{self.count:,} {words}: {names}"]

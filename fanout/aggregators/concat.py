@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fanout.aggregators.base import Aggregate, NameSample, place
+from fanout.aggregators.base import LEFT_OUT, Aggregate, NameSample, place
 
 if TYPE_CHECKING:
     from fanout.aggregators.base import Item
@@ -31,14 +31,11 @@ class Concat:
 
     def result(self) -> Aggregate:
         """See Accumulator."""
-        notes = []
-        if self._missing.count:
-            notes.append(f"{self._missing.count:,} failed and left out: {self._missing}")
         return Aggregate(
             value=self._text(),
             succeeded=len(self._answers),
             failed=self._missing.count,
-            notes=notes,
+            notes=self._missing.notes(LEFT_OUT),
         )
 
     def _text(self) -> str:

@@ -13,9 +13,10 @@ import msgspec
 
 from fanout.aggregators.base import place
 from fanout.core.errors import SpecError
+from fanout.core.tokens import estimate_tokens
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from fanout.aggregators.base import Item
 
@@ -77,9 +78,7 @@ def room_tokens(*, context_tokens: int, template_tokens: int, answer_tokens: int
     return room
 
 
-def plan(
-    parts: Sequence[Part], *, room_tokens: int, level: int, estimate: Callable[[str], int]
-) -> list[list[Part]]:
+def plan(parts: Sequence[Part], *, room_tokens: int, level: int) -> list[list[Part]]:
     """Pack the parts of one group, in order, into few prompts.
 
     At level 0 a long answer may have a prompt of its own, and it is truncated only if it is longer
@@ -91,36 +90,33 @@ def plan(
         parts: The parts of one group.
         room_tokens: The tokens that fit one prompt.
         level: 0 if the parts are the answers of branches, more if they are reductions.
-        estimate: Returns the number of tokens in a text.
     """
     missing = sum(part.failed for part in parts if not part.text)
     shown = [part for part in parts if part.text]
     if not shown:
         return []
-    bins = _pack(shown, room_tokens, 2 if level else 1, estimate)
+    bins = _pack(shown, room_tokens, 2 if level else 1)
     if missing:
         bins[0] = [*bins[0], Part(group=parts[0].group, text="", count=0, failed=missing)]
     return bins
 
 
-def _pack(
-    parts: Sequence[Part], room_tokens: int, least: int, estimate: Callable[[str], int]
-) -> list[list[Part]]:
+def _pack(parts: Sequence[Part], room_tokens: int, least: int) -> list[list[Part]]:
     bins: list[list[Part]] = [[]]
     used = 0
     for part in parts:
-        size = _size(part, estimate)
+        size = _size(part)
         if used + size > room_tokens and len(bins[-1]) >= least:
             bins.append([])
             used = 0
         bins[-1].append(part)
         used += size
-    return [_fit(some, room_tokens, estimate) for some in bins]
+    return [_fit(some, room_tokens) for some in bins]
 
 
-def _fit(parts: list[Part], room_tokens: int, estimate: Callable[[str], int]) -> list[Part]:
+def _fit(parts: list[Part], room_tokens: int) -> list[Part]:
     """Truncate the longest parts of one prompt, by as little as makes all parts fit."""
-    sizes = [_size(part, estimate) for part in parts]
+    sizes = [_size(part) for part in parts]
     limit = room_tokens
     left = room_tokens
     for done, size in enumerate(sorted(sizes)):
@@ -130,22 +126,22 @@ def _fit(parts: list[Part], room_tokens: int, estimate: Callable[[str], int]) ->
             break
         left -= size
     return [
-        part if size <= limit else _cut(part, limit, estimate)
+        part if size <= limit else _cut(part, limit)
         for part, size in zip(parts, sizes, strict=True)
     ]
 
 
-def _size(part: Part, estimate: Callable[[str], int]) -> int:
-    return estimate(_fenced(part.text, _SAMPLE_FENCE) + _SEPARATOR)
+def _size(part: Part) -> int:
+    return estimate_tokens(_fenced(part.text, _SAMPLE_FENCE) + _SEPARATOR)
 
 
-def _cut(part: Part, most: int, estimate: Callable[[str], int]) -> Part:
-    total = estimate(part.text)
+def _cut(part: Part, most: int) -> Part:
+    total = estimate_tokens(part.text)
     mark = f"\n[... cut: {most:,} of {total:,} tokens are shown]"
-    room = most - estimate(_fenced(mark, _SAMPLE_FENCE) + _SEPARATOR)
+    room = most - estimate_tokens(_fenced(mark, _SAMPLE_FENCE) + _SEPARATOR)
     keep = len(part.text) * max(room, 1) // total
     # Bytes are not spread evenly over a text: shorten it until it fits.
-    while keep > 1 and estimate(part.text[:keep]) > room:
+    while keep > 1 and estimate_tokens(part.text[:keep]) > room:
         keep = keep * 9 // 10
     return msgspec.structs.replace(part, text=part.text[:keep] + mark)
 
@@ -181,11 +177,7 @@ def _fence_of(texts: Sequence[str]) -> str:
         digest.update(f"{len(text)}:{text}".encode(errors="surrogatepass"))
     while any(digest.hexdigest()[:_TAG_LENGTH] in text for text in texts):
         digest.update(b"again")
-    return _fence(digest.hexdigest()[:_TAG_LENGTH])
-
-
-def _fence(tag: str) -> str:
-    return f"=== {tag}"
+    return f"=== {digest.hexdigest()[:_TAG_LENGTH]}"
 
 
 def _fenced(text: str, fence: str) -> str:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from fanout.aggregators.base import Aggregate, NameSample, place
-from fanout.core.json_text import parse_json
-from fanout.core.json_values import identity
+from fanout.aggregators.base import LEFT_OUT, Aggregate, NameSample, place
+from fanout.core.json_text import identity, parse_json
 
 if TYPE_CHECKING:
     from fanout.aggregators.base import Item
@@ -57,14 +56,13 @@ class Merge:
 
     def result(self) -> Aggregate:
         """See Accumulator."""
-        notes = []
-        missing, unusable = self._missing, self._unusable
-        if missing.count:
-            notes.append(f"{missing.count:,} failed and left out: {missing}")
-        if unusable.count:
-            notes.append(f"{unusable.count:,} answers are not JSON and left out: {unusable}")
-        value = {} if self._value is None else _plain(self._value)
-        return Aggregate(value=value, succeeded=self._succeeded, failed=missing.count, notes=notes)
+        unusable = self._unusable.notes("answers are not JSON and left out")
+        return Aggregate(
+            value={} if self._value is None else _plain(self._value),
+            succeeded=self._succeeded,
+            failed=self._missing.count,
+            notes=[*self._missing.notes(LEFT_OUT), *unusable],
+        )
 
 
 class _Distinct:

@@ -6,7 +6,7 @@ import math
 import re
 from typing import TYPE_CHECKING, Any
 
-from fanout.aggregators.base import Aggregate, NameSample, place
+from fanout.aggregators.base import LEFT_OUT, Aggregate, NameSample, place
 from fanout.core.json_text import parse_json
 
 if TYPE_CHECKING:
@@ -79,21 +79,13 @@ class Rank:
         for position, row in enumerate(rows, 1):
             shares = bool(ranked) and ranked[-1]["score"] == row["score"]
             ranked.append({"rank": ranked[-1]["rank"] if shares else position, **row})
+        unscored = self._unscored.notes("answers hold no number: ranked last")
         return Aggregate(
             value=ranked,
             succeeded=len(rows),
             failed=self._missing.count,
-            notes=self._notes(),
+            notes=[*unscored, *self._missing.notes(LEFT_OUT)],
         )
-
-    def _notes(self) -> list[str]:
-        notes = []
-        missing, unscored = self._missing, self._unscored
-        if unscored.count:
-            notes.append(f"{unscored.count:,} answers hold no number: ranked last: {unscored}")
-        if missing.count:
-            notes.append(f"{missing.count:,} failed and left out: {missing}")
-        return notes
 
 
 def _sort_key(row: dict[str, Any]) -> tuple[bool, float, int]:

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from fanout.aggregators.base import Aggregate
-from fanout.core.json_text import parse_json
-from fanout.core.json_values import identity
+from fanout.core.json_text import identity, parse_json
 from fanout.core.units import plural
 
 if TYPE_CHECKING:

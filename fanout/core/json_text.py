@@ -1,4 +1,4 @@
-"""Extraction of JSON from answers, which may wrap it in reasoning, a code fence or prose."""
+"""JSON in answers, which may wrap it in reasoning, a code fence or prose, and its equality."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fanout.core.reasoning import OWN_TAGS, PROMPTED_TAGS, without_reasoning
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-__all__ = ["bare_json", "is_deeper", "parse_json"]
+__all__ = ["bare_json", "identity", "is_deeper", "parse_json"]
 
 # Deeper than a useful answer is, and shallow enough to be merged and stored.
 _DEEPEST = 100
@@ -167,3 +167,21 @@ def is_deeper(value: Any, limit: int) -> bool:
         if not level:
             return False
     return True
+
+
+def identity(value: Any) -> bytes:
+    """Return bytes that are equal for two JSON values if and only if the values are equal.
+
+    The order of keys makes no difference, ``1`` and ``1.0`` are equal, ``1`` and ``true`` are not.
+    """
+    return msgspec.json.encode(_plain_numbers(value), order="deterministic")
+
+
+def _plain_numbers(value: Any) -> Any:
+    if isinstance(value, float):
+        return int(value) if value.is_integer() else value
+    if isinstance(value, dict):
+        return {key: _plain_numbers(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_plain_numbers(one) for one in value]
+    return value

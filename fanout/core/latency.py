@@ -72,8 +72,3 @@ class Latency(msgspec.Struct, frozen=True, kw_only=True):
     def cumulative(self) -> list[int]:
         """Return how many branches took at most each bound, and last the count of all."""
         return list(accumulate(self.counts.get(n, 0) for n in range(len(BOUNDS_S) + 1)))
-
-    def plus(self, bucket: int, seconds: float) -> Latency:
-        """Return a copy with one more branch."""
-        counts = {**self.counts, bucket: self.counts.get(bucket, 0) + 1}
-        return Latency(counts=counts, sum_s=self.sum_s + seconds)

@@ -20,7 +20,7 @@ from fanout.llm.finish_reasons import require_complete
 from fanout.llm.usage import believable, billed
 from fanout.llm.validation import validated
 from fanout.policy.outages import judge_alone
-from fanout.policy.retries import RetryDecision, decide, larger_token_limit, stop_after
+from fanout.policy.retries import larger_token_limit, retry_wait_s, stop_after
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -148,10 +148,10 @@ async def complete_with_retries(
                 text = _storable(text)
         except LLMError as error:
             verdict = await _left(gate, tries.request, observed.reply, error)
-            decision = tries.failed(error, observed.reply, verdict, now=clock(), jitter=rand())
-            if decision is None:
+            wait_s = tries.failed(error, observed.reply, verdict, now=clock(), jitter=rand())
+            if wait_s is None:
                 return _result(None, _cause(error, tries.cut), tries.used, clock() - tries.started)
-            await sleep(decision.wait_s)
+            await sleep(wait_s)
         else:
             if gate is not None:
                 await gate.leave(tries.request, reply, None)
@@ -191,8 +191,8 @@ class _Tries:
         *,
         now: float,
         jitter: float,
-    ) -> RetryDecision | None:
-        """Return when to call again, or None if the branch has failed."""
+    ) -> float | None:
+        """Return the seconds until the next call, or None if the branch has failed."""
         self.used.append(reply.usage if reply else billed(error.kind, error.usage))
         self._failures += verdict.cost
         elapsed_s = now - self.started
@@ -207,8 +207,8 @@ class _Tries:
         if room is not None and self.cut is None:
             self.cut = error
             self.request = msgspec.structs.replace(self.request, max_tokens=room)
-            return RetryDecision(wait_s=0.0)
-        return decide(
+            return 0.0
+        return retry_wait_s(
             kind=error.kind,
             spent=self._failures,
             failures=self.number,

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import msgspec
-
 from fanout.core.rate_limits import MAX_BLOCK_S
 from fanout.core.records import ErrorKind
 from fanout.policy.outages import MAX_PROBE_S
@@ -16,10 +14,9 @@ if TYPE_CHECKING:
 __all__ = [
     "RETRYABLE",
     "STOPS_RUN",
-    "RetryDecision",
-    "decide",
     "is_common",
     "larger_token_limit",
+    "retry_wait_s",
     "stop_after",
 ]
 
@@ -40,17 +37,7 @@ STOPS_RUN = frozenset({ErrorKind.AUTH, ErrorKind.BUDGET})
 _ROUNDING = 1e-6
 
 
-class RetryDecision(msgspec.Struct, frozen=True, kw_only=True):
-    """Make the call again.
-
-    Attributes:
-        wait_s: Seconds to wait before it.
-    """
-
-    wait_s: float
-
-
-def decide(
+def retry_wait_s(
     *,
     kind: ErrorKind,
     spent: float,
@@ -60,8 +47,8 @@ def decide(
     jitter: float,
     retry_after_s: float | None = None,
     is_held: bool = False,
-) -> RetryDecision | None:
-    """Return the wait before a failed call is made again, or None if it is not.
+) -> float | None:
+    """Return the seconds to wait before a failed call is made again, or None if it is not.
 
     The wait doubles with each failure, up to ``policy.max_wait_s``. Jitter takes up to half of it
     away, so that branches that failed together do not retry together. The wait is at least the
@@ -92,9 +79,7 @@ def decide(
             # The provider is at fault: check soon whether it has recovered.
             full = min(full, MAX_PROBE_S)
     wait_s = max(full * (0.5 + jitter / 2), asked_s)
-    if elapsed_s + wait_s > policy.max_elapsed_s:
-        return None
-    return RetryDecision(wait_s=wait_s)
+    return None if elapsed_s + wait_s > policy.max_elapsed_s else wait_s
 
 
 def larger_token_limit(

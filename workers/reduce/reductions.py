@@ -161,7 +161,7 @@ def _plan_chunks(groups: dict[str, list[Part]], level: int, spec: RunSpec) -> It
         answer_tokens=spec.aggregate_max_tokens or _ANSWER_TOKENS,
     )
     for group, parts in groups.items():
-        prompts = plan(parts, room_tokens=room, level=level, estimate=estimate_tokens)
+        prompts = plan(parts, room_tokens=room, level=level)
         for position, some in enumerate(prompts):
             counts = {
                 "group": group,

@@ -75,7 +75,7 @@ def test_totals_and_usage():
 
 
 def test_latency_is_a_histogram_with_a_sum():
-    latency = Latency().plus(bucket_of(0.25), 0.25).plus(bucket_of(5_000.0), 5_000.0)
+    latency = Latency(counts={bucket_of(0.25): 1, bucket_of(5_000.0): 1}, sum_s=5_000.25)
     shown = scrape(Fixed(fleet(totals=Totals(latency=latency))))
     assert shown["fanout_branch_seconds_bucket", "0.2"] == 0
     assert shown["fanout_branch_seconds_bucket", "0.3"] == 1
