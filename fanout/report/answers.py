@@ -48,7 +48,6 @@ class Votes:
     """The result of a vote.
 
     Attributes:
-        winner: The answer with the most votes, or None.
         tied: How many answers share the most votes; 0 with a winner, or without votes.
         cast: The number of votes.
         rows: The most frequent answers with their votes.
@@ -72,17 +71,11 @@ class Ranking:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ShownAggregate:
-    """An aggregate as the page shows it: votes, a ranking, a text, or other JSON.
+    """An aggregate as the page shows it: votes, a ranking, a text, or other JSON, indented.
 
     Attributes:
         group: The name of its group; None if the run has no groups.
-        succeeded: Its branches with an output.
-        count: All its branches.
-        notes: The notes of its aggregator.
-        votes: The votes, or None.
-        ranking: The ranking, or None.
-        text: The text, or None.
-        json: Any other value, indented, or None.
+        count: All its branches, the ``succeeded`` ones included.
     """
 
     group: str | None

@@ -35,14 +35,11 @@ class Tick(NamedTuple):
 
 
 class Bar(NamedTuple):
-    """A bar of a chart.
+    """A bar of a chart, between two values of the horizontal axis.
 
     Attributes:
-        low: Its lower bound on the horizontal axis.
-        high: Its upper bound.
         values: The parts of its height, from the bottom up; one for each series.
-        start: Its lower bound as text.
-        end: Its upper bound as text.
+        start: Its lower bound as text; ``end`` is its upper one.
     """
 
     low: float
@@ -58,9 +55,8 @@ class Chart:
 
     Attributes:
         bars: From left to right; at least one.
-        ticks: The ticks of the horizontal axis.
+        ticks: Those of the horizontal axis.
         markers: Lines through the chart, such as percentiles.
-        is_log: Whether the horizontal axis is logarithmic.
     """
 
     bars: Sequence[Bar]
@@ -97,40 +93,7 @@ class Label(NamedTuple):
     text: str
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Drawing:
-    """The layout of a chart, in SVG units; x grows to the right and y down.
-
-    Attributes:
-        width: The width of the image.
-        height: The height of the image.
-        left: The left edge of the plot.
-        right: Its right edge.
-        top: Its upper edge.
-        bottom: The horizontal axis.
-        rules: Labels of the vertical axis; each has a line through the plot, 4 units above.
-        bars: The bars that are not empty, with their parts.
-        ticks: The positions of the ticks on the horizontal axis.
-        tick_labels: As many of their labels as fit.
-        markers: The positions of the markers.
-        marker_labels: Their labels; markers close to each other share one.
-    """
-
-    width: int
-    height: int
-    left: float
-    right: float
-    top: float
-    bottom: float
-    rules: list[Label]
-    bars: list[tuple[Bar, list[Rect]]]
-    ticks: list[float]
-    tick_labels: list[Label]
-    markers: list[float]
-    marker_labels: list[Label]
-
-
-class _Frame(NamedTuple):
+class Plot(NamedTuple):
     """The plot area, and the mapping of values to positions in it."""
 
     left: float
@@ -153,10 +116,33 @@ class _Frame(NamedTuple):
         return self.bottom - (self.bottom - self.top) * value / self.most
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Drawing:
+    """The layout of a chart, in SVG units; x grows to the right and y down.
+
+    Attributes:
+        plot: The edges of the plot; the horizontal axis is its bottom.
+        rules: Labels of the vertical axis; each has a line through the plot, 4 units above.
+        bars: The bars that are not empty, with their parts.
+        tick_labels: As many of the labels of the horizontal axis as fit.
+        marker_labels: Markers close to each other share one.
+    """
+
+    width: int
+    height: int
+    plot: Plot
+    rules: list[Label]
+    bars: list[tuple[Bar, list[Rect]]]
+    ticks: list[float]
+    tick_labels: list[Label]
+    markers: list[float]
+    marker_labels: list[Label]
+
+
 def draw(chart: Chart, width: int) -> Drawing:
     """Return the layout of a chart for an image of a width."""
     y_ticks = linear_ticks(0, max(sum(chart.peak.values), 1), wanted=4, is_whole=True)
-    frame = _Frame(
+    plot = Plot(
         left=_px(10 + _DIGIT_WIDTH * max(len(tick.label) for tick in y_ticks)),
         right=width - _RIGHT,
         top=_TOP + (_MARKER_LINE if chart.markers else 0),
@@ -169,29 +155,26 @@ def draw(chart: Chart, width: int) -> Drawing:
     return Drawing(
         width=width,
         height=_HEIGHT,
-        left=frame.left,
-        right=frame.right,
-        top=frame.top,
-        bottom=frame.bottom,
+        plot=plot,
         rules=[
-            Label(_px(frame.left - 6), _px(frame.y(value) + 4), label) for value, label in y_ticks
+            Label(_px(plot.left - 6), _px(plot.y(value) + 4), label) for value, label in y_ticks
         ],
-        bars=[(bar, _rects(frame, bar)) for bar in chart.bars if any(bar.values)],
-        ticks=[_px(frame.x(tick.value)) for tick in chart.ticks],
-        tick_labels=list(_tick_labels(frame, chart.ticks)),
-        markers=[_px(frame.x(marker.value)) for marker in chart.markers],
-        marker_labels=list(_marker_labels(frame, chart.markers)),
+        bars=[(bar, _rects(plot, bar)) for bar in chart.bars if any(bar.values)],
+        ticks=[_px(plot.x(tick.value)) for tick in chart.ticks],
+        tick_labels=list(_tick_labels(plot, chart.ticks)),
+        markers=[_px(plot.x(marker.value)) for marker in chart.markers],
+        marker_labels=list(_marker_labels(plot, chart.markers)),
     )
 
 
-def _rects(frame: _Frame, bar: Bar) -> list[Rect]:
-    left, right = frame.x(bar.low), frame.x(bar.high)
+def _rects(plot: Plot, bar: Bar) -> list[Rect]:
+    left, right = plot.x(bar.low), plot.x(bar.high)
     # A small gap between bars, if they are wide enough.
     width = max(right - left - min(1.0, (right - left) / 4), 0.5)
     rects, below = [], 0
     for series, value in enumerate(bar.values):
         if value:
-            top, bottom = frame.y(below + value), frame.y(below)
+            top, bottom = plot.y(below + value), plot.y(below)
             # A bar of one in a hundred thousand stays visible.
             height = max(bottom - top, 1.0)
             y = _px(bottom - height)
@@ -200,27 +183,27 @@ def _rects(frame: _Frame, bar: Bar) -> list[Rect]:
     return rects
 
 
-def _tick_labels(frame: _Frame, ticks: Sequence[Tick]) -> Iterable[Label]:
+def _tick_labels(plot: Plot, ticks: Sequence[Tick]) -> Iterable[Label]:
     free = -math.inf
     for tick in ticks:
         half = _DIGIT_WIDTH * len(tick.label) / 2
-        x = min(frame.x(tick.value), frame.right + _RIGHT - half)
+        x = min(plot.x(tick.value), plot.right + _RIGHT - half)
         if x - half >= free:
-            yield Label(_px(x), frame.bottom + 17, tick.label)
+            yield Label(_px(x), plot.bottom + 17, tick.label)
             free = x + half + _LEAST_LABEL_GAP
 
 
-def _marker_labels(frame: _Frame, markers: Sequence[Tick]) -> Iterable[Label]:
+def _marker_labels(plot: Plot, markers: Sequence[Tick]) -> Iterable[Label]:
     labels: list[tuple[float, str]] = []
     for marker in markers:
-        x, label = frame.x(marker.value), marker.label
+        x, label = plot.x(marker.value), marker.label
         if labels and x - labels[-1][0] < _DIGIT_WIDTH * (len(labels[-1][1]) / 2 + 2.5):
             left, before = labels.pop()
             x, label = (left + x) / 2, f"{before}, {label}"
         labels.append((x, label))
     for x, label in labels:
         half = _DIGIT_WIDTH * len(label) / 2
-        yield Label(_px(min(max(x, half), frame.right + _RIGHT - half)), frame.top - 9, label)
+        yield Label(_px(min(max(x, half), plot.right + _RIGHT - half)), plot.top - 9, label)
 
 
 def _px(number: float) -> float:

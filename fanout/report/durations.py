@@ -30,14 +30,7 @@ BOUNDS_S = tuple(map(_bound_s, range(1, (_MOST_LOG2 - _LEAST_LOG2) * _PER_DOUBLI
 
 
 class Bin(msgspec.Struct, frozen=True, kw_only=True):
-    """A bar of the histogram.
-
-    Attributes:
-        low_s: Its lower bound.
-        high_s: Its upper bound.
-        succeeded: Branches between them with an output.
-        failed: Branches between them with an error.
-    """
+    """A bar of the histogram: its bounds, and how many branches between them ended how."""
 
     low_s: float
     high_s: float
@@ -50,12 +43,7 @@ class DurationFigures(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         count: The number of these branches. Without any, all durations are None.
-        mean_s: The mean.
-        least_s: The minimum.
         p50_s: The median. The error of percentiles is at most 2 %.
-        p90_s: The 90th percentile.
-        p99_s: The 99th percentile.
-        most_s: The maximum.
         bins: The histogram, without gaps; empty bins are added to a narrow one.
     """
 

@@ -30,13 +30,10 @@ class ShownBranch(msgspec.Struct, frozen=True, kw_only=True):
     """A branch, as the report shows it.
 
     Attributes:
-        index: Its index in the run.
         document: The document's name, truncated if it is very long.
         aspect: The name of its prompt, or None.
         sample: The 0-based number of the sample.
-        attempts: Calls made for it.
         elapsed_s: Seconds from its first call to its end.
-        kind: Why it failed, or None.
     """
 
     index: int

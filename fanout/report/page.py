@@ -11,8 +11,9 @@ from importlib import metadata
 from typing import TYPE_CHECKING, Any, Protocol
 
 from fanout.core import units as words
-from fanout.report import charts, plots, text
+from fanout.report import text
 from fanout.report.answers import aggregates
+from fanout.report.charts import Bar, Chart, Tick, draw, log_ticks, time_ticks
 from fanout.report.gathering import gather
 from fanout.system.private_files import whole_file
 
@@ -23,7 +24,9 @@ if TYPE_CHECKING:
     from jinja2 import Environment
 
     from fanout.core.spec import RunSpec
+    from fanout.report.durations import DurationFigures
     from fanout.report.figures import Figures
+    from fanout.report.slices import SliceFigures
     from fanout.runs.results import Output, Status, StoredResult
 
 __all__ = ["Facts", "ReportedRun", "facts_of", "page", "render", "write"]
@@ -48,15 +51,7 @@ class ReportedRun(Protocol):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Facts:
-    """All data of the page.
-
-    Attributes:
-        status: The status of the run.
-        spec: Its job.
-        figures: The figures of its branches.
-        stored: Its aggregates, and the failed calls of LLM aggregates.
-        made_at: When the data was read, in seconds since the epoch.
-    """
+    """All data of the page; ``made_at`` is when it was read, in seconds since the epoch."""
 
     status: Status
     spec: RunSpec
@@ -116,12 +111,47 @@ def page(facts: Facts) -> str:
         figures=figures,
         stored=facts.stored,
         aggregates=aggregates(facts.stored, spec.reduction, is_grouped=bool(spec.group_by)),
-        throughput=plots.over_time(figures.over_time, "succeeded", "failed"),
-        tokens=plots.over_time(figures.over_time, "input_tokens", "output_tokens"),
-        latency=plots.latency(figures.durations),
+        throughput=_over_time(figures.over_time, "succeeded", "failed"),
+        tokens=_over_time(figures.over_time, "input_tokens", "output_tokens"),
+        latency=_latency(figures.durations),
         version=metadata.version("fanout-llm"),
         style_digest=base64.b64encode(hashlib.sha256(style).digest()).decode(),
     )
+
+
+def _over_time(figures: SliceFigures, *series: str) -> Chart | None:
+    """Return the chart of some fields over time; None if all values are 0."""
+    bars = []
+    for one in figures.slices:
+        end_s = one.start_s + figures.width_s
+        values = tuple(getattr(one, name) for name in series)
+        bars.append(Bar(one.start_s, end_s, values, _since_start(one.start_s), _since_start(end_s)))
+    if not any(map(any, (bar.values for bar in bars))):
+        return None
+    return Chart(bars=bars, ticks=time_ticks(bars[0].low, bars[-1].high))
+
+
+def _latency(figures: DurationFigures) -> Chart | None:
+    """Return the histogram of the durations of branches; None if none made a call."""
+    bins = figures.bins
+    if not bins:
+        return None
+    marks = (("p50", figures.p50_s), ("p90", figures.p90_s), ("p99", figures.p99_s))
+    return Chart(
+        bars=[
+            Bar(one.low_s, one.high_s, (one.succeeded, one.failed), words.duration(one.low_s),
+                words.duration(one.high_s))
+            for one in bins
+        ],
+        ticks=log_ticks(bins[0].low_s, bins[-1].high_s),
+        markers=[Tick(value, name) for name, value in marks if value],
+        is_log=True,
+    )  # fmt: skip
+
+
+def _since_start(seconds: float) -> str:
+    """Return the time since the submission; it is negative if a worker's clock is slow."""
+    return f"-{words.duration(-seconds)}" if seconds < 0 else words.duration(round(seconds, 1))
 
 
 @cache
@@ -143,7 +173,7 @@ def _environment() -> Environment:
         "count": "{:,}".format,
         "cut": text.cut,
         "dollars": words.dollars,
-        "draw": charts.draw,
+        "draw": draw,
         "duration": words.duration,
         "line": text.one_line,
         "moment": words.moment,

@@ -22,10 +22,8 @@ class Slice(msgspec.Struct, kw_only=True):
 
     Attributes:
         start_s: When it begins, in seconds from the submission.
-        succeeded: Branches with an output.
-        failed: Branches with an error.
-        input_tokens: Tokens of their prompts, as far as known.
-        output_tokens: Tokens of their answers, as far as known.
+        input_tokens: Tokens of the prompts, as far as known.
+        output_tokens: Tokens of the answers, as far as known.
     """
 
     start_s: float = 0.0
