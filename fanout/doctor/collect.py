@@ -10,11 +10,11 @@ import secrets
 import statistics
 import tempfile
 import time
-from contextlib import suppress
+from contextlib import aclosing, closing
 from importlib import metadata
 from typing import TYPE_CHECKING, Any, cast
 
-import msgspec
+from packaging.requirements import Requirement
 from redis.exceptions import RedisError, ResponseError
 
 from fanout.broker import app as broker
@@ -22,14 +22,7 @@ from fanout.broker.backlog import read_backlog
 from fanout.broker.inspection import MessageReader
 from fanout.broker.server_setup import count_missing
 from fanout.client.embedded.fleet import EmbeddedFleet
-from fanout.core.errors import (
-    BrokerError,
-    EmbeddedError,
-    ModelError,
-    SettingsError,
-    StoredDataError,
-    UnknownRunError,
-)
+from fanout.core.errors import BrokerError, EmbeddedError, ModelError, SettingsError
 from fanout.core.records import RunStatus
 from fanout.doctor.facts import (
     Connection,
@@ -42,6 +35,7 @@ from fanout.doctor.facts import (
 )
 from fanout.llm import make_llm
 from fanout.llm.assets import has_runtime, has_weights
+from fanout.observe.fleet import active_runs
 from fanout.stores import RedisStore, connect
 from fanout.stores.blobs import check_storage, make_blobs
 from fanout.stores.connection import address_of
@@ -154,7 +148,7 @@ class Server:
 
     def fleet(self) -> FleetFacts:
         """Return the facts about the fleet."""
-        runs = list(self._active())
+        runs = list(active_runs(self._store))
         going = [run for run in runs if run.status is not RunStatus.PAUSED]
         return FleetFacts(
             workers=self._store.workers(),
@@ -169,13 +163,6 @@ class Server:
             own_version=metadata.version("fanout-llm"),
             visibility_timeout_s=self._settings.visibility_timeout_s,
         )
-
-    def _active(self) -> list[RunRecord]:
-        runs = []
-        for run_id in self._store.active_runs():
-            with suppress(StoredDataError, UnknownRunError):
-                runs.append(self._store.run(run_id))
-        return runs
 
     def _stalled(self, runs: list[RunRecord]) -> dict[str, str] | None:
         """Return the runs without a message, and their status; None: no permission to check."""
@@ -192,7 +179,7 @@ class Server:
         if missing:
             time.sleep(_AGAIN_S)
             missing -= messages.task_ids().keys()
-        still = {run.run_id: run for run in self._active()}
+        still = {run.run_id: run for run in active_runs(self._store)}
         return {run_id: still[run_id].status.value for run_id in sorted(missing) if run_id in still}
 
     def _other_prefixes(self) -> tuple[str, ...]:
@@ -224,20 +211,15 @@ def _is_loopback(host: str | None) -> bool:
 
 def machine_facts() -> MachineFacts:
     """Return the versions that are installed on this machine."""
-    required = dict(_requirement(line) for line in metadata.requires("fanout-llm") or ())
+    required = {
+        requirement.name: str(requirement.specifier)
+        for requirement in map(Requirement, metadata.requires("fanout-llm") or ())
+    }
     return MachineFacts(
         python=platform.python_version(),
         fanout=metadata.version("fanout-llm"),
         libraries=tuple((name, required.get(name, ""), _version(name)) for name in _PINNED),
     )
-
-
-def _requirement(line: str) -> tuple[str, str]:
-    """Return name and bounds of ``redis[hiredis]>=8.0; marker``."""
-    text = line.partition(";")[0].strip()
-    end = next((i for i, letter in enumerate(text) if letter in "<>=!~[ ("), len(text))
-    bounds = text[end:].rpartition("]")[2].strip(" ()")
-    return text[:end].lower(), bounds
 
 
 def _version(name: str) -> str | None:
@@ -275,11 +257,8 @@ def _start() -> tuple[float | None, str | None]:
     began_at = time.monotonic()
     try:
         with EmbeddedFleet(concurrency=0) as fleet:
-            store = RedisStore(connect(fleet.broker_url, timeout_s=_TIMEOUT_S))
-            try:
+            with closing(RedisStore(connect(fleet.broker_url, timeout_s=_TIMEOUT_S))) as store:
                 store.ping()
-            finally:
-                store.close()
             return time.monotonic() - began_at, None
     except (EmbeddedError, BrokerError, OSError) as error:
         return None, " ".join(str(error).split())
@@ -304,19 +283,18 @@ def model_facts(client: Client, model: str, *, workers: int) -> ModelFacts:
 
 def local_model_facts(settings: Settings, model: str) -> ModelFacts:
     """Check a model in this process: there is no worker, or this machine makes the calls."""
-    facts = ModelFacts(model=model, asked=None if settings.broker_url is None else 0)
 
     async def check() -> None:
-        llm = make_llm(model, settings=settings, concurrency=1)
-        try:
+        async with aclosing(make_llm(model, settings=settings, concurrency=1)) as llm:
             await llm.check()
-        finally:
-            await llm.aclose()
 
+    problem = None
     try:
         asyncio.run(check())
     except ModelError as error:
-        return msgspec.structs.replace(facts, problem=str(error))
+        problem = str(error)
     except Exception as error:  # noqa: BLE001 - a model may be a user's function
-        return msgspec.structs.replace(facts, problem=f"{type(error).__name__}: {error}")
-    return facts
+        problem = f"{type(error).__name__}: {error}"
+    return ModelFacts(
+        model=model, asked=None if settings.broker_url is None else 0, problem=problem
+    )

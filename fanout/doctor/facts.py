@@ -19,12 +19,8 @@ class Connection(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         address: The server's address, without credentials.
-        is_loopback: Whether that is this machine.
-        has_tls: Whether the connection is encrypted.
-        has_password: Whether a password is given.
         user: The user of the connection; None if the server does not tell it.
-        ping_ms: The median round trip in milliseconds.
-        pings: The number of measured round trips.
+        ping_ms: The median of so many ``pings``, in milliseconds.
     """
 
     address: str
@@ -40,8 +36,6 @@ class ServerFacts(msgspec.Struct, frozen=True, kw_only=True):
     """The server. A fact is None if the user has no permission for its command.
 
     Attributes:
-        info: The reply to INFO.
-        config: The reply to CONFIG GET.
         ahead_s: Seconds by which its clock is ahead of this machine's.
         write_problem: Why it refuses the writes of workers; None if it does not.
         storage_problem: Why ``FANOUT_STORAGE`` here is not the fleet's; None if it is.
@@ -61,17 +55,11 @@ class FleetFacts(msgspec.Struct, frozen=True, kw_only=True):
     """The fleet on a server.
 
     Attributes:
-        workers: The live workers.
-        queues: The backlog of each queue.
         active: How many runs have not ended and are not paused.
         stalled: Those of them without a message in the broker, with the status of each; None: no
             permission to check.
-        paused: How many runs are paused.
-        prefix: The key prefix.
         other_prefixes: Key prefixes of other fleets in the same database.
         wire: The fleet's version of the wire format; None if it is not set yet.
-        own_wire: This machine's version of the wire format.
-        own_version: The version of fanout on this machine.
         visibility_timeout_s: Seconds after which a dead worker's messages return to the queue.
     """
 
@@ -92,8 +80,6 @@ class MachineFacts(msgspec.Struct, frozen=True, kw_only=True):
     """The installed versions on this machine.
 
     Attributes:
-        python: The version of Python.
-        fanout: The version of fanout.
         libraries: Name, required versions (as ``>=5.7,<5.8``), and installed version, or None.
     """
 
@@ -107,12 +93,10 @@ class EmbeddedFacts(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         start_s: Seconds until the embedded server answered, or None if it did not start.
-        start_problem: Why it did not start, or None.
         cache_dir: The folder of the local model's weights.
         cache_problem: Why that cannot be written to, or None.
         has_extra: Whether the extra ``local`` is installed.
-        has_weights: Whether the weights are in the folder.
-        has_pip: Whether pip is installed, which can download them.
+        has_pip: Whether pip is installed, which can download the weights.
     """
 
     start_s: float | None
@@ -128,7 +112,6 @@ class StorageFacts(msgspec.Struct, frozen=True, kw_only=True):
     """The storage of inputs and outcomes outside the server.
 
     Attributes:
-        storage: The folder or URL.
         took_s: Seconds to write, read and delete a file; None if that failed.
         problem: Why it failed, or None.
     """
@@ -142,7 +125,6 @@ class ModelFacts(msgspec.Struct, frozen=True, kw_only=True):
     """Whether a model can be used.
 
     Attributes:
-        model: The model.
         asked: The number of workers, one of which was asked. 0: this machine checked the model, as
             there is no worker. None: this machine checked it, as it would make the calls.
         is_answered: Whether a worker answered.

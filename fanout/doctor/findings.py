@@ -25,8 +25,6 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
     """One finding.
 
     Attributes:
-        check: The name of the check.
-        state: Its state.
         found: The facts, in one line.
         advice: What to do, in one line; None if there is nothing to do.
     """

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING
+
+from packaging.specifiers import SpecifierSet
 
 from fanout.doctor.findings import Finding, fail, ok, warn
 from fanout.llm.assets import WEIGHTS
@@ -13,12 +14,10 @@ if TYPE_CHECKING:
 
     from fanout.doctor.facts import EmbeddedFacts, MachineFacts, StorageFacts
 
-__all__ = ["embedded_findings", "is_within", "machine_findings", "storage_finding"]
+__all__ = ["embedded_findings", "machine_findings", "storage_finding"]
 
 _SLOW_START_S = 5.0
 _SLOW_STORAGE_S = 5.0
-_OPERATOR = re.compile(r"[<>=!~]+")
-_DIGITS = re.compile(r"\d*")
 
 
 def machine_findings(facts: MachineFacts) -> Iterator[Finding]:
@@ -28,7 +27,7 @@ def machine_findings(facts: MachineFacts) -> Iterator[Finding]:
     bad = [
         f"{name} must be {wanted}"
         for name, wanted, has in facts.libraries
-        if has is None or not is_within(has, wanted)
+        if has is None or not SpecifierSet(wanted).contains(has, prereleases=True)
     ]
     if bad:
         yield fail("libraries", f"{found}; {', '.join(bad)}", "pip install --upgrade fanout-llm")
@@ -45,27 +44,6 @@ def storage_finding(facts: StorageFacts) -> Finding:
     if facts.took_s > _SLOW_STORAGE_S:
         return warn("storage", found, "workers wait for it twice per shard: use a faster one")
     return ok("storage", found)
-
-
-def is_within(version: str, wanted: str) -> bool:
-    """Say whether a version is within bounds such as ``>=5.7,<5.8``."""
-    has = _numbers(version)
-    for bound in filter(None, wanted.replace(" ", "").split(",")):
-        operator = _OPERATOR.match(bound)
-        if operator is None:
-            continue
-        limit = _numbers(bound[operator.end() :])
-        if operator[0] == ">=" and has < limit:
-            return False
-        if operator[0] == "<" and has >= limit:
-            return False
-    return True
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-    digits = [_DIGITS.match(part) for part in version.split(".")[:3]]
-    numbers = [int(match[0] or 0) if match else 0 for match in digits]
-    return tuple(numbers + [0] * (3 - len(numbers)))
 
 
 def embedded_findings(facts: EmbeddedFacts, *, is_local_wanted: bool) -> Iterator[Finding]:

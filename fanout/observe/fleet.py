@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from fanout.core.records import RunStatus
     from fanout.stores import RedisStore, RunRecord, Totals, WorkerRecord
 
-__all__ = ["FleetStatus", "fleet_status"]
+__all__ = ["FleetStatus", "active_runs", "fleet_status"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -91,7 +92,7 @@ class FleetStatus:
 def fleet_status(store: RedisStore, client: redis.Redis) -> FleetStatus:
     """Return the status of a fleet. Raises BrokerError."""
     state = read_backlog(client)
-    runs = sorted(_active(store), key=lambda run: run.created_at, reverse=True)
+    runs = sorted(active_runs(store), key=lambda run: run.created_at, reverse=True)
     loads = [store.stage_load(StageId(run.run_id, run.stage)) for run in runs]
     return FleetStatus(
         workers=store.workers(),
@@ -107,13 +108,12 @@ def fleet_status(store: RedisStore, client: redis.Redis) -> FleetStatus:
     )
 
 
-def _active(store: RedisStore) -> Iterator[RunRecord]:
+def active_runs(store: RedisStore) -> Iterator[RunRecord]:
+    """Yield the runs that have not ended."""
     for run_id in store.active_runs():
-        try:
+        # The run may be damaged, deleted since, or expired.
+        with suppress(StoredDataError, UnknownRunError):
             yield store.run(run_id)
-        except (StoredDataError, UnknownRunError):
-            # The run is damaged, was deleted since, or has expired.
-            continue
 
 
 def _sum(loads: list[StageLoad]) -> StageLoad:

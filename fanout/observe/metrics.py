@@ -8,6 +8,8 @@ fleet has thousands of runs.
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING
 
 from prometheus_client.core import (
@@ -22,7 +24,7 @@ from fanout.core.records import TERMINAL, ErrorKind, RunStatus
 from fanout.observe.fleet import fleet_status
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterator
 
     import redis
     from prometheus_client import Metric
@@ -74,10 +76,10 @@ def families(fleet: FleetStatus) -> Iterator[Metric]:
 def _of_totals(totals: Totals) -> Iterator[Metric]:
     yield _counter("runs_submitted", "Runs submitted.", totals.submitted)
     ended = {status.value: totals.ended.get(status, 0) for status in sorted(TERMINAL)}
-    yield _counters("runs_ended", "Runs ended, by final status.", "status", ended)
+    yield _counter("runs_ended", "Runs ended, by final status.", ended, "status")
     outcomes = {"succeeded": totals.succeeded}
     outcomes.update((kind.value, totals.errors.get(kind, 0)) for kind in ErrorKind)
-    yield _counters("branches_ended", "Branches ended, by outcome.", "outcome", outcomes)
+    yield _counter("branches_ended", "Branches ended, by outcome.", outcomes, "outcome")
     usage = totals.usage
     yield _counter("calls", "Calls made to models, retries included.", usage.calls)
     yield _counter("input_tokens", "Tokens of prompts, where known.", usage.input_tokens)
@@ -93,12 +95,12 @@ def _of_totals(totals: Totals) -> Iterator[Metric]:
 def _of_queues(fleet: FleetStatus) -> Iterator[Metric]:
     active = [status for status in RunStatus if not status.has_ended]
     runs = {status.value: fleet.runs.get(status, 0) for status in active}
-    yield _gauges("runs", "Runs that have not ended, by status.", "status", runs)
+    yield _gauge("runs", "Runs that have not ended, by status.", runs, "status")
     waiting = {queue.name: queue.waiting for queue in fleet.queues}
-    yield _gauges("queue_messages", "Messages that no worker has taken.", "queue", waiting)
+    yield _gauge("queue_messages", "Messages that no worker has taken.", waiting, "queue")
     ages = {queue.name: queue.oldest_s or 0.0 for queue in fleet.queues}
     text = "Age of the next message to be taken; 0 if none waits."
-    yield _gauges("queue_oldest_seconds", text, "queue", ages)
+    yield _gauge("queue_oldest_seconds", text, ages, "queue")
     yield _gauge("leases", "Messages that workers have taken and not settled.", fleet.leases.taken)
     text = "Longest time since a lease was renewed; 0 if there are no leases."
     yield _gauge("lease_oldest_seconds", text, fleet.leases.oldest_s or 0.0)
@@ -129,33 +131,29 @@ def _of_workers(fleet: FleetStatus) -> Iterator[Metric]:
     text = "Workers that could hold all admitted branches in flight at once."
     yield _gauge("workers_wanted", text, fleet.workers_wanted)
     concurrency = {worker.name: worker.concurrency for worker in fleet.workers}
-    yield _gauges("worker_concurrency", "Branches it can hold.", "worker", concurrency)
+    yield _gauge("worker_concurrency", "Branches it can hold.", concurrency, "worker")
     in_flight = {worker.name: worker.in_flight for worker in fleet.workers}
-    yield _gauges("worker_in_flight", "Branches it has in flight.", "worker", in_flight)
+    yield _gauge("worker_in_flight", "Branches it has in flight.", in_flight, "worker")
 
 
-def _gauge(name: str, text: str, value: float) -> Metric:
-    return GaugeMetricFamily(f"fanout_{name}", text, value=value)
-
-
-def _gauges(name: str, text: str, label: str, values: Mapping[str, float]) -> Metric:
-    return _labelled(GaugeMetricFamily(f"fanout_{name}", text, labels=[label]), values.items())
-
-
-def _counter(name: str, text: str, value: float | None) -> Metric:
-    return CounterMetricFamily(f"fanout_{name}", text, value=value or 0)
-
-
-def _counters(name: str, text: str, label: str, values: Mapping[str, float]) -> Metric:
-    return _labelled(CounterMetricFamily(f"fanout_{name}", text, labels=[label]), values.items())
-
-
-def _labelled(
-    family: GaugeMetricFamily | CounterMetricFamily, values: Iterable[tuple[str, float]]
+def _metric(
+    kind: type[GaugeMetricFamily | CounterMetricFamily],
+    name: str,
+    text: str,
+    value: float | Mapping[str, float] | None,
+    label: str = "",
 ) -> Metric:
-    for label, value in values:
-        family.add_metric([label], value)
+    """Return a metric with one value, or with one for each value of a label."""
+    if not isinstance(value, Mapping):
+        return kind(f"fanout_{name}", text, value=value or 0)
+    family = kind(f"fanout_{name}", text, labels=[label])
+    for labelled, one in value.items():
+        family.add_metric([labelled], one)
     return family
+
+
+_gauge = partial(_metric, GaugeMetricFamily)
+_counter = partial(_metric, CounterMetricFamily)
 
 
 def _latency(latency: Latency) -> Metric:
