@@ -47,9 +47,11 @@ __all__ = [
     "FakeContext",
     "MessageReader",
     "Publisher",
+    "begin_one",
     "fake_redis",
     "fake_store",
     "make_shard",
+    "record_one",
     "run_branch",
     "set_server_clock",
 ]
@@ -91,6 +93,16 @@ def make_shard(count: int = 3, first: int = 0) -> Shard:
     """Return a shard of ``count`` branches, each with its own chunk."""
     chunks = [Chunk(text=f"t{i}", document=f"d{i}", document_index=i) for i in range(count)]
     return Shard(first=first, count=count, first_chunk=first, chunks=chunks)
+
+
+def begin_one(store: RedisStore, request: BeginRequest) -> BeginReply:
+    """Begin a branch by itself."""
+    return store.begin_all([request])[0]
+
+
+def record_one(store: RedisStore, request: RecordRequest) -> RecordReply:
+    """Record an outcome by itself."""
+    return store.record_all([request])[0]
 
 
 class Publisher:
@@ -173,10 +185,10 @@ class Steps:
         self.progress = BranchTracker(step_s=60)
 
     async def begin(self, request: BeginRequest) -> BeginReply:
-        return self._store.begin(request)
+        return begin_one(self._store, request)
 
     async def record(self, request: RecordRequest) -> RecordReply:
-        return self._store.record(request)
+        return record_one(self._store, request)
 
     async def feed(self, following: tuple[BranchId, int]) -> None:
         self._publisher.mixed_branches([following])

@@ -127,7 +127,7 @@ class ParkedBranch(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         branch_id: The branch.
-        feed: The ``feed`` with which it was published: see ``RedisStore.record``.
+        feed: The ``feed`` with which it was published: see ``RedisStore.record_all``.
     """
 
     branch_id: BranchId

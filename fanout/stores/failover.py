@@ -18,7 +18,7 @@ from redis.exceptions import RedisError
 from redis.sentinel import SentinelManagedConnection
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
 
 __all__ = ["MasterWatch", "WatchedConnection"]
 
@@ -68,19 +68,16 @@ class MasterWatch:
         except (RedisError, OSError):
             return
         is_sure, self._last = master == self._last, master
-        if is_sure:
-            with self._lock:
-                connections = list(self._connections)
-            _end(connections, master)
-
-
-def _end(connections: Iterable[Any], master: _Address) -> None:
-    for connection in connections:
-        sock = connection._sock  # noqa: SLF001 - nothing public interrupts a read
-        if sock is not None and (connection.host, connection.port) != master:
-            # A thread that reads from the socket gets an error at once.
-            with suppress(OSError):
-                sock.shutdown(socket.SHUT_RDWR)
+        if not is_sure:
+            return
+        with self._lock:
+            connections = list(self._connections)
+        for connection in connections:
+            sock = connection._sock  # noqa: SLF001 - nothing public interrupts a read
+            if sock is not None and (connection.host, connection.port) != master:
+                # A thread that reads from the socket gets an error at once.
+                with suppress(OSError):
+                    sock.shutdown(socket.SHUT_RDWR)
 
 
 _watches: dict[Any, MasterWatch] = {}

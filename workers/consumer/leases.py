@@ -6,7 +6,7 @@ are long: the messages of a dead worker come back soon, those of a slow worker n
 
 A message may still come back after the server was unreachable or the connection was lost. So a
 worker also sends a heartbeat as the holder of the branches that it has begun: no other worker
-begins these (fanout.stores.RedisStore.begin). A stuck branch (workers.context.progress) keeps
+begins these (fanout.stores.RedisStore.begin_all). A stuck branch (workers.context.progress) keeps
 neither its lease nor its claim.
 """
 

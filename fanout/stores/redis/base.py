@@ -1,22 +1,24 @@
-"""The base of the Redis store: its client, scripts, errors and the names of keys.
+"""The base of the Redis store: client, scripts, errors, and the names of keys.
 
-Keys, under ``{prefix}:run:{id}``: the run (a hash); ``:sN`` a stage (a hash) and ``:sN:open`` its
-shards in flight; ``:sN:M:in`` the input of shard M, ``:live`` its outcomes while it is processed,
-``:state`` its deliveries, ``:out`` its outcomes once it is finished; ``:result`` the aggregate;
-``:parked`` branches that wait for a paused run to go on. ``:sN:sizes`` has each shard's first index
-and count; ``:sN:reopened`` are the shards that a retry has taken back. ``:deleted`` is there while
-a run is being deleted. ``{prefix}:runs`` are all runs by age, ``{prefix}:active`` those that have
-not ended, or whose deletion has not. ``{prefix}:totals`` is what workers have counted,
-``{prefix}:run-totals`` how many runs were submitted and ended, ``{prefix}:limits`` how far the
-rates of models are used, ``{prefix}:workers`` the workers until they fall silent, and
-``{prefix}:worker-records`` what they say of themselves.
-``:in``, ``:out`` and ``:result`` hold the blob itself or a reference to a file, as
-fanout.stores.blobs says; ``{prefix}:stored`` names the runs that have files, with their roots.
-``{prefix}:inputs`` is the same of the inputs, which clients write.
-``{prefix}:storages`` are the ids of storages by root, and ``{prefix}:noted-storages`` those that
-clients have noted before the first worker came.
-``{prefix}:wire`` is the version of the wire format that the fleet speaks, ``{prefix}:wire:holders``
-are the processes that speak it.
+Keys under ``{prefix}:run:{id}``, besides the run's own hash:
+
+* ``:sN``: a stage (a hash); ``:sN:open``, ``:sN:draining``: its shards in flight;
+* ``:sN:sizes``: first index and count of each shard; ``:sN:reopened``: shards that a retry has reset;
+* ``:sN:M:in``: the input of shard M; ``:live`` and ``:state``: its outcomes and its deliveries while
+  it is processed; ``:out``: its outcomes once it is finished;
+* ``:result``: the aggregate; ``:parked``: branches to publish when a paused run goes on;
+* ``:deleted``: the mark of a run that is being deleted.
+
+``:in``, ``:out`` and ``:result`` hold the blob itself or a reference to a file: see
+fanout.stores.blobs. Keys under ``{prefix}``:
+
+* ``:runs``: all runs by age; ``:active``: those that have not ended, or whose deletion has not;
+* ``:totals``: the counters of workers; ``:run-totals``: those of submitted and ended runs;
+* ``:limits``: the use of models' rate limits; ``:workers``: the workers with the time until which
+  they count as alive; ``:worker-records``: their records; ``:holders``: the holders of claims;
+* ``:stored``: the runs with files, with their roots; ``:inputs``: the same for inputs, by clients;
+* ``:storages``: the ids of storages by root; ``:noted-storages``: those that clients have noted;
+* ``:wire``: the fleet's wire version; ``:wire:holders``: the processes that use it.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from fanout.stores.redis.base import translated
 from fanout.stores.redis.blob_references import RedisBlobReferences
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Iterator, Sequence
+    from collections.abc import Callable, Hashable, Sequence
 
     from fanout.core.ids import BranchId, ShardId
     from fanout.core.records import Outcome
@@ -72,11 +72,6 @@ def _record_args(end: RecordRequest) -> list[Any]:
     ]
 
 
-def _pairs(flat: list[Any]) -> Iterator[tuple[Any, Any]]:
-    """Return the items of a flat list as pairs."""
-    return zip(flat[::2], flat[1::2], strict=True)
-
-
 class RedisBranches(RedisBlobReferences):
     """The claims and outcomes of branches."""
 
@@ -90,18 +85,15 @@ class RedisBranches(RedisBlobReferences):
             members, _ = pipe.execute()
         return [codec.decode_parked(run_id, member) for member in sorted(members)]
 
-    def begin(self, start: BeginRequest) -> BeginReply:
-        """Ask whether a branch may make its call, and count the begin.
-
-        While its holder is alive, no other delivery may begin the branch until the holder releases
-        it: a second worker may get a copy of the message, for example after the server was
-        unreachable. A worker may treat a holder as dead only after a later heartbeat of its own.
-        """
-        return self.begin_all([start])[0]
-
     @translated
     def begin_all(self, starts: Sequence[BeginRequest]) -> list[BeginReply]:
-        """Begin several branches in as few steps as possible; return the replies in order."""
+        """Ask whether branches may make their calls, and count the begins; reply in order.
+
+        While the holder of a branch is alive, no other delivery may begin the branch until the
+        holder releases it: a second worker may get a copy of the message, for example after the
+        server was unreachable. A worker may treat a holder as dead only after a later heartbeat of
+        its own.
+        """
         return _ask_by_key(starts, _begin_key, self._begin_some)
 
     def _begin_some(self, starts: list[BeginRequest]) -> list[BeginReply]:
@@ -113,24 +105,17 @@ class RedisBranches(RedisBlobReferences):
         for start in starts:
             parked = codec.encode_parked(start)
             args += [start.branch_id.position, start.token, int(start.is_alone), parked]
-        replies = self._call(branch_scripts.BEGIN, keys, args)
-        return [BeginReply(verdict=v.decode(), deliveries=n) for v, n in _pairs(replies)]
+        flat = self._call(branch_scripts.BEGIN, keys, args)
+        pairs = zip(flat[::2], flat[1::2], strict=True)
+        return [BeginReply(verdict=verdict.decode(), deliveries=n) for verdict, n in pairs]
 
     @translated
-    def release_claim(
-        self,
-        branch_id: BranchId,
-        *,
-        token: str,
-        counts: bool = False,
-    ) -> None:
-        """Release a begin: the delivery was handed back without the end of its call, or died.
-
-        Does nothing if there is no such begin.
+    def release_claim(self, branch_id: BranchId, *, token: str, counts: bool = False) -> None:
+        """Release the claim of a delivery that was handed back before its call ended, or died.
 
         Args:
             branch_id: The branch.
-            token: The token of the begin; one of another delivery stays.
+            token: The token of the delivery; the claim of another delivery stays.
             counts: Whether the begin still counts, so that a branch that hangs everywhere ends.
         """
         keys = [self._shard(branch_id, "state")]
@@ -138,13 +123,9 @@ class RedisBranches(RedisBlobReferences):
             branch_scripts.RELEASE_CLAIM, keys, [branch_id.position, token, 0 if counts else -1]
         )
 
-    def record(self, end: RecordRequest) -> RecordReply:
-        """Write the outcome of a branch; only the first one is kept and counted."""
-        return self.record_all([end])[0]
-
     @translated
     def record_all(self, ends: Sequence[RecordRequest]) -> list[RecordReply]:
-        """Write several outcomes in as few steps as possible; return the replies in order."""
+        """Write the outcomes of branches; only the first of each is kept and counted."""
         return _ask_by_key(ends, _record_key, self._record_some)
 
     def _record_some(self, ends: list[RecordRequest]) -> list[RecordReply]:
@@ -158,12 +139,10 @@ class RedisBranches(RedisBlobReferences):
         args: list[Any] = [self._ttl_s, first.feed]
         for end in ends:
             args += _record_args(end)
-        replies = self._call(branch_scripts.RECORD, keys, args)
+        flat = self._call(branch_scripts.RECORD, keys, args)
         return [
             RecordReply(first=bool(first), next=None if following < 0 else following, ended=ended)
-            for first, following, ended in zip(
-                replies[::3], replies[1::3], replies[2::3], strict=True
-            )
+            for first, following, ended in zip(flat[::3], flat[1::3], flat[2::3], strict=True)
         ]
 
     @translated

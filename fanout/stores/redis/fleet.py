@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 from fanout.stores import codec
 from fanout.stores.redis import fleet_scripts
@@ -93,7 +93,7 @@ class RedisFleet(RedisBase):
 
     @translated
     def totals(self) -> Totals:
-        """Return what the fleet has done so far."""
+        """Return the counters of the fleet since its store was new."""
         with self._redis.pipeline(transaction=False) as pipe:
             pipe.hgetall(self._totals)
             pipe.hgetall(self._run_totals)
@@ -113,8 +113,8 @@ class RedisFleet(RedisBase):
             ttl_s: Seconds after which a silent holder counts as gone.
         """
         keys = [self._wire, f"{self._wire}:holders", self._active]
-        args: list[Any] = [version, holder, ttl_s, self._run("")]
-        return int(cast("int", self._call(fleet_scripts.CLAIM_WIRE, keys, args)))
+        args = [version, holder, ttl_s, self._run("")]
+        return int(self._call(fleet_scripts.CLAIM_WIRE, keys, args))
 
     @translated
     def wire_for(self, version: int, *, needs_room: bool = False) -> int:
@@ -132,17 +132,14 @@ class RedisFleet(RedisBase):
         spoken = self.wire()
         if spoken == version:
             return version
-        if spoken is not None and self._speakers():
+        holders = f"{self._wire}:holders"
+        if spoken is not None and self._redis.zcount(holders, self.now(), "+inf"):
             return spoken
         for wire in self._wires_of_runs():
             needed = spoken if wire is None else wire
             if needed is not None and needed != version:
                 return needed
         return version
-
-    def _speakers(self) -> int:
-        now = seconds(self._redis.time())
-        return self._redis.zcount(f"{self._wire}:holders", now, "+inf")
 
     def _wires_of_runs(self) -> list[int | None]:
         """Return the versions of some active runs: every client checks the earlier runs."""

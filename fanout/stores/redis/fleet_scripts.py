@@ -15,8 +15,8 @@ __all__ = [
     "TRIP_BREAKER",
 ]
 
-# KEYS workers, their records; ARGV name, record, ttl, for how long a silent one is remembered. By
-# the server's clock: those of machines differ.
+# KEYS workers, their records; ARGV name, record, ttl, seconds that a silent worker is remembered. All
+# scripts here use the server's clock, as those of machines differ.
 ALIVE = """
 -- despite a full server
 local time = redis.call('TIME')
@@ -30,9 +30,9 @@ redis.call('HSET', KEYS[2], ARGV[1], ARGV[2])
 return 1
 """
 
-# KEYS holders; ARGV holder, ttl, for how long one that has lapsed is remembered. A beat that comes
-# late was held up, and mostly by the server being away: then all that were alive at the beat before
-# it get as much time again, or the first to come back would take the others for dead.
+# KEYS holders; ARGV holder, ttl, seconds that a lapsed holder is remembered. A late beat was delayed,
+# mostly because the server was unreachable. Then the holders that were alive at the beat before it
+# get the same time again; otherwise the first to return would treat the others as dead.
 BEAT = """
 -- despite a full server
 local time = redis.call('TIME')
@@ -49,7 +49,7 @@ redis.call('ZADD', KEYS[1], now + ttl, ARGV[1])
 return 1
 """
 
-# KEYS lock; ARGV holder, ttl. Returns whether the holder has it now.
+# KEYS lock; ARGV holder, ttl. Returns whether the holder has the lock now.
 LOCK = """
 -- despite a full server
 local holder = redis.call('GET', KEYS[1])
@@ -58,10 +58,10 @@ redis.call('SET', KEYS[1], ARGV[1], 'EX', ARGV[2])
 return 1
 """
 
-# KEYS wire, who speaks it, active; ARGV version, holder, ttl, what the key of a run begins with.
-# Returns the fleet's version. It is the requested one unless a live process or an active run uses
-# another. Any other run keeps no worker away, as clients write a run's version. An expired run may
-# still be among the active ones.
+# KEYS wire, its holders, active; ARGV version, holder, ttl, the prefix of a run's key. Returns the
+# fleet's version: the requested one unless a live process or an active run uses the stored one. A
+# run with a third version does not count, as clients write a run's version. An expired run may still
+# be among the active runs.
 CLAIM_WIRE = """
 -- despite a full server
 local time = redis.call('TIME')
@@ -81,10 +81,10 @@ redis.call('ZADD', KEYS[2], now + tonumber(ARGV[3]), ARGV[2])
 return tonumber(ARGV[1])
 """
 
-# KEYS limits; ARGV model, seconds that the request takes up, that its tokens do, the burst, the
-# furthest ahead, ttl. Returns {wait in seconds, whether it is taken} as strings: Lua's numbers
-# would lose their fractions. See fanout.core.rate_limits; ``r:``, ``t:`` and ``b:`` and the model
-# are until when requests and tokens are paid for, and nothing is let through.
+# KEYS limits; ARGV model, seconds of the limit that the request uses, that its tokens use, the burst,
+# the furthest ahead, ttl. Returns {wait in seconds, whether the time is reserved} as strings: Lua's
+# numbers would lose their fractions. See fanout.core.rate_limits. The fields of a model are the times
+# until which its requests (``r:``) and tokens (``t:``) are used up and it is paused (``b:``).
 TAKE_SLOT = """
 local time = redis.call('TIME')
 local now = tonumber(time[1]) + tonumber(time[2]) / 1e6
@@ -103,7 +103,7 @@ redis.call('EXPIRE', KEYS[1], ARGV[6])
 return {tostring(wait), '1'}
 """
 
-# KEYS limits; ARGV model, seconds that the tokens take up, which may be negative.
+# KEYS limits; ARGV model, seconds of the limit that the tokens use, which may be negative.
 CORRECT_SLOT = """
 if redis.call('HEXISTS', KEYS[1], 't:' .. ARGV[1]) == 0 then return 0 end
 redis.call('HINCRBYFLOAT', KEYS[1], 't:' .. ARGV[1], ARGV[2])
@@ -123,12 +123,12 @@ end
 return 1
 """
 
-# The breaker of a model, as in fanout.policy.outages: ``o:`` and the model is since when it is open,
-# ``n:`` how many probes there were, ``c:`` when it was last closed; when the next may be tried is
-# the end of the model's pause, ``b:``, so that who knows of pauses only waits as well.
+# The breaker of a model (fanout.policy.outages) has the fields ``o:``, the time when it opened,
+# ``n:``, its number of probes, and ``c:``, the time when it was last closed. The time of the next
+# probe is the end of the model's pause, ``b:``, so callers that only read pauses also wait.
 
-# KEYS limits; ARGV model, seconds to the first probe, after how many a breaker says nothing, and
-# for how long one that was closed stays so, ttl. Returns whether it is open.
+# KEYS limits; ARGV model, seconds to the first probe, seconds after which an open breaker is
+# forgotten, seconds that a closed breaker stays closed, ttl. Returns whether it is open.
 TRIP_BREAKER = """
 local time = redis.call('TIME')
 local now = tonumber(time[1]) + tonumber(time[2]) / 1e6
@@ -142,9 +142,9 @@ redis.call('EXPIRE', KEYS[1], ARGV[5])
 return 1
 """
 
-# KEYS limits; ARGV model, seconds to the first probe, the most between two, after how many a
-# breaker says nothing. Returns {seconds to wait, since when it is open or '', whether this is a
-# probe} as strings.
+# KEYS limits; ARGV model, seconds to the first probe, the most seconds between two probes, seconds
+# after which an open breaker is forgotten. Returns {seconds to wait, seconds that it has been open
+# or '', whether the caller may probe} as strings.
 ASK_BREAKER = """
 local time = redis.call('TIME')
 local now = tonumber(time[1]) + tonumber(time[2]) / 1e6

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 from fanout.core.rate_limits import BURST_S, MAX_AHEAD_S, LimitState, Reservation
 from fanout.policy.outages import FIRST_PROBE_S, FORGET_S, MAX_PROBE_S, REOPEN_S, BreakerReply
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = ["RedisLimits"]
 
-# No reservation lasts longer.
+# Seconds that the state of limits is kept: no reservation lasts longer.
 _KEPT_S = 3_600
 
 
@@ -29,7 +29,7 @@ class RedisLimits(RedisBase):
         The caller passes the rates. All callers for a model share its use of them.
         """
         costs = [rates.request_s(), rates.tokens_s(tokens)]
-        args: list[Any] = [model, *costs, BURST_S, MAX_AHEAD_S, _KEPT_S]
+        args = [model, *costs, BURST_S, MAX_AHEAD_S, _KEPT_S]
         wait_s, is_taken = self._call(fleet_scripts.TAKE_SLOT, [self._limits], args)
         return Reservation(wait_s=float(wait_s), is_taken=is_taken == b"1")
 
@@ -60,7 +60,7 @@ class RedisLimits(RedisBase):
             return BreakerReply(wait_s=pause_s)
         if pause_s > 0:
             return BreakerReply(wait_s=pause_s, down_s=max(0.0, seconds(now) - float(opened_at)))
-        args: list[Any] = [model, FIRST_PROBE_S, MAX_PROBE_S, FORGET_S]
+        args = [model, FIRST_PROBE_S, MAX_PROBE_S, FORGET_S]
         wait_s, down_s, is_probe = self._call(fleet_scripts.ASK_BREAKER, [self._limits], args)
         return BreakerReply(
             wait_s=float(wait_s),
@@ -71,8 +71,8 @@ class RedisLimits(RedisBase):
     @translated
     def trip_breaker(self, model: str) -> bool:
         """Report that a model fails for the whole fleet; return whether the breaker is open."""
-        args: list[Any] = [model, FIRST_PROBE_S, FORGET_S, REOPEN_S, _KEPT_S]
-        return bool(self._call(fleet_scripts.TRIP_BREAKER, [self._limits], args) == 1)
+        args = [model, FIRST_PROBE_S, FORGET_S, REOPEN_S, _KEPT_S]
+        return bool(self._call(fleet_scripts.TRIP_BREAKER, [self._limits], args))
 
     @translated
     def close_breaker(self, model: str) -> None:

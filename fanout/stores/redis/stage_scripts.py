@@ -21,12 +21,12 @@ __all__ = [
 ADOPT = """
 if redis.call('EXISTS', KEYS[3]) == 0 then return 0 end
 local cap = tonumber(redis.call('HGET', KEYS[1], 'cap') or 0)
-local lane = tonumber(redis.call('HGET', KEYS[1], 'lane') or 0)
+local per_shard = tonumber(redis.call('HGET', KEYS[1], 'lane') or 0)
 local used = 0
 for _, permits in ipairs(redis.call('HVALS', KEYS[2])) do used = used + tonumber(permits) end
 for i = 2, #ARGV do
     local permits = 0
-    if cap > 0 then permits = math.min(lane, cap - used) end
+    if cap > 0 then permits = math.min(per_shard, cap - used) end
     if cap > 0 and permits <= 0 then break end
     used = used + permits * redis.call('HSETNX', KEYS[2], ARGV[i], permits)
 end
@@ -78,7 +78,7 @@ if tonumber(ARGV[2]) >= 0 then
     redis.call('HDEL', KEYS[2], ARGV[2])
     redis.call('SREM', KEYS[3], ARGV[2])
 end
-local cap, lane, written = field('cap'), field('lane'), field('written')
+local cap, per_shard, written = field('cap'), field('lane'), field('written')
 -- Summed each time: a counter could come to differ from the open shards.
 local used, opened = 0, field('opened')
 if cap > 0 then
@@ -92,7 +92,7 @@ local granted = {}
 while opened < written and inflight < window and open < window * tonumber(ARGV[6])
         and (cap == 0 or used < cap) and #granted < 2000 do
     local permits = 0
-    if cap > 0 then permits = math.min(lane, cap - used) end
+    if cap > 0 then permits = math.min(per_shard, cap - used) end
     redis.call('HSET', KEYS[2], opened, permits)
     granted[#granted + 1] = opened
     granted[#granted + 1] = permits

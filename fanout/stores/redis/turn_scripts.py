@@ -5,13 +5,12 @@ its own, its *backlog*. The script that takes messages also moves the next messa
 from their backlogs to the queue's end. So the queue is a ring: each run gets its turn after all
 others, however much it has published. The queue is never empty while a backlog is not.
 
-Keys: the queue, and behind its name ``.turns``, a hash of how many messages of a run are in the
-queue; ``.of.RUN``, the backlog of a run; ``.behind``, a list of empty strings, as many as there are
-messages in all backlogs together: a length is all that a scaler can ask for.
+Keys: the queue, and with its name as prefix ``.turns``, a hash with the number of messages that each
+run has in the queue; ``.of.RUN``, the backlog of a run; ``.behind``, a list with an empty string for
+each message of all backlogs: a scaler can only read lengths.
 
-``.turns`` may differ from the queue, if a worker died between taking and counting, or if another
-client put or took a message. ``TAKE`` corrects it whenever the queue is empty, and so does
-``RECOUNT``.
+``.turns`` may differ from the queue if a worker died between taking and counting, or if another
+client put or took a message. ``TAKE`` corrects it when the queue is empty, ``RECOUNT`` by counting the queue.
 """
 
 from __future__ import annotations
@@ -41,10 +40,10 @@ local function give_turns(queue, run, held, turns)
 end
 """
 
-# KEYS index, messages, queue; ARGV what follows a message where kombu keeps it, the turns of a run
-# (0: the queue has none), a message that was taken, its tag, and a tag for each further message to
-# take now. Returns how many are left, and these messages. They are kept as kombu keeps them, but by
-# the server's clock: those of machines differ.
+# KEYS index, messages, queue; ARGV the text that kombu stores after a message, the turns of a run (0:
+# the queue has none), a message that was taken, its tag, and a tag for each further message to take.
+# Returns the number of messages left, and the further ones. It leases them as kombu does, but by the
+# server's clock: those of machines differ.
 TAKE = f"""{_SHARED}
 local queue, turns = KEYS[3], tonumber(ARGV[2])
 local time = redis.call('TIME')
@@ -72,7 +71,7 @@ local function note(run, count)
 end
 note(run_of(ARGV[3]), 1)
 for _, message in ipairs(taken) do note(run_of(message), 1) end
--- Nobody has a turn left: what the counters say otherwise is wrong.
+-- No run has a turn left, so counters that say otherwise are wrong.
 local is_empty = redis.call('LLEN', queue) == 0
 if is_empty and redis.call('LLEN', queue .. '.behind') > 0 then
     for _, run in ipairs(redis.call('HKEYS', queue .. '.turns')) do note(run, 0) end
@@ -118,11 +117,10 @@ end
 return 1
 """
 
-# KEYS queue; ARGV turns of a run, run, its key, how many messages were put into its backlog just
-# now, and some that were not. It takes nothing from anywhere, as a client may not; and what goes
-# into the backlog anyway does not pass through it, which would cost the server more than all the
-# rest.
-# Returns how long the queue is; -1: the run is gone, and so is what was put.
+# KEYS queue; ARGV turns of a run, run, its key, the number of messages just added to its backlog, and
+# messages that were not. It moves no message from a list, as a client may not. Most messages go
+# directly to the backlog: as arguments, they would cost the server more than all the rest. Returns
+# the length of the queue; -1: the run is deleted, and so are its messages.
 PUT = f"""{_SHARED}
 local queue, turns, run = KEYS[1], tonumber(ARGV[1]), ARGV[2]
 local backlog, behind = backlog_of(queue, run), tonumber(ARGV[4])
@@ -156,9 +154,9 @@ redis.call('HSET', queue .. '.turns', run, held + first)
 return redis.call('LLEN', queue)
 """
 
-# KEYS queue; ARGV turns of a run, the length from which on a queue is not counted, and 1 where it
-# is although it has as many messages as there are turns. Returns how many messages were given a
-# turn that no other script would have given them.
+# KEYS queue; ARGV turns of a run, the most messages in a queue that is counted, and 1 to count even
+# if the queue has as many messages as there are turns. Returns the number of messages that got a turn
+# which no other script would have given them.
 RECOUNT = f"""-- despite a full server
 {_SHARED}
 local queue, turns = KEYS[1], tonumber(ARGV[1])

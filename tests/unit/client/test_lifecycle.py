@@ -25,7 +25,7 @@ from fanout.runs.enqueue import (
 )
 from fanout.runs.reaper import Reaper
 from fanout.stores import BeginRequest, RecordRequest, RedisStore, WorkerRecord
-from tests.fakes import RUN, MessageReader, Publisher, fake_redis
+from tests.fakes import RUN, MessageReader, Publisher, begin_one, fake_redis, record_one
 
 SPEC = make_spec(model="fake", prompt="{input}")
 # Two shards and a half: the samples make a shard of each 250 documents.
@@ -73,10 +73,11 @@ def finish(store, kinds):
     for number, some in enumerate(kinds):
         for at, kind in enumerate(some):
             index = store.indices(ShardId(RUN, 0, number))[at]
-            store.record(
+            record_one(
+                store,
                 RecordRequest(
                     BranchId(RUN, 0, number, at), Outcome(index=index, kind=kind, output="x")
-                )
+                ),
             )
         store.compact(ShardId(RUN, 0, number), store.outcomes(ShardId(RUN, 0, number)))
         store.open_shards(StageId(RUN, 0), window=9, finished=number)
@@ -231,7 +232,7 @@ def test_cancelling_a_paused_run_publishes_what_was_parked(store, publisher):
     create(store)
     enqueue(store, publisher, texts(3), SPEC)
     store.pause(RUN)
-    store.begin(BeginRequest(BranchId(RUN, 0, 0, 1), token="a"))
+    begin_one(store, BeginRequest(BranchId(RUN, 0, 0, 1), token="a"))
     run_handle(store, publisher).cancel()
     assert publisher.sent[-1] == ("branch", 0, 0, 1, 0)
 
@@ -293,7 +294,7 @@ def test_pausing_and_unpausing_say_whether_they_did_it(store, publisher):
     run = run_handle(store, publisher)
     assert [run.pause(), run.pause()] == [True, False]
     assert run.status().status is RunStatus.PAUSED
-    store.begin(BeginRequest(BranchId(RUN, 0, 0, 2), token="a"))
+    begin_one(store, BeginRequest(BranchId(RUN, 0, 0, 2), token="a"))
     assert [run.unpause(), run.unpause()] == [True, False]
     assert publisher.sent[-1] == ("branch", 0, 0, 2, 0)
     assert publisher.sent.count(("branch", 0, 0, 2, 0)) == 1
@@ -304,7 +305,7 @@ def test_unpausing_again_publishes_what_an_unpause_that_died_has_not(store, publ
     create(store)
     enqueue(store, publisher, texts(3), SPEC)
     store.pause(RUN)
-    store.begin(BeginRequest(BranchId(RUN, 0, 0, 2), token="a"))
+    begin_one(store, BeginRequest(BranchId(RUN, 0, 0, 2), token="a"))
     store.unpause(RUN)
     assert not run_handle(store, publisher).unpause()
     assert publisher.sent[-1] == ("branch", 0, 0, 2, 0)
@@ -348,7 +349,7 @@ def test_branches_that_are_retried_are_neither_done_nor_failed_meanwhile(store, 
     assert counts() == (4, {SLOW: 1})
     reset_retried_shard(store, ShardId(RUN, 0, 2), frozenset({BAD}))
     assert counts() == (4, {SLOW: 1})
-    store.record(RecordRequest(BranchId(RUN, 0, 2, 1), Outcome(index=5, kind=BAD)))
+    record_one(store, RecordRequest(BranchId(RUN, 0, 2, 1), Outcome(index=5, kind=BAD)))
     assert counts() == (5, {BAD: 1, SLOW: 1}), "it failed again"
     store.halt(RUN, RunStatus.CANCELLED)
     assert counts() == (6, {BAD: 2, SLOW: 1}), "what is not taken back stays as it was"
@@ -416,7 +417,7 @@ def test_a_shard_is_reset_once_however_often_it_is_published(store, publisher):
     reset_retried_shard(store, ShardId(RUN, 0, 2), run.retry)
     assert store.stage(StageId(RUN, 0)).errors == {BAD: 1, SLOW: 1}
     assert store.outcomes(ShardId(RUN, 0, 2))[0].kind is SLOW
-    store.record(RecordRequest(BranchId(RUN, 0, 2, 1), Outcome(index=5, kind=BAD)))
+    record_one(store, RecordRequest(BranchId(RUN, 0, 2, 1), Outcome(index=5, kind=BAD)))
     reset_retried_shard(store, ShardId(RUN, 0, 2), run.retry)
     assert store.outcomes(ShardId(RUN, 0, 2))[1].kind is BAD, "it failed again, and stays so"
     reset_retried_shard(store, ShardId(RUN, 0, 1), run.retry)

@@ -12,7 +12,7 @@ from fanout.core.records import Chunk, ErrorKind, Outcome, RunStatus, Shard
 from fanout.runs.enqueue import delete
 from fanout.runs.reaper import MAX_HEALS, Reaper
 from fanout.stores import BeginRequest, RecordRequest
-from tests.fakes import RUN, Clock, MessageReader, Publisher, fake_store
+from tests.fakes import RUN, Clock, MessageReader, Publisher, begin_one, fake_store, record_one
 
 
 class Fleet:
@@ -37,8 +37,9 @@ class Fleet:
 
     def end(self, *positions):
         for position in positions:
-            self.store.record(
-                RecordRequest(BranchId(RUN, 0, 0, position), Outcome(index=position, output="x"))
+            record_one(
+                self.store,
+                RecordRequest(BranchId(RUN, 0, 0, position), Outcome(index=position, output="x")),
             )
 
     def pass_time(self, seconds=60):
@@ -94,7 +95,9 @@ def test_a_shard_that_makes_progress_is_left_alone(fleet):
 def test_a_branch_that_a_living_worker_holds_is_not_lost(fleet):
     fleet.store.beat("h", ttl_s=3600)
     fleet.end(0, 1)
-    fleet.store.begin(BeginRequest(BranchId(RUN, 0, 0, 2), token="t", holder="h", lasts_s=3600))
+    begin_one(
+        fleet.store, BeginRequest(BranchId(RUN, 0, 0, 2), token="t", holder="h", lasts_s=3600)
+    )
     assert fleet.pass_time(300) == []
 
 
@@ -189,7 +192,9 @@ def test_what_is_remembered_does_not_grow_with_the_shards_of_a_run(fleet):
     for number in range(48):
         # Each is suspected of being lost, and then ends all the same.
         fleet.pass_time(20)
-        store.record(RecordRequest(BranchId(RUN, 0, number, 0), Outcome(index=number, output="x")))
+        record_one(
+            store, RecordRequest(BranchId(RUN, 0, number, 0), Outcome(index=number, output="x"))
+        )
         store.open_shards(StageId(RUN, 0), window=2, finished=number)
     assert len(fleet.reaper._marks) + len(fleet.reaper._suspected) <= 6
 

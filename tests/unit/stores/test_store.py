@@ -30,7 +30,7 @@ from fanout.stores.blobs import FileBlobs
 from fanout.stores.redis.branches import RedisBranches
 from fanout.stores.redis.runs import RedisRuns
 from fanout.stores.redis.stages import RedisStages
-from tests.fakes import RUN, fake_store, make_shard
+from tests.fakes import RUN, begin_one, fake_store, make_shard, record_one
 
 
 @pytest.fixture(params=["fakeredis", "server", "files"])
@@ -191,49 +191,51 @@ def test_max_workers_is_spread_over_shards_and_never_exceeded(store, run):
 
 def test_a_branch_may_begin_and_its_deliveries_are_counted(store, run):
     store.put_shard(ShardId(run, 0, 0), make_shard())
-    assert store.begin(BeginRequest(BranchId(run, 0, 0, 1), token="a")) == BeginReply(
+    assert begin_one(store, BeginRequest(BranchId(run, 0, 0, 1), token="a")) == BeginReply(
         verdict="go", deliveries=1
     )
-    assert store.begin(BeginRequest(BranchId(run, 0, 0, 1), token="b")).deliveries == 2
-    assert store.begin(BeginRequest(BranchId(run, 0, 0, 2), token="c")).deliveries == 1
+    assert begin_one(store, BeginRequest(BranchId(run, 0, 0, 1), token="b")).deliveries == 2
+    assert begin_one(store, BeginRequest(BranchId(run, 0, 0, 2), token="c")).deliveries == 1
 
 
 def test_a_begin_that_is_sent_again_counts_once(store, run):
     store.put_shard(ShardId(run, 0, 0), make_shard())
-    assert store.begin(BeginRequest(BranchId(run, 0, 0, 1), token="a")).deliveries == 1
-    assert store.begin(BeginRequest(BranchId(run, 0, 0, 1), token="a")).deliveries == 1
+    assert begin_one(store, BeginRequest(BranchId(run, 0, 0, 1), token="a")).deliveries == 1
+    assert begin_one(store, BeginRequest(BranchId(run, 0, 0, 1), token="a")).deliveries == 1
 
 
 def test_a_branch_that_was_begun_twice_without_an_end_must_be_begun_alone(store, run):
     store.put_shard(ShardId(run, 0, 0), make_shard())
     for token in ("a", "b"):
-        store.begin(BeginRequest(BranchId(run, 0, 0, 1), token=token))
-    assert store.begin(BeginRequest(BranchId(run, 0, 0, 1), token="c")) == BeginReply(
+        begin_one(store, BeginRequest(BranchId(run, 0, 0, 1), token=token))
+    assert begin_one(store, BeginRequest(BranchId(run, 0, 0, 1), token="c")) == BeginReply(
         verdict="suspect", deliveries=2
     )
-    assert store.begin(BeginRequest(BranchId(run, 0, 0, 1), token="c")).deliveries == 2, (
+    assert begin_one(store, BeginRequest(BranchId(run, 0, 0, 1), token="c")).deliveries == 2, (
         "it is not counted yet"
     )
     assert (
-        store.begin(BeginRequest(BranchId(run, 0, 0, 1), token="c", is_alone=True)).deliveries == 3
+        begin_one(store, BeginRequest(BranchId(run, 0, 0, 1), token="c", is_alone=True)).deliveries
+        == 3
     )
 
 
 def test_a_begin_can_be_taken_back_by_whoever_made_it(store, run):
     store.put_shard(ShardId(run, 0, 0), make_shard())
-    store.begin(BeginRequest(BranchId(run, 0, 0, 1), token="a"))
+    begin_one(store, BeginRequest(BranchId(run, 0, 0, 1), token="a"))
     store.release_claim(BranchId(run, 0, 0, 1), token="another")
-    assert store.begin(BeginRequest(BranchId(run, 0, 0, 1), token="b")).deliveries == 2
+    assert begin_one(store, BeginRequest(BranchId(run, 0, 0, 1), token="b")).deliveries == 2
     store.release_claim(BranchId(run, 0, 0, 1), token="b")
-    assert store.begin(BeginRequest(BranchId(run, 0, 0, 1), token="c")).deliveries == 2
+    assert begin_one(store, BeginRequest(BranchId(run, 0, 0, 1), token="c")).deliveries == 2
     store.release_claim(BranchId(run, 0, 0, 1), token="c", counts=True)
     assert (
-        store.begin(BeginRequest(BranchId(run, 0, 0, 1), token="d", is_alone=True)).deliveries == 3
+        begin_one(store, BeginRequest(BranchId(run, 0, 0, 1), token="d", is_alone=True)).deliveries
+        == 3
     )
 
 
 def begin(store, token, **more):
-    return store.begin(BeginRequest(BranchId(RUN, 0, 0, 1), token=token, **more)).verdict
+    return begin_one(store, BeginRequest(BranchId(RUN, 0, 0, 1), token=token, **more)).verdict
 
 
 def test_a_branch_that_a_living_holder_has_begun_is_not_begun_by_another(store, run):
@@ -375,7 +377,7 @@ def test_when_all_were_silent_the_first_to_return_does_not_take_the_others_for_d
         wait_until(lambda: not held())
 
     store.beat("dead", ttl_s=0.2)
-    store.begin(BeginRequest(BranchId(run, 0, 0, 2), token="a", holder="dead", lasts_s=60))
+    begin_one(store, BeginRequest(BranchId(run, 0, 0, 2), token="a", holder="dead", lasts_s=60))
     lapse()
     for holder in ("h1", "h2"):
         store.beat(holder, ttl_s=0.2)
@@ -414,9 +416,9 @@ def test_shards_without_all_their_outcomes_are_incomplete_and_can_be_adopted(sto
     for number in range(3):
         store.put_shard(ShardId(run, 0, number), make_shard(1, first=number))
     assert store.incomplete(StageId(run, 0)) == [0, 1, 2]
-    store.record(RecordRequest(BranchId(run, 0, 0, 0), ok(0)))
+    record_one(store, RecordRequest(BranchId(run, 0, 0, 0), ok(0)))
     store.compact(ShardId(run, 0, 0), {0: ok(0)})
-    store.record(RecordRequest(BranchId(run, 0, 1, 0), ok(1)))
+    record_one(store, RecordRequest(BranchId(run, 0, 1, 0), ok(1)))
     assert store.incomplete(StageId(run, 0)) == [2]
     store.adopt(StageId(run, 0), [2])
     assert store.progress(StageId(run, 0)).open == {2: 0}
@@ -427,25 +429,31 @@ def test_a_paused_run_parks_its_branches_until_it_goes_on(store, run):
     assert store.pause(run)
     assert not store.pause(run), "it is paused already"
     assert store.run(run).status is RunStatus.PAUSED
-    assert store.begin(BeginRequest(BranchId(run, 0, 0, 1), token="a", feed=3)).verdict == "paused"
-    assert store.begin(BeginRequest(BranchId(run, 0, 0, 1), token="b", feed=3)).verdict == "paused"
+    assert (
+        begin_one(store, BeginRequest(BranchId(run, 0, 0, 1), token="a", feed=3)).verdict
+        == "paused"
+    )
+    assert (
+        begin_one(store, BeginRequest(BranchId(run, 0, 0, 1), token="b", feed=3)).verdict
+        == "paused"
+    )
     assert store.unpause(run)
     assert not store.unpause(run)
     assert store.run(run).status is RunStatus.ENQUEUING
     assert store.take_parked(run) == [ParkedBranch(branch_id=BranchId(RUN, 0, 0, 1), feed=3)]
     assert store.take_parked(run) == []
-    assert store.begin(BeginRequest(BranchId(run, 0, 0, 1), token="c")).deliveries == 1
+    assert begin_one(store, BeginRequest(BranchId(run, 0, 0, 1), token="c")).deliveries == 1
 
 
 def test_what_was_begun_before_a_pause_goes_on_and_is_not_parked(store, run):
     store.put_shard(ShardId(run, 0, 0), make_shard())
-    store.begin(BeginRequest(BranchId(run, 0, 0, 1), token="a"))
+    begin_one(store, BeginRequest(BranchId(run, 0, 0, 1), token="a"))
     store.pause(run)
-    assert store.begin(BeginRequest(BranchId(run, 0, 0, 1), token="a")) == BeginReply(
+    assert begin_one(store, BeginRequest(BranchId(run, 0, 0, 1), token="a")) == BeginReply(
         verdict="go", deliveries=1
     )
     assert store.take_parked(run) == []
-    assert store.begin(BeginRequest(BranchId(run, 0, 0, 1), token="b")).verdict == "paused", (
+    assert begin_one(store, BeginRequest(BranchId(run, 0, 0, 1), token="b")).verdict == "paused", (
         "another delivery"
     )
 
@@ -462,8 +470,8 @@ def test_no_branch_begins_after_the_deadline_but_reductions_do(store):
     store.create_run(RUN, spec="{}", created_at=1.0, deadline_at=time.time() - 2)
     store.put_shard(ShardId(RUN, 0, 0), make_shard())
     store.put_shard(ShardId(RUN, 1, 0), make_shard())
-    assert store.begin(BeginRequest(BranchId(RUN, 0, 0, 0), token="a")).verdict == "expired"
-    assert store.begin(BeginRequest(BranchId(RUN, 1, 0, 0), token="a")).verdict == "go"
+    assert begin_one(store, BeginRequest(BranchId(RUN, 0, 0, 0), token="a")).verdict == "expired"
+    assert begin_one(store, BeginRequest(BranchId(RUN, 1, 0, 0), token="a")).verdict == "go"
 
 
 def test_runs_are_active_until_they_end_and_again_when_reopened(store, run):
@@ -480,9 +488,9 @@ def test_the_progress_of_a_stage_changes_when_a_branch_begins_or_ends(store, run
     store.open_shards(StageId(run, 0), window=2)
     first = store.progress(StageId(run, 0))
     assert (first.written, first.opened, first.sealed, first.open) == (3, 2, False, {0: 0, 1: 0})
-    store.begin(BeginRequest(BranchId(run, 0, 0, 1), token="a"))
+    begin_one(store, BeginRequest(BranchId(run, 0, 0, 1), token="a"))
     second = store.progress(StageId(run, 0))
-    store.record(RecordRequest(BranchId(run, 0, 0, 1), ok(1)))
+    record_one(store, RecordRequest(BranchId(run, 0, 0, 1), ok(1)))
     third = store.progress(StageId(run, 0))
     assert first.marks[1] == second.marks[1] == third.marks[1]
     assert len({first.marks[0], second.marks[0], third.marks[0]}) == 3
@@ -494,7 +502,7 @@ def test_the_state_of_a_shard_says_what_was_published_and_what_has_ended(store, 
     assert (state.first, state.count, state.published, state.ended) == (7, 3, None, frozenset())
     assert store.start_shard(ShardId(run, 0, 0), published=2)
     assert not store.start_shard(ShardId(run, 0, 0), published=3), "the first stands"
-    store.record(RecordRequest(BranchId(run, 0, 0, 1), ok(1)))
+    record_one(store, RecordRequest(BranchId(run, 0, 0, 1), ok(1)))
     store.healed(ShardId(run, 0, 0))
     state = store.shard_state(ShardId(run, 0, 0))
     assert (state.published, state.ended, state.heals) == (2, frozenset({1}), 1)
@@ -514,14 +522,14 @@ def test_a_lock_is_its_holder_s_until_it_runs_out(store):
 
 def test_a_branch_with_an_outcome_does_not_begin_again(store, run):
     store.put_shard(ShardId(run, 0, 0), make_shard())
-    store.record(RecordRequest(BranchId(run, 0, 0, 1), ok(1)))
-    assert store.begin(BeginRequest(BranchId(run, 0, 0, 1), token="t")).verdict == "done"
+    record_one(store, RecordRequest(BranchId(run, 0, 0, 1), ok(1)))
+    assert begin_one(store, BeginRequest(BranchId(run, 0, 0, 1), token="t")).verdict == "done"
 
 
 def test_no_branch_of_a_halted_run_begins(store, run):
     store.put_shard(ShardId(run, 0, 0), make_shard())
     assert store.halt(run, RunStatus.FAILED, error="bad key")
-    assert store.begin(BeginRequest(BranchId(run, 0, 0, 0), token="t")).verdict == "halted"
+    assert begin_one(store, BeginRequest(BranchId(run, 0, 0, 0), token="t")).verdict == "halted"
     record = store.run(run)
     assert (record.halt, record.error) == (RunStatus.FAILED, "bad key")
 
@@ -535,16 +543,16 @@ def test_the_first_halt_stands(store, run):
 def test_no_branch_of_a_deleted_run_begins(store, run):
     store.put_shard(ShardId(run, 0, 0), make_shard())
     store.delete_run(run)
-    assert store.begin(BeginRequest(BranchId(run, 0, 0, 0), token="t")).verdict == "gone"
-    assert not store.record(RecordRequest(BranchId(run, 0, 0, 0), ok())).first
+    assert begin_one(store, BeginRequest(BranchId(run, 0, 0, 0), token="t")).verdict == "gone"
+    assert not record_one(store, RecordRequest(BranchId(run, 0, 0, 0), ok())).first
     with pytest.raises(UnknownRunError):
         store.run(run)
 
 
 def test_the_first_outcome_stands_and_is_counted_once(store, run):
     store.put_shard(ShardId(run, 0, 0), make_shard())
-    assert store.record(RecordRequest(BranchId(run, 0, 0, 0), ok(0))).first
-    assert not store.record(RecordRequest(BranchId(run, 0, 0, 0), failed(0))).first
+    assert record_one(store, RecordRequest(BranchId(run, 0, 0, 0), ok(0))).first
+    assert not record_one(store, RecordRequest(BranchId(run, 0, 0, 0), failed(0))).first
     assert store.outcomes(ShardId(run, 0, 0)) == {0: ok(0)}
     record = store.stage(StageId(run, 0))
     assert (record.done, record.succeeded, record.failed) == (1, 1, 0)
@@ -552,9 +560,9 @@ def test_the_first_outcome_stands_and_is_counted_once(store, run):
 
 def test_failures_are_counted_by_kind(store, run):
     store.put_shard(ShardId(run, 0, 0), make_shard())
-    store.record(RecordRequest(BranchId(run, 0, 0, 0), failed(0)))
-    store.record(RecordRequest(BranchId(run, 0, 0, 1), failed(1)))
-    store.record(RecordRequest(BranchId(run, 0, 0, 2), failed(2, ErrorKind.AUTH)))
+    record_one(store, RecordRequest(BranchId(run, 0, 0, 0), failed(0)))
+    record_one(store, RecordRequest(BranchId(run, 0, 0, 1), failed(1)))
+    record_one(store, RecordRequest(BranchId(run, 0, 0, 2), failed(2, ErrorKind.AUTH)))
     record = store.stage(StageId(run, 0))
     assert record.failed == 3
     assert record.errors == {ErrorKind.TIMEOUT: 2, ErrorKind.AUTH: 1}
@@ -562,11 +570,17 @@ def test_failures_are_counted_by_kind(store, run):
 
 def test_usage_adds_up(store, run):
     store.put_shard(ShardId(run, 0, 0), make_shard())
-    store.record(
-        RecordRequest(BranchId(run, 0, 0, 0), ok(0, input_tokens=10, output_tokens=2, cost_usd=0.5))
+    record_one(
+        store,
+        RecordRequest(
+            BranchId(run, 0, 0, 0), ok(0, input_tokens=10, output_tokens=2, cost_usd=0.5)
+        ),
     )
-    store.record(
-        RecordRequest(BranchId(run, 0, 0, 1), ok(1, input_tokens=5, output_tokens=1, cost_usd=0.25))
+    record_one(
+        store,
+        RecordRequest(
+            BranchId(run, 0, 0, 1), ok(1, input_tokens=5, output_tokens=1, cost_usd=0.25)
+        ),
     )
     usage = Usage(calls=2, input_tokens=15, output_tokens=3, cost_usd=0.75)
     assert store.stage(StageId(run, 0)).usage == usage
@@ -574,8 +588,10 @@ def test_usage_adds_up(store, run):
 
 def test_an_unknown_quantity_makes_the_sum_unknown_not_smaller(store, run):
     store.put_shard(ShardId(run, 0, 0), make_shard())
-    store.record(RecordRequest(BranchId(run, 0, 0, 0), ok(0, input_tokens=10, output_tokens=2)))
-    store.record(RecordRequest(BranchId(run, 0, 0, 1), ok(1, input_tokens=10)))
+    record_one(
+        store, RecordRequest(BranchId(run, 0, 0, 0), ok(0, input_tokens=10, output_tokens=2))
+    )
+    record_one(store, RecordRequest(BranchId(run, 0, 0, 1), ok(1, input_tokens=10)))
     usage = store.stage(StageId(run, 0)).usage
     assert usage == Usage(calls=2, input_tokens=20, output_tokens=None, cost_usd=None)
 
@@ -583,35 +599,40 @@ def test_an_unknown_quantity_makes_the_sum_unknown_not_smaller(store, run):
 def test_calls_of_unknown_usage_make_the_sum_unknown_and_branches_without_calls_do_not(store, run):
     store.put_shard(ShardId(run, 0, 0), make_shard())
     known = Usage(calls=1, input_tokens=10, output_tokens=2, cost_usd=0.0)
-    store.record(
-        RecordRequest(BranchId(run, 0, 0, 0), ok(0, input_tokens=10, output_tokens=2, cost_usd=0.0))
+    record_one(
+        store,
+        RecordRequest(
+            BranchId(run, 0, 0, 0), ok(0, input_tokens=10, output_tokens=2, cost_usd=0.0)
+        ),
     )
-    store.record(RecordRequest(BranchId(run, 0, 0, 1), Outcome(index=1, kind=ErrorKind.CANCELLED)))
+    record_one(
+        store, RecordRequest(BranchId(run, 0, 0, 1), Outcome(index=1, kind=ErrorKind.CANCELLED))
+    )
     assert store.stage(StageId(run, 0)).usage == known
-    store.record(RecordRequest(BranchId(run, 0, 0, 2), failed(2)))
+    record_one(store, RecordRequest(BranchId(run, 0, 0, 2), failed(2)))
     assert store.stage(StageId(run, 0)).usage == Usage(calls=3)
 
 
 def test_a_fed_shard_hands_out_each_further_position_once(store, run):
     store.put_shard(ShardId(run, 0, 0), make_shard(4))
     store.start_shard(ShardId(run, 0, 0), published=2)
-    assert store.record(RecordRequest(BranchId(run, 0, 0, 0), ok(0), feed=4)).next == 2
-    assert store.record(RecordRequest(BranchId(run, 0, 0, 0), ok(0), feed=4)).next is None, (
+    assert record_one(store, RecordRequest(BranchId(run, 0, 0, 0), ok(0), feed=4)).next == 2
+    assert record_one(store, RecordRequest(BranchId(run, 0, 0, 0), ok(0), feed=4)).next is None, (
         "a second delivery feeds none"
     )
-    assert store.record(RecordRequest(BranchId(run, 0, 0, 1), ok(1), feed=4)).next == 3
-    assert store.record(RecordRequest(BranchId(run, 0, 0, 2), ok(2), feed=4)).next is None
-    assert store.record(RecordRequest(BranchId(run, 0, 0, 3), ok(3), feed=4)).next is None
+    assert record_one(store, RecordRequest(BranchId(run, 0, 0, 1), ok(1), feed=4)).next == 3
+    assert record_one(store, RecordRequest(BranchId(run, 0, 0, 2), ok(2), feed=4)).next is None
+    assert record_one(store, RecordRequest(BranchId(run, 0, 0, 3), ok(3), feed=4)).next is None
 
 
 def test_what_a_retry_has_kept_is_not_handed_out(store, run):
     store.put_shard(ShardId(run, 0, 0), make_shard(6))
     for position in (1, 3, 4):
-        store.record(RecordRequest(BranchId(run, 0, 0, position), ok(position)))
+        record_one(store, RecordRequest(BranchId(run, 0, 0, position), ok(position)))
     store.start_shard(ShardId(run, 0, 0), published=1)
-    assert store.record(RecordRequest(BranchId(run, 0, 0, 0), ok(0), feed=6)).next == 2
-    assert store.record(RecordRequest(BranchId(run, 0, 0, 2), ok(2), feed=6)).next == 5
-    assert store.record(RecordRequest(BranchId(run, 0, 0, 5), ok(5), feed=6)).next is None
+    assert record_one(store, RecordRequest(BranchId(run, 0, 0, 0), ok(0), feed=6)).next == 2
+    assert record_one(store, RecordRequest(BranchId(run, 0, 0, 2), ok(2), feed=6)).next == 5
+    assert record_one(store, RecordRequest(BranchId(run, 0, 0, 5), ok(5), feed=6)).next is None
 
 
 def test_what_is_published_anew_is_not_handed_out_as_well(store, run):
@@ -620,7 +641,7 @@ def test_what_is_published_anew_is_not_handed_out_as_well(store, run):
     store.advance_shard(ShardId(run, 0, 0), published=4)
     store.advance_shard(ShardId(run, 0, 0), published=2)
     assert store.shard_state(ShardId(run, 0, 0)).published == 4, "it only rises"
-    assert store.record(RecordRequest(BranchId(run, 0, 0, 0), ok(0), feed=6)).next == 4
+    assert record_one(store, RecordRequest(BranchId(run, 0, 0, 0), ok(0), feed=6)).next == 4
 
 
 def test_no_more_lanes_are_given_than_there_are_to_shards_that_are_taken_back(store, run):
@@ -636,14 +657,14 @@ def test_no_more_lanes_are_given_than_there_are_to_shards_that_are_taken_back(st
 def test_starting_a_fed_shard_again_hands_out_nothing_twice(store, run):
     store.put_shard(ShardId(run, 0, 0), make_shard(4))
     store.start_shard(ShardId(run, 0, 0), published=1)
-    store.record(RecordRequest(BranchId(run, 0, 0, 0), ok(0), feed=4))
+    record_one(store, RecordRequest(BranchId(run, 0, 0, 0), ok(0), feed=4))
     store.start_shard(ShardId(run, 0, 0), published=1)
-    assert store.record(RecordRequest(BranchId(run, 0, 0, 1), ok(1), feed=4)).next == 2
+    assert record_one(store, RecordRequest(BranchId(run, 0, 0, 1), ok(1), feed=4)).next == 2
 
 
 def test_missing_outcomes_are_filled_and_present_ones_kept(store, run):
     store.put_shard(ShardId(run, 0, 0), make_shard())
-    store.record(RecordRequest(BranchId(run, 0, 0, 1), ok(1)))
+    record_one(store, RecordRequest(BranchId(run, 0, 0, 1), ok(1)))
     store.record_all(
         [RecordRequest(BranchId(run, 0, 0, p), failed(p, ErrorKind.LOST)) for p in range(3)]
     )
@@ -654,13 +675,13 @@ def test_missing_outcomes_are_filled_and_present_ones_kept(store, run):
 
 def test_compaction_keeps_the_outcomes_and_shuts_late_ones_out(store, run):
     store.put_shard(ShardId(run, 0, 0), make_shard(2))
-    store.record(RecordRequest(BranchId(run, 0, 0, 0), ok(0)))
-    store.record(RecordRequest(BranchId(run, 0, 0, 1), failed(1)))
+    record_one(store, RecordRequest(BranchId(run, 0, 0, 0), ok(0)))
+    record_one(store, RecordRequest(BranchId(run, 0, 0, 1), failed(1)))
     outcomes = store.outcomes(ShardId(run, 0, 0))
     store.compact(ShardId(run, 0, 0), outcomes)
     assert store.outcomes(ShardId(run, 0, 0)) == outcomes
-    assert store.begin(BeginRequest(BranchId(run, 0, 0, 0), token="t")).verdict == "done"
-    assert not store.record(RecordRequest(BranchId(run, 0, 0, 0), failed(0))).first
+    assert begin_one(store, BeginRequest(BranchId(run, 0, 0, 0), token="t")).verdict == "done"
+    assert not record_one(store, RecordRequest(BranchId(run, 0, 0, 0), failed(0))).first
     store.compact(ShardId(run, 0, 0), {})
     assert store.outcomes(ShardId(run, 0, 0)) == outcomes, "compacting again changes nothing"
 
@@ -721,17 +742,21 @@ def test_a_worker_is_known_as_it_last_said(store):
 
 def test_the_latency_of_a_stage_counts_branches_that_made_a_call(store, run):
     store.put_shard(ShardId(run, 0, 0), make_shard())
-    store.record(
+    record_one(
+        store,
         RecordRequest(
             BranchId(run, 0, 0, 0), msgspec.structs.replace(ok(0), attempts=1, elapsed_s=0.25)
-        )
+        ),
     )
-    store.record(
+    record_one(
+        store,
         RecordRequest(
             BranchId(run, 0, 0, 0), msgspec.structs.replace(ok(0), attempts=1, elapsed_s=9.0)
-        )
+        ),
     )
-    store.record(RecordRequest(BranchId(run, 0, 0, 1), Outcome(index=1, kind=ErrorKind.EXPIRED)))
+    record_one(
+        store, RecordRequest(BranchId(run, 0, 0, 1), Outcome(index=1, kind=ErrorKind.EXPIRED))
+    )
     latency = store.stage(StageId(run, 0)).latency
     assert latency == Latency(counts={bucket_of(0.25): 1}, sum_s=0.25)
 
@@ -741,11 +766,14 @@ def test_totals_count_each_outcome_once_and_outlive_the_run(store, run):
     store.put_shard(ShardId(run, 0, 0), make_shard())
     first = Outcome(index=0, output="x", attempts=2, usage=usage, elapsed_s=1.0)
     for _ in range(2):
-        store.record(RecordRequest(BranchId(run, 0, 0, 0), first))
-    store.record(
-        RecordRequest(BranchId(run, 0, 0, 1), Outcome(index=1, output="y", usage=Usage(calls=1)))
+        record_one(store, RecordRequest(BranchId(run, 0, 0, 0), first))
+    record_one(
+        store,
+        RecordRequest(BranchId(run, 0, 0, 1), Outcome(index=1, output="y", usage=Usage(calls=1))),
     )
-    store.record(RecordRequest(BranchId(run, 0, 0, 2), Outcome(index=2, kind=ErrorKind.TIMEOUT)))
+    record_one(
+        store, RecordRequest(BranchId(run, 0, 0, 2), Outcome(index=2, kind=ErrorKind.TIMEOUT))
+    )
     store.healed(StageId(run, 0))
     store.count_dropped(3)
     store.end_run(run, RunStatus.SUCCEEDED, ended_at=1.0)
@@ -882,7 +910,7 @@ def test_a_breaker_holds_all_back_lets_one_try_and_lets_all_go_on(store):
 def test_a_run_that_has_ended_can_be_reopened_once(store, run):
     store.put_shard(ShardId(run, 0, 0), make_shard())
     store.put_shard(ShardId(run, 1, 0), make_shard())
-    store.record(RecordRequest(BranchId(run, 1, 0, 0), ok(0)))
+    record_one(store, RecordRequest(BranchId(run, 1, 0, 0), ok(0)))
     store.open_shards(StageId(run, 0), window=2)
     kinds = frozenset({ErrorKind.AUTH, ErrorKind.TIMEOUT})
     assert not store.reopen_run(run, retry=kinds), "it has not ended"
@@ -906,11 +934,12 @@ def test_a_run_that_has_ended_can_be_reopened_once(store, run):
 
 def test_a_finished_shard_can_be_taken_back_to_what_is_kept(store, run):
     store.put_shard(ShardId(run, 0, 0), make_shard(3))
-    store.record(
-        RecordRequest(BranchId(run, 0, 0, 0), ok(0, input_tokens=5, output_tokens=1, cost_usd=0.5))
+    record_one(
+        store,
+        RecordRequest(BranchId(run, 0, 0, 0), ok(0, input_tokens=5, output_tokens=1, cost_usd=0.5)),
     )
-    store.record(RecordRequest(BranchId(run, 0, 0, 1), failed(1)))
-    store.record(RecordRequest(BranchId(run, 0, 0, 2), failed(2, ErrorKind.AUTH)))
+    record_one(store, RecordRequest(BranchId(run, 0, 0, 1), failed(1)))
+    record_one(store, RecordRequest(BranchId(run, 0, 0, 2), failed(2, ErrorKind.AUTH)))
     outcomes = store.outcomes(ShardId(run, 0, 0))
     store.compact(ShardId(run, 0, 0), outcomes)
     assert store.is_finished(ShardId(run, 0, 0))
@@ -921,9 +950,9 @@ def test_a_finished_shard_can_be_taken_back_to_what_is_kept(store, run):
     record = store.stage(StageId(run, 0))
     assert (record.succeeded, record.failed, record.errors) == (1, 1, {ErrorKind.AUTH: 1})
     assert record.usage.calls == 5, "what was consumed stays counted"
-    assert store.begin(BeginRequest(BranchId(run, 0, 0, 0), token="t")).verdict == "done"
-    assert store.begin(BeginRequest(BranchId(run, 0, 0, 1), token="t")).verdict == "go"
-    assert store.record(RecordRequest(BranchId(run, 0, 0, 1), ok(1))).first
+    assert begin_one(store, BeginRequest(BranchId(run, 0, 0, 0), token="t")).verdict == "done"
+    assert begin_one(store, BeginRequest(BranchId(run, 0, 0, 1), token="t")).verdict == "go"
+    assert record_one(store, RecordRequest(BranchId(run, 0, 0, 1), ok(1))).first
     assert not store.reopen_shard(ShardId(run, 0, 0), kept={}, dropped=[outcomes[2]]), "once"
     assert store.outcomes(ShardId(run, 0, 0)) == {**kept, 1: ok(1)}
     store.end_run(run, RunStatus.FAILED, ended_at=1.0)
@@ -942,8 +971,8 @@ def test_deleting_leaves_no_key_of_a_run(broker_url):
     for number in range(2):
         store.put_shard(ShardId(RUN, 0, number), make_shard())
     store.open_shards(StageId(RUN, 0), window=2)
-    store.begin(BeginRequest(BranchId(RUN, 0, 0, 0), token="t"))
-    store.record(RecordRequest(BranchId(RUN, 0, 0, 0), ok()))
+    begin_one(store, BeginRequest(BranchId(RUN, 0, 0, 0), token="t"))
+    record_one(store, RecordRequest(BranchId(RUN, 0, 0, 0), ok()))
     store.put_result(RUN, b"x")
     assert client.dbsize() > 4
     store.delete_run(RUN)
@@ -984,10 +1013,6 @@ LATE = {
         UnknownRunError,
     ),
     "take_parked": (lambda s: s.take_parked(RUN), []),
-    "begin": (
-        lambda s: s.begin(BeginRequest(BranchId(RUN, 0, 0, 2), token="u")),
-        BeginReply(verdict="gone"),
-    ),
     "begin_all": (
         lambda s: s.begin_all(
             [BeginRequest(BranchId(RUN, 0, 1, at), token="u") for at in range(2)]
@@ -995,7 +1020,6 @@ LATE = {
         [BeginReply(verdict="gone")] * 2,
     ),
     "release_claim": (lambda s: s.release_claim(BranchId(RUN, 0, 0, 0), token="t"), None),
-    "record": (lambda s: s.record(RecordRequest(BranchId(RUN, 0, 0, 2), ok(2))).first, False),
     "record_all": (
         lambda s: [
             each.first
@@ -1050,8 +1074,8 @@ def test_what_comes_after_a_deletion_or_during_it_writes_nothing(store, run, tmp
         store.put_shard(ShardId(run, 0, number), make_shard(3, 3 * number))
     store.open_shards(StageId(run, 0), window=1)
     store.start_shard(ShardId(run, 0, 0), published=3)
-    store.begin(BeginRequest(BranchId(run, 0, 0, 0), token="t"))
-    store.record(RecordRequest(BranchId(run, 0, 0, 0), ok()))
+    begin_one(store, BeginRequest(BranchId(run, 0, 0, 0), token="t"))
+    record_one(store, RecordRequest(BranchId(run, 0, 0, 0), ok()))
     totals = store.totals()
     assert store.begin_delete(run) == [2, 0]
     assert store.active_runs() == [run], "who deletes it may die now"
@@ -1088,8 +1112,8 @@ def test_every_key_of_a_run_expires(broker_url):
     store.put_shard(ShardId(RUN, 0, 0), make_shard())
     store.open_shards(StageId(RUN, 0), window=2)
     store.start_shard(ShardId(RUN, 0, 0), published=1)
-    store.begin(BeginRequest(BranchId(RUN, 0, 0, 0), token="t"))
-    store.record(RecordRequest(BranchId(RUN, 0, 0, 0), ok()))
+    begin_one(store, BeginRequest(BranchId(RUN, 0, 0, 0), token="t"))
+    record_one(store, RecordRequest(BranchId(RUN, 0, 0, 0), ok()))
     store.put_result(RUN, b"x")
     store.compact(ShardId(RUN, 0, 0), {0: ok()})
     store.reopen_shard(ShardId(RUN, 0, 1), kept={0: ok()}, dropped=[])
@@ -1246,8 +1270,10 @@ def test_totals_that_a_client_has_spoilt_keep_no_run_from_beginning_or_ending(br
 def test_branches_that_begin_together_are_told_what_each_would_be_told_alone(store, run):
     for number in range(2):
         store.put_shard(ShardId(run, 0, number), make_shard(first=3 * number))
-    store.record(RecordRequest(BranchId(run, 0, 0, 0), ok(0)))
-    store.begin(BeginRequest(BranchId(run, 0, 0, 1), token="before", holder="other", lasts_s=60))
+    record_one(store, RecordRequest(BranchId(run, 0, 0, 0), ok(0)))
+    begin_one(
+        store, BeginRequest(BranchId(run, 0, 0, 1), token="before", holder="other", lasts_s=60)
+    )
     store.beat("other", ttl_s=60)
     asked = [
         BeginRequest(BranchId(run, 0, shard, at), token=f"{shard}{at}")

@@ -15,7 +15,7 @@ from fanout.broker.result_backend import TaskFault
 from fanout.core.errors import BrokerError
 from fanout.core.ids import BranchId, ShardId
 from fanout.stores import BeginRequest
-from tests.fakes import RUN, FakeContext, fake_store, make_shard, run_branch
+from tests.fakes import RUN, FakeContext, begin_one, fake_store, make_shard, run_branch
 from workers.branch.execution import BranchFailed
 from workers.consumer.task_requests import (
     BranchRequest,
@@ -230,7 +230,9 @@ def test_a_lost_child_gives_its_branch_up_before_it_comes_again(
     store.beat("parent", ttl_s=60)
 
     def begin(token):
-        return store.begin(BeginRequest(BRANCH, token=token, holder="parent", lasts_s=60)).verdict
+        return begin_one(
+            store, BeginRequest(BRANCH, token=token, holder="parent", lasts_s=60)
+        ).verdict
 
     server, broker = Server(), Broker(monkeypatch, takes_tries=takes_tries)
     refused = list(refusals)

@@ -11,6 +11,7 @@ from fanout.llm.error_kinds import ALWAYS, FEW, MANY, NEVER
 from fanout.policy.retries import is_common, stop_after
 from fanout.runs.results import commonest_error
 from fanout.stores import RecordRequest
+from tests.fakes import record_one
 from workers.context.models import CommonFailures
 
 
@@ -52,7 +53,7 @@ class Fleet:
         self.ended = 0
 
     def end(self, outcome):
-        self.store.record(RecordRequest(BranchId("r", 0, 0, self.ended), outcome))
+        record_one(self.store, RecordRequest(BranchId("r", 0, 0, self.ended), outcome))
         self.ended += 1
 
     def fails(self, words="HTTP 404: no", after=FEW, kind=ErrorKind.BAD_REQUEST, worker=0):

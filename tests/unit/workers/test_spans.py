@@ -18,7 +18,7 @@ from fanout.core.ids import BranchId, ShardId, StageId
 from fanout.core.records import ErrorKind, Outcome, RunStatus, Usage
 from fanout.core.settings import check_traces, load_settings
 from fanout.stores import RecordRequest
-from tests.fakes import RUN, FakeContext, run_branch
+from tests.fakes import RUN, FakeContext, record_one, run_branch
 from workers.context.inflight import StopReason
 from workers.reduce.stages import collect, expand
 from workers.telemetry.reports import Calls, Telemetry, make_telemetry
@@ -194,7 +194,7 @@ def test_a_branch_whose_outcome_was_not_the_first_has_no_span():
     context.write(["a"])
 
     def told(request):
-        context.store.record(RecordRequest(BranchId(RUN, 0, 0, 0), outcome()))
+        record_one(context.store, RecordRequest(BranchId(RUN, 0, 0, 0), outcome()))
         return "too late"
 
     context.told = told

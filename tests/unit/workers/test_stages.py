@@ -13,7 +13,7 @@ from fanout.core.records import Chunk, ErrorKind, Outcome, RunStatus, Shard
 from fanout.core.settings import load_settings
 from fanout.runs.enqueue import unpark
 from fanout.stores import BeginRequest, RecordRequest
-from tests.fakes import RUN, FakeContext, fake_store, run_branch
+from tests.fakes import RUN, FakeContext, begin_one, fake_store, record_one, run_branch
 from workers.branch import claims
 from workers.branch.claims import BranchHandedBack, BranchHeld, BranchParked
 from workers.branch.execution import BranchFailed
@@ -134,7 +134,7 @@ def test_a_branch_that_was_begun_too_often_is_poisoned():
     context = FakeContext()
     context.write(["a"])
     for token in ("one", "two"):
-        context.store.begin(BeginRequest(BranchId(RUN, 0, 0, 0), token=token))
+        begin_one(context.store, BeginRequest(BranchId(RUN, 0, 0, 0), token=token))
     with pytest.raises(BranchFailed, match="poisoned"):
         run_branch(context, BranchId(RUN, 0, 0, 0), 0)
     assert context.llm.calls == 0
@@ -145,7 +145,7 @@ def test_a_suspect_is_processed_alone_and_counted_only_then():
     context.settings = load_settings(max_deliveries=4)
     context.write(["a", "b"])
     for token in ("one", "two"):
-        context.store.begin(BeginRequest(BranchId(RUN, 0, 0, 0), token=token))
+        begin_one(context.store, BeginRequest(BranchId(RUN, 0, 0, 0), token=token))
     locked = []
     context.told = lambda request: locked.append(context.branches.alone.locked()) or "fine"
     run_branch(context, BranchId(RUN, 0, 0, 0), 0)
@@ -173,7 +173,9 @@ def test_a_branch_that_is_handed_back_was_not_begun():
     with pytest.raises(BranchHandedBack):
         run_branch(context, BranchId(RUN, 0, 0, 0), 0)
     assert context.store.outcomes(ShardId(RUN, 0, 0)) == {}
-    assert context.store.begin(BeginRequest(BranchId(RUN, 0, 0, 0), token="next")).deliveries == 1
+    assert (
+        begin_one(context.store, BeginRequest(BranchId(RUN, 0, 0, 0), token="next")).deliveries == 1
+    )
 
 
 def test_a_worker_that_hands_back_begins_nothing():
@@ -269,7 +271,7 @@ RECORDS = [
 def test_a_branch_that_wrote_no_outcome_gets_one_from_its_chord(record, kind):
     context = FakeContext()
     context.write(["a", "b"])
-    context.store.record(RecordRequest(BranchId(RUN, 0, 0, 0), outcome()))
+    record_one(context.store, RecordRequest(BranchId(RUN, 0, 0, 0), outcome()))
     counts = collect(context, [None, {**record, "task_id": "r1/0/0/1"}], ShardId(RUN, 0, 0))
     assert counts == {"shard": 0, "succeeded": 1, "failed": 1}
     assert context.store.outcomes(ShardId(RUN, 0, 0))[1].kind == kind
@@ -280,7 +282,7 @@ def test_a_collect_before_all_branches_have_ended_does_nothing():
     context = FakeContext()
     context.write(["a", "b"])
     context.store.open_shards(StageId(RUN, 0), window=1)
-    context.store.record(RecordRequest(BranchId(RUN, 0, 0, 0), outcome()))
+    record_one(context.store, RecordRequest(BranchId(RUN, 0, 0, 0), outcome()))
     with pytest.raises(TooEarlyError):
         collect(context, [None, None], ShardId(RUN, 0, 0))
     assert context.store.stage(StageId(RUN, 0)).done == 1
@@ -292,7 +294,7 @@ def test_a_collect_opens_the_next_shards_once():
     context.write([str(i) for i in range(8)], max_branches=2)
     context.store.open_shards(StageId(RUN, 0), window=2)
     for position in range(2):
-        context.store.record(RecordRequest(BranchId(RUN, 0, 0, position), outcome(position)))
+        record_one(context.store, RecordRequest(BranchId(RUN, 0, 0, position), outcome(position)))
     collect(context, [], ShardId(RUN, 0, 0))
     assert context.publisher.sent == [("expand", 0, 2, 0)]
     collect(context, [], ShardId(RUN, 0, 0))
@@ -330,8 +332,8 @@ def test_a_copy_of_a_branch_that_a_living_worker_holds_makes_no_call():
     context = FakeContext()
     context.write(["a"])
     context.store.beat("other", ttl_s=60)
-    context.store.begin(
-        BeginRequest(BranchId(RUN, 0, 0, 0), token="one", holder="other", lasts_s=60)
+    begin_one(
+        context.store, BeginRequest(BranchId(RUN, 0, 0, 0), token="one", holder="other", lasts_s=60)
     )
     with pytest.raises(BranchHeld):
         run_branch(context, BranchId(RUN, 0, 0, 0), 0)
@@ -353,7 +355,7 @@ class HeldUpContext(FakeContext):
         self.write(["a"])
 
     async def begin(self, request):
-        begun = self.store.begin(request)
+        begun = begin_one(self.store, request)
         self.begins += 1
         if self.begins == 1:
             self.meanwhile(self.store)
@@ -362,17 +364,19 @@ class HeldUpContext(FakeContext):
 
 def begun_by_another(store):
     store.beat("other", ttl_s=60)
-    store.begin(BeginRequest(BranchId(RUN, 0, 0, 0), token="other", holder="other", lasts_s=60))
+    begin_one(
+        store, BeginRequest(BranchId(RUN, 0, 0, 0), token="other", holder="other", lasts_s=60)
+    )
 
 
 def ended_by_another(store):
     begun_by_another(store)
-    store.record(RecordRequest(BranchId(RUN, 0, 0, 0), outcome()))
+    record_one(store, RecordRequest(BranchId(RUN, 0, 0, 0), outcome()))
 
 
 def begun_by_two_that_died(store):
     for token in ("one", "two"):
-        store.begin(BeginRequest(BranchId(RUN, 0, 0, 0), token=token, holder="dead"))
+        begin_one(store, BeginRequest(BranchId(RUN, 0, 0, 0), token=token, holder="dead"))
 
 
 def paused_with_another(store):
