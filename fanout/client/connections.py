@@ -1,6 +1,6 @@
 """The connections of a client: the store and the queues of one broker.
 
-In a module of its own, as it loads Celery: an embedded fleet starts meanwhile (fanout.client.client).
+The client imports this module, which loads Celery, while an embedded fleet starts.
 """
 
 from __future__ import annotations
@@ -8,34 +8,38 @@ from __future__ import annotations
 import logging
 import secrets
 import time
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from fanout.broker.app import Preflight, connect_broker, make_app, make_store
-from fanout.broker.fleet_version import check_as_client, own_version
+from fanout.broker.fleet_version import check_as_client
 from fanout.broker.inspection import MessageReader
 from fanout.broker.publisher import Publisher
 from fanout.client.run import AWAY_S, Run, polls
-from fanout.core.errors import ModelError, SettingsError
+from fanout.core.errors import BrokerError, ModelError, RunError, SettingsError
+from fanout.runs.enqueue import Enqueuer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
+    from fanout.core.records import Document
     from fanout.core.settings import Settings
-    from fanout.stores import RedisStore, WorkerRecord
+    from fanout.core.spec import RunSpec
+    from fanout.stores import RedisStore, RunRecord, WorkerRecord
 
 __all__ = ["Connections"]
 
 _PREFLIGHT_S = 600.0
-# A worker that has a slot, or whose pool needs none for it, answers sooner.
+# A worker with a free slot, or whose pool needs none to answer, answers sooner.
 _BUSY_S = 8.0
 
 _log = logging.getLogger(__name__)
 
 
 class Connections:
-    """A client's open connections; close after use. Raises BrokerError without an answer."""
+    """A client's open connections; close after use. Raises BrokerError if the broker is silent."""
 
     def __init__(self, settings: Settings) -> None:
         self.store: RedisStore = make_store(settings)
@@ -46,11 +50,6 @@ class Connections:
         self.publisher = Publisher(self._app)
         self.redis = connect_broker(settings)
         self.messages = MessageReader(self.redis)
-
-    @property
-    def version(self) -> int:
-        """The version of the wire format that runs are written in."""
-        return own_version()
 
     def claim(self, *, needs_room: bool = True) -> None:
         """Make sure that this client may change what the fleet does.
@@ -68,49 +67,86 @@ class Connections:
             raise SettingsError(f"FANOUT_STORAGE: {problem}")
 
     def run(self, run_id: str, check: Callable[[], None]) -> Run:
-        """Return the handle of a run; ``check`` is called while a caller waits for it."""
+        """Return the handle of a run, whose ``wait`` calls ``check`` at each poll."""
         return Run(run_id, self.store, self.publisher, check)
 
-    def preflight(self, model: str, *, check: Callable[[], None], wait: bool) -> None:
-        """Have a worker say whether the model can be used, as it is there that it is called.
+    @contextmanager
+    def enqueuer(
+        self,
+        run_id: str,
+        on_bad_document: Callable[[str, str], None] | None,
+        should_stop: Callable[[], bool] | None,
+    ) -> Iterator[Enqueuer]:
+        """Give what enqueues a run; a BrokerError names the command that enqueues the rest."""
+        try:
+            yield Enqueuer(self.patient, self.publisher, on_bad_document, should_stop)
+        except BrokerError as error:
+            raise BrokerError(
+                f"{error}; run {run_id} is enqueued in part: `fanout resume {run_id}` enqueues the "
+                "rest"
+            ) from error
 
-        Without a live worker there is no check; the run then waits for one, unless ``wait``
-        says that one is about to come. Nor is there where all are busy with calls that may be long,
-        and their pool, as prefork, has nothing else to answer with.
+    def require_same(self, record: RunRecord, spec: RunSpec, documents: Iterator[Document]) -> None:
+        """Make sure that an input is the one that was enqueued. Raises RunError."""
+        try:
+            Enqueuer(self.store, self.publisher).compare(record, spec, documents)
+        except RunError as error:
+            where = f"has ended ({record.status.value})" if record.has_ended else "goes on"
+            raise RunError(
+                f"run {record.run_id} {where}, and takes no further input: {error}; "
+                "`fanout run` or `fanout submit` begins another run"
+            ) from error
+
+    def preflight(self, model: str, *, check: Callable[[], None], wait: bool) -> None:
+        """Ask a worker whether it can use the model. Raises ModelError if it cannot.
+
+        Without a live worker there is no check, unless ``wait`` says that one is starting. If all
+        workers are busy with long calls, and their pool cannot answer meanwhile, there is none either.
         """
         if not wait and not self.store.workers():
             return
         asked_at = time.monotonic()
 
-        def is_nobody_free() -> bool:
+        def is_no_worker_free() -> bool:
             workers = self.store.workers()
             if not workers:
                 return not wait
             is_late = time.monotonic() - asked_at > _BUSY_S
             return is_late and all(_is_full(worker) for worker in workers)
 
-        def is_over() -> bool:
-            check()
-            return is_nobody_free()
-
-        verdict = self.ask(model, timeout_s=_PREFLIGHT_S, is_over=is_over)
+        verdict = self.ask(model, timeout_s=_PREFLIGHT_S, check=check, is_in_vain=is_no_worker_free)
         if verdict is None:
-            if is_nobody_free():
+            if is_no_worker_free():
                 _log.warning("all workers are busy: model %s is not checked beforehand", model)
                 return
             raise ModelError(f"no worker answered within {_PREFLIGHT_S:.0f} s about model {model}")
         if verdict.message is not None:
             raise ModelError(verdict.message, kind=verdict.kind)
 
-    def ask(self, model: str, *, timeout_s: float, is_over: Callable[[], bool]) -> Preflight | None:
-        """Return what a worker says of a model; None where the time, or the waiting, is over."""
+    def ask(
+        self,
+        model: str,
+        *,
+        timeout_s: float,
+        check: Callable[[], None],
+        is_in_vain: Callable[[], bool] = lambda: False,
+    ) -> Preflight | None:
+        """Return a worker's answer about a model; None if none comes in time.
+
+        Args:
+            model: The model string.
+            timeout_s: Seconds to wait at most.
+            check: Called at each poll; it may raise.
+            is_in_vain: Called at each poll; True ends the wait.
+        """
         note = f"preflight-{secrets.token_hex(8)}"
         self.publisher.preflight(model, note)
         for _ in polls(time.monotonic() + timeout_s):
             answer = self.store.take_note(note)
             if answer is not None:
                 return msgspec.json.decode(answer, type=Preflight)
-            if is_over():
+            check()
+            if is_in_vain():
                 return None
         return None
 
@@ -124,5 +160,5 @@ class Connections:
 
 
 def _is_full(worker: WorkerRecord) -> bool:
-    """Say whether a worker has no slot, and needs one to answer."""
+    """Return whether a worker needs a slot to answer, and has none."""
     return worker.pool in {"prefork", "solo"} and worker.in_flight >= worker.concurrency

@@ -12,14 +12,14 @@ from fanout.client.embedded.databases import Databases
 from fanout.client.embedded.fleet import EmbeddedFleet, InProcessFleet, use_server
 from fanout.core.errors import RunError, UnknownRunError
 from fanout.core.settings import load_settings
+from fanout.core.spec import stored_spec
 from fanout.llm.callables import is_callable_model, is_registered
 from fanout.system.open_files import fitting_concurrency
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from fanout.client.run import Run
-    from fanout.core.spec import RunSpec
     from fanout.stores import RunRecord
 
 __all__ = ["EmbeddedRuns"]
@@ -29,15 +29,14 @@ _LOOK_S = 0.3
 
 
 class EmbeddedRuns:
-    """Gives a client access to all embedded runs of its user; close after use.
+    """All embedded runs of a user, and the workers that resume them; close after use.
 
     Args:
-        concurrency: Branches in flight of a worker that goes on with a run, where that does not
-            say it itself.
+        concurrency: Branches in flight of a worker that resumes a run without ``max_workers``.
 
     Raises:
         EmbeddedError: The server does not start, or its folder cannot be used.
-        BrokerError: It does not answer.
+        BrokerError: The server does not answer.
     """
 
     def __init__(self, *, concurrency: int = 1) -> None:
@@ -51,36 +50,47 @@ class EmbeddedRuns:
         # Threads share the connections to one database.
         self._lock = threading.RLock()
         self._by_database: dict[int, Connections] = {}
-        self._fleets: dict[int, EmbeddedFleet | InProcessFleet] = {}
+        self._fleets: dict[int, EmbeddedFleet] = {}
 
     def connections(self, run_id: str) -> Connections:
         """Return the connections to the database of a run. Raises UnknownRunError."""
-        place = self._databases.place(run_id)
-        if place is None:
-            raise self.unknown(run_id)
-        connections = self._connections_to(place.database)
+        connections = self._connections_to(self._database_of(run_id))
         try:
             connections.store.run(run_id)
         except UnknownRunError:
             raise self.unknown(run_id) from None
         return connections
 
+    def _database_of(self, run_id: str) -> int:
+        location = self._databases.location(run_id)
+        if location is None:
+            raise self.unknown(run_id)
+        return location.database
+
     def unknown(self, run_id: str) -> UnknownRunError:
-        """Return the error about a run that is not there."""
+        """Return the error about a run that does not exist."""
         return UnknownRunError(run_id, f"kept in {self._server.folder.path}")
 
     def run(self, run_id: str) -> Run:
-        """Return the handle of a run; waiting for it has the work done. Raises UnknownRunError."""
-        connections = self.connections(run_id)
-        return connections.run(run_id, self._keeper(run_id))
+        """Return the handle of a run, whose wait keeps a worker alive. Raises UnknownRunError."""
+        due_at = 0.0
+
+        def keep_worker() -> None:
+            nonlocal due_at
+            now = time.monotonic()
+            if now >= due_at:
+                due_at = now + _LOOK_S
+                self.work_on(run_id)
+
+        return self.connections(run_id).run(run_id, keep_worker)
 
     def records(self, prefix: str = "") -> Iterator[RunRecord]:
-        """Yield the runs whose ids begin so, the newest first."""
-        for run_id, place in self._databases.places().items():
+        """Yield the runs whose ids begin with ``prefix``, the newest first."""
+        for run_id, location in self._databases.locations().items():
             if run_id.startswith(prefix):
-                # It may have expired, or been deleted, or be of another prefix.
+                # It may have expired, be deleted, or have another key prefix.
                 with suppress(UnknownRunError):
-                    yield self._connections_to(place.database).store.run(run_id)
+                    yield self._connections_to(location.database).store.run(run_id)
 
     def work_on(self, run_id: str) -> None:
         """Make sure that a run has a worker: its client's, or one that is started here.
@@ -88,57 +98,39 @@ class EmbeddedRuns:
         Raises:
             UnknownRunError: There is no such run.
             RunError: It calls a function that lives in another process.
+            SettingsError: The worker does not start with these settings.
             EmbeddedError: The worker or the server has stopped.
         """
-        place = self._databases.place(run_id)
-        if place is None:
-            raise self.unknown(run_id)
+        database = self._database_of(run_id)
         with self._lock:
             self._server.check()
-            fleet = self._fleets.get(place.database)
+            fleet = self._fleets.get(database)
             if fleet is not None:
                 fleet.check()
-            elif not self._databases.is_owned(place.database):
-                self._take_over(run_id, place.database)
+            elif not self._databases.is_owned(database):
+                self._take_over(run_id, database)
 
     def has_other_worker(self, run_id: str) -> bool:
         """Return whether another process works on a run."""
-        place = self._databases.place(run_id)
-        if place is None or place.database in self._fleets:
+        location = self._databases.location(run_id)
+        if location is None or location.database in self._fleets:
             return False
-        return self._databases.is_owned(place.database)
-
-    def _keeper(self, run_id: str) -> Callable[[], None]:
-        due_at = 0.0
-
-        def keep() -> None:
-            nonlocal due_at
-            now = time.monotonic()
-            if now >= due_at:
-                due_at = now + _LOOK_S
-                self.work_on(run_id)
-
-        return keep
+        return self._databases.is_owned(location.database)
 
     def _take_over(self, run_id: str, number: int) -> None:
-        spec = self._connections_to(number).run(run_id, lambda: None).spec
-        _require_function(run_id, spec)
+        spec = stored_spec(self._connections_to(number).store.spec(run_id))
+        _require_function(run_id, spec.model)
         database = self._databases.take_over(number)
         if database is None:
             return
         # A run may come from a process with a higher limit: fewer branches at once are allowed.
         concurrency = max(1, fitting_concurrency(spec.max_workers or self._concurrency))
+        start = InProcessFleet.acquire if is_callable_model(spec.model) else EmbeddedFleet
         try:
-            self._fleets[number] = (
-                InProcessFleet.acquire(concurrency=concurrency, database=database)
-                if is_callable_model(spec.model)
-                else EmbeddedFleet(concurrency=concurrency, database=database)
-            )
+            self._fleets[number] = start(concurrency=concurrency, database=database)
         except BaseException:
             database.release()
             raise
-        # The fleet's worker gets the database.
-        assert self._fleets[number].broker_url  # noqa: S101 - for what asking for it does
 
     def _connections_to(self, number: int) -> Connections:
         with self._lock:
@@ -157,9 +149,9 @@ class EmbeddedRuns:
         self._server.release()
 
 
-def _require_function(run_id: str, spec: RunSpec) -> None:
-    if is_callable_model(spec.model) and not is_registered(spec.model):
-        name = spec.model.partition(":")[2].rpartition("-")[0]
+def _require_function(run_id: str, model: str) -> None:
+    if is_callable_model(model) and not is_registered(model):
+        name = model.partition(":")[2].rpartition("-")[0]
         raise RunError(
             f"run {run_id} calls the function {name} of a Python process that has ended; what it "
             f"gave is kept: `fanout results {run_id}`. To go on, call "

@@ -29,23 +29,22 @@ if TYPE_CHECKING:
     from fanout.broker.publisher import Publisher
     from fanout.core.rate_limits import LimitState
     from fanout.core.records import ErrorKind, Outcome, Shard
-    from fanout.stores import RedisStore, StageRecord
+    from fanout.stores import RedisStore
 
 __all__ = ["AWAY_S", "Run", "polls"]
 
-# A server that is restarted, or whose replica takes over, answers again well within two minutes;
-# a longer wait for a server that is gone would be in vain.
+# A server that restarts, or whose replica takes over, answers again well within two minutes.
 AWAY_S = 120.0
 
 _LOOKED_AT_SHARDS = 100
 _FIRST_POLL_S = 0.01
 _LAST_POLL_S = 0.1
-# What is over is known of a twentieth later than it could be, at most.
+# A wait between polls is this share of the time waited so far, so an end is seen 5 % late at most.
 _POLL_SHARE = 0.05
 
 
 class Run:
-    """One run: a handle that any process with the broker's URL can make.
+    """The handle of a run; any process with the broker's URL can make one.
 
     Methods that change a run raise WireVersionError if its fleet has another version of fanout.
 
@@ -67,11 +66,11 @@ class Run:
 
     @property
     def spec(self) -> RunSpec:
-        """What the run was asked to do."""
+        """The job of the run."""
         return stored_spec(self._store.spec(self.run_id))
 
     def status(self) -> Status:
-        """Return where the run is. Raises UnknownRunError."""
+        """Return the progress of the run. Raises UnknownRunError."""
         run = self._store.run(self.run_id)
         stages = [
             self._store.stage(StageId(self.run_id, stage)) for stage in range(run.last_stage + 1)
@@ -96,7 +95,13 @@ class Run:
             workers=len(self._store.workers()),
             latency=branches.latency,
             stages=tuple(
-                _stage_status(number, record)
+                StageStatus(
+                    stage=number,
+                    total=record.total,
+                    succeeded=record.succeeded,
+                    failed=record.failed,
+                    done=record.done,
+                )
                 for number, record in enumerate(stages)
                 # Without the reduce stages that a retry discarded.
                 if number == 0 or number > run.base_stage
@@ -112,41 +117,41 @@ class Run:
     ) -> Status:
         """Wait until the run has ended, and return its status.
 
-        A server that is away is waited for, for two minutes.
+        It tolerates an unreachable server for two minutes.
 
         Args:
-            timeout_s: Seconds to wait at most; None is for ever.
+            timeout_s: Seconds to wait at most; None is no limit.
             on_progress: Called with the status several times a second.
-            on_away: Called again and again, in its place, while the server does not answer.
+            on_away: Called instead of ``on_progress`` while the server does not answer.
 
         Raises:
-            WaitTimeoutError: The run had not ended; it goes on.
-            BrokerError: The server was away for too long, or refuses; the run goes on.
+            WaitTimeoutError: The run has not ended; it goes on.
+            BrokerError: The server was unreachable for too long, or refuses; the run goes on.
             EmbeddedError: The embedded fleet has stopped.
         """
         until = None if timeout_s is None else time.monotonic() + timeout_s
         answered_at = time.monotonic()
         for _ in polls(until):
             try:
-                status = self._look(on_progress)
+                status = self._poll(on_progress)
                 answered_at = time.monotonic()
             except BrokerError as error:
                 status = None
-                self._bear(error, answered_at, on_away)
+                self._tolerate(error, answered_at, on_away)
             if status is not None:
                 return status
             self._check()
         raise WaitTimeoutError(f"run {self.run_id} has not ended within {timeout_s} s; it goes on")
 
-    def _look(self, on_progress: Callable[[Status], None] | None) -> Status | None:
-        """Return the status once the run has ended."""
+    def _poll(self, on_progress: Callable[[Status], None] | None) -> Status | None:
+        """Return the status if the run has ended, else None."""
         if on_progress is None:
             return self.status() if self._store.run(self.run_id).has_ended else None
         status = self.status()
         on_progress(status)
         return status if status.status.has_ended else None
 
-    def _bear(
+    def _tolerate(
         self, error: BrokerError, answered_at: float, on_away: Callable[[BrokerError], None] | None
     ) -> None:
         if not error.is_passing or time.monotonic() - answered_at >= AWAY_S:
@@ -157,9 +162,9 @@ class Run:
             on_away(error)
 
     def write_problem(self) -> str | None:
-        """Return why the server takes no records of workers for now; None where it does.
+        """Return why the server refuses writes of workers for now, or None.
 
-        Costs it a script. For when a run stands still: to read its status says nothing of this.
+        For a run without progress, whose status can be read all the same. It costs the server a script.
         """
         try:
             self._store.take_lock(f"write-{self.run_id}", "client", ttl_s=1)
@@ -169,9 +174,9 @@ class Run:
         return None
 
     def model_limit(self) -> LimitState | None:
-        """Return how far the limits of the run's model are used, in seconds from now.
+        """Return the state of the rate limits of the run's model.
 
-        None where nothing is known of it, or the server does not answer.
+        None if there is none, or the server does not answer.
         """
         try:
             return self._store.limits().get(self.spec.model)
@@ -179,7 +184,7 @@ class Run:
             return None
 
     def result(self) -> Result:
-        """Return what the run has given so far; all of it once it has ended."""
+        """Return the outcomes so far; all of them once the run has ended."""
         status = self.status()
         aggregated, notes = self.aggregate()
         return Result(
@@ -195,9 +200,9 @@ class Run:
         )
 
     def problem(self, status: Status) -> str | None:
-        """Return why a run failed, with the error that most branches had; None where it did not.
+        """Return why a run failed, with the most common error of its first 50,000 branches.
 
-        It is looked for in the first 50,000 branches.
+        None if it did not fail.
         """
         if status.error is None or status.status is not RunStatus.FAILED:
             return status.error
@@ -211,9 +216,9 @@ class Run:
                     yield outcome.kind, outcome.message or ""
 
     def aggregate(self) -> tuple[Any, list[str]]:
-        """Return the aggregate, by group where the run has groups, and the aggregator's notes.
+        """Return the aggregate, by group if the run has groups, and the aggregator's notes.
 
-        The aggregate is None where there is none, or none yet.
+        The aggregate is None if there is none, or none yet.
         """
         stored = self.stored_result()
         values = {group: one.value for group, one in stored.aggregates.items()}
@@ -225,21 +230,18 @@ class Run:
         return (values or None) if self.spec.group_by else values.get(""), notes
 
     def stored_result(self) -> StoredResult:
-        """Return the aggregates by group, with their counts and notes, as the store keeps them.
-
-        Raises UnknownRunError.
-        """
+        """Return the aggregates by group with counts and notes. Raises UnknownRunError."""
         data = self._store.result(self.run_id)
         if data is None:
-            self._known(changed=False)
+            self._store.run(self.run_id)
             return StoredResult()
         return msgspec.json.decode(data, type=StoredResult)
 
     def outcomes(self, *, with_text: bool = False) -> Iterator[Output]:
-        """Yield the branches that have ended, in input order, holding one shard at a time.
+        """Yield the branches that have ended, in input order; one shard is in memory at a time.
 
         Args:
-            with_text: Have each with the text of its chunk.
+            with_text: Whether each has the text of its chunk.
         """
         spec = self.spec
         for shard_id in map(self._map_id.shard, range(self._store.stage(self._map_id).shards)):
@@ -250,7 +252,7 @@ class Run:
                     yield _output(spec, shard, outcome, with_text=with_text)
 
     def report(self) -> str:
-        """Return the run as one web page that needs no other file; partial while it goes on.
+        """Return a web page about the run that needs no other file.
 
         ``fanout.report.write`` writes it to a file.
         """
@@ -259,12 +261,10 @@ class Run:
         return render(self)
 
     def cancel(self) -> bool:
-        """Stop the run: no further call is made, those in flight are ended, what finished is kept.
-
-        Input that was not read yet is not read any more.
+        """Stop the run: no further input is read, calls in flight end, and outcomes stay.
 
         Returns:
-            Whether this call stopped it; False where it had ended or was stopped before.
+            Whether this call stopped it; False if it had ended or was stopped before.
         """
         check_as_client(self._store)
         is_first = self._store.halt(self.run_id, RunStatus.CANCELLED)
@@ -275,20 +275,16 @@ class Run:
         return is_first
 
     def pause(self) -> bool:
-        """Let no further branch begin until ``unpause``; calls in flight go on to their end.
+        """Let no further branch begin until ``unpause``; calls in flight continue to their end.
 
         Returns:
-            Whether this call paused it; False where it was paused, is being stopped or has ended.
+            Whether this call paused it; False if it was paused, is being stopped or has ended.
         """
         check_as_client(self._store)
         return self._known(changed=self._store.pause(self.run_id))
 
     def unpause(self) -> bool:
-        """Let the run go on.
-
-        Returns:
-            Whether this call did; False where it was not paused.
-        """
+        """Let a paused run go on. Return False if it was not paused."""
         check_as_client(self._store)
         was_paused = self._known(changed=self._store.unpause(self.run_id))
         unpark(self._store, self._publisher, self.run_id)
@@ -298,40 +294,30 @@ class Run:
         """Process the failed branches of a run that has ended again, and redo its aggregate.
 
         Args:
-            kinds: Only those that failed in these ways; None is all.
+            kinds: The kinds of errors to retry; None is all.
 
         Returns:
-            How many branches are processed again.
+            The number of branches to process.
 
         Raises:
             RunError: The run has not ended, or another process has just begun to retry it.
         """
         check_as_client(self._store)
-        wanted = None if kinds is None else frozenset(kinds)
-        return retry_failed(self._store, self._publisher, self.run_id, wanted)
+        chosen = None if kinds is None else frozenset(kinds)
+        return retry_failed(self._store, self._publisher, self.run_id, chosen)
 
     def _known(self, *, changed: bool) -> bool:
-        """Return whether a step changed the run. Raises UnknownRunError where there is none."""
+        """Return ``changed``. Raises UnknownRunError if there is no run that could change."""
         if not changed:
             self._store.run(self.run_id)
         return changed
 
     def delete(self) -> None:
-        """Forget the run, all its records and messages. Raises UnknownRunError.
+        """Delete the run, its records and its messages. Raises UnknownRunError.
 
-        Calls in flight end within a second or so. What a worker has of the run then is dropped.
+        Calls in flight end within a second or so, and their outcomes are dropped.
         """
         delete(self._store, self._publisher, self.run_id)
-
-
-def _stage_status(stage: int, record: StageRecord) -> StageStatus:
-    return StageStatus(
-        stage=stage,
-        total=record.total,
-        succeeded=record.succeeded,
-        failed=record.failed,
-        done=record.done,
-    )
 
 
 def _output(spec: RunSpec, shard: Shard, outcome: Outcome, *, with_text: bool) -> Output:
@@ -360,7 +346,7 @@ def _output(spec: RunSpec, shard: Shard, outcome: Outcome, *, with_text: bool) -
 
 
 def polls(until: float | None) -> Iterator[None]:
-    """Yield at once, then after waits that grow, until the monotonic clock is past ``until``."""
+    """Yield now and after growing waits, until the monotonic clock is past ``until``."""
     waited_s = 0.0
     while True:
         yield

@@ -596,7 +596,7 @@ server = use_server()
 databases = Databases(server, load_settings())
 assert databases.claim().number == 2
 databases.sweep()
-assert databases.places() == {}
+assert databases.locations() == {}
 assert databases.claim().number == 1
 """
     done = subprocess.run([sys.executable, "-c", code], check=False)

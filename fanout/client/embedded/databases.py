@@ -47,11 +47,11 @@ class RunLocation(NamedTuple):
 
 
 class Database:
-    """A database that belongs to this process: to be released.
+    """A database that belongs to this process, until released.
 
     Attributes:
-        number: Which one of the server's it is.
-        url: Where it is.
+        number: Its number on the server.
+        url: Its URL.
     """
 
     def __init__(self, number: int, url: str, lock: FileLock) -> None:
@@ -65,11 +65,11 @@ class Database:
 
 
 class Databases(RedisBase):
-    """The databases of the embedded server. Raises BrokerError where it does not answer.
+    """The databases of the embedded server. Raises BrokerError if it does not answer.
 
     Args:
-        server: The server, which is waited for.
-        settings: The prefix of keys, and where files of runs are kept.
+        server: The server; the constructor waits until it has started.
+        settings: The prefix of keys, and the storage of runs.
     """
 
     def __init__(self, server: EmbeddedServer, settings: Settings) -> None:
@@ -95,14 +95,14 @@ class Databases(RedisBase):
     def take_over(self, number: int) -> Database | None:
         """Return the database of a dead client; None if it is alive, or another one has taken it.
 
-        What that client's worker had taken is put back at once.
+        The messages that its worker had taken return to their queues at once.
         """
         with self._one_at_a_time():
             lock = self._lock_of(number)
             if lock is None:
                 return None
             self._put_back(number)
-            # The process that keeps its worker shares it: it may outlive its client for a moment.
+            # The guard of its worker shares it: it may outlive its client for a moment.
             lock.share()
         return Database(number, self._server.url(number), lock)
 
@@ -116,54 +116,54 @@ class Databases(RedisBase):
 
     @translated
     def remember(self, run_id: str, number: int, *, created_at: float) -> None:
-        """Record the database of a run that is about to be made."""
-        place = json.dumps([number, self._prefix, created_at])
-        self._redis.hset(_RUNS, run_id, place)
+        """Record the database of a run that is about to be created."""
+        self._redis.hset(_RUNS, run_id, json.dumps([number, self._prefix, created_at]))
 
     @translated
-    def place(self, run_id: str) -> RunLocation | None:
+    def location(self, run_id: str) -> RunLocation | None:
         """Return the location of a run, also of a former one; None if it is unknown."""
-        place = cast("bytes | None", self._redis.hget(_RUNS, run_id))
-        return None if place is None else RunLocation(*json.loads(place))
+        location = cast("bytes | None", self._redis.hget(_RUNS, run_id))
+        return None if location is None else RunLocation(*json.loads(location))
 
     @translated
-    def places(self) -> dict[str, RunLocation]:
+    def locations(self) -> dict[str, RunLocation]:
         """Return the locations of all runs, also of former ones, the newest first."""
         stored = cast("dict[bytes, bytes]", self._redis.hgetall(_RUNS))
-        places = {
-            run_id.decode(): RunLocation(*json.loads(place)) for run_id, place in stored.items()
+        locations = {
+            run_id.decode(): RunLocation(*json.loads(location))
+            for run_id, location in stored.items()
         }
-        return dict(sorted(places.items(), key=lambda item: -item[1].created_at))
+        return dict(sorted(locations.items(), key=lambda item: -item[1].created_at))
 
     @translated
     def sweep(self) -> None:
         """Forget runs that have expired or been deleted, and the databases without any other."""
         self._redis.set(_SWEPT, time.time())
         runs: dict[int, dict[str, RunLocation]] = {number: {} for number in self._used()}
-        for run_id, place in self.places().items():
-            runs.setdefault(place.database, {})[run_id] = place
-        for number, places in runs.items():
+        for run_id, location in self.locations().items():
+            runs.setdefault(location.database, {})[run_id] = location
+        for number, locations in runs.items():
             with self._one_at_a_time():
                 lock = self._lock_of(number)
             if lock is not None:
                 with lock:
-                    self._sweep_one(number, places)
+                    self._sweep_one(number, locations)
 
     @translated
     def forget(self, database: Database) -> None:
-        """Empty an own database that has no run, so that it can be used again."""
+        """Empty a database of this process that has no run, for the next client."""
         with self._connected(database.number) as client:
             client.flushdb()
 
-    def _sweep_one(self, number: int, places: dict[str, RunLocation]) -> None:
+    def _sweep_one(self, number: int, locations: dict[str, RunLocation]) -> None:
         with self._connected(number) as client:
-            gone = list(_gone(client, places))
+            gone = list(_gone(client, locations))
             if self._settings.storage is not None:
                 blobs = make_blobs(self._settings.storage)
                 with suppress(StorageError):
-                    # What stays is deleted the next time.
+                    # The next sweep deletes the rest.
                     RedisStore(client, prefix=self._prefix, blobs=blobs).sweep_files()
-            if len(gone) == len(places):
+            if len(gone) == len(locations):
                 client.flushdb()
         if gone:
             self._redis.hdel(_RUNS, *gone)
@@ -200,7 +200,7 @@ class Databases(RedisBase):
         return FileLock(self._folder / "mutex.lock")
 
     def _lock_of(self, number: int) -> FileLock | None:
-        """Return the lock of a database; None if it is taken. By one at a time only."""
+        """Return the lock of a database; None if it is taken. The caller holds the mutex."""
         try:
             return FileLock(self._folder / f"{number}.lock", waits=False)
         except BlockingIOError:
@@ -211,16 +211,16 @@ class Databases(RedisBase):
         self._redis.close()
 
 
-def _gone(client: redis.Redis, places: dict[str, RunLocation]) -> Iterator[str]:
+def _gone(client: redis.Redis, locations: dict[str, RunLocation]) -> Iterator[str]:
     with client.pipeline(transaction=False) as pipe:
-        for run_id, place in places.items():
-            pipe.exists(f"{place.prefix}:run:{run_id}")
-        answers = pipe.execute() if places else []
-    return (run_id for run_id, is_there in zip(places, answers, strict=True) if not is_there)
+        for run_id, location in locations.items():
+            pipe.exists(f"{location.prefix}:run:{run_id}")
+        answers = pipe.execute() if locations else []
+    return (run_id for run_id, is_there in zip(locations, answers, strict=True) if not is_there)
 
 
 def _messages(taken: Iterable[bytes]) -> Iterator[tuple[str, str]]:
-    """Yield queue and message of what was taken, marked as kombu marks what comes again."""
+    """Yield queue and message of what was taken, marked as kombu marks a redelivery."""
     for raw in taken:
         with suppress(ValueError, TypeError, KeyError):
             message, _exchange, queue = json.loads(raw)

@@ -1,7 +1,7 @@
 """A worker for one client, with its own database of the embedded server.
 
-There are two kinds. ``EmbeddedFleet`` runs its worker as a child process. ``InProcessFleet`` runs it in a
-thread of the calling process, for functions that another process could not import.
+``EmbeddedFleet`` runs its worker as a child process. ``InProcessFleet`` runs it in a thread of the
+calling process, for functions that another process could not import.
 """
 
 from __future__ import annotations
@@ -50,11 +50,11 @@ _log = logging.getLogger(__name__)
 def use_server(*, begins_runs: bool = False) -> EmbeddedServer:
     """Return this user's server.
 
-    A process whose files must stay small (``ulimit -f``) could start none that keeps anything: it
-    gets one of its own for its new runs, which end with it.
+    A server that a process with small files (``ulimit -f``) starts could keep nothing. Such a process
+    gets a server of its own for new runs, which end with it.
 
     Args:
-        begins_runs: Whether it is for new runs.
+        begins_runs: Whether the caller begins new runs.
 
     Raises:
         EmbeddedError: Its folder cannot be used.
@@ -64,27 +64,25 @@ def use_server(*, begins_runs: bool = False) -> EmbeddedServer:
     is_limited = limit != resource.RLIM_INFINITY and limit < _LEAST_FILE_BYTES
     if begins_runs and is_limited and not is_held(folder.keeper):
         _log.warning("runs are not kept: files are limited to %d kB here", limit // 1_000)
-        return EmbeddedServer(StateFolder.passing(), keeps=False)
+        return EmbeddedServer(StateFolder.temporary(), keeps=False)
     return EmbeddedServer(folder)
 
 
 class EmbeddedFleet:
     """A database of the embedded server and, unless ``concurrency`` is 0, one worker process.
 
-    The worker ends when the fleet is closed, and when the calling process ends, however it
-    ends; its runs stay. All starts in the background: ``broker_url`` is known, and waited for,
-    when the server answers.
+    The worker ends when the fleet is closed or the calling process ends for any reason; its runs stay.
+    Everything starts in the background; ``database`` and ``broker_url`` wait for the server.
 
     Args:
         concurrency: Branches in flight of the worker.
-        database: The database of a client that has died; a new one where it is None.
+        database: The database of a client that has died; None for a new one.
     """
 
     def __init__(self, *, concurrency: int, database: Database | None = None) -> None:
         check_traces(load_settings())
         self._concurrency = concurrency
         self._restarts = 0
-        self._taken_over = database
         self._guard: subprocess.Popen[bytes] | None = None
         self._has_runs = database is not None
         self._server = use_server(begins_runs=database is None)
@@ -92,10 +90,13 @@ class EmbeddedFleet:
         try:
             if concurrency:
                 self._guard = self._start_guard()
+            if database is not None:
+                self.database = database
+                self._send_database(database)
         except BaseException:
-            self.close()
+            self._stop()
             raise
-        atexit.register(self.close)
+        atexit.register(self._stop)
 
     def _start_guard(self) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-m", "fanout.client.embedded.guard", str(self._folder)]
@@ -120,21 +121,21 @@ class EmbeddedFleet:
 
     @cached_property
     def databases(self) -> Databases:
-        """The server's databases. Raises EmbeddedError where it does not start."""
+        """The server's databases. Raises EmbeddedError if it does not start."""
         from fanout.client.embedded.databases import Databases
 
         return Databases(self._server, load_settings())
 
     @cached_property
     def database(self) -> Database:
-        """The fleet's own. Raises EmbeddedError where the server does not start."""
-        database = self._taken_over or self.databases.claim()
-        self._tell_place(database)
+        """The fleet's own. Raises EmbeddedError if the server does not start."""
+        database = self.databases.claim()
+        self._send_database(database)
         return database
 
-    def _tell_place(self, database: Database) -> None:
+    def _send_database(self, database: Database) -> None:
         lock = self._server.folder.databases / f"{database.number}.lock"
-        self._tell({"url": database.url, "lock": str(lock)})
+        self._send(json.dumps({"url": database.url, "lock": str(lock)}))
 
     @property
     def keeps(self) -> bool:
@@ -143,24 +144,23 @@ class EmbeddedFleet:
 
     @property
     def broker_url(self) -> str:
-        """The database's URL. Raises EmbeddedError where the server does not start."""
+        """The database's URL. Raises EmbeddedError if the server does not start."""
         return self.database.url
 
     def remember(self, run_id: str, *, created_at: float) -> None:
-        """Say that a run is about to be made here, so that every client finds it."""
+        """Record a run that is about to be created here, so that every client finds it."""
         self._has_runs = True
         self.databases.remember(run_id, self.database.number, created_at=created_at)
 
-    def _tell(self, what: Any) -> None:
+    def _send(self, message: str) -> None:
+        """Send a line to the guard, unless it has ended or the pipe is closed."""
         if self._guard is not None and self._guard.stdin is not None:
-            # Closed: it was closed before.
             with suppress(BrokenPipeError, ValueError):
-                text = what if isinstance(what, str) else json.dumps(what)
-                self._guard.stdin.write(f"{text}\n".encode())
+                self._guard.stdin.write(f"{message}\n".encode())
                 self._guard.stdin.flush()
 
     def check(self) -> None:
-        """Make sure that the fleet is still there.
+        """Check that the fleet is alive; restart a guard that was killed.
 
         Raises:
             SettingsError: The worker does not start with these settings.
@@ -169,7 +169,7 @@ class EmbeddedFleet:
         self._server.check()
         if self._guard is None or self._guard.poll() is None:
             return
-        # Of itself it ends when its worker does not start; killed, it has not given up.
+        # The guard exits by itself if its worker does not start; a signal is no reason to give up.
         if self._guard.returncode >= 0 or self._restarts == _MAX_RESTARTS:
             tail = log_tail(self._folder / _LOG).removeprefix("fanout: ")
             if self._guard.returncode == _USAGE:
@@ -178,7 +178,7 @@ class EmbeddedFleet:
         self._restarts += 1
         self._forget_guard()
         self._guard = self._start_guard()
-        self._tell_place(self.database)
+        self._send_database(self.database)
 
     def _forget_guard(self) -> None:
         if self._guard is not None and self._guard.stdin is not None:
@@ -187,17 +187,20 @@ class EmbeddedFleet:
             self._guard.wait()
 
     def close(self) -> None:
-        """Stop the worker; what its runs have given stays. Safe to call twice."""
-        atexit.unregister(self.close)
-        self._tell("end")
+        """Stop the worker; its runs and their results stay. Safe to call twice."""
+        self._stop()
+
+    def _stop(self) -> None:
+        atexit.unregister(self._stop)
+        self._send("end")
         self._forget_guard()
         self._release()
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def _release(self) -> None:
-        known = vars(self)
-        database = known.get("database") or self._taken_over
-        if "databases" in known:
+        # Only what was used; and once, as another client may use the database afterwards.
+        database: Database | None = vars(self).pop("database", None)
+        if "databases" in vars(self):
             if database is not None and not self._has_runs:
                 with suppress(BrokerError):
                     self.databases.forget(database)
@@ -213,11 +216,11 @@ class EmbeddedFleet:
         self.close()
 
 
-class InProcessFleet:
+class InProcessFleet(EmbeddedFleet):
     """A database of the embedded server, and a worker in a thread of this process.
 
-    Celery keeps a worker's state in globals, so there is one at a time: it is shared by all who
-    ask for it, and stops with the last of them.
+    Celery keeps a worker's state in globals, so a process has one such worker. All users of the fleet
+    share it, and it stops with the last of them.
     """
 
     _lock = threading.RLock()
@@ -227,15 +230,16 @@ class InProcessFleet:
     def acquire(cls, *, concurrency: int, database: Database | None = None) -> InProcessFleet:
         """Return the fleet of this process.
 
-        Its worker's concurrency is fixed when it is started, so that is made ample: what a run
-        may have in flight is bounded by its ``max_workers``, not by the worker.
+        The first caller fixes the worker's concurrency, so it is ample: ``max_workers`` limits what a
+        run has in flight.
 
         Args:
-            concurrency: Branches that its worker must be able to have in flight.
-            database: The database of a client that has died; a new one where it is None.
+            concurrency: The least number of branches that the worker must have in flight.
+            database: The database of a client that has died; None for a new one.
 
         Raises:
             RunError: ``database`` is given, and this process has a worker for another one.
+            SettingsError: The worker does not start with these settings.
         """
         with cls._lock:
             if cls._shared is None:
@@ -252,60 +256,42 @@ class InProcessFleet:
 
     def __init__(self, *, concurrency: int, database: Database | None = None) -> None:
         self._users = 0
-        self._is_stopped = False
-        self._server = EmbeddedFleet(concurrency=0, database=database)
-        self.concurrency = concurrency
+        self._worker: Any = None
+        super().__init__(concurrency=0, database=database)
         try:
-            self._worker: Any = self._start_worker()
+            self._worker = self._start_worker(concurrency)
         except BaseException:
-            self._server.close()
+            self._stop()
             raise
-        atexit.register(self._stop)
 
-    def _start_worker(self) -> Any:
-        # The server starts meanwhile.
+    def _start_worker(self, concurrency: int) -> Any:
+        # The server starts during this import.
         make_worker = load_program("in_process")
         settings = load_settings(broker_url=self.broker_url)
         if not settings.allowed_callables:
-            # What this process names, it may import.
+            # The worker may import what this process names.
             settings = settings.model_copy(update={"allowed_callables": ("*",)})
-        worker = make_worker(settings, concurrency=self.concurrency)
+        worker = make_worker(settings, concurrency=concurrency)
         worker.start()
         return worker
 
-    @property
-    def database(self) -> Database:
-        """The fleet's own."""
-        return self._server.database
-
-    @property
-    def broker_url(self) -> str:
-        """The database's URL."""
-        return self._server.broker_url
-
-    def remember(self, run_id: str, *, created_at: float) -> None:
-        """Say that a run is about to be made here, so that every client finds it."""
-        self._server.remember(run_id, created_at=created_at)
-
     def check(self) -> None:
-        """Make sure that the fleet is still there. Raises EmbeddedError."""
-        self._server.check()
+        """Check that the fleet is alive. Raises EmbeddedError or SettingsError."""
+        super().check()
         self._worker.check()
 
     def close(self) -> None:
-        """Give the fleet back; the last one stops it."""
+        """Release the fleet; the last user stops it."""
         with self._lock:
             self._users -= 1
             if self._users == 0:
                 self._stop()
 
     def _stop(self) -> None:
-        atexit.unregister(self._stop)
         with self._lock:
-            if self._is_stopped:
-                return
-            self._is_stopped = True
             if InProcessFleet._shared is self:
                 InProcessFleet._shared = None
-            self._worker.stop()
-            self._server.close()
+            worker, self._worker = self._worker, None
+            if worker is not None:
+                worker.stop()
+            super()._stop()

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 __all__ = ["FORMAT", "StateFolder", "format_problem"]
 
-# What is in the folder, and how: raised by a change after which the version before could not read
-# it, or the other way round. So is the version of the wire format (fanout.broker.app.WIRE_VERSION).
+# The version of the folder's content. Raise it with a change that the version before cannot read, or
+# that cannot read what the version before wrote. The wire format has a version of its own.
 FORMAT = 1
 # A socket's name has 108 bytes at most on Linux, 104 on macOS.
 _LONGEST_SOCKET = 100
@@ -32,57 +32,35 @@ class StateFolder:
 
     Attributes:
         path: The folder.
-        socket: Where the server listens.
+        socket: The address of the server.
+        users: Every client holds a shared lock on this file; the server ends with the last one.
+        keeper: The process that keeps the server holds a lock on this file.
+        server: The server holds a lock on this file, whichever keeper started it.
+        log: What the server and its keeper print.
+        databases: A folder with a file for each database; its owner holds a lock on the file.
+        data: The server's own files; the folder exists once a server has started.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.socket = _socket(path)
-
-    @property
-    def users(self) -> Path:
-        """Every client holds a shared lock on this file; the server ends with the last one."""
-        return self.path / "users.lock"
-
-    @property
-    def keeper(self) -> Path:
-        """The process that keeps the server holds a lock on this file."""
-        return self.path / "keeper.lock"
-
-    @property
-    def server(self) -> Path:
-        """The server holds a lock on this file, whichever keeper started it."""
-        return self.path / "server.lock"
-
-    @property
-    def log(self) -> Path:
-        """What the server, and the process that keeps it, say."""
-        return self.path / "server.log"
-
-    @property
-    def databases(self) -> Path:
-        """A folder with a file for each database: its owner holds a lock on the file."""
-        return self.path / "databases"
-
-    @property
-    def data(self) -> Path:
-        """The server's own files."""
-        return self.path / "data"
-
-    def has_data(self) -> bool:
-        """Say whether a server has ever kept anything here."""
-        return self.data.is_dir()
+        self.users = path / "users.lock"
+        self.keeper = path / "keeper.lock"
+        self.server = path / "server.lock"
+        self.log = path / "server.log"
+        self.databases = path / "databases"
+        self.data = path / "data"
 
     @classmethod
     def open(cls, settings: Settings, *, wire: int) -> StateFolder:
-        """Return the folder, made where it is not there.
+        """Return the folder of the settings; create it if it does not exist.
 
         Args:
-            settings: Where it is.
+            settings: They have the path.
             wire: The version of the wire format.
 
         Raises:
-            EmbeddedError: It cannot be used, is not this user's alone, or another version of
+            EmbeddedError: It cannot be used, other users may enter it, or another version of
                 fanout has written it.
         """
         folder = cls(settings.state_dir.expanduser().absolute())
@@ -101,8 +79,8 @@ class StateFolder:
         return folder
 
     @classmethod
-    def passing(cls) -> StateFolder:
-        """Return a folder that goes with its server."""
+    def temporary(cls) -> StateFolder:
+        """Return a new folder, to be deleted with its server."""
         folder = cls(Path(tempfile.mkdtemp(prefix="fanout-")))
         folder.databases.mkdir(mode=0o700)
         return folder
@@ -111,12 +89,11 @@ class StateFolder:
         """Write the format's version. Raises EmbeddedError if the folder has another one."""
         marker = self.path / _MARKER
         own = {"format": FORMAT, "wire": wire}
-        try:
-            text = marker.read_text()
-        except FileNotFoundError:
-            text = None
-        if text is None and not self.has_data():
-            _write(marker, json.dumps({**own, "fanout": _version()}))
+        text = marker.read_text() if marker.exists() else None
+        if text is None and not self.data.is_dir():
+            from importlib import metadata
+
+            _write(marker, json.dumps({**own, "fanout": metadata.version("fanout-llm")}))
             return
         problem = format_problem(str(self.path), text, own)
         if problem is not None:
@@ -132,24 +109,18 @@ def format_problem(folder: str, text: str | None, own: dict[str, int]) -> str | 
         marker, known = {}, {}
     if known == own:
         return None
-    who = f"fanout {marker['fanout']}" if marker.get("fanout") else "another program"
+    writer = f"fanout {marker['fanout']}" if marker.get("fanout") else "another program"
     formats = ", ".join(f"{name} {known.get(name, 'unknown')}" for name in own)
     mine = ", ".join(f"{name} {value}" for name, value in own.items())
     return (
-        f"{who} has written the embedded runs in {folder} ({formats}; this version reads {mine}); "
+        f"{writer} has written the embedded runs in {folder} ({formats}; this version reads {mine}); "
         "nothing there was changed: use that version for them, or set FANOUT_STATE_DIR to another "
         "folder for this one"
     )
 
 
-def _version() -> str:
-    from importlib import metadata
-
-    return metadata.version("fanout-llm")
-
-
 def _write(path: Path, text: str) -> None:
-    """Write a file that is there as a whole or not at all."""
+    """Write a file so that a crash leaves it complete or absent."""
     unfinished = path.with_name(f"{path.name}.unfinished")
     with unfinished.open("w") as file:
         file.write(text)
@@ -159,7 +130,7 @@ def _write(path: Path, text: str) -> None:
 
 
 def _make_private(path: Path, *, follows: bool = True) -> None:
-    """Make a folder that its user alone may enter, or make sure that it is one."""
+    """Create a folder that only its user may enter, or check that it is one."""
     if not path.is_dir():
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -187,7 +158,7 @@ def _make_private(path: Path, *, follows: bool = True) -> None:
 
 
 def _socket(path: Path) -> Path:
-    """Return where the server of a folder listens: there, unless that name is too long."""
+    """Return the address of a folder's server: a socket in it, unless the path is too long."""
     socket = path / "server.sock"
     if len(os.fsencode(socket)) <= _LONGEST_SOCKET:
         return socket

@@ -62,7 +62,7 @@ def test_an_upgrade_that_is_cut_short_loses_nothing(tmp_path):
     folder = opened(tmp_path / "state")
     (folder.path / "format.json.unfinished").write_text("{")
     (folder.path / "data").mkdir()
-    assert opened(folder.path).has_data()
+    assert opened(folder.path).data.is_dir()
     (folder.path / "format.json").unlink()
     with pytest.raises(EmbeddedError, match="another program has written"):
         opened(folder.path)

@@ -1,0 +1,125 @@
+"""Checks what callers pass to ``Client`` and ``ParallelCalls``."""
+
+from __future__ import annotations
+
+import operator
+import os
+from collections.abc import Mapping
+from os import PathLike
+from pathlib import Path
+from typing import Any, SupportsIndex, cast
+
+from fanout.core.errors import SettingsError, SpecError
+from fanout.core.field_effects import require_used
+from fanout.core.spec import RunSpec, make_spec
+from fanout.llm.callables import import_path, register_callable, takes_prompt_only
+from fanout.system.open_files import open_files_problem
+
+__all__ = ["checked_count", "checked_spec", "model_string", "paths", "require_open_files"]
+
+
+def checked_count(name: str, value: object) -> int | None:
+    """Return the count that a caller gives, or None. Raises SpecError unless it is 1 or more."""
+    if value is None:
+        return None
+    # numpy's integers are allowed, True is not.
+    is_whole = hasattr(value, "__index__") and not isinstance(value, bool)
+    count = operator.index(cast("SupportsIndex", value)) if is_whole else 0
+    if count < 1:
+        raise SpecError(f"must be a whole number from 1 on (got {value!r})", field=name)
+    return count
+
+
+def checked_spec(given: Any, *, has_documents: bool) -> RunSpec:
+    """Return the spec of a new run; its files are the same in any working directory.
+
+    Args:
+        given: A spec, or its fields.
+        has_documents: Whether the caller passes documents.
+
+    Raises:
+        SpecError: A field is wrong or has no effect, or there are both documents and files.
+    """
+    if not isinstance(given, RunSpec | Mapping):
+        kind = type(given).__name__
+        raise SpecError(
+            f"must be a RunSpec, or a dict of its fields such as model and prompt (got {kind})",
+            field="spec",
+        )
+    spec = given if isinstance(given, RunSpec) else make_spec(**given)
+    require_used(spec, is_function=takes_prompt_only(spec.model))
+    if has_documents:
+        if spec.inputs:
+            raise SpecError("give either chunks or inputs, and not both", field="inputs")
+        return spec
+    absolute = spec.model_copy(update={"base_dir": str(Path(spec.base_dir or "").absolute())})
+    if "base_dir" not in spec.model_fields_set:
+        # The user did not set it, so it need not have an effect.
+        absolute.model_fields_set.discard("base_dir")
+    return absolute
+
+
+def require_open_files(concurrency: int, given: int | None, max_workers: int | None) -> None:
+    """Make sure that an embedded worker may have its open files, before it is started.
+
+    Args:
+        concurrency: Branches in flight of the worker.
+        given: The concurrency that the client's caller chose, or None.
+        max_workers: The ``max_workers`` of the run, or None.
+
+    Raises:
+        SpecError: The argument needs more open files than the hard limit allows.
+        SettingsError: ``FANOUT_CONCURRENCY`` does.
+    """
+    problem = open_files_problem(concurrency, setting="it")
+    if problem is None:
+        return
+    if given is None:
+        raise SettingsError(f"FANOUT_CONCURRENCY: {problem}")
+    raise SpecError(problem, field="max_workers" if given == max_workers else "concurrency")
+
+
+def paths(inputs: Any) -> tuple[str, ...]:
+    """Return the paths of one or several inputs. Raises SpecError."""
+    given = (inputs,) if isinstance(inputs, (str, PathLike)) else tuple(inputs)
+    for one in given:
+        if not isinstance(one, (str, PathLike)):
+            kind = type(one).__name__
+            raise SpecError(f"must be paths (got {one!r}, a {kind})", field="inputs")
+    return tuple(os.fspath(one) for one in given)
+
+
+def model_string(llm: Any, *, is_embedded: bool) -> str:
+    """Return the model string of a model or a function; a function is registered if it has none.
+
+    Args:
+        llm: A model string, a function, or an object with ``complete``.
+        is_embedded: Whether the worker may run in this process.
+
+    Raises:
+        SpecError: It is none of these, or workers on other machines could not import it.
+    """
+    if llm is None:
+        raise SpecError("is required: give llm=..., or set FANOUT_MODEL", field="llm")
+    if isinstance(llm, str):
+        if not llm.strip():
+            raise SpecError("must not be empty: give a model, such as 'fake'", field="llm")
+        return llm
+    if not callable(llm) and not callable(getattr(llm, "complete", None)):
+        kind = type(llm).__name__
+        raise SpecError(
+            "must be a model string such as 'openai/gpt-5-mini', a function str -> str, or an "
+            f"object with an async complete(request) (got {kind})",
+            field="llm",
+        )
+    if is_embedded:
+        return register_callable(llm)
+    path = import_path(llm)
+    if path is None:
+        name = getattr(llm, "__qualname__", type(llm).__name__)
+        raise SpecError(
+            f"{name} cannot be imported by workers on other machines: move it to module level in "
+            "a module that they have, and name it as 'package.module:function'",
+            field="llm",
+        )
+    return path
