@@ -61,7 +61,7 @@ def fanout(here: Path) -> Callable[..., Done]:
 
 @pytest.fixture(autouse=True)
 def nothing_is_left_behind(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Every process that a test's commands started has ended, whatever way the test ended."""
+    """Every process that a test's commands started has ended, also if the test failed."""
     # Children inherit it; others on this machine may be at work too.
     monkeypatch.setenv(_OWNER, str(os.getpid()))
     before = {process.pid for process in psutil.process_iter()}

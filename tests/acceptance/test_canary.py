@@ -105,7 +105,7 @@ class Watcher:
                         continue
 
     def inspected(self):
-        """All that the worker tells whoever asks it."""
+        """All that the worker answers to remote control."""
         inspect = self._app.control.inspect(timeout=2, limit=1)
         asked = ("conf", "stats", "report", "active", "reserved", "scheduled", "registered")
         return {name: getattr(inspect, name)() for name in asked}
@@ -273,7 +273,7 @@ def test_what_was_planted_is_only_where_it_belongs(seen):
         assert [canary for canary in CONTENTS if canary in text] == [], name
         assert text, name
 
-    # Whoever asks for them gets them, and learns why a branch failed.
+    # A client that asks for them gets them, with the reason why a branch failed.
     assert f"cannot do '{PROMPT} {DOCUMENT} refused' for Bearer [key]" in seen["said"]["errors"]
     assert "[key] and redis://:[key]@127" in seen["said"]["careless errors"]
     assert ANSWER in seen["out"]

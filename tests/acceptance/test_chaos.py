@@ -1,4 +1,4 @@
-"""Nothing is lost, and nothing is called twice for no reason, whatever dies."""
+"""Nothing is lost, and no call is repeated for no reason, if any process dies."""
 
 from __future__ import annotations
 

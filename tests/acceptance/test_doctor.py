@@ -129,7 +129,7 @@ def test_without_a_broker_what_a_run_would_start_is_checked(doctor, here):
     assert "unknown model 'typo'" in findings["model typo"]["advice"]
 
 
-def test_a_server_that_is_away_and_wrong_usage_are_said(fanout, doctor):
+def test_an_unreachable_server_and_wrong_usage_are_reported(fanout, doctor):
     status, _, findings = doctor("--broker-url", "redis://127.0.0.1:1/0")
     assert (status, failed(findings)) == (1, {"broker"})
     assert "no broker answers at 127.0.0.1:1" in findings["broker"]["advice"]

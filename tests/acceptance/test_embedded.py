@@ -1,4 +1,4 @@
-"""Without a broker nothing that was paid for is lost, whatever dies, and no other user gets in."""
+"""Embedded runs: no paid answer is lost if any process dies, and no other user gets in."""
 
 from __future__ import annotations
 
@@ -216,7 +216,7 @@ def test_a_damaged_end_of_the_file_costs_no_more_than_what_it_held(fanout, state
     assert kept.read_bytes().endswith(damage)
 
 
-def test_what_keeps_the_server_from_starting_is_said(fanout, state_dir):
+def test_the_reason_why_the_server_does_not_start_is_shown(fanout, state_dir):
     assert fanout("run", "-", *ASK, "fake", "-q", stdin=b"a").status == 0
     until(lambda: not of_state(state_dir), "the server does not end")
     (manifest,) = (state_dir / "data").glob("*/*.manifest")
@@ -429,7 +429,7 @@ def test_a_log_that_was_cut_by_a_power_failure_is_read(fanout, here, state_dir):
     assert len(fanout("results", "latest").stdout.splitlines()) == 20
 
 
-def test_a_state_folder_that_cannot_be_read_is_said_and_left_as_it_is(fanout, here, state_dir):
+def test_a_state_folder_that_cannot_be_read_is_reported_and_left_as_it_is(fanout, here, state_dir):
     write_input(here, 3)
     fanout("run", "in.jsonl", *ASK, "fake")
     until(lambda: not of_state(state_dir), "the server ends with its last client")
@@ -524,7 +524,7 @@ TOO_MANY = "2,000 branches in flight need 2,128 open files, and this process may
         ([], {"FANOUT_POOL": "prefork", "FANOUT_AUTOSCALE": "4,2"}, ""),
     ],
 )
-def test_a_setting_that_the_worker_refuses_is_said_once(here, state_dir, options, env, words):
+def test_a_setting_that_the_worker_refuses_is_reported_once(here, state_dir, options, env, words):
     write_input(here, 3)
     command = [*LIMITED, FANOUT, "run", "in.jsonl", *ASK, "fake", "--quiet", *options]
     done = subprocess.run(

@@ -339,7 +339,7 @@ def test_sigint_twice_hands_back_at_once(client, start_worker, model, calls):
 def test_a_worker_that_was_stopped_for_longer_than_its_lease_does_no_harm(
     client, start_worker, model, calls
 ):
-    """Its calls are made by others meanwhile; whatever it still says when it goes on is late."""
+    """Other workers make its calls meanwhile; what it writes when it goes on comes too late."""
     env = model("await asyncio.sleep(1)\nreturn 'fine'")
     first = start_worker("--concurrency", "8", **env)
     run = submit(client, 16)

@@ -460,7 +460,7 @@ def test_wrong_usage_is_said_in_one_line(fanout, broker_url, options, env, messa
     assert not any(secret in done.stderr for secret in ("topsecret", PASSWORD))
 
 
-def test_a_port_that_is_taken_is_said(fanout, broker_url, server):
+def test_a_port_that_is_taken_is_reported(fanout, broker_url, server):
     options = ("--port", str(server.port), "--broker-url", broker_url)
     done = fanout("flower", *options, **LOGIN)
     assert done.status == 1

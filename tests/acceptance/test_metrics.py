@@ -101,7 +101,7 @@ def test_a_server_that_goes_away_shows_as_down(tmp_path):
         (["--address", "192.0.2.1", "--no-auth"], "cannot listen at 192.0.2.1:0"),
     ],
 )
-def test_what_cannot_be_served_is_said(broker_url, options, said):
+def test_what_cannot_be_served_is_reported(broker_url, options, said):
     done = subprocess.run(
         [FANOUT, "metrics", "--port", "0", "--broker-url", broker_url, *options],
         capture_output=True,

@@ -113,5 +113,5 @@ def test_a_server_that_is_away_or_hangs_is_said_in_one_line(fanout, tmp_path):
     assert f"no broker answers at 127.0.0.1:{server.port}" in done.stderr
 
 
-def test_wrong_usage_is_said(fanout):
+def test_wrong_usage_is_reported(fanout):
     assert fanout("probe", "--within", "0").status == 2

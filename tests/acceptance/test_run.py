@@ -160,9 +160,7 @@ def test_two_runs_at_once_into_one_folder_do_not_mix(fanout, here):
         (("--out-mode", "0644"), 0o644, 0o755),
     ],
 )
-def test_only_the_user_may_read_the_files_unless_it_is_said(
-    fanout, here, option, mode, folder_mode
-):
+def test_only_the_user_may_read_the_files_by_default(fanout, here, option, mode, folder_mode):
     (here / "a.txt").write_text("x")
     old = os.umask(0)
     try:
@@ -250,7 +248,7 @@ def test_an_answer_that_cannot_be_printed_is_kept(fanout, here):
 
 
 @pytest.mark.parametrize("command", ["results", "runs", "status", "errors"])
-def test_whoever_reads_no_further_makes_no_error(fanout, here, command):
+def test_a_reader_that_stops_early_causes_no_error(fanout, here, command):
     (here / "in.jsonl").write_text(
         "".join(json.dumps({"text": f"t{i}"}) + "\n" for i in range(200))
     )

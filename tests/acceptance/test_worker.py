@@ -97,7 +97,7 @@ def test_a_sentinel_url_that_names_no_master_is_wrong_usage(fanout):
 @pytest.mark.parametrize(
     "arguments", [["-c", "0"], ["-c", "many"], ["--pool", "fibers"], ["-l", "loud"]]
 )
-def test_wrong_usage_is_said(fanout, arguments):
+def test_wrong_usage_is_reported(fanout, arguments):
     done = fanout("worker", *arguments)
     assert done.status == 2
     assert done.stderr.startswith("fanout: Invalid value")

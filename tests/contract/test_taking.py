@@ -140,7 +140,7 @@ def test_control_tasks_are_taken_one_by_one(app, taker, db):
     assert db.llen(CONTROL_QUEUE) == 2
 
 
-def test_each_is_kept_for_whoever_restores_it_and_goes_when_it_is_acknowledged(app, taker, db):
+def test_each_message_is_kept_for_its_restoration_until_it_is_acknowledged(app, taker, db):
     publish(app, 3)
     one = taker(3)
     one.take_once()
@@ -253,7 +253,7 @@ def test_a_worker_that_takes_many_at_once_takes_as_many_of_each_run(app, taker):
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_whatever_is_published_and_taken_in_whatever_order_each_comes_once(app, taker, db, seed):
+def test_each_message_comes_once_in_any_order_of_publishing_and_taking(app, taker, db, seed):
     """And the counters say what there is, at each step."""
     dice = random.Random(seed)
     takers = [taker(room) for room in (1, 7, 60)]

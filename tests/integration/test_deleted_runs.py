@@ -181,7 +181,7 @@ def test_what_is_sent_of_a_run_that_is_gone_is_not_kept(broker_url, prefix, db):
 def test_a_worker_that_stood_still_during_the_deletion_leaves_nothing(
     client, start_worker, broker_url, db
 ):
-    """Whatever it had in hand then; and it drops the messages that come later still."""
+    """It drops its branches of the run, and the messages that come later."""
     worker = start_worker("--concurrency", "8", FANOUT_VISIBILITY_TIMEOUT_S="6")
     run = submit(client, 1_000, model="fake?latency_s=0.02")
     wait_for(lambda: run.status().done > 20, "branches end all the time")

@@ -135,7 +135,7 @@ def test_each_role_does_its_whole_job_and_is_refused_nothing(fleet, role, tmp_pa
         finally:
             other.end(signal.SIGTERM)
     assert other.process.returncode == 0, other.log.read_text()
-    # Whoever deletes a run tries to take its messages out at once; workers drop them otherwise.
+    # A deletion tries to remove the messages of the run at once; otherwise workers drop them.
     tried = ("client", "key", "fanout.control")
     assert [each for each in server.denied() if each != tried] == []
 

@@ -1,4 +1,4 @@
-"""Whoever reaches the broker can put anything into its queues: a worker drops it and goes on."""
+"""Any client of the broker can put anything into its queues: a worker drops it and goes on."""
 
 from __future__ import annotations
 
@@ -194,7 +194,7 @@ def test_what_is_no_message_of_ours_is_dropped_and_nothing_of_it_is_run_or_logge
 
 @pytest.mark.parametrize("name", sorted(hostile("/nowhere")))
 def test_each_is_dropped_by_itself(name, tmp_path):
-    """That all are borne together does not tell which check it was: here each meets its own."""
+    """The test of all messages together does not show which check drops one: this test does."""
     from kombu.transport.redis import Channel
 
     from fanout.broker.transport import _LimitedMessage

@@ -288,7 +288,7 @@ def test_what_was_lost_is_found_at_once_by_healing(client, broker_url, start_wor
     start_worker("--concurrency", "1", "--queues", "fanout.control", **IDLE)
     with redis.Redis.from_url(broker_url) as server:
         wait_for(lambda: waiting(server) == 20, "the branches are published")
-        wait_for(lambda: not server.hlen(UNACKED), "whoever published them is done")
+        wait_for(lambda: not server.hlen(UNACKED), "their publisher is done")
         server.delete(*server.keys("fanout.branches*"))
     assert client.heal() == 1
     assert client.heal() == 0, "it is there again"

@@ -186,7 +186,7 @@ def test_each_pool_processes_a_run(client, start_worker, model, tmp_path, pool):
 
 
 @pytest.mark.parametrize("pool", ["asyncio", "threads", "prefork"])
-def test_whoever_submits_does_not_wait_behind_long_calls(pool, client, start_worker):
+def test_a_submission_does_not_wait_behind_long_calls(pool, client, start_worker):
     """All slots are taken by calls of a minute; prefork has nothing else to answer with."""
     worker = start_worker("--concurrency", "2", FANOUT_POOL=pool, FANOUT_GRACE_S="0")
     slow = make_spec(model="fake?latency_s=60", prompt="{input}")

@@ -106,7 +106,7 @@ def test_what_fails_every_branch_alike_stops_the_run_with_the_provider_s_sentenc
         assert kinds <= {ErrorKind(result.error.partition(":")[0]), ErrorKind.CANCELLED}
 
 
-def test_good_answers_are_paid_once_whatever_they_are_wrapped_in(ask):
+def test_good_answers_in_any_wrapping_are_paid_once(ask):
     wrapped = [
         '{"a": 1}', '<think>{"a": 2}</think>{"a": 1}', 'Sure:\n```json\n{"a": 1}\n```\nDone.',
         'It is {"a": 1}.', [{"type": "text", "text": '{"a": '}, {"type": "text", "text": "1}"}],

@@ -1,4 +1,4 @@
-"""Runs on real workers: what the caller gets, whatever happens to the branches."""
+"""Runs on real workers: what the caller gets if branches succeed, fail or stop."""
 
 from __future__ import annotations
 
@@ -231,7 +231,7 @@ def test_an_authentication_error_stops_the_run_with_one_message(client, function
     result = run_to_end(client, texts(5000), model="functions_under_test:model", max_workers=4)
     assert result.status is RunStatus.FAILED
     assert result.error == "auth: the key was revoked"
-    # Whatever was not read yet when the run stopped did not become branches.
+    # Input that was not read when the run stopped did not become branches.
     assert len(result.errors) == run_status(client, result).total <= 5000
     called = [error for error in result.errors if error.kind is ErrorKind.AUTH]
     assert len(called) <= 8
@@ -369,7 +369,7 @@ def test_nothing_is_left_on_the_queues_and_a_deleted_run_leaves_no_key(worker, c
 
 
 def test_the_queue_stays_short_while_a_long_run_is_enqueued(client, broker_url, start_worker):
-    """The window bounds what is on the broker, whatever the size of the run."""
+    """The window bounds what is on the broker, for a run of any size."""
     start_worker("--concurrency", "4")
     spec = make_spec(model="fake?latency_s=0.002", prompt="{input}")
     run = client.submit(spec, texts(2500))

@@ -170,7 +170,7 @@ def test_a_master_that_hangs_is_left_as_soon_as_there_is_another(pair, fleet, ca
 
 
 def is_master(server):
-    # Whoever is connected when a server becomes the master is disconnected.
+    # A server that becomes the master disconnects its clients.
     with suppress(redis.ConnectionError):
         return server.info("replication")["role"] == "master"
     return False
@@ -237,7 +237,7 @@ def test_a_server_that_was_full_and_has_room_again_loses_nothing(server, fleet, 
     under_way(run)
     with server.client() as admin:
         admin.config_set("maxmemory", 1)
-        # Whoever comes back now is refused: that is no broken connection, but passes as well.
+        # A client that connects now is refused: no broken connection, but it passes as well.
         admin.client_kill_filter(_type="normal", skipme=True)
         wait_for(lambda: _refusals(admin, "OOM") > 20, "the worker was refused repeatedly")
         admin.config_set("maxmemory", 0)
@@ -402,7 +402,7 @@ def model(prompt):
 
 
 @pytest.mark.parametrize("way", ["MISCONF", None])
-def test_a_call_that_a_child_died_in_is_made_once_more_whatever_comes_of_its_message(
+def test_a_call_that_a_child_died_in_is_made_once_more_with_any_fate_of_its_message(
     way, server, start_worker, functions, tmp_path
 ):
     """Its parent publishes a further try, when another worker has begun what came back.

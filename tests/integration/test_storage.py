@@ -208,7 +208,7 @@ def test_a_run_lives_in_s3_from_its_input_to_its_deletion(
         names = s3.find(f"{BUCKET}/some/prefix/{run.run_id}")
         assert len(names) == 5
         assert names[0].endswith(RUN_MARKER)
-    # Whoever has it not set reads the run all the same.
+    # A client without the setting reads the run all the same.
     monkeypatch.delenv("FANOUT_STORAGE")
     result = client.run(run.run_id).result()
     assert result.status is RunStatus.SUCCEEDED

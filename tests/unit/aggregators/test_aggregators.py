@@ -140,7 +140,7 @@ def test_merge_leaves_out_what_is_not_json_and_says_so():
     assert made.notes == ["1 answers are not JSON and left out: d1"]
 
 
-def test_the_majority_wins_whatever_the_case_and_punctuation():
+def test_the_majority_wins_regardless_of_case_and_punctuation():
     made = aggregate("vote", ["Yes.", "no", "**yes**", " YES!\n", None])
     assert made.value == {
         "winner": "Yes", "tied": [], "votes": {"Yes": 3, "no": 1}, "share": 0.75,

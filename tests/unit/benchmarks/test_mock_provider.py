@@ -116,7 +116,7 @@ def test_a_body_of_a_megabyte_comes_in_pieces():
     assert caller.plan.bytes_in > 1_000_000
 
 
-def test_answers_come_in_the_order_of_requests_whatever_their_latencies():
+def test_answers_come_in_the_order_of_requests_at_any_latency():
     caller = Caller(latency="lognormal:1:1")
     caller.send(post() * 2)
     first, second = caller.timers

@@ -102,7 +102,7 @@ def test_the_cursor_is_never_hidden_so_that_no_death_leaves_it_hidden():
 
 @pytest.mark.parametrize("order", [*ORDERS, "\x1b[31m", "\x1b]8;;http://x\x1b\\"])
 @pytest.mark.parametrize("wrap", [str, Text, lambda text: Group(text, Text(text))])
-def test_no_order_comes_through_whatever_it_is_wrapped_in(order, wrap):
+def test_no_terminal_order_comes_through_in_any_wrapping(order, wrap):
     stream = Tty()
     table = Table(order, box=None)
     table.add_row(wrap(f"a{order}b"))

@@ -216,7 +216,7 @@ def test_without_a_terminal_there_is_a_line_for_each_status_and_now_and_then(clo
     assert stream.getvalue().count("\n") == 3
 
 
-def test_a_fleet_without_workers_is_said(clock):
+def test_a_fleet_without_workers_is_reported(clock):
     stream = io.StringIO()
     Progress(stream).show(status(workers=0))
     assert "no worker is consuming: start one with `fanout worker`" in stream.getvalue()

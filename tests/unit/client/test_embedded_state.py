@@ -37,7 +37,7 @@ def opened(path, wire=1):
         (None, ["another program has"]),
     ],
 )
-def test_what_another_version_wrote_is_said(said, words):
+def test_a_folder_of_another_version_is_reported(said, words):
     problem = format_problem("/state", None if said is None else json.dumps(said), OWN)
     if words is None:
         assert problem is None

@@ -37,7 +37,7 @@ NOBODY = "redis://127.0.0.1:9/0"
 JOB = {"model": "fake", "prompt": "{input}"}
 SUMMED = {"aggregate_prompt": "{input}"}
 
-# The fields of a job. Whatever else a job has, these have an effect: some code reads them.
+# The fields of a job that have an effect in any job: some code reads them.
 ALWAYS = {
     "inputs", "max_document_mb", "strict", "model", "prompt", "aspects", "samples", "system",
     "temperature", "max_tokens", "stop", "output_format", "split", "reduce", "aggregate_prompt",

@@ -17,7 +17,7 @@ from fanout.llm.calls import complete_with_retries, validate_json
 A = '{"a": 1}'
 FENCED = f"```json\n{A}\n```"
 
-# Whatever is around it, the answer is the same object.
+# The answer is the same object, with any text around it.
 WRAPPED = {
     "bare": A,
     "spaces": f"\n  {A}\n",

@@ -94,7 +94,7 @@ def test_the_broker_url_comes_from_a_file(monkeypatch, tmp_path):
     (tmp_path / "url").write_text("redis://me:secret@queue:6379/0\n")
     monkeypatch.setenv("FANOUT_BROKER_URL_FILE", str(tmp_path / "url"))
     assert load_settings().broker_url == "redis://me:secret@queue:6379/0"
-    # Whoever names a server means that one.
+    # An argument wins over the environment.
     assert load_settings(broker_url="redis://other").broker_url == "redis://other"
 
 

@@ -401,7 +401,7 @@ def test_text_in_quotes_that_looks_like_rows_stays_text(here):
         ("t.tsv", 'id\ttext\n1\t"two\nlines"\n', "two\nlines", None),
     ],
 )
-def test_what_is_between_cells_is_found_out_and_said(here, name, content, first, told):
+def test_the_delimiter_is_detected_and_reported(here, name, content, first, told):
     (here / name).write_text(content)
     notices = []
     documents = read(name, notify=notices.append)
@@ -410,7 +410,7 @@ def test_what_is_between_cells_is_found_out_and_said(here, name, content, first,
     assert [notice.text for notice in notices] == ([told] if told else [])
 
 
-def test_the_delimiter_can_be_said(here):
+def test_the_delimiter_can_be_given(here):
     (here / "t.csv").write_text("b;text, d\n1;2,3\n2;3,4\n")
     [first, _] = read("t.csv", delimiter=";", text_column="b")
     assert (first.text, first.columns) == ("1", {"text, d": "2,3"})
@@ -619,7 +619,7 @@ def _read_while_it_shrinks(path):
 @settings(
     max_examples=120, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None
 )
-def test_whatever_a_file_holds_is_read_or_said(here, name, data):
+def test_any_content_of_a_file_is_read_or_reported(here, name, data):
     (here / name).write_bytes(data)
     try:
         documents = read(name, max_bytes=2_000)

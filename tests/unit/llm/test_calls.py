@@ -151,7 +151,7 @@ def test_half_a_character_at_the_end_of_an_answer_does_not_lose_the_answer():
     assert result.output == "café ?"
 
 
-def test_an_observer_sees_each_call_and_nothing_of_what_was_said():
+def test_an_observer_sees_each_call_and_no_text():
     seen = []
     reply = LLMReply(
         text="yes", usage=Usage(calls=1, output_tokens=3), model="m-1", response_id="7",

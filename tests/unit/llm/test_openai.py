@@ -232,7 +232,7 @@ def test_a_broken_connection_is_the_same_kind_of_error(monkeypatch, name):
         monkeypatch.setenv("OPENAI_BASE_URL", server.url)
         ours, reference = outcomes()
         assert ours[0] is reference[0]
-        # One call, whatever its outcome: a second call might be billed.
+        # One call, with any outcome: a second call might be billed.
         assert server.connections == 2
 
 

@@ -182,7 +182,7 @@ def test_an_object_that_is_a_model_is_used_as_it_is():
     ids=repr,
 )
 @pytest.mark.parametrize("is_async", [False, True])
-def test_whatever_a_function_raises_is_one_failed_call(fault, is_async):
+def test_any_exception_of_a_function_is_one_failed_call(fault, is_async):
     def function(prompt):
         raise fault
 

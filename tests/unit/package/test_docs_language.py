@@ -25,6 +25,8 @@ OTHERS += sorted(
 
 CODE = sorted(path for package in ("fanout", "workers") for path in ROOT.glob(f"{package}/**/*.py"))
 
+TESTS = sorted(ROOT.glob("tests/**/*.py"))
+
 
 def named(path):
     return str(path.relative_to(ROOT))
@@ -60,6 +62,13 @@ def test_a_page_names_the_actor(path):
     if named(path).startswith("examples/amendments/"):
         pytest.skip("the text of the constitution")
     assert banned_words(path.read_text(errors="replace")) == []
+
+
+def test_the_tests_name_the_actor():
+    """Their names too; words in test data may be anything."""
+    vague = re.compile(r"(?<![a-z])(who|what)ever", re.IGNORECASE)
+    found = [named(p) for p in TESTS if p != Path(__file__) and vague.search(p.read_text())]
+    assert found == []
 
 
 def test_the_code_names_the_actor():

@@ -134,6 +134,8 @@ def parameters(command, context):
     for parameter in command.get_params(context):
         known = {**parameter.to_info_dict(), "metavar": parameter.make_metavar(context), "help": ""}
         names = " ".join([*known.pop("opts"), *known.pop("secondary_opts")])
+        # click keeps the option of the first context; in one with a parent, -h belongs to it.
+        names = "--help" if names.endswith("--help") else names
         known.update(type=placeless(repr(parameter.type)), default=repr(known["default"]), name="")
         rows[names] = ", ".join(f"{key}: {known[key]}" for key in sorted(known) if known[key])
     return rows

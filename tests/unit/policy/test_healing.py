@@ -116,7 +116,7 @@ _SOME = st.sets(st.integers(0, 11))
     heals=st.integers(0, 12),
     flags=st.tuples(st.booleans(), st.booleans(), st.booleans()),
 )
-def test_whatever_the_counters_say_there_is_a_remedy_unless_something_is_in_flight(
+def test_any_counters_have_a_remedy_unless_something_is_in_flight(
     count, published, sets, permits, heals, flags
 ):
     """Also in states that nothing is known to lead to."""

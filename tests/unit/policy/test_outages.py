@@ -457,7 +457,7 @@ def test_a_prompt_that_is_always_told_to_wait_holds_nobody_up(fleet, asked_s):
     assert sum(others) / len(others) < 1
 
 
-def test_an_error_with_a_hint_is_waited_for_by_all_whatever_its_status(fleet):
+def test_an_error_of_any_status_with_a_hint_makes_all_wait(fleet):
     results = fleet.run(
         lambda _prompt, now: error(status=503, retry_after_s=10.0) if now < 25 else None,
         branches=60,

@@ -57,7 +57,7 @@ def test_no_wait_is_longer_than_the_longest():
 
 
 @pytest.mark.parametrize("kind", sorted(ErrorKind))
-def test_whoever_allows_one_call_gets_no_other(kind):
+def test_a_policy_of_one_call_allows_no_other(kind):
     policy = RetrySpec(max_attempts=1)
     assert (
         retry_wait_s(kind=kind, spent=0.0, failures=1, elapsed_s=0, policy=policy, jitter=0.0)

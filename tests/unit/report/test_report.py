@@ -188,7 +188,7 @@ def test_slices_are_few_and_of_a_round_width(count, span_s, width_s):
     assert len(over_time.slices) <= 120
 
 
-def test_a_slice_holds_what_ended_in_it_whatever_the_order_and_the_clocks():
+def test_a_slice_holds_what_ended_in_it_regardless_of_order_and_clocks():
     ended = [95.0, 3.0, -7.0, 50.0, 50.5] * 100
     branches = [branch(i, ended_at=BORN + at) for i, at in enumerate(ended)]
     branches += [branch(501, ErrorKind.LOST, ended_at=0.0)]

@@ -155,7 +155,7 @@ def test_a_paused_run_whose_deadline_passes_goes_on_so_that_it_ends():
     assert fleet.pass_time(25) == [("expand", 0, 0, 0)]
 
 
-def test_a_paused_aggregate_is_left_alone_whatever_the_deadline():
+def test_a_paused_aggregate_is_left_alone_at_any_deadline():
     fleet = Fleet()
     fleet.store = fake_store()
     fleet.store.create_run(RUN, spec="{}", created_at=1.0, deadline_at=time.time() - 1)

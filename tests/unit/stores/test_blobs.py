@@ -102,7 +102,7 @@ def test_a_run_is_deleted_with_all_its_files_and_without_those_of_others(marked)
     assert marked.drop_all("r1")
     assert marked.drop_all("r1"), "nothing is left"
     assert {path[:2] for path in everything(marked)} == {MARKER[:2], "r2"}
-    # Whoever is late marks it again.
+    # A late writer marks it again.
     if marked._is_folder:
         marked.claim("r1")
         assert f"r1/{RUN_MARKER}" in everything(marked)
@@ -181,7 +181,7 @@ def test_nothing_but_a_run_is_deleted(folder, run_id):
 
 
 def test_a_folder_that_is_not_all_of_a_run_is_left_alone(folder, tmp_path):
-    """Whoever can write to the server names what a worker deletes."""
+    """Any writer to the server can name what a worker deletes."""
     foreign = tmp_path / "backup" / "s0" / "letters.txt"
     foreign.parent.mkdir(parents=True)
     foreign.write_text("mine")
@@ -207,7 +207,7 @@ def test_a_lost_file_is_told_from_a_folder_that_is_not_mounted(tmp_path):
     assert caught.value.is_passing
 
 
-def test_whoever_keeps_nothing_outside_reads_the_files_of_others(folder):
+def test_a_process_without_storage_reads_the_files_of_others(folder):
     held = folder.keep(NAME, b"text")
     assert Blobs().load(NAME, held) == b"text"
 

@@ -78,7 +78,7 @@ def test_the_list_comes_from_the_environment(monkeypatch):
     "entry",
     ["acme.", ".acme", "acme:", "a b", "acme.*", "**", "acme/x", "a:b.c", "a:_b", "a:b:c", "a:*"],
 )
-def test_an_entry_that_would_allow_nothing_is_said(entry):
+def test_an_entry_that_would_allow_nothing_is_reported(entry):
     with pytest.raises(SettingsError, match=r"(?i)\ballowed_callables: ") as caught:
         load_settings(allowed_callables=f"fine,{entry}")
     assert repr(entry) in str(caught.value)
@@ -166,7 +166,7 @@ def test_a_path_holds_one_public_name_or_nothing_is_imported(module, name, allow
     ("name", "words"),
     [("os", "has no os"), ("absent", "has no absent"), ("number", "of type int")],
 )
-def test_what_cannot_be_called_is_said(module, name, words):
+def test_what_cannot_be_called_is_reported(module, name, words):
     with pytest.raises(ModelError, match=words):
         use(f"{module}:{name}", "*")
 
@@ -222,7 +222,7 @@ def shard(text="text"):
         (codec.encode_shard(shard())[:-5], "cut off"),
     ],
 )
-def test_a_blob_that_is_not_ours_is_said(blob, words):
+def test_a_blob_that_is_not_ours_is_reported(blob, words):
     with pytest.raises(StoredDataError, match=words):
         codec.decode_shard(blob)
 

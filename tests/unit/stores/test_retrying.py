@@ -101,7 +101,7 @@ def test_what_does_not_pass_is_raised_at_once(error):
     assert clock.waits == []
 
 
-def test_whoever_has_in_hand_what_was_paid_for_waits_for_rights_too():
+def test_a_worker_with_a_paid_answer_waits_for_rights_too():
     assert all(is_recoverable(error) for error in REFUSED + NO_RIGHTS)
     assert not any(is_recoverable(error) for error in FAULTS)
 

@@ -1,4 +1,4 @@
-"""Which storage it is: marked by the first who uses it, and left alone by whoever sees another."""
+"""The marker of a storage: the first user writes it, and a process that sees another stops."""
 
 from __future__ import annotations
 
@@ -92,7 +92,9 @@ def test_nonsense_that_a_client_has_noted_is_ignored(store, fake_server, folder)
     ],
 )
 @pytest.mark.parametrize("is_new", [True, False], ids=["another process", "the same process"])
-def test_whoever_sees_another_writes_nothing_there(store, folder, change, words, is_new):
+def test_a_process_that_sees_another_marker_writes_nothing_there(
+    store, folder, change, words, is_new
+):
     first = store()
     assert first.storage_problem() is None
     marker = (folder / MARKER).read_text().strip()
@@ -100,7 +102,7 @@ def test_whoever_sees_another_writes_nothing_there(store, folder, change, words,
     seen = store() if is_new else first
     problem = seen.storage_problem()
     if words == "make it, or":
-        # A folder that is gone is told of by whoever writes.
+        # The next write reports a folder that is gone.
         assert problem is not None
     else:
         assert words in problem

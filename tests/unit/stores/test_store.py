@@ -220,7 +220,7 @@ def test_a_branch_that_was_begun_twice_without_an_end_must_be_begun_alone(store,
     )
 
 
-def test_a_begin_can_be_taken_back_by_whoever_made_it(store, run):
+def test_a_begin_can_be_taken_back_by_its_holder(store, run):
     store.put_shard(ShardId(run, 0, 0), make_shard())
     begin_one(store, BeginRequest(BranchId(run, 0, 0, 1), token="a"))
     store.release_claim(BranchId(run, 0, 0, 1), token="another")
@@ -351,7 +351,7 @@ def test_a_holder_that_is_silent_holds_nothing(store, run):
     assert begin(store, "b", holder="h2", lasts_s=60) == "go"
 
 
-def test_a_branch_is_not_held_for_longer_than_was_said(store, run):
+def test_a_branch_is_not_held_for_longer_than_requested(store, run):
     store.put_shard(ShardId(run, 0, 0), make_shard())
     store.beat("h1", ttl_s=60)
     begin(store, "a", holder="h1", lasts_s=0)
@@ -388,7 +388,7 @@ def test_when_all_were_silent_the_first_to_return_does_not_take_the_others_for_d
     assert held() == {1}, "h1 is given time to say that it is alive; the dead one is not"
 
 
-def test_whoever_was_silent_as_long_takes_no_holder_for_dead(store, run):
+def test_a_worker_that_was_silent_as_long_takes_no_holder_for_dead(store, run):
     """The server was away, or refused all beats; what it asks now comes before its own beat."""
     ttl_s = 0.6
     store.put_shard(ShardId(run, 0, 0), make_shard())
@@ -731,7 +731,7 @@ def test_workers_are_known_until_they_go_or_fall_silent(store):
     assert names(store) == ["b@x:1"]
 
 
-def test_a_worker_is_known_as_it_last_said(store):
+def test_a_worker_is_known_by_its_last_record(store):
     said = WorkerRecord(name="a@x", concurrency=8, in_flight=3, queues=("q",), sent_at=5.0)
     store.worker_alive(WorkerRecord(name="a@x", concurrency=4), ttl_s=60)
     store.worker_alive(said, ttl_s=60)
@@ -840,7 +840,7 @@ def test_slots_of_a_model_are_spaced_by_its_rate(store, bookings):
     assert store.reserve_call("other", rates=PER_SECOND, tokens=0).wait_s == 0
 
 
-def test_whoever_asks_for_a_slot_uses_up_the_same_rate(bookings):
+def test_all_requests_for_a_slot_use_up_the_same_rate(bookings):
     bookings.take(0, 0, 1)
     # A run with another idea of the rate waits for what is used, and books by its own.
     bookings.take(2, 2.1, 2.2, rates=Rates(requests_per_minute=600))
@@ -1091,7 +1091,7 @@ def test_what_comes_after_a_deletion_or_during_it_writes_nothing(store, run, tmp
     assert set(store._redis.keys("*")) <= {*OF_THE_FLEET, b"fanout:noted-storages"}
 
 
-def test_a_deletion_that_died_half_way_is_carried_out_by_whoever_comes_next(store, run):
+def test_a_deletion_that_died_half_way_is_completed_by_the_next_process(store, run):
     store.put_shard(ShardId(run, 0, 0), make_shard())
     store.end_run(run, RunStatus.SUCCEEDED, ended_at=1.0)
     for _ in range(2):

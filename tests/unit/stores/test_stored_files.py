@@ -170,7 +170,7 @@ def test_a_large_aggregate_is_a_file_and_a_small_one_is_not(store, tmp_path):
     assert files(tmp_path) == []
 
 
-def test_whoever_has_no_storage_set_reads_a_run_and_leaves_its_files_to_the_sweep(
+def test_a_client_without_storage_reads_a_run_and_leaves_its_files_to_the_sweep(
     store, make_store, tmp_path
 ):
     store.put_shard(ShardId(RUN, 0, 0), shard())

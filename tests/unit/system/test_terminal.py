@@ -64,7 +64,7 @@ def test_no_order_comes_through(order):
     assert terminal.several_lines(text).startswith("before \\u")
 
 
-def test_whatever_unicode_calls_a_control_is_shown():
+def test_all_control_characters_of_unicode_are_shown():
     controls = "".join(map(chr, range(sys.maxunicode + 1)))
     shown = set(terminal.several_lines(controls))
     left = [c for c in shown if unicodedata.category(c) in {"Cc", "Cs", "Zl", "Zp"}]

@@ -206,7 +206,7 @@ def test_one_for_which_nothing_is_ever_left_keeps_the_others_only_while_it_waits
 
 
 @pytest.mark.parametrize("carry_out", [lambda _: [], lambda _: None, lambda _: [1, 2, 3]])
-def test_whoever_waits_hears_of_it_where_a_step_answers_wrongly(threads, carry_out):
+def test_all_waiting_callers_get_an_error_if_a_step_answers_wrongly(threads, carry_out):
     async def main():
         batches = Batches(carry_out, threads)
         ended = await asyncio.gather(batches(1), batches(2), return_exceptions=True)
@@ -215,7 +215,7 @@ def test_whoever_waits_hears_of_it_where_a_step_answers_wrongly(threads, carry_o
     asyncio.run(main())
 
 
-def test_whoever_waits_hears_of_it_where_the_pool_has_ended():
+def test_all_waiting_callers_get_an_error_if_the_pool_has_ended():
     async def main():
         with ThreadPoolExecutor(1) as threads:
             batches = Batches(list, threads)

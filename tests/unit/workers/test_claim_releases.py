@@ -1,4 +1,4 @@
-"""The claim of a delivery that has ended without an outcome is given up, whatever ended it."""
+"""A delivery that ends without an outcome releases its claim, for any cause of its end."""
 
 from __future__ import annotations
 
@@ -250,4 +250,4 @@ def test_a_lost_child_gives_its_branch_up_before_it_comes_again(
     server.beat()
     assert begin("try") == ("go" if refusals else "held")
     server.beat()
-    assert begin("another") == "held", "one delivery makes the call, whoever else comes"
+    assert begin("another") == "held", "one delivery makes the call, and no other"

@@ -62,7 +62,7 @@ def test_a_json_line_has_the_time_in_utc_and_what_it_is_about():
     }
 
 
-def test_a_json_line_is_one_line_whatever_is_in_it():
+def test_a_json_line_of_any_content_is_one_line():
     made = record("a\nb\u2028c")
     try:
         int("two\nlines")

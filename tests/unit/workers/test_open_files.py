@@ -73,7 +73,7 @@ def test_what_does_not_fit_the_hard_limit_is_refused(concurrency, pool, hard, wo
     assert re.search(words, open_files_problem(concurrency, setting="it", pool=pool, limits=limits))
 
 
-def test_a_soft_limit_that_cannot_be_raised_is_said():
+def test_a_soft_limit_that_cannot_be_raised_is_reported():
     raise_open_file_limit(concurrency=10, pool="asyncio", limits=None)
     assert open_files_problem(10, setting="it", limits=None) is None
     with pytest.raises(SettingsError, match="cannot be raised"):

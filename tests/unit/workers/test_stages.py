@@ -234,7 +234,7 @@ def test_an_expand_that_is_delivered_again_publishes_only_what_is_missing():
     assert context.publisher.sent[1:] == [("branch", 0, 0, 0, 0), ("branch", 0, 0, 2, 0)]
 
 
-def test_a_failed_task_says_its_kind_and_not_what_the_provider_said():
+def test_a_failed_task_shows_its_kind_and_not_the_text_of_the_provider():
     context = FakeContext(retries={"max_attempts": 1})
     context.write(["a"])
     context.told = lambda request: ValueError("about the secret document")
@@ -406,9 +406,7 @@ def test_a_begin_is_not_asked_for_again_at_once():
         (paused_with_another, BranchParked),
     ],
 )
-def test_a_worker_that_was_held_up_leaves_a_branch_to_whoever_has_begun_it(
-    meanwhile, error, monkeypatch
-):
+def test_a_worker_that_was_held_up_leaves_a_branch_to_its_new_holder(meanwhile, error, monkeypatch):
     context = HeldUpContext(meanwhile, monkeypatch)
     with pytest.raises(error):
         run_branch(context, BranchId(RUN, 0, 0, 0), 0)
@@ -436,7 +434,7 @@ def test_a_worker_that_was_held_up_makes_no_call_of_a_run_that_was_stopped(monke
     assert context.llm.calls == 0
 
 
-def test_a_worker_that_waited_to_try_again_leaves_the_branch_to_whoever_has_begun_it(monkeypatch):
+def test_a_worker_that_waited_to_try_again_leaves_the_branch_to_its_new_holder(monkeypatch):
     context = HeldUpContext(
         lambda _store: None, monkeypatch, retries={"base_wait_s": 0, "max_wait_s": 0}
     )
