@@ -87,7 +87,7 @@ class Client:
         """Return whether a run has workers that are not this client's. Raises BrokerError."""
         if not self.is_embedded:
             return True
-        is_own = self._is_own(self._connections_of(run_id))
+        is_own = self._connections_of(run_id) is self._connections
         return not is_own and self._embedded().has_other_worker(run_id)
 
     @property
