@@ -6,8 +6,6 @@ from typing import Any, Protocol
 
 import msgspec
 
-from fanout.core.records import ErrorKind  # noqa: TC001 - msgspec reads the annotation
-
 __all__ = ["LEFT_OUT", "Accumulator", "Aggregate", "Item", "NameSample", "place"]
 
 _SAMPLE_NAMES = 10
@@ -19,22 +17,18 @@ class Item(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         index: The index of the branch in the run.
         document: The document's name.
-        chunk: The index of its chunk in the run.
         aspect: The name of its prompt, or None.
         sample: The 0-based number of the sample.
         group: The branch's group; empty if the run has no groups.
         output: The answer, or None if the branch failed.
-        kind: Why it failed, or None.
     """
 
     index: int
     document: str
-    chunk: int
     aspect: str | None = None
     sample: int = 0
     group: str = ""
     output: str | None = None
-    kind: ErrorKind | None = None
 
 
 class Aggregate(msgspec.Struct, frozen=True, kw_only=True):

@@ -52,89 +52,49 @@ class FieldRule(NamedTuple):
 
 # Every job meets these, with any fields. The reason names the field.
 CONFLICTS = (
-    FieldRule(
-        ("prompt", "aspects"),
-        ("prompt", "aspects"),
-        lambda spec: not (spec.prompt and spec.aspects),
-        "prompt: give either prompt or aspects, and not both",
-    ),
-    FieldRule(
-        (),
-        (),
-        lambda spec: bool(spec.prompt or spec.aspects),
-        "prompt: is required: what to ask of each chunk (or several, named, as aspects)",
-    ),
-    FieldRule(
-        (),
-        (),
-        lambda spec: spec.reduce != "llm" or bool(spec.aggregate_prompt),
-        "aggregate_prompt: reduce 'llm' needs an aggregate prompt",
-    ),
-    FieldRule(
-        ("reduce", "aggregate_prompt"),
-        ("reduce", "aggregate_prompt"),
-        lambda spec: not spec.aggregate_prompt or spec.reduce in (None, "llm"),
-        "reduce: {spec.reduce!r} does not use an aggregate prompt; leave it out, or leave "
-        "aggregate_prompt out",
-    ),
-    FieldRule(
-        ("group_by",),
-        ("reduce", "aggregate_prompt"),
-        lambda spec: not spec.group_by or spec.reduction != "none",
-        "group_by: needs a reduce (concat, merge, vote, rank or llm)",
-    ),
-    FieldRule(
-        ("group_by",),
-        ("prompt",),
-        lambda spec: spec.group_by not in ("aspect", "fanout:aspect") or bool(spec.aspects),
-        "group_by: 'aspect' needs aspects, and there are none (a column of this name is "
-        "column:aspect)",
-    ),
-    FieldRule(
-        (),
-        (),
-        lambda spec: spec.chunk_overlap_tokens < spec.chunk_tokens,
-        "chunk_overlap_tokens: {spec.chunk_overlap_tokens} must be smaller than chunk_tokens "
-        "({spec.chunk_tokens})",
-    ),
-)
+    FieldRule(("prompt", "aspects"), ("prompt", "aspects"),
+              lambda spec: not (spec.prompt and spec.aspects),
+              "prompt: give either prompt or aspects, and not both"),
+    FieldRule((), (), lambda spec: bool(spec.prompt or spec.aspects),
+              "prompt: is required: what to ask of each chunk (or several, named, as aspects)"),
+    FieldRule((), (), lambda spec: spec.reduce != "llm" or bool(spec.aggregate_prompt),
+              "aggregate_prompt: reduce 'llm' needs an aggregate prompt"),
+    FieldRule(("reduce", "aggregate_prompt"), ("reduce", "aggregate_prompt"),
+              lambda spec: not spec.aggregate_prompt or spec.reduce in (None, "llm"),
+              "reduce: {spec.reduce!r} does not use an aggregate prompt; leave reduce out, or leave "
+              "aggregate_prompt out"),
+    FieldRule(("group_by",), ("reduce", "aggregate_prompt"),
+              lambda spec: not spec.group_by or spec.reduction != "none",
+              "group_by: needs a reduce (concat, merge, vote, rank or llm)"),
+    FieldRule(("group_by",), ("prompt",),
+              lambda spec: spec.group_by not in ("aspect", "fanout:aspect") or bool(spec.aspects),
+              "group_by: 'aspect' needs aspects, and there are none (a column of this name is "
+              "column:aspect)"),
+    FieldRule((), (), lambda spec: spec.chunk_overlap_tokens < spec.chunk_tokens,
+              "chunk_overlap_tokens: {spec.chunk_overlap_tokens} must be smaller than chunk_tokens "
+              "({spec.chunk_tokens})"),
+)  # fmt: skip
 
 RULES = (
-    FieldRule(
-        ("chunk_tokens", "chunk_overlap_tokens"),
-        ("split",),
-        lambda spec: spec.split in _SIZED_SPLITS,
-        "has no effect with split {spec.split!r}; leave it out, or choose another split "
-        f"({', '.join(_SIZED_SPLITS)})",
-    ),
-    FieldRule(
-        ("aggregate_max_tokens", "context_tokens"),
-        ("reduce", "aggregate_prompt"),
-        lambda spec: spec.reduction == "llm",
-        "has no effect with reduce {spec.reduction!r}; leave it out, or give an aggregate prompt, "
-        "for a reduce by the model",
-    ),
-    FieldRule(
-        ("retries.base_wait_s", "retries.max_wait_s"),
-        ("max_attempts",),
-        lambda spec: spec.retries.max_attempts > 1,
-        "has no effect with max_attempts 1, as no call is made again; leave it out, or allow more "
-        "attempts",
-    ),
-    FieldRule(
-        ("retries.base_wait_s",),
-        (),
-        lambda spec: spec.retries.base_wait_s <= spec.retries.max_wait_s,
-        "{spec.retries.base_wait_s} must not be greater than max_wait_s "
-        "({spec.retries.max_wait_s})",
-    ),
-    FieldRule(
-        ("seed",),
-        (),
-        lambda spec: not spec.model.startswith("anthropic/"),
-        "has no effect: {spec.model} takes no seed; leave it out",
-    ),
-)
+    FieldRule(("chunk_tokens", "chunk_overlap_tokens"), ("split",),
+              lambda spec: spec.split in _SIZED_SPLITS,
+              "has no effect with split {spec.split!r}; leave it out, or choose another split "
+              f"({', '.join(_SIZED_SPLITS)})"),
+    FieldRule(("aggregate_max_tokens", "context_tokens"), ("reduce", "aggregate_prompt"),
+              lambda spec: spec.reduction == "llm",
+              "has no effect with reduce {spec.reduction!r}; leave it out, or give an aggregate "
+              "prompt, for a reduce by the model"),
+    FieldRule(("retries.base_wait_s", "retries.max_wait_s"), ("max_attempts",),
+              lambda spec: spec.retries.max_attempts > 1,
+              "has no effect with max_attempts 1, as no call is made again; leave it out, or allow "
+              "more attempts"),
+    FieldRule(("retries.base_wait_s",), (),
+              lambda spec: spec.retries.base_wait_s <= spec.retries.max_wait_s,
+              "{spec.retries.base_wait_s} must not be greater than max_wait_s "
+              "({spec.retries.max_wait_s})"),
+    FieldRule(("seed",), (), lambda spec: not spec.model.startswith("anthropic/"),
+              "has no effect: {spec.model} takes no seed; leave it out"),
+)  # fmt: skip
 
 _PROMPT_ONLY = "has no effect: the model is a function that takes the prompt only"
 # Further rules for a model that is a function with the prompt as its only argument.

@@ -30,6 +30,11 @@ class _Id(msgspec.Struct, frozen=True, gc=False):
     run_id: str
     stage: int
 
+    @property
+    def stage_id(self) -> StageId:
+        """The stage that it belongs to."""
+        return StageId(self.run_id, self.stage)
+
     @classmethod
     def parse(cls, text: str) -> Self:
         """Parse an id, without a task's word. Raises ValueError."""
@@ -89,11 +94,6 @@ class ShardId(_Id, frozen=True, gc=False):
         """The callback of its chord."""
         return f"{self.group_id}/collect"
 
-    @property
-    def stage_id(self) -> StageId:
-        """The stage that it belongs to."""
-        return StageId(self.run_id, self.stage)
-
     def branch(self, position: int) -> BranchId:
         """Return the branch at a position."""
         return BranchId(self.run_id, self.stage, self.shard, position)
@@ -120,11 +120,6 @@ class BranchId(_Id, frozen=True, gc=False):
     def shard_id(self) -> ShardId:
         """The shard that it belongs to."""
         return ShardId(self.run_id, self.stage, self.shard)
-
-    @property
-    def stage_id(self) -> StageId:
-        """The stage that it belongs to."""
-        return StageId(self.run_id, self.stage)
 
 
 Id: TypeAlias = StageId | ShardId | BranchId

@@ -16,6 +16,7 @@ __all__ = ["bare_json", "identity", "is_deeper", "parse_json"]
 
 # Deeper than a useful answer is, and shallow enough to be merged and stored.
 _DEEPEST = 100
+_TOO_DEEP = f"JSON is nested more than {_DEEPEST} levels deep"
 _FENCES = ("```", "~~~")
 _MARK = re.compile(r'\\.|["{}\[\]]', re.DOTALL)
 _OPENING = re.compile(r"[{\[]")
@@ -65,11 +66,11 @@ def _decoded(text: str) -> Any:
     except msgspec.DecodeError as error:
         raise ValueError(str(error)) from None
     except RecursionError:
-        raise ValueError(_too_deep()) from None
+        raise ValueError(_TOO_DEEP) from None
     except UnicodeError:
         raise ValueError("it has an unpaired surrogate") from None
     if is_deeper(value, _DEEPEST):
-        raise ValueError(_too_deep())
+        raise ValueError(_TOO_DEEP)
     return value
 
 
@@ -148,10 +149,6 @@ def _has_own_lines(text: str, start: int, end: int) -> bool:
     line_end = text.find("\n", end)
     after = text[end : len(text) if line_end < 0 else line_end]
     return not text[line_start:start].strip() and not after.strip()
-
-
-def _too_deep() -> str:
-    return f"JSON is nested more than {_DEEPEST} levels deep"
 
 
 def is_deeper(value: Any, limit: int) -> bool:

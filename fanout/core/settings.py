@@ -217,30 +217,28 @@ class Settings(BaseSettings):
         return "{},{}".format(*parse_autoscale(text))
 
     @model_validator(mode="after")
-    def _has_use_of_all(self) -> Self:
+    def _has_use_of_fields(self) -> Self:
         given = self.model_fields_set
         if "traces_branch_ratio" in given and self.traces == "off":
             raise _wrong("traces_branch_ratio", "has no effect: FANOUT_TRACES is off")
         if "stall_s" in given and not self.reaper_interval_s:
             raise _wrong("stall_s", "has no effect: FANOUT_REAPER_INTERVAL_S is 0")
+        if self.broker_ca_file is not None:
+            self._check_ca_file(self.broker_ca_file)
         return self
 
-    @model_validator(mode="after")
-    def _has_use_of_ca(self) -> Self:
-        if self.broker_ca_file is None:
-            return self
+    def _check_ca_file(self, path: Path) -> None:
         if not (self.broker_url or "").startswith(TLS_SCHEME):
             raise _wrong(
                 "broker_ca_file", f"has no effect: the broker's URL is not {TLS_SCHEME}..."
             )
         try:
             # With a wrong path Celery would retry for ever, and redis-py would not name the file.
-            ssl.create_default_context(cafile=str(self.broker_ca_file))
+            ssl.create_default_context(cafile=str(path))
         except OSError as error:
             is_readable = isinstance(error, ssl.SSLError)
             reason = "it holds no certificate in PEM" if is_readable else error.strerror
             raise _wrong("broker_ca_file", f"cannot be used: {reason}") from error
-        return self
 
 
 def _state_home() -> Path:

@@ -73,14 +73,11 @@ class Template(msgspec.Struct, frozen=True):
             if name not in own and not name.startswith(OWN)
         )
 
-    def require(
-        self, own: Collection[str], must_have: str = "input", *, columns: Collection[str] = ()
-    ) -> None:
-        """Check that all names are known and unambiguous, and that ``must_have`` is among them.
+    def require(self, own: Collection[str], *, columns: Collection[str] = ()) -> None:
+        """Check that all names are known and unambiguous, and that ``input`` is among them.
 
         Args:
             own: The names of fanout.
-            must_have: The name that every template must have.
             columns: The columns of the input.
 
         Raises:
@@ -101,9 +98,9 @@ class Template(msgspec.Struct, frozen=True):
                 "A literal brace is doubled: {{ or }}",
                 field=self.field,
             )
-        if not self.names & {must_have, OWN + must_have}:
+        if not self.names & {"input", f"{OWN}input"}:
             raise PromptError(
-                f"must contain {{{must_have}}}, where the text goes in (known: {listed})",
+                f"must contain {{input}}, where the text goes in (known: {listed})",
                 field=self.field,
             )
 

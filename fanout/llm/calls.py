@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import random
 import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
@@ -18,7 +20,6 @@ from fanout.llm.base import LLMReply, unexpected
 from fanout.llm.deadline import Deadline
 from fanout.llm.finish_reasons import require_complete
 from fanout.llm.usage import believable, billed
-from fanout.llm.validation import validated
 from fanout.policy.outages import judge_alone
 from fanout.policy.retries import larger_token_limit, retry_wait_s, stop_after
 
@@ -33,6 +34,9 @@ if TYPE_CHECKING:
 __all__ = ["CallAttempt", "CallGate", "CallResult", "complete_with_retries", "validate_json"]
 
 _MAX_MESSAGE = 300
+# Validating an answer of a megabyte takes a few hundredths of a second.
+_VALIDATION_LIMIT_S = 30.0
+_VALIDATION_THREADS = 4
 # How a provider refuses an answer length that the model does not support.
 _ROOM_REFUSED = frozenset({ErrorKind.BAD_REQUEST, ErrorKind.CONTEXT_LENGTH})
 
@@ -144,7 +148,7 @@ async def complete_with_retries(
                 observed.reply = reply
                 require_complete(reply)
                 _require_size(reply.text, max_output_kb)
-                text = await validated(validate, reply.text) if validate else _plain(reply.text)
+                text = await _validated(validate, reply.text) if validate else _plain(reply.text)
                 text = _storable(text)
         except LLMError as error:
             verdict = await _left(gate, tries.request, observed.reply, error)
@@ -275,7 +279,12 @@ async def _call(llm: LLM, request: LLMRequest, timeout_s: float) -> LLMReply:
     except TimeoutError:
         raise LLMError(ErrorKind.TIMEOUT, f"no answer within {timeout_s:g} s") from None
     except LLMError as error:
-        raise _of_known_kind(error) from error.__cause__
+        kind: Any = error.kind
+        if not isinstance(kind, ErrorKind):
+            # A user's function may raise it with any kind.
+            is_known = isinstance(kind, str) and kind in set(ErrorKind)
+            error.kind = ErrorKind(kind) if is_known else ErrorKind.INTERNAL
+        raise
     except asyncio.CancelledError as error:
         task = asyncio.current_task()
         if task is None or task.cancelling():
@@ -286,31 +295,14 @@ async def _call(llm: LLM, request: LLMRequest, timeout_s: float) -> LLMReply:
         # Also an exit must end its branch, not the worker.
         raise unexpected(error) from error
     if not isinstance(reply, LLMReply):
-        kind = type(reply).__name__
-        raise LLMError(ErrorKind.INVALID_OUTPUT, f"the model returned {kind}, not an LLMReply")
+        name = type(reply).__name__
+        raise LLMError(ErrorKind.INVALID_OUTPUT, f"the model returned {name}, not an LLMReply")
     text: Any = reply.text
     if not isinstance(text, str):
-        kind = type(text).__name__
-        raise LLMError(ErrorKind.INVALID_OUTPUT, f"the model's text is of type {kind}")
+        name = type(text).__name__
+        raise LLMError(ErrorKind.INVALID_OUTPUT, f"the model's text is of type {name}")
     usage = believable(reply.usage)
     return reply if usage is reply.usage else msgspec.structs.replace(reply, usage=usage)
-
-
-def _of_known_kind(error: LLMError) -> LLMError:
-    """Return the error with a valid ErrorKind: user functions may raise LLMError with any kind."""
-    kind: Any = error.kind
-    if isinstance(kind, ErrorKind):
-        return error
-    known = kind if isinstance(kind, str) and kind in set(ErrorKind) else ErrorKind.INTERNAL
-    return LLMError(
-        ErrorKind(known),
-        str(error),
-        retry_after_s=error.retry_after_s,
-        status=error.status,
-        usage=error.usage,
-        stop_after=error.stop_after,
-        is_own=error.is_own,
-    )
 
 
 def _result(
@@ -325,6 +317,35 @@ def _result(
         elapsed_s=elapsed_s,
         stop_after=stop_after(error.kind, error.stop_after) if error else 0,
     )
+
+
+@cache
+def _validation_threads() -> ThreadPoolExecutor:
+    # A separate pool: a check that never ends must not occupy threads of other work.
+    return ThreadPoolExecutor(_VALIDATION_THREADS, thread_name_prefix="fanout-validate")
+
+
+async def _validated(
+    validate: Callable[[str], str], answer: str, *, limit_s: float = _VALIDATION_LIMIT_S
+) -> str:
+    """Return the result of ``validate``, which runs in a thread and must not block other calls.
+
+    Raises:
+        LLMError: The answer is invalid, or the check took too long (``invalid_output``).
+    """
+    loop = asyncio.get_running_loop()
+    try:
+        with Deadline(limit_s):
+            return await loop.run_in_executor(_validation_threads(), validate, answer)
+    except TimeoutError:
+        raise LLMError(
+            ErrorKind.INVALID_OUTPUT, f"the answer could not be checked within {limit_s:g} s"
+        ) from None
+    except LLMError:
+        raise
+    except Exception as error:
+        message = f"the check of the answer failed: {type(error).__name__}: {error}"
+        raise LLMError(ErrorKind.INTERNAL, message) from error
 
 
 def _require_size(text: str, max_output_kb: int | None) -> None:

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from types import TracebackType
 
 __all__ = ["Deadline"]
 
@@ -33,12 +29,7 @@ class Deadline:
         self._cancelling = task.cancelling()
         self._handle = loop.call_later(self._seconds, self._pass)
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        _traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, _traceback: object) -> None:
         self._handle.cancel()
         # The handle refers back to this object.
         del self._handle

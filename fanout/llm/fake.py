@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import math
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, urlencode
 
@@ -65,11 +66,11 @@ class FakeLLM:
         self._require_used(has_script=script is not None)
         self._script = script
         self._seen: set[bytes] = set()
-        self.latency_s = _at_least_0("latency_s", latency_s)
-        self.jitter_s = _at_least_0("jitter_s", jitter_s)
-        self.fail_rate = _share("fail_rate", fail_rate)
-        self.flaky_rate = _share("flaky_rate", flaky_rate)
-        self.malformed_rate = _share("malformed_rate", malformed_rate)
+        self.latency_s = _checked("latency_s", latency_s)
+        self.jitter_s = _checked("jitter_s", jitter_s)
+        self.fail_rate = _checked("fail_rate", fail_rate, most=1)
+        self.flaky_rate = _checked("flaky_rate", flaky_rate, most=1)
+        self.malformed_rate = _checked("malformed_rate", malformed_rate, most=1)
         self.retry_after_s = retry_after_s
         self.answer = answer
         self.seed = seed
@@ -180,15 +181,10 @@ def _kind(name: str) -> ErrorKind:
         raise ModelError(f"the fake model's fail_kind {name!r} is none of {known}") from None
 
 
-def _share(name: str, value: float) -> float:
-    if not 0 <= value <= 1:
-        raise ModelError(f"the fake model's {name} must be from 0 to 1 (got {value})")
-    return value
-
-
-def _at_least_0(name: str, value: float) -> float:
-    if value < 0:
-        raise ModelError(f"the fake model's {name} must be at least 0 (got {value})")
+def _checked(name: str, value: float, *, most: float = math.inf) -> float:
+    if not 0 <= value <= most:
+        allowed = "at least 0" if math.isinf(most) else f"from 0 to {most:g}"
+        raise ModelError(f"the fake model's {name} must be {allowed} (got {value})")
     return value
 
 

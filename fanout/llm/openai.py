@@ -14,7 +14,7 @@ from fanout.llm.error_kinds import refuses_parameter
 from fanout.llm.finish_reasons import require_answer, require_complete
 from fanout.llm.http_errors import refused_in_success
 from fanout.llm.http_model import DEFAULT_OUTPUT_KB, HttpModel, header_value
-from fanout.llm.reply_bodies import content_text, json_of, text_or_none
+from fanout.llm.reply_bodies import content_text, text_or_none
 from fanout.llm.usage import token_count
 
 if TYPE_CHECKING:
@@ -148,7 +148,8 @@ class OpenAILLM(HttpModel):
         if not reply.is_success and self._learns_limit(reply, request, limit):
             reply = await self._http.post(self._url, self._body(request, self._limit))
         if not reply.is_success:
-            raise self._error(reply, _billed_with(reply.body))
+            billed = _fields(reply).get("usage")
+            raise self._error(reply, _usage(billed) if isinstance(billed, dict) else None)
         completion = _parsed(reply, self._key)
         try:
             return _reply(completion)
@@ -191,12 +192,17 @@ def _account_headers() -> dict[str, str]:
     return {header: header_value(name, value) for header, (name, value) in given.items() if value}
 
 
-def _listed_models(reply: HttpReply) -> set[str]:
+def _fields(reply: HttpReply) -> dict[str, Any]:
+    """Return the JSON object of a reply; an empty one for any other body."""
     try:
-        content = json_of(reply.body)
+        content = reply.json()
     except ValueError:
-        return set()
-    models = content.get("data") if isinstance(content, dict) else None
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _listed_models(reply: HttpReply) -> set[str]:
+    models = _fields(reply).get("data")
     models = models if isinstance(models, list) else []
     return {str(model.get("id")) for model in models if isinstance(model, dict)}
 
@@ -233,16 +239,6 @@ def _error_in(completion: _Completion, reply: HttpReply, key: str) -> LLMError |
 def _no_completion(reason: str) -> LLMError:
     # A server that is starting may answer so, or a proxy in front of it.
     return LLMError(ErrorKind.SERVER_ERROR, f"the reply is not a chat completion: {reason}")
-
-
-def _billed_with(body: bytes) -> Usage | None:
-    """Return the usage that an error reply reports, or None."""
-    try:
-        content = json_of(body)
-    except ValueError:
-        return None
-    counts = content.get("usage") if isinstance(content, dict) else None
-    return _usage(counts) if isinstance(counts, dict) else None
 
 
 def _reply(completion: _Completion) -> LLMReply:

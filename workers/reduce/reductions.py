@@ -80,32 +80,29 @@ def end_run(
         context.reports.run_ended(run_id)
 
 
-def _branches(context: WorkerContext, stage_id: StageId) -> Iterator[tuple[Chunk, Outcome, int]]:
-    """Yield chunk, outcome and the chunk's index for each branch, one shard in memory at a time."""
+def _branches(context: WorkerContext, stage_id: StageId) -> Iterator[tuple[Chunk, Outcome]]:
+    """Yield chunk and outcome of each branch, with one shard in memory at a time."""
     spec = context.runs.specs.get(stage_id.run_id)
     per_chunk = spec.branches_per_chunk if stage_id.stage == 0 else 1
     store = context.connections.store
     for shard_id in map(stage_id.shard, range(store.stage(stage_id).shards)):
         shard = store.shard(shard_id)
         for _, outcome in sorted(store.outcomes(shard_id).items()):
-            chunk = shard_chunk(shard, outcome.index, per_chunk)
-            yield chunk, outcome, outcome.index // per_chunk
+            yield shard_chunk(shard, outcome.index, per_chunk), outcome
 
 
 def _items(context: WorkerContext, run_id: str, spec: RunSpec) -> Iterator[Item]:
-    for chunk, outcome, number in _branches(context, StageId(run_id, 0)):
+    for chunk, outcome in _branches(context, StageId(run_id, 0)):
         ref = branch_ref(outcome.index, spec.aspect_names, spec.samples)
         yield Item(
             index=outcome.index,
             document=chunk.document,
-            chunk=number,
             aspect=ref.aspect,
             sample=ref.sample,
             group=group_key(
                 spec.group_by, document=chunk.document, aspect=ref.aspect, columns=chunk.columns
             ),
             output=outcome.output,
-            kind=outcome.kind,
         )
 
 
@@ -144,7 +141,7 @@ def _leaves(context: WorkerContext, run_id: str, spec: RunSpec) -> dict[str, lis
 def _partials(context: WorkerContext, stage_id: StageId) -> dict[str, list[Part]]:
     """Return the partial answers of a reduce stage, for the groups that need a further stage."""
     groups: dict[str, list[Part]] = defaultdict(list)
-    for chunk, outcome, _ in _branches(context, stage_id):
+    for chunk, outcome in _branches(context, stage_id):
         group, count, failed = _group_counts(chunk)
         if outcome.output is None:
             failed, count = count, 0
@@ -184,7 +181,7 @@ def _end_with_answers(context: WorkerContext, run_id: str, stages: Iterable[int]
     errors: list[ReduceError] = []
     for stage in stages:
         chunks_of: dict[str, int] = defaultdict(int)
-        for chunk, outcome, _ in _branches(context, StageId(run_id, stage)):
+        for chunk, outcome in _branches(context, StageId(run_id, stage)):
             group, count, failed = _group_counts(chunk)
             chunks_of[group] += 1
             if outcome.kind is not None:

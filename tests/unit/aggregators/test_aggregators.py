@@ -22,7 +22,6 @@ from fanout.aggregators import (
     score_of,
 )
 from fanout.core.errors import SpecError
-from fanout.core.records import ErrorKind
 from fanout.core.tokens import estimate_tokens
 
 
@@ -31,9 +30,7 @@ def items(outputs, **fields):
         Item(
             index=i,
             document=fields.get("document", f"d{i}"),
-            chunk=i,
             output=output,
-            kind=None if output is not None else ErrorKind.TIMEOUT,
         )
         for i, output in enumerate(outputs)
     ]
@@ -71,8 +68,8 @@ def test_concat_names_ten_failed_branches_and_counts_the_rest():
 
 def test_aspects_and_samples_are_part_of_the_place():
     branches = [
-        Item(index=0, document="d", chunk=0, aspect="mood", sample=0, output="a"),
-        Item(index=1, document="d", chunk=0, aspect="mood", sample=1, output="b"),
+        Item(index=0, document="d", aspect="mood", sample=0, output="a"),
+        Item(index=1, document="d", aspect="mood", sample=1, output="b"),
     ]
     value = aggregate_groups("concat", branches)[""].value
     assert value == "## d · mood\n\na\n\n## d · mood · sample 2\n\nb"
@@ -261,7 +258,7 @@ def test_what_a_branch_is_grouped_by(group_by, key):
 
 def test_groups_are_aggregated_apart_in_the_order_they_appear():
     branches = [
-        Item(index=i, document="d", chunk=i, group=group, output=str(i))
+        Item(index=i, document="d", group=group, output=str(i))
         for i, group in enumerate(["b", "a", "b"])
     ]
     made = aggregate_groups("concat", branches)

@@ -10,8 +10,7 @@ from fanout.core.errors import LLMError
 from fanout.core.records import ErrorKind, Usage
 from fanout.core.spec import RetrySpec
 from fanout.llm import FakeLLM, LLMReply, LLMRequest
-from fanout.llm.calls import complete_with_retries, validate_json
-from fanout.llm.validation import validated
+from fanout.llm.calls import _validated, complete_with_retries, validate_json
 
 POLICY = RetrySpec(max_attempts=3, max_elapsed_s=100, base_wait_s=1, max_wait_s=10)
 
@@ -125,7 +124,7 @@ def test_a_check_that_does_not_end_costs_its_branch_and_holds_up_no_other():
     stuck = threading.Event()
 
     async def both():
-        check = asyncio.create_task(validated(lambda _: stuck.wait(30) and "", "x", limit_s=0.2))
+        check = asyncio.create_task(_validated(lambda _: stuck.wait(30) and "", "x", limit_s=0.2))
         turns = 0
         while not check.done():
             await asyncio.sleep(0.01)

@@ -164,7 +164,7 @@ def aggregated(name):
     def run(text):
         accumulator = make_accumulator(name)
         for output in (text, text[:-1]):
-            accumulator.add(Item(index=0, document="d", chunk=0, output=output))
+            accumulator.add(Item(index=0, document="d", output=output))
         accumulator.result()
 
     return run
