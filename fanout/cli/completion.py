@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import threading
 import time
-from contextlib import suppress
+from contextlib import closing, suppress
 from itertools import islice
 from typing import TYPE_CHECKING
 
@@ -79,21 +79,15 @@ def _runs(broker_url: str | None, prefix: str) -> list[RunRecord]:
     if settings.broker_url is None:
         return _embedded_runs(prefix)
     client = connect(settings.broker_url, ca_file=settings.broker_ca_file, timeout_s=_PATIENCE_S)
-    store = RedisStore(client, prefix=settings.key_prefix)
-    try:
+    with closing(RedisStore(client, prefix=settings.key_prefix)) as store:
         return list(islice(store.runs(prefix), _SHOWN))
-    finally:
-        store.close()
 
 
 def _embedded_runs(prefix: str) -> list[RunRecord]:
     from fanout.client.embedded_runs import EmbeddedRuns
 
-    runs = EmbeddedRuns()
-    try:
+    with closing(EmbeddedRuns()) as runs:
         return list(islice(runs.records(prefix), _SHOWN))
-    finally:
-        runs.close()
 
 
 def _about(run: RunRecord) -> str:

@@ -128,12 +128,7 @@ def _work_off(
     run: Run, progress: Progress, stop: Stop, fields: dict[str, Any], *, as_json: bool
 ) -> int:
     """Follow an embedded run to its end with a worker of this client; return the exit status."""
-
-    def cancel_if_asked() -> None:
-        if stop.is_set():
-            run.cancel()
-
-    now = follow(run, progress, on_status=cancel_if_asked)
+    now = follow(run, progress, should_stop=stop.is_set)
     say(run.run_id, {**fields, "status": now.status.value}, as_json=as_json)
     exit_status = conclude(now, progress, run=run)
     progress.note(f"its answers: `fanout results {run.run_id}`, with --out DIR into files")
@@ -187,7 +182,6 @@ def resume(
 
 
 def _ended(now: Status) -> str:
-    """Return why there is nothing to resume."""
     text = (
         f"run {now.run_id} has ended ({now.status.value}): {enqueued(now.total)}, "
         "and there is nothing to resume"

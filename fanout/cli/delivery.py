@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 import threading
 import time
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,16 +17,16 @@ from click.core import ParameterSource
 
 from fanout.cli.exits import CLOSED_PIPE, FAILURE, mute_stdout
 from fanout.cli.progress import summary
+from fanout.cli.session import print_json
 from fanout.core.errors import FanoutError, RunError
 from fanout.core.records import ErrorKind, RunStatus
 from fanout.core.units import plural
 from fanout.runs.output_files import OutputFolder, answer_text, output_row
 from fanout.system.private_files import PRIVATE
-from fanout.system.terminal import print_error, print_line, print_text
+from fanout.system.terminal import print_error, print_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from typing import Self
 
     from fanout.cli.progress import Follower, Progress
     from fanout.client.run import Run
@@ -35,17 +35,13 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Delivery",
-    "EnqueueMonitor",
     "conclude",
     "deliver",
+    "enqueue_monitor",
     "follow",
-    "force_option",
     "json_option",
-    "mode_option",
-    "open_folder",
-    "out_option",
+    "out_options",
     "quiet_option",
-    "require_out",
 ]
 
 
@@ -70,16 +66,16 @@ class FileMode(click.ParamType[int]):
         return int(value, 8)
 
 
-out_option = click.option(
+_out_option = click.option(
     "--out",
     type=click.Path(file_okay=False, path_type=Path),
     metavar="DIR",
     help="Write outputs.jsonl, errors.jsonl, the aggregate and run.json here.",
 )
-force_option = click.option(
+_force_option = click.option(
     "--force", is_flag=True, help="Replace results that are in the folder of --out already."
 )
-mode_option = click.option(
+_mode_option = click.option(
     "--out-mode",
     metavar="MODE",
     type=FileMode(),
@@ -92,8 +88,10 @@ json_option = click.option(
 quiet_option = click.option("--quiet", "-q", is_flag=True, help="No progress on stderr.")
 
 
-def follow(run: Run, progress: Follower, *, on_status: Callable[[], None] = lambda: None) -> Status:
-    """Show the progress of a run until it has ended; call ``on_status`` with each status read.
+def follow(
+    run: Run, progress: Follower, *, should_stop: Callable[[], bool] = lambda: False
+) -> Status:
+    """Show the progress of a run until it has ended; cancel it if it should stop.
 
     Raises:
         BrokerError: The server did not answer for too long; the run goes on.
@@ -103,7 +101,8 @@ def follow(run: Run, progress: Follower, *, on_status: Callable[[], None] = lamb
     def on_progress(status: Status) -> None:
         progress.show(status)
         look_why(status)
-        on_status()
+        if should_stop():
+            run.cancel()
 
     def on_away(error: BrokerError) -> None:
         if error.is_refusal:
@@ -141,48 +140,51 @@ class _Standstill:
             self._progress.held(self._run.spec.model, self._run.model_limit())
 
 
-class EnqueueMonitor:
-    """Says from a thread of its own why the client cannot enqueue a run."""
+@contextmanager
+def enqueue_monitor(progress: Follower) -> Iterator[Callable[[Callable[[], Run]], None]]:
+    """Give a function that starts a thread, which says why the client cannot enqueue a run."""
+    has_ended = threading.Event()
+    threads: list[threading.Thread] = []
 
-    def __init__(self, progress: Follower) -> None:
-        self._progress = progress
-        self._has_ended = threading.Event()
-        self._thread: threading.Thread | None = None
-
-    def begin(self, find: Callable[[], Run]) -> None:
-        """Start to ask the server, every few seconds, whether it refuses writes."""
-        self._thread = threading.Thread(target=self._watch, args=(find,), daemon=True)
-        self._thread.start()
-
-    def _watch(self, find: Callable[[], Run]) -> None:
-        while not self._has_ended.wait(_STANDSTILL_S):
+    def watch(find: Callable[[], Run]) -> None:
+        while not has_ended.wait(_STANDSTILL_S):
             with suppress(FanoutError):
-                self._progress.refused(find().write_problem())
+                progress.refused(find().write_problem())
 
-    def __enter__(self) -> Self:
-        return self
+    def begin(find: Callable[[], Run]) -> None:
+        threads.append(threading.Thread(target=watch, args=(find,), daemon=True))
+        threads[-1].start()
 
-    def __exit__(self, *_exc: object) -> None:
-        self._has_ended.set()
-        if self._thread is not None:
-            # The thread may still wait for an answer that is no longer needed.
-            self._thread.join(_LAST_LOOK_S)
-
-
-def require_out(out: Path | None) -> None:
-    """Refuse options that say how ``--out`` is written where there is none. Raises UsageError."""
-    context = click.get_current_context()
-    for name, option in (("force", "--force"), ("out_mode", "--out-mode")):
-        is_given = context.get_parameter_source(name) is ParameterSource.COMMANDLINE
-        if is_given and out is None:
-            raise click.UsageError(
-                f"{option} has no effect without --out: leave it out, or give it"
-            )
+    try:
+        yield begin
+    finally:
+        has_ended.set()
+        for thread in threads:
+            # It may still wait for an answer that is no longer needed.
+            thread.join(_LAST_LOOK_S)
 
 
-def open_folder(out: Path | None, *, force: bool, mode: int) -> OutputFolder | None:
-    """Return the folder of ``--out``, taken for this command. Raises InputError."""
-    return None if out is None else OutputFolder(out, replaces=force, mode=mode)
+def out_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add ``--out`` and its options; the command gets ``open_folder``, which takes the folder."""
+
+    @wraps(command)
+    def with_folder(*, out: Path | None, force: bool, out_mode: int, **options: Any) -> Any:
+        context = click.get_current_context()
+        for name, option in (("force", "--force"), ("out_mode", "--out-mode")):
+            is_given = context.get_parameter_source(name) is ParameterSource.COMMANDLINE
+            if is_given and out is None:
+                raise click.UsageError(
+                    f"{option} has no effect without --out: leave it out, or give it"
+                )
+
+        def open_folder() -> AbstractContextManager[OutputFolder | None]:
+            if out is None:
+                return nullcontext()
+            return OutputFolder(out, replaces=force, mode=out_mode)
+
+        return command(open_folder=open_folder, **options)
+
+    return _out_option(_force_option(_mode_option(with_folder)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,9 +192,7 @@ class Delivery:
     """Where the answer of a run goes.
 
     Attributes:
-        folder: The folder to write it to; None writes no files.
         report: The file to write the run to as a web page; None writes no page.
-        as_json: Whether to print it as one JSON object.
         is_new: Whether to tell the user how to print it again.
         is_stopped: Whether the user has stopped the run.
         is_kept: Whether the server keeps the run after this command.
@@ -217,7 +217,9 @@ def deliver(run: Run, status: Status, progress: Progress, delivery: Delivery) ->
             progress.note(f"results: {delivery.folder.path}")
     with _noting(faults, f"cannot write the report to {delivery.report}"):
         if delivery.report is not None:
-            _write_report(run, delivery.report)
+            from fanout.report import write
+
+            write(run, delivery.report)
             progress.note(f"report: {delivery.report}")
     # A full disk must not cost the answer too.
     is_read = True
@@ -249,7 +251,8 @@ def _say_faults(
     for fault in faults:
         print_error(fault)
     if faults:
-        print_error(_where(run.run_id) if delivery.is_kept else "the run was not kept")
+        again = f"nothing is lost: `fanout results {run.run_id} --out DIR` writes the answers again"
+        print_error(again if delivery.is_kept else "the run was not kept")
     return exit_status
 
 
@@ -272,10 +275,6 @@ def _again(run_id: str, status: Status, delivery: Delivery) -> Iterator[str]:
         yield f"kept: `fanout results {run_id}` prints this again, with --out DIR into files"
 
 
-def _where(run_id: str) -> str:
-    return f"nothing is lost: `fanout results {run_id} --out DIR` writes the answers again"
-
-
 @contextmanager
 def _noting(faults: list[str], what: str) -> Iterator[None]:
     """Record a failed write in ``faults`` and continue with the next output."""
@@ -287,12 +286,6 @@ def _noting(faults: list[str], what: str) -> Iterator[None]:
         raise
     except OSError as error:
         faults.append(f"{what}: {error.strerror or error}")
-
-
-def _write_report(run: Run, path: Path) -> None:
-    from fanout.report import write
-
-    write(run, path)
 
 
 def conclude(status: Status, progress: Progress, *, run: Run | None = None) -> int:
@@ -324,8 +317,7 @@ def _print(
     delivery: Delivery,
 ) -> None:
     if delivery.as_json:
-        record = {**status.to_dict(), "aggregated": aggregated, "notes": notes}
-        print_line(json.dumps(record, ensure_ascii=False))
+        print_json({**status.to_dict(), "aggregated": aggregated, "notes": notes})
     elif aggregated is not None:
         print_text(answer_text(aggregated))
     elif delivery.folder is None and status.succeeded:
@@ -338,4 +330,4 @@ def _print(
             return
         for branch in run.outcomes():
             if branch.kind is None:
-                print_line(json.dumps(output_row(branch), ensure_ascii=False))
+                print_json(output_row(branch))

@@ -82,7 +82,6 @@ def capacity_rows(fleet: FleetStatus, *, left: int | None = None) -> list[Row]:
 
 
 def _workers(fleet: FleetStatus, *, left: int) -> list[str]:
-    """Return the number of workers and their load."""
     workers = fleet.workers
     if not workers:
         return [_NO_WORKER if left else "none"]
@@ -228,7 +227,6 @@ def _kinds(errors: dict[ErrorKind, int]) -> list[str]:
 
 
 def _paused_models(fleet: FleetStatus) -> list[str]:
-    """Return the models whose calls wait, and for how long."""
     parts = []
     for model, limit in sorted(fleet.limits.items()):
         if limit.down_s is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,13 +14,9 @@ import click
 from fanout.cli.delivery import (
     Delivery,
     deliver,
-    force_option,
     json_option,
-    mode_option,
-    open_folder,
-    out_option,
+    out_options,
     quiet_option,
-    require_out,
 )
 from fanout.cli.facts import capacity_lines, runs_lines
 from fanout.cli.progress import IDLE, Progress, summary
@@ -45,9 +41,11 @@ from fanout.runs.output_files import error_row
 from fanout.system.terminal import can_draw, print_line, print_page
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
+    from contextlib import AbstractContextManager
 
     from fanout.client.run import Run
+    from fanout.runs.output_files import OutputFolder
     from fanout.runs.results import Output, Status
 
 __all__ = ["errors", "report", "results", "runs", "status", "workers"]
@@ -83,17 +81,13 @@ def _line(now: Status, progress: Progress) -> str:
 @click.command("results", epilog=RUN_EPILOG)
 @run_argument
 @broker_option(EMBEDDED)
-@out_option
-@force_option
-@mode_option
+@out_options
 @json_option
 @quiet_option
 def results(
     run_id: str,
     broker_url: str | None,
-    out: Path | None,
-    force: bool,  # noqa: FBT001 - a click flag
-    out_mode: int,
+    open_folder: Callable[[], AbstractContextManager[OutputFolder | None]],
     as_json: bool,  # noqa: FBT001 - a click flag
     quiet: bool,  # noqa: FBT001 - a click flag
 ) -> int:
@@ -101,12 +95,8 @@ def results(
 
     Of a run that has not ended that is what there is so far, and the exit status is 1.
     """
-    require_out(out)
     progress = Progress(is_quiet=quiet)
-    with one_run(broker_url, run_id) as run, ExitStack() as stack:
-        folder = open_folder(out, force=force, mode=out_mode)
-        if folder is not None:
-            stack.enter_context(folder)
+    with one_run(broker_url, run_id) as run, open_folder() as folder:
         now = run.status()
         if not now.status.has_ended:
             progress.note("the run has not ended: this is what there is so far")

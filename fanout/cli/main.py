@@ -33,45 +33,42 @@ if TYPE_CHECKING:
 
 __all__ = ["main"]
 
-# Each command is imported when it is used: ``--help`` should not load Celery.
-_COMMANDS = {
-    "completion": ("fanout.cli.completion:command", "Have the shell complete what you type."),
-    "cancel": ("fanout.cli.control_runs:cancel", "Stop a run, and keep what has finished."),
-    "delete": ("fanout.cli.control_runs:delete", "Forget a run and all its records."),
-    "doctor": ("fanout.cli.operate:doctor", "Say what is wrong with server and fleet."),
-    "errors": ("fanout.cli.inspect_runs:errors", "List the failed branches of a run."),
-    "flower": ("fanout.cli.worker:flower", "Serve a page that shows a fleet at work."),
-    "heal": ("fanout.cli.operate:heal", "Look for what got lost, and do it again."),
-    "metrics": ("fanout.cli.metrics:command", "Serve the fleet's figures to Prometheus."),
-    "pause": ("fanout.cli.control_runs:pause", "Let no further call of a run begin."),
-    "probe": ("fanout.cli.operate:probe", "Say whether this machine's workers take messages."),
-    "report": ("fanout.cli.inspect_runs:report", "Write a run as one web page."),
-    "results": ("fanout.cli.inspect_runs:results", "Print or write what a run has given."),
-    "resume": ("fanout.cli.control_runs:resume", "Enqueue the rest of a run whose client died."),
-    "retry": ("fanout.cli.control_runs:retry", "Process the failed branches of a run again."),
-    "run": ("fanout.cli.run:run", "Run a job and print its answer."),
-    "runs": ("fanout.cli.inspect_runs:runs", "List the runs, the newest first."),
-    "setup-server": ("fanout.cli.operate:setup_server", "Load what a server with ACL users needs."),
-    "status": ("fanout.cli.inspect_runs:status", "Say where a run is."),
-    "submit": ("fanout.cli.run:submit", "Submit a job to a fleet and return."),
-    "unpause": ("fanout.cli.control_runs:unpause", "Let a paused run go on."),
-    "watch": ("fanout.cli.watch:command", "Follow a run, or the whole fleet."),
-    "workers": (
-        "fanout.cli.inspect_runs:workers",
-        "List the queues, and the workers with their load.",
-    ),
-    "worker": ("fanout.cli.worker:worker", "Process branches for a fleet."),
-}
-
-# As they are listed in ``--help``.
+# The commands as `--help` lists them: where each is, and what it does. Each is imported when it is
+# used: `--help` should not load Celery.
 _GROUPS = {
-    "Jobs": ["run", "submit", "results"],
-    "Look": ["status", "watch", "runs", "errors", "report", "workers"],
-    "Steer": ["cancel", "pause", "unpause", "retry", "resume", "delete"],
-    "Operate": [
-        *("worker", "flower", "metrics", "setup-server", "doctor", "probe", "heal", "completion"),
-    ],
+    "Jobs": {
+        "run": ("run:run", "Run a job and print its answer."),
+        "submit": ("run:submit", "Submit a job to a fleet and return."),
+        "results": ("inspect_runs:results", "Print or write what a run has given."),
+    },
+    "Look": {
+        "status": ("inspect_runs:status", "Say where a run is."),
+        "watch": ("watch:command", "Follow a run, or the whole fleet."),
+        "runs": ("inspect_runs:runs", "List the runs, the newest first."),
+        "errors": ("inspect_runs:errors", "List the failed branches of a run."),
+        "report": ("inspect_runs:report", "Write a run as one web page."),
+        "workers": ("inspect_runs:workers", "List the queues, and the workers with their load."),
+    },
+    "Steer": {
+        "cancel": ("control_runs:cancel", "Stop a run, and keep what has finished."),
+        "pause": ("control_runs:pause", "Let no further call of a run begin."),
+        "unpause": ("control_runs:unpause", "Let a paused run go on."),
+        "retry": ("control_runs:retry", "Process the failed branches of a run again."),
+        "resume": ("control_runs:resume", "Enqueue the rest of a run whose client died."),
+        "delete": ("control_runs:delete", "Forget a run and all its records."),
+    },
+    "Operate": {
+        "worker": ("worker:worker", "Process branches for a fleet."),
+        "flower": ("worker:flower", "Serve a page that shows a fleet at work."),
+        "metrics": ("metrics:command", "Serve the fleet's figures to Prometheus."),
+        "setup-server": ("operate:setup_server", "Load what a server with ACL users needs."),
+        "doctor": ("operate:doctor", "Say what is wrong with server and fleet."),
+        "probe": ("operate:probe", "Say whether this machine's workers take messages."),
+        "heal": ("operate:heal", "Look for what got lost, and do it again."),
+        "completion": ("completion:command", "Have the shell complete what you type."),
+    },
 }
+_COMMANDS = {name: found for group in _GROUPS.values() for name, found in group.items()}
 _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 # The errors of a device or a terminal that is full or gone.
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
@@ -103,7 +100,7 @@ class _Commands(click.Group):
         if cmd_name not in _COMMANDS:
             return None
         module, _, name = _COMMANDS[cmd_name][0].partition(":")
-        command: click.Command = getattr(import_module(module), name)
+        command: click.Command = getattr(import_module(f"fanout.cli.{module}"), name)
         _tame_logs()
         return command
 
@@ -118,9 +115,9 @@ class _Commands(click.Group):
         raise click.UsageError(f"there is no command {name!r}{hint}", ctx)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
-        for title, names in _GROUPS.items():
+        for title, commands in _GROUPS.items():
             with formatter.section(title):
-                formatter.write_dl([(name, _COMMANDS[name][1]) for name in names])
+                formatter.write_dl([(name, text) for name, (_, text) in commands.items()])
 
 
 def _show_version(ctx: click.Context, _parameter: click.Parameter, wanted: bool) -> None:  # noqa: FBT001

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from contextlib import ExitStack
 from pathlib import Path
@@ -12,16 +11,12 @@ import click
 
 from fanout.cli.delivery import (
     Delivery,
-    EnqueueMonitor,
     deliver,
+    enqueue_monitor,
     follow,
-    force_option,
     json_option,
-    mode_option,
-    open_folder,
-    out_option,
+    out_options,
     quiet_option,
-    require_out,
 )
 from fanout.cli.exits import INTERRUPTED
 from fanout.cli.options import in_words, job_options, job_spec
@@ -34,6 +29,7 @@ from fanout.cli.session import (
     enqueued,
     fleet,
     one_object,
+    print_json,
 )
 from fanout.client.client import Client
 from fanout.core.errors import InputError
@@ -43,9 +39,11 @@ from fanout.system.terminal import print_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from contextlib import AbstractContextManager
 
     from fanout.client.run import Run
     from fanout.core.spec import RunSpec
+    from fanout.runs.output_files import OutputFolder
 
 __all__ = ["run", "submit"]
 
@@ -55,9 +53,7 @@ _EPILOG = "A JOB.yaml has the same fields; options win over it."
 @click.command("run", epilog=_EPILOG)
 @job_options
 @broker_option(EMBEDDED)
-@out_option
-@force_option
-@mode_option
+@out_options
 @click.option(
     "--report",
     type=click.Path(dir_okay=False, path_type=Path),
@@ -69,9 +65,7 @@ _EPILOG = "A JOB.yaml has the same fields; options win over it."
 def run(
     inputs: tuple[str, ...],
     broker_url: str | None,
-    out: Path | None,
-    force: bool,  # noqa: FBT001 - a click flag
-    out_mode: int,
+    open_folder: Callable[[], AbstractContextManager[OutputFolder | None]],
     report: Path | None,
     as_json: bool,  # noqa: FBT001 - a click flag
     quiet: bool,  # noqa: FBT001 - a click flag
@@ -84,7 +78,6 @@ def run(
     Without a broker, a worker is started for the run, and a server that keeps it in
     $FANOUT_STATE_DIR: results, retry, resume and the like find it there later.
     """
-    require_out(out)
     settings = load_settings(broker_url=broker_url)
     spec = job_spec(inputs, options, settings)
     if report is not None:
@@ -93,9 +86,7 @@ def run(
     progress = Progress(is_quiet=quiet, idle="" if settings.broker_url is None else IDLE)
     stop = Stop(progress)
     with ExitStack() as stack:
-        folder = open_folder(out, force=force, mode=out_mode)
-        if folder is not None:
-            stack.enter_context(folder)
+        folder = stack.enter_context(open_folder())
         concurrency = spec.max_workers if settings.broker_url is None else None
         client = stack.enter_context(Client(broker_url, concurrency=concurrency))
         stack.enter_context(stop)
@@ -103,12 +94,7 @@ def run(
             progress.note(_local_note(settings.cache_dir))
         with in_words(inputs, options):
             run = _submit(client, spec, progress, stop)
-
-        def cancel_if_asked() -> None:
-            if stop.is_set():
-                run.cancel()
-
-        status = follow(run, progress, on_status=cancel_if_asked)
+        status = follow(run, progress, should_stop=stop.is_set)
         delivery = Delivery(
             folder=folder,
             report=report,
@@ -161,7 +147,7 @@ def submit(
         now = run.status()
         progress.note(enqueued(now.total))
         if as_json:
-            print_line(json.dumps(now.to_dict(), ensure_ascii=False))
+            print_json(now.to_dict())
     return INTERRUPTED if stop.is_set() else 0
 
 
@@ -176,10 +162,10 @@ def _submit(
     def on_created(run_id: str) -> None:
         stop.arm(run_id)
         on_id(run_id)
-        monitor.begin(lambda: client.run(run_id))
+        begin_monitor(lambda: client.run(run_id))
 
     faults = Faults(progress)
-    with EnqueueMonitor(progress) as monitor:
+    with enqueue_monitor(progress) as begin_monitor:
         run = client.submit(
             spec,
             on_bad_document=faults,

@@ -24,14 +24,9 @@ _LEAST_S = 0.2
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Speed:
-    """How fast it goes; None where that is not known yet, or never.
+    """What ends in a second; None where that is not known yet, or never.
 
-    Attributes:
-        branches: Branches that end in a second.
-        calls: Calls in a second.
-        input_tokens: Tokens of prompts in a second.
-        output_tokens: Tokens of answers in a second.
-        lately: Branches that end in a second, on average of the last minute.
+    ``lately`` is the branches, on average of the last minute.
     """
 
     branches: float | None = None

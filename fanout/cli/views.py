@@ -209,7 +209,6 @@ def findings_view(findings: Sequence[Finding], *, width: int) -> RenderableType:
 
 
 def _facts(rows: Sequence[Row], width: int) -> RenderableType:
-    """Return labels and their facts as two columns."""
     table = Table.grid(padding=(0, 1))
     table.add_column(width=_LABEL, no_wrap=True)
     table.add_column()
@@ -231,7 +230,6 @@ def _joined(parts: Sequence[str], width: int) -> str:
 
 
 def _stages(status: Status, width: int) -> RenderableType:
-    """Return a bar for each stage of a run."""
     bars = [
         _Bar(
             # The first stage is the map; a retry that reduces again adds stages.
@@ -285,7 +283,6 @@ class _TrackedBar(ProgressBar):
 
 
 def _bars(bars: Sequence[_Bar], width: int) -> Table:
-    """Return a table of bars: name, bar, share and counts."""
     cells = [(*bar.names, bar.share(), bar.counts()) for bar in bars]
     rest = sum(max(text.cell_len for text in column) + 2 for column in zip(*cells, strict=True))
     room = min(_LONGEST_BAR, width - rest)

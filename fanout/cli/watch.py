@@ -251,7 +251,6 @@ class _LiveFleet(_FleetView):
 
 
 def _newest(client: Client, now: FleetStatus, count: int) -> Iterator[Status]:
-    """Yield the statuses of the newest active runs."""
     for run_id in now.active[:count]:
         # One may have been deleted meanwhile.
         with suppress(UnknownRunError):

@@ -30,7 +30,7 @@ SECTIONS = {
 
 def command(name):
     module, _, attribute = _COMMANDS[name][0].partition(":")
-    return getattr(import_module(module), attribute)
+    return getattr(import_module(f"fanout.cli.{module}"), attribute)
 
 
 def text(words):

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from fanout.cli.delivery import EnqueueMonitor, follow
+from fanout.cli.delivery import enqueue_monitor, follow
 from fanout.cli.progress import Progress, summary
 from fanout.core.errors import BrokerError
 from fanout.core.rate_limits import LimitState
@@ -172,7 +172,7 @@ def test_a_run_that_waits_for_a_server_that_refuses_says_so_once(clock, monkeypa
     monkeypatch.setattr("fanout.cli.delivery._STANDSTILL_S", 0.0)
     stream = io.StringIO()
     run = Refusing([status()] * 50)
-    follow(run, Progress(stream), on_status=run.cancel if is_stopped else lambda: None)
+    follow(run, Progress(stream), should_stop=lambda: is_stopped)
     assert stream.getvalue().count("\n") == 2
     assert "fanout: warning: the disk is full; the run waits for it\n" in stream.getvalue()
     paused = Refusing([status(status=RunStatus.PAUSED)] * 50)
@@ -184,14 +184,14 @@ def test_who_waits_to_enqueue_a_run_is_told_why(clock, monkeypatch):
     monkeypatch.setattr("fanout.cli.delivery._STANDSTILL_S", 0.0)
     stream = io.StringIO()
     run = Refusing([])
-    with EnqueueMonitor(Progress(stream)) as lookout:
-        lookout.begin(lambda: run)
+    with enqueue_monitor(Progress(stream)) as begin:
+        begin(lambda: run)
         for _ in range(1000):
             if run.asked > 2:
                 break
             threading.Event().wait(0.01)
     assert stream.getvalue() == "fanout: warning: the disk is full; the run waits for it\n"
-    with EnqueueMonitor(Progress(stream)):
+    with enqueue_monitor(Progress(stream)):
         pass
 
 

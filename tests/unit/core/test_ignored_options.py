@@ -252,7 +252,7 @@ def words(fields):
 
 def command_of(name):
     module, _, attribute = _COMMANDS[name][0].partition(":")
-    return getattr(import_module(module), attribute)
+    return getattr(import_module(f"fanout.cli.{module}"), attribute)
 
 
 def invoked(name, *arguments):
