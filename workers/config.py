@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING
 from fanout.broker.app import make_app
 from fanout.core.settings import DEFAULT_BROKER_URL, check_traces
 from fanout.llm.keys import key_files
-from workers.consumer.leases import LeaseRenewal
+from workers.consumer.leases import LeaseRenewal, watch_children
 from workers.consumer.presence import Presence
 from workers.consumer.reaper import ReaperStep
 from workers.consumer.shutdown import Shutdown, listen_in_children
-from workers.consumer.stalled_children import watch_children
 from workers.context.app import WorkerApp
 from workers.options import Program
 from workers.tasks import register

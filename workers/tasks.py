@@ -17,7 +17,6 @@ from fanout.core.errors import BrokerError, FanoutError, UnknownRunError
 from fanout.core.ids import BranchId, ShardId, StageId
 from workers.branch.claims import BranchGone, BranchHandedBack, BranchHeld, BranchParked
 from workers.branch.execution import BranchFailed, run_branch
-from workers.branch.model_check import check_model
 from workers.consumer.task_requests import (
     BranchRequest,
     HandedBackError,
@@ -27,6 +26,7 @@ from workers.consumer.task_requests import (
     StillHeldError,
     delivery_of,
 )
+from workers.context.models import check_model
 from workers.reduce.stages import TooEarlyError, aggregate, collect, expand
 
 if TYPE_CHECKING:

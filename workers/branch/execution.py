@@ -208,13 +208,13 @@ class _Delivery:
             await self._claim.release()
             raise
         except (LostDataError, StorageError) as error:
-            if isinstance(error, LostDataError) and await self._is_lost():
+            is_lost = self._context.storage.is_lost
+            if isinstance(error, LostDataError) and await asyncio.to_thread(
+                is_lost, self._shard_id
+            ):
                 return Outcome(index=index, kind=ErrorKind.LOST, message=_LOST)
             await self._leave_to_others(error)
             raise BranchHandedBack from None
-
-    async def _is_lost(self) -> bool:
-        return await asyncio.to_thread(self._context.storage.is_lost, self._shard_id)
 
     async def _leave_to_others(self, error: Exception) -> None:
         """Give back a branch whose input this worker cannot read: another worker may."""

@@ -7,15 +7,18 @@ are long: the messages of a dead worker come back soon, those of a slow worker n
 A message may still come back after the server was unreachable or the connection was lost. So a
 worker also sends a heartbeat as the holder of the branches that it has begun: no other worker
 begins these (fanout.stores.RedisStore.begin_all). A stuck branch (workers.context.progress) keeps
-neither its lease nor its claim.
+neither its lease nor its claim. A stuck prefork child, whose parent holds the lease, ends itself: Celery
+then redelivers the branch, as after any other death of a child, and the begin counts.
 """
 
 from __future__ import annotations
 
 import logging
+import os
+import signal
 from typing import TYPE_CHECKING, Any
 
-from celery import bootsteps
+from celery import bootsteps, signals
 from celery.worker import state
 from redis.exceptions import RedisError
 
@@ -34,9 +37,13 @@ if TYPE_CHECKING:
 
     from celery.worker import WorkController
 
-__all__ = ["LeaseRenewal", "held_tags"]
+    from workers.context.app import WorkerApp
+    from workers.context.worker_context import WorkerContext
+
+__all__ = ["LeaseRenewal", "end_if_stuck", "held_tags", "watch_children"]
 
 _PAGE = 1_000
+_CHILD_CHECKS_PER_TIMEOUT = 6
 
 _log = logging.getLogger(__name__)
 
@@ -128,3 +135,44 @@ def held_tags(worker: WorkController, *, without: Callable[[Any], bool] | None =
         # Dirty tags are settled; kombu removes them when it takes the next message.
         tags |= set(copied(qos._delivered)) - set(copied(qos._dirty))  # noqa: SLF001 - no public API
     return sorted(tags - left)
+
+
+def end_if_stuck(context: WorkerContext, end: Callable[[], object]) -> None:
+    """End the calling child, by ``end``, if its branch is stuck although the server accepts writes."""
+    progress = context.branches.progress
+    if progress.overdue():
+        # The parent sends the heartbeats, so only a write shows the child whether the server accepts
+        # writes. It is done only if a branch is overdue.
+        try:
+            store = context.connections.fail_fast_store
+            store.take_lock(f"child-{os.getpid()}", context.holder, ttl_s=1)
+        except BrokerError:
+            progress.forgive()
+            return
+    for branch in progress.newly_stuck():
+        _log.critical(
+            "no progress for %.0f s: the branch %s, and its process ends",
+            branch.stands_s(progress.clock()),
+            branch.doing,
+            extra=about(branch.branch_id),
+        )
+        end()
+    context.branches.releases.again()
+    context.loop.call_soon(progress.turns)
+
+
+def watch_children(app: WorkerApp) -> None:
+    """Make each prefork child of a worker watch itself."""
+    parent = os.getpid()
+
+    def check() -> None:
+        if app.made_context is not None:
+            end_if_stuck(app.made_context, lambda: os.kill(os.getpid(), signal.SIGKILL))
+
+    def on_child(**_: Any) -> None:
+        # Celery sends this signal for the single process of its solo pool, too.
+        if os.getpid() != parent:
+            every_s = app.settings.visibility_timeout_s / _CHILD_CHECKS_PER_TIMEOUT
+            Ticker("progress", every_s, check).start()
+
+    signals.worker_process_init.connect(on_child, weak=False)

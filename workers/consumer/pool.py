@@ -42,8 +42,8 @@ if TYPE_CHECKING:
     from workers.context.progress import TrackedBranch
     from workers.context.worker_context import WorkerContext
 
-    # Runs a task by Celery's tracer; takes the callback for its start.
-    _Apply = Callable[[Callable[..., Any] | None], None]
+    # Runs a task by Celery's tracer.
+    _Apply = Callable[..., None]
     # A request, and the error with which its branch has ended, if any.
     _End = tuple[BranchRequest, BranchFailed | None]
 
@@ -151,18 +151,10 @@ class AsyncioPool(BasePool):  # type: ignore[misc]
         while self._branches:
             await asyncio.wait(self._branches)
 
-    def on_apply(
-        self,
-        target: Callable[..., Any],
-        args: tuple[Any, ...] | None = None,
-        kwargs: dict[str, Any] | None = None,
-        callback: Callable[..., Any] | None = None,
-        accept_callback: Callable[..., Any] | None = None,
-        **_: Any,
-    ) -> None:
+    def on_apply(self, *task: Any, **options: Any) -> None:
         """Run a branch on the loop, and any other task in a thread, as Celery's own pool does."""
-        request = _request_of(accept_callback)
-        apply = partial(_apply, request, target, args, kwargs, callback)
+        request = _request_of(options)
+        apply = partial(_apply, request, *task, **options)
         if isinstance(request, BranchRequest):
             self._arrived.append((request, apply))
             if not self._is_waking:
@@ -171,13 +163,11 @@ class AsyncioPool(BasePool):  # type: ignore[misc]
                 # would contend.
                 self._hub.call_soon(self._loop.call_soon_threadsafe, self._begin_arrived)
         else:
-            self._submit(request, apply, accept_callback)
+            self._submit(request, apply)
 
-    def _submit(
-        self, request: Any, apply: _Apply, accept_callback: Callable[..., Any] | None = None
-    ) -> Future[None] | None:
+    def _submit(self, request: Any, apply: _Apply, **options: Any) -> Future[None] | None:
         try:
-            return self._threads.submit(apply, accept_callback)
+            return self._threads.submit(apply, **options)
         except RuntimeError as fault:
             # The pool has stopped.
             abandon(request, fault)
@@ -213,7 +203,7 @@ class AsyncioPool(BasePool):  # type: ignore[misc]
             error = failed
         except BaseException as fault:  # noqa: BLE001 - Celery's tracer handles it
             request.request_dict["ended"] = fault
-            ending = self._submit(request, apply)
+            ending = self._submit(request, apply, accept_callback=None)
             if ending is not None:
                 self._handed_back.add(ending)
                 ending.add_done_callback(self._handed_back.discard)
@@ -266,31 +256,22 @@ class ThreadTaskPool(CeleryThreadPool):  # type: ignore[misc]
         super().on_stop()
         self._control.shutdown(cancel_futures=True)
 
-    def on_apply(
-        self,
-        target: Callable[..., Any],
-        args: tuple[Any, ...] | None = None,
-        kwargs: dict[str, Any] | None = None,
-        callback: Callable[..., Any] | None = None,
-        accept_callback: Callable[..., Any] | None = None,
-        **_: Any,
-    ) -> ApplyResult:
+    def on_apply(self, *task: Any, **options: Any) -> ApplyResult:
         """Run a task in a thread."""
-        request = _request_of(accept_callback)
+        request = _request_of(options)
         threads = self.executor if isinstance(request, BranchRequest) else self._control
-        task = (request, target, args, kwargs, callback, accept_callback)
-        return ApplyResult(threads.submit(_apply, *task))
+        return ApplyResult(threads.submit(_apply, request, *task, **options))
 
 
-def _request_of(accept_callback: Any) -> Any:
+def _request_of(options: dict[str, Any]) -> Any:
     """Return the request of a task: Celery passes it only as the object that owns the callback."""
-    return getattr(accept_callback, "__self__", None)
+    return getattr(options.get("accept_callback"), "__self__", None)
 
 
-def _apply(request: Any, *task: Any) -> None:
+def _apply(request: Any, *task: Any, **options: Any) -> None:
     """Run a task by Celery's tracer."""
     try:
-        apply_target(*task)
+        apply_target(*task, **options)
     except BaseException as fault:  # noqa: BLE001 - no other code sees it
         abandon(request, fault)
 

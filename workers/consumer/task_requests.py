@@ -83,6 +83,7 @@ class MonitoredRequest(Request):  # type: ignore[misc]
     ) -> Any:
         """Settle a task that raised."""
         error = _raised(exc_info)
+        self.on_raised(error)
         if isinstance(error, BranchFailed):
             # An ordinary end with the same traceback each time, which would only fill a monitor's
             # memory.
@@ -110,6 +111,9 @@ class MonitoredRequest(Request):  # type: ignore[misc]
         abandon(self, exc)
         self.send_event("task-retried", exception=type(exc).__name__)
         return True
+
+    def on_raised(self, error: BaseException) -> None:
+        """Note the error of a task before it is settled."""
 
     def release_claim(self) -> bool:
         """Release the claim of the dead process; return whether that is done.
@@ -183,21 +187,14 @@ class BranchRequest(MonitoredRequest):
         """Release the claim of this delivery; its begin still counts."""
         return self._steps.releases.now(self.branch_id, self.token, counts=True)
 
-    def on_failure(
-        self,
-        exc_info: ExceptionInfo,
-        send_failed_event: bool = True,  # noqa: FBT001, FBT002 - Celery's
-        return_ok: bool = False,  # noqa: FBT001, FBT002 - Celery's
-    ) -> Any:
-        """Settle a branch that raised; unless that is BranchFailed, it has no outcome."""
-        error = _raised(exc_info)
+    def on_raised(self, error: BaseException) -> None:
+        """Count a failed branch, or release its claim: it has an outcome only if it failed."""
         if isinstance(error, BranchFailed):
             self._steps.count_ended()
         elif not isinstance(error, (HandedBackError, Ignore)):
             # The process that ran the branch may have failed to release its claim.
             is_no_fault = isinstance(error, (Reject, Retry))
             self._steps.releases.later(self.branch_id, self.token, counts=not is_no_fault)
-        return super().on_failure(exc_info, send_failed_event, return_ok)
 
     def on_success(self, failed__retval__runtime: tuple[bool, Any, float], **kwargs: Any) -> Any:
         """Settle a branch whose task returned, or raised in another process."""

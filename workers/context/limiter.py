@@ -141,13 +141,10 @@ class Limiter:
 
     def gate(self, model: str, rates: Rates) -> ModelGate:
         """Return the gate for the calls of a branch."""
-        return ModelGate(self, self._known(model), rates)
-
-    def _known(self, name: str) -> _Model:
-        model = self._models.get(name)
-        if model is None:
-            model = self._models[name] = _Model(name)
-        return model
+        known = self._models.get(model)
+        if known is None:
+            known = self._models[model] = _Model(model)
+        return ModelGate(self, known, rates)
 
     async def wait_for_slot(self, model: str, rates: Rates, tokens: int) -> None:
         """Wait until the rates allow a call of so many tokens."""
@@ -222,13 +219,12 @@ class Limiter:
             model.rose(now)
             model.fleet_until = now + standing.wait_s
 
-    async def refused(self, name: str, retry_after_s: float | None) -> None:
+    async def refused(self, model: _Model, retry_after_s: float | None) -> None:
         """Pause the model for the whole fleet, for as long as its provider asks."""
-        model = self._known(name)
         pause_s = min(MAX_BLOCK_S, _PAUSE_S if retry_after_s is None else retry_after_s)
         model.refused_until = max(model.refused_until, self.clock() + pause_s)
-        pause = partial(self._store.pause_model, name, pause_s)
-        await _ask_store(pause, _CANNOT_PAUSE.format(name))
+        pause = partial(self._store.pause_model, model.name, pause_s)
+        await _ask_store(pause, _CANNOT_PAUSE.format(model.name))
 
     async def failed_for_all(self, model: _Model) -> None:
         """Open the fleet's breaker for a model that fails for all branches."""
@@ -319,7 +315,7 @@ class ModelGate:
         # A prompt that is always refused while others are not must not hold up other branches.
         is_odd = self._calls > _MOST_REFUSALS and model.health.has_succeeded_after(first)
         if is_refusal and not is_odd:
-            await limiter.refused(model.name, error.retry_after_s)
+            await limiter.refused(model, error.retry_after_s)
         counted = None
         if not error.is_own:
             is_first = self._calls == 1

@@ -7,7 +7,12 @@ import threading
 from collections import Counter, OrderedDict
 from typing import TYPE_CHECKING
 
+import msgspec
+
+from fanout.broker.app import Preflight
+from fanout.core.errors import ModelError
 from fanout.core.ids import StageId
+from fanout.core.redaction import redacted
 from fanout.llm import make_llm
 from fanout.llm.error_kinds import FEW
 from fanout.policy.retries import is_common
@@ -21,11 +26,13 @@ if TYPE_CHECKING:
     from fanout.core.settings import Settings
     from fanout.llm import LLM
     from fanout.stores import RedisStore, StageRecord
-    from workers.context.worker_context import Connections
+    from workers.context.worker_context import Connections, WorkerContext
 
-__all__ = ["CommonFailures", "Models"]
+__all__ = ["CommonFailures", "Models", "check_model"]
 
 _REMEMBERED_RUNS = 64
+_NOTE_TTL_S = 600
+_MAX_MESSAGE = 1_000
 
 
 class Models:
@@ -77,12 +84,30 @@ class Models:
                     quiet_clients()
             return self.made[name]
 
+    async def check(self, name: str) -> None:
+        """Check that a model can be used. Raises ModelError."""
+        await (await self.get(name)).check()
+
     async def aclose(self) -> None:
         """Close the models' connections, and stop watching the runs of calls."""
         for llm in self.made.values():
             await llm.aclose()
         self.made.clear()
         await self.in_flight.aclose()
+
+
+def check_model(context: WorkerContext, model: str, note: str) -> None:
+    """Check ``model`` and store the result, a Preflight as JSON, as ``note``."""
+    try:
+        context.loop.wait_for(context.models.check(model))
+    except ModelError as error:
+        answer = Preflight(message=redacted(str(error)), kind=error.kind)
+    except Exception as error:  # noqa: BLE001 - the waiting client must get a result
+        fault = redacted(f"{type(error).__name__}: {error}")[:_MAX_MESSAGE]
+        answer = Preflight(message=f"the model {model} could not be checked: {fault}")
+    else:
+        answer = Preflight()
+    context.connections.store.put_note(note, msgspec.json.encode(answer), ttl_s=_NOTE_TTL_S)
 
 
 class CommonFailures:

@@ -91,7 +91,9 @@ def test_no_call_begins_before_the_pause_was_read_for_the_first_time(store, monk
 
 
 def test_a_pause_is_not_believed_for_ever(store):
-    asyncio.run(Limiter(store).refused("m", 86_400.0))
+    gate = Limiter(store).gate("m", Rates())
+    refusal = LLMError(ErrorKind.RATE_LIMITED, "later", retry_after_s=86_400.0)
+    asyncio.run(gate.leave(LLMRequest(prompt="p"), None, refusal))
     assert store.pause_of("m").wait_s == pytest.approx(MAX_BLOCK_S, abs=1)
 
 

@@ -11,8 +11,7 @@ import pytest
 from fanout.core.errors import BrokerError
 from fanout.core.ids import BranchId
 from fanout.system.threads import ReadyThreads
-from workers.consumer.leases import LeaseRenewal, held_tags
-from workers.consumer.stalled_children import end_if_stuck
+from workers.consumer.leases import LeaseRenewal, end_if_stuck, held_tags
 from workers.context.branch_steps import ClaimReleases
 from workers.context.progress import BranchTracker
 
