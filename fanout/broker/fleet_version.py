@@ -22,7 +22,7 @@ def claim_wire(store: RedisStore, *, holder: str, ttl_s: float) -> None:
         ttl_s: Seconds that the claim lasts.
 
     Raises:
-        WireVersionError: The fleet speaks another version of the wire format.
+        WireVersionError: The fleet uses another version of the wire format.
         BrokerError: The store does not answer.
     """
     _require("this worker", store.claim_wire(broker.WIRE_VERSION, holder=holder, ttl_s=ttl_s))
@@ -36,7 +36,7 @@ def check_as_client(store: RedisStore, *, needs_room: bool = False) -> None:
         needs_room: Whether the client's next step fails on a full server.
 
     Raises:
-        WireVersionError: The fleet speaks another version of the wire format.
+        WireVersionError: The fleet uses another version of the wire format.
         BrokerError: The store does not answer, or is full.
     """
     _require("this client", store.wire_for(broker.WIRE_VERSION, needs_room=needs_room))
@@ -54,7 +54,7 @@ def _require(who: str, spoken: int) -> None:
 
 
 def foreign_run_problem(wire: int | None) -> str | None:
-    """Return why workers of this version cannot process a run, or None where they can."""
+    """Return why workers of this version cannot process a run, or None if they can."""
     if wire in {None, broker.WIRE_VERSION}:
         return None
     return (
@@ -64,7 +64,7 @@ def foreign_run_problem(wire: int | None) -> str | None:
 
 
 def version_problem(who: str, *, spoken: int, own: int) -> str | None:
-    """Return why a process that speaks ``own`` may not speak to a fleet, or None where it may."""
+    """Return why a process of version ``own`` may not join a fleet, or None if it may."""
     if spoken == own:
         return None
     newer = "has a newer fanout than" if own > spoken else "has an older fanout than"

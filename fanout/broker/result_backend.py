@@ -22,14 +22,14 @@ if TYPE_CHECKING:
 
 __all__ = ["TaskFault", "TolerantRedisBackend", "TolerantSentinelBackend"]
 
-# Some 20 s: a failover takes less, and the reaper heals what takes longer.
+# About 20 s: a failover takes less, and the reaper heals chords after longer outages.
 _RETRIES = 25
 
 # After this time the reaper heals the chord.
 _PATIENCE_S = 3_600.0
 
 
-def _outlasting(step: Callable[[], object]) -> None:
+def _call_patiently(step: Callable[[], object]) -> None:
     """Do the last step of a finished task; wait while the server is unreachable or refuses."""
     call_with_retries(
         step,
@@ -48,9 +48,9 @@ class _TolerantChords:
     Stock Celery raises ChordError at the first failed member and skips the callback
     (celery#1881). Here the callback receives a record of that member:
     ``{"task_id": ..., "state": ..., "error": the exception's type, "reason": ...}``, and nothing
-    where its outcome is in the store, as of a member that succeeded. The failed task itself stays
+    if the store has its outcome, as for a member that succeeded. The failed task itself stays
     FAILURE, for Flower and metrics. The exception's message is left out, as it may quote a
-    document; ``reason`` is only what Celery itself says of a revoked task.
+    document; ``reason`` is only Celery's own message about a revoked task.
 
     Nothing is written for a chord whose run is deleted: see ``fanout.stores.redis.chord_scripts``.
     """
@@ -66,7 +66,7 @@ class _TolerantChords:
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        # Celery has no setting for either. A member that returns twice is counted once, so a
+        # Celery has no setting for these. A member that returns twice is counted once, so a
         # return may be sent again.
         if "path" not in self.connparams:
             options = SOCKET_OPTIONS["socket_keepalive_options"]
@@ -83,17 +83,17 @@ class _TolerantChords:
     def on_chord_part_return(self, request: Any, state: str, result: Any, **kwargs: Any) -> None:
         """Count a member of a chord; wait as long as the server is unreachable.
 
-        Stock Celery fails the task, whose work is done, and the chord waits for ever. A member is
-        counted once however often it returns, so it may be sent again.
+        Stock Celery fails the task, whose work is done, and the chord never completes. A member is
+        counted once however often it returns, so the return may be repeated.
         """
         count = super().on_chord_part_return  # type: ignore[misc]
-        _outlasting(lambda: count(request, state, result, **kwargs))
+        _call_patiently(lambda: count(request, state, result, **kwargs))
 
     def on_chord_parts_return(self, parts: Iterable[tuple[Any, str, BaseException | None]]) -> None:
         """Count several members, of any chords, each as ``on_chord_part_return`` does.
 
-        All of a chord but one are written in one step; with the last one Celery counts them all,
-        and runs the callback where the chord is complete.
+        All members of a chord but one are written in one step; with the last one Celery counts
+        them all, and runs the callback if the chord is complete.
 
         Args:
             parts: The request of each member, its state, and its error if it failed.
@@ -115,12 +115,12 @@ class _TolerantChords:
         args: list[Any] = []
         for request, state, error in members:
             args += [request.group_index, request.id, self._entry(request.id, state, error)]
-        _outlasting(lambda: self._members_script(keys=keys, args=args))
+        _call_patiently(lambda: self._members_script(keys=keys, args=args))
 
     def _entry(self, task_id: str, state: str, error: BaseException | None) -> Any:
         """Return Celery's entry for a member. A repeated write must write the same bytes."""
         if error is None:
-            # Celery's encode() takes forty times as long. No id has what JSON would escape.
+            # Celery's encode() takes forty times as long. JSON escapes no character of an id.
             return f'[1, "{task_id}", "{state}", null]'
         return self.encode([1, task_id, state, self.encode_result(error, state)])
 
@@ -160,10 +160,10 @@ class _TolerantChords:
         error = result if isinstance(result, dict) else {}
         kind = error.get("exc_type")
         if state not in states.EXCEPTION_STATES or kind == "BranchFailed":
-            # It is in the store, and the callback's message has no entry for it (LimitedAMQP).
+            # The store has the outcome, and LimitedAMQP removes this entry from the message.
             return None
         if kind == TaskFault.__name__:
-            # What it stands for: the first word of its message.
+            # The original error's type is the first word of its message.
             kind = str(next(iter(error.get("exc_message") or ()), kind)).split(" ")[0]
         record = {"task_id": task_id, "state": state, "error": kind}
         if state == states.REVOKED:

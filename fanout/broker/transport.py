@@ -1,7 +1,7 @@
 """Kombu's Redis transport, changed to drop items that are too large or are no messages.
 
-In kombu an item that is no message, or that cannot be decoded, ends the consumer, and then the next
-one. Leases go by the server's clock (fanout.broker.message_leases).
+In kombu, an item that is no message, or that cannot be decoded, ends each consumer that reads it.
+Leases go by the server's clock (fanout.broker.message_leases).
 """
 
 from __future__ import annotations
@@ -47,6 +47,8 @@ _ENVELOPE_BYTES = 4_000
 # server costs few round trips, and a fair share is left to other workers.
 _MORE = 31
 _PART = 4
+# The transport options of the channels here, which are also their attributes.
+_OPTIONS = ("max_message_bytes", "run_keys")
 # After this time the reaper heals the run.
 _CALLBACK_PATIENCE_S = 3_600.0
 
@@ -175,10 +177,14 @@ class _ChannelLimits:
 
     def _within_limit(self, answer: list[bytes] | None) -> list[bytes] | None:
         """Return the answer to a BRPOP, or None, as after a timeout, if it is too large."""
-        if answer and len(answer[1]) > self.max_message_bytes:
-            dropped_messages.add("is too large", f"{len(answer[1]) / 1000:,.0f} kB")
-            return None
-        return answer
+        return None if answer and self._is_too_large(answer[1]) else answer
+
+    def _is_too_large(self, message: bytes) -> bool:
+        """Return whether a message is too large, and count it as dropped then."""
+        if len(message) <= self.max_message_bytes:
+            return False
+        dropped_messages.add("is too large", f"{len(message) / 1000:,.0f} kB")
+        return True
 
     def _brpop_read(self, **options: Any) -> Any:
         """Deliver a message and some that wait behind it, with the same round trips."""
@@ -238,8 +244,7 @@ class _ChannelLimits:
                 self.qos.restore_by_tag(tag)
 
     def _deliver_one(self, queue: str, tag: str, message: bytes) -> None:
-        if len(message) > self.max_message_bytes:
-            dropped_messages.add("is too large", f"{len(message) / 1000:,.0f} kB")
+        if self._is_too_large(message):
             self.qos.drop(tag)
             return
         try:
@@ -295,20 +300,12 @@ def _is_json(data: bytes | str) -> bool:
 
 
 class _Channel(_ChannelLimits, kombu_redis.Channel):  # type: ignore[misc]
-    from_transport_options = (
-        *kombu_redis.Channel.from_transport_options,
-        "max_message_bytes",
-        "run_keys",
-    )
+    from_transport_options = (*kombu_redis.Channel.from_transport_options, *_OPTIONS)
 
 
 class _SentinelChannel(_ChannelLimits, kombu_redis.SentinelChannel):  # type: ignore[misc]
     connection_class = WatchedConnection
-    from_transport_options = (
-        *kombu_redis.SentinelChannel.from_transport_options,
-        "max_message_bytes",
-        "run_keys",
-    )
+    from_transport_options = (*kombu_redis.SentinelChannel.from_transport_options, *_OPTIONS)
 
 
 class _Transport(kombu_redis.Transport):  # type: ignore[misc]

@@ -55,7 +55,7 @@ def _place(branch: Output) -> dict[str, Any]:
 
 
 def answer_text(aggregated: Any) -> str:
-    """Return an aggregate for people: text as it is, groups under headings, the rest as JSON."""
+    """Return an aggregate as text: text unchanged, groups under headings, other values as JSON."""
     if isinstance(aggregated, str):
         return aggregated
     is_grouped_text = (

@@ -1,4 +1,4 @@
-"""The records that callers get of a run: status, result and stored aggregate."""
+"""The records of a run for callers: status, result and stored aggregate."""
 
 from __future__ import annotations
 
@@ -31,7 +31,6 @@ __all__ = [
     "StageStatus",
     "Status",
     "StoredResult",
-    "branch_error",
     "commonest_error",
     "error_sort",
     "latency_row",
@@ -45,9 +44,9 @@ class ReduceError(msgspec.Struct, frozen=True, kw_only=True):
     """A call of an LLM aggregate that failed.
 
     Attributes:
-        group: The group whose aggregate it was part of; empty where the run has no groups.
+        group: The group of the aggregate; empty if the run has no groups.
         kind: Why it failed.
-        message: The failure in words.
+        message: One line about the failure.
         attempts: Calls made for it.
     """
 
@@ -58,7 +57,7 @@ class ReduceError(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class StoredResult(msgspec.Struct, frozen=True, kw_only=True):
-    """The aggregate of a run as the store keeps it.
+    """The stored aggregate of a run.
 
     Attributes:
         aggregates: By group; the only group of a run without groups is the empty string.
@@ -70,7 +69,7 @@ class StoredResult(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class StageStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """How far a stage of a run is.
+    """The progress of a stage of a run.
 
     Attributes:
         stage: 0 is the branches, others are the reduce.
@@ -89,24 +88,24 @@ class StageStatus(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Status:
-    """Where a run is.
+    """The status of a run.
 
     Attributes:
-        run_id: The run's name.
-        status: One of the words of RunStatus.
+        run_id: The run's id.
+        status: Its status.
         total: Branches known so far; final once the status is past ``enqueuing``.
         done: Branches that have ended.
         succeeded: Branches with an output.
         failed: Branches with an error.
         errors: Failed branches by kind.
-        usage: What all calls consumed; an unknown is None.
+        usage: The usage of all calls; an unknown quantity is None.
         created_at: Seconds since the epoch.
         elapsed_s: Seconds from submission to now, or to the end.
         stage: The stage in progress; 0 is the branches, others are the reduce.
         error: Why the run failed, or None.
         workers: Live workers.
-        latency: How long the branches took that made a call.
-        stages: The branches, then the stages of the present reduce.
+        latency: The durations of the branches that made a call.
+        stages: The branches, then the stages of the current reduce.
     """
 
     run_id: str
@@ -126,7 +125,7 @@ class Status:
     stages: tuple[StageStatus, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields as JSON-able values: what ``fanout status --json`` prints."""
+        """Return the fields as JSON-able values, as ``fanout status --json`` prints them."""
         fields = {name: getattr(self, name) for name in self.__slots__}
         fields["elapsed_s"] = round(self.elapsed_s, 3)
         return {
@@ -140,7 +139,7 @@ class Status:
 
 
 def latency_row(latency: Latency) -> dict[str, float | None]:
-    """Return mean and percentiles in seconds, as JSON-able values; None where there is nothing."""
+    """Return mean and percentiles in seconds, as JSON-able values; None without a duration."""
     shares = {"p50_s": 0.5, "p90_s": 0.9, "p99_s": 0.99}
     row = {"mean_s": latency.mean_s, **{n: latency.percentile_s(s) for n, s in shares.items()}}
     return {name: None if value is None else round(value, 4) for name, value in row.items()}
@@ -148,7 +147,7 @@ def latency_row(latency: Latency) -> dict[str, float | None]:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Output:
-    """One branch of a run, failed or not: what it stands for, and what it gave.
+    """One branch of a run, failed or not: its place in the input, and its outcome.
 
     Attributes:
         index: Its position in ``Result.outputs``.
@@ -157,18 +156,18 @@ class Output:
         chunk: The index of its chunk in the run.
         position: The 0-based position of the chunk in its document.
         start: The offset in the document of the chunk's first character.
-        end: The offset behind its last character.
-        aspect: The name of its prompt, or None where the run has a single prompt.
+        end: The offset after its last character.
+        aspect: The name of its prompt, or None if the run has a single prompt.
         sample: 0-based number of the sample.
-        output: The answer, or None where the branch failed.
+        output: The answer, or None if the branch failed.
         kind: Why it failed, or None.
-        message: The failure in words, or None.
+        message: One line about the failure, or None.
         attempts: Calls made for it.
-        usage: What they consumed.
+        usage: Their usage.
         elapsed_s: Seconds from the first call to the end, waits included.
-        ended_at: When it ended, in seconds since the epoch; 0 where unknown.
+        ended_at: When it ended, in seconds since the epoch; 0 if unknown.
         columns: The other columns of the document's row.
-        text: The chunk, where it was asked for, else None.
+        text: The chunk, if the caller asked for it, else None.
     """
 
     index: int
@@ -199,7 +198,7 @@ class BranchError:
         index: The position in ``Result.outputs`` that is None.
         document: The document's name.
         kind: Why it failed.
-        message: The failure in words.
+        message: One line about the failure.
         attempts: Calls made for it.
         aspect: The name of its prompt, or None.
         sample: 0-based number of the sample.
@@ -216,18 +215,16 @@ class BranchError:
 
 @dataclass(frozen=True, kw_only=True, slots=True, repr=False)
 class Result:
-    """What a run gave.
-
-    Its ``repr`` is one short line, however many branches there are.
+    """The result of a run. Its ``repr`` is one short line.
 
     Attributes:
-        run_id: The run's name.
+        run_id: The run's id.
         status: How it ended.
         branches: Every branch in input order: chunks x aspects x samples, samples fastest.
-        aggregated: The aggregate; by group where the run has groups; None where there is none.
-        notes: What the aggregator wants known, such as a tie or answers that it left out.
+        aggregated: The aggregate; by group if the run has groups; None if there is none.
+        notes: Remarks of the aggregator, such as a tie or answers that it left out.
         reduce_errors: The calls of an LLM aggregate that failed.
-        usage: What all calls consumed; an unknown is None.
+        usage: The usage of all calls; an unknown quantity is None.
         error: Why the run failed, or None.
         elapsed_s: Seconds from submission to the end.
     """
@@ -244,27 +241,38 @@ class Result:
 
     @property
     def outputs(self) -> list[str | None]:
-        """One entry for each branch, in input order; None where it failed."""
+        """The answer of each branch, in input order; None if it failed."""
         return [branch.output for branch in self.branches]
 
     @property
     def errors(self) -> list[BranchError]:
         """One record for each failed branch, in input order."""
-        return [branch_error(branch) for branch in self.branches if branch.kind is not None]
+        return [
+            BranchError(
+                index=branch.index,
+                document=branch.document,
+                kind=branch.kind,
+                message=branch.message or "",
+                attempts=branch.attempts,
+                aspect=branch.aspect,
+                sample=branch.sample,
+            )
+            for branch in self.branches
+            if branch.kind is not None
+        ]
 
     @property
     def coverage(self) -> float:
-        """The share of branches that succeeded, 0 to 1; 0 where there are none."""
+        """The share of branches that succeeded, 0 to 1; 0 without branches."""
         total = len(self.branches)
         return sum(branch.kind is None for branch in self.branches) / total if total else 0.0
 
     def __repr__(self) -> str:
-        failed = len(self.errors)
         shown = {
             "run_id": self.run_id,
             "status": self.status.value,
             "branches": len(self.branches),
-            "failed": failed,
+            "failed": len(self.errors),
             "aggregated": self.aggregated,
             "error": self.error,
         }
@@ -272,11 +280,11 @@ class Result:
         return f"<Result {' '.join(parts)}>"
 
     def to_dict(self) -> dict[str, Any]:
-        """Return all of it as values that JSON can say: a row for each branch, in input order.
+        """Return the result as JSON-able values, with a row for each branch, in input order.
 
         Rows have ``index``, ``document``, ``chunk``, ``position``, ``start``, ``end``, ``aspect``,
         ``sample``, ``output``, ``kind``, ``message``, ``attempts``, ``usage``, ``elapsed_s`` and
-        ``columns``; an unknown is None.
+        ``columns``; an unknown value is None.
         """
         return {**self._record(), "branches": [_row(branch) for branch in self.branches]}
 
@@ -300,16 +308,16 @@ class Result:
         }
 
     def save(self, path: str | PathLike[str], *, replace: bool = False) -> None:
-        """Write it to a folder, as ``fanout run --out`` does, or to one file.
+        """Write the result to a folder, as ``fanout run --out`` does, or to one file.
 
         Args:
-            path: A folder; a file that ends in ``.json``, for what ``to_dict`` returns; or one
-                that ends in ``.jsonl``, for the row of each branch.
-            replace: Whether what is there may be replaced.
+            path: A folder; a file that ends in ``.json``, for the value of ``to_dict``; or one that
+                ends in ``.jsonl``, for the row of each branch.
+            replace: Whether existing results may be replaced.
 
         Raises:
-            InputError: There are results already, or it cannot be written to.
-            RunError: The disk is full, or the like; what was there before is left as it was.
+            InputError: There are results already, or the path cannot be written to.
+            RunError: A file cannot be written, for example on a full disk; existing results stay.
         """
         target = Path(path)
         if target.suffix.lower() not in {".json", ".jsonl"}:
@@ -342,32 +350,19 @@ def _short(value: object) -> str:
     return text if len(text) <= _SHOWN_CHARS else f"{text[:_SHOWN_CHARS]}... ({len(text):,} chars)"
 
 
-def branch_error(branch: Output) -> BranchError:
-    """Return the error record of a failed branch."""
-    return BranchError(
-        index=branch.index,
-        document=branch.document,
-        kind=branch.kind or ErrorKind.INTERNAL,
-        message=branch.message or "",
-        attempts=branch.attempts,
-        aspect=branch.aspect,
-        sample=branch.sample,
-    )
-
-
 _WORD = re.compile(r"[\w-]+")
 _MAX_SHOWN = 300
 _NO_CALL = frozenset({ErrorKind.CANCELLED, ErrorKind.EXPIRED})
 
 
 def commonest_error(error: str, failed: Iterable[tuple[ErrorKind, str]]) -> str:
-    """Return why a run failed, with the error that most of its branches had, and how many.
+    """Return why a run failed, with the most common error of its branches and its count.
 
-    What was not called, as its run was over, is left out where there is anything else.
+    Branches that made no call because the run was over count only if there are no others.
 
     Args:
         error: Why the run failed.
-        failed: Kind and message of each branch that failed.
+        failed: Kind and message of each failed branch.
     """
     counts: Counter[tuple[str, str]] = Counter()
     examples: dict[tuple[str, str], tuple[ErrorKind, str]] = {}
@@ -386,7 +381,7 @@ def commonest_error(error: str, failed: Iterable[tuple[ErrorKind, str]]) -> str:
 
 
 def error_sort(kind: ErrorKind | None, message: str | None) -> tuple[str, str]:
-    """Return what errors have in common that are alike: ids, times and lengths are not."""
+    """Return a key that is equal for similar errors: it has no ids, times and lengths."""
     return str(kind), _WORD.sub(_without_numbers, message or "")
 
 

@@ -1,16 +1,12 @@
-"""The run store: where inputs, outcomes and the state of runs live."""
+"""The run store: inputs, outcomes and the state of runs."""
 
 from fanout.core.state import (
     BeginReply,
     BeginRequest,
-    BeginVerdict,
     Grant,
-    ParkedBranch,
     RecordReply,
     RecordRequest,
     RunRecord,
-    SealReply,
-    ShardState,
     StageLoad,
     StageProgress,
     StageRecord,
@@ -23,15 +19,11 @@ from fanout.stores.redis import RedisStore
 __all__ = [
     "BeginReply",
     "BeginRequest",
-    "BeginVerdict",
     "Grant",
-    "ParkedBranch",
     "RecordReply",
     "RecordRequest",
     "RedisStore",
     "RunRecord",
-    "SealReply",
-    "ShardState",
     "StageLoad",
     "StageProgress",
     "StageRecord",

@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fanout.core.state import ShardState
 from fanout.policy.healing import BrokerMessages, Heal, heal_shard, heal_stage, unpublished
-from fanout.stores import ShardState, StageProgress
+from fanout.stores import StageProgress
 
 
 def shard(*ended, count=4, published=4, finished=False, heals=0, held=()):

@@ -13,15 +13,14 @@ from fanout.core.ids import BranchId, ShardId, StageId
 from fanout.core.latency import Latency, bucket_of
 from fanout.core.rate_limits import LimitState, Rates
 from fanout.core.records import ErrorKind, Outcome, RunStatus, Shard, Usage
+from fanout.core.state import ParkedBranch, SealReply
 from fanout.policy.admission import Permits
 from fanout.policy.outages import FIRST_PROBE_S, BreakerReply
 from fanout.stores import (
     BeginReply,
     BeginRequest,
-    ParkedBranch,
     RecordRequest,
     RedisStore,
-    SealReply,
     StageLoad,
     Totals,
     WorkerRecord,
