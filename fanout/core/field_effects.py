@@ -114,11 +114,7 @@ def conflict(spec: RunSpec) -> str | None:
 
 
 def require_used(spec: RunSpec, *, is_function: bool = False) -> None:
-    """Check that all fields that the user gave have an effect.
-
-    Args:
-        spec: The job.
-        is_function: Whether its model is a function that takes the prompt only.
+    """Check that all fields that the user gave have an effect; a function takes a prompt only.
 
     Raises:
         SpecError: A field has no effect; the message has its name and the reason.

@@ -28,12 +28,7 @@ _JSON_NAMES = {
 
 
 class Rates(msgspec.Struct, frozen=True, kw_only=True):
-    """The rate limits of a model.
-
-    Attributes:
-        requests_per_minute: Calls, or None for no limit.
-        tokens_per_minute: Tokens of prompts and answers, or None for no limit.
-    """
+    """The rate limits of a model: see RateSpec."""
 
     requests_per_minute: float | None = None
     tokens_per_minute: float | None = None

@@ -15,11 +15,7 @@ def without_reasoning(answer: str, tags: tuple[str, ...] = OWN_TAGS) -> str:
 
     Reasoning is between ``<think>`` and ``</think>``. The chat templates of some models put the
     opening tag into the prompt, so that the answer has only the closing one. Reasoning without an
-    end stays, as there is no other text.
-
-    Args:
-        answer: The answer as the model gave it.
-        tags: The names of the tags, in lower case.
+    end stays, as there is no other text. ``tags`` are in lower case.
     """
     # The fast path: most answers have no tag.
     if "</" not in answer:

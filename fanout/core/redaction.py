@@ -78,31 +78,22 @@ _FORMS = (
     (("AQ.",), re.compile(r"\bAQ\.[\w-]{20,}")),
     (("ya29.",), re.compile(r"\bya29\.[\w.-]{20,}")),
     (("GOCSPX-",), re.compile(r"\bGOCSPX-[\w-]{16,}")),
-    (
-        ("AKIA", "ASIA", "ABIA", "ACCA"),
-        re.compile(r"\b(?:AKIA|ASIA|ABIA|ACCA)[0-9A-Z]{12,}"),
-    ),
-    (
-        ("gsk", "hf", "xai", "r8", "fw", "tgp_v1", "nvapi", "pplx"),
-        re.compile(r"\b(?:gsk|hf|xai|r8|fw|tgp_v1|nvapi|pplx)[_-][\w-]{16,}"),
-    ),
+    (("AKIA", "ASIA", "ABIA", "ACCA"), re.compile(r"\b(?:AKIA|ASIA|ABIA|ACCA)[0-9A-Z]{12,}")),
+    (("gsk", "hf", "xai", "r8", "fw", "tgp_v1", "nvapi", "pplx"),
+     re.compile(r"\b(?:gsk|hf|xai|r8|fw|tgp_v1|nvapi|pplx)[_-][\w-]{16,}")),
     (("gh", "github_pat"), re.compile(r"\b(?:gh[opsur]|github_pat)_\w{16,}")),
     (("gl",), re.compile(r"\bgl(?:pat|rt|dt|cbt|ptt|soat)-[\w.-]{16,}")),
     (("xox",), re.compile(r"\bxox[abeprs]-[\w-]{8,}")),
     (("xapp-",), re.compile(r"\bxapp-[\w-]{16,}")),
     (("dapi",), re.compile(r"\bdapi[0-9a-f]{32}")),
     (("ls",), re.compile(r"\bls(?:v2_pt_|v2_sk_|__)\w{24,}")),
-    (
-        ("npm_", "pypi-", "dop_v1_", "whsec_"),
-        re.compile(r"\b(?:npm_|pypi-|dop_v1_|whsec_)[\w-]{16,}"),
-    ),
+    (("npm_", "pypi-", "dop_v1_", "whsec_"),
+     re.compile(r"\b(?:npm_|pypi-|dop_v1_|whsec_)[\w-]{16,}")),
     (("SG.",), re.compile(r"\bSG\.[\w-]{16,}\.[\w-]{16,}")),
     (("eyJ",), re.compile(r"(?<![\w-])eyJ[\w-]{8,}\.[\w-]{8,}(?:\.[\w-]*)?")),
-    (
-        ("PRIVATE KEY",),
-        re.compile(r"-----BEGIN [A-Z ]{0,40}PRIVATE KEY-----[^-]*(?:-----END [A-Z ]{0,40}-----)?"),
-    ),
-)
+    (("PRIVATE KEY",),
+     re.compile(r"-----BEGIN [A-Z ]{0,40}PRIVATE KEY-----[^-]*(?:-----END [A-Z ]{0,40}-----)?")),
+)  # fmt: skip
 
 
 class Redactor:

@@ -20,14 +20,7 @@ _OPTIONS = ("master", "sentinel_username", "sentinel_password")
 class SentinelUrl(msgspec.Struct, frozen=True, kw_only=True):
     """A server behind Redis Sentinel.
 
-    Attributes:
-        sentinels: Host and port of each sentinel.
-        master: The server's name at the sentinels.
-        db: The number of the database.
-        username: The server's user.
-        password: The server's password.
-        sentinel_username: The sentinels' user.
-        sentinel_password: The sentinels' password.
+    ``sentinels`` are their hosts and ports, and ``master`` is the name of the server there.
     """
 
     sentinels: tuple[tuple[str, int], ...]

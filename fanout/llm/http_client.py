@@ -139,36 +139,26 @@ class HttpClient:
         limits = aiohttp.ClientTimeout(
             total=None, connect=timeout_s, sock_connect=timeout_s, sock_read=timeout_s
         )
-        return await self._request("GET", url, self._get_headers, None, limits)
+        return await self._request("GET", url, headers=self._get_headers, timeout=limits)
 
     async def post(
         self, url: URL, body: bytes, *, headers: Mapping[str, str] | None = None
     ) -> HttpReply:
-        """Send JSON. Raises LLMError if there is no reply; the caller sets a deadline.
+        """Send JSON; ``headers`` replace those of the same names.
 
-        Args:
-            url: The target.
-            body: The JSON.
-            headers: Replace headers of the same names.
+        Raises LLMError if there is no reply; the caller sets a deadline.
         """
         sent = self._post_headers
         if headers is not None:
             sent = sent.copy()
             sent.update(headers)
-        return await self._request("POST", url, sent, body, _NO_TIMEOUT)
+        return await self._request("POST", url, headers=sent, data=body, timeout=_NO_TIMEOUT)
 
-    async def _request(
-        self,
-        method: str,
-        url: URL,
-        headers: CIMultiDict[str],
-        body: bytes | None,
-        limits: aiohttp.ClientTimeout,
-    ) -> HttpReply:
+    async def _request(self, method: str, url: URL, **options: Any) -> HttpReply:
         redirects = 0
         while redirects <= _MAX_REDIRECTS:
             try:
-                reply = await self._reply(method, url, headers, body, limits)
+                reply = await self._reply(method, url, **options)
             except _NotConnectedError:
                 # Nothing was sent, so this is no attempt. The caller's deadline bounds the wait.
                 await asyncio.sleep(_AGAIN_S)
@@ -178,28 +168,19 @@ class HttpClient:
             redirects += 1
             url = _redirected(url, reply)
             if method == "POST" and reply.status in _BECOMES_GET:
-                method, body = "GET", None
+                method, options = "GET", {**options, "data": None}
         raise LLMError(ErrorKind.CONNECTION, "the server redirects again and again")
 
-    async def _reply(
-        self,
-        method: str,
-        url: URL,
-        headers: CIMultiDict[str],
-        body: bytes | None,
-        limits: aiohttp.ClientTimeout,
-    ) -> HttpReply:
+    async def _reply(self, method: str, url: URL, **options: Any) -> HttpReply:
         session = self._session or self._open()
         try:
             async with session.request(
                 method,
                 url,
-                data=body,
-                headers=headers,
                 proxy=self._proxy,
                 ssl=self._trust,
-                timeout=limits,
                 allow_redirects=False,
+                **options,
             ) as response:
                 content = await self._read(response)
                 return HttpReply(response.status, response.headers, content)

@@ -52,12 +52,8 @@ def http_error(
 ) -> LLMError:
     """Return the LLMError of an HTTP error reply.
 
-    Args:
-        status: The HTTP status; 200 if a success reply contains the error.
-        details: The details of the error.
-        headers: The reply's headers.
-        secrets: Keys that the message must not repeat.
-        usage: The usage that the reply reports, or None.
+    ``status`` is 200 if a success reply contains the error. ``secrets`` are keys that the message
+    must not repeat, and ``usage`` is what the reply reports.
     """
     message = details.message or f"Error code: {status}"
     looked_at = " ".join(message[:_LOOKED_AT].split())

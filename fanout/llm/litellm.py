@@ -18,6 +18,9 @@ from fanout.llm.usage import cost_usd, token_count
 
 __all__ = ["LiteLLM"]
 
+# The kinds of litellm's exceptions that have no status.
+_KINDS = {"Timeout": ErrorKind.TIMEOUT, "APIConnectionError": ErrorKind.CONNECTION}
+
 
 class LiteLLM:
     """A model as litellm names it: ``PROVIDER/NAME``.
@@ -75,10 +78,8 @@ class LiteLLM:
 
     def _error(self, error: Exception) -> LLMError:
         name = type(error).__name__
-        if name == "Timeout":
-            return LLMError(ErrorKind.TIMEOUT, redacted_line(str(error)))
-        if name == "APIConnectionError":
-            return LLMError(ErrorKind.CONNECTION, redacted_line(str(error)))
+        if name in _KINDS:
+            return LLMError(_KINDS[name], redacted_line(str(error)))
         status = getattr(error, "status_code", None)
         if not isinstance(status, int):
             return LLMError(ErrorKind.INTERNAL, f"{name}: {redacted_line(str(error))}")

@@ -103,12 +103,7 @@ def unpublished(shard: ShardState, messages: BrokerMessages, *, permits: int) ->
 
     A published branch with neither an outcome nor a message is lost. With permits, each branch that
     ends feeds a later one, so later branches need no message while one is in flight. If none is,
-    as many branches as there are permits must start again.
-
-    Args:
-        shard: The shard's records in the store.
-        messages: The shard's messages in the broker.
-        permits: How many of its branches may be in flight; 0 is all of them.
+    as many branches as there are permits must start again. For the arguments see heal_shard.
     """
     open_ = set(range(shard.count)) - shard.ended
     waiting = (messages.branches | shard.held) & open_

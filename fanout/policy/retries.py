@@ -111,15 +111,11 @@ def larger_token_limit(
 
 
 def stop_after(kind: ErrorKind, given: int | None) -> int:
-    """Return the number of branches with the same failure that stops their run; 0: none does.
+    """Return how many branches with the same failure stop their run, 0 for never.
 
-    Args:
-        kind: Why a branch failed.
-        given: ``stop_after`` of its error, or None.
+    That is ``given``, the ``stop_after`` of the error; if it is None, its kind decides.
     """
-    if given is None:
-        return 1 if kind in STOPS_RUN else 0
-    return given
+    return given if given is not None else int(kind in STOPS_RUN)
 
 
 def is_common(*, alike: int, stop_after: int, succeeded: int) -> bool:

@@ -102,16 +102,14 @@ class _Search:
 
     def _named(self, name: str, path: Path) -> InputFile:
         kind = KINDS.get(path.suffix.lower())
-        fault = None
         try:
-            with path.open("rb") as file:
-                sample = file.read(_SAMPLE_BYTES + 1)
+            is_text = _is_text(path)
         except OSError as error:
             fault = f"cannot be read: {error.strerror or error}"
-        else:
-            if kind is None and not _looks_like_text(sample):
-                raise InputError(_no_text(path), source=name)
-        return InputFile(name=name, kind=kind or "text", fault=fault)
+            return InputFile(name=name, kind=kind or "text", fault=fault)
+        if kind is None and not is_text:
+            raise InputError(_no_text(path), source=name)
+        return InputFile(name=name, kind=kind or "text")
 
     def _pattern(self, pattern: str) -> Iterator[InputFile]:
         # Path.glob takes no absolute pattern, which a user may give.
@@ -124,20 +122,13 @@ class _Search:
                 self.left_out["folders"] += 0 if "**" in pattern else 1
                 continue
             kind = KINDS.get(path.suffix.lower())
-            if not path.is_file() or (kind is None and not self._is_text(path)):
+            if not path.is_file() or (kind is None and not _may_be_text(path)):
                 self.left_out[_label(path)] += 1
                 continue
             count += 1
             yield InputFile(name=name, kind=kind or "text")
         if not count:
             raise InputError(f"no file matches{self._rest()}", source=pattern)
-
-    def _is_text(self, path: Path) -> bool:
-        try:
-            with path.open("rb") as file:
-                return _looks_like_text(file.read(_SAMPLE_BYTES + 1))
-        except OSError:
-            return True
 
     def _folder(self, name: str, folder: Path) -> Iterator[InputFile]:
         count = 0
@@ -181,17 +172,25 @@ def _label(path: Path) -> str:
     return "".join(suffixes) if suffixes[-1] in _PACKED else suffixes[-1]
 
 
-def _looks_like_text(sample: bytes) -> bool:
-    """Say whether the first bytes of a file, one more than a sample if it is longer, are UTF-8."""
-    start = sample[:_SAMPLE_BYTES]
-    if b"\0" in start or start.startswith(_MAGIC):
+def _is_text(path: Path) -> bool:
+    """Say whether a file begins with UTF-8 text. Raises OSError."""
+    with path.open("rb") as file:
+        sample, is_longer = file.read(_SAMPLE_BYTES), bool(file.read(1))
+    if b"\0" in sample or sample.startswith(_MAGIC):
         return False
     try:
-        start.decode()
+        sample.decode()
     except UnicodeDecodeError as error:
         # The sample may end within a character.
-        return error.reason == "unexpected end of data" and len(sample) > _SAMPLE_BYTES
+        return is_longer and error.reason == "unexpected end of data"
     return True
+
+
+def _may_be_text(path: Path) -> bool:
+    try:
+        return _is_text(path)
+    except OSError:
+        return True
 
 
 def _no_text(path: Path) -> str:

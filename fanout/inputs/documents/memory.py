@@ -21,7 +21,7 @@ from fanout.inputs.documents.rows import (
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["from_strings", "items_of"]
+__all__ = ["from_strings"]
 
 _SLICE_ROWS = 1_000
 
@@ -38,7 +38,7 @@ def from_strings(
 
     Args:
         items: Texts; rows, whose other columns prompts may use; documents; or a pandas or polars
-            DataFrame, or a pyarrow table, of which each row is an item.
+            DataFrame, or a pyarrow table: each of its rows is an item.
         text_column: The column of a row that holds the text; None is ``text``.
         max_bytes: The size in UTF-8 bytes above which a document is refused.
 
@@ -47,16 +47,12 @@ def from_strings(
     """
     column = text_column or DEFAULT_TEXT_COLUMN
     # Check them at once, and not when the caller requests the first document.
-    given = items_of(items)
+    given = _items_of(items)
     return (_document(item, index, column, max_bytes) for index, item in enumerate(given))
 
 
-def items_of(items: Any) -> Iterable[Any]:
-    """Return an iterable over the items of a list, or the rows of a table.
-
-    Raises:
-        InputError: The argument is neither.
-    """
+def _items_of(items: Any) -> Iterable[Any]:
+    """Return the items of a list, or the rows of a table. Raises InputError for anything else."""
     if reason := _no_list(items):
         raise InputError(reason)
     # Recognised by their methods: a check of their classes would import these libraries.
@@ -106,11 +102,9 @@ def _document(item: Any, index: int, column: str, max_bytes: int) -> Document:
     if isinstance(item, str):
         return checked(name, index, item, max_bytes)
     if isinstance(item, Document):
-        placed = msgspec.structs.replace(item, index=index)
-        is_faulty = item.error is not None
-        return (
-            placed if is_faulty else checked(item.name, index, item.text, max_bytes, item.columns)
-        )
+        one = msgspec.structs.replace(item, index=index)
+        is_faulty = one.error is not None
+        return one if is_faulty else checked(one.name, index, one.text, max_bytes, one.columns)
     if isinstance(item, Mapping):
         return document_of_row(name, index, item, column, max_bytes)
     if is_missing(item):
