@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hmac
-import ipaddress
 import signal
 from contextlib import contextmanager
 from http import HTTPStatus
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fanout.cli.session import broker_option
+from fanout.cli.session import broker_option, broker_store
 from fanout.core.errors import BrokerError, InputError
 from fanout.system.terminal import print_line
 
@@ -64,22 +63,21 @@ def command(
     One for a fleet is enough: they are read from the store, and exact. /healthz says to anybody
     whether the broker answers.
     """
+    from fanout.core.settings import load_settings
+    from fanout.stores.connection import is_loopback
+
     if no_auth and token_file is not None:
         raise click.UsageError(
             "--no-auth lets everybody read, and --token-file ($FANOUT_METRICS_TOKEN_FILE) only who "
             "has the token: leave one of them out"
         )
     token = None if token_file is None else _token(token_file)
-    if token is None and not no_auth and not _is_loopback(address):
+    if token is None and not no_auth and not is_loopback(address):
         raise click.UsageError(
             f"--address {address} can be reached from other machines: give --token-file, "
             "or --no-auth where the network keeps others away"
         )
-    from fanout.core.settings import DEFAULT_BROKER_URL, load_settings
-
     settings = load_settings(broker_url=broker_url)
-    if settings.broker_url is None:
-        settings = load_settings(broker_url=DEFAULT_BROKER_URL)
     # Before any thread is started: a signal must come to the one that waits for it.
     stops = {signal.SIGINT, signal.SIGTERM}
     signal.pthread_sigmask(signal.SIG_BLOCK, stops)
@@ -98,37 +96,27 @@ def _token(path: Path) -> bytes:
     return token
 
 
-def _is_loopback(address: str) -> bool:
-    try:
-        return ipaddress.ip_address(address).is_loopback
-    except ValueError:
-        return address == "localhost"
-
-
 @contextmanager
 def _served(settings: Settings, address: str, port: int, token: bytes | None) -> Iterator[str]:
     from prometheus_client import CollectorRegistry, make_wsgi_app, start_wsgi_server
 
-    from fanout.broker.app import connect_broker, make_store
     from fanout.observe.metrics import FleetCollector
 
-    store, client = make_store(settings), connect_broker(settings)
     registry = CollectorRegistry()
-    registry.register(FleetCollector(store, client))
-    try:
-        server, thread = start_wsgi_server(port, address, registry)
-    except OSError as error:
-        raise InputError(f"cannot listen at {address}:{port}: {error.strerror}") from None
-    server.set_app(_guarded(make_wsgi_app(registry), store, token))
-    host, bound = str(server.server_address[0]), server.server_port
-    try:
-        yield f"http://[{host}]:{bound}" if ":" in host else f"http://{host}:{bound}"
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
-        client.close()
-        store.close()
+    with broker_store(settings) as (store, client):
+        registry.register(FleetCollector(store, client))
+        try:
+            server, thread = start_wsgi_server(port, address, registry)
+        except OSError as error:
+            raise InputError(f"cannot listen at {address}:{port}: {error.strerror}") from None
+        server.set_app(_guarded(make_wsgi_app(registry), store, token))
+        host, bound = str(server.server_address[0]), server.server_port
+        try:
+            yield f"http://[{host}]:{bound}" if ":" in host else f"http://{host}:{bound}"
+        finally:
+            server.shutdown()
+            server.server_close()
+            thread.join()
 
 
 def _guarded(metrics: App, store: RedisStore, token: bytes | None) -> App:

@@ -6,7 +6,6 @@ import secrets
 import socket
 import sys
 import time
-from contextlib import closing
 from typing import TYPE_CHECKING
 
 import click
@@ -104,7 +103,7 @@ def probe(name: str | None, within_s: float, broker_url: str | None) -> int:
     from fanout.observe.probe import probe_problem
 
     host = socket.gethostname()
-    with broker_store(load_settings(broker_url=broker_url), timeout_s=_TIMEOUT_S) as store:
+    with broker_store(load_settings(broker_url=broker_url), timeout_s=_TIMEOUT_S) as (store, _):
         workers = store.workers()
         refused = _refused(store)
     name = None if name is None else name.replace("%h", host)
@@ -145,12 +144,9 @@ def setup_server(broker_url: str | None, wait_s: float, as_json: bool) -> None: 
     of other versions stay. It may be repeated.
     """
     from fanout.broker.server_setup import load_functions
-    from fanout.core.settings import DEFAULT_BROKER_URL, load_settings
-    from fanout.stores import RedisStore, connect
+    from fanout.core.settings import load_settings
 
-    settings = load_settings(broker_url=broker_url)
-    client = connect(settings.broker_url or DEFAULT_BROKER_URL, ca_file=settings.broker_ca_file)
-    with closing(RedisStore(client, prefix=settings.key_prefix)) as store:
+    with broker_store(load_settings(broker_url=broker_url)) as (store, client):
         _await(store, until=time.monotonic() + wait_s)
         count = load_functions(client)
     say(f"the server has the {count} functions of this version", {"functions": count},

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
     from types import FrameType
 
+    import redis
+
     from fanout.cli.progress import Progress
     from fanout.client.client import Client
     from fanout.client.run import Run
@@ -133,15 +135,17 @@ def one_run(broker_url: str | None, run_id: str) -> Iterator[Run]:
 
 
 @contextmanager
-def broker_store(settings: Settings, *, timeout_s: float | None = None) -> Iterator[RedisStore]:
-    """Give the store on the server of the settings, or else on this machine's."""
+def broker_store(
+    settings: Settings, *, timeout_s: float | None = None
+) -> Iterator[tuple[RedisStore, redis.Redis]]:
+    """Give the store on the server of the settings, or else on this machine's; and its client."""
     from fanout.core.settings import DEFAULT_BROKER_URL
     from fanout.stores import RedisStore, connect
 
     url = settings.broker_url or DEFAULT_BROKER_URL
     client = connect(url, ca_file=settings.broker_ca_file, timeout_s=timeout_s)
     with closing(RedisStore(client, prefix=settings.key_prefix)) as store:
-        yield store
+        yield store, client
 
 
 def print_json(record: Mapping[str, Any]) -> None:

@@ -113,7 +113,7 @@ def worker(
         if value is not None:
             os.environ[f"FANOUT_{name.upper()}"] = str(value)
     _pass_on_broker(settings, broker_url)
-    with broker_store(settings) as store:
+    with broker_store(settings) as (store, _):
         claim_wire(store, holder=f"worker-{os.getpid()}", ttl_s=_START_S)
     # Celery's banner is no JSON, and goes to standard output.
     quiet = ["--quiet"] if settings.log_format == "json" else []
@@ -208,6 +208,6 @@ def flower(
         arguments.append("--no_auth=true")
     if control:
         arguments.append("--read_only=false")
-    with broker_store(settings) as store:
+    with broker_store(settings) as (store, _):
         store.ping()
     _become(flower_command(), *arguments, *flower_options)

@@ -61,7 +61,7 @@ CONFLICTS = (
               "aggregate_prompt: reduce 'llm' needs an aggregate prompt"),
     FieldRule(("reduce", "aggregate_prompt"), ("reduce", "aggregate_prompt"),
               lambda spec: not spec.aggregate_prompt or spec.reduce in (None, "llm"),
-              "reduce: {spec.reduce!r} does not use an aggregate prompt; leave reduce out, or leave "
+              "reduce: {spec.reduce!r} does not use an aggregate prompt; leave it out, or leave "
               "aggregate_prompt out"),
     FieldRule(("group_by",), ("reduce", "aggregate_prompt"),
               lambda spec: not spec.group_by or spec.reduction != "none",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
-import ipaddress
 import platform
 import secrets
 import statistics
@@ -38,7 +37,7 @@ from fanout.llm.assets import has_runtime, has_weights
 from fanout.observe.fleet import active_runs
 from fanout.stores import RedisStore, connect
 from fanout.stores.blobs import check_storage, make_blobs
-from fanout.stores.connection import address_of
+from fanout.stores.connection import address_of, is_loopback
 
 if TYPE_CHECKING:
     from fanout.client.client import Client
@@ -96,7 +95,7 @@ class Server:
         url = self._settings.broker_url or ""
         return Connection(
             address=address_of(self._redis),
-            is_loopback=not url.startswith("sentinel://") and _is_loopback(options.get("host")),
+            is_loopback=not url.startswith("sentinel://") and is_loopback(options.get("host")),
             has_tls=url.startswith("rediss://"),
             has_password=bool(options.get("password")),
             user=self._ask(self._redis.acl_whoami),
@@ -198,15 +197,6 @@ class Server:
     def _scan(self, cursor: int) -> tuple[int, list[bytes]]:
         answer = self._redis.scan(cursor, match="*:wire", count=_PAGE)
         return cast("tuple[int, list[bytes]]", answer)
-
-
-def _is_loopback(host: str | None) -> bool:
-    if host in {None, "localhost"}:
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def machine_facts() -> MachineFacts:

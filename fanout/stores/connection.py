@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import socket
 import ssl
 from contextlib import suppress
@@ -32,6 +33,7 @@ __all__ = [
     "TolerantRetry",
     "address_of",
     "connect",
+    "is_loopback",
     "sentinel_options",
     "tls_options",
 ]
@@ -192,6 +194,14 @@ def sentinel_options(username: str | None, password: str | None) -> dict[str, An
     once: dict[str, Any] = {"retry": None, "socket_timeout": 2, "socket_connect_timeout": 2}
     credentials = {"username": username, "password": password}
     return {**SOCKET_OPTIONS, **once, **{k: v for k, v in credentials.items() if v is not None}}
+
+
+def is_loopback(host: str | None) -> bool:
+    """Return whether a host is this machine; None, a socket in a file, is."""
+    try:
+        return host in {None, "localhost"} or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def address_of(client: redis.Redis) -> str:

@@ -7,7 +7,7 @@ import pytest
 
 from fanout.broker.backlog import Queue
 from fanout.doctor import Finding, State, worst
-from fanout.doctor.collect import _is_loopback, storage_facts
+from fanout.doctor.collect import storage_facts
 from fanout.doctor.facts import (
     Connection,
     EmbeddedFacts,
@@ -25,6 +25,7 @@ from fanout.doctor.machine import (
 )
 from fanout.doctor.server import connection_findings, server_findings
 from fanout.stores import WorkerRecord
+from fanout.stores.connection import is_loopback
 
 MB = 1 << 20
 INFO = {
@@ -292,12 +293,12 @@ def test_a_library_out_of_its_bounds_fails():
 
 
 @pytest.mark.parametrize(
-    ("host", "is_loopback"),
-    [("localhost", True), ("127.0.0.2", True), ("::1", True), (None, True), ("redis", False),
-     ("10.0.0.1", False)],
-)  # fmt: skip
-def test_which_hosts_are_this_machine(host, is_loopback):
-    assert _is_loopback(host) is is_loopback
+    ("host", "is_ours"),
+    [(host, True) for host in ("localhost", "127.0.0.2", "::1", None)]
+    + [(host, False) for host in ("redis", "10.0.0.1", "0.0.0.0", "::", "queue.example", "")],
+)
+def test_which_hosts_are_this_machine(host, is_ours):
+    assert is_loopback(host) is is_ours
 
 
 def test_the_worst_finding_counts():

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import pytest
 import redis
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from fanout.broker.backlog import Queue, ServerMemory, TakenMessages
-from fanout.cli.metrics import _is_loopback
 from fanout.core.latency import BOUNDS_S, Latency, bucket_of
 from fanout.core.queue_names import BRANCHES_QUEUE
 from fanout.core.rate_limits import LimitState
@@ -140,12 +138,3 @@ def test_workers_and_their_load():
 def test_a_server_that_is_away_shows_as_down_and_nothing_else():
     away = redis.Redis(host="127.0.0.1", port=1)
     assert scrape(FleetCollector(None, away)) == {("fanout_up",): 0}
-
-
-@pytest.mark.parametrize(
-    ("address", "loopback"),
-    [("127.0.0.1", True), ("127.1.2.3", True), ("::1", True), ("localhost", True)]
-    + [(address, False) for address in ("0.0.0.0", "::", "10.0.0.1", "queue.example", "")],
-)
-def test_what_only_this_machine_reaches(address, loopback):
-    assert _is_loopback(address) is loopback
