@@ -30,10 +30,7 @@ from fanout.core.units import plural
 from fanout.inputs.intake import source_of_files
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from fanout.client.run import Run
-    from fanout.core.records import Document
     from fanout.runs.results import Status
 
 __all__ = ["cancel", "delete", "pause", "resume", "retry", "unpause"]
@@ -156,7 +153,10 @@ def resume(
     stop, faults = Stop(progress), Faults(progress)
     with any_client(broker_url) as client, stop:
         run = client.find(run_id)
-        documents = _documents(run, inputs, faults) if inputs else None
+        documents = None
+        if inputs:
+            source = source_of_files(run.spec, inputs, base=Path(), notify=faults.notice)
+            documents = source.documents()
         stop.arm(run.run_id)
         before = run.status()
         client.resume(
@@ -190,11 +190,6 @@ def _ended(now: Status) -> str:
         failed = plural(now.failed, "failed branch", "failed branches")
         text += f"; `fanout retry {now.run_id}` processes its {failed} again"
     return text
-
-
-def _documents(run: Run, inputs: tuple[str, ...], faults: Faults) -> Iterator[Document]:
-    source = source_of_files(run.spec, inputs, base=Path(), notify=faults.notice)
-    return source.documents()
 
 
 @click.command("delete", epilog=RUN_EPILOG)

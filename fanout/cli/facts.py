@@ -199,12 +199,8 @@ def _eta(status: Status, speed: Speed) -> list[str]:
 
 
 def _latency(latency: Latency) -> list[str]:
-    shown = {f"p{share}": latency.percentile_s(share / 100) for share in (50, 90, 99)}
-    return [f"{name} {_seconds(value)}" for name, value in shown.items()]
-
-
-def _seconds(value: float | None) -> str:
-    return "?" if value is None else f"{value:.3g} s"
+    shown = {share: latency.percentile_s(share / 100) for share in (50, 90, 99)}
+    return [f"p{share} {'?' if s is None else f'{s:.3g} s'}" for share, s in shown.items()]
 
 
 def _usage(usage: Usage) -> list[str]:

@@ -187,36 +187,23 @@ def report(run_id: str, out: str | None, broker_url: str | None, as_json: bool) 
     """
     if as_json and out is not None:
         raise click.UsageError("--json prints to standard output: leave --out out")
-    from fanout.report import render
+    from fanout.report import gather, render, write
 
     with one_run(broker_url, run_id) as run:
         if as_json:
-            print_json(_figures(run))
+            now, branches = run.status(), run.outcomes(with_text=True)
+            figures = gather(branches, created_at=now.created_at, latency=now.latency)
+            print_json({**now.to_dict(), "figures": figures.to_dict()})
         elif out == "-":
             # The page declares UTF-8: the encoding of the terminal does not matter.
             print_page(render(run))
         else:
-            print_line(str(_write(run, Path(out or f"fanout-{run.run_id}.html"))))
-
-
-def _figures(run: Run) -> dict[str, Any]:
-    from fanout.report import gather
-
-    status = run.status()
-    figures = gather(
-        run.outcomes(with_text=True), created_at=status.created_at, latency=status.latency
-    )
-    return {**status.to_dict(), "figures": figures.to_dict()}
-
-
-def _write(run: Run, path: Path) -> Path:
-    from fanout.report import write
-
-    try:
-        write(run, path)
-    except OSError as error:
-        raise InputError(f"cannot write to --out {path}: {error.strerror}") from None
-    return path
+            path = Path(out or f"fanout-{run.run_id}.html")
+            try:
+                write(run, path)
+            except OSError as error:
+                raise InputError(f"cannot write to --out {path}: {error.strerror}") from None
+            print_line(str(path))
 
 
 @click.command("runs")

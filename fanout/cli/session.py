@@ -38,7 +38,6 @@ __all__ = [
     "broker_store",
     "enqueued",
     "fleet",
-    "interruptible",
     "kept",
     "kind_option",
     "objects",
@@ -94,26 +93,23 @@ def fleet(broker_url: str | None) -> Iterator[Client]:
 
 @contextmanager
 def any_client(broker_url: str | None) -> Iterator[Client]:
-    """Give a client of a fleet, or, where no broker is configured, of this user's own server."""
+    """Give a client of a fleet, or, where no broker is configured, of this user's own server.
+
+    Meanwhile SIGTERM and SIGHUP do what Ctrl-C does: the client is closed in order.
+    """
     from fanout.client.client import Client
 
-    with interruptible(), Client(broker_url) as client:
-        yield client
-
-
-@contextmanager
-def interruptible() -> Iterator[None]:
-    """Have SIGTERM and SIGHUP do what Ctrl-C does: what is begun is put in order."""
     before = {number: signal.signal(number, _interrupt) for number in _stop_signals()}
     try:
-        yield
+        with Client(broker_url) as client:
+            yield client
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
 def _stop_signals() -> list[signal.Signals]:
-    """Return what asks a program to end, but for Ctrl-C; not what `nohup` has it ignore."""
+    """Return the signals, besides Ctrl-C, that end a program, without those that `nohup` ignores."""
     numbers = (signal.SIGTERM, signal.SIGHUP)
     return [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
 

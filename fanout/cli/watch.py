@@ -182,23 +182,32 @@ class _JsonRun(_RunView):
         print_json(record)
 
 
-class _FleetView:
-    """Shows the state of a fleet; by default it shows nothing of a server that is unreachable."""
+class _PlainFleet:
+    """Shows the state of a fleet as a line on standard error."""
 
     def __init__(self, interval_s: float) -> None:
         self.interval_s = interval_s
 
     def show(self, now: FleetStatus, speed: Speed) -> None:
-        """Show the current state."""
+        print_line(fleet_line(now, speed), err=True)
 
     def away(self) -> None:
         """Say that the server does not answer."""
+        print_line(_AWAY, err=True)
 
     def close(self) -> None:
         """Stop drawing; the last frame stays."""
 
 
-def _fleet_view(client: Client, interval_s: float | None, *, as_json: bool) -> _FleetView:
+class _JsonFleet(_PlainFleet):
+    def show(self, now: FleetStatus, speed: Speed) -> None:
+        print_json({**now.to_dict(), "speed": speed.to_dict()})
+
+    def away(self) -> None:
+        pass
+
+
+def _fleet_view(client: Client, interval_s: float | None, *, as_json: bool) -> _PlainFleet:
     if as_json:
         return _JsonFleet(interval_s or _JSON_S)
     if can_draw(sys.stderr):
@@ -206,7 +215,7 @@ def _fleet_view(client: Client, interval_s: float | None, *, as_json: bool) -> _
     return _PlainFleet(interval_s or _PLAIN_S)
 
 
-def _watch_fleet(client: Client, view: _FleetView) -> NoReturn:
+def _watch_fleet(client: Client, view: _PlainFleet) -> NoReturn:
     """Show a fleet until Ctrl-C. Raises BrokerError if its server does not answer for too long."""
     from fanout.client.run import AWAY_S
 
@@ -225,7 +234,7 @@ def _watch_fleet(client: Client, view: _FleetView) -> NoReturn:
         time.sleep(view.interval_s)
 
 
-class _LiveFleet(_FleetView):
+class _LiveFleet(_PlainFleet):
     def __init__(self, client: Client, interval_s: float) -> None:
         from fanout.cli.console import LiveFrame
 
@@ -255,16 +264,3 @@ def _newest(client: Client, now: FleetStatus, count: int) -> Iterator[Status]:
         # One may have been deleted meanwhile.
         with suppress(UnknownRunError):
             yield client.run(run_id).status()
-
-
-class _JsonFleet(_FleetView):
-    def show(self, now: FleetStatus, speed: Speed) -> None:
-        print_json({**now.to_dict(), "speed": speed.to_dict()})
-
-
-class _PlainFleet(_FleetView):
-    def show(self, now: FleetStatus, speed: Speed) -> None:
-        print_line(fleet_line(now, speed), err=True)
-
-    def away(self) -> None:
-        print_line(_AWAY, err=True)

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from fanout.report.slices import SliceFigures
     from fanout.runs.results import Output, Status, StoredResult
 
-__all__ = ["Facts", "ReportedRun", "facts_of", "page", "render", "write"]
+__all__ = ["Facts", "ReportedRun", "page", "render", "write"]
 
 
 class ReportedRun(Protocol):
@@ -71,22 +71,19 @@ class Facts:
         return sum((row.attempts - 1) * (row.succeeded + row.failed) for row in rows)
 
 
-def facts_of(run: ReportedRun) -> Facts:
-    """Read the data of a run; its branches are read as a stream. Raises UnknownRunError."""
+def render(run: ReportedRun) -> str:
+    """Return the report of a run as a self-contained page. Raises UnknownRunError."""
     status = run.status()
+    # As a stream: a run may be larger than the memory.
     branches = run.outcomes(with_text=True)
-    return Facts(
+    facts = Facts(
         status=status,
         spec=run.spec,
         figures=gather(branches, created_at=status.created_at, latency=status.latency),
         stored=run.stored_result(),
         made_at=time.time(),
     )
-
-
-def render(run: ReportedRun) -> str:
-    """Return the report of a run as a self-contained page. Raises UnknownRunError."""
-    return page(facts_of(run))
+    return page(facts)
 
 
 def write(run: ReportedRun, path: Path | str) -> None:
