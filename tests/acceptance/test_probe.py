@@ -16,7 +16,7 @@ from tests.integration.conftest import wait_for
 from tests.servers import ServerProcess
 
 # A worker that speaks of itself so often is known to be stuck within seconds.
-OFTEN = {"workers.consumer.presence:_EVERY_S": 0.1, "workers.consumer.liveness:_LOOK_S": 0.1}
+OFTEN = {"workers.consumer.presence:_EVERY_S": 0.1, "workers.consumer.liveness:_CHECK_S": 0.1}
 WITHIN_S = 2
 
 # Its polls are answered no more once the first ones were; everything else of it goes on.

@@ -16,7 +16,10 @@ def main() -> None:
             exec(value, {})
             continue
         module, _, name = place.partition(":")
-        setattr(import_module(module), name, value)
+        owner = import_module(module)
+        if not hasattr(owner, name):
+            sys.exit(f"{place} does not exist")
+        setattr(owner, name, value)
     from celery.__main__ import main as celery
 
     celery()

@@ -204,3 +204,28 @@ def test_a_submission_does_not_wait_behind_long_calls(pool, client, start_worker
     worker.kill()
     for run in (first, second):
         run.cancel()
+
+
+@pytest.mark.parametrize("pool", ["asyncio", "threads", "prefork"])
+def test_a_worker_counts_the_branches_that_have_ended_and_not_those_that_it_parks(
+    client, broker_url, start_worker, model, pool
+):
+    often = {"workers.consumer.presence:_EVERY_S": 0.1}
+    start_worker("--concurrency", "2", patches=often, **model(0.2), FANOUT_POOL=pool)
+
+    def processed():
+        return sum(worker.processed for worker in client.fleet().workers)
+
+    run = submit(client, 12)
+    wait_for(lambda: run.status().done >= 2, "some have ended")
+    run.pause()
+    with redis.Redis.from_url(broker_url) as server:
+        wait_for(
+            lambda: server.hlen(UNACKED) == server.llen(BRANCHES_QUEUE) == 0, "the rest is parked"
+        )
+    done = run.status().done
+    assert done < 12
+    wait_for(lambda: processed() == done, "the ends are counted")
+    run.unpause()
+    assert run.wait(30).succeeded == 12
+    wait_for(lambda: processed() == 12, "the others are counted")

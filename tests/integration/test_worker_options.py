@@ -33,7 +33,7 @@ def test_two_workers_that_nobody_has_named_do_not_hide_each_other(client, start_
 
 
 def test_two_workers_with_the_same_name_are_told(start_worker):
-    patches = {**OFTEN, "workers.consumer.presence:_LOOK_AT_BEAT": 5}
+    patches = {**OFTEN, "workers.consumer.presence:_CHECK_NAME_AT_BEAT": 5}
     first = start_worker(patches=patches)
     second = start_worker("--hostname", first.name, patches=patches, is_refused=True)
     words = f"another worker is called {first.name}, too"

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from billiard.einfo import ExceptionWithTraceback
 from celery.exceptions import Ignore, InvalidTaskError, Reject, Retry
 from celery.worker.request import Request
-from celery.worker.state import task_ready
+from celery.worker.state import successful_requests, task_ready
 from kombu.transport import virtual
 
 from fanout.core.ids import BranchId
@@ -196,11 +196,12 @@ class BranchRequest(MonitoredRequest):
             is_no_fault = isinstance(error, (Reject, Retry))
             self._steps.releases.later(self.branch_id, self.token, counts=not is_no_fault)
 
-    def on_success(self, failed__retval__runtime: tuple[bool, Any, float], **kwargs: Any) -> Any:
-        """Settle a branch whose task returned, or raised in another process."""
-        if not failed__retval__runtime[0]:
+    def acknowledge(self) -> None:
+        """Acknowledge the message, and count the branch if it has succeeded."""
+        # Celery subclasses this class and overrides on_success without a call of the base class.
+        if self.id in successful_requests:
             self._steps.count_ended()
-        return super().on_success(failed__retval__runtime, **kwargs)
+        super().acknowledge()
 
     def on_retry(self, exc_info: ExceptionInfo) -> None:
         """Settle a branch that was published again because the server was unreachable."""

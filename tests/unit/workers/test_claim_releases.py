@@ -166,12 +166,12 @@ def test_each_end_without_an_outcome_gives_the_claim_up(error, counts, monkeypat
     assert set(server.asked) == (set() if counts is None else {(BRANCH, "a", counts)})
 
 
-def test_what_returned_is_counted_and_its_claim_left(monkeypatch):
-    """Celery reports an error of another process as the result of a task that failed."""
+def test_what_succeeded_is_counted_and_its_claim_left(monkeypatch):
     server = Server()
-    monkeypatch.setattr(Request, "on_success", lambda *_: None)
-    request(server).on_success((False, "None", 0.1))
-    request(server).on_success((True, "an error", 0.1))
+    monkeypatch.setattr(Request, "acknowledge", lambda _: None)
+    request(server).acknowledge()
+    monkeypatch.setattr("workers.consumer.task_requests.successful_requests", {"r1/0/0/1"})
+    request(server).acknowledge()
     assert (server.ended, len(server.releases)) == (1, 0)
 
 
