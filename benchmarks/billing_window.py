@@ -37,10 +37,10 @@ def measure(branches: int, concurrency: int) -> list[float]:
     windows: list[float] = []
     record = RedisBranches.record_all
 
-    def timed(self: RedisBranches, ends: Sequence[RecordRequest]) -> list[RecordReply]:
-        recorded = record(self, ends)
+    def timed(self: RedisBranches, requests: Sequence[RecordRequest]) -> list[RecordReply]:
+        recorded = record(self, requests)
         now = time.perf_counter()
-        windows.extend(now - answered[str(end.outcome.output)] for end in ends)
+        windows.extend(now - answered[str(each.outcome.output)] for each in requests)
         return recorded
 
     async def model(prompt: str) -> str:

@@ -16,7 +16,7 @@ from fanout.stores.retrying import is_transient
 if TYPE_CHECKING:
     import redis
 
-__all__ = ["Queue", "QueueState", "ServerMemory", "TakenMessages", "read_backlog"]
+__all__ = ["Queue", "ServerMemory", "TakenMessages", "read_backlog", "read_memory"]
 
 
 class Queue(msgspec.Struct, frozen=True, kw_only=True):
@@ -58,20 +58,6 @@ class ServerMemory(msgspec.Struct, frozen=True, kw_only=True):
     limit_bytes: int | None = None
 
 
-class QueueState(msgspec.Struct, frozen=True, kw_only=True):
-    """The broker at one moment.
-
-    Attributes:
-        queues: The queues, control first.
-        leases: The messages taken from them.
-        memory: The server's memory; None if the user may not read it.
-    """
-
-    queues: tuple[Queue, ...]
-    leases: TakenMessages
-    memory: ServerMemory | None = None
-
-
 class _Headers(msgspec.Struct):
     sent_at: float | None = None
 
@@ -83,8 +69,8 @@ class _Message(msgspec.Struct):
 _message = msgspec.json.Decoder(_Message).decode
 
 
-def read_backlog(client: redis.Redis) -> QueueState:
-    """Return how full the broker is, without reading its messages. Raises BrokerError."""
+def read_backlog(client: redis.Redis) -> tuple[tuple[Queue, ...], TakenMessages]:
+    """Return the queues, control first, and the messages taken from them. Raises BrokerError."""
     try:
         with client.pipeline(transaction=False) as pipe:
             pipe.time()
@@ -102,19 +88,16 @@ def read_backlog(client: redis.Redis) -> QueueState:
     now = seconds(time)
     more = {BRANCHES_QUEUE: behind}
     numbered = zip(QUEUES, ends[::2], ends[1::2], strict=True)
-    return QueueState(
-        queues=tuple(
-            Queue(name=name, waiting=waiting + more.get(name, 0), oldest_s=_age(now, raw))
-            for name, waiting, raw in numbered
-        ),
-        leases=TakenMessages(
-            taken=taken, oldest_s=max(0.0, now - oldest[0][1]) if oldest else None
-        ),
-        memory=_memory(client),
+    queues = (
+        Queue(name=name, waiting=waiting + more.get(name, 0), oldest_s=_age(now, raw))
+        for name, waiting, raw in numbered
     )
+    oldest_s = max(0.0, now - oldest[0][1]) if oldest else None
+    return tuple(queues), TakenMessages(taken=taken, oldest_s=oldest_s)
 
 
-def _memory(client: redis.Redis) -> ServerMemory | None:
+def read_memory(client: redis.Redis) -> ServerMemory | None:
+    """Return the server's memory; None if the user may not read it."""
     try:
         info = cast("dict[str, int]", client.info("memory"))
     except RedisError:

@@ -11,7 +11,7 @@ from fanout.cli.session import broker_store
 from fanout.core.errors import SettingsError
 from fanout.core.settings import MAX_CONCURRENCY, check_traces, load_settings
 from fanout.llm.keys import key_files
-from fanout.system.programs import flower_command, worker_command
+from fanout.system.programs import program_command, worker_command
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -210,4 +210,4 @@ def flower(
         arguments.append("--read_only=false")
     with broker_store(settings) as (store, _):
         store.ping()
-    _become(flower_command(), *arguments, *flower_options)
+    _become(program_command("flower"), *arguments, *flower_options)

@@ -151,7 +151,7 @@ class Server:
         going = [run for run in runs if run.status is not RunStatus.PAUSED]
         return FleetFacts(
             workers=self._store.workers(),
-            queues=read_backlog(self._redis).queues,
+            queues=read_backlog(self._redis)[0],
             active=len(going),
             stalled=self._stalled(going),
             paused=len(runs) - len(going),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from fanout.broker.backlog import read_backlog
+from fanout.broker.backlog import read_backlog, read_memory
 from fanout.core.errors import StoredDataError, UnknownRunError
 from fanout.core.ids import StageId
 from fanout.core.queue_names import BRANCHES_QUEUE
@@ -91,14 +91,14 @@ class FleetStatus:
 
 def fleet_status(store: RedisStore, client: redis.Redis) -> FleetStatus:
     """Return the status of a fleet. Raises BrokerError."""
-    state = read_backlog(client)
+    queues, leases = read_backlog(client)
     runs = sorted(active_runs(store), key=lambda run: run.created_at, reverse=True)
     loads = [store.stage_load(StageId(run.run_id, run.stage)) for run in runs]
     return FleetStatus(
         workers=store.workers(),
-        queues=state.queues,
-        leases=state.leases,
-        memory=state.memory,
+        queues=queues,
+        leases=leases,
+        memory=read_memory(client),
         runs=dict(Counter(run.status for run in runs)),
         window=_sum(loads),
         totals=store.totals(),

@@ -126,10 +126,10 @@ class Enqueuer:
             chunk_tokens=spec.chunk_tokens,
             chunk_overlap_tokens=spec.chunk_overlap_tokens,
         )
-        chunks = self._watched(split_documents(documents, splitter))
+        chunks = self._reported(split_documents(documents, splitter))
         return self._stoppable(run_id, pack(chunks, branches_per_chunk=spec.branches_per_chunk))
 
-    def _watched(self, chunks: Iterable[Chunk]) -> Iterator[Chunk]:
+    def _reported(self, chunks: Iterable[Chunk]) -> Iterator[Chunk]:
         for chunk in chunks:
             if chunk.error is not None and self._on_bad_document is not None:
                 self._on_bad_document(chunk.document, chunk.error)

@@ -14,7 +14,7 @@ from fanout.core.errors import FanoutError
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
 
-__all__ = ["flower_command", "load_program", "worker_command"]
+__all__ = ["load_program", "program_command", "worker_command"]
 
 _DISTRIBUTION = "fanout-llm"
 _GROUP = "fanout.programs"
@@ -29,12 +29,7 @@ def worker_command(*options: str) -> list[str]:
     Raises:
         FanoutError: The installation has no worker.
     """
-    return [*_command("worker"), *options, "-A", _program("celery_app").module, "worker"]
-
-
-def flower_command() -> list[str]:
-    """Return the command that starts Flower. Raises FanoutError if it is not installed."""
-    return _command("flower")
+    return [*program_command("worker"), *options, "-A", _program("celery_app").module, "worker"]
 
 
 def load_program(name: str) -> Any:
@@ -46,7 +41,8 @@ def load_program(name: str) -> Any:
         raise _incomplete(f"{program.value} cannot be imported: {error}") from error
 
 
-def _command(name: str) -> list[str]:
+def program_command(name: str) -> list[str]:
+    """Return the command that starts a program. Raises FanoutError if it is not installed."""
     return [sys.executable, "-m", _program(name).module.removesuffix(".__main__")]
 
 

@@ -373,7 +373,7 @@ def test_what_waits_behind_the_queue_is_seen_and_goes_with_its_run(app, db, brok
     publish(app, 50, "r2")
     seen = MessageReader(db).task_ids()
     assert seen == {"r1": set(ids(*range(50))), "r2": set(ids(*range(50), run_id="r2"))}
-    [_, branches] = read_backlog(db).queues
+    (_, branches), _ = read_backlog(db)
     assert branches.waiting == 100
     store = make_store(load_settings(broker_url=broker_url))
     store.create_run("r2", spec="{}", created_at=1.0)

@@ -115,20 +115,13 @@ class Blobs:
         """Give the storage an id. Raises StorageError."""
 
     def claim(self, run_id: str) -> None:
-        """Mark a run's folder, before its first file, as that of the run in this storage.
+        """Mark a run's folder, before its first file, as that of the run. Raises StorageError.
 
-        Nothing is deleted in a folder without such a marker. It is written once for a run.
-
-        Raises:
-            StorageError: The storage does not answer, or refuses, or has no id.
+        Nothing is deleted in a folder without such a marker.
         """
 
     def keep(self, name: str, blob: bytes) -> bytes:  # noqa: ARG002 - for files
-        """Write a blob durably, and return the value for the run store.
-
-        Raises:
-            StorageError: The storage does not answer, or refuses.
-        """
+        """Write a blob durably, and return the value for the run store. Raises StorageError."""
         return blob
 
     def load(self, name: str, held: bytes) -> bytes:

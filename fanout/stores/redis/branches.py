@@ -49,20 +49,20 @@ def _ask_by_key(
     return [replies[number] for number in range(len(asked))]
 
 
-def _begin_key(start: BeginRequest) -> Hashable:
-    return start.branch_id.shard_id, start.holder, start.lasts_s, start.beats_for_s
+def _begin_key(request: BeginRequest) -> Hashable:
+    return request.branch_id.shard_id, request.holder, request.lasts_s, request.beats_for_s
 
 
-def _record_key(end: RecordRequest) -> Hashable:
-    return end.branch_id.shard_id, end.feed
+def _record_key(request: RecordRequest) -> Hashable:
+    return request.branch_id.shard_id, request.feed
 
 
-def _record_args(end: RecordRequest) -> list[Any]:
-    outcome = end.outcome
+def _record_args(request: RecordRequest) -> list[Any]:
+    outcome = request.outcome
     usage = outcome.usage
     counts = (usage.input_tokens, usage.output_tokens, usage.cost_usd)
     return [
-        end.branch_id.position,
+        request.branch_id.position,
         codec.encode_outcome(outcome),
         outcome.kind or "",
         usage.calls,
@@ -86,7 +86,7 @@ class RedisBranches(RedisBlobReferences):
         return [codec.decode_parked(run_id, member) for member in sorted(members)]
 
     @translated
-    def begin_all(self, starts: Sequence[BeginRequest]) -> list[BeginReply]:
+    def begin_all(self, requests: Sequence[BeginRequest]) -> list[BeginReply]:
         """Ask whether branches may make their calls, and count the begins; reply in order.
 
         While the holder of a branch is alive, no other delivery may begin the branch until the
@@ -94,17 +94,17 @@ class RedisBranches(RedisBlobReferences):
         server was unreachable. A worker may treat a holder as dead only after a later heartbeat of
         its own.
         """
-        return _ask_by_key(starts, _begin_key, self._begin_some)
+        return _ask_by_key(requests, _begin_key, self._begin_some)
 
-    def _begin_some(self, starts: list[BeginRequest]) -> list[BeginReply]:
-        first = starts[0]
+    def _begin_some(self, requests: list[BeginRequest]) -> list[BeginReply]:
+        first = requests[0]
         run = self._run(first.branch_id.run_id)
         keys = [run, *self._shard_keys(first.branch_id), f"{run}:parked", self._holders]
         args: list[Any] = [self._ttl_s, _ALONE_AFTER, int(first.branch_id.stage == 0)]
         args += [first.holder, first.lasts_s, first.beats_for_s]
-        for start in starts:
-            parked = codec.encode_parked(start)
-            args += [start.branch_id.position, start.token, int(start.is_alone), parked]
+        for request in requests:
+            parked = codec.encode_parked(request)
+            args += [request.branch_id.position, request.token, int(request.is_alone), parked]
         flat = self._call(branch_scripts.BEGIN, keys, args)
         pairs = zip(flat[::2], flat[1::2], strict=True)
         return [BeginReply(verdict=verdict.decode(), deliveries=n) for verdict, n in pairs]
@@ -124,12 +124,12 @@ class RedisBranches(RedisBlobReferences):
         )
 
     @translated
-    def record_all(self, ends: Sequence[RecordRequest]) -> list[RecordReply]:
+    def record_all(self, requests: Sequence[RecordRequest]) -> list[RecordReply]:
         """Write the outcomes of branches; only the first of each is kept and counted."""
-        return _ask_by_key(ends, _record_key, self._record_some)
+        return _ask_by_key(requests, _record_key, self._record_some)
 
-    def _record_some(self, ends: list[RecordRequest]) -> list[RecordReply]:
-        first = ends[0]
+    def _record_some(self, requests: list[RecordRequest]) -> list[RecordReply]:
+        first = requests[0]
         keys = [
             self._run(first.branch_id.run_id),
             self._stage(first.branch_id),
@@ -137,8 +137,8 @@ class RedisBranches(RedisBlobReferences):
             self._totals,
         ]
         args: list[Any] = [self._ttl_s, first.feed]
-        for end in ends:
-            args += _record_args(end)
+        for request in requests:
+            args += _record_args(request)
         flat = self._call(branch_scripts.RECORD, keys, args)
         return [
             RecordReply(first=bool(first), next=None if following < 0 else following, ended=ended)

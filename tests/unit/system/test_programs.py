@@ -54,7 +54,7 @@ def test_the_commands_are_those_that_a_user_could_type():
     celery = ["-A", "workers.app", "worker"]
     assert programs.worker_command() == [sys.executable, "-m", "workers", *celery]
     assert programs.worker_command("--quiet")[3:] == ["--quiet", *celery]
-    assert programs.flower_command() == [sys.executable, "-m", "workers.telemetry.flower"]
+    assert programs.program_command("flower") == [sys.executable, "-m", "workers.telemetry.flower"]
 
 
 def test_what_is_installed_can_be_imported():
@@ -70,7 +70,9 @@ class Incomplete:
         )
 
 
-@pytest.mark.parametrize("ask", [programs.worker_command, programs.flower_command])
+@pytest.mark.parametrize(
+    "ask", [programs.worker_command, lambda: programs.program_command("flower")]
+)
 def test_an_installation_without_a_program_says_so(monkeypatch, ask):
     monkeypatch.setattr(metadata, "distribution", lambda _: Incomplete())
     with pytest.raises(FanoutError, match=r"is incomplete, it has no entry point '.*install it"):
