@@ -1,4 +1,4 @@
-"""The exit statuses of the ``fanout`` command, and what is done for one of them."""
+"""The exit statuses of the ``fanout`` command."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ CLOSED_PIPE = 141  # the reader closed standard output too early, as after SIGPI
 
 
 def mute_stdout() -> None:
-    """Have what is still to be printed go nowhere: nobody reads it any more."""
+    """Discard further output: its reader is gone."""
     with suppress(OSError, ValueError):
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, sys.stdout.fileno())

@@ -85,11 +85,8 @@ def _workers(fleet: FleetStatus, *, left: int) -> list[str]:
     workers = fleet.workers
     if not workers:
         return [_NO_WORKER if left else "none"]
-    places = sum(worker.concurrency for worker in workers)
-    parts = [
-        f"{len(workers):,}",
-        f"{sum(map(busy_places, workers)):,} of {places:,} places in use",
-    ]
+    busy = sum(map(busy_places, workers))
+    parts = [f"{len(workers):,}", f"{busy:,} of {fleet.concurrency:,} places in use"]
     silent = sum(is_silent(worker, fleet.read_at) for worker in workers)
     if silent:
         parts.append(f"{silent:,} silent: dead, or cut off from the server")

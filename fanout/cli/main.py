@@ -142,7 +142,7 @@ def cli() -> None:
 
 
 def _tame_logs() -> None:
-    """Have what libraries warn of, where nobody set up a log, printed as all else is."""
+    """Print the warnings of libraries as all other output, unless a log is set up."""
     if "logging" not in sys.modules:
         return
     import logging
@@ -169,7 +169,7 @@ def _show(error: click.ClickException) -> None:
 
 
 def _fail(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """Print an error that nobody expected."""
+    """Print an unexpected error."""
     import traceback
 
     text = "".join(traceback.format_exception(kind, error, trace))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 import socket
 import sys
 import time
@@ -100,12 +99,12 @@ def probe(name: str | None, within_s: float, broker_url: str | None) -> int:
     refuses writes, it says that. It asks nobody but the server.
     """
     from fanout.core.settings import load_settings
-    from fanout.observe.probe import probe_problem
+    from fanout.observe.probe import probe_problem, write_refusal
 
     host = socket.gethostname()
     with broker_store(load_settings(broker_url=broker_url), timeout_s=_TIMEOUT_S) as (store, _):
         workers = store.workers()
-        refused = _refused(store)
+        refused = write_refusal(store, "probe")
     name = None if name is None else name.replace("%h", host)
     problem = probe_problem(workers, host=host, name=name, now=time.time(), within_s=within_s)
     # What only the user of this check may not do is no matter of the workers, while they are heard.
@@ -114,15 +113,6 @@ def probe(name: str | None, within_s: float, broker_url: str | None) -> int:
     # Where writes are refused, workers cannot say that they are there; to restart them is no help.
     print_error(str(refused or problem))
     return 1
-
-
-def _refused(store: RedisStore) -> BrokerError | None:
-    """Return why the server refuses what a worker writes, or None where it does not."""
-    try:
-        store.take_lock(f"probe-{secrets.token_hex(4)}", "probe", ttl_s=1)
-    except BrokerError as error:
-        return error
-    return None
 
 
 @click.command("setup-server")

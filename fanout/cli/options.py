@@ -127,7 +127,7 @@ def job_spec(inputs: tuple[str, ...], options: dict[str, Any], settings: Setting
 
 @contextmanager
 def in_words(inputs: tuple[str, ...], options: dict[str, Any]) -> Iterator[None]:
-    """Have the error of a field, found out when its job is submitted, name the option or the file.
+    """Have an error of a field that is found during the submission name its option or its file.
 
     Raises:
         SpecError: As it was raised, in the words of the command line.

@@ -167,11 +167,11 @@ class Stop:
         self._previous: dict[signal.Signals, Any] = {}
 
     def arm(self, run_id: str) -> None:
-        """From here on there is a run to stop; before, there is nothing to keep."""
+        """Stop this run from here on; before, the first signal ends the program."""
         self._run_id = run_id
 
     def is_set(self) -> bool:
-        """Say whether the run shall stop."""
+        """Return whether the run should stop."""
         return self._is_set
 
     def __enter__(self) -> None:
@@ -214,20 +214,20 @@ def enqueued(total: int) -> str:
 
 
 class Faults:
-    """Says which documents cannot be used: the first few, and how many more."""
+    """Prints which documents cannot be used: the first few, and how many more."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
         self._count = 0
 
     def __call__(self, name: str, reason: str) -> None:
-        """Say it of one document."""
+        """Print why a document cannot be used."""
         self._count += 1
         if self._count <= _SHOWN_FAULTS:
             self._progress.note(f"skipping {name}: {reason}")
 
     def notice(self, notice: Notice) -> None:
-        """Say what else there is to say of an input; a warning to who wants no progress, too."""
+        """Print a notice about an input; a warning even if the user wants no progress."""
         if notice.is_warning:
             self._progress.warn(notice.text)
         else:

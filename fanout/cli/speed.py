@@ -1,11 +1,11 @@
-"""How fast a run, or a fleet, goes: measured over the last seconds by looking again and again."""
+"""The speed of a run or a fleet over the last seconds, from repeated looks at its counts."""
 
 from __future__ import annotations
 
 import time
 from collections import deque
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from fanout.core.records import RunStatus
 
@@ -17,7 +17,7 @@ __all__ = ["Meter", "Speed", "eta_s"]
 
 # The speed is that of the last seconds: an average from the start hides that calls have stalled.
 _WINDOW_S = 10.0
-# Long calls end in bursts: when all will have ended is told by more of them.
+# Long calls end in bursts: the expected end needs more of them.
 _LONG_WINDOW_S = 60.0
 _LEAST_S = 0.2
 
@@ -44,17 +44,18 @@ class Speed:
 _QUANTITIES = ("branches", "calls", "input_tokens", "output_tokens")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Sample:
+class _Sample(NamedTuple):
     at: float
     branches: int
-    calls: int
-    input_tokens: int | None
-    output_tokens: int | None
+    usage: Usage
+
+    def quantity(self, name: str) -> int | None:
+        found: int | None = self.branches if name == "branches" else getattr(self.usage, name)
+        return found
 
     def rate_to(self, later: _Sample, name: str) -> float | None:
-        first, last = getattr(self, name), getattr(later, name)
-        if first is None and not self.calls:
+        first, last = self.quantity(name), later.quantity(name)
+        if first is None and not self.usage.calls:
             # Without a call nothing is known, and nothing was consumed.
             first = 0
         if first is None or last is None:
@@ -70,14 +71,8 @@ class Meter:
         self._seen: deque[_Sample] = deque()
 
     def see(self, done: int, usage: Usage, *, now: float | None = None) -> Speed:
-        """Take note of what has been done so far, and return how fast that goes."""
-        last = _Sample(
-            at=time.monotonic() if now is None else now,
-            branches=done,
-            calls=usage.calls,
-            input_tokens=usage.input_tokens,
-            output_tokens=usage.output_tokens,
-        )
+        """Record the counts so far, and return the speed."""
+        last = _Sample(time.monotonic() if now is None else now, done, usage)
         self._seen.append(last)
         first, long_ago = self._since(_WINDOW_S), self._since(_LONG_WINDOW_S)
         while self._seen[0] is not long_ago:
@@ -95,9 +90,9 @@ class Meter:
 
 
 def eta_s(status: Status, speed: Speed) -> float | None:
-    """Return the seconds until all branches will have ended; None where nobody knows.
+    """Return the seconds until all branches will have ended, or None.
 
-    Nobody does while the input is still being read, while the run is paused, or where no branch
+    It is unknown while the input is still being read, while the run is paused, and if no branch
     has ended lately.
     """
     left = status.total - status.done

@@ -12,6 +12,7 @@ from fanout.core.errors import BrokerError, WaitTimeoutError
 from fanout.core.ids import StageId
 from fanout.core.records import RunStatus, branch_ref, total_usage
 from fanout.core.spec import RunSpec, stored_spec
+from fanout.observe.probe import write_refusal
 from fanout.policy.packing import shard_chunk
 from fanout.runs.enqueue import close_input, delete, retry_failed, unpark
 from fanout.runs.results import (
@@ -166,12 +167,9 @@ class Run:
 
         For a run without progress, whose status can be read all the same. It costs the server a script.
         """
-        try:
-            self._store.take_lock(f"write-{self.run_id}", "client", ttl_s=1)
-        except BrokerError as error:
-            # A right that only this client lacks does not affect the workers.
-            return str(error) if error.is_passing else None
-        return None
+        refusal = write_refusal(self._store, "client")
+        # A right that only this client lacks does not affect the workers.
+        return str(refusal) if refusal is not None and refusal.is_passing else None
 
     def model_limit(self) -> LimitState | None:
         """Return the state of the rate limits of the run's model.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import platform
-import secrets
 import statistics
 import tempfile
 import time
@@ -35,6 +34,7 @@ from fanout.doctor.facts import (
 from fanout.llm import make_llm
 from fanout.llm.assets import has_runtime, has_weights
 from fanout.observe.fleet import active_runs
+from fanout.observe.probe import write_refusal
 from fanout.stores import RedisStore, connect
 from fanout.stores.blobs import check_storage, make_blobs
 from fanout.stores.connection import address_of, is_loopback
@@ -121,22 +121,15 @@ class Server:
         middle = (began_at + time.time()) / 2
         info = self._ask(self._redis.info)
         config = self._ask(self._redis.config_get, *_CONFIG)
+        refusal = write_refusal(self._store, "doctor")
         return ServerFacts(
             info=None if info is None else {key: str(value) for key, value in info.items()},
             config=None if config is None else {k: str(v) for k, v in config.items()},
             ahead_s=None if server_time is None else server_time[0] + server_time[1] / 1e6 - middle,
-            write_problem=self._write_problem(),
+            write_problem=None if refusal is None else str(refusal),
             storage_problem=self._store.storage_problem(),
             functions_missing=self._functions_missing(),
         )
-
-    def _write_problem(self) -> str | None:
-        """Return why the server refuses a script that writes, which workers need, or None."""
-        try:
-            self._store.take_lock(f"doctor-{secrets.token_hex(4)}", "doctor", ttl_s=1)
-        except BrokerError as error:
-            return str(error)
-        return None
 
     def _functions_missing(self) -> int:
         users = self._ask(self._redis.acl_users)

@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+import secrets
 from typing import TYPE_CHECKING
+
+from fanout.core.errors import BrokerError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from fanout.stores import WorkerRecord
+    from fanout.stores import RedisStore, WorkerRecord
 
-__all__ = ["probe_problem"]
+__all__ = ["probe_problem", "write_refusal"]
+
+
+def write_refusal(store: RedisStore, asker: str) -> BrokerError | None:
+    """Return why the server refuses a script that writes, as workers do; None if it does not."""
+    try:
+        store.take_lock(f"{asker}-{secrets.token_hex(4)}", asker, ttl_s=1)
+    except BrokerError as error:
+        return error
+    return None
 
 
 def probe_problem(
