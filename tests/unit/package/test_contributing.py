@@ -1,4 +1,4 @@
-"""CONTRIBUTING.md: what it tells to do is done to a copy of the package, and works."""
+"""CONTRIBUTING.md: its recipes are applied to a copy of the package, and work."""
 
 from __future__ import annotations
 
@@ -14,26 +14,14 @@ import yaml
 
 ROOT = Path(__file__).parents[3]
 PAGE = (ROOT / "CONTRIBUTING.md").read_text()
-RECIPES = dict(re.findall(r"^## (Add [^\n]+)\n(.*?)(?=^## )", PAGE, re.MULTILINE | re.DOTALL))
+SECTIONS = dict(re.findall(r"^## ([^\n]+)\n(.*?)(?=^## |\Z)", PAGE, re.MULTILINE | re.DOTALL))
+RECIPES = {name: text for name, text in SECTIONS.items() if name.startswith("Add ")}
+MOST_LINES = 10
 
 
-def blocks(text, language):
-    return re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
-
-
-def change(folder, diff):
-    """Do what a block of differences says: each hunk has one place in its file."""
-    for part in re.split(r"^--- ", diff, flags=re.MULTILINE)[1:]:
-        name, _, hunks = part.partition("\n")
-        path = folder / name
-        text = path.read_text()
-        for hunk in hunks.split("@@\n"):
-            lines = hunk.splitlines(keepends=True)
-            old = "".join(line[1:] for line in lines if line[0] in " -")
-            new = "".join(line[1:] for line in lines if line[0] in " +")
-            assert text.count(old) == 1, f"{name} has not once:\n{old}"
-            text = text.replace(old, new)
-        path.write_text(text)
+def diff_of(recipe):
+    [name] = re.findall(r"git apply (\S+\.diff)", recipe)
+    return ROOT / name
 
 
 @pytest.fixture(scope="module")
@@ -44,13 +32,12 @@ def copy(tmp_path_factory):
         ignored = shutil.ignore_patterns("__pycache__")
         shutil.copytree(ROOT / package, folder / package, ignore=ignored)
     for recipe in RECIPES.values():
-        for source in blocks(recipe, "python"):
-            first, _, rest = source.partition("\n")
-            path = folder / first.removeprefix("# ")
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(rest)
-        for diff in blocks(recipe, "diff"):
-            change(folder, diff)
+        applied = subprocess.run(
+            ["git", "apply", diff_of(recipe)],
+            cwd=folder, capture_output=True, text=True, check=False,
+            env={**os.environ, "GIT_CEILING_DIRECTORIES": str(folder.parent)},
+        )  # fmt: skip
+        assert applied.returncode == 0, applied.stderr
     return folder
 
 
@@ -62,13 +49,23 @@ def run(copy, *command):
     )  # fmt: skip
 
 
-def test_each_recipe_has_code_a_place_for_it_and_a_test():
+def test_there_is_a_recipe_for_each_part_that_is_often_added():
     assert sorted(RECIPES) == [
         "Add a format", "Add a provider", "Add an aggregator", "Add an error kind",
     ]  # fmt: skip
-    for recipe in RECIPES.values():
-        assert any(source.startswith("# tests/unit/") for source in blocks(recipe, "python"))
-        assert blocks(recipe, "diff")
+
+
+@pytest.mark.parametrize("name", ["Set up", "Run tests", "The tiers of tests", *RECIPES])
+def test_a_section_has_ten_lines_at_most(name):
+    lines = [line for line in SECTIONS[name].splitlines() if line and not line.startswith("```")]
+    assert len(lines) <= MOST_LINES, lines
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_names_each_file_that_its_change_touches_and_runs_its_test(name):
+    changed = re.findall(r"^\+\+\+ b/(.*)$", diff_of(RECIPES[name]).read_text(), re.MULTILINE)
+    assert changed
+    assert [path for path in changed if path not in RECIPES[name]] == []
 
 
 def test_a_reader_who_follows_the_page_has_what_it_promises(copy):
