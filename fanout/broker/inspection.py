@@ -12,7 +12,15 @@ from redis.exceptions import NoPermissionError, RedisError
 
 from fanout.core.errors import BrokerError
 from fanout.core.ids import run_of
-from fanout.core.queue_names import BRANCHES_QUEUE, QUEUES, TURNS, TURNS_OF_A_RUN, backlog_of
+from fanout.core.queue_names import (
+    BRANCHES_QUEUE,
+    QUEUES,
+    TURNS,
+    TURNS_OF_A_RUN,
+    UNACKED,
+    UNACKED_INDEX,
+    backlog_of,
+)
 from fanout.policy.healing import BrokerMessages
 from fanout.stores.redis.turn_scripts import RECOUNT
 
@@ -32,9 +40,6 @@ __all__ = [
     "messages_of_stage",
 ]
 
-# The keys of kombu's Redis transport for messages that workers have taken.
-UNACKED = "unacked"
-UNACKED_INDEX = "unacked_index"
 _PAGE = 1_000
 # The most messages in the queue of branches for a recount: whenever their number is wrong, and at
 # every twelfth look. A recount blocks the server. Even thousands of runs have fewer than the latter.
@@ -74,7 +79,7 @@ class MessageReader:
             is_due = next(self._looks) % _EACH == 0
             most = _MOST_COUNTED if is_due else _OFTEN_COUNTED
             args = [TURNS_OF_A_RUN, most, int(is_due)]
-            return cast("int", self._recount(keys=[BRANCHES_QUEUE], args=args))
+            return cast("int", self._recount(keys=[BRANCHES_QUEUE, UNACKED], args=args))
         except RedisError as error:
             raise BrokerError(f"the broker's queues cannot be read: {error}") from error
 

@@ -20,16 +20,27 @@ from kombu.transport import virtual
 from kombu.utils.json import dumps
 
 from fanout.broker.dropped import MALFORMED, dropped_messages
-from fanout.core.queue_names import BEHIND, BRANCHES_QUEUE, TURNS_OF_A_RUN
+from fanout.core.queue_names import (
+    BEHIND,
+    BRANCHES_QUEUE,
+    TURNS_OF_A_RUN,
+    UNACKED,
+    UNACKED_INDEX,
+)
 from fanout.stores.redis.base import seconds
-from fanout.stores.redis.turn_scripts import RENEW, TAKE
+from fanout.stores.redis.turn_scripts import RENEW, RETURNED, SETTLE, TAKE
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import redis
     from kombu.message import Message
     from redis.commands.core import Script
 
-__all__ = ["ServerClockQoS", "renew"]
+__all__ = ["ServerClockQoS", "is_counted", "renew", "settle"]
+
+# Before the run, at the end of a tag.
+_OF = "@"
 
 
 # Prefetch only if the backlog is more than this multiple of the prefetch.
@@ -104,9 +115,11 @@ class ServerClockQoS(kombu_redis.QoS):  # type: ignore[misc]
         keys = [self.unacked_index_key, self.unacked_key, queue]
         with self.channel.conn_or_acquire() as client:
             args: list[Any] = [_following(queue), _turns(queue), message, *tags]
-            left, taken = self._take(keys=keys, args=args, client=client)
+            left, taken, *own_tags = self._take(keys=keys, args=args, client=client)
         if queue == BRANCHES_QUEUE:
             self._left, self._looked_at = left, time.monotonic()
+        if own_tags and own_tags[0]:
+            tags = [tag.decode() for tag in own_tags[0]]
         messages = list(zip(tags, [message, *taken], strict=False))
         self._kept.update(tag for tag, _ in messages)
         return messages
@@ -133,18 +146,35 @@ class ServerClockQoS(kombu_redis.QoS):  # type: ignore[misc]
             # No message of its run has left the queue, so no turn follows.
             self._take(keys=keys, args=[_following(queue), 0, raw, tag], client=client)
 
+    def ack(self, delivery_tag: str) -> None:
+        """Acknowledge a message, and give its run the next turn if that waits for it."""
+        if not is_counted(delivery_tag):
+            super().ack(delivery_tag)
+            return
+        with self.channel.conn_or_acquire() as client:
+            settle(client, [delivery_tag])
+        # Skips kombu's own method, which would remove it again.
+        virtual.QoS.ack(self, delivery_tag)
+
     def drop(self, tag: str) -> None:
         """Remove a taken item that is no message."""
         self._kept.discard(tag)
-        self._remove_from_indices(tag).execute()
+        with self.channel.conn_or_acquire() as client:
+            settle(client, [tag])
 
     def restore_by_tag(self, tag: str | bytes, client: Any = None, leftmost: bool = False) -> None:  # noqa: FBT001, FBT002 - kombu's
         """Restore a message; drop an item that is none, as it would block all later restores."""
+        name = tag.decode() if isinstance(tag, bytes) else tag
         try:
-            super().restore_by_tag(tag, client, leftmost)
+            with self.channel.conn_or_acquire(client) as server:
+                was_taken = is_counted(name) and server.hexists(self.unacked_key, name)
+                super().restore_by_tag(tag, server, leftmost)
+                if was_taken:
+                    run_id = name.rpartition(_OF)[2]
+                    server.register_script(RETURNED)(keys=[BRANCHES_QUEUE], args=[run_id])
         except MALFORMED as error:
             dropped_messages.add("cannot be decoded", type(error).__name__)
-            self.drop(tag.decode() if isinstance(tag, bytes) else tag)
+            self.drop(name)
 
     @property
     def visibility_timeout(self) -> float:
@@ -167,6 +197,23 @@ def _following(queue: str) -> str:
 
 def _turns(queue: str) -> int:
     return TURNS_OF_A_RUN if queue == BRANCHES_QUEUE else 0
+
+
+def is_counted(tag: str) -> bool:
+    """Return whether a message's run has a limit, so that the server counts what is taken of it."""
+    return _OF in tag
+
+
+def settle(client: redis.Redis, tags: Sequence[str]) -> None:
+    """Remove messages that were taken; give turns to their runs where these wait for it."""
+    if any(map(is_counted, tags)):
+        keys = [UNACKED_INDEX, UNACKED, BRANCHES_QUEUE]
+        client.register_script(SETTLE)(keys=keys, args=[TURNS_OF_A_RUN, *tags])
+        return
+    with client.pipeline(transaction=False) as pipe:
+        pipe.zrem(UNACKED_INDEX, *tags)
+        pipe.hdel(UNACKED, *tags)
+        pipe.execute()
 
 
 def renew(client: redis.Redis, index: str, tags: list[str]) -> None:

@@ -9,6 +9,8 @@ __all__ = [
     "QUEUES",
     "TURNS",
     "TURNS_OF_A_RUN",
+    "UNACKED",
+    "UNACKED_INDEX",
     "backlog_of",
     "parse_queues",
 ]
@@ -25,6 +27,10 @@ TURNS_OF_A_RUN = 4
 # each run in that queue, and a list that is as long as the backlogs of all runs together.
 TURNS = f"{BRANCHES_QUEUE}.turns"
 BEHIND = f"{BRANCHES_QUEUE}.behind"
+
+# The keys of kombu's Redis transport for messages that workers have taken.
+UNACKED = "unacked"
+UNACKED_INDEX = "unacked_index"
 
 # In the order in which a worker polls them.
 QUEUES = (CONTROL_QUEUE, BRANCHES_QUEUE)

@@ -78,9 +78,9 @@ def taker(app):
         taker.close()
 
 
-def publish(app, count, run_id="r1", shard=0):
+def publish(app, count, run_id="r1", shard=0, **share):
     # Of a run that is not known nothing is published.
-    app.backend.client.hset(f"fanout:run:{run_id}", "spec", "{}")
+    app.backend.client.hset(f"fanout:run:{run_id}", mapping={"spec": "{}", **share})
     Publisher(app).shard_chord(ShardId(run_id, 0, shard), range(count), size=count, feed=0)
 
 
@@ -277,6 +277,67 @@ def test_each_message_comes_once_in_any_order_of_publishing_and_taking(app, take
         for run, count in behind.items():
             assert not count or turns[run] == TURNS_OF_A_RUN
     assert sorted(taken) == sorted(published)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_runs_with_limits_and_priorities_have_no_more_outside_their_backlogs(app, taker, db, seed):
+    """Taken, settled and put back in a random order, each message comes once, and none is stuck."""
+    dice = random.Random(seed)
+    limits = {"a": 1, "b": 5, "c": 40, "d": 0, "e": 9}
+    turns_of = {"a": 4, "b": 16, "c": 1, "d": 4, "e": 4}
+    takers = [taker(room) for room in (1, 7, 60)]
+    published, taken, shards = [], [], itertools.count()
+    waiting_for = []
+    while len(published) < 300 or len(taken) < len(published):
+        one = dice.choice(takers)
+        if dice.random() < 0.5 and db.llen(BRANCHES_QUEUE) and one.channel.qos.can_consume():
+            had = len(one.messages)
+            taken += one.take_once()
+            waiting_for += one.messages[had:]
+        elif waiting_for and dice.random() < 0.7:
+            message = waiting_for.pop(dice.randrange(len(waiting_for)))
+            if dice.random() < 0.1:
+                taken.remove(message.headers["id"])
+                message.requeue()
+            else:
+                message.ack()
+        elif len(published) < 300:
+            run_id, shard, count = dice.choice("abcde"), next(shards), dice.randint(1, 30)
+            publish(app, count, run_id, shard, turns=turns_of[run_id], in_play=limits[run_id])
+            published += ids(*range(count), run_id=run_id, shard=shard)
+        in_play = Counter(runs_of([message.headers["id"] for message in waiting_for]))
+        queued = [json.loads(each) for each in db.lrange(BRANCHES_QUEUE, 0, -1)]
+        in_play.update(each["headers"]["root_id"] for each in queued)
+        for run_id, limit in limits.items():
+            assert not limit or in_play[run_id] <= limit
+            assert not db.llen(backlog_of(run_id)) or in_play[run_id], "something brings the rest"
+        assert db.llen(BEHIND) == db.llen(backlog_of("d"))
+        counted = {run.decode(): int(n) for run, n in db.hgetall(f"{BRANCHES_QUEUE}.taken").items()}
+        held = Counter(runs_of([m.headers["id"] for m in waiting_for]))
+        assert {run: n for run, n in counted.items() if n} == {
+            run: n for run, n in held.items() if limits[run]
+        }
+    for message in waiting_for:
+        message.ack()
+    assert sorted(taken) == sorted(published)
+    Messages(db).give_turns()
+    assert db.keys("fanout.branches*") == [], "nothing is left of them"
+
+
+def test_what_is_taken_of_a_run_with_a_limit_is_counted_again(app, taker, db):
+    publish(app, 50, in_play=8)
+    one = taker(60)
+    while len(one.messages) < 8:
+        one.take_once()
+    db.hset(f"{BRANCHES_QUEUE}.taken", "r1", 1_000)
+    for message in one.messages:
+        message.ack()
+    assert db.llen(BRANCHES_QUEUE) == 0
+    assert Messages(db).give_turns() == TURNS_OF_A_RUN
+    while len(one.messages) < 50:
+        one.take_once()
+        for message in one.messages:
+            message.acknowledged or message.ack()
 
 
 def test_a_run_alone_has_all_and_few_of_it_are_in_the_queue(app, taker, db):

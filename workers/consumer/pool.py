@@ -24,7 +24,7 @@ from celery.concurrency.thread import ApplyResult
 from celery.concurrency.thread import TaskPool as CeleryThreadPool
 from celery.worker.state import task_ready
 
-from fanout.broker.inspection import UNACKED, UNACKED_INDEX
+from fanout.broker.message_leases import settle
 from fanout.system.threads import ReadyThreads, copied
 from workers.branch.claims import BranchHandedBack
 from workers.branch.execution import BranchFailed, process_branch
@@ -289,9 +289,6 @@ def settle_branches(context: WorkerContext, ends: Sequence[_End]) -> None:
         for request, error in ends
     )
     tags = [request.message.delivery_tag for request, _ in ends]
-    with connections.broker.pipeline(transaction=False) as pipe:
-        pipe.zrem(UNACKED_INDEX, *tags)
-        pipe.hdel(UNACKED, *tags)
-        pipe.execute()
+    settle(connections.broker, tags)
     for request, _ in ends:
         request.forget()

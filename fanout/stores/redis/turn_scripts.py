@@ -3,31 +3,57 @@
 A run has at most a few messages in the queue, its *turns*; its further messages wait in a list of
 its own, its *backlog*. The script that takes messages also moves the next messages of the same runs
 from their backlogs to the queue's end. So the queue is a ring: each run gets its turn after all
-others, however much it has published. The queue is never empty while a backlog is not.
+others, however much it has published. A run of a higher priority has more turns.
 
-Keys: the queue, and with its name as prefix ``.turns``, a hash with the number of messages that each
-run has in the queue; ``.of.RUN``, the backlog of a run; ``.behind``, a list with an empty string for
-each message of all backlogs: a scaler can only read lengths.
+A run with ``max_workers`` also has a *limit*: so many of its messages may be outside its backlog,
+in the queue or taken. The next ones follow when messages are settled. So the branches that wait for
+a permit (fanout.stores.redis.permit_scripts) fill neither the queue nor the workers. Unless its run
+is at its limit, a backlog always has messages in the queue.
 
-``.turns`` may differ from the queue if a worker died between taking and counting, or if another
-client put or took a message. ``TAKE`` corrects it when the queue is empty, ``RECOUNT`` by counting the queue.
+Keys: the queue, and behind its name ``.turns``, a hash of how many messages of a run are in the
+queue; ``.of.RUN``, the backlog of a run; ``.behind``, a list of empty strings, as many as there are
+messages in the backlogs of runs without a limit: a length is all that a scaler can ask for;
+``.shares``, a hash of ``turns limit`` of the runs that have a priority or a limit (0: none), and
+``.taken``, a hash of how many messages of a run with a limit are taken. The tag of such a message
+ends with ``@RUN``.
+
+``.turns`` and ``.taken`` may differ from the truth, if a worker died between taking and counting,
+or if another client put or took a message. ``TAKE`` corrects the turns whenever the queue is empty,
+and ``RECOUNT`` corrects both.
 """
 
 from __future__ import annotations
 
-__all__ = ["FORGET_BACKLOG", "PUT", "RECOUNT", "RENEW", "TAKE"]
+__all__ = ["FORGET_BACKLOG", "PUT", "RECOUNT", "RENEW", "RETURNED", "SETTLE", "TAKE"]
 
 # Ten times as many messages as a batch has; Lua takes 8,000 arguments at most.
 _MOST = 5_000
 
+_HAS_SHARES = "local has_shares = redis.call('EXISTS', queue .. '.shares') == 1"
 _SHARED = """
 local function backlog_of(queue, run) return queue .. '.of.' .. run end
 local function run_of(message) return message:match('"root_id": ?"([%w_-]+)"') end
--- Puts messages of a run's backlog into the queue until it has its turns there; returns how many.
-local function give_turns(queue, run, held, turns)
-    local rest, moved = redis.call('LLEN', backlog_of(queue, run)), 0
-    if rest > 0 and held < turns then
-        local next = redis.call('RPOP', backlog_of(queue, run), turns - held) or {}
+-- Returns the turns of a run, and its limit, if it has one.
+local function share_of(run)
+    local share = has_shares and redis.call('HGET', queue .. '.shares', run)
+    if not share then return turns end
+    local own, limit = share:match('^(%d+) (%d+)$')
+    limit = tonumber(limit)
+    return tonumber(own), limit > 0 and limit or nil
+end
+local function count_taken(run, count)
+    local taken = redis.call('HINCRBY', queue .. '.taken', run, count)
+    if taken < 0 then redis.call('HSET', queue .. '.taken', run, 0) end
+    return math.max(0, taken)
+end
+-- Puts messages of a run's backlog into the queue until it has its turns there, but no more than
+-- `room`. Returns how many.
+local function give_turns(run, held, own, room)
+    local backlog = backlog_of(queue, run)
+    local rest, moved = redis.call('LLEN', backlog), 0
+    local count = math.min(own - held, room)
+    if rest > 0 and count > 0 then
+        local next = redis.call('RPOP', backlog, count) or {}
         moved = #next
         if moved > 0 then redis.call('LPUSH', queue, unpack(next)) end
     end
@@ -40,15 +66,26 @@ local function give_turns(queue, run, held, turns)
 end
 """
 
-# KEYS index, messages, queue; ARGV the text that kombu stores after a message, the turns of a run (0:
-# the queue has none), a message that was taken, its tag, and a tag for each further message to take.
-# Returns the number of messages left, and the further ones. It leases them as kombu does, but by the
-# server's clock: those of machines differ.
-TAKE = f"""{_SHARED}
+# KEYS index, messages, queue; ARGV what follows a message where kombu keeps it, the turns of a run
+# (0: the queue has none), a message that was taken, its tag, and a tag for each further message to
+# take now. Returns how many are left, these messages, and the tags of all, if they are not those
+# given. They are kept as kombu keeps them, but by the server's clock: those of machines differ.
+TAKE = f"""
 local queue, turns = KEYS[3], tonumber(ARGV[2])
+{_HAS_SHARES}
+{_SHARED}
 local time = redis.call('TIME')
 local now = time[1] + time[2] / 1e6
+local tags = {{}}
 local function keep(message, tag)
+    if has_shares and turns > 0 then
+        local run = run_of(message)
+        if run then
+            local _, limit = share_of(run)
+            if limit then tag = tag .. '@' .. run end
+        end
+        tags[#tags + 1] = tag
+    end
     redis.call('ZADD', KEYS[1], now, tag)
     redis.call('HSET', KEYS[2], tag, '[' .. message .. ARGV[1])
 end
@@ -60,21 +97,33 @@ if turns == 0 then
     for i, message in ipairs(taken) do keep(message, ARGV[4 + i]) end
     return {{redis.call('LLEN', queue), taken}}
 end
-local runs, gone, rest = {{}}, {{}}, {{}}
+local runs, gone = {{}}, {{}}
 local function note(run, count)
     if not run then return end
-    if not gone[run] then
-        runs[#runs + 1], gone[run] = run, 0
-        rest[run] = redis.call('LLEN', backlog_of(queue, run))
-    end
+    if not gone[run] then runs[#runs + 1], gone[run] = run, 0 end
     gone[run] = gone[run] + count
 end
 note(run_of(ARGV[3]), 1)
 for _, message in ipairs(taken) do note(run_of(message), 1) end
--- No run has a turn left, so counters that say otherwise are wrong.
+-- Nobody has a turn left: what the counters say otherwise is wrong.
 local is_empty = redis.call('LLEN', queue) == 0
 if is_empty and redis.call('LLEN', queue .. '.behind') > 0 then
     for _, run in ipairs(redis.call('HKEYS', queue .. '.turns')) do note(run, 0) end
+end
+local held, own, limited, room, rest = {{}}, {{}}, {{}}, {{}}, {{}}
+for _, run in ipairs(runs) do
+    local limit
+    own[run], limit = share_of(run)
+    held[run], room[run] = 0, math.huge
+    if not is_empty then
+        held[run] = tonumber(redis.call('HGET', queue .. '.turns', run) or 0) - gone[run]
+        held[run] = math.max(0, held[run])
+    end
+    if limit then
+        limited[run] = true
+        room[run] = math.max(0, limit - count_taken(run, gone[run]) - held[run])
+    end
+    rest[run] = math.min(redis.call('LLEN', backlog_of(queue, run)), room[run])
 end
 local moved, more = 0, wanted - #taken
 while more > 0 do
@@ -90,20 +139,18 @@ while more > 0 do
             for _, message in ipairs(redis.call('RPOP', backlog_of(queue, run), count)) do
                 taken[#taken + 1] = message
             end
+            if limited[run] then count_taken(run, count) else moved = moved + count end
         end
-        moved, more, rest[run] = moved + count, more - count, rest[run] - count
+        more, rest[run], room[run] = more - count, rest[run] - count, room[run] - count
     end
 end
 for i, message in ipairs(taken) do keep(message, ARGV[4 + i]) end
 for _, run in ipairs(runs) do
-    local held = 0
-    if not is_empty then
-        held = tonumber(redis.call('HGET', queue .. '.turns', run) or 0) - gone[run]
-    end
-    moved = moved + give_turns(queue, run, math.max(0, held), turns)
+    local given = give_turns(run, held[run], own[run], room[run])
+    if not limited[run] then moved = moved + given end
 end
 if moved > 0 then redis.call('LPOP', queue .. '.behind', moved) end
-return {{redis.call('LLEN', queue) + redis.call('LLEN', queue .. '.behind'), taken}}
+return {{redis.call('LLEN', queue) + redis.call('LLEN', queue .. '.behind'), taken, tags}}
 """
 
 # KEYS index; ARGV tags. Renews the leases of messages that are still taken: an acknowledged message
@@ -117,19 +164,30 @@ end
 return 1
 """
 
-# KEYS queue; ARGV turns of a run, run, its key, the number of messages just added to its backlog, and
-# messages that were not. It moves no message from a list, as a client may not. Most messages go
-# directly to the backlog: as arguments, they would cost the server more than all the rest. Returns
-# the length of the queue; -1: the run is deleted, and so are its messages.
-PUT = f"""{_SHARED}
+# KEYS queue; ARGV turns of a run, run, its key, how many messages were put into its backlog just
+# now, and some that were not. It takes nothing from anywhere, as a client may not; and what goes
+# into the backlog anyway does not pass through it, which would cost the server more than all the
+# rest.
+# Returns how long the queue is; -1: the run is gone, and so is what was put.
+PUT = f"""
 local queue, turns, run = KEYS[1], tonumber(ARGV[1]), ARGV[2]
+local record = redis.call('HMGET', ARGV[3], 'turns', 'in_play')
+local has_shares = record[1] or record[2]
+if has_shares then
+    local share = (record[1] or turns) .. ' ' .. (record[2] or 0)
+    redis.call('HSET', queue .. '.shares', run, share)
+end
+{_SHARED}
 local backlog, behind = backlog_of(queue, run), tonumber(ARGV[4])
-local count, held, room = #ARGV - 4, 0, turns
+local count, held = #ARGV - 4, 0
+local own, limit = share_of(run)
+local room = own
 -- A script blocks all clients: its caller must not be able to make it long.
 if not (behind >= 0 and behind + count <= {_MOST}) then
     return redis.error_reply('ERR so many messages are never put at once')
 end
 if redis.call('EXISTS', ARGV[3]) == 0 then
+    -- Whether it had a limit is no longer known; RECOUNT corrects the length.
     local rest = redis.call('LLEN', backlog) - behind
     redis.call('DEL', backlog)
     if rest > 0 then redis.call('LPOP', queue .. '.behind', rest) end
@@ -139,13 +197,17 @@ end
 if redis.call('LLEN', queue) > 0 then
     held = tonumber(redis.call('HGET', queue .. '.turns', run) or 0)
     room = 0
-    if redis.call('LLEN', backlog) == behind then room = math.max(0, turns - held) end
+    if redis.call('LLEN', backlog) == behind then room = math.max(0, own - held) end
+end
+if limit then
+    local taken = tonumber(redis.call('HGET', queue .. '.taken', run) or 0)
+    room = math.min(room, math.max(0, limit - taken - held))
 end
 local first = math.min(room, count)
 if first > 0 then redis.call('LPUSH', queue, unpack(ARGV, 5, 4 + first)) end
 if first < count then redis.call('LPUSH', backlog, unpack(ARGV, 5 + first)) end
 behind = behind + count - first
-if behind > 0 then
+if behind > 0 and not limit then
     local blank = {{}}
     for i = 1, behind do blank[i] = '' end
     redis.call('LPUSH', queue .. '.behind', unpack(blank))
@@ -154,18 +216,63 @@ redis.call('HSET', queue .. '.turns', run, held + first)
 return redis.call('LLEN', queue)
 """
 
-# KEYS queue; ARGV turns of a run, the most messages in a queue that is counted, and 1 to count even
-# if the queue has as many messages as there are turns. Returns the number of messages that got a turn
-# which no other script would have given them.
-RECOUNT = f"""-- despite a full server
+# KEYS index, messages, queue; ARGV turns of a run, and the tags of settled messages. Gives a turn for
+# each message of a run with a limit.
+SETTLE = f"""-- despite a full server
+local queue, turns = KEYS[3], tonumber(ARGV[1])
+{_HAS_SHARES}
 {_SHARED}
+local runs, tags = {{}}, {{}}
+for i = 2, #ARGV do
+    local run = ARGV[i]:match('@([%w_-]+)$') or ''
+    if not tags[run] then runs[#runs + 1], tags[run] = run, {{}} end
+    table.insert(tags[run], ARGV[i])
+end
+for _, run in ipairs(runs) do
+    redis.call('ZREM', KEYS[1], unpack(tags[run]))
+    local gone = redis.call('HDEL', KEYS[2], unpack(tags[run]))
+    local own, limit = share_of(run)
+    if run ~= '' and limit and gone > 0 then
+        local held = tonumber(redis.call('HGET', queue .. '.turns', run) or 0)
+        if redis.call('LLEN', queue) == 0 then held = 0 end
+        give_turns(run, held, own, limit - count_taken(run, -gone) - held)
+    end
+end
+return 1
+"""
+
+# KEYS queue; ARGV a run with a limit. A message of it that was taken is in the queue again.
+RETURNED = """-- despite a full server
+local taken = tonumber(redis.call('HGET', KEYS[1] .. '.taken', ARGV[1]) or 0)
+if taken > 0 then redis.call('HSET', KEYS[1] .. '.taken', ARGV[1], taken - 1) end
+redis.call('HINCRBY', KEYS[1] .. '.turns', ARGV[1], 1)
+return 1
+"""
+
+# KEYS queue, messages; ARGV turns of a run, the length from which on a queue is not counted, and 1
+# where it is although it has as many messages as there are turns. Returns how many messages were
+# given a turn that no other script would have given them.
+RECOUNT = f"""-- despite a full server
 local queue, turns = KEYS[1], tonumber(ARGV[1])
-if redis.call('EXISTS', queue .. '.turns', queue .. '.behind') == 0 then return 0 end
+if redis.call('EXISTS', queue .. '.turns', queue .. '.behind', queue .. '.shares') == 0 then
+    return 0
+end
 local length = redis.call('LLEN', queue)
 if length > tonumber(ARGV[2]) then return 0 end
-if ARGV[3] == '0' then
-    for _, count in ipairs(redis.call('HVALS', queue .. '.turns')) do length = length - count end
-    if length == 0 then return 0 end
+{_HAS_SHARES}
+{_SHARED}
+local taken = {{}}
+if has_shares then
+    for _, tag in ipairs(redis.call('HKEYS', KEYS[2])) do
+        local run = tag:match('@([%w_-]+)$')
+        if run then taken[run] = (taken[run] or 0) + 1 end
+    end
+    redis.call('DEL', queue .. '.taken')
+    for run, count in pairs(taken) do redis.call('HSET', queue .. '.taken', run, count) end
+elseif ARGV[3] == '0' then
+    local rest = length
+    for _, count in ipairs(redis.call('HVALS', queue .. '.turns')) do rest = rest - count end
+    if rest == 0 then return 0 end
 end
 local held = {{}}
 for _, message in ipairs(redis.call('LRANGE', queue, 0, -1)) do
@@ -175,8 +282,20 @@ end
 local moved, behind = 0, 0
 for _, run in ipairs(redis.call('HKEYS', queue .. '.turns')) do
     local rest = redis.call('LLEN', backlog_of(queue, run))
-    local given = give_turns(queue, run, held[run] or 0, turns)
-    moved, behind = moved + given, behind + rest - given
+    local own, limit = share_of(run)
+    local room = math.huge
+    if limit then room = limit - (taken[run] or 0) - (held[run] or 0) end
+    local given = give_turns(run, held[run] or 0, own, room)
+    moved = moved + given
+    if not limit then behind = behind + rest - given end
+end
+if has_shares then
+    -- A run without messages has no need of a share: the next that it puts bring it again.
+    for _, run in ipairs(redis.call('HKEYS', queue .. '.shares')) do
+        if not taken[run] and redis.call('HEXISTS', queue .. '.turns', run) == 0 then
+            redis.call('HDEL', queue .. '.shares', run)
+        end
+    end
 end
 local off = behind - redis.call('LLEN', queue .. '.behind')
 if off < 0 then redis.call('LPOP', queue .. '.behind', -off) end
@@ -187,12 +306,14 @@ return moved
 # KEYS queue; ARGV a deleted run: PUT gives it no further messages. Those in the queue stay: the
 # worker that takes them sees that the run is deleted.
 FORGET_BACKLOG = f"""-- despite a full server
+local queue, run, turns = KEYS[1], ARGV[1], 0
+{_HAS_SHARES}
 {_SHARED}
-local queue, run = KEYS[1], ARGV[1]
 local rest = redis.call('LLEN', backlog_of(queue, run))
-redis.call('HDEL', queue .. '.turns', run)
+local _, limit = share_of(run)
+for _, part in ipairs({{'.turns', '.shares', '.taken'}}) do redis.call('HDEL', queue .. part, run) end
 if rest == 0 then return 0 end
 redis.call('DEL', backlog_of(queue, run))
-redis.call('LPOP', queue .. '.behind', rest)
+if not limit then redis.call('LPOP', queue .. '.behind', rest) end
 return rest
 """
