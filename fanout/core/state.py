@@ -16,6 +16,7 @@ __all__ = [
     "BeginVerdict",
     "Grant",
     "ParkedBranch",
+    "PermitShare",
     "RecordReply",
     "RecordRequest",
     "RunRecord",
@@ -51,6 +52,19 @@ class BeginRequest(msgspec.Struct, frozen=True):
     lasts_s: int = 0
     feed: int = 0
     is_alone: bool = False
+
+
+class PermitShare(msgspec.Struct, frozen=True, kw_only=True):
+    """The permits of one process for a run with ``max_workers``.
+
+    Attributes:
+        granted: The most branches of the run that the process may have in flight.
+        level: How many it should have while other processes wait for some; ``max_workers`` if none
+            waits.
+    """
+
+    granted: int
+    level: int
 
 
 class RecordRequest(msgspec.Struct, frozen=True):

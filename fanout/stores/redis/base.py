@@ -7,6 +7,7 @@ Keys under ``{prefix}:run:{id}``, besides the run's own hash:
 * ``:sN:M:in``: the input of shard M; ``:live`` and ``:state``: its outcomes and its deliveries while
   it is processed; ``:out``: its outcomes once it is finished;
 * ``:result``: the aggregate; ``:parked``: branches to publish when a paused run goes on;
+* ``:permits``: the permits of each worker process, if the run has ``max_workers``;
 * ``:deleted``: the mark of a run that is being deleted.
 
 ``:in``, ``:out`` and ``:result`` hold the blob itself or a reference to a file: see

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, cast
 
 from fanout.core.rate_limits import BURST_S, MAX_AHEAD_S, LimitState, Reservation
+from fanout.core.state import PermitShare
 from fanout.policy.outages import FIRST_PROBE_S, FORGET_S, MAX_PROBE_S, REOPEN_S, BreakerReply
 from fanout.stores import codec
-from fanout.stores.redis import fleet_scripts
+from fanout.stores.redis import branch_scripts, fleet_scripts
 from fanout.stores.redis.base import RedisBase, seconds, translated
 
 if TYPE_CHECKING:
@@ -32,6 +33,40 @@ class RedisLimits(RedisBase):
         args = [model, *costs, BURST_S, MAX_AHEAD_S, _KEPT_S]
         wait_s, is_taken = self._call(fleet_scripts.TAKE_SLOT, [self._limits], args)
         return Reservation(wait_s=float(wait_s), is_taken=is_taken == b"1")
+
+    @translated
+    def share_permits(
+        self,
+        run_id: str,
+        *,
+        holder: str,
+        beats_for_s: float,
+        max_workers: int,
+        has: int,
+        wanted: int,
+    ) -> PermitShare:
+        """Report the permits that a process keeps for a run, and ask for those that it could use.
+
+        All processes together never have more than ``max_workers``. What a process has stays its
+        own until it keeps less or is dead: it may treat others as dead as in ``begin``.
+
+        Args:
+            run_id: The run.
+            holder: The process: see ``beat``.
+            beats_for_s: The ``ttl_s`` of its beats.
+            max_workers: The run's cap.
+            has: The permits that it keeps.
+            wanted: How many it could use at once.
+
+        Raises:
+            UnknownRunError: There is no such run.
+        """
+        run = self._run(run_id)
+        keys = [run, f"{run}:permits", self._holders]
+        args: list[Any] = [holder, beats_for_s, self._ttl_s, max_workers, has, wanted]
+        granted, level = self._call(branch_scripts.SHARE_PERMITS, keys, args)
+        self._require(run_id, granted >= 0)
+        return PermitShare(granted=granted, level=level)
 
     @translated
     def correct_slot(self, model: str, *, rates: Rates, tokens: int) -> None:

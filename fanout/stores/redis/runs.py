@@ -226,7 +226,7 @@ class RedisRuns(RedisStages):
                 # If the storage is unreachable, or another one, the sweep deletes them later.
                 self._drop_files(run_id)
         run = self._run(run_id)
-        self._redis.delete(f"{run}:result", f"{run}:parked")
+        self._redis.delete(f"{run}:result", f"{run}:parked", f"{run}:permits")
         self._unlist(run_id)
         self._redis.srem(self._active, run_id)
         self._redis.delete(f"{run}:deleted")

@@ -1,0 +1,112 @@
+"""Permits of runs with max_workers: never more than the cap, and each process gets its share."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from fanout.core.errors import UnknownRunError
+
+
+@pytest.fixture
+def share(store):
+    store.create_run("r", spec="{}", created_at=0.0)
+
+    def ask(holder, has, wanted, *, cap=10, beats=True):
+        if beats:
+            store.beat(holder, ttl_s=15)
+        return store.share_permits(
+            "r", holder=holder, beats_for_s=15, max_workers=cap, has=has, wanted=wanted
+        )
+
+    return ask
+
+
+def granted(*asks):
+    return [each.granted for each in asks]
+
+
+def test_a_process_alone_gets_what_it_wants_up_to_the_cap(share):
+    assert granted(share("a", 0, 4), share("a", 4, 25), share("a", 10, 25)) == [4, 10, 10]
+    assert share("a", 10, 25).level == 10, "nobody waits"
+
+
+def test_a_process_that_waits_gets_what_others_give_up(share):
+    share("a", 0, 25)
+    assert share("b", 0, 25).granted == 0
+    assert share("a", 10, 25) == share("a", 10, 25), "it gives up none unless it says so"
+    assert share("a", 10, 25).level == 5
+    assert share("a", 7, 25).granted == 7, "and gets none back while another waits"
+    assert share("b", 0, 25).granted == 3
+    assert share("a", 5, 25).granted == 5
+    assert share("b", 3, 25).granted == 5
+    assert share("b", 5, 25).level == share("a", 5, 25).level == 10, "nobody waits for more"
+
+
+def test_what_one_process_cannot_use_is_for_those_that_can(share):
+    share("a", 0, 2)
+    assert share("b", 0, 30).granted == 8
+    assert share("c", 0, 30).granted == 0
+    assert share("b", 8, 30).level == 4
+    assert share("a", 2, 2).level == 4
+
+
+def test_with_fewer_permits_than_processes_each_waits_for_the_others_to_give_up(share):
+    assert share("a", 0, 5, cap=1).granted == 1
+    assert share("b", 0, 5, cap=1).granted == 0
+    assert share("a", 1, 5, cap=1).level == 0, "others are to have a turn"
+    assert share("a", 0, 0, cap=1).granted == 0
+    assert share("b", 0, 5, cap=1).granted == 1
+    assert share("a", 0, 5, cap=1).granted == 0
+
+
+def test_permits_of_a_dead_process_are_granted_again_and_those_of_a_silent_fleet_are_not(
+    share, server_clock
+):
+    assert share("a", 0, 8).granted == 8
+    assert share("b", 0, 8).granted == 2
+    for _ in range(3):
+        server_clock.now += 4
+        share("b", 2, 8)
+    server_clock.now += 2.5
+    share("b", 2, 8)
+    server_clock.now += 1
+    # The server may have been unreachable for both: b has not beaten since a's beats lapsed.
+    assert share("b", 2, 8, beats=False).granted == 2
+    assert share("b", 2, 8).granted == 8
+    again = share("a", 8, 8)
+    assert again.granted == 2, "another process has its permits now"
+
+
+def test_of_a_run_that_is_gone_there_are_none(share, store):
+    share("a", 0, 8)
+    store.begin_delete("r")
+    with pytest.raises(UnknownRunError):
+        share("a", 8, 8)
+    store.delete_run("r")
+    assert not [key for key in store._redis.keys("*") if b"permits" in key]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_never_are_more_granted_than_the_cap(share, server_clock, seed):
+    """Processes report, use, die and come back in a random order."""
+    dice = random.Random(seed)
+    cap, has, dead = dice.choice([1, 3, 10, 64]), dict.fromkeys("abcd", 0), set()
+    for _ in range(300):
+        holder = dice.choice("abcd")
+        if dice.random() < 0.02:
+            dead.add(holder)
+            for _ in range(5):
+                server_clock.now += 4
+                for other in set("abcd") - dead:
+                    has[other] = share(other, has[other], has[other], cap=cap).granted
+            has[holder] = 0
+            continue
+        if holder in dead:
+            dead.discard(holder)
+            has[holder] = 0
+        keeps = dice.randint(0, has[holder])
+        has[holder] = share(holder, keeps, dice.randint(keeps, 2 * cap), cap=cap).granted
+        assert has[holder] >= keeps
+        assert sum(has.values()) <= cap

@@ -1,0 +1,170 @@
+"""Admission of waiting branches: places, permits and fair shares."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from functools import partial
+
+import pytest
+
+from fanout.core.errors import BrokerError
+from tests.fakes import fake_store
+from workers.context.admission import Admission
+
+
+class Fleet:
+    """Some processes on one store; counts the calls in flight of each run."""
+
+    def __init__(self, *runs):
+        self.store = fake_store()
+        for run_id in runs:
+            self.store.create_run(run_id, spec="{}", created_at=0.0)
+        self.in_flight, self.most, self.done = Counter(), Counter(), Counter()
+        self.is_away = False
+
+    def process(self, name, places=None, sure_s=1_000.0):
+        self.store.beat(name, ttl_s=1_000)
+        admission = Admission(partial(self._ask, name), sure_s=sure_s)
+        admission.places = places
+        return admission
+
+    def _ask(self, name, run_id, **asked):
+        if self.is_away:
+            raise BrokerError("away")
+        return self.store.share_permits(run_id, holder=name, beats_for_s=1_000, **asked)
+
+    async def call(self, admission, run_id, cap, call_s=0.0, weight=1.0):
+        await admission.enter(run_id, cap, weight)
+        self.in_flight[run_id] += 1
+        self.most[run_id] = max(self.most[run_id], self.in_flight[run_id])
+        try:
+            await asyncio.sleep(call_s)
+        finally:
+            self.in_flight[run_id] -= 1
+            self.done[id(admission)] += 1
+            admission.leave(run_id)
+
+    def calls(self, admission, run_id, count, cap, **options):
+        return [
+            asyncio.create_task(self.call(admission, run_id, cap, **options)) for _ in range(count)
+        ]
+
+
+def run(coroutine):
+    return asyncio.run(asyncio.wait_for(coroutine, 30))
+
+
+@pytest.mark.parametrize("cap", [1, 3, 50])
+def test_a_cap_is_reached_and_never_exceeded(cap):
+    async def main():
+        fleet = Fleet("r")
+        one = fleet.process("a", places=20)
+        await asyncio.gather(*fleet.calls(one, "r", 100, cap, call_s=0.002))
+        await one.aclose()
+        assert fleet.most["r"] == min(cap, 20)
+
+    run(main())
+
+
+def test_processes_share_a_cap_and_none_is_left_out():
+    async def main():
+        fleet = Fleet("r")
+        processes = [fleet.process(name, places=20) for name in "abc"]
+        tasks = [task for one in processes for task in fleet.calls(one, "r", 100, 10, call_s=0.02)]
+        await asyncio.sleep(0.4)
+        shares = [fleet.done[id(one)] for one in processes]
+        assert min(shares) > 0
+        await asyncio.gather(*tasks)
+        assert fleet.most["r"] <= 10
+        for one in processes:
+            await one.aclose()
+
+    run(main())
+
+
+def test_what_waits_for_permits_takes_no_place_of_other_runs():
+    async def main():
+        fleet = Fleet("capped", "free")
+        one = fleet.process("a", places=4)
+        capped = fleet.calls(one, "capped", 50, 1, call_s=0.01)
+        await asyncio.sleep(0.05)
+        assert one.waiting_for_permits > 30
+        free = fleet.calls(one, "free", 30, None, call_s=0.01)
+        await asyncio.gather(*free)
+        assert fleet.most["free"] == 3, "the capped run has its one place"
+        assert not all(task.done() for task in capped)
+        await asyncio.gather(*capped)
+        assert one.waiting_for_permits == 0
+        await one.aclose()
+
+    run(main())
+
+
+@pytest.mark.parametrize(("weight", "share"), [(1.0, 5), (4.0, 8), (0.25, 2)])
+def test_a_run_has_places_by_its_weight(weight, share):
+    async def main():
+        fleet = Fleet("large", "small")
+        one = fleet.process("a", places=10)
+        large = fleet.calls(one, "large", 100, None, call_s=0.01)
+        await asyncio.sleep(0)
+        small = fleet.calls(one, "small", 50, None, call_s=0.01, weight=weight)
+        while fleet.done[id(one)] < 80:
+            await asyncio.sleep(0.001)
+        assert fleet.most["small"] == share
+        await asyncio.gather(*large, *small)
+
+    run(main())
+
+
+def test_permits_that_are_no_longer_surely_its_own_are_not_used():
+    async def main():
+        fleet = Fleet("r")
+        one = fleet.process("a", sure_s=0.2)
+        first = fleet.calls(one, "r", 2, 2, call_s=0.1)
+        await asyncio.gather(*first)
+        fleet.is_away = True
+        holding = fleet.calls(one, "r", 2, 2, call_s=0.5)
+        await asyncio.sleep(0.4)
+        late = fleet.calls(one, "r", 1, 2)
+        await asyncio.gather(*holding)
+        await asyncio.sleep(0.1)
+        assert not late[0].done()
+        fleet.is_away = False
+        await asyncio.gather(*late)
+        await one.aclose()
+
+    run(main())
+
+
+def test_cancelled_branches_leave_nothing_behind():
+    async def main():
+        fleet = Fleet("r")
+        one = fleet.process("a", places=2)
+        tasks = fleet.calls(one, "r", 40, 3, call_s=0.01)
+        await asyncio.sleep(0.015)
+        for task in tasks[::2]:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*fleet.calls(one, "r", 10, 3))
+        assert fleet.in_flight["r"] == 0
+        await asyncio.sleep(0.2)
+        assert fleet.store._redis.hgetall("fanout:run:r:permits") == {}, "all were given back"
+        assert one._runs == {}
+
+    run(main())
+
+
+def test_a_deleted_run_does_not_keep_its_branches():
+    async def main():
+        fleet = Fleet("r")
+        one = fleet.process("a", places=5)
+        tasks = fleet.calls(one, "r", 20, 1, call_s=0.05)
+        await asyncio.sleep(0.02)
+        fleet.store.begin_delete("r")
+        fleet.store.delete_run("r")
+        await asyncio.gather(*tasks)
+        assert fleet.most["r"] > 1, "their begin tells them that the run is gone"
+        await one.aclose()
+
+    run(main())
