@@ -320,7 +320,7 @@ def test_runs_with_limits_and_priorities_have_no_more_outside_their_backlogs(app
     for message in waiting_for:
         message.ack()
     assert sorted(taken) == sorted(published)
-    Messages(db).give_turns()
+    MessageReader(db).give_turns()
     assert db.keys("fanout.branches*") == [], "nothing is left of them"
 
 
@@ -333,7 +333,7 @@ def test_what_is_taken_of_a_run_with_a_limit_is_counted_again(app, taker, db):
     for message in one.messages:
         message.ack()
     assert db.llen(BRANCHES_QUEUE) == 0
-    assert Messages(db).give_turns() == TURNS_OF_A_RUN
+    assert MessageReader(db).give_turns() == TURNS_OF_A_RUN
     while len(one.messages) < 50:
         one.take_once()
         for message in one.messages:
