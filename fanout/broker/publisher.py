@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from celery import Celery, Signature
 
     from fanout.core.ids import BranchId, ShardId
-    from fanout.stores import Grant
 
 __all__ = ["Publisher"]
 
@@ -74,29 +73,22 @@ class Publisher:
         check = {"model": model, "note": note}
         self._publish([self._signature(broker.PREFLIGHT, check, root_id=note, task_id=note)])
 
-    def expand(self, stage_id: StageId, grants: Iterable[Grant]) -> None:
+    def expand(self, stage_id: StageId, shards: Iterable[int]) -> None:
         """Ask workers to publish the chords of these shards."""
-        self._publish(
-            self._expand(stage_id.shard(grant.shard), permits=grant.permits) for grant in grants
-        )
+        self._publish(self._expand(stage_id.shard(shard)) for shard in shards)
 
-    def shard_chord(
-        self, shard_id: ShardId, positions: Iterable[int], *, size: int, feed: int
-    ) -> None:
-        """Publish the branches at ``positions`` of a shard's chord of ``size`` branches.
+    def shard_chord(self, shard_id: ShardId, positions: Sequence[int]) -> None:
+        """Publish a shard's chord, whose header is the branches at ``positions``."""
+        self._set_size(shard_id.group_id, len(positions))
+        self.branches(shard_id, positions)
 
-        ``feed`` is the shard's size if the other branches follow one by one, else 0.
-        """
-        self._set_size(shard_id.group_id, size)
-        self.branches(shard_id, positions, feed=feed)
-
-    def mixed_branches(self, branches: Iterable[tuple[BranchId, int]]) -> None:
-        """Publish branches of any shards, each with its ``feed``."""
-        shards: defaultdict[tuple[ShardId, int], list[int]] = defaultdict(list)
-        for branch_id, feed in branches:
-            shards[branch_id.shard_id, feed].append(branch_id.position)
-        for (shard_id, feed), positions in shards.items():
-            self.branches(shard_id, positions, feed=feed)
+    def mixed_branches(self, branches: Iterable[BranchId]) -> None:
+        """Publish branches of any shards."""
+        shards: defaultdict[ShardId, list[int]] = defaultdict(list)
+        for branch_id in branches:
+            shards[branch_id.shard_id].append(branch_id.position)
+        for shard_id, positions in shards.items():
+            self.branches(shard_id, positions)
 
     def collect(self, shard_id: ShardId) -> None:
         """Publish a shard's callback by itself: the chord has no header."""
@@ -157,7 +149,7 @@ class Publisher:
         for start in range(0, len(keys), _BATCH):
             backend.client.delete(*keys[start : start + _BATCH])
 
-    def branches(self, shard_id: ShardId, positions: Iterable[int], *, feed: int) -> None:
+    def branches(self, shard_id: ShardId, positions: Iterable[int]) -> None:
         """Publish branches of a shard's chord whose size is set already.
 
         Celery makes the first message, and the others are copies.
@@ -170,7 +162,7 @@ class Publisher:
         def signature(branch_id: BranchId) -> Signature:
             return self._signature(
                 broker.BRANCH,
-                {**asdict(branch_id), "feed": feed},
+                asdict(branch_id),
                 queue=broker.BRANCHES_QUEUE,
                 task_id=branch_id.task_id,
                 group_id=shard_id.group_id,
@@ -191,9 +183,8 @@ class Publisher:
 
         self._patiently(publish)
 
-    def _expand(self, shard_id: ShardId, *, permits: int) -> Signature:
-        kwargs = {**asdict(shard_id), "lanes": permits}
-        return self._signature(broker.EXPAND, kwargs, task_id=shard_id.expand_task_id)
+    def _expand(self, shard_id: ShardId) -> Signature:
+        return self._signature(broker.EXPAND, asdict(shard_id), task_id=shard_id.expand_task_id)
 
     def _collect(self, shard_id: ShardId) -> Signature:
         stage_id = shard_id.stage_id

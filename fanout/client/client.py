@@ -187,7 +187,7 @@ class Client:
         if on_created is not None:
             on_created(run_id)
         with connections.enqueuer(run_id, on_bad_document, should_stop) as enqueuer:
-            enqueuer.enqueue(run_id, spec, source, max_workers=self._cap(spec))
+            enqueuer.enqueue(run_id, spec, source)
         return self.run(run_id)
 
     def _create_run(self, connections: Connections, spec: RunSpec) -> str:
@@ -207,6 +207,7 @@ class Client:
             created_at=now,
             deadline_at=None if spec.deadline_s is None else now + spec.deadline_s,
             wire=own_version(),
+            max_workers=spec.max_workers,
         )
         return run_id
 
@@ -257,7 +258,7 @@ class Client:
         self._check_storage()
         connections.require_storage()
         with connections.enqueuer(run_id, on_bad_document, should_stop) as enqueuer:
-            enqueuer.resume(run_id, run.spec, source, max_workers=self._cap(run.spec))
+            enqueuer.resume(run_id, run.spec, source)
         return run
 
     def heal(self) -> int:
@@ -277,12 +278,6 @@ class Client:
         return Reaper(
             connections.store, connections.publisher, connections.messages, stall_s=0.0
         ).heal_now()
-
-    def _cap(self, spec: RunSpec) -> int | None:
-        """Return ``max_workers``, or None if the embedded worker cannot exceed it anyway."""
-        is_alone = self._fleet is not None and not isinstance(self._fleet, InProcessFleet)
-        is_slower = spec.max_workers is not None and self._concurrency <= spec.max_workers
-        return None if is_alone and is_slower else spec.max_workers
 
     def run(self, run_id: str) -> Run:
         """Return a run by its id. Raises UnknownRunError."""

@@ -14,8 +14,6 @@ __all__ = [
     "BeginReply",
     "BeginRequest",
     "BeginVerdict",
-    "Grant",
-    "ParkedBranch",
     "PermitShare",
     "RecordReply",
     "RecordRequest",
@@ -41,7 +39,6 @@ class BeginRequest(msgspec.Struct, frozen=True):
         holder: The process that makes the call: see ``RedisStore.beat``.
         beats_for_s: The ``ttl_s`` of the holder's beats.
         lasts_s: Seconds after which the holder no longer holds the branch, even if it is alive.
-        feed: The ``feed`` with which the branch was published, for when it is parked.
         is_alone: Whether the worker processes no other suspect branch at the same time.
     """
 
@@ -50,7 +47,6 @@ class BeginRequest(msgspec.Struct, frozen=True):
     holder: str = ""
     beats_for_s: float = 0.0
     lasts_s: int = 0
-    feed: int = 0
     is_alone: bool = False
 
 
@@ -73,13 +69,10 @@ class RecordRequest(msgspec.Struct, frozen=True):
     Attributes:
         branch_id: The branch.
         outcome: How it ended.
-        feed: The size of the shard if its branches are fed (``max_workers``), else 0. The reply
-            then has the position to publish next.
     """
 
     branch_id: BranchId
     outcome: Outcome
-    feed: int = 0
 
 
 class BeginReply(msgspec.Struct, frozen=True, kw_only=True):
@@ -103,12 +96,10 @@ class RecordReply(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         first: Whether it was the first of its branch; only the first is kept and counted.
-        next: The position of the branch to publish next in the shard, or None.
         ended: How many branches of the shard have ended, this one included.
     """
 
     first: bool
-    next: int | None = None
     ended: int = 0
 
 
@@ -124,30 +115,6 @@ class SealReply(msgspec.Struct, frozen=True, kw_only=True):
     first: bool
 
 
-class Grant(msgspec.Struct, frozen=True, kw_only=True):
-    """The permission to publish a shard that was just opened.
-
-    Attributes:
-        shard: The number of the shard in its stage.
-        permits: How many of its branches may be in flight at once; 0 is all.
-    """
-
-    shard: int
-    permits: int = 0
-
-
-class ParkedBranch(msgspec.Struct, frozen=True, kw_only=True):
-    """A branch that was not begun because its run is paused.
-
-    Attributes:
-        branch_id: The branch.
-        feed: The ``feed`` with which it was published: see ``RedisStore.record_all``.
-    """
-
-    branch_id: BranchId
-    feed: int
-
-
 class StageProgress(msgspec.Struct, frozen=True, kw_only=True):
     """The progress of a stage's shards.
 
@@ -155,7 +122,7 @@ class StageProgress(msgspec.Struct, frozen=True, kw_only=True):
         written: Shards that the stage has so far.
         sealed: Whether these are all.
         opened: How many shards were ever opened; they are opened in order.
-        open: The permits of each open shard, by shard.
+        open: The shards that are being processed.
         marks: For each open shard, a value that changes when one of its branches begins or ends.
         heals: How often the stage itself was healed.
     """
@@ -163,7 +130,7 @@ class StageProgress(msgspec.Struct, frozen=True, kw_only=True):
     written: int = 0
     sealed: bool = False
     opened: int = 0
-    open: dict[int, int] = {}
+    open: frozenset[int] = frozenset()
     marks: dict[int, tuple[int, ...]] = {}
     heals: int = 0
 
@@ -179,8 +146,7 @@ class ShardState(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         first: The stage-wide index of its first branch.
         count: The number of its branches.
-        published: How many of them, from the first, were published or had ended before; None if
-            none was ever published.
+        published: Whether they were published.
         finished: Whether its outcomes are compacted.
         ended: The positions of the branches with an outcome.
         held: The positions of the branches that a live worker has begun and not ended.
@@ -189,7 +155,7 @@ class ShardState(msgspec.Struct, frozen=True, kw_only=True):
 
     first: int
     count: int
-    published: int | None
+    published: bool
     finished: bool
     ended: frozenset[int]
     held: frozenset[int] = frozenset()
@@ -301,7 +267,7 @@ class StageLoad(
     Attributes:
         open: Shards that are being processed.
         waiting: Shards that are written and not yet opened.
-        permits_used: The permits of the open shards; 0 without ``max_workers``.
+        permits_used: The permits that workers have; 0 without ``max_workers``.
         permits_limit: ``max_workers`` of the run; 0 without it.
     """
 

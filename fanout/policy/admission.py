@@ -1,40 +1,24 @@
-"""Admission: how many shards of a run are in the window, and how many permits each has."""
+"""Admission: how many shards and branches of a run are under way at once."""
 
 from __future__ import annotations
 
 from math import ceil
 from typing import TYPE_CHECKING
 
-import msgspec
-
+from fanout.core.queue_names import TURNS_OF_A_RUN
 from fanout.policy.packing import MAX_SHARD_BRANCHES
 
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-__all__ = ["Permits", "is_draining", "plan_permits", "shard_window", "workers_wanted"]
+__all__ = ["in_play_limit", "is_draining", "shard_window", "turns_of", "workers_wanted"]
 
 _MIN_WINDOW = 2
 _MAX_WINDOW = 64
-# While a shard drains, half of its permits are idle for about one call: with 50 permits for 500
-# branches, that loses 5 %.
-_PERMITS_PER_SHARD = 50
-# A shard gives up permits when 1/4, 1/16 and 1/64 of its branches are left.
+# Further shards are opened when 1/4, 1/16 and 1/64 of a shard's branches are left.
 _DRAINS_AT = (4, 16, 64)
-
-
-class Permits(msgspec.Struct, frozen=True, kw_only=True):
-    """How a run with ``max_workers`` spreads its permits over its shards.
-
-    Attributes:
-        window: Shards in flight at once.
-        per_shard: The most branches in flight of one shard.
-        cap: The most branches in flight of the run.
-    """
-
-    window: int
-    per_shard: int
-    cap: int
+# Branches that end within the time that it takes to settle one, at a thousand calls a second.
+_SETTLING = 64
 
 
 def shard_window(concurrency: int) -> int:
@@ -48,26 +32,25 @@ def shard_window(concurrency: int) -> int:
 
 
 def is_draining(*, ended: int, size: int) -> bool:
-    """Say whether a shard with ``ended`` ended branches should pass permits to other shards.
+    """Say whether a shard with ``ended`` ended branches should let further shards be opened.
 
-    It is true at a few points only, once at each, because passing permits costs round trips.
+    It is true at a few points only, once at each, because opening shards costs round trips.
     """
     left = size - ended
     return left > 0 and left in {size // part for part in _DRAINS_AT}
 
 
-def plan_permits(*, max_workers: int, shards: int | None) -> Permits:
-    """Return the window and the permits of a stage of a run with ``max_workers``.
+def in_play_limit(max_workers: int) -> int:
+    """Return how many branches of a run with ``max_workers`` may be in the queue and at workers.
 
-    Args:
-        max_workers: The run's cap.
-        shards: The least number of shards of the stage, or None while it is unknown.
+    They are those in flight, as many that follow them at once, and those that are being settled.
     """
-    window = min(max_workers, max(_MIN_WINDOW, ceil(max_workers / _PERMITS_PER_SHARD)), _MAX_WINDOW)
-    if shards is not None:
-        window = max(1, min(window, shards))
-    per_shard = ceil(max_workers / window)
-    return Permits(window=ceil(max_workers / per_shard), per_shard=per_shard, cap=max_workers)
+    return 2 * max_workers + _SETTLING
+
+
+def turns_of(priority: float) -> int:
+    """Return how many messages of a run of this priority may be in the queue of branches."""
+    return max(1, round(TURNS_OF_A_RUN * priority))
 
 
 def workers_wanted(*, waiting: int, taken: int, concurrencies: Collection[int], usual: int) -> int:

@@ -67,9 +67,7 @@ class Remedy(msgspec.Struct, frozen=True, kw_only=True):
 _NOTHING = Remedy(heal=Heal.NOTHING)
 
 
-def heal_shard(
-    shard: ShardState, messages: BrokerMessages, *, permits: int, max_heals: int
-) -> Remedy:
+def heal_shard(shard: ShardState, messages: BrokerMessages, *, max_heals: int) -> Remedy:
     """Return the remedy for an open shard that makes no progress.
 
     It is ``nothing`` only if a message of the shard is in the broker, or a live worker holds one of
@@ -78,7 +76,6 @@ def heal_shard(
     Args:
         shard: The shard's records in the store.
         messages: The shard's messages in the broker.
-        permits: How many of its branches may be in flight; 0 is all of them.
         max_heals: How often its branches are published again before they are lost, and after that
             its callback before the run fails.
     """
@@ -88,36 +85,17 @@ def heal_shard(
         # A retry may have opened a finished shard again: its expand handles that.
         step = Heal.EXPAND if shard.finished else Heal.COLLECT
         return Remedy(heal=step if shard.heals < 2 * max_heals else Heal.FAIL)
-    missing = unpublished(shard, messages, permits=permits)
-    # Branches that were never published cannot have been lost.
-    is_lost = bool(missing) and missing[-1] < _published(shard)
-    if is_lost and shard.heals >= max_heals:
+    missing = unpublished(shard, messages)
+    if missing and shard.heals >= max_heals:
         return Remedy(heal=Heal.LOSE, positions=missing)
-    if shard.published is None:
+    if not shard.published:
         return Remedy(heal=Heal.EXPAND)
     return Remedy(heal=Heal.BRANCHES, positions=missing) if missing else _NOTHING
 
 
-def unpublished(shard: ShardState, messages: BrokerMessages, *, permits: int) -> tuple[int, ...]:
-    """Return the positions of the branches that must be published for a shard to go on.
-
-    A published branch with neither an outcome nor a message is lost. With permits, each branch that
-    ends feeds a later one, so later branches need no message while one is in flight. If none is,
-    as many branches as there are permits must start again. For the arguments see heal_shard.
-    """
-    open_ = set(range(shard.count)) - shard.ended
-    waiting = (messages.branches | shard.held) & open_
-    rest = sorted(open_ - waiting)
-    published = _published(shard)
-    lost = tuple(position for position in rest if position < published)
-    if lost or waiting:
-        return lost
-    return tuple(rest[: permits or None])
-
-
-def _published(shard: ShardState) -> int:
-    # If none was ever published, all must be.
-    return shard.count if shard.published is None else shard.published
+def unpublished(shard: ShardState, messages: BrokerMessages) -> tuple[int, ...]:
+    """Return the positions of the branches that have neither an outcome nor a message."""
+    return tuple(sorted(set(range(shard.count)) - shard.ended - messages.branches - shard.held))
 
 
 def heal_stage(

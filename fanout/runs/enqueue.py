@@ -17,7 +17,7 @@ from fanout.core.ids import StageId
 from fanout.core.queue_names import BRANCHES_QUEUE
 from fanout.core.records import Document, RunStatus
 from fanout.inputs.splitters import make_splitter, split_documents
-from fanout.policy.admission import plan_permits, shard_window
+from fanout.policy.admission import shard_window
 from fanout.policy.packing import pack
 
 if TYPE_CHECKING:
@@ -57,13 +57,11 @@ class Enqueuer:
         self._on_bad_document = on_bad_document
         self._should_stop = should_stop
 
-    def enqueue(
-        self, run_id: str, spec: RunSpec, documents: Iterator[Document], *, max_workers: int | None
-    ) -> None:
+    def enqueue(self, run_id: str, spec: RunSpec, documents: Iterator[Document]) -> None:
         """Split, pack, write and publish; the run is ``running`` when this returns."""
         shards = self._shards(run_id, spec, documents)
         try:
-            self._open(run_id, shards, max_workers)
+            open_stage(self._store, self._publisher, StageId(run_id, 0), shards)
         except Exception as error:
             is_source = isinstance(error, (InputError, StoredDataError))
             if isinstance(error, FanoutError) and not is_source:
@@ -87,20 +85,14 @@ class Enqueuer:
         close_input(self._store, self._publisher, run_id)
         return enqueued
 
-    def resume(
-        self, run_id: str, spec: RunSpec, documents: Iterator[Document], *, max_workers: int | None
-    ) -> None:
+    def resume(self, run_id: str, spec: RunSpec, documents: Iterator[Document]) -> None:
         """Enqueue the rest of a run, after the last shard that any client has written.
 
         Raises:
             RunError: The input has changed; the run is unchanged.
         """
         shards = _same_as_before(self._store, run_id, self._shards(run_id, spec, documents))
-        self._open(run_id, shards, max_workers)
-
-    def _open(self, run_id: str, shards: Iterable[Shard], max_workers: int | None) -> None:
-        map_id = StageId(run_id, 0)
-        open_stage(self._store, self._publisher, map_id, shards, max_workers=max_workers)
+        open_stage(self._store, self._publisher, StageId(run_id, 0), shards)
 
     def compare(self, run: RunRecord, spec: RunSpec, documents: Iterator[Document]) -> None:
         """Check that an input is the one that a run has read.
@@ -148,26 +140,16 @@ def open_stage(
     publisher: Publisher,
     stage_id: StageId,
     shards: Iterable[Shard],
-    *,
-    max_workers: int | None,
 ) -> None:
     """Write the shards of a stage, publish the first, and seal it.
 
-    How ``max_workers`` is spread depends on whether there are fewer shards than the window, so the
-    first shards are collected up to that number. The call may be repeated, also by two processes at
-    once: each shard is written and counted once. It stops as soon as the stage takes no more
-    shards: the run was stopped, or another process has sealed the stage.
+    The call may be repeated, also by two processes at once: each shard is written and counted once.
+    It stops as soon as the stage takes no more shards: the run was stopped, or another process has
+    sealed the stage.
     """
     written = store.stage(stage_id).shards
-    stream = iter(shards)
-    head: list[Shard] = []
-    if max_workers is not None:
-        permits = plan_permits(max_workers=max_workers, shards=None)
-        head = list(islice(stream, permits.window))
-        permits = plan_permits(max_workers=max_workers, shards=len(head))
-        store.set_permits(stage_id, permits)
     window = fleet_window(store)
-    for number, shard in enumerate(chain(head, stream)):
+    for number, shard in enumerate(shards):
         if number >= written and not store.put_shard(stage_id.shard(number), shard):
             break
         publisher.expand(stage_id, store.open_shards(stage_id, window=window))
@@ -265,7 +247,7 @@ def close_stopped_input(store: RedisStore, publisher: Publisher, run: RunRecord)
 def unpark(store: RedisStore, publisher: Publisher, run_id: str) -> int:
     """Publish the branches that were parked while a run was paused; return how many."""
     parked = store.take_parked(run_id)
-    publisher.mixed_branches((each.branch_id, each.feed) for each in parked)
+    publisher.mixed_branches(parked)
     return len(parked)
 
 

@@ -223,8 +223,7 @@ class Reaper:
             # Raises again if the run is unknown, and not only the shard.
             self._store.run(key.run_id)
             return Remedy(heal=Heal.FAIL)
-        permits = progress.open.get(key.shard, 0)
-        return heal_shard(state, messages, permits=permits, max_heals=MAX_HEALS)
+        return heal_shard(state, messages, max_heals=MAX_HEALS)
 
     def _heal(self, key: ShardId | StageId, remedy: Remedy) -> None:
         del self._suspected[key]
@@ -255,23 +254,13 @@ class Reaper:
 
     def _heal_shard(self, shard_id: ShardId, remedy: Remedy) -> None:
         if remedy.heal is Heal.EXPAND:
-            grant = Grant(shard=shard_id.shard, permits=self._permits(shard_id))
-            self._publisher.expand(shard_id.stage_id, [grant])
+            self._publisher.expand(shard_id.stage_id, [shard_id.shard])
         elif remedy.heal is Heal.COLLECT:
             self._publisher.collect(shard_id)
         elif remedy.heal is Heal.LOSE:
             self._lose(shard_id, remedy.positions)
         else:
-            permits = self._permits(shard_id)
-            count = self._store.shard_state(shard_id).count
-            feed = count if 0 < permits < count else 0
-            # First, so that none of them is published as the one that follows another.
-            last = remedy.positions[-1]
-            self._store.advance_shard(shard_id, published=last + 1)
-            self._publisher.branches(shard_id, remedy.positions, feed=feed)
-
-    def _permits(self, shard_id: ShardId) -> int:
-        return self._store.progress(shard_id.stage_id).open.get(shard_id.shard, 0)
+            self._publisher.branches(shard_id, remedy.positions)
 
     def _lose(self, shard_id: ShardId, positions: tuple[int, ...]) -> None:
         indices = self._store.indices(shard_id)

@@ -3,7 +3,6 @@
 from fanout.core.state import (
     BeginReply,
     BeginRequest,
-    Grant,
     RecordReply,
     RecordRequest,
     RunRecord,
@@ -19,7 +18,6 @@ from fanout.stores.redis import RedisStore
 __all__ = [
     "BeginReply",
     "BeginRequest",
-    "Grant",
     "RecordReply",
     "RecordRequest",
     "RedisStore",

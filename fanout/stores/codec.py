@@ -14,8 +14,6 @@ from fanout.core.latency import Latency
 from fanout.core.rate_limits import LimitState
 from fanout.core.records import ErrorKind, Outcome, RunStatus, Shard, Usage
 from fanout.core.state import (
-    BeginRequest,
-    ParkedBranch,
     RunRecord,
     StageRecord,
     Totals,
@@ -137,16 +135,15 @@ def held_positions(fields: dict[bytes, bytes], alive: set[str], now: float) -> f
     )
 
 
-def encode_parked(parked: ParkedBranch | BeginRequest) -> str:
+def encode_parked(branch_id: BranchId) -> str:
     """Return a branch as a member of the set of parked branches."""
-    branch = parked.branch_id
-    return f"{branch.stage}:{branch.shard}:{branch.position}:{parked.feed}"
+    return f"{branch_id.stage}:{branch_id.shard}:{branch_id.position}"
 
 
-def decode_parked(run_id: str, member: bytes) -> ParkedBranch:
-    """Return the parked branch of a member, which does not name the run."""
-    stage, shard, position, feed = (int(part) for part in member.split(b":"))
-    return ParkedBranch(branch_id=BranchId(run_id, stage, shard, position), feed=feed)
+def decode_parked(run_id: str, member: bytes) -> BranchId:
+    """Return the branch of a member, which does not name the run."""
+    stage, shard, position = (int(part) for part in member.split(b":"))
+    return BranchId(run_id, stage, shard, position)
 
 
 def encode_kinds(kinds: frozenset[ErrorKind]) -> str:

@@ -128,7 +128,7 @@ def _reduce_by_calls(
     shards = pack(chunks, branches_per_chunk=1)
     next_id = StageId(run_id, following)
     store, publisher = context.connections.store, context.connections.publisher
-    open_stage(store, publisher, next_id, shards, max_workers=spec.max_workers)
+    open_stage(store, publisher, next_id, shards)
 
 
 def _leaves(context: WorkerContext, run_id: str, spec: RunSpec) -> dict[str, list[Part]]:

@@ -71,15 +71,14 @@ if begins then redis.call('EXPIRE', KEYS[4], ARGV[1]) end
 return verdicts
 """
 
-# KEYS run, stage, live, out, state, totals of the fleet; ARGV ttl, feed, and for each branch its
-# position, outcome, kind, calls, input tokens, output tokens, cost, bucket of the latency (-1: no
-# call), seconds. An unknown quantity is the empty string. Returns for each branch: first, next, and
-# the number of ended branches of the shard, this one included. Only this script counts outcomes, so
-# the sums always match them.
+# KEYS run, stage, live, out, totals of the fleet; ARGV ttl, and for each branch its position, outcome,
+# kind, calls, input tokens, output tokens, cost, bucket of the latency (-1: no call), seconds. An
+# unknown quantity is the empty string. Returns for each branch: first, and the number of ended
+# branches of the shard, this one included. Only this script counts outcomes, so the sums always
+# match them.
 RECORD = """
 local recorded, counts, sums, unknown = {}, {}, {}, {}
 local is_open = redis.call('EXISTS', KEYS[1]) == 1 and redis.call('EXISTS', KEYS[4]) == 0
-local feed = tonumber(ARGV[2])
 local ended = redis.call('HLEN', KEYS[3])
 local function add(to, name, quantity)
     to[name] = (to[name] or 0) + tonumber(quantity)
@@ -99,26 +98,18 @@ local function count(i)
         add(sums, 'took_s', ARGV[i + 8])
     end
 end
-for i = 3, #ARGV, 9 do
-    local first, following = 0, -1
+for i = 2, #ARGV, 9 do
+    local first = 0
     if is_open and redis.call('HSETNX', KEYS[3], ARGV[i], ARGV[i + 1]) == 1 then
         first = 1
         ended = ended + 1
         count(i)
-        if feed > 0 then
-            -- Skip ended branches: most branches of a retried shard have ended.
-            local at = tonumber(redis.call('HGET', KEYS[5], 'next') or 0)
-            while at < feed and redis.call('HEXISTS', KEYS[3], at) == 1 do at = at + 1 end
-            if at < feed then following = at end
-            redis.call('HSET', KEYS[5], 'next', math.min(at + 1, feed))
-        end
     end
     recorded[#recorded + 1] = first
-    recorded[#recorded + 1] = following
     recorded[#recorded + 1] = ended
 end
 if next(counts) then redis.call('EXPIRE', KEYS[3], ARGV[1]) end
-for _, key in ipairs({KEYS[2], KEYS[6]}) do
+for _, key in ipairs({KEYS[2], KEYS[5]}) do
     for name, number in pairs(counts) do
         redis.call('HINCRBY', key, name, string.format('%d', number))
     end
@@ -192,5 +183,7 @@ else
     redis.call('HSET', KEYS[2], ARGV[1], granted .. ' ' .. wanted)
     redis.call('EXPIRE', KEYS[2], ARGV[3])
 end
+-- For views.
+redis.call('HSET', KEYS[1], 'permits', others + granted)
 return {{granted, do_others_wait and level or cap}}
 """

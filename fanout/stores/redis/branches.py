@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from fanout.core.errors import LostDataError
 from fanout.core.latency import bucket_of
-from fanout.core.state import BeginReply, ParkedBranch, RecordReply
+from fanout.core.state import BeginReply, RecordReply
 from fanout.stores import codec
 from fanout.stores.blobs.base import blob_name
 from fanout.stores.redis import branch_scripts
@@ -54,7 +54,7 @@ def _begin_key(request: BeginRequest) -> Hashable:
 
 
 def _record_key(request: RecordRequest) -> Hashable:
-    return request.branch_id.shard_id, request.feed
+    return request.branch_id.shard_id
 
 
 def _record_args(request: RecordRequest) -> list[Any]:
@@ -76,7 +76,7 @@ class RedisBranches(RedisBlobReferences):
     """The claims and outcomes of branches."""
 
     @translated
-    def take_parked(self, run_id: str) -> list[ParkedBranch]:
+    def take_parked(self, run_id: str) -> list[BranchId]:
         """Remove and return the branches that were parked while the run was paused."""
         key = f"{self._run(run_id)}:parked"
         with self._redis.pipeline() as pipe:
@@ -103,7 +103,7 @@ class RedisBranches(RedisBlobReferences):
         args: list[Any] = [self._ttl_s, _ALONE_AFTER, int(first.branch_id.stage == 0)]
         args += [first.holder, first.lasts_s, first.beats_for_s]
         for request in requests:
-            parked = codec.encode_parked(request)
+            parked = codec.encode_parked(request.branch_id)
             args += [request.branch_id.position, request.token, int(request.is_alone), parked]
         flat = self._call(branch_scripts.BEGIN, keys, args)
         pairs = zip(flat[::2], flat[1::2], strict=True)
@@ -133,16 +133,16 @@ class RedisBranches(RedisBlobReferences):
         keys = [
             self._run(first.branch_id.run_id),
             self._stage(first.branch_id),
-            *self._shard_keys(first.branch_id),
+            *self._shard_keys(first.branch_id)[:2],
             self._totals,
         ]
-        args: list[Any] = [self._ttl_s, first.feed]
+        args: list[Any] = [self._ttl_s]
         for request in requests:
             args += _record_args(request)
         flat = self._call(branch_scripts.RECORD, keys, args)
         return [
-            RecordReply(first=bool(first), next=None if following < 0 else following, ended=ended)
-            for first, following, ended in zip(flat[::3], flat[1::3], flat[2::3], strict=True)
+            RecordReply(first=bool(first), ended=ended)
+            for first, ended in zip(flat[::2], flat[1::2], strict=True)
         ]
 
     @translated

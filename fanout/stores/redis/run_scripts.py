@@ -99,7 +99,7 @@ local now = tonumber(time[1]) + tonumber(time[2]) / 1e6
 redis.call('HSET', KEYS[1], 'status', 'running', 'stage', 0, 'retry', ARGV[3],
     'reopened_at', string.format('%.6f', now))
 redis.call('HDEL', KEYS[1], 'halt', 'error', 'ended_at', 'paused', 'deadline_at')
-redis.call('HSET', KEYS[3], 'opened', 0, 'used', 0)
+redis.call('HSET', KEYS[3], 'opened', 0)
 redis.call('HDEL', KEYS[3], 'heals')
 for kind in string.gmatch(ARGV[3], '[^,]+') do
     redis.call('HSET', KEYS[3], 'again:' .. kind, redis.call('HGET', KEYS[3], 'kind:' .. kind) or 0)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from fanout.core.errors import UnknownRunError
 from fanout.core.ids import ShardId
-from fanout.core.state import Grant, SealReply, ShardState, StageLoad, StageProgress
+from fanout.core.state import SealReply, ShardState, StageLoad, StageProgress
 from fanout.stores import codec
 from fanout.stores.blobs.base import blob_name
 from fanout.stores.redis import stage_scripts
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from fanout.core.ids import StageId
     from fanout.core.records import Outcome, Shard
     from fanout.core.state import StageRecord
-    from fanout.policy.admission import Permits
 
 __all__ = ["RedisStages"]
 
@@ -129,13 +128,6 @@ class RedisStages(RedisBlobReferences):
         return codec.decode_size(cast("bytes", size))
 
     @translated
-    def set_permits(self, stage_id: StageId, permits: Permits) -> None:
-        """Set how a stage's ``max_workers`` is spread, before its first shard is opened."""
-        keys = [self._stage(stage_id), self._run(stage_id.run_id)]
-        args = [self._ttl_s, permits.window, permits.per_shard, permits.cap]
-        self._require(stage_id.run_id, self._call(stage_scripts.SET_PERMITS, keys, args))
-
-    @translated
     def seal_stage(self, stage_id: StageId) -> SealReply:
         """Let a stage take no more shards: those that it has are all. Raises UnknownRunError."""
         keys = [self._run(stage_id.run_id), self._stage(stage_id)]
@@ -150,46 +142,40 @@ class RedisStages(RedisBlobReferences):
         *,
         window: int,
         finished: int | None = None,
-        draining: tuple[int, int] | None = None,
-    ) -> list[Grant]:
+        draining: int | None = None,
+    ) -> list[int]:
         """Close the shard ``finished``, if any, and open shards until ``window`` are in flight.
 
         Args:
             stage_id: The stage.
-            window: The number of shards; a stage with permits has its own.
+            window: The number of shards.
             finished: A shard that has ended.
-            draining: A shard with few branches left, and their number: the shard no longer counts,
-                and needs no more permits than that. At most eight windows are open in all.
+            draining: A shard with few branches left: it no longer counts. At most eight windows
+                are open in all.
+
+        Returns:
+            The shards that it opened.
         """
         key = self._stage(stage_id)
         args: list[Any] = [window, -1 if finished is None else finished, self._ttl_s]
-        args += [*(draining or (-1, 0)), _MOST_WINDOWS]
+        args += [-1 if draining is None else draining, _MOST_WINDOWS]
         keys = [key, f"{key}:open", f"{key}:draining", self._run(stage_id.run_id)]
-        flat = cast("list[int] | None", self._call(stage_scripts.OPEN_SHARDS, keys, args))
-        if flat is None:
+        shards = cast("list[int] | None", self._call(stage_scripts.OPEN_SHARDS, keys, args))
+        if shards is None:
             raise UnknownRunError(stage_id.run_id)
-        pairs = zip(flat[::2], flat[1::2], strict=True)
-        return [Grant(shard=shard, permits=permits) for shard, permits in pairs]
+        return shards
 
     @translated
-    def start_shard(self, shard_id: ShardId, *, published: int) -> bool:
-        """Note that the first ``published`` branches of a shard are being published.
+    def start_shard(self, shard_id: ShardId) -> bool:
+        """Note that the branches of a shard are being published.
 
         Returns:
             Whether this call was the first.
         """
         keys = [self._shard(shard_id, "state"), self._run(shard_id.run_id)]
-        answer = self._call(stage_scripts.START_SHARD, keys, [published, self._ttl_s])
+        answer = self._call(stage_scripts.START_SHARD, keys, [self._ttl_s])
         self._require(shard_id.run_id, answer >= 0)
         return bool(answer)
-
-    @translated
-    def advance_shard(self, shard_id: ShardId, *, published: int) -> None:
-        """Note that at least the first ``published`` branches of a shard are published."""
-        keys = [self._shard(shard_id, "state"), self._run(shard_id.run_id)]
-        self._require(
-            shard_id.run_id, self._call(stage_scripts.ADVANCE, keys, [published, self._ttl_s])
-        )
 
     @translated
     def progress(self, stage_id: StageId) -> StageProgress:
@@ -197,9 +183,9 @@ class RedisStages(RedisBlobReferences):
         key = self._stage(stage_id)
         with self._redis.pipeline(transaction=False) as pipe:
             pipe.hmget(key, "written", "sealed", "opened", "heals")
-            pipe.hgetall(f"{key}:open")
-            (written, sealed, opened, heals), permits = pipe.execute()
-        shards = sorted(map(int, permits))
+            pipe.hkeys(f"{key}:open")
+            (written, sealed, opened, heals), open_ = pipe.execute()
+        shards = sorted(map(int, open_))
         with self._redis.pipeline(transaction=False) as pipe:
             for shard_id in map(stage_id.shard, shards):
                 live, out, state = self._shard_keys(shard_id)
@@ -211,7 +197,7 @@ class RedisStages(RedisBlobReferences):
             written=int(written or 0),
             sealed=sealed is not None,
             opened=int(opened or 0),
-            open={int(shard): int(count) for shard, count in permits.items()},
+            open=frozenset(shards),
             marks={n: tuple(marks[3 * i : 3 * i + 3]) for i, n in enumerate(shards)},
             heals=int(heals or 0),
         )
@@ -221,10 +207,11 @@ class RedisStages(RedisBlobReferences):
         """Return how much of a stage is in flight; all 0 if there is no such stage."""
         key = self._stage(stage_id)
         with self._redis.pipeline(transaction=False) as pipe:
-            pipe.hmget(key, "written", "opened", "used", "cap")
+            pipe.hmget(key, "written", "opened")
+            pipe.hmget(self._run(stage_id.run_id), "permits", "max_workers")
             pipe.hlen(f"{key}:open")
-            counts, open_ = pipe.execute()
-        written, opened, used, cap = (int(count or 0) for count in counts)
+            counts, permits, open_ = pipe.execute()
+        written, opened, used, cap = (int(count or 0) for count in [*counts, *permits])
         return StageLoad(open=open_, waiting=written - opened, permits_used=used, permits_limit=cap)
 
     @translated
@@ -243,13 +230,12 @@ class RedisStages(RedisBlobReferences):
         if size is None:
             raise UnknownRunError(shard_id.run_id)
         indices = codec.decode_size(size)
-        published = fields.get(b"next")
         now = now_s + now_us / 1e6
         alive = {holder.decode() for holder, until in holders if until > now}
         return ShardState(
             first=indices.start,
             count=len(indices),
-            published=None if published is None else min(int(published), len(indices)),
+            published=b"published" in fields,
             finished=bool(finished),
             ended=frozenset(int(position) for position in ended),
             held=codec.held_positions(fields, alive, now),
@@ -273,12 +259,8 @@ class RedisStages(RedisBlobReferences):
 
     @translated
     def adopt(self, stage_id: StageId, shards: Iterable[int]) -> None:
-        """Add shards to those that are being processed, unless they are among them.
-
-        In a stage with permits, only as many as there are permits for.
-        """
-        key = self._stage(stage_id)
-        keys = [key, f"{key}:open", self._run(stage_id.run_id)]
+        """Add shards to those that are being processed, unless they are among them."""
+        keys = [f"{self._stage(stage_id)}:open", self._run(stage_id.run_id)]
         self._require(
             stage_id.run_id, self._call(stage_scripts.ADOPT, keys, [self._ttl_s, *shards])
         )
