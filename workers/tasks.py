@@ -103,19 +103,19 @@ def register(app: WorkerApp) -> None:
     others = {"throws": (TaskFault,), "Request": MonitoredRequest, **_PATIENT}
 
     @task(name=broker.BRANCH, **options, **_PATIENT)  # type: ignore[untyped-decorator]
-    def branch(self: Task, run_id: str, stage: int, shard: int, position: int, feed: int) -> None:
+    def branch(self: Task, run_id: str, stage: int, shard: int, position: int) -> None:
         token = delivery_of(self.request.properties)
         ended = self.request.get("ended")
         with _not_done():
             if ended is not None:
                 # The branch was processed on the loop; Celery only needs its end.
                 raise ended
-            run_branch(app.context, BranchId(run_id, stage, shard, position), feed, token=token)
+            run_branch(app.context, BranchId(run_id, stage, shard, position), token=token)
 
     @task(name=broker.EXPAND, **others)  # type: ignore[untyped-decorator]
-    def expand_shard(run_id: str, stage: int, shard: int, lanes: int) -> None:
+    def expand_shard(run_id: str, stage: int, shard: int) -> None:
         with _not_done():
-            expand(app.context, ShardId(run_id, stage, shard), lanes)
+            expand(app.context, ShardId(run_id, stage, shard))
 
     @task(name=broker.COLLECT, **others)  # type: ignore[untyped-decorator]
     def collect_shard(results: list[Any], run_id: str, stage: int, shard: int) -> dict[str, int]:

@@ -31,7 +31,7 @@ from fanout.stores.redis.base import seconds
 from fanout.stores.redis.turn_scripts import RENEW, RETURNED, SETTLE, TAKE
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     import redis
     from kombu.message import Message
@@ -58,10 +58,13 @@ class ServerClockQoS(kombu_redis.QoS):  # type: ignore[misc]
         ahead: The prefetch: messages to take before there is a slot for them. Only while the
             backlog is long: the last messages are for workers with a free slot.
         is_barred: Whether to take no messages for now, even if there is room.
+        waiting: Returns how many taken branches wait for a permit of their run: these leave room
+            for messages of other runs.
     """
 
     ahead = 0
     is_barred = False
+    waiting: Callable[[], int] = staticmethod(int)
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -77,7 +80,7 @@ class ServerClockQoS(kombu_redis.QoS):  # type: ignore[misc]
         """Return how many more messages may be taken; None means any number."""
         if self.is_barred:
             return 0
-        room: int | None = super().can_consume_max_estimate()
+        room = self._room()
         if room is None or not self.ahead:
             return room
         slots = max(0, room - self.ahead)
@@ -89,6 +92,13 @@ class ServerClockQoS(kombu_redis.QoS):  # type: ignore[misc]
         if time.monotonic() - self._looked_at > _LOOK_S:
             self._look()
         return room if self._has_plenty() else 0
+
+    def _room(self) -> int | None:
+        """Return the prefetch count minus the messages that are taken and can be processed."""
+        if not self.prefetch_count:
+            return None
+        taken = len(self._delivered) - len(self._dirty) - self.waiting()
+        return cast("int", max(self.prefetch_count - max(0, taken), 0))
 
     def can_consume(self) -> bool:
         """Return whether one more message may be taken."""

@@ -7,4 +7,5 @@ __all__ = ["WIRE_VERSION"]
 # Raise it with any change that a worker or a client of the previous version cannot read. Embedded
 # runs of the previous version are then unreadable, too: fanout.client.embedded.state reports it.
 #   2: runs have turns in the queue of branches, and jobs have fields that version 1 refuses.
-WIRE_VERSION = 2
+#   3: branches are published whole, and have no feed.
+WIRE_VERSION = 3

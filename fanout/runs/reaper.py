@@ -17,7 +17,7 @@ from fanout.core.ids import ShardId, StageId
 from fanout.core.records import ErrorKind, Outcome, RunStatus
 from fanout.policy.healing import Heal, Remedy, heal_shard, heal_stage
 from fanout.runs.enqueue import close_stopped_input, delete, fleet_window, unpark
-from fanout.stores import Grant, RecordRequest
+from fanout.stores import RecordRequest
 from fanout.system.logs import about
 
 if TYPE_CHECKING:

@@ -92,18 +92,14 @@ class Claim:
     Args:
         context: The context of this worker process.
         branch: The branch and its progress.
-        feed: The feed with which the branch was published.
         token: The id of the delivery. The process that took the message knows it as well, and
             releases the claim if this process dies: see workers.context.branch_steps.
     """
 
-    def __init__(
-        self, context: WorkerContext, branch: TrackedBranch, feed: int, token: str
-    ) -> None:
+    def __init__(self, context: WorkerContext, branch: TrackedBranch, token: str) -> None:
         self._context = context
         self._branch = branch
         self._branch_id = branch.branch_id
-        self._feed = feed
         self._token = token
         self._start: BeginRequest | None = None
         self._asked_at = 0.0
@@ -126,7 +122,6 @@ class Claim:
             holder=self._context.holder,
             beats_for_s=self._beats_for_s,
             lasts_s=await self._lasts_s(),
-            feed=self._feed,
             is_alone=is_alone,
         )
         return await self._ask(self._start)

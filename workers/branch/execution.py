@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from contextlib import nullcontext
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from msgspec import structs
@@ -33,11 +33,12 @@ from fanout.runs.enqueue import fleet_window
 from fanout.stores import RecordRequest
 from fanout.system.logs import RateLimitFilter, about
 from workers.branch.claims import BranchGone, BranchHandedBack, BranchOver, Claim, require_call
+from workers.context.admission import AdmissionClosedError
 from workers.context.inflight import CallStoppedError, StopReason, run_ending
 from workers.telemetry.reports import Calls
 
 if TYPE_CHECKING:
-    from contextlib import AbstractAsyncContextManager
+    from collections.abc import Callable
 
     from fanout.core.ids import BranchId, ShardId, StageId
     from fanout.core.records import BranchRef, Chunk
@@ -55,6 +56,9 @@ _MAX_MESSAGE = 1_000
 _MISSING_INPUT_S = 1.0
 _INPUT_LOG_S = 30.0
 
+# How long a branch without a permit keeps its thread or process, which other runs could use.
+_PERMIT_PATIENCE_S = 0.5
+
 _log = logging.getLogger(__name__)
 _input_log = logging.getLogger(f"{__name__}.input")
 _input_log.addFilter(RateLimitFilter(_INPUT_LOG_S))
@@ -67,13 +71,13 @@ class BranchFailed(Exception):  # noqa: N818 - Flower shows the name: it should 
     """
 
 
-def run_branch(context: WorkerContext, branch_id: BranchId, feed: int, *, token: str) -> None:
+def run_branch(context: WorkerContext, branch_id: BranchId, *, token: str) -> None:
     """Process a branch and block this thread until it ends: see ``process_branch``."""
     progress = context.branches.progress
     branch = progress.begin(branch_id)
     try:
         context.loop.wait_for(
-            process_branch(context, branch, feed, token=token, slot=nullcontext())
+            process_branch(context, branch, token=token, patience_s=_PERMIT_PATIENCE_S)
         )
     finally:
         progress.end(branch)
@@ -82,14 +86,21 @@ def run_branch(context: WorkerContext, branch_id: BranchId, feed: int, *, token:
 async def process_branch(
     context: WorkerContext,
     branch: TrackedBranch,
-    feed: int,
     *,
     token: str,
-    slot: AbstractAsyncContextManager[None],
+    on_admitted: Callable[[], None] = lambda: None,
+    patience_s: float | None = None,
 ) -> None:
-    """Process a branch; ``token`` is the id of its delivery.
+    """Process a branch.
 
-    The branch holds the slot until its call ends: another branch may call while it is written.
+    The branch holds its place until its call ends: another branch may call while it is written.
+
+    Args:
+        context: The context of this worker process.
+        branch: The branch and its progress.
+        token: The id of its delivery.
+        on_admitted: Called when it has a place for its call.
+        patience_s: Seconds that it waits for a permit; None for any time.
 
     Raises:
         BranchFailed: It ended with an error, so that Celery counts the task as failed.
@@ -98,9 +109,9 @@ async def process_branch(
         BranchHandedBack: This worker stops, has left the branch to others, or lacks a resource.
     """
     branch.task = asyncio.current_task()
-    delivery = _Delivery(context, branch, feed, token)
+    delivery = _Delivery(context, branch, token)
     try:
-        async with slot:
+        async with _Place(context, branch.branch_id.run_id, on_admitted, patience_s):
             begun = await delivery.begin()
             if begun.verdict == "suspect":
                 branch.moves("waits to be alone")
@@ -117,6 +128,45 @@ async def process_branch(
         raise BranchHandedBack(is_released=await delivery.is_released()) from fault
 
 
+class _Place:
+    """A place of this process for a call of a run, and a permit of the run if it has a cap."""
+
+    def __init__(
+        self,
+        context: WorkerContext,
+        run_id: str,
+        on_admitted: Callable[[], None],
+        patience_s: float | None,
+    ) -> None:
+        self._context = context
+        self._admission = context.admission
+        self._run_id = run_id
+        self._on_admitted = on_admitted
+        self._patience_s = patience_s
+
+    async def __aenter__(self) -> None:
+        max_workers = None
+        # The begin finds out that the run is gone.
+        with suppress(UnknownRunError):
+            max_workers = (await self._context.runs.specs(self._run_id)).max_workers
+        entering = self._admission.enter(self._run_id, max_workers)
+        try:
+            if self._patience_s is None or max_workers is None:
+                await entering
+            else:
+                await asyncio.wait_for(entering, self._patience_s)
+        except (AdmissionClosedError, TimeoutError):
+            raise BranchHandedBack from None
+        try:
+            self._on_admitted()
+        except BaseException:
+            self._admission.leave(self._run_id)
+            raise
+
+    async def __aexit__(self, *_exc: object) -> None:
+        self._admission.leave(self._run_id)
+
+
 def _is_of_worker(fault: BaseException) -> bool:
     """Return whether a fault is the worker's, not the branch's."""
     return isinstance(fault, asyncio.CancelledError) or is_exhausted(fault)
@@ -125,15 +175,12 @@ def _is_of_worker(fault: BaseException) -> bool:
 class _Delivery:
     """One delivery of a branch."""
 
-    def __init__(
-        self, context: WorkerContext, branch: TrackedBranch, feed: int, token: str
-    ) -> None:
+    def __init__(self, context: WorkerContext, branch: TrackedBranch, token: str) -> None:
         self._context = context
         self._branch = branch
         self._id = branch.branch_id
         self._shard_id = self._id.shard_id
-        self._feed = feed
-        self._claim = Claim(context, branch, feed, token)
+        self._claim = Claim(context, branch, token)
         # Number of branches in its shard; known when there is an outcome.
         self._size = 0
         self.begin = self._claim.begin
@@ -174,19 +221,13 @@ class _Delivery:
         context, shard_id = self._context, self._shard_id
         if calls.stop_after:
             await asyncio.to_thread(_stop_if_common, context, self._id.stage_id, outcome, calls)
-        recorded = await context.branches.record(
-            RecordRequest(self._id, outcome=outcome, feed=self._feed)
-        )
+        recorded = await context.branches.record(RecordRequest(self._id, outcome=outcome))
         if not recorded.first:
             # It had an outcome, or its run was deleted during the call: then this raises
             # UnknownRunError, and no chord counts the branch.
             await asyncio.to_thread(context.connections.store.run, shard_id.run_id)
-        if recorded.next is not None:
-            await context.branches.feed((shard_id.branch(recorded.next), self._feed))
-        size = self._size
-        if recorded.first and is_draining(ended=recorded.ended, size=size):
-            left = size - recorded.ended
-            await asyncio.to_thread(_drain, context, shard_id, left)
+        if recorded.first and is_draining(ended=recorded.ended, size=self._size):
+            await asyncio.to_thread(_drain, context, shard_id)
         if recorded.first:
             context.reports.branch_ended(self._id, outcome, calls)
 
@@ -233,13 +274,13 @@ def _stop_if_common(
         context.connections.store.halt(stage_id.run_id, RunStatus.FAILED, error=error)
 
 
-def _drain(context: WorkerContext, shard_id: ShardId, left: int) -> None:
+def _drain(context: WorkerContext, shard_id: ShardId) -> None:
     """Publish further shards: this one has few branches left, and these may be slow."""
     store, stage_id = context.connections.store, shard_id.stage_id
     try:
         window = fleet_window(store)
-        grants = store.open_shards(stage_id, window=window, draining=(shard_id.shard, left))
-        context.connections.publisher.expand(stage_id, grants)
+        opened = store.open_shards(stage_id, window=window, draining=shard_id.shard)
+        context.connections.publisher.expand(stage_id, opened)
     except UnknownRunError:
         raise
     except FanoutError as error:

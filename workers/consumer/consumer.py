@@ -140,7 +140,11 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]
         checks ends the worker, and then the next worker that takes it. So this handler checks
         each message first.
         """
-        self.task_consumer.channel.qos.ahead = self._ahead
+        qos = self.task_consumer.channel.qos
+        qos.ahead = self._ahead
+        if isinstance(self.pool, AsyncioPool):
+            admission = context_of(self).admission
+            qos.waiting = lambda: admission.waiting_for_permits
         handle: Callable[[Any], Any] = super().create_task_handler(**kwargs)
         self._look_at_storage()
         gate = context_of(self).version_gate

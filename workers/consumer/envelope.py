@@ -128,13 +128,8 @@ class _ShardArguments(_StageArguments, forbid_unknown_fields=True):
     shard: _Number
 
 
-class _ExpandArguments(_ShardArguments, forbid_unknown_fields=True):
-    lanes: _Number
-
-
 class _BranchArguments(_ShardArguments, forbid_unknown_fields=True):
     position: _Number
-    feed: _Number
 
 
 class _PreflightArguments(msgspec.Struct, forbid_unknown_fields=True):
@@ -152,7 +147,7 @@ def _decoder(by_position: Any, by_name: Any) -> msgspec.json.Decoder[Any]:
 
 
 _BODIES = {
-    broker.EXPAND: _decoder(_NONE, _ExpandArguments),
+    broker.EXPAND: _decoder(_NONE, _ShardArguments),
     broker.BRANCH: _decoder(_NONE, _BranchArguments),
     broker.COLLECT: _decoder(_RESULTS, _ShardArguments),
     broker.SEAL: _decoder(_NONE, _StageArguments),

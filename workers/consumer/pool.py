@@ -26,7 +26,6 @@ from celery.worker.state import task_ready
 
 from fanout.broker.message_leases import settle
 from fanout.system.threads import ReadyThreads, copied
-from workers.branch.claims import BranchHandedBack
 from workers.branch.execution import BranchFailed, process_branch
 from workers.consumer.task_requests import BranchRequest, abandon
 from workers.context.app import app_of, context_of
@@ -77,29 +76,6 @@ def taken_ahead(concurrency: int) -> int:
     )
 
 
-class _CallSlot:
-    """A slot for one call in flight."""
-
-    def __init__(self, pool: AsyncioPool, request: BranchRequest) -> None:
-        self._pool = pool
-        self._request = request
-
-    async def __aenter__(self) -> None:
-        await self._pool.slots.acquire()
-        if not self._pool.active:
-            # The worker stops: a branch that has not begun is handed back.
-            self._pool.slots.release()
-            raise BranchHandedBack
-        try:
-            self._request.on_accepted(os.getpid(), time.monotonic())
-        except BaseException:
-            self._pool.slots.release()
-            raise
-
-    async def __aexit__(self, *_exc: object) -> None:
-        self._pool.slots.release()
-
-
 class AsyncioPool(BasePool):  # type: ignore[misc]
     """Runs branches on the loop of the worker process, and other tasks in threads.
 
@@ -124,7 +100,7 @@ class AsyncioPool(BasePool):  # type: ignore[misc]
         """Make the context of this process."""
         self._context = context_of(self)
         self._loop = self._context.loop.event_loop
-        self.slots = asyncio.Semaphore(self.limit)
+        self._context.admission.places = self.limit
         self._threads = ReadyThreads(self.control_room, "fanout-task")
         if app_of(self).owns_process:
             # Imported objects stay, so exclude them from collections. Python's own thresholds
@@ -138,6 +114,10 @@ class AsyncioPool(BasePool):  # type: ignore[misc]
     def register_with_event_loop(self, loop: Hub) -> None:
         """Keep the consumer's event loop, which the pool wakes when it has room for more."""
         self._hub = loop
+
+    def on_close(self) -> None:
+        """Hand back the branches that wait for a place: the worker stops."""
+        self._loop.call_soon_threadsafe(self._context.admission.close)
 
     def on_stop(self) -> None:
         """Wait for the tasks in flight."""
@@ -196,9 +176,13 @@ class AsyncioPool(BasePool):  # type: ignore[misc]
         self, request: BranchRequest, branch: TrackedBranch, apply: _Apply
     ) -> None:
         error: BranchFailed | None = None
-        slot, feed = _CallSlot(self, request), request.kwargs["feed"]
         try:
-            await process_branch(self._context, branch, feed, token=request.token, slot=slot)
+            await process_branch(
+                self._context,
+                branch,
+                token=request.token,
+                on_admitted=lambda: request.on_accepted(os.getpid(), time.monotonic()),
+            )
         except BranchFailed as failed:
             error = failed
         except BaseException as fault:  # noqa: BLE001 - Celery's tracer handles it

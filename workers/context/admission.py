@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from fanout.core.state import PermitShare
 
-__all__ = ["Admission"]
+__all__ = ["Admission", "AdmissionClosedError"]
 
 # Seconds between two reports to the server while permits are in use.
 _REPORT_S = 0.5
@@ -36,6 +36,10 @@ _IDLE_S = 0.05
 _TURN_S = 5.0
 
 _log = logging.getLogger(__name__)
+
+
+class AdmissionClosedError(Exception):
+    """The worker stops: no further branch may call."""
 
 
 class _AskForPermits(Protocol):
@@ -69,7 +73,9 @@ class _Run:
         return self.in_use + len(self.waiting)
 
     def may_begin(self, clock: Callable[[], float]) -> bool:
-        return self.max_workers is None or (self.in_use < self.granted and clock() < self.sure_until)
+        return self.max_workers is None or (
+            self.in_use < self.granted and clock() < self.sure_until
+        )
 
 
 class Admission:
@@ -101,6 +107,7 @@ class Admission:
         # Those of them whose branches wait.
         self._waiting: dict[str, _Run] = {}
         self._in_use = 0
+        self._is_closed = False
 
     @property
     def waiting_for_permits(self) -> int:
@@ -109,7 +116,13 @@ class Admission:
         return sum(max(0, run.wanted - run.granted) for run in runs)
 
     async def enter(self, run_id: str, max_workers: int | None, weight: float = 1.0) -> None:
-        """Wait for a place, and for a permit if the run has ``max_workers``."""
+        """Wait for a place, and for a permit if the run has ``max_workers``.
+
+        Raises:
+            AdmissionClosedError: The worker stops.
+        """
+        if self._is_closed:
+            raise AdmissionClosedError
         run = self._runs.get(run_id)
         if run is None:
             run = self._runs[run_id] = _Run(run_id, max_workers, weight)
@@ -125,7 +138,7 @@ class Admission:
         try:
             await future
         except asyncio.CancelledError:
-            if future.done() and not future.cancelled():
+            if future.done() and not future.cancelled() and future.exception() is None:
                 self.leave(run_id)
             else:
                 with suppress(ValueError):
@@ -143,6 +156,16 @@ class Admission:
         if self._waiting:
             self._admit()
         self._end_if_idle(run)
+
+    def close(self) -> None:
+        """Turn away the branches that wait, and all that come: the worker stops."""
+        self._is_closed = True
+        for run in list(self._waiting.values()):
+            for future in run.waiting:
+                if not future.done():
+                    future.set_exception(AdmissionClosedError())
+            run.waiting.clear()
+            self._end_if_idle(run)
 
     async def aclose(self) -> None:
         """Give all permits back; the loop is about to end."""

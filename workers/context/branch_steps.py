@@ -35,8 +35,8 @@ __all__ = ["BranchSteps", "ClaimReleases"]
 # With more calls in flight than this, ended branches wait this long, and are written together.
 _MANY_IN_FLIGHT = 64
 _LINGER_S = 0.01
-# One for each kind of step that branches share: begin, record, feed, settle.
-_THREADS = 4
+# One for each kind of step that branches share: begin, record, settle.
+_THREADS = 3
 # Seconds by which a begin of a dead process may reach the server after the release of its claim.
 _LATE_S = 1.0
 # The most claims to release at a time: the same thread sends the worker's heartbeats.
@@ -46,7 +46,7 @@ _log = logging.getLogger(__name__)
 
 
 class BranchSteps:
-    """Begins, records and feeds branches in batches; knows which of them are under way.
+    """Begins and records branches in batches; knows which of them are under way.
 
     Args:
         connections: The stores and the publisher.
@@ -57,7 +57,6 @@ class BranchSteps:
     Attributes:
         begin: Begins a branch.
         record: Records the outcome of a branch.
-        feed: Publishes the branch that takes the place of an ended one.
         threads: The threads that the batches run in.
         progress: How far each branch is.
         releases: Releases the claims of deliveries that ended without an outcome.
@@ -70,13 +69,11 @@ class BranchSteps:
     ) -> None:
         store = connections.store
         self._fail_fast_store = connections.fail_fast_store
-        self._publisher = connections.publisher
         self._loop = loop
         self._in_flight = in_flight
         self.threads = ReadyThreads(_THREADS, "fanout-store")
         self.begin = Batches(store.begin_all, self.threads, abandoned=self._release_abandoned)
         self.record = Batches(store.record_all, self.threads, self.linger_s)
-        self.feed = Batches(self._publish, self.threads)
         self.progress = BranchTracker(step_s=step_s)
         self.releases = ClaimReleases(self._fail_fast_store.release_claim)
         self.alone = asyncio.Lock()
@@ -110,11 +107,6 @@ class BranchSteps:
         """
         with suppress(RuntimeError):  # the threads have ended, and so does this holder
             self.threads.submit(self.releases.now, start.branch_id, start.token, counts=False)
-
-    def _publish(self, following: list[tuple[BranchId, int]]) -> list[None]:
-        """Publish branches, each with its feed, that take the place of ended ones."""
-        self._publisher.mixed_branches(following)
-        return [None] * len(following)
 
     def close(self) -> None:
         """End the threads of the batches."""

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from fanout.broker.app import PATIENT_S, connect_broker, make_store
 from fanout.broker.inspection import MessageReader
 from fanout.broker.publisher import Publisher
 from fanout.system.threads import ReadyThreads
+from workers.context.admission import Admission
 from workers.context.branch_steps import BranchSteps
 from workers.context.event_loop import LoopThread
 from workers.context.fleet_checks import StorageWatch, VersionGate
 from workers.context.inflight import HandBack
 from workers.context.models import Models
+from workers.context.progress import ALIVE, SURE
 from workers.context.run_caches import RunCaches
 from workers.telemetry.reports import Reports, make_telemetry
 
@@ -79,6 +83,7 @@ class WorkerContext:
         branches: The steps that branches share, and their progress.
         version_gate: Refuses a worker whose wire version differs from its fleet's.
         storage: Pauses a worker that does not see its fleet's storage.
+        admission: Decides which waiting branches may make their calls next.
         hand_back: Gives branches back when the worker stops.
         reports: Reports what has ended to telemetry.
     """
@@ -92,6 +97,7 @@ class WorkerContext:
     branches: BranchSteps
     version_gate: VersionGate
     storage: StorageWatch
+    admission: Admission
     hand_back: HandBack
     reports: Reports
     _closers: list[Callable[[], None]] = field(default_factory=list)
@@ -105,6 +111,7 @@ class WorkerContext:
         self.reports.close()
         for closer in self._closers:
             closer()
+        self.loop.wait_for(self.admission.aclose())
         self.loop.wait_for(self.models.aclose())
         self.loop.close()
         self.branches.close()
@@ -148,6 +155,15 @@ def make_context(app: WorkerApp, *, concurrency: int) -> WorkerContext:
         ),
         version_gate=VersionGate(watching, app.holder),
         storage=StorageWatch(watching, settings),
+        admission=Admission(
+            partial(
+                watching.share_permits,
+                # A prefork child's permits are its own, not its parent's.
+                process=f"{app.holder}:{os.getpid()}",
+                dies_after_s=ALIVE * settings.visibility_timeout_s,
+            ),
+            sure_s=SURE * settings.visibility_timeout_s,
+        ),
         hand_back=HandBack(models.in_flight, loop),
         reports=Reports(watching, make_telemetry(settings, watching.run)),
     )

@@ -32,8 +32,8 @@ class TooEarlyError(Exception):
     """
 
 
-def expand(context: WorkerContext, shard_id: ShardId, permits: int) -> None:
-    """Publish the chord of a shard: ``permits`` branches of it at first, or all if that is 0."""
+def expand(context: WorkerContext, shard_id: ShardId) -> None:
+    """Publish the chord of a shard."""
     store, publisher = context.connections.store, context.connections.publisher
     run = store.run(shard_id.run_id)
     is_again = shard_id.stage == 0 and bool(run.retry)
@@ -55,16 +55,12 @@ def expand(context: WorkerContext, shard_id: ShardId, permits: int) -> None:
     todo = [position for position in range(count) if position not in ended]
     if not todo:
         publisher.collect(shard_id)
-        return
-    first = todo[: permits or count]
-    feed = count if len(first) < len(todo) else 0
-    published = first[-1] + 1 if feed else count
-    if store.start_shard(shard_id, published=published):
+    elif store.start_shard(shard_id):
         if is_again:
             publisher.forget_chord(shard_id)
-        publisher.shard_chord(shard_id, first, size=len(todo), feed=feed)
+        publisher.shard_chord(shard_id, todo)
     else:
-        _expand_rest(context, shard_id, permits)
+        _expand_rest(context, shard_id)
 
 
 def _ending(run: RunRecord, stage: int) -> tuple[ErrorKind, str] | None:
@@ -75,17 +71,15 @@ def _ending(run: RunRecord, stage: int) -> tuple[ErrorKind, str] | None:
     return None
 
 
-def _expand_rest(context: WorkerContext, shard_id: ShardId, permits: int) -> None:
+def _expand_rest(context: WorkerContext, shard_id: ShardId) -> None:
     """Publish the branches that the first attempt missed: a branch published twice is called twice."""
     store, publisher = context.connections.store, context.connections.publisher
     shard = store.shard_state(shard_id)
     task_ids = context.connections.messages.task_ids().get(shard_id.run_id, set())
     messages = messages_of_shard(task_ids, shard_id)
-    missing = unpublished(shard, messages, permits=permits)
+    missing = unpublished(shard, messages)
     if missing:
-        feed = shard.count if 0 < permits < shard.count else 0
-        store.advance_shard(shard_id, published=missing[-1] + 1)
-        publisher.branches(shard_id, missing, feed=feed)
+        publisher.branches(shard_id, missing)
     if shard.ended >= set(range(shard.count)):
         publisher.collect(shard_id)
 
@@ -127,8 +121,8 @@ def collect(context: WorkerContext, results: list[Any], shard_id: ShardId) -> di
     if not is_again:
         context.reports.shard_ended(shard_id, outcomes)
     stage_id, finished = shard_id.stage_id, shard_id.shard
-    grants = store.open_shards(stage_id, window=fleet_window(store), finished=finished)
-    context.connections.publisher.expand(stage_id, grants)
+    opened = store.open_shards(stage_id, window=fleet_window(store), finished=finished)
+    context.connections.publisher.expand(stage_id, opened)
     succeeded = sum(outcome.ok for outcome in outcomes.values())
     return {"shard": shard_id.shard, "succeeded": succeeded, "failed": len(outcomes) - succeeded}
 

@@ -63,9 +63,6 @@ _DEFAULTS = {
     "purge_offline_workers": 24 * 3600,
 }
 
-# Arguments that do not identify a branch, but say how it was published.
-_INNER = ("feed", "lanes")
-
 # Every user of a machine can read the arguments of its processes.
 _SECRET_OPTIONS = ("basic_auth", "cookie_secret", "oauth2_secret")
 _MASK = "********"
@@ -251,7 +248,7 @@ def readable(task: Any) -> Any:
     """Return a task with its arguments as short text: ``run_id=... stage=0 shard=3``."""
     try:
         given = ast.literal_eval(task.kwargs)
-        named = [f"{name}={value}" for name, value in given.items() if name not in _INNER]
+        named = [f"{name}={value}" for name, value in given.items()]
     except (AttributeError, SyntaxError, ValueError, TypeError):
         # A task of another application, or one whose first event Flower has missed.
         return task

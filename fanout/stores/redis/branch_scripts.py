@@ -9,17 +9,6 @@ __all__ = [
     "SHARE_PERMITS",
 ]
 
-# Needs the key of the holders, the caller's holder, and the ttl of its beats.
-_LIVES = """
-local time = redis.call('TIME')
-local now = tonumber(time[1]) + tonumber(time[2]) / 1e6
-local function lives(holder, holders, caller, beats_for_s)
-    local lapses = tonumber(redis.call('ZSCORE', holders, holder) or 0)
-    if lapses == 0 or lapses > now then return lapses > 0 end
-    return tonumber(redis.call('ZSCORE', holders, caller) or 0) - tonumber(beats_for_s) <= lapses
-end
-"""
-
 # KEYS run, live, out, state, parked, holders; ARGV ttl, begins after which a branch may begin only
 # alone, whether the run's deadline applies, holder, seconds that a claim lasts, the ttl of the
 # holder's beats, and for each branch its position, token, whether it begins alone, and its member
@@ -27,10 +16,18 @@ end
 # same token is not counted, and extends the claim, which is stored as ``token holder until``. Until
 # then, while its holder lives, only RELEASE_CLAIM ends it. A worker treats a holder as dead only
 # after a later heartbeat of its own, as the server may have been unreachable for all workers.
-BEGIN = f"""{_LIVES}
+BEGIN = """
+local time = redis.call('TIME')
+local now = tonumber(time[1]) + tonumber(time[2]) / 1e6
 local run = redis.call('HMGET', KEYS[1], 'status', 'halt', 'deadline_at', 'paused')
 local finished = redis.call('EXISTS', KEYS[3]) == 1
 local begins = false
+local function lives(holder)
+    local lapses = tonumber(redis.call('ZSCORE', KEYS[6], holder) or 0)
+    if lapses == 0 or lapses > now then return lapses > 0 end
+    local own = tonumber(redis.call('ZSCORE', KEYS[6], ARGV[4]) or 0)
+    return own - tonumber(ARGV[6]) <= lapses
+end
 local function verdict(position, token, alone, parked)
     if not run[1] then return 'gone', 0 end
     if finished or redis.call('HEXISTS', KEYS[2], position) == 1 then return 'done', 0 end
@@ -42,7 +39,7 @@ local function verdict(position, token, alone, parked)
     if begun[2] then
         before, holder, lapses = begun[2]:match('^(%S+) (%S*) (%S+)$')
         if before == token then
-            local again = table.concat({{token, ARGV[4], now + tonumber(ARGV[5])}}, ' ')
+            local again = table.concat({token, ARGV[4], now + tonumber(ARGV[5])}, ' ')
             redis.call('HSET', KEYS[4], 't:' .. position, again)
             return 'go', deliveries
         end
@@ -52,16 +49,14 @@ local function verdict(position, token, alone, parked)
         redis.call('EXPIRE', KEYS[5], ARGV[1])
         return 'paused', 0
     end
-    if before and tonumber(lapses) > now and lives(holder, KEYS[6], ARGV[4], ARGV[6]) then
-        return 'held', deliveries
-    end
+    if before and tonumber(lapses) > now and lives(holder) then return 'held', deliveries end
     if deliveries >= tonumber(ARGV[2]) and alone == '0' then return 'suspect', deliveries end
-    local claim = table.concat({{token, ARGV[4], now + tonumber(ARGV[5])}}, ' ')
+    local claim = table.concat({token, ARGV[4], now + tonumber(ARGV[5])}, ' ')
     redis.call('HSET', KEYS[4], 'a:' .. position, deliveries + 1, 't:' .. position, claim)
     begins = begins or deliveries == 0
     return 'go', deliveries + 1
 end
-local verdicts = {{}}
+local verdicts = {}
 for i = 7, #ARGV, 4 do
     local decision, deliveries = verdict(ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3])
     verdicts[#verdicts + 1] = decision
@@ -131,30 +126,47 @@ redis.call('HDEL', KEYS[1], 't:' .. ARGV[1])
 return 1
 """
 
-# KEYS run, permits of the run, holders; ARGV holder, the ttl that it beats with, ttl of the run's
-# records, max_workers, how many permits the holder has and needs no fewer of, and how many it could
-# use. Each field of the permits is a holder with ``granted wanted``. Returns how many it has from now
-# on, and how many it should have while others wait for some (max_workers, if none does); -1: there
-# is no such run.
+# KEYS run, permits of the run; ARGV process, seconds without a report after which a process is dead,
+# ttl, max_workers, how many permits the process has and needs no fewer of, and how many it could use.
+# Each field of the permits is a process with ``granted wanted reported``. Returns how many it has from
+# now on, and how many it should have while others wait for some (max_workers if none waits); -1: no
+# such run.
 #
-# What is granted together never exceeds max_workers. A holder gives up permits only itself: those
-# of its calls in flight are not granted to others, until it is dead. A holder is dead as in BEGIN.
-SHARE_PERMITS = f"""{_LIVES}
-if redis.call('EXISTS', KEYS[1]) == 0 then return {{-1, 0}} end
-local cap = tonumber(ARGV[4])
+# What is granted together never exceeds max_workers. A process gives up permits only itself: those
+# of its calls in flight are not granted to others, until it is dead. If nobody has reported for a
+# while, the server was unreachable, and each gets as much time again.
+SHARE_PERMITS = """
+if redis.call('EXISTS', KEYS[1]) == 0 then return {-1, 0} end
+local dies_after_s, cap = tonumber(ARGV[2]), tonumber(ARGV[4])
 local has, wanted = tonumber(ARGV[5]), tonumber(ARGV[6])
+local time = redis.call('TIME')
+local now = tonumber(time[1]) + tonumber(time[2]) / 1e6
+local function field(granted, could_use, reported)
+    return string.format('%d %d %.3f', granted, could_use, reported)
+end
 local flat = redis.call('HGETALL', KEYS[2])
-local others, wants, rest = 0, {{wanted}}, {{}}
+local all, youngest = {}, 0
 for i = 1, #flat, 2 do
-    local granted, could_use = flat[i + 1]:match('^(%d+) (%d+)$')
-    if flat[i] ~= ARGV[1] then
-        if granted and lives(flat[i], KEYS[3], ARGV[1], ARGV[2]) then
-            granted, could_use = tonumber(granted), tonumber(could_use)
+    local granted, could_use, reported = flat[i + 1]:match('^(%d+) (%d+) (%S+)$')
+    local one = {flat[i], tonumber(granted), tonumber(could_use), tonumber(reported)}
+    youngest = math.max(youngest, one[4] or 0)
+    all[#all + 1] = one
+end
+local was_away = now - youngest > dies_after_s / 3
+local others, wants, rest = 0, {wanted}, {}
+for _, one in ipairs(all) do
+    local name, granted, could_use, reported = unpack(one)
+    if name ~= ARGV[1] then
+        if was_away then
+            redis.call('HSET', KEYS[2], name, field(granted, could_use, now))
+        elseif reported + dies_after_s < now then
+            redis.call('HDEL', KEYS[2], name)
+            granted = nil
+        end
+        if granted then
             others = others + granted
             wants[#wants + 1] = could_use
-            rest[#rest + 1] = {{granted, could_use}}
-        else
-            redis.call('HDEL', KEYS[2], flat[i])
+            rest[#rest + 1] = one
         end
     end
 end
@@ -170,20 +182,19 @@ for i, want in ipairs(wants) do
     left = left - want
 end
 local do_others_wait = false
-for _, other in ipairs(rest) do
-    if other[1] < math.min(other[2], math.max(1, level)) then do_others_wait = true end
+for _, one in ipairs(rest) do
+    if one[2] < math.min(one[3], math.max(1, level)) then do_others_wait = true end
 end
 local free = math.max(0, cap - others)
-local granted = math.min(has, free)
 local most = do_others_wait and math.min(wanted, math.max(1, level)) or wanted
-granted = math.max(granted, math.min(most, free))
+local granted = math.max(math.min(has, free), math.min(most, free))
 if granted == 0 and wanted == 0 then
     redis.call('HDEL', KEYS[2], ARGV[1])
 else
-    redis.call('HSET', KEYS[2], ARGV[1], granted .. ' ' .. wanted)
+    redis.call('HSET', KEYS[2], ARGV[1], field(granted, wanted, now))
     redis.call('EXPIRE', KEYS[2], ARGV[3])
 end
 -- For views.
 redis.call('HSET', KEYS[1], 'permits', others + granted)
-return {{granted, do_others_wait and level or cap}}
+return {granted, do_others_wait and level or cap}
 """

@@ -39,8 +39,8 @@ class RedisLimits(RedisBase):
         self,
         run_id: str,
         *,
-        holder: str,
-        beats_for_s: float,
+        process: str,
+        dies_after_s: float,
         max_workers: int,
         has: int,
         wanted: int,
@@ -48,12 +48,12 @@ class RedisLimits(RedisBase):
         """Report the permits that a process keeps for a run, and ask for those that it could use.
 
         All processes together never have more than ``max_workers``. What a process has stays its
-        own until it keeps less or is dead: it may treat others as dead as in ``begin``.
+        own until it keeps less or is dead.
 
         Args:
             run_id: The run.
-            holder: The process: see ``beat``.
-            beats_for_s: The ``ttl_s`` of its beats.
+            process: The process.
+            dies_after_s: Seconds without a report after which a process counts as dead.
             max_workers: The run's cap.
             has: The permits that it keeps.
             wanted: How many it could use at once.
@@ -62,8 +62,8 @@ class RedisLimits(RedisBase):
             UnknownRunError: There is no such run.
         """
         run = self._run(run_id)
-        keys = [run, f"{run}:permits", self._holders]
-        args: list[Any] = [holder, beats_for_s, self._ttl_s, max_workers, has, wanted]
+        keys = [run, f"{run}:permits"]
+        args: list[Any] = [process, dies_after_s, self._ttl_s, max_workers, has, wanted]
         granted, level = self._call(branch_scripts.SHARE_PERMITS, keys, args)
         self._require(run_id, granted >= 0)
         return PermitShare(granted=granted, level=level)

@@ -13,11 +13,9 @@ from fanout.core.errors import UnknownRunError
 def share(store):
     store.create_run("r", spec="{}", created_at=0.0)
 
-    def ask(holder, has, wanted, *, cap=10, beats=True):
-        if beats:
-            store.beat(holder, ttl_s=15)
+    def ask(process, has, wanted, *, cap=10):
         return store.share_permits(
-            "r", holder=holder, beats_for_s=15, max_workers=cap, has=has, wanted=wanted
+            "r", process=process, dies_after_s=15, max_workers=cap, has=has, wanted=wanted
         )
 
     return ask
@@ -66,17 +64,15 @@ def test_permits_of_a_dead_process_are_granted_again_and_those_of_a_silent_fleet
 ):
     assert share("a", 0, 8).granted == 8
     assert share("b", 0, 8).granted == 2
-    for _ in range(3):
+    server_clock.now += 60
+    assert share("b", 2, 8).granted == 2, "the server was unreachable for both"
+    assert share("c", 0, 8).granted == 0, "and a newcomer cannot know"
+    assert share("a", 8, 8).granted == 8
+    for _ in range(4):
         server_clock.now += 4
-        share("b", 2, 8)
-    server_clock.now += 2.5
-    share("b", 2, 8)
-    server_clock.now += 1
-    # The server may have been unreachable for both: b has not beaten since a's beats lapsed.
-    assert share("b", 2, 8, beats=False).granted == 2
-    assert share("b", 2, 8).granted == 8
-    again = share("a", 8, 8)
-    assert again.granted == 2, "another process has its permits now"
+        last = share("b", 2, 8)
+    assert last.granted == 8, "a has not reported for 16 s, while b has"
+    assert share("a", 8, 8).granted == 2, "another process has its permits now"
 
 
 def test_of_a_run_that_is_gone_there_are_none(share, store):

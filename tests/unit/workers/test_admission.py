@@ -24,7 +24,6 @@ class Fleet:
         self.is_away = False
 
     def process(self, name, places=None, sure_s=1_000.0):
-        self.store.beat(name, ttl_s=1_000)
         admission = Admission(partial(self._ask, name), sure_s=sure_s)
         admission.places = places
         return admission
@@ -32,7 +31,7 @@ class Fleet:
     def _ask(self, name, run_id, **asked):
         if self.is_away:
             raise BrokerError("away")
-        return self.store.share_permits(run_id, holder=name, beats_for_s=1_000, **asked)
+        return self.store.share_permits(run_id, process=name, dies_after_s=1_000, **asked)
 
     async def call(self, admission, run_id, cap, call_s=0.0, weight=1.0):
         await admission.enter(run_id, cap, weight)
