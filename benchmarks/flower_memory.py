@@ -48,7 +48,7 @@ def events(number: int) -> Iterator[bytes]:
     group = f"{_RUN}/0/{shard}"
     if position == 0:
         yield from _of_task("fanout.expand", f"{group}/expand", number, _ids(shard))
-    ids = _ids(shard, position=position, feed=0)
+    ids = _ids(shard, position=position)
     yield from _of_task("fanout.branch", f"{group}/{position}", number, ids, f"{group}/expand")
     if position == _SHARD - 1:
         yield from _of_task("fanout.collect", f"{group}/collect", number, _ids(shard))

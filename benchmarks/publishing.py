@@ -64,9 +64,7 @@ class _Bench:
         # Nothing is published for an unknown run.
         self._store.create_run("published", spec="{}", created_at=time.time())
         for number in range(self._branches // size):
-            self._publisher.shard_chord(
-                ShardId("published", 0, number), range(size), size=size, feed=0
-            )
+            self._publisher.shard_chord(ShardId("published", 0, number), range(size))
         waiting = self._redis.llen(BRANCHES_QUEUE) + self._redis.llen(BEHIND)
         if waiting != self._branches:
             raise RuntimeError(f"{waiting} of {self._branches} branches are in the queue")

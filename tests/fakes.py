@@ -7,6 +7,7 @@ import itertools
 import secrets
 from concurrent.futures import Executor, Future
 from contextlib import suppress
+from functools import partial
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -25,6 +26,7 @@ from fanout.stores import RedisStore
 from workers.branch import execution as branches
 from workers.branch.execution import BranchFailed
 from workers.context.fleet_checks import StorageWatch
+from workers.context.admission import Admission
 from workers.context.inflight import CallStoppedError, StopReason
 from workers.context.limiter import Limiter
 from workers.context.progress import BranchTracker
@@ -39,7 +41,7 @@ if TYPE_CHECKING:
 
     from fanout.core.ids import BranchId
     from fanout.llm import LLMRequest
-    from fanout.stores import BeginReply, BeginRequest, Grant, RecordReply, RecordRequest
+    from fanout.stores import BeginReply, BeginRequest, RecordReply, RecordRequest
 
 __all__ = [
     "RUN",
@@ -111,13 +113,11 @@ class Publisher:
     def __init__(self) -> None:
         self.sent: Any = []
 
-    def expand(self, stage_id: StageId, grants: Iterable[Grant]) -> None:
-        self.sent += [("expand", stage_id.stage, grant.shard, grant.permits) for grant in grants]
+    def expand(self, stage_id: StageId, shards: Iterable[int]) -> None:
+        self.sent += [("expand", stage_id.stage, shard) for shard in shards]
 
-    def shard_chord(
-        self, shard_id: ShardId, positions: Iterable[int], *, size: int, feed: int
-    ) -> None:
-        self.sent.append(("chord", shard_id.stage, shard_id.shard, size, list(positions), feed))
+    def shard_chord(self, shard_id: ShardId, positions: Iterable[int]) -> None:
+        self.sent.append(("chord", shard_id.stage, shard_id.shard, list(positions)))
 
     def forget_chord(self, of: StageId | ShardId) -> None:
         self.sent.append(("forget", of.stage, *([of.shard] if isinstance(of, ShardId) else [])))
@@ -125,11 +125,11 @@ class Publisher:
     def forget_run(self, run_id: str, shards: object) -> None:
         self.sent.append(("forgotten", shards))
 
-    def branches(self, shard_id: ShardId, positions: Iterable[int], *, feed: int) -> None:
-        self.mixed_branches((shard_id.branch(position), feed) for position in positions)
+    def branches(self, shard_id: ShardId, positions: Iterable[int]) -> None:
+        self.mixed_branches(shard_id.branch(position) for position in positions)
 
-    def mixed_branches(self, branches: Iterable[tuple[BranchId, int]]) -> None:
-        self.sent += [("branch", b.stage, b.shard, b.position, feed) for b, feed in branches]
+    def mixed_branches(self, branches: Iterable[BranchId]) -> None:
+        self.sent += [("branch", b.stage, b.shard, b.position) for b in branches]
 
     def aggregate(self, stage_id: StageId) -> None:
         self.sent.append(("aggregate", stage_id.stage))
@@ -145,9 +145,9 @@ class Publisher:
         return [sent for sent in self.sent if sent[0] == "seal"]
 
 
-def run_branch(context: Any, branch_id: BranchId, feed: int = 0) -> None:
+def run_branch(context: Any, branch_id: BranchId) -> None:
     """Process one delivery of a branch; each delivery has its own token."""
-    branches.run_branch(context, branch_id, feed, token=secrets.token_hex(4))
+    branches.run_branch(context, branch_id, token=secrets.token_hex(4))
 
 
 class MessageReader:
@@ -178,9 +178,8 @@ class InlineExecutor(Executor):
 class Steps:
     """The steps of branches, one at a time."""
 
-    def __init__(self, store: RedisStore, publisher: Publisher) -> None:
+    def __init__(self, store: RedisStore) -> None:
         self._store = store
-        self._publisher = publisher
         self.alone = asyncio.Lock()
         self.progress = BranchTracker(step_s=60)
 
@@ -189,9 +188,6 @@ class Steps:
 
     async def record(self, request: RecordRequest) -> RecordReply:
         return record_one(self._store, request)
-
-    async def feed(self, following: tuple[BranchId, int]) -> None:
-        self._publisher.mixed_branches([following])
 
 
 class Calls:
@@ -244,7 +240,9 @@ class FakeContext:
             made={"fake": self.llm}, in_flight=Calls(), limiter=Limiter(self.store)
         )
         self.runs = RunCaches(self.store, InlineExecutor())
-        self.branches = Steps(self.store, self.publisher)
+        self.branches = Steps(self.store)
+        ask = partial(self.store.share_permits, process="me", dies_after_s=15)
+        self.admission = Admission(ask, sure_s=10)
         self.storage = StorageWatch(self.store, self.settings)
         self.hand_back = SimpleNamespace(has_begun=False)
 

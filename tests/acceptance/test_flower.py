@@ -174,7 +174,7 @@ def test_a_task_says_which_branch_it_is_and_why_it_failed(fleet):
     for task_id, task in failed.items():
         run_id, stage, shard, position = task_id.split("/")
         ids = {"run_id": run_id, "stage": int(stage), "shard": int(shard)}
-        assert literal_eval(task["kwargs"]) == {**ids, "position": int(position), "feed": 0}
+        assert literal_eval(task["kwargs"]) == {**ids, "position": int(position)}
         kind = fleet.outcomes[int(shard) * 500 + int(position)]
         assert task["exception"] == f"BranchFailed('{kind}')"
         assert task["traceback"] == f"BranchFailed: {kind}"

@@ -44,7 +44,7 @@ def part(position, callback, *, error=None, group=GROUP):
 def test_members_that_return_together_leave_what_celery_leaves_one_by_one(
     app, publisher, server_client
 ):
-    publisher.shard_chord(ShardId("r1", 0, 0), range(5), size=5, feed=0)
+    publisher.shard_chord(ShardId("r1", 0, 0), range(5))
     callback = members(server_client)[0]
     parts = [part(at, callback, error=ValueError("x") if at == 2 else None) for at in range(4)]
     for asked, state, error in parts:
@@ -52,7 +52,7 @@ def test_members_that_return_together_leave_what_celery_leaves_one_by_one(
     one_by_one = chord_keys(server_client)
     server_client.flushdb()
     make_known(server_client)
-    publisher.shard_chord(ShardId("r1", 0, 0), range(5), size=5, feed=0)
+    publisher.shard_chord(ShardId("r1", 0, 0), range(5))
     app.backend.on_chord_parts_return(parts)
     assert chord_keys(server_client) == one_by_one
     assert queued(server_client, broker.CONTROL_QUEUE) == []
@@ -63,7 +63,7 @@ def test_a_chord_that_members_complete_together_runs_its_callback_once(
     app, publisher, server_client, last
 ):
     """Also where the last of them is a copy of one that was counted."""
-    publisher.shard_chord(ShardId("r1", 0, 0), range(3), size=3, feed=0)
+    publisher.shard_chord(ShardId("r1", 0, 0), range(3))
     callback = members(server_client)[0]
     app.backend.on_chord_parts_return([part(0, callback)])
     app.backend.on_chord_parts_return([part(at, callback) for at in (1, 2, *last)])
@@ -74,7 +74,7 @@ def test_a_chord_that_members_complete_together_runs_its_callback_once(
 
 def test_members_of_several_chords_are_counted_each_in_its_own(app, publisher, server_client):
     for shard in range(2):
-        publisher.shard_chord(ShardId("r1", 0, shard), range(2), size=2, feed=0)
+        publisher.shard_chord(ShardId("r1", 0, shard), range(2))
     callback = publisher._collect(ShardId("r1", 0, 0)), publisher._collect(ShardId("r1", 0, 1))
     parts = [
         part(at, callback[shard], group=f"r1/0/{shard}") for at in range(2) for shard in range(2)
@@ -87,7 +87,7 @@ def test_members_of_several_chords_are_counted_each_in_its_own(app, publisher, s
 def test_the_callback_runs_when_the_last_member_returns_and_has_no_word_of_those_that_succeeded(
     app, publisher, server_client
 ):
-    publisher.shard_chord(ShardId("r1", 0, 0), range(2), size=2, feed=0)
+    publisher.shard_chord(ShardId("r1", 0, 0), range(2))
     callback = members(server_client)[0]
     app.backend.mark_as_done("r1/0/0/0", None, request(0, callback), store_result=False)
     assert queued(server_client, broker.CONTROL_QUEUE) == []
@@ -103,7 +103,7 @@ def test_the_callback_runs_when_the_last_member_returns_and_has_no_word_of_those
 def test_a_failed_member_is_counted_and_becomes_a_record_without_its_message(
     app, publisher, server_client, state
 ):
-    publisher.shard_chord(ShardId("r1", 0, 0), range(2), size=2, feed=0)
+    publisher.shard_chord(ShardId("r1", 0, 0), range(2))
     callback = members(server_client)[0]
     if state == "FAILURE":
         error = ValueError("could not parse: the text of a document")
@@ -126,7 +126,7 @@ def test_a_failed_member_is_counted_and_becomes_a_record_without_its_message(
 
 
 def test_a_member_that_returns_twice_counts_once(app, publisher, server_client):
-    publisher.shard_chord(ShardId("r1", 0, 0), range(2), size=2, feed=0)
+    publisher.shard_chord(ShardId("r1", 0, 0), range(2))
     callback = members(server_client)[0]
     for _ in range(2):
         app.backend.mark_as_done("r1/0/0/0", None, request(0, callback), store_result=False)
@@ -136,7 +136,7 @@ def test_a_member_that_returns_twice_counts_once(app, publisher, server_client):
 def test_a_member_that_returns_after_the_end_does_not_run_the_callback_again(
     app, publisher, server_client
 ):
-    publisher.shard_chord(ShardId("r1", 0, 0), range(1), size=1, feed=0)
+    publisher.shard_chord(ShardId("r1", 0, 0), range(1))
     callback = members(server_client)[0]
     for _ in range(3):
         app.backend.mark_as_done("r1/0/0/0", None, request(0, callback), store_result=False)

@@ -107,7 +107,7 @@ def test_behind_a_sentinel_messages_can_be_published_in_batches_too(watched):
     with app.producer_pool.acquire() as producer:
         assert producer.supports_batch_publish
     make_known(app.backend.client)
-    Publisher(app).shard_chord(ShardId("r1", 0, 0), range(3), size=3, feed=0)
+    Publisher(app).shard_chord(ShardId("r1", 0, 0), range(3))
     with server.client() as client:
         assert client.llen(broker.BRANCHES_QUEUE) == 3
     assert type(app.backend) is TolerantSentinelBackend

@@ -24,7 +24,6 @@ from fanout.broker.publisher import Publisher
 from fanout.broker.transport import _LimitedMessage
 from fanout.core.ids import ShardId, StageId
 from fanout.core.settings import load_settings
-from fanout.stores import Grant
 from tests.hostile import changed, closed, opened
 from workers.config import make_worker_app
 from workers.consumer.control_commands import _COMMANDS, _checked, fault_of_broadcast
@@ -52,8 +51,8 @@ def publish_one_of_each(app):
     app.backend.client.hset("fanout:run:run1", "spec", "{}")
     publisher = Publisher(app)
     publisher.preflight("fake", "note1")
-    publisher.expand(StageId("run1", 0), [Grant(shard=1, permits=2)])
-    publisher.shard_chord(ShardId("run1", 0, 3), size=2, positions=range(2), feed=0)
+    publisher.expand(StageId("run1", 0), [1])
+    publisher.shard_chord(ShardId("run1", 0, 3), positions=range(2))
     publisher.collect(ShardId("run1", 0, 3))
     publisher.aggregate(StageId("run1", 0))
     publisher.seal(StageId("run1", 0), shards=4)

@@ -12,7 +12,6 @@ from fanout.broker.publisher import Publisher
 from fanout.core.errors import BrokerError
 from fanout.core.ids import ShardId, StageId
 from fanout.core.settings import load_settings
-from fanout.stores import Grant
 
 from .messages import queued
 
@@ -31,7 +30,7 @@ def test_a_retry_option_that_rules_out_batches_is_refused(broker_url):
 
 
 def test_a_shard_is_published_as_a_chord(publisher, server_client):
-    publisher.shard_chord(ShardId("r1", 0, 3), range(3), size=5, feed=5)
+    publisher.shard_chord(ShardId("r1", 0, 3), range(3))
     messages = queued(server_client, broker.BRANCHES_QUEUE)
     assert [headers["id"] for headers, _, _ in messages] == ["r1/0/3/0", "r1/0/3/1", "r1/0/3/2"]
     for position, (headers, properties, body) in enumerate(messages):
@@ -40,23 +39,23 @@ def test_a_shard_is_published_as_a_chord(publisher, server_client):
         assert headers["root_id"] == "r1"
         assert headers["ignore_result"] is True
         assert properties["correlation_id"] == f"r1/0/3/{position}"
-        ids = {"run_id": "r1", "stage": 0, "shard": 3, "position": position, "feed": 5}
+        ids = {"run_id": "r1", "stage": 0, "shard": 3, "position": position}
         assert body[:2] == [[], ids], "ids only: no text crosses the broker"
         assert body[2]["chord"]["task"] == broker.COLLECT
-    assert server_client.get("celery-taskset-meta-r1/0/3.s") == b"5"
+    assert server_client.get("celery-taskset-meta-r1/0/3.s") == b"3"
 
 
-@pytest.mark.parametrize(("stage", "feed"), [(0, 0), (3, 500)])
+@pytest.mark.parametrize("stage", [0, 3])
 def test_each_member_of_a_header_is_the_message_that_celery_itself_would_send(
-    app, publisher, server_client, stage, feed
+    app, publisher, server_client, stage
 ):
-    publisher.shard_chord(ShardId("r1", stage, 3), range(40), size=40, feed=feed)
+    publisher.shard_chord(ShardId("r1", stage, 3), range(40))
     ours = queued(server_client, broker.BRANCHES_QUEUE)
     server_client.delete(*server_client.keys("fanout.branches*"))
     for position in range(40):
         signature = publisher._signature(
             broker.BRANCH,
-            {"run_id": "r1", "stage": stage, "shard": 3, "position": position, "feed": feed},
+            {"run_id": "r1", "stage": stage, "shard": 3, "position": position},
             queue=broker.BRANCHES_QUEUE,
             task_id=f"r1/{stage}/3/{position}",
             group_id=f"r1/{stage}/3",
@@ -74,7 +73,7 @@ def test_each_member_of_a_header_is_the_message_that_celery_itself_would_send(
 
 def test_publishing_subscribes_to_nothing_and_stores_nothing(app, publisher, server_client):
     server_client.flushdb()
-    publisher.expand(StageId("r1", 0), [Grant(shard=0), Grant(shard=1)])
+    publisher.expand(StageId("r1", 0), [0, 1])
     assert server_client.pubsub_channels() == []
     # The first to publish in a process also notes which queues there are.
     kept = [key for key in server_client.keys("*") if not key.startswith(b"_kombu.binding")]
@@ -89,7 +88,7 @@ def test_an_empty_shard_chord_is_its_callback(publisher, server_client):
 
 
 def test_control_tasks_are_delivered_before_branches(app, publisher):
-    publisher.shard_chord(ShardId("r1", 0, 0), range(2), size=2, feed=0)
+    publisher.shard_chord(ShardId("r1", 0, 0), range(2))
     publisher.collect(ShardId("r1", 0, 9))
     tasks = []
     with app.connection_for_read() as connection:
@@ -102,7 +101,7 @@ def test_control_tasks_are_delivered_before_branches(app, publisher):
 
 
 def test_a_message_is_small(publisher, server_client):
-    publisher.shard_chord(ShardId("r1", 0, 3), range(1), size=1, feed=0)
+    publisher.shard_chord(ShardId("r1", 0, 3), range(1))
     [message] = server_client.lrange(broker.BRANCHES_QUEUE, 0, -1)
     assert len(message) < 3_000
 

@@ -81,7 +81,7 @@ def taker(app):
 def publish(app, count, run_id="r1", shard=0, **share):
     # Of a run that is not known nothing is published.
     app.backend.client.hset(f"fanout:run:{run_id}", mapping={"spec": "{}", **share})
-    Publisher(app).shard_chord(ShardId(run_id, 0, shard), range(count), size=count, feed=0)
+    Publisher(app).shard_chord(ShardId(run_id, 0, shard), range(count))
 
 
 def ids(*positions, run_id="r1", shard=0):

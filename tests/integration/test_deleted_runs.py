@@ -18,7 +18,6 @@ from fanout.core.ids import ShardId, StageId
 from fanout.core.queue_names import BRANCHES_QUEUE, backlog_of
 from fanout.core.settings import load_settings
 from fanout.core.spec import make_spec
-from fanout.stores import Grant
 
 from .conftest import wait_for, waiting
 
@@ -141,11 +140,9 @@ def member(publisher, run_id, position):
 
 # What is in a worker's hands, or a client's, when the run is deleted, and is sent only then.
 LATE = {
-    "a shard's chord": lambda pub, run: pub.shard_chord(
-        ShardId(run, 0, 0), range(500), size=500, feed=0
-    ),
-    "a few branches": lambda pub, run: pub.branches(ShardId(run, 0, 0), range(3), feed=0),
-    "many branches": lambda pub, run: pub.branches(ShardId(run, 0, 0), range(40), feed=0),
+    "a shard's chord": lambda pub, run: pub.shard_chord(ShardId(run, 0, 0), range(500), size=500),
+    "a few branches": lambda pub, run: pub.branches(ShardId(run, 0, 0), range(3)),
+    "many branches": lambda pub, run: pub.branches(ShardId(run, 0, 0), range(40)),
     "the size of a chord": lambda pub, run: pub._set_size(StageId(run, 0).group_id, 3),
     "a member": lambda pub, run: pub._backend.on_chord_parts_return([member(pub, run, 0)]),
     "members together": lambda pub, run: pub._backend.on_chord_parts_return(
@@ -190,7 +187,7 @@ def test_a_worker_that_stood_still_during_the_deletion_leaves_nothing(
     run.delete()
     with broker.make_app(load_settings(broker_url=broker_url)) as app:
         publisher = Publisher(app)
-        publisher.expand(StageId(run.run_id, 0), [Grant(shard=0)])
+        publisher.expand(StageId(run.run_id, 0), [0])
         publisher.collect(ShardId(run.run_id, 0, 0))
         publisher.seal(StageId(run.run_id, 0), shards=2)
         publisher.aggregate(StageId(run.run_id, 0))

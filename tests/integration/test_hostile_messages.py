@@ -17,7 +17,7 @@ from fanout.broker.publisher import Publisher
 from fanout.core.ids import ShardId, StageId
 from fanout.core.settings import load_settings
 from fanout.core.spec import make_spec
-from fanout.stores import Grant, RedisStore
+from fanout.stores import RedisStore
 from tests.hostile import changed, closed, opened
 
 from .conftest import wait_for, waiting
@@ -56,7 +56,7 @@ def call(*args, embedded=None, **kwargs):
     return [list(args), kwargs, embedded or {"callbacks": None, "errbacks": None, "chain": None}]
 
 
-SOUND = {"run_id": "evil", "stage": 0, "shard": 0, "position": 0, "feed": 0}
+SOUND = {"run_id": "evil", "stage": 0, "shard": 0, "position": 0}
 BOMB = zlib.compress(json.dumps(call(CANARY * 100)).encode() * 1000)
 
 
@@ -84,7 +84,7 @@ def hostile(path):
         "task of Celery": envelope(call(CANARY), task="celery.chain"),
         "task that is no name": envelope(call(CANARY), task=[CANARY]),
         "too few arguments": envelope(call(run_id="evil")),
-        "wrong arguments": envelope(call(**{**SOUND, "stage": CANARY, "feed": -1})),
+        "wrong arguments": envelope(call(**{**SOUND, "stage": CANARY, "position": -1})),
         "a key in place of a run": envelope(call(**{**SOUND, "run_id": f"x:{CANARY}"})),
         "more arguments": envelope(call(**SOUND, text=CANARY)),
         "arguments by place": envelope(call(*SOUND.values())),
@@ -113,8 +113,8 @@ def sound_messages(broker_url):
     """One of each sort, of a run that there is not."""
     with make_app(load_settings(broker_url=broker_url)) as app:
         publisher = Publisher(app)
-        publisher.expand(StageId("evil", 0), [Grant(shard=1, permits=2)])
-        publisher.branches(ShardId("evil", 0, 3), range(40), feed=0)
+        publisher.expand(StageId("evil", 0), [1])
+        publisher.branches(ShardId("evil", 0, 3), range(40))
         publisher.collect(ShardId("evil", 0, 3))
         publisher.aggregate(StageId("evil", 0))
         publisher.close()

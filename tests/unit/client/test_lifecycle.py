@@ -53,7 +53,7 @@ def create(store, spec=SPEC, deadline_at=None):
 
 def enqueue(store, publisher, documents, spec=MANY, how="enqueue"):
     enqueuer = Enqueuer(store, publisher)
-    getattr(enqueuer, how)(RUN, spec, checked_documents(spec, documents), max_workers=None)
+    getattr(enqueuer, how)(RUN, spec, checked_documents(spec, documents))
 
 
 def die_after(documents, count):
@@ -128,7 +128,7 @@ def test_a_resumed_run_has_each_branch_once_as_if_nothing_had_happened(store, pu
     assert store.run(RUN).status is RunStatus.RUNNING
     assert publisher.seals == [("seal", 0, 3)]
     granted = [sent for sent in publisher.sent if sent[0] == "expand"]
-    assert granted == [("expand", 0, 0, 0), ("expand", 0, 1, 0)], "the window's shards, each once"
+    assert granted == [("expand", 0, 0), ("expand", 0, 1)], "the window's shards, each once"
     numbers = [
         chunk.document_index for n in range(3) for chunk in store.shard(ShardId(RUN, 0, n)).chunks
     ]
@@ -171,7 +171,7 @@ def test_two_clients_that_write_the_same_input_in_turns_count_it_once(store, pub
             store.put_shard(ShardId(RUN, 0, store.stage(StageId(RUN, 0)).shards), next(two))
             yield shard
 
-    open_stage(store, publisher, StageId(RUN, 0), in_turns(), max_workers=None)
+    open_stage(store, publisher, StageId(RUN, 0), in_turns())
     assert (store.stage(StageId(RUN, 0)).shards, store.stage(StageId(RUN, 0)).total) == (3, 1400)
 
 
@@ -234,7 +234,7 @@ def test_cancelling_a_paused_run_publishes_what_was_parked(store, publisher):
     store.pause(RUN)
     begin_one(store, BeginRequest(BranchId(RUN, 0, 0, 1), token="a"))
     run_handle(store, publisher).cancel()
-    assert publisher.sent[-1] == ("branch", 0, 0, 1, 0)
+    assert publisher.sent[-1] == ("branch", 0, 0, 1)
 
 
 def test_cancelling_a_run_that_has_ended_does_nothing(store, publisher):
@@ -296,8 +296,8 @@ def test_pausing_and_unpausing_say_whether_they_did_it(store, publisher):
     assert run.status().status is RunStatus.PAUSED
     begin_one(store, BeginRequest(BranchId(RUN, 0, 0, 2), token="a"))
     assert [run.unpause(), run.unpause()] == [True, False]
-    assert publisher.sent[-1] == ("branch", 0, 0, 2, 0)
-    assert publisher.sent.count(("branch", 0, 0, 2, 0)) == 1
+    assert publisher.sent[-1] == ("branch", 0, 0, 2)
+    assert publisher.sent.count(("branch", 0, 0, 2)) == 1
     assert run.status().status is RunStatus.RUNNING
 
 
@@ -308,7 +308,7 @@ def test_unpausing_again_publishes_what_an_unpause_that_died_has_not(store, publ
     begin_one(store, BeginRequest(BranchId(RUN, 0, 0, 2), token="a"))
     store.unpause(RUN)
     assert not run_handle(store, publisher).unpause()
-    assert publisher.sent[-1] == ("branch", 0, 0, 2, 0)
+    assert publisher.sent[-1] == ("branch", 0, 0, 2)
 
 
 # Retrying.
@@ -319,7 +319,7 @@ BAD, SLOW = ErrorKind.BAD_REQUEST, ErrorKind.TIMEOUT
 def ended(store, publisher):
     create(store)
     shards = pack(_chunks(texts(6)), branches_per_chunk=1, max_branches=2)
-    open_stage(store, publisher, StageId(RUN, 0), shards, max_workers=None)
+    open_stage(store, publisher, StageId(RUN, 0), shards)
     finish(store, [(None, BAD), (None, None), (SLOW, BAD)])
     store.end_run(RUN, RunStatus.SUCCEEDED, ended_at=1.0)
     publisher.sent.clear()
@@ -468,7 +468,7 @@ def test_healing_at_once_acts_on_what_it_saw_missing_twice(store, publisher):
     waited = []
     reaper = Reaper(store, publisher, MessageReader(), stall_s=0)
     assert reaper.heal_now(wait=waited.append) == 1
-    assert publisher.sent == [("expand", 0, 0, 0)]
+    assert publisher.sent == [("expand", 0, 0)]
     assert waited, "a message may be on its way"
 
 

@@ -4,7 +4,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fanout.policy.admission import is_draining, plan_permits, shard_window, workers_wanted
+from fanout.policy.admission import (
+    in_play_limit,
+    is_draining,
+    shard_window,
+    turns_of,
+    workers_wanted,
+)
 
 
 @pytest.mark.parametrize(
@@ -15,24 +21,16 @@ def test_the_window_holds_three_times_what_the_workers_can(concurrency, window):
     assert shard_window(concurrency) == window
 
 
-@given(max_workers=st.integers(1, 20_000), shards=st.none() | st.integers(1, 500))
-def test_lanes_fill_max_workers_and_no_more_shards_than_there_are(max_workers, shards):
-    permits = plan_permits(max_workers=max_workers, shards=shards)
-    assert permits.cap == max_workers
-    assert 1 <= permits.window <= (shards or 64)
-    assert permits.window * permits.per_shard >= max_workers, "the cap can be reached"
-    assert (permits.window - 1) * permits.per_shard < max_workers, (
-        "no shard is left without a permit"
-    )
+@given(max_workers=st.integers(1, 20_000))
+def test_the_next_branches_of_a_capped_run_are_there_before_the_last_have_ended(max_workers):
+    assert 2 * max_workers <= in_play_limit(max_workers) <= 2 * max_workers + 100
 
 
 @pytest.mark.parametrize(
-    ("max_workers", "shards", "window", "per_shard"),
-    [(1, None, 1, 1), (4, None, 2, 2), (4, 1, 1, 4), (200, None, 4, 50), (200, 2, 2, 100)],
+    ("priority", "turns"), [(0.01, 1), (0.25, 1), (0.5, 2), (1, 4), (4, 16), (16, 64)]
 )
-def test_how_max_workers_is_spread(max_workers, shards, window, per_shard):
-    permits = plan_permits(max_workers=max_workers, shards=shards)
-    assert (permits.window, permits.per_shard) == (window, per_shard)
+def test_a_priority_is_a_number_of_turns(priority, turns):
+    assert turns_of(priority) == turns
 
 
 @pytest.mark.parametrize(

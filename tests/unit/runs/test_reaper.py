@@ -25,7 +25,7 @@ class Fleet:
         shard = Shard(first=0, count=count, first_chunk=0, chunks=chunks)
         self.store.put_shard(ShardId(RUN, 0, 0), shard)
         self.store.open_shards(StageId(RUN, 0), window=2)
-        self.store.start_shard(ShardId(RUN, 0, 0), published=count)
+        self.store.start_shard(ShardId(RUN, 0, 0))
         self.store.seal_stage(StageId(RUN, 0))
         self.store.set_status(RUN, RunStatus.RUNNING, stage=0)
         self.publisher = Publisher()
@@ -77,7 +77,7 @@ def test_a_run_that_the_reaper_deletes_at_the_same_time_is_deleted(fleet):
 def test_a_lost_message_is_published_again_and_no_other(fleet):
     fleet.messages.ids = {f"{RUN}/0/0/1"}
     fleet.end(0)
-    assert fleet.pass_time(25) == [("branch", 0, 0, 2, 0)]
+    assert fleet.pass_time(25) == [("branch", 0, 0, 2)]
 
 
 def test_nothing_is_done_about_what_was_seen_missing_once(fleet):
@@ -115,13 +115,13 @@ def test_a_root_callback_that_never_ran_is_published(fleet):
 
 def test_a_shard_that_nobody_knows_to_be_open_is_taken_back(fleet):
     fleet.store.open_shards(StageId(RUN, 0), window=2, finished=0)
-    assert fleet.pass_time(60) == [("branch", 0, 0, position, 0) for position in range(3)]
+    assert fleet.pass_time(60) == [("branch", 0, 0, position) for position in range(3)]
 
 
 def test_what_is_lost_again_and_again_is_recorded_and_the_run_goes_on(fleet):
     fleet.end(0)
     sent = fleet.pass_time(600)
-    assert sent.count(("branch", 0, 0, 1, 0)) == MAX_HEALS
+    assert sent.count(("branch", 0, 0, 1)) == MAX_HEALS
     assert ("collect", 0, 0) in sent
     assert fleet.store.stage(StageId(RUN, 0)).errors == {ErrorKind.LOST: 2}
 
@@ -138,7 +138,7 @@ def test_a_paused_run_is_left_alone_until_it_goes_on(fleet):
     fleet.store.pause(RUN)
     assert fleet.pass_time(300) == []
     fleet.store.unpause(RUN)
-    assert fleet.pass_time(25) == [("branch", 0, 0, position, 0) for position in range(3)]
+    assert fleet.pass_time(25) == [("branch", 0, 0, position) for position in range(3)]
 
 
 def test_a_paused_run_whose_deadline_passes_goes_on_so_that_it_ends():
@@ -152,7 +152,7 @@ def test_a_paused_run_whose_deadline_passes_goes_on_so_that_it_ends():
     fleet.reaper = Reaper(
         fleet.store, fleet.publisher, fleet.messages, stall_s=15, clock=fleet.clock
     )
-    assert fleet.pass_time(25) == [("expand", 0, 0, 0)]
+    assert fleet.pass_time(25) == [("expand", 0, 0)]
 
 
 def test_a_paused_aggregate_is_left_alone_at_any_deadline():
@@ -162,7 +162,7 @@ def test_a_paused_aggregate_is_left_alone_at_any_deadline():
     fleet.store.seal_stage(StageId(RUN, 0))
     fleet.store.put_shard(ShardId(RUN, 1, 0), Shard(first=0, count=1, first_chunk=0, chunks=[]))
     fleet.store.open_shards(StageId(RUN, 1), window=1)
-    fleet.store.start_shard(ShardId(RUN, 1, 0), published=1)
+    fleet.store.start_shard(ShardId(RUN, 1, 0))
     fleet.store.seal_stage(StageId(RUN, 1))
     fleet.store.set_status(RUN, RunStatus.REDUCING, stage=1)
     fleet.store.pause(RUN)
@@ -172,7 +172,7 @@ def test_a_paused_aggregate_is_left_alone_at_any_deadline():
     assert fleet.pass_time(600) == []
     assert fleet.store.stage(StageId(RUN, 1)).errors == {}
     fleet.store.unpause(RUN)
-    assert fleet.pass_time(25) == [("branch", 1, 0, 0, 0)]
+    assert fleet.pass_time(25) == [("branch", 1, 0, 0)]
 
 
 def test_a_run_that_has_ended_costs_nothing(fleet):

@@ -13,8 +13,7 @@ from fanout.core.ids import BranchId, ShardId, StageId
 from fanout.core.latency import Latency, bucket_of
 from fanout.core.rate_limits import LimitState, Rates
 from fanout.core.records import ErrorKind, Outcome, RunStatus, Shard, Usage
-from fanout.core.state import ParkedBranch, SealReply
-from fanout.policy.admission import Permits
+from fanout.core.state import SealReply
 from fanout.policy.outages import FIRST_PROBE_S, BreakerReply
 from fanout.stores import (
     BeginReply,
@@ -163,9 +162,9 @@ def test_an_unknown_run_takes_no_shard_and_no_seal(store):
 def test_the_window_bounds_the_shards_in_flight(store, run):
     for number in range(4):
         store.put_shard(ShardId(run, 0, number), make_shard())
-    assert [grant.shard for grant in store.open_shards(StageId(run, 0), window=2)] == [0, 1]
+    assert store.open_shards(StageId(run, 0), window=2) == [0, 1]
     assert store.open_shards(StageId(run, 0), window=2) == []
-    assert [g.shard for g in store.open_shards(StageId(run, 0), window=2, finished=1)] == [2]
+    assert store.open_shards(StageId(run, 0), window=2, finished=1) == [2]
     assert store.open_shards(StageId(run, 0), window=2, finished=1) == [], (
         "closing twice frees one place"
     )
@@ -175,17 +174,7 @@ def test_a_wider_window_opens_more(store, run):
     for number in range(4):
         store.put_shard(ShardId(run, 0, number), make_shard())
     store.open_shards(StageId(run, 0), window=1)
-    assert [grant.shard for grant in store.open_shards(StageId(run, 0), window=3)] == [1, 2]
-
-
-def test_max_workers_is_spread_over_shards_and_never_exceeded(store, run):
-    store.set_permits(StageId(run, 0), Permits(window=2, per_shard=3, cap=5))
-    for number in range(4):
-        store.put_shard(ShardId(run, 0, number), make_shard())
-    grants = store.open_shards(StageId(run, 0), window=50)
-    assert [(grant.shard, grant.permits) for grant in grants] == [(0, 3), (1, 2)]
-    grants = store.open_shards(StageId(run, 0), window=50, finished=0)
-    assert [(grant.shard, grant.permits) for grant in grants] == [(2, 3)]
+    assert store.open_shards(StageId(run, 0), window=3) == [1, 2]
 
 
 def test_a_branch_may_begin_and_its_deliveries_are_counted(store, run):
@@ -420,7 +409,7 @@ def test_shards_without_all_their_outcomes_are_incomplete_and_can_be_adopted(sto
     record_one(store, RecordRequest(BranchId(run, 0, 1, 0), ok(1)))
     assert store.incomplete(StageId(run, 0)) == [2]
     store.adopt(StageId(run, 0), [2])
-    assert store.progress(StageId(run, 0)).open == {2: 0}
+    assert store.progress(StageId(run, 0)).open == {2}
 
 
 def test_a_paused_run_parks_its_branches_until_it_goes_on(store, run):
@@ -428,18 +417,12 @@ def test_a_paused_run_parks_its_branches_until_it_goes_on(store, run):
     assert store.pause(run)
     assert not store.pause(run), "it is paused already"
     assert store.run(run).status is RunStatus.PAUSED
-    assert (
-        begin_one(store, BeginRequest(BranchId(run, 0, 0, 1), token="a", feed=3)).verdict
-        == "paused"
-    )
-    assert (
-        begin_one(store, BeginRequest(BranchId(run, 0, 0, 1), token="b", feed=3)).verdict
-        == "paused"
-    )
+    assert begin_one(store, BeginRequest(BranchId(run, 0, 0, 1), token="a")).verdict == "paused"
+    assert begin_one(store, BeginRequest(BranchId(run, 0, 0, 1), token="b")).verdict == "paused"
     assert store.unpause(run)
     assert not store.unpause(run)
     assert store.run(run).status is RunStatus.ENQUEUING
-    assert store.take_parked(run) == [ParkedBranch(branch_id=BranchId(RUN, 0, 0, 1), feed=3)]
+    assert store.take_parked(run) == [BranchId(RUN, 0, 0, 1)]
     assert store.take_parked(run) == []
     assert begin_one(store, BeginRequest(BranchId(run, 0, 0, 1), token="c")).deliveries == 1
 
@@ -486,7 +469,7 @@ def test_the_progress_of_a_stage_changes_when_a_branch_begins_or_ends(store, run
         store.put_shard(ShardId(run, 0, number), make_shard())
     store.open_shards(StageId(run, 0), window=2)
     first = store.progress(StageId(run, 0))
-    assert (first.written, first.opened, first.sealed, first.open) == (3, 2, False, {0: 0, 1: 0})
+    assert (first.written, first.opened, first.sealed, first.open) == (3, 2, False, {0, 1})
     begin_one(store, BeginRequest(BranchId(run, 0, 0, 1), token="a"))
     second = store.progress(StageId(run, 0))
     record_one(store, RecordRequest(BranchId(run, 0, 0, 1), ok(1)))
@@ -498,13 +481,13 @@ def test_the_progress_of_a_stage_changes_when_a_branch_begins_or_ends(store, run
 def test_the_state_of_a_shard_says_what_was_published_and_what_has_ended(store, run):
     store.put_shard(ShardId(run, 0, 0), Shard(first=7, count=3, first_chunk=0, chunks=[]))
     state = store.shard_state(ShardId(run, 0, 0))
-    assert (state.first, state.count, state.published, state.ended) == (7, 3, None, frozenset())
-    assert store.start_shard(ShardId(run, 0, 0), published=2)
-    assert not store.start_shard(ShardId(run, 0, 0), published=3), "the first stands"
+    assert (state.first, state.count, state.published, state.ended) == (7, 3, False, frozenset())
+    assert store.start_shard(ShardId(run, 0, 0))
+    assert not store.start_shard(ShardId(run, 0, 0)), "the first stands"
     record_one(store, RecordRequest(BranchId(run, 0, 0, 1), ok(1)))
     store.healed(ShardId(run, 0, 0))
     state = store.shard_state(ShardId(run, 0, 0))
-    assert (state.published, state.ended, state.heals) == (2, frozenset({1}), 1)
+    assert (state.published, state.ended, state.heals) == (True, frozenset({1}), 1)
     store.compact(ShardId(run, 0, 0), store.outcomes(ShardId(run, 0, 0)))
     assert store.shard_state(ShardId(run, 0, 0)).finished
     assert store.indices(ShardId(run, 0, 0)) == range(7, 10)
@@ -610,55 +593,6 @@ def test_calls_of_unknown_usage_make_the_sum_unknown_and_branches_without_calls_
     assert store.stage(StageId(run, 0)).usage == known
     record_one(store, RecordRequest(BranchId(run, 0, 0, 2), failed(2)))
     assert store.stage(StageId(run, 0)).usage == Usage(calls=3)
-
-
-def test_a_fed_shard_hands_out_each_further_position_once(store, run):
-    store.put_shard(ShardId(run, 0, 0), make_shard(4))
-    store.start_shard(ShardId(run, 0, 0), published=2)
-    assert record_one(store, RecordRequest(BranchId(run, 0, 0, 0), ok(0), feed=4)).next == 2
-    assert record_one(store, RecordRequest(BranchId(run, 0, 0, 0), ok(0), feed=4)).next is None, (
-        "a second delivery feeds none"
-    )
-    assert record_one(store, RecordRequest(BranchId(run, 0, 0, 1), ok(1), feed=4)).next == 3
-    assert record_one(store, RecordRequest(BranchId(run, 0, 0, 2), ok(2), feed=4)).next is None
-    assert record_one(store, RecordRequest(BranchId(run, 0, 0, 3), ok(3), feed=4)).next is None
-
-
-def test_what_a_retry_has_kept_is_not_handed_out(store, run):
-    store.put_shard(ShardId(run, 0, 0), make_shard(6))
-    for position in (1, 3, 4):
-        record_one(store, RecordRequest(BranchId(run, 0, 0, position), ok(position)))
-    store.start_shard(ShardId(run, 0, 0), published=1)
-    assert record_one(store, RecordRequest(BranchId(run, 0, 0, 0), ok(0), feed=6)).next == 2
-    assert record_one(store, RecordRequest(BranchId(run, 0, 0, 2), ok(2), feed=6)).next == 5
-    assert record_one(store, RecordRequest(BranchId(run, 0, 0, 5), ok(5), feed=6)).next is None
-
-
-def test_what_is_published_anew_is_not_handed_out_as_well(store, run):
-    store.put_shard(ShardId(run, 0, 0), make_shard(6))
-    store.start_shard(ShardId(run, 0, 0), published=1)
-    store.advance_shard(ShardId(run, 0, 0), published=4)
-    store.advance_shard(ShardId(run, 0, 0), published=2)
-    assert store.shard_state(ShardId(run, 0, 0)).published == 4, "it only rises"
-    assert record_one(store, RecordRequest(BranchId(run, 0, 0, 0), ok(0), feed=6)).next == 4
-
-
-def test_no_more_lanes_are_given_than_there_are_to_shards_that_are_taken_back(store, run):
-    for number in range(4):
-        store.put_shard(ShardId(run, 0, number), make_shard())
-    store.set_permits(StageId(run, 0), Permits(window=2, per_shard=2, cap=3))
-    store.adopt(StageId(run, 0), range(4))
-    assert store.progress(StageId(run, 0)).open == {0: 2, 1: 1}
-    store.adopt(StageId(run, 0), range(4))
-    assert store.progress(StageId(run, 0)).open == {0: 2, 1: 1}
-
-
-def test_starting_a_fed_shard_again_hands_out_nothing_twice(store, run):
-    store.put_shard(ShardId(run, 0, 0), make_shard(4))
-    store.start_shard(ShardId(run, 0, 0), published=1)
-    record_one(store, RecordRequest(BranchId(run, 0, 0, 0), ok(0), feed=4))
-    store.start_shard(ShardId(run, 0, 0), published=1)
-    assert record_one(store, RecordRequest(BranchId(run, 0, 0, 1), ok(1), feed=4)).next == 2
 
 
 def test_missing_outcomes_are_filled_and_present_ones_kept(store, run):
@@ -795,11 +729,18 @@ def test_the_window_of_a_stage_says_what_is_open_and_what_waits(store, run):
     assert store.stage_load(StageId(run, 0)) == StageLoad()
     for number in range(3):
         store.put_shard(ShardId(run, 0, number), make_shard())
-    store.set_permits(StageId(run, 0), Permits(window=2, per_shard=2, cap=4))
-    store.open_shards(StageId(run, 0), window=9)
-    assert store.stage_load(StageId(run, 0)) == StageLoad(
-        open=2, waiting=1, permits_used=4, permits_limit=4
-    )
+    store.open_shards(StageId(run, 0), window=2)
+    assert store.stage_load(StageId(run, 0)) == StageLoad(open=2, waiting=1)
+
+
+def test_the_load_of_a_run_with_max_workers_says_how_many_permits_are_used(store):
+    store.create_run(RUN, spec="{}", created_at=1.0, max_workers=4)
+    for process, wanted in (("a", 1), ("b", 9)):
+        store.share_permits(
+            RUN, process=process, dies_after_s=9, max_workers=4, has=0, wanted=wanted
+        )
+    load = store.stage_load(StageId(RUN, 0))
+    assert (load.permits_used, load.permits_limit) == (4, 4)
 
 
 PER_SECOND = Rates(requests_per_minute=60)
@@ -928,7 +869,7 @@ def test_a_run_that_has_ended_can_be_reopened_once(store, run):
     assert store.stage(StageId(run, 1)).usage.calls == 1, "what was consumed stays counted"
     with pytest.raises(UnknownRunError):
         store.shard(ShardId(run, 1, 0))
-    assert [grant.shard for grant in store.open_shards(StageId(run, 0), window=2)] == [0]
+    assert store.open_shards(StageId(run, 0), window=2) == [0]
 
 
 def test_a_finished_shard_can_be_taken_back_to_what_is_kept(store, run):
@@ -989,8 +930,8 @@ LATE = {
     "unpause": (lambda s: s.unpause(RUN), False),
     "reopen_run": (lambda s: s.reopen_run(RUN, retry=frozenset({ErrorKind.TIMEOUT})), False),
     "put_shard": (lambda s: s.put_shard(ShardId(RUN, 0, 2), make_shard()), UnknownRunError),
-    "set_permits": (
-        lambda s: s.set_permits(StageId(RUN, 1), Permits(window=2, per_shard=3, cap=5)),
+    "share_permits": (
+        lambda s: s.share_permits(RUN, process="p", dies_after_s=9, max_workers=3, has=0, wanted=1),
         UnknownRunError,
     ),
     "seal_stage": (lambda s: s.seal_stage(StageId(RUN, 0)), UnknownRunError),
@@ -999,11 +940,10 @@ LATE = {
         UnknownRunError,
     ),
     "open_shards as one drains": (
-        lambda s: s.open_shards(StageId(RUN, 0), window=9, draining=(0, 1)),
+        lambda s: s.open_shards(StageId(RUN, 0), window=9, draining=0),
         UnknownRunError,
     ),
-    "start_shard": (lambda s: s.start_shard(ShardId(RUN, 0, 0), published=3), UnknownRunError),
-    "advance_shard": (lambda s: s.advance_shard(ShardId(RUN, 0, 0), published=3), UnknownRunError),
+    "start_shard": (lambda s: s.start_shard(ShardId(RUN, 0, 0)), UnknownRunError),
     "adopt": (lambda s: s.adopt(StageId(RUN, 0), [0, 1]), UnknownRunError),
     "healed": (lambda s: s.healed(StageId(RUN, 0)), UnknownRunError),
     "healed a shard": (lambda s: s.healed(ShardId(RUN, 0, 0)), UnknownRunError),
@@ -1021,8 +961,7 @@ LATE = {
     "release_claim": (lambda s: s.release_claim(BranchId(RUN, 0, 0, 0), token="t"), None),
     "record_all": (
         lambda s: [
-            each.first
-            for each in s.record_all([RecordRequest(BranchId(RUN, 0, 1, 0), failed(), feed=3)])
+            each.first for each in s.record_all([RecordRequest(BranchId(RUN, 0, 1, 0), failed())])
         ],
         [False],
     ),
@@ -1072,7 +1011,7 @@ def test_what_comes_after_a_deletion_or_during_it_writes_nothing(store, run, tmp
     for number in range(2):
         store.put_shard(ShardId(run, 0, number), make_shard(3, 3 * number))
     store.open_shards(StageId(run, 0), window=1)
-    store.start_shard(ShardId(run, 0, 0), published=3)
+    store.start_shard(ShardId(run, 0, 0))
     begin_one(store, BeginRequest(BranchId(run, 0, 0, 0), token="t"))
     record_one(store, RecordRequest(BranchId(run, 0, 0, 0), ok()))
     totals = store.totals()
@@ -1110,13 +1049,13 @@ def test_every_key_of_a_run_expires(broker_url):
     store.create_run(RUN, spec="{}", created_at=1.0)
     store.put_shard(ShardId(RUN, 0, 0), make_shard())
     store.open_shards(StageId(RUN, 0), window=2)
-    store.start_shard(ShardId(RUN, 0, 0), published=1)
+    store.start_shard(ShardId(RUN, 0, 0))
     begin_one(store, BeginRequest(BranchId(RUN, 0, 0, 0), token="t"))
     record_one(store, RecordRequest(BranchId(RUN, 0, 0, 0), ok()))
     store.put_result(RUN, b"x")
     store.compact(ShardId(RUN, 0, 0), {0: ok()})
     store.reopen_shard(ShardId(RUN, 0, 1), kept={0: ok()}, dropped=[])
-    store.set_permits(StageId(RUN, 1), Permits(window=2, per_shard=3, cap=5))
+    store.share_permits(RUN, process="p", dies_after_s=9, max_workers=3, has=0, wanted=1)
     store.healed(StageId(RUN, 2))
     store.healed(ShardId(RUN, 2, 0))
     keys = set(client.keys("*")) - OF_THE_FLEET
@@ -1299,18 +1238,17 @@ def test_outcomes_that_are_written_together_count_as_if_written_one_by_one(store
         store.put_shard(ShardId(run, 0, number), make_shard(first=3 * number))
     ends = [
         RecordRequest(
-            BranchId(run, 0, 0, 0), ok(0, input_tokens=10, output_tokens=2, cost_usd=0.1), feed=4
+            BranchId(run, 0, 0, 0), ok(0, input_tokens=10, output_tokens=2, cost_usd=0.1)
         ),
         RecordRequest(BranchId(run, 0, 1, 0), ok(3, input_tokens=1, output_tokens=1, cost_usd=0.2)),
-        RecordRequest(BranchId(run, 0, 0, 1), failed(1, ErrorKind.AUTH), feed=4),
-        RecordRequest(BranchId(run, 0, 0, 0), failed(0), feed=4),
-        RecordRequest(BranchId(run, 0, 0, 2), ok(2), feed=4),
+        RecordRequest(BranchId(run, 0, 0, 1), failed(1, ErrorKind.AUTH)),
+        RecordRequest(BranchId(run, 0, 0, 0), failed(0)),
+        RecordRequest(BranchId(run, 0, 0, 2), ok(2)),
         RecordRequest(BranchId("unknown", 0, 0, 0), ok(0)),
     ]
-    store.start_shard(ShardId(run, 0, 0), published=2)
+    store.start_shard(ShardId(run, 0, 0))
     recorded = store.record_all(ends)
     assert [each.first for each in recorded] == [True, True, True, False, True, False]
-    assert [each.next for each in recorded] == [2, None, 3, None, None, None]
     record = store.stage(StageId(run, 0))
     assert (record.succeeded, record.failed, record.errors) == (3, 1, {ErrorKind.AUTH: 1})
     assert record.usage.input_tokens is None, "one of them is not known"
@@ -1332,49 +1270,28 @@ def test_more_than_one_step_may_carry_are_all_written(store, run):
 def test_a_shard_that_drains_makes_room_for_another_until_very_many_are_open(store, run):
     for number in range(40):
         store.put_shard(ShardId(run, 0, number), make_shard(first=3 * number))
-    assert [grant.shard for grant in store.open_shards(StageId(run, 0), window=2)] == [0, 1]
-    assert [g.shard for g in store.open_shards(StageId(run, 0), window=2, draining=(0, 1))] == [2]
-    assert store.open_shards(StageId(run, 0), window=2, draining=(0, 1)) == [], "once"
+    assert store.open_shards(StageId(run, 0), window=2) == [0, 1]
+    assert store.open_shards(StageId(run, 0), window=2, draining=0) == [2]
+    assert store.open_shards(StageId(run, 0), window=2, draining=0) == [], "once"
     assert store.open_shards(StageId(run, 0), window=2, finished=0) == [], "its place is taken"
-    assert store.open_shards(StageId(run, 0), window=2, draining=(0, 1)) == [], "it is over"
+    assert store.open_shards(StageId(run, 0), window=2, draining=0) == [], "it is over"
     opened = [
-        g.shard
+        shard
         for n in range(1, 40)
-        for g in store.open_shards(StageId(run, 0), window=2, draining=(n, 1))
+        for shard in store.open_shards(StageId(run, 0), window=2, draining=n)
     ]
     assert opened == list(range(3, 17)), "sixteen are open: eight windows"
-    assert [g.shard for g in store.open_shards(StageId(run, 0), window=2, finished=5)] == [17]
-
-
-def test_a_shard_that_drains_gives_its_lanes_to_others_and_takes_none_back(store, run):
-    for number in range(4):
-        store.put_shard(ShardId(run, 0, number), make_shard(20, first=20 * number))
-    store.set_permits(StageId(run, 0), Permits(window=2, per_shard=5, cap=10))
-
-    def opened(**news):
-        return [
-            (each.shard, each.permits)
-            for each in store.open_shards(StageId(run, 0), window=9, **news)
-        ]
-
-    assert opened() == [(0, 5), (1, 5)]
-    assert opened(draining=(0, 2)) == [(2, 3)]
-    assert store.stage_load(StageId(run, 0)).permits_used == 10
-    assert opened(draining=(0, 4)) == [], "an older word of it"
-    assert store.stage_load(StageId(run, 0)).permits_used == 10
-    assert opened(finished=0) == []
-    assert store.stage_load(StageId(run, 0)).permits_used == 8
-    assert opened(draining=(1, 5)) == [(3, 2)]
+    assert store.open_shards(StageId(run, 0), window=2, finished=5) == [17]
 
 
 def test_a_retry_begins_with_no_shard_that_drains(store, run):
     for number in range(3):
         store.put_shard(ShardId(run, 0, number), make_shard(first=3 * number))
     store.open_shards(StageId(run, 0), window=1)
-    store.open_shards(StageId(run, 0), window=1, draining=(0, 1))
+    store.open_shards(StageId(run, 0), window=1, draining=0)
     store.end_run(run, RunStatus.FAILED, ended_at=5.0)
     assert store.reopen_run(run, retry=frozenset({ErrorKind.TIMEOUT}))
-    assert [grant.shard for grant in store.open_shards(StageId(run, 0), window=1)] == [0]
+    assert store.open_shards(StageId(run, 0), window=1) == [0]
 
 
 def test_each_outcome_says_how_many_of_its_shard_have_ended(store, run):

@@ -108,8 +108,7 @@ def test_a_run_has_places_by_its_weight(weight, share):
         large = fleet.calls(one, "large", 100, None, call_s=0.01)
         await asyncio.sleep(0)
         small = fleet.calls(one, "small", 50, None, call_s=0.01, weight=weight)
-        while fleet.done[id(one)] < 80:
-            await asyncio.sleep(0.001)
+        await asyncio.gather(*large[:60])
         assert fleet.most["small"] == share
         await asyncio.gather(*large, *small)
 

@@ -86,7 +86,7 @@ def test_a_begin_that_nobody_waits_for_is_taken_back(threads, refusals):
 
     steps = object.__new__(BranchSteps)
     steps.releases, steps.threads = ClaimReleases(release_claim), threads
-    start = BeginRequest(BranchId("r1", 0, 3, 59), token="t1", holder="me", lasts_s=60, feed=0)
+    start = BeginRequest(BranchId("r1", 0, 3, 59), token="t1", holder="me", lasts_s=60)
     steps._release_abandoned(start)
     # What is refused is done with a later beat of the worker.
     while not taken_back.wait(0.01):

@@ -49,7 +49,7 @@ class Engine(FakeContext):
 
     publisher: Queue
 
-    def __init__(self, texts, *, max_workers, shard, **fields):
+    def __init__(self, texts, *, shard, **fields):
         super().__init__(publisher=Queue(), retries={"max_attempts": 1}, **fields)
         self.server = self.store._redis
         self.clock = Clock()
@@ -58,7 +58,7 @@ class Engine(FakeContext):
         )
         chunks = [Chunk(text=t, document=t, document_index=i) for i, t in enumerate(texts)]
         shards = pack(chunks, branches_per_chunk=1, max_branches=shard)
-        open_stage(self.store, self.publisher, StageId(RUN, 0), shards, max_workers=max_workers)
+        open_stage(self.store, self.publisher, StageId(RUN, 0), shards)
 
     @property
     def run(self):
@@ -79,16 +79,15 @@ class Engine(FakeContext):
         with suppress(TooEarlyError):
             match what:
                 case "expand":
-                    shard, permits = ids
-                    expand(self, ShardId(RUN, stage, shard), permits)
+                    expand(self, ShardId(RUN, stage, *ids))
                 case "chord":
-                    shard, _, positions, feed = ids
-                    self.publisher.branches(ShardId(RUN, stage, shard), positions, feed=feed)
+                    shard, positions = ids
+                    self.publisher.branches(ShardId(RUN, stage, shard), positions)
                 case "branch":
-                    shard, position, feed = ids
+                    shard, position = ids
                     shard_id = ShardId(RUN, stage, shard)
                     with suppress(BranchFailed):
-                        run_branch(self, shard_id.branch(position), feed)
+                        run_branch(self, shard_id.branch(position))
                     if len(self.store.outcomes(shard_id)) == len(self.store.indices(shard_id)):
                         self.publisher.collect(shard_id)
                 case "collect":
@@ -112,10 +111,9 @@ def failing(*texts):
 
 
 @pytest.mark.parametrize("shard", [20, 7])
-@pytest.mark.parametrize("max_workers", [None, 1, 4, 20])
 @pytest.mark.parametrize("failed", [["10"], ["0", "19"], ["3", "4", "5", "6"]])
-def test_a_retry_ends_without_a_reaper_and_calls_only_what_had_failed(max_workers, shard, failed):
-    engine = Engine([str(i) for i in range(20)], max_workers=max_workers, shard=shard)
+def test_a_retry_ends_without_a_reaper_and_calls_only_what_had_failed(shard, failed):
+    engine = Engine([str(i) for i in range(20)], shard=shard)
     engine.told = failing(*failed)
     engine.work()
     assert engine.store.stage(StageId(RUN, 0)).failed == len(failed)
@@ -135,8 +133,7 @@ def test_a_retry_ends_without_a_reaper_and_calls_only_what_had_failed(max_worker
 def test_a_run_ends_from_any_state_of_its_counters_and_with_messages_lost(data):
     count = data.draw(st.integers(1, 12))
     size = data.draw(st.integers(1, 12))
-    max_workers = data.draw(st.none() | st.integers(1, 14))
-    engine = Engine([str(i) for i in range(count)], max_workers=max_workers, shard=size)
+    engine = Engine([str(i) for i in range(count)], shard=size)
     engine.told = failing(*data.draw(st.sets(st.sampled_from([str(i) for i in range(count)]))))
     is_retry = data.draw(st.booleans())
     if is_retry:
@@ -167,7 +164,7 @@ def test_a_run_ends_from_any_state_of_its_counters_and_with_messages_lost(data):
 
 @pytest.mark.parametrize("lost", [range(1), range(1, 4), range(2, 9)])
 def test_a_chain_that_broke_goes_on_with_as_many_in_flight_as_before(lost):
-    engine = Engine([str(i) for i in range(30)], max_workers=4, shard=30)
+    engine = Engine([str(i) for i in range(30)], shard=30)
     engine.publisher.lost.extend(at in lost for at in range(60))
     engine.work()
     engine.require_complete()
@@ -175,7 +172,7 @@ def test_a_chain_that_broke_goes_on_with_as_many_in_flight_as_before(lost):
 
 
 def test_a_stage_whose_records_are_gone_fails_and_says_so():
-    engine = Engine(["a", "b"], max_workers=None, shard=9)
+    engine = Engine(["a", "b"], shard=9)
     engine.publisher.sent.clear()
     engine.server.delete(*engine.server.keys(f"fanout:run:{RUN}:s0*"))
     engine.work()

@@ -76,7 +76,7 @@ def test_secrets_are_masked_wherever_they_are():
 
 
 def test_arguments_are_shown_by_name_and_without_what_is_internal():
-    kwargs = "{'run_id': 'r1', 'stage': 0, 'shard': 3, 'position': 17, 'feed': 0}"
+    kwargs = "{'run_id': 'r1', 'stage': 0, 'shard': 3, 'position': 17}"
     task = readable(SimpleNamespace(kwargs=kwargs))
     assert task.kwargs == "run_id=r1 stage=0 shard=3 position=17"
 

@@ -26,7 +26,9 @@ def pool(monkeypatch):
     branches = SimpleNamespace(
         threads=threads, linger_s=lambda: 0.0, progress=BranchTracker(step_s=60)
     )
-    context = SimpleNamespace(loop=LoopThread(), branches=branches)
+    context = SimpleNamespace(
+        loop=LoopThread(), branches=branches, admission=SimpleNamespace(places=None)
+    )
     pool = AsyncioPool(1, app=SimpleNamespace(context=context, owns_process=False))
     pool.on_start()
     pool.register_with_event_loop(SimpleNamespace(call_soon=lambda step, *args: step(*args)))
@@ -38,7 +40,7 @@ def pool(monkeypatch):
 def branch_request():
     request = object.__new__(BranchRequest)
     request._request_dict = {"properties": {"delivery_tag": "a"}}
-    request._kwargs = {"run_id": "r1", "stage": 0, "shard": 0, "position": 1, "feed": 0}
+    request._kwargs = {"run_id": "r1", "stage": 0, "shard": 0, "position": 1}
     request.on_accepted = None
     return request
 

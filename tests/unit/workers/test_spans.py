@@ -184,8 +184,8 @@ def test_a_span_says_how_a_branch_ended_and_when():
 def test_a_branch_that_is_delivered_again_has_one_span():
     context = Traced()
     context.write(["a"])
-    run_branch(context, BranchId(RUN, 0, 0, 0), 0)
-    run_branch(context, BranchId(RUN, 0, 0, 0), 0)
+    run_branch(context, BranchId(RUN, 0, 0, 0))
+    run_branch(context, BranchId(RUN, 0, 0, 0))
     assert len(named(context.spans, "fanout.branch")) == 1
 
 
@@ -198,14 +198,14 @@ def test_a_branch_whose_outcome_was_not_the_first_has_no_span():
         return "too late"
 
     context.told = told
-    run_branch(context, BranchId(RUN, 0, 0, 0), 0)
+    run_branch(context, BranchId(RUN, 0, 0, 0))
     assert context.spans == ()
 
 
 def test_a_shard_that_is_collected_again_has_one_span():
     context = Traced()
     context.write(["a"])
-    run_branch(context, BranchId(RUN, 0, 0, 0), 0)
+    run_branch(context, BranchId(RUN, 0, 0, 0))
     collect(context, [], ShardId(RUN, 0, 0))
     collect(context, [], ShardId(RUN, 0, 0))
     assert len(named(context.spans, "fanout.shard")) == 1
@@ -216,7 +216,7 @@ def test_a_branch_whose_call_was_stopped_says_so():
     context.write(["a"])
     context.models.in_flight.stop = StopReason.HALTED
     with pytest.raises(Exception, match="cancelled"):
-        run_branch(context, BranchId(RUN, 0, 0, 0), 0)
+        run_branch(context, BranchId(RUN, 0, 0, 0))
     assert [word(span) for span in context.spans] == ["branch cancelled"]
 
 
@@ -230,7 +230,7 @@ def test_a_retry_is_a_trace_of_its_own_that_names_the_first():
     context.store.reopen_run(RUN, retry=frozenset({ErrorKind.INTERNAL}))
     # A worker looks again after some seconds.
     context.telemetry = context.another()
-    expand(context, ShardId(RUN, 0, 0), permits=0)
+    expand(context, ShardId(RUN, 0, 0))
     context.process()
     ((run, ((_, branches),)),) = context.tree()
     assert (run, len(branches)) == ("run ok", 1)

@@ -29,25 +29,8 @@ def outcome(index=0):
 def test_expand_publishes_a_whole_shard():
     context = FakeContext()
     context.write(["a", "b", "c"])
-    expand(context, ShardId(RUN, 0, 0), permits=0)
-    assert context.publisher.sent == [("chord", 0, 0, 3, [0, 1, 2], 0)]
-
-
-@pytest.mark.parametrize(("permits", "published", "feed"), [(2, 2, 3), (3, 3, 0), (9, 3, 0)])
-def test_expand_publishes_as_many_branches_as_it_has_lanes(permits, published, feed):
-    context = FakeContext()
-    context.write(["a", "b", "c"])
-    expand(context, ShardId(RUN, 0, 0), permits=permits)
-    assert context.publisher.sent == [("chord", 0, 0, 3, list(range(published)), feed)]
-
-
-def test_a_branch_that_ends_publishes_the_next_of_its_shard():
-    context = FakeContext()
-    context.write(["a", "b", "c"])
-    expand(context, ShardId(RUN, 0, 0), permits=1)
-    for position in range(3):
-        run_branch(context, BranchId(RUN, 0, 0, position), 3)
-    assert context.publisher.sent[1:] == [("branch", 0, 0, 1, 3), ("branch", 0, 0, 2, 3)]
+    expand(context, ShardId(RUN, 0, 0))
+    assert context.publisher.sent == [("chord", 0, 0, [0, 1, 2])]
 
 
 def test_further_shards_are_published_when_few_branches_are_left_of_one():
@@ -55,16 +38,16 @@ def test_further_shards_are_published_when_few_branches_are_left_of_one():
     context.write([str(i) for i in range(48)], max_branches=16)
     context.publisher.expand(StageId(RUN, 0), context.store.open_shards(StageId(RUN, 0), window=2))
     for position in range(12):
-        assert context.publisher.sent == [("expand", 0, 0, 0), ("expand", 0, 1, 0)]
-        run_branch(context, BranchId(RUN, 0, 0, position), 0)
-    assert context.publisher.sent[2:] == [("expand", 0, 2, 0)]
+        assert context.publisher.sent == [("expand", 0, 0), ("expand", 0, 1)]
+        run_branch(context, BranchId(RUN, 0, 0, position))
+    assert context.publisher.sent[2:] == [("expand", 0, 2)]
 
 
 def test_a_stopped_run_is_not_published_but_recorded():
     context = FakeContext()
     context.write(["a", "b"])
     context.store.halt(RUN, RunStatus.CANCELLED)
-    expand(context, ShardId(RUN, 0, 0), permits=0)
+    expand(context, ShardId(RUN, 0, 0))
     assert context.publisher.sent == [("collect", 0, 0)]
     collect(context, [], ShardId(RUN, 0, 0))
     aggregate(context, StageId(RUN, 0))
@@ -78,7 +61,7 @@ def test_the_branches_of_an_overdue_run_are_not_published_but_expire():
     store.create_run(RUN, spec="{}", created_at=1.0, deadline_at=2.0)
     context = FakeContext(store, reduce="concat")
     context.write(["a", "b"])
-    expand(context, ShardId(RUN, 0, 0), permits=0)
+    expand(context, ShardId(RUN, 0, 0))
     assert context.publisher.sent == [("collect", 0, 0)]
     assert context.store.stage(StageId(RUN, 0)).errors == {ErrorKind.EXPIRED: 2}
 
@@ -90,11 +73,11 @@ def test_a_retried_shard_is_taken_back_when_it_is_expanded_and_only_then():
     context.process()
     context.store.reopen_run(RUN, retry=frozenset({ErrorKind.INTERNAL}))
     context.publisher.sent.clear()
-    expand(context, ShardId(RUN, 0, 0), permits=0)
-    assert context.publisher.sent == [("forget", 0, 0), ("chord", 0, 0, 1, [1], 0)]
+    expand(context, ShardId(RUN, 0, 0))
+    assert context.publisher.sent == [("forget", 0, 0), ("chord", 0, 0, [1])]
     context.process()
     assert context.llm.calls == 3, "only what had failed was called again"
-    expand(context, ShardId(RUN, 0, 0), permits=0)
+    expand(context, ShardId(RUN, 0, 0))
     assert context.publisher.sent[-1] == ("collect", 0, 0), "an expand that comes again"
     assert context.store.stage(StageId(RUN, 0)).errors == {ErrorKind.INTERNAL: 1}
 
@@ -113,7 +96,7 @@ def test_a_callback_from_before_a_retry_does_not_end_the_run_as_it_was(late):
     with pytest.raises(TooEarlyError):
         collect(context, [], shard_id) if late == "collect" else aggregate(context, map_id)
     assert not context.store.run(RUN).has_ended
-    assert context.store.progress(map_id).open == {0: 0}
+    assert context.store.progress(map_id).open == {0}
     # The retry goes on as if the copy had not been there.
     context.told = lambda request: "fine"
     context.publisher.expand(map_id, grants)
@@ -125,8 +108,8 @@ def test_a_callback_from_before_a_retry_does_not_end_the_run_as_it_was(late):
 def test_a_branch_with_an_outcome_makes_no_call():
     context = FakeContext()
     context.write(["a"])
-    run_branch(context, BranchId(RUN, 0, 0, 0), 0)
-    run_branch(context, BranchId(RUN, 0, 0, 0), 0)
+    run_branch(context, BranchId(RUN, 0, 0, 0))
+    run_branch(context, BranchId(RUN, 0, 0, 0))
     assert context.llm.calls == 1
 
 
@@ -136,7 +119,7 @@ def test_a_branch_that_was_begun_too_often_is_poisoned():
     for token in ("one", "two"):
         begin_one(context.store, BeginRequest(BranchId(RUN, 0, 0, 0), token=token))
     with pytest.raises(BranchFailed, match="poisoned"):
-        run_branch(context, BranchId(RUN, 0, 0, 0), 0)
+        run_branch(context, BranchId(RUN, 0, 0, 0))
     assert context.llm.calls == 0
 
 
@@ -148,8 +131,8 @@ def test_a_suspect_is_processed_alone_and_counted_only_then():
         begin_one(context.store, BeginRequest(BranchId(RUN, 0, 0, 0), token=token))
     locked = []
     context.told = lambda request: locked.append(context.branches.alone.locked()) or "fine"
-    run_branch(context, BranchId(RUN, 0, 0, 0), 0)
-    run_branch(context, BranchId(RUN, 0, 0, 1), 0)
+    run_branch(context, BranchId(RUN, 0, 0, 0))
+    run_branch(context, BranchId(RUN, 0, 0, 1))
     assert locked == [True, False]
 
 
@@ -158,11 +141,11 @@ def test_a_branch_of_a_paused_run_is_parked_with_how_it_was_published():
     context.write(["a", "b"])
     context.store.pause(RUN)
     with pytest.raises(BranchParked):
-        run_branch(context, BranchId(RUN, 0, 0, 1), 2)
+        run_branch(context, BranchId(RUN, 0, 0, 1))
     assert context.llm.calls == 0
     context.store.unpause(RUN)
     assert unpark(context.store, context.publisher, RUN) == 1
-    assert context.publisher.sent == [("branch", 0, 0, 1, 2)]
+    assert context.publisher.sent == [("branch", 0, 0, 1)]
     assert unpark(context.store, context.publisher, RUN) == 0
 
 
@@ -171,7 +154,7 @@ def test_a_branch_that_is_handed_back_was_not_begun():
     context.write(["a"])
     context.models.in_flight.stop = StopReason.HANDED_BACK
     with pytest.raises(BranchHandedBack):
-        run_branch(context, BranchId(RUN, 0, 0, 0), 0)
+        run_branch(context, BranchId(RUN, 0, 0, 0))
     assert context.store.outcomes(ShardId(RUN, 0, 0)) == {}
     assert (
         begin_one(context.store, BeginRequest(BranchId(RUN, 0, 0, 0), token="next")).deliveries == 1
@@ -183,7 +166,7 @@ def test_a_worker_that_hands_back_begins_nothing():
     context.write(["a"])
     context.hand_back.has_begun = True
     with pytest.raises(BranchHandedBack):
-        run_branch(context, BranchId(RUN, 0, 0, 0), 0)
+        run_branch(context, BranchId(RUN, 0, 0, 0))
 
 
 @pytest.mark.parametrize(
@@ -195,7 +178,7 @@ def test_a_call_that_was_ended_early_says_why(stop, kind):
     context.write(["a"])
     context.models.in_flight.stop = stop
     with pytest.raises(BranchFailed, match=kind.value):
-        run_branch(context, BranchId(RUN, 0, 0, 0), 0)
+        run_branch(context, BranchId(RUN, 0, 0, 0))
     assert context.store.outcomes(ShardId(RUN, 0, 0))[0].attempts == 0, "no call was made"
 
 
@@ -207,7 +190,7 @@ def test_a_worker_that_never_had_an_answer_learns_from_others_that_it_is_the_doc
     counts = itertools.count(1)
     context.store.stage = lambda *key: msgspec.structs.replace(known(*key), succeeded=next(counts))
     with pytest.raises(BranchFailed, match="server_error"):
-        run_branch(context, BranchId(RUN, 0, 0, 0), 0)
+        run_branch(context, BranchId(RUN, 0, 0, 0))
     outcome = context.store.outcomes(ShardId(RUN, 0, 0))[0]
     assert 15 <= outcome.attempts <= 17
 
@@ -221,17 +204,17 @@ def test_a_branch_whose_input_is_gone_is_lost():
 
     context.runs.shards = gone
     with pytest.raises(BranchFailed, match="lost"):
-        run_branch(context, BranchId(RUN, 0, 0, 0), 0)
+        run_branch(context, BranchId(RUN, 0, 0, 0))
 
 
 def test_an_expand_that_is_delivered_again_publishes_only_what_is_missing():
     context = FakeContext()
     context.write(["a", "b", "c", "d"])
-    expand(context, ShardId(RUN, 0, 0), permits=0)
-    run_branch(context, BranchId(RUN, 0, 0, 1), 0)
+    expand(context, ShardId(RUN, 0, 0))
+    run_branch(context, BranchId(RUN, 0, 0, 1))
     context.messages.ids = {f"{RUN}/0/0/3", f"{RUN}/0/0/expand"}
-    expand(context, ShardId(RUN, 0, 0), permits=0)
-    assert context.publisher.sent[1:] == [("branch", 0, 0, 0, 0), ("branch", 0, 0, 2, 0)]
+    expand(context, ShardId(RUN, 0, 0))
+    assert context.publisher.sent[1:] == [("branch", 0, 0, 0), ("branch", 0, 0, 2)]
 
 
 def test_a_failed_task_shows_its_kind_and_not_the_text_of_the_provider():
@@ -239,7 +222,7 @@ def test_a_failed_task_shows_its_kind_and_not_the_text_of_the_provider():
     context.write(["a"])
     context.told = lambda request: ValueError("about the secret document")
     with pytest.raises(BranchFailed) as caught:
-        run_branch(context, BranchId(RUN, 0, 0, 0), 0)
+        run_branch(context, BranchId(RUN, 0, 0, 0))
     assert str(caught.value) == "internal"
     assert "secret" in context.store.outcomes(ShardId(RUN, 0, 0))[0].message
 
@@ -286,7 +269,7 @@ def test_a_collect_before_all_branches_have_ended_does_nothing():
     with pytest.raises(TooEarlyError):
         collect(context, [None, None], ShardId(RUN, 0, 0))
     assert context.store.stage(StageId(RUN, 0)).done == 1
-    assert context.store.progress(StageId(RUN, 0)).open == {0: 0}
+    assert context.store.progress(StageId(RUN, 0)).open == {0}
 
 
 def test_a_collect_opens_the_next_shards_once():
@@ -296,15 +279,15 @@ def test_a_collect_opens_the_next_shards_once():
     for position in range(2):
         record_one(context.store, RecordRequest(BranchId(RUN, 0, 0, position), outcome(position)))
     collect(context, [], ShardId(RUN, 0, 0))
-    assert context.publisher.sent == [("expand", 0, 2, 0)]
+    assert context.publisher.sent == [("expand", 0, 2)]
     collect(context, [], ShardId(RUN, 0, 0))
-    assert context.publisher.sent == [("expand", 0, 2, 0)], "a second delivery opens nothing"
+    assert context.publisher.sent == [("expand", 0, 2)], "a second delivery opens nothing"
 
 
 def test_an_aggregate_before_all_branches_have_ended_does_nothing():
     context = FakeContext(reduce="concat")
     context.write(["a", "b"], max_branches=1)
-    run_branch(context, BranchId(RUN, 0, 0, 0), 0)
+    run_branch(context, BranchId(RUN, 0, 0, 0))
     collect(context, [], ShardId(RUN, 0, 0))
     with pytest.raises(TooEarlyError):
         aggregate(context, StageId(RUN, 0))
@@ -314,7 +297,7 @@ def test_an_aggregate_before_all_branches_have_ended_does_nothing():
 def test_an_aggregate_of_a_stage_that_is_still_being_written_does_nothing():
     context = FakeContext(reduce="concat")
     context.write(["a"], seal=False)
-    run_branch(context, BranchId(RUN, 0, 0, 0), 0)
+    run_branch(context, BranchId(RUN, 0, 0, 0))
     collect(context, [], ShardId(RUN, 0, 0))
     with pytest.raises(TooEarlyError):
         aggregate(context, StageId(RUN, 0))
@@ -323,7 +306,7 @@ def test_an_aggregate_of_a_stage_that_is_still_being_written_does_nothing():
 def test_an_aggregate_needs_no_collect_where_all_outcomes_are_there():
     context = FakeContext(reduce="concat")
     context.write(["a"])
-    run_branch(context, BranchId(RUN, 0, 0, 0), 0)
+    run_branch(context, BranchId(RUN, 0, 0, 0))
     aggregate(context, StageId(RUN, 0))
     assert context.result.aggregates[""].value == "answer to a"
 
@@ -336,10 +319,10 @@ def test_a_copy_of_a_branch_that_a_living_worker_holds_makes_no_call():
         context.store, BeginRequest(BranchId(RUN, 0, 0, 0), token="one", holder="other", lasts_s=60)
     )
     with pytest.raises(BranchHeld):
-        run_branch(context, BranchId(RUN, 0, 0, 0), 0)
+        run_branch(context, BranchId(RUN, 0, 0, 0))
     assert context.llm.calls == 0
     context.store.release_claim(BranchId(RUN, 0, 0, 0), token="one", counts=True)
-    run_branch(context, BranchId(RUN, 0, 0, 0), 0)
+    run_branch(context, BranchId(RUN, 0, 0, 0))
     assert context.llm.calls == 1
 
 
@@ -386,7 +369,7 @@ def paused_with_another(store):
 
 def test_a_worker_that_was_held_up_after_its_begin_asks_again(monkeypatch):
     context = HeldUpContext(lambda _store: None, monkeypatch)
-    run_branch(context, BranchId(RUN, 0, 0, 0), 0)
+    run_branch(context, BranchId(RUN, 0, 0, 0))
     assert (context.begins, context.llm.calls) == (2, 1)
     assert context.store.outcomes(ShardId(RUN, 0, 0))[0].output == "answer to a"
 
@@ -394,7 +377,7 @@ def test_a_worker_that_was_held_up_after_its_begin_asks_again(monkeypatch):
 def test_a_begin_is_not_asked_for_again_at_once():
     with pytest.MonkeyPatch.context() as monkeypatch:
         context = HeldUpContext(lambda _store: None, monkeypatch)
-    run_branch(context, BranchId(RUN, 0, 0, 0), 0)
+    run_branch(context, BranchId(RUN, 0, 0, 0))
     assert (context.begins, context.llm.calls) == (1, 1)
 
 
@@ -409,20 +392,20 @@ def test_a_begin_is_not_asked_for_again_at_once():
 def test_a_worker_that_was_held_up_leaves_a_branch_to_its_new_holder(meanwhile, error, monkeypatch):
     context = HeldUpContext(meanwhile, monkeypatch)
     with pytest.raises(error):
-        run_branch(context, BranchId(RUN, 0, 0, 0), 0)
+        run_branch(context, BranchId(RUN, 0, 0, 0))
     assert context.llm.calls == 0
     assert context.store.outcomes(ShardId(RUN, 0, 0)) == {}
 
 
 def test_a_worker_that_was_held_up_makes_no_call_of_a_branch_that_has_ended(monkeypatch):
     context = HeldUpContext(ended_by_another, monkeypatch)
-    run_branch(context, BranchId(RUN, 0, 0, 0), 0)
+    run_branch(context, BranchId(RUN, 0, 0, 0))
     assert (context.begins, context.llm.calls) == (2, 0)
 
 
 def test_what_was_begun_before_a_pause_is_called_however_late(monkeypatch):
     context = HeldUpContext(lambda store: store.pause(RUN), monkeypatch)
-    run_branch(context, BranchId(RUN, 0, 0, 0), 0)
+    run_branch(context, BranchId(RUN, 0, 0, 0))
     assert context.llm.calls == 1
     assert context.store.take_parked(RUN) == []
 
@@ -430,7 +413,7 @@ def test_what_was_begun_before_a_pause_is_called_however_late(monkeypatch):
 def test_a_worker_that_was_held_up_makes_no_call_of_a_run_that_was_stopped(monkeypatch):
     context = HeldUpContext(lambda store: store.halt(RUN, RunStatus.CANCELLED), monkeypatch)
     with pytest.raises(BranchFailed, match="cancelled"):
-        run_branch(context, BranchId(RUN, 0, 0, 0), 0)
+        run_branch(context, BranchId(RUN, 0, 0, 0))
     assert context.llm.calls == 0
 
 
@@ -445,7 +428,7 @@ def test_a_worker_that_waited_to_try_again_leaves_the_branch_to_its_new_holder(m
 
     context.told = fails
     with pytest.raises(BranchHeld):
-        run_branch(context, BranchId(RUN, 0, 0, 0), 0)
+        run_branch(context, BranchId(RUN, 0, 0, 0))
     assert context.llm.calls == 1
 
 
@@ -456,7 +439,7 @@ def test_a_branch_is_held_while_its_call_is_made():
     held = []
     state = lambda: context.store.shard_state(ShardId(RUN, 0, 0))  # noqa: E731
     context.told = lambda request: held.append(state().held) or "fine"
-    run_branch(context, BranchId(RUN, 0, 0, 0), 0)
+    run_branch(context, BranchId(RUN, 0, 0, 0))
     assert held == [{0}]
 
 
@@ -531,5 +514,5 @@ def test_a_shard_may_begin_in_the_middle_of_a_chunk():
     )
     context = FakeContext(samples=2)
     context.store.put_shard(ShardId(RUN, 0, 0), shard)
-    run_branch(context, BranchId(RUN, 0, 0, 0), 0)
+    run_branch(context, BranchId(RUN, 0, 0, 0))
     assert context.store.outcomes(ShardId(RUN, 0, 0))[0].index == 3
