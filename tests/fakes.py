@@ -25,8 +25,8 @@ from fanout.runs.results import StoredResult
 from fanout.stores import RedisStore
 from workers.branch import execution as branches
 from workers.branch.execution import BranchFailed
-from workers.context.fleet_checks import StorageWatch
 from workers.context.admission import Admission
+from workers.context.fleet_checks import StorageWatch
 from workers.context.inflight import CallStoppedError, StopReason
 from workers.context.limiter import Limiter
 from workers.context.progress import BranchTracker
