@@ -55,6 +55,7 @@ def parsed() -> argparse.Namespace:
     add("--trickle", type=float, default=default.trickle_s, help="seconds of enqueuing")
     add("--bound", type=float, default=default.bound_s, help="seconds to end after the last fault")
     add("--kinds", nargs="+", choices=KINDS, default=list(KINDS), metavar="KIND", help=_kinds())
+    add("--max-workers", type=int, help="the cap of the run")
     add("--no-namespaces", action="store_true", help="leave out cut_network")
     add("--folder", type=Path, help="where ledgers and logs are kept; else only of bad schedules")
     add("--out", type=Path, help="a file for JSON; a table in markdown is put beside it")
@@ -82,6 +83,7 @@ def chosen(given: argparse.Namespace) -> Options:
         kinds=tuple(kinds),
         trickle_s=given.trickle,
         bound_s=given.bound,
+        max_workers=given.max_workers,
     )
 
 

@@ -36,6 +36,7 @@ class RunPlan(msgspec.Struct, frozen=True, kw_only=True):
         begun_at: When the first document is there, in seconds since the epoch.
         trickle_s: How long it takes until the last is there.
         bound_s: How long it waits at most.
+        max_workers: The cap of the run; None where it has none.
     """
 
     url: str
@@ -44,11 +45,14 @@ class RunPlan(msgspec.Struct, frozen=True, kw_only=True):
     begun_at: float
     trickle_s: float
     bound_s: float
+    max_workers: int | None = None
 
 
-def spec() -> RunSpec:
+def spec(max_workers: int | None = None) -> RunSpec:
     """Return what the run is asked to do: its aggregate counts every answer."""
-    return RunSpec(model="faults.model:llm", prompt="{input}", reduce="vote")
+    return RunSpec(
+        model="faults.model:llm", prompt="{input}", reduce="vote", max_workers=max_workers
+    )
 
 
 def key(index: int) -> str:
@@ -67,7 +71,9 @@ def documents(plan: RunPlan) -> Iterator[str]:
 def _run(client: Client, plan: RunPlan, note: Path) -> Run:
     if note.exists():
         return client.resume(note.read_text(), documents(plan))
-    return client.submit(spec(), documents(plan), on_created=lambda run_id: _keep(note, run_id))
+    return client.submit(
+        spec(plan.max_workers), documents(plan), on_created=lambda run_id: _keep(note, run_id)
+    )
 
 
 def _keep(note: Path, run_id: str) -> None:

@@ -15,7 +15,7 @@ import msgspec
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["Call", "Injury", "Verdict", "analyse", "parse", "repeats"]
+__all__ = ["Call", "Injury", "Verdict", "analyse", "most_in_flight", "parse", "repeats"]
 
 # An answer that came so shortly before its worker died may not have been written down: the one
 # window in which a crash makes a call twice.
@@ -133,6 +133,25 @@ def repeats(calls: Iterable[Call]) -> dict[str, list[Call]]:
     for call in calls:
         by_key[call.key].append(call)
     return {key: some for key, some in by_key.items() if len(some) > 1}
+
+
+def most_in_flight(calls: list[Call], injuries: list[Injury]) -> int:
+    """Return how many calls were in flight at once at most, on what no fault had struck.
+
+    A process that is suspended or cut off cannot know that others take its permits.
+    """
+    done = [injury for injury in injuries if injury.skipped is None]
+    changes: list[tuple[float, int]] = []
+    for call in calls:
+        ends = [injury.at for injury in done if injury.struck(call)]
+        ends += [] if call.end is None else [call.end]
+        if ends and (end := min(ends)) > call.start:
+            changes += [(call.start, 1), (end, -1)]
+    most = now = 0
+    for _, change in sorted(changes):
+        now += change
+        most = max(most, now)
+    return most
 
 
 def analyse(calls: list[Call], injuries: list[Injury], *, ended_at: float) -> Verdict:

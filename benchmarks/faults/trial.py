@@ -16,7 +16,7 @@ from fanout.core.records import ErrorKind
 from fanout.policy.packing import MAX_SHARD_BYTES
 from faults.client import RunPlan, key
 from faults.injector import ClientKeeper, Injector, Slot
-from faults.ledger import Injury, Verdict, analyse, parse
+from faults.ledger import Injury, Verdict, analyse, most_in_flight, parse
 from faults.nodes import Server, Worker, storage
 from faults.schedule import KINDS, FleetShape, make_schedule
 
@@ -52,6 +52,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
         kinds: The kinds of faults.
         trickle_s: Seconds over which the documents come in.
         bound_s: Seconds after the last fault within which the run must end.
+        max_workers: The cap of the run; None where it has none.
     """
 
     branches: int = 600
@@ -65,6 +66,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     kinds: tuple[str, ...] = tuple(KINDS)
     trickle_s: float = 15.0
     bound_s: float = 120.0
+    max_workers: int | None = None
 
     def schedule(self, seed: int) -> list[Fault]:
         """Return the schedule of a seed."""
@@ -102,6 +104,8 @@ class Report(msgspec.Struct, kw_only=True):
         seconds: From the first fault's zero to the run's end.
         client_failures: How often the client gave up by itself.
         worker_deaths: Workers that died though nothing struck them.
+        most_in_flight: Calls in flight at once at most, on what nothing had struck.
+        max_workers: The cap of the run; None where it has none.
         verdict: What the ledger says.
         injuries: What was done.
         evidence: The lines of the ledger of each branch that was called again for no reason, or
@@ -122,6 +126,8 @@ class Report(msgspec.Struct, kw_only=True):
     seconds: float = 0.0
     client_failures: int = 0
     worker_deaths: list[str] = []
+    most_in_flight: int = 0
+    max_workers: int | None = None
     verdict: Verdict | None = None
     injuries: list[dict[str, Any]] = []
     evidence: dict[str, list[str]] = {}
@@ -131,7 +137,8 @@ class Report(msgspec.Struct, kw_only=True):
     def is_good(self) -> bool:
         """Whether nothing is wrong."""
         others = self.verdict.repeated_other if self.verdict else 0
-        bad = self.lost or self.duplicated or self.is_hung or others
+        is_over = self.max_workers is not None and self.most_in_flight > self.max_workers
+        bad = self.lost or self.duplicated or self.is_hung or others or is_over
         return not bad and self.is_aggregate_right
 
 
@@ -180,6 +187,7 @@ class _Trial:
             begun_at=time.time() + 4,
             trickle_s=self._options.trickle_s,
             bound_s=3600,
+            max_workers=self._options.max_workers,
         )
         path = self._folder / "plan.json"
         path.write_bytes(msgspec.json.encode(plan))
@@ -240,7 +248,8 @@ class _Trial:
         status = run.status()
         lines = self._ledger.read_text().splitlines()
         injuries = sorted(injector.injuries, key=lambda injury: injury.number)
-        verdict = analyse(parse(lines), injuries, ended_at=ended_at or time.time())
+        calls = parse(lines)
+        verdict = analyse(calls, injuries, ended_at=ended_at or time.time())
         odd = [*verdict.others, *(key(index) for index in sorted(gone))]
         odd += [key(outcome.index) for outcome in outcomes if outcome.kind is ErrorKind.LOST]
         succeeded = {key(outcome.index) for outcome in outcomes if outcome.kind is None}
@@ -250,6 +259,8 @@ class _Trial:
             skipped=sum(injury.skipped is not None for injury in injuries),
             branches=self._options.branches,
             outcomes=len(indices),
+            most_in_flight=most_in_flight(calls, injuries),
+            max_workers=self._options.max_workers,
             lost=len(gone) + kinds.pop(ErrorKind.LOST.value, 0),
             failed=dict(kinds),
             duplicated=len(outcomes) - len(indices) + max(0, status.done - len(indices)),

@@ -75,6 +75,8 @@ _OPTIONS = [
             "Refuse documents of more megabytes. [default: 16]", type=float),
     _option("--max-workers", "N",
             "The most calls in flight, in the whole fleet. [default: no limit]"),
+    _option("--priority", "N", "The run's share of busy workers, 0.25 to 16. [default: 1]",
+            type=float),
     _option("--rpm --requests-per-minute requests_per_minute", "N",
             "The most calls a minute, in the whole fleet. [default: no limit]", type=float),
     _option("--tpm --tokens-per-minute tokens_per_minute", "N",

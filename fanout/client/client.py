@@ -208,6 +208,7 @@ class Client:
             deadline_at=None if spec.deadline_s is None else now + spec.deadline_s,
             wire=own_version(),
             max_workers=spec.max_workers,
+            priority=spec.priority,
         )
         return run_id
 

@@ -129,6 +129,8 @@ class RunSpec(BaseModel):
         min_success: The share of branches (0 to 1) that must succeed. A run in which no branch
             succeeds has failed, even with 0.
         max_workers: The most branches of this run in flight in the whole fleet; None is no cap.
+        priority: The run's share of busy workers: a run of priority 4 gets four times as many of
+            their places as one of priority 1. From 0.25 to 16.
         timeout_s: Seconds for one call, from its start to the last byte.
         rate: The rate limits of the model for the whole fleet.
         retries: When a failed call is made again.
@@ -176,6 +178,7 @@ class RunSpec(BaseModel):
 
     min_success: Annotated[float, Field(ge=0, le=1)] = 0.0
     max_workers: Annotated[int | None, Field(ge=1)] = None
+    priority: Annotated[float, Field(ge=0.25, le=16)] = 1.0
     timeout_s: Annotated[float, Field(gt=0)] = 120.0
     rate: RateSpec = RateSpec()
     retries: RetrySpec = RetrySpec()

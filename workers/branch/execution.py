@@ -145,11 +145,12 @@ class _Place:
         self._patience_s = patience_s
 
     async def __aenter__(self) -> None:
-        max_workers = None
+        max_workers, priority = None, 1.0
         # The begin finds out that the run is gone.
         with suppress(UnknownRunError):
-            max_workers = (await self._context.runs.specs(self._run_id)).max_workers
-        entering = self._admission.enter(self._run_id, max_workers)
+            spec = await self._context.runs.specs(self._run_id)
+            max_workers, priority = spec.max_workers, spec.priority
+        entering = self._admission.enter(self._run_id, max_workers, priority)
         try:
             if self._patience_s is None or max_workers is None:
                 await entering

@@ -10,7 +10,7 @@ from fanout.core.errors import StorageError, StoredDataError, UnknownRunError
 from fanout.core.ids import StageId
 from fanout.core.queue_names import BRANCHES_QUEUE
 from fanout.core.records import RunStatus
-from fanout.policy.admission import in_play_limit
+from fanout.policy.admission import in_play_limit, turns_of
 from fanout.stores import codec
 from fanout.stores.blobs.base import blob_folder
 from fanout.stores.redis import run_scripts, turn_scripts
@@ -49,6 +49,7 @@ class RedisRuns(RedisStages):
         deadline_at: float | None = None,
         wire: int | None = None,
         max_workers: int | None = None,
+        priority: float = 1.0,
     ) -> None:
         """Write a new run in status ``enqueuing``; ``spec`` is JSON, ``wire`` its wire version."""
         key = self._run(run_id)
@@ -60,6 +61,8 @@ class RedisRuns(RedisStages):
         if max_workers is not None:
             # For the script that puts messages (fanout.stores.redis.turn_scripts).
             fields |= {"max_workers": max_workers, "in_play": in_play_limit(max_workers)}
+        if priority != 1:
+            fields["turns"] = turns_of(priority)
         with self._redis.pipeline() as pipe:
             pipe.hset(key, mapping=cast("dict[Any, Any]", fields))
             pipe.expire(key, self._ttl_s)

@@ -41,7 +41,7 @@ SUMMED = {"aggregate_prompt": "{input}"}
 ALWAYS = {
     "inputs", "max_document_mb", "strict", "model", "prompt", "aspects", "samples", "system",
     "temperature", "max_tokens", "stop", "output_format", "split", "reduce", "aggregate_prompt",
-    "group_by", "min_success", "max_workers", "timeout_s", "deadline_s", "max_attempts",
+    "group_by", "min_success", "max_workers", "priority", "timeout_s", "deadline_s", "max_attempts",
     "max_elapsed_s", "requests_per_minute", "tokens_per_minute",
 }  # fmt: skip
 # These have one beside some others only: a value, and with which others it has one and has none.

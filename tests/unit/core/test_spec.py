@@ -153,7 +153,7 @@ VALUES = {
     "max_tokens": 9, "seed": 3, "stop": ["."], "output_format": "json", "split": "lines",
     "chunk_tokens": 50, "chunk_overlap_tokens": 0, "reduce": "vote", "aggregate_prompt": "{input}",
     "aggregate_max_tokens": 9, "group_by": "document", "context_tokens": 999, "min_success": 0.5,
-    "max_workers": 3, "timeout_s": 7, "deadline_s": 9, "strict": True, "max_attempts": 2,
+    "max_workers": 3, "priority": 2, "timeout_s": 7, "deadline_s": 9, "strict": True, "max_attempts": 2,
     "max_elapsed_s": 8, "base_wait_s": 1, "max_wait_s": 5, "requests_per_minute": 6,
     "tokens_per_minute": 7, "aspects": {"a": "{input}"},
 }  # fmt: skip
