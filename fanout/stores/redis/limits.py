@@ -63,7 +63,7 @@ class RedisLimits(RedisBase):
         """
         run = self._run(run_id)
         keys = [run, f"{run}:permits"]
-        args: list[Any] = [process, dies_after_s, self._ttl_s, max_workers, has, wanted]
+        args = [process, dies_after_s, self._ttl_s, max_workers, has, wanted]
         granted, level = self._call(branch_scripts.SHARE_PERMITS, keys, args)
         self._require(run_id, granted >= 0)
         return PermitShare(granted=granted, level=level)
