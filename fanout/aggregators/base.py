@@ -14,13 +14,7 @@ _SAMPLE_NAMES = 10
 class Item(msgspec.Struct, frozen=True, kw_only=True):
     """One branch, as the input of an aggregator.
 
-    Attributes:
-        index: The index of the branch in the run.
-        document: The document's name.
-        aspect: The name of its prompt, or None.
-        sample: The 0-based number of the sample.
-        group: The branch's group; empty if the run has no groups.
-        output: The answer, or None if the branch failed.
+    ``output`` is None if the branch failed, and ``group`` is empty if the run has no groups.
     """
 
     index: int
@@ -32,14 +26,7 @@ class Item(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Aggregate(msgspec.Struct, frozen=True, kw_only=True):
-    """The result of an aggregator.
-
-    Attributes:
-        value: The aggregate: text, or another JSON value.
-        succeeded: The number of branches with an answer.
-        failed: The number of branches without one.
-        notes: Remarks for the reader of the value.
-    """
+    """The result of an aggregator: text or another JSON value, from branches with an answer."""
 
     value: Any
     succeeded: int = 0

@@ -147,15 +147,11 @@ def _cut(part: Part, most: int) -> Part:
 
 
 def render_input(parts: Sequence[Part], *, level: int) -> str:
-    """Return the value of ``{input}``: the parts, each after a fence line.
+    """Return the value of ``{input}``: the parts, each after a fence line. For ``level`` see plan.
 
     The same line ends the last part, so that each part costs only one line: short answers are many.
     No text can contain the fence, which is derived from a hash of all texts. The same parts give
     the same prompt.
-
-    Args:
-        parts: The parts of this prompt.
-        level: 0 if the parts are the answers of branches, more if they are reductions.
     """
     count = sum(part.count for part in parts)
     failed = sum(part.failed for part in parts)

@@ -24,13 +24,7 @@ _PAIRS = {"**": "**", "__": "__", "```": "```", "(": ")", "[": "]", "{": "}",
 
 
 class _Candidate(msgspec.Struct):
-    """An answer that may win.
-
-    Attributes:
-        label: Its text in the result.
-        full: Its text in the result if another candidate has the same label.
-        votes: The number of branches with this answer.
-    """
+    """An answer that may win; ``full`` is shown if another candidate has the same label."""
 
     label: str
     full: str

@@ -137,13 +137,11 @@ class BranchRef(msgspec.Struct, frozen=True, kw_only=True):
     """The chunk, aspect and sample of a branch.
 
     Attributes:
-        index: The stage-wide index of the branch; outputs are in this order.
-        chunk: The index of its chunk.
+        chunk: The stage-wide index of its chunk.
         aspect: The name of its prompt, or None if the run has a single prompt.
         sample: The 0-based number of the sample.
     """
 
-    index: int
     chunk: int
     aspect: str | None
     sample: int
@@ -153,7 +151,7 @@ def branch_ref(index: int, aspects: tuple[str | None, ...], samples: int) -> Bra
     """Return chunk, aspect and sample of the branch ``index``; the sample varies fastest."""
     rest, sample = divmod(index, samples)
     chunk, aspect = divmod(rest, len(aspects))
-    return BranchRef(index=index, chunk=chunk, aspect=aspects[aspect], sample=sample)
+    return BranchRef(chunk=chunk, aspect=aspects[aspect], sample=sample)
 
 
 class Usage(_Record, frozen=True, kw_only=True):

@@ -104,12 +104,7 @@ class RecordReply(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SealReply(msgspec.Struct, frozen=True, kw_only=True):
-    """The reply to sealing a stage, which then takes no more shards.
-
-    Attributes:
-        shards: How many shards it has.
-        first: Whether this call sealed it.
-    """
+    """The reply to sealing a stage, which then takes no more shards; ``first``: this call did it."""
 
     shards: int
     first: bool

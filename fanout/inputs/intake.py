@@ -190,7 +190,9 @@ def _head(
         if is_plain or rows >= most or chars >= _HEAD_CHARS:
             break
     if not rows:
-        raise _no_document(head, source)
+        raise InputError(
+            f"no document can be used: {_faults(head)}" if head else source.why_empty()
+        )
     return head, frozenset(columns)
 
 
@@ -252,12 +254,6 @@ def _require_group(spec: RunSpec, columns: frozenset[str]) -> None:
             f"there is no column {by!r};{near_hint(by, known)} known: {', '.join(known)}",
             field="group_by",
         )
-
-
-def _no_document(faulty: list[Document], source: FileSource | _ItemSource) -> InputError:
-    if not faulty:
-        return InputError(source.why_empty())
-    return InputError(f"no document can be used: {_faults(faulty)}")
 
 
 def _faults(faulty: list[Document]) -> str:

@@ -42,15 +42,9 @@ _ROOM_REFUSED = frozenset({ErrorKind.BAD_REQUEST, ErrorKind.CONTEXT_LENGTH})
 
 
 class CallResult(msgspec.Struct, frozen=True, kw_only=True):
-    """The result of all calls of a branch.
+    """The result of all calls of a branch; for the other fields see Outcome.
 
     Attributes:
-        output: The answer, or None if all calls failed.
-        kind: Why the last call failed, or None.
-        message: The failure in words, or None.
-        attempts: Calls made.
-        usage: The total usage of the calls.
-        elapsed_s: Seconds from the first call to the end, including waits.
         stop_after: Stop the run after this many branches with the same failure; 0 for never.
     """
 
@@ -89,9 +83,8 @@ class CallAttempt(msgspec.Struct, frozen=True, kw_only=True):
         elapsed_s: The duration of the call in seconds.
         kind: Why it failed, or None.
         usage: What it consumed, or None if unknown.
-        model: See LLMReply.
-        response_id: See LLMReply.
-        finish_reason: See LLMReply.
+
+    The other fields are those of the LLMReply.
     """
 
     number: int
@@ -123,18 +116,9 @@ async def complete_with_retries(
     A failed call raises nothing: see CallResult. What ``gate``, ``observe`` and ``sleep`` raise, and
     a cancellation, end the calls.
 
-    Args:
-        llm: The model.
-        request: The call.
-        policy: When to call again.
-        timeout_s: The deadline of one call in seconds.
-        validate: Returns the answer to store, or raises LLMError if the answer is invalid.
-        gate: Delays calls; waits for a rate limit do not count towards any time limit.
-        max_output_kb: The longest answer to store, in kilobytes; None for no limit.
-        observe: Called after each call.
-        clock: A monotonic clock in seconds.
-        sleep: Waits for some seconds.
-        rand: Returns a random number from 0 to 1.
+    ``validate`` returns the answer to store, or raises LLMError if the answer is invalid. ``gate``
+    delays calls; waits for a rate limit do not count towards any time limit. ``timeout_s`` is the
+    deadline of one call in seconds. ``rand`` returns a random number from 0 to 1.
     """
     tries = _Tries(request, policy, clock())
     while True:

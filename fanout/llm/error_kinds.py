@@ -34,12 +34,9 @@ MANY = 20  # a document may be the cause, but hardly each of the first twenty
 
 
 class ErrorVerdict(msgspec.Struct, frozen=True):
-    """The classification of a refusal.
+    """The classification of an error reply.
 
-    Attributes:
-        kind: The kind of error.
-        stop_after: How many branches must fail in the same way to stop the run; see LLMError.
-        hint: Advice that ends the message, or None.
+    For ``stop_after`` see LLMError; ``hint`` is advice that ends the message, or None.
     """
 
     kind: ErrorKind

@@ -45,13 +45,7 @@ _NO_TIMEOUT = aiohttp.ClientTimeout(total=None)
 
 
 class HttpReply(msgspec.Struct, frozen=True):
-    """A reply of any status.
-
-    Attributes:
-        status: The HTTP status.
-        headers: The headers; names are case-insensitive.
-        body: The decompressed body.
-    """
+    """A reply of any status: its headers, of any case, and its decompressed body."""
 
     status: int
     headers: Mapping[str, str]

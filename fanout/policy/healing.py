@@ -53,12 +53,7 @@ class BrokerMessages(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Remedy(msgspec.Struct, frozen=True, kw_only=True):
-    """A step to do again, and for which branches.
-
-    Attributes:
-        heal: The step.
-        positions: The positions of the branches; for ``adopt``, the numbers of the shards.
-    """
+    """A step to do again, for branches at these positions; for ``adopt``, for these shards."""
 
     heal: Heal
     positions: tuple[int, ...] = ()
@@ -103,11 +98,8 @@ def heal_stage(
 ) -> Remedy:
     """Return the remedy for a stage that makes no progress.
 
-    Args:
-        stage: The stage's records in the store.
-        messages: The stage's messages in the broker.
-        incomplete: Its shards that have fewer outcomes than branches.
-        max_heals: How often its callback is published again before the run fails.
+    ``incomplete`` are its shards that have fewer outcomes than branches. Its callback is published
+    again ``max_heals`` times before the run fails.
     """
     if stage.open:
         return _NOTHING

@@ -94,15 +94,8 @@ def larger_token_limit(
     """Return the token limit for the retry of a truncated answer: twice the previous one.
 
     None if there is no retry, or if the previous limit is unknown: the same limit would truncate
-    the answer at the same place.
-
-    Args:
-        kind: Why the call failed.
-        spent: Attempts that count against the branch: see fanout.policy.outages.
-        elapsed_s: Seconds since the first call began.
-        policy: The bounds.
-        max_tokens: The limit of the call, or None.
-        used_tokens: Tokens of the answer, or None.
+    the answer at the same place. ``used_tokens`` is the length of the answer; for the other
+    arguments see retry_wait_s.
     """
     if kind is not ErrorKind.TRUNCATED or spent >= policy.max_attempts - _ROUNDING:
         return None

@@ -29,14 +29,7 @@ _LINE_BYTES = 64
 
 
 class CsvRow(NamedTuple):
-    """One row.
-
-    Attributes:
-        first: The number of its first line.
-        last: The number of its last line.
-        cells: Its cells; empty if it cannot be used.
-        fault: Why it cannot be used, or None.
-    """
+    """One row, on the lines ``first`` to ``last``; without cells if it has a fault."""
 
     first: int
     last: int

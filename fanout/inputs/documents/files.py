@@ -40,13 +40,7 @@ _MAGIC = (b"%PDF", b"{\\rtf", b"PK\x03\x04", b"\x1f\x8b")
 
 
 class InputFile(msgspec.Struct, frozen=True, kw_only=True):
-    """A file of an input.
-
-    Attributes:
-        name: Its path, relative to the folder of the inputs.
-        kind: How it is read.
-        fault: Why it cannot be read, or None.
-    """
+    """A file of an input, named relative to the folder of the inputs; with a fault, it is unreadable."""
 
     name: str
     kind: Kind = "text"

@@ -15,12 +15,9 @@ _SKIP_BYTES = 1_000_000
 
 
 class Line(NamedTuple):
-    """One line of a file.
+    """One line of a file, numbered from 1, with its end.
 
-    Attributes:
-        number: The line number, from 1.
-        data: The bytes, with the end of the line; empty if the line is too large.
-        size: The number of its bytes.
+    ``data`` is empty if the line is too large; ``size`` is the number of its bytes in any case.
     """
 
     number: int

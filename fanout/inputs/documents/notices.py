@@ -22,12 +22,7 @@ _SHOWN_KINDS = 12
 
 
 class Notice(msgspec.Struct, frozen=True, kw_only=True):
-    """One line for the user about an input.
-
-    Attributes:
-        text: The line.
-        is_warning: Whether part of the input is left out; then it is shown even without progress.
-    """
+    """One line for the user about an input; a warning, if a part is left out, is always shown."""
 
     text: str
     is_warning: bool = False
@@ -68,13 +63,10 @@ _SINGULARS = {
 }
 
 
-def _of(count: int, kind: str) -> str:
-    return _SINGULARS.get(kind, kind) if count == 1 else kind
-
-
 def listed(kinds: dict[str, int]) -> str:
     """Return the counts of each kind as text, the most frequent first: ``12 .pdf, 3 .png``."""
     ordered = sorted(kinds.items(), key=lambda pair: (-pair[1], pair[0]))
-    shown = [f"{count:,} {_of(count, kind)}" for kind, count in ordered[:_SHOWN_KINDS]]
+    named = [(count, _SINGULARS.get(kind, kind) if count == 1 else kind) for kind, count in ordered]
+    shown = [f"{count:,} {kind}" for count, kind in named[:_SHOWN_KINDS]]
     more = sum(count for _, count in ordered[_SHOWN_KINDS:])
     return ", ".join([*shown, *([f"{more:,} others"] if more else [])])
