@@ -26,7 +26,7 @@ from fanout.stores.redis.branches import RedisBranches
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from fanout.stores import RecordReply, RecordRequest
+    from fanout.core.state import RecordReply, RecordRequest
 
 _LATENCY_S = 0.05
 

@@ -40,8 +40,8 @@ if TYPE_CHECKING:
     import pytest
 
     from fanout.core.ids import BranchId
+    from fanout.core.state import BeginReply, BeginRequest, RecordReply, RecordRequest
     from fanout.llm import LLMRequest
-    from fanout.stores import BeginReply, BeginRequest, RecordReply, RecordRequest
 
 __all__ = [
     "RUN",

@@ -15,7 +15,7 @@ from click.shell_completion import CompletionItem, ShellComplete, get_completion
 from fanout.system.terminal import print_text
 
 if TYPE_CHECKING:
-    from fanout.stores import RunRecord
+    from fanout.core.state import RunRecord
 
 __all__ = ["command", "complete_files", "complete_run"]
 

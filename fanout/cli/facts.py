@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from fanout.cli.speed import Speed
     from fanout.core.latency import Latency
     from fanout.core.records import ErrorKind, Usage
+    from fanout.core.state import WorkerRecord
     from fanout.observe.fleet import FleetStatus
     from fanout.runs.results import Status
-    from fanout.stores import WorkerRecord
 
 __all__ = [
     "RUN_COLUMNS",

@@ -29,9 +29,9 @@ if TYPE_CHECKING:
     from fanout.client.run import Run
     from fanout.core.records import Document, RunStatus
     from fanout.core.spec import RunSpec
+    from fanout.core.state import RunRecord
     from fanout.inputs.documents import Notify
     from fanout.observe.fleet import FleetStatus
-    from fanout.stores import RunRecord
 
 __all__ = ["Client"]
 

@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from fanout.core.records import Document
     from fanout.core.settings import Settings
     from fanout.core.spec import RunSpec
-    from fanout.stores import RedisStore, RunRecord, WorkerRecord
+    from fanout.core.state import RunRecord, WorkerRecord
+    from fanout.stores import RedisStore
 
 __all__ = ["Connections"]
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from fanout.client.run import Run
-    from fanout.stores import RunRecord
+    from fanout.core.state import RunRecord
 
 __all__ = ["EmbeddedRuns"]
 

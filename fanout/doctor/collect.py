@@ -42,7 +42,7 @@ from fanout.stores.connection import address_of, is_loopback
 if TYPE_CHECKING:
     from fanout.client.client import Client
     from fanout.core.settings import Settings
-    from fanout.stores import RunRecord
+    from fanout.core.state import RunRecord
 
 __all__ = [
     "Server",

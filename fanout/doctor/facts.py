@@ -5,8 +5,8 @@ from __future__ import annotations
 import msgspec
 
 from fanout.broker.backlog import Queue  # noqa: TC001 - msgspec reads the annotation
+from fanout.core.state import WorkerRecord  # noqa: TC001 - msgspec reads the annotation
 from fanout.core.version import WIRE_VERSION
-from fanout.stores import WorkerRecord  # noqa: TC001 - msgspec reads the annotation
 
 __all__ = [
     "Connection", "EmbeddedFacts", "FleetFacts", "MachineFacts", "ModelFacts", "ServerFacts",

@@ -11,8 +11,8 @@ from fanout.doctor.server import clock_finding
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
+    from fanout.core.state import WorkerRecord
     from fanout.doctor.facts import FleetFacts, ModelFacts
-    from fanout.stores import WorkerRecord
 
 __all__ = ["fleet_findings", "model_finding"]
 

@@ -14,9 +14,9 @@ from fanout.core.errors import StoredDataError, UnknownRunError
 from fanout.core.ids import StageId
 from fanout.core.queue_names import BRANCHES_QUEUE
 from fanout.core.settings import Settings
+from fanout.core.state import StageLoad
 from fanout.policy.admission import workers_wanted
 from fanout.runs.results import latency_row
-from fanout.stores import StageLoad
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from fanout.broker.backlog import Queue, ServerMemory, TakenMessages
     from fanout.core.rate_limits import LimitState
     from fanout.core.records import RunStatus
-    from fanout.stores import RedisStore, RunRecord, Totals, WorkerRecord
+    from fanout.core.state import RunRecord, Totals, WorkerRecord
+    from fanout.stores import RedisStore
 
 __all__ = ["FleetStatus", "active_runs", "fleet_status"]
 

@@ -30,8 +30,9 @@ if TYPE_CHECKING:
     from prometheus_client import Metric
 
     from fanout.core.latency import Latency
+    from fanout.core.state import Totals
     from fanout.observe.fleet import FleetStatus
-    from fanout.stores import RedisStore, Totals
+    from fanout.stores import RedisStore
 
 __all__ = ["FleetCollector", "families"]
 

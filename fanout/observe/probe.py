@@ -10,7 +10,8 @@ from fanout.core.errors import BrokerError
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from fanout.stores import RedisStore, WorkerRecord
+    from fanout.core.state import WorkerRecord
+    from fanout.stores import RedisStore
 
 __all__ = ["probe_problem", "write_refusal"]
 

@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from fanout.core.ids import ShardId
     from fanout.core.records import Chunk, ErrorKind, Shard
     from fanout.core.spec import RunSpec
-    from fanout.stores import RedisStore, RunRecord
+    from fanout.core.state import RunRecord
+    from fanout.stores import RedisStore
 
 __all__ = [
     "Enqueuer",

@@ -15,9 +15,9 @@ from fanout.broker.inspection import messages_of_shard, messages_of_stage
 from fanout.core.errors import BrokerError, StorageError, StoredDataError, UnknownRunError
 from fanout.core.ids import ShardId, StageId
 from fanout.core.records import ErrorKind, Outcome, RunStatus
+from fanout.core.state import RecordRequest
 from fanout.policy.healing import Heal, Remedy, heal_shard, heal_stage
 from fanout.runs.enqueue import close_stopped_input, delete, fleet_window, unpark
-from fanout.stores import RecordRequest
 from fanout.system.logs import about
 
 if TYPE_CHECKING:
@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
     from fanout.broker.inspection import MessageReader
     from fanout.broker.publisher import Publisher
-    from fanout.stores import RedisStore, RunRecord, StageProgress
+    from fanout.core.state import RunRecord, StageProgress
+    from fanout.stores import RedisStore
 
 __all__ = ["MAX_HEALS", "Reaper"]
 

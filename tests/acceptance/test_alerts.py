@@ -12,8 +12,9 @@ import redis
 import yaml
 from prometheus_client import CollectorRegistry, generate_latest
 
+from fanout.core.state import WorkerRecord
 from fanout.observe.metrics import FleetCollector
-from fanout.stores import RedisStore, WorkerRecord
+from fanout.stores import RedisStore
 from tests.needs import needs
 
 ROOT = Path(__file__).parents[2]

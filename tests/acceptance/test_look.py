@@ -21,7 +21,8 @@ import pytest
 
 from fanout import Client
 from fanout.core.records import Document, RunStatus
-from fanout.stores import RedisStore, WorkerRecord, connect
+from fanout.core.state import WorkerRecord
+from fanout.stores import RedisStore, connect
 from tests.integration.conftest import wait_for
 from tests.needs import needs
 from tests.servers import ServerProcess

@@ -9,16 +9,16 @@ from math import ceil
 from typing import TYPE_CHECKING
 
 from fanout.core.errors import BrokerError, UnknownRunError
-from fanout.stores import BeginRequest
+from fanout.core.state import BeginRequest
 from workers.context.inflight import CallStoppedError, StopReason
 from workers.context.progress import ALIVE, SURE
 
 if TYPE_CHECKING:
     from fanout.core.errors import LLMError
+    from fanout.core.state import BeginReply
     from fanout.llm.base import LLMReply, LLMRequest
     from fanout.llm.calls import CallGate
     from fanout.policy.outages import FailureVerdict
-    from fanout.stores import BeginReply
     from workers.context.progress import TrackedBranch
     from workers.context.worker_context import WorkerContext
 

@@ -22,6 +22,7 @@ from fanout.core.errors import (
 from fanout.core.exhaustion import is_exhausted
 from fanout.core.records import ErrorKind, Outcome, RunStatus, branch_ref, total_usage
 from fanout.core.redaction import redacted
+from fanout.core.state import RecordRequest
 from fanout.llm.base import LLMRequest
 from fanout.llm.calls import CallResult, complete_with_retries, validate_json
 from fanout.llm.error_kinds import FEW, MANY
@@ -30,7 +31,6 @@ from fanout.policy.admission import is_draining
 from fanout.policy.packing import shard_chunk
 from fanout.policy.retries import STOPS_RUN
 from fanout.runs.enqueue import fleet_window
-from fanout.stores import RecordRequest
 from fanout.system.logs import RateLimitFilter, about
 from workers.branch.claims import BranchGone, BranchHandedBack, BranchOver, Claim, require_call
 from workers.context.admission import AdmissionClosedError
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from fanout.core.ids import BranchId, ShardId, StageId
     from fanout.core.records import BranchRef, Chunk
     from fanout.core.spec import RunSpec
-    from fanout.stores import BeginReply
+    from fanout.core.state import BeginReply
     from workers.context.progress import TrackedBranch
     from workers.context.worker_context import WorkerContext
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from fanout.core.ids import BranchId
-    from fanout.stores import BeginRequest
+    from fanout.core.state import BeginRequest
     from workers.context.event_loop import LoopThread
     from workers.context.inflight import InFlight
     from workers.context.progress import TrackedBranch

@@ -24,8 +24,9 @@ from workers.telemetry.logs import quiet_clients
 if TYPE_CHECKING:
     from fanout.core.records import Outcome
     from fanout.core.settings import Settings
+    from fanout.core.state import StageRecord
     from fanout.llm import LLM
-    from fanout.stores import RedisStore, StageRecord
+    from fanout.stores import RedisStore
     from workers.context.worker_context import Connections, WorkerContext
 
 __all__ = ["CommonFailures", "Models", "check_model"]

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from fanout.core.records import Outcome
     from fanout.core.spec import RunSpec
-    from fanout.stores import RunRecord
+    from fanout.core.state import RunRecord
     from workers.context.worker_context import WorkerContext
 
 __all__ = ["end_run", "reduce"]

@@ -10,16 +10,17 @@ import msgspec
 from fanout.broker.inspection import messages_of_shard
 from fanout.core.ids import BranchId
 from fanout.core.records import ErrorKind, Outcome, RunStatus
+from fanout.core.state import RecordRequest
 from fanout.policy.healing import unpublished
 from fanout.runs.enqueue import fleet_window, reset_retried_shard
-from fanout.stores import RecordRequest
 from workers.context.inflight import StopReason, run_ending
 from workers.reduce import reductions
 
 if TYPE_CHECKING:
     from fanout.core.ids import ShardId, StageId
     from fanout.core.spec import RunSpec
-    from fanout.stores import RedisStore, RunRecord, StageRecord
+    from fanout.core.state import RunRecord, StageRecord
+    from fanout.stores import RedisStore
     from workers.context.worker_context import WorkerContext
 
 __all__ = ["TooEarlyError", "aggregate", "collect", "expand"]

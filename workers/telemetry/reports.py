@@ -24,9 +24,10 @@ if TYPE_CHECKING:
     from fanout.core.ids import BranchId, ShardId
     from fanout.core.records import Outcome
     from fanout.core.settings import Settings
+    from fanout.core.state import RunRecord, StageRecord
     from fanout.llm.base import LLMRequest
     from fanout.llm.calls import CallAttempt
-    from fanout.stores import RedisStore, RunRecord, StageRecord
+    from fanout.stores import RedisStore
 
 __all__ = ["Calls", "Reports", "Telemetry", "make_telemetry"]
 

@@ -48,8 +48,8 @@ if TYPE_CHECKING:
 
     from fanout.core.ids import BranchId, ShardId
     from fanout.core.records import Outcome
+    from fanout.core.state import RunRecord, StageRecord
     from fanout.llm.calls import CallAttempt
-    from fanout.stores import RunRecord, StageRecord
     from workers.telemetry.reports import Calls
 
 __all__ = ["Tracing", "provider_and_model"]

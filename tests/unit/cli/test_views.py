@@ -23,10 +23,10 @@ from fanout.cli.views import (
 from fanout.core.latency import Latency, bucket_of
 from fanout.core.rate_limits import LimitState
 from fanout.core.records import ErrorKind, RunStatus, Usage
+from fanout.core.state import StageLoad, Totals, WorkerRecord
 from fanout.doctor import Finding, State
 from fanout.observe.fleet import FleetStatus
 from fanout.runs.results import StageStatus
-from fanout.stores import StageLoad, Totals, WorkerRecord
 from tests.unit.system.test_terminal import Tty
 
 from .test_progress import status

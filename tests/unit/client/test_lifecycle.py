@@ -13,6 +13,7 @@ from fanout.core.errors import BrokerError, InputError, RunError, UnknownRunErro
 from fanout.core.ids import BranchId, ShardId, StageId
 from fanout.core.records import ErrorKind, Outcome, RunStatus
 from fanout.core.spec import make_spec
+from fanout.core.state import BeginRequest, RecordRequest, WorkerRecord
 from fanout.inputs.intake import checked_documents
 from fanout.policy.packing import pack
 from fanout.runs.enqueue import (
@@ -24,7 +25,7 @@ from fanout.runs.enqueue import (
     retry_failed,
 )
 from fanout.runs.reaper import Reaper
-from fanout.stores import BeginRequest, RecordRequest, RedisStore, WorkerRecord
+from fanout.stores import RedisStore
 from tests.fakes import RUN, MessageReader, Publisher, begin_one, fake_redis, record_one
 
 SPEC = make_spec(model="fake", prompt="{input}")

@@ -6,6 +6,7 @@ import msgspec
 import pytest
 
 from fanout.broker.backlog import Queue
+from fanout.core.state import WorkerRecord
 from fanout.doctor import Finding, State, worst
 from fanout.doctor.collect import storage_facts
 from fanout.doctor.facts import (
@@ -24,7 +25,6 @@ from fanout.doctor.machine import (
     storage_finding,
 )
 from fanout.doctor.server import connection_findings, server_findings
-from fanout.stores import WorkerRecord
 from fanout.stores.connection import is_loopback
 
 MB = 1 << 20

@@ -11,9 +11,9 @@ from fanout.core.latency import BOUNDS_S, Latency, bucket_of
 from fanout.core.queue_names import BRANCHES_QUEUE
 from fanout.core.rate_limits import LimitState
 from fanout.core.records import ErrorKind, RunStatus, Usage
+from fanout.core.state import StageLoad, Totals, WorkerRecord
 from fanout.observe.fleet import FleetStatus
 from fanout.observe.metrics import FleetCollector, families
-from fanout.stores import StageLoad, Totals, WorkerRecord
 
 
 def fleet(**fields) -> FleetStatus:

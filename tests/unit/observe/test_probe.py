@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 from msgspec import structs
 
+from fanout.core.state import WorkerRecord
 from fanout.observe.probe import probe_problem
-from fanout.stores import WorkerRecord
 
 NOW = 1_000.0
 

@@ -6,9 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fanout.core.state import ShardState
+from fanout.core.state import ShardState, StageProgress
 from fanout.policy.healing import BrokerMessages, Heal, heal_shard, heal_stage
-from fanout.stores import StageProgress
 
 
 def shard(*ended, count=4, published=True, finished=False, heals=0, held=()):

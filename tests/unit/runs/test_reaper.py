@@ -9,9 +9,9 @@ import pytest
 from fanout.core.errors import BrokerError, StorageError, StoredDataError
 from fanout.core.ids import BranchId, ShardId, StageId
 from fanout.core.records import Chunk, ErrorKind, Outcome, RunStatus, Shard
+from fanout.core.state import BeginRequest, RecordRequest
 from fanout.runs.enqueue import delete
 from fanout.runs.reaper import MAX_HEALS, Reaper
-from fanout.stores import BeginRequest, RecordRequest
 from tests.fakes import RUN, Clock, MessageReader, Publisher, begin_one, fake_store, record_one
 
 

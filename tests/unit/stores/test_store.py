@@ -13,17 +13,17 @@ from fanout.core.ids import BranchId, ShardId, StageId
 from fanout.core.latency import Latency, bucket_of
 from fanout.core.rate_limits import LimitState, Rates
 from fanout.core.records import ErrorKind, Outcome, RunStatus, Shard, Usage
-from fanout.core.state import SealReply
-from fanout.policy.outages import FIRST_PROBE_S, BreakerReply
-from fanout.stores import (
+from fanout.core.state import (
     BeginReply,
     BeginRequest,
     RecordRequest,
-    RedisStore,
+    SealReply,
     StageLoad,
     Totals,
     WorkerRecord,
 )
+from fanout.policy.outages import FIRST_PROBE_S, BreakerReply
+from fanout.stores import RedisStore
 from fanout.stores.blobs import FileBlobs
 from fanout.stores.redis.branches import RedisBranches
 from fanout.stores.redis.runs import RedisRuns

@@ -11,7 +11,7 @@ import pytest
 
 from fanout.core.errors import BrokerError
 from fanout.core.ids import BranchId
-from fanout.stores import BeginRequest
+from fanout.core.state import BeginRequest
 from workers.context.batches import Batches, LoadingCache
 from workers.context.branch_steps import BranchSteps, ClaimReleases
 

@@ -14,7 +14,7 @@ from celery.worker.request import Request
 from fanout.broker.result_backend import TaskFault
 from fanout.core.errors import BrokerError
 from fanout.core.ids import BranchId, ShardId
-from fanout.stores import BeginRequest
+from fanout.core.state import BeginRequest
 from tests.fakes import RUN, FakeContext, begin_one, fake_store, make_shard, run_branch
 from workers.branch.execution import BranchFailed
 from workers.consumer.task_requests import (

@@ -7,10 +7,10 @@ import pytest
 from fanout.core.errors import LLMError
 from fanout.core.ids import BranchId, ShardId, StageId
 from fanout.core.records import Chunk, ErrorKind, Outcome, Shard
+from fanout.core.state import RecordRequest
 from fanout.llm.error_kinds import ALWAYS, FEW, MANY, NEVER
 from fanout.policy.retries import is_common, stop_after
 from fanout.runs.results import commonest_error
-from fanout.stores import RecordRequest
 from tests.fakes import record_one
 from workers.context.models import CommonFailures
 

@@ -17,7 +17,7 @@ from fanout.core.errors import LLMError, SettingsError
 from fanout.core.ids import BranchId, ShardId, StageId
 from fanout.core.records import ErrorKind, Outcome, RunStatus, Usage
 from fanout.core.settings import check_traces, load_settings
-from fanout.stores import RecordRequest
+from fanout.core.state import RecordRequest
 from tests.fakes import RUN, FakeContext, record_one, run_branch
 from workers.context.inflight import StopReason
 from workers.reduce.stages import collect, expand

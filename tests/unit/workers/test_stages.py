@@ -11,8 +11,8 @@ from fanout.core.errors import LLMError, UnknownRunError
 from fanout.core.ids import BranchId, ShardId, StageId
 from fanout.core.records import Chunk, ErrorKind, Outcome, RunStatus, Shard
 from fanout.core.settings import load_settings
+from fanout.core.state import BeginRequest, RecordRequest
 from fanout.runs.enqueue import unpark
-from fanout.stores import BeginRequest, RecordRequest
 from tests.fakes import RUN, FakeContext, begin_one, fake_store, record_one, run_branch
 from workers.branch import claims
 from workers.branch.claims import BranchHandedBack, BranchHeld, BranchParked
