@@ -1,0 +1,99 @@
+"""Runs share the places of workers: with caps and priorities, and when a worker dies."""
+
+from __future__ import annotations
+
+import pytest
+
+from fanout import RunStatus
+from fanout.core.spec import make_spec
+from tests.integration.conftest import wait_for
+
+SLEEPS = """
+import os, pathlib, time
+folder = pathlib.Path({folder!r})
+def model(prompt):
+    run, _ = prompt.split()
+    mine = folder / run / f"{{os.getpid()}}-{{time.monotonic_ns()}}"
+    mine.touch()
+    now = len(list((folder / run).iterdir()))
+    time.sleep({seconds})
+    mine.unlink()
+    return str(now)
+"""
+
+
+@pytest.fixture
+def sleeper(functions, tmp_path):
+    """Write a model whose answers are the calls of its run in flight; return its path."""
+
+    def write(*runs, seconds=0.05):
+        for run in runs:
+            (tmp_path / "flight" / run).mkdir(parents=True)
+        return functions(SLEEPS.format(folder=str(tmp_path / "flight"), seconds=seconds))
+
+    return write
+
+
+def submit(client, name, count, **fields):
+    spec = make_spec(
+        model="functions_under_test:model", prompt=f"{name} {{input}}", reduce="none", **fields
+    )
+    return client.submit(spec, [str(number) for number in range(count)])
+
+
+def most(run):
+    return max(int(outcome.output) for outcome in run.outcomes())
+
+
+@pytest.mark.parametrize("pool", ["asyncio", "threads", "prefork"])
+def test_what_waits_for_a_permit_leaves_its_place_to_other_runs(
+    client, start_worker, sleeper, pool
+):
+    path = sleeper("capped", "free", seconds=0.2)
+    start_worker("--concurrency", "4", PYTHONPATH=path, FANOUT_POOL=pool)
+    capped = submit(client, "capped", 60, max_workers=1)
+    wait_for(lambda: capped.status().done > 1, "the capped run is under way")
+    free = submit(client, "free", 12)
+    assert free.wait(60).succeeded == 12
+    assert capped.status().status is RunStatus.RUNNING
+    assert most(free) >= 2, "it had the other places"
+    assert capped.wait(60).succeeded == 60
+    assert most(capped) == 1
+
+
+def test_the_permits_of_a_worker_that_was_killed_come_back(client, start_worker, sleeper):
+    path = sleeper("r", seconds=0.3)
+    options = {"PYTHONPATH": path, "FANOUT_VISIBILITY_TIMEOUT_S": "6"}
+    doomed = start_worker("--concurrency", "8", **options)
+    run = submit(client, "r", 150, max_workers=4)
+    wait_for(lambda: run.status().done > 8, "the first worker has the permits")
+    other = start_worker("--concurrency", "8", **options)
+    doomed.kill()
+    assert run.wait(90).succeeded == 150
+    assert other.process.poll() is None
+    assert client.fleet().window.permits_used == 0, "and all are given back"
+
+
+def test_a_run_of_a_higher_priority_has_more_places(client, start_worker, sleeper):
+    path = sleeper("high", "low", seconds=0.1)
+    start_worker("--concurrency", "10", PYTHONPATH=path)
+    low = submit(client, "low", 200, priority=0.5)
+    wait_for(lambda: low.status().done > 5, "it is under way")
+    high = submit(client, "high", 120, priority=2)
+    assert high.wait(60).succeeded == 120
+    # While both were there, eight of ten places were for the one.
+    assert most(high) in {7, 8}
+    assert 0 < low.status().done < 120
+    assert low.wait(60).status is RunStatus.SUCCEEDED
+
+
+def test_a_small_run_begins_at_once_beside_a_large_one(client, start_worker, sleeper):
+    path = sleeper("large", "small", seconds=0.2)
+    start_worker("--concurrency", "4", PYTHONPATH=path)
+    large = submit(client, "large", 3_000)
+    wait_for(lambda: large.status().done > 8, "the large run is under way")
+    small = submit(client, "small", 10)
+    wait_for(lambda: small.status().done > 0, "its first branch has ended", timeout_s=20)
+    assert small.wait(30).succeeded == 10
+    assert large.status().done < 3_000
+    large.cancel()
