@@ -5,21 +5,20 @@ its own, its *backlog*. The script that takes messages also moves the next messa
 from their backlogs to the queue's end. So the queue is a ring: each run gets its turn after all
 others, however much it has published. A run of a higher priority has more turns.
 
-A run with ``max_workers`` also has a *limit*: so many of its messages may be outside its backlog,
-in the queue or taken. The next ones follow when messages are settled. So the branches that wait for
-a permit (fanout.stores.redis.permit_scripts) fill neither the queue nor the workers. Unless its run
-is at its limit, a backlog always has messages in the queue.
+A run with ``max_workers`` also has a *limit*: the most of its messages that may be outside its
+backlog, in the queue or taken. The next ones follow when messages are settled. So the branches that
+wait for a permit (fanout.stores.redis.branch_scripts) fill neither the queue nor the workers. A
+backlog always has messages in the queue, unless its run is at its limit.
 
-Keys: the queue, and behind its name ``.turns``, a hash of how many messages of a run are in the
-queue; ``.of.RUN``, the backlog of a run; ``.behind``, a list of empty strings, as many as there are
-messages in the backlogs of runs without a limit: a length is all that a scaler can ask for;
-``.shares``, a hash of ``turns limit`` of the runs that have a priority or a limit (0: none), and
-``.taken``, a hash of how many messages of a run with a limit are taken. The tag of such a message
-ends with ``@RUN``.
+Keys: the queue, and with its name as prefix ``.turns``, a hash with the number of messages that each
+run has in the queue; ``.of.RUN``, the backlog of a run; ``.behind``, a list with an empty string for
+each message in the backlogs of runs without a limit: a scaler can only read lengths; ``.shares``, a
+hash of ``turns limit`` of the runs with a priority or a limit (0: none); and ``.taken``, a hash with
+the number of taken messages of each run with a limit. The tag of such a message ends with ``@RUN``.
 
-``.turns`` and ``.taken`` may differ from the truth, if a worker died between taking and counting,
-or if another client put or took a message. ``TAKE`` corrects the turns whenever the queue is empty,
-and ``RECOUNT`` corrects both.
+``.turns`` and ``.taken`` may be wrong if a worker died between taking and counting, or if another
+client put or took a message. ``TAKE`` corrects the turns when the queue is empty, and ``RECOUNT``
+corrects both by counting.
 """
 
 from __future__ import annotations
@@ -66,10 +65,10 @@ local function give_turns(run, held, own, room)
 end
 """
 
-# KEYS index, messages, queue; ARGV what follows a message where kombu keeps it, the turns of a run
-# (0: the queue has none), a message that was taken, its tag, and a tag for each further message to
-# take now. Returns how many are left, these messages, and the tags of all, if they are not those
-# given. They are kept as kombu keeps them, but by the server's clock: those of machines differ.
+# KEYS index, messages, queue; ARGV the text that kombu stores after a message, the turns of a run (0:
+# the queue has none), a message that was taken, its tag, and a tag for each further message to take.
+# Returns the number of messages left, the further messages, and the tags of all if they differ from
+# the given ones. It leases them as kombu does, but by the server's clock: those of machines differ.
 TAKE = f"""
 local queue, turns = KEYS[3], tonumber(ARGV[2])
 {_HAS_SHARES}
