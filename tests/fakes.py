@@ -26,11 +26,12 @@ from fanout.stores import RedisStore
 from workers.branch import execution as branches
 from workers.branch.execution import BranchFailed
 from workers.context.admission import Admission
-from workers.context.fleet_checks import StorageWatch
+from workers.context.fleet_checks import StorageWatch, VersionGate
 from workers.context.inflight import CallStoppedError, StopReason
 from workers.context.limiter import Limiter
 from workers.context.progress import BranchTracker
 from workers.context.run_caches import RunCaches
+from workers.context.worker_context import Connections, WorkerContext
 from workers.reduce.stages import aggregate, collect
 from workers.telemetry.reports import Reports, Telemetry
 
@@ -205,8 +206,8 @@ class Calls:
         return await coroutine
 
 
-class FakeContext:
-    """The parts of a worker's context that branches and stages use.
+class FakeContext(WorkerContext):
+    """A worker's context on a fake server, with a fake model and without a loop of its own.
 
     Args:
         store: Instead of one on a new fake server, with the run.
@@ -214,44 +215,63 @@ class FakeContext:
         fields: Of the run's spec.
     """
 
-    holder = "me"
+    # Unlike the parts of a real context, those of a test may be fakes, and may be replaced.
+    models: Any
+    branches: Any
+    admission: Any
+    hand_back: Any
+    runs: Any
+    reports: Any
+    settings: Any
+    __setattr__ = object.__setattr__
 
     def __init__(
         self, store: RedisStore | None = None, publisher: Publisher | None = None, **fields: Any
     ) -> None:
-        self.settings = load_settings(max_deliveries=2)
         self.spec = make_spec(**{"model": "fake", "prompt": "{input}", **fields})
         self.store = store or fake_store()
         if store is None:
             self.store.create_run(RUN, spec=self.spec.model_dump_json(), created_at=1.0)
         self.publisher: Any = publisher or Publisher()
-        self.messages = MessageReader()
-        self.telemetry = Telemetry()
-        self.told: Callable[[LLMRequest], Any] = lambda request: f"answer to {request.prompt}"
+        self.messages: Any = MessageReader()
+        self.answer: Callable[[LLMRequest], Any] = lambda request: f"answer to {request.prompt}"
         self.llm = FakeLLM(script=self._answer)
-        self.connections = SimpleNamespace(
+        connections = Connections(
             store=self.store,
             fail_fast_store=self.store,
             publisher=self.publisher,
             messages=self.messages,
+            backend=None,
+            broker=fake_redis(),
         )
-        self.loop = SimpleNamespace(wait_for=asyncio.run)
-        self.models = SimpleNamespace(
-            made={"fake": self.llm}, in_flight=Calls(), limiter=Limiter(self.store)
-        )
-        self.runs = RunCaches(self.store, InlineExecutor())
-        self.branches = Steps(self.store)
+        settings = load_settings(max_deliveries=2)
         ask = partial(self.store.share_permits, process="me", dies_after_s=15)
-        self.admission = Admission(ask, sure_s=10)
-        self.storage = StorageWatch(self.store, self.settings)
-        self.hand_back = SimpleNamespace(has_begun=False)
+        parts: dict[str, Any] = {
+            "loop": SimpleNamespace(wait_for=asyncio.run),
+            "models": SimpleNamespace(
+                made={"fake": self.llm}, in_flight=Calls(), limiter=Limiter(self.store)
+            ),
+            "branches": Steps(self.store),
+            "hand_back": SimpleNamespace(has_begun=False),
+        }
+        super().__init__(
+            settings=settings,
+            holder="me",
+            connections=connections,
+            runs=RunCaches(self.store, InlineExecutor()),
+            admission=Admission(ask, sure_s=10),
+            version_gate=VersionGate(self.store, "me"),
+            storage=StorageWatch(self.store, settings),
+            reports=Reports(self.store, Telemetry()),
+            **parts,
+        )
+
+    def report_to(self, telemetry: Telemetry) -> None:
+        self.telemetry = telemetry
+        self.reports = Reports(self.store, telemetry)
 
     def _answer(self, request: LLMRequest) -> Any:
-        return self.told(request)
-
-    @property
-    def reports(self) -> Reports:
-        return Reports(self.store, self.telemetry)
+        return self.answer(request)
 
     def write(self, texts: Iterable[str], *, seal: bool = True, **options: Any) -> None:
         chunks = [Chunk(text=t, document=f"d{i}", document_index=i) for i, t in enumerate(texts)]

@@ -114,10 +114,10 @@ def failing(*texts):
 @pytest.mark.parametrize("failed", [["10"], ["0", "19"], ["3", "4", "5", "6"]])
 def test_a_retry_ends_without_a_reaper_and_calls_only_what_had_failed(shard, failed):
     engine = Engine([str(i) for i in range(20)], shard=shard)
-    engine.told = failing(*failed)
+    engine.answer = failing(*failed)
     engine.work()
     assert engine.store.stage(StageId(RUN, 0)).failed == len(failed)
-    engine.told = failing()
+    engine.answer = failing()
     calls = engine.llm.calls
     assert retry_failed(engine.store, engine.publisher, RUN, None) == len(failed)
     engine.work()
@@ -134,7 +134,7 @@ def test_a_run_ends_from_any_state_of_its_counters_and_with_messages_lost(data):
     count = data.draw(st.integers(1, 12))
     size = data.draw(st.integers(1, 12))
     engine = Engine([str(i) for i in range(count)], shard=size)
-    engine.told = failing(*data.draw(st.sets(st.sampled_from([str(i) for i in range(count)]))))
+    engine.answer = failing(*data.draw(st.sets(st.sampled_from([str(i) for i in range(count)]))))
     is_retry = data.draw(st.booleans())
     if is_retry:
         engine.work()

@@ -171,7 +171,7 @@ def test_other_faults_keep_their_traceback(set_up):
 def test_a_run_is_a_line_for_each_shard_and_one_at_its_end(caplog):
     caplog.set_level(logging.INFO)
     context = FakeContext(retries={"max_attempts": 1}, prompt=f"{CANARY} {{input}}")
-    context.told = lambda request: (
+    context.answer = lambda request: (
         LLMError(ErrorKind.TIMEOUT, CANARY) if "bad" in request.prompt else f"answer {CANARY}"
     )
     context.write([CANARY, "bad", "bad too"], max_branches=2)

@@ -35,7 +35,7 @@ class Traced(FakeContext):
     def __init__(self, *, branch_ratio=1.0, **fields):
         super().__init__(**fields)
         self.exporter = InMemorySpanExporter()
-        self.telemetry = self.another(branch_ratio)
+        self.report_to(self.another(branch_ratio))
 
     def another(self, branch_ratio=1.0):
         """What another worker of the same fleet would tell with."""
@@ -84,7 +84,7 @@ def named(spans, name):
 def test_a_run_is_a_tree_of_its_shards_branches_and_calls():
     context = Traced(retries={"max_attempts": 2, "base_wait_s": 0.01}, reduce="none")
     replies = iter(["fine", LLMError(ErrorKind.TIMEOUT, CANARY), "at last"])
-    context.told = lambda request: (
+    context.answer = lambda request: (
         LLMError(ErrorKind.BAD_REQUEST, CANARY) if "bad" in request.prompt else next(replies)
     )
     context.write(["a", "b", "bad"], max_branches=2)
@@ -111,7 +111,7 @@ def test_a_tree_reduce_is_further_shards_of_the_run():
     context = Traced(
         aggregate_prompt="sum {input}", context_tokens=1100, aggregate_max_tokens=20, reduce="llm"
     )
-    context.told = lambda request: "so it is " * (2 if request.prompt.startswith("sum") else 100)
+    context.answer = lambda request: "so it is " * (2 if request.prompt.startswith("sum") else 100)
     context.write([f"text {n}" for n in range(12)])
     stage = 0
     while not context.store.run(RUN).has_ended:
@@ -157,7 +157,7 @@ def test_a_call_is_described_as_the_conventions_want_it():
 
 def test_a_span_says_how_a_branch_ended_and_when():
     context = Traced(retries={"max_attempts": 1})
-    context.told = lambda request: LLMError(ErrorKind.SERVER_ERROR, "down")
+    context.answer = lambda request: LLMError(ErrorKind.SERVER_ERROR, "down")
     context.write(["a"])
     context.process()
     (branch,) = named(context.spans, "fanout.branch")
@@ -197,7 +197,7 @@ def test_a_branch_whose_outcome_was_not_the_first_has_no_span():
         record_one(context.store, RecordRequest(BranchId(RUN, 0, 0, 0), outcome()))
         return "too late"
 
-    context.told = told
+    context.answer = told
     run_branch(context, BranchId(RUN, 0, 0, 0))
     assert context.spans == ()
 
@@ -222,14 +222,14 @@ def test_a_branch_whose_call_was_stopped_says_so():
 
 def test_a_retry_is_a_trace_of_its_own_that_names_the_first():
     context = Traced(retries={"max_attempts": 1})
-    context.told = lambda request: ValueError("no") if "b" in request.prompt else "fine"
+    context.answer = lambda request: ValueError("no") if "b" in request.prompt else "fine"
     context.write(["a", "b"])
     context.process()
     (first,) = named(context.spans, "fanout.run")
     context.exporter.clear()
     context.store.reopen_run(RUN, retry=frozenset({ErrorKind.INTERNAL}))
     # A worker looks again after some seconds.
-    context.telemetry = context.another()
+    context.report_to(context.another())
     expand(context, ShardId(RUN, 0, 0))
     context.process()
     ((run, ((_, branches),)),) = context.tree()
@@ -304,7 +304,7 @@ def test_a_collector_that_is_away_hurts_no_run_and_says_little(exporter, monkeyp
     monkeypatch.setenv("OTEL_BSP_MAX_QUEUE_SIZE", "4")
     monkeypatch.setenv("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "2")
     context = FakeContext()
-    context.telemetry = Tracing(context.store.run, exporter=exporter)
+    context.report_to(Tracing(context.store.run, exporter=exporter))
     context.write([f"t{n}" for n in range(50)])
     context.process()
     context.telemetry.close()
@@ -320,7 +320,7 @@ def test_a_fault_of_the_telling_hurts_no_branch(caplog):
             raise ValueError(CANARY)
 
     context = FakeContext()
-    context.telemetry = Faulty()
+    context.report_to(Faulty())
     context.write(["a", "b"])
     context.process()
     assert context.store.run(RUN).status is RunStatus.SUCCEEDED

@@ -68,7 +68,7 @@ def test_the_branches_of_an_overdue_run_are_not_published_but_expire():
 
 def test_a_retried_shard_is_taken_back_when_it_is_expanded_and_only_then():
     context = FakeContext(retries={"max_attempts": 1})
-    context.told = lambda request: ValueError("no") if "b" in request.prompt else "fine"
+    context.answer = lambda request: ValueError("no") if "b" in request.prompt else "fine"
     context.write(["a", "b"])
     context.process()
     context.store.reopen_run(RUN, retry=frozenset({ErrorKind.INTERNAL}))
@@ -85,7 +85,7 @@ def test_a_retried_shard_is_taken_back_when_it_is_expanded_and_only_then():
 @pytest.mark.parametrize("late", ["collect", "aggregate"])
 def test_a_callback_from_before_a_retry_does_not_end_the_run_as_it_was(late):
     context = FakeContext(retries={"max_attempts": 1}, reduce="concat")
-    context.told = lambda request: ValueError("no") if "b" in request.prompt else "fine"
+    context.answer = lambda request: ValueError("no") if "b" in request.prompt else "fine"
     context.write(["a", "b"])
     context.process()
     map_id, shard_id = StageId(RUN, 0), ShardId(RUN, 0, 0)
@@ -98,7 +98,7 @@ def test_a_callback_from_before_a_retry_does_not_end_the_run_as_it_was(late):
     assert not context.store.run(RUN).has_ended
     assert context.store.progress(map_id).open == {0}
     # The retry goes on as if the copy had not been there.
-    context.told = lambda request: "fine"
+    context.answer = lambda request: "fine"
     context.publisher.expand(map_id, grants)
     context.process()
     assert context.store.run(RUN).status is RunStatus.SUCCEEDED
@@ -130,7 +130,7 @@ def test_a_suspect_is_processed_alone_and_counted_only_then():
     for token in ("one", "two"):
         begin_one(context.store, BeginRequest(BranchId(RUN, 0, 0, 0), token=token))
     locked = []
-    context.told = lambda request: locked.append(context.branches.alone.locked()) or "fine"
+    context.answer = lambda request: locked.append(context.branches.alone.locked()) or "fine"
     run_branch(context, BranchId(RUN, 0, 0, 0))
     run_branch(context, BranchId(RUN, 0, 0, 1))
     assert locked == [True, False]
@@ -185,7 +185,7 @@ def test_a_call_that_was_ended_early_says_why(stop, kind):
 def test_a_worker_that_never_had_an_answer_learns_from_others_that_it_is_the_document():
     context = FakeContext(retries={"base_wait_s": 0.0})
     context.write(["a"])
-    context.told = lambda _request: LLMError(ErrorKind.SERVER_ERROR, "no", status=500)
+    context.answer = lambda _request: LLMError(ErrorKind.SERVER_ERROR, "no", status=500)
     known = context.store.stage
     counts = itertools.count(1)
     context.store.stage = lambda *key: msgspec.structs.replace(known(*key), succeeded=next(counts))
@@ -220,7 +220,7 @@ def test_an_expand_that_is_delivered_again_publishes_only_what_is_missing():
 def test_a_failed_task_shows_its_kind_and_not_the_text_of_the_provider():
     context = FakeContext(retries={"max_attempts": 1})
     context.write(["a"])
-    context.told = lambda request: ValueError("about the secret document")
+    context.answer = lambda request: ValueError("about the secret document")
     with pytest.raises(BranchFailed) as caught:
         run_branch(context, BranchId(RUN, 0, 0, 0))
     assert str(caught.value) == "internal"
@@ -233,7 +233,7 @@ def test_the_parameters_of_a_call_are_those_of_the_spec():
         aggregate_prompt="{input}", aggregate_max_tokens=99,
     )  # fmt: skip
     asked = []
-    context.told = lambda request: asked.append(request) or "x"
+    context.answer = lambda request: asked.append(request) or "x"
     context.write(["a"])
     context.process()
     context.process(stage=1)
@@ -426,7 +426,7 @@ def test_a_worker_that_waited_to_try_again_leaves_the_branch_to_its_new_holder(m
         begun_by_another(context.store)
         raise LLMError(ErrorKind.SERVER_ERROR, "busy")
 
-    context.told = fails
+    context.answer = fails
     with pytest.raises(BranchHeld):
         run_branch(context, BranchId(RUN, 0, 0, 0))
     assert context.llm.calls == 1
@@ -438,7 +438,7 @@ def test_a_branch_is_held_while_its_call_is_made():
     context.store.beat(context.holder, ttl_s=60)
     held = []
     state = lambda: context.store.shard_state(ShardId(RUN, 0, 0))  # noqa: E731
-    context.told = lambda request: held.append(state().held) or "fine"
+    context.answer = lambda request: held.append(state().held) or "fine"
     run_branch(context, BranchId(RUN, 0, 0, 0))
     assert held == [{0}]
 
@@ -486,7 +486,7 @@ def test_a_tree_counts_what_its_partial_reductions_lost():
             return "word " * 20
         return ValueError("no") if "[d0]" in request.prompt else "partial"
 
-    context.told = told
+    context.answer = told
     context.write([str(i) for i in range(12)])
     stage = 0
     while not context.store.run(RUN).has_ended:
