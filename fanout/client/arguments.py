@@ -31,11 +31,7 @@ def checked_count(name: str, value: object) -> int | None:
 
 
 def checked_spec(given: Any, *, has_documents: bool) -> RunSpec:
-    """Return the spec of a new run; its files are the same in any working directory.
-
-    Args:
-        given: A spec, or its fields.
-        has_documents: Whether the caller passes documents.
+    """Return the spec of a new run, from a spec or its fields, with an absolute ``base_dir``.
 
     Raises:
         SpecError: A field is wrong or has no effect, or there are both documents and files.
@@ -64,8 +60,8 @@ def require_open_files(concurrency: int, given: int | None, max_workers: int | N
 
     Args:
         concurrency: Branches in flight of the worker.
-        given: The concurrency that the client's caller chose, or None.
-        max_workers: The ``max_workers`` of the run, or None.
+        given: The same, if the caller of the client chose it.
+        max_workers: The ``max_workers`` of the run.
 
     Raises:
         SpecError: The argument needs more open files than the hard limit allows.
@@ -90,14 +86,10 @@ def paths(inputs: Any) -> tuple[str, ...]:
 
 
 def model_string(llm: Any, *, is_embedded: bool) -> str:
-    """Return the model string of a model or a function; a function is registered if it has none.
-
-    Args:
-        llm: A model string, a function, or an object with ``complete``.
-        is_embedded: Whether the worker may run in this process.
+    """Return the string of a model; register a function or an object for the worker in this process.
 
     Raises:
-        SpecError: It is none of these, or workers on other machines could not import it.
+        SpecError: It is no model, or workers on other machines could not import it.
     """
     if llm is None:
         raise SpecError("is required: give llm=..., or set FANOUT_MODEL", field="llm")

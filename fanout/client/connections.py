@@ -132,13 +132,9 @@ class Connections:
         check: Callable[[], None],
         is_in_vain: Callable[[], bool] = lambda: False,
     ) -> Preflight | None:
-        """Return a worker's answer about a model; None if none comes in time.
+        """Return a worker's answer about a model; None if none comes in time, or the wait is in vain.
 
-        Args:
-            model: The model string.
-            timeout_s: Seconds to wait at most.
-            check: Called at each poll; it may raise.
-            is_in_vain: Called at each poll; True ends the wait.
+        ``check`` and ``is_in_vain`` are called at each poll.
         """
         note = f"preflight-{secrets.token_hex(8)}"
         self.publisher.preflight(model, note)

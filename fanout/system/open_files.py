@@ -29,13 +29,7 @@ _PER_BRANCH = {"prefork": 6}
 def fitting_concurrency(
     concurrency: int, *, pool: str = "asyncio", limits: ModuleType | None = resource
 ) -> int:
-    """Return the most branches in flight, up to ``concurrency``, that the hard limit here allows.
-
-    Args:
-        concurrency: Branches in flight.
-        pool: The worker's pool.
-        limits: The module with the limits of this process, or None.
-    """
+    """Return the most branches in flight, up to ``concurrency``, that the hard limit here allows."""
     if limits is None:
         return concurrency
     hard: int = limits.getrlimit(limits.RLIMIT_NOFILE)[1]
@@ -51,9 +45,9 @@ def open_files_problem(
 
     Args:
         concurrency: Branches in flight.
-        setting: What to lower, in the words of the user.
+        setting: The setting to lower, as the user knows it.
         pool: The worker's pool.
-        limits: The module with the limits of this process, or None.
+        limits: Python's ``resource``; None where the platform has no limits.
     """
     most = fitting_concurrency(concurrency, pool=pool, limits=limits)
     if limits is None or most == concurrency:

@@ -228,14 +228,10 @@ class InProcessFleet(EmbeddedFleet):
 
     @classmethod
     def acquire(cls, *, concurrency: int, database: Database | None = None) -> InProcessFleet:
-        """Return the fleet of this process.
+        """Return the fleet of this process; the parameters are those of the class.
 
         The first caller fixes the worker's concurrency, so it is ample: ``max_workers`` limits what a
         run has in flight.
-
-        Args:
-            concurrency: The least number of branches that the worker must have in flight.
-            database: The database of a client that has died; None for a new one.
 
         Raises:
             RunError: ``database`` is given, and this process has a worker for another one.

@@ -3,12 +3,10 @@
     python -m fanout.client.embedded.guard FOLDER CONCURRENCY STATE KEEPS COMMAND...
 
 ``COMMAND`` starts a worker that reads its broker's URL from standard input. The guard's own standard
-input is a pipe from the client: a line says where the client's database is, a second one that the
-worker is to end at once. When the pipe closes without that, the client has died: the calls in
-flight, which are paid for, get a few seconds to end. However it ended, nothing is left behind. A
-worker that dies is started again, and so is the server's keeper. A worker that does not
-start would not start the next time: then the guard ends with its exit status. Both print to the
-guard's standard error.
+input is a pipe from the client: one line names the client's database, and ``end`` ends the worker at
+once. If the pipe closes without it, the client has died: the calls in flight, which are paid for, get a
+few seconds to end. The guard restarts a worker that dies, and the server's keeper. If a worker does not
+start, the guard ends with its exit status. Both print to the guard's standard error.
 """
 
 from __future__ import annotations
@@ -56,11 +54,11 @@ def main(folder: Path, concurrency: int, state: Path, command: list[str], *, kee
             is_dead = _watch(worker, keep_server)
         finally:
             if is_dead:
-                # The last calls are written there.
+                # The worker writes its last outcomes there.
                 keep_server()
             worker.stop(_grace_s() if is_dead else 0.0)
     if is_dead:
-        # No other process will do it.
+        # The client cannot do it.
         shutil.rmtree(folder, ignore_errors=True)
     return worker.exit_status
 
@@ -69,7 +67,7 @@ def _keep_server(state: Path, *, keeps: bool) -> None:
     """Make sure that the server runs, and that a keeper ends it after its last client."""
     if is_held(state / "keeper.lock"):
         return
-    # What it imports takes memory that this process does without for as long as it waits.
+    # Imported on use, as it takes memory.
     from fanout.client.embedded.server import keep_running
     from fanout.client.embedded.state import StateFolder
 
@@ -83,7 +81,7 @@ def _grace_s() -> float:
 
 
 def _watch(worker: _WorkerProcess, keep_server: Callable[[], None]) -> bool:
-    """Watch until the client has gone; return whether it died without a word."""
+    """Watch until the client or its worker ends; return whether the client died."""
     lock: FileLock | None = None
     due_at = time.monotonic() + _KEEPER_S
     with selectors.DefaultSelector() as selector:
@@ -96,7 +94,7 @@ def _watch(worker: _WorkerProcess, keep_server: Callable[[], None]) -> bool:
                 if message.endswith(b"end\n"):
                     return False
                 database = json.loads(message)
-                # For as long as there is a worker, the database belongs to it.
+                # The database belongs to the worker while there is one.
                 lock = lock or FileLock(Path(database["lock"]), is_shared=True)
                 worker.send(database["url"])
             if not worker.keep():
@@ -115,7 +113,7 @@ class _WorkerProcess:
         options += ["--without-gossip", "--without-mingle", "--without-heartbeat"]
         options += ["--loglevel", "WARNING", "--hostname", f"embedded-{os.getpid()}@%h"]
         self._command = [*command, *options]
-        # It serves the process that started it, and no other: what that names, it may import.
+        # It serves only the process that started it, and may import what that process names.
         allowed = os.environ.get("FANOUT_ALLOWED_CALLABLES") or "*"
         self._env = {
             **os.environ,
@@ -143,10 +141,9 @@ class _WorkerProcess:
         return max(0, self._process.returncode)
 
     def send(self, url: str) -> None:
-        """Say where the server is: the worker waits for that once it has loaded its modules."""
+        """Send the server's URL, which the worker awaits. It ends when the pipe closes."""
         self._url = url
-        # One that has died is noticed soon, and started again. The pipe stays open: the worker ends
-        # when it closes.
+        # A worker that has died is restarted soon.
         with suppress(BrokenPipeError):
             stdin = cast("IO[bytes]", self._process.stdin)
             stdin.write(f"{url}\n".encode())
@@ -167,17 +164,17 @@ class _WorkerProcess:
         return True
 
     def stop(self, grace_s: float) -> None:
-        """Stop the worker; give the calls in flight so many seconds to end."""
+        """Stop the worker after ``grace_s`` seconds for its calls in flight."""
         if grace_s and self._url is not None:
             self._process.send_signal(signal.SIGTERM)
             with suppress(subprocess.TimeoutExpired):
                 self._process.wait(grace_s)
         elif os.environ.get("FANOUT_TRACES", "off") != "off":
-            # It hands back what is in flight, and sends the spans that it still has.
+            # It hands back its branches, and sends its last spans.
             self._process.send_signal(signal.SIGQUIT)
             with suppress(subprocess.TimeoutExpired):
                 self._process.wait(_FLUSH_S)
-        # What it had taken, the next owner of the database puts back.
+        # The next owner of the database returns its messages to the queues.
         self._process.kill()
         self._process.wait()
 

@@ -1,10 +1,10 @@
 """The process that keeps the embedded server: ``keeper.py FOLDER SOCKET BINARY KEEPS``.
 
-It starts the server, again where it dies, and ends it when no client holds the lock on
-``users.lock`` any more. One runs for each folder. It may be killed at any time: the server ends in
-order then, and the keeper that a client starts next starts it again. (Off Linux the server goes on,
-and that keeper takes it over.) Where KEEPS is ``no``, the folder goes with the server. It imports
-what starts at once only, and nothing of this package: it is run by ``python -I -S``.
+It starts the server, restarts it if it dies, and ends it when no client holds the lock on
+``users.lock``. Each folder has one keeper, which may be killed at any time: the server then ends in
+order, and the next keeper starts it again. (Off Linux the server goes on, and the next keeper takes it
+over.) If KEEPS is ``no``, the folder is deleted with the server. It starts fast: it imports little, and
+nothing of this package, and runs with ``python -I -S``.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ __all__ = ["main"]
 _LOOK_S = 0.2
 _STOP_S = 60.0
 _LOOKS = 5
-# One that dies so soon after its start will not do better the next time.
+# A server that dies so soon after its start counts as one that does not start.
 _SOON_S = 5.0
 _MOST_DEATHS = 3
 # Bytes: more than a server takes in the second between two of its writes to the disk.
@@ -35,10 +35,10 @@ _DATABASES = 16_384
 
 
 def main(folder: str, address: str, binary: str, keeps: str) -> int:
-    """Keep the server as long as a client uses it."""
+    """Keep the server while a client uses it; return the exit status."""
     os.umask(0o077)
     os.closerange(3, 4096)
-    # Clients look whether it is held, and hold it for a moment to do so.
+    # Clients that check the lock hold it for a moment.
     for _ in range(_LOOKS):
         keeper = _try_lock(f"{folder}/keeper.lock")
         if keeper is not None:
@@ -68,7 +68,7 @@ def _keep(server: _ServerProcess, users: int) -> int:
         server.start()
         while server.is_alive():
             if _take(users):
-                # A client that comes now waits for this lock, and then finds neither server nor keeper.
+                # A client that starts now waits for this lock, and then starts a new keeper.
                 server.stop()
                 return 0
             time.sleep(_LOOK_S)
@@ -92,7 +92,7 @@ class _ServerProcess:
         self._command = [binary, *_options(self._data, address, keeps)]
 
     def start(self) -> None:
-        """Start it, unless the one of an earlier keeper is there."""
+        """Start it, unless the server of an earlier keeper runs."""
         lock = _try_lock(self._lock)
         if lock is None:
             return
@@ -140,10 +140,9 @@ class _ServerProcess:
         return False
 
     def cut_damage(self) -> None:
-        """Cut off what is unreadable at the end of its file, of which a copy is kept.
+        """Cut off an unreadable end of its file, and keep a copy of the file.
 
-        A machine that loses its power may leave zeros there, or half of what was written: at most
-        what came in its last moments. More than that is left to people.
+        A power failure may leave zeros or half of the last writes there. Larger damage is left alone.
         """
         import re
         import shutil
@@ -200,7 +199,7 @@ def _end_with(keeper: int) -> None:
 
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM))
     if os.getppid() != keeper:
-        # It died before that.
+        # The keeper died before the call.
         os._exit(0)
 
 
@@ -209,7 +208,7 @@ def _lift_limits() -> None:
     for kind in (resource.RLIMIT_FSIZE, resource.RLIMIT_NOFILE, resource.RLIMIT_AS):
         hard = resource.getrlimit(kind)[1]
         try:
-            # As root only; and of open files, the server wants no more than its clients.
+            # Only root may. Of open files, the server needs no more than its clients.
             most = 65_536 if kind == resource.RLIMIT_NOFILE else resource.RLIM_INFINITY
             resource.setrlimit(kind, (most, most))
         except (ValueError, OSError):

@@ -31,13 +31,11 @@ _KEPT_VARIABLES = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "TZ")
 
 
 class EmbeddedServer:
-    """This user's server, used for as long as this lives: to be released.
-
-    It is started at once, in the background, where it does not run.
+    """This user's server, in use until released. It starts in the background if it does not run.
 
     Args:
-        folder: Where it keeps its state.
-        keeps: Whether it does; otherwise the folder goes with it.
+        folder: Its state folder.
+        keeps: Whether it keeps its state; otherwise the folder is deleted with it.
     """
 
     def __init__(self, folder: StateFolder, *, keeps: bool = True) -> None:
@@ -65,7 +63,7 @@ class EmbeddedServer:
         return is_held(self.folder.keeper)
 
     def wait(self) -> None:
-        """Wait until the server answers. Raises EmbeddedError where it does not start."""
+        """Wait until the server answers. Raises EmbeddedError if it does not start."""
         until = time.monotonic() + _START_S
         starts = 0
         while (answer := self._answer()) != b"+PONG":
@@ -73,7 +71,7 @@ class EmbeddedServer:
             if not is_given_up and not self._is_kept():
                 starts += 1
                 self.check()
-            # What is loaded, loads: that takes as long as there is much.
+            # Loading a large file may take longer.
             is_late = time.monotonic() >= until and not answer.startswith(b"-LOADING")
             if is_late or is_given_up:
                 raise EmbeddedError(
@@ -119,12 +117,7 @@ def keep_running(folder: StateFolder, *, keeps: bool, starts: bool = False) -> N
     """Start a keeper if it was killed, so that the server ends after its last client.
 
     A client calls this before it releases the server. Raises nothing: a full process table must
-    not prevent a client's end.
-
-    Args:
-        folder: Where the server keeps its state.
-        keeps: Whether it does.
-        starts: Whether the server is started, too, where it has ended.
+    not prevent a client's end. With ``starts``, a server that has ended starts again.
     """
     with contextlib.suppress(OSError, EmbeddedError):
         if (starts or is_held(folder.server)) and not is_held(folder.keeper):
@@ -132,7 +125,7 @@ def keep_running(folder: StateFolder, *, keeps: bool, starts: bool = False) -> N
 
 
 def _start_keeper(folder: StateFolder, *, keeps: bool) -> int:
-    """Start the keeper; return the process that ends when there is one."""
+    """Start the keeper; return the process that ends once a keeper runs."""
     keeper = str(Path(__file__).with_name("keeper.py"))
     words = [sys.executable, "-I", "-S", keeper, str(folder.path), str(folder.socket), _binary()]
     words.append("yes" if keeps else "no")
