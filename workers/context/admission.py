@@ -69,7 +69,7 @@ class _Run:
         self.wake = asyncio.Event()
 
     @property
-    def wanted(self) -> int:
+    def branches(self) -> int:
         return self.in_use + len(self.waiting)
 
     def may_begin(self, clock: Callable[[], float]) -> bool:
@@ -103,6 +103,7 @@ class Admission:
         self._ask = ask
         self._sure_s = sure_s
         self._clock = clock
+        self._is_ending = False
         self._runs: dict[str, _Run] = {}
         # Those of them whose branches wait.
         self._waiting: dict[str, _Run] = {}
@@ -113,7 +114,8 @@ class Admission:
     def waiting_for_permits(self) -> int:
         """Branches that wait for a permit: they take no place from other runs. For any thread."""
         runs = [run for run in list(self._waiting.values()) if run.max_workers is not None]
-        return sum(max(0, run.wanted - run.granted) for run in runs)
+        short = [run for run in runs if run.granted < self._usable(run)]
+        return sum(max(0, run.branches - run.granted) for run in short)
 
     async def enter(self, run_id: str, max_workers: int | None, weight: float = 1.0) -> None:
         """Wait for a place, and for a permit if the run has ``max_workers``.
@@ -169,14 +171,22 @@ class Admission:
 
     async def aclose(self) -> None:
         """Give all permits back; the loop is about to end."""
+        self._is_ending = True
         kept = [run for run in self._runs.values() if run.keeper is not None]
-        keepers = [run.keeper for run in kept if run.keeper is not None]
-        for keeper in keepers:
-            keeper.cancel()
-        await asyncio.gather(*keepers, return_exceptions=True)
+        for run in kept:
+            run.wake.set()
+        # Not cancelled: a request under way could reach the server after the last report.
+        await asyncio.gather(*(run.keeper for run in kept if run.keeper), return_exceptions=True)
         for run in kept:
             run.granted, run.yields = run.in_use, True
-            await self._share(run)
+        await asyncio.gather(*map(self._share, kept))
+
+    def _usable(self, run: _Run) -> int:
+        """Return how many permits this process could use at once, if there were enough."""
+        return run.branches if self.places is None else min(run.branches, self.places)
+
+    def _wanted(self, run: _Run) -> int:
+        return min(self._usable(run), run.max_workers or 0)
 
     @property
     def _has_place(self) -> bool:
@@ -204,9 +214,9 @@ class Admission:
     def _end_if_idle(self, run: _Run) -> None:
         if not run.waiting:
             self._waiting.pop(run.run_id, None)
-        if run.wanted == 0 and run.keeper is None:
+        if run.branches == 0 and run.keeper is None:
             self._runs.pop(run.run_id, None)
-        elif run.wanted < run.granted:
+        elif run.branches < run.granted:
             run.wake.set()
 
     def _give_back(self, run: _Run) -> None:
@@ -218,20 +228,20 @@ class Admission:
             run.wake.set()
 
     def _ask_for_more(self, run: _Run) -> None:
-        if run.max_workers is None or run.may_begin(self._clock):
+        if run.max_workers is None or run.may_begin(self._clock) or self._is_ending:
             return
         if run.keeper is None:
             run.keeper = asyncio.get_running_loop().create_task(self._keep(run))
-        elif not run.is_short:
+        elif not run.is_short and run.granted < self._wanted(run):
             run.wake.set()
 
     async def _keep(self, run: _Run) -> None:
         """Keep as many permits as the branches of a run here need, and report them."""
         poll_s = _FIRST_POLL_S
         try:
-            while True:
+            while not self._is_ending:
                 poll_s = 2 * poll_s if await self._share(run) else _FIRST_POLL_S
-                if run.max_workers is None or (run.granted == 0 and run.wanted == 0):
+                if not (run.granted or self._wanted(run)):
                     return
                 await self._pause(run, min(poll_s, _LAST_POLL_S))
         finally:
@@ -239,18 +249,19 @@ class Admission:
             self._end_if_idle(run)
 
     async def _pause(self, run: _Run, poll_s: float) -> None:
-        run.wake.clear()
+        if not self._is_ending:
+            run.wake.clear()
         wait_s = poll_s if run.is_short else _REPORT_S
         with suppress(TimeoutError):
             await asyncio.wait_for(run.wake.wait(), wait_s)
-        if run.wanted < run.granted:
+        if self._wanted(run) < run.granted:
             # Another branch may come at once.
             await asyncio.sleep(_IDLE_S)
-            run.granted = max(run.in_use, min(run.granted, run.wanted))
+            run.granted = max(run.in_use, min(run.granted, self._wanted(run)))
 
     async def _share(self, run: _Run) -> bool:
         """Report the permits in use to the server, and ask for more; return whether some lack."""
-        had, wanted, now = run.granted, run.wanted, self._clock()
+        had, wanted, now = run.granted, self._wanted(run), self._clock()
         if run.yields:
             run.yields, wanted = False, had
         try:
@@ -259,7 +270,7 @@ class Admission:
             )
         except UnknownRunError:
             # It was deleted: the begin of its branches says so.
-            run.max_workers, run.is_short = None, False
+            run.max_workers, run.granted, run.is_short = None, 0, False
         except (BrokerError, OSError, RuntimeError) as error:
             if not isinstance(error, BrokerError) and not is_exhausted(error):
                 raise
@@ -273,6 +284,6 @@ class Admission:
             run.granted = share.granted
             run.level = share.level
             run.sure_until = now + self._sure_s
-            run.is_short = share.granted < min(run.wanted, run.max_workers or 0)
+            run.is_short = share.granted < self._wanted(run)
         self._admit()
         return run.is_short

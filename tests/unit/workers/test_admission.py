@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections import Counter
 from functools import partial
 
@@ -22,6 +23,7 @@ class Fleet:
             self.store.create_run(run_id, spec="{}", created_at=0.0)
         self.in_flight, self.most, self.done = Counter(), Counter(), Counter()
         self.is_away = False
+        self.asked = []
 
     def process(self, name, places=None, sure_s=1_000.0):
         admission = Admission(partial(self._ask, name), sure_s=sure_s)
@@ -31,6 +33,7 @@ class Fleet:
     def _ask(self, name, run_id, **asked):
         if self.is_away:
             raise BrokerError("away")
+        self.asked.append((name, asked["has"], asked["wanted"]))
         return self.store.share_permits(run_id, process=name, dies_after_s=1_000, **asked)
 
     async def call(self, admission, run_id, cap, call_s=0.0, weight=1.0):
@@ -164,5 +167,64 @@ def test_a_deleted_run_does_not_keep_its_branches():
         await asyncio.gather(*tasks)
         assert fleet.most["r"] > 1, "their begin tells them that the run is gone"
         await one.aclose()
+
+    run(main())
+
+
+def test_a_process_asks_for_no_more_permits_than_it_can_use():
+    async def main():
+        fleet = Fleet("r")
+        few, many = fleet.process("few", places=2), fleet.process("many", places=50)
+        tasks = fleet.calls(few, "r", 30, 10, call_s=0.05)
+        await asyncio.sleep(0.02)
+        tasks += fleet.calls(many, "r", 60, 10, call_s=0.05)
+        await asyncio.gather(*tasks)
+        assert fleet.most["r"] == 10, "none lies idle at the process with few places"
+        assert max(wanted for name, _, wanted in fleet.asked if name == "few") == 2
+        for one in (few, many):
+            await one.aclose()
+
+    run(main())
+
+
+def test_a_process_that_has_all_permits_does_not_ask_at_each_arrival():
+    async def main():
+        fleet = Fleet("r")
+        one = fleet.process("a", places=20)
+        holding = fleet.calls(one, "r", 4, 4, call_s=0.3)
+        await asyncio.sleep(0.1)
+        before, late = len(fleet.asked), []
+        for _ in range(50):
+            late += fleet.calls(one, "r", 1, 4)
+            await asyncio.sleep(0.002)
+        assert len(fleet.asked) - before < 5
+        await asyncio.gather(*holding, *late)
+        await one.aclose()
+
+    run(main())
+
+
+def test_a_late_answer_does_not_undo_that_permits_are_given_back():
+    async def main():
+        fleet = Fleet("r")
+        one = fleet.process("a", places=20)
+        began, go_on, ask = threading.Event(), threading.Event(), one._ask
+
+        def slow(run_id, **asked):
+            if not began.is_set():
+                began.set()
+                go_on.wait(10)
+            return ask(run_id, **asked)
+
+        one._ask = slow
+        task = fleet.calls(one, "r", 1, 4)[0]
+        await asyncio.to_thread(began.wait, 10)
+        task.cancel()
+        closing = asyncio.create_task(one.aclose())
+        await asyncio.sleep(0.05)
+        go_on.set()
+        await closing
+        await asyncio.get_running_loop().shutdown_default_executor()
+        assert fleet.store._redis.hgetall("fanout:run:r:permits") == {}
 
     run(main())
