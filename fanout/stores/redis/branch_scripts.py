@@ -128,13 +128,14 @@ return 1
 
 # KEYS run, permits of the run; ARGV process, seconds without a report after which a process is dead,
 # ttl, max_workers, how many permits the process has and needs no fewer of, and how many it could use.
-# Each field of the permits is a process with ``granted wanted reported``. Returns how many it has from
-# now on, and how many it should have while others wait for some (max_workers if none waits); -1: no
-# such run.
+# Each field of the permits is a process with ``granted wanted reported``, and ``spared`` if it has got
+# more time since. Returns how many it has from now on, and how many it should have while others wait
+# for some (max_workers if none waits); -1: no such run.
 #
 # What is granted together never exceeds max_workers. A process gives up permits only itself: those
 # of its calls in flight are not granted to others, until it is dead. If nobody has reported for a
-# while, the server was unreachable, and each gets as much time again.
+# while, the server may have been unreachable, and each gets as much time again; but once only, as it
+# may also be that those who ask do so rarely.
 SHARE_PERMITS = """
 if redis.call('EXISTS', KEYS[1]) == 0 then return {-1, 0} end
 local dies_after_s, cap = tonumber(ARGV[2]), tonumber(ARGV[4])
@@ -147,18 +148,22 @@ end
 local flat = redis.call('HGETALL', KEYS[2])
 local all, youngest = {}, 0
 for i = 1, #flat, 2 do
-    local granted, could_use, reported = flat[i + 1]:match('^(%d+) (%d+) (%S+)$')
-    local one = {flat[i], tonumber(granted), tonumber(could_use), tonumber(reported)}
-    youngest = math.max(youngest, one[4] or 0)
-    all[#all + 1] = one
+    local granted, could_use, reported, spared = flat[i + 1]:match('^(%d+) (%d+) (%d+%.%d+)(.*)$')
+    if granted then
+        local one = {flat[i], tonumber(granted), tonumber(could_use), tonumber(reported), spared}
+        youngest = math.max(youngest, one[4])
+        all[#all + 1] = one
+    else
+        redis.call('HDEL', KEYS[2], flat[i])
+    end
 end
 local was_away = now - youngest > dies_after_s / 3
 local others, wants, rest = 0, {wanted}, {}
 for _, one in ipairs(all) do
-    local name, granted, could_use, reported = unpack(one)
+    local name, granted, could_use, reported, spared = unpack(one)
     if name ~= ARGV[1] then
-        if was_away then
-            redis.call('HSET', KEYS[2], name, field(granted, could_use, now))
+        if was_away and spared == '' then
+            redis.call('HSET', KEYS[2], name, field(granted, could_use, now) .. ' spared')
         elseif reported + dies_after_s < now then
             redis.call('HDEL', KEYS[2], name)
             granted = nil

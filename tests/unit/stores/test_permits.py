@@ -75,6 +75,28 @@ def test_permits_of_a_dead_process_are_granted_again_and_those_of_a_silent_fleet
     assert share("a", 8, 8).granted == 2, "another process has its permits now"
 
 
+@pytest.mark.parametrize("rest_s", [4, 6, 14, 40])
+def test_permits_of_a_dead_process_are_granted_again_to_those_that_ask_rarely(
+    share, server_clock, rest_s
+):
+    """A thread or prefork child asks for a moment, and then gives its branch back to the queue."""
+    assert share("dead", 0, 10).granted == 10
+    for _ in range(20):
+        if share("b", 0, 1).granted:
+            break
+        share("b", 0, 0)
+        server_clock.now += rest_s
+    else:
+        pytest.fail("nobody ever gets the permits of the dead process")
+
+
+def test_a_damaged_record_of_a_process_counts_as_none(share, store):
+    for damage in ("", "1 2", "x y z", "1 2 nan", "99999999 1 inf"):
+        store._redis.hset("fanout:run:r:permits", "damaged", damage)
+        assert share("a", 0, 10).granted == 10
+        share("a", 0, 0)
+
+
 def test_of_a_run_that_is_gone_there_are_none(share, store):
     share("a", 0, 8)
     store.begin_delete("r")
