@@ -311,7 +311,11 @@ def test_runs_with_limits_and_priorities_have_no_more_outside_their_backlogs(app
         for run_id, limit in limits.items():
             assert not limit or in_play[run_id] <= limit
             assert not db.llen(backlog_of(run_id)) or in_play[run_id], "something brings the rest"
-        assert db.llen(BEHIND) == db.llen(backlog_of("d"))
+        could_be_taken = [
+            min(db.llen(backlog_of(run)), max(0, limit - in_play[run]) if limit else 1_000)
+            for run, limit in limits.items()
+        ]
+        assert db.llen(BEHIND) == sum(could_be_taken), "a scaler sees what workers could take"
         counted = {run.decode(): int(n) for run, n in db.hgetall(f"{BRANCHES_QUEUE}.taken").items()}
         held = Counter(runs_of([m.headers["id"] for m in waiting_for]))
         assert {run: n for run, n in counted.items() if n} == {
@@ -322,6 +326,17 @@ def test_runs_with_limits_and_priorities_have_no_more_outside_their_backlogs(app
     assert sorted(taken) == sorted(published)
     MessageReader(db).give_turns()
     assert db.keys("fanout.branches*") == [], "nothing is left of them"
+
+
+def test_a_scaler_and_a_worker_that_takes_ahead_see_a_run_whose_limit_has_room(app, taker, db):
+    publish(app, 400, in_play=1_000_000_064)
+    assert waiting(db) == 400
+    one = taker(60)
+    one.channel.qos.ahead = 20
+    while len(one.messages) < 60:
+        # It takes ahead, as of a run without a limit.
+        one.take_once()
+    assert waiting(db) == 340
 
 
 def test_what_is_taken_of_a_run_with_a_limit_is_counted_again(app, taker, db):

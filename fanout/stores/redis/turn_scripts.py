@@ -12,7 +12,8 @@ backlog always has messages in the queue, unless its run is at its limit.
 
 Keys: the queue, and with its name as prefix ``.turns``, a hash with the number of messages that each
 run has in the queue; ``.of.RUN``, the backlog of a run; ``.behind``, a list with an empty string for
-each message in the backlogs of runs without a limit: a scaler can only read lengths; ``.shares``, a
+each message in the backlogs that workers could take, of a run with a limit only as many as that has
+room for: a scaler can only read lengths; ``.shares``, a
 hash of ``turns limit`` of the runs with a priority or a limit (0: none); and ``.taken``, a hash with
 the number of taken messages of each run with a limit. The tag of such a message ends with ``@RUN``.
 
@@ -44,6 +45,18 @@ local function count_taken(run, count)
     local taken = redis.call('HINCRBY', queue .. '.taken', run, count)
     if taken < 0 then redis.call('HSET', queue .. '.taken', run, 0) end
     return math.max(0, taken)
+end
+-- Returns how many of the messages of a backlog `.behind` has: the limit has room for some of them.
+local function countable(rest, room) return math.max(0, math.min(rest, room)) end
+-- Lengthens `.behind`.
+local function count_behind(count)
+    if count < 0 then redis.call('LPOP', queue .. '.behind', -count) end
+    if count <= 0 then return end
+    local blank = {}
+    for i = 1, count do blank[i] = '' end
+    for i = 1, count, 5000 do
+        redis.call('LPUSH', queue .. '.behind', unpack(blank, i, math.min(count, i + 4999)))
+    end
 end
 -- Puts messages of a run's backlog into the queue until it has its turns there, but no more than
 -- `room`. Returns how many.
@@ -109,22 +122,25 @@ local is_empty = redis.call('LLEN', queue) == 0
 if is_empty and redis.call('LLEN', queue .. '.behind') > 0 then
     for _, run in ipairs(redis.call('HKEYS', queue .. '.turns')) do note(run, 0) end
 end
-local held, own, limited, room, rest = {{}}, {{}}, {{}}, {{}}, {{}}
+local held, own, limited, room, rest, moved = {{}}, {{}}, {{}}, {{}}, {{}}, 0
 for _, run in ipairs(runs) do
     local limit
     own[run], limit = share_of(run)
-    held[run], room[run] = 0, math.huge
-    if not is_empty then
-        held[run] = tonumber(redis.call('HGET', queue .. '.turns', run) or 0) - gone[run]
-        held[run] = math.max(0, held[run])
+    held[run], room[run], rest[run] = 0, math.huge, redis.call('LLEN', backlog_of(queue, run))
+    local counted = 0
+    if limit or not is_empty then
+        counted = tonumber(redis.call('HGET', queue .. '.turns', run) or 0)
     end
+    if not is_empty then held[run] = math.max(0, counted - gone[run]) end
     if limit then
-        limited[run] = true
-        room[run] = math.max(0, limit - count_taken(run, gone[run]) - held[run])
+        limited[run] = rest[run]
+        local count = count_taken(run, gone[run])
+        room[run] = math.max(0, limit - count - held[run])
+        moved = moved + countable(rest[run], limit - count + gone[run] - counted)
+        rest[run] = math.min(rest[run], room[run])
     end
-    rest[run] = math.min(redis.call('LLEN', backlog_of(queue, run)), room[run])
 end
-local moved, more = 0, wanted - #taken
+local more = wanted - #taken
 while more > 0 do
     local with = {{}}
     for _, run in ipairs(runs) do
@@ -138,7 +154,12 @@ while more > 0 do
             for _, message in ipairs(redis.call('RPOP', backlog_of(queue, run), count)) do
                 taken[#taken + 1] = message
             end
-            if limited[run] then count_taken(run, count) else moved = moved + count end
+            if limited[run] then
+                count_taken(run, count)
+                limited[run] = limited[run] - count
+            else
+                moved = moved + count
+            end
         end
         more, rest[run], room[run] = more - count, rest[run] - count, room[run] - count
     end
@@ -146,9 +167,13 @@ end
 for i, message in ipairs(taken) do keep(message, ARGV[4 + i]) end
 for _, run in ipairs(runs) do
     local given = give_turns(run, held[run], own[run], room[run])
-    if not limited[run] then moved = moved + given end
+    if limited[run] then
+        moved = moved - countable(limited[run] - given, room[run] - given)
+    else
+        moved = moved + given
+    end
 end
-if moved > 0 then redis.call('LPOP', queue .. '.behind', moved) end
+count_behind(-moved)
 return {{redis.call('LLEN', queue) + redis.call('LLEN', queue .. '.behind'), taken, tags}}
 """
 
@@ -198,19 +223,20 @@ if redis.call('LLEN', queue) > 0 then
     room = 0
     if redis.call('LLEN', backlog) == behind then room = math.max(0, own - held) end
 end
+local left, was_behind = math.huge, 0
 if limit then
-    local taken = tonumber(redis.call('HGET', queue .. '.taken', run) or 0)
-    room = math.min(room, math.max(0, limit - taken - held))
+    left = limit - tonumber(redis.call('HGET', queue .. '.taken', run) or 0)
+    local counted = tonumber(redis.call('HGET', queue .. '.turns', run) or 0)
+    was_behind = countable(redis.call('LLEN', backlog) - behind, left - counted)
+    left = left - held
+    room = math.min(room, math.max(0, left))
 end
 local first = math.min(room, count)
 if first > 0 then redis.call('LPUSH', queue, unpack(ARGV, 5, 4 + first)) end
 if first < count then redis.call('LPUSH', backlog, unpack(ARGV, 5 + first)) end
 behind = behind + count - first
-if behind > 0 and not limit then
-    local blank = {{}}
-    for i = 1, behind do blank[i] = '' end
-    redis.call('LPUSH', queue .. '.behind', unpack(blank))
-end
+if limit then behind = countable(redis.call('LLEN', backlog), left - first) - was_behind end
+count_behind(behind)
 redis.call('HSET', queue .. '.turns', run, held + first)
 return redis.call('LLEN', queue)
 """
@@ -232,9 +258,12 @@ for _, run in ipairs(runs) do
     local gone = redis.call('HDEL', KEYS[2], unpack(tags[run]))
     local own, limit = share_of(run)
     if run ~= '' and limit and gone > 0 then
-        local held = tonumber(redis.call('HGET', queue .. '.turns', run) or 0)
-        if redis.call('LLEN', queue) == 0 then held = 0 end
-        give_turns(run, held, own, limit - count_taken(run, -gone) - held)
+        local counted = tonumber(redis.call('HGET', queue .. '.turns', run) or 0)
+        local held = redis.call('LLEN', queue) > 0 and counted or 0
+        local rest, left = redis.call('LLEN', backlog_of(queue, run)), limit - count_taken(run, -gone)
+        local was_behind = countable(rest, left - gone - counted)
+        local given = give_turns(run, held, own, left - held)
+        count_behind(countable(rest - given, left - held - given) - was_behind)
     end
 end
 return 1
@@ -286,7 +315,7 @@ for _, run in ipairs(redis.call('HKEYS', queue .. '.turns')) do
     if limit then room = limit - (taken[run] or 0) - (held[run] or 0) end
     local given = give_turns(run, held[run] or 0, own, room)
     moved = moved + given
-    if not limit then behind = behind + rest - given end
+    behind = behind + countable(rest - given, room - given)
 end
 if has_shares then
     -- A run without messages has no need of a share: the next that it puts bring it again.
@@ -296,9 +325,7 @@ if has_shares then
         end
     end
 end
-local off = behind - redis.call('LLEN', queue .. '.behind')
-if off < 0 then redis.call('LPOP', queue .. '.behind', -off) end
-for _ = 1, off do redis.call('LPUSH', queue .. '.behind', '') end
+count_behind(behind - redis.call('LLEN', queue .. '.behind'))
 return moved
 """
 
@@ -310,9 +337,16 @@ local queue, run, turns = KEYS[1], ARGV[1], 0
 {_SHARED}
 local rest = redis.call('LLEN', backlog_of(queue, run))
 local _, limit = share_of(run)
+local counted = rest
+if limit then
+    for _, part in ipairs({{'.turns', '.taken'}}) do
+        limit = limit - tonumber(redis.call('HGET', queue .. part, run) or 0)
+    end
+    counted = countable(rest, limit)
+end
 for _, part in ipairs({{'.turns', '.shares', '.taken'}}) do redis.call('HDEL', queue .. part, run) end
 if rest == 0 then return 0 end
 redis.call('DEL', backlog_of(queue, run))
-if not limit then redis.call('LPOP', queue .. '.behind', rest) end
+count_behind(-counted)
 return rest
 """
