@@ -213,6 +213,16 @@ class AsyncioPool(BasePool):  # type: ignore[misc]
         self._hub.call_soon(_wake)
         return [None] * len(ends)
 
+    def count_without_place(self) -> int:
+        """Return how many branches leave their places to others: see ServerClockQoS.waiting.
+
+        They wait for a permit of their run, or their call has ended and they are being settled. Of
+        the latter, no more than there are places, so that they do not pile up.
+        """
+        admission = self._context.admission
+        settling = len(self._branches) - admission.calling_or_waiting
+        return admission.waiting_for_permits + min(max(0, settling), self.limit)
+
     def _get_info(self) -> dict[str, Any]:
         return {**super()._get_info(), "branches": len(self._branches)}
 
