@@ -111,7 +111,7 @@ async def process_branch(
     branch.task = asyncio.current_task()
     delivery = _Delivery(context, branch, token)
     try:
-        async with _Place(context, branch.branch_id.run_id, on_admitted, patience_s):
+        async with _Place(context, branch, on_admitted, patience_s):
             begun = await delivery.begin()
             if begun.verdict == "suspect":
                 branch.moves("waits to be alone")
@@ -134,13 +134,14 @@ class _Place:
     def __init__(
         self,
         context: WorkerContext,
-        run_id: str,
+        branch: TrackedBranch,
         on_admitted: Callable[[], None],
         patience_s: float | None,
     ) -> None:
         self._context = context
         self._admission = context.admission
-        self._run_id = run_id
+        self._branch = branch
+        self._run_id = branch.branch_id.run_id
         self._on_admitted = on_admitted
         self._patience_s = patience_s
 
@@ -166,6 +167,7 @@ class _Place:
 
     async def __aexit__(self, *_exc: object) -> None:
         self._admission.leave(self._run_id)
+        self._context.branches.progress.settles(self._branch)
 
 
 def _is_of_worker(fault: BaseException) -> bool:

@@ -219,9 +219,9 @@ class AsyncioPool(BasePool):  # type: ignore[misc]
         They wait for a permit of their run, or their call has ended and they are being settled. Of
         the latter, no more than there are places, so that they do not pile up.
         """
-        admission = self._context.admission
-        settling = len(self._branches) - admission.calling_or_waiting
-        return admission.waiting_for_permits + min(max(0, settling), self.limit)
+        context: WorkerContext = self._context
+        settling = min(context.branches.progress.settling, self.limit)
+        return context.admission.waiting_for_permits + settling
 
     def _get_info(self) -> dict[str, Any]:
         return {**super()._get_info(), "branches": len(self._branches)}

@@ -117,11 +117,6 @@ class Admission:
         short = [run for run in runs if run.granted < self._usable(run)]
         return sum(max(0, run.branches - run.granted) for run in short)
 
-    @property
-    def calling_or_waiting(self) -> int:
-        """Branches that have a place or wait for one. For any thread."""
-        return self._in_use + sum(len(run.waiting) for run in list(self._waiting.values()))
-
     async def enter(self, run_id: str, max_workers: int | None, weight: float = 1.0) -> None:
         """Wait for a place, and for a permit if the run has ``max_workers``.
 
