@@ -220,8 +220,8 @@ class AsyncioPool(BasePool):  # type: ignore[misc]
         the latter, no more than there are places, so that they do not pile up.
         """
         context: WorkerContext = self._context
-        settling = min(context.branches.progress.settling, self.limit)
-        return context.admission.waiting_for_permits + settling
+        most: int = self.limit
+        return context.admission.waiting_for_permits + min(context.branches.progress.settling, most)
 
     def _get_info(self) -> dict[str, Any]:
         return {**super()._get_info(), "branches": len(self._branches)}
