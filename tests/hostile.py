@@ -28,7 +28,7 @@ KEYS = [
     "root_id", "parent_id", "wire", "sent_at", "update", "get", "called_directly", "utc",
     "headers", "task", "hostname", "delivery_info", "delivery_tag", "delivery_mode",
     "routing_key", "exchange", "body_encoding", "replaced_task_nesting", "lang", "run_id",
-    "stage", "shard", "position", "feed", "model", "note", "method", "arguments", "destination",
+    "stage", "shard", "position", "model", "note", "method", "arguments", "destination",
     "pattern", "matcher", "ticket", "n", "signal", "queue",
 ]  # fmt: skip
 

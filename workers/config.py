@@ -49,7 +49,7 @@ def make_worker_app(settings: Settings, *, owns_process: bool = False) -> Worker
     app.conf.update(
         worker_pool=_POOLS.get(settings.pool, settings.pool),
         worker_concurrency=settings.concurrency,
-        # One message per free slot: the other messages stay for other workers.
+        # One message per free place: the other messages stay for other workers.
         worker_prefetch_multiplier=1,
         # A message leaves the queue when its work is done, not when it begins.
         task_acks_late=True,

@@ -45,7 +45,7 @@ _OF = "@"
 
 # Prefetch only if the backlog is more than this multiple of the prefetch.
 _PLENTY = 2
-# Ask for more once the slots have used this fraction of the prefetch.
+# Ask for more once calls have used this fraction of the prefetch.
 _WORTH_ASKING = 4
 # Seconds that the known length of the backlog stays valid while no message is taken.
 _LOOK_S = 0.2
@@ -55,8 +55,8 @@ class ServerClockQoS(kombu_redis.QoS):  # type: ignore[misc]
     """The messages that a channel has taken and not settled, with leases by the server's clock.
 
     Attributes:
-        ahead: The prefetch: messages to take before there is a slot for them. Only while the
-            backlog is long: the last messages are for workers with a free slot.
+        ahead: The prefetch: messages to take before there is a place for them. Only while the
+            backlog is long: the last messages are for workers with a free place.
         is_barred: Whether to take no messages for now, even if there is room.
         waiting: Returns how many taken branches wait for a permit of their run: these leave room
             for messages of other runs.
@@ -83,10 +83,10 @@ class ServerClockQoS(kombu_redis.QoS):  # type: ignore[misc]
         room = self._room()
         if room is None or not self.ahead:
             return room
-        slots = max(0, room - self.ahead)
-        if slots:
-            return room if self._has_plenty() else slots
-        # All slots are busy: a few messages are not worth a round trip.
+        places = max(0, room - self.ahead)
+        if places:
+            return room if self._has_plenty() else places
+        # All places are busy: a few messages are not worth a round trip.
         if room <= self.ahead // _WORTH_ASKING:
             return 0
         if time.monotonic() - self._looked_at > _LOOK_S:
@@ -108,7 +108,7 @@ class ServerClockQoS(kombu_redis.QoS):  # type: ignore[misc]
         return self._left > _PLENTY * self.ahead
 
     def _look(self) -> None:
-        """Read the length of the backlog: it may have grown while no slot was free."""
+        """Read the length of the backlog: it may have grown while no place was free."""
         with self.channel.conn_or_acquire() as client, client.pipeline(transaction=False) as pipe:
             self._left = sum(pipe.llen(BRANCHES_QUEUE).llen(BEHIND).execute())
         self._looked_at = time.monotonic()

@@ -94,7 +94,7 @@ def _print_findings(findings: list[Finding]) -> None:
 def probe(name: str | None, within_s: float, broker_url: str | None) -> int:
     """Exit with 0 where this machine's workers take messages, with 1 and the reason if not.
 
-    A worker counts that looks at its queues, or whose slots are all taken; not one whose branches
+    A worker counts that looks at its queues, or whose places are all taken; not one whose branches
     make no progress, or that sees another storage. That it lives is not enough. Where the server
     refuses writes, it says that. It asks nobody but the server.
     """

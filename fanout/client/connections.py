@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 __all__ = ["Connections"]
 
 _PREFLIGHT_S = 600.0
-# A worker with a free slot, or whose pool needs none to answer, answers sooner.
+# A worker with a free place, or whose pool needs none to answer, answers sooner.
 _BUSY_S = 8.0
 
 _log = logging.getLogger(__name__)
@@ -157,5 +157,5 @@ class Connections:
 
 
 def _is_full(worker: WorkerRecord) -> bool:
-    """Return whether a worker needs a slot to answer, and has none."""
+    """Return whether a worker needs a place to answer, and has none."""
     return worker.pool in {"prefork", "solo"} and worker.in_flight >= worker.concurrency

@@ -288,7 +288,7 @@ class WorkerRecord(msgspec.Struct, frozen=True, kw_only=True):
         version: Its version of fanout.
         wire: Its version of the wire format.
         queues: The queues that it consumes.
-        polled_at: When it last polled its queues, or had all slots in use, by its clock; 0.0: not
+        polled_at: When it last polled its queues, or had all places in use, by its clock; 0.0: not
             yet.
         stuck: Branches in flight that make no progress; other workers may take them.
         problem: Why it takes no messages, in one line; empty if it does.

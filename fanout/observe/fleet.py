@@ -42,7 +42,7 @@ class FleetStatus:
         leases: The messages that workers have taken and not settled.
         memory: The server's memory; None if the server's user may not read it.
         runs: How many runs that have not ended are in each status.
-        window: The shards in flight and the permits in use; the sum over these runs.
+        window: The shards in flight and the permits that workers have; the sum over these runs.
         totals: The counters since the store was new.
         limits: How far the rate limits of models are used, in seconds from now.
         active: The runs that have not ended, the newest first.

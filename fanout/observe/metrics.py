@@ -108,7 +108,7 @@ def _of_queues(fleet: FleetStatus) -> Iterator[Metric]:
     window = fleet.window
     yield _gauge("shards_open", "Shards that are being processed.", window.open)
     yield _gauge("shards_waiting", "Shards not yet let into the queue.", window.waiting)
-    text = "Permits in use by the runs with max_workers."
+    text = "Permits that workers have for runs with max_workers."
     yield _gauge("lanes_used", text, window.permits_used)
     yield _gauge("lanes_limit", "The sum of max_workers of these runs.", window.permits_limit)
     limits = fleet.limits.values()

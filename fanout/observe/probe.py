@@ -69,6 +69,6 @@ def _problem(worker: WorkerRecord, now: float, within_s: float) -> str | None:
     if idle_s > within_s:
         return (
             f"worker {worker.name} is alive, but has not looked for messages for {idle_s:.0f} s "
-            f"although it has free slots: restart it"
+            f"although it has free places: restart it"
         )
     return None

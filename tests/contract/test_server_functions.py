@@ -122,7 +122,7 @@ def test_every_script_is_a_function_that_the_server_takes(client):
 
 # What a user with rights to the keys can give, or have written there.
 ABSURD = ("1e15", "inf", "nan", "-1e15", "0")
-FIELDS = ("written", "opened", "window", "cap", "lane", "used", "next", "stage", "paused", "0")
+FIELDS = ("written", "opened", "turns", "in_play", "base_stage", "stage", "paused", "0")
 
 
 @pytest.mark.parametrize("argument", ABSURD)

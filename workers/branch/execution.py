@@ -52,7 +52,7 @@ __all__ = ["BranchFailed", "process_branch", "run_branch"]
 # The longest message that is stored: a provider may return a page, or the whole prompt.
 _MAX_MESSAGE = 1_000
 
-# How long a branch without its input keeps its slot, so that other workers come first.
+# How long a branch without its input keeps its place, so that other workers come first.
 _MISSING_INPUT_S = 1.0
 _INPUT_LOG_S = 30.0
 

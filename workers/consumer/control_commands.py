@@ -29,7 +29,7 @@ _Name = Annotated[str, msgspec.Meta(max_length=200)]
 _TaskId = Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
 # Each id costs a round trip, during which the worker takes no message.
 _TaskIds = _TaskId | Annotated[list[_TaskId], msgspec.Meta(max_length=1_000)]
-_Slots = Annotated[int, msgspec.Meta(ge=0, le=MAX_CONCURRENCY)]
+_Places = Annotated[int, msgspec.Meta(ge=0, le=MAX_CONCURRENCY)]
 _Seconds = Annotated[float, msgspec.Meta(ge=0, le=1e9)]
 _Signal = Annotated[str, msgspec.Meta(pattern=r"^(SIG)?(TERM|KILL|INT|QUIT|HUP|USR1|USR2)\Z")]
 _Rate = (
@@ -64,7 +64,7 @@ _COMMANDS: dict[str, type[msgspec.Struct]] = {
             ("builtins", bool, False),
         ),
     ),
-    **dict.fromkeys(("pool_grow", "pool_shrink"), _arguments(("n", _Slots, 1))),
+    **dict.fromkeys(("pool_grow", "pool_shrink"), _arguments(("n", _Places, 1))),
     "query_task": _arguments(("ids", _TaskIds)),
     "revoke": _arguments(
         ("task_id", _TaskIds), ("terminate", bool | None, None), ("signal", _Signal | None, None)
@@ -74,7 +74,7 @@ _COMMANDS: dict[str, type[msgspec.Struct]] = {
     "time_limit": _arguments(
         ("task_name", _Task), ("hard", _Seconds | None, None), ("soft", _Seconds | None, None)
     ),
-    "autoscale": _arguments(("max", _Slots | None, None), ("min", _Slots | None, None)),
+    "autoscale": _arguments(("max", _Places | None, None), ("min", _Places | None, None)),
     # No modules: Celery would import any module that the sender names.
     "pool_restart": _arguments(
         ("modules", Annotated[list[Any], msgspec.Meta(max_length=0)] | None, None),

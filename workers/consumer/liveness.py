@@ -33,7 +33,7 @@ class PollMonitor:
     """Records when a consumer last polled its queues.
 
     Attributes:
-        polled_at: When the consumer last polled, or last had no free slot and so did not need to;
+        polled_at: When the consumer last polled, or last had no free place and so did not need to;
             seconds since the epoch, 0.0 before the first poll.
     """
 
@@ -47,9 +47,9 @@ class PollMonitor:
         hub.call_repeatedly(_CHECK_S, self._check)
 
     def _take_control(self, channel: Any) -> None:
-        """Take control messages while calls, which may be long, use all slots.
+        """Take control messages while calls, which may be long, use all places.
 
-        Clients wait for control tasks, which need no slot if the pool has room for them.
+        Clients wait for control tasks, which need no place if the pool has room for them.
         """
         running = sum(
             not isinstance(each, BranchRequest) for each in copied(state.reserved_requests)
@@ -67,7 +67,7 @@ class PollMonitor:
         # Kombu polls again as soon as it has a reply, and gets each reply within a second.
         asked_at = channel._brpop_sent_at  # noqa: SLF001 - no public API
         if not channel.qos.can_consume():
-            # Without requests, no slot would ever become free: this is a fault, not a busy worker.
+            # Without requests, no place would ever become free: this is a fault, not a busy worker.
             if state.requests:
                 self.polled_at = time.time()
             if asked_at is None or time.monotonic() - asked_at >= _CHECK_S:

@@ -56,9 +56,9 @@ _REQUEUE_S = 1.0
 # The longest wait, when the worker stops, for the branches that go back to their queue.
 _HAND_BACK_S = 10.0
 
-# A worker takes one branch ahead per two slots, to begin at once when a call ends; none at a low
+# A worker takes one branch ahead per two places, to begin at once when a call ends; none at a low
 # concurrency, as no other worker begins a branch that was taken: see fanout.broker.message_leases.
-_SLOTS_PER_AHEAD = 2
+_PLACES_PER_AHEAD = 2
 _MAX_AHEAD = 256
 _MIN_CONCURRENCY = 8
 
@@ -72,7 +72,7 @@ _log = logging.getLogger(__name__)
 def taken_ahead(concurrency: int) -> int:
     """Return how many branches a worker takes beyond those in flight."""
     return (
-        min(_MAX_AHEAD, concurrency // _SLOTS_PER_AHEAD) if concurrency >= _MIN_CONCURRENCY else 0
+        min(_MAX_AHEAD, concurrency // _PLACES_PER_AHEAD) if concurrency >= _MIN_CONCURRENCY else 0
     )
 
 
@@ -80,7 +80,7 @@ class AsyncioPool(BasePool):  # type: ignore[misc]
     """Runs branches on the loop of the worker process, and other tasks in threads.
 
     Attributes:
-        control_room: Number of control tasks that the pool runs while all slots are in use.
+        control_room: Number of control tasks that the pool runs while all places are in use.
     """
 
     body_can_be_buffer = True
@@ -235,7 +235,7 @@ class ThreadTaskPool(CeleryThreadPool):  # type: ignore[misc]
     """Runs branches in as many threads as the worker's concurrency, other tasks in a few more.
 
     Attributes:
-        control_room: Number of control tasks that the pool runs while all slots are in use.
+        control_room: Number of control tasks that the pool runs while all places are in use.
     """
 
     control_room = _THREADS_BESIDE_BRANCHES

@@ -260,7 +260,7 @@ class Admission:
             run.granted = max(run.in_use, min(run.granted, self._wanted(run)))
 
     async def _share(self, run: _Run) -> bool:
-        """Report the permits in use to the server, and ask for more; return whether some lack."""
+        """Report the permits of this process, and ask for more; return whether some lack."""
         had, wanted, now = run.granted, self._wanted(run), self._clock()
         if run.yields:
             run.yields, wanted = False, had

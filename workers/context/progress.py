@@ -1,7 +1,7 @@
 """Tracks whether branches make progress: leases and claims depend on that, not on the process.
 
 Each step of a branch has a longest time: a call has its deadline, a step at the server takes
-moments. A requested wait (for a slot, a rate limit or a failing provider) may last as long as it
+moments. A requested wait (for a place, a rate limit or a failing provider) may last as long as it
 needs. A branch that stands still for longer while the server answers is left to other workers.
 """
 
@@ -53,7 +53,7 @@ class TrackedBranch:
         self.token = ""
         self.is_settling = False
         self._clock = clock
-        self.moves("waits for a slot")
+        self.moves("waits for a place")
 
     def moves(self, doing: str, *, within_s: float | None = None) -> None:
         """Begin the next step, which takes at most ``within_s`` seconds; None for no limit."""

@@ -450,8 +450,8 @@ def test_a_retry_whose_client_dies_half_way_is_completed_by_the_reaper(
                 reset_retried_shard(store, ShardId(RUN, 0, number), store.run(RUN).retry)
                 assert store.is_finished(ShardId(RUN, 0, number)) == (number == 1)
                 store.compact(ShardId(RUN, 0, number), store.outcomes(ShardId(RUN, 0, number)))
-                grants = store.open_shards(StageId(RUN, 0), window=2, finished=number)
-                publisher.expand(StageId(RUN, 0), grants)
+                opened = store.open_shards(StageId(RUN, 0), window=2, finished=number)
+                publisher.expand(StageId(RUN, 0), opened)
                 break
         if ("aggregate", 0) in publisher.sent:
             break

@@ -92,14 +92,14 @@ def test_a_callback_from_before_a_retry_does_not_end_the_run_as_it_was(late):
     assert context.store.run(RUN).has_ended
     context.store.reopen_run(RUN, retry=frozenset({ErrorKind.INTERNAL}))
     context.store.seal_stage(map_id)
-    grants = context.store.open_shards(map_id, window=1)
+    opened = context.store.open_shards(map_id, window=1)
     with pytest.raises(TooEarlyError):
         collect(context, [], shard_id) if late == "collect" else aggregate(context, map_id)
     assert not context.store.run(RUN).has_ended
     assert context.store.progress(map_id).open == {0}
     # The retry goes on as if the copy had not been there.
     context.answer = lambda request: "fine"
-    context.publisher.expand(map_id, grants)
+    context.publisher.expand(map_id, opened)
     context.process()
     assert context.store.run(RUN).status is RunStatus.SUCCEEDED
     assert context.store.stage(map_id).failed == 0
