@@ -6,6 +6,7 @@ import itertools
 import json
 import random
 from collections import Counter
+from functools import partial
 
 import pytest
 import redis
@@ -14,6 +15,7 @@ from fanout.broker.app import make_app, make_store
 from fanout.broker.backlog import read_backlog
 from fanout.broker.inspection import UNACKED, UNACKED_INDEX, MessageReader
 from fanout.broker.publisher import Publisher
+from fanout.client.embedded.databases import put_back
 from fanout.core.ids import ShardId
 from fanout.core.queue_names import (
     BEHIND,
@@ -353,6 +355,25 @@ def test_what_is_taken_of_a_run_with_a_limit_is_counted_again(app, taker, db):
         one.take_once()
         for message in one.messages:
             message.acknowledged or message.ack()
+
+
+def test_a_client_that_resumes_an_embedded_run_finds_its_permits_free(app, taker, db, broker_url):
+    publish(app, 50, in_play=8)
+    dead = taker(60)
+    while len(dead.messages) < 8:
+        dead.take_once()
+    store = make_store(load_settings(broker_url=broker_url))
+    ask = partial(store.share_permits, "r1", dies_after_s=15, max_workers=4)
+    assert ask(process="dead", has=0, wanted=60).granted == 4
+    put_back(db, "fanout")
+    assert ask(process="next", has=0, wanted=60).granted == 4
+    one = taker(60)
+    while len(one.messages) < 50:
+        one.take_once()
+        for message in one.messages:
+            message.acknowledged or message.ack()
+        assert db.llen(BRANCHES_QUEUE) <= 8
+    store.close()
 
 
 def test_a_run_alone_has_all_and_few_of_it_are_in_the_queue(app, taker, db):

@@ -14,7 +14,7 @@ from contextlib import suppress
 from itertools import count
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
-from fanout.broker.inspection import UNACKED, UNACKED_INDEX
+from fanout.broker.inspection import UNACKED, UNACKED_INDEX, MessageReader
 from fanout.core.errors import StorageError
 from fanout.core.queue_names import QUEUES
 from fanout.stores import RedisStore, connect
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from fanout.client.embedded.server import EmbeddedServer
     from fanout.core.settings import Settings
 
-__all__ = ["Database", "Databases", "RunLocation"]
+__all__ = ["Database", "Databases", "RunLocation", "put_back"]
 
 _RUNS = "fanout:embedded:runs"
 _SWEPT = "fanout:embedded:swept"
@@ -181,17 +181,8 @@ class Databases(RedisBase):
 
     @translated
     def _put_back(self, number: int) -> None:
-        """Restore the messages that dead workers had taken, and delete their records."""
         with self._connected(number) as client:
-            taken = cast("dict[bytes, bytes]", client.hgetall(UNACKED))
-            locks = list(client.scan_iter(match=f"{self._prefix}:lock:*", count=1_000))
-            known = [self._holders, f"{self._wire}:holders"]
-            known += [f"{self._prefix}:workers", f"{self._prefix}:worker-records"]
-            with client.pipeline() as pipe:
-                for queue, message in _messages(taken.values()):
-                    pipe.rpush(queue, message)
-                pipe.delete(UNACKED, UNACKED_INDEX, *known, *locks)
-                pipe.execute()
+            put_back(client, self._prefix)
 
     def _connected(self, number: int) -> redis.Redis:
         return connect(self._server.url(number))
@@ -209,6 +200,24 @@ class Databases(RedisBase):
     def close(self) -> None:
         """Release connections."""
         self._redis.close()
+
+
+def put_back(client: redis.Redis, prefix: str) -> None:
+    """Restore the messages that dead workers had taken, and delete their records and permits."""
+    taken = cast("dict[bytes, bytes]", client.hgetall(UNACKED))
+    theirs = [
+        key
+        for pattern in ("lock:*", "run:*:permits")
+        for key in client.scan_iter(match=f"{prefix}:{pattern}", count=1_000)
+    ]
+    names = ("holders", "wire:holders", "workers", "worker-records")
+    with client.pipeline() as pipe:
+        for queue, message in _messages(taken.values()):
+            pipe.rpush(queue, message)
+        pipe.delete(UNACKED, UNACKED_INDEX, *(f"{prefix}:{name}" for name in names), *theirs)
+        pipe.execute()
+    # Nothing of runs with a limit is taken any more.
+    MessageReader(client).give_turns()
 
 
 def _gone(client: redis.Redis, locations: dict[str, RunLocation]) -> Iterator[str]:
