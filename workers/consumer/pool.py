@@ -62,6 +62,11 @@ _PLACES_PER_AHEAD = 2
 _MAX_AHEAD = 256
 _MIN_CONCURRENCY = 8
 
+# The most branches that may wait for permits of their runs beyond what is taken ahead, for each place
+# and besides. Six messages of a run are in play for each of its permits (fanout.policy.admission).
+_WAITING_EACH = 8
+_WAITING = 500
+
 # Thresholds of the garbage collector: net new objects before a collection of the youngest
 # generation, and collections of one generation before one of the next.
 _GC_THRESHOLDS = (20_000, 50, 50)
@@ -216,12 +221,13 @@ class AsyncioPool(BasePool):  # type: ignore[misc]
     def count_without_place(self) -> int:
         """Return how many branches leave their places to others: see ServerClockQoS.waiting.
 
-        They wait for a permit of their run, or their call has ended and they are being settled. Of
-        the latter, no more than there are places, so that they do not pile up.
+        They wait for a permit of their run, or their call has ended and they are being settled. Not
+        too many, so that they do not pile up.
         """
         context: WorkerContext = self._context
-        most: int = self.limit
-        return context.admission.waiting_for_permits + min(context.branches.progress.settling, most)
+        places: int = self.limit
+        waiting = min(context.admission.waiting_for_permits, _WAITING_EACH * places + _WAITING)
+        return waiting + min(context.branches.progress.settling, places)
 
     def _get_info(self) -> dict[str, Any]:
         return {**super()._get_info(), "branches": len(self._branches)}
