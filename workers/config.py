@@ -69,7 +69,7 @@ def make_worker_app(settings: Settings, *, owns_process: bool = False) -> Worker
         worker_redirect_stdouts=False,
     )
     register(app)
-    app.close_reports_on_shutdown()
+    app.wind_up_on_shutdown()
     app.Worker = app.subclass_with_self(Program, name="Worker")
     app.steps["worker"].update({Presence, LeaseRenewal, ReaperStep, EventSending, Shutdown})
     listen_in_children(app)

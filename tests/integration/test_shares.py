@@ -50,13 +50,17 @@ def test_what_waits_for_a_permit_leaves_its_place_to_other_runs(
     client, start_worker, sleeper, pool
 ):
     path = sleeper("capped", "free", seconds=0.2)
-    start_worker("--concurrency", "4", PYTHONPATH=path, FANOUT_POOL=pool)
+    worker = start_worker("--concurrency", "4", PYTHONPATH=path, FANOUT_POOL=pool)
     capped = submit(client, "capped", 60, max_workers=1)
     wait_for(lambda: capped.status().done > 1, "the capped run is under way")
     free = submit(client, "free", 12)
     assert free.wait(60).succeeded == 12
     assert capped.status().status is RunStatus.RUNNING
     assert most(free) >= 2, "it had the other places"
+    worker.stop()
+    assert client.fleet().window.permits_used == 0, "a worker that stops gives them back"
+    assert "HandedBackError" not in worker.log.read_text(), "to wait for a permit is no fault"
+    start_worker("--concurrency", "4", PYTHONPATH=path, FANOUT_POOL=pool)
     assert capped.wait(60).succeeded == 60
     assert most(capped) == 1
 

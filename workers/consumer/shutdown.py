@@ -65,7 +65,7 @@ class Shutdown(bootsteps.StartStopStep):  # type: ignore[misc]
     def terminate(self, worker: WorkController) -> None:
         """Stop at once. Celery sends no signal when a terminated worker has ended."""
         self.stop(worker)
-        context_of(worker).reports.close()
+        context_of(worker).wind_up()
 
 
 def _children(worker: WorkController) -> list[int]:

@@ -55,12 +55,14 @@ class WorkerApp(Celery):  # type: ignore[misc]
         made = self._made
         return made[1] if made is not None and made[0] == os.getpid() else None
 
-    def close_reports_on_shutdown(self) -> None:
-        """Send pending reports before the worker, or a prefork child of it, ends."""
+    def wind_up_on_shutdown(self) -> None:
+        """Send pending reports and give permits back before the worker, or a prefork child, ends."""
 
-        def on_shutdown(**_: Any) -> None:
-            if self.made_context is not None:
-                self.made_context.reports.close()
+        def on_shutdown(sender: Any = None, **_: Any) -> None:
+            # A program may run several workers. A child sends no worker.
+            is_of_another = sender is not None and sender.app is not self
+            if self.made_context is not None and not is_of_another:
+                self.made_context.wind_up()
 
         signals.worker_process_shutdown.connect(on_shutdown, weak=False)
         signals.worker_shutdown.connect(on_shutdown, weak=False)

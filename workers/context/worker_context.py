@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -37,6 +39,8 @@ _LOADERS = 4
 # A step at the server takes moments. If it takes this many visibility timeouts while the server
 # answers, it will not end.
 _STEP_LEASES = 2
+# Seconds that an ending process waits for the server to take its permits back.
+_GIVE_BACK_S = 3.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -106,12 +110,19 @@ class WorkerContext:
         """Call ``callback`` when the context is closed."""
         self._closers.append(callback)
 
+    def wind_up(self) -> None:
+        """Send pending reports, and give back the permits: the process is about to end."""
+        self.reports.close()
+        giving = asyncio.run_coroutine_threadsafe(self.admission.aclose(), self.loop.event_loop)
+        # If the server does not answer, they lapse.
+        with suppress(TimeoutError):
+            giving.result(_GIVE_BACK_S)
+
     def close(self) -> None:
         """Close the models, the loop, the threads and the connections."""
-        self.reports.close()
+        self.wind_up()
         for closer in self._closers:
             closer()
-        self.loop.wait_for(self.admission.aclose())
         self.loop.wait_for(self.models.aclose())
         self.loop.close()
         self.branches.close()

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import redis
 from celery import signals
 from celery._state import get_current_task
+from celery.exceptions import Reject
 from celery.utils.log import ColorFormatter
 
 from fanout.core.redaction import redacted
@@ -56,6 +57,8 @@ def set_up_logs(settings: Settings) -> None:
         for handler in logger.handlers:
             handler.setFormatter(formatter)
             handler.addFilter(_ConnectionLossFilter())
+            if loglevel > logging.DEBUG:
+                handler.addFilter(_HandBackFilter())
         # The last filter, as it bounds the length of every line.
         _guard(logger)
         if loglevel > logging.DEBUG:
@@ -89,6 +92,17 @@ class _ConnectionLossFilter(logging.Filter):
             if record.exc_info is None:
                 record.msg, record.args = " ".join(message.split()), ()
         return True
+
+
+class _HandBackFilter(logging.Filter):
+    """Drops Celery's traceback of each branch that goes back to its queue, as this is no fault.
+
+    In some pools each branch that waits for a permit does so twice a second.
+    """
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        error = record.exc_info[1] if record.exc_info else None
+        return not (record.name == "celery.app.trace" and isinstance(error, Reject))
 
 
 def _locate(record: logging.LogRecord) -> dict[str, Any]:

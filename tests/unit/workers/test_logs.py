@@ -16,6 +16,7 @@ from fanout.core.records import ErrorKind, RunStatus
 from fanout.core.settings import load_settings
 from fanout.system.logs import JsonFormatter, RateLimitFilter, about, about_task, path_of
 from tests.fakes import RUN, FakeContext
+from workers.consumer.task_requests import HandedBackError
 from workers.telemetry import logs
 from workers.telemetry.reports import _Failures
 
@@ -146,6 +147,16 @@ def test_celerys_lines_for_each_branch_are_left_to_debug(set_up, level, is_quiet
     set_up("text", level)
     for name in ("celery.worker.strategy", "celery.app.trace"):
         assert logging.getLogger(name).level == (logging.WARNING if is_quiet else logging.NOTSET)
+
+
+@pytest.mark.parametrize(("level", "lines"), [(logging.INFO, 1), (logging.DEBUG, 2)])
+def test_a_branch_that_goes_back_to_its_queue_is_no_fault(set_up, level, lines):
+    logger, stream = set_up("text", level)
+    for fault in (HandedBackError("back", requeue=True), ValueError("a bug")):
+        made = record("%s", fault, name="celery.app.trace")
+        made.exc_info = (type(fault), fault, None)
+        logger.handle(made)
+    assert len([line for line in stream.getvalue().splitlines() if line[0] == "["]) == lines
 
 
 def test_a_lost_connection_is_one_line(set_up):
