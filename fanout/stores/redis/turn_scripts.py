@@ -84,7 +84,8 @@ end
 # the given ones. It leases them as kombu does, but by the server's clock: those of machines differ.
 TAKE = f"""
 local queue, turns = KEYS[3], tonumber(ARGV[2])
-{_HAS_SHARES}
+-- Workers have no right to such a key of the other queue.
+local has_shares = turns > 0 and redis.call('EXISTS', queue .. '.shares') == 1
 {_SHARED}
 local time = redis.call('TIME')
 local now = time[1] + time[2] / 1e6
