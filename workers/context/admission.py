@@ -34,6 +34,9 @@ _LAST_POLL_S = 0.5
 _IDLE_S = 0.05
 # Seconds that a process keeps its permits if there are fewer of them than processes that want one.
 _TURN_S = 5.0
+# Seconds that a process keeps permits for which it has no place, while others wait for some; and
+# that it then leaves to these before it asks again.
+_PLACELESS_S = 1.0
 
 _log = logging.getLogger(__name__)
 
@@ -65,6 +68,9 @@ class _Run:
         self.is_short = False
         # Whether it leaves its only permit to another process for now.
         self.yields = False
+        self.yields_places = False
+        # Since when places lack for its permits, while others wait for these.
+        self.placeless_since: float | None = None
         self.keeper: asyncio.Task[None] | None = None
         self.wake = asyncio.Event()
 
@@ -252,12 +258,26 @@ class Admission:
         if not self._is_ending:
             run.wake.clear()
         wait_s = poll_s if run.is_short else _REPORT_S
+        if run.yields_places:
+            run.yields_places, wait_s = False, _PLACELESS_S
         with suppress(TimeoutError):
             await asyncio.wait_for(run.wake.wait(), wait_s)
         if self._wanted(run) < run.granted:
             # Another branch may come at once.
             await asyncio.sleep(_IDLE_S)
             run.granted = max(run.in_use, min(run.granted, self._wanted(run)))
+        elif self._lacks_places(run):
+            run.granted, run.yields, run.yields_places = run.in_use, True, True
+
+    def _lacks_places(self, run: _Run) -> bool:
+        """Return whether permits are idle here for want of a place, while others wait for some."""
+        do_others_wait = run.level < (run.max_workers or 0)
+        if self._has_place or run.in_use >= run.granted or not do_others_wait:
+            run.placeless_since = None
+            return False
+        if run.placeless_since is None:
+            run.placeless_since = self._clock()
+        return self._clock() - run.placeless_since >= _PLACELESS_S
 
     async def _share(self, run: _Run) -> bool:
         """Report the permits of this process, and ask for more; return whether some lack."""

@@ -85,6 +85,31 @@ def test_processes_share_a_cap_and_none_is_left_out():
     run(main())
 
 
+def test_a_process_leaves_permits_to_others_for_which_it_has_no_place(monkeypatch):
+    monkeypatch.setattr("workers.context.admission._PLACELESS_S", 0.1)
+    monkeypatch.setattr("workers.context.admission._REPORT_S", 0.05)
+    monkeypatch.setattr("workers.context.admission._LAST_POLL_S", 0.05)
+
+    async def main():
+        names = [f"r{number}" for number in range(8)]
+        fleet = Fleet(*names)
+        one, other = fleet.process("a", places=4), fleet.process("b", places=4)
+        tasks = [task for name in names for task in fleet.calls(one, name, 500, 1, call_s=0.02)]
+        await asyncio.sleep(0.2)
+        tasks += [task for name in names for task in fleet.calls(other, name, 500, 1, call_s=0.02)]
+        most = 0
+        while most < 8:
+            await asyncio.sleep(0.01)
+            most = max(most, fleet.in_flight.total())
+        assert max(fleet.most.values()) == 1
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(one.aclose(), other.aclose())
+
+    run(main())
+
+
 def test_what_waits_for_permits_takes_no_place_of_other_runs():
     async def main():
         fleet = Fleet("capped", "free")
