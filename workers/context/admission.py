@@ -71,6 +71,9 @@ class _Run:
         self.yields_places = False
         # Since when places lack for its permits, while others wait for these.
         self.placeless_since: float | None = None
+        # Whether it asked for no more, as there was no place, and whether there was one since.
+        self.lacks_place = False
+        self.had_place = False
         self.keeper: asyncio.Task[None] | None = None
         self.wake = asyncio.Event()
 
@@ -163,6 +166,8 @@ class Admission:
             self._give_back(run)
         if self._waiting:
             self._admit()
+            if self._has_place:
+                self._ask_again()
         self._end_if_idle(run)
 
     def close(self) -> None:
@@ -233,6 +238,13 @@ class Admission:
             run.granted = max(run.in_use, level)
             run.wake.set()
 
+    def _ask_again(self) -> None:
+        """Ask for the permits for which there was no place before."""
+        for run in self._waiting.values():
+            if run.lacks_place:
+                run.lacks_place, run.had_place = False, True
+                run.wake.set()
+
     def _ask_for_more(self, run: _Run) -> None:
         if run.max_workers is None or run.may_begin(self._clock) or self._is_ending:
             return
@@ -284,6 +296,10 @@ class Admission:
         had, wanted, now = run.granted, self._wanted(run), self._clock()
         if run.yields:
             run.yields, wanted = False, had
+        elif not (run.had_place or self._has_place) and self._next() is None:
+            # Its places are full of calls whose runs have permits here: others can use more.
+            run.lacks_place, wanted = True, had
+        run.had_place = False
         try:
             share = await asyncio.to_thread(
                 self._ask, run.run_id, max_workers=run.max_workers or 0, has=had, wanted=wanted

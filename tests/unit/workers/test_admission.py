@@ -110,6 +110,29 @@ def test_a_process_leaves_permits_to_others_for_which_it_has_no_place(monkeypatc
     run(main())
 
 
+@pytest.mark.parametrize("ready", [60, 4])
+def test_a_run_with_a_cap_gets_places_from_one_that_has_them_all(ready):
+    """Whether further branches of that one wait, or one comes whenever one ends."""
+
+    async def main():
+        fleet = Fleet("capped", "free")
+        one = fleet.process("a", places=4)
+
+        async def goes_on(count):
+            for _ in range(count):
+                await fleet.call(one, "free", None, call_s=0.02)
+
+        free = [asyncio.create_task(goes_on(240 // ready)) for _ in range(ready)]
+        await asyncio.sleep(0.05)
+        await asyncio.gather(*fleet.calls(one, "capped", 10, 2, call_s=0.02))
+        assert not all(task.done() for task in free)
+        assert fleet.most["capped"] == 2
+        await asyncio.gather(*free)
+        await one.aclose()
+
+    run(main())
+
+
 def test_what_waits_for_permits_takes_no_place_of_other_runs():
     async def main():
         fleet = Fleet("capped", "free")
