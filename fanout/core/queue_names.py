@@ -24,7 +24,7 @@ BRANCHES_QUEUE = "fanout.branches"
 # new run one after the other; with more, a new run waits longer for its turn.
 TURNS_OF_A_RUN = 4
 # For the runs that have more messages (fanout.stores.redis.turn_scripts): a key with the turns of
-# each run in that queue, and a list that is as long as the backlogs of all runs together.
+# each run in that queue, and a list with an entry for each message in a backlog that could be taken.
 TURNS = f"{BRANCHES_QUEUE}.turns"
 BEHIND = f"{BRANCHES_QUEUE}.behind"
 

@@ -75,7 +75,7 @@ def _meet(barrier: Barrier) -> None:
 
 
 def copied(items: Iterable[_T]) -> list[_T]:
-    """Return the items of a set that other threads may change during the iteration."""
+    """Return the items of a set or dict that other threads may change during the iteration."""
     while True:
         try:
             return list(items)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Protocol
 from fanout.core.errors import BrokerError, UnknownRunError
 from fanout.core.exhaustion import is_exhausted
 from fanout.system.logs import about
+from fanout.system.threads import copied
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -122,7 +123,7 @@ class Admission:
     @property
     def waiting_for_permits(self) -> int:
         """Branches that wait for a permit: they take no place from other runs. For any thread."""
-        runs = [run for run in list(self._waiting.values()) if run.max_workers is not None]
+        runs = [run for run in copied(self._waiting.values()) if run.max_workers is not None]
         short = [run for run in runs if run.granted < self._usable(run)]
         return sum(max(0, run.branches - run.granted) for run in short)
 

@@ -13,9 +13,9 @@ backlog always has messages in the queue, unless its run is at its limit.
 Keys: the queue, and with its name as prefix ``.turns``, a hash with the number of messages that each
 run has in the queue; ``.of.RUN``, the backlog of a run; ``.behind``, a list with an empty string for
 each message in the backlogs that workers could take, of a run with a limit only as many as that has
-room for: a scaler can only read lengths; ``.shares``, a
-hash of ``turns limit`` of the runs with a priority or a limit (0: none); and ``.taken``, a hash with
-the number of taken messages of each run with a limit. The tag of such a message ends with ``@RUN``.
+room for: a scaler can only read lengths; ``.shares``, a hash of ``turns limit`` of the runs with a
+priority or a limit (0: none); and ``.taken``, a hash with the number of taken messages of each run
+with a limit. The tag of such a message ends with ``@RUN``.
 
 ``.turns`` and ``.taken`` may be wrong if a worker died between taking and counting, or if another
 client put or took a message. ``TAKE`` corrects the turns when the queue is empty, and ``RECOUNT``
