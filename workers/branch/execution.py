@@ -147,8 +147,8 @@ class _Place:
 
     async def __aenter__(self) -> None:
         max_workers, priority = None, 1.0
-        # The begin finds out that the run is gone.
-        with suppress(UnknownRunError):
+        # The begin finds out that the run is gone, and the call that its spec cannot be read.
+        with suppress(UnknownRunError, StoredDataError):
             spec = await self._context.runs.specs(self._run_id)
             max_workers, priority = spec.max_workers, spec.priority
         entering = self._admission.enter(self._run_id, max_workers, priority)

@@ -14,8 +14,7 @@ from collections import deque
 from contextlib import suppress
 from typing import TYPE_CHECKING, Protocol
 
-from fanout.core.errors import BrokerError, UnknownRunError
-from fanout.core.exhaustion import is_exhausted
+from fanout.core.errors import UnknownRunError
 from fanout.system.logs import about
 from fanout.system.threads import copied
 
@@ -308,9 +307,7 @@ class Admission:
         except UnknownRunError:
             # It was deleted: the begin of its branches says so.
             run.max_workers, run.granted, run.is_short = None, 0, False
-        except (BrokerError, OSError, RuntimeError) as error:
-            if not isinstance(error, BrokerError) and not is_exhausted(error):
-                raise
+        except Exception as error:  # noqa: BLE001 - no other code would wake the branches that wait
             text = "cannot ask for permits of run %s: %s"
             _log.warning(text, run.run_id, error, extra=about(run.run_id))
             run.is_short = True

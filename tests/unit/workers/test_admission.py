@@ -186,6 +186,26 @@ def test_permits_that_are_no_longer_surely_its_own_are_not_used():
     run(main())
 
 
+@pytest.mark.parametrize(
+    "fault", [BrokerError("away"), RuntimeError("can't start new thread"), ValueError("a bug")]
+)
+def test_branches_outlive_a_request_for_permits_that_fails(fault):
+    async def main():
+        fleet = Fleet("r")
+        faults = [fault, fault]
+
+        def ask(run_id, **asked):
+            if faults:
+                raise faults.pop()
+            return fleet.store.share_permits(run_id, process="a", dies_after_s=1_000, **asked)
+
+        one = Admission(ask, sure_s=1_000)
+        await asyncio.gather(*fleet.calls(one, "r", 5, 2))
+        await one.aclose()
+
+    run(main())
+
+
 def test_cancelled_branches_leave_nothing_behind():
     async def main():
         fleet = Fleet("r")

@@ -178,3 +178,15 @@ def test_a_stage_whose_records_are_gone_fails_and_says_so():
     engine.work()
     assert engine.run.status is RunStatus.FAILED
     assert "could not be brought to its end" in engine.run.error
+
+
+def test_a_branch_whose_run_this_worker_does_not_understand_says_so():
+    """As of a client that knows a field that this worker does not."""
+    context = FakeContext()
+    context.write(["a"])
+    context.store._redis.hset(f"fanout:run:{RUN}", "spec", '{"model": "fake", "new": 1}')
+    shard_id = ShardId(RUN, 0, 0)
+    with pytest.raises(BranchFailed):
+        run_branch(context, shard_id.branch(0))
+    (outcome,) = context.store.outcomes(shard_id).values()
+    assert "another version of fanout" in outcome.message
