@@ -237,7 +237,9 @@ def _queues(fleet: FleetStatus) -> list[str]:
         parts.append(f"{queue.name.rpartition('.')[2]} {queue.waiting:,}{age}")
     leases = fleet.leases
     age = "" if leases.oldest_s is None else f" (renewed {clock(leases.oldest_s)} ago)"
-    return [*parts, f"taken {leases.taken:,}{age}"]
+    parts.append(f"taken {leases.taken:,}{age}")
+    capped = fleet.window.waiting_for_permits
+    return [*parts, f"{capped:,} wait for their run's cap"] if capped else parts
 
 
 def _memory(fleet: FleetStatus) -> str:

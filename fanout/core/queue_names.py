@@ -7,6 +7,7 @@ __all__ = [
     "BRANCHES_QUEUE",
     "CONTROL_QUEUE",
     "QUEUES",
+    "TAKEN",
     "TURNS",
     "TURNS_OF_A_RUN",
     "UNACKED",
@@ -27,6 +28,8 @@ TURNS_OF_A_RUN = 4
 # each run in that queue, and a list with an entry for each message in a backlog that could be taken.
 TURNS = f"{BRANCHES_QUEUE}.turns"
 BEHIND = f"{BRANCHES_QUEUE}.behind"
+# The number of taken messages of each run with max_workers.
+TAKEN = f"{BRANCHES_QUEUE}.taken"
 
 # The keys of kombu's Redis transport for messages that workers have taken.
 UNACKED = "unacked"

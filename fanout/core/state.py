@@ -255,7 +255,11 @@ class StageLoad(
     msgspec.Struct,
     frozen=True,
     kw_only=True,
-    rename={"permits_used": "lanes_used", "permits_limit": "lanes_limit"},
+    rename={
+        "permits_used": "lanes_used",
+        "permits_limit": "lanes_limit",
+        "waiting_for_permits": "lanes_wanted",
+    },
 ):
     """How much of a stage is in flight. In JSON, permits are called lanes.
 
@@ -264,12 +268,14 @@ class StageLoad(
         waiting: Shards that are written and not yet opened.
         permits_used: The permits that workers have; 0 without ``max_workers``.
         permits_limit: ``max_workers`` of the run; 0 without it.
+        waiting_for_permits: Its branches that workers could take, or have taken, above that number.
     """
 
     open: int = 0
     waiting: int = 0
     permits_used: int = 0
     permits_limit: int = 0
+    waiting_for_permits: int = 0
 
 
 class WorkerRecord(msgspec.Struct, frozen=True, kw_only=True):

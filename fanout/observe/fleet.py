@@ -72,13 +72,17 @@ class FleetStatus:
 
     @property
     def workers_wanted(self) -> int:
-        """How many workers could hold all admitted branches in flight at once."""
+        """How many workers could hold all admitted branches in flight at once.
+
+        Branches that wait for a permit of their run are none of them: a worker more would not help.
+        """
         waiting = sum(queue.waiting for queue in self.queues if queue.name == BRANCHES_QUEUE)
         takers = [w.concurrency for w in self.workers if BRANCHES_QUEUE in w.queues]
         # The few control messages among the taken ones are soon done.
         return workers_wanted(
             waiting=waiting,
             taken=self.leases.taken,
+            waiting_for_permits=self.window.waiting_for_permits,
             concurrencies=takers,
             usual=Settings.model_fields["concurrency"].default,
         )

@@ -111,6 +111,8 @@ def _of_queues(fleet: FleetStatus) -> Iterator[Metric]:
     text = "Permits that workers have for runs with max_workers."
     yield _gauge("lanes_used", text, window.permits_used)
     yield _gauge("lanes_limit", "The sum of max_workers of these runs.", window.permits_limit)
+    text = "Their branches that workers could take, or have taken, and that wait for a permit."
+    yield _gauge("lanes_wanted", text, window.waiting_for_permits)
     limits = fleet.limits.values()
     ahead = [max(limit.requests_ahead_s, limit.tokens_ahead_s) for limit in limits]
     text = "How far ahead calls are reserved at the most used rate limit."

@@ -55,7 +55,14 @@ def turns_of(priority: float) -> int:
     return max(1, round(TURNS_OF_A_RUN * priority))
 
 
-def workers_wanted(*, waiting: int, taken: int, concurrencies: Collection[int], usual: int) -> int:
+def workers_wanted(
+    *,
+    waiting: int,
+    taken: int,
+    concurrencies: Collection[int],
+    usual: int,
+    waiting_for_permits: int = 0,
+) -> int:
     """Return how many workers could hold all admitted branches in flight at once.
 
     It is for autoscalers. The window admits three times the concurrency of the workers, so a fleet
@@ -66,6 +73,7 @@ def workers_wanted(*, waiting: int, taken: int, concurrencies: Collection[int], 
         taken: Branches that workers have taken.
         concurrencies: The concurrency of each live worker.
         usual: The concurrency to assume if no worker is alive.
+        waiting_for_permits: How many of both wait for a permit: no place could begin them.
     """
     mean = sum(concurrencies) / len(concurrencies) if concurrencies else usual
-    return ceil((waiting + taken) / max(mean, 1))
+    return ceil(max(0, waiting + taken - waiting_for_permits) / max(mean, 1))

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from fanout.core.errors import UnknownRunError
 from fanout.core.ids import ShardId
+from fanout.core.queue_names import TAKEN, TURNS, backlog_of
 from fanout.core.state import SealReply, ShardState, StageLoad, StageProgress
 from fanout.stores import codec
 from fanout.stores.blobs.base import blob_name
@@ -208,11 +209,23 @@ class RedisStages(RedisBlobReferences):
         key = self._stage(stage_id)
         with self._redis.pipeline(transaction=False) as pipe:
             pipe.hmget(key, "written", "opened")
-            pipe.hmget(self._run(stage_id.run_id), "permits", "max_workers")
+            pipe.hmget(self._run(stage_id.run_id), "permits", "max_workers", "in_play")
             pipe.hlen(f"{key}:open")
-            counts, permits, open_ = pipe.execute()
-        written, opened, used, cap = (int(count or 0) for count in [*counts, *permits])
-        return StageLoad(open=open_, waiting=written - opened, permits_used=used, permits_limit=cap)
+            pipe.hget(TURNS, stage_id.run_id)
+            pipe.hget(TAKEN, stage_id.run_id)
+            pipe.llen(backlog_of(stage_id.run_id))
+            counts, permits, open_, *held, behind = pipe.execute()
+        written, opened, used, cap, limit = (int(count or 0) for count in [*counts, *permits])
+        in_play = sum(int(count or 0) for count in held)
+        # Of its backlog, as many messages count as waiting as its limit has room for.
+        in_play += max(0, min(behind, limit - in_play))
+        return StageLoad(
+            open=open_,
+            waiting=written - opened,
+            permits_used=used,
+            permits_limit=cap,
+            waiting_for_permits=max(0, in_play - cap) if cap else 0,
+        )
 
     @translated
     def shard_state(self, shard_id: ShardId) -> ShardState:

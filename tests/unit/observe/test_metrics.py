@@ -89,7 +89,7 @@ def test_queues_leases_and_the_window():
         leases=TakenMessages(taken=8, oldest_s=1.5),
         memory=ServerMemory(used_bytes=10, limit_bytes=100),
         runs={RunStatus.RUNNING: 2},
-        window=StageLoad(open=3, waiting=4, permits_used=5, permits_limit=6),
+        window=StageLoad(open=3, waiting=4, permits_used=5, permits_limit=6, waiting_for_permits=7),
     )
     shown = scrape(Fixed(status))
     assert shown["fanout_queue_messages", "a"] == 5
@@ -102,8 +102,8 @@ def test_queues_leases_and_the_window():
     )
     assert shown["fanout_runs", "running"] == 2
     assert shown["fanout_runs", "paused"] == 0
-    names = ("shards_open", "shards_waiting", "lanes_used", "lanes_limit")
-    assert [shown[f"fanout_{name}",] for name in names] == [3, 4, 5, 6]
+    names = ("shards_open", "shards_waiting", "lanes_used", "lanes_limit", "lanes_wanted")
+    assert [shown[f"fanout_{name}",] for name in names] == [3, 4, 5, 6, 7]
 
 
 def test_the_most_used_limit_shows():

@@ -56,6 +56,14 @@ def test_how_many_workers_would_hold_all_branches(waiting, taken, concurrencies,
 
 
 @pytest.mark.parametrize(
+    ("taken", "waiting_for_permits", "wanted"), [(70, 67, 1), (70, 30, 2), (3, 9, 0)]
+)
+def test_no_worker_is_wanted_for_what_waits_for_a_permit(taken, waiting_for_permits, wanted):
+    counts = {"waiting": 0, "taken": taken, "waiting_for_permits": waiting_for_permits}
+    assert workers_wanted(**counts, concurrencies=[20], usual=32) == wanted
+
+
+@pytest.mark.parametrize(
     ("size", "points"),
     [(500, [125, 31, 7]), (64, [16, 4, 1]), (8, [2]), (4, [1]), (3, []), (1, [])],
 )

@@ -11,6 +11,7 @@ import redis
 from fanout.core.errors import StoredDataError, UnknownRunError
 from fanout.core.ids import BranchId, ShardId, StageId
 from fanout.core.latency import Latency, bucket_of
+from fanout.core.queue_names import TAKEN, TURNS, backlog_of
 from fanout.core.rate_limits import LimitState, Rates
 from fanout.core.records import ErrorKind, Outcome, RunStatus, Shard, Usage
 from fanout.core.state import (
@@ -22,6 +23,7 @@ from fanout.core.state import (
     Totals,
     WorkerRecord,
 )
+from fanout.policy.admission import in_play_limit
 from fanout.policy.outages import FIRST_PROBE_S, BreakerReply
 from fanout.stores import RedisStore
 from fanout.stores.blobs import FileBlobs
@@ -740,7 +742,12 @@ def test_the_load_of_a_run_with_max_workers_says_how_many_permits_are_used(store
             RUN, process=process, dies_after_s=9, max_workers=4, has=0, wanted=wanted
         )
     load = store.stage_load(StageId(RUN, 0))
-    assert (load.permits_used, load.permits_limit) == (4, 4)
+    assert (load.permits_used, load.permits_limit, load.waiting_for_permits) == (4, 4, 0)
+    store._redis.hset(TURNS, RUN, 3)
+    store._redis.hset(TAKEN, RUN, 9)
+    assert store.stage_load(StageId(RUN, 0)).waiting_for_permits == 3 + 9 - 4
+    store._redis.rpush(backlog_of(RUN), *["message"] * 200)
+    assert store.stage_load(StageId(RUN, 0)).waiting_for_permits == in_play_limit(4) - 4
 
 
 PER_SECOND = Rates(requests_per_minute=60)
