@@ -83,11 +83,12 @@ def test_a_run_of_a_higher_priority_has_more_places(client, start_worker, sleepe
     start_worker("--concurrency", "10", PYTHONPATH=path)
     low = submit(client, "low", 200, priority=0.5)
     wait_for(lambda: low.status().done > 5, "it is under way")
+    before = low.status().done
     high = submit(client, "high", 120, priority=2)
     assert high.wait(60).succeeded == 120
-    # While both were there, eight of ten places were for the one.
-    assert most(high) in {7, 8}
-    assert 0 < low.status().done < 120
+    # Eight of ten places were for the one while both had branches at the worker.
+    assert most(high) >= 7
+    assert 0 < low.status().done - before < 100, "with equal shares it would be as many"
     assert low.wait(60).status is RunStatus.SUCCEEDED
 
 
