@@ -8,7 +8,7 @@ import time
 from math import ceil
 from typing import TYPE_CHECKING
 
-from fanout.core.errors import BrokerError, UnknownRunError
+from fanout.core.errors import BrokerError, StoredDataError, UnknownRunError
 from fanout.core.state import BeginRequest
 from workers.context.inflight import CallStoppedError, StopReason
 from workers.context.progress import ALIVE, SURE
@@ -138,7 +138,8 @@ class Claim:
     async def _lasts_s(self) -> int:
         try:
             spec = await self._context.runs.specs(self._branch_id.run_id)
-        except UnknownRunError:
+        except (UnknownRunError, StoredDataError):
+            # There will be no call.
             return 0
         waits_s = _LONGEST_QUEUE_S if spec.rate.rates.is_limited else 0.0
         # An outage may last this long before the first call, and the calls may take as long again.
