@@ -15,6 +15,7 @@ import re
 import sys
 from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from faults.model_outages import OUTAGES
@@ -87,6 +88,37 @@ def _fairness() -> str:
         summary = _read(name)["summary"]
         rows.append([how, _spread(summary["alone_s"]), _spread(summary["beside_s"])])
     return _table(["the fleet is shared", "alone, s", "beside 50 runs, s"], rows)
+
+
+def _max_workers() -> str:
+    rows = []
+    for name, workers in (("max_workers", 1), ("max_workers-two", 2)):
+        result = _read(name)
+        for cap in result["options"]["caps"]:
+            trials = [trial for trial in result["trials"] if trial["cap"] == cap]
+            shares = [100 * trial["share_of_ideal"] for trial in trials]
+            spread = {"median": median(shares), "min": min(shares), "max": max(shares)}
+            most = max(trial["max_in_flight"] for trial in trials)
+            rows.append([workers, cap or "none", _spread(spread), most])
+    return _table(["workers", "`max_workers`", "% of the ideal", "in flight at most"], rows)
+
+
+def _permit_chain() -> str:
+    result = _read("permit_chain")
+    loads = result["options"]["loads"]
+    rows = []
+    for cap in result["options"]["caps"]:
+        row: list[object] = [cap]
+        for load in loads:
+            own = [
+                each
+                for each in result["trials"]
+                if (each["load"], each["max_workers"]) == (load, cap)
+            ]
+            row += [_shown(median(each[name] for each in own)) for name in ("p50_ms", "p99_ms")]
+        rows.append(row)
+    head = [f"{load}, {name}, ms" for load in loads for name in ("p50", "p99")]
+    return _table(["`max_workers`", *head], rows)
 
 
 def _publishing() -> str:
@@ -251,6 +283,8 @@ TABLES: dict[str, Callable[[], str]] = {
        for suite in ("zero", "second", "thousand", "tail")},
     "engine": _engine,
     "fairness": _fairness,
+    "max-workers": _max_workers,
+    "permit-chain": _permit_chain,
     "publishing": _publishing,
     "traffic": _traffic,
     "profile": lambda: _profile("profile_branch"),

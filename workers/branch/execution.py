@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from msgspec import structs
@@ -33,7 +32,7 @@ from fanout.policy.retries import STOPS_RUN
 from fanout.runs.enqueue import fleet_window
 from fanout.system.logs import RateLimitFilter, about
 from workers.branch.claims import BranchGone, BranchHandedBack, BranchOver, Claim, require_call
-from workers.context.admission import AdmissionClosedError
+from workers.branch.places import Place
 from workers.context.inflight import CallStoppedError, StopReason, run_ending
 from workers.telemetry.reports import Calls
 
@@ -111,7 +110,7 @@ async def process_branch(
     branch.task = asyncio.current_task()
     delivery = _Delivery(context, branch, token)
     try:
-        async with _Place(context, branch, on_admitted, patience_s):
+        async with Place(context, branch, on_admitted, patience_s):
             begun = await delivery.begin()
             if begun.verdict == "suspect":
                 branch.moves("waits to be alone")
@@ -126,48 +125,6 @@ async def process_branch(
         if not _is_of_worker(fault):
             raise
         raise BranchHandedBack(is_released=await delivery.is_released()) from fault
-
-
-class _Place:
-    """A place of this process for a call of a run, and a permit of the run if it has a cap."""
-
-    def __init__(
-        self,
-        context: WorkerContext,
-        branch: TrackedBranch,
-        on_admitted: Callable[[], None],
-        patience_s: float | None,
-    ) -> None:
-        self._context = context
-        self._admission = context.admission
-        self._branch = branch
-        self._run_id = branch.branch_id.run_id
-        self._on_admitted = on_admitted
-        self._patience_s = patience_s
-
-    async def __aenter__(self) -> None:
-        max_workers, priority = None, 1.0
-        # The begin finds out that the run is gone, and the call that its spec cannot be read.
-        with suppress(UnknownRunError, StoredDataError):
-            spec = await self._context.runs.specs(self._run_id)
-            max_workers, priority = spec.max_workers, spec.priority
-        entering = self._admission.enter(self._run_id, max_workers, priority)
-        try:
-            if self._patience_s is None or max_workers is None:
-                await entering
-            else:
-                await asyncio.wait_for(entering, self._patience_s)
-        except (AdmissionClosedError, TimeoutError):
-            raise BranchHandedBack from None
-        try:
-            self._on_admitted()
-        except BaseException:
-            self._admission.leave(self._run_id)
-            raise
-
-    async def __aexit__(self, *_exc: object) -> None:
-        self._admission.leave(self._run_id)
-        self._context.branches.progress.settles(self._branch)
 
 
 def _is_of_worker(fault: BaseException) -> bool:

@@ -1,0 +1,71 @@
+"""Places: room for the calls of branches, with the permits of their runs."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from fanout.core.errors import StoredDataError, UnknownRunError
+from workers.branch.claims import BranchHandedBack
+from workers.context.admission import AdmissionClosedError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from workers.context.progress import TrackedBranch
+    from workers.context.worker_context import WorkerContext
+
+__all__ = ["Place"]
+
+
+class Place:
+    """A place of this process for a call of a run, and a permit of the run if it has a cap.
+
+    Args:
+        context: The context of this worker process.
+        branch: The branch that makes the call.
+        on_admitted: Called when the branch has its place.
+        patience_s: Seconds that the branch waits for a permit; None for any time.
+
+    Raises:
+        BranchHandedBack: On entering: it has waited for so long, or this worker stops.
+    """
+
+    def __init__(
+        self,
+        context: WorkerContext,
+        branch: TrackedBranch,
+        on_admitted: Callable[[], None],
+        patience_s: float | None,
+    ) -> None:
+        self._context = context
+        self._admission = context.admission
+        self._branch = branch
+        self._run_id = branch.branch_id.run_id
+        self._on_admitted = on_admitted
+        self._patience_s = patience_s
+
+    async def __aenter__(self) -> None:
+        max_workers, priority = None, 1.0
+        # The begin finds out that the run is gone, and the call that its spec cannot be read.
+        with suppress(UnknownRunError, StoredDataError):
+            spec = await self._context.runs.specs(self._run_id)
+            max_workers, priority = spec.max_workers, spec.priority
+        entering = self._admission.enter(self._run_id, max_workers, priority)
+        try:
+            if self._patience_s is None or max_workers is None:
+                await entering
+            else:
+                await asyncio.wait_for(entering, self._patience_s)
+        except (AdmissionClosedError, TimeoutError):
+            raise BranchHandedBack from None
+        try:
+            self._on_admitted()
+        except BaseException:
+            self._admission.leave(self._run_id)
+            raise
+
+    async def __aexit__(self, *_exc: object) -> None:
+        self._admission.leave(self._run_id)
+        self._context.branches.progress.settles(self._branch)
