@@ -140,7 +140,7 @@ def member(publisher, run_id, position):
 
 # What is in a worker's hands, or a client's, when the run is deleted, and is sent only then.
 LATE = {
-    "a shard's chord": lambda pub, run: pub.shard_chord(ShardId(run, 0, 0), range(500), size=500),
+    "a shard's chord": lambda pub, run: pub.shard_chord(ShardId(run, 0, 0), range(500)),
     "a few branches": lambda pub, run: pub.branches(ShardId(run, 0, 0), range(3)),
     "many branches": lambda pub, run: pub.branches(ShardId(run, 0, 0), range(40)),
     "the size of a chord": lambda pub, run: pub._set_size(StageId(run, 0).group_id, 3),

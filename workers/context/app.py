@@ -59,8 +59,8 @@ class WorkerApp(Celery):  # type: ignore[misc]
         """Send pending reports and give permits back before the worker, or a prefork child, ends."""
 
         def on_shutdown(sender: Any = None, **_: Any) -> None:
-            # A program may run several workers. A child sends no worker.
-            is_of_another = sender is not None and sender.app is not self
+            # A program may run several workers. A child sends a name and no worker.
+            is_of_another = getattr(sender, "app", self) is not self
             if self.made_context is not None and not is_of_another:
                 self.made_context.wind_up()
 
