@@ -27,9 +27,12 @@ __all__ = ["Admission", "AdmissionClosedError"]
 
 # Seconds between two reports to the server while permits are in use.
 _REPORT_S = 0.5
-# Seconds between two requests for permits while others have them all; each time twice as long.
+# Seconds between two requests for permits while others have them all: a fraction of the time since
+# some lack, within bounds. A process with many runs asks for each more rarely.
+_POLL_FRACTION = 1 / 32
 _FIRST_POLL_S = 0.02
-_LAST_POLL_S = 0.5
+_LAST_POLL_S = 0.1
+_EACH_S = 0.02
 # Seconds that a permit may be idle before it is given back.
 _IDLE_S = 0.05
 # Seconds that a process keeps its permits if there are fewer of them than processes that want one.
@@ -255,21 +258,27 @@ class Admission:
 
     async def _keep(self, run: _Run) -> None:
         """Keep as many permits as the branches of a run here need, and report them."""
-        poll_s = _FIRST_POLL_S
+        enough_at = self._clock()
         try:
             while not self._is_ending:
-                poll_s = 2 * poll_s if await self._share(run) else _FIRST_POLL_S
+                if not await self._share(run):
+                    enough_at = self._clock()
                 if not (run.granted or self._wanted(run)):
                     return
-                await self._pause(run, min(poll_s, _LAST_POLL_S))
+                await self._pause(run, short_s=self._clock() - enough_at)
         finally:
             run.keeper = None
             self._end_if_idle(run)
 
-    async def _pause(self, run: _Run, poll_s: float) -> None:
+    async def _pause(self, run: _Run, *, short_s: float) -> None:
         if not self._is_ending:
             run.wake.clear()
-        wait_s = poll_s if run.is_short else _REPORT_S
+        each_s = _EACH_S * len(self._runs)
+        # Often enough to count as alive.
+        wait_s = min(max(_REPORT_S, each_s), self._sure_s / 4)
+        if run.is_short:
+            poll_s = max(_FIRST_POLL_S, min(_LAST_POLL_S, short_s * _POLL_FRACTION), each_s)
+            wait_s = min(wait_s, poll_s)
         if run.yields_places:
             run.yields_places, wait_s = False, _PLACELESS_S
         with suppress(TimeoutError):
