@@ -110,7 +110,7 @@ async def process_branch(
     branch.task = asyncio.current_task()
     delivery = _Delivery(context, branch, token)
     try:
-        async with Place(context, branch, on_admitted, patience_s):
+        async with Place(context, branch.branch_id.run_id, on_admitted, patience_s):
             begun = await delivery.begin()
             if begun.verdict == "suspect":
                 branch.moves("waits to be alone")

@@ -13,7 +13,6 @@ from workers.context.admission import AdmissionClosedError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from workers.context.progress import TrackedBranch
     from workers.context.worker_context import WorkerContext
 
 __all__ = ["Place"]
@@ -24,7 +23,7 @@ class Place:
 
     Args:
         context: The context of this worker process.
-        branch: The branch that makes the call.
+        run_id: The run of the branch that makes the call.
         on_admitted: Called when the branch has its place.
         patience_s: Seconds that the branch waits for a permit; None for any time.
 
@@ -35,14 +34,13 @@ class Place:
     def __init__(
         self,
         context: WorkerContext,
-        branch: TrackedBranch,
+        run_id: str,
         on_admitted: Callable[[], None],
         patience_s: float | None,
     ) -> None:
         self._context = context
         self._admission = context.admission
-        self._branch = branch
-        self._run_id = branch.branch_id.run_id
+        self._run_id = run_id
         self._on_admitted = on_admitted
         self._patience_s = patience_s
 
@@ -68,4 +66,3 @@ class Place:
 
     async def __aexit__(self, *_exc: object) -> None:
         self._admission.leave(self._run_id)
-        self._context.branches.progress.settles(self._branch)

@@ -143,7 +143,7 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]
         qos = self.task_consumer.channel.qos
         qos.ahead = self._ahead
         if isinstance(self.pool, AsyncioPool):
-            qos.waiting = self.pool.count_without_place
+            qos.waiting = self.pool.count_waiting
         handle: Callable[[Any], Any] = super().create_task_handler(**kwargs)
         self._look_at_storage()
         gate = context_of(self).version_gate

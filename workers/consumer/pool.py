@@ -218,16 +218,12 @@ class AsyncioPool(BasePool):  # type: ignore[misc]
         self._hub.call_soon(_wake)
         return [None] * len(ends)
 
-    def count_without_place(self) -> int:
-        """Return how many branches leave their places to others: see ServerClockQoS.waiting.
-
-        They wait for a permit of their run, or their call has ended and they are being settled. Not
-        too many, so that they do not pile up.
-        """
+    def count_waiting(self) -> int:
+        """Return how many branches wait for permits, and leave their places to other runs."""
         context: WorkerContext = self._context
-        places: int = self.limit
-        waiting = min(context.admission.waiting_for_permits, _WAITING_EACH * places + _WAITING)
-        return waiting + min(context.branches.progress.settling, places)
+        most: int = _WAITING_EACH * self.limit + _WAITING
+        # Not too many, so that they do not pile up.
+        return min(context.admission.waiting_for_permits, most)
 
     def _get_info(self) -> dict[str, Any]:
         return {**super()._get_info(), "branches": len(self._branches)}

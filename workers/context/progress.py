@@ -39,19 +39,14 @@ class TrackedBranch:
         task: The coroutine that processes it.
         doing: The current step, for log lines.
         is_stuck: Whether it was left to other workers, and has not moved since.
-        is_settling: Whether its call has ended, and it has left its place to another branch.
     """
 
-    __slots__ = (
-        "_clock", "_due_at", "_since", "branch_id", "doing", "is_settling", "is_stuck", "task",
-        "token",
-    )  # fmt: skip
+    __slots__ = ("_clock", "_due_at", "_since", "branch_id", "doing", "is_stuck", "task", "token")
 
     def __init__(self, branch_id: BranchId, clock: Callable[[], float]) -> None:
         self.branch_id = branch_id
         self.task: asyncio.Task[object] | None = None
         self.token = ""
-        self.is_settling = False
         self._clock = clock
         self.moves("waits for a place")
 
@@ -77,9 +72,6 @@ class BranchTracker:
 
     A branch is stuck if it was overdue at two looks, and the server answered at both: an unreachable
     server holds up all branches, but they move within moments of its return.
-
-    Attributes:
-        settling: Number of branches whose call has ended and that are not settled yet.
     """
 
     def __init__(self, *, step_s: float, clock: Callable[[], float] = time.monotonic) -> None:
@@ -88,7 +80,6 @@ class BranchTracker:
         self._all: set[TrackedBranch] = set()
         self._suspected: set[TrackedBranch] = set()
         self._turned_at = clock()
-        self.settling = 0
 
     def turns(self) -> None:
         """Note that the loop of the branches runs; called on it."""
@@ -105,15 +96,9 @@ class BranchTracker:
         self._all.add(branch)
         return branch
 
-    def settles(self, branch: TrackedBranch) -> None:
-        """Note that a branch has left its place; called on the loop."""
-        branch.is_settling = True
-        self.settling += 1
-
     def end(self, branch: TrackedBranch) -> None:
         """Stop tracking a delivery that was settled or handed back."""
         self._all.discard(branch)
-        self.settling -= branch.is_settling
 
     def stuck(self) -> list[TrackedBranch]:
         """Return the branches that were left to other workers and are still here."""
