@@ -38,15 +38,16 @@ return last
 """
 
 # KEYS run, active, totals of runs; ARGV status, ended at, error, ttl, run id. Returns whether this
-# call ended the run.
+# call ended the run. A halt decides the status: the caller may have read the run before it.
 END_RUN = f"""
 {ENDED}
 redis.call('SREM', KEYS[2], ARGV[5])
 local status = redis.call('HGET', KEYS[1], 'status')
 if not status or ended[status] then return 0 end
-redis.call('HSET', KEYS[1], 'status', ARGV[1], 'ended_at', ARGV[2])
+local final = redis.call('HGET', KEYS[1], 'halt') or ARGV[1]
+redis.call('HSET', KEYS[1], 'status', final, 'ended_at', ARGV[2])
 -- Clients also write these totals: a number that one has damaged must not keep a run from ending.
-redis.pcall('HINCRBY', KEYS[3], 'ended:' .. ARGV[1], 1)
+redis.pcall('HINCRBY', KEYS[3], 'ended:' .. final, 1)
 if ARGV[3] ~= '' then redis.call('HSETNX', KEYS[1], 'error', ARGV[3]) end
 redis.call('EXPIRE', KEYS[1], ARGV[4])
 return 1

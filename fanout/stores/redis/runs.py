@@ -154,7 +154,10 @@ class RedisRuns(RedisStages):
     def end_run(
         self, run_id: str, status: RunStatus, *, ended_at: float, error: str | None = None
     ) -> bool:
-        """Give a run its final status; return whether this call did. The first end stands."""
+        """Give a run its final status; return whether this call did. The first end stands.
+
+        A run that was halted meanwhile gets the status of its halt.
+        """
         args = [status, ended_at, error or "", self._ttl_s, run_id]
         keys = [self._run(run_id), self._active, self._run_totals]
         return bool(self._call(run_scripts.END_RUN, keys, args))

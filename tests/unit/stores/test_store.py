@@ -414,6 +414,14 @@ def test_shards_without_all_their_outcomes_are_incomplete_and_can_be_adopted(sto
     assert store.progress(StageId(run, 0)).open == {2}
 
 
+@pytest.mark.parametrize("ends_as", [RunStatus.SUCCEEDED, RunStatus.FAILED])
+def test_a_run_that_is_cancelled_as_it_ends_is_cancelled(store, run, ends_as):
+    """Its last task has read the run before the cancel, which was told that it was in time."""
+    assert store.halt(run, RunStatus.CANCELLED)
+    assert store.end_run(run, ends_as, ended_at=5.0)
+    assert store.run(run).status is RunStatus.CANCELLED
+
+
 def test_a_paused_run_parks_its_branches_until_it_goes_on(store, run):
     store.put_shard(ShardId(run, 0, 0), make_shard())
     assert store.pause(run)
