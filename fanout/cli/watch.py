@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from abc import ABC, abstractmethod
 from contextlib import closing, suppress
 from typing import TYPE_CHECKING, NoReturn
 
@@ -106,7 +107,7 @@ def _run_view(client: Client, run: Run, interval_s: float | None, *, as_json: bo
     return Progress(plain_s=interval_s or _PLAIN_S, idle="" if client.is_embedded else IDLE)
 
 
-class _RunView(Follower):
+class _RunView(Follower, ABC):
     """Shows a run every ``interval_s`` seconds, and once it has ended."""
 
     def __init__(self, client: Client, run: Run, interval_s: float) -> None:
@@ -123,8 +124,8 @@ class _RunView(Follower):
             self._due_at = now + self._interval_s
             self._show(status, self._meter.see(status.done, status.usage))
 
-    def _show(self, status: Status, speed: Speed) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def _show(self, status: Status, speed: Speed) -> None: ...
 
     def _read_fleet(self) -> FleetStatus:
         """Return the state of the run's fleet, read less often if that is slow."""

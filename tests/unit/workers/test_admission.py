@@ -203,6 +203,8 @@ def test_branches_outlive_a_request_for_permits_that_fails(fault):
 
         one = Admission(ask, sure_s=1_000)
         await asyncio.gather(*fleet.calls(one, "r", 5, 2))
+        assert faults == []
+        assert (fleet.done[id(one)], fleet.most["r"]) == (5, 2)
         await one.aclose()
 
     run(main())
