@@ -8,11 +8,13 @@ from fanout.aggregators.concat import Concat
 from fanout.aggregators.merge import Merge
 from fanout.aggregators.rank import Rank
 from fanout.aggregators.vote import Vote
+from fanout.core.cells import COLUMN, OWN, cell_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from fanout.aggregators.base import Accumulator, Aggregate, Item
+    from fanout.core.cells import Cell
 
 __all__ = ["aggregate_groups", "group_key", "make_accumulator"]
 
@@ -33,18 +35,18 @@ def make_accumulator(name: str) -> Accumulator:
 
 
 def group_key(
-    group_by: str | None, *, document: str, aspect: str | None, columns: Mapping[str, str]
+    group_by: str | None, *, document: str, aspect: str | None, columns: Mapping[str, Cell]
 ) -> str:
     """Return the group of a branch; the only group of a run without groups is the empty string."""
     if group_by is None:
         return ""
-    own = group_by.removeprefix("fanout:")
+    own = group_by.removeprefix(OWN)
     if own == "document":
         return document
     if own == "aspect":
         return aspect or ""
-    column = group_by.removeprefix("column:")
-    return columns.get(column, f"(no {column})")
+    column = group_by.removeprefix(COLUMN)
+    return cell_text(columns[column]) if column in columns else f"(no {column})"
 
 
 def aggregate_groups(name: str, items: Iterable[Item]) -> dict[str, Aggregate]:

@@ -339,6 +339,9 @@ def _output(spec: RunSpec, shard: Shard, outcome: Outcome, *, with_text: bool) -
         elapsed_s=outcome.elapsed_s,
         ended_at=outcome.ended_at,
         columns=chunk.columns,
+        text_at=chunk.text_at,
+        pages=chunk.pages,
+        headings=chunk.headings,
         text=chunk.text if with_text else None,
     )
 

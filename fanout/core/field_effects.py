@@ -67,9 +67,9 @@ CONFLICTS = (
               lambda spec: not spec.group_by or spec.reduction != "none",
               "group_by: needs a reduce (concat, merge, vote, rank or llm)"),
     FieldRule(("group_by",), ("prompt",),
-              lambda spec: spec.group_by not in ("aspect", "fanout:aspect") or bool(spec.aspects),
+              lambda spec: spec.group_by not in ("aspect", "fanout.aspect") or bool(spec.aspects),
               "group_by: 'aspect' needs aspects, and there are none (a column of this name is "
-              "column:aspect)"),
+              "column.aspect)"),
     FieldRule((), (), lambda spec: spec.chunk_overlap_tokens < spec.chunk_tokens,
               "chunk_overlap_tokens: {spec.chunk_overlap_tokens} must be smaller than chunk_tokens "
               "({spec.chunk_tokens})"),

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from fanout.core.cells import Cell  # noqa: TC001 - msgspec reads the annotation
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -82,14 +84,21 @@ class Document(_Record, frozen=True, kw_only=True):
         name: Its name for the user: a path, ``reviews.csv:17``, or ``item 3`` for a string.
         index: Its 0-based position in the input.
         text: The text; empty if ``error`` is set.
-        columns: The other columns of a row, by name.
+        columns: The other columns of a row, by name: JSON values.
+        text_at: The position of the text among the columns of its row; None if it is no row.
+        pages: For each page, the offset of its first character in the text; empty if unknown.
+        headings: Offsets in the text, each with the path of headings that holds from there on, such
+            as ``Terms > Payment``.
         error: Why the document cannot be used, or None.
     """
 
     name: str
     index: int
     text: str = ""
-    columns: dict[str, str] = {}
+    columns: dict[str, Cell] = {}
+    text_at: int | None = None
+    pages: list[int] = []
+    headings: list[tuple[int, str]] = []
     error: str | None = None
 
 
@@ -103,7 +112,10 @@ class Chunk(_Record, frozen=True, kw_only=True):
         position: The 0-based position of the chunk in its document.
         start: The offset of the chunk's first character in the document's text.
         end: The offset behind its last character.
-        columns: The columns of the document's row.
+        columns: The columns of the document's row: JSON values.
+        text_at: The position of the text among the columns of the row; None if it is no row.
+        pages: The numbers of the pages that the chunk is on, from 1 on; empty if unknown.
+        headings: The path of headings at the chunk's beginning, such as ``Terms > Payment``.
         error: Why the document cannot be used; its branches then fail without a call.
     """
 
@@ -113,7 +125,10 @@ class Chunk(_Record, frozen=True, kw_only=True):
     position: int = 0
     start: int = 0
     end: int = 0
-    columns: dict[str, str] = {}
+    columns: dict[str, Cell] = {}
+    text_at: int | None = None
+    pages: list[int] = []
+    headings: str = ""
     error: str | None = None
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, get_args
 
 import yaml
 from pydantic import (
+    AfterValidator,
     AliasChoices,
     BaseModel,
     BeforeValidator,
@@ -17,6 +18,7 @@ from pydantic import (
     model_validator,
 )
 
+from fanout.core.cells import with_point
 from fanout.core.errors import SpecError
 from fanout.core.field_effects import conflict
 from fanout.core.field_names import ALIASES, PARTS, canonical
@@ -46,6 +48,10 @@ def _delimiter(value: object) -> object:
         msg = "must be one character that is not a letter, digit or quote, or tab"
         raise ValueError(msg)
     return value
+
+
+def _with_point(name: str | None) -> str | None:
+    return None if name is None else with_point(name)
 
 
 def _as_tuple(value: object) -> object:
@@ -173,7 +179,7 @@ class RunSpec(BaseModel):
         str | None, Field(validation_alias=AliasChoices("aggregate_prompt", "aggregate"))
     ] = None
     aggregate_max_tokens: Annotated[int | None, Field(ge=1)] = None
-    group_by: Annotated[str | None, Field(min_length=1)] = None
+    group_by: Annotated[str | None, Field(min_length=1), AfterValidator(_with_point)] = None
     context_tokens: Annotated[int | None, Field(ge=256)] = None
 
     min_success: Annotated[float, Field(ge=0, le=1)] = 0.0

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import math
 import time
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 __all__ = [
     "clock",
@@ -11,6 +15,7 @@ __all__ = [
     "duration",
     "known",
     "moment",
+    "page_range",
     "plain",
     "plural",
     "share",
@@ -107,3 +112,10 @@ def clock(seconds: float) -> str:
 def moment(epoch_s: float) -> str:
     """Return a point in time, in UTC: a report is read in any time zone."""
     return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(epoch_s))
+
+
+def page_range(pages: Sequence[int]) -> str:
+    """Return the numbers of pages that follow each other as text: ``3`` or ``3-4``."""
+    if not pages:
+        return ""
+    return str(pages[0]) if pages[0] == pages[-1] else f"{pages[0]}-{pages[-1]}"

@@ -8,4 +8,5 @@ __all__ = ["WIRE_VERSION"]
 # runs of the previous version are then unreadable, too: fanout.client.embedded.state reports it.
 #   2: runs have turns in the queue of branches, and jobs have fields that version 1 refuses.
 #   3: branches are published whole, and have no feed.
-WIRE_VERSION = 3
+#   4: columns of rows have their types.
+WIRE_VERSION = 4

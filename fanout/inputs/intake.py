@@ -6,11 +6,17 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fanout.core.cells import COLUMN, OWN, cell_text
 from fanout.core.errors import InputError, PromptError, SpecError
 from fanout.core.field_effects import READING
 from fanout.core.records import Document
 from fanout.inputs.documents import STDIN, FileSource, Notice, counted, from_strings, log_notice
-from fanout.inputs.prompts import AGGREGATE_NAMES, BRANCH_NAMES, COLUMN, OWN, Template, near_hint
+from fanout.inputs.prompts import (
+    AGGREGATE_NAMES,
+    BRANCH_NAMES,
+    Template,
+    near_hint,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -198,7 +204,8 @@ def _head(
 
 def _encodable(document: Document) -> Document:
     """Return the document, or a faulty one if its texts have a lone surrogate: UTF-8 has none."""
-    texts = (document.name, document.text, *document.columns, *document.columns.values())
+    columns = document.columns
+    texts = (document.name, document.text, *columns, *map(cell_text, columns.values()))
     try:
         for text in texts:
             text.encode()
@@ -232,8 +239,8 @@ def _require_clear(template: Template, text_column: str | None) -> None:
 
 
 def _group_column(spec: RunSpec) -> frozenset[str]:
-    by = spec.group_by
-    if by is None or by in _GROUPS or by.startswith(OWN):
+    by = spec.group_by or ""
+    if not by or by in _GROUPS or by.startswith(OWN):
         return frozenset()
     return frozenset({by.removeprefix(COLUMN)})
 

@@ -5,7 +5,7 @@ template.
 
 A name of fanout (``{document}``) and a column of the input (``{product}``) look the same. If a
 column has the name of one of fanout's, the prompt must say which it means:
-``{column:document}`` or ``{fanout:document}``.
+``{column.document}`` or ``{fanout.document}``. A colon in place of the point means the same.
 """
 
 from __future__ import annotations
@@ -16,15 +16,13 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from fanout.core.cells import COLUMN, OWN, with_point
 from fanout.core.errors import PromptError
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping
 
-__all__ = ["AGGREGATE_NAMES", "BRANCH_NAMES", "COLUMN", "OWN", "Template", "near_hint"]
-
-COLUMN = "column:"
-OWN = "fanout:"
+__all__ = ["AGGREGATE_NAMES", "BRANCH_NAMES", "Template", "near_hint"]
 
 BRANCH_NAMES = (
     "input",  # the text of the chunk
@@ -32,6 +30,8 @@ BRANCH_NAMES = (
     "index",  # the 0-based number of the chunk in the run
     "aspect",  # the name of the prompt, if there are several
     "sample",  # the 0-based number of the sample
+    "pages",  # the pages that the chunk is on, such as 3-4
+    "headings",  # the path of headings above the chunk
 )
 AGGREGATE_NAMES = (
     "input",  # the answers, joined
@@ -109,7 +109,7 @@ class Template(msgspec.Struct, frozen=True):
 
         Args:
             values: The value of each name.
-            columns: The values of the names with the prefix ``column:``.
+            columns: The values of the names with the prefix ``column.``.
 
         Raises:
             PromptError: A name has no value.
@@ -125,7 +125,7 @@ class Template(msgspec.Struct, frozen=True):
     def _prefixed_value(
         self, name: str, values: Mapping[str, str], columns: Mapping[str, str]
     ) -> str:
-        """Return the value of a name with the prefix ``column:`` or ``fanout:``."""
+        """Return the value of a name with the prefix ``column.`` or ``fanout.``."""
         is_column = name.startswith(COLUMN)
         bare = name.removeprefix(COLUMN).removeprefix(OWN)
         found = (columns if is_column else values).get(bare) if bare != name else None
@@ -163,7 +163,7 @@ def _parts(source: str, field: str) -> Iterator[str]:
         if not name or '"' in name or "\n" in name:
             raise _misplaced(source, match.start(), field)
         yield "".join(literal)
-        yield name
+        yield with_point(name)
         literal = []
     yield "".join([*literal, source[at:]])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -75,12 +76,34 @@ def split_documents(documents: Iterable[Document], splitter: Splitter) -> Iterat
                 start=start,
                 end=end,
                 columns=document.columns,
+                text_at=document.text_at,
+                pages=_pages(document.pages, start, end) if document.pages else [],
+                headings=_heading(document.headings, start) if document.headings else "",
             )
             yield chunk
         if chunk is not None:
             continue
         error = document.error or "the document is empty"
-        yield Chunk(text="", document=document.name, document_index=document.index, error=error)
+        yield Chunk(
+            text="",
+            document=document.name,
+            document_index=document.index,
+            columns=document.columns,
+            text_at=document.text_at,
+            error=error,
+        )
+
+
+def _pages(starts: list[int], start: int, end: int) -> list[int]:
+    """Return the numbers of the pages that a piece of a text is on, from 1 on."""
+    first = max(1, bisect_right(starts, start))
+    return list(range(first, max(first, bisect_right(starts, max(start, end - 1))) + 1))
+
+
+def _heading(headings: list[tuple[int, str]], start: int) -> str:
+    """Return the path of headings at an offset."""
+    at = bisect_right(headings, start, key=lambda one: one[0])
+    return headings[at - 1][1] if at else ""
 
 
 def _whole_span(text: str) -> Iterator[tuple[int, int]]:

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from os import PathLike
 
+    from fanout.core.cells import Cell
+
 
 __all__ = [
     "BranchError",
@@ -166,7 +168,10 @@ class Output:
         usage: Their usage.
         elapsed_s: Seconds from the first call to the end, waits included.
         ended_at: When it ended, in seconds since the epoch; 0 if unknown.
-        columns: The other columns of the document's row.
+        columns: The other columns of the document's row: JSON values.
+        text_at: The position of the text among the columns of the row; None if it is no row.
+        pages: The numbers of the pages that the chunk is on, from 1 on; empty if unknown.
+        headings: The path of headings at the chunk's beginning; empty if there is none.
         text: The chunk, if the caller asked for it, else None.
     """
 
@@ -186,7 +191,10 @@ class Output:
     usage: Usage
     elapsed_s: float
     ended_at: float = 0.0
-    columns: dict[str, str] = field(default_factory=dict)
+    columns: dict[str, Cell] = field(default_factory=dict)
+    text_at: int | None = None
+    pages: list[int] = field(default_factory=list)
+    headings: str = ""
     text: str | None = None
 
 

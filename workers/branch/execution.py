@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from msgspec import structs
 
+from fanout.core.cells import cell_text
 from fanout.core.errors import (
     FanoutError,
     LostDataError,
@@ -22,6 +23,7 @@ from fanout.core.exhaustion import is_exhausted
 from fanout.core.records import ErrorKind, Outcome, RunStatus, branch_ref, total_usage
 from fanout.core.redaction import redacted
 from fanout.core.state import RecordRequest
+from fanout.core.units import page_range
 from fanout.llm.base import LLMRequest
 from fanout.llm.calls import CallResult, complete_with_retries, validate_json
 from fanout.llm.error_kinds import FEW, MANY
@@ -37,7 +39,7 @@ from workers.context.inflight import CallStoppedError, StopReason, run_ending
 from workers.telemetry.reports import Calls
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from fanout.core.ids import BranchId, ShardId, StageId
     from fanout.core.records import BranchRef, Chunk
@@ -313,7 +315,9 @@ async def _call(
         return Outcome(index=index, kind=ErrorKind.BAD_REQUEST, message=chunk.error)
     template = runs.template(shard_id.stage_id, ref.aspect)
     limit = spec.max_tokens if stage == 0 else spec.aggregate_max_tokens
-    request = _request(spec, template.render(_values(chunk, ref), chunk.columns), limit, ref.sample)
+    columns = {name: cell_text(cell) for name, cell in chunk.columns.items()}
+    prompt = template.render(_values(chunk, ref, columns), columns)
+    request = _request(spec, prompt, limit, ref.sample)
     calls.asks(spec.model, request)
     wants_json = stage == 0 and spec.output_format == "json"
     models = context.models
@@ -341,14 +345,16 @@ async def _call(
     return _outcome(index, result)
 
 
-def _values(chunk: Chunk, ref: BranchRef) -> dict[str, str]:
+def _values(chunk: Chunk, ref: BranchRef, columns: Mapping[str, str]) -> dict[str, str]:
     return {
-        **chunk.columns,
+        **columns,
         "input": chunk.text,
         "document": chunk.document,
         "index": str(ref.chunk),
         "aspect": ref.aspect or "",
         "sample": str(ref.sample),
+        "pages": page_range(chunk.pages),
+        "headings": chunk.headings,
     }
 
 

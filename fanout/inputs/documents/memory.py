@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from fanout.core.cells import is_missing
 from fanout.core.errors import InputError
 from fanout.core.records import Document
 from fanout.inputs.documents.rows import (
@@ -15,7 +16,6 @@ from fanout.inputs.documents.rows import (
     checked,
     document_of_row,
     faulty,
-    is_missing,
 )
 
 if TYPE_CHECKING:
@@ -103,8 +103,8 @@ def _document(item: Any, index: int, column: str, max_bytes: int) -> Document:
         return checked(name, index, item, max_bytes)
     if isinstance(item, Document):
         one = msgspec.structs.replace(item, index=index)
-        is_faulty = one.error is not None
-        return one if is_faulty else checked(one.name, index, one.text, max_bytes, one.columns)
+        fault = one.error or checked(one.name, index, one.text, max_bytes).error
+        return one if fault is None else msgspec.structs.replace(one, text="", error=fault)
     if isinstance(item, Mapping):
         return document_of_row(name, index, item, column, max_bytes)
     if is_missing(item):

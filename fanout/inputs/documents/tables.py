@@ -208,4 +208,5 @@ def _document(where: str, index: int, row: CsvRow, table: Table, max_bytes: int)
         lines = f" (lines {row.first} to {row.last})" if row.last > row.first else ""
         return faulty(where, index, has + lines)
     columns = dict(zip(header, row.cells, strict=True))
-    return checked(where, index, columns.pop(table.text_column), max_bytes, columns)
+    text = columns.pop(table.text_column)
+    return checked(where, index, text, max_bytes, columns, header.index(table.text_column))

@@ -247,9 +247,9 @@ def test_ranks_are_shared_and_answers_without_a_number_come_last():
         ("aspect", "mood"),
         ("team", "red"),
         ("city", "(no city)"),
-        ("column:team", "red"),
-        ("fanout:document", "d"),
-        ("column:city", "(no city)"),
+        ("column.team", "red"),
+        ("fanout.document", "d"),
+        ("column.city", "(no city)"),
     ],
 )
 def test_what_a_branch_is_grouped_by(group_by, key):

@@ -49,11 +49,11 @@ def test_strings_become_documents_in_order():
     ]
 
 
-def test_rows_keep_their_other_columns_as_strings():
+def test_rows_keep_their_other_columns_with_their_types():
     row = {"text": "a", "n": 1, "who": "Ann", "none": None, "tags": ["x"]}
     [document] = from_strings([row], max_bytes=MAX)
     assert document.text == "a"
-    assert document.columns == {"n": "1", "who": "Ann", "none": "", "tags": '["x"]'}
+    assert document.columns == {"n": 1, "who": "Ann", "none": None, "tags": ["x"]}
 
 
 def test_documents_pass_through_and_are_counted():
@@ -147,9 +147,9 @@ class Arrow(Frame):
 @pytest.mark.parametrize("frame", [Pandas(), Polars(), Arrow()])
 def test_the_rows_of_a_data_frame_are_documents(frame):
     first, second, third = from_strings(frame, max_bytes=MAX)
-    assert (first.text, first.columns) == ("a", {"n": "1"})
+    assert (first.text, first.columns) == ("a", {"n": 1})
     assert "is missing" in second.error
-    assert (third.text, third.columns) == ("c", {"n": ""})
+    assert (third.text, third.columns) == ("c", {"n": None})
 
 
 def test_strings_are_read_lazily():
@@ -217,7 +217,7 @@ def test_an_input_that_is_not_there_is_found_before_anything_is_read(here, name,
 def test_jsonl_rows_are_named_by_line(here):
     (here / "r.jsonl").write_text('{"text": "a", "n": 1}\n\n"plain"\n')
     assert read("r.jsonl") == [
-        Document(name="r.jsonl:1", index=0, text="a", columns={"n": "1"}),
+        Document(name="r.jsonl:1", index=0, text="a", columns={"n": 1}, text_at=0),
         Document(name="r.jsonl:3", index=1, text="plain"),
     ]
 
@@ -252,8 +252,8 @@ def test_no_error_quotes_a_document(here):
 def test_csv_rows_are_named_by_the_line_they_start_at(here):
     (here / "r.csv").write_text('text,who\n"two\nlines",Ann\nplain,Bob\n')
     assert read("r.csv") == [
-        Document(name="r.csv:2", index=0, text="two\nlines", columns={"who": "Ann"}),
-        Document(name="r.csv:4", index=1, text="plain", columns={"who": "Bob"}),
+        Document(name="r.csv:2", index=0, text="two\nlines", columns={"who": "Ann"}, text_at=0),
+        Document(name="r.csv:4", index=1, text="plain", columns={"who": "Bob"}, text_at=0),
     ]
 
 
@@ -449,7 +449,7 @@ def test_the_objects_of_a_json_file_are_documents(here):
         "d.ndjson:1",
     ]  # fmt: skip
     assert texts(documents) == ["a", 'b]"', "", "", "one", "two", "three", "four"]
-    assert documents[0].columns == {"n": "1"}
+    assert documents[0].columns == {"n": 1}
 
 
 def test_a_json_file_that_was_cut_says_so(here):
@@ -738,8 +738,8 @@ def test_a_column_that_any_row_has_is_known(here, rows):
         ),
         ({"reduce": "vote", "group_by": "documnt"}, "did you mean document?"),
         ({"reduce": "vote", "group_by": "aspect"}, "group_by: 'aspect' needs aspects"),
-        ({"prompt": "{input} {column:wo}"}, "there is no {column:wo}"),
-        ({"prompt": "{input} {fanout:who}"}, "there is no {fanout:who}"),
+        ({"prompt": "{input} {column:wo}"}, "there is no {column.wo}"),
+        ({"prompt": "{input} {fanout:who}"}, "there is no {fanout.who}"),
     ],
 )
 @pytest.mark.parametrize("make", [list, iter])
@@ -749,11 +749,13 @@ def test_a_name_that_no_row_has_is_refused_with_what_is_nearly_called_so(fields,
     assert words in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["document", "index", "sample", "aspect", "input"])
+@pytest.mark.parametrize(
+    "name", ["document", "index", "sample", "aspect", "input", "pages", "headings"]
+)
 def test_a_column_called_like_a_name_of_fanouts_must_be_said_to_be_meant(name):
     rows = [{"text": "a", name: "x"}]
     for prompt in (f"{{input}} {{{name}}}", f"{{input}}{{column:{name}}} {{{name}}}"):
-        with pytest.raises(PromptError, match=f"{{{name}}} is not clear: .*{{column:{name}}}"):
+        with pytest.raises(PromptError, match=f"{{{name}}} is not clear: .*{{column.{name}}}"):
             checked_rows(rows, prompt=prompt)
     own = "{fanout:input}" if name == "input" else "{input}"
     assert checked_rows(rows, prompt=f"{own} {{column:{name}}} {{fanout:{name}}}")
@@ -770,9 +772,9 @@ def test_a_column_called_like_a_name_of_aggregates_alone_is_a_column(name):
 def test_a_group_called_like_a_column_must_be_said_to_be_meant(name):
     rows = [{"text": "a", name: "x"}]
     job = {"prompt": None, "aspects": {"a": "{input}"}, "reduce": "vote"}
-    with pytest.raises(SpecError, match=f"group_by: '{name}' is not clear.*column:{name}"):
+    with pytest.raises(SpecError, match=f"group_by: '{name}' is not clear.*column.{name}"):
         checked_rows(rows, **job, group_by=name)
-    for by in (f"column:{name}", f"fanout:{name}"):
+    for by in (f"column:{name}", f"fanout:{name}", f"column.{name}", f"fanout.{name}"):
         assert checked_rows(rows, **job, group_by=by)
 
 

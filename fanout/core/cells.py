@@ -1,0 +1,75 @@
+"""The columns of rows: their names in prompts, and their cells, which are JSON values."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+__all__ = ["COLUMN", "OWN", "Cell", "cell_of", "cell_text", "is_missing", "with_point"]
+
+# What says that a name is the user's column, or fanout's own.
+COLUMN = "column."
+OWN = "fanout."
+
+# A string, number, boolean or None; or a list or mapping of these.
+Cell = Any
+
+# Compared by name: pandas.NA supports no comparison, and pandas is not imported here.
+_MISSING = frozenset({"NAType", "NaTType"})
+_LARGEST = 2**63 - 1
+
+
+def is_missing(value: object) -> bool:
+    """Say whether a value is missing: None, NaN, or a missing value of pandas."""
+    if value is None or type(value).__name__ in _MISSING:
+        return True
+    return isinstance(value, float) and math.isnan(value)
+
+
+def cell_of(value: object) -> Cell:
+    """Return a value of a row as one that JSON can hold, with its type where JSON has it.
+
+    A missing value is None. Numbers that JSON cannot hold, dates, and other values become text.
+
+    Raises:
+        ValueError, TypeError, RecursionError: The value contains itself, or has no text.
+    """
+    if type(value) is str or isinstance(value, bool):
+        return value
+    if is_missing(value):
+        return None
+    if isinstance(value, (int, float)):
+        return _number(value)
+    if isinstance(value, dict):
+        return {str(key): cell_of(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [cell_of(inner) for inner in value]
+    return _plain(value)
+
+
+def _number(value: float) -> Cell:
+    if isinstance(value, int):
+        return int(value) if -_LARGEST <= value <= _LARGEST else str(int(value))
+    return float(value) if math.isfinite(value) else str(float(value))
+
+
+def _plain(value: object) -> Cell:
+    # Numbers and arrays of numpy become JSON values; dates and other values become str().
+    if isinstance(value, str):
+        return str(value)
+    plain = value.tolist() if hasattr(value, "tolist") else value
+    return cell_of(plain) if isinstance(plain, (bool, int, float, list)) else str(plain)
+
+
+def cell_text(cell: Cell) -> str:
+    """Return a cell as the text that a prompt shows; a missing one is empty."""
+    if isinstance(cell, str):
+        return cell
+    return "" if cell is None else json.dumps(cell, ensure_ascii=False)
+
+
+def with_point(name: str) -> str:
+    """Return a name whose prefix may end in a colon with a point in its place."""
+    prefix, colon, rest = name.partition(":")
+    return f"{prefix}.{rest}" if colon and f"{prefix}." in {COLUMN, OWN} else name
