@@ -117,10 +117,10 @@ def _require_used(spec: RunSpec, documents: Any, source: FileSource | _ItemSourc
         raise SpecError(
             "has no effect: no input is a relative path; leave it out", field="base_dir"
         )
-    if "delimiter" in given and not source.has_tables:
+    if "delimiter" in given and not source.uses("delimiter"):
         raise SpecError("has no effect: no input is a .csv or .tsv file; leave it out",
                         field="delimiter")  # fmt: skip
-    if "text_column" in given and not source.has_rows:
+    if "text_column" in given and not source.uses("text_column"):
         raise SpecError("has no effect: no input has rows; leave it out", field="text_column")
 
 
@@ -142,12 +142,9 @@ class _ItemSource:
     def is_lasting(self) -> bool:
         return not hasattr(self._items, "__next__")
 
-    @property
-    def has_tables(self) -> bool:
-        return False
-
-    @property
-    def has_rows(self) -> bool:
+    def uses(self, field: str) -> bool:
+        if field != "text_column":
+            return False
         # An iterator can be read only once, so it is not examined.
         is_list = isinstance(self._items, (list, tuple))
         return not (is_list and all(isinstance(one, (str, Document)) for one in self._items))

@@ -11,6 +11,7 @@ import msgspec
 from fanout.core.errors import InputError
 from fanout.inputs.documents.csv_rows import TAB, CsvRows, is_number
 from fanout.inputs.documents.lines import BOM, read_lines
+from fanout.inputs.documents.reading import Checked
 from fanout.inputs.documents.rows import DEFAULT_TEXT_COLUMN, checked, faulty
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ _NEAR = 0.1
 _GOOD = 0.5
 
 
-class Table(msgspec.Struct, frozen=True, kw_only=True):
+class Table(Checked, frozen=True, kw_only=True):
     """The format of a table.
 
     Attributes:
@@ -43,7 +44,6 @@ class Table(msgspec.Struct, frozen=True, kw_only=True):
         share: The share of rows in the sample, 0 to 1, that have as many cells as the header; 1
             without rows.
         is_notable: Whether a notice should name the delimiter, as it is neither usual nor given.
-        fault: Why it cannot be read at all, or None.
     """
 
     delimiter: str = ","
@@ -53,7 +53,6 @@ class Table(msgspec.Struct, frozen=True, kw_only=True):
     skipped: int = 0
     share: float = 1.0
     is_notable: bool = False
-    fault: str | None = None
 
     @property
     def delimiter_word(self) -> str:

@@ -598,7 +598,7 @@ def test_a_file_that_is_changed_while_it_is_read_ends_the_run(here, name, how):
 
 def _read_while_it_shrinks(path):
     """As the reader does, but the file shrinks when it was read."""
-    from fanout.inputs.documents.paths import _require_whole
+    from fanout.inputs.documents.reading import _require_whole
 
     size = path.stat().st_size
     with path.open("rb") as file:

@@ -1,0 +1,92 @@
+"""The formats of files: how each is checked and read, and which fields of a job say how.
+
+A new format is a line of ``FORMATS``, a kind in ``files.Kind``, and its file extensions in
+``files.KINDS``.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
+
+from fanout.inputs.documents.json_rows import read_json, read_jsonl
+from fanout.inputs.documents.reading import streamed
+from fanout.inputs.documents.rows import DEFAULT_TEXT_COLUMN
+from fanout.inputs.documents.tables import Table, detect_table, read_table
+from fanout.inputs.documents.texts import read_text
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from fanout.core.records import Document
+    from fanout.inputs.documents.files import InputFile, Kind
+    from fanout.inputs.documents.reading import Checked, Reading
+
+__all__ = ["FORMATS", "Format"]
+
+_ROWS = frozenset({"text_column"})
+
+
+class Format(NamedTuple):
+    """How the files of one kind are read.
+
+    Attributes:
+        read: Yields the documents of a file, lazily. It takes the file, the result of the check,
+            how the job reads, and the indices of the next documents. It raises InputError if the
+            file changed or broke while it was read.
+        check: Looks at a file before any file is read. It raises InputError for what ends the run,
+            for example a column that does not exist. None: there is nothing to check.
+        fields: The fields of a job that say how such files are read. ``text_column`` is one of them
+            if the files have rows.
+    """
+
+    read: Callable[[InputFile, Any, Reading, Iterator[int]], Iterator[Document]]
+    check: Callable[[InputFile, Reading], Checked] | None = None
+    fields: frozenset[str] = frozenset()
+
+
+def _text(
+    file: InputFile, opened: BinaryIO, _checked: None, reading: Reading, indices: Iterator[int]
+) -> Iterator[Document]:
+    yield read_text(file.name, next(indices), opened, reading.max_bytes)
+
+
+def _check_table(file: InputFile, reading: Reading) -> Table:
+    try:
+        with reading.open(file) as opened:
+            return detect_table(
+                file.name,
+                opened,
+                text_column=reading.text_column,
+                delimiter=reading.delimiter,
+                max_bytes=reading.max_bytes,
+            )
+    except OSError as error:
+        return Table(fault=f"cannot be read: {error.strerror or error}")
+
+
+def _table(
+    file: InputFile, opened: BinaryIO, table: Table, reading: Reading, indices: Iterator[int]
+) -> Iterator[Document]:
+    return read_table(file.name, opened, table, indices, reading.max_bytes)
+
+
+def _jsonl(
+    file: InputFile, opened: BinaryIO, _checked: None, reading: Reading, indices: Iterator[int]
+) -> Iterator[Document]:
+    column = reading.text_column or DEFAULT_TEXT_COLUMN
+    return read_jsonl(file.name, opened, indices, column, reading.max_bytes)
+
+
+def _json(
+    file: InputFile, opened: BinaryIO, _checked: None, reading: Reading, indices: Iterator[int]
+) -> Iterator[Document]:
+    column = reading.text_column or DEFAULT_TEXT_COLUMN
+    return read_json(file.name, opened, indices, column, reading.max_bytes)
+
+
+FORMATS: Mapping[Kind, Format] = {
+    "text": Format(streamed(_text)),
+    "table": Format(streamed(_table), _check_table, _ROWS | {"delimiter"}),
+    "jsonl": Format(streamed(_jsonl), fields=_ROWS),
+    "json": Format(streamed(_json), fields=_ROWS),
+}
