@@ -21,7 +21,8 @@ from fanout.cli.session import print_json
 from fanout.core.errors import FanoutError, RunError
 from fanout.core.records import ErrorKind, RunStatus
 from fanout.core.units import plural
-from fanout.runs.output_files import OutputFolder, answer_text, output_row
+from fanout.runs.output_files import OutputFolder, answer_text
+from fanout.runs.rows import output_row
 from fanout.system.private_files import PRIVATE
 from fanout.system.terminal import print_error, print_text
 

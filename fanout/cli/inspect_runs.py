@@ -37,7 +37,7 @@ from fanout.cli.session import (
 from fanout.core.errors import InputError, UnknownRunError
 from fanout.core.records import ErrorKind, RunStatus
 from fanout.core.units import plural
-from fanout.runs.output_files import error_row
+from fanout.runs.rows import error_row
 from fanout.system.terminal import can_draw, print_line, print_page
 
 if TYPE_CHECKING:

@@ -12,6 +12,7 @@ from fanout.core.errors import BrokerError, WaitTimeoutError
 from fanout.core.ids import StageId
 from fanout.core.records import RunStatus, branch_ref, total_usage
 from fanout.core.spec import RunSpec, stored_spec
+from fanout.inputs.documents.rows import DEFAULT_TEXT_COLUMN
 from fanout.observe.probe import write_refusal
 from fanout.policy.packing import shard_chunk
 from fanout.runs.enqueue import close_input, delete, retry_failed, unpark
@@ -23,13 +24,14 @@ from fanout.runs.results import (
     StoredResult,
     commonest_error,
 )
+from fanout.runs.rows import layout_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
     from fanout.broker.publisher import Publisher
     from fanout.core.rate_limits import LimitState
-    from fanout.core.records import ErrorKind, Outcome, Shard
+    from fanout.core.records import Chunk, ErrorKind, Outcome, Shard
     from fanout.stores import RedisStore
 
 __all__ = ["AWAY_S", "Run", "polls"]
@@ -195,6 +197,7 @@ class Run:
             usage=status.usage,
             error=self.problem(status),
             elapsed_s=status.elapsed_s,
+            layout=layout_of(self.spec),
         )
 
     def problem(self, status: Status) -> str | None:
@@ -239,7 +242,7 @@ class Run:
         """Yield the branches that have ended, in input order; one shard is in memory at a time.
 
         Args:
-            with_text: Whether each has the text of its chunk.
+            with_text: Whether each has the text of its chunk; those of rows have it in any case.
         """
         spec = self.spec
         for shard_id in map(self._map_id.shard, range(self._store.stage(self._map_id).shards)):
@@ -340,10 +343,18 @@ def _output(spec: RunSpec, shard: Shard, outcome: Outcome, *, with_text: bool) -
         ended_at=outcome.ended_at,
         columns=chunk.columns,
         text_at=chunk.text_at,
+        text_column=_text_column(spec, chunk),
         pages=chunk.pages,
         headings=chunk.headings,
-        text=chunk.text if with_text else None,
+        text=chunk.text if with_text or chunk.text_at is not None else None,
     )
+
+
+def _text_column(spec: RunSpec, chunk: Chunk) -> str | None:
+    """Return the name of the column that has the text of a row."""
+    if chunk.text_at is None:
+        return None
+    return chunk.text_column or spec.text_column or DEFAULT_TEXT_COLUMN
 
 
 def polls(until: float | None) -> Iterator[None]:

@@ -86,6 +86,7 @@ class Document(_Record, frozen=True, kw_only=True):
         text: The text; empty if ``error`` is set.
         columns: The other columns of a row, by name: JSON values.
         text_at: The position of the text among the columns of its row; None if it is no row.
+        text_column: The name of the text's column, where it is not that of the job.
         pages: For each page, the offset of its first character in the text; empty if unknown.
         headings: Offsets in the text, each with the path of headings that holds from there on, such
             as ``Terms > Payment``.
@@ -97,6 +98,7 @@ class Document(_Record, frozen=True, kw_only=True):
     text: str = ""
     columns: dict[str, Cell] = {}
     text_at: int | None = None
+    text_column: str = ""
     pages: list[int] = []
     headings: list[tuple[int, str]] = []
     error: str | None = None
@@ -114,6 +116,7 @@ class Chunk(_Record, frozen=True, kw_only=True):
         end: The offset behind its last character.
         columns: The columns of the document's row: JSON values.
         text_at: The position of the text among the columns of the row; None if it is no row.
+        text_column: The name of the text's column, where it is not that of the job.
         pages: The numbers of the pages that the chunk is on, from 1 on; empty if unknown.
         headings: The path of headings at the chunk's beginning, such as ``Terms > Payment``.
         error: Why the document cannot be used; its branches then fail without a call.
@@ -127,6 +130,7 @@ class Chunk(_Record, frozen=True, kw_only=True):
     end: int = 0
     columns: dict[str, Cell] = {}
     text_at: int | None = None
+    text_column: str = ""
     pages: list[int] = []
     headings: str = ""
     error: str | None = None

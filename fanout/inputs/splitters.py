@@ -77,6 +77,7 @@ def split_documents(documents: Iterable[Document], splitter: Splitter) -> Iterat
                 end=end,
                 columns=document.columns,
                 text_at=document.text_at,
+                text_column=document.text_column,
                 pages=_pages(document.pages, start, end) if document.pages else [],
                 headings=_heading(document.headings, start) if document.headings else "",
             )
@@ -90,6 +91,7 @@ def split_documents(documents: Iterable[Document], splitter: Splitter) -> Iterat
             document_index=document.index,
             columns=document.columns,
             text_at=document.text_at,
+            text_column=document.text_column,
             error=error,
         )
 

@@ -9,7 +9,7 @@ from contextlib import suppress
 from typing import IO, TYPE_CHECKING, Any
 
 from fanout.core.errors import InputError, RunError
-from fanout.core.records import ErrorKind
+from fanout.runs.rows import error_row, output_row
 from fanout.system.private_files import PRIVATE, UNFINISHED, finish, open_unfinished
 
 if TYPE_CHECKING:
@@ -19,39 +19,13 @@ if TYPE_CHECKING:
 
     from fanout.runs.results import Output
 
-__all__ = ["OutputFolder", "answer_text", "error_row", "output_row"]
+__all__ = ["OutputFolder", "answer_text"]
 
 # Locked while a command writes to the folder.
 _LOCK = ".fanout.lock"
-_PLACE = ("index", "document", "chunk", "position", "start", "end", "aspect", "sample")
 _RESULTS = frozenset(
     {"outputs.jsonl", "errors.jsonl", "aggregated.txt", "aggregated.json", "run.json"}
 )
-
-
-def output_row(branch: Output) -> dict[str, Any]:
-    """Return a branch with an output as a row of ``outputs.jsonl``."""
-    return {
-        **_place(branch),
-        "output": branch.output,
-        "attempts": branch.attempts,
-        "elapsed_s": round(branch.elapsed_s, 4),
-        "usage": branch.usage.to_dict(),
-    }
-
-
-def error_row(branch: Output) -> dict[str, Any]:
-    """Return a failed branch as a row of ``errors.jsonl``."""
-    return {
-        **_place(branch),
-        "kind": (branch.kind or ErrorKind.INTERNAL).value,
-        "message": branch.message or "",
-        "attempts": branch.attempts,
-    }
-
-
-def _place(branch: Output) -> dict[str, Any]:
-    return {name: getattr(branch, name) for name in _PLACE}
 
 
 def answer_text(aggregated: Any) -> str:

@@ -15,7 +15,8 @@ from fanout.aggregators import Aggregate  # noqa: TC001 - msgspec reads the anno
 from fanout.core.errors import InputError, RunError
 from fanout.core.latency import Latency
 from fanout.core.records import ErrorKind, RunStatus, Usage
-from fanout.runs.output_files import OutputFolder, error_row, output_row
+from fanout.runs.output_files import OutputFolder
+from fanout.runs.rows import RowLayout, place
 from fanout.system.private_files import whole_file
 
 if TYPE_CHECKING:
@@ -170,9 +171,10 @@ class Output:
         ended_at: When it ended, in seconds since the epoch; 0 if unknown.
         columns: The other columns of the document's row: JSON values.
         text_at: The position of the text among the columns of the row; None if it is no row.
+        text_column: The name of the text's column; None if it is no row.
         pages: The numbers of the pages that the chunk is on, from 1 on; empty if unknown.
         headings: The path of headings at the chunk's beginning; empty if there is none.
-        text: The chunk, if the caller asked for it, else None.
+        text: The chunk, if it is a column of a row, or if the caller asked for it, else None.
     """
 
     index: int
@@ -193,6 +195,7 @@ class Output:
     ended_at: float = 0.0
     columns: dict[str, Cell] = field(default_factory=dict)
     text_at: int | None = None
+    text_column: str | None = None
     pages: list[int] = field(default_factory=list)
     headings: str = ""
     text: str | None = None
@@ -235,6 +238,7 @@ class Result:
         usage: The usage of all calls; an unknown quantity is None.
         error: Why the run failed, or None.
         elapsed_s: Seconds from submission to the end.
+        layout: What the rows of its branches have.
     """
 
     run_id: str
@@ -246,6 +250,7 @@ class Result:
     usage: Usage
     error: str | None
     elapsed_s: float
+    layout: RowLayout = field(default_factory=RowLayout)
 
     @property
     def outputs(self) -> list[str | None]:
@@ -347,10 +352,17 @@ class Result:
 
 
 def _row(branch: Output) -> dict[str, Any]:
-    row = output_row(branch) if branch.kind is None else {**error_row(branch), "output": None}
     kind = None if branch.kind is None else branch.kind.value
-    others = {"kind": kind, "message": branch.message, "usage": branch.usage.to_dict()}
-    return {**row, **others, "elapsed_s": round(branch.elapsed_s, 4), "columns": branch.columns}
+    return {
+        **place(branch),
+        "output": branch.output,
+        "attempts": branch.attempts,
+        "elapsed_s": round(branch.elapsed_s, 4),
+        "usage": branch.usage.to_dict(),
+        "kind": kind,
+        "message": branch.message,
+        "columns": branch.columns,
+    }
 
 
 def _short(value: object) -> str:

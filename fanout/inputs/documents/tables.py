@@ -44,6 +44,7 @@ class Table(Checked, frozen=True, kw_only=True):
         share: The share of rows in the sample, 0 to 1, that have as many cells as the header; 1
             without rows.
         is_notable: Whether a notice should name the delimiter, as it is neither usual nor given.
+        is_named: Whether its text column is that of the job, and not just the only one.
     """
 
     delimiter: str = ","
@@ -53,6 +54,7 @@ class Table(Checked, frozen=True, kw_only=True):
     skipped: int = 0
     share: float = 1.0
     is_notable: bool = False
+    is_named: bool = True
 
     @property
     def delimiter_word(self) -> str:
@@ -100,6 +102,7 @@ def detect_table(
     return msgspec.structs.replace(
         table,
         text_column=_text_column(name, table.header, text_column),
+        is_named=text_column is not None or len(table.header) > 1,
         is_notable=table.delimiter != (delimiter or ",") and not name.lower().endswith(".tsv"),
     )
 
@@ -208,4 +211,7 @@ def _document(where: str, index: int, row: CsvRow, table: Table, max_bytes: int)
         return faulty(where, index, has + lines)
     columns = dict(zip(header, row.cells, strict=True))
     text = columns.pop(table.text_column)
-    return checked(where, index, text, max_bytes, columns, header.index(table.text_column))
+    document = checked(where, index, text, max_bytes, columns, header.index(table.text_column))
+    if table.is_named:
+        return document
+    return msgspec.structs.replace(document, text_column=table.text_column)

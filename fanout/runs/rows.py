@@ -1,0 +1,144 @@
+"""Branches as rows of JSON: the columns of the input, then what fanout adds.
+
+A name of fanout's own always means fanout's: a column of the input with such a name is written as
+``column.NAME``.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from fanout.core.cells import COLUMN
+from fanout.core.records import ErrorKind
+
+if TYPE_CHECKING:
+    from collections.abc import Container
+
+    from fanout.core.cells import Cell
+    from fanout.core.spec import RunSpec
+    from fanout.runs.results import Output
+
+__all__ = [
+    "OWN_KEYS",
+    "RowLayout",
+    "error_row",
+    "free_name",
+    "layout_of",
+    "output_row",
+    "place",
+    "source_cells",
+    "stream_row",
+]
+
+_PLACE = ("index", "document", "chunk", "position", "start", "end", "aspect", "sample")
+# What fanout calls its own in rows of JSON.
+OWN_KEYS = frozenset(
+    {*_PLACE, "pages", "headings", "output", "attempts", "elapsed_s", "usage", "kind", "message",
+     "error_kind", "error"}
+)  # fmt: skip
+
+
+class RowLayout(msgspec.Struct, frozen=True, kw_only=True):
+    """What the rows of a run have beside the columns of its input.
+
+    Attributes:
+        has_fields: Whether answers are JSON: the fields of an object become columns.
+        aspects: The names of its prompts; empty if it has a single one.
+        samples: Answers for each chunk and aspect.
+    """
+
+    has_fields: bool = False
+    aspects: tuple[str, ...] = ()
+    samples: int = 1
+
+
+def layout_of(spec: RunSpec) -> RowLayout:
+    """Return the layout of the rows of a job."""
+    return RowLayout(
+        has_fields=spec.output_format == "json",
+        aspects=tuple(spec.aspects),
+        samples=spec.samples,
+    )
+
+
+def source_cells(branch: Output) -> dict[str, Cell]:
+    """Return the columns of a branch's row in the input, in their order, with the text's.
+
+    The text is that of the chunk; None where the document cannot be used. Empty if the document is
+    no row.
+    """
+    if branch.text_at is None:
+        return branch.columns
+    cells = list(branch.columns.items())
+    cells.insert(branch.text_at, (branch.text_column or "text", branch.text or None))
+    return dict(cells)
+
+
+def free_name(name: str, taken: Container[str], prefix: str = COLUMN) -> str:
+    """Return a column's name, with a prefix if fanout has a column of that name.
+
+    Two columns never get the same name: one that has such a name with the prefix gets one more.
+    """
+    bare = name
+    while bare.startswith(prefix):
+        bare = bare[len(prefix) :]
+    return prefix + name if bare in taken else name
+
+
+def output_row(branch: Output) -> dict[str, Any]:
+    """Return a branch with an output as a row of ``outputs.jsonl``."""
+    return {
+        **_columns(branch),
+        **place(branch),
+        "output": branch.output,
+        **_figures(branch),
+    }
+
+
+def error_row(branch: Output) -> dict[str, Any]:
+    """Return a failed branch as a row of ``errors.jsonl``."""
+    return {
+        **_columns(branch),
+        **place(branch),
+        "kind": (branch.kind or ErrorKind.INTERNAL).value,
+        "message": branch.message or "",
+        "attempts": branch.attempts,
+    }
+
+
+def stream_row(branch: Output) -> dict[str, Any]:
+    """Return a branch as a line of ``--stream``: a failed one has ``error_kind`` and ``error``."""
+    if branch.kind is None:
+        return output_row(branch)
+    return {
+        **_columns(branch),
+        **place(branch),
+        "output": None,
+        "error_kind": branch.kind.value,
+        "error": branch.message or "",
+        **_figures(branch),
+    }
+
+
+def _columns(branch: Output) -> dict[str, Cell]:
+    return {free_name(name, OWN_KEYS): cell for name, cell in source_cells(branch).items()}
+
+
+def place(branch: Output) -> dict[str, Any]:
+    """Return where a branch is in the input, as the first keys of fanout's in its row."""
+    fields = {name: getattr(branch, name) for name in _PLACE}
+    if branch.pages:
+        fields["pages"] = branch.pages
+    if branch.headings:
+        fields["headings"] = branch.headings
+    return fields
+
+
+def _figures(branch: Output) -> dict[str, Any]:
+    return {
+        "attempts": branch.attempts,
+        "elapsed_s": round(branch.elapsed_s, 4),
+        "usage": branch.usage.to_dict(),
+    }

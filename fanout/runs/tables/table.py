@@ -1,0 +1,283 @@
+"""A run as a table: one row for each branch, or, if it is wide, for each chunk."""
+
+from __future__ import annotations
+
+from itertools import groupby
+from typing import TYPE_CHECKING, Any
+
+from fanout.core.errors import RunError
+from fanout.core.json_text import parse_json
+from fanout.core.records import total_usage
+from fanout.core.units import plural
+from fanout.runs.rows import RowLayout, free_name, source_cells
+from fanout.runs.tables.columns import (
+    Column,
+    ColumnType,
+    as_type,
+    declared,
+    field_cell,
+    merge_sorts,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from fanout.core.cells import Cell
+    from fanout.core.records import Usage
+    from fanout.runs.results import Output
+    from fanout.runs.tables.columns import Sorts
+    from fanout.runs.tables.spool import Spool
+
+__all__ = ["OWN_COLUMNS", "Table", "gather"]
+
+_TEXT, _INTEGER, _FLOAT = ColumnType.TEXT, ColumnType.INTEGER, ColumnType.FLOAT
+_OUTPUT = "output"
+# What is before the field of an answer that has the name of another column of fanout's.
+_FIELD = "output."
+_ERROR = {"error_kind": _TEXT, "error": _TEXT}
+_CHUNK = {"document": _TEXT, "pages": _TEXT, "chunk": _INTEGER}
+_FIGURES = {
+    "attempts": _INTEGER, "input_tokens": _INTEGER, "output_tokens": _INTEGER, "cost_usd": _FLOAT,
+}  # fmt: skip
+_VARIANT = {"aspect": _TEXT, "sample": _INTEGER}
+OWN_COLUMNS = (_OUTPUT, *_ERROR, *_CHUNK, *_FIGURES, *_VARIANT)
+# A table of more columns is none: each row of the input, or each answer, has names of its own.
+MOST_COLUMNS = 16_384
+
+
+class _Section:
+    """Some columns of a table, side by side: those that are known, and those that rows have.
+
+    Args:
+        first: Columns that are known, before those that rows have.
+        last: Columns that are known, after those.
+        fallback: A column that is there if a row has it, or if there is no other.
+    """
+
+    def __init__(
+        self,
+        first: dict[str, ColumnType] | None = None,
+        last: dict[str, ColumnType] | None = None,
+        fallback: str | None = None,
+    ) -> None:
+        self._sorts = declared(first or {})
+        self._last = declared(last or {})
+        self._fallback = fallback
+
+    def see(self, row: dict[str, Cell]) -> None:
+        """Add the columns of a row."""
+        merge_sorts(self._sorts, row)
+
+    def __len__(self) -> int:
+        return len(self._sorts)
+
+    def columns(self) -> dict[str, Sorts]:
+        """Return the sorts of cells by column, in order."""
+        found = {name: sorts for name, sorts in self._sorts.items() if name not in self._last}
+        if self._fallback is not None and (self._fallback in found or not found):
+            found = {self._fallback: 0, **found}
+        return {**found, **self._last}
+
+
+class Table:
+    """A table whose columns are known, and whose rows are in a spool.
+
+    Attributes:
+        columns: Its columns, in order.
+        count: The number of its rows.
+    """
+
+    def __init__(self, sections: Sequence[_Section], spool: Spool, count: int) -> None:
+        self.count = count
+        self._spool = spool
+        # For each section, the keys of its cells in a row of the spool.
+        self._keys = [list(section.columns()) for section in sections]
+        self.columns = list(_named([section.columns() for section in sections]))
+
+    def rows(self) -> Iterator[list[Cell]]:
+        """Yield the cells of each row: JSON values as they came, None where one is missing."""
+        keys = self._keys
+        for parts in self._spool.rows():
+            yield [
+                cell
+                for part, names in zip(parts, keys, strict=True)
+                for cell in map(part.get, names)
+            ]
+
+    def typed_rows(self) -> Iterator[list[Any]]:
+        """Yield the cells of each row: each has the type of its column, or is None."""
+        changed = [(n, as_type(one.type)) for n, one in enumerate(self.columns) if one.is_changed]
+        for row in self.rows():
+            for position, change in changed:
+                row[position] = change(row[position])
+            yield row
+
+
+def _named(sections: list[dict[str, Sorts]]) -> Iterator[Column]:
+    """Yield the columns of a table under names that differ: fanout's own keep theirs."""
+    source, *own = sections
+    names = list(_distinct(name for section in own for name in section))
+    taken = {*OWN_COLUMNS, *names}
+    sorts = [one for section in sections for one in section.values()]
+    return map(Column.of, [*(free_name(name, taken) for name in source), *names], sorts)
+
+
+def _distinct(names: Iterable[str]) -> Iterator[str]:
+    """Yield each name, with underscores if it was there before: as of an aspect ``a.error``."""
+    seen = set[str]()
+    for name in names:
+        while name in seen:
+            name += "_"  # noqa: PLW2901
+        seen.add(name)
+        yield name
+
+
+def gather(
+    outputs: Iterable[Output], layout: RowLayout, spool: Spool, *, is_wide: bool = False
+) -> Table:
+    """Read the branches of a run into a table, with their rows in a spool.
+
+    Args:
+        outputs: The branches, in input order, with the texts of rows.
+        layout: What their rows have.
+        spool: Takes the rows; it must outlive the table.
+        is_wide: Whether each row is a chunk, with a column for the answer to each aspect and
+            sample.
+
+    Raises:
+        RunError: There are too many columns.
+        OSError: The spool cannot be written.
+    """
+    shape = _Wide(layout) if is_wide else _Long(layout)
+    sections, count = shape.sections, 0
+    for count, row in enumerate(shape.rows(outputs), 1):  # noqa: B007 - the number of rows
+        for section, part in zip(sections, row, strict=True):
+            section.see(part)
+        if sum(map(len, sections)) > MOST_COLUMNS:
+            raise RunError(
+                f"the table has more than {plural(MOST_COLUMNS, 'column', 'columns')}: "
+                "its rows or answers have too many different fields; write a folder instead"
+            )
+        spool.add(row)
+    return Table(sections, spool, count)
+
+
+class _Long:
+    """A row for each branch."""
+
+    def __init__(self, layout: RowLayout) -> None:
+        has_variants = len(layout.aspects) > 1, layout.samples > 1
+        variant = {
+            name: type_
+            for (name, type_), several in zip(_VARIANT.items(), has_variants, strict=True)
+            if several
+        }
+        own = {**_ERROR, **_CHUNK, **_FIGURES, **variant}
+        self._variant = tuple(variant)
+        self._has_fields = layout.has_fields
+        self.sections = [_Section(), _answer_section(_OUTPUT, layout), _Section(own)]
+
+    def rows(self, outputs: Iterable[Output]) -> Iterator[list[dict[str, Cell]]]:
+        """Yield the parts of each row: one for each section."""
+        for branch in outputs:
+            own = {
+                "error_kind": None if branch.kind is None else branch.kind.value,
+                "error": branch.message,
+                **_chunk(branch),
+                **_figures(branch.attempts, branch.usage),
+            }
+            for name in self._variant:
+                own[name] = getattr(branch, name)
+            answer = _answer(branch, _OUTPUT, "", has_fields=self._has_fields)
+            yield [source_cells(branch), answer, own]
+
+
+class _Wide:
+    """A row for each chunk: each aspect and sample is a section of its own."""
+
+    def __init__(self, layout: RowLayout) -> None:
+        self._has_fields = layout.has_fields
+        self._labels = {
+            (aspect, sample): _label(aspect, sample, layout)
+            for aspect in layout.aspects or (None,)
+            for sample in range(layout.samples)
+        }
+        own = _Section({**_CHUNK, **_FIGURES})
+        variants = [_answer_section(label, layout, _errors_of(label)) for label in self.labels]
+        self.sections = [_Section(), *variants, own]
+
+    @property
+    def labels(self) -> list[str]:
+        """What the columns of each aspect and sample are called."""
+        return list(self._labels.values())
+
+    def rows(self, outputs: Iterable[Output]) -> Iterator[list[dict[str, Cell]]]:
+        """Yield the parts of each row: one for each section."""
+        for _, group in groupby(outputs, key=lambda branch: branch.chunk):
+            branches = list(group)
+            answers: dict[str, dict[str, Cell]] = {label: {} for label in self.labels}
+            for branch in branches:
+                label = self._labels[branch.aspect, branch.sample]
+                answer = _answer(branch, label, f"{label}.", has_fields=self._has_fields)
+                kind = None if branch.kind is None else branch.kind.value
+                errors = dict(zip(_errors_of(label), (kind, branch.message), strict=True))
+                answers[label] = {**answer, **errors}
+            first = branches[0]
+            attempts = sum(branch.attempts for branch in branches)
+            own = {
+                **_chunk(first),
+                **_figures(attempts, total_usage([one.usage for one in branches])),
+            }
+            yield [source_cells(first), *answers.values(), own]
+
+
+def _label(aspect: str | None, sample: int, layout: RowLayout) -> str:
+    """Return what the column of an aspect and sample is called, as ``tone`` or ``tone.0``."""
+    name = _OUTPUT if aspect is None else aspect
+    if name in OWN_COLUMNS and name != _OUTPUT:
+        name = _FIELD + name
+    return f"{name}.{sample}" if layout.samples > 1 else name
+
+
+def _errors_of(label: str) -> dict[str, ColumnType]:
+    return {f"{label}.{name}": type_ for name, type_ in _ERROR.items()}
+
+
+def _answer_section(
+    label: str, layout: RowLayout, last: dict[str, ColumnType] | None = None
+) -> _Section:
+    if layout.has_fields:
+        return _Section(last=last, fallback=label)
+    return _Section({label: _TEXT}, last)
+
+
+def _answer(branch: Output, label: str, prefix: str, *, has_fields: bool) -> dict[str, Cell]:
+    """Return the answer of a branch by column: the fields of a JSON object, else the answer."""
+    if branch.output is None:
+        return {}
+    if has_fields:
+        try:
+            value = parse_json(branch.output)
+        except ValueError:
+            value = None
+        if isinstance(value, dict):
+            return {
+                prefix + free_name(name, OWN_COLUMNS, _FIELD): field_cell(field)
+                for name, field in value.items()
+            }
+    return {label: branch.output}
+
+
+def _chunk(branch: Output) -> dict[str, Cell]:
+    pages = branch.pages
+    shown = f"{pages[0]}-{pages[-1]}" if len(pages) > 1 else str(pages[0]) if pages else None
+    return {"document": branch.document, "pages": shown, "chunk": branch.chunk}
+
+
+def _figures(attempts: int, usage: Usage) -> dict[str, Cell]:
+    return {
+        "attempts": attempts,
+        "input_tokens": usage.input_tokens,
+        "output_tokens": usage.output_tokens,
+        "cost_usd": usage.cost_usd,
+    }
