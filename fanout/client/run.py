@@ -41,7 +41,9 @@ AWAY_S = 120.0
 
 _LOOKED_AT_SHARDS = 100
 _FIRST_POLL_S = 0.01
-_LAST_POLL_S = 0.1
+_LAST_POLL_S = 0.03
+# Seconds from one report of the progress to the next.
+_SHOW_S = 0.1
 # A wait between polls is this share of the time waited so far, so an end is seen 5 % late at most.
 _POLL_SHARE = 0.05
 
@@ -134,10 +136,13 @@ class Run:
         """
         until = None if timeout_s is None else time.monotonic() + timeout_s
         answered_at = time.monotonic()
+        shown_at = 0.0
         for _ in polls(until):
+            shows = on_progress is not None and time.monotonic() - shown_at >= _SHOW_S
             try:
-                status = self._poll(on_progress)
+                status = self._poll(on_progress, shows=shows)
                 answered_at = time.monotonic()
+                shown_at = answered_at if shows else shown_at
             except BrokerError as error:
                 status = None
                 self._tolerate(error, answered_at, on_away)
@@ -146,12 +151,14 @@ class Run:
             self._check()
         raise WaitTimeoutError(f"run {self.run_id} has not ended within {timeout_s} s; it goes on")
 
-    def _poll(self, on_progress: Callable[[Status], None] | None) -> Status | None:
-        """Return the status if the run has ended, else None."""
-        if on_progress is None:
-            return self.status() if self._store.run(self.run_id).has_ended else None
+    def _poll(self, on_progress: Callable[[Status], None] | None, *, shows: bool) -> Status | None:
+        """Return the status if the run has ended, else None; show it now, or if it has ended."""
+        # One command, and many for the whole status.
+        if not shows and not self._store.run(self.run_id).has_ended:
+            return None
         status = self.status()
-        on_progress(status)
+        if on_progress is not None:
+            on_progress(status)
         return status if status.status.has_ended else None
 
     def _tolerate(

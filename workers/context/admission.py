@@ -31,10 +31,11 @@ _REPORT_S = 0.5
 # some lack, within bounds. A process with many runs asks for each more rarely.
 _POLL_FRACTION = 1 / 32
 _FIRST_POLL_S = 0.02
-_LAST_POLL_S = 0.1
+_LAST_POLL_S = 0.05
 _EACH_S = 0.02
-# Seconds that a permit may be idle before it is given back.
+# Seconds that a permit may be idle before it is given back; and if other processes wait for some.
 _IDLE_S = 0.05
+_IDLE_WANTED_S = 0.01
 # Seconds that a process keeps its permits if there are fewer of them than processes that want one.
 _TURN_S = 5.0
 # Seconds that a process keeps permits for which it has no place, while others wait for some; and
@@ -293,7 +294,8 @@ class Admission:
             await asyncio.wait_for(run.wake.wait(), wait_s)
         if self._wanted(run) < run.granted:
             # Another branch may come at once.
-            await asyncio.sleep(_IDLE_S)
+            do_others_wait = run.level < (run.max_workers or 0)
+            await asyncio.sleep(_IDLE_WANTED_S if do_others_wait else _IDLE_S)
             run.granted = max(run.in_use, min(run.granted, self._wanted(run)))
         elif self._lacks_places(run):
             run.granted, run.yields, run.yields_places = run.in_use, True, True

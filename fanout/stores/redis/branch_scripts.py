@@ -126,7 +126,7 @@ redis.call('HDEL', KEYS[1], 't:' .. ARGV[1])
 return 1
 """
 
-# KEYS run, permits of the run; ARGV process, seconds without a report after which a process is dead,
+# KEYS run, permits of the run, holders; ARGV process, seconds without a report after which a process is dead,
 # ttl, max_workers, how many permits the process has and needs no fewer of, and how many it could use.
 # Each field of the permits is a process with ``granted wanted reported``, and ``spared`` if it has got
 # more time since. Returns how many it has from now on, and how many it should have while others wait
@@ -135,7 +135,8 @@ return 1
 # What is granted together never exceeds max_workers. A process gives up permits only itself: those
 # of its calls in flight are not granted to others, until it is dead. If nobody has reported for a
 # while, the server may have been unreachable, and each gets as much time again; but once only, as it
-# may also be that those who ask do so rarely.
+# may also be that those who ask do so rarely. The first process that asks gets only its part among all
+# processes at first, as the others may be about to ask.
 SHARE_PERMITS = """
 if redis.call('EXISTS', KEYS[1]) == 0 then return {-1, 0} end
 local dies_after_s, cap = tonumber(ARGV[2]), tonumber(ARGV[4])
@@ -192,6 +193,10 @@ for _, one in ipairs(rest) do
 end
 local free = math.max(0, cap - others)
 local most = do_others_wait and math.min(wanted, math.max(1, level)) or wanted
+if #all == 0 then
+    local processes = math.max(1, redis.call('ZCOUNT', KEYS[3], now, '+inf'))
+    most = math.min(most, math.ceil(cap / processes))
+end
 local granted = math.max(math.min(has, free), math.min(most, free))
 if granted == 0 and wanted == 0 then
     redis.call('HDEL', KEYS[2], ARGV[1])

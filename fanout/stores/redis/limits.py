@@ -62,7 +62,7 @@ class RedisLimits(RedisBase):
             UnknownRunError: There is no such run.
         """
         run = self._run(run_id)
-        keys = [run, f"{run}:permits"]
+        keys = [run, f"{run}:permits", self._holders]
         args = [process, dies_after_s, self._ttl_s, max_workers, has, wanted]
         granted, level = self._call(branch_scripts.SHARE_PERMITS, keys, args)
         self._require(run_id, granted >= 0)
