@@ -135,8 +135,8 @@ return 1
 # What is granted together never exceeds max_workers. A process gives up permits only itself: those
 # of its calls in flight are not granted to others, until it is dead. If nobody has reported for a
 # while, the server may have been unreachable, and each gets as much time again; but once only, as it
-# may also be that those who ask do so rarely. The first process that asks gets only its part among all
-# processes at first, as the others may be about to ask.
+# may also be that those who ask do so rarely. A process gets only its part among all live processes
+# with its first request, as the others may be about to ask.
 SHARE_PERMITS = """
 if redis.call('EXISTS', KEYS[1]) == 0 then return {-1, 0} end
 local dies_after_s, cap = tonumber(ARGV[2]), tonumber(ARGV[4])
@@ -193,7 +193,7 @@ for _, one in ipairs(rest) do
 end
 local free = math.max(0, cap - others)
 local most = do_others_wait and math.min(wanted, math.max(1, level)) or wanted
-if #all == 0 then
+if #rest == #all then
     local processes = math.max(1, redis.call('ZCOUNT', KEYS[3], now, '+inf'))
     most = math.min(most, math.ceil(cap / processes))
 end

@@ -30,6 +30,19 @@ def test_a_process_alone_gets_what_it_wants_up_to_the_cap(share):
     assert share("a", 10, 25).level == 10, "nobody waits"
 
 
+def test_a_process_leaves_others_their_part_with_its_first_request(share, store):
+    for process in ("a", "b", "c"):
+        store.beat(process, ttl_s=15)
+    assert granted(share("a", 0, 25), share("b", 0, 25)) == [4, 4], "c may be about to ask"
+    assert granted(share("b", 4, 25), share("a", 4, 25)) == [5, 5], "it has not"
+
+
+def test_a_process_that_is_alone_with_a_run_gets_the_rest_with_its_next_request(share, store):
+    for process in ("a", "b"):
+        store.beat(process, ttl_s=15)
+    assert granted(share("a", 0, 25), share("a", 5, 25)) == [5, 10]
+
+
 def test_a_process_that_waits_gets_what_others_give_up(share):
     share("a", 0, 25)
     assert share("b", 0, 25).granted == 0
