@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from difflib import get_close_matches
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import (
@@ -50,6 +51,17 @@ def _delimiter(value: object) -> object:
     return value
 
 
+def _number(value: object) -> object:
+    """Refuse what would otherwise be converted to a number: text, true and false."""
+    if isinstance(value, bool):
+        msg = "must not be true or false"
+        raise ValueError(msg)  # noqa: TRY004 - pydantic adds the field to this one only
+    if isinstance(value, str | bytes | bytearray):
+        msg = "must be a number, not text"
+        raise ValueError(msg)  # noqa: TRY004
+    return value
+
+
 def _with_point(name: str | None) -> str | None:
     return None if name is None else with_point(name)
 
@@ -57,6 +69,14 @@ def _with_point(name: str | None) -> str | None:
 def _as_tuple(value: object) -> object:
     """Return a single string as a tuple of one."""
     return (value,) if isinstance(value, str) else value
+
+
+# A number as Python, JSON and YAML have it: also one of numpy, and 4.0 as a whole number.
+_NUMBER = BeforeValidator(_number)
+# JSON has no infinite numbers: a worker could not read them.
+_PART_CONFIG = ConfigDict(
+    extra="forbid", frozen=True, hide_input_in_errors=True, allow_inf_nan=False
+)
 
 
 class RetrySpec(BaseModel):
@@ -71,12 +91,12 @@ class RetrySpec(BaseModel):
         max_wait_s: The longest single wait, in seconds.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+    model_config = _PART_CONFIG
 
-    max_attempts: Annotated[int, Field(ge=1, le=100)] = 5
-    max_elapsed_s: Annotated[float, Field(gt=0)] = 3_600.0
-    base_wait_s: Annotated[float, Field(ge=0)] = 0.5
-    max_wait_s: Annotated[float, Field(ge=0)] = 60.0
+    max_attempts: Annotated[int, Field(ge=1, le=100), _NUMBER] = 5
+    max_elapsed_s: Annotated[float, Field(gt=0), _NUMBER] = 3_600.0
+    base_wait_s: Annotated[float, Field(ge=0), _NUMBER] = 0.5
+    max_wait_s: Annotated[float, Field(ge=0), _NUMBER] = 60.0
 
 
 class RateSpec(BaseModel):
@@ -87,10 +107,10 @@ class RateSpec(BaseModel):
         tokens_per_minute: Tokens of prompts and answers in a minute; None is no limit.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = _PART_CONFIG
 
-    requests_per_minute: Annotated[float | None, Field(gt=0, allow_inf_nan=False)] = None
-    tokens_per_minute: Annotated[float | None, Field(gt=0, allow_inf_nan=False)] = None
+    requests_per_minute: Annotated[float | None, Field(gt=0), _NUMBER] = None
+    tokens_per_minute: Annotated[float | None, Field(gt=0), _NUMBER] = None
 
     @property
     def rates(self) -> Rates:
@@ -144,16 +164,14 @@ class RunSpec(BaseModel):
             fail as ``expired``, and the finished ones are aggregated. None is no deadline.
     """
 
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, populate_by_name=True, hide_input_in_errors=True
-    )
+    model_config = ConfigDict(**_PART_CONFIG, populate_by_name=True)
 
     inputs: Annotated[tuple[str, ...], BeforeValidator(_as_tuple)] = ()
     base_dir: str | None = None
     text_column: str | None = None
     delimiter: Annotated[str | None, BeforeValidator(_delimiter)] = None
-    max_document_mb: Annotated[float, Field(gt=0, le=256)] = 16.0
-    strict: bool = False
+    max_document_mb: Annotated[float, Field(gt=0, le=256), _NUMBER] = 16.0
+    strict: Annotated[bool, Field(strict=True)] = False
 
     model: Annotated[
         str, Field(min_length=1, max_length=512, validation_alias=AliasChoices("model", "llm"))
@@ -162,43 +180,38 @@ class RunSpec(BaseModel):
         str | None, Field(validation_alias=AliasChoices("prompt", "branch_prompt"))
     ] = None
     aspects: dict[str, str] = Field(default_factory=dict)
-    samples: Annotated[int, Field(ge=1, le=10_000)] = 1
+    samples: Annotated[int, Field(ge=1, le=10_000), _NUMBER] = 1
     system: str | None = None
-    temperature: Annotated[float | None, Field(ge=0, le=2)] = None
-    max_tokens: Annotated[int | None, Field(ge=1)] = None
-    seed: int | None = None
+    temperature: Annotated[float | None, Field(ge=0, le=2), _NUMBER] = None
+    max_tokens: Annotated[int | None, Field(ge=1), _NUMBER] = None
+    seed: Annotated[int | None, _NUMBER] = None
     stop: Annotated[tuple[str, ...], BeforeValidator(_as_tuple)] = ()
     output_format: Literal["text", "json"] = "text"
 
     split: SplitName = "none"
-    chunk_tokens: Annotated[int, Field(ge=1)] = 1000
-    chunk_overlap_tokens: Annotated[int, Field(ge=0)] = 0
+    chunk_tokens: Annotated[int, Field(ge=1), _NUMBER] = 1000
+    chunk_overlap_tokens: Annotated[int, Field(ge=0), _NUMBER] = 0
 
     reduce: ReduceName | None = None
     aggregate_prompt: Annotated[
         str | None, Field(validation_alias=AliasChoices("aggregate_prompt", "aggregate"))
     ] = None
-    aggregate_max_tokens: Annotated[int | None, Field(ge=1)] = None
+    aggregate_max_tokens: Annotated[int | None, Field(ge=1), _NUMBER] = None
     group_by: Annotated[str | None, Field(min_length=1), AfterValidator(_with_point)] = None
-    context_tokens: Annotated[int | None, Field(ge=256)] = None
+    context_tokens: Annotated[int | None, Field(ge=256), _NUMBER] = None
 
-    min_success: Annotated[float, Field(ge=0, le=1)] = 0.0
-    max_workers: Annotated[int | None, Field(ge=1)] = None
-    priority: Annotated[float, Field(ge=0.25, le=16)] = 1.0
-    timeout_s: Annotated[float, Field(gt=0)] = 120.0
+    min_success: Annotated[float, Field(ge=0, le=1), _NUMBER] = 0.0
+    max_workers: Annotated[int | None, Field(ge=1), _NUMBER] = None
+    priority: Annotated[float, Field(ge=0.25, le=16), _NUMBER] = 1.0
+    timeout_s: Annotated[float, Field(gt=0), _NUMBER] = 120.0
     rate: RateSpec = RateSpec()
     retries: RetrySpec = RetrySpec()
-    deadline_s: Annotated[float | None, Field(gt=0, allow_inf_nan=False)] = None
+    deadline_s: Annotated[float | None, Field(gt=0), _NUMBER] = None
 
     @model_validator(mode="before")
     @classmethod
     def _own_names(cls, fields: Any) -> Any:
-        if not isinstance(fields, Mapping):
-            return fields
-        named = canonical(fields)
-        for field in cls.model_fields.keys() & named.keys():
-            _refuse_booleans(cls, named, field)
-        return named
+        return canonical(fields) if isinstance(fields, Mapping) else fields
 
     @model_validator(mode="after")
     def _fields_fit_together(self) -> Self:
@@ -235,18 +248,6 @@ class RunSpec(BaseModel):
     def branches_per_chunk(self) -> int:
         """Aspects x samples."""
         return len(self.aspect_names) * self.samples
-
-
-def _refuse_booleans(model: type[BaseModel], fields: Mapping[str, Any], field: str) -> None:
-    """Raise SpecError for a boolean in place of a number: Python treats them as numbers."""
-    value, kind = fields[field], model.model_fields[field].annotation
-    if isinstance(value, bool) and bool not in (kind, *get_args(kind)):
-        raise SpecError(f"must not be true or false (got {value!r})", field=field)
-    if isinstance(value, Mapping) and isinstance(kind, type) and issubclass(kind, BaseModel):
-        for inner, one in value.items():
-            if isinstance(one, bool):
-                message = f"must not be true or false (got {one!r})"
-                raise SpecError(message, field=f"{field}.{inner}")
 
 
 def _is_utf8(value: object) -> bool:
@@ -311,8 +312,12 @@ def load_job(path: Path) -> dict[str, Any]:
     return {str(name): value for name, value in fields.items()}
 
 
+# As in YAML 1.2: YAML 1.1 wants 1.0e+6.
+_EXPONENT = re.compile(r"\A[-+]?(?:\.\d+|\d+(?:\.\d*)?)[eE][-+]?\d+$", re.ASCII)
+
+
 class _Loader(yaml.SafeLoader):
-    """The safe YAML loader, except that a duplicate key is an error."""
+    """The safe YAML loader, except that a duplicate key is an error, and ``1e6`` is a number."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:  # noqa: FBT001, FBT002 - as it is called
         seen: set[object] = set()
@@ -323,6 +328,9 @@ class _Loader(yaml.SafeLoader):
                 raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
             seen.add(name)
         return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", _EXPONENT, list("-+.0123456789"))
 
 
 def _begins_braces(mark: Any) -> bool:

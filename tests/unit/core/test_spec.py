@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+from contextlib import nullcontext
+from operator import attrgetter
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
+import numpy as np
 import pytest
 import yaml
 
@@ -15,6 +18,9 @@ from fanout.core.field_names import ALIASES, PARTS
 from fanout.core.records import branch_ref
 from fanout.core.settings import load_settings
 from fanout.core.spec import RateSpec, RetrySpec, RunSpec, load_job, make_spec
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
 
 
 @pytest.mark.parametrize(
@@ -75,6 +81,79 @@ def test_a_wrong_field_names_itself_its_value_and_what_is_allowed(fields, words)
         make_spec(**fields)
     for word in words:
         assert word in str(caught.value)
+
+
+def number_fields() -> dict[str, tuple[type, str]]:
+    """Return the type of each numeric field, and a valid value of it as text."""
+    fields = {}
+    parts: dict[str, type[BaseModel]] = {"": RunSpec, "retries.": RetrySpec, "rate.": RateSpec}
+    for part, model in parts.items():
+        for name, schema in model.model_json_schema(by_alias=False)["properties"].items():
+            kinds = {one.get("type") for one in [schema, *schema.get("anyOf", [])]}
+            if kinds & {"number", "integer"}:
+                fields[part + name] = (float if "number" in kinds else int, "1")
+    return {**fields, "context_tokens": (int, "256")}
+
+
+NUMBERS = number_fields()
+
+
+def with_field(name: str, value: object) -> dict[str, Any]:
+    part, _, inner = name.rpartition(".")
+    fields = {part: {inner: value}} if part else {name: value}
+    return {"model": "fake", "prompt": "{input}", "chunk_tokens": 9, **fields}
+
+
+def test_the_numeric_fields_are_known():
+    assert {"priority", "max_workers", "samples", "seed", "rate.tokens_per_minute"} <= set(NUMBERS)
+    assert {kind for kind, _ in NUMBERS.values()} == {int, float}
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_a_number_is_given_as_a_number(name, tmp_path):
+    """In Python, in YAML and in JSON, which is YAML: text is refused, whole numbers are enough."""
+    kind, text = NUMBERS[name]
+    path = tmp_path / "job.yaml"
+    for written in (f'"{text}"', f"'{text}'", "four", '"1e3"', '" 1"', '""'):
+        path.write_text(f"value: {written}")
+        value = load_job(path)["value"]
+        with pytest.raises(SpecError) as caught:
+            make_spec(**with_field(name, value))
+        assert str(caught.value) == f"{name}: must be a number, not text (got {value!r})"
+    for value in (text.encode(), True, False, float("inf"), float("nan"), [1], {"a": 1}):
+        with pytest.raises(SpecError, match=f"^{name}: "):
+            make_spec(**with_field(name, value))
+    number = int(text)
+    for value in (number, float(number), np.int64(number), np.float64(number)):
+        found = attrgetter(name)(make_spec(**with_field(name, value)))
+        assert (type(found), found) == (kind, number)
+    with pytest.raises(SpecError, match=f"^{name}: ") if kind is int else nullcontext():
+        make_spec(**with_field(name, 256.5 if name == "context_tokens" else 0.5))
+
+
+@pytest.mark.parametrize("model", [RetrySpec, RateSpec])
+def test_a_part_by_itself_refuses_text_too(model):
+    for name in model.model_fields:
+        with pytest.raises(ValueError, match="must be a number, not text"):
+            model(**{name: "1"})
+
+
+@pytest.mark.parametrize("value", ["yes", "true", "0", 1, 0, 1.0])
+def test_a_boolean_is_given_as_one(value):
+    with pytest.raises(SpecError, match=r"^strict: "):
+        make_spec(**with_field("strict", value))
+    assert make_spec(**with_field("strict", True)).strict
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [("1e6", 1e6), ("1E6", 1e6), ("2.5e3", 2500.0), ("5e-1", 0.5), ("1_000", 1e3)],
+)
+def test_a_job_file_has_numbers_with_exponents(tmp_path, text, number):
+    path = tmp_path / "job.yaml"
+    path.write_text(f"tpm: {text}\nmodel: fake\nprompt: 1e6 of\nsystem: e6\n")
+    spec = make_spec(**load_job(path))
+    assert (spec.rate.tokens_per_minute, spec.prompt) == (number, "1e6 of")
 
 
 def test_the_names_of_the_library_and_of_the_job_file_are_the_same_fields():
