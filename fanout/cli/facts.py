@@ -27,8 +27,10 @@ __all__ = [
     "capacity_lines",
     "capacity_rows",
     "fleet_line",
+    "limit_parts",
     "percent",
     "run_cells",
+    "run_columns",
     "run_counts",
     "run_rows",
     "runs_lines",
@@ -48,8 +50,10 @@ _SILENT_S = 7.0
 # The columns of a table of runs, and whether each is a number; the model is last, as it may be long.
 RUN_COLUMNS = {
     "RUN": False, "CREATED": False, "STATUS": False, "DONE": True, "FAILED": True, "ELAPSED": True,
-    "MODEL": False,
+    "CAP": True, "PRIORITY": True, "MODEL": False,
 }  # fmt: skip
+# Those that are left out if no run has any.
+_RARE_COLUMNS = frozenset({"CAP", "PRIORITY"})
 _NO_WORKER = "none: start one with `fanout worker`"
 
 
@@ -58,6 +62,8 @@ def run_rows(status: Status, speed: Speed | None) -> list[Row]:
     rows: list[Row] = []
     if speed is not None and not status.status.has_ended:
         rows.append(("speed", [*speed_parts(speed), *_eta(status, speed)]))
+    if limits := limit_parts(status):
+        rows.append(("limits", limits))
     rows.append(("latency", _latency(status.latency)))
     rows.append(("usage", _usage(status.usage)))
     again = status.usage.calls - sum(stage.done for stage in status.stages)
@@ -66,6 +72,17 @@ def run_rows(status: Status, speed: Speed | None) -> list[Row]:
     if status.errors:
         rows.append(("errors", _kinds(status.errors)))
     return rows
+
+
+def limit_parts(status: Status) -> list[str]:
+    """Return the cap of a run, and its priority, if it has any."""
+    parts = []
+    if status.max_workers is not None:
+        cap = f"max_workers {status.max_workers:,}"
+        parts.append(cap if status.status.has_ended else f"{cap} ({status.permits_used:,} in use)")
+    if status.priority != 1:
+        parts.append(f"priority {status.priority:g}")
+    return parts
 
 
 def capacity_rows(fleet: FleetStatus, *, left: int | None = None) -> list[Row]:
@@ -128,23 +145,41 @@ def fleet_line(fleet: FleetStatus, speed: Speed) -> str:
 
 def runs_lines(rows: Sequence[tuple[Status, str]]) -> list[str]:
     """Return statuses and models of runs as plain lines in columns, with a header line first."""
-    table = [tuple(RUN_COLUMNS), *(run_cells(status, model) for status, model in rows)]
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    found = [run_cells(status, model) for status, model in rows]
+    padded = [
+        _padded([name, *(cells[name] for cells in found)], is_number=RUN_COLUMNS[name])
+        for name in run_columns(found)
+    ]
+    return ["  ".join(cells).rstrip() for cells in zip(*padded, strict=True)]
+
+
+def _padded(cells: Sequence[str], *, is_number: bool) -> list[str]:
+    width = max(map(len, cells))
+    return [f"{cell:>{width}}" if is_number else f"{cell:<{width}}" for cell in cells]
+
+
+def run_columns(rows: Sequence[dict[str, str]]) -> list[str]:
+    """Return the columns of a table of runs, without the rare ones that are empty."""
     return [
-        "  ".join(
-            f"{cell:>{width}}" if is_number else f"{cell:<{width}}"
-            for cell, width, is_number in zip(cells, widths, RUN_COLUMNS.values(), strict=True)
-        ).rstrip()
-        for cells in table
+        name for name in RUN_COLUMNS if name not in _RARE_COLUMNS or any(row[name] for row in rows)
     ]
 
 
-def run_cells(status: Status, model: str) -> tuple[str, ...]:
-    """Return a run as a row of a table with the columns `RUN_COLUMNS`."""
+def run_cells(status: Status, model: str) -> dict[str, str]:
+    """Return a run as a row of a table: a cell for each of `RUN_COLUMNS`."""
     created = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(status.created_at))
     done = f"{status.done:,}/{status.total:,}{'+' if status.status is RunStatus.ENQUEUING else ''}"
-    ended = clock(status.elapsed_s)
-    return status.run_id, created, status.status.value, done, f"{status.failed:,}", ended, model
+    return {
+        "RUN": status.run_id,
+        "CREATED": created,
+        "STATUS": status.status.value,
+        "DONE": done,
+        "FAILED": f"{status.failed:,}",
+        "ELAPSED": clock(status.elapsed_s),
+        "CAP": known(status.max_workers) if status.max_workers else "",
+        "PRIORITY": f"{status.priority:g}" if status.priority != 1 else "",
+        "MODEL": model,
+    }
 
 
 def percent(done: int, total: int) -> str:

@@ -18,7 +18,7 @@ from fanout.cli.delivery import (
     out_options,
     quiet_option,
 )
-from fanout.cli.facts import capacity_lines, runs_lines
+from fanout.cli.facts import capacity_lines, limit_parts, runs_lines
 from fanout.cli.progress import IDLE, Progress, summary
 from fanout.cli.session import (
     EMBEDDED,
@@ -75,7 +75,7 @@ def status(run_id: str, broker_url: str | None, as_json: bool) -> None:  # noqa:
 def _line(now: Status, progress: Progress) -> str:
     if not now.status.has_ended:
         return f"run {now.run_id} {progress.line(now)}"
-    return f"{summary(now)} · {now.error}" if now.error else summary(now)
+    return " · ".join([summary(now), *limit_parts(now), *([now.error] if now.error else [])])
 
 
 @click.command("results", epilog=RUN_EPILOG)

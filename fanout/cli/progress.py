@@ -6,7 +6,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, TextIO
 
-from fanout.cli.facts import token_counts
+from fanout.cli.facts import limit_parts, token_counts
 from fanout.cli.speed import Meter, Speed, eta_s
 from fanout.core.records import RunStatus
 from fanout.core.units import clock, duration, plain, plural
@@ -165,7 +165,8 @@ class Progress(Follower):
             reduce = status.stages[-1]
             parts.append(f"reduce {len(status.stages) - 1}: {reduce.done:,}/{reduce.total:,}")
         hint = self.hint(status)
-        return " · ".join([*parts, *self._parts(status), *([hint] if hint else [])])
+        parts += [*self._parts(status), *limit_parts(status)]
+        return " · ".join([*parts, *([hint] if hint else [])])
 
     def _parts(self, status: Status) -> list[str]:
         """Return the speed of a run, its ETA, and its tokens."""

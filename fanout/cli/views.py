@@ -22,6 +22,7 @@ from fanout.cli.facts import (
     capacity_rows,
     percent,
     run_cells,
+    run_columns,
     run_counts,
     run_rows,
     seen,
@@ -180,12 +181,12 @@ def _workers_table(fleet: FleetStatus, shown: int, width: int) -> Table:
 def runs_table(rows: Sequence[tuple[Status, str]], *, width: int) -> RenderableType:
     """Return statuses and models of runs as a table with a header."""
     table = _table()
-    shown = [name for name in RUN_COLUMNS if name != "CREATED" or width >= _ROOMY]
+    found = [run_cells(status, model) for status, model in rows]
+    shown = [name for name in run_columns(found) if name != "CREATED" or width >= _ROOMY]
     for name in shown:
         justify: JustifyMethod = "right" if RUN_COLUMNS[name] else "left"
         table.add_column(name, justify=justify, no_wrap=name != "MODEL")
-    for status, model in rows:
-        cells = dict(zip(RUN_COLUMNS, map(one_line, run_cells(status, model)), strict=True))
+    for (status, _), cells in zip(rows, found, strict=True):
         styles = {
             "STATUS": _style(status),
             "FAILED": "red" if status.failed else "",

@@ -111,6 +111,9 @@ class Run:
                 # Without the reduce stages that a retry discarded.
                 if number == 0 or number > run.base_stage
             ),
+            max_workers=run.max_workers,
+            permits_used=None if run.max_workers is None else run.permits_in_use,
+            priority=run.priority,
         )
 
     def wait(

@@ -175,6 +175,9 @@ class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
         retry: The kinds of failure that the latest retry processes again.
         read_at: When this state was read, in seconds since the epoch.
         wire: The version of the wire format of its records, or None if they have none.
+        max_workers: The most branches of it in flight, or None.
+        priority: Its share of busy workers.
+        permits_used: The permits that workers have; 0 without ``max_workers``.
     """
 
     run_id: str
@@ -190,6 +193,14 @@ class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
     retry: frozenset[ErrorKind] = frozenset()
     read_at: float = 0.0
     wire: int | None = None
+    max_workers: int | None = None
+    priority: float = 1.0
+    permits_used: int = 0
+
+    @property
+    def permits_in_use(self) -> int:
+        """The permits that workers have; none once it has ended, as then nobody reports them."""
+        return 0 if self.has_ended else self.permits_used
 
     @property
     def is_overdue(self) -> bool:
@@ -252,23 +263,17 @@ class StageRecord(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class StageLoad(
-    msgspec.Struct,
-    frozen=True,
-    kw_only=True,
-    rename={
-        "permits_used": "lanes_used",
-        "permits_limit": "lanes_limit",
-        "waiting_for_permits": "lanes_wanted",
-    },
+    msgspec.Struct, frozen=True, kw_only=True, rename={"waiting_for_permits": "permits_wanted"}
 ):
-    """How much of a stage is in flight. In JSON, permits are called lanes.
+    """How much of a stage is in flight.
 
     Attributes:
         open: Shards that are being processed.
         waiting: Shards that are written and not yet opened.
         permits_used: The permits that workers have; 0 without ``max_workers``.
         permits_limit: ``max_workers`` of the run; 0 without it.
-        waiting_for_permits: Its branches that workers could take, or have taken, above that number.
+        waiting_for_permits: Its branches that workers could take, or have taken, above that number;
+            in JSON ``permits_wanted``.
     """
 
     open: int = 0

@@ -31,6 +31,13 @@ if TYPE_CHECKING:
 
 __all__ = ["FleetStatus", "active_runs", "fleet_status"]
 
+# Names of before, and the fields that they are.
+_DEPRECATED = {
+    "lanes_used": "permits_used",
+    "lanes_limit": "permits_limit",
+    "lanes_wanted": "permits_wanted",
+}
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FleetStatus:
@@ -91,6 +98,8 @@ class FleetStatus:
         """Return it as JSON-able values; latency as percentiles."""
         fields = {name: msgspec.to_builtins(getattr(self, name)) for name in self.__slots__}
         fields["totals"]["latency"] = latency_row(self.totals.latency)
+        window = fields["window"]
+        window |= {old: window[new] for old, new in _DEPRECATED.items()}
         return fields
 
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from prometheus_client import Metric
 
     from fanout.core.latency import Latency
-    from fanout.core.state import Totals
+    from fanout.core.state import StageLoad, Totals
     from fanout.observe.fleet import FleetStatus
     from fanout.stores import RedisStore
 
@@ -108,11 +108,7 @@ def _of_queues(fleet: FleetStatus) -> Iterator[Metric]:
     window = fleet.window
     yield _gauge("shards_open", "Shards that are being processed.", window.open)
     yield _gauge("shards_waiting", "Shards not yet let into the queue.", window.waiting)
-    text = "Permits that workers have for runs with max_workers."
-    yield _gauge("lanes_used", text, window.permits_used)
-    yield _gauge("lanes_limit", "The sum of max_workers of these runs.", window.permits_limit)
-    text = "Their branches that workers could take, or have taken, and that wait for a permit."
-    yield _gauge("lanes_wanted", text, window.waiting_for_permits)
+    yield from _of_permits(window)
     limits = fleet.limits.values()
     ahead = [max(limit.requests_ahead_s, limit.tokens_ahead_s) for limit in limits]
     text = "How far ahead calls are reserved at the most used rate limit."
@@ -127,6 +123,18 @@ def _of_queues(fleet: FleetStatus) -> Iterator[Metric]:
         yield _gauge("redis_memory_bytes", "Memory the server uses.", fleet.memory.used_bytes)
         limit = fleet.memory.limit_bytes or 0
         yield _gauge("redis_max_memory_bytes", "The server's maxmemory; 0 if not set.", limit)
+
+
+def _of_permits(window: StageLoad) -> Iterator[Metric]:
+    wanted = "Their branches that workers could take, or have taken, and that wait for a permit."
+    permits = {
+        "used": ("Permits that workers have for runs with max_workers.", window.permits_used),
+        "limit": ("The sum of max_workers of these runs.", window.permits_limit),
+        "wanted": (wanted, window.waiting_for_permits),
+    }
+    for name, (text, count) in permits.items():
+        yield _gauge(f"permits_{name}", text, count)
+        yield _gauge(f"lanes_{name}", f"Deprecated name of fanout_permits_{name}.", count)
 
 
 def _of_workers(fleet: FleetStatus) -> Iterator[Metric]:

@@ -109,6 +109,10 @@ class Status:
         workers: Live workers.
         latency: The durations of the branches that made a call.
         stages: The branches, then the stages of the current reduce.
+        max_workers: The most branches in flight in the whole fleet; None is no cap.
+        permits_used: How many of these the workers have now: about its branches in flight. None
+            without ``max_workers``.
+        priority: The run's share of busy workers.
     """
 
     run_id: str
@@ -126,6 +130,9 @@ class Status:
     workers: int
     latency: Latency = field(default_factory=Latency)
     stages: tuple[StageStatus, ...] = ()
+    max_workers: int | None = None
+    permits_used: int | None = None
+    priority: float = 1.0
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON-able values, as ``fanout status --json`` prints them."""

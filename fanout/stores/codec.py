@@ -65,7 +65,7 @@ _T = TypeVar("_T")
 
 RUN_FIELDS = (
     "status", "created_at", "ended_at", "stage", "base_stage", "halt", "deadline_at", "error",
-    "paused", "retry", "reopened_at", "wire",
+    "paused", "retry", "reopened_at", "max_workers", "priority", "permits", "wire",
 )  # fmt: skip
 
 _encode = msgspec.json.Encoder().encode
@@ -184,7 +184,10 @@ def _run(run_id: str, values: list[bytes | None], read_at: float) -> RunRecord:
         error=text["error"] or None,
         retry=decode_kinds(str(text["retry"] or "")),
         read_at=read_at,
-        wire=decode_wire(values[-1]),
+        wire=decode_wire(values[RUN_FIELDS.index("wire")]),
+        max_workers=int(text["max_workers"]) if text["max_workers"] else None,
+        priority=float(text["priority"] or 1),
+        permits_used=int(text["permits"] or 0),
     )
 
 

@@ -53,10 +53,13 @@ def test_what_waits_for_a_permit_leaves_its_place_to_other_runs(
     worker = start_worker("--concurrency", "4", PYTHONPATH=path, FANOUT_POOL=pool)
     capped = submit(client, "capped", 60, max_workers=1)
     wait_for(lambda: capped.status().done > 1, "the capped run is under way")
+    seen = capped.status()
+    assert (seen.max_workers, seen.permits_used, seen.priority) == (1, 1, 1.0)
     free = submit(client, "free", 12)
     assert free.wait(60).succeeded == 12
     assert capped.status().status is RunStatus.RUNNING
     assert most(free) >= 2, "it had the other places"
+    assert (free.status().max_workers, free.status().permits_used) == (None, None)
     worker.stop()
     assert client.fleet().window.permits_used == 0, "a worker that stops gives them back"
     assert "HandedBackError" not in worker.log.read_text(), "to wait for a permit is no fault"
@@ -85,6 +88,7 @@ def test_a_run_of_a_higher_priority_has_more_places(client, start_worker, sleepe
     wait_for(lambda: low.status().done > 5, "it is under way")
     before = low.status().done
     high = submit(client, "high", 120, priority=2)
+    assert high.status().to_dict()["priority"] == 2.0
     assert high.wait(60).succeeded == 120
     # Eight of ten places were for the one while both had branches at the worker.
     assert most(high) >= 7

@@ -62,7 +62,7 @@ class RedisRuns(RedisStages):
             # For the script that puts messages (fanout.stores.redis.turn_scripts).
             fields |= {"max_workers": max_workers, "in_play": in_play_limit(max_workers)}
         if priority != 1:
-            fields["turns"] = turns_of(priority)
+            fields |= {"priority": priority, "turns": turns_of(priority)}
         with self._redis.pipeline() as pipe:
             pipe.hset(key, mapping=cast("dict[Any, Any]", fields))
             pipe.expire(key, self._ttl_s)

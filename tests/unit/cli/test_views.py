@@ -11,6 +11,8 @@ from rich.console import ConsoleDimensions
 from fanout.broker.backlog import Queue, ServerMemory, TakenMessages
 from fanout.cli.console import TerminalConsole
 from fanout.cli.facts import capacity_lines, fleet_line, runs_lines
+from fanout.cli.inspect_runs import _line
+from fanout.cli.progress import IDLE, Progress
 from fanout.cli.speed import Speed
 from fanout.cli.views import (
     findings_view,
@@ -290,6 +292,50 @@ def test_a_table_of_runs_is_aligned():
     assert drawn(runs_table, rows, width=100) == aligned
     assert drawn(runs_table, rows, width=60) == [line[:8] + line[29:] for line in aligned]
     assert runs_lines([])[1:] == []
+
+
+LIMITS = [
+    ({}, ""),
+    ({"max_workers": 8, "permits_used": 5}, "max_workers 8 (5 in use)"),
+    ({"priority": 4.0}, "priority 4"),
+    (
+        {"max_workers": 1_000, "permits_used": 0, "priority": 0.25},
+        "max_workers 1,000 (0 in use) · priority 0.25",
+    ),
+    ({"status": RunStatus.SUCCEEDED, "max_workers": 8, "permits_used": 0}, "max_workers 8"),
+]
+
+
+@pytest.mark.parametrize(("fields", "text"), LIMITS)
+def test_a_run_shows_its_cap_and_its_priority_if_it_has_any(fields, text):
+    now = seen(**fields)
+    shown = [line for line in drawn(run_view, now, None, None, "fake") if "limits" in line]
+    assert shown == ([f"limits   {text}"] if text else [])
+    line = _line(now, Progress(is_quiet=True))
+    assert text in line
+    assert ("max_workers" in line, "priority" in line) == (
+        "max_workers" in text,
+        "priority" in text,
+    )
+    assert Progress(is_quiet=True).line(seen(**fields, workers=0)).endswith(IDLE)
+
+
+def test_a_table_of_runs_has_columns_for_caps_and_priorities_if_there_are_any():
+    rows = [
+        (status(run_id="a", max_workers=1_000), "openai/x"),
+        (status(run_id="b", priority=0.5), "fake"),
+        (status(run_id="c"), "fake"),
+    ]
+    aligned = [
+        "RUN  STATUS       DONE  FAILED  ELAPSED    CAP  PRIORITY  MODEL",
+        "a    running  10/1,000       2    2.0 s  1,000            openai/x",
+        "b    running  10/1,000       2    2.0 s              0.5  fake",
+        "c    running  10/1,000       2    2.0 s                   fake",
+    ]
+    assert drawn(runs_table, rows, width=75) == aligned
+    assert [line[:5] + line[26:] for line in runs_lines(rows)] == aligned
+    for chosen, gone in ((rows[:1], "PRIORITY"), (rows[1:], "CAP"), (rows[2:], "PRIORITY")):
+        assert gone not in runs_lines(chosen)[0]
 
 
 def test_no_more_places_are_taken_than_there_are():

@@ -102,8 +102,13 @@ def test_queues_leases_and_the_window():
     )
     assert shown["fanout_runs", "running"] == 2
     assert shown["fanout_runs", "paused"] == 0
-    names = ("shards_open", "shards_waiting", "lanes_used", "lanes_limit", "lanes_wanted")
-    assert [shown[f"fanout_{name}",] for name in names] == [3, 4, 5, 6, 7]
+    assert (shown["fanout_shards_open",], shown["fanout_shards_waiting",]) == (3, 4)
+    # The second are deprecated names.
+    for name in ("permits", "lanes"):
+        parts = ("used", "limit", "wanted")
+        assert [shown[f"fanout_{name}_{part}",] for part in parts] == [5, 6, 7]
+        window = status.to_dict()["window"]
+        assert [window[f"{name}_{part}"] for part in parts] == [5, 6, 7]
 
 
 def test_the_most_used_limit_shows():

@@ -749,6 +749,8 @@ def test_the_load_of_a_run_with_max_workers_says_how_many_permits_are_used(store
         store.share_permits(
             RUN, process=process, dies_after_s=9, max_workers=4, has=0, wanted=wanted
         )
+    run = store.run(RUN)
+    assert (run.max_workers, run.permits_in_use, run.priority) == (4, 4, 1.0)
     load = store.stage_load(StageId(RUN, 0))
     assert (load.permits_used, load.permits_limit, load.waiting_for_permits) == (4, 4, 0)
     store._redis.hset(TURNS, RUN, 3)
@@ -756,6 +758,22 @@ def test_the_load_of_a_run_with_max_workers_says_how_many_permits_are_used(store
     assert store.stage_load(StageId(RUN, 0)).waiting_for_permits == 3 + 9 - 4
     store._redis.rpush(backlog_of(RUN), *["message"] * 200)
     assert store.stage_load(StageId(RUN, 0)).waiting_for_permits == in_play_limit(4) - 4
+
+
+@pytest.mark.parametrize("priority", [0.25, 0.3, 1.0, 4.0])
+def test_a_run_says_its_priority_and_that_it_has_no_cap(store, priority):
+    store.create_run(RUN, spec="{}", created_at=1.0, priority=priority)
+    run = store.run(RUN)
+    assert (run.max_workers, run.permits_in_use, run.priority) == (None, 0, priority)
+
+
+def test_a_run_that_has_ended_uses_no_permits(store):
+    """Those of a worker that was killed stay in its record: nobody asks for them any more."""
+    store.create_run(RUN, spec="{}", created_at=1.0, max_workers=4)
+    store.share_permits(RUN, process="a", dies_after_s=9, max_workers=4, has=0, wanted=3)
+    assert store.run(RUN).permits_in_use == 3
+    store.end_run(RUN, RunStatus.CANCELLED, ended_at=2.0)
+    assert store.run(RUN).permits_in_use == 0
 
 
 PER_SECOND = Rates(requests_per_minute=60)
