@@ -20,17 +20,17 @@ from fanout.runs.enqueue import close_input
 
 # Broker modules are imported on use, so that an embedded fleet starts meanwhile.
 if TYPE_CHECKING:
-    from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Container, Iterator, Mapping
     from typing import Self
 
     from fanout.broker.app import Preflight
     from fanout.client.connections import Connections
     from fanout.client.embedded_runs import EmbeddedRuns
     from fanout.client.run import Run
-    from fanout.core.records import Document, RunStatus
+    from fanout.core.records import RunStatus
     from fanout.core.spec import RunSpec
     from fanout.core.state import RunRecord
-    from fanout.inputs.documents import Notify
+    from fanout.inputs.documents import Chunks, Notify
     from fanout.observe.fleet import FleetStatus
 
 __all__ = ["Client"]
@@ -145,7 +145,7 @@ class Client:
     def submit(
         self,
         spec: RunSpec | Mapping[str, Any],
-        documents: Iterable[str | Mapping[str, object] | Document] | None = None,
+        documents: Chunks | None = None,
         *,
         on_bad_document: Callable[[str, str], None] | None = None,
         on_notice: Notify = log_notice,
@@ -158,7 +158,7 @@ class Client:
 
         Args:
             spec: The job.
-            documents: The input if it is not in files; read lazily.
+            documents: The input if it is not in files, as ``ParallelCalls.run`` takes it; read lazily.
             on_bad_document: Called with name and reason of each document that cannot be used.
             on_notice: Called with notices about the input, such as files that are left out; by
                 default, the logger ``fanout.inputs.documents`` gets them.
@@ -215,7 +215,7 @@ class Client:
     def resume(
         self,
         run_id: str,
-        documents: Iterable[str | Mapping[str, object] | Document] | None = None,
+        documents: Chunks | None = None,
         *,
         on_bad_document: Callable[[str, str], None] | None = None,
         on_notice: Notify = log_notice,

@@ -21,14 +21,13 @@ from fanout.llm.callables import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
     from os import PathLike
     from typing import Self
 
     from fanout.client.run import Run
-    from fanout.core.records import Document
     from fanout.core.spec import ReduceName, RunSpec
-    from fanout.inputs.documents import Notice, Notify
+    from fanout.inputs.documents import Chunks, Notice, Notify
     from fanout.llm import LLM
     from fanout.runs.results import Result, Status
 
@@ -73,7 +72,7 @@ class ParallelCalls:
 
     def run(
         self,
-        chunks: Iterable[str | Mapping[str, object] | Document] | None = None,
+        chunks: Chunks | None = None,
         branch_prompt: str | None = None,
         aggregate_prompt: str | None = None,
         *,
@@ -136,7 +135,7 @@ class ParallelCalls:
     def resume(
         self,
         run_id: str,
-        chunks: Iterable[str | Mapping[str, object] | Document] | None = None,
+        chunks: Chunks | None = None,
         *,
         retry_failed: bool = False,
         on_progress: Callable[[Status], None] | None = None,

@@ -10,7 +10,7 @@ from fanout.core.cells import COLUMN, OWN, cell_text
 from fanout.core.errors import InputError, PromptError, SpecError
 from fanout.core.field_effects import READING
 from fanout.core.records import Document
-from fanout.inputs.documents import STDIN, FileSource, Notice, counted, from_strings, log_notice
+from fanout.inputs.documents import STDIN, FileSource, Items, Notice, counted, log_notice
 from fanout.inputs.prompts import (
     AGGREGATE_NAMES,
     BRANCH_NAMES,
@@ -19,10 +19,10 @@ from fanout.inputs.prompts import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator
 
     from fanout.core.spec import RunSpec
-    from fanout.inputs.documents import Notify
+    from fanout.inputs.documents import Chunks, Notify
 
 __all__ = ["checked_documents", "source_of_files"]
 
@@ -37,7 +37,7 @@ _GROUPS = ("document", "aspect")
 
 def checked_documents(
     spec: RunSpec,
-    documents: Iterable[str | Mapping[str, object] | Document] | None,
+    documents: Chunks | None,
     *,
     notify: Notify = log_notice,
 ) -> Iterator[Document]:
@@ -133,29 +133,17 @@ class _ItemSource:
     """Documents that the caller gives as objects; for the methods see FileSource."""
 
     def __init__(self, spec: RunSpec, items: Any) -> None:
-        self._spec = spec
-        self._items = items
-        # This checks the type of the items before anything else is done.
-        self._first: Iterator[Document] | None = self._read()
+        self._items = Items(items, text_column=spec.text_column, max_bytes=_max_bytes(spec))
 
     @property
     def is_lasting(self) -> bool:
-        return not hasattr(self._items, "__next__")
+        return self._items.is_lasting
 
     def uses(self, field: str) -> bool:
-        if field != "text_column":
-            return False
-        # An iterator can be read only once, so it is not examined.
-        is_list = isinstance(self._items, (list, tuple))
-        return not (is_list and all(isinstance(one, (str, Document)) for one in self._items))
-
-    def _read(self) -> Iterator[Document]:
-        spec = self._spec
-        return from_strings(self._items, text_column=spec.text_column, max_bytes=_max_bytes(spec))
+        return field == "text_column" and self._items.has_rows
 
     def documents(self) -> Iterator[Document]:
-        first, self._first = self._first, None
-        return first if first is not None else self._read()
+        return self._items.documents()
 
     def columns(self, names: frozenset[str]) -> frozenset[str]:
         found = frozenset[str]()

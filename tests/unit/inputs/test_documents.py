@@ -70,6 +70,8 @@ def test_documents_pass_through_and_are_counted():
         (b"one", "not bytes: decode"),
         ({"text": ["a", "b"]}, "not one dict"),
         (Path("a.txt"), r"give files as inputs=\['a.txt'\]"),
+        ({"id": 1, "text": "a"}, "put it in a list"),
+        ({"a": ["x", "y"]}, "whose 'a' is a list: a mapping has a name and its text"),
         (7, "a list of strings or rows, not int"),
         (Document(name="d", index=0, text="a"), "not one Document"),
     ],
@@ -99,57 +101,6 @@ def test_an_item_that_cannot_be_used_costs_itself(item, words):
     before, bad, after = from_strings(["before", item, "after"], max_bytes=MAX)
     assert (before.text, after.text, bad.text) == ("before", "after", "")
     assert words in bad.error
-
-
-FRAME = [{"text": "a", "n": 1}, {"text": math.nan, "n": 2}, {"text": "c", "n": math.nan}]
-
-
-class Frame:
-    """What makes a DataFrame of another library one; its columns are what it iterates."""
-
-    columns = ("text", "n")
-
-    def __iter__(self):
-        return iter(self.columns)
-
-
-class Pandas(Frame):
-    def __init__(self, rows=FRAME):
-        self.rows = rows
-
-    def __len__(self):
-        return len(self.rows)
-
-    @property
-    def iloc(self):
-        return self
-
-    def __getitem__(self, at):
-        return Pandas(self.rows[at])
-
-    def to_dict(self, orient="dict"):
-        return self.rows if orient == "records" else {}
-
-
-class Polars(Frame):
-    def iter_rows(self, *, named=False):
-        return iter(FRAME if named else [])
-
-
-class Arrow(Frame):
-    def to_batches(self):
-        return [self]
-
-    def to_pylist(self):
-        return FRAME
-
-
-@pytest.mark.parametrize("frame", [Pandas(), Polars(), Arrow()])
-def test_the_rows_of_a_data_frame_are_documents(frame):
-    first, second, third = from_strings(frame, max_bytes=MAX)
-    assert (first.text, first.columns) == ("a", {"n": 1})
-    assert "is missing" in second.error
-    assert (third.text, third.columns) == ("c", {"n": None})
 
 
 def test_strings_are_read_lazily():
