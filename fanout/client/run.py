@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from fanout.broker.fleet_version import check_as_client
+from fanout.client.stream import EndedBranches
 from fanout.core.errors import BrokerError, WaitTimeoutError
 from fanout.core.ids import StageId
 from fanout.core.records import RunStatus, branch_ref, total_usage
@@ -39,6 +40,8 @@ __all__ = ["AWAY_S", "Run", "polls"]
 # A server that restarts, or whose replica takes over, answers again well within two minutes.
 AWAY_S = 120.0
 
+# Between two looks at what has ended: less often than the progress, as it costs more.
+_STREAM_POLL_S = 0.25
 _LOOKED_AT_SHARDS = 100
 _FIRST_POLL_S = 0.01
 _LAST_POLL_S = 0.03
@@ -261,6 +264,38 @@ class Run:
                 shard = self._store.shard(shard_id)
                 for _, outcome in sorted(outcomes.items()):
                     yield _output(spec, shard, outcome, with_text=with_text)
+
+    def stream(self, *, with_text: bool = False) -> Iterator[Output]:
+        """Yield the branches as they end, each once, until the run has ended.
+
+        Those that had ended before come first. It asks the server several times a second, and
+        tolerates an unreachable one for two minutes. Its memory does not depend on the size of the
+        run.
+
+        Args:
+            with_text: Whether each has the text of its chunk; those of rows have it in any case.
+
+        Raises:
+            BrokerError: The server was unreachable for too long, or refuses; the run goes on.
+            EmbeddedError: The embedded fleet has stopped.
+        """
+        spec, ended = self.spec, EndedBranches(self._store, self.run_id)
+        wait_s, answered_at, has_ended = _FIRST_POLL_S, time.monotonic(), False
+        while not has_ended:
+            wait_s = min(2 * wait_s, _STREAM_POLL_S)
+            try:
+                has_ended = self._store.run(self.run_id).has_ended
+                for shard, outcome in ended.rest() if has_ended else ended.read():
+                    yield _output(spec, shard, outcome, with_text=with_text)
+                    # The caller may have taken its time.
+                    answered_at = time.monotonic()
+                answered_at = time.monotonic()
+            except BrokerError as error:
+                has_ended = False
+                self._tolerate(error, answered_at, None)
+            if not has_ended:
+                self._check()
+                time.sleep(wait_s)
 
     def report(self) -> str:
         """Return a web page about the run that needs no other file.

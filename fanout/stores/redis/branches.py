@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from fanout.core.errors import LostDataError
 from fanout.core.latency import bucket_of
@@ -164,6 +164,25 @@ class RedisBranches(RedisBlobReferences):
             # A retry has reopened the shard since the read.
             return self.outcomes(shard_id)
         return codec.decode_outcomes(blob)
+
+    @translated
+    def ended_positions(self, shard_id: ShardId) -> set[int]:
+        """Return which branches of a shard have an outcome; none once it is compacted."""
+        keys = cast("list[bytes]", self._redis.hkeys(self._shard(shard_id, "live")))
+        return set(map(int, keys))
+
+    @translated
+    def some_outcomes(self, shard_id: ShardId, positions: Sequence[int]) -> dict[int, Outcome]:
+        """Return the outcomes of some branches of a shard that is not compacted, by position."""
+        if not positions:
+            return {}
+        key = self._shard(shard_id, "live")
+        found = cast("list[bytes | None]", self._redis.hmget(key, list(map(str, positions))))
+        return {
+            position: codec.decode_outcome(data)
+            for position, data in zip(positions, found, strict=True)
+            if data is not None
+        }
 
     @translated
     def compact(self, shard_id: ShardId, outcomes: dict[int, Outcome]) -> None:

@@ -1017,6 +1017,7 @@ READS = {
         "indices",
     ),
     *("progress", "stage_load", "shard_state", "incomplete", "outcomes"),
+    *("ended_positions", "some_outcomes"),
 }
 
 

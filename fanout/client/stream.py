@@ -1,0 +1,119 @@
+"""The branches of a run as they end, each once."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import TYPE_CHECKING
+
+from fanout.core.ids import StageId
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from fanout.core.records import Outcome, Shard
+    from fanout.stores import RedisStore
+
+__all__ = ["EndedBranches"]
+
+# Inputs of shards that are being processed are kept up to so many characters.
+_KEPT_CHARS = 64_000_000
+
+
+class EndedBranches:
+    """Reads which branches of a run have ended since it was last asked.
+
+    It reads only shards in which a branch has ended meanwhile, and of those only what is new: an
+    ended shard is read once. It holds the positions of what it gave of shards that have not ended,
+    and some of their inputs: its memory does not grow with the run.
+
+    Args:
+        store: The store of the run.
+        run_id: The run.
+    """
+
+    def __init__(self, store: RedisStore, run_id: str) -> None:
+        self._store = store
+        self._stage_id = StageId(run_id, 0)
+        # All shards below this one are complete.
+        self._first = 0
+        self._complete = set[int]()
+        self._closed = set[int]()
+        self._given: defaultdict[int, set[int]] = defaultdict(set)
+        self._inputs: dict[int, Shard] = {}
+        self._chars: dict[int, int] = {}
+
+    def read(self) -> Iterator[tuple[Shard, Outcome]]:
+        """Yield the outcomes that are new, each with its shard. Raises BrokerError.
+
+        After an error, the next call goes on where this one ended.
+        """
+        retry = self._store.run(self._stage_id.run_id).retry
+        progress = self._store.progress(self._stage_id)
+        for number in range(self._first, progress.opened):
+            if number in self._complete or number in self._closed:
+                continue
+            if retry and not self._store.is_reopened(self._stage_id.shard(number)):
+                # It still has the failures that are to be retried.
+                continue
+            ended, _, is_compacted = progress.marks.get(number, (0, 0, 1))
+            if is_compacted:
+                yield from self._whole(number)
+                self._close(number)
+            elif ended > len(self._given[number]):
+                yield from self._part(number)
+
+    def rest(self) -> Iterator[tuple[Shard, Outcome]]:
+        """Yield all other outcomes of a run that has ended. Raises BrokerError."""
+        for number in range(self._first, self._store.stage(self._stage_id).shards):
+            if number not in self._complete:
+                yield from self._whole(number)
+                self._forget(number)
+                self._given.pop(number, None)
+                self._complete.add(number)
+
+    def _part(self, number: int) -> Iterator[tuple[Shard, Outcome]]:
+        shard_id = self._stage_id.shard(number)
+        new = self._store.ended_positions(shard_id) - self._given[number]
+        yield from self._new(number, self._store.some_outcomes(shard_id, sorted(new)))
+
+    def _whole(self, number: int) -> Iterator[tuple[Shard, Outcome]]:
+        yield from self._new(number, self._store.outcomes(self._stage_id.shard(number)))
+
+    def _new(self, number: int, outcomes: dict[int, Outcome]) -> Iterator[tuple[Shard, Outcome]]:
+        given = self._given[number]
+        new = sorted(outcomes.keys() - given)
+        shard = self._input(number) if new else None
+        new.sort(key=lambda position: outcomes[position].ended_at)
+        for position in new:
+            if shard is not None:
+                given.add(position)
+                yield shard, outcomes[position]
+
+    def _input(self, number: int) -> Shard:
+        shard = self._inputs.pop(number, None) or self._store.shard(self._stage_id.shard(number))
+        self._inputs[number] = shard
+        self._chars[number] = self._chars.get(number) or _chars(shard)
+        while sum(self._chars.values()) > _KEPT_CHARS and len(self._inputs) > 1:
+            # The one that was used longest ago.
+            self._forget(next(iter(self._inputs)))
+        return shard
+
+    def _forget(self, number: int) -> None:
+        self._inputs.pop(number, None)
+        self._chars.pop(number, None)
+
+    def _close(self, number: int) -> None:
+        self._forget(number)
+        if len(self._given[number]) < len(self._store.indices(self._stage_id.shard(number))):
+            # The end of the run tells what became of the others.
+            self._closed.add(number)
+            return
+        del self._given[number]
+        self._complete.add(number)
+        while self._first in self._complete:
+            self._complete.remove(self._first)
+            self._first += 1
+
+
+def _chars(shard: Shard) -> int:
+    return sum(len(chunk.text) for chunk in shard.chunks)
