@@ -20,6 +20,7 @@ from pydantic import (
 )
 
 from fanout.core.cells import with_point
+from fanout.core.conditions import parse_condition
 from fanout.core.errors import SpecError
 from fanout.core.field_effects import conflict
 from fanout.core.field_names import ALIASES, PARTS, canonical
@@ -64,6 +65,12 @@ def _number(value: object) -> object:
 
 def _with_point(name: str | None) -> str | None:
     return None if name is None else with_point(name)
+
+
+def _checked_condition(where: str | None) -> str | None:
+    if where is not None:
+        parse_condition(where)
+    return where
 
 
 def _as_tuple(value: object) -> object:
@@ -124,12 +131,19 @@ class RunSpec(BaseModel):
     """One fan-out / fan-in job.
 
     Attributes:
-        inputs: Files, folders, globs, or ``-`` for standard input; empty if documents come from
-            memory.
+        inputs: Files, folders, globs, ``-`` for standard input, or ``run:ID`` for the outputs of
+            another run; empty if documents come from memory.
         base_dir: The folder of relative inputs; None is the working directory of the client. A run
             stores it, so that its input can be read again from any directory.
         text_column: The column of ``.csv`` and ``.jsonl`` rows that holds the text.
         delimiter: The character between the cells of a ``.csv`` file, or ``tab``; None detects it.
+        id_column: The column of rows that names their documents; None names them by their place.
+        where: A condition that documents must meet, such as ``stars <= 2 and country = DE``; see
+            ``fanout.core.conditions``.
+        sample: The size of a random sample of the documents that meet ``where``, in the order of
+            the input; ``seed`` (else 0) seeds it.
+        limit: The number of documents after which the input ends: the first of the sample, if there
+            is one.
         max_document_mb: The size in megabytes above which a document is refused.
         strict: Refuse an input with a document that cannot be used, or a file of an unknown kind,
             instead of leaving it out.
@@ -140,7 +154,7 @@ class RunSpec(BaseModel):
         system: The system prompt.
         temperature: Sampling temperature; None uses the provider's default.
         max_tokens: The longest answer of a branch, in tokens; None uses the provider's default.
-        seed: Seed of the first sample; sample ``n`` uses ``seed + n``.
+        seed: Seed of the first answer; answer ``n`` uses ``seed + n``. It also seeds ``sample``.
         stop: Strings that end an answer.
         output_format: ``json`` refuses an answer that is not JSON (kind ``invalid_output``).
         split: How a document becomes chunks.
@@ -170,6 +184,10 @@ class RunSpec(BaseModel):
     base_dir: str | None = None
     text_column: str | None = None
     delimiter: Annotated[str | None, BeforeValidator(_delimiter)] = None
+    id_column: Annotated[str | None, Field(min_length=1)] = None
+    where: Annotated[str | None, AfterValidator(_checked_condition)] = None
+    sample: Annotated[int | None, Field(ge=1), _NUMBER] = None
+    limit: Annotated[int | None, Field(ge=1), _NUMBER] = None
     max_document_mb: Annotated[float, Field(gt=0, le=256), _NUMBER] = 16.0
     strict: Annotated[bool, Field(strict=True)] = False
 

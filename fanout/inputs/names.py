@@ -1,0 +1,77 @@
+"""The names of documents by ``id_column``: a row is called by its value in that column."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from fanout.core.cells import cell_text
+from fanout.inputs.documents.notices import Notice
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from fanout.core.records import Document
+    from fanout.inputs.documents.notices import Notify
+
+__all__ = ["DocumentNames"]
+
+# The ids that are looked at for repetitions; the memory for more would grow with the input.
+_COMPARED_IDS = 100_000
+
+
+class DocumentNames:
+    """Calls documents by the value of a column; each peculiarity is said once.
+
+    Args:
+        column: The column; None leaves all names as they are.
+        notify: Receives a notice of the first document without an id, and of the first id that is
+            there again.
+    """
+
+    def __init__(self, column: str | None, notify: Notify) -> None:
+        self._column = column
+        self._notify = notify
+        self._said: set[str] = set()
+
+    def apply(self, documents: Iterable[Document]) -> Iterator[Document]:
+        """Return the documents under their names, lazily."""
+        return iter(documents) if self._column is None else self._named(documents, self._column)
+
+    def _named(self, documents: Iterable[Document], column: str) -> Iterator[Document]:
+        seen: set[int] = set()
+        for document in documents:
+            name = cell_text(document.columns.get(column)).strip()
+            if not name:
+                if document.error is None:
+                    self._say(
+                        "missing",
+                        f"{document.name} has no {column!r}: it, and any other like it, is called "
+                        "by its place in the input",
+                    )
+                yield document
+                continue
+            key = hash(name)
+            if key in seen:
+                self._say(
+                    "repeated",
+                    f"the id {name!r} is there again ({document.name}): names of documents need "
+                    f"not be unique, but {column!r} does not tell these apart",
+                )
+            elif len(seen) < _COMPARED_IDS:
+                seen.add(key)
+            yield _renamed(document, name)
+
+    def _say(self, what: str, text: str) -> None:
+        if what not in self._said:
+            self._said.add(what)
+            self._notify(Notice(text=text))
+
+
+def _renamed(document: Document, name: str) -> Document:
+    """Return a document under another name; an error also names the place in the input."""
+    if document.error is None:
+        return msgspec.structs.replace(document, name=name)
+    error = f"{document.error} ({document.name})"
+    return msgspec.structs.replace(document, name=name, error=error)
