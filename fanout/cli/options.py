@@ -72,7 +72,7 @@ _OPTIONS = [
     _option("--id-column", "NAME",
             "The column that documents are called by. [default: their place in the input]"),
     _option("--where", "CONDITION",
-            "Take rows that meet it, as in \"stars <= 2 and country in (DE, AT)\". [default: all]"),
+            "Take documents that meet it: 'stars <= 2 and country in (DE, AT)'. [default: all]"),
     _option("--sample", "N", "Of these, take a random sample, seeded by --seed. [default: all]"),
     _option("--limit", "N", "Of these, take the first only. [default: all]"),
     click.option("--strict", is_flag=True, default=None,

@@ -11,12 +11,15 @@ from fanout.core.errors import InputError, PromptError, SpecError
 from fanout.core.field_effects import READING
 from fanout.core.records import Document
 from fanout.inputs.documents import STDIN, FileSource, Items, Notice, counted, log_notice
+from fanout.inputs.documents.rows import DEFAULT_TEXT_COLUMN
+from fanout.inputs.names import DocumentNames
 from fanout.inputs.prompts import (
     AGGREGATE_NAMES,
     BRANCH_NAMES,
     Template,
     near_hint,
 )
+from fanout.inputs.selection import WHERE_NAMES, Selection
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -53,7 +56,7 @@ def checked_documents(
 
     Raises:
         PromptError: A prompt is wrong, or has a name that is unknown or ambiguous.
-        SpecError: ``group_by`` names no column.
+        SpecError: ``group_by``, ``id_column`` or ``where`` names no column.
         InputError: There is no document, a source cannot be read, or ``strict`` refuses it.
     """
     templates = _templates(spec)
@@ -65,12 +68,19 @@ def checked_documents(
         notify(notice)
 
     source = _source(spec, documents, notify_and_keep)
-    _require_used(spec, documents, source)
+    selection = Selection(spec, text_columns=_text_columns(spec))
+    _require_used(spec, documents, source, selection)
+    names = DocumentNames(spec.id_column, notify)
+
+    def read() -> Iterator[Document]:
+        return names.apply(source.documents())
+
+    again = read if source.is_lasting else None
     if spec.strict:
-        _refuse_losses(source, warnings)
+        _refuse_losses(None if again is None else selection.take(again(), again=again), warnings)
     needed = frozenset[str]().union(*(one.columns(BRANCH_NAMES) for one in templates))
-    needed |= _group_column(spec)
-    stream = source.documents()
+    needed |= _group_column(spec) | names.columns | selection.columns
+    stream = read()
     head, columns = _head(stream, needed, source)
     if needed - columns and source.is_lasting:
         columns |= source.columns(needed - columns)
@@ -78,7 +88,12 @@ def checked_documents(
         _require_clear(template, spec.text_column)
         template.require(BRANCH_NAMES, columns=columns)
     _require_group(spec, columns)
-    checked = counted(map(_encodable, chain(head, stream)), notify)
+    names.require(columns)
+    selection.require(columns)
+    chosen: Iterator[Document] = chain(head, stream)
+    if selection.is_active:
+        chosen = _some(selection.take(chosen, again=again, notify=notify), selection)
+    checked = counted(map(_encodable, chosen), notify)
     return _strictly(checked) if spec.strict else checked
 
 
@@ -106,7 +121,9 @@ def _source(spec: RunSpec, documents: Any, notify: Notify) -> FileSource | _Item
     return _ItemSource(spec, documents)
 
 
-def _require_used(spec: RunSpec, documents: Any, source: FileSource | _ItemSource) -> None:
+def _require_used(
+    spec: RunSpec, documents: Any, source: FileSource | _ItemSource, selection: Selection
+) -> None:
     """Check that the fields that say how to read an input have an effect on this one.
 
     Raises:
@@ -120,8 +137,19 @@ def _require_used(spec: RunSpec, documents: Any, source: FileSource | _ItemSourc
     if "delimiter" in given and not source.uses("delimiter"):
         raise SpecError("has no effect: no input is a .csv or .tsv file; leave it out",
                         field="delimiter")  # fmt: skip
-    if "text_column" in given and not source.uses("text_column"):
-        raise SpecError("has no effect: no input has rows; leave it out", field="text_column")
+    for field in ("text_column", "id_column"):
+        if field in given and not source.uses("text_column"):
+            raise SpecError("has no effect: no input has rows; leave it out", field=field)
+    if "where" in given and selection.needs_rows and not source.uses("text_column"):
+        raise SpecError(
+            "has no effect: no input has rows, and so no columns; it may name "
+            f"{', '.join(WHERE_NAMES)}",
+            field="where",
+        )
+    if spec.id_column is not None and spec.id_column in _text_columns(spec):
+        raise SpecError(
+            f"{spec.id_column!r} is the column of the text; name another", field="id_column"
+        )
 
 
 def _has_relative(spec: RunSpec, documents: Any) -> bool:
@@ -155,6 +183,21 @@ class _ItemSource:
 
     def why_empty(self) -> str:
         return "chunks is empty: there is nothing to do"
+
+
+def _text_columns(spec: RunSpec) -> frozenset[str]:
+    """Return the names that the column of the text may have."""
+    return frozenset({spec.text_column or DEFAULT_TEXT_COLUMN})
+
+
+def _some(documents: Iterator[Document], selection: Selection) -> Iterator[Document]:
+    """Return the chosen documents. Raises InputError if there is none that can be used."""
+    head: list[Document] = []
+    for document in documents:
+        head.append(document)
+        if document.error is None:
+            return chain(head, documents)
+    raise InputError(f"no document can be used: {_faults(head)}" if head else selection.none_text())
 
 
 def _head(
@@ -254,15 +297,18 @@ def _faults(faulty: list[Document]) -> str:
     return "; ".join(faults) + (f"; and {more:,} more" if more else "")
 
 
-def _refuse_losses(source: FileSource | _ItemSource, warnings: list[Notice]) -> None:
-    """Raise InputError if any document or file would be left out."""
+def _refuse_losses(documents: Iterable[Document] | None, warnings: list[Notice]) -> None:
+    """Raise InputError if any document or file would be left out.
+
+    Args:
+        documents: The documents of the run; None if they can be read only once.
+        warnings: What was said about the input.
+    """
     if warnings:
         raise InputError(f"strict: {'; '.join(notice.text for notice in warnings)}")
-    if not source.is_lasting:
-        return
     shown: list[Document] = []
     total = faulty = 0
-    for document in map(_encodable, source.documents()):
+    for document in map(_encodable, documents or ()):
         total += 1
         if document.error is not None:
             faulty += 1

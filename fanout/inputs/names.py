@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from fanout.core.cells import cell_text
+from fanout.core.errors import SpecError
 from fanout.inputs.documents.notices import Notice
+from fanout.inputs.prompts import near_hint
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Collection, Iterable, Iterator
 
     from fanout.core.records import Document
     from fanout.inputs.documents.notices import Notify
@@ -34,6 +36,21 @@ class DocumentNames:
         self._column = column
         self._notify = notify
         self._said: set[str] = set()
+
+    @property
+    def columns(self) -> frozenset[str]:
+        """The column, if there is one."""
+        return frozenset() if self._column is None else frozenset({self._column})
+
+    def require(self, columns: Collection[str]) -> None:
+        """Check that the input has the column. Raises SpecError."""
+        if self._column is not None and self._column not in columns:
+            known = ", ".join(sorted(columns)) or "none"
+            raise SpecError(
+                f"there is no column {self._column!r};{near_hint(self._column, columns)} "
+                f"known: {known}",
+                field="id_column",
+            )
 
     def apply(self, documents: Iterable[Document]) -> Iterator[Document]:
         """Return the documents under their names, lazily."""

@@ -7,19 +7,20 @@ order of the input, so that a run can be resumed.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from heapq import heappush, heapreplace
-from random import Random
 from typing import TYPE_CHECKING
 
 from fanout.core.cells import COLUMN, OWN
 from fanout.core.conditions import parse_condition
+from fanout.core.errors import SpecError
 from fanout.inputs.documents.notices import Notice
+from fanout.inputs.prompts import near_hint
+from fanout.inputs.sampling import sampled
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Collection, Iterable, Iterator
 
     from fanout.core.cells import Cell
-    from fanout.core.conditions import Condition
+    from fanout.core.conditions import Comparison, Condition
     from fanout.core.records import Document
     from fanout.core.spec import RunSpec
     from fanout.inputs.documents.notices import Notify
@@ -31,10 +32,8 @@ WHERE_NAMES = (
     "index",  # its 0-based position in the input
     "input",  # its text
 )
-# The characters of a sample that are kept in memory. Of a larger one only the positions are, and
-# its documents are read again where that is possible.
-_KEPT_CHARS = 64_000_000
-_COLUMN_CHARS = 100
+# What is known even of a document that cannot be used.
+_ALWAYS_KNOWN = frozenset({"document", "index"})
 
 
 @dataclass(kw_only=True)
@@ -51,16 +50,16 @@ class Selection:
 
     Args:
         spec: The job.
-        text_column: The name of the text column in conditions.
+        text_columns: The names that the column of the text may have.
     """
 
-    def __init__(self, spec: RunSpec, *, text_column: str) -> None:
+    def __init__(self, spec: RunSpec, *, text_columns: frozenset[str]) -> None:
         self._condition: Condition | None = parse_condition(spec.where) if spec.where else None
         self._where = spec.where
         self._size = spec.sample
         self._seed = spec.seed or 0
         self._limit = spec.limit
-        self._text_column = text_column
+        self._text_columns = text_columns
 
     @property
     def is_active(self) -> bool:
@@ -76,7 +75,41 @@ class Selection:
             for name in names
             if name not in WHERE_NAMES and not name.startswith(OWN)
         }
-        return frozenset(bare - {self._text_column})
+        return frozenset(bare) - self._text_columns
+
+    @property
+    def needs_rows(self) -> bool:
+        """Whether the condition names anything that only rows have."""
+        names = self._condition.names if self._condition is not None else ()
+        return any(name.removeprefix(OWN) not in WHERE_NAMES for name in names)
+
+    def require(self, columns: Collection[str]) -> None:
+        """Check that the input has the columns of the condition.
+
+        Raises:
+            SpecError: It has not, or a name may be a column's or fanout's.
+        """
+        for comparison in self._condition.comparisons if self._condition is not None else ():
+            self._require(comparison, columns)
+
+    def _require(self, comparison: Comparison, columns: Collection[str]) -> None:
+        name = comparison.column
+        where = f"at character {comparison.at}: "
+        if name in WHERE_NAMES and name in columns:
+            raise SpecError(
+                f"{where}{name!r} is not clear: the input has a column of this name; write "
+                f"{COLUMN}{name} for the column, or {OWN}{name} for fanout's own",
+                field="where",
+            )
+        column = name.removeprefix(COLUMN)
+        is_own = name.removeprefix(OWN) in WHERE_NAMES
+        if not is_own and column not in columns and column not in self._text_columns:
+            known = sorted({*WHERE_NAMES, *columns})
+            raise SpecError(
+                f"{where}there is no column {name!r};{near_hint(name, known)} "
+                f"known: {', '.join(known)}",
+                field="where",
+            )
 
     def take(
         self,
@@ -95,20 +128,16 @@ class Selection:
         counts = _Counts()
         chosen = self._met(documents, counts)
         if self._size is not None:
-            chosen = self._sampled(chosen, self._size, again)
-        is_cut = False
+            once_more = None if again is None else lambda: self._met(again(), _Counts())
+            chosen = sampled(chosen, self._size, seed=self._seed, again=once_more)
         for document in chosen:
-            if counts.taken == self._limit:
-                is_cut = True
-                break
             counts.taken += 1
             yield document
-            # It is known without the next document, which may take long to read.
-            if counts.taken == self._limit and self._size is None:
-                is_cut = True
+            if counts.taken == self._limit:
                 break
+        is_cut = counts.taken == self._limit and self._size is None
         if notify is not None:
-            notify(Notice(text=self._report(counts, is_cut=is_cut and self._size is None)))
+            notify(Notice(text=self._report(counts, is_cut=is_cut)))
 
     def none_text(self) -> str:
         """Return why no document was chosen."""
@@ -124,62 +153,24 @@ class Selection:
 
     def _meets(self, document: Document, condition: Condition) -> bool:
         """Say whether a document is chosen; one whose columns could not be read stays an error."""
-        if document.error is not None and not document.columns and self._needs_row(condition):
-            return True
+        if document.error is not None and not document.columns:
+            names = {name.removeprefix(OWN) for name in condition.names}
+            if not names <= _ALWAYS_KNOWN:
+                return True
         return condition.matches(lambda name: self._cell(document, name))
-
-    def _needs_row(self, condition: Condition) -> bool:
-        own = {"document", "index", f"{OWN}document", f"{OWN}index"}
-        return not own.issuperset(condition.names)
 
     def _cell(self, document: Document, name: str) -> Cell:
         own = name.removeprefix(OWN)
         if own in WHERE_NAMES and (own != name or name not in document.columns):
-            return document.text if own == "input" else getattr(
-                document, "name" if own == "document" else own
-            )
+            return {
+                "document": document.name,
+                "index": document.index,
+                "input": document.text,
+            }[own]
         column = name.removeprefix(COLUMN)
-        if column == self._text_column and column not in document.columns:
+        if column in self._text_columns and column not in document.columns:
             return document.text
         return document.columns.get(column)
-
-    def _sampled(
-        self,
-        documents: Iterable[Document],
-        size: int,
-        again: Callable[[], Iterable[Document]] | None,
-    ) -> Iterator[Document]:
-        """Yield a uniform sample without repetition.
-
-        Each document draws a number, and those with the smallest are taken: a larger sample of the
-        same input has all documents of a smaller one.
-        """
-        draw = Random(self._seed).random  # noqa: S311 - no secret
-        heap: list[tuple[float, int, Document | None]] = []
-        chars, is_kept = 0, True
-        for position, document in enumerate(documents):
-            drawn = draw()
-            is_full = len(heap) == size
-            if is_full and drawn >= -heap[0][0]:
-                continue
-            chars += _chars(document)
-            entry = (-drawn, position, document if is_kept else None)
-            if not is_full:
-                heappush(heap, entry)
-            elif (out := heapreplace(heap, entry)[2]) is not None:
-                chars -= _chars(out)
-            if is_kept and again is not None and chars > _KEPT_CHARS:
-                is_kept = False
-                heap = [(key, at, None) for key, at, _ in heap]
-        if is_kept or again is None:
-            for _, _, kept in sorted(heap, key=lambda one: one[1]):
-                if kept is not None:
-                    yield kept
-            return
-        wanted = {at for _, at, _ in heap}
-        for position, document in enumerate(self._met(again(), _Counts())):
-            if position in wanted:
-                yield document
 
     def _report(self, counts: _Counts, *, is_cut: bool) -> str:
         if is_cut:
@@ -188,7 +179,3 @@ class Selection:
         text = f"taken: {counts.taken:,} of {counts.read:,} documents"
         has_more = self._where and counts.met != counts.taken
         return f"{text} ({counts.met:,} meet where)" if has_more else text
-
-
-def _chars(document: Document) -> int:
-    return len(document.text) + _COLUMN_CHARS * (1 + len(document.columns))

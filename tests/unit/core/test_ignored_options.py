@@ -42,7 +42,7 @@ ALWAYS = {
     "inputs", "max_document_mb", "strict", "model", "prompt", "aspects", "samples", "system",
     "temperature", "max_tokens", "stop", "output_format", "split", "reduce", "aggregate_prompt",
     "group_by", "min_success", "max_workers", "priority", "timeout_s", "deadline_s", "max_attempts",
-    "max_elapsed_s", "requests_per_minute", "tokens_per_minute",
+    "max_elapsed_s", "requests_per_minute", "tokens_per_minute", "sample", "limit",
 }  # fmt: skip
 # These have one beside some others only: a value, and with which others it has one and has none.
 SOMETIMES: dict[str, tuple[Any, list[Any], list[Any]]] = {
@@ -57,7 +57,7 @@ SOMETIMES: dict[str, tuple[Any, list[Any], list[Any]]] = {
     "seed": (3, [{}, {"model": "openai/m"}], [{"model": "anthropic/m"}]),
 }  # fmt: skip
 # These with some inputs only.
-READING = {"base_dir", "text_column", "delimiter"}
+READING = {"base_dir", "text_column", "delimiter", "id_column", "where"}
 FIELDS = [name for name in RunSpec.model_fields if name not in {"retries", "rate"}] + list(PARTS)
 
 
@@ -279,7 +279,7 @@ TEXT, TABLE, LINES = "a.txt", "b.csv", "c.jsonl"
 def inputs(tmp_path, monkeypatch):
     (tmp_path / TEXT).write_text("hello")
     (tmp_path / TABLE).write_text("text,x\nhello,1\n")
-    (tmp_path / LINES).write_text('{"text": "hello"}\n')
+    (tmp_path / LINES).write_text('{"text": "hello", "x": 1}\n')
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -294,6 +294,8 @@ def absolute(folder, paths):
         ("base_dir", ".", [[TEXT], ["/" + TEXT, TEXT]], [["/" + TEXT]]),
         ("text_column", "text", [[TABLE], [LINES], [TEXT, TABLE]], [[TEXT]]),
         ("delimiter", ",", [[TABLE], [TEXT, TABLE]], [[TEXT], [LINES], [TEXT, LINES]]),
+        ("id_column", "x", [[TABLE], [LINES], [TEXT, TABLE]], [[TEXT]]),
+        ("where", "x = 1", [[TABLE], [LINES], [TEXT, TABLE]], [[TEXT]]),
     ],
 )
 def test_how_an_input_is_read_is_refused_where_it_is_not_read_so(
@@ -310,6 +312,9 @@ def test_how_an_input_is_read_is_refused_where_it_is_not_read_so(
     for some in used:
         paths = absolute(inputs, some)
         assert list(checked_documents(make_spec(**JOB, inputs=paths, **{field: value}), None))
+        if field in {"id_column", "where"}:
+            # They name a column, which the input must have.
+            continue
         # A run that has stored it goes on with any.
         stored = stored_spec(make_spec(**JOB, inputs=[TEXT], **{field: value}).model_dump_json())
         assert list(checked_documents(stored, None))
@@ -338,7 +343,14 @@ def test_how_documents_in_memory_are_read():
     def read(field, value, items):
         return list(checked_documents(make_spec(**JOB, **{field: value}), items))
 
-    for field, value in (("base_dir", "x"), ("delimiter", ";"), ("text_column", "t")):
+    fields = {
+        "base_dir": "x",
+        "delimiter": ";",
+        "text_column": "t",
+        "id_column": "t",
+        "where": "t=1",
+    }
+    for field, value in fields.items():
         with pytest.raises(SpecError, match=f"^{field}: has no effect"):
             read(field, value, ["a", "b"])
     assert read("text_column", "t", ["a", {"t": "b"}])
