@@ -25,6 +25,7 @@ from fanout.cli.session import (
     run_argument,
     say,
 )
+from fanout.client.past_runs import run_opener
 from fanout.core.records import ErrorKind
 from fanout.core.units import plural
 from fanout.inputs.intake import source_of_files
@@ -155,7 +156,13 @@ def resume(
         run = client.find(run_id)
         documents = None
         if inputs:
-            source = source_of_files(run.spec, inputs, base=Path(), notify=faults.notice)
+            source = source_of_files(
+                run.spec,
+                inputs,
+                base=Path(),
+                notify=faults.notice,
+                open_run=run_opener(client),
+            )
             documents = source.documents()
         stop.arm(run.run_id)
         before = run.status()

@@ -14,6 +14,7 @@ from fanout.core.errors import PromptError, SpecError
 from fanout.core.field_effects import CONFLICTS, READING, RULES, require_used
 from fanout.core.field_names import PARTS, canonical
 from fanout.core.spec import ReduceName, RunSpec, SplitName, load_job, make_spec
+from fanout.inputs.documents.files import RUN, STDIN
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -230,9 +231,14 @@ def _job_fields(path: Path, *, has_base: bool) -> dict[str, Any]:
     if isinstance(inputs, list):
         # Where a job is run from should not matter: its paths are relative to the job file.
         fields["inputs"] = [
-            str(path.parent / one) if isinstance(one, str) and one != "-" else one for one in inputs
+            str(path.parent / one) if isinstance(one, str) and _is_path(one) else one
+            for one in inputs
         ]
     return fields
+
+
+def _is_path(given: str) -> bool:
+    return given != STDIN and not given.startswith(RUN)
 
 
 def _given(options: dict[str, Any]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from fanout.client.arguments import checked_count, checked_spec, require_open_files
 from fanout.client.embedded.fleet import EmbeddedFleet, InProcessFleet
+from fanout.client.past_runs import run_opener, with_full_ids
 from fanout.core.errors import AmbiguousRunError, BrokerError, SpecError, UnknownRunError
 from fanout.core.ids import StageId
 from fanout.core.settings import load_settings
@@ -174,8 +175,8 @@ class Client:
             WireVersionError: The fleet has another version of fanout.
             BrokerError: The broker cannot be reached.
         """
-        spec = checked_spec(spec, has_documents=documents is not None)
-        source = checked_documents(spec, documents, notify=on_notice)
+        spec = with_full_ids(self, checked_spec(spec, has_documents=documents is not None))
+        source = checked_documents(spec, documents, notify=on_notice, open_run=run_opener(self))
         self._check_storage()
         if self.is_embedded and self._fleet is None:
             require_open_files(self._concurrency, self._given_concurrency, spec.max_workers)
@@ -255,7 +256,7 @@ class Client:
         if record.halt is not None:
             close_input(connections.store, connections.publisher, run_id)
             return run
-        source = checked_documents(run.spec, documents, notify=on_notice)
+        source = checked_documents(run.spec, documents, notify=on_notice, open_run=run_opener(self))
         self._check_storage()
         connections.require_storage()
         with connections.enqueuer(run_id, on_bad_document, should_stop) as enqueuer:

@@ -88,6 +88,8 @@ class Document(_Record, frozen=True, kw_only=True):
         text_at: The position of the text among the columns of its row; None if it is no row.
         text_column: The name of the text's column, where it is not that of the job.
         pages: For each page, the offset of its first character in the text; empty if unknown.
+        page_numbers: The pages, from 1 on, that the whole text is about, where these are not pages
+            of the text itself: an answer about a part of a document.
         headings: Offsets in the text, each with the path of headings that holds from there on, such
             as ``Terms > Payment``.
         error: Why the document cannot be used, or None.
@@ -100,6 +102,7 @@ class Document(_Record, frozen=True, kw_only=True):
     text_at: int | None = None
     text_column: str = ""
     pages: list[int] = []
+    page_numbers: list[int] = []
     headings: list[tuple[int, str]] = []
     error: str | None = None
 

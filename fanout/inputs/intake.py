@@ -11,6 +11,8 @@ from fanout.core.errors import InputError, PromptError, SpecError
 from fanout.core.field_effects import READING
 from fanout.core.records import Document
 from fanout.inputs.documents import STDIN, FileSource, Items, Notice, counted, log_notice
+from fanout.inputs.documents.files import RUN
+from fanout.inputs.documents.past_runs import RUN_TEXT_COLUMN
 from fanout.inputs.documents.rows import DEFAULT_TEXT_COLUMN
 from fanout.inputs.names import DocumentNames
 from fanout.inputs.prompts import (
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 
     from fanout.core.spec import RunSpec
     from fanout.inputs.documents import Chunks, Notify
+    from fanout.inputs.documents.past_runs import OpenRun
 
 __all__ = ["checked_documents", "source_of_files"]
 
@@ -43,6 +46,7 @@ def checked_documents(
     documents: Chunks | None,
     *,
     notify: Notify = log_notice,
+    open_run: OpenRun | None = None,
 ) -> Iterator[Document]:
     """Return the documents of a run, after checking its prompts and its groups against them.
 
@@ -53,6 +57,7 @@ def checked_documents(
         spec: The job.
         documents: The input, if it is not in files.
         notify: Receives notices of files that are left out, and of detected delimiters.
+        open_run: Opens the runs that are inputs.
 
     Raises:
         PromptError: A prompt is wrong, or has a name that is unknown or ambiguous.
@@ -67,7 +72,7 @@ def checked_documents(
             warnings.append(notice)
         notify(notice)
 
-    source = _source(spec, documents, notify_and_keep)
+    source = _source(spec, documents, notify_and_keep, open_run)
     selection = Selection(spec, text_columns=_text_columns(spec))
     _require_used(spec, documents, source, selection)
     names = DocumentNames(spec.id_column, notify)
@@ -98,7 +103,12 @@ def checked_documents(
 
 
 def source_of_files(
-    spec: RunSpec, inputs: Iterable[str], *, base: Path, notify: Notify = log_notice
+    spec: RunSpec,
+    inputs: Iterable[str],
+    *,
+    base: Path,
+    notify: Notify = log_notice,
+    open_run: OpenRun | None = None,
 ) -> FileSource:
     """Return the files of a run's inputs. Raises InputError."""
     return FileSource(
@@ -108,6 +118,7 @@ def source_of_files(
         max_bytes=_max_bytes(spec),
         base=base,
         notify=notify,
+        open_run=open_run,
     )
 
 
@@ -115,9 +126,12 @@ def _max_bytes(spec: RunSpec) -> int:
     return int(spec.max_document_mb * 1_000_000)
 
 
-def _source(spec: RunSpec, documents: Any, notify: Notify) -> FileSource | _ItemSource:
+def _source(
+    spec: RunSpec, documents: Any, notify: Notify, open_run: OpenRun | None
+) -> FileSource | _ItemSource:
     if documents is None:
-        return source_of_files(spec, spec.inputs, base=Path(spec.base_dir or ""), notify=notify)
+        base = Path(spec.base_dir or "")
+        return source_of_files(spec, spec.inputs, base=base, notify=notify, open_run=open_run)
     return _ItemSource(spec, documents)
 
 
@@ -154,7 +168,9 @@ def _require_used(
 
 def _has_relative(spec: RunSpec, documents: Any) -> bool:
     paths = () if documents is not None else spec.inputs
-    return any(one != STDIN and not Path(one).is_absolute() for one in paths)
+    return any(
+        one != STDIN and not one.startswith(RUN) and not Path(one).is_absolute() for one in paths
+    )
 
 
 class _ItemSource:
@@ -187,7 +203,10 @@ class _ItemSource:
 
 def _text_columns(spec: RunSpec) -> frozenset[str]:
     """Return the names that the column of the text may have."""
-    return frozenset({spec.text_column or DEFAULT_TEXT_COLUMN})
+    if spec.text_column is not None:
+        return frozenset({spec.text_column})
+    names = {RUN_TEXT_COLUMN if one.startswith(RUN) else DEFAULT_TEXT_COLUMN for one in spec.inputs}
+    return frozenset(names or {DEFAULT_TEXT_COLUMN})
 
 
 def _some(documents: Iterator[Document], selection: Selection) -> Iterator[Document]:

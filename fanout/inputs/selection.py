@@ -167,7 +167,7 @@ class Selection:
                 "index": document.index,
                 "input": document.text,
             }[own]
-        column = name.removeprefix(COLUMN)
+        column = name if name in document.columns else name.removeprefix(COLUMN)
         if column in self._text_columns and column not in document.columns:
             return document.text
         return document.columns.get(column)

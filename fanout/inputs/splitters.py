@@ -78,7 +78,9 @@ def split_documents(documents: Iterable[Document], splitter: Splitter) -> Iterat
                 columns=document.columns,
                 text_at=document.text_at,
                 text_column=document.text_column,
-                pages=_pages(document.pages, start, end) if document.pages else [],
+                pages=_pages(document.pages, start, end)
+                if document.pages
+                else document.page_numbers,
                 headings=_heading(document.headings, start) if document.headings else "",
             )
             yield chunk

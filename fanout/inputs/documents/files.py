@@ -18,11 +18,13 @@ if TYPE_CHECKING:
 
     from fanout.inputs.documents.notices import Notify
 
-__all__ = ["STDIN", "InputFile", "Kind", "find_files"]
+__all__ = ["RUN", "STDIN", "InputFile", "Kind", "find_files"]
 
-Kind = Literal["text", "table", "jsonl", "json"]
+Kind = Literal["text", "table", "jsonl", "json", "run"]
 
 STDIN = "-"
+# What stands before the id of a run whose outputs are an input.
+RUN = "run:"
 KINDS: dict[str, Kind] = {
     ".txt": "text",
     ".md": "text",
@@ -81,6 +83,8 @@ class _Search:
         path = self._base / one
         if one == STDIN:
             yield InputFile(name=one)
+        elif one.startswith(RUN):
+            yield InputFile(name=one, kind="run")
         elif path.is_file():
             yield self._named(one, path)
         elif path.is_dir():

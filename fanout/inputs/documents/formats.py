@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 from fanout.inputs.documents.json_rows import read_json, read_jsonl
+from fanout.inputs.documents.past_runs import check_run, read_run
 from fanout.inputs.documents.reading import streamed
 from fanout.inputs.documents.rows import DEFAULT_TEXT_COLUMN
 from fanout.inputs.documents.tables import Table, detect_table, read_table
@@ -89,4 +90,5 @@ FORMATS: Mapping[Kind, Format] = {
     "table": Format(streamed(_table), _check_table, _ROWS | {"delimiter"}),
     "jsonl": Format(streamed(_jsonl), fields=_ROWS),
     "json": Format(streamed(_json), fields=_ROWS),
+    "run": Format(read_run, check_run, _ROWS),
 }

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from fanout.core.records import Document
     from fanout.inputs.documents.files import InputFile
     from fanout.inputs.documents.notices import Notify
+    from fanout.inputs.documents.past_runs import OpenRun
     from fanout.inputs.documents.reading import Checked
 
 __all__ = ["FileSource"]
@@ -44,6 +45,7 @@ class FileSource:
         stdin: The stream that ``-`` reads; None is standard input.
         base: The folder of relative inputs; the names of documents leave it out.
         notify: Receives notices of files that are left out, and of detected delimiters.
+        open_run: Opens the runs that are inputs.
 
     Raises:
         InputError: An input does not exist, holds no text, or lacks the column. All inputs are
@@ -60,9 +62,14 @@ class FileSource:
         stdin: BinaryIO | None = None,
         base: Path = Path(),
         notify: Notify = log_notice,
+        open_run: OpenRun | None = None,
     ) -> None:
         self._reading = Reading(
-            text_column=text_column, delimiter=delimiter, max_bytes=max_bytes, base=base
+            text_column=text_column,
+            delimiter=delimiter,
+            max_bytes=max_bytes,
+            base=base,
+            open_run=open_run,
         )
         self._stdin = stdin
         self._files = find_files(inputs, base, notify)
@@ -73,6 +80,9 @@ class FileSource:
             if check is not None and file.fault is None:
                 self._checked[file.name] = check(file, self._reading)
         self._report_delimiters(notify)
+        for checked in self._checked.values():
+            if checked.left_out is not None:
+                notify(Notice(text=checked.left_out, is_warning=True))
 
     def documents(self) -> Iterator[Document]:
         """Yield the documents from the beginning.

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from fanout.core.records import Document
     from fanout.inputs.documents.files import InputFile
+    from fanout.inputs.documents.past_runs import OpenRun
 
 __all__ = ["Checked", "Reading", "streamed"]
 
@@ -28,12 +29,14 @@ class Reading(msgspec.Struct, frozen=True, kw_only=True):
         delimiter: The character between the cells of a table; None detects it.
         max_bytes: The size above which a document is refused.
         base: The folder of relative inputs.
+        open_run: Opens another run as an input; None where runs cannot be read.
     """
 
     text_column: str | None = None
     delimiter: str | None = None
     max_bytes: int
     base: Path = Path()
+    open_run: OpenRun | None = None
 
     def open(self, file: InputFile) -> BinaryIO:
         """Open a file at its beginning. Raises OSError."""
@@ -46,10 +49,12 @@ class Checked(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         header: The columns of all its rows; None if they are known only by reading them.
         fault: Why the file cannot be read at all, or None.
+        left_out: Which of its parts are left out, for a warning; None if none is.
     """
 
     header: tuple[str, ...] | None = None
     fault: str | None = None
+    left_out: str | None = None
 
 
 def streamed(

@@ -1,0 +1,180 @@
+"""The outputs of a run that has ended, as the documents of another one.
+
+Each branch that succeeded is a row: the columns of its own row, its text among them; ``aspect`` and
+``sample`` where the run has several; ``output``, which is the text; and the fields of an answer that is
+a JSON object. A name of fanout's own always means fanout's: a column of that name is called
+``column.NAME``, and a field of an answer that has the name of a column ``output.NAME``.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from fanout.core.cells import COLUMN
+from fanout.core.errors import InputError
+from fanout.core.json_text import parse_json
+from fanout.core.records import Document, RunStatus
+from fanout.inputs.documents.past_runs import RUN_TEXT_COLUMN
+from fanout.inputs.documents.rows import DEFAULT_TEXT_COLUMN, checked, document_of_row, faulty
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from fanout.core.cells import Cell
+    from fanout.core.spec import RunSpec
+    from fanout.runs.results import Output, Status
+
+__all__ = ["RunOutputs"]
+
+_FIELD = f"{RUN_TEXT_COLUMN}."
+# The function of fanout with which workers read documents: its answers are documents.
+_READER = "fanout.inputs.reader:read"
+
+
+class _ReadDocument(msgspec.Struct, frozen=True, kw_only=True):
+    """An answer of the function that reads documents."""
+
+    text: str
+    pages: list[int] = []
+    headings: list[tuple[int, str]] = []
+
+
+class RunOutputs:
+    """The outputs of a run; see ``fanout.inputs.documents.past_runs.PastRun``.
+
+    Args:
+        spec: The job of the run.
+        status: Its status.
+        outputs: Yields its branches in input order, with their texts.
+
+    Raises:
+        InputError: It has not ended, or has no output.
+    """
+
+    def __init__(
+        self, spec: RunSpec, status: Status, outputs: Callable[[], Iterable[Output]]
+    ) -> None:
+        self._spec = spec
+        self._status = status
+        self._outputs = outputs
+        run_id = status.run_id
+        if not status.status.has_ended:
+            raise InputError(
+                f"has not ended ({status.status.value}, {status.done:,} of {status.total:,} "
+                f"branches done): `fanout watch {run_id}` follows it to its end",
+                source=self._name,
+            )
+        if not status.succeeded:
+            raise InputError(
+                f"has no output ({status.status.value}, {status.failed:,} of {status.total:,} "
+                f"branches failed): `fanout errors {run_id}` says why",
+                source=self._name,
+            )
+
+    @property
+    def _name(self) -> str:
+        return f"run:{self._status.run_id}"
+
+    @property
+    def left_out(self) -> str | None:
+        """Which branches have no output, or None."""
+        status = self._status
+        parts = []
+        if status.status is RunStatus.CANCELLED:
+            parts.append("it was cancelled, and may not have read its whole input")
+        if status.failed:
+            branches = "branch has" if status.total == 1 else "branches have"
+            parts.append(
+                f"{status.failed:,} of {status.total:,} {branches} no output, and are left out "
+                f"(`fanout retry {status.run_id}` processes them again)"
+            )
+        return "; ".join(parts) or None
+
+    def documents(
+        self, indices: Iterator[int], *, text_column: str | None, max_bytes: int
+    ) -> Iterator[Document]:
+        """Yield a document for each output, lazily.
+
+        Raises:
+            InputError: The run was deleted, retried or changed while it was read.
+        """
+        count = 0
+        for output in self._outputs():
+            if output.output is not None:
+                count += 1
+                yield self._document(output, next(indices), text_column, max_bytes)
+        if count != self._status.succeeded:
+            raise InputError(
+                f"changed while it was read: it had {self._status.succeeded:,} outputs, and "
+                f"{count:,} were there",
+                source=self._name,
+            )
+
+    def _document(
+        self, output: Output, index: int, text_column: str | None, max_bytes: int
+    ) -> Document:
+        cells = _source_cells(output, self._spec)
+        if self._spec.model == _READER and text_column in {None, RUN_TEXT_COLUMN}:
+            return _read_document(output, index, cells, max_bytes)
+        row = self._row(output, cells)
+        document = document_of_row(
+            output.document, index, row, text_column or RUN_TEXT_COLUMN, max_bytes
+        )
+        headings = [(0, output.headings)] if output.headings else []
+        return msgspec.structs.replace(document, page_numbers=output.pages, headings=headings)
+
+    def _row(self, output: Output, cells: dict[str, Cell]) -> dict[str, Cell]:
+        own: dict[str, Cell] = {}
+        if len(self._spec.prompts) > 1:
+            own["aspect"] = output.aspect
+        if self._spec.samples > 1:
+            own["sample"] = output.sample
+        own[RUN_TEXT_COLUMN] = output.output
+        row = {_free_name(name, own): cell for name, cell in cells.items()} | own
+        for field, value in self._fields(output.output or "").items():
+            row[_FIELD + field if field in row else field] = value
+        return row
+
+    def _fields(self, answer: str) -> dict[str, Cell]:
+        """Return the fields of an answer that is a JSON object."""
+        if self._spec.output_format != "json":
+            return {}
+        try:
+            value = parse_json(answer)
+        except ValueError:
+            return {}
+        return value if isinstance(value, dict) else {}
+
+
+def _source_cells(output: Output, spec: RunSpec) -> dict[str, Cell]:
+    """Return the columns of a branch's row, the text at its place."""
+    if output.text_at is None:
+        return output.columns
+    cells = list(output.columns.items())
+    name = spec.text_column or DEFAULT_TEXT_COLUMN
+    cells.insert(output.text_at, (name, output.text))
+    return dict(cells)
+
+
+def _free_name(name: str, own: dict[str, Cell]) -> str:
+    """Return the name of a column, with a prefix for each that it needs not to be one of fanout's."""
+    bare = name
+    while bare.startswith(COLUMN):
+        bare = bare.removeprefix(COLUMN)
+    return COLUMN + name if bare in own else name
+
+
+def _read_document(output: Output, index: int, cells: dict[str, Cell], max_bytes: int) -> Document:
+    """Return the document that a worker has read."""
+    try:
+        read = msgspec.json.decode(output.output or "", type=_ReadDocument)
+    except msgspec.DecodeError as error:
+        return faulty(output.document, index, f"its reading gave no document: {error}")
+    document = checked(output.document, index, read.text, max_bytes)
+    if document.error is not None:
+        return document
+    return msgspec.structs.replace(
+        document, columns=cells, pages=read.pages, headings=read.headings
+    )
