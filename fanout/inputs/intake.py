@@ -321,7 +321,7 @@ def _refuse_losses(documents: Iterable[Document] | None, warnings: list[Notice])
 
     Args:
         documents: The documents of the run; None if they can be read only once.
-        warnings: What was said about the input.
+        warnings: The warnings about the input.
     """
     if warnings:
         raise InputError(f"strict: {'; '.join(notice.text for notice in warnings)}")

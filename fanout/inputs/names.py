@@ -24,7 +24,7 @@ _COMPARED_IDS = 100_000
 
 
 class DocumentNames:
-    """Calls documents by the value of a column; each peculiarity is said once.
+    """Calls documents by the value of a column; a peculiarity is reported once.
 
     Args:
         column: The column; None leaves all names as they are.
@@ -35,7 +35,7 @@ class DocumentNames:
     def __init__(self, column: str | None, notify: Notify) -> None:
         self._column = column
         self._notify = notify
-        self._said: set[str] = set()
+        self._reported: set[str] = set()
 
     @property
     def columns(self) -> frozenset[str]:
@@ -62,7 +62,7 @@ class DocumentNames:
             name = cell_text(document.columns.get(column)).strip()
             if not name:
                 if document.error is None:
-                    self._say(
+                    self._report(
                         "missing",
                         f"{document.name} has no {column!r}: it, and any other like it, is called "
                         "by its place in the input",
@@ -71,7 +71,7 @@ class DocumentNames:
                 continue
             key = hash(name)
             if key in seen:
-                self._say(
+                self._report(
                     "repeated",
                     f"the id {name!r} is there again ({document.name}): names of documents need "
                     f"not be unique, but {column!r} does not tell these apart",
@@ -80,9 +80,9 @@ class DocumentNames:
                 seen.add(key)
             yield _renamed(document, name)
 
-    def _say(self, what: str, text: str) -> None:
-        if what not in self._said:
-            self._said.add(what)
+    def _report(self, what: str, text: str) -> None:
+        if what not in self._reported:
+            self._reported.add(what)
             self._notify(Notice(text=text))
 
 

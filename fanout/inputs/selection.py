@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from fanout.core.cells import COLUMN, OWN
 from fanout.core.conditions import parse_condition
 from fanout.core.errors import SpecError
+from fanout.core.units import plural
 from fanout.inputs.documents.notices import Notice
 from fanout.inputs.prompts import near_hint
 from fanout.inputs.sampling import sampled
@@ -168,14 +169,15 @@ class Selection:
                 "input": document.text,
             }[own]
         column = name if name in document.columns else name.removeprefix(COLUMN)
-        if column in self._text_columns and column not in document.columns:
+        is_text = column == document.text_column or column in self._text_columns
+        if is_text and column not in document.columns:
             return document.text
         return document.columns.get(column)
 
     def _report(self, counts: _Counts, *, is_cut: bool) -> str:
         if is_cut:
             met = f" of those that meet where ({counts.read:,} read)" if self._where else ""
-            return f"taken: the first {counts.taken:,} documents{met}"
-        text = f"taken: {counts.taken:,} of {counts.read:,} documents"
+            return f"taken: the first {plural(counts.taken, 'document', 'documents')}{met}"
+        text = f"taken: {counts.taken:,} of {plural(counts.read, 'document', 'documents')}"
         has_more = self._where and counts.met != counts.taken
         return f"{text} ({counts.met:,} meet where)" if has_more else text

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from fanout.core.cells import COLUMN
 from fanout.core.errors import InputError
 from fanout.core.json_text import parse_json
 from fanout.core.records import Document, RunStatus
 from fanout.inputs.documents.past_runs import RUN_TEXT_COLUMN
-from fanout.inputs.documents.rows import DEFAULT_TEXT_COLUMN, checked, document_of_row, faulty
+from fanout.inputs.documents.rows import checked, document_of_row, faulty
+from fanout.runs.rows import free_name, source_cells
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -115,7 +115,7 @@ class RunOutputs:
     def _document(
         self, output: Output, index: int, text_column: str | None, max_bytes: int
     ) -> Document:
-        cells = _source_cells(output, self._spec)
+        cells = source_cells(output)
         if self._spec.model == _READER and text_column in {None, RUN_TEXT_COLUMN}:
             return _read_document(output, index, cells, max_bytes)
         row = self._row(output, cells)
@@ -123,7 +123,12 @@ class RunOutputs:
             output.document, index, row, text_column or RUN_TEXT_COLUMN, max_bytes
         )
         headings = [(0, output.headings)] if output.headings else []
-        return msgspec.structs.replace(document, page_numbers=output.pages, headings=headings)
+        return msgspec.structs.replace(
+            document,
+            text_column="" if text_column else RUN_TEXT_COLUMN,
+            page_numbers=output.pages,
+            headings=headings,
+        )
 
     def _row(self, output: Output, cells: dict[str, Cell]) -> dict[str, Cell]:
         own: dict[str, Cell] = {}
@@ -132,7 +137,7 @@ class RunOutputs:
         if self._spec.samples > 1:
             own["sample"] = output.sample
         own[RUN_TEXT_COLUMN] = output.output
-        row = {_free_name(name, own): cell for name, cell in cells.items()} | own
+        row = {free_name(name, own): cell for name, cell in cells.items()} | own
         for field, value in self._fields(output.output or "").items():
             row[_FIELD + field if field in row else field] = value
         return row
@@ -146,24 +151,6 @@ class RunOutputs:
         except ValueError:
             return {}
         return value if isinstance(value, dict) else {}
-
-
-def _source_cells(output: Output, spec: RunSpec) -> dict[str, Cell]:
-    """Return the columns of a branch's row, the text at its place."""
-    if output.text_at is None:
-        return output.columns
-    cells = list(output.columns.items())
-    name = spec.text_column or DEFAULT_TEXT_COLUMN
-    cells.insert(output.text_at, (name, output.text))
-    return dict(cells)
-
-
-def _free_name(name: str, own: dict[str, Cell]) -> str:
-    """Return the name of a column, with a prefix for each that it needs not to be one of fanout's."""
-    bare = name
-    while bare.startswith(COLUMN):
-        bare = bare.removeprefix(COLUMN)
-    return COLUMN + name if bare in own else name
 
 
 def _read_document(output: Output, index: int, cells: dict[str, Cell], max_bytes: int) -> Document:

@@ -86,9 +86,9 @@ def _json(
 
 
 FORMATS: Mapping[Kind, Format] = {
+    "run": Format(read_run, check_run, _ROWS),
     "text": Format(streamed(_text)),
     "table": Format(streamed(_table), _check_table, _ROWS | {"delimiter"}),
     "jsonl": Format(streamed(_jsonl), fields=_ROWS),
     "json": Format(streamed(_json), fields=_ROWS),
-    "run": Format(read_run, check_run, _ROWS),
 }
