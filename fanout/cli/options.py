@@ -15,6 +15,7 @@ from fanout.core.field_effects import CONFLICTS, READING, RULES, require_used
 from fanout.core.field_names import PARTS, canonical
 from fanout.core.spec import ReduceName, RunSpec, SplitName, load_job, make_spec
 from fanout.inputs.documents.files import RUN, STDIN
+from fanout.inputs.documents.urls import with_base
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -67,9 +68,11 @@ _OPTIONS = [
     _option("--base-dir", "DIR",
             "The folder that relative INPUTs are in. [default: the working directory]"),
     _option("--text-column", "NAME",
-            "The column of .csv and .jsonl rows with the text. [default: text]"),
+            "The column of rows with the text. [default: text]"),
     _option("--delimiter", "C",
             "What is between the cells of a .csv, or tab. [default: found out]"),
+    _option("--sheet", "NAME",
+            "The sheet of .xlsx files, by name or number. [default: the first]"),
     _option("--id-column", "NAME",
             "The column that documents are called by. [default: their place in the input]"),
     _option("--where", "CONDITION",
@@ -231,7 +234,7 @@ def _job_fields(path: Path, *, has_base: bool) -> dict[str, Any]:
     if isinstance(inputs, list):
         # Where a job is run from should not matter: its paths are relative to the job file.
         fields["inputs"] = [
-            str(path.parent / one) if isinstance(one, str) and _is_path(one) else one
+            with_base(one, path.parent) if isinstance(one, str) and _is_path(one) else one
             for one in inputs
         ]
     return fields

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import math
 from typing import Any
@@ -30,7 +31,8 @@ def is_missing(value: object) -> bool:
 def cell_of(value: object) -> Cell:
     """Return a value of a row as one that JSON can hold, with its type where JSON has it.
 
-    A missing value is None. Numbers that JSON cannot hold, dates, and other values become text.
+    A missing value is None. Numbers that JSON cannot hold, dates, and other values become text;
+    so do bytes, in base64 if they are no UTF-8.
 
     Raises:
         ValueError, TypeError, RecursionError: The value contains itself, or has no text.
@@ -58,8 +60,18 @@ def _plain(value: object) -> Cell:
     # Numbers and arrays of numpy become JSON values; dates and other values become str().
     if isinstance(value, str):
         return str(value)
+    if isinstance(value, (bytes, bytearray, memoryview)):
+        return _text_of(bytes(value))
     plain = value.tolist() if hasattr(value, "tolist") else value
     return cell_of(plain) if isinstance(plain, (bool, int, float, list)) else str(plain)
+
+
+def _text_of(data: bytes) -> str:
+    """Return bytes as JSON can hold them: as the text that they are, or else in base64."""
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        return base64.b64encode(data).decode()
 
 
 def cell_text(cell: Cell) -> str:

@@ -63,6 +63,11 @@ def _number(value: object) -> object:
     return value
 
 
+def _sheet(value: object) -> object:
+    """Return the number of a sheet as text."""
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
 def _with_point(name: str | None) -> str | None:
     return None if name is None else with_point(name)
 
@@ -135,8 +140,9 @@ class RunSpec(BaseModel):
             another run; empty if documents come from memory.
         base_dir: The folder of relative inputs; None is the working directory of the client. A run
             stores it, so that its input can be read again from any directory.
-        text_column: The column of ``.csv`` and ``.jsonl`` rows that holds the text.
+        text_column: The column of rows that holds the text.
         delimiter: The character between the cells of a ``.csv`` file, or ``tab``; None detects it.
+        sheet: The sheet of ``.xlsx`` files, by its name or its number from 1; None is the first.
         id_column: The column of rows that names their documents; None names them by their place.
         where: A condition that documents must meet, such as ``stars <= 2 and country = DE``; see
             ``fanout.core.conditions``.
@@ -184,6 +190,7 @@ class RunSpec(BaseModel):
     base_dir: str | None = None
     text_column: str | None = None
     delimiter: Annotated[str | None, BeforeValidator(_delimiter)] = None
+    sheet: Annotated[str | None, Field(min_length=1), BeforeValidator(_sheet)] = None
     id_column: Annotated[str | None, Field(min_length=1)] = None
     where: Annotated[str | None, AfterValidator(_checked_condition)] = None
     sample: Annotated[int | None, Field(ge=1), _NUMBER] = None

@@ -14,6 +14,7 @@ from fanout.inputs.documents import STDIN, FileSource, Items, Notice, counted, l
 from fanout.inputs.documents.files import RUN
 from fanout.inputs.documents.past_runs import RUN_TEXT_COLUMN
 from fanout.inputs.documents.rows import DEFAULT_TEXT_COLUMN
+from fanout.inputs.documents.urls import is_relative
 from fanout.inputs.names import DocumentNames
 from fanout.inputs.prompts import (
     AGGREGATE_NAMES,
@@ -115,6 +116,7 @@ def source_of_files(
         tuple(inputs),
         text_column=spec.text_column,
         delimiter=spec.delimiter,
+        sheet=spec.sheet,
         max_bytes=_max_bytes(spec),
         base=base,
         notify=notify,
@@ -151,6 +153,8 @@ def _require_used(
     if "delimiter" in given and not source.uses("delimiter"):
         raise SpecError("has no effect: no input is a .csv or .tsv file; leave it out",
                         field="delimiter")  # fmt: skip
+    if "sheet" in given and not source.uses("sheet"):
+        raise SpecError("has no effect: no input is an .xlsx file; leave it out", field="sheet")
     for field in ("text_column", "id_column"):
         if field in given and not source.uses("text_column"):
             raise SpecError("has no effect: no input has rows; leave it out", field=field)
@@ -168,9 +172,7 @@ def _require_used(
 
 def _has_relative(spec: RunSpec, documents: Any) -> bool:
     paths = () if documents is not None else spec.inputs
-    return any(
-        one != STDIN and not one.startswith(RUN) and not Path(one).is_absolute() for one in paths
-    )
+    return any(one != STDIN and not one.startswith(RUN) and is_relative(one) for one in paths)
 
 
 class _ItemSource:

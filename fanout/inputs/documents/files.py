@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import glob
+import json
 import os
 from collections import Counter
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Literal
+from urllib.parse import urlsplit
 
 import msgspec
 
 from fanout.core.errors import InputError
 from fanout.inputs.documents.notices import Notice, listed
+from fanout.inputs.documents.packing import PACKINGS
+from fanout.inputs.documents.remote import Remote, named, open_remote, remote_paths
+from fanout.inputs.documents.urls import SqliteUrl, is_url, sqlite_url
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -20,7 +25,19 @@ if TYPE_CHECKING:
 
 __all__ = ["RUN", "STDIN", "InputFile", "Kind", "find_files"]
 
-Kind = Literal["text", "table", "jsonl", "json", "run"]
+Kind = Literal[
+    "text",
+    "document",
+    "table",
+    "jsonl",
+    "json",
+    "run",
+    "parquet",
+    "arrow",
+    "dataset",
+    "xlsx",
+    "sqlite",
+]
 
 STDIN = "-"
 # What stands before the id of a run whose outputs are an input.
@@ -33,27 +50,78 @@ KINDS: dict[str, Kind] = {
     ".jsonl": "jsonl",
     ".ndjson": "jsonl",
     ".json": "json",
+    ".parquet": "parquet",
+    ".arrow": "arrow",
+    ".feather": "arrow",
+    ".ipc": "arrow",
+    ".xlsx": "xlsx",
+    ".xlsm": "xlsx",
+    ".sqlite": "sqlite",
+    ".sqlite3": "sqlite",
+    ".db": "sqlite",
 }
 ALLOWED = ", ".join(KINDS)
-_PACKED = frozenset({".gz", ".bz2", ".xz", ".zst", ".zip", ".lz4", ".7z", ".tar", ".tgz"})
+# Kinds that are read from their beginning to their end, and so may be compressed.
+_STREAMED = frozenset({"text", "table", "jsonl", "json"})
+_PACKED = frozenset({*PACKINGS, ".zst", ".zip", ".lz4", ".7z", ".tar", ".tgz"})
+# What the beginnings of files say.
+_CONTENTS: dict[bytes, Kind] = {
+    b"PAR1": "parquet",
+    b"ARROW1\0\0": "arrow",
+    b"SQLite format 3\0": "sqlite",
+}
+# The files of a folder that Hugging Face datasets saved, and of one with several such folders.
+_DATASET = ("state.json", "dataset_info.json")
+_SPLITS = "dataset_dict.json"
 _SAMPLE_BYTES = 8_192
 # The beginnings of binary files that may look like text.
 _MAGIC = (b"%PDF", b"{\\rtf", b"PK\x03\x04", b"\x1f\x8b")
 
 
 class InputFile(msgspec.Struct, frozen=True, kw_only=True):
-    """A file of an input, named relative to the folder of the inputs; with a fault, it is unreadable."""
+    """A file of an input, or a folder that is read as one.
+
+    Attributes:
+        name: What documents and messages call it: its path relative to the folder of the inputs.
+        kind: How it is read.
+        fault: Why it cannot be read, or None.
+        packing: The file extension of its compression, or None.
+        remote: Where it is, if it is not on this machine.
+        sqlite: What is read of a database; its path takes the place of the name.
+    """
 
     name: str
     kind: Kind = "text"
     fault: str | None = None
+    packing: str | None = None
+    remote: Remote | None = None
+    sqlite: SqliteUrl | None = None
+
+    @property
+    def place(self) -> str:
+        """Its path on this machine, relative to the folder of the inputs."""
+        return self.name if self.sqlite is None else self.sqlite.path
+
+    def below(self, name: str) -> InputFile:
+        """Return a file in this folder."""
+        remote = None if self.remote is None else self.remote.below(name)
+        return InputFile(name=f"{self.name}/{name}", kind=self.kind, remote=remote)
+
+
+def kind_of(name: str) -> tuple[Kind | None, str | None]:
+    """Return the kind of a file by its name, and the file extension of its compression."""
+    path = PurePath(name.lower())
+    if path.suffix not in PACKINGS:
+        return KINDS.get(path.suffix), None
+    kind = KINDS.get(PurePath(path.stem).suffix)
+    return (kind, path.suffix) if kind in _STREAMED else (None, None)
 
 
 def find_files(inputs: Sequence[str], base: Path, notify: Notify) -> list[InputFile]:
     """Return the files of inputs, in order, and send notices of files that are left out.
 
     A folder stands for the files of known kinds in it. A file that is named, or that matches a
-    pattern, may have any name if it is text.
+    pattern, may have any name if it is text. A folder or pattern may be a URL.
 
     Raises:
         InputError: An input does not exist, or holds no text.
@@ -80,13 +148,22 @@ class _Search:
         self.unreadable: list[str] = []
 
     def files(self, one: str) -> Iterator[InputFile]:
-        path = self._base / one
         if one == STDIN:
             yield InputFile(name=one)
         elif one.startswith(RUN):
             yield InputFile(name=one, kind="run")
-        elif path.is_file():
+        elif is_url(one):
+            yield from self._url(one)
+        else:
+            yield from self._local(one, self._base / one)
+
+    def _local(self, one: str, path: Path) -> Iterator[InputFile]:
+        if path.is_file():
             yield self._named(one, path)
+        elif (path / _SPLITS).is_file():
+            raise InputError(_splits_of(_read_splits(path / _SPLITS)), source=one)
+        elif _is_dataset(path):
+            yield InputFile(name=one, kind="dataset")
         elif path.is_dir():
             yield from self._folder(one, path)
         elif glob.has_magic(one):
@@ -98,16 +175,61 @@ class _Search:
         else:
             raise InputError("there is no such file or folder", source=str(path))
 
+    def _url(self, url: str) -> Iterator[InputFile]:
+        sqlite = sqlite_url(url) if url.lower().startswith("sqlite:") else None
+        if sqlite is not None:
+            yield _database(url, sqlite, self._base)
+            return
+        place, paths = remote_paths(url)
+        if paths is None:
+            kind, packing = kind_of(urlsplit(place.path).path)
+            yield InputFile(name=place.name, kind=kind or "text", packing=packing, remote=place)
+            return
+        count = 0
+        for file in self._remote_files(place, paths):
+            count += 1
+            yield file
+        if not count:
+            raise InputError(f"no {ALLOWED} file is there{self._rest()}", source=place.name)
+
+    def _remote_files(self, place: Remote, paths: list[str]) -> Iterator[InputFile]:
+        known = frozenset(paths)
+        datasets = [
+            top for top in map(_folder_of, paths) if {f"{top}/{f}" for f in _DATASET} <= known
+        ]
+        if f"{place.path}/{_SPLITS}" in known:
+            with open_remote(place.below(_SPLITS)) as opened:
+                splits = opened.read()
+            raise InputError(_splits_of(splits), source=place.name)
+        done = set[str]()
+        for path in paths:
+            folder = _folder_of(path)
+            if folder in datasets:
+                if folder not in done:
+                    done.add(folder)
+                    found = named(place, folder)
+                    yield InputFile(name=found.name, kind="dataset", remote=found)
+                continue
+            kind, packing = kind_of(path)
+            if any(part.startswith(".") for part in path.removeprefix(place.path).split("/")):
+                continue
+            if kind is None:
+                self.left_out[_label_of(path)] += 1
+                continue
+            found = named(place, path)
+            yield InputFile(name=found.name, kind=kind, packing=packing, remote=found)
+
     def _named(self, name: str, path: Path) -> InputFile:
-        kind = KINDS.get(path.suffix.lower())
+        kind, packing = kind_of(path.name)
         try:
+            kind = kind or _kind_by_content(path)
             is_text = _is_text(path)
         except OSError as error:
             fault = f"cannot be read: {error.strerror or error}"
             return InputFile(name=name, kind=kind or "text", fault=fault)
         if kind is None and not is_text:
             raise InputError(_no_text(path), source=name)
-        return InputFile(name=name, kind=kind or "text")
+        return InputFile(name=name, kind=kind or "text", packing=packing)
 
     def _pattern(self, pattern: str) -> Iterator[InputFile]:
         # Path.glob takes no absolute pattern, which a user may give.
@@ -115,33 +237,42 @@ class _Search:
         count = 0
         for name in sorted(matches):
             path = self._base / name
+            if _is_dataset(path):
+                count += 1
+                yield InputFile(name=name, kind="dataset")
+                continue
             if path.is_dir():
                 # "**" also matches the folders on the way.
                 self.left_out["folders"] += 0 if "**" in pattern else 1
                 continue
-            kind = KINDS.get(path.suffix.lower())
+            kind, packing = _found(path)
             if not path.is_file() or (kind is None and not _may_be_text(path)):
                 self.left_out[_label(path)] += 1
                 continue
             count += 1
-            yield InputFile(name=name, kind=kind or "text")
+            yield InputFile(name=name, kind=kind or "text", packing=packing)
         if not count:
             raise InputError(f"no file matches{self._rest()}", source=pattern)
 
     def _folder(self, name: str, folder: Path) -> Iterator[InputFile]:
         count = 0
         for path in sorted(self._below(folder)):
-            kind = KINDS.get(path.suffix.lower())
-            if kind is None or not path.is_file():
+            kind, packing = ("dataset", None) if path.is_dir() else _found(path)
+            if kind is None or not (path.is_file() or kind == "dataset"):
                 self.left_out[_label(path)] += 1
                 continue
             count += 1
-            yield InputFile(name=str(Path(name) / path.relative_to(folder)), kind=kind)
+            below = str(Path(name) / path.relative_to(folder))
+            yield InputFile(name=below, kind=kind, packing=packing)
         if not count:
             raise InputError(f"no {ALLOWED} file in this folder{self._rest()}", source=str(folder))
 
     def _below(self, folder: Path) -> Iterator[Path]:
         for top, folders, files in os.walk(folder, onerror=self._on_error):
+            if _is_dataset(Path(top)):
+                folders.clear()
+                yield Path(top)
+                continue
             shown = [name for name in folders if not name.startswith(".")]
             # A link may point to a folder above, which would never end.
             links = [name for name in shown if (Path(top) / name).is_symlink()]
@@ -164,10 +295,71 @@ def _label(path: Path) -> str:
         return "broken links"
     if not path.is_file():
         return "special files"
-    suffixes = [suffix.lower() for suffix in path.suffixes[-2:]]
+    return _label_of(path.name)
+
+
+def _label_of(name: str) -> str:
+    suffixes = [suffix.lower() for suffix in PurePath(name).suffixes[-2:]]
     if not suffixes:
         return "without an extension"
     return "".join(suffixes) if suffixes[-1] in _PACKED else suffixes[-1]
+
+
+def _folder_of(path: str) -> str:
+    return path.rpartition("/")[0]
+
+
+def _found(path: Path) -> tuple[Kind | None, str | None]:
+    """Return the kind and packing of a file that nobody named: many other files end in ``.db``."""
+    kind, packing = kind_of(path.name)
+    if path.suffix.lower() == ".db":
+        try:
+            kind = _kind_by_content(path)
+        except OSError:
+            kind = "sqlite"
+    return kind, packing
+
+
+def _is_dataset(path: Path) -> bool:
+    return all((path / name).is_file() for name in _DATASET)
+
+
+def _read_splits(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""
+
+
+def _splits_of(data: bytes) -> str:
+    """Return the error of a folder with several datasets, one for each split."""
+    try:
+        names = [str(name) for name in json.loads(data)["splits"]]
+    except (ValueError, KeyError, TypeError):
+        names = []
+    return (
+        f"has the splits {', '.join(names) or 'of a DatasetDict'}: name one or more, as "
+        f"FOLDER/{names[0] if names else 'SPLIT'}"
+    )
+
+
+def _database(url: str, sqlite: SqliteUrl, base: Path) -> InputFile:
+    """Return the database of a URL. Raises InputError if there is none."""
+    path = base / sqlite.path
+    if not path.is_file():
+        # Many write three slashes before an absolute path.
+        if not Path(f"/{sqlite.path}").is_file():
+            raise InputError("there is no such file", source=f"{path} (of {url})")
+        sqlite = sqlite._replace(path=f"/{sqlite.path}")
+    name = sqlite.path if sqlite.table is None else f"{sqlite.path}#{sqlite.table}"
+    return InputFile(name=name, kind="sqlite", sqlite=sqlite)
+
+
+def _kind_by_content(path: Path) -> Kind | None:
+    """Return what the beginning of a file says of its kind, or None. Raises OSError."""
+    with path.open("rb") as file:
+        begin = file.read(max(map(len, _CONTENTS)))
+    return next((kind for magic, kind in _CONTENTS.items() if begin.startswith(magic)), None)
 
 
 def _is_text(path: Path) -> bool:

@@ -8,12 +8,21 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
+from fanout.inputs.documents.arrow_files import (
+    check_arrow,
+    check_dataset,
+    read_arrow,
+    read_dataset,
+)
 from fanout.inputs.documents.json_rows import read_json, read_jsonl
+from fanout.inputs.documents.parquet_rows import check_parquet, read_parquet
 from fanout.inputs.documents.past_runs import check_run, read_run
 from fanout.inputs.documents.reading import streamed
 from fanout.inputs.documents.rows import DEFAULT_TEXT_COLUMN
+from fanout.inputs.documents.sqlite_rows import check_sqlite, read_sqlite
 from fanout.inputs.documents.tables import Table, detect_table, read_table
 from fanout.inputs.documents.texts import read_text
+from fanout.inputs.documents.xlsx_rows import check_xlsx, read_xlsx
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -22,7 +31,10 @@ if TYPE_CHECKING:
     from fanout.inputs.documents.files import InputFile, Kind
     from fanout.inputs.documents.reading import Checked, Reading
 
-__all__ = ["FORMATS", "Format"]
+__all__ = ["DOCUMENT", "FORMATS", "Format"]
+
+# What a workbook without a table is.
+DOCUMENT: Kind = "document"
 
 _ROWS = frozenset({"text_column"})
 
@@ -91,4 +103,9 @@ FORMATS: Mapping[Kind, Format] = {
     "table": Format(streamed(_table), _check_table, _ROWS | {"delimiter"}),
     "jsonl": Format(streamed(_jsonl), fields=_ROWS),
     "json": Format(streamed(_json), fields=_ROWS),
+    "parquet": Format(read_parquet, check_parquet, _ROWS),
+    "arrow": Format(read_arrow, check_arrow, _ROWS),
+    "dataset": Format(read_dataset, check_dataset, _ROWS),
+    "xlsx": Format(read_xlsx, check_xlsx, _ROWS | {"sheet"}),
+    "sqlite": Format(read_sqlite, check_sqlite, _ROWS),
 }

@@ -8,10 +8,12 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
+import msgspec
+
 from fanout.inputs.documents.files import STDIN, find_files
-from fanout.inputs.documents.formats import FORMATS
+from fanout.inputs.documents.formats import DOCUMENT, FORMATS
 from fanout.inputs.documents.notices import Notice, log_notice
-from fanout.inputs.documents.reading import Reading
+from fanout.inputs.documents.reading import Checked, Reading
 from fanout.inputs.documents.rows import faulty
 from fanout.inputs.documents.tables import Table
 from fanout.inputs.documents.texts import read_text
@@ -20,10 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from fanout.core.records import Document
-    from fanout.inputs.documents.files import InputFile
     from fanout.inputs.documents.notices import Notify
     from fanout.inputs.documents.past_runs import OpenRun
-    from fanout.inputs.documents.reading import Checked
 
 __all__ = ["FileSource"]
 
@@ -31,16 +31,19 @@ _NAMED_FILES = 3
 
 
 class FileSource:
-    """The documents of files, folders, globs and standard input.
+    """The documents of files, folders, globs, URLs and standard input.
 
-    A text file is one document. A line of a ``.jsonl`` or ``.ndjson`` file and a row of a ``.csv``
-    or ``.tsv`` file is one, named ``path:line``; so is an object of a ``.json`` file, named
-    ``path#number``. A document that cannot be used has the reason in its ``error``.
+    A text file is one document. So is a line of a ``.jsonl`` or ``.ndjson`` file and a row of a
+    table (CSV, TSV, Parquet, Arrow, Excel, SQLite, a folder of a dataset), named ``path:number``;
+    and an object of a ``.json`` file, named ``path#number``. A document that cannot be used has the
+    reason in its ``error``.
 
     Args:
-        inputs: Files; folders, searched for the kinds above; globs; ``-`` for stdin.
+        inputs: Files; folders, searched for files of known kinds; globs; URLs of these that fsspec
+            knows, and of SQLite databases; ``-`` for stdin.
         text_column: The column of rows that holds the text; None is ``text``.
         delimiter: The character between the cells of a ``.csv`` file; None detects it.
+        sheet: The sheet of workbooks, by its name or its number from 1; None is the first.
         max_bytes: The size above which a document is refused.
         stdin: The stream that ``-`` reads; None is standard input.
         base: The folder of relative inputs; the names of documents leave it out.
@@ -58,6 +61,7 @@ class FileSource:
         *,
         text_column: str | None = None,
         delimiter: str | None = None,
+        sheet: str | None = None,
         max_bytes: int,
         stdin: BinaryIO | None = None,
         base: Path = Path(),
@@ -67,18 +71,19 @@ class FileSource:
         self._reading = Reading(
             text_column=text_column,
             delimiter=delimiter,
+            sheet=sheet,
             max_bytes=max_bytes,
             base=base,
             open_run=open_run,
         )
         self._stdin = stdin
         self._files = find_files(inputs, base, notify)
-        # Only what a check found is kept: there may be very many files.
-        self._checked: dict[str, Checked] = {}
-        for file in self._files:
+        # By the number of the file, and only what was found: there may be very many files.
+        self._checked: dict[int, Checked] = {}
+        for at, file in enumerate(self._files):
             check = FORMATS[file.kind].check
             if check is not None and file.fault is None:
-                self._checked[file.name] = check(file, self._reading)
+                self._keep(at, check(file, self._reading), notify)
         self._report_delimiters(notify)
         for checked in self._checked.values():
             if checked.left_out is not None:
@@ -91,8 +96,8 @@ class FileSource:
             InputError: A file disappeared, shrank or could not be read to its end.
         """
         indices = count()
-        for file in self._files:
-            yield from self._documents_of(file, indices)
+        for at in range(len(self._files)):
+            yield from self._documents_of(at, indices)
 
     @property
     def is_lasting(self) -> bool:
@@ -109,9 +114,9 @@ class FileSource:
             return "there is no input: give inputs (files, folders, globs), or chunks"
         reasons = [
             f"{file.name} has a header and no row below it"
-            if "text_column" in FORMATS[file.kind].fields and file.name in self._checked
+            if at in self._checked
             else f"{file.name} holds no document"
-            for file in self._files[:_NAMED_FILES]
+            for at, file in enumerate(self._files[:_NAMED_FILES])
         ]
         more = len(self._files) - len(reasons)
         return "; ".join(reasons) + (f"; and {more:,} more" if more else "")
@@ -121,39 +126,49 @@ class FileSource:
         found = frozenset[str]()
         for checked in self._checked.values():
             found |= names.intersection(checked.header or ())
-        for file in self._files:
+        for at, file in enumerate(self._files):
             if found == names:
                 break
-            if not self._has_unknown_columns(file):
+            checked_file = self._checked.get(at, Checked())
+            is_known = checked_file.header is not None or checked_file.fault is not None
+            if is_known or "text_column" not in FORMATS[file.kind].fields:
                 continue
-            for document in self._documents_of(file, count()):
+            for document in self._documents_of(at, count()):
                 found |= names.intersection(document.columns)
                 if found == names:
                     break
         return found
 
-    def _has_unknown_columns(self, file: InputFile) -> bool:
-        checked = self._checked.get(file.name)
-        is_known = checked is not None and (checked.header is not None or checked.fault)
-        return not is_known and "text_column" in FORMATS[file.kind].fields
+    def _keep(self, at: int, checked: Checked, notify: Notify) -> None:
+        """Keep what the check of a file found; a workbook without a table becomes a document."""
+        file = self._files[at]
+        if checked.no_table is None:
+            self._checked[at] = checked
+        elif DOCUMENT in FORMATS:
+            notify(Notice(text=f"reading {file.name} as one document: {checked.no_table}"))
+            self._files[at] = msgspec.structs.replace(file, kind=DOCUMENT)
+        else:
+            self._checked[at] = Checked(fault=checked.no_table)
 
     def _report_delimiters(self, notify: Notify) -> None:
         counts: Counter[str] = Counter()
-        for name, table in self._checked.items():
+        for at, table in self._checked.items():
             if isinstance(table, Table) and table.is_notable and table.fault is None:
                 counts[table.delimiter_word] += 1
                 if counts[table.delimiter_word] <= _NAMED_FILES:
+                    name = self._files[at].name
                     notify(Notice(text=f"reading {name} with {table.delimiter_word}"))
         for word, files in counts.items():
             if files > _NAMED_FILES:
                 notify(Notice(text=f"reading {files - _NAMED_FILES:,} more files with {word}"))
 
-    def _documents_of(self, file: InputFile, indices: count[int]) -> Iterator[Document]:
+    def _documents_of(self, at: int, indices: count[int]) -> Iterator[Document]:
+        file = self._files[at]
         if file.name == STDIN:
             stdin = self._stdin or sys.stdin.buffer
             yield read_text("stdin", next(indices), stdin, self._reading.max_bytes)
             return
-        checked = self._checked.get(file.name)
+        checked = self._checked.get(at)
         fault = checked.fault if checked is not None else file.fault
         if fault is not None:
             yield faulty(file.name, next(indices), fault)

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import os
+import shutil
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from tempfile import NamedTemporaryFile, TemporaryFile
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 import msgspec
 
 from fanout.core.errors import InputError
-from fanout.inputs.documents.rows import faulty
+from fanout.inputs.documents.packing import UnpackError, unpacked
+from fanout.inputs.documents.remote import open_remote
+from fanout.inputs.documents.rows import DEFAULT_TEXT_COLUMN, faulty
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -20,6 +25,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Checked", "Reading", "streamed"]
 
+_COPY_BYTES = 1_000_000
+
 
 class Reading(msgspec.Struct, frozen=True, kw_only=True):
     """How a job reads its inputs.
@@ -27,6 +34,7 @@ class Reading(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         text_column: The column of rows that holds the text; None selects the default.
         delimiter: The character between the cells of a table; None detects it.
+        sheet: The sheet of a workbook, by its name or its number from 1; None is the first.
         max_bytes: The size above which a document is refused.
         base: The folder of relative inputs.
         open_run: Opens another run as an input; None where runs cannot be read.
@@ -34,13 +42,43 @@ class Reading(msgspec.Struct, frozen=True, kw_only=True):
 
     text_column: str | None = None
     delimiter: str | None = None
+    sheet: str | None = None
     max_bytes: int
     base: Path = Path()
     open_run: OpenRun | None = None
 
+    def path(self, file: InputFile) -> Path:
+        """Return where a file is that is on this machine."""
+        return self.base / file.place
+
     def open(self, file: InputFile) -> BinaryIO:
-        """Open a file at its beginning. Raises OSError."""
-        return (self.base / file.name).open("rb")
+        """Open a file at its beginning; a compressed one is unpacked. Raises OSError."""
+        remote = file.remote
+        opened = self.path(file).open("rb") if remote is None else open_remote(remote)
+        return opened if file.packing is None else unpacked(opened, file.packing)
+
+    @contextmanager
+    def open_anywhere(self, file: InputFile) -> Iterator[BinaryIO]:
+        """Open a file, to be read at any offset. Raises OSError."""
+        with self.open(file) as opened:
+            if opened.seekable():
+                yield opened
+                return
+            with TemporaryFile() as copy:
+                shutil.copyfileobj(opened, copy, _COPY_BYTES)
+                copy.seek(0)
+                yield cast("BinaryIO", copy)
+
+    @contextmanager
+    def on_disk(self, file: InputFile) -> Iterator[Path]:
+        """Give the path of a file; one from elsewhere is copied for the time. Raises OSError."""
+        if file.remote is None and file.packing is None:
+            yield self.path(file)
+            return
+        with self.open(file) as opened, NamedTemporaryFile() as copy:
+            shutil.copyfileobj(opened, copy, _COPY_BYTES)
+            copy.flush()
+            yield Path(copy.name)
 
 
 class Checked(msgspec.Struct, frozen=True, kw_only=True):
@@ -50,11 +88,17 @@ class Checked(msgspec.Struct, frozen=True, kw_only=True):
         header: The columns of all its rows; None if they are known only by reading them.
         fault: Why the file cannot be read at all, or None.
         left_out: Which of its parts are left out, for a warning; None if none is.
+        no_table: Why a file that may have rows is one document instead, or None.
+        text_column: The column that holds the text.
+        is_named: Whether the text column is that of the job, and not just the only one.
     """
 
     header: tuple[str, ...] | None = None
     fault: str | None = None
     left_out: str | None = None
+    no_table: str | None = None
+    text_column: str = DEFAULT_TEXT_COLUMN
+    is_named: bool = True
 
 
 def streamed(
@@ -81,9 +125,12 @@ def streamed(
             return
         try:
             with opened:
-                size = os.fstat(opened.fileno()).st_size
+                size = _size(opened)
                 yield from read(file, opened, checked, reading, indices)
-                _require_whole(name, opened, size)
+                if size is not None:
+                    _require_whole(name, opened, size)
+        except UnpackError as error:
+            yield faulty(name, next(indices), f"cannot be unpacked to its end: {error}")
         except OSError as error:
             reason = error.strerror or str(error)
             raise InputError(f"broke while it was read: {reason}", source=name) from None
@@ -91,9 +138,17 @@ def streamed(
     return documents
 
 
+def _size(file: BinaryIO) -> int | None:
+    """Return the size of an open file, in bytes; None if it is compressed, or not known."""
+    try:
+        return os.fstat(file.fileno()).st_size
+    except OSError:
+        return getattr(getattr(file, "raw", None), "size", None)
+
+
 def _require_whole(name: str, file: BinaryIO, size: int) -> None:
     """Raise InputError if a file has shrunk, so that a part of it does not pass for the whole."""
-    left = min(file.tell(), os.fstat(file.fileno()).st_size)
+    left = min(file.tell(), _size(file) or 0)
     if left < size:
         raise InputError(
             f"shrank while it was read: it had {size:,} bytes, and {left:,} were left", source=name

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from fanout.core.cells import cell_of, is_missing
+from fanout.core.errors import InputError
 from fanout.core.records import Document
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from fanout.core.cells import Cell
 
@@ -16,9 +20,11 @@ __all__ = [
     "DEFAULT_TEXT_COLUMN",
     "EMPTY",
     "checked",
+    "document_of_cells",
     "document_of_row",
     "faulty",
     "not_utf8",
+    "text_column_of",
     "too_large",
 ]
 
@@ -67,7 +73,30 @@ def document_of_row(
             f"the row has no column {text_column!r} (it has: {has}); see text_column",
             columns,
         )
-    text, text_at = row[text_column], list(row).index(text_column)
+    text_at = list(row).index(text_column)
+    return document_of_cells(
+        name, index, row[text_column], text_column, max_bytes, columns, text_at
+    )
+
+
+def document_of_cells(
+    name: str,
+    index: int,
+    text: object,
+    text_column: str,
+    max_bytes: int,
+    columns: dict[str, Cell],
+    text_at: int,
+    *,
+    is_named: bool = True,
+) -> Document:
+    """Return the document of a row whose text is one value, and whose other cells are columns.
+
+    ``is_named`` says that a job reads the text column from every row, so that no row has to name it.
+    """
+    if not is_named:
+        document = document_of_cells(name, index, text, text_column, max_bytes, columns, text_at)
+        return msgspec.structs.replace(document, text_column=text_column)
     if isinstance(text, str):
         return checked(name, index, text, max_bytes, columns, text_at)
     if is_missing(text):
@@ -75,6 +104,34 @@ def document_of_row(
     else:
         fault = f"the column {text_column!r} must be a string, not {type(text).__name__}"
     return faulty(name, index, fault, columns, text_at)
+
+
+def text_column_of(name: str, header: Sequence[str], given: str | None, line: int | None) -> str:
+    """Return the column of a table that holds the text.
+
+    Args:
+        name: The table, for the error.
+        header: The names of its columns.
+        given: The ``text_column`` of the job. None is ``text``, or the only column.
+        line: Where the header is, for the error, or None.
+
+    Raises:
+        InputError: The column does not exist, or a column is there twice.
+    """
+    twice = [column for column, times in Counter(header).items() if times > 1 and column]
+    if twice:
+        raise InputError(
+            f"the header has the column {twice[0]!r} more than once: rename one", source=name
+        )
+    column = given or (header[0] if len(header) == 1 else DEFAULT_TEXT_COLUMN)
+    if column not in header:
+        raise InputError(
+            f"there is no column {column!r} (it has: {', '.join(header)}); name one with "
+            "text_column (--text-column)",
+            source=name,
+            line=line,
+        )
+    return column
 
 
 def checked(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from io import BytesIO
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -12,7 +11,7 @@ from fanout.core.errors import InputError
 from fanout.inputs.documents.csv_rows import TAB, CsvRows, is_number
 from fanout.inputs.documents.lines import BOM, read_lines
 from fanout.inputs.documents.reading import Checked
-from fanout.inputs.documents.rows import DEFAULT_TEXT_COLUMN, checked, faulty
+from fanout.inputs.documents.rows import DEFAULT_TEXT_COLUMN, checked, faulty, text_column_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -38,23 +37,19 @@ class Table(Checked, frozen=True, kw_only=True):
     Attributes:
         delimiter: The character between two cells.
         header: The names of its columns.
-        text_column: The column that holds the text.
         numeric: The positions of columns that hold numbers in all rows of the sample.
         skipped: Lines before the header.
         share: The share of rows in the sample, 0 to 1, that have as many cells as the header; 1
             without rows.
         is_notable: Whether a notice should name the delimiter, as it is neither usual nor given.
-        is_named: Whether its text column is that of the job, and not just the only one.
     """
 
     delimiter: str = ","
     header: tuple[str, ...] = ()
-    text_column: str = DEFAULT_TEXT_COLUMN
     numeric: tuple[int, ...] = ()
     skipped: int = 0
     share: float = 1.0
     is_notable: bool = False
-    is_named: bool = True
 
     @property
     def delimiter_word(self) -> str:
@@ -101,7 +96,7 @@ def detect_table(
         return Table(fault="the file is empty; a header row is needed")
     return msgspec.structs.replace(
         table,
-        text_column=_text_column(name, table.header, text_column),
+        text_column=text_column_of(name, table.header, text_column, 1),
         is_named=text_column is not None or len(table.header) > 1,
         is_notable=table.delimiter != (delimiter or ",") and not name.lower().endswith(".tsv"),
     )
@@ -163,23 +158,6 @@ def _best(name: str, trials: list[Table], text_column: str | None) -> Table:
             source=name,
         )
     return with_text[0] if with_text else split[0]
-
-
-def _text_column(name: str, header: tuple[str, ...], given: str | None) -> str:
-    twice = [column for column, times in Counter(header).items() if times > 1 and column]
-    if twice:
-        raise InputError(
-            f"the header has the column {twice[0]!r} more than once: rename one", source=name
-        )
-    column = given or (header[0] if len(header) == 1 else DEFAULT_TEXT_COLUMN)
-    if column not in header:
-        raise InputError(
-            f"there is no column {column!r} (it has: {', '.join(header)}); name one with "
-            "text_column (--text-column)",
-            source=name,
-            line=1,
-        )
-    return column
 
 
 def _rows(

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import openpyxl
 import pytest
 import yaml
 from click.testing import CliRunner
@@ -57,7 +58,7 @@ SOMETIMES: dict[str, tuple[Any, list[Any], list[Any]]] = {
     "seed": (3, [{}, {"model": "openai/m"}], [{"model": "anthropic/m"}]),
 }  # fmt: skip
 # These with some inputs only.
-READING = {"base_dir", "text_column", "delimiter", "id_column", "where"}
+READING = {"base_dir", "text_column", "delimiter", "sheet", "id_column", "where"}
 FIELDS = [name for name in RunSpec.model_fields if name not in {"retries", "rate"}] + list(PARTS)
 
 
@@ -272,7 +273,7 @@ def from_command_line(*arguments):
 
 # How an input is read.
 
-TEXT, TABLE, LINES = "a.txt", "b.csv", "c.jsonl"
+TEXT, TABLE, LINES, BOOK = "a.txt", "b.csv", "c.jsonl", "d.xlsx"
 
 
 @pytest.fixture
@@ -280,6 +281,10 @@ def inputs(tmp_path, monkeypatch):
     (tmp_path / TEXT).write_text("hello")
     (tmp_path / TABLE).write_text("text,x\nhello,1\n")
     (tmp_path / LINES).write_text('{"text": "hello", "x": 1}\n')
+    book = openpyxl.Workbook()
+    for row in (["text"], ["hello"]):
+        book.active.append(row)
+    book.save(tmp_path / BOOK)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -293,6 +298,7 @@ def absolute(folder, paths):
     [
         ("base_dir", ".", [[TEXT], ["/" + TEXT, TEXT]], [["/" + TEXT]]),
         ("text_column", "text", [[TABLE], [LINES], [TEXT, TABLE]], [[TEXT]]),
+        ("sheet", "1", [[BOOK], [TEXT, BOOK]], [[TEXT], [TABLE]]),
         ("delimiter", ",", [[TABLE], [TEXT, TABLE]], [[TEXT], [LINES], [TEXT, LINES]]),
         ("id_column", "x", [[TABLE], [LINES], [TEXT, TABLE]], [[TEXT]]),
         ("where", "x = 1", [[TABLE], [LINES], [TEXT, TABLE]], [[TEXT]]),
@@ -346,6 +352,7 @@ def test_how_documents_in_memory_are_read():
     fields = {
         "base_dir": "x",
         "delimiter": ";",
+        "sheet": "s",
         "text_column": "t",
         "id_column": "t",
         "where": "t=1",

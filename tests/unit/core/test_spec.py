@@ -228,7 +228,8 @@ def test_a_text_that_is_not_utf8_is_refused(field, fields):
 
 VALUES = {
     "id_column": "id", "where": "stars <= 2", "sample": 5, "limit": 4,
-    "inputs": "a.txt", "base_dir": "/x", "text_column": "t", "delimiter": ";", "max_document_mb": 2,
+    "inputs": "a.txt", "base_dir": "/x", "text_column": "t", "delimiter": ";", "sheet": "s",
+    "max_document_mb": 2,
     "model": "fake", "prompt": "{input}", "samples": 2, "system": "s", "temperature": 0.5,
     "max_tokens": 9, "seed": 3, "stop": ["."], "output_format": "json", "split": "lines",
     "chunk_tokens": 50, "chunk_overlap_tokens": 0, "reduce": "vote", "aggregate_prompt": "{input}",

@@ -155,7 +155,10 @@ def test_several_inputs_are_counted_through(here):
     [
         ("none.txt", r"none\.txt: there is no such file"),
         ("*.txt", r"\*\.txt: no file matches"),
-        ("empty", r"empty: no \.txt, \.md, \.csv, \.tsv, \.jsonl, \.ndjson, \.json file"),
+        (
+            "empty",
+            r"empty: no \.txt, \.md, \.csv, \.tsv, \.jsonl, \.ndjson, \.json, \.parquet, .* file",
+        ),
     ],
 )
 def test_an_input_that_is_not_there_is_found_before_anything_is_read(here, name, words):
@@ -449,7 +452,7 @@ def test_odd_json_costs_its_document(here, kind, line, words):
 
 
 def test_what_a_folder_leaves_out_is_listed_by_kind(here):
-    for name in ("a.txt", "b.pdf", "c.pdf", "x.jsonl.gz", "README", ".hidden", "sub/d.png"):
+    for name in ("a.txt", "b.pdf", "c.pdf", "x.jsonl.zst", "README", ".hidden", "sub/d.png"):
         (here / name).parent.mkdir(exist_ok=True)
         (here / name).write_text("x")
     (here / "gone.txt").symlink_to(here / "nowhere")
@@ -460,7 +463,7 @@ def test_what_a_folder_leaves_out_is_listed_by_kind(here):
     [notice] = notices
     assert notice.is_warning
     assert notice.text.startswith(
-        "left out: 2 .pdf, 1 .jsonl.gz, 1 .png, 1 broken link, 1 link to a folder, "
+        "left out: 2 .pdf, 1 .jsonl.zst, 1 .png, 1 broken link, 1 link to a folder, "
         "1 special file, 1 without an extension (folders are searched for .txt"
     )
 
@@ -478,7 +481,8 @@ def test_a_pattern_takes_text_of_any_name_and_lists_the_rest(here):
     ("name", "content", "words"),
     [
         ("a.pdf", b"%PDF-1.4 text", r"a.pdf: is not UTF-8 text, and .pdf files are not supported"),
-        ("a.jsonl.gz", b"\x1f\x8b\x08", "uncompress it first"),
+        ("a.jsonl.zst", b"\x28\xb5\x2f\xfd", "uncompress it first"),
+        ("a.tar.gz", b"\x1f\x8b\x08", "uncompress it first"),
         ("data", b"a\0b", "is not UTF-8 text"),
     ],
 )

@@ -1,0 +1,106 @@
+"""The rows of Parquet files as documents, in memory that does not depend on their size."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from fanout.core.errors import InputError
+from fanout.inputs.documents.arrow_rows import arrow_table, batch_documents
+from fanout.inputs.documents.extras import extra_module
+from fanout.inputs.documents.reading import Checked
+from fanout.inputs.documents.remote import RemoteError, one_line
+from fanout.inputs.documents.rows import faulty
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import BinaryIO
+
+    from fanout.core.records import Document
+    from fanout.inputs.documents.files import InputFile
+    from fanout.inputs.documents.reading import Reading
+
+__all__ = ["check_parquet", "read_parquet"]
+
+# The memory of one batch, decoded, and of what is read ahead of a column.
+_BATCH_BYTES = 8_000_000
+_BUFFER_BYTES = 256_000
+_MOST_ROWS = 8_192
+
+
+def check_parquet(file: InputFile, reading: Reading) -> Checked:
+    """Read the schema of a Parquet file. Raises InputError: see text_column_of."""
+    pa = extra_module("pyarrow", extra="tables", source=file.name)
+    try:
+        with reading.open_anywhere(file) as opened, _open(opened) as parquet:
+            return arrow_table(file.name, parquet.schema_arrow, reading.text_column)
+    except (OSError, pa.ArrowException) as error:
+        return Checked(fault=f"is no whole Parquet file: {one_line(error)}")
+
+
+def read_parquet(
+    file: InputFile, table: Checked, reading: Reading, indices: Iterator[int]
+) -> Iterator[Document]:
+    """Yield the rows of a Parquet file as documents, named ``path:row``, from 1, lazily.
+
+    A row group that is damaged does not affect the others.
+
+    Raises:
+        InputError: The file disappeared, or its store does not answer.
+    """
+    pa = extra_module("pyarrow", extra="tables", source=file.name)
+    try:
+        with reading.open_anywhere(file) as opened, _open(opened) as parquet:
+            if parquet.schema_arrow.names != list(table.header or ()):
+                raise InputError("has changed since it was checked", source=file.name)
+            first = 1
+            for group in range(parquet.num_row_groups):
+                yield from _group(parquet, group, file.name, first, table, indices, reading)
+                first += parquet.metadata.row_group(group).num_rows
+    except FileNotFoundError:
+        raise InputError("was there, and is gone now", source=file.name) from None
+    except RemoteError as error:
+        raise InputError(f"broke while it was read: {error}", source=file.name) from None
+    except (OSError, pa.ArrowException) as error:
+        yield faulty(file.name, next(indices), f"is no whole Parquet file: {one_line(error)}")
+
+
+def _open(file: BinaryIO) -> Any:
+    from pyarrow import parquet
+
+    # Without pre_buffer, it reads a column in parts, and not the whole of a row group.
+    return parquet.ParquetFile(
+        file, pre_buffer=False, buffer_size=_BUFFER_BYTES, page_checksum_verification=True
+    )
+
+
+def _group(
+    parquet: Any,
+    group: int,
+    name: str,
+    first: int,
+    table: Checked,
+    indices: Iterator[int],
+    reading: Reading,
+) -> Iterator[Document]:
+    """Yield the rows of one row group; if it is damaged, the last document says which are lost."""
+    from pyarrow import ArrowException
+
+    found = parquet.metadata.row_group(group)
+    row = first
+    try:
+        batches = parquet.iter_batches(batch_size=_batch_rows(found), row_groups=[group])
+        for batch in batches:
+            yield from batch_documents(batch, name, row, table, indices, reading.max_bytes)
+            row += batch.num_rows
+    except RemoteError:
+        raise
+    except (OSError, ArrowException) as error:
+        last = first + found.num_rows - 1
+        fault = f"rows {row:,} to {last:,} cannot be read: {one_line(error)}"
+        yield faulty(f"{name}:{row}", next(indices), fault)
+
+
+def _batch_rows(group: Any) -> int:
+    """Return how many rows of a group to decode together."""
+    bytes_per_row = group.total_byte_size / max(1, group.num_rows)
+    return max(1, min(_MOST_ROWS, int(_BATCH_BYTES / max(1.0, bytes_per_row))))

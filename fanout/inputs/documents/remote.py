@@ -1,0 +1,161 @@
+"""Files behind URLs that fsspec knows, such as ``s3://bucket/folder/*.parquet``."""
+
+from __future__ import annotations
+
+import glob
+import io
+from typing import Any, BinaryIO, NamedTuple, cast
+
+from fanout.core.errors import InputError
+from fanout.core.redaction import learn, redacted
+from fanout.inputs.documents.urls import shown
+
+__all__ = ["Remote", "RemoteError", "named", "one_line", "open_remote", "remote_paths"]
+
+# The extras whose package a protocol needs.
+_EXTRAS = {"s3": "s3", "s3a": "s3"}
+_BUFFER_BYTES = 1_000_000
+_MOST_WORDS = 300
+# Of these, only the address itself is read: they have no folders.
+_NO_FOLDERS = frozenset({"http", "https"})
+
+
+class RemoteError(OSError):
+    """A store did not give what was asked of it; the message is one line without credentials."""
+
+    def __init__(self, error: BaseException) -> None:
+        message = one_line(error)
+        super().__init__(message)
+        self.strerror = message
+
+
+class Remote(NamedTuple):
+    """A file behind a URL.
+
+    Attributes:
+        store: The fsspec file system. All files of an input share it.
+        path: The file's path there.
+        name: The URL, without credentials.
+    """
+
+    store: Any
+    path: str
+    name: str
+
+    def below(self, name: str) -> Remote:
+        """Return a file in this folder."""
+        return Remote(self.store, f"{self.path}/{name}", f"{self.name}/{name}")
+
+
+def one_line(error: BaseException) -> str:
+    """Return the reason of an error as one short line without credentials."""
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    line = " ".join(redacted(str(text)).split())
+    line = line if len(line) <= _MOST_WORDS else f"{line[:_MOST_WORDS]}..."
+    return line or type(error).__name__
+
+
+def remote_paths(url: str) -> tuple[Remote, list[str] | None]:
+    """Look up a URL: a file, a folder, or a pattern.
+
+    Returns:
+        The place; and, for a folder or pattern, the paths of all files in it, sorted. They are None
+        for a single file.
+
+    Raises:
+        InputError: There is nothing there, it cannot be asked, or a package is missing.
+    """
+    # Stores may quote any part of it.
+    learn(url)
+    store, path = _store(url)
+    place = Remote(store, path, shown(url))
+    if url.partition("://")[0].lower() in _NO_FOLDERS:
+        return place, None
+    try:
+        # What was listed before, by this process, may have changed.
+        store.invalidate_cache()
+        if store.isfile(path):
+            return place, None
+        if store.isdir(path):
+            return place, sorted(store.find(path))
+        if glob.has_magic(path):
+            found = store.glob(path, detail=True)
+            return place, sorted(name for name, one in found.items() if one["type"] == "file")
+    except Exception as error:  # noqa: BLE001 - each store has errors of its own
+        raise InputError(f"cannot be read: {one_line(error)}", source=place.name) from None
+    raise InputError("there is no such file or folder", source=place.name)
+
+
+def named(place: Remote, path: str) -> Remote:
+    """Return a file that was found in a folder or by a pattern."""
+    name = shown(str(place.store.unstrip_protocol(path)))
+    return Remote(place.store, path, name)
+
+
+def _store(url: str) -> tuple[Any, str]:
+    from fsspec.core import url_to_fs
+
+    scheme = url.partition(":")[0].lower()
+    try:
+        store, path = url_to_fs(url)
+    except ImportError as error:
+        extra = _EXTRAS.get(scheme)
+        fix = f"pip install 'fanout-llm[{extra}]'" if extra else one_line(error)
+        raise InputError(f"{scheme}:// needs a package: {fix}", source=shown(url)) from None
+    except Exception as error:  # noqa: BLE001 - each store has errors of its own
+        raise InputError(
+            f"is no URL that can be read: {one_line(error)}", source=shown(url)
+        ) from None
+    return store, str(path)
+
+
+def open_remote(remote: Remote) -> BinaryIO:
+    """Open a file, to be read in parts. Raises OSError, with one line without credentials."""
+    try:
+        raw = remote.store.open(remote.path, "rb")
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # noqa: BLE001 - each store has errors of its own
+        raise RemoteError(error) from None
+    return cast("BinaryIO", io.BufferedReader(_Raw(raw), _BUFFER_BYTES))
+
+
+class _Raw(io.RawIOBase):
+    """A file of fsspec whose errors are all RemoteErrors."""
+
+    def __init__(self, file: Any) -> None:
+        super().__init__()
+        self._file = file
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return bool(self._file.seekable())
+
+    def readinto(self, buffer: Any) -> int:
+        try:
+            data = self._file.read(len(buffer))
+        except Exception as error:  # noqa: BLE001 - each store has errors of its own
+            raise RemoteError(error) from None
+        buffer[: len(data)] = data
+        return len(data)
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        try:
+            return int(self._file.seek(offset, whence))
+        except Exception as error:  # noqa: BLE001 - each store has errors of its own
+            raise RemoteError(error) from None
+
+    def tell(self) -> int:
+        return int(self._file.tell())
+
+    @property
+    def size(self) -> int | None:
+        """The size of the file in bytes, or None."""
+        return getattr(self._file, "size", None)
+
+    def close(self) -> None:
+        if not self.closed:
+            self._file.close()
+        super().close()

@@ -1,0 +1,90 @@
+"""Inputs that are URLs: which are, and where a SQLite URL points."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path, PurePath
+from typing import NamedTuple
+from urllib.parse import unquote_plus
+
+from fanout.core.errors import InputError
+from fanout.core.redaction import redacted
+
+__all__ = ["SqliteUrl", "is_relative", "is_url", "on_disk", "shown", "sqlite_url", "with_base"]
+
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+(?:://|::)")
+_SQLITE = "sqlite:"
+_PARAMETERS = ("table", "query")
+
+
+class SqliteUrl(NamedTuple):
+    """A SQLite database, and what to read of it: a table, or the result of a query, or neither."""
+
+    path: str
+    table: str | None = None
+    query: str | None = None
+
+
+def is_url(one: str) -> bool:
+    """Say whether an input is a URL, and not the name of a file or folder."""
+    return _SCHEME.match(one) is not None or one.lower().startswith(_SQLITE)
+
+
+def shown(url: str) -> str:
+    """Return a URL as messages and names of documents show it: without passwords and keys."""
+    return redacted(url)
+
+
+def on_disk(one: str) -> str | None:
+    """Return the path of an input on this machine; None for other URLs."""
+    if one.lower().startswith(_SQLITE):
+        return sqlite_url(one).path
+    return None if is_url(one) else one
+
+
+def with_base(one: str, base: Path) -> str:
+    """Return an input whose relative path is relative to a folder."""
+    path = on_disk(one)
+    if path is None:
+        return one
+    if path == one:
+        return str(base / one)
+    head, mark, rest = one.partition("?")
+    absolute_or_not = str(base / path)
+    return f"{head[: len(_SQLITE)]}///{absolute_or_not}{mark}{rest}"
+
+
+def sqlite_url(url: str) -> SqliteUrl:
+    """Return what a URL such as ``sqlite:///file.db?table=T`` or ``?query=SELECT ...`` means.
+
+    As in SQLAlchemy, a path after three slashes is relative, and one after four absolute. A query
+    is the rest of the URL. It is taken as it is if it has spaces, and decoded if it has none.
+
+    Raises:
+        InputError: It is not such a URL.
+    """
+    place, mark, rest = url.partition("?")
+    path = place[len(_SQLITE) :]
+    if not path.startswith("///") or not path[3:]:
+        raise InputError(
+            "is not a SQLite URL: write sqlite:///FILE.db?table=TABLE or "
+            "sqlite:///FILE.db?query=SELECT ...",
+            source=url,
+        )
+    path = path[3:]
+    if not mark:
+        return SqliteUrl(path)
+    name, _, value = rest.partition("=")
+    if name not in _PARAMETERS or not value.strip():
+        raise InputError(
+            f"has the parameter {name!r}: a SQLite URL takes table=TABLE or query=SELECT ...",
+            source=url,
+        )
+    plain = value if any(map(str.isspace, value)) else unquote_plus(value)
+    return SqliteUrl(path, table=plain) if name == "table" else SqliteUrl(path, query=plain)
+
+
+def is_relative(one: str) -> bool:
+    """Say whether an input depends on the folder of the inputs."""
+    path = on_disk(one)
+    return path is not None and not PurePath(path).is_absolute()

@@ -1,0 +1,295 @@
+"""The rows of a sheet of an Excel workbook as documents.
+
+A workbook is a ZIP archive of XML. openpyxl parses its parts; the rows of the sheet are parsed here
+one at a time, as openpyxl's own loop keeps an element of every row, and fills gaps between rows.
+"""
+
+from __future__ import annotations
+
+import warnings
+import zipfile
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import msgspec
+
+from fanout.core.cells import cell_of
+from fanout.core.errors import InputError
+from fanout.inputs.documents.extras import extra_module
+from fanout.inputs.documents.reading import Checked
+from fanout.inputs.documents.remote import RemoteError, one_line
+from fanout.inputs.documents.rows import (
+    DEFAULT_TEXT_COLUMN,
+    document_of_cells,
+    faulty,
+    text_column_of,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from fanout.core.records import Document
+    from fanout.inputs.documents.files import InputFile
+    from fanout.inputs.documents.reading import Reading
+
+__all__ = ["Sheet", "check_xlsx", "read_xlsx"]
+
+# The largest parts that are read as a whole, such as the texts that sheets share; and the largest
+# sheet, which is not.
+_MOST_WHOLE_BYTES = 400_000_000
+_MOST_SHEET_BYTES = 8_000_000_000
+# The largest row of a sheet.
+_MOST_ROW_BYTES = 64_000_000
+# Larger parts that were compressed more than this are no data.
+_SUSPECT_BYTES = 50_000_000
+_MOST_RATIO = 150
+_MOST_ROWS = 1_048_576
+_ROW_END = b"row>"
+_SHEETS = "xl/worksheets/"
+_ENCRYPTED = b"\xd0\xcf\x11\xe0"
+
+
+class Sheet(Checked, frozen=True, kw_only=True):
+    """The table in a sheet.
+
+    Attributes:
+        title: The name of the sheet.
+        header_row: The row of its header, from 1.
+        columns: The name of each column by its number, from 1.
+    """
+
+    title: str = ""
+    header_row: int = 1
+    columns: Mapping[int, str] = msgspec.field(default_factory=dict)
+
+
+def check_xlsx(file: InputFile, reading: Reading) -> Sheet:
+    """Find the table in a workbook: its header is the first row that is not blank.
+
+    The workbook is a table if a job names the sheet, or if the header has the text column.
+
+    Raises:
+        InputError: There is no such sheet, or the sheet that a job names has no such column.
+    """
+    extra_module("openpyxl", extra="tables", source=file.name)
+    try:
+        with reading.open_anywhere(file) as opened, _workbook(opened) as book:
+            sheet = _sheet_of(file.name, book, reading.sheet)
+            row, cells = next(((row, cells) for row, cells in _rows(book, sheet) if cells), (0, {}))
+            titles = [one.title for one in book.worksheets]
+    except OSError as error:
+        return Sheet(fault=f"cannot be read: {error.strerror or error}")
+    except _BrokenError as error:
+        return Sheet(fault=str(error))
+    header = _header(cells)
+    if not header:
+        others = ", ".join(title for title in titles if title != sheet.title)
+        hint = f" (the other sheets are: {others}; see sheet)" if others else ""
+        fault = f"the sheet {sheet.title!r} is empty; a header row is needed{hint}"
+        return Sheet(title=sheet.title, fault=fault)
+    wanted = reading.text_column or DEFAULT_TEXT_COLUMN
+    names = tuple(header.values())
+    if reading.sheet is None and wanted not in names:
+        reason = f"the header of the sheet {sheet.title!r} has no column {wanted!r} (it has: "
+        return Sheet(title=sheet.title, no_table=f"{reason}{', '.join(names)})")
+    where = f"{file.name}, sheet {sheet.title!r}"
+    column = text_column_of(where, names, reading.text_column, row)
+    return Sheet(
+        title=sheet.title,
+        header=names,
+        header_row=row,
+        columns=header,
+        text_column=column,
+        is_named=reading.text_column is not None or len(names) > 1,
+    )
+
+
+def read_xlsx(
+    file: InputFile, table: Sheet, reading: Reading, indices: Iterator[int]
+) -> Iterator[Document]:
+    """Yield the rows of a sheet as documents, named ``path:row`` as Excel numbers them, lazily.
+
+    Formulas have the values that were stored with them. Of merged cells, the first has the value.
+    A cell without a header is in the column of its letter.
+
+    Raises:
+        InputError: The file disappeared, or its store does not answer.
+    """
+    extra_module("openpyxl", extra="tables", source=file.name)
+    row = table.header_row
+    try:
+        with reading.open_anywhere(file) as opened, _workbook(opened) as book:
+            sheet = _sheet_of(file.name, book, table.title)
+            for row, cells in _rows(book, sheet):
+                if row > table.header_row and cells:
+                    name = f"{file.name}:{row}"
+                    yield _document(name, next(indices), cells, table, reading.max_bytes)
+    except FileNotFoundError:
+        raise InputError("was there, and is gone now", source=file.name) from None
+    except RemoteError as error:
+        raise InputError(f"broke while it was read: {error}", source=file.name) from None
+    except _BrokenError as error:
+        fault = f"cannot be read after row {row:,}: {error}"
+        yield faulty(f"{file.name}:{row + 1}", next(indices), fault)
+
+
+class _BrokenError(Exception):
+    """A workbook cannot be read; the message says why."""
+
+
+@contextmanager
+def _workbook(file: BinaryIO) -> Iterator[Any]:
+    """Give the workbook of a file, with its limits checked. Raises _BrokenError."""
+    from openpyxl import load_workbook
+
+    book = None
+    try:
+        _require_limits(file)
+        file.seek(0)
+        with warnings.catch_warnings():
+            # Of parts that are not read, such as styles and validations.
+            warnings.simplefilter("ignore")
+            book = load_workbook(file, read_only=True, data_only=True, keep_links=False)
+            yield book
+    except (_BrokenError, InputError, RemoteError, FileNotFoundError, GeneratorExit):
+        raise
+    except Exception as error:  # noqa: BLE001 - openpyxl raises anything for files that are wrong
+        reason = one_line(error) if str(error) else type(error).__name__
+        raise _BrokenError(f"is no whole Excel workbook: {reason}") from None
+    finally:
+        if book is not None:
+            book.close()
+
+
+def _require_limits(file: BinaryIO) -> None:
+    """Raise _BrokenError if a workbook is encrypted, or would need too much memory or time."""
+    if file.read(len(_ENCRYPTED)) == _ENCRYPTED:
+        raise _BrokenError("it is encrypted with a password, or an .xls file of before 2007")
+    whole = 0
+    for part in zipfile.ZipFile(file).infolist():
+        if not part.filename.endswith((".xml", ".rels")):
+            continue
+        size, is_sheet = part.file_size, part.filename.startswith(_SHEETS)
+        whole += 0 if is_sheet else size
+        if size > _SUSPECT_BYTES and size > _MOST_RATIO * max(1, part.compress_size):
+            raise _BrokenError(
+                f"its part {part.filename} unpacks {part.compress_size:,} bytes to {size:,}: it is "
+                "a bomb and no data"
+            )
+        if size > _MOST_SHEET_BYTES or whole > _MOST_WHOLE_BYTES:
+            raise _BrokenError(
+                f"its part {part.filename} is too large ({max(size, whole):,} bytes unpacked): "
+                "save it as .csv or .parquet"
+            )
+
+
+def _sheet_of(name: str, book: Any, wanted: str | None) -> Any:
+    """Return a worksheet by its name, or by its number from 1. Raises InputError."""
+    sheets = book.worksheets
+    if not sheets:
+        raise _BrokenError("the workbook has no sheet with cells")
+    if wanted is None:
+        return sheets[0]
+    for sheet in sheets:
+        if sheet.title == wanted:
+            return sheet
+    if wanted.isdecimal() and 1 <= int(wanted) <= len(sheets):
+        return sheets[int(wanted) - 1]
+    has = ", ".join(sheet.title for sheet in sheets)
+    raise InputError(f"there is no sheet {wanted!r} (it has: {has})", source=name)
+
+
+def _rows(book: Any, sheet: Any) -> Iterator[tuple[int, dict[int, Any]]]:
+    """Yield the number of each row, and its cells that are not empty by their column."""
+    from openpyxl.worksheet._reader import DATA_TAG, ROW_TAG, WorkSheetParser
+    from openpyxl.xml.functions import iterparse
+
+    with sheet._get_source() as opened:  # noqa: SLF001 - there is no public way
+        parser = WorkSheetParser(
+            opened,
+            sheet._shared_strings,  # noqa: SLF001
+            data_only=True,
+            epoch=book.epoch,
+            date_formats=book._date_formats,  # noqa: SLF001
+            timedelta_formats=book._timedelta_formats,  # noqa: SLF001
+        )
+        data = None
+        for event, element in iterparse(_BoundedRows(opened), ("start", "end")):
+            if event == "start":
+                data = element if element.tag == DATA_TAG else data
+            elif element.tag == ROW_TAG:
+                number, cells = parser.parse_row(element)
+                if number > _MOST_ROWS:
+                    raise _BrokenError(f"it has a row {number:,}; Excel has {_MOST_ROWS:,}")
+                yield (
+                    number,
+                    {
+                        cell["column"]: _Error(value) if cell["data_type"] == "e" else value
+                        for cell in cells
+                        if (value := cell["value"]) not in (None, "")
+                    },
+                )
+                if data is not None:
+                    data.clear()
+            elif element.tag == DATA_TAG:
+                return
+
+
+class _Error(str):
+    """The error of a formula, such as ``#DIV/0!``."""
+
+    __slots__ = ()
+
+
+class _BoundedRows:
+    """The XML of a sheet, of which no row may be too large."""
+
+    def __init__(self, file: Any) -> None:
+        self._file = file
+        self._since = 0
+
+    def read(self, size: int = -1) -> bytes:
+        data: bytes = self._file.read(size)
+        self._since = 0 if _ROW_END in data else self._since + len(data)
+        if self._since > _MOST_ROW_BYTES:
+            raise _BrokenError(f"it has a row of more than {_MOST_ROW_BYTES // 10**6} MB")
+        return data
+
+
+def _header(cells: dict[int, Any]) -> dict[int, str]:
+    """Return the names of columns by their numbers."""
+    names = {at: str(cell_of(value)).strip() for at, value in cells.items()}
+    return {at: name for at, name in names.items() if name}
+
+
+def _document(
+    name: str, index: int, cells: dict[int, Any], table: Sheet, max_bytes: int
+) -> Document:
+    row = {column: cells.get(at) for at, column in table.columns.items()}
+    text_at = list(row).index(table.text_column)
+    text = row.pop(table.text_column)
+    columns = {column: cell_of(value) for column, value in row.items()}
+    if len(cells) > len(table.columns) or not cells.keys() <= table.columns.keys():
+        for at in sorted(cells.keys() - table.columns.keys()):
+            columns[_letter(at, table)] = cell_of(cells[at])
+    if isinstance(text, _Error):
+        fault = f"the column {table.text_column!r} has the error {text}"
+        return faulty(name, index, fault, columns, text_at)
+    return document_of_cells(
+        name,
+        index,
+        text,
+        table.text_column,
+        max_bytes,
+        columns,
+        text_at,
+        is_named=table.is_named,
+    )
+
+
+def _letter(at: int, table: Sheet) -> str:
+    """Return what a column without a header is called: the letter that Excel shows."""
+    from openpyxl.utils import get_column_letter
+
+    letter: str = get_column_letter(at)
+    return f"{letter} (column)" if letter in table.columns.values() else letter
