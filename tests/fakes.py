@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import fakeredis
 import msgspec
 
+from fanout.core.errors import UnknownRunError
 from fanout.core.ids import ShardId, StageId
 from fanout.core.records import Chunk, Shard
 from fanout.core.settings import load_settings
 from fanout.core.spec import make_spec
+from fanout.core.state import PermitRequest, PermitShare
 from fanout.llm import FakeLLM
 from fanout.policy.packing import pack
 from fanout.runs.enqueue import reset_retried_shard
@@ -101,6 +103,19 @@ def make_shard(count: int = 3, first: int = 0) -> Shard:
 def begin_one(store: RedisStore, request: BeginRequest) -> BeginReply:
     """Begin a branch by itself."""
     return store.begin_all([request])[0]
+
+
+def share_one(
+    store: RedisStore, run_id: str, *, process: str, dies_after_s: float = 15, **asked: int
+) -> PermitShare:
+    """Report the permits of a process for one run. Raises UnknownRunError."""
+    request = PermitRequest(run_id=run_id, **asked)
+    [share] = store.share_permits([request], process=process, dies_after_s=dies_after_s)
+    if share is None:
+        raise UnknownRunError(run_id)
+    if isinstance(share, Exception):
+        raise share
+    return share
 
 
 def record_one(store: RedisStore, request: RecordRequest) -> RecordReply:

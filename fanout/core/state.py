@@ -14,6 +14,7 @@ __all__ = [
     "BeginReply",
     "BeginRequest",
     "BeginVerdict",
+    "PermitRequest",
     "PermitShare",
     "RecordReply",
     "RecordRequest",
@@ -48,6 +49,22 @@ class BeginRequest(msgspec.Struct, frozen=True):
     beats_for_s: float = 0.0
     lasts_s: int = 0
     is_alone: bool = False
+
+
+class PermitRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """What a process reports of its permits for a run with ``max_workers``.
+
+    Attributes:
+        run_id: The run.
+        max_workers: The run's cap.
+        has: The permits that the process keeps.
+        wanted: How many it could use at once.
+    """
+
+    run_id: str
+    max_workers: int
+    has: int
+    wanted: int
 
 
 class PermitShare(msgspec.Struct, frozen=True, kw_only=True):

@@ -16,6 +16,7 @@ from fanout.broker.backlog import read_backlog
 from fanout.broker.inspection import UNACKED, UNACKED_INDEX, MessageReader
 from fanout.broker.publisher import Publisher
 from fanout.client.embedded.databases import put_back
+from fanout.core.errors import StoredDataError
 from fanout.core.ids import ShardId
 from fanout.core.queue_names import (
     BEHIND,
@@ -26,6 +27,8 @@ from fanout.core.queue_names import (
     backlog_of,
 )
 from fanout.core.settings import load_settings
+from fanout.core.state import PermitRequest
+from tests.fakes import share_one
 from tests.integration.conftest import waiting
 
 
@@ -363,7 +366,7 @@ def test_a_client_that_resumes_an_embedded_run_finds_its_permits_free(app, taker
     while len(dead.messages) < 8:
         dead.take_once()
     store = make_store(load_settings(broker_url=broker_url))
-    ask = partial(store.share_permits, "r1", dies_after_s=15, max_workers=4)
+    ask = partial(share_one, store, "r1", max_workers=4)
     assert ask(process="dead", has=0, wanted=60).granted == 4
     put_back(db, "fanout")
     assert ask(process="next", has=0, wanted=60).granted == 4
@@ -373,6 +376,27 @@ def test_a_client_that_resumes_an_embedded_run_finds_its_permits_free(app, taker
         for message in one.messages:
             message.acknowledged or message.ack()
         assert db.llen(BRANCHES_QUEUE) <= 8
+    store.close()
+
+
+def test_the_permits_of_many_runs_are_one_request(db, broker_url):
+    store = make_store(load_settings(broker_url=broker_url))
+    for number in range(150):
+        store.create_run(f"r{number}", spec="{}", created_at=0.0, max_workers=4)
+    db.delete("fanout:run:r7")
+    db.delete("fanout:run:r8")
+    db.set("fanout:run:r8", "x")
+    requests = [
+        PermitRequest(run_id=f"r{number}", max_workers=4, has=0, wanted=9) for number in range(150)
+    ]
+    share = partial(store.share_permits, requests, process="a", dies_after_s=15)
+    share()
+    before = db.info("commandstats")["cmdstat_fcall"]["calls"]
+    found = share()
+    assert db.info("commandstats")["cmdstat_fcall"]["calls"] == before + 1
+    assert found[7] is None
+    assert isinstance(found[8], StoredDataError)
+    assert {reply.granted for reply in found[:7] + found[9:]} == {4}
     store.close()
 
 

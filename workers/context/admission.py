@@ -9,17 +9,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
-from collections import deque
 from contextlib import suppress
 from typing import TYPE_CHECKING, Protocol
 
-from fanout.core.errors import UnknownRunError
+from fanout.core.state import PermitRequest
 from fanout.system.logs import about
 from fanout.system.threads import copied
+from workers.context.admitted_run import AdmittedRun
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from fanout.core.state import PermitShare
 
@@ -28,11 +29,11 @@ __all__ = ["Admission", "AdmissionClosedError"]
 # Seconds between two reports to the server while permits are in use.
 _REPORT_S = 0.5
 # Seconds between two requests for permits while others have them all: a fraction of the time since
-# some lack, within bounds. A process with many runs asks for each more rarely.
+# some lack, within bounds. A process with many runs asks for each more rarely, as it costs the server.
 _POLL_FRACTION = 1 / 32
 _FIRST_POLL_S = 0.02
 _LAST_POLL_S = 0.05
-_EACH_S = 0.02
+_EACH_S = 0.0025
 # Seconds that a permit may be idle before it is given back; and if other processes wait for some.
 _IDLE_S = 0.05
 _IDLE_WANTED_S = 0.01
@@ -50,46 +51,11 @@ class AdmissionClosedError(Exception):
 
 
 class _AskForPermits(Protocol):
-    def __call__(self, run_id: str, *, max_workers: int, has: int, wanted: int) -> PermitShare: ...
+    """One reply for each request, in order; None if there is no such run."""
 
-
-class _Run:
-    """The branches of one run in this process, and its permits here."""
-
-    def __init__(self, run_id: str, max_workers: int | None, weight: float) -> None:
-        self.run_id = run_id
-        self.max_workers = max_workers
-        self.is_capped = max_workers is not None
-        self.weight = weight
-        self.in_use = 0
-        self.waiting: deque[asyncio.Future[None]] = deque()
-        # The permits of this process, until when they are surely its own, and how many it should
-        # have while other processes wait for some.
-        self.granted = 0
-        self.sure_until = 0.0
-        self.level = 0
-        # Since when it has had some, and how many permits the last reply lacked.
-        self.since = 0.0
-        self.is_short = False
-        # Whether it leaves its only permit to another process for now.
-        self.yields = False
-        self.yields_places = False
-        # Since when places lack for its permits, while others wait for these.
-        self.placeless_since: float | None = None
-        # Whether it asked for no more, as there was no place, and whether there was one since.
-        self.lacks_place = False
-        self.had_place = False
-        self.keeper: asyncio.Task[None] | None = None
-        self.wake = asyncio.Event()
-
-    @property
-    def branches(self) -> int:
-        return self.in_use + len(self.waiting)
-
-    def may_begin(self, clock: Callable[[], float]) -> bool:
-        return self.max_workers is None or (
-            self.in_use < self.granted and clock() < self.sure_until
-        )
+    def __call__(
+        self, requests: Sequence[PermitRequest], /
+    ) -> Sequence[PermitShare | Exception | None]: ...
 
 
 class Admission:
@@ -98,7 +64,7 @@ class Admission:
     A free place goes to the run with the fewest calls in flight for its weight.
 
     Args:
-        ask: Asks the server for permits; it blocks.
+        ask: Asks the server for the permits of some runs; it blocks.
         sure_s: Seconds for which the permits of a reply are surely this process's own.
         clock: Monotonic seconds.
 
@@ -118,12 +84,16 @@ class Admission:
         self._sure_s = sure_s
         self._clock = clock
         self._is_ending = False
-        self._runs: dict[str, _Run] = {}
+        self._runs: dict[str, AdmittedRun] = {}
         # Those of them whose branches wait.
-        self._waiting: dict[str, _Run] = {}
+        self._waiting: dict[str, AdmittedRun] = {}
         self._capped = 0
         self._in_use = 0
         self._is_closed = False
+        self._keeper: asyncio.Task[None] | None = None
+        self._wake = asyncio.Event()
+        # When the permits of all runs are reported next.
+        self._report_at = 0.0
 
     @property
     def waiting_for_permits(self) -> int:
@@ -145,7 +115,7 @@ class Admission:
             raise AdmissionClosedError
         run = self._runs.get(run_id)
         if run is None:
-            run = self._runs[run_id] = _Run(run_id, max_workers, weight)
+            run = self._runs[run_id] = AdmittedRun(run_id, max_workers, weight)
             self._capped += max_workers is not None
         if not self._waiting and self._has_place and run.may_begin(self._clock):
             self._begin(run)
@@ -193,27 +163,28 @@ class Admission:
     async def aclose(self) -> None:
         """Give all permits back; the loop is about to end."""
         self._is_ending = True
-        kept = [run for run in self._runs.values() if run.keeper is not None]
-        for run in kept:
-            run.wake.set()
-        # Not cancelled: a request under way could reach the server after the last report.
-        await asyncio.gather(*(run.keeper for run in kept if run.keeper), return_exceptions=True)
+        self._wake.set()
+        if self._keeper is not None:
+            # Not cancelled: a request under way could reach the server after the last report.
+            await asyncio.gather(self._keeper, return_exceptions=True)
+        kept = self._kept
         for run in kept:
             run.granted, run.yields = run.in_use, True
-        await asyncio.gather(*map(self._share, kept))
+        if kept:
+            await self._share(kept)
 
-    def _usable(self, run: _Run) -> int:
+    def _usable(self, run: AdmittedRun) -> int:
         """Return how many permits this process could use at once, if there were enough."""
         return run.branches if self.places is None else min(run.branches, self.places)
 
-    def _wanted(self, run: _Run) -> int:
+    def _wanted(self, run: AdmittedRun) -> int:
         return min(self._usable(run), run.max_workers or 0)
 
     @property
     def _has_place(self) -> bool:
         return self.places is None or self._in_use < self.places
 
-    def _begin(self, run: _Run) -> None:
+    def _begin(self, run: AdmittedRun) -> None:
         run.in_use += 1
         self._in_use += 1
 
@@ -226,81 +197,137 @@ class Admission:
                 self._begin(run)
                 future.set_result(None)
 
-    def _next(self) -> _Run | None:
+    def _next(self) -> AdmittedRun | None:
         runs = [run for run in self._waiting.values() if run.may_begin(self._clock)]
         if len(runs) > 1:
             return min(runs, key=lambda run: run.in_use / run.weight)
         return runs[0] if runs else None
 
-    def _end_if_idle(self, run: _Run) -> None:
+    def _end_if_idle(self, run: AdmittedRun) -> None:
         if not run.waiting:
             self._waiting.pop(run.run_id, None)
-        if run.branches == 0 and run.keeper is None:
+        if run.branches == 0 and not run.is_kept:
             if self._runs.get(run.run_id) is run:
                 del self._runs[run.run_id]
                 self._capped -= run.is_capped
         elif run.branches < run.granted:
-            run.wake.set()
+            self._ask_soon(run)
 
-    def _give_back(self, run: _Run) -> None:
+    def _give_back(self, run: AdmittedRun) -> None:
         """Lower the permits of this process to its share: other processes wait for some."""
         run.yields = run.level == 0 and self._clock() - run.since > _TURN_S
         level = 0 if run.yields else max(run.level, 1)
         if run.granted > level:
             run.granted = max(run.in_use, level)
-            run.wake.set()
+            self._ask_soon(run)
 
     def _ask_again(self) -> None:
         """Ask for the permits for which there was no place before."""
         for run in self._waiting.values():
             if run.lacks_place:
                 run.lacks_place, run.had_place = False, True
-                run.wake.set()
+                self._ask_soon(run)
 
-    def _ask_for_more(self, run: _Run) -> None:
+    def _ask_for_more(self, run: AdmittedRun) -> None:
         if run.max_workers is None or run.may_begin(self._clock) or self._is_ending:
             return
-        if run.keeper is None:
-            run.keeper = asyncio.get_running_loop().create_task(self._keep(run))
+        if not run.is_kept:
+            run.is_kept = True
+            self._ask_soon(run)
+            if self._keeper is None:
+                self._report_at = self._clock() + self._report_s
+                self._keeper = asyncio.get_running_loop().create_task(self._keep())
         elif not run.is_short and run.granted < self._wanted(run):
-            run.wake.set()
+            self._ask_soon(run)
 
-    async def _keep(self, run: _Run) -> None:
-        """Keep as many permits as the branches of a run here need, and report them."""
-        enough_at = self._clock()
-        try:
-            while not self._is_ending:
-                if not await self._share(run):
-                    enough_at = self._clock()
-                if not (run.granted or self._wanted(run)):
-                    return
-                await self._pause(run, short_s=self._clock() - enough_at)
-        finally:
-            run.keeper = None
-            self._end_if_idle(run)
+    def _ask_soon(self, run: AdmittedRun) -> None:
+        """Report the permits of a run now, not with the next report of all runs."""
+        if run.is_kept and run.idle_since is None:
+            run.due_at = self._clock()
+            self._wake.set()
 
-    async def _pause(self, run: _Run, *, short_s: float) -> None:
-        if not self._is_ending:
-            run.wake.clear()
-        each_s = _EACH_S * len(self._runs)
+    @property
+    def _kept(self) -> list[AdmittedRun]:
+        return [run for run in self._runs.values() if run.is_kept]
+
+    @property
+    def _report_s(self) -> float:
         # Often enough to count as alive.
-        wait_s = min(max(_REPORT_S, each_s), self._sure_s / 4)
-        if run.is_short:
-            poll_s = max(_FIRST_POLL_S, min(_LAST_POLL_S, short_s * _POLL_FRACTION), each_s)
-            wait_s = min(wait_s, poll_s)
-        if run.yields_places:
-            run.yields_places, wait_s = False, _PLACELESS_S
-        with suppress(TimeoutError):
-            await asyncio.wait_for(run.wake.wait(), wait_s)
-        if self._wanted(run) < run.granted:
-            # Another branch may come at once.
-            do_others_wait = run.level < (run.max_workers or 0)
-            await asyncio.sleep(_IDLE_WANTED_S if do_others_wait else _IDLE_S)
-            run.granted = max(run.in_use, min(run.granted, self._wanted(run)))
-        elif self._lacks_places(run):
-            run.granted, run.yields, run.yields_places = run.in_use, True, True
+        return min(_REPORT_S, self._sure_s / 4)
 
-    def _lacks_places(self, run: _Run) -> bool:
+    async def _keep(self) -> None:
+        """Keep as many permits of each run as its branches here need, and report them."""
+        try:
+            while not self._is_ending and (kept := self._kept):
+                if due := self._due(kept):
+                    await self._share(due)
+                    for run in due:
+                        self._plan(run)
+                else:
+                    await self._pause(min(self._report_at, *(run.due_at for run in kept)))
+        finally:
+            self._keeper = None
+
+    async def _pause(self, until: float) -> None:
+        if not self._is_ending:
+            self._wake.clear()
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._wake.wait(), max(0.0, until - self._clock()))
+
+    def _due(self, kept: list[AdmittedRun]) -> list[AdmittedRun]:
+        """Return the runs to report now, in one request."""
+        now = self._clock()
+        if now >= self._report_at:
+            self._report_at = now + self._report_s
+            due = [run for run in kept if run.rests_until <= now]
+        elif any(run.due_at <= now for run in kept):
+            # Those that lack permits ask together, a little early.
+            early_at = now + self._poll_s(0.0) / 2
+            due = [run for run in kept if run.due_at <= (early_at if run.is_short else now)]
+        else:
+            return []
+        return [run for run in due if self._is_ready(run, now)]
+
+    def _is_ready(self, run: AdmittedRun, now: float) -> bool:
+        """Decide how many permits to keep; return whether that is clear."""
+        run.rests_until = 0.0
+        if self._wanted(run) < run.granted:
+            if run.idle_since is None:
+                run.idle_since = now
+            do_others_wait = run.level < (run.max_workers or 0)
+            run.due_at = run.idle_since + (_IDLE_WANTED_S if do_others_wait else _IDLE_S)
+            if now < run.due_at:
+                # Another branch may come at once.
+                return False
+            run.granted = max(run.in_use, self._wanted(run))
+        elif self._lacks_places(run):
+            run.granted, run.yields, run.rests_until = run.in_use, True, now + _PLACELESS_S
+        run.idle_since = None
+        return True
+
+    def _plan(self, run: AdmittedRun) -> None:
+        """Decide when to ask again for a run that has just been reported."""
+        now = self._clock()
+        if not (run.granted or self._wanted(run)):
+            run.is_kept = False
+            self._end_if_idle(run)
+        elif self._wanted(run) < run.granted:
+            run.due_at = now
+        elif run.rests_until > now:
+            run.due_at = run.rests_until
+        elif run.is_short and not run.has_failed:
+            if run.short_since is None:
+                run.short_since = now
+            run.due_at = now + self._poll_s(now - run.short_since)
+        else:
+            run.short_since, run.due_at = None, math.inf
+
+    def _poll_s(self, short_s: float) -> float:
+        """Return the seconds between two requests for permits that have lacked for ``short_s``."""
+        own_s = max(_FIRST_POLL_S, min(_LAST_POLL_S, short_s * _POLL_FRACTION))
+        return max(own_s, _EACH_S * len(self._runs))
+
+    def _lacks_places(self, run: AdmittedRun) -> bool:
         """Return whether permits are idle here for want of a place, while others wait for some."""
         do_others_wait = run.level < (run.max_workers or 0)
         if self._has_place or run.in_use >= run.granted or not do_others_wait:
@@ -310,33 +337,51 @@ class Admission:
             run.placeless_since = self._clock()
         return self._clock() - run.placeless_since >= _PLACELESS_S
 
-    async def _share(self, run: _Run) -> bool:
-        """Report the permits of this process, and ask for more; return whether some lack."""
-        had, wanted, now = run.granted, self._wanted(run), self._clock()
-        if run.yields:
-            run.yields, wanted = False, had
-        elif not (run.had_place or self._has_place) and self._next() is None:
-            # Its places are full of calls whose runs have permits here: others can use more.
-            run.lacks_place, wanted = True, had
-        run.had_place = False
+    async def _share(self, runs: list[AdmittedRun]) -> None:
+        """Report the permits of this process for some runs, and ask for more."""
+        is_full = not self._has_place and self._next() is None
+        requests, now = [self._request(run, is_full=is_full) for run in runs], self._clock()
+        shares: Sequence[PermitShare | Exception | None]
         try:
-            share = await asyncio.to_thread(
-                self._ask, run.run_id, max_workers=run.max_workers or 0, has=had, wanted=wanted
-            )
-        except UnknownRunError:
-            # It was deleted: the begin of its branches says so.
-            run.max_workers, run.granted, run.is_short = None, 0, False
+            shares = await asyncio.to_thread(self._ask, requests)
         except Exception as error:  # noqa: BLE001 - no other code would wake the branches that wait
-            text = "cannot ask for permits of run %s: %s"
-            _log.warning(text, run.run_id, error, extra=about(run.run_id))
-            run.is_short = True
-            return True
-        else:
-            if had == 0:
-                run.since = now
-            run.granted = share.granted
-            run.level = share.level
-            run.sure_until = now + self._sure_s
-            run.is_short = share.granted < self._wanted(run)
+            shares = [error] * len(runs)
+        problems: dict[str, list[AdmittedRun]] = {}
+        for run, request, share in zip(runs, requests, shares, strict=True):
+            if isinstance(share, Exception):
+                # The next report of all runs asks again.
+                run.is_short = run.has_failed = True
+                problems.setdefault(str(share), []).append(run)
+            elif share is None:
+                # It was deleted: the begin of its branches says so.
+                run.max_workers, run.granted, run.is_short = None, 0, False
+            else:
+                self._take(run, request, share, now)
+        for problem, those in problems.items():
+            more = f" and {len(those) - 1} more" if len(those) > 1 else ""
+            text = "cannot ask for permits of run %s%s: %s"
+            _log.warning(text, those[0].run_id, more, problem, extra=about(those[0].run_id))
         self._admit()
-        return run.is_short
+
+    def _request(self, run: AdmittedRun, *, is_full: bool) -> PermitRequest:
+        wanted = self._wanted(run)
+        if run.yields:
+            run.yields, wanted = False, run.granted
+        elif is_full and not run.had_place:
+            # Its places are full of calls whose runs have permits here: others can use more.
+            run.lacks_place, wanted = True, run.granted
+        run.had_place = False
+        return PermitRequest(
+            run_id=run.run_id, max_workers=run.max_workers or 0, has=run.granted, wanted=wanted
+        )
+
+    def _take(
+        self, run: AdmittedRun, request: PermitRequest, share: PermitShare, now: float
+    ) -> None:
+        if request.has == 0:
+            run.since = now
+        run.has_failed = False
+        run.granted, run.level = share.granted, share.level
+        # From the request on, as the server may have had it at once.
+        run.sure_until = now + self._sure_s
+        run.is_short = share.granted < self._wanted(run)

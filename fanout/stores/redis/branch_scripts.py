@@ -126,85 +126,115 @@ redis.call('HDEL', KEYS[1], 't:' .. ARGV[1])
 return 1
 """
 
-# KEYS run, permits of the run, holders; ARGV process, seconds without a report after which a process is dead,
-# ttl, max_workers, how many permits the process has and needs no fewer of, and how many it could use.
-# Each field of the permits is a process with ``granted wanted reported``, and ``spared`` if it has got
-# more time since. Returns how many it has from now on, and how many it should have while others wait
-# for some (max_workers if none waits); -1: no such run.
+# KEYS holders, and for each run its hash and its permits; ARGV process, seconds without a report after
+# which a process is dead, ttl, and for each run max_workers, how many permits the process has and needs
+# no fewer of, and how many it could use. Each field of the permits is a process with ``granted wanted
+# reported``, and ``spared`` if it has got more time since. Returns for each run how many the process has
+# from now on, and how many it should have while others wait for some (max_workers if none waits); -1:
+# no such run; -2: its keys are of another type, which must not hold up the other runs.
 #
 # What is granted together never exceeds max_workers. A process gives up permits only itself: those
 # of its calls in flight are not granted to others, until it is dead. If nobody has reported for a
 # while, the server may have been unreachable, and each gets as much time again; but once only, as it
 # may also be that those who ask do so rarely. A process gets only its part among all live processes
-# with its first request, as the others may be about to ask.
+# with its first request for a run, as the others may be about to ask.
 SHARE_PERMITS = """
-if redis.call('EXISTS', KEYS[1]) == 0 then return {-1, 0} end
-local dies_after_s, cap = tonumber(ARGV[2]), tonumber(ARGV[4])
-local has, wanted = tonumber(ARGV[5]), tonumber(ARGV[6])
+local dies_after_s, ttl_s = tonumber(ARGV[2]), tonumber(ARGV[3])
 local time = redis.call('TIME')
 local now = tonumber(time[1]) + tonumber(time[2]) / 1e6
 local function field(granted, could_use, reported)
     return string.format('%d %d %.3f', granted, could_use, reported)
 end
-local flat = redis.call('HGETALL', KEYS[2])
-local all, youngest = {}, 0
-for i = 1, #flat, 2 do
-    local granted, could_use, reported, spared = flat[i + 1]:match('^(%d+) (%d+) (%d+%.%d+)(.*)$')
-    if granted then
-        local one = {flat[i], tonumber(granted), tonumber(could_use), tonumber(reported), spared}
-        youngest = math.max(youngest, one[4])
-        all[#all + 1] = one
-    else
-        redis.call('HDEL', KEYS[2], flat[i])
-    end
+local processes
+local function part_of(cap)
+    processes = processes or math.max(1, redis.call('ZCOUNT', KEYS[1], now, '+inf'))
+    return math.ceil(cap / processes)
 end
-local was_away = now - youngest > dies_after_s / 3
-local others, wants, rest = 0, {wanted}, {}
-for _, one in ipairs(all) do
-    local name, granted, could_use, reported, spared = unpack(one)
-    if name ~= ARGV[1] then
-        if was_away and spared == '' then
-            redis.call('HSET', KEYS[2], name, field(granted, could_use, now) .. ' spared')
-        elseif reported + dies_after_s < now then
-            redis.call('HDEL', KEYS[2], name)
-            granted = nil
-        end
+-- The other processes with permits of a run, the sum of these, and whether this process has asked.
+local function others_of(permits)
+    local flat = redis.call('HGETALL', permits)
+    local all, youngest = {}, 0
+    for i = 1, #flat, 2 do
+        local granted, could_use, reported, spared =
+            flat[i + 1]:match('^(%d+) (%d+) (%d+%.%d+)(.*)$')
         if granted then
-            others = others + granted
-            wants[#wants + 1] = could_use
-            rest[#rest + 1] = one
+            local one = {flat[i], tonumber(granted), tonumber(could_use), tonumber(reported), spared}
+            youngest = math.max(youngest, one[4])
+            all[#all + 1] = one
+        else
+            redis.call('HDEL', permits, flat[i])
         end
     end
+    local was_away = now - youngest > dies_after_s / 3
+    local others, sum, has_asked = {}, 0, false
+    for _, one in ipairs(all) do
+        local name, granted, could_use, reported, spared = unpack(one)
+        if name == ARGV[1] then
+            has_asked = true
+        else
+            if was_away and spared == '' then
+                redis.call('HSET', permits, name, field(granted, could_use, now) .. ' spared')
+            elseif reported + dies_after_s < now then
+                redis.call('HDEL', permits, name)
+                granted = nil
+            end
+            if granted then
+                sum = sum + granted
+                others[#others + 1] = one
+            end
+        end
+    end
+    return others, sum, has_asked
 end
 -- The level up to which all that is wanted can be granted.
-table.sort(wants)
-local left, level = cap, cap
-for i, want in ipairs(wants) do
-    local share = math.floor(left / (#wants - i + 1))
-    if want > share then
-        level = share
-        break
+local function level_of(cap, wanted, others)
+    local wants = {wanted}
+    for _, one in ipairs(others) do wants[#wants + 1] = one[3] end
+    table.sort(wants)
+    local left = cap
+    for i, want in ipairs(wants) do
+        local share = math.floor(left / (#wants - i + 1))
+        if want > share then return share end
+        left = left - want
     end
-    left = left - want
+    return cap
 end
-local do_others_wait = false
-for _, one in ipairs(rest) do
-    if one[2] < math.min(one[3], math.max(1, level)) then do_others_wait = true end
+local function share(run, permits, cap, has, wanted)
+    if redis.call('EXISTS', run) == 0 then return -1, 0 end
+    local others, theirs, has_asked = others_of(permits)
+    local level = level_of(cap, wanted, others)
+    local do_others_wait = false
+    for _, one in ipairs(others) do
+        if one[2] < math.min(one[3], math.max(1, level)) then do_others_wait = true end
+    end
+    local free = math.max(0, cap - theirs)
+    local most = do_others_wait and math.min(wanted, math.max(1, level)) or wanted
+    if not has_asked then most = math.min(most, part_of(cap)) end
+    local granted = math.max(math.min(has, free), math.min(most, free))
+    if granted == 0 and wanted == 0 then
+        redis.call('HDEL', permits, ARGV[1])
+    else
+        redis.call('HSET', permits, ARGV[1], field(granted, wanted, now))
+        -- The rest is written only if it changes: reports are frequent, and replicas get each write.
+        if redis.call('TTL', permits) < ttl_s / 2 then redis.call('EXPIRE', permits, ttl_s) end
+    end
+    -- For views.
+    local seen = tonumber(redis.call('HGET', run, 'permits') or 0)
+    if seen ~= theirs + granted then redis.call('HSET', run, 'permits', theirs + granted) end
+    return granted, do_others_wait and level or cap
 end
-local free = math.max(0, cap - others)
-local most = do_others_wait and math.min(wanted, math.max(1, level)) or wanted
-if #rest == #all then
-    local processes = math.max(1, redis.call('ZCOUNT', KEYS[3], now, '+inf'))
-    most = math.min(most, math.ceil(cap / processes))
+local replies = {}
+for i = 1, (#KEYS - 1) / 2 do
+    local at = 1 + 3 * i
+    local wants = {tonumber(ARGV[at]), tonumber(ARGV[at + 1]), tonumber(ARGV[at + 2])}
+    local is_well, granted, level = pcall(share, KEYS[2 * i], KEYS[2 * i + 1], unpack(wants))
+    if not is_well then
+        local problem = type(granted) == 'table' and granted.err or tostring(granted)
+        if not problem:find('WRONGTYPE') then error(granted) end
+        granted, level = -2, 0
+    end
+    replies[#replies + 1] = granted
+    replies[#replies + 1] = level
 end
-local granted = math.max(math.min(has, free), math.min(most, free))
-if granted == 0 and wanted == 0 then
-    redis.call('HDEL', KEYS[2], ARGV[1])
-else
-    redis.call('HSET', KEYS[2], ARGV[1], field(granted, wanted, now))
-    redis.call('EXPIRE', KEYS[2], ARGV[3])
-end
--- For views.
-redis.call('HSET', KEYS[1], 'permits', others + granted)
-return {granted, do_others_wait and level or cap}
+return replies
 """

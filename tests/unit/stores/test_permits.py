@@ -5,8 +5,11 @@ from __future__ import annotations
 import random
 
 import pytest
+from redis.exceptions import ResponseError
 
-from fanout.core.errors import UnknownRunError
+from fanout.core.errors import BrokerError, StoredDataError, UnknownRunError
+from fanout.core.state import PermitRequest, PermitShare
+from tests.fakes import share_one
 
 
 @pytest.fixture
@@ -14,9 +17,7 @@ def share(store):
     store.create_run("r", spec="{}", created_at=0.0)
 
     def ask(process, has, wanted, *, cap=10):
-        return store.share_permits(
-            "r", process=process, dies_after_s=15, max_workers=cap, has=has, wanted=wanted
-        )
+        return share_one(store, "r", process=process, max_workers=cap, has=has, wanted=wanted)
 
     return ask
 
@@ -117,6 +118,58 @@ def test_of_a_run_that_is_gone_there_are_none(share, store):
         share("a", 8, 8)
     store.delete_run("r")
     assert not [key for key in store._redis.keys("*") if b"permits" in key]
+
+
+def many(store, *runs, has=0, wanted=5, cap=10):
+    requests = [
+        PermitRequest(run_id=run_id, max_workers=cap, has=has, wanted=wanted) for run_id in runs
+    ]
+    return store.share_permits(requests, process="a", dies_after_s=15)
+
+
+def test_the_permits_of_many_runs_are_shared_at_once(store):
+    """More than the store puts into one script."""
+    names = [f"r{number}" for number in range(450)]
+    for name in names[::2]:
+        store.create_run(name, spec="{}", created_at=0.0, max_workers=10)
+    share_one(store, "r2", process="b", max_workers=10, has=0, wanted=8)
+    replies = many(store, *names)
+    assert replies[1::2] == [None] * 225, "there are no such runs"
+    granted = [reply.granted for reply in replies[::2]]
+    assert granted == [5, 2, *[5] * 223]
+    assert store.run("r2").permits_used == 10
+    assert many(store) == []
+
+
+@pytest.mark.parametrize("key", ["fanout:run:r1", "fanout:run:r1:permits"])
+def test_a_run_of_which_the_server_has_something_else_holds_up_no_other(store, key):
+    for number in range(3):
+        store.create_run(f"r{number}", spec="{}", created_at=0.0)
+    store._redis.delete(key)
+    store._redis.set(key, "x")
+    first, bad, last = many(store, "r0", "r1", "r2")
+    assert first == last == PermitShare(granted=5, level=10)
+    assert isinstance(bad, StoredDataError)
+    assert str(bad).startswith("the permits of run r1 are damaged")
+
+
+def test_a_server_that_refuses_writes_is_no_damage(store, monkeypatch):
+    store.create_run("r0", spec="{}", created_at=0.0)
+
+    def refuse(*_args, **_options):
+        raise ResponseError("OOM command not allowed when used memory > 'maxmemory'.")
+
+    monkeypatch.setattr(store, "_call", refuse)
+    with pytest.raises(BrokerError, match="is full"):
+        many(store, "r0")
+
+
+def test_the_ttl_of_the_permits_is_renewed(store):
+    store.create_run("r0", spec="{}", created_at=0.0)
+    many(store, "r0")
+    store._redis.expire("fanout:run:r0:permits", store._ttl_s // 3)
+    many(store, "r0", has=5)
+    assert store._redis.ttl("fanout:run:r0:permits") > store._ttl_s - 60
 
 
 @pytest.mark.parametrize("seed", range(20))

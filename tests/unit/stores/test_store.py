@@ -30,7 +30,7 @@ from fanout.stores.blobs import FileBlobs
 from fanout.stores.redis.branches import RedisBranches
 from fanout.stores.redis.runs import RedisRuns
 from fanout.stores.redis.stages import RedisStages
-from tests.fakes import RUN, begin_one, fake_store, make_shard, record_one
+from tests.fakes import RUN, begin_one, fake_store, make_shard, record_one, share_one
 
 
 @pytest.fixture(params=["fakeredis", "server", "files"])
@@ -746,9 +746,7 @@ def test_the_window_of_a_stage_says_what_is_open_and_what_waits(store, run):
 def test_the_load_of_a_run_with_max_workers_says_how_many_permits_are_used(store):
     store.create_run(RUN, spec="{}", created_at=1.0, max_workers=4)
     for process, wanted in (("a", 1), ("b", 9)):
-        store.share_permits(
-            RUN, process=process, dies_after_s=9, max_workers=4, has=0, wanted=wanted
-        )
+        share_one(store, RUN, process=process, max_workers=4, has=0, wanted=wanted)
     run = store.run(RUN)
     assert (run.max_workers, run.permits_in_use, run.priority) == (4, 4, 1.0)
     load = store.stage_load(StageId(RUN, 0))
@@ -770,7 +768,7 @@ def test_a_run_says_its_priority_and_that_it_has_no_cap(store, priority):
 def test_a_run_that_has_ended_uses_no_permits(store):
     """Those of a worker that was killed stay in its record: nobody asks for them any more."""
     store.create_run(RUN, spec="{}", created_at=1.0, max_workers=4)
-    store.share_permits(RUN, process="a", dies_after_s=9, max_workers=4, has=0, wanted=3)
+    share_one(store, RUN, process="a", max_workers=4, has=0, wanted=3)
     assert store.run(RUN).permits_in_use == 3
     store.end_run(RUN, RunStatus.CANCELLED, ended_at=2.0)
     assert store.run(RUN).permits_in_use == 0
@@ -964,7 +962,7 @@ LATE = {
     "reopen_run": (lambda s: s.reopen_run(RUN, retry=frozenset({ErrorKind.TIMEOUT})), False),
     "put_shard": (lambda s: s.put_shard(ShardId(RUN, 0, 2), make_shard()), UnknownRunError),
     "share_permits": (
-        lambda s: s.share_permits(RUN, process="p", dies_after_s=9, max_workers=3, has=0, wanted=1),
+        lambda s: share_one(s, RUN, process="p", max_workers=3, has=0, wanted=1),
         UnknownRunError,
     ),
     "seal_stage": (lambda s: s.seal_stage(StageId(RUN, 0)), UnknownRunError),
@@ -1089,7 +1087,7 @@ def test_every_key_of_a_run_expires(broker_url):
     store.put_result(RUN, b"x")
     store.compact(ShardId(RUN, 0, 0), {0: ok()})
     store.reopen_shard(ShardId(RUN, 0, 1), kept={0: ok()}, dropped=[])
-    store.share_permits(RUN, process="p", dies_after_s=9, max_workers=3, has=0, wanted=1)
+    share_one(store, RUN, process="p", max_workers=3, has=0, wanted=1)
     store.healed(StageId(RUN, 2))
     store.healed(ShardId(RUN, 2, 0))
     keys = set(client.keys("*")) - OF_THE_FLEET

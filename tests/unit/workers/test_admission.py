@@ -23,18 +23,22 @@ class Fleet:
             self.store.create_run(run_id, spec="{}", created_at=0.0)
         self.in_flight, self.most, self.done = Counter(), Counter(), Counter()
         self.is_away = False
-        self.asked = []
+        self.asked, self.requests = [], []
 
     def process(self, name, places=None, sure_s=1_000.0):
         admission = Admission(partial(self._ask, name), sure_s=sure_s)
         admission.places = places
         return admission
 
-    def _ask(self, name, run_id, **asked):
+    def _ask(self, name, requests):
         if self.is_away:
             raise BrokerError("away")
-        self.asked.append((name, asked["has"], asked["wanted"]))
-        return self.store.share_permits(run_id, process=name, dies_after_s=1_000, **asked)
+        self.requests.append([one.run_id for one in requests])
+        self.asked += [(name, one.has, one.wanted) for one in requests]
+        return self.share(name, requests)
+
+    def share(self, name, requests):
+        return self.store.share_permits(requests, process=name, dies_after_s=1_000)
 
     async def call(self, admission, run_id, cap, call_s=0.0, weight=1.0):
         await admission.enter(run_id, cap, weight)
@@ -51,6 +55,14 @@ class Fleet:
         return [
             asyncio.create_task(self.call(admission, run_id, cap, **options)) for _ in range(count)
         ]
+
+
+async def reached(condition):
+    for _ in range(1_000):
+        if condition():
+            return
+        await asyncio.sleep(0.01)
+    pytest.fail("it does not come to that")
 
 
 def run(coroutine):
@@ -196,10 +208,10 @@ def test_branches_outlive_a_request_for_permits_that_fails(fault):
         fleet = Fleet("r")
         faults = [fault, fault]
 
-        def ask(run_id, **asked):
+        def ask(requests):
             if faults:
                 raise faults.pop()
-            return fleet.store.share_permits(run_id, process="a", dies_after_s=1_000, **asked)
+            return fleet.share("a", requests)
 
         one = Admission(ask, sure_s=1_000)
         await asyncio.gather(*fleet.calls(one, "r", 5, 2))
@@ -276,17 +288,72 @@ def test_a_process_that_has_all_permits_does_not_ask_at_each_arrival():
     run(main())
 
 
+def test_the_permits_of_all_runs_are_reported_together(monkeypatch):
+    monkeypatch.setattr("workers.context.admission._REPORT_S", 0.2)
+
+    async def main():
+        names = [f"r{number}" for number in range(60)]
+        fleet = Fleet(*names)
+        one = fleet.process("a")
+        holding = [task for name in names for task in fleet.calls(one, name, 1, 2, call_s=1.0)]
+        await reached(lambda: fleet.in_flight.total() == 60)
+        fleet.requests.clear()
+        await reached(lambda: len(fleet.requests) == 2)
+        assert [sorted(runs) for runs in fleet.requests] == [sorted(names)] * 2
+        await asyncio.gather(*holding)
+        await one.aclose()
+
+    run(main())
+
+
+def test_runs_that_lack_permits_ask_together():
+    async def main():
+        names = [f"r{number}" for number in range(60)]
+        fleet = Fleet(*names)
+        one, other = fleet.process("a"), fleet.process("b")
+        holding = [task for name in names for task in fleet.calls(other, name, 1, 1, call_s=1.0)]
+        await reached(lambda: fleet.in_flight.total() == 60)
+        fleet.requests.clear()
+        waiting = [task for name in names for task in fleet.calls(one, name, 1, 1)]
+        await asyncio.sleep(0.7)
+        assert len(fleet.requests) < 30, "and not 60 times as often"
+        await asyncio.gather(*holding, *waiting)
+        assert max(fleet.most.values()) == 1
+        await asyncio.gather(one.aclose(), other.aclose())
+
+    run(main())
+
+
+def test_a_run_whose_permits_cannot_be_read_holds_up_no_other(caplog):
+    async def main():
+        fleet = Fleet("bad", "good")
+        fleet.store._redis.set("fanout:run:bad:permits", "damaged")
+        one = fleet.process("a")
+        bad = fleet.calls(one, "bad", 3, 2)
+        await asyncio.gather(*fleet.calls(one, "good", 30, 2, call_s=0.01))
+        assert not [task for task in bad if task.done()]
+        assert (
+            "cannot ask for permits of run bad: the permits of run bad are damaged" in caplog.text
+        )
+        fleet.store._redis.delete("fanout:run:bad:permits")
+        await asyncio.gather(*bad)
+        assert fleet.most == {"bad": 2, "good": 2}
+        await one.aclose()
+
+    run(main())
+
+
 def test_a_late_answer_does_not_undo_that_permits_are_given_back():
     async def main():
         fleet = Fleet("r")
         one = fleet.process("a", places=20)
         began, go_on, ask = threading.Event(), threading.Event(), one._ask
 
-        def slow(run_id, **asked):
+        def slow(requests):
             if not began.is_set():
                 began.set()
                 go_on.wait(10)
-            return ask(run_id, **asked)
+            return ask(requests)
 
         one._ask = slow
         task = fleet.calls(one, "r", 1, 4)[0]
