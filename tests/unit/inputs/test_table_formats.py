@@ -566,7 +566,7 @@ def test_the_package_that_a_url_needs_is_named(url, module, words, monkeypatch):
 SECRET = "hunter2-is-long-enough"
 
 
-class Broken(fsspec.AbstractFileSystem):  # type: ignore[misc]  # type: ignore[misc]
+class Broken(fsspec.AbstractFileSystem):  # type: ignore[misc]
     """A store that fails with an error which quotes its credentials."""
 
     protocol = "broken"
