@@ -27,7 +27,10 @@ __all__ = [
 ]
 
 # The fields that say how to read the inputs. They need an effect on these: see fanout.inputs.intake.
-READING = frozenset({"base_dir", "delimiter", "id_column", "sheet", "text_column", "where"})
+READING = frozenset({
+    "base_dir", "delimiter", "encoding", "id_column", "parse_timeout_s", "sheet", "text_column",
+    "where",
+})  # fmt: skip
 
 # The splitters that fill chunks up to a size.
 _SIZED_SPLITS = ("tokens", "markdown", "sentences")

@@ -20,6 +20,7 @@ ALIASES = {
     "aspect": "aspects",
     "timeout": "timeout_s",
     "deadline": "deadline_s",
+    "parse_timeout": "parse_timeout_s",
     "rpm": "requests_per_minute",
     "tpm": "tokens_per_minute",
 }

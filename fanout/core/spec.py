@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import re
 from collections.abc import Mapping
 from difflib import get_close_matches
@@ -40,6 +41,22 @@ __all__ = [
 
 SplitName = Literal["none", "lines", "tokens", "markdown", "sentences"]
 ReduceName = Literal["none", "concat", "merge", "vote", "rank", "llm"]
+
+
+def _encoding(value: object) -> object:
+    """Return an encoding of text by the name that Python gives it."""
+    if value is None:
+        return None
+    try:
+        name = codecs.lookup(str(value)).name
+        # Some codecs turn bytes into bytes, or text into text.
+        is_text = isinstance(b"ab".decode(name, "replace"), str)
+    except (LookupError, ValueError):
+        is_text = False
+    if not is_text or not isinstance(value, str):
+        msg = "must be an encoding of text, such as utf-8, utf-16-le, latin-1, cp1252 or shift_jis"
+        raise ValueError(msg)
+    return name
 
 
 def _delimiter(value: object) -> object:
@@ -150,6 +167,8 @@ class RunSpec(BaseModel):
             the input; ``seed`` (else 0) seeds it.
         limit: The number of documents after which the input ends: the first of the sample, if there
             is one.
+        encoding: The encoding of text without a byte order mark, such as ``latin-1``; None is UTF-8.
+        parse_timeout_s: Seconds after which a document that is parsed, such as a PDF, is given up.
         max_document_mb: The size in megabytes above which a document is refused.
         strict: Refuse an input with a document that cannot be used, or a file of an unknown kind,
             instead of leaving it out.
@@ -195,6 +214,8 @@ class RunSpec(BaseModel):
     where: Annotated[str | None, AfterValidator(_checked_condition)] = None
     sample: Annotated[int | None, Field(ge=1), _NUMBER] = None
     limit: Annotated[int | None, Field(ge=1), _NUMBER] = None
+    encoding: Annotated[str | None, BeforeValidator(_encoding)] = None
+    parse_timeout_s: Annotated[float, Field(gt=0, le=3_600), _NUMBER] = 60.0
     max_document_mb: Annotated[float, Field(gt=0, le=256), _NUMBER] = 16.0
     strict: Annotated[bool, Field(strict=True)] = False
 

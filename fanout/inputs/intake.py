@@ -117,6 +117,8 @@ def source_of_files(
         text_column=spec.text_column,
         delimiter=spec.delimiter,
         sheet=spec.sheet,
+        encoding=spec.encoding,
+        parse_timeout_s=spec.parse_timeout_s,
         max_bytes=_max_bytes(spec),
         base=base,
         notify=notify,
@@ -168,6 +170,12 @@ def _require_used(
         raise SpecError(
             f"{spec.id_column!r} is the column of the text; name another", field="id_column"
         )
+    if "encoding" in given and not source.uses("encoding"):
+        raise SpecError("has no effect: no input is text or a table of text; leave it out",
+                        field="encoding")  # fmt: skip
+    if "parse_timeout_s" in given and not source.uses("parse_timeout_s"):
+        raise SpecError("has no effect: no input is a document that is parsed, such as a PDF; "
+                        "leave it out", field="parse_timeout_s")  # fmt: skip
 
 
 def _has_relative(spec: RunSpec, documents: Any) -> bool:

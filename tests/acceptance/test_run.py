@@ -301,10 +301,10 @@ def test_the_model_may_come_from_the_environment(fanout, here):
     [
         (["none.txt"], ["none.txt: there is no such file or folder"]),
         (["*.rst"], ["*.rst: no file matches"]),
-        (["folder"], ["folder: no .txt, .md, ", "in this folder (there are: 1 .pdf)"]),
-        (["folder/x.pdf"], ["folder/x.pdf: is not UTF-8 text, and .pdf files are not supported"]),
+        (["folder"], ["folder: no .txt, .md, ", "in this folder (there are: 1 .mp3)"]),
+        (["folder/x.mp3"], ["folder/x.mp3: is not UTF-8 text, and .mp3 files are not supported"]),
         (["header.csv"], ["header.csv has a header and no row below it"]),
-        (["good.txt", "folder/*", "--strict"], ["folder/*: no file matches (there are: 1 .pdf)"]),
+        (["good.txt", "folder/*", "--strict"], ["folder/*: no file matches (there are: 1 .mp3)"]),
         (["good.txt", "empty.txt", "--strict"], ["strict: 1 of 2 documents cannot be used"]),
         (["good.txt", "--reduce", "vote", "--group-by", "documnt"], ["did you mean document?"]),
         (["empty.txt"], ["no document can be used", "empty.txt: the document is empty"]),
@@ -346,7 +346,7 @@ def test_bad_input_is_one_clear_message_and_status_2(fanout, here, arguments, wo
     (here / "broken.jsonl").write_text('{"text": \n')
     (here / "header.csv").write_text("id,text\n")
     (here / "folder").mkdir()
-    (here / "folder" / "x.pdf").write_bytes(b"%PDF")
+    (here / "folder" / "x.mp3").write_bytes(b"ID3")
     (here / "job.yaml").write_text("inputs: good.txt\nmodel: fake\npromt: x\n")
     if arguments[:1] == ["long.jsonl"]:
         with (here / "long.jsonl").open("wb") as file:
@@ -379,7 +379,7 @@ def test_what_is_left_out_of_an_input_is_said_also_to_who_wants_no_progress(fano
     rows_of_csv[7] = '7;"a 5 inch pipe; I liked it'
     (here / "in").mkdir()
     (here / "in" / "r.csv").write_text("\n".join(["id;text", *rows_of_csv]))
-    (here / "in" / "r.pdf").write_bytes(b"%PDF")
+    (here / "in" / "r.mp3").write_bytes(b"ID3")
     job = ("run", "in", "-m", "fake?answer=x", "-p", "{id}: {input}", "--reduce", "vote")
     done = fanout(*job)
     assert (done.status, json.loads(done.stdout)["votes"]) == (0, {"x": 29})
@@ -388,7 +388,7 @@ def test_what_is_left_out_of_an_input_is_said_also_to_who_wants_no_progress(fano
     quiet = fanout(*job, "-q")
     assert quiet.status == 0
     first, second = quiet.stderr.splitlines()
-    assert first.startswith("fanout: warning: left out: 1 .pdf (folders are searched for")
+    assert first.startswith("fanout: warning: left out: 1 .mp3 (folders are searched for")
     assert second.startswith("fanout: warning: 1 of 30 documents (3.3%) cannot be used; the first")
 
 

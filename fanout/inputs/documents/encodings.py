@@ -78,33 +78,35 @@ def html_text(data: bytes, encoding: str | None = None) -> str:
     """Return a web page as text. Raises ValueError with the reason if its encoding is unclear.
 
     A byte order mark comes first, then ``encoding``, then UTF-8 if the bytes are valid UTF-8,
-    whatever the page declares, as other text is hardly ever valid by chance.
+    also if the page declares another, as other text is hardly ever valid by chance.
     """
     if encoding is not None or bom_encoding(data):
         return decoded(data, encoding)
     match = _CHARSET.search(data[:_CHARSET_WITHIN])
     label = (match[1] or match[2]).decode("ascii", "replace") if match else None
+    reason = ""
     if label is None or not label.lower().startswith(_ESCAPED):
         try:
             return decoded(data)
         except ValueError as error:
-            reason = str(error)
-            if label is None:
-                msg = f"{reason.partition(';')[0]}, and it declares no charset: {_GIVE}"
-                raise ValueError(msg) from None
-    return _declared(data, label, reason if not label.lower().startswith(_ESCAPED) else "")
+            reason = str(error).partition(";")[0]
+    if label is None:
+        msg = f"{reason}, and it declares no charset: {_GIVE}"
+        raise ValueError(msg)
+    return _declared(data, label, reason)
 
 
 def _declared(data: bytes, label: str, reason: str) -> str:
     """Return a web page in the encoding that it declares, which is not UTF-8."""
-    said = f"it declares the charset {label!r}"
+    declared = f"it declares the charset {label!r}"
     try:
         name = codecs.lookup(label).name
-    except LookupError:
-        msg = f"{said}, which is unknown: {_GIVE}"
+        b"ab".decode(name, "replace")
+    except (LookupError, UnicodeError):
+        msg = f"{declared}, which is unknown: {_GIVE}"
         raise ValueError(msg) from None
     if name.startswith(("utf-8", "utf-16")):
-        msg = f"{said}, and is {reason.partition(';')[0]}: {_GIVE}"
+        msg = f"{declared}, and is {reason}: {_GIVE}"
         raise ValueError(msg)
     name = _WEB.get(name, name)
     try:
@@ -113,7 +115,7 @@ def _declared(data: bytes, label: str, reason: str) -> str:
         # Windows assigns five of its bytes to no character; web pages have them all the same.
         if name == "cp1252":
             return data.decode("cp1252", "replace")
-        msg = f"{said}, and is {no_text(error, label, is_given=True)}: {_GIVE}"
+        msg = f"{declared}, and is {no_text(error, label, is_given=True)}: {_GIVE}"
         raise ValueError(msg) from None
 
 

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import re
 import secrets
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from fanout.inputs.documents.encodings import decoded, html_text
-from fanout.inputs.documents.headings import headings_of
-from fanout.inputs.documents.kinds import (
+from fanout.inputs.documents.document_formats import (
+    DOCUMENT_FORMATS,
     ENCRYPTED,
-    FORMATS,
     HEAD_BYTES,
     binary_name,
     format_of_content,
     looks_like_html,
     named_format,
 )
+from fanout.inputs.documents.encodings import decoded, html_text
+from fanout.inputs.documents.headings import headings_of
 from fanout.inputs.documents.parsed import Parsed, Request
 from fanout.inputs.documents.rows import EMPTY, too_large
 
@@ -40,6 +40,7 @@ _MOST_CHARS = 200
 _PANIC = "PanicException"
 # Letters and digits only, as others would be escaped in Markdown.
 _MARK = f"FANOUT{secrets.token_hex(8)}PAGE"
+_SLIDE = re.compile(_MARK + r"\d+E\n*")
 
 
 def prepare() -> None:
@@ -51,14 +52,18 @@ def extract(request: Request) -> Parsed:
     """Return the text of a document, or the reason why there is none. Never raises Exception."""
     try:
         return _extract(request)
-    except (ValueError, OSError) as error:
-        if isinstance(error, OSError):
-            return Parsed(error=f"cannot be read: {error.strerror or error}")
+    except FileNotFoundError:
+        return Parsed(is_gone=True)
+    except OSError as error:
+        return Parsed(error=f"cannot be read: {error.strerror or error}")
+    except ValueError as error:
         return Parsed(error=str(error))
     except MemoryError:
         return Parsed(error=MEMORY, is_last=True)
     except RecursionError:
         return Parsed(error="it is nested too deeply")
+    except Exception as error:  # noqa: BLE001 - a document costs itself only
+        return Parsed(error=f"it cannot be read: {type(error).__name__}")
 
 
 def _extract(request: Request) -> Parsed:
@@ -89,7 +94,7 @@ def _format_of_text(head: bytes, name: str) -> str | None:
 def _as_text(file: BinaryIO, head: bytes, request: Request) -> Parsed:
     """Return the text of a file that is none of the formats that are parsed."""
     named = named_format(request.name)
-    wanted = FORMATS[named].words if named else "a document"
+    wanted = DOCUMENT_FORMATS[named].words if named else "a document"
     if what := binary_name(head):
         return Parsed(error=f"it is {what}, and not {wanted}")
     data = file.read(request.max_bytes + 1)
@@ -116,7 +121,7 @@ def _result(key: str, file: BinaryIO, request: Request) -> Any:
     """Return kreuzberg's result, or a document with the reason why there is none."""
     import kreuzberg
 
-    mime, config = FORMATS[key].mime, _config(key)
+    mime, config = DOCUMENT_FORMATS[key].mime, _config(key)
     try:
         if key != "html":
             return kreuzberg.extract_file_sync(request.path, mime, config)
@@ -129,10 +134,12 @@ def _result(key: str, file: BinaryIO, request: Request) -> Any:
         # A panic of Rust is no Exception; the state of the library is unknown after it.
         if type(error).__name__ != _PANIC:
             raise
-        return Parsed(error=f"the parser of {FORMATS[key].words} failed on it", is_last=True)
+        return Parsed(
+            error=f"the parser of {DOCUMENT_FORMATS[key].words} failed on it", is_last=True
+        )
 
 
-@lru_cache(maxsize=None)
+@cache
 def _config(key: str) -> Any:
     from kreuzberg import ConcurrencyConfig, ExtractionConfig, PageConfig
 
@@ -157,7 +164,7 @@ def _text_and_pages(key: str, result: Any) -> tuple[str, list[int]]:
     if key == "pdf":
         return _joined([piece.replace("\r\n", "\n").replace("\r", "\n") for piece in pieces])
     if key == "pptx":
-        first, *slides = re.split(_MARK + r"\d+E\n*", text)
+        first, *slides = _SLIDE.split(text)
         joined, starts = _joined([slide.rstrip() for slide in slides])
         return (joined, starts) if slides and not first.strip() else (text, [])
     if key == "html":
@@ -183,7 +190,7 @@ def page_starts(text: str, pieces: list[str]) -> list[int]:
     The pieces may differ from the text in their white space and in the lines of their tables.
     """
     sizes = [sum(map(len, _SOLID.findall(piece))) for piece in pieces]
-    if sum(sizes) != sum(map(len, _SOLID.findall(text))) or len(sizes) < 2:
+    if sum(sizes) != sum(map(len, _SOLID.findall(text))):
         return []
     starts = [0]
     passed, behind = 0, sizes[0]
@@ -228,4 +235,4 @@ def _reason(key: str, message: str) -> str:
     half = len(line) // 2
     if line[: half - 1] == line[half + 1 :]:
         line = line[: half - 1]
-    return f"it cannot be read as {FORMATS[key].words}: {line[:_MOST_CHARS]}"
+    return f"it cannot be read as {DOCUMENT_FORMATS[key].words}: {line[:_MOST_CHARS]}"

@@ -6,6 +6,7 @@ import glob
 import json
 import os
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Literal
 from urllib.parse import urlsplit
@@ -13,6 +14,8 @@ from urllib.parse import urlsplit
 import msgspec
 
 from fanout.core.errors import InputError
+from fanout.inputs.documents.document_formats import DOCUMENT_SUFFIXES, binary_name, is_document
+from fanout.inputs.documents.encodings import bom_encoding
 from fanout.inputs.documents.notices import Notice, listed
 from fanout.inputs.documents.packing import PACKINGS
 from fanout.inputs.documents.remote import Remote, named, open_remote, remote_paths
@@ -45,11 +48,13 @@ RUN = "run:"
 KINDS: dict[str, Kind] = {
     ".txt": "text",
     ".md": "text",
+    ".markdown": "text",
     ".csv": "table",
     ".tsv": "table",
     ".jsonl": "jsonl",
     ".ndjson": "jsonl",
     ".json": "json",
+    **dict.fromkeys(DOCUMENT_SUFFIXES, "document"),
     ".parquet": "parquet",
     ".arrow": "arrow",
     ".feather": "arrow",
@@ -63,6 +68,8 @@ KINDS: dict[str, Kind] = {
 ALLOWED = ", ".join(KINDS)
 # Kinds that are read from their beginning to their end, and so may be compressed.
 _STREAMED = frozenset({"text", "table", "jsonl", "json"})
+# Files of these kinds are looked at before they are read.
+_LOOKED_AT = frozenset({None, "table", "jsonl", "json"})
 _PACKED = frozenset({*PACKINGS, ".zst", ".zip", ".lz4", ".7z", ".tar", ".tgz"})
 # What the beginnings of files say.
 _CONTENTS: dict[bytes, Kind] = {
@@ -117,16 +124,19 @@ def kind_of(name: str) -> tuple[Kind | None, str | None]:
     return (kind, path.suffix) if kind in _STREAMED else (None, None)
 
 
-def find_files(inputs: Sequence[str], base: Path, notify: Notify) -> list[InputFile]:
+def find_files(
+    inputs: Sequence[str], base: Path, notify: Notify, *, encoding: str | None = None
+) -> list[InputFile]:
     """Return the files of inputs, in order, and send notices of files that are left out.
 
-    A folder stands for the files of known kinds in it. A file that is named, or that matches a
-    pattern, may have any name if it is text. A folder or pattern may be a URL.
+    A folder stands for the files of known kinds in it, and for those that begin as a document does. A
+    file that is named, or that matches a pattern, may have any name if it is text, in the encoding if
+    one is given. A folder or pattern may be a URL.
 
     Raises:
         InputError: An input does not exist, or holds no text.
     """
-    search = _Search(base)
+    search = _Search(base, encoding)
     found = [file for one in inputs for file in search.files(one)]
     if search.left_out:
         text = (
@@ -142,8 +152,9 @@ def find_files(inputs: Sequence[str], base: Path, notify: Notify) -> list[InputF
 class _Search:
     """Looks up inputs, and counts the files that it leaves out."""
 
-    def __init__(self, base: Path) -> None:
+    def __init__(self, base: Path, encoding: str | None) -> None:
         self._base = base
+        self._encoding = encoding
         self.left_out: Counter[str] = Counter()
         self.unreadable: list[str] = []
 
@@ -222,8 +233,8 @@ class _Search:
     def _named(self, name: str, path: Path) -> InputFile:
         kind, packing = kind_of(path.name)
         try:
-            kind = kind or _kind_by_content(path)
-            is_text = _is_text(path)
+            kind = _kind_by_content(path, kind)
+            is_text = _is_text(path, self._encoding)
         except OSError as error:
             fault = f"cannot be read: {error.strerror or error}"
             return InputFile(name=name, kind=kind or "text", fault=fault)
@@ -246,7 +257,7 @@ class _Search:
                 self.left_out["folders"] += 0 if "**" in pattern else 1
                 continue
             kind, packing = _found(path)
-            if not path.is_file() or (kind is None and not _may_be_text(path)):
+            if not path.is_file() or (kind is None and not _may_be_text(path, self._encoding)):
                 self.left_out[_label(path)] += 1
                 continue
             count += 1
@@ -312,11 +323,9 @@ def _folder_of(path: str) -> str:
 def _found(path: Path) -> tuple[Kind | None, str | None]:
     """Return the kind and packing of a file that nobody named: many other files end in ``.db``."""
     kind, packing = kind_of(path.name)
-    if path.suffix.lower() == ".db":
-        try:
-            kind = _kind_by_content(path)
-        except OSError:
-            kind = "sqlite"
+    with suppress(OSError):
+        if path.is_file():
+            kind = _kind_by_content(path, None if path.suffix.lower() == ".db" else kind)
     return kind, packing
 
 
@@ -355,18 +364,28 @@ def _database(url: str, sqlite: SqliteUrl, base: Path) -> InputFile:
     return InputFile(name=name, kind="sqlite", sqlite=sqlite)
 
 
-def _kind_by_content(path: Path) -> Kind | None:
-    """Return what the beginning of a file says of its kind, or None. Raises OSError."""
+def _kind_by_content(path: Path, kind: Kind | None) -> Kind | None:
+    """Return the kind of a file whose name says nothing, or rows of text where there are none.
+
+    That of text and of documents shows when they are read. Raises OSError.
+    """
+    if kind not in _LOOKED_AT or path.suffix.lower() in _PACKED:
+        return kind
     with path.open("rb") as file:
         begin = file.read(max(map(len, _CONTENTS)))
-    return next((kind for magic, kind in _CONTENTS.items() if begin.startswith(magic)), None)
+        found = next((kind for magic, kind in _CONTENTS.items() if begin.startswith(magic)), None)
+        return found or ("document" if is_document(file) else kind)
 
 
-def _is_text(path: Path) -> bool:
-    """Say whether a file begins with UTF-8 text. Raises OSError."""
+def _is_text(path: Path, encoding: str | None) -> bool:
+    """Say whether a file begins with text. Raises OSError."""
     with path.open("rb") as file:
         sample, is_longer = file.read(_SAMPLE_BYTES), bool(file.read(1))
-    if b"\0" in sample or sample.startswith(_MAGIC):
+    if sample.startswith(_MAGIC) or binary_name(sample):
+        return False
+    if bom_encoding(sample) or encoding:
+        return True
+    if b"\0" in sample:
         return False
     try:
         sample.decode()
@@ -376,9 +395,9 @@ def _is_text(path: Path) -> bool:
     return True
 
 
-def _may_be_text(path: Path) -> bool:
+def _may_be_text(path: Path, encoding: str | None) -> bool:
     try:
-        return _is_text(path)
+        return _is_text(path, encoding)
     except OSError:
         return True
 
@@ -387,6 +406,6 @@ def _no_text(path: Path) -> str:
     suffix = path.suffix.lower()
     way_out = "uncompress it first" if suffix in _PACKED else "convert it to text first"
     return (
-        f"is not UTF-8 text, and {suffix or 'such'} files are not supported: {way_out} "
-        f"(supported are {ALLOWED}, and text files of any other name)"
+        f"is not UTF-8 text, and {suffix or 'such'} files are not supported: {way_out}, or give the "
+        f"encoding of a text (supported are {ALLOWED}, and text files of any other name)"
     )

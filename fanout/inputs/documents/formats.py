@@ -6,7 +6,12 @@ A new format is a line of ``FORMATS``, a kind in ``files.Kind``, and its file ex
 
 from __future__ import annotations
 
+import os
+import re
+from functools import partial
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
+
+import msgspec
 
 from fanout.inputs.documents.arrow_files import (
     check_arrow,
@@ -14,6 +19,8 @@ from fanout.inputs.documents.arrow_files import (
     read_arrow,
     read_dataset,
 )
+from fanout.inputs.documents.document_files import document_of
+from fanout.inputs.documents.document_formats import MAGIC, is_document
 from fanout.inputs.documents.json_rows import read_json, read_jsonl
 from fanout.inputs.documents.parquet_rows import check_parquet, read_parquet
 from fanout.inputs.documents.past_runs import check_run, read_run
@@ -36,7 +43,10 @@ __all__ = ["DOCUMENT", "FORMATS", "Format"]
 # What a workbook without a table is.
 DOCUMENT: Kind = "document"
 
+_TEXT = frozenset({"encoding"})
 _ROWS = frozenset({"text_column"})
+_MAGIC_BYTES = 8
+_NO_UTF8 = re.compile(r"not valid UTF-8(?: \([^)]*\))?[^()]*")
 
 
 class Format(NamedTuple):
@@ -60,7 +70,23 @@ class Format(NamedTuple):
 def _text(
     file: InputFile, opened: BinaryIO, _checked: None, reading: Reading, indices: Iterator[int]
 ) -> Iterator[Document]:
-    yield read_text(file.name, next(indices), opened, reading.max_bytes)
+    documents, peek = reading.documents, getattr(opened, "peek", None)
+    # A document whose name says that it is text.
+    if documents and peek and peek(_MAGIC_BYTES).startswith(MAGIC) and is_document(opened):
+        opened.seek(0, os.SEEK_END)
+        yield document_of(file.name, next(indices), documents.other(file), reading.max_bytes)
+        return
+    yield read_text(file.name, next(indices), opened, reading.max_bytes, reading.encoding)
+
+
+def _document(
+    file: InputFile, _checked: None, reading: Reading, indices: Iterator[int]
+) -> Iterator[Document]:
+    if reading.documents is None:
+        msg = "documents are read in a pass through the input"
+        raise RuntimeError(msg)
+    parsed = reading.documents.next()
+    yield document_of(file.name, next(indices), parsed, reading.max_bytes)
 
 
 def _check_table(file: InputFile, reading: Reading) -> Table:
@@ -68,7 +94,7 @@ def _check_table(file: InputFile, reading: Reading) -> Table:
         with reading.open(file) as opened:
             return detect_table(
                 file.name,
-                opened,
+                reading.as_utf8(opened),
                 text_column=reading.text_column,
                 delimiter=reading.delimiter,
                 max_bytes=reading.max_bytes,
@@ -80,29 +106,48 @@ def _check_table(file: InputFile, reading: Reading) -> Table:
 def _table(
     file: InputFile, opened: BinaryIO, table: Table, reading: Reading, indices: Iterator[int]
 ) -> Iterator[Document]:
-    return read_table(file.name, opened, table, indices, reading.max_bytes)
+    name = reading.encoding_of(opened)
+    rows = read_table(file.name, reading.as_utf8(opened), table, indices, reading.max_bytes)
+    return _in_encoding(rows, name)
 
 
 def _jsonl(
     file: InputFile, opened: BinaryIO, _checked: None, reading: Reading, indices: Iterator[int]
 ) -> Iterator[Document]:
     column = reading.text_column or DEFAULT_TEXT_COLUMN
-    return read_jsonl(file.name, opened, indices, column, reading.max_bytes)
+    name = reading.encoding_of(opened)
+    rows = read_jsonl(file.name, reading.as_utf8(opened), indices, column, reading.max_bytes)
+    return _in_encoding(rows, name)
 
 
 def _json(
     file: InputFile, opened: BinaryIO, _checked: None, reading: Reading, indices: Iterator[int]
 ) -> Iterator[Document]:
     column = reading.text_column or DEFAULT_TEXT_COLUMN
-    return read_json(file.name, opened, indices, column, reading.max_bytes)
+    name = reading.encoding_of(opened)
+    rows = read_json(file.name, reading.as_utf8(opened), indices, column, reading.max_bytes)
+    return _in_encoding(rows, name)
+
+
+def _in_encoding(rows: Iterator[Document], name: str | None) -> Iterator[Document]:
+    """Return the rows of a file, in whose errors its own encoding stands in place of UTF-8."""
+    return rows if name is None else map(partial(_renamed, name), rows)
+
+
+def _renamed(name: str, document: Document) -> Document:
+    if document.error is None or "not valid UTF-8" not in document.error:
+        return document
+    error = _NO_UTF8.sub(f"not valid {name}", document.error)
+    return msgspec.structs.replace(document, error=error)
 
 
 FORMATS: Mapping[Kind, Format] = {
     "run": Format(read_run, check_run, _ROWS),
-    "text": Format(streamed(_text)),
-    "table": Format(streamed(_table), _check_table, _ROWS | {"delimiter"}),
-    "jsonl": Format(streamed(_jsonl), fields=_ROWS),
-    "json": Format(streamed(_json), fields=_ROWS),
+    "text": Format(streamed(_text), fields=_TEXT),
+    "document": Format(_document, fields=frozenset({"parse_timeout_s"})),
+    "table": Format(streamed(_table), _check_table, _TEXT | _ROWS | {"delimiter"}),
+    "jsonl": Format(streamed(_jsonl), fields=_TEXT | _ROWS),
+    "json": Format(streamed(_json), fields=_TEXT | _ROWS),
     "parquet": Format(read_parquet, check_parquet, _ROWS),
     "arrow": Format(read_arrow, check_arrow, _ROWS),
     "dataset": Format(read_dataset, check_dataset, _ROWS),

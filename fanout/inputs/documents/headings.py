@@ -13,7 +13,7 @@ _LINE = re.compile(
     r"|^ {0,3}(?P<over>[^\s#>|`~*+-][^\n]*)\n {0,3}(?P<under>=+|-+)[ \t]*$",
     re.MULTILINE,
 )
-_MARKUP = re.compile(r"\\([!-/:-@\[-`{-~])|\*\*|__|!?\[([^\]]*)\]\([^)]*\)")
+_MARKUP = re.compile(r"\\([!-/:-@\[-`{-~])|\*\*|__|!?\[([^\]\[\n]*)\]\([^()\n]*\)")
 _MOST_CHARS = 120
 
 
@@ -43,5 +43,5 @@ def headings_of(text: str) -> list[tuple[int, str]]:
 
 def _plain(title: str) -> str:
     """Return a heading without its markup."""
-    plain = _MARKUP.sub(lambda match: match[1] or match[2] or "", title)
+    plain = _MARKUP.sub(lambda match: match[1] or match[2] or "", title[: 2 * _MOST_CHARS])
     return " ".join(plain.split())[:_MOST_CHARS]

@@ -98,9 +98,9 @@ def _limit(mapped_bytes: int) -> None:
         limits.append((resource.RLIMIT_AS, mapped_bytes))
     for kind, most in limits:
         hard = resource.getrlimit(kind)[1]
-        most = most if hard == resource.RLIM_INFINITY else min(most, hard)
+        soft = most if hard == resource.RLIM_INFINITY else min(most, hard)
         with suppress(ValueError, OSError):
-            resource.setrlimit(kind, (most, hard))
+            resource.setrlimit(kind, (soft, hard))
 
 
 if __name__ == "__main__":

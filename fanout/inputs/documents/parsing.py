@@ -27,7 +27,7 @@ from fanout.system.resources import usable_cores
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
-    from typing import IO
+    from typing import IO, Self
 
 __all__ = ["ParserPool", "require_parser"]
 
@@ -66,10 +66,14 @@ def require_parser(source: str | None = None) -> None:
 class _Job:
     """A document on its way: until it is parsed, it has been sent or waits."""
 
-    def __init__(self, request: Request) -> None:
-        self.request = request
+    def __init__(self, request: Request | Parsed) -> None:
         self.attempts = 0
-        self.parsed: Parsed | None = None
+        self.parsed = request if isinstance(request, Parsed) else None
+        self._request = request
+
+    @property
+    def request(self) -> Request:
+        return cast("Request", self._request)
 
     @property
     def chars(self) -> int:
@@ -92,14 +96,14 @@ class ParserPool:
         self._queue: deque[_Job] = deque()
         self._failed_starts = 0
 
-    def __enter__(self) -> ParserPool:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_error: object) -> None:
         self.close()
 
     def close(self) -> None:
-        """End the processes, whatever they do."""
+        """End the processes at once."""
         children, self._children = self._children, []
         for child in children:
             child.kill()
@@ -111,8 +115,10 @@ class ParserPool:
         self._queue.appendleft(job)
         return self._finished(job)
 
-    def parse_all(self, requests: Iterable[Request]) -> Iterator[Parsed]:
+    def parse_all(self, requests: Iterable[Request | Parsed]) -> Iterator[Parsed]:
         """Yield the documents in the order of the requests, of which it takes a few in advance.
+
+        What stands in place of a request is yielded as it is.
 
         Raises:
             InputError: The library is not installed, or its process does not start.
@@ -127,7 +133,7 @@ class ParserPool:
                 is_at_end = request is None
                 if request is not None:
                     jobs.append(_Job(request))
-                    self._queue.append(jobs[-1])
+                    self._queue.extend(job for job in (jobs[-1],) if job.parsed is None)
                     self._send()
             if not jobs:
                 return

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import io
+import shutil
 import sys
 from collections import Counter
 from itertools import count
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import TYPE_CHECKING, BinaryIO
 
 import msgspec
 
+from fanout.inputs.documents.document_files import DocumentFiles, document_of
+from fanout.inputs.documents.document_formats import MAGIC, named_format
 from fanout.inputs.documents.files import STDIN, find_files
 from fanout.inputs.documents.formats import DOCUMENT, FORMATS
 from fanout.inputs.documents.notices import Notice, log_notice
@@ -28,12 +33,13 @@ if TYPE_CHECKING:
 __all__ = ["FileSource"]
 
 _NAMED_FILES = 3
+_MAGIC_BYTES = 8
 
 
 class FileSource:
     """The documents of files, folders, globs, URLs and standard input.
 
-    A text file is one document. So is a line of a ``.jsonl`` or ``.ndjson`` file and a row of a
+    A text file is one document, and so is a file that is parsed, such as a PDF. So is a line of a ``.jsonl`` or ``.ndjson`` file and a row of a
     table (CSV, TSV, Parquet, Arrow, Excel, SQLite, a folder of a dataset), named ``path:number``;
     and an object of a ``.json`` file, named ``path#number``. A document that cannot be used has the
     reason in its ``error``.
@@ -43,6 +49,8 @@ class FileSource:
             knows, and of SQLite databases; ``-`` for stdin.
         text_column: The column of rows that holds the text; None is ``text``.
         delimiter: The character between the cells of a ``.csv`` file; None detects it.
+        encoding: The encoding of text without a byte order mark; None is UTF-8.
+        parse_timeout_s: Seconds after which a document that is parsed is given up.
         sheet: The sheet of workbooks, by its name or its number from 1; None is the first.
         max_bytes: The size above which a document is refused.
         stdin: The stream that ``-`` reads; None is standard input.
@@ -61,6 +69,8 @@ class FileSource:
         *,
         text_column: str | None = None,
         delimiter: str | None = None,
+        encoding: str | None = None,
+        parse_timeout_s: float = 60.0,
         sheet: str | None = None,
         max_bytes: int,
         stdin: BinaryIO | None = None,
@@ -71,19 +81,22 @@ class FileSource:
         self._reading = Reading(
             text_column=text_column,
             delimiter=delimiter,
+            encoding=encoding,
+            parse_timeout_s=parse_timeout_s,
             sheet=sheet,
             max_bytes=max_bytes,
             base=base,
             open_run=open_run,
         )
         self._stdin = stdin
-        self._files = find_files(inputs, base, notify)
+        self._files = find_files(inputs, base, notify, encoding=encoding)
         # By the number of the file, and only what was found: there may be very many files.
         self._checked: dict[int, Checked] = {}
         for at, file in enumerate(self._files):
             check = FORMATS[file.kind].check
             if check is not None and file.fault is None:
                 self._keep(at, check(file, self._reading), notify)
+        self._require_parser()
         self._report_delimiters(notify)
         for checked in self._checked.values():
             if checked.left_out is not None:
@@ -96,8 +109,14 @@ class FileSource:
             InputError: A file disappeared, shrank or could not be read to its end.
         """
         indices = count()
-        for at in range(len(self._files)):
-            yield from self._documents_of(at, indices)
+        parsed = (one for one in self._files if one.kind == DOCUMENT and one.fault is None)
+        documents = DocumentFiles(parsed, self._reading)
+        reading = msgspec.structs.replace(self._reading, documents=documents)
+        try:
+            for at in range(len(self._files)):
+                yield from self._documents_of(at, reading, indices)
+        finally:
+            documents.close()
 
     @property
     def is_lasting(self) -> bool:
@@ -106,7 +125,16 @@ class FileSource:
 
     def uses(self, field: str) -> bool:
         """Say whether a field that says how to read inputs has an effect on any file."""
+        if field == "encoding" and any(named_format(one.name) == "html" for one in self._files):
+            return True
         return any(field in FORMATS[file.kind].fields for file in self._files)
+
+    def _require_parser(self) -> None:
+        first = next((file for file in self._files if file.kind == DOCUMENT), None)
+        if first is not None:
+            from fanout.inputs.documents.parsing import require_parser
+
+            require_parser(first.name)
 
     def why_empty(self) -> str:
         """Return why there is no document at all."""
@@ -133,7 +161,7 @@ class FileSource:
             is_known = checked_file.header is not None or checked_file.fault is not None
             if is_known or "text_column" not in FORMATS[file.kind].fields:
                 continue
-            for document in self._documents_of(at, count()):
+            for document in self._documents_of(at, self._reading, count()):
                 found |= names.intersection(document.columns)
                 if found == names:
                     break
@@ -144,11 +172,9 @@ class FileSource:
         file = self._files[at]
         if checked.no_table is None:
             self._checked[at] = checked
-        elif DOCUMENT in FORMATS:
+        else:
             notify(Notice(text=f"reading {file.name} as one document: {checked.no_table}"))
             self._files[at] = msgspec.structs.replace(file, kind=DOCUMENT)
-        else:
-            self._checked[at] = Checked(fault=checked.no_table)
 
     def _report_delimiters(self, notify: Notify) -> None:
         counts: Counter[str] = Counter()
@@ -162,15 +188,41 @@ class FileSource:
             if files > _NAMED_FILES:
                 notify(Notice(text=f"reading {files - _NAMED_FILES:,} more files with {word}"))
 
-    def _documents_of(self, at: int, indices: count[int]) -> Iterator[Document]:
+    def _documents_of(self, at: int, reading: Reading, indices: count[int]) -> Iterator[Document]:
         file = self._files[at]
         if file.name == STDIN:
-            stdin = self._stdin or sys.stdin.buffer
-            yield read_text("stdin", next(indices), stdin, self._reading.max_bytes)
+            yield _read_stdin(self._stdin or sys.stdin.buffer, reading, next(indices))
             return
         checked = self._checked.get(at)
         fault = checked.fault if checked is not None else file.fault
         if fault is not None:
             yield faulty(file.name, next(indices), fault)
             return
-        yield from FORMATS[file.kind].read(file, checked, self._reading, indices)
+        yield from FORMATS[file.kind].read(file, checked, reading, indices)
+
+
+def _read_stdin(stdin: BinaryIO, reading: Reading, index: int) -> Document:
+    """Return what standard input holds, as one document."""
+    most, name = reading.max_bytes, "stdin"
+    head = stdin.read(_MAGIC_BYTES)
+    rest = _Joined(head, stdin)
+    if reading.documents is None or not head.startswith(MAGIC):
+        return read_text(name, index, rest, most, reading.encoding)
+    with NamedTemporaryFile() as copy:
+        shutil.copyfileobj(rest, copy)
+        copy.flush()
+        return document_of(name, index, reading.documents.at(Path(copy.name), name), most)
+
+
+class _Joined(io.BytesIO):
+    """The beginning of a stream, which has been read, and the rest of it."""
+
+    def __init__(self, head: bytes, rest: BinaryIO) -> None:
+        super().__init__(head)
+        self._rest = rest
+
+    def read(self, size: int | None = -1) -> bytes:
+        """Read as the stream itself would."""
+        head = super().read(size)
+        left = -1 if size is None or size < 0 else size - len(head)
+        return head + self._rest.read(left) if left else head

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, cast
 import msgspec
 
 from fanout.core.errors import InputError
+from fanout.inputs.documents.encodings import Recoded, bom_encoding
 from fanout.inputs.documents.packing import UnpackError, unpacked
 from fanout.inputs.documents.remote import open_remote
 from fanout.inputs.documents.rows import DEFAULT_TEXT_COLUMN, faulty
@@ -20,12 +22,15 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from fanout.core.records import Document
+    from fanout.inputs.documents.document_files import DocumentFiles
     from fanout.inputs.documents.files import InputFile
     from fanout.inputs.documents.past_runs import OpenRun
 
 __all__ = ["Checked", "Reading", "streamed"]
 
 _COPY_BYTES = 1_000_000
+# A byte order mark has up to four bytes.
+_MARK_BYTES = 4
 
 
 class Reading(msgspec.Struct, frozen=True, kw_only=True):
@@ -35,17 +40,23 @@ class Reading(msgspec.Struct, frozen=True, kw_only=True):
         text_column: The column of rows that holds the text; None selects the default.
         delimiter: The character between the cells of a table; None detects it.
         sheet: The sheet of a workbook, by its name or its number from 1; None is the first.
+        encoding: The encoding of text without a byte order mark; None is UTF-8.
+        parse_timeout_s: Seconds after which a document that is parsed is given up.
         max_bytes: The size above which a document is refused.
         base: The folder of relative inputs.
         open_run: Opens another run as an input; None where runs cannot be read.
+        documents: The files that are parsed, in a pass through the input; None outside of one.
     """
 
     text_column: str | None = None
     delimiter: str | None = None
     sheet: str | None = None
+    encoding: str | None = None
+    parse_timeout_s: float = 60.0
     max_bytes: int
     base: Path = Path()
     open_run: OpenRun | None = None
+    documents: DocumentFiles | None = None
 
     def path(self, file: InputFile) -> Path:
         """Return where a file is that is on this machine."""
@@ -56,6 +67,17 @@ class Reading(msgspec.Struct, frozen=True, kw_only=True):
         remote = file.remote
         opened = self.path(file).open("rb") if remote is None else open_remote(remote)
         return opened if file.packing is None else unpacked(opened, file.packing)
+
+    def as_utf8(self, opened: BinaryIO) -> BinaryIO:
+        """Return an open file of another encoding as one of UTF-8."""
+        name = self.encoding_of(opened)
+        return opened if name is None else io.BufferedReader(Recoded(opened, name))
+
+    def encoding_of(self, opened: BinaryIO) -> str | None:
+        """Return the encoding of a file, at its beginning; None if it is UTF-8."""
+        peek = getattr(opened, "peek", None)
+        name = bom_encoding(peek(_MARK_BYTES) if peek else b"") or self.encoding
+        return None if name is None or name.startswith("utf-8") else name
 
     @contextmanager
     def open_anywhere(self, file: InputFile) -> Iterator[BinaryIO]:

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, BinaryIO
 
-from fanout.inputs.documents.lines import BOM
-from fanout.inputs.documents.rows import checked, faulty, not_utf8, too_large
+import msgspec
+
+from fanout.inputs.documents.document_formats import HEAD_BYTES, binary_name
+from fanout.inputs.documents.encodings import decoded
+from fanout.inputs.documents.headings import headings_of
+from fanout.inputs.documents.rows import checked, faulty, too_large
 
 if TYPE_CHECKING:
     from fanout.core.records import Document
@@ -13,18 +17,23 @@ if TYPE_CHECKING:
 __all__ = ["read_text"]
 
 _SKIP_BYTES = 1_000_000
+_MARKDOWN = (".md", ".markdown")
 
 
-def read_text(name: str, index: int, file: BinaryIO, max_bytes: int) -> Document:
-    """Return the content of a file as a document."""
+def read_text(
+    name: str, index: int, file: BinaryIO, max_bytes: int, encoding: str | None = None
+) -> Document:
+    """Return the content of a file as a document, with its headings if it is Markdown."""
     data = file.read(max_bytes + 1)
     if len(data) > max_bytes:
         rest = sum(len(part) for part in iter(lambda: file.read(_SKIP_BYTES), b""))
         return faulty(name, index, too_large(len(data) + rest, max_bytes))
     try:
-        text = data.removeprefix(BOM).decode()
-    except UnicodeDecodeError as error:
-        return faulty(name, index, not_utf8(error))
-    if "\0" in text:
-        return faulty(name, index, "it holds NUL bytes, so it is not text")
-    return checked(name, index, text, max_bytes)
+        text = decoded(data, encoding)
+    except ValueError as error:
+        what = binary_name(data[:HEAD_BYTES])
+        return faulty(name, index, f"it is {what}, and not text" if what else str(error))
+    document = checked(name, index, text, max_bytes)
+    if document.error is None and name.lower().endswith(_MARKDOWN):
+        return msgspec.structs.replace(document, headings=headings_of(document.text))
+    return document

@@ -26,7 +26,7 @@ from fanout.cli.main import _COMMANDS
 from fanout.cli.options import _OPTION_OF, job_options, job_spec
 from fanout.core.errors import BrokerError, LLMError, ModelError, SettingsError, SpecError
 from fanout.core.field_effects import CONFLICTS, FUNCTION_RULES, RULES, require_used
-from fanout.core.field_names import PARTS
+from fanout.core.field_names import ALIASES, PARTS
 from fanout.core.records import Document
 from fanout.core.settings import Settings, load_settings
 from fanout.core.spec import RunSpec, make_spec, stored_spec
@@ -58,7 +58,9 @@ SOMETIMES: dict[str, tuple[Any, list[Any], list[Any]]] = {
     "seed": (3, [{}, {"model": "openai/m"}], [{"model": "anthropic/m"}]),
 }  # fmt: skip
 # These with some inputs only.
-READING = {"base_dir", "text_column", "delimiter", "sheet", "id_column", "where"}
+READING = {
+    "base_dir", "text_column", "delimiter", "sheet", "encoding", "parse_timeout_s", "id_column", "where",
+}  # fmt: skip
 FIELDS = [name for name in RunSpec.model_fields if name not in {"retries", "rate"}] + list(PARTS)
 
 
@@ -274,6 +276,7 @@ def from_command_line(*arguments):
 # How an input is read.
 
 TEXT, TABLE, LINES, BOOK = "a.txt", "b.csv", "c.jsonl", "d.xlsx"
+RTF, PAGE = "d.rtf", "e.html"
 
 
 @pytest.fixture
@@ -285,6 +288,8 @@ def inputs(tmp_path, monkeypatch):
     for row in (["text"], ["hello"]):
         book.active.append(row)
     book.save(tmp_path / BOOK)
+    (tmp_path / RTF).write_text(r"{\rtf1 hello}")
+    (tmp_path / PAGE).write_text("<p>hello")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -302,6 +307,8 @@ def absolute(folder, paths):
         ("delimiter", ",", [[TABLE], [TEXT, TABLE]], [[TEXT], [LINES], [TEXT, LINES]]),
         ("id_column", "x", [[TABLE], [LINES], [TEXT, TABLE]], [[TEXT]]),
         ("where", "x = 1", [[TABLE], [LINES], [TEXT, TABLE]], [[TEXT]]),
+        ("encoding", "latin-1", [[TEXT], [TABLE], [LINES], [PAGE], [RTF, TEXT]], [[RTF]]),
+        ("parse_timeout", "50", [[RTF], [TEXT, PAGE]], [[TEXT], [TABLE], [LINES, TEXT]]),
     ],
 )
 def test_how_an_input_is_read_is_refused_where_it_is_not_read_so(
@@ -309,7 +316,7 @@ def test_how_an_input_is_read_is_refused_where_it_is_not_read_so(
 ):
     for some in unused:
         paths = absolute(inputs, some)
-        with pytest.raises(SpecError, match=f"^{field}: has no effect"):
+        with pytest.raises(SpecError, match=f"^{ALIASES.get(field, field)}: has no effect"):
             checked_documents(make_spec(**JOB, inputs=paths, **{field: value}), None)
         done = invoked(
             "run", *paths, f"--{field.replace('_', '-')}", value, "-m", "fake", "-p", "x"
@@ -356,6 +363,8 @@ def test_how_documents_in_memory_are_read():
         "text_column": "t",
         "id_column": "t",
         "where": "t=1",
+        "encoding": "latin-1",
+        "parse_timeout_s": 5,
     }
     for field, value in fields.items():
         with pytest.raises(SpecError, match=f"^{field}: has no effect"):

@@ -36,6 +36,9 @@ if TYPE_CHECKING:
         ),
         ({"model": "fake", "aspects": {"a": {"input": None}}}, ["aspects.a:", "in quotes"]),
         ({"model": "fake", "prompt": "p", "delimiter": "ab"}, ["delimiter: must be one", "'ab'"]),
+        ({"model": "fake", "prompt": "p", "encoding": "klingon"}, ["encoding: must be", "klingon"]),
+        ({"model": "fake", "prompt": "p", "encoding": "rot13"}, ["encoding: must be an encoding"]),
+        ({"model": "fake", "prompt": "p", "parse_timeout": 0}, ["parse_timeout_s:", "0"]),
         (
             {"model": "fake", "prompt": "p", "timeout": 1, "timeout_s": 2},
             ["timeout_s: is given twice, as timeout and as timeout_s"],
@@ -229,7 +232,7 @@ def test_a_text_that_is_not_utf8_is_refused(field, fields):
 VALUES = {
     "id_column": "id", "where": "stars <= 2", "sample": 5, "limit": 4,
     "inputs": "a.txt", "base_dir": "/x", "text_column": "t", "delimiter": ";", "sheet": "s",
-    "max_document_mb": 2,
+    "encoding": "utf-16", "parse_timeout_s": 9, "max_document_mb": 2,
     "model": "fake", "prompt": "{input}", "samples": 2, "system": "s", "temperature": 0.5,
     "max_tokens": 9, "seed": 3, "stop": ["."], "output_format": "json", "split": "lines",
     "chunk_tokens": 50, "chunk_overlap_tokens": 0, "reduce": "vote", "aggregate_prompt": "{input}",

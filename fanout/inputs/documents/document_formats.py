@@ -1,23 +1,22 @@
-"""The kinds of input files: by name, and by content where the name says nothing or is wrong."""
+"""The formats of documents that are parsed: by name, and by content where that is wrong or says nothing."""
 
 from __future__ import annotations
 
 import struct
-import zipfile
 from pathlib import PurePath
-from typing import TYPE_CHECKING, BinaryIO, Literal, NamedTuple
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 if TYPE_CHECKING:
+    import zipfile
     from collections.abc import Iterable
 
 __all__ = [
-    "ALLOWED",
+    "DOCUMENT_FORMATS",
+    "DOCUMENT_SUFFIXES",
     "ENCRYPTED",
-    "FORMATS",
-    "KINDS",
-    "PACKED",
-    "Format",
-    "Kind",
+    "HEAD_BYTES",
+    "MAGIC",
+    "DocumentFormat",
     "binary_name",
     "format_of_content",
     "is_document",
@@ -25,14 +24,11 @@ __all__ = [
     "named_format",
 ]
 
-# What reads a file: text as it is, the readers of rows, or a parser of documents.
-Kind = Literal["text", "table", "jsonl", "json", "document"]
-
 HEAD_BYTES = 8_192
 ENCRYPTED = "it is encrypted, and needs a password"
 
 
-class Format(NamedTuple):
+class DocumentFormat(NamedTuple):
     """A format of documents that are parsed.
 
     Attributes:
@@ -48,41 +44,35 @@ class Format(NamedTuple):
 
 _OOXML = "application/vnd.openxmlformats-officedocument"
 _ODF = "application/vnd.oasis.opendocument"
-FORMATS = {
-    "pdf": Format("a PDF", "application/pdf", (".pdf",)),
-    "docx": Format("a Word document", f"{_OOXML}.wordprocessingml.document", (".docx", ".docm")),
-    "doc": Format("a Word 97 document", "application/msword", (".doc",)),
-    "pptx": Format("a PowerPoint file", f"{_OOXML}.presentationml.presentation", (".pptx", ".pptm")),
-    "ppt": Format("a PowerPoint 97 file", "application/vnd.ms-powerpoint", (".ppt",)),
-    "odt": Format("an OpenDocument text", f"{_ODF}.text", (".odt",)),
-    "rtf": Format("an RTF file", "application/rtf", (".rtf",)),
-    "html": Format("an HTML page", "text/html", (".html", ".htm", ".xhtml")),
-    "epub": Format("an EPUB", "application/epub+zip", (".epub",)),
-    "eml": Format("an e-mail", "message/rfc822", (".eml",)),
-    "msg": Format("an Outlook message", "application/vnd.ms-outlook", (".msg",)),
-    "xlsx": Format("an Excel file", f"{_OOXML}.spreadsheetml.sheet", (".xlsx", ".xlsm")),
-    "xls": Format("an Excel 97 file", "application/vnd.ms-excel", (".xls",)),
-    "ods": Format("an OpenDocument spreadsheet", f"{_ODF}.spreadsheet", (".ods",)),
+DOCUMENT_FORMATS = {
+    "pdf": DocumentFormat("a PDF", "application/pdf", (".pdf",)),
+    "docx": DocumentFormat(
+        "a Word document", f"{_OOXML}.wordprocessingml.document", (".docx", ".docm")
+    ),
+    "doc": DocumentFormat("a Word 97 document", "application/msword", (".doc",)),
+    "pptx": DocumentFormat(
+        "a PowerPoint file", f"{_OOXML}.presentationml.presentation", (".pptx", ".pptm")
+    ),
+    "ppt": DocumentFormat("a PowerPoint 97 file", "application/vnd.ms-powerpoint", (".ppt",)),
+    "odt": DocumentFormat("an OpenDocument text", f"{_ODF}.text", (".odt",)),
+    "rtf": DocumentFormat("an RTF file", "application/rtf", (".rtf",)),
+    "html": DocumentFormat("an HTML page", "text/html", (".html", ".htm", ".xhtml")),
+    "epub": DocumentFormat("an EPUB", "application/epub+zip", (".epub",)),
+    "eml": DocumentFormat("an e-mail", "message/rfc822", (".eml",)),
+    "msg": DocumentFormat("an Outlook message", "application/vnd.ms-outlook", (".msg",)),
+    "xlsx": DocumentFormat("an Excel file", f"{_OOXML}.spreadsheetml.sheet", (".xlsx", ".xlsm")),
+    "xls": DocumentFormat("an Excel 97 file", "application/vnd.ms-excel", (".xls",)),
+    "ods": DocumentFormat("an OpenDocument spreadsheet", f"{_ODF}.spreadsheet", (".ods",)),
 }
-_NAMED = {suffix: key for key, one in FORMATS.items() for suffix in one.suffixes}
-KINDS: dict[str, Kind] = {
-    ".txt": "text",
-    ".md": "text",
-    ".markdown": "text",
-    ".csv": "table",
-    ".tsv": "table",
-    ".jsonl": "jsonl",
-    ".ndjson": "jsonl",
-    ".json": "json",
-    **dict.fromkeys(_NAMED, "document"),
-}
-ALLOWED = ", ".join(KINDS)
-PACKED = frozenset({".gz", ".bz2", ".xz", ".zst", ".zip", ".lz4", ".7z", ".tar", ".tgz"})
+_NAMED = {suffix: key for key, one in DOCUMENT_FORMATS.items() for suffix in one.suffixes}
+DOCUMENT_SUFFIXES = tuple(_NAMED)
 
 _ZIP = (b"PK\x03\x04", b"PK\x05\x06", b"PK\x07\x08")
 _OLE = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"
 # Within the first kilobyte, as readers of PDF accept it.
 _PDF_WITHIN = 1_024
+# What a document begins with that is no text.
+MAGIC = (b"%PDF-", b"{\\rtf", _OLE, *_ZIP)
 _HTML = (b"<!doctype html", b"<html", b"<!doctype xhtml")
 # Binary files that are often among documents, by their first bytes.
 _BINARIES = {
@@ -112,7 +102,7 @@ _PARTS = (
     ("xl/workbook.xml", "xlsx"),
     ("META-INF/container.xml", "epub"),
 )
-_ZIP_TYPES = {FORMATS[key].mime: key for key in ("odt", "ods", "epub")}
+_ZIP_TYPES = {DOCUMENT_FORMATS[key].mime: key for key in ("odt", "ods", "epub")}
 # The streams of an OLE file that say what it is.
 _STREAMS = {
     "WordDocument": "doc",
@@ -133,7 +123,7 @@ def named_format(name: str) -> str | None:
 
 
 def is_document(file: BinaryIO) -> bool:
-    """Say whether a file holds a document that is parsed, whatever its name. Raises OSError."""
+    """Say whether a file holds a document that is parsed, under any name. Raises OSError."""
     try:
         return format_of_content(file, "") is not None
     except ValueError:
@@ -180,6 +170,8 @@ def binary_name(head: bytes) -> str | None:
 
 
 def _zip_format(file: BinaryIO) -> str:
+    import zipfile
+
     try:
         with zipfile.ZipFile(file) as archive:
             entries = archive.infolist()
