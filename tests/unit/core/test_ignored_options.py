@@ -308,7 +308,7 @@ def absolute(folder, paths):
         ("id_column", "x", [[TABLE], [LINES], [TEXT, TABLE]], [[TEXT]]),
         ("where", "x = 1", [[TABLE], [LINES], [TEXT, TABLE]], [[TEXT]]),
         ("encoding", "latin-1", [[TEXT], [TABLE], [LINES], [PAGE], [RTF, TEXT]], [[RTF]]),
-        ("parse_timeout", "50", [[RTF], [TEXT, PAGE]], [[TEXT], [TABLE], [LINES, TEXT]]),
+        ("parse_timeout", 50, [[RTF], [TEXT, PAGE]], [[TEXT], [TABLE], [LINES, TEXT]]),
     ],
 )
 def test_how_an_input_is_read_is_refused_where_it_is_not_read_so(
@@ -319,7 +319,7 @@ def test_how_an_input_is_read_is_refused_where_it_is_not_read_so(
         with pytest.raises(SpecError, match=f"^{ALIASES.get(field, field)}: has no effect"):
             checked_documents(make_spec(**JOB, inputs=paths, **{field: value}), None)
         done = invoked(
-            "run", *paths, f"--{field.replace('_', '-')}", value, "-m", "fake", "-p", "x"
+            "run", *paths, f"--{field.replace('_', '-')}", str(value), "-m", "fake", "-p", "x"
         )
         assert f"--{field.replace('_', '-')}: has no effect" in str(done.exception or done.output)
     for some in used:
