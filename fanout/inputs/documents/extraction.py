@@ -54,16 +54,17 @@ def extract(request: Request) -> Parsed:
         return _extract(request)
     except FileNotFoundError:
         return Parsed(is_gone=True)
-    except OSError as error:
-        return Parsed(error=f"cannot be read: {error.strerror or error}")
-    except ValueError as error:
-        return Parsed(error=str(error))
-    except MemoryError:
-        return Parsed(error=MEMORY, is_last=True)
-    except RecursionError:
-        return Parsed(error="it is nested too deeply")
-    except Exception as error:  # noqa: BLE001 - a document costs itself only
-        return Parsed(error=f"it cannot be read: {type(error).__name__}")
+    except Exception as error:  # noqa: BLE001 - a document costs nothing but itself
+        return Parsed(error=_words(error), is_last=isinstance(error, MemoryError))
+
+
+def _words(error: Exception) -> str:
+    if isinstance(error, OSError):
+        return f"cannot be read: {error.strerror or error}"
+    if isinstance(error, MemoryError):
+        return MEMORY
+    # Those of this package say it themselves.
+    return str(error) if type(error) is ValueError else f"it cannot be read: {type(error).__name__}"
 
 
 def _extract(request: Request) -> Parsed:

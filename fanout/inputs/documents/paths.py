@@ -39,10 +39,10 @@ _MAGIC_BYTES = 8
 class FileSource:
     """The documents of files, folders, globs, URLs and standard input.
 
-    A text file is one document, and so is a file that is parsed, such as a PDF. So is a line of a ``.jsonl`` or ``.ndjson`` file and a row of a
-    table (CSV, TSV, Parquet, Arrow, Excel, SQLite, a folder of a dataset), named ``path:number``;
-    and an object of a ``.json`` file, named ``path#number``. A document that cannot be used has the
-    reason in its ``error``.
+    A text file is one document, and so is a file that is parsed, such as a PDF. So is a line of a
+    ``.jsonl`` or ``.ndjson`` file and a row of a table (CSV, TSV, Parquet, Arrow, Excel, SQLite, a
+    folder of a dataset), named ``path:number``; and an object of a ``.json`` file, named
+    ``path#number``. A document that cannot be used has the reason in its ``error``.
 
     Args:
         inputs: Files; folders, searched for files of known kinds; globs; URLs of these that fsspec
