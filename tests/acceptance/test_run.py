@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pty
 import signal
+import sqlite3
 import subprocess
 import time
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import redis
 from ports import free_port
@@ -50,6 +53,40 @@ def test_a_job_file_says_all_and_options_win(fanout, here):
         "votes": {"yes": 2},
         "share": 1.0,
     }
+
+
+def test_the_same_rows_give_the_same_answers_from_every_format(fanout, here):
+    rows_in = [
+        {"id": i, "score": i + 0.5, "text": f"größe, {i}", "tag": "x" if i % 3 else None}
+        for i in range(200)
+    ]
+    frame, folder = pd.DataFrame(rows_in), here / "jobs"
+    folder.mkdir()
+    frame.to_csv(folder / "a.csv", index=False)
+    frame.to_parquet(folder / "b.parquet")
+    frame.to_excel(folder / "c.xlsx", index=False, sheet_name="Reviews")
+    with contextlib.closing(sqlite3.connect(folder / "d.sqlite")) as database:
+        frame.to_sql("reviews", database, index=False)
+    (folder / "job.yaml").write_text(
+        "inputs: [a.csv, b.parquet, c.xlsx, 'sqlite:///d.sqlite?query=SELECT * FROM reviews "
+        "WHERE id >= 0']\nsheet: Reviews\nmodel: fake\nprompt: '{id} {score} {tag}: {input}'\n"
+    )
+    # The inputs are relative to the job file, and the folder of the command has none of them.
+    done = fanout("run", "jobs/job.yaml", "--out", "out")
+    assert done.status == 0, done.stderr
+    found = rows(here / "out" / "outputs.jsonl")
+    assert len(found) == 800
+    of_csv, *others = (found[at : at + 200] for at in range(0, 800, 200))
+    for of_format in others:
+        assert [row["output"] for row in of_format] == [row["output"] for row in of_csv]
+        assert [row["id"] for row in of_format] == list(range(200))
+        assert [row["tag"] for row in of_format] == [row["tag"] for row in rows_in]
+    for name, words in {
+        "a.csv": "--sheet: has no effect: no input is an .xlsx file",
+        "c.xlsx": "there is no sheet 'Nope' (it has: Reviews)",
+    }.items():
+        done = fanout("run", f"jobs/{name}", "-m", "fake", "-p", "{input}", "--sheet", "Nope")
+        assert (done.status, words in done.stderr) == (2, True), done.stderr
 
 
 def test_without_a_reduce_the_outputs_are_printed_as_lines(fanout, here):

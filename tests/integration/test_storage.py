@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import sqlite3
 import subprocess
 import sys
 
+import pandas as pd
+import pyarrow as pa
 import pytest
 import redis
 import s3fs
+from datasets import Dataset
 from ports import free_port
+from pyarrow import parquet as pq
 
-from fanout import Client, ErrorKind, RunStatus, SettingsError
+from fanout import Client, ErrorKind, InputError, RunStatus, SettingsError
 from fanout.core.spec import make_spec
+from fanout.inputs.documents import FileSource
 from fanout.stores.blobs import MARKER, RUN_MARKER, check_storage
 
 from .conftest import wait_for
@@ -231,3 +238,49 @@ def test_a_prefork_child_reads_and_writes_s3(s3, client, start_worker, monkeypat
         run = submit(own, 10)
         assert run.wait(60).succeeded == 10
         assert len(run.result().outputs) == 10
+
+
+def test_inputs_of_every_format_are_read_from_s3_without_credentials_in_sight(
+    s3, client, start_worker, tmp_path
+):
+    rows = [{"id": i, "text": f"review {i}", "stars": i / 2} for i in range(30)]
+    frame = pd.DataFrame(rows)
+    frame.to_csv(tmp_path / "a.csv", index=False)
+    frame.to_csv(tmp_path / "b.csv.gz", index=False)
+    frame.to_json(tmp_path / "c.jsonl", orient="records", lines=True)
+    frame.to_parquet(tmp_path / "d.parquet")
+    frame.to_feather(tmp_path / "e.feather")
+    frame.to_excel(tmp_path / "f.xlsx", index=False)
+    with contextlib.closing(sqlite3.connect(tmp_path / "g.sqlite")) as database:
+        frame.to_sql("t", database, index=False)
+    Dataset.from_list(rows).save_to_disk(str(tmp_path / "h"))
+    s3.put(f"{tmp_path}/", f"{BUCKET}/in/", recursive=True)
+    url = f"s3://{BUCKET}/in"
+    documents = list(FileSource([url], max_bytes=1_000_000).documents())
+    assert [one.error for one in documents] == [None] * 240
+    assert [one.text for one in documents] == [row["text"] for row in rows] * 8
+    assert [str(one.columns["id"]) for one in documents] == [str(i) for i in range(30)] * 8
+    assert documents[0].name == f"{url}/a.csv:2"
+    assert documents[-1].name == f"{url}/h:30"
+    # Without a copy: of a large file, it reads as far as it is asked.
+    texts = [os.urandom(20_000).hex() for _ in range(1_000)]
+    pq.write_table(pa.table({"text": texts}), tmp_path / "large.parquet", row_group_size=50)
+    s3.put(str(tmp_path / "large.parquet"), f"{BUCKET}/large.parquet")
+    source = FileSource([f"s3://{BUCKET}/*.parquet"], max_bytes=1_000_000)
+    assert [one.text for one in source.documents()] == texts
+    # A run resumes from there: it reads the same input again.
+    start_worker("--concurrency", "8")
+    run = client.submit(
+        make_spec(model="fake", prompt="{stars}: {input}", inputs=[f"{url}/*.parquet"])
+    )
+    run.wait(60)
+    result = run.result()
+    assert result.status is RunStatus.SUCCEEDED
+    assert [branch.document for branch in result.branches] == [
+        f"{url}/d.parquet:{row}" for row in range(1, 31)
+    ]
+    for wrong in (f"s3://{BUCKET}-of-nobody/x.csv", f"{url}/nothing/*.csv"):
+        with pytest.raises(InputError) as caught:
+            FileSource([wrong], max_bytes=1_000_000)
+        assert "\n" not in str(caught.value)
+        assert "not-to-be-shown" not in str(caught.value)

@@ -175,21 +175,21 @@ def read_table(
     """Yield the rows of a table as documents, named ``path:line``, lazily."""
     rows = _rows(file, table.skipped, table.delimiter, max_bytes, table.numeric)
     rows.header()
+    header, text_column, width = table.header, table.text_column, len(table.header)
+    text_at = header.index(text_column)
     for row in rows:
-        yield _document(f"{name}:{row.first}", next(indices), row, table, max_bytes)
+        where, cells = f"{name}:{row.first}", row.cells
+        if row.fault or len(cells) != width:
+            yield faulty(where, next(indices), row.fault or _wrong_width(row, width))
+            continue
+        columns = dict(zip(header, cells))  # noqa: B905 - of one length: see above
+        text = columns.pop(text_column)
+        document = checked(where, next(indices), text, max_bytes, columns, text_at)
+        if not table.is_named:
+            document = msgspec.structs.replace(document, text_column=text_column)
+        yield document
 
 
-def _document(where: str, index: int, row: CsvRow, table: Table, max_bytes: int) -> Document:
-    if row.fault:
-        return faulty(where, index, row.fault)
-    header = table.header
-    if len(row.cells) != len(header):
-        has = f"{len(row.cells)} cells, but the header has {len(header)}"
-        lines = f" (lines {row.first} to {row.last})" if row.last > row.first else ""
-        return faulty(where, index, has + lines)
-    columns = dict(zip(header, row.cells, strict=True))
-    text = columns.pop(table.text_column)
-    document = checked(where, index, text, max_bytes, columns, header.index(table.text_column))
-    if table.is_named:
-        return document
-    return msgspec.structs.replace(document, text_column=table.text_column)
+def _wrong_width(row: CsvRow, width: int) -> str:
+    lines = f" (lines {row.first} to {row.last})" if row.last > row.first else ""
+    return f"{len(row.cells)} cells, but the header has {width}{lines}"
