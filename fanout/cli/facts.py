@@ -143,14 +143,20 @@ def fleet_line(fleet: FleetStatus, speed: Speed) -> str:
     return " · ".join([f"runs: {runs}", *down, *speed_parts(speed), *_queues(fleet), places])
 
 
-def runs_lines(rows: Sequence[tuple[Status, str]]) -> list[str]:
-    """Return statuses and models of runs as plain lines in columns, with a header line first."""
+def runs_lines(rows: Sequence[tuple[Status, str]], *, has_head: bool = True) -> list[str]:
+    """Return statuses and models of runs as plain lines in columns, with a header line first.
+
+    Without a header, for programs, the columns are always the same: none is rare.
+    """
     found = [run_cells(status, model) for status, model in rows]
+    if not has_head:
+        found = [{**cells, **dict.fromkeys(_RARE_COLUMNS, "")} for cells in found]
     padded = [
         _padded([name, *(cells[name] for cells in found)], is_number=RUN_COLUMNS[name])
         for name in run_columns(found)
     ]
-    return ["  ".join(cells).rstrip() for cells in zip(*padded, strict=True)]
+    lines = ["  ".join(cells).rstrip() for cells in zip(*padded, strict=True)]
+    return lines if has_head else lines[1:]
 
 
 def _padded(cells: Sequence[str], *, is_number: bool) -> list[str]:

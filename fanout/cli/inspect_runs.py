@@ -261,7 +261,7 @@ def _print_table(rows: list[tuple[Status, str]], *, has_head: bool) -> None:
 
         draw(runs_table, rows)
         return
-    for line in runs_lines(rows)[0 if has_head else 1 :]:
+    for line in runs_lines(rows, has_head=has_head):
         print_line(line)
 
 

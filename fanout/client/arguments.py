@@ -22,6 +22,9 @@ def checked_count(name: str, value: object) -> int | None:
     """Return the count that a caller gives, or None. Raises SpecError unless it is 1 or more."""
     if value is None:
         return None
+    if isinstance(value, float) and value.is_integer():
+        # As in a spec.
+        value = int(value)
     # numpy's integers are allowed, True is not.
     is_whole = hasattr(value, "__index__") and not isinstance(value, bool)
     count = operator.index(cast("SupportsIndex", value)) if is_whole else 0

@@ -334,6 +334,10 @@ def test_a_table_of_runs_has_columns_for_caps_and_priorities_if_there_are_any():
     ]
     assert drawn(runs_table, rows, width=75) == aligned
     assert [line[:5] + line[26:] for line in runs_lines(rows)] == aligned
+    piped = [line.split() for line in runs_lines(rows, has_head=False)]
+    assert [(cells[0], cells[7:]) for cells in piped] == [
+        ("a", ["s", "openai/x"]), ("b", ["s", "fake"]), ("c", ["s", "fake"])
+    ]  # fmt: skip
     for chosen, gone in ((rows[:1], "PRIORITY"), (rows[1:], "CAP"), (rows[2:], "PRIORITY")):
         assert gone not in runs_lines(chosen)[0]
 

@@ -12,6 +12,7 @@ import yaml
 
 from fanout import ParallelCalls
 from fanout.cli.options import job_options, job_spec
+from fanout.client.arguments import checked_count
 from fanout.client.client import Client
 from fanout.core.errors import InputError, RunError, SpecError
 from fanout.core.field_names import ALIASES, PARTS
@@ -385,6 +386,14 @@ def test_a_runner_checks_what_it_is_given(arguments, words):
     with pytest.raises(SpecError) as caught:
         ParallelCalls(**{"llm": "fake", **arguments})
     assert words in str(caught.value)
+
+
+@pytest.mark.parametrize("count", [4, 4.0, np.int64(4)])
+def test_a_runner_takes_a_whole_number(count):
+    assert (
+        checked_count("max_workers", count)
+        == make_spec(**with_field("max_workers", count)).max_workers
+    )
 
 
 @pytest.mark.parametrize("spec", ["fake", None, [], 5])
