@@ -10,15 +10,16 @@ from fanout.cli.facts import limit_parts, token_counts
 from fanout.cli.speed import Meter, Speed, eta_s
 from fanout.core.records import RunStatus
 from fanout.core.units import clock, duration, plain, plural
-from fanout.system.terminal import can_draw, write_line
+from fanout.system.terminal import can_draw, notebook_shell, write_line
 
 if TYPE_CHECKING:
     from fanout.cli.console import LiveFrame
+    from fanout.cli.notebook import NotebookFrame
     from fanout.core.rate_limits import LimitState
     from fanout.core.records import Usage
     from fanout.runs.results import Status
 
-__all__ = ["IDLE", "Follower", "Progress", "pause_hint", "summary"]
+__all__ = ["IDLE", "Follower", "Progress", "RunnerProgress", "pause_hint", "summary"]
 
 _LIVE_S = 0.2
 _PLAIN_S = 10.0
@@ -65,8 +66,10 @@ class Progress(Follower):
         self._idle = idle
         self._stream = stream or sys.stderr
         self._is_quiet = is_quiet
-        self._is_live = can_draw(self._stream)
-        self._frame: LiveFrame | None = None
+        # Of a notebook, only its cells: a command that one of them starts has no kernel.
+        self._notebook = notebook_shell() if stream is None else None
+        self._is_live = self._notebook is not None or can_draw(self._stream)
+        self._frame: LiveFrame | NotebookFrame | None = None
         self._plain_s = plain_s
         self._shown_at = float("-inf")
         self._shown: tuple[str, int] | None = None
@@ -107,14 +110,22 @@ class Progress(Follower):
             write_line(self._stream, self.line(status))
 
     def _draw(self, status: Status) -> None:
-        from fanout.cli.console import LiveFrame
         from fanout.cli.views import progress_view
 
         if self._frame is None:
-            self._frame = LiveFrame(self._stream, is_transient=True)
+            self._frame = self._new_frame()
         parts = [status.status.value, *self._parts(status)]
         width = self._frame.width
         self._frame.draw(progress_view(status, parts, self.hint(status), width=width))
+
+    def _new_frame(self) -> LiveFrame | NotebookFrame:
+        if self._notebook is not None:
+            from fanout.cli.notebook import NotebookFrame
+
+            return NotebookFrame(self._notebook)
+        from fanout.cli.console import LiveFrame
+
+        return LiveFrame(self._stream, is_transient=True)
 
     def _is_due(self, status: Status, now: float) -> bool:
         if self._is_live:
@@ -180,6 +191,27 @@ class Progress(Follower):
         """Return what to do about a run that is paused or has no worker; empty if there is nothing."""
         is_idle = not status.workers and status.done < status.total
         return pause_hint(status) or (self._idle if is_idle else "")
+
+
+class RunnerProgress:
+    """Shows the progress of a run that a Python program waits for, and then how it ended.
+
+    Args:
+        is_embedded: Whether the run's worker is this program's own.
+    """
+
+    def __init__(self, *, is_embedded: bool) -> None:
+        self._progress = Progress(idle="" if is_embedded else IDLE)
+
+    def __call__(self, status: Status) -> None:
+        """Show the status."""
+        self._progress.show(status)
+        if status.status.has_ended:
+            self._progress.note(summary(status))
+
+    def close(self) -> None:
+        """Remove the bar."""
+        self._progress.close()
 
 
 def pause_hint(status: Status) -> str:

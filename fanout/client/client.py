@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from fanout.client.arguments import checked_count, checked_spec, require_open_files
 from fanout.client.embedded.fleet import EmbeddedFleet, InProcessFleet
 from fanout.client.past_runs import run_opener, with_full_ids
-from fanout.core.errors import AmbiguousRunError, BrokerError, SpecError, UnknownRunError
+from fanout.core.errors import AmbiguousRunError, BrokerError, RunError, SpecError, UnknownRunError
 from fanout.core.ids import StageId
 from fanout.core.settings import load_settings
 from fanout.inputs.documents import log_notice
@@ -164,7 +164,8 @@ class Client:
             on_notice: Called with notices about the input, such as files that are left out; by
                 default, the logger ``fanout.inputs.documents`` gets them.
             on_created: Called with the run's id as soon as the run exists.
-            should_stop: Called before each shard; True ends the reading and cancels the run.
+            should_stop: Called before each shard; True ends the reading and cancels the run. Before
+                there is a run, it raises RunError.
 
         Raises:
             SpecError: A field is wrong, or a prompt has an unknown name.
@@ -183,7 +184,13 @@ class Client:
         connections = self._connected(spec.model)
         connections.claim()
         connections.require_storage()
-        connections.preflight(spec.model, check=self._check_fleet, wait=self.is_embedded)
+
+        def check() -> None:
+            self._check_fleet()
+            if should_stop is not None and should_stop():
+                raise RunError("the run was stopped before it began")
+
+        connections.preflight(spec.model, check=check, wait=self.is_embedded)
         run_id = self._create_run(connections, spec)
         if on_created is not None:
             on_created(run_id)

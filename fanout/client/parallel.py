@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import weakref
+from collections.abc import AsyncIterable
+from contextlib import aclosing
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from fanout.client.arguments import checked_count, model_string, paths
 from fanout.client.client import Client
+from fanout.client.loop_runs import LoopRun
+from fanout.client.loop_threads import in_thread, pulled
+from fanout.client.progress import shown_progress
 from fanout.core.errors import RunError
 from fanout.core.field_names import canonical
 from fanout.core.settings import load_settings
@@ -21,15 +27,19 @@ from fanout.llm.callables import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping, Sequence
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+    from contextlib import AbstractContextManager
     from os import PathLike
     from typing import Self
 
     from fanout.client.run import Run
     from fanout.core.spec import ReduceName, RunSpec
-    from fanout.inputs.documents import Chunks, Notice, Notify
+    from fanout.inputs.documents import AsyncChunks, Chunks, Notice, Notify
     from fanout.llm import LLM
-    from fanout.runs.results import Result, Status
+    from fanout.runs.results import Output, Result, Status
+
+    # Gives what to call with each status.
+    _Shown = AbstractContextManager[Callable[[Status], None] | None]
 
 __all__ = ["ParallelCalls"]
 
@@ -37,9 +47,9 @@ __all__ = ["ParallelCalls"]
 class ParallelCalls:
     """Puts a prompt to every chunk in parallel, and reduces the answers.
 
-    It blocks and needs no event loop, so it works in a script, a thread or a notebook cell. Threads may
-    share a runner. ``close``, or the end of a ``with`` block, stops an embedded fleet before the
-    process ends.
+    ``run`` blocks and needs no event loop, so it works in a script, a thread or a notebook cell;
+    ``arun`` and ``astream`` are for an event loop. Threads and tasks may share a runner. ``close``,
+    or the end of a ``with`` or ``async with`` block, stops an embedded fleet before the process ends.
 
     Args:
         llm: A model string (``openai/gpt-5-mini``, ``anthropic/...``, ``litellm/...``, ``local``,
@@ -81,6 +91,7 @@ class ParallelCalls:
         samples: int | None = None,
         reduce: ReduceName | None = None,
         group_by: str | None = None,
+        progress: bool = False,
         on_progress: Callable[[Status], None] | None = None,
         on_bad_document: Callable[[str, str], None] | None = None,
         **options: Any,
@@ -88,7 +99,8 @@ class ParallelCalls:
         """Run the job and wait for its result.
 
         Args:
-            chunks: The texts, or rows with a ``text`` column; read lazily.
+            chunks: The texts, rows with a ``text`` column, a mapping of names to texts, or a table or
+                column of another library; read lazily.
             branch_prompt: The template of each branch; ``{input}`` is the chunk.
             aggregate_prompt: The template of the LLM aggregate; ``{input}`` is the joined outputs.
             inputs: Files, folders or globs (one, or several), in place of ``chunks``.
@@ -96,6 +108,8 @@ class ParallelCalls:
             samples: The number of answers for each chunk and aspect; None is 1.
             reduce: ``none``, ``concat``, ``merge``, ``vote``, ``rank`` or ``llm``.
             group_by: ``document``, ``aspect`` or a column: one aggregate for each value.
+            progress: Whether to show the progress: a bar on a terminal (standard error) or in a
+                notebook, a line every 10 s where standard error is neither.
             on_progress: Called with the status several times a second.
             on_bad_document: Called with name and reason of each document that cannot be used.
             **options: Other fields of ``RunSpec`` under any of their names; ``model`` and
@@ -108,8 +122,6 @@ class ParallelCalls:
             SpecError, InputError, ModelError, BrokerError: As ``Client.submit`` does.
             RunError: The runner is closed, and its model was a function.
         """
-        if is_callable_model(self._model) and not self._finalizer.alive:
-            raise RunError("this runner is closed, and its function forgotten: make another one")
         given = {
             "inputs": paths(inputs),
             "branch_prompt": branch_prompt,
@@ -120,14 +132,115 @@ class ParallelCalls:
             "group_by": group_by,
             **options,
         }
-        warnings: list[str] = []
-        run = self._client.submit(
-            self._spec(given), chunks, on_bad_document=on_bad_document, on_notice=_kept_in(warnings)
-        )
-        result = _result(run, on_progress)
-        return replace(result, notes=[*warnings, *result.notes])
+        spec, warnings = self._spec(given), list[str]()
+        with self._shown(on_progress, is_shown=progress) as follow:
+            run = self._client.submit(
+                spec, chunks, on_bad_document=on_bad_document, on_notice=_kept_in(warnings)
+            )
+            return _noted(_result(run, follow), warnings)
+
+    async def arun(
+        self,
+        chunks: AsyncChunks | None = None,
+        branch_prompt: str | None = None,
+        aggregate_prompt: str | None = None,
+        *,
+        inputs: str | PathLike[str] | Sequence[str | PathLike[str]] = (),
+        aspects: Mapping[str, str] | None = None,
+        samples: int | None = None,
+        reduce: ReduceName | None = None,
+        group_by: str | None = None,
+        progress: bool = False,
+        on_progress: Callable[[Status], None] | None = None,
+        on_bad_document: Callable[[str, str], None] | None = None,
+        **options: Any,
+    ) -> Result:
+        """Run the job as ``run`` does, without blocking the event loop.
+
+        The input is read in a thread, and ``on_bad_document`` is called there; an async iterable
+        is run by the loop, and so is ``on_progress``. Cancelling the task cancels the run: the
+        task ends once calls in flight have ended, or after 10 s.
+        """
+        given = {
+            "inputs": paths(inputs),
+            "branch_prompt": branch_prompt,
+            "aspects": aspects,
+            "samples": samples,
+            "aggregate_prompt": aggregate_prompt,
+            "reduce": reduce,
+            "group_by": group_by,
+            **options,
+        }
+        spec, warnings = self._spec(given), list[str]()
+        own = self._of_loop(spec, chunks, on_bad_document, warnings)
+        with self._shown(on_progress, is_shown=progress) as follow:
+            return _noted(await own.result(follow), warnings)
+
+    async def astream(
+        self,
+        chunks: AsyncChunks | None = None,
+        branch_prompt: str | None = None,
+        aggregate_prompt: str | None = None,
+        *,
+        inputs: str | PathLike[str] | Sequence[str | PathLike[str]] = (),
+        aspects: Mapping[str, str] | None = None,
+        samples: int | None = None,
+        reduce: ReduceName | None = None,
+        group_by: str | None = None,
+        on_bad_document: Callable[[str, str], None] | None = None,
+        **options: Any,
+    ) -> AsyncGenerator[Output, None]:
+        """Run the job as ``arun`` does, and yield each branch as it ends, failed or not.
+
+        The first come while the input is still being read. Leaving the loop, or cancelling its task,
+        cancels the run.
+        """
+        given = {
+            "inputs": paths(inputs),
+            "branch_prompt": branch_prompt,
+            "aspects": aspects,
+            "samples": samples,
+            "aggregate_prompt": aggregate_prompt,
+            "reduce": reduce,
+            "group_by": group_by,
+            **options,
+        }
+        spec, warnings = self._spec(given), list[str]()
+        own = self._of_loop(spec, chunks, on_bad_document, warnings)
+        async with aclosing(own.outputs()) as outputs:
+            async for output in outputs:
+                yield output
+
+    def _shown(self, on_progress: Callable[[Status], None] | None, *, is_shown: bool) -> _Shown:
+        return shown_progress(on_progress, is_shown=is_shown, is_embedded=self._client.is_embedded)
+
+    def _of_loop(
+        self,
+        spec: RunSpec,
+        chunks: AsyncChunks | None,
+        on_bad_document: Callable[[str, str], None] | None,
+        warnings: list[str],
+    ) -> LoopRun:
+        loop = asyncio.get_running_loop()
+
+        def submit(*, on_created: Callable[[str], None], should_stop: Callable[[], bool]) -> Run:
+            items: Any = chunks
+            if isinstance(chunks, AsyncIterable):
+                items = pulled(chunks, loop, should_stop)
+            return self._client.submit(
+                spec,
+                items,
+                on_bad_document=on_bad_document,
+                on_notice=_kept_in(warnings),
+                on_created=on_created,
+                should_stop=should_stop,
+            )
+
+        return LoopRun(submit, self._client.run)
 
     def _spec(self, given: dict[str, Any]) -> RunSpec:
+        if is_callable_model(self._model) and not self._finalizer.alive:
+            raise RunError("this runner is closed, and its function forgotten: make another one")
         own = {"model": self._model, "max_workers": self._max_workers}
         fields = {name: value for name, value in given.items() if value is not None}
         return make_spec(**{**own, **canonical(fields)})
@@ -182,6 +295,12 @@ class ParallelCalls:
     def __exit__(self, *_exc: object) -> None:
         self.close()
 
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_exc: object) -> None:
+        await in_thread(self.close)
+
 
 def _kept_in(warnings: list[str]) -> Notify:
     """Return a function that logs each notice, and adds warnings to the list."""
@@ -192,6 +311,10 @@ def _kept_in(warnings: list[str]) -> Notify:
             warnings.append(notice.text)
 
     return notify
+
+
+def _noted(result: Result, warnings: list[str]) -> Result:
+    return replace(result, notes=[*warnings, *result.notes])
 
 
 def _result(run: Run, on_progress: Callable[[Status], None] | None) -> Result:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from fanout.broker.fleet_version import check_as_client
+from fanout.client.loop_threads import finished, in_thread
 from fanout.client.stream import EndedBranches
 from fanout.core.errors import BrokerError, WaitTimeoutError
 from fanout.core.ids import StageId
@@ -28,7 +31,7 @@ from fanout.runs.results import (
 from fanout.runs.rows import layout_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
 
     from fanout.broker.publisher import Publisher
     from fanout.core.rate_limits import LimitState
@@ -49,6 +52,10 @@ _LAST_POLL_S = 0.03
 _SHOW_S = 0.1
 # A wait between polls is this share of the time waited so far, so an end is seen 5 % late at most.
 _POLL_SHARE = 0.05
+# Branches that are read from the server in one go, and given one by one.
+_PART_OUTPUTS = 100
+# Calls in flight of a cancelled run end within a second or so, if there are workers.
+_END_S = 10.0
 
 
 class Run:
@@ -140,22 +147,70 @@ class Run:
             BrokerError: The server was unreachable for too long, or refuses; the run goes on.
             EmbeddedError: The embedded fleet has stopped.
         """
-        until = None if timeout_s is None else time.monotonic() + timeout_s
+        look = self._looks(on_progress, on_away)
+        for _ in polls(None if timeout_s is None else time.monotonic() + timeout_s):
+            status = look()
+            if status is not None:
+                return status
+        raise self._late(timeout_s)
+
+    async def await_(
+        self,
+        timeout_s: float | None = None,
+        *,
+        on_progress: Callable[[Status], None] | None = None,
+    ) -> Status:
+        """Wait as ``wait`` does, without blocking the event loop, which calls ``on_progress``.
+
+        A task that is cancelled stops waiting; the run goes on.
+
+        Raises:
+            WaitTimeoutError, BrokerError, EmbeddedError: As ``wait`` does.
+        """
+        seen: list[Status] = []
+        look = self._looks(None if on_progress is None else seen.append, None)
+        pauses = _pauses(None if timeout_s is None else time.monotonic() + timeout_s)
+        while True:
+            status = await in_thread(look)
+            if on_progress is not None and seen:
+                on_progress(seen.pop())
+            if status is not None:
+                return status
+            pause_s = next(pauses, None)
+            if pause_s is None:
+                raise self._late(timeout_s)
+            await asyncio.sleep(pause_s)
+
+    def _late(self, timeout_s: float | None) -> WaitTimeoutError:
+        return WaitTimeoutError(f"run {self.run_id} has not ended within {timeout_s} s; it goes on")
+
+    def _looks(
+        self,
+        on_progress: Callable[[Status], None] | None,
+        on_away: Callable[[BrokerError], None] | None,
+    ) -> Callable[[], Status | None]:
+        """Return a function that returns the status if the run has ended, else None.
+
+        It raises BrokerError if the server did not answer for too long.
+        """
         answered_at = time.monotonic()
         shown_at = 0.0
-        for _ in polls(until):
+
+        def look() -> Status | None:
+            nonlocal answered_at, shown_at
             shows = on_progress is not None and time.monotonic() - shown_at >= _SHOW_S
+            status = None
             try:
                 status = self._poll(on_progress, shows=shows)
                 answered_at = time.monotonic()
                 shown_at = answered_at if shows else shown_at
             except BrokerError as error:
-                status = None
                 self._tolerate(error, answered_at, on_away)
-            if status is not None:
-                return status
-            self._check()
-        raise WaitTimeoutError(f"run {self.run_id} has not ended within {timeout_s} s; it goes on")
+            if status is None:
+                self._check()
+            return status
+
+        return look
 
     def _poll(self, on_progress: Callable[[Status], None] | None, *, shows: bool) -> Status | None:
         """Return the status if the run has ended, else None; show it now, or if it has ended."""
@@ -279,23 +334,62 @@ class Run:
             BrokerError: The server was unreachable for too long, or refuses; the run goes on.
             EmbeddedError: The embedded fleet has stopped.
         """
+        for part, pause_s in self._parts(with_text=with_text):
+            yield from part
+            time.sleep(pause_s)
+
+    async def astream(
+        self, *, with_text: bool = False, cancels: bool = True
+    ) -> AsyncGenerator[Output, None]:
+        """Yield the branches as ``stream`` does, without blocking the event loop.
+
+        Args:
+            with_text: As for ``stream``.
+            cancels: Whether the run is cancelled with the task that waits for a branch. The task
+                ends once calls in flight have ended, or after 10 s.
+
+        Raises:
+            BrokerError, EmbeddedError: As ``stream`` does.
+        """
+        parts = self._parts(with_text=with_text)
+        try:
+            while (found := await in_thread(lambda: next(parts, None))) is not None:
+                part, pause_s = found
+                for output in part:
+                    yield output
+                await asyncio.sleep(pause_s)
+        except asyncio.CancelledError:
+            if cancels:
+                await finished(self.acancel())
+            raise
+
+    def _parts(self, *, with_text: bool) -> Iterator[tuple[list[Output], float]]:
+        """Yield what has ended since the last look, in parts, each with the pause after it."""
         spec, ended = self.spec, EndedBranches(self._store, self.run_id)
         wait_s, answered_at, has_ended = _FIRST_POLL_S, time.monotonic(), False
         while not has_ended:
             wait_s = min(2 * wait_s, _STREAM_POLL_S)
+            part: list[Output] = []
+            fault: BrokerError | None = None
             try:
                 has_ended = self._store.run(self.run_id).has_ended
                 for shard, outcome in ended.rest() if has_ended else ended.read():
-                    yield _output(spec, shard, outcome, with_text=with_text)
-                    # The caller may have taken its time.
-                    answered_at = time.monotonic()
+                    part.append(_output(spec, shard, outcome, with_text=with_text))
+                    if len(part) >= _PART_OUTPUTS:
+                        yield part, 0.0
+                        part = []
+                        # The caller may have taken its time.
+                        answered_at = time.monotonic()
                 answered_at = time.monotonic()
             except BrokerError as error:
-                has_ended = False
-                self._tolerate(error, answered_at, None)
+                has_ended, fault = False, error
+            # What was read before a fault is not read again.
+            yield part, 0.0
+            if fault is not None:
+                self._tolerate(fault, answered_at, None)
             if not has_ended:
                 self._check()
-                time.sleep(wait_s)
+                yield [], wait_s
 
     def report(self) -> str:
         """Return a web page about the run that needs no other file.
@@ -318,6 +412,13 @@ class Run:
         if not self._store.run(self.run_id).has_ended:
             close_input(self._store, self._publisher, self.run_id)
             unpark(self._store, self._publisher, self.run_id)
+        return is_first
+
+    async def acancel(self) -> bool:
+        """Cancel the run as ``cancel`` does, and wait 10 s at most for its end."""
+        is_first = await in_thread(self.cancel)
+        with suppress(WaitTimeoutError, BrokerError):
+            await self.await_(_END_S)
         return is_first
 
     def pause(self) -> bool:
@@ -404,11 +505,16 @@ def _text_column(spec: RunSpec, chunk: Chunk) -> str | None:
 
 def polls(until: float | None) -> Iterator[None]:
     """Yield now and after growing waits, until the monotonic clock is past ``until``."""
-    waited_s = 0.0
-    while True:
+    yield
+    for pause_s in _pauses(until):
+        time.sleep(pause_s)
         yield
-        if until is not None and time.monotonic() >= until:
-            return
-        wait_s = min(max(_FIRST_POLL_S, waited_s * _POLL_SHARE), _LAST_POLL_S)
-        time.sleep(wait_s)
-        waited_s += wait_s
+
+
+def _pauses(until: float | None) -> Iterator[float]:
+    """Yield the seconds until each next poll."""
+    waited_s = 0.0
+    while until is None or time.monotonic() < until:
+        pause_s = min(max(_FIRST_POLL_S, waited_s * _POLL_SHARE), _LAST_POLL_S)
+        yield pause_s
+        waited_s += pause_s

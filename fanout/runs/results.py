@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,10 +21,11 @@ from fanout.runs.rows import RowLayout, place
 from fanout.system.private_files import whole_file
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
     from os import PathLike
 
     from fanout.core.cells import Cell
+    from fanout.runs.tables.table import Table
 
 
 __all__ = [
@@ -38,9 +40,6 @@ __all__ = [
     "error_sort",
     "latency_row",
 ]
-
-# Characters of a value in the repr of a result.
-_SHOWN_CHARS = 100
 
 
 class ReduceError(msgspec.Struct, frozen=True, kw_only=True):
@@ -233,7 +232,7 @@ class BranchError:
 
 @dataclass(frozen=True, kw_only=True, slots=True, repr=False)
 class Result:
-    """The result of a run. Its ``repr`` is one short line.
+    """The result of a run. Its ``repr`` is one short line; a notebook shows its first rows.
 
     Attributes:
         run_id: The run's id.
@@ -288,16 +287,15 @@ class Result:
         return sum(branch.kind is None for branch in self.branches) / total if total else 0.0
 
     def __repr__(self) -> str:
-        shown = {
-            "run_id": self.run_id,
-            "status": self.status.value,
-            "branches": len(self.branches),
-            "failed": len(self.errors),
-            "aggregated": self.aggregated,
-            "error": self.error,
-        }
-        parts = (f"{name}={_short(value)}" for name, value in shown.items())
-        return f"<Result {' '.join(parts)}>"
+        from fanout.runs.result_views import result_line
+
+        return result_line(self)
+
+    def _repr_html_(self) -> str:
+        """Return the first rows, the failures by kind, tokens and cost, as notebooks show them."""
+        from fanout.runs.result_views import result_page
+
+        return result_page(self)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the result as JSON-able values, with a row for each branch, in input order.
@@ -327,6 +325,66 @@ class Result:
             "reduce_errors": msgspec.to_builtins(self.reduce_errors),
         }
 
+    def to_arrow(self, *, wide: bool = False) -> Any:
+        """Return a ``pyarrow.Table`` with a row for each branch, in input order.
+
+        It has the columns of the input, then the answer (``output``, or its fields where answers are
+        JSON), then ``error_kind``, ``error``, ``document``, ``pages``, ``chunk``, ``attempts``,
+        ``input_tokens``, ``output_tokens`` and ``cost_usd``; what is unknown is missing. A column of
+        the input that has one of these names is called ``column.NAME``.
+
+        Args:
+            wide: A row for each chunk, with a column for each aspect and sample.
+
+        Raises:
+            InputError: The library is not installed.
+            RunError: There would be too many columns.
+        """
+        from fanout.runs.tables.arrow import arrow_table
+
+        return arrow_table(self._table(wide=wide))
+
+    def to_pandas(self, *, wide: bool = False) -> Any:
+        """Return a ``pandas.DataFrame`` as ``to_arrow`` does.
+
+        Integers and booleans with missing cells have the types ``Int64`` and ``boolean``.
+        """
+        from fanout.runs.tables.frames import pandas_frame
+
+        return pandas_frame(self._table(wide=wide))
+
+    def to_polars(self, *, wide: bool = False) -> Any:
+        """Return a ``polars.DataFrame`` as ``to_arrow`` does."""
+        from fanout.runs.tables.frames import polars_frame
+
+        return polars_frame(self._table(wide=wide))
+
+    def to_parquet(
+        self, path: str | PathLike[str], *, wide: bool = False, replace: bool = False
+    ) -> None:
+        """Write what ``to_arrow`` returns to a Parquet file, which is there once it is complete.
+
+        Args:
+            path: The file.
+            wide: As for ``to_arrow``.
+            replace: Whether an existing file may be replaced.
+
+        Raises:
+            InputError: The file is there already, or pyarrow is not installed.
+            RunError: It cannot be written, for example on a full disk; an existing one stays.
+        """
+        from fanout.runs.tables.arrow import write_parquet
+
+        table, target = self._table(wide=wide), self._new_file(path, replace=replace)
+        with _writing(path):
+            write_parquet(table, target)
+
+    def _table(self, *, wide: bool) -> Table:
+        from fanout.runs.tables.spool import MemorySpool
+        from fanout.runs.tables.table import gather
+
+        return gather(self.branches, self.layout, MemorySpool(), is_wide=wide)
+
     def save(self, path: str | PathLike[str], *, replace: bool = False) -> None:
         """Write the result to a folder, as ``fanout run --out`` does, or to one file.
 
@@ -344,18 +402,31 @@ class Result:
             with OutputFolder(target, replaces=replace, words=("", "replace=True")) as folder:
                 folder.write(self.branches, self.aggregated, self._record())
             return
-        if target.exists() and not replace:
-            raise InputError("is there already: give replace=True to replace it", source=str(path))
+        self._new_file(path, replace=replace)
         is_whole = target.suffix.lower() == ".json"
         rows = [self.to_dict()] if is_whole else map(_row, self.branches)
-        try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with whole_file(target) as file:
-                for row in rows:
-                    text = json.dumps(row, ensure_ascii=False, indent=2 if is_whole else None)
-                    file.write(text + "\n")
-        except OSError as error:
-            raise RunError(f"cannot write the results to {path}: {error.strerror}") from error
+        with _writing(path), whole_file(target) as file:
+            for row in rows:
+                text = json.dumps(row, ensure_ascii=False, indent=2 if is_whole else None)
+                file.write(text + "\n")
+
+    @staticmethod
+    def _new_file(path: str | PathLike[str], *, replace: bool) -> Path:
+        """Return the path of a file that is not there, or may be replaced. Raises InputError."""
+        target = Path(path)
+        if target.exists() and not replace:
+            raise InputError("is there already: give replace=True to replace it", source=str(path))
+        return target
+
+
+@contextmanager
+def _writing(path: str | PathLike[str]) -> Iterator[None]:
+    """Make the folder of a file; a fault of the disk becomes a RunError."""
+    try:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        yield
+    except OSError as error:
+        raise RunError(f"cannot write the results to {path}: {error.strerror}") from error
 
 
 def _row(branch: Output) -> dict[str, Any]:
@@ -370,11 +441,6 @@ def _row(branch: Output) -> dict[str, Any]:
         "message": branch.message,
         "columns": branch.columns,
     }
-
-
-def _short(value: object) -> str:
-    text = str(value) if isinstance(value, int) else repr(value)
-    return text if len(text) <= _SHOWN_CHARS else f"{text[:_SHOWN_CHARS]}... ({len(text):,} chars)"
 
 
 _WORD = re.compile(r"[\w-]+")

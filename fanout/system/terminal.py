@@ -13,11 +13,12 @@ from __future__ import annotations
 import os
 import re
 import sys
-from typing import TextIO
+from typing import Any, TextIO
 
 __all__ = [
     "can_draw",
     "indented",
+    "notebook_shell",
     "one_line",
     "print_error",
     "print_line",
@@ -67,6 +68,13 @@ def _shown(match: re.Match[str]) -> str:
 def can_draw(stream: TextIO) -> bool:
     """Return whether a stream is a terminal that can move its cursor."""
     return stream.isatty() and os.environ.get("TERM") not in {None, "", "dumb"}
+
+
+def notebook_shell() -> Any:
+    """Return the shell of the notebook's kernel that runs this program; None if there is none."""
+    # Loaded by the kernel, and by nothing here.
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    return shell if hasattr(shell, "kernel") else None
 
 
 def print_line(text: str, *, err: bool = False) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -55,6 +56,23 @@ def fanout(here: Path) -> Callable[..., Done]:
         result = Done(done.returncode, done.stdout.decode(), done.stderr.decode())
         assert "Traceback" not in result.stderr, result.stderr
         return result
+
+    return run
+
+
+@pytest.fixture
+def script(here: Path) -> Callable[..., str]:
+    """Run a Python program of a user in a process of its own; it warns of nothing."""
+
+    def run(source: str, timeout_s: float = 100) -> str:
+        (here / "script.py").write_text(textwrap.dedent(source))
+        done = subprocess.run(
+            [sys.executable, "-W", "error", "script.py"],
+            capture_output=True, text=True, timeout=timeout_s, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        assert done.stderr == ""
+        return done.stdout
 
     return run
 

@@ -4,25 +4,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import textwrap
 
 import pytest
-
-
-@pytest.fixture
-def script(here):
-    def run(source, timeout_s=100):
-        (here / "script.py").write_text(textwrap.dedent(source))
-        done = subprocess.run(
-            [sys.executable, "-W", "error", "script.py"],
-            capture_output=True, text=True, timeout=timeout_s, check=False,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
-        assert done.stderr == ""
-        return done.stdout
-
-    return run
-
 
 EXAMPLE = """
     from fanout import ParallelCalls
@@ -65,7 +48,7 @@ def test_the_example_works_with_a_model_string(script):
 def test_the_example_works_with_the_local_model(script):
     # An answer of a small model may ramble on, and is asked for once more with twice the room.
     example = EXAMPLE.replace("usage.calls == 4", "usage.calls in range(4, 9)")
-    script(example.format(llm="'local'", before=""), timeout_s=230)
+    assert script(example.format(llm="'local'", before=""), timeout_s=230)
 
 
 def test_a_function_is_found_by_its_dotted_path(script, here):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import AsyncIterable, Iterable, Mapping
 from os import PathLike
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -29,7 +29,7 @@ from fanout.inputs.documents.rows import (
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["Chunks", "Items", "from_strings"]
+__all__ = ["AsyncChunks", "Chunks", "Items", "from_strings"]
 
 _ONE = {
     "str": "one string: put it in a list",
@@ -39,6 +39,7 @@ _ONE = {
 Item: TypeAlias = str | Mapping[str, object] | Document
 # What callers give as ``chunks``; see Items.
 Chunks: TypeAlias = Iterable[Item] | Mapping[str, Item] | ArrowStream | ArrowArray
+AsyncChunks: TypeAlias = Chunks | AsyncIterable[Item]
 
 
 class Items:

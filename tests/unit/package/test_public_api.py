@@ -88,7 +88,10 @@ def check_types(source, tmp_path):
 def test_a_caller_is_type_checked(tmp_path):
     done = check_types(
         """
-        from fanout import Client, ParallelCalls, Result, Run, RunSpec
+        from collections.abc import AsyncIterator
+
+        import polars
+        from fanout import Client, Document, Output, ParallelCalls, Result, Run, RunSpec
 
         def shout(prompt: str) -> str:
             return prompt.upper()
@@ -104,6 +107,20 @@ def test_a_caller_is_type_checked(tmp_path):
             tokens: int | None = run.status().usage.input_tokens
             kinds: list[str] = [error.kind.value for error in result.errors]
             return result.outputs
+
+        async def texts() -> AsyncIterator[str]:
+            yield "a"
+
+        async def use_a_loop() -> list[str | None]:
+            async with ParallelCalls(llm=whisper) as runner:
+                for chunks in ([Document(name="d", index=0)], [{"text": "a"}], {"name": "text"}):
+                    await runner.arun(chunks, "{input}", progress=True)
+                frame = polars.DataFrame({"text": ["a"]})
+                runner.run(frame, "{input}").to_parquet("out.parquet", wide=True)
+                result: Result = await runner.arun(frame.lazy().collect()["text"], "{input}")
+                seen: list[Output] = [one async for one in runner.astream(texts(), "{input}")]
+                seen += [one async for one in runner.client.run(result.run_id).astream()]
+                return [one.output for one in seen]
         """,
         tmp_path,
     )
@@ -112,7 +129,14 @@ def test_a_caller_is_type_checked(tmp_path):
 
 @pytest.mark.parametrize(
     "line",
-    ["ParallelCalls(llm=3)", "ParallelCalls().run(3)", "ParallelCalls().run([], reduce='x')"],
+    [
+        "ParallelCalls(llm=3)",
+        "ParallelCalls().run(3)",
+        "ParallelCalls().run([], reduce='x')",
+        "ParallelCalls().arun(3)",
+        "ParallelCalls().astream(3)",
+        "ParallelCalls().run([], progress='x')",
+    ],
 )
 def test_a_wrong_caller_is_told_by_the_type_checker(tmp_path, line):
     done = check_types(f"from fanout import ParallelCalls\n{line}\n", tmp_path)

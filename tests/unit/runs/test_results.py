@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import json
 import stat
+import sys
+from html.parser import HTMLParser
 
+import pandas as pd
+import polars as pl
 import pytest
+from pyarrow import parquet
 
 from fanout.core.errors import InputError
 from fanout.core.records import ErrorKind, RunStatus, Usage
 from fanout.runs.results import Output, Result
+from fanout.runs.rows import RowLayout
 
 
 def branch(index, kind=None):
@@ -33,7 +39,10 @@ def test_a_result_is_shown_in_one_short_line():
     shown = repr(result())
     assert len(shown) < 400
     assert "\n" not in shown
-    for part in ("run_id='abc'", "status='succeeded'", "branches=200", "failed=1"):
+    for part in (
+        "run_id='abc'", "status='succeeded'", "branches=200", "failed=1", "errors={'timeout': 1}",
+        "calls=200", "cost_usd=None",
+    ):  # fmt: skip
         assert part in shown
     assert len(result().outputs) == 200
 
@@ -85,3 +94,173 @@ def test_a_folder_that_cannot_be_written_to_is_said_in_the_words_of_the_library(
         result(1).save(tmp_path / "file")
     assert "cannot write to" in str(caught.value)
     assert "--" not in str(caught.value)
+
+
+def rows():
+    """Three rows of a table: one failed, and one misses a number."""
+    cells = [(7, "a", 0.5, True), (8, "b", None, None), (9, "c", 2.0, False)]
+    branches = [
+        Output(
+            index=at, document=f"item {at + 1}", document_index=at, chunk=at, position=0, start=0,
+            end=1, aspect=None, sample=0, output=None if at == 1 else text.upper(),
+            kind=ErrorKind.TIMEOUT if at == 1 else None, message="slow" if at == 1 else None,
+            attempts=1, usage=Usage(calls=1, input_tokens=None if at == 1 else 5), elapsed_s=0.5,
+            columns={"id": number, "score": score, "ok": ok, "output": "mine"}, text_at=1,
+            text_column="text", text=text,
+        )
+        for at, (number, text, score, ok) in enumerate(cells)
+    ]  # fmt: skip
+    return Result(
+        run_id="abc", status=RunStatus.SUCCEEDED, aggregated=None, notes=[], branches=branches,
+        reduce_errors=[], usage=Usage(calls=3), error=None, elapsed_s=2.0,
+    )  # fmt: skip
+
+
+COLUMNS = [
+    "id", "text", "score", "ok", "column.output", "output", "error_kind", "error", "document", "pages",
+    "chunk", "attempts", "input_tokens", "output_tokens", "cost_usd",
+]  # fmt: skip
+
+
+def test_a_result_becomes_a_table_of_other_libraries_with_its_types(tmp_path):
+    arrow = rows().to_arrow()
+    assert arrow.schema.names == COLUMNS
+    first, second, _ = arrow.to_pylist()
+    assert (first["id"], first["text"], first["output"], first["input_tokens"]) == (7, "a", "A", 5)
+    assert (first["column.output"], first["cost_usd"]) == ("mine", None)
+    assert (second["error_kind"], second["error"], second["output"]) == ("timeout", "slow", None)
+    rows().to_parquet(tmp_path / "new" / "out.parquet")
+    assert parquet.read_table(tmp_path / "new" / "out.parquet").equals(arrow)
+    polars = rows().to_polars()
+    assert polars.equals(pl.from_arrow(arrow))
+    assert polars.schema == pl.from_arrow(arrow).schema
+    pandas = rows().to_pandas()
+    assert list(pandas.columns) == COLUMNS
+    types = {name: str(pandas[name].dtype) for name in COLUMNS}
+    assert (types["id"], types["input_tokens"], types["score"]) == ("int64", "Int64", "float64")
+    assert (types["ok"], types["text"]) == ("boolean", str(pd.Series(["a"]).dtype))
+    assert pandas["input_tokens"].isna().tolist() == [False, True, False]
+    assert pandas["output"].tolist()[::2] == ["A", "C"]
+    assert pandas["pages"].isna().all()
+
+
+def test_a_table_may_have_a_row_for_each_chunk():
+    branches = [
+        Output(
+            index=at, document="d", document_index=0, chunk=0, position=0, start=0, end=1,
+            aspect=aspect, sample=0, output=aspect.upper(), kind=None, message=None, attempts=1,
+            usage=Usage(calls=1), elapsed_s=0.5,
+        )
+        for at, aspect in enumerate("ab")
+    ]  # fmt: skip
+    made = Result(
+        run_id="abc", status=RunStatus.SUCCEEDED, aggregated=None, notes=[], branches=branches,
+        reduce_errors=[], usage=Usage(calls=2), error=None, elapsed_s=2.0,
+        layout=RowLayout(aspects=("a", "b")),
+    )  # fmt: skip
+    assert made.to_arrow().column("aspect").to_pylist() == ["a", "b"]
+    [row] = made.to_arrow(wide=True).to_pylist()
+    assert (row["a"], row["b"], row["attempts"]) == ("A", "B", 2)
+    assert made.to_pandas(wide=True).shape[0] == made.to_polars(wide=True).height == 1
+
+
+def test_an_empty_result_is_an_empty_table():
+    empty = result(0, None)
+    assert empty.to_arrow().num_rows == len(empty.to_pandas()) == empty.to_polars().height == 0
+    assert empty.to_pandas().columns.tolist() == empty.to_arrow().schema.names
+    assert "0 of 0 branches" in empty._repr_html_()
+
+
+@pytest.mark.parametrize(
+    ("library", "words"),
+    [
+        ("pandas", "pip install pandas"),
+        ("polars", "pip install polars"),
+        ("arrow", r"pip install 'fanout-llm\[tables\]'"),
+    ],
+)
+def test_a_missing_library_is_named(monkeypatch, library, words):
+    monkeypatch.setitem(sys.modules, "pyarrow" if library == "arrow" else library, None)
+    with pytest.raises(InputError, match=words):
+        getattr(rows(), f"to_{library}")()
+
+
+def test_a_parquet_file_is_not_replaced_unless_that_is_asked_for(tmp_path):
+    path = tmp_path / "out.parquet"
+    path.write_text("mine")
+    with pytest.raises(InputError, match="replace=True"):
+        rows().to_parquet(path)
+    assert path.read_text() == "mine"
+    rows().to_parquet(path, replace=True)
+    assert parquet.read_table(path).num_rows == 3
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert [each.name for each in tmp_path.iterdir()] == ["out.parquet"]
+
+
+class Tags(HTMLParser):
+    def __init__(self, page):
+        super().__init__()
+        self.tags, self.words, self.attributes = [], [], []
+        self.feed(page)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        self.attributes += attributes
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+
+def test_a_notebook_shows_the_first_rows_what_failed_and_what_it_cost():
+    page = Tags(rows()._repr_html_())
+    text = " ".join(page.words)
+    assert page.tags.count("tr") == 4
+    for part in (
+        "id",
+        "score",
+        "2 of 3 branches",
+        "1 failed (timeout 1)",
+        "3 calls",
+        "item 2: slow",
+    ):
+        assert part in text
+    assert "attempts" not in page.words
+
+
+def test_what_a_notebook_shows_is_escaped_and_bounded_and_loads_nothing():
+    bad = "<script>alert(1)</script><img src=x onerror=y>" + "x" * 10_000
+    wide = {f"{bad}{i}": [bad] for i in range(100)}
+    branches = [
+        Output(
+            index=at, document=bad, document_index=at, chunk=at, position=0, start=0, end=1,
+            aspect=None, sample=0, output=bad, kind=ErrorKind.TIMEOUT if at else None, message=bad,
+            attempts=1, usage=Usage(calls=1, cost_usd=0.25), elapsed_s=0.5, columns=wide,
+        )
+        for at in range(50)
+    ]  # fmt: skip
+    page = Result(
+        run_id=bad[:20], status=RunStatus.FAILED, aggregated={bad: bad}, notes=[bad] * 9,
+        branches=branches, reduce_errors=[], usage=Usage(calls=50, cost_usd=0.25), error=bad,
+        elapsed_s=2.0,
+    )._repr_html_()  # fmt: skip
+    assert len(page) < 200_000
+    seen = Tags(page)
+    allowed = {
+        "div",
+        "p",
+        "b",
+        "span",
+        "pre",
+        "table",
+        "thead",
+        "tbody",
+        "tr",
+        "th",
+        "td",
+        "ul",
+        "li",
+    }
+    assert set(seen.tags) <= {*allowed, "code"}
+    assert {name for name, _ in seen.attributes} <= {"style", "class"}
+    assert "40 more rows and 91 more columns" in page
+    assert "$0.25" in page

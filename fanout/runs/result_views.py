@@ -1,0 +1,168 @@
+"""A result for people: one line, and a part of a page for notebooks."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from html import escape
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+from fanout.core.units import dollars, duration, plain, plural
+from fanout.runs.tables.spool import MemorySpool
+from fanout.runs.tables.table import OWN_COLUMNS, gather
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from fanout.core.records import Usage
+    from fanout.runs.results import Result
+    from fanout.runs.tables.table import Table
+
+__all__ = ["result_line", "result_page"]
+
+_SHOWN_ROWS = 10
+_SHOWN_COLUMNS = 12
+_SHOWN_ERRORS = 5
+_LINE_CHARS = 100
+_CELL_CHARS = 200
+_TEXT_CHARS = 2_000
+_ERRORS = {"error_kind", "error"}
+# Of fanout's own columns, a table of the first rows has only these.
+_SHOWN = {"output", "aspect", "sample", *_ERRORS}
+_STYLE = 'style="text-align:left;vertical-align:top;white-space:pre-wrap;max-width:40em"'
+
+
+def result_line(result: Result) -> str:
+    """Return a result as one short line."""
+    kinds = _kinds(result)
+    shown = {
+        "run_id": result.run_id,
+        "status": result.status.value,
+        "branches": len(result.branches),
+        "failed": sum(kinds.values()),
+        **({"errors": kinds} if kinds else {}),
+        "calls": result.usage.calls,
+        "cost_usd": result.usage.cost_usd,
+        "aggregated": result.aggregated,
+        "error": result.error,
+    }
+    parts = (f"{name}={_short(value)}" for name, value in shown.items())
+    return f"<Result {' '.join(parts)}>"
+
+
+def _short(value: object) -> str:
+    return _cut(str(value) if isinstance(value, int) else repr(value), _LINE_CHARS)
+
+
+def _kinds(result: Result) -> dict[str, int]:
+    kinds = Counter(branch.kind.value for branch in result.branches if branch.kind is not None)
+    return dict(sorted(kinds.items()))
+
+
+def _facts(result: Result) -> list[str]:
+    total, kinds = len(result.branches), _kinds(result)
+    failed = sum(kinds.values())
+    facts = [f"{total - failed:,} of {plural(total, 'branch', 'branches')}"]
+    if failed:
+        counts = ", ".join(f"{kind} {count:,}" for kind, count in kinds.items())
+        facts.append(f"{failed:,} failed ({counts})")
+    return [*facts, *_usage(result.usage), plain(duration(result.elapsed_s))]
+
+
+def _usage(usage: Usage) -> Iterator[str]:
+    """Yield calls, tokens and cost; what is unknown is left out."""
+    yield plural(usage.calls, "call", "calls")
+    if usage.input_tokens is not None and usage.output_tokens is not None:
+        yield f"{usage.input_tokens:,} tokens in and {usage.output_tokens:,} out"
+    if usage.cost_usd is not None:
+        yield dollars(usage.cost_usd)
+
+
+def _cut(text: str, most: int) -> str:
+    return text if len(text) <= most else f"{text[:most]}... ({len(text):,} chars)"
+
+
+def result_page(result: Result) -> str:
+    """Return a result as a part of an HTML page: bounded, and without other files or scripts."""
+    is_ok = result.status.value == "succeeded"
+    colour = "#188038" if is_ok else "#c5221f"
+    status = f'<span style="color:{colour}">{escape(result.status.value)}</span>'
+    facts = escape(" · ".join(_facts(result)))
+    parts = [f"<div><p><b>Run {escape(result.run_id)} {status}</b>: {facts}</p>"]
+    if result.error is not None:
+        parts.append(f"<p>{_shown(result.error, _TEXT_CHARS)}</p>")
+    if result.aggregated is not None:
+        parts.append(f"<p><b>Aggregate</b></p>{_block(result.aggregated)}")
+    parts += _rows(result)
+    parts += _failures(result)
+    if result.notes:
+        notes = "; ".join(result.notes[:_SHOWN_ERRORS])
+        parts.append(f"<p>Notes: {_shown(notes, _TEXT_CHARS)}</p>")
+    return "\n".join([*parts, "</div>"])
+
+
+def _block(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, indent=2)
+    return f'<pre style="white-space:pre-wrap">{_shown(text, _TEXT_CHARS)}</pre>'
+
+
+def _shown(text: str, most: int) -> str:
+    return escape(_cut(text, most))
+
+
+def _rows(result: Result) -> Iterator[str]:
+    """Yield a table of the first rows, and how many more there are."""
+    if not result.branches:
+        return
+    table = gather(islice(result.branches, _SHOWN_ROWS), result.layout, MemorySpool())
+    columns = _columns(table, has_errors=any(one.kind for one in result.branches[:_SHOWN_ROWS]))
+    shown = columns[:_SHOWN_COLUMNS]
+    yield '<table class="dataframe"><thead>'
+    yield _row("th", (_shown(table.columns[at].name, _CELL_CHARS) for at in shown))
+    yield "</thead><tbody>"
+    for row in table.rows():
+        yield _row("td", (_cell(row[at]) for at in shown))
+    yield "</tbody></table>"
+    more = len(result.branches) - table.count
+    left = [f"{more:,} more rows"] if more else []
+    if len(columns) > len(shown):
+        left.append(f"{len(columns) - len(shown):,} more columns")
+    if left:
+        yield f"<p>and {' and '.join(left)}: <code>to_pandas()</code> has all</p>"
+
+
+def _row(tag: str, cells: Iterable[str]) -> str:
+    return f"<tr>{''.join(f'<{tag} {_STYLE}>{cell}</{tag}>' for cell in cells)}</tr>"
+
+
+def _columns(table: Table, *, has_errors: bool) -> list[int]:
+    """Return the positions of the columns to show: of the input, of the answers, and the errors."""
+    wanted = (_SHOWN if has_errors else _SHOWN - _ERRORS) | set()
+    names = [column.name for column in table.columns]
+    has_input = names[0] not in OWN_COLUMNS
+    if not has_input:
+        # Documents that are no rows have a name.
+        wanted = wanted | {"document"}
+    return [at for at, name in enumerate(names) if name not in OWN_COLUMNS or name in wanted]
+
+
+def _cell(cell: Any) -> str:
+    if cell is None:
+        return '<span style="opacity:0.5">None</span>'
+    text = cell if isinstance(cell, str) else json.dumps(cell, ensure_ascii=False)
+    return _shown(text, _CELL_CHARS)
+
+
+def _failures(result: Result) -> Iterator[str]:
+    """Yield the first failure of each kind, the most frequent kinds first."""
+    kinds = Counter(one.kind for one in result.branches if one.kind is not None)
+    if not kinds:
+        return
+    first = {one.kind: one for one in reversed(result.branches) if one.kind is not None}
+    yield "<p><b>Failed</b></p><ul>"
+    for kind, count in kinds.most_common(_SHOWN_ERRORS):
+        one = first[kind]
+        message = _shown(f"{one.document}: {one.message or ''}", _CELL_CHARS)
+        yield f"<li>{escape(kind.value)} {count:,}, such as {message}</li>"
+    yield "</ul>"
