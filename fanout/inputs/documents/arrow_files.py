@@ -6,7 +6,7 @@ import json
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from fanout.core.errors import InputError
-from fanout.inputs.documents.arrow_rows import arrow_table, batch_documents
+from fanout.inputs.documents.arrow_rows import arrow_table, batch_documents, broken_errors
 from fanout.inputs.documents.extras import extra_module
 from fanout.inputs.documents.reading import Checked
 from fanout.inputs.documents.remote import RemoteError, one_line
@@ -28,7 +28,7 @@ _STATE = "state.json"
 
 def check_arrow(file: InputFile, reading: Reading) -> Checked:
     """Read the schema of an Arrow file. Raises InputError: see text_column_of."""
-    pa = extra_module("pyarrow", extra="tables", source=file.name)
+    extra_module("pyarrow", extra="tables", source=file.name)
     try:
         with reading.open_anywhere(file) as opened:
             if opened.read(len(_OLD_FEATHER)) == _OLD_FEATHER:
@@ -36,7 +36,7 @@ def check_arrow(file: InputFile, reading: Reading) -> Checked:
             opened.seek(0)
             reader, _ = _reader(opened)
             return arrow_table(file.name, reader.schema, reading.text_column)
-    except (OSError, pa.ArrowException) as error:
+    except broken_errors() as error:
         return Checked(fault=f"is no whole Arrow file: {one_line(error)}")
 
 
@@ -68,7 +68,7 @@ def read_arrow(
     Raises:
         InputError: The file disappeared, or its store does not answer.
     """
-    pa = extra_module("pyarrow", extra="tables", source=file.name)
+    extra_module("pyarrow", extra="tables", source=file.name)
     row, known = first, name or file.name
     try:
         with reading.open_anywhere(file) as opened:
@@ -82,7 +82,7 @@ def read_arrow(
         raise InputError("was there, and is gone now", source=file.name) from None
     except RemoteError as error:
         raise InputError(f"broke while it was read: {error}", source=file.name) from None
-    except (OSError, pa.ArrowException) as error:
+    except broken_errors() as error:
         fault = f"cannot be read from row {row:,} on: {one_line(error)}"
         yield faulty(f"{known}:{row}", next(indices), fault)
     return row
@@ -99,8 +99,6 @@ def _reader(file: BinaryIO) -> tuple[Any, bool]:
 
 def _batches(file: BinaryIO) -> Iterator[Any]:
     """Yield the batches of a file; in place of a damaged one, the error as text."""
-    from pyarrow import ArrowException
-
     reader, is_file = _reader(file)
     if not is_file:
         yield from reader
@@ -110,7 +108,7 @@ def _batches(file: BinaryIO) -> Iterator[Any]:
             batch = reader.get_batch(number)
         except RemoteError:
             raise
-        except (OSError, ArrowException) as error:
+        except broken_errors() as error:
             batch = f"the batch {number + 1} of the file cannot be read: {one_line(error)}"
         yield batch
 

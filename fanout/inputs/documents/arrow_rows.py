@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from fanout.core.records import Document
 
-__all__ = ["SLICE_ROWS", "arrow_table", "batch_documents"]
+__all__ = ["SLICE_ROWS", "arrow_table", "batch_documents", "broken_errors"]
 
 # Rows that become Python objects at the same time.
 SLICE_ROWS = 1_000
@@ -27,6 +27,13 @@ def arrow_table(name: str, schema: Any, text_column: str | None) -> Checked:
     column = text_column_of(name, schema.names, text_column, None)
     is_named = text_column is not None or len(schema.names) > 1
     return Checked(header=tuple(schema.names), text_column=column, is_named=is_named)
+
+
+def broken_errors() -> tuple[type[Exception], ...]:
+    """Return what pyarrow raises for damaged files: also for sizes and names that are damaged."""
+    from pyarrow import ArrowException
+
+    return (OSError, UnicodeDecodeError, MemoryError, ArrowException)
 
 
 def batch_documents(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from fanout.core.errors import InputError
-from fanout.inputs.documents.arrow_rows import arrow_table, batch_documents
+from fanout.inputs.documents.arrow_rows import arrow_table, batch_documents, broken_errors
 from fanout.inputs.documents.extras import extra_module
 from fanout.inputs.documents.reading import Checked
 from fanout.inputs.documents.remote import RemoteError, one_line
@@ -29,11 +29,11 @@ _MOST_ROWS = 8_192
 
 def check_parquet(file: InputFile, reading: Reading) -> Checked:
     """Read the schema of a Parquet file. Raises InputError: see text_column_of."""
-    pa = extra_module("pyarrow", extra="tables", source=file.name)
+    extra_module("pyarrow", extra="tables", source=file.name)
     try:
         with reading.open_anywhere(file) as opened, _open(opened) as parquet:
             return arrow_table(file.name, parquet.schema_arrow, reading.text_column)
-    except (OSError, pa.ArrowException) as error:
+    except broken_errors() as error:
         return Checked(fault=f"is no whole Parquet file: {one_line(error)}")
 
 
@@ -47,7 +47,7 @@ def read_parquet(
     Raises:
         InputError: The file disappeared, or its store does not answer.
     """
-    pa = extra_module("pyarrow", extra="tables", source=file.name)
+    extra_module("pyarrow", extra="tables", source=file.name)
     try:
         with reading.open_anywhere(file) as opened, _open(opened) as parquet:
             if parquet.schema_arrow.names != list(table.header or ()):
@@ -60,7 +60,7 @@ def read_parquet(
         raise InputError("was there, and is gone now", source=file.name) from None
     except RemoteError as error:
         raise InputError(f"broke while it was read: {error}", source=file.name) from None
-    except (OSError, pa.ArrowException) as error:
+    except broken_errors() as error:
         yield faulty(file.name, next(indices), f"is no whole Parquet file: {one_line(error)}")
 
 
@@ -83,8 +83,6 @@ def _group(
     reading: Reading,
 ) -> Iterator[Document]:
     """Yield the rows of one row group; if it is damaged, the last document says which are lost."""
-    from pyarrow import ArrowException
-
     found = parquet.metadata.row_group(group)
     row = first
     try:
@@ -94,7 +92,7 @@ def _group(
             row += batch.num_rows
     except RemoteError:
         raise
-    except (OSError, ArrowException) as error:
+    except broken_errors() as error:
         last = first + found.num_rows - 1
         fault = f"rows {row:,} to {last:,} cannot be read: {one_line(error)}"
         yield faulty(f"{name}:{row}", next(indices), fault)

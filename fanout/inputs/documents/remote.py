@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import glob
 import io
 from typing import Any, BinaryIO, NamedTuple, cast
@@ -69,9 +70,10 @@ def remote_paths(url: str) -> tuple[Remote, list[str] | None]:
     learn(url)
     store, path = _store(url)
     place = Remote(store, path, shown(url))
-    if url.partition("://")[0].lower() in _NO_FOLDERS:
-        return place, None
     try:
+        if url.partition("://")[0].lower() in _NO_FOLDERS:
+            store.info(path)
+            return place, None
         # What was listed before, by this process, may have changed.
         store.invalidate_cache()
         if store.isfile(path):
@@ -81,6 +83,8 @@ def remote_paths(url: str) -> tuple[Remote, list[str] | None]:
         if glob.has_magic(path):
             found = store.glob(path, detail=True)
             return place, sorted(name for name, one in found.items() if one["type"] == "file")
+    except FileNotFoundError:
+        pass
     except Exception as error:  # noqa: BLE001 - each store has errors of its own
         raise InputError(f"cannot be read: {one_line(error)}", source=place.name) from None
     raise InputError("there is no such file or folder", source=place.name)
@@ -114,7 +118,7 @@ def open_remote(remote: Remote) -> BinaryIO:
     try:
         raw = remote.store.open(remote.path, "rb")
     except FileNotFoundError:
-        raise
+        raise FileNotFoundError(errno.ENOENT, "there is no such file") from None
     except Exception as error:  # noqa: BLE001 - each store has errors of its own
         raise RemoteError(error) from None
     return cast("BinaryIO", io.BufferedReader(_Raw(raw), _BUFFER_BYTES))

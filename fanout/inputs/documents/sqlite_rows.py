@@ -30,10 +30,15 @@ __all__ = ["SqliteTable", "check_sqlite", "read_sqlite"]
 # How long to wait for a program that has locked the database.
 _LOCKED_S = 5.0
 _SHOWN_TABLES = 12
+# The files beside a database that hold what is not in it yet, or must be undone.
+_UNFINISHED = ("-wal", "-journal")
 # What a statement may do: read. Anything else, such as ATTACH and PRAGMA, is refused.
 _ALLOWED = frozenset(
     {sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION, sqlite3.SQLITE_RECURSIVE}
 )
+
+# Also names of a damaged database that are no UTF-8.
+_BROKEN = (sqlite3.Error, UnicodeDecodeError)
 
 
 class SqliteTable(Checked, frozen=True, kw_only=True):
@@ -67,7 +72,7 @@ def check_sqlite(file: InputFile, reading: Reading) -> SqliteTable:
             if cursor.description is None:
                 raise InputError("the query has no rows: write a SELECT", source=file.name)
             header = tuple(str(column[0]) for column in cursor.description)
-    except sqlite3.Error as error:
+    except _BROKEN as error:
         return SqliteTable(fault=_reason(error))
     except OSError as error:
         return SqliteTable(fault=f"cannot be read: {error.strerror or error}")
@@ -99,7 +104,7 @@ def read_sqlite(
         raise InputError("was there, and is gone now", source=file.name) from None
     except RemoteError as error:
         raise InputError(f"broke while it was read: {error}", source=file.name) from None
-    except sqlite3.Error as error:
+    except _BROKEN as error:
         fault = f"cannot be read after row {row:,}: {_reason(error)}"
         yield faulty(f"{file.name}:{row + 1}", next(indices), fault)
 
@@ -124,11 +129,12 @@ def _opened(path: Path) -> sqlite3.Connection:
     except sqlite3.OperationalError as error:
         database.close()
         # A database in WAL mode needs a file beside it, which a folder without rights cannot have.
-        is_alone = not path.with_name(f"{path.name}-wal").exists()
+        # Without such files nobody writes to it, and nobody died while writing.
+        is_alone = not any(path.with_name(path.name + end).exists() for end in _UNFINISHED)
         if _is_busy(error) or not is_alone:
             raise
         return _connection(f"{place}&immutable=1")
-    except sqlite3.Error:
+    except _BROKEN:
         database.close()
         raise
     return database
@@ -200,7 +206,7 @@ def _listed(names: list[str]) -> str:
     return ", ".join(names[:_SHOWN_TABLES]) + (f", and {more:,} more" if more > 0 else "")
 
 
-def _is_busy(error: sqlite3.Error) -> bool:
+def _is_busy(error: Exception) -> bool:
     # The lowest byte is the primary code, the others say more of it.
     return getattr(error, "sqlite_errorcode", 0) & 0xFF in {
         sqlite3.SQLITE_BUSY,
@@ -208,7 +214,7 @@ def _is_busy(error: sqlite3.Error) -> bool:
     }
 
 
-def _reason(error: sqlite3.Error) -> str:
+def _reason(error: Exception) -> str:
     if _is_busy(error):
         return f"another program has locked the database (for more than {_LOCKED_S:g} s)"
     if getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_AUTH:
