@@ -8,24 +8,76 @@ with the first of its lines that looks like a row. Each line is read at most a f
 from __future__ import annotations
 
 import csv
+import re
 from collections import deque
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import msgspec
 
 from fanout.inputs.documents.rows import not_utf8, too_large
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from fanout.inputs.documents.lines import Line
 
-__all__ = ["CsvRow", "CsvRows", "is_number"]
+__all__ = ["TAB", "CsvRow", "CsvRows", "Dialect", "is_number"]
 
 TAB = "\t"
+_WORDS = {TAB: "tabs"}
 _OPEN = "a quote that opens here is not closed"
 _CR = "there is a carriage return in the middle of a line"
+_ESCAPED = {quote: re.compile(rb"\\([\\" + quote.encode() + rb"])") for quote in "\"'"}
 _NUL = "it holds NUL bytes, so it is not text"
 # The memory of a buffered line in addition to its bytes.
 _LINE_BYTES = 64
+
+
+class Dialect(msgspec.Struct, frozen=True, kw_only=True):
+    """How the cells of a table are written.
+
+    Attributes:
+        delimiter: The character between two cells.
+        quote: The character around a cell that holds a delimiter, a quote or the end of a line.
+        has_escapes: Whether a quote within quotes, and a backslash, have a backslash before them.
+        skips_spaces: Whether spaces after a delimiter are no part of the cell.
+    """
+
+    delimiter: str = ","
+    quote: str = '"'
+    has_escapes: bool = False
+    skips_spaces: bool = False
+
+    @property
+    def delimiter_word(self) -> str:
+        """The delimiter in messages."""
+        return _WORDS.get(self.delimiter, repr(self.delimiter))
+
+    @property
+    def words(self) -> str:
+        """All of it in messages."""
+        parts = [
+            (self.delimiter_word, True),
+            ("cells in single quotes", self.quote == "'"),
+            ("backslashes before quotes", self.has_escapes),
+            ("spaces before cells", self.skips_spaces),
+        ]
+        return ", ".join(text for text, is_so in parts if is_so)
+
+    def reader(self, lines: Iterable[str]) -> Any:
+        """Return Python's reader of lines that may have quotes."""
+        return csv.reader(
+            lines,
+            delimiter=self.delimiter,
+            quotechar=self.quote,
+            skipinitialspace=self.skips_spaces,
+            strict=True,
+        )
+
+    def split(self, text: str) -> list[str]:
+        """Return the cells of a line, in which a quote is ordinary text."""
+        cells = text.rstrip("\r\n").split(self.delimiter)
+        return [cell.lstrip(" ") for cell in cells] if self.skips_spaces else cells
 
 
 class CsvRow(NamedTuple):
@@ -62,7 +114,7 @@ class CsvRows:
 
     Args:
         lines: The lines.
-        delimiter: The character between two cells.
+        dialect: How their cells are written.
         max_bytes: The size above which a row is refused.
         numeric: The columns that hold numbers in all rows of the sample; they distinguish a row
             from a line of text.
@@ -72,21 +124,24 @@ class CsvRows:
         self,
         lines: Iterator[Line],
         *,
-        delimiter: str,
+        dialect: Dialect,
         max_bytes: int,
         numeric: tuple[int, ...] = (),
     ) -> None:
         csv.field_size_limit(max(csv.field_size_limit(), max_bytes + 1))
-        self._lines = lines
+        self._lines = _plain_lines(lines, dialect.quote) if dialect.has_escapes else lines
         self._again: deque[Line] = deque()
-        self._delimiter = delimiter
+        self._dialect = dialect
+        self._quote = dialect.quote
+        self._delimiter = dialect.delimiter
+        self._skips_spaces = dialect.skips_spaces
         self._max_bytes = max_bytes
         self._numeric = numeric
         self._width = 0
         # Up to this line, each line is read as a row of its own: they failed as one row together.
         self._flat_to = 0
         self._single = _SingleLine()
-        self._single_reader = csv.reader(self._single, delimiter=delimiter, strict=True)
+        self._single_reader = dialect.reader(self._single)
 
     def header(self) -> CsvRow | None:
         """Return the first row that is not blank, or None."""
@@ -111,11 +166,14 @@ class CsvRows:
 
     def _plain_cells(self, data: bytes) -> list[str] | None:
         """Return the cells of a line that is a whole and valid row, as most are, or None."""
+        cells: list[str]
         try:
             text = data.decode()
-            if '"' in text:
+            if self._quote in text:
                 self._single.append(text)
                 cells = next(self._single_reader)
+            elif self._skips_spaces:
+                cells = self._dialect.split(text)
             else:
                 cells = text.rstrip("\r\n").split(self._delimiter)
         except (UnicodeDecodeError, csv.Error):
@@ -133,6 +191,9 @@ class CsvRows:
     def _row(self, line: Line) -> CsvRow:
         if line.is_too_large:
             return CsvRow(line.number, line.number, [], too_large(line.size, self._max_bytes))
+        if (parts := self._rows_between_returns(line)) is not None:
+            self._again.extendleft(reversed(parts[1:]))
+            line = parts[0]
         reading = self._read(line)
         first, last = line.number, reading.lines[-1].number
         is_row = reading.cells is not None and not self._swallows_rows(reading)
@@ -150,11 +211,20 @@ class CsvRows:
         where = f" (lines {first} to {last})" if last > first else ""
         return CsvRow(first, last, [], f"not valid CSV: {fault}{where}")
 
+    def _rows_between_returns(self, line: Line) -> list[Line] | None:
+        """Return the rows of a line with carriage returns between rows, as mixed line ends have."""
+        data = line.data
+        if b"\r" not in data.rstrip(b"\r\n") or self._quote.encode() in data or not self._width:
+            return None
+        parts = [line._replace(data=part, size=len(part)) for part in data.splitlines() if part]
+        are_rows = all(self._has_width(self._dialect.split(part.text)) for part in parts)
+        return parts if parts and are_rows else None
+
     def _read(self, line: Line) -> _ReadResult:
         """Read a row that starts at a line, over as many lines as its quotes need."""
         feed = _RowLines(self, line, is_flat=line.number <= self._flat_to, limit=self._max_bytes)
         try:
-            cells = next(csv.reader(feed, delimiter=self._delimiter, strict=True), [])
+            cells: list[str] = next(self._dialect.reader(feed), [])
         except csv.Error as error:
             is_open = len(feed.lines) > 1 or feed.wants_more
             fault = _OPEN if is_open else _CR if "\r" in line.text.rstrip() else str(error)
@@ -169,15 +239,36 @@ class CsvRows:
 
         Prose has commas, too: only tabs, or columns of numbers, distinguish rows from it.
         """
-        if not self._width or not (self._numeric or self._delimiter == TAB):
+        if not self._width or not (self._numeric or self._dialect.delimiter == TAB):
             return False
         inner = [line for line in reading.lines[1:] if line.data.strip()]
-        return bool(inner) and all(map(self._looks_like_row, inner))
+        return (
+            bool(inner)
+            and self._may_be_whole(reading.lines[0])
+            and all(map(self._looks_like_row, inner))
+        )
+
+    def _may_be_whole(self, line: Line) -> bool:
+        """Say whether a line with a quote that opens may be a row by itself.
+
+        Otherwise the row goes on: the last line of a text in the first column looks like a row, too.
+        """
+        cells = self._dialect.split(line.text)
+        if len(cells) < self._width:
+            return False
+        quoted = (at for at, cell in enumerate(cells) if cell.startswith(self._quote))
+        first = next(quoted, self._width)
+        # The text after the quote may hold delimiters, so the columns after it count from the end.
+        return all(
+            is_number(cells[at] if at < first else cells[at - self._width])
+            for at in self._numeric
+            if at != first
+        )
 
     def _looks_like_row(self, line: Line) -> bool:
         if line.is_too_large:
             return False
-        cells = _cells_of(line.text, self._delimiter)
+        cells = _cells_of(line.text, self._dialect)
         return self._has_width(cells) and all(is_number(cells[at]) for at in self._numeric)
 
     def _has_width(self, cells: list[str] | None) -> bool:
@@ -185,9 +276,9 @@ class CsvRows:
 
     def _literal(self, line: Line) -> list[str] | None:
         """Return the cells of a line with tabs, in which quotes may be ordinary text."""
-        if self._delimiter != TAB or not self._width:
+        if self._dialect.delimiter != TAB or not self._width:
             return None
-        cells = line.text.rstrip("\r\n").split(TAB)
+        cells = self._dialect.split(line.text)
         return cells if len(cells) == self._width else None
 
     def _give_back(self, reading: _ReadResult) -> None:
@@ -212,7 +303,7 @@ class CsvRows:
         return last
 
     def _begins_row(self, line: Line) -> bool:
-        if line.number <= self._flat_to or b'"' not in line.data:
+        if line.number <= self._flat_to or self._quote.encode() not in line.data:
             return self._looks_like_row(line)
         reading = self._read(line)
         self._again.extendleft(reversed(reading.lines[1:]))
@@ -275,14 +366,29 @@ class _RowLines:
         return line.text
 
 
-def _cells_of(text: str, delimiter: str) -> list[str]:
+def _cells_of(text: str, dialect: Dialect) -> list[str]:
     """Return the cells of one line; an unclosed quote is ordinary text."""
-    if '"' in text:
+    if dialect.quote in text:
         try:
-            return next(csv.reader((text,), delimiter=delimiter, strict=True), [])
+            return next(dialect.reader((text,)), [])
         except csv.Error:
             pass
-    return text.rstrip("\r\n").split(delimiter)
+    return dialect.split(text)
+
+
+def _plain_lines(lines: Iterator[Line], quote: str) -> Iterator[Line]:
+    """Yield lines in which a quote is doubled in place of the backslash before it.
+
+    Python's reader would take the backslash from any other character too.
+    """
+    escaped = _ESCAPED[quote]
+    doubled = (quote * 2).encode()
+    for line in lines:
+        if b"\\" in line.data:
+            data = escaped.sub(lambda m: b"\\" if m[1] == b"\\" else doubled, line.data)
+            yield line._replace(data=data)
+        else:
+            yield line
 
 
 def is_number(cell: str) -> bool:

@@ -7,10 +7,10 @@ table.
 
 from __future__ import annotations
 
-from collections import Counter
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from fanout.core.errors import FanoutError, InputError
+from fanout.inputs.documents.rows import repeated_column
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -125,11 +125,8 @@ def _guarded(items: Any, rows: Iterable[Any]) -> Iterator[Any]:
 
 
 def _require_unique(columns: Sequence[str]) -> None:
-    twice = [name for name, times in Counter(columns).items() if times > 1]
-    if twice:
-        raise InputError(
-            f"chunks: the table has the column {twice[0]!r} more than once: rename one"
-        )
+    if problem := repeated_column(columns):
+        raise InputError(f"chunks: the table has {problem}")
 
 
 def _polars(frame: Any) -> Frame:

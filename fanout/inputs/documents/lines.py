@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from io import BufferedReader, RawIOBase
 from itertools import count
-from typing import TYPE_CHECKING, BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple, cast
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["BOM", "Line", "read_lines"]
+__all__ = ["BOM", "Line", "read_lines", "with_line_feeds"]
 
 BOM = b"\xef\xbb\xbf"
 _SKIP_BYTES = 1_000_000
@@ -49,3 +50,25 @@ def read_lines(file: BinaryIO, max_bytes: int) -> Iterator[Line]:
                     break
             line = b""
         yield Line(number, line.removeprefix(BOM) if number == 1 else line, size)
+
+
+def with_line_feeds(file: BinaryIO) -> BinaryIO:
+    """Return a file, whose lines end in carriage returns only, with line feeds in their place."""
+    return cast("BinaryIO", BufferedReader(_LineFeeds(file), _SKIP_BYTES))
+
+
+class _LineFeeds(RawIOBase):
+    """The bytes of a file with line feeds in place of carriage returns; it leaves the file open."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+
+    def readable(self) -> bool:
+        """Say that it can be read."""
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]  # as it is called
+        """Read the next bytes; return their number."""
+        data = self._file.read(len(buffer)).replace(b"\r", b"\n")
+        buffer[: len(data)] = data
+        return len(data)

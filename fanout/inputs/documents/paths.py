@@ -179,11 +179,11 @@ class FileSource:
     def _report_delimiters(self, notify: Notify) -> None:
         counts: Counter[str] = Counter()
         for at, table in self._checked.items():
-            if isinstance(table, Table) and table.is_notable and table.fault is None:
-                counts[table.delimiter_word] += 1
-                if counts[table.delimiter_word] <= _NAMED_FILES:
+            if isinstance(table, Table) and table.noted is not None:
+                counts[table.noted] += 1
+                if counts[table.noted] <= _NAMED_FILES:
                     name = self._files[at].name
-                    notify(Notice(text=f"reading {name} with {table.delimiter_word}"))
+                    notify(Notice(text=f"reading {name} with {table.noted}"))
         for word, files in counts.items():
             if files > _NAMED_FILES:
                 notify(Notice(text=f"reading {files - _NAMED_FILES:,} more files with {word}"))

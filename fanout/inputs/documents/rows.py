@@ -24,6 +24,7 @@ __all__ = [
     "document_of_row",
     "faulty",
     "not_utf8",
+    "repeated_column",
     "text_column_of",
     "too_large",
 ]
@@ -106,6 +107,24 @@ def document_of_cells(
     return faulty(name, index, fault, columns, text_at)
 
 
+def repeated_column(header: Sequence[str], *, may_be_blank: bool = False) -> str | None:
+    """Return which column a table has more than once, and at which positions; None if none.
+
+    Args:
+        header: The names of the columns.
+        may_be_blank: Whether several columns may have no name.
+    """
+    counts = Counter(header).items()
+    twice = [column for column, times in counts if times > 1 and (column or not may_be_blank)]
+    if not twice:
+        return None
+    *places, last = (str(at) for at, column in enumerate(header, 1) if column == twice[0])
+    return (
+        f"the column {twice[0]!r} more than once, at the positions {', '.join(places)} and {last}: "
+        "rename all but one"
+    )
+
+
 def text_column_of(name: str, header: Sequence[str], given: str | None, line: int | None) -> str:
     """Return the column of a table that holds the text.
 
@@ -118,11 +137,8 @@ def text_column_of(name: str, header: Sequence[str], given: str | None, line: in
     Raises:
         InputError: The column does not exist, or a column is there twice.
     """
-    twice = [column for column, times in Counter(header).items() if times > 1 and column]
-    if twice:
-        raise InputError(
-            f"the header has the column {twice[0]!r} more than once: rename one", source=name
-        )
+    if problem := repeated_column(header, may_be_blank=True):
+        raise InputError(f"the header has {problem}", source=name)
     column = given or (header[0] if len(header) == 1 else DEFAULT_TEXT_COLUMN)
     if column not in header:
         raise InputError(

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from io import BytesIO
 from typing import TYPE_CHECKING, BinaryIO
 
 import msgspec
 
 from fanout.core.errors import InputError
-from fanout.inputs.documents.csv_rows import TAB, CsvRows, is_number
-from fanout.inputs.documents.lines import BOM, read_lines
+from fanout.core.units import plural
+from fanout.inputs.documents.csv_rows import TAB, CsvRows, Dialect, is_number
+from fanout.inputs.documents.dialects import detect_dialect, is_tsv
+from fanout.inputs.documents.lines import BOM, read_lines, with_line_feeds
 from fanout.inputs.documents.reading import Checked
 from fanout.inputs.documents.rows import DEFAULT_TEXT_COLUMN, checked, faulty, text_column_of
 
@@ -21,40 +22,30 @@ if TYPE_CHECKING:
 
 __all__ = ["Table", "detect_table", "read_table"]
 
-_DELIMITERS = (",", ";", TAB, "|")
-_WORDS = {TAB: "tabs"}
 _SAMPLE_BYTES = 64_000
 # Excel may write its delimiter into a first line of its own.
 _EXCEL = b"sep="
-# Delimiters whose shares of good rows differ by less than this are ambiguous.
-_NEAR = 0.1
-_GOOD = 0.5
+_SHOWN_CHARS = 40
 
 
 class Table(Checked, frozen=True, kw_only=True):
     """The format of a table.
 
     Attributes:
-        delimiter: The character between two cells.
+        dialect: How its cells are written.
         header: The names of its columns.
         numeric: The positions of columns that hold numbers in all rows of the sample.
         skipped: Lines before the header.
-        share: The share of rows in the sample, 0 to 1, that have as many cells as the header; 1
-            without rows.
-        is_notable: Whether a notice should name the delimiter, as it is neither usual nor given.
+        has_cr: Whether its lines end in carriage returns only.
+        noted: What a notice should tell of it, as it is neither usual nor given; None if nothing.
     """
 
-    delimiter: str = ","
+    dialect: Dialect = Dialect()
     header: tuple[str, ...] = ()
     numeric: tuple[int, ...] = ()
     skipped: int = 0
-    share: float = 1.0
-    is_notable: bool = False
-
-    @property
-    def delimiter_word(self) -> str:
-        """The delimiter in messages."""
-        return _WORDS.get(self.delimiter, repr(self.delimiter))
+    has_cr: bool = False
+    noted: str | None = None
 
 
 def detect_table(
@@ -80,33 +71,72 @@ def detect_table(
     """
     data = file.read(_SAMPLE_BYTES + 1)
     sample, is_whole = data[:_SAMPLE_BYTES].removeprefix(BOM), len(data) <= _SAMPLE_BYTES
+    has_cr = b"\r" in sample and b"\n" not in sample
+    if has_cr:
+        sample = sample.replace(b"\r", b"\n")
     if not is_whole:
         sample = sample[: sample.rfind(b"\n") + 1] or sample
     if fault := _unreadable(sample):
         return Table(fault=fault)
     skipped, excels = _excel_delimiter(sample)
-    known = delimiter or (TAB if name.lower().endswith(".tsv") else excels)
-    delimiters = (known,) if known else _DELIMITERS
-    table = _best(
-        name, [_trial(sample, skipped, each, max_bytes) for each in delimiters], text_column
+    trial = detect_dialect(
+        name,
+        sample,
+        skipped=skipped,
+        delimiter=delimiter or excels,
+        text_column=text_column or DEFAULT_TEXT_COLUMN,
+        max_bytes=max_bytes,
     )
-    if table.fault:
-        return Table(fault=f"the header: {table.fault}")
-    if not table.header:
+    if trial.fault:
+        return Table(fault=f"the header: {trial.fault}")
+    if not trial.header:
         return Table(fault="the file is empty; a header row is needed")
-    return msgspec.structs.replace(
-        table,
-        text_column=text_column_of(name, table.header, text_column, 1),
-        is_named=text_column is not None or len(table.header) > 1,
-        is_notable=table.delimiter != (delimiter or ",") and not name.lower().endswith(".tsv"),
+    header = _named(trial.header)
+    _require_names(name, trial.header, text_column or DEFAULT_TEXT_COLUMN)
+    column = text_column_of(name, header, text_column, 1)
+    is_named = text_column is not None or len(header) > 1
+    usual = Dialect(delimiter=delimiter or (TAB if is_tsv(name) else ","))
+    noted = [trial.dialect.words] if trial.dialect != usual else []
+    if not is_named and column != DEFAULT_TEXT_COLUMN:
+        noted.append(f"its only column, {column[:_SHOWN_CHARS]!r}, as the text")
+    return Table(
+        dialect=trial.dialect,
+        header=header,
+        text_column=column,
+        numeric=trial.numeric,
+        skipped=skipped,
+        has_cr=has_cr,
+        noted=", ".join(noted) or None,
+        is_named=is_named,
     )
+
+
+def _named(header: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the names of columns; one without a name, as of an index, gets its position."""
+    names: list[str] = []
+    for at, name in enumerate(header, 1):
+        given = name or f"column_{at}"
+        while not name and given in {*header, *names}:
+            given += "_"
+        names.append(given)
+    return tuple(names)
+
+
+def _require_names(name: str, header: tuple[str, ...], text_column: str) -> None:
+    """Raise InputError if the first row cannot be the names of columns."""
+    if text_column not in header and len(header) > 1 and any(map(is_number, header)):
+        shown = ", ".join(header)
+        raise InputError(
+            f"its first row looks like data, not like the names of columns ({shown}): add a row "
+            "with their names above it",
+            source=name,
+            line=1,
+        )
 
 
 def _unreadable(sample: bytes) -> str | None:
     if sample.startswith((b"\xff\xfe", b"\xfe\xff")):
         return "it is UTF-16, not UTF-8: convert it first"
-    if b"\r" in sample and b"\n" not in sample:
-        return "its lines end in carriage returns only, as on old Macs: convert it first"
     return None
 
 
@@ -118,62 +148,14 @@ def _excel_delimiter(sample: bytes) -> tuple[int, str | None]:
     return 0, None
 
 
-def _trial(sample: bytes, skipped: int, delimiter: str, max_bytes: int) -> Table:
-    """Return the format of a sample with one delimiter."""
-    rows = _rows(BytesIO(sample), skipped, delimiter, max_bytes, ())
-    head = rows.header()
-    if head is None or head.fault:
-        return Table(delimiter=delimiter, fault=head.fault if head else None)
-    header = tuple(cell.strip() for cell in head.cells)
-    if len(header) == 1 and delimiter != ",":
-        return Table(delimiter=delimiter, header=header, skipped=skipped, share=0.0)
-    good, bad = [], 0
-    for row in rows:
-        if not row.fault and len(row.cells) == len(header):
-            good.append(row.cells)
-        else:
-            bad += 1
-    numeric = [at for at in range(len(header)) if good and all(is_number(row[at]) for row in good)]
-    share = len(good) / (len(good) + bad) if good or bad else 1.0
-    return Table(
-        delimiter=delimiter, header=header, numeric=tuple(numeric), skipped=skipped, share=share
-    )
-
-
-def _best(name: str, trials: list[Table], text_column: str | None) -> Table:
-    """Return the best trial: among those that split the header, the one that splits most rows."""
-    if len(trials) == 1:
-        return trials[0]
-    split = [trial for trial in trials if len(trial.header) > 1]
-    if not split:
-        return trials[0]
-    split.sort(key=lambda trial: -trial.share)
-    near = [trial for trial in split if split[0].share - trial.share < _NEAR]
-    column = text_column or DEFAULT_TEXT_COLUMN
-    with_text = [trial for trial in near if column in trial.header]
-    if len(near) > 1 and len(with_text) != 1 and split[0].share > _GOOD:
-        found = " or ".join(trial.delimiter_word for trial in near)
-        raise InputError(
-            f"the delimiter between its cells may be {found}; give it as delimiter (--delimiter)",
-            source=name,
-        )
-    return with_text[0] if with_text else split[0]
-
-
-def _rows(
-    file: BinaryIO, skipped: int, delimiter: str, max_bytes: int, numeric: tuple[int, ...]
-) -> CsvRows:
-    lines = read_lines(file, max_bytes)
-    for _ in range(skipped):
-        next(lines, None)
-    return CsvRows(lines, delimiter=delimiter, max_bytes=max_bytes, numeric=numeric)
-
-
 def read_table(
     name: str, file: BinaryIO, table: Table, indices: Iterator[int], max_bytes: int
 ) -> Iterator[Document]:
     """Yield the rows of a table as documents, named ``path:line``, lazily."""
-    rows = _rows(file, table.skipped, table.delimiter, max_bytes, table.numeric)
+    lines = read_lines(with_line_feeds(file) if table.has_cr else file, max_bytes)
+    for _ in range(table.skipped):
+        next(lines, None)
+    rows = CsvRows(lines, dialect=table.dialect, max_bytes=max_bytes, numeric=table.numeric)
     rows.header()
     header, text_column, width = table.header, table.text_column, len(table.header)
     text_at = header.index(text_column)
@@ -191,5 +173,6 @@ def read_table(
 
 
 def _wrong_width(row: CsvRow, width: int) -> str:
+    cells = plural(len(row.cells), "cell", "cells")
     lines = f" (lines {row.first} to {row.last})" if row.last > row.first else ""
-    return f"{len(row.cells)} cells, but the header has {width}{lines}"
+    return f"{cells}, but the header has {width}{lines}"

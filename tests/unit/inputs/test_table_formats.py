@@ -300,7 +300,7 @@ def test_a_column_that_is_there_twice_is_refused(here, name):
     to_stream(here / "t.arrow", twice)
     to_xlsx(here / "t.xlsx", ("s", [["text", "n", "n"], ["a", 1, 2]]))
     to_sqlite(here / "t.db")
-    with pytest.raises(InputError, match="the column 'n' more than once: rename one"):
+    with pytest.raises(InputError, match="the column 'n' more than once, at the positions"):
         source(name)
 
 
