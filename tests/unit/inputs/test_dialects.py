@@ -64,7 +64,7 @@ def read(folder, content, name="a.csv", **options):
         ('\ufeff"id",text\n1,a\n', [("1", "a")], []),
         # Columns without a name.
         (",id,text,\n0,1,a,b\n", [("0", "1", "b", "a")], []),
-        # One column is the text, whatever it is called.
+        # One column is the text under any name.
         ("text\na\n", [("a",)], []),
         ("review\na\n", [("a",)], ["its only column, 'review', as the text"]),
         # Rows that are too short or too long, and NULs.
