@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from fanout.core.errors import InputError
@@ -13,7 +14,6 @@ from fanout.inputs.documents.rows import faulty
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from typing import BinaryIO
 
     from fanout.core.records import Document
     from fanout.inputs.documents.files import InputFile
@@ -24,6 +24,7 @@ __all__ = ["check_parquet", "read_parquet"]
 # The memory of one batch, decoded, and of what is read ahead of a column.
 _BATCH_BYTES = 8_000_000
 _BUFFER_BYTES = 256_000
+_REMOTE_BUFFER_BYTES = 4_000_000
 _MOST_ROWS = 8_192
 
 
@@ -31,7 +32,7 @@ def check_parquet(file: InputFile, reading: Reading) -> Checked:
     """Read the schema of a Parquet file. Raises InputError: see text_column_of."""
     extra_module("pyarrow", extra="tables", source=file.name)
     try:
-        with reading.open_anywhere(file) as opened, _open(opened) as parquet:
+        with _opened(file, reading) as parquet:
             return arrow_table(file.name, parquet.schema_arrow, reading.text_column)
     except broken_errors() as error:
         return Checked(fault=f"is no whole Parquet file: {one_line(error)}")
@@ -49,7 +50,7 @@ def read_parquet(
     """
     extra_module("pyarrow", extra="tables", source=file.name)
     try:
-        with reading.open_anywhere(file) as opened, _open(opened) as parquet:
+        with _opened(file, reading) as parquet:
             if parquet.schema_arrow.names != list(table.header or ()):
                 raise InputError("has changed since it was checked", source=file.name)
             first = 1
@@ -64,13 +65,22 @@ def read_parquet(
         yield faulty(file.name, next(indices), f"is no whole Parquet file: {one_line(error)}")
 
 
-def _open(file: BinaryIO) -> Any:
+@contextmanager
+def _opened(file: InputFile, reading: Reading) -> Iterator[Any]:
     from pyarrow import parquet
 
-    # Without pre_buffer, it reads a column in parts, and not the whole of a row group.
-    return parquet.ParquetFile(
-        file, pre_buffer=False, buffer_size=_BUFFER_BYTES, page_checksum_verification=True
-    )
+    # It reads in parts of its own, a column here and a column there. Without pre_buffer, these are
+    # parts of a column, and not the whole of a row group.
+    with (
+        reading.open_anywhere(file, is_sequential=False) as opened,
+        parquet.ParquetFile(
+            opened,
+            pre_buffer=False,
+            buffer_size=_BUFFER_BYTES if file.remote is None else _REMOTE_BUFFER_BYTES,
+            page_checksum_verification=True,
+        ) as found,
+    ):
+        yield found
 
 
 def _group(

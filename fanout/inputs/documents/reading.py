@@ -62,10 +62,12 @@ class Reading(msgspec.Struct, frozen=True, kw_only=True):
         """Return where a file is that is on this machine."""
         return self.base / file.place
 
-    def open(self, file: InputFile) -> BinaryIO:
+    def open(self, file: InputFile, *, is_sequential: bool = True) -> BinaryIO:
         """Open a file at its beginning; a compressed one is unpacked. Raises OSError."""
-        remote = file.remote
-        opened = self.path(file).open("rb") if remote is None else open_remote(remote)
+        if file.remote is not None:
+            opened = open_remote(file.remote, is_sequential=is_sequential)
+        else:
+            opened = self.path(file).open("rb")
         return opened if file.packing is None else unpacked(opened, file.packing)
 
     def as_utf8(self, opened: BinaryIO) -> BinaryIO:
@@ -80,9 +82,9 @@ class Reading(msgspec.Struct, frozen=True, kw_only=True):
         return None if name is None or name.startswith("utf-8") else name
 
     @contextmanager
-    def open_anywhere(self, file: InputFile) -> Iterator[BinaryIO]:
+    def open_anywhere(self, file: InputFile, *, is_sequential: bool = True) -> Iterator[BinaryIO]:
         """Open a file, to be read at any offset. Raises OSError."""
-        with self.open(file) as opened:
+        with self.open(file, is_sequential=is_sequential) as opened:
             if opened.seekable():
                 yield opened
                 return

@@ -113,15 +113,34 @@ def _store(url: str) -> tuple[Any, str]:
     return store, str(path)
 
 
-def open_remote(remote: Remote) -> BinaryIO:
-    """Open a file, to be read in parts. Raises OSError, with one line without credentials."""
+def open_remote(remote: Remote, *, is_sequential: bool = True) -> BinaryIO:
+    """Open a file, to be read in parts. Raises OSError, with one line without credentials.
+
+    A store reads ahead, unless ``is_sequential`` says that this is in vain.
+    """
+    options: dict[str, Any] = {} if is_sequential else {"cache_type": "none"}
     try:
-        raw = remote.store.open(remote.path, "rb")
+        if remote.path.partition("://")[0].lower() in _NO_FOLDERS and not _takes_ranges(remote):
+            options = {"block_size": 0}
+        raw = remote.store.open(remote.path, "rb", **options)
     except FileNotFoundError:
         raise FileNotFoundError(errno.ENOENT, "there is no such file") from None
     except Exception as error:  # noqa: BLE001 - each store has errors of its own
         raise RemoteError(error) from None
     return cast("BinaryIO", io.BufferedReader(_Raw(raw), _BUFFER_BYTES))
+
+
+def _takes_ranges(remote: Remote) -> bool:
+    """Say whether a web server gives parts of a file; from others, it comes in one stream."""
+    with remote.store.open(remote.path, "rb", cache_type="none") as file:
+        if file.size is None:
+            return True
+        file.seek(min(1, file.size))
+        try:
+            file.read(1)
+        except ValueError:
+            return False
+    return True
 
 
 class _Raw(io.RawIOBase):
@@ -135,7 +154,7 @@ class _Raw(io.RawIOBase):
         return True
 
     def seekable(self) -> bool:
-        return bool(self._file.seekable())
+        return bool(self._file.seekable()) and self.size is not None
 
     def readinto(self, buffer: Any) -> int:
         try:

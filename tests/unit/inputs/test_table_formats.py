@@ -537,6 +537,7 @@ def test_every_format_is_read_from_a_web_server(here):
     for name in ("groups.parquet", "file.arrow", "pandas.xlsx", "shop.db"):
         WRITERS[name](here / name)
     (here / "a.csv.gz").write_bytes(gzip.compress(b"text,n\nx,1\n"))
+    (here / "large.jsonl").write_text(f'{{"text": "{"x" * 1_000}"}}\n' * 12_000)
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Quiet) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         base = f"http://127.0.0.1:{server.server_port}"
@@ -546,6 +547,7 @@ def test_every_format_is_read_from_a_web_server(here):
                 assert [one.text for one in documents] == [row["text"] for row in ROWS]
                 assert documents[0].name.startswith(f"{base}/{name}?X-Amz-Signature=[key]:")
             assert [one.text for one in read(f"{base}/a.csv.gz")] == ["x"]
+            assert len(read(f"{base}/large.jsonl")) == 12_000
             with pytest.raises(InputError, match="there is no such file"):
                 source(f"{base}/gone.csv")
         finally:
