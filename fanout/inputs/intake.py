@@ -25,7 +25,7 @@ from fanout.inputs.prompts import (
 from fanout.inputs.selection import WHERE_NAMES, Selection
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Container, Iterable, Iterator
 
     from fanout.core.spec import RunSpec
     from fanout.inputs.documents import Chunks, Notify
@@ -77,13 +77,20 @@ def checked_documents(
     selection = Selection(spec, text_columns=_text_columns(spec))
     _require_used(spec, documents, source, selection)
     names = DocumentNames(spec.id_column, notify)
+    only = _chosen_files(source, selection, notify)
 
     def read() -> Iterator[Document]:
-        return names.apply(source.documents())
+        return names.apply(source.documents(only))
 
     again = read if source.is_lasting else None
+
+    def chosen(documents: Iterator[Document], notify: Notify | None = None) -> Iterator[Document]:
+        if only is not None or not selection.is_active:
+            return documents
+        return selection.take(documents, again=again, notify=notify)
+
     if spec.strict:
-        _refuse_losses(None if again is None else selection.take(again(), again=again), warnings)
+        _refuse_losses(None if again is None else chosen(again()), warnings)
     needed = frozenset[str]().union(*(one.columns(BRANCH_NAMES) for one in templates))
     needed |= _group_column(spec) | names.columns | selection.columns
     stream = read()
@@ -96,10 +103,10 @@ def checked_documents(
     _require_group(spec, columns)
     names.require(columns)
     selection.require(columns)
-    chosen: Iterator[Document] = chain(head, stream)
+    taken = chosen(chain(head, stream), notify)
     if selection.is_active:
-        chosen = _some(selection.take(chosen, again=again, notify=notify), selection)
-    checked = counted(map(_encodable, chosen), notify)
+        taken = _some(taken, selection)
+    checked = counted(map(_encodable, taken), notify)
     return _strictly(checked) if spec.strict else checked
 
 
@@ -196,8 +203,11 @@ class _ItemSource:
     def uses(self, field: str) -> bool:
         return field == "text_column" and self._items.has_rows
 
-    def documents(self) -> Iterator[Document]:
+    def documents(self, _only: Container[int] | None = None) -> Iterator[Document]:
         return self._items.documents()
+
+    def named(self) -> None:
+        """Return None: what there is has been read already, or may be read only once."""
 
     def columns(self, names: frozenset[str]) -> frozenset[str]:
         found = frozenset[str]()
@@ -217,6 +227,25 @@ def _text_columns(spec: RunSpec) -> frozenset[str]:
         return frozenset({spec.text_column})
     names = {RUN_TEXT_COLUMN if one.startswith(RUN) else DEFAULT_TEXT_COLUMN for one in spec.inputs}
     return frozenset(names or {DEFAULT_TEXT_COLUMN})
+
+
+def _chosen_files(
+    source: FileSource | _ItemSource, selection: Selection, notify: Notify
+) -> frozenset[int] | None:
+    """Return the files that are chosen by their names alone, so that no other is read; else None.
+
+    Raises:
+        InputError: None is chosen.
+    """
+    named = source.named() if selection.goes_by_name else None
+    if not named:
+        return None
+    chosen = frozenset(
+        one.index for one in selection.take(named, again=lambda: named, notify=notify)
+    )
+    if not chosen:
+        raise InputError(selection.none_text())
+    return chosen
 
 
 def _some(documents: Iterator[Document], selection: Selection) -> Iterator[Document]:

@@ -79,6 +79,12 @@ class Selection:
         return frozenset(bare) - self._text_columns
 
     @property
+    def goes_by_name(self) -> bool:
+        """Whether it needs no more of documents than their names and their order."""
+        names = self._condition.names if self._condition is not None else ()
+        return self.is_active and _ALWAYS_KNOWN.issuperset(name.removeprefix(OWN) for name in names)
+
+    @property
     def needs_rows(self) -> bool:
         """Whether the condition names anything that only rows have."""
         names = self._condition.names if self._condition is not None else ()

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 import msgspec
 
+from fanout.core.records import Document
 from fanout.inputs.documents.document_files import DocumentFiles, document_of
 from fanout.inputs.documents.document_formats import MAGIC, named_format
 from fanout.inputs.documents.files import STDIN, find_files
@@ -24,9 +25,8 @@ from fanout.inputs.documents.tables import Table
 from fanout.inputs.documents.texts import read_text
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Container, Iterator, Sequence
 
-    from fanout.core.records import Document
     from fanout.inputs.documents.notices import Notify
     from fanout.inputs.documents.past_runs import OpenRun
 
@@ -102,19 +102,25 @@ class FileSource:
             if checked.left_out is not None:
                 notify(Notice(text=checked.left_out, is_warning=True))
 
-    def documents(self) -> Iterator[Document]:
+    def documents(self, only: Container[int] | None = None) -> Iterator[Document]:
         """Yield the documents from the beginning.
+
+        Args:
+            only: The numbers of the files to read, from 0 on, if each file is one document; None is all.
 
         Raises:
             InputError: A file disappeared, shrank or could not be read to its end.
         """
         indices = count()
-        parsed = (one for one in self._files if one.kind == DOCUMENT and one.fault is None)
+        chosen = [at for at in range(len(self._files)) if only is None or at in only]
+        files = (self._files[at] for at in chosen)
+        parsed = (one for one in files if one.kind == DOCUMENT and one.fault is None)
         documents = DocumentFiles(parsed, self._reading)
         reading = msgspec.structs.replace(self._reading, documents=documents)
         try:
-            for at in range(len(self._files)):
-                yield from self._documents_of(at, reading, indices)
+            for at in chosen:
+                given = indices if only is None else count(at)
+                yield from self._documents_of(at, reading, given)
         finally:
             documents.close()
 
@@ -122,6 +128,17 @@ class FileSource:
     def is_lasting(self) -> bool:
         """Whether the source can be read twice: standard input cannot."""
         return all(file.name != STDIN for file in self._files)
+
+    def named(self) -> list[Document] | None:
+        """Return the documents without their texts; None if a file may be several documents.
+
+        Nothing is read for it.
+        """
+        if any("text_column" in FORMATS[file.kind].fields for file in self._files):
+            return None
+        if not self.is_lasting:
+            return None
+        return [Document(name=file.name, index=at) for at, file in enumerate(self._files)]
 
     def uses(self, field: str) -> bool:
         """Say whether a field that says how to read inputs has an effect on any file."""

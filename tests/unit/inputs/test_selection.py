@@ -230,3 +230,47 @@ def test_ids_that_are_no_text_missing_or_repeated():
         one for one in checked_documents(make_spec(**JOB, id_column="id"), rows) if one.name == "8"
     ]
     assert empty.error == "the document is empty (item 7)", "its place is named too"
+
+
+# Files that are one document each.
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for at in range(30):
+        (tmp_path / f"{at:02}{'-invoice' if at % 3 == 0 else ''}.txt").write_text(f"t{at}")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("fields", "count", "notice"),
+    [
+        ({"sample": 4}, 4, "taken: 4 of 30 documents"),
+        ({"where": "document contains invoice"}, 10, "taken: 10 of 30 documents"),
+        ({"where": "document contains invoice and index > 5", "sample": 3}, 3,
+         "taken: 3 of 30 documents (8 meet where)"),
+        ({"limit": 2}, 2, "taken: the first 2 documents"),
+    ],
+)  # fmt: skip
+def test_of_files_that_their_names_choose_no_other_is_read(folder, fields, count, notice):
+    notices: list[str] = []
+    names = names_of({"inputs": str(folder), **fields}, notices=notices)
+    assert (len(names), notices) == (count, [notice])
+    # As they would be chosen if all were read.
+    again = names_of({"inputs": str(folder), **fields, "where": fields.get("where", "index >= 0")
+                      + " and input contains t"})  # fmt: skip
+    assert again == names
+    for path in folder.iterdir():
+        if not any(name.endswith(path.name) for name in names):
+            path.write_bytes(b"\xff\xff")
+    spec = make_spec(**JOB, inputs=str(folder), strict=True, **fields)
+    found = list(checked_documents(spec, None))
+    assert [one.name for one in found] == names
+    assert [one.text for one in found] == [f"t{one.index}" for one in found], (
+        "and keep their places"
+    )
+
+
+def test_of_files_that_no_name_chooses_there_is_an_error(folder):
+    with pytest.raises(InputError, match="where: no document meets `document = x`"):
+        names_of({"inputs": str(folder), "where": "document = x"})
