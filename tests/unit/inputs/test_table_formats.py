@@ -346,6 +346,22 @@ def test_a_formula_has_the_value_that_was_stored_with_it(here):
     assert read("c.xlsx")[0].columns == {"n": 77}
 
 
+def test_a_workbook_whose_header_has_no_text_is_a_document_unless_a_sheet_is_named(here):
+    to_xlsx(here / "b.xlsx", ("Bill", [["Name", "Amount"], ["Ann", 5]]))
+    notices = []
+    [only] = read("b.xlsx", notify=notices.append)
+    assert (only.name, only.text_at, only.error) == ("b.xlsx", None, None)
+    assert "Ann" in only.text
+    [notice] = notices
+    assert notice.text == (
+        "reading b.xlsx as one document: the header of the sheet 'Bill' has no column 'text' "
+        "(it has: Name, Amount)"
+    )
+    assert [one.text for one in read("b.xlsx", text_column="Name")] == ["Ann"]
+    with pytest.raises(InputError, match="sheet 'Bill', line 1: there is no column 'text'"):
+        source("b.xlsx", sheet="Bill")
+
+
 def test_an_empty_sheet_is_one_error_that_names_the_others(here):
     to_xlsx(here / "b.xlsx", ("Empty", []), ("Data", [["text"], ["a"]]))
     [only] = read("b.xlsx", sheet="Empty")
