@@ -130,7 +130,9 @@ def test_the_changelog_knows_this_version():
 def test_the_examples_say_where_their_documents_are_from():
     text = (ROOT / "examples" / "README.md").read_text()
     assert "public domain" in text
+    for path in (ROOT / "examples").iterdir():
+        if path.name not in {"README.md", "next.txt", "__pycache__"}:
+            assert f"`{path.name}{'/' if path.is_dir() else ''}`" in text
     for job in (ROOT / "examples").glob("*.yaml"):
-        assert job.name in text
         for pattern in yaml.safe_load(job.read_text())["inputs"]:
             assert list(job.parent.glob(pattern))

@@ -15,12 +15,14 @@ FOLDERS = ("docs", "ops", "examples", "benchmarks", ".github")
 PAGES = sorted([*ROOT.glob("*.md"), *(p for one in FOLDERS for p in ROOT.glob(f"{one}/**/*.md"))])
 PAGES = [path for path in PAGES if path.parent.name != "results"]
 # What operators and readers of examples see besides: settings, rules and scripts with comments.
+# Of examples, files that are read by them.
+DOCUMENTS = {".csv", ".docx", ".html", ".ipynb", ".pdf"}
 OTHERS = [ROOT / "docker-compose.yml", ROOT / "Makefile"]
 OTHERS += sorted(
     path
     for folder in ("ops", "examples")
     for path in ROOT.glob(f"{folder}/**/*")
-    if path.is_file() and path.suffix not in {".md", ".json", ".lock"}
+    if path.is_file() and path.suffix not in {".md", ".json", ".lock", *DOCUMENTS}
 )
 
 CODE = sorted(path for package in ("fanout", "workers") for path in ROOT.glob(f"{package}/**/*.py"))

@@ -1,0 +1,127 @@
+"""The examples run as a user runs them, with a fake in place of their model."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import httpx
+import nbclient
+import nbformat
+import pandas as pd
+import pytest
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+PROGRAMS = sorted(path for path in EXAMPLES.iterdir() if path.suffix in {".py", ".ipynb", ".yaml"})
+MOST_LINES = 50
+
+
+@pytest.fixture(autouse=True)
+def fake_model(here, monkeypatch):
+    monkeypatch.setenv("FANOUT_MODEL", "fake?context_tokens=2048")
+
+
+def run(name, *arguments):
+    done = subprocess.run(
+        [sys.executable, "-W", "error", EXAMPLES / name, *arguments],
+        capture_output=True, text=True, timeout=100, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "succeeded" in done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("path", PROGRAMS, ids=lambda path: path.name)
+def test_an_example_is_short(path):
+    text = path.read_text()
+    if path.suffix == ".ipynb":
+        text = "\n".join(cell.source for cell in nbformat.reads(text, as_version=4).cells)
+    assert len(text.splitlines()) < MOST_LINES
+
+
+def test_documents_of_a_folder_are_read_with_their_pages():
+    lines = run("documents.py").splitlines()
+    for start in (
+        "rights.pdf pages 1",
+        "rights.pdf pages 2",
+        "reconstruction.docx",
+        "suffrage.html",
+    ):
+        assert any(line.startswith(start) and "fake answer" in line for line in lines)
+    assert [line.partition(" in all")[0] for line in lines[-3:]] == [
+        "reconstruction.docx",
+        "rights.pdf",
+        "suffrage.html",
+    ]
+
+
+def test_a_table_comes_out_with_the_answers_beside_its_columns(here):
+    out = run("table.py", "new.parquet")
+    assert "new.parquet: 27 rows, 0 failed" in out
+    answers = pd.read_parquet(here / "new.parquet")
+    given = pd.read_csv(EXAMPLES / "amendments.csv", dtype="str")
+    assert answers[list(given.columns)].equals(given)
+    assert answers["output"].str.startswith("fake answer").all()
+
+
+def test_a_second_run_asks_about_the_answers_of_the_first():
+    *lines, topics = run("two_runs.py").splitlines()
+    assert [line.split(" fake")[0] for line in lines[:2]] == ["1 1791", "2 1791"]
+    assert len(lines) == 27
+    assert topics.startswith("fake answer")
+
+
+def test_the_notebook_runs():
+    notebook = nbformat.read(EXAMPLES / "notebook.ipynb", as_version=4)
+    # A notebook is run in its own folder, and nothing is written there.
+    kernel = {"metadata": {"path": str(EXAMPLES)}}
+    nbclient.NotebookClient(
+        notebook, timeout=100, kernel_name="python3", resources=kernel
+    ).execute()
+    shown = [
+        "".join(
+            str(output.get("text", "")) + str(output.get("data", "")) for output in cell.outputs
+        )
+        for cell in notebook.cells
+        if cell.cell_type == "code"
+    ]
+    _, result, answers, streamed, _ = shown
+    assert "succeeded: 27 of 27 branches" in result
+    assert "<b>Run " in result
+    assert "17 more rows" in result
+    assert "ratified" in answers
+    assert streamed.count("fake answer") == 3
+
+
+def test_the_web_service_answers_and_streams():
+    spec = importlib.util.spec_from_file_location("api", EXAMPLES / "api.py")
+    assert spec is not None
+    api = importlib.util.module_from_spec(spec)
+    sys.modules["api"] = api
+    spec.loader.exec_module(api)
+
+    async def use():
+        texts = {"one": "I loved it", "two": "Never again"}
+        transport = httpx.ASGITransport(app=api.app)
+        async with (
+            api.app.router.lifespan_context(api.app),
+            httpx.AsyncClient(transport=transport, base_url="http://test", timeout=60) as client,
+        ):
+            whole, *others = await asyncio.gather(
+                client.post("/reviews", json=texts),
+                client.post("/reviews/stream", json=texts),
+                client.post("/reviews", json={}),
+            )
+        return whole, others
+
+    whole, (streamed, empty) = asyncio.run(use())
+    answers = whole.json()
+    assert list(answers) == ["one", "two"]
+    assert all(answer.startswith("fake answer") for answer in answers.values())
+    lines = [json.loads(line) for line in streamed.text.splitlines()]
+    assert {name: text for line in lines for name, text in line.items()} == answers
+    assert (empty.status_code, "chunks is empty" in empty.text) == (422, True)
