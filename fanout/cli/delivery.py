@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import re
 import sys
 import threading
 import time
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import wraps
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from click.core import ParameterSource
 
 from fanout.cli.exits import CLOSED_PIPE, FAILURE, mute_stdout
 from fanout.cli.progress import summary
@@ -21,15 +17,18 @@ from fanout.cli.session import print_json
 from fanout.core.errors import FanoutError, RunError
 from fanout.core.records import ErrorKind, RunStatus
 from fanout.core.units import plural
-from fanout.runs.output_files import OutputFolder, answer_text
+from fanout.runs.output_files import answer_text
 from fanout.runs.rows import output_row
-from fanout.system.private_files import PRIVATE
+from fanout.runs.tables.output_file import OutputFile
 from fanout.system.terminal import print_error, print_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
+    from fanout.cli.destinations import Destination
     from fanout.cli.progress import Follower, Progress
+    from fanout.cli.streaming import StreamPrinter
     from fanout.client.run import Run
     from fanout.core.errors import BrokerError
     from fanout.runs.results import Status
@@ -41,48 +40,16 @@ __all__ = [
     "enqueue_monitor",
     "follow",
     "json_option",
-    "out_options",
     "quiet_option",
 ]
 
 
-_MODE = re.compile("0?[0-7]{3}")
 # Time without progress before the client asks the server why, and between two such questions.
 _STANDSTILL_S = 5.0
 _LAST_LOOK_S = 1.0
 _AT_WORK = {RunStatus.ENQUEUING, RunStatus.RUNNING, RunStatus.REDUCING}
 
 
-class FileMode(click.ParamType[int]):
-    """The permissions of a file, in octal, with which its user can read and write it."""
-
-    name = "mode"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """Return the number."""
-        if isinstance(value, int):
-            return value
-        if not _MODE.fullmatch(value) or int(value, 8) & 0o711 != PRIVATE:
-            self.fail(f"{value!r} is none of 600, 640, 644, 660, 664, 666 and the like", param, ctx)
-        return int(value, 8)
-
-
-_out_option = click.option(
-    "--out",
-    type=click.Path(file_okay=False, path_type=Path),
-    metavar="DIR",
-    help="Write outputs.jsonl, errors.jsonl, the aggregate and run.json here.",
-)
-_force_option = click.option(
-    "--force", is_flag=True, help="Replace results that are in the folder of --out already."
-)
-_mode_option = click.option(
-    "--out-mode",
-    metavar="MODE",
-    type=FileMode(),
-    default=f"{PRIVATE:o}",
-    help="Who may read the files of --out, as for chmod: 640, 644, ... [default: 600]",
-)
 json_option = click.option(
     "--json", "as_json", is_flag=True, help="Print the status and the answer as JSON."
 )
@@ -165,41 +132,21 @@ def enqueue_monitor(progress: Follower) -> Iterator[Callable[[Callable[[], Run]]
             thread.join(_LAST_LOOK_S)
 
 
-def out_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add ``--out`` and its options; the command gets ``open_folder``, which takes the folder."""
-
-    @wraps(command)
-    def with_folder(*, out: Path | None, force: bool, out_mode: int, **options: Any) -> Any:
-        context = click.get_current_context()
-        for name, option in (("force", "--force"), ("out_mode", "--out-mode")):
-            is_given = context.get_parameter_source(name) is ParameterSource.COMMANDLINE
-            if is_given and out is None:
-                raise click.UsageError(
-                    f"{option} has no effect without --out: leave it out, or give it"
-                )
-
-        def open_folder() -> AbstractContextManager[OutputFolder | None]:
-            if out is None:
-                return nullcontext()
-            return OutputFolder(out, replaces=force, mode=out_mode)
-
-        return command(open_folder=open_folder, **options)
-
-    return _out_option(_force_option(_mode_option(with_folder)))
-
-
 @dataclass(frozen=True, kw_only=True)
 class Delivery:
     """Where the answer of a run goes.
 
     Attributes:
+        out: The folder or the file of ``--out``; None writes none.
+        stream: Has printed the branches as they ended; None prints them at the end.
         report: The file to write the run to as a web page; None writes no page.
         is_new: Whether to tell the user how to print it again.
         is_stopped: Whether the user has stopped the run.
         is_kept: Whether the server keeps the run after this command.
     """
 
-    folder: OutputFolder | None = None
+    out: Destination | None = None
+    stream: StreamPrinter | None = None
     report: Path | None = None
     as_json: bool = False
     is_new: bool = False
@@ -212,10 +159,8 @@ def deliver(run: Run, status: Status, progress: Progress, delivery: Delivery) ->
     aggregated, notes = run.aggregate()
     faults: list[str] = []
     with _noting(faults, "cannot write the results"):
-        if delivery.folder is not None:
-            record = {**status.to_dict(), "notes": notes, "spec": run.spec.model_dump(mode="json")}
-            delivery.folder.write(run.outcomes(), aggregated, record)
-            progress.note(f"results: {delivery.folder.path}")
+        if delivery.out is not None:
+            _write(run, status, aggregated, notes, progress, delivery.out)
     with _noting(faults, f"cannot write the report to {delivery.report}"):
         if delivery.report is not None:
             from fanout.report import write
@@ -226,6 +171,8 @@ def deliver(run: Run, status: Status, progress: Progress, delivery: Delivery) ->
     is_read = True
     with _noting(faults, "cannot print the answers"):
         try:
+            if delivery.stream is not None:
+                delivery.stream.finish()
             _print(run, status, aggregated, notes, progress, delivery)
         except BrokenPipeError:
             if not delivery.is_new:
@@ -238,6 +185,23 @@ def deliver(run: Run, status: Status, progress: Progress, delivery: Delivery) ->
     for line in _again(run.run_id, status, delivery) if delivery.is_new else ():
         progress.note(line)
     return _say_faults(faults, run, delivery, conclude(status, progress, run=run), is_read=is_read)
+
+
+def _write(
+    run: Run,
+    status: Status,
+    aggregated: Any,
+    notes: list[str],
+    progress: Progress,
+    out: Destination,
+) -> None:
+    if isinstance(out, OutputFile):
+        for loss in out.write(run.outcomes()):
+            progress.warn(loss)
+    else:
+        record = {**status.to_dict(), "notes": notes, "spec": run.spec.model_dump(mode="json")}
+        out.write(run.outcomes(), aggregated, record)
+    progress.note(f"results: {out.path}")
 
 
 def _say_faults(
@@ -272,7 +236,7 @@ def _again(run_id: str, status: Status, delivery: Delivery) -> Iterator[str]:
                 f"left out: {failed}{unused}; `fanout errors {run_id}` lists {it}, "
                 f"`fanout retry {run_id}` processes {it} again"
             )
-    if delivery.folder is None and delivery.is_kept and not delivery.is_stopped:
+    if delivery.out is None and delivery.is_kept and not delivery.is_stopped:
         yield f"kept: `fanout results {run_id}` prints this again, with --out DIR into files"
 
 
@@ -317,11 +281,14 @@ def _print(
     progress: Progress,
     delivery: Delivery,
 ) -> None:
-    if delivery.as_json:
+    if delivery.stream is not None:
+        if aggregated is not None:
+            print_json({"aggregated": aggregated})
+    elif delivery.as_json:
         print_json({**status.to_dict(), "aggregated": aggregated, "notes": notes})
     elif aggregated is not None:
         print_text(answer_text(aggregated))
-    elif delivery.folder is None and status.succeeded:
+    elif delivery.out is None and status.succeeded:
         if delivery.is_stopped and sys.stdout.isatty():
             answered = plural(status.succeeded, "branch has", "branches have")
             progress.note(

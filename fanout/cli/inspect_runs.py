@@ -11,13 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fanout.cli.delivery import (
-    Delivery,
-    deliver,
-    json_option,
-    out_options,
-    quiet_option,
-)
+from fanout.cli.delivery import Delivery, deliver, json_option, quiet_option
+from fanout.cli.destinations import out_options, require_room
 from fanout.cli.facts import capacity_lines, limit_parts, runs_lines
 from fanout.cli.progress import IDLE, Progress, summary
 from fanout.cli.session import (
@@ -37,16 +32,17 @@ from fanout.cli.session import (
 from fanout.core.errors import InputError, UnknownRunError
 from fanout.core.records import ErrorKind, RunStatus
 from fanout.core.units import plural
-from fanout.runs.rows import error_row
+from fanout.runs.rows import error_row, layout_of
 from fanout.system.terminal import can_draw, print_line, print_page
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from contextlib import AbstractContextManager
 
+    from fanout.cli.destinations import Destination
     from fanout.client.run import Run
-    from fanout.runs.output_files import OutputFolder
     from fanout.runs.results import Output, Status
+    from fanout.runs.rows import RowLayout
 
 __all__ = ["errors", "report", "results", "runs", "status", "workers"]
 
@@ -87,7 +83,7 @@ def _line(now: Status, progress: Progress) -> str:
 def results(
     run_id: str,
     broker_url: str | None,
-    open_folder: Callable[[], AbstractContextManager[OutputFolder | None]],
+    open_out: Callable[[RowLayout], AbstractContextManager[Destination | None]],
     as_json: bool,  # noqa: FBT001 - a click flag
     quiet: bool,  # noqa: FBT001 - a click flag
 ) -> int:
@@ -96,11 +92,12 @@ def results(
     Of a run that has not ended that is what there is so far, and the exit status is 1.
     """
     progress = Progress(is_quiet=quiet)
-    with one_run(broker_url, run_id) as run, open_folder() as folder:
+    with one_run(broker_url, run_id) as run, open_out(layout_of(run.spec)) as out:
         now = run.status()
+        require_room(out, now.total)
         if not now.status.has_ended:
             progress.note("the run has not ended: this is what there is so far")
-        return deliver(run, now, progress, Delivery(folder=folder, as_json=as_json))
+        return deliver(run, now, progress, Delivery(out=out, as_json=as_json))
 
 
 @click.command("errors", epilog=RUN_EPILOG)

@@ -51,6 +51,7 @@ class Progress(Follower):
     Args:
         stream: The stream to write to; None is standard error.
         is_quiet: Write nothing.
+        is_plain: Draw no bar, also on a terminal: other lines are printed there.
         plain_s: Least time between two lines where there is no terminal.
         idle: The hint to print while work is left and no worker does it; empty prints none.
     """
@@ -60,6 +61,7 @@ class Progress(Follower):
         stream: TextIO | None = None,
         *,
         is_quiet: bool = False,
+        is_plain: bool = False,
         plain_s: float = _PLAIN_S,
         idle: str = IDLE,
     ) -> None:
@@ -68,7 +70,7 @@ class Progress(Follower):
         self._is_quiet = is_quiet
         # Of a notebook, only its cells: a command that one of them starts has no kernel.
         self._notebook = notebook_shell() if stream is None else None
-        self._is_live = self._notebook is not None or can_draw(self._stream)
+        self._is_live = self._notebook is not None or (can_draw(self._stream) and not is_plain)
         self._frame: LiveFrame | NotebookFrame | None = None
         self._plain_s = plain_s
         self._shown_at = float("-inf")

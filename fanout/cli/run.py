@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,9 +16,9 @@ from fanout.cli.delivery import (
     enqueue_monitor,
     follow,
     json_option,
-    out_options,
     quiet_option,
 )
+from fanout.cli.destinations import out_options, require_room_for_rows, warn_of_room
 from fanout.cli.exits import INTERRUPTED
 from fanout.cli.options import in_words, job_options, job_spec
 from fanout.cli.progress import IDLE, Progress
@@ -31,19 +32,22 @@ from fanout.cli.session import (
     one_object,
     print_json,
 )
+from fanout.cli.streaming import StreamPrinter
 from fanout.client.client import Client
 from fanout.core.errors import InputError
 from fanout.core.settings import load_settings
 from fanout.llm.assets import WEIGHTS, has_runtime, has_weights
+from fanout.runs.rows import layout_of
 from fanout.system.terminal import print_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from contextlib import AbstractContextManager
 
+    from fanout.cli.destinations import Destination
     from fanout.client.run import Run
     from fanout.core.spec import RunSpec
-    from fanout.runs.output_files import OutputFolder
+    from fanout.runs.rows import RowLayout
 
 __all__ = ["run", "submit"]
 
@@ -60,13 +64,20 @@ _EPILOG = "A JOB.yaml has the same fields; options win over it."
     metavar="FILE",
     help="Write the run as one web page here, too, as `fanout report` does.",
 )
+@click.option(
+    "--stream",
+    "is_streamed",
+    is_flag=True,
+    help="Print each branch as a line of JSON as soon as it has ended.",
+)
 @json_option
 @quiet_option
 def run(
     inputs: tuple[str, ...],
     broker_url: str | None,
-    open_folder: Callable[[], AbstractContextManager[OutputFolder | None]],
+    open_out: Callable[[RowLayout], AbstractContextManager[Destination | None]],
     report: Path | None,
+    is_streamed: bool,  # noqa: FBT001 - a click flag
     as_json: bool,  # noqa: FBT001 - a click flag
     quiet: bool,  # noqa: FBT001 - a click flag
     **options: Any,
@@ -79,25 +90,40 @@ def run(
     Without a broker, a worker is started for the run, and a server that keeps it in
     $FANOUT_STATE_DIR: results, retry, resume and the like find it there later.
     """
+    if is_streamed and as_json:
+        raise click.UsageError(
+            "--stream prints lines, and --json one object: leave one of them out"
+        )
     settings = load_settings(broker_url=broker_url)
     spec = job_spec(inputs, options, settings)
     if report is not None:
         _require_writable(report)
     # Without a broker, the client starts a worker itself: no hint to start one.
-    progress = Progress(is_quiet=quiet, idle="" if settings.broker_url is None else IDLE)
+    progress = Progress(
+        is_quiet=quiet,
+        is_plain=is_streamed and sys.stdout.isatty(),
+        idle="" if settings.broker_url is None else IDLE,
+    )
     stop = Stop(progress)
     with ExitStack() as stack:
-        folder = stack.enter_context(open_folder())
+        out = stack.enter_context(open_out(layout_of(spec)))
+        with in_words(inputs, options):
+            require_room_for_rows(out, spec)
         concurrency = spec.max_workers if settings.broker_url is None else None
         client = stack.enter_context(Client(broker_url, concurrency=concurrency))
         stack.enter_context(stop)
         if spec.model == "local" and settings.broker_url is None and has_runtime():
             progress.note(_local_note(settings.cache_dir))
+        stream = stack.enter_context(StreamPrinter()) if is_streamed else None
         with in_words(inputs, options):
-            run = _submit(client, spec, progress, stop)
+            run = _submit(
+                client, spec, progress, stop, on_run=None if stream is None else stream.begin
+            )
+        warn_of_room(out, run, progress)
         status = follow(run, progress, should_stop=stop.is_set)
         delivery = Delivery(
-            folder=folder,
+            out=out,
+            stream=stream,
             report=report,
             as_json=as_json,
             is_new=True,
@@ -159,10 +185,13 @@ def _submit(
     stop: Stop,
     *,
     on_id: Callable[[str], None] = lambda _run_id: None,
+    on_run: Callable[[Run], None] | None = None,
 ) -> Run:
     def on_created(run_id: str) -> None:
         stop.arm(run_id)
         on_id(run_id)
+        if on_run is not None:
+            on_run(client.run(run_id))
         begin_monitor(lambda: client.run(run_id))
 
     faults = Faults(progress)

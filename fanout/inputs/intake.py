@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from fanout.inputs.documents import Chunks, Notify
     from fanout.inputs.documents.past_runs import OpenRun
 
-__all__ = ["checked_documents", "source_of_files"]
+__all__ = ["checked_documents", "has_only_rows", "source_of_files"]
 
 _SHOWN_FAULTS = 3
 # Rows of one input may have different columns. The head is read in any case, and the search for a
@@ -131,6 +131,19 @@ def source_of_files(
         notify=notify,
         open_run=open_run,
     )
+
+
+def has_only_rows(spec: RunSpec) -> bool:
+    """Say whether a run's input is files of rows only, which can be counted at little cost.
+
+    Raises:
+        InputError: An input does not exist, or cannot be read.
+    """
+    if any(one.startswith(RUN) for one in spec.inputs):
+        return False
+    base = Path(spec.base_dir or "")
+    source = source_of_files(spec, spec.inputs, base=base, notify=lambda _notice: None)
+    return source.is_lasting and source.has_only_rows
 
 
 def _max_bytes(spec: RunSpec) -> int:

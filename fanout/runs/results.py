@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 from collections import Counter
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,10 +18,12 @@ from fanout.core.latency import Latency
 from fanout.core.records import ErrorKind, RunStatus, Usage
 from fanout.runs.output_files import OutputFolder
 from fanout.runs.rows import RowLayout, place
+from fanout.runs.tables.formats import format_of
+from fanout.runs.tables.output_file import OutputFile
 from fanout.system.private_files import whole_file
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable
     from os import PathLike
 
     from fanout.core.cells import Cell
@@ -40,6 +42,10 @@ __all__ = [
     "error_sort",
     "latency_row",
 ]
+
+
+_JSON_SUFFIXES = {".json", ".jsonl"}
+_log = logging.getLogger(__name__)
 
 
 class ReduceError(msgspec.Struct, frozen=True, kw_only=True):
@@ -373,11 +379,7 @@ class Result:
             InputError: The file is there already, or pyarrow is not installed.
             RunError: It cannot be written, for example on a full disk; an existing one stays.
         """
-        from fanout.runs.tables.arrow import write_parquet
-
-        table, target = self._table(wide=wide), self._new_file(path, replace=replace)
-        with _writing(path):
-            write_parquet(table, target)
+        self._save_table(Path(path), ".parquet", replace=replace, wide=wide)
 
     def _table(self, *, wide: bool) -> Table:
         from fanout.runs.tables.spool import MemorySpool
@@ -385,48 +387,69 @@ class Result:
 
         return gather(self.branches, self.layout, MemorySpool(), is_wide=wide)
 
-    def save(self, path: str | PathLike[str], *, replace: bool = False) -> None:
-        """Write the result to a folder, as ``fanout run --out`` does, or to one file.
+    def save(self, path: str | PathLike[str], *, replace: bool = False, wide: bool = False) -> None:
+        """Write the result to a folder or a table file, as ``fanout run --out`` does, or to JSON.
 
         Args:
-            path: A folder; a file that ends in ``.json``, for the value of ``to_dict``; or one that
-                ends in ``.jsonl``, for the row of each branch.
+            path: A folder; a file that ends in ``.csv``, ``.tsv``, ``.parquet``, ``.xlsx`` or
+                ``.sqlite``, with a row for each branch; one that ends in ``.json``, for the value
+                of ``to_dict``; or one that ends in ``.jsonl``, for its branches.
             replace: Whether existing results may be replaced.
+            wide: Whether a table file has a row for each chunk, with a column for each aspect and
+                sample.
 
         Raises:
-            InputError: There are results already, or the path cannot be written to.
+            InputError: There are results already, the path cannot be written to, or ``wide`` has
+                no effect.
             RunError: A file cannot be written, for example on a full disk; existing results stay.
         """
         target = Path(path)
-        if target.suffix.lower() not in {".json", ".jsonl"}:
+        suffix = target.suffix.lower()
+        if suffix in _JSON_SUFFIXES and not target.is_dir():
+            self._save_json(target, replace=replace, wide=wide)
+        elif not target.is_dir() and format_of(target) is not None:
+            self._save_table(target, suffix, replace=replace, wide=wide)
+        else:
+            _require_no_wide(target, wide=wide)
             with OutputFolder(target, replaces=replace, words=("", "replace=True")) as folder:
                 folder.write(self.branches, self.aggregated, self._record())
-            return
-        self._new_file(path, replace=replace)
+
+    def _save_table(self, target: Path, suffix: str, *, replace: bool, wide: bool) -> None:
+        with OutputFile(
+            target,
+            self.layout,
+            suffix=suffix,
+            replaces=replace,
+            is_wide=wide,
+            words=("", "replace=True", "wide"),
+        ) as file:
+            for loss in file.write(self.branches):
+                _log.warning("%s", loss)
+
+    def _save_json(self, target: Path, *, replace: bool, wide: bool) -> None:
+        _require_no_wide(target, wide=wide)
+        if target.exists() and not replace:
+            raise InputError(
+                "is there already: give replace=True to replace it", source=str(target)
+            )
         is_whole = target.suffix.lower() == ".json"
         rows = [self.to_dict()] if is_whole else map(_row, self.branches)
-        with _writing(path), whole_file(target) as file:
-            for row in rows:
-                text = json.dumps(row, ensure_ascii=False, indent=2 if is_whole else None)
-                file.write(text + "\n")
-
-    @staticmethod
-    def _new_file(path: str | PathLike[str], *, replace: bool) -> Path:
-        """Return the path of a file that is not there, or may be replaced. Raises InputError."""
-        target = Path(path)
-        if target.exists() and not replace:
-            raise InputError("is there already: give replace=True to replace it", source=str(path))
-        return target
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with whole_file(target) as file:
+                for row in rows:
+                    text = json.dumps(row, ensure_ascii=False, indent=2 if is_whole else None)
+                    file.write(text + "\n")
+        except OSError as error:
+            raise RunError(f"cannot write the results to {target}: {error.strerror}") from error
 
 
-@contextmanager
-def _writing(path: str | PathLike[str]) -> Iterator[None]:
-    """Make the folder of a file; a fault of the disk becomes a RunError."""
-    try:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        yield
-    except OSError as error:
-        raise RunError(f"cannot write the results to {path}: {error.strerror}") from error
+def _require_no_wide(target: Path, *, wide: bool) -> None:
+    if wide:
+        raise InputError(
+            f"wide has no effect on {target}: leave it out, or give a .csv, .tsv, .parquet, .xlsx "
+            "or .sqlite file"
+        )
 
 
 def _row(branch: Output) -> dict[str, Any]:

@@ -53,6 +53,16 @@ class RowLayout(msgspec.Struct, frozen=True, kw_only=True):
     aspects: tuple[str, ...] = ()
     samples: int = 1
 
+    @property
+    def variants(self) -> int:
+        """The branches of each chunk."""
+        return max(1, len(self.aspects)) * self.samples
+
+    @property
+    def has_variants(self) -> bool:
+        """Whether a chunk has several branches."""
+        return self.variants > 1
+
 
 def layout_of(spec: RunSpec) -> RowLayout:
     """Return the layout of the rows of a job."""

@@ -153,6 +153,11 @@ class FileSource:
 
             require_parser(first.name)
 
+    @property
+    def has_only_rows(self) -> bool:
+        """Whether all files are tables or lines: no document needs a parser."""
+        return all("text_column" in FORMATS[file.kind].fields for file in self._files)
+
     def why_empty(self) -> str:
         """Return why there is no document at all."""
         if not self._files:

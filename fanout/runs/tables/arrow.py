@@ -7,15 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 from fanout.core.errors import InputError
 from fanout.runs.tables.columns import ColumnType
-from fanout.system.private_files import whole_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from fanout.runs.tables.table import Table
 
-__all__ = ["arrow_batches", "arrow_schema", "arrow_table", "require_arrow", "write_parquet"]
+__all__ = ["arrow_batches", "arrow_schema", "arrow_table", "require_arrow"]
 
 _BATCH_ROWS = 10_000
 # A batch of long answers is cut earlier, after about so many characters.
@@ -70,15 +68,3 @@ def _part(rows: Iterator[list[Any]]) -> Iterator[list[Any]]:
 def arrow_table(table: Table) -> Any:
     """Return a table as a ``pyarrow.Table`` in memory."""
     return require_arrow().Table.from_batches(arrow_batches(table), schema=arrow_schema(table))
-
-
-def write_parquet(table: Table, path: Path) -> None:
-    """Write a table to a Parquet file, batch by batch. Raises OSError."""
-    require_arrow()
-    from pyarrow import parquet
-
-    with whole_file(path) as file:
-        sink: Any = file
-        with parquet.ParquetWriter(sink.buffer, arrow_schema(table), compression="zstd") as writer:
-            for batch in arrow_batches(table):
-                writer.write_batch(batch)

@@ -509,7 +509,7 @@ def test_a_variable_without_effect_is_refused(monkeypatch, name):
 EFFECTIVE = {
     "--address", "--broker-url", "--control", "--help", "--interval", "--json", "--kind",
     "--limit", "--loglevel", "--model", "--name", "--out", "--pool", "--port", "--queues",
-    "--quiet", "--report", "--status", "--storage", "--summary", "--token-file", "--wait",
+    "--quiet", "--report", "--status", "--storage", "--stream", "--summary", "--token-file", "--wait",
     "--within",
 }  # fmt: skip
 PREFORK = {"FANOUT_POOL": "prefork", "FANOUT_AUTOSCALE": "4,2"}
@@ -517,6 +517,13 @@ LISTEN = ["metrics", "--no-auth", "--token-file", "/etc/hostname"]
 WITHOUT_EFFECT = [
     (["run", TEXT, "-m", "fake", "-p", "x", "--force"], {}, "--force has no effect without --out"),
     (["run", TEXT, "-m", "fake", "-p", "x", "--out-mode", "600"], {}, "--out-mode has no effect"),
+    (["run", TEXT, "-m", "fake", "-p", "x", "--wide"], {}, "--wide has no effect without --out"),
+    (["run", TEXT, "-m", "fake", "-p", "x", "--wide", "--out", "d/"], {},
+     "--wide has no effect on a folder"),
+    (["run", TEXT, "-m", "fake", "-p", "x", "--wide", "--out", "o.csv"], {},
+     "--wide has no effect: the run has neither several aspects nor several samples"),
+    (["run", TEXT, "-m", "fake", "-p", "x", "--stream", "--json"], {}, "leave one of them out"),
+    (["results", "latest", "--wide"], {}, "--wide has no effect without --out"),
     (["results", "latest", "--force"], {}, "--force has no effect without --out"),
     (["results", "latest", "--out-mode", "640"], {}, "--out-mode has no effect without --out"),
     (LISTEN, {}, "--no-auth lets everybody read"),
