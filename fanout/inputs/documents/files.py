@@ -16,6 +16,8 @@ import msgspec
 from fanout.core.errors import InputError
 from fanout.inputs.documents.document_formats import DOCUMENT_SUFFIXES, binary_name, is_document
 from fanout.inputs.documents.encodings import bom_encoding
+from fanout.inputs.documents.file_list import FileList
+from fanout.inputs.documents.folders import Found, walk
 from fanout.inputs.documents.notices import Notice, listed
 from fanout.inputs.documents.packing import PACKINGS
 from fanout.inputs.documents.remote import Remote, named, open_remote, remote_paths
@@ -126,7 +128,7 @@ def kind_of(name: str) -> tuple[Kind | None, str | None]:
 
 def find_files(
     inputs: Sequence[str], base: Path, notify: Notify, *, encoding: str | None = None
-) -> list[InputFile]:
+) -> FileList:
     """Return the files of inputs, in order, and send notices of files that are left out.
 
     A folder stands for the files of known kinds in it, and for those that begin as a document does. A
@@ -137,10 +139,11 @@ def find_files(
         InputError: An input does not exist, or holds no text.
     """
     search = _Search(base, encoding)
-    found = [file for one in inputs for file in search.files(one)]
-    if search.left_out:
+    every = (file for one in inputs for file in search.files(one))
+    found = FileList(every, lambda name, kind: InputFile(name=name, kind=kind))
+    if left_out := +search.left_out:
         text = (
-            f"left out: {listed(search.left_out)} (folders are searched for {ALLOWED}; "
+            f"left out: {listed(left_out)} (folders are searched for {ALLOWED}; "
             "hidden files are passed over)"
         )
         notify(Notice(text=text, is_warning=True))
@@ -256,7 +259,7 @@ class _Search:
                 # "**" also matches the folders on the way.
                 self.left_out["folders"] += 0 if "**" in pattern else 1
                 continue
-            kind, packing = _found(path)
+            kind, packing = _found(Found(name, str(path), is_file=path.is_file()))
             if not path.is_file() or (kind is None and not _may_be_text(path, self._encoding)):
                 self.left_out[_label(path)] += 1
                 continue
@@ -267,30 +270,16 @@ class _Search:
 
     def _folder(self, name: str, folder: Path) -> Iterator[InputFile]:
         count = 0
-        for path in sorted(self._below(folder)):
-            kind, packing = ("dataset", None) if path.is_dir() else _found(path)
-            if kind is None or not (path.is_file() or kind == "dataset"):
-                self.left_out[_label(path)] += 1
+        for found in walk(str(Path(name)), str(folder), _is_dataset, self._on_error):
+            kind, packing = ("dataset", None) if found.is_folder else _found(found)
+            if kind is None or not (found.is_file or found.is_folder):
+                label = "links to folders" if found.is_link else _label(Path(found.path))
+                self.left_out[label] += 1
                 continue
             count += 1
-            below = str(Path(name) / path.relative_to(folder))
-            yield InputFile(name=below, kind=kind, packing=packing)
+            yield InputFile(name=found.name, kind=kind, packing=packing)
         if not count:
             raise InputError(f"no {ALLOWED} file in this folder{self._rest()}", source=str(folder))
-
-    def _below(self, folder: Path) -> Iterator[Path]:
-        for top, folders, files in os.walk(folder, onerror=self._on_error):
-            if _is_dataset(Path(top)):
-                folders.clear()
-                yield Path(top)
-                continue
-            shown = [name for name in folders if not name.startswith(".")]
-            # A link may point to a folder above, which would never end.
-            links = [name for name in shown if (Path(top) / name).is_symlink()]
-            folders[:] = [name for name in shown if name not in links]
-            self.left_out["links to folders"] += len(links)
-            yield from (Path(top) / name for name in files if not name.startswith("."))
-        self.left_out = +self.left_out
 
     def _on_error(self, error: OSError) -> None:
         self.unreadable.append(f"{error.filename}: {error.strerror}")
@@ -320,17 +309,18 @@ def _folder_of(path: str) -> str:
     return path.rpartition("/")[0]
 
 
-def _found(path: Path) -> tuple[Kind | None, str | None]:
+def _found(found: Found) -> tuple[Kind | None, str | None]:
     """Return the kind and packing of a file that nobody named: many other files end in ``.db``."""
-    kind, packing = kind_of(path.name)
-    with suppress(OSError):
-        if path.is_file():
-            kind = _kind_by_content(path, None if path.suffix.lower() == ".db" else kind)
+    kind, packing = kind_of(found.name)
+    is_database = kind == "sqlite" and found.name.lower().endswith(".db")
+    if found.is_file and (is_database or kind in _LOOKED_AT):
+        with suppress(OSError):
+            kind = _kind_by_content(Path(found.path), None if is_database else kind)
     return kind, packing
 
 
-def _is_dataset(path: Path) -> bool:
-    return all((path / name).is_file() for name in _DATASET)
+def _is_dataset(path: str | Path) -> bool:
+    return all(os.path.isfile(f"{path}/{name}") for name in _DATASET)  # noqa: PTH113 - as cheap
 
 
 def _read_splits(path: Path) -> bytes:

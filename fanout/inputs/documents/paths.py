@@ -6,7 +6,7 @@ import io
 import shutil
 import sys
 from collections import Counter
-from itertools import count
+from itertools import count, islice
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import TYPE_CHECKING, BinaryIO
@@ -166,7 +166,7 @@ class FileSource:
             f"{file.name} has a header and no row below it"
             if at in self._checked
             else f"{file.name} holds no document"
-            for at, file in enumerate(self._files[:_NAMED_FILES])
+            for at, file in enumerate(islice(self._files, _NAMED_FILES))
         ]
         more = len(self._files) - len(reasons)
         return "; ".join(reasons) + (f"; and {more:,} more" if more else "")

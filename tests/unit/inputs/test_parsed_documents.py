@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -13,7 +14,8 @@ import pytest
 from fanout.core.errors import InputError
 from fanout.inputs.documents import FileSource, parsing
 from fanout.inputs.documents.encodings import html_text
-from fanout.inputs.documents.extraction import page_starts
+from fanout.inputs.documents.extraction import MEMORY, page_starts
+from fanout.inputs.documents.files import InputFile, find_files
 from fanout.inputs.documents.headings import headings_of
 from fanout.inputs.documents.parsed import Parsed, Request
 from fanout.inputs.documents.parsing import ParserPool
@@ -167,7 +169,7 @@ def test_a_document_that_takes_too_long_too_much_or_a_signal_costs_or_loses_noth
         late = pool.parse_all([request(slow, timeout_s=0.2), request(fine)])
         assert next(late).error == "reading it took longer than 0.2 s (parse_timeout_s)"
         assert next(late).text.strip() == "fine"
-        assert pool.parse(request(bomb)).error == parsing.MEMORY
+        assert pool.parse(request(bomb)).error == MEMORY
         # Who is killed by others is not at fault, and is read once more.
         done = pool.parse_all([request(fine), request(slow), request(fine)])
         assert next(done).text.strip() == "fine"
@@ -363,3 +365,40 @@ def test_a_file_that_cannot_be_opened_costs_itself(here, monkeypatch):
     with ParserPool() as pool:
         assert "cannot be read: Is a directory" in pool.parse(request_).error
         assert pool.parse(request(here / "a.rtf")).text.strip() == "fine"
+
+
+# The search for files.
+
+
+def test_many_files_are_kept_in_order_in_little_memory(here):
+    for number in range(2_500):
+        folder = here / f"d{number % 3}" / "deep"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{number}.{'md' if number % 2 else 'txt'}").touch()
+    (here / "d1.txt").touch()
+    (here / "d1" / "a\nb.txt.gz").write_bytes(b"\x1f\x8b")
+    found = find_files(["."], here, lambda _notice: None)
+    expected = sorted(path.relative_to(here) for path in here.rglob("*") if path.is_file())
+    assert [one.name for one in found] == list(map(str, expected))
+    assert len(found) == 2_502
+    assert {one.packing for one in found} == {None, ".gz"}
+    changed = InputFile(name="other", kind="json")
+    found[1_500] = changed
+    assert found[1_500] == changed
+    assert [one.name for one in found][1_499] == str(expected[1_499])
+    # Not an object for each: only their names.
+    assert sum(len(names) for _, names, _ in found._groups) < 2_502 * 12
+
+
+def test_folders_may_be_nested_deeper_than_python_s_stack(here):
+    top = os.open(here, os.O_RDONLY)
+    for _ in range(1_500):
+        os.mkdir("d", dir_fd=top)
+        below = os.open("d", os.O_RDONLY, dir_fd=top)
+        os.close(top)
+        top = below
+    os.close(os.open("a.txt", os.O_CREAT | os.O_WRONLY, dir_fd=top))
+    os.close(top)
+    [found] = find_files(["."], here, lambda _notice: None)
+    assert found.name == "d/" * 1_500 + "a.txt"
+    shutil.rmtree(here / "d")
