@@ -19,6 +19,7 @@ from fanout.inputs.documents.document_formats import (
 )
 from fanout.inputs.documents.encodings import decoded, html_text
 from fanout.inputs.documents.headings import headings_of
+from fanout.inputs.documents.mail import html_mail
 from fanout.inputs.documents.parsed import Parsed, Request
 from fanout.inputs.documents.rows import EMPTY, too_large
 
@@ -109,6 +110,9 @@ def _as_text(file: BinaryIO, head: bytes, request: Request) -> Parsed:
 
 
 def _parsed(key: str, file: BinaryIO, request: Request) -> Parsed:
+    mail = _html_mail(file) if key == "eml" else None
+    if mail is not None:
+        return mail
     result = _result(key, file, request)
     if isinstance(result, Parsed):
         return result
@@ -116,6 +120,26 @@ def _parsed(key: str, file: BinaryIO, request: Request) -> Parsed:
     if not text.strip():
         return Parsed(error=_why_empty(key, result, file))
     return Parsed(text=text, pages=pages, headings=[] if key in _PLAIN else headings_of(text))
+
+
+def _html_mail(file: BinaryIO) -> Parsed | None:
+    """Return a mail whose only text is a web page; None if it is another, or damaged."""
+    import kreuzberg
+
+    file.seek(0)
+    data = file.read()
+    if b"text/html" not in data.lower():
+        return None
+    try:
+        found = html_mail(data)
+        if found is None:
+            return None
+        head, page = found
+        mime, config = DOCUMENT_FORMATS["html"].mime, _config("html")
+        result = kreuzberg.extract_bytes_sync(page.encode("utf-8", "replace"), mime, config)
+    except Exception:  # noqa: BLE001 - kreuzberg takes what Python's parser of mail does not
+        return None
+    return Parsed(text=f"{head}\n\n{result.content}")
 
 
 def _result(key: str, file: BinaryIO, request: Request) -> Any:

@@ -58,6 +58,8 @@ FORMATS = {
                "# Terms\n\nThe **price**\n\n## Payment\n\ncaf\u00e9\n\n# More", 0,
                ["Terms", "Terms > Payment", "More"]),
     "h.eml": (eml("caf\u00e9".encode()), MAIL, 0, []),
+    "h2.eml": (eml(b"<h1>Hi</h1><p>caf\xe9</p>", "text/html; charset=iso-8859-1"),
+               MAIL.partition("\n\n")[0] + "\n\n# Hi\n\ncaf\u00e9", 0, []),
     "i.xlsx": (xlsx(SHEET), "## Sheet\n\n| total | 7 |\n| --- | --- |", 0, ["Sheet"]),
     "j.md": (b"# Terms\n\ntext\n", "# Terms\n\ntext\n", 0, ["Terms"]),
 }  # fmt: skip
