@@ -17,6 +17,7 @@ from fanout.cli.session import print_json
 from fanout.core.errors import FanoutError, RunError
 from fanout.core.records import ErrorKind, RunStatus
 from fanout.core.units import plural
+from fanout.inputs.documents.urls import is_url, shown
 from fanout.runs.output_files import answer_text
 from fanout.runs.rows import output_row
 from fanout.runs.tables.output_file import OutputFile
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from fanout.cli.streaming import StreamPrinter
     from fanout.client.run import Run
     from fanout.core.errors import BrokerError
+    from fanout.core.spec import RunSpec
     from fanout.runs.results import Status
 
 __all__ = [
@@ -199,9 +201,15 @@ def _write(
         for loss in out.write(run.outcomes()):
             progress.warn(loss)
     else:
-        record = {**status.to_dict(), "notes": notes, "spec": run.spec.model_dump(mode="json")}
+        record = {**status.to_dict(), "notes": notes, "spec": spec_record(run.spec)}
         out.write(run.outcomes(), aggregated, record)
     progress.note(f"results: {out.path}")
+
+
+def spec_record(spec: RunSpec) -> dict[str, Any]:
+    """Return a job as JSON values, with the credentials in the URLs of its inputs masked."""
+    inputs = [shown(one) if is_url(one) else one for one in spec.inputs]
+    return {**spec.model_dump(mode="json"), "inputs": inputs}
 
 
 def _say_faults(

@@ -27,7 +27,9 @@ import pytest
 from pyarrow import feather
 from pyarrow import parquet as pq
 
+from fanout.cli.delivery import spec_record
 from fanout.core.errors import InputError
+from fanout.core.spec import make_spec
 from fanout.inputs.documents import FileSource
 from fanout.inputs.documents import sqlite_rows as sqlite_module
 from fanout.inputs.documents import xlsx_rows as xlsx_module
@@ -668,6 +670,12 @@ def test_what_a_store_says_is_one_line_without_credentials(name, when, monkeypat
     assert "\n" not in shown
     # zipfile takes any error for the end of what is no archive.
     assert "gone" in shown or "refused" in shown or "is no whole Excel workbook" in shown
+
+
+def test_what_is_written_of_a_job_has_no_credentials_of_its_inputs():
+    inputs = [f"https://me:{SECRET}@h/a.csv?sig={SECRET}", "data/a.csv", "sqlite:///a.db?table=t"]
+    record = spec_record(make_spec(model="fake", prompt="{input}", inputs=inputs))
+    assert record["inputs"] == ["https://me:[key]@h/a.csv?sig=[key]", *inputs[1:]]
 
 
 @pytest.mark.parametrize(
