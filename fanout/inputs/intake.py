@@ -99,6 +99,7 @@ def checked_documents(
         columns |= source.columns(needed - columns)
     for template in templates:
         _require_clear(template, spec.text_column)
+        _require_no_text(template, source, _text_columns(spec) - columns)
         template.require(BRANCH_NAMES, columns=columns)
     _require_group(spec, columns)
     names.require(columns)
@@ -335,6 +336,19 @@ def _require_clear(template: Template, text_column: str | None) -> None:
             f"write {{{OWN}{text_column}}} for fanout's own",
             field=template.field,
         )
+
+
+def _require_no_text(
+    template: Template, source: FileSource | _ItemSource, text_columns: frozenset[str]
+) -> None:
+    """Check that no template names the text by its column. Raises PromptError."""
+    for name in sorted(template.names) if source.uses("text_column") else ():
+        column = name.removeprefix(COLUMN)
+        if column in text_columns and column not in BRANCH_NAMES:
+            raise PromptError(
+                f"{{{name}}} is the column of the text: write {{input}} for it",
+                field=template.field,
+            )
 
 
 def _group_column(spec: RunSpec) -> frozenset[str]:

@@ -3,9 +3,12 @@ from __future__ import annotations
 import json
 from collections import Counter
 
+import pandas as pd
+import polars as pl
+import pyarrow as pa
 import pytest
 
-from fanout.core.errors import InputError, SpecError
+from fanout.core.errors import InputError, PromptError, SpecError
 from fanout.core.records import Document
 from fanout.core.spec import make_spec
 from fanout.inputs import sampling
@@ -205,6 +208,23 @@ def test_documents_are_called_by_their_id(tmp_path, kind):
     fields = {"inputs": write_rows(tmp_path, kind, rows), "id_column": "id"}
     assert names_of(fields) == ["r0", "r1", "r2"]
     assert names_of({**fields, "where": "document = r1"}) == ["r1"]
+
+
+@pytest.mark.parametrize("make", [pd.DataFrame, pl.DataFrame, pa.table])
+def test_the_rows_of_a_frame_are_called_and_chosen_as_any(make):
+    frame = make({"id": ["a", "b", "c", "d"], "n": [1, 2, 1, 1], "text": ["w", "x", "y", "z"]})
+    fields = {"id_column": "id", "where": "n = 1", "sample": 3, "limit": 2}
+    assert names_of(fields, frame) == ["a", "c"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "name"),
+    [({}, "text"), ({}, "column.text"), ({"text_column": "review"}, "review")],
+)
+def test_a_prompt_that_names_the_column_of_the_text_learns_its_name(fields, name):
+    rows = [{fields.get("text_column", "text"): "a", "n": 1}]
+    with pytest.raises(PromptError, match=f"{name}}} is the column of the text: write {{input}}"):
+        names_of({**fields, "prompt": f"{{input}} {{{name}}}"}, rows)
 
 
 def test_ids_that_are_no_text_missing_or_repeated():

@@ -280,6 +280,13 @@ def test_votes_of_groups_are_one_table():
     assert "Group yes no Votes Ann 3 (75.0 %) 1 (25.0 %) 4 Bob 0 (0 %) 2 (100 %) 2" in text
 
 
+def test_the_part_of_the_input_that_was_taken_is_a_setting():
+    part = {"where": "stars <= 2", "sample": 20, "limit": 5, "id_column": "sku"}
+    text = read([branch(0)], spec=make_spec(model="fake", prompt="{input}", **part)).text
+    assert "where stars <= 2 sample 20 limit 5 id_column sku" in text
+    assert "where" not in read([branch(0)], spec=SPEC).text
+
+
 def test_an_answer_stands_beside_its_text():
     reader = read([branch(0, text="The soup was cold.", output="negative")])
     assert "The soup was cold. negative" in reader.text
