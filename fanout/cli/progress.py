@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from importlib import import_module
 from typing import TYPE_CHECKING, TextIO
 
 from fanout.cli.facts import limit_parts, token_counts
@@ -80,6 +81,12 @@ class Progress(Follower):
         self._is_away = False
         self._refusal: str | None = None
         self._is_held = False
+
+    def load(self) -> None:
+        """Load what draws, if there is something to draw on: that takes a tenth of a second."""
+        if self._is_live and not self._is_quiet:
+            for module in ("views", "console" if self._notebook is None else "notebook"):
+                import_module(f"fanout.cli.{module}")
 
     def note(self, text: str) -> None:
         """Write a line that stays."""
@@ -204,6 +211,7 @@ class RunnerProgress:
 
     def __init__(self, *, is_embedded: bool) -> None:
         self._progress = Progress(idle="" if is_embedded else IDLE)
+        self._progress.load()
 
     def __call__(self, status: Status) -> None:
         """Show the status."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import weakref
 from collections.abc import AsyncIterable
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -13,8 +13,8 @@ from fanout.client.arguments import checked_count, model_string, paths
 from fanout.client.client import Client
 from fanout.client.loop_runs import LoopRun
 from fanout.client.loop_threads import in_thread, pulled
-from fanout.client.progress import shown_progress
-from fanout.core.errors import RunError
+from fanout.client.progress import ShownProgress
+from fanout.core.errors import RunError, UnknownRunError
 from fanout.core.field_names import canonical
 from fanout.core.settings import load_settings
 from fanout.core.spec import make_spec
@@ -28,7 +28,6 @@ from fanout.llm.callables import (
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
-    from contextlib import AbstractContextManager
     from os import PathLike
     from typing import Self
 
@@ -37,9 +36,6 @@ if TYPE_CHECKING:
     from fanout.inputs.documents import AsyncChunks, Chunks, Notice, Notify
     from fanout.llm import LLM
     from fanout.runs.results import Output, Result, Status
-
-    # Gives what to call with each status.
-    _Shown = AbstractContextManager[Callable[[Status], None] | None]
 
 __all__ = ["ParallelCalls"]
 
@@ -134,10 +130,32 @@ class ParallelCalls:
         }
         spec, warnings = self._spec(given), list[str]()
         with self._shown(on_progress, is_shown=progress) as follow:
-            run = self._client.submit(
-                spec, chunks, on_bad_document=on_bad_document, on_notice=_kept_in(warnings)
-            )
+            run = self._submitted(spec, chunks, on_bad_document, warnings)
             return _noted(_result(run, follow), warnings)
+
+    def _submitted(
+        self,
+        spec: RunSpec,
+        chunks: Chunks | None,
+        on_bad_document: Callable[[str, str], None] | None,
+        warnings: list[str],
+    ) -> Run:
+        """Submit a run; Ctrl-C while its input is read cancels it."""
+        created: list[str] = []
+        try:
+            return self._client.submit(
+                spec,
+                chunks,
+                on_bad_document=on_bad_document,
+                on_notice=_kept_in(warnings),
+                on_created=created.append,
+            )
+        except KeyboardInterrupt:
+            for run_id in created:
+                # An input without a branch leaves no run.
+                with suppress(UnknownRunError):
+                    self._client.run(run_id).cancel()
+            raise
 
     async def arun(
         self,
@@ -173,7 +191,8 @@ class ParallelCalls:
         }
         spec, warnings = self._spec(given), list[str]()
         own = self._of_loop(spec, chunks, on_bad_document, warnings)
-        with self._shown(on_progress, is_shown=progress) as follow:
+        # What draws takes a while to load.
+        with await in_thread(lambda: self._shown(on_progress, is_shown=progress)) as follow:
             return _noted(await own.result(follow), warnings)
 
     async def astream(
@@ -211,8 +230,10 @@ class ParallelCalls:
             async for output in outputs:
                 yield output
 
-    def _shown(self, on_progress: Callable[[Status], None] | None, *, is_shown: bool) -> _Shown:
-        return shown_progress(on_progress, is_shown=is_shown, is_embedded=self._client.is_embedded)
+    def _shown(
+        self, on_progress: Callable[[Status], None] | None, *, is_shown: bool
+    ) -> ShownProgress:
+        return ShownProgress(on_progress, is_shown=is_shown, is_embedded=self._client.is_embedded)
 
     def _of_loop(
         self,
@@ -251,6 +272,7 @@ class ParallelCalls:
         chunks: Chunks | None = None,
         *,
         retry_failed: bool = False,
+        progress: bool = False,
         on_progress: Callable[[Status], None] | None = None,
         on_bad_document: Callable[[str, str], None] | None = None,
     ) -> Result:
@@ -263,6 +285,7 @@ class ParallelCalls:
             run_id: The run.
             chunks: The same input again, if it is in no file and was not enqueued completely.
             retry_failed: Whether to retry the failed branches of a run that has ended.
+            progress: As for ``run``.
             on_progress: As for ``run``.
             on_bad_document: As for ``run``.
 
@@ -275,10 +298,11 @@ class ParallelCalls:
         if is_callable_model(model) and is_callable_model(self._model):
             register_callable(resolve_callable(self._model), model)
             weakref.finalize(self, unregister_callable, model)
-        self._client.resume(run_id, chunks, on_bad_document=on_bad_document)
-        if retry_failed and run.status().status.has_ended:
-            run.retry_failed()
-        return _result(run, on_progress)
+        with self._shown(on_progress, is_shown=progress) as follow:
+            self._client.resume(run_id, chunks, on_bad_document=on_bad_document)
+            if retry_failed and run.status().status.has_ended:
+                run.retry_failed()
+            return _result(run, follow)
 
     @property
     def client(self) -> Client:

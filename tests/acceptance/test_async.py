@@ -195,3 +195,24 @@ def test_ctrl_c_cancels_an_awaited_run_and_progress_is_shown_on_stderr(here):
     assert last == "cancelled cancelled succeeded"
     assert "succeeded 1/1" in done.stderr
     assert "succeeded: 1 of 1 branch (100.0%)" in done.stderr
+
+
+def test_ctrl_c_while_the_input_is_read_cancels_the_run(script):
+    out = script("""
+        import os, signal
+        from fanout import ParallelCalls
+
+        def chunks():
+            for number in range(2000):
+                if number == 1500:
+                    os.kill(os.getpid(), signal.SIGINT)
+                yield f"{number}"
+
+        with ParallelCalls(llm=lambda prompt: prompt) as runner:
+            try:
+                runner.run(chunks(), "{input}")
+            except KeyboardInterrupt:
+                [run] = runner.client.runs()
+                print(run.wait(60).status)
+    """)
+    assert out == "cancelled\n"
