@@ -2,9 +2,9 @@
 
     python benchmarks/tables.py [--check]
 
-Each stands between ``<!-- NAME -->`` and ``<!-- end -->`` in docs/performance.md, docs/scaling.md
-or docs/reliability.md. ``--check`` changes nothing, and fails if a table differs from its file;
-tests/unit/benchmarks/test_benchmark_tables.py does that.
+Each stands between ``<!-- NAME -->`` and ``<!-- end -->`` in docs/performance.md, docs/scaling.md,
+docs/reliability.md or docs/documents.md. ``--check`` changes nothing, and fails if a table differs
+from its file; tests/unit/benchmarks/test_benchmark_tables.py does that.
 """
 
 from __future__ import annotations
@@ -27,7 +27,10 @@ __all__ = ["TABLES", "renewed"]
 
 _ROOT = Path(__file__).resolve().parents[1]
 _RESULTS = _ROOT / "benchmarks/results"
-_PAGES = [_ROOT / "docs" / name for name in ("performance.md", "scaling.md", "reliability.md")]
+_PAGES = [
+    _ROOT / "docs" / name
+    for name in ("performance.md", "scaling.md", "reliability.md", "documents.md")
+]
 _BLOCK = re.compile(r"(<!-- (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -278,6 +281,57 @@ def _outages() -> str:
     return _table([*head, "next answer after (s)", "the run took (s)"], rows)
 
 
+def _documents_formats() -> str:
+    formats = _read("documents-formats")["formats"]
+    rows = []
+    for kind, found in formats.items():
+        ours, theirs = found["fanout"], found["markitdown"]
+        row = [f"`.{kind}`", found["files"]]
+        row += [f"{100 * each['found_share']:.1f}" for each in (ours, theirs)]
+        row += [each["files_without_text"] for each in (ours, theirs)]
+        row += [_shown(each["seconds_per_file"]["median"]) for each in (ours, theirs)]
+        rows.append([*row, *(_shown(each["peak_mb"]["median"]) for each in (ours, theirs))])
+    head = ["format", "files"]
+    for name in ("% found", "empty", "s a file", "MB"):
+        head += [name, "markitdown"]
+    return _table(head, rows)
+
+
+def _documents_scale() -> str:
+    names = {"all": "all files", "pdf": "`.pdf`", "docx": "`.docx`"}
+    scale = _read("documents-scale")["scale"]
+    rows = [
+        [text, _spread(scale[name]["one_core_s"]), _spread(scale[name]["two_cores_s"]),
+         _spread(scale[name]["times_faster"])]
+        for name, text in names.items()
+    ]  # fmt: skip
+    return _table(["files", "one core, s", "two cores, s", "times faster"], rows)
+
+
+def _documents_memory() -> str:
+    names = {
+        "pages": "a PDF of 1,000 pages",
+        "texts": "text files",
+        "html": "HTML files",
+        "parquet": "rows of a Parquet file",
+    }
+    memory = _read("documents-memory")["memory"]
+    rows = [
+        [text, f"{memory[name]['documents']:,}", _shown(memory[name]["seconds"]),
+         *(_shown(memory[name]["client_mb"][when]) for when in ("at_a_fifth", "at_the_end"))]
+        for name, text in names.items()
+    ]  # fmt: skip
+    return _table(["input", "documents", "seconds", "MB after a fifth", "at the end"], rows)
+
+
+def _documents_rows() -> str:
+    rows = [
+        [f"`.{name}`", _shown(found["now_rows_per_s"]["median"]), _spread(found["now_over_before"])]
+        for name, found in _read("documents-rows")["rows"].items()
+    ]
+    return _table(["rows of", "rows/s", "times those of before"], rows)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     **{f"compare-{suite}": partial(_compared, suite)
        for suite in ("zero", "second", "thousand", "tail")},
@@ -302,6 +356,10 @@ TABLES: dict[str, Callable[[], str]] = {
     "chaos": _chaos,
     "chaos-faults": _chaos_faults,
     "outages": _outages,
+    "documents-formats": _documents_formats,
+    "documents-scale": _documents_scale,
+    "documents-memory": _documents_memory,
+    "documents-rows": _documents_rows,
     "model-checks": _model_checks,
     "model-plan": _model_plan,
 }  # fmt: skip

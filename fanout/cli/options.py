@@ -83,6 +83,8 @@ _OPTIONS = [
             "The encoding of text and tables, such as latin-1. [default: utf-8]"),
     _option("--parse-timeout --parse-timeout-s parse_timeout_s", "S",
             "Seconds to give a PDF, Word or other document. [default: 60]", type=float),
+    click.option("--read-on", type=click.Choice(["client", "workers"]),
+                 help="Who reads the documents; workers need to reach them. [default: client]"),
     click.option("--strict", is_flag=True, default=None,
                  help="Refuse an input of which anything would be left out."),
     _option("--max-document-mb", "N",

@@ -170,6 +170,8 @@ class RunSpec(BaseModel):
         encoding: The encoding of text without a byte order mark, such as ``latin-1``; None is UTF-8.
         parse_timeout_s: Seconds after which a document that is parsed, such as a PDF, is given up.
         max_document_mb: The size in megabytes above which a document is refused.
+        read_on: Who opens and parses the files of documents: the ``client``, or the ``workers``,
+            which need to reach them under the same paths or URLs.
         strict: Refuse an input with a document that cannot be used, or a file of an unknown kind,
             instead of leaving it out.
         model: ``provider/model``, ``local``, ``fake``, or ``package.module:callable``.
@@ -218,6 +220,7 @@ class RunSpec(BaseModel):
     parse_timeout_s: Annotated[float, Field(gt=0, le=3_600), _NUMBER] = 60.0
     max_document_mb: Annotated[float, Field(gt=0, le=256), _NUMBER] = 16.0
     strict: Annotated[bool, Field(strict=True)] = False
+    read_on: Literal["client", "workers"] = "client"
 
     model: Annotated[
         str, Field(min_length=1, max_length=512, validation_alias=AliasChoices("model", "llm"))

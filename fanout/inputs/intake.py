@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from fanout.inputs.documents import Chunks, Notify
     from fanout.inputs.documents.past_runs import OpenRun
 
-__all__ = ["checked_documents", "has_only_rows", "source_of_files"]
+__all__ = ["checked_documents", "files_for_workers", "has_only_rows", "source_of_files"]
 
 _SHOWN_FAULTS = 3
 # Rows of one input may have different columns. The head is read in any case, and the search for a
@@ -111,6 +111,35 @@ def checked_documents(
     return _strictly(checked) if spec.strict else checked
 
 
+def files_for_workers(spec: RunSpec, *, notify: Notify = log_notice) -> FileSource:
+    """Return the files of a job whose documents workers are to read, after checking the job.
+
+    Args:
+        spec: The job.
+        notify: Receives notices of files that are left out.
+
+    Raises:
+        PromptError, SpecError: As ``checked_documents``; documents in files have no columns.
+        InputError: A source cannot be listed, or ``strict`` refuses what is left out.
+    """
+    for template in _templates(spec):
+        template.require(BRANCH_NAMES)
+    _require_group(spec, frozenset())
+    warnings: list[Notice] = []
+
+    def notify_and_keep(notice: Notice) -> None:
+        if notice.is_warning:
+            warnings.append(notice)
+        notify(notice)
+
+    base = Path(spec.base_dir or "")
+    source = source_of_files(spec, spec.inputs, base=base, notify=notify_and_keep, parses=False)
+    _require_used(spec, None, source, Selection(spec, text_columns=_text_columns(spec)))
+    if spec.strict:
+        _refuse_notices(warnings)
+    return source
+
+
 def source_of_files(
     spec: RunSpec,
     inputs: Iterable[str],
@@ -118,6 +147,7 @@ def source_of_files(
     base: Path,
     notify: Notify = log_notice,
     open_run: OpenRun | None = None,
+    parses: bool = True,
 ) -> FileSource:
     """Return the files of a run's inputs. Raises InputError."""
     return FileSource(
@@ -131,6 +161,7 @@ def source_of_files(
         base=base,
         notify=notify,
         open_run=open_run,
+        parses=parses,
     )
 
 
@@ -389,8 +420,7 @@ def _refuse_losses(documents: Iterable[Document] | None, warnings: list[Notice])
         documents: The documents of the run; None if they can be read only once.
         warnings: The warnings about the input.
     """
-    if warnings:
-        raise InputError(f"strict: {'; '.join(notice.text for notice in warnings)}")
+    _refuse_notices(warnings)
     shown: list[Document] = []
     total = faulty = 0
     for document in map(_encodable, documents or ()):
@@ -402,6 +432,11 @@ def _refuse_losses(documents: Iterable[Document] | None, warnings: list[Notice])
         raise InputError(
             f"strict: {faulty:,} of {total:,} documents cannot be used: {_faults(shown)}"
         )
+
+
+def _refuse_notices(warnings: list[Notice]) -> None:
+    if warnings:
+        raise InputError(f"strict: {'; '.join(notice.text for notice in warnings)}")
 
 
 def _strictly(documents: Iterator[Document]) -> Iterator[Document]:

@@ -14,11 +14,12 @@ from fanout.core.errors import (
     UnknownRunError,
 )
 from fanout.core.ids import StageId
+from fanout.core.model_names import READER_MODEL
 from fanout.core.queue_names import BRANCHES_QUEUE
 from fanout.core.records import Document, RunStatus
 from fanout.inputs.splitters import make_splitter, split_documents
 from fanout.policy.admission import shard_window
-from fanout.policy.packing import pack
+from fanout.policy.packing import MAX_SHARD_BRANCHES, pack
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -41,6 +42,10 @@ __all__ = [
     "retry_failed",
     "unpark",
 ]
+
+
+# The answers of a shard are in memory together; here each is a whole document.
+_MAX_READ_BRANCHES = 64
 
 
 class Enqueuer:
@@ -120,7 +125,9 @@ class Enqueuer:
             chunk_overlap_tokens=spec.chunk_overlap_tokens,
         )
         chunks = self._reported(split_documents(documents, splitter))
-        return self._stoppable(run_id, pack(chunks, branches_per_chunk=spec.branches_per_chunk))
+        most = _MAX_READ_BRANCHES if spec.model == READER_MODEL else MAX_SHARD_BRANCHES
+        shards = pack(chunks, branches_per_chunk=spec.branches_per_chunk, max_branches=most)
+        return self._stoppable(run_id, shards)
 
     def _reported(self, chunks: Iterable[Chunk]) -> Iterator[Chunk]:
         for chunk in chunks:

@@ -4,6 +4,8 @@ Each branch that succeeded is a row: the columns of its own row, its text among 
 ``sample`` where the run has several; ``output``, which is the text; and the fields of an answer that is
 a JSON object. A name of fanout's own always means fanout's: a column of that name is called
 ``column.NAME``, and a field of an answer that has the name of a column ``output.NAME``.
+
+A branch of a run in which workers read is the document that it has read, or the reason why it has not.
 """
 
 from __future__ import annotations
@@ -14,7 +16,9 @@ import msgspec
 
 from fanout.core.errors import InputError
 from fanout.core.json_text import parse_json
+from fanout.core.model_names import READER_MODEL
 from fanout.core.records import Document, RunStatus
+from fanout.inputs.documents.parsed import Parsed
 from fanout.inputs.documents.past_runs import RUN_TEXT_COLUMN
 from fanout.inputs.documents.rows import checked, document_of_row, faulty
 from fanout.runs.rows import free_name, source_cells
@@ -29,16 +33,6 @@ if TYPE_CHECKING:
 __all__ = ["RunOutputs"]
 
 _FIELD = f"{RUN_TEXT_COLUMN}."
-# The function of fanout with which workers read documents: its answers are documents.
-_READER = "fanout.inputs.reader:read"
-
-
-class _ReadDocument(msgspec.Struct, frozen=True, kw_only=True):
-    """An answer of the function that reads documents."""
-
-    text: str
-    pages: list[int] = []
-    headings: list[tuple[int, str]] = []
 
 
 class RunOutputs:
@@ -66,7 +60,9 @@ class RunOutputs:
                 f"branches done): `fanout watch {run_id}` follows it to its end",
                 source=self._name,
             )
-        if not status.succeeded:
+        # What workers could not read is a document with the reason.
+        self._is_reading = spec.model == READER_MODEL
+        if not status.succeeded and not self._is_reading:
             raise InputError(
                 f"has no output ({status.status.value}, {status.failed:,} of {status.total:,} "
                 f"branches failed): `fanout errors {run_id}` says why",
@@ -84,7 +80,7 @@ class RunOutputs:
         parts = []
         if status.status is RunStatus.CANCELLED:
             parts.append("it was cancelled, and may not have read its whole input")
-        if status.failed:
+        if status.failed and not self._is_reading:
             branches = "branch has" if status.total == 1 else "branches have"
             parts.append(
                 f"{status.failed:,} of {status.total:,} {branches} no output, and are left out "
@@ -105,6 +101,8 @@ class RunOutputs:
             if output.output is not None:
                 count += 1
                 yield self._document(output, next(indices), text_column, max_bytes)
+            elif self._is_reading:
+                yield faulty(output.document, next(indices), output.message or str(output.kind))
         if count != self._status.succeeded:
             raise InputError(
                 f"changed while it was read: it had {self._status.succeeded:,} outputs, and "
@@ -116,7 +114,7 @@ class RunOutputs:
         self, output: Output, index: int, text_column: str | None, max_bytes: int
     ) -> Document:
         cells = source_cells(output)
-        if self._spec.model == _READER and text_column in {None, RUN_TEXT_COLUMN}:
+        if self._is_reading and text_column in {None, RUN_TEXT_COLUMN}:
             return _read_document(output, index, cells, max_bytes)
         row = self._row(output, cells)
         document = document_of_row(
@@ -156,7 +154,7 @@ class RunOutputs:
 def _read_document(output: Output, index: int, cells: dict[str, Cell], max_bytes: int) -> Document:
     """Return the document that a worker has read."""
     try:
-        read = msgspec.json.decode(output.output or "", type=_ReadDocument)
+        read = msgspec.json.decode(output.output or "", type=Parsed)
     except msgspec.DecodeError as error:
         return faulty(output.document, index, f"its reading gave no document: {error}")
     document = checked(output.document, index, read.text, max_bytes)

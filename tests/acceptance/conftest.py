@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 # Workers are started here as there.
-from tests.integration.conftest import client, functions, start_worker  # noqa: F401
+from tests.integration.conftest import client, functions, s3, s3_url, start_worker  # noqa: F401
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

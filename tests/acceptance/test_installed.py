@@ -15,8 +15,7 @@ from ports import free_port
 from fanout.core.settings import load_settings
 from fanout.llm.assets import WEIGHTS, fetch
 from tests.collector import Collector
-from tests.integration.conftest import wait_for
-from tests.integration.test_storage import BUCKET, s3, s3_url  # noqa: F401 - fixtures
+from tests.integration.conftest import BUCKET, s3, s3_url, wait_for  # noqa: F401 - fixtures
 from tests.lean import ROOT, base, with_extra
 
 # Of all warnings only Celery's is expected, which tests that run as root are shown.

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from ports import free_port
 
 from fanout.client.client import Client
 from fanout.core.queue_names import BEHIND, BRANCHES_QUEUE
@@ -20,7 +21,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     import redis
+    import s3fs
 
+BUCKET = "fanout-tests"
 PATCHED = Path(__file__).with_name("patched_worker.py")
 
 
@@ -138,3 +141,47 @@ def functions(tmp_path: Path) -> Callable[..., str]:
 def client(broker_url: str) -> Iterator[Client]:
     with Client(broker_url) as client:
         yield client
+
+
+@pytest.fixture(scope="session")
+def s3_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    folder = tmp_path_factory.mktemp("s3")
+    port = free_port()
+    with (folder / "s3.log").open("wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "moto.server", "--host", "127.0.0.1", "--port", str(port)],
+            stdout=log,
+            stderr=log,
+            cwd=folder,
+        )
+    yield f"http://127.0.0.1:{port}"
+    process.kill()
+    process.wait()
+
+
+@pytest.fixture
+def s3(s3_url: str, monkeypatch: pytest.MonkeyPatch) -> s3fs.S3FileSystem:
+    """A client of an S3 server; the environment says where it is, as it would of any other."""
+    import s3fs
+
+    for name, value in {
+        "AWS_ENDPOINT_URL_S3": s3_url,
+        "AWS_ACCESS_KEY_ID": "tests",
+        "AWS_SECRET_ACCESS_KEY": "not-to-be-shown",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }.items():
+        monkeypatch.setenv(name, value)
+    fs = s3fs.S3FileSystem(skip_instance_cache=True, use_listings_cache=False)
+
+    def is_up() -> bool:
+        try:
+            fs.mkdir(BUCKET)
+        except FileExistsError:
+            return True
+        except OSError:
+            return False
+        return True
+
+    wait_for(is_up, "the S3 server is up")
+    return fs

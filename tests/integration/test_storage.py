@@ -6,16 +6,12 @@ import contextlib
 import os
 import re
 import sqlite3
-import subprocess
-import sys
 
 import pandas as pd
 import pyarrow as pa
 import pytest
 import redis
-import s3fs
 from datasets import Dataset
-from ports import free_port
 from pyarrow import parquet as pq
 
 from fanout import Client, ErrorKind, InputError, RunStatus, SettingsError
@@ -23,9 +19,8 @@ from fanout.core.spec import make_spec
 from fanout.inputs.documents import FileSource
 from fanout.stores.blobs import MARKER, RUN_MARKER, check_storage
 
-from .conftest import wait_for
+from .conftest import BUCKET, wait_for
 
-BUCKET = "fanout-tests"
 QUICK = {"max_attempts": 1}
 
 
@@ -161,48 +156,6 @@ def test_files_of_embedded_runs_stay_as_long_as_the_runs(folder):
         assert len(again.result().outputs) == 5
         again.delete()
     assert files(folder) == []
-
-
-@pytest.fixture(scope="module")
-def s3_url(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("s3")
-    port = free_port()
-    with (folder / "s3.log").open("wb") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "moto.server", "--host", "127.0.0.1", "--port", str(port)],
-            stdout=log,
-            stderr=log,
-            cwd=folder,
-        )
-    yield f"http://127.0.0.1:{port}"
-    process.kill()
-    process.wait()
-
-
-@pytest.fixture
-def s3(s3_url, monkeypatch):
-    """A client of an S3 server; the environment says where it is, as it would of any other."""
-    for name, value in {
-        "AWS_ENDPOINT_URL_S3": s3_url,
-        "AWS_ACCESS_KEY_ID": "tests",
-        "AWS_SECRET_ACCESS_KEY": "not-to-be-shown",
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_EC2_METADATA_DISABLED": "true",
-    }.items():
-        monkeypatch.setenv(name, value)
-    fs = s3fs.S3FileSystem(skip_instance_cache=True, use_listings_cache=False)
-
-    def is_up():
-        try:
-            fs.mkdir(BUCKET)
-        except FileExistsError:
-            return True
-        except OSError:
-            return False
-        return True
-
-    wait_for(is_up, "the S3 server is up")
-    return fs
 
 
 def test_a_run_lives_in_s3_from_its_input_to_its_deletion(

@@ -20,6 +20,7 @@ from fanout.core.errors import (
     UnknownRunError,
 )
 from fanout.core.exhaustion import is_exhausted
+from fanout.core.model_names import READER_MODEL
 from fanout.core.records import ErrorKind, Outcome, RunStatus, branch_ref, total_usage
 from fanout.core.redaction import redacted
 from fanout.core.state import RecordRequest
@@ -319,6 +320,7 @@ async def _call(
     prompt = template.render(_values(chunk, ref, columns), columns)
     request = _request(spec, prompt, limit, ref.sample)
     calls.asks(spec.model, request)
+    is_reading = spec.model == READER_MODEL
     wants_json = stage == 0 and spec.output_format == "json"
     models = context.models
     llm = models.made.get(spec.model)
@@ -335,7 +337,8 @@ async def _call(
             timeout_s=spec.timeout_s,
             validate=validate_json if wants_json else None,
             gate=claim.gate(models.limiter.gate(spec.model, spec.rate.rates), spec.timeout_s),
-            max_output_kb=context.settings.max_output_kb,
+            # A document may be larger than an answer.
+            max_output_kb=None if is_reading else context.settings.max_output_kb,
             observe=calls.attempts.append,
             sleep=models.in_flight.wait,
         ),

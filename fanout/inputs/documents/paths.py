@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 import msgspec
 
+from fanout.core.errors import InputError
 from fanout.core.records import Document
 from fanout.inputs.documents.document_files import DocumentFiles, document_of
 from fanout.inputs.documents.document_formats import MAGIC, named_format
@@ -57,6 +58,7 @@ class FileSource:
         base: The folder of relative inputs; the names of documents leave it out.
         notify: Receives notices of files that are left out, and of detected delimiters.
         open_run: Opens the runs that are inputs.
+        parses: Whether it needs the library that parses documents; to list files it does not.
 
     Raises:
         InputError: An input does not exist, holds no text, or lacks the column. All inputs are
@@ -77,6 +79,7 @@ class FileSource:
         base: Path = Path(),
         notify: Notify = log_notice,
         open_run: OpenRun | None = None,
+        parses: bool = True,
     ) -> None:
         self._reading = Reading(
             text_column=text_column,
@@ -96,7 +99,8 @@ class FileSource:
             check = FORMATS[file.kind].check
             if check is not None and file.fault is None:
                 self._keep(at, check(file, self._reading), notify)
-        self._require_parser()
+        if parses:
+            self._require_parser()
         self._report_delimiters(notify)
         for checked in self._checked.values():
             if checked.left_out is not None:
@@ -123,6 +127,25 @@ class FileSource:
                 yield from self._documents_of(at, reading, given)
         finally:
             documents.close()
+
+    def places(self) -> Iterator[tuple[str, str]]:
+        """Yield the name and the absolute path, or the URL, of each file; each is one document.
+
+        Raises:
+            InputError: A file has rows, or is compressed.
+        """
+        for file in self._files:
+            has_rows = "text_column" in FORMATS[file.kind].fields
+            if has_rows or file.packing is not None:
+                what = "has rows" if has_rows else "is compressed"
+                raise InputError(
+                    f"{what}; such files are read by the client: leave it out of the inputs, or "
+                    "leave read_on out",
+                    source=file.name,
+                )
+            remote = file.remote
+            here = self._reading.base / file.place
+            yield file.name, str(here.absolute()) if remote is None else remote.url
 
     @property
     def is_lasting(self) -> bool:

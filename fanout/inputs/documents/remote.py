@@ -43,6 +43,11 @@ class Remote(NamedTuple):
     path: str
     name: str
 
+    @property
+    def url(self) -> str:
+        """Its URL as it is: one that is signed holds a key."""
+        return str(self.store.unstrip_protocol(self.path))
+
     def below(self, name: str) -> Remote:
         """Return a file in this folder."""
         return Remote(self.store, f"{self.path}/{name}", f"{self.name}/{name}")

@@ -40,7 +40,7 @@ SUMMED = {"aggregate_prompt": "{input}"}
 
 # The fields of a job that have an effect in any job: some code reads them.
 ALWAYS = {
-    "inputs", "max_document_mb", "strict", "model", "prompt", "aspects", "samples", "system",
+    "inputs", "max_document_mb", "read_on", "strict", "model", "prompt", "aspects", "samples", "system",
     "temperature", "max_tokens", "stop", "output_format", "split", "reduce", "aggregate_prompt",
     "group_by", "min_success", "max_workers", "priority", "timeout_s", "deadline_s", "max_attempts",
     "max_elapsed_s", "requests_per_minute", "tokens_per_minute", "sample", "limit",

@@ -231,7 +231,7 @@ def test_a_text_that_is_not_utf8_is_refused(field, fields):
 # One name for each field: as an option, in YAML, and in Python.
 
 VALUES = {
-    "id_column": "id", "where": "stars <= 2", "sample": 5, "limit": 4,
+    "read_on": "workers", "id_column": "id", "where": "stars <= 2", "sample": 5, "limit": 4,
     "inputs": "a.txt", "base_dir": "/x", "text_column": "t", "delimiter": ";", "sheet": "s",
     "encoding": "utf-16", "parse_timeout_s": 9, "max_document_mb": 2,
     "model": "fake", "prompt": "{input}", "samples": 2, "system": "s", "temperature": 0.5,

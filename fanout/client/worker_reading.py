@@ -1,0 +1,138 @@
+"""``read_on: workers``: a run in which workers read the documents, before the run that uses them."""
+
+from __future__ import annotations
+
+import time
+from itertools import islice
+from typing import TYPE_CHECKING
+
+from fanout.core.errors import InputError, SpecError
+from fanout.core.field_effects import READING
+from fanout.core.model_names import READER_MODEL
+from fanout.core.records import Document
+from fanout.core.spec import make_spec
+from fanout.inputs.documents import STDIN, Notice
+from fanout.inputs.intake import files_for_workers
+from fanout.inputs.reader import ReadRequest, reading_fields
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from fanout.client.client import Client
+    from fanout.client.run import Run
+    from fanout.core.spec import RunSpec
+    from fanout.inputs.documents import FileSource, Notify
+
+__all__ = ["read_by_workers", "require_readable", "spec_after_reading"]
+
+# Seconds for one document with its wait for a core of the worker: parsing has its own deadline.
+_TIMEOUT_S = 3_600.0
+
+
+def require_readable(spec: RunSpec, *, has_documents: bool, notify: Notify) -> FileSource:
+    """Return the files of a job that workers are to read, after checking the job.
+
+    Raises:
+        SpecError, PromptError: The documents are not in files that workers could reach, or a
+            prompt or field is wrong.
+        InputError: An input does not exist, or ``strict`` refuses what is left out.
+    """
+    if has_documents:
+        raise SpecError(
+            "has no effect: chunks are read by the client; leave it out", field="read_on"
+        )
+    for one in spec.inputs:
+        if one == STDIN or one.startswith("run:"):
+            what = "standard input" if one == STDIN else one
+            raise SpecError(
+                f"{what} is read by the client: leave it out of the inputs, or leave read_on out",
+                field="read_on",
+            )
+    return files_for_workers(spec, notify=notify)
+
+
+def read_by_workers(
+    client: Client,
+    spec: RunSpec,
+    source: FileSource,
+    *,
+    notify: Notify,
+    should_stop: Callable[[], bool] | None,
+) -> Run:
+    """Have the workers read the documents of a job; return the run of that when it has ended.
+
+    If this process is interrupted meanwhile, the run is cancelled.
+
+    Raises:
+        InputError: There is no document, or an input has rows.
+        ModelError: The workers may not read documents.
+        BrokerError: The broker cannot be reached.
+    """
+    run = client.submit(
+        _reading_spec(spec), _requests(spec, source), on_notice=notify, should_stop=should_stop
+    )
+    try:
+        total = run.status().total
+        notify(Notice(text=f"the workers read {total:,} documents (run {run.run_id})"))
+        _wait(run, should_stop)
+    except BaseException:
+        run.cancel()
+        raise
+    return run
+
+
+def _reading_spec(spec: RunSpec) -> RunSpec:
+    return make_spec(
+        model=READER_MODEL,
+        prompt="{input}",
+        priority=spec.priority,
+        deadline_s=spec.deadline_s,
+        timeout_s=_TIMEOUT_S,
+    )
+
+
+def _requests(spec: RunSpec, source: FileSource) -> Iterator[Document]:
+    fields = reading_fields(spec)
+    # What else the job leaves out shows only when all is read.
+    most = spec.limit if spec.where is None and spec.sample is None else None
+    for index, (name, place) in enumerate(islice(source.places(), most)):
+        text = ReadRequest(source=place, fields=fields).to_prompt()
+        yield Document(name=name, index=index, text=text)
+
+
+def _wait(run: Run, should_stop: Callable[[], bool] | None) -> None:
+    is_stopped = False
+
+    def on_progress(_status: object) -> None:
+        nonlocal is_stopped
+        if not is_stopped and should_stop is not None and should_stop():
+            is_stopped = True
+            run.cancel()
+
+    run.wait(on_progress=on_progress)
+
+
+def spec_after_reading(spec: RunSpec, run: Run, *, began_at: float) -> RunSpec:
+    """Return the job whose input is what the workers have read.
+
+    Args:
+        spec: The job.
+        run: The run that read the documents.
+        began_at: When the job was submitted, by the monotonic clock.
+
+    Raises:
+        InputError: The deadline has passed.
+    """
+    left_s = None
+    if spec.deadline_s is not None:
+        left_s = spec.deadline_s - (time.monotonic() - began_at)
+        if left_s <= 0:
+            raise InputError(
+                f"the deadline passed while the workers read the documents (run {run.run_id})"
+            )
+    after = spec.model_copy(
+        update={"inputs": (f"run:{run.run_id}",), "read_on": "client", "deadline_s": left_s}
+    )
+    # They had their effect.
+    after.model_fields_set.difference_update(READING | {"read_on"})
+    return after

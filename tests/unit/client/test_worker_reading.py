@@ -1,0 +1,145 @@
+"""``read_on: workers``: which jobs may have it, and what becomes of them."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import time
+
+import fsspec
+import pytest
+
+from fanout.client.arguments import checked_spec
+from fanout.client.worker_reading import _requests, require_readable, spec_after_reading
+from fanout.core.errors import InputError, PromptError, SpecError
+from fanout.core.spec import make_spec
+from fanout.inputs.documents import log_notice, parsing
+from fanout.inputs.intake import checked_documents
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch):
+    (tmp_path / "letters").mkdir()
+    (tmp_path / "letters/a.md").write_text("# A\n\nDear Ann")
+    (tmp_path / "letters/b.txt").write_text("Dear Bob")
+    (tmp_path / "rows.csv").write_text("text\nDear Eve\n")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def job(**fields):
+    return checked_spec(
+        {"model": "fake", "prompt": "{input}", "read_on": "workers", **fields}, has_documents=False
+    )
+
+
+def readable(**fields):
+    return require_readable(job(**fields), has_documents=False, notify=log_notice)
+
+
+def test_workers_get_each_file_by_its_absolute_path_under_the_name_that_the_client_gives(here):
+    spec = job(inputs=["letters", "letters/b.txt"], max_document_mb=3)
+    source = require_readable(spec, has_documents=False, notify=log_notice)
+    requests = list(_requests(spec, source))
+    assert [one.name for one in requests] == ["letters/a.md", "letters/b.txt", "letters/b.txt"]
+    first = json.loads(requests[0].text)
+    assert first["source"] == str(here / "letters/a.md")
+    assert first["fields"]["max_document_mb"] == 3
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({}, 3),
+        ({"limit": 1}, 1),
+        ({"limit": 1, "sample": 2}, 3),
+        ({"limit": 1, "where": "index > 0"}, 3),
+    ],
+)
+def test_no_more_is_read_than_the_job_takes(fields, expected):
+    spec = job(inputs=["letters", "letters/b.txt"], **fields)
+    source = require_readable(spec, has_documents=False, notify=log_notice)
+    assert len(list(_requests(spec, source))) == expected
+
+
+def test_the_folder_of_relative_inputs_counts(here, monkeypatch):
+    monkeypatch.chdir("/")
+    spec = job(inputs=["letters/a.md"], base_dir=str(here))
+    source = require_readable(spec, has_documents=False, notify=log_notice)
+    assert [place for _, place in source.places()] == [str(here / "letters/a.md")]
+
+
+@pytest.mark.parametrize(
+    ("fields", "error", "words"),
+    [
+        ({"inputs": ["-"]}, SpecError, "standard input is read by the client"),
+        ({"inputs": ["letters", "run:abc"]}, SpecError, "run:abc is read by the client"),
+        ({"inputs": ["letters"], "prompt": "{inptu}"}, PromptError, "inptu"),
+        ({"inputs": ["letters"], "prompt": "{stars}"}, PromptError, "stars"),
+        ({"inputs": ["letters"], "text_column": "body"}, SpecError, "text_column: has no effect"),
+        ({"inputs": ["letters"], "delimiter": ";"}, SpecError, "delimiter: has no effect"),
+        ({"inputs": ["letters"], "reduce": "vote", "group_by": "who"}, SpecError, "who"),
+        ({"inputs": ["nothing"]}, InputError, "no such file"),
+    ],
+)
+def test_a_job_that_could_not_be_run_is_refused_before_anything_is_read(fields, error, words):
+    with pytest.raises(error) as caught:
+        readable(**fields)
+    assert words in str(caught.value)
+
+
+def test_rows_are_read_by_the_client():
+    source = readable(inputs=["letters", "rows.csv"])
+    with pytest.raises(InputError, match=r"rows\.csv: has rows.*read by the client"):
+        list(source.places())
+
+
+def test_compressed_text_is_read_by_the_client(here):
+    (here / "c.txt.gz").write_bytes(gzip.compress(b"Dear Cid"))
+    with pytest.raises(InputError, match=r"c\.txt\.gz: is compressed.*read by the client"):
+        list(readable(inputs=["c.txt.gz"]).places())
+
+
+def test_workers_get_a_file_in_a_store_by_its_url():
+    fs = fsspec.filesystem("memory")
+    fs.pipe("/bucket/a.pdf", b"%PDF-1.7")
+    assert list(readable(inputs=["memory://bucket"]).places()) == [
+        ("memory:///bucket/a.pdf", "memory:///bucket/a.pdf")
+    ]
+    fs.rm("/bucket", recursive=True)
+
+
+def test_chunks_are_read_by_the_client():
+    spec = make_spec(model="fake", prompt="{input}", read_on="workers")
+    with pytest.raises(SpecError, match="read_on: has no effect: chunks"):
+        require_readable(spec, has_documents=True, notify=log_notice)
+
+
+def test_strict_refuses_what_the_search_for_files_leaves_out(here):
+    (here / "letters/c.bin").write_bytes(b"\0\1")
+    assert readable(inputs=["letters"])
+    with pytest.raises(InputError, match="strict: left out"):
+        readable(inputs=["letters"], strict=True)
+
+
+def test_a_client_that_only_lists_needs_no_parser(here, monkeypatch):
+    (here / "letters/c.pdf").write_bytes(b"%PDF-1.7")
+    monkeypatch.setattr(parsing, "find_spec", lambda _name: None)
+    with pytest.raises(InputError, match=r"fanout-llm\[documents\]"):
+        list(checked_documents(job(inputs=["letters"], read_on="client"), None))
+    source = readable(inputs=["letters"])
+    assert [name for name, _ in source.places()][-1] == "letters/c.pdf"
+
+
+class Reading:
+    run_id = "abcdefgh"
+
+
+def test_the_job_then_reads_what_the_workers_have_read_within_its_deadline():
+    spec = job(inputs=["letters"], base_dir="/", deadline_s=60)
+    after = spec_after_reading(spec, Reading(), began_at=time.monotonic() - 20)
+    assert (after.inputs, after.read_on) == (("run:abcdefgh",), "client")
+    assert 30 < after.deadline_s <= 40
+    assert not after.model_fields_set & {"read_on", "base_dir"}
+    with pytest.raises(InputError, match=r"deadline passed.*abcdefgh"):
+        spec_after_reading(spec, Reading(), began_at=time.monotonic() - 61)
