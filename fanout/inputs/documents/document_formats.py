@@ -103,6 +103,9 @@ _PARTS = (
     ("META-INF/container.xml", "epub"),
 )
 _ZIP_TYPES = {DOCUMENT_FORMATS[key].mime: key for key in ("odt", "ods", "epub")}
+_ZIP_TYPES_RAW = tuple(mime.encode() for mime in _ZIP_TYPES)
+# What the first part of a document of Office is called.
+_FIRST_PARTS = (b"[Content_Types].xml", b"_rels/", b"docProps/", b"word/", b"ppt/", b"xl/")
 # The streams of an OLE file that say what it is.
 _STREAMS = {
     "WordDocument": "doc",
@@ -123,7 +126,17 @@ def named_format(name: str) -> str | None:
 
 
 def is_document(file: BinaryIO) -> bool:
-    """Say whether a file holds a document that is parsed, under any name. Raises OSError."""
+    """Say whether a file begins as a document that is parsed does, under any name. Raises OSError.
+
+    This is asked in the client, so no archive is opened, which may be a hostile one.
+    """
+    file.seek(0)
+    head = file.read(HEAD_BYTES)
+    if head.startswith(_ZIP):
+        size = int.from_bytes(head[26:28], "little")
+        name = head[30 : 30 + size]
+        is_typed = name == b"mimetype" and any(one in head[:_ENTRY_BYTES] for one in _ZIP_TYPES_RAW)
+        return is_typed or name.startswith(_FIRST_PARTS)
     try:
         return format_of_content(file, "") is not None
     except ValueError:

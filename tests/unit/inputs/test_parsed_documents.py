@@ -6,6 +6,7 @@ import io
 import os
 import signal
 import subprocess
+import zipfile
 from pathlib import Path
 
 import psutil
@@ -157,6 +158,15 @@ def test_the_content_decides_where_the_name_is_wrong_or_says_nothing(here):
         assert found == {name: text for name, (_, text) in LIARS.items()}
     stdin = source("-", stdin=io.BytesIO(LIARS["lie.txt"][0]))
     assert [(one.name, one.text) for one in stdin.documents()] == [("stdin", "a PDF")]
+
+
+def test_no_archive_is_opened_in_the_client(here, monkeypatch):
+    (here / "a").write_bytes(docx(["Word"]))
+    (here / "b.bin").write_bytes(epub(["<p>book</p>"]))
+    (here / "c.zip").write_bytes(zipped({"word/document.xml": "x"}))
+    (here / "d.jar").write_bytes(zipped({"META-INF/MANIFEST.MF": "x"}))
+    monkeypatch.setattr(zipfile, "ZipFile", None)
+    assert [one.text.strip() for one in source(".").documents()] == ["Word", "book"]
 
 
 def test_a_document_that_takes_too_long_too_much_or_a_signal_costs_or_loses_nothing_else(
