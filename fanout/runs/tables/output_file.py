@@ -96,9 +96,10 @@ class OutputFile:
         """Raise InputError if the file cannot hold so many branches."""
         most = self.most_branches
         if most is not None and branches > most:
+            holds = plural(most, "branch", "branches")
             raise InputError(
-                f"{self._named} can hold {most:,} branches, and there are more; a .csv, .parquet "
-                "or .sqlite file holds any number"
+                f"{self._named} can hold {holds}, and there are more; a .csv, .parquet or .sqlite "
+                "file holds any number"
             )
 
     def _require_free(self) -> None:

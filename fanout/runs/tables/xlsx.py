@@ -81,7 +81,7 @@ _PARTS = {
 }
 # The header stays in sight.
 _BEGIN = (
-    f'<worksheet xmlns="{_MAIN}"><sheetViews><sheetView workbookViewId="0">'
+    '<sheetViews><sheetView workbookViewId="0">'
     '<pane ySplit="1" topLeftCell="A2" activePane="bottomLeft" state="frozen"/>'
     "</sheetView></sheetViews><sheetData>"
 )
@@ -117,7 +117,7 @@ def _write(table: Table, file: IO[bytes], *, is_long: bool) -> list[str]:
         for name, text in _PARTS.items():
             archive.writestr(name, _XML + text)
         with archive.open(_SHEET, "w", force_zip64=is_long) as sheet:
-            sheet.write((_XML + _BEGIN).encode())
+            sheet.write((_XML + rows.opening(table.count) + _BEGIN).encode())
             for row in rows.header():
                 sheet.write(row.encode())
             for row in rows.of(table):
@@ -134,6 +134,11 @@ class _Rows:
         self._letters = [_letters(position) for position in range(len(names))]
         self._cut = 0
         self._replaced = 0
+
+    def opening(self, count: int) -> str:
+        """Return the beginning of a sheet with so many rows below its header."""
+        last = f"{self._letters[-1]}{count + 1}"
+        return f'<worksheet xmlns="{_MAIN}"><dimension ref="A1:{last}"/>'
 
     def header(self) -> Iterator[str]:
         yield self._row(1, self._names)
