@@ -7,6 +7,7 @@ import weakref
 from collections.abc import AsyncIterable
 from contextlib import aclosing, suppress
 from dataclasses import replace
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from fanout.client.arguments import checked_count, model_string, paths
@@ -320,6 +321,8 @@ class ParallelCalls:
         self.close()
 
     async def __aenter__(self) -> Self:
+        # It holds up the loop for a tenth of a second: now, and not in the first run.
+        await in_thread(lambda: import_module("fanout.client.connections"))
         return self
 
     async def __aexit__(self, *_exc: object) -> None:
