@@ -403,15 +403,17 @@ def test_many_files_are_kept_in_order_in_little_memory(here):
 
 
 def test_folders_may_be_nested_deeper_than_python_s_stack(here):
-    top = os.open(here, os.O_RDONLY)
-    for _ in range(1_500):
-        os.mkdir("d", dir_fd=top)
-        below = os.open("d", os.O_RDONLY, dir_fd=top)
+    try:
+        top = os.open(here, os.O_RDONLY)
+        for _ in range(1_500):
+            os.mkdir("d", dir_fd=top)
+            below = os.open("d", os.O_RDONLY, dir_fd=top)
+            os.close(top)
+            top = below
+        os.close(os.open("a.txt", os.O_CREAT | os.O_WRONLY, dir_fd=top))
         os.close(top)
-        top = below
-    os.close(os.open("a.txt", os.O_CREAT | os.O_WRONLY, dir_fd=top))
-    os.close(top)
-    [found] = find_files(["."], here, lambda _notice: None)
-    assert found.name == "d/" * 1_500 + "a.txt"
-    # Python's own removal of folders is recursive.
-    subprocess.run(["rm", "-r", here / "d"], check=True)
+        [found] = find_files(["."], here, lambda _notice: None)
+        assert found.name == "d/" * 1_500 + "a.txt"
+    finally:
+        # Python's own removal of folders is recursive.
+        subprocess.run(["rm", "-r", here / "d"], check=True)
