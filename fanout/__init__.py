@@ -30,9 +30,11 @@ if TYPE_CHECKING:
         WireVersionError,
     )
     from fanout.core.records import Chunk, Document, ErrorKind, RunStatus, Usage
-    from fanout.core.spec import RateSpec, RetrySpec, RunSpec
+    from fanout.core.spec import RunSpec
+    from fanout.core.spec_fields import RateSpec, RetrySpec
     from fanout.llm import LLM, FakeLLM, LLMReply, LLMRequest
-    from fanout.runs.results import BranchError, Output, ReduceError, Result, Status
+    from fanout.runs.results import BranchError, Output, Result
+    from fanout.runs.status import ReduceError, Status
 
 __all__ = [
     "LLM",
@@ -93,9 +95,11 @@ _NAMES = {
     "fanout.client.run": ("Run",),
     "fanout.llm": ("FakeLLM", "LLM", "LLMReply", "LLMRequest"),
     "fanout.client.parallel": ("ParallelCalls",),
-    "fanout.runs.results": ("BranchError", "Output", "ReduceError", "Result", "Status"),
+    "fanout.runs.results": ("BranchError", "Output", "Result"),
+    "fanout.runs.status": ("ReduceError", "Status"),
     "fanout.core.records": ("Chunk", "Document", "ErrorKind", "RunStatus", "Usage"),
-    "fanout.core.spec": ("RateSpec", "RetrySpec", "RunSpec"),
+    "fanout.core.spec": ("RunSpec",),
+    "fanout.core.spec_fields": ("RateSpec", "RetrySpec"),
 }
 _HOMES = {name: module for module, names in _NAMES.items() for name in names}
 

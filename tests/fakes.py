@@ -23,7 +23,7 @@ from fanout.core.state import PermitRequest, PermitShare
 from fanout.llm import FakeLLM
 from fanout.policy.packing import pack
 from fanout.runs.enqueue import reset_retried_shard
-from fanout.runs.results import StoredResult
+from fanout.runs.status import StoredResult
 from fanout.stores import RedisStore
 from workers.branch import execution as branches
 from workers.branch.execution import BranchFailed

@@ -32,7 +32,7 @@ from fanout.inputs.intake import source_of_files
 
 if TYPE_CHECKING:
     from fanout.client.run import Run
-    from fanout.runs.results import Status
+    from fanout.runs.status import Status
 
 __all__ = ["cancel", "delete", "pause", "resume", "retry", "unpause"]
 

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from fanout.client.run import Run
     from fanout.core.errors import BrokerError
     from fanout.core.spec import RunSpec
-    from fanout.runs.results import Status
+    from fanout.runs.status import Status
 
 __all__ = [
     "Delivery",

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from fanout.core.records import ErrorKind, Usage
     from fanout.core.state import WorkerRecord
     from fanout.observe.fleet import FleetStatus
-    from fanout.runs.results import Status
+    from fanout.runs.status import Status
 
 __all__ = [
     "RUN_COLUMNS",

@@ -41,8 +41,9 @@ if TYPE_CHECKING:
 
     from fanout.cli.destinations import Destination
     from fanout.client.run import Run
-    from fanout.runs.results import Output, Status
+    from fanout.runs.results import Output
     from fanout.runs.rows import RowLayout
+    from fanout.runs.status import Status
 
 __all__ = ["errors", "report", "results", "runs", "status", "workers"]
 

@@ -13,7 +13,8 @@ from fanout.cli.completion import complete_files
 from fanout.core.errors import PromptError, SpecError
 from fanout.core.field_effects import CONFLICTS, READING, RULES, require_used
 from fanout.core.field_names import PARTS, canonical
-from fanout.core.spec import ReduceName, RunSpec, SplitName, load_job, make_spec
+from fanout.core.job_files import load_job
+from fanout.core.spec import ReduceName, RunSpec, SplitName, make_spec
 from fanout.inputs.documents.files import RUN, STDIN
 from fanout.inputs.documents.urls import with_base
 

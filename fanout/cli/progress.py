@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from fanout.cli.notebook import NotebookFrame
     from fanout.core.rate_limits import LimitState
     from fanout.core.records import Usage
-    from fanout.runs.results import Status
+    from fanout.runs.status import Status
 
 __all__ = ["IDLE", "Follower", "Progress", "RunnerProgress", "pause_hint", "summary"]
 

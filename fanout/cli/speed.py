@@ -11,7 +11,7 @@ from fanout.core.records import RunStatus
 
 if TYPE_CHECKING:
     from fanout.core.records import Usage
-    from fanout.runs.results import Status
+    from fanout.runs.status import Status
 
 __all__ = ["Meter", "Speed", "eta_s"]
 

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from fanout.cli.speed import Speed
     from fanout.doctor import Finding
     from fanout.observe.fleet import FleetStatus
-    from fanout.runs.results import Status
+    from fanout.runs.status import Status
 
 __all__ = [
     "SHOWN_RUNS",

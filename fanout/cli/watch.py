@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from fanout.client.client import Client
     from fanout.client.run import Run
     from fanout.observe.fleet import FleetStatus
-    from fanout.runs.results import Status
+    from fanout.runs.status import Status
 
 __all__ = ["command"]
 

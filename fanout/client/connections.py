@@ -17,7 +17,8 @@ from fanout.broker.app import Preflight, connect_broker, make_app, make_store
 from fanout.broker.fleet_version import check_as_client
 from fanout.broker.inspection import MessageReader
 from fanout.broker.publisher import Publisher
-from fanout.client.run import AWAY_S, Run, polls
+from fanout.client.polls import polls
+from fanout.client.run import AWAY_S, Run
 from fanout.core.errors import BrokerError, ModelError, RunError, SettingsError
 from fanout.runs.enqueue import Enqueuer
 

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
 
     from fanout.client.run import Run
-    from fanout.runs.results import Output, Result, Status
+    from fanout.runs.results import Output, Result
+    from fanout.runs.status import Status
 
 __all__ = ["LoopRun", "Submit"]
 

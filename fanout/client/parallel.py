@@ -36,7 +36,8 @@ if TYPE_CHECKING:
     from fanout.core.spec import ReduceName, RunSpec
     from fanout.inputs.documents import AsyncChunks, Chunks, Notice, Notify
     from fanout.llm import LLM
-    from fanout.runs.results import Output, Result, Status
+    from fanout.runs.results import Output, Result
+    from fanout.runs.status import Status
 
 __all__ = ["ParallelCalls"]
 

@@ -9,7 +9,7 @@ from fanout.system.programs import load_program
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from fanout.runs.results import Status
+    from fanout.runs.status import Status
 
 __all__ = ["ShownProgress"]
 

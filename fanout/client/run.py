@@ -11,47 +11,39 @@ import msgspec
 
 from fanout.broker.fleet_version import check_as_client
 from fanout.client.loop_threads import finished, in_thread
+from fanout.client.polls import pauses, polls
 from fanout.client.stream import EndedBranches
 from fanout.core.errors import BrokerError, WaitTimeoutError
 from fanout.core.ids import StageId
-from fanout.core.records import RunStatus, branch_ref, total_usage
+from fanout.core.records import RunStatus, total_usage
 from fanout.core.spec import RunSpec, stored_spec
-from fanout.inputs.documents.rows import DEFAULT_TEXT_COLUMN
 from fanout.observe.probe import write_refusal
-from fanout.policy.packing import shard_chunk
+from fanout.runs.common_errors import commonest_error
 from fanout.runs.enqueue import close_input, delete, retry_failed, unpark
-from fanout.runs.results import (
-    Output,
-    Result,
-    StageStatus,
-    Status,
-    StoredResult,
-    commonest_error,
-)
+from fanout.runs.outputs import output_of
+from fanout.runs.results import Output, Result
 from fanout.runs.rows import layout_of
+from fanout.runs.status import StageStatus, Status, StoredResult
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
 
     from fanout.broker.publisher import Publisher
     from fanout.core.rate_limits import LimitState
-    from fanout.core.records import Chunk, ErrorKind, Outcome, Shard
+    from fanout.core.records import ErrorKind
     from fanout.stores import RedisStore
 
-__all__ = ["AWAY_S", "Run", "polls"]
+__all__ = ["AWAY_S", "Run"]
 
 # A server that restarts, or whose replica takes over, answers again well within two minutes.
 AWAY_S = 120.0
 
 # Between two looks at what has ended: less often than the progress, as it costs more.
+_FIRST_STREAM_POLL_S = 0.01
 _STREAM_POLL_S = 0.25
 _LOOKED_AT_SHARDS = 100
-_FIRST_POLL_S = 0.01
-_LAST_POLL_S = 0.03
 # Seconds from one report of the progress to the next.
 _SHOW_S = 0.1
-# A wait between polls is this share of the time waited so far, so an end is seen 5 % late at most.
-_POLL_SHARE = 0.05
 # Branches that are read from the server in one go, and given one by one.
 _PART_OUTPUTS = 100
 # Calls in flight of a cancelled run end within a second or so, if there are workers.
@@ -169,14 +161,14 @@ class Run:
         """
         seen: list[Status] = []
         look = self._looks(None if on_progress is None else seen.append, None)
-        pauses = _pauses(None if timeout_s is None else time.monotonic() + timeout_s)
+        waits = pauses(None if timeout_s is None else time.monotonic() + timeout_s)
         while True:
             status = await in_thread(look)
             if on_progress is not None and seen:
                 on_progress(seen.pop())
             if status is not None:
                 return status
-            pause_s = next(pauses, None)
+            pause_s = next(waits, None)
             if pause_s is None:
                 raise self._late(timeout_s)
             await asyncio.sleep(pause_s)
@@ -318,7 +310,7 @@ class Run:
             if outcomes:
                 shard = self._store.shard(shard_id)
                 for _, outcome in sorted(outcomes.items()):
-                    yield _output(spec, shard, outcome, with_text=with_text)
+                    yield output_of(spec, shard, outcome, with_text=with_text)
 
     def stream(self, *, with_text: bool = False) -> Iterator[Output]:
         """Yield the branches as they end, each once, until the run has ended.
@@ -366,7 +358,7 @@ class Run:
     def _parts(self, *, with_text: bool) -> Iterator[tuple[list[Output], float]]:
         """Yield what has ended since the last look, in parts, each with the pause after it."""
         spec, ended = self.spec, EndedBranches(self._store, self.run_id)
-        wait_s, answered_at, has_ended = _FIRST_POLL_S, time.monotonic(), False
+        wait_s, answered_at, has_ended = _FIRST_STREAM_POLL_S, time.monotonic(), False
         while not has_ended:
             wait_s = min(2 * wait_s, _STREAM_POLL_S)
             part: list[Output] = []
@@ -374,7 +366,7 @@ class Run:
             try:
                 has_ended = self._store.run(self.run_id).has_ended
                 for shard, outcome in ended.rest() if has_ended else ended.read():
-                    part.append(_output(spec, shard, outcome, with_text=with_text))
+                    part.append(output_of(spec, shard, outcome, with_text=with_text))
                     if len(part) >= _PART_OUTPUTS:
                         yield part, 0.0
                         part = []
@@ -465,56 +457,3 @@ class Run:
         Calls in flight end within a second or so, and their outcomes are dropped.
         """
         delete(self._store, self._publisher, self.run_id)
-
-
-def _output(spec: RunSpec, shard: Shard, outcome: Outcome, *, with_text: bool) -> Output:
-    ref = branch_ref(outcome.index, spec.aspect_names, spec.samples)
-    chunk = shard_chunk(shard, outcome.index, spec.branches_per_chunk)
-    return Output(
-        index=outcome.index,
-        document=chunk.document,
-        document_index=chunk.document_index,
-        chunk=ref.chunk,
-        position=chunk.position,
-        start=chunk.start,
-        end=chunk.end,
-        aspect=ref.aspect,
-        sample=ref.sample,
-        output=outcome.output,
-        kind=outcome.kind,
-        message=outcome.message,
-        attempts=outcome.attempts,
-        usage=outcome.usage,
-        elapsed_s=outcome.elapsed_s,
-        ended_at=outcome.ended_at,
-        columns=chunk.columns,
-        text_at=chunk.text_at,
-        text_column=_text_column(spec, chunk),
-        pages=chunk.pages,
-        headings=chunk.headings,
-        text=chunk.text if with_text or chunk.text_at is not None else None,
-    )
-
-
-def _text_column(spec: RunSpec, chunk: Chunk) -> str | None:
-    """Return the name of the column that has the text of a row."""
-    if chunk.text_at is None:
-        return None
-    return chunk.text_column or spec.text_column or DEFAULT_TEXT_COLUMN
-
-
-def polls(until: float | None) -> Iterator[None]:
-    """Yield now and after growing waits, until the monotonic clock is past ``until``."""
-    yield
-    for pause_s in _pauses(until):
-        time.sleep(pause_s)
-        yield
-
-
-def _pauses(until: float | None) -> Iterator[float]:
-    """Yield the seconds until each next poll."""
-    waited_s = 0.0
-    while until is None or time.monotonic() < until:
-        pause_s = min(max(_FIRST_POLL_S, waited_s * _POLL_SHARE), _LAST_POLL_S)
-        yield pause_s
-        waited_s += pause_s

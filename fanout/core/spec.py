@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import codecs
-import re
 from collections.abc import Mapping
 from difflib import get_close_matches
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-import yaml
 from pydantic import (
     AfterValidator,
     AliasChoices,
@@ -20,133 +17,38 @@ from pydantic import (
     model_validator,
 )
 
-from fanout.core.cells import with_point
-from fanout.core.conditions import parse_condition
 from fanout.core.errors import SpecError
 from fanout.core.field_effects import conflict
 from fanout.core.field_names import ALIASES, PARTS, canonical
-from fanout.core.rate_limits import Rates
-
-if TYPE_CHECKING:
-    from pathlib import Path
+from fanout.core.spec_fields import (
+    NUMBER,
+    PART_CONFIG,
+    RateSpec,
+    RetrySpec,
+    as_tuple,
+    checked_condition,
+    pointed,
+)
+from fanout.core.spec_fields import (
+    delimiter as as_delimiter,
+)
+from fanout.core.spec_fields import (
+    encoding as as_encoding,
+)
+from fanout.core.spec_fields import (
+    sheet as as_sheet,
+)
 
 __all__ = [
     "RateSpec",
     "RetrySpec",
     "RunSpec",
-    "load_job",
     "make_spec",
     "stored_spec",
 ]
 
 SplitName = Literal["none", "lines", "tokens", "markdown", "sentences"]
 ReduceName = Literal["none", "concat", "merge", "vote", "rank", "llm"]
-
-
-def _encoding(value: object) -> object:
-    """Return an encoding of text by the name that Python gives it."""
-    if value is None:
-        return None
-    try:
-        name = codecs.lookup(str(value)).name
-        # Some codecs turn bytes into bytes, or text into text.
-        is_text = isinstance(b"ab".decode(name, "replace"), str)
-    except (LookupError, ValueError):
-        is_text = False
-    if not is_text or not isinstance(value, str):
-        msg = "must be an encoding of text, such as utf-8, utf-16-le, latin-1, cp1252 or shift_jis"
-        raise ValueError(msg)
-    return name
-
-
-def _delimiter(value: object) -> object:
-    """Return a delimiter as one character, also if its name is given."""
-    value = {"tab": "\t", "\\t": "\t"}.get(value, value) if isinstance(value, str) else value
-    is_character = isinstance(value, str) and len(value) == 1
-    if value is not None and (not is_character or str(value).isalnum() or str(value) in '"\r\n'):
-        msg = "must be one character that is not a letter, digit or quote, or tab"
-        raise ValueError(msg)
-    return value
-
-
-def _number(value: object) -> object:
-    """Refuse what would otherwise be converted to a number: text, true and false."""
-    if isinstance(value, bool):
-        msg = "must not be true or false"
-        raise ValueError(msg)  # noqa: TRY004 - pydantic adds the field to this one only
-    if isinstance(value, str | bytes | bytearray):
-        msg = "must be a number, not text"
-        raise ValueError(msg)  # noqa: TRY004
-    return value
-
-
-def _sheet(value: object) -> object:
-    """Return the number of a sheet as text."""
-    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
-
-
-def _with_point(name: str | None) -> str | None:
-    return None if name is None else with_point(name)
-
-
-def _checked_condition(where: str | None) -> str | None:
-    if where is not None:
-        parse_condition(where)
-    return where
-
-
-def _as_tuple(value: object) -> object:
-    """Return a single string as a tuple of one."""
-    return (value,) if isinstance(value, str) else value
-
-
-# A number as Python, JSON and YAML have it: also one of numpy, and 4.0 as a whole number.
-_NUMBER = BeforeValidator(_number)
-# JSON has no infinite numbers: a worker could not read them.
-_PART_CONFIG = ConfigDict(
-    extra="forbid", frozen=True, hide_input_in_errors=True, allow_inf_nan=False
-)
-
-
-class RetrySpec(BaseModel):
-    """When a failed call is made again.
-
-    Attributes:
-        max_attempts: Calls of a branch that may fail for its own reasons. Calls that fail while
-            the provider is down, or asks to wait, do not count. 1 allows one call and no retry.
-        max_elapsed_s: Seconds that a branch may take in total, waits included. It bounds the
-            outages that a branch can survive.
-        base_wait_s: The first wait, in seconds; each further wait doubles it.
-        max_wait_s: The longest single wait, in seconds.
-    """
-
-    model_config = _PART_CONFIG
-
-    max_attempts: Annotated[int, Field(ge=1, le=100), _NUMBER] = 5
-    max_elapsed_s: Annotated[float, Field(gt=0), _NUMBER] = 3_600.0
-    base_wait_s: Annotated[float, Field(ge=0), _NUMBER] = 0.5
-    max_wait_s: Annotated[float, Field(ge=0), _NUMBER] = 60.0
-
-
-class RateSpec(BaseModel):
-    """The rate limits of the model for the whole fleet; all runs of a model share them.
-
-    Attributes:
-        requests_per_minute: Calls in a minute; None is no limit.
-        tokens_per_minute: Tokens of prompts and answers in a minute; None is no limit.
-    """
-
-    model_config = _PART_CONFIG
-
-    requests_per_minute: Annotated[float | None, Field(gt=0), _NUMBER] = None
-    tokens_per_minute: Annotated[float | None, Field(gt=0), _NUMBER] = None
-
-    @property
-    def rates(self) -> Rates:
-        """The limits as a record."""
-        return Rates(
-            requests_per_minute=self.requests_per_minute, tokens_per_minute=self.tokens_per_minute
-        )
 
 
 class RunSpec(BaseModel):
@@ -205,20 +107,20 @@ class RunSpec(BaseModel):
             fail as ``expired``, and the finished ones are aggregated. None is no deadline.
     """
 
-    model_config = ConfigDict(**_PART_CONFIG, populate_by_name=True)
+    model_config = ConfigDict(**PART_CONFIG, populate_by_name=True)
 
-    inputs: Annotated[tuple[str, ...], BeforeValidator(_as_tuple)] = ()
+    inputs: Annotated[tuple[str, ...], BeforeValidator(as_tuple)] = ()
     base_dir: str | None = None
     text_column: str | None = None
-    delimiter: Annotated[str | None, BeforeValidator(_delimiter)] = None
-    sheet: Annotated[str | None, Field(min_length=1), BeforeValidator(_sheet)] = None
+    delimiter: Annotated[str | None, BeforeValidator(as_delimiter)] = None
+    sheet: Annotated[str | None, Field(min_length=1), BeforeValidator(as_sheet)] = None
     id_column: Annotated[str | None, Field(min_length=1)] = None
-    where: Annotated[str | None, AfterValidator(_checked_condition)] = None
-    sample: Annotated[int | None, Field(ge=1), _NUMBER] = None
-    limit: Annotated[int | None, Field(ge=1), _NUMBER] = None
-    encoding: Annotated[str | None, BeforeValidator(_encoding)] = None
-    parse_timeout_s: Annotated[float, Field(gt=0, le=3_600), _NUMBER] = 60.0
-    max_document_mb: Annotated[float, Field(gt=0, le=256), _NUMBER] = 16.0
+    where: Annotated[str | None, AfterValidator(checked_condition)] = None
+    sample: Annotated[int | None, Field(ge=1), NUMBER] = None
+    limit: Annotated[int | None, Field(ge=1), NUMBER] = None
+    encoding: Annotated[str | None, BeforeValidator(as_encoding)] = None
+    parse_timeout_s: Annotated[float, Field(gt=0, le=3_600), NUMBER] = 60.0
+    max_document_mb: Annotated[float, Field(gt=0, le=256), NUMBER] = 16.0
     strict: Annotated[bool, Field(strict=True)] = False
     read_on: Literal["client", "workers"] = "client"
 
@@ -229,33 +131,33 @@ class RunSpec(BaseModel):
         str | None, Field(validation_alias=AliasChoices("prompt", "branch_prompt"))
     ] = None
     aspects: dict[str, str] = Field(default_factory=dict)
-    samples: Annotated[int, Field(ge=1, le=10_000), _NUMBER] = 1
+    samples: Annotated[int, Field(ge=1, le=10_000), NUMBER] = 1
     system: str | None = None
-    temperature: Annotated[float | None, Field(ge=0, le=2), _NUMBER] = None
-    max_tokens: Annotated[int | None, Field(ge=1), _NUMBER] = None
-    seed: Annotated[int | None, _NUMBER] = None
-    stop: Annotated[tuple[str, ...], BeforeValidator(_as_tuple)] = ()
+    temperature: Annotated[float | None, Field(ge=0, le=2), NUMBER] = None
+    max_tokens: Annotated[int | None, Field(ge=1), NUMBER] = None
+    seed: Annotated[int | None, NUMBER] = None
+    stop: Annotated[tuple[str, ...], BeforeValidator(as_tuple)] = ()
     output_format: Literal["text", "json"] = "text"
 
     split: SplitName = "none"
-    chunk_tokens: Annotated[int, Field(ge=1), _NUMBER] = 1000
-    chunk_overlap_tokens: Annotated[int, Field(ge=0), _NUMBER] = 0
+    chunk_tokens: Annotated[int, Field(ge=1), NUMBER] = 1000
+    chunk_overlap_tokens: Annotated[int, Field(ge=0), NUMBER] = 0
 
     reduce: ReduceName | None = None
     aggregate_prompt: Annotated[
         str | None, Field(validation_alias=AliasChoices("aggregate_prompt", "aggregate"))
     ] = None
-    aggregate_max_tokens: Annotated[int | None, Field(ge=1), _NUMBER] = None
-    group_by: Annotated[str | None, Field(min_length=1), AfterValidator(_with_point)] = None
-    context_tokens: Annotated[int | None, Field(ge=256), _NUMBER] = None
+    aggregate_max_tokens: Annotated[int | None, Field(ge=1), NUMBER] = None
+    group_by: Annotated[str | None, Field(min_length=1), AfterValidator(pointed)] = None
+    context_tokens: Annotated[int | None, Field(ge=256), NUMBER] = None
 
-    min_success: Annotated[float, Field(ge=0, le=1), _NUMBER] = 0.0
-    max_workers: Annotated[int | None, Field(ge=1), _NUMBER] = None
-    priority: Annotated[float, Field(ge=0.25, le=16), _NUMBER] = 1.0
-    timeout_s: Annotated[float, Field(gt=0), _NUMBER] = 120.0
+    min_success: Annotated[float, Field(ge=0, le=1), NUMBER] = 0.0
+    max_workers: Annotated[int | None, Field(ge=1), NUMBER] = None
+    priority: Annotated[float, Field(ge=0.25, le=16), NUMBER] = 1.0
+    timeout_s: Annotated[float, Field(gt=0), NUMBER] = 120.0
     rate: RateSpec = RateSpec()
     retries: RetrySpec = RetrySpec()
-    deadline_s: Annotated[float | None, Field(gt=0), _NUMBER] = None
+    deadline_s: Annotated[float | None, Field(gt=0), NUMBER] = None
 
     @model_validator(mode="before")
     @classmethod
@@ -338,56 +240,6 @@ def stored_spec(data: str | bytes) -> RunSpec:
     spec = RunSpec.model_validate_json(data)
     spec.model_fields_set.clear()
     return spec
-
-
-def load_job(path: Path) -> dict[str, Any]:
-    """Return the fields of the YAML job file ``path``, without validation.
-
-    Raises:
-        SpecError: The file cannot be read, is not YAML, or is not a mapping.
-    """
-    try:
-        fields = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # noqa: S506 - it is a safe one
-    except (OSError, UnicodeDecodeError) as error:
-        raise SpecError(f"cannot read the job file {path}: {error}") from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f", line {mark.line + 1}" if mark else ""
-        reason = getattr(error, "problem", None) or "it has a character that YAML does not allow"
-        hint = "; a text that begins with { must be in quotes" if _begins_braces(mark) else ""
-        raise SpecError(f"{path}{where}: not valid YAML: {reason}{hint}") from None
-    if not isinstance(fields, dict):
-        raise SpecError(f"{path}: a job file is a mapping of fields, not {type(fields).__name__}")
-    return {str(name): value for name, value in fields.items()}
-
-
-# As in YAML 1.2: YAML 1.1 wants 1.0e+6.
-_EXPONENT = re.compile(r"\A[-+]?(?:\.\d+|\d+(?:\.\d*)?)[eE][-+]?\d+$", re.ASCII)
-
-
-class _Loader(yaml.SafeLoader):
-    """The safe YAML loader, except that a duplicate key is an error, and ``1e6`` is a number."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:  # noqa: FBT001, FBT002 - as it is called
-        seen: set[object] = set()
-        for key, _ in node.value:
-            name = key.value if isinstance(key, yaml.ScalarNode) else None
-            if name is not None and name in seen and name != "<<":
-                problem = f"the field {name!r} is given twice"
-                raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
-            seen.add(name)
-        return super().construct_mapping(node, deep)
-
-
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float", _EXPONENT, list("-+.0123456789"))
-
-
-def _begins_braces(mark: Any) -> bool:
-    """Say whether the value on a line of YAML begins with a brace."""
-    if mark is None or mark.buffer is None:
-        return False
-    line = mark.buffer.splitlines()[mark.line : mark.line + 1]
-    return bool(line) and line[0].partition(":")[2].lstrip().startswith("{")
 
 
 def _spec_error(error: ValidationError) -> SpecError:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from typing import Self
 
-    from fanout.core.spec import RetrySpec
+    from fanout.core.spec_fields import RetrySpec
     from fanout.llm.base import LLM, LLMRequest
     from fanout.policy.outages import FailureVerdict
 

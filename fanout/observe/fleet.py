@@ -16,7 +16,7 @@ from fanout.core.queue_names import BRANCHES_QUEUE
 from fanout.core.settings import Settings
 from fanout.core.state import StageLoad
 from fanout.policy.admission import workers_wanted
-from fanout.runs.results import latency_row
+from fanout.runs.status import latency_row
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -9,7 +9,7 @@ from fanout.core.records import ErrorKind
 from fanout.policy.outages import MAX_PROBE_S
 
 if TYPE_CHECKING:
-    from fanout.core.spec import RetrySpec
+    from fanout.core.spec_fields import RetrySpec
 
 __all__ = [
     "RETRYABLE",

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from fanout.aggregators import Aggregate
-    from fanout.runs.results import StoredResult
+    from fanout.runs.status import StoredResult
 
 __all__ = ["Ranking", "ShownAggregate", "ShownAggregates", "VoteTable", "Votes", "aggregates"]
 

@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from fanout.report.durations import DurationFigures
     from fanout.report.figures import Figures
     from fanout.report.slices import SliceFigures
-    from fanout.runs.results import Output, Status, StoredResult
+    from fanout.runs.results import Output
+    from fanout.runs.status import Status, StoredResult
 
 __all__ = ["Facts", "ReportedRun", "page", "render", "write"]
 

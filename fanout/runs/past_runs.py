@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 
     from fanout.core.cells import Cell
     from fanout.core.spec import RunSpec
-    from fanout.runs.results import Output, Status
+    from fanout.runs.results import Output
+    from fanout.runs.status import Status
 
 __all__ = ["RunOutputs"]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import re
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,10 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from fanout.aggregators import Aggregate  # noqa: TC001 - msgspec reads the annotation
 from fanout.core.errors import InputError, RunError
-from fanout.core.latency import Latency
-from fanout.core.records import ErrorKind, RunStatus, Usage
 from fanout.runs.output_files import OutputFolder
 from fanout.runs.rows import RowLayout, place
 from fanout.runs.tables.formats import format_of
@@ -23,141 +19,23 @@ from fanout.runs.tables.output_file import OutputFile
 from fanout.system.private_files import whole_file
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
     from os import PathLike
 
     from fanout.core.cells import Cell
+    from fanout.core.records import ErrorKind, RunStatus, Usage
+    from fanout.runs.status import ReduceError
     from fanout.runs.tables.table import Table
 
 
 __all__ = [
     "BranchError",
     "Output",
-    "ReduceError",
     "Result",
-    "StageStatus",
-    "Status",
-    "StoredResult",
-    "commonest_error",
-    "error_sort",
-    "latency_row",
 ]
 
 
 _JSON_SUFFIXES = {".json", ".jsonl"}
 _log = logging.getLogger(__name__)
-
-
-class ReduceError(msgspec.Struct, frozen=True, kw_only=True):
-    """A call of an LLM aggregate that failed.
-
-    Attributes:
-        group: The group of the aggregate; empty if the run has no groups.
-        kind: Why it failed.
-        message: One line about the failure.
-        attempts: Calls made for it.
-    """
-
-    group: str
-    kind: ErrorKind
-    message: str
-    attempts: int
-
-
-class StoredResult(msgspec.Struct, frozen=True, kw_only=True):
-    """The stored aggregate of a run.
-
-    Attributes:
-        aggregates: By group; the only group of a run without groups is the empty string.
-        errors: The calls of an LLM aggregate that failed.
-    """
-
-    aggregates: dict[str, Aggregate] = {}
-    errors: list[ReduceError] = []
-
-
-class StageStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """The progress of a stage of a run.
-
-    Attributes:
-        stage: 0 is the branches, others are the reduce.
-        total: Branches known so far.
-        succeeded: Branches with an output.
-        failed: Branches with an error.
-        done: Branches that have ended.
-    """
-
-    stage: int
-    total: int
-    succeeded: int
-    failed: int
-    done: int
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Status:
-    """The status of a run.
-
-    Attributes:
-        run_id: The run's id.
-        status: Its status.
-        total: Branches known so far; final once the status is past ``enqueuing``.
-        done: Branches that have ended.
-        succeeded: Branches with an output.
-        failed: Branches with an error.
-        errors: Failed branches by kind.
-        usage: The usage of all calls; an unknown quantity is None.
-        created_at: Seconds since the epoch.
-        elapsed_s: Seconds from submission to now, or to the end.
-        stage: The stage in progress; 0 is the branches, others are the reduce.
-        error: Why the run failed, or None.
-        workers: Live workers.
-        latency: The durations of the branches that made a call.
-        stages: The branches, then the stages of the current reduce.
-        max_workers: The most branches in flight in the whole fleet; None is no cap.
-        permits_used: How many of these the workers have now: about its branches in flight. None
-            without ``max_workers``.
-        priority: The run's share of busy workers.
-    """
-
-    run_id: str
-    status: RunStatus
-    total: int
-    done: int
-    succeeded: int
-    failed: int
-    errors: dict[ErrorKind, int]
-    usage: Usage
-    created_at: float
-    elapsed_s: float
-    stage: int
-    error: str | None
-    workers: int
-    latency: Latency = field(default_factory=Latency)
-    stages: tuple[StageStatus, ...] = ()
-    max_workers: int | None = None
-    permits_used: int | None = None
-    priority: float = 1.0
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the fields as JSON-able values, as ``fanout status --json`` prints them."""
-        fields = {name: getattr(self, name) for name in self.__slots__}
-        fields["elapsed_s"] = round(self.elapsed_s, 3)
-        return {
-            **fields,
-            "status": self.status.value,
-            "errors": {kind.value: count for kind, count in sorted(self.errors.items())},
-            "usage": self.usage.to_dict(),
-            "latency": latency_row(self.latency),
-            "stages": msgspec.to_builtins(self.stages),
-        }
-
-
-def latency_row(latency: Latency) -> dict[str, float | None]:
-    """Return mean and percentiles in seconds, as JSON-able values; None without a duration."""
-    shares = {"p50_s": 0.5, "p90_s": 0.9, "p99_s": 0.99}
-    row = {"mean_s": latency.mean_s, **{n: latency.percentile_s(s) for n, s in shares.items()}}
-    return {name: None if value is None else round(value, 4) for name, value in row.items()}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -464,42 +342,3 @@ def _row(branch: Output) -> dict[str, Any]:
         "message": branch.message,
         "columns": branch.columns,
     }
-
-
-_WORD = re.compile(r"[\w-]+")
-_MAX_SHOWN = 300
-_NO_CALL = frozenset({ErrorKind.CANCELLED, ErrorKind.EXPIRED})
-
-
-def commonest_error(error: str, failed: Iterable[tuple[ErrorKind, str]]) -> str:
-    """Return why a run failed, with the most common error of its branches and its count.
-
-    Branches that made no call because the run was over count only if there are no others.
-
-    Args:
-        error: Why the run failed.
-        failed: Kind and message of each failed branch.
-    """
-    counts: Counter[tuple[str, str]] = Counter()
-    examples: dict[tuple[str, str], tuple[ErrorKind, str]] = {}
-    for kind, message in failed:
-        sort = error_sort(kind, message)
-        counts[sort] += 1
-        examples.setdefault(sort, (kind, message))
-    called = Counter({sort: n for sort, n in counts.items() if examples[sort][0] not in _NO_CALL})
-    common = (called or counts).most_common(1)
-    if not common:
-        return error
-    (sort, count), (kind, message) = common[0], examples[common[0][0]]
-    if message in error:
-        return error
-    return f"{error}; most common: {kind} {count:,}: {message[:_MAX_SHOWN]}"
-
-
-def error_sort(kind: ErrorKind | None, message: str | None) -> tuple[str, str]:
-    """Return a key that is equal for similar errors: it has no ids, times and lengths."""
-    return str(kind), _WORD.sub(_without_numbers, message or "")
-
-
-def _without_numbers(word: re.Match[str]) -> str:
-    return "#" if any(map(str.isdigit, word[0])) else word[0]

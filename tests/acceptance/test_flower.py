@@ -22,7 +22,7 @@ from ports import free_port
 
 from fanout import Client, RunSpec
 from fanout.broker.app import BRANCHES_QUEUE, CONTROL_QUEUE
-from fanout.core.spec import RetrySpec
+from fanout.core.spec_fields import RetrySpec
 from tests.browser import Browser
 from tests.integration.conftest import Worker, wait_for
 from tests.needs import needs

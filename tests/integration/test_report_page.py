@@ -19,7 +19,7 @@ from fanout.aggregators import Aggregate
 from fanout.core.records import ErrorKind
 from fanout.core.spec import make_spec
 from fanout.report.page import page
-from fanout.runs.results import StoredResult
+from fanout.runs.status import StoredResult
 from tests.integration.conftest import wait_for
 from tests.needs import needs
 from tests.unit.report.test_report import NASTY, branch, facts

@@ -16,7 +16,7 @@ from fanout.core.redaction import redacted
 from fanout.llm import make_llm
 from fanout.llm.error_kinds import FEW
 from fanout.policy.retries import is_common
-from fanout.runs.results import error_sort
+from fanout.runs.common_errors import error_sort
 from workers.context.inflight import InFlight
 from workers.context.limiter import Limiter
 from workers.telemetry.logs import quiet_clients

@@ -25,7 +25,7 @@ from fanout.core.tokens import estimate_tokens
 from fanout.llm import context_tokens
 from fanout.policy.packing import pack, shard_chunk
 from fanout.runs.enqueue import open_stage
-from fanout.runs.results import ReduceError, StoredResult
+from fanout.runs.status import ReduceError, StoredResult
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

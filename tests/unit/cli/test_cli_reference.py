@@ -14,8 +14,9 @@ from fanout.cli.speed import Speed
 from fanout.core.records import ErrorKind, RunStatus, Usage
 from fanout.core.state import StageLoad, Totals, WorkerRecord
 from fanout.observe.fleet import FleetStatus
-from fanout.runs.results import Output, StageStatus
+from fanout.runs.results import Output
 from fanout.runs.rows import error_row
+from fanout.runs.status import StageStatus
 
 from .test_progress import status
 

@@ -9,7 +9,7 @@ import pytest
 
 from fanout.cli.progress import Progress, RunnerProgress
 from fanout.core.records import RunStatus, Usage
-from fanout.runs.results import StageStatus, Status
+from fanout.runs.status import StageStatus, Status
 from fanout.system.terminal import notebook_shell
 
 

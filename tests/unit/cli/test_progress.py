@@ -12,7 +12,7 @@ from fanout.core.errors import BrokerError
 from fanout.core.rate_limits import LimitState
 from fanout.core.records import ErrorKind, RunStatus, Usage
 from fanout.core.spec import make_spec
-from fanout.runs.results import StageStatus, Status
+from fanout.runs.status import StageStatus, Status
 
 
 def status(**fields):

@@ -28,7 +28,7 @@ from fanout.core.records import ErrorKind, RunStatus, Usage
 from fanout.core.state import StageLoad, Totals, WorkerRecord
 from fanout.doctor import Finding, State
 from fanout.observe.fleet import FleetStatus
-from fanout.runs.results import StageStatus
+from fanout.runs.status import StageStatus
 from tests.unit.system.test_terminal import Tty
 
 from .test_progress import status

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from fanout.core.json_text import bare_json, parse_json
 from fanout.core.reasoning import without_reasoning
-from fanout.core.spec import RetrySpec
+from fanout.core.spec_fields import RetrySpec
 from fanout.llm import FakeLLM, LLMRequest
 from fanout.llm.calls import complete_with_retries, validate_json
 

@@ -11,7 +11,7 @@ import pytest
 from fanout.core.errors import BrokerError, LLMError
 from fanout.core.rate_limits import MAX_BLOCK_S, Rates
 from fanout.core.records import ErrorKind, Usage
-from fanout.core.spec import RetrySpec
+from fanout.core.spec_fields import RetrySpec
 from fanout.llm import FakeLLM, LLMReply, LLMRequest
 from fanout.llm.calls import complete_with_retries
 from workers.context.limiter import Limiter

@@ -16,9 +16,11 @@ from fanout.client.arguments import checked_count
 from fanout.client.client import Client
 from fanout.core.errors import InputError, RunError, SpecError
 from fanout.core.field_names import ALIASES, PARTS
+from fanout.core.job_files import load_job
 from fanout.core.records import branch_ref
 from fanout.core.settings import load_settings
-from fanout.core.spec import RateSpec, RetrySpec, RunSpec, load_job, make_spec
+from fanout.core.spec import RunSpec, make_spec
+from fanout.core.spec_fields import RateSpec, RetrySpec
 
 if TYPE_CHECKING:
     from pydantic import BaseModel

@@ -8,7 +8,7 @@ import pytest
 
 from fanout.core.errors import LLMError
 from fanout.core.records import ErrorKind, Usage
-from fanout.core.spec import RetrySpec
+from fanout.core.spec_fields import RetrySpec
 from fanout.llm import FakeLLM, LLMReply, LLMRequest
 from fanout.llm.calls import _validated, complete_with_retries, validate_json
 

@@ -97,7 +97,7 @@ from fanout.cli.operate import _print_findings
 from fanout.cli.inspect_runs import _print_table
 from fanout.cli.progress import Progress
 from fanout.doctor import Finding, State
-from fanout.runs.results import Status
+from fanout.runs.status import Status
 from fanout.core.records import RunStatus, Usage
 
 class Terminal(io.StringIO):

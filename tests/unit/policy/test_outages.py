@@ -14,7 +14,7 @@ import pytest
 from fanout.core.errors import BrokerError, LLMError
 from fanout.core.rate_limits import Rates
 from fanout.core.records import ErrorKind
-from fanout.core.spec import RetrySpec
+from fanout.core.spec_fields import RetrySpec
 from fanout.llm import LLMReply, LLMRequest
 from fanout.llm.calls import complete_with_retries
 from fanout.policy.outages import (

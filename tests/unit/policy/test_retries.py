@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from fanout.core.rate_limits import MAX_BLOCK_S
 from fanout.core.records import ErrorKind
-from fanout.core.spec import RetrySpec
+from fanout.core.spec_fields import RetrySpec
 from fanout.policy.outages import MAX_PROBE_S
 from fanout.policy.retries import RETRYABLE, STOPS_RUN, larger_token_limit, retry_wait_s
 

@@ -25,7 +25,8 @@ from fanout.report.charts import Bar, Chart, Tick, draw, linear_ticks, log_ticks
 from fanout.report.page import Facts, _environment, page
 from fanout.report.slices import _WIDTHS_MS
 from fanout.report.text import clean, cut, one_line
-from fanout.runs.results import Output, ReduceError, Status, StoredResult
+from fanout.runs.results import Output
+from fanout.runs.status import ReduceError, Status, StoredResult
 
 BORN = 1_700_000_000.0
 SPEC = make_spec(model="fake", prompt="Is it good? {input}", reduce="concat")

@@ -14,7 +14,8 @@ from fanout.broker.result_backend import TaskFault
 from fanout.core.errors import BrokerError, ModelError, SettingsError, SpecError, StoredDataError
 from fanout.core.records import Chunk, ErrorKind, Outcome, Shard
 from fanout.core.settings import load_settings
-from fanout.core.spec import RetrySpec, RunSpec, make_spec
+from fanout.core.spec import RunSpec, make_spec
+from fanout.core.spec_fields import RetrySpec
 from fanout.llm import FakeLLM, LLMRequest, make_llm
 from fanout.llm.allowlist import is_allowed
 from fanout.llm.calls import complete_with_retries

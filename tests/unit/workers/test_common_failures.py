@@ -10,7 +10,7 @@ from fanout.core.records import Chunk, ErrorKind, Outcome, Shard
 from fanout.core.state import RecordRequest
 from fanout.llm.error_kinds import ALWAYS, FEW, MANY, NEVER
 from fanout.policy.retries import is_common, stop_after
-from fanout.runs.results import commonest_error
+from fanout.runs.common_errors import commonest_error
 from tests.fakes import record_one
 from workers.context.models import CommonFailures
 

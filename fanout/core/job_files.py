@@ -1,0 +1,65 @@
+"""Job files: their YAML, without validation."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from fanout.core.errors import SpecError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+__all__ = ["load_job"]
+
+
+def load_job(path: Path) -> dict[str, Any]:
+    """Return the fields of the YAML job file ``path``, without validation.
+
+    Raises:
+        SpecError: The file cannot be read, is not YAML, or is not a mapping.
+    """
+    try:
+        fields = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # noqa: S506 - it is a safe one
+    except (OSError, UnicodeDecodeError) as error:
+        raise SpecError(f"cannot read the job file {path}: {error}") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark else ""
+        reason = getattr(error, "problem", None) or "it has a character that YAML does not allow"
+        hint = "; a text that begins with { must be in quotes" if _begins_braces(mark) else ""
+        raise SpecError(f"{path}{where}: not valid YAML: {reason}{hint}") from None
+    if not isinstance(fields, dict):
+        raise SpecError(f"{path}: a job file is a mapping of fields, not {type(fields).__name__}")
+    return {str(name): value for name, value in fields.items()}
+
+
+# As in YAML 1.2: YAML 1.1 wants 1.0e+6.
+_EXPONENT = re.compile(r"\A[-+]?(?:\.\d+|\d+(?:\.\d*)?)[eE][-+]?\d+$", re.ASCII)
+
+
+class _Loader(yaml.SafeLoader):
+    """The safe YAML loader, except that a duplicate key is an error, and ``1e6`` is a number."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:  # noqa: FBT001, FBT002 - as it is called
+        seen: set[object] = set()
+        for key, _ in node.value:
+            name = key.value if isinstance(key, yaml.ScalarNode) else None
+            if name is not None and name in seen and name != "<<":
+                problem = f"the field {name!r} is given twice"
+                raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
+            seen.add(name)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", _EXPONENT, list("-+.0123456789"))
+
+
+def _begins_braces(mark: Any) -> bool:
+    """Say whether the value on a line of YAML begins with a brace."""
+    if mark is None or mark.buffer is None:
+        return False
+    line = mark.buffer.splitlines()[mark.line : mark.line + 1]
+    return bool(line) and line[0].partition(":")[2].lstrip().startswith("{")

@@ -1,0 +1,123 @@
+"""The parts of a job, and the forms in which its fields may be given."""
+
+from __future__ import annotations
+
+import codecs
+from typing import Annotated
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from fanout.core.cells import with_point
+from fanout.core.conditions import parse_condition
+from fanout.core.rate_limits import Rates
+
+__all__ = ["NUMBER", "PART_CONFIG", "RateSpec", "RetrySpec", "as_tuple", "checked_condition",
+           "delimiter", "encoding", "pointed", "sheet"]  # fmt: skip
+
+
+def encoding(value: object) -> object:
+    """Return an encoding of text by the name that Python gives it."""
+    if value is None:
+        return None
+    try:
+        name = codecs.lookup(str(value)).name
+        # Some codecs turn bytes into bytes, or text into text.
+        is_text = isinstance(b"ab".decode(name, "replace"), str)
+    except (LookupError, ValueError):
+        is_text = False
+    if not is_text or not isinstance(value, str):
+        msg = "must be an encoding of text, such as utf-8, utf-16-le, latin-1, cp1252 or shift_jis"
+        raise ValueError(msg)
+    return name
+
+
+def delimiter(value: object) -> object:
+    """Return a delimiter as one character, also if its name is given."""
+    value = {"tab": "\t", "\\t": "\t"}.get(value, value) if isinstance(value, str) else value
+    is_character = isinstance(value, str) and len(value) == 1
+    if value is not None and (not is_character or str(value).isalnum() or str(value) in '"\r\n'):
+        msg = "must be one character that is not a letter, digit or quote, or tab"
+        raise ValueError(msg)
+    return value
+
+
+def _number(value: object) -> object:
+    """Refuse what would otherwise be converted to a number: text, true and false."""
+    if isinstance(value, bool):
+        msg = "must not be true or false"
+        raise ValueError(msg)  # noqa: TRY004 - pydantic adds the field to this one only
+    if isinstance(value, str | bytes | bytearray):
+        msg = "must be a number, not text"
+        raise ValueError(msg)  # noqa: TRY004
+    return value
+
+
+def sheet(value: object) -> object:
+    """Return the number of a sheet as text."""
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+def pointed(name: str | None) -> str | None:
+    """Return a name whose prefix may end in a colon with a point in its place."""
+    return None if name is None else with_point(name)
+
+
+def checked_condition(where: str | None) -> str | None:
+    """Return a condition. Raises ValueError if it is none."""
+    if where is not None:
+        parse_condition(where)
+    return where
+
+
+def as_tuple(value: object) -> object:
+    """Return a single string as a tuple of one."""
+    return (value,) if isinstance(value, str) else value
+
+
+# A number as Python, JSON and YAML have it: also one of numpy, and 4.0 as a whole number.
+NUMBER = BeforeValidator(_number)
+# JSON has no infinite numbers: a worker could not read them.
+PART_CONFIG = ConfigDict(
+    extra="forbid", frozen=True, hide_input_in_errors=True, allow_inf_nan=False
+)
+
+
+class RetrySpec(BaseModel):
+    """When a failed call is made again.
+
+    Attributes:
+        max_attempts: Calls of a branch that may fail for its own reasons. Calls that fail while
+            the provider is down, or asks to wait, do not count. 1 allows one call and no retry.
+        max_elapsed_s: Seconds that a branch may take in total, waits included. It bounds the
+            outages that a branch can survive.
+        base_wait_s: The first wait, in seconds; each further wait doubles it.
+        max_wait_s: The longest single wait, in seconds.
+    """
+
+    model_config = PART_CONFIG
+
+    max_attempts: Annotated[int, Field(ge=1, le=100), NUMBER] = 5
+    max_elapsed_s: Annotated[float, Field(gt=0), NUMBER] = 3_600.0
+    base_wait_s: Annotated[float, Field(ge=0), NUMBER] = 0.5
+    max_wait_s: Annotated[float, Field(ge=0), NUMBER] = 60.0
+
+
+class RateSpec(BaseModel):
+    """The rate limits of the model for the whole fleet; all runs of a model share them.
+
+    Attributes:
+        requests_per_minute: Calls in a minute; None is no limit.
+        tokens_per_minute: Tokens of prompts and answers in a minute; None is no limit.
+    """
+
+    model_config = PART_CONFIG
+
+    requests_per_minute: Annotated[float | None, Field(gt=0), NUMBER] = None
+    tokens_per_minute: Annotated[float | None, Field(gt=0), NUMBER] = None
+
+    @property
+    def rates(self) -> Rates:
+        """The limits as a record."""
+        return Rates(
+            requests_per_minute=self.requests_per_minute, tokens_per_minute=self.tokens_per_minute
+        )

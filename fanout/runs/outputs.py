@@ -1,0 +1,53 @@
+"""The outputs of a run: its branches with their place in the input and their outcomes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from fanout.core.records import branch_ref
+from fanout.inputs.documents.rows import DEFAULT_TEXT_COLUMN
+from fanout.policy.packing import shard_chunk
+from fanout.runs.results import Output
+
+if TYPE_CHECKING:
+    from fanout.core.records import Chunk, Outcome, Shard
+    from fanout.core.spec import RunSpec
+
+__all__ = ["output_of"]
+
+
+def output_of(spec: RunSpec, shard: Shard, outcome: Outcome, *, with_text: bool) -> Output:
+    """Return the branch of an outcome, with its chunk's text if that is wanted, or is a cell of a row."""
+    ref = branch_ref(outcome.index, spec.aspect_names, spec.samples)
+    chunk = shard_chunk(shard, outcome.index, spec.branches_per_chunk)
+    return Output(
+        index=outcome.index,
+        document=chunk.document,
+        document_index=chunk.document_index,
+        chunk=ref.chunk,
+        position=chunk.position,
+        start=chunk.start,
+        end=chunk.end,
+        aspect=ref.aspect,
+        sample=ref.sample,
+        output=outcome.output,
+        kind=outcome.kind,
+        message=outcome.message,
+        attempts=outcome.attempts,
+        usage=outcome.usage,
+        elapsed_s=outcome.elapsed_s,
+        ended_at=outcome.ended_at,
+        columns=chunk.columns,
+        text_at=chunk.text_at,
+        text_column=_text_column(spec, chunk),
+        pages=chunk.pages,
+        headings=chunk.headings,
+        text=chunk.text if with_text or chunk.text_at is not None else None,
+    )
+
+
+def _text_column(spec: RunSpec, chunk: Chunk) -> str | None:
+    """Return the name of the column that has the text of a row."""
+    if chunk.text_at is None:
+        return None
+    return chunk.text_column or spec.text_column or DEFAULT_TEXT_COLUMN
