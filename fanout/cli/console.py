@@ -23,36 +23,28 @@ if TYPE_CHECKING:
 
     from rich.console import ConsoleOptions, RenderableType, RenderResult
 
-__all__ = ["LiveFrame", "TerminalConsole"]
+__all__ = ["LiteralConsole", "LiveFrame", "TerminalConsole"]
 
 
-class TerminalConsole(Console):
+class LiteralConsole(Console):
     """A rich console that prints text literally: no markup, emoji codes or control sequences.
 
     Args:
-        stream: A terminal.
+        file: Where it prints.
+        **options: Others of rich's console.
     """
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, file: IO[str], **options: Any) -> None:
         super().__init__(
-            file=cast("IO[str]", _DrawingStream(stream)),
+            file=file,
             force_terminal=True,
             force_jupyter=False,
             legacy_windows=False,
-            color_system=None if os.environ.get("NO_COLOR") else "auto",
             markup=False,
             emoji=False,
             highlight=False,
+            **options,
         )
-
-    @property  # type: ignore[misc] # rich has a setter
-    def size(self) -> ConsoleDimensions:
-        """The current size of this terminal; $COLUMNS may be out of date."""
-        try:
-            columns, lines = os.get_terminal_size(self.file.fileno())
-        except (OSError, ValueError):
-            columns = lines = 0
-        return ConsoleDimensions(columns, lines) if columns and lines else super().size
 
     def render_str(self, text: str, **options: Any) -> Text:
         """Escape control characters before rich measures the text."""
@@ -67,6 +59,29 @@ class TerminalConsole(Console):
         for segment in super().render(renderable, options):
             is_control = segment.control is not None
             yield segment if is_control else segment._replace(text=several_lines(segment.text))
+
+
+class TerminalConsole(LiteralConsole):
+    """The console of a terminal.
+
+    Args:
+        stream: A terminal.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__(
+            cast("IO[str]", _DrawingStream(stream)),
+            color_system=None if os.environ.get("NO_COLOR") else "auto",
+        )
+
+    @property  # type: ignore[misc] # rich has a setter
+    def size(self) -> ConsoleDimensions:
+        """The current size of this terminal; $COLUMNS may be out of date."""
+        try:
+            columns, lines = os.get_terminal_size(self.file.fileno())
+        except (OSError, ValueError):
+            columns = lines = 0
+        return ConsoleDimensions(columns, lines) if columns and lines else super().size
 
     def show_cursor(self, show: bool = True) -> bool:  # noqa: ARG002, FBT001, FBT002 - rich's signature
         """Never hide the cursor: it would stay hidden after Ctrl-Z or a kill."""

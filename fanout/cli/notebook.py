@@ -10,9 +10,9 @@ import sys
 from io import StringIO
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
 from rich.text import Text
 
+from fanout.cli.console import LiteralConsole
 from fanout.system.terminal import one_line
 
 if TYPE_CHECKING:
@@ -59,10 +59,7 @@ class NotebookFrame:
             self._publish()
 
     def _publish(self) -> None:
-        console = Console(
-            file=StringIO(), record=True, width=self.width, force_jupyter=False, force_terminal=True,
-            markup=False, emoji=False, highlight=False, legacy_windows=False,
-        )  # fmt: skip
+        console = LiteralConsole(StringIO(), record=True, width=self.width)
         for line in self._printed:
             console.print(Text(line), soft_wrap=True)
         if self._frame is not None:

@@ -361,7 +361,7 @@ def test_the_model_may_come_from_the_environment(fanout, here):
         (["good.txt", "--aspect", "mood"], ["--aspect: must be NAME=PROMPT (got 'mood')"]),
         (["good.txt", "--model", "gpt-9"], ["unknown model 'gpt-9'", "did you mean openai/gpt-9?"]),
         (["good.txt", "--model", "anthropic/x"], ["ANTHROPIC_API_KEY is not set"]),
-        (["good.txt", "--out", "good.txt"], ["is a file"]),
+        (["good.txt", "--out", "good.txt"], ["good.txt: ends as no table does (.csv, "]),
         (["good.txt", "--out", "good.txt/x"], ["cannot write to --out good.txt/x"]),
         (["good.txt", "--no-such-option"], ["No such option", "--no-such-option"]),
         (

@@ -58,10 +58,8 @@ def columns_of(folder):
         name: {column: list(frame[column]) for column in frame.columns}
         for name, frame in found.items()
     }
-    rows = openpyxl.load_workbook(folder / "o.xlsx", read_only=True)["outputs"].iter_rows(
-        values_only=True
-    )
-    names = next(rows)
+    with closing(openpyxl.load_workbook(folder / "o.xlsx", read_only=True)) as book:
+        names, *rows = book["outputs"].iter_rows(values_only=True)
     columns["xlsx openpyxl"] = dict(zip(names, map(list, zip(*rows, strict=True)), strict=True))
     return columns
 
@@ -165,4 +163,5 @@ def test_a_command_that_is_stopped_while_it_writes_leaves_no_whole_file(fanout, 
     # The next command takes the place of the one that was killed.
     assert fanout("results", "latest", "--out", "o.xlsx", "-q").status == 0
     assert not unfinished.exists()
-    assert openpyxl.load_workbook(here / "o.xlsx", read_only=True)["outputs"].max_row == 3_001
+    with closing(openpyxl.load_workbook(here / "o.xlsx", read_only=True)) as book:
+        assert book["outputs"].max_row == 3_001

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import signal
 from types import SimpleNamespace
@@ -212,6 +213,10 @@ def test_a_deletion_that_died_half_way_is_carried_out_by_the_reaper(
     wait_for(lambda: not traces(broker_url, run.run_id), "all of it is gone", timeout_s=20)
 
 
+async def streamed(run):
+    return [output async for output in run.astream()]
+
+
 OPERATIONS = {
     "status": lambda run: run.status(),
     "spec": lambda run: run.spec,
@@ -228,6 +233,10 @@ OPERATIONS = {
     "retry_failed": lambda run: run.retry_failed(),
     "retry of a kind": lambda run: run.retry_failed(["timeout"]),
     "delete": lambda run: run.delete(),
+    "stream": lambda run: list(run.stream()),
+    "astream": lambda run: asyncio.run(streamed(run)),
+    "await_": lambda run: asyncio.run(run.await_(5)),
+    "acancel": lambda run: asyncio.run(run.acancel()),
 }
 
 

@@ -59,7 +59,13 @@ def test_the_commands_are_those_that_a_user_could_type():
 
 def test_what_is_installed_can_be_imported():
     entries = metadata.distribution("fanout-llm").entry_points.select(group="fanout.programs")
-    assert {each.name for each in entries} == {"celery_app", "flower", "in_process", "worker"}
+    assert {each.name for each in entries} == {
+        "celery_app",
+        "flower",
+        "in_process",
+        "progress",
+        "worker",
+    }
     assert programs.load_program("in_process").__name__ == "WorkerThread"
 
 
