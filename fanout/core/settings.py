@@ -25,6 +25,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from fanout.core import queue_names, sentinel_url
 from fanout.core.errors import SettingsError
 from fanout.core.redaction import redacted
+from fanout.core.store_urls import READ_SCHEMES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -46,6 +47,7 @@ DEFAULT_BROKER_URL = "redis://localhost:6379/0"
 
 _NAME = r"[^\W\d]\w*(?:\.[^\W\d]\w*)*"
 _CALLABLES = re.compile(rf"\*|{_NAME}(?::[^\W\d_]\w*)?")
+_READ_SCHEME = re.compile(r"\*|[a-z][a-z0-9+.-]*")
 MAX_CONCURRENCY = 10_000
 AUTOSCALE_NEEDS_PREFORK = (
     "works with the prefork pool only; waiting branches cost very little, so set the maximum with "
@@ -92,6 +94,9 @@ class Settings(BaseSettings):
             ``--pool prefork`` from its own default, and would take the configured pool.
         allowed_callables: The functions that a worker may import as models: packages, modules, or
             ``package.module:function``. ``*`` is any. None by default, as an import runs code.
+        read_schemes: The schemes of URLs that workers read documents from; ``file`` is also that of
+            paths, and ``*`` is any. By default those of files and object stores: the URL of a run
+            must not choose a host that workers connect to.
         max_message_kb: The size in kilobytes above which a message is neither sent nor read.
         max_output_kb: The size in kilobytes above which an answer counts as ``invalid_output``.
         log_format: The format of a worker's log: ``text``, or ``json`` with one object on a line.
@@ -124,6 +129,7 @@ class Settings(BaseSettings):
     concurrency: Annotated[int, Field(ge=1, le=MAX_CONCURRENCY)] = 32
     pool: Literal["asyncio", "threads", "prefork", "solo"] = "asyncio"
     allowed_callables: Annotated[tuple[str, ...], NoDecode] = ()
+    read_schemes: Annotated[tuple[str, ...], NoDecode] = READ_SCHEMES
     max_message_kb: Annotated[int, Field(ge=16, le=65_536)] = 256
     max_output_kb: Annotated[int, Field(ge=1, le=4_096)] = 1_024
     log_format: Literal["text", "json"] = "text"
@@ -139,13 +145,29 @@ class Settings(BaseSettings):
     cache_dir: Path = Field(default_factory=lambda: Path.home() / ".cache" / "fanout")
     state_dir: Path = Field(default_factory=lambda: _state_home() / "fanout")
 
-    @field_validator("allowed_callables", mode="before")
+    @field_validator("allowed_callables", "read_schemes", mode="before")
     @classmethod
     def _listed(cls, value: object) -> object:
         entries = value.split(",") if isinstance(value, str) else value
         if not isinstance(entries, (list, tuple)):
             return value
-        listed = tuple(str(entry).strip() for entry in entries if str(entry).strip())
+        return tuple(str(entry).strip() for entry in entries if str(entry).strip())
+
+    @field_validator("read_schemes")
+    @classmethod
+    def _are_schemes(cls, listed: tuple[str, ...]) -> tuple[str, ...]:
+        for entry in listed:
+            if not _READ_SCHEME.fullmatch(entry):
+                msg = (
+                    f"{entry!r} is not the scheme of a URL, such as s3 or https, or *; separate "
+                    "several entries with commas"
+                )
+                raise ValueError(msg)
+        return listed
+
+    @field_validator("allowed_callables")
+    @classmethod
+    def _are_callables(cls, listed: tuple[str, ...]) -> tuple[str, ...]:
         for entry in listed:
             if not _CALLABLES.fullmatch(entry):
                 msg = (

@@ -13,17 +13,20 @@ import stat
 import tempfile
 from contextlib import contextmanager
 from functools import cache
-from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import msgspec
 
 from fanout.core.errors import InputError, LLMError, SpecError
 from fanout.core.records import ErrorKind
-from fanout.core.redaction import redacted
+from fanout.core.settings import load_settings
 from fanout.core.spec import RunSpec, make_spec
+from fanout.core.store_urls import missing_package
+from fanout.inputs.documents.copies import TooLargeError, copy_file, file_name
 from fanout.inputs.documents.parsed import Parsed, Request
 from fanout.inputs.documents.parsing import ParserPool
+from fanout.inputs.documents.remote import RemoteError, open_remote, remote_file
 from fanout.inputs.documents.shared_parsers import SharedParsers
 from fanout.system.resources import usable_cores
 from fanout.system.threads import ReadyThreads
@@ -37,13 +40,10 @@ __all__ = ["ReadRequest", "read", "reading_fields"]
 _FIELDS = ("max_document_mb", "encoding", "parse_timeout_s")
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:(?:/|:)")
 _FILE_URL = "file://"
-_COPY_BYTES = 1_000_000
 # Files here are no documents: they show processes and devices, of which some never end.
 _SYSTEM = ("/proc", "/sys", "/dev")
-_EXTRAS = {"s3": "s3", "s3a": "s3"}
-# A file may be many times larger than its text.
-_MAX_FILE_BYTES = 1_000_000_000
-_MOST_WORDS = 300
+# Errors of stores that a further attempt gives again.
+_FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, ValueError)
 # Branches that must fail before a run is stopped in which no worker can parse.
 _FEW = 3
 
@@ -156,13 +156,33 @@ def _request(prompt: str) -> ReadRequest:
 def _local(source: str) -> Iterator[Path]:
     """Give the path of a file; one with a URL is fetched for as long."""
     if not _URL.match(source) or source.startswith(_FILE_URL):
+        _require_allowed("file")
         yield _regular(Path(source.removeprefix(_FILE_URL)))
         return
+    if "::" in source:
+        _refuse("chained URLs are not read by workers")
+    _require_allowed(source.partition(":")[0])
     with tempfile.TemporaryDirectory(prefix="fanout-read-") as folder:
         # By its name, as that may tell its kind.
-        path = Path(folder) / (PurePosixPath(source.partition("?")[0]).name or "document")
+        path = Path(folder) / file_name(source.partition("?")[0])
         _fetch(source, path)
         yield path
+
+
+@cache
+def _allowed(_pid: int) -> tuple[str, ...]:
+    return load_settings().read_schemes
+
+
+def _require_allowed(scheme: str) -> None:
+    """Refuse a URL whose scheme the settings do not list: a run must not choose any host."""
+    allowed = _allowed(os.getpid())
+    if scheme not in allowed and "*" not in allowed:
+        what = "files" if scheme == "file" else f"{scheme}:// URLs"
+        _refuse(
+            f"workers do not read {what}: FANOUT_READ_SCHEMES where they run lists only "
+            f"{', '.join(allowed) or 'nothing'}"
+        )
 
 
 def _regular(path: Path) -> Path:
@@ -180,43 +200,32 @@ def _regular(path: Path) -> Path:
 
 def _fetch(url: str, path: Path) -> None:
     """Copy a file from where its URL is."""
-    from fsspec.core import url_to_fs
     from fsspec.implementations.local import LocalFileSystem
 
-    scheme = url.partition("://")[0]
-    if "::" in url:
-        _refuse("chained URLs are not read by workers")
     try:
-        fs, name = url_to_fs(url, use_listings_cache=False)
-        if isinstance(fs, LocalFileSystem):
+        # What was listed before, by this process, may have changed.
+        remote = remote_file(url, use_listings_cache=False)
+        if isinstance(remote.store, LocalFileSystem):
             _refuse("a file of the worker's machine is named by its absolute path")
-        with fs.open(name, "rb") as there, path.open("wb") as here:
-            _copy(there, here)
-    except LLMError:
-        raise
-    except ImportError:
-        extra = _EXTRAS.get(scheme)
-        fix = f"pip install 'fanout-llm[{extra}]'" if extra else "a package that fsspec names"
-        _refuse(f"{scheme}:// needs a package where the workers run: {fix}")
-    except (FileNotFoundError, PermissionError, IsADirectoryError, ValueError) as error:
-        _refuse(f"the worker cannot read it: {_words(error)}")
-    except Exception as error:  # noqa: BLE001 - the clients of stores raise errors of any class
-        has_rights = "Credentials" not in type(error).__name__
-        kind = ErrorKind.CONNECTION if has_rights else ErrorKind.AUTH
-        raise LLMError(kind, f"the file cannot be fetched: {_words(error)}") from None
+        with open_remote(remote) as there, path.open("wb") as here:
+            copy_file(there, here)
+    except ImportError as error:
+        fix = missing_package(url.partition("://")[0], str(error))
+        _refuse(f"{fix} where the workers run")
+    except FileNotFoundError as error:
+        _refuse(f"the worker cannot read it: {error.strerror}")
+    except TooLargeError as error:
+        _refuse(str(error.strerror))
+    except RemoteError as error:
+        _refuse_or_retry(error)
+    except OSError as error:
+        # Of the copy, as on a disk that is full.
+        raise LLMError(ErrorKind.CONNECTION, f"the file cannot be fetched: {error}") from None
 
 
-def _copy(there: Any, here: BinaryIO) -> None:
-    left = _MAX_FILE_BYTES
-    while data := there.read(_COPY_BYTES):
-        left -= len(data)
-        if left < 0:
-            _refuse(f"the file has more than the {_MAX_FILE_BYTES:,} bytes that are allowed")
-        here.write(data)
-
-
-def _words(error: Exception) -> str:
-    # The texts of such errors may quote secrets.
-    text = (isinstance(error, OSError) and error.strerror) or str(error)
-    line = " ".join(redacted(str(text)).split())[:_MOST_WORDS]
-    return line or type(error).__name__
+def _refuse_or_retry(error: RemoteError) -> NoReturn:
+    if isinstance(error.error, _FINAL):
+        _refuse(f"the worker cannot read it: {error}")
+    has_rights = "Credentials" not in type(error.error).__name__
+    kind = ErrorKind.CONNECTION if has_rights else ErrorKind.AUTH
+    raise LLMError(kind, f"the file cannot be fetched: {error}")

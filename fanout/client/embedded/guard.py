@@ -113,11 +113,12 @@ class _WorkerProcess:
         options += ["--without-gossip", "--without-mingle", "--without-heartbeat"]
         options += ["--loglevel", "WARNING", "--hostname", f"embedded-{os.getpid()}@%h"]
         self._command = [*command, *options]
-        # It serves only the process that started it, and may import what that process names.
+        # It serves only the process that started it, and may import and read what that one names.
         allowed = os.environ.get("FANOUT_ALLOWED_CALLABLES") or "*"
         self._env = {
             **os.environ,
             "FANOUT_ALLOWED_CALLABLES": allowed,
+            "FANOUT_READ_SCHEMES": os.environ.get("FANOUT_READ_SCHEMES") or "*",
             "FANOUT_POOL": "asyncio",
             # It takes from all queues, at a fixed concurrency: these are for the workers of a fleet.
             "FANOUT_QUEUES": "",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import shutil
 import sys
 from collections import Counter
 from itertools import count, islice
@@ -15,6 +14,7 @@ import msgspec
 
 from fanout.core.errors import InputError
 from fanout.core.records import Document
+from fanout.inputs.documents.copies import TooLargeError, copy_file
 from fanout.inputs.documents.document_files import DocumentFiles, document_of
 from fanout.inputs.documents.document_formats import MAGIC, named_format
 from fanout.inputs.documents.files import STDIN, find_files
@@ -254,7 +254,10 @@ def _read_stdin(stdin: BinaryIO, reading: Reading, index: int) -> Document:
     if reading.documents is None or not head.startswith(MAGIC):
         return read_text(name, index, rest, most, reading.encoding)
     with NamedTemporaryFile() as copy:
-        shutil.copyfileobj(rest, copy)
+        try:
+            copy_file(rest, copy)
+        except TooLargeError as error:
+            return faulty(name, index, str(error.strerror))
         copy.flush()
         return document_of(name, index, reading.documents.at(Path(copy.name), name), most)
 

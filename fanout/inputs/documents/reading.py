@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import shutil
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import NamedTemporaryFile, TemporaryFile
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, cast
 import msgspec
 
 from fanout.core.errors import InputError
+from fanout.inputs.documents.copies import copy_file
 from fanout.inputs.documents.encodings import Recoded, bom_encoding
 from fanout.inputs.documents.packing import UnpackError, unpacked
 from fanout.inputs.documents.remote import open_remote
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Checked", "Reading", "streamed"]
 
-_COPY_BYTES = 1_000_000
 # A byte order mark has up to four bytes.
 _MARK_BYTES = 4
 
@@ -89,7 +88,7 @@ class Reading(msgspec.Struct, frozen=True, kw_only=True):
                 yield opened
                 return
             with TemporaryFile() as copy:
-                shutil.copyfileobj(opened, copy, _COPY_BYTES)
+                copy_file(opened, copy)
                 copy.seek(0)
                 yield cast("BinaryIO", copy)
 
@@ -100,7 +99,7 @@ class Reading(msgspec.Struct, frozen=True, kw_only=True):
             yield self.path(file)
             return
         with self.open(file) as opened, NamedTemporaryFile() as copy:
-            shutil.copyfileobj(opened, copy, _COPY_BYTES)
+            copy_file(opened, copy)
             copy.flush()
             yield Path(copy.name)
 

@@ -9,12 +9,19 @@ from typing import Any, BinaryIO, NamedTuple, cast
 
 from fanout.core.errors import InputError
 from fanout.core.redaction import learn, redacted
-from fanout.inputs.documents.urls import shown
+from fanout.core.store_urls import missing_package
+from fanout.inputs.documents.urls import StoreRoot, shown
 
-__all__ = ["Remote", "RemoteError", "named", "one_line", "open_remote", "remote_paths"]
+__all__ = [
+    "Remote",
+    "RemoteError",
+    "named",
+    "one_line",
+    "open_remote",
+    "remote_file",
+    "remote_paths",
+]
 
-# The extras whose package a protocol needs.
-_EXTRAS = {"s3": "s3", "s3a": "s3"}
 _BUFFER_BYTES = 1_000_000
 _MOST_WORDS = 300
 # Of these, only the address itself is read: they have no folders.
@@ -22,12 +29,17 @@ _NO_FOLDERS = frozenset({"http", "https"})
 
 
 class RemoteError(OSError):
-    """A store did not give what was asked of it; the message is one line without credentials."""
+    """A store did not give what was asked of it; the message is one line without credentials.
+
+    Attributes:
+        error: The error of its client, which may be of any class.
+    """
 
     def __init__(self, error: BaseException) -> None:
         message = one_line(error)
         super().__init__(message)
         self.strerror = message
+        self.error = error
 
 
 class Remote(NamedTuple):
@@ -37,20 +49,22 @@ class Remote(NamedTuple):
         store: The fsspec file system. All files of an input share it.
         path: The file's path there.
         name: The URL, without credentials.
+        root: The place that the user named, which tells the URLs of all files there.
     """
 
     store: Any
     path: str
     name: str
+    root: StoreRoot
 
     @property
     def url(self) -> str:
         """Its URL as it is: one that is signed holds a key."""
-        return str(self.store.unstrip_protocol(self.path))
+        return _url(self.store, self.root, self.path)
 
     def below(self, name: str) -> Remote:
         """Return a file in this folder."""
-        return Remote(self.store, f"{self.path}/{name}", f"{self.name}/{name}")
+        return self._replace(path=f"{self.path}/{name}", name=f"{self.name}/{name}")
 
 
 def one_line(error: BaseException) -> str:
@@ -73,8 +87,14 @@ def remote_paths(url: str) -> tuple[Remote, list[str] | None]:
     """
     # Stores may quote any part of it.
     learn(url)
-    store, path = _store(url)
-    place = Remote(store, path, shown(url))
+    try:
+        place = remote_file(url)
+    except ImportError as error:
+        reason = missing_package(url.partition(":")[0].lower(), one_line(error))
+        raise InputError(reason, source=shown(url)) from None
+    except RemoteError as error:
+        raise InputError(f"is no URL that can be read: {error}", source=shown(url)) from None
+    store, path = place.store, place.path
     try:
         if url.partition("://")[0].lower() in _NO_FOLDERS:
             store.info(path)
@@ -97,25 +117,33 @@ def remote_paths(url: str) -> tuple[Remote, list[str] | None]:
 
 def named(place: Remote, path: str) -> Remote:
     """Return a file that was found in a folder or by a pattern."""
-    name = shown(str(place.store.unstrip_protocol(path)))
-    return Remote(place.store, path, name)
+    return place._replace(path=path, name=shown(_url(place.store, place.root, path)))
 
 
-def _store(url: str) -> tuple[Any, str]:
+def _url(store: Any, root: StoreRoot, path: str) -> str:
+    return root.url(path) or str(store.unstrip_protocol(path))
+
+
+def remote_file(url: str, **options: Any) -> Remote:
+    """Return the file of a URL, without asking its store whether it is there.
+
+    Args:
+        url: The URL.
+        options: Options of the fsspec file system.
+
+    Raises:
+        ImportError: A package is missing.
+        RemoteError: The URL is wrong, or its store has no client.
+    """
     from fsspec.core import url_to_fs
 
-    scheme = url.partition(":")[0].lower()
     try:
-        store, path = url_to_fs(url)
-    except ImportError as error:
-        extra = _EXTRAS.get(scheme)
-        fix = f"pip install 'fanout-llm[{extra}]'" if extra else one_line(error)
-        raise InputError(f"{scheme}:// needs a package: {fix}", source=shown(url)) from None
+        store, path = url_to_fs(url, **options)
+    except ImportError:
+        raise
     except Exception as error:  # noqa: BLE001 - each store has errors of its own
-        raise InputError(
-            f"is no URL that can be read: {one_line(error)}", source=shown(url)
-        ) from None
-    return store, str(path)
+        raise RemoteError(error) from None
+    return Remote(store, str(path), shown(url), StoreRoot(url, str(path)))
 
 
 def open_remote(remote: Remote, *, is_sequential: bool = True) -> BinaryIO:

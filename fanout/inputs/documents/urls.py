@@ -10,10 +10,20 @@ from urllib.parse import unquote_plus
 from fanout.core.errors import InputError
 from fanout.core.redaction import redacted
 
-__all__ = ["SqliteUrl", "is_relative", "is_url", "on_disk", "shown", "sqlite_url", "with_base"]
+__all__ = [
+    "SqliteUrl",
+    "StoreRoot",
+    "is_relative",
+    "is_url",
+    "on_disk",
+    "shown",
+    "sqlite_url",
+    "with_base",
+]
 
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+(?:://|::)")
 _SQLITE = "sqlite:"
+_SLASH = "/"
 _PARAMETERS = ("table", "query")
 
 
@@ -23,6 +33,37 @@ class SqliteUrl(NamedTuple):
     path: str
     table: str | None = None
     query: str | None = None
+
+
+class StoreRoot(NamedTuple):
+    """A place in a store: its URL, and its path there. They tell the URLs of other paths there.
+
+    The paths of some stores begin with the host or bucket of the URL; those of others lack the host.
+    """
+
+    place: str
+    path: str
+
+    def url(self, path: str) -> str | None:
+        """Return the URL of a path of this store; None if the place does not tell it."""
+        if path == self.path:
+            return self.place
+        # In a chain of URLs, the path is that of the first that is a URL by itself.
+        chain = self.place.split("::")
+        at = next((at for at, one in enumerate(chain) if "://" in one), None)
+        if at is None:
+            return None
+        scheme, _, rest = chain[at].partition("://")
+        head = [f"{scheme}:", "", *rest.rstrip("/").split("/")]
+        above = self.path.rstrip("/").split("/") if self.path else []
+        while head and above and head[-1] == above[-1]:
+            head.pop()
+            above.pop()
+        parts = (path if self.path else path.lstrip("/")).split("/")
+        if parts[: len(above)] != above:
+            return None
+        chain[at] = _SLASH.join([*head, *parts[len(above) :]])
+        return "::".join(chain)
 
 
 def is_url(one: str) -> bool:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 from fanout.core.errors import FanoutError, LostDataError, SettingsError, StorageError
 from fanout.core.ids import run_of
 from fanout.core.redaction import redacted
+from fanout.core.store_urls import OBJECT_STORES, missing_package
 from fanout.stores.blobs.base import (
     MARKER,
     RUN_MARKER,
@@ -35,9 +36,6 @@ _T = TypeVar("_T")
 
 # Seconds of retries for callers that do not wait for the server either.
 _SHORT_S = 3.0
-# Object stores need no folders, and write a file as a whole or not at all.
-_OBJECT_STORES = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss"})
-_EXTRAS = {"s3": "s3", "s3a": "s3"}
 # Files of runs end with the token of their reference; some are unfinished.
 _OURS = re.compile(r"\.[0-9a-f]{8}(\.unfinished)?\Z")
 _RUN = re.compile(r"[\w-]+(/s\d+)?", re.ASCII)
@@ -242,7 +240,7 @@ class FileBlobs(Blobs):
         if self._is_folder:
             _write_to_disk(Path(where), blob)
             return
-        if not _OBJECT_STORES.intersection(_protocols(fs)):
+        if not OBJECT_STORES.intersection(_protocols(fs)):
             fs.makedirs(where.rpartition("/")[0], exist_ok=True)
         # A partial file does no harm: nothing refers to it before it is complete.
         fs.pipe_file(where, blob)
@@ -292,7 +290,7 @@ def load_elsewhere(name: str, reference: Reference, *, patience_s: float) -> byt
     """
     scheme = reference.root.partition("://")[0] if "://" in reference.root else "file"
     # A fsspec URL may chain protocols, for example a proxy: only the user's own settings may do so.
-    if scheme not in {"file", *_OBJECT_STORES} or "::" in reference.root:
+    if scheme not in {"file", *OBJECT_STORES} or "::" in reference.root:
         raise StorageError(
             f"the run keeps its files under {reference.root}: set FANOUT_STORAGE to that"
         )
@@ -316,9 +314,8 @@ def _open(root: str) -> tuple[Any, str]:
         # Without cached listings, as other processes also write here.
         fs, base = url_to_fs(root, use_listings_cache=False)
     except ImportError as error:
-        extra = _EXTRAS.get(scheme)
-        fix = f"pip install 'fanout-llm[{extra}]'" if extra else _words(error)
-        raise SettingsError(f"FANOUT_STORAGE: {scheme}:// needs a package: {fix}") from None
+        fix = missing_package(scheme, _words(error))
+        raise SettingsError(f"FANOUT_STORAGE: {fix}") from None
     except ValueError as error:
         raise SettingsError(
             f"FANOUT_STORAGE: {scheme}:// is nothing that can be written to: {_words(error)}"

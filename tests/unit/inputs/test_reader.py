@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import http.server
 import json
 import threading
 
 import fsspec
 import pytest
 
-from fanout import ErrorKind, LLMError
+from fanout import ErrorKind, LLMError, SettingsError
 from fanout.core.model_names import READER_MODEL
 from fanout.core.redaction import learn
+from fanout.core.settings import load_settings
 from fanout.core.spec import make_spec
 from fanout.inputs import reader
-from fanout.inputs.documents import FileSource
+from fanout.inputs.documents import FileSource, copies
 from fanout.inputs.documents.shared_parsers import SharedParsers
 from fanout.inputs.reader import ReadRequest, read, reading_fields
 from fanout.llm.callables import load_callable
@@ -25,6 +27,25 @@ PAGE = "<html><body><h1>Terms</h1><p>Pay</p><h2>Late</h2><p>Pay more</p></body><
 
 def answer(prompt):
     return asyncio.run(read(prompt))
+
+
+@pytest.fixture
+def schemes(monkeypatch):
+    """Set the schemes that workers read; None is the default."""
+
+    def allow(value):
+        monkeypatch.delenv("FANOUT_READ_SCHEMES", raising=False)
+        if value is not None:
+            monkeypatch.setenv("FANOUT_READ_SCHEMES", value)
+        reader._allowed.cache_clear()
+
+    yield allow
+    reader._allowed.cache_clear()
+
+
+@pytest.fixture(autouse=True)
+def any_scheme(schemes):
+    schemes("*")
 
 
 @pytest.fixture
@@ -78,7 +99,7 @@ def test_a_url_is_fetched_from_its_store(memory):
         ("file:///proc/self/environ", "no regular file"),
         ("local:///proc/self/environ", "absolute path"),
         ("simplecache::memory://bucket/terms.html", "chained"),
-        ("memory://bucket/nothing.html", "nothing.html"),
+        ("memory://bucket/nothing.html", "there is no such file"),
         ("nothing://bucket/terms.html", "nothing"),
         ('{"source": 3}', "source"),
         ('{"source": "/x", "fields": {"max_document_mb": 0}}', "max_document_mb"),
@@ -141,9 +162,99 @@ def test_the_reasons_of_a_store_hold_no_key(memory, monkeypatch):
 
 
 def test_a_file_is_fetched_up_to_a_size(memory, monkeypatch):
-    monkeypatch.setattr(reader, "_MAX_FILE_BYTES", 10)
+    monkeypatch.setattr(copies, "_MOST_BYTES", 10)
     with pytest.raises(LLMError, match="more than the 10 bytes"):
         answer("memory://bucket/terms.html")
+
+
+@pytest.fixture
+def service():
+    """A service of the network that only this machine should reach; yields its address and requests."""
+    asked = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            asked.append(self.path)
+            body = b"AccessKeyId: internal"
+            self.send_response(200)
+            self.send_header("content-length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        do_HEAD = do_GET  # noqa: N815 - the name that the class calls
+
+        def log_message(self, *_):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"127.0.0.1:{server.server_port}", asked
+        server.shutdown()
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        "http://{0}/latest/meta-data",
+        "HTTP://{0}/latest/meta-data",
+        "https://{0}/a.txt",
+        "ftp://{0}/a.txt",
+        "sftp://{0}/a.txt",
+        "smb://{0}/a/b.txt",
+        "webhdfs://{0}/a.txt",
+        "webdav://{0}/a.txt",
+        "github://org:repo@main/a.txt",
+        "hf://datasets/a/b.txt",
+        "data:/text",
+        "local:///etc/hostname",
+        "memory://bucket/terms.html",
+    ],
+)
+def test_a_url_of_any_host_is_refused_unless_the_settings_list_its_scheme(service, schemes, form):
+    address, asked = service
+    schemes(None)
+    with pytest.raises(LLMError, match=r"do not read .*FANOUT_READ_SCHEMES") as caught:
+        answer(form.format(address))
+    error = caught.value
+    assert (error.kind, error.stop_after, error.is_own) == (ErrorKind.BAD_REQUEST, 0, True)
+    assert asked == []
+
+
+def test_the_settings_list_what_workers_read(service, schemes, page):
+    address, asked = service
+    schemes("http, s3")
+    assert json.loads(answer(f"http://{address}/a.txt"))["text"] == "AccessKeyId: internal"
+    assert asked
+    for form in ("{0}", "file://{0}"):
+        with pytest.raises(LLMError, match=r"do not read files: .* lists only http, s3"):
+            answer(form.format(page))
+    schemes(None)
+    assert load_settings().read_schemes[0] == "file"
+    assert {"s3", "gs", "abfs"} < set(load_settings().read_schemes)
+    schemes("http://x")
+    with pytest.raises(SettingsError, match="FANOUT_READ_SCHEMES: 'http://x' is not the scheme"):
+        load_settings()
+
+
+@pytest.mark.parametrize("stem", ["n" * 300, "ä" * 200, "漢" * 255])
+def test_a_key_that_is_too_long_for_a_file_is_read_and_keeps_its_kind(memory, stem):
+    memory.pipe(f"/bucket/{stem}.html", PAGE.encode())
+    found = json.loads(answer(f"memory://bucket/{stem}.html"))
+    assert found == json.loads(answer("memory://bucket/terms.html"))
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("s3://b/a/c.pdf", "c.pdf"),
+        ("s3://b/..", "document"),
+        ("s3://b/" + "n" * 300 + ".tar.gz", "n" * 252 + ".gz"),
+        ("s3://b/" + "ä" * 200 + ".pdf", "ä" * 125 + ".pdf"),
+        ("s3://b/a." + "n" * 300, "a." + "n" * 253),
+    ],
+)
+def test_the_name_of_a_copy_fits_in_a_folder(path, name):
+    assert copies.file_name(path) == name
 
 
 def test_a_request_holds_the_fields_of_the_job_that_say_how_to_read():
@@ -160,7 +271,39 @@ def test_the_limits_of_the_request_hold(page):
         answer(request.to_prompt())
 
 
-def test_many_documents_are_read_at_once_and_a_cancelled_call_leaves_the_queue(page, monkeypatch):
+def test_a_cancelled_call_leaves_the_queue(monkeypatch):
+    most = usable_cores() + 1
+    began, may_end = [], threading.Event()
+    lock, are_busy = threading.Lock(), threading.Event()
+
+    def blocked(prompt):
+        with lock:
+            began.append(prompt)
+            if len(began) == most:
+                are_busy.set()
+        assert may_end.wait(30)
+        return prompt
+
+    monkeypatch.setattr(reader, "_read", blocked)
+
+    async def main():
+        first = [asyncio.create_task(read(str(at))) for at in range(most)]
+        try:
+            await asyncio.to_thread(are_busy.wait, 30)
+            cancelled, last = (asyncio.create_task(read(name)) for name in ("cancelled", "last"))
+            await asyncio.sleep(0)
+            cancelled.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await cancelled
+        finally:
+            may_end.set()
+        return await asyncio.gather(*first, last)
+
+    assert asyncio.run(main())[-1] == "last"
+    assert sorted(began) == sorted([*map(str, range(most)), "last"])
+
+
+def test_many_documents_are_read_at_once(page, monkeypatch):
     most, inside = 0, 0
     lock = threading.Lock()
     real = reader._read
@@ -195,13 +338,16 @@ class Parser:
         self.is_closed.set()
 
 
-def test_parsers_are_lent_again_and_end_when_nobody_has_used_them_for_a_while():
-    parsers = SharedParsers(Parser, idle_s=0.05)
+def test_parsers_are_lent_again_and_end_when_nobody_has_used_them_for_a_while(monkeypatch):
+    parsers = SharedParsers(Parser, idle_s=600)
     with parsers.lent() as first, parsers.lent() as second:
         assert first is not second
     with parsers.lent() as again:
         assert again in {first, second}
         assert not first.is_closed.is_set()
+    monkeypatch.setattr(parsers, "_idle_s", 0.01)
+    with parsers.lent():
+        pass
     assert first.is_closed.wait(10)
     assert second.is_closed.wait(10)
     with parsers.lent() as later:
