@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import math
-from typing import Any
+from typing import Any, cast
 
 __all__ = ["COLUMN", "OWN", "Cell", "cell_of", "cell_text", "is_missing", "with_point"]
 
@@ -45,9 +45,14 @@ def cell_of(value: object) -> Cell:
         return _number(value)
     if isinstance(value, dict):
         return {str(key): cell_of(inner) for key, inner in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [cell_of(inner) for inner in value]
-    return _plain(value)
+    return _list(value) if isinstance(value, (list, tuple)) else _plain(value)
+
+
+def _list(values: list[object] | tuple[object, ...]) -> Cell:
+    # An embedding has thousands of numbers, which need no look one by one.
+    if set(map(type, values)) == {float} and all(map(math.isfinite, cast("list[float]", values))):
+        return list(values)
+    return [cell_of(inner) for inner in values]
 
 
 def _number(value: float) -> Cell:

@@ -6,10 +6,9 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fanout.core.cells import COLUMN, OWN, cell_text
+from fanout.core.cells import COLUMN, OWN
 from fanout.core.errors import InputError, PromptError, SpecError
 from fanout.core.field_effects import READING
-from fanout.core.records import Document
 from fanout.inputs.documents import STDIN, FileSource, Items, Notice, counted, log_notice
 from fanout.inputs.documents.files import RUN
 from fanout.inputs.documents.past_runs import RUN_TEXT_COLUMN
@@ -23,10 +22,12 @@ from fanout.inputs.prompts import (
     near_hint,
 )
 from fanout.inputs.selection import WHERE_NAMES, Selection
+from fanout.inputs.surrogates import encodable
 
 if TYPE_CHECKING:
     from collections.abc import Container, Iterable, Iterator
 
+    from fanout.core.records import Document
     from fanout.core.spec import RunSpec
     from fanout.inputs.documents import Chunks, Notify
     from fanout.inputs.documents.past_runs import OpenRun
@@ -107,7 +108,7 @@ def checked_documents(
     taken = chosen(chain(head, stream), notify)
     if selection.is_active:
         taken = _some(taken, selection)
-    checked = counted(map(_encodable, taken), notify)
+    checked = counted(map(encodable, taken), notify)
     return _strictly(checked) if spec.strict else checked
 
 
@@ -333,22 +334,6 @@ def _head(
     return head, frozenset(columns)
 
 
-def _encodable(document: Document) -> Document:
-    """Return the document, or a faulty one if its texts have a lone surrogate: UTF-8 has none."""
-    columns = document.columns
-    texts = (document.name, document.text, *columns, *map(cell_text, columns.values()))
-    try:
-        for text in texts:
-            text.encode()
-    except UnicodeEncodeError as error:
-        return Document(
-            name=document.name.encode("utf-8", "replace").decode(),
-            index=document.index,
-            error=f"it has a lone surrogate (half a character) at offset {error.start}",
-        )
-    return document
-
-
 def _templates(spec: RunSpec) -> list[Template]:
     if spec.aggregate_prompt is not None:
         template = Template.parse(spec.aggregate_prompt, field="aggregate_prompt")
@@ -423,7 +408,7 @@ def _refuse_losses(documents: Iterable[Document] | None, warnings: list[Notice])
     _refuse_notices(warnings)
     shown: list[Document] = []
     total = faulty = 0
-    for document in map(_encodable, documents or ()):
+    for document in map(encodable, documents or ()):
         total += 1
         if document.error is not None:
             faulty += 1

@@ -16,11 +16,13 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from fanout.core.cells import COLUMN, OWN, with_point
+from fanout.core.cells import COLUMN, OWN, cell_text, with_point
 from fanout.core.errors import PromptError
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping
+
+    from fanout.core.cells import Cell
 
 __all__ = ["AGGREGATE_NAMES", "BRANCH_NAMES", "Template", "near_hint"]
 
@@ -104,12 +106,13 @@ class Template(msgspec.Struct, frozen=True):
                 field=self.field,
             )
 
-    def render(self, values: Mapping[str, str], columns: Mapping[str, str] | None = None) -> str:
+    def render(self, values: Mapping[str, str], columns: Mapping[str, Cell] | None = None) -> str:
         """Return the text with names replaced.
 
         Args:
-            values: The value of each name.
-            columns: The values of the names with the prefix ``column.``.
+            values: The value of each name of fanout.
+            columns: The cells of the input's columns. Only those that the template names are looked
+                at: a cell may be a large list.
 
         Raises:
             PromptError: A name has no value.
@@ -119,21 +122,24 @@ class Template(msgspec.Struct, frozen=True):
             try:
                 out[i] = values[out[i]]
             except KeyError:
-                out[i] = self._prefixed_value(out[i], values, columns or {})
+                out[i] = self._column_value(out[i], values, columns or {})
         return "".join(out)
 
-    def _prefixed_value(
-        self, name: str, values: Mapping[str, str], columns: Mapping[str, str]
+    def _column_value(
+        self, name: str, values: Mapping[str, str], columns: Mapping[str, Cell]
     ) -> str:
-        """Return the value of a name with the prefix ``column.`` or ``fanout.``."""
-        is_column = name.startswith(COLUMN)
-        bare = name.removeprefix(COLUMN).removeprefix(OWN)
-        found = (columns if is_column else values).get(bare) if bare != name else None
-        if found is None:
-            raise PromptError(
-                f"this document has no column {bare!r}, which the prompt uses", field=self.field
-            )
-        return found
+        """Return the value of a column, or of a name with the prefix ``column.`` or ``fanout.``."""
+        if name in columns:
+            return cell_text(columns[name])
+        bare = name.removeprefix(COLUMN)
+        if bare in columns:
+            return cell_text(columns[bare])
+        own = name.removeprefix(OWN)
+        if own in values:
+            return values[own]
+        raise PromptError(
+            f"this document has no column {bare!r}, which the prompt uses", field=self.field
+        )
 
 
 def near_hint(name: str, known: Iterable[str], form: str = "{}") -> str:

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 from msgspec import structs
 
-from fanout.core.cells import cell_text
 from fanout.core.errors import (
     FanoutError,
     LostDataError,
@@ -40,7 +39,7 @@ from workers.context.inflight import CallStoppedError, StopReason, run_ending
 from workers.telemetry.reports import Calls
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
     from fanout.core.ids import BranchId, ShardId, StageId
     from fanout.core.records import BranchRef, Chunk
@@ -316,8 +315,7 @@ async def _call(
         return Outcome(index=index, kind=ErrorKind.BAD_REQUEST, message=chunk.error)
     template = runs.template(shard_id.stage_id, ref.aspect)
     limit = spec.max_tokens if stage == 0 else spec.aggregate_max_tokens
-    columns = {name: cell_text(cell) for name, cell in chunk.columns.items()}
-    prompt = template.render(_values(chunk, ref, columns), columns)
+    prompt = template.render(_values(chunk, ref), chunk.columns)
     request = _request(spec, prompt, limit, ref.sample)
     calls.asks(spec.model, request)
     is_reading = spec.model == READER_MODEL
@@ -348,9 +346,8 @@ async def _call(
     return _outcome(index, result)
 
 
-def _values(chunk: Chunk, ref: BranchRef, columns: Mapping[str, str]) -> dict[str, str]:
+def _values(chunk: Chunk, ref: BranchRef) -> dict[str, str]:
     return {
-        **columns,
         "input": chunk.text,
         "document": chunk.document,
         "index": str(ref.chunk),

@@ -13,6 +13,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from fanout.core import cells
+from fanout.core.cells import cell_of
 from fanout.core.errors import InputError, PromptError, SpecError
 from fanout.core.records import Document
 from fanout.core.spec import make_spec
@@ -275,12 +277,32 @@ def test_reading_holds_neither_a_huge_line_nor_many_rows_in_memory(here):
 
 def test_half_a_character_costs_the_document_that_holds_it():
     spec = make_spec(model="fake", prompt="{input}")
-    rows = [{"text": "fine"}, {"text": "caf\ud800"}, {"text": "x", "who": "\udc80"}]
-    fine, text, column = checked_documents(spec, rows)
+    half = "caf\ud800"
+    wrong = [half, ["a", half], [1, [2.5, half]], {"k": {half: 1}}, {"k": [{"l": half}]}]
+    rows = [
+        {"text": "fine", "who": ["a", [1.5, {"k": "v"}]]},
+        {"text": half},
+        {"text": "x", half: "y"},
+        *({"text": "x", "who": cell} for cell in wrong),
+    ]
+    fine, *faulty = checked_documents(spec, rows)
     assert fine.error is None
-    assert text.error == "it has a lone surrogate (half a character) at offset 3"
-    assert "lone surrogate" in column.error
-    assert (text.index, column.index) == (1, 2)
+    assert {one.error for one in faulty} == {
+        "it has a lone surrogate (half a character) at offset 3"
+    }
+    assert [one.index for one in faulty] == list(range(1, len(rows)))
+
+
+def test_an_embedding_is_not_looked_at_number_by_number(monkeypatch):
+    looked = []
+    monkeypatch.setattr(cells, "_number", looked.append)
+    spec = make_spec(model="fake", prompt="{input}")
+    vector = [0.5] * 1536
+    (document,) = checked_documents(spec, [{"text": "x", "vector": vector}])
+    assert document.columns == {"vector": vector}
+    assert not looked
+    cell_of([0.5, math.nan])
+    assert looked == [0.5]
 
 
 # Faults in tables cost the rows that have them.

@@ -78,7 +78,25 @@ def test_a_missing_value_names_itself():
 
 def test_a_name_may_say_whose_it_is():
     template = Template.parse("{fanout:document} {column:document} {column:who} {who}")
-    values = {"who": "Ann", "document": "r.csv:2"}
+    values = {"document": "r.csv:2"}
     assert template.render(values, {"who": "Ann", "document": "x"}) == "r.csv:2 x Ann Ann"
     with pytest.raises(PromptError, match="no column 'nobody'"):
         render("{column:nobody}", input="x")
+
+
+class Untouched(list):
+    """A large cell, which nothing may look at."""
+
+    def __iter__(self):
+        raise AssertionError
+
+
+def test_only_the_columns_that_a_template_names_are_looked_at():
+    columns = {"who": 7, "vector": Untouched([1.5])}
+    for source, text in [("{input}", "x"), ("{who} {column.who} {fanout.input}", "7 7 x")]:
+        assert Template.parse(source).render({"input": "x"}, columns) == text
+
+
+def test_a_column_whose_name_has_a_prefix_is_that_column():
+    columns = {"fanout.a": "1", "column.a": "2", "a": "3"}
+    assert Template.parse("{fanout.a}{column.a}{a}").render({}, columns) == "123"
