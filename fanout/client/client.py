@@ -179,13 +179,9 @@ class Client:
         """
         spec = with_full_ids(self, checked_spec(spec, has_documents=documents is not None))
         if spec.read_on == "workers":
-            from fanout.client.worker_reading import spec_after_reading
-
-            began_at = time.monotonic()
-            reading = self._read_by_workers(spec, documents, on_notice, should_stop)
+            reading, spec = self._read_by_workers(spec, documents, on_notice, should_stop)
             if should_stop is not None and should_stop():
                 return reading
-            spec = spec_after_reading(spec, reading, began_at=began_at)
         source = checked_documents(spec, documents, notify=on_notice, open_run=run_opener(self))
         self._check_storage()
         if self.is_embedded and self._fleet is None:
@@ -213,18 +209,29 @@ class Client:
         documents: object,
         notify: Notify,
         should_stop: Callable[[], bool] | None,
-    ) -> Run:
-        """Have the workers read the documents of a job that could be run; return that run."""
-        from fanout.client.worker_reading import read_by_workers, require_readable
+    ) -> tuple[Run, RunSpec]:
+        """Have the workers read the documents of a job that could be run.
 
-        source = require_readable(spec, has_documents=documents is not None, notify=notify)
+        Returns:
+            The run of that, and the job whose input is what they have read.
+        """
+        from fanout.client.worker_reading import (
+            read_by_workers,
+            require_readable,
+            spec_after_reading,
+        )
+
+        began_at = time.monotonic()
+        files = require_readable(spec, has_documents=documents is not None, notify=notify)
         if self.is_embedded and self._fleet is None:
             require_open_files(self._concurrency, self._given_concurrency, spec.max_workers)
         # It has the functions of the job's own model, too.
         connections = self._connected(spec.model)
         connections.claim()
         connections.preflight(spec.model, check=self._check_fleet, wait=self.is_embedded)
-        return read_by_workers(self, spec, source, notify=notify, should_stop=should_stop)
+        run = read_by_workers(self, spec, files, notify=notify, should_stop=should_stop)
+        has_chosen = files.chosen is not None
+        return run, spec_after_reading(spec, run, began_at=began_at, has_chosen=has_chosen)
 
     def _create_run(self, connections: Connections, spec: RunSpec) -> str:
         """Create the record of a run, and return the run's id."""

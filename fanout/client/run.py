@@ -331,14 +331,15 @@ class Run:
             time.sleep(pause_s)
 
     async def astream(
-        self, *, with_text: bool = False, cancels: bool = True
+        self, *, with_text: bool = False, cancels: bool = False
     ) -> AsyncGenerator[Output, None]:
         """Yield the branches as ``stream`` does, without blocking the event loop.
 
         Args:
             with_text: As for ``stream``.
-            cancels: Whether the run is cancelled with the task that waits for a branch. The task
-                ends once calls in flight have ended, or after 10 s.
+            cancels: Whether the run is cancelled with the task that waits for a branch: for a run
+                that nobody else follows. The task ends once calls in flight have ended, or after
+                10 s.
 
         Raises:
             BrokerError, EmbeddedError: As ``stream`` does.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from itertools import chain
 from typing import TYPE_CHECKING
 
 from fanout.core.ids import StageId
@@ -34,10 +35,13 @@ class EndedBranches:
     def __init__(self, store: RedisStore, run_id: str) -> None:
         self._store = store
         self._stage_id = StageId(run_id, 0)
-        # All shards below this one are complete.
+        # All shards below this one are complete or closed.
         self._first = 0
         self._complete = set[int]()
+        # Those that lack outcomes: the end of the run tells what became of these branches.
         self._closed = set[int]()
+        self._reopened = set[int]()
+        self._reopened_at: float | None = None
         self._given: defaultdict[int, set[int]] = defaultdict(set)
         self._inputs: dict[int, Shard] = {}
         self._chars: dict[int, int] = {}
@@ -47,12 +51,17 @@ class EndedBranches:
 
         After an error, the next call goes on where this one ended.
         """
-        retry = self._store.run(self._stage_id.run_id).retry
+        run = self._store.run(self._stage_id.run_id)
         progress = self._store.progress(self._stage_id)
-        for number in range(self._first, progress.opened):
-            if number in self._complete or number in self._closed:
-                continue
-            if retry and not self._store.is_reopened(self._stage_id.shard(number)):
+        numbers = [
+            number
+            for number in range(self._first, progress.opened)
+            if number not in self._complete and number not in self._closed
+        ]
+        if run.retry:
+            self._look_at_reopened(numbers, run.reopened_at)
+        for number in numbers:
+            if run.retry and number in progress.open and number not in self._reopened:
                 # It still has the failures that are to be retried.
                 continue
             ended, _, is_compacted = progress.marks.get(number, (0, 0, 1))
@@ -62,14 +71,25 @@ class EndedBranches:
             elif ended > len(self._given[number]):
                 yield from self._part(number)
 
+    def _look_at_reopened(self, numbers: list[int], reopened_at: float | None) -> None:
+        """Learn which shards were reset; one that is over without that has nothing to retry."""
+        if reopened_at != self._reopened_at:
+            self._reopened.clear()
+            self._reopened_at = reopened_at
+        unknown = [number for number in numbers if number not in self._reopened]
+        if unknown:
+            self._reopened |= self._store.reopened(self._stage_id, unknown)
+
     def rest(self) -> Iterator[tuple[Shard, Outcome]]:
         """Yield all other outcomes of a run that has ended. Raises BrokerError."""
-        for number in range(self._first, self._store.stage(self._stage_id).shards):
+        closed = sorted(self._closed)
+        later = range(self._first, self._store.stage(self._stage_id).shards)
+        for number in chain(closed, (number for number in later if number not in self._closed)):
             if number not in self._complete:
                 yield from self._whole(number)
                 self._forget(number)
-                self._given.pop(number, None)
-                self._complete.add(number)
+                self._closed.discard(number)
+                self._complete_shard(number)
 
     def _part(self, number: int) -> Iterator[tuple[Shard, Outcome]]:
         shard_id = self._stage_id.shard(number)
@@ -105,13 +125,20 @@ class EndedBranches:
     def _close(self, number: int) -> None:
         self._forget(number)
         if len(self._given[number]) < len(self._store.indices(self._stage_id.shard(number))):
-            # The end of the run tells what became of the others.
             self._closed.add(number)
-            return
-        del self._given[number]
-        self._complete.add(number)
-        while self._first in self._complete:
-            self._complete.remove(self._first)
+            self._advance()
+        else:
+            self._complete_shard(number)
+
+    def _complete_shard(self, number: int) -> None:
+        self._given.pop(number, None)
+        if number >= self._first:
+            self._complete.add(number)
+            self._advance()
+
+    def _advance(self) -> None:
+        while self._first in self._complete or self._first in self._closed:
+            self._complete.discard(self._first)
             self._first += 1
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from itertools import islice
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from fanout.core.errors import InputError, SpecError
+from fanout.core.errors import FanoutError, InputError, SpecError
 from fanout.core.field_effects import READING
 from fanout.core.model_names import READER_MODEL
 from fanout.core.records import Document
@@ -21,15 +21,18 @@ if TYPE_CHECKING:
     from fanout.client.client import Client
     from fanout.client.run import Run
     from fanout.core.spec import RunSpec
-    from fanout.inputs.documents import FileSource, Notify
+    from fanout.inputs.documents import Notify
+    from fanout.inputs.intake import FilesToRead
 
 __all__ = ["read_by_workers", "require_readable", "spec_after_reading"]
 
 # Seconds for one document with its wait for a core of the worker: parsing has its own deadline.
 _TIMEOUT_S = 3_600.0
+# The fields that choose documents.
+_CHOICE = ("where", "sample", "limit")
 
 
-def require_readable(spec: RunSpec, *, has_documents: bool, notify: Notify) -> FileSource:
+def require_readable(spec: RunSpec, *, has_documents: bool, notify: Notify) -> FilesToRead:
     """Return the files of a job that workers are to read, after checking the job.
 
     Raises:
@@ -54,29 +57,37 @@ def require_readable(spec: RunSpec, *, has_documents: bool, notify: Notify) -> F
 def read_by_workers(
     client: Client,
     spec: RunSpec,
-    source: FileSource,
+    files: FilesToRead,
     *,
     notify: Notify,
     should_stop: Callable[[], bool] | None,
 ) -> Run:
     """Have the workers read the documents of a job; return the run of that when it has ended.
 
-    If this process is interrupted meanwhile, the run is cancelled.
+    If this process is interrupted meanwhile, also while it submits the run, the run is cancelled.
 
     Raises:
         InputError: There is no document, or an input has rows.
         ModelError: The workers may not read documents.
         BrokerError: The broker cannot be reached.
     """
-    run = client.submit(
-        _reading_spec(spec), _requests(spec, source), on_notice=notify, should_stop=should_stop
-    )
+    created: list[str] = []
     try:
+        run = client.submit(
+            _reading_spec(spec),
+            _requests(spec, files),
+            on_notice=notify,
+            on_created=created.append,
+            should_stop=should_stop,
+        )
         total = run.status().total
         notify(Notice(text=f"the workers read {total:,} documents (run {run.run_id})"))
         _wait(run, should_stop)
     except BaseException:
-        run.cancel()
+        for run_id in created:
+            # Without a branch it leaves no run, and the error counts that ended the reading.
+            with suppress(FanoutError):
+                client.run(run_id).cancel()
         raise
     return run
 
@@ -86,16 +97,17 @@ def _reading_spec(spec: RunSpec) -> RunSpec:
         model=READER_MODEL,
         prompt="{input}",
         priority=spec.priority,
+        max_workers=spec.max_workers,
         deadline_s=spec.deadline_s,
         timeout_s=_TIMEOUT_S,
+        # The requests to read are inputs, too, and the answers decide how many fit into a shard.
+        max_document_mb=max(1.0, spec.max_document_mb),
     )
 
 
-def _requests(spec: RunSpec, source: FileSource) -> Iterator[Document]:
+def _requests(spec: RunSpec, files: FilesToRead) -> Iterator[Document]:
     fields = reading_fields(spec)
-    # What else the job leaves out shows only when all is read.
-    most = spec.limit if spec.where is None and spec.sample is None else None
-    for index, (name, place) in enumerate(islice(source.places(), most)):
+    for index, (name, place) in enumerate(files.source.places(files.chosen)):
         text = ReadRequest(source=place, fields=fields).to_prompt()
         yield Document(name=name, index=index, text=text)
 
@@ -112,13 +124,16 @@ def _wait(run: Run, should_stop: Callable[[], bool] | None) -> None:
     run.wait(on_progress=on_progress)
 
 
-def spec_after_reading(spec: RunSpec, run: Run, *, began_at: float) -> RunSpec:
+def spec_after_reading(
+    spec: RunSpec, run: Run, *, began_at: float, has_chosen: bool = False
+) -> RunSpec:
     """Return the job whose input is what the workers have read.
 
     Args:
         spec: The job.
         run: The run that read the documents.
         began_at: When the job was submitted, by the monotonic clock.
+        has_chosen: Whether the files that were read are those that the job chooses.
 
     Raises:
         InputError: The deadline has passed.
@@ -130,9 +145,10 @@ def spec_after_reading(spec: RunSpec, run: Run, *, began_at: float) -> RunSpec:
             raise InputError(
                 f"the deadline passed while the workers read the documents (run {run.run_id})"
             )
-    after = spec.model_copy(
-        update={"inputs": (f"run:{run.run_id}",), "read_on": "client", "deadline_s": left_s}
-    )
+    changed = {"inputs": (f"run:{run.run_id}",), "read_on": "client", "deadline_s": left_s}
+    # A second choice would count the documents anew.
+    choice = dict.fromkeys(_CHOICE) if has_chosen else {}
+    after = spec.model_copy(update={**changed, **choice})
     # They had their effect.
-    after.model_fields_set.difference_update(READING | {"read_on"})
+    after.model_fields_set.difference_update(READING | {"read_on"} | choice.keys())
     return after

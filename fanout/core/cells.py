@@ -7,7 +7,7 @@ import json
 import math
 from typing import Any, cast
 
-__all__ = ["COLUMN", "OWN", "Cell", "cell_of", "cell_text", "is_missing", "with_point"]
+__all__ = ["COLUMN", "OWN", "Cell", "cell_of", "cell_size", "cell_text", "is_missing", "with_point"]
 
 # What says that a name is the user's column, or fanout's own.
 COLUMN = "column."
@@ -19,6 +19,8 @@ Cell = Any
 # Compared by name: pandas.NA supports no comparison, and pandas is not imported here.
 _MISSING = frozenset({"NAType", "NaTType"})
 _LARGEST = 2**63 - 1
+_WITH_TEXT = frozenset({str, list, dict})
+_NUMBER_BYTES = 9
 
 
 def is_missing(value: object) -> bool:
@@ -84,6 +86,20 @@ def cell_text(cell: Cell) -> str:
     if isinstance(cell, str):
         return cell
     return "" if cell is None else json.dumps(cell, ensure_ascii=False)
+
+
+def cell_size(cell: Cell) -> int:
+    """Return about how many bytes a cell takes in memory or in a message."""
+    if isinstance(cell, str):
+        return len(cell)
+    if isinstance(cell, dict):
+        return sum(map(len, cell)) + sum(map(cell_size, cell.values()))
+    if isinstance(cell, list):
+        # The numbers of an embedding need no look one by one.
+        if _WITH_TEXT.isdisjoint(map(type, cell)):
+            return _NUMBER_BYTES * len(cell)
+        return sum(map(cell_size, cell))
+    return _NUMBER_BYTES
 
 
 def with_point(name: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fanout.core.cells import COLUMN, OWN
 from fanout.core.errors import InputError, PromptError, SpecError
@@ -32,7 +32,13 @@ if TYPE_CHECKING:
     from fanout.inputs.documents import Chunks, Notify
     from fanout.inputs.documents.past_runs import OpenRun
 
-__all__ = ["checked_documents", "files_for_workers", "has_only_rows", "source_of_files"]
+__all__ = [
+    "FilesToRead",
+    "checked_documents",
+    "files_for_workers",
+    "has_only_rows",
+    "source_of_files",
+]
 
 _SHOWN_FAULTS = 3
 # Rows of one input may have different columns. The head is read in any case, and the search for a
@@ -41,6 +47,19 @@ _HEAD_ROWS = 20
 _SEARCHED_ROWS = 1_000
 _HEAD_CHARS = 8_000_000
 _GROUPS = ("document", "aspect")
+
+
+class FilesToRead(NamedTuple):
+    """Files whose documents workers are to read.
+
+    Attributes:
+        source: The files.
+        chosen: The numbers of those to read, if ``where``, ``sample`` and ``limit`` choose by the
+            names of files; None is all: they choose when all is read.
+    """
+
+    source: FileSource
+    chosen: frozenset[int] | None = None
 
 
 def checked_documents(
@@ -112,16 +131,17 @@ def checked_documents(
     return _strictly(checked) if spec.strict else checked
 
 
-def files_for_workers(spec: RunSpec, *, notify: Notify = log_notice) -> FileSource:
+def files_for_workers(spec: RunSpec, *, notify: Notify = log_notice) -> FilesToRead:
     """Return the files of a job whose documents workers are to read, after checking the job.
 
     Args:
         spec: The job.
-        notify: Receives notices of files that are left out.
+        notify: Receives notices of files that are left out, and of those that are chosen.
 
     Raises:
         PromptError, SpecError: As ``checked_documents``; documents in files have no columns.
-        InputError: A source cannot be listed, or ``strict`` refuses what is left out.
+        InputError: A source cannot be listed, no file is chosen, or ``strict`` refuses what is left
+            out.
     """
     for template in _templates(spec):
         template.require(BRANCH_NAMES)
@@ -135,10 +155,11 @@ def files_for_workers(spec: RunSpec, *, notify: Notify = log_notice) -> FileSour
 
     base = Path(spec.base_dir or "")
     source = source_of_files(spec, spec.inputs, base=base, notify=notify_and_keep, parses=False)
-    _require_used(spec, None, source, Selection(spec, text_columns=_text_columns(spec)))
+    selection = Selection(spec, text_columns=_text_columns(spec))
+    _require_used(spec, None, source, selection)
     if spec.strict:
         _refuse_notices(warnings)
-    return source
+    return FilesToRead(source=source, chosen=_chosen_files(source, selection, notify))
 
 
 def source_of_files(

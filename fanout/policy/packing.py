@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from fanout.core.cells import cell_size
 from fanout.core.records import Chunk, Shard
 
 if TYPE_CHECKING:
@@ -22,7 +23,9 @@ def pack(
     max_branches: int = MAX_SHARD_BRANCHES,
     max_bytes: int = MAX_SHARD_BYTES,
 ) -> Iterator[Shard]:
-    """Yield shards of up to ``max_branches`` branches and about ``max_bytes`` of text, lazily.
+    """Yield shards of up to ``max_branches`` branches and about ``max_bytes`` of input, lazily.
+
+    The input of a chunk is its text and its columns.
 
     A chunk whose branches do not fit into one shard is repeated in the next, so that any number
     of samples works. A chunk larger than ``max_bytes`` gets a shard of its own.
@@ -36,6 +39,8 @@ def pack(
                 first_chunk = number
             packed.append(chunk)
             size_bytes += len(chunk.text)
+            if chunk.columns:
+                size_bytes += cell_size(chunk.columns)
             taken = min(remaining, max_branches - count)
             count += taken
             remaining -= taken

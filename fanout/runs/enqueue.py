@@ -44,8 +44,9 @@ __all__ = [
 ]
 
 
-# The answers of a shard are in memory together; here each is a whole document.
+# The answers of a shard are in memory together; in a run that reads, each is a whole document.
 _MAX_READ_BRANCHES = 64
+_MAX_READ_MB = 256.0
 
 
 class Enqueuer:
@@ -125,8 +126,9 @@ class Enqueuer:
             chunk_overlap_tokens=spec.chunk_overlap_tokens,
         )
         chunks = self._reported(split_documents(documents, splitter))
-        most = _MAX_READ_BRANCHES if spec.model == READER_MODEL else MAX_SHARD_BRANCHES
-        shards = pack(chunks, branches_per_chunk=spec.branches_per_chunk, max_branches=most)
+        shards = pack(
+            chunks, branches_per_chunk=spec.branches_per_chunk, max_branches=_max_branches(spec)
+        )
         return self._stoppable(run_id, shards)
 
     def _reported(self, chunks: Iterable[Chunk]) -> Iterator[Chunk]:
@@ -141,6 +143,13 @@ class Enqueuer:
                 self._store.halt(run_id, RunStatus.CANCELLED)
                 return
             yield shard
+
+
+def _max_branches(spec: RunSpec) -> int:
+    """Return how many branches a shard may have."""
+    if spec.model != READER_MODEL:
+        return MAX_SHARD_BRANCHES
+    return max(1, min(_MAX_READ_BRANCHES, int(_MAX_READ_MB / spec.max_document_mb)))
 
 
 def open_stage(

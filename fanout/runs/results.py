@@ -103,6 +103,9 @@ class BranchError:
         attempts: Calls made for it.
         aspect: The name of its prompt, or None.
         sample: 0-based number of the sample.
+        columns: The other columns of the document's row: JSON values.
+        pages: The numbers of the pages that the chunk is on, from 1 on; empty if unknown.
+        headings: The path of headings at the chunk's beginning; empty if there is none.
     """
 
     index: int
@@ -112,6 +115,9 @@ class BranchError:
     attempts: int
     aspect: str | None = None
     sample: int = 0
+    columns: dict[str, Cell] = field(default_factory=dict)
+    pages: list[int] = field(default_factory=list)
+    headings: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, repr=False)
@@ -159,6 +165,9 @@ class Result:
                 attempts=branch.attempts,
                 aspect=branch.aspect,
                 sample=branch.sample,
+                columns=branch.columns,
+                pages=branch.pages,
+                headings=branch.headings,
             )
             for branch in self.branches
             if branch.kind is not None
@@ -186,7 +195,7 @@ class Result:
 
         Rows have ``index``, ``document``, ``chunk``, ``position``, ``start``, ``end``, ``aspect``,
         ``sample``, ``output``, ``kind``, ``message``, ``attempts``, ``usage``, ``elapsed_s`` and
-        ``columns``; an unknown value is None.
+        ``columns``, and ``pages`` and ``headings`` where they are known; an unknown value is None.
         """
         return {**self._record(), "branches": [_row(branch) for branch in self.branches]}
 

@@ -131,9 +131,10 @@ def test_a_run_is_awaited_streamed_and_cancelled_while_the_loop_goes_on(script):
             runner.client.submit, {"model": runner._model, "prompt": "{input}"}, ["wait"]
         )
         await poll(entered.is_set)
-        for cancels, expected in ((False, "running"), (True, "cancelled")):
-            following = asyncio.ensure_future(anext(run.astream(cancels=cancels)))
-            await asyncio.sleep(0.1)
+        for fields, expected in (({}, "running"), ({"cancels": True}, "cancelled")):
+            following = asyncio.ensure_future(anext(run.astream(**fields)))
+            # It begins, and waits for its first look at the run.
+            await asyncio.sleep(0)
             following.cancel()
             await asyncio.wait([following])
             assert (await asyncio.to_thread(run.status)).status == expected

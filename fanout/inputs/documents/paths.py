@@ -128,13 +128,18 @@ class FileSource:
         finally:
             documents.close()
 
-    def places(self) -> Iterator[tuple[str, str]]:
+    def places(self, only: Container[int] | None = None) -> Iterator[tuple[str, str]]:
         """Yield the name and the absolute path, or the URL, of each file; each is one document.
+
+        Args:
+            only: The numbers of the files, from 0 on; None is all.
 
         Raises:
             InputError: A file has rows, or is compressed.
         """
-        for file in self._files:
+        for at, file in enumerate(self._files):
+            if only is not None and at not in only:
+                continue
             has_rows = "text_column" in FORMATS[file.kind].fields
             if has_rows or file.packing is not None:
                 what = "has rows" if has_rows else "is compressed"

@@ -15,7 +15,7 @@ from fanout.stores.redis.base import translated
 from fanout.stores.redis.blob_references import RedisBlobReferences
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from fanout.core.ids import StageId
     from fanout.core.records import Outcome, Shard
@@ -71,6 +71,16 @@ class RedisStages(RedisBlobReferences):
     def is_reopened(self, shard_id: ShardId) -> bool:
         """Return whether a shard was reset since its run was reopened."""
         return bool(self._redis.sismember(f"{self._stage(shard_id)}:reopened", str(shard_id.shard)))
+
+    @translated
+    def reopened(self, stage_id: StageId, shards: Sequence[int]) -> frozenset[int]:
+        """Return which of some shards were reset since the run was reopened; in one round trip."""
+        key = f"{self._stage(stage_id)}:reopened"
+        with self._redis.pipeline(transaction=False) as pipe:
+            for number in shards:
+                pipe.sismember(key, str(number))
+            found = pipe.execute()
+        return frozenset(number for number, is_there in zip(shards, found, strict=True) if is_there)
 
     @translated
     def is_finished(self, shard_id: ShardId) -> bool:

@@ -11,6 +11,7 @@ from fanout.client.client import Client
 from fanout.client.run import Run
 from fanout.core.errors import BrokerError, InputError, RunError, UnknownRunError
 from fanout.core.ids import BranchId, ShardId, StageId
+from fanout.core.model_names import READER_MODEL
 from fanout.core.records import ErrorKind, Outcome, RunStatus
 from fanout.core.spec import make_spec
 from fanout.core.state import BeginRequest, RecordRequest, WorkerRecord
@@ -86,6 +87,14 @@ def finish(store, kinds):
 
 def run_handle(store, publisher):
     return Run(RUN, store, publisher, lambda: None)
+
+
+@pytest.mark.parametrize(("most_mb", "expected"), [(256, 1), (16, 16), (4, 64), (1, 64)])
+def test_the_documents_of_a_shard_fit_into_memory_together(store, publisher, most_mb, expected):
+    spec = make_spec(model=READER_MODEL, prompt="{input}", max_document_mb=most_mb)
+    create(store, spec)
+    enqueue(store, publisher, texts(100), spec)
+    assert len(store.indices(ShardId(RUN, 0, 0))) == expected
 
 
 # An input that breaks while it is read.

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import multiprocessing
+import os
 import threading
 
 import pytest
@@ -22,6 +24,8 @@ def test_a_function_runs_in_a_thread_with_the_context_of_its_task():
             await in_thread(lambda: 1 / 0)
         with pytest.raises(KeyboardInterrupt):
             await in_thread(_interrupt)
+        with pytest.raises(RuntimeError, match="StopIteration"):
+            await asyncio.wait_for(in_thread(lambda: next(iter([]))), 20)
 
     asyncio.run(use())
 
@@ -38,6 +42,32 @@ def test_many_threads_may_wait_at_the_same_time():
         return await asyncio.gather(*(in_thread(meet.wait) for _ in range(50)))
 
     assert sorted(asyncio.run(use())) == list(range(50))
+
+
+def test_calls_one_after_the_other_share_a_thread_and_later_ones_get_another(monkeypatch):
+    monkeypatch.setattr("fanout.client.loop_threads._IDLE_S", 0.05)
+
+    async def use():
+        first = await in_thread(threading.current_thread)
+        # Another test's thread may be idle, too.
+        seen = {await in_thread(threading.current_thread) for _ in range(50)}
+        assert len(seen) == 1
+        await asyncio.to_thread(lambda: [thread.join(20) for thread in {first, *seen}])
+        assert await in_thread(threading.current_thread) not in seen
+
+    asyncio.run(use())
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
+def test_a_forked_child_starts_threads_of_its_own():
+    async def use():
+        return await in_thread(lambda: 7)
+
+    assert asyncio.run(use()) == 7
+    child = multiprocessing.get_context("fork").Process(target=lambda: os._exit(asyncio.run(use())))
+    child.start()
+    child.join(20)
+    assert child.exitcode == 7
 
 
 def test_a_cancelled_task_leaves_its_function_alone():

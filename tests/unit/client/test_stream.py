@@ -166,3 +166,56 @@ def test_an_ended_shard_is_read_once_and_an_open_one_only_for_what_is_new(contex
     assert reads["outcomes"] <= 1
     assert len(ended._inputs) <= 3
     assert sum(map(len, ended._given.values())) <= 10
+
+
+def test_a_retry_asks_once_for_all_shards_and_gives_those_without_failures_at_once(
+    context, monkeypatch
+):
+    context.write(["bad" if n == 90 else f"t{n}" for n in range(100)], max_branches=10)
+    is_bad = True
+
+    def answer(request):
+        if request.prompt == "bad" and is_bad:
+            raise LLMError(ErrorKind.BAD_REQUEST, "no")
+        return "fine"
+
+    context.answer = answer
+    context.process()
+    run = Run(RUN, context.store, context.publisher, lambda: None)
+    assert run.retry_failed() == 1
+    asked = []
+    reopened = context.store.reopened
+    monkeypatch.setattr(
+        context.store, "reopened", lambda of, some: asked.append(some) or reopened(of, some)
+    )
+    monkeypatch.setattr(context.store, "is_reopened", lambda _: 1 / 0)
+    context.store.open_shards(MAP, window=1_000)
+    ended = stream.EndedBranches(context.store, RUN)
+    assert list(ended.read()) == []
+    assert len(asked) == 1
+    for number in range(9):
+        collect(context, [], ShardId(RUN, 0, number))
+    assert [outcome.index for _, outcome in ended.read()] == list(range(90))
+    assert ended._first == 9
+    assert list(ended.read()) == []
+    assert asked[-1] == [9]
+
+
+def test_a_shard_that_lacks_an_outcome_costs_the_others_no_memory(context):
+    context.write([f"t{n}" for n in range(100)], max_branches=10)
+    context.process()
+    ended = stream.EndedBranches(context.store, RUN)
+    outcomes = context.store.outcomes
+
+    def lossy(shard_id):
+        found = outcomes(shard_id)
+        found.pop(3 if shard_id.shard == 0 else None, None)
+        return found
+
+    context.store.outcomes = lossy
+    given = [outcome.index for _, outcome in ended.read()]
+    assert (len(given), ended._first, ended._complete) == (99, 10, set())
+    assert list(ended._given) == [0]
+    context.store.outcomes = outcomes
+    given += [outcome.index for _, outcome in ended.rest()]
+    assert sorted(given) == list(range(100))

@@ -10,8 +10,13 @@ import fsspec
 import pytest
 
 from fanout.client.arguments import checked_spec
-from fanout.client.worker_reading import _requests, require_readable, spec_after_reading
-from fanout.core.errors import InputError, PromptError, SpecError
+from fanout.client.worker_reading import (
+    _requests,
+    read_by_workers,
+    require_readable,
+    spec_after_reading,
+)
+from fanout.core.errors import BrokerError, InputError, PromptError, SpecError
 from fanout.core.spec import make_spec
 from fanout.inputs.documents import log_notice, parsing
 from fanout.inputs.intake import checked_documents
@@ -27,6 +32,10 @@ def here(tmp_path, monkeypatch):
     return tmp_path
 
 
+class Reading:
+    run_id = "abcdefgh"
+
+
 def job(**fields):
     return checked_spec(
         {"model": "fake", "prompt": "{input}", "read_on": "workers", **fields}, has_documents=False
@@ -39,8 +48,8 @@ def readable(**fields):
 
 def test_workers_get_each_file_by_its_absolute_path_under_the_name_that_the_client_gives(here):
     spec = job(inputs=["letters", "letters/b.txt"], max_document_mb=3)
-    source = require_readable(spec, has_documents=False, notify=log_notice)
-    requests = list(_requests(spec, source))
+    files = require_readable(spec, has_documents=False, notify=log_notice)
+    requests = list(_requests(spec, files))
     assert [one.name for one in requests] == ["letters/a.md", "letters/b.txt", "letters/b.txt"]
     first = json.loads(requests[0].text)
     assert first["source"] == str(here / "letters/a.md")
@@ -50,23 +59,78 @@ def test_workers_get_each_file_by_its_absolute_path_under_the_name_that_the_clie
 @pytest.mark.parametrize(
     ("fields", "expected"),
     [
-        ({}, 3),
-        ({"limit": 1}, 1),
-        ({"limit": 1, "sample": 2}, 3),
-        ({"limit": 1, "where": "index > 0"}, 3),
+        ({}, ["0", "1", "2", "3"]),
+        ({"limit": 1}, ["0"]),
+        ({"sample": 2, "seed": 1}, None),
+        ({"limit": 1, "sample": 2, "seed": 1}, None),
+        ({"where": "index > 0"}, ["1", "2", "3"]),
+        ({"where": "document = many/2.txt"}, ["2"]),
+        ({"limit": 1, "where": "index > 0"}, ["1"]),
+        # Which documents these are shows only when all is read.
+        ({"limit": 1, "where": "input contains a"}, ["0", "1", "2", "3"]),
     ],
 )
-def test_no_more_is_read_than_the_job_takes(fields, expected):
-    spec = job(inputs=["letters", "letters/b.txt"], **fields)
-    source = require_readable(spec, has_documents=False, notify=log_notice)
-    assert len(list(_requests(spec, source))) == expected
+def test_no_more_is_read_than_the_job_takes(here, fields, expected):
+    (here / "many").mkdir()
+    for number in range(4):
+        (here / f"many/{number}.txt").write_text(f"Dear {number}")
+    spec, notices = job(inputs=["many"], **fields), []
+    files = require_readable(spec, has_documents=False, notify=notices.append)
+    read = [one.name[5:-4] for one in _requests(spec, files)]
+    if expected is None:
+        by_client = job(inputs=["many"], **{**fields, "read_on": "client"})
+        expected = [one.name[5:-4] for one in checked_documents(by_client, None)]
+        assert len(expected) == fields.get("limit", 2)
+    assert read == expected
+    # The run after it takes all that was read, and chooses only what could not be chosen before.
+    has_chosen = files.chosen is not None
+    after = spec_after_reading(spec, Reading(), began_at=0.0, has_chosen=has_chosen)
+    left = {name: getattr(after, name) for name in ("limit", "sample", "where")}
+    assert any(left.values()) == ("contains" in fields.get("where", ""))
+    taken = [one.text for one in notices if one.text.startswith("taken")]
+    assert len(taken) == (has_chosen and bool(fields))
+
+
+def test_a_job_that_chooses_no_file_is_refused_before_anything_is_read():
+    with pytest.raises(InputError, match="where: no document meets"):
+        readable(inputs=["letters"], where="index > 7")
+
+
+class Interrupted:
+    """A client whose user interrupts it once its run exists."""
+
+    def __init__(self):
+        self.cancelled, self.specs = [], []
+
+    def submit(self, spec, documents, *, on_notice, on_created, should_stop):
+        self.specs.append(spec)
+        on_created("abc")
+        list(documents)
+        raise KeyboardInterrupt
+
+    def run(self, run_id):
+        self.cancelled.append(run_id)
+        return self
+
+    def cancel(self):
+        raise BrokerError("away")
+
+
+def test_a_reading_run_that_is_interrupted_while_it_is_submitted_is_cancelled():
+    spec, client = job(inputs=["letters"], max_workers=3, max_document_mb=64), Interrupted()
+    files = require_readable(spec, has_documents=False, notify=log_notice)
+    with pytest.raises(KeyboardInterrupt):
+        read_by_workers(client, spec, files, notify=log_notice, should_stop=None)
+    assert client.cancelled == ["abc"]
+    [reading] = client.specs
+    assert (reading.max_workers, reading.max_document_mb) == (3, 64)
 
 
 def test_the_folder_of_relative_inputs_counts(here, monkeypatch):
     monkeypatch.chdir("/")
     spec = job(inputs=["letters/a.md"], base_dir=str(here))
-    source = require_readable(spec, has_documents=False, notify=log_notice)
-    assert [place for _, place in source.places()] == [str(here / "letters/a.md")]
+    files = require_readable(spec, has_documents=False, notify=log_notice)
+    assert [place for _, place in files.source.places()] == [str(here / "letters/a.md")]
 
 
 @pytest.mark.parametrize(
@@ -89,7 +153,7 @@ def test_a_job_that_could_not_be_run_is_refused_before_anything_is_read(fields, 
 
 
 def test_rows_are_read_by_the_client():
-    source = readable(inputs=["letters", "rows.csv"])
+    source = readable(inputs=["letters", "rows.csv"]).source
     with pytest.raises(InputError, match=r"rows\.csv: has rows.*read by the client"):
         list(source.places())
 
@@ -97,13 +161,13 @@ def test_rows_are_read_by_the_client():
 def test_compressed_text_is_read_by_the_client(here):
     (here / "c.txt.gz").write_bytes(gzip.compress(b"Dear Cid"))
     with pytest.raises(InputError, match=r"c\.txt\.gz: is compressed.*read by the client"):
-        list(readable(inputs=["c.txt.gz"]).places())
+        list(readable(inputs=["c.txt.gz"]).source.places())
 
 
 def test_workers_get_a_file_in_a_store_by_its_url():
     fs = fsspec.filesystem("memory")
     fs.pipe("/bucket/a.pdf", b"%PDF-1.7")
-    assert list(readable(inputs=["memory://bucket"]).places()) == [
+    assert list(readable(inputs=["memory://bucket"]).source.places()) == [
         ("memory:///bucket/a.pdf", "memory:///bucket/a.pdf")
     ]
     fs.rm("/bucket", recursive=True)
@@ -127,12 +191,8 @@ def test_a_client_that_only_lists_needs_no_parser(here, monkeypatch):
     monkeypatch.setattr(parsing, "find_spec", lambda _name: None)
     with pytest.raises(InputError, match=r"fanout-llm\[documents\]"):
         list(checked_documents(job(inputs=["letters"], read_on="client"), None))
-    source = readable(inputs=["letters"])
+    source = readable(inputs=["letters"]).source
     assert [name for name, _ in source.places()][-1] == "letters/c.pdf"
-
-
-class Reading:
-    run_id = "abcdefgh"
 
 
 def test_the_job_then_reads_what_the_workers_have_read_within_its_deadline():

@@ -84,7 +84,7 @@ def test_a_name_may_say_whose_it_is():
         render("{column:nobody}", input="x")
 
 
-class Untouched(list):
+class Untouched(list[float]):
     """A large cell, which nothing may look at."""
 
     def __iter__(self):

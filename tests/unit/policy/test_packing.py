@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from fanout.core.records import Chunk
 from fanout.policy.packing import pack, shard_chunk
@@ -38,6 +40,15 @@ def test_every_branch_is_in_one_shard_with_its_chunk(chunks, per_chunk, max_bran
 
 def test_a_shard_is_closed_when_its_text_is_large():
     shards = list(pack((chunk(i, size=60) for i in range(4)), branches_per_chunk=1, max_bytes=100))
+    assert [shard.count for shard in shards] == [2, 2]
+
+
+@pytest.mark.parametrize(
+    "cell", ["x" * 60, ["x" * 60], [1.5] * 7, {"k" * 60: 1}, {"a": [{"b": "x" * 60}]}]
+)
+def test_the_columns_of_a_chunk_count_too(cell):
+    wide = [replace(chunk(i), columns={"c": cell}) for i in range(4)]
+    shards = list(pack(wide, branches_per_chunk=1, max_bytes=100))
     assert [shard.count for shard in shards] == [2, 2]
 
 

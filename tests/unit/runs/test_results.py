@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import stat
 import sys
+from dataclasses import fields, replace
 from html.parser import HTMLParser
 
 import pandas as pd
@@ -56,6 +57,14 @@ def test_a_result_as_a_dictionary_says_all_of_it():
     assert (good["output"], good["kind"], good["columns"]) == ("x" * 300, None, {"who": "Ann"})
     assert (bad["output"], bad["kind"], bad["message"]) == (None, "timeout", "too slow")
     assert good.keys() == bad.keys()
+
+
+def test_an_error_says_where_in_the_input_its_branch_is():
+    bad = replace(branch(1, ErrorKind.TIMEOUT), pages=[3, 4], headings="Terms")
+    [error] = replace(result(3), branches=[branch(0), bad]).errors
+    for field in fields(error):
+        assert getattr(error, field.name) == getattr(bad, field.name)
+    assert (error.pages, error.headings, error.columns) == ([3, 4], "Terms", {"who": "Ann"})
 
 
 def test_a_result_is_saved_to_a_folder_as_the_command_line_does(tmp_path):
