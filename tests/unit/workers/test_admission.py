@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections import Counter
 from functools import partial
 
@@ -22,16 +23,20 @@ class Fleet:
         for run_id in runs:
             self.store.create_run(run_id, spec="{}", created_at=0.0)
         self.in_flight, self.most, self.done = Counter(), Counter(), Counter()
-        self.is_away = False
+        self.is_away, self.refused = False, 0
+        # Calls end at once, or after ``call_s``, once it is open.
+        self.gate = asyncio.Event()
+        self.gate.set()
         self.asked, self.requests = [], []
 
-    def process(self, name, places=None, sure_s=1_000.0):
-        admission = Admission(partial(self._ask, name), sure_s=sure_s)
+    def process(self, name, places=None, **options):
+        admission = Admission(partial(self._ask, name), **{"sure_s": 1_000.0, **options})
         admission.places = places
         return admission
 
     def _ask(self, name, requests):
         if self.is_away:
+            self.refused += 1
             raise BrokerError("away")
         self.requests.append([one.run_id for one in requests])
         self.asked += [(name, one.has, one.wanted) for one in requests]
@@ -46,6 +51,7 @@ class Fleet:
         self.most[run_id] = max(self.most[run_id], self.in_flight[run_id])
         try:
             await asyncio.sleep(call_s)
+            await self.gate.wait()
         finally:
             self.in_flight[run_id] -= 1
             self.done[id(admission)] += 1
@@ -109,7 +115,7 @@ def test_a_process_leaves_permits_to_others_for_which_it_has_no_place(monkeypatc
         fleet = Fleet(*names)
         one, other = fleet.process("a", places=4), fleet.process("b", places=4)
         tasks = [task for name in names for task in fleet.calls(one, name, 500, 1, call_s=0.02)]
-        await asyncio.sleep(0.2)
+        await reached(lambda: sum(run.granted for run in one._runs.values()) == 8)
         tasks += [task for name in names for task in fleet.calls(other, name, 500, 1, call_s=0.02)]
         most = 0
         while most < 8:
@@ -137,7 +143,7 @@ def test_a_run_with_a_cap_gets_places_from_one_that_has_them_all(ready):
                 await fleet.call(one, "free", None, call_s=0.02)
 
         free = [asyncio.create_task(goes_on(240 // ready)) for _ in range(ready)]
-        await asyncio.sleep(0.05)
+        await reached(lambda: fleet.in_flight["free"] == 4)
         await asyncio.gather(*fleet.calls(one, "capped", 10, 2, call_s=0.02))
         assert not all(task.done() for task in free)
         assert fleet.most["capped"] == 2
@@ -152,7 +158,7 @@ def test_what_waits_for_permits_takes_no_place_of_other_runs():
         fleet = Fleet("capped", "free")
         one = fleet.process("a", places=4)
         capped = fleet.calls(one, "capped", 50, 1, call_s=0.01)
-        await asyncio.sleep(0.05)
+        await reached(lambda: fleet.most["capped"] == 1)
         assert one.waiting_for_permits > 30
         free = fleet.calls(one, "free", 30, None, call_s=0.01)
         await asyncio.gather(*free)
@@ -183,15 +189,17 @@ def test_a_run_has_places_by_its_weight(weight, share):
 def test_permits_that_are_no_longer_surely_its_own_are_not_used():
     async def main():
         fleet = Fleet("r")
-        one = fleet.process("a", sure_s=0.2)
-        first = fleet.calls(one, "r", 2, 2, call_s=0.1)
-        await asyncio.gather(*first)
-        fleet.is_away = True
-        holding = fleet.calls(one, "r", 2, 2, call_s=0.5)
-        await asyncio.sleep(0.4)
+        later_s = 0.0
+        one = fleet.process("a", sure_s=20.0, clock=lambda: time.monotonic() + later_s)
+        fleet.gate.clear()
+        holding = fleet.calls(one, "r", 2, 2)
+        await reached(lambda: fleet.in_flight["r"] == 2)
+        fleet.is_away, later_s = True, 21.0
         late = fleet.calls(one, "r", 1, 2)
+        fleet.gate.set()
         await asyncio.gather(*holding)
-        await asyncio.sleep(0.1)
+        refused = fleet.refused
+        await reached(lambda: fleet.refused > refused)
         assert not late[0].done()
         fleet.is_away = False
         await asyncio.gather(*late)
@@ -227,15 +235,14 @@ def test_cancelled_branches_leave_nothing_behind():
         fleet = Fleet("r")
         one = fleet.process("a", places=2)
         tasks = fleet.calls(one, "r", 40, 3, call_s=0.01)
-        await asyncio.sleep(0.015)
+        await reached(lambda: fleet.most["r"] == 2)
         for task in tasks[::2]:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await asyncio.gather(*fleet.calls(one, "r", 10, 3))
         assert fleet.in_flight["r"] == 0
-        await asyncio.sleep(0.2)
-        assert fleet.store._redis.hgetall("fanout:run:r:permits") == {}, "all were given back"
-        assert one._runs == {}
+        await reached(lambda: fleet.store._redis.hgetall("fanout:run:r:permits") == {})
+        await reached(lambda: one._runs == {})
 
     run(main())
 
@@ -245,7 +252,7 @@ def test_a_deleted_run_does_not_keep_its_branches():
         fleet = Fleet("r")
         one = fleet.process("a", places=5)
         tasks = fleet.calls(one, "r", 20, 1, call_s=0.05)
-        await asyncio.sleep(0.02)
+        await reached(lambda: fleet.most["r"] == 1)
         fleet.store.begin_delete("r")
         fleet.store.delete_run("r")
         await asyncio.gather(*tasks)
@@ -260,7 +267,7 @@ def test_a_process_asks_for_no_more_permits_than_it_can_use():
         fleet = Fleet("r")
         few, many = fleet.process("few", places=2), fleet.process("many", places=50)
         tasks = fleet.calls(few, "r", 30, 10, call_s=0.05)
-        await asyncio.sleep(0.02)
+        await reached(lambda: fleet.most["r"] == 2)
         tasks += fleet.calls(many, "r", 60, 10, call_s=0.05)
         await asyncio.gather(*tasks)
         assert fleet.most["r"] == 10, "none lies idle at the process with few places"
@@ -275,13 +282,15 @@ def test_a_process_that_has_all_permits_does_not_ask_at_each_arrival():
     async def main():
         fleet = Fleet("r")
         one = fleet.process("a", places=20)
-        holding = fleet.calls(one, "r", 4, 4, call_s=0.3)
-        await asyncio.sleep(0.1)
+        fleet.gate.clear()
+        holding = fleet.calls(one, "r", 4, 4)
+        await reached(lambda: fleet.in_flight["r"] == 4)
         before, late = len(fleet.asked), []
         for _ in range(50):
             late += fleet.calls(one, "r", 1, 4)
             await asyncio.sleep(0.002)
         assert len(fleet.asked) - before < 5
+        fleet.gate.set()
         await asyncio.gather(*holding, *late)
         await one.aclose()
 
@@ -295,11 +304,13 @@ def test_the_permits_of_all_runs_are_reported_together(monkeypatch):
         names = [f"r{number}" for number in range(60)]
         fleet = Fleet(*names)
         one = fleet.process("a")
-        holding = [task for name in names for task in fleet.calls(one, name, 1, 2, call_s=1.0)]
+        fleet.gate.clear()
+        holding = [task for name in names for task in fleet.calls(one, name, 1, 2)]
         await reached(lambda: fleet.in_flight.total() == 60)
         fleet.requests.clear()
         await reached(lambda: len(fleet.requests) == 2)
         assert [sorted(runs) for runs in fleet.requests] == [sorted(names)] * 2
+        fleet.gate.set()
         await asyncio.gather(*holding)
         await one.aclose()
 
@@ -311,12 +322,14 @@ def test_runs_that_lack_permits_ask_together():
         names = [f"r{number}" for number in range(60)]
         fleet = Fleet(*names)
         one, other = fleet.process("a"), fleet.process("b")
-        holding = [task for name in names for task in fleet.calls(other, name, 1, 1, call_s=1.0)]
+        fleet.gate.clear()
+        holding = [task for name in names for task in fleet.calls(other, name, 1, 1)]
         await reached(lambda: fleet.in_flight.total() == 60)
         fleet.requests.clear()
         waiting = [task for name in names for task in fleet.calls(one, name, 1, 1)]
-        await asyncio.sleep(0.7)
-        assert len(fleet.requests) < 30, "and not 60 times as often"
+        await reached(lambda: len(fleet.requests) >= 6)
+        assert sum(map(len, fleet.requests[:6])) > 6 * 30, "and not one after the other"
+        fleet.gate.set()
         await asyncio.gather(*holding, *waiting)
         assert max(fleet.most.values()) == 1
         await asyncio.gather(one.aclose(), other.aclose())
@@ -360,7 +373,7 @@ def test_a_late_answer_does_not_undo_that_permits_are_given_back():
         await asyncio.to_thread(began.wait, 10)
         task.cancel()
         closing = asyncio.create_task(one.aclose())
-        await asyncio.sleep(0.05)
+        await reached(lambda: one._is_ending)
         go_on.set()
         await closing
         await asyncio.get_running_loop().shutdown_default_executor()
