@@ -83,7 +83,7 @@ class Document(_Record, frozen=True, kw_only=True):
     Attributes:
         name: Its name for the user: a path, ``reviews.csv:17``, or ``item 3`` for a string.
         index: Its 0-based position in the input.
-        text: The text; empty if ``error`` is set.
+        text: The text; if ``error`` is set, it is empty or white space.
         columns: The other columns of a row, by name: JSON values.
         text_at: The position of the text among the columns of its row; None if it is no row.
         text_column: The name of the text's column, where it is not that of the job.

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from fanout.core.errors import SpecError
 from fanout.core.records import Chunk
 from fanout.core.tokens import BYTES_PER_TOKEN, estimate_tokens, tokens_of_bytes, utf8_bytes
+from fanout.inputs.documents.rows import EMPTY
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -86,9 +87,10 @@ def split_documents(documents: Iterable[Document], splitter: Splitter) -> Iterat
             yield chunk
         if chunk is not None:
             continue
-        error = document.error or "the document is empty"
+        error = document.error or EMPTY
         yield Chunk(
-            text="",
+            # White space is kept for the row that comes out.
+            text="" if document.text_at is None else document.text,
             document=document.name,
             document_index=document.index,
             columns=document.columns,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from fanout.core.records import branch_ref
-from fanout.inputs.documents.rows import DEFAULT_TEXT_COLUMN
+from fanout.inputs.documents.rows import DEFAULT_TEXT_COLUMN, EMPTY
 from fanout.policy.packing import shard_chunk
 from fanout.runs.results import Output
 
@@ -42,8 +42,15 @@ def output_of(spec: RunSpec, shard: Shard, outcome: Outcome, *, with_text: bool)
         text_column=_text_column(spec, chunk),
         pages=chunk.pages,
         headings=chunk.headings,
-        text=chunk.text if with_text or chunk.text_at is not None else None,
+        text=_text(chunk, with_text=with_text),
     )
+
+
+def _text(chunk: Chunk, *, with_text: bool) -> str | None:
+    """Return the text of a chunk; None where a row has none, or if nobody wants it."""
+    if chunk.text_at is None:
+        return chunk.text if with_text else None
+    return chunk.text if chunk.error in {None, EMPTY} else None
 
 
 def _text_column(spec: RunSpec, chunk: Chunk) -> str | None:

@@ -28,6 +28,8 @@ _LINE_CHARS = 100
 _CELL_CHARS = 200
 _TEXT_CHARS = 2_000
 _ERRORS = {"error_kind", "error"}
+# What documents that are no rows have in place of columns.
+_PLACE = ("document", "pages", "headings")
 # Of fanout's own columns, a table of the first rows has only these.
 _SHOWN = {"output", "aspect", "sample", *_ERRORS}
 _STYLE = 'style="text-align:left;vertical-align:top;white-space:pre-wrap;max-width:40em"'
@@ -138,13 +140,14 @@ def _row(tag: str, cells: Iterable[str]) -> str:
 
 def _columns(table: Table, *, has_errors: bool) -> list[int]:
     """Return the positions of the columns to show: of the input, of the answers, and the errors."""
-    wanted = (_SHOWN if has_errors else _SHOWN - _ERRORS) | set()
+    wanted = _SHOWN if has_errors else _SHOWN - _ERRORS
     names = [column.name for column in table.columns]
-    has_input = names[0] not in OWN_COLUMNS
-    if not has_input:
-        # Documents that are no rows have a name.
-        wanted = wanted | {"document"}
-    return [at for at, name in enumerate(names) if name not in OWN_COLUMNS or name in wanted]
+    shown = [at for at, name in enumerate(names) if name not in OWN_COLUMNS or name in wanted]
+    if names[0] not in OWN_COLUMNS:
+        return shown
+    rows = list(table.rows())
+    place = [at for at in map(names.index, _PLACE) if any(row[at] is not None for row in rows)]
+    return [*place, *shown]
 
 
 def _cell(cell: Any) -> str:

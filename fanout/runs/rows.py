@@ -82,7 +82,7 @@ def source_cells(branch: Output) -> dict[str, Cell]:
     if branch.text_at is None:
         return branch.columns
     cells = list(branch.columns.items())
-    cells.insert(branch.text_at, (branch.text_column or "text", branch.text or None))
+    cells.insert(branch.text_at, (branch.text_column or "text", branch.text))
     return dict(cells)
 
 

@@ -72,7 +72,7 @@ def test_a_table_comes_out_as_it_went_in_with_the_answers_beside_it(fanout, here
     answers = None
     for name, columns in columns_of(here).items():
         assert list(columns) == [
-            "id", "score", "text", "output", "error_kind", "error", "document", "pages", "chunk",
+            "id", "score", "text", "output", "error_kind", "error", "document", "pages", "headings", "chunk",
             "attempts", "input_tokens", "output_tokens", "cost_usd",
         ], name  # fmt: skip
         assert columns["id"] == [row["id"] for row in reviews], name

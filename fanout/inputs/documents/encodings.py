@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, BinaryIO
 if TYPE_CHECKING:
     from collections.abc import Buffer  # type: ignore[attr-defined,unused-ignore]
 
-__all__ = ["Recoded", "bom_encoding", "decoded", "html_text", "no_text"]
+__all__ = ["GIVE_ENCODING", "Recoded", "bom_encoding", "decoded", "html_text", "no_text"]
 
 # UTF-32 first: its mark begins as that of UTF-16 does.
 _BOMS = (
@@ -20,7 +20,7 @@ _BOMS = (
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
-_GIVE = "give its encoding (--encoding)"
+GIVE_ENCODING = "give its encoding (--encoding)"
 _CHARSET = re.compile(
     rb"""<meta[^>]{1,200}?charset\s*=\s*["']?\s*([\w:.-]+)|<\?xml[^>]{1,200}?encoding\s*=\s*["']([\w.-]+)""",
     re.IGNORECASE,
@@ -62,7 +62,7 @@ def no_text(error: UnicodeError, name: str, *, is_given: bool) -> str:
     where = ""
     if isinstance(error, UnicodeDecodeError):
         where = f" (byte {error.object[error.start]:#04x} at offset {error.start})"
-    hint = "" if is_given else f"; if it is text, {_GIVE}"
+    hint = "" if is_given else f"; if it is text, {GIVE_ENCODING}"
     return f"not valid {words}{where}{hint}"
 
 
@@ -70,7 +70,7 @@ def _nul(data: bytes) -> str:
     head = data[:_CHARSET_WITHIN]
     for name, ends in (("utf-16-le", head[1::2]), ("utf-16-be", head[0::2])):
         if ends.count(0) > len(ends) / 2:
-            return f"it holds NUL bytes; it looks like {name}: {_GIVE}"
+            return f"it holds NUL bytes; it looks like {name}: {GIVE_ENCODING}"
     return "it holds NUL bytes, so it is not text"
 
 
@@ -91,7 +91,7 @@ def html_text(data: bytes, encoding: str | None = None) -> str:
         except ValueError as error:
             reason = str(error).partition(";")[0]
     if label is None:
-        msg = f"{reason}, and it declares no charset: {_GIVE}"
+        msg = f"{reason}, and it declares no charset: {GIVE_ENCODING}"
         raise ValueError(msg)
     return _declared(data, label, reason)
 
@@ -103,10 +103,10 @@ def _declared(data: bytes, label: str, reason: str) -> str:
         name = codecs.lookup(label).name
         b"ab".decode(name, "replace")
     except (LookupError, UnicodeError):
-        msg = f"{declared}, which is unknown: {_GIVE}"
+        msg = f"{declared}, which is unknown: {GIVE_ENCODING}"
         raise ValueError(msg) from None
     if name.startswith(("utf-8", "utf-16")):
-        msg = f"{declared}, and is {reason}: {_GIVE}"
+        msg = f"{declared}, and is {reason}: {GIVE_ENCODING}"
         raise ValueError(msg)
     name = _WEB.get(name, name)
     try:
@@ -115,7 +115,7 @@ def _declared(data: bytes, label: str, reason: str) -> str:
         # Windows assigns five of its bytes to no character; web pages have them all the same.
         if name == "cp1252":
             return data.decode("cp1252", "replace")
-        msg = f"{declared}, and is {no_text(error, label, is_given=True)}: {_GIVE}"
+        msg = f"{declared}, and is {no_text(error, label, is_given=True)}: {GIVE_ENCODING}"
         raise ValueError(msg) from None
 
 

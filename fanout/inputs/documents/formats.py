@@ -46,7 +46,7 @@ DOCUMENT: Kind = "document"
 _TEXT = frozenset({"encoding"})
 _ROWS = frozenset({"text_column"})
 _MAGIC_BYTES = 8
-_NO_UTF8 = re.compile(r"not valid UTF-8(?: \([^)]*\))?[^()]*")
+_NO_UTF8 = re.compile(r"not valid UTF-8(?: \([^)]*\))?(?:; [^()]*(?:\(--encoding\))?)?")
 
 
 class Format(NamedTuple):

@@ -10,6 +10,7 @@ import msgspec
 from fanout.core.cells import cell_of, is_missing
 from fanout.core.errors import InputError
 from fanout.core.records import Document
+from fanout.inputs.documents.encodings import GIVE_ENCODING
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -54,8 +55,8 @@ def too_large(size: int, max_bytes: int) -> str:
 def not_utf8(error: UnicodeDecodeError) -> str:
     """Return the error of bytes that are not UTF-8."""
     data, at = error.object, error.start
-    hint = "; it looks like UTF-16: convert it to UTF-8" if data.startswith(_UTF16) else ""
-    return f"not valid UTF-8 (byte {data[at]:#04x} at offset {at}){hint}"
+    hint = "it looks like UTF-16: convert it to UTF-8" if data.startswith(_UTF16) else GIVE_ENCODING
+    return f"not valid UTF-8 (byte {data[at]:#04x} at offset {at}); {hint}"
 
 
 def document_of_row(
@@ -160,7 +161,8 @@ def checked(
 ) -> Document:
     """Return a document, or a faulty one if the text is empty or too large."""
     if not text or text.isspace():
-        return faulty(name, index, EMPTY, columns, text_at)
+        blank = faulty(name, index, EMPTY, columns, text_at)
+        return blank if text_at is None else msgspec.structs.replace(blank, text=str(text))
     # A character has at most four bytes: most texts need not be encoded for the check.
     if len(text) * 4 > max_bytes:
         size = len(text.encode("utf-8", "surrogatepass"))

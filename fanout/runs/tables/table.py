@@ -35,7 +35,7 @@ _OUTPUT = "output"
 # What is before the field of an answer that has the name of another column of fanout's.
 _FIELD = "output."
 _ERROR = {"error_kind": _TEXT, "error": _TEXT}
-_CHUNK = {"document": _TEXT, "pages": _TEXT, "chunk": _INTEGER}
+_CHUNK = {"document": _TEXT, "pages": _TEXT, "headings": _TEXT, "chunk": _INTEGER}
 _FIGURES = {
     "attempts": _INTEGER, "input_tokens": _INTEGER, "output_tokens": _INTEGER, "cost_usd": _FLOAT,
 }  # fmt: skip
@@ -271,7 +271,12 @@ def _answer(branch: Output, label: str, prefix: str, *, has_fields: bool) -> dic
 def _chunk(branch: Output) -> dict[str, Cell]:
     pages = branch.pages
     shown = f"{pages[0]}-{pages[-1]}" if len(pages) > 1 else str(pages[0]) if pages else None
-    return {"document": branch.document, "pages": shown, "chunk": branch.chunk}
+    return {
+        "document": branch.document,
+        "pages": shown,
+        "headings": branch.headings or None,
+        "chunk": branch.chunk,
+    }
 
 
 def _figures(attempts: int, usage: Usage) -> dict[str, Cell]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import re
 import stat
 import sys
 from dataclasses import fields, replace
@@ -127,7 +129,7 @@ def rows():
 
 COLUMNS = [
     "id", "text", "score", "ok", "column.output", "output", "error_kind", "error", "document", "pages",
-    "chunk", "attempts", "input_tokens", "output_tokens", "cost_usd",
+    "headings", "chunk", "attempts", "input_tokens", "output_tokens", "cost_usd",
 ]  # fmt: skip
 
 
@@ -273,3 +275,20 @@ def test_what_a_notebook_shows_is_escaped_and_bounded_and_loads_nothing():
     assert {name for name, _ in seen.attributes} <= {"style", "class"}
     assert "40 more rows and 91 more columns" in page
     assert "$0.25" in page
+
+
+@pytest.mark.parametrize(
+    ("place", "names"),
+    [
+        ({}, ["document", "output"]),
+        ({"pages": [2, 3]}, ["document", "pages", "output"]),
+        ({"headings": "Terms > Payment"}, ["document", "headings", "output"]),
+    ],
+)
+def test_a_notebook_shows_first_which_document_it_is_and_where_in_it(place, names):
+    made = result(1, None)
+    [branch] = made.branches
+    kept = dataclasses.replace(branch, columns={}, **place)
+    made = dataclasses.replace(made, branches=[kept])
+    page = made._repr_html_()
+    assert re.findall("<th [^>]*>(.*?)</th>", page) == names

@@ -13,8 +13,8 @@ from fanout.runs.tables.arrow import arrow_batches, arrow_table
 from fanout.runs.tables.spool import FileSpool, MemorySpool
 from fanout.runs.tables.table import gather
 
-OWN = ["output", "error_kind", "error", "document", "pages", "chunk", "attempts", "input_tokens",
-       "output_tokens", "cost_usd"]  # fmt: skip
+OWN = ["output", "error_kind", "error", "document", "pages", "headings", "chunk", "attempts",
+       "input_tokens", "output_tokens", "cost_usd"]  # fmt: skip
 
 
 def branch(index, output="yes", columns=None, **fields):
@@ -40,15 +40,16 @@ def read(outputs, layout=None, **options):
 def test_a_row_has_the_columns_of_the_input_with_the_text_at_its_place_and_then_our_own():
     outputs = [
         branch(0, columns={"id": "007", "stars": 4}, text_at=1, text_column="review", text="good",
-               pages=[3, 4]),
-        branch(1, None, columns={"id": "x", "stars": None}, text_at=1, text_column="review", text="",
+               pages=[3, 4], headings="A > B"),
+        branch(1, None, columns={"id": "x", "stars": None}, text_at=1, text_column="review", text=None,
                pages=[3]),
     ]  # fmt: skip
     types, [good, bad] = read(outputs)
     assert list(types) == ["id", "review", "stars", *OWN]
-    assert list(good.values()) == ["007", "good", 4, "yes", None, None, "a.csv:2", "3-4", 0, 1, 7,
-                                   3, None]  # fmt: skip
+    assert list(good.values()) == ["007", "good", 4, "yes", None, None, "a.csv:2", "3-4", "A > B",
+                                   0, 1, 7, 3, None]  # fmt: skip
     assert (bad["review"], bad["stars"], bad["output"], bad["pages"]) == (None, None, None, "3")
+    assert bad["headings"] is None
     assert (bad["error_kind"], bad["error"]) == ("timeout", "too slow")
     assert types["stars"] == "integer"
     assert types["cost_usd"] == "float"
@@ -142,7 +143,7 @@ def test_a_wide_table_has_a_row_for_each_chunk_and_columns_for_aspects_and_sampl
     types, [first, second] = read(outputs, layout, is_wide=True)
     labels = ["tone.0", "tone.1", "output.error.0", "output.error.1"]
     own = [f"{label}{more}" for label in labels for more in ("", ".error_kind", ".error")]
-    assert list(types) == ["id", *own, "document", "pages", "chunk", *OWN[6:]]
+    assert list(types) == ["id", *own, "document", "pages", "headings", "chunk", *OWN[7:]]
     assert [first[label] for label in labels] == ["o0", "o1", None, "o3"]
     assert [second[label] for label in labels] == ["o4", None, "o6", "o7"]
     assert (second["tone.1.error_kind"], second["tone.1.error"]) == ("timeout", "too slow")
