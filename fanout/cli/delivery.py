@@ -17,7 +17,7 @@ from fanout.cli.session import print_json
 from fanout.core.errors import FanoutError, RunError
 from fanout.core.records import ErrorKind, RunStatus
 from fanout.core.units import plural
-from fanout.inputs.documents.urls import is_url, shown
+from fanout.inputs.documents.urls import shown_input
 from fanout.runs.output_files import answer_text
 from fanout.runs.rows import output_row
 from fanout.runs.tables.output_file import OutputFile
@@ -144,6 +144,7 @@ class Delivery:
         report: The file to write the run to as a web page; None writes no page.
         is_new: Whether to tell the user how to print it again.
         is_stopped: Whether the user has stopped the run.
+        is_cut: Whether that was before its input was read to its end.
         is_kept: Whether the server keeps the run after this command.
     """
 
@@ -153,6 +154,7 @@ class Delivery:
     as_json: bool = False
     is_new: bool = False
     is_stopped: bool = False
+    is_cut: bool = False
     is_kept: bool = True
 
 
@@ -161,7 +163,11 @@ def deliver(run: Run, status: Status, progress: Progress, delivery: Delivery) ->
     aggregated, notes = run.aggregate()
     faults: list[str] = []
     with _noting(faults, "cannot write the results"):
-        if delivery.out is not None:
+        if delivery.is_cut:
+            progress.warn("the run was stopped: its input was not read to its end")
+        if delivery.is_stopped and isinstance(delivery.out, OutputFile):
+            progress.warn(_unwritten(delivery.out, run.run_id, is_kept=delivery.is_kept))
+        elif delivery.out is not None:
             _write(run, status, aggregated, notes, progress, delivery.out)
     with _noting(faults, f"cannot write the report to {delivery.report}"):
         if delivery.report is not None:
@@ -206,10 +212,19 @@ def _write(
     progress.note(f"results: {out.path}")
 
 
+def _unwritten(out: OutputFile, run_id: str, *, is_kept: bool) -> str:
+    """Return why a table file is not written: a part of a table would pass for the whole."""
+    again = (
+        f"`fanout results {run_id} --out {out.path}` writes what has finished"
+        if is_kept
+        else "the run was not kept"
+    )
+    return f"{out.path} is not written, as the run was stopped: {again}"
+
+
 def spec_record(spec: RunSpec) -> dict[str, Any]:
     """Return a job as JSON values, with the credentials in the URLs of its inputs masked."""
-    inputs = [shown(one) if is_url(one) else one for one in spec.inputs]
-    return {**spec.model_dump(mode="json"), "inputs": inputs}
+    return {**spec.model_dump(mode="json"), "inputs": list(map(shown_input, spec.inputs))}
 
 
 def _say_faults(

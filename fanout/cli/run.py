@@ -106,12 +106,13 @@ def run(
     )
     stop = Stop(progress)
     with ExitStack() as stack:
+        # First: a signal must not leave an unfinished file.
+        stack.enter_context(stop)
         out = stack.enter_context(open_out(layout_of(spec)))
         with in_words(inputs, options):
             require_room_for_rows(out, spec)
         concurrency = spec.max_workers if settings.broker_url is None else None
         client = stack.enter_context(Client(broker_url, concurrency=concurrency))
-        stack.enter_context(stop)
         if spec.model == "local" and settings.broker_url is None and has_runtime():
             progress.note(_local_note(settings.cache_dir))
         stream = stack.enter_context(StreamPrinter()) if is_streamed else None
@@ -119,6 +120,7 @@ def run(
             run = _submit(
                 client, spec, progress, stop, on_run=None if stream is None else stream.begin
             )
+        is_cut = stop.is_set()
         warn_of_room(out, run, progress)
         status = follow(run, progress, should_stop=stop.is_set)
         delivery = Delivery(
@@ -128,6 +130,7 @@ def run(
             as_json=as_json,
             is_new=True,
             is_stopped=stop.is_set(),
+            is_cut=is_cut,
             is_kept=client.keeps_runs,
         )
         exit_status = deliver(run, status, progress, delivery)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from fanout.core.redaction import redacted
 from fanout.report.durations import DurationCounter
 from fanout.report.figures import (
     Answer,
@@ -105,7 +106,8 @@ class _AnswerSample:
     def add(self, branch: Output, output: str) -> None:
         if self._count % self._every == 0:
             shown = one_line(output, _ANSWER_CHARS)
-            text = None if branch.text is None else one_line(branch.text, _ANSWER_CHARS)
+            # The chunk of a run that reads names the URL of a document.
+            text = None if branch.text is None else redacted(one_line(branch.text, _ANSWER_CHARS))
             self._sample.append(Answer(branch=_shown_branch(branch), output=shown, text=text))
         self._count += 1
         if len(self._sample) > 2 * _ANSWERS:

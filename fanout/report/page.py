@@ -11,6 +11,7 @@ from importlib import metadata
 from typing import TYPE_CHECKING, Any, Protocol
 
 from fanout.core import units as words
+from fanout.inputs.documents.urls import shown_input
 from fanout.report import text
 from fanout.report.answers import aggregates
 from fanout.report.charts import Bar, Chart, Tick, draw, log_ticks, time_ticks
@@ -175,6 +176,7 @@ def _environment() -> Environment:
         "duration": words.duration,
         "line": text.one_line,
         "moment": words.moment,
+        "shown_input": shown_input,
         "plural": words.plural,
         "repr": repr,
         "share_of": words.share,

@@ -165,3 +165,56 @@ def test_a_command_that_is_stopped_while_it_writes_leaves_no_whole_file(fanout, 
     assert not unfinished.exists()
     with closing(openpyxl.load_workbook(here / "o.xlsx", read_only=True)) as book:
         assert book["outputs"].max_row == 3_001
+
+
+def stopped(here, *options, number, ready):
+    """Stop a run as soon as ``ready``; return its exit status and what it says on stderr."""
+    command = [FANOUT, "run", "in.jsonl", "-m", "fake", "-p", "{input}", "-q", *options]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=os.environ, text=True, cwd=here
+    ) as process:
+        ready(process)
+        process.send_signal(number)
+        said = process.communicate(timeout=60)[1]
+    assert "Traceback" not in said
+    return process.returncode, said
+
+
+@pytest.mark.parametrize(("number", "out"), [(signal.SIGINT, "o.csv"), (signal.SIGTERM, "o/")])
+def test_a_run_that_is_stopped_while_it_reads_leaves_a_table_file_as_it_was(
+    fanout, here, number, out
+):
+    (here / "in.jsonl").write_text('{"text": "x"}\n' * 200_000)
+    (here / "o.csv").write_text("before\n")
+    status, said = stopped(
+        here, "--stream", "--out", out, "--force", number=number,
+        ready=lambda process: process.stdout.readline(),
+    )  # fmt: skip
+    assert status == 130
+    assert "its input was not read to its end" in said
+    assert (here / "o.csv").read_text() == "before\n"
+    assert not (here / "o.csv.unfinished").exists()
+    if out == "o/":
+        assert "is not written" not in said
+        assert json.loads((here / "o/run.json").read_text())["status"] == "cancelled"
+        return
+    [line] = [line for line in said.splitlines() if "o.csv is not written" in line]
+    command = line.split("`")[1].split()
+    assert command[0] == "fanout"
+    assert fanout(*command[1:], "--force", "-q").status in {0, 1}
+    assert (here / "o.csv").read_text().startswith("text,output,error_kind")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_before_the_run_begins_leaves_no_unfinished_file(here, number):
+    (here / "in.jsonl").write_text('{"text": "x"}\n')
+
+    def ready(process):
+        until = time.monotonic() + 60
+        while not (here / "o.csv.unfinished").exists():
+            assert time.monotonic() < until
+            assert process.poll() is None
+            time.sleep(0.001)
+
+    assert stopped(here, "--out", "o.csv", number=number, ready=ready)[0] == 130
+    assert [path.name for path in here.glob("o.csv*")] == []

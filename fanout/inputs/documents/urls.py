@@ -76,6 +76,11 @@ def shown(url: str) -> str:
     return redacted(url)
 
 
+def shown_input(one: str) -> str:
+    """Return an input as people may see it: a URL without passwords and keys."""
+    return shown(one) if is_url(one) else one
+
+
 def on_disk(one: str) -> str | None:
     """Return the path of an input on this machine; None for other URLs."""
     if one.lower().startswith(_SQLITE):

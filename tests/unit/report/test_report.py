@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import itertools
+import json
 import re
 import tracemalloc
 from html.parser import HTMLParser
@@ -406,6 +407,17 @@ def hostile_facts(reduce, value):
     return facts(
         branches, stored=stored, spec=spec, error=hostile("error"), run_id=hostile("run_id")
     )
+
+
+def test_no_credential_of_an_input_is_shown():
+    url = "https://ann:s3cretpassword@host/a.pdf?X-Amz-Signature=deadbeef"
+    request = json.dumps({"source": url})
+    spec = SPEC.model_copy(update={"inputs": (url, "s3://b/c.txt", "plain.txt")})
+    shown = page(facts([branch(text=request)], spec=spec))
+    assert "s3cretpassword" not in shown
+    assert "deadbeef" not in shown
+    for part in ("host/a.pdf", "s3://b/c.txt, plain.txt"):
+        assert part in shown
 
 
 def hostile_pages():
