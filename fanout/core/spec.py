@@ -70,7 +70,8 @@ class RunSpec(BaseModel):
         limit: The number of documents after which the input ends: the first of the sample, if there
             is one.
         encoding: The encoding of text without a byte order mark, such as ``latin-1``; None is UTF-8.
-        parse_timeout_s: Seconds after which a document that is parsed, such as a PDF, is given up.
+        parse_timeout_s: Seconds after which a document that is parsed, such as a PDF, or the next row
+            of a workbook or database, is given up.
         max_document_mb: The size in megabytes above which a document is refused.
         read_on: Who opens and parses the files of documents: the ``client``, or the ``workers``,
             which need to reach them under the same paths or URLs.

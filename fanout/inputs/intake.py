@@ -248,8 +248,8 @@ def _require_used(
         raise SpecError("has no effect: no input is text or a table of text; leave it out",
                         field="encoding")  # fmt: skip
     if "parse_timeout_s" in given and not source.uses("parse_timeout_s"):
-        raise SpecError("has no effect: no input is a document that is parsed, such as a PDF; "
-                        "leave it out", field="parse_timeout_s")  # fmt: skip
+        raise SpecError("has no effect: no input is a document that is parsed, such as a PDF, "
+                        "or a workbook or database; leave it out", field="parse_timeout_s")  # fmt: skip
 
 
 def _has_relative(spec: RunSpec, documents: Any) -> bool:

@@ -97,6 +97,7 @@ class InputFile(msgspec.Struct, frozen=True, kw_only=True):
         packing: The file extension of its compression, or None.
         remote: Where it is, if it is not on this machine.
         sqlite: What is read of a database; its path takes the place of the name.
+        is_found: Whether it is a database that a folder or a pattern has, which nobody named.
     """
 
     name: str
@@ -105,6 +106,7 @@ class InputFile(msgspec.Struct, frozen=True, kw_only=True):
     packing: str | None = None
     remote: Remote | None = None
     sqlite: SqliteUrl | None = None
+    is_found: bool = False
 
     @property
     def place(self) -> str:
@@ -231,7 +233,7 @@ class _Search:
                 self.left_out[_label_of(path)] += 1
                 continue
             found = named(place, path)
-            yield InputFile(name=found.name, kind=kind, packing=packing, remote=found)
+            yield _found_file(found.name, kind, packing, found)
 
     def _named(self, name: str, path: Path) -> InputFile:
         kind, packing = kind_of(path.name)
@@ -264,7 +266,7 @@ class _Search:
                 self.left_out[_label(path)] += 1
                 continue
             count += 1
-            yield InputFile(name=name, kind=kind or "text", packing=packing)
+            yield _found_file(name, kind or "text", packing)
         if not count:
             raise InputError(f"no file matches{self._rest()}", source=pattern)
 
@@ -277,7 +279,7 @@ class _Search:
                 self.left_out[label] += 1
                 continue
             count += 1
-            yield InputFile(name=found.name, kind=kind, packing=packing)
+            yield _found_file(found.name, kind, packing)
         if not count:
             raise InputError(f"no {ALLOWED} file in this folder{self._rest()}", source=str(folder))
 
@@ -317,6 +319,14 @@ def _found(found: Found) -> tuple[Kind | None, str | None]:
         with suppress(OSError):
             kind = _kind_by_content(Path(found.path), None if is_database else kind)
     return kind, packing
+
+
+def _found_file(
+    name: str, kind: Kind, packing: str | None, remote: Remote | None = None
+) -> InputFile:
+    # Others are the same as those that are named: there may be a million of them.
+    is_found = kind == "sqlite"
+    return InputFile(name=name, kind=kind, packing=packing, remote=remote, is_found=is_found)
 
 
 def _is_dataset(path: str | Path) -> bool:

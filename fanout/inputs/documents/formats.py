@@ -45,6 +45,8 @@ DOCUMENT: Kind = "document"
 
 _TEXT = frozenset({"encoding"})
 _ROWS = frozenset({"text_column"})
+# Kinds whose files may hold programs, or very much before the next row.
+_TIMED = frozenset({"parse_timeout_s"})
 _MAGIC_BYTES = 8
 _NO_UTF8 = re.compile(r"not valid UTF-8(?: \([^)]*\))?(?:; [^()]*(?:\(--encoding\))?)?")
 
@@ -144,13 +146,13 @@ def _renamed(name: str, document: Document) -> Document:
 FORMATS: Mapping[Kind, Format] = {
     "run": Format(read_run, check_run, _ROWS),
     "text": Format(streamed(_text), fields=_TEXT),
-    "document": Format(_document, fields=frozenset({"parse_timeout_s"})),
+    "document": Format(_document, fields=_TIMED),
     "table": Format(streamed(_table), _check_table, _TEXT | _ROWS | {"delimiter"}),
     "jsonl": Format(streamed(_jsonl), fields=_TEXT | _ROWS),
     "json": Format(streamed(_json), fields=_TEXT | _ROWS),
     "parquet": Format(read_parquet, check_parquet, _ROWS),
     "arrow": Format(read_arrow, check_arrow, _ROWS),
     "dataset": Format(read_dataset, check_dataset, _ROWS),
-    "xlsx": Format(read_xlsx, check_xlsx, _ROWS | {"sheet"}),
-    "sqlite": Format(read_sqlite, check_sqlite, _ROWS),
+    "xlsx": Format(read_xlsx, check_xlsx, _ROWS | _TIMED | {"sheet"}),
+    "sqlite": Format(read_sqlite, check_sqlite, _ROWS | _TIMED),
 }

@@ -40,7 +40,8 @@ class Reading(msgspec.Struct, frozen=True, kw_only=True):
         delimiter: The character between the cells of a table; None detects it.
         sheet: The sheet of a workbook, by its name or its number from 1; None is the first.
         encoding: The encoding of text without a byte order mark; None is UTF-8.
-        parse_timeout_s: Seconds after which a document that is parsed is given up.
+        parse_timeout_s: Seconds after which a document that is parsed, or the next row of a workbook
+            or database, is given up.
         max_bytes: The size above which a document is refused.
         base: The folder of relative inputs.
         open_run: Opens another run as an input; None where runs cannot be read.

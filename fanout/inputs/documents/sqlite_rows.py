@@ -9,6 +9,7 @@ from urllib.parse import quote
 
 from fanout.core.cells import cell_of
 from fanout.core.errors import InputError
+from fanout.inputs.documents.deadlines import Deadline
 from fanout.inputs.documents.reading import Checked
 from fanout.inputs.documents.remote import RemoteError
 from fanout.inputs.documents.rows import (
@@ -30,6 +31,8 @@ __all__ = ["SqliteTable", "check_sqlite", "read_sqlite"]
 # How long to wait for a program that has locked the database.
 _LOCKED_S = 5.0
 _SHOWN_TABLES = 12
+# The steps of SQLite's machine between two looks at the clock: some milliseconds.
+_STEPS = 100_000
 # The files beside a database that hold what is not in it yet, or must be undone.
 _UNFINISHED = ("-wal", "-journal")
 # What a statement may do: read. Anything else, such as ATTACH and PRAGMA, is refused.
@@ -58,22 +61,24 @@ def check_sqlite(file: InputFile, reading: Reading) -> SqliteTable:
         InputError: There is no such table or column; there are several tables, and none is named;
             or the query is wrong.
     """
+    deadline = Deadline(reading.parse_timeout_s)
     try:
-        with reading.on_disk(file) as path, _connected(path) as database:
+        with reading.on_disk(file) as path, _connected(path, deadline) as database:
             statement = _statement(file, database)
             if statement is None:
-                return SqliteTable(fault="the database has no table")
+                return SqliteTable(fault=_no_table(file))
             try:
                 cursor = database.execute(statement)
             except sqlite3.Error as error:
                 if file.sqlite is None or file.sqlite.query is None or _is_busy(error):
                     raise
-                raise InputError(f"the query: {_reason(error)}", source=file.name) from None
+                reason = _reason(error, deadline)
+                raise InputError(f"the query: {reason}", source=file.name) from None
             if cursor.description is None:
                 raise InputError("the query has no rows: write a SELECT", source=file.name)
             header = tuple(str(column[0]) for column in cursor.description)
     except _BROKEN as error:
-        return SqliteTable(fault=_reason(error))
+        return SqliteTable(fault=_reason(error, deadline))
     except OSError as error:
         return SqliteTable(fault=f"cannot be read: {error.strerror or error}")
     column = text_column_of(file.name, header, reading.text_column, None)
@@ -94,27 +99,32 @@ def read_sqlite(
         InputError: The file disappeared, or its store does not answer.
     """
     row = 0
+    deadline = Deadline(reading.parse_timeout_s)
     try:
-        with reading.on_disk(file) as path, _connected(path) as database:
+        with reading.on_disk(file) as path, _connected(path, deadline) as database:
             cursor = database.execute(table.statement)
             for row, values in enumerate(cursor, 1):
                 where = f"{file.name}:{row}"
                 yield _document(where, next(indices), values, table, reading.max_bytes)
+                deadline.restart()
     except FileNotFoundError:
         raise InputError("was there, and is gone now", source=file.name) from None
     except RemoteError as error:
         raise InputError(f"broke while it was read: {error}", source=file.name) from None
     except _BROKEN as error:
-        fault = f"cannot be read after row {row:,}: {_reason(error)}"
+        fault = f"cannot be read after row {row:,}: {_reason(error, deadline)}"
         yield faulty(f"{file.name}:{row + 1}", next(indices), fault)
 
 
 @contextmanager
-def _connected(path: Path) -> Iterator[sqlite3.Connection]:
-    """Open a database for reading only. Raises FileNotFoundError, sqlite3.Error."""
+def _connected(path: Path, deadline: Deadline) -> Iterator[sqlite3.Connection]:
+    """Open a database for reading only, up to a deadline. Raises FileNotFoundError, sqlite3.Error."""
     if not path.is_file():
         raise FileNotFoundError(path)
     database = _opened(path)
+    # A view or a query may never come to a row.
+    database.set_progress_handler(lambda: deadline.has_passed, _STEPS)
+    deadline.restart()
     try:
         yield database
     finally:
@@ -171,7 +181,9 @@ def _statement(file: InputFile, database: sqlite3.Connection) -> str | None:
     names = [str(name) for name, _ in found]
     table = asked.table if asked is not None else None
     if table is None:
-        tables = [str(name) for name, kind in found if kind == "table"] or names
+        tables = [str(name) for name, kind in found if kind == "table"]
+        # A view is a program. That of a file that nobody named does not run.
+        tables = tables or ([] if file.is_found else names)
         if not tables:
             return None
         if len(tables) > 1:
@@ -182,7 +194,16 @@ def _statement(file: InputFile, database: sqlite3.Connection) -> str | None:
             f"there is no table {table!r} (it has: {_listed(names)})", source=file.place
         )
     quoted = '"' + table.replace('"', '""') + '"'
-    return f"SELECT * FROM {quoted}{_order(quoted, database)}"  # noqa: S608 - quoted
+    is_view = {str(name).lower(): kind for name, kind in found}[table.lower()] == "view"
+    # A view has no such rows, but a column of nothing to sort by, for which all of it is read.
+    order = "" if is_view else _order(quoted, database)
+    return f"SELECT * FROM {quoted}{order}"  # noqa: S608 - quoted
+
+
+def _no_table(file: InputFile) -> str:
+    if not file.is_found:
+        return "the database has no table"
+    return "the database has no table; its views, if it has any, are read if the file is named"
 
 
 def _order(quoted: str, database: sqlite3.Connection) -> str:
@@ -214,10 +235,16 @@ def _is_busy(error: Exception) -> bool:
     }
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: Exception, deadline: Deadline) -> str:
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    if code == sqlite3.SQLITE_INTERRUPT:
+        if not deadline.has_passed:
+            # A signal, as of Ctrl-C, raised this while SQLite looked at the clock, and SQLite lost it.
+            raise KeyboardInterrupt
+        return deadline.reason
     if _is_busy(error):
         return f"another program has locked the database (for more than {_LOCKED_S:g} s)"
-    if getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_AUTH:
+    if code == sqlite3.SQLITE_AUTH:
         return "only SELECT is allowed"
     return f"SQLite: {' '.join(str(error).split())}"
 

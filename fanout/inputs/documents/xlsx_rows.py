@@ -7,7 +7,6 @@ one at a time, as openpyxl's own loop keeps an element of every row, and fills g
 from __future__ import annotations
 
 import warnings
-import zipfile
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -15,6 +14,7 @@ import msgspec
 
 from fanout.core.cells import cell_of
 from fanout.core.errors import InputError
+from fanout.inputs.documents.deadlines import Deadline
 from fanout.inputs.documents.extras import extra_module
 from fanout.inputs.documents.reading import Checked
 from fanout.inputs.documents.remote import RemoteError, one_line
@@ -24,6 +24,7 @@ from fanout.inputs.documents.rows import (
     faulty,
     text_column_of,
 )
+from fanout.inputs.documents.xlsx_archive import BrokenError, load_book
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -34,18 +35,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Sheet", "check_xlsx", "read_xlsx"]
 
-# The largest parts that are read as a whole, such as the texts that sheets share; and the largest
-# sheet, which is not.
-_MOST_WHOLE_BYTES = 400_000_000
-_MOST_SHEET_BYTES = 8_000_000_000
-# The largest row of a sheet.
-_MOST_ROW_BYTES = 64_000_000
-# Larger parts that were compressed more than this are no data.
-_SUSPECT_BYTES = 50_000_000
-_MOST_RATIO = 150
 _MOST_ROWS = 1_048_576
-_ROW_END = b"row>"
-_SHEETS = "xl/worksheets/"
 _ENCRYPTED = b"\xd0\xcf\x11\xe0"
 
 
@@ -73,13 +63,16 @@ def check_xlsx(file: InputFile, reading: Reading) -> Sheet:
     """
     extra_module("openpyxl", extra="tables", source=file.name)
     try:
-        with reading.open_anywhere(file) as opened, _workbook(opened) as book:
+        with (
+            reading.open_anywhere(file) as opened,
+            _workbook(opened, reading.parse_timeout_s) as book,
+        ):
             sheet = _sheet_of(file.name, book, reading.sheet)
             row, cells = next(((row, cells) for row, cells in _rows(book, sheet) if cells), (0, {}))
             titles = [one.title for one in book.worksheets]
     except OSError as error:
         return Sheet(fault=f"cannot be read: {error.strerror or error}")
-    except _BrokenError as error:
+    except BrokenError as error:
         return Sheet(fault=str(error))
     header = _header(cells)
     if not header:
@@ -118,7 +111,10 @@ def read_xlsx(
     extra_module("openpyxl", extra="tables", source=file.name)
     row = table.header_row
     try:
-        with reading.open_anywhere(file) as opened, _workbook(opened) as book:
+        with (
+            reading.open_anywhere(file) as opened,
+            _workbook(opened, reading.parse_timeout_s) as book,
+        ):
             sheet = _sheet_of(file.name, book, table.title)
             for row, cells in _rows(book, sheet):
                 if row > table.header_row and cells:
@@ -128,66 +124,43 @@ def read_xlsx(
         raise InputError("was there, and is gone now", source=file.name) from None
     except RemoteError as error:
         raise InputError(f"broke while it was read: {error}", source=file.name) from None
-    except _BrokenError as error:
+    except BrokenError as error:
         fault = f"cannot be read after row {row:,}: {error}"
         yield faulty(f"{file.name}:{row + 1}", next(indices), fault)
 
 
-class _BrokenError(Exception):
-    """A workbook cannot be read; the message says why."""
-
-
 @contextmanager
-def _workbook(file: BinaryIO) -> Iterator[Any]:
-    """Give the workbook of a file, with its limits checked. Raises _BrokenError."""
-    from openpyxl import load_workbook
-
+def _workbook(file: BinaryIO, timeout_s: float) -> Iterator[Any]:
+    """Give the workbook of a file, whose parts have limits. Raises BrokenError."""
     book = None
     try:
-        _require_limits(file)
-        file.seek(0)
+        _require_unencrypted(file)
         with warnings.catch_warnings():
             # Of parts that are not read, such as styles and validations.
             warnings.simplefilter("ignore")
-            book = load_workbook(file, read_only=True, data_only=True, keep_links=False)
+            book = load_book(file, Deadline(timeout_s))
             yield book
-    except (_BrokenError, InputError, RemoteError, FileNotFoundError, GeneratorExit):
+    except (BrokenError, InputError, RemoteError, FileNotFoundError, GeneratorExit):
         raise
     except Exception as error:  # noqa: BLE001 - openpyxl raises anything for files that are wrong
         reason = one_line(error) if str(error) else type(error).__name__
-        raise _BrokenError(f"is no whole Excel workbook: {reason}") from None
+        raise BrokenError(f"is no whole Excel workbook: {reason}") from None
     finally:
         if book is not None:
             book.close()
 
 
-def _require_limits(file: BinaryIO) -> None:
-    """Raise _BrokenError if a workbook is encrypted, or would need too much memory or time."""
+def _require_unencrypted(file: BinaryIO) -> None:
     if file.read(len(_ENCRYPTED)) == _ENCRYPTED:
-        raise _BrokenError("it is encrypted with a password, or an .xls file of before 2007")
-    whole = 0
-    for part in zipfile.ZipFile(file).infolist():
-        if not part.filename.endswith((".xml", ".rels")):
-            continue
-        size, is_sheet = part.file_size, part.filename.startswith(_SHEETS)
-        whole += 0 if is_sheet else size
-        if size > _SUSPECT_BYTES and size > _MOST_RATIO * max(1, part.compress_size):
-            raise _BrokenError(
-                f"its part {part.filename} unpacks {part.compress_size:,} bytes to {size:,}: it is "
-                "a bomb and no data"
-            )
-        if size > _MOST_SHEET_BYTES or whole > _MOST_WHOLE_BYTES:
-            raise _BrokenError(
-                f"its part {part.filename} is too large ({max(size, whole):,} bytes unpacked): "
-                "save it as .csv or .parquet"
-            )
+        raise BrokenError("it is encrypted with a password, or an .xls file of before 2007")
+    file.seek(0)
 
 
 def _sheet_of(name: str, book: Any, wanted: str | None) -> Any:
     """Return a worksheet by its name, or by its number from 1. Raises InputError."""
     sheets = book.worksheets
     if not sheets:
-        raise _BrokenError("the workbook has no sheet with cells")
+        raise BrokenError("the workbook has no sheet with cells")
     if wanted is None:
         return sheets[0]
     for sheet in sheets:
@@ -214,21 +187,21 @@ def _rows(book: Any, sheet: Any) -> Iterator[tuple[int, dict[int, Any]]]:
             timedelta_formats=book._timedelta_formats,  # noqa: SLF001
         )
         data = None
-        for event, element in iterparse(_BoundedRows(opened), ("start", "end")):
+        opened.next_row(has_cells=True)
+        for event, element in iterparse(opened, ("start", "end")):
             if event == "start":
                 data = element if element.tag == DATA_TAG else data
             elif element.tag == ROW_TAG:
                 number, cells = parser.parse_row(element)
                 if number > _MOST_ROWS:
-                    raise _BrokenError(f"it has a row {number:,}; Excel has {_MOST_ROWS:,}")
-                yield (
-                    number,
-                    {
-                        cell["column"]: _Error(value) if cell["data_type"] == "e" else value
-                        for cell in cells
-                        if (value := cell["value"]) not in (None, "")
-                    },
-                )
+                    raise BrokenError(f"it has a row {number:,}; Excel has {_MOST_ROWS:,}")
+                values = {
+                    cell["column"]: _Error(value) if cell["data_type"] == "e" else value
+                    for cell in cells
+                    if (value := cell["value"]) not in (None, "")
+                }
+                yield number, values
+                opened.next_row(has_cells=bool(values))
                 if data is not None:
                     data.clear()
             elif element.tag == DATA_TAG:
@@ -239,21 +212,6 @@ class _Error(str):
     """The error of a formula, such as ``#DIV/0!``."""
 
     __slots__ = ()
-
-
-class _BoundedRows:
-    """The XML of a sheet, of which no row may be too large."""
-
-    def __init__(self, file: Any) -> None:
-        self._file = file
-        self._since = 0
-
-    def read(self, size: int = -1) -> bytes:
-        data: bytes = self._file.read(size)
-        self._since = 0 if _ROW_END in data else self._since + len(data)
-        if self._since > _MOST_ROW_BYTES:
-            raise _BrokenError(f"it has a row of more than {_MOST_ROW_BYTES // 10**6} MB")
-        return data
 
 
 def _header(cells: dict[int, Any]) -> dict[int, str]:

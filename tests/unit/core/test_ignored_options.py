@@ -308,7 +308,7 @@ def absolute(folder, paths):
         ("id_column", "x", [[TABLE], [LINES], [TEXT, TABLE]], [[TEXT]]),
         ("where", "x = 1", [[TABLE], [LINES], [TEXT, TABLE]], [[TEXT]]),
         ("encoding", "latin-1", [[TEXT], [TABLE], [LINES], [PAGE], [RTF, TEXT]], [[RTF]]),
-        ("parse_timeout", 50, [[RTF], [TEXT, PAGE]], [[TEXT], [TABLE], [LINES, TEXT]]),
+        ("parse_timeout", 50, [[RTF], [TEXT, PAGE], [BOOK]], [[TEXT], [TABLE], [LINES, TEXT]]),
     ],
 )
 def test_how_an_input_is_read_is_refused_where_it_is_not_read_so(

@@ -12,6 +12,8 @@ import io
 import json
 import lzma
 import random
+import re
+import signal
 import sqlite3
 import sys
 import threading
@@ -32,7 +34,7 @@ from fanout.core.errors import InputError
 from fanout.core.spec import make_spec
 from fanout.inputs.documents import FileSource
 from fanout.inputs.documents import sqlite_rows as sqlite_module
-from fanout.inputs.documents import xlsx_rows as xlsx_module
+from fanout.inputs.documents import xlsx_archive as xlsx_module
 
 ROWS = [
     {"id": i, "stars": i / 2 if i % 3 else None, "text": f"größe {i}", "tag": "a,b" if i else None}
@@ -411,6 +413,80 @@ def test_bombs_cost_their_workbook_and_little_memory_or_time(here, monkeypatch):
         assert words in faults[0]
 
 
+STRINGS = "xl/sharedStrings.xml"
+SHARED = "".join(f'<row r="{at}"><c r="A{at}" t="s"><v>{at - 1}</v></c></row>' for at in (1, 2))
+OVERRIDE = (
+    '<Override PartName="/{0}" ContentType="application/vnd.openxmlformats-officedocument.'
+    'spreadsheetml.sharedStrings+xml"/></Types>'
+)
+
+
+def with_strings(path, part, strings, sheet="xl/worksheets/sheet1.xml"):
+    """Write a workbook whose shared strings, and whose sheet, are in parts of any name."""
+    with_sheet("shared.xlsx", sheet_xml(SHARED))
+    with (
+        zipfile.ZipFile("shared.xlsx") as old,
+        zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as new,
+    ):
+        for name in old.namelist():
+            text = old.read(name).decode().replace("/xl/worksheets/sheet1.xml", f"/{sheet}")
+            if name == "[Content_Types].xml":
+                text = text.replace("</Types>", OVERRIDE.format(part))
+            new.writestr(sheet if name.endswith("/sheet1.xml") else name, text)
+        new.writestr(part, strings)
+
+
+def strings_xml(texts, space=0):
+    head = '<sst xmlns="http://schemas.openxmlformats.org/spreadsheetml/2006/main">'
+    cells = "".join(f"<si><t>{text}</t></si>" for text in texts)
+    return f"{head}{cells}{' ' * space}</sst>"
+
+
+@pytest.mark.parametrize("part", ["xl/worksheets/s.xml", "xl/sharedStrings.xml", "strings.bin"])
+def test_parts_that_are_read_as_a_whole_have_a_limit_under_any_name(here, part, monkeypatch):
+    strings = strings_xml(["text", "a"], space=200_000)
+    with_strings(here / "s.xlsx", part, strings)
+    with_strings(here / "m.xlsx", part, strings, sheet="other/place.xml")
+    assert [one.text for one in read("s.xlsx", "m.xlsx")] == ["a", "a"]
+    monkeypatch.setattr(xlsx_module, "_MOST_WHOLE_BYTES", 200_000)
+    for one in read("s.xlsx", "m.xlsx"):
+        assert f"its part {part} is too large" in one.error
+
+
+def test_a_sheet_of_any_name_is_read_in_parts(here, monkeypatch):
+    rows = "".join(ROW.format(at) for at in range(2, 5_000))
+    with_sheet(here / "named.xlsx", sheet_xml(HEAD + rows))
+    monkeypatch.setattr(xlsx_module, "_MOST_WHOLE_BYTES", 50_000)
+    assert len(read("named.xlsx")) == 4_998
+
+
+def test_a_workbook_has_a_deadline_for_its_loading_and_for_each_row(here, monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr("fanout.inputs.documents.deadlines.time.monotonic", lambda: clock[0])
+    real = xlsx_module.Part.read
+    cost_s = 0.0
+
+    def slow(part, size=-1, /):
+        clock[0] += cost_s
+        return real(part, size)
+
+    monkeypatch.setattr(xlsx_module.Part, "read", slow)
+    blank = "".join(f'<row r="{at}"/>' for at in range(3, 100_000))
+    with_sheet(here / "rows.xlsx", sheet_xml(HEAD + ROW.format(2) + blank + ROW.format(100_000)))
+    with_strings(here / "load.xlsx", STRINGS, strings_xml(["text", "a"], space=2_000_000))
+    documents = source("rows.xlsx", parse_timeout_s=5).documents()
+    assert next(documents).text == "a"
+    # The pause of the consumer does not count.
+    clock[0] += 1_000
+    assert next(documents).text == "a"
+    cost_s = 0.1
+    limit = r"took longer than 5 s \(parse_timeout_s\)"
+    [_, last] = read("rows.xlsx", parse_timeout_s=5)
+    assert re.search(limit, last.error)
+    [only] = read("load.xlsx", parse_timeout_s=5)
+    assert re.search(limit, only.error)
+
+
 def test_an_encrypted_workbook_is_named(here):
     (here / "b.xlsx").write_bytes(b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + b"\0" * 600)
     [only] = read("b.xlsx")
@@ -465,6 +541,63 @@ def test_a_database_url_that_is_wrong_says_so(here, url, words):
         to_sqlite(here / "s.db", name=name)
     with pytest.raises(InputError, match=words):
         source(url)
+
+
+ENDLESS = (
+    "WITH RECURSIVE t(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM t WHERE n > 0) "
+    "SELECT {0} AS text FROM t{1}"
+)
+
+
+def test_a_view_or_a_query_that_never_comes_to_a_row_costs_itself(here):
+    with closing(sqlite3.connect(here / "v.db")) as database:
+        database.execute("CREATE VIEW v AS " + ENDLESS.format("count(*)", ""))
+        database.execute("CREATE VIEW some AS " + ENDLESS.format("n || ''", " WHERE n < 4"))
+    (here / "after.txt").write_text("after")
+    limit = "reading it took longer than 0.1 s (parse_timeout_s)"
+    first, second = read("sqlite:///v.db?table=v", "after.txt", parse_timeout_s=0.1)
+    assert (first.error, second.text) == (limit, "after")
+    *rows, last = read("sqlite:///v.db?table=some", parse_timeout_s=0.1)
+    # Python's sqlite3 looks one row ahead, and loses a row if it finds none.
+    assert [one.text for one in rows] == ["1", "2"]
+    assert last.error == f"cannot be read after row 2: {limit}"
+    with pytest.raises(InputError, match="the query: reading it took longer than"):
+        source("sqlite:///v.db?query=" + ENDLESS.format("count(*)", ""), parse_timeout_s=0.1)
+
+
+def test_ctrl_c_ends_a_query_that_never_comes_to_a_row(here):
+    to_sqlite(here / "s.db")
+    signals = threading.Timer(0.1, signal.raise_signal, [signal.SIGINT])
+    signals.start()
+    with pytest.raises(KeyboardInterrupt):
+        source("sqlite:///s.db?query=" + ENDLESS.format("count(*)", ""), parse_timeout_s=30)
+    signals.join()
+
+
+def test_the_pauses_of_a_consumer_are_not_those_of_a_database(here, monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr("fanout.inputs.documents.deadlines.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr(sqlite_module, "_STEPS", 1)
+    to_sqlite(here / "s.db")
+    texts = []
+    for document in source("s.db", parse_timeout_s=5).documents():
+        texts.append(document.text)
+        clock[0] += 1_000
+    assert texts == [row["text"] for row in ROWS]
+
+
+def test_views_are_read_only_of_a_database_that_is_named(here):
+    (here / "in").mkdir()
+    with closing(sqlite3.connect(here / "in" / "v.db")) as database:
+        database.execute("CREATE VIEW v AS SELECT 'a' AS text")
+    store = fsspec.filesystem("memory")
+    store.store.clear()
+    store.put(str(here / "in" / "v.db"), "/in/v.db")
+    for named in ("in/v.db", "sqlite:///in/v.db", "memory://in/v.db"):
+        assert [one.text for one in read(named)] == ["a"]
+    for found in ("in", "in/*.db", "**/*.db", "memory://in", "memory://in/*.db"):
+        [only] = read(found)
+        assert only.error.startswith("the database has no table; its views")
 
 
 def test_a_locked_database_is_one_error_after_a_wait(here, monkeypatch):
