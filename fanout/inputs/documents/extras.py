@@ -7,7 +7,7 @@ from typing import Any
 
 from fanout.core.errors import InputError
 
-__all__ = ["extra_module"]
+__all__ = ["extra_module", "missing_extra"]
 
 
 def extra_module(module: str, *, extra: str, source: str) -> Any:
@@ -24,8 +24,10 @@ def extra_module(module: str, *, extra: str, source: str) -> Any:
     try:
         return importlib.import_module(module)
     except ImportError:
-        package = module.partition(".")[0]
-        raise InputError(
-            f"needs {package}, which is not installed: pip install 'fanout-llm[{extra}]'",
-            source=source,
-        ) from None
+        raise missing_extra(module.partition(".")[0], extra=extra, source=source) from None
+
+
+def missing_extra(package: str, *, extra: str, source: str | None) -> InputError:
+    """Return the error of a package of an extra that is not installed."""
+    reason = f"needs {package}, which is not installed: pip install 'fanout-llm[{extra}]'"
+    return InputError(reason, source=source)

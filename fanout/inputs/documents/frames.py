@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from fanout.core.errors import FanoutError, InputError
+from fanout.inputs.documents.extras import extra_module
 from fanout.inputs.documents.rows import repeated_column
 
 if TYPE_CHECKING:
@@ -217,13 +218,8 @@ def _text_for_nanoseconds(part: Any) -> Any:
 
 def _capsule(items: Any) -> Frame:
     """Return what has the Arrow PyCapsule interface: batches, one batch, or a column."""
-    try:
-        import pyarrow as pa
-    except ImportError:
-        raise InputError(
-            f"chunks: a {type(items).__name__} is read by pyarrow, which is an extra: "
-            "pip install 'fanout-llm[tables]'"
-        ) from None
+    source = f"chunks: a {type(items).__name__}"
+    pa = extra_module("pyarrow", extra="tables", source=source)
     if hasattr(items, "__arrow_c_stream__"):
         try:
             return _batches(pa.RecordBatchReader.from_stream(items))

@@ -22,6 +22,7 @@ import msgspec
 
 from fanout.core.errors import InputError
 from fanout.inputs.documents.extraction import MEMORY
+from fanout.inputs.documents.extras import missing_extra
 from fanout.inputs.documents.parsed import HEADER_BYTES, Parsed, Request, framed
 from fanout.system.resources import usable_cores
 
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
 
 __all__ = ["ParserPool", "require_parser"]
 
-INSTALL = "pip install 'fanout-llm[documents]'"
 _MODULE = "fanout.inputs.documents.parser_process"
 # Address space of a process beyond what it has after its start.
 _MEMORY_MB = 1_500
@@ -60,7 +60,8 @@ _PREFIXES = ("LC_", "COVERAGE_")
 def require_parser(source: str | None = None) -> None:
     """Raise InputError if the library that parses documents is not installed."""
     if find_spec("kreuzberg") is None:
-        raise InputError(f"to read documents such as PDF and Word, {INSTALL}", source=source)
+        source = source or "a document such as PDF and Word"
+        raise missing_extra("kreuzberg", extra="documents", source=source)
 
 
 class _Job:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from fanout.core.errors import InputError
+from fanout.inputs.documents.extras import extra_module
 from fanout.runs.tables.columns import ColumnType
 
 if TYPE_CHECKING:
@@ -28,13 +28,7 @@ _NAMES = {
 
 def require_arrow() -> Any:
     """Return the module ``pyarrow``, which is of an extra. Raises InputError without it."""
-    try:
-        import pyarrow as pa
-    except ImportError:
-        raise InputError(
-            "Parquet and Arrow need pyarrow: pip install 'fanout-llm[tables]'"
-        ) from None
-    return pa
+    return extra_module("pyarrow", extra="tables", source="a table of Parquet or Arrow")
 
 
 def arrow_schema(table: Table) -> Any:

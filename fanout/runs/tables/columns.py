@@ -10,12 +10,21 @@ import msgspec
 from fanout.core.cells import cell_of, cell_text
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
     from typing import Self
 
     from fanout.core.cells import Cell
 
-__all__ = ["Column", "ColumnType", "Sorts", "as_type", "declared", "field_cell", "merge_sorts"]
+__all__ = [
+    "Column",
+    "ColumnType",
+    "Sorts",
+    "as_type",
+    "declared",
+    "distinct",
+    "field_cell",
+    "merge_sorts",
+]
 
 
 class ColumnType(StrEnum):
@@ -72,6 +81,22 @@ _OF_TYPE: dict[ColumnType, Sorts] = {
 def declared(types: Mapping[str, ColumnType]) -> dict[str, Sorts]:
     """Return the sorts of columns whose types are known before a row is."""
     return {name: _OF_TYPE[type_] for name, type_ in types.items()}
+
+
+def distinct(names: Iterable[str], key: Callable[[str], str] = str) -> Iterator[str]:
+    """Yield each name, with underscores if it was there before: as of an aspect ``a.error``.
+
+    Args:
+        names: The names.
+        key: Returns what is the same for names that are the same.
+    """
+    seen = set[str]()
+    for name in names:
+        own = name
+        while key(own) in seen:
+            own += "_"
+        seen.add(key(own))
+        yield own
 
 
 def merge_sorts(sorts: dict[str, Sorts], row: Mapping[str, Cell]) -> None:

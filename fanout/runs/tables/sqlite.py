@@ -6,10 +6,10 @@ import sqlite3
 from contextlib import closing
 from typing import TYPE_CHECKING
 
-from fanout.runs.tables.columns import ColumnType
+from fanout.runs.tables.columns import ColumnType, distinct
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable
     from pathlib import Path
 
     from fanout.runs.tables.table import Table
@@ -33,7 +33,9 @@ def write_sqlite(table: Table, path: Path) -> list[str]:
     Raises:
         OSError: The file cannot be written, for example on a full disk.
     """
-    names = _quoted(_distinct(column.name for column in table.columns))
+    # SQL ends at the first NUL; ``ID`` and ``id`` are the same.
+    plain = (column.name.replace("\0", "\ufffd") for column in table.columns)
+    names = _quoted(distinct(plain, key=str.lower))
     columns = [
         f"{name} {_TYPES[column.type]}" for name, column in zip(names, table.columns, strict=True)
     ]
@@ -54,15 +56,3 @@ def write_sqlite(table: Table, path: Path) -> list[str]:
 
 def _quoted(names: Iterable[str]) -> list[str]:
     return ['"' + name.replace('"', '""') + '"' for name in names]
-
-
-def _distinct(names: Iterable[str]) -> Iterator[str]:
-    """Yield names of columns that differ for SQLite, for which ``ID`` and ``id`` are the same."""
-    seen = set[str]()
-    for name in names:
-        # SQL ends at the first of these.
-        own = name.replace("\0", "\ufffd")
-        while own.lower() in seen:
-            own += "_"
-        seen.add(own.lower())
-        yield own

@@ -15,6 +15,7 @@ from fanout.runs.tables.columns import (
     ColumnType,
     as_type,
     declared,
+    distinct,
     field_cell,
     merge_sorts,
 )
@@ -116,20 +117,10 @@ class Table:
 def _named(sections: list[dict[str, Sorts]]) -> Iterator[Column]:
     """Yield the columns of a table under names that differ: fanout's own keep theirs."""
     source, *own = sections
-    names = list(_distinct(name for section in own for name in section))
+    names = list(distinct(name for section in own for name in section))
     taken = {*OWN_COLUMNS, *names}
     sorts = [one for section in sections for one in section.values()]
     return map(Column.of, [*(free_name(name, taken) for name in source), *names], sorts)
-
-
-def _distinct(names: Iterable[str]) -> Iterator[str]:
-    """Yield each name, with underscores if it was there before: as of an aspect ``a.error``."""
-    seen = set[str]()
-    for name in names:
-        while name in seen:
-            name += "_"  # noqa: PLW2901
-        seen.add(name)
-        yield name
 
 
 def gather(

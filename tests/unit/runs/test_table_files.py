@@ -120,8 +120,9 @@ def test_any_text_comes_back_from_csv_except_for_formulas(suffix, cells):
     file = io.BytesIO()
     rows = [branch(n, columns={"text": cell}) for n, cell in enumerate(cells)]
     writer = {".csv": write_csv, ".tsv": write_tsv}[suffix]
-    assert writer(gather(rows, RowLayout(), MemorySpool()), file) == []
+    losses = writer(gather(rows, RowLayout(), MemorySpool()), file)
     wanted = list(map(defused, cells))
+    assert bool(losses) == (wanted != cells)
     separator = {".csv": ",", ".tsv": "\t"}[suffix]
     text = file.getvalue().decode()
     found = csv.DictReader(io.StringIO(text, newline=""), delimiter=separator)
@@ -261,6 +262,23 @@ def test_what_xlsx_cannot_hold_is_said(tmp_path):
         f"{path}: 1 cell has characters that XLSX lacks: they became \ufffd",
     ]
     assert sheet(path)["text"] == ["x" * 32_767, "😀" * 16_383, "y" * 32_767, "a\ufffdb"]
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_cells_that_csv_changes_are_counted(suffix, tmp_path):
+    path = tmp_path / f"out{suffix}"
+    ids = ["-abc", "+49 30 123", "-5", "a", "=1"]
+    lines = write(path, [branch(n, columns={"text": one}) for n, one in enumerate(ids)])
+    changed = ["'-abc", "'+49 30 123", "-5", "a", "'=1"]
+    for found in texts(path):
+        assert found == (changed if suffix in {".csv", ".tsv"} else ids)
+    if suffix in {".csv", ".tsv"}:
+        words = (
+            "3 cells got an apostrophe in front, as spreadsheets would take the text for a formula"
+        )
+        assert lines == [f"{path}: {words}; the other formats keep it as it is"]
+    else:
+        assert lines == []
 
 
 def test_numbers_that_excel_would_round_are_text(tmp_path):
@@ -502,7 +520,9 @@ def test_wide_has_something_to_widen(tmp_path):
 @pytest.mark.parametrize("package", ["pyarrow"])
 def test_a_missing_package_is_named_before_a_run_begins(package, tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, package, None)
-    with pytest.raises(InputError, match=rf"need {package}: pip install 'fanout-llm\[tables\]'"):
+    with pytest.raises(
+        InputError, match=rf"needs {package}, .*: pip install 'fanout-llm\[tables\]'"
+    ):
         OutputFile(tmp_path / "out.parquet", RowLayout())
     assert list(tmp_path.iterdir()) == []
     for suffix in set(SUFFIXES) - {".parquet"}:
