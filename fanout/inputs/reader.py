@@ -26,7 +26,7 @@ from fanout.core.store_urls import missing_package
 from fanout.inputs.documents.copies import TooLargeError, copy_file, file_name
 from fanout.inputs.documents.parsed import Parsed, Request
 from fanout.inputs.documents.parsing import ParserPool
-from fanout.inputs.documents.remote import RemoteError, open_remote, remote_file
+from fanout.inputs.documents.remote import RemoteError, one_line, open_remote, remote_file
 from fanout.inputs.documents.shared_parsers import SharedParsers
 from fanout.system.resources import usable_cores
 from fanout.system.threads import ReadyThreads
@@ -43,7 +43,9 @@ _FILE_URL = "file://"
 # Files here are no documents: they show processes and devices, of which some never end.
 _SYSTEM = ("/proc", "/sys", "/dev")
 # Errors of stores that a further attempt gives again.
-_FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, ValueError)
+_FINAL = (
+    FileNotFoundError, PermissionError, IsADirectoryError, ValueError, TypeError, NotImplementedError,
+)  # fmt: skip
 # Branches that must fail before a run is stopped in which no worker can parse.
 _FEW = 3
 
@@ -191,8 +193,9 @@ def _regular(path: Path) -> Path:
     try:
         real = path.resolve(strict=True)
         is_regular = stat.S_ISREG(real.stat().st_mode)
-    except OSError as error:
-        _refuse(f"the worker cannot read it: {error.strerror or error}")
+    except (OSError, ValueError) as error:
+        # A name with a NUL is a ValueError.
+        _refuse(f"the worker cannot read it: {one_line(error)}")
     if not is_regular or any(real.is_relative_to(top) for top in _SYSTEM):
         _refuse("it is no regular file")
     return path

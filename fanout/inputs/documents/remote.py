@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import glob
 import io
+import re
 from typing import Any, BinaryIO, NamedTuple, cast
 
 from fanout.core.errors import InputError
@@ -23,6 +24,10 @@ __all__ = [
 ]
 
 _BUFFER_BYTES = 1_000_000
+# What web servers answer if there is no such file, or no more.
+_MISSING = (404, 410)
+# What a client quotes.
+_QUOTED = re.compile(r"""\bb(?:'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")""")
 _MOST_WORDS = 300
 # Of these, only the address itself is read: they have no folders.
 _NO_FOLDERS = frozenset({"http", "https"})
@@ -70,7 +75,8 @@ class Remote(NamedTuple):
 def one_line(error: BaseException) -> str:
     """Return the reason of an error as one short line without credentials."""
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    line = " ".join(redacted(str(text)).split())
+    # A client may quote what the file holds.
+    line = " ".join(redacted(_QUOTED.sub("...", str(text))).split())
     line = line if len(line) <= _MOST_WORDS else f"{line[:_MOST_WORDS]}..."
     return line or type(error).__name__
 
@@ -108,8 +114,9 @@ def remote_paths(url: str) -> tuple[Remote, list[str] | None]:
         if glob.has_magic(path):
             found = store.glob(path, detail=True)
             return place, sorted(name for name, one in found.items() if one["type"] == "file")
-    except FileNotFoundError:
-        pass
+    except FileNotFoundError as error:
+        if (other := _other_reason(error)) is not None:
+            raise InputError(f"cannot be read: {one_line(other)}", source=place.name) from None
     except Exception as error:  # noqa: BLE001 - each store has errors of its own
         raise InputError(f"cannot be read: {one_line(error)}", source=place.name) from None
     raise InputError("there is no such file or folder", source=place.name)
@@ -156,11 +163,20 @@ def open_remote(remote: Remote, *, is_sequential: bool = True) -> BinaryIO:
         if remote.path.partition("://")[0].lower() in _NO_FOLDERS and not _takes_ranges(remote):
             options = {"block_size": 0}
         raw = remote.store.open(remote.path, "rb", **options)
-    except FileNotFoundError:
+    except FileNotFoundError as error:
+        if (other := _other_reason(error)) is not None:
+            raise RemoteError(other) from None
         raise FileNotFoundError(errno.ENOENT, "there is no such file") from None
     except Exception as error:  # noqa: BLE001 - each store has errors of its own
         raise RemoteError(error) from None
     return cast("BinaryIO", io.BufferedReader(_Raw(raw), _BUFFER_BYTES))
+
+
+def _other_reason(error: FileNotFoundError) -> BaseException | None:
+    """Return what a client took for a missing file, such as an error of the server; None: it is."""
+    cause = error.__cause__
+    is_missing = isinstance(cause, FileNotFoundError) or getattr(cause, "status", 0) in _MISSING
+    return None if is_missing else cause
 
 
 def _takes_ranges(remote: Remote) -> bool:

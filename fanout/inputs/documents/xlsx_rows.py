@@ -74,6 +74,8 @@ def check_xlsx(file: InputFile, reading: Reading) -> Sheet:
         return Sheet(fault=f"cannot be read: {error.strerror or error}")
     except BrokenError as error:
         return Sheet(fault=str(error))
+    if isinstance(cells, _WrongRow):
+        return Sheet(title=sheet.title, fault=f"the header, row {row:,}: {cells.fault}")
     header = _header(cells)
     if not header:
         others = ", ".join(title for title in titles if title != sheet.title)
@@ -117,7 +119,9 @@ def read_xlsx(
         ):
             sheet = _sheet_of(file.name, book, table.title)
             for row, cells in _rows(book, sheet):
-                if row > table.header_row and cells:
+                if isinstance(cells, _WrongRow):
+                    yield faulty(f"{file.name}:{row}", next(indices), cells.fault)
+                elif row > table.header_row and cells:
                     name = f"{file.name}:{row}"
                     yield _document(name, next(indices), cells, table, reading.max_bytes)
     except FileNotFoundError:
@@ -192,14 +196,9 @@ def _rows(book: Any, sheet: Any) -> Iterator[tuple[int, dict[int, Any]]]:
             if event == "start":
                 data = element if element.tag == DATA_TAG else data
             elif element.tag == ROW_TAG:
-                number, cells = parser.parse_row(element)
+                number, values = _values(parser, element)
                 if number > _MOST_ROWS:
                     raise BrokenError(f"it has a row {number:,}; Excel has {_MOST_ROWS:,}")
-                values = {
-                    cell["column"]: _Error(value) if cell["data_type"] == "e" else value
-                    for cell in cells
-                    if (value := cell["value"]) not in (None, "")
-                }
                 yield number, values
                 opened.next_row(has_cells=bool(values))
                 if data is not None:
@@ -208,10 +207,36 @@ def _rows(book: Any, sheet: Any) -> Iterator[tuple[int, dict[int, Any]]]:
                 return
 
 
+class _WrongRow(dict[int, Any]):
+    """A row with a cell that cannot be read."""
+
+    def __init__(self, error: Exception) -> None:
+        has_no_text = isinstance(error, IndexError)
+        self.fault = (
+            "a cell refers to a shared text that the workbook does not have"
+            if has_no_text
+            else "a cell has a place, a type or a value that Excel does not write"
+        )
+        super().__init__({0: self.fault})
+
+
 class _Error(str):
     """The error of a formula, such as ``#DIV/0!``."""
 
     __slots__ = ()
+
+
+def _values(parser: Any, element: Any) -> tuple[int, dict[int, Any]]:
+    """Return the number of a row, and its cells that are not empty by their column."""
+    try:
+        number, cells = parser.parse_row(element)
+    except Exception as error:  # noqa: BLE001 - openpyxl raises anything for cells that are wrong
+        return parser.row_counter, _WrongRow(error)
+    return number, {
+        cell["column"]: _Error(value) if cell["data_type"] == "e" else value
+        for cell in cells
+        if (value := cell["value"]) not in (None, "")
+    }
 
 
 def _header(cells: dict[int, Any]) -> dict[int, str]:

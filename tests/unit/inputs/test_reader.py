@@ -98,6 +98,8 @@ def test_a_url_is_fetched_from_its_store(memory):
         ("/proc/self/environ", "no regular file"),
         ("file:///proc/self/environ", "no regular file"),
         ("local:///proc/self/environ", "absolute path"),
+        ("/etc/\0x", "cannot read it"),
+        ("github://main/x.pdf", "cannot read it"),
         ("simplecache::memory://bucket/terms.html", "chained"),
         ("memory://bucket/nothing.html", "there is no such file"),
         ("nothing://bucket/terms.html", "nothing"),
@@ -135,6 +137,7 @@ def test_a_document_that_cannot_be_used_has_the_reason_of_the_parser(tmp_path):
         (TimeoutError("the store is slow"), ErrorKind.CONNECTION),
         (RuntimeError("of the store"), ErrorKind.CONNECTION),
         (PermissionError("Forbidden"), ErrorKind.BAD_REQUEST),
+        (NotImplementedError("open"), ErrorKind.BAD_REQUEST),
         (type("NoCredentialsError", (Exception,), {})("none"), ErrorKind.AUTH),
     ],
 )

@@ -35,6 +35,7 @@ from fanout.core.spec import make_spec
 from fanout.inputs.documents import FileSource
 from fanout.inputs.documents import sqlite_rows as sqlite_module
 from fanout.inputs.documents import xlsx_archive as xlsx_module
+from fanout.inputs.documents.remote import one_line
 
 ROWS = [
     {"id": i, "stars": i / 2 if i % 3 else None, "text": f"größe {i}", "tag": "a,b" if i else None}
@@ -487,6 +488,27 @@ def test_a_workbook_has_a_deadline_for_its_loading_and_for_each_row(here, monkey
     assert re.search(limit, only.error)
 
 
+@pytest.mark.parametrize(
+    ("cell", "words"),
+    [
+        ('<c r="A3" t="s"><v>999</v></c>', "a shared text that the workbook does not have"),
+        ('<c r="A3" t="s"><v>x</v></c>', "a place, a type or a value"),
+        ('<c r="??" t="n"><v>1</v></c>', "a place, a type or a value"),
+        ('<c r="A3" t="n"><v>1,5</v></c>', "a place, a type or a value"),
+    ],
+)
+def test_a_cell_that_cannot_be_read_costs_its_row(here, cell, words):
+    wrong = f'<row r="3">{cell}</row>'
+    with_sheet(here / "rows.xlsx", sheet_xml(HEAD + ROW.format(2) + wrong + ROW.format(4)))
+    first, second, third = read("rows.xlsx")
+    assert (first.text, third.text, third.name) == ("a", "a", "rows.xlsx:4")
+    assert second.name == "rows.xlsx:3"
+    assert words in second.error
+    with_sheet(here / "head.xlsx", sheet_xml(wrong + ROW.format(4)))
+    [only] = read("head.xlsx")
+    assert only.error.startswith("the header, row 3: a cell")
+
+
 def test_an_encrypted_workbook_is_named(here):
     (here / "b.xlsx").write_bytes(b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + b"\0" * 600)
     [only] = read("b.xlsx")
@@ -703,6 +725,45 @@ def test_every_format_is_read_from_a_web_server(here):
                 source(f"{base}/gone.csv")
         finally:
             server.shutdown()
+
+
+class FailingServer(http.server.BaseHTTPRequestHandler):
+    """A web server that fails, sends in circles, or gives less than it promises."""
+
+    def do_GET(self):
+        if self.path.startswith("/fails"):
+            self.send_error(500)
+            return
+        self.send_response(302 if self.path.startswith("/circle") else 404)
+        self.send_header("location", self.path)
+        self.send_header("content-length", "0")
+        self.end_headers()
+
+    def do_HEAD(self):
+        self.do_GET()
+
+    def log_message(self, *_):
+        pass
+
+
+def test_what_a_web_server_answers_is_not_called_a_missing_file(here):
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), FailingServer) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        base = f"http://127.0.0.1:{server.server_port}"
+        try:
+            for name, words in (
+                ("fails.csv", "cannot be read: 500"), ("circle.csv", "cannot be read: "),
+                ("gone.csv", "there is no such file"),
+            ):  # fmt: skip
+                with pytest.raises(InputError, match=words):
+                    source(f"{base}/{name}")
+        finally:
+            server.shutdown()
+
+
+def test_the_reason_of_a_client_does_not_quote_the_file():
+    error = OSError("400, message: Data after `Connection: close`: b'my \\'secret\\' words' ^")
+    assert one_line(error) == "400, message: Data after `Connection: close`: ... ^"
 
 
 PACK = {".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress}
