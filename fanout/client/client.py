@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 import threading
 import time
 from contextlib import suppress
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from fanout.client.arguments import checked_count, checked_spec, require_open_files
 from fanout.client.embedded.fleet import EmbeddedFleet, InProcessFleet
 from fanout.client.past_runs import run_opener, with_full_ids
+from fanout.client.run_ids import new_run_id
 from fanout.core.errors import AmbiguousRunError, BrokerError, RunError, SpecError, UnknownRunError
 from fanout.core.ids import StageId
 from fanout.core.settings import load_settings
@@ -37,9 +37,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Client"]
 
-# Crockford's base 32: no letter looks like a digit. "latest" is no id, as it has an l.
-_ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
-_ID_LENGTH = 8
 _LATEST = "latest"
 
 
@@ -190,18 +187,25 @@ class Client:
         connections.claim()
         connections.require_storage()
 
-        def check() -> None:
-            self._check_fleet()
-            if should_stop is not None and should_stop():
-                raise RunError("the run was stopped before it began")
-
-        connections.preflight(spec.model, check=check, wait=self.is_embedded)
+        self._preflight(connections, spec.model, should_stop)
         run_id = self._create_run(connections, spec)
         if on_created is not None:
             on_created(run_id)
         with connections.enqueuer(run_id, on_bad_document, should_stop) as enqueuer:
             enqueuer.enqueue(run_id, spec, source)
         return self.run(run_id)
+
+    def _preflight(
+        self, connections: Connections, model: str, should_stop: Callable[[], bool] | None = None
+    ) -> None:
+        """Check that a worker can use a model; stop to wait for it when the caller says so."""
+
+        def check() -> None:
+            self._check_fleet()
+            if should_stop is not None and should_stop():
+                raise RunError("the run was stopped before it began")
+
+        connections.preflight(model, check=check, wait=self.is_embedded)
 
     def _read_by_workers(
         self,
@@ -215,44 +219,32 @@ class Client:
         Returns:
             The run of that, and the job whose input is what they have read.
         """
-        from fanout.client.worker_reading import (
-            read_by_workers,
-            require_readable,
-            spec_after_reading,
-        )
+        from fanout.client import worker_reading
 
         began_at = time.monotonic()
-        files = require_readable(spec, has_documents=documents is not None, notify=notify)
+        files = worker_reading.require_readable(
+            spec, has_documents=documents is not None, notify=notify
+        )
         if self.is_embedded and self._fleet is None:
             require_open_files(self._concurrency, self._given_concurrency, spec.max_workers)
         # It has the functions of the job's own model, too.
         connections = self._connected(spec.model)
         connections.claim()
-        connections.preflight(spec.model, check=self._check_fleet, wait=self.is_embedded)
-        run = read_by_workers(self, spec, files, notify=notify, should_stop=should_stop)
-        has_chosen = files.chosen is not None
-        return run, spec_after_reading(spec, run, began_at=began_at, has_chosen=has_chosen)
+        self._preflight(connections, spec.model)
+        return worker_reading.read_first(
+            self, spec, files, began_at=began_at, notify=notify, should_stop=should_stop
+        )
 
     def _create_run(self, connections: Connections, spec: RunSpec) -> str:
         """Create the record of a run, and return the run's id."""
-        from fanout.broker.fleet_version import own_version
-
-        run_id = "".join(secrets.choice(_ALPHABET) for _ in range(_ID_LENGTH))
+        run_id = new_run_id()
         # A second time, as the check of the model may have taken long.
         connections.claim()
         now = connections.store.now()
         if self._fleet is not None:
             # Before the run exists: a run that no client finds would be lost with this process.
             self._fleet.remember(run_id, created_at=now)
-        connections.store.create_run(
-            run_id,
-            spec=spec.model_dump_json(),
-            created_at=now,
-            deadline_at=None if spec.deadline_s is None else now + spec.deadline_s,
-            wire=own_version(),
-            max_workers=spec.max_workers,
-            priority=spec.priority,
-        )
+        connections.create_run(run_id, spec, created_at=now)
         return run_id
 
     def resume(

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from fanout.broker.app import Preflight, connect_broker, make_app, make_store
-from fanout.broker.fleet_version import check_as_client
+from fanout.broker.fleet_version import check_as_client, own_version
 from fanout.broker.inspection import MessageReader
 from fanout.broker.publisher import Publisher
 from fanout.client.polls import polls
@@ -71,6 +71,18 @@ class Connections:
     def run(self, run_id: str, check: Callable[[], None]) -> Run:
         """Return the handle of a run, whose ``wait`` calls ``check`` at each poll."""
         return Run(run_id, self.store, self.publisher, check)
+
+    def create_run(self, run_id: str, spec: RunSpec, *, created_at: float) -> None:
+        """Create the record of a run."""
+        self.store.create_run(
+            run_id,
+            spec=spec.model_dump_json(),
+            created_at=created_at,
+            deadline_at=None if spec.deadline_s is None else created_at + spec.deadline_s,
+            wire=own_version(),
+            max_workers=spec.max_workers,
+            priority=spec.priority,
+        )
 
     @contextmanager
     def enqueuer(

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from fanout.inputs.documents import Notify
     from fanout.inputs.intake import FilesToRead
 
-__all__ = ["read_by_workers", "require_readable", "spec_after_reading"]
+__all__ = ["read_by_workers", "read_first", "require_readable", "spec_after_reading"]
 
 # Seconds for one document with its wait for a core of the worker: parsing has its own deadline.
 _TIMEOUT_S = 3_600.0
@@ -52,6 +52,24 @@ def require_readable(spec: RunSpec, *, has_documents: bool, notify: Notify) -> F
                 field="read_on",
             )
     return files_for_workers(spec, notify=notify)
+
+
+def read_first(
+    client: Client,
+    spec: RunSpec,
+    files: FilesToRead,
+    *,
+    began_at: float,
+    notify: Notify,
+    should_stop: Callable[[], bool] | None,
+) -> tuple[Run, RunSpec]:
+    """Have the workers read the documents of a job; return the run of that, and the job after it.
+
+    For arguments and errors see ``read_by_workers`` and ``spec_after_reading``.
+    """
+    run = read_by_workers(client, spec, files, notify=notify, should_stop=should_stop)
+    has_chosen = files.chosen is not None
+    return run, spec_after_reading(spec, run, began_at=began_at, has_chosen=has_chosen)
 
 
 def read_by_workers(

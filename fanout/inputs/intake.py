@@ -6,8 +6,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from fanout.core.cells import COLUMN, OWN
-from fanout.core.errors import InputError, PromptError, SpecError
+from fanout.core.errors import InputError, SpecError
 from fanout.core.field_effects import READING
 from fanout.inputs.documents import STDIN, FileSource, Items, Notice, counted, log_notice
 from fanout.inputs.documents.files import RUN
@@ -15,12 +14,13 @@ from fanout.inputs.documents.past_runs import RUN_TEXT_COLUMN
 from fanout.inputs.documents.rows import DEFAULT_TEXT_COLUMN
 from fanout.inputs.documents.urls import is_relative
 from fanout.inputs.names import DocumentNames
-from fanout.inputs.prompts import (
-    AGGREGATE_NAMES,
-    BRANCH_NAMES,
-    Template,
-    near_hint,
+from fanout.inputs.prompt_checks import (
+    group_column,
+    require_group,
+    require_prompts,
+    templates_of,
 )
+from fanout.inputs.prompts import BRANCH_NAMES
 from fanout.inputs.selection import WHERE_NAMES, Selection
 from fanout.inputs.surrogates import encodable
 
@@ -46,7 +46,6 @@ _SHOWN_FAULTS = 3
 _HEAD_ROWS = 20
 _SEARCHED_ROWS = 1_000
 _HEAD_CHARS = 8_000_000
-_GROUPS = ("document", "aspect")
 
 
 class FilesToRead(NamedTuple):
@@ -85,14 +84,8 @@ def checked_documents(
         SpecError: ``group_by``, ``id_column`` or ``where`` names no column.
         InputError: There is no document, a source cannot be read, or ``strict`` refuses it.
     """
-    templates = _templates(spec)
-    warnings: list[Notice] = []
-
-    def notify_and_keep(notice: Notice) -> None:
-        if notice.is_warning:
-            warnings.append(notice)
-        notify(notice)
-
+    templates = templates_of(spec)
+    warnings, notify_and_keep = _kept(notify)
     source = _source(spec, documents, notify_and_keep, open_run)
     selection = Selection(spec, text_columns=_text_columns(spec))
     _require_used(spec, documents, source, selection)
@@ -112,16 +105,14 @@ def checked_documents(
     if spec.strict:
         _refuse_losses(None if again is None else chosen(again()), warnings)
     needed = frozenset[str]().union(*(one.columns(BRANCH_NAMES) for one in templates))
-    needed |= _group_column(spec) | names.columns | selection.columns
+    needed |= group_column(spec) | names.columns | selection.columns
     stream = read()
     head, columns = _head(stream, needed, source)
     if needed - columns and source.is_lasting:
         columns |= source.columns(needed - columns)
-    for template in templates:
-        _require_clear(template, spec.text_column)
-        _require_no_text(template, source, _text_columns(spec) - columns)
-        template.require(BRANCH_NAMES, columns=columns)
-    _require_group(spec, columns)
+    text_columns = _text_columns(spec) if source.uses("text_column") else frozenset()
+    require_prompts(templates, columns, text_column=spec.text_column, text_columns=text_columns)
+    require_group(spec, columns)
     names.require(columns)
     selection.require(columns)
     taken = chosen(chain(head, stream), notify)
@@ -143,16 +134,10 @@ def files_for_workers(spec: RunSpec, *, notify: Notify = log_notice) -> FilesToR
         InputError: A source cannot be listed, no file is chosen, or ``strict`` refuses what is left
             out.
     """
-    for template in _templates(spec):
+    for template in templates_of(spec):
         template.require(BRANCH_NAMES)
-    _require_group(spec, frozenset())
-    warnings: list[Notice] = []
-
-    def notify_and_keep(notice: Notice) -> None:
-        if notice.is_warning:
-            warnings.append(notice)
-        notify(notice)
-
+    require_group(spec, frozenset())
+    warnings, notify_and_keep = _kept(notify)
     base = Path(spec.base_dir or "")
     source = source_of_files(spec, spec.inputs, base=base, notify=notify_and_keep, parses=False)
     selection = Selection(spec, text_columns=_text_columns(spec))
@@ -198,6 +183,18 @@ def has_only_rows(spec: RunSpec) -> bool:
     base = Path(spec.base_dir or "")
     source = source_of_files(spec, spec.inputs, base=base, notify=lambda _notice: None)
     return source.is_lasting and source.has_only_rows
+
+
+def _kept(notify: Notify) -> tuple[list[Notice], Notify]:
+    """Return a list, and a function that adds each warning to it and passes on every notice."""
+    warnings: list[Notice] = []
+
+    def notify_and_keep(notice: Notice) -> None:
+        if notice.is_warning:
+            warnings.append(notice)
+        notify(notice)
+
+    return warnings, notify_and_keep
 
 
 def _max_bytes(spec: RunSpec) -> int:
@@ -353,64 +350,6 @@ def _head(
             f"no document can be used: {_faults(head)}" if head else source.why_empty()
         )
     return head, frozenset(columns)
-
-
-def _templates(spec: RunSpec) -> list[Template]:
-    if spec.aggregate_prompt is not None:
-        template = Template.parse(spec.aggregate_prompt, field="aggregate_prompt")
-        template.require(AGGREGATE_NAMES)
-    return [
-        Template.parse(source, field="prompt" if aspect is None else f"aspects.{aspect}")
-        for aspect, source in spec.prompts.items()
-    ]
-
-
-def _require_clear(template: Template, text_column: str | None) -> None:
-    """Check that no template uses a name of fanout that is also the text column."""
-    if text_column in template.names and text_column in BRANCH_NAMES and text_column != "input":
-        raise PromptError(
-            f"{{{text_column}}} is not clear: it is the text column, whose text is {{input}}; "
-            f"write {{{OWN}{text_column}}} for fanout's own",
-            field=template.field,
-        )
-
-
-def _require_no_text(
-    template: Template, source: FileSource | _ItemSource, text_columns: frozenset[str]
-) -> None:
-    """Check that no template names the text by its column. Raises PromptError."""
-    for name in sorted(template.names) if source.uses("text_column") else ():
-        column = name.removeprefix(COLUMN)
-        if column in text_columns and column not in BRANCH_NAMES:
-            raise PromptError(
-                f"{{{name}}} is the column of the text: write {{input}} for it",
-                field=template.field,
-            )
-
-
-def _group_column(spec: RunSpec) -> frozenset[str]:
-    by = spec.group_by or ""
-    if not by or by in _GROUPS or by.startswith(OWN):
-        return frozenset()
-    return frozenset({by.removeprefix(COLUMN)})
-
-
-def _require_group(spec: RunSpec, columns: frozenset[str]) -> None:
-    by = spec.group_by
-    if by is None:
-        return
-    if by in _GROUPS and by in columns:
-        raise SpecError(
-            f"{by!r} is not clear: the input has a column of this name; write {COLUMN}{by} for "
-            f"the column, or {OWN}{by} for fanout's own",
-            field="group_by",
-        )
-    if by.removeprefix(OWN) not in _GROUPS and by.removeprefix(COLUMN) not in columns:
-        known = sorted({*_GROUPS, *columns})
-        raise SpecError(
-            f"there is no column {by!r};{near_hint(by, known)} known: {', '.join(known)}",
-            field="group_by",
-        )
 
 
 def _faults(faulty: list[Document]) -> str:

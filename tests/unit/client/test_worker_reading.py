@@ -168,7 +168,7 @@ def test_workers_get_a_file_in_a_store_by_its_url():
     fs = fsspec.filesystem("memory")
     fs.pipe("/bucket/a.pdf", b"%PDF-1.7")
     assert list(readable(inputs=["memory://bucket"]).source.places()) == [
-        ("memory:///bucket/a.pdf", "memory:///bucket/a.pdf")
+        ("memory://bucket/a.pdf", "memory://bucket/a.pdf")
     ]
     fs.rm("/bucket", recursive=True)
 

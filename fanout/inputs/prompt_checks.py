@@ -1,0 +1,99 @@
+"""Checks of a job's prompts and its groups against the columns of its input."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from fanout.core.cells import COLUMN, OWN
+from fanout.core.errors import PromptError, SpecError
+from fanout.inputs.prompts import AGGREGATE_NAMES, BRANCH_NAMES, Template, near_hint
+
+if TYPE_CHECKING:
+    from fanout.core.spec import RunSpec
+
+__all__ = ["group_column", "require_group", "require_prompts", "templates_of"]
+
+_GROUPS = ("document", "aspect")
+
+
+def templates_of(spec: RunSpec) -> list[Template]:
+    """Return the templates of a job's prompts. Raises PromptError."""
+    if spec.aggregate_prompt is not None:
+        template = Template.parse(spec.aggregate_prompt, field="aggregate_prompt")
+        template.require(AGGREGATE_NAMES)
+    return [
+        Template.parse(source, field="prompt" if aspect is None else f"aspects.{aspect}")
+        for aspect, source in spec.prompts.items()
+    ]
+
+
+def require_prompts(
+    templates: list[Template],
+    columns: frozenset[str],
+    *,
+    text_column: str | None,
+    text_columns: frozenset[str],
+) -> None:
+    """Check the prompts of a job against the columns of its input.
+
+    Args:
+        templates: The prompts.
+        columns: The columns of the input.
+        text_column: The column of the text, if the job names it.
+        text_columns: The names that the column of the text may have; empty if there are no rows.
+
+    Raises:
+        PromptError: A name is unknown or ambiguous.
+    """
+    for template in templates:
+        _require_clear(template, text_column)
+        _require_no_text(template, text_columns - columns)
+        template.require(BRANCH_NAMES, columns=columns)
+
+
+def _require_clear(template: Template, text_column: str | None) -> None:
+    """Check that no template uses a name of fanout that is also the text column."""
+    if text_column in template.names and text_column in BRANCH_NAMES and text_column != "input":
+        raise PromptError(
+            f"{{{text_column}}} is not clear: it is the text column, whose text is {{input}}; "
+            f"write {{{OWN}{text_column}}} for fanout's own",
+            field=template.field,
+        )
+
+
+def _require_no_text(template: Template, text_columns: frozenset[str]) -> None:
+    """Check that no template names the text by its column. Raises PromptError."""
+    for name in sorted(template.names):
+        column = name.removeprefix(COLUMN)
+        if column in text_columns and column not in BRANCH_NAMES:
+            raise PromptError(
+                f"{{{name}}} is the column of the text: write {{input}} for it",
+                field=template.field,
+            )
+
+
+def group_column(spec: RunSpec) -> frozenset[str]:
+    """Return the column by which a job groups its branches, if it is one."""
+    by = spec.group_by or ""
+    if not by or by in _GROUPS or by.startswith(OWN):
+        return frozenset()
+    return frozenset({by.removeprefix(COLUMN)})
+
+
+def require_group(spec: RunSpec, columns: frozenset[str]) -> None:
+    """Check that a job groups by something that there is. Raises SpecError."""
+    by = spec.group_by
+    if by is None:
+        return
+    if by in _GROUPS and by in columns:
+        raise SpecError(
+            f"{by!r} is not clear: the input has a column of this name; write {COLUMN}{by} for "
+            f"the column, or {OWN}{by} for fanout's own",
+            field="group_by",
+        )
+    if by.removeprefix(OWN) not in _GROUPS and by.removeprefix(COLUMN) not in columns:
+        known = sorted({*_GROUPS, *columns})
+        raise SpecError(
+            f"there is no column {by!r};{near_hint(by, known)} known: {', '.join(known)}",
+            field="group_by",
+        )
