@@ -29,6 +29,7 @@ from fanout.client.past_runs import run_opener
 from fanout.core.records import ErrorKind
 from fanout.core.units import plural
 from fanout.inputs.intake import source_of_files
+from fanout.runs.status import retry_help
 
 if TYPE_CHECKING:
     from fanout.client.run import Run
@@ -102,18 +103,19 @@ def retry(
 ) -> int:
     """Process the failed branches of a run that has ended again, and redo its aggregate.
 
+    Documents that could not be read are not read again: that takes a new run.
     Without a broker this command does the work, and follows it to its end.
     """
     progress = Progress(idle="")
     stop = Stop(progress)
     with any_client(broker_url) as client, stop:
         run = client.find(run_id)
-        count = run.retry_failed([ErrorKind(kind) for kind in kinds] or None)
+        chosen = [ErrorKind(kind) for kind in kinds] or list(ErrorKind)
+        errors = run.status().errors
+        count = run.retry_failed(chosen)
         stop.arm(run.run_id)
-        branches = plural(count, "branch", "branches")
-        text = f"{branches} of run {run.run_id} {'is' if count == 1 else 'are'} processed again"
-        if not count:
-            text = f"no branch of run {run.run_id} has failed so: nothing is processed again"
+        unread = sum(errors.get(kind, 0) for kind in chosen) - count
+        text = _retried(run.run_id, count, unread)
         fields = {"run_id": run.run_id, "branches": count}
         if not client.is_embedded:
             say(text, {**fields, "status": run.status().status.value}, as_json=as_json)
@@ -122,11 +124,24 @@ def retry(
         return _work_off(run, progress, stop, fields, as_json=as_json)
 
 
+def _retried(run_id: str, count: int, unread: int) -> str:
+    """Return what becomes of the failed branches of a run; ``unread`` had no readable document."""
+    branches = plural(count, "branch", "branches")
+    text = f"{branches} of run {run_id} {'is' if count == 1 else 'are'} processed again"
+    if not count:
+        why = "can be processed again" if unread else "has failed so: nothing is processed again"
+        text = f"no branch of run {run_id} {why}"
+    if unread:
+        failed = plural(unread, "branch has", "branches have")
+        text += f"; {failed} a document that could not be read, which only a new run reads again"
+    return text
+
+
 def _work_off(
     run: Run, progress: Progress, stop: Stop, fields: dict[str, Any], *, as_json: bool
 ) -> int:
     """Follow an embedded run to its end with a worker of this client; return the exit status."""
-    now = follow(run, progress, should_stop=stop.is_set)
+    now = follow(run, progress, should_stop=stop.is_set, has_own_worker=True)
     say(run.run_id, {**fields, "status": now.status.value}, as_json=as_json)
     exit_status = conclude(now, progress, run=run)
     progress.note(f"its answers: `fanout results {run.run_id}`, with --out DIR into files")
@@ -194,8 +209,8 @@ def _ended(now: Status) -> str:
         "and there is nothing to resume"
     )
     if now.failed:
-        failed = plural(now.failed, "failed branch", "failed branches")
-        text += f"; `fanout retry {now.run_id}` processes its {failed} again"
+        failed = plural(now.failed, "branch has", "branches have")
+        text += f"; {failed} failed: {retry_help(now)}"
     return text
 
 

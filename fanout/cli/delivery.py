@@ -13,13 +13,14 @@ import click
 
 from fanout.cli.exits import CLOSED_PIPE, FAILURE, mute_stdout
 from fanout.cli.progress import summary
-from fanout.cli.session import print_json
-from fanout.core.errors import FanoutError, RunError
+from fanout.cli.session import half_stopped, print_json
+from fanout.core.errors import BrokerError, FanoutError, RunError
 from fanout.core.records import ErrorKind, RunStatus
 from fanout.core.units import plural
 from fanout.inputs.documents.urls import shown_input
 from fanout.runs.output_files import answer_text
 from fanout.runs.rows import output_row
+from fanout.runs.status import retry_help
 from fanout.runs.tables.output_file import OutputFile
 from fanout.system.terminal import print_error, print_text
 
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
     from fanout.cli.progress import Follower, Progress
     from fanout.cli.streaming import StreamPrinter
     from fanout.client.run import Run
-    from fanout.core.errors import BrokerError
     from fanout.core.spec import RunSpec
     from fanout.runs.status import Status
 
@@ -48,6 +48,10 @@ __all__ = [
 
 # Time without progress before the client asks the server why, and between two such questions.
 _STANDSTILL_S = 5.0
+# A run that is stopped ends within a second or so, where a worker ends it: without one nobody does
+# while the client waits. The workers of embedded runs are the client's own, and may be starting.
+_UNTENDED_S = 5.0
+_UNENDED_S = 60.0
 _LAST_LOOK_S = 1.0
 _AT_WORK = {RunStatus.ENQUEUING, RunStatus.RUNNING, RunStatus.REDUCING}
 
@@ -59,20 +63,35 @@ quiet_option = click.option("--quiet", "-q", is_flag=True, help="No progress on 
 
 
 def follow(
-    run: Run, progress: Follower, *, should_stop: Callable[[], bool] = lambda: False
+    run: Run,
+    progress: Follower,
+    *,
+    should_stop: Callable[[], bool] = lambda: False,
+    has_own_worker: bool = False,
 ) -> Status:
     """Show the progress of a run until it has ended; cancel it if it should stop.
+
+    Args:
+        run: The run.
+        progress: What shows it.
+        should_stop: Called several times a second.
+        has_own_worker: Whether a worker of this process does the work.
+
+    Returns:
+        The last status: of a run that has ended, or was cancelled and is ended by nobody for now.
 
     Raises:
         BrokerError: The server did not answer for too long; the run goes on.
     """
     look_why = _Standstill(run, progress)
+    ending = _Ending(run, has_own_worker=has_own_worker)
 
     def on_progress(status: Status) -> None:
         progress.show(status)
         look_why(status)
         if should_stop():
             run.cancel()
+            ending.see(status)
 
     def on_away(error: BrokerError) -> None:
         if error.is_refusal:
@@ -80,11 +99,69 @@ def follow(
             progress.refused(str(error))
         else:
             progress.away()
+        if should_stop():
+            ending.miss(error)
 
     try:
         return run.wait(on_progress=on_progress, on_away=on_away)
+    except _UnendedError as unended:
+        progress.close()
+        progress.unended(str(unended))
+        return unended.status
     finally:
         progress.close()
+
+
+class _UnendedError(Exception):
+    """Nobody ends a run that was cancelled."""
+
+    def __init__(self, why: str, status: Status) -> None:
+        super().__init__(why)
+        self.status = status
+
+
+class _Ending:
+    """Gives up a run that was cancelled, and that nobody ends: one signal must end the client."""
+
+    def __init__(self, run: Run, *, has_own_worker: bool) -> None:
+        self._run = run
+        self._has_own_worker = has_own_worker
+        self._is_stopped = False
+        self._at: tuple[int, int] | None = None
+        self._since = 0.0
+
+    def see(self, status: Status) -> None:
+        """Raise _UnendedError if the run has not moved for too long since it was cancelled."""
+        self._is_stopped = True
+        if status.status.has_ended:
+            return
+        waited_s = self._waited_s((status.done, status.workers))
+        has_worker = self._has_own_worker or status.workers > 0
+        if waited_s < (_UNENDED_S if has_worker else _UNTENDED_S):
+            return
+        if self._has_own_worker:
+            raise _UnendedError(half_stopped(self._run.run_id), status)
+        does = "the workers have not ended it yet" if has_worker else "no worker is there to end it"
+        raise _UnendedError(
+            f"run {self._run.run_id} is stopped, but {does}: it ends as cancelled as soon as one does; "
+            f"`fanout results {self._run.run_id}` gives what has finished",
+            status,
+        )
+
+    def miss(self, error: BrokerError) -> None:
+        """Raise BrokerError if the server has not answered for too long since the first signal."""
+        if self._waited_s((-1, -1)) < _UNTENDED_S:
+            return
+        how = f"could not be stopped, and goes on: `fanout cancel {self._run.run_id}` stops it"
+        if self._is_stopped:
+            how = f"is stopped: `fanout results {self._run.run_id}` gives what has finished"
+        raise BrokerError(f"{error}; run {self._run.run_id} {how}") from error
+
+    def _waited_s(self, at: tuple[int, int]) -> float:
+        now = time.monotonic()
+        if at != self._at:
+            self._at, self._since = at, now
+        return now - self._since
 
 
 class _Standstill:
@@ -249,16 +326,12 @@ def _again(run_id: str, status: Status, delivery: Delivery) -> Iterator[str]:
     if status.failed and delivery.is_kept:
         unusable = status.errors.get(ErrorKind.BAD_REQUEST, 0)
         failed = plural(status.failed, "branch", "branches")
-        it = "it" if status.failed == 1 else "them"
         if unusable == status.failed:
             # As often as they are tried.
             yield f"left out: {failed} that cannot be used; `fanout errors {run_id}` says why"
         else:
-            unused = f", of them {unusable:,} that cannot be used" if unusable else ""
-            yield (
-                f"left out: {failed}{unused}; `fanout errors {run_id}` lists {it}, "
-                f"`fanout retry {run_id}` processes {it} again"
-            )
+            it = "it" if status.failed == 1 else "them"
+            yield f"left out: {failed}; `fanout errors {run_id}` lists {it}, {retry_help(status)}"
     if delivery.out is None and delivery.is_kept and not delivery.is_stopped:
         yield f"kept: `fanout results {run_id}` prints this again, with --out DIR into files"
 

@@ -14,7 +14,7 @@ import click
 from fanout.cli.delivery import Delivery, deliver, json_option, quiet_option
 from fanout.cli.destinations import out_options, require_room
 from fanout.cli.facts import capacity_lines, limit_parts, runs_lines
-from fanout.cli.progress import IDLE, Progress, summary
+from fanout.cli.progress import Progress, summary
 from fanout.cli.session import (
     EMBEDDED,
     RUN_EPILOG,
@@ -30,6 +30,7 @@ from fanout.cli.session import (
     say,
 )
 from fanout.core.errors import InputError, UnknownRunError
+from fanout.core.queue_names import NO_CONSUMER
 from fanout.core.records import ErrorKind, RunStatus
 from fanout.core.units import plural
 from fanout.runs.rows import error_row, layout_of
@@ -60,7 +61,7 @@ def status(run_id: str, broker_url: str | None, as_json: bool) -> None:  # noqa:
         run = client.find(run_id)
         now, model = run.status(), run.spec.model
     resume = f"nobody works on it: `fanout resume {now.run_id}` goes on"
-    progress = Progress(idle=resume if client.is_embedded else IDLE)
+    progress = Progress(idle=resume if client.is_embedded else NO_CONSUMER)
     if as_json or not can_draw(sys.stdout):
         say(_line(now, progress), now.to_dict(), as_json=as_json)
         return

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, TextIO
 
 from fanout.cli.facts import limit_parts, token_counts
 from fanout.cli.speed import Meter, Speed, eta_s
+from fanout.core.queue_names import NO_CONSUMER
 from fanout.core.records import RunStatus
 from fanout.core.units import clock, duration, plain, plural
 from fanout.system.terminal import can_draw, notebook_shell, write_line
@@ -20,11 +21,10 @@ if TYPE_CHECKING:
     from fanout.core.records import Usage
     from fanout.runs.status import Status
 
-__all__ = ["IDLE", "Follower", "Progress", "RunnerProgress", "pause_hint", "summary"]
+__all__ = ["Follower", "Progress", "RunnerProgress", "pause_hint", "summary"]
 
 _LIVE_S = 0.2
 _PLAIN_S = 10.0
-IDLE = "no worker is consuming: start one with `fanout worker`"
 
 
 class Follower:
@@ -41,6 +41,9 @@ class Follower:
 
     def held(self, model: str, limit: LimitState | None) -> None:
         """Say that the calls of a run wait for their model; None: they go on."""
+
+    def unended(self, why: str) -> None:
+        """Say why nobody waits any longer for the end of a run that was stopped."""
 
     def close(self) -> None:
         """Stop drawing, before the caller prints how the run ended."""
@@ -64,7 +67,7 @@ class Progress(Follower):
         is_quiet: bool = False,
         is_plain: bool = False,
         plain_s: float = _PLAIN_S,
-        idle: str = IDLE,
+        idle: str = NO_CONSUMER,
     ) -> None:
         self._idle = idle
         self._stream = stream or sys.stderr
@@ -169,6 +172,10 @@ class Progress(Follower):
             self.note(f"{model} answers again")
         self._is_held = is_held
 
+    def unended(self, why: str) -> None:
+        """Say why the waiting ends before the run."""
+        self.warn(why)
+
     def close(self) -> None:
         """Remove the bar."""
         if self._frame is not None:
@@ -178,7 +185,9 @@ class Progress(Follower):
     def line(self, status: Status) -> str:
         """Return the status as one line."""
         more = "+" if status.status is RunStatus.ENQUEUING else ""
-        parts = [f"{status.status.value} {status.done:,}/{status.total:,}{more}"]
+        # The word `succeeded` beside failures, or beside all branches of a run, would mislead.
+        what = "ended" if status.status.has_ended else status.status.value
+        parts = [f"{what} {status.done:,}/{status.total:,}{more}"]
         if status.failed:
             parts.append(f"{status.failed:,} failed")
         if status.stage and len(status.stages) > 1:
@@ -210,7 +219,7 @@ class RunnerProgress:
     """
 
     def __init__(self, *, is_embedded: bool) -> None:
-        self._progress = Progress(idle="" if is_embedded else IDLE)
+        self._progress = Progress(idle="" if is_embedded else NO_CONSUMER)
         self._progress.load()
 
     def __call__(self, status: Status) -> None:

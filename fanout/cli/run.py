@@ -21,7 +21,7 @@ from fanout.cli.delivery import (
 from fanout.cli.destinations import out_options, require_room_for_rows, warn_of_room
 from fanout.cli.exits import INTERRUPTED
 from fanout.cli.options import in_words, job_options, job_spec
-from fanout.cli.progress import IDLE, Progress
+from fanout.cli.progress import Progress
 from fanout.cli.session import (
     EMBEDDED,
     Faults,
@@ -35,6 +35,7 @@ from fanout.cli.session import (
 from fanout.cli.streaming import StreamPrinter
 from fanout.client.client import Client
 from fanout.core.errors import InputError
+from fanout.core.queue_names import NO_CONSUMER
 from fanout.core.settings import load_settings
 from fanout.llm.assets import WEIGHTS, has_runtime, has_weights
 from fanout.runs.rows import layout_of
@@ -102,7 +103,7 @@ def run(
     progress = Progress(
         is_quiet=quiet,
         is_plain=is_streamed and sys.stdout.isatty(),
-        idle="" if settings.broker_url is None else IDLE,
+        idle="" if settings.broker_url is None else NO_CONSUMER,
     )
     stop = Stop(progress)
     with ExitStack() as stack:
@@ -122,7 +123,7 @@ def run(
             )
         is_cut = stop.is_set()
         warn_of_room(out, run, progress)
-        status = follow(run, progress, should_stop=stop.is_set)
+        status = follow(run, progress, should_stop=stop.is_set, has_own_worker=client.is_embedded)
         delivery = Delivery(
             out=out,
             stream=stream,

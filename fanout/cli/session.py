@@ -38,6 +38,7 @@ __all__ = [
     "broker_store",
     "enqueued",
     "fleet",
+    "half_stopped",
     "kept",
     "kind_option",
     "objects",
@@ -186,7 +187,7 @@ class Stop:
         if self._run_id is None:
             raise KeyboardInterrupt
         if self._is_set:
-            self._progress.note(f"quitting at once; {_half_stopped(self._run_id)}")
+            self._progress.note(f"quitting at once; {half_stopped(self._run_id)}")
             raise KeyboardInterrupt
         self._is_set = True
         self._progress.note("stopping: what has finished is kept; Ctrl-C again to quit at once")
@@ -200,7 +201,7 @@ def kept(run_id: str) -> str:
     )
 
 
-def _half_stopped(run_id: str) -> str:
+def half_stopped(run_id: str) -> str:
     """Return how to go on with a run that was left while it was being stopped."""
     return (
         f"run {run_id} is kept: `fanout results {run_id}` gives what has finished; "

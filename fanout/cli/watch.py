@@ -13,7 +13,7 @@ import click
 from fanout.cli.completion import complete_run
 from fanout.cli.delivery import conclude, follow
 from fanout.cli.facts import fleet_line
-from fanout.cli.progress import IDLE, Follower, Progress, pause_hint
+from fanout.cli.progress import Follower, Progress, pause_hint
 from fanout.cli.session import (
     EMBEDDED,
     RUN_EPILOG,
@@ -25,6 +25,7 @@ from fanout.cli.session import (
 )
 from fanout.cli.speed import Meter, eta_s
 from fanout.core.errors import BrokerError, UnknownRunError
+from fanout.core.queue_names import NO_CONSUMER
 from fanout.system.terminal import can_draw, print_line
 
 if TYPE_CHECKING:
@@ -104,7 +105,7 @@ def _run_view(client: Client, run: Run, interval_s: float | None, *, as_json: bo
         return _JsonRun(client, run, interval_s or _JSON_S)
     if can_draw(sys.stderr):
         return _LiveRun(client, run, interval_s or _LIVE_S)
-    return Progress(plain_s=interval_s or _PLAIN_S, idle="" if client.is_embedded else IDLE)
+    return Progress(plain_s=interval_s or _PLAIN_S, idle="" if client.is_embedded else NO_CONSUMER)
 
 
 class _RunView(Follower, ABC):

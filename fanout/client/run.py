@@ -96,7 +96,7 @@ class Run:
             errors=branches.errors,
             usage=usage,
             created_at=run.created_at,
-            elapsed_s=(run.ended_at or run.read_at) - run.created_at,
+            elapsed_s=run.elapsed_s,
             stage=run.stage,
             error=run.error,
             workers=len(self._store.workers()),
@@ -433,11 +433,14 @@ class Run:
     def retry_failed(self, kinds: Iterable[ErrorKind] | None = None) -> int:
         """Process the failed branches of a run that has ended again, and redo its aggregate.
 
+        A document that could not be read is not read again: that takes a new run. If there is
+        nothing else to process, a run that has an aggregate, or can have none, stays as it is.
+
         Args:
             kinds: The kinds of errors to retry; None is all.
 
         Returns:
-            The number of branches to process.
+            The number of branches to process, without those of documents that could not be read.
 
         Raises:
             RunError: The run has not ended, or another process has just begun to retry it.

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING
 from fanout.core.errors import FanoutError, InputError, SpecError
 from fanout.core.field_effects import READING
 from fanout.core.model_names import READER_MODEL
+from fanout.core.queue_names import NO_CONSUMER
 from fanout.core.records import Document
 from fanout.core.spec import make_spec
+from fanout.core.units import plural
 from fanout.inputs.documents import STDIN, Notice
 from fanout.inputs.intake import files_for_workers
 from fanout.inputs.reader import ReadRequest, reading_fields
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from fanout.core.spec import RunSpec
     from fanout.inputs.documents import Notify
     from fanout.inputs.intake import FilesToRead
+    from fanout.runs.status import Status
 
 __all__ = ["read_by_workers", "read_first", "require_readable", "spec_after_reading"]
 
@@ -80,7 +83,9 @@ def read_by_workers(
     notify: Notify,
     should_stop: Callable[[], bool] | None,
 ) -> Run:
-    """Have the workers read the documents of a job; return the run of that when it has ended.
+    """Have the workers read the documents of a job; return the run of that.
+
+    It has ended, unless ``should_stop`` returned True: then it is cancelled.
 
     If this process is interrupted meanwhile, also while it submits the run, the run is cancelled.
 
@@ -99,8 +104,9 @@ def read_by_workers(
             should_stop=should_stop,
         )
         total = run.status().total
-        notify(Notice(text=f"the workers read {total:,} documents (run {run.run_id})"))
-        _wait(run, should_stop)
+        documents = plural(total, "document", "documents")
+        notify(Notice(text=f"the workers read {documents} (run {run.run_id})"))
+        _wait(run, should_stop, None if client.is_embedded else notify)
     except BaseException:
         for run_id in created:
             # Without a branch it leaves no run, and the error counts that ended the reading.
@@ -130,16 +136,26 @@ def _requests(spec: RunSpec, files: FilesToRead) -> Iterator[Document]:
         yield Document(name=name, index=index, text=text)
 
 
-def _wait(run: Run, should_stop: Callable[[], bool] | None) -> None:
-    is_stopped = False
+class _StoppedError(Exception):
+    """The caller wants no more of a reading."""
 
-    def on_progress(_status: object) -> None:
-        nonlocal is_stopped
-        if not is_stopped and should_stop is not None and should_stop():
-            is_stopped = True
+
+def _wait(run: Run, should_stop: Callable[[], bool] | None, notify: Notify | None) -> None:
+    """Wait for the end of a reading, or until it is stopped; say once that nobody reads."""
+    is_idle = False
+
+    def on_progress(status: Status) -> None:
+        nonlocal is_idle
+        if should_stop is not None and should_stop():
             run.cancel()
+            # Its end is the caller's to wait for: without a worker it may never come.
+            raise _StoppedError
+        was_idle, is_idle = is_idle, not status.workers and status.done < status.total
+        if is_idle and not was_idle and notify is not None:
+            notify(Notice(text=NO_CONSUMER))
 
-    run.wait(on_progress=on_progress)
+    with suppress(_StoppedError):
+        run.wait(on_progress=on_progress)
 
 
 def spec_after_reading(

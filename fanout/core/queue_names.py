@@ -6,6 +6,7 @@ __all__ = [
     "BEHIND",
     "BRANCHES_QUEUE",
     "CONTROL_QUEUE",
+    "NO_CONSUMER",
     "QUEUES",
     "TAKEN",
     "TURNS",
@@ -20,6 +21,8 @@ __all__ = [
 # thousands of branches would hold up the window.
 CONTROL_QUEUE = "fanout.control"
 BRANCHES_QUEUE = "fanout.branches"
+# What to tell whose work is in the queues of a fleet without workers.
+NO_CONSUMER = "no worker is consuming: start one with `fanout worker`"
 
 # The most messages of a run in the queue of branches at once. With fewer, idle workers learn of a
 # new run one after the other; with more, a new run waits longer for its turn.

@@ -195,6 +195,7 @@ class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
         max_workers: The most branches of it in flight, or None.
         priority: Its share of busy workers.
         permits_used: The permits that workers have; 0 without ``max_workers``.
+        idle_s: The seconds for which it had ended before it was retried.
     """
 
     run_id: str
@@ -213,6 +214,12 @@ class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
     max_workers: int | None = None
     priority: float = 1.0
     permits_used: int = 0
+    idle_s: float = 0.0
+
+    @property
+    def elapsed_s(self) -> float:
+        """Seconds from its submission to its end, or to now, without those before a retry."""
+        return (self.ended_at or self.read_at) - self.created_at - self.idle_s
 
     @property
     def permits_in_use(self) -> int:

@@ -16,19 +16,20 @@ from fanout.core.errors import (
 from fanout.core.ids import StageId
 from fanout.core.model_names import READER_MODEL
 from fanout.core.queue_names import BRANCHES_QUEUE
-from fanout.core.records import Document, RunStatus
+from fanout.core.records import Document, ErrorKind, RunStatus
+from fanout.core.spec import stored_spec
 from fanout.inputs.splitters import make_splitter, split_documents
 from fanout.policy.admission import shard_window
-from fanout.policy.packing import MAX_SHARD_BRANCHES, pack
+from fanout.policy.packing import MAX_SHARD_BRANCHES, pack, shard_chunk
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
     from fanout.broker.publisher import Publisher
     from fanout.core.ids import ShardId
-    from fanout.core.records import Chunk, ErrorKind, Shard
+    from fanout.core.records import Chunk, Shard
     from fanout.core.spec import RunSpec
-    from fanout.core.state import RunRecord
+    from fanout.core.state import RunRecord, StageRecord
     from fanout.stores import RedisStore
 
 __all__ = [
@@ -275,23 +276,52 @@ def retry_failed(
 
     Reopening is one atomic step; if this process dies after it, the reaper does the rest. Each shard
     is reset when it is published (``reset_retried_shard``). Shards without such branches need no
-    calls, and the aggregate is made again.
+    calls, and the aggregate is made again. A run that would end again as it has ended stays as it is.
 
     Raises:
         RunError: The run has not ended, or another process is retrying it.
     """
     run = store.run(run_id)
     map_id = StageId(run_id, 0)
-    errors = store.stage(map_id).errors
+    record = store.stage(map_id)
+    errors = record.errors
     wanted = frozenset(errors if kinds is None else errors.keys() & kinds)
-    if run.status is RunStatus.SUCCEEDED and not wanted:
+    unread = 0
+    if run.has_ended and ErrorKind.BAD_REQUEST in wanted:
+        unread = _count_unread(store, map_id)
+        if unread == errors[ErrorKind.BAD_REQUEST]:
+            wanted, unread = wanted - {ErrorKind.BAD_REQUEST}, 0
+    if not wanted and _is_decided(run, record, stored_spec(store.spec(run_id))):
         return 0
     if not store.reopen_run(run_id, retry=wanted):
         raise RunError(f"run {run_id} {_problem_of_retry(store, store.run(run_id))}")
     publisher.forget_chord(map_id)
     publisher.expand(map_id, store.open_shards(map_id, window=fleet_window(store)))
     publisher.seal(map_id, shards=store.seal_stage(map_id).shards)
-    return sum(errors[kind] for kind in wanted)
+    return sum(errors[kind] for kind in wanted) - unread
+
+
+def _count_unread(store: RedisStore, map_id: StageId) -> int:
+    """Return how many branches failed because their document cannot be used: they make no call."""
+    per_chunk = stored_spec(store.spec(map_id.run_id)).branches_per_chunk
+    count = 0
+    for shard_id in map(map_id.shard, range(store.stage(map_id).shards)):
+        failed = [
+            outcome.index
+            for outcome in store.outcomes(shard_id).values()
+            if outcome.kind is ErrorKind.BAD_REQUEST and not outcome.attempts
+        ]
+        if failed:
+            shard = store.shard(shard_id)
+            count += sum(shard_chunk(shard, at, per_chunk).error is not None for at in failed)
+    return count
+
+
+def _is_decided(run: RunRecord, record: StageRecord, spec: RunSpec) -> bool:
+    """Return whether a run with the same outcomes of its branches ends as this one has."""
+    fails = not record.succeeded or record.succeeded < spec.min_success * record.total
+    is_refused = run.status is RunStatus.FAILED and run.halt is None and fails
+    return run.status is RunStatus.SUCCEEDED or is_refused
 
 
 def _problem_of_retry(store: RedisStore, run: RunRecord) -> str:

@@ -22,6 +22,7 @@ from fanout.inputs.documents.parsed import Parsed
 from fanout.inputs.documents.past_runs import RUN_TEXT_COLUMN
 from fanout.inputs.documents.rows import checked, document_of_row, faulty
 from fanout.runs.rows import free_name, source_cells
+from fanout.runs.status import retry_help
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -85,7 +86,7 @@ class RunOutputs:
             branches = "branch has" if status.total == 1 else "branches have"
             parts.append(
                 f"{status.failed:,} of {status.total:,} {branches} no output, and are left out "
-                f"(`fanout retry {status.run_id}` processes them again)"
+                f"({retry_help(status)})"
             )
         return "; ".join(parts) or None
 

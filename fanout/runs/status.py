@@ -9,9 +9,9 @@ import msgspec
 
 from fanout.aggregators import Aggregate  # noqa: TC001 - msgspec reads the annotation
 from fanout.core.latency import Latency
-from fanout.core.records import ErrorKind, RunStatus, Usage  # noqa: TC001 - msgspec reads annotations
+from fanout.core.records import ErrorKind, RunStatus, Usage
 
-__all__ = ["ReduceError", "StageStatus", "Status", "StoredResult", "latency_row"]
+__all__ = ["ReduceError", "StageStatus", "Status", "StoredResult", "latency_row", "retry_help"]
 
 
 class ReduceError(msgspec.Struct, frozen=True, kw_only=True):
@@ -74,7 +74,8 @@ class Status:
         errors: Failed branches by kind.
         usage: The usage of all calls; an unknown quantity is None.
         created_at: Seconds since the epoch.
-        elapsed_s: Seconds from submission to now, or to the end.
+        elapsed_s: Seconds from submission to now, or to the end, without those before a retry in which
+            it had ended.
         stage: The stage in progress; 0 is the branches, others are the reduce.
         error: Why the run failed, or None.
         workers: Live workers.
@@ -117,6 +118,19 @@ class Status:
             "latency": latency_row(self.latency),
             "stages": msgspec.to_builtins(self.stages),
         }
+
+
+def retry_help(status: Status) -> str:
+    """Return which command helps with the failed branches of a run that has ended.
+
+    A retry does not help those that cannot be used as they are, such as a document that could not be
+    read.
+    """
+    again = status.failed - status.errors.get(ErrorKind.BAD_REQUEST, 0)
+    if again <= 0:
+        return f"`fanout errors {status.run_id}` says why, and a retry does not help"
+    which = f"{again:,} of them" if again < status.failed else "them" if again > 1 else "it"
+    return f"`fanout retry {status.run_id}` processes {which} again"
 
 
 def latency_row(latency: Latency) -> dict[str, float | None]:

@@ -65,7 +65,7 @@ _T = TypeVar("_T")
 
 RUN_FIELDS = (
     "status", "created_at", "ended_at", "stage", "base_stage", "halt", "deadline_at", "error",
-    "paused", "retry", "reopened_at", "max_workers", "priority", "permits", "wire",
+    "paused", "retry", "reopened_at", "max_workers", "priority", "permits", "wire", "idle_s",
 )  # fmt: skip
 
 _encode = msgspec.json.Encoder().encode
@@ -188,6 +188,7 @@ def _run(run_id: str, values: list[bytes | None], read_at: float) -> RunRecord:
         max_workers=int(text["max_workers"]) if text["max_workers"] else None,
         priority=float(text["priority"] or 1),
         permits_used=int(text["permits"] or 0),
+        idle_s=float(text["idle_s"] or 0),
     )
 
 

@@ -194,7 +194,7 @@ def test_ctrl_c_cancels_an_awaited_run_and_progress_is_shown_on_stderr(here):
     first, *_, last = done.stdout.splitlines()
     assert first.startswith("<Result run_id=")
     assert last == "cancelled cancelled succeeded"
-    assert "succeeded 1/1" in done.stderr
+    assert "ended 1/1" in done.stderr
     assert "succeeded: 1 of 1 branch (100.0%)" in done.stderr
 
 

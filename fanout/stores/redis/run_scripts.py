@@ -97,8 +97,10 @@ local stage = tonumber(redis.call('HGET', KEYS[1], 'stage') or 0)
 if stage > 0 then redis.call('HSET', KEYS[1], 'base_stage', stage) end
 local time = redis.call('TIME')
 local now = tonumber(time[1]) + tonumber(time[2]) / 1e6
+local times = redis.call('HMGET', KEYS[1], 'ended_at', 'idle_s')
+local idle_s = tonumber(times[2] or 0) + math.max(0, now - tonumber(times[1] or now))
 redis.call('HSET', KEYS[1], 'status', 'running', 'stage', 0, 'retry', ARGV[3],
-    'reopened_at', string.format('%.6f', now))
+    'reopened_at', string.format('%.6f', now), 'idle_s', string.format('%.6f', idle_s))
 redis.call('HDEL', KEYS[1], 'halt', 'error', 'ended_at', 'paused', 'deadline_at')
 redis.call('HSET', KEYS[3], 'opened', 0)
 redis.call('HDEL', KEYS[3], 'heals')

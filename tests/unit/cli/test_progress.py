@@ -180,6 +180,83 @@ def test_a_run_that_waits_for_a_server_that_refuses_says_so_once(clock, monkeypa
     assert (run.asked > 0, paused.asked) == (True, 0)
 
 
+class Unending:
+    """A run whose client looks once a second, and which does not end; the server may be away."""
+
+    run_id = "r1"
+    spec = make_spec(model="fake", prompt="{input}")
+
+    def __init__(self, clock, workers=0, *, is_away=False, is_stoppable=True):
+        self.clock, self.workers, self.is_away = clock, workers, is_away
+        self.is_stoppable = is_stoppable
+
+    def wait(self, *, on_progress, on_away):
+        for _ in range(1000):
+            self.clock[0] += 1
+            if self.is_away:
+                on_away(BrokerError("no answer", is_passing=True))
+                continue
+            try:
+                on_progress(status(workers=self.workers))
+                self.is_away = self.is_stoppable is None
+            except BrokerError as error:
+                on_away(error)
+        return pytest.fail("one signal does not end it")
+
+    def write_problem(self):
+        return None
+
+    def model_limit(self):
+        return None
+
+    def cancel(self):
+        if not self.is_stoppable and self.is_stoppable is not None:
+            raise BrokerError("the disk is full", is_passing=True, is_refusal=True)
+
+
+@pytest.mark.parametrize(
+    ("workers", "has_own_worker", "waited_s", "words"),
+    [
+        (0, False, 5, "no worker is there to end it: it ends as cancelled as soon as one does"),
+        (2, False, 60, "the workers have not ended it yet: it ends as cancelled"),
+        (0, True, 60, "`fanout resume r1` ends it in order"),
+    ],
+)
+def test_one_signal_ends_the_client_of_a_run_that_nobody_ends(
+    clock, workers, has_own_worker, waited_s, words
+):
+    stream = io.StringIO()
+    began_at = clock[0]
+    last = follow(
+        Unending(clock, workers),
+        Progress(stream, is_quiet=True),
+        should_stop=lambda: True,
+        has_own_worker=has_own_worker,
+    )
+    assert last.run_id == "r1"
+    assert clock[0] - began_at == waited_s + 1
+    assert words in stream.getvalue()
+    assert "gives what has finished" in stream.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"is_away": True}, "no answer; run r1 could not be stopped, and goes on: `fanout cancel"),
+        ({"is_stoppable": False}, "the disk is full; run r1 could not be stopped, and goes on"),
+        ({"is_stoppable": None}, "no answer; run r1 is stopped: `fanout results r1` gives"),
+    ],
+)
+def test_one_signal_ends_the_client_of_a_server_that_does_not_take_it(clock, fields, words):
+    with pytest.raises(BrokerError, match=words):
+        follow(Unending(clock, **fields), Progress(io.StringIO()), should_stop=lambda: True)
+
+
+@pytest.mark.parametrize("how", [RunStatus.SUCCEEDED, RunStatus.FAILED, RunStatus.CANCELLED])
+def test_the_last_line_does_not_say_that_all_branches_ended_as_the_run(how):
+    assert Progress().line(status(status=how, done=1000)).startswith("ended 1,000/1,000 · 2 failed")
+
+
 def test_who_waits_to_enqueue_a_run_is_told_why(clock, monkeypatch):
     monkeypatch.setattr("fanout.cli.delivery._STANDSTILL_S", 0.0)
     stream = io.StringIO()

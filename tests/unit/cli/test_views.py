@@ -12,7 +12,7 @@ from fanout.broker.backlog import Queue, ServerMemory, TakenMessages
 from fanout.cli.console import TerminalConsole
 from fanout.cli.facts import capacity_lines, fleet_line, runs_lines
 from fanout.cli.inspect_runs import _line
-from fanout.cli.progress import IDLE, Progress
+from fanout.cli.progress import Progress
 from fanout.cli.speed import Speed
 from fanout.cli.views import (
     findings_view,
@@ -23,6 +23,7 @@ from fanout.cli.views import (
     workers_view,
 )
 from fanout.core.latency import Latency, bucket_of
+from fanout.core.queue_names import NO_CONSUMER
 from fanout.core.rate_limits import LimitState
 from fanout.core.records import ErrorKind, RunStatus, Usage
 from fanout.core.state import StageLoad, Totals, WorkerRecord
@@ -317,7 +318,7 @@ def test_a_run_shows_its_cap_and_its_priority_if_it_has_any(fields, text):
         "max_workers" in text,
         "priority" in text,
     )
-    assert Progress(is_quiet=True).line(seen(**fields, workers=0)).endswith(IDLE)
+    assert Progress(is_quiet=True).line(seen(**fields, workers=0)).endswith(NO_CONSUMER)
 
 
 def test_a_table_of_runs_has_columns_for_caps_and_priorities_if_there_are_any():

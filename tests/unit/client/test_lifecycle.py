@@ -12,10 +12,11 @@ from fanout.client.run import Run
 from fanout.core.errors import BrokerError, InputError, RunError, UnknownRunError
 from fanout.core.ids import BranchId, ShardId, StageId
 from fanout.core.model_names import READER_MODEL
-from fanout.core.records import ErrorKind, Outcome, RunStatus
+from fanout.core.records import Document, ErrorKind, Outcome, RunStatus
 from fanout.core.spec import make_spec
 from fanout.core.state import BeginRequest, RecordRequest, WorkerRecord
 from fanout.inputs.intake import checked_documents
+from fanout.inputs.splitters import make_splitter, split_documents
 from fanout.policy.packing import pack
 from fanout.runs.enqueue import (
     Enqueuer,
@@ -341,6 +342,58 @@ def test_a_retry_says_how_many_branches_it_is_about(store, publisher, kinds, cou
     wanted = None if kinds is None else frozenset(kinds)
     assert retry_failed(store, publisher, RUN, wanted) == count
     assert store.run(RUN).has_ended == (count == 0)
+
+
+UNREAD = Document(name="x.pdf", index=0, error="it is encrypted")
+
+
+@pytest.mark.parametrize(
+    ("others", "kinds", "status", "expected"),
+    [
+        # Nothing else has failed.
+        ([None], None, RunStatus.SUCCEEDED, (0, True)),
+        ([None], {BAD}, RunStatus.SUCCEEDED, (0, True)),
+        # It would fail again.
+        ([], None, RunStatus.FAILED, (0, True)),
+        # Its aggregate may succeed.
+        ([None], None, RunStatus.FAILED, (0, False)),
+        ([None, SLOW], None, RunStatus.SUCCEEDED, (1, False)),
+        # What the provider refused may be accepted.
+        ([None, BAD], {BAD}, RunStatus.SUCCEEDED, (1, False)),
+        ([None, BAD, SLOW], None, RunStatus.SUCCEEDED, (2, False)),
+    ],
+)
+def test_documents_that_could_not_be_read_are_not_retried(
+    store, publisher, others, kinds, status, expected
+):
+    create(store)
+    documents = [
+        UNREAD,
+        *(Document(name=f"{n}", index=n, text="x") for n, _ in enumerate(others, 1)),
+    ]
+    chunks = split_documents(iter(documents), make_splitter("none", chunk_tokens=9))
+    open_stage(
+        store, publisher, StageId(RUN, 0), pack(chunks, branches_per_chunk=1, max_branches=2)
+    )
+    kinds_of = [BAD, *others]
+    finish(store, [tuple(kinds_of[at : at + 2]) for at in range(0, len(kinds_of), 2)])
+    store.end_run(RUN, status, ended_at=1.0)
+    count = retry_failed(store, publisher, RUN, None if kinds is None else frozenset(kinds))
+    assert (count, store.run(RUN).has_ended) == expected
+
+
+def test_the_time_before_a_retry_does_not_count(store, publisher):
+    born = time.time() - 1_000
+    store.create_run(RUN, spec=SPEC.model_dump_json(), created_at=born, deadline_at=None)
+    enqueue(store, publisher, texts(1), SPEC)
+    finish(store, [(SLOW,)])
+    store.end_run(RUN, RunStatus.SUCCEEDED, ended_at=born + 2)
+    for worked_s in (2, 5):
+        assert store.run(RUN).elapsed_s == pytest.approx(worked_s, abs=0.01)
+        retry_failed(store, publisher, RUN, None)
+        run = store.run(RUN)
+        assert run.elapsed_s == pytest.approx(worked_s, abs=60), "the time in between"
+        store.end_run(RUN, RunStatus.SUCCEEDED, ended_at=run.reopened_at + 3)
 
 
 def test_branches_that_are_retried_are_neither_done_nor_failed_meanwhile(store, publisher):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import time
+from types import SimpleNamespace
 
 import fsspec
 import pytest
@@ -203,3 +204,59 @@ def test_the_job_then_reads_what_the_workers_have_read_within_its_deadline():
     assert not after.model_fields_set & {"read_on", "base_dir"}
     with pytest.raises(InputError, match=r"deadline passed.*abcdefgh"):
         spec_after_reading(spec, Reading(), began_at=time.monotonic() - 61)
+
+
+class Attended:
+    """A client, and its run of a reading whose workers are away at times."""
+
+    run_id = "r1"
+
+    def __init__(self, workers, total=2, *, is_embedded=False):
+        self.workers, self.total, self.is_embedded = workers, total, is_embedded
+        self.is_cancelled = self.has_waited = False
+
+    def submit(self, _spec, documents, *, on_created, **_options):
+        assert list(documents)
+        on_created(self.run_id)
+        return self
+
+    def status(self, workers=1):
+        return SimpleNamespace(total=self.total, done=0, workers=workers)
+
+    def cancel(self):
+        self.is_cancelled = True
+
+    def wait(self, *, on_progress):
+        for workers in self.workers:
+            on_progress(self.status(workers))
+        self.has_waited = True
+
+
+def read_with(run, should_stop=None):
+    notices = []
+    spec = job(inputs=["letters"])
+    files = require_readable(spec, has_documents=False, notify=log_notice)
+    reads = read_by_workers(run, spec, files, notify=notices.append, should_stop=should_stop)
+    assert reads is run
+    return [one.text for one in notices]
+
+
+@pytest.mark.parametrize(
+    ("workers", "is_embedded", "count"),
+    [([1, 1], False, 0), ([0, 0, 0], False, 1), ([0, 1, 1, 0, 0], False, 2), ([0, 0], True, 0)],
+)
+def test_who_waits_for_workers_to_read_is_told_that_there_is_none(workers, is_embedded, count):
+    first, *rest = read_with(Attended(workers, is_embedded=is_embedded))
+    assert first == "the workers read 2 documents (run r1)"
+    assert rest == ["no worker is consuming: start one with `fanout worker`"] * count
+
+
+def test_one_document_is_one():
+    assert read_with(Attended([1], total=1)) == ["the workers read 1 document (run r1)"]
+
+
+def test_a_reading_that_is_stopped_is_not_waited_for():
+    run = Attended([0] * 9)
+    stops = iter([False, True])
+    read_with(run, lambda: next(stops))
+    assert (run.is_cancelled, run.has_waited) == (True, False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from itertools import count
 from typing import Any
 
@@ -40,10 +41,10 @@ def row(index, answer="fine", columns=None, text_column="text", **fields):
 
 def status_of(outputs, status=RunStatus.SUCCEEDED):
     failed = sum(one.kind is not None for one in outputs)
-    total = len(outputs)
+    total, errors = len(outputs), Counter(one.kind for one in outputs if one.kind)
     return Status(
         run_id="abc", status=status, total=total, done=total, succeeded=total - failed, failed=failed,
-        errors={}, usage=Usage(), created_at=0.0, elapsed_s=1.0, stage=0, error=None, workers=1,
+        errors=errors, usage=Usage(), created_at=0.0, elapsed_s=1.0, stage=0, error=None, workers=1,
     )  # fmt: skip
 
 
@@ -174,6 +175,23 @@ def test_runs_stand_beside_files(tmp_path):
 def test_the_rows_of_a_run_are_rows_as_any(fields, names):
     runs = {"x": past_run([row(0, "a"), row(1, "b"), row(2, "ca")])}
     assert [one[0] for one in read({"inputs": "run:x", **fields}, runs)] == names
+
+
+@pytest.mark.parametrize(
+    ("kinds", "words"),
+    [
+        ([ErrorKind.TIMEOUT], "(`fanout retry abc` processes it again)"),
+        ([ErrorKind.TIMEOUT] * 2, "(`fanout retry abc` processes them again)"),
+        ([ErrorKind.BAD_REQUEST], "(`fanout errors abc` says why, and a retry does not help)"),
+        (
+            [ErrorKind.BAD_REQUEST, ErrorKind.TIMEOUT],
+            "(`fanout retry abc` processes 1 of them again)",
+        ),
+    ],
+)
+def test_a_retry_is_advised_where_it_helps(kinds, words):
+    outputs = [row(0), *(row(at, None, kind=kind) for at, kind in enumerate(kinds, 1))]
+    assert str(past_run(outputs).left_out).endswith(words)
 
 
 def test_what_a_run_lacks_is_reported_and_refused_where_all_is_wanted():
