@@ -15,7 +15,7 @@ from fanout.core.errors import InputError
 from fanout.inputs.documents.copies import copy_file
 from fanout.inputs.documents.encodings import Recoded, bom_encoding
 from fanout.inputs.documents.packing import UnpackError, unpacked
-from fanout.inputs.documents.remote import open_remote
+from fanout.inputs.documents.remote import RemoteError, open_remote
 from fanout.inputs.documents.rows import DEFAULT_TEXT_COLUMN, faulty
 
 if TYPE_CHECKING:
@@ -157,6 +157,9 @@ def streamed(
             yield faulty(name, next(indices), f"cannot be unpacked to its end: {error}")
         except OSError as error:
             reason = error.strerror or str(error)
+            if isinstance(error, RemoteError) and isinstance(error.error, TimeoutError):
+                yield faulty(name, next(indices), f"cannot be read to its end: {reason}")
+                return
             raise InputError(f"broke while it was read: {reason}", source=name) from None
 
     return documents

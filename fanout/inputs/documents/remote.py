@@ -6,6 +6,7 @@ import errno
 import glob
 import io
 import re
+import time
 from typing import Any, BinaryIO, NamedTuple, cast
 
 from fanout.core.errors import InputError
@@ -26,6 +27,11 @@ __all__ = [
 _BUFFER_BYTES = 1_000_000
 # What web servers answer if there is no such file, or no more.
 _MISSING = (404, 410)
+# Seconds without a byte after which a web server is given up, and seconds of waiting in which any
+# store must have given so many bytes.
+_SILENT_S = 60.0
+_SLOW_S = 60.0
+_SLOW_BYTES = 60_000
 # What a client quotes.
 _QUOTED = re.compile(r"""\bb(?:'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")""")
 _MOST_WORDS = 300
@@ -145,12 +151,23 @@ def remote_file(url: str, **options: Any) -> Remote:
     from fsspec.core import url_to_fs
 
     try:
+        if "::" not in url and url.partition("://")[0].lower() in _NO_FOLDERS:
+            options = {**options, "client_kwargs": _web_options()}
         store, path = url_to_fs(url, **options)
     except ImportError:
         raise
     except Exception as error:  # noqa: BLE001 - each store has errors of its own
         raise RemoteError(error) from None
     return Remote(store, str(path), shown(url), StoreRoot(url, str(path)))
+
+
+def _web_options() -> dict[str, Any]:
+    # Other clients, such as those of S3, have such limits of their own.
+    from aiohttp import ClientTimeout
+
+    return {
+        "timeout": ClientTimeout(total=5 * _SILENT_S, sock_read=_SILENT_S, sock_connect=_SILENT_S)
+    }
 
 
 def open_remote(remote: Remote, *, is_sequential: bool = True) -> BinaryIO:
@@ -198,6 +215,8 @@ class _Raw(io.RawIOBase):
     def __init__(self, file: Any) -> None:
         super().__init__()
         self._file = file
+        self._waited_s = 0.0
+        self._bytes = 0
 
     def readable(self) -> bool:
         return True
@@ -206,10 +225,20 @@ class _Raw(io.RawIOBase):
         return bool(self._file.seekable()) and self.size is not None
 
     def readinto(self, buffer: Any) -> int:
+        began_at = time.monotonic()
         try:
             data = self._file.read(len(buffer))
         except Exception as error:  # noqa: BLE001 - each store has errors of its own
             raise RemoteError(error) from None
+        self._waited_s += time.monotonic() - began_at
+        self._bytes += len(data)
+        if self._waited_s > _SLOW_S:
+            if self._bytes < _SLOW_BYTES:
+                words = (
+                    f"it gave {self._bytes:,} bytes in {self._waited_s:.0f} s, which is too slow"
+                )
+                raise RemoteError(TimeoutError(words))
+            self._waited_s, self._bytes = 0.0, 0
         buffer[: len(data)] = data
         return len(data)
 

@@ -24,6 +24,7 @@ __all__ = [
     "document_of_cells",
     "document_of_row",
     "faulty",
+    "longer_than",
     "not_utf8",
     "repeated_column",
     "text_column_of",
@@ -49,7 +50,12 @@ def faulty(
 
 def too_large(size: int, max_bytes: int) -> str:
     """Return the error of a document of ``size`` bytes."""
-    return f"{size / _MB:.1f} MB is longer than the {max_bytes / _MB:g} MB a document may have"
+    return f"{size / _MB:.1f} MB is {longer_than(max_bytes)}"
+
+
+def longer_than(max_bytes: int) -> str:
+    """Return the limit of a document, for the error of one that is larger."""
+    return f"longer than the {max_bytes / _MB:g} MB a document may have"
 
 
 def not_utf8(error: UnicodeDecodeError) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import stat
 from typing import TYPE_CHECKING, BinaryIO
 
 import msgspec
@@ -9,7 +11,7 @@ import msgspec
 from fanout.inputs.documents.document_formats import HEAD_BYTES, binary_name
 from fanout.inputs.documents.encodings import decoded
 from fanout.inputs.documents.headings import headings_of
-from fanout.inputs.documents.rows import checked, faulty, too_large
+from fanout.inputs.documents.rows import checked, faulty, longer_than, too_large
 
 if TYPE_CHECKING:
     from fanout.core.records import Document
@@ -20,12 +22,23 @@ _SKIP_BYTES = 1_000_000
 _MARKDOWN = (".md", ".markdown")
 
 
+def _has_size(file: BinaryIO) -> bool:
+    """Say whether the size of an open file is known: that of a pipe or a packed file is not."""
+    try:
+        return stat.S_ISREG(os.fstat(file.fileno()).st_mode)
+    except OSError:
+        return getattr(getattr(file, "raw", None), "size", None) is not None
+
+
 def read_text(
     name: str, index: int, file: BinaryIO, max_bytes: int, encoding: str | None = None
 ) -> Document:
     """Return the content of a file as a document, with its headings if it is Markdown."""
     data = file.read(max_bytes + 1)
     if len(data) > max_bytes:
+        if not _has_size(file):
+            # It may have no end.
+            return faulty(name, index, f"it is {longer_than(max_bytes)}")
         rest = sum(len(part) for part in iter(lambda: file.read(_SKIP_BYTES), b""))
         return faulty(name, index, too_large(len(data) + rest, max_bytes))
     try:

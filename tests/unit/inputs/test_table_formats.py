@@ -18,7 +18,7 @@ import sqlite3
 import sys
 import threading
 import zipfile
-from contextlib import closing
+from contextlib import closing, suppress
 
 import fsspec
 import openpyxl
@@ -33,6 +33,7 @@ from fanout.cli.delivery import spec_record
 from fanout.core.errors import InputError
 from fanout.core.spec import make_spec
 from fanout.inputs.documents import FileSource
+from fanout.inputs.documents import remote as remote_module
 from fanout.inputs.documents import sqlite_rows as sqlite_module
 from fanout.inputs.documents import xlsx_archive as xlsx_module
 from fanout.inputs.documents.remote import one_line
@@ -759,6 +760,65 @@ def test_what_a_web_server_answers_is_not_called_a_missing_file(here):
                     source(f"{base}/{name}")
         finally:
             server.shutdown()
+
+
+class Endless(http.server.BaseHTTPRequestHandler):
+    """A web server that never answers, or never ends."""
+
+    def do_GET(self):
+        if self.path.startswith("/silent"):
+            self.connection.settimeout(30)
+            # Until the client has gone.
+            self.rfile.read(1)
+            return
+        self.send_response(200)
+        self.end_headers()
+        with suppress(OSError):
+            while self.command == "GET":
+                self.wfile.write(b"word " * 10_000)
+
+    def do_HEAD(self):
+        self.do_GET()
+
+    def log_message(self, *_):
+        pass
+
+
+def test_a_web_server_that_never_answers_or_never_ends_is_left(here, monkeypatch):
+    monkeypatch.setattr(remote_module, "_SILENT_S", 0.2)
+    (here / "after.txt").write_text("after")
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Endless) as server:
+        server.daemon_threads = True
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        base = f"http://127.0.0.1:{server.server_port}"
+        try:
+            with pytest.raises(InputError, match="cannot be read: "):
+                source(f"{base}/silent.txt")
+            first, second = read(f"{base}/endless.txt", "after.txt")
+        finally:
+            server.shutdown()
+    assert first.error == "it is longer than the 1 MB a document may have"
+    assert second.text == "after"
+
+
+def test_a_store_that_gives_a_byte_a_second_costs_its_file(here, monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr("fanout.inputs.documents.remote.time.monotonic", lambda: clock[0])
+    store = fsspec.filesystem("memory")
+    store.store.clear()
+    store.pipe("/in/a.csv", b"text\n" + b"x\n" * 5_000)
+    (here / "after.txt").write_text("after")
+    files = source("memory://in/a.csv", "after.txt")
+    real = type(store.open("/in/a.csv")).read
+
+    def drip(file, _size=-1):
+        clock[0] += 1
+        return real(file, 1)
+
+    monkeypatch.setattr(type(store.open("/in/a.csv")), "read", drip)
+    *_, slow, after = files.documents()
+    assert slow.error == "cannot be read to its end: it gave 61 bytes in 61 s, which is too slow"
+    assert after.text == "after"
 
 
 def test_the_reason_of_a_client_does_not_quote_the_file():
