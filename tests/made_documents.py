@@ -17,11 +17,13 @@ __all__ = [
     "eml",
     "encrypted_pdf",
     "epub",
+    "nested",
     "odt",
     "ole",
     "pdf",
     "pptx",
     "scanned_pdf",
+    "unclosed",
     "xlsx",
     "zipped",
 ]
@@ -281,6 +283,19 @@ def epub(chapters: list[str]) -> bytes:
             for name, body in zip(names, chapters, strict=True)
         },
     })  # fmt: skip
+
+
+def unclosed(tag: str, texts: list[str]) -> str:
+    """Texts in elements of HTML that nobody closes."""
+    return "".join(f"<{tag}>{text}\n" for text in texts)
+
+
+def nested(tags: str, texts: list[str]) -> str:
+    """Texts in elements of HTML or XML, each in that of the text before it."""
+    names = tags.split()
+    begin = "".join(f"<{name}>" for name in names)
+    end = "".join(f"</{name}>" for name in reversed(names))
+    return "".join(f"{begin}{text} " for text in texts) + end * len(texts)
 
 
 def eml(body: bytes, kind: str = "text/plain; charset=utf-8") -> bytes:

@@ -20,8 +20,10 @@ from fanout.inputs.documents.document_formats import (
 from fanout.inputs.documents.encodings import decoded, html_text
 from fanout.inputs.documents.headings import headings_of
 from fanout.inputs.documents.mail import html_mail
+from fanout.inputs.documents.packed_documents import REWRITTEN, rewritten
 from fanout.inputs.documents.parsed import Parsed, Request
 from fanout.inputs.documents.rows import EMPTY, too_large
+from fanout.inputs.documents.web_pages import MOST_DEPTH, lost_share, repaired, scan, with_all_parts
 
 __all__ = ["MEMORY", "extract", "prepare"]
 
@@ -38,6 +40,8 @@ _FRONT = re.compile(r"\A---\n+(?:(?:## )?[\w-]+:[^\n]*\n+)+?(?:---\n+)?(?=\n|[^\
 _SOLID = re.compile(r"[^\s|:-]+")
 _PREFIX = re.compile(r"^(?:\w*Error: )+")
 _MOST_CHARS = 200
+# kreuzberg may leave out less of the letters of a page than this.
+_MOST_LOST = 0.05
 _PANIC = "PanicException"
 # Letters and digits only, as others would be escaped in Markdown.
 _MARK = f"FANOUT{secrets.token_hex(8)}PAGE"
@@ -124,8 +128,6 @@ def _parsed(key: str, file: BinaryIO, request: Request) -> Parsed:
 
 def _html_mail(file: BinaryIO) -> Parsed | None:
     """Return a mail whose only text is a web page; None if it is another, or damaged."""
-    import kreuzberg
-
     file.seek(0)
     data = file.read()
     if b"text/html" not in data.lower():
@@ -135,24 +137,50 @@ def _html_mail(file: BinaryIO) -> Parsed | None:
         if found is None:
             return None
         head, page = found
-        mime, config = DOCUMENT_FORMATS["html"].mime, _config("html")
-        result = kreuzberg.extract_bytes_sync(page.encode("utf-8", "replace"), mime, config)
+        text = _page_text(page)
     except Exception:  # noqa: BLE001 - kreuzberg takes what Python's parser of mail does not
         return None
-    return Parsed(text=f"{head}\n\n{result.content}")
+    return Parsed(text=f"{head}\n\n{text}")
+
+
+def _page_text(page: str) -> str:
+    """Return a web page as Markdown, with all its text."""
+    page = with_all_parts(page)
+    wanted = scan(page)
+    if wanted.depth <= MOST_DEPTH:
+        made = _markdown(page)
+        if lost_share(wanted.text, made) <= _MOST_LOST:
+            return made
+    made = _markdown(repaired(page))
+    return made if lost_share(wanted.text, made) <= _MOST_LOST else wanted.text
+
+
+def _markdown(page: str) -> str:
+    import kreuzberg
+
+    mime, config = DOCUMENT_FORMATS["html"].mime, _config("html")
+    content = kreuzberg.extract_bytes_sync(page.encode("utf-8", "replace"), mime, config).content
+    return _FRONT.sub("", _unix(content), count=1)
+
+
+def _unix(text: str) -> str:
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def _result(key: str, file: BinaryIO, request: Request) -> Any:
-    """Return kreuzberg's result, or a document with the reason why there is none."""
+    """Return kreuzberg's result, a page's text, or a document with the reason why there is none."""
     import kreuzberg
 
     mime, config = DOCUMENT_FORMATS[key].mime, _config(key)
     try:
-        if key != "html":
-            return kreuzberg.extract_file_sync(request.path, mime, config)
-        file.seek(0)
-        page = _HEAD.sub("", html_text(file.read(), request.encoding), count=1)
-        return kreuzberg.extract_bytes_sync(page.encode("utf-8", "replace"), mime, config)
+        if key == "html":
+            file.seek(0)
+            page = _HEAD.sub("", html_text(file.read(), request.encoding), count=1)
+            return _page_text(page)
+        data = rewritten(key, file) if key in REWRITTEN else None
+        if data is not None:
+            return kreuzberg.extract_bytes_sync(data, mime, config)
+        return kreuzberg.extract_file_sync(request.path, mime, config)
     except (kreuzberg.KreuzbergError, RuntimeError) as error:
         return Parsed(error=_reason(key, str(error)))
     except BaseException as error:
@@ -184,16 +212,16 @@ def _config(key: str) -> Any:
 
 def _text_and_pages(key: str, result: Any) -> tuple[str, list[int]]:
     """Return a document's text, and the offset in it at which each of its pages begins."""
-    text = str(result.content).replace("\r\n", "\n").replace("\r", "\n")
+    if isinstance(result, str):
+        return result, []
+    text = _unix(str(result.content))
     pieces = [str(page["content"]) for page in result.pages or []]
     if key == "pdf":
-        return _joined([piece.replace("\r\n", "\n").replace("\r", "\n") for piece in pieces])
+        return _joined(list(map(_unix, pieces)))
     if key == "pptx":
         first, *slides = _SLIDE.split(text)
         joined, starts = _joined([slide.rstrip() for slide in slides])
         return (joined, starts) if slides and not first.strip() else (text, [])
-    if key == "html":
-        text = _FRONT.sub("", text, count=1)
     if key == "docx" and len(pieces) > 1:
         # Word writes two marks for a page that the author began, so an empty page is none.
         return text, page_starts(text, [piece for piece in pieces if piece.strip()])

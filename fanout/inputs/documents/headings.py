@@ -9,7 +9,7 @@ __all__ = ["headings_of"]
 # Fences first: what is in a block of code is no heading. Of two lines, the second may underline.
 _LINE = re.compile(
     r"^ {0,3}(?P<fence>`{3,}|~{3,})[^\n]*$"
-    r"|^ {0,3}(?P<marks>\#{1,6})(?:[ \t]+(?P<title>[^\n]*?))?[ \t]*\#*[ \t]*$"
+    r"|^ {0,3}(?P<marks>\#{1,6})(?P<title>[ \t][^\n]*)?$"
     r"|^ {0,3}(?P<over>[^\s#>|`~*+-][^\n]*)\n {0,3}(?P<under>=+|-+)[ \t]*$",
     re.MULTILINE,
 )
@@ -32,13 +32,20 @@ def headings_of(text: str) -> list[tuple[int, str]]:
             elif mark[0] == fence[0] and len(mark) >= len(fence):
                 fence = ""
             continue
-        title = _plain(match["title"] or match["over"] or "")
+        title = _plain(_without_end(match["title"] or "") or match["over"] or "")
         if fence or not title:
             continue
         level = len(match["marks"]) if match["marks"] else 1 if match["under"][0] == "=" else 2
         above = [*(one for one in above if one[0] < level), (level, title)]
         found.append((match.start(), " > ".join(name for _level, name in above)))
     return found
+
+
+def _without_end(title: str) -> str:
+    """Return a heading without the marks that may close it; they stand after white space."""
+    line = title.rstrip(" \t")
+    bare = line.rstrip("#")
+    return bare if bare[-1:] in {" ", "\t", ""} else line
 
 
 def _plain(title: str) -> str:

@@ -44,6 +44,8 @@ _READ_BYTES = 1_000_000
 # A process ends itself at a document's deadline; later, this one ends it.
 _GRACE_S = 15.0
 _START_S = 60.0
+# After a longer pause of the caller, what the processes sent meanwhile may not have been received.
+_PAUSE_S = 1.0
 _MOST_FAILED_STARTS = 3
 _TAIL_BYTES = 4_000
 # Signals that others send: the document is hardly at fault, and is tried a second time.
@@ -96,6 +98,7 @@ class ParserPool:
         self._children: list[_Child] = []
         self._queue: deque[_Job] = deque()
         self._failed_starts = 0
+        self._stepped = time.monotonic()
 
     def __enter__(self) -> Self:
         return self
@@ -182,10 +185,12 @@ class ParserPool:
 
     def _step(self, *, wait_s: float) -> None:
         """Receive what the processes have done, and replace those that have died."""
+        is_pause = time.monotonic() - self._stepped > _PAUSE_S
         busy = {child.output: child for child in self._children if child.jobs}
-        if not busy:
-            return
-        ready = set(_readable(list(busy), wait_s))
+        if is_pause:
+            for child in busy.values():
+                child.restart_clock()
+        ready = set(_readable(list(busy), wait_s)) if busy else set()
         for output, child in busy.items():
             if output in ready and not child.receive():
                 self._bury(child)
@@ -193,6 +198,7 @@ class ParserPool:
                 child.kill()
                 self._bury(child)
         self._send()
+        self._stepped = time.monotonic()
 
     def _bury(self, child: _Child) -> None:
         """Take leave of a process that has ended: its document is at fault, those behind it are not."""
@@ -244,7 +250,7 @@ class _Child:
     def send(self, job: _Job) -> None:
         """Send a document. One that has died is noticed when it is heard next."""
         if not self.jobs:
-            self._since = time.monotonic()
+            self.restart_clock()
         self.jobs.append(job)
         with suppress(BrokenPipeError):
             os.write(self._input.fileno(), framed(msgspec.msgpack.encode(job.request)))
@@ -254,6 +260,8 @@ class _Child:
         part = os.read(self.output, _READ_BYTES)
         if not part:
             return False
+        # It waits for this process while a large answer is on its way.
+        self.restart_clock()
         data = self._data
         data += part
         while len(data) >= HEADER_BYTES:
@@ -265,13 +273,16 @@ class _Child:
         return True
 
     def _take(self, answer: bytes) -> None:
-        self._since = time.monotonic()
         if not answer:
             self.is_ready = True
             return
         parsed = msgspec.msgpack.decode(answer, type=Parsed)
         self.is_leaving = parsed.is_last
         self.jobs.popleft().parsed = parsed
+
+    def restart_clock(self) -> None:
+        """Count the time that it may be silent from now on."""
+        self._since = time.monotonic()
 
     def is_late(self) -> bool:
         """Say whether it has not kept its own deadline, as what waits for a broken disk cannot."""

@@ -6,6 +6,7 @@ import io
 import os
 import signal
 import subprocess
+import time
 import zipfile
 from pathlib import Path
 
@@ -191,6 +192,53 @@ def test_a_document_that_takes_too_long_too_much_or_a_signal_costs_or_loses_noth
         assert next(done).text.strip() == "fine"
         assert [one.pid for one in children()] != [child.pid]
     assert children() == []
+
+
+class Clock:
+    """The clock of the parsers, which may jump."""
+
+    def __init__(self):
+        self.jumped_s = 0.0
+
+    def monotonic(self):
+        return time.monotonic() + self.jumped_s
+
+
+def test_a_pause_of_the_caller_is_no_time_of_a_document(here, monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(parsing, "time", clock)
+    (here / "large.rtf").write_bytes(b"{\\rtf1 " + b"fine " * 400_000 + b"}")
+
+    def requests():
+        for _ in range(4):
+            yield request(here / "large.rtf")
+            # As a store does that is slow to send the next.
+            clock.jumped_s += 1_000
+
+    with ParserPool(processes=2) as pool:
+        for parsed in pool.parse_all(requests()):
+            assert parsed.error is None
+            # As a loop does over the documents, or a server that refuses writes.
+            clock.jumped_s += 1_000
+
+
+def test_a_process_that_is_silent_is_ended_and_costs_its_document(here, monkeypatch):
+    clock, readable = Clock(), parsing._readable
+    (here / "fine.rtf").write_text("{\\rtf1 fine}")
+
+    def jumps(outputs, wait_s):
+        ready = readable(outputs, wait_s and 0.01)
+        clock.jumped_s += wait_s and 10
+        return ready
+
+    with ParserPool(processes=1) as pool:
+        assert pool.parse(request(here / "fine.rtf")).error is None
+        [child] = children()
+        child.suspend()
+        monkeypatch.setattr(parsing, "time", clock)
+        monkeypatch.setattr(parsing, "_readable", jumps)
+        late = pool.parse(request(here / "fine.rtf"))
+        assert late.error == "reading it took longer than 60 s (parse_timeout_s)"
 
 
 def test_results_are_in_order_and_only_a_few_documents_are_taken_in_advance(here):
