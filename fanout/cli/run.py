@@ -85,9 +85,10 @@ def run(
 ) -> int:
     """Run a job: put a prompt to every chunk of every INPUT, and print the answer.
 
-    An INPUT is a file (.txt, .md, .csv, .tsv, .jsonl, .ndjson, .json, .parquet, .arrow, .feather,
-    .xlsx, .sqlite), a folder of them, a glob, a URL of one of these (s3://, https:// and others),
-    - for standard input, or run:RUN for the outputs of another run.
+    An INPUT is a document (PDF, Word, PowerPoint, OpenDocument, RTF, HTML, EPUB, mail, .txt, .md), a
+    table (.csv, .tsv, .jsonl, .ndjson, .json, .parquet, .arrow, .feather, .xlsx, .sqlite), a folder
+    of them, a glob, a URL of one of these (s3://, https:// and others), - for standard input, or
+    run:RUN for the outputs of another run.
     Without a broker, a worker is started for the run, and a server that keeps it in
     $FANOUT_STATE_DIR: results, retry, resume and the like find it there later.
     """

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import glob
-import json
-import os
 from collections import Counter
 from contextlib import suppress
 from pathlib import Path, PurePath
@@ -14,6 +12,13 @@ from urllib.parse import urlsplit
 import msgspec
 
 from fanout.core.errors import InputError
+from fanout.inputs.documents.dataset_folders import (
+    DATASET,
+    SPLITS,
+    is_dataset,
+    read_splits,
+    splits_error,
+)
 from fanout.inputs.documents.document_formats import DOCUMENT_SUFFIXES, binary_name, is_document
 from fanout.inputs.documents.encodings import bom_encoding
 from fanout.inputs.documents.file_list import FileList
@@ -79,9 +84,6 @@ _CONTENTS: dict[bytes, Kind] = {
     b"ARROW1\0\0": "arrow",
     b"SQLite format 3\0": "sqlite",
 }
-# The files of a folder that Hugging Face datasets saved, and of one with several such folders.
-_DATASET = ("state.json", "dataset_info.json")
-_SPLITS = "dataset_dict.json"
 _SAMPLE_BYTES = 8_192
 # The beginnings of binary files that may look like text.
 _MAGIC = (b"%PDF", b"{\\rtf", b"PK\x03\x04", b"\x1f\x8b")
@@ -135,14 +137,18 @@ def find_files(
 
     A folder stands for the files of known kinds in it, and for those that begin as a document does. A
     file that is named, or that matches a pattern, may have any name if it is text, in the encoding if
-    one is given. A folder or pattern may be a URL.
+    one is given; one that is named and is no text has a fault. A folder or pattern may be a URL.
 
     Raises:
-        InputError: An input does not exist, or holds no text.
+        InputError: An input does not exist, a folder holds no file to read, or all files are named and
+            no text.
     """
     search = _Search(base, encoding)
     every = (file for one in inputs for file in search.files(one))
     found = FileList(every, lambda name, kind: InputFile(name=name, kind=kind))
+    if search.refused and len(search.refused) == len(found):
+        name, reason = search.refused[0]
+        raise InputError(reason, source=name)
     if left_out := +search.left_out:
         text = (
             f"left out: {listed(left_out)} (folders are searched for {ALLOWED}; "
@@ -162,6 +168,8 @@ class _Search:
         self._encoding = encoding
         self.left_out: Counter[str] = Counter()
         self.unreadable: list[str] = []
+        # Named files that are no text, with the reason.
+        self.refused: list[tuple[str, str]] = []
 
     def files(self, one: str) -> Iterator[InputFile]:
         if one == STDIN:
@@ -176,9 +184,9 @@ class _Search:
     def _local(self, one: str, path: Path) -> Iterator[InputFile]:
         if path.is_file():
             yield self._named(one, path)
-        elif (path / _SPLITS).is_file():
-            raise InputError(_splits_of(_read_splits(path / _SPLITS)), source=one)
-        elif _is_dataset(path):
+        elif (path / SPLITS).is_file():
+            raise InputError(splits_error(read_splits(path / SPLITS)), source=one)
+        elif is_dataset(path):
             yield InputFile(name=one, kind="dataset")
         elif path.is_dir():
             yield from self._folder(one, path)
@@ -210,13 +218,13 @@ class _Search:
 
     def _remote_files(self, place: Remote, paths: list[str]) -> Iterator[InputFile]:
         known = frozenset(paths)
-        datasets = [
-            top for top in map(_folder_of, paths) if {f"{top}/{f}" for f in _DATASET} <= known
-        ]
-        if f"{place.path}/{_SPLITS}" in known:
-            with open_remote(place.below(_SPLITS)) as opened:
+        datasets = {
+            top for top in map(_folder_of, paths) if {f"{top}/{f}" for f in DATASET} <= known
+        }
+        if f"{place.path}/{SPLITS}" in known:
+            with open_remote(place.below(SPLITS)) as opened:
                 splits = opened.read()
-            raise InputError(_splits_of(splits), source=place.name)
+            raise InputError(splits_error(splits), source=place.name)
         done = set[str]()
         for path in paths:
             folder = _folder_of(path)
@@ -244,7 +252,9 @@ class _Search:
             fault = f"cannot be read: {error.strerror or error}"
             return InputFile(name=name, kind=kind or "text", fault=fault)
         if kind is None and not is_text:
-            raise InputError(_no_text(path), source=name)
+            reason = _no_text(path)
+            self.refused.append((name, reason))
+            return InputFile(name=name, fault=f"it {reason}")
         return InputFile(name=name, kind=kind or "text", packing=packing)
 
     def _pattern(self, pattern: str) -> Iterator[InputFile]:
@@ -253,7 +263,7 @@ class _Search:
         count = 0
         for name in sorted(matches):
             path = self._base / name
-            if _is_dataset(path):
+            if is_dataset(path):
                 count += 1
                 yield InputFile(name=name, kind="dataset")
                 continue
@@ -272,7 +282,7 @@ class _Search:
 
     def _folder(self, name: str, folder: Path) -> Iterator[InputFile]:
         count = 0
-        for found in walk(str(Path(name)), str(folder), _is_dataset, self._on_error):
+        for found in walk(str(Path(name)), str(folder), is_dataset, self._on_error):
             kind, packing = ("dataset", None) if found.is_folder else _found(found)
             if kind is None or not (found.is_file or found.is_folder):
                 label = "links to folders" if found.is_link else _label(Path(found.path))
@@ -327,29 +337,6 @@ def _found_file(
     # Others are the same as those that are named: there may be a million of them.
     is_found = kind == "sqlite"
     return InputFile(name=name, kind=kind, packing=packing, remote=remote, is_found=is_found)
-
-
-def _is_dataset(path: str | Path) -> bool:
-    return all(os.path.isfile(f"{path}/{name}") for name in _DATASET)  # noqa: PTH113 - as cheap
-
-
-def _read_splits(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError:
-        return b""
-
-
-def _splits_of(data: bytes) -> str:
-    """Return the error of a folder with several datasets, one for each split."""
-    try:
-        names = [str(name) for name in json.loads(data)["splits"]]
-    except (ValueError, KeyError, TypeError):
-        names = []
-    return (
-        f"has the splits {', '.join(names) or 'of a DatasetDict'}: name one or more, as "
-        f"FOLDER/{names[0] if names else 'SPLIT'}"
-    )
 
 
 def _database(url: str, sqlite: SqliteUrl, base: Path) -> InputFile:

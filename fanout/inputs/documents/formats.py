@@ -19,12 +19,14 @@ from fanout.inputs.documents.arrow_files import (
     read_arrow,
     read_dataset,
 )
+from fanout.inputs.documents.copies import TooLargeError
 from fanout.inputs.documents.document_files import document_of
 from fanout.inputs.documents.document_formats import MAGIC, is_document
 from fanout.inputs.documents.json_rows import read_json, read_jsonl
 from fanout.inputs.documents.parquet_rows import check_parquet, read_parquet
+from fanout.inputs.documents.parsed import Parsed
 from fanout.inputs.documents.past_runs import check_run, read_run
-from fanout.inputs.documents.reading import streamed
+from fanout.inputs.documents.reading import copied, streamed
 from fanout.inputs.documents.rows import DEFAULT_TEXT_COLUMN
 from fanout.inputs.documents.sqlite_rows import check_sqlite, read_sqlite
 from fanout.inputs.documents.tables import Table, detect_table, read_table
@@ -73,11 +75,20 @@ def _text(
     file: InputFile, opened: BinaryIO, _checked: None, reading: Reading, indices: Iterator[int]
 ) -> Iterator[Document]:
     documents, peek = reading.documents, getattr(opened, "peek", None)
-    # A document whose name says that it is text.
-    if documents and peek and peek(_MAGIC_BYTES).startswith(MAGIC) and is_document(opened):
-        opened.seek(0, os.SEEK_END)
-        yield document_of(file.name, next(indices), documents.other(file), reading.max_bytes)
-        return
+    # A document whose name says that it is text, or says nothing.
+    if documents and peek and peek(_MAGIC_BYTES).startswith(MAGIC):
+        if not opened.seekable():
+            try:
+                with copied(opened) as path:
+                    parsed = documents.at(path, file.name)
+            except TooLargeError as error:
+                parsed = Parsed(error=str(error.strerror))
+            yield document_of(file.name, next(indices), parsed, reading.max_bytes)
+            return
+        if is_document(opened):
+            opened.seek(0, os.SEEK_END)
+            yield document_of(file.name, next(indices), documents.other(file), reading.max_bytes)
+            return
     yield read_text(file.name, next(indices), opened, reading.max_bytes, reading.encoding)
 
 

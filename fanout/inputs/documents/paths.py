@@ -7,20 +7,19 @@ import sys
 from collections import Counter
 from itertools import count, islice
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 from typing import TYPE_CHECKING, BinaryIO
 
 import msgspec
 
 from fanout.core.errors import InputError
 from fanout.core.records import Document
-from fanout.inputs.documents.copies import TooLargeError, copy_file
+from fanout.inputs.documents.copies import TooLargeError
 from fanout.inputs.documents.document_files import DocumentFiles, document_of
 from fanout.inputs.documents.document_formats import MAGIC, named_format
 from fanout.inputs.documents.files import STDIN, find_files
 from fanout.inputs.documents.formats import DOCUMENT, FORMATS
 from fanout.inputs.documents.notices import Notice, log_notice
-from fanout.inputs.documents.reading import Checked, Reading
+from fanout.inputs.documents.reading import Checked, Reading, copied
 from fanout.inputs.documents.rows import faulty
 from fanout.inputs.documents.tables import Table
 from fanout.inputs.documents.texts import read_text
@@ -95,6 +94,8 @@ class FileSource:
         self._files = find_files(inputs, base, notify, encoding=encoding)
         # By the number of the file, and only what was found: there may be very many files.
         self._checked: dict[int, Checked] = {}
+        # Most tables of a folder are alike.
+        self._tables: dict[Table, Table] = {}
         for at, file in enumerate(self._files):
             check = FORMATS[file.kind].check
             if check is not None and file.fault is None:
@@ -220,7 +221,9 @@ class FileSource:
     def _keep(self, at: int, checked: Checked, notify: Notify) -> None:
         """Keep what the check of a file found; a workbook without a table becomes a document."""
         file = self._files[at]
-        if checked.no_table is None:
+        if isinstance(checked, Table):
+            self._checked[at] = self._tables.setdefault(checked, checked)
+        elif checked.no_table is None:
             self._checked[at] = checked
         else:
             notify(Notice(text=f"reading {file.name} as one document: {checked.no_table}"))
@@ -258,13 +261,11 @@ def _read_stdin(stdin: BinaryIO, reading: Reading, index: int) -> Document:
     rest = _Joined(head, stdin)
     if reading.documents is None or not head.startswith(MAGIC):
         return read_text(name, index, rest, most, reading.encoding)
-    with NamedTemporaryFile() as copy:
-        try:
-            copy_file(rest, copy)
-        except TooLargeError as error:
-            return faulty(name, index, str(error.strerror))
-        copy.flush()
-        return document_of(name, index, reading.documents.at(Path(copy.name), name), most)
+    try:
+        with copied(rest) as path:
+            return document_of(name, index, reading.documents.at(path, name), most)
+    except TooLargeError as error:
+        return faulty(name, index, str(error.strerror))
 
 
 class _Joined(io.BytesIO):

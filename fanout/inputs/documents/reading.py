@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from fanout.inputs.documents.files import InputFile
     from fanout.inputs.documents.past_runs import OpenRun
 
-__all__ = ["Checked", "Reading", "streamed"]
+__all__ = ["Checked", "Reading", "copied", "streamed"]
 
 # A byte order mark has up to four bytes.
 _MARK_BYTES = 4
@@ -99,10 +99,17 @@ class Reading(msgspec.Struct, frozen=True, kw_only=True):
         if file.remote is None and file.packing is None:
             yield self.path(file)
             return
-        with self.open(file) as opened, NamedTemporaryFile() as copy:
-            copy_file(opened, copy)
-            copy.flush()
-            yield Path(copy.name)
+        with self.open(file) as opened, copied(opened) as path:
+            yield path
+
+
+@contextmanager
+def copied(stream: BinaryIO) -> Iterator[Path]:
+    """Give the path of a file with the rest of a stream, for the time. Raises OSError."""
+    with NamedTemporaryFile() as copy:
+        copy_file(stream, copy)
+        copy.flush()
+        yield Path(copy.name)
 
 
 class Checked(msgspec.Struct, frozen=True, kw_only=True):

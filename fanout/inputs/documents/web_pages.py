@@ -32,8 +32,12 @@ _VOID = frozenset({
     "source", "track", "wbr",
 })  # fmt: skip
 # Elements without text of the page: raw ones end at their own end only.
-_RAW = frozenset({"script", "style"})
-_SKIPPED = frozenset({"head", "iframe", "nav", "noscript", "svg", "template"})
+_RAW_ENDS = {
+    "script": re.compile(r"</script\b[^>]*>?", re.IGNORECASE),
+    "style": re.compile(r"</style\b[^>]*>?", re.IGNORECASE),
+}
+_SKIPPED_END = re.compile(r"</(head|iframe|nav|noscript|svg|template)(?=[\s/>])", re.IGNORECASE)
+_SKIPPED_BEGIN = re.compile(r"<(iframe|nav|noscript|svg|template)(?=[\s/>])", re.IGNORECASE)
 # Elements that mean nothing in Markdown.
 _MEANINGLESS = frozenset({
     "abbr", "acronym", "bdi", "bdo", "big", "blink", "center", "cite", "data", "dfn", "font",
@@ -99,8 +103,8 @@ def _tokens(page: str) -> Iterator[_Token]:
             yield _Token("", is_end=False, raw=page[at : match.start()])
         at = match.end()
         name, is_end = (match["name"] or "").lower(), bool(match["end"])
-        if name in _RAW:
-            end = re.compile(rf"</{name}\b[^>]*>?", re.IGNORECASE).search(page, at)
+        if name in _RAW_ENDS:
+            end = _RAW_ENDS[name].search(page, at)
             at = at if is_end else end.end() if end else len(page)
         elif skipped:
             depth += 0 if name != skipped else -1 if is_end else 1
@@ -115,7 +119,7 @@ def _tokens(page: str) -> Iterator[_Token]:
 
 def _closed(page: str) -> frozenset[str]:
     """Return the elements without text of the page that are closed anywhere in it."""
-    return frozenset(name for name in _SKIPPED if re.search(rf"</{name}\b", page, re.IGNORECASE))
+    return frozenset(match[1].lower() for match in _SKIPPED_END.finditer(page))
 
 
 def scan(page: str) -> Scan:
@@ -163,9 +167,10 @@ def with_all_parts(page: str) -> str:
     These are forms, as some pages are one form, and menus and the like that nobody closes.
     """
     page = _FORM.sub(r"<\1div", page)
-    for name in _SKIPPED - _closed(page) - {"head"}:
-        page = re.sub(rf"<{name}(?=[\s/>])", "<div", page, flags=re.IGNORECASE)
-    return page
+    closed = _closed(page)
+    return _SKIPPED_BEGIN.sub(
+        lambda match: match[0] if match[1].lower() in closed else "<div", page
+    )
 
 
 def repaired(page: str) -> str:

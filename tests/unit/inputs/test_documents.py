@@ -514,6 +514,23 @@ def test_a_named_file_that_is_no_text_is_refused_with_what_is_read(here, name, c
     (here / name).write_bytes(content)
     with pytest.raises(InputError, match=words):
         read(name)
+    # Where others can be used, it costs only its document.
+    (here / "fine.txt").write_text("fine")
+    document, fine = read(name, "fine.txt")
+    assert document.error.startswith("it is not UTF-8 text, and ")
+    assert words.removeprefix("a.mp3: ") in document.error
+    assert (document.name, document.text, fine.text, fine.index) == (name, "", "fine", 1)
+    with pytest.raises(InputError, match=words):
+        read(name, name)
+
+
+def test_tables_that_are_alike_share_what_their_check_found(here):
+    for number in range(300):
+        (here / f"{number:03}.csv").write_text(f"text,n\nx,{number}\n")
+    (here / "other.csv").write_text("a;b;text\n1;2;y\n")
+    found = FileSource(["."], max_bytes=MAX)
+    assert len({id(table) for table in found._checked.values()}) == 2
+    assert len(texts(found.documents())) == 301
 
 
 def test_a_named_file_of_another_kind_is_read_where_it_is_text(here):

@@ -37,6 +37,7 @@ from fanout.inputs.documents import remote as remote_module
 from fanout.inputs.documents import sqlite_rows as sqlite_module
 from fanout.inputs.documents import xlsx_archive as xlsx_module
 from fanout.inputs.documents.remote import one_line
+from tests.made_documents import docx, pdf, zipped
 
 ROWS = [
     {"id": i, "stars": i / 2 if i % 3 else None, "text": f"größe {i}", "tag": "a,b" if i else None}
@@ -700,6 +701,16 @@ def test_a_dataset_is_read_from_a_url(here):
         assert [one.text for one in read(url)] == [row["text"] for row in ROWS]
 
 
+# Files whose names do not say that they are documents, or that are none, with what is read of them.
+SILENT = {
+    "report": (pdf(["a PDF"]), "a PDF"),
+    "lie.txt": (docx(["Word"]), "Word"),
+    "packed.txt.gz": (gzip.compress(pdf(["a PDF"])), "a PDF"),
+    "archive": (zipped({"a": "b"}), "it is a ZIP archive and no document: unpack it first"),
+    "notes": (b"plain", "plain"),
+}
+
+
 class Quiet(http.server.SimpleHTTPRequestHandler):
     """A web server without ranges: what it serves can be read only from its beginning."""
 
@@ -712,6 +723,8 @@ def test_every_format_is_read_from_a_web_server(here):
         WRITERS[name](here / name)
     (here / "a.csv.gz").write_bytes(gzip.compress(b"text,n\nx,1\n"))
     (here / "large.jsonl").write_text(f'{{"text": "{"x" * 1_000}"}}\n' * 12_000)
+    for name, (content, _) in SILENT.items():
+        (here / name).write_bytes(content)
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Quiet) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         base = f"http://127.0.0.1:{server.server_port}"
@@ -722,6 +735,10 @@ def test_every_format_is_read_from_a_web_server(here):
                 assert documents[0].name.startswith(f"{base}/{name}?X-Amz-Signature=[key]:")
             assert [one.text for one in read(f"{base}/a.csv.gz")] == ["x"]
             assert len(read(f"{base}/large.jsonl")) == 12_000
+            found = read(*(f"{base}/{name}" for name in SILENT))
+            assert [one.text.strip() or one.error for one in found] == [
+                text for _, text in SILENT.values()
+            ]
             with pytest.raises(InputError, match="there is no such file"):
                 source(f"{base}/gone.csv")
         finally:
