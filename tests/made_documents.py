@@ -180,8 +180,8 @@ def docx(paragraphs: list[str]) -> bytes:
     return zipped(parts)
 
 
-def pptx(slides: list[tuple[str, str]]) -> bytes:
-    """A presentation: a title and a text for each slide."""
+def pptx(slides: list[tuple[str, str]], notes: Iterable[str] = ()) -> bytes:
+    """A presentation: a title and a text for each slide, and the notes of the first slides."""
     spaces = (
         f'xmlns:p="{_MAIN}/presentationml/2006/main" xmlns:a="{_MAIN}/drawingml/2006/main" '
         f'xmlns:r="{_MAIN}/officeDocument/2006/relationships"'
@@ -204,6 +204,18 @@ def pptx(slides: list[tuple[str, str]]) -> bytes:
     parts["ppt/presentation.xml"] = (
         f"{_XML}<p:presentation {spaces}><p:sldIdLst>{ids}</p:sldIdLst></p:presentation>"
     )
+    for number, note in enumerate(notes, 1):
+        parts[f"ppt/slides/_rels/slide{number}.xml.rels"] = (
+            f'{_XML}<Relationships xmlns="{_MAIN}/package/2006/relationships"><Relationship Id="r1" '
+            f'Type="{kind.removesuffix("slide")}notesSlide" '
+            f'Target="../notesSlides/notesSlide{number}.xml"/></Relationships>'
+        )
+        parts[f"ppt/notesSlides/notesSlide{number}.xml"] = (
+            f"{_XML}<p:notes {spaces}><p:cSld><p:spTree><p:sp><p:nvSpPr>"
+            '<p:cNvPr id="2" name="n"/><p:cNvSpPr/><p:nvPr><p:ph type="body"/></p:nvPr></p:nvSpPr>'
+            f"<p:spPr/><p:txBody><a:bodyPr/><a:p><a:r><a:t>{note}</a:t></a:r></a:p></p:txBody>"
+            "</p:sp></p:spTree></p:cSld></p:notes>"
+        )
     parts["ppt/_rels/presentation.xml.rels"] = (
         f'{_XML}<Relationships xmlns="{_MAIN}/package/2006/relationships">{links}</Relationships>'
     )

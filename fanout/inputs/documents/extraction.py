@@ -23,6 +23,7 @@ from fanout.inputs.documents.mail import html_mail
 from fanout.inputs.documents.packed_documents import REWRITTEN, rewritten
 from fanout.inputs.documents.parsed import Parsed, Request
 from fanout.inputs.documents.rows import EMPTY, too_large
+from fanout.inputs.documents.texts import is_markdown
 from fanout.inputs.documents.web_pages import MOST_DEPTH, lost_share, repaired, scan, with_all_parts
 
 __all__ = ["MEMORY", "extract", "prepare"]
@@ -31,6 +32,9 @@ MEMORY = "reading it needs more memory than a document may take"
 _TEXT = ("html", "eml")
 # Formats of which the plain text is taken: what would be their Markdown is a guess.
 _PLAIN = ("pdf", "eml", "msg")
+# The whole of a PowerPoint file: its Markdown has no notes.
+_NOTES = "notes"
+_NOTE = "\n\nNotes:\n\n"
 _IMAGE = re.compile(rb"/Subtype\s*/Image\b")
 _SCAN_BYTES = 1_000_000
 _HEAD = re.compile(r"<head\b.*?</head\s*>", re.IGNORECASE | re.DOTALL)
@@ -100,7 +104,7 @@ def _format_of_text(head: bytes, name: str) -> str | None:
 def _as_text(file: BinaryIO, head: bytes, request: Request) -> Parsed:
     """Return the text of a file that is none of the formats that are parsed."""
     named = named_format(request.name)
-    wanted = DOCUMENT_FORMATS[named].words if named else "a document"
+    wanted = DOCUMENT_FORMATS[named].words if named else "text"
     if what := binary_name(head):
         return Parsed(error=f"it is {what}, and not {wanted}")
     data = file.read(request.max_bytes + 1)
@@ -108,9 +112,10 @@ def _as_text(file: BinaryIO, head: bytes, request: Request) -> Parsed:
         return Parsed(error=too_large(Path(request.path).stat().st_size, request.max_bytes))
     try:
         text = decoded(data, request.encoding)
-    except ValueError:
-        return Parsed(error=f"it is not {wanted}, and its content is of no known kind")
-    return Parsed(text=text)
+    except ValueError as error:
+        reason = f"it is not {wanted}, and its content is of no known kind"
+        return Parsed(error=reason if named else str(error))
+    return Parsed(text=text, headings=headings_of(text) if is_markdown(request.name) else [])
 
 
 def _parsed(key: str, file: BinaryIO, request: Request) -> Parsed:
@@ -179,7 +184,11 @@ def _result(key: str, file: BinaryIO, request: Request) -> Any:
             return _page_text(page)
         data = rewritten(key, file) if key in REWRITTEN else None
         if data is not None:
-            return kreuzberg.extract_bytes_sync(data, mime, config)
+            result = kreuzberg.extract_bytes_sync(data, mime, config)
+            if key != "pptx":
+                return result
+            whole = kreuzberg.extract_file_sync(request.path, mime, _config(_NOTES))
+            return _with_notes(_unix(result.content), _unix(whole.content))
         return kreuzberg.extract_file_sync(request.path, mime, config)
     except (kreuzberg.KreuzbergError, RuntimeError) as error:
         return Parsed(error=_reason(key, str(error)))
@@ -198,13 +207,13 @@ def _config(key: str) -> Any:
 
     pages = PageConfig(
         extract_pages=key in {"pdf", "docx"},
-        insert_page_markers=key == "pptx",
+        insert_page_markers=key in {"pptx", _NOTES},
         marker_format=_MARK + "{page_num}E",
     )
     return ExtractionConfig(
         use_cache=False,
         enable_quality_processing=False,
-        output_format="plain" if key in _PLAIN else "markdown",
+        output_format="plain" if key in (*_PLAIN, _NOTES) else "markdown",
         pages=pages,
         concurrency=ConcurrencyConfig(max_threads=1),
     )
@@ -212,20 +221,34 @@ def _config(key: str) -> Any:
 
 def _text_and_pages(key: str, result: Any) -> tuple[str, list[int]]:
     """Return a document's text, and the offset in it at which each of its pages begins."""
-    if isinstance(result, str):
-        return result, []
-    text = _unix(str(result.content))
-    pieces = [str(page["content"]) for page in result.pages or []]
+    if key == "html":
+        return str(result), []
+    is_text = isinstance(result, str)
+    text = result if is_text else _unix(str(result.content))
+    pieces = [] if is_text else [str(page["content"]) for page in result.pages or []]
     if key == "pdf":
         return _joined(list(map(_unix, pieces)))
     if key == "pptx":
         first, *slides = _SLIDE.split(text)
         joined, starts = _joined([slide.rstrip() for slide in slides])
-        return (joined, starts) if slides and not first.strip() else (text, [])
+        return (joined, starts) if slides and not first.strip() else (_SLIDE.sub("", text), [])
     if key == "docx" and len(pieces) > 1:
         # Word writes two marks for a page that the author began, so an empty page is none.
         return text, page_starts(text, [piece for piece in pieces if piece.strip()])
     return text, []
+
+
+def _with_notes(text: str, whole: str) -> str:
+    """Return the slides with the notes of each behind it."""
+    first, *slides = _SLIDE.split(text)
+    wholes = _SLIDE.split(whole)[1:]
+    if first.strip() or len(wholes) != len(slides):
+        return _SLIDE.sub("", whole)
+    made = ""
+    for number, (slide, with_note) in enumerate(zip(slides, wholes, strict=True), 1):
+        _, mark, note = with_note.rpartition(_NOTE)
+        made += f"{_MARK}{number}E\n\n{slide.rstrip()}{mark}{note.rstrip()}\n\n"
+    return made
 
 
 def _joined(pieces: list[str]) -> tuple[str, list[int]]:
@@ -285,6 +308,8 @@ def _reason(key: str, message: str) -> str:
         return ENCRYPTED
     if "security limit" in lowered or "exceeds limit" in lowered:
         return f"it unpacks to more than is allowed: {line[:_MOST_CHARS]}"
+    if "no page boundaries" in lowered:
+        return "it is damaged: its pages cannot be found"
     half = len(line) // 2
     if line[: half - 1] == line[half + 1 :]:
         line = line[: half - 1]

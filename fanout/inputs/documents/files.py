@@ -192,10 +192,10 @@ class _Search:
             yield from self._folder(one, path)
         elif glob.has_magic(one):
             yield from self._pattern(one)
-        elif path.is_symlink():
-            raise InputError("is a broken symbolic link", source=str(path))
         elif path.exists():
             raise InputError("is neither a file nor a folder", source=str(path))
+        elif path.is_symlink():
+            raise InputError("is a broken symbolic link", source=str(path))
         else:
             raise InputError("there is no such file or folder", source=str(path))
 

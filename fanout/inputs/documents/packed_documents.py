@@ -14,11 +14,13 @@ if TYPE_CHECKING:
 
 __all__ = ["REWRITTEN", "rewritten"]
 
-REWRITTEN = frozenset({"epub", "odt"})
+REWRITTEN = frozenset({"epub", "odt", "pptx"})
 # Larger ones are left as they are: kreuzberg has limits of its own.
 _MOST_BYTES = 100_000_000
 _MIMETYPE = "mimetype"
 _CONTENT = "content.xml"
+# With these, kreuzberg marks the first slide only.
+_NOTES = "ppt/notesSlides/"
 _PAGES = (".xhtml", ".html", ".htm")
 # kreuzberg passes over elements in these, and over white space in a paragraph that is an element.
 _ODF = re.compile(
@@ -35,16 +37,21 @@ _SPACE = frozenset({"text:s", "text:tab"})
 
 
 def rewritten(key: str, file: BinaryIO) -> bytes | None:
-    """Return an EPUB or OpenDocument text for kreuzberg; None if the file itself will do."""
+    """Return a document for kreuzberg; None if the file itself will do.
+
+    That of a PowerPoint file is without its notes.
+    """
     file.seek(0)
     try:
         with zipfile.ZipFile(file) as archive:
             if sum(entry.file_size for entry in archive.infolist()) > _MOST_BYTES:
                 return None
+            every = archive.namelist()
+            names = [one for one in every if not one.startswith(_NOTES)]
             parts = dict(_parts(key, archive))
     except (zipfile.BadZipFile, NotImplementedError, EOFError, OSError, ValueError):
         return None
-    return _packed(archive.namelist(), parts, file) if parts else None
+    return _packed(names, parts, file) if parts or len(names) < len(every) else None
 
 
 def _parts(key: str, archive: zipfile.ZipFile) -> Iterator[tuple[str, str]]:

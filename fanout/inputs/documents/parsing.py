@@ -51,6 +51,13 @@ _TAIL_BYTES = 4_000
 # Signals that others send: the document is hardly at fault, and is tried a second time.
 _OUTSIDE = frozenset({signal.SIGKILL, signal.SIGTERM, signal.SIGHUP, signal.SIGINT})
 _ATTEMPTS = 2
+# What Python, the library and the system print where memory is at its limit.
+_NO_MEMORY = (
+    "memory allocation",
+    "MemoryError",
+    "cannot allocate memory",
+    "Cannot allocate memory",
+)
 # No key and no secret: a parser is the last that should have one.
 _ENVIRONMENT = frozenset({
     "HOME", "LANG", "LANGUAGE", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "PATH", "PYTHONHOME",
@@ -304,7 +311,7 @@ class _Child:
         limit = self.jobs[0].request.timeout_s if self.jobs else 0
         if self._was_late or status == -signal.SIGALRM:
             return f"reading it took longer than {limit:g} s (parse_timeout_s)", False
-        if "memory allocation" in printed or "MemoryError" in printed:
+        if any(words in printed for words in _NO_MEMORY):
             return MEMORY, False
         if status is not None and status < 0:
             name = signal.Signals(-status).name if -status in set(signal.Signals) else str(-status)

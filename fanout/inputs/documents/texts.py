@@ -16,7 +16,7 @@ from fanout.inputs.documents.rows import checked, faulty, longer_than, too_large
 if TYPE_CHECKING:
     from fanout.core.records import Document
 
-__all__ = ["read_text"]
+__all__ = ["is_markdown", "read_text"]
 
 _SKIP_BYTES = 1_000_000
 _MARKDOWN = (".md", ".markdown")
@@ -28,6 +28,11 @@ def _has_size(file: BinaryIO) -> bool:
         return stat.S_ISREG(os.fstat(file.fileno()).st_mode)
     except OSError:
         return getattr(getattr(file, "raw", None), "size", None) is not None
+
+
+def is_markdown(name: str) -> bool:
+    """Say whether a file is Markdown, by its name."""
+    return name.lower().endswith(_MARKDOWN)
 
 
 def read_text(
@@ -47,6 +52,6 @@ def read_text(
         what = binary_name(data[:HEAD_BYTES])
         return faulty(name, index, f"it is {what}, and not text" if what else str(error))
     document = checked(name, index, text, max_bytes)
-    if document.error is None and name.lower().endswith(_MARKDOWN):
+    if document.error is None and is_markdown(name):
         return msgspec.structs.replace(document, headings=headings_of(document.text))
     return document

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 
 import pytest
 
 from fanout.inputs.documents.headings import headings_of
-from fanout.inputs.documents.parsed import Request
+from fanout.inputs.documents.parsed import Parsed, Request
 from fanout.inputs.documents.parsing import ParserPool
 from fanout.inputs.documents.web_pages import lost_share, repaired, scan
-from tests.made_documents import eml, epub, nested, odt, unclosed
+from tests.made_documents import eml, epub, nested, odt, pptx, unclosed
 
 NAMES = [f"word{number}" for number in range(100)]
 # The bodies of pages; each holds all the names, and what is closed holds "end" after them.
@@ -52,19 +53,27 @@ ODF = {
 
 
 @pytest.fixture(scope="module")
-def read(tmp_path_factory):
+def parsed(tmp_path_factory):
     folder = tmp_path_factory.mktemp("documents")
     with ParserPool(processes=1) as pool:
 
-        def text(name: str, data: bytes) -> str:
+        def parse(name: str, data: bytes) -> Parsed:
             path = folder / name
             path.write_bytes(data)
             request = Request(path=str(path), name=name, max_bytes=10**7, timeout_s=30.0)
-            parsed = pool.parse(request)
-            assert parsed.error is None
-            return parsed.text
+            return pool.parse(request)
 
-        yield text
+        yield parse
+
+
+@pytest.fixture(scope="module")
+def read(parsed):
+    def text(name: str, data: bytes) -> str:
+        made = parsed(name, data)
+        assert made.error is None
+        return made.text
+
+    return text
 
 
 @pytest.mark.parametrize("kind", BODIES)
@@ -89,6 +98,30 @@ def test_a_page_that_is_well_made_keeps_its_markup(read):
 @pytest.mark.parametrize("kind", ODF)
 def test_no_word_of_an_opendocument_text_is_lost(read, kind):
     assert re.findall("[a-z]", read("a.odt", ODF[kind])) == ["a", "b", "c", "d", "z"]
+
+
+def test_slides_have_their_pages_and_their_notes(parsed):
+    slides = [("One", "a"), ("Two", "b"), ("Three", "c")]
+    made = parsed("a.pptx", pptx(slides, notes=["first", "second"]))
+    pages = [made.text[at:end].strip() for at, end in pairwise([*made.pages, None])]
+    assert pages == [
+        "## One\n\na\n\nNotes:\n\nfirst",
+        "## Two\n\nb\n\nNotes:\n\nsecond",
+        "## Three\n\nc",
+    ]
+    assert [name for _, name in made.headings] == ["One", "Two", "Three"]
+
+
+def test_workers_read_text_as_the_client_does(parsed):
+    """In files whose names do not say a format that is parsed."""
+    assert parsed("a.md", b"# A\n\ntext").headings == [(0, "A")]
+    for name in ("a.txt", "notes"):
+        assert parsed(name, b"# A").headings == []
+        error = (
+            "not valid UTF-8 (byte 0xe9 at offset 3); if it is text, give its encoding (--encoding)"
+        )
+        assert parsed(name, b"caf\xe9").error == error
+        assert parsed(name, b"\x89PNG\r").error == "it is a PNG image, and not text"
 
 
 def test_the_share_that_is_lost_counts_no_addresses():
