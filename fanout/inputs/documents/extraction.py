@@ -247,7 +247,7 @@ def _with_notes(text: str, whole: str) -> str:
     made = ""
     for number, (slide, with_note) in enumerate(zip(slides, wholes, strict=True), 1):
         _, mark, note = with_note.rpartition(_NOTE)
-        made += f"{_MARK}{number}E\n\n{slide.rstrip()}{mark}{note.rstrip()}\n\n"
+        made += f"{_MARK}{number}E\n\n{slide.rstrip()}{mark}{note.rstrip() if mark else ''}\n\n"
     return made
 
 
