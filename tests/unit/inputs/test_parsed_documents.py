@@ -89,9 +89,15 @@ HOSTILE = {
 }  # fmt: skip
 
 
+# Processes that other tests have left idle.
+OTHERS = set()
+
+
 @pytest.fixture(autouse=True)
 def here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    OTHERS.clear()
+    OTHERS.update(children())
     return tmp_path
 
 
@@ -100,7 +106,8 @@ def source(*inputs, **options):
 
 
 def children():
-    return [one for one in psutil.Process().children() if "parser_process" in str(one.cmdline())]
+    every = psutil.Process().children()
+    return [one for one in every if one not in OTHERS and "parser_process" in str(one.cmdline())]
 
 
 def request(path, *, timeout_s=60.0):
