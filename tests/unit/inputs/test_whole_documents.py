@@ -71,7 +71,7 @@ def read(parsed):
     def text(name: str, data: bytes) -> str:
         made = parsed(name, data)
         assert made.error is None
-        return made.text
+        return str(made.text)
 
     return text
 
