@@ -66,8 +66,15 @@ class Latency(msgspec.Struct, frozen=True, kw_only=True):
         return self.sum_s / self.count if self.counts else None
 
     def percentile_s(self, share: float) -> float | None:
-        """Return the seconds within which a share, 0 to 1, of the branches ended, if any did."""
-        return percentile_s(self.counts, share)
+        """Return the seconds within which a share, 0 to 1, of the branches ended, if any did.
+
+        The rest took at least as long as that, so the sum of the durations limits it: that counts
+        where all are far below the bound of their bucket.
+        """
+        seconds = percentile_s(self.counts, share)
+        if seconds is None or not self.sum_s:
+            return seconds
+        return min(seconds, self.sum_s / max(1.0, (1 - share) * self.count))
 
     def cumulative(self) -> list[int]:
         """Return how many branches took at most each bound, and last the count of all."""

@@ -24,6 +24,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from fanout.core import queue_names, sentinel_url
 from fanout.core.errors import SettingsError
+from fanout.core.field_words import wrong_value
 from fanout.core.redaction import redacted
 from fanout.core.store_urls import READ_SCHEMES
 
@@ -315,7 +316,7 @@ def load_settings(**overrides: object) -> Settings:
         first = error.errors()[0]
         context = first.get("ctx", {})
         name = str(context.get("field") or first["loc"][0])
-        message = first["msg"].removeprefix("Value error, ")
+        message = wrong_value(first)
         # A broker URL may hold a password: the message must not quote it.
         value = os.environ.get(f"FANOUT_{name.upper()}") if "field" in context else first["input"]
         shown = "" if name == "broker_url" else f" (got {redacted(repr(value))})"

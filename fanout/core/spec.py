@@ -20,6 +20,7 @@ from pydantic import (
 from fanout.core.errors import SpecError
 from fanout.core.field_effects import conflict
 from fanout.core.field_names import ALIASES, PARTS, canonical
+from fanout.core.field_words import wrong_value
 from fanout.core.spec_fields import (
     NUMBER,
     PART_CONFIG,
@@ -259,8 +260,7 @@ def _spec_error(error: ValidationError) -> SpecError:
         return SpecError(_unknown_field(field), field=field)
     if first["type"] == "missing":
         return SpecError("is required", field=field)
-    reason = first["msg"][:1].lower() + first["msg"][1:]
-    return SpecError(f"{reason} (got {first['input']!r})", field=field)
+    return SpecError(f"{wrong_value(first)} (got {first['input']!r})", field=field)
 
 
 _UNQUOTED = (
@@ -274,7 +274,25 @@ def _is_braces(value: object) -> bool:
     return isinstance(value, dict) and bool(value) and all(one is None for one in value.values())
 
 
+# They say what becomes of the answers of one call of the command.
+_OPTIONS_OF_RUN = (
+    "broker_url",
+    "force",
+    "json",
+    "out",
+    "out_mode",
+    "quiet",
+    "report",
+    "stream",
+    "wide",
+)
+
+
 def _unknown_field(field: str) -> str:
+    option = field.lstrip("-").replace("-", "_")
+    if option in _OPTIONS_OF_RUN:
+        flag = f"--{option.replace('_', '-')}"
+        return f"there is no such field: {flag} is an option of the command `fanout run`"
     parts: dict[str, type[BaseModel]] = {"retries": RetrySpec, "rate": RateSpec}
     known = parts.get(field.partition(".")[0], RunSpec).model_fields
     others = () if "." in field else (*ALIASES, *PARTS)

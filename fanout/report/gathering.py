@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from fanout.core.latency import Latency
     from fanout.core.records import ErrorKind
+    from fanout.report.durations import DurationFigures
     from fanout.runs.results import Output
 
 __all__ = ["gather"]
@@ -230,9 +231,19 @@ def gather(
     figures = collector.figures()
     if latency is None or not latency.count:
         return figures
-    percentiles = {f"p{share:.0f}_s": latency.percentile_s(share / 100) for share in (50, 90, 99)}
-    durations = msgspec.structs.replace(figures.durations, **percentiles)
+    durations = figures.durations
+    percentiles = {f"p{share}_s": latency.percentile_s(share / 100) for share in (50, 90, 99)}
+    if latency.count == durations.count:
+        percentiles = {name: _within(durations, value) for name, value in percentiles.items()}
+    durations = msgspec.structs.replace(durations, **percentiles)
     return msgspec.structs.replace(figures, durations=durations)
+
+
+def _within(durations: DurationFigures, seconds: float | None) -> float | None:
+    """Return a percentile of the status, which is rough, within the durations that the page lists."""
+    if seconds is None or durations.least_s is None or durations.most_s is None:
+        return seconds
+    return min(max(seconds, durations.least_s), durations.most_s)
 
 
 def _shown_branch(branch: Output) -> ShownBranch:

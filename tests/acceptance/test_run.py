@@ -357,7 +357,7 @@ def test_the_model_may_come_from_the_environment(fanout, here):
         ),
         (["good.txt", "--prompt", '{"a": "{input}"}'], ["literal brace", "double it"]),
         (["good.txt", "--reduce", "sum"], ["'sum' is not one of", "'concat'"]),
-        (["good.txt", "--samples", "0"], ["samples", "greater than or equal to 1 (got 0)"]),
+        (["good.txt", "--samples", "0"], ["samples", "must be 1 or more (got 0)"]),
         (["good.txt", "--aspect", "mood"], ["--aspect: must be NAME=PROMPT (got 'mood')"]),
         (["good.txt", "--model", "gpt-9"], ["unknown model 'gpt-9'", "did you mean openai/gpt-9?"]),
         (["good.txt", "--model", "anthropic/x"], ["ANTHROPIC_API_KEY is not set"]),

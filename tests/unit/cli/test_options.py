@@ -33,7 +33,10 @@ def test_an_aspect_that_is_given_twice_is_refused(tmp_path):
         ("runs --status odd", "Invalid value for '--status': 'odd' is not one of 'enqueuing',"),
         ("run --force", "--force has no effect without --out"),
         ("run a.txt -m fake", "--prompt: is required"),
-        ("run a.txt -m fake -p {input} --max-workers 0", "--max-workers: input should be"),
+        (
+            "run a.txt -m fake -p {input} --max-workers 0",
+            "--max-workers: must be 1 or more (got 0)",
+        ),
         (
             "run a.txt -m fake -p {input} --max-attempts 1 --base-wait-s 3",
             "--base-wait-s: has no effect with --max-attempts 1,",

@@ -57,6 +57,14 @@ def test_what_is_beyond_the_last_bound_is_said_to_be_at_it():
     assert latency_of(5_000.0).percentile_s(0.5) == BOUNDS_S[-1]
 
 
+def test_a_percentile_is_no_more_than_the_sum_of_the_durations_allows():
+    quick = Latency(counts={0: 10}, sum_s=0.002)
+    assert [quick.percentile_s(share) for share in (0.5, 0.9, 1.0)] == pytest.approx(
+        [0.0004, 0.002, 0.002]
+    )
+    assert Latency(counts={0: 10}, sum_s=0.049).percentile_s(0.5) == pytest.approx(0.0025)
+
+
 def test_percentiles_rise():
     latency = latency_of(*(0.01 * n for n in range(1, 200)))
     shown = [latency.percentile_s(share / 100) for share in range(1, 101)]

@@ -9,7 +9,7 @@ import pytest
 
 from fanout.broker.app import make_app
 from fanout.core.errors import SettingsError
-from fanout.core.settings import _check_names, load_settings, parse_autoscale
+from fanout.core.settings import Settings, _check_names, load_settings, parse_autoscale
 
 
 def test_the_environment_is_read(monkeypatch):
@@ -34,7 +34,7 @@ def test_an_empty_variable_is_not_set(monkeypatch):
     ("name", "value", "words"),
     [
         ("FANOUT_CONCURRENCY", "many", ["FANOUT_CONCURRENCY", "'many'"]),
-        ("FANOUT_CONCURRENCY", "0", ["FANOUT_CONCURRENCY", "greater", "'0'"]),
+        ("FANOUT_CONCURRENCY", "0", ["FANOUT_CONCURRENCY", "must be 1 or more", "'0'"]),
         ("FANOUT_QUEUES", "typo", ["FANOUT_QUEUES", "control, branches", "'typo'"]),
         ("FANOUT_WORKER_NAME", "a@b@c", ["FANOUT_WORKER_NAME", "at most one @", "'a@b@c'"]),
         ("FANOUT_AUTOSCALE", "8,2", ["FANOUT_AUTOSCALE", "prefork pool only", "--concurrency"]),
@@ -210,3 +210,17 @@ def test_a_wrong_argument_is_not_blamed_on_the_variable(monkeypatch):
         load_settings(broker_url="amqp://x")
     assert str(caught.value).startswith("broker_url: must start with one of redis://")
     assert caught.value.argument == "broker_url"
+
+
+def test_what_a_setting_must_be_is_said_in_plain_words(monkeypatch):
+    found = set()
+    for name in Settings.model_fields:
+        for value in ("-1", "0", "1.5", "1e99", "nan", "x", "x y"):
+            with monkeypatch.context() as patch:
+                patch.setenv(f"FANOUT_{name.upper()}", value)
+                try:
+                    load_settings()
+                except SettingsError as error:
+                    found.add(str(error))
+    assert any(": must be 1 or more (got '0')" in one for one in found), found
+    assert [one for one in found if re.search(r"[Ii]nput should|[Vv]alid |should ", one)] == []

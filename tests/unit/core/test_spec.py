@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from contextlib import nullcontext
 from operator import attrgetter
 from pathlib import Path
@@ -12,6 +13,7 @@ import yaml
 
 from fanout import ParallelCalls
 from fanout.cli.options import job_options, job_spec
+from fanout.cli.run import run
 from fanout.client.arguments import checked_count
 from fanout.client.client import Client
 from fanout.core.errors import InputError, RunError, SpecError
@@ -59,7 +61,10 @@ if TYPE_CHECKING:
         ),
         ({"model": "fake", "prompt": "p", "aspects": {"a": "p"}}, ["not both"]),
         ({"model": "fake", "promt": "p"}, ["promt:", "no such field", "did you mean prompt?"]),
-        ({"model": "fake", "prompt": "p", "samples": 0}, ["samples:", "greater", "(got 0)"]),
+        (
+            {"model": "fake", "prompt": "p", "samples": 0},
+            ["samples:", "must be 1 or more", "(got 0)"],
+        ),
         (
             {"model": "fake", "prompt": "p", "reduce": "sum"},
             ["reduce:", "'concat'", "'vote'", "(got 'sum')"],
@@ -341,10 +346,13 @@ def python_spec(monkeypatch, job):
     [
         (
             ["a.txt", "--samples", "0", "-p", "x", "-m", "fake"],
-            "--samples: input should be greater",
+            "--samples: must be 1 or more (got 0)",
         ),
-        (["job.yaml"], "job.yaml: samples: input should be greater than or equal to 1 (got 0)"),
-        (["job.yaml", "--max-attempts", "0", "--samples", "1"], "--max-attempts: input should be"),
+        (["job.yaml"], "job.yaml: samples: must be 1 or more (got 0)"),
+        (
+            ["job.yaml", "--max-attempts", "0", "--samples", "1"],
+            "--max-attempts: must be 1 or more",
+        ),
         (["a.txt", "-m", "fake"], "--prompt: is required: what to ask of each chunk"),
         (["a.txt", "-p", "x"], "--model: is required"),
         (["-p", "x", "-m", "fake"], "inputs: is required: give files"),
@@ -436,3 +444,62 @@ def test_an_empty_list_is_said_to_be_one():
     with ParallelCalls(llm="fake") as runner, pytest.raises(InputError) as caught:
         runner.run(chunks=[], branch_prompt="{input}")
     assert str(caught.value) == "chunks is empty: there is nothing to do"
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"sample": 0}, "sample: must be 1 or more (got 0)"),
+        ({"samples": 10_001}, "samples: must be 10000 or less (got 10001)"),
+        ({"timeout_s": 0}, "timeout_s: must be more than 0 (got 0)"),
+        ({"temperature": 3}, "temperature: must be 2 or less (got 3)"),
+        ({"temperature": float("nan")}, "temperature: must be a finite number (got nan)"),
+        ({"deadline_s": float("inf")}, "deadline_s: must be a finite number (got inf)"),
+        ({"limit": 1.5}, "limit: must be a whole number (got 1.5)"),
+        ({"limit": [1]}, "limit: must be a whole number (got [1])"),
+        ({"priority": [1]}, "priority: must be a number (got [1])"),
+        ({"strict": "yes"}, "strict: must be true or false (got 'yes')"),
+        ({"prompt": 5}, "prompt: must be text (got 5)"),
+        ({"output_format": "xml"}, "output_format: must be 'text' or 'json' (got 'xml')"),
+        ({"inputs": 5}, "inputs: must be a list (got 5)"),
+        ({"inputs": [1]}, "inputs.0: must be text (got 1)"),
+        ({"retries": 5}, "retries: must be a mapping (got 5)"),
+        ({"retries": {"max_attempts": 0}}, "retries.max_attempts: must be 1 or more (got 0)"),
+        ({"model": ""}, "model: must not be empty (got '')"),
+        ({"model": "x" * 513}, "model: must have at most 512 characters (got 'x"),
+    ],
+)
+def test_what_a_value_must_be_is_said_in_plain_words(fields, words):
+    with pytest.raises(SpecError) as caught:
+        make_spec(**{"model": "fake", "prompt": "x", "inputs": ["a"], **fields})
+    assert str(caught.value).startswith(words)
+
+
+BAD_VALUES = (-1, 0, 1.5, 1e9, float("nan"), "", "x", "x" * 999, [1], {"a": 1}, {}, (), object())
+
+
+def test_no_field_has_other_words_for_what_it_must_be():
+    found = []
+    for name in RunSpec.model_fields:
+        for value in BAD_VALUES:
+            try:
+                make_spec(**{"model": "fake", "prompt": "x", "inputs": ["a"], name: value})
+            except SpecError as error:
+                found.append(str(error))
+    assert len(found) > 100
+    assert [one for one in found if re.search(r"[Ii]nput should|[Vv]alid |should ", one)] == []
+
+
+def test_an_option_of_the_command_is_no_field_of_a_job():
+    command = click.Command("run")
+    job_options(command)
+    of_jobs = {one.name for one in command.params}
+    options = [one for one in run.params if one.name not in of_jobs]
+    assert len(options) > 5
+    for flag in (one.opts[0] for one in options):
+        for name in {flag[2:], flag[2:].replace("-", "_")}:
+            with pytest.raises(SpecError) as caught:
+                make_spec(model="fake", prompt="x", **{name: "x"})
+            assert f"there is no such field: {flag} is an option of the command" in str(
+                caught.value
+            )

@@ -656,3 +656,11 @@ def test_every_kind_of_error_has_a_meaning(kind):
     source = page(facts([branch(0, kind)]))
     [meaning] = re.findall(rf"<code>{kind.value}</code> <small>(.*?)</small>", source)
     assert len(meaning) > 10
+
+
+def test_half_of_the_branches_took_no_longer_than_the_slowest_on_the_page():
+    took_s = (0.0001, 0.0002, 0.000228)
+    latency = Latency(counts={0: len(took_s)}, sum_s=sum(took_s))
+    branches = [branch(at, elapsed_s=each) for at, each in enumerate(took_s)]
+    durations = gather(branches, created_at=BORN, latency=latency).durations
+    assert durations.p50_s <= durations.p90_s <= durations.p99_s <= max(took_s)

@@ -1,0 +1,55 @@
+"""What is wrong with the value of a field, in plain words: of a job, and of the settings."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
+
+__all__ = ["wrong_value"]
+
+# By pydantic's name of the error; the names in braces are those of its context.
+_WORDS = {
+    "greater_than_equal": "must be {ge} or more",
+    "greater_than": "must be more than {gt}",
+    "less_than_equal": "must be {le} or less",
+    "less_than": "must be less than {lt}",
+    "finite_number": "must be a finite number",
+    "int_type": "must be a whole number",
+    "int_parsing": "must be a whole number",
+    "int_parsing_size": "must be a smaller whole number",
+    "int_from_float": "must be a whole number",
+    "float_type": "must be a number",
+    "float_parsing": "must be a number",
+    "bool_type": "must be true or false",
+    "bool_parsing": "must be true or false",
+    "string_type": "must be text",
+    "string_too_long": "must have at most {max_length} characters",
+    "path_type": "must be a path",
+    "tuple_type": "must be a list",
+    "list_type": "must be a list",
+    "dict_type": "must be a mapping",
+    "model_type": "must be a mapping",
+    "model_attributes_type": "must be a mapping",
+    "literal_error": "must be {expected}",
+    "enum": "must be {expected}",
+}
+
+
+def wrong_value(error: ErrorDetails) -> str:
+    """Return what a value must be, without the name of its field."""
+    context = {name: _plain(value) for name, value in error.get("ctx", {}).items()}
+    words = _WORDS.get(error["type"])
+    if words is not None:
+        return words.format(**context)
+    if error["type"] == "string_too_short":
+        least = context["min_length"]
+        return "must not be empty" if least == 1 else f"must have at least {least} characters"
+    message = error["msg"].removeprefix("Value error, ")
+    return message.replace("Input should be", "must be").replace("Input should", "must")
+
+
+def _plain(value: object) -> object:
+    """Return a whole number without a point."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
