@@ -23,6 +23,8 @@ __all__ = ["check_parquet", "read_parquet"]
 
 # The memory of one batch, decoded, and of what is read ahead of a column.
 _BATCH_BYTES = 8_000_000
+# So few copies of the longest allowed text take little memory, and more rows take less time.
+_LEAST_SHARED_ROWS = 64
 _BUFFER_BYTES = 256_000
 _REMOTE_BUFFER_BYTES = 4_000_000
 _MOST_ROWS = 8_192
@@ -111,4 +113,13 @@ def _group(
 def _batch_rows(group: Any) -> int:
     """Return how many rows of a group to decode together."""
     bytes_per_row = group.total_byte_size / max(1, group.num_rows)
-    return max(1, min(_MOST_ROWS, int(_BATCH_BYTES / max(1.0, bytes_per_row))))
+    by_size = max(1, min(_MOST_ROWS, int(_BATCH_BYTES / max(1.0, bytes_per_row))))
+    # The size counts a text once that many rows share, and each of these gets a copy.
+    shared = max(map(_shared_bytes, map(group.column, range(group.num_columns))), default=0)
+    return min(by_size, max(_LEAST_SHARED_ROWS, _BATCH_BYTES // max(1, shared)))
+
+
+def _shared_bytes(column: Any) -> int:
+    """Return how many bytes a single value that rows of a column share may have."""
+    is_shared = column.has_dictionary_page and column.physical_type == "BYTE_ARRAY"
+    return int(column.total_uncompressed_size) if is_shared else 0

@@ -70,6 +70,8 @@ def detect_table(
             ambiguous.
     """
     data = file.read(_SAMPLE_BYTES + 1)
+    if len(data) > _SAMPLE_BYTES and b"\n" not in data and b"\r" not in data:
+        return Table(fault=f"the header is longer than {_SAMPLE_BYTES // 1_000} kB")
     sample, is_whole = data[:_SAMPLE_BYTES].removeprefix(BOM), len(data) <= _SAMPLE_BYTES
     has_cr = b"\r" in sample and b"\n" not in sample
     if has_cr:

@@ -152,3 +152,8 @@ def test_what_python_writes_is_read_as_it_was(tmp_path_factory, rows, delimiter,
     writer.writerows([("id", "text"), *written])
     found, _ = read(tmp_path_factory.mktemp("t"), file.getvalue(), delimiter=delimiter)
     assert found == written
+
+
+def test_a_header_that_is_too_long_is_said_to_be(tmp_path):
+    header = "text," + ",".join(f"c{n}" for n in range(20_000))
+    assert read(tmp_path, f"{header}\nx\n") == (["the header is longer than 64 kB"], [])

@@ -33,6 +33,7 @@ from fanout.cli.delivery import spec_record
 from fanout.core.errors import InputError
 from fanout.core.spec import make_spec
 from fanout.inputs.documents import FileSource
+from fanout.inputs.documents import parquet_rows as parquet_module
 from fanout.inputs.documents import remote as remote_module
 from fanout.inputs.documents import sqlite_rows as sqlite_module
 from fanout.inputs.documents import xlsx_archive as xlsx_module
@@ -961,3 +962,19 @@ def test_a_missing_extra_is_named_with_the_line_that_installs_it(here, name, pac
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(InputError, match=rf"needs {package}, .*pip install 'fanout-llm\[tables\]'"):
         read(name)
+
+
+def test_a_text_that_many_rows_share_does_not_fill_the_memory(tmp_path):
+    # 51 kB on the disk, 819 MB if all rows had their copy at once.
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"text": pa.array(["x" * 100_000]).take([0] * 8_192)}), path)
+    with closing(pq.ParquetFile(path)) as found:
+        assert parquet_module._batch_rows(found.metadata.row_group(0)) == 80
+    assert sum(1 for _ in source(path).documents()) == 8_192
+
+
+def test_rows_that_share_labels_are_read_in_large_parts(tmp_path):
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"text": [f"text {n % 3}" for n in range(20_000)]}), path)
+    with closing(pq.ParquetFile(path)) as found:
+        assert parquet_module._batch_rows(found.metadata.row_group(0)) > 1_000
