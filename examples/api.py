@@ -39,6 +39,11 @@ async def answer(texts: dict[str, str]) -> dict[str, str | None]:
 
 @app.post("/reviews/stream")
 async def stream(texts: dict[str, str]) -> StreamingResponse:
-    outputs = app.state.runner.astream(texts, PROMPT)
-    lines = (json.dumps({o.document: o.output or o.message}) + "\n" async for o in outputs)
-    return StreamingResponse(lines, media_type="application/x-ndjson")
+    async def lines() -> AsyncIterator[str]:
+        try:
+            async for one in app.state.runner.astream(texts, PROMPT):
+                yield json.dumps({one.document: one.output or one.message}) + "\n"
+        except FanoutError as error:  # the status has been sent
+            yield json.dumps({"error": str(error)}) + "\n"
+
+    return StreamingResponse(lines(), media_type="application/x-ndjson")

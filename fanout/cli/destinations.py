@@ -13,22 +13,30 @@ import click
 from click.core import ParameterSource
 
 from fanout.core.errors import InputError
+from fanout.inputs.documents.files import STDIN, find_files
 from fanout.inputs.intake import checked_documents, has_only_rows
 from fanout.inputs.splitters import make_splitter, split_documents
-from fanout.runs.output_files import OutputFolder
+from fanout.runs.output_files import RESULTS, OutputFolder
+from fanout.runs.rows import layout_of
 from fanout.runs.tables.formats import FORMATS, format_of
 from fanout.runs.tables.output_file import OutputFile
 from fanout.system.private_files import PRIVATE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable, Iterator
 
     from fanout.cli.progress import Progress
     from fanout.client.run import Run
     from fanout.core.spec import RunSpec
-    from fanout.runs.rows import RowLayout
 
-__all__ = ["Destination", "out_options", "require_room", "require_room_for_rows", "warn_of_room"]
+__all__ = [
+    "Destination",
+    "out_options",
+    "require_no_input",
+    "require_room",
+    "require_room_for_rows",
+    "warn_of_room",
+]
 
 Destination = OutputFolder | OutputFile
 _MODE = re.compile("0?[0-7]{3}")
@@ -112,9 +120,12 @@ def out_options(command: Callable[..., Any]) -> Callable[..., Any]:
                 f"--wide has no effect on a folder: leave it out, or give a file ({_SUFFIXES})"
             )
 
-        def open_out(layout: RowLayout) -> AbstractContextManager[Destination | None]:
+        def open_out(spec: RunSpec) -> AbstractContextManager[Destination | None]:
             if out is None:
                 return nullcontext()
+            targets = [out.path] if out.is_file else [out.path / name for name in RESULTS]
+            require_no_input(targets, spec, "--out")
+            layout = layout_of(spec)
             if not out.is_file:
                 return OutputFolder(out.path, replaces=force, mode=out_mode)
             return OutputFile(out.path, layout, replaces=force, mode=out_mode, is_wide=wide)
@@ -124,6 +135,49 @@ def out_options(command: Callable[..., Any]) -> Callable[..., Any]:
     for option in reversed(_OPTIONS):
         with_out = option(with_out)
     return with_out
+
+
+def require_no_input(targets: Iterable[Path], spec: RunSpec, option: str) -> None:
+    """Check that a job reads none of the files that are to be written.
+
+    Args:
+        targets: The files.
+        spec: The job.
+        option: What names them.
+
+    Raises:
+        InputError: It reads one.
+    """
+    there = {identity: target for target in targets if (identity := _identity(target))}
+    for path in _local_files(spec) if there else ():
+        identity = _identity(path)
+        if identity in there:
+            raise InputError(
+                f"cannot write to {option} {there[identity]}: it is a file of the input"
+            )
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """Return what is the same for all paths of a file; None if there is no file."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def _local_files(spec: RunSpec) -> Iterator[Path]:
+    """Yield the files of a job's input that are on this machine."""
+    base = Path(spec.base_dir or "")
+    try:
+        files = find_files(spec.inputs, base, lambda _notice: None, encoding=spec.encoding)
+    except InputError:
+        # The reader of the input raises it again.
+        return
+    for file in files:
+        if file.remote is None and file.kind != "run" and file.name != STDIN:
+            path = base / file.place
+            yield from path.iterdir() if path.is_dir() else (path,)
 
 
 def require_room(out: Destination | None, branches: int) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fanout.cli.delivery import Delivery, deliver, json_option, quiet_option
-from fanout.cli.destinations import out_options, require_room
+from fanout.cli.destinations import out_options, require_no_input, require_room
 from fanout.cli.facts import capacity_lines, limit_parts, runs_lines
 from fanout.cli.progress import Progress, summary
 from fanout.cli.session import (
@@ -33,7 +33,7 @@ from fanout.core.errors import InputError, UnknownRunError
 from fanout.core.queue_names import NO_CONSUMER
 from fanout.core.records import ErrorKind, RunStatus
 from fanout.core.units import plural
-from fanout.runs.rows import error_row, layout_of
+from fanout.runs.rows import error_row
 from fanout.system.terminal import can_draw, print_line, print_page
 
 if TYPE_CHECKING:
@@ -42,8 +42,8 @@ if TYPE_CHECKING:
 
     from fanout.cli.destinations import Destination
     from fanout.client.run import Run
+    from fanout.core.spec import RunSpec
     from fanout.runs.results import Output
-    from fanout.runs.rows import RowLayout
     from fanout.runs.status import Status
 
 __all__ = ["errors", "report", "results", "runs", "status", "workers"]
@@ -85,7 +85,7 @@ def _line(now: Status, progress: Progress) -> str:
 def results(
     run_id: str,
     broker_url: str | None,
-    open_out: Callable[[RowLayout], AbstractContextManager[Destination | None]],
+    open_out: Callable[[RunSpec], AbstractContextManager[Destination | None]],
     as_json: bool,  # noqa: FBT001 - a click flag
     quiet: bool,  # noqa: FBT001 - a click flag
 ) -> int:
@@ -94,7 +94,7 @@ def results(
     Of a run that has not ended that is what there is so far, and the exit status is 1.
     """
     progress = Progress(is_quiet=quiet)
-    with one_run(broker_url, run_id) as run, open_out(layout_of(run.spec)) as out:
+    with one_run(broker_url, run_id) as run, open_out(run.spec) as out:
         now = run.status()
         require_room(out, now.total)
         if not now.status.has_ended:
@@ -198,6 +198,7 @@ def report(run_id: str, out: str | None, broker_url: str | None, as_json: bool) 
             print_page(render(run))
         else:
             path = Path(out or f"fanout-{run.run_id}.html")
+            require_no_input([path], run.spec, "--out")
             try:
                 write(run, path)
             except OSError as error:

@@ -18,7 +18,12 @@ from fanout.cli.delivery import (
     json_option,
     quiet_option,
 )
-from fanout.cli.destinations import out_options, require_room_for_rows, warn_of_room
+from fanout.cli.destinations import (
+    out_options,
+    require_no_input,
+    require_room_for_rows,
+    warn_of_room,
+)
 from fanout.cli.exits import INTERRUPTED
 from fanout.cli.options import in_words, job_options, job_spec
 from fanout.cli.progress import Progress
@@ -38,7 +43,6 @@ from fanout.core.errors import InputError
 from fanout.core.queue_names import NO_CONSUMER
 from fanout.core.settings import load_settings
 from fanout.llm.assets import WEIGHTS, has_runtime, has_weights
-from fanout.runs.rows import layout_of
 from fanout.system.terminal import print_line
 
 if TYPE_CHECKING:
@@ -48,7 +52,6 @@ if TYPE_CHECKING:
     from fanout.cli.destinations import Destination
     from fanout.client.run import Run
     from fanout.core.spec import RunSpec
-    from fanout.runs.rows import RowLayout
 
 __all__ = ["run", "submit"]
 
@@ -76,7 +79,7 @@ _EPILOG = "A JOB.yaml has the same fields; options win over it."
 def run(
     inputs: tuple[str, ...],
     broker_url: str | None,
-    open_out: Callable[[RowLayout], AbstractContextManager[Destination | None]],
+    open_out: Callable[[RunSpec], AbstractContextManager[Destination | None]],
     report: Path | None,
     is_streamed: bool,  # noqa: FBT001 - a click flag
     as_json: bool,  # noqa: FBT001 - a click flag
@@ -87,8 +90,8 @@ def run(
 
     An INPUT is a document (PDF, Word, PowerPoint, OpenDocument, RTF, HTML, EPUB, mail, .txt, .md), a
     table (.csv, .tsv, .jsonl, .ndjson, .json, .parquet, .arrow, .feather, .xlsx, .sqlite), a folder
-    of them, a glob, a URL of one of these (s3://, https:// and others), - for standard input, or
-    run:RUN for the outputs of another run.
+    of them, a glob, a URL of one of these (s3://, https:// and others), - for standard input (one
+    text), or run:RUN for the outputs of another run.
     Without a broker, a worker is started for the run, and a server that keeps it in
     $FANOUT_STATE_DIR: results, retry, resume and the like find it there later.
     """
@@ -100,6 +103,7 @@ def run(
     spec = job_spec(inputs, options, settings)
     if report is not None:
         _require_writable(report)
+        require_no_input([report], spec, "--report")
     # Without a broker, the client starts a worker itself: no hint to start one.
     progress = Progress(
         is_quiet=quiet,
@@ -110,7 +114,7 @@ def run(
     with ExitStack() as stack:
         # First: a signal must not leave an unfinished file.
         stack.enter_context(stop)
-        out = stack.enter_context(open_out(layout_of(spec)))
+        out = stack.enter_context(open_out(spec))
         with in_words(inputs, options):
             require_room_for_rows(out, spec)
         concurrency = spec.max_workers if settings.broker_url is None else None

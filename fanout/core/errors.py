@@ -65,6 +65,7 @@ class InputError(FanoutError):
     Attributes:
         source: The file or folder, or None where the input came from memory.
         line: The 1-based line in the source, or None.
+        reason: What is wrong with it, without source and line.
     """
 
     def __init__(self, message: str, *, source: str | None = None, line: int | None = None) -> None:
@@ -72,6 +73,7 @@ class InputError(FanoutError):
         super().__init__(where + message)
         self.source = source
         self.line = line
+        self.reason = message
 
 
 class SpecError(FanoutError):

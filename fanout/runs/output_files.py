@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 
     from fanout.runs.results import Output
 
-__all__ = ["OutputFolder", "answer_text"]
+__all__ = ["RESULTS", "OutputFolder", "answer_text"]
 
 # Locked while a command writes to the folder.
 _LOCK = ".fanout.lock"
-_RESULTS = frozenset(
+RESULTS = frozenset(
     {"outputs.jsonl", "errors.jsonl", "aggregated.txt", "aggregated.json", "run.json"}
 )
 
@@ -113,7 +113,7 @@ class OutputFolder:
 
     def _require_empty(self, *, replaces: bool) -> None:
         names = os.listdir(self._folder)  # noqa: PTH208 - an open folder has no path
-        found = sorted(_RESULTS.intersection(names))
+        found = sorted(RESULTS.intersection(names))
         if found and not replaces:
             raise InputError(
                 f"{self._named} has results already ({', '.join(found)}): give another folder, or "
@@ -193,7 +193,7 @@ class OutputFolder:
             os.replace(name + UNFINISHED, name, src_dir_fd=here, dst_dir_fd=here)
 
     def _remove_unfinished(self) -> None:
-        for name in _RESULTS:
+        for name in RESULTS:
             with suppress(OSError):
                 os.unlink(name + UNFINISHED, dir_fd=self._folder)
 

@@ -115,13 +115,16 @@ def test_the_web_service_answers_and_streams():
                 client.post("/reviews", json=texts),
                 client.post("/reviews/stream", json=texts),
                 client.post("/reviews", json={}),
+                client.post("/reviews/stream", json={}),
             )
         return whole, others
 
-    whole, (streamed, empty) = asyncio.run(use())
+    whole, (streamed, empty, empty_stream) = asyncio.run(use())
     answers = whole.json()
     assert list(answers) == ["one", "two"]
     assert all(answer.startswith("fake answer") for answer in answers.values())
     lines = [json.loads(line) for line in streamed.text.splitlines()]
     assert {name: text for line in lines for name, text in line.items()} == answers
     assert (empty.status_code, "chunks is empty" in empty.text) == (422, True)
+    [line] = map(json.loads, empty_stream.text.splitlines())
+    assert "chunks is empty" in line["error"]

@@ -27,6 +27,7 @@ from fanout.inputs.documents.notices import Notice, listed
 from fanout.inputs.documents.packing import PACKINGS
 from fanout.inputs.documents.remote import Remote, named, open_remote, remote_paths
 from fanout.inputs.documents.urls import SqliteUrl, is_url, sqlite_url
+from fanout.system.private_files import UNFINISHED
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -72,7 +73,11 @@ KINDS: dict[str, Kind] = {
     ".sqlite3": "sqlite",
     ".db": "sqlite",
 }
-ALLOWED = ", ".join(KINDS)
+# What folders are searched for, in messages: the list of all file extensions would bury the rest.
+ALLOWED = (
+    "known are text (.txt, .md), tables (.csv, .jsonl, .parquet, ...) and documents (.pdf, .docx, .html, "
+    "...)"
+)
 # Kinds that are read from their beginning to their end, and so may be compressed.
 _STREAMED = frozenset({"text", "table", "jsonl", "json"})
 # Files of these kinds are looked at before they are read.
@@ -99,7 +104,7 @@ class InputFile(msgspec.Struct, frozen=True, kw_only=True):
         packing: The file extension of its compression, or None.
         remote: Where it is, if it is not on this machine.
         sqlite: What is read of a database; its path takes the place of the name.
-        is_found: Whether it is a database that a folder or a pattern has, which nobody named.
+        is_named: Whether the user named it, and did not have it found in a folder or by a pattern.
     """
 
     name: str
@@ -108,7 +113,7 @@ class InputFile(msgspec.Struct, frozen=True, kw_only=True):
     packing: str | None = None
     remote: Remote | None = None
     sqlite: SqliteUrl | None = None
-    is_found: bool = False
+    is_named: bool = False
 
     @property
     def place(self) -> str:
@@ -150,10 +155,7 @@ def find_files(
         name, reason = search.refused[0]
         raise InputError(reason, source=name)
     if left_out := +search.left_out:
-        text = (
-            f"left out: {listed(left_out)} (folders are searched for {ALLOWED}; "
-            "hidden files are passed over)"
-        )
+        text = f"left out: {listed(left_out)} (not of a kind that is read; hidden files are passed over)"
         notify(Notice(text=text, is_warning=True))
     for line in search.unreadable:
         notify(Notice(text=f"left out: {line}", is_warning=True))
@@ -173,9 +175,9 @@ class _Search:
 
     def files(self, one: str) -> Iterator[InputFile]:
         if one == STDIN:
-            yield InputFile(name=one)
+            yield InputFile(name=one, is_named=True)
         elif one.startswith(RUN):
-            yield InputFile(name=one, kind="run")
+            yield InputFile(name=one, kind="run", is_named=True)
         elif is_url(one):
             yield from self._url(one)
         else:
@@ -187,7 +189,7 @@ class _Search:
         elif (path / SPLITS).is_file():
             raise InputError(splits_error(read_splits(path / SPLITS)), source=one)
         elif is_dataset(path):
-            yield InputFile(name=one, kind="dataset")
+            yield InputFile(name=one, kind="dataset", is_named=True)
         elif path.is_dir():
             yield from self._folder(one, path)
         elif glob.has_magic(one):
@@ -207,14 +209,22 @@ class _Search:
         place, paths = remote_paths(url)
         if paths is None:
             kind, packing = kind_of(urlsplit(place.path).path)
-            yield InputFile(name=place.name, kind=kind or "text", packing=packing, remote=place)
+            yield InputFile(
+                name=place.name,
+                kind=kind or "text",
+                packing=packing,
+                remote=place,
+                is_named=True,
+            )
             return
         count = 0
         for file in self._remote_files(place, paths):
             count += 1
             yield file
         if not count:
-            raise InputError(f"no {ALLOWED} file is there{self._rest()}", source=place.name)
+            raise InputError(
+                f"no file of a known kind is there{self._rest()}; {ALLOWED}", source=place.name
+            )
 
     def _remote_files(self, place: Remote, paths: list[str]) -> Iterator[InputFile]:
         known = frozenset(paths)
@@ -241,7 +251,7 @@ class _Search:
                 self.left_out[_label_of(path)] += 1
                 continue
             found = named(place, path)
-            yield _found_file(found.name, kind, packing, found)
+            yield InputFile(name=found.name, kind=kind, packing=packing, remote=found)
 
     def _named(self, name: str, path: Path) -> InputFile:
         kind, packing = kind_of(path.name)
@@ -254,14 +264,14 @@ class _Search:
         if kind is None and not is_text:
             reason = _no_text(path)
             self.refused.append((name, reason))
-            return InputFile(name=name, fault=f"it {reason}")
-        return InputFile(name=name, kind=kind or "text", packing=packing)
+            return InputFile(name=name, fault=f"it {reason}", is_named=True)
+        return InputFile(name=name, kind=kind or "text", packing=packing, is_named=True)
 
     def _pattern(self, pattern: str) -> Iterator[InputFile]:
         # Path.glob takes no absolute pattern, which a user may give.
         matches = glob.glob(pattern, recursive=True, root_dir=self._base)  # noqa: PTH207
         count = 0
-        for name in sorted(matches):
+        for name in sorted(one for one in matches if not one.endswith(UNFINISHED)):
             path = self._base / name
             if is_dataset(path):
                 count += 1
@@ -276,22 +286,27 @@ class _Search:
                 self.left_out[_label(path)] += 1
                 continue
             count += 1
-            yield _found_file(name, kind or "text", packing)
+            yield InputFile(name=name, kind=kind or "text", packing=packing)
         if not count:
             raise InputError(f"no file matches{self._rest()}", source=pattern)
 
     def _folder(self, name: str, folder: Path) -> Iterator[InputFile]:
         count = 0
         for found in walk(str(Path(name)), str(folder), is_dataset, self._on_error):
+            if found.name.endswith(UNFINISHED):
+                continue
             kind, packing = ("dataset", None) if found.is_folder else _found(found)
             if kind is None or not (found.is_file or found.is_folder):
                 label = "links to folders" if found.is_link else _label(Path(found.path))
                 self.left_out[label] += 1
                 continue
             count += 1
-            yield _found_file(found.name, kind, packing)
+            yield InputFile(name=found.name, kind=kind, packing=packing)
         if not count:
-            raise InputError(f"no {ALLOWED} file in this folder{self._rest()}", source=str(folder))
+            raise InputError(
+                f"no file of a known kind in this folder{self._rest()}; {ALLOWED}",
+                source=str(folder),
+            )
 
     def _on_error(self, error: OSError) -> None:
         self.unreadable.append(f"{error.filename}: {error.strerror}")
@@ -331,14 +346,6 @@ def _found(found: Found) -> tuple[Kind | None, str | None]:
     return kind, packing
 
 
-def _found_file(
-    name: str, kind: Kind, packing: str | None, remote: Remote | None = None
-) -> InputFile:
-    # Others are the same as those that are named: there may be a million of them.
-    is_found = kind == "sqlite"
-    return InputFile(name=name, kind=kind, packing=packing, remote=remote, is_found=is_found)
-
-
 def _database(url: str, sqlite: SqliteUrl, base: Path) -> InputFile:
     """Return the database of a URL. Raises InputError if there is none."""
     path = base / sqlite.path
@@ -348,7 +355,7 @@ def _database(url: str, sqlite: SqliteUrl, base: Path) -> InputFile:
             raise InputError("there is no such file", source=f"{path} (of {url})")
         sqlite = sqlite._replace(path=f"/{sqlite.path}")
     name = sqlite.path if sqlite.table is None else f"{sqlite.path}#{sqlite.table}"
-    return InputFile(name=name, kind="sqlite", sqlite=sqlite)
+    return InputFile(name=name, kind="sqlite", sqlite=sqlite, is_named=True)
 
 
 def _kind_by_content(path: Path, kind: Kind | None) -> Kind | None:
@@ -394,5 +401,5 @@ def _no_text(path: Path) -> str:
     way_out = "uncompress it first" if suffix in _PACKED else "convert it to text first"
     return (
         f"is not UTF-8 text, and {suffix or 'such'} files are not supported: {way_out}, or give the "
-        f"encoding of a text (supported are {ALLOWED}, and text files of any other name)"
+        f"encoding of a text ({ALLOWED}; and text of any other name)"
     )

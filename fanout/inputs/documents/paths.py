@@ -22,11 +22,12 @@ from fanout.inputs.documents.notices import Notice, log_notice
 from fanout.inputs.documents.reading import Checked, Reading, copied
 from fanout.inputs.documents.rows import faulty
 from fanout.inputs.documents.tables import Table
-from fanout.inputs.documents.texts import read_text
+from fanout.inputs.documents.texts import read_text, rows_kind
 
 if TYPE_CHECKING:
-    from collections.abc import Container, Iterator, Sequence
+    from collections.abc import Callable, Container, Iterator, Sequence
 
+    from fanout.inputs.documents.files import InputFile
     from fanout.inputs.documents.notices import Notify
     from fanout.inputs.documents.past_runs import OpenRun
 
@@ -60,7 +61,8 @@ class FileSource:
         parses: Whether it needs the library that parses documents; to list files it does not.
 
     Raises:
-        InputError: An input does not exist, holds no text, or lacks the column. All inputs are
+        InputError: An input does not exist, holds no text, or lacks the column; of files that are
+            found in a folder or by a pattern, all lack the column of the job. All inputs are
             checked before the first is read, so that a typo in the last one shows at once.
     """
 
@@ -90,16 +92,19 @@ class FileSource:
             base=base,
             open_run=open_run,
         )
-        self._stdin = stdin
+        self._stdin, self._notify = stdin, notify
         self._files = find_files(inputs, base, notify, encoding=encoding)
         # By the number of the file, and only what was found: there may be very many files.
         self._checked: dict[int, Checked] = {}
         # Most tables of a folder are alike.
         self._tables: dict[Table, Table] = {}
+        # The error of the first file that was found, and whose rows cannot be read.
+        self._unfit: InputError | None = None
         for at, file in enumerate(self._files):
             check = FORMATS[file.kind].check
             if check is not None and file.fault is None:
-                self._keep(at, check(file, self._reading), notify)
+                self._keep(at, self._check(file, check), notify)
+        self._require_rows()
         if parses:
             self._require_parser()
         self._report_delimiters(notify)
@@ -218,6 +223,30 @@ class FileSource:
                     break
         return found
 
+    def _check(self, file: InputFile, check: Callable[[InputFile, Reading], Checked]) -> Checked:
+        """Return what the check of a file finds; a file that nobody named costs itself alone."""
+        try:
+            return check(file, self._reading)
+        except InputError as error:
+            if file.is_named:
+                raise
+            self._unfit = self._unfit or error
+            return Checked(fault=error.reason)
+
+    def _require_rows(self) -> None:
+        """Raise InputError if the job says how to read rows, and no file has such rows."""
+        reading = self._reading
+        if self._unfit is None or not (reading.text_column or reading.delimiter or reading.sheet):
+            return
+        usable = (
+            at
+            for at, file in enumerate(self._files)
+            if "text_column" in FORMATS[file.kind].fields
+            and self._checked.get(at, Checked()).fault is None
+        )
+        if next(usable, None) is None:
+            raise self._unfit
+
     def _keep(self, at: int, checked: Checked, notify: Notify) -> None:
         """Keep what the check of a file found; a workbook without a table becomes a document."""
         file = self._files[at]
@@ -244,7 +273,11 @@ class FileSource:
     def _documents_of(self, at: int, reading: Reading, indices: count[int]) -> Iterator[Document]:
         file = self._files[at]
         if file.name == STDIN:
-            yield _read_stdin(self._stdin or sys.stdin.buffer, reading, next(indices))
+            document = _read_stdin(self._stdin or sys.stdin.buffer, reading, next(indices))
+            if (kind := rows_kind(document.text)) is not None:
+                text = f"standard input looks like {kind}, and is read as one text: for rows, give a file"
+                self._notify(Notice(text=text, is_warning=True))
+            yield document
             return
         checked = self._checked.get(at)
         fault = checked.fault if checked is not None else file.fault

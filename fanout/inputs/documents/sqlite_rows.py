@@ -183,7 +183,7 @@ def _statement(file: InputFile, database: sqlite3.Connection) -> str | None:
     if table is None:
         tables = [str(name) for name, kind in found if kind == "table"]
         # A view is a program. That of a file that nobody named does not run.
-        tables = tables or ([] if file.is_found else names)
+        tables = tables or (names if file.is_named else [])
         if not tables:
             return None
         if len(tables) > 1:
@@ -201,7 +201,7 @@ def _statement(file: InputFile, database: sqlite3.Connection) -> str | None:
 
 
 def _no_table(file: InputFile) -> str:
-    if not file.is_found:
+    if file.is_named:
         return "the database has no table"
     return "the database has no table; its views, if it has any, are read if the file is named"
 

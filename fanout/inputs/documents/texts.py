@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import os
 import stat
 from typing import TYPE_CHECKING, BinaryIO
@@ -16,9 +17,12 @@ from fanout.inputs.documents.rows import checked, faulty, longer_than, too_large
 if TYPE_CHECKING:
     from fanout.core.records import Document
 
-__all__ = ["is_markdown", "read_text"]
+__all__ = ["is_markdown", "read_text", "rows_kind"]
 
 _SKIP_BYTES = 1_000_000
+# What is looked at to find rows in a text, and the least of lines and of columns.
+_ROWS_CHARS, _ROWS, _LEAST = 64_000, 20, 2
+_NAME_CHARS = 40
 _MARKDOWN = (".md", ".markdown")
 
 
@@ -55,3 +59,28 @@ def read_text(
     if document.error is None and is_markdown(name):
         return msgspec.structs.replace(document, headings=headings_of(document.text))
     return document
+
+
+def rows_kind(text: str) -> str | None:
+    """Return which rows a text looks like that is about to be read as one; None if none.
+
+    That is JSON lines, or CSV: all rows have as many cells as the first, and none of its is blank.
+    """
+    lines = [line for line in text[:_ROWS_CHARS].splitlines()[:_ROWS] if line.strip()]
+    if len(lines) < _LEAST:
+        return None
+    if all(line.startswith("{") and line.rstrip().endswith("}") for line in lines):
+        return "JSON lines"
+    return "CSV" if any(_is_csv(lines, delimiter) for delimiter in ",;\t") else None
+
+
+def _is_csv(lines: list[str], delimiter: str) -> bool:
+    try:
+        names, *rows = csv.reader(lines, delimiter=delimiter)
+    except csv.Error:
+        return False
+    if len(names) < _LEAST or not all(name.strip() and len(name) <= _NAME_CHARS for name in names):
+        return False
+    # Two lines of prose may have one comma each.
+    is_sure = len(names) > _LEAST or len(rows) > 1
+    return is_sure and all(len(row) == len(names) for row in rows)

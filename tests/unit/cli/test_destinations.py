@@ -7,7 +7,12 @@ from pathlib import Path
 import click
 import pytest
 
-from fanout.cli.destinations import out_options, require_room, require_room_for_rows
+from fanout.cli.destinations import (
+    out_options,
+    require_no_input,
+    require_room,
+    require_room_for_rows,
+)
 from fanout.core.errors import InputError
 from fanout.core.spec import make_spec
 from fanout.runs.output_files import OutputFolder
@@ -15,14 +20,16 @@ from fanout.runs.rows import RowLayout
 from fanout.runs.tables.formats import FORMATS
 from fanout.runs.tables.output_file import OutputFile
 
+JOB = {"model": "fake", "prompt": "{input}", "inputs": "nowhere.txt", "samples": 2}
 
-def opened(*arguments):
+
+def opened(*arguments, **job):
     """What a command with these arguments opens."""
 
     @click.command()
     @out_options
     def command(open_out):
-        with open_out(RowLayout(samples=2)) as out:
+        with open_out(make_spec(**{**JOB, **job})) as out:
             return out
 
     return command.main([*arguments], standalone_mode=False)
@@ -87,3 +94,30 @@ def test_other_documents_are_not_read_twice(tmp_path, monkeypatch):
         with pytest.raises(InputError, match="can hold 1 branch, and"):
             require_room(out, 2)
     require_room(None, 10**9)
+
+
+@pytest.mark.parametrize(
+    ("out", "inputs"),
+    [
+        ("own.csv", ["own.csv"]), ("data/../own.csv", ["data", "own.csv"]),
+        ("data/in.csv", ["data"]), ("data/in.csv", ["data/*.csv"]), ("hard.csv", ["own.csv"]),
+        ("own.csv", ["linked.csv"]), ("data", ["data/outputs.jsonl"]), ("data", ["data"]),
+        ("base.sqlite", ["sqlite:///base.sqlite?table=t"]), ("own.jsonl", ["own.jsonl"]),
+    ],
+)  # fmt: skip
+def test_a_file_of_the_input_is_not_replaced(out, inputs, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("data").mkdir()
+    for name in ("own.csv", "own.jsonl", "base.sqlite", "data/in.csv", "data/outputs.jsonl"):
+        Path(name).write_text("text\nmine\n")
+    Path("hard.csv").hardlink_to("own.csv")
+    Path("linked.csv").symlink_to("own.csv")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(InputError, match=f"cannot write to --out {out}.*: it is a file of the inp"):
+        opened("--out", out, "--force", inputs=inputs)
+    assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    # Another file may be replaced.
+    Path("other.csv").write_text("old")
+    assert type(opened("--out", "other.csv", "--force", inputs=inputs)) is OutputFile
+    with pytest.raises(InputError, match=r"--report own\.csv: it is a file of the input"):
+        require_no_input([Path("own.csv")], make_spec(**{**JOB, "inputs": "own.csv"}), "--report")

@@ -1,14 +1,17 @@
 from __future__ import annotations
 
+import contextlib
 import functools
 import io
 import json
 import logging
 import math
 import os
+import sqlite3
 import tracemalloc
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -157,7 +160,10 @@ def test_several_inputs_are_counted_through(here):
     [
         ("none.txt", r"none\.txt: there is no such file"),
         ("*.txt", r"\*\.txt: no file matches"),
-        ("empty", r"empty: no \.txt, \.md, .*, \.pdf, .* file in this folder"),
+        (
+            "empty",
+            r"empty: no file of a known kind in this folder; known are text \(\.txt, \.md\), tab",
+        ),
     ],
 )
 def test_an_input_that_is_not_there_is_found_before_anything_is_read(here, name, words):
@@ -488,7 +494,7 @@ def test_what_a_folder_leaves_out_is_listed_by_kind(here):
     assert notice.is_warning
     assert notice.text.startswith(
         "left out: 2 .mp3, 1 .jsonl.zst, 1 .png, 1 broken link, 1 link to a folder, "
-        "1 special file, 1 without an extension (folders are searched for .txt"
+        "1 special file, 1 without an extension (not of a kind that is read"
     )
 
 
@@ -653,6 +659,71 @@ def test_a_library_user_is_told_by_a_log(here, caplog):
     with caplog.at_level(logging.WARNING, "fanout.inputs.documents"):
         list(checked_documents(spec, None))
     assert "left out: 1 .mp3" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [
+        ('{"text": "a"}\n{"text": "b"}\n', "JSON lines"),
+        ("id,text\n1,a\n2,b\n", "CSV"),
+        ("id;text;x\r\n1;a;b\r\n", "CSV"),
+        ('id\ttext\n1\t"two\nlines"\n2\tb\n', "CSV"),
+        ('{"text": "a"}', None),
+        ("Dear Ann,\nhow are you?\nBob", None),
+        ("Hello, world.\nGood, day.\n", None),
+        ("one\ntwo\nthree\n", None),
+        ("", None),
+    ],
+)
+def test_standard_input_is_one_text_and_says_so_where_it_looks_like_rows(text, kind):
+    notices = []
+    [document] = read("-", stdin=io.BytesIO(text.encode()), notify=notices.append)
+    assert document.text == text
+    words = f"standard input looks like {kind}, and is read as one text: for rows, give a file"
+    assert [notice.text for notice in notices] == ([words] if kind else [])
+
+
+@pytest.mark.parametrize("found", [".", "*", "**/*"])
+def test_what_another_command_is_about_to_write_is_not_an_input(here, found):
+    (here / "a.txt").write_text("a")
+    (here / "out.csv.unfinished").write_text("half")
+    notices = []
+    assert texts(read(found, notify=notices.append)) == ["a"]
+    assert notices == []
+
+
+def _to_sqlite(frame, path):
+    with contextlib.closing(sqlite3.connect(path)) as base:
+        frame.to_sql("t", base, index=False)
+
+
+TABLES_WITHOUT_TEXT = {
+    "csv": lambda frame, path: frame.to_csv(path, index=False),
+    "parquet": lambda frame, path: frame.to_parquet(path),
+    "feather": lambda frame, path: frame.to_feather(path),
+    "sqlite": _to_sqlite,
+}
+
+
+@pytest.mark.parametrize("kind", TABLES_WITHOUT_TEXT)
+def test_a_table_without_the_text_costs_itself_where_nobody_named_it(here, kind):
+    name = f"answers.{kind}"
+    TABLES_WITHOUT_TEXT[kind](pd.DataFrame({"id": [1], "output": ["x"]}), here / name)
+    (here / "letter.txt").write_text("fine")
+    for found in (".", "*"):
+        bad, fine = read(found)
+        assert (bad.name, fine.text) == (name, "fine")
+        assert bad.error.startswith("there is no column 'text' (it has: id, output")
+    with pytest.raises(InputError, match=f"{name}.*: there is no column 'text'"):
+        read(name)
+    # A column that the job names, and no table has, is a slip.
+    with pytest.raises(InputError, match=f"{name}.*: there is no column 'review'"):
+        read(".", text_column="review")
+    (here / "z.csv").write_text("review,id\ngood,1\n")
+    assert [one.text for one in read(".", text_column="review") if not one.error] == [
+        "fine",
+        "good",
+    ]
 
 
 @pytest.mark.parametrize(

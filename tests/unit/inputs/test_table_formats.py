@@ -871,7 +871,7 @@ def test_text_that_is_compressed_is_unpacked_as_it_is_read(here, packing):
     ("url", "words"),
     [
         ("memory://nowhere/x.csv", "there is no such file or folder"),
-        ("memory://nowhere/*.csv", "no .txt.* file is there"),
+        ("memory://nowhere/*.csv", "no file of a known kind is there; known are text"),
         ("nonsense://x/y.csv", "is no URL that can be read: "),
     ],
 )
