@@ -1011,6 +1011,7 @@ READS = {
         "stage",
         "is_finished",
         "is_reopened",
+        "reopened",
         "shard",
         "indices",
     ),
