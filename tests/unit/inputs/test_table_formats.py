@@ -969,7 +969,7 @@ def test_a_text_that_many_rows_share_does_not_fill_the_memory(tmp_path):
     path = tmp_path / "a.parquet"
     pq.write_table(pa.table({"text": pa.array(["x" * 100_000]).take([0] * 8_192)}), path)
     with closing(pq.ParquetFile(path)) as found:
-        assert parquet_module._batch_rows(found.metadata.row_group(0)) == 80
+        assert parquet_module._batch_rows(found.metadata.row_group(0)) < 100
     assert sum(1 for _ in source(path).documents()) == 8_192
 
 
