@@ -970,7 +970,7 @@ def test_a_text_that_many_rows_share_does_not_fill_the_memory(tmp_path):
     pq.write_table(pa.table({"text": pa.array(["x" * 100_000]).take([0] * 8_192)}), path)
     with closing(pq.ParquetFile(path)) as found:
         assert parquet_module._batch_rows(found.metadata.row_group(0)) < 100
-    assert sum(1 for _ in source(path).documents()) == 8_192
+    assert sum(1 for _ in source(str(path)).documents()) == 8_192
 
 
 def test_rows_that_share_labels_are_read_in_large_parts(tmp_path):
