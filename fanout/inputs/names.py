@@ -36,6 +36,8 @@ class DocumentNames:
         self._column = column
         self._notify = notify
         self._reported: set[str] = set()
+        # Until it is known that the column exists: without it, no document has an id.
+        self._waiting: list[Notice] | None = []
 
     @property
     def columns(self) -> frozenset[str]:
@@ -51,6 +53,9 @@ class DocumentNames:
                 f"known: {known}",
                 field="id_column",
             )
+        for notice in self._waiting or ():
+            self._notify(notice)
+        self._waiting = None
 
     def apply(self, documents: Iterable[Document]) -> Iterator[Document]:
         """Return the documents under their names, lazily."""
@@ -83,7 +88,10 @@ class DocumentNames:
     def _report(self, what: str, text: str) -> None:
         if what not in self._reported:
             self._reported.add(what)
-            self._notify(Notice(text=text))
+            if self._waiting is None:
+                self._notify(Notice(text=text))
+            else:
+                self._waiting.append(Notice(text=text))
 
 
 def _renamed(document: Document, name: str) -> Document:

@@ -111,7 +111,7 @@ class Selection:
         column = name.removeprefix(COLUMN)
         is_own = name.removeprefix(OWN) in WHERE_NAMES
         if not is_own and column not in columns and column not in self._text_columns:
-            known = sorted({*WHERE_NAMES, *columns})
+            known = sorted({*WHERE_NAMES, *columns, *self._text_columns})
             raise SpecError(
                 f"{where}there is no column {name!r};{near_hint(name, known)} "
                 f"known: {', '.join(known)}",

@@ -148,8 +148,10 @@ def text_column_of(name: str, header: Sequence[str], given: str | None, line: in
         raise InputError(f"the header has {problem}", source=name)
     column = given or (header[0] if len(header) == 1 else DEFAULT_TEXT_COLUMN)
     if column not in header:
+        near = next((name for name in header if name.strip().lower() == column.lower()), None)
+        hint = "" if near is None else f"; did you mean {near!r}?"
         raise InputError(
-            f"there is no column {column!r} (it has: {', '.join(header)}); name one with "
+            f"there is no column {column!r} (it has: {', '.join(header)}){hint}; name one with "
             "text_column (--text-column)",
             source=name,
             line=line,

@@ -294,3 +294,24 @@ def test_of_files_that_their_names_choose_no_other_is_read(folder, fields, count
 def test_of_files_that_no_name_chooses_there_is_an_error(folder):
     with pytest.raises(InputError, match="where: no document meets `document = x`"):
         names_of({"inputs": str(folder), "where": "document = x"})
+
+
+def test_a_column_that_is_not_there_is_refused_with_those_that_are_and_without_a_notice():
+    rows = [{"id": 1, "score": 2, "text": "a"}]
+    notices = []
+    with pytest.raises(SpecError, match="id_column: there is no column 'nope'; known: id, score"):
+        names_of({"id_column": "nope"}, rows, notices)
+    assert notices == []
+    with pytest.raises(SpecError, match=r"where: .*'nope'; known: .*id, .*score, text"):
+        names_of({"where": "nope = 1"}, rows)
+    rows.append({"id": None, "text": "b"})
+    assert names_of({"id_column": "id"}, rows, notices) == ["1", "item 2"]
+    assert "item 2 has no 'id'" in notices[0]
+
+
+def test_a_column_of_the_text_in_other_letters_is_named(tmp_path):
+    (tmp_path / "a.csv").write_text("id,Text\n1,a\n")
+    with pytest.raises(
+        InputError, match=r"no column 'text' .*; did you mean 'Text'.; name one with"
+    ):
+        names_of({"inputs": str(tmp_path / "a.csv")})
