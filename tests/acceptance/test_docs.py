@@ -43,7 +43,9 @@ def commands():
 @pytest.fixture
 def files(here, provider, monkeypatch):
     """The files that the examples name, and providers that answer them."""
-    (here / "reviews.csv").write_text("review,text,product\nfine,fine,bread\nbad,bad,salt\n")
+    (here / "reviews.csv").write_text(
+        "review,text,product,id,stars\nfine,fine,bread,1,2\nbad,bad,salt,2,1\n"
+    )
     (here / "contracts").mkdir()
     (here / "contracts" / "one.md").write_text("# Parties\n\nAnn and Bob\n\n# Term\n\nA year\n")
     (here / "examples").symlink_to(ROOT / "examples")
