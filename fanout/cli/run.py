@@ -114,7 +114,8 @@ def run(
     with ExitStack() as stack:
         # First: a signal must not leave an unfinished file.
         stack.enter_context(stop)
-        out = stack.enter_context(open_out(spec))
+        with stop.deferred():
+            out = stack.enter_context(open_out(spec))
         with in_words(inputs, options):
             require_room_for_rows(out, spec)
         concurrency = spec.max_workers if settings.broker_url is None else None

@@ -166,6 +166,19 @@ class Stop:
         self._is_set = False
         self._run_id: str | None = None
         self._previous: dict[signal.Signals, Any] = {}
+        self._is_deferring = False
+        self._is_deferred = False
+
+    @contextmanager
+    def deferred(self) -> Iterator[None]:
+        """Let a signal wait for the end of a step that it would leave half done."""
+        self._is_deferring = True
+        try:
+            yield
+        finally:
+            self._is_deferring = False
+        if self._is_deferred:
+            raise KeyboardInterrupt
 
     def arm(self, run_id: str) -> None:
         """Stop this run from here on; before, the first signal ends the program."""
@@ -184,6 +197,9 @@ class Stop:
             signal.signal(number, handler)
 
     def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
+        if self._is_deferring:
+            self._is_deferred = True
+            return
         if self._run_id is None:
             raise KeyboardInterrupt
         if self._is_set:

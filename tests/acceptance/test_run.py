@@ -338,7 +338,7 @@ def test_the_model_may_come_from_the_environment(fanout, here):
     [
         (["none.txt"], ["none.txt: there is no such file or folder"]),
         (["*.rst"], ["*.rst: no file matches"]),
-        (["folder"], ["folder: no .txt, .md, ", "in this folder (there are: 1 .mp3)"]),
+        (["folder"], ["folder: no file of a known kind", "(there are: 1 .mp3)"]),
         (["folder/x.mp3"], ["folder/x.mp3: is not UTF-8 text, and .mp3 files are not supported"]),
         (["header.csv"], ["header.csv has a header and no row below it"]),
         (["good.txt", "folder/*", "--strict"], ["folder/*: no file matches (there are: 1 .mp3)"]),
@@ -425,7 +425,7 @@ def test_what_is_left_out_of_an_input_is_said_also_to_who_wants_no_progress(fano
     quiet = fanout(*job, "-q")
     assert quiet.status == 0
     first, second = quiet.stderr.splitlines()
-    assert first.startswith("fanout: warning: left out: 1 .mp3 (folders are searched for")
+    assert first.startswith("fanout: warning: left out: 1 .mp3 (not of a kind that is read")
     assert second.startswith("fanout: warning: 1 of 30 documents (3.3%) cannot be used; the first")
 
 
