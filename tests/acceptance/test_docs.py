@@ -93,7 +93,8 @@ def test_commands_run(words, files):
     assert done.returncode == 0, done.stderr
     assert done.stdout or "--out" in words
     if "--out" in words:
-        assert (files / "results" / "run.json").exists()
+        out = files / words[words.index("--out") + 1]
+        assert out.is_file() or (out / "run.json").exists()
 
 
 @pytest.mark.parametrize("source", list(blocks("yaml")))
