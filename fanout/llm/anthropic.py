@@ -82,26 +82,29 @@ class AnthropicLLM(HttpModel):
         """See LLM."""
         if request.seed is not None:
             raise LLMError(ErrorKind.BAD_REQUEST, "anthropic takes no seed: leave it out")
-        message = {"role": "user", "content": request.prompt}
-        options = _options(request, self._max_tokens)
-        body = {"model": self._name, "messages": [message], **options}
         is_older = request.temperature is not None and not self._is_version_given
-        reply = await self._http.post(
-            self._url, _encode(body), headers=_WITH_TEMPERATURE if is_older else None
-        )
+        headers = _WITH_TEMPERATURE if is_older else None
+        reply = await self._http.post(self._url, self._body(request), headers=headers)
+        if not reply.is_success and self._learns_format(reply, request):
+            reply = await self._http.post(self._url, self._body(request), headers=headers)
         if not reply.is_success:
             raise self._error(reply)
         return _reply(_message(reply, self._key))
 
-
-def _options(request: LLMRequest, max_tokens: int) -> dict[str, Any]:
-    options = {
-        "max_tokens": request.max_tokens or max_tokens,
-        "system": request.system,
-        "temperature": request.temperature,
-        "stop_sequences": list(request.stop) or None,
-    }
-    return {name: value for name, value in options.items() if value is not None}
+    def _body(self, request: LLMRequest) -> bytes:
+        native = self._native(request, "anthropic")
+        chat = request.messages(in_words=native is None)
+        system = chat.pop(0)["content"] if chat[0]["role"] == "system" else None
+        format_ = {"type": "json_schema", "schema": native.schema} if native else None
+        options = {
+            "max_tokens": request.max_tokens or self._max_tokens,
+            "system": system,
+            "temperature": request.temperature,
+            "stop_sequences": list(request.stop) or None,
+            "output_config": {"format": format_} if format_ else None,
+        }
+        given = {name: value for name, value in options.items() if value is not None}
+        return _encode({"model": self._name, "messages": chat, **given})
 
 
 def _message(reply: HttpReply, key: str) -> dict[str, Any]:

@@ -6,11 +6,19 @@ from typing import Protocol, runtime_checkable
 
 import msgspec
 
+from fanout.core.answer_shape import AnswerShape  # noqa: TC001 - msgspec reads the annotation
 from fanout.core.errors import LLMError
 from fanout.core.exhaustion import is_exhausted
 from fanout.core.records import ErrorKind, Usage
 
-__all__ = ["LLM", "LLMReply", "LLMRequest", "unexpected"]
+__all__ = ["LLM", "LLMReply", "LLMRequest", "Turn", "unexpected"]
+
+
+class Turn(msgspec.Struct, frozen=True):
+    """An answer in a conversation, and what the user said to it."""
+
+    answer: str
+    reply: str
 
 
 class LLMRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -23,6 +31,8 @@ class LLMRequest(msgspec.Struct, frozen=True, kw_only=True):
         max_tokens: The longest answer in tokens, or None.
         seed: Sampling seed, or None.
         stop: Strings that end the answer.
+        shape: What the answer must be; None is any text.
+        turns: What followed in the conversation, first the answer to the prompt.
     """
 
     prompt: str
@@ -31,6 +41,31 @@ class LLMRequest(msgspec.Struct, frozen=True, kw_only=True):
     max_tokens: int | None = None
     seed: int | None = None
     stop: tuple[str, ...] = ()
+    shape: AnswerShape | None = None
+    turns: tuple[Turn, ...] = ()
+
+    def messages(self, *, in_words: bool) -> list[dict[str, str]]:
+        """Return the messages of a chat: ``role`` and ``content``, the system prompt first.
+
+        Args:
+            in_words: Whether the system prompt says what the answer must be.
+        """
+        words = self.shape.in_words if in_words and self.shape is not None else None
+        system = "\n\n".join(part for part in (self.system, words) if part)
+        messages = [{"role": "system", "content": system}] if system else []
+        messages.append({"role": "user", "content": self.prompt})
+        for turn in self.turns:
+            messages.append({"role": "assistant", "content": turn.answer})
+            messages.append({"role": "user", "content": turn.reply})
+        return messages
+
+    @property
+    def whole_prompt(self) -> str:
+        """The conversation as one prompt, for models that take no messages."""
+        parts = [self.prompt]
+        for turn in self.turns:
+            parts += [f"You answered:\n{turn.answer}", turn.reply]
+        return "\n\n".join(parts)
 
 
 class LLMReply(msgspec.Struct, frozen=True, kw_only=True):

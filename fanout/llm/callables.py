@@ -66,7 +66,7 @@ class CallableLLM:
         """
         _require_prompt_only(request)
         try:
-            text = await self._call(request.prompt)
+            text = await self._call(request.whole_prompt)
         except (LLMError, asyncio.CancelledError):
             raise
         except BaseException as error:

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
+from fanout.core.answer_shape import WrongShapeError
 from fanout.core.errors import LLMError
 from fanout.core.json_text import bare_json
 from fanout.core.reasoning import without_reasoning
 from fanout.core.records import ErrorKind, Usage, total_usage
 from fanout.core.redaction import redacted
-from fanout.llm.base import LLMReply, unexpected
+from fanout.llm.base import LLMReply, Turn, unexpected
 from fanout.llm.deadline import Deadline
 from fanout.llm.finish_reasons import require_complete
 from fanout.llm.usage import believable, billed
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from typing import Self
 
+    from fanout.core.answer_shape import AnswerShape
     from fanout.core.spec_fields import RetrySpec
     from fanout.llm.base import LLM, LLMRequest
     from fanout.policy.outages import FailureVerdict
@@ -37,6 +39,10 @@ _MAX_MESSAGE = 300
 # Validating an answer of a megabyte takes a few hundredths of a second.
 _VALIDATION_LIMIT_S = 30.0
 _VALIDATION_THREADS = 4
+# A short answer is checked in microseconds: a thread would cost more.
+_CHECKED_AT_ONCE_CHARS = 8_000
+# Of a wrong answer, so much is sent back to the model.
+_SHOWN_ANSWER_CHARS = 4_000
 # How a provider refuses an answer length that the model does not support.
 _ROOM_REFUSED = frozenset({ErrorKind.BAD_REQUEST, ErrorKind.CONTEXT_LENGTH})
 
@@ -103,6 +109,7 @@ async def complete_with_retries(
     *,
     policy: RetrySpec,
     timeout_s: float,
+    max_reasks: int = 0,
     validate: Callable[[str], str] | None = None,
     gate: CallGate | None = None,
     max_output_kb: int | None = None,
@@ -116,11 +123,13 @@ async def complete_with_retries(
     A failed call raises nothing: see CallResult. What ``gate``, ``observe`` and ``sleep`` raise, and
     a cancellation, end the calls.
 
-    ``validate`` returns the answer to store, or raises LLMError if the answer is invalid. ``gate``
-    delays calls; waits for a rate limit do not count towards any time limit. ``timeout_s`` is the
-    deadline of one call in seconds. ``rand`` returns a random number from 0 to 1.
+    An answer that does not have the shape of the request is sent back with what is wrong, up to
+    ``max_reasks`` times. Without a shape, ``validate`` returns the answer to store, or raises LLMError
+    if the answer is invalid. ``gate`` delays calls; waits for a rate limit do not count towards any
+    time limit. ``timeout_s`` is the deadline of one call in seconds. ``rand`` returns a random number
+    from 0 to 1.
     """
-    tries = _Tries(request, policy, clock())
+    tries = _Tries(request, policy, clock(), reasks=max_reasks)
     while True:
         arrived, for_rate_s = clock(), 0.0
         if gate is not None:
@@ -132,17 +141,26 @@ async def complete_with_retries(
                 observed.reply = reply
                 require_complete(reply)
                 _require_size(reply.text, max_output_kb)
-                text = await _validated(validate, reply.text) if validate else _plain(reply.text)
+                if request.shape is not None:
+                    text = await _shaped(request.shape, reply.text)
+                else:
+                    text = (
+                        await _validated(validate, reply.text) if validate else _plain(reply.text)
+                    )
                 text = _storable(text)
+        except _WrongAnswerError as error:
+            # The model works; waiting does not help.
+            await _left(gate, tries.request, reply, None)
+            if not tries.reasks(error, reply):
+                return _result(None, error, tries.used, clock() - tries.started)
         except LLMError as error:
-            verdict = await _left(gate, tries.request, observed.reply, error)
+            verdict = await _left(gate, tries.request, observed.reply, error) or judge_alone(error)
             wait_s = tries.failed(error, observed.reply, verdict, now=clock(), jitter=rand())
             if wait_s is None:
                 return _result(None, _cause(error, tries.cut), tries.used, clock() - tries.started)
             await sleep(wait_s)
         else:
-            if gate is not None:
-                await gate.leave(tries.request, reply, None)
+            await _left(gate, tries.request, reply, None)
             tries.used.append(reply.usage)
             return _result(text, None, tries.used, clock() - tries.started)
 
@@ -150,7 +168,9 @@ async def complete_with_retries(
 class _Tries:
     """The calls of a branch so far, and the decision after a further failure."""
 
-    def __init__(self, request: LLMRequest, policy: RetrySpec, started: float) -> None:
+    def __init__(
+        self, request: LLMRequest, policy: RetrySpec, started: float, *, reasks: int
+    ) -> None:
         self.request = request
         self.started = started
         self.number = 0
@@ -158,6 +178,7 @@ class _Tries:
         # The error of a truncated answer, once a call with a higher token limit has followed it.
         self.cut: LLMError | None = None
         self._policy = policy
+        self._reasks = reasks
         # Counts failures by their cost: a common failure costs less than one of this branch alone.
         self._failures = 0.0
 
@@ -170,6 +191,15 @@ class _Tries:
         # Move the start forward so that these waits do not count as elapsed time.
         self.started += for_rate_s if self.number else waited_s
         self.number += 1
+
+    def reasks(self, error: _WrongAnswerError, reply: LLMReply) -> bool:
+        """Continue the conversation with what is wrong; return whether a further call is left."""
+        self.used.append(reply.usage)
+        self._reasks -= 1
+        turn = Turn(answer=error.answer, reply=error.reply)
+        turns = (*self.request.turns, turn)
+        self.request = msgspec.structs.replace(self.request, turns=turns)
+        return self._reasks >= 0
 
     def failed(
         self,
@@ -248,12 +278,35 @@ class _Observed:
         )
 
 
+class _WrongAnswerError(LLMError):
+    """An answer that does not have its shape, and what to say to the model."""
+
+    def __init__(self, problem: str, answer: str, reply: str) -> None:
+        super().__init__(ErrorKind.INVALID_OUTPUT, problem)
+        self.answer = answer
+        self.reply = reply
+
+
+async def _shaped(shape: AnswerShape, answer: str) -> str:
+    """Return the stored form of an answer. Raises _WrongAnswerError."""
+    try:
+        if len(answer) <= _CHECKED_AT_ONCE_CHARS:
+            return shape.checked(answer)
+        return await _validated(shape.checked, answer)
+    except WrongShapeError as error:
+        shown = (
+            answer if len(answer) <= _SHOWN_ANSWER_CHARS else answer[:_SHOWN_ANSWER_CHARS] + "..."
+        )
+        reply = f"That is not valid: {error}.\n\n{shape.in_words}"
+        raise _WrongAnswerError(str(error), shown, reply) from None
+
+
 async def _left(
-    gate: CallGate | None, request: LLMRequest, reply: LLMReply | None, error: LLMError
-) -> FailureVerdict:
+    gate: CallGate | None, request: LLMRequest, reply: LLMReply | None, error: LLMError | None
+) -> FailureVerdict | None:
     if gate is None:
-        return judge_alone(error)
-    return await gate.leave(request, reply, error) or judge_alone(error)
+        return None
+    return await gate.leave(request, reply, error)
 
 
 async def _call(llm: LLM, request: LLMRequest, timeout_s: float) -> LLMReply:
@@ -325,7 +378,7 @@ async def _validated(
         raise LLMError(
             ErrorKind.INVALID_OUTPUT, f"the answer could not be checked within {limit_s:g} s"
         ) from None
-    except LLMError:
+    except (LLMError, WrongShapeError):
         raise
     except Exception as error:
         message = f"the check of the answer failed: {type(error).__name__}: {error}"

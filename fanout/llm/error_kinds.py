@@ -24,6 +24,7 @@ __all__ = [
     "ErrorVerdict",
     "judge",
     "refuses_parameter",
+    "refuses_schema",
 ]
 
 # How many branches of a run must fail in the same way, before any succeeds, to stop the run.
@@ -53,6 +54,15 @@ _FIRST_SERVER_ERROR = 500
 _OK, _BAD_REQUEST, _UNAUTHORIZED, _PAYMENT_REQUIRED, _FORBIDDEN = 200, 400, 401, 402, 403
 _TOO_LARGE, _TOO_MANY = 413, 429
 _UNPROCESSED = frozenset({400, 422})
+# How the fields are called that send a schema, and what a refusal of one speaks of.
+_SCHEMA_FIELDS = (
+    "response_format",
+    "output_config",
+    "output_format",
+    "responseschema",
+    "json_schema",
+)
+_SCHEMA_WORDS = ("structured output", "json schema", "guided", "grammar")
 _NO_SUCH_PLACE = frozenset({404, 405, 410, 501})
 # The status of a success reply that contains an error means nothing.
 _WORDED = frozenset({200, 400, 403, 413, 422, 429})
@@ -197,6 +207,16 @@ def refuses_parameter(status: int, details: ErrorDetails, name: str) -> bool:
     names_it = details.param == name or name in _QUOTED.findall(details.message)
     has_code = bool(_PARAMETER_CODES.intersection(details.codes))
     return names_it and (has_code or bool(_PARAMETER_WORDS.search(details.message.lower())))
+
+
+def refuses_schema(status: int, details: ErrorDetails) -> bool:
+    """Say whether a server does not support that an answer has a JSON Schema."""
+    if status not in _UNPROCESSED:
+        return False
+    if (details.param or "").startswith(_SCHEMA_FIELDS):
+        return True
+    words = details.message.lower()
+    return any(field in words for field in _SCHEMA_FIELDS + _SCHEMA_WORDS)
 
 
 def _of_server_error(details: ErrorDetails, words: str) -> ErrorVerdict:

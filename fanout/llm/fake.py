@@ -13,6 +13,7 @@ from fanout.core.errors import LLMError, ModelError
 from fanout.core.records import ErrorKind, Usage
 from fanout.core.tokens import estimate_tokens
 from fanout.llm.base import LLMReply, LLMRequest
+from fanout.llm.fake_answers import fake_answer
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -133,7 +134,7 @@ class FakeLLM:
         return _reply(self.answer or _default_answer(digest, request), request)
 
     def _digest(self, request: LLMRequest) -> bytes:
-        key = json.dumps([self.seed, request.seed, request.system, request.prompt])
+        key = json.dumps([self.seed, request.seed, request.system, request.whole_prompt])
         return hashlib.sha512(key.encode("utf-8", "surrogatepass")).digest()
 
     def _maybe_fail(self, digest: bytes) -> None:
@@ -194,6 +195,8 @@ def _unit(digest: bytes, slot: int) -> float:
 
 
 def _default_answer(digest: bytes, request: LLMRequest) -> str:
+    if request.shape is not None:
+        return fake_answer(request.shape, digest)
     return f"fake answer {digest[:4].hex()} to {len(request.prompt.split())} words"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import re
 import time
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from fanout.core.errors import LLMError, ModelError
 from fanout.core.records import ErrorKind
+from fanout.llm.error_kinds import refuses_schema
 from fanout.llm.http_client import HttpClient
 from fanout.llm.http_errors import http_error
 
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from fanout.core.records import Usage
+    from fanout.core.strict_schema import Dialect, NativeSchema
+    from fanout.llm.base import LLMRequest
     from fanout.llm.http_client import HttpReply
 
 __all__ = ["DEFAULT_OUTPUT_KB", "HttpModel", "header_value"]
@@ -37,6 +41,8 @@ _PASSES = frozenset({429, 500, 502, 503, 504, 529})
 _REPLY_BYTES_PER_OUTPUT_KB = 16_000
 _LEAST_REPLY_BYTES = 8_000_000
 DEFAULT_OUTPUT_KB = 4_096
+
+_log = logging.getLogger(__name__)
 
 
 class HttpModel:
@@ -70,6 +76,7 @@ class HttpModel:
         self._name = name
         self._provider = provider
         self._key = key
+        self._refuses_schemas = False
         self._headers = self._request_headers()
         self._http = HttpClient(
             base_url,
@@ -96,6 +103,22 @@ class HttpModel:
     @property
     def _key_variable(self) -> str:
         return f"{self._provider}_API_KEY"
+
+    def _native(self, request: LLMRequest, dialect: Dialect) -> NativeSchema | None:
+        """Return the schema to send with a request; None if there is none that the server takes."""
+        if request.shape is None or self._refuses_schemas:
+            return None
+        return request.shape.native(dialect)
+
+    def _learns_format(self, reply: HttpReply, request: LLMRequest) -> bool:
+        """Note that the server refuses schemas, if it does; say whether to ask in words."""
+        if request.shape is None or self._refuses_schemas:
+            return False
+        if not refuses_schema(reply.status, reply.error_details()):
+            return False
+        self._refuses_schemas = True
+        _log.warning("%s refuses schemas: it is asked in words from now on", self._http.shown_url)
+        return True
 
     def _error(self, reply: HttpReply, usage: Usage | None = None) -> LLMError:
         """Return the LLMError of an error reply; ``usage`` is what the reply reports."""

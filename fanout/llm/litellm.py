@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 from typing import Any
 
@@ -11,12 +12,16 @@ import msgspec
 from fanout.core.errors import LLMError, ModelError
 from fanout.core.records import ErrorKind, Usage
 from fanout.llm.base import LLMReply, LLMRequest
+from fanout.llm.error_kinds import refuses_schema
 from fanout.llm.finish_reasons import require_answer
 from fanout.llm.http_errors import http_error, redacted_line
+from fanout.llm.openai import json_schema_format
 from fanout.llm.reply_bodies import content_text, error_details_in, text_or_none
 from fanout.llm.usage import cost_usd, token_count
 
 __all__ = ["LiteLLM"]
+
+_log = logging.getLogger(__name__)
 
 # The kinds of litellm's exceptions that have no status.
 _KINDS = {"Timeout": ErrorKind.TIMEOUT, "APIConnectionError": ErrorKind.CONNECTION}
@@ -43,6 +48,7 @@ class LiteLLM:
             ) from None
         self._litellm: Any = litellm
         self._name = name
+        self._refuses_schemas = False
         litellm.suppress_debug_info = True
 
     async def check(self) -> None:
@@ -64,17 +70,31 @@ class LiteLLM:
 
     async def complete(self, request: LLMRequest) -> LLMReply:
         """See LLM."""
-        system = [{"role": "system", "content": request.system}] if request.system else []
         try:
-            response = await self._litellm.acompletion(
-                model=self._name,
-                messages=[*system, {"role": "user", "content": request.prompt}],
-                num_retries=0,
-                **_options(request),
+            return self._reply(await self._complete(request))
+        except Exception as error:
+            if isinstance(error, LLMError):
+                raise
+            raise self._error(error) from error
+
+    async def _complete(self, request: LLMRequest) -> Any:
+        native = (
+            None if self._refuses_schemas or not request.shape else request.shape.native("openai")
+        )
+        options = _options(request)
+        if native is not None:
+            options["response_format"] = json_schema_format(native)
+        try:
+            # A provider may ignore a schema without a word.
+            return await self._litellm.acompletion(
+                model=self._name, messages=request.messages(in_words=True), num_retries=0, **options
             )
         except Exception as error:
-            raise self._error(error) from error
-        return self._reply(response)
+            if native is None or not _refuses_schema(error):
+                raise
+            self._refuses_schemas = True
+            _log.warning("%s refuses schemas: it is asked in words from now on", self._name)
+            return await self._complete(request)
 
     def _error(self, error: Exception) -> LLMError:
         name = type(error).__name__
@@ -122,6 +142,15 @@ class LiteLLM:
 
     async def aclose(self) -> None:
         """Do nothing: litellm manages its own connections."""
+
+
+def _refuses_schema(error: Exception) -> bool:
+    """Say whether litellm, or the provider behind it, takes no schemas."""
+    if type(error).__name__ == "UnsupportedParamsError":
+        return "response_format" in str(error)
+    details = error_details_in(getattr(error, "body", None))
+    status = getattr(error, "status_code", 0)
+    return refuses_schema(status, msgspec.structs.replace(details, message=str(error)))
 
 
 def _options(request: LLMRequest) -> dict[str, Any]:

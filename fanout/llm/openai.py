@@ -18,30 +18,27 @@ from fanout.llm.reply_bodies import content_text, text_or_none
 from fanout.llm.usage import token_count
 
 if TYPE_CHECKING:
+    from fanout.core.strict_schema import Dialect, NativeSchema
     from fanout.llm.http_client import HttpReply
 
-__all__ = ["OpenAILLM"]
+__all__ = ["OpenAILLM", "json_schema_format"]
 
 _BASE_URL = "https://api.openai.com/v1"
 _NOT_FOUND = 404
 _MAX_TOKENS, _MAX_COMPLETION_TOKENS = _LIMITS = ("max_tokens", "max_completion_tokens")
 
 
-class _Message(msgspec.Struct):
-    role: str
-    content: str
-
-
 class _Request(msgspec.Struct, omit_defaults=True, kw_only=True):
     """The body of a request, without unset options."""
 
     model: str
-    messages: list[_Message]
+    messages: list[dict[str, str]]
     temperature: float | None = None
     max_tokens: int | None = None
     max_completion_tokens: int | None = None
     seed: int | None = None
     stop: tuple[str, ...] = ()
+    response_format: dict[str, Any] | None = None
 
 
 class _Answer(msgspec.Struct):
@@ -82,6 +79,8 @@ class OpenAILLM(HttpModel):
     Raises:
         ModelError: An environment variable has an invalid value.
     """
+
+    _dialect: Dialect = "openai"
 
     def __init__(
         self,
@@ -145,8 +144,9 @@ class OpenAILLM(HttpModel):
         """See LLM."""
         limit = self._limit
         reply = await self._http.post(self._url, self._body(request, limit))
-        if not reply.is_success and self._learns_limit(reply, request, limit):
-            reply = await self._http.post(self._url, self._body(request, self._limit))
+        while not reply.is_success and self._learns(reply, request, limit):
+            limit = self._limit
+            reply = await self._http.post(self._url, self._body(request, limit))
         if not reply.is_success:
             billed = _fields(reply).get("usage")
             raise self._error(reply, _usage(billed) if isinstance(billed, dict) else None)
@@ -159,6 +159,10 @@ class OpenAILLM(HttpModel):
                 raise problem from None
             raise
 
+    def _learns(self, reply: HttpReply, request: LLMRequest, sent: str) -> bool:
+        """Note what the server refuses; say whether another form of the request may do."""
+        return self._learns_limit(reply, request, sent) or self._learns_format(reply, request)
+
     def _learns_limit(self, reply: HttpReply, request: LLMRequest, sent: str) -> bool:
         """Switch to the other name of the token limit if the server refuses ``sent``; say whether."""
         if request.max_tokens is None:
@@ -170,20 +174,27 @@ class OpenAILLM(HttpModel):
         return self._limit != sent
 
     def _body(self, request: LLMRequest, limit: str) -> bytes:
-        messages = [_Message("user", request.prompt)]
-        if request.system:
-            messages.insert(0, _Message("system", request.system))
+        native = self._native(request, self._dialect)
+        # A compatible server may ignore a schema without a word.
+        is_told = native is None or not self._is_openai
         return _encode(
             _Request(
                 model=self._name,
-                messages=messages,
+                messages=request.messages(in_words=is_told),
                 temperature=request.temperature,
                 max_tokens=request.max_tokens if limit == _MAX_TOKENS else None,
                 max_completion_tokens=None if limit == _MAX_TOKENS else request.max_tokens,
                 seed=request.seed,
                 stop=request.stop,
+                response_format=None if native is None else json_schema_format(native),
             )
         )
+
+
+def json_schema_format(native: NativeSchema) -> dict[str, Any]:
+    """Return a schema as chat completions take it."""
+    schema = {"name": "answer", "strict": True, "schema": native.schema}
+    return {"type": "json_schema", "json_schema": schema}
 
 
 def _account_headers() -> dict[str, str]:

@@ -1,0 +1,189 @@
+"""The shape of an answer: a JSON Schema, or a choice among labels; its check, and what it lacks."""
+
+from __future__ import annotations
+
+from functools import cached_property, lru_cache
+from typing import TYPE_CHECKING, Any
+
+import jsonschema_rs
+import msgspec
+
+from fanout.core.errors import SpecError
+from fanout.core.json_text import parse_json
+from fanout.core.reasoning import OWN_TAGS, PROMPTED_TAGS, without_reasoning
+from fanout.core.strict_schema import WRAPPED, native_schema, without_filled_nulls
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from fanout.core.strict_schema import Dialect, NativeSchema
+
+__all__ = ["AnswerShape", "WrongShapeError", "checked_schema", "shape_of"]
+
+# Characters of an invalid value that a message quotes.
+_SHOWN_CHARS = 100
+# Errors of one answer that a message names.
+_SHOWN_ERRORS = 3
+_AROUND_LABELS = " \t\r\n\"'`*_.!,;:()[]\u201c\u201d\u2018\u2019\u3002"
+
+
+class WrongShapeError(ValueError):
+    """An answer does not have its shape; the message says where, what it has, and what is allowed."""
+
+
+class AnswerShape:
+    """What an answer must be.
+
+    Args:
+        schema: A JSON Schema.
+        choices: The labels among which the answer is one; empty if the shape is the schema.
+
+    Attributes:
+        schema: The JSON Schema, also of choices.
+        choices: The labels.
+    """
+
+    def __init__(self, schema: dict[str, Any], choices: tuple[str, ...] = ()) -> None:
+        self.schema = schema
+        self.choices = choices
+        self._natives: dict[Dialect, NativeSchema | None] = {}
+
+    @cached_property
+    def _validator(self) -> Any:
+        return _validator(self.schema)
+
+    @cached_property
+    def _labels(self) -> dict[str, str]:
+        """The labels by their folded form, where that is unique."""
+        folded: dict[str, str] = {}
+        for label in self.choices:
+            form = _folded(label)
+            folded[form] = "" if form in folded else label
+        return {form: label for form, label in folded.items() if label}
+
+    def native(self, dialect: Dialect) -> NativeSchema | None:
+        """Return the schema in the form of a provider; None if it cannot express it."""
+        if dialect not in self._natives:
+            self._natives[dialect] = native_schema(self.schema, dialect)
+        return self._natives[dialect]
+
+    @property
+    def in_words(self) -> str:
+        """The instruction for a model whose server enforces no schema."""
+        if self.choices:
+            listed = "\n".join(f"- {label}" for label in self.choices)
+            return f"Answer with exactly one of these, and nothing else:\n{listed}"
+        schema = msgspec.json.encode(self.schema).decode()
+        return (
+            "Answer with one JSON value that is valid against this JSON Schema, and nothing else:\n"
+            f"{schema}"
+        )
+
+    def checked(self, answer: str) -> str:
+        """Return the answer in its stored form: a label, or JSON.
+
+        Raises:
+            WrongShapeError: The answer does not have the shape.
+        """
+        return self._label(answer) if self.choices else self._json(answer)
+
+    def _json(self, answer: str) -> str:
+        try:
+            value = parse_json(answer)
+        except ValueError as error:
+            raise WrongShapeError(f"the answer is not JSON: {error}") from None
+        bare = without_filled_nulls(self._unwrapped(value), self.schema)
+        errors = list(self._validator.iter_errors(bare))
+        if errors:
+            raise WrongShapeError(_described(errors))
+        return msgspec.json.encode(bare).decode()
+
+    def _unwrapped(self, value: Any) -> Any:
+        is_wrapped = isinstance(value, dict) and value.keys() == {WRAPPED}
+        if is_wrapped and not self._validator.is_valid(value):
+            return value[WRAPPED]
+        return value
+
+    def _label(self, answer: str) -> str:
+        text = without_reasoning(answer.strip(), OWN_TAGS + PROMPTED_TAGS).strip()
+        if text in self.choices:
+            return text
+        try:
+            value = parse_json(text)
+        except ValueError:
+            pass
+        else:
+            if isinstance(value, dict) and len(value) == 1:
+                value = next(iter(value.values()))
+            text = value if isinstance(value, str) else text
+        label = text if text in self.choices else self._labels.get(_folded(text))
+        if label is None:
+            raise WrongShapeError(
+                f"the answer {_short(text)} is none of the choices {', '.join(self.choices)}"
+            )
+        return label
+
+
+def _validator(schema: dict[str, Any]) -> Any:
+    # Linear in the length of an answer, and without a look at other documents.
+    return jsonschema_rs.validator_for(
+        schema,
+        validate_formats=True,
+        retriever=_no_document,
+        pattern_options=jsonschema_rs.RegexOptions(),
+    )
+
+
+def _no_document(uri: str) -> Any:
+    msg = f"it refers to another document ({uri}): put that into $defs"
+    raise ValueError(msg)
+
+
+def _folded(label: str) -> str:
+    bare = label.strip(_AROUND_LABELS)
+    return " ".join(bare.casefold().split()) or label
+
+
+def _described(errors: Sequence[Any]) -> str:
+    shown = [_one_described(error) for error in errors[:_SHOWN_ERRORS]]
+    more = len(errors) - len(shown)
+    return "; ".join(shown) + (f"; and {more:,} more" if more else "")
+
+
+def _one_described(error: Any) -> str:
+    where = "".join(f"/{part}" for part in error.instance_path) or "the answer"
+    message = str(error.message)
+    return f"{where}: {message if len(message) <= 3 * _SHOWN_CHARS else _short(message)}"
+
+
+def _short(text: str) -> str:
+    return repr(text if len(text) <= _SHOWN_CHARS else f"{text[:_SHOWN_CHARS]}...")
+
+
+def checked_schema(schema: Mapping[str, Any], *, field: str) -> dict[str, Any]:
+    """Return a JSON Schema. Raises SpecError if it is none, or refers to other documents."""
+    made = dict(schema)
+    try:
+        jsonschema_rs.meta.validate(made)
+        _validator(made)
+    except (jsonschema_rs.ValidationError, jsonschema_rs.ReferencingError, ValueError) as error:
+        where = "".join(f"/{part}" for part in getattr(error, "instance_path", ()))
+        reason = str(getattr(error, "message", error)).splitlines()[0]
+        raise SpecError(
+            f"is not a JSON Schema: {where}{': ' if where else ''}{reason}", field=field
+        ) from None
+    return made
+
+
+@lru_cache(maxsize=256)
+def _shape(schema: str, choices: tuple[str, ...]) -> AnswerShape:
+    if choices:
+        return AnswerShape({"type": "string", "enum": list(choices)}, choices)
+    return AnswerShape(msgspec.json.decode(schema))
+
+
+def shape_of(schema: dict[str, Any] | None, choices: tuple[str, ...] = ()) -> AnswerShape | None:
+    """Return the shape of an answer; None if any text is one. The same one for the same schema."""
+    if schema is None and not choices:
+        return None
+    return _shape("" if schema is None else msgspec.json.encode(schema).decode(), choices)

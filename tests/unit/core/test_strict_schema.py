@@ -1,0 +1,139 @@
+"""Schemas in the forms that providers enforce: what they keep, what they lose, what they cannot say."""
+
+from __future__ import annotations
+
+import json
+
+import jsonschema_rs
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fanout.core.answer_shape import shape_of
+from fanout.core.strict_schema import native_schema, without_filled_nulls
+from fanout.llm.fake_answers import fake_answer
+
+DIALECTS = ["openai", "anthropic", "gemini", "llama"]
+
+
+def objects(schema):
+    """Return all schemas of objects in a schema."""
+    found = [schema] if isinstance(schema, dict) and "properties" in schema else []
+    inner = (
+        schema.values() if isinstance(schema, dict) else schema if isinstance(schema, list) else ()
+    )
+    return found + [one for each in inner for one in objects(each)]
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_each_object_requires_all_its_properties_in_their_order_and_allows_no_others(dialect):
+    native = native_schema(
+        {
+            "type": "object",
+            "properties": {
+                "why": {"type": "string"},
+                "verdict": {"enum": ["a", "b"]},
+                "part": {"type": "object", "properties": {"n": {"type": "integer"}}},
+                "one": {"$ref": "#/definitions/One"},
+            },
+            "required": ["why"],
+            "definitions": {"One": {"type": "object", "properties": {"x": {"type": "number"}}}},
+        },
+        dialect,
+    )
+    found = objects(native.schema)
+    assert len(found) == 3
+    for each in found:
+        assert each["required"] == list(each["properties"])
+        assert each["additionalProperties"] is False
+    assert list(native.schema["properties"]) == ["why", "verdict", "part", "one"]
+    assert native.schema["properties"]["why"] == {"type": "string"}
+    assert native.schema["properties"]["verdict"] == {
+        "anyOf": [{"enum": ["a", "b"]}, {"type": "null"}]
+    }
+    assert {"type": "null"} in native.schema["properties"]["one"]["anyOf"]
+    assert "#/$defs/One" in str(native.schema)
+    assert "definitions" not in native.schema
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [{"type": "string"}, {"enum": ["a"]}, {"type": "array", "items": {"type": "integer"}}],
+)
+def test_what_is_no_object_is_wrapped_in_one(schema):
+    native = native_schema(schema, "openai")
+    assert native.is_wrapped
+    assert native.schema["properties"] == {"answer": schema}
+
+
+def test_what_a_provider_does_not_check_is_named():
+    schema = {
+        "type": "object",
+        "properties": {
+            "stars": {"type": "integer", "minimum": 1},
+            "names": {"type": "array", "items": {"type": "string", "maxLength": 5}},
+        },
+    }
+    assert native_schema(schema, "openai").unchecked == ("/names/*: maxLength",)
+    assert native_schema(schema, "anthropic").unchecked == (
+        "/stars: minimum",
+        "/names/*: maxLength",
+    )
+    assert native_schema(schema, "llama").unchecked == ()
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {},
+        {"type": "object"},
+        {"type": "object", "properties": {"any": {}}},
+        {"type": "object", "additionalProperties": {"type": "integer"}},
+        {"type": "array"},
+        {"type": "object", "properties": {"more": True}},
+    ],
+)
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_what_no_provider_can_enforce_is_asked_in_words(schema, dialect):
+    assert native_schema(schema, dialect) is None
+
+
+def test_a_null_that_the_user_allows_stays():
+    schema = {
+        "type": "object",
+        "properties": {"a": {"type": ["string", "null"]}, "b": {"type": "string"}},
+    }
+    assert without_filled_nulls({"a": None, "b": None}, schema) == {"a": None}
+
+
+SCALARS = st.sampled_from(
+    [{"type": "string"}, {"type": "integer"}, {"type": "boolean"},
+     {"enum": ["x", "y"]}, {"type": "number"}, {"type": ["string", "null"]}]
+)  # fmt: skip
+SCHEMAS = st.recursive(
+    SCALARS,
+    lambda inner: st.one_of(
+        st.builds(lambda items: {"type": "array", "items": items}, inner),
+        st.dictionaries(st.sampled_from("abcd"), inner, min_size=1).flatmap(
+            lambda properties: st.builds(
+                lambda required: {
+                    "type": "object",
+                    "properties": properties,
+                    "required": sorted(required),
+                },
+                st.sets(st.sampled_from(sorted(properties))),
+            )
+        ),
+    ),
+    max_leaves=8,
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(SCHEMAS, st.binary(min_size=8, max_size=8), st.sampled_from(DIALECTS))
+def test_an_answer_of_the_native_schema_is_one_of_the_users(schema, digest, dialect):
+    native = native_schema(schema, dialect)
+    assert jsonschema_rs.meta.is_valid(native.schema)
+    answer = fake_answer(shape_of(native.schema), digest)
+    stored = shape_of(schema).checked(answer)
+    assert jsonschema_rs.is_valid(schema, json.loads(stored))
