@@ -26,13 +26,16 @@ _CONTEXT_TOKENS = {
     "openai/gpt-4-turbo": 128_000,
     "openai/o": 200_000,
     "anthropic/claude": 200_000,
+    "gemini/gemini": 1_000_000,
 }
 
 _FORMS = (
-    "openai/NAME, anthropic/NAME, litellm/PROVIDER/NAME, local, fake, or package.module:function"
+    "openai/NAME, anthropic/NAME, gemini/NAME, litellm/PROVIDER/NAME, local, fake, or "
+    "package.module:function"
 )
 # Model names that imply their provider.
-_FAMILIES = {"gpt": "openai", "o1": "openai", "o3": "openai", "o4": "openai", "claude": "anthropic"}
+_FAMILIES = {"gpt": "openai", "o1": "openai", "o3": "openai", "o4": "openai", "claude": "anthropic",
+             "gemini": "gemini"}  # fmt: skip
 
 
 def make_llm(model: str, *, settings: Settings, concurrency: int = 32) -> LLM:
@@ -41,7 +44,8 @@ def make_llm(model: str, *, settings: Settings, concurrency: int = 32) -> LLM:
     Call this on the asyncio loop of the model's calls.
 
     Args:
-        model: ``openai/NAME``, ``anthropic/NAME``, ``litellm/PROVIDER/NAME``, ``local``, ``fake``,
+        model: ``openai/NAME``, ``anthropic/NAME``, ``gemini/NAME``, ``litellm/PROVIDER/NAME``,
+            ``local``, ``fake``,
             ``package.module:function``, or what ``register_callable`` returned.
         settings: The folder of the local model's weights, the functions that may be imported, and
             the longest answer.
@@ -86,6 +90,12 @@ def _anthropic(name: str, concurrency: int, settings: Settings) -> LLM:
     return AnthropicLLM(name, concurrency=concurrency, max_output_kb=settings.max_output_kb)
 
 
+def _gemini(name: str, concurrency: int, settings: Settings) -> LLM:
+    from fanout.llm.gemini import GeminiLLM
+
+    return GeminiLLM(name, concurrency=concurrency, max_output_kb=settings.max_output_kb)
+
+
 def _litellm(name: str, _concurrency: int, _settings: Settings) -> LLM:
     from fanout.llm.litellm import LiteLLM
 
@@ -93,7 +103,7 @@ def _litellm(name: str, _concurrency: int, _settings: Settings) -> LLM:
 
 
 # Adapters are imported on first use: their dependencies are slow to import.
-_PROVIDERS = {"openai": _openai, "anthropic": _anthropic, "litellm": _litellm}
+_PROVIDERS = {"openai": _openai, "anthropic": _anthropic, "gemini": _gemini, "litellm": _litellm}
 
 
 def _wrap(found: object, concurrency: int) -> LLM:

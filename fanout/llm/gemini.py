@@ -1,0 +1,214 @@
+"""The adapter of Gemini's generateContent."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from fanout.core.errors import LLMError, ModelError
+from fanout.core.records import ErrorKind, Usage
+from fanout.llm.base import LLMReply, LLMRequest
+from fanout.llm.finish_reasons import require_answer
+from fanout.llm.http_errors import refused_in_success
+from fanout.llm.http_model import DEFAULT_OUTPUT_KB, HttpModel, header_value
+from fanout.llm.reply_bodies import text_or_none
+from fanout.llm.usage import token_count
+
+if TYPE_CHECKING:
+    from fanout.core.strict_schema import NativeSchema
+    from fanout.llm.http_client import HttpReply
+
+__all__ = ["GeminiLLM", "response_schema"]
+
+_BASE_URL = "https://generativelanguage.googleapis.com/v1beta"
+_NOT_FOUND = 404
+_ROLES = {"user": "user", "assistant": "model"}
+
+_encode = msgspec.json.Encoder().encode
+
+
+class GeminiLLM(HttpModel):
+    """A model behind Gemini's generateContent: see HttpModel."""
+
+    def __init__(
+        self, name: str, *, concurrency: int = 32, max_output_kb: int = DEFAULT_OUTPUT_KB
+    ) -> None:
+        super().__init__(
+            name,
+            provider="GEMINI",
+            base_url=os.environ.get("GEMINI_BASE_URL") or _BASE_URL,
+            key=os.environ.get("GEMINI_API_KEY") or os.environ.get("GOOGLE_API_KEY") or "",
+            headers={},
+            concurrency=concurrency,
+            max_output_kb=max_output_kb,
+        )
+        self._url = self._http.url(f"models/{self._http.quoted(name)}:generateContent")
+
+    def _request_headers(self) -> dict[str, str]:
+        headers = super()._request_headers()
+        # A key in a header of its own; a custom header may replace it by a token.
+        headers.setdefault("x-goog-api-key", header_value(self._key_variable, self._key))
+        if headers["authorization"].startswith("Bearer "):
+            bearer = headers["authorization"].removeprefix("Bearer ")
+            if bearer in {self._key, "none"}:
+                del headers["authorization"]
+        return headers
+
+    async def check(self) -> None:
+        """See LLM."""
+        if not self._key:
+            raise ModelError(
+                "GEMINI_API_KEY is not set; set it where the workers run", kind=ErrorKind.AUTH
+            )
+        reply = await self._ask(f"models/{self._http.quoted(self._name)}")
+        if reply.status == _NOT_FOUND and "not_found" in reply.error_details().codes:
+            raise self._refused(reply)
+
+    async def complete(self, request: LLMRequest) -> LLMReply:
+        """See LLM."""
+        reply = await self._http.post(self._url, self._body(request))
+        if not reply.is_success and self._learns_format(reply, request):
+            reply = await self._http.post(self._url, self._body(request))
+        if not reply.is_success:
+            raise self._error(reply)
+        return _reply(_content(reply, self._key))
+
+    def _body(self, request: LLMRequest) -> bytes:
+        native = self._native(request, "gemini")
+        schema = response_schema(native) if native is not None else None
+        chat = request.messages(in_words=schema is None)
+        system = chat.pop(0)["content"] if chat[0]["role"] == "system" else None
+        config = {
+            "temperature": request.temperature,
+            "maxOutputTokens": request.max_tokens,
+            "seed": request.seed,
+            "stopSequences": list(request.stop) or None,
+            "responseMimeType": "application/json" if schema is not None else None,
+            "responseSchema": schema,
+        }
+        body: dict[str, Any] = {
+            "contents": [
+                {"role": _ROLES[one["role"]], "parts": [{"text": one["content"]}]} for one in chat
+            ]
+        }
+        if system is not None:
+            body["systemInstruction"] = {"parts": [{"text": system}]}
+        given = {name: value for name, value in config.items() if value is not None}
+        if given:
+            body["generationConfig"] = given
+        return _encode(body)
+
+
+def response_schema(native: NativeSchema) -> dict[str, Any] | None:
+    """Return a schema as Gemini takes it: OpenAPI's form, without references.
+
+    None if it refers to itself. Source: Gemini's API reference, ``Schema``.
+    """
+    definitions = native.schema.get("$defs", {})
+    try:
+        return _openapi(native.schema, definitions, ())
+    except RecursionError:
+        return None
+
+
+def _openapi(
+    schema: dict[str, Any], definitions: dict[str, Any], within: tuple[str, ...]
+) -> dict[str, Any]:
+    reference = schema.get("$ref")
+    if isinstance(reference, str):
+        name = reference.rpartition("/")[2]
+        if name in within or name not in definitions:
+            raise RecursionError
+        return _openapi(definitions[name], definitions, (*within, name))
+    made = {
+        name: value
+        for name, value in schema.items()
+        if name not in {"$defs", "additionalProperties", "type", "properties", "items", "anyOf",
+                        "const", "enum"}
+    }  # fmt: skip
+    kinds = schema.get("type")
+    options = [one for one in schema.get("anyOf", ()) if one != {"type": "null"}]
+    kind = next((one for one in kinds if one != "null"), None) if isinstance(kinds, list) else kinds
+    if "null" in (kinds or ()) or len(options) < len(schema.get("anyOf", ())):
+        made["nullable"] = True
+    labels = [schema["const"]] if "const" in schema else schema.get("enum")
+    if labels is not None:
+        # Gemini's labels are text.
+        kind, made["enum"] = "string", [str(label) for label in labels if label is not None]
+    if kind is not None:
+        made["type"] = str(kind).upper()
+    if "properties" in schema:
+        made["properties"] = {
+            name: _openapi(one, definitions, within) for name, one in schema["properties"].items()
+        }
+        made["propertyOrdering"] = list(schema["properties"])
+    if "items" in schema:
+        made["items"] = _openapi(schema["items"], definitions, within)
+    if len(options) == 1:
+        return {**_openapi(options[0], definitions, within), **made}
+    if options:
+        made["anyOf"] = [_openapi(one, definitions, within) for one in options]
+    return made
+
+
+def _content(reply: HttpReply, key: str) -> dict[str, Any]:
+    """Return the JSON object in a success reply. Raises LLMError if it has no answer."""
+    try:
+        content = reply.json()
+    except ValueError as error:
+        raise _no_answer(str(error)) from None
+    if not isinstance(content, dict):
+        raise _no_answer("it is no object")
+    feedback = content.get("promptFeedback")
+    if isinstance(feedback, dict) and feedback.get("blockReason"):
+        raise LLMError(
+            ErrorKind.CONTENT_FILTER,
+            f"the provider refused the prompt ({str(feedback['blockReason'])[:40]})",
+            usage=_usage(content.get("usageMetadata")),
+        )
+    if content.get("candidates"):
+        return content
+    problem = refused_in_success(content, headers=reply.headers, secrets=(key,))
+    raise problem or _no_answer("it has no candidates")
+
+
+def _no_answer(reason: str) -> LLMError:
+    return LLMError(ErrorKind.SERVER_ERROR, f"the reply is not an answer: {reason}")
+
+
+def _reply(content: dict[str, Any]) -> LLMReply:
+    candidates = content["candidates"]
+    first = candidates[0] if isinstance(candidates, list) and candidates else {}
+    candidate = first if isinstance(first, dict) else {}
+    parts = candidate.get("content", {})
+    parts = parts.get("parts", []) if isinstance(parts, dict) else []
+    texts = [
+        part["text"]
+        for part in parts
+        if isinstance(part, dict) and isinstance(part.get("text"), str) and not part.get("thought")
+    ]
+    reply = LLMReply(
+        text="".join(texts),
+        usage=_usage(content.get("usageMetadata")),
+        model=text_or_none(content.get("modelVersion")),
+        response_id=text_or_none(content.get("responseId")),
+        finish_reason=text_or_none(candidate.get("finishReason")),
+    )
+    require_answer(reply)
+    return reply
+
+
+def _usage(counts: Any) -> Usage:
+    """Return the usage that the API reports for a call; an invalid count is unknown."""
+    counts = counts if isinstance(counts, dict) else {}
+    # Thoughts are billed as output.
+    answer = [token_count(counts.get("candidatesTokenCount", 0)),
+              token_count(counts.get("thoughtsTokenCount", 0))]  # fmt: skip
+    is_known = "promptTokenCount" in counts and None not in answer
+    return Usage(
+        calls=1,
+        input_tokens=token_count(counts.get("promptTokenCount")),
+        output_tokens=sum(one or 0 for one in answer) if is_known else None,
+    )
