@@ -59,6 +59,11 @@ _OPTIONS = [
     _option("--stop", "S", "A string that ends an answer; give several.", multiple=True),
     click.option("--output-format", type=click.Choice(["text", "json"]),
                  help="json refuses answers that are not JSON. [default: text]"),
+    _option("--schema", "FILE", "The JSON Schema of an answer. [default: any text]"),
+    _option("--choices", "A,B,...", "The labels of which an answer is one. [default: any text]"),
+    _option("--aggregate-schema", "FILE", "The JSON Schema of the aggregate. [default: any text]"),
+    _option("--max-reasks", "N",
+            "How often a wrong answer is sent back with what is wrong. [default: 2]"),
     _option("--context-tokens", "N",
             "The model's context window, in tokens. [default: as it is known]"),
     click.option("--split", type=click.Choice(get_args(SplitName)),
@@ -230,6 +235,10 @@ def _job_fields(path: Path, *, has_base: bool) -> dict[str, Any]:
         has_base: Whether an option says which folder its inputs are in.
     """
     fields = load_job(path)
+    for name in ("schema", "aggregate_schema"):
+        file = fields.get(name)
+        if isinstance(file, str) and not file.lstrip().startswith("{"):
+            fields[name] = str(path.parent / file)
     base = fields.get("base_dir")
     if isinstance(base, str):
         fields["base_dir"] = str(path.parent / base)

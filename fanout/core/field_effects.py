@@ -73,6 +73,9 @@ CONFLICTS = (
               lambda spec: spec.group_by not in ("aspect", "fanout.aspect") or bool(spec.aspects),
               "group_by: 'aspect' needs aspects, and there are none (a column of this name is "
               "column.aspect)"),
+    FieldRule(("schema", "choices"), ("schema", "choices"),
+              lambda spec: not (spec.schema and spec.choices),
+              "choices: give either schema or choices, and not both"),
     FieldRule((), (), lambda spec: spec.chunk_overlap_tokens < spec.chunk_tokens,
               "chunk_overlap_tokens: {spec.chunk_overlap_tokens} must be smaller than chunk_tokens "
               "({spec.chunk_tokens})"),
@@ -87,6 +90,16 @@ RULES = (
               lambda spec: spec.reduction == "llm",
               "has no effect with reduce {spec.reduction!r}; leave it out, or give an aggregate "
               "prompt, for a reduce by the model"),
+    FieldRule(("aggregate_schema",), ("reduce", "aggregate_prompt"),
+              lambda spec: spec.reduction == "llm",
+              "has no effect with reduce {spec.reduction!r}; leave it out, or give an aggregate "
+              "prompt, for a reduce by the model"),
+    FieldRule(("output_format",), ("schema", "choices"),
+              lambda spec: not (spec.schema or spec.choices),
+              "has no effect with schema or choices, which say more; leave it out"),
+    FieldRule(("max_reasks",), ("schema", "choices", "aggregate_schema"),
+              lambda spec: bool(spec.schema or spec.choices or spec.aggregate_schema),
+              "has no effect without schema or choices; leave it out, or give one"),
     FieldRule(("retries.base_wait_s", "retries.max_wait_s"), ("max_attempts",),
               lambda spec: spec.retries.max_attempts > 1,
               "has no effect with max_attempts 1, as no call is made again; leave it out, or allow "

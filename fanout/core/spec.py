@@ -17,6 +17,7 @@ from pydantic import (
     model_validator,
 )
 
+from fanout.core.answer_fields import Choices, Schema, SchemaField
 from fanout.core.errors import SpecError
 from fanout.core.field_effects import conflict
 from fanout.core.field_names import ALIASES, PARTS, canonical
@@ -52,7 +53,7 @@ SplitName = Literal["none", "lines", "tokens", "markdown", "sentences"]
 ReduceName = Literal["none", "concat", "merge", "vote", "rank", "llm"]
 
 
-class RunSpec(BaseModel):
+class RunSpec(SchemaField, BaseModel):  # type: ignore[misc]
     """One fan-out / fan-in job.
 
     Attributes:
@@ -88,6 +89,10 @@ class RunSpec(BaseModel):
         seed: Seed of the first answer; answer ``n`` uses ``seed + n``. It also seeds ``sample``.
         stop: Strings that end an answer.
         output_format: ``json`` refuses an answer that is not JSON (kind ``invalid_output``).
+        schema: The JSON Schema of an answer, which is then stored as JSON.
+        choices: The labels of which an answer is one.
+        aggregate_schema: The JSON Schema of an LLM aggregate.
+        max_reasks: How often an answer without its shape is sent back with what is wrong.
         split: How a document becomes chunks.
         chunk_tokens: The largest chunk, in estimated tokens.
         chunk_overlap_tokens: The overlap of neighbouring chunks, in estimated tokens.
@@ -140,6 +145,9 @@ class RunSpec(BaseModel):
     seed: Annotated[int | None, NUMBER] = None
     stop: Annotated[tuple[str, ...], BeforeValidator(as_tuple)] = ()
     output_format: Literal["text", "json"] = "text"
+    choices: Choices = ()
+    aggregate_schema: Schema = None
+    max_reasks: Annotated[int, Field(ge=0, le=10), NUMBER] = 2
 
     split: SplitName = "none"
     chunk_tokens: Annotated[int, Field(ge=1), NUMBER] = 1000

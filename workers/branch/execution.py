@@ -41,6 +41,7 @@ from workers.telemetry.reports import Calls
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from fanout.core.answer_shape import AnswerShape
     from fanout.core.ids import BranchId, ShardId, StageId
     from fanout.core.records import BranchRef, Chunk
     from fanout.core.spec import RunSpec
@@ -316,7 +317,8 @@ async def _call(
     template = runs.template(shard_id.stage_id, ref.aspect)
     limit = spec.max_tokens if stage == 0 else spec.aggregate_max_tokens
     prompt = template.render(_values(chunk, ref), chunk.columns)
-    request = _request(spec, prompt, limit, ref.sample)
+    shape = runs.shape(run_id, is_aggregate=stage > 0)
+    request = _request(spec, prompt, limit, ref.sample, shape)
     calls.asks(spec.model, request)
     is_reading = spec.model == READER_MODEL
     wants_json = stage == 0 and spec.output_format == "json"
@@ -333,6 +335,7 @@ async def _call(
             request,
             policy=spec.retries,
             timeout_s=spec.timeout_s,
+            max_reasks=spec.max_reasks,
             validate=validate_json if wants_json else None,
             gate=claim.gate(models.limiter.gate(spec.model, spec.rate.rates), spec.timeout_s),
             # A document may be larger than an answer.
@@ -358,7 +361,9 @@ def _values(chunk: Chunk, ref: BranchRef) -> dict[str, str]:
     }
 
 
-def _request(spec: RunSpec, prompt: str, max_tokens: int | None, sample: int) -> LLMRequest:
+def _request(
+    spec: RunSpec, prompt: str, max_tokens: int | None, sample: int, shape: AnswerShape | None
+) -> LLMRequest:
     return LLMRequest(
         prompt=prompt,
         system=spec.system,
@@ -366,6 +371,7 @@ def _request(spec: RunSpec, prompt: str, max_tokens: int | None, sample: int) ->
         max_tokens=max_tokens,
         seed=None if spec.seed is None else spec.seed + sample,
         stop=spec.stop,
+        shape=shape,
     )
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
+from fanout.core.answer_shape import AnswerShape, shape_of
 from fanout.core.errors import StoredDataError
 from fanout.core.spec import RunSpec
 from fanout.inputs.prompts import Template
@@ -36,6 +37,7 @@ class RunCaches:
         specs: The spec of a run id.
         indices: The indices of the branches of a shard.
         shards: The shard of a shard id.
+        shape: Returns the shape of the answers of a run, or of its aggregates; None is any text.
         template: Returns the prompt template of a stage and an aspect.
     """
 
@@ -45,6 +47,7 @@ class RunCaches:
         self.specs = LoadingCache(self._load_spec, loaders, size=_SPECS)
         self.indices = LoadingCache(store.indices, loaders, size=_SHARDS * 8)
         self.shards = LoadingCache(store.shard, loaders, size=_SHARDS)
+        self.shape = lru_cache(maxsize=_SPECS * 2)(self._load_shape)
         self.template = lru_cache(maxsize=_SPECS * 8)(self._load_template)
 
     def _load_spec(self, run_id: str) -> RunSpec:
@@ -63,6 +66,12 @@ class RunCaches:
         if stage_id.stage:
             return Template.parse(spec.aggregate_prompt or "{input}", field="aggregate_prompt")
         return Template.parse(spec.prompts[aspect])
+
+    def _load_shape(self, run_id: str, *, is_aggregate: bool) -> AnswerShape | None:
+        spec = self.specs.get(run_id)
+        if is_aggregate:
+            return shape_of(spec.aggregate_schema)
+        return shape_of(spec.schema, spec.choices)
 
     def close(self) -> None:
         """End the threads that load."""

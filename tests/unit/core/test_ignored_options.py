@@ -37,11 +37,12 @@ from fanout.llm.callables import CallableLLM, register_callable, unregister_call
 NOBODY = "redis://127.0.0.1:9/0"
 JOB = {"model": "fake", "prompt": "{input}"}
 SUMMED = {"aggregate_prompt": "{input}"}
+STRING = '{"type": "string"}'
 
 # The fields of a job that have an effect in any job: some code reads them.
 ALWAYS = {
     "inputs", "max_document_mb", "read_on", "strict", "model", "prompt", "aspects", "samples", "system",
-    "temperature", "max_tokens", "stop", "output_format", "split", "reduce", "aggregate_prompt",
+    "temperature", "max_tokens", "stop", "schema", "choices", "split", "reduce", "aggregate_prompt",
     "group_by", "min_success", "max_workers", "priority", "timeout_s", "deadline_s", "max_attempts",
     "max_elapsed_s", "requests_per_minute", "tokens_per_minute", "sample", "limit",
 }  # fmt: skip
@@ -53,6 +54,9 @@ SOMETIMES: dict[str, tuple[Any, list[Any], list[Any]]] = {
     "aggregate_max_tokens": (9, [SUMMED, {**SUMMED, "reduce": "llm"}],
                              [{}, {"reduce": "none"}, {"reduce": "vote"}]),
     "context_tokens": (999, [SUMMED], [{}, {"reduce": "concat"}]),
+    "aggregate_schema": (STRING, [SUMMED], [{}, {"reduce": "vote"}]),
+    "output_format": ("json", [{}], [{"choices": "a,b"}, {"schema": STRING}]),
+    "max_reasks": (1, [{"choices": "a,b"}, {"schema": STRING}], [{}]),
     "base_wait_s": (1.0, [{}, {"max_attempts": 2}], [{"max_attempts": 1}]),
     "max_wait_s": (1.0, [{}, {"max_attempts": 2}], [{"max_attempts": 1}]),
     "seed": (3, [{}, {"model": "openai/m"}], [{"model": "anthropic/m"}]),
@@ -178,6 +182,10 @@ OVERRULED: list[tuple[dict[str, Any], list[str], set[str]]] = [
     ({"retries": {"base_wait_s": 99, "max_wait_s": 3}}, ["--max-attempts", "1"],
      {"base_wait_s", "max_wait_s"}),
     ({"text_column": "x", "delimiter": ";", "base_dir": "."}, ["INPUT"], set()),
+    ({"schema": {"type": "string"}, "max_reasks": 1}, ["--choices", "a,b"], {"schema"}),
+    ({"output_format": "json"}, ["--choices", "a,b"], {"output_format"}),
+    ({"choices": ["a", "b"]}, ["--schema", STRING], {"choices"}),
+    ({"max_reasks": 1}, ["--aggregate", "{input}", "--aggregate-schema", STRING], set()),
 ]  # fmt: skip
 
 
@@ -402,7 +410,9 @@ TO_FUNCTIONS = {"system": "s", "temperature": 0.5, "max_tokens": 9, "seed": 3, "
 
 
 def test_every_field_that_a_request_has_is_known_of_functions():
-    asked = {name for name in LLMRequest.__struct_fields__ if name != "prompt"}
+    # The answer of a function is checked as well, and what is wrong comes with the next prompt.
+    taken = {"prompt", "shape", "turns"}
+    asked = {name for name in LLMRequest.__struct_fields__ if name not in taken}
     assert asked == TO_FUNCTIONS.keys()
     assert {field for rule in FUNCTION_RULES for field in rule.fields} == asked
 

@@ -242,7 +242,8 @@ VALUES = {
     "inputs": "a.txt", "base_dir": "/x", "text_column": "t", "delimiter": ";", "sheet": "s",
     "encoding": "utf-16", "parse_timeout_s": 9, "max_document_mb": 2,
     "model": "fake", "prompt": "{input}", "samples": 2, "system": "s", "temperature": 0.5,
-    "max_tokens": 9, "seed": 3, "stop": ["."], "output_format": "json", "split": "lines",
+    "max_tokens": 9, "seed": 3, "stop": ["."], "output_format": "json", "schema": '{"type": "string"}',
+    "choices": "a,b", "aggregate_schema": '{"type": "string"}', "max_reasks": 1, "split": "lines",
     "chunk_tokens": 50, "chunk_overlap_tokens": 0, "reduce": "vote", "aggregate_prompt": "{input}",
     "aggregate_max_tokens": 9, "group_by": "document", "context_tokens": 999, "min_success": 0.5,
     "max_workers": 3, "priority": 2, "timeout_s": 7, "deadline_s": 9, "strict": True, "max_attempts": 2,
@@ -256,6 +257,8 @@ NEEDS = {
     "chunk_overlap_tokens": {"split": "tokens"},
     "aggregate_max_tokens": {"aggregate_prompt": "{input}"},
     "context_tokens": {"aggregate_prompt": "{input}"},
+    "aggregate_schema": {"aggregate_prompt": "{input}"},
+    "max_reasks": {"choices": "a,b"},
 }
 FLAT = [name for name in RunSpec.model_fields if name not in {"retries", "rate"}] + list(PARTS)
 NAMES = [*FLAT, *ALIASES]

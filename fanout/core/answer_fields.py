@@ -1,0 +1,101 @@
+"""The fields of a job that say what answers must be: their forms, and how these become JSON Schemas."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+from pydantic import BeforeValidator, TypeAdapter
+from pydantic.errors import PydanticSchemaGenerationError, PydanticUserError
+
+from fanout.core.answer_shape import checked_schema
+from fanout.core.errors import SpecError
+
+__all__ = ["Choices", "Schema", "SchemaField", "is_type", "type_schema"]
+
+_FORMS = "a JSON Schema, the path of a file with one, or in Python a type"
+
+
+def is_type(value: object) -> bool:
+    """Say whether a schema is given as a type of Python, such as a pydantic model or ``list[int]``."""
+    return value is not None and not isinstance(value, (str, Mapping, Path))
+
+
+def type_schema(kind: Any, *, field: str) -> dict[str, Any]:
+    """Return the JSON Schema of a type.
+
+    Args:
+        kind: A pydantic model, dataclass, TypedDict, ``Literal``, ``list[...]`` and the like.
+        field: The job's field, for messages.
+
+    Raises:
+        SpecError: It has no JSON Schema.
+    """
+    try:
+        return TypeAdapter(kind).json_schema()
+    except (PydanticSchemaGenerationError, PydanticUserError, TypeError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise SpecError(f"must be {_FORMS} (got {kind!r}: {reason})", field=field) from None
+
+
+def _schema(value: object) -> object:
+    """Return a JSON Schema as a dict, however it is given."""
+    if value is None:
+        return None
+    try:
+        return checked_schema(_as_mapping(value), field="")
+    except SpecError as error:
+        raise ValueError(error.reason) from None
+
+
+def _as_mapping(value: object) -> Mapping[str, Any]:
+    if isinstance(value, Mapping):
+        return value
+    if not isinstance(value, (str, Path)):
+        return type_schema(value, field="")
+    text = str(value)
+    if not text.lstrip().startswith("{"):
+        try:
+            text = Path(value).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+            raise SpecError(f"must be {_FORMS}; the file cannot be read: {reason}") from None
+    try:
+        made = msgspec.json.decode(text)
+    except msgspec.DecodeError as error:
+        raise SpecError(f"is not JSON: {error}") from None
+    if not isinstance(made, dict):
+        raise SpecError("must be a JSON Schema: an object")
+    return made
+
+
+def _choices(value: object) -> object:
+    """Return labels as a tuple; a text has them between commas."""
+    if isinstance(value, str):
+        value = tuple(part.strip() for part in value.split(","))
+    if not isinstance(value, (list, tuple)):
+        return value
+    labels = tuple(str(one).strip() if isinstance(one, (str, int)) else one for one in value)
+    twice = next((one for at, one in enumerate(labels) if one in labels[:at]), None)
+    if twice is not None:
+        msg = f"has {twice!r} twice"
+        raise ValueError(msg)
+    if labels and (len(labels) < 2 or "" in labels):  # noqa: PLR2004 - two are a choice
+        msg = "must be two labels or more, none of them empty"
+        raise ValueError(msg)
+    return labels
+
+
+Schema = Annotated[dict[str, Any] | None, BeforeValidator(_schema)]
+Choices = Annotated[tuple[str, ...], BeforeValidator(_choices)]
+
+
+class SchemaField:
+    """The field ``schema`` of a job.
+
+    In a class of its own, as pydantic warns of a field whose class redefines a name of BaseModel.
+    """
+
+    schema: Schema = None
