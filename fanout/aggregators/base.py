@@ -20,6 +20,7 @@ class Item(msgspec.Struct, frozen=True, kw_only=True):
     index: int
     document: str
     aspect: str | None = None
+    model: str | None = None
     sample: int = 0
     group: str = ""
     output: str | None = None

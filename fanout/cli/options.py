@@ -15,6 +15,7 @@ from fanout.core.field_effects import CONFLICTS, READING, RULES, require_used
 from fanout.core.field_names import PARTS, canonical
 from fanout.core.job_files import load_job
 from fanout.core.spec import ReduceName, RunSpec, SplitName, make_spec
+from fanout.core.spec_fields import with_models
 from fanout.inputs.documents.files import RUN, STDIN
 from fanout.inputs.documents.urls import with_base
 
@@ -36,9 +37,10 @@ def _option(names: str, metavar: str, text: str, **more: Any) -> Callable[..., A
 
 
 _OPTIONS = [
-    _option("--model -m", "M",
-            "openai/NAME, anthropic/NAME, litellm/NAME, local, fake, or "
-            "package.module:function [default: $FANOUT_MODEL]"),
+    _option("--model --models -m model", "M",
+            "openai/NAME, anthropic/NAME, gemini/NAME, litellm/NAME, local, fake, or "
+            "package.module:function; several are each asked [default: $FANOUT_MODEL]",
+            multiple=True),
     _option("--prompt -p", "P", "What to ask of each chunk; {input} is it."),
     _option("--aspect --aspects aspects", "NAME=P",
             "A named prompt; give several to ask several questions of each chunk.", multiple=True),
@@ -192,13 +194,13 @@ def _fields(
     job: Path | None, inputs: tuple[str, ...], given: dict[str, Any], settings: Settings
 ) -> dict[str, Any]:
     fields = canonical(_job_fields(job, has_base="base_dir" in given)) if job else {}
-    for name, value in canonical(given).items():
+    for name, value in with_models(canonical(given)).items():
         # An option wins over its own field, not over the others of the same part.
         part = fields.get(name) if name in PARTS.values() else None
         fields[name] = {**part, **value} if isinstance(part, dict) else value
     if inputs:
         fields["inputs"] = inputs
-    if "model" not in fields:
+    if not fields.get("model") and not fields.get("models"):
         if settings.model is None:
             raise SpecError("is required: give --model, or set FANOUT_MODEL", field="model")
         fields["model"] = settings.model

@@ -265,8 +265,10 @@ class ParallelCalls:
         if is_callable_model(self._model) and not self._finalizer.alive:
             raise RunError("this runner is closed, and its function forgotten: make another one")
         own = {"model": self._model, "max_workers": self._max_workers}
-        fields = {name: value for name, value in given.items() if value is not None}
-        return make_spec(**{**own, **canonical(fields)})
+        fields = canonical({name: value for name, value in given.items() if value is not None})
+        if fields.get("models"):
+            del own["model"]
+        return make_spec(**{**own, **fields})
 
     def resume(
         self,

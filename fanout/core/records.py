@@ -25,7 +25,7 @@ __all__ = [
     "RunStatus",
     "Shard",
     "Usage",
-    "branch_ref",
+    "Variants",
     "total_usage",
 ]
 
@@ -156,24 +156,47 @@ class Shard(_Record, frozen=True, kw_only=True):
 
 
 class BranchRef(msgspec.Struct, frozen=True, kw_only=True):
-    """The chunk, aspect and sample of a branch.
+    """The chunk, aspect, model and sample of a branch.
 
     Attributes:
         chunk: The stage-wide index of its chunk.
         aspect: The name of its prompt, or None if the run has a single prompt.
+        model: The model that it asks; None if the branch decides that itself.
         sample: The 0-based number of the sample.
     """
 
     chunk: int
     aspect: str | None
+    model: str | None
     sample: int
 
 
-def branch_ref(index: int, aspects: tuple[str | None, ...], samples: int) -> BranchRef:
-    """Return chunk, aspect and sample of the branch ``index``; the sample varies fastest."""
-    rest, sample = divmod(index, samples)
-    chunk, aspect = divmod(rest, len(aspects))
-    return BranchRef(chunk=chunk, aspect=aspects[aspect], sample=sample)
+class Variants(msgspec.Struct, frozen=True, kw_only=True):
+    """The branches of each chunk: aspects x models x samples; the sample varies fastest.
+
+    Attributes:
+        aspects: The names of the prompts; ``(None,)`` for a single one.
+        models: The models that each prompt goes to.
+        samples: The number of branches with the same prompt and model.
+    """
+
+    aspects: tuple[str | None, ...] = (None,)
+    models: tuple[str | None, ...] = (None,)
+    samples: int = 1
+
+    @property
+    def count(self) -> int:
+        """The branches of each chunk."""
+        return len(self.aspects) * len(self.models) * self.samples
+
+    def ref(self, index: int) -> BranchRef:
+        """Return chunk, aspect, model and sample of the branch ``index``."""
+        rest, sample = divmod(index, self.samples)
+        rest, model = divmod(rest, len(self.models))
+        chunk, aspect = divmod(rest, len(self.aspects))
+        return BranchRef(
+            chunk=chunk, aspect=self.aspects[aspect], model=self.models[model], sample=sample
+        )
 
 
 class Usage(_Record, frozen=True, kw_only=True):
@@ -226,6 +249,12 @@ class Outcome(_Record, frozen=True, kw_only=True):
         elapsed_s: Seconds from the first call to the end, waits included.
         ended_at: Seconds since the epoch, by the clock of the process that recorded the outcome;
             0 if unknown.
+        model: The model that answered, where it is not the one that the branch asks first.
+        finish_reason: Why the last answer ended, in the provider's words; None if it did not say.
+        confidence: The probability of the chosen label by the model, 0 to 1; None if unknown.
+        votes: How often each answer was given, if the branch asked until one had a majority.
+        samples: How many answers it asked for until then; 0 if it does not vote.
+        usage_of: The usage by model, if the branch called several.
     """
 
     index: int
@@ -236,6 +265,12 @@ class Outcome(_Record, frozen=True, kw_only=True):
     usage: Usage = Usage()
     elapsed_s: float = 0.0
     ended_at: float = 0.0
+    model: str | None = None
+    finish_reason: str | None = None
+    confidence: float | None = None
+    votes: dict[str, int] = {}
+    samples: int = 0
+    usage_of: dict[str, Usage] = {}
 
     @property
     def ok(self) -> bool:

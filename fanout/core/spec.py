@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from difflib import get_close_matches
+from functools import cached_property
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -22,14 +23,17 @@ from fanout.core.errors import SpecError
 from fanout.core.field_effects import conflict
 from fanout.core.field_names import ALIASES, PARTS, canonical
 from fanout.core.field_words import wrong_value
+from fanout.core.records import Variants
 from fanout.core.spec_fields import (
     NUMBER,
     PART_CONFIG,
+    Models,
     RateSpec,
     RetrySpec,
     as_tuple,
     checked_condition,
     pointed,
+    with_models,
 )
 from fanout.core.spec_fields import (
     delimiter as as_delimiter,
@@ -79,7 +83,9 @@ class RunSpec(SchemaField, BaseModel):  # type: ignore[misc]
             which need to reach them under the same paths or URLs.
         strict: Refuse an input with a document that cannot be used, or a file of an unknown kind,
             instead of leaving it out.
-        model: ``provider/model``, ``local``, ``fake``, or ``package.module:callable``.
+        model: ``provider/model``, ``local``, ``fake``, or ``package.module:callable``; the first of
+            ``models``, if these are given.
+        models: Several models, to each of which every prompt goes.
         prompt: The template of each branch; ``{input}`` is the chunk.
         aspects: Named templates in place of ``prompt``; each is applied to every chunk.
         samples: The number of answers for each chunk and aspect.
@@ -134,6 +140,7 @@ class RunSpec(SchemaField, BaseModel):  # type: ignore[misc]
     model: Annotated[
         str, Field(min_length=1, max_length=512, validation_alias=AliasChoices("model", "llm"))
     ]
+    models: Models = ()
     prompt: Annotated[
         str | None, Field(validation_alias=AliasChoices("prompt", "branch_prompt"))
     ] = None
@@ -172,7 +179,7 @@ class RunSpec(SchemaField, BaseModel):  # type: ignore[misc]
     @model_validator(mode="before")
     @classmethod
     def _own_names(cls, fields: Any) -> Any:
-        return canonical(fields) if isinstance(fields, Mapping) else fields
+        return with_models(canonical(fields)) if isinstance(fields, Mapping) else fields
 
     @model_validator(mode="after")
     def _fields_fit_together(self) -> Self:
@@ -205,10 +212,17 @@ class RunSpec(SchemaField, BaseModel):  # type: ignore[misc]
         """The aspects in order; ``(None,)`` for a single prompt."""
         return tuple(self.prompts)
 
+    @cached_property
+    def variants(self) -> Variants:
+        """The branches of each chunk."""
+        return Variants(
+            aspects=self.aspect_names, models=self.models or (self.model,), samples=self.samples
+        )
+
     @property
     def branches_per_chunk(self) -> int:
-        """Aspects x samples."""
-        return len(self.aspect_names) * self.samples
+        """Aspects x models x samples."""
+        return self.variants.count
 
 
 def _is_utf8(value: object) -> bool:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import codecs
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from fanout.core.cells import with_point
 from fanout.core.conditions import parse_condition
+from fanout.core.errors import SpecError
 from fanout.core.rate_limits import Rates
 
-__all__ = ["NUMBER", "PART_CONFIG", "RateSpec", "RetrySpec", "as_tuple", "checked_condition",
-           "delimiter", "encoding", "pointed", "sheet"]  # fmt: skip
+__all__ = ["NUMBER", "PART_CONFIG", "Models", "RateSpec", "RetrySpec", "as_tuple",
+           "checked_condition", "delimiter", "encoding", "pointed", "sheet",
+           "with_models"]  # fmt: skip
 
 
 def encoding(value: object) -> object:
@@ -73,6 +75,38 @@ def as_tuple(value: object) -> object:
     """Return a single string as a tuple of one."""
     return (value,) if isinstance(value, str) else value
 
+
+def _models(value: object) -> object:
+    """Return the names of models as a tuple. Raises ValueError if one is there twice."""
+    names = as_tuple(value)
+    if isinstance(names, (list, tuple)):
+        twice = next((one for at, one in enumerate(names) if one in names[:at]), None)
+        if twice is not None:
+            msg = f"has {twice!r} twice: samples asks one model several times"
+            raise ValueError(msg)
+    return names
+
+
+def with_models(fields: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields of a job with both the first model and all of several.
+
+    ``model`` may be a list; one model, however it is given, is ``model`` alone.
+    """
+    model, models = as_tuple(fields.get("model")), as_tuple(fields.get("models"))
+    if isinstance(model, (list, tuple)) and len(model) > 1 and not models:
+        models = model
+    if not isinstance(models, (list, tuple)) or not models:
+        if isinstance(model, (list, tuple)) and len(model) == 1:
+            return {**fields, "model": model[0], "models": ()}
+        return fields
+    if model not in (None, models[:1], tuple(models[:1]), models):
+        msg = "give either model or models, and not both"
+        raise SpecError(msg, field="models")
+    return {**fields, "model": models[0], "models": models if len(models) > 1 else ()}
+
+
+_ModelName = Annotated[str, Field(min_length=1, max_length=512)]
+Models = Annotated[tuple[_ModelName, ...], BeforeValidator(_models)]
 
 # A number as Python, JSON and YAML have it: also one of numpy, and 4.0 as a whole number.
 NUMBER = BeforeValidator(_number)

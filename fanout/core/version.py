@@ -9,4 +9,5 @@ __all__ = ["WIRE_VERSION"]
 #   2: runs have turns in the queue of branches, and jobs have fields that version 1 refuses.
 #   3: branches are published whole, and have no feed.
 #   4: columns of rows have their types.
-WIRE_VERSION = 4
+#   5: a chunk has a branch for each model.
+WIRE_VERSION = 5

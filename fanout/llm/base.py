@@ -15,7 +15,7 @@ __all__ = ["LLM", "LLMReply", "LLMRequest", "Turn", "unexpected"]
 
 
 class Turn(msgspec.Struct, frozen=True):
-    """An answer in a conversation, and what the user said to it."""
+    """An answer in a conversation, and the reply to it."""
 
     answer: str
     reply: str

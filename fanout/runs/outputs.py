@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fanout.core.records import branch_ref
 from fanout.inputs.documents.rows import DEFAULT_TEXT_COLUMN, EMPTY
 from fanout.policy.packing import shard_chunk
 from fanout.runs.results import Output
@@ -18,8 +17,9 @@ __all__ = ["output_of"]
 
 def output_of(spec: RunSpec, shard: Shard, outcome: Outcome, *, with_text: bool) -> Output:
     """Return the branch of an outcome, with its chunk's text if that is wanted, or is a cell of a row."""
-    ref = branch_ref(outcome.index, spec.aspect_names, spec.samples)
-    chunk = shard_chunk(shard, outcome.index, spec.branches_per_chunk)
+    variants = spec.variants
+    ref = variants.ref(outcome.index)
+    chunk = shard_chunk(shard, outcome.index, variants.count)
     return Output(
         index=outcome.index,
         document=chunk.document,
@@ -29,6 +29,7 @@ def output_of(spec: RunSpec, shard: Shard, outcome: Outcome, *, with_text: bool)
         start=chunk.start,
         end=chunk.end,
         aspect=ref.aspect,
+        model=outcome.model or ref.model,
         sample=ref.sample,
         output=outcome.output,
         kind=outcome.kind,
@@ -37,6 +38,11 @@ def output_of(spec: RunSpec, shard: Shard, outcome: Outcome, *, with_text: bool)
         usage=outcome.usage,
         elapsed_s=outcome.elapsed_s,
         ended_at=outcome.ended_at,
+        finish_reason=outcome.finish_reason,
+        confidence=outcome.confidence,
+        votes=outcome.votes,
+        samples=outcome.samples,
+        usage_of=outcome.usage_of,
         columns=chunk.columns,
         text_at=chunk.text_at,
         text_column=_text_column(spec, chunk),

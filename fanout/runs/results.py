@@ -59,6 +59,12 @@ class Output:
         usage: Their usage.
         elapsed_s: Seconds from the first call to the end, waits included.
         ended_at: When it ended, in seconds since the epoch; 0 if unknown.
+        model: The model that answered, or the last that was asked.
+        finish_reason: Why the last answer ended, in the provider's words; None if it did not say.
+        confidence: The probability of the chosen label by the model, 0 to 1; None if unknown.
+        votes: How often each answer was given, if the branch asked until one had a majority.
+        samples: How many answers it asked for until then; 0 if it does not vote.
+        usage_of: The usage by model, if the branch called several.
         columns: The other columns of the document's row: JSON values.
         text_at: The position of the text among the columns of the row; None if it is no row.
         text_column: The name of the text's column; None if it is no row.
@@ -83,6 +89,12 @@ class Output:
     usage: Usage
     elapsed_s: float
     ended_at: float = 0.0
+    model: str | None = None
+    finish_reason: str | None = None
+    confidence: float | None = None
+    votes: dict[str, int] = field(default_factory=dict)
+    samples: int = 0
+    usage_of: dict[str, Usage] = field(default_factory=dict)
     columns: dict[str, Cell] = field(default_factory=dict)
     text_at: int | None = None
     text_column: str | None = None
@@ -127,7 +139,8 @@ class Result:
     Attributes:
         run_id: The run's id.
         status: How it ended.
-        branches: Every branch in input order: chunks x aspects x samples, samples fastest.
+        branches: Every branch in input order: chunks x aspects x models x samples, samples
+            fastest.
         aggregated: The aggregate; by group if the run has groups; None if there is none.
         notes: Remarks of the aggregator, such as a tie or answers that it left out.
         reduce_errors: The calls of an LLM aggregate that failed.

@@ -20,7 +20,7 @@ from fanout.core.errors import (
 )
 from fanout.core.exhaustion import is_exhausted
 from fanout.core.model_names import READER_MODEL
-from fanout.core.records import ErrorKind, Outcome, RunStatus, branch_ref, total_usage
+from fanout.core.records import ErrorKind, Outcome, RunStatus, Variants, total_usage
 from fanout.core.redaction import redacted
 from fanout.core.state import RecordRequest
 from fanout.core.units import page_range
@@ -259,6 +259,8 @@ def _presentable(outcome: Outcome) -> Outcome:
     return structs.replace(outcome, message=redacted(outcome.message)[:_MAX_MESSAGE])
 
 
+# The branches of a reduce stage: one for each chunk.
+_SINGLE = Variants()
 _LOST = "the server has lost the input of this branch"
 
 
@@ -309,9 +311,9 @@ async def _call(
     runs = context.runs
     spec = await runs.specs(run_id)
     shard = await runs.shards(shard_id)
-    aspects, samples = (spec.aspect_names, spec.samples) if stage == 0 else ((None,), 1)
-    ref = branch_ref(index, aspects, samples)
-    chunk = shard_chunk(shard, index, len(aspects) * samples)
+    variants = spec.variants if stage == 0 else _SINGLE
+    ref = variants.ref(index)
+    chunk = shard_chunk(shard, index, variants.count)
     if chunk.error is not None:
         return Outcome(index=index, kind=ErrorKind.BAD_REQUEST, message=chunk.error)
     template = runs.template(shard_id.stage_id, ref.aspect)
@@ -319,15 +321,16 @@ async def _call(
     prompt = template.render(_values(chunk, ref), chunk.columns)
     shape = runs.shape(run_id, is_aggregate=stage > 0)
     request = _request(spec, prompt, limit, ref.sample, shape)
-    calls.asks(spec.model, request)
-    is_reading = spec.model == READER_MODEL
+    model = ref.model or spec.model
+    calls.asks(model, request)
+    is_reading = model == READER_MODEL
     wants_json = stage == 0 and spec.output_format == "json"
     models = context.models
-    llm = models.made.get(spec.model)
+    llm = models.made.get(model)
     if llm is None:
         # Loading a model may take long; the calls then report progress.
         claim.waits()
-        llm = await models.get(spec.model)
+        llm = await models.get(model)
     result = await models.in_flight.call(
         run_id,
         complete_with_retries(
@@ -337,7 +340,7 @@ async def _call(
             timeout_s=spec.timeout_s,
             max_reasks=spec.max_reasks,
             validate=validate_json if wants_json else None,
-            gate=claim.gate(models.limiter.gate(spec.model, spec.rate.rates), spec.timeout_s),
+            gate=claim.gate(models.limiter.gate(model, spec.rate.rates), spec.timeout_s),
             # A document may be larger than an answer.
             max_output_kb=None if is_reading else context.settings.max_output_kb,
             observe=calls.attempts.append,

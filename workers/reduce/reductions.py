@@ -20,7 +20,7 @@ from fanout.aggregators import (
 )
 from fanout.core.errors import SpecError
 from fanout.core.ids import StageId
-from fanout.core.records import Chunk, ErrorKind, RunStatus, branch_ref
+from fanout.core.records import Chunk, ErrorKind, RunStatus
 from fanout.core.tokens import estimate_tokens
 from fanout.llm import context_tokens
 from fanout.policy.packing import pack, shard_chunk
@@ -93,11 +93,12 @@ def _branches(context: WorkerContext, stage_id: StageId) -> Iterator[tuple[Chunk
 
 def _items(context: WorkerContext, run_id: str, spec: RunSpec) -> Iterator[Item]:
     for chunk, outcome in _branches(context, StageId(run_id, 0)):
-        ref = branch_ref(outcome.index, spec.aspect_names, spec.samples)
+        ref = spec.variants.ref(outcome.index)
         yield Item(
             index=outcome.index,
             document=chunk.document,
             aspect=ref.aspect,
+            model=outcome.model or ref.model,
             sample=ref.sample,
             group=group_key(
                 spec.group_by, document=chunk.document, aspect=ref.aspect, columns=chunk.columns

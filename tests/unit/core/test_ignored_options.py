@@ -41,8 +41,8 @@ STRING = '{"type": "string"}'
 
 # The fields of a job that have an effect in any job: some code reads them.
 ALWAYS = {
-    "inputs", "max_document_mb", "read_on", "strict", "model", "prompt", "aspects", "samples", "system",
-    "temperature", "max_tokens", "stop", "schema", "choices", "split", "reduce", "aggregate_prompt",
+    "inputs", "max_document_mb", "read_on", "strict", "model", "models", "prompt", "aspects", "samples",
+    "system", "temperature", "max_tokens", "stop", "schema", "choices", "split", "reduce", "aggregate_prompt",
     "group_by", "min_success", "max_workers", "priority", "timeout_s", "deadline_s", "max_attempts",
     "max_elapsed_s", "requests_per_minute", "tokens_per_minute", "sample", "limit",
 }  # fmt: skip
@@ -94,7 +94,7 @@ def test_every_field_of_a_job_is_read_by_what_does_the_job(name):
         and not path.name.startswith("spec")
     ]
     own = {
-        "prompt": "prompts", "aspects": "prompts", "reduce": "reduction",
+        "prompt": "prompts", "aspects": "prompts", "reduce": "reduction", "models": "variants",
         **dict.fromkeys(("requests_per_minute", "tokens_per_minute"), "rates"),
     }.get(name, name)  # fmt: skip
     read = re.compile(rf"(?:spec|policy|_spec|rate)\.{own}\b")

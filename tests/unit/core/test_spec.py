@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import re
 from contextlib import nullcontext
+from itertools import product
 from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,9 +20,9 @@ from fanout.client.client import Client
 from fanout.core.errors import InputError, RunError, SpecError
 from fanout.core.field_names import ALIASES, PARTS
 from fanout.core.job_files import load_job
-from fanout.core.records import branch_ref
+from fanout.core.records import Variants
 from fanout.core.settings import load_settings
-from fanout.core.spec import RunSpec, make_spec
+from fanout.core.spec import RunSpec, make_spec, stored_spec
 from fanout.core.spec_fields import RateSpec, RetrySpec
 
 if TYPE_CHECKING:
@@ -190,12 +191,34 @@ def test_a_spec_survives_its_json():
     assert again.branches_per_chunk == 4
 
 
-def test_branches_are_chunks_by_aspects_by_samples():
-    refs = [branch_ref(i, ("a", "b"), 2) for i in range(8)]
-    order = [(ref.chunk, ref.aspect, ref.sample) for ref in refs]
-    assert order == [
-        (chunk, aspect, sample) for chunk in (0, 1) for aspect in ("a", "b") for sample in (0, 1)
-    ]
+def test_branches_are_chunks_by_aspects_by_models_by_samples():
+    variants = Variants(aspects=("a", "b"), models=("m", "n"), samples=2)
+    refs = [variants.ref(index) for index in range(2 * variants.count)]
+    order = [(ref.chunk, ref.aspect, ref.model, ref.sample) for ref in refs]
+    assert order == list(product((0, 1), ("a", "b"), ("m", "n"), (0, 1)))
+
+
+@pytest.mark.parametrize("name", ["model", "models", "llm"])
+def test_several_models_are_a_dimension_and_one_is_none(name):
+    several = make_spec(**{name: ["a", "b"]}, prompt="{input}", samples=3)
+    assert (several.model, several.models, several.branches_per_chunk) == ("a", ("a", "b"), 6)
+    assert stored_spec(several.model_dump_json()) == several
+    one = make_spec(**{name: ["a"]}, prompt="{input}")
+    assert (one.model, one.models, one.branches_per_chunk) == ("a", (), 1)
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"models": ["a", "a"]}, "models: has 'a' twice: samples asks one model several times"),
+        ({"model": "c", "models": ["a", "b"]}, "models: give either model or models"),
+        ({"models": ["a", ""]}, "models.1: "),
+        ({"models": []}, "model: is required"),
+    ],
+)
+def test_wrong_models_are_refused(fields, words):
+    with pytest.raises(SpecError, match=re.escape(words)):
+        make_spec(**fields, prompt="{input}")
 
 
 @pytest.mark.parametrize(
@@ -248,7 +271,7 @@ VALUES = {
     "aggregate_max_tokens": 9, "group_by": "document", "context_tokens": 999, "min_success": 0.5,
     "max_workers": 3, "priority": 2, "timeout_s": 7, "deadline_s": 9, "strict": True, "max_attempts": 2,
     "max_elapsed_s": 8, "base_wait_s": 1, "max_wait_s": 5, "requests_per_minute": 6,
-    "tokens_per_minute": 7, "aspects": {"a": "{input}"},
+    "tokens_per_minute": 7, "aspects": {"a": "{input}"}, "models": ["fake", "fake?seed=2"],
 }  # fmt: skip
 # What a field needs beside it to have an effect.
 NEEDS = {
@@ -276,7 +299,7 @@ def job_with(name):
     needed = {"model": "fake", "prompt": "{input}", "aspects": VALUES["aspects"]}
     del needed["prompt" if field == "aspects" else "aspects"]
     needed.update(NEEDS.get(field, {}))
-    needed.pop(field, None)
+    needed.pop("model" if field == "models" else field, None)
     return {**needed, name: VALUES[field]}
 
 
