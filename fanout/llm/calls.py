@@ -61,6 +61,8 @@ class CallResult(msgspec.Struct, frozen=True, kw_only=True):
     usage: Usage
     elapsed_s: float
     stop_after: int = 0
+    model: str | None = None
+    usage_of: dict[str, Usage] = {}
 
 
 class CallGate(Protocol):

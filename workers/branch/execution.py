@@ -19,13 +19,11 @@ from fanout.core.errors import (
     UnknownRunError,
 )
 from fanout.core.exhaustion import is_exhausted
-from fanout.core.model_names import READER_MODEL
 from fanout.core.records import ErrorKind, Outcome, RunStatus, Variants, total_usage
 from fanout.core.redaction import redacted
 from fanout.core.state import RecordRequest
 from fanout.core.units import page_range
 from fanout.llm.base import LLMRequest
-from fanout.llm.calls import CallResult, complete_with_retries, validate_json
 from fanout.llm.error_kinds import FEW, MANY
 from fanout.llm.usage import billed
 from fanout.policy.admission import is_draining
@@ -33,6 +31,7 @@ from fanout.policy.packing import shard_chunk
 from fanout.policy.retries import STOPS_RUN
 from fanout.runs.enqueue import fleet_window
 from fanout.system.logs import RateLimitFilter, about
+from workers.branch.asking import Asking
 from workers.branch.claims import BranchGone, BranchHandedBack, BranchOver, Claim, require_call
 from workers.branch.places import Place
 from workers.context.inflight import CallStoppedError, StopReason, run_ending
@@ -46,6 +45,7 @@ if TYPE_CHECKING:
     from fanout.core.records import BranchRef, Chunk
     from fanout.core.spec import RunSpec
     from fanout.core.state import BeginReply
+    from fanout.llm.calls import CallResult
     from workers.context.progress import TrackedBranch
     from workers.context.worker_context import WorkerContext
 
@@ -321,35 +321,8 @@ async def _call(
     prompt = template.render(_values(chunk, ref), chunk.columns)
     shape = runs.shape(run_id, is_aggregate=stage > 0)
     request = _request(spec, prompt, limit, ref.sample, shape)
-    model = ref.model or spec.model
-    calls.asks(model, request)
-    is_reading = model == READER_MODEL
-    wants_json = stage == 0 and spec.output_format == "json"
-    models = context.models
-    llm = models.made.get(model)
-    if llm is None:
-        # Loading a model may take long; the calls then report progress.
-        claim.waits()
-        llm = await models.get(model)
-    result = await models.in_flight.call(
-        run_id,
-        complete_with_retries(
-            llm,
-            request,
-            policy=spec.retries,
-            timeout_s=spec.timeout_s,
-            max_reasks=spec.max_reasks,
-            validate=validate_json if wants_json else None,
-            gate=claim.gate(models.limiter.gate(model, spec.rate.rates), spec.timeout_s),
-            # A document may be larger than an answer.
-            max_output_kb=None if is_reading else context.settings.max_output_kb,
-            observe=calls.attempts.append,
-            sleep=models.in_flight.wait,
-        ),
-        has_deadline=stage == 0,
-    )
-    calls.stop_after = result.stop_after
-    return _outcome(index, result)
+    asking = Asking(claim, context, shard_id.stage_id, spec, calls)
+    return _outcome(index, await asking.answer(ref.model or spec.model, request))
 
 
 def _values(chunk: Chunk, ref: BranchRef) -> dict[str, str]:
@@ -387,4 +360,6 @@ def _outcome(index: int, result: CallResult) -> Outcome:
         attempts=result.attempts,
         usage=result.usage,
         elapsed_s=result.elapsed_s,
+        model=result.model,
+        usage_of=result.usage_of,
     )

@@ -46,11 +46,12 @@ class Calls:
 
     Attributes:
         started_at: When the delivery began; seconds since the epoch.
-        model: The model string; empty if there was no call.
+        model: The model string of the last one; empty if there was no call.
         temperature: The requested temperature, or None.
         max_tokens: The requested limit, or None.
         seed: The requested seed, or None.
         attempts: The calls that have ended.
+        models: The model of each of these.
         stop_after: Number of equal failures of branches that stop the run; 0: no number does.
     """
 
@@ -61,6 +62,7 @@ class Calls:
         self.max_tokens: int | None = None
         self.seed: int | None = None
         self.attempts: list[CallAttempt] = []
+        self.models: list[str] = []
         self.stop_after = 0
 
     def asks(self, model: str, request: LLMRequest) -> None:
@@ -69,6 +71,11 @@ class Calls:
         self.temperature = request.temperature
         self.max_tokens = request.max_tokens
         self.seed = request.seed
+
+    def ended(self, model: str, attempt: CallAttempt) -> None:
+        """Record a call that has ended."""
+        self.models.append(model)
+        self.attempts.append(attempt)
 
 
 class Telemetry:

@@ -49,7 +49,6 @@ if TYPE_CHECKING:
     from fanout.core.ids import BranchId, ShardId
     from fanout.core.records import Outcome
     from fanout.core.state import RunRecord, StageRecord
-    from fanout.llm.calls import CallAttempt
     from workers.telemetry.reports import Calls
 
 __all__ = ["Tracing", "provider_and_model"]
@@ -128,8 +127,8 @@ class Tracing(Telemetry):
             "fanout.attempts": outcome.attempts,
             "fanout.outcome": kind or "succeeded",
         }
-        for attempt in calls.attempts:
-            self._call(trace, path, attempt, calls, attributes["fanout.run.id"])
+        for number in range(len(calls.attempts)):
+            self._call(trace, path, calls, number, branch_id.run_id)
         self._write(
             trace,
             "fanout.branch",
@@ -145,10 +144,9 @@ class Tracing(Telemetry):
         is_ordinary = outcome.attempts == 0 or (outcome.ok and outcome.attempts == 1)
         return not is_ordinary or span_id < self._kept_ids
 
-    def _call(
-        self, trace: _Trace, parent: str, attempt: CallAttempt, calls: Calls, run_id: object
-    ) -> None:
-        provider, model = provider_and_model(calls.model)
+    def _call(self, trace: _Trace, parent: str, calls: Calls, number: int, run_id: str) -> None:
+        attempt = calls.attempts[number]
+        provider, model = provider_and_model(calls.models[number])
         usage = attempt.usage
         attributes = {
             "gen_ai.operation.name": "chat",
@@ -163,12 +161,12 @@ class Tracing(Telemetry):
             "gen_ai.usage.input_tokens": usage.input_tokens if usage else None,
             "gen_ai.usage.output_tokens": usage.output_tokens if usage else None,
             "fanout.run.id": run_id,
-            "fanout.attempt": attempt.number,
+            "fanout.attempt": number + 1,
         }
         self._write(
             trace,
             f"chat {model}",
-            f"{parent}/call/{attempt.number}",
+            f"{parent}/call/{number + 1}",
             parent,
             (attempt.started_at, attempt.started_at + attempt.elapsed_s),
             attributes,
