@@ -139,7 +139,7 @@ def errors(
         print_line(f"and {total - limit:,} more", err=True)
 
 
-def _failed(run: Run, kinds: frozenset[str]) -> Iterator[Output]:
+def _failed(run: Run, kinds: frozenset[str]) -> Iterator[Output[Any]]:
     for branch in run.outcomes():
         if branch.kind is not None and (not kinds or branch.kind.value in kinds):
             yield branch
@@ -152,7 +152,7 @@ def _error(row: dict[str, Any], *columns: str) -> str:
     return "\t".join([*cells, f"{message} (after {plural(row['attempts'], 'call', 'calls')})"])
 
 
-def _print_summary(failed: Iterable[Output], limit: int | None, *, as_json: bool) -> None:
+def _print_summary(failed: Iterable[Output[Any]], limit: int | None, *, as_json: bool) -> None:
     counts: Counter[ErrorKind] = Counter()
     examples: dict[ErrorKind, dict[str, Any]] = {}
     for branch in failed:

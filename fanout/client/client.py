@@ -193,7 +193,7 @@ class Client:
             on_created(run_id)
         with connections.enqueuer(run_id, on_bad_document, should_stop) as enqueuer:
             enqueuer.enqueue(run_id, spec, source)
-        return self.run(run_id)
+        return self.run(run_id).typed(spec.types)
 
     def _preflight(
         self, connections: Connections, model: str, should_stop: Callable[[], bool] | None = None

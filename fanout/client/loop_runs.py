@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from contextlib import suppress
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from fanout.client.loop_threads import finished, in_thread
 from fanout.core.errors import FanoutError, UnknownRunError
@@ -54,7 +54,7 @@ class LoopRun:
         """Whether its task was cancelled, or has ended."""
         return self._is_over.is_set
 
-    async def result(self, on_progress: Callable[[Status], None] | None) -> Result:
+    async def result(self, on_progress: Callable[[Status], None] | None) -> Result[Any]:
         """Submit it, wait for its end, and return its result; cancel it if the task is cancelled."""
         try:
             run = await in_thread(self._submitted)
@@ -90,7 +90,7 @@ class LoopRun:
     def _found(self) -> Run:
         return self._find(self._run_id or "")
 
-    async def outputs(self) -> AsyncGenerator[Output, None]:
+    async def outputs(self) -> AsyncGenerator[Output[Any], None]:
         """Submit it, and yield each branch as it ends; cancel it if the caller wants no more."""
         submitted = in_thread(self._submitted)
         # It may fail when nobody waits for it any more.

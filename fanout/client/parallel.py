@@ -8,7 +8,7 @@ from collections.abc import AsyncIterable
 from contextlib import aclosing, suppress
 from dataclasses import replace
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 from fanout.client.arguments import checked_count, model_string, paths
 from fanout.client.client import Client
@@ -36,8 +36,11 @@ if TYPE_CHECKING:
     from fanout.core.spec import ReduceName, RunSpec
     from fanout.inputs.documents import AsyncChunks, Chunks, Notice, Notify
     from fanout.llm import LLM
-    from fanout.runs.results import Output, Result
+    from fanout.runs.results import AnswerT, Output, Result
     from fanout.runs.status import Status
+
+    Paths = str | PathLike[str] | Sequence[str | PathLike[str]]
+    OnBadDocument = Callable[[str, str], None]
 
 __all__ = ["ParallelCalls"]
 
@@ -78,22 +81,47 @@ class ParallelCalls:
         self._client = Client(broker_url, concurrency=max_workers if is_embedded else None)
         self._finalizer = weakref.finalize(self, _release, self._client, self._model)
 
+    @overload
+    def run(
+        self, chunks: Chunks | None = None, branch_prompt: str | None = None,
+        aggregate_prompt: str | None = None, *, schema: None = None,
+        aggregate_schema: object = None, inputs: Paths = (),
+        aspects: Mapping[str, str] | None = None, samples: int | None = None,
+        reduce: ReduceName | None = None, group_by: str | None = None,
+        progress: bool = False, on_progress: Callable[[Status], None] | None = None,
+        on_bad_document: OnBadDocument | None = None, **options: Any,
+    ) -> Result[str]: ...  # fmt: skip
+    @overload
+    def run(
+        self, chunks: Chunks | None = None, branch_prompt: str | None = None,
+        aggregate_prompt: str | None = None, *, schema: type[AnswerT],
+        aggregate_schema: object = None, inputs: Paths = (),
+        aspects: Mapping[str, str] | None = None, samples: int | None = None,
+        reduce: ReduceName | None = None, group_by: str | None = None,
+        progress: bool = False, on_progress: Callable[[Status], None] | None = None,
+        on_bad_document: OnBadDocument | None = None, **options: Any,
+    ) -> Result[AnswerT]: ...  # fmt: skip
+    @overload
+    def run(
+        self, chunks: Chunks | None = None, branch_prompt: str | None = None,
+        aggregate_prompt: str | None = None, *, schema: object,
+        aggregate_schema: object = None, inputs: Paths = (),
+        aspects: Mapping[str, str] | None = None, samples: int | None = None,
+        reduce: ReduceName | None = None, group_by: str | None = None,
+        progress: bool = False, on_progress: Callable[[Status], None] | None = None,
+        on_bad_document: OnBadDocument | None = None, **options: Any,
+    ) -> Result[Any]: ...  # fmt: skip
     def run(
         self,
         chunks: Chunks | None = None,
         branch_prompt: str | None = None,
         aggregate_prompt: str | None = None,
         *,
-        inputs: str | PathLike[str] | Sequence[str | PathLike[str]] = (),
-        aspects: Mapping[str, str] | None = None,
-        samples: int | None = None,
-        reduce: ReduceName | None = None,
-        group_by: str | None = None,
         progress: bool = False,
         on_progress: Callable[[Status], None] | None = None,
-        on_bad_document: Callable[[str, str], None] | None = None,
+        on_bad_document: OnBadDocument | None = None,
         **options: Any,
-    ) -> Result:
+    ) -> Result[Any]:
         """Run the job and wait for its result.
 
         Args:
@@ -101,6 +129,10 @@ class ParallelCalls:
                 column of another library; read lazily.
             branch_prompt: The template of each branch; ``{input}`` is the chunk.
             aggregate_prompt: The template of the LLM aggregate; ``{input}`` is the joined outputs.
+            schema: What each answer must be: a pydantic model, dataclass, TypedDict, Enum, ``Literal``
+                or ``list[...]``, of which ``outputs`` then holds instances; or a JSON Schema, as a dict
+                or file, and then it holds JSON values.
+            aggregate_schema: The same for the answer of the LLM aggregate.
             inputs: Files, folders or globs (one, or several), in place of ``chunks``.
             aspects: Named templates, each put to every chunk, in place of ``branch_prompt``.
             samples: The number of answers for each chunk and aspect; None is 1.
@@ -120,17 +152,7 @@ class ParallelCalls:
             SpecError, InputError, ModelError, BrokerError: As ``Client.submit`` does.
             RunError: The runner is closed, and its model was a function.
         """
-        given = {
-            "inputs": paths(inputs),
-            "branch_prompt": branch_prompt,
-            "aspects": aspects,
-            "samples": samples,
-            "aggregate_prompt": aggregate_prompt,
-            "reduce": reduce,
-            "group_by": group_by,
-            **options,
-        }
-        spec, warnings = self._spec(given), list[str]()
+        spec, warnings = self._spec(branch_prompt, aggregate_prompt, options), list[str]()
         with self._shown(on_progress, is_shown=progress) as follow:
             run = self._submitted(spec, chunks, on_bad_document, warnings)
             return _noted(_result(run, follow), warnings)
@@ -139,7 +161,7 @@ class ParallelCalls:
         self,
         spec: RunSpec,
         chunks: Chunks | None,
-        on_bad_document: Callable[[str, str], None] | None,
+        on_bad_document: OnBadDocument | None,
         warnings: list[str],
     ) -> Run:
         """Submit a run; Ctrl-C while its input is read cancels it."""
@@ -159,74 +181,101 @@ class ParallelCalls:
                     self._client.run(run_id).cancel()
             raise
 
+    @overload
+    async def arun(
+        self, chunks: AsyncChunks | None = None, branch_prompt: str | None = None,
+        aggregate_prompt: str | None = None, *, schema: None = None,
+        aggregate_schema: object = None, inputs: Paths = (),
+        aspects: Mapping[str, str] | None = None, samples: int | None = None,
+        reduce: ReduceName | None = None, group_by: str | None = None,
+        progress: bool = False, on_progress: Callable[[Status], None] | None = None,
+        on_bad_document: OnBadDocument | None = None, **options: Any,
+    ) -> Result[str]: ...  # fmt: skip
+    @overload
+    async def arun(
+        self, chunks: AsyncChunks | None = None, branch_prompt: str | None = None,
+        aggregate_prompt: str | None = None, *, schema: type[AnswerT],
+        aggregate_schema: object = None, inputs: Paths = (),
+        aspects: Mapping[str, str] | None = None, samples: int | None = None,
+        reduce: ReduceName | None = None, group_by: str | None = None,
+        progress: bool = False, on_progress: Callable[[Status], None] | None = None,
+        on_bad_document: OnBadDocument | None = None, **options: Any,
+    ) -> Result[AnswerT]: ...  # fmt: skip
+    @overload
+    async def arun(
+        self, chunks: AsyncChunks | None = None, branch_prompt: str | None = None,
+        aggregate_prompt: str | None = None, *, schema: object,
+        aggregate_schema: object = None, inputs: Paths = (),
+        aspects: Mapping[str, str] | None = None, samples: int | None = None,
+        reduce: ReduceName | None = None, group_by: str | None = None,
+        progress: bool = False, on_progress: Callable[[Status], None] | None = None,
+        on_bad_document: OnBadDocument | None = None, **options: Any,
+    ) -> Result[Any]: ...  # fmt: skip
     async def arun(
         self,
         chunks: AsyncChunks | None = None,
         branch_prompt: str | None = None,
         aggregate_prompt: str | None = None,
         *,
-        inputs: str | PathLike[str] | Sequence[str | PathLike[str]] = (),
-        aspects: Mapping[str, str] | None = None,
-        samples: int | None = None,
-        reduce: ReduceName | None = None,
-        group_by: str | None = None,
         progress: bool = False,
         on_progress: Callable[[Status], None] | None = None,
-        on_bad_document: Callable[[str, str], None] | None = None,
+        on_bad_document: OnBadDocument | None = None,
         **options: Any,
-    ) -> Result:
+    ) -> Result[Any]:
         """Run the job as ``run`` does, without blocking the event loop.
 
         The input is read in a thread, and ``on_bad_document`` is called there; an async iterable
         is run by the loop, and so is ``on_progress``. Cancelling the task cancels the run: the
         task ends once calls in flight have ended, or after 10 s.
         """
-        given = {
-            "inputs": paths(inputs),
-            "branch_prompt": branch_prompt,
-            "aspects": aspects,
-            "samples": samples,
-            "aggregate_prompt": aggregate_prompt,
-            "reduce": reduce,
-            "group_by": group_by,
-            **options,
-        }
-        spec, warnings = self._spec(given), list[str]()
+        spec, warnings = self._spec(branch_prompt, aggregate_prompt, options), list[str]()
         own = self._of_loop(spec, chunks, on_bad_document, warnings)
         # What draws takes a while to load.
         with await in_thread(lambda: self._shown(on_progress, is_shown=progress)) as follow:
             return _noted(await own.result(follow), warnings)
 
+    @overload
+    def astream(
+        self, chunks: AsyncChunks | None = None, branch_prompt: str | None = None,
+        aggregate_prompt: str | None = None, *, schema: None = None,
+        aggregate_schema: object = None, inputs: Paths = (),
+        aspects: Mapping[str, str] | None = None, samples: int | None = None,
+        reduce: ReduceName | None = None, group_by: str | None = None,
+        on_bad_document: OnBadDocument | None = None, **options: Any,
+    ) -> AsyncGenerator[Output[str], None]: ...  # fmt: skip
+    @overload
+    def astream(
+        self, chunks: AsyncChunks | None = None, branch_prompt: str | None = None,
+        aggregate_prompt: str | None = None, *, schema: type[AnswerT],
+        aggregate_schema: object = None, inputs: Paths = (),
+        aspects: Mapping[str, str] | None = None, samples: int | None = None,
+        reduce: ReduceName | None = None, group_by: str | None = None,
+        on_bad_document: OnBadDocument | None = None, **options: Any,
+    ) -> AsyncGenerator[Output[AnswerT], None]: ...  # fmt: skip
+    @overload
+    def astream(
+        self, chunks: AsyncChunks | None = None, branch_prompt: str | None = None,
+        aggregate_prompt: str | None = None, *, schema: object,
+        aggregate_schema: object = None, inputs: Paths = (),
+        aspects: Mapping[str, str] | None = None, samples: int | None = None,
+        reduce: ReduceName | None = None, group_by: str | None = None,
+        on_bad_document: OnBadDocument | None = None, **options: Any,
+    ) -> AsyncGenerator[Output[Any], None]: ...  # fmt: skip
     async def astream(
         self,
         chunks: AsyncChunks | None = None,
         branch_prompt: str | None = None,
         aggregate_prompt: str | None = None,
         *,
-        inputs: str | PathLike[str] | Sequence[str | PathLike[str]] = (),
-        aspects: Mapping[str, str] | None = None,
-        samples: int | None = None,
-        reduce: ReduceName | None = None,
-        group_by: str | None = None,
-        on_bad_document: Callable[[str, str], None] | None = None,
+        on_bad_document: OnBadDocument | None = None,
         **options: Any,
-    ) -> AsyncGenerator[Output, None]:
+    ) -> AsyncGenerator[Output[Any], None]:
         """Run the job as ``arun`` does, and yield each branch as it ends, failed or not.
 
         The first come while the input is still being read. Leaving the loop, or cancelling its task,
         cancels the run.
         """
-        given = {
-            "inputs": paths(inputs),
-            "branch_prompt": branch_prompt,
-            "aspects": aspects,
-            "samples": samples,
-            "aggregate_prompt": aggregate_prompt,
-            "reduce": reduce,
-            "group_by": group_by,
-            **options,
-        }
-        spec, warnings = self._spec(given), list[str]()
+        spec, warnings = self._spec(branch_prompt, aggregate_prompt, options), list[str]()
         own = self._of_loop(spec, chunks, on_bad_document, warnings)
         async with aclosing(own.outputs()) as outputs:
             async for output in outputs:
@@ -241,7 +290,7 @@ class ParallelCalls:
         self,
         spec: RunSpec,
         chunks: AsyncChunks | None,
-        on_bad_document: Callable[[str, str], None] | None,
+        on_bad_document: OnBadDocument | None,
         warnings: list[str],
     ) -> LoopRun:
         loop = asyncio.get_running_loop()
@@ -259,12 +308,20 @@ class ParallelCalls:
                 should_stop=should_stop,
             )
 
-        return LoopRun(submit, self._client.run)
+        return LoopRun(submit, lambda run_id: self._client.run(run_id).typed(spec.types))
 
-    def _spec(self, given: dict[str, Any]) -> RunSpec:
+    def _spec(
+        self, branch_prompt: str | None, aggregate_prompt: str | None, options: dict[str, Any]
+    ) -> RunSpec:
         if is_callable_model(self._model) and not self._finalizer.alive:
             raise RunError("this runner is closed, and its function forgotten: make another one")
         own = {"model": self._model, "max_workers": self._max_workers}
+        given = {
+            "branch_prompt": branch_prompt,
+            "aggregate_prompt": aggregate_prompt,
+            **options,
+            "inputs": paths(options.get("inputs", ())),
+        }
         fields = canonical({name: value for name, value in given.items() if value is not None})
         if fields.get("models"):
             del own["model"]
@@ -278,8 +335,8 @@ class ParallelCalls:
         retry_failed: bool = False,
         progress: bool = False,
         on_progress: Callable[[Status], None] | None = None,
-        on_bad_document: Callable[[str, str], None] | None = None,
-    ) -> Result:
+        on_bad_document: OnBadDocument | None = None,
+    ) -> Result[Any]:
         """Resume a run whose process has died, and wait for its result.
 
         Its outcomes are kept. This runner's function takes the place of the run's function, which has
@@ -343,11 +400,11 @@ def _kept_in(warnings: list[str]) -> Notify:
     return notify
 
 
-def _noted(result: Result, warnings: list[str]) -> Result:
+def _noted(result: Result[Any], warnings: list[str]) -> Result[Any]:
     return replace(result, notes=[*warnings, *result.notes])
 
 
-def _result(run: Run, on_progress: Callable[[Status], None] | None) -> Result:
+def _result(run: Run, on_progress: Callable[[Status], None] | None) -> Result[Any]:
     try:
         run.wait(on_progress=on_progress)
     except KeyboardInterrupt:

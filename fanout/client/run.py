@@ -13,6 +13,7 @@ from fanout.broker.fleet_version import check_as_client
 from fanout.client.loop_threads import finished, in_thread
 from fanout.client.polls import pauses, polls
 from fanout.client.stream import EndedBranches
+from fanout.core.answer_types import UNTYPED
 from fanout.core.errors import BrokerError, WaitTimeoutError
 from fanout.core.ids import StageId
 from fanout.core.records import RunStatus, total_usage
@@ -20,7 +21,7 @@ from fanout.core.spec import RunSpec, stored_spec
 from fanout.observe.probe import write_refusal
 from fanout.runs.common_errors import commonest_error
 from fanout.runs.enqueue import close_input, delete, retry_failed, unpark
-from fanout.runs.outputs import output_of
+from fanout.runs.outputs import output_of, typed_value
 from fanout.runs.results import Output, Result
 from fanout.runs.rows import layout_of
 from fanout.runs.status import StageStatus, Status, StoredResult
@@ -29,8 +30,9 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
 
     from fanout.broker.publisher import Publisher
+    from fanout.core.answer_types import AnswerTypes
     from fanout.core.rate_limits import LimitState
-    from fanout.core.records import ErrorKind
+    from fanout.core.records import ErrorKind, Outcome, Shard
     from fanout.stores import RedisStore
 
 __all__ = ["AWAY_S", "Run"]
@@ -60,13 +62,23 @@ class Run:
     """
 
     def __init__(
-        self, run_id: str, store: RedisStore, publisher: Publisher, check: Callable[[], None]
+        self,
+        run_id: str,
+        store: RedisStore,
+        publisher: Publisher,
+        check: Callable[[], None],
+        types: AnswerTypes = UNTYPED,
     ) -> None:
         self.run_id = run_id
         self._map_id = StageId(run_id, 0)
         self._store = store
         self._publisher = publisher
         self._check = check
+        self._types = types
+
+    def typed(self, types: AnswerTypes) -> Run:
+        """Return a handle of the run whose answers are instances of these types."""
+        return Run(self.run_id, self._store, self._publisher, self._check, types)
 
     def __repr__(self) -> str:
         return f"Run({self.run_id!r})"
@@ -243,22 +255,39 @@ class Run:
         except BrokerError:
             return None
 
-    def result(self) -> Result:
-        """Return the outcomes so far; all of them once the run has ended."""
+    def result(self) -> Result[Any]:
+        """Return the outcomes so far; all of them once the run has ended.
+
+        Answers with a schema are instances of its type in the process that submitted the run with a
+        type, and JSON values in others.
+        """
         status = self.status()
-        aggregated, notes = self.aggregate()
+        value, notes = self.aggregate()
+        aggregated, faults = self._typed_aggregate(value)
         return Result(
             run_id=self.run_id,
             status=status.status,
             branches=list(self.outcomes()),
             aggregated=aggregated,
-            notes=notes,
+            aggregated_json=None if self._types.aggregate is None else value,
+            notes=[*notes, *faults],
             reduce_errors=self.stored_result().errors,
             usage=status.usage,
             error=self.problem(status),
             elapsed_s=status.elapsed_s,
             layout=layout_of(self.spec),
         )
+
+    def _typed_aggregate(self, value: Any) -> tuple[Any, list[str]]:
+        """Return an aggregate with its instances, and why some could not be made."""
+        of_type = self._types.aggregate
+        if of_type is None or value is None:
+            return value, []
+        if not self.spec.group_by:
+            return typed_value(of_type, value, "the aggregate")
+        made = {group: typed_value(of_type, one, group) for group, one in value.items()}
+        faults = [fault for _, found in made.values() for fault in found]
+        return {group: one for group, (one, _) in made.items()}, faults
 
     def problem(self, status: Status) -> str | None:
         """Return why a run failed, with the most common error of its first 50,000 branches.
@@ -298,7 +327,7 @@ class Run:
             return StoredResult()
         return msgspec.json.decode(data, type=StoredResult)
 
-    def outcomes(self, *, with_text: bool = False) -> Iterator[Output]:
+    def outcomes(self, *, with_text: bool = False) -> Iterator[Output[Any]]:
         """Yield the branches that have ended, in input order; one shard is in memory at a time.
 
         Args:
@@ -310,9 +339,15 @@ class Run:
             if outcomes:
                 shard = self._store.shard(shard_id)
                 for _, outcome in sorted(outcomes.items()):
-                    yield output_of(spec, shard, outcome, with_text=with_text)
+                    yield self._output(spec, shard, outcome, with_text=with_text)
 
-    def stream(self, *, with_text: bool = False) -> Iterator[Output]:
+    def _output(
+        self, spec: RunSpec, shard: Shard, outcome: Outcome, *, with_text: bool
+    ) -> Output[Any]:
+        answer_type = self._types.answer
+        return output_of(spec, shard, outcome, with_text=with_text, answer_type=answer_type)
+
+    def stream(self, *, with_text: bool = False) -> Iterator[Output[Any]]:
         """Yield the branches as they end, each once, until the run has ended.
 
         Those that had ended before come first. It asks the server several times a second, and
@@ -332,7 +367,7 @@ class Run:
 
     async def astream(
         self, *, with_text: bool = False, cancels: bool = False
-    ) -> AsyncGenerator[Output, None]:
+    ) -> AsyncGenerator[Output[Any], None]:
         """Yield the branches as ``stream`` does, without blocking the event loop.
 
         Args:
@@ -356,18 +391,18 @@ class Run:
                 await finished(self.acancel())
             raise
 
-    def _parts(self, *, with_text: bool) -> Iterator[tuple[list[Output], float]]:
+    def _parts(self, *, with_text: bool) -> Iterator[tuple[list[Output[Any]], float]]:
         """Yield what has ended since the last look, in parts, each with the pause after it."""
         spec, ended = self.spec, EndedBranches(self._store, self.run_id)
         wait_s, answered_at, has_ended = _FIRST_STREAM_POLL_S, time.monotonic(), False
         while not has_ended:
             wait_s = min(2 * wait_s, _STREAM_POLL_S)
-            part: list[Output] = []
+            part: list[Output[Any]] = []
             fault: BrokerError | None = None
             try:
                 has_ended = self._store.run(self.run_id).has_ended
                 for shard, outcome in ended.rest() if has_ended else ended.read():
-                    part.append(output_of(spec, shard, outcome, with_text=with_text))
+                    part.append(self._output(spec, shard, outcome, with_text=with_text))
                     if len(part) >= _PART_OUTPUTS:
                         yield part, 0.0
                         part = []

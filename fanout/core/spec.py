@@ -14,11 +14,14 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    ModelWrapValidatorHandler,
+    PrivateAttr,
     ValidationError,
     model_validator,
 )
 
 from fanout.core.answer_fields import Choices, Schema, SchemaField
+from fanout.core.answer_types import UNTYPED, AnswerTypes, types_of
 from fanout.core.errors import SpecError
 from fanout.core.field_effects import conflict
 from fanout.core.field_names import ALIASES, PARTS, canonical
@@ -176,6 +179,18 @@ class RunSpec(SchemaField, BaseModel):  # type: ignore[misc]
     retries: RetrySpec = RetrySpec()
     deadline_s: Annotated[float | None, Field(gt=0), NUMBER] = None
 
+    # Of the process that made the job: a stored one has only the JSON Schemas.
+    _types: AnswerTypes = PrivateAttr(UNTYPED)
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _with_types(cls, fields: Any, validated: ModelWrapValidatorHandler[Self]) -> Self:
+        spec = validated(fields)
+        types = types_of(fields)
+        if types is not UNTYPED:
+            spec._types = types  # noqa: SLF001 - its own
+        return spec
+
     @model_validator(mode="before")
     @classmethod
     def _own_names(cls, fields: Any) -> Any:
@@ -194,6 +209,11 @@ class RunSpec(SchemaField, BaseModel):  # type: ignore[misc]
             if not _is_utf8(getattr(self, name)):
                 return f"{name}: holds bytes that are not UTF-8 text (got {getattr(self, name)!r})"
         return None
+
+    @property
+    def types(self) -> AnswerTypes:
+        """The types of Python that ``schema`` and ``aggregate_schema`` were given as."""
+        return self._types
 
     @property
     def reduction(self) -> ReduceName:

@@ -12,7 +12,14 @@ from __future__ import annotations
 
 from typing import Any, Literal, NamedTuple
 
-__all__ = ["WRAPPED", "Dialect", "NativeSchema", "native_schema", "without_filled_nulls"]
+__all__ = [
+    "WRAPPED",
+    "Dialect",
+    "NativeSchema",
+    "native_schema",
+    "object_properties",
+    "without_filled_nulls",
+]
 
 Dialect = Literal["openai", "anthropic", "gemini", "llama"]
 
@@ -189,6 +196,14 @@ def _pruned(value: Any, schema: Any, definitions: dict[str, Any]) -> Any:
         for name, each in value.items()
         if each is not None or name in required or _allows_null(properties.get(name), definitions)
     }
+
+
+def object_properties(schema: dict[str, Any]) -> tuple[str, ...]:
+    """Return the names of the properties that a schema gives objects, in its order."""
+    definitions = schema.get("$defs") or schema.get("definitions") or {}
+    root = _resolved(schema, definitions)
+    parts = (root, *(_resolved(one, definitions) for one in _alternatives(root)))
+    return tuple(dict.fromkeys(name for part in parts for name in part.get("properties", ())))
 
 
 def _alternatives(schema: dict[str, Any]) -> list[Any]:

@@ -78,7 +78,7 @@ class Tally(msgspec.Struct, kw_only=True):
     succeeded: int = 0
     failed: int = 0
 
-    def count(self, branch: Output) -> None:
+    def count(self, branch: Output[Any]) -> None:
         """Count one more branch."""
         if branch.kind is None:
             self.succeeded += 1

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from fanout.core.cells import cell_text
 from fanout.core.redaction import redacted
 from fanout.report.durations import DurationCounter
 from fanout.report.figures import (
@@ -51,7 +52,7 @@ class _ErrorCounter:
         self._distinct: dict[ErrorKind, list[ErrorExample]] = {}
         self._repeated: dict[ErrorKind, list[ErrorExample]] = {}
 
-    def add(self, branch: Output, kind: ErrorKind) -> None:
+    def add(self, branch: Output[Any], kind: ErrorKind) -> None:
         self._counts[kind] = self._counts.get(kind, 0) + 1
         distinct = self._distinct.setdefault(kind, [])
         if len(distinct) >= _EXAMPLES:
@@ -104,7 +105,7 @@ class _AnswerSample:
         self._every = 1
         self._count = 0
 
-    def add(self, branch: Output, output: str) -> None:
+    def add(self, branch: Output[Any], output: str) -> None:
         if self._count % self._every == 0:
             shown = one_line(output, _ANSWER_CHARS)
             # The chunk of a run that reads names the URL of a document.
@@ -153,7 +154,7 @@ class _FigureCollector:
         self._slowest = _Largest(_SLOWEST)
         self._answers = _AnswerSample()
 
-    def add_document(self, branches: Iterable[Output]) -> None:
+    def add_document(self, branches: Iterable[Output[Any]]) -> None:
         tally = None
         for branch in branches:
             tally = tally or Tally(name=one_line(branch.document, _NAME_CHARS))
@@ -162,15 +163,15 @@ class _FigureCollector:
         if tally is not None:
             self._documents.add(tally)
 
-    def _add(self, branch: Output) -> None:
+    def _add(self, branch: Output[Any]) -> None:
         self._all.count(branch)
         self._calls += branch.attempts
         if branch.aspect is not None:
             self._aspects.setdefault(branch.aspect, Tally(name=branch.aspect)).count(branch)
         if branch.kind is not None:
             self._errors.add(branch, branch.kind)
-        elif branch.output is not None:
-            self._answers.add(branch, branch.output)
+        else:
+            self._answers.add(branch, cell_text(branch.value))
         self._add_attempts(branch)
         self._over_time.add(branch.ended_at, _as_slice(branch))
         if branch.attempts:
@@ -179,14 +180,14 @@ class _FigureCollector:
             if self._slowest.would_take(branch.elapsed_s):
                 self._slowest.add(branch.elapsed_s, _shown_branch(branch))
 
-    def _add_attempts(self, branch: Output) -> None:
+    def _add_attempts(self, branch: Output[Any]) -> None:
         row = self._attempts.setdefault(branch.attempts, AttemptRow(attempts=branch.attempts))
         if branch.kind is None:
             row.succeeded += 1
         else:
             row.failed += 1
 
-    def _add_usage(self, branch: Output) -> None:
+    def _add_usage(self, branch: Output[Any]) -> None:
         tokens, usage = self._tokens, branch.usage
         # The usage of failed calls is rarely known: it must not make the sums unknown.
         if branch.kind is None:
@@ -215,7 +216,7 @@ class _FigureCollector:
 
 
 def gather(
-    outcomes: Iterable[Output], *, created_at: float, latency: Latency | None = None
+    outcomes: Iterable[Output[Any]], *, created_at: float, latency: Latency | None = None
 ) -> Figures:
     """Return the figures of branches that come in input order.
 
@@ -246,7 +247,7 @@ def _within(durations: DurationFigures, seconds: float | None) -> float | None:
     return min(max(seconds, durations.least_s), durations.most_s)
 
 
-def _shown_branch(branch: Output) -> ShownBranch:
+def _shown_branch(branch: Output[Any]) -> ShownBranch:
     return ShownBranch(
         index=branch.index,
         document=one_line(branch.document, _NAME_CHARS),
@@ -258,7 +259,7 @@ def _shown_branch(branch: Output) -> ShownBranch:
     )
 
 
-def _as_slice(branch: Output) -> Slice:
+def _as_slice(branch: Output[Any]) -> Slice:
     is_ok = branch.kind is None
     return Slice(
         succeeded=int(is_ok),

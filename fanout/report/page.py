@@ -44,7 +44,7 @@ class ReportedRun(Protocol):
     def status(self) -> Status:
         """Return the status of the run."""
 
-    def outcomes(self, *, with_text: bool = False) -> Iterable[Output]:
+    def outcomes(self, *, with_text: bool = False) -> Iterable[Output[Any]]:
         """Yield the branches that have ended, in input order."""
 
     def stored_result(self) -> StoredResult:

@@ -142,7 +142,9 @@ class OutputFolder:
     def __exit__(self, *_exc: object) -> None:
         self.close()
 
-    def write(self, branches: Iterable[Output], aggregated: Any, record: Mapping[str, Any]) -> None:
+    def write(
+        self, branches: Iterable[Output[Any]], aggregated: Any, record: Mapping[str, Any]
+    ) -> None:
         """Write outputs, errors, the aggregate and the run's record.
 
         Raises:
@@ -163,7 +165,7 @@ class OutputFolder:
         finally:
             self._remove_unfinished()
 
-    def _write_rows(self, branches: Iterable[Output]) -> list[str]:
+    def _write_rows(self, branches: Iterable[Output[Any]]) -> list[str]:
         with self._open("outputs.jsonl") as outputs, self._open("errors.jsonl") as errors:
             for branch in branches:
                 is_ok = branch.kind is None

@@ -2,24 +2,45 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import msgspec
+
+from fanout.core.answer_types import NotOfTypeError
+from fanout.core.records import ErrorKind
 from fanout.inputs.documents.rows import DEFAULT_TEXT_COLUMN, EMPTY
 from fanout.policy.packing import shard_chunk
 from fanout.runs.results import Output
 
 if TYPE_CHECKING:
+    from fanout.core.answer_types import AnswerType
     from fanout.core.records import Chunk, Outcome, Shard
     from fanout.core.spec import RunSpec
 
-__all__ = ["output_of"]
+__all__ = ["output_of", "typed_value"]
 
 
-def output_of(spec: RunSpec, shard: Shard, outcome: Outcome, *, with_text: bool) -> Output:
-    """Return the branch of an outcome, with its chunk's text if that is wanted, or is a cell of a row."""
+def output_of(
+    spec: RunSpec,
+    shard: Shard,
+    outcome: Outcome,
+    *,
+    with_text: bool,
+    answer_type: AnswerType | None = None,
+) -> Output[Any]:
+    """Return the branch of an outcome.
+
+    Args:
+        spec: The job.
+        shard: The shard of the branch.
+        outcome: Its outcome.
+        with_text: Whether it has the text of its chunk; a cell of a row it has in any case.
+        answer_type: What an answer with a schema becomes; None leaves JSON values.
+    """
     variants = spec.variants
     ref = variants.ref(outcome.index)
     chunk = shard_chunk(shard, outcome.index, variants.count)
+    answer = _answer(spec, outcome, answer_type)
     return Output(
         index=outcome.index,
         document=chunk.document,
@@ -31,9 +52,7 @@ def output_of(spec: RunSpec, shard: Shard, outcome: Outcome, *, with_text: bool)
         aspect=ref.aspect,
         model=outcome.model or ref.model,
         sample=ref.sample,
-        output=outcome.output,
-        kind=outcome.kind,
-        message=outcome.message,
+        **answer,
         attempts=outcome.attempts,
         usage=outcome.usage,
         elapsed_s=outcome.elapsed_s,
@@ -50,6 +69,30 @@ def output_of(spec: RunSpec, shard: Shard, outcome: Outcome, *, with_text: bool)
         headings=chunk.headings,
         text=_text(chunk, with_text=with_text),
     )
+
+
+def _answer(spec: RunSpec, outcome: Outcome, answer_type: AnswerType | None) -> dict[str, Any]:
+    """Return the answer of an outcome, or why there is none."""
+    failure = {"kind": outcome.kind, "message": outcome.message}
+    if outcome.output is None or spec.schema is None:
+        return {"output": outcome.output, **failure}
+    value = msgspec.json.decode(outcome.output)
+    if answer_type is None:
+        return {"output": value, **failure}
+    try:
+        return {"output": answer_type.instance(outcome.output), "json": value, **failure}
+    except NotOfTypeError as error:
+        return {"output": None, "kind": ErrorKind.INVALID_OUTPUT, "message": str(error)}
+
+
+def typed_value(of_type: AnswerType, value: Any, name: str) -> tuple[Any, list[str]]:
+    """Return the instance of a JSON value with no note, or None and the reason."""
+    if value is None:
+        return None, []
+    try:
+        return of_type.instance(msgspec.json.encode(value)), []
+    except NotOfTypeError as error:
+        return None, [f"{name} is no {of_type.name}: {error}"]
 
 
 def _text(chunk: Chunk, *, with_text: bool) -> str | None:

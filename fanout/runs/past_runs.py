@@ -10,10 +10,11 @@ A branch of a run in which workers read is the document that it has read, or the
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from fanout.core.cells import cell_text
 from fanout.core.errors import InputError
 from fanout.core.json_text import parse_json
 from fanout.core.model_names import READER_MODEL
@@ -50,7 +51,7 @@ class RunOutputs:
     """
 
     def __init__(
-        self, spec: RunSpec, status: Status, outputs: Callable[[], Iterable[Output]]
+        self, spec: RunSpec, status: Status, outputs: Callable[[], Iterable[Output[Any]]]
     ) -> None:
         self._spec = spec
         self._status = status
@@ -100,7 +101,7 @@ class RunOutputs:
         """
         count = 0
         for output in self._outputs():
-            if output.output is not None:
+            if output.kind is None:
                 count += 1
                 yield self._document(output, next(indices), text_column, max_bytes)
             elif self._is_reading:
@@ -113,7 +114,7 @@ class RunOutputs:
             )
 
     def _document(
-        self, output: Output, index: int, text_column: str | None, max_bytes: int
+        self, output: Output[Any], index: int, text_column: str | None, max_bytes: int
     ) -> Document:
         cells = source_cells(output)
         if self._is_reading and text_column in {None, RUN_TEXT_COLUMN}:
@@ -130,20 +131,22 @@ class RunOutputs:
             headings=headings,
         )
 
-    def _row(self, output: Output, cells: dict[str, Cell]) -> dict[str, Cell]:
+    def _row(self, output: Output[Any], cells: dict[str, Cell]) -> dict[str, Cell]:
         own: dict[str, Cell] = {}
         if len(self._spec.prompts) > 1:
             own["aspect"] = output.aspect
         if self._spec.samples > 1:
             own["sample"] = output.sample
-        own[RUN_TEXT_COLUMN] = output.output
+        own[RUN_TEXT_COLUMN] = cell_text(output.value)
         row = {free_name(name, own): cell for name, cell in cells.items()} | own
-        for field, value in self._fields(output.output or "").items():
+        for field, value in self._fields(output.value).items():
             row[_FIELD + field if field in row else field] = value
         return row
 
-    def _fields(self, answer: str) -> dict[str, Cell]:
+    def _fields(self, answer: Any) -> dict[str, Cell]:
         """Return the fields of an answer that is a JSON object."""
+        if self._spec.schema is not None:
+            return answer if isinstance(answer, dict) else {}
         if self._spec.output_format != "json":
             return {}
         try:
@@ -153,7 +156,9 @@ class RunOutputs:
         return value if isinstance(value, dict) else {}
 
 
-def _read_document(output: Output, index: int, cells: dict[str, Cell], max_bytes: int) -> Document:
+def _read_document(
+    output: Output[Any], index: int, cells: dict[str, Cell], max_bytes: int
+) -> Document:
     """Return the document that a worker has read."""
     try:
         read = msgspec.json.decode(output.output or "", type=Parsed)

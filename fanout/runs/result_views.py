@@ -35,7 +35,7 @@ _SHOWN = {"output", "aspect", "sample", *_ERRORS}
 _STYLE = 'style="text-align:left;vertical-align:top;white-space:pre-wrap;max-width:40em"'
 
 
-def result_line(result: Result) -> str:
+def result_line(result: Result[Any]) -> str:
     """Return a result as one short line."""
     kinds = _kinds(result)
     shown = {
@@ -57,12 +57,12 @@ def _short(value: object) -> str:
     return _cut(str(value) if isinstance(value, int) else repr(value), _LINE_CHARS)
 
 
-def _kinds(result: Result) -> dict[str, int]:
+def _kinds(result: Result[Any]) -> dict[str, int]:
     kinds = Counter(branch.kind.value for branch in result.branches if branch.kind is not None)
     return dict(sorted(kinds.items()))
 
 
-def _facts(result: Result) -> list[str]:
+def _facts(result: Result[Any]) -> list[str]:
     total, kinds = len(result.branches), _kinds(result)
     failed = sum(kinds.values())
     facts = [f"{total - failed:,} of {plural(total, 'branch', 'branches')}"]
@@ -85,7 +85,7 @@ def _cut(text: str, most: int) -> str:
     return text if len(text) <= most else f"{text[:most]}... ({len(text):,} chars)"
 
 
-def result_page(result: Result) -> str:
+def result_page(result: Result[Any]) -> str:
     """Return a result as a part of an HTML page: bounded, and without other files or scripts."""
     is_ok = result.status.value == "succeeded"
     colour = "#188038" if is_ok else "#c5221f"
@@ -94,8 +94,8 @@ def result_page(result: Result) -> str:
     parts = [f"<div><p><b>Run {escape(result.run_id)} {status}</b>: {facts}</p>"]
     if result.error is not None:
         parts.append(f"<p>{_shown(result.error, _TEXT_CHARS)}</p>")
-    if result.aggregated is not None:
-        parts.append(f"<p><b>Aggregate</b></p>{_block(result.aggregated)}")
+    if result.aggregated_value is not None:
+        parts.append(f"<p><b>Aggregate</b></p>{_block(result.aggregated_value)}")
     parts += _rows(result)
     parts += _failures(result)
     if result.notes:
@@ -113,7 +113,7 @@ def _shown(text: str, most: int) -> str:
     return escape(_cut(text, most))
 
 
-def _rows(result: Result) -> Iterator[str]:
+def _rows(result: Result[Any]) -> Iterator[str]:
     """Yield a table of the first rows, and how many more there are."""
     if not result.branches:
         return
@@ -157,7 +157,7 @@ def _cell(cell: Any) -> str:
     return _shown(text, _CELL_CHARS)
 
 
-def _failures(result: Result) -> Iterator[str]:
+def _failures(result: Result[Any]) -> Iterator[str]:
     """Yield the first failure of each kind, the most frequent kinds first."""
     kinds = Counter(one.kind for one in result.branches if one.kind is not None)
     if not kinds:

@@ -7,9 +7,10 @@ import logging
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic
 
 import msgspec
+from typing_extensions import TypeVar
 
 from fanout.core.errors import InputError, RunError
 from fanout.runs.output_files import OutputFolder
@@ -37,9 +38,11 @@ __all__ = [
 _JSON_SUFFIXES = {".json", ".jsonl"}
 _log = logging.getLogger(__name__)
 
+AnswerT = TypeVar("AnswerT", default=str)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Output:
+class Output(Generic[AnswerT]):
     """One branch of a run, failed or not: its place in the input, and its outcome.
 
     Attributes:
@@ -52,7 +55,8 @@ class Output:
         end: The offset after its last character.
         aspect: The name of its prompt, or None if the run has a single prompt.
         sample: 0-based number of the sample.
-        output: The answer, or None if the branch failed.
+        output: The answer, or None if the branch failed. Text; with a ``schema`` a JSON value, or an
+            instance of the type that the schema was given as.
         kind: Why it failed, or None.
         message: One line about the failure, or None.
         attempts: Calls made for it.
@@ -71,6 +75,7 @@ class Output:
         pages: The numbers of the pages that the chunk is on, from 1 on; empty if unknown.
         headings: The path of headings at the chunk's beginning; empty if there is none.
         text: The chunk, if it is a column of a row, or if the caller asked for it, else None.
+        json: The answer as a JSON value, where ``output`` is an instance of a type.
     """
 
     index: int
@@ -82,7 +87,7 @@ class Output:
     end: int
     aspect: str | None
     sample: int
-    output: str | None
+    output: AnswerT | None
     kind: ErrorKind | None
     message: str | None
     attempts: int
@@ -101,6 +106,12 @@ class Output:
     pages: list[int] = field(default_factory=list)
     headings: str = ""
     text: str | None = None
+    json: Any = None
+
+    @property
+    def value(self) -> Any:
+        """The answer as a JSON value: what files and tables have."""
+        return self.output if self.json is None else self.json
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -133,7 +144,7 @@ class BranchError:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, repr=False)
-class Result:
+class Result(Generic[AnswerT]):
     """The result of a run. Its ``repr`` is one short line; a notebook shows its first rows.
 
     Attributes:
@@ -141,18 +152,20 @@ class Result:
         status: How it ended.
         branches: Every branch in input order: chunks x aspects x models x samples, samples
             fastest.
-        aggregated: The aggregate; by group if the run has groups; None if there is none.
+        aggregated: The aggregate; by group if the run has groups; None if there is none. With an
+            ``aggregate_schema`` a JSON value, or an instance of the type that it was given as.
         notes: Remarks of the aggregator, such as a tie or answers that it left out.
         reduce_errors: The calls of an LLM aggregate that failed.
         usage: The usage of all calls; an unknown quantity is None.
         error: Why the run failed, or None.
         elapsed_s: Seconds from submission to the end.
         layout: What the rows of its branches have.
+        aggregated_json: The aggregate as a JSON value, where ``aggregated`` has instances of a type.
     """
 
     run_id: str
     status: RunStatus
-    branches: list[Output]
+    branches: list[Output[AnswerT]]
     aggregated: Any
     notes: list[str]
     reduce_errors: list[ReduceError]
@@ -160,9 +173,15 @@ class Result:
     error: str | None
     elapsed_s: float
     layout: RowLayout = field(default_factory=RowLayout)
+    aggregated_json: Any = None
 
     @property
-    def outputs(self) -> list[str | None]:
+    def aggregated_value(self) -> Any:
+        """The aggregate as a JSON value: what files have."""
+        return self.aggregated if self.aggregated_json is None else self.aggregated_json
+
+    @property
+    def outputs(self) -> list[AnswerT | None]:
         """The answer of each branch, in input order; None if it failed."""
         return [branch.output for branch in self.branches]
 
@@ -226,7 +245,7 @@ class Result:
             "usage": self.usage.to_dict(),
             "elapsed_s": round(self.elapsed_s, 3),
             "error": self.error,
-            "aggregated": self.aggregated,
+            "aggregated": self.aggregated_value,
             "notes": self.notes,
             "reduce_errors": msgspec.to_builtins(self.reduce_errors),
         }
@@ -312,7 +331,7 @@ class Result:
         else:
             _require_no_wide(target, wide=wide)
             with OutputFolder(target, replaces=replace, words=("", "replace=True")) as folder:
-                folder.write(self.branches, self.aggregated, self._record())
+                folder.write(self.branches, self.aggregated_value, self._record())
 
     def _save_table(self, target: Path, suffix: str, *, replace: bool, wide: bool) -> None:
         with OutputFile(
@@ -352,11 +371,11 @@ def _require_no_wide(target: Path, *, wide: bool) -> None:
         )
 
 
-def _row(branch: Output) -> dict[str, Any]:
+def _row(branch: Output[Any]) -> dict[str, Any]:
     kind = None if branch.kind is None else branch.kind.value
     return {
         **place(branch),
-        "output": branch.output,
+        "output": branch.value,
         "attempts": branch.attempts,
         "elapsed_s": round(branch.elapsed_s, 4),
         "usage": branch.usage.to_dict(),

@@ -12,6 +12,7 @@ import msgspec
 
 from fanout.core.cells import COLUMN
 from fanout.core.records import ErrorKind
+from fanout.core.strict_schema import object_properties
 
 if TYPE_CHECKING:
     from collections.abc import Container
@@ -45,11 +46,15 @@ class RowLayout(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         has_fields: Whether answers are JSON: the fields of an object become columns.
+        is_typed: Whether answers are JSON values, as a schema makes them.
+        fields: The fields that an object has by the schema, in its order.
         aspects: The names of its prompts; empty if it has a single one.
         samples: Answers for each chunk and aspect.
     """
 
     has_fields: bool = False
+    is_typed: bool = False
+    fields: tuple[str, ...] = ()
     aspects: tuple[str, ...] = ()
     samples: int = 1
 
@@ -67,13 +72,15 @@ class RowLayout(msgspec.Struct, frozen=True, kw_only=True):
 def layout_of(spec: RunSpec) -> RowLayout:
     """Return the layout of the rows of a job."""
     return RowLayout(
-        has_fields=spec.output_format == "json",
+        has_fields=spec.output_format == "json" or spec.schema is not None,
+        is_typed=spec.schema is not None,
+        fields=object_properties(spec.schema or {}),
         aspects=tuple(spec.aspects),
         samples=spec.samples,
     )
 
 
-def source_cells(branch: Output) -> dict[str, Cell]:
+def source_cells(branch: Output[Any]) -> dict[str, Cell]:
     """Return the columns of a branch's row in the input, in their order, with the text's.
 
     The text is that of the chunk; None where the document cannot be used. Empty if the document is
@@ -97,17 +104,17 @@ def free_name(name: str, taken: Container[str], prefix: str = COLUMN) -> str:
     return prefix + name if bare in taken else name
 
 
-def output_row(branch: Output) -> dict[str, Any]:
+def output_row(branch: Output[Any]) -> dict[str, Any]:
     """Return a branch with an output as a row of ``outputs.jsonl``."""
     return {
         **_columns(branch),
         **place(branch),
-        "output": branch.output,
+        "output": branch.value,
         **_figures(branch),
     }
 
 
-def error_row(branch: Output) -> dict[str, Any]:
+def error_row(branch: Output[Any]) -> dict[str, Any]:
     """Return a failed branch as a row of ``errors.jsonl``."""
     return {
         **_columns(branch),
@@ -118,7 +125,7 @@ def error_row(branch: Output) -> dict[str, Any]:
     }
 
 
-def stream_row(branch: Output) -> dict[str, Any]:
+def stream_row(branch: Output[Any]) -> dict[str, Any]:
     """Return a branch as a line of ``--stream``: a failed one has ``error_kind`` and ``error``."""
     if branch.kind is None:
         return output_row(branch)
@@ -132,11 +139,11 @@ def stream_row(branch: Output) -> dict[str, Any]:
     }
 
 
-def _columns(branch: Output) -> dict[str, Cell]:
+def _columns(branch: Output[Any]) -> dict[str, Cell]:
     return {free_name(name, OWN_KEYS): cell for name, cell in source_cells(branch).items()}
 
 
-def place(branch: Output) -> dict[str, Any]:
+def place(branch: Output[Any]) -> dict[str, Any]:
     """Return where a branch is in the input, as the first keys of fanout's in its row."""
     fields = {name: getattr(branch, name) for name in _PLACE}
     if branch.pages:
@@ -146,7 +153,7 @@ def place(branch: Output) -> dict[str, Any]:
     return fields
 
 
-def _figures(branch: Output) -> dict[str, Any]:
+def _figures(branch: Output[Any]) -> dict[str, Any]:
     return {
         "attempts": branch.attempts,
         "elapsed_s": round(branch.elapsed_s, 4),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -119,7 +119,9 @@ def _reduce_by_calls(
     following = run.base_stage + level + 1
     parts = _leaves(context, run_id, spec) if stage == 0 else _partials(context, stage_id)
     if not parts:
-        _end_with_answers(context, run_id, range(run.base_stage + 1, following))
+        is_json = spec.aggregate_schema is not None
+        stages = range(run.base_stage + 1, following)
+        _end_with_answers(context, run_id, stages, is_json=is_json)
         return
     try:
         chunks = list(_plan_chunks(parts, level, spec))
@@ -177,8 +179,11 @@ def _group_counts(chunk: Chunk) -> tuple[str, int, int]:
     return columns["group"], int(columns["count"]), int(columns["failed"])
 
 
-def _end_with_answers(context: WorkerContext, run_id: str, stages: Iterable[int]) -> None:
+def _end_with_answers(
+    context: WorkerContext, run_id: str, stages: Iterable[int], *, is_json: bool
+) -> None:
     aggregates: dict[str, Aggregate] = {}
+    answered: dict[str, bool] = {}
     errors: list[ReduceError] = []
     for stage in stages:
         chunks_of: dict[str, int] = defaultdict(int)
@@ -188,10 +193,17 @@ def _end_with_answers(context: WorkerContext, run_id: str, stages: Iterable[int]
             if outcome.kind is not None:
                 errors.append(_error(group, outcome))
             # A group with several chunks here is answered by a later stage, which overwrites this.
-            aggregates[group] = Aggregate(value=outcome.output, succeeded=count, failed=failed)
-    answered = any(aggregate.value is not None for aggregate in aggregates.values())
-    problem = None if answered else f"no aggregate could be made: {_last_error(errors)}"
+            value = _value(outcome.output, is_json=is_json)
+            aggregates[group] = Aggregate(value=value, succeeded=count, failed=failed)
+            answered[group] = outcome.ok
+    problem = (
+        None if any(answered.values()) else f"no aggregate could be made: {_last_error(errors)}"
+    )
     _end(context, run_id, StoredResult(aggregates=aggregates, errors=errors), problem=problem)
+
+
+def _value(answer: str | None, *, is_json: bool) -> Any:
+    return msgspec.json.decode(answer) if is_json and answer is not None else answer
 
 
 def _error(group: str, outcome: Outcome) -> ReduceError:

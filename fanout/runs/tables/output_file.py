@@ -6,7 +6,7 @@ import fcntl
 import os
 import stat
 from contextlib import suppress
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 
 from fanout.core.errors import InputError, RunError
 from fanout.core.units import plural
@@ -175,7 +175,7 @@ class OutputFile:
             return False
         return os.path.samestat(named, os.fstat(file.fileno()))
 
-    def write(self, branches: Iterable[Output]) -> list[str]:
+    def write(self, branches: Iterable[Output[Any]]) -> list[str]:
         """Write the table, and give the file its name. Its memory does not grow with the table.
 
         Returns:

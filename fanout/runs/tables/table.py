@@ -51,6 +51,7 @@ class _Section:
 
     Args:
         first: Columns that are known, before those that rows have.
+        names: Columns that are known but for their types, after these.
         last: Columns that are known, after those.
         fallback: A column that is there if a row has it, or if there is no other.
     """
@@ -60,8 +61,9 @@ class _Section:
         first: dict[str, ColumnType] | None = None,
         last: dict[str, ColumnType] | None = None,
         fallback: str | None = None,
+        names: Iterable[str] = (),
     ) -> None:
-        self._sorts = declared(first or {})
+        self._sorts = declared(first or {}) | dict.fromkeys(names, 0)
         self._last = declared(last or {})
         self._fallback = fallback
 
@@ -124,7 +126,7 @@ def _named(sections: list[dict[str, Sorts]]) -> Iterator[Column]:
 
 
 def gather(
-    outputs: Iterable[Output], layout: RowLayout, spool: Spool, *, is_wide: bool = False
+    outputs: Iterable[Output[Any]], layout: RowLayout, spool: Spool, *, is_wide: bool = False
 ) -> Table:
     """Read the branches of a run into a table, with their rows in a spool.
 
@@ -165,10 +167,10 @@ class _Long:
         }
         own = {**_ERROR, **_CHUNK, **_FIGURES, **variant}
         self._variant = tuple(variant)
-        self._has_fields = layout.has_fields
-        self.sections = [_Section(), _answer_section(_OUTPUT, layout), _Section(own)]
+        self._layout = layout
+        self.sections = [_Section(), _answer_section(_OUTPUT, "", layout), _Section(own)]
 
-    def rows(self, outputs: Iterable[Output]) -> Iterator[list[dict[str, Cell]]]:
+    def rows(self, outputs: Iterable[Output[Any]]) -> Iterator[list[dict[str, Cell]]]:
         """Yield the parts of each row: one for each section."""
         for branch in outputs:
             own = {
@@ -179,7 +181,7 @@ class _Long:
             }
             for name in self._variant:
                 own[name] = getattr(branch, name)
-            answer = _answer(branch, _OUTPUT, "", has_fields=self._has_fields)
+            answer = _answer(branch, _OUTPUT, "", self._layout)
             yield [source_cells(branch), answer, own]
 
 
@@ -187,14 +189,16 @@ class _Wide:
     """A row for each chunk: each aspect and sample is a section of its own."""
 
     def __init__(self, layout: RowLayout) -> None:
-        self._has_fields = layout.has_fields
+        self._layout = layout
         self._labels = {
             (aspect, sample): _label(aspect, sample, layout)
             for aspect in layout.aspects or (None,)
             for sample in range(layout.samples)
         }
         own = _Section({**_CHUNK, **_FIGURES})
-        variants = [_answer_section(label, layout, _errors_of(label)) for label in self.labels]
+        variants = [
+            _answer_section(label, f"{label}.", layout, _errors_of(label)) for label in self.labels
+        ]
         self.sections = [_Section(), *variants, own]
 
     @property
@@ -202,14 +206,14 @@ class _Wide:
         """What the columns of each aspect and sample are called."""
         return list(self._labels.values())
 
-    def rows(self, outputs: Iterable[Output]) -> Iterator[list[dict[str, Cell]]]:
+    def rows(self, outputs: Iterable[Output[Any]]) -> Iterator[list[dict[str, Cell]]]:
         """Yield the parts of each row: one for each section."""
         for _, group in groupby(outputs, key=lambda branch: branch.chunk):
             branches = list(group)
             answers: dict[str, dict[str, Cell]] = {label: {} for label in self.labels}
             for branch in branches:
                 label = self._labels[branch.aspect, branch.sample]
-                answer = _answer(branch, label, f"{label}.", has_fields=self._has_fields)
+                answer = _answer(branch, label, f"{label}.", self._layout)
                 kind = None if branch.kind is None else branch.kind.value
                 errors = dict(zip(_errors_of(label), (kind, branch.message), strict=True))
                 answers[label] = {**answer, **errors}
@@ -235,31 +239,37 @@ def _errors_of(label: str) -> dict[str, ColumnType]:
 
 
 def _answer_section(
-    label: str, layout: RowLayout, last: dict[str, ColumnType] | None = None
+    label: str, prefix: str, layout: RowLayout, last: dict[str, ColumnType] | None = None
 ) -> _Section:
     if layout.has_fields:
-        return _Section(last=last, fallback=label)
+        names = (_field_name(name, prefix) for name in layout.fields)
+        return _Section(last=last, fallback=label, names=names)
     return _Section({label: _TEXT}, last)
 
 
-def _answer(branch: Output, label: str, prefix: str, *, has_fields: bool) -> dict[str, Cell]:
+def _answer(branch: Output[Any], label: str, prefix: str, layout: RowLayout) -> dict[str, Cell]:
     """Return the answer of a branch by column: the fields of a JSON object, else the answer."""
-    if branch.output is None:
+    answer = branch.value
+    if answer is None:
         return {}
-    if has_fields:
-        try:
-            value = parse_json(branch.output)
-        except ValueError:
-            value = None
-        if isinstance(value, dict):
-            return {
-                prefix + free_name(name, OWN_COLUMNS, _FIELD): field_cell(field)
-                for name, field in value.items()
-            }
-    return {label: branch.output}
+    value = answer if layout.is_typed else _json(answer) if layout.has_fields else None
+    if isinstance(value, dict):
+        return {_field_name(name, prefix): field_cell(field) for name, field in value.items()}
+    return {label: field_cell(answer)}
 
 
-def _chunk(branch: Output) -> dict[str, Cell]:
+def _json(answer: str) -> Any:
+    try:
+        return parse_json(answer)
+    except ValueError:
+        return None
+
+
+def _field_name(name: str, prefix: str) -> str:
+    return prefix + free_name(name, OWN_COLUMNS, _FIELD)
+
+
+def _chunk(branch: Output[Any]) -> dict[str, Cell]:
     pages = branch.pages
     shown = f"{pages[0]}-{pages[-1]}" if len(pages) > 1 else str(pages[0]) if pages else None
     return {

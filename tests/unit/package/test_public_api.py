@@ -90,7 +90,12 @@ def test_a_caller_is_type_checked(tmp_path):
         """
         from collections.abc import AsyncIterator
 
+        from dataclasses import dataclass
+        from enum import Enum
+        from typing import Any, Literal, TypedDict, assert_type
+
         import polars
+        from pydantic import BaseModel
         from fanout import Client, Document, Output, ParallelCalls, Result, Run, RunSpec
 
         def shout(prompt: str) -> str:
@@ -121,6 +126,38 @@ def test_a_caller_is_type_checked(tmp_path):
                 seen: list[Output] = [one async for one in runner.astream(texts(), "{input}")]
                 seen += [one async for one in runner.client.run(result.run_id).astream()]
                 return [one.output for one in seen]
+
+        class Review(BaseModel):
+            stars: int
+
+        @dataclass
+        class Point:
+            x: int
+
+        class Row(TypedDict):
+            x: int
+
+        class Mood(Enum):
+            GOOD = "good"
+
+        def use_types(runner: ParallelCalls) -> None:
+            assert_type(runner.run(["a"], "{input}"), Result[str])
+            assert_type(runner.run(["a"], "{input}", choices=["a", "b"]), Result[str])
+            assert_type(runner.run(["a"], "{input}", schema=Review).outputs, list[Review | None])
+            assert_type(runner.run(["a"], "{input}", schema=Point).outputs, list[Point | None])
+            assert_type(runner.run(["a"], "{input}", schema=Row).outputs, list[Row | None])
+            assert_type(runner.run(["a"], "{input}", schema=Mood).outputs, list[Mood | None])
+            assert_type(runner.run(["a"], "{input}", schema=list[int]), Result[list[int]])
+            assert_type(runner.run(["a"], "{input}", schema={"type": "array"}), Result[Any])
+            assert_type(runner.run(["a"], "{input}", schema="review.json"), Result[Any])
+            assert_type(runner.run(["a"], "{input}", schema=Literal["a", "b"]), Result[Any])
+
+        async def use_types_in_a_loop(runner: ParallelCalls) -> None:
+            assert_type(await runner.arun(["a"], "{input}", schema=Review), Result[Review])
+            async for one in runner.astream(["a"], "{input}", schema=Review):
+                assert_type(one, Output[Review])
+            async for text in runner.astream(["a"], "{input}"):
+                assert_type(text.output, str | None)
         """,
         tmp_path,
     )
@@ -134,15 +171,21 @@ WRONG = [
     "ParallelCalls().arun(3)",
     "ParallelCalls().astream(3)",
     "ParallelCalls().run([], progress='x')",
+    "ParallelCalls().run([], '{input}', schema=Review).outputs[0].stars.upper()",
+    "ParallelCalls().run([], '{input}').outputs[0].stars",
 ]
 
 
 def test_wrong_callers_are_told_by_the_type_checker(tmp_path):
-    lines = ["from fanout import ParallelCalls", *WRONG]
+    lines = [
+        "from pydantic import BaseModel",
+        "from fanout import ParallelCalls",
+        "class Review(BaseModel):",
+        "    stars: int",
+        *WRONG,
+    ]
     done = check_types("\n".join(lines) + "\n", tmp_path)
     assert done.returncode == 1, done.stdout
-    told = {
-        int(line.split(":")[1]) for line in done.stdout.splitlines() if line.endswith("[arg-type]")
-    }
+    told = {int(line.split(":")[1]) for line in done.stdout.splitlines() if ": error: " in line}
     # One run of the checker for all, as each takes seconds.
-    assert told == set(range(2, 2 + len(WRONG))), done.stdout
+    assert told == set(range(5, 5 + len(WRONG))), done.stdout

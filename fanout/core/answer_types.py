@@ -1,0 +1,84 @@
+"""Types of Python that stand for the shape of answers, and the instances that answers become."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Any
+
+import msgspec
+from pydantic import TypeAdapter, ValidationError
+
+from fanout.core.answer_fields import is_type
+
+__all__ = ["UNTYPED", "AnswerType", "AnswerTypes", "NotOfTypeError", "types_of"]
+
+_SHOWN_CHARS = 200
+
+
+class NotOfTypeError(ValueError):
+    """A valid answer is no instance of its type, by a check that only Python knows."""
+
+
+class AnswerType:
+    """A type of Python, to which answers in JSON are converted.
+
+    Args:
+        kind: A pydantic model, dataclass, TypedDict, Enum, ``Literal``, ``list[...]`` and the like.
+    """
+
+    def __init__(self, kind: Any) -> None:
+        self.kind = kind
+
+    @property
+    def name(self) -> str:
+        """The name of the type."""
+        return getattr(self.kind, "__name__", str(self.kind))
+
+    @cached_property
+    def _adapter(self) -> TypeAdapter[Any]:
+        return TypeAdapter(self.kind)
+
+    def instance(self, text: str | bytes) -> Any:
+        """Return the instance of an answer in JSON. Raises NotOfTypeError."""
+        try:
+            return self._adapter.validate_json(text)
+        except ValidationError as error:
+            raise NotOfTypeError(_described(error)) from None
+        except Exception as error:
+            # What a validator or a constructor of the user raises.
+            reason = f"{type(error).__name__}: {error}"
+            raise NotOfTypeError(reason[:_SHOWN_CHARS]) from error
+
+
+class AnswerTypes(msgspec.Struct, frozen=True, kw_only=True):
+    """The types of the answers and of the aggregate of a job; None where there is none."""
+
+    answer: AnswerType | None = None
+    aggregate: AnswerType | None = None
+
+
+UNTYPED = AnswerTypes()
+
+
+def types_of(fields: object) -> AnswerTypes:
+    """Return the types among the fields of a job, before they become JSON Schemas."""
+    if not isinstance(fields, Mapping):
+        return UNTYPED
+    answer, aggregate = (_type(fields.get(name)) for name in ("schema", "aggregate_schema"))
+    if answer is None and aggregate is None:
+        return UNTYPED
+    return AnswerTypes(answer=answer, aggregate=aggregate)
+
+
+def _type(value: object) -> AnswerType | None:
+    return AnswerType(value) if is_type(value) else None
+
+
+def _described(error: ValidationError) -> str:
+    first = error.errors(include_url=False, include_context=False)[0]
+    where = "".join(f"/{part}" for part in first["loc"]) or "the answer"
+    got = repr(first["input"])
+    shown = got if len(got) <= _SHOWN_CHARS else f"{got[:_SHOWN_CHARS]}..."
+    more = error.error_count() - 1
+    return f"{where}: {first['msg']} (got {shown})" + (f"; and {more:,} more" if more else "")
