@@ -78,7 +78,7 @@ TYPES: list[tuple[Any, str, Any]] = [
     (Review, '{"why":"it is","stars":4,"mood":null,"more":[1]}', Review(why="it is", stars=4)),
     (Point, '{"x":3}', Point(3)),
     (Pair, '{"first":"a","second":[1,2]}', {"first": "a", "second": [1, 2]}),
-    (Aliased, '{"order-id":"7"}', Aliased(order_id="7")),
+    (Aliased, '{"order-id":"7"}', Aliased(**{"order-id": "7"})),
     (Node, '{"name":"a","below":[{"name":"b"}]}', Node(name="a", below=[Node(name="b")])),
     (list[Point], '[{"x":1,"y":2}]', [Point(1, 2.0)]),
     (list[int], "[1,2]", [1, 2]),
