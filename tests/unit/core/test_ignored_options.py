@@ -406,7 +406,13 @@ def test_the_inputs_of_a_job_file_are_in_the_folder_that_it_names(inputs, monkey
 
 # A function takes its prompt, and nothing else.
 
-TO_FUNCTIONS: dict[str, Any] = {"system": "s", "temperature": 0.5, "max_tokens": 9, "seed": 3, "stop": ["."]}
+TO_FUNCTIONS: dict[str, Any] = {
+    "system": "s",
+    "temperature": 0.5,
+    "max_tokens": 9,
+    "seed": 3,
+    "stop": ["."],
+}
 
 
 def test_every_field_that_a_request_has_is_known_of_functions():
