@@ -57,6 +57,8 @@ _OPTIONS = [
             "The longest answer of a branch, in tokens. [default: the model's]"),
     _option("--aggregate-max-tokens", "N",
             "The longest aggregate, in tokens. [default: the model's]"),
+    click.option("--on-truncated", type=click.Choice(["fail", "keep"]),
+                 help="Whether an answer that was cut off counts. [default: fail]"),
     _option("--seed", "N", "Sampling seed. [default: none]"),
     _option("--stop", "S", "A string that ends an answer; give several.", multiple=True),
     click.option("--output-format", type=click.Choice(["text", "json"]),

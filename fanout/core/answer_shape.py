@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from fanout.core.strict_schema import Dialect, NativeSchema
 
-__all__ = ["AnswerShape", "WrongShapeError", "checked_schema", "shape_of"]
+__all__ = ["AnswerShape", "WrongShapeError", "checked_schema", "folded", "shape_of"]
 
 # Characters of an invalid value that a message quotes.
 _SHOWN_CHARS = 100
@@ -55,11 +55,11 @@ class AnswerShape:
     @cached_property
     def _labels(self) -> dict[str, str]:
         """The labels by their folded form, where that is unique."""
-        folded: dict[str, str] = {}
+        forms: dict[str, str] = {}
         for label in self.choices:
-            form = _folded(label)
-            folded[form] = "" if form in folded else label
-        return {form: label for form, label in folded.items() if label}
+            form = folded(label)
+            forms[form] = "" if form in forms else label
+        return {form: label for form, label in forms.items() if label}
 
     def native(self, dialect: Dialect) -> NativeSchema | None:
         """Return the schema in the form of a provider; None if it cannot express it."""
@@ -86,6 +86,12 @@ class AnswerShape:
             WrongShapeError: The answer does not have the shape.
         """
         return self._label(answer) if self.choices else self._json(answer)
+
+    def is_beginning(self, answer: str) -> bool:
+        """Say whether a label that was cut off may be the beginning of another one."""
+        text = without_reasoning(answer.strip(), OWN_TAGS + PROMPTED_TAGS).strip()
+        begin, label = folded(text), self.checked(answer)
+        return any(folded(one).startswith(begin) for one in self.choices if one != label)
 
     def _json(self, answer: str) -> str:
         try:
@@ -116,7 +122,7 @@ class AnswerShape:
             if isinstance(value, dict) and len(value) == 1:
                 value = next(iter(value.values()))
             text = value if isinstance(value, str) else text
-        label = text if text in self.choices else self._labels.get(_folded(text))
+        label = text if text in self.choices else self._labels.get(folded(text))
         if label is None:
             raise WrongShapeError(
                 f"the answer {_short(text)} is none of the choices {', '.join(self.choices)}"
@@ -139,7 +145,8 @@ def _no_document(uri: str) -> Any:
     raise ValueError(msg)
 
 
-def _folded(label: str) -> str:
+def folded(label: str) -> str:
+    """Return what is the same for spellings of a label that differ in case, spaces and quotes."""
     bare = label.strip(_AROUND_LABELS)
     return " ".join(bare.casefold().split()) or label
 

@@ -151,6 +151,7 @@ class LLMError(FanoutError):
             None takes the default of the kind: ``auth`` and ``budget`` stop a run, others do not.
         is_own: Whether the cause is certainly this prompt and not the provider. Such a failure
             does not count as an outage, and its branch does not wait for one to end.
+        finish_reason: Why the generation ended, in the provider's words, or None.
     """
 
     def __init__(
@@ -163,9 +164,11 @@ class LLMError(FanoutError):
         usage: Usage | None = None,
         stop_after: int | None = None,
         is_own: bool = False,
+        finish_reason: str | None = None,
     ) -> None:
         super().__init__(message)
         self.kind = kind
+        self.finish_reason = finish_reason
         self.retry_after_s = _wait_s(retry_after_s)
         self.status = status
         self.usage = usage

@@ -251,6 +251,7 @@ class Outcome(_Record, frozen=True, kw_only=True):
             0 if unknown.
         model: The model that answered, where it is not the one that the branch asks first.
         finish_reason: Why the last answer ended, in the provider's words; None if it did not say.
+        is_cut: Whether the output was cut off at a limit of tokens, and kept.
         confidence: The probability of the chosen label by the model, 0 to 1; None if unknown.
         votes: How often each answer was given, if the branch asked until one had a majority.
         samples: How many answers it asked for until then; 0 if it does not vote.
@@ -267,6 +268,7 @@ class Outcome(_Record, frozen=True, kw_only=True):
     ended_at: float = 0.0
     model: str | None = None
     finish_reason: str | None = None
+    is_cut: bool = False
     confidence: float | None = None
     votes: dict[str, int] = {}
     samples: int = 0

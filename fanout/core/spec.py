@@ -94,7 +94,9 @@ class RunSpec(SchemaField, BaseModel):  # type: ignore[misc]
         samples: The number of answers for each chunk and aspect.
         system: The system prompt.
         temperature: Sampling temperature; None uses the provider's default.
-        max_tokens: The longest answer of a branch, in tokens; None uses the provider's default.
+        max_tokens: The longest answer of a branch, in tokens; None uses the model's own limit.
+        on_truncated: What an answer is that was cut off at its limit of tokens: ``fail``, a failure
+            (kind ``truncated``), or ``keep``, an answer, if it is valid as it is.
         seed: Seed of the first answer; answer ``n`` uses ``seed + n``. It also seeds ``sample``.
         stop: Strings that end an answer.
         output_format: ``json`` refuses an answer that is not JSON (kind ``invalid_output``).
@@ -108,7 +110,7 @@ class RunSpec(SchemaField, BaseModel):  # type: ignore[misc]
         reduce: How outputs become the aggregate. None is ``llm`` if ``aggregate_prompt`` is given,
             else ``none``.
         aggregate_prompt: The template of the LLM aggregate; ``{input}`` is the joined outputs.
-        aggregate_max_tokens: The longest answer of an LLM aggregate, in tokens.
+        aggregate_max_tokens: The longest answer of an LLM aggregate, in tokens; see ``max_tokens``.
         group_by: ``document``, ``aspect`` or the name of a column: one aggregate for each value.
         context_tokens: The model's context window; None takes the known one, or a safe guess.
         min_success: The share of branches (0 to 1) that must succeed. A run in which no branch
@@ -152,6 +154,7 @@ class RunSpec(SchemaField, BaseModel):  # type: ignore[misc]
     system: str | None = None
     temperature: Annotated[float | None, Field(ge=0, le=2), NUMBER] = None
     max_tokens: Annotated[int | None, Field(ge=1), NUMBER] = None
+    on_truncated: Literal["fail", "keep"] = "fail"
     seed: Annotated[int | None, NUMBER] = None
     stop: Annotated[tuple[str, ...], BeforeValidator(as_tuple)] = ()
     output_format: Literal["text", "json"] = "text"

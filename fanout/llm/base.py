@@ -11,7 +11,7 @@ from fanout.core.errors import LLMError
 from fanout.core.exhaustion import is_exhausted
 from fanout.core.records import ErrorKind, Usage
 
-__all__ = ["LLM", "LLMReply", "LLMRequest", "Turn", "unexpected"]
+__all__ = ["LLM", "LLMReply", "LLMRequest", "Token", "Turn", "unexpected"]
 
 
 class Turn(msgspec.Struct, frozen=True):
@@ -68,6 +68,20 @@ class LLMRequest(msgspec.Struct, frozen=True, kw_only=True):
         return "\n\n".join(parts)
 
 
+class Token(msgspec.Struct, frozen=True):
+    """One token of an answer, as a server that returns log-probabilities reports it.
+
+    Attributes:
+        text: Its UTF-8 bytes, which may be a part of a character.
+        logprob: The natural logarithm of its probability.
+        others: Tokens that were likely at its place, each with its logarithm; it may be among them.
+    """
+
+    text: bytes
+    logprob: float
+    others: tuple[tuple[bytes, float], ...] = ()
+
+
 class LLMReply(msgspec.Struct, frozen=True, kw_only=True):
     """One answer, and what it consumed.
 
@@ -77,6 +91,7 @@ class LLMReply(msgspec.Struct, frozen=True, kw_only=True):
         model: The model that answered, as the provider calls it, or None.
         response_id: The provider's id of this answer, or None.
         finish_reason: Why the generation ended, in the provider's words, or None.
+        tokens: The tokens of the answer with their probabilities, where these were asked for.
     """
 
     text: str
@@ -84,6 +99,7 @@ class LLMReply(msgspec.Struct, frozen=True, kw_only=True):
     model: str | None = None
     response_id: str | None = None
     finish_reason: str | None = None
+    tokens: tuple[Token, ...] = ()
 
 
 @runtime_checkable

@@ -5,21 +5,18 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from concurrent.futures import ThreadPoolExecutor
-from functools import cache
 from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
-from fanout.core.answer_shape import WrongShapeError
 from fanout.core.errors import LLMError
-from fanout.core.json_text import bare_json
-from fanout.core.reasoning import without_reasoning
 from fanout.core.records import ErrorKind, Usage, total_usage
 from fanout.core.redaction import redacted
+from fanout.llm.answers import WrongAnswerError, checked_answer, storable
 from fanout.llm.base import LLMReply, Turn, unexpected
+from fanout.llm.confidence import label_confidence
 from fanout.llm.deadline import Deadline
-from fanout.llm.finish_reasons import require_complete
+from fanout.llm.finish_reasons import ending
 from fanout.llm.usage import believable, billed
 from fanout.policy.outages import judge_alone
 from fanout.policy.retries import larger_token_limit, retry_wait_s, stop_after
@@ -33,16 +30,10 @@ if TYPE_CHECKING:
     from fanout.llm.base import LLM, LLMRequest
     from fanout.policy.outages import FailureVerdict
 
-__all__ = ["CallAttempt", "CallGate", "CallResult", "complete_with_retries", "validate_json"]
+__all__ = ["CallAttempt", "CallGate", "CallResult", "complete_with_retries"]
 
 _MAX_MESSAGE = 300
-# Validating an answer of a megabyte takes a few hundredths of a second.
-_VALIDATION_LIMIT_S = 30.0
-_VALIDATION_THREADS = 4
-# A short answer is checked in microseconds: a thread would cost more.
-_CHECKED_AT_ONCE_CHARS = 8_000
-# Of a wrong answer, so much is sent back to the model.
-_SHOWN_ANSWER_CHARS = 4_000
+_MAX_REASON = 40
 # How a provider refuses an answer length that the model does not support.
 _ROOM_REFUSED = frozenset({ErrorKind.BAD_REQUEST, ErrorKind.CONTEXT_LENGTH})
 
@@ -61,6 +52,9 @@ class CallResult(msgspec.Struct, frozen=True, kw_only=True):
     usage: Usage
     elapsed_s: float
     stop_after: int = 0
+    finish_reason: str | None = None
+    is_cut: bool = False
+    confidence: float | None = None
     model: str | None = None
     usage_of: dict[str, Usage] = {}
 
@@ -112,6 +106,8 @@ async def complete_with_retries(
     policy: RetrySpec,
     timeout_s: float,
     max_reasks: int = 0,
+    keeps_cut: bool = False,
+    window_tokens: int | None = None,
     validate: Callable[[str], str] | None = None,
     gate: CallGate | None = None,
     max_output_kb: int | None = None,
@@ -127,11 +123,13 @@ async def complete_with_retries(
 
     An answer that does not have the shape of the request is sent back with what is wrong, up to
     ``max_reasks`` times. Without a shape, ``validate`` returns the answer to store, or raises LLMError
-    if the answer is invalid. ``gate`` delays calls; waits for a rate limit do not count towards any
-    time limit. ``timeout_s`` is the deadline of one call in seconds. ``rand`` returns a random number
-    from 0 to 1.
+    if the answer is invalid. An answer that was cut off at its limit of tokens is accepted if
+    ``keeps_cut``, else asked for once more with twice the limit, where one was set and
+    ``window_tokens``, the model's context window, allows it. ``gate`` delays calls; waits for a rate
+    limit do not count towards any time limit. ``timeout_s`` is the deadline of one call in seconds.
+    ``rand`` returns a random number from 0 to 1.
     """
-    tries = _Tries(request, policy, clock(), reasks=max_reasks)
+    tries = _Tries(request, policy, clock(), reasks=max_reasks, window_tokens=window_tokens)
     while True:
         arrived, for_rate_s = clock(), 0.0
         if gate is not None:
@@ -141,37 +139,41 @@ async def complete_with_retries(
             with _Observed(tries.number, observe, clock) as observed:
                 reply = await _call(llm, tries.request, timeout_s)
                 observed.reply = reply
-                require_complete(reply)
-                _require_size(reply.text, max_output_kb)
-                if request.shape is not None:
-                    text = await _shaped(request.shape, reply.text)
-                else:
-                    text = (
-                        await _validated(validate, reply.text) if validate else _plain(reply.text)
-                    )
-                text = _storable(text)
-        except _WrongAnswerError as error:
+                text = await checked_answer(
+                    reply,
+                    shape=request.shape,
+                    validate=validate,
+                    max_output_kb=max_output_kb,
+                    keeps_cut=keeps_cut,
+                )
+        except WrongAnswerError as error:
             # The model works; waiting does not help.
             await _left(gate, tries.request, reply, None)
             if not tries.reasks(error, reply):
-                return _result(None, error, tries.used, clock() - tries.started)
+                return _failed(error, tries.used, clock() - tries.started)
         except LLMError as error:
             verdict = await _left(gate, tries.request, observed.reply, error) or judge_alone(error)
             wait_s = tries.failed(error, observed.reply, verdict, now=clock(), jitter=rand())
             if wait_s is None:
-                return _result(None, _cause(error, tries.cut), tries.used, clock() - tries.started)
+                return _failed(_cause(error, tries.cut), tries.used, clock() - tries.started)
             await sleep(wait_s)
         else:
             await _left(gate, tries.request, reply, None)
             tries.used.append(reply.usage)
-            return _result(text, None, tries.used, clock() - tries.started)
+            return _answered(text, reply, request.shape, tries.used, clock() - tries.started)
 
 
 class _Tries:
     """The calls of a branch so far, and the decision after a further failure."""
 
     def __init__(
-        self, request: LLMRequest, policy: RetrySpec, started: float, *, reasks: int
+        self,
+        request: LLMRequest,
+        policy: RetrySpec,
+        started: float,
+        *,
+        reasks: int,
+        window_tokens: int | None,
     ) -> None:
         self.request = request
         self.started = started
@@ -181,6 +183,7 @@ class _Tries:
         self.cut: LLMError | None = None
         self._policy = policy
         self._reasks = reasks
+        self._window_tokens = window_tokens
         # Counts failures by their cost: a common failure costs less than one of this branch alone.
         self._failures = 0.0
 
@@ -194,7 +197,7 @@ class _Tries:
         self.started += for_rate_s if self.number else waited_s
         self.number += 1
 
-    def reasks(self, error: _WrongAnswerError, reply: LLMReply) -> bool:
+    def reasks(self, error: WrongAnswerError, reply: LLMReply) -> bool:
         """Continue the conversation with what is wrong; return whether a further call is left."""
         self.used.append(reply.usage)
         self._reasks -= 1
@@ -222,7 +225,8 @@ class _Tries:
             elapsed_s=elapsed_s,
             policy=self._policy,
             max_tokens=self.request.max_tokens,
-            used_tokens=self.used[-1].output_tokens,
+            prompt_tokens=self.used[-1].input_tokens,
+            window_tokens=self._window_tokens,
         )
         if room is not None and self.cut is None:
             self.cut = error
@@ -266,6 +270,7 @@ class _Observed:
             return
         kind = None if error is None else getattr(error, "kind", ErrorKind.CANCELLED)
         reply = self.reply
+        reason = reply.finish_reason if reply else getattr(error, "finish_reason", None)
         self._observe(
             CallAttempt(
                 number=self._number,
@@ -275,32 +280,9 @@ class _Observed:
                 usage=reply.usage if reply else getattr(error, "usage", None),
                 model=reply.model if reply else None,
                 response_id=reply.response_id if reply else None,
-                finish_reason=reply.finish_reason if reply else None,
+                finish_reason=reason,
             )
         )
-
-
-class _WrongAnswerError(LLMError):
-    """An answer that does not have its shape, and what to say to the model."""
-
-    def __init__(self, problem: str, answer: str, reply: str) -> None:
-        super().__init__(ErrorKind.INVALID_OUTPUT, problem)
-        self.answer = answer
-        self.reply = reply
-
-
-async def _shaped(shape: AnswerShape, answer: str) -> str:
-    """Return the stored form of an answer. Raises _WrongAnswerError."""
-    try:
-        if len(answer) <= _CHECKED_AT_ONCE_CHARS:
-            return shape.checked(answer)
-        return await _validated(shape.checked, answer)
-    except WrongShapeError as error:
-        shown = (
-            answer if len(answer) <= _SHOWN_ANSWER_CHARS else answer[:_SHOWN_ANSWER_CHARS] + "..."
-        )
-        reply = f"That is not valid: {error}.\n\n{shape.in_words}"
-        raise _WrongAnswerError(str(error), shown, reply) from None
 
 
 async def _left(
@@ -340,81 +322,42 @@ async def _call(llm: LLM, request: LLMRequest, timeout_s: float) -> LLMReply:
     if not isinstance(text, str):
         name = type(text).__name__
         raise LLMError(ErrorKind.INVALID_OUTPUT, f"the model's text is of type {name}")
-    usage = believable(reply.usage)
-    return reply if usage is reply.usage else msgspec.structs.replace(reply, usage=usage)
+    usage, reason = believable(reply.usage), reply.finish_reason
+    if usage is reply.usage and (reason is None or type(reason) is str):
+        return reply
+    # An enum's text, where a user's class has one.
+    shown = None if reason is None else str(getattr(reason, "value", reason))
+    return msgspec.structs.replace(reply, usage=usage, finish_reason=shown)
 
 
-def _result(
-    output: str | None, error: LLMError | None, used: list[Usage], elapsed_s: float
+def _answered(
+    text: str, reply: LLMReply, shape: AnswerShape | None, used: list[Usage], elapsed_s: float
 ) -> CallResult:
     return CallResult(
-        output=output,
-        kind=error.kind if error else None,
-        message=_storable(redacted(str(error))[:_MAX_MESSAGE]) if error else None,
+        output=text,
+        kind=None,
+        message=None,
         attempts=len(used),
         usage=total_usage(used),
         elapsed_s=elapsed_s,
-        stop_after=stop_after(error.kind, error.stop_after) if error else 0,
+        finish_reason=_reason(reply.finish_reason),
+        is_cut=ending(reply.finish_reason) is ErrorKind.TRUNCATED,
+        confidence=label_confidence(reply.tokens, shape, text) if reply.tokens and shape else None,
     )
 
 
-@cache
-def _validation_threads() -> ThreadPoolExecutor:
-    # A separate pool: a check that never ends must not occupy threads of other work.
-    return ThreadPoolExecutor(_VALIDATION_THREADS, thread_name_prefix="fanout-validate")
+def _failed(error: LLMError, used: list[Usage], elapsed_s: float) -> CallResult:
+    return CallResult(
+        output=None,
+        kind=error.kind,
+        message=storable(redacted(str(error))[:_MAX_MESSAGE]),
+        attempts=len(used),
+        usage=total_usage(used),
+        elapsed_s=elapsed_s,
+        stop_after=stop_after(error.kind, error.stop_after),
+        finish_reason=_reason(error.finish_reason),
+    )
 
 
-async def _validated(
-    validate: Callable[[str], str], answer: str, *, limit_s: float = _VALIDATION_LIMIT_S
-) -> str:
-    """Return the result of ``validate``, which runs in a thread and must not block other calls.
-
-    Raises:
-        LLMError: The answer is invalid, or the check took too long (``invalid_output``).
-    """
-    loop = asyncio.get_running_loop()
-    try:
-        with Deadline(limit_s):
-            return await loop.run_in_executor(_validation_threads(), validate, answer)
-    except TimeoutError:
-        raise LLMError(
-            ErrorKind.INVALID_OUTPUT, f"the answer could not be checked within {limit_s:g} s"
-        ) from None
-    except (LLMError, WrongShapeError):
-        raise
-    except Exception as error:
-        message = f"the check of the answer failed: {type(error).__name__}: {error}"
-        raise LLMError(ErrorKind.INTERNAL, message) from error
-
-
-def _require_size(text: str, max_output_kb: int | None) -> None:
-    if max_output_kb is None or 4 * len(text) <= 1_000 * max_output_kb:
-        return
-    size = len(text.encode("utf-8", "replace"))
-    if size > 1_000 * max_output_kb:
-        raise LLMError(
-            ErrorKind.INVALID_OUTPUT,
-            f"the answer of {size / 1000:,.0f} kB is larger than FANOUT_MAX_OUTPUT_KB allows "
-            f"({max_output_kb:,})",
-        )
-
-
-def _storable(text: str) -> str:
-    """Return a text without lone surrogates, which UTF-8 cannot encode; some models send them."""
-    return text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")
-
-
-def _plain(text: str) -> str:
-    """Return a plain text answer without the reasoning of the model before it."""
-    plain = without_reasoning(text)
-    if not plain.strip():
-        raise LLMError(ErrorKind.INVALID_OUTPUT, "the answer is empty behind its reasoning")
-    return plain
-
-
-def validate_json(text: str) -> str:
-    """Return the JSON of an answer without the text around it. Raises LLMError if it has none."""
-    try:
-        return bare_json(text)
-    except ValueError as error:
-        raise LLMError(ErrorKind.INVALID_OUTPUT, f"the answer is not JSON: {error}") from None
+def _reason(given: str | None) -> str | None:
+    return storable(redacted(given[:_MAX_REASON])) if given else None

@@ -13,25 +13,31 @@ if TYPE_CHECKING:
 __all__ = ["ending", "require_answer", "require_complete"]
 
 _MAX_SHOWN = 40
-# The words of OpenAI, Anthropic, Gemini, Cohere, Bedrock, Mistral, TGI and llama.cpp, lower case.
+# The words of OpenAI, Anthropic, Gemini, Cohere, Bedrock, Mistral, Zhipu, TGI, vLLM, SGLang and
+# llama.cpp, from their references, in lower case.
 _COMPLETE = frozenset(
     {
         "stop", "end_turn", "stop_sequence", "eos", "eos_token", "end", "done", "normal",
         "complete", "completed", "finished", "success", "tool_calls", "tool_call", "tool_use",
-        "function_call",
+        "function_call", "stop_token", "end_of_text", "stopped",
+        # Gemini's word for none.
+        "finish_reason_unspecified",
     }
 )  # fmt: skip
 _TRUNCATED = frozenset(
     {
         "length", "max_tokens", "max_output_tokens", "max_completion_tokens", "max_length",
         "max_new_tokens", "model_length", "model_context_window_exceeded", "token_limit", "limit",
+        "max_output_reached", "max_tokens_reached", "context_length", "context_window_exceeded",
+        "incomplete",
     }
 )  # fmt: skip
 _FILTERED = frozenset(
     {
         "content_filter", "content_filtered", "refusal", "safety", "recitation", "blocklist",
         "prohibited_content", "spii", "image_safety", "language", "guardrail_intervened",
-        "error_toxic",
+        "error_toxic", "moderation", "filtered", "sensitive", "image_prohibited_content",
+        "image_recitation", "model_armor",
     }
 )  # fmt: skip
 
@@ -39,7 +45,10 @@ _FILTERED = frozenset(
 def ending(finish_reason: str | None) -> ErrorKind | None:
     """Return the kind of error for a finish reason; None if the answer is complete.
 
-    No finish reason means a complete answer. An unknown word means that the generation failed.
+    No finish reason means a complete answer. Any other word means that the generation failed:
+    ``error``, ``abort`` (vLLM, SGLang), ``OTHER`` and ``MALFORMED_FUNCTION_CALL`` (Gemini),
+    ``pause_turn`` (Anthropic), ``insufficient_system_resource`` (DeepSeek), and unknown words, as an
+    answer that may be incomplete must not pass for a whole one.
     """
     word = (finish_reason or "stop").strip().lower()
     if word in _COMPLETE:
@@ -62,15 +71,22 @@ def require_complete(reply: LLMReply) -> None:
         message = "the provider refused to answer"
     else:
         message = f"the generation failed ({_shown_reason(reply)})"
-    raise LLMError(kind, message, usage=reply.usage)
+    raise LLMError(kind, message, usage=reply.usage, finish_reason=reply.finish_reason)
 
 
 def require_answer(reply: LLMReply) -> None:
-    """Raise LLMError if an answer is incomplete or empty."""
-    require_complete(reply)
-    if not reply.text.strip():
+    """Raise LLMError if a server failed or refused, or if its answer is empty.
+
+    An answer that was cut off is one: the caller may accept it. A server that sends nothing, and no
+    reason why, has failed.
+    """
+    kind = ending(reply.finish_reason)
+    if kind is not ErrorKind.TRUNCATED:
+        require_complete(reply)
+    if not reply.text.strip() and kind is None:
+        kind = ErrorKind.INVALID_OUTPUT if reply.finish_reason else ErrorKind.SERVER_ERROR
         message = f"the answer is empty ({_shown_reason(reply)})"
-        raise LLMError(ErrorKind.INVALID_OUTPUT, message, usage=reply.usage)
+        raise LLMError(kind, message, usage=reply.usage, finish_reason=reply.finish_reason)
 
 
 def _shown_reason(reply: LLMReply) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from fanout.core import redaction as secrets
@@ -13,7 +14,7 @@ from fanout.llm.fake import FakeLLM
 if TYPE_CHECKING:
     from fanout.core.settings import Settings
 
-__all__ = ["LOCAL_CONTEXT_TOKENS", "context_tokens", "make_llm"]
+__all__ = ["LOCAL_CONTEXT_TOKENS", "context_tokens", "known_context_tokens", "make_llm"]
 
 LOCAL_CONTEXT_TOKENS = 2048
 _SAFE_CONTEXT_TOKENS = 8192
@@ -121,14 +122,24 @@ def _hint(model: str) -> str:
 
 def context_tokens(model: str) -> int:
     """Return the context window of a model in tokens; a safe guess if it is unknown."""
-    if model == "local":
-        return LOCAL_CONTEXT_TOKENS
+    return known_context_tokens(model) or _SAFE_CONTEXT_TOKENS
+
+
+def known_context_tokens(model: str) -> int | None:
+    """Return the context window of a model in tokens, or None if it is unknown."""
     if is_registered(model):
         # A fake that the caller gave directly has its own.
-        return int(getattr(resolve_callable(model), "context_tokens", _SAFE_CONTEXT_TOKENS))
-    if model.startswith("fake?"):
+        own = getattr(resolve_callable(model), "context_tokens", None)
+        return None if own is None else int(own)
+    return _window(model)
+
+
+@lru_cache(maxsize=256)
+def _window(model: str) -> int | None:
+    if model == "local":
+        return LOCAL_CONTEXT_TOKENS
+    if model == "fake" or model.startswith("fake?"):
         return FakeLLM.from_model(model).context_tokens
-    for prefix, tokens in _CONTEXT_TOKENS.items():
-        if model.removeprefix("litellm/").startswith(prefix):
-            return tokens
-    return _SAFE_CONTEXT_TOKENS
+    name = model.removeprefix("litellm/")
+    known = (tokens for prefix, tokens in _CONTEXT_TOKENS.items() if name.startswith(prefix))
+    return next(known, None)

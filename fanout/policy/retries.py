@@ -89,18 +89,30 @@ def larger_token_limit(
     elapsed_s: float,
     policy: RetrySpec,
     max_tokens: int | None,
-    used_tokens: int | None,
+    prompt_tokens: int | None = None,
+    window_tokens: int | None = None,
 ) -> int | None:
     """Return the token limit for the retry of a truncated answer: twice the previous one.
 
-    None if there is no retry, or if the previous limit is unknown: the same limit would truncate
-    the answer at the same place. ``used_tokens`` is the length of the answer; for the other
-    arguments see retry_wait_s.
+    None if there is no retry: no limit was set, so that the model's own cut the answer, or twice the
+    limit does not fit the model's context window. For the other arguments see retry_wait_s.
+
+    Args:
+        kind: Why the call failed.
+        spent: See retry_wait_s.
+        elapsed_s: See retry_wait_s.
+        policy: The bounds.
+        max_tokens: The limit of the call, or None.
+        prompt_tokens: The tokens of its prompt; None if they are unknown.
+        window_tokens: The context window of the model; None if it is unknown.
     """
     if kind is not ErrorKind.TRUNCATED or spent >= policy.max_attempts - _ROUNDING:
         return None
-    limit = max_tokens or used_tokens
-    return 2 * limit if limit and elapsed_s <= policy.max_elapsed_s else None
+    if max_tokens is None or elapsed_s > policy.max_elapsed_s:
+        return None
+    room = 2 * max_tokens
+    fits = window_tokens is None or (prompt_tokens or 0) + room <= window_tokens
+    return room if fits else None
 
 
 def stop_after(kind: ErrorKind, given: int | None) -> int:

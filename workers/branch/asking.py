@@ -6,7 +6,9 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from fanout.core.model_names import READER_MODEL
-from fanout.llm.calls import complete_with_retries, validate_json
+from fanout.llm.answers import validate_json
+from fanout.llm.calls import complete_with_retries
+from fanout.llm.registry import known_context_tokens
 
 if TYPE_CHECKING:
     from fanout.core.ids import StageId
@@ -64,6 +66,8 @@ class Asking:
                 policy=spec.retries,
                 timeout_s=spec.timeout_s,
                 max_reasks=spec.max_reasks,
+                keeps_cut=spec.on_truncated == "keep",
+                window_tokens=spec.context_tokens or known_context_tokens(model),
                 validate=validate_json if wants_json else None,
                 gate=self._claim.gate(models.limiter.gate(model, spec.rate.rates), spec.timeout_s),
                 # A document may be larger than an answer.

@@ -361,5 +361,8 @@ def _outcome(index: int, result: CallResult) -> Outcome:
         usage=result.usage,
         elapsed_s=result.elapsed_s,
         model=result.model,
+        finish_reason=result.finish_reason,
+        is_cut=result.is_cut,
+        confidence=result.confidence,
         usage_of=result.usage_of,
     )

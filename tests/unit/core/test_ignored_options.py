@@ -42,7 +42,8 @@ STRING = '{"type": "string"}'
 # The fields of a job that have an effect in any job: some code reads them.
 ALWAYS = {
     "inputs", "max_document_mb", "read_on", "strict", "model", "models", "prompt", "aspects", "samples",
-    "system", "temperature", "max_tokens", "stop", "schema", "choices", "split", "reduce", "aggregate_prompt",
+    "system", "temperature", "max_tokens", "on_truncated", "stop", "schema", "choices",
+    "split", "reduce", "aggregate_prompt",
     "group_by", "min_success", "max_workers", "priority", "timeout_s", "deadline_s", "max_attempts",
     "max_elapsed_s", "requests_per_minute", "tokens_per_minute", "sample", "limit",
 }  # fmt: skip

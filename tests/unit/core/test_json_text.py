@@ -12,7 +12,8 @@ from fanout.core.json_text import bare_json, parse_json
 from fanout.core.reasoning import without_reasoning
 from fanout.core.spec_fields import RetrySpec
 from fanout.llm import FakeLLM, LLMRequest
-from fanout.llm.calls import complete_with_retries, validate_json
+from fanout.llm.answers import validate_json
+from fanout.llm.calls import complete_with_retries
 
 A = '{"a": 1}'
 FENCED = f"```json\n{A}\n```"

@@ -10,7 +10,8 @@ from fanout.core.errors import LLMError
 from fanout.core.records import ErrorKind, Usage
 from fanout.core.spec_fields import RetrySpec
 from fanout.llm import FakeLLM, LLMReply, LLMRequest
-from fanout.llm.calls import _validated, complete_with_retries, validate_json
+from fanout.llm.answers import validate_json, validated
+from fanout.llm.calls import complete_with_retries
 
 POLICY = RetrySpec(max_attempts=3, max_elapsed_s=100, base_wait_s=1, max_wait_s=10)
 
@@ -124,7 +125,7 @@ def test_a_check_that_does_not_end_costs_its_branch_and_holds_up_no_other():
     stuck = threading.Event()
 
     async def both():
-        check = asyncio.create_task(_validated(lambda _: stuck.wait(30) and "", "x", limit_s=0.2))
+        check = asyncio.create_task(validated(lambda _: stuck.wait(30) and "", "x", limit_s=0.2))
         turns = 0
         while not check.done():
             await asyncio.sleep(0.01)
@@ -217,9 +218,8 @@ class Rooms:
     ("max_tokens", "tokens", "asked"),
     [
         (50, 50, [50, 100]),
-        (None, 40, [None, 80]),
-        # The limit is unknown: the same one would truncate the answer again.
-        (None, None, [None]),
+        # The model's own limit is no limit to double.
+        (None, 40, [None]),
     ],
 )
 def test_an_answer_that_is_cut_is_asked_for_once_more_with_twice_the_room(

@@ -29,7 +29,7 @@ from fanout.inputs.documents.json_rows import read_json, read_jsonl
 from fanout.inputs.documents.tables import detect_table, read_table
 from fanout.inputs.prompts import Template
 from fanout.inputs.splitters import make_splitter
-from fanout.llm.calls import validate_json
+from fanout.llm.answers import validate_json
 
 PACKAGES = [Path(package.__file__).parent for package in (fanout, workers)]
 COMPILING = {"compile"}

@@ -93,13 +93,18 @@ def test_while_all_calls_are_held_back_a_branch_waits_there():
 @pytest.mark.parametrize(
     ("options", "room"),
     [
-        ({"max_tokens": 50, "used_tokens": 50}, 100),
-        ({"max_tokens": None, "used_tokens": 16}, 32),
-        ({"max_tokens": None, "used_tokens": None}, None),
-        ({"max_tokens": None, "used_tokens": 0}, None),
-        ({"max_tokens": 50, "used_tokens": 50, "spent": 5.0}, None),
-        ({"max_tokens": 50, "used_tokens": 50, "elapsed_s": 101}, None),
-        ({"max_tokens": 50, "used_tokens": 50, "kind": ErrorKind.INVALID_OUTPUT}, None),
+        ({"max_tokens": 50}, 100),
+        ({"max_tokens": 50, "prompt_tokens": 900}, 100),
+        # Without a limit, the model's own has cut the answer.
+        ({"max_tokens": None}, None),
+        ({"max_tokens": None, "window_tokens": 9_000}, None),
+        ({"max_tokens": 50, "window_tokens": 100}, 100),
+        ({"max_tokens": 50, "window_tokens": 99}, None),
+        ({"max_tokens": 50, "window_tokens": 1000, "prompt_tokens": 900}, 100),
+        ({"max_tokens": 50, "window_tokens": 1000, "prompt_tokens": 901}, None),
+        ({"max_tokens": 50, "spent": 5.0}, None),
+        ({"max_tokens": 50, "elapsed_s": 101}, None),
+        ({"max_tokens": 50, "kind": ErrorKind.INVALID_OUTPUT}, None),
     ],
 )
 def test_what_room_an_answer_gets_that_was_cut(options, room):
