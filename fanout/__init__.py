@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from fanout.core.spec import RunSpec
     from fanout.core.spec_fields import RateSpec, RetrySpec
     from fanout.llm import LLM, FakeLLM, LLMReply, LLMRequest
+    from fanout.runs.evaluation import Comparison, Evaluation, VariantEvaluation
     from fanout.runs.results import BranchError, Output, Result
     from fanout.runs.status import ReduceError, Status
 
@@ -43,9 +44,11 @@ __all__ = [
     "BrokerError",
     "Chunk",
     "Client",
+    "Comparison",
     "Document",
     "EmbeddedError",
     "ErrorKind",
+    "Evaluation",
     "FakeLLM",
     "FanoutError",
     "InputError",
@@ -69,6 +72,7 @@ __all__ = [
     "Status",
     "UnknownRunError",
     "Usage",
+    "VariantEvaluation",
     "WaitTimeoutError",
     "WireVersionError",
 ]
@@ -95,6 +99,7 @@ _NAMES = {
     "fanout.client.run": ("Run",),
     "fanout.llm": ("FakeLLM", "LLM", "LLMReply", "LLMRequest"),
     "fanout.client.parallel": ("ParallelCalls",),
+    "fanout.runs.evaluation": ("Comparison", "Evaluation", "VariantEvaluation"),
     "fanout.runs.results": ("BranchError", "Output", "Result"),
     "fanout.runs.status": ("ReduceError", "Status"),
     "fanout.core.records": ("Chunk", "Document", "ErrorKind", "RunStatus", "Usage"),

@@ -14,7 +14,7 @@ from fanout.core.units import plural
 if TYPE_CHECKING:
     from fanout.aggregators.base import Item
 
-__all__ = ["Vote", "normalised"]
+__all__ = ["Vote", "normalised", "value_key"]
 
 _AROUND = " \t\r\n.,;:!?\"'`*_()[]{}"
 _MOST_MARKS = 4
@@ -78,6 +78,11 @@ class Vote:
             failed = plural(self._failed, "branch", "branches")
             notes.append(f"{failed} failed and did not vote")
         return Aggregate(value=value, succeeded=cast, failed=self._failed, notes=notes)
+
+
+def value_key(value: Any) -> bytes:
+    """Return what is equal for two values, JSON or text, that a vote would count as equal."""
+    return identity(_comparable(_value(value) if isinstance(value, str) else value))
 
 
 def normalised(answer: str) -> str:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from fanout.core.settings import Settings
 
-__all__ = ["in_words", "job_options", "job_spec"]
+__all__ = ["in_words", "job_options", "job_spec", "labels_of"]
 
 _WORD = re.compile(r"\w+")
 # The type of an option's value by its metavar; any other is text.
@@ -68,6 +68,9 @@ _OPTIONS = [
     _option("--aggregate-schema", "FILE", "The JSON Schema of the aggregate. [default: any text]"),
     _option("--max-reasks", "N",
             "How often a wrong answer is sent back with what is wrong. [default: 2]"),
+    _option("--label --labels labels", "COLUMN",
+            "The column with the right answer, or FIELD=COLUMN; give several for several fields. "
+            "[default: none]", multiple=True),
     _option("--context-tokens", "N",
             "The model's context window, in tokens. [default: as it is known]"),
     click.option("--split", type=click.Choice(get_args(SplitName)),
@@ -268,7 +271,23 @@ def _given(options: dict[str, Any]) -> dict[str, Any]:
     given = {name: value for name, value in options.items() if value not in (None, ())}
     if "aspects" in given:
         given["aspects"] = _aspects(given["aspects"])
+    if "labels" in given:
+        given["labels"] = labels_of(given["labels"])
     return given
+
+
+def labels_of(texts: Iterable[str]) -> dict[str, str]:
+    """Return the columns of labels by field, from ``COLUMN`` and ``FIELD=COLUMN``. Raises SpecError."""
+    labels: dict[str, str] = {}
+    for text in texts:
+        field, equals, column = text.rpartition("=")
+        if not column or (equals and not field):
+            raise SpecError(f"must be COLUMN or FIELD=COLUMN (got {text!r})", field="--label")
+        if field in labels:
+            which = f"the column of {field!r}" if field else "the column of the whole answer"
+            raise SpecError(f"gives {which} twice", field="--label")
+        labels[field] = column
+    return labels
 
 
 def _aspects(texts: Iterable[str]) -> dict[str, str]:

@@ -21,18 +21,20 @@ from fanout.core.spec import RunSpec, stored_spec
 from fanout.observe.probe import write_refusal
 from fanout.runs.common_errors import commonest_error
 from fanout.runs.enqueue import close_input, delete, retry_failed, unpark
+from fanout.runs.evaluation import evaluate, evaluate_by
 from fanout.runs.outputs import output_of, typed_value
 from fanout.runs.results import Output, Result
 from fanout.runs.rows import layout_of
 from fanout.runs.status import StageStatus, Status, StoredResult
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
+    from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping
 
     from fanout.broker.publisher import Publisher
     from fanout.core.answer_types import AnswerTypes
     from fanout.core.rate_limits import LimitState
     from fanout.core.records import ErrorKind, Outcome, Shard
+    from fanout.runs.evaluation import Evaluation
     from fanout.stores import RedisStore
 
 __all__ = ["AWAY_S", "Run"]
@@ -262,12 +264,14 @@ class Run:
         type, and JSON values in others.
         """
         status = self.status()
+        spec = self.spec
         value, notes = self.aggregate()
         aggregated, faults = self._typed_aggregate(value)
+        branches = list(self.outcomes())
         return Result(
             run_id=self.run_id,
             status=status.status,
-            branches=list(self.outcomes()),
+            branches=branches,
             aggregated=aggregated,
             aggregated_json=None if self._types.aggregate is None else value,
             notes=[*notes, *faults],
@@ -275,7 +279,8 @@ class Run:
             usage=status.usage,
             error=self.problem(status),
             elapsed_s=status.elapsed_s,
-            layout=layout_of(self.spec),
+            layout=layout_of(spec),
+            evaluation=evaluate(spec, branches),
         )
 
     def _typed_aggregate(self, value: Any) -> tuple[Any, list[str]]:
@@ -288,6 +293,20 @@ class Run:
         made = {group: typed_value(of_type, one, group) for group, one in value.items()}
         faults = [fault for _, found in made.values() for fault in found]
         return {group: one for group, (one, _) in made.items()}, faults
+
+    def evaluation(self, labels: str | Mapping[str, str] | None = None) -> Evaluation | None:
+        """Return the answers so far against labels, read branch by branch; None if there are none.
+
+        Args:
+            labels: The column of the labels, or a mapping of fields of the answer to columns; None
+                takes those of the job.
+
+        Raises:
+            SpecError: The labels do not fit the answers, or no document has such a column.
+        """
+        if labels is not None:
+            return evaluate_by(labels, self.spec, self.outcomes())
+        return evaluate(self.spec, self.outcomes())
 
     def problem(self, status: Status) -> str | None:
         """Return why a run failed, with the most common error of its first 50,000 branches.

@@ -76,6 +76,7 @@ CONFLICTS = (
     FieldRule(("schema", "choices"), ("schema", "choices"),
               lambda spec: not (spec.schema and spec.choices),
               "choices: give either schema or choices, and not both"),
+    FieldRule((), (), lambda spec: not spec.label_problem, "labels: {spec.label_problem}"),
     FieldRule((), (), lambda spec: spec.chunk_overlap_tokens < spec.chunk_tokens,
               "chunk_overlap_tokens: {spec.chunk_overlap_tokens} must be smaller than chunk_tokens "
               "({spec.chunk_tokens})"),

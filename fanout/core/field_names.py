@@ -18,6 +18,7 @@ ALIASES = {
     "branch_prompt": "prompt",
     "aggregate": "aggregate_prompt",
     "aspect": "aspects",
+    "label": "labels",
     "timeout": "timeout_s",
     "deadline": "deadline_s",
     "parse_timeout": "parse_timeout_s",

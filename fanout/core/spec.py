@@ -26,6 +26,7 @@ from fanout.core.errors import SpecError
 from fanout.core.field_effects import conflict
 from fanout.core.field_names import ALIASES, PARTS, canonical
 from fanout.core.field_words import wrong_value
+from fanout.core.labels import Labels, label_problem
 from fanout.core.records import Variants
 from fanout.core.spec_fields import (
     NUMBER,
@@ -104,6 +105,8 @@ class RunSpec(SchemaField, BaseModel):  # type: ignore[misc]
         choices: The labels of which an answer is one.
         aggregate_schema: The JSON Schema of an LLM aggregate.
         max_reasks: How often an answer without its shape is sent back with what is wrong.
+        labels: The column with the right answer, or a mapping of fields of the answer to columns. The
+            result then has an evaluation. No prompt has them unless it names their columns.
         split: How a document becomes chunks.
         chunk_tokens: The largest chunk, in estimated tokens.
         chunk_overlap_tokens: The overlap of neighbouring chunks, in estimated tokens.
@@ -161,6 +164,7 @@ class RunSpec(SchemaField, BaseModel):  # type: ignore[misc]
     choices: Choices = ()
     aggregate_schema: Schema = None
     max_reasks: Annotated[int, Field(ge=0, le=10), NUMBER] = 2
+    labels: Labels = Field(default_factory=dict)
 
     split: SplitName = "none"
     chunk_tokens: Annotated[int, Field(ge=1), NUMBER] = 1000
@@ -241,6 +245,11 @@ class RunSpec(SchemaField, BaseModel):  # type: ignore[misc]
         return Variants(
             aspects=self.aspect_names, models=self.models or (self.model,), samples=self.samples
         )
+
+    @property
+    def label_problem(self) -> str | None:
+        """Why the labels do not fit the answers; None if they do."""
+        return label_problem(self)
 
     @property
     def branches_per_chunk(self) -> int:

@@ -16,7 +16,9 @@ from fanout.inputs.documents.urls import is_relative
 from fanout.inputs.names import DocumentNames
 from fanout.inputs.prompt_checks import (
     group_column,
+    label_leaks,
     require_group,
+    require_labels,
     require_prompts,
     templates_of,
 )
@@ -81,7 +83,7 @@ def checked_documents(
 
     Raises:
         PromptError: A prompt is wrong, or has a name that is unknown or ambiguous.
-        SpecError: ``group_by``, ``id_column`` or ``where`` names no column.
+        SpecError: ``group_by``, ``labels``, ``id_column`` or ``where`` names no column.
         InputError: There is no document, a source cannot be read, or ``strict`` refuses it.
     """
     templates = templates_of(spec)
@@ -105,7 +107,7 @@ def checked_documents(
     if spec.strict:
         _refuse_losses(None if again is None else chosen(again()), warnings)
     needed = frozenset[str]().union(*(one.columns(BRANCH_NAMES) for one in templates))
-    needed |= group_column(spec) | names.columns | selection.columns
+    needed |= group_column(spec) | names.columns | selection.columns | {*spec.labels.values()}
     stream = read()
     head, columns = _head(stream, needed, source)
     if needed - columns and source.is_lasting:
@@ -113,8 +115,11 @@ def checked_documents(
     text_columns = _text_columns(spec) if source.uses("text_column") else frozenset()
     require_prompts(templates, columns, text_column=spec.text_column, text_columns=text_columns)
     require_group(spec, columns)
+    require_labels(spec, columns, text_columns=text_columns)
     names.require(columns)
     selection.require(columns)
+    for leak in label_leaks(spec, templates):
+        notify(Notice(text=leak, is_warning=True))
     taken = chosen(chain(head, stream), notify)
     if selection.is_active:
         taken = _some(taken, selection)
@@ -137,6 +142,7 @@ def files_for_workers(spec: RunSpec, *, notify: Notify = log_notice) -> FilesToR
     for template in templates_of(spec):
         template.require(BRANCH_NAMES)
     require_group(spec, frozenset())
+    require_labels(spec, frozenset())
     warnings, notify_and_keep = _kept(notify)
     base = Path(spec.base_dir or "")
     source = source_of_files(spec, spec.inputs, base=base, notify=notify_and_keep, parses=False)

@@ -9,9 +9,12 @@ from fanout.core.errors import PromptError, SpecError
 from fanout.inputs.prompts import AGGREGATE_NAMES, BRANCH_NAMES, Template, near_hint
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from fanout.core.spec import RunSpec
 
-__all__ = ["group_column", "require_group", "require_prompts", "templates_of"]
+__all__ = ["group_column", "label_leaks", "require_group", "require_labels", "require_prompts",
+           "templates_of"]  # fmt: skip
 
 _GROUPS = ("document", "aspect")
 
@@ -97,3 +100,44 @@ def require_group(spec: RunSpec, columns: frozenset[str]) -> None:
             f"there is no column {by!r};{near_hint(by, known)} known: {', '.join(known)}",
             field="group_by",
         )
+
+
+def require_labels(
+    spec: RunSpec, columns: frozenset[str], *, text_columns: frozenset[str] = frozenset()
+) -> None:
+    """Check that the input has the columns of a job's labels.
+
+    Args:
+        spec: The job.
+        columns: The columns of the input.
+        text_columns: The names that the column of the text may have.
+
+    Raises:
+        SpecError: It has not, or one is the column of the text.
+    """
+    for column in spec.labels.values():
+        if column in columns:
+            continue
+        if column in text_columns:
+            raise SpecError(f"{column!r} is the column of the text; name another", field="labels")
+        known = ", ".join(sorted(columns)) or "none"
+        raise SpecError(
+            f"there is no column {column!r};{near_hint(column, columns)} known: {known}",
+            field="labels",
+        )
+
+
+def label_leaks(spec: RunSpec, templates: list[Template]) -> Iterator[str]:
+    """Yield what is wrong with prompts that give the model the right answer."""
+    labels = frozenset(spec.labels.values())
+    for template in templates:
+        for column in sorted(template.columns(BRANCH_NAMES) & labels):
+            yield (
+                f"{template.field}: {{{column}}} is the column of the right answers: the model is told "
+                "what it is measured by, and the evaluation says nothing"
+            )
+        if spec.id_column in labels and template.names & {"document", f"{OWN}document"}:
+            yield (
+                f"{template.field}: {{document}} is {spec.id_column!r}, the column of the right "
+                "answers: the model is told what it is measured by"
+            )

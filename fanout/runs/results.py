@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from fanout.core.cells import Cell
     from fanout.core.records import ErrorKind, RunStatus, Usage
+    from fanout.runs.evaluation import Evaluation
     from fanout.runs.status import ReduceError
     from fanout.runs.tables.table import Table
 
@@ -161,6 +162,7 @@ class Result(Generic[AnswerT]):
         elapsed_s: Seconds from submission to the end.
         layout: What the rows of its branches have.
         aggregated_json: The aggregate as a JSON value, where ``aggregated`` has instances of a type.
+        evaluation: The answers against ``labels``; None if the job has none.
     """
 
     run_id: str
@@ -174,6 +176,7 @@ class Result(Generic[AnswerT]):
     elapsed_s: float
     layout: RowLayout = field(default_factory=RowLayout)
     aggregated_json: Any = None
+    evaluation: Evaluation | None = None
 
     @property
     def aggregated_value(self) -> Any:
@@ -228,6 +231,7 @@ class Result(Generic[AnswerT]):
         Rows have ``index``, ``document``, ``chunk``, ``position``, ``start``, ``end``, ``aspect``,
         ``sample``, ``output``, ``kind``, ``message``, ``attempts``, ``usage``, ``elapsed_s`` and
         ``columns``, and ``pages`` and ``headings`` where they are known; an unknown value is None.
+        The result of a job with ``labels`` also has its ``evaluation``.
         """
         return {**self._record(), "branches": [_row(branch) for branch in self.branches]}
 
@@ -248,6 +252,7 @@ class Result(Generic[AnswerT]):
             "aggregated": self.aggregated_value,
             "notes": self.notes,
             "reduce_errors": msgspec.to_builtins(self.reduce_errors),
+            **({} if self.evaluation is None else {"evaluation": self.evaluation.to_dict()}),
         }
 
     def to_arrow(self, *, wide: bool = False) -> Any:

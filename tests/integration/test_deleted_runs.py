@@ -223,6 +223,7 @@ OPERATIONS = {
     "wait": lambda run: run.wait(5),
     "model_limit": lambda run: run.model_limit(),
     "result": lambda run: run.result(),
+    "evaluation": lambda run: run.evaluation(),
     "aggregate": lambda run: run.aggregate(),
     "stored_result": lambda run: run.stored_result(),
     "outcomes": lambda run: list(run.outcomes()),

@@ -45,7 +45,7 @@ ALWAYS = {
     "system", "temperature", "max_tokens", "on_truncated", "stop", "schema", "choices",
     "split", "reduce", "aggregate_prompt",
     "group_by", "min_success", "max_workers", "priority", "timeout_s", "deadline_s", "max_attempts",
-    "max_elapsed_s", "requests_per_minute", "tokens_per_minute", "sample", "limit",
+    "max_elapsed_s", "requests_per_minute", "tokens_per_minute", "sample", "limit", "labels",
 }  # fmt: skip
 # These have one beside some others only: a value, and with which others it has one and has none.
 SOMETIMES: dict[str, tuple[Any, list[Any], list[Any]]] = {

@@ -273,6 +273,7 @@ VALUES = {
     "max_workers": 3, "priority": 2, "timeout_s": 7, "deadline_s": 9, "strict": True, "max_attempts": 2,
     "max_elapsed_s": 8, "base_wait_s": 1, "max_wait_s": 5, "requests_per_minute": 6,
     "tokens_per_minute": 7, "aspects": {"a": "{input}"}, "models": ["fake", "fake?seed=2"],
+    "labels": "gold",
 }  # fmt: skip
 # What a field needs beside it to have an effect.
 NEEDS = {

@@ -1,0 +1,352 @@
+"""The evaluation of a run: its answers against labels, by model, prompt and field.
+
+It takes the branches one by one, in input order, in bounded memory. The unit is the document:
+intervals and tests take documents as independent, and not several answers to one.
+"""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import msgspec
+
+from fanout.core.errors import SpecError
+from fanout.core.labels import WHOLE, label_columns
+from fanout.core.units import plural
+from fanout.policy.calibration import Calibration  # noqa: TC001 - msgspec reads the annotation
+from fanout.policy.confusion import Confusion  # noqa: TC001 - the same
+from fanout.policy.metrics import ClassScore, Estimate, holm, sign_test
+from fanout.runs.answer_terms import Terms
+from fanout.runs.variant_scores import VariantCounter
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+
+    from fanout.core.spec import RunSpec
+    from fanout.policy.confusion import Term
+    from fanout.runs.results import Output
+
+__all__ = ["Comparison", "Evaluation", "Evaluator", "VariantEvaluation", "evaluate",
+           "evaluate_by"]  # fmt: skip
+
+# More variants than this are not compared with each other.
+_MOST_COMPARED = 20
+_SHOWN_LABELS = 5
+
+
+class VariantEvaluation(msgspec.Struct, frozen=True, kw_only=True):
+    """The answers of one model to one prompt against labels; a failed branch is a wrong answer.
+
+    Attributes:
+        model: The model that is asked first; None if a branch decides that itself.
+        aspect: The name of the prompt; None if the run has a single one.
+        field: The field of the answer; None is the whole answer.
+        documents: Documents with a label of which a branch has ended.
+        count: Their branches that have ended: a document has several with ``samples`` or chunks.
+        answered: Branches that have an answer.
+        correct: Answers that are the label.
+        usable: ``answered / count``.
+        accuracy: ``correct / count``.
+        accuracy_answered: ``correct / answered``.
+        macro_f1: The mean F1 of the labels; None if there are more than 1,000.
+        classes: The scores of the labels, at most 50.
+        confusion: Which answers the labels got.
+        calibration: How far the confidences can be believed; None if answers have none.
+        calls: Mean calls of a branch.
+        tokens_per_correct: Tokens of prompts and answers for each correct answer.
+        cost_usd: The cost of the answers, and of failed branches as far as it is known.
+        cost_per_correct_usd: The cost for each correct answer.
+        latency_mean_s: The mean duration of a branch that made a call, waits included.
+        latency_p50_s: The median duration, from a histogram.
+        latency_per_correct_s: The sum of the durations for each correct answer.
+    """
+
+    model: str | None
+    aspect: str | None
+    field: str | None
+    documents: int
+    count: int
+    answered: int
+    correct: int
+    usable: float | None
+    accuracy: Estimate | None
+    accuracy_answered: Estimate | None
+    macro_f1: Estimate | None
+    classes: list[ClassScore]
+    confusion: Confusion | None
+    calibration: Calibration | None
+    calls: float | None
+    tokens_per_correct: float | None
+    cost_usd: float | None
+    cost_per_correct_usd: float | None
+    latency_mean_s: float | None
+    latency_p50_s: float | None
+    latency_per_correct_s: float | None
+
+
+class Comparison(msgspec.Struct, frozen=True, kw_only=True):
+    """Two variants on the same documents.
+
+    Attributes:
+        first: The position of a variant in ``Evaluation.variants``.
+        second: That of another one.
+        first_better: Documents on which the first has the larger share of right answers.
+        second_better: Documents on which the second has.
+        p_value: Two-sided, of the exact sign test (McNemar's, if documents have one answer each).
+        p_corrected: Corrected for the number of comparisons by Holm's method.
+    """
+
+    first: int
+    second: int
+    first_better: int
+    second_better: int
+    p_value: float
+    p_corrected: float
+
+
+class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
+    """The answers of a run against labels.
+
+    Attributes:
+        labels: The column of the label by field; the whole answer is the empty string.
+        documents: Documents with a label of which a branch has ended.
+        unlabelled: Documents without one, which are not evaluated.
+        variants: By field, then by prompt and model in the order of the job.
+        comparisons: Each two variants of a field; the most certain differences first.
+        notes: What a reader should know, such as labels that are no choices.
+    """
+
+    labels: dict[str, str]
+    documents: int
+    unlabelled: int
+    variants: list[VariantEvaluation]
+    comparisons: list[Comparison]
+    notes: list[str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as JSON values."""
+        built: dict[str, Any] = msgspec.to_builtins(self)
+        return built
+
+
+class _Variant(NamedTuple):
+    aspect: int
+    model: int
+
+
+class _FieldCounter:
+    """Counts the branches of all variants for one field of their answers."""
+
+    def __init__(self, spec: RunSpec, field: str, column: str) -> None:
+        self.field = field
+        self._column = column
+        self._terms = Terms(spec, field)
+        choices = self._terms.choices
+        variants = spec.variants
+        self._choices = {one.key for one in choices}
+        self.counters = {
+            _Variant(aspect, model): VariantCounter(choices)
+            for aspect in range(len(variants.aspects))
+            for model in range(len(variants.models))
+        }
+        self._is_compared = 1 < len(self.counters) <= _MOST_COMPARED
+        self._better: dict[tuple[_Variant, _Variant], int] = {}
+        self.documents = self.unlabelled = 0
+        self._label: Term | None = None
+        self._scores: dict[_Variant, tuple[int, int]] = {}
+        self._unknown: dict[str, int] = {}
+        self._more_unknown = 0
+
+    def begin(self, first: Output) -> None:
+        """Begin a document, of which this is the first branch."""
+        self.end()
+        self._label = self._terms.label(first.columns.get(self._column))
+        if self._label is None:
+            self.unlabelled += 1
+            return
+        self.documents += 1
+        if self._choices and self._label.key not in self._choices:
+            self._note_unknown(self._label)
+
+    def add(self, variant: _Variant, branch: Output) -> None:
+        """Count a branch of the document."""
+        if self._label is None:
+            return
+        answer = None if branch.kind is not None else self._terms.answer(branch.value)
+        is_right = self.counters[variant].add(self._label, answer, branch)
+        right, count = self._scores.get(variant, (0, 0))
+        self._scores[variant] = right + is_right, count + 1
+
+    def end(self) -> None:
+        """Compare the variants on the document, if there is one."""
+        for variant in self._scores:
+            self.counters[variant].documents += 1
+        if self._is_compared:
+            self._compare(self._scores)
+        self._scores = {}
+
+    def _note_unknown(self, label: Term) -> None:
+        if label.text in self._unknown or len(self._unknown) < _SHOWN_LABELS:
+            self._unknown[label.text] = self._unknown.get(label.text, 0) + 1
+        else:
+            self._more_unknown += 1
+
+    def _compare(self, scores: Mapping[_Variant, tuple[int, int]]) -> None:
+        for one, (right, count) in scores.items():
+            for other, (other_right, other_count) in scores.items():
+                if right * other_count > other_right * count:
+                    pair = one, other
+                    self._better[pair] = self._better.get(pair, 0) + 1
+
+    def comparisons(self, first: int) -> Iterator[Comparison]:
+        """Yield the comparisons; ``first`` is the position of the field's first variant."""
+        if not self._is_compared:
+            return
+        ordered = list(self.counters)
+        for at, one in enumerate(ordered):
+            for further, other in enumerate(ordered[at + 1 :], at + 1):
+                better = self._better.get((one, other), 0)
+                worse = self._better.get((other, one), 0)
+                yield Comparison(
+                    first=first + at,
+                    second=first + further,
+                    first_better=better,
+                    second_better=worse,
+                    p_value=sign_test(better, worse),
+                    p_corrected=1.0,
+                )
+
+    def notes(self) -> Iterator[str]:
+        """Yield what a reader should know."""
+        if self.unlabelled:
+            documents = plural(self.unlabelled, "document", "documents")
+            yield f"not evaluated: {documents} without a label in {self._column!r}"
+        if self._unknown:
+            count = sum(self._unknown.values()) + self._more_unknown
+            listed = ", ".join(map(repr, self._unknown)) + (", ..." if self._more_unknown else "")
+            labels = plural(count, "label", "labels")
+            yield f"{labels} in {self._column!r} can never be right, being none of the choices: {listed}"
+        if any(one.has_too_many_labels for one in self.counters.values()):
+            yield f"{self._column!r} has too many different labels for F1: see the accuracy"
+        if len(self.counters) > _MOST_COMPARED:
+            yield f"more than {_MOST_COMPARED} variants are not compared with each other"
+
+
+class Evaluator:
+    """Evaluates branches that come in input order.
+
+    Args:
+        spec: The job, with labels.
+
+    Raises:
+        SpecError: The labels do not fit the answers.
+    """
+
+    def __init__(self, spec: RunSpec) -> None:
+        self._labels = label_columns(spec)
+        self._variants = spec.variants
+        self._models = spec.variants.models
+        self._fields = [_FieldCounter(spec, *one) for one in self._labels.items()]
+        self._document = -1
+        self._columns: set[str] = set()
+
+    def observed(self, branches: Iterable[Output]) -> Iterator[Output]:
+        """Yield branches that come in input order, and count each."""
+        for branch in branches:
+            self.add(branch)
+            yield branch
+
+    def add(self, branch: Output) -> None:
+        """Count a branch; those of one document come together."""
+        if branch.document_index != self._document:
+            self._document = branch.document_index
+            self._columns.update(branch.columns)
+            for field in self._fields:
+                field.begin(branch)
+        rest = branch.index // self._variants.samples
+        rest, model = divmod(rest, len(self._models))
+        variant = _Variant(rest % len(self._variants.aspects), model)
+        for field in self._fields:
+            field.add(variant, branch)
+
+    def require_columns(self) -> None:
+        """Check that a document had each column. Raises SpecError."""
+        for column in self._labels.values():
+            if column not in self._columns:
+                near = get_close_matches(column, self._columns, n=1)
+                hint = f" did you mean {near[0]}?" if near else ""
+                known = ", ".join(sorted(self._columns)) or "none"
+                raise SpecError(
+                    f"there is no column {column!r};{hint} known: {known}", field="labels"
+                )
+
+    def result(self) -> Evaluation:
+        """Return the evaluation of the branches so far."""
+        variants: list[VariantEvaluation] = []
+        comparisons: list[Comparison] = []
+        for field in self._fields:
+            field.end()
+            comparisons += field.comparisons(len(variants))
+            for variant, counter in field.counters.items():
+                variants.append(
+                    VariantEvaluation(
+                        model=self._models[variant.model],
+                        aspect=self._variants.aspects[variant.aspect],
+                        field=field.field or None,
+                        **counter.figures(),
+                    )
+                )
+        return Evaluation(
+            labels={**self._labels},
+            documents=max((field.documents for field in self._fields), default=0),
+            unlabelled=min((field.unlabelled for field in self._fields), default=0),
+            variants=variants,
+            comparisons=_corrected(comparisons),
+            notes=[note for field in self._fields for note in field.notes()],
+        )
+
+
+def _corrected(comparisons: list[Comparison]) -> list[Comparison]:
+    values = holm([one.p_value for one in comparisons])
+    corrected = [
+        msgspec.structs.replace(one, p_corrected=value)
+        for one, value in zip(comparisons, values, strict=True)
+    ]
+    return sorted(corrected, key=lambda one: one.p_value)
+
+
+def evaluate(spec: RunSpec, branches: Iterable[Output]) -> Evaluation | None:
+    """Return the evaluation of branches in input order; None if the job has no labels.
+
+    Args:
+        spec: The job.
+        branches: Each is read once and not kept.
+    """
+    if not spec.labels:
+        return None
+    evaluator = Evaluator(spec)
+    for branch in branches:
+        evaluator.add(branch)
+    return evaluator.result()
+
+
+def evaluate_by(
+    labels: str | Mapping[str, str], spec: RunSpec, branches: Iterable[Output]
+) -> Evaluation:
+    """Return the evaluation of branches in input order by other labels than those of the job.
+
+    Args:
+        labels: The column of the labels, or a mapping of fields of the answer to columns.
+        spec: The job.
+        branches: Each is read once and not kept.
+
+    Raises:
+        SpecError: The labels do not fit the answers, or no document has such a column.
+    """
+    columns = {WHOLE: labels} if isinstance(labels, str) else dict(labels)
+    evaluator = Evaluator(spec.model_copy(update={"labels": columns}))
+    for branch in branches:
+        evaluator.add(branch)
+    evaluator.require_columns()
+    return evaluator.result()

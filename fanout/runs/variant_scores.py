@@ -1,0 +1,124 @@
+"""The counts of the answers of one model to one prompt against labels."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from fanout.core.latency import Latency, bucket_of
+from fanout.policy.calibration import ReliabilityCounter
+from fanout.policy.confusion import ConfusionCounter
+from fanout.policy.metrics import share_estimate
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from fanout.policy.confusion import Term
+    from fanout.runs.results import Output
+
+__all__ = ["VariantCounter"]
+
+
+class _Spent:
+    """The sum of a quantity of branches, which is unknown if it is so for one with an answer."""
+
+    def __init__(self) -> None:
+        self._sum: float | None = 0.0
+
+    def add(self, value: float | None, *, is_answered: bool) -> None:
+        if self._sum is None:
+            return
+        if value is not None:
+            self._sum += value
+        elif is_answered:
+            # What a failed call has used is rarely known: it must not make the sum unknown.
+            self._sum = None
+
+    @property
+    def sum(self) -> float | None:
+        return self._sum
+
+    def by(self, count: int) -> float | None:
+        return self._sum / count if self._sum is not None and count else None
+
+
+class VariantCounter:
+    """Counts answers to documents with a label.
+
+    Args:
+        choices: The labels that have a row in any case.
+    """
+
+    def __init__(self, choices: Iterable[Term]) -> None:
+        self.documents = 0
+        self._count = self._answered = self._correct = self._calls = 0
+        self._confusion = ConfusionCounter(choices)
+        self._reliability = ReliabilityCounter()
+        self._tokens, self._cost = _Spent(), _Spent()
+        self._buckets: dict[int, int] = {}
+        self._elapsed_s = 0.0
+
+    def add(self, label: Term, answer: Term | None, branch: Output) -> bool:
+        """Count a branch, whose answer is None if it failed; return whether it is right."""
+        is_right = answer is not None and answer.key == label.key
+        self._count += 1
+        self._answered += answer is not None
+        self._correct += is_right
+        self._confusion.add(label, answer)
+        confidence = _confidence(branch)
+        if answer is not None and confidence is not None:
+            self._reliability.add(confidence, is_right=is_right)
+        self._add_usage(branch, is_answered=answer is not None)
+        return is_right
+
+    def _add_usage(self, branch: Output, *, is_answered: bool) -> None:
+        usage = branch.usage
+        known = usage.input_tokens is not None and usage.output_tokens is not None
+        tokens = (usage.input_tokens or 0) + (usage.output_tokens or 0) if known else None
+        self._tokens.add(tokens, is_answered=is_answered)
+        self._cost.add(usage.cost_usd, is_answered=is_answered)
+        self._calls += usage.calls
+        if branch.attempts:
+            bucket = bucket_of(branch.elapsed_s)
+            self._buckets[bucket] = self._buckets.get(bucket, 0) + 1
+            self._elapsed_s += branch.elapsed_s
+
+    @property
+    def has_too_many_labels(self) -> bool:
+        """Whether there are too many labels for classes."""
+        return self._confusion.is_unbounded
+
+    def figures(self) -> dict[str, Any]:
+        """Return the figures of a VariantEvaluation that are counted."""
+        latency = Latency(counts=self._buckets, sum_s=self._elapsed_s)
+        is_known = self._answered > 0
+        return {
+            "documents": self.documents,
+            "count": self._count,
+            "answered": self._answered,
+            "correct": self._correct,
+            "usable": self._answered / self._count if self._count else None,
+            "accuracy": share_estimate(self._correct, self._count, units=self.documents),
+            "accuracy_answered": share_estimate(
+                self._correct, self._answered, units=self.documents
+            ),
+            "macro_f1": self._confusion.macro_f1(units=self.documents),
+            "classes": self._confusion.scores(),
+            "confusion": self._confusion.confusion(),
+            "calibration": self._reliability.result(),
+            "calls": self._calls / self._count if self._count else None,
+            "tokens_per_correct": self._tokens.by(self._correct),
+            "cost_usd": self._cost.sum if is_known else None,
+            "cost_per_correct_usd": self._cost.by(self._correct),
+            "latency_mean_s": latency.mean_s,
+            "latency_p50_s": latency.percentile_s(0.5),
+            "latency_per_correct_s": (
+                self._elapsed_s / self._correct if self._correct and self._buckets else None
+            ),
+        }
+
+
+def _confidence(branch: Output) -> float | None:
+    """Return the model's own confidence, or the share of the votes for the answer."""
+    if branch.confidence is not None or not branch.votes:
+        return branch.confidence
+    return max(branch.votes.values()) / max(1, sum(branch.votes.values()))
