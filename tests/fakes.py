@@ -28,9 +28,11 @@ from fanout.stores import RedisStore
 from workers.branch import execution as branches
 from workers.branch.execution import BranchFailed
 from workers.context.admission import Admission
+from workers.context.broken_models import BrokenModels
 from workers.context.fleet_checks import StorageWatch, VersionGate
 from workers.context.inflight import CallStoppedError, StopReason
 from workers.context.limiter import Limiter
+from workers.context.models import CommonFailures
 from workers.context.progress import BranchTracker
 from workers.context.run_caches import RunCaches
 from workers.context.worker_context import Connections, WorkerContext
@@ -264,7 +266,11 @@ class FakeContext(WorkerContext):
         parts: dict[str, Any] = {
             "loop": SimpleNamespace(wait_for=asyncio.run),
             "models": SimpleNamespace(
-                made={"fake": self.llm}, in_flight=Calls(), limiter=Limiter(self.store)
+                made={"fake": self.llm},
+                in_flight=Calls(),
+                limiter=Limiter(self.store),
+                broken=BrokenModels(self.store),
+                common_failures=CommonFailures(self.store),
             ),
             "branches": Steps(self.store),
             "hand_back": SimpleNamespace(has_begun=False),

@@ -14,7 +14,8 @@ _SAMPLE_NAMES = 10
 class Item(msgspec.Struct, frozen=True, kw_only=True):
     """One branch, as the input of an aggregator.
 
-    ``output`` is None if the branch failed, and ``group`` is empty if the run has no groups.
+    ``output`` is None if the branch failed, ``model`` if the run has only one, and ``group`` is empty
+    if the run has no groups.
     """
 
     index: int
@@ -49,8 +50,13 @@ class Accumulator(Protocol):
 
 
 def place(item: Item) -> str:
-    """Return the origin of an answer: document, aspect, and the sample if it is not the first."""
-    parts = [item.document, item.aspect, f"sample {item.sample + 1}" if item.sample else None]
+    """Return the origin of an answer: document, aspect, model, and the sample after the first."""
+    parts = [
+        item.document,
+        item.aspect,
+        item.model,
+        f"sample {item.sample + 1}" if item.sample else None,
+    ]
     return " · ".join(part for part in parts if part)
 
 

@@ -1,4 +1,4 @@
-"""Groups of answers: one aggregate for each document, aspect, or value of a column."""
+"""Groups of answers: one aggregate for each document, aspect, model, or value of a column."""
 
 from __future__ import annotations
 
@@ -35,7 +35,12 @@ def make_accumulator(name: str) -> Accumulator:
 
 
 def group_key(
-    group_by: str | None, *, document: str, aspect: str | None, columns: Mapping[str, Cell]
+    group_by: str | None,
+    *,
+    document: str,
+    aspect: str | None,
+    model: str | None = None,
+    columns: Mapping[str, Cell],
 ) -> str:
     """Return the group of a branch; the only group of a run without groups is the empty string."""
     if group_by is None:
@@ -45,6 +50,8 @@ def group_key(
         return document
     if own == "aspect":
         return aspect or ""
+    if own == "model":
+        return model or ""
     column = group_by.removeprefix(COLUMN)
     return cell_text(columns[column]) if column in columns else f"(no {column})"
 

@@ -68,6 +68,8 @@ class Rank:
         row = {"score": score, "index": item.index, "document": item.document}
         if item.aspect is not None:
             row["aspect"] = item.aspect
+        if item.model is not None:
+            row["model"] = item.model
         if item.sample:
             row["sample"] = item.sample
         self._rows.append({**row, "output": item.output})

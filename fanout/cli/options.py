@@ -41,6 +41,9 @@ _OPTIONS = [
             "openai/NAME, anthropic/NAME, gemini/NAME, litellm/NAME, local, fake, or "
             "package.module:function; several are each asked [default: $FANOUT_MODEL]",
             multiple=True),
+    _option("--fallback", "M",
+            "A model to ask where the first gives no answer that another may give; several in turn.",
+            multiple=True),
     _option("--prompt -p", "P", "What to ask of each chunk; {input} is it."),
     _option("--aspect --aspects aspects", "NAME=P",
             "A named prompt; give several to ask several questions of each chunk.", multiple=True),
@@ -50,7 +53,7 @@ _OPTIONS = [
     click.option("--reduce", type=click.Choice(get_args(ReduceName)),
                  help="How the answers become one. [default: llm with --aggregate, else none]"),
     _option("--group-by", "BY",
-            "document, aspect or a column: an aggregate for each. [default: one]"),
+            "document, aspect, model or a column: an aggregate for each. [default: one]"),
     _option("--system", "P", "The system prompt. [default: none]"),
     _option("--temperature", "T", "Sampling temperature, 0 to 2. [default: the model's]"),
     _option("--max-tokens", "N",

@@ -73,6 +73,14 @@ CONFLICTS = (
               lambda spec: spec.group_by not in ("aspect", "fanout.aspect") or bool(spec.aspects),
               "group_by: 'aspect' needs aspects, and there are none (a column of this name is "
               "column.aspect)"),
+    FieldRule(("group_by",), ("model", "fallback"),
+              lambda spec: spec.group_by not in ("model", "fanout.model")
+              or bool(spec.models or spec.fallback),
+              "group_by: 'model' needs several models, and there is one (a column of this name is "
+              "column.model)"),
+    FieldRule(("fallback",), ("model",),
+              lambda spec: not set(spec.fallback) & {spec.model} or len(spec.models) > 1,
+              "fallback: {spec.model!r} is the model itself; leave it out, or give another one"),
     FieldRule(("schema", "choices"), ("schema", "choices"),
               lambda spec: not (spec.schema and spec.choices),
               "choices: give either schema or choices, and not both"),

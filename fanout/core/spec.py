@@ -31,6 +31,7 @@ from fanout.core.records import Variants
 from fanout.core.spec_fields import (
     NUMBER,
     PART_CONFIG,
+    Fallback,
     Models,
     RateSpec,
     RetrySpec,
@@ -90,6 +91,8 @@ class RunSpec(SchemaField, BaseModel):  # type: ignore[misc]
         model: ``provider/model``, ``local``, ``fake``, or ``package.module:callable``; the first of
             ``models``, if these are given.
         models: Several models, to each of which every prompt goes.
+        fallback: The models to ask, in this order, where a model gave no answer for a reason that
+            another may not have: see ``fanout.policy.fallback``.
         prompt: The template of each branch; ``{input}`` is the chunk.
         aspects: Named templates in place of ``prompt``; each is applied to every chunk.
         samples: The number of answers for each chunk and aspect.
@@ -149,6 +152,7 @@ class RunSpec(SchemaField, BaseModel):  # type: ignore[misc]
         str, Field(min_length=1, max_length=512, validation_alias=AliasChoices("model", "llm"))
     ]
     models: Models = ()
+    fallback: Fallback = ()
     prompt: Annotated[
         str | None, Field(validation_alias=AliasChoices("prompt", "branch_prompt"))
     ] = None
@@ -250,6 +254,11 @@ class RunSpec(SchemaField, BaseModel):  # type: ignore[misc]
     def label_problem(self) -> str | None:
         """Why the labels do not fit the answers; None if they do."""
         return label_problem(self)
+
+    @property
+    def all_models(self) -> tuple[str, ...]:
+        """All models that a run may call, each once: those that are asked first, then the others."""
+        return tuple(dict.fromkeys((*(self.models or (self.model,)), *self.fallback)))
 
     @property
     def branches_per_chunk(self) -> int:

@@ -12,9 +12,21 @@ from fanout.core.conditions import parse_condition
 from fanout.core.errors import SpecError
 from fanout.core.rate_limits import Rates
 
-__all__ = ["NUMBER", "PART_CONFIG", "Models", "RateSpec", "RetrySpec", "as_tuple",
-           "checked_condition", "delimiter", "encoding", "pointed", "sheet",
-           "with_models"]  # fmt: skip
+__all__ = [
+    "NUMBER",
+    "PART_CONFIG",
+    "Fallback",
+    "Models",
+    "RateSpec",
+    "RetrySpec",
+    "as_tuple",
+    "checked_condition",
+    "delimiter",
+    "encoding",
+    "pointed",
+    "sheet",
+    "with_models",
+]  # fmt: skip
 
 
 def encoding(value: object) -> object:
@@ -87,6 +99,17 @@ def _models(value: object) -> object:
     return names
 
 
+def _fallback(value: object) -> object:
+    """Return the names of models as a tuple. Raises ValueError if one is there twice."""
+    names = as_tuple(value)
+    if isinstance(names, (list, tuple)):
+        twice = next((one for at, one in enumerate(names) if one in names[:at]), None)
+        if twice is not None:
+            msg = f"has {twice!r} twice: a model that gave no answer is not asked again"
+            raise ValueError(msg)
+    return names
+
+
 def with_models(fields: dict[str, Any]) -> dict[str, Any]:
     """Return the fields of a job with both the first model and all of several.
 
@@ -107,6 +130,7 @@ def with_models(fields: dict[str, Any]) -> dict[str, Any]:
 
 _ModelName = Annotated[str, Field(min_length=1, max_length=512)]
 Models = Annotated[tuple[_ModelName, ...], BeforeValidator(_models)]
+Fallback = Annotated[tuple[_ModelName, ...], BeforeValidator(_fallback)]
 
 # A number as Python, JSON and YAML have it: also one of numpy, and 4.0 as a whole number.
 NUMBER = BeforeValidator(_number)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["group_column", "label_leaks", "require_group", "require_labels", "require_prompts",
            "templates_of"]  # fmt: skip
 
-_GROUPS = ("document", "aspect")
+_GROUPS = ("document", "aspect", "model")
 
 
 def templates_of(spec: RunSpec) -> list[Template]:

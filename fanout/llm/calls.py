@@ -68,6 +68,9 @@ class CallGate(Protocol):
         Args:
             request: The call.
             left_s: Seconds after which to admit the call even if the model fails for all branches.
+
+        Raises:
+            LLMError: The branch is not to call the model any more.
         """
 
     async def leave(
@@ -118,8 +121,8 @@ async def complete_with_retries(
 ) -> CallResult:
     """Call until there is an answer or the policy gives up.
 
-    A failed call raises nothing: see CallResult. What ``gate``, ``observe`` and ``sleep`` raise, and
-    a cancellation, end the calls.
+    A failed call raises nothing: see CallResult. What ``observe`` and ``sleep`` raise, what
+    ``gate`` raises beside an LLMError, and a cancellation, end the calls.
 
     An answer that does not have the shape of the request is sent back with what is wrong, up to
     ``max_reasks`` times. Without a shape, ``validate`` returns the answer to store, or raises LLMError
@@ -133,7 +136,10 @@ async def complete_with_retries(
     while True:
         arrived, for_rate_s = clock(), 0.0
         if gate is not None:
-            for_rate_s = await gate.enter(tries.request, left_s=tries.left_s(arrived))
+            try:
+                for_rate_s = await gate.enter(tries.request, left_s=tries.left_s(arrived))
+            except LLMError as error:
+                return _failed(error, tries.used, clock() - tries.started)
         tries.entered(waited_s=clock() - arrived, for_rate_s=for_rate_s)
         try:
             with _Observed(tries.number, observe, clock) as observed:

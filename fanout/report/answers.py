@@ -183,7 +183,9 @@ def _ranking(value: list[dict[str, Any]], budget: _CharBudget) -> Ranking:
 
 def _branch(row: dict[str, Any]) -> str:
     sample = f"sample {row['sample'] + 1}" if "sample" in row else None
-    return one_line(" · ".join(filter(None, (row["document"], row.get("aspect"), sample))))
+    return one_line(
+        " · ".join(filter(None, (row["document"], row.get("aspect"), row.get("model"), sample)))
+    )
 
 
 def _json(value: Any) -> str:

@@ -64,7 +64,7 @@ class Output(Generic[AnswerT]):
         usage: Their usage.
         elapsed_s: Seconds from the first call to the end, waits included.
         ended_at: When it ended, in seconds since the epoch; 0 if unknown.
-        model: The model that answered, or the last that was asked.
+        model: The model that answered; the one that was asked first, if none did.
         finish_reason: Why the last answer ended, in the provider's words; None if it did not say.
         confidence: The probability of the chosen label by the model, 0 to 1; None if unknown.
         votes: How often each answer was given, if the branch asked until one had a majority.
@@ -126,6 +126,7 @@ class BranchError:
         message: One line about the failure.
         attempts: Calls made for it.
         aspect: The name of its prompt, or None.
+        model: The model that it asked first.
         sample: 0-based number of the sample.
         columns: The other columns of the document's row: JSON values.
         pages: The numbers of the pages that the chunk is on, from 1 on; empty if unknown.
@@ -138,6 +139,7 @@ class BranchError:
     message: str
     attempts: int
     aspect: str | None = None
+    model: str | None = None
     sample: int = 0
     columns: dict[str, Cell] = field(default_factory=dict)
     pages: list[int] = field(default_factory=list)
@@ -199,6 +201,7 @@ class Result(Generic[AnswerT]):
                 message=branch.message or "",
                 attempts=branch.attempts,
                 aspect=branch.aspect,
+                model=branch.model,
                 sample=branch.sample,
                 columns=branch.columns,
                 pages=branch.pages,
@@ -229,7 +232,7 @@ class Result(Generic[AnswerT]):
         """Return the result as JSON-able values, with a row for each branch, in input order.
 
         Rows have ``index``, ``document``, ``chunk``, ``position``, ``start``, ``end``, ``aspect``,
-        ``sample``, ``output``, ``kind``, ``message``, ``attempts``, ``usage``, ``elapsed_s`` and
+        ``model``, ``sample``, ``output``, ``kind``, ``message``, ``attempts``, ``usage``, ``elapsed_s`` and
         ``columns``, and ``pages`` and ``headings`` where they are known; an unknown value is None.
         The result of a job with ``labels`` also has its ``evaluation``.
         """
@@ -264,7 +267,7 @@ class Result(Generic[AnswerT]):
         the input that has one of these names is called ``column.NAME``.
 
         Args:
-            wide: A row for each chunk, with a column for each aspect and sample.
+            wide: A row for each chunk, with a column for each aspect, model and sample.
 
         Raises:
             InputError: The library is not installed.

@@ -33,7 +33,9 @@ __all__ = [
     "stream_row",
 ]
 
-_PLACE = ("index", "document", "chunk", "position", "start", "end", "aspect", "sample")
+_PLACE = (
+    "index", "document", "chunk", "position", "start", "end", "aspect", "model", "sample"
+)  # fmt: skip
 # What fanout calls its own in rows of JSON.
 OWN_KEYS = frozenset(
     {*_PLACE, "pages", "headings", "output", "attempts", "elapsed_s", "usage", "kind", "message",
@@ -49,19 +51,23 @@ class RowLayout(msgspec.Struct, frozen=True, kw_only=True):
         is_typed: Whether answers are JSON values, as a schema makes them.
         fields: The fields that an object has by the schema, in its order.
         aspects: The names of its prompts; empty if it has a single one.
-        samples: Answers for each chunk and aspect.
+        models: The models that each prompt goes to; empty if it is a single one.
+        samples: Answers for each chunk, aspect and model.
+        has_fallback: Whether another model may answer in place of the one that is asked first.
     """
 
     has_fields: bool = False
     is_typed: bool = False
     fields: tuple[str, ...] = ()
     aspects: tuple[str, ...] = ()
+    models: tuple[str, ...] = ()
     samples: int = 1
+    has_fallback: bool = False
 
     @property
     def variants(self) -> int:
         """The branches of each chunk."""
-        return max(1, len(self.aspects)) * self.samples
+        return max(1, len(self.aspects)) * max(1, len(self.models)) * self.samples
 
     @property
     def has_variants(self) -> bool:
@@ -76,7 +82,9 @@ def layout_of(spec: RunSpec) -> RowLayout:
         is_typed=spec.schema is not None,
         fields=object_properties(spec.schema or {}),
         aspects=tuple(spec.aspects),
+        models=spec.models,
         samples=spec.samples,
+        has_fallback=bool(spec.fallback),
     )
 
 

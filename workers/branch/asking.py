@@ -5,16 +5,24 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING
 
+from msgspec import structs
+
+from fanout.core.errors import ModelError
 from fanout.core.model_names import READER_MODEL
+from fanout.core.records import total_usage
 from fanout.llm.answers import validate_json
-from fanout.llm.calls import complete_with_retries
+from fanout.llm.calls import CallResult, complete_with_retries
+from fanout.llm.error_kinds import ALWAYS
 from fanout.llm.registry import known_context_tokens
+from fanout.policy.fallback import asked_in_turn, falls_back, without_answer
+from workers.context.broken_models import unusable
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from fanout.core.ids import StageId
-    from fanout.core.spec import RunSpec
+    from fanout.core.spec import RetrySpec, RunSpec
     from fanout.llm.base import LLM, LLMRequest
-    from fanout.llm.calls import CallResult
     from workers.branch.claims import Claim
     from workers.context.worker_context import WorkerContext
     from workers.telemetry.reports import Calls
@@ -43,33 +51,82 @@ class Asking:
         self._calls = calls
 
     async def answer(self, model: str, request: LLMRequest) -> CallResult:
-        """Return the answer of a model, or why there is none.
+        """Return the answer of a model, or of one of the run's fallback, or why there is none.
 
         Raises:
             CallStoppedError: The calls were ended early.
             ModelError: This worker cannot use the model.
         """
-        result = await self._ask(model, request)
-        self._calls.stop_after = result.stop_after
+        spec = self._spec
+        if not spec.fallback and (not spec.models or self._stage_id.stage):
+            result = await self._ask(model, request, spec.retries)
+            self._calls.stop_after = result.stop_after
+            return result
+        return await self._one_of(asked_in_turn(model, spec.fallback), request)
+
+    async def _one_of(self, models: Sequence[str], request: LLMRequest) -> CallResult:
+        """Ask models in turn, until one answers or the last one has not."""
+        ended: list[tuple[str, CallResult]] = []
+        retries = self._spec.retries
+        for number, model in enumerate(models, 1):
+            is_last = number == len(models)
+            result = await self._alive(model, request, retries, gives_up=not is_last)
+            ended.append((model, result))
+            left_s = self._spec.retries.max_elapsed_s - sum(one.elapsed_s for _, one in ended)
+            if is_last or not falls_back(result.kind) or left_s <= 0:
+                break
+            retries = retries.model_copy(update={"max_elapsed_s": left_s})
+        return _joined(ended)
+
+    async def _alive(
+        self, model: str, request: LLMRequest, retries: RetrySpec, *, gives_up: bool
+    ) -> CallResult:
+        """Ask a model, unless it fails for all branches of the run; note whether it does."""
+        broken = self._context.models.broken
+        if self._is_only(model):
+            result = await self._ask(model, request, retries, gives_up=gives_up)
+            self._calls.stop_after = result.stop_after
+            return result
+        run_id = self._stage_id.run_id
+        problem = await broken.problem(run_id, model)
+        if problem is not None:
+            return problem
+        try:
+            result = await self._ask(model, request, retries, gives_up=gives_up)
+        except ModelError as error:
+            result = unusable(error)
+        if result.kind is None:
+            broken.succeeded(run_id, model)
+        elif result.stop_after:
+            await broken.failed(run_id, model, result)
+            if broken.are_all(run_id, self._spec.models):
+                self._calls.stop_after = ALWAYS
         return result
 
-    async def _ask(self, model: str, request: LLMRequest) -> CallResult:
+    def _is_only(self, model: str) -> bool:
+        """Return whether the run can do nothing without a model."""
+        return model == self._spec.model and (not self._spec.models or self._stage_id.stage > 0)
+
+    async def _ask(
+        self, model: str, request: LLMRequest, retries: RetrySpec, *, gives_up: bool = False
+    ) -> CallResult:
         spec, models, is_branch = self._spec, self._context.models, self._stage_id.stage == 0
         self._calls.asks(model, request)
         llm = models.made.get(model) or await self._made(model)
+        gate = models.limiter.gate(model, spec.rate.rates, gives_up=gives_up)
         wants_json = is_branch and spec.output_format == "json"
         return await models.in_flight.call(
             self._stage_id.run_id,
             complete_with_retries(
                 llm,
                 request,
-                policy=spec.retries,
+                policy=retries,
                 timeout_s=spec.timeout_s,
                 max_reasks=spec.max_reasks,
                 keeps_cut=spec.on_truncated == "keep",
                 window_tokens=spec.context_tokens or known_context_tokens(model),
                 validate=validate_json if wants_json else None,
-                gate=self._claim.gate(models.limiter.gate(model, spec.rate.rates), spec.timeout_s),
+                gate=self._claim.gate(gate, spec.timeout_s),
                 # A document may be larger than an answer.
                 max_output_kb=(
                     None if model == READER_MODEL else self._context.settings.max_output_kb
@@ -84,3 +141,22 @@ class Asking:
         # Loading a model may take long; the calls then report progress.
         self._claim.waits()
         return await self._context.models.get(model)
+
+
+def _joined(ended: Sequence[tuple[str, CallResult]]) -> CallResult:
+    """Return what came of models that were asked in turn, with what all of them consumed."""
+    (first, result), (last, final) = ended[0], ended[-1]
+    if len(ended) == 1:
+        return result
+    called = {model: one.usage for model, one in ended if one.attempts}
+    before = [(model, one.kind) for model, one in ended[:-1] if one.kind is not None]
+    message = final.message and without_answer(final.message, before, last)
+    return structs.replace(
+        final,
+        message=message,
+        attempts=sum(one.attempts for _, one in ended),
+        usage=total_usage(list(called.values())),
+        elapsed_s=sum(one.elapsed_s for _, one in ended),
+        model=last if final.kind is None and last != first else None,
+        usage_of=called if set(called) != {first} else {},
+    )

@@ -144,6 +144,8 @@ class Claim:
         waits_s = _LONGEST_QUEUE_S if spec.rate.rates.is_limited else 0.0
         # An outage may last this long before the first call, and the calls may take as long again.
         longest_s = 2 * (spec.retries.max_elapsed_s + spec.timeout_s)
+        # Each model that is asked in turn may make one more call.
+        longest_s += len(spec.fallback) * spec.timeout_s
         return ceil(longest_s + waits_s) + _HOLD_MARGIN_S
 
     @property

@@ -295,6 +295,7 @@ def _stopped(index: int, reason: StopReason, calls: Calls) -> Outcome:
         message=message,
         attempts=len(calls.attempts),
         usage=total_usage([billed(call.kind, call.usage) for call in calls.attempts]),
+        usage_of=calls.usage_of,
         elapsed_s=_since(calls.attempts[0].started_at) if calls.attempts else 0.0,
     )
 

@@ -9,35 +9,30 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
-from fanout.core.errors import BrokerError
+from fanout.core.errors import BrokerError, LLMError
 from fanout.core.rate_limits import MAX_BLOCK_S
 from fanout.core.records import ErrorKind
 from fanout.core.tokens import estimate_tokens
 from fanout.policy.outages import (
-    CLOSED,
     SHARED,
     Failure,
     FailureVerdict,
-    ask,
     close,
     cost_alone,
     cost_of_own,
     trip,
 )
-from workers.context.model_health import ModelHealth
+from workers.context.model_state import LOOK_S, PROBES, ModelState
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from fanout.core.errors import LLMError
     from fanout.core.rate_limits import Rates
     from fanout.llm.base import LLMReply, LLMRequest
     from fanout.stores import RedisStore
 
 __all__ = ["Limiter", "ModelGate"]
 
-# How old a worker's knowledge of a model's pause may be: one small read per model, not per call.
-_LOOK_S = 0.5
 # The pause after a refusal without a retry-after.
 _PAUSE_S = 1.0
 # Calls that waited together spread over this share of the pause, or they would be refused again.
@@ -48,74 +43,17 @@ _MAX_SPREAD_S = 2.0
 _POLL_S = 0.5
 _FAILED_POLL_FACTOR = 3.0
 _MOST_REFUSALS = 5
-# How many calls of the probing worker probe: one of them may fail by itself.
-_PROBES = 2
 # Kinds that say nothing about the model: faults of fanout itself.
 _SILENT = frozenset({ErrorKind.INTERNAL})
+
+# Where a branch may ask another model, it does not wait for the end of these. None: it is not known
+# how a model fails that other workers have found to fail.
+_GIVEN_UP = frozenset({ErrorKind.SERVER_ERROR, None})
 
 _CANNOT_PAUSE = "cannot tell the fleet to leave {} alone"
 _T = TypeVar("_T")
 
 _log = logging.getLogger(__name__)
-
-
-class _Model:
-    """What this worker knows about a model."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.health = ModelHealth()
-        self.looked_at = float("-inf")
-        # Whether the fleet's limits were read at all; no call begins before that.
-        self.is_read = False
-        self.first_look = asyncio.Lock()
-        # Until when the fleet makes no calls, and until when this worker does not after a refusal.
-        self.fleet_until = 0.0
-        self.refused_until = 0.0
-        # Since when it is known to fail for all branches, to the fleet or to this worker alone.
-        self.down_at: float | None = None
-        # This worker's own breaker: used if the server is unreachable, or other workers are well.
-        self.breaker = CLOSED
-        self.probes = 0
-        # When calls were last held back.
-        self.heard_at = 0.0
-
-    def hold_s(self, now: float) -> float:
-        """Return the seconds for which no call should begin."""
-        until = max(self.fleet_until, self.refused_until)
-        if until <= now and self.breaker.opened_at is not None:
-            standing, self.breaker = ask(self.breaker, now=now)
-            if standing.is_probe:
-                self.probes = _PROBES
-            return standing.wait_s
-        return max(0.0, until - now)
-
-    def is_well(self, now: float) -> bool:
-        """Return whether a call may begin, by what was read lately."""
-        return (
-            self.is_read
-            and now - self.looked_at < _LOOK_S
-            and self.down_at is None
-            and self.fleet_until <= now >= self.refused_until
-            and self.breaker.opened_at is None
-        )
-
-    def down_s(self, now: float) -> float | None:
-        """Return for how many seconds the model has failed for all branches, or None."""
-        return None if self.down_at is None else now - self.down_at
-
-    def fell(self, at: float, now: float) -> None:
-        """Note that the model fails since ``at``."""
-        if self.down_at is None:
-            self.heard_at = now
-        self.down_at = at if self.down_at is None else min(at, self.down_at)
-
-    def rose(self, now: float) -> None:
-        """Note that the model is well again."""
-        self.down_at = None
-        self.fleet_until = self.refused_until = 0.0
-        self.breaker = close(self.breaker, now=now)
-        self.probes = 0
 
 
 class Limiter:
@@ -137,14 +75,21 @@ class Limiter:
         self._store = store
         self.clock = clock
         self._sleep = sleep
-        self._models: dict[str, _Model] = {}
+        self._models: dict[str, ModelState] = {}
 
-    def gate(self, model: str, rates: Rates) -> ModelGate:
-        """Return the gate for the calls of a branch."""
+    def gate(self, model: str, rates: Rates, *, gives_up: bool = False) -> ModelGate:
+        """Return the gate for the calls of a branch.
+
+        Args:
+            model: The model.
+            rates: Its rates.
+            gives_up: Whether a branch that meets server errors asks another model, and does not wait
+                for the end of an outage.
+        """
         known = self._models.get(model)
         if known is None:
-            known = self._models[model] = _Model(model)
-        return ModelGate(self, known, rates)
+            known = self._models[model] = ModelState(model)
+        return ModelGate(self, known, rates, gives_up=gives_up)
 
     async def wait_for_slot(self, model: str, rates: Rates, tokens: int) -> None:
         """Wait until the rates allow a call of so many tokens."""
@@ -156,18 +101,26 @@ class Limiter:
             await self._sleep(_PAUSE_S if slot is None else slot.wait_s)
             is_taken = slot is not None and slot.is_taken
 
-    async def wait_until_well(self, model: _Model, *, until: float, has_failed: bool) -> None:
-        """Wait while calls to a model are held back, but no longer than ``until``."""
-        while await self._is_held(model, until=until, has_failed=has_failed):
+    async def wait_until_well(
+        self, model: ModelState, *, until: float, has_failed: bool, gives_up: bool = False
+    ) -> None:
+        """Wait while calls to a model are held back, but no longer than ``until``.
+
+        Raises:
+            LLMError: The model fails with server errors for all branches, and the branch gives up.
+        """
+        while await self._is_held(model, until=until, has_failed=has_failed, gives_up=gives_up):
             continue
 
-    async def _is_held(self, model: _Model, *, until: float, has_failed: bool) -> bool:
+    async def _is_held(
+        self, model: ModelState, *, until: float, has_failed: bool, gives_up: bool
+    ) -> bool:
         """Wait until a pause is over; return whether there was one, so that another may follow."""
         came, was_held = self.clock(), False
         poll_s = _POLL_S * (_FAILED_POLL_FACTOR if has_failed else 1.0)
         while True:
             now = self.clock()
-            if now - model.looked_at >= _LOOK_S:
+            if now - model.looked_at >= LOOK_S:
                 # Set first, so that other calls do not read it as well.
                 model.looked_at = now
                 await self._look(model)
@@ -179,6 +132,9 @@ class Limiter:
             hold_s = model.hold_s(now)
             if model.probes and model.down_at is not None:
                 model.probes -= 1
+                return False
+            if gives_up and model.down_at is not None and model.failed_with in _GIVEN_UP:
+                model.require_unfailed()
                 return False
             left_s = until - now
             if model.down_at is not None and not has_failed:
@@ -193,7 +149,7 @@ class Limiter:
         await self._sleep(min(_SPREAD * (now - came), _MAX_SPREAD_S) * random.random())  # noqa: S311
         return True
 
-    async def _look(self, model: _Model) -> None:
+    async def _look(self, model: ModelState) -> None:
         async with model.first_look:
             try:
                 await self._read(model)
@@ -203,7 +159,7 @@ class Limiter:
                 raise
             model.is_read = True
 
-    async def _read(self, model: _Model) -> None:
+    async def _read(self, model: ModelState) -> None:
         read = partial(self._store.pause_of, model.name)
         standing = await _ask_store(read, f"cannot see whether {model.name} is to be left alone")
         if standing is None:
@@ -211,7 +167,7 @@ class Limiter:
         now = self.clock()
         model.fleet_until = now + standing.wait_s
         if standing.is_probe:
-            model.probes = _PROBES
+            model.probes = PROBES
         if standing.down_s is not None:
             model.fell(now - standing.down_s, now)
         elif model.down_at is not None and model.breaker.opened_at is None:
@@ -219,14 +175,14 @@ class Limiter:
             model.rose(now)
             model.fleet_until = now + standing.wait_s
 
-    async def refused(self, model: _Model, retry_after_s: float | None) -> None:
+    async def refused(self, model: ModelState, retry_after_s: float | None) -> None:
         """Pause the model for the whole fleet, for as long as its provider asks."""
         pause_s = min(MAX_BLOCK_S, _PAUSE_S if retry_after_s is None else retry_after_s)
         model.refused_until = max(model.refused_until, self.clock() + pause_s)
         pause = partial(self._store.pause_model, model.name, pause_s)
         await _ask_store(pause, _CANNOT_PAUSE.format(model.name))
 
-    async def failed_for_all(self, model: _Model) -> None:
+    async def failed_for_all(self, model: ModelState) -> None:
         """Open the fleet's breaker for a model that fails for all branches."""
         now = self.clock()
         if model.down_at is not None:
@@ -240,7 +196,7 @@ class Limiter:
             model.breaker = close(model.breaker, now=now)
             model.looked_at = float("-inf")
 
-    async def succeeded_while_down(self, model: _Model, began: float) -> None:
+    async def succeeded_while_down(self, model: ModelState, began: float) -> None:
         """Close the fleet's breaker if the call began while the model was held back."""
         if began < model.heard_at:
             return
@@ -260,8 +216,11 @@ class Limiter:
 class ModelGate:
     """What the calls of one branch go through: see ``fanout.llm.calls.CallGate``."""
 
-    def __init__(self, limiter: Limiter, model: _Model, rates: Rates) -> None:
+    def __init__(
+        self, limiter: Limiter, model: ModelState, rates: Rates, *, gives_up: bool = False
+    ) -> None:
         self._limiter = limiter
+        self._gives_up = gives_up
         self._model = model
         self._rates = rates
         # Where they are not limited, nobody asks how many they are.
@@ -275,7 +234,11 @@ class ModelGate:
         self._spent = 0.0
 
     async def enter(self, request: LLMRequest, *, left_s: float) -> float:
-        """Wait until the call may begin; return the seconds that a rate limit took of that."""
+        """Wait until the call may begin; return the seconds that a rate limit took of that.
+
+        Raises:
+            LLMError: The model fails for all branches, and this one gives up.
+        """
         limiter, model, for_rate_s = self._limiter, self._model, 0.0
         now = limiter.clock()
         if self._rates.is_limited:
@@ -286,7 +249,9 @@ class ModelGate:
             for_rate_s = now - came
         if not model.is_well(now):
             has_failed = self._failed_at is not None
-            await limiter.wait_until_well(model, until=now + left_s, has_failed=has_failed)
+            await limiter.wait_until_well(
+                model, until=now + left_s, has_failed=has_failed, gives_up=self._gives_up
+            )
             now = limiter.clock()
         self._calls += 1
         self._began = now
@@ -311,6 +276,7 @@ class ModelGate:
     async def _failed(self, error: LLMError) -> FailureVerdict:
         model, limiter = self._model, self._limiter
         first = self._failed_at = self._began if self._failed_at is None else self._failed_at
+        model.failed_with = error.kind
         is_refusal = error.kind is ErrorKind.RATE_LIMITED or error.retry_after_s is not None
         # A prompt that is always refused while others are not must not hold up other branches.
         is_odd = self._calls > _MOST_REFUSALS and model.health.has_succeeded_after(first)
@@ -324,6 +290,8 @@ class ModelGate:
             )
             if model.health.is_down(limiter.clock()):
                 await limiter.failed_for_all(model)
+        if self._gives_up and error.kind in _GIVEN_UP:
+            return FailureVerdict(cost=1.0)
         down_s = model.down_s(limiter.clock())
         # Without a retry-after the pause is short: the branch itself waits longer each time.
         is_pause = (error.retry_after_s or 0.0) >= _PAUSE_S and not is_odd

@@ -17,6 +17,7 @@ from fanout.llm import make_llm
 from fanout.llm.error_kinds import FEW
 from fanout.policy.retries import is_common
 from fanout.runs.common_errors import error_sort
+from workers.context.broken_models import BrokenModels
 from workers.context.inflight import InFlight
 from workers.context.limiter import Limiter
 from workers.telemetry.logs import quiet_clients
@@ -50,6 +51,7 @@ class Models:
         in_flight: The calls in flight.
         limiter: The rate limits that all workers share.
         common_failures: Counts failures that stop a run.
+        broken: The models that runs with several cannot call.
     """
 
     def __init__(
@@ -68,6 +70,7 @@ class Models:
         self.in_flight = InFlight(connections.fail_fast_store)
         self.limiter = Limiter(connections.fail_fast_store, sleep=self.in_flight.wait)
         self.common_failures = CommonFailures(connections.store)
+        self.broken = BrokenModels(connections.store)
 
     async def get(self, name: str) -> LLM:
         """Return the model, which is made if need be. Branches look in ``made`` first.

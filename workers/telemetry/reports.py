@@ -15,14 +15,15 @@ from typing import TYPE_CHECKING
 
 from fanout.core.errors import FanoutError
 from fanout.core.ids import StageId
-from fanout.core.records import RunStatus
+from fanout.core.records import RunStatus, total_usage
+from fanout.llm.usage import billed
 from fanout.system.logs import RateLimitFilter, about
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
 
     from fanout.core.ids import BranchId, ShardId
-    from fanout.core.records import Outcome
+    from fanout.core.records import Outcome, Usage
     from fanout.core.settings import Settings
     from fanout.core.state import RunRecord, StageRecord
     from fanout.llm.base import LLMRequest
@@ -71,6 +72,16 @@ class Calls:
         self.temperature = request.temperature
         self.max_tokens = request.max_tokens
         self.seed = request.seed
+
+    @property
+    def usage_of(self) -> dict[str, Usage]:
+        """The usage of the calls by model, if they were to several."""
+        if len(set(self.models)) < 2:  # noqa: PLR2004 - several
+            return {}
+        used: dict[str, list[Usage]] = {}
+        for model, call in zip(self.models, self.attempts, strict=True):
+            used.setdefault(model, []).append(billed(call.kind, call.usage))
+        return {model: total_usage(usages) for model, usages in used.items()}
 
     def ended(self, model: str, attempt: CallAttempt) -> None:
         """Record a call that has ended."""

@@ -69,8 +69,8 @@ class OutputFile:
         self._folder = -1
         if is_wide and not layout.has_variants:
             raise InputError(
-                f"{widening} has no effect: the run has neither several aspects nor several "
-                "samples; leave it out"
+                f"{widening} has no effect: the run has one answer for each chunk; leave "
+                "it out, or give several aspects, models or samples"
             )
         self._format.require()
         try:

@@ -40,7 +40,7 @@ _CHUNK = {"document": _TEXT, "pages": _TEXT, "headings": _TEXT, "chunk": _INTEGE
 _FIGURES = {
     "attempts": _INTEGER, "input_tokens": _INTEGER, "output_tokens": _INTEGER, "cost_usd": _FLOAT,
 }  # fmt: skip
-_VARIANT = {"aspect": _TEXT, "sample": _INTEGER}
+_VARIANT = {"aspect": _TEXT, "model": _TEXT, "sample": _INTEGER}
 OWN_COLUMNS = (_OUTPUT, *_ERROR, *_CHUNK, *_FIGURES, *_VARIANT)
 # A table of more columns is none: each row of the input, or each answer, has names of its own.
 MOST_COLUMNS = 16_384
@@ -134,8 +134,8 @@ def gather(
         outputs: The branches, in input order, with the texts of rows.
         layout: What their rows have.
         spool: Takes the rows; it must outlive the table.
-        is_wide: Whether each row is a chunk, with a column for the answer to each aspect and
-            sample.
+        is_wide: Whether each row is a chunk, with a column for the answer to each aspect, model
+            and sample.
 
     Raises:
         RunError: There are too many columns.
@@ -159,7 +159,8 @@ class _Long:
     """A row for each branch."""
 
     def __init__(self, layout: RowLayout) -> None:
-        has_variants = len(layout.aspects) > 1, layout.samples > 1
+        has_models = len(layout.models) > 1 or layout.has_fallback
+        has_variants = len(layout.aspects) > 1, has_models, layout.samples > 1
         variant = {
             name: type_
             for (name, type_), several in zip(_VARIANT.items(), has_variants, strict=True)
@@ -186,25 +187,24 @@ class _Long:
 
 
 class _Wide:
-    """A row for each chunk: each aspect and sample is a section of its own."""
+    """A row for each chunk: each aspect, model and sample is a section of its own."""
 
     def __init__(self, layout: RowLayout) -> None:
         self._layout = layout
-        self._labels = {
-            (aspect, sample): _label(aspect, sample, layout)
-            for aspect in layout.aspects or (None,)
-            for sample in range(layout.samples)
-        }
+        self._has_fallback = layout.has_fallback
+        # In the order of the branches of a chunk.
+        self.labels = list(distinct(_labels(layout)))
         own = _Section({**_CHUNK, **_FIGURES})
         variants = [
-            _answer_section(label, f"{label}.", layout, _errors_of(label)) for label in self.labels
+            _answer_section(
+                label, f"{label}.", layout, {**self._model_of(label), **_errors_of(label)}
+            )
+            for label in self.labels
         ]
         self.sections = [_Section(), *variants, own]
 
-    @property
-    def labels(self) -> list[str]:
-        """What the columns of each aspect and sample are called."""
-        return list(self._labels.values())
+    def _model_of(self, label: str) -> dict[str, ColumnType]:
+        return {f"{label}.model": _TEXT} if self._has_fallback else {}
 
     def rows(self, outputs: Iterable[Output[Any]]) -> Iterator[list[dict[str, Cell]]]:
         """Yield the parts of each row: one for each section."""
@@ -212,11 +212,12 @@ class _Wide:
             branches = list(group)
             answers: dict[str, dict[str, Cell]] = {label: {} for label in self.labels}
             for branch in branches:
-                label = self._labels[branch.aspect, branch.sample]
+                label = self.labels[branch.index % len(self.labels)]
                 answer = _answer(branch, label, f"{label}.", self._layout)
                 kind = None if branch.kind is None else branch.kind.value
                 errors = dict(zip(_errors_of(label), (kind, branch.message), strict=True))
-                answers[label] = {**answer, **errors}
+                models = dict.fromkeys(self._model_of(label), branch.model)
+                answers[label] = {**answer, **models, **errors}
             first = branches[0]
             attempts = sum(branch.attempts for branch in branches)
             own = {
@@ -226,12 +227,19 @@ class _Wide:
             yield [source_cells(first), *answers.values(), own]
 
 
-def _label(aspect: str | None, sample: int, layout: RowLayout) -> str:
-    """Return what the column of an aspect and sample is called, as ``tone`` or ``tone.0``."""
-    name = _OUTPUT if aspect is None else aspect
-    if name in OWN_COLUMNS and name != _OUTPUT:
-        name = _FIELD + name
-    return f"{name}.{sample}" if layout.samples > 1 else name
+def _labels(layout: RowLayout) -> Iterator[str]:
+    """Yield what the column of each branch of a chunk is called: ``ASPECT.MODEL.SAMPLE``.
+
+    Only what there are several of is in a name; a single prompt is called ``output``.
+    """
+    models = layout.models if len(layout.models) > 1 else ("",)
+    for aspect in layout.aspects or (_OUTPUT,):
+        name = _FIELD + aspect if aspect in OWN_COLUMNS and layout.aspects else aspect
+        for model in models:
+            for sample in range(layout.samples):
+                yield ".".join(
+                    [name, *filter(None, [model]), *[str(sample)] * (layout.samples > 1)]
+                )
 
 
 def _errors_of(label: str) -> dict[str, ColumnType]:

@@ -41,8 +41,8 @@ STRING = '{"type": "string"}'
 
 # The fields of a job that have an effect in any job: some code reads them.
 ALWAYS = {
-    "inputs", "max_document_mb", "read_on", "strict", "model", "models", "prompt", "aspects", "samples",
-    "system", "temperature", "max_tokens", "on_truncated", "stop", "schema", "choices",
+    "inputs", "max_document_mb", "read_on", "strict", "model", "models", "fallback", "prompt", "aspects",
+    "samples", "system", "temperature", "max_tokens", "on_truncated", "stop", "schema", "choices",
     "split", "reduce", "aggregate_prompt",
     "group_by", "min_success", "max_workers", "priority", "timeout_s", "deadline_s", "max_attempts",
     "max_elapsed_s", "requests_per_minute", "tokens_per_minute", "sample", "limit", "labels",
@@ -186,6 +186,10 @@ OVERRULED: list[tuple[dict[str, Any], list[str], set[str]]] = [
     ({"schema": {"type": "string"}, "max_reasks": 1}, ["--choices", "a,b"], {"schema"}),
     ({"output_format": "json"}, ["--choices", "a,b"], {"output_format"}),
     ({"choices": ["a", "b"]}, ["--schema", STRING], {"choices"}),
+    ({"fallback": ["fake", "fake?seed=2"]}, ["--model", "fake?seed=2"], {"fallback"}),
+    ({"model": ["fake", "fake?seed=2"], "reduce": "vote", "group_by": "model"}, ["--model", "fake"],
+     {"group_by"}),
+    ({"reduce": "vote", "group_by": "model"}, ["--fallback", "fake?seed=2"], set()),
     ({"max_reasks": 1}, ["--aggregate", "{input}", "--aggregate-schema", STRING], set()),
 ]  # fmt: skip
 
@@ -539,7 +543,7 @@ WITHOUT_EFFECT = [
     (["run", TEXT, "-m", "fake", "-p", "x", "--wide", "--out", "d/"], {},
      "--wide has no effect on a folder"),
     (["run", TEXT, "-m", "fake", "-p", "x", "--wide", "--out", "o.csv"], {},
-     "--wide has no effect: the run has neither several aspects nor several samples"),
+     "--wide has no effect: the run has one answer for each chunk"),
     (["run", TEXT, "-m", "fake", "-p", "x", "--stream", "--json"], {}, "leave one of them out"),
     (["results", "latest", "--wide"], {}, "--wide has no effect without --out"),
     (["results", "latest", "--force"], {}, "--force has no effect without --out"),

@@ -274,6 +274,7 @@ VALUES = {
     "max_elapsed_s": 8, "base_wait_s": 1, "max_wait_s": 5, "requests_per_minute": 6,
     "tokens_per_minute": 7, "aspects": {"a": "{input}"}, "models": ["fake", "fake?seed=2"],
     "labels": "gold",
+    "fallback": ["fake?seed=3"],
 }  # fmt: skip
 # What a field needs beside it to have an effect.
 NEEDS = {

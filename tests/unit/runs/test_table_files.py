@@ -507,7 +507,7 @@ def test_the_suffix_names_the_format(name):
 
 
 def test_wide_has_something_to_widen(tmp_path):
-    with pytest.raises(InputError, match="--wide has no effect: the run has neither several"):
+    with pytest.raises(InputError, match="--wide has no effect: the run has one answer"):
         OutputFile(tmp_path / "out.csv", RowLayout(aspects=("one",)), is_wide=True)
     layout = RowLayout(aspects=("a", "b"))
     outputs = [branch(n, f"o{n}", chunk=n // 2, aspect="ab"[n % 2]) for n in range(4)]

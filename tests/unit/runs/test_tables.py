@@ -202,7 +202,7 @@ def test_lines_of_json_have_the_columns_of_the_input_too():
     good = output_row(branch(0, pages=[2], headings="A > B", **given))
     bad = branch(0, None, **given)
     source = ["column.kind", "id", "column.usage", "n"]
-    place = ["index", "document", "chunk", "position", "start", "end", "aspect", "sample"]
+    place = ["index", "document", "chunk", "position", "start", "end", "aspect", "model", "sample"]
     assert list(good) == [*source, *place, "pages", "headings", "output", "attempts", "elapsed_s",
                           "usage"]  # fmt: skip
     assert list(good.values())[:4] == ["good", "007", "theirs", [1]]

@@ -1,0 +1,87 @@
+"""What a worker process knows about a model: its health, and whether its calls are held back."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from fanout.core.errors import LLMError
+from fanout.policy.outages import CLOSED, ask, close
+from workers.context.model_health import ModelHealth
+
+if TYPE_CHECKING:
+    from fanout.core.records import ErrorKind
+
+__all__ = ["LOOK_S", "PROBES", "ModelState"]
+
+# How old a worker's knowledge of a model's pause may be: one small read per model, not per call.
+LOOK_S = 0.5
+# How many calls of the probing worker probe: one of them may fail by itself.
+PROBES = 2
+
+
+class ModelState:
+    """What this worker knows about a model."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.health = ModelHealth()
+        self.looked_at = float("-inf")
+        # Whether the fleet's limits were read at all; no call begins before that.
+        self.is_read = False
+        self.first_look = asyncio.Lock()
+        # Until when the fleet makes no calls, and until when this worker does not after a refusal.
+        self.fleet_until = 0.0
+        self.refused_until = 0.0
+        # Since when it is known to fail for all branches, to the fleet or to this worker alone.
+        self.down_at: float | None = None
+        # This worker's own breaker: used if the server is unreachable, or other workers are well.
+        self.breaker = CLOSED
+        self.probes = 0
+        # How the last call failed that others may share; None since it was well, or if none did.
+        self.failed_with: ErrorKind | None = None
+        # When calls were last held back.
+        self.heard_at = 0.0
+
+    def hold_s(self, now: float) -> float:
+        """Return the seconds for which no call should begin."""
+        until = max(self.fleet_until, self.refused_until)
+        if until <= now and self.breaker.opened_at is not None:
+            standing, self.breaker = ask(self.breaker, now=now)
+            if standing.is_probe:
+                self.probes = PROBES
+            return standing.wait_s
+        return max(0.0, until - now)
+
+    def is_well(self, now: float) -> bool:
+        """Return whether a call may begin, by what was read lately."""
+        return (
+            self.is_read
+            and now - self.looked_at < LOOK_S
+            and self.down_at is None
+            and self.fleet_until <= now >= self.refused_until
+            and self.breaker.opened_at is None
+        )
+
+    def down_s(self, now: float) -> float | None:
+        """Return for how many seconds the model has failed for all branches, or None."""
+        return None if self.down_at is None else now - self.down_at
+
+    def fell(self, at: float, now: float) -> None:
+        """Note that the model fails since ``at``."""
+        if self.down_at is None:
+            self.heard_at = now
+        self.down_at = at if self.down_at is None else min(at, self.down_at)
+
+    def rose(self, now: float) -> None:
+        """Note that the model is well again."""
+        self.down_at = None
+        self.fleet_until = self.refused_until = 0.0
+        self.breaker = close(self.breaker, now=now)
+        self.probes = 0
+        self.failed_with = None
+
+    def require_unfailed(self) -> None:
+        """Raise LLMError if a call of this worker has failed, so that a further one would too."""
+        if self.failed_with is not None:
+            raise LLMError(self.failed_with, f"{self.name} fails for every branch", is_own=True)
