@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
-from pydantic import BeforeValidator, TypeAdapter
+from pydantic import BaseModel, BeforeValidator, TypeAdapter
 from pydantic.errors import PydanticSchemaGenerationError, PydanticUserError
 
 from fanout.core.answer_shape import checked_schema
@@ -92,10 +93,11 @@ Schema = Annotated[dict[str, Any] | None, BeforeValidator(_schema)]
 Choices = Annotated[tuple[str, ...], BeforeValidator(_choices)]
 
 
-class SchemaField:
-    """The field ``schema`` of a job.
+with warnings.catch_warnings():
+    # BaseModel has a deprecated method of this name.
+    warnings.filterwarnings("ignore", 'Field name "schema"', UserWarning)
 
-    In a class of its own, as pydantic warns of a field whose class redefines a name of BaseModel.
-    """
+    class SchemaField(BaseModel):
+        """The field ``schema`` of a job."""
 
-    schema: Schema = None
+        schema: Schema = None  # type: ignore[assignment]

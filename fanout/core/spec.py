@@ -62,7 +62,7 @@ SplitName = Literal["none", "lines", "tokens", "markdown", "sentences"]
 ReduceName = Literal["none", "concat", "merge", "vote", "rank", "llm"]
 
 
-class RunSpec(SchemaField, BaseModel):  # type: ignore[misc]
+class RunSpec(SchemaField):
     """One fan-out / fan-in job.
 
     Attributes:
