@@ -14,8 +14,8 @@ from fanout.llm.finish_reasons import require_answer
 from fanout.llm.http_errors import http_error, redacted_line
 from fanout.llm.reply_bodies import ErrorDetails
 
-# The limit of a request without one, as in the adapter for an unknown model.
-DEFAULT_MAX_TOKENS = 32_000
+# The limit of a request without one, as in the adapter for a model of which nothing is known.
+DEFAULT_MAX_TOKENS = 128_000
 
 
 class SdkAnthropicLLM:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import os
+import re
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -12,11 +15,12 @@ from fanout.core.records import ErrorKind, Usage
 from fanout.llm.base import LLMReply, LLMRequest
 from fanout.llm.finish_reasons import require_answer
 from fanout.llm.http_errors import refused_in_success
-from fanout.llm.http_model import DEFAULT_OUTPUT_KB, HttpModel
+from fanout.llm.http_model import DEFAULT_OUTPUT_KB, Form, HttpModel
 from fanout.llm.reply_bodies import content_text, text_or_none
 from fanout.llm.usage import token_count
 
 if TYPE_CHECKING:
+    from fanout.core.strict_schema import Dialect
     from fanout.llm.http_client import HttpReply
 
 __all__ = ["AnthropicLLM"]
@@ -27,25 +31,46 @@ _VERSION = "2026-10-21"
 _VERSION_HEADER = "anthropic-version"
 _WITH_TEMPERATURE = {_VERSION_HEADER: "2023-06-01"}
 _NOT_FOUND = 404
-# The API requires a limit: the model's own, from Anthropic's model pages, longest prefix first.
+# The API requires a limit: the model's own, the first prefix that fits. For other models, the API says
+# it. Source: https://platform.claude.com/docs/en/about-claude/models/overview ("Max output").
 _MAX_TOKENS = {
+    "claude-opus-4-5": 64_000,
+    "claude-sonnet-4-5": 64_000,
+    "claude-haiku-4-5": 64_000,
+    "claude-opus-4-1": 32_000,
+    "claude-opus-4-0": 32_000,
+    "claude-opus-4-2025": 32_000,
+    "claude-sonnet-4-0": 64_000,
+    "claude-sonnet-4-2025": 64_000,
+    "claude-opus-4-": 128_000,
+    "claude-sonnet-4-": 128_000,
     "claude-3-7": 64_000,
     "claude-3-5": 8_192,
     "claude-3-": 4_096,
     "claude-2": 4_096,
     "claude-instant": 4_096,
-    "claude-opus-4-0": 32_000,
-    "claude-opus-4-1": 32_000,
-    "claude-opus-4-2025": 32_000,
 }
-# Every later model allows at least this many.
-_DEFAULT_MAX_TOKENS = 32_000
+# The limit of a model of which nothing is known, and what to try where a server refuses one without
+# a word of its own.
+_MOST_TOKENS = 128_000
+_LOWER_TOKENS = (64_000, 32_000, 8_192, 4_096)
+_TOO_MANY = re.compile(r"max_tokens: (\d{1,12}) > (\d{1,12})")
+_BEYOND_WINDOW = re.compile(r"exceeds? context limit: (\d{1,12}) \+ (\d{1,12}) > (\d{1,12})")
+_LOOK_S = 10.0
+_LOOKS = 3
+_NONSENSE = 100_000_000
+_UNPROCESSED = frozenset({400, 422})
 
+_log = logging.getLogger(__name__)
 _encode = msgspec.json.Encoder().encode
 
 
 class AnthropicLLM(HttpModel):
     """A model behind Anthropic's Messages API: see HttpModel."""
+
+    _dialect: Dialect = "anthropic"
+    # The API has none.
+    _has_logprobs = False
 
     def __init__(
         self, name: str, *, concurrency: int = 32, max_output_kb: int = DEFAULT_OUTPUT_KB
@@ -61,7 +86,9 @@ class AnthropicLLM(HttpModel):
             max_output_kb=max_output_kb,
         )
         known = (limit for prefix, limit in _MAX_TOKENS.items() if name.startswith(prefix))
-        self._max_tokens = next(known, _DEFAULT_MAX_TOKENS)
+        self._max_tokens = next(known, None)
+        self._looking = asyncio.Lock()
+        self._looks = 0
         self._is_version_given = _VERSION_HEADER in self._headers
         self._url = self._http.url("v1/messages")
 
@@ -77,27 +104,79 @@ class AnthropicLLM(HttpModel):
         is_of_model = details.message.lower().startswith("model")
         if reply.status == _NOT_FOUND and "not_found_error" in details.codes and is_of_model:
             raise self._refused(reply)
+        self._max_tokens = _limit_in(reply) or self._max_tokens
+
+    async def _find_limit(self) -> None:
+        """Ask the API, once per process, for the longest answer of a model that is not in the table.
+
+        Source: https://platform.claude.com/docs/en/api/models/retrieve (``max_tokens``).
+        """
+        async with self._looking:
+            while self._max_tokens is None:
+                self._looks += 1
+                try:
+                    reply = await self._http.get(
+                        self._http.url(f"v1/models/{self._http.quoted(self._name)}"),
+                        timeout_s=_LOOK_S,
+                    )
+                except LLMError:
+                    if self._looks < _LOOKS:
+                        # The call itself will meet the same fault.
+                        return
+                    reply = None
+                self._max_tokens = (reply and _limit_in(reply)) or _MOST_TOKENS
 
     async def complete(self, request: LLMRequest) -> LLMReply:
         """See LLM."""
         if request.seed is not None:
             raise LLMError(ErrorKind.BAD_REQUEST, "anthropic takes no seed: leave it out")
+        if request.max_tokens is None and self._max_tokens is None:
+            await self._find_limit()
         is_older = request.temperature is not None and not self._is_version_given
-        headers = _WITH_TEMPERATURE if is_older else None
-        reply = await self._http.post(self._url, self._body(request), headers=headers)
-        if not reply.is_success and self._learns_format(reply, request):
-            reply = await self._http.post(self._url, self._body(request), headers=headers)
+        reply = await self._exchange(request, _WITH_TEMPERATURE if is_older else None)
         if not reply.is_success:
             raise self._error(reply)
         return _reply(_message(reply, self._key))
 
-    def _body(self, request: LLMRequest) -> bytes:
-        native = self._native(request, "anthropic")
-        chat = request.messages(in_words=native is None)
+    def _form(self, request: LLMRequest) -> Form:
+        form = super()._form(request)
+        if form.max_tokens is not None:
+            return form
+        return msgspec.structs.replace(form, max_tokens=self._max_tokens or _MOST_TOKENS)
+
+    def _other_form(self, reply: HttpReply, request: LLMRequest, sent: Form) -> Form | None:
+        limit = None if request.max_tokens is not None else self._other_limit(reply, sent)
+        if limit is not None:
+            return msgspec.structs.replace(sent, max_tokens=limit)
+        other = super()._other_form(reply, request, sent)
+        # A limit may be that of this prompt alone.
+        return other and msgspec.structs.replace(other, max_tokens=sent.max_tokens)
+
+    def _other_limit(self, reply: HttpReply, sent: Form) -> int | None:
+        """Return a lower limit than the one that the server refuses, which was not the user's."""
+        message, asked = reply.error_details().message, sent.max_tokens or 0
+        if reply.status not in _UNPROCESSED or "max_tokens" not in message:
+            return None
+        beyond = _BEYOND_WINDOW.search(message)
+        if beyond is not None:
+            # Only this prompt leaves less room.
+            room = int(beyond[3]) - int(beyond[1])
+            return room if 0 < room < asked else None
+        told = _TOO_MANY.search(message)
+        limits = [int(told[2])] if told else [lower for lower in _LOWER_TOKENS if lower < asked]
+        if not limits or not 0 < limits[0] < asked:
+            return None
+        if limits[0] < (self._max_tokens or _MOST_TOKENS):
+            self._max_tokens = limits[0]
+            _log.warning("%s answers with at most %d tokens", self._name, limits[0])
+        return limits[0]
+
+    def _body(self, request: LLMRequest, form: Form) -> bytes:
+        chat = request.messages(in_words=form.schema is None)
         system = chat.pop(0)["content"] if chat[0]["role"] == "system" else None
-        format_ = {"type": "json_schema", "schema": native.schema} if native else None
+        format_ = {"type": "json_schema", "schema": form.schema} if form.schema else None
         options = {
-            "max_tokens": request.max_tokens or self._max_tokens,
+            "max_tokens": form.max_tokens,
             "system": system,
             "temperature": request.temperature,
             "stop_sequences": list(request.stop) or None,
@@ -105,6 +184,17 @@ class AnthropicLLM(HttpModel):
         }
         given = {name: value for name, value in options.items() if value is not None}
         return _encode({"model": self._name, "messages": chat, **given})
+
+
+def _limit_in(reply: HttpReply) -> int | None:
+    """Return the longest answer in the details of a model, in tokens; None if it has none."""
+    try:
+        content = reply.json() if reply.is_success else None
+    except ValueError:
+        return None
+    limit = content.get("max_tokens") if isinstance(content, dict) else None
+    is_limit = isinstance(limit, int) and not isinstance(limit, bool) and 0 < limit < _NONSENSE
+    return limit if is_limit else None
 
 
 def _message(reply: HttpReply, key: str) -> dict[str, Any]:

@@ -40,7 +40,8 @@ class CallableLLM:
     """A function as a model.
 
     Args:
-        function: Takes the prompt and returns the answer. A sync function runs in a thread, so
+        function: Takes the prompt and returns the answer, as a string, or as an LLMReply with what
+            it consumed and why it ended. A sync function runs in a thread, so
             that it does not block other calls. A thread cannot be stopped: after a deadline the
             function runs on, and its answer is ignored.
         concurrency: The number of threads for a sync function.
@@ -72,6 +73,8 @@ class CallableLLM:
         except BaseException as error:
             # SystemExit in a function must end its branch, not the worker.
             raise unexpected(error) from error
+        if isinstance(text, LLMReply):
+            return text
         if not isinstance(text, str):
             kind = type(text).__name__
             raise LLMError(ErrorKind.INVALID_OUTPUT, f"the function returned {kind}, not str")

@@ -112,7 +112,9 @@ def label_confidence(tokens: tuple[Token, ...], shape: AnswerShape, label: str) 
     labels = _Labels(shape.choices, label, shown=text[begin:end], is_quoted=is_quoted)
     probability = labels.probability(steps)
     if probability is None:
-        probability = math.exp(math.fsum(step.token.logprob for step in steps[:-1] or steps))
+        size = len(text[begin:end].encode())
+        own = (step.token.logprob for step in steps if len(step.before) < size)
+        probability = math.exp(math.fsum(own))
     return round(min(1.0, max(0.0, probability)), _DIGITS)
 
 
@@ -212,25 +214,36 @@ class _Labels:
             return math.exp(token.logprob)
         for text, logprob in {**dict(token.others), token.text: token.logprob}.items():
             allowed = self._allowed(possible, step, text)
+            if text != token.text:
+                # A token that spells a whole label hardly begins another one.
+                allowed = self._spelled(allowed, step, text) or allowed
             if self._label in allowed:
                 stays += math.exp(logprob)
             elif allowed:
                 leaves += math.exp(logprob)
         return stays / (stays + leaves) if stays + leaves else 0.0
 
+    def _spelled(self, possible: set[str], step: _Step, text: bytes) -> set[str]:
+        """Return the labels that an answer is with a token."""
+        ways = self._ways(step, text)
+        return {one for one in possible if self._forms[one] in ways}
+
     def _allowed(self, possible: set[str], step: _Step, text: bytes) -> set[str]:
         """Return the labels that an answer may still become with a token."""
+        ways = self._ways(step, text)
+        begun = {one for one in possible if any(self._forms[one].startswith(way) for way in ways)}
+        return begun | {
+            one for one in possible if any(self._ends(self._forms[one], way, begun) for way in ways)
+        }
+
+    def _ways(self, step: _Step, text: bytes) -> set[bytes]:
+        """Return the beginnings of a label that an answer may have with a token."""
         ways = {text.removeprefix(step.lead)}
         if not step.before:
             # A label may begin within a token, behind other signs than it did here.
             ways.add(text.lstrip(_AROUND))
         ways = {step.before + way for way in ways if way}
-        if self._is_folded:
-            ways = {way.lower() for way in ways}
-        begun = {one for one in possible if any(self._forms[one].startswith(way) for way in ways)}
-        return begun | {
-            one for one in possible if any(self._ends(self._forms[one], way, begun) for way in ways)
-        }
+        return {way.lower() for way in ways} if self._is_folded else ways
 
     def _ends(self, form: bytes, way: bytes, begun: set[str]) -> bool:
         """Say whether an answer that is ``way`` so far is a label with something behind it."""

@@ -23,8 +23,10 @@ __all__ = [
     "NEVER",
     "ErrorVerdict",
     "judge",
+    "refuses_logprobs",
     "refuses_parameter",
     "refuses_schema",
+    "refuses_together",
 ]
 
 # How many branches of a run must fail in the same way, before any succeeds, to stop the run.
@@ -63,6 +65,12 @@ _SCHEMA_FIELDS = (
     "json_schema",
 )
 _SCHEMA_WORDS = ("structured output", "json schema", "guided", "grammar")
+# OpenAI refuses the log-probabilities of reasoning models with 403; some servers fail instead.
+_REFUSES_LOGPROBS = frozenset({400, 403, 422, 500, 501})
+_LOGPROB_WORDS = ("logprob", "log prob", "log-prob")
+_TOGETHER = re.compile(
+    r"together|combin|conjunction|simultaneous|at the same time|not .{0,40}\bwith\b|\bwhen\b"
+)
 _NO_SUCH_PLACE = frozenset({404, 405, 410, 501})
 # The status of a success reply that contains an error means nothing.
 _WORDED = frozenset({200, 400, 403, 413, 422, 429})
@@ -217,6 +225,19 @@ def refuses_schema(status: int, details: ErrorDetails) -> bool:
         return True
     words = details.message.lower()
     return any(field in words for field in _SCHEMA_FIELDS + _SCHEMA_WORDS)
+
+
+def refuses_logprobs(status: int, details: ErrorDetails) -> bool:
+    """Say whether a server does not return the log-probabilities of tokens."""
+    if status not in _REFUSES_LOGPROBS:
+        return False
+    words = f"{details.param} {details.message}".lower()
+    return any(word in words for word in _LOGPROB_WORDS)
+
+
+def refuses_together(details: ErrorDetails) -> bool:
+    """Say whether a refusal is of two parts of a request side by side, and not of each alone."""
+    return bool(_TOGETHER.search(details.message.lower()))
 
 
 def _of_server_error(details: ErrorDetails, words: str) -> ErrorVerdict:

@@ -10,14 +10,17 @@ import msgspec
 from fanout.core.errors import LLMError, ModelError
 from fanout.core.records import ErrorKind, Usage
 from fanout.llm.base import LLMReply, LLMRequest
+from fanout.llm.confidence import OTHERS, token_of, tokens_of
 from fanout.llm.finish_reasons import require_answer
 from fanout.llm.http_errors import refused_in_success
-from fanout.llm.http_model import DEFAULT_OUTPUT_KB, HttpModel, header_value
+from fanout.llm.http_model import DEFAULT_OUTPUT_KB, Form, HttpModel, header_value
 from fanout.llm.reply_bodies import text_or_none
 from fanout.llm.usage import token_count
 
 if TYPE_CHECKING:
-    from fanout.core.strict_schema import NativeSchema
+    from fanout.core.answer_shape import AnswerShape
+    from fanout.core.strict_schema import Dialect, NativeSchema
+    from fanout.llm.base import Token
     from fanout.llm.http_client import HttpReply
 
 __all__ = ["GeminiLLM", "response_schema"]
@@ -31,6 +34,8 @@ _encode = msgspec.json.Encoder().encode
 
 class GeminiLLM(HttpModel):
     """A model behind Gemini's generateContent: see HttpModel."""
+
+    _dialect: Dialect = "gemini"
 
     def __init__(
         self, name: str, *, concurrency: int = 32, max_output_kb: int = DEFAULT_OUTPUT_KB
@@ -68,16 +73,17 @@ class GeminiLLM(HttpModel):
 
     async def complete(self, request: LLMRequest) -> LLMReply:
         """See LLM."""
-        reply = await self._http.post(self._url, self._body(request))
-        if not reply.is_success and self._learns_format(reply, request):
-            reply = await self._http.post(self._url, self._body(request))
+        reply = await self._exchange(request)
         if not reply.is_success:
             raise self._error(reply)
         return _reply(_content(reply, self._key))
 
-    def _body(self, request: LLMRequest) -> bytes:
-        native = self._native(request, "gemini")
-        schema = response_schema(native) if native is not None else None
+    def _schema(self, shape: AnswerShape) -> dict[str, Any] | None:
+        native = shape.native(self._dialect)
+        return None if native is None else response_schema(native)
+
+    def _body(self, request: LLMRequest, form: Form) -> bytes:
+        schema = form.schema
         chat = request.messages(in_words=schema is None)
         system = chat.pop(0)["content"] if chat[0]["role"] == "system" else None
         config = {
@@ -87,6 +93,8 @@ class GeminiLLM(HttpModel):
             "stopSequences": list(request.stop) or None,
             "responseMimeType": "application/json" if schema is not None else None,
             "responseSchema": schema,
+            "responseLogprobs": form.has_logprobs or None,
+            "logprobs": OTHERS if form.has_logprobs else None,
         }
         body: dict[str, Any] = {
             "contents": [
@@ -195,9 +203,42 @@ def _reply(content: dict[str, Any]) -> LLMReply:
         model=text_or_none(content.get("modelVersion")),
         response_id=text_or_none(content.get("responseId")),
         finish_reason=text_or_none(candidate.get("finishReason")),
+        tokens=_tokens(candidate.get("logprobsResult")),
     )
     require_answer(reply)
     return reply
+
+
+def _tokens(logprobs: Any) -> tuple[Token, ...]:
+    """Return the tokens of a candidate; none if they make no sense.
+
+    Source: Gemini's API reference, ``LogprobsResult``.
+    """
+    if not isinstance(logprobs, dict):
+        return ()
+    chosen, likely = logprobs.get("chosenCandidates"), logprobs.get("topCandidates")
+    if not isinstance(chosen, list):
+        return ()
+    if not isinstance(likely, list) or len(likely) != len(chosen):
+        likely = [None] * len(chosen)
+    return tokens_of(list(zip(chosen, likely, strict=True)), _token)
+
+
+def _token(entry: tuple[Any, Any]) -> Token | None:
+    own, likely = entry
+    if not isinstance(own, dict):
+        return None
+    others = likely.get("candidates") if isinstance(likely, dict) else None
+    return token_of(
+        own.get("token"),
+        own.get("logProbability"),
+        None,
+        [
+            (other.get("token"), other.get("logProbability"), None)
+            for other in (others if isinstance(others, list) else ())
+            if isinstance(other, dict)
+        ],
+    )
 
 
 def _usage(counts: Any) -> Usage:

@@ -8,23 +8,28 @@ import os
 import re
 import time
 from importlib import metadata
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import msgspec
 
 from fanout.core.errors import LLMError, ModelError
 from fanout.core.records import ErrorKind
-from fanout.llm.error_kinds import refuses_schema
+from fanout.llm.error_kinds import refuses_logprobs, refuses_schema, refuses_together
 from fanout.llm.http_client import HttpClient
 from fanout.llm.http_errors import http_error
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from yarl import URL
+
+    from fanout.core.answer_shape import AnswerShape
     from fanout.core.records import Usage
-    from fanout.core.strict_schema import Dialect, NativeSchema
+    from fanout.core.strict_schema import Dialect
     from fanout.llm.base import LLMRequest
     from fanout.llm.http_client import HttpReply
 
-__all__ = ["DEFAULT_OUTPUT_KB", "HttpModel", "header_value"]
+__all__ = ["DEFAULT_OUTPUT_KB", "Form", "HttpModel", "header_value"]
 
 _HEADER_VALUE = re.compile(r"[\t\x20-\x7e]*")
 # Servers without authentication ignore the key, but some require the header.
@@ -45,6 +50,22 @@ DEFAULT_OUTPUT_KB = 4_096
 _log = logging.getLogger(__name__)
 
 
+class Form(msgspec.Struct, frozen=True, kw_only=True):
+    """The parts of a request that a server may refuse.
+
+    Attributes:
+        schema: The schema of the answer, as the provider takes it; None to ask for it in words.
+        has_logprobs: Whether to ask for the probabilities of tokens.
+        limit: The name of the token limit, where the API has several.
+        max_tokens: The token limit; None for the server's own.
+    """
+
+    schema: dict[str, Any] | None = None
+    has_logprobs: bool = False
+    limit: str = ""
+    max_tokens: int | None = None
+
+
 class HttpModel:
     """A model behind a provider's HTTP API.
 
@@ -62,6 +83,10 @@ class HttpModel:
         ModelError: An environment variable has an invalid value.
     """
 
+    _dialect: Dialect
+    _has_logprobs = True
+    _url: URL
+
     def __init__(
         self,
         name: str,
@@ -77,6 +102,7 @@ class HttpModel:
         self._provider = provider
         self._key = key
         self._refuses_schemas = False
+        self._refuses_logprobs = not self._has_logprobs
         self._headers = self._request_headers()
         self._http = HttpClient(
             base_url,
@@ -104,21 +130,60 @@ class HttpModel:
     def _key_variable(self) -> str:
         return f"{self._provider}_API_KEY"
 
-    def _native(self, request: LLMRequest, dialect: Dialect) -> NativeSchema | None:
-        """Return the schema to send with a request; None if there is none that the server takes."""
-        if request.shape is None or self._refuses_schemas:
-            return None
-        return request.shape.native(dialect)
+    async def _exchange(
+        self, request: LLMRequest, headers: Mapping[str, str] | None = None
+    ) -> HttpReply:
+        """Return the reply to a request; without the parts of it that the server refuses."""
+        form = self._form(request)
+        while True:
+            reply = await self._http.post(self._url, self._body(request, form), headers=headers)
+            if reply.is_success:
+                return reply
+            other = self._other_form(reply, request, form)
+            if other is None or other == form:
+                return reply
+            form = other
 
-    def _learns_format(self, reply: HttpReply, request: LLMRequest) -> bool:
-        """Note that the server refuses schemas, if it does; say whether to ask in words."""
-        if request.shape is None or self._refuses_schemas:
-            return False
-        if not refuses_schema(reply.status, reply.error_details()):
-            return False
-        self._refuses_schemas = True
-        _log.warning("%s refuses schemas: it is asked in words from now on", self._http.shown_url)
-        return True
+    def _body(self, request: LLMRequest, form: Form) -> bytes:
+        """Return a request as the provider takes it."""
+        raise NotImplementedError
+
+    def _form(self, request: LLMRequest) -> Form:
+        """Return what to send with a request, by all that is known of the server."""
+        shape = request.shape
+        if shape is None:
+            return Form(max_tokens=request.max_tokens)
+        return Form(
+            schema=None if self._refuses_schemas else self._schema(shape),
+            has_logprobs=bool(shape.choices) and not self._refuses_logprobs,
+            max_tokens=request.max_tokens,
+        )
+
+    def _schema(self, shape: AnswerShape) -> dict[str, Any] | None:
+        """Return the schema of a shape as the provider takes it; None if it cannot."""
+        native = shape.native(self._dialect)
+        return None if native is None else native.schema
+
+    def _other_form(self, reply: HttpReply, request: LLMRequest, sent: Form) -> Form | None:
+        """Note what a server refuses; return another form of the request, or None.
+
+        Calls that were in flight when another one learned of it may be refused too.
+        """
+        details = reply.error_details()
+        has_schema = sent.schema is not None and refuses_schema(reply.status, details)
+        has_logprobs = sent.has_logprobs and refuses_logprobs(reply.status, details)
+        if has_schema and has_logprobs and refuses_together(details):
+            # The shape of an answer is worth more than its probability.
+            has_schema = False
+        if has_schema and not self._refuses_schemas:
+            self._refuses_schemas = True
+            shown = self._http.shown_url
+            _log.warning("%s refuses schemas: it is asked in words from now on", shown)
+        if has_logprobs and not self._refuses_logprobs:
+            self._refuses_logprobs = True
+            shown = self._http.shown_url
+            _log.warning("%s refuses log-probabilities: its answers have no confidence", shown)
+        return self._form(request) if has_schema or has_logprobs else None
 
     def _error(self, reply: HttpReply, usage: Usage | None = None) -> LLMError:
         """Return the LLMError of an error reply; ``usage`` is what the reply reports."""

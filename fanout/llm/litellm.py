@@ -11,8 +11,9 @@ import msgspec
 
 from fanout.core.errors import LLMError, ModelError
 from fanout.core.records import ErrorKind, Usage
-from fanout.llm.base import LLMReply, LLMRequest
-from fanout.llm.error_kinds import refuses_schema
+from fanout.llm.base import LLMReply, LLMRequest, Token
+from fanout.llm.confidence import OTHERS, token_of, tokens_of
+from fanout.llm.error_kinds import refuses_logprobs, refuses_schema, refuses_together
 from fanout.llm.finish_reasons import require_answer
 from fanout.llm.http_errors import http_error, redacted_line
 from fanout.llm.openai import json_schema_format
@@ -23,6 +24,7 @@ __all__ = ["LiteLLM"]
 
 _log = logging.getLogger(__name__)
 
+_UNPROCESSED = 400
 # The kinds of litellm's exceptions that have no status.
 _KINDS = {"Timeout": ErrorKind.TIMEOUT, "APIConnectionError": ErrorKind.CONNECTION}
 
@@ -49,6 +51,7 @@ class LiteLLM:
         self._litellm: Any = litellm
         self._name = name
         self._refuses_schemas = False
+        self._refuses_logprobs = False
         litellm.suppress_debug_info = True
 
     async def check(self) -> None:
@@ -78,23 +81,43 @@ class LiteLLM:
             raise self._error(error) from error
 
     async def _complete(self, request: LLMRequest) -> Any:
-        native = (
-            None if self._refuses_schemas or not request.shape else request.shape.native("openai")
-        )
-        options = _options(request)
+        options, shape = _options(request), request.shape
+        native = None if self._refuses_schemas or shape is None else shape.native("openai")
+        has_logprobs = shape is not None and bool(shape.choices) and not self._refuses_logprobs
         if native is not None:
-            options["response_format"] = json_schema_format(native)
+            options["response_format"] = json_schema_format(native.schema)
+        if has_logprobs:
+            options.update(logprobs=True, top_logprobs=OTHERS)
         try:
             # A provider may ignore a schema without a word.
             return await self._litellm.acompletion(
                 model=self._name, messages=request.messages(in_words=True), num_retries=0, **options
             )
         except Exception as error:
-            if native is None or not _refuses_schema(error):
+            if not self._learns(error, has_schema=native is not None, has_logprobs=has_logprobs):
                 raise
+            return await self._complete(request)
+
+    def _learns(self, error: Exception, *, has_schema: bool, has_logprobs: bool) -> bool:
+        """Note what litellm, or the provider behind it, refuses; say whether there is anything."""
+        details = error_details_in(getattr(error, "body", None))
+        details = msgspec.structs.replace(details, message=str(error))
+        status = getattr(error, "status_code", 0)
+        is_unsupported = type(error).__name__ == "UnsupportedParamsError"
+        if is_unsupported:
+            status = _UNPROCESSED
+        has_schema = has_schema and refuses_schema(status, details)
+        has_logprobs = has_logprobs and refuses_logprobs(status, details)
+        if has_schema and has_logprobs and not is_unsupported and refuses_together(details):
+            has_schema = False
+        if has_schema and not self._refuses_schemas:
             self._refuses_schemas = True
             _log.warning("%s refuses schemas: it is asked in words from now on", self._name)
-            return await self._complete(request)
+        if has_logprobs and not self._refuses_logprobs:
+            self._refuses_logprobs = True
+            shown = self._name
+            _log.warning("%s refuses log-probabilities: its answers have no confidence", shown)
+        return has_schema or has_logprobs
 
     def _error(self, error: Exception) -> LLMError:
         name = type(error).__name__
@@ -130,6 +153,7 @@ class LiteLLM:
             model=text_or_none(getattr(response, "model", None)),
             response_id=text_or_none(getattr(response, "id", None)),
             finish_reason=text_or_none(getattr(choice, "finish_reason", None)),
+            tokens=_tokens(getattr(choice, "logprobs", None)),
         )
         require_answer(reply)
         return reply
@@ -144,13 +168,23 @@ class LiteLLM:
         """Do nothing: litellm manages its own connections."""
 
 
-def _refuses_schema(error: Exception) -> bool:
-    """Say whether litellm, or the provider behind it, takes no schemas."""
-    if type(error).__name__ == "UnsupportedParamsError":
-        return "response_format" in str(error)
-    details = error_details_in(getattr(error, "body", None))
-    status = getattr(error, "status_code", 0)
-    return refuses_schema(status, msgspec.structs.replace(details, message=str(error)))
+def _tokens(logprobs: Any) -> tuple[Token, ...]:
+    """Return the tokens of a choice: litellm gives dicts or objects, as its provider does."""
+    return tokens_of(_field(logprobs, "content"), _token)
+
+
+def _token(entry: Any) -> Token | None:
+    names = ("token", "logprob", "bytes")
+    others = _field(entry, "top_logprobs")
+    likely = others if isinstance(others, list) else []
+    text, logprob, raw = (_field(entry, name) for name in names)
+    return token_of(
+        text, logprob, raw, [tuple(_field(one, name) for name in names) for one in likely]
+    )
+
+
+def _field(holder: Any, name: str) -> Any:
+    return holder.get(name) if isinstance(holder, dict) else getattr(holder, name, None)
 
 
 def _options(request: LLMRequest) -> dict[str, Any]:

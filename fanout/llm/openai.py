@@ -10,21 +10,25 @@ import msgspec
 from fanout.core.errors import LLMError, ModelError
 from fanout.core.records import ErrorKind, Usage
 from fanout.llm.base import LLMReply, LLMRequest
+from fanout.llm.confidence import OTHERS, token_of, tokens_of
 from fanout.llm.error_kinds import refuses_parameter
 from fanout.llm.finish_reasons import require_answer, require_complete
 from fanout.llm.http_errors import refused_in_success
-from fanout.llm.http_model import DEFAULT_OUTPUT_KB, HttpModel, header_value
-from fanout.llm.reply_bodies import content_text, text_or_none
+from fanout.llm.http_model import DEFAULT_OUTPUT_KB, Form, HttpModel, header_value
+from fanout.llm.reply_bodies import content_text, error_details_in, text_or_none
 from fanout.llm.usage import token_count
 
 if TYPE_CHECKING:
-    from fanout.core.strict_schema import Dialect, NativeSchema
+    from fanout.core.strict_schema import Dialect
+    from fanout.llm.base import Token
     from fanout.llm.http_client import HttpReply
 
 __all__ = ["OpenAILLM", "json_schema_format"]
 
 _BASE_URL = "https://api.openai.com/v1"
 _NOT_FOUND = 404
+# Codes of an error that is none.
+_FINE = frozenset({"0", "200", "ok", "success"})
 _MAX_TOKENS, _MAX_COMPLETION_TOKENS = _LIMITS = ("max_tokens", "max_completion_tokens")
 
 
@@ -39,6 +43,8 @@ class _Request(msgspec.Struct, omit_defaults=True, kw_only=True):
     seed: int | None = None
     stop: tuple[str, ...] = ()
     response_format: dict[str, Any] | None = None
+    logprobs: bool = False
+    top_logprobs: int | None = None
 
 
 class _Answer(msgspec.Struct):
@@ -49,6 +55,7 @@ class _Answer(msgspec.Struct):
 class _Choice(msgspec.Struct):
     message: _Answer | None = None
     finish_reason: Any = None
+    logprobs: Any = None
     error: Any = None
 
 
@@ -142,15 +149,15 @@ class OpenAILLM(HttpModel):
 
     async def complete(self, request: LLMRequest) -> LLMReply:
         """See LLM."""
-        limit = self._limit
-        reply = await self._http.post(self._url, self._body(request, limit))
-        while not reply.is_success and self._learns(reply, request, limit):
-            limit = self._limit
-            reply = await self._http.post(self._url, self._body(request, limit))
+        reply = await self._exchange(request)
         if not reply.is_success:
             billed = _fields(reply).get("usage")
             raise self._error(reply, _usage(billed) if isinstance(billed, dict) else None)
         completion = _parsed(reply, self._key)
+        if _says_error(completion):
+            problem = _error_in(completion, reply, self._key)
+            if problem is not None:
+                raise problem
         try:
             return _reply(completion)
         except LLMError:
@@ -159,42 +166,48 @@ class OpenAILLM(HttpModel):
                 raise problem from None
             raise
 
-    def _learns(self, reply: HttpReply, request: LLMRequest, sent: str) -> bool:
-        """Note what the server refuses; say whether another form of the request may do."""
-        return self._learns_limit(reply, request, sent) or self._learns_format(reply, request)
+    def _form(self, request: LLMRequest) -> Form:
+        return msgspec.structs.replace(super()._form(request), limit=self._limit)
 
-    def _learns_limit(self, reply: HttpReply, request: LLMRequest, sent: str) -> bool:
-        """Switch to the other name of the token limit if the server refuses ``sent``; say whether."""
+    def _other_form(self, reply: HttpReply, request: LLMRequest, sent: Form) -> Form | None:
+        return self._other_limit(reply, request, sent) or super()._other_form(reply, request, sent)
+
+    def _other_limit(self, reply: HttpReply, request: LLMRequest, sent: Form) -> Form | None:
+        """Switch to the other name of the token limit if the server refuses the one sent."""
         if request.max_tokens is None:
-            return False
-        if not refuses_parameter(reply.status, reply.error_details(), sent):
-            return False
-        self._refused_limits.add(sent)
-        self._limit = next((name for name in _LIMITS if name not in self._refused_limits), sent)
-        return self._limit != sent
+            return None
+        if not refuses_parameter(reply.status, reply.error_details(), sent.limit):
+            return None
+        self._refused_limits.add(sent.limit)
+        self._limit = next(
+            (name for name in _LIMITS if name not in self._refused_limits), sent.limit
+        )
+        return self._form(request) if self._limit != sent.limit else None
 
-    def _body(self, request: LLMRequest, limit: str) -> bytes:
-        native = self._native(request, self._dialect)
+    def _body(self, request: LLMRequest, form: Form) -> bytes:
         # A compatible server may ignore a schema without a word.
-        is_told = native is None or not self._is_openai
+        is_told = form.schema is None or not self._is_openai
+        is_old = form.limit == _MAX_TOKENS
         return _encode(
             _Request(
                 model=self._name,
                 messages=request.messages(in_words=is_told),
                 temperature=request.temperature,
-                max_tokens=request.max_tokens if limit == _MAX_TOKENS else None,
-                max_completion_tokens=None if limit == _MAX_TOKENS else request.max_tokens,
+                max_tokens=request.max_tokens if is_old else None,
+                max_completion_tokens=None if is_old else request.max_tokens,
                 seed=request.seed,
                 stop=request.stop,
-                response_format=None if native is None else json_schema_format(native),
+                response_format=None if form.schema is None else json_schema_format(form.schema),
+                logprobs=form.has_logprobs,
+                top_logprobs=OTHERS if form.has_logprobs else None,
             )
         )
 
 
-def json_schema_format(native: NativeSchema) -> dict[str, Any]:
+def json_schema_format(schema: dict[str, Any]) -> dict[str, Any]:
     """Return a schema as chat completions take it."""
-    schema = {"name": "answer", "strict": True, "schema": native.schema}
-    return {"type": "json_schema", "json_schema": schema}
+    named = {"name": "answer", "strict": True, "schema": schema}
+    return {"type": "json_schema", "json_schema": named}
 
 
 def _account_headers() -> dict[str, str]:
@@ -234,6 +247,19 @@ def _parsed(reply: HttpReply, key: str) -> _Completion:
         raise _no_completion(str(error)) from None
 
 
+def _says_error(completion: _Completion) -> bool:
+    """Say whether a completion has an error beside its answer, as OpenRouter's may.
+
+    Source: OpenRouter's API reference, ``choices[].error``.
+    """
+    choice = completion.choices[0] if completion.choices else None
+    for error in (completion.error, choice.error if choice else None):
+        details = error_details_in({"error": error}) if error else None
+        if details is not None and (details.message or not _FINE.issuperset(details.codes)):
+            return True
+    return False
+
+
 def _error_in(completion: _Completion, reply: HttpReply, key: str) -> LLMError | None:
     """Return the error in a completion without an answer, or None."""
     choice = completion.choices[0] if completion.choices else None
@@ -259,19 +285,53 @@ def _reply(completion: _Completion) -> LLMReply:
     choice = completion.choices[0]
     message = choice.message
     if message and _is_refusal(message):
-        raise LLMError(ErrorKind.CONTENT_FILTER, "the provider refused to answer", usage=usage)
+        raise LLMError(
+            ErrorKind.CONTENT_FILTER,
+            "the provider refused to answer",
+            usage=usage,
+            finish_reason=text_or_none(choice.finish_reason),
+        )
     reply = LLMReply(
         text=(content_text(message.content) if message else None) or "",
         usage=usage,
         model=text_or_none(completion.model),
         response_id=text_or_none(completion.id),
         finish_reason=text_or_none(choice.finish_reason),
+        tokens=_tokens(choice.logprobs) if choice.logprobs else (),
     )
     if message is None:
         require_complete(reply)
         raise _no_completion("its first choice has no message")
     require_answer(reply)
     return reply
+
+
+def _tokens(logprobs: Any) -> tuple[Token, ...]:
+    """Return the tokens in the log-probabilities of a choice; none if they make no sense.
+
+    Together lists tokens and logarithms apart.
+    """
+    if not isinstance(logprobs, dict):
+        return ()
+    content, texts = logprobs.get("content"), logprobs.get("tokens")
+    if content is None and isinstance(texts, list):
+        numbers = logprobs.get("token_logprobs")
+        if isinstance(numbers, list) and len(numbers) == len(texts):
+            pairs = list(zip(texts, numbers, strict=True))
+            return tokens_of(pairs, lambda pair: token_of(*pair))
+    return tokens_of(content, _token)
+
+
+def _token(entry: Any) -> Token | None:
+    if not isinstance(entry, dict):
+        return None
+    others = entry.get("top_logprobs")
+    likely = [
+        (other.get("token"), other.get("logprob"), other.get("bytes"))
+        for other in (others if isinstance(others, list) else ())
+        if isinstance(other, dict)
+    ]
+    return token_of(entry.get("token"), entry.get("logprob"), entry.get("bytes"), likely)
 
 
 def _is_refusal(message: _Answer) -> bool:

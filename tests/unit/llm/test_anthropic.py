@@ -18,7 +18,7 @@ from tests.scripted_provider import anthropic_reply
 from tests.sdk_anthropic import SdkAnthropicLLM
 
 KEY = "sk-ant-test-0123456789abcdef"
-REQUEST = LLMRequest(prompt="hello")
+REQUEST = LLMRequest(prompt="hello", max_tokens=32_000)
 FULL = LLMRequest(prompt='Grüße 🎈 "q"\n\x07', system="s", max_tokens=9, stop=("END", "X"))
 
 
