@@ -323,7 +323,7 @@ TOGETHER = (400, "logprobs cannot be combined with response_format")
 class Server:
     """A server that refuses parts of requests: the first refusal whose parts a request has."""
 
-    def __init__(self, provider, name, *refusals):
+    def __init__(self, provider, name, refusals):
         self.name = name
         self.refusals = refusals
         provider.respond = self.respond
@@ -356,7 +356,7 @@ ORDERS = {
 @pytest.mark.parametrize("name", ["openai", "gemini"])
 def test_what_a_server_refuses_is_asked_for_once(provider, name, order, caplog):
     refusals, calls, keeps_logprobs, keeps_schema = ORDERS[order]
-    Server(provider, name, *refusals)
+    Server(provider, name, refusals)
     got = results(MODELS[name][0], count=3)
     assert [(result.output, result.attempts) for result in got] == [("good", 1)] * 3
     assert len(provider.requests) == calls + 2
@@ -368,7 +368,7 @@ def test_what_a_server_refuses_is_asked_for_once(provider, name, order, caplog):
 
 @pytest.mark.parametrize("refusal", REFUSALS)
 def test_each_words_of_a_refusal_are_understood(provider, refusal):
-    Server(provider, "openai", (("logprobs",), REFUSALS[refusal]))
+    Server(provider, "openai", [(("logprobs",), REFUSALS[refusal])])
     first, second = results(OpenAILLM, count=2)
     assert (first.output, second.output, len(provider.requests)) == ("good", "good", 3)
     assert has_schema(sent(provider)[-1])
@@ -377,7 +377,7 @@ def test_each_words_of_a_refusal_are_understood(provider, refusal):
 @pytest.mark.parametrize("order", ORDERS)
 def test_calls_in_flight_when_the_first_one_learns_fail_no_branch(provider, order):
     refusals, *_ = ORDERS[order]
-    Server(provider, "openai", *refusals)
+    Server(provider, "openai", refusals)
     provider.delay_s = 0.05
     got = results(OpenAILLM, count=16, at_once=True)
     assert {(result.output, result.kind) for result in got} == {("good", None)}
