@@ -45,7 +45,13 @@ if TYPE_CHECKING:
     import pytest
 
     from fanout.core.ids import BranchId
-    from fanout.core.state import BeginReply, BeginRequest, RecordReply, RecordRequest
+    from fanout.core.state import (
+        BeginReply,
+        BeginRequest,
+        CheckpointRequest,
+        RecordReply,
+        RecordRequest,
+    )
     from fanout.llm import LLMRequest
 
 __all__ = [
@@ -207,12 +213,23 @@ class Steps:
     async def record(self, request: RecordRequest) -> RecordReply:
         return record_one(self._store, request)
 
+    async def checkpoint(self, request: CheckpointRequest) -> BeginReply:
+        return self._store.checkpoint_all([request])[0]
+
+    async def last_checkpoint(self, branch_id: BranchId) -> bytes | None:
+        return self._store.checkpoints([branch_id])[0]
+
 
 class Calls:
     """The calls in flight: each ends early if the test says why."""
 
     stop: StopReason | None = None
+    is_stopping = False
     wait = staticmethod(asyncio.sleep)
+
+    def require_room(self) -> None:
+        if self.is_stopping:
+            raise CallStoppedError(StopReason.HANDED_BACK)
 
     async def call(
         self, run_id: str, coroutine: Coroutine[Any, Any, _T], *, has_deadline: bool

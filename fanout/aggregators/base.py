@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-__all__ = ["LEFT_OUT", "Accumulator", "Aggregate", "Item", "NameSample", "place"]
+__all__ = ["LEFT_OUT", "Accumulator", "Aggregate", "Item", "NameSample", "ballots", "place"]
 
 _SAMPLE_NAMES = 10
 
@@ -15,7 +15,7 @@ class Item(msgspec.Struct, frozen=True, kw_only=True):
     """One branch, as the input of an aggregator.
 
     ``output`` is None if the branch failed, ``model`` if the run has only one, and ``group`` is empty
-    if the run has no groups.
+    if the run has no groups. ``votes`` are those of a branch that asked for several answers: see Outcome.
     """
 
     index: int
@@ -25,6 +25,7 @@ class Item(msgspec.Struct, frozen=True, kw_only=True):
     sample: int = 0
     group: str = ""
     output: str | None = None
+    votes: dict[str, int] = {}
 
 
 class Aggregate(msgspec.Struct, frozen=True, kw_only=True):
@@ -34,6 +35,18 @@ class Aggregate(msgspec.Struct, frozen=True, kw_only=True):
     succeeded: int = 0
     failed: int = 0
     notes: list[str] = []
+
+
+def ballots(item: Item) -> dict[str, int]:
+    """Return the answers of a branch with their votes: one vote, if it asked for one answer.
+
+    Votes for answers that the branch does not name are those of ``""``.
+    """
+    if item.output is None or not item.votes:
+        return {} if item.output is None else {item.output: 1}
+    winner, *others = item.votes.items()
+    # The winner may be named by its beginning only.
+    return {item.output: winner[1], **dict(others)}
 
 
 LEFT_OUT = "failed and left out"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from fanout.aggregators.base import Aggregate
+from fanout.aggregators.base import Aggregate, ballots
 from fanout.core.json_text import identity, parse_json
 from fanout.core.units import plural
 
@@ -41,28 +41,40 @@ class Vote:
     The value is ``{"winner", "tied", "votes", "share"}``: on a tie, ``winner`` is None and
     ``tied`` lists the answers with most votes; ``share`` is the largest count by the votes cast.
 
-    Failed branches do not vote; a note has their number.
+    Failed branches do not vote; a note has their number. A branch that asked for several answers has
+    a vote for each.
     """
 
     def __init__(self) -> None:
         self._candidates: dict[bytes, _Candidate] = {}
+        self._succeeded = 0
         self._failed = 0
+        # Votes for answers that branches of several answers do not name: they are rare and long.
+        self._unnamed = 0
 
     def add(self, item: Item) -> None:
         """See Accumulator."""
         if item.output is None:
             self._failed += 1
             return
-        value = _value(item.output)
+        self._succeeded += 1
+        for answer, votes in ballots(item).items():
+            if answer:
+                self._count(answer, votes)
+            else:
+                self._unnamed += votes
+
+    def _count(self, answer: str, votes: int) -> None:
+        value = _value(answer)
         key = identity(_comparable(value))
         if key not in self._candidates:
             self._candidates[key] = _candidate(value)
-        self._candidates[key].votes += 1
+        self._candidates[key].votes += votes
 
     def result(self) -> Aggregate:
         """See Accumulator."""
         votes = dict(_shown(list(self._candidates.values())))
-        cast = sum(votes.values())
+        cast = sum(votes.values()) + self._unnamed
         most = max(votes.values(), default=0)
         first = [label for label, count in votes.items() if count == most]
         is_tie = len(first) > 1
@@ -77,7 +89,7 @@ class Vote:
         if self._failed:
             failed = plural(self._failed, "branch", "branches")
             notes.append(f"{failed} failed and did not vote")
-        return Aggregate(value=value, succeeded=cast, failed=self._failed, notes=notes)
+        return Aggregate(value=value, succeeded=self._succeeded, failed=self._failed, notes=notes)
 
 
 def value_key(value: Any) -> bytes:

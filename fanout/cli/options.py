@@ -48,6 +48,8 @@ _OPTIONS = [
     _option("--aspect --aspects aspects", "NAME=P",
             "A named prompt; give several to ask several questions of each chunk.", multiple=True),
     _option("--samples", "N", "Answers for each chunk and prompt. [default: 1]"),
+    _option("--certainty", "SHARE",
+            "Ask one after another, until the majority is so certain, 0.5 to 1. [default: ask all]"),
     _option("--aggregate --aggregate-prompt aggregate_prompt", "P",
             "What to ask of all the answers; {input} is them."),
     click.option("--reduce", type=click.Choice(get_args(ReduceName)),

@@ -103,6 +103,10 @@ RULES = (
               lambda spec: spec.reduction == "llm",
               "has no effect with reduce {spec.reduction!r}; leave it out, or give an aggregate "
               "prompt, for a reduce by the model"),
+    FieldRule(("certainty",), ("samples", "model"),
+              lambda spec: spec.samples > 1 or len(spec.models) > 1,
+              "has no effect on a single answer for each chunk; leave it out, or give samples "
+              "(more than 1) or several models"),
     FieldRule(("output_format",), ("schema", "choices"),
               lambda spec: not (spec.schema or spec.choices),
               "has no effect with schema or choices, which say more; leave it out"),

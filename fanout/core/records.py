@@ -13,7 +13,7 @@ import msgspec
 from fanout.core.cells import Cell  # noqa: TC001 - msgspec reads the annotation
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
 __all__ = [
     "TERMINAL",
@@ -26,6 +26,7 @@ __all__ = [
     "Shard",
     "Usage",
     "Variants",
+    "share_of",
     "total_usage",
 ]
 
@@ -217,6 +218,11 @@ class Usage(_Record, frozen=True, kw_only=True):
     def to_dict(self) -> dict[str, Any]:
         """Return all four fields; unknown values are None."""
         return {name: getattr(self, name) for name in self.__struct_fields__}
+
+
+def share_of(votes: Mapping[str, int]) -> float | None:
+    """Return the share of the first answer among the votes of a branch; None if it has none."""
+    return next(iter(votes.values())) / sum(votes.values()) if votes else None
 
 
 def total_usage(usages: Sequence[Usage]) -> Usage:

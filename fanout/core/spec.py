@@ -96,6 +96,10 @@ class RunSpec(SchemaField):
         prompt: The template of each branch; ``{input}`` is the chunk.
         aspects: Named templates in place of ``prompt``; each is applied to every chunk.
         samples: The number of answers for each chunk and aspect.
+        certainty: The probability (0.5 to 1) that the majority is the true one, at which a chunk and
+            aspect is asked no further: ``samples`` and ``models`` then make one branch, which asks
+            for one answer after another, and whose output is the answer of the majority. None asks
+            for all answers, each in a branch of its own.
         system: The system prompt.
         temperature: Sampling temperature; None uses the provider's default.
         max_tokens: The longest answer of a branch, in tokens; None uses the model's own limit.
@@ -158,6 +162,7 @@ class RunSpec(SchemaField):
     ] = None
     aspects: dict[str, str] = Field(default_factory=dict)
     samples: Annotated[int, Field(ge=1, le=10_000), NUMBER] = 1
+    certainty: Annotated[float | None, Field(gt=0.5, lt=1), NUMBER] = None
     system: str | None = None
     temperature: Annotated[float | None, Field(ge=0, le=2), NUMBER] = None
     max_tokens: Annotated[int | None, Field(ge=1), NUMBER] = None
@@ -246,6 +251,8 @@ class RunSpec(SchemaField):
     @cached_property
     def variants(self) -> Variants:
         """The branches of each chunk."""
+        if self.certainty is not None:
+            return Variants(aspects=self.aspect_names, models=self._single_model)
         return Variants(
             aspects=self.aspect_names, models=self.models or (self.model,), samples=self.samples
         )
@@ -261,8 +268,12 @@ class RunSpec(SchemaField):
         return tuple(dict.fromkeys((*(self.models or (self.model,)), *self.fallback)))
 
     @property
+    def _single_model(self) -> tuple[str | None, ...]:
+        return (None if self.models else self.model,)
+
+    @property
     def branches_per_chunk(self) -> int:
-        """Aspects x models x samples."""
+        """Aspects x models x samples; with ``certainty``, aspects."""
         return self.variants.count
 
 

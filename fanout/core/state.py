@@ -14,6 +14,7 @@ __all__ = [
     "BeginReply",
     "BeginRequest",
     "BeginVerdict",
+    "CheckpointRequest",
     "PermitRequest",
     "PermitShare",
     "RecordReply",
@@ -51,6 +52,24 @@ class BeginRequest(msgspec.Struct, frozen=True):
     is_alone: bool = False
 
 
+class CheckpointRequest(msgspec.Struct, frozen=True):
+    """The request to write how far a branch of several calls is, before its next call.
+
+    Attributes:
+        branch_id: The branch.
+        token: The token of its begin.
+        checkpoint: What the next delivery needs to go on from here.
+        holder: The process that makes the calls.
+        lasts_s: Seconds from now that the claim lasts.
+    """
+
+    branch_id: BranchId
+    token: str
+    checkpoint: bytes
+    holder: str = ""
+    lasts_s: int = 0
+
+
 class PermitRequest(msgspec.Struct, frozen=True, kw_only=True):
     """What a process reports of its permits for a run with ``max_workers``.
 
@@ -86,10 +105,12 @@ class RecordRequest(msgspec.Struct, frozen=True):
     Attributes:
         branch_id: The branch.
         outcome: How it ended.
+        has_checkpoint: Whether the branch may have a checkpoint, which is deleted with this.
     """
 
     branch_id: BranchId
     outcome: Outcome
+    has_checkpoint: bool = False
 
 
 class BeginReply(msgspec.Struct, frozen=True, kw_only=True):

@@ -60,7 +60,7 @@ def output_of(
         finish_reason=outcome.finish_reason,
         confidence=outcome.confidence,
         votes=outcome.votes,
-        samples=outcome.samples,
+        samples=None if spec.certainty is None else outcome.samples,
         usage_of=outcome.usage_of,
         columns=chunk.columns,
         text_at=chunk.text_at,

@@ -135,9 +135,9 @@ class RunOutputs:
         own: dict[str, Cell] = {}
         if len(self._spec.prompts) > 1:
             own["aspect"] = output.aspect
-        if len(self._spec.models) > 1 or self._spec.fallback:
+        if len(self._spec.variants.models) > 1 or self._spec.fallback:
             own["model"] = output.model
-        if self._spec.samples > 1:
+        if self._spec.variants.samples > 1:
             own["sample"] = output.sample
         own[RUN_TEXT_COLUMN] = cell_text(output.value)
         row = {free_name(name, own): cell for name, cell in cells.items()} | own

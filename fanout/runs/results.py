@@ -13,6 +13,7 @@ import msgspec
 from typing_extensions import TypeVar
 
 from fanout.core.errors import InputError, RunError
+from fanout.core.records import share_of
 from fanout.runs.output_files import OutputFolder
 from fanout.runs.rows import RowLayout, place
 from fanout.runs.tables.formats import format_of
@@ -68,7 +69,7 @@ class Output(Generic[AnswerT]):
         finish_reason: Why the last answer ended, in the provider's words; None if it did not say.
         confidence: The probability of the chosen label by the model, 0 to 1; None if unknown.
         votes: How often each answer was given, if the branch asked until one had a majority.
-        samples: How many answers it asked for until then; 0 if it does not vote.
+        samples: How many answers it asked for until then; None in a run without ``certainty``.
         usage_of: The usage by model, if the branch called several.
         columns: The other columns of the document's row: JSON values.
         text_at: The position of the text among the columns of the row; None if it is no row.
@@ -99,7 +100,7 @@ class Output(Generic[AnswerT]):
     finish_reason: str | None = None
     confidence: float | None = None
     votes: dict[str, int] = field(default_factory=dict)
-    samples: int = 0
+    samples: int | None = None
     usage_of: dict[str, Usage] = field(default_factory=dict)
     columns: dict[str, Cell] = field(default_factory=dict)
     text_at: int | None = None
@@ -113,6 +114,11 @@ class Output(Generic[AnswerT]):
     def value(self) -> Any:
         """The answer as a JSON value: what files and tables have."""
         return self.output if self.json is None else self.json
+
+    @property
+    def share(self) -> float | None:
+        """The votes for the output, by all votes of the branch; None if it has none."""
+        return share_of(self.votes)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -41,6 +41,8 @@ OWN_KEYS = frozenset(
     {*_PLACE, "pages", "headings", "output", "attempts", "elapsed_s", "usage", "kind", "message",
      "error_kind", "error"}
 )  # fmt: skip
+# The same in runs whose branches ask for several answers.
+_VOTE_KEYS = frozenset({"votes", "share", "samples"})
 
 
 class RowLayout(msgspec.Struct, frozen=True, kw_only=True):
@@ -54,6 +56,7 @@ class RowLayout(msgspec.Struct, frozen=True, kw_only=True):
         models: The models that each prompt goes to; empty if it is a single one.
         samples: Answers for each chunk, aspect and model.
         has_fallback: Whether another model may answer in place of the one that is asked first.
+        has_votes: Whether a branch asks for several answers until their majority is certain.
     """
 
     has_fields: bool = False
@@ -63,6 +66,7 @@ class RowLayout(msgspec.Struct, frozen=True, kw_only=True):
     models: tuple[str, ...] = ()
     samples: int = 1
     has_fallback: bool = False
+    has_votes: bool = False
 
     @property
     def variants(self) -> int:
@@ -82,9 +86,11 @@ def layout_of(spec: RunSpec) -> RowLayout:
         is_typed=spec.schema is not None,
         fields=object_properties(spec.schema or {}),
         aspects=tuple(spec.aspects),
-        models=spec.models,
-        samples=spec.samples,
+        # A consensus has the answers of all models in one branch.
+        models=() if spec.certainty is not None else spec.models,
         has_fallback=bool(spec.fallback),
+        samples=spec.variants.samples,
+        has_votes=spec.certainty is not None,
     )
 
 
@@ -148,7 +154,8 @@ def stream_row(branch: Output[Any]) -> dict[str, Any]:
 
 
 def _columns(branch: Output[Any]) -> dict[str, Cell]:
-    return {free_name(name, OWN_KEYS): cell for name, cell in source_cells(branch).items()}
+    taken = OWN_KEYS if branch.samples is None else OWN_KEYS | _VOTE_KEYS
+    return {free_name(name, taken): cell for name, cell in source_cells(branch).items()}
 
 
 def place(branch: Output[Any]) -> dict[str, Any]:
@@ -166,4 +173,11 @@ def _figures(branch: Output[Any]) -> dict[str, Any]:
         "attempts": branch.attempts,
         "elapsed_s": round(branch.elapsed_s, 4),
         "usage": branch.usage.to_dict(),
+        **_votes(branch),
     }
+
+
+def _votes(branch: Output[Any]) -> dict[str, Any]:
+    if branch.samples is None:
+        return {}
+    return {"votes": branch.votes, "share": branch.share, "samples": branch.samples}

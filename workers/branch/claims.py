@@ -9,7 +9,7 @@ from math import ceil
 from typing import TYPE_CHECKING
 
 from fanout.core.errors import BrokerError, StoredDataError, UnknownRunError
-from fanout.core.state import BeginRequest
+from fanout.core.state import BeginRequest, CheckpointRequest
 from workers.context.inflight import CallStoppedError, StopReason
 from workers.context.progress import ALIVE, SURE
 
@@ -107,6 +107,8 @@ class Claim:
         self._steps = context.branches
         self._step_s = self._steps.progress.step_s
         self._beats_for_s = ALIVE * context.settings.visibility_timeout_s
+        # Whether the branch may have a checkpoint.
+        self.has_checkpoint = False
 
     async def begin(self, *, is_alone: bool = False) -> BeginReply:
         """Claim the branch.
@@ -173,6 +175,40 @@ class Claim:
             raise BranchHeld
         if begun.verdict in ("halted", "expired"):
             raise CallStoppedError(StopReason(begun.verdict))
+
+    async def checkpoint(self, checkpoint: bytes) -> None:
+        """Write how far the branch is, before its next call.
+
+        Raises:
+            BranchOver: It has ended.
+            BranchHeld: This delivery has lost it.
+            CallStoppedError: Its run was stopped or paused, its deadline passed, or this worker
+                stops. The checkpoint is written.
+        """
+        if self._start is None:
+            return
+        self._moves("writes how far it is")
+        self.has_checkpoint = True
+        asked_at = time.monotonic()
+        begun = await self._steps.checkpoint(
+            CheckpointRequest(
+                self._branch_id,
+                token=self._token,
+                checkpoint=checkpoint,
+                holder=self._start.holder,
+                lasts_s=self._start.lasts_s,
+            )
+        )
+        if begun.verdict in ("halted", "expired", "paused"):
+            raise CallStoppedError(StopReason(begun.verdict))
+        require_call(begun)
+        self._asked_at = asked_at
+        self._context.models.in_flight.require_room()
+
+    async def last_checkpoint(self) -> bytes | None:
+        """Return the checkpoint that an earlier delivery wrote, or None."""
+        self.has_checkpoint = True
+        return await self._steps.last_checkpoint(self._branch_id)
 
     async def succeeded(self) -> int | None:
         """Return the number of succeeded branches of the stage, on all workers; None if unknown."""

@@ -27,12 +27,14 @@ from fanout.llm.base import LLMRequest
 from fanout.llm.error_kinds import FEW, MANY
 from fanout.llm.usage import billed
 from fanout.policy.admission import is_draining
+from fanout.policy.consensus import AnswersSoFar
 from fanout.policy.packing import shard_chunk
 from fanout.policy.retries import STOPS_RUN
 from fanout.runs.enqueue import fleet_window
 from fanout.system.logs import RateLimitFilter, about
 from workers.branch.asking import Asking
 from workers.branch.claims import BranchGone, BranchHandedBack, BranchOver, Claim, require_call
+from workers.branch.consensus import ask_until_certain
 from workers.branch.places import Place
 from workers.context.inflight import CallStoppedError, StopReason, run_ending
 from workers.telemetry.reports import Calls
@@ -184,7 +186,9 @@ class _Delivery:
         context, shard_id = self._context, self._shard_id
         if calls.stop_after:
             await asyncio.to_thread(_stop_if_common, context, self._id.stage_id, outcome, calls)
-        recorded = await context.branches.record(RecordRequest(self._id, outcome=outcome))
+        recorded = await context.branches.record(
+            RecordRequest(self._id, outcome=outcome, has_checkpoint=self._claim.has_checkpoint)
+        )
         if not recorded.first:
             # It had an outcome, or its run was deleted during the call: then this raises
             # UnknownRunError, and no chord counts the branch.
@@ -197,15 +201,17 @@ class _Delivery:
     async def _outcome(self, begun: BeginReply, calls: Calls) -> Outcome:
         indices = await self._context.runs.indices(self._shard_id)
         index, self._size = indices[self._id.position], len(indices)
+        if begun.deliveries != 1:
+            await self._restore(calls)
         if begun.verdict in ("halted", "expired"):
             kind, message = run_ending(
                 StopReason(begun.verdict), when="before this branch was called"
             )
-            return Outcome(index=index, kind=kind, message=message)
+            return _unanswered(index, kind, message, calls)
         if begun.deliveries > self._context.settings.max_deliveries:
             times = begun.deliveries - 1
             message = f"the worker died {times} times while it ran this branch"
-            return Outcome(index=index, kind=ErrorKind.POISONED, message=message)
+            return _unanswered(index, ErrorKind.POISONED, message, calls)
         try:
             return await _answer(self._claim, self._context, self._shard_id, index, calls)
         except BranchHandedBack:
@@ -219,6 +225,18 @@ class _Delivery:
                 return Outcome(index=index, kind=ErrorKind.LOST, message=_LOST)
             await self._leave_to_others(error)
             raise BranchHandedBack from None
+
+    async def _restore(self, calls: Calls) -> None:
+        """Find what earlier deliveries of a branch of several calls have paid for."""
+        try:
+            spec = await self._context.runs.specs(self._id.run_id)
+            if spec.certainty is not None and self._id.stage == 0:
+                calls.earlier = AnswersSoFar.of(await self._claim.last_checkpoint())
+        except UnknownRunError:
+            # The call finds it out.
+            return
+        except StoredDataError as error:
+            _log.warning("a branch begins anew: %s", error, extra=about(self._id))
 
     async def _leave_to_others(self, error: Exception) -> None:
         """Give back a branch whose input this worker cannot read: another worker may."""
@@ -272,7 +290,8 @@ async def _answer(
     except CallStoppedError as stopped:
         if stopped.reason in (StopReason.HANDED_BACK, StopReason.PAUSED):
             raise BranchHandedBack from None
-        return _stopped(index, stopped.reason, calls)
+        kind, message = run_ending(stopped.reason, when="during the call")
+        return _unanswered(index, kind, message, calls)
     except LostDataError:
         raise
     except UnknownRunError:
@@ -283,20 +302,22 @@ async def _answer(
         kind = error.kind or ErrorKind.BAD_REQUEST
         # Another worker may have the model that this one lacks.
         calls.stop_after = FEW if kind in STOPS_RUN else MANY
-        return Outcome(index=index, kind=kind, message=str(error))
+        return _unanswered(index, kind, str(error), calls)
 
 
-def _stopped(index: int, reason: StopReason, calls: Calls) -> Outcome:
-    """Return the outcome of a branch whose run has ended; its usage so far counts."""
-    kind, message = run_ending(reason, when="during the call")
+def _unanswered(index: int, kind: ErrorKind, message: str, calls: Calls) -> Outcome:
+    """Return the outcome of a branch that is given up; its usage so far counts."""
+    earlier = calls.earlier
+    used = [*earlier.usages, *(billed(call.kind, call.usage) for call in calls.attempts)]
+    elapsed_s = _since(calls.attempts[0].started_at) if calls.attempts else 0.0
     return Outcome(
         index=index,
         kind=kind,
         message=message,
-        attempts=len(calls.attempts),
-        usage=total_usage([billed(call.kind, call.usage) for call in calls.attempts]),
+        attempts=len(calls.attempts) + earlier.attempts,
+        usage=total_usage(used),
         usage_of=calls.usage_of,
-        elapsed_s=_since(calls.attempts[0].started_at) if calls.attempts else 0.0,
+        elapsed_s=elapsed_s + earlier.elapsed_s,
     )
 
 
@@ -319,20 +340,29 @@ async def _call(
         return Outcome(index=index, kind=ErrorKind.BAD_REQUEST, message=chunk.error)
     template = runs.template(shard_id.stage_id, ref.aspect)
     limit = spec.max_tokens if stage == 0 else spec.aggregate_max_tokens
-    prompt = template.render(_values(chunk, ref), chunk.columns)
     shape = runs.shape(run_id, is_aggregate=stage > 0)
-    request = _request(spec, prompt, limit, ref.sample, shape)
     asking = Asking(claim, context, shard_id.stage_id, spec, calls)
-    return _outcome(index, await asking.answer(ref.model or spec.model, request))
+
+    async def ask(model: str, sample: int) -> Outcome:
+        prompt = template.render(_values(chunk, ref, sample), chunk.columns)
+        request = _request(spec, prompt, limit, sample, shape)
+        return _outcome(index, await asking.answer(model, request))
+
+    if stage > 0 or spec.certainty is None:
+        return await ask(ref.model or spec.model, ref.sample)
+    outcome = await ask_until_certain(ask, claim, spec, calls.earlier, index)
+    if outcome.ok:
+        calls.stop_after = 0
+    return outcome
 
 
-def _values(chunk: Chunk, ref: BranchRef) -> dict[str, str]:
+def _values(chunk: Chunk, ref: BranchRef, sample: int) -> dict[str, str]:
     return {
         "input": chunk.text,
         "document": chunk.document,
         "index": str(ref.chunk),
         "aspect": ref.aspect or "",
-        "sample": str(ref.sample),
+        "sample": str(sample),
         "pages": page_range(chunk.pages),
         "headings": chunk.headings,
     }

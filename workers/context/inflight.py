@@ -111,8 +111,7 @@ class InFlight:
         Raises:
             CallStoppedError: This worker stops.
         """
-        if self._is_stopping:
-            raise CallStoppedError(StopReason.HANDED_BACK)
+        self.require_room()
         task = asyncio.current_task()
         if task is None:
             await asyncio.sleep(seconds)
@@ -122,6 +121,11 @@ class InFlight:
             await asyncio.sleep(seconds)
         finally:
             self._waiting.discard(task)
+
+    def require_room(self) -> None:
+        """Raise CallStoppedError if this worker stops: it begins no further call of a branch."""
+        if self._is_stopping or self._is_handing_back:
+            raise CallStoppedError(StopReason.HANDED_BACK)
 
     def hand_back_waiting(self) -> None:
         """End the branches that wait to call; called on the loop."""

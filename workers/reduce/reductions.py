@@ -110,6 +110,7 @@ def _items(context: WorkerContext, run_id: str, spec: RunSpec) -> Iterator[Item]
                 columns=chunk.columns,
             ),
             output=outcome.output,
+            votes=outcome.votes,
         )
 
 

@@ -17,6 +17,7 @@ from fanout.core.errors import FanoutError
 from fanout.core.ids import StageId
 from fanout.core.records import RunStatus, total_usage
 from fanout.llm.usage import billed
+from fanout.policy.consensus import AnswersSoFar
 from fanout.system.logs import RateLimitFilter, about
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ class Calls:
         attempts: The calls that have ended.
         models: The model of each of these.
         stop_after: Number of equal failures of branches that stop the run; 0: no number does.
+        earlier: The answers that earlier deliveries have asked for.
     """
 
     def __init__(self, started_at: float) -> None:
@@ -65,6 +67,7 @@ class Calls:
         self.attempts: list[CallAttempt] = []
         self.models: list[str] = []
         self.stop_after = 0
+        self.earlier = AnswersSoFar()
 
     def asks(self, model: str, request: LLMRequest) -> None:
         """Record a request, without its prompt."""
@@ -76,9 +79,10 @@ class Calls:
     @property
     def usage_of(self) -> dict[str, Usage]:
         """The usage of the calls by model, if they were to several."""
-        if len(set(self.models)) < 2:  # noqa: PLR2004 - several
+        earlier = self.earlier.usage_of
+        if len({*self.models, *earlier}) < 2:  # noqa: PLR2004 - several
             return {}
-        used: dict[str, list[Usage]] = {}
+        used = {model: [usage] for model, usage in earlier.items()}
         for model, call in zip(self.models, self.attempts, strict=True):
             used.setdefault(model, []).append(billed(call.kind, call.usage))
         return {model: total_usage(usages) for model, usages in used.items()}

@@ -41,6 +41,7 @@ _FIGURES = {
     "attempts": _INTEGER, "input_tokens": _INTEGER, "output_tokens": _INTEGER, "cost_usd": _FLOAT,
 }  # fmt: skip
 _VARIANT = {"aspect": _TEXT, "model": _TEXT, "sample": _INTEGER}
+_VOTES = {"share": _FLOAT, "samples": _INTEGER}
 OWN_COLUMNS = (_OUTPUT, *_ERROR, *_CHUNK, *_FIGURES, *_VARIANT)
 # A table of more columns is none: each row of the input, or each answer, has names of its own.
 MOST_COLUMNS = 16_384
@@ -166,6 +167,8 @@ class _Long:
             for (name, type_), several in zip(_VARIANT.items(), has_variants, strict=True)
             if several
         }
+        if layout.has_votes:
+            variant |= _VOTES
         own = {**_ERROR, **_CHUNK, **_FIGURES, **variant}
         self._variant = tuple(variant)
         self._layout = layout
@@ -191,20 +194,23 @@ class _Wide:
 
     def __init__(self, layout: RowLayout) -> None:
         self._layout = layout
-        self._has_fallback = layout.has_fallback
+        self._marks = {
+            **({"model": _TEXT} if layout.has_fallback else {}),
+            **(_VOTES if layout.has_votes else {}),
+        }
         # In the order of the branches of a chunk.
         self.labels = list(distinct(_labels(layout)))
         own = _Section({**_CHUNK, **_FIGURES})
         variants = [
             _answer_section(
-                label, f"{label}.", layout, {**self._model_of(label), **_errors_of(label)}
+                label, f"{label}.", layout, {**self._marks_of(label), **_errors_of(label)}
             )
             for label in self.labels
         ]
         self.sections = [_Section(), *variants, own]
 
-    def _model_of(self, label: str) -> dict[str, ColumnType]:
-        return {f"{label}.model": _TEXT} if self._has_fallback else {}
+    def _marks_of(self, label: str) -> dict[str, ColumnType]:
+        return {f"{label}.{name}": type_ for name, type_ in self._marks.items()}
 
     def rows(self, outputs: Iterable[Output[Any]]) -> Iterator[list[dict[str, Cell]]]:
         """Yield the parts of each row: one for each section."""
@@ -216,8 +222,8 @@ class _Wide:
                 answer = _answer(branch, label, f"{label}.", self._layout)
                 kind = None if branch.kind is None else branch.kind.value
                 errors = dict(zip(_errors_of(label), (kind, branch.message), strict=True))
-                models = dict.fromkeys(self._model_of(label), branch.model)
-                answers[label] = {**answer, **models, **errors}
+                marks = {f"{label}.{name}": getattr(branch, name) for name in self._marks}
+                answers[label] = {**answer, **marks, **errors}
             first = branches[0]
             attempts = sum(branch.attempts for branch in branches)
             own = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 __all__ = [
     "BEGIN",
+    "CHECKPOINT",
     "RECORD",
     "RELEASE_CLAIM",
     "SHARE_PERMITS",
@@ -66,11 +67,45 @@ if begins then redis.call('EXPIRE', KEYS[4], ARGV[1]) end
 return verdicts
 """
 
-# KEYS run, stage, live, out, totals of the fleet; ARGV ttl, and for each branch its position, outcome,
-# kind, calls, input tokens, output tokens, cost, bucket of the latency (-1: no call), seconds. An
-# unknown quantity is the empty string. Returns for each branch: first, and the number of ended
-# branches of the shard, this one included. Only this script counts outcomes, so the sums always
-# match them.
+# KEYS run, live, out, state, checkpoints; ARGV ttl, whether the run's deadline applies, holder, seconds
+# that a claim lasts, and for each branch its position, token and checkpoint. Returns for each branch
+# whether its next call may begin: a verdict of BEGIN. A checkpoint is written only if the delivery still
+# has its claim, which lasts longer then; the deliveries so far count as one, as the branch advances.
+CHECKPOINT = """
+local time = redis.call('TIME')
+local now = tonumber(time[1]) + tonumber(time[2]) / 1e6
+local run = redis.call('HMGET', KEYS[1], 'status', 'halt', 'deadline_at', 'paused')
+local finished = redis.call('EXISTS', KEYS[3]) == 1
+local writes = false
+local function verdict(position, token, checkpoint)
+    if not run[1] then return 'gone' end
+    if finished or redis.call('HEXISTS', KEYS[2], position) == 1 then return 'done' end
+    local claim = redis.call('HGET', KEYS[4], 't:' .. position)
+    if not claim or claim:match('^%S+') ~= token then return 'held' end
+    claim = table.concat({token, ARGV[3], now + tonumber(ARGV[4])}, ' ')
+    redis.call('HSET', KEYS[5], position, checkpoint)
+    redis.call('HSET', KEYS[4], 'a:' .. position, 1, 't:' .. position, claim)
+    writes = true
+    if run[2] then return 'halted' end
+    if run[3] and ARGV[2] == '1' and now >= tonumber(run[3]) then return 'expired' end
+    return run[4] and 'paused' or 'go'
+end
+local verdicts = {}
+for i = 5, #ARGV, 3 do
+    verdicts[#verdicts + 1] = verdict(ARGV[i], ARGV[i + 1], ARGV[i + 2])
+end
+if writes then
+    redis.call('EXPIRE', KEYS[4], ARGV[1])
+    redis.call('EXPIRE', KEYS[5], ARGV[1])
+end
+return verdicts
+"""
+
+# KEYS run, stage, live, out, totals of the fleet, and checkpoints if there may be some, which are then
+# deleted; ARGV ttl, and for each branch its position, outcome, kind, calls, input tokens, output tokens,
+# cost, bucket of the latency (-1: no call), seconds. An unknown quantity is the empty string. Returns for
+# each branch: first, and the number of ended branches of the shard, this one included. Only this script
+# counts outcomes, so the sums always match them.
 RECORD = """
 local recorded, counts, sums, unknown = {}, {}, {}, {}
 local is_open = redis.call('EXISTS', KEYS[1]) == 1 and redis.call('EXISTS', KEYS[4]) == 0
@@ -113,15 +148,22 @@ for _, key in ipairs({KEYS[2], KEYS[5]}) do
     end
     for name in pairs(unknown) do redis.call('HSET', key, name, 1) end
 end
+if KEYS[6] then
+    for i = 2, #ARGV, 9 do redis.call('HDEL', KEYS[6], ARGV[i]) end
+end
 return recorded
 """
 
-# KEYS state; ARGV position, token, the number to add to the begins: -1 if the call was not tried.
+# KEYS state, checkpoints; ARGV position, token, the number to add to the begins: -1 if the call was not
+# tried. A branch with a checkpoint keeps one begin: the next delivery then knows that there may be one.
 RELEASE_CLAIM = """
 -- despite a full server
 local claim = redis.call('HGET', KEYS[1], 't:' .. ARGV[1])
 if not claim or claim:match('^%S+') ~= ARGV[2] then return 0 end
-redis.call('HINCRBY', KEYS[1], 'a:' .. ARGV[1], ARGV[3])
+local begins = redis.call('HINCRBY', KEYS[1], 'a:' .. ARGV[1], ARGV[3])
+if begins < 1 and redis.call('HEXISTS', KEYS[2], ARGV[1]) == 1 then
+    redis.call('HSET', KEYS[1], 'a:' .. ARGV[1], 1)
+end
 redis.call('HDEL', KEYS[1], 't:' .. ARGV[1])
 return 1
 """

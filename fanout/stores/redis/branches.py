@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from fanout.core.ids import BranchId, ShardId
     from fanout.core.records import Outcome
-    from fanout.core.state import BeginRequest, RecordRequest
+    from fanout.core.state import BeginRequest, CheckpointRequest, RecordRequest
 
 __all__ = ["RedisBranches"]
 
@@ -51,6 +51,10 @@ def _ask_by_key(
 
 def _begin_key(request: BeginRequest) -> Hashable:
     return request.branch_id.shard_id, request.holder, request.lasts_s, request.beats_for_s
+
+
+def _checkpoint_key(request: CheckpointRequest) -> Hashable:
+    return request.branch_id.shard_id, request.holder, request.lasts_s
 
 
 def _record_key(request: RecordRequest) -> Hashable:
@@ -118,10 +122,38 @@ class RedisBranches(RedisBlobReferences):
             token: The token of the delivery; the claim of another delivery stays.
             counts: Whether the begin still counts, so that a branch that hangs everywhere ends.
         """
-        keys = [self._shard(branch_id, "state")]
+        keys = [self._shard(branch_id, "state"), self._shard(branch_id, "checkpoints")]
         self._call(
             branch_scripts.RELEASE_CLAIM, keys, [branch_id.position, token, 0 if counts else -1]
         )
+
+    @translated
+    def checkpoint_all(self, requests: Sequence[CheckpointRequest]) -> list[BeginReply]:
+        """Write how far branches are; reply whether they may make their next calls, in order.
+
+        A checkpoint replaces the one before. It is deleted with the branch's outcome, or with the
+        outcomes of its shard. Nothing is written if the delivery has lost its claim (``held``), or
+        the branch has ended (``done``, ``gone``).
+        """
+        return _ask_by_key(requests, _checkpoint_key, self._checkpoint_some)
+
+    def _checkpoint_some(self, requests: list[CheckpointRequest]) -> list[BeginReply]:
+        first = requests[0]
+        of = first.branch_id
+        keys = [self._run(of.run_id), *self._shard_keys(of), self._shard(of, "checkpoints")]
+        args: list[Any] = [self._ttl_s, int(of.stage == 0), first.holder, first.lasts_s]
+        for request in requests:
+            args += [request.branch_id.position, request.token, request.checkpoint]
+        verdicts = self._call(branch_scripts.CHECKPOINT, keys, args)
+        return [BeginReply(verdict=verdict.decode()) for verdict in verdicts]
+
+    @translated
+    def checkpoints(self, branch_ids: Sequence[BranchId]) -> list[bytes | None]:
+        """Return the last checkpoints of branches that have not ended, in order; None for none."""
+        with self._redis.pipeline(transaction=False) as pipe:
+            for branch_id in branch_ids:
+                pipe.hget(self._shard(branch_id, "checkpoints"), str(branch_id.position))
+            return cast("list[bytes | None]", pipe.execute())
 
     @translated
     def record_all(self, requests: Sequence[RecordRequest]) -> list[RecordReply]:
@@ -136,6 +168,8 @@ class RedisBranches(RedisBlobReferences):
             *self._shard_keys(first.branch_id)[:2],
             self._totals,
         ]
+        if any(request.has_checkpoint for request in requests):
+            keys.append(self._shard(first.branch_id, "checkpoints"))
         args: list[Any] = [self._ttl_s]
         for request in requests:
             args += _record_args(request)
@@ -190,4 +224,5 @@ class RedisBranches(RedisBlobReferences):
         run_id, name = shard_id.run_id, blob_name(shard_id, "out")
         live, out, state = self._shard_keys(shard_id)
         held = self._keep(run_id, name, codec.encode_outcomes(outcomes))
-        self._put_blob(run_id, out, name, held, replaces=(live, state))
+        replaced = (live, state, self._shard(shard_id, "checkpoints"))
+        self._put_blob(run_id, out, name, held, replaces=replaced)

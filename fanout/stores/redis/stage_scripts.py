@@ -86,14 +86,14 @@ redis.call('EXPIRE', KEYS[4], ARGV[4])
 return 1
 """
 
-# KEYS stage, reset shards, out, live, state, run; ARGV shard, ttl, number of kept outcomes, position
-# and outcome of each, and the kind of each dropped outcome. Returns whether this call reset it; -1:
-# no such run.
+# KEYS stage, reset shards, out, live, state, run, checkpoints; ARGV shard, ttl, number of kept outcomes,
+# position and outcome of each, and the kind of each dropped outcome. Returns whether this call reset it;
+# -1: no such run.
 REOPEN_SHARD = """
 if redis.call('EXISTS', KEYS[6]) == 0 then return -1 end
 if redis.call('SADD', KEYS[2], ARGV[1]) == 0 then return 0 end
 redis.call('EXPIRE', KEYS[2], ARGV[2])
-redis.call('DEL', KEYS[3], KEYS[4], KEYS[5])
+redis.call('DEL', KEYS[3], KEYS[4], KEYS[5], KEYS[7])
 local last = 3 + 2 * tonumber(ARGV[3])
 for i = 4, last, 2 do
     redis.call('HSET', KEYS[4], ARGV[i], ARGV[i + 1])

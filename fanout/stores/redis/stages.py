@@ -59,6 +59,7 @@ class RedisStages(RedisBlobReferences):
             args += [position, codec.encode_outcome(outcome)]
         args += [outcome.kind or "" for outcome in dropped]
         keys = [key, f"{key}:reopened", out, live, state, self._run(shard_id.run_id)]
+        keys.append(self._shard(shard_id, "checkpoints"))
         name = blob_name(shard_id, "out")
         before = None if self._blobs.root is None else self._held(out)
         answer = self._call(stage_scripts.REOPEN_SHARD, keys, args)
@@ -89,7 +90,7 @@ class RedisStages(RedisBlobReferences):
 
     def _delete_shards(self, stage_id: StageId, count: int) -> None:
         for shard_id in map(stage_id.shard, range(count)):
-            parts = ("in", "live", "state", "out")
+            parts = ("in", "live", "state", "checkpoints", "out")
             self._redis.delete(*(self._shard(shard_id, part) for part in parts))
         rest = ("open", "draining", "sizes", "reopened")
         self._redis.delete(*(f"{self._stage(stage_id)}:{part}" for part in rest))

@@ -376,3 +376,29 @@ def test_a_window_without_room_is_a_clear_error():
     assert room_tokens(context_tokens=2000, template_tokens=100, answer_tokens=500) == 1020
     with pytest.raises(SpecError, match=r"context_tokens: the context window of 600 tokens leaves"):
         room_tokens(context_tokens=600, template_tokens=100, answer_tokens=500)
+
+
+@given(
+    branches=st.lists(
+        st.lists(st.sampled_from(["yes", "Yes.", "no", "1", "1.0"]), min_size=1), min_size=1
+    )
+)
+def test_a_branch_of_several_answers_has_a_vote_for_each(branches):
+    plain = aggregate("vote", [answer for answers in branches for answer in answers])
+    vote = make_accumulator("vote")
+    for index, answers in enumerate(branches):
+        votes = {answer: answers.count(answer) for answer in answers}
+        # The branch names its winner by another spelling, or by its beginning.
+        winner, *others = votes.items()
+        named = {f"{winner[0]}...": winner[1], **dict(others)}
+        vote.add(Item(index=index, document="d", output=winner[0], votes=named))
+    made = vote.result()
+    assert made.value == plain.value
+    assert made.succeeded == len(branches)
+
+
+def test_votes_for_answers_without_a_name_count():
+    vote = make_accumulator("vote")
+    vote.add(Item(index=0, document="d", output="yes", votes={"yes": 2, "no": 1, "": 5}))
+    assert vote.result().value["votes"] == {"yes": 2, "no": 1}
+    assert vote.result().value["share"] == 0.25

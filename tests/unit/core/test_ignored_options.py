@@ -58,6 +58,7 @@ SOMETIMES: dict[str, tuple[Any, list[Any], list[Any]]] = {
     "aggregate_schema": (STRING, [SUMMED], [{}, {"reduce": "vote"}]),
     "output_format": ("json", [{}], [{"choices": "a,b"}, {"schema": STRING}]),
     "max_reasks": (1, [{"choices": "a,b"}, {"schema": STRING}], [{}]),
+    "certainty": (0.9, [{"samples": 2}], [{}, {"samples": 1}]),
     "base_wait_s": (1.0, [{}, {"max_attempts": 2}], [{"max_attempts": 1}]),
     "max_wait_s": (1.0, [{}, {"max_attempts": 2}], [{"max_attempts": 1}]),
     "seed": (3, [{}, {"model": "openai/m"}], [{"model": "anthropic/m"}]),
@@ -190,6 +191,8 @@ OVERRULED: list[tuple[dict[str, Any], list[str], set[str]]] = [
     ({"model": ["fake", "fake?seed=2"], "reduce": "vote", "group_by": "model"}, ["--model", "fake"],
      {"group_by"}),
     ({"reduce": "vote", "group_by": "model"}, ["--fallback", "fake?seed=2"], set()),
+    ({"samples": 3, "certainty": 0.9}, ["--samples", "1"], {"certainty"}),
+    ({"model": ["fake", "fake?seed=2"], "certainty": 0.9}, ["--model", "fake"], {"certainty"}),
     ({"max_reasks": 1}, ["--aggregate", "{input}", "--aggregate-schema", STRING], set()),
 ]  # fmt: skip
 

@@ -104,6 +104,8 @@ def number_fields() -> dict[str, tuple[type, str]]:
             kinds = {one.get("type") for one in [schema, *schema.get("anyOf", [])]}
             if kinds & {"number", "integer"}:
                 fields[part + name] = (float if "number" in kinds else int, "1")
+    # 1 is too large for it: see below.
+    del fields["certainty"]
     return {**fields, "context_tokens": (int, "256")}
 
 
@@ -141,6 +143,20 @@ def test_a_number_is_given_as_a_number(name, tmp_path):
         assert (type(found), found) == (kind, number)
     with pytest.raises(SpecError, match=f"^{name}: ") if kind is int else nullcontext():
         make_spec(**with_field(name, 256.5 if name == "context_tokens" else 0.5))
+
+
+@pytest.mark.parametrize("value", [0.5, 1, 0, 1.2, -1, "0.9", True, float("nan")])
+def test_a_certainty_is_more_than_one_half_and_less_than_one(value):
+    with pytest.raises(SpecError, match=r"^certainty: (must|is) "):
+        make_spec(model="fake", prompt="{input}", samples=9, certainty=value)
+
+
+def test_all_answers_of_a_consensus_are_one_branch():
+    fields = {"prompt": None, "aspects": {"a": "{input}", "b": "{input}"}, "certainty": 0.95}
+    one = make_spec(model="fake", samples=9, **fields).variants
+    assert (one.aspects, one.models, one.samples, one.count) == (("a", "b"), ("fake",), 1, 2)
+    several = make_spec(model=["fake", "local"], **fields).variants
+    assert (several.models, several.count) == ((None,), 2)
 
 
 @pytest.mark.parametrize("model", [RetrySpec, RateSpec])
@@ -264,8 +280,8 @@ VALUES = {
     "read_on": "workers", "id_column": "id", "where": "stars <= 2", "sample": 5, "limit": 4,
     "inputs": "a.txt", "base_dir": "/x", "text_column": "t", "delimiter": ";", "sheet": "s",
     "encoding": "utf-16", "parse_timeout_s": 9, "max_document_mb": 2,
-    "model": "fake", "prompt": "{input}", "samples": 2, "system": "s", "temperature": 0.5,
-    "max_tokens": 9, "on_truncated": "keep", "seed": 3, "stop": ["."],
+    "model": "fake", "prompt": "{input}", "samples": 2, "certainty": 0.9, "system": "s",
+    "temperature": 0.5, "max_tokens": 9, "on_truncated": "keep", "seed": 3, "stop": ["."],
     "output_format": "json", "schema": '{"type": "string"}',
     "choices": "a,b", "aggregate_schema": '{"type": "string"}', "max_reasks": 1, "split": "lines",
     "chunk_tokens": 50, "chunk_overlap_tokens": 0, "reduce": "vote", "aggregate_prompt": "{input}",
@@ -277,7 +293,7 @@ VALUES = {
     "fallback": ["fake?seed=3"],
 }  # fmt: skip
 # What a field needs beside it to have an effect.
-NEEDS = {
+NEEDS: dict[str, dict[str, Any]] = {
     "group_by": {"reduce": "vote"},
     "chunk_tokens": {"split": "tokens"},
     "chunk_overlap_tokens": {"split": "tokens"},
@@ -285,6 +301,7 @@ NEEDS = {
     "context_tokens": {"aggregate_prompt": "{input}"},
     "aggregate_schema": {"aggregate_prompt": "{input}"},
     "max_reasks": {"choices": "a,b"},
+    "certainty": {"samples": 2},
 }
 FLAT = [name for name in RunSpec.model_fields if name not in {"retries", "rate"}] + list(PARTS)
 NAMES = [*FLAT, *ALIASES]

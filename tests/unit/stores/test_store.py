@@ -17,6 +17,7 @@ from fanout.core.records import ErrorKind, Outcome, RunStatus, Shard, Usage
 from fanout.core.state import (
     BeginReply,
     BeginRequest,
+    CheckpointRequest,
     RecordRequest,
     SealReply,
     StageLoad,
@@ -250,6 +251,117 @@ def test_a_claim_that_its_delivery_confirms_is_extended(server_clock):
     assert begin(store, "b", holder="h2", lasts_s=2) == "held"
     server_clock.now += 1.0
     assert begin(store, "b", holder="h2", lasts_s=2) == "go"
+
+
+def advance(store, token, checkpoint=b"x", position=1, **more):
+    of = BranchId(RUN, 0, 0, position)
+    [reply] = store.checkpoint_all([CheckpointRequest(of, token, checkpoint, **more)])
+    return reply.verdict
+
+
+def checkpoint(store, position=1):
+    return store.checkpoints([BranchId(RUN, 0, 0, position)])[0]
+
+
+def test_a_checkpoint_is_there_until_the_branch_has_ended(store, run):
+    store.put_shard(ShardId(run, 0, 0), make_shard())
+    branch = BranchId(run, 0, 0, 1)
+    assert checkpoint(store) is None
+    begin(store, "a")
+    assert [advance(store, "a", blob) for blob in (b"one", b"\x00two")] == ["go", "go"]
+    both = [branch, BranchId(run, 0, 0, 2)]
+    assert store.checkpoints(both) == [b"\x00two", None], "the last one; and of no other branch"
+    record_one(store, RecordRequest(branch, ok(1), has_checkpoint=True))
+    assert checkpoint(store) is None
+    assert advance(store, "a") == "done"
+    assert checkpoint(store) is None
+
+
+def test_a_delivery_that_has_lost_its_claim_writes_no_checkpoint(store, run):
+    store.put_shard(ShardId(run, 0, 0), make_shard())
+    assert advance(store, "a") == "held", "it has not begun"
+    begin(store, "a")
+    assert advance(store, "a", b"of a") == "go"
+    begin(store, "b")
+    assert advance(store, "a", b"late") == "held"
+    store.release_claim(BranchId(run, 0, 0, 1), token="b")
+    assert advance(store, "b", b"late") == "held"
+    assert checkpoint(store) == b"of a"
+
+
+def test_a_checkpoint_extends_the_claim(server_clock):
+    store = fake_store()
+    store.create_run(RUN, spec="{}", created_at=1.0)
+    store.put_shard(ShardId(RUN, 0, 0), make_shard())
+    store.beat("h1", ttl_s=3600)
+    begin(store, "a", holder="h1", lasts_s=2)
+    server_clock.now += 1.5
+    assert advance(store, "a", holder="h1", lasts_s=2) == "go"
+    server_clock.now += 1.5
+    assert begin(store, "b", holder="h2", lasts_s=2) == "held"
+
+
+def test_a_branch_that_advances_is_not_taken_for_one_that_kills_its_worker(store, run):
+    store.put_shard(ShardId(run, 0, 0), make_shard())
+    for number in range(6):
+        reply = begin_one(store, BeginRequest(BranchId(run, 0, 0, 1), token=f"t{number}"))
+        assert (reply.verdict, reply.deliveries) == ("go", 2 if number else 1)
+        assert advance(store, f"t{number}") == "go"
+    assert begin(store, "x") == "go"
+    assert begin(store, "y") == "suspect", "it has not advanced since"
+
+
+def test_a_branch_that_is_handed_back_is_known_to_have_a_checkpoint(store, run):
+    store.put_shard(ShardId(run, 0, 0), make_shard())
+    branch = BranchId(run, 0, 0, 1)
+    for token in ("a", "b", "c"):
+        begin_one(store, BeginRequest(branch, token=token))
+        if token == "a":
+            advance(store, token)
+        store.release_claim(branch, token=token)
+    assert begin_one(store, BeginRequest(branch, token="d")).deliveries == 2
+
+
+@pytest.mark.parametrize(
+    ("end", "verdict"),
+    [
+        (lambda store: store.halt(RUN, RunStatus.CANCELLED), "halted"),
+        (lambda store: store.pause(RUN), "paused"),
+    ],
+)
+def test_a_branch_learns_with_its_checkpoint_that_no_call_may_begin(store, run, end, verdict):
+    store.put_shard(ShardId(run, 0, 0), make_shard())
+    begin(store, "a")
+    end(store)
+    assert advance(store, "a", b"paid") == verdict
+    assert checkpoint(store) == b"paid", "it was paid for"
+
+
+def test_a_deadline_ends_branches_between_calls_but_not_those_of_the_reduce(store):
+    store.create_run(RUN, spec="{}", created_at=1.0, deadline_at=2.0)
+    for stage, verdict in ((0, "expired"), (1, "go")):
+        branch = BranchId(RUN, stage, 0, 0)
+        store.put_shard(branch.shard_id, make_shard())
+        # A begin would refuse it: the deadline passes during the call.
+        store._redis.hset(f"fanout:run:{RUN}:s{stage}:0:state", "t:0", "a me 9")
+        assert store.checkpoint_all([CheckpointRequest(branch, "a", b"x")])[0].verdict == verdict
+
+
+@pytest.mark.parametrize("how", ["compact", "retry", "delete"])
+def test_checkpoints_go_with_their_shard(store, run, how):
+    store.put_shard(ShardId(run, 0, 0), make_shard())
+    begin(store, "a")
+    advance(store, "a")
+    record_one(store, RecordRequest(BranchId(run, 0, 0, 1), failed(1)))
+    assert checkpoint(store) == b"x", "the record knew of none"
+    match how:
+        case "compact":
+            store.compact(ShardId(run, 0, 0), {1: failed(1)})
+        case "retry":
+            store.reopen_shard(ShardId(run, 0, 0), kept={}, dropped=[failed(1)])
+        case "delete":
+            store.delete_run(run)
+    assert checkpoint(store) is None
 
 
 def test_a_run_that_ended_while_it_was_paused_is_not_unpaused(store, run):
@@ -990,6 +1102,10 @@ LATE = {
         [BeginReply(verdict="gone")] * 2,
     ),
     "release_claim": (lambda s: s.release_claim(BranchId(RUN, 0, 0, 0), token="t"), None),
+    "checkpoint_all": (
+        lambda s: s.checkpoint_all([CheckpointRequest(BranchId(RUN, 0, 0, 1), "t", b"x")]),
+        [BeginReply(verdict="gone")],
+    ),
     "record_all": (
         lambda s: [
             each.first for each in s.record_all([RecordRequest(BranchId(RUN, 0, 1, 0), failed())])
@@ -1016,7 +1132,7 @@ READS = {
         "indices",
     ),
     *("progress", "stage_load", "shard_state", "incomplete", "outcomes"),
-    *("ended_positions", "some_outcomes"),
+    *("ended_positions", "some_outcomes", "checkpoints"),
 }
 
 

@@ -1,0 +1,244 @@
+"""Consensus: ask a question several times, and stop when the majority is certain enough.
+
+The rule to stop is that of adaptive consistency (https://arxiv.org/abs/2305.11860): the shares of the two
+most frequent answers have a Beta posterior with a uniform prior, and sampling ends when the first is
+the more frequent one with the wanted probability. It also ends when the answers left cannot change
+the winner.
+"""
+
+from __future__ import annotations
+
+from math import comb
+from typing import TYPE_CHECKING, Self
+
+import msgspec
+
+from fanout.core.errors import StoredDataError
+from fanout.core.records import ErrorKind, Outcome, Usage, total_usage
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["OTHERS", "AnswersSoFar", "Candidate", "Poll", "Question", "is_decided",
+           "majority_certainty", "question"]  # fmt: skip
+
+# The answers that an outcome names with their votes, and the longest of each in characters: free texts
+# may be long, and all different.
+_MOST_NAMED = 20
+_NAMED_CHARS = 500
+# The name of all other answers. No answer is empty.
+OTHERS = ""
+
+
+def majority_certainty(first: int, second: int) -> float:
+    """Return the probability that an answer with ``first`` votes is more frequent than the second.
+
+    It is 1 - I(1/2; first + 1, second + 1), the regularised incomplete beta function, which is
+    exact as a sum of binomial coefficients for whole numbers.
+    """
+    tosses = first + second + 1
+    tail = sum(comb(tosses, number) for number in range(second + 1))
+    return 1.0 - tail / (1 << tosses)
+
+
+def is_decided(votes: Sequence[int], *, left: int, certainty: float) -> bool:
+    """Say whether no further answer is needed.
+
+    Args:
+        votes: The votes of each answer so far.
+        left: How many answers may still be asked for.
+        certainty: The wanted probability that the majority stays the majority.
+    """
+    if left <= 0:
+        return True
+    first, second = sorted((*votes, 0, 0), reverse=True)[:2]
+    # On a tie, the answer that had so many votes first wins.
+    return first >= second + left or majority_certainty(first, second) >= certainty
+
+
+class Question(msgspec.Struct, frozen=True, kw_only=True):
+    """The next question of a consensus: the position of its model, and the number of its sample."""
+
+    model: int
+    sample: int
+
+
+def question(number: int, *, models: int) -> Question:
+    """Return the question ``number``, from 0: each model in turn, then the next sample of each."""
+    sample, model = divmod(number, models)
+    return Question(model=model, sample=sample)
+
+
+class Candidate(msgspec.Struct, frozen=True, kw_only=True):
+    """An answer that may win.
+
+    Attributes:
+        key: Equal for equal answers.
+        answer: The answer as it was first given.
+        votes: How often it was given.
+        since: How many answers had been asked for when it got the last of these votes.
+        finish_reason: Why this first one ended, in the provider's words.
+        is_cut: Whether it was cut at its limit of tokens.
+    """
+
+    key: bytes
+    answer: str
+    votes: int
+    since: int
+    finish_reason: str | None = None
+    is_cut: bool = False
+
+
+class Poll(msgspec.Struct, frozen=True, kw_only=True):
+    """The answers of a consensus so far.
+
+    Attributes:
+        asked: How many answers were asked for, with those that failed.
+        candidates: The different answers, in the order in which they were first given.
+    """
+
+    asked: int = 0
+    candidates: tuple[Candidate, ...] = ()
+
+    def with_vote(self, key: bytes, outcome: Outcome) -> Self:
+        """Return the poll with one more answer, which votes for those with the same key.
+
+        An outcome without an answer has no vote.
+        """
+        asked = self.asked + 1
+        if outcome.output is None:
+            return type(self)(asked=asked, candidates=self.candidates)
+        known = [one.key for one in self.candidates]
+        candidates = list(self.candidates)
+        if key in known:
+            at = known.index(key)
+            candidates[at] = msgspec.structs.replace(
+                candidates[at], votes=candidates[at].votes + 1, since=asked
+            )
+        else:
+            candidates.append(
+                Candidate(
+                    key=key,
+                    answer=outcome.output,
+                    votes=1,
+                    since=asked,
+                    finish_reason=outcome.finish_reason,
+                    is_cut=outcome.is_cut,
+                )
+            )
+        return type(self)(asked=asked, candidates=tuple(candidates))
+
+    def is_decided(self, *, most: int, certainty: float) -> bool:
+        """Say whether no further answer is needed, of ``most`` that may be asked for."""
+        votes = [one.votes for one in self.candidates]
+        return is_decided(votes, left=most - self.asked, certainty=certainty)
+
+    @property
+    def winner(self) -> Candidate | None:
+        """The answer with most votes; on a tie, the one that had so many first."""
+        return min(self.candidates, key=_rank, default=None)
+
+    def votes(self) -> dict[str, int]:
+        """Return the votes by answer, the winner first.
+
+        At most 20 answers of up to 500 characters are named; OTHERS has the votes of all others. The
+        winner is always named, by its beginning if it is longer.
+        """
+        named: dict[str, int] = {}
+        others = 0
+        for one in sorted(self.candidates, key=_rank):
+            name = one.answer.strip()
+            if not named:
+                named[name[:_NAMED_CHARS]] = one.votes
+            elif len(name) > _NAMED_CHARS or name in named or len(named) == _MOST_NAMED:
+                others += one.votes
+            else:
+                named[name] = one.votes
+        return named | {OTHERS: others} if others else named
+
+
+class AnswersSoFar(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What a branch has asked for, and what that has cost: its checkpoint.
+
+    Attributes:
+        poll: The answers.
+        usage_of: The usage by model.
+        kind: Why the last answer that failed did, or None.
+        message: The message of that.
+
+    The other fields are those of Outcome.
+    """
+
+    poll: Poll = Poll()
+    samples: int = 0
+    attempts: int = 0
+    usage_of: dict[str, Usage] = {}
+    elapsed_s: float = 0.0
+    kind: ErrorKind | None = None
+    message: str | None = None
+
+    @classmethod
+    def of(cls, checkpoint: bytes | None) -> Self:
+        """Return what a checkpoint has. Raises StoredDataError."""
+        if checkpoint is None:
+            return cls()
+        try:
+            return msgspec.json.decode(checkpoint, type=cls)
+        except msgspec.MsgspecError as error:
+            raise StoredDataError(
+                f"the checkpoint of a branch in the store is damaged ({error})"
+            ) from None
+
+    @property
+    def usages(self) -> list[Usage]:
+        """The usage of all calls, in parts."""
+        return list(self.usage_of.values())
+
+    def with_outcome(self, outcome: Outcome, *, model: str, key: bytes) -> Self:
+        """Return this with the outcome of one more question to ``model``.
+
+        Equal answers have the same ``key``; a question without an answer has no vote.
+        """
+        usage_of = dict(self.usage_of)
+        called = {model: outcome.usage} if outcome.attempts else {}
+        for name, usage in (outcome.usage_of or called).items():
+            usage_of[name] = total_usage([usage_of[name], usage]) if name in usage_of else usage
+        is_answer = outcome.output is not None
+        return msgspec.structs.replace(
+            self,
+            poll=self.poll.with_vote(key, outcome),
+            samples=self.samples + (outcome.attempts > 0),
+            attempts=self.attempts + outcome.attempts,
+            usage_of=usage_of,
+            elapsed_s=self.elapsed_s + outcome.elapsed_s,
+            kind=self.kind if is_answer else outcome.kind,
+            message=self.message if is_answer else outcome.message,
+        )
+
+    def outcome(self, index: int, *, is_stopped: bool = False) -> Outcome:
+        """Return the outcome of a branch: the answer of the majority, or why there is none.
+
+        It is none, too, if the last failure is one that stops the run.
+        """
+        outcome = Outcome(
+            index=index,
+            attempts=self.attempts,
+            usage=total_usage(self.usages),
+            usage_of=self.usage_of if len(self.usage_of) > 1 else {},
+            elapsed_s=self.elapsed_s,
+            votes=self.poll.votes(),
+            samples=self.samples,
+        )
+        winner = self.poll.winner
+        if winner is None or is_stopped:
+            return msgspec.structs.replace(outcome, kind=self.kind, message=self.message)
+        return msgspec.structs.replace(
+            outcome,
+            output=winner.answer,
+            finish_reason=winner.finish_reason,
+            is_cut=winner.is_cut,
+        )
+
+
+def _rank(candidate: Candidate) -> tuple[int, int]:
+    return -candidate.votes, candidate.since

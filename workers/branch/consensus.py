@@ -1,0 +1,79 @@
+"""A branch that asks for one answer after another until their majority is certain enough.
+
+How far it is, is written before each further call: a branch that is delivered again goes on from there,
+and no answer is paid for twice but the one that was in flight.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from fanout.aggregators.vote import value_key
+from fanout.core.records import ErrorKind
+from fanout.policy.consensus import question
+from fanout.policy.retries import STOPS_RUN
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from fanout.core.records import Outcome
+    from fanout.core.spec import RunSpec
+    from fanout.policy.consensus import AnswersSoFar
+    from workers.branch.claims import Claim
+
+__all__ = ["ask_until_certain"]
+
+_DIGEST_BYTES = 16
+# Further samples of the same model would end in the same way.
+_ENDS_ALIKE = frozenset({ErrorKind.CONTEXT_LENGTH, ErrorKind.BAD_REQUEST})
+
+
+async def ask_until_certain(
+    ask: Callable[[str, int], Awaitable[Outcome]],
+    claim: Claim,
+    spec: RunSpec,
+    so_far: AnswersSoFar,
+    index: int,
+) -> Outcome:
+    """Ask for answers until their majority is certain enough, or all were asked for.
+
+    Args:
+        ask: Asks a model for an answer, with the number of the sample.
+        claim: The right to make the calls.
+        spec: Says which models to ask, how often at most, and until when.
+        so_far: What earlier deliveries have asked for.
+        index: The stage-wide index of the branch.
+
+    Raises:
+        CallStoppedError: See Claim.checkpoint. Also what ``ask`` raises.
+    """
+    models = spec.models or (spec.model,)
+    most, certainty = len(models) * spec.samples, spec.certainty or 1.0
+    is_written = True
+    while not so_far.poll.is_decided(most=most, certainty=certainty):
+        if not is_written:
+            await claim.checkpoint(msgspec.json.encode(so_far))
+        next_one = question(so_far.poll.asked, models=len(models))
+        model = models[next_one.model]
+        answer = await ask(model, next_one.sample)
+        so_far = so_far.with_outcome(answer, model=model, key=_key(spec, answer))
+        # Without a call there is nothing new to keep.
+        is_written = is_written and not answer.attempts
+        if len(models) == 1 and _is_final(answer.kind, has_answer=so_far.poll.winner is not None):
+            return so_far.outcome(index, is_stopped=True)
+    return so_far.outcome(index)
+
+
+def _is_final(kind: ErrorKind | None, *, has_answer: bool) -> bool:
+    """Say whether the failure of the only model ends the branch."""
+    return kind in STOPS_RUN or (kind in _ENDS_ALIKE and not has_answer)
+
+
+def _key(spec: RunSpec, answer: Outcome) -> bytes:
+    """Return what is equal for equal answers: the same label, or equal in a vote."""
+    output = answer.output or ""
+    key = output.encode() if spec.choices else value_key(output)
+    return hashlib.blake2b(key, digest_size=_DIGEST_BYTES).digest()
