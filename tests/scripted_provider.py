@@ -111,3 +111,14 @@ def anthropic_reply(text: str = "hi", stop: str = "end_turn") -> dict[str, Any]:
         "content": [{"type": "text", "text": text}],
         "usage": {"input_tokens": 3, "output_tokens": 2, "cache_read_input_tokens": 2},
     }
+
+
+def gemini_reply(text: str = "hi", finish: str = "STOP", **fields: Any) -> dict[str, Any]:
+    candidate = {"content": {"role": "model", "parts": [{"text": text}]}, "finishReason": finish}
+    return {
+        "candidates": [{**candidate, "index": 0}],
+        "usageMetadata": {"promptTokenCount": 3, "candidatesTokenCount": 2, "totalTokenCount": 5},
+        "modelVersion": "m-001",
+        "responseId": "1",
+        **fields,
+    }

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import warnings
 from collections.abc import Mapping
+from datetime import date
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -73,12 +75,12 @@ def _as_mapping(value: object) -> Mapping[str, Any]:
 
 
 def _choices(value: object) -> object:
-    """Return labels as a tuple; a text has them between commas."""
+    """Return labels as a tuple; a text has them between commas or line breaks."""
     if isinstance(value, str):
-        value = tuple(part.strip() for part in value.split(","))
+        value = _listed(value)
     if not isinstance(value, (list, tuple)):
         return value
-    labels = tuple(str(one).strip() if isinstance(one, (str, int)) else one for one in value)
+    labels = tuple(_label(one) for one in value)
     twice = next((one for at, one in enumerate(labels) if one in labels[:at]), None)
     if twice is not None:
         msg = f"has {twice!r} twice"
@@ -87,6 +89,27 @@ def _choices(value: object) -> object:
         msg = "must be two labels or more, none of them empty"
         raise ValueError(msg)
     return labels
+
+
+def _listed(text: str) -> list[str]:
+    """Return the labels of a text; one that has a comma is in double quotes."""
+    lines = [line for line in text.splitlines() if line.strip()]
+    rows = csv.reader(lines, skipinitialspace=True, strict=False)
+    return [cell for row in rows for cell in row]
+
+
+def _label(one: object) -> object:
+    if isinstance(one, bool) or one is None or isinstance(one, (float, date)):
+        msg = (
+            f"must be texts, and {one!r} is none: put each label in quotes, as YAML reads yes, no, "
+            "on, off, null, 1.50 and 2026-01-31 as other values"
+        )
+        raise ValueError(msg)
+    label = str(one).strip() if isinstance(one, (str, int)) else one
+    if isinstance(label, str) and not label.isprintable():
+        msg = f"must be one line each, without control characters, which {label!r} has"
+        raise ValueError(msg)
+    return label
 
 
 Schema = Annotated[dict[str, Any] | None, BeforeValidator(_schema)]

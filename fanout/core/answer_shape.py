@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import unicodedata
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -9,12 +11,12 @@ import jsonschema_rs
 import msgspec
 
 from fanout.core.errors import SpecError
-from fanout.core.json_text import parse_json
+from fanout.core.json_text import fenced, is_deeper, parse_json
 from fanout.core.reasoning import OWN_TAGS, PROMPTED_TAGS, without_reasoning
 from fanout.core.strict_schema import WRAPPED, native_schema, without_filled_nulls
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from fanout.core.strict_schema import Dialect, NativeSchema
 
@@ -24,7 +26,18 @@ __all__ = ["AnswerShape", "WrongShapeError", "checked_schema", "folded", "shape_
 _SHOWN_CHARS = 100
 # Errors of one answer that a message names.
 _SHOWN_ERRORS = 3
-_AROUND_LABELS = " \t\r\n\"'`*_.!,;:()[]\u201c\u201d\u2018\u2019\u3002"
+# Of a longer answer only the first error is looked for: all of a megabyte take many seconds.
+_ALL_ERRORS_CHARS = 20_000
+_SHOWN_LABELS = 1_000
+# Of a schema, in JSON: an object in an object is two levels.
+_DEEPEST = 200
+_DRAFTS = re.compile(
+    r"https?://json-schema\.org/(draft-0[467]|draft/(2019-09|2020-12))/schema#?", re.ASCII
+)
+# What may surround a label that is the same without it, and what models put around one.
+_AROUND_LABELS = " \t\r\n\"'.!,;:()[]\u201c\u201d\u2018\u2019\u3002"
+_MARKUP = f"{_AROUND_LABELS}`*_"
+_MINUS = "\u2212"
 
 
 class WrongShapeError(ValueError):
@@ -67,7 +80,7 @@ class AnswerShape:
             self._natives[dialect] = native_schema(self.schema, dialect)
         return self._natives[dialect]
 
-    @property
+    @cached_property
     def in_words(self) -> str:
         """The instruction for a model whose server enforces no schema."""
         if self.choices:
@@ -90,7 +103,7 @@ class AnswerShape:
     def is_beginning(self, answer: str) -> bool:
         """Say whether a label that was cut off may be the beginning of another one."""
         text = without_reasoning(answer.strip(), OWN_TAGS + PROMPTED_TAGS).strip()
-        begin, label = folded(text), self.checked(answer)
+        begin, label = folded(text.strip(_MARKUP)), self.checked(answer)
         return any(folded(one).startswith(begin) for one in self.choices if one != label)
 
     def _json(self, answer: str) -> str:
@@ -99,16 +112,30 @@ class AnswerShape:
         except ValueError as error:
             raise WrongShapeError(f"the answer is not JSON: {error}") from None
         bare = without_filled_nulls(self._unwrapped(value), self.schema)
-        errors = list(self._validator.iter_errors(bare))
-        if errors:
-            raise WrongShapeError(_described(errors))
-        return msgspec.json.encode(bare).decode()
+        if self._validator.is_valid(bare):
+            return msgspec.json.encode(bare).decode()
+        raise WrongShapeError(_described(self._errors(bare, len(answer))))
+
+    def _errors(self, value: Any, chars: int) -> Sequence[Any]:
+        if chars <= _ALL_ERRORS_CHARS:
+            return list(self._validator.iter_errors(value))
+        try:
+            self._validator.validate(value)
+        except jsonschema_rs.ValidationError as error:
+            return [error]
+        return []
 
     def _unwrapped(self, value: Any) -> Any:
         is_wrapped = isinstance(value, dict) and value.keys() == {WRAPPED}
         if is_wrapped and not self._validator.is_valid(value):
             return value[WRAPPED]
         return value
+
+    def _found(self, text: str) -> Iterator[str | None]:
+        """Yield the labels that a text may mean, the surest first."""
+        yield text if text in self.choices else None
+        yield self._labels.get(folded(text))
+        yield self._labels.get(folded(text.strip(_MARKUP)))
 
     def _label(self, answer: str) -> str:
         text = without_reasoning(answer.strip(), OWN_TAGS + PROMPTED_TAGS).strip()
@@ -117,17 +144,25 @@ class AnswerShape:
         try:
             value = parse_json(text)
         except ValueError:
-            pass
+            pieces = set(fenced(text))
+            text = pieces.pop() if len(pieces) == 1 else text
         else:
-            if isinstance(value, dict) and len(value) == 1:
-                value = next(iter(value.values()))
-            text = value if isinstance(value, str) else text
-        label = text if text in self.choices else self._labels.get(folded(text))
+            text = _only_scalar(value, text)
+        label = next((one for one in self._found(text) if one is not None), None)
         if label is None:
             raise WrongShapeError(
-                f"the answer {_short(text)} is none of the choices {', '.join(self.choices)}"
+                f"the answer {_short(text)} is none of the choices {_listed(self.choices)}"
             )
         return label
+
+
+def _only_scalar(value: Any, text: str) -> str:
+    """Return the only text or number of a JSON value, or else the text that it was read from."""
+    if isinstance(value, (dict, list)) and len(value) == 1:
+        [value] = value.values() if isinstance(value, dict) else value
+    if isinstance(value, str):
+        return value.strip()
+    return text if isinstance(value, (dict, list)) else msgspec.json.encode(value).decode()
 
 
 def _validator(schema: dict[str, Any]) -> Any:
@@ -147,8 +182,13 @@ def _no_document(uri: str) -> Any:
 
 def folded(label: str) -> str:
     """Return what is the same for spellings of a label that differ in case, spaces and quotes."""
-    bare = label.strip(_AROUND_LABELS)
+    bare = unicodedata.normalize("NFKC", label).strip(_AROUND_LABELS).replace(_MINUS, "-")
     return " ".join(bare.casefold().split()) or label
+
+
+def _listed(labels: Sequence[str]) -> str:
+    text = ", ".join(labels)
+    return text if len(text) <= _SHOWN_LABELS else f"{text[:_SHOWN_LABELS]}..."
 
 
 def _described(errors: Sequence[Any]) -> str:
@@ -158,28 +198,49 @@ def _described(errors: Sequence[Any]) -> str:
 
 
 def _one_described(error: Any) -> str:
-    where = "".join(f"/{part}" for part in error.instance_path) or "the answer"
+    where = _cut("".join(f"/{part}" for part in error.instance_path)) or "the answer"
     message = str(error.message)
-    return f"{where}: {message if len(message) <= 3 * _SHOWN_CHARS else _short(message)}"
+    return f"{where}: {message if len(message) <= 3 * _SHOWN_CHARS else _cut(message)}"
 
 
 def _short(text: str) -> str:
-    return repr(text if len(text) <= _SHOWN_CHARS else f"{text[:_SHOWN_CHARS]}...")
+    return repr(_cut(text))
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _SHOWN_CHARS else f"{text[:_SHOWN_CHARS]}..."
 
 
 def checked_schema(schema: Mapping[str, Any], *, field: str) -> dict[str, Any]:
     """Return a JSON Schema. Raises SpecError if it is none, or refers to other documents."""
     made = dict(schema)
+    draft = made.get("$schema")
+    if draft is not None and not (isinstance(draft, str) and _DRAFTS.fullmatch(draft)):
+        # The validator would fetch it.
+        raise SpecError(
+            f"is not a JSON Schema: $schema must name a draft, such as "
+            f"https://json-schema.org/draft/2020-12/schema (got {draft!r})",
+            field=field,
+        )
+    if is_deeper(made, _DEEPEST):
+        raise SpecError(
+            f"is not a JSON Schema: nested more than {_DEEPEST} levels deep", field=field
+        )
     try:
         jsonschema_rs.meta.validate(made)
         _validator(made)
     except (jsonschema_rs.ValidationError, jsonschema_rs.ReferencingError, ValueError) as error:
         where = "".join(f"/{part}" for part in getattr(error, "instance_path", ()))
-        reason = str(getattr(error, "message", error)).splitlines()[0]
+        reason = _cut_reason(str(getattr(error, "message", error)))
         raise SpecError(
             f"is not a JSON Schema: {where}{': ' if where else ''}{reason}", field=field
         ) from None
     return made
+
+
+def _cut_reason(reason: str) -> str:
+    first = reason.splitlines()[0] if reason else "it is wrong"
+    return first if len(first) <= 3 * _SHOWN_CHARS else f"{first[: 3 * _SHOWN_CHARS]}..."
 
 
 @lru_cache(maxsize=256)

@@ -12,7 +12,7 @@ from fanout.core.reasoning import OWN_TAGS, PROMPTED_TAGS, without_reasoning
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-__all__ = ["bare_json", "identity", "is_deeper", "parse_json"]
+__all__ = ["bare_json", "fenced", "identity", "is_deeper", "parse_json"]
 
 # Deeper than a useful answer is, and shallow enough to be merged and stored.
 _DEEPEST = 100
@@ -53,7 +53,7 @@ def _found(answer: str) -> tuple[str, Any]:
     except ValueError as error:
         reason = error
     text = without_reasoning(whole, OWN_TAGS + PROMPTED_TAGS).strip()
-    for candidates in ((text,), _fenced(text), _in_prose(text)):
+    for candidates in ((text,), fenced(text), _in_prose(text)):
         values = list(_values(candidates))
         if values:
             return _only(values)
@@ -89,7 +89,7 @@ def _only(values: list[tuple[str, Any]]) -> tuple[str, Any]:
     return first
 
 
-def _fenced(text: str) -> Iterator[str]:
+def fenced(text: str) -> Iterator[str]:
     """Yield the text within code fences; the last fence may have no end."""
     lines: list[str] | None = None
     for line in text.splitlines():

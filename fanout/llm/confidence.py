@@ -134,10 +134,9 @@ def _located(text: str, label: str) -> tuple[int, int, bool] | None:
             continue
         if folded(value) == folded(label):
             return at + found.start() + 1, at + found.end() - 1, True
-    if folded(rest) != folded(label):
+    bare = rest.strip(_AROUND.decode()) or rest
+    if folded(label) not in {folded(rest), folded(bare)}:
         return None
-    around = _AROUND.decode()
-    bare = rest.strip(around) or rest
     at += rest.find(bare)
     return at, at + len(bare), False
 

@@ -7,7 +7,7 @@ that the document may have caused fails only its own branch.
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
@@ -22,11 +22,12 @@ __all__ = [
     "MANY",
     "NEVER",
     "ErrorVerdict",
+    "SchemaRefusal",
     "judge",
     "refuses_logprobs",
     "refuses_parameter",
-    "refuses_schema",
     "refuses_together",
+    "schema_refusal",
 ]
 
 # How many branches of a run must fail in the same way, before any succeeds, to stop the run.
@@ -62,6 +63,9 @@ _SCHEMA_FIELDS = (
     "output_config",
     "output_format",
     "responseschema",
+    "response_schema",
+    "responsemimetype",
+    "response_mime_type",
     "json_schema",
 )
 _SCHEMA_WORDS = ("structured output", "json schema", "guided", "grammar")
@@ -71,6 +75,12 @@ _LOGPROB_WORDS = ("logprob", "log prob", "log-prob")
 _TOGETHER = re.compile(
     r"together|combin|conjunction|simultaneous|at the same time|not .{0,40}\bwith\b|\bwhen\b"
 )
+# How a server that takes schemas refuses one of them.
+_WRONG_SCHEMA = (
+    "invalid schema", "schema is invalid", "invalid_json_schema", "too many", "too complex",
+    "too large", "too deep", "nesting", "exceeds", "recursive",
+)  # fmt: skip
+SchemaRefusal = Literal["all", "this one"]
 _NO_SUCH_PLACE = frozenset({404, 405, 410, 501})
 # The status of a success reply that contains an error means nothing.
 _WORDED = frozenset({200, 400, 403, 413, 422, 429})
@@ -217,14 +227,18 @@ def refuses_parameter(status: int, details: ErrorDetails, name: str) -> bool:
     return names_it and (has_code or bool(_PARAMETER_WORDS.search(details.message.lower())))
 
 
-def refuses_schema(status: int, details: ErrorDetails) -> bool:
-    """Say whether a server does not support that an answer has a JSON Schema."""
+def schema_refusal(status: int, details: ErrorDetails) -> SchemaRefusal | None:
+    """Return whether a server refuses all schemas, or the one that was sent; None if neither."""
     if status not in _UNPROCESSED:
-        return False
-    if (details.param or "").startswith(_SCHEMA_FIELDS):
-        return True
+        return None
     words = details.message.lower()
-    return any(field in words for field in _SCHEMA_FIELDS + _SCHEMA_WORDS)
+    param = (details.param or "").lower()
+    if not (
+        param.startswith(_SCHEMA_FIELDS)
+        or any(field in words for field in _SCHEMA_FIELDS + _SCHEMA_WORDS)
+    ):
+        return None
+    return "this one" if any(word in words for word in _WRONG_SCHEMA) else "all"
 
 
 def refuses_logprobs(status: int, details: ErrorDetails) -> bool:

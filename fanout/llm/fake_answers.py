@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from fanout.core.strict_schema import resolved
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -32,11 +34,11 @@ class _Maker:
     """Makes values of the common forms of JSON Schema; others may not be valid."""
 
     def __init__(self, root: dict[str, Any], draws: Iterator[int]) -> None:
-        self._definitions = root.get("$defs") or root.get("definitions") or {}
+        self._root = root
         self._draws = draws
 
     def value(self, schema: Any, depth: int) -> Any:
-        schema = self._resolved(schema)
+        schema = resolved(schema, self._root)
         if "const" in schema:
             return schema["const"]
         options = schema.get("enum") or schema.get("anyOf") or schema.get("oneOf")
@@ -51,13 +53,6 @@ class _Maker:
         if kind == "array":
             return self._array(schema, depth)
         return self._scalar(kind, schema)
-
-    def _resolved(self, schema: Any) -> dict[str, Any]:
-        for _ in range(len(self._definitions) + 1):
-            if not isinstance(schema, dict) or "$ref" not in schema:
-                break
-            schema = self._definitions.get(str(schema["$ref"]).rpartition("/")[2], {})
-        return schema if isinstance(schema, dict) else {}
 
     def _object(self, schema: dict[str, Any], depth: int) -> dict[str, Any]:
         required = schema.get("required", ())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import msgspec
 
@@ -29,6 +30,13 @@ _BASE_URL = "https://generativelanguage.googleapis.com/v1beta"
 _NOT_FOUND = 404
 _ROLES = {"user": "user", "assistant": "model"}
 
+# What OpenAPI has in another form.
+_OTHER_FORM = frozenset(
+    {"$defs", "additionalProperties", "type", "properties", "items", "anyOf", "const", "enum"}
+)
+# Parts that refer to the same ones several times would grow beyond any bound.
+_MOST_PARTS = 5_000
+
 _encode = msgspec.json.Encoder().encode
 
 
@@ -49,6 +57,7 @@ class GeminiLLM(HttpModel):
             concurrency=concurrency,
             max_output_kb=max_output_kb,
         )
+        self._schemas: WeakKeyDictionary[AnswerShape, dict[str, Any] | None] = WeakKeyDictionary()
         self._url = self._http.url(f"models/{self._http.quoted(name)}:generateContent")
 
     def _request_headers(self) -> dict[str, str]:
@@ -79,8 +88,10 @@ class GeminiLLM(HttpModel):
         return _reply(_content(reply, self._key))
 
     def _schema(self, shape: AnswerShape) -> dict[str, Any] | None:
-        native = shape.native(self._dialect)
-        return None if native is None else response_schema(native)
+        if shape not in self._schemas:
+            native = shape.native(self._dialect)
+            self._schemas[shape] = None if native is None else response_schema(native)
+        return self._schemas[shape]
 
     def _body(self, request: LLMRequest, form: Form) -> bytes:
         schema = form.schema
@@ -112,53 +123,59 @@ class GeminiLLM(HttpModel):
 def response_schema(native: NativeSchema) -> dict[str, Any] | None:
     """Return a schema as Gemini takes it: OpenAPI's form, without references.
 
-    None if it refers to itself. Source: Gemini's API reference, ``Schema``.
+    None if it is too large without them. Source: Gemini's API reference, ``Schema``.
     """
-    definitions = native.schema.get("$defs", {})
     try:
-        return _openapi(native.schema, definitions, ())
-    except RecursionError:
+        return _OpenApi(native.schema.get("$defs", {})).of(native.schema)
+    except _TooLargeError:
         return None
 
 
-def _openapi(
-    schema: dict[str, Any], definitions: dict[str, Any], within: tuple[str, ...]
-) -> dict[str, Any]:
-    reference = schema.get("$ref")
-    if isinstance(reference, str):
-        name = reference.rpartition("/")[2]
-        if name in within or name not in definitions:
-            raise RecursionError
-        return _openapi(definitions[name], definitions, (*within, name))
-    made = {
-        name: value
-        for name, value in schema.items()
-        if name not in {"$defs", "additionalProperties", "type", "properties", "items", "anyOf",
-                        "const", "enum"}
-    }  # fmt: skip
-    kinds = schema.get("type")
-    options = [one for one in schema.get("anyOf", ()) if one != {"type": "null"}]
-    kind = next((one for one in kinds if one != "null"), None) if isinstance(kinds, list) else kinds
-    if "null" in (kinds or ()) or len(options) < len(schema.get("anyOf", ())):
-        made["nullable"] = True
-    labels = [schema["const"]] if "const" in schema else schema.get("enum")
-    if labels is not None:
-        # Gemini's labels are text.
-        kind, made["enum"] = "string", [str(label) for label in labels if label is not None]
-    if kind is not None:
-        made["type"] = str(kind).upper()
-    if "properties" in schema:
-        made["properties"] = {
-            name: _openapi(one, definitions, within) for name, one in schema["properties"].items()
-        }
-        made["propertyOrdering"] = list(schema["properties"])
-    if "items" in schema:
-        made["items"] = _openapi(schema["items"], definitions, within)
-    if len(options) == 1:
-        return {**_openapi(options[0], definitions, within), **made}
-    if options:
-        made["anyOf"] = [_openapi(one, definitions, within) for one in options]
-    return made
+class _TooLargeError(Exception):
+    """A schema is too large once what it refers to is in its place."""
+
+
+class _OpenApi:
+    """Brings the parts of one schema, whose definitions are given, into OpenAPI's form."""
+
+    def __init__(self, definitions: dict[str, Any]) -> None:
+        self._definitions = definitions
+        self._left = _MOST_PARTS
+
+    def of(self, schema: dict[str, Any]) -> dict[str, Any]:
+        self._left -= 1
+        if self._left < 0:
+            raise _TooLargeError
+        reference = schema.get("$ref")
+        if isinstance(reference, str):
+            return self.of(self._definitions.get(reference.rpartition("/")[2], {}))
+        made = {name: value for name, value in schema.items() if name not in _OTHER_FORM}
+        if "properties" in schema:
+            made["properties"] = {name: self.of(one) for name, one in schema["properties"].items()}
+            made["propertyOrdering"] = list(schema["properties"])
+        if "items" in schema:
+            made["items"] = self.of(schema["items"])
+        return self._with_kind(made, schema)
+
+    def _with_kind(self, made: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
+        given = schema.get("type", ())
+        kinds = [one for one in ([given] if isinstance(given, str) else given) if one != "null"]
+        options = [one for one in schema.get("anyOf", ()) if one != {"type": "null"}]
+        if "null" in given or len(options) < len(schema.get("anyOf", ())):
+            made["nullable"] = True
+        labels = [schema["const"]] if "const" in schema else schema.get("enum")
+        if labels is not None:
+            # Texts, by the dialect.
+            made["enum"] = [label for label in labels if label is not None]
+        if len(kinds) > 1:
+            options = [{"type": one} for one in kinds]
+        elif kinds:
+            made["type"] = kinds[0].upper()
+        if len(options) == 1:
+            return {**self.of(options[0]), **made}
+        if options:
+            made["anyOf"] = [self.of(one) for one in options]
+        return made
 
 
 def _content(reply: HttpReply, key: str) -> dict[str, Any]:

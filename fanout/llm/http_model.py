@@ -9,12 +9,13 @@ import re
 import time
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
 import msgspec
 
 from fanout.core.errors import LLMError, ModelError
 from fanout.core.records import ErrorKind
-from fanout.llm.error_kinds import refuses_logprobs, refuses_schema, refuses_together
+from fanout.llm.error_kinds import refuses_logprobs, refuses_together, schema_refusal
 from fanout.llm.http_client import HttpClient
 from fanout.llm.http_errors import http_error
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from fanout.core.records import Usage
     from fanout.core.strict_schema import Dialect
     from fanout.llm.base import LLMRequest
+    from fanout.llm.error_kinds import SchemaRefusal
     from fanout.llm.http_client import HttpReply
 
 __all__ = ["DEFAULT_OUTPUT_KB", "Form", "HttpModel", "header_value"]
@@ -102,6 +104,7 @@ class HttpModel:
         self._provider = provider
         self._key = key
         self._refuses_schemas = False
+        self._refused_shapes: WeakSet[AnswerShape] = WeakSet()
         self._refuses_logprobs = not self._has_logprobs
         self._headers = self._request_headers()
         self._http = HttpClient(
@@ -153,8 +156,9 @@ class HttpModel:
         shape = request.shape
         if shape is None:
             return Form(max_tokens=request.max_tokens)
+        is_refused = self._refuses_schemas or shape in self._refused_shapes
         return Form(
-            schema=None if self._refuses_schemas else self._schema(shape),
+            schema=None if is_refused else self._schema(shape),
             has_logprobs=bool(shape.choices) and not self._refuses_logprobs,
             max_tokens=request.max_tokens,
         )
@@ -170,20 +174,30 @@ class HttpModel:
         Calls that were in flight when another one learned of it may be refused too.
         """
         details = reply.error_details()
-        has_schema = sent.schema is not None and refuses_schema(reply.status, details)
+        refusal = schema_refusal(reply.status, details)
+        has_schema = sent.schema is not None and refusal is not None
         has_logprobs = sent.has_logprobs and refuses_logprobs(reply.status, details)
         if has_schema and has_logprobs and refuses_together(details):
             # The shape of an answer is worth more than its probability.
             has_schema = False
-        if has_schema and not self._refuses_schemas:
-            self._refuses_schemas = True
-            shown = self._http.shown_url
-            _log.warning("%s refuses schemas: it is asked in words from now on", shown)
+        if has_schema and request.shape is not None:
+            self._learn_refusal(refusal, request.shape)
         if has_logprobs and not self._refuses_logprobs:
             self._refuses_logprobs = True
             shown = self._http.shown_url
             _log.warning("%s refuses log-probabilities: its answers have no confidence", shown)
         return self._form(request) if has_schema or has_logprobs else None
+
+    def _learn_refusal(self, refusal: SchemaRefusal | None, shape: AnswerShape) -> None:
+        is_known = self._refuses_schemas or shape in self._refused_shapes
+        what = "this schema" if refusal == "this one" else "schemas"
+        if refusal == "this one":
+            self._refused_shapes.add(shape)
+        else:
+            self._refuses_schemas = True
+        if not is_known:
+            shown = self._http.shown_url
+            _log.warning("%s refuses %s: it is asked in words from now on", shown, what)
 
     def _error(self, reply: HttpReply, usage: Usage | None = None) -> LLMError:
         """Return the LLMError of an error reply; ``usage`` is what the reply reports."""

@@ -13,7 +13,7 @@ from fanout.core.errors import LLMError, ModelError
 from fanout.core.records import ErrorKind, Usage
 from fanout.llm.base import LLMReply, LLMRequest, Token
 from fanout.llm.confidence import OTHERS, token_of, tokens_of
-from fanout.llm.error_kinds import refuses_logprobs, refuses_schema, refuses_together
+from fanout.llm.error_kinds import refuses_logprobs, refuses_together, schema_refusal
 from fanout.llm.finish_reasons import require_answer
 from fanout.llm.http_errors import http_error, redacted_line
 from fanout.llm.openai import json_schema_format
@@ -106,7 +106,7 @@ class LiteLLM:
         is_unsupported = type(error).__name__ == "UnsupportedParamsError"
         if is_unsupported:
             status = _UNPROCESSED
-        has_schema = has_schema and refuses_schema(status, details)
+        has_schema = has_schema and schema_refusal(status, details) is not None
         has_logprobs = has_logprobs and refuses_logprobs(status, details)
         if has_schema and has_logprobs and not is_unsupported and refuses_together(details):
             has_schema = False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -10,6 +11,8 @@ from hypothesis import strategies as st
 
 from fanout.core.answer_shape import WrongShapeError, checked_schema, shape_of
 from fanout.core.errors import SpecError
+from fanout.core.strict_schema import native_schema
+from fanout.llm.fake_answers import fake_answer
 
 REVIEW = {
     "type": "object",
@@ -94,6 +97,10 @@ LABELS = ("positive", "negative", "not clear", ".NET", "C++", "C")
         ("<think>C++ or C?</think>c++", "C++"),
         ("C", "C"),
         (".net", ".NET"),
+        ("```\nnegative\n```", "negative"),
+        ('["negative"]', "negative"),
+        ("\u201cNot clear\u201d", "not clear"),
+        ("__not clear__", "not clear"),
     ],
 )
 def test_a_choice_is_stored_as_the_bare_label(answer, label):
@@ -106,6 +113,33 @@ def test_a_choice_is_stored_as_the_bare_label(answer, label):
 def test_what_is_none_of_the_choices_names_them(answer):
     with pytest.raises(WrongShapeError, match=r"none of the choices positive, negative"):
         shape_of(None, LABELS).checked(answer)
+
+
+@pytest.mark.parametrize(
+    ("labels", "answers"),
+    [
+        (("good", "good enough"), {"good": "good", "Good enough.": "good enough"}),
+        (("1", "2", "10"), {"1": "1", "10": "10", '{"answer": 10}': "10", "2.": "2"}),
+        (("-5", "5"), {"-5": "-5", "\u22125": "-5", "5": "5"}),
+        (("7,9", "79"), {"7,9": "7,9", '"7,9"': "7,9", "79": "79"}),
+        (("true", "false"), {"true": "true", '{"answer": false}': "false", "True": "true"}),
+        (("A*", "A", "B"), {"A*": "A*", "A": "A", "**B**": "B"}),
+        (("A*", "B"), {"A*": "A*", "**A***": None, "A": None}),
+        (('5" disk', "it's"), {'5" disk': '5" disk', "it's": "it's", '"it\'s"': "it's"}),
+        (("caf\u00e9", "the"), {"cafe\u0301": "caf\u00e9", "CAF\u00c9": "caf\u00e9"}),
+        (("stra\u00dfe", "weg"), {"STRASSE": "stra\u00dfe"}),
+        (("A.", "A"), {"A.": "A.", "A": "A", "a": None}),
+        (("none of these", "null"), {"null": "null", "none of these": "none of these"}),
+    ],
+)
+def test_labels_are_told_apart_and_known_in_other_spellings(labels, answers):
+    shape = shape_of(None, labels)
+    for answer, label in answers.items():
+        if label is None:
+            with pytest.raises(WrongShapeError):
+                shape.checked(answer)
+        else:
+            assert shape.checked(answer) == label, answer
 
 
 def test_labels_that_differ_only_in_case_must_be_exact():
@@ -123,6 +157,9 @@ def test_labels_that_differ_only_in_case_must_be_exact():
         ({"$ref": "file:///etc/passwd"}, "another document"),
         ({"type": "object", "properties": []}, "/properties"),
         ({"type": "string", "pattern": "("}, "schema: is not a JSON Schema"),
+        ({"$schema": "http://127.0.0.1:9/x"}, r"\$schema must name a draft.*127.0.0.1"),
+        ({"$schema": 7}, r"\$schema must name a draft"),
+        ({"properties": {"a": {"$ref": "#/$defs/No"}}}, "/.defs/No' does not exist"),
     ],
 )
 def test_what_is_no_schema_is_refused_without_a_look_elsewhere(schema, words):
@@ -134,6 +171,125 @@ def test_a_pattern_costs_linear_time():
     shape = shape_of({"type": "string", "pattern": "^(a+)+$"})
     with pytest.raises(WrongShapeError):
         shape.checked(json.dumps("a" * 5_000 + "b"))
+
+
+def nested(depth):
+    schema: dict[str, Any] = {"type": "object"}
+    for _ in range(depth):
+        schema = {"type": "object", "properties": {"a": schema}}
+    return schema
+
+
+def test_a_schema_of_any_depth_is_read_or_refused():
+    assert shape_of(checked_schema(nested(95), field="schema")).checked('{"a":{}}') == '{"a":{}}'
+    for dialect in ("openai", "anthropic", "gemini", "llama"):
+        native_schema(nested(95), dialect)
+    for depth in (105, 3_000):
+        with pytest.raises(SpecError, match="nested more than 200 levels deep"):
+            checked_schema(nested(depth), field="schema")
+
+
+ITSELF = {
+    "root": {"type": "object", "properties": {"n": {"type": "integer"}, "next": {"$ref": "#"}},
+             "required": ["n"]},
+    "definition": {"$ref": "#/$defs/Node", "$defs": {"Node": {
+        "type": "object", "properties": {"n": {"type": "integer"}, "next": {"$ref": "#/$defs/Node"}},
+        "required": ["n"]}}},
+    "property": {"type": "object", "properties": {
+        "n": {"type": "integer"}, "next": {"$ref": "#/$defs/a~1b"}}, "required": ["n"],
+        "$defs": {"a/b": {"$ref": "#"}}},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ITSELF)
+def test_a_schema_that_refers_to_itself(name):
+    schema = checked_schema(ITSELF[name], field="schema")
+    shape = shape_of(schema)
+    assert shape.checked('{"n":1,"next":{"n":2,"next":null}}') == '{"n":1,"next":{"n":2}}'
+    with pytest.raises(WrongShapeError, match="/next"):
+        shape.checked('{"n":1,"next":{"n":"x"}}')
+    assert shape.checked(fake_answer(shape, b"abc"))
+    assert native_schema(schema, "anthropic") is None
+    assert native_schema(schema, "gemini") is None
+
+
+@pytest.mark.parametrize("schema", [{"$ref": "#"}, {"$ref": "#/$defs/A", "$defs": {
+    "A": {"$ref": "#/$defs/B"}, "B": {"$ref": "#/$defs/A"}}}])  # fmt: skip
+def test_a_schema_that_only_refers_to_itself_allows_anything(schema):
+    assert shape_of(schema).checked('{"a":null}') == '{"a":null}'
+
+
+ANY = shape_of({})
+
+
+@pytest.mark.parametrize(
+    ("answer", "stored"),
+    [
+        ('{"a\\u0000b":"\\u0000"}', '{"a\\u0000b":"\\u0000"}'),
+        ('{"a":1,"a":2}', '{"a":2}'),
+        (str(2**70), str(2**70)),
+        (str(-(2**63) - 1), str(-(2**63) - 1)),
+        ("1e308", "1e308"),
+        ("[" * 100 + "]" * 100, "[" * 100 + "]" * 100),
+        ("NaN", None),
+        ("-Infinity", None),
+        ("1e400", None),
+        ("1" * 5_000, None),
+        ("[" * 100_000 + "]" * 100_000, None),
+        ('{"a":' * 100_000 + "1" + "}" * 100_000, None),
+        ('"\\ud800"', None),
+    ],
+    ids=lambda text: str(text)[:12],
+)
+def test_a_hostile_answer_is_stored_as_valid_json_or_refused(answer, stored):
+    if stored is not None:
+        assert ANY.checked(answer) == stored
+        return
+    with pytest.raises(WrongShapeError, match="not JSON") as caught:
+        ANY.checked(answer)
+    assert len(str(caught.value)) < 300
+
+
+HUGE_NAME = "k" * 1_000_000
+
+
+@pytest.mark.parametrize(
+    ("schema", "value"),
+    [
+        ({"type": "array", "items": {"type": "string"}}, list(range(100_000))),
+        ({"type": "object", "additionalProperties": False}, {HUGE_NAME: 1}),
+        ({"additionalProperties": {"type": "string"}}, {HUGE_NAME: 1}),
+        ({"additionalProperties": {"type": "string"}}, {HUGE_NAME[:5_000]: 1}),
+        ({"properties": {}, "additionalProperties": False}, {f"k{n}": n for n in range(50_000)}),
+        ({"enum": [f"label {n}" for n in range(20_000)]}, "x" * 500_000),
+        ({"required": [f"p{n}" for n in range(5_000)]}, {}),
+        ({"type": "string", "maxLength": 3}, "x" * 1_000_000),
+    ],
+)  # fmt: skip
+def test_a_message_about_a_large_answer_is_bounded(schema, value):
+    with pytest.raises(WrongShapeError) as caught:
+        shape_of(schema).checked(json.dumps(value))
+    assert len(str(caught.value)) < 1_200
+
+
+def test_a_message_about_many_choices_is_bounded():
+    with pytest.raises(WrongShapeError) as caught:
+        shape_of(None, tuple(f"label {n}" for n in range(20_000))).checked("x" * 100_000)
+    assert len(str(caught.value)) < 1_300
+
+
+def test_other_keywords_are_checked_though_no_provider_does():
+    schema = {
+        "type": "object",
+        "patternProperties": {"^x": {"type": "integer"}},
+        "not": {"required": ["b"]},
+        "properties": {"mail": {"type": "string", "format": "email"}},
+    }
+    shape = shape_of(schema)
+    assert shape.checked('{"x1":1,"mail":"a@b.de"}') == '{"x1":1,"mail":"a@b.de"}'
+    for wrong in ('{"x1":"a"}', '{"b":1}', '{"mail":"a"}', '{"x1":null}'):
+        with pytest.raises(WrongShapeError):
+            shape.checked(wrong)
 
 
 @settings(max_examples=200)

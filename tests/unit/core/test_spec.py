@@ -238,6 +238,51 @@ def test_wrong_models_are_refused(fields, words):
 
 
 @pytest.mark.parametrize(
+    ("given", "labels"),
+    [
+        ("a,b", ("a", "b")),
+        (" a , b c ", ("a", "b c")),
+        ('"a, b",c', ("a, b", "c")),
+        ("5\" disk,it's", ('5" disk', "it's")),
+        ("a\nb, c\n\nd", ("a", "b", "c", "d")),
+        ("\u00fcber,\u5c71", ("\u00fcber", "\u5c71")),
+        ("good,good enough,Good", ("good", "good enough", "Good")),
+        ([1, 2, 3], ("1", "2", "3")),
+        (("a", "b"), ("a", "b")),
+    ],
+)
+def test_choices_are_labels_as_written(given, labels):
+    spec = make_spec(model="fake", prompt="{input}", choices=given)
+    assert spec.choices == labels
+    assert stored_spec(spec.model_dump_json()).choices == labels
+
+
+@pytest.mark.parametrize(
+    ("yaml", "words"),
+    [
+        ("[yes, no]", "choices: must be texts, and True is none: put each label in quotes"),
+        ("[a, null]", "must be texts, and None is none"),
+        ("[1.50, 2.00]", "must be texts, and 1.5 is none"),
+        ("[2026-01-31, 2026-02-01]", "is none: put each label in quotes"),
+        ("[a, [b]]", "choices.1: must be text"),
+        ("{a: b}", "choices: must be"),
+        ('["a\\nb", c]', "must be one line each"),
+        ("[a]", "must be two labels or more"),
+        ("'a,,b'", "none of them empty"),
+        ("[a, b, a]", "has 'a' twice"),
+        ("[a, ' a ']", "has 'a' twice"),
+    ],
+)
+def test_choices_that_are_no_labels_are_refused(tmp_path, yaml, words):
+    path = tmp_path / "job.yaml"
+    path.write_text(f"model: fake\nprompt: '{{input}}'\nchoices: {yaml}\n")
+    with pytest.raises(SpecError, match=re.escape(words)):
+        make_spec(**load_job(path))
+    path.write_text("model: fake\nprompt: '{input}'\nchoices: ['yes', 'no']\n")
+    assert make_spec(**load_job(path)).choices == ("yes", "no")
+
+
+@pytest.mark.parametrize(
     ("text", "words"),
     [
         ("a: [1", ["not valid YAML", "line"]),

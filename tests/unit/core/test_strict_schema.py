@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import jsonschema_rs
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from fanout.core.answer_shape import shape_of
 from fanout.core.strict_schema import native_schema, without_filled_nulls
 from fanout.llm.fake_answers import fake_answer
+from fanout.llm.gemini import response_schema
 
 DIALECTS = ["openai", "anthropic", "gemini", "llama"]
 
@@ -49,7 +51,7 @@ def test_each_object_requires_all_its_properties_in_their_order_and_allows_no_ot
     assert list(native.schema["properties"]) == ["why", "verdict", "part", "one"]
     assert native.schema["properties"]["why"] == {"type": "string"}
     assert native.schema["properties"]["verdict"] == {
-        "anyOf": [{"enum": ["a", "b"]}, {"type": "null"}]
+        "anyOf": [{"enum": ["a", "b"], "type": "string"}, {"type": "null"}]
     }
     assert {"type": "null"} in native.schema["properties"]["one"]["anyOf"]
     assert "#/$defs/One" in str(native.schema)
@@ -58,7 +60,11 @@ def test_each_object_requires_all_its_properties_in_their_order_and_allows_no_ot
 
 @pytest.mark.parametrize(
     "schema",
-    [{"type": "string"}, {"enum": ["a"]}, {"type": "array", "items": {"type": "integer"}}],
+    [
+        {"type": "string"},
+        {"enum": ["a"], "type": "string"},
+        {"type": "array", "items": {"type": "integer"}},
+    ],
 )
 def test_what_is_no_object_is_wrapped_in_one(schema):
     native = native_schema(schema, "openai")
@@ -137,3 +143,92 @@ def test_an_answer_of_the_native_schema_is_one_of_the_users(schema, digest, dial
     answer = fake_answer(shape_of(native.schema), digest)
     stored = shape_of(schema).checked(answer)
     assert jsonschema_rs.is_valid(schema, json.loads(stored))
+
+
+@pytest.mark.parametrize(
+    ("schema", "known", "unknown"),
+    [
+        ({"type": "string", "format": "uri"}, {"anthropic"}, {"openai", "gemini", "llama"}),
+        ({"type": "string", "format": "email"}, {"openai", "anthropic"}, {"gemini", "llama"}),
+        ({"type": "string", "format": "date-time"}, {*DIALECTS}, set()),
+        ({"enum": [1, 2]}, {"openai", "anthropic", "llama"}, {"gemini"}),
+        ({"const": True}, {"openai", "anthropic", "llama"}, {"gemini"}),
+        ({"enum": ["a", None]}, {*DIALECTS}, set()),
+    ],
+)
+def test_what_makes_a_provider_refuse_a_schema_is_left_out_and_named(schema, known, unknown):
+    [keyword] = {"format", "enum", "const"} & schema.keys()
+    for dialect in DIALECTS:
+        native = native_schema({"type": "object", "properties": {"a": schema}}, dialect)
+        assert native.unchecked == ((f"/a: {keyword}",) if dialect in unknown else ())
+        assert (f"'{keyword}'" in str(native.schema)) == (dialect in known)
+
+
+def test_labels_have_their_type_as_providers_ask_for_it():
+    made = native_schema({"enum": ["a", None, 1]}, "openai").schema["properties"]["answer"]
+    assert made["type"] == ["string", "null", "integer"]
+    assert (
+        native_schema({"const": 2.5}, "openai").schema["properties"]["answer"]["type"] == "number"
+    )
+    assert native_schema({"enum": [["a"]]}, "openai") is None
+
+
+def test_nothing_stands_beside_a_reference():
+    schema = {
+        "type": "object",
+        "properties": {"a": {"$ref": "#/$defs/A", "description": "an A"}},
+        "required": ["a"],
+        "$defs": {"A": {"type": "string"}},
+    }
+    made = native_schema(schema, "openai").schema
+    assert made["properties"]["a"] == {"$ref": "#/$defs/A"}
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "object", "properties": {"a": {"type": "string"}}, "patternProperties": {"b": {}}},
+        {"type": "array", "items": {"$ref": "#"}},
+        {"type": "object", "properties": {"a": {"$ref": "#/properties/a"}}},
+        {"allOf": [{"type": "object"}, {"required": ["a"]}]},
+        {"description": "anything"},
+    ],
+)
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_what_would_be_another_schema_is_asked_in_words(schema, dialect):
+    assert native_schema(schema, dialect) is None
+
+
+def test_a_schema_for_gemini_is_openapi_without_references_and_bounded():
+    schema = {
+        "type": "object",
+        "properties": {
+            "kind": {"enum": ["x", "y"]},
+            "size": {"type": ["integer", "string", "null"]},
+            "tag": {"$ref": "#/$defs/Tag"},
+            "more": {"type": "array", "items": {"$ref": "#/$defs/Tag"}, "minItems": 1},
+        },
+        "required": ["kind", "size"],
+        "$defs": {"Tag": {"type": "object", "properties": {"name": {"type": "string"}},
+                          "required": ["name"]}},
+    }  # fmt: skip
+    tag = {"required": ["name"], "properties": {"name": {"type": "STRING"}},
+           "propertyOrdering": ["name"], "type": "OBJECT"}  # fmt: skip
+    assert response_schema(native_schema(schema, "gemini")) == {
+        "required": ["kind", "size", "tag", "more"],
+        "properties": {
+            "kind": {"enum": ["x", "y"], "type": "STRING"},
+            "size": {"nullable": True, "anyOf": [{"type": "INTEGER"}, {"type": "STRING"}]},
+            "tag": {**tag, "nullable": True},
+            "more": {"minItems": 1, "items": tag, "type": "ARRAY", "nullable": True},
+        },
+        "propertyOrdering": ["kind", "size", "tag", "more"],
+        "type": "OBJECT",
+    }
+    # Each level has the one below it twice.
+    levels: dict[str, Any] = {"L0": {"type": "string"}}
+    for n in range(1, 40):
+        each = {"$ref": f"#/$defs/L{n - 1}"}
+        levels[f"L{n}"] = {"type": "object", "properties": {"a": each, "b": each}}
+    large = {"$ref": "#/$defs/L39", "$defs": levels}
+    assert response_schema(native_schema(large, "gemini")) is None

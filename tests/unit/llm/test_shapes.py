@@ -4,29 +4,62 @@ from __future__ import annotations
 
 import asyncio
 import json
+from typing import Any
 
 import pytest
+from pydantic import BaseModel
 
 from fanout.core.answer_shape import shape_of
 from fanout.core.errors import LLMError
 from fanout.core.records import ErrorKind
-from fanout.core.spec import RetrySpec
+from fanout.core.spec import RetrySpec, make_spec, stored_spec
+from fanout.core.strict_schema import object_properties
 from fanout.llm import FakeLLM, LLMRequest
 from fanout.llm.anthropic import AnthropicLLM
 from fanout.llm.callables import CallableLLM
 from fanout.llm.calls import complete_with_retries
+from fanout.llm.gemini import GeminiLLM
 from fanout.llm.openai import OpenAILLM
-from tests.scripted_provider import anthropic_reply, openai_reply
+from tests.scripted_provider import anthropic_reply, gemini_reply, openai_reply
 
 SCHEMA = {
     "type": "object",
     "properties": {"why": {"type": "string"}, "stars": {"type": "integer", "maximum": 5}},
     "required": ["why"],
+    "additionalProperties": False,
 }
-SHAPES = {"schema": shape_of(SCHEMA), "choices": shape_of(None, ("good", "bad"))}
-VALID = {"schema": '{"why":"it is","stars":4}', "choices": "good"}
-WRONG = {"schema": '{"why":"it is","stars":9}', "choices": "so so"}
+SHAPES = {
+    "schema": shape_of(SCHEMA),
+    "list": shape_of({"type": "array", "items": {"type": "integer"}}),
+    "number": shape_of({"type": "number", "maximum": 5}),
+    "label": shape_of({"enum": ["good", "bad"]}),
+    "choices": shape_of(None, ("good", "bad")),
+}
+VALID = {
+    "schema": '{"why":"it is","stars":4}',
+    "list": "[1,2]",
+    "number": "4.5",
+    "label": '"good"',
+    "choices": "good",
+}
+# What a model may say instead, and what is wrong with it.
+WRONG = {
+    "schema": {
+        '{"why":"it is","stars":9}': "/stars: 9 is greater than the maximum of 5",
+        '{"why":"it is","stars":"4"}': '/stars: "4" is not of type',
+        '{"why":"it is","more":1}': "'more' was unexpected",
+        '{"why":"it is","st': "the answer is not JSON",
+    },
+    "list": {'[1,"2"]': '/1: "2" is not of type "integer"', "[1,": "the answer is not JSON"},
+    "number": {'"4"': 'the answer: "4" is not of type', "9": "9 is greater than the maximum of 5"},
+    "label": {'"so so"': 'the answer: "so so" is not one of "good" or "bad"'},
+    "choices": {"so so": "'so so' is none of the choices good, bad", '{"answer":"go': "is none of"},
+}
 ONCE = RetrySpec(max_attempts=1)
+
+
+def first_wrong(shape):
+    return next(iter(WRONG[shape]))
 
 
 @pytest.fixture(autouse=True)
@@ -35,58 +68,85 @@ def environment(provider, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "sk-test-0123456789abcdef")
     monkeypatch.setenv("ANTHROPIC_BASE_URL", provider.url)
     monkeypatch.setenv("ANTHROPIC_API_KEY", "sk-ant-0123456789abcdef")
+    monkeypatch.setenv("GEMINI_BASE_URL", provider.url)
+    monkeypatch.setenv("GEMINI_API_KEY", "g-0123456789abcdef")
+
+
+MODELS: dict[str, Any] = {
+    "openai": OpenAILLM,
+    # Its longest answer is known.
+    "anthropic": lambda _: AnthropicLLM("claude-opus-4-1"),
+    "gemini": GeminiLLM,
+}
+REPLIES = {"openai": openai_reply, "anthropic": anthropic_reply, "gemini": gemini_reply}
+FIELDS = {
+    "openai": "response_format",
+    "anthropic": "output_config.format",
+    "gemini": "generation_config.response_schema",
+}
+
+
+def sent_schema(body):
+    """The schema of a request's body, whichever provider it is for; None if it has none."""
+    if "response_format" in body:
+        return body["response_format"]["json_schema"]["schema"]
+    if "output_config" in body:
+        return body["output_config"]["format"]["schema"]
+    return body.get("generationConfig", {}).get("responseSchema")
 
 
 class Server:
-    """A provider's server that honours, ignores or refuses schemas, or always violates them."""
+    """A provider's server.
 
-    def __init__(self, provider, name, how, shape):
+    It honours, ignores or refuses schemas, or gives the ``answers`` in turn, the last one from then on.
+    """
+
+    def __init__(self, provider, name, how, shape, answers=(), message="not supported here"):
         self.name, self.how, self.shape = name, how, shape
-        self.provider = provider
+        self.provider, self.message = provider, message
+        self.answers = list(answers)
+        provider.requests.clear()
         provider.respond = self.respond
 
     def respond(self, _headers, body):
-        is_native = "response_format" in body or "output_config" in body
+        is_native = sent_schema(body) is not None
         if self.how == "refuses" and is_native:
-            field = "response_format" if self.name == "openai" else "output_config.format"
-            error = {"type": "invalid_request_error", "message": f"{field}: not supported here"}
+            message = f"{FIELDS[self.name]}: {self.message}"
+            error = {"type": "invalid_request_error", "message": message, "code": 400}
             return 400, {"type": "error", "error": error}
-        texts = [one["content"] for one in body["messages"]] + [str(body.get("system"))]
-        is_told = any("nothing else" in text for text in texts)
-        if self.how == "violates":
-            return 200, self.reply(WRONG[self.shape])
-        knows = is_told if self.how != "honours" else is_told or is_native
-        return 200, self.reply(VALID[self.shape] if knows else "Well, it depends.")
+        if self.answers:
+            return 200, self.reply(
+                self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+            )
+        is_told = "nothing else" in json.dumps(body)
+        if self.how == "honours" and is_native:
+            valid = VALID[self.shape]
+            value = valid if self.shape == "choices" else json.loads(valid)
+            is_wrapped = "answer" in sent_schema(body)["properties"]
+            return 200, self.reply(json.dumps({"answer": value} if is_wrapped else value))
+        return 200, self.reply(VALID[self.shape] if is_told else "Well, it depends.")
 
     def reply(self, text):
-        return openai_reply(text) if self.name == "openai" else anthropic_reply(text)
+        return REPLIES[self.name](text)
 
     @property
     def calls(self):
         return len(self.provider.requests)
 
 
-MODELS = {
-    "openai": OpenAILLM,
-    # Its longest answer is known.
-    "anthropic": lambda _: AnthropicLLM("claude-opus-4-1"),
-}
+def results(make, shape, *, count=1, max_reasks=2, at_once=False):
+    async def one(llm):
+        request = LLMRequest(prompt="p", system="s", shape=SHAPES[shape])
+        return await complete_with_retries(
+            llm, request, policy=ONCE, timeout_s=10, max_reasks=max_reasks
+        )
 
-
-def results(make, shape, *, count=1, max_reasks=2):
     async def run():
         llm = make("m")
         try:
-            return [
-                await complete_with_retries(
-                    llm,
-                    LLMRequest(prompt="p", system="s", shape=SHAPES[shape]),
-                    policy=ONCE,
-                    timeout_s=10,
-                    max_reasks=max_reasks,
-                )
-                for _ in range(count)
-            ]
+            if at_once:
+                return list(await asyncio.gather(*(one(llm) for _ in range(count))))
+            return [await one(llm) for _ in range(count)]
         finally:
             await llm.aclose()
 
@@ -104,6 +164,9 @@ def results(make, shape, *, count=1, max_reasks=2):
         ("anthropic", "honours", [1, 1]),
         ("anthropic", "ignores", [2, 2]),
         ("anthropic", "refuses", [2, 1]),
+        ("gemini", "honours", [1, 1]),
+        ("gemini", "ignores", [2, 2]),
+        ("gemini", "refuses", [2, 1]),
     ],
 )
 def test_every_server_gives_a_valid_answer_with_the_fewest_calls(provider, shape, name, how, calls):
@@ -113,29 +176,100 @@ def test_every_server_gives_a_valid_answer_with_the_fewest_calls(provider, shape
     assert server.calls == sum(calls)
 
 
+FORMS = {
+    "bare": "{}",
+    "spaces": "\n  {}\n",
+    "a fence": "```json\n{}\n```",
+    "a fence in prose": "Here it is:\n```json\n{}\n```\nAnything else?",
+    "reasoning": '<think>Is it {{"why": 1}}? No.</think>\n{}',
+    "requested reasoning": "<reasoning>hm</reasoning>{}",
+    "in an object": '{{"answer": {}}}',
+}
+PROSE = "Sure! The answer is {}. Good luck!"
+
+
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize("max_reasks", [0, 2])
-def test_a_server_that_violates_ends_in_what_is_wrong(provider, shape, name, max_reasks):
-    server = Server(provider, name, "violates", shape)
-    [result] = results(MODELS[name], shape, max_reasks=max_reasks)
-    assert (result.kind, result.attempts) == (ErrorKind.INVALID_OUTPUT, 1 + max_reasks)
-    words = {
-        "schema": "/stars: 9 is greater than the maximum of 5",
-        "choices": "'so so' is none of",
-    }
-    assert words[shape] in result.message
-    assert result.usage.output_tokens == 2 * (1 + max_reasks), "all that was paid is counted"
-    assert server.calls == 1 + max_reasks
+def test_what_surrounds_an_answer_is_no_reason_to_pay_again(provider, shape, name):
+    forms = FORMS | ({"prose": PROSE} if shape == "schema" else {})
+    for form in forms.values():
+        valid = VALID[shape]
+        shown = json.dumps(valid) if shape == "choices" and form == FORMS["in an object"] else valid
+        server = Server(provider, name, "violates", shape, [form.format(shown)])
+        [result] = results(MODELS[name], shape)
+        assert (result.output, result.attempts, server.calls) == (valid, 1, 1), form
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("name", MODELS)
+def test_a_server_that_violates_is_asked_again_and_ends_in_what_is_wrong(provider, shape, name):
+    for wrong, words in WRONG[shape].items():
+        server = Server(provider, name, "violates", shape, [wrong, VALID[shape]])
+        [result] = results(MODELS[name], shape)
+        assert (result.output, result.attempts, server.calls) == (VALID[shape], 2, 2), wrong
+        server = Server(provider, name, "violates", shape, [wrong])
+        [result] = results(MODELS[name], shape)
+        assert (result.kind, result.attempts) == (ErrorKind.INVALID_OUTPUT, 3), wrong
+        assert words in result.message
+        assert result.usage.output_tokens == 2 * 3, "all that was paid is counted"
+        assert server.calls == 3
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_without_reasks_a_wrong_answer_is_final(provider, name):
+    server = Server(provider, name, "violates", "schema", [first_wrong("schema")])
+    [result] = results(MODELS[name], "schema", max_reasks=0)
+    assert (result.kind, result.attempts, server.calls) == (ErrorKind.INVALID_OUTPUT, 1, 1)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_an_empty_answer_is_invalid(provider, name):
+    Server(provider, name, "violates", "schema", [""])
+    [result] = results(MODELS[name], "schema", max_reasks=0)
+    assert result.kind is ErrorKind.INVALID_OUTPUT
+    assert "empty" in result.message
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_calls_in_flight_at_the_first_refusal_are_asked_again_and_no_later_one(
+    provider, name, caplog
+):
+    """Each of them has sent its schema; a refusal costs no tokens."""
+    server = Server(provider, name, "refuses", "schema")
+    provider.delay_s = 0.05
+    many = results(MODELS[name], "schema", count=8, at_once=True)
+    assert [one.output for one in many] == [VALID["schema"]] * 8
+    assert [one.attempts for one in many] == [1] * 8
+    assert server.calls <= 16
+    assert len([one for one in caplog.records if "refuses schemas" in one.getMessage()]) == 1
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_schema_that_a_server_refuses_leaves_it_the_others(provider, name, caplog):
+    async def run():
+        llm = MODELS[name]("m")
+        try:
+            for shape in ("schema", "schema", "list"):
+                request = LLMRequest(prompt="p", shape=SHAPES[shape])
+                await llm.complete(request)
+        finally:
+            await llm.aclose()
+
+    Server(provider, name, "refuses", "schema", message="Invalid schema: too many properties")
+    asyncio.run(run())
+    sent = [sent_schema(body) is not None for _, _, body in provider.requests]
+    # The last is refused as well, by this server.
+    assert sent == [True, False, False, True, False]
+    assert "refuses this schema" in caplog.text
 
 
 def test_a_wrong_answer_is_sent_back_in_the_same_conversation(provider):
-    Server(provider, "openai", "violates", "schema")
+    Server(provider, "openai", "violates", "schema", [first_wrong("schema")])
     results(OpenAILLM, "schema", max_reasks=1)
     first, second = (body["messages"] for _, _, body in provider.requests)
     assert second[: len(first)] == first
     answer, reply = second[len(first) :]
-    assert answer == {"role": "assistant", "content": WRONG["schema"]}
+    assert answer == {"role": "assistant", "content": first_wrong("schema")}
     assert reply["role"] == "user"
     assert "9 is greater than the maximum of 5" in reply["content"]
 
@@ -145,12 +279,50 @@ def test_a_schema_is_sent_as_each_provider_takes_it(provider):
     results(OpenAILLM, "schema")
     sent = provider.requests[-1][2]["response_format"]
     assert (sent["type"], sent["json_schema"]["strict"]) == ("json_schema", True)
-    assert list(sent["json_schema"]["schema"]["properties"]) == ["why", "stars"]
     Server(provider, "anthropic", "honours", "schema")
-    results(AnthropicLLM, "schema")
+    results(MODELS["anthropic"], "schema")
     body = provider.requests[-1][2]
     assert body["output_config"]["format"]["type"] == "json_schema"
     assert body["system"] == "s", "it enforces the schema: no words are paid"
+    Server(provider, "gemini", "honours", "schema")
+    results(GeminiLLM, "schema")
+    body = provider.requests[-1][2]
+    assert body["generationConfig"]["responseMimeType"] == "application/json"
+    assert body["generationConfig"]["responseSchema"]["propertyOrdering"] == ["why", "stars"]
+    assert body["systemInstruction"] == {"parts": [{"text": "s"}]}
+
+
+class Zebra(BaseModel):
+    zeta: int
+    alpha: str
+    mid: list[str] = []
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_order_of_properties_is_the_user_s_from_the_store_to_the_provider(provider, name):
+    for schema in (
+        Zebra,
+        {"type": "object", "properties": {x: {"type": "integer"} for x in "zam"}},
+    ):
+        spec = make_spec(model="fake", prompt="{input}", schema=schema)
+        stored = stored_spec(spec.model_dump_json())
+        order = list(object_properties(spec.schema or {}))
+        assert list(object_properties(stored.schema or {})) == order
+        shape = shape_of(stored.schema)
+        assert [shape.in_words.index(f'"{one}":') for one in order] == sorted(
+            shape.in_words.index(f'"{one}":') for one in order
+        )
+
+        async def ask(shape=shape):
+            llm = MODELS[name]("m")
+            try:
+                await llm.complete(LLMRequest(prompt="p", shape=shape))
+            finally:
+                await llm.aclose()
+
+        Server(provider, name, "honours", "schema")
+        asyncio.run(ask())
+        assert list(sent_schema(provider.requests[-1][2])["properties"]) == order
 
 
 def test_a_refusal_of_another_thing_is_no_refusal_of_schemas(provider):
@@ -206,7 +378,7 @@ def test_a_function_gets_its_wrong_answer_and_what_is_wrong_in_its_prompt():
 
 
 def test_a_failed_call_within_a_conversation_is_made_again_with_it():
-    told = iter([WRONG["schema"], LLMError(ErrorKind.SERVER_ERROR, "down"), VALID["schema"]])
+    told = iter([first_wrong("schema"), LLMError(ErrorKind.SERVER_ERROR, "down"), VALID["schema"]])
     seen = []
 
     def script(request):
