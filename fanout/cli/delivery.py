@@ -20,7 +20,7 @@ from fanout.core.units import plural
 from fanout.inputs.documents.urls import shown_input
 from fanout.runs.output_files import answer_text
 from fanout.runs.rows import output_row
-from fanout.runs.status import retry_help
+from fanout.runs.status import retry_help, truncation_notes
 from fanout.runs.tables.output_file import OutputFile
 from fanout.system.terminal import print_error, print_text
 
@@ -284,7 +284,11 @@ def _write(
         for loss in out.write(run.outcomes()):
             progress.warn(loss)
     else:
-        record = {**status.to_dict(), "notes": notes, "spec": spec_record(run.spec)}
+        record = {
+            **status.to_dict(),
+            "notes": [*truncation_notes(status), *notes],
+            "spec": spec_record(run.spec),
+        }
         out.write(run.outcomes(), aggregated, record)
     progress.note(f"results: {out.path}")
 
@@ -381,6 +385,7 @@ def _print(
         if aggregated is not None:
             print_json({"aggregated": aggregated})
     elif delivery.as_json:
+        notes = [*truncation_notes(status), *notes]
         print_json({**status.to_dict(), "aggregated": aggregated, "notes": notes})
     elif aggregated is not None:
         print_text(answer_text(aggregated))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from fanout.cli.speed import eta_s
 from fanout.core.records import RunStatus
 from fanout.core.units import clock, known, plural
+from fanout.runs.status import truncation_notes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -71,6 +72,8 @@ def run_rows(status: Status, speed: Speed | None) -> list[Row]:
         rows.append(("retries", [plural(again, "call was made again", "calls were made again")]))
     if status.errors:
         rows.append(("errors", _kinds(status.errors)))
+    if notes := truncation_notes(status):
+        rows.append(("truncated", notes))
     return rows
 
 

@@ -25,7 +25,7 @@ from fanout.runs.evaluation import evaluate, evaluate_by
 from fanout.runs.outputs import output_of, typed_value
 from fanout.runs.results import Output, Result
 from fanout.runs.rows import layout_of
-from fanout.runs.status import StageStatus, Status, StoredResult
+from fanout.runs.status import StageStatus, Status, StoredResult, truncation_notes
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping
@@ -122,6 +122,7 @@ class Run:
                     succeeded=record.succeeded,
                     failed=record.failed,
                     done=record.done,
+                    kept_truncated=record.kept_truncated,
                 )
                 for number, record in enumerate(stages)
                 # Without the reduce stages that a retry discarded.
@@ -130,6 +131,7 @@ class Run:
             max_workers=run.max_workers,
             permits_used=None if run.max_workers is None else run.permits_in_use,
             priority=run.priority,
+            kept_truncated=branches.kept_truncated,
         )
 
     def wait(
@@ -274,7 +276,7 @@ class Run:
             branches=branches,
             aggregated=aggregated,
             aggregated_json=None if self._types.aggregate is None else value,
-            notes=[*notes, *faults],
+            notes=[*truncation_notes(status), *notes, *faults],
             reduce_errors=self.stored_result().errors,
             usage=status.usage,
             error=self.problem(status),

@@ -272,6 +272,7 @@ class StageRecord(msgspec.Struct, frozen=True, kw_only=True):
         sealed: Whether the input is complete.
         succeeded: Branches with an output.
         failed: Branches with an error.
+        kept_truncated: Those with an output that was cut off at its limit of tokens.
         errors: Failed branches by kind.
         again: Those of them that the latest retry has still to take back.
         usage: The usage of the calls.
@@ -283,6 +284,7 @@ class StageRecord(msgspec.Struct, frozen=True, kw_only=True):
     sealed: bool = False
     succeeded: int = 0
     failed: int = 0
+    kept_truncated: int = 0
     errors: dict[ErrorKind, int] = {}
     again: dict[ErrorKind, int] = {}
     usage: Usage = Usage()

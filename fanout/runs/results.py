@@ -15,7 +15,7 @@ from typing_extensions import TypeVar
 from fanout.core.errors import InputError, RunError
 from fanout.core.records import share_of
 from fanout.runs.output_files import OutputFolder
-from fanout.runs.rows import RowLayout, place
+from fanout.runs.rows import RowLayout, ending, place
 from fanout.runs.tables.formats import format_of
 from fanout.runs.tables.output_file import OutputFile
 from fanout.system.private_files import whole_file
@@ -137,6 +137,7 @@ class BranchError:
         columns: The other columns of the document's row: JSON values.
         pages: The numbers of the pages that the chunk is on, from 1 on; empty if unknown.
         headings: The path of headings at the chunk's beginning; empty if there is none.
+        finish_reason: Why the last answer ended, in the provider's words; None if it did not say.
     """
 
     index: int
@@ -150,6 +151,7 @@ class BranchError:
     columns: dict[str, Cell] = field(default_factory=dict)
     pages: list[int] = field(default_factory=list)
     headings: str = ""
+    finish_reason: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, repr=False)
@@ -212,6 +214,7 @@ class Result(Generic[AnswerT]):
                 columns=branch.columns,
                 pages=branch.pages,
                 headings=branch.headings,
+                finish_reason=branch.finish_reason,
             )
             for branch in self.branches
             if branch.kind is not None
@@ -390,6 +393,7 @@ def _row(branch: Output[Any]) -> dict[str, Any]:
     return {
         **place(branch),
         "output": branch.value,
+        **ending(branch),
         "attempts": branch.attempts,
         "elapsed_s": round(branch.elapsed_s, 4),
         "usage": branch.usage.to_dict(),

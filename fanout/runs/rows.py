@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = [
     "OWN_KEYS",
     "RowLayout",
+    "ending",
     "error_row",
     "free_name",
     "layout_of",
@@ -39,7 +40,7 @@ _PLACE = (
 # What fanout calls its own in rows of JSON.
 OWN_KEYS = frozenset(
     {*_PLACE, "pages", "headings", "output", "attempts", "elapsed_s", "usage", "kind", "message",
-     "error_kind", "error"}
+     "error_kind", "error", "finish_reason"}
 )  # fmt: skip
 # The same in runs whose branches ask for several answers.
 _VOTE_KEYS = frozenset({"votes", "share", "samples"})
@@ -57,6 +58,8 @@ class RowLayout(msgspec.Struct, frozen=True, kw_only=True):
         samples: Answers for each chunk, aspect and model.
         has_fallback: Whether another model may answer in place of the one that is asked first.
         has_votes: Whether a branch asks for several answers until their majority is certain.
+        has_confidence: Whether answers are labels, which may have a confidence.
+        keeps_cut: Whether answers that were cut off are kept, so that tables must mark them.
     """
 
     has_fields: bool = False
@@ -67,6 +70,8 @@ class RowLayout(msgspec.Struct, frozen=True, kw_only=True):
     samples: int = 1
     has_fallback: bool = False
     has_votes: bool = False
+    has_confidence: bool = False
+    keeps_cut: bool = False
 
     @property
     def variants(self) -> int:
@@ -91,6 +96,8 @@ def layout_of(spec: RunSpec) -> RowLayout:
         has_fallback=bool(spec.fallback),
         samples=spec.variants.samples,
         has_votes=spec.certainty is not None,
+        has_confidence=bool(spec.choices),
+        keeps_cut=spec.on_truncated == "keep",
     )
 
 
@@ -124,6 +131,7 @@ def output_row(branch: Output[Any]) -> dict[str, Any]:
         **_columns(branch),
         **place(branch),
         "output": branch.value,
+        **ending(branch),
         **_figures(branch),
     }
 
@@ -136,6 +144,7 @@ def error_row(branch: Output[Any]) -> dict[str, Any]:
         "kind": (branch.kind or ErrorKind.INTERNAL).value,
         "message": branch.message or "",
         "attempts": branch.attempts,
+        "finish_reason": branch.finish_reason,
     }
 
 
@@ -149,12 +158,15 @@ def stream_row(branch: Output[Any]) -> dict[str, Any]:
         "output": None,
         "error_kind": branch.kind.value,
         "error": branch.message or "",
+        **ending(branch),
         **_figures(branch),
     }
 
 
 def _columns(branch: Output[Any]) -> dict[str, Cell]:
     taken = OWN_KEYS if branch.samples is None else OWN_KEYS | _VOTE_KEYS
+    if branch.confidence is not None:
+        taken |= {"confidence"}
     return {free_name(name, taken): cell for name, cell in source_cells(branch).items()}
 
 
@@ -165,6 +177,14 @@ def place(branch: Output[Any]) -> dict[str, Any]:
         fields["pages"] = branch.pages
     if branch.headings:
         fields["headings"] = branch.headings
+    return fields
+
+
+def ending(branch: Output[Any]) -> dict[str, Any]:
+    """Return why the answer of a branch ended, and how sure the model was, where that is known."""
+    fields: dict[str, Any] = {"finish_reason": branch.finish_reason}
+    if branch.confidence is not None:
+        fields["confidence"] = branch.confidence
     return fields
 
 

@@ -10,8 +10,17 @@ import msgspec
 from fanout.aggregators import Aggregate  # noqa: TC001 - msgspec reads the annotation
 from fanout.core.latency import Latency
 from fanout.core.records import ErrorKind, RunStatus, Usage
+from fanout.core.units import plural
 
-__all__ = ["ReduceError", "StageStatus", "Status", "StoredResult", "latency_row", "retry_help"]
+__all__ = [
+    "ReduceError",
+    "StageStatus",
+    "Status",
+    "StoredResult",
+    "latency_row",
+    "retry_help",
+    "truncation_notes",
+]
 
 
 class ReduceError(msgspec.Struct, frozen=True, kw_only=True):
@@ -51,6 +60,7 @@ class StageStatus(msgspec.Struct, frozen=True, kw_only=True):
         succeeded: Branches with an output.
         failed: Branches with an error.
         done: Branches that have ended.
+        kept_truncated: Branches with an output that was cut off at its limit of tokens.
     """
 
     stage: int
@@ -58,6 +68,7 @@ class StageStatus(msgspec.Struct, frozen=True, kw_only=True):
     succeeded: int
     failed: int
     done: int
+    kept_truncated: int = 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -71,6 +82,7 @@ class Status:
         done: Branches that have ended.
         succeeded: Branches with an output.
         failed: Branches with an error.
+        kept_truncated: Branches with an output that was cut off at its limit of tokens.
         errors: Failed branches by kind.
         usage: The usage of all calls; an unknown quantity is None.
         created_at: Seconds since the epoch.
@@ -105,6 +117,7 @@ class Status:
     max_workers: int | None = None
     permits_used: int | None = None
     priority: float = 1.0
+    kept_truncated: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON-able values, as ``fanout status --json`` prints them."""
@@ -118,6 +131,20 @@ class Status:
             "latency": latency_row(self.latency),
             "stages": msgspec.to_builtins(self.stages),
         }
+
+
+def truncation_notes(status: Status) -> list[str]:
+    """Return what to say of answers that were cut off and kept: of the branches, of the reduce."""
+    reduced = sum(one.kept_truncated for one in status.stages if one.stage > 0)
+    counted = {
+        ("answer", "answers"): status.kept_truncated,
+        ("answer of the reduce", "answers of the reduce"): reduced,
+    }
+    return [
+        f"{plural(count, *names)} {'was' if count == 1 else 'were'} cut off and kept"
+        for names, count in counted.items()
+        if count
+    ]
 
 
 def retry_help(status: Status) -> str:

@@ -208,6 +208,7 @@ def decode_stage(raw: dict[bytes, bytes]) -> StageRecord:
         sealed="sealed" in counts.fields,
         succeeded=counts.number("succeeded"),
         failed=counts.number("failed"),
+        kept_truncated=counts.number("cut"),
         errors=counts.kinds("kind:"),
         again=counts.kinds("again:"),
         usage=counts.usage(),

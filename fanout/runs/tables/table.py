@@ -42,6 +42,8 @@ _FIGURES = {
 }  # fmt: skip
 _VARIANT = {"aspect": _TEXT, "model": _TEXT, "sample": _INTEGER}
 _VOTES = {"share": _FLOAT, "samples": _INTEGER}
+# Of each answer, in runs that may have them.
+_CONFIDENCE, _FINISH = "confidence", "finish_reason"
 OWN_COLUMNS = (_OUTPUT, *_ERROR, *_CHUNK, *_FIGURES, *_VARIANT)
 # A table of more columns is none: each row of the input, or each answer, has names of its own.
 MOST_COLUMNS = 16_384
@@ -169,7 +171,8 @@ class _Long:
         }
         if layout.has_votes:
             variant |= _VOTES
-        own = {**_ERROR, **_CHUNK, **_FIGURES, **variant}
+        self._marks = _marks(layout)
+        own = {**self._marks, **_ERROR, **_CHUNK, **_FIGURES, **variant}
         self._variant = tuple(variant)
         self._layout = layout
         self.sections = [_Section(), _answer_section(_OUTPUT, "", layout), _Section(own)]
@@ -177,7 +180,8 @@ class _Long:
     def rows(self, outputs: Iterable[Output[Any]]) -> Iterator[list[dict[str, Cell]]]:
         """Yield the parts of each row: one for each section."""
         for branch in outputs:
-            own = {
+            own: dict[str, Cell] = {
+                **{name: getattr(branch, name) for name in self._marks},
                 "error_kind": None if branch.kind is None else branch.kind.value,
                 "error": branch.message,
                 **_chunk(branch),
@@ -195,6 +199,7 @@ class _Wide:
     def __init__(self, layout: RowLayout) -> None:
         self._layout = layout
         self._marks = {
+            **_marks(layout),
             **({"model": _TEXT} if layout.has_fallback else {}),
             **(_VOTES if layout.has_votes else {}),
         }
@@ -246,6 +251,12 @@ def _labels(layout: RowLayout) -> Iterator[str]:
                 yield ".".join(
                     [name, *filter(None, [model]), *[str(sample)] * (layout.samples > 1)]
                 )
+
+
+def _marks(layout: RowLayout) -> dict[str, ColumnType]:
+    """Return what stands beside each answer: its confidence, and why it ended if it may be cut off."""
+    confidence = {_CONFIDENCE: _FLOAT} if layout.has_confidence else {}
+    return {**confidence, _FINISH: _TEXT} if layout.keeps_cut else confidence
 
 
 def _errors_of(label: str) -> dict[str, ColumnType]:

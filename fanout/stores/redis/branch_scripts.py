@@ -103,9 +103,9 @@ return verdicts
 
 # KEYS run, stage, live, out, totals of the fleet, and checkpoints if there may be some, which are then
 # deleted; ARGV ttl, and for each branch its position, outcome, kind, calls, input tokens, output tokens,
-# cost, bucket of the latency (-1: no call), seconds. An unknown quantity is the empty string. Returns for
-# each branch: first, and the number of ended branches of the shard, this one included. Only this script
-# counts outcomes, so the sums always match them.
+# cost, bucket of the latency (-1: no call), seconds. An unknown quantity is the empty string; the kind
+# ``cut`` is an answer that was cut off, and kept. Returns for each branch: first, and the number of ended
+# branches of the shard, this one included. Only this script counts outcomes, so the sums always match them.
 RECORD = """
 local recorded, counts, sums, unknown = {}, {}, {}, {}
 local is_open = redis.call('EXISTS', KEYS[1]) == 1 and redis.call('EXISTS', KEYS[4]) == 0
@@ -114,7 +114,9 @@ local function add(to, name, quantity)
     to[name] = (to[name] or 0) + tonumber(quantity)
 end
 local function count(i)
-    local ok = ARGV[i + 2] == ''
+    local is_cut = ARGV[i + 2] == 'cut'
+    local ok = is_cut or ARGV[i + 2] == ''
+    if is_cut then add(counts, 'cut', 1) end
     add(counts, ok and 'succeeded' or 'failed', 1)
     if not ok then add(counts, 'kind:' .. ARGV[i + 2], 1) end
     if ARGV[i + 3] ~= '0' then add(counts, 'calls', ARGV[i + 3]) end

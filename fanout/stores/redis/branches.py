@@ -68,7 +68,7 @@ def _record_args(request: RecordRequest) -> list[Any]:
     return [
         request.branch_id.position,
         codec.encode_outcome(outcome),
-        outcome.kind or "",
+        outcome.kind or ("cut" if outcome.is_cut else ""),
         usage.calls,
         *("" if count is None else count for count in counts),
         bucket_of(outcome.elapsed_s) if outcome.attempts else -1,

@@ -203,10 +203,11 @@ def test_lines_of_json_have_the_columns_of_the_input_too():
     bad = branch(0, None, **given)
     source = ["column.kind", "id", "column.usage", "n"]
     place = ["index", "document", "chunk", "position", "start", "end", "aspect", "model", "sample"]
-    assert list(good) == [*source, *place, "pages", "headings", "output", "attempts", "elapsed_s",
-                          "usage"]  # fmt: skip
+    assert list(good) == [*source, *place, "pages", "headings", "output", "finish_reason",
+                          "attempts", "elapsed_s", "usage"]  # fmt: skip
     assert list(good.values())[:4] == ["good", "007", "theirs", [1]]
-    assert list(error_row(bad)) == [*source, *place, "kind", "message", "attempts"]
-    assert list(stream_row(bad)) == [*source, *place, "output", "error_kind", "error", "attempts",
-                                     "elapsed_s", "usage"]  # fmt: skip
+    assert list(error_row(bad)) == [*source, *place, "kind", "message", "attempts",
+                                    "finish_reason"]  # fmt: skip
+    assert list(stream_row(bad)) == [*source, *place, "output", "error_kind", "error",
+                                     "finish_reason", "attempts", "elapsed_s", "usage"]  # fmt: skip
     assert stream_row(bad)["error_kind"] == "timeout"
