@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+import heapq
+from typing import Any, Protocol, Self
 
 import msgspec
+
+from fanout.core.cells import Cell  # noqa: TC001 - msgspec reads the annotation
 
 __all__ = ["LEFT_OUT", "Accumulator", "Aggregate", "Item", "NameSample", "ballots", "place"]
 
@@ -14,8 +17,9 @@ _SAMPLE_NAMES = 10
 class Item(msgspec.Struct, frozen=True, kw_only=True):
     """One branch, as the input of an aggregator.
 
-    ``output`` is None if the branch failed, ``model`` if the run has only one, and ``group`` is empty
-    if the run has no groups. ``votes`` are those of a branch that asked for several answers: see Outcome.
+    ``output`` is None if the branch failed, ``model`` if the run has only one, ``group`` is empty if
+    the run has no groups, and ``columns`` are those of the row. ``votes`` are those of a branch that
+    asked for several answers: see Outcome.
     """
 
     index: int
@@ -26,6 +30,7 @@ class Item(msgspec.Struct, frozen=True, kw_only=True):
     group: str = ""
     output: str | None = None
     votes: dict[str, int] = {}
+    columns: dict[str, Cell] = {}
 
 
 class Aggregate(msgspec.Struct, frozen=True, kw_only=True):
@@ -53,10 +58,17 @@ LEFT_OUT = "failed and left out"
 
 
 class Accumulator(Protocol):
-    """Takes the branches of one group, in input order, and returns their aggregate."""
+    """Takes the branches of one group, in any order, and returns their aggregate.
+
+    The aggregate is that of the branches in input order, however they came. So shards may be
+    accumulated apart, and merged.
+    """
 
     def add(self, item: Item) -> None:
         """Add one branch, failed or not."""
+
+    def merge(self, other: Self) -> None:
+        """Add the branches of another accumulator of the same kind, which is not used any more."""
 
     def result(self) -> Aggregate:
         """Return the aggregate of the added branches."""
@@ -74,22 +86,30 @@ def place(item: Item) -> str:
 
 
 class NameSample:
-    """Counts names, and keeps the first few of them."""
+    """Counts branches, and keeps the names of the first few in the input."""
 
     def __init__(self) -> None:
         self.count = 0
-        self._first: list[str] = []
+        self._first: list[tuple[int, str]] = []
 
-    def add(self, name: str) -> None:
-        """Count one name."""
+    def add(self, item: Item) -> None:
+        """Count one branch."""
         self.count += 1
-        if len(self._first) < _SAMPLE_NAMES:
-            self._first.append(name)
+        if len(self._first) < _SAMPLE_NAMES or item.index < self._first[-1][0]:
+            self._keep([(item.index, place(item))])
+
+    def merge(self, other: NameSample) -> None:
+        """Count the branches that another one has counted."""
+        self.count += other.count
+        self._keep(other._first)
+
+    def _keep(self, names: list[tuple[int, str]]) -> None:
+        self._first = heapq.nsmallest(_SAMPLE_NAMES, [*self._first, *names])
 
     def notes(self, words: str) -> list[str]:
         """Return one note with the count, the words and the names; none if nothing was counted."""
         if not self.count:
             return []
         more = self.count - len(self._first)
-        names = ", ".join(self._first) + (f" and {more:,} more" if more else "")
+        names = ", ".join(name for _, name in self._first) + (f" and {more:,} more" if more else "")
         return [f"{self.count:,} {words}: {names}"]

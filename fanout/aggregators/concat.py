@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 from fanout.aggregators.base import LEFT_OUT, Aggregate, NameSample, place
 
 if TYPE_CHECKING:
+    from typing import Self
+
     from fanout.aggregators.base import Item
 
 __all__ = ["Concat"]
@@ -19,18 +21,24 @@ class Concat:
     """
 
     def __init__(self) -> None:
-        self._answers: list[tuple[str, str]] = []
+        self._answers: list[tuple[int, str, str]] = []
         self._missing = NameSample()
 
     def add(self, item: Item) -> None:
         """See Accumulator."""
         if item.output is None:
-            self._missing.add(place(item))
+            self._missing.add(item)
         else:
-            self._answers.append((place(item), item.output))
+            self._answers.append((item.index, place(item), item.output))
+
+    def merge(self, other: Self) -> None:
+        """See Accumulator."""
+        self._answers += other._answers
+        self._missing.merge(other._missing)
 
     def result(self) -> Aggregate:
         """See Accumulator."""
+        self._answers.sort(key=lambda answer: answer[0])
         return Aggregate(
             value=self._text(),
             succeeded=len(self._answers),
@@ -39,12 +47,12 @@ class Concat:
         )
 
     def _text(self) -> str:
-        places = {where for where, _ in self._answers}
+        places = {where for _, where, _ in self._answers}
         if len(places) <= 1:
-            return "\n\n".join(answer for _, answer in self._answers)
+            return "\n\n".join(answer for _, _, answer in self._answers)
         parts = []
         last = None
-        for where, answer in self._answers:
+        for _, where, answer in self._answers:
             # Chunks of one document share a heading.
             parts.append(answer if where == last else f"## {where}\n\n{answer}")
             last = where

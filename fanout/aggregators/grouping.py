@@ -6,32 +6,41 @@ from typing import TYPE_CHECKING
 
 from fanout.aggregators.concat import Concat
 from fanout.aggregators.merge import Merge
-from fanout.aggregators.rank import Rank
+from fanout.aggregators.parts import Fields
+from fanout.aggregators.rank import Rank, Top
+from fanout.aggregators.table import Table
 from fanout.aggregators.vote import Vote
 from fanout.core.cells import COLUMN, OWN, cell_text
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from fanout.aggregators.base import Accumulator, Aggregate, Item
     from fanout.core.cells import Cell
 
-__all__ = ["aggregate_groups", "group_key", "make_accumulator"]
+__all__ = ["TooLargeError", "aggregate_groups", "group_key", "make_accumulator"]
 
-_ACCUMULATORS: dict[str, type[Concat | Merge | Rank | Vote]] = {
-    "concat": Concat,
+_ALL = Fields()
+_ACCUMULATORS: dict[str, Callable[[Fields], Accumulator]] = {
+    "concat": lambda _fields: Concat(),
     "merge": Merge,
     "rank": Rank,
+    "table": Table,
+    "top": Top,
     "vote": Vote,
 }
 
 
-def make_accumulator(name: str) -> Accumulator:
-    """Return an aggregator by name: ``concat``, ``merge``, ``rank`` or ``vote``.
+class TooLargeError(Exception):
+    """A result would be too large to be stored."""
+
+
+def make_accumulator(name: str, fields: Fields = _ALL) -> Accumulator:
+    """Return an aggregator by name: ``concat``, ``merge``, ``rank``, ``table``, ``top`` or ``vote``.
 
     ``none`` aggregates nothing, and ``llm`` makes calls: neither is an accumulator.
     """
-    return _ACCUMULATORS[name]()
+    return _ACCUMULATORS[name](fields)
 
 
 def group_key(
@@ -56,11 +65,30 @@ def group_key(
     return cell_text(columns[column]) if column in columns else f"(no {column})"
 
 
-def aggregate_groups(name: str, items: Iterable[Item]) -> dict[str, Aggregate]:
-    """Return the aggregate of each group, in the order in which the groups first appear."""
+def aggregate_groups(
+    name: str, items: Iterable[Item], fields: Fields = _ALL, *, most_chars: int | None = None
+) -> dict[str, Aggregate]:
+    """Return the aggregate of each group, in the order in which the groups first appear.
+
+    Args:
+        name: The aggregator's name.
+        items: The branches; only what the aggregators hold of them stays in memory.
+        fields: What the aggregators go by.
+        most_chars: The most characters of answers that a result may quote; None is no limit.
+
+    Raises:
+        TooLargeError: The answers are longer, and the result would quote all of them.
+    """
     groups: dict[str, Accumulator] = {}
+    quotes_all = name == "concat" or (name == "rank" and fields.k is None)
+    chars = 0
     for item in items:
-        if item.group not in groups:
-            groups[item.group] = make_accumulator(name)
-        groups[item.group].add(item)
+        if quotes_all and most_chars is not None:
+            chars += len(item.output or "")
+            if chars > most_chars:
+                raise TooLargeError
+        accumulator = groups.get(item.group)
+        if accumulator is None:
+            accumulator = groups[item.group] = make_accumulator(name, fields)
+        accumulator.add(item)
     return {group: accumulator.result() for group, accumulator in groups.items()}

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from fanout.aggregators.base import LEFT_OUT, Aggregate, NameSample, place
+import msgspec
+
+from fanout.aggregators.base import LEFT_OUT, Aggregate, NameSample
+from fanout.aggregators.parts import Fields
 from fanout.core.json_text import identity, parse_json
 
 if TYPE_CHECKING:
+    from typing import Self
+
     from fanout.aggregators.base import Item
 
 __all__ = ["Merge"]
+
+_ALL = Fields()
 
 
 class Merge:
@@ -21,30 +28,71 @@ class Merge:
     are equal, ``1`` and ``true`` are not). If not all answers are objects, the result is a list:
     lists are concatenated, and other values are appended.
 
+    With ``by``, it merges that part of each answer, and leaves out answers without it. A label is a
+    text, also if it looks like other JSON.
+
     Failed branches, and answers that are not JSON, are left out and named in a note.
     """
 
-    def __init__(self) -> None:
-        # Answers are merged in place, so that the cost of each does not grow with their number.
-        self._value: dict[str, Any] | list[Any] | None = None
+    def __init__(self, fields: Fields = _ALL) -> None:
+        # JSON until the end: what becomes of values depends on the order of the answers.
+        self._values: list[tuple[int, bytes]] = []
+        self._is_label = bool(fields.choices)
+        self._reader = fields.reader(fields.by[0]) if fields.by else None
         self._succeeded = 0
         self._missing = NameSample()
         self._unusable = NameSample()
+        self._without = NameSample()
 
     def add(self, item: Item) -> None:
         """See Accumulator."""
         if item.output is None:
-            self._missing.add(place(item))
+            self._missing.add(item)
             return
         self._succeeded += 1
         try:
-            value = parse_json(item.output)
+            answer = item.output if self._is_label else parse_json(item.output)
         except ValueError:
-            self._unusable.add(place(item))
+            self._unusable.add(item)
             return
-        self._take(value)
+        values = [answer] if self._reader is None else self._reader.values(item, answer)
+        if not values:
+            self._without.add(item)
+        self._values += [(item.index, msgspec.json.encode(value)) for value in values]
 
-    def _take(self, value: Any) -> None:
+    def merge(self, other: Self) -> None:
+        """See Accumulator."""
+        self._values += other._values
+        self._succeeded += other._succeeded
+        self._missing.merge(other._missing)
+        self._unusable.merge(other._unusable)
+        self._without.merge(other._without)
+
+    def result(self) -> Aggregate:
+        """See Accumulator."""
+        merged = _Merged()
+        self._values.sort(key=lambda value: value[0])
+        for _, data in self._values:
+            merged.take(msgspec.json.decode(data))
+        notes = self._missing.notes(LEFT_OUT)
+        notes += self._unusable.notes("answers are not JSON and left out")
+        if self._reader is not None:
+            notes += self._without.notes(f"answers have no {self._reader.name}")
+        return Aggregate(
+            value=merged.value(),
+            succeeded=self._succeeded,
+            failed=self._missing.count,
+            notes=notes,
+        )
+
+
+class _Merged:
+    """What is merged so far, in place, so that the cost of a value does not grow with their number."""
+
+    def __init__(self) -> None:
+        self._value: dict[str, Any] | list[Any] | None = None
+
+    def take(self, value: Any) -> None:
         if self._value is None:
             self._value = value if isinstance(value, dict | list) else [value]
         elif isinstance(self._value, dict) and isinstance(value, dict):
@@ -54,15 +102,8 @@ class Merge:
                 self._value = [self._value]
             self._value.extend(_listed(value))
 
-    def result(self) -> Aggregate:
-        """See Accumulator."""
-        unusable = self._unusable.notes("answers are not JSON and left out")
-        return Aggregate(
-            value={} if self._value is None else _plain(self._value),
-            succeeded=self._succeeded,
-            failed=self._missing.count,
-            notes=[*self._missing.notes(LEFT_OUT), *unusable],
-        )
+    def value(self) -> Any:
+        return {} if self._value is None else _plain(self._value)
 
 
 class _Distinct:

@@ -1,173 +1,148 @@
-"""The aggregator that ranks answers by the number in them."""
+"""The aggregators that rank answers by a number: all of them, or the first few."""
 
 from __future__ import annotations
 
-import math
-import re
-from typing import TYPE_CHECKING, Any
+import heapq
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from fanout.aggregators.base import LEFT_OUT, Aggregate, NameSample, place
-from fanout.core.json_text import parse_json
+from fanout.aggregators.base import LEFT_OUT, Aggregate, NameSample
+from fanout.aggregators.parts import Fields, answer_value
+from fanout.aggregators.scores import score_of, text_score
+from fanout.core.numbers import as_number
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from typing import Self
 
     from fanout.aggregators.base import Item
 
-__all__ = ["Rank", "score_of"]
+__all__ = ["Rank", "Top"]
 
-_FIELDS = ("score", "rating", "grade", "rank_score")
-_NUMBER = re.compile(r"(?<![\w.])[-+]?(?:\d{1,3}(?:,\d{3})++|\d++)(?:\.\d++)?")
-_LABEL = re.compile(r"\b(?:score|rating|grade)\b", re.IGNORECASE)
-# The characters behind a label that the patterns below read, which bounds their cost.
-_WINDOW = 120
-# A label may be followed by its scale before the colon: "Score (0-10): 7".
-_ASSIGNMENT = re.compile(
-    r"[\"'*_]{0,8}"
-    r"(?:\s{0,8}(?:\([^)\n]*+\)|\[[^\]\n]*+\]"
-    r"|(?:out of|on a scale|from|between)\b[^:=\n]{0,40}+))?+"
-    r"\W{0,4}?[:=]",
-    re.IGNORECASE,
-)
-_GAP = re.compile(r"[^\d\n+-]{0,20}+")
-# "Score: N/A out of 10" has no score, and "out of 10" is not one.
-_NO_SCORE = re.compile(
-    r"\b(?:null|none|nil|nan|n/?a|unknown|undefined|unscored|tbd|not|no|cannot)\b"
-    r"|\b(?:out of|max(?:imum)?)\b",
-    re.IGNORECASE,
-)
-_RANGE = re.compile(
-    r"\b(?:scale|range)\s++(?:of\s++|from\s++)?\d++\s*+(?:-|\u2013|to)\s*+\d++", re.IGNORECASE
-)
+_ALL = Fields()
+_TOP = 10
+_DESCENDING_MARK = "-"
+
+
+class _Row(NamedTuple):
+    """A ranked answer. Rows are ordered as they are ranked: without a score last, then by input."""
+
+    is_unscored: bool
+    order: float
+    at: int
+    score: int | float | None
+    output: str
+    place: tuple[tuple[str, Any], ...]
 
 
 class Rank:
     """Sorts answers by their number, the highest first; equal numbers share a rank.
 
-    The number of a JSON answer is its field ``score``, ``rating`` or ``grade`` at any depth;
-    without such a field, it is the only number in the answer. In a text it is the number after the
-    word score, rating or grade, or else the first number. ``7/10`` counts as 7. The scale in
-    ``Score (0-10): 7`` is not the score, and ``Score: N/A`` has none.
+    With ``by``, the number is that part of the answer: a number, or a text with one. With a ``-``
+    before the name, the lowest is first. Without ``by``, it is what ``score_of`` finds. With ``k``, only
+    the first ``k`` answers are kept.
 
     Answers without a number are ranked last, and failed branches are left out; notes name both.
     """
 
-    def __init__(self) -> None:
-        self._rows: list[dict[str, Any]] = []
+    has_unscored = True
+
+    def __init__(self, fields: Fields = _ALL) -> None:
+        name = fields.by[0] if fields.by else None
+        self._fields = fields
+        self._sign = 1 if name and name.startswith(_DESCENDING_MARK) else -1
+        self._reader = fields.reader(name.removeprefix(_DESCENDING_MARK)) if name else None
+        self._k = fields.k
+        # With a limit a heap, whose first is the last that is kept.
+        self._rows: list[_Row] = []
+        self._last_first: list[tuple[bool, float, int, _Row]] = []
+        self._succeeded = 0
         self._missing = NameSample()
         self._unscored = NameSample()
 
     def add(self, item: Item) -> None:
         """See Accumulator."""
         if item.output is None:
-            self._missing.add(place(item))
+            self._missing.add(item)
             return
-        score = score_of(item.output)
+        self._succeeded += 1
+        score = self._score(item, item.output)
         if score is None:
-            self._unscored.add(place(item))
-        row = {"score": score, "index": item.index, "document": item.document}
-        if item.aspect is not None:
-            row["aspect"] = item.aspect
-        if item.model is not None:
-            row["model"] = item.model
-        if item.sample:
-            row["sample"] = item.sample
-        self._rows.append({**row, "output": item.output})
+            self._unscored.add(item)
+            if not self.has_unscored:
+                return
+        order = 0 if score is None else self._sign * score
+        self._keep(_Row(score is None, order, item.index, score, item.output, _place(item)))
+
+    def merge(self, other: Self) -> None:
+        """See Accumulator."""
+        for row in other._kept():
+            self._keep(row)
+        self._succeeded += other._succeeded
+        self._missing.merge(other._missing)
+        self._unscored.merge(other._unscored)
 
     def result(self) -> Aggregate:
         """See Accumulator."""
-        rows = sorted(self._rows, key=_sort_key)
         ranked: list[dict[str, Any]] = []
-        for position, row in enumerate(rows, 1):
-            shares = bool(ranked) and ranked[-1]["score"] == row["score"]
-            ranked.append({"rank": ranked[-1]["rank"] if shares else position, **row})
-        unscored = self._unscored.notes("answers hold no number: ranked last")
+        for position, row in enumerate(sorted(self._kept()), 1):
+            shares = bool(ranked) and ranked[-1]["score"] == row.score
+            ranked.append({
+                "rank": ranked[-1]["rank"] if shares else position,
+                "score": row.score,
+                **dict(row.place),
+                "output": row.output,
+            })  # fmt: skip
+        last = "ranked last" if self.has_unscored else LEFT_OUT.removeprefix("failed and ")
+        what = "number" if self._reader is None else f"number in {self._reader.name}"
         return Aggregate(
             value=ranked,
-            succeeded=len(rows),
+            succeeded=self._succeeded,
             failed=self._missing.count,
-            notes=[*unscored, *self._missing.notes(LEFT_OUT)],
+            notes=[
+                *self._unscored.notes(f"answers hold no {what}: {last}"),
+                *self._missing.notes(LEFT_OUT),
+            ],
         )
 
+    def _score(self, item: Item, output: str) -> int | float | None:
+        if self._reader is None:
+            return score_of(output)
+        value = self._reader.value(item, answer_value(output, self._fields))
+        return text_score(value) if isinstance(value, str) else as_number(value)
 
-def _sort_key(row: dict[str, Any]) -> tuple[bool, float, int]:
-    return row["score"] is None, -(row["score"] or 0.0), row["index"]
+    def _kept(self) -> list[_Row]:
+        return self._rows if self._k is None else [entry[-1] for entry in self._last_first]
 
-
-def score_of(answer: str) -> float | None:
-    """Return the number by which an answer is ranked, or None if it has none."""
-    try:
-        value = parse_json(answer)
-    except ValueError:
-        return _text_score(answer)
-    return _json_score(value)
-
-
-def _json_score(value: Any) -> float | None:
-    """Return the score in a JSON value: the value of a score field, or else the only number."""
-    numbers: list[float] = []
-    has_field = False
-    level = [value]
-    while level:
-        for score in _named_scores(level):
-            has_field = True
-            if score is not None:
-                return score
-        numbers += [number for one in level if (number := _number(one)) is not None]
-        level = [child for one in level for child in _children(one)]
-    if has_field:
-        return None
-    if isinstance(value, str):
-        return _text_score(value)
-    return numbers[0] if len(numbers) == 1 else None
+    def _keep(self, row: _Row) -> None:
+        if self._k is None:
+            self._rows.append(row)
+            return
+        entry = (not row.is_unscored, -row.order, -row.at, row)
+        if len(self._last_first) < self._k:
+            heapq.heappush(self._last_first, entry)
+        elif entry > self._last_first[0]:
+            heapq.heapreplace(self._last_first, entry)
 
 
-def _named_scores(level: list[Any]) -> Iterator[float | None]:
-    """Yield the values of score fields, in the order of preference of their names."""
-    objects = [
-        {str(key).casefold(): one for key, one in each.items()}
-        for each in level
-        if isinstance(each, dict)
-    ]
-    for field in _FIELDS:
-        for fields in objects:
-            if field in fields and not isinstance(fields[field], dict | list):
-                value = fields[field]
-                yield _text_score(value) if isinstance(value, str) else _number(value)
+class Top(Rank):
+    """The answers with the highest numbers, the first ``k`` (else 10) of a ranking.
+
+    Answers without a number are left out. Equal numbers share a rank, and the first in the input is
+    before the others, also where only some of them are among the first ``k``.
+    """
+
+    has_unscored = False
+
+    def __init__(self, fields: Fields = _ALL) -> None:
+        super().__init__(fields)
+        self._k = fields.k or _TOP
 
 
-def _children(value: Any) -> Iterable[Any]:
-    if isinstance(value, dict):
-        return value.values()
-    return value if isinstance(value, list) else ()
-
-
-def _number(value: Any) -> float | None:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return _finite(value) if is_number else None
-
-
-def _text_score(text: str) -> float | None:
-    windows = [text[label.end() : label.end() + _WINDOW] for label in _LABEL.finditer(text)]
-    assigned = [window[found.end() :] for window in windows if (found := _ASSIGNMENT.match(window))]
-    is_denied = False
-    for rest in (*assigned, *windows):
-        gap = _GAP.match(rest)
-        end = gap.end() if gap else 0
-        if _NO_SCORE.search(rest, 0, end):
-            is_denied = True
-        elif found := _NUMBER.match(rest, end):
-            return _finite(found[0].replace(",", ""))
-    if is_denied:
-        return None
-    found = _NUMBER.search(_RANGE.sub(" ", text))
-    return None if found is None else _finite(found[0].replace(",", ""))
-
-
-def _finite(number: float | str) -> float | None:
-    """Return a finite number, or None."""
-    try:
-        value = float(number)
-    except OverflowError:
-        return None
-    return value if math.isfinite(value) else None
+def _place(item: Item) -> tuple[tuple[str, Any], ...]:
+    place: list[tuple[str, Any]] = [("index", item.index), ("document", item.document)]
+    if item.aspect is not None:
+        place.append(("aspect", item.aspect))
+    if item.model is not None:
+        place.append(("model", item.model))
+    if item.sample:
+        place.append(("sample", item.sample))
+    return tuple(place)

@@ -7,50 +7,60 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from fanout.aggregators.base import Aggregate, ballots
+from fanout.aggregators.base import Aggregate, NameSample, ballots
+from fanout.aggregators.parts import Fields, answer_value
 from fanout.core.json_text import identity, parse_json
+from fanout.core.label_text import folded, unwrapped
+from fanout.core.numbers import plain_signs
 from fanout.core.units import plural
 
 if TYPE_CHECKING:
+    from typing import Self
+
     from fanout.aggregators.base import Item
 
-__all__ = ["Vote", "normalised", "value_key"]
+__all__ = ["Vote", "value_key"]
 
-_AROUND = " \t\r\n.,;:!?\"'`*_()[]{}"
-_MOST_MARKS = 4
-_TRAILING = " \t\r\n.,;!?"
-_PAIRS = {"**": "**", "__": "__", "```": "```", "(": ")", "[": "]", "{": "}",
-          '"': '"', "'": "'", "`": "`", "*": "*", "_": "_"}  # fmt: skip
+_ALL = Fields()
 
 
 class _Candidate(msgspec.Struct):
-    """An answer that may win; ``full`` is shown if another candidate has the same label."""
+    """An answer that may win; ``full`` is shown if another candidate has the same label.
+
+    It is shown as in the first answer that gave it: ``first`` is the index of the branch, and which of
+    its answers it is.
+    """
 
     label: str
     full: str
+    first: tuple[int, int]
     votes: int = 0
 
 
 class Vote:
-    """Counts equal answers.
+    """Counts equal answers, or with ``by`` equal values of one part of them.
 
-    Texts are compared without case, white space, and surrounding punctuation. JSON answers are
-    compared as values, without spacing and the order of keys; ``1`` equals ``1.0``, and strings in
-    them are compared as texts. An object with a single field is shown as the value of that field.
+    JSON is compared as values, without spacing and the order of keys; ``1`` equals ``1.0``, and neither
+    equals ``true`` or ``"1"``. Answers with a shape are compared as they are. Otherwise texts, also
+    those in JSON, are compared without case, white space, marks around them and final punctuation. An
+    object with a single field is shown as the value of that field.
 
     The value is ``{"winner", "tied", "votes", "share"}``: on a tie, ``winner`` is None and
     ``tied`` lists the answers with most votes; ``share`` is the largest count by the votes cast.
 
-    Failed branches do not vote; a note has their number. A branch that asked for several answers has
-    a vote for each.
+    Failed branches do not vote, and neither do answers without the part; notes have their number. A
+    branch that asked for several answers has a vote for each.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, fields: Fields = _ALL) -> None:
+        self._fields = fields
+        self._reader = fields.reader(fields.by[0]) if fields.by else None
         self._candidates: dict[bytes, _Candidate] = {}
         self._succeeded = 0
         self._failed = 0
         # Votes for answers that branches of several answers do not name: they are rare and long.
         self._unnamed = 0
+        self._without = NameSample()
 
     def add(self, item: Item) -> None:
         """See Accumulator."""
@@ -58,22 +68,29 @@ class Vote:
             self._failed += 1
             return
         self._succeeded += 1
-        for answer, votes in ballots(item).items():
+        for at, (answer, votes) in enumerate(ballots(item).items()):
             if answer:
-                self._count(answer, votes)
+                for key, value in self._values(item, answer).items():
+                    self._cast(key, value, (item.index, at), votes)
             else:
                 self._unnamed += votes
 
-    def _count(self, answer: str, votes: int) -> None:
-        value = _value(answer)
-        key = identity(_comparable(value))
-        if key not in self._candidates:
-            self._candidates[key] = _candidate(value)
-        self._candidates[key].votes += votes
+    def merge(self, other: Self) -> None:
+        """See Accumulator."""
+        for key, theirs in other._candidates.items():
+            ours = self._candidates.setdefault(key, theirs)
+            if ours is not theirs:
+                first = min(ours, theirs, key=lambda one: one.first)
+                votes = ours.votes + theirs.votes
+                self._candidates[key] = msgspec.structs.replace(first, votes=votes)
+        self._succeeded += other._succeeded
+        self._failed += other._failed
+        self._unnamed += other._unnamed
+        self._without.merge(other._without)
 
     def result(self) -> Aggregate:
         """See Accumulator."""
-        votes = dict(_shown(list(self._candidates.values())))
+        votes = dict(_shown(sorted(self._candidates.values(), key=lambda one: one.first)))
         cast = sum(votes.values()) + self._unnamed
         most = max(votes.values(), default=0)
         first = [label for label, count in votes.items() if count == most]
@@ -84,28 +101,63 @@ class Vote:
             "votes": votes,
             "share": most / cast if cast else 0.0,
         }
+        return Aggregate(
+            value=value,
+            succeeded=self._succeeded,
+            failed=self._failed,
+            notes=self._notes(len(first), most),
+        )
+
+    def _notes(self, first: int, most: int) -> list[str]:
         each = plural(most, "vote", "votes")
-        notes = [f"a tie of {len(first):,} answers with {each} each"] if is_tie else []
+        notes = [f"a tie of {first:,} answers with {each} each"] if first > 1 else []
         if self._failed:
             failed = plural(self._failed, "branch", "branches")
             notes.append(f"{failed} failed and did not vote")
-        return Aggregate(value=value, succeeded=self._succeeded, failed=self._failed, notes=notes)
+        if self._reader is not None:
+            notes += self._without.notes(f"answers have no {self._reader.name} and did not vote")
+        return notes
+
+    def _values(self, item: Item, output: str) -> dict[bytes, Any]:
+        """Return what an answer votes for, by what is compared; each value once."""
+        if self._reader is None:
+            value = answer_value(output, self._fields) if self._fields.is_typed else _read(output)
+            values = [value]
+        else:
+            values = self._reader.values(item, answer_value(output, self._fields))
+            if not values:
+                self._without.add(item)
+        return {self._key(value): value for value in values}
+
+    def _key(self, value: Any) -> bytes:
+        value = value.value if isinstance(value, _Written) else value
+        return identity(value if self._fields.is_typed else _comparable(value))
+
+    def _cast(self, key: bytes, value: Any, first: tuple[int, int], votes: int) -> None:
+        candidate = self._candidates.get(key)
+        if candidate is None or first < candidate.first:
+            made = _candidate(value, first, is_typed=self._fields.is_typed)
+            made.votes = 0 if candidate is None else candidate.votes
+            self._candidates[key] = candidate = made
+        candidate.votes += votes
 
 
 def value_key(value: Any) -> bytes:
     """Return what is equal for two values, JSON or text, that a vote would count as equal."""
-    return identity(_comparable(_value(value) if isinstance(value, str) else value))
+    value = _read(value) if isinstance(value, str) else value
+    return identity(_comparable(value.value if isinstance(value, _Written) else value))
 
 
-def normalised(answer: str) -> str:
-    """Return the form of a text in which it is compared."""
-    bare = answer.strip(_AROUND) or answer
-    return " ".join(bare.casefold().split())
+class _Written(msgspec.Struct, frozen=True):
+    """A number as a text has it, where that is not how JSON has it."""
+
+    text: str
+    value: float
 
 
-def _value(answer: str) -> Any:
+def _read(answer: str) -> Any:
     """Return the JSON value of an answer, or the answer itself."""
-    bare = answer.strip(_AROUND)
+    bare = unwrapped(answer)
     try:
         value = parse_json(answer)
     except ValueError:
@@ -115,18 +167,21 @@ def _value(answer: str) -> Any:
     return bare if value is None or isinstance(value, bool) else value
 
 
-def _number(bare: str) -> int | float | None:
+def _number(bare: str) -> int | float | _Written | None:
     """Return the number if a text has nothing else, as in ``**7**``, or None."""
+    plain = plain_signs(bare)
     try:
-        value = msgspec.json.decode(bare)
+        value = msgspec.json.decode(plain)
     except (msgspec.DecodeError, ValueError, RecursionError):
         return None
-    return value if isinstance(value, int | float) and not isinstance(value, bool) else None
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return None
+    return value if plain == bare else _Written(bare, value)
 
 
 def _comparable(value: Any) -> Any:
     if isinstance(value, str):
-        return normalised(value)
+        return folded(value)
     if isinstance(value, dict):
         return {key: _comparable(one) for key, one in value.items()}
     if isinstance(value, list):
@@ -134,30 +189,19 @@ def _comparable(value: Any) -> Any:
     return value
 
 
-def _candidate(value: Any) -> _Candidate:
-    if isinstance(value, str):
-        return _Candidate(label=_unwrapped(value), full=value.strip())
+def _candidate(value: Any, first: tuple[int, int], *, is_typed: bool) -> _Candidate:
+    if isinstance(value, _Written):
+        return _Candidate(label=value.text, full=value.text, first=first)
     full = json.dumps(value, ensure_ascii=False)
+    if isinstance(value, str):
+        label = value if is_typed else unwrapped(value)
+        return _Candidate(label=label, full=full if is_typed else value.strip(), first=first)
     only = next(iter(value.values())) if isinstance(value, dict) and len(value) == 1 else None
     if isinstance(only, str) and only.strip():
-        return _Candidate(label=only.strip(), full=full)
+        return _Candidate(label=only.strip(), full=full, first=first)
     if isinstance(only, int | float):
-        return _Candidate(label=json.dumps(only), full=full)
-    return _Candidate(label=full, full=full)
-
-
-def _unwrapped(text: str) -> str:
-    """Return a text without the marks that surround it; only whole pairs are removed."""
-    bare = text.strip()
-    for _ in range(_MOST_MARKS):
-        bare = bare.rstrip(_TRAILING) or bare
-        for left, right in _PAIRS.items():
-            if bare.startswith(left) and bare.endswith(right):
-                bare = bare[len(left) : -len(right)].strip() or bare
-                break
-        else:
-            break
-    return bare
+        return _Candidate(label=json.dumps(only), full=full, first=first)
+    return _Candidate(label=full, full=full, first=first)
 
 
 def _shown(candidates: list[_Candidate]) -> list[tuple[str, int]]:

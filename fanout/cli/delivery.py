@@ -18,7 +18,7 @@ from fanout.core.errors import BrokerError, FanoutError, RunError
 from fanout.core.records import ErrorKind, RunStatus
 from fanout.core.units import plural
 from fanout.inputs.documents.urls import shown_input
-from fanout.runs.output_files import answer_text
+from fanout.runs.answer_text import answer_text
 from fanout.runs.rows import output_row
 from fanout.runs.status import retry_help, truncation_notes
 from fanout.runs.tables.output_file import OutputFile
@@ -388,7 +388,7 @@ def _print(
         notes = [*truncation_notes(status), *notes]
         print_json({**status.to_dict(), "aggregated": aggregated, "notes": notes})
     elif aggregated is not None:
-        print_text(answer_text(aggregated))
+        print_text(answer_text(aggregated, run.spec.reduction))
     elif delivery.out is None and status.succeeded:
         if delivery.is_stopped and sys.stdout.isatty():
             answered = plural(status.succeeded, "branch has", "branches have")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-import unicodedata
+from collections import Counter
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -12,15 +12,16 @@ import msgspec
 
 from fanout.core.errors import SpecError
 from fanout.core.json_text import fenced, is_deeper, parse_json
+from fanout.core.label_text import OPENINGS, layers, loosened
 from fanout.core.reasoning import OWN_TAGS, PROMPTED_TAGS, without_reasoning
 from fanout.core.strict_schema import WRAPPED, native_schema, without_filled_nulls
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from fanout.core.strict_schema import Dialect, NativeSchema
 
-__all__ = ["AnswerShape", "WrongShapeError", "checked_schema", "folded", "shape_of"]
+__all__ = ["AnswerShape", "WrongShapeError", "checked_schema", "shape_of"]
 
 # Characters of an invalid value that a message quotes.
 _SHOWN_CHARS = 100
@@ -34,10 +35,6 @@ _DEEPEST = 200
 _DRAFTS = re.compile(
     r"https?://json-schema\.org/(draft-0[467]|draft/(2019-09|2020-12))/schema#?", re.ASCII
 )
-# What may surround a label that is the same without it, and what models put around one.
-_AROUND_LABELS = " \t\r\n\"'.!,;:()[]\u201c\u201d\u2018\u2019\u3002"
-_MARKUP = f"{_AROUND_LABELS}`*_"
-_MINUS = "\u2212"
 
 
 class WrongShapeError(ValueError):
@@ -66,13 +63,9 @@ class AnswerShape:
         return _validator(self.schema)
 
     @cached_property
-    def _labels(self) -> dict[str, str]:
-        """The labels by their folded form, where that is unique."""
-        forms: dict[str, str] = {}
-        for label in self.choices:
-            form = folded(label)
-            forms[form] = "" if form in forms else label
-        return {form: label for form, label in forms.items() if label}
+    def _labels(self) -> tuple[dict[str, str], ...]:
+        """The labels by each of their forms, the strictest first, where that form is unique."""
+        return tuple(_unique(self.choices, form) for form in (str, _without_case, loosened))
 
     def native(self, dialect: Dialect) -> NativeSchema | None:
         """Return the schema in the form of a provider; None if it cannot express it."""
@@ -103,8 +96,8 @@ class AnswerShape:
     def is_beginning(self, answer: str) -> bool:
         """Say whether a label that was cut off may be the beginning of another one."""
         text = without_reasoning(answer.strip(), OWN_TAGS + PROMPTED_TAGS).strip()
-        begin, label = folded(text.strip(_MARKUP)), self.checked(answer)
-        return any(folded(one).startswith(begin) for one in self.choices if one != label)
+        begin, label = loosened(text.lstrip(OPENINGS)), self.checked(answer)
+        return any(loosened(one).startswith(begin) for one in self.choices if one != label)
 
     def _json(self, answer: str) -> str:
         try:
@@ -133,9 +126,12 @@ class AnswerShape:
 
     def _found(self, text: str) -> Iterator[str | None]:
         """Yield the labels that a text may mean, the surest first."""
-        yield text if text in self.choices else None
-        yield self._labels.get(folded(text))
-        yield self._labels.get(folded(text.strip(_MARKUP)))
+        exact, without_case, loose = self._labels
+        forms = list(layers(text))
+        yield from map(exact.get, forms)
+        yield from map(without_case.get, map(_without_case, forms))
+        yield loose.get(loosened(text))
+        yield loose.get(loosened(text.lstrip(OPENINGS)))
 
     def _label(self, answer: str) -> str:
         text = without_reasoning(answer.strip(), OWN_TAGS + PROMPTED_TAGS).strip()
@@ -180,10 +176,13 @@ def _no_document(uri: str) -> Any:
     raise ValueError(msg)
 
 
-def folded(label: str) -> str:
-    """Return what is the same for spellings of a label that differ in case, spaces and quotes."""
-    bare = unicodedata.normalize("NFKC", label).strip(_AROUND_LABELS).replace(_MINUS, "-")
-    return " ".join(bare.casefold().split()) or label
+def _without_case(label: str) -> str:
+    return " ".join(label.casefold().split())
+
+
+def _unique(labels: Sequence[str], form: Callable[[str], str]) -> dict[str, str]:
+    counts = Counter(map(form, labels))
+    return {form(label): label for label in labels if counts[form(label)] == 1}
 
 
 def _listed(labels: Sequence[str]) -> str:

@@ -32,6 +32,8 @@ READING = frozenset({
     "where",
 })  # fmt: skip
 
+# The reduces that go by one field.
+_BY_ONE = ("vote", "rank", "top", "merge")
 # The splitters that fill chunks up to a size.
 _SIZED_SPLITS = ("tokens", "markdown", "sentences")
 
@@ -68,7 +70,14 @@ CONFLICTS = (
               "aggregate_prompt out"),
     FieldRule(("group_by",), ("reduce", "aggregate_prompt"),
               lambda spec: not spec.group_by or spec.reduction != "none",
-              "group_by: needs a reduce (concat, merge, vote, rank or llm)"),
+              "group_by: needs a reduce (concat, merge, vote, rank, top, table or llm)"),
+    FieldRule((), (), lambda spec: spec.reduce != "table" or bool(spec.by or spec.measures),
+              "by: reduce 'table' needs by or measures"),
+    FieldRule((), (), lambda spec: len(spec.by) <= 1 or spec.reduction not in _BY_ONE,
+              "by: reduce {spec.reduction!r} goes by one field (got {spec.by!r}); only a table goes "
+              "by several"),
+    FieldRule((), (), lambda spec: spec.reduce != "table" or not {*spec.by} & {*spec.measures},
+              "by: a name is also a measure (got {spec.by!r}); write output.NAME or column.NAME"),
     FieldRule(("group_by",), ("prompt",),
               lambda spec: spec.group_by not in ("aspect", "fanout.aspect") or bool(spec.aspects),
               "group_by: 'aspect' needs aspects, and there are none (a column of this name is "
@@ -107,6 +116,16 @@ RULES = (
               lambda spec: spec.samples > 1 or len(spec.models) > 1,
               "has no effect on a single answer for each chunk; leave it out, or give samples "
               "(more than 1) or several models"),
+    FieldRule(("by",), ("reduce", "aggregate_prompt"),
+              lambda spec: spec.reduction in (*_BY_ONE, "table"),
+              "has no effect with reduce {spec.reduction!r}; leave it out, or choose another reduce "
+              "(vote, rank, top, merge or table)"),
+    FieldRule(("measures",), ("reduce", "aggregate_prompt"), lambda spec: spec.reduction == "table",
+              "has no effect with reduce {spec.reduction!r}; leave it out, or choose reduce table"),
+    FieldRule(("k",), ("reduce", "aggregate_prompt"),
+              lambda spec: spec.reduction in ("rank", "top"),
+              "has no effect with reduce {spec.reduction!r}; leave it out, or choose another reduce "
+              "(top or rank)"),
     FieldRule(("output_format",), ("schema", "choices"),
               lambda spec: not (spec.schema or spec.choices),
               "has no effect with schema or choices, which say more; leave it out"),

@@ -19,6 +19,7 @@ ALIASES = {
     "aggregate": "aggregate_prompt",
     "aspect": "aspects",
     "label": "labels",
+    "measure": "measures",
     "timeout": "timeout_s",
     "deadline": "deadline_s",
     "parse_timeout": "parse_timeout_s",

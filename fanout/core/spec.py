@@ -20,6 +20,7 @@ from pydantic import (
     model_validator,
 )
 
+from fanout.core.aggregate_fields import AggregateFields
 from fanout.core.answer_fields import Choices, Schema, SchemaField
 from fanout.core.answer_types import UNTYPED, AnswerTypes, types_of
 from fanout.core.errors import SpecError
@@ -59,10 +60,10 @@ __all__ = [
 ]
 
 SplitName = Literal["none", "lines", "tokens", "markdown", "sentences"]
-ReduceName = Literal["none", "concat", "merge", "vote", "rank", "llm"]
+ReduceName = Literal["none", "concat", "merge", "vote", "rank", "top", "table", "llm"]
 
 
-class RunSpec(SchemaField):
+class RunSpec(SchemaField, AggregateFields):
     """One fan-out / fan-in job.
 
     Attributes:
@@ -122,6 +123,10 @@ class RunSpec(SchemaField):
         aggregate_prompt: The template of the LLM aggregate; ``{input}`` is the joined outputs.
         aggregate_max_tokens: The longest answer of an LLM aggregate, in tokens; see ``max_tokens``.
         group_by: ``document``, ``aspect`` or the name of a column: one aggregate for each value.
+        by: What a vote, rank, top, merge or table goes by: fields of answers, columns, or origins; see
+            ``fanout.core.answer_parts``.
+        measures: What a table has of each group: ``count``, ``share``, ``mean:FIELD`` and so on.
+        k: How many answers a ``top`` has (None is 10), or a ``rank`` (None is all).
         context_tokens: The model's context window; None takes the known one, or a safe guess.
         min_success: The share of branches (0 to 1) that must succeed. A run in which no branch
             succeeds has failed, even with 0.

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fanout.core.errors import InputError, SpecError
 from fanout.core.field_effects import READING
+from fanout.inputs.aggregate_checks import part_columns, require_parts
 from fanout.inputs.documents import STDIN, FileSource, Items, Notice, counted, log_notice
 from fanout.inputs.documents.files import RUN
 from fanout.inputs.documents.past_runs import RUN_TEXT_COLUMN
@@ -83,7 +84,8 @@ def checked_documents(
 
     Raises:
         PromptError: A prompt is wrong, or has a name that is unknown or ambiguous.
-        SpecError: ``group_by``, ``labels``, ``id_column`` or ``where`` names no column.
+        SpecError: ``group_by``, ``by``, ``measures``, ``labels``, ``id_column`` or ``where`` names no
+            column.
         InputError: There is no document, a source cannot be read, or ``strict`` refuses it.
     """
     templates = templates_of(spec)
@@ -107,7 +109,8 @@ def checked_documents(
     if spec.strict:
         _refuse_losses(None if again is None else chosen(again()), warnings)
     needed = frozenset[str]().union(*(one.columns(BRANCH_NAMES) for one in templates))
-    needed |= group_column(spec) | names.columns | selection.columns | {*spec.labels.values()}
+    needed |= group_column(spec) | part_columns(spec) | names.columns | selection.columns
+    needed |= {*spec.labels.values()}
     stream = read()
     head, columns = _head(stream, needed, source)
     if needed - columns and source.is_lasting:
@@ -115,6 +118,7 @@ def checked_documents(
     text_columns = _text_columns(spec) if source.uses("text_column") else frozenset()
     require_prompts(templates, columns, text_column=spec.text_column, text_columns=text_columns)
     require_group(spec, columns)
+    require_parts(spec, columns)
     require_labels(spec, columns, text_columns=text_columns)
     names.require(columns)
     selection.require(columns)
@@ -142,6 +146,7 @@ def files_for_workers(spec: RunSpec, *, notify: Notify = log_notice) -> FilesToR
     for template in templates_of(spec):
         template.require(BRANCH_NAMES)
     require_group(spec, frozenset())
+    require_parts(spec, frozenset())
     require_labels(spec, frozenset())
     warnings, notify_and_keep = _kept(notify)
     base = Path(spec.base_dir or "")

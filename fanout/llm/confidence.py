@@ -7,7 +7,8 @@ import math
 import re
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from fanout.core.answer_shape import WrongShapeError, folded
+from fanout.core.answer_shape import WrongShapeError
+from fanout.core.label_text import OPENINGS, loosened, unwrapped
 from fanout.core.reasoning import OWN_TAGS, PROMPTED_TAGS, without_reasoning
 from fanout.llm.base import Token
 
@@ -132,13 +133,14 @@ def _located(text: str, label: str) -> tuple[int, int, bool] | None:
             value = json.loads(found[0], strict=False)
         except ValueError:
             continue
-        if folded(value) == folded(label):
+        if loosened(value) == loosened(label):
             return at + found.start() + 1, at + found.end() - 1, True
-    bare = rest.strip(_AROUND.decode()) or rest
-    if folded(label) not in {folded(rest), folded(bare)}:
-        return None
-    at += rest.find(bare)
-    return at, at + len(bare), False
+    for form in (rest, rest.lstrip(OPENINGS)):
+        if loosened(form) == loosened(label):
+            bare = unwrapped(form)
+            at += rest.find(bare)
+            return at, at + len(bare), False
+    return None
 
 
 class _Step(NamedTuple):
@@ -237,12 +239,15 @@ class _Labels:
 
     def _ways(self, step: _Step, text: bytes) -> set[bytes]:
         """Return the beginnings of a label that an answer may have with a token."""
-        ways = {text.removeprefix(step.lead)}
-        if not step.before:
-            # A label may begin within a token, behind other signs than it did here.
-            ways.add(text.lstrip(_AROUND))
-        ways = {step.before + way for way in ways if way}
-        return {way.lower() for way in ways} if self._is_folded else ways
+        way, bare = step.before + text.removeprefix(step.lead), text.lstrip(_AROUND)
+        if self._is_folded:
+            way, bare = way.lower(), bare.lower()
+        ways = {way, bare}
+        # A label may begin within a token, behind other signs than it did here; but the first sign of
+        # `.NET` is its own.
+        if step.before or any(way and form.startswith(way) for form in self._forms.values()):
+            ways = {way}
+        return ways - {b""}
 
     def _ends(self, form: bytes, way: bytes, begun: set[str]) -> bool:
         """Say whether an answer that is ``way`` so far is a label with something behind it."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from fanout.report.text import cut, one_line
+from fanout.runs.answer_text import cell_words
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -15,7 +16,15 @@ if TYPE_CHECKING:
     from fanout.aggregators import Aggregate
     from fanout.runs.status import StoredResult
 
-__all__ = ["Ranking", "ShownAggregate", "ShownAggregates", "VoteTable", "Votes", "aggregates"]
+__all__ = [
+    "Ranking",
+    "ShownAggregate",
+    "ShownAggregates",
+    "ShownTable",
+    "VoteTable",
+    "Votes",
+    "aggregates",
+]
 
 # The page must open on a phone. It says what it omits, and `fanout results` prints everything.
 _CHARS = 120_000
@@ -23,6 +32,7 @@ _GROUPS = 200
 _CROSSED = 8
 _VOTE_ROWS = 50
 _RANK_ROWS = 100
+_TABLE_ROWS = 200
 _CELL_CHARS = 300
 _NOTE_CHARS = 1000
 _NOTES = 10
@@ -70,8 +80,17 @@ class Ranking:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class ShownTable:
+    """A table: the names of its columns, its first rows with cells and whether each is a number."""
+
+    names: list[str]
+    rows: list[list[tuple[str, bool]]]
+    count: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ShownAggregate:
-    """An aggregate as the page shows it: votes, a ranking, a text, or other JSON, indented.
+    """An aggregate as the page shows it: votes, a ranking, a table, text, or other JSON, indented.
 
     Attributes:
         group: The name of its group; None if the run has no groups.
@@ -84,6 +103,7 @@ class ShownAggregate:
     notes: list[str]
     votes: Votes | None = None
     ranking: Ranking | None = None
+    table: ShownTable | None = None
     text: str | None = None
     json: str | None = None
 
@@ -141,8 +161,10 @@ def _aggregates(
 def _value(one: Aggregate, reduction: str, budget: _CharBudget) -> dict[str, Any]:
     if reduction == "vote" and one.value is not None:
         return {"votes": _votes(one.value, budget)}
-    if reduction == "rank" and one.value is not None:
+    if reduction in ("rank", "top") and one.value is not None:
         return {"ranking": _ranking(one.value, budget)}
+    if reduction == "table" and one.value is not None:
+        return {"table": _table(one.value, budget)}
     if isinstance(one.value, str):
         return {"text": budget.take(one.value)}
     return {"json": budget.take(_json(one.value))}
@@ -179,6 +201,19 @@ def _ranking(value: list[dict[str, Any]], budget: _CharBudget) -> Ranking:
         for row in value[:_RANK_ROWS]
     ]
     return Ranking(rows=rows, count=len(value))
+
+
+def _table(value: list[dict[str, Any]], budget: _CharBudget) -> ShownTable:
+    names = list(value[0]) if value else []
+    rows = [[_cell(row[name], budget) for name in names] for row in value[:_TABLE_ROWS]]
+    return ShownTable(names=[budget.take_line(name) for name in names], rows=rows, count=len(value))
+
+
+def _cell(value: Any, budget: _CharBudget) -> tuple[str, bool]:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if value is None or is_number:
+        return budget.take(f"{value:,}" if isinstance(value, int) else cell_words(value)), is_number
+    return budget.take_line(cell_words(value)), False
 
 
 def _branch(row: dict[str, Any]) -> str:

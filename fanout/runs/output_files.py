@@ -19,27 +19,13 @@ if TYPE_CHECKING:
 
     from fanout.runs.results import Output
 
-__all__ = ["RESULTS", "OutputFolder", "answer_text"]
+__all__ = ["RESULTS", "OutputFolder"]
 
 # Locked while a command writes to the folder.
 _LOCK = ".fanout.lock"
 RESULTS = frozenset(
     {"outputs.jsonl", "errors.jsonl", "aggregated.txt", "aggregated.json", "run.json"}
 )
-
-
-def answer_text(aggregated: Any) -> str:
-    """Return an aggregate as text: text unchanged, groups under headings, other values as JSON."""
-    if isinstance(aggregated, str):
-        return aggregated
-    is_grouped_text = (
-        isinstance(aggregated, dict)
-        and aggregated
-        and all(isinstance(value, str) for value in aggregated.values())
-    )
-    if is_grouped_text:
-        return "\n\n".join(f"## {group}\n\n{text}" for group, text in aggregated.items())
-    return _pretty(aggregated)
 
 
 class OutputFolder:

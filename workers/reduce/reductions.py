@@ -9,8 +9,10 @@ import msgspec
 
 from fanout.aggregators import (
     Aggregate,
+    Fields,
     Item,
     Part,
+    TooLargeError,
     aggregate_groups,
     group_key,
     leaf_parts,
@@ -51,8 +53,26 @@ def reduce(context: WorkerContext, run: RunRecord, stage_id: StageId, spec: RunS
     elif spec.reduction == "llm":
         _reduce_by_calls(context, run, stage_id, spec)
     else:
-        items = _items(context, run_id, spec)
-        _end(context, run_id, StoredResult(aggregates=aggregate_groups(spec.reduction, items)))
+        _aggregate(context, run_id, spec)
+
+
+def _aggregate(context: WorkerContext, run_id: str, spec: RunSpec) -> None:
+    """End a run with an aggregate that no call is made for."""
+    fields = Fields(
+        by=spec.by,
+        measures=spec.measures,
+        k=spec.k,
+        schema=spec.schema,
+        choices=spec.choices,
+        model=spec.model,
+    )
+    items = _items(context, run_id, spec)
+    try:
+        made = aggregate_groups(spec.reduction, items, fields, most_chars=_MAX_RESULT_BYTES)
+    except TooLargeError:
+        _end(context, run_id, StoredResult(), problem=_too_large(run_id))
+    else:
+        _end(context, run_id, StoredResult(aggregates=made))
 
 
 def _end(
@@ -62,13 +82,17 @@ def _end(
     if len(data) > _MAX_RESULT_BYTES:
         # The server accepts no larger value. The answers themselves remain in the store.
         data = msgspec.json.encode(StoredResult(errors=result.errors))
-        problem = (
-            f"the aggregate is larger than {_MAX_RESULT_BYTES / 1e6:,.0f} MB: use another one, or "
-            f"`fanout results {run_id} --out DIR`, which has all answers"
-        )
+        problem = _too_large(run_id)
     context.connections.store.put_result(run_id, data)
     status = RunStatus.FAILED if problem else RunStatus.SUCCEEDED
     end_run(context, run_id, status, error=problem)
+
+
+def _too_large(run_id: str) -> str:
+    return (
+        f"the aggregate is larger than {_MAX_RESULT_BYTES / 1e6:,.0f} MB: use another one (such as "
+        f"reduce table, or rank with k), or `fanout results {run_id} --out DIR`, which has all answers"
+    )
 
 
 def end_run(
@@ -111,6 +135,7 @@ def _items(context: WorkerContext, run_id: str, spec: RunSpec) -> Iterator[Item]
             ),
             output=outcome.output,
             votes=outcome.votes,
+            columns=chunk.columns,
         )
 
 

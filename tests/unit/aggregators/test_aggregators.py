@@ -24,6 +24,8 @@ from fanout.aggregators import (
 from fanout.core.errors import SpecError
 from fanout.core.tokens import estimate_tokens
 
+ALL = ["concat", "merge", "vote", "rank", "top", "table"]
+
 
 def items(outputs, **fields):
     return [
@@ -40,7 +42,7 @@ def aggregate(name, outputs, **fields):
     return aggregate_groups(name, items(outputs, **fields))[""]
 
 
-@pytest.mark.parametrize("name", ["concat", "merge", "vote", "rank"])
+@pytest.mark.parametrize("name", ALL)
 def test_every_aggregator_counts_failed_branches_and_names_them(name):
     made = aggregate(name, ['{"score": 1}', None, None])
     assert (made.succeeded, made.failed) == (1, 2)
@@ -48,7 +50,7 @@ def test_every_aggregator_counts_failed_branches_and_names_them(name):
     assert "failed" in made.notes[0]
 
 
-@pytest.mark.parametrize("name", ["concat", "merge", "vote", "rank"])
+@pytest.mark.parametrize("name", ALL)
 def test_every_aggregator_takes_nothing_at_all(name):
     made = make_accumulator(name).result()
     assert (made.succeeded, made.failed, made.notes) == (0, 0, [])
@@ -160,6 +162,10 @@ def test_the_majority_wins_regardless_of_case_and_punctuation():
         (["a (b)", "[draft] b", "..."], {"a (b)": 1, "[draft] b": 1, "...": 1}),
         (["True", "true", "null"], {"True": 2, "null": 1}),
         (['{"a":', '{"a": '], {'{"a":': 2}),
+        ([".NET", "NET", "**.NET**", "net."], {".NET": 2, "NET": 2}),
+        (["C++", "C#", "C", "A*", "A", "*A*"], {"C++": 1, "C#": 1, "C": 1, "A*": 1, "A": 2}),
+        (["\u22125", "-5", "7,9", "79", "7.9"], {"\u22125": 2, "7,9": 1, "79": 1, "7.9": 1}),
+        (["(a) or (b)", "a) or (b"], {"(a) or (b)": 1, "a) or (b": 1}),
     ],
 )  # fmt: skip
 def test_votes_are_compared_as_values_and_shown_whole(outputs, votes):
@@ -208,6 +214,24 @@ def test_votes_add_up(outputs):
         ("9" * 400, None),
         ('{"score": ' + "9" * 400 + "}", None),
         ('{"score": NaN}', None),
+        ("\u22125", -5),
+        ("Score: \u22127,5", -7.5),
+        ("7,9", 7.9),
+        ("Score: 7,9/10", 7.9),
+        ("7,900", 7900),
+        ("0,900", 0.9),
+        ("12,3456 points", 12.3456),
+        ("1.234,5", 1234.5),
+        ("1,234.5", 1234.5),
+        ("1,2,3", 1),
+        (".5", 0.5),
+        ("1.5e3", 1500),
+        ("1e400", None),
+        ('{"score": 1e400}', None),
+        ("\u0667", 7),
+        ("\u0667\u066b\u0665", 7.5),
+        ("123456789012345678901", 123456789012345678901),
+        ('{"score": 9007199254740993}', 9007199254740993),
         ('{"score": null, "max": 10}', None),
         ('Sure! {"score": null, "max": 10}', None),
         ('{"max": 10, "Score": 3}', 3),

@@ -108,6 +108,29 @@ def test_a_choice_is_stored_as_the_bare_label(answer, label):
 
 
 @pytest.mark.parametrize(
+    ("labels", "answers"),
+    [
+        ((".NET", "NET"), {".NET": ["**.net**", ".NET."], "NET": ["net.", '"NET"']}),
+        (("A*", "A"), {"A*": ["A*", "a*.", "**A***", "`A*`"], "A": ["**A**", "*a*", "A."]}),
+        (("C", "C#", "C++"), {"C#": ["c#."], "C++": ["**C++**"], "C": ["(c)"]}),
+        (("Yes!", "Yes"), {"Yes!": ["**Yes!**", "yes!"], "Yes": ["yes", "Yes."]}),
+        (("a", "A"), {"a": ["'a'"], "A": ["**A**"]}),
+        (("(a)", "(b)"), {"(a)": ["a", "(A)."], "(b)": ["**b**"]}),
+        (("-5", "\u22125", "7,9", "79"), {"\u22125": ["\u22125."], "7,9": ['"7,9"'], "79": ["79"]}),
+    ],
+)
+def test_labels_that_differ_by_a_mark_are_told_apart(labels, answers):
+    for label, some in answers.items():
+        assert [shape_of(None, labels).checked(answer) for answer in some] == [label] * len(some)
+
+
+@pytest.mark.parametrize("answer", ["A", "NET", "c", "9"])
+def test_a_label_without_its_mark_is_none_of_the_choices(answer):
+    with pytest.raises(WrongShapeError, match="none of the choices"):
+        shape_of(None, ("A*", ".NET", "C++", "7,9")).checked(answer)
+
+
+@pytest.mark.parametrize(
     "answer", ["neutral", "", "positive or negative", '{"a": 1, "b": 2}', "C#"]
 )
 def test_what_is_none_of_the_choices_names_them(answer):
@@ -124,11 +147,11 @@ def test_what_is_none_of_the_choices_names_them(answer):
         (("7,9", "79"), {"7,9": "7,9", '"7,9"': "7,9", "79": "79"}),
         (("true", "false"), {"true": "true", '{"answer": false}': "false", "True": "true"}),
         (("A*", "A", "B"), {"A*": "A*", "A": "A", "**B**": "B"}),
-        (("A*", "B"), {"A*": "A*", "**A***": None, "A": None}),
+        (("A*", "B"), {"A*": "A*", "**A***": "A*", "A": None}),
         (('5" disk', "it's"), {'5" disk': '5" disk', "it's": "it's", '"it\'s"': "it's"}),
         (("caf\u00e9", "the"), {"cafe\u0301": "caf\u00e9", "CAF\u00c9": "caf\u00e9"}),
         (("stra\u00dfe", "weg"), {"STRASSE": "stra\u00dfe"}),
-        (("A.", "A"), {"A.": "A.", "A": "A", "a": None}),
+        (("A.", "A"), {"A.": "A.", "A": "A", "a": "A", "**a.**": "A."}),
         (("none of these", "null"), {"null": "null", "none of these": "none of these"}),
     ],
 )

@@ -56,6 +56,11 @@ SOMETIMES: dict[str, tuple[Any, list[Any], list[Any]]] = {
                              [{}, {"reduce": "none"}, {"reduce": "vote"}]),
     "context_tokens": (999, [SUMMED], [{}, {"reduce": "concat"}]),
     "aggregate_schema": (STRING, [SUMMED], [{}, {"reduce": "vote"}]),
+    "by": ("x", [{"reduce": name} for name in ("vote", "rank", "top", "merge", "table")],
+           [{}, {"reduce": "none"}, {"reduce": "concat"}, SUMMED]),
+    "measures": ("count", [{"reduce": "table"}], [{}, {"reduce": "vote"}, SUMMED]),
+    "k": (3, [{"reduce": "top"}, {"reduce": "rank"}],
+          [{}, {"reduce": "vote"}, {"reduce": "table", "measures": "count"}, SUMMED]),
     "output_format": ("json", [{}], [{"choices": "a,b"}, {"schema": STRING}]),
     "max_reasks": (1, [{"choices": "a,b"}, {"schema": STRING}], [{}]),
     "certainty": (0.9, [{"samples": 2}], [{}, {"samples": 1}]),
@@ -110,7 +115,7 @@ def test_a_field_without_effect_is_refused_in_the_words_of_its_caller(
     value = SOMETIMES[name][0]
     default = default_of(name)
     # Also at the default: somebody expects something of it.
-    for one in [value] if default is None else [value, default]:
+    for one in [value] if default in (None, ()) else [value, default]:
         fields = {**JOB, **beside, name: one}
         # Python: nothing is started for it.
         with Client() as client, pytest.raises(SpecError, match=rf"\b{name}: has no effect"):
@@ -180,6 +185,9 @@ OVERRULED: list[tuple[dict[str, Any], list[str], set[str]]] = [
      {"aspects", "group_by"}),
     ({**ASPECTS, "reduce": "vote", "group_by": "document"}, ["--prompt", "{input}"], {"aspects"}),
     ({}, ["--aspect", "a={input}"], {"prompt"}),
+    ({"reduce": "table", "by": ("x",), "measures": ("count",)}, ["--reduce", "vote"], {"measures"}),
+    ({"reduce": "top", "by": ("x",), "k": 3}, ["--reduce", "none"], {"by", "k"}),
+    ({"reduce": "rank", "by": ("x",), "k": 3}, ["--aggregate", "{input}"], {"reduce", "by", "k"}),
     ({**SUMMED, "base_wait_s": 3}, ["--max-attempts", "1"], {"base_wait_s"}),
     ({"retries": {"base_wait_s": 99, "max_wait_s": 3}}, ["--max-attempts", "1"],
      {"base_wait_s", "max_wait_s"}),

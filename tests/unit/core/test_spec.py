@@ -333,6 +333,7 @@ VALUES = {
     "aggregate_max_tokens": 9, "group_by": "document", "context_tokens": 999, "min_success": 0.5,
     "max_workers": 3, "priority": 2, "timeout_s": 7, "deadline_s": 9, "strict": True, "max_attempts": 2,
     "max_elapsed_s": 8, "base_wait_s": 1, "max_wait_s": 5, "requests_per_minute": 6,
+    "by": "sentiment", "measures": "count,mean:stars", "k": 3,
     "tokens_per_minute": 7, "aspects": {"a": "{input}"}, "models": ["fake", "fake?seed=2"],
     "labels": "gold",
     "fallback": ["fake?seed=3"],
@@ -340,6 +341,9 @@ VALUES = {
 # What a field needs beside it to have an effect.
 NEEDS: dict[str, dict[str, Any]] = {
     "group_by": {"reduce": "vote"},
+    "by": {"reduce": "vote"},
+    "measures": {"reduce": "table"},
+    "k": {"reduce": "top"},
     "chunk_tokens": {"split": "tokens"},
     "chunk_overlap_tokens": {"split": "tokens"},
     "aggregate_max_tokens": {"aggregate_prompt": "{input}"},

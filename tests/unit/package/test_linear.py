@@ -20,10 +20,12 @@ import pytest
 
 import fanout
 import workers
-from fanout.aggregators import make_accumulator, score_of
+from fanout.aggregators import Fields, make_accumulator, score_of
 from fanout.aggregators.base import Item
 from fanout.core.errors import LLMError, PromptError
 from fanout.core.json_text import parse_json
+from fanout.core.label_text import layers
+from fanout.core.numbers import number_of_text
 from fanout.core.redaction import redacted
 from fanout.inputs.documents.json_rows import read_json, read_jsonl
 from fanout.inputs.documents.tables import detect_table, read_table
@@ -162,7 +164,7 @@ def quietly(do, *errors):
 
 def aggregated(name):
     def run(text):
-        accumulator = make_accumulator(name)
+        accumulator = make_accumulator(name, Fields(by=("output",)))
         for output in (text, text[:-1]):
             accumulator.add(Item(index=0, document="d", output=output))
         accumulator.result()
@@ -203,7 +205,9 @@ READERS = {
     "score_of": score_of,
     "redacted": redacted,
     "template": quietly(lambda text: Template.parse(text).require(["input"]), PromptError),
-    **{name: aggregated(name) for name in ("vote", "merge", "rank", "concat")},
+    **{name: aggregated(name) for name in ("vote", "merge", "rank", "concat", "table", "top")},
+    "layers": lambda text: list(layers(text)),
+    "number_of_text": number_of_text,
     "sentences": split("sentences", 100),
     "sentences, large chunks": split("sentences", 1_000_000),
     "tokens": split("tokens", 100),

@@ -1,0 +1,175 @@
+"""The aggregator that counts and measures groups of answers, as rows of a table."""
+
+from __future__ import annotations
+
+from itertools import product
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from fanout.aggregators.base import LEFT_OUT, Aggregate, NameSample
+from fanout.aggregators.exact import ExactNumbers
+from fanout.aggregators.parts import Fields, PartReader, answer_value
+from fanout.core.json_text import identity
+from fanout.core.measures import measure_of
+from fanout.core.numbers import as_number, number_of_text
+
+if TYPE_CHECKING:
+    from typing import Self
+
+    from fanout.aggregators.base import Item
+
+__all__ = ["Table"]
+
+_ALL = Fields()
+_NULL = b"null"
+# The order of kinds of values in a column.
+_NUMBER, _TEXT, _TRUTH, _LIST, _OBJECT, _NOTHING = range(6)
+
+
+class _Row:
+    """The answers with the same values."""
+
+    def __init__(self, fields: int) -> None:
+        self.count = 0
+        self.numbers = [ExactNumbers() for _ in range(fields)]
+
+    def merge(self, other: _Row) -> None:
+        self.count += other.count
+        for ours, theirs in zip(self.numbers, other.numbers, strict=True):
+            ours.merge(theirs)
+
+
+class Table:
+    """Counts answers by the values of some parts, and measures numbers in others.
+
+    The value is a list of rows: objects with the parts of ``by`` and the measures (else ``count``), under
+    their names. Without ``by`` there is one row. ``share`` is that of all answers; ``mean``, ``min``,
+    ``max`` and ``sum`` are of the numbers in a part. Values are compared as JSON: ``1`` equals
+    ``1.0``, a list or object counts as a whole, and a missing part is null. A step ``*`` counts an
+    answer once for each different element of a list.
+
+    Rows are sorted by their values, column by column: numbers, then text, false and true, lists,
+    objects, and null last. Only rows are held, not answers.
+
+    Failed branches are left out and named in a note; values that are no numbers are left out of the
+    measures, and counted in a note.
+    """
+
+    def __init__(self, fields: Fields = _ALL) -> None:
+        self._fields = fields
+        self._by = [fields.reader(name) for name in fields.by]
+        self._measures = [measure_of(name) for name in fields.measures or ("count",)]
+        names = dict.fromkeys(one.field for one in self._measures if one.field)
+        self._measured = [fields.reader(name) for name in names]
+        self._rows: dict[tuple[bytes, ...], _Row] = {}
+        self._succeeded = 0
+        self._missing = NameSample()
+        self._without = [NameSample() for _ in self._by]
+        self._no_number = [NameSample() for _ in self._measured]
+
+    def add(self, item: Item) -> None:
+        """See Accumulator."""
+        if item.output is None:
+            self._missing.add(item)
+            return
+        self._succeeded += 1
+        answer = answer_value(item.output, self._fields)
+        numbers = [self._numbers(at, item, answer) for at in range(len(self._measured))]
+        keys = [self._keys(at, item, answer) for at in range(len(self._by))]
+        for key in product(*keys):
+            row = self._row(key)
+            row.count += 1
+            for taken, some in zip(row.numbers, numbers, strict=True):
+                for number in some:
+                    taken.add(number)
+
+    def merge(self, other: Self) -> None:
+        """See Accumulator."""
+        for key, row in other._rows.items():
+            self._row(key).merge(row)
+        self._succeeded += other._succeeded
+        self._missing.merge(other._missing)
+        samples = zip(
+            [*self._without, *self._no_number], [*other._without, *other._no_number], strict=True
+        )
+        for ours, theirs in samples:
+            ours.merge(theirs)
+
+    def result(self) -> Aggregate:
+        """See Accumulator."""
+        if not self._by and self._succeeded == 0:
+            self._row(())
+        rows = [([msgspec.json.decode(one) for one in key], row) for key, row in self._rows.items()]
+        rows.sort(key=lambda row: [_order(value) for value in row[0]])
+        return Aggregate(
+            value=[self._shown(values, row) for values, row in rows],
+            succeeded=self._succeeded,
+            failed=self._missing.count,
+            notes=self._notes(),
+        )
+
+    def _row(self, key: tuple[bytes, ...]) -> _Row:
+        row = self._rows.get(key)
+        if row is None:
+            row = self._rows[key] = _Row(len(self._measured))
+        return row
+
+    def _keys(self, at: int, item: Item, answer: Any) -> list[bytes]:
+        """Return the values of a column by which an answer is counted, each once."""
+        values = self._by[at].values(item, answer)
+        if not values:
+            self._without[at].add(item)
+            return [_NULL]
+        return list({identity(value): None for value in values})
+
+    def _numbers(self, at: int, item: Item, answer: Any) -> list[int | float]:
+        reader = self._measured[at]
+        values = reader.values(item, answer)
+        numbers = [_number(value, reader) for value in values]
+        found = [number for number in numbers if number is not None]
+        if not found or len(found) < len(numbers):
+            self._no_number[at].add(item)
+        return found
+
+    def _shown(self, values: list[Any], row: _Row) -> dict[str, Any]:
+        shown = dict(zip((reader.name for reader in self._by), values, strict=True))
+        numbers = dict(zip((one.name for one in self._measured), row.numbers, strict=True))
+        for measure in self._measures:
+            if measure.kind == "count":
+                shown[measure.name] = row.count
+            elif measure.kind == "share":
+                shown[measure.name] = row.count / self._succeeded if self._succeeded else 0.0
+            else:
+                shown[measure.name] = numbers[measure.field].measure(measure.kind)
+        return shown
+
+    def _notes(self) -> list[str]:
+        notes = self._missing.notes(LEFT_OUT)
+        for reader, sample in zip(self._by, self._without, strict=True):
+            notes += sample.notes(f"answers have no {reader.name}: counted as null")
+        for reader, sample in zip(self._measured, self._no_number, strict=True):
+            notes += sample.notes(
+                f"answers have no number in {reader.name}, or not only: left out of its measures"
+            )
+        return notes
+
+
+def _number(value: Any, reader: PartReader) -> int | float | None:
+    # The cells of a CSV file are text.
+    if isinstance(value, str) and reader.is_column:
+        return number_of_text(value)
+    return as_number(value)
+
+
+def _order(value: Any) -> tuple[int, Any]:
+    """Return what values of any JSON types are sorted by."""
+    if isinstance(value, bool):
+        return _TRUTH, value
+    if isinstance(value, int | float):
+        return _NUMBER, value
+    if isinstance(value, str):
+        return _TEXT, value
+    if value is None:
+        return _NOTHING, 0
+    return (_LIST if isinstance(value, list) else _OBJECT), identity(value)

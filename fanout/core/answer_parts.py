@@ -1,0 +1,181 @@
+"""The names of what answers are counted, ranked and grouped by: their fields, columns, and origin."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+import msgspec
+
+from fanout.core.cells import COLUMN, OWN
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["ANSWER", "EACH", "ORIGINS", "Part", "known_fields", "part_of", "schemas_at"]
+
+# The whole answer, and the prefix of its fields.
+ANSWER = "output"
+# Each element of a list, as a step of a path.
+EACH = "*"
+ORIGINS = ("document", "aspect", "model")
+_MOST_KNOWN = 200
+
+Source = Literal["answer", "origin", "column"]
+
+
+class Part(msgspec.Struct, frozen=True, kw_only=True):
+    """What a name stands for.
+
+    Attributes:
+        name: The name, as the user gave it.
+        sources: Where it is looked up; the first that has it counts.
+        path: The steps to it in the answer; empty for the whole answer.
+        key: Its name without a prefix, for a column or an origin.
+    """
+
+    name: str
+    sources: tuple[Source, ...]
+    path: tuple[str, ...] = ()
+    key: str = ""
+
+
+def part_of(
+    name: str, *, schema: Mapping[str, Any] | None = None, choices: tuple[str, ...] = ()
+) -> Part:
+    """Return what a name stands for.
+
+    ``output`` is the answer, ``output.NAME`` a field of it, ``column.NAME`` a column of the row, and
+    ``fanout.NAME`` the document, aspect or model. A plain name is a field of the answer if the schema
+    has it, or without a schema, if the answer does; else the document, aspect or model; else a column.
+
+    Args:
+        name: The name; points separate the steps to a nested field, and a step ``*`` is each element
+            of a list.
+        schema: The JSON Schema of answers, if they have one.
+        choices: The labels that answers are, if they are labels.
+    """
+    if name.startswith(COLUMN):
+        return Part(name=name, sources=("column",), key=name.removeprefix(COLUMN))
+    if name.startswith(OWN):
+        return Part(name=name, sources=("origin",), key=name.removeprefix(OWN))
+    if name == ANSWER or name.startswith(f"{ANSWER}."):
+        path = _steps(name)[1:]
+        return Part(name=name, sources=("answer",), path=path)
+    path = _steps(name)
+    sources: tuple[Source, ...] = ("origin",) if name in ORIGINS else ("column",)
+    if not choices and (schema is None or _is_open(schema)):
+        sources = ("answer", *sources)
+    elif schema is not None and schemas_at(schema, path[:1]):
+        sources = ("answer",)
+    return Part(name=name, sources=sources, path=path, key=name)
+
+
+def _steps(path: str) -> tuple[str, ...]:
+    return tuple(path.split("."))
+
+
+def schemas_at(schema: Mapping[str, Any], path: tuple[str, ...]) -> list[Mapping[str, Any]]:
+    """Return what a JSON Schema says of the value at a path; empty if there can be none.
+
+    An empty schema stands for any value: it is not known what is there.
+    """
+    found = _Definitions(schema).variants(schema)
+    definitions = _Definitions(schema)
+    for step in path:
+        found = [
+            variant
+            for one in found
+            for child in _children(one, step)
+            for variant in definitions.variants(child)
+        ]
+    return found
+
+
+def _children(schema: Mapping[str, Any], step: str) -> list[Any]:
+    if step == EACH:
+        items = schema.get("items", {})
+        is_list = "items" in schema or _may_be(schema, "array")
+        return [items] if is_list else []
+    properties = schema.get("properties") or {}
+    if step in properties:
+        return [properties[step]]
+    others = schema.get("additionalProperties", not properties)
+    if others is False or not _may_be(schema, "object"):
+        return []
+    return [others if isinstance(others, dict) else {}]
+
+
+def _may_be(schema: Mapping[str, Any], kind: str) -> bool:
+    kinds = schema.get("type")
+    if kinds is None:
+        return not {"enum", "const"} & schema.keys()
+    return kind in ([kinds] if isinstance(kinds, str) else kinds)
+
+
+def _is_open(schema: Mapping[str, Any]) -> bool:
+    """Say whether a schema allows fields that it does not name."""
+    return any(
+        _may_be(one, "object")
+        and (
+            bool(one.get("additionalProperties"))
+            or not (one.get("properties") or one.get("additionalProperties") is False)
+        )
+        for one in schemas_at(schema, ())
+    )
+
+
+class _Definitions:
+    """Resolves the references and alternatives of a schema."""
+
+    def __init__(self, root: Mapping[str, Any]) -> None:
+        self._root = root
+
+    def variants(self, schema: Any) -> list[Mapping[str, Any]]:
+        """Return a schema as one or several without references and alternatives."""
+        waiting: list[Any] = [schema]
+        seen: list[Any] = []
+        found: list[Mapping[str, Any]] = []
+        while waiting:
+            one = waiting.pop(0)
+            if one is True:
+                one = {}
+            if not isinstance(one, dict) or any(one is other for other in seen):
+                continue
+            seen.append(one)
+            parts = [
+                *(one.get("anyOf") or ()),
+                *(one.get("oneOf") or ()),
+                *(one.get("allOf") or ()),
+            ]
+            if isinstance(one.get("$ref"), str):
+                parts.append(self._target(one["$ref"]))
+            waiting += parts
+            if not parts or "properties" in one:
+                found.append(one)
+        return found
+
+    def _target(self, reference: str) -> Any:
+        target: Any = self._root
+        for step in reference.removeprefix("#").strip("/").split("/"):
+            name = step.replace("~1", "/").replace("~0", "~")
+            target = target.get(name, {}) if isinstance(target, dict) else {}
+            if not step:
+                return self._root
+        return target
+
+
+def known_fields(schema: Mapping[str, Any]) -> list[str]:
+    """Return the names of the fields that a JSON Schema has, nested ones with points."""
+    found: dict[str, None] = {}
+    waiting: list[tuple[str, ...]] = [()]
+    while waiting and len(found) < _MOST_KNOWN:
+        path = waiting.pop(0)
+        for one in schemas_at(schema, path):
+            for name in one.get("properties") or {}:
+                below = (*path, name)
+                if ".".join(below) not in found:
+                    found[".".join(below)] = None
+                    waiting.append(below)
+            if one.get("items") and path and path[-1] != EACH:
+                waiting.append((*path, EACH))
+    return list(found)

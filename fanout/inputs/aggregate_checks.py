@@ -1,0 +1,148 @@
+"""Checks of what a job's aggregate goes by, and measures, against its schema and its columns."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from fanout.core.answer_parts import ANSWER, ORIGINS, known_fields, part_of, schemas_at
+from fanout.core.cells import COLUMN, OWN
+from fanout.core.errors import SpecError
+from fanout.core.measures import measure_of
+from fanout.inputs.prompts import near_hint
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any
+
+    from fanout.core.answer_parts import Part
+    from fanout.core.spec import RunSpec
+
+__all__ = ["part_columns", "require_parts"]
+
+_NUMBERS = ("integer", "number")
+# A ranking also reads numbers in text, such as "8/10".
+_RANKED = (*_NUMBERS, "string")
+_NAMED = 30
+
+
+def part_columns(spec: RunSpec) -> frozenset[str]:
+    """Return the columns that a job's aggregate goes by, or measures."""
+    parts = [part for _, part, _ in _parts(spec)]
+    return frozenset(part.key for part in parts if part.sources == ("column",))
+
+
+def require_parts(spec: RunSpec, columns: frozenset[str]) -> None:
+    """Check that there is all that a job's aggregate goes by, and measures.
+
+    Args:
+        spec: The job.
+        columns: The columns of its input.
+
+    Raises:
+        SpecError: A field is not in the schema, or not of numbers; or a column is not in the input.
+    """
+    for field, part, kinds in _parts(spec):
+        problem = _problem(spec, part, kinds, columns)
+        if problem:
+            raise SpecError(problem, field=field)
+
+
+def _parts(spec: RunSpec) -> list[tuple[str, Part, tuple[str, ...]]]:
+    """Return each name with its field of the job, and the types that its values may have."""
+    is_ranked = spec.reduction in ("rank", "top")
+    kinds: tuple[str, ...] = _RANKED if is_ranked else ()
+    names = [("by", name.removeprefix("-") if is_ranked else name, kinds) for name in spec.by]
+    measures = (measure_of(name) for name in spec.measures)
+    names += [("measures", one.field, _NUMBERS) for one in measures if one.field]
+    return [
+        (field, part_of(name, schema=spec.schema, choices=spec.choices), kinds)
+        for field, name, kinds in names
+    ]
+
+
+def _problem(
+    spec: RunSpec, part: Part, kinds: tuple[str, ...], columns: frozenset[str]
+) -> str | None:
+    """Return why a part is not there, or not clear, or None."""
+    if part.sources == ("answer",):
+        return _problem_of_field(spec, part, kinds)
+    if "origin" in part.sources:
+        return _problem_of_origin(spec, part, kinds, columns)
+    if part.key in columns or "answer" in part.sources:
+        return None
+    if part.name.startswith(COLUMN):
+        known = [COLUMN + column for column in sorted(columns)]
+        listed = ", ".join(known) or "none"
+        return f"there is no column {part.key!r};{near_hint(part.name, known)} known: {listed}"
+    known = _known(spec, columns)
+    what = "answers are labels, and " if spec.choices else ""
+    listed = ", ".join(known[:_NAMED]) + (", ..." if len(known) > _NAMED else "")
+    hint = near_hint(part.name, known)
+    return f"{what}there is no field or column {part.name!r};{hint} known: {listed}"
+
+
+def _problem_of_origin(
+    spec: RunSpec, part: Part, kinds: tuple[str, ...], columns: frozenset[str]
+) -> str | None:
+    name, key = part.name, part.key
+    if key not in ORIGINS:
+        return f"there is no {name!r}; known: {', '.join(OWN + one for one in ORIGINS)}"
+    if key in columns and not name.startswith(OWN):
+        return (
+            f"{name!r} is not clear: the input has a column of this name; write {COLUMN}{name} "
+            f"for the column, or {OWN}{name} for fanout's own"
+        )
+    if "answer" in part.sources:
+        return None
+    if key == "aspect" and not spec.aspects:
+        return f"{name!r} needs aspects, and there are none"
+    return f"{name!r} is no number" if kinds else None
+
+
+def _known(spec: RunSpec, columns: frozenset[str]) -> list[str]:
+    fields = known_fields(spec.schema) if spec.schema else []
+    origins = [one for one in ORIGINS if one != "aspect" or spec.aspects]
+    return [*fields, *sorted(columns), *origins, ANSWER]
+
+
+def _problem_of_field(spec: RunSpec, part: Part, kinds: tuple[str, ...]) -> str | None:
+    """Return why a field of the answer cannot be used by its schema, or None."""
+    if spec.choices:
+        is_label = not part.path
+        if not is_label:
+            return f"answers are labels, which have no fields (got {part.name!r}); write {ANSWER}"
+        return (
+            None if not kinds or "string" in kinds else f"{part.name!r} is a label, and no number"
+        )
+    if spec.schema is None:
+        return None
+    found = schemas_at(spec.schema, part.path)
+    if not found:
+        known = known_fields(spec.schema)
+        listed = ", ".join(known[:_NAMED]) or f"none; write {ANSWER} for the answer itself"
+        path = ".".join(part.path)
+        return f"the schema has no field {path!r};{near_hint(path, known)} known: {listed}"
+    if kinds and not any(_may_be_one_of(one, kinds) for one in found):
+        return f"{part.name!r} is no number by the schema (its type: {_types(found)})"
+    return None
+
+
+def _may_be_one_of(schema: Mapping[str, Any], kinds: tuple[str, ...]) -> bool:
+    if "type" in schema:
+        types = schema["type"]
+        return bool({*kinds} & ({types} if isinstance(types, str) else {*types}))
+    values = schema.get("enum", [schema["const"]] if "const" in schema else None)
+    return values is None or any(_type(value) in kinds for value in values)
+
+
+def _type(value: object) -> str:
+    if isinstance(value, bool) or value is None:
+        return "boolean"
+    return "number" if isinstance(value, int | float) else "string"
+
+
+def _types(found: list[Mapping[str, Any]]) -> str:
+    named = [one.get("type", "enum") for one in found]
+    return ", ".join(
+        dict.fromkeys(one for kind in named for one in ([kind] if isinstance(kind, str) else kind))
+    )

@@ -1,0 +1,83 @@
+"""Aggregates as text: what a person reads on a terminal."""
+
+from __future__ import annotations
+
+import json
+import unicodedata
+from typing import Any
+
+__all__ = ["answer_text", "cell_words"]
+
+_CELL_CHARS = 60
+_PRECISION = 6
+_PLAIN_BELOW = 1e6
+# Reduces whose value is rows.
+_ROWS = ("table", "top")
+
+
+def answer_text(aggregated: Any, reduction: str = "none") -> str:
+    """Return an aggregate as text.
+
+    Text is unchanged, rows are columns of text, groups are under headings, and other values are JSON.
+
+    Args:
+        aggregated: The aggregate; by group if the run has groups.
+        reduction: The reduce that made it.
+    """
+    if isinstance(aggregated, str):
+        return aggregated
+    if reduction in _ROWS and isinstance(aggregated, list):
+        return _columns(aggregated)
+    is_grouped = isinstance(aggregated, dict) and aggregated
+    if is_grouped and reduction in _ROWS:
+        texts = {group: _columns(rows or []) for group, rows in aggregated.items()}
+    elif is_grouped and all(isinstance(value, str) for value in aggregated.values()):
+        texts = aggregated
+    else:
+        return json.dumps(aggregated, ensure_ascii=False, indent=2)
+    return "\n\n".join(f"## {group}\n\n{text}" for group, text in texts.items())
+
+
+def _columns(rows: list[dict[str, Any]]) -> str:
+    """Return rows as lines of columns below their names; numbers are aligned to the right."""
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    if not names:
+        return "(no rows)"
+    padded = []
+    for name in names:
+        values = [row.get(name) for row in rows]
+        cells = [_short(name), *(_short(cell_words(value)) for value in values)]
+        width = max(map(_width, cells))
+        is_number = all(value is None or _is_number(value) for value in values)
+        padded.append([_padded(cell, width, is_number=is_number) for cell in cells])
+    return "\n".join("  ".join(line).rstrip() for line in zip(*padded, strict=True))
+
+
+def cell_words(value: Any) -> str:
+    """Return a value of a row as a person reads it, in one line; null is empty."""
+    if value is None:
+        return ""
+    if isinstance(value, float):
+        digits = f".{_PRECISION}g" if abs(value) < _PLAIN_BELOW else ".1f"
+        return format(value, digits)
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return " ".join(text.split())
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _CELL_CHARS else f"{text[: _CELL_CHARS - 1]}…"
+
+
+def _padded(cell: str, width: int, *, is_number: bool) -> str:
+    space = " " * (width - _width(cell))
+    return f"{space}{cell}" if is_number else f"{cell}{space}"
+
+
+def _width(text: str) -> int:
+    if text.isascii():
+        return len(text)
+    return sum(2 if unicodedata.east_asian_width(sign) in "WF" else 1 for sign in text)

@@ -1,0 +1,145 @@
+"""What an aggregate goes by, and measures, is there and of the right type before anything is sent."""
+
+from __future__ import annotations
+
+import pytest
+
+from fanout.core.answer_parts import known_fields, part_of
+from fanout.core.errors import SpecError
+from fanout.core.spec import make_spec
+from fanout.inputs.intake import checked_documents
+
+REVIEW = {
+    "$defs": {"City": {"type": "object", "properties": {"name": {"type": "string"}}}},
+    "type": "object",
+    "properties": {
+        "sentiment": {"enum": ["good", "bad"]},
+        "stars": {"type": ["integer", "null"]},
+        "price": {"anyOf": [{"type": "number"}, {"type": "null"}]},
+        "city": {"$ref": "#/$defs/City"},
+        "items": {
+            "type": "array",
+            "items": {"type": "object", "properties": {"kind": {"type": "string"}}},
+        },
+        "sure": {"type": "boolean"},
+    },
+}
+ROWS = [{"text": "a", "product": "tea", "kilos": 2}, {"text": "b", "product": "oil", "kilos": 3}]
+TYPED = {"schema": REVIEW}
+LABELS = {"choices": "good,bad"}
+
+
+def checked(rows=ROWS, **fields):
+    spec = make_spec(**{"model": "fake", "prompt": "{input}", **fields})
+    return list(checked_documents(spec, rows))
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"reduce": "vote", "by": "sentiment", **TYPED},
+        {"reduce": "vote", "by": "output.sentiment", **TYPED},
+        {"reduce": "rank", "by": "stars", **TYPED},
+        {"reduce": "top", "by": "-price", "k": 3, **TYPED},
+        {"reduce": "top", "by": "column.kilos", **TYPED},
+        {"reduce": "rank", "by": "sentiment", **TYPED},
+        {
+            "reduce": "table",
+            "by": "product,sentiment",
+            "measures": "count,share,mean:stars",
+            **TYPED,
+        },
+        {
+            "reduce": "table",
+            "by": ["city.name", "items.*.kind", "column:product", "model"],
+            **TYPED,
+        },
+        {"reduce": "table", "measures": "sum:column.kilos,max:kilos", **TYPED},
+        {"reduce": "table", "by": "output,product,document", **LABELS},
+        {"reduce": "vote", "by": "output", **LABELS},
+        {"reduce": "merge", "by": "items", **TYPED},
+        {"reduce": "table", "by": "anything,product", "measures": "mean:some"},
+        {"reduce": "table", "by": "anything", "schema": {"type": "object"}},
+        {"reduce": "table", "by": "aspect", "aspects": {"a": "{input}"}, "prompt": None, **TYPED},
+    ],
+)
+def test_what_is_there_is_taken(fields):
+    assert len(checked(**fields)) == 2
+
+
+REFUSED = [
+    ({"reduce": "vote", "by": "sentimnt", **TYPED},
+     "by: there is no field or column 'sentimnt'; did you mean sentiment? known: sentiment, stars, "),
+    ({"reduce": "vote", "by": "output.sentimnt", **TYPED},
+     "by: the schema has no field 'sentimnt'; did you mean sentiment? known: sentiment, stars, "),
+    ({"reduce": "table", "by": "city.nam", **TYPED}, "did you mean city.name?"),
+    ({"reduce": "table", "by": "city.name.first", **TYPED}, "has no field 'city.name.first'"),
+    ({"reduce": "table", "by": "items.kind", **TYPED}, "did you mean items.*.kind?"),
+    ({"reduce": "table", "by": "prodct", **TYPED}, "did you mean product?"),
+    ({"reduce": "table", "by": "column.prodct", **TYPED}, "no column 'prodct'; did you mean column.product?"),
+    ({"reduce": "table", "by": "fanout.product", **TYPED}, "known: fanout.document, fanout.aspect"),
+    ({"reduce": "table", "by": "aspect", **TYPED}, "by: 'aspect' needs aspects"),
+    ({"reduce": "table", "measures": "mean:sentiment", **TYPED},
+     "measures: 'sentiment' is no number by the schema (its type: enum)"),
+    ({"reduce": "table", "measures": "sum:sure", **TYPED}, "(its type: boolean)"),
+    ({"reduce": "table", "measures": "max:city", **TYPED}, "'city' is no number by the schema"),
+    ({"reduce": "table", "measures": "max:document", **TYPED}, "'document' is no number"),
+    ({"reduce": "table", "measures": "mean:strs", **TYPED}, "measures: there is no field or column 'strs'"),
+    ({"reduce": "rank", "by": "sure", **TYPED}, "by: 'sure' is no number by the schema"),
+    ({"reduce": "top", "by": "-items", **TYPED}, "by: 'items' is no number by the schema"),
+    ({"reduce": "table", "by": "sentiment", **LABELS}, "by: answers are labels, and there is no"),
+    ({"reduce": "table", "by": "output.sentiment", **LABELS}, "labels, which have no fields"),
+    ({"reduce": "table", "measures": "mean:output", **LABELS}, "'output' is a label, and no number"),
+    ({"reduce": "table", "by": "column.anything"}, "by: there is no column 'anything'"),
+    ({"reduce": "table"}, "by: reduce 'table' needs by or measures"),
+    ({"reduce": "table", "measures": "avg:stars", **TYPED},
+     "measures: there is no measure 'avg:stars'; (allowed: count, share, mean:FIELD, min:FIELD, "),
+    ({"reduce": "table", "measures": "Mean:stars,count"}, "did you mean mean?"),
+    ({"reduce": "table", "measures": "mean"}, "'mean' needs a field, as in mean:stars"),
+    ({"reduce": "table", "measures": "count:stars"}, "'count:stars' takes no field: write count"),
+    ({"reduce": "table", "measures": "count,count"}, "measures: has 'count' twice"),
+    ({"reduce": "table", "by": "a,a"}, "by: has 'a' twice"),
+    ({"reduce": "table", "by": "a,,b"}, "by: has an empty name"),
+    ({"reduce": "table", "by": "a.*,b.*"}, "by: several lists cannot be counted element by element"),
+    ({"reduce": "table", "by": "count", "measures": "count"}, "by: a name is also a measure"),
+    ({"reduce": "vote", "by": "a,b"}, "by: reduce 'vote' goes by one field"),
+    ({"reduce": "top", "by": "a", "k": 0}, "k: must be 1 or more"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("fields", "words"), REFUSED)
+def test_what_is_not_there_is_refused_with_what_there_is(fields, words):
+    with pytest.raises(SpecError) as caught:
+        checked(**fields)
+    assert words in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["document", "model"])
+@pytest.mark.parametrize("shape", [{}, TYPED, LABELS])
+def test_an_origin_called_like_a_column_must_be_said_to_be_meant(name, shape):
+    rows = [{"text": "a", name: "x"}]
+    with pytest.raises(SpecError, match=f"by: '{name}' is not clear.*column.{name}"):
+        checked(rows, reduce="table", by=name, **shape)
+    for by in (f"column:{name}", f"fanout:{name}", f"column.{name}", f"fanout.{name}"):
+        assert checked(rows, reduce="table", by=by, **shape)
+
+
+def test_a_search_for_columns_does_not_read_on_for_fields_of_answers():
+    read = []
+
+    def rows():
+        for at in range(5_000):
+            read.append(at)
+            yield {"text": "x" * 500, "product": "tea"}
+
+    spec = make_spec(model="fake", prompt="{input}", reduce="table", by="label")
+    next(iter(checked_documents(spec, rows())))
+    assert len(read) < 5_000
+
+
+def test_schemas_that_refer_to_themselves_have_an_end():
+    tree = {"$defs": {"T": {"type": "object", "properties": {"next": {"$ref": "#/$defs/T"}}}},
+            "$ref": "#/$defs/T"}  # fmt: skip
+    assert "next.next" in known_fields(tree)
+    assert part_of("next.next.next", schema=tree).sources == ("answer",)
+    assert part_of("nxt", schema=tree).sources == ("column",)
