@@ -89,7 +89,7 @@ class Rank:
                 "rank": ranked[-1]["rank"] if shares else position,
                 "score": row.score,
                 **dict(row.place),
-                "output": row.output,
+                "output": self._shown(row.output),
             })  # fmt: skip
         last = "ranked last" if self.has_unscored else LEFT_OUT.removeprefix("failed and ")
         what = "number" if self._reader is None else f"number in {self._reader.name}"
@@ -108,6 +108,10 @@ class Rank:
             return score_of(output)
         value = self._reader.value(item, answer_value(output, self._fields))
         return text_score(value) if isinstance(value, str) else as_number(value)
+
+    def _shown(self, output: str) -> Any:
+        # As elsewhere: an answer with a schema is a value.
+        return output if self._fields.schema is None else answer_value(output, self._fields)
 
     def _kept(self) -> list[_Row]:
         return self._rows if self._k is None else [entry[-1] for entry in self._last_first]

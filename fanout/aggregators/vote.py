@@ -27,13 +27,13 @@ _ALL = Fields()
 class _Candidate(msgspec.Struct):
     """An answer that may win; ``full`` is shown if another candidate has the same label.
 
-    It is shown as in the first answer that gave it: ``first`` is the index of the branch, and which of
-    its answers it is.
+    It is shown as in the first answer that gave it: ``first`` is the index of the branch, which of its
+    answers it is, and which value of that.
     """
 
     label: str
     full: str
-    first: tuple[int, int]
+    first: tuple[int, int, int]
     votes: int = 0
 
 
@@ -70,8 +70,8 @@ class Vote:
         self._succeeded += 1
         for at, (answer, votes) in enumerate(ballots(item).items()):
             if answer:
-                for key, value in self._values(item, answer).items():
-                    self._cast(key, value, (item.index, at), votes)
+                for part, (key, value) in enumerate(self._values(item, answer).items()):
+                    self._cast(key, value, (item.index, at, part), votes)
             else:
                 self._unnamed += votes
 
@@ -133,7 +133,7 @@ class Vote:
         value = value.value if isinstance(value, _Written) else value
         return identity(value if self._fields.is_typed else _comparable(value))
 
-    def _cast(self, key: bytes, value: Any, first: tuple[int, int], votes: int) -> None:
+    def _cast(self, key: bytes, value: Any, first: tuple[int, int, int], votes: int) -> None:
         candidate = self._candidates.get(key)
         if candidate is None or first < candidate.first:
             made = _candidate(value, first, is_typed=self._fields.is_typed)
@@ -189,7 +189,7 @@ def _comparable(value: Any) -> Any:
     return value
 
 
-def _candidate(value: Any, first: tuple[int, int], *, is_typed: bool) -> _Candidate:
+def _candidate(value: Any, first: tuple[int, int, int], *, is_typed: bool) -> _Candidate:
     if isinstance(value, _Written):
         return _Candidate(label=value.text, full=value.text, first=first)
     full = json.dumps(value, ensure_ascii=False)

@@ -136,7 +136,7 @@ class ParallelCalls:
             inputs: Files, folders or globs (one, or several), in place of ``chunks``.
             aspects: Named templates, each put to every chunk, in place of ``branch_prompt``.
             samples: The number of answers for each chunk and aspect; None is 1.
-            reduce: ``none``, ``concat``, ``merge``, ``vote``, ``rank`` or ``llm``.
+            reduce: ``none``, ``concat``, ``merge``, ``vote``, ``rank``, ``top``, ``table`` or ``llm``.
             group_by: ``document``, ``aspect`` or a column: one aggregate for each value.
             progress: Whether to show the progress: a bar on a terminal (standard error) or in a
                 notebook, a line every 10 s where standard error is neither.

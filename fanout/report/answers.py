@@ -197,7 +197,12 @@ def _votes(value: dict[str, Any], budget: _CharBudget) -> Votes:
 
 def _ranking(value: list[dict[str, Any]], budget: _CharBudget) -> Ranking:
     rows = [
-        (row["rank"], row["score"], budget.take(_branch(row)), budget.take_line(row["output"]))
+        (
+            row["rank"],
+            row["score"],
+            budget.take(_branch(row)),
+            budget.take_line(cell_words(row["output"])),
+        )
         for row in value[:_RANK_ROWS]
     ]
     return Ranking(rows=rows, count=len(value))

@@ -143,7 +143,7 @@ def test_rank_and_top_sort_by_the_number(branches, data, k, sign):
         score = row["score"]
         above = len(scored) if score is None else sum(n < direction * score for n, _ in scored)
         assert row["rank"] == above + 1
-        assert row["output"] == items[row["index"]].output
+        assert row["output"] == branches[row["index"]][0]
     assert result_of("rank", items, Fields(by=by, schema=SCHEMA, k=k), data).value == ranked[:k]
     top = result_of("top", items, Fields(by=by, schema=SCHEMA, k=k), data)
     assert top.value == ranked[: min(k, len(scored))]
@@ -216,6 +216,8 @@ def test_each_element_of_a_list_is_counted_once_an_answer(branches, data):
         if answer is not None:
             counts.update({*answer.get("tags", [])} or {None})
     assert {row["tags.*"]: row["count"] for row in rows} == counts
+    made = result_of("vote", items_of(branches), fields, data)
+    assert made.value["votes"] == {str(tag): votes for tag, votes in counts.items() if tag is not None}
 
 
 @given(branches=BRANCHES, data=st.data(), name=st.sampled_from(["merge", "concat"]))
