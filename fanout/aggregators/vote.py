@@ -127,7 +127,8 @@ class Vote:
             values = self._reader.values(item, answer_value(output, self._fields))
             if not values:
                 self._without.add(item)
-        return {self._key(value): value for value in values}
+        # The first of equal values is the one that is shown.
+        return {self._key(value): value for value in reversed(values)}
 
     def _key(self, value: Any) -> bytes:
         value = value.value if isinstance(value, _Written) else value
