@@ -127,8 +127,11 @@ class Vote:
             values = self._reader.values(item, answer_value(output, self._fields))
             if not values:
                 self._without.add(item)
-        # The first of equal values is the one that is shown.
-        return {self._key(value): value for value in reversed(values)}
+        votes: dict[bytes, Any] = {}
+        for value in values:
+            # The first of equal values is the one that is shown.
+            votes.setdefault(self._key(value), value)
+        return votes
 
     def _key(self, value: Any) -> bytes:
         value = value.value if isinstance(value, _Written) else value
