@@ -87,6 +87,11 @@ CONFLICTS = (
               or bool(spec.models or spec.fallback),
               "group_by: 'model' needs several models, and there is one (a column of this name is "
               "column.model)"),
+    FieldRule((), (),
+              lambda spec: spec.group_by not in ("model", "fanout.model")
+              or spec.certainty is None or not spec.models,
+              "group_by: 'model' makes no groups with certainty: the answers of all models are one "
+              "branch; leave one of them out"),
     FieldRule(("fallback",), ("model",),
               lambda spec: not set(spec.fallback) & {spec.model} or len(spec.models) > 1,
               "fallback: {spec.model!r} is the model itself; leave it out, or give another one"),

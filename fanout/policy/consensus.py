@@ -79,6 +79,7 @@ class Candidate(msgspec.Struct, frozen=True, kw_only=True):
         since: How many answers had been asked for when it got the last of these votes.
         finish_reason: Why this first one ended, in the provider's words.
         is_cut: Whether it was cut at its limit of tokens.
+        model: The model that gave it, where that is not the one that was asked first.
     """
 
     key: bytes
@@ -87,6 +88,7 @@ class Candidate(msgspec.Struct, frozen=True, kw_only=True):
     since: int
     finish_reason: str | None = None
     is_cut: bool = False
+    model: str | None = None
 
 
 class Poll(msgspec.Struct, frozen=True, kw_only=True):
@@ -124,6 +126,7 @@ class Poll(msgspec.Struct, frozen=True, kw_only=True):
                     since=asked,
                     finish_reason=outcome.finish_reason,
                     is_cut=outcome.is_cut,
+                    model=outcome.model,
                 )
             )
         return type(self)(asked=asked, candidates=tuple(candidates))
@@ -237,6 +240,7 @@ class AnswersSoFar(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
             output=winner.answer,
             finish_reason=winner.finish_reason,
             is_cut=winner.is_cut,
+            model=winner.model,
         )
 
 

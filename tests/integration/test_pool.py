@@ -162,7 +162,7 @@ def test_a_copy_whose_holder_ends_the_branch_makes_no_call_and_goes(
 
 BUG = """
 import workers.branch.execution
-def values(chunk, ref):
+def values(chunk, ref, sample):
     raise KeyError("the text of a document")
 workers.branch.execution._values = values
 """

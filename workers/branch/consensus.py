@@ -59,6 +59,9 @@ async def ask_until_certain(
         next_one = question(so_far.poll.asked, models=len(models))
         model = models[next_one.model]
         answer = await ask(model, next_one.sample)
+        if len(models) > 1:
+            # An answer of several models is that of none.
+            answer = msgspec.structs.replace(answer, model=None)
         so_far = so_far.with_outcome(answer, model=model, key=_key(spec, answer))
         # Without a call there is nothing new to keep.
         is_written = is_written and not answer.attempts

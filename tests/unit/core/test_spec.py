@@ -157,6 +157,8 @@ def test_all_answers_of_a_consensus_are_one_branch():
     assert (one.aspects, one.models, one.samples, one.count) == (("a", "b"), ("fake",), 1, 2)
     several = make_spec(model=["fake", "local"], **fields).variants
     assert (several.models, several.count) == ((None,), 2)
+    with pytest.raises(SpecError, match=r"^group_by: 'model' makes no groups with certainty"):
+        make_spec(model=["fake", "local"], reduce="vote", group_by="model", **fields)
 
 
 @pytest.mark.parametrize("model", [RetrySpec, RateSpec])

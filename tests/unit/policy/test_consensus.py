@@ -178,7 +178,7 @@ def test_each_model_is_asked_in_turn_and_then_for_its_next_sample():
 
 def test_a_checkpoint_has_all_that_was_paid_for():
     failed = answered(None, calls=3, kind=ErrorKind.TIMEOUT, message="too slow")
-    first = answered("yes", finish_reason="length", is_cut=True)
+    first = answered("yes", finish_reason="length", is_cut=True, model="other")
     so_far = AnswersSoFar().with_outcome(first, model="m", key=b"\xff")
     so_far = so_far.with_outcome(failed, model="n", key=b"")
     so_far = AnswersSoFar.of(msgspec.json.encode(so_far))
@@ -189,7 +189,7 @@ def test_a_checkpoint_has_all_that_was_paid_for():
     assert outcome.usage == Usage(calls=5, input_tokens=30, output_tokens=6)
     assert {model: usage.calls for model, usage in outcome.usage_of.items()} == {"m": 2, "n": 3}
     assert outcome.elapsed_s == 4.5
-    assert (outcome.finish_reason, outcome.is_cut) == ("length", True)
+    assert (outcome.finish_reason, outcome.is_cut, outcome.model) == ("length", True, "other")
 
 
 def test_without_any_answer_a_branch_fails_with_the_last_kind():

@@ -118,6 +118,29 @@ def test_each_model_is_asked_in_turn():
     }
 
 
+def test_a_model_that_cannot_be_called_has_no_vote_and_ends_no_branch():
+    context = Asked([], model=["fake", "broken"], samples=2, certainty=0.999)
+    context.models.made["fake"] = FakeLLM(script=lambda _: "yes")
+    context.models.made["broken"] = FakeLLM(script=lambda _: failure(ErrorKind.AUTH))
+    run_branch(context, BRANCH)
+    outcome = context.outcome()
+    assert (outcome.output, outcome.votes, outcome.kind) == ("yes", {"yes": 2}, None)
+    assert outcome.samples == outcome.attempts == outcome.usage.calls
+
+
+def test_another_model_answers_where_the_first_one_does_not():
+    context = Asked([], fallback=["other"], samples=3)
+    context.models.made["fake"] = FakeLLM(script=lambda _: failure(ErrorKind.CONTENT_FILTER))
+    context.models.made["other"] = FakeLLM(script=lambda _: "yes")
+    run_branch(context, BRANCH)
+    outcome = context.outcome()
+    assert (outcome.output, outcome.votes, outcome.model) == ("yes", {"yes": 2}, "other")
+    assert {model: usage.calls for model, usage in outcome.usage_of.items()} == {
+        "fake": 2,
+        "other": 2,
+    }
+
+
 @pytest.mark.parametrize(
     ("answers", "kind", "asked"),
     [
