@@ -11,26 +11,49 @@ import sys
 import threading
 import time
 import urllib.request
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 
 import msgspec
 
 from fanout.core.errors import LLMError, ModelError
 from fanout.core.records import ErrorKind
 from fanout.llm.assets import WEIGHTS, fetch, has_runtime, library_folder, locked, weights_folder
+from fanout.llm.grammars import LABEL_LEAD, label_end_grammar
 from fanout.llm.openai import OpenAILLM
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from fanout.core.strict_schema import Dialect
     from fanout.llm.base import LLMReply, LLMRequest
 
 __all__ = ["LocalLLM", "LocalServer"]
 
 # Half of the context. A longer answer of a tiny model is only repetition.
 _DEFAULT_MAX_TOKENS = 1024
+# The penalties of the server count what stands in the prompt, such as labels, quotes and braces.
+_UNPENALISED = {"repeat_penalty": 1.0, "frequency_penalty": 0.0}
 _START_S = 60.0
 _LOG_TAIL = 500
+
+
+class _LlamaCpp(OpenAILLM):
+    """A model behind llama.cpp's server, which enforces shapes by grammar."""
+
+    _dialect: Dialect = "llama"
+
+    def _body(self, request: LLMRequest, limit: str) -> bytes:
+        body = super()._body(request, limit)
+        if request.shape is None:
+            return body
+        fields: dict[str, Any] = {**msgspec.json.decode(body), **_UNPENALISED}
+        if request.shape.choices:
+            # The server goes on with the answer that is begun: the label costs two or three tokens, and
+            # stands where the model expects one.
+            fields.pop("response_format", None)
+            fields["messages"].append({"role": "assistant", "content": LABEL_LEAD})
+            fields["grammar"] = label_end_grammar(request.shape.choices)
+        return msgspec.json.encode(fields)
 
 
 class LocalLLM:
@@ -50,18 +73,18 @@ class LocalLLM:
         self._cache_dir = cache_dir
         self._concurrency = concurrency
         self._server = LocalServer(cache_dir)
-        self._client: OpenAILLM | None = None
+        self._client: _LlamaCpp | None = None
         self._lock = asyncio.Lock()
 
     async def check(self) -> None:
         """See LLM. Downloads missing weights, and starts the server."""
         await self._connected()
 
-    async def _connected(self) -> OpenAILLM:
+    async def _connected(self) -> _LlamaCpp:
         async with self._lock:
             if self._client is None:
                 url, key = await asyncio.to_thread(self._server.ensure)
-                self._client = OpenAILLM(
+                self._client = _LlamaCpp(
                     "local", concurrency=self._concurrency, base_url=f"{url}/v1", api_key=key
                 )
             return self._client
@@ -81,7 +104,7 @@ class LocalLLM:
                 await self._drop(client)
             raise
 
-    async def _drop(self, client: OpenAILLM) -> None:
+    async def _drop(self, client: _LlamaCpp) -> None:
         """Forget a server that no longer answers: the next call finds or starts another."""
         async with self._lock:
             if self._client is client:

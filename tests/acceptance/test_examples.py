@@ -1,8 +1,9 @@
-"""The examples run as a user runs them, with a fake in place of their model."""
+"""The examples run as a user runs them: programs with a fake in place of their model, jobs with it."""
 
 from __future__ import annotations
 
 import asyncio
+import csv
 import importlib.util
 import json
 import subprocess
@@ -41,6 +42,28 @@ def test_an_example_is_short(path):
     if path.suffix == ".ipynb":
         text = "\n".join(cell.source for cell in nbformat.reads(text, as_version=4).cells)
     assert len(text.splitlines()) < MOST_LINES
+
+
+def test_reviews_are_classified_by_the_local_model(fanout):
+    done = fanout("run", str(EXAMPLES / "classify.yaml"), "--json")
+    assert done.status == 0, done.stderr
+    result = json.loads(done.stdout)
+    votes = result["aggregated"]["votes"]
+    assert set(votes) <= {"negative", "positive"}
+    assert sum(votes.values()) == 12
+
+
+def test_facts_of_reviews_become_a_table_by_the_local_model(fanout, here):
+    done = fanout("run", str(EXAMPLES / "extract.yaml"), "--out", "facts.csv")
+    assert done.status == 0, done.stderr
+    with (here / "facts.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 6
+    for row in rows:
+        assert row["topic"]
+        assert row["sentiment"] in {"negative", "positive"}
+        assert 1 <= int(row["stars"]) <= 5
+        assert row["text"], "the columns of the file are there too"
 
 
 def test_documents_of_a_folder_are_read_with_their_pages():

@@ -9,10 +9,12 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
+from typing import Any
 
 import psutil
 import pytest
 
+from fanout.core.answer_shape import shape_of
 from fanout.core.errors import LLMError, ModelError
 from fanout.core.settings import load_settings
 from fanout.llm import LLMRequest
@@ -122,6 +124,49 @@ def test_it_answers_counts_tokens_and_stops_with_its_user(cache):
     assert first.usage.input_tokens > 5
     assert 1 <= first.usage.output_tokens <= 64
     wait_for(lambda: not (cache / "run" / "local-server.json").exists(), "the server has stopped")
+
+
+LABELS = ("positive", 'say "no"', "A", "A*", "two words", "größer", "[x]\\", "-5", "{a}: 1")
+STORY: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "title": {"type": "string", "maxLength": 20},
+        "stars": {"type": "integer", "minimum": 1, "maximum": 5},
+        "kind": {"enum": ["film", "book"]},
+        "author": {"type": ["string", "null"], "maxLength": 10},
+        "is_old": {"type": "boolean"},
+    },
+    "required": ["title", "stars", "kind", "author", "is_old"],
+    "additionalProperties": False,
+}
+NUMBERS = {"type": "array", "items": {"type": "integer"}, "minItems": 2, "maxItems": 3}
+
+
+def test_its_grammar_enforces_shapes(cache):
+    """At a high temperature, a model that is free says anything."""
+    pairs = [shape_of(None, (label, f"{label} or so")) for label in LABELS]
+    others = _, array = shape_of(STORY), shape_of(NUMBERS)
+
+    async def use():
+        llm = LocalLLM(cache)
+        requests = [
+            LLMRequest(prompt="Tell a story.", temperature=3.0, seed=seed, shape=shape)
+            for shape, times in (*((pair, 1) for pair in pairs), *((one, 3) for one in others))
+            for seed in range(times)
+        ]
+        replies = await asyncio.gather(*map(llm.complete, requests))
+        await llm.aclose()
+        return [(request.shape, reply) for request, reply in zip(requests, replies, strict=True)]
+
+    for shape, reply in asyncio.run(use()):
+        if shape.choices:
+            assert shape.checked(reply.text) in shape.choices
+            assert json.loads(reply.text).keys() == {"answer"}
+            assert reply.usage.output_tokens <= 12, "the label alone is generated"
+        else:
+            answer = json.loads(shape.checked(reply.text))
+            assert answer
+            assert shape is array or [*answer] == [*STORY["properties"]]
 
 
 @pytest.mark.parametrize("how", ["closed", "killed"])
