@@ -35,8 +35,8 @@ _QUESTION = "{input}\n\nWhat is the sentiment of this movie review?"
 _FREE_QUESTION = f"{_QUESTION} Answer with one word: negative or positive."
 _EXAMPLES_OF_A_LABEL = 2
 _PACKAGES = ("fanout-llm", "xllamacpp")
-# Some words more than an answer needs; a sentence ends with its line.
-_FREE = {"max_tokens": 32, "stop": ["\n"]}
+# Some words more than an answer needs; the first sentence is the answer.
+_FREE = {"max_tokens": 32, "stop": ["\n", "."]}
 
 Row = dict[str, str]
 

@@ -18,6 +18,7 @@ import msgspec
 from fanout.core.errors import LLMError, ModelError
 from fanout.core.records import ErrorKind
 from fanout.llm.assets import WEIGHTS, fetch, has_runtime, library_folder, locked, weights_folder
+from fanout.llm.base import Token
 from fanout.llm.grammars import LABEL_LEAD, label_end_grammar
 from fanout.llm.openai import OpenAILLM
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
     from fanout.core.strict_schema import Dialect
     from fanout.llm.base import LLMReply, LLMRequest
+    from fanout.llm.http_model import Form
 
 __all__ = ["LocalLLM", "LocalServer"]
 
@@ -42,8 +44,17 @@ class _LlamaCpp(OpenAILLM):
 
     _dialect: Dialect = "llama"
 
-    def _body(self, request: LLMRequest, limit: str) -> bytes:
-        body = super()._body(request, limit)
+    async def complete(self, request: LLMRequest) -> LLMReply:
+        """See LLM."""
+        reply = await super().complete(request)
+        if not reply.tokens or request.shape is None or not request.shape.choices:
+            return reply
+        # The text of the reply has what was begun, its tokens do not.
+        begun = Token(LABEL_LEAD.encode(), 0.0)
+        return msgspec.structs.replace(reply, tokens=(begun, *reply.tokens))
+
+    def _body(self, request: LLMRequest, form: Form) -> bytes:
+        body = super()._body(request, form)
         if request.shape is None:
             return body
         fields: dict[str, Any] = {**msgspec.json.decode(body), **_UNPENALISED}

@@ -19,6 +19,7 @@ from fanout.core.errors import LLMError, ModelError
 from fanout.core.settings import load_settings
 from fanout.llm import LLMRequest
 from fanout.llm.assets import WEIGHTS, fetch, library_folder
+from fanout.llm.confidence import label_confidence
 from fanout.llm.local import LocalLLM
 
 from .conftest import wait_for
@@ -160,9 +161,12 @@ def test_its_grammar_enforces_shapes(cache):
 
     for shape, reply in asyncio.run(use()):
         if shape.choices:
-            assert shape.checked(reply.text) in shape.choices
             assert json.loads(reply.text).keys() == {"answer"}
             assert reply.usage.output_tokens <= 12, "the label alone is generated"
+            label = shape.checked(reply.text)
+            confidence = label_confidence(reply.tokens, shape, label)
+            assert confidence is not None
+            assert 0 < confidence <= 1
         else:
             answer = json.loads(shape.checked(reply.text))
             assert answer
