@@ -96,7 +96,7 @@ def layout_of(spec: RunSpec) -> RowLayout:
         has_fallback=bool(spec.fallback),
         samples=spec.variants.samples,
         has_votes=spec.certainty is not None,
-        has_confidence=bool(spec.choices),
+        has_confidence=bool(spec.choices) and spec.certainty is None,
         keeps_cut=spec.on_truncated == "keep",
     )
 
