@@ -124,7 +124,7 @@ class Asking:
                 timeout_s=spec.timeout_s,
                 max_reasks=spec.max_reasks,
                 keeps_cut=spec.on_truncated == "keep",
-                window_tokens=spec.context_tokens or known_context_tokens(model),
+                window_tokens=self._window(model),
                 validate=validate_json if wants_json else None,
                 gate=self._claim.gate(gate, spec.timeout_s),
                 # A document may be larger than an answer.
@@ -136,6 +136,11 @@ class Asking:
             ),
             has_deadline=is_branch,
         )
+
+    def _window(self, model: str) -> int | None:
+        # What the job says of its model need not hold for another one.
+        own = self._spec.context_tokens if model == self._spec.model else None
+        return own or known_context_tokens(model)
 
     async def _made(self, model: str) -> LLM:
         # Loading a model may take long; the calls then report progress.
