@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fanout.cli.completion import complete_files
-from fanout.cli.delivery import conclude, follow
+from fanout.cli.delivery import conclude
 from fanout.cli.exits import INTERRUPTED
+from fanout.cli.following import follow
 from fanout.cli.progress import Progress, pause_hint
 from fanout.cli.session import (
     EMBEDDED,

@@ -192,7 +192,9 @@ def report(run_id: str, out: str | None, broker_url: str | None, as_json: bool) 
         if as_json:
             now, branches = run.status(), run.outcomes(with_text=True)
             figures = gather(branches, created_at=now.created_at, latency=now.latency)
-            print_json({**now.to_dict(), "figures": figures.to_dict()})
+            found = run.evaluation()
+            evaluation = {} if found is None else {"evaluation": found.to_dict()}
+            print_json({**now.to_dict(), "figures": figures.to_dict(), **evaluation})
         elif out == "-":
             # The page declares UTF-8: the encoding of the terminal does not matter.
             print_page(render(run))

@@ -38,6 +38,7 @@ __all__ = ["main"]
 _GROUPS = {
     "Jobs": {
         "run": ("run:run", "Run a job and print its answer."),
+        "eval": ("evaluate:command", "Run a job with labels, and print how good the answers are."),
         "submit": ("run:submit", "Submit a job to a fleet and return."),
         "results": ("inspect_runs:results", "Print or write what a run has given."),
     },

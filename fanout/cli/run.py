@@ -10,14 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fanout.cli.delivery import (
-    Delivery,
-    deliver,
-    enqueue_monitor,
-    follow,
-    json_option,
-    quiet_option,
-)
+from fanout.cli.delivery import Delivery, deliver, json_option, quiet_option
 from fanout.cli.destinations import (
     out_options,
     require_no_input,
@@ -25,6 +18,7 @@ from fanout.cli.destinations import (
     warn_of_room,
 )
 from fanout.cli.exits import INTERRUPTED
+from fanout.cli.following import enqueue_monitor, follow
 from fanout.cli.options import in_words, job_options, job_spec
 from fanout.cli.progress import Progress
 from fanout.cli.session import (
@@ -39,7 +33,7 @@ from fanout.cli.session import (
 )
 from fanout.cli.streaming import StreamPrinter
 from fanout.client.client import Client
-from fanout.core.errors import InputError
+from fanout.core.errors import InputError, SpecError
 from fanout.core.queue_names import NO_CONSUMER
 from fanout.core.settings import load_settings
 from fanout.llm.assets import WEIGHTS, has_runtime, has_weights
@@ -49,25 +43,27 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from contextlib import AbstractContextManager
 
+    from fanout.cli.delivery import Scoring
     from fanout.cli.destinations import Destination
     from fanout.client.run import Run
     from fanout.core.spec import RunSpec
 
-__all__ = ["run", "submit"]
+__all__ = ["JOB_EPILOG", "carry_out", "report_option", "run", "submit"]
 
-_EPILOG = "A JOB.yaml has the same fields; options win over it."
-
-
-@click.command("run", epilog=_EPILOG)
-@job_options
-@broker_option(EMBEDDED)
-@out_options
-@click.option(
+JOB_EPILOG = "A JOB.yaml has the same fields; options win over it."
+report_option = click.option(
     "--report",
     type=click.Path(dir_okay=False, path_type=Path),
     metavar="FILE",
     help="Write the run as one web page here, too, as `fanout report` does.",
 )
+
+
+@click.command("run", epilog=JOB_EPILOG)
+@job_options
+@broker_option(EMBEDDED)
+@out_options
+@report_option
 @click.option(
     "--stream",
     "is_streamed",
@@ -99,8 +95,47 @@ def run(
         raise click.UsageError(
             "--stream prints lines, and --json one object: leave one of them out"
         )
+    return carry_out(
+        inputs,
+        options,
+        broker_url=broker_url,
+        open_out=open_out,
+        report=report,
+        as_json=as_json,
+        quiet=quiet,
+        is_streamed=is_streamed,
+    )
+
+
+def carry_out(
+    inputs: tuple[str, ...],
+    options: dict[str, Any],
+    *,
+    broker_url: str | None,
+    open_out: Callable[[RunSpec], AbstractContextManager[Destination | None]],
+    report: Path | None,
+    as_json: bool,
+    quiet: bool,
+    is_streamed: bool = False,
+    scoring: Scoring | None = None,
+) -> int:
+    """Run a job to its end, deliver its answer, or how good it is, and return the exit status.
+
+    Args:
+        inputs: The arguments: the job file, if there is one, and inputs.
+        options: The options of the job.
+        broker_url: The fleet's server; None takes the configured one, or an embedded fleet.
+        open_out: Opens what ``--out`` names.
+        report: The file to write the run to as a web page, too.
+        as_json: Whether to print one JSON object.
+        quiet: Whether to show no progress.
+        is_streamed: Whether to print each branch as soon as it has ended.
+        scoring: How to evaluate the answers; None delivers them.
+    """
     settings = load_settings(broker_url=broker_url)
     spec = job_spec(inputs, options, settings)
+    if scoring is not None and not spec.labels:
+        raise SpecError("is required: which column has the right answers?", field="--label")
     if report is not None:
         _require_writable(report)
         require_no_input([report], spec, "--report")
@@ -139,6 +174,7 @@ def run(
             is_stopped=stop.is_set(),
             is_cut=is_cut,
             is_kept=client.keeps_runs,
+            scoring=scoring,
         )
         exit_status = deliver(run, status, progress, delivery)
     return INTERRUPTED if stop.is_set() else exit_status
@@ -157,7 +193,7 @@ def _local_note(cache_dir: Path) -> str:
     return f"fetching the local model, {WEIGHTS.fetched_mb} MB, once"
 
 
-@click.command("submit", epilog=_EPILOG)
+@click.command("submit", epilog=JOB_EPILOG)
 @job_options
 @broker_option()
 @one_object

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, NoReturn
 import click
 
 from fanout.cli.completion import complete_run
-from fanout.cli.delivery import conclude, follow
+from fanout.cli.delivery import conclude
 from fanout.cli.facts import fleet_line
+from fanout.cli.following import follow
 from fanout.cli.progress import Follower, Progress, pause_hint
 from fanout.cli.session import (
     EMBEDDED,

@@ -116,10 +116,10 @@ def require_labels(
         SpecError: It has not, or one is the column of the text.
     """
     for column in spec.labels.values():
-        if column in columns:
-            continue
         if column in text_columns:
             raise SpecError(f"{column!r} is the column of the text; name another", field="labels")
+        if column in columns:
+            continue
         known = ", ".join(sorted(columns)) or "none"
         raise SpecError(
             f"there is no column {column!r};{near_hint(column, columns)} known: {known}",

@@ -15,11 +15,13 @@ from fanout.inputs.documents.urls import shown_input
 from fanout.report import text
 from fanout.report.answers import aggregates
 from fanout.report.charts import Bar, Chart, Tick, draw, log_ticks, time_ticks
+from fanout.report.evaluations import estimate, shown_evaluation
 from fanout.report.gathering import gather
+from fanout.runs.evaluation import Evaluator
 from fanout.system.private_files import whole_file
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
     from pathlib import Path
 
     from jinja2 import Environment
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from fanout.report.durations import DurationFigures
     from fanout.report.figures import Figures
     from fanout.report.slices import SliceFigures
+    from fanout.runs.evaluation import Evaluation
     from fanout.runs.results import Output
     from fanout.runs.status import Status, StoredResult
 
@@ -53,13 +56,17 @@ class ReportedRun(Protocol):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Facts:
-    """All data of the page; ``made_at`` is when it was read, in seconds since the epoch."""
+    """All data of the page.
+
+    ``made_at`` is when it was read, in seconds since the epoch; ``evaluation`` is None without labels.
+    """
 
     status: Status
     spec: RunSpec
     figures: Figures
     stored: StoredResult
     made_at: float
+    evaluation: Evaluation | None = None
 
     @property
     def total(self) -> int:
@@ -73,30 +80,52 @@ class Facts:
         return sum((row.attempts - 1) * (row.succeeded + row.failed) for row in rows)
 
 
-def render(run: ReportedRun) -> str:
-    """Return the report of a run as a self-contained page. Raises UnknownRunError."""
-    status = run.status()
+def render(run: ReportedRun, *, labels: Mapping[str, str] | None = None) -> str:
+    """Return the report of a run as a self-contained page.
+
+    Args:
+        run: The run.
+        labels: The columns of labels by field of the answer; None takes those of the job.
+
+    Raises:
+        UnknownRunError: The run does not exist.
+        SpecError: The labels do not fit the answers.
+    """
+    status, spec = run.status(), run.spec
+    if labels is not None:
+        spec = spec.model_copy(update={"labels": dict(labels)})
+    evaluator = Evaluator(spec) if spec.labels else None
     # As a stream: a run may be larger than the memory.
     branches = run.outcomes(with_text=True)
+    if evaluator is not None:
+        branches = evaluator.observed(branches)
+    figures = gather(branches, created_at=status.created_at, latency=status.latency)
     facts = Facts(
         status=status,
-        spec=run.spec,
-        figures=gather(branches, created_at=status.created_at, latency=status.latency),
+        spec=spec,
+        figures=figures,
         stored=run.stored_result(),
         made_at=time.time(),
+        evaluation=None if evaluator is None else evaluator.result(),
     )
     return page(facts)
 
 
-def write(run: ReportedRun, path: Path | str) -> None:
+def write(run: ReportedRun, path: Path | str, *, labels: Mapping[str, str] | None = None) -> None:
     """Write the report of a run; it replaces an older file when it is complete.
+
+    Args:
+        run: The run.
+        path: The file.
+        labels: The columns of labels by field of the answer; None takes those of the job.
 
     Raises:
         UnknownRunError: The run does not exist.
+        SpecError: The labels do not fit the answers.
         OSError: The file cannot be written; an older file is unchanged.
     """
     with whole_file(path) as file:
-        file.write(render(run))
+        file.write(render(run, labels=labels))
 
 
 def page(facts: Facts) -> str:
@@ -113,6 +142,7 @@ def page(facts: Facts) -> str:
         throughput=_over_time(figures.over_time, "succeeded", "failed"),
         tokens=_over_time(figures.over_time, "input_tokens", "output_tokens"),
         latency=_latency(figures.durations),
+        evaluation=None if facts.evaluation is None else shown_evaluation(facts.evaluation),
         version=metadata.version("fanout-llm"),
         style_digest=base64.b64encode(hashlib.sha256(style).digest()).decode(),
     )
@@ -174,6 +204,7 @@ def _environment() -> Environment:
         "dollars": words.dollars,
         "draw": draw,
         "duration": words.duration,
+        "estimate": estimate,
         "line": text.one_line,
         "moment": words.moment,
         "shown_input": shown_input,

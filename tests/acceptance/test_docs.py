@@ -35,7 +35,7 @@ def commands():
     for parameter in blocks("sh"):
         text = parameter.values[0].replace("\\\n", " ")
         for line in text.splitlines():
-            if line.startswith("fanout run"):
+            if line.startswith(("fanout run", "fanout eval")):
                 words = shlex.split(line, comments=True)
                 yield pytest.param(words[1:], id=f"{parameter.id}-{words[2]}")
 
@@ -44,7 +44,8 @@ def commands():
 def files(here, provider, monkeypatch):
     """The files that the examples name, and providers that answer them."""
     (here / "reviews.csv").write_text(
-        "review,text,product,id,stars\nfine,fine,bread,1,2\nbad,bad,salt,2,1\n"
+        "review,text,product,id,stars,sentiment\n"
+        "fine,fine,bread,1,2,positive\nbad,bad,salt,2,1,negative\n"
     )
     (here / "contracts").mkdir()
     (here / "contracts" / "one.md").write_text("# Parties\n\nAnn and Bob\n\n# Term\n\nA year\n")

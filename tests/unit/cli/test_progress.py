@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from fanout.cli.delivery import enqueue_monitor, follow
+from fanout.cli.following import enqueue_monitor, follow
 from fanout.cli.progress import Progress, summary
 from fanout.core.errors import BrokerError
 from fanout.core.rate_limits import LimitState
@@ -169,7 +169,7 @@ class Refusing:
 
 @pytest.mark.parametrize("is_stopped", [False, True])
 def test_a_run_that_waits_for_a_server_that_refuses_says_so_once(clock, monkeypatch, is_stopped):
-    monkeypatch.setattr("fanout.cli.delivery._STANDSTILL_S", 0.0)
+    monkeypatch.setattr("fanout.cli.following._STANDSTILL_S", 0.0)
     stream = io.StringIO()
     run = Refusing([status()] * 50)
     follow(run, Progress(stream), should_stop=lambda: is_stopped)
@@ -258,7 +258,7 @@ def test_the_last_line_does_not_say_that_all_branches_ended_as_the_run(how):
 
 
 def test_who_waits_to_enqueue_a_run_is_told_why(clock, monkeypatch):
-    monkeypatch.setattr("fanout.cli.delivery._STANDSTILL_S", 0.0)
+    monkeypatch.setattr("fanout.cli.following._STANDSTILL_S", 0.0)
     stream = io.StringIO()
     run = Refusing([])
     with enqueue_monitor(Progress(stream)) as begin:

@@ -540,7 +540,7 @@ def test_a_variable_without_effect_is_refused(monkeypatch, name):
 # Options of the commands.
 
 EFFECTIVE = {
-    "--address", "--broker-url", "--control", "--help", "--interval", "--json", "--kind",
+    "--address", "--broker-url", "--control", "--fail-under", "--help", "--interval", "--json", "--kind",
     "--limit", "--loglevel", "--model", "--name", "--out", "--pool", "--port", "--queues",
     "--quiet", "--report", "--status", "--storage", "--stream", "--summary", "--token-file", "--wait",
     "--within",
@@ -556,6 +556,7 @@ WITHOUT_EFFECT = [
     (["run", TEXT, "-m", "fake", "-p", "x", "--wide", "--out", "o.csv"], {},
      "--wide has no effect: the run has one answer for each chunk"),
     (["run", TEXT, "-m", "fake", "-p", "x", "--stream", "--json"], {}, "leave one of them out"),
+    (["eval", "latest", "--metric", "macro_f1"], {}, "--metric has no effect without --fail-under"),
     (["results", "latest", "--wide"], {}, "--wide has no effect without --out"),
     (["results", "latest", "--force"], {}, "--force has no effect without --out"),
     (["results", "latest", "--out-mode", "640"], {}, "--out-mode has no effect without --out"),
