@@ -74,6 +74,10 @@ class PartReader:
         """Whether the part is a column of the row for certain."""
         return self._part.sources == ("column",)
 
+    def of_answer(self, answer: Any) -> list[Any]:
+        """Return the values of the part in the answer itself; empty if it is none of that."""
+        return _at(answer, self._part.path) if "answer" in self._part.sources else []
+
     def values(self, item: Item, answer: Any) -> list[Any]:
         """Return the values of the part; empty if there is none.
 

@@ -75,6 +75,16 @@ class Vote:
             else:
                 self._unnamed += votes
 
+    def ballot(self, answer: str) -> bytes:
+        """Return what is equal for two answers of a branch that vote for the same.
+
+        Answers without the part are compared whole.
+        """
+        value = answer_value(answer, self._fields)
+        parts = [] if self._reader is None else self._reader.of_answer(value)
+        values = parts or [value if self._fields.is_typed else _read(answer)]
+        return b"\n".join(sorted({self._key(one) for one in values}))
+
     def merge(self, other: Self) -> None:
         """See Accumulator."""
         for key, theirs in other._candidates.items():

@@ -25,7 +25,7 @@ __all__ = ["OTHERS", "AnswersSoFar", "Candidate", "Poll", "Question", "is_decide
 # The answers that an outcome names with their votes, and the longest of each in characters: free texts
 # may be long, and all different.
 _MOST_NAMED = 20
-_NAMED_CHARS = 500
+_NAMED_CHARS = 2_000
 # The name of all other answers. No answer is empty.
 OTHERS = ""
 
@@ -144,7 +144,7 @@ class Poll(msgspec.Struct, frozen=True, kw_only=True):
     def votes(self) -> dict[str, int]:
         """Return the votes by answer, the winner first.
 
-        At most 20 answers of up to 500 characters are named; OTHERS has the votes of all others. The
+        At most 20 answers of up to 2,000 characters are named; OTHERS has the votes of all others. The
         winner is always named, by its beginning if it is longer.
         """
         named: dict[str, int] = {}

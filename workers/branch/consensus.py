@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from fanout.aggregators.vote import value_key
+from fanout.aggregators.parts import Fields
+from fanout.aggregators.vote import Vote
 from fanout.core.records import ErrorKind
 from fanout.policy.consensus import question
 from fanout.policy.retries import STOPS_RUN
@@ -52,7 +53,7 @@ async def ask_until_certain(
     """
     models = spec.models or (spec.model,)
     most, certainty = len(models) * spec.samples, spec.certainty or 1.0
-    is_written = True
+    is_written, vote = True, _vote(spec)
     while not so_far.poll.is_decided(most=most, certainty=certainty):
         if not is_written:
             await claim.checkpoint(msgspec.json.encode(so_far))
@@ -62,7 +63,7 @@ async def ask_until_certain(
         if len(models) > 1:
             # An answer of several models is that of none.
             answer = msgspec.structs.replace(answer, model=None)
-        so_far = so_far.with_outcome(answer, model=model, key=_key(spec, answer))
+        so_far = so_far.with_outcome(answer, model=model, key=_key(vote, answer))
         # Without a call there is nothing new to keep.
         is_written = is_written and not answer.attempts
         if len(models) == 1 and _is_final(answer.kind, has_answer=so_far.poll.winner is not None):
@@ -75,8 +76,12 @@ def _is_final(kind: ErrorKind | None, *, has_answer: bool) -> bool:
     return kind in STOPS_RUN or (kind in _ENDS_ALIKE and not has_answer)
 
 
-def _key(spec: RunSpec, answer: Outcome) -> bytes:
-    """Return what is equal for equal answers: the same label, or equal in a vote."""
-    output = answer.output or ""
-    key = output.encode() if spec.choices else value_key(output)
-    return hashlib.blake2b(key, digest_size=_DIGEST_BYTES).digest()
+def _vote(spec: RunSpec) -> Vote:
+    """Return a vote, as that over all branches of the run, to compare answers."""
+    by = spec.by[:1] if spec.reduction == "vote" else ()
+    return Vote(Fields(by=by, schema=spec.schema, choices=spec.choices))
+
+
+def _key(vote: Vote, answer: Outcome) -> bytes:
+    ballot = vote.ballot(answer.output or "")
+    return hashlib.blake2b(ballot, digest_size=_DIGEST_BYTES).digest()

@@ -20,6 +20,9 @@ from workers.context.models import CommonFailures
 BRANCH = BranchId(RUN, 0, 0, 0)
 
 
+TONE = {"type": "object", "properties": {"tone": {"type": "string"}, "why": {"type": "string"}}}
+
+
 class Asked(FakeContext):
     """Gives these answers one after the other; an error is raised, and a function is called."""
 
@@ -65,6 +68,20 @@ def failure(kind=ErrorKind.SERVER_ERROR, **more):
             "A",
             {"A": 6, "a+": 1},
             7,
+        ),
+        (
+            {"schema": TONE, "reduce": "vote", "by": ["tone"]},
+            ['{"tone": "+", "why": "1"}', '{"tone": "+", "why": "2"}', '{"tone": "+"}'] * 2,
+            '{"tone":"+","why":"1"}',
+            {'{"tone":"+","why":"1"}': 4},
+            4,
+        ),
+        (
+            {"schema": TONE, "reduce": "vote", "by": ["document"], "samples": 4},
+            ['{"why": "1"}', '{"why": "2"}', '{"why": "2"}'],
+            '{"why":"2"}',
+            {'{"why":"2"}': 2, '{"why":"1"}': 1},
+            3,
         ),
         (
             {"schema": {"type": "object", "properties": {"n": {"type": "number"}, "s": {}}}},
