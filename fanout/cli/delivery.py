@@ -11,6 +11,7 @@ import click
 
 from fanout.cli.evaluation_view import evaluation_lines, evaluation_note, shortfalls
 from fanout.cli.exits import CLOSED_PIPE, FAILURE, mute_stdout
+from fanout.cli.facts import model_lines
 from fanout.cli.progress import summary
 from fanout.cli.session import print_json
 from fanout.core.errors import FanoutError, RunError
@@ -255,6 +256,8 @@ def conclude(status: Status, progress: Progress, *, run: Run | None = None) -> i
             documents that a watcher should not see.
     """
     progress.note(summary(status))
+    for line in model_lines(status):
+        progress.note(line)
     problem = status.error
     if run is not None:
         # The errors of the branches may be gone; that of the run is in its status.

@@ -67,6 +67,8 @@ def run_rows(status: Status, speed: Speed | None) -> list[Row]:
         rows.append(("limits", limits))
     rows.append(("latency", _latency(status.latency)))
     rows.append(("usage", _usage(status.usage)))
+    if status.usage_by_model:
+        rows.append(("by model", model_lines(status)))
     again = status.usage.calls - sum(stage.done for stage in status.stages)
     if again > 0:
         rows.append(("retries", [plural(again, "call was made again", "calls were made again")]))
@@ -247,6 +249,13 @@ def _latency(latency: Latency) -> list[str]:
 def _usage(usage: Usage) -> list[str]:
     cost = "?" if usage.cost_usd is None else f"${usage.cost_usd:,.4f}"
     return [plural(usage.calls, "call", "calls"), token_counts(usage), f"cost {cost}"]
+
+
+def model_lines(status: Status) -> list[str]:
+    """Return calls, tokens and cost by model, as lines; none if the run calls a single one."""
+    return [
+        f"{model}: {' · '.join(_usage(usage))}" for model, usage in status.usage_by_model.items()
+    ]
 
 
 def token_counts(usage: Usage) -> str:

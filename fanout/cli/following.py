@@ -140,6 +140,8 @@ class _Standstill:
         self._progress = progress
         self._at: tuple[RunStatus, int] | None = None
         self._due_at = 0.0
+        # The model whose calls wait, or last waited.
+        self._held = ""
 
     def __call__(self, status: Status) -> None:
         now = time.monotonic()
@@ -147,12 +149,15 @@ class _Standstill:
         if at != self._at:
             if self._at is not None:
                 self._progress.refused(None)
-                self._progress.held(self._run.spec.model, None)
+                self._progress.held(self._held, None)
             self._at, self._due_at = at, now + _STANDSTILL_S
         elif now >= self._due_at and status.status in _AT_WORK:
             self._due_at = now + _STANDSTILL_S
             self._progress.refused(self._run.write_problem())
-            self._progress.held(self._run.spec.model, self._run.model_limit())
+            found = self._run.held_model()
+            if found is not None:
+                self._held = found[0]
+            self._progress.held(self._held, None if found is None else found[1])
 
 
 @contextmanager

@@ -59,7 +59,7 @@ def status(run_id: str, broker_url: str | None, as_json: bool) -> None:  # noqa:
     """Say where a run is."""
     with any_client(broker_url) as client:
         run = client.find(run_id)
-        now, model = run.status(), run.spec.model
+        now, model = run.status(), run.spec.named_models
     resume = f"nobody works on it: `fanout resume {now.run_id}` goes on"
     progress = Progress(idle=resume if client.is_embedded else NO_CONSUMER)
     if as_json or not can_draw(sys.stdout):
@@ -242,19 +242,21 @@ def runs(
         rows = list(_rows(islice(found, limit or None)))
         more = sum(1 for _ in found)
     if as_json:
-        for now, model in rows:
-            print_json({**now.to_dict(), "model": model})
+        for now, spec in rows:
+            models = spec.models or (spec.model,)
+            fields = {"model": ", ".join(models), "models": models, "fallback": spec.fallback}
+            print_json({**now.to_dict(), **fields})
     else:
-        _print_table(rows, has_head=is_table)
+        _print_table([(now, spec.named_models) for now, spec in rows], has_head=is_table)
     if more:
         print_line(f"and {more:,} more: --limit 0 lists all", err=True)
 
 
-def _rows(runs: Iterable[Run]) -> Iterator[tuple[Status, str]]:
-    """Yield status and model of each run that still exists."""
+def _rows(runs: Iterable[Run]) -> Iterator[tuple[Status, RunSpec]]:
+    """Yield status and job of each run that still exists."""
     for run in runs:
         with suppress(UnknownRunError):
-            yield run.status(), run.spec.model
+            yield run.status(), run.spec
 
 
 def _print_table(rows: list[tuple[Status, str]], *, has_head: bool) -> None:

@@ -155,7 +155,7 @@ def carry_out(
             require_room_for_rows(out, spec)
         concurrency = spec.max_workers if settings.broker_url is None else None
         client = stack.enter_context(Client(broker_url, concurrency=concurrency))
-        if spec.model == "local" and settings.broker_url is None and has_runtime():
+        if "local" in spec.all_models and settings.broker_url is None and has_runtime():
             progress.note(_local_note(settings.cache_dir))
         stream = stack.enter_context(StreamPrinter()) if is_streamed else None
         with in_words(inputs, options):

@@ -147,7 +147,7 @@ class _LiveRun(_RunView):
 
         super().__init__(client, run, interval_s)
         self._frame = LiveFrame(sys.stderr)
-        self._model = run.spec.model
+        self._model = run.spec.named_models
         self._shown: tuple[Status, Speed, FleetStatus | None] | None = None
         self._refusal: str | None = None
 

@@ -15,7 +15,14 @@ from fanout.core.spec import RunSpec, make_spec
 from fanout.llm.callables import import_path, register_callable, takes_prompt_only
 from fanout.system.open_files import open_files_problem
 
-__all__ = ["checked_count", "checked_spec", "model_string", "paths", "require_open_files"]
+__all__ = [
+    "checked_count",
+    "checked_spec",
+    "model_string",
+    "model_strings",
+    "paths",
+    "require_open_files",
+]
 
 
 def checked_count(name: str, value: object) -> int | None:
@@ -46,7 +53,7 @@ def checked_spec(given: Any, *, has_documents: bool) -> RunSpec:
             field="spec",
         )
     spec = given if isinstance(given, RunSpec) else make_spec(**given)
-    require_used(spec, is_function=takes_prompt_only(spec.model))
+    require_used(spec, is_function=any(map(takes_prompt_only, spec.all_models)))
     if has_documents:
         if spec.inputs:
             raise SpecError("give either chunks or inputs, and not both", field="inputs")
@@ -86,6 +93,18 @@ def paths(inputs: Any) -> tuple[str, ...]:
             kind = type(one).__name__
             raise SpecError(f"must be paths (got {one!r}, a {kind})", field="inputs")
     return tuple(os.fspath(one) for one in given)
+
+
+def model_strings(llm: Any, *, is_embedded: bool) -> tuple[str, ...]:
+    """Return the strings of one or several models, as ``model_string`` does.
+
+    Raises:
+        SpecError: There is none, one is no model, or workers could not import it.
+    """
+    given = tuple(llm) if isinstance(llm, (list, tuple)) else (llm,)
+    if not given:
+        raise SpecError("must not be empty: give a model, or several", field="llm")
+    return tuple(model_string(one, is_embedded=is_embedded) for one in given)
 
 
 def model_string(llm: Any, *, is_embedded: bool) -> str:

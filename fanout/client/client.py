@@ -22,7 +22,7 @@ from fanout.runs.enqueue import close_input
 
 # Broker modules are imported on use, so that an embedded fleet starts meanwhile.
 if TYPE_CHECKING:
-    from collections.abc import Callable, Container, Iterator, Mapping
+    from collections.abc import Callable, Container, Iterable, Iterator, Mapping
     from typing import Self
 
     from fanout.broker.app import Preflight
@@ -94,16 +94,17 @@ class Client:
         """The server's URL, with its credentials; None before an embedded one has started."""
         return self._fleet.broker_url if self._fleet is not None else self._settings.broker_url
 
-    def _connected(self, model: str | None = None) -> Connections:
+    def _connected(self, models: Iterable[str] = ()) -> Connections:
         # Threads that submit their first runs at the same time share one fleet.
         with self._lock:
             if self._connections is None:
-                if model is None:
+                if not models:
                     raise BrokerError(
                         "no run was submitted yet, and no broker is configured: an embedded fleet "
                         "is there while its client has runs"
                     )
-                start = InProcessFleet.acquire if is_callable_model(model) else EmbeddedFleet
+                is_here = any(map(is_callable_model, models))
+                start = InProcessFleet.acquire if is_here else EmbeddedFleet
                 self._fleet = start(concurrency=self._concurrency)
                 try:
                     self._connections = self._connect()
@@ -168,7 +169,7 @@ class Client:
         Raises:
             SpecError: A field is wrong, or a prompt has an unknown name.
             InputError: There is no usable document at all.
-            ModelError: The model cannot be used; nothing is enqueued.
+            ModelError: A model of the job cannot be used; nothing is enqueued.
             SettingsError: ``FANOUT_STORAGE`` cannot be written to, or is not the fleet's; or the
                 embedded worker does not start with these settings.
             WireVersionError: The fleet has another version of fanout.
@@ -183,11 +184,11 @@ class Client:
         self._check_storage()
         if self.is_embedded and self._fleet is None:
             require_open_files(self._concurrency, self._given_concurrency, spec.max_workers)
-        connections = self._connected(spec.model)
+        connections = self._connected(spec.all_models)
         connections.claim()
         connections.require_storage()
 
-        self._preflight(connections, spec.model, should_stop)
+        self._preflight(connections, spec.all_models, should_stop)
         run_id = self._create_run(connections, spec)
         if on_created is not None:
             on_created(run_id)
@@ -196,16 +197,20 @@ class Client:
         return self.run(run_id).typed(spec.types)
 
     def _preflight(
-        self, connections: Connections, model: str, should_stop: Callable[[], bool] | None = None
+        self,
+        connections: Connections,
+        models: Iterable[str],
+        should_stop: Callable[[], bool] | None = None,
     ) -> None:
-        """Check that a worker can use a model; stop to wait for it when the caller says so."""
+        """Check that a worker can use the models; stop to wait for it when the caller says so."""
 
         def check() -> None:
             self._check_fleet()
             if should_stop is not None and should_stop():
                 raise RunError("the run was stopped before it began")
 
-        connections.preflight(model, check=check, wait=self.is_embedded)
+        for model in models:
+            connections.preflight(model, check=check, wait=self.is_embedded)
 
     def _read_by_workers(
         self,
@@ -228,9 +233,9 @@ class Client:
         if self.is_embedded and self._fleet is None:
             require_open_files(self._concurrency, self._given_concurrency, spec.max_workers)
         # It has the functions of the job's own model, too.
-        connections = self._connected(spec.model)
+        connections = self._connected(spec.all_models)
         connections.claim()
-        self._preflight(connections, spec.model)
+        self._preflight(connections, spec.all_models)
         return worker_reading.read_first(
             self, spec, files, began_at=began_at, notify=notify, should_stop=should_stop
         )
@@ -384,7 +389,7 @@ class Client:
             WireVersionError: The fleet has another version of fanout.
             BrokerError: The broker cannot be reached.
         """
-        connections = self._connected(model)
+        connections = self._connected((model,))
         connections.claim()
         return connections.ask(model, timeout_s=timeout_s, check=self._check_fleet)
 

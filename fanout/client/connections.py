@@ -135,7 +135,8 @@ class Connections:
                 return
             raise ModelError(f"no worker answered within {_PREFLIGHT_S:.0f} s about model {model}")
         if verdict.message is not None:
-            raise ModelError(verdict.message, kind=verdict.kind)
+            named = "" if model in verdict.message else f"{model}: "
+            raise ModelError(f"{named}{verdict.message}", kind=verdict.kind)
 
     def ask(
         self,

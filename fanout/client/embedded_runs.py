@@ -119,13 +119,15 @@ class EmbeddedRuns:
 
     def _take_over(self, run_id: str, number: int) -> None:
         spec = stored_spec(self._connections_to(number).store.spec(run_id))
-        _require_function(run_id, spec.model)
+        for model in spec.all_models:
+            _require_function(run_id, model)
         database = self._databases.take_over(number)
         if database is None:
             return
         # A run may come from a process with a higher limit: fewer branches at once are allowed.
         concurrency = max(1, fitting_concurrency(spec.max_workers or self._concurrency))
-        start = InProcessFleet.acquire if is_callable_model(spec.model) else EmbeddedFleet
+        is_here = any(map(is_callable_model, spec.all_models))
+        start = InProcessFleet.acquire if is_here else EmbeddedFleet
         try:
             self._fleets[number] = start(concurrency=concurrency, database=database)
         except BaseException:

@@ -10,7 +10,7 @@ from dataclasses import replace
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, overload
 
-from fanout.client.arguments import checked_count, model_string, paths
+from fanout.client.arguments import checked_count, model_string, model_strings, paths
 from fanout.client.client import Client
 from fanout.client.loop_runs import LoopRun
 from fanout.client.loop_threads import in_thread, pulled
@@ -19,6 +19,7 @@ from fanout.core.errors import RunError, UnknownRunError
 from fanout.core.field_names import canonical
 from fanout.core.settings import load_settings
 from fanout.core.spec import make_spec
+from fanout.core.units import plural
 from fanout.inputs.documents import log_notice
 from fanout.llm.callables import (
     is_callable_model,
@@ -28,7 +29,7 @@ from fanout.llm.callables import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
     from os import PathLike
     from typing import Self
 
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from fanout.runs.results import AnswerT, Output, Result
     from fanout.runs.status import Status
 
+    Model = str | Callable[[str], str] | Callable[[str], Awaitable[str]] | LLM
     Paths = str | PathLike[str] | Sequence[str | PathLike[str]]
     OnBadDocument = Callable[[str, str], None]
 
@@ -55,7 +57,7 @@ class ParallelCalls:
     Args:
         llm: A model string (``openai/gpt-5-mini``, ``anthropic/...``, ``litellm/...``, ``local``,
             ``fake``), a dotted path ``package.module:callable``, or a callable ``str -> str``,
-            sync or async.
+            sync or async; or a list of these, to each of which every prompt goes.
         max_workers: The most branches of a run in flight, in the whole fleet; without a broker, also
             the concurrency of the embedded worker.
         broker_url: The Redis server of a fleet; None is ``FANOUT_BROKER_URL``. Without either, a server
@@ -68,7 +70,7 @@ class ParallelCalls:
 
     def __init__(
         self,
-        llm: str | Callable[[str], str] | Callable[[str], Awaitable[str]] | LLM | None = None,
+        llm: Model | Sequence[Model] | None = None,
         max_workers: int | None = None,
         *,
         broker_url: str | None = None,
@@ -77,9 +79,12 @@ class ParallelCalls:
         is_embedded = settings.broker_url is None
         self._max_workers = checked_count("max_workers", max_workers)
         llm = settings.model if llm is None else llm
-        self._model = model_string(llm, is_embedded=is_embedded)
+        self._is_embedded = is_embedded
+        self._models = model_strings(llm, is_embedded=is_embedded)
+        # With the functions that single runs have as models of their own.
+        self._known = list(self._models)
         self._client = Client(broker_url, concurrency=max_workers if is_embedded else None)
-        self._finalizer = weakref.finalize(self, _release, self._client, self._model)
+        self._finalizer = weakref.finalize(self, _release, self._client, self._known)
 
     @overload
     def run(
@@ -313,9 +318,9 @@ class ParallelCalls:
     def _spec(
         self, branch_prompt: str | None, aggregate_prompt: str | None, options: dict[str, Any]
     ) -> RunSpec:
-        if is_callable_model(self._model) and not self._finalizer.alive:
+        if any(map(is_callable_model, self._models)) and not self._finalizer.alive:
             raise RunError("this runner is closed, and its function forgotten: make another one")
-        own = {"model": self._model, "max_workers": self._max_workers}
+        own = {"model": self._models, "max_workers": self._max_workers}
         given = {
             "branch_prompt": branch_prompt,
             "aggregate_prompt": aggregate_prompt,
@@ -325,7 +330,19 @@ class ParallelCalls:
         fields = canonical({name: value for name, value in given.items() if value is not None})
         if fields.get("models"):
             del own["model"]
+        for name in ("model", "models", "fallback"):
+            if name in fields:
+                fields[name] = self._named(fields[name])
         return make_spec(**{**own, **fields})
+
+    def _named(self, models: Any) -> Any:
+        """Return models of a run with the strings of functions in place of these."""
+        if isinstance(models, (list, tuple)):
+            return [self._named(one) for one in models]
+        if not callable(models):
+            return models
+        self._known.append(model_string(models, is_embedded=self._is_embedded))
+        return self._known[-1]
 
     def resume(
         self,
@@ -355,15 +372,27 @@ class ParallelCalls:
             RunError: The input differs, or this runner has begun other runs of a function.
         """
         run = self._client.run(run_id)
-        model = run.spec.model
-        if is_callable_model(model) and is_callable_model(self._model):
-            register_callable(resolve_callable(self._model), model)
-            weakref.finalize(self, unregister_callable, model)
+        self._replace_functions(run)
         with self._shown(on_progress, is_shown=progress) as follow:
             self._client.resume(run_id, chunks, on_bad_document=on_bad_document)
             if retry_failed and run.status().status.has_ended:
                 run.retry_failed()
             return _result(run, follow)
+
+    def _replace_functions(self, run: Run) -> None:
+        """Put this runner's functions, in their order, in the place of those of a run."""
+        theirs = list(filter(is_callable_model, run.spec.all_models))
+        own = list(filter(is_callable_model, self._models))
+        if not theirs or not own:
+            return
+        if len(theirs) != len(own):
+            raise RunError(
+                f"run {run.run_id} calls {plural(len(theirs), 'function', 'functions')}, and this "
+                f"runner has {len(own)}: give as many, in the same order"
+            )
+        for model, function in zip(theirs, own, strict=True):
+            register_callable(resolve_callable(function), model)
+            weakref.finalize(self, unregister_callable, model)
 
     @property
     def client(self) -> Client:
@@ -413,7 +442,7 @@ def _result(run: Run, on_progress: Callable[[Status], None] | None) -> Result[An
     return run.result()
 
 
-def _release(client: Client, model: str) -> None:
+def _release(client: Client, models: Iterable[str]) -> None:
     client.close()
-    if is_callable_model(model):
+    for model in filter(is_callable_model, models):
         unregister_callable(model)

@@ -16,7 +16,7 @@ from fanout.client.stream import EndedBranches
 from fanout.core.answer_types import UNTYPED
 from fanout.core.errors import BrokerError, WaitTimeoutError
 from fanout.core.ids import StageId
-from fanout.core.records import RunStatus, total_usage
+from fanout.core.records import RunStatus, total_usage, usage_by_model
 from fanout.core.spec import RunSpec, stored_spec
 from fanout.observe.probe import write_refusal
 from fanout.runs.common_errors import commonest_error
@@ -132,6 +132,7 @@ class Run:
             permits_used=None if run.max_workers is None else run.permits_in_use,
             priority=run.priority,
             kept_truncated=branches.kept_truncated,
+            usage_by_model=usage_by_model([stage.usage_of for stage in stages]),
         )
 
     def wait(
@@ -250,14 +251,24 @@ class Run:
         return str(refusal) if refusal is not None and refusal.is_passing else None
 
     def model_limit(self) -> LimitState | None:
-        """Return the state of the rate limits of the run's model.
+        """Return the state of the rate limits of the run's model, of several the most held up.
 
         None if there is none, or the server does not answer.
         """
+        found = self.held_model()
+        return None if found is None else found[1]
+
+    def held_model(self) -> tuple[str, LimitState] | None:
+        """Return the model of the run whose calls wait longest, and the state of its limits.
+
+        None if no model has limits, or the server does not answer.
+        """
         try:
-            return self._store.limits().get(self.spec.model)
+            limits = self._store.limits()
         except BrokerError:
             return None
+        found = [(name, limits[name]) for name in self.spec.all_models if name in limits]
+        return max(found, key=lambda one: one[1].blocked_s, default=None)
 
     def result(self) -> Result[Any]:
         """Return the outcomes so far; all of them once the run has ended.
@@ -279,6 +290,7 @@ class Run:
             notes=[*truncation_notes(status), *notes, *faults],
             reduce_errors=self.stored_result().errors,
             usage=status.usage,
+            usage_by_model=status.usage_by_model or {spec.model: status.usage},
             error=self.problem(status),
             elapsed_s=status.elapsed_s,
             layout=layout_of(spec),

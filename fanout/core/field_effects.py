@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from fanout.core.errors import SpecError
+from fanout.core.model_names import takes_seed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -145,11 +146,12 @@ RULES = (
               lambda spec: spec.retries.base_wait_s <= spec.retries.max_wait_s,
               "{spec.retries.base_wait_s} must not be greater than max_wait_s "
               "({spec.retries.max_wait_s})"),
-    FieldRule(("seed",), (), lambda spec: not spec.model.startswith("anthropic/"),
+    FieldRule(("seed",), (),
+              lambda spec: any(map(takes_seed, spec.all_models)),
               "has no effect: {spec.model} takes no seed; leave it out"),
 )  # fmt: skip
 
-_PROMPT_ONLY = "has no effect: the model is a function that takes the prompt only"
+_PROMPT_ONLY = "has no effect: a model is a function that takes the prompt only"
 # Further rules for a model that is a function with the prompt as its only argument.
 FUNCTION_RULES = (
     FieldRule(("system", "temperature", "seed", "stop"), (), lambda _spec: False, _PROMPT_ONLY),

@@ -1,8 +1,13 @@
-"""The names of models that fanout itself gives a run."""
+"""What the names of models say about them."""
 
 from __future__ import annotations
 
-__all__ = ["READER_MODEL"]
+__all__ = ["READER_MODEL", "takes_seed"]
 
 # The function that reads a document; a run in which workers read has it as its model.
 READER_MODEL = "fanout.inputs.reader:read"
+
+
+def takes_seed(model: str) -> bool:
+    """Say whether calls of a model may have a seed; Anthropic's API refuses one."""
+    return not model.startswith("anthropic/")

@@ -13,7 +13,7 @@ import msgspec
 from fanout.core.cells import Cell  # noqa: TC001 - msgspec reads the annotation
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
 __all__ = [
     "TERMINAL",
@@ -28,6 +28,7 @@ __all__ = [
     "Variants",
     "share_of",
     "total_usage",
+    "usage_by_model",
 ]
 
 
@@ -240,6 +241,15 @@ def total_usage(usages: Sequence[Usage]) -> Usage:
         output_tokens=total("output_tokens"),
         cost_usd=total("cost_usd"),
     )
+
+
+def usage_by_model(usages: Iterable[Mapping[str, Usage]]) -> dict[str, Usage]:
+    """Add up usages by model."""
+    found: dict[str, list[Usage]] = {}
+    for one in usages:
+        for model, usage in one.items():
+            found.setdefault(model, []).append(usage)
+    return {model: total_usage(some) for model, some in found.items()}
 
 
 class Outcome(_Record, frozen=True, kw_only=True):

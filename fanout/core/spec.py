@@ -277,6 +277,12 @@ class RunSpec(SchemaField, AggregateFields):
         return (None if self.models else self.model,)
 
     @property
+    def named_models(self) -> str:
+        """The models as one text: those that are asked first, then the fallback."""
+        first = ", ".join(self.models or (self.model,))
+        return f"{first} (fallback: {', '.join(self.fallback)})" if self.fallback else first
+
+    @property
     def branches_per_chunk(self) -> int:
         """Aspects x models x samples; with ``certainty``, aspects."""
         return self.variants.count

@@ -106,11 +106,13 @@ class RecordRequest(msgspec.Struct, frozen=True):
         branch_id: The branch.
         outcome: How it ended.
         has_checkpoint: Whether the branch may have a checkpoint, which is deleted with this.
+        usage_of: The usage of its calls by model; empty if its run calls only one.
     """
 
     branch_id: BranchId
     outcome: Outcome
     has_checkpoint: bool = False
+    usage_of: dict[str, Usage] = {}
 
 
 class BeginReply(msgspec.Struct, frozen=True, kw_only=True):
@@ -276,6 +278,7 @@ class StageRecord(msgspec.Struct, frozen=True, kw_only=True):
         errors: Failed branches by kind.
         again: Those of them that the latest retry has still to take back.
         usage: The usage of the calls.
+        usage_of: The usage by model, if the run calls several.
         latency: The durations of the branches; a retry adds to them.
     """
 
@@ -288,6 +291,7 @@ class StageRecord(msgspec.Struct, frozen=True, kw_only=True):
     errors: dict[ErrorKind, int] = {}
     again: dict[ErrorKind, int] = {}
     usage: Usage = Usage()
+    usage_of: dict[str, Usage] = {}
     latency: Latency = Latency()
 
     @property

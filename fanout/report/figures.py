@@ -8,6 +8,7 @@ import msgspec
 
 from fanout.core.records import ErrorKind  # noqa: TC001 - msgspec reads the annotation
 from fanout.report.durations import DurationFigures  # noqa: TC001 - the same
+from fanout.report.models import ModelFigures  # noqa: TC001 - msgspec reads the annotation
 from fanout.report.slices import SliceFigures  # noqa: TC001 - the same
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ class ShownBranch(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         document: The document's name, truncated if it is very long.
         aspect: The name of its prompt, or None.
+        model: The model that answered; the one that was asked first, if none did.
         sample: The 0-based number of the sample.
         elapsed_s: Seconds from its first call to its end.
     """
@@ -39,6 +41,7 @@ class ShownBranch(msgspec.Struct, frozen=True, kw_only=True):
     index: int
     document: str
     aspect: str | None
+    model: str | None = None
     sample: int
     attempts: int
     elapsed_s: float
@@ -143,6 +146,7 @@ class Figures(msgspec.Struct, frozen=True, kw_only=True):
         over_time: The branches over time.
         tokens: Their usage, as far as it is known.
         aspects: The branches by aspect; empty if the run has a single prompt.
+        models: The branches and the usage by model.
         documents: The documents by how their branches ended.
         slowest: The branches that took longest.
         answers: A sample of the answers, spread evenly over the run.
@@ -157,6 +161,7 @@ class Figures(msgspec.Struct, frozen=True, kw_only=True):
     over_time: SliceFigures
     tokens: TokenFigures
     aspects: list[Tally]
+    models: list[ModelFigures]
     documents: DocumentFigures
     slowest: list[ShownBranch]
     answers: list[Answer]

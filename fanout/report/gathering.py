@@ -22,6 +22,7 @@ from fanout.report.figures import (
     Tally,
     TokenFigures,
 )
+from fanout.report.models import ModelCounter
 from fanout.report.slices import Slice, SliceCounter
 from fanout.report.text import one_line
 
@@ -142,6 +143,7 @@ class _FigureCollector:
     """Collects all figures of a run; the branches of a document come together."""
 
     def __init__(self, created_at: float) -> None:
+        self._models = ModelCounter()
         self._all = Tally(name="")
         self._calls = 0
         self._errors = _ErrorCounter()
@@ -165,6 +167,7 @@ class _FigureCollector:
 
     def _add(self, branch: Output[Any]) -> None:
         self._all.count(branch)
+        self._models.add(branch)
         self._calls += branch.attempts
         if branch.aspect is not None:
             self._aspects.setdefault(branch.aspect, Tally(name=branch.aspect)).count(branch)
@@ -209,6 +212,7 @@ class _FigureCollector:
             over_time=self._over_time.figures(),
             tokens=self._tokens,
             aspects=list(self._aspects.values()),
+            models=self._models.figures(),
             documents=self._documents.figures(),
             slowest=self._slowest.items(),
             answers=self._answers.answers(),
@@ -252,6 +256,7 @@ def _shown_branch(branch: Output[Any]) -> ShownBranch:
         index=branch.index,
         document=one_line(branch.document, _NAME_CHARS),
         aspect=branch.aspect,
+        model=branch.model,
         sample=branch.sample,
         attempts=branch.attempts,
         elapsed_s=branch.elapsed_s,

@@ -208,6 +208,7 @@ def _environment() -> Environment:
         "line": text.one_line,
         "moment": words.moment,
         "shown_input": shown_input,
+        "known": words.known,
         "plural": words.plural,
         "repr": repr,
         "share_of": words.share,

@@ -168,6 +168,7 @@ class Result(Generic[AnswerT]):
         notes: Remarks of the aggregator, such as a tie or answers that it left out.
         reduce_errors: The calls of an LLM aggregate that failed.
         usage: The usage of all calls; an unknown quantity is None.
+        usage_by_model: The same by model.
         error: Why the run failed, or None.
         elapsed_s: Seconds from submission to the end.
         layout: What the rows of its branches have.
@@ -187,6 +188,7 @@ class Result(Generic[AnswerT]):
     layout: RowLayout = field(default_factory=RowLayout)
     aggregated_json: Any = None
     evaluation: Evaluation | None = None
+    usage_by_model: dict[str, Usage] = field(default_factory=dict)
 
     @property
     def aggregated_value(self) -> Any:
@@ -259,6 +261,7 @@ class Result(Generic[AnswerT]):
             "errors": dict(sorted(kinds.items())),
             "coverage": self.coverage,
             "usage": self.usage.to_dict(),
+            "usage_by_model": {name: one.to_dict() for name, one in self.usage_by_model.items()},
             "elapsed_s": round(self.elapsed_s, 3),
             "error": self.error,
             "aggregated": self.aggregated_value,

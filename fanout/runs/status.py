@@ -85,6 +85,7 @@ class Status:
         kept_truncated: Branches with an output that was cut off at its limit of tokens.
         errors: Failed branches by kind.
         usage: The usage of all calls; an unknown quantity is None.
+        usage_by_model: The usage by model, if the run calls several; else empty.
         created_at: Seconds since the epoch.
         elapsed_s: Seconds from submission to now, or to the end, without those before a retry in which
             it had ended.
@@ -118,6 +119,7 @@ class Status:
     permits_used: int | None = None
     priority: float = 1.0
     kept_truncated: int = 0
+    usage_by_model: dict[str, Usage] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON-able values, as ``fanout status --json`` prints them."""
@@ -128,6 +130,7 @@ class Status:
             "status": self.status.value,
             "errors": {kind.value: count for kind, count in sorted(self.errors.items())},
             "usage": self.usage.to_dict(),
+            "usage_by_model": {name: one.to_dict() for name, one in self.usage_by_model.items()},
             "latency": latency_row(self.latency),
             "stages": msgspec.to_builtins(self.stages),
         }

@@ -212,6 +212,7 @@ def decode_stage(raw: dict[bytes, bytes]) -> StageRecord:
         errors=counts.kinds("kind:"),
         again=counts.kinds("again:"),
         usage=counts.usage(),
+        usage_of=counts.usage_of(),
         latency=counts.latency(),
     )
 
@@ -256,17 +257,31 @@ class _Counts:
         counts = {int(bucket): number for bucket, number in self.named("took:")}
         return Latency(counts=counts, sum_s=float(self.fields.get("took_s", b"0")))
 
-    def usage(self, *, whole: bool = True) -> Usage:
-        """Return the usage. If ``whole``, a sum with an unknown part is unknown."""
+    def usage_of(self) -> dict[str, Usage]:
+        """Return the usage by model."""
+        prefix = "by:calls:"
+        models = sorted(
+            name.removeprefix(prefix) for name in self.fields if name.startswith(prefix)
+        )
+        return {model: self.usage("by:", f":{model}") for model in models}
+
+    def usage(self, before: str = "", after: str = "", *, whole: bool = True) -> Usage:
+        """Return the usage. If ``whole``, a sum with an unknown part is unknown.
+
+        ``before`` and ``after`` are around the names of its fields.
+        """
 
         def quantity(name: str) -> float | None:
-            if name not in self.fields or (whole and f"unknown:{name}" in self.fields):
+            field = f"{before}{name}{after}"
+            if field not in self.fields or (
+                whole and f"{before}unknown:{name}{after}" in self.fields
+            ):
                 return None
-            return float(self.fields[name])
+            return float(self.fields[field])
 
         input_tokens, output_tokens = quantity("input_tokens"), quantity("output_tokens")
         return Usage(
-            calls=self.number("calls"),
+            calls=self.number(f"{before}calls{after}"),
             input_tokens=None if input_tokens is None else int(input_tokens),
             output_tokens=None if output_tokens is None else int(output_tokens),
             cost_usd=quantity("cost_usd"),

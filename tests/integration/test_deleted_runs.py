@@ -222,6 +222,7 @@ OPERATIONS = {
     "spec": lambda run: run.spec,
     "wait": lambda run: run.wait(5),
     "model_limit": lambda run: run.model_limit(),
+    "held_model": lambda run: run.held_model(),
     "result": lambda run: run.result(),
     "evaluation": lambda run: run.evaluation(),
     "aggregate": lambda run: run.aggregate(),

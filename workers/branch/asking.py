@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from msgspec import structs
 
 from fanout.core.errors import ModelError
-from fanout.core.model_names import READER_MODEL
+from fanout.core.model_names import READER_MODEL, takes_seed
 from fanout.core.records import total_usage
 from fanout.llm.answers import validate_json
 from fanout.llm.calls import CallResult, complete_with_retries
@@ -49,6 +49,7 @@ class Asking:
         self._stage_id = stage_id
         self._spec = spec
         self._calls = calls
+        calls.is_by_model = bool(spec.models or spec.fallback)
 
     async def answer(self, model: str, request: LLMRequest) -> CallResult:
         """Return the answer of a model, or of one of the run's fallback, or why there is none.
@@ -83,6 +84,9 @@ class Asking:
     ) -> CallResult:
         """Ask a model, unless it fails for all branches of the run; note whether it does."""
         broken = self._context.models.broken
+        if request.seed is not None and not takes_seed(model):
+            # A job is refused only where none of its models takes one.
+            request = structs.replace(request, seed=None)
         if self._is_only(model):
             result = await self._ask(model, request, retries, gives_up=gives_up)
             self._calls.stop_after = result.stop_after

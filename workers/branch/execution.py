@@ -186,8 +186,17 @@ class _Delivery:
         context, shard_id = self._context, self._shard_id
         if calls.stop_after:
             await asyncio.to_thread(_stop_if_common, context, self._id.stage_id, outcome, calls)
+        usage_of = outcome.usage_of
+        if calls.is_by_model and not usage_of:
+            called = calls.models or list(calls.earlier.usage_of)
+            usage_of = dict.fromkeys(called[:1], outcome.usage)
         recorded = await context.branches.record(
-            RecordRequest(self._id, outcome=outcome, has_checkpoint=self._claim.has_checkpoint)
+            RecordRequest(
+                self._id,
+                outcome=outcome,
+                has_checkpoint=self._claim.has_checkpoint,
+                usage_of=usage_of,
+            )
         )
         if not recorded.first:
             # It had an outcome, or its run was deleted during the call: then this raises

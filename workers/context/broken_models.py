@@ -64,7 +64,9 @@ class BrokenModels:
             return None
         # Who retries a run has put right what was wrong.
         if self._clock() >= seen.until or await self._reopened_at(run_id) != seen.reopened_at:
-            del self._seen[run_id, model]
+            # Another branch may have found that meanwhile.
+            if self._seen.get((run_id, model)) is seen:
+                del self._seen[run_id, model]
             return None
         return seen.problem
 

@@ -54,6 +54,7 @@ class Calls:
         seed: The requested seed, or None.
         attempts: The calls that have ended.
         models: The model of each of these.
+        is_by_model: Whether the run calls several models.
         stop_after: Number of equal failures of branches that stop the run; 0: no number does.
         earlier: The answers that earlier deliveries have asked for.
     """
@@ -66,6 +67,7 @@ class Calls:
         self.seed: int | None = None
         self.attempts: list[CallAttempt] = []
         self.models: list[str] = []
+        self.is_by_model = False
         self.stop_after = 0
         self.earlier = AnswersSoFar()
 

@@ -102,10 +102,12 @@ return verdicts
 """
 
 # KEYS run, stage, live, out, totals of the fleet, and checkpoints if there may be some, which are then
-# deleted; ARGV ttl, and for each branch its position, outcome, kind, calls, input tokens, output tokens,
-# cost, bucket of the latency (-1: no call), seconds. An unknown quantity is the empty string; the kind
-# ``cut`` is an answer that was cut off, and kept. Returns for each branch: first, and the number of ended
-# branches of the shard, this one included. Only this script counts outcomes, so the sums always match them.
+# deleted; ARGV ttl, number of branches, for each branch its position, outcome, kind, calls, input
+# tokens, output tokens, cost, bucket of the latency (-1: no call), seconds; then, of runs that call
+# several models, for each branch and model the number of the branch, the model, calls, input tokens,
+# output tokens, cost. An unknown quantity is the empty string; the kind ``cut`` is an answer that was
+# cut off, and kept. Returns for each branch: first, and the number of ended branches of the shard, this
+# one included. Only this script counts outcomes, so the sums always match them.
 RECORD = """
 local recorded, counts, sums, unknown = {}, {}, {}, {}
 local is_open = redis.call('EXISTS', KEYS[1]) == 1 and redis.call('EXISTS', KEYS[4]) == 0
@@ -130,7 +132,8 @@ local function count(i)
         add(sums, 'took_s', ARGV[i + 8])
     end
 end
-for i = 2, #ARGV, 9 do
+local last = 2 + 9 * tonumber(ARGV[2])
+for i = 3, last, 9 do
     local first = 0
     if is_open and redis.call('HSETNX', KEYS[3], ARGV[i], ARGV[i + 1]) == 1 then
         first = 1
@@ -139,6 +142,20 @@ for i = 2, #ARGV, 9 do
     end
     recorded[#recorded + 1] = first
     recorded[#recorded + 1] = ended
+end
+for i = last + 1, #ARGV, 6 do
+    if recorded[2 * tonumber(ARGV[i]) - 1] == 1 then
+        local of = ':' .. ARGV[i + 1]
+        redis.call('HINCRBY', KEYS[2], 'by:calls' .. of, ARGV[i + 2])
+        for j, name in ipairs({'input_tokens', 'output_tokens', 'cost_usd'}) do
+            local value = ARGV[i + 2 + j]
+            if value == '' then
+                redis.call('HSET', KEYS[2], 'by:unknown:' .. name .. of, 1)
+            else
+                redis.call('HINCRBYFLOAT', KEYS[2], 'by:' .. name .. of, value)
+            end
+        end
+    end
 end
 if next(counts) then redis.call('EXPIRE', KEYS[3], ARGV[1]) end
 for _, key in ipairs({KEYS[2], KEYS[5]}) do
@@ -151,7 +168,7 @@ for _, key in ipairs({KEYS[2], KEYS[5]}) do
     for name in pairs(unknown) do redis.call('HSET', key, name, 1) end
 end
 if KEYS[6] then
-    for i = 2, #ARGV, 9 do redis.call('HDEL', KEYS[6], ARGV[i]) end
+    for i = 3, last, 9 do redis.call('HDEL', KEYS[6], ARGV[i]) end
 end
 return recorded
 """

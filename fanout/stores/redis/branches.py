@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Sequence
 
     from fanout.core.ids import BranchId, ShardId
-    from fanout.core.records import Outcome
+    from fanout.core.records import Outcome, Usage
     from fanout.core.state import BeginRequest, CheckpointRequest, RecordRequest
 
 __all__ = ["RedisBranches"]
@@ -64,16 +64,20 @@ def _record_key(request: RecordRequest) -> Hashable:
 def _record_args(request: RecordRequest) -> list[Any]:
     outcome = request.outcome
     usage = outcome.usage
-    counts = (usage.input_tokens, usage.output_tokens, usage.cost_usd)
     return [
         request.branch_id.position,
         codec.encode_outcome(outcome),
         outcome.kind or ("cut" if outcome.is_cut else ""),
         usage.calls,
-        *("" if count is None else count for count in counts),
+        *_quantities(usage),
         bucket_of(outcome.elapsed_s) if outcome.attempts else -1,
         outcome.elapsed_s,
     ]
+
+
+def _quantities(usage: Usage) -> list[float | str]:
+    counts = (usage.input_tokens, usage.output_tokens, usage.cost_usd)
+    return ["" if count is None else count for count in counts]
 
 
 class RedisBranches(RedisBlobReferences):
@@ -170,9 +174,12 @@ class RedisBranches(RedisBlobReferences):
         ]
         if any(request.has_checkpoint for request in requests):
             keys.append(self._shard(first.branch_id, "checkpoints"))
-        args: list[Any] = [self._ttl_s]
+        args: list[Any] = [self._ttl_s, len(requests)]
         for request in requests:
             args += _record_args(request)
+        for number, request in enumerate(requests, 1):
+            for model, usage in request.usage_of.items():
+                args += [number, model, usage.calls, *_quantities(usage)]
         flat = self._call(branch_scripts.RECORD, keys, args)
         return [
             RecordReply(first=bool(first), ended=ended)

@@ -160,7 +160,7 @@ class Refusing:
         self.asked += 1
         return "the disk is full"
 
-    def model_limit(self):
+    def held_model(self):
         return None
 
     def cancel(self):
@@ -206,7 +206,7 @@ class Unending:
     def write_problem(self):
         return None
 
-    def model_limit(self):
+    def held_model(self):
         return None
 
     def cancel(self):

@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from fanout.core.errors import LLMError, ModelError
-from fanout.core.ids import ShardId
+from fanout.core.ids import ShardId, StageId
 from fanout.core.records import ErrorKind, RunStatus, Usage
 from fanout.llm import FakeLLM
 from fanout.llm.base import LLMReply
@@ -130,6 +130,25 @@ def test_every_model_gets_every_prompt_and_its_usage():
         "a": {"x": 8},
         "b": {"y": 8},
     }
+
+
+def test_the_stage_counts_the_usage_of_each_model():
+    scripts = {
+        "a": fails(ErrorKind.CONTENT_FILTER),
+        "b": lambda _: reply("x", tokens=3),
+        "c": lambda _: LLMReply(text="y"),
+    }
+    context, _ = processed(
+        scripts, ["t0", "t1"], model=None, models=["a", "b"], fallback=["c", "b"], samples=3,
+        aggregate_prompt="{input}",
+    )  # fmt: skip
+    context.process(1)
+    stages = [context.store.stage(StageId(RUN, stage)) for stage in (0, 1)]
+    assert stages[0].usage_of["a"] == Usage(calls=6, input_tokens=6, output_tokens=6, cost_usd=3.0)
+    assert {name: used.calls for name, used in stages[1].usage_of.items()} == {"a": 1, "c": 1}
+    assert stages[1].usage_of["c"].input_tokens is None
+    for stage in stages:
+        assert sum(used.calls for used in stage.usage_of.values()) == stage.usage.calls
 
 
 def test_one_model_with_a_wrong_key_does_not_stop_the_others():

@@ -1,0 +1,62 @@
+"""The branches and the usage of each model of a run, for its report."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from fanout.core.records import Usage, total_usage
+
+if TYPE_CHECKING:
+    from fanout.runs.results import Output
+
+__all__ = ["ModelCounter", "ModelFigures"]
+
+
+class ModelFigures(msgspec.Struct, frozen=True, kw_only=True):
+    """What a model did in a run.
+
+    Attributes:
+        name: The model.
+        succeeded: Branches that it answered.
+        failed: Branches that asked it first and have no answer.
+        usage: The usage of all calls of it; an unknown quantity is None.
+    """
+
+    name: str
+    succeeded: int = 0
+    failed: int = 0
+    usage: Usage = Usage()
+
+
+class ModelCounter:
+    """Counts branches and usage by model."""
+
+    def __init__(self) -> None:
+        self._ended: dict[str, list[int]] = {}
+        self._used: dict[str, Usage] = {}
+
+    def add(self, branch: Output[Any]) -> None:
+        """Count one more branch."""
+        if branch.model is None:
+            return
+        self._ended.setdefault(branch.model, [0, 0])[branch.kind is not None] += 1
+        if not branch.attempts:
+            return
+        for model, usage in (branch.usage_of or {branch.model: branch.usage}).items():
+            used = self._used.get(model)
+            self._used[model] = usage if used is None else total_usage([used, usage])
+
+    def figures(self) -> list[ModelFigures]:
+        """Return the figures of each model, in the order in which they were first asked."""
+        none = [0, 0]
+        return [
+            ModelFigures(
+                name=name,
+                succeeded=self._ended.get(name, none)[0],
+                failed=self._ended.get(name, none)[1],
+                usage=self._used.get(name, Usage()),
+            )
+            for name in dict.fromkeys([*self._ended, *self._used])
+        ]
