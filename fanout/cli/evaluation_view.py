@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from fanout.policy.metrics import Estimate
     from fanout.runs.evaluation import Evaluation, VariantEvaluation
 
-__all__ = ["Threshold", "evaluation_lines", "evaluation_note", "shortfalls", "variant_names"]
+__all__ = ["Threshold", "evaluation_lines", "evaluation_note", "shortfalls"]
 
 _NAME_CELLS = 40
 _SHOWN_CLASSES = 12
@@ -36,7 +36,7 @@ class Threshold(NamedTuple):
 def shortfalls(evaluation: Evaluation, threshold: Threshold) -> Iterator[str]:
     """Yield each variant whose metric is below a threshold, or unknown."""
     words = threshold.metric.replace("macro_f1", "macro-F1")
-    for name, one in zip(variant_names(evaluation), evaluation.variants, strict=True):
+    for name, one in zip(_names(evaluation), evaluation.variants, strict=True):
         found: Estimate | None = getattr(one, threshold.metric)
         of = f" of {name}" if name else ""
         if found is None:
@@ -45,19 +45,9 @@ def shortfalls(evaluation: Evaluation, threshold: Threshold) -> Iterator[str]:
             yield f"the {words}{of} is {found.value:.4g}, below {threshold.least:g}"
 
 
-def variant_names(evaluation: Evaluation) -> list[str]:
-    """Return what tells the variants apart: prompt, model and field, as far as there are several."""
-    rows = [(one.aspect, one.model, one.field) for one in evaluation.variants]
-    varies = [len({row[at] for row in rows}) > 1 for at in range(3)]
-    return [
-        one_line(" · ".join(part or "" for part, does in zip(row, varies, strict=True) if does))
-        for row in rows
-    ]
-
-
 def evaluation_note(evaluation: Evaluation) -> Iterator[str]:
     """Yield the accuracy of each variant as a short line; of many, the best and the worst."""
-    pairs = list(zip(variant_names(evaluation), evaluation.variants, strict=True))
+    pairs = list(zip(_names(evaluation), evaluation.variants, strict=True))
     known = [(name, one) for name, one in pairs if one.accuracy is not None]
     if len(known) > _SHOWN_COMPARISONS:
         known.sort(key=lambda pair: -pair[1].correct / pair[1].count)
@@ -74,7 +64,7 @@ def evaluation_lines(evaluation: Evaluation) -> Iterator[str]:
     """Yield an evaluation as lines of text."""
     yield from _variants(evaluation)
     yield from _comparisons(evaluation)
-    names = variant_names(evaluation)
+    names = _names(evaluation)
     for name, one in zip(names, evaluation.variants, strict=True):
         lines = [*_classes(one), *_calibration(one.calibration)]
         if lines:
@@ -88,7 +78,7 @@ def evaluation_lines(evaluation: Evaluation) -> Iterator[str]:
 def _variants(evaluation: Evaluation) -> Iterator[str]:
     columns = {
         "PROMPT": [one.aspect or "" for one in evaluation.variants],
-        "MODEL": [one.model or "" for one in evaluation.variants],
+        "MODEL": [one.model or "several models" for one in evaluation.variants],
         "FIELD": [one.field or "" for one in evaluation.variants],
     }
     shown = [name for name, cells in columns.items() if len(set(cells)) > 1] or ["MODEL"]
@@ -117,12 +107,16 @@ def _figures(one: VariantEvaluation) -> list[str]:
 
 
 def _estimate(one: Estimate | None) -> str:
-    return "?" if one is None else f"{one.value:.3f} ({one.low:.3f} to {one.high:.3f})"
+    return "?" if one is None else str(one)
+
+
+def _names(evaluation: Evaluation) -> list[str]:
+    return [_cut(name, 2 * _NAME_CELLS) for name in evaluation.names]
 
 
 def _comparisons(evaluation: Evaluation) -> Iterator[str]:
     shown = evaluation.comparisons[:_SHOWN_COMPARISONS]
-    names = variant_names(evaluation)
+    names = _names(evaluation)
     if shown:
         yield ""
     for one in shown:

@@ -38,6 +38,9 @@ class Estimate(msgspec.Struct, frozen=True, kw_only=True):
     low: float
     high: float
 
+    def __str__(self) -> str:
+        return f"{self.value:.3f} ({self.low:.3f} to {self.high:.3f})"
+
 
 class ClassCounts(msgspec.Struct, kw_only=True):
     """The counts of one class.

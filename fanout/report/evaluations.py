@@ -67,7 +67,7 @@ class ShownEvaluation:
 
 def shown_evaluation(evaluation: Evaluation) -> ShownEvaluation:
     """Return an evaluation as the page shows it."""
-    names = [_name(one, evaluation) for one in evaluation.variants]
+    names = [one_line(name, _NAME_CHARS) for name in evaluation.names]
     variants = [
         ShownVariant(
             name=name,
@@ -88,16 +88,7 @@ def shown_evaluation(evaluation: Evaluation) -> ShownEvaluation:
 
 def estimate(one: Estimate | None) -> str:
     """Return a measured value with its interval."""
-    return "unknown" if one is None else f"{one.value:.3f} ({one.low:.3f} to {one.high:.3f})"
-
-
-def _name(one: VariantEvaluation, evaluation: Evaluation) -> str:
-    parts = [
-        getattr(one, name) or ""
-        for name in ("aspect", "model", "field")
-        if len({getattr(other, name) for other in evaluation.variants}) > 1
-    ]
-    return one_line(" · ".join(parts), _NAME_CHARS)
+    return "unknown" if one is None else str(one)
 
 
 def _comparisons(evaluation: Evaluation, names: list[str]) -> list[str]:

@@ -124,6 +124,16 @@ class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
     comparisons: list[Comparison]
     notes: list[str]
 
+    @property
+    def names(self) -> list[str]:
+        """What tells the variants apart: prompt, model and field, as far as there are several."""
+        rows = [(one.aspect, one.model, one.field) for one in self.variants]
+        varies = [len({row[at] for row in rows}) > 1 for at in range(3)]
+        return [
+            " · ".join(part or "" for part, does in zip(row, varies, strict=True) if does)
+            for row in rows
+        ]
+
     def to_dict(self) -> dict[str, Any]:
         """Return it as JSON values."""
         built: dict[str, Any] = msgspec.to_builtins(self)

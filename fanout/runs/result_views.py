@@ -97,6 +97,7 @@ def result_page(result: Result[Any]) -> str:
     if result.aggregated_value is not None:
         parts.append(f"<p><b>Aggregate</b></p>{_block(result.aggregated_value)}")
     parts += _rows(result)
+    parts += _evaluation(result)
     parts += _failures(result)
     if result.notes:
         notes = "; ".join(result.notes[:_SHOWN_ERRORS])
@@ -155,6 +156,19 @@ def _cell(cell: Any) -> str:
         return '<span style="opacity:0.5">None</span>'
     text = cell if isinstance(cell, str) else json.dumps(cell, ensure_ascii=False)
     return _shown(text, _CELL_CHARS)
+
+
+def _evaluation(result: Result[Any]) -> Iterator[str]:
+    """Yield the accuracy of the first variants, if the job has labels."""
+    found = result.evaluation
+    if found is None:
+        return
+    yield "<p><b>Accuracy</b>, with its 95 % interval</p><ul>"
+    for name, one in islice(zip(found.names, found.variants, strict=True), _SHOWN_ROWS):
+        of = f"{_shown(name, _CELL_CHARS)}: " if name else ""
+        accuracy = "unknown" if one.accuracy is None else str(one.accuracy)
+        yield f"<li>{of}{accuracy}, {one.correct:,} of {plural(one.count, 'answer', 'answers')} right</li>"
+    yield "</ul>"
 
 
 def _failures(result: Result[Any]) -> Iterator[str]:

@@ -119,6 +119,4 @@ class VariantCounter:
 
 def _confidence(branch: Output) -> float | None:
     """Return the model's own confidence, or the share of the votes for the answer."""
-    if branch.confidence is not None or not branch.votes:
-        return branch.confidence
-    return max(branch.votes.values()) / max(1, sum(branch.votes.values()))
+    return branch.share if branch.confidence is None else branch.confidence

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import random
 import tracemalloc
@@ -8,11 +9,11 @@ import msgspec
 import pytest
 
 from fanout.core.errors import SpecError
-from fanout.core.records import ErrorKind, Usage
+from fanout.core.records import ErrorKind, RunStatus, Usage
 from fanout.core.spec import make_spec
 from fanout.policy.metrics import sign_test, wilson_interval
 from fanout.runs.evaluation import evaluate, evaluate_by
-from fanout.runs.results import Output
+from fanout.runs.results import Output, Result
 
 OBJECT = {
     "type": "object",
@@ -303,3 +304,23 @@ def test_memory_does_not_grow_with_the_answers(monkeypatch):
     assert only(found).macro_f1 is None
     assert found.notes == ["'gold' has too many different labels for F1: see the accuracy"]
     assert peaks[2] < 1.1 * peaks[1]
+
+
+def test_a_result_shows_its_evaluation_and_saves_it(tmp_path):
+    evaluation = evaluated([("a", "a"), ("a", "b")])
+    result = Result(
+        run_id="r1", status=RunStatus.SUCCEEDED, branches=[], aggregated=None, notes=[],
+        reduce_errors=[], usage=USAGE, error=None, elapsed_s=1.0, evaluation=evaluation,
+    )  # fmt: skip
+    assert "0.500 (0.095 to 0.905), 1 of 2 answers right" in result._repr_html_()
+    assert result.to_dict()["evaluation"] == evaluation.to_dict()
+    result.save(tmp_path / "r.json")
+    assert json.loads((tmp_path / "r.json").read_text())["evaluation"] == evaluation.to_dict()
+    hostile = msgspec.structs.replace(only(evaluation), model="<script>")
+    two = msgspec.structs.replace(evaluation, variants=[*evaluation.variants, hostile])
+    page = dataclasses.replace(result, evaluation=two)._repr_html_()
+    assert "&lt;script&gt;: 0.500" in page
+    assert "<script>" not in page
+    bare = dataclasses.replace(result, evaluation=None)
+    assert "evaluation" not in bare.to_dict()
+    assert "Accuracy" not in bare._repr_html_()
