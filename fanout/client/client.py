@@ -15,9 +15,10 @@ from fanout.client.run_ids import new_run_id
 from fanout.core.errors import AmbiguousRunError, BrokerError, RunError, SpecError, UnknownRunError
 from fanout.core.ids import StageId
 from fanout.core.settings import load_settings
-from fanout.inputs.documents import log_notice
+from fanout.inputs.documents import Notice, log_notice
 from fanout.inputs.intake import checked_documents
 from fanout.llm.callables import is_callable_model
+from fanout.llm.enforcement import unenforced
 from fanout.runs.enqueue import close_input
 
 # Broker modules are imported on use, so that an embedded fleet starts meanwhile.
@@ -66,6 +67,7 @@ class Client:
             )
         self._concurrency = self._given_concurrency or self._settings.concurrency
         self._lock = threading.Lock()
+        self._told = set[str]()
         self._fleet: EmbeddedFleet | None = None
         self._connections: Connections | None = None
         self._embedded_runs: EmbeddedRuns | None = None
@@ -160,8 +162,9 @@ class Client:
             spec: The job.
             documents: The input if it is not in files, as ``ParallelCalls.run`` takes it; read lazily.
             on_bad_document: Called with name and reason of each document that cannot be used.
-            on_notice: Called with notices about the input, such as files that are left out; by
-                default, the logger ``fanout.inputs.documents`` gets them.
+            on_notice: Called with notices, such as files that are left out, or what a provider does
+                not enforce of a schema (once for each client); by default, the logger
+                ``fanout.inputs.documents`` gets them.
             on_created: Called with the run's id as soon as the run exists.
             should_stop: Called before each shard; True ends the reading and cancels the run. Before
                 there is a run, it raises RunError.
@@ -181,6 +184,7 @@ class Client:
             if should_stop is not None and should_stop():
                 return reading
         source = checked_documents(spec, documents, notify=on_notice, open_run=run_opener(self))
+        self._tell_unenforced(spec, on_notice)
         self._check_storage()
         if self.is_embedded and self._fleet is None:
             require_open_files(self._concurrency, self._given_concurrency, spec.max_workers)
@@ -195,6 +199,13 @@ class Client:
         with connections.enqueuer(run_id, on_bad_document, should_stop) as enqueuer:
             enqueuer.enqueue(run_id, spec, source)
         return self.run(run_id).typed(spec.types)
+
+    def _tell_unenforced(self, spec: RunSpec, notify: Notify) -> None:
+        """Say what providers do not enforce of the job's schemas; once for all runs of this client."""
+        for line in unenforced(spec):
+            if line not in self._told:
+                self._told.add(line)
+                notify(Notice(text=line))
 
     def _preflight(
         self,

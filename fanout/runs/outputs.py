@@ -76,7 +76,11 @@ def _answer(spec: RunSpec, outcome: Outcome, answer_type: AnswerType | None) -> 
     failure = {"kind": outcome.kind, "message": outcome.message}
     if outcome.output is None or spec.schema is None:
         return {"output": outcome.output, **failure}
-    value = msgspec.json.decode(outcome.output)
+    try:
+        value = msgspec.json.decode(outcome.output)
+    except msgspec.DecodeError:
+        # Of another version, which stored something else.
+        return {"output": outcome.output, **failure}
     if answer_type is None:
         return {"output": value, **failure}
     try:

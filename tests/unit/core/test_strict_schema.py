@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from fanout.core.answer_shape import shape_of
 from fanout.core.strict_schema import native_schema, without_filled_nulls
 from fanout.llm.fake_answers import fake_answer
-from fanout.llm.gemini import response_schema
+from fanout.llm.gemini_schema import response_schema
 
 DIALECTS = ["openai", "anthropic", "gemini", "llama"]
 

@@ -11,12 +11,12 @@ from fanout.core.records import ErrorKind
 from fanout.core.settings import load_settings
 from fanout.llm import LLMRequest, make_llm
 from fanout.llm.error_kinds import FEW
-from tests.scripted_provider import ScriptedProvider, anthropic_reply, openai_reply
+from tests.scripted_provider import ScriptedProvider, anthropic_reply, gemini_reply, openai_reply
 
 KEY = "sk-test-0123456789abcdef"
 HIDDEN = "team-header-0123456789"
 REQUEST = LLMRequest(prompt="hello", max_tokens=9)
-REPLIES = {"openai/m": openai_reply(), "anthropic/m": anthropic_reply()}
+REPLIES = {"openai/m": openai_reply(), "anthropic/m": anthropic_reply(), "gemini/m": gemini_reply()}
 MODELS = sorted(REPLIES)
 
 
@@ -24,7 +24,8 @@ MODELS = sorted(REPLIES)
 def environment(provider, monkeypatch):
     monkeypatch.setenv("OPENAI_BASE_URL", f"{provider.url}/v1")
     monkeypatch.setenv("ANTHROPIC_BASE_URL", provider.url)
-    for name in ("OPENAI", "ANTHROPIC"):
+    monkeypatch.setenv("GEMINI_BASE_URL", provider.url)
+    for name in ("OPENAI", "ANTHROPIC", "GEMINI"):
         monkeypatch.setenv(f"{name}_API_KEY", KEY)
         monkeypatch.setenv(f"{name}_CUSTOM_HEADERS", f"X-Team-Key: {HIDDEN}")
     for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"):
