@@ -130,7 +130,7 @@ class Asking:
                 keeps_cut=spec.on_truncated == "keep",
                 window_tokens=self._window(model),
                 validate=validate_json if wants_json else None,
-                gate=self._claim.gate(gate, spec.timeout_s),
+                gate=self._claim.gate(gate, spec.timeout_s, compares=not self._calls.is_by_model),
                 # A document may be larger than an answer.
                 max_output_kb=(
                     None if model == READER_MODEL else self._context.settings.max_output_kb

@@ -229,14 +229,15 @@ class Claim:
             store.release_claim, self._branch_id, token=self._token, counts=counts
         )
 
-    def gate(self, gate: CallGate, timeout_s: float) -> CallGate:
+    def gate(self, gate: CallGate, timeout_s: float, *, compares: bool = True) -> CallGate:
         """Return a gate that lets a call through while the branch is claimed.
 
         Args:
             gate: The gate that the call passes as well.
             timeout_s: The timeout of the call, in seconds.
+            compares: Whether the successes of the stage, on all workers, are those of this model.
         """
-        return _ClaimedGate(self, gate, timeout_s)
+        return _ClaimedGate(self, gate, timeout_s, compares=compares)
 
     def waits(self) -> None:
         """Record that the branch waits on purpose, for an unlimited time."""
@@ -250,8 +251,9 @@ class Claim:
 class _ClaimedGate:
     """See ``Claim.gate``."""
 
-    def __init__(self, claim: Claim, gate: CallGate, timeout_s: float) -> None:
+    def __init__(self, claim: Claim, gate: CallGate, timeout_s: float, *, compares: bool) -> None:
         self._claim = claim
+        self._compares = compares
         self._gate = gate
         self._timeout_s = timeout_s
         # Succeeded branches of the stage at the last failure of which this worker could not tell whether
@@ -282,7 +284,7 @@ class _ClaimedGate:
             # Keep the answer, even if it cannot be counted.
             _log.warning("a call is not counted: %s", type(fault).__name__)
             return None
-        if verdict is None or not verdict.is_blind:
+        if verdict is None or not verdict.is_blind or not self._compares:
             return verdict
         before, self._succeeded = self._succeeded, await self._claim.succeeded()
         others_succeeded = None not in {before, self._succeeded} and before != self._succeeded

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+from types import SimpleNamespace
+
 import msgspec
 import pytest
 
@@ -10,7 +13,9 @@ from fanout.core.ids import ShardId, StageId
 from fanout.core.records import ErrorKind, RunStatus, Usage
 from fanout.llm import FakeLLM
 from fanout.llm.base import LLMReply
+from fanout.policy.outages import FailureVerdict
 from tests.fakes import RUN, FakeContext
+from workers.branch.claims import Claim
 
 FAST = {"base_wait_s": 0.0, "max_attempts": 3}
 FALLING = [
@@ -202,3 +207,28 @@ def test_a_model_that_is_down_is_left_out_until_it_answers_again():
     # The first ones use all their attempts; then nobody asks it, but for a probe now and then.
     assert calls(context)["a"] < 40
     assert msgspec.structs.asdict(ended[-1])["model"] == "b"
+
+
+@pytest.mark.parametrize(("compares", "cost"), [(True, 1 / 3), (False, 0.0)])
+def test_answers_of_another_model_do_not_count_against_a_failure(compares, cost):
+    """Where a run calls several models, the successes of its stage are not all of this one."""
+    blind = FailureVerdict(cost=0.0, is_blind=True)
+
+    async def leave(*_call):
+        return blind
+
+    found = iter([3, 5])
+
+    async def succeeded():
+        return next(found)
+
+    claim = SimpleNamespace(waits=lambda: None, succeeded=succeeded)
+    inner = SimpleNamespace(leave=leave)
+    gate = Claim.gate(claim, inner, 9.0, compares=compares)
+    error = LLMError(ErrorKind.CONNECTION, "no")
+
+    async def fail_twice():
+        await gate.leave(None, None, error)
+        return await gate.leave(None, None, error)
+
+    assert asyncio.run(fail_twice()).cost == pytest.approx(cost)
