@@ -73,7 +73,8 @@ _SCHEMA_WORDS = ("structured output", "json schema", "guided", "grammar")
 _REFUSES_LOGPROBS = frozenset({400, 403, 422, 500, 501})
 _LOGPROB_WORDS = ("logprob", "log prob", "log-prob")
 _TOGETHER = re.compile(
-    r"together|combin|conjunction|simultaneous|at the same time|not .{0,40}\bwith\b|\bwhen\b"
+    r"together|combin|conjunction|simultaneous|at the same time"
+    r"|(?:not .{0,40}\bwith|\bwhen(?: using)?)\b(?! (?:this|the) (?:model|server|deployment))"
 )
 # How a server that takes schemas refuses one of them.
 _WRONG_SCHEMA = (

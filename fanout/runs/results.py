@@ -244,7 +244,8 @@ class Result(Generic[AnswerT]):
 
         Rows have ``index``, ``document``, ``chunk``, ``position``, ``start``, ``end``, ``aspect``,
         ``model``, ``sample``, ``output``, ``kind``, ``message``, ``attempts``, ``usage``, ``elapsed_s`` and
-        ``columns``, and ``pages`` and ``headings`` where they are known; an unknown value is None.
+        ``columns``, ``finish_reason``, and ``pages``, ``headings`` and ``confidence`` where they are
+        known; an unknown value is None.
         The result of a job with ``labels`` also has its ``evaluation``.
         """
         return {**self._record(), "branches": [_row(branch) for branch in self.branches]}
@@ -275,8 +276,9 @@ class Result(Generic[AnswerT]):
 
         It has the columns of the input, then the answer (``output``, or its fields where answers are
         JSON), then ``error_kind``, ``error``, ``document``, ``pages``, ``chunk``, ``attempts``,
-        ``input_tokens``, ``output_tokens`` and ``cost_usd``; what is unknown is missing. A column of
-        the input that has one of these names is called ``column.NAME``.
+        ``input_tokens``, ``output_tokens`` and ``cost_usd``; what is unknown is missing. After the
+        answer there is ``confidence`` in jobs with ``choices``. A column of the input that has one of
+        these names is called ``column.NAME``.
 
         Args:
             wide: A row for each chunk, with a column for each aspect, model and sample.

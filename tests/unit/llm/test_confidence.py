@@ -348,6 +348,17 @@ ORDERS = {
     "both, schemas first": ([(("schema",), SCHEMA), *LOGPROBS_ONLY], 3, False, False),
     "both, schemas last": ([*LOGPROBS_ONLY, (("schema",), SCHEMA)], 3, False, False),
     "both at once": ([(("schema", "logprobs"), BOTH)], 2, False, False),
+    "both at once, of this model": (
+        [
+            (
+                ("schema", "logprobs"),
+                (400, "response_format and logprobs are not supported with this model"),
+            )
+        ],
+        2,
+        False,
+        False,
+    ),
     "one beside the other": ([(("schema", "logprobs"), TOGETHER)], 2, False, True),
 }
 
