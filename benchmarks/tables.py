@@ -194,6 +194,14 @@ def _million() -> str:
     return _table([*head, *kinds], rows)
 
 
+def _reduce_memory() -> str:
+    figures = ("seconds", "cpu_us_per_branch", "rss_mb_before", "rss_mb_peak")
+    found = _read("reduce_memory")["reduces"]
+    rows = [[f"`{one['reduce']}`", f"{one['branches']:,}", *(_shown(one[name]) for name in figures)]
+            for one in found]  # fmt: skip
+    return _table(["", "answers", "seconds", "CPU µs an answer", "MB before", "most MB"], rows)
+
+
 def _million_memory() -> str:
     memory = _read("million-1000000")["memory_mb"]
     rows = [
@@ -353,6 +361,7 @@ TABLES: dict[str, Callable[[], str]] = {
         "line", "ms added", ("round_trip_ms", "round trip, ms", 1)),
     "million": _million,
     "million-memory": _million_memory,
+    "reduce-memory": _reduce_memory,
     "chaos": _chaos,
     "chaos-faults": _chaos_faults,
     "outages": _outages,
