@@ -20,6 +20,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 from measure import RESULTS, machine, rounded, save, versions
 
 from fanout import ParallelCalls
@@ -68,9 +69,6 @@ def ways(examples: list[Row], options: argparse.Namespace) -> dict[str, dict[str
     consensus = {"samples": options.samples, "certainty": options.certainty}
     return {
         "free text": {"branch_prompt": _FREE_QUESTION, **_FREE, "temperature": 0},
-        "free text, examples": {
-            "branch_prompt": _FREE_QUESTION, "system": few_shot(examples), **_FREE, "temperature": 0,
-        },
         "choices": {**choices, "temperature": 0},
         "choices, examples": {**examples_too, "temperature": 0},
         "choices, examples, warm": {**examples_too, "temperature": options.temperature},
@@ -81,7 +79,9 @@ def ways(examples: list[Row], options: argparse.Namespace) -> dict[str, dict[str
 
 
 def figures(result: Result, took_s: float, rows: list[Row]) -> dict[str, Any]:
-    """Return the counts of one way."""
+    """Return the counts of one way; answers come in the order of the rows."""
+    assert result.evaluation is not None  # noqa: S101 - the job has labels
+    [scores] = result.evaluation.variants
     shape = shape_of(None, _LABELS)
     assert shape is not None  # noqa: S101 - it has choices
     answers = [_label(shape, output) for output in result.outputs]
@@ -94,6 +94,8 @@ def figures(result: Result, took_s: float, rows: list[Row]) -> dict[str, Any]:
         "correct": correct,
         "usable_share": _interval(usable, len(rows)),
         "accuracy": _interval(correct, len(rows)),
+        "macro_f1": rounded(scores.macro_f1.value) if scores.macro_f1 else None,
+        "calibration": msgspec.to_builtins(scores.calibration),
         "answers": {label: answers.count(label) for label in _LABELS},
         "errors": len(result.errors),
         "calls": usage.calls,
@@ -101,6 +103,14 @@ def figures(result: Result, took_s: float, rows: list[Row]) -> dict[str, Any]:
         "output_tokens": usage.output_tokens,
         "seconds": rounded(took_s),
     }
+
+
+def write(path: Path, rows: list[Row]) -> None:
+    """Write rows as a table with a text and its label."""
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, ["text", "label"], delimiter="\t", extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def _label(shape: AnswerShape, output: Any) -> str | None:
@@ -124,7 +134,7 @@ def main() -> None:
     parser.add_argument("--model", default="local")
     parser.add_argument("--samples", type=int, default=5)
     parser.add_argument("--certainty", type=float, default=0.95)
-    parser.add_argument("--temperature", type=float, default=1.0, help="of samples")
+    parser.add_argument("--temperature", type=float, default=0.7, help="of samples")
     parser.add_argument("--seed", type=int, default=14)
     parser.add_argument("--out", type=Path, default=RESULTS / "quality.json")
     options = parser.parse_args()
@@ -132,12 +142,15 @@ def main() -> None:
     about, measured = machine(), {}
     with tempfile.TemporaryDirectory(prefix="fanout-quality-") as folder:
         os.environ.setdefault("FANOUT_STATE_DIR", folder)
-        with ParallelCalls(llm=options.model) as runner:
+        table = Path(folder) / "reviews.tsv"
+        write(table, rows)
+        # As many calls at once as the local model serves: none waits for another until it times out.
+        with ParallelCalls(llm=options.model, max_workers=4) as runner:
             # The model's server starts before the clock does.
             runner.run([rows[0]["text"]], branch_prompt=_QUESTION, choices=_LABELS)
             for name, fields in ways(examples, options).items():
                 began = time.perf_counter()
-                result = runner.run([row["text"] for row in rows], reduce="none", **fields)
+                result = runner.run(inputs=table, labels="label", reduce="none", **fields)
                 took_s = time.perf_counter() - began
                 measured[name] = figures(result, took_s, rows)
                 print(name, measured[name], file=sys.stderr, flush=True)

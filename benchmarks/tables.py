@@ -3,8 +3,8 @@
     python benchmarks/tables.py [--check]
 
 Each stands between ``<!-- NAME -->`` and ``<!-- end -->`` in docs/performance.md, docs/scaling.md,
-docs/reliability.md or docs/documents.md. ``--check`` changes nothing, and fails if a table differs
-from its file; tests/unit/benchmarks/test_benchmark_tables.py does that.
+docs/reliability.md, docs/documents.md or docs/quality.md. ``--check`` changes nothing, and fails if a
+table differs from its file; tests/unit/benchmarks/test_benchmark_tables.py does that.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _ROOT = Path(__file__).resolve().parents[1]
 _RESULTS = _ROOT / "benchmarks/results"
 _PAGES = [
     _ROOT / "docs" / name
-    for name in ("performance.md", "scaling.md", "reliability.md", "documents.md")
+    for name in ("performance.md", "scaling.md", "reliability.md", "documents.md", "quality.md")
 ]
 _BLOCK = re.compile(r"(<!-- (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -340,6 +340,41 @@ def _documents_rows() -> str:
     return _table(["rows of", "rows/s", "times those of before"], rows)
 
 
+def _quality() -> str:
+    rows = []
+    for name, found in _read("quality")["ways"].items():
+        count, correct = found["rows"], found["correct"]
+        row = [name, f"{100 * found['usable_share']['value']:.0f} %", _percent(found["accuracy"])]
+        tokens = found["output_tokens"]
+        row += [f"{found['calls'] / count:.2f}", "" if tokens is None else f"{tokens / count:.1f}"]
+        row += [_shown(found["seconds"] / count)]
+        rows.append([*row, f"{found['calls'] / correct:.2f}" if correct else "none right"])
+    head = [
+        "asked for",
+        "usable",
+        "right (95 % interval)",
+        "calls a review",
+        "tokens out",
+        "seconds",
+    ]
+    return _table([*head, "calls for each right answer"], rows)
+
+
+def _percent(share: dict[str, float]) -> str:
+    value, low, high = (100 * share[name] for name in ("value", "low", "high"))
+    return f"{value:.0f} % ({low:.0f} to {high:.0f})"
+
+
+def _quality_confidence() -> str:
+    rows = []
+    for name, found in _read("quality")["ways"].items():
+        shown = found["calibration"]
+        if shown is not None:
+            shares = [100 * shown[which] for which in ("confidence", "accuracy", "ece")]
+            rows.append([name, *(f"{share:.0f} %" for share in shares)])
+    return _table(["asked for", "mean confidence", "right", "error"], rows)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     **{f"compare-{suite}": partial(_compared, suite)
        for suite in ("zero", "second", "thousand", "tail")},
@@ -369,6 +404,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "documents-scale": _documents_scale,
     "documents-memory": _documents_memory,
     "documents-rows": _documents_rows,
+    "quality": _quality,
+    "quality-confidence": _quality_confidence,
     "model-checks": _model_checks,
     "model-plan": _model_plan,
 }  # fmt: skip

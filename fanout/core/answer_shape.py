@@ -36,6 +36,8 @@ _DRAFTS = re.compile(
     r"https?://json-schema\.org/(draft-0[467]|draft/(2019-09|2020-12))/schema#?", re.ASCII
 )
 
+_BULLETS = ("- ", "\u2022 ")
+
 
 class WrongShapeError(ValueError):
     """An answer does not have its shape; the message says where, what it has, and what is allowed."""
@@ -132,6 +134,9 @@ class AnswerShape:
         yield from map(without_case.get, map(_without_case, forms))
         yield loose.get(loosened(text))
         yield loose.get(loosened(text.lstrip(OPENINGS)))
+        # As the instruction lists them; `- 5` may be a number.
+        if text.startswith(_BULLETS) and not text[2:].lstrip()[:1].isdigit():
+            yield loose.get(loosened(text[2:]))
 
     def _label(self, answer: str) -> str:
         text = without_reasoning(answer.strip(), OWN_TAGS + PROMPTED_TAGS).strip()

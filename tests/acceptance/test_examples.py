@@ -19,6 +19,8 @@ import pytest
 EXAMPLES = Path(__file__).parents[2] / "examples"
 PROGRAMS = sorted(path for path in EXAMPLES.iterdir() if path.suffix in {".py", ".ipynb", ".yaml"})
 MOST_LINES = 50
+# Tests share the local model, which serves four calls at once.
+PATIENCE_S = 150
 
 
 @pytest.fixture(autouse=True)
@@ -45,7 +47,7 @@ def test_an_example_is_short(path):
 
 
 def test_reviews_are_classified_by_the_local_model(fanout):
-    done = fanout("run", str(EXAMPLES / "classify.yaml"), "--json")
+    done = fanout("run", str(EXAMPLES / "classify.yaml"), "--json", timeout_s=PATIENCE_S)
     assert done.status == 0, done.stderr
     result = json.loads(done.stdout)
     votes = result["aggregated"]["votes"]
@@ -54,7 +56,7 @@ def test_reviews_are_classified_by_the_local_model(fanout):
 
 
 def test_facts_of_reviews_become_a_table_by_the_local_model(fanout, here):
-    done = fanout("run", str(EXAMPLES / "extract.yaml"), "--out", "facts.csv")
+    done = fanout("run", str(EXAMPLES / "extract.yaml"), "--out", "facts.csv", timeout_s=PATIENCE_S)
     assert done.status == 0, done.stderr
     with (here / "facts.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
@@ -64,6 +66,31 @@ def test_facts_of_reviews_become_a_table_by_the_local_model(fanout, here):
         assert row["sentiment"] in {"negative", "positive"}
         assert 1 <= int(row["stars"]) <= 5
         assert row["text"], "the columns of the file are there too"
+
+
+def test_the_majority_of_several_answers_is_found_by_the_local_model(fanout, here):
+    done = fanout(
+        "run", str(EXAMPLES / "consensus.yaml"), "--out", "consensus.csv", timeout_s=PATIENCE_S
+    )
+    assert done.status == 0, done.stderr
+    with (here / "consensus.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 4
+    for row in rows:
+        assert row["output"] in {"negative", "positive"}
+        assert 0.5 < float(row["share"]) <= 1
+        assert 3 <= int(row["samples"]) <= 5
+    votes = json.loads(done.stdout)["votes"]
+    assert sum(votes.values()) == sum(int(row["samples"]) for row in rows)
+
+
+def test_two_prompts_are_compared_on_labels_by_the_local_model(fanout):
+    done = fanout("eval", str(EXAMPLES / "compare.yaml"), "--json", timeout_s=PATIENCE_S)
+    assert done.status == 0, done.stderr
+    evaluation = json.loads(done.stdout)["evaluation"]
+    assert [one["aspect"] for one in evaluation["variants"]] == ["short", "with examples"]
+    assert [(one["count"], one["usable"]) for one in evaluation["variants"]] == [(12, 1.0)] * 2
+    assert len(evaluation["comparisons"]) == 1
 
 
 def test_documents_of_a_folder_are_read_with_their_pages():

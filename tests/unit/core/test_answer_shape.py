@@ -101,6 +101,8 @@ LABELS = ("positive", "negative", "not clear", ".NET", "C++", "C")
         ('["negative"]', "negative"),
         ("\u201cNot clear\u201d", "not clear"),
         ("__not clear__", "not clear"),
+        ("- positive", "positive"),
+        ("\u2022 **Not clear**.", "not clear"),
     ],
 )
 def test_a_choice_is_stored_as_the_bare_label(answer, label):
@@ -124,7 +126,7 @@ def test_labels_that_differ_by_a_mark_are_told_apart(labels, answers):
         assert [shape_of(None, labels).checked(answer) for answer in some] == [label] * len(some)
 
 
-@pytest.mark.parametrize("answer", ["A", "NET", "c", "9"])
+@pytest.mark.parametrize("answer", ["A", "NET", "c", "9", "- 7,9"])
 def test_a_label_without_its_mark_is_none_of_the_choices(answer):
     with pytest.raises(WrongShapeError, match="none of the choices"):
         shape_of(None, ("A*", ".NET", "C++", "7,9")).checked(answer)
