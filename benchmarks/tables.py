@@ -357,7 +357,7 @@ def _quality() -> str:
         "tokens out",
         "seconds",
     ]
-    return _table([*head, "calls for each right answer"], rows)
+    return _table([*head, "calls per right answer"], rows)
 
 
 def _percent(share: dict[str, float]) -> str:
