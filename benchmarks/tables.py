@@ -349,14 +349,7 @@ def _quality() -> str:
         row += [f"{found['calls'] / count:.2f}", "" if tokens is None else f"{tokens / count:.1f}"]
         row += [_shown(found["seconds"] / count)]
         rows.append([*row, f"{found['calls'] / correct:.2f}" if correct else "none right"])
-    head = [
-        "asked for",
-        "usable",
-        "right (95 % interval)",
-        "calls a review",
-        "tokens out",
-        "seconds",
-    ]
+    head = ["asked for", "usable", "right (95 % interval)", "calls", "tokens", "seconds"]
     return _table([*head, "calls per right answer"], rows)
 
 
