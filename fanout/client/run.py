@@ -7,34 +7,26 @@ import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-import msgspec
-
 from fanout.broker.fleet_version import check_as_client
 from fanout.client.loop_threads import finished, in_thread
 from fanout.client.polls import pauses, polls
+from fanout.client.run_answers import RunAnswers
 from fanout.client.stream import EndedBranches
 from fanout.core.answer_types import UNTYPED
 from fanout.core.errors import BrokerError, WaitTimeoutError
-from fanout.core.ids import StageId
-from fanout.core.records import RunStatus, total_usage, usage_by_model
-from fanout.core.spec import RunSpec, stored_spec
+from fanout.core.records import RunStatus
 from fanout.observe.probe import write_refusal
-from fanout.runs.common_errors import commonest_error
 from fanout.runs.enqueue import close_input, delete, retry_failed, unpark
-from fanout.runs.evaluation import evaluate, evaluate_by
-from fanout.runs.outputs import output_of, typed_value
-from fanout.runs.results import Output, Result
-from fanout.runs.rows import layout_of
-from fanout.runs.status import StageStatus, Status, StoredResult, truncation_notes
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping
+    from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
 
     from fanout.broker.publisher import Publisher
     from fanout.core.answer_types import AnswerTypes
     from fanout.core.rate_limits import LimitState
-    from fanout.core.records import ErrorKind, Outcome, Shard
-    from fanout.runs.evaluation import Evaluation
+    from fanout.core.records import ErrorKind
+    from fanout.runs.results import Output
+    from fanout.runs.status import Status
     from fanout.stores import RedisStore
 
 __all__ = ["AWAY_S", "Run"]
@@ -45,7 +37,6 @@ AWAY_S = 120.0
 # Between two looks at what has ended: less often than the progress, as it costs more.
 _FIRST_STREAM_POLL_S = 0.01
 _STREAM_POLL_S = 0.25
-_LOOKED_AT_SHARDS = 100
 # Seconds from one report of the progress to the next.
 _SHOW_S = 0.1
 # Branches that are read from the server in one go, and given one by one.
@@ -54,7 +45,7 @@ _PART_OUTPUTS = 100
 _END_S = 10.0
 
 
-class Run:
+class Run(RunAnswers):
     """The handle of a run; any process with the broker's URL can make one.
 
     Methods that change a run raise WireVersionError if its fleet has another version of fanout.
@@ -71,12 +62,9 @@ class Run:
         check: Callable[[], None],
         types: AnswerTypes = UNTYPED,
     ) -> None:
-        self.run_id = run_id
-        self._map_id = StageId(run_id, 0)
-        self._store = store
+        super().__init__(run_id, store, types)
         self._publisher = publisher
         self._check = check
-        self._types = types
 
     def typed(self, types: AnswerTypes) -> Run:
         """Return a handle of the run whose answers are instances of these types."""
@@ -84,56 +72,6 @@ class Run:
 
     def __repr__(self) -> str:
         return f"Run({self.run_id!r})"
-
-    @property
-    def spec(self) -> RunSpec:
-        """The job of the run."""
-        return stored_spec(self._store.spec(self.run_id))
-
-    def status(self) -> Status:
-        """Return the progress of the run. Raises UnknownRunError."""
-        run = self._store.run(self.run_id)
-        stages = [
-            self._store.stage(StageId(self.run_id, stage)) for stage in range(run.last_stage + 1)
-        ]
-        usage = total_usage([stage.usage for stage in stages if stage.done])
-        if run.retry and not run.has_ended and run.halt is None:
-            stages[0] = stages[0].without_retried(run.retry)
-        branches = stages[0]
-        return Status(
-            run_id=self.run_id,
-            status=run.status,
-            total=branches.total,
-            done=branches.done,
-            succeeded=branches.succeeded,
-            failed=branches.failed,
-            errors=branches.errors,
-            usage=usage,
-            created_at=run.created_at,
-            elapsed_s=run.elapsed_s,
-            stage=run.stage,
-            error=run.error,
-            workers=len(self._store.workers()),
-            latency=branches.latency,
-            stages=tuple(
-                StageStatus(
-                    stage=number,
-                    total=record.total,
-                    succeeded=record.succeeded,
-                    failed=record.failed,
-                    done=record.done,
-                    kept_truncated=record.kept_truncated,
-                )
-                for number, record in enumerate(stages)
-                # Without the reduce stages that a retry discarded.
-                if number == 0 or number > run.base_stage
-            ),
-            max_workers=run.max_workers,
-            permits_used=None if run.max_workers is None else run.permits_in_use,
-            priority=run.priority,
-            kept_truncated=branches.kept_truncated,
-            usage_by_model=usage_by_model([stage.usage_of for stage in stages]),
-        )
 
     def wait(
         self,
@@ -269,116 +207,6 @@ class Run:
             return None
         found = [(name, limits[name]) for name in self.spec.all_models if name in limits]
         return max(found, key=lambda one: one[1].blocked_s, default=None)
-
-    def result(self) -> Result[Any]:
-        """Return the outcomes so far; all of them once the run has ended.
-
-        Answers with a schema are instances of its type in the process that submitted the run with a
-        type, and JSON values in others.
-        """
-        status = self.status()
-        spec = self.spec
-        value, notes = self.aggregate()
-        aggregated, faults = self._typed_aggregate(value)
-        branches = list(self.outcomes())
-        return Result(
-            run_id=self.run_id,
-            status=status.status,
-            branches=branches,
-            aggregated=aggregated,
-            aggregated_json=None if self._types.aggregate is None else value,
-            notes=[*truncation_notes(status), *notes, *faults],
-            reduce_errors=self.stored_result().errors,
-            usage=status.usage,
-            usage_by_model=status.usage_by_model or {spec.model: status.usage},
-            error=self.problem(status),
-            elapsed_s=status.elapsed_s,
-            layout=layout_of(spec),
-            evaluation=evaluate(spec, branches),
-        )
-
-    def _typed_aggregate(self, value: Any) -> tuple[Any, list[str]]:
-        """Return an aggregate with its instances, and why some could not be made."""
-        of_type = self._types.aggregate
-        if of_type is None or value is None:
-            return value, []
-        if not self.spec.group_by:
-            return typed_value(of_type, value, "the aggregate")
-        made = {group: typed_value(of_type, one, group) for group, one in value.items()}
-        faults = [fault for _, found in made.values() for fault in found]
-        return {group: one for group, (one, _) in made.items()}, faults
-
-    def evaluation(self, labels: str | Mapping[str, str] | None = None) -> Evaluation | None:
-        """Return the answers so far against labels, read branch by branch; None if there are none.
-
-        Args:
-            labels: The column of the labels, or a mapping of fields of the answer to columns; None
-                takes those of the job.
-
-        Raises:
-            SpecError: The labels do not fit the answers, or no document has such a column.
-        """
-        if labels is not None:
-            return evaluate_by(labels, self.spec, self.outcomes())
-        return evaluate(self.spec, self.outcomes())
-
-    def problem(self, status: Status) -> str | None:
-        """Return why a run failed, with the most common error of its first 50,000 branches.
-
-        None if it did not fail.
-        """
-        if status.error is None or status.status is not RunStatus.FAILED:
-            return status.error
-        return commonest_error(status.error, self._failures())
-
-    def _failures(self) -> Iterator[tuple[ErrorKind, str]]:
-        shards = min(self._store.stage(self._map_id).shards, _LOOKED_AT_SHARDS)
-        for shard_id in map(self._map_id.shard, range(shards)):
-            for outcome in self._store.outcomes(shard_id).values():
-                if outcome.kind is not None:
-                    yield outcome.kind, outcome.message or ""
-
-    def aggregate(self) -> tuple[Any, list[str]]:
-        """Return the aggregate, by group if the run has groups, and the aggregator's notes.
-
-        The aggregate is None if there is none, or none yet.
-        """
-        stored = self.stored_result()
-        values = {group: one.value for group, one in stored.aggregates.items()}
-        notes = [
-            f"{group}: {note}" if group else note
-            for group, one in stored.aggregates.items()
-            for note in one.notes
-        ]
-        return (values or None) if self.spec.group_by else values.get(""), notes
-
-    def stored_result(self) -> StoredResult:
-        """Return the aggregates by group with counts and notes. Raises UnknownRunError."""
-        data = self._store.result(self.run_id)
-        if data is None:
-            self._store.run(self.run_id)
-            return StoredResult()
-        return msgspec.json.decode(data, type=StoredResult)
-
-    def outcomes(self, *, with_text: bool = False) -> Iterator[Output[Any]]:
-        """Yield the branches that have ended, in input order; one shard is in memory at a time.
-
-        Args:
-            with_text: Whether each has the text of its chunk; those of rows have it in any case.
-        """
-        spec = self.spec
-        for shard_id in map(self._map_id.shard, range(self._store.stage(self._map_id).shards)):
-            outcomes = self._store.outcomes(shard_id)
-            if outcomes:
-                shard = self._store.shard(shard_id)
-                for _, outcome in sorted(outcomes.items()):
-                    yield self._output(spec, shard, outcome, with_text=with_text)
-
-    def _output(
-        self, spec: RunSpec, shard: Shard, outcome: Outcome, *, with_text: bool
-    ) -> Output[Any]:
-        answer_type = self._types.answer
-        return output_of(spec, shard, outcome, with_text=with_text, answer_type=answer_type)
 
     def stream(self, *, with_text: bool = False) -> Iterator[Output[Any]]:
         """Yield the branches as they end, each once, until the run has ended.
