@@ -122,13 +122,13 @@ def test_a_run_is_awaited_streamed_and_cancelled_while_the_loop_goes_on(script):
 
         # A handle of a run: follow it, or cancel it with the task.
         run = await asyncio.to_thread(
-            runner.client.submit, {"model": runner._model, "prompt": "{input}"}, ["a", "b"]
+            runner.client.submit, {"model": runner._models[0], "prompt": "{input}"}, ["a", "b"]
         )
         assert {one.output async for one in run.astream()} == {"A", "B"}
         assert (await run.await_(20)).status == "succeeded"
         gate.clear(), entered.clear()
         run = await asyncio.to_thread(
-            runner.client.submit, {"model": runner._model, "prompt": "{input}"}, ["wait"]
+            runner.client.submit, {"model": runner._models[0], "prompt": "{input}"}, ["wait"]
         )
         await poll(entered.is_set)
         for fields, expected in (({}, "running"), ({"cancels": True}, "cancelled")):

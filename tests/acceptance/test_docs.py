@@ -111,8 +111,10 @@ def test_the_examples_run(path, here, fanout):
     shutil.copytree(path.parent, here / "examples")
     done = fanout("run", f"examples/{path.name}", "--model", "fake?context_tokens=2048")
     assert done.status == 0, done.stderr
-    assert "27 of 27 branches" in done.stderr
-    assert done.stdout.startswith("fake answer")
+    branches = re.search(r"([\d,]+) of ([\d,]+) branches", done.stderr)
+    assert branches, done.stderr
+    assert branches[1] == branches[2] != "0"
+    assert done.stdout.strip()
 
 
 def test_every_field_of_a_job_is_documented():

@@ -63,6 +63,7 @@ def agrees(shown, result, reduced):
         "succeeded": succeeded,
         "failed": len(result.errors),
         "done": len(result.outputs),
+        "kept_truncated": 0,
     }
     assert sum(stage["total"] for stage in reduce) == reduced
     assert all(stage["done"] == stage["total"] for stage in reduce)

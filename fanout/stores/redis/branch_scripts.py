@@ -132,7 +132,7 @@ local function count(i)
         add(sums, 'took_s', ARGV[i + 8])
     end
 end
-local last = 2 + 9 * tonumber(ARGV[2])
+local last = math.max(2, math.min(#ARGV, 2 + 9 * tonumber(ARGV[2])))
 for i = 3, last, 9 do
     local first = 0
     if is_open and redis.call('HSETNX', KEYS[3], ARGV[i], ARGV[i + 1]) == 1 then
