@@ -23,10 +23,9 @@ _ALL = Fields()
 class Merge:
     """Merges answers that are JSON, in input order.
 
-    Objects are merged key by key: nested objects recursively, lists by concatenation. Different
-    values become a list of the distinct ones, and equal values stay one value (``1`` and ``1.0``
-    are equal, ``1`` and ``true`` are not). If not all answers are objects, the result is a list:
-    lists are concatenated, and other values are appended.
+    Objects are merged key by key, and lists concatenated. Different values become a list of the
+    distinct ones, and equal values stay one value (``1`` and ``1.0`` are equal, ``1`` and ``true``
+    are not). That holds for the answers, and for the values of each key, at any depth.
 
     With ``by``, it merges that part of each answer, and leaves out answers without it. A label is a
     text, also if it looks like other JSON.
@@ -90,24 +89,19 @@ class _Merged:
     """What is merged so far, in place, so that the cost of a value does not grow with their number."""
 
     def __init__(self) -> None:
-        self._value: dict[str, Any] | list[Any] | None = None
+        self._is_empty = True
+        self._value: Any = {}
 
     def take(self, value: Any) -> None:
-        if self._value is None:
-            self._value = value if isinstance(value, dict | list) else [value]
-        elif isinstance(self._value, dict) and isinstance(value, dict):
-            _merge(self._value, value)
-        else:
-            if isinstance(self._value, dict):
-                self._value = [self._value]
-            self._value.extend(_listed(value))
+        self._value = value if self._is_empty else _both(self._value, value)
+        self._is_empty = False
 
     def value(self) -> Any:
-        return {} if self._value is None else _plain(self._value)
+        return _plain(self._value)
 
 
 class _Distinct:
-    """The distinct values of a key on which answers differ, in input order."""
+    """The distinct values on which answers differ, in input order."""
 
     def __init__(self) -> None:
         self._values: dict[bytes, Any] = {}

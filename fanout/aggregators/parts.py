@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from fanout.core.answer_parts import EACH, part_of
-from fanout.core.json_text import parse_json
+from fanout.core.json_text import found_json, parse_json
+from fanout.core.numbers import as_number, number_of_text
 
 if TYPE_CHECKING:
     from fanout.aggregators.base import Item
-    from fanout.core.answer_parts import Part
+    from fanout.core.answer_parts import Part, Source
 
-__all__ = ["Fields", "PartReader", "answer_value"]
+__all__ = ["Fields", "PartReader", "Written", "answer_value", "as_written", "written_value"]
 
 
 class Fields(msgspec.Struct, frozen=True, kw_only=True):
@@ -57,6 +59,33 @@ def answer_value(output: str, fields: Fields) -> Any:
         return output
 
 
+class Written(msgspec.Struct, frozen=True):
+    """A number as an answer has it, where that is not how JSON has it, such as ``3.10``."""
+
+    text: str
+    value: int | float
+
+
+def as_written(text: str, value: Any) -> Any:
+    """Return the value of a text; a number that JSON writes in another way with its text."""
+    is_other = as_number(value) is not None and text != json.dumps(value)
+    return Written(text, value) if is_other else value
+
+
+def written_value(output: str, value: Any, fields: Fields) -> Any:
+    """Return the value of a whole answer as it is shown: a number as the answer has it.
+
+    Args:
+        output: The answer.
+        value: Its value: see answer_value.
+        fields: What the aggregator goes by.
+    """
+    if fields.is_typed or as_number(value) is None:
+        return value
+    shown = as_written(found_json(output)[0], value)
+    return shown.text if isinstance(shown, Written) else shown
+
+
 class PartReader:
     """Reads one part of branches.
 
@@ -70,9 +99,9 @@ class PartReader:
         self._part = part
 
     @property
-    def is_column(self) -> bool:
-        """Whether the part is a column of the row for certain."""
-        return self._part.sources == ("column",)
+    def is_whole(self) -> bool:
+        """Whether the part is the answer itself."""
+        return self._part.sources == ("answer",) and not self._part.path
 
     def of_answer(self, answer: Any) -> list[Any]:
         """Return the values of the part in the answer itself; empty if it is none of that."""
@@ -85,6 +114,23 @@ class PartReader:
             item: The branch.
             answer: The value of its answer.
         """
+        return self._found(item, answer)[1]
+
+    def numbers(self, item: Item, answer: Any) -> list[int | float | None]:
+        """Return the values of the part as numbers, None for what is none.
+
+        The cells of a CSV file are text, so a text in a column is read; one in an answer is not.
+        """
+        source, found = self._found(item, answer)
+        return [
+            number_of_text(value)
+            if source == "column" and isinstance(value, str)
+            else as_number(value)
+            for value in found
+        ]
+
+    def _found(self, item: Item, answer: Any) -> tuple[Source | None, list[Any]]:
+        """Return the first source that has the part, and its values."""
         part = self._part
         for source in part.sources:
             if source == "answer":
@@ -94,8 +140,8 @@ class PartReader:
             else:
                 found = [item.columns[part.key]] if part.key in item.columns else []
             if found:
-                return found
-        return []
+                return source, found
+        return None, []
 
     def _origin(self, item: Item) -> str | None:
         if self._part.key == "model":

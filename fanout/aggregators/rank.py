@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+from collections import Counter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fanout.aggregators.base import LEFT_OUT, Aggregate, NameSample
@@ -54,6 +55,8 @@ class Rank:
         # With a limit a heap, whose first is the last that is kept.
         self._rows: list[_Row] = []
         self._last_first: list[tuple[bool, float, int, _Row]] = []
+        # The answers that were left out, by score, as far as it is that of the last that is kept.
+        self._cut: Counter[tuple[bool, float]] = Counter()
         self._succeeded = 0
         self._missing = NameSample()
         self._unscored = NameSample()
@@ -76,6 +79,8 @@ class Rank:
         """See Accumulator."""
         for row in other._kept():
             self._keep(row)
+        self._cut.update(other._cut)
+        self._forget_lower()
         self._succeeded += other._succeeded
         self._missing.merge(other._missing)
         self._unscored.merge(other._unscored)
@@ -100,8 +105,18 @@ class Rank:
             notes=[
                 *self._unscored.notes(f"answers hold no {what}: {last}"),
                 *self._missing.notes(LEFT_OUT),
+                *self._notes_of_ties(ranked),
             ],
         )
+
+    def _notes_of_ties(self, ranked: list[dict[str, Any]]) -> list[str]:
+        cut = self._cut.total()
+        if not cut:
+            return []
+        rank = ranked[-1]["rank"]
+        kept = sum(row["rank"] == rank for row in ranked)
+        first = "the first in the input is" if kept == 1 else f"the first {kept:,} in the input are"
+        return [f"{kept + cut:,} answers share rank {rank:,}: {first} kept, and {cut:,} left out"]
 
     def _score(self, item: Item, output: str) -> int | float | None:
         if self._reader is None:
@@ -123,8 +138,16 @@ class Rank:
         entry = (not row.is_unscored, -row.order, -row.at, row)
         if len(self._last_first) < self._k:
             heapq.heappush(self._last_first, entry)
-        elif entry > self._last_first[0]:
-            heapq.heapreplace(self._last_first, entry)
+            return
+        least = max(entry, self._last_first[0])
+        left_out = heapq.heapreplace(self._last_first, entry) if least is entry else entry
+        self._cut[left_out[:2]] += 1
+        self._forget_lower()
+
+    def _forget_lower(self) -> None:
+        if self._cut:
+            last = self._last_first[0][:2]
+            self._cut = Counter({last: self._cut[last]}) if last in self._cut else Counter()
 
 
 class Top(Rank):

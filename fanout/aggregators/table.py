@@ -9,10 +9,10 @@ import msgspec
 
 from fanout.aggregators.base import LEFT_OUT, Aggregate, NameSample
 from fanout.aggregators.exact import ExactNumbers
-from fanout.aggregators.parts import Fields, PartReader, answer_value
+from fanout.aggregators.first_forms import FirstForms
+from fanout.aggregators.parts import Fields, answer_value, written_value
 from fanout.core.json_text import identity
 from fanout.core.measures import measure_of
-from fanout.core.numbers import as_number, number_of_text
 
 if TYPE_CHECKING:
     from typing import Self
@@ -46,8 +46,9 @@ class Table:
     The value is a list of rows: objects with the parts of ``by`` and the measures (else ``count``), under
     their names. Without ``by`` there is one row. ``share`` is that of all answers; ``mean``, ``min``,
     ``max`` and ``sum`` are of the numbers in a part. Values are compared as JSON: ``1`` equals
-    ``1.0``, a list or object counts as a whole, and a missing part is null. A step ``*`` counts an
-    answer once for each different element of a list.
+    ``1.0``, a list or object counts as a whole, and a missing part is null. Of equal values the first
+    is shown; a number that is an answer without a shape as text, if JSON writes it in another way
+    (``3.10``). A step ``*`` counts an answer once for each different element of a list.
 
     Rows are sorted by their values, column by column: numbers, then text, false and true, lists,
     objects, and null last. Only rows are held, not answers.
@@ -63,6 +64,7 @@ class Table:
         names = dict.fromkeys(one.field for one in self._measures if one.field)
         self._measured = [fields.reader(name) for name in names]
         self._rows: dict[tuple[bytes, ...], _Row] = {}
+        self._forms = [FirstForms() for _ in self._by]
         self._succeeded = 0
         self._missing = NameSample()
         self._without = [NameSample() for _ in self._by]
@@ -88,22 +90,25 @@ class Table:
         """See Accumulator."""
         for key, row in other._rows.items():
             self._row(key).merge(row)
+        for ours, theirs in zip(self._forms, other._forms, strict=True):
+            ours.merge(theirs)
         self._succeeded += other._succeeded
         self._missing.merge(other._missing)
         samples = zip(
             [*self._without, *self._no_number], [*other._without, *other._no_number], strict=True
         )
-        for ours, theirs in samples:
-            ours.merge(theirs)
+        for sample, further in samples:
+            sample.merge(further)
 
     def result(self) -> Aggregate:
         """See Accumulator."""
         if not self._by and self._succeeded == 0:
             self._row(())
-        rows = [([msgspec.json.decode(one) for one in key], row) for key, row in self._rows.items()]
-        rows.sort(key=lambda row: [_order(value) for value in row[0]])
+        rows = sorted(
+            self._rows.items(), key=lambda row: [_order(msgspec.json.decode(one)) for one in row[0]]
+        )
         return Aggregate(
-            value=[self._shown(values, row) for values, row in rows],
+            value=[self._shown(key, row) for key, row in rows],
             succeeded=self._succeeded,
             failed=self._missing.count,
             notes=self._notes(),
@@ -117,23 +122,33 @@ class Table:
 
     def _keys(self, at: int, item: Item, answer: Any) -> list[bytes]:
         """Return the values of a column by which an answer is counted, each once."""
-        values = self._by[at].values(item, answer)
+        reader, forms = self._by[at], self._forms[at]
+        values = reader.values(item, answer)
         if not values:
             self._without[at].add(item)
             return [_NULL]
-        return list({identity(value): None for value in values})
+        keys: dict[bytes, None] = {}
+        for part, value in enumerate(values):
+            key = identity(value)
+            if key not in keys:
+                keys[key] = None
+                if forms.is_new(key, (item.index, part)):
+                    shown = value
+                    if reader.is_whole and item.output is not None:
+                        shown = written_value(item.output, value, self._fields)
+                    forms.add(key, shown, (item.index, part))
+        return list(keys)
 
     def _numbers(self, at: int, item: Item, answer: Any) -> list[int | float]:
-        reader = self._measured[at]
-        values = reader.values(item, answer)
-        numbers = [_number(value, reader) for value in values]
+        numbers = self._measured[at].numbers(item, answer)
         found = [number for number in numbers if number is not None]
         if not found or len(found) < len(numbers):
             self._no_number[at].add(item)
         return found
 
-    def _shown(self, values: list[Any], row: _Row) -> dict[str, Any]:
-        shown = dict(zip((reader.name for reader in self._by), values, strict=True))
+    def _shown(self, key: tuple[bytes, ...], row: _Row) -> dict[str, Any]:
+        parts = zip(self._by, self._forms, key, strict=True)
+        shown = {reader.name: forms.shown(one) for reader, forms, one in parts}
         numbers = dict(zip((one.name for one in self._measured), row.numbers, strict=True))
         for measure in self._measures:
             if measure.kind == "count":
@@ -150,16 +165,10 @@ class Table:
             notes += sample.notes(f"answers have no {reader.name}: counted as null")
         for reader, sample in zip(self._measured, self._no_number, strict=True):
             notes += sample.notes(
-                f"answers have no number in {reader.name}, or not only: left out of its measures"
+                f"answers have no number in {reader.name}, or also values that are none, which are "
+                "left out of its measures"
             )
         return notes
-
-
-def _number(value: Any, reader: PartReader) -> int | float | None:
-    # The cells of a CSV file are text.
-    if isinstance(value, str) and reader.is_column:
-        return number_of_text(value)
-    return as_number(value)
 
 
 def _order(value: Any) -> tuple[int, Any]:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from fanout.aggregators.base import Aggregate, NameSample, ballots
-from fanout.aggregators.parts import Fields, answer_value
-from fanout.core.json_text import identity, parse_json
+from fanout.aggregators.parts import Fields, Written, answer_value, as_written
+from fanout.core.json_text import found_json, identity
 from fanout.core.label_text import folded, unwrapped
 from fanout.core.numbers import plain_signs
 from fanout.core.units import plural
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["Vote", "value_key"]
 
 _ALL = Fields()
+_NULL = "null"
 
 
 class _Candidate(msgspec.Struct):
@@ -42,8 +43,9 @@ class Vote:
 
     JSON is compared as values, without spacing and the order of keys; ``1`` equals ``1.0``, and neither
     equals ``true`` or ``"1"``. Answers with a shape are compared as they are. Otherwise texts, also
-    those in JSON, are compared without case, white space, marks around them and final punctuation. An
-    object with a single field is shown as the value of that field.
+    those in JSON, are compared without case, white space, marks around them and final punctuation. Of
+    equal answers the first is shown: a number as it was written, an object with a single field as the
+    value of that field, and a text "null" in quotes where there may also be null.
 
     The value is ``{"winner", "tied", "votes", "share"}``: on a tie, ``winner`` is None and
     ``tied`` lists the answers with most votes; ``share`` is the largest count by the votes cast.
@@ -54,7 +56,10 @@ class Vote:
 
     def __init__(self, fields: Fields = _ALL) -> None:
         self._fields = fields
-        self._reader = fields.reader(fields.by[0]) if fields.by else None
+        reader = fields.reader(fields.by[0]) if fields.by else None
+        self._reader = None if reader is None or reader.is_whole else reader
+        # A part, or an answer with a schema, may be null, which is no text.
+        self._may_be_null = self._reader is not None or fields.schema is not None
         self._candidates: dict[bytes, _Candidate] = {}
         self._succeeded = 0
         self._failed = 0
@@ -144,13 +149,15 @@ class Vote:
         return votes
 
     def _key(self, value: Any) -> bytes:
-        value = value.value if isinstance(value, _Written) else value
+        value = value.value if isinstance(value, Written) else value
         return identity(value if self._fields.is_typed else _comparable(value))
 
     def _cast(self, key: bytes, value: Any, first: tuple[int, int, int], votes: int) -> None:
         candidate = self._candidates.get(key)
         if candidate is None or first < candidate.first:
             made = _candidate(value, first, is_typed=self._fields.is_typed)
+            if self._may_be_null and isinstance(value, str) and made.label == _NULL:
+                made.label = made.full = json.dumps(_NULL)
             made.votes = 0 if candidate is None else candidate.votes
             self._candidates[key] = candidate = made
         candidate.votes += votes
@@ -159,29 +166,22 @@ class Vote:
 def value_key(value: Any) -> bytes:
     """Return what is equal for two values, JSON or text, that a vote would count as equal."""
     value = _read(value) if isinstance(value, str) else value
-    return identity(_comparable(value.value if isinstance(value, _Written) else value))
-
-
-class _Written(msgspec.Struct, frozen=True):
-    """A number as a text has it, where that is not how JSON has it."""
-
-    text: str
-    value: float
+    return identity(_comparable(value.value if isinstance(value, Written) else value))
 
 
 def _read(answer: str) -> Any:
     """Return the JSON value of an answer, or the answer itself."""
     bare = unwrapped(answer)
     try:
-        value = parse_json(answer)
+        text, value = found_json(answer)
     except ValueError:
         number = _number(bare)
         return answer if number is None else number
     # A text that is also a JSON literal, such as "true", is shown as it was written.
-    return bare if value is None or isinstance(value, bool) else value
+    return bare if value is None or isinstance(value, bool) else as_written(text, value)
 
 
-def _number(bare: str) -> int | float | _Written | None:
+def _number(bare: str) -> int | float | Written | None:
     """Return the number if a text has nothing else, as in ``**7**``, or None."""
     plain = plain_signs(bare)
     try:
@@ -190,7 +190,8 @@ def _number(bare: str) -> int | float | _Written | None:
         return None
     if not isinstance(value, int | float) or isinstance(value, bool):
         return None
-    return value if plain == bare else _Written(bare, value)
+    found: int | float | Written = as_written(bare, value)
+    return found
 
 
 def _comparable(value: Any) -> Any:
@@ -204,7 +205,7 @@ def _comparable(value: Any) -> Any:
 
 
 def _candidate(value: Any, first: tuple[int, int, int], *, is_typed: bool) -> _Candidate:
-    if isinstance(value, _Written):
+    if isinstance(value, Written):
         return _Candidate(label=value.text, full=value.text, first=first)
     full = json.dumps(value, ensure_ascii=False)
     if isinstance(value, str):

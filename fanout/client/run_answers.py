@@ -10,6 +10,7 @@ from fanout.core.answer_types import UNTYPED
 from fanout.core.ids import StageId
 from fanout.core.records import RunStatus, total_usage, usage_by_model
 from fanout.core.spec import RunSpec, stored_spec
+from fanout.runs.answer_text import EMPTY_GROUP
 from fanout.runs.common_errors import commonest_error
 from fanout.runs.evaluation import evaluate, evaluate_by
 from fanout.runs.outputs import output_of, typed_value
@@ -171,7 +172,7 @@ class RunAnswers:
         stored = self.stored_result()
         values = {group: one.value for group, one in stored.aggregates.items()}
         notes = [
-            f"{group}: {note}" if group else note
+            f"{group or EMPTY_GROUP}: {note}" if self.spec.group_by else note
             for group, one in stored.aggregates.items()
             for note in one.notes
         ]

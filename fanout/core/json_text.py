@@ -12,7 +12,7 @@ from fanout.core.reasoning import OWN_TAGS, PROMPTED_TAGS, without_reasoning
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-__all__ = ["bare_json", "fenced", "identity", "is_deeper", "parse_json"]
+__all__ = ["bare_json", "fenced", "found_json", "identity", "is_deeper", "parse_json"]
 
 # Deeper than a useful answer is, and shallow enough to be merged and stored.
 _DEEPEST = 100
@@ -30,7 +30,7 @@ _MIN_SEARCH_CHARS = 10_000
 
 def bare_json(answer: str) -> str:
     """Return the JSON of an answer, as the answer has it. Raises ValueError: see parse_json."""
-    return _found(answer)[0]
+    return found_json(answer)[0]
 
 
 def parse_json(answer: str) -> Any:
@@ -43,10 +43,11 @@ def parse_json(answer: str) -> Any:
         ValueError: There is no JSON (``NaN`` and ``Infinity`` are none), there are several values
             that differ, or it is nested more than 100 levels deep.
     """
-    return _found(answer)[1]
+    return found_json(answer)[1]
 
 
-def _found(answer: str) -> tuple[str, Any]:
+def found_json(answer: str) -> tuple[str, Any]:
+    """Return the JSON of an answer, as the answer has it, and its value. Raises as parse_json."""
     whole = answer.strip()
     try:
         return whole, _decoded(whole)

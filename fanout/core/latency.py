@@ -68,13 +68,22 @@ class Latency(msgspec.Struct, frozen=True, kw_only=True):
     def percentile_s(self, share: float) -> float | None:
         """Return the seconds within which a share, 0 to 1, of the branches ended, if any did.
 
-        The rest took at least as long as that, so the sum of the durations limits it: that counts
-        where all are far below the bound of their bucket.
+        The first bucket begins at 0, so its bound may be many times what a quick branch took. There,
+        branches are taken to be spread evenly around their mean, as far as the sum of the durations
+        says what that is. The rest took at least as long as the percentile, so the sum limits it, too.
         """
         seconds = percentile_s(self.counts, share)
         if seconds is None or not self.sum_s:
             return seconds
+        if self.counts.get(0) and seconds <= BOUNDS_S[0]:
+            seconds *= min(1.0, 2 * self._first_mean_s() / BOUNDS_S[0])
         return min(seconds, self.sum_s / max(1.0, (1 - share) * self.count))
+
+    def _first_mean_s(self) -> float:
+        """Return the most that the branches in the first bucket took in the mean."""
+        others = ((bucket, count) for bucket, count in self.counts.items() if bucket)
+        least_s = sum(count * BOUNDS_S[bucket - 1] for bucket, count in others)
+        return max(0.0, self.sum_s - least_s) / self.counts[0]
 
     def cumulative(self) -> list[int]:
         """Return how many branches took at most each bound, and last the count of all."""

@@ -11,13 +11,13 @@ from fanout.core.measures import measure_of
 from fanout.inputs.prompts import near_hint
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
     from typing import Any
 
     from fanout.core.answer_parts import Part
     from fanout.core.spec import RunSpec
 
-__all__ = ["part_columns", "require_parts"]
+__all__ = ["likely_typos", "part_columns", "require_parts"]
 
 _NUMBERS = ("integer", "number")
 # A ranking also reads numbers in text, such as "8/10".
@@ -45,6 +45,25 @@ def require_parts(spec: RunSpec, columns: frozenset[str]) -> None:
         problem = _problem(spec, part, kinds, columns)
         if problem:
             raise SpecError(problem, field=field)
+
+
+def likely_typos(spec: RunSpec, columns: frozenset[str]) -> Iterator[str]:
+    """Yield a warning for each name that no column has, where nothing is known of the answers.
+
+    Args:
+        spec: The job.
+        columns: The columns of its input. Without any, a name can only be meant as a field.
+    """
+    if not columns or spec.schema is not None or spec.output_format == "json":
+        return
+    for field, part, _ in _parts(spec):
+        if part.sources == ("answer", "column") and part.key not in columns:
+            known = sorted(columns)
+            listed = ", ".join(known[:_NAMED]) + (", ..." if len(known) > _NAMED else "")
+            yield (
+                f"{field}: there is no column {part.name!r};{near_hint(part.name, known)} known: "
+                f"{listed}. It counts as a field of the answers, and only answers in JSON have fields"
+            )
 
 
 def _parts(spec: RunSpec) -> list[tuple[str, Part, tuple[str, ...]]]:
@@ -102,7 +121,7 @@ def _problem_of_origin(
 def _known(spec: RunSpec, columns: frozenset[str]) -> list[str]:
     fields = known_fields(spec.schema) if spec.schema else []
     origins = [one for one in ORIGINS if one != "aspect" or spec.aspects]
-    return [*fields, *sorted(columns), *origins, ANSWER]
+    return list(dict.fromkeys([*fields, *sorted(columns), *origins, ANSWER]))
 
 
 def _problem_of_field(spec: RunSpec, part: Part, kinds: tuple[str, ...]) -> str | None:

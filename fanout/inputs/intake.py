@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fanout.core.errors import InputError, SpecError
 from fanout.core.field_effects import READING
-from fanout.inputs.aggregate_checks import part_columns, require_parts
+from fanout.inputs.aggregate_checks import likely_typos, part_columns, require_parts
 from fanout.inputs.documents import STDIN, FileSource, Items, Notice, counted, log_notice
 from fanout.inputs.documents.files import RUN
 from fanout.inputs.documents.past_runs import RUN_TEXT_COLUMN
@@ -122,8 +122,8 @@ def checked_documents(
     require_labels(spec, columns, text_columns=text_columns)
     names.require(columns)
     selection.require(columns)
-    for leak in label_leaks(spec, templates):
-        notify(Notice(text=leak, is_warning=True))
+    for text in (*label_leaks(spec, templates), *likely_typos(spec, columns)):
+        notify(Notice(text=text, is_warning=True))
     taken = chosen(chain(head, stream), notify)
     if selection.is_active:
         taken = _some(taken, selection)

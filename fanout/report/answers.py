@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from collections import Counter
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 from fanout.report.text import cut, one_line
-from fanout.runs.answer_text import cell_words
+from fanout.runs.answer_text import EMPTY_GROUP, cell_words
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -75,7 +76,7 @@ class Votes:
 class Ranking:
     """A ranking: its first rows with rank, score or None, branch and output; and the row count."""
 
-    rows: list[tuple[int, float | None, str, str]]
+    rows: list[tuple[int, str | None, str, str]]
     count: int
 
 
@@ -129,7 +130,7 @@ class _CharBudget:
         return shown
 
     def take_line(self, text: str) -> str:
-        return self.take(one_line(text, _CELL_CHARS)) or "(empty)"
+        return self.take(one_line(text, _CELL_CHARS)) or EMPTY_GROUP
 
     def is_full(self) -> bool:
         return not self._left
@@ -199,7 +200,7 @@ def _ranking(value: list[dict[str, Any]], budget: _CharBudget) -> Ranking:
     rows = [
         (
             row["rank"],
-            row["score"],
+            None if row["score"] is None else _number(row["score"]),
             budget.take(_branch(row)),
             budget.take_line(cell_words(row["output"])),
         )
@@ -215,10 +216,17 @@ def _table(value: list[dict[str, Any]], budget: _CharBudget) -> ShownTable:
 
 
 def _cell(value: Any, budget: _CharBudget) -> tuple[str, bool]:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if value is None or is_number:
-        return budget.take(f"{value:,}" if isinstance(value, int) else cell_words(value)), is_number
+    if value is None:
+        return "", False
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return budget.take(_number(value)), True
     return budget.take_line(cell_words(value)), False
+
+
+def _number(value: float) -> str:
+    """Return a number with separators of thousands."""
+    words = cell_words(value)
+    return words if "e" in words else format(Decimal(words), ",f")
 
 
 def _branch(row: dict[str, Any]) -> str:

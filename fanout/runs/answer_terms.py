@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from fanout.aggregators.vote import value_key
 from fanout.core.cells import cell_text
-from fanout.core.json_text import parse_json
+from fanout.core.json_text import found_json
 from fanout.core.labels import WHOLE, is_boolean
+from fanout.core.numbers import as_number, number_of_text, plain_signs
 from fanout.policy.confusion import Term
 
 if TYPE_CHECKING:
@@ -30,15 +31,25 @@ def term(value: Any) -> Term:
     """Return a JSON value or a text as what it is compared by, and as a short text.
 
     Texts are compared as a vote does it: without case, spacing and surrounding punctuation; numbers
-    as values, so that ``1``, ``1.0`` and ``"1"`` are equal; true, false and null as their names.
+    as values, so that ``1``, ``1.0``, ``"1"`` and ``"1,0"`` are equal; true, false and null as their
+    names.
     """
     if value is None or isinstance(value, bool):
         value = cell_text(value) or "null"
-    key = value_key(value).decode()
+    compared = value
+    if isinstance(value, str) and _has_comma(value):
+        number = number_of_text(value)
+        compared = value if number is None else number
+    key = value_key(compared).decode()
     if len(key) > _KEY_CHARS:
         key = hashlib.blake2b(key.encode(), digest_size=16).hexdigest()
     text = cell_text(value).strip()
     return Term(key, text if len(text) <= _TEXT_CHARS else f"{text[: _TEXT_CHARS - 1]}…")
+
+
+def _has_comma(text: str) -> bool:
+    """Say whether a number may be meant that JSON has in another way; not ``007``, which is a name."""
+    return "," in plain_signs(text)
 
 
 class Terms:
@@ -80,7 +91,9 @@ class Terms:
         """Return an answer, or its field; ``value`` is ``Output.value``."""
         if self._is_json and isinstance(value, str):
             with suppress(ValueError):
-                value = parse_json(value)
+                text, found = found_json(value)
+                # A number is shown as it was written.
+                value = found if as_number(found) is None else text
         if self._field != WHOLE:
             value = value.get(self._field) if isinstance(value, dict) else None
         return self._among_choices(value)

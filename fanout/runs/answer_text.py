@@ -6,13 +6,18 @@ import json
 import unicodedata
 from typing import Any
 
-__all__ = ["answer_text", "cell_words"]
+__all__ = ["EMPTY_GROUP", "answer_text", "cell_words"]
+
+# What a group is called whose name is empty.
+EMPTY_GROUP = "(empty)"
 
 _CELL_CHARS = 60
+# A float with more decimals than these is a mean or a share, or not exact in binary.
+_EXACT_DECIMALS = 6
 _PRECISION = 6
-_PLAIN_BELOW = 1e6
+_CENTS = 2
 # Reduces whose value is rows.
-_ROWS = ("table", "top")
+_ROWS = ("rank", "table", "top")
 
 
 def answer_text(aggregated: Any, reduction: str = "none") -> str:
@@ -35,7 +40,7 @@ def answer_text(aggregated: Any, reduction: str = "none") -> str:
         texts = aggregated
     else:
         return json.dumps(aggregated, ensure_ascii=False, indent=2)
-    return "\n\n".join(f"## {group}\n\n{text}" for group, text in texts.items())
+    return "\n\n".join(f"## {group or EMPTY_GROUP}\n\n{text}" for group, text in texts.items())
 
 
 def _columns(rows: list[dict[str, Any]]) -> str:
@@ -54,14 +59,27 @@ def _columns(rows: list[dict[str, Any]]) -> str:
 
 
 def cell_words(value: Any) -> str:
-    """Return a value of a row as a person reads it, in one line; null is empty."""
+    """Return a value of a row as a person reads it, in one line; null is empty.
+
+    A float has all of up to six decimals; one with more has six digits, but at least cents.
+    """
     if value is None:
         return ""
     if isinstance(value, float):
-        digits = f".{_PRECISION}g" if abs(value) < _PLAIN_BELOW else ".1f"
-        return format(value, digits)
+        return _float_words(value)
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     return " ".join(text.split())
+
+
+def _float_words(value: float) -> str:
+    exact = repr(value)
+    whole, _, decimals = exact.lstrip("-").partition(".")
+    if "e" not in exact and len(decimals) <= _EXACT_DECIMALS:
+        return exact.removesuffix(".0")
+    if "e" in exact or whole == "0":
+        return format(value, f".{_PRECISION}g") if abs(value) < 1 else exact
+    kept = max(_PRECISION - len(whole), _CENTS)
+    return format(value, f".{kept}f").rstrip("0").removesuffix(".")
 
 
 def _is_number(value: Any) -> bool:

@@ -147,6 +147,15 @@ def test_rank_and_top_sort_by_the_number(branches, data, k, sign):
     assert result_of("rank", items, Fields(by=by, schema=SCHEMA, k=k), data).value == ranked[:k]
     top = result_of("top", items, Fields(by=by, schema=SCHEMA, k=k), data)
     assert top.value == ranked[: min(k, len(scored))]
+    # What is left out, and equal to the last that is kept.
+    last = top.value[-1]["score"] if top.value else None
+    tied = [row for row in ranked if row["score"] == last] if last is not None else []
+    kept = sum(row["score"] == last for row in top.value)
+    notes = [note for note in top.notes if "share rank" in note]
+    start = f"{len(tied):,} answers share rank {top.value[-1]['rank'] if top.value else 0}: "
+    assert [note.startswith(start) for note in notes] == [True] * (len(tied) > kept)
+    if notes:
+        assert notes[0].endswith(f" kept, and {len(tied) - kept:,} left out")
 
 
 MEASURES = ("count", "share", "mean:n", "min:n", "max:n", "sum:n")
@@ -327,17 +336,75 @@ def test_a_field_that_the_schema_has_and_the_answer_not_is_no_column():
     assert row == {"v": None, "count": 1}
 
 
-def test_numbers_in_cells_of_text_are_measured_and_others_noted():
+@pytest.mark.parametrize("name", ["column.price", "price"])
+@pytest.mark.parametrize(
+    ("fields", "output"),
+    [
+        ({}, "{}"),
+        ({}, "no JSON"),
+        ({"choices": ("x", "y")}, "x"),
+        ({"schema": {"type": "object", "properties": {"v": {}}}}, '{"v": 1}'),
+    ],
+)
+def test_numbers_in_cells_of_text_are_measured_and_others_noted(name, fields, output):
     items = [
-        Item(index=at, document=f"d{at}", output="{}", columns={"price": price})
+        Item(index=at, document=f"d{at}", output=output, columns={"price": price})
         for at, price in enumerate(["7,9", "\u22121", "7,900", "cheap", None, 2])
     ]
-    fields = Fields(measures=("sum:column.price", "count"))
+    fields = Fields(measures=(f"sum:{name}", "count"), **fields)
     made = aggregate_groups("table", items, fields)[""]
-    assert made.value == [{"sum:column.price": 7908.9, "count": 6}]
+    assert made.value == [{f"sum:{name}": 7908.9, "count": 6}]
     [note] = made.notes
-    assert note.startswith("2 answers have no number in column.price")
+    assert note.startswith(f"2 answers have no number in {name}")
     assert note.endswith("d3, d4")
+
+
+def test_a_text_in_an_answer_is_no_number_of_a_column():
+    answers = ['{"price": "7"}', '{"price": 8}']
+    [row] = aggregate("table", answers, {"price": "9"}, measures=("sum:price",)).value
+    assert row == {"sum:price": 8}
+
+
+WRITTEN = ["3.10", "3.1", "3.10", "1e1", "10", "10.0", " 3.100\n", "7", "7.0"]
+
+
+@given(order=st.permutations(WRITTEN), data=st.data())
+def test_equal_numbers_are_shown_as_the_first_was_written_everywhere(order, data):
+    items = [Item(index=at, document="d", output=answer) for at, answer in enumerate(order)]
+    first = {}
+    for answer in order:
+        first.setdefault(float(answer), answer.strip())
+    counts = {first[value]: count for value, count in Counter(map(float, order)).items()}
+    for by in ((), ("output",)):
+        assert result_of("vote", items, Fields(by=by), data).value["votes"] == counts
+    rows = result_of("table", items, Fields(by=("output",)), data).value
+    assert [(str(row["output"]), row["count"]) for row in rows] == [
+        (first[value], counts[first[value]]) for value in sorted(first)
+    ]
+    # What JSON writes in the same way stays a number.
+    for row in rows:
+        form = str(row["output"])
+        assert isinstance(row["output"], str) == (json.dumps(json.loads(form)) != form)
+
+
+@pytest.mark.parametrize(
+    ("values", "shown"), [([1.0, 1], 1.0), ([1, 1.0], 1), ([{"b": 1.0, "a": 2}, {"a": 2, "b": 1}],
+                                                           {"b": 1.0, "a": 2})]
+)  # fmt: skip
+def test_a_value_of_a_field_is_shown_as_the_first_one(values, shown):
+    answers = [json.dumps({"v": value}) for value in values]
+    [row] = aggregate("table", answers, by=("v",), schema=SCHEMA).value
+    assert json.dumps(row["v"]) == json.dumps(shown)
+    assert aggregate("vote", answers, by=("v",), schema=SCHEMA).value["winner"] == (
+        json.dumps(shown)
+    )
+
+
+@pytest.mark.parametrize("fields", [{"by": ("v",)}, {"by": ("v",), "schema": SCHEMA}])
+@pytest.mark.parametrize(("value", "winner"), [(None, "null"), ("null", '"null"'), ("no", "no")])
+def test_null_is_not_the_text_null(fields, value, winner):
+    made = aggregate("vote", [json.dumps({"v": value})] * 2, **fields)
+    assert made.value["winner"] == winner
 
 
 def test_origins_and_groups():

@@ -60,9 +60,24 @@ def test_what_is_beyond_the_last_bound_is_said_to_be_at_it():
 def test_a_percentile_is_no_more_than_the_sum_of_the_durations_allows():
     quick = Latency(counts={0: 10}, sum_s=0.002)
     assert [quick.percentile_s(share) for share in (0.5, 0.9, 1.0)] == pytest.approx(
-        [0.0004, 0.002, 0.002]
+        [0.0002, 0.00036, 0.0004]
     )
     assert Latency(counts={0: 10}, sum_s=0.049).percentile_s(0.5) == pytest.approx(0.0025)
+
+
+@pytest.mark.parametrize(
+    ("took", "p50_s"),
+    [
+        ([0.001] * 40, 0.001),
+        ([0.0001] * 39 + [0.0002], 0.0001),
+        ([0.001] * 40 + [0.4], 0.0025),
+        ([0.0045] * 40, 0.0025),
+        ([0.0] * 40, 0.0025),
+    ],
+)
+def test_the_median_of_quick_branches_is_not_half_of_the_first_bound(took, p50_s):
+    """With a slow branch the sum says little of the quick ones: then it is, as before."""
+    assert latency_of(*took).percentile_s(0.5) == pytest.approx(p50_s, rel=0.05)
 
 
 def test_percentiles_rise():

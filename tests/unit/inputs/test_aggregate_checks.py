@@ -67,6 +67,44 @@ def test_what_is_there_is_taken(fields):
     assert len(checked(**fields)) == 2
 
 
+@pytest.mark.parametrize(
+    ("fields", "names"),
+    [
+        (
+            {"by": "prodct"},
+            ["by: there is no column 'prodct'; did you mean product? known: kilos, "],
+        ),
+        ({"by": "product,nope"}, ["by: there is no column 'nope'; known: kilos, product"]),
+        ({"measures": "sum:kilo"}, ["measures: there is no column 'kilo'; did you mean kilos?"]),
+        ({"reduce": "vote", "by": "nope"}, ["by: there is no column 'nope'"]),
+        ({"reduce": "top", "by": "-nope"}, ["by: there is no column 'nope'"]),
+        ({"by": "product,document,output,output.x", "measures": "sum:kilos"}, []),
+        ({"by": "nope", "output_format": "json"}, []),
+        ({"by": "anything", "schema": {"type": "object"}}, []),
+    ],
+)
+def test_a_name_that_no_column_has_is_said_before_answers_without_a_shape_are_paid(fields, names):
+    told = []
+    spec = make_spec(**{"model": "fake", "prompt": "{input}", "reduce": "table", **fields})
+    list(checked_documents(spec, ROWS, notify=told.append))
+    assert [notice.is_warning for notice in told] == [True] * len(names)
+    assert all(n.text.startswith(name) for n, name in zip(told, names, strict=True)), told
+
+
+def test_texts_without_columns_have_only_fields():
+    told = []
+    spec = make_spec(model="fake", prompt="{input}", reduce="table", by="nope")
+    assert len(list(checked_documents(spec, ["a", "b"], notify=told.append))) == 2
+    assert told == []
+
+
+def test_known_names_are_listed_once():
+    with pytest.raises(SpecError) as caught:
+        checked([{"text": "a", "sentiment": "good", "stars": 1}], reduce="vote", by="x", **TYPED)
+    known = caught.value.reason.partition("known: ")[2].split(", ")
+    assert len(known) == len({*known})
+
+
 REFUSED = [
     ({"reduce": "vote", "by": "sentimnt", **TYPED},
      "by: there is no field or column 'sentimnt'; did you mean sentiment? known: sentiment, stars, "),
