@@ -165,8 +165,8 @@ class Table:
             notes += sample.notes(f"answers have no {reader.name}: counted as null")
         for reader, sample in zip(self._measured, self._no_number, strict=True):
             notes += sample.notes(
-                f"answers have no number in {reader.name}, or also values that are none, which are "
-                "left out of its measures"
+                f"answers have no number in {reader.name}, or other values beside numbers: left out "
+                "of its measures"
             )
         return notes
 

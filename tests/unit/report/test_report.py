@@ -332,6 +332,10 @@ def test_an_aggregate_is_shown_by_its_kind():
     assert "There are no votes." in shown(nobody, "vote")
     row = {"rank": 1, "score": 9.5, "index": 0, "document": "ann", "sample": 1, "output": "9.5!"}
     assert "1 9.5 ann · sample 2 9.5!" in shown([row], "rank")
+    assert "1 1,000,000.01 ann" in shown([row | {"score": 1000000.01}], "top")
+    assert "1 1,000,000 ann" in shown([row | {"score": 10**6}], "top")
+    money = [{"sum:price": 2234568.2, "max:price": -1234567.89, "count": 1000}]
+    assert "2,234,568.2 -1,234,567.89 1,000" in shown(money, "table", measures="count")
     assert "Gold 2 of 3 branches" in shown("x", group_by="document")
 
 
@@ -343,7 +347,7 @@ def test_a_failed_reduce_and_what_was_asked_are_shown():
     )  # fmt: skip
     stored = StoredResult(errors=[failure])
     text = read([branch(aspect="term")], stored=stored, spec=spec).text
-    for said in ("timeout too slow 3", "Prompt term How long? {input}", "Sum up: {input}",
+    for said in ("(empty) timeout too slow 3", "Prompt term How long? {input}", "Sum up: {input}",
                  "Be brief.", "at least 90% must succeed", "temperature 0.5"):  # fmt: skip
         assert said in text
 

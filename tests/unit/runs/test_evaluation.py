@@ -151,6 +151,15 @@ def test_labels_are_compared_with_answers_as_values(label, answer, fields, is_ri
     assert one.correct == (is_right is True)
 
 
+@pytest.mark.parametrize("fields", [{}, {"output_format": "json"}])
+def test_a_wrong_number_is_shown_as_it_was_first_written(fields):
+    found = only(evaluated([("2", "3.10"), ("2", "3.1"), ("2", "1e1")], job(**fields)))
+    assert [(one.answer, one.count) for one in found.confusion.mistakes] == [
+        ("3.10", 2),
+        ("1e1", 1),
+    ]
+
+
 def test_fields_of_objects_are_compared_with_their_columns():
     spec = job(schema=OBJECT, labels={"mood": "gold", "stars": "n", "fake": "is_fake"})
     rows = [
