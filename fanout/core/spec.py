@@ -137,7 +137,8 @@ class RunSpec(SchemaField, AggregateFields):
         rate: The rate limits of the model for the whole fleet.
         retries: When a failed call is made again.
         deadline_s: Seconds from the submission after which no branch is begun. The branches left
-            fail as ``expired``, and the finished ones are aggregated. None is no deadline.
+            fail as ``expired``, and the finished ones are aggregated; one with ``certainty`` that has
+            an answer ends with the majority so far. None is no deadline.
     """
 
     model_config = ConfigDict(**PART_CONFIG, populate_by_name=True)

@@ -141,6 +141,21 @@ class Poll(msgspec.Struct, frozen=True, kw_only=True):
         """The answer with most votes; on a tie, the one that had so many first."""
         return min(self.candidates, key=_rank, default=None)
 
+    def won(self, outcome: Outcome) -> Outcome:
+        """Return an outcome with the answer of the majority; as it is, if there is no answer."""
+        winner = self.winner
+        if winner is None:
+            return outcome
+        return msgspec.structs.replace(
+            outcome,
+            output=winner.answer,
+            kind=None,
+            message=None,
+            finish_reason=winner.finish_reason,
+            is_cut=winner.is_cut,
+            model=winner.model,
+        )
+
     def votes(self) -> dict[str, int]:
         """Return the votes by answer, the winner first.
 
@@ -232,16 +247,9 @@ class AnswersSoFar(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
             votes=self.poll.votes(),
             samples=self.samples,
         )
-        winner = self.poll.winner
-        if winner is None or is_stopped:
+        if self.poll.winner is None or is_stopped:
             return msgspec.structs.replace(outcome, kind=self.kind, message=self.message)
-        return msgspec.structs.replace(
-            outcome,
-            output=winner.answer,
-            finish_reason=winner.finish_reason,
-            is_cut=winner.is_cut,
-            model=winner.model,
-        )
+        return self.poll.won(outcome)
 
 
 def _rank(candidate: Candidate) -> tuple[int, int]:

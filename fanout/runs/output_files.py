@@ -10,7 +10,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from fanout.core.errors import InputError, RunError
 from fanout.runs.rows import error_row, output_row
-from fanout.system.private_files import PRIVATE, UNFINISHED, finish, open_unfinished
+from fanout.system.private_files import PRIVATE, UNFINISHED, finish, open_unfinished, whole_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from fanout.runs.results import Output
 
-__all__ = ["RESULTS", "OutputFolder"]
+__all__ = ["RESULTS", "OutputFolder", "require_no_wide", "write_json"]
 
 # Locked while a command writes to the folder.
 _LOCK = ".fanout.lock"
@@ -184,6 +184,35 @@ class OutputFolder:
         for name in RESULTS:
             with suppress(OSError):
                 os.unlink(name + UNFINISHED, dir_fd=self._folder)
+
+
+def write_json(
+    target: Path, rows: Iterable[Mapping[str, Any]], *, indent: int | None, replaces: bool
+) -> None:
+    """Write rows as JSON to a file, which is there once it is complete.
+
+    Raises:
+        InputError: The file is there already, and must not be replaced.
+        RunError: It cannot be written.
+    """
+    if target.exists() and not replaces:
+        raise InputError("is there already: give replace=True to replace it", source=str(target))
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with whole_file(target) as file:
+            for row in rows:
+                file.write(json.dumps(row, ensure_ascii=False, indent=indent) + "\n")
+    except OSError as error:
+        raise RunError(f"cannot write the results to {target}: {error.strerror}") from error
+
+
+def require_no_wide(target: Path, *, wide: bool) -> None:
+    """Raise InputError if rows are to be wide, which only tables can be."""
+    if wide:
+        raise InputError(
+            f"wide has no effect on {target}: leave it out, or give a .csv, .tsv, .parquet, .xlsx "
+            "or .sqlite file"
+        )
 
 
 def _open_folder(path: Path, mode: int) -> int:

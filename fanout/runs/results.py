@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections import Counter
 from dataclasses import dataclass, field
@@ -12,13 +11,11 @@ from typing import TYPE_CHECKING, Any, Generic
 import msgspec
 from typing_extensions import TypeVar
 
-from fanout.core.errors import InputError, RunError
 from fanout.core.records import share_of
-from fanout.runs.output_files import OutputFolder
-from fanout.runs.rows import RowLayout, ending, place
+from fanout.runs.output_files import OutputFolder, require_no_wide, write_json
+from fanout.runs.rows import RowLayout, full_row
 from fanout.runs.tables.formats import format_of
 from fanout.runs.tables.output_file import OutputFile
-from fanout.system.private_files import whole_file
 
 if TYPE_CHECKING:
     from os import PathLike
@@ -117,8 +114,8 @@ class Output(Generic[AnswerT]):
 
     @property
     def share(self) -> float | None:
-        """The votes for the output, by all votes of the branch; None if it has none."""
-        return share_of(self.votes)
+        """The votes for the output, by all votes of the branch; None if it has none, or failed."""
+        return share_of(self.votes) if self.kind is None else None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -138,6 +135,8 @@ class BranchError:
         pages: The numbers of the pages that the chunk is on, from 1 on; empty if unknown.
         headings: The path of headings at the chunk's beginning; empty if there is none.
         finish_reason: Why the last answer ended, in the provider's words; None if it did not say.
+        votes: How often each answer was given, if the branch asked for several.
+        samples: How many answers it asked for; None in a run without ``certainty``.
     """
 
     index: int
@@ -152,6 +151,8 @@ class BranchError:
     pages: list[int] = field(default_factory=list)
     headings: str = ""
     finish_reason: str | None = None
+    votes: dict[str, int] = field(default_factory=dict)
+    samples: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, repr=False)
@@ -217,6 +218,8 @@ class Result(Generic[AnswerT]):
                 pages=branch.pages,
                 headings=branch.headings,
                 finish_reason=branch.finish_reason,
+                votes=branch.votes,
+                samples=branch.samples,
             )
             for branch in self.branches
             if branch.kind is not None
@@ -245,10 +248,11 @@ class Result(Generic[AnswerT]):
         Rows have ``index``, ``document``, ``chunk``, ``position``, ``start``, ``end``, ``aspect``,
         ``model``, ``sample``, ``output``, ``kind``, ``message``, ``attempts``, ``usage``, ``elapsed_s`` and
         ``columns``, ``finish_reason``, and ``pages``, ``headings`` and ``confidence`` where they are
-        known; an unknown value is None.
+        known, and ``votes``, ``share`` and ``samples`` in a run with ``certainty``; an unknown value is
+        None.
         The result of a job with ``labels`` also has its ``evaluation``.
         """
-        return {**self._record(), "branches": [_row(branch) for branch in self.branches]}
+        return {**self._record(), "branches": [full_row(branch) for branch in self.branches]}
 
     def _record(self) -> dict[str, Any]:
         kinds = Counter(branch.kind.value for branch in self.branches if branch.kind is not None)
@@ -347,11 +351,14 @@ class Result(Generic[AnswerT]):
         target = Path(path)
         suffix = target.suffix.lower()
         if suffix in _JSON_SUFFIXES and not target.is_dir():
-            self._save_json(target, replace=replace, wide=wide)
+            require_no_wide(target, wide=wide)
+            is_whole = suffix == ".json"
+            rows = [self.to_dict()] if is_whole else map(full_row, self.branches)
+            write_json(target, rows, indent=2 if is_whole else None, replaces=replace)
         elif not target.is_dir() and format_of(target) is not None:
             self._save_table(target, suffix, replace=replace, wide=wide)
         else:
-            _require_no_wide(target, wide=wide)
+            require_no_wide(target, wide=wide)
             with OutputFolder(target, replaces=replace, words=("", "replace=True")) as folder:
                 folder.write(self.branches, self.aggregated_value, self._record())
 
@@ -366,43 +373,3 @@ class Result(Generic[AnswerT]):
         ) as file:
             for loss in file.write(self.branches):
                 _log.warning("%s", loss)
-
-    def _save_json(self, target: Path, *, replace: bool, wide: bool) -> None:
-        _require_no_wide(target, wide=wide)
-        if target.exists() and not replace:
-            raise InputError(
-                "is there already: give replace=True to replace it", source=str(target)
-            )
-        is_whole = target.suffix.lower() == ".json"
-        rows = [self.to_dict()] if is_whole else map(_row, self.branches)
-        try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with whole_file(target) as file:
-                for row in rows:
-                    text = json.dumps(row, ensure_ascii=False, indent=2 if is_whole else None)
-                    file.write(text + "\n")
-        except OSError as error:
-            raise RunError(f"cannot write the results to {target}: {error.strerror}") from error
-
-
-def _require_no_wide(target: Path, *, wide: bool) -> None:
-    if wide:
-        raise InputError(
-            f"wide has no effect on {target}: leave it out, or give a .csv, .tsv, .parquet, .xlsx "
-            "or .sqlite file"
-        )
-
-
-def _row(branch: Output[Any]) -> dict[str, Any]:
-    kind = None if branch.kind is None else branch.kind.value
-    return {
-        **place(branch),
-        "output": branch.value,
-        **ending(branch),
-        "attempts": branch.attempts,
-        "elapsed_s": round(branch.elapsed_s, 4),
-        "usage": branch.usage.to_dict(),
-        "kind": kind,
-        "message": branch.message,
-        "columns": branch.columns,
-    }

@@ -27,6 +27,7 @@ __all__ = [
     "ending",
     "error_row",
     "free_name",
+    "full_row",
     "layout_of",
     "output_row",
     "place",
@@ -145,6 +146,7 @@ def error_row(branch: Output[Any]) -> dict[str, Any]:
         "message": branch.message or "",
         "attempts": branch.attempts,
         "finish_reason": branch.finish_reason,
+        **_votes(branch),
     }
 
 
@@ -160,6 +162,19 @@ def stream_row(branch: Output[Any]) -> dict[str, Any]:
         "error": branch.message or "",
         **ending(branch),
         **_figures(branch),
+    }
+
+
+def full_row(branch: Output[Any]) -> dict[str, Any]:
+    """Return a branch, failed or not, as a row of ``Result.to_dict``."""
+    return {
+        **place(branch),
+        "output": branch.value,
+        **ending(branch),
+        **_figures(branch),
+        "kind": None if branch.kind is None else branch.kind.value,
+        "message": branch.message,
+        "columns": branch.columns,
     }
 
 

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
     from fanout.core.records import Outcome
     from fanout.core.spec import RunSpec
-    from fanout.policy.consensus import AnswersSoFar
     from workers.branch.claims import Claim
+    from workers.telemetry.reports import Calls
 
 __all__ = ["ask_until_certain"]
 
@@ -36,7 +36,7 @@ async def ask_until_certain(
     ask: Callable[[str, int], Awaitable[Outcome]],
     claim: Claim,
     spec: RunSpec,
-    so_far: AnswersSoFar,
+    calls: Calls,
     index: int,
 ) -> Outcome:
     """Ask for answers until their majority is certain enough, or all were asked for.
@@ -45,12 +45,13 @@ async def ask_until_certain(
         ask: Asks a model for an answer, with the number of the sample.
         claim: The right to make the calls.
         spec: Says which models to ask, how often at most, and until when.
-        so_far: What earlier deliveries have asked for.
+        calls: Has what earlier deliveries have asked for, and gets the answers so far.
         index: The stage-wide index of the branch.
 
     Raises:
         CallStoppedError: See Claim.checkpoint. Also what ``ask`` raises.
     """
+    so_far = calls.earlier
     models = spec.models or (spec.model,)
     most, certainty = len(models) * spec.samples, spec.certainty or 1.0
     is_written, vote = True, _vote(spec)
@@ -64,6 +65,7 @@ async def ask_until_certain(
             # An answer of several models is that of none.
             answer = msgspec.structs.replace(answer, model=None)
         so_far = so_far.with_outcome(answer, model=model, key=_key(vote, answer))
+        calls.so_far = so_far
         # Without a call there is nothing new to keep.
         is_written = is_written and not answer.attempts
         if len(models) == 1 and _is_final(answer.kind, has_answer=so_far.poll.winner is not None):

@@ -19,13 +19,11 @@ from fanout.core.errors import (
     UnknownRunError,
 )
 from fanout.core.exhaustion import is_exhausted
-from fanout.core.records import ErrorKind, Outcome, RunStatus, Variants, total_usage
-from fanout.core.redaction import redacted
+from fanout.core.records import ErrorKind, Outcome, RunStatus, Variants
 from fanout.core.state import RecordRequest
 from fanout.core.units import page_range
 from fanout.llm.base import LLMRequest
 from fanout.llm.error_kinds import FEW, MANY
-from fanout.llm.usage import billed
 from fanout.policy.admission import is_draining
 from fanout.policy.consensus import AnswersSoFar
 from fanout.policy.packing import shard_chunk
@@ -35,6 +33,7 @@ from fanout.system.logs import RateLimitFilter, about
 from workers.branch.asking import Asking
 from workers.branch.claims import BranchGone, BranchHandedBack, BranchOver, Claim, require_call
 from workers.branch.consensus import ask_until_certain
+from workers.branch.outcomes import outcome_of, presentable, unanswered
 from workers.branch.places import Place
 from workers.context.inflight import CallStoppedError, StopReason, run_ending
 from workers.telemetry.reports import Calls
@@ -47,14 +46,10 @@ if TYPE_CHECKING:
     from fanout.core.records import BranchRef, Chunk
     from fanout.core.spec import RunSpec
     from fanout.core.state import BeginReply
-    from fanout.llm.calls import CallResult
     from workers.context.progress import TrackedBranch
     from workers.context.worker_context import WorkerContext
 
 __all__ = ["BranchFailed", "process_branch", "run_branch"]
-
-# The longest message that is stored: a provider may return a page, or the whole prompt.
-_MAX_MESSAGE = 1_000
 
 # How long a branch without its input keeps its place, so that other workers come first.
 _MISSING_INPUT_S = 1.0
@@ -155,7 +150,7 @@ class _Delivery:
         calls = Calls(time.time())
         try:
             require_call(begun)
-            outcome = _presentable(await self._outcome(begun, calls))
+            outcome = presentable(await self._outcome(begun, calls))
         except BranchGone:
             raise
         except BranchOver:
@@ -184,7 +179,7 @@ class _Delivery:
 
     async def _write(self, outcome: Outcome, calls: Calls) -> None:
         context, shard_id = self._context, self._shard_id
-        if calls.stop_after:
+        if calls.stop_after and not outcome.ok:
             await asyncio.to_thread(_stop_if_common, context, self._id.stage_id, outcome, calls)
         usage_of = outcome.usage_of
         if calls.is_by_model and not usage_of:
@@ -216,11 +211,11 @@ class _Delivery:
             kind, message = run_ending(
                 StopReason(begun.verdict), when="before this branch was called"
             )
-            return _unanswered(index, kind, message, calls)
+            return unanswered(index, kind, message, calls)
         if begun.deliveries > self._context.settings.max_deliveries:
             times = begun.deliveries - 1
             message = f"the worker died {times} times while it ran this branch"
-            return _unanswered(index, ErrorKind.POISONED, message, calls)
+            return unanswered(index, ErrorKind.POISONED, message, calls)
         try:
             return await _answer(self._claim, self._context, self._shard_id, index, calls)
         except BranchHandedBack:
@@ -240,7 +235,7 @@ class _Delivery:
         try:
             spec = await self._context.runs.specs(self._id.run_id)
             if spec.certainty is not None and self._id.stage == 0:
-                calls.earlier = AnswersSoFar.of(await self._claim.last_checkpoint())
+                calls.earlier = calls.so_far = AnswersSoFar.of(await self._claim.last_checkpoint())
         except UnknownRunError:
             # The call finds it out.
             return
@@ -280,12 +275,6 @@ def _drain(context: WorkerContext, shard_id: ShardId) -> None:
         )
 
 
-def _presentable(outcome: Outcome) -> Outcome:
-    if outcome.message is None:
-        return outcome
-    return structs.replace(outcome, message=redacted(outcome.message)[:_MAX_MESSAGE])
-
-
 # The branches of a reduce stage: one for each chunk.
 _SINGLE = Variants()
 _LOST = "the server has lost the input of this branch"
@@ -300,7 +289,7 @@ async def _answer(
         if stopped.reason in (StopReason.HANDED_BACK, StopReason.PAUSED):
             raise BranchHandedBack from None
         kind, message = run_ending(stopped.reason, when="during the call")
-        return _unanswered(index, kind, message, calls)
+        return unanswered(index, kind, message, calls)
     except LostDataError:
         raise
     except UnknownRunError:
@@ -311,28 +300,7 @@ async def _answer(
         kind = error.kind or ErrorKind.BAD_REQUEST
         # Another worker may have the model that this one lacks.
         calls.stop_after = FEW if kind in STOPS_RUN else MANY
-        return _unanswered(index, kind, str(error), calls)
-
-
-def _unanswered(index: int, kind: ErrorKind, message: str, calls: Calls) -> Outcome:
-    """Return the outcome of a branch that is given up; its usage so far counts."""
-    earlier = calls.earlier
-    used = [*earlier.usages, *(billed(call.kind, call.usage) for call in calls.attempts)]
-    elapsed_s = _since(calls.attempts[0].started_at) if calls.attempts else 0.0
-    return Outcome(
-        index=index,
-        kind=kind,
-        message=message,
-        attempts=len(calls.attempts) + earlier.attempts,
-        usage=total_usage(used),
-        usage_of=calls.usage_of,
-        elapsed_s=elapsed_s + earlier.elapsed_s,
-    )
-
-
-def _since(moment: float) -> float:
-    # The clock may have been set back.
-    return max(0.0, time.time() - moment)
+        return unanswered(index, kind, str(error), calls)
 
 
 async def _call(
@@ -355,14 +323,11 @@ async def _call(
     async def ask(model: str, sample: int) -> Outcome:
         prompt = template.render(_values(chunk, ref, sample), chunk.columns)
         request = _request(spec, prompt, limit, sample, shape)
-        return _outcome(index, await asking.answer(model, request))
+        return outcome_of(index, await asking.answer(model, request))
 
     if stage > 0 or spec.certainty is None:
         return await ask(ref.model or spec.model, ref.sample)
-    outcome = await ask_until_certain(ask, claim, spec, calls.earlier, index)
-    if outcome.ok:
-        calls.stop_after = 0
-    return outcome
+    return await ask_until_certain(ask, claim, spec, calls, index)
 
 
 def _values(chunk: Chunk, ref: BranchRef, sample: int) -> dict[str, str]:
@@ -388,21 +353,4 @@ def _request(
         seed=None if spec.seed is None else spec.seed + sample,
         stop=spec.stop,
         shape=shape,
-    )
-
-
-def _outcome(index: int, result: CallResult) -> Outcome:
-    return Outcome(
-        index=index,
-        output=result.output,
-        kind=result.kind,
-        message=result.message,
-        attempts=result.attempts,
-        usage=result.usage,
-        elapsed_s=result.elapsed_s,
-        model=result.model,
-        finish_reason=result.finish_reason,
-        is_cut=result.is_cut,
-        confidence=result.confidence,
-        usage_of=result.usage_of,
     )

@@ -57,6 +57,7 @@ class Calls:
         is_by_model: Whether the run calls several models.
         stop_after: Number of equal failures of branches that stop the run; 0: no number does.
         earlier: The answers that earlier deliveries have asked for.
+        so_far: These, and the answers of this delivery to questions that are done.
     """
 
     def __init__(self, started_at: float) -> None:
@@ -69,7 +70,7 @@ class Calls:
         self.models: list[str] = []
         self.is_by_model = False
         self.stop_after = 0
-        self.earlier = AnswersSoFar()
+        self.earlier = self.so_far = AnswersSoFar()
 
     def asks(self, model: str, request: LLMRequest) -> None:
         """Record a request, without its prompt."""

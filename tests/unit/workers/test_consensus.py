@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from functools import partial
 
 import pytest
@@ -253,11 +254,47 @@ def test_a_branch_whose_run_ends_between_two_calls_makes_no_further_one(stop):
             context.store._redis.hset(f"fanout:run:{RUN}", "deadline_at", "2")
         return "yes"
 
-    context = Asked(["yes", end])
-    kind = ErrorKind.CANCELLED if stop == "halt" else ErrorKind.EXPIRED
-    with pytest.raises(BranchFailed, match=kind):
+    context = Asked(["no", end])
+    if stop == "halt":
+        with pytest.raises(BranchFailed, match=ErrorKind.CANCELLED):
+            run_branch(context, BRANCH)
+    else:
         run_branch(context, BRANCH)
-    assert context.outcome().usage.calls == context.outcome().attempts == 2
+    outcome = context.outcome()
+    assert outcome.usage.calls == outcome.attempts == outcome.samples == 2
+    assert outcome.votes == {"no": 1, "yes": 1}
+    # What there is at the deadline is aggregated; on a tie, the first one wins.
+    kind, output = (ErrorKind.CANCELLED, None) if stop == "halt" else (None, "no")
+    assert (outcome.kind, outcome.output) == (kind, output)
+
+
+@pytest.mark.parametrize(
+    ("reason", "kind", "output"),
+    [(StopReason.HALTED, ErrorKind.CANCELLED, None), (StopReason.EXPIRED, None, "yes")],
+)
+def test_a_call_that_is_ended_early_costs_no_vote_of_those_before(reason, kind, output):
+    def stop():
+        context.models.in_flight.stop = reason
+        return "yes"
+
+    context = Asked(["no", "yes", failure(), stop])
+    with nullcontext() if kind is None else pytest.raises(BranchFailed, match=kind):
+        run_branch(context, BRANCH)
+    outcome = context.outcome()
+    assert (outcome.kind, outcome.output) == (kind, output)
+    assert outcome.votes == {"yes": 2, "no": 1}
+    assert outcome.samples == outcome.usage.calls == 4
+
+
+def test_a_branch_without_an_answer_expires_at_the_deadline():
+    def stop():
+        context.models.in_flight.stop = StopReason.EXPIRED
+        return failure()
+
+    context = Asked([stop])
+    with pytest.raises(BranchFailed, match=ErrorKind.EXPIRED):
+        run_branch(context, BRANCH)
+    assert (context.outcome().votes, context.outcome().samples) == ({}, 1)
 
 
 @pytest.mark.parametrize("verdict", ["halted", "expired"])
@@ -269,9 +306,11 @@ def test_the_usage_of_a_branch_that_is_not_taken_up_again_is_counted(verdict):
         context.store.halt(RUN, RunStatus.CANCELLED)
     else:
         context.store._redis.hset(f"fanout:run:{RUN}", "deadline_at", "2")
-    with pytest.raises(BranchFailed):
+    with pytest.raises(BranchFailed) if verdict == "halted" else nullcontext():
         run_branch(context, BRANCH)
-    assert context.outcome().usage.calls == 2
+    outcome = context.outcome()
+    assert (outcome.usage.calls, outcome.samples, outcome.votes) == (2, 2, {"yes": 2})
+    assert outcome.output == (None if verdict == "halted" else "yes")
 
 
 @pytest.mark.parametrize("how", ["the run is paused", "the worker stops", "in the call"])
