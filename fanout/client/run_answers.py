@@ -13,7 +13,7 @@ from fanout.core.spec import RunSpec, stored_spec
 from fanout.runs.answer_text import EMPTY_GROUP
 from fanout.runs.common_errors import commonest_error
 from fanout.runs.evaluation import evaluate, evaluate_by
-from fanout.runs.outputs import output_of, typed_value
+from fanout.runs.outputs import output_of, refused_note, typed_value
 from fanout.runs.results import Output, Result
 from fanout.runs.rows import layout_of
 from fanout.runs.status import StageStatus, Status, StoredResult, truncation_notes
@@ -107,6 +107,9 @@ class RunAnswers:
         value, notes = self.aggregate()
         aggregated, faults = self._typed_aggregate(value)
         branches = list(self.outcomes())
+        failed = sum(branch.kind is not None for branch in branches)
+        if value is not None and self._types.answer is not None and failed > status.failed:
+            faults.append(refused_note(self._types.answer, failed - status.failed))
         return Result(
             run_id=self.run_id,
             status=status.status,

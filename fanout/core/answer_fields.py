@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
-from pydantic import BaseModel, BeforeValidator, TypeAdapter
-from pydantic.errors import PydanticSchemaGenerationError, PydanticUserError
+from pydantic import BaseModel, BeforeValidator
+from pydantic.errors import PydanticUserError
 
 from fanout.core.answer_shape import checked_schema
 from fanout.core.errors import SpecError
+from fanout.core.python_types import adapter_of
 
 __all__ = ["Choices", "Schema", "SchemaField", "is_type", "type_schema"]
 
@@ -37,10 +38,11 @@ def type_schema(kind: Any, *, field: str) -> dict[str, Any]:
         SpecError: It has no JSON Schema.
     """
     try:
-        return TypeAdapter(kind).json_schema()
-    except (PydanticSchemaGenerationError, PydanticUserError, TypeError, ValueError) as error:
+        return adapter_of(kind).json_schema()
+    except (PydanticUserError, NameError, TypeError, ValueError) as error:
+        # PydanticSchemaGenerationError is a PydanticUserError; a name may be unknown.
         reason = str(error).splitlines()[0]
-        raise SpecError(f"must be {_FORMS} (got {kind!r}: {reason})", field=field) from None
+        raise SpecError(f"must be {_FORMS} (got {kind!r}): {reason}", field=field) from None
 
 
 def _schema(value: object) -> object:

@@ -14,14 +14,14 @@ from fanout.core.errors import SpecError
 from fanout.core.json_text import fenced, is_deeper, parse_json
 from fanout.core.label_text import OPENINGS, layers, loosened
 from fanout.core.reasoning import OWN_TAGS, PROMPTED_TAGS, without_reasoning
-from fanout.core.strict_schema import WRAPPED, native_schema, without_filled_nulls
+from fanout.core.strict_schema import WRAPPED, native_schema, takes_text, without_filled_nulls
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from fanout.core.strict_schema import Dialect, NativeSchema
 
-__all__ = ["AnswerShape", "WrongShapeError", "checked_schema", "shape_of"]
+__all__ = ["AnswerShape", "WrongShapeError", "checked_schema", "quoted", "shape_of"]
 
 # Characters of an invalid value that a message quotes.
 _SHOWN_CHARS = 100
@@ -65,6 +65,10 @@ class AnswerShape:
         return _validator(self.schema)
 
     @cached_property
+    def _takes_text(self) -> bool:
+        return takes_text(self.schema)
+
+    @cached_property
     def _labels(self) -> tuple[dict[str, str], ...]:
         """The labels by each of their forms, the strictest first, where that form is unique."""
         return tuple(_unique(self.choices, form) for form in (str, _without_case, loosened))
@@ -97,19 +101,45 @@ class AnswerShape:
 
     def is_beginning(self, answer: str) -> bool:
         """Say whether a label that was cut off may be the beginning of another one."""
-        text = without_reasoning(answer.strip(), OWN_TAGS + PROMPTED_TAGS).strip()
+        text = _without_reasoning(answer)
         begin, label = loosened(text.lstrip(OPENINGS)), self.checked(answer)
         return any(loosened(one).startswith(begin) for one in self.choices if one != label)
+
+    def is_bare_text(self, answer: str, stored: str) -> bool:
+        """Say whether an answer by a schema was a text without the quotes of JSON, as which it is stored."""
+        texts = self._bare_texts(answer)
+        return any(msgspec.json.encode(one).decode() == stored for one in texts)
 
     def _json(self, answer: str) -> str:
         try:
             value = parse_json(answer)
         except ValueError as error:
-            raise WrongShapeError(f"the answer is not JSON: {error}") from None
-        bare = without_filled_nulls(self._unwrapped(value), self.schema)
-        if self._validator.is_valid(bare):
-            return msgspec.json.encode(bare).decode()
+            bare = next(self._bare_texts(answer), None)
+            if bare is None:
+                reason = f"the answer {quoted(answer)} is not JSON: {error}"
+                raise WrongShapeError(reason) from None
+        else:
+            bare = without_filled_nulls(self._unwrapped(value), self.schema)
+            if self._validator.is_valid(bare):
+                return msgspec.json.encode(bare).decode()
+        # An answer of null is no text.
+        texts = self._bare_texts(answer) if bare is not None else ()
+        valid = next(filter(self._validator.is_valid, texts), None)
+        if valid is not None:
+            return msgspec.json.encode(valid).decode()
         raise WrongShapeError(_described(self._errors(bare, len(answer))))
+
+    def _bare_texts(self, answer: str) -> Iterator[str]:
+        """Yield the texts that an answer may be without the quotes of JSON, if one may be valid."""
+        if not self._takes_text:
+            return
+        text = _without_reasoning(answer)
+        # What begins as JSON is meant as JSON.
+        if text and not text.startswith(("{", "[", '"')):
+            yield text
+            pieces = set(fenced(text))
+            if len(pieces) == 1:
+                yield from pieces
 
     def _errors(self, value: Any, chars: int) -> Sequence[Any]:
         if chars <= _ALL_ERRORS_CHARS:
@@ -139,7 +169,7 @@ class AnswerShape:
             yield loose.get(loosened(text[2:]))
 
     def _label(self, answer: str) -> str:
-        text = without_reasoning(answer.strip(), OWN_TAGS + PROMPTED_TAGS).strip()
+        text = _without_reasoning(answer)
         if text in self.choices:
             return text
         try:
@@ -152,7 +182,7 @@ class AnswerShape:
         label = next((one for one in self._found(text) if one is not None), None)
         if label is None:
             raise WrongShapeError(
-                f"the answer {_short(text)} is none of the choices {_listed(self.choices)}"
+                f"the answer {quoted(text)} is none of the choices {_listed(self.choices)}"
             )
         return label
 
@@ -207,8 +237,13 @@ def _one_described(error: Any) -> str:
     return f"{where}: {message if len(message) <= 3 * _SHOWN_CHARS else _cut(message)}"
 
 
-def _short(text: str) -> str:
-    return repr(_cut(text))
+def quoted(answer: str) -> str:
+    """Return the beginning of an answer, without its reasoning, as messages quote it."""
+    return repr(_cut(_without_reasoning(answer)))
+
+
+def _without_reasoning(answer: str) -> str:
+    return without_reasoning(answer.strip(), OWN_TAGS + PROMPTED_TAGS).strip()
 
 
 def _cut(text: str) -> str:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 
 from fanout.core.answer_fields import is_type
+from fanout.core.python_types import adapter_of
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
 
 __all__ = ["UNTYPED", "AnswerType", "AnswerTypes", "NotOfTypeError", "types_of"]
 
@@ -37,7 +41,7 @@ class AnswerType:
 
     @cached_property
     def _adapter(self) -> TypeAdapter[Any]:
-        return TypeAdapter(self.kind)
+        return adapter_of(self.kind)
 
     def instance(self, text: str | bytes) -> Any:
         """Return the instance of an answer in JSON. Raises NotOfTypeError."""

@@ -336,7 +336,8 @@ def _spec_error(error: ValidationError) -> SpecError:
     if first["type"] == "value_error":
         message = first["msg"].removeprefix("Value error, ")
         if field:
-            return SpecError(f"{message} (got {first['input']!r})", field=field)
+            got = "" if "(got " in message else f" (got {first['input']!r})"
+            return SpecError(message + got, field=field)
         # An error of a model validator, which has the field in its message.
         field, _, message = message.partition(": ")
         return SpecError(message, field=field)

@@ -23,6 +23,7 @@ __all__ = [
     "native_schema",
     "object_properties",
     "resolved",
+    "takes_text",
     "without_filled_nulls",
 ]
 
@@ -295,6 +296,27 @@ def object_properties(schema: dict[str, Any]) -> tuple[str, ...]:
     """Return the names of the properties that a schema gives objects, in its order."""
     parts = _parts(resolved(schema, schema), schema)
     return tuple(dict.fromkeys(name for part in parts for name in part.get("properties", ())))
+
+
+def takes_text(schema: dict[str, Any]) -> bool:
+    """Say whether a text may be valid, and neither an object nor an array."""
+    kinds = _kinds_of(schema, schema)
+    return "string" in kinds and not kinds & {"object", "array", None}
+
+
+def _kinds_of(schema: Any, root: dict[str, Any], within: tuple[int, ...] = ()) -> set[str | None]:
+    """Return the types of valid values; None stands for any that the schema does not name."""
+    schema = resolved(schema, root)
+    if id(schema) in within:
+        return set()
+    kind = schema.get("type")
+    if kind is not None:
+        return {kind} if isinstance(kind, str) else set(kind)
+    values = schema.get("enum", [schema["const"]] if "const" in schema else [])
+    kinds = {_TYPES.get(type(value)) for value in values}
+    for one in _alternatives(schema):
+        kinds |= _kinds_of(one, root, (*within, id(schema)))
+    return kinds or {None}
 
 
 def _parts(schema: dict[str, Any], root: dict[str, Any]) -> Sequence[dict[str, Any]]:

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import TYPE_CHECKING
 
-from fanout.core.answer_shape import WrongShapeError
+from fanout.core.answer_shape import WrongShapeError, quoted
 from fanout.core.errors import LLMError
 from fanout.core.json_text import bare_json
 from fanout.core.reasoning import without_reasoning
@@ -81,11 +81,14 @@ async def _checked(
 def _is_whole(answer: str, stored: str, shape: AnswerShape | None, *, is_json: bool) -> bool:
     """Say whether an answer that was cut off is one all the same.
 
-    ``good`` may be the beginning of the label ``good enough``, and 12 that of 123. Of a text any
-    part is an answer, but not of the reasoning before it.
+    ``good`` may be the beginning of the label ``good enough``, and 12 that of 123; only quotes show
+    where a text in JSON ends. Of a text without a shape any part is an answer, but not of the
+    reasoning before it.
     """
     if shape is not None and shape.choices:
         return not shape.is_beginning(answer)
+    if shape is not None and shape.is_bare_text(answer, stored):
+        return False
     if shape is not None or is_json:
         return not stored.startswith(_NUMBERS)
     return stored.lstrip()[: len(_REASONING)].lower() != _REASONING
@@ -173,4 +176,5 @@ def validate_json(text: str) -> str:
     try:
         return bare_json(text)
     except ValueError as error:
-        raise LLMError(ErrorKind.INVALID_OUTPUT, f"the answer is not JSON: {error}") from None
+        reason = f"the answer {quoted(text)} is not JSON: {error}"
+        raise LLMError(ErrorKind.INVALID_OUTPUT, reason) from None

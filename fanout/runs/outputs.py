@@ -8,6 +8,7 @@ import msgspec
 
 from fanout.core.answer_types import NotOfTypeError
 from fanout.core.records import ErrorKind
+from fanout.core.units import plural
 from fanout.inputs.documents.rows import DEFAULT_TEXT_COLUMN, EMPTY
 from fanout.policy.packing import shard_chunk
 from fanout.runs.results import Output
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from fanout.core.records import Chunk, Outcome, Shard
     from fanout.core.spec import RunSpec
 
-__all__ = ["output_of", "typed_value"]
+__all__ = ["output_of", "refused_note", "typed_value"]
 
 
 def output_of(
@@ -97,6 +98,15 @@ def typed_value(of_type: AnswerType, value: Any, name: str) -> tuple[Any, list[s
         return of_type.instance(msgspec.json.encode(value)), []
     except NotOfTypeError as error:
         return None, [f"{name} is no {of_type.name}: {error}"]
+
+
+def refused_note(of_type: AnswerType, count: int) -> str:
+    """Return a note on answers that only their reader refuses, but that an aggregate counts."""
+    answers = plural(count, "answer is", "answers are")
+    return (
+        f"{answers} no {of_type.name}, by a check that only Python makes, when a result is read: the "
+        "aggregate counts them"
+    )
 
 
 def _text(chunk: Chunk, *, with_text: bool) -> str | None:

@@ -88,9 +88,9 @@ def test_every_field_of_an_error_is_described():
     failed = Output(
         index=0, document="d", document_index=0, chunk=0, position=0, start=0, end=1, aspect=None,
         sample=0, output=None, kind=ErrorKind.TIMEOUT, message="", attempts=1, usage=Usage(),
-        elapsed_s=0.0,
+        elapsed_s=0.0, samples=2,
     )  # fmt: skip
-    described = row("`errors`") - {"count", "example", "null"}
+    described = row("`errors`") - {"count", "example", "null", "certainty"}
     assert described == error_row(failed).keys()
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, TypedDict
 
 import pytest
 from hypothesis import given, settings
@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from fanout.core.answer_shape import WrongShapeError, checked_schema, shape_of
 from fanout.core.errors import SpecError
+from fanout.core.spec import make_spec
 from fanout.core.strict_schema import native_schema
 from fanout.llm.fake_answers import fake_answer
 
@@ -56,7 +57,7 @@ def test_an_answer_is_stored_as_bare_json(answer, stored):
 @pytest.mark.parametrize(
     ("answer", "words"),
     [
-        ("three stars", "the answer is not JSON"),
+        ("<think>3</think>three stars", "the answer 'three stars' is not JSON"),
         ('{"why":"fine"}', '"stars" is a required property'),
         ('{"why":"fine","stars":9}', "/stars: 9 is greater than the maximum of 5"),
         ('{"why":"","stars":"3"}', "/stars: .*integer"),
@@ -74,11 +75,47 @@ def test_a_wrong_answer_is_told_where_what_and_what_is_allowed(answer, words):
         shape_of(REVIEW).checked(answer)
 
 
+@pytest.mark.parametrize(
+    ("schema", "answer", "words"),
+    [
+        ({"enum": ["a", "b"]}, "c", 'the answer: "c" is not one of "a" or "b"'),
+        ({"enum": ["a", "b"]}, '"a', """the answer '"a' is not JSON"""),
+        ({"type": "string", "format": "date"}, "soon", '"soon" is not a "date"'),
+        ({"type": "string"}, "null", "null is not of type"),
+        ({"type": "integer"}, "many", "the answer 'many' is not JSON"),
+        # It may be meant as any of these.
+        ({}, "many", "the answer 'many' is not JSON"),
+        ({"anyOf": [{"type": "string"}, {"type": "object"}]}, "many", "'many' is not JSON"),
+    ],
+)
+def test_a_bare_text_is_told_what_is_wrong_with_it(schema, answer, words):
+    with pytest.raises(WrongShapeError, match=words):
+        shape_of(schema).checked(answer)
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": ["string", "null"]},
+        {"const": "b"},
+        {"enum": ["a", "b", 3]},
+        {"$defs": {"Mood": {"enum": ["a", "b"]}}, "$ref": "#/$defs/Mood"},
+        {"anyOf": [{"type": "integer"}, {"allOf": [{"type": "string"}]}]},
+    ],
+)
+def test_a_schema_of_texts_takes_a_bare_one(schema):
+    assert shape_of(schema).checked(" b\n") == '"b"'
+
+
 def test_a_message_about_a_large_value_is_short():
     answer = json.dumps({"why": "fine", "stars": "x" * 100_000})
     with pytest.raises(WrongShapeError) as caught:
         shape_of(REVIEW).checked(answer)
     assert len(str(caught.value)) < 500
+
+
+class Undefined(TypedDict):
+    x: Unknown  # type: ignore[name-defined]  # noqa: F821
 
 
 LABELS = ("positive", "negative", "not clear", ".NET", "C++", "C")
@@ -190,6 +227,16 @@ def test_labels_that_differ_only_in_case_must_be_exact():
 def test_what_is_no_schema_is_refused_without_a_look_elsewhere(schema, words):
     with pytest.raises(SpecError, match=words):
         checked_schema(schema, field="schema")
+    with pytest.raises(SpecError, match=words.removeprefix("schema: ")) as caught:
+        make_spec(model="fake", prompt="{input}", schema=schema)
+    assert str(caught.value).count("(got ") == 1
+
+
+@pytest.mark.parametrize("kind", [print, "undefined", Undefined])
+def test_a_wrong_type_is_told_with_what_it_is_once(kind):
+    with pytest.raises(SpecError, match="must be a JSON Schema, the path") as caught:
+        make_spec(model="fake", prompt="{input}", schema=kind)
+    assert str(caught.value).count("(got ") == 1
 
 
 def test_a_pattern_costs_linear_time():

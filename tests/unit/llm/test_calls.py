@@ -115,7 +115,7 @@ def test_json_is_taken_out_of_what_is_around_it(text):
 
 @pytest.mark.parametrize("text", ["", "no", "{"])
 def test_what_is_not_json_is_invalid_output(text):
-    with pytest.raises(LLMError, match="the answer is not JSON") as caught:
+    with pytest.raises(LLMError, match=f"the answer '{text}' is not JSON") as caught:
         validate_json(text)
     assert caught.value.kind is ErrorKind.INVALID_OUTPUT
 

@@ -196,6 +196,8 @@ KEPT = {
     "beginning of another label": ("good", LABELS, None, None),
     "beginning of another label by a sign": ("A", LABELS, None, None),
     "label in JSON": ('{"answer": "good"}', LABELS, None, "good"),
+    "text by a schema": ("goo", shape_of({"type": "string"}), None, None),
+    "text in JSON by a schema": ('"goo"', shape_of({"type": "string"}), None, '"goo"'),
     "label in open JSON": ('{"answer": "good', LABELS, None, None),
 }
 

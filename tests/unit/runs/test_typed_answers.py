@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import typing
 from datetime import date
 from enum import Enum
 from itertools import count
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import pytest
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 from typing_extensions import TypedDict
 
+from fanout.client.run import Run
 from fanout.core.answer_shape import shape_of
-from fanout.core.answer_types import AnswerType
+from fanout.core.answer_types import UNTYPED, AnswerType
 from fanout.core.records import Chunk, ErrorKind, Outcome, RunStatus, Shard, Usage
 from fanout.core.spec import make_spec, stored_spec
 from fanout.runs.outputs import output_of, typed_value
@@ -24,6 +26,7 @@ from fanout.runs.rows import layout_of, stream_row
 from fanout.runs.status import Status
 from fanout.runs.tables.spool import MemorySpool
 from fanout.runs.tables.table import gather
+from tests.fakes import RUN, FakeContext
 
 
 class Mood(Enum):
@@ -47,6 +50,23 @@ class Point:
 class Pair(TypedDict):
     first: str
     second: list[int]
+
+
+K = TypeVar("K")
+
+
+class OldPair(typing.TypedDict, total=False):
+    first: str
+    second: typing.Required[list[int]]
+
+
+class OldRow(OldPair):
+    point: typing.NotRequired[Point]
+    below: typing.NotRequired[list[OldRow]]
+
+
+class OldBox(typing.TypedDict, typing.Generic[K]):
+    inside: K
 
 
 class Aliased(BaseModel):
@@ -78,6 +98,17 @@ TYPES: list[tuple[Any, str, Any]] = [
     (Review, '{"why":"it is","stars":4,"mood":null,"more":[1]}', Review(why="it is", stars=4)),
     (Point, '{"x":3}', Point(3)),
     (Pair, '{"first":"a","second":[1,2]}', {"first": "a", "second": [1, 2]}),
+    (OldPair, '{"second":[1]}', {"second": [1]}),
+    (
+        OldRow | None,
+        '{"second":[],"below":[{"second":[2]}],"point":{"x":1}}',
+        {"second": [], "below": [{"second": [2]}], "point": Point(1)},
+    ),
+    (
+        dict[str, OldBox[OldPair]],
+        '{"a":{"inside":{"second":[1]}}}',
+        {"a": {"inside": {"second": [1]}}},
+    ),
     (Aliased, '{"order-id":"7"}', Aliased(**{"order-id": "7"})),
     (Node, '{"name":"a","below":[{"name":"b"}]}', Node(name="a", below=[Node(name="b")])),
     (list[Point], '[{"x":1,"y":2}]', [Point(1, 2.0)]),
@@ -85,6 +116,13 @@ TYPES: list[tuple[Any, str, Any]] = [
     (dict[str, int], '{"a":1}', {"a": 1}),
     (Literal["yes", "no"], '"yes"', "yes"),
     (Mood, '"bad"', Mood.BAD),
+    (Mood, "bad", Mood.BAD),
+    (Literal["yes", "5"], "<think>4 or 5</think>\n5", "5"),
+    (Literal["yes", "no"], "```\nyes\n```", "yes"),
+    (date, "2026-01-02", date(2026, 1, 2)),
+    (str, "It is {so}.", "It is {so}."),
+    (str | None, "null", None),
+    (str | int, "7", 7),
     (int, "7", 7),
     (bool, "true", True),
     (Review | None, "null", None),
@@ -136,6 +174,22 @@ def test_a_check_that_only_python_knows_makes_the_branch_invalid():
     value, [note] = typed_value(AnswerType(Even), {"n": 3}, "the aggregate")
     assert value is None
     assert note == "the aggregate is no Even: /n: Value error, must be even (got 3)"
+
+
+def test_a_note_says_what_the_aggregate_counts_although_python_refuses_it():
+    context = FakeContext(schema=Even, reduce="table", measures=["count"])
+    context.write(list("1234"))
+    context.answer = lambda request: f'{{"n":{request.prompt}}}'
+    context.process()
+    types = make_spec(model="fake", prompt="{input}", schema=Even).types
+    for typed, refused in ((types, 2), (UNTYPED, 0)):
+        run = Run(RUN, context.store, None, lambda: None, typed)
+        made = run.result()
+        assert made.aggregated == [{"count": 4}]
+        assert len(made.errors) == refused
+        notes = [note for note in made.notes if "Even" in note]
+        assert len(notes) == (refused > 0)
+        assert all(note.startswith("2 answers are no Even") for note in notes)
 
 
 def result(spec, texts):
