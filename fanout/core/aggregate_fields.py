@@ -7,6 +7,7 @@ from typing import Annotated
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field
 
 from fanout.core.cells import with_point
+from fanout.core.field_words import twice_in
 from fanout.core.measures import measure_of
 from fanout.core.spec_fields import NUMBER
 
@@ -43,7 +44,7 @@ def _require_distinct(names: tuple[str, ...]) -> None:
     if "" in names:
         msg = "has an empty name"
         raise ValueError(msg)
-    twice = next((name for at, name in enumerate(names) if name in names[:at]), None)
+    twice = twice_in(names)
     if twice is not None:
         msg = f"has {twice!r} twice"
         raise ValueError(msg)

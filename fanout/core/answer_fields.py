@@ -15,11 +15,14 @@ from pydantic.errors import PydanticUserError
 
 from fanout.core.answer_shape import checked_schema
 from fanout.core.errors import SpecError
+from fanout.core.field_words import shown, twice_in
 from fanout.core.python_types import adapter_of
 
 __all__ = ["Choices", "Schema", "SchemaField", "is_type", "type_schema"]
 
 _FORMS = "a JSON Schema, the path of a file with one, or in Python a type"
+# PydanticSchemaGenerationError is a PydanticUserError; a name may be unknown.
+_NO_SCHEMA = (PydanticUserError, NameError, TypeError, ValueError, RecursionError)
 
 
 def is_type(value: object) -> bool:
@@ -39,10 +42,9 @@ def type_schema(kind: Any, *, field: str) -> dict[str, Any]:
     """
     try:
         return adapter_of(kind).json_schema()
-    except (PydanticUserError, NameError, TypeError, ValueError) as error:
-        # PydanticSchemaGenerationError is a PydanticUserError; a name may be unknown.
+    except _NO_SCHEMA as error:
         reason = str(error).splitlines()[0]
-        raise SpecError(f"must be {_FORMS} (got {kind!r}): {reason}", field=field) from None
+        raise SpecError(f"must be {_FORMS} (got {shown(kind)}): {reason}", field=field) from None
 
 
 def _schema(value: object) -> object:
@@ -71,6 +73,8 @@ def _as_mapping(value: object) -> Mapping[str, Any]:
         made = msgspec.json.decode(text)
     except msgspec.DecodeError as error:
         raise SpecError(f"is not JSON: {error}") from None
+    except RecursionError:
+        raise SpecError("is not a JSON Schema: nested too deep") from None
     if not isinstance(made, dict):
         raise SpecError("must be a JSON Schema: an object")
     return made
@@ -83,7 +87,7 @@ def _choices(value: object) -> object:
     if not isinstance(value, (list, tuple)):
         return value
     labels = tuple(_label(one) for one in value)
-    twice = next((one for at, one in enumerate(labels) if one in labels[:at]), None)
+    twice = twice_in(labels)
     if twice is not None:
         msg = f"has {twice!r} twice"
         raise ValueError(msg)

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from pydantic_core import ErrorDetails
 
-__all__ = ["wrong_value"]
+__all__ = ["shown", "twice_in", "wrong_value"]
+
+_SHOWN_CHARS = 1_000
 
 # By pydantic's name of the error; the names in braces are those of its context.
 _WORDS = {
@@ -53,3 +58,18 @@ def wrong_value(error: ErrorDetails) -> str:
 def _plain(value: object) -> object:
     """Return a whole number without a point."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def shown(value: object) -> str:
+    """Return a value as a message has it: the beginning of a long one, and no very deep one."""
+    try:
+        text = repr(value)
+    except RecursionError:
+        return f"a {type(value).__name__} that is nested too deep"
+    return text if len(text) <= _SHOWN_CHARS else f"{text[:_SHOWN_CHARS]}..."
+
+
+def twice_in(values: Iterable[object]) -> str | None:
+    """Return the first text that is there twice, or None; what is no text does not count."""
+    counts = Counter(one for one in values if isinstance(one, str))
+    return next((one for one, count in counts.items() if count > 1), None)

@@ -31,6 +31,8 @@ def load_job(path: Path) -> dict[str, Any]:
         reason = getattr(error, "problem", None) or "it has a character that YAML does not allow"
         hint = "; a text that begins with { must be in quotes" if _begins_braces(mark) else ""
         raise SpecError(f"{path}{where}: not valid YAML: {reason}{hint}") from None
+    except RecursionError:
+        raise SpecError(f"{path}: its values are nested too deep") from None
     if not isinstance(fields, dict):
         raise SpecError(f"{path}: a job file is a mapping of fields, not {type(fields).__name__}")
     return {str(name): value for name, value in fields.items()}

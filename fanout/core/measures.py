@@ -7,6 +7,7 @@ from difflib import get_close_matches
 import msgspec
 
 from fanout.core.cells import with_point
+from fanout.core.field_words import shown
 
 __all__ = ["MEASURES", "Measure", "measure_of"]
 
@@ -43,11 +44,11 @@ def measure_of(name: str) -> Measure:
         return Measure(name=f"{kind}:{field}", kind=kind, field=with_point(field))
     allowed = f"allowed: {', '.join(MEASURES)}"
     if kind in _OF_NUMBERS:
-        msg = f"{name!r} needs a field, as in {kind}:stars ({allowed})"
+        msg = f"{shown(name)} needs a field, as in {kind}:stars ({allowed})"
     elif kind in _OF_ANSWERS:
-        msg = f"{name!r} takes no field: write {kind} ({allowed})"
+        msg = f"{shown(name)} takes no field: write {kind} ({allowed})"
     else:
         near = get_close_matches(kind.casefold(), [*_OF_ANSWERS, *_OF_NUMBERS], n=1)
         hint = f"did you mean {near[0]}? " if near else ""
-        msg = f"there is no measure {name!r}; {hint}({allowed})"
+        msg = f"there is no measure {shown(name)}; {hint}({allowed})"
     raise ValueError(msg)

@@ -26,7 +26,7 @@ from fanout.core.answer_types import UNTYPED, AnswerTypes, types_of
 from fanout.core.errors import SpecError
 from fanout.core.field_effects import conflict
 from fanout.core.field_names import ALIASES, PARTS, canonical
-from fanout.core.field_words import wrong_value
+from fanout.core.field_words import shown, wrong_value
 from fanout.core.labels import Labels, label_problem
 from fanout.core.records import Variants
 from fanout.core.spec_fields import (
@@ -336,7 +336,7 @@ def _spec_error(error: ValidationError) -> SpecError:
     if first["type"] == "value_error":
         message = first["msg"].removeprefix("Value error, ")
         if field:
-            got = "" if "(got " in message else f" (got {first['input']!r})"
+            got = "" if "(got " in message else f" (got {shown(first['input'])})"
             return SpecError(message + got, field=field)
         # An error of a model validator, which has the field in its message.
         field, _, message = message.partition(": ")
@@ -347,7 +347,7 @@ def _spec_error(error: ValidationError) -> SpecError:
         return SpecError(_unknown_field(field), field=field)
     if first["type"] == "missing":
         return SpecError("is required", field=field)
-    return SpecError(f"{wrong_value(first)} (got {first['input']!r})", field=field)
+    return SpecError(f"{wrong_value(first)} (got {shown(first['input'])})", field=field)
 
 
 _UNQUOTED = (

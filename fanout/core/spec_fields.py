@@ -10,6 +10,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from fanout.core.cells import with_point
 from fanout.core.conditions import parse_condition
 from fanout.core.errors import SpecError
+from fanout.core.field_words import twice_in
 from fanout.core.rate_limits import Rates
 
 __all__ = [
@@ -34,7 +35,7 @@ def encoding(value: object) -> object:
     if value is None:
         return None
     try:
-        name = codecs.lookup(str(value)).name
+        name = codecs.lookup(value).name if isinstance(value, str) else ""
         # Some codecs turn bytes into bytes, or text into text.
         is_text = isinstance(b"ab".decode(name, "replace"), str)
     except (LookupError, ValueError):
@@ -92,7 +93,7 @@ def _models(value: object) -> object:
     """Return the names of models as a tuple. Raises ValueError if one is there twice."""
     names = as_tuple(value)
     if isinstance(names, (list, tuple)):
-        twice = next((one for at, one in enumerate(names) if one in names[:at]), None)
+        twice = twice_in(names)
         if twice is not None:
             msg = f"has {twice!r} twice: samples asks one model several times"
             raise ValueError(msg)
@@ -103,7 +104,7 @@ def _fallback(value: object) -> object:
     """Return the names of models as a tuple. Raises ValueError if one is there twice."""
     names = as_tuple(value)
     if isinstance(names, (list, tuple)):
-        twice = next((one for at, one in enumerate(names) if one in names[:at]), None)
+        twice = twice_in(names)
         if twice is not None:
             msg = f"has {twice!r} twice: a model that gave no answer is not asked again"
             raise ValueError(msg)

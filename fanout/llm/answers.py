@@ -13,7 +13,7 @@ from fanout.core.json_text import bare_json
 from fanout.core.reasoning import without_reasoning
 from fanout.core.records import ErrorKind
 from fanout.llm.deadline import Deadline
-from fanout.llm.finish_reasons import ending, require_complete
+from fanout.llm.finish_reasons import ending, is_clear, require_complete
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -44,6 +44,8 @@ async def checked_answer(
 ) -> str:
     """Return the stored form of an answer.
 
+    One that has its shape is an answer also if its finish reason does not say how it ended.
+
     Args:
         reply: The reply with the answer.
         shape: What the answer must be; None is any text.
@@ -55,17 +57,21 @@ async def checked_answer(
         WrongAnswerError: The answer is complete, and lacks its shape.
         LLMError: There is no valid answer.
     """
-    is_cut = keeps_cut and ending(reply.finish_reason) is ErrorKind.TRUNCATED
-    if not (is_cut and reply.text.strip()):
+    # It is accepted only if it is whole by itself.
+    is_doubtful = bool(reply.text.strip()) and (
+        (keeps_cut and ending(reply.finish_reason) is ErrorKind.TRUNCATED)
+        or (not is_clear(reply.finish_reason) and (shape is not None or validate is not None))
+    )
+    if not is_doubtful:
         require_complete(reply)
     _require_size(reply.text, max_output_kb)
     try:
         text = await _checked(reply.text, shape, validate)
     except LLMError as error:
-        if is_cut and error.kind is ErrorKind.INVALID_OUTPUT:
+        if is_doubtful and error.kind is ErrorKind.INVALID_OUTPUT:
             require_complete(reply)
         raise
-    if is_cut and not _is_whole(reply.text, text, shape, is_json=validate is not None):
+    if is_doubtful and not _is_whole(reply.text, text, shape, is_json=validate is not None):
         require_complete(reply)
     return storable(text)
 
@@ -79,7 +85,7 @@ async def _checked(
 
 
 def _is_whole(answer: str, stored: str, shape: AnswerShape | None, *, is_json: bool) -> bool:
-    """Say whether an answer that was cut off is one all the same.
+    """Say whether an answer that was, or may be, cut off is one all the same.
 
     ``good`` may be the beginning of the label ``good enough``, and 12 that of 123; only quotes show
     where a text in JSON ends. Of a text without a shape any part is an answer, but not of the

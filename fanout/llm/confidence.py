@@ -26,6 +26,7 @@ _MOST_TOKENS = 100_000
 _MOST_OTHERS = 100
 # A logarithm above 0 is a rounding error up to this.
 _ROUNDING = 0.01
+_IMPOSSIBLE = -1e9
 _DIGITS = 6
 _STRING = re.compile(r'"(?:[^"\\]|\\.)*"', re.DOTALL)
 _AROUND = b" \t\r\n\"'`*_.!,;:()[]{}"
@@ -71,7 +72,7 @@ def _read(text: Any, logprob: Any, raw: Any) -> tuple[bytes, float] | None:
     data = _bytes(raw)
     if data is None and isinstance(text, str):
         data = text.encode("utf-8", "replace")
-    return None if data is None else (data, min(0.0, max(-1e9, logprob)))
+    return None if data is None else (data, min(0.0, max(_IMPOSSIBLE, logprob)))
 
 
 def _bytes(raw: Any) -> bytes | None:
@@ -115,8 +116,9 @@ def label_confidence(tokens: tuple[Token, ...], shape: AnswerShape, label: str) 
     if probability is None:
         size = len(text[begin:end].encode())
         own = (step.token.logprob for step in steps if len(step.before) < size)
-        probability = math.exp(math.fsum(own))
-    return round(min(1.0, max(0.0, probability)), _DIGITS)
+        probability = math.exp(math.fsum(own)) or None
+    # What was answered is not impossible: such a logarithm says nothing.
+    return None if probability is None else round(min(1.0, max(0.0, probability)), _DIGITS)
 
 
 def _located(text: str, label: str) -> tuple[int, int, bool] | None:
@@ -204,16 +206,19 @@ class _Labels:
             after = self._allowed(possible, step, step.token.text)
             if self._label not in after:
                 return None
-            product *= self._share(possible, step)
+            share = self._share(possible, step)
+            if share is None:
+                return None
+            product *= share
             possible = after
         return product if steps else None
 
-    def _share(self, possible: set[str], step: _Step) -> float:
-        """Return the share of the likely tokens that stay with the label."""
+    def _share(self, possible: set[str], step: _Step) -> float | None:
+        """Return the share of the likely tokens that stay with the label; None if it is unknown."""
         token, stays, leaves = step.token, 0.0, 0.0
         if not token.others:
-            return math.exp(token.logprob)
-        for text, logprob in {**dict(token.others), token.text: token.logprob}.items():
+            return math.exp(token.logprob) or None
+        for text, logprob in {token.text: token.logprob, **dict(token.others)}.items():
             allowed = self._allowed(possible, step, text)
             if text != token.text:
                 # A token that spells a whole label hardly begins another one.
@@ -222,7 +227,9 @@ class _Labels:
                 stays += math.exp(logprob)
             elif allowed:
                 leaves += math.exp(logprob)
-        return stays / (stays + leaves) if stays + leaves else 0.0
+        if not stays and (not leaves or token.logprob <= _IMPOSSIBLE):
+            return None
+        return stays / (stays + leaves)
 
     def _spelled(self, possible: set[str], step: _Step, text: bytes) -> set[str]:
         """Return the labels that an answer is with a token."""

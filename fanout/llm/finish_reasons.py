@@ -10,7 +10,7 @@ from fanout.core.records import ErrorKind
 if TYPE_CHECKING:
     from fanout.llm.base import LLMReply
 
-__all__ = ["ending", "require_answer", "require_complete"]
+__all__ = ["ending", "is_clear", "require_answer", "require_complete"]
 
 _MAX_SHOWN = 40
 # The words of OpenAI, Anthropic, Gemini, Cohere, Bedrock, Mistral, Zhipu, TGI, vLLM, SGLang and
@@ -40,22 +40,42 @@ _FILTERED = frozenset(
         "image_recitation", "model_armor",
     }
 )  # fmt: skip
+# The server failed, and may fail for any prompt: vLLM, SGLang, OpenRouter, DeepSeek, Zhipu.
+_FAILED = frozenset(
+    {
+        "error", "abort", "aborted", "cancelled", "canceled", "failed", "failure", "timeout",
+        "insufficient_system_resource", "server_error", "internal_error", "network_error",
+    }
+)  # fmt: skip
+_KNOWN = _COMPLETE | _TRUNCATED | _FILTERED | _FAILED
 
 
 def ending(finish_reason: str | None) -> ErrorKind | None:
     """Return the kind of error for a finish reason; None if the answer is complete.
 
-    No finish reason means a complete answer. Any other word means that the generation failed:
-    ``error``, ``abort`` (vLLM, SGLang), ``OTHER`` and ``MALFORMED_FUNCTION_CALL`` (Gemini),
-    ``pause_turn`` (Anthropic), ``insufficient_system_resource`` (DeepSeek), and unknown words, as an
-    answer that may be incomplete must not pass for a whole one.
+    No finish reason means a complete answer. Any other word means that the generation failed, as an
+    answer that may be incomplete must not pass for a whole one: see is_clear.
     """
-    word = (finish_reason or "stop").strip().lower()
+    word = _word(finish_reason)
     if word in _COMPLETE:
         return None
     if word in _TRUNCATED:
         return ErrorKind.TRUNCATED
     return ErrorKind.CONTENT_FILTER if word in _FILTERED else ErrorKind.SERVER_ERROR
+
+
+def is_clear(finish_reason: str | None) -> bool:
+    """Say whether a finish reason says how the generation ended.
+
+    It does not if it is unknown, or one of those with which a model may end a whole answer as well as a
+    part: ``OTHER`` and ``MALFORMED_FUNCTION_CALL`` (Gemini), ``pause_turn`` (Anthropic). They tell of
+    this answer, and not of an outage.
+    """
+    return _word(finish_reason) in _KNOWN
+
+
+def _word(finish_reason: str | None) -> str:
+    return (finish_reason or "stop").strip().lower()
 
 
 def require_complete(reply: LLMReply) -> None:
@@ -71,17 +91,24 @@ def require_complete(reply: LLMReply) -> None:
         message = "the provider refused to answer"
     else:
         message = f"the generation failed ({_shown_reason(reply)})"
-    raise LLMError(kind, message, usage=reply.usage, finish_reason=reply.finish_reason)
+    raise LLMError(
+        kind,
+        message,
+        usage=reply.usage,
+        finish_reason=reply.finish_reason,
+        is_own=not is_clear(reply.finish_reason),
+    )
 
 
 def require_answer(reply: LLMReply) -> None:
     """Raise LLMError if a server failed or refused, or if its answer is empty.
 
-    An answer that was cut off is one: the caller may accept it. A server that sends nothing, and no
-    reason why, has failed.
+    An answer that was cut off is one, and so is one whose end is not clear: the caller may accept
+    them. A server that sends nothing, and no reason why, has failed.
     """
     kind = ending(reply.finish_reason)
-    if kind is not ErrorKind.TRUNCATED:
+    is_unclear = not is_clear(reply.finish_reason) and bool(reply.text.strip())
+    if kind is not ErrorKind.TRUNCATED and not is_unclear:
         require_complete(reply)
     if not reply.text.strip() and kind is None:
         kind = ErrorKind.INVALID_OUTPUT if reply.finish_reason else ErrorKind.SERVER_ERROR

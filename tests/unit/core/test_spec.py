@@ -292,6 +292,7 @@ def test_choices_that_are_no_labels_are_refused(tmp_path, yaml, words):
         ("a: 1\na: 2", ["line 2", "the field 'a' is given twice"]),
         ("- a\n- b", ["a mapping of fields, not list"]),
         ("", ["not NoneType"]),
+        ("labels: " + "[" * 1_000 + "]" * 1_000, ["nested too deep"]),
     ],
 )
 def test_a_job_file_that_is_not_one_says_so(tmp_path, text, words):
@@ -475,6 +476,11 @@ def test_an_option_leaves_the_other_fields_of_its_part(monkeypatch, tmp_path):
 
 # What a caller of the library gives.
 
+DEEP_DICT: dict[str, object] = {}
+DEEP_LIST: list[object] = []
+for _ in range(50_000):
+    DEEP_DICT, DEEP_LIST = {"items": DEEP_DICT}, [DEEP_LIST]
+
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
@@ -523,6 +529,7 @@ def test_a_runner_that_is_closed_has_forgotten_its_function():
         ({"chunks": ["x"], "inputs": "a.txt"}, "inputs: give either chunks or inputs"),
         ({"chunks": ["x"], "prompt": "{input}"}, "prompt: is given twice, as branch_prompt and"),
         ({"chunks": ["x"], "samples": True}, "samples: must not be true or false"),
+        ({"chunks": ["x"], "schema": DEEP_DICT}, "schema: is not a JSON Schema: nested more than"),
     ],
 )
 def test_a_run_checks_what_it_is_given(arguments, words):
@@ -572,7 +579,10 @@ def test_what_a_value_must_be_is_said_in_plain_words(fields, words):
     assert str(caught.value).startswith(words)
 
 
-BAD_VALUES = (-1, 0, 1.5, 1e9, float("nan"), "", "x", "x" * 999, [1], {"a": 1}, {}, (), object())
+BAD_VALUES = (
+    -1, 0, 1.5, 1e9, float("nan"), "", "x", "x" * 999, [1], {"a": 1}, {}, (), object(),
+    DEEP_DICT, {"a": DEEP_DICT}, DEEP_LIST, [DEEP_LIST], "x" * 99_999,
+)  # fmt: skip
 
 
 def test_no_field_has_other_words_for_what_it_must_be():
@@ -585,6 +595,20 @@ def test_no_field_has_other_words_for_what_it_must_be():
                 found.append(str(error))
     assert len(found) > 100
     assert [one for one in found if re.search(r"[Ii]nput should|[Vv]alid |should ", one)] == []
+    assert [one for one in found if "\n" in one or len(one) > 2_500] == [], "short, in one line"
+
+
+@pytest.mark.parametrize("name", ["schema", "aggregate_schema"])
+def test_a_schema_that_is_nested_too_deep_is_refused_however_it_is_given(tmp_path, name):
+    path, kind = tmp_path / "schema.json", list[int]
+    text = '{"items":' * 100_000 + "{}" + "}" * 100_000
+    path.write_text(text)
+    for _ in range(3_000):
+        kind = list[kind]
+    for given in (text, str(path), path, DEEP_DICT, {"enum": DEEP_LIST}, kind):
+        with pytest.raises(SpecError, match=rf"^{name}: .*(deep|recursion)") as caught:
+            make_spec(model="fake", prompt="{input}", **{name: given})
+        assert len(str(caught.value)) < 2_000
 
 
 def test_an_option_of_the_command_is_no_field_of_a_job():

@@ -121,6 +121,23 @@ CASES = {
     "impossible": (
         ("good", "bad"), "good", (Token(b"good", -9999.0, ((b"bad", 0.0),)),), 0.0,
     ),
+    "nothing is possible": (
+        ("good", "bad"), "good", (Token(b"good", -1e9, ((b"bad", -1e9), (b"good", -1e9))),), None,
+    ),
+    "impossible, though it was answered": (
+        ("good", "bad"), "good", (Token(b"good", -1e9, ((b"bad", -0.1),)),), None,
+    ),
+    "impossible, but likely": (
+        ("good", "bad"), "good",
+        (Token(b"good", -1e9, tokens(("", 1, {"good": 0.8, "bad": 0.2}))[0].others),), 0.8,
+    ),
+    "impossible, without likely tokens": (LABELS, "very bad", (
+        Token(b"very", -0.5), Token(b" bad", -1e9)), None,
+    ),
+    "impossible, of a sign around it": (
+        ("good", "bad"), "good",
+        (Token(b'{"a":"', -1e9), *tokens(("good", 0.8, {"bad": 0.2}), ('"}', 1))), 0.8,
+    ),
 }  # fmt: skip
 
 
@@ -200,8 +217,10 @@ def test_a_value_that_is_no_log_probability_is_none(entry):
     assert tokens_of([("good", -1.0), entry], lambda pair: token_of(*pair)) == ()
 
 
-def test_minus_infinity_and_rounding_are_probabilities():
-    assert token_of("a", float("-inf")).logprob < -1000
+def test_minus_infinity_is_read_but_no_confidence_and_rounding_is_a_probability():
+    impossible = token_of("good", float("-inf"))
+    assert impossible.logprob < -1000
+    assert label_confidence((impossible,), GOOD_BAD, "good") is None
     assert token_of("a", 1e-7).logprob == 0
     assert token_of("?", -1.0, [195]).text == b"\xc3"
     assert token_of("?", -1.0, [999]).text == b"?"

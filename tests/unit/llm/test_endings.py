@@ -216,6 +216,64 @@ def test_only_what_is_an_answer_as_it_is_is_kept(provider, name):
     assert (failed.output, failed.kind) == (None, CUT)
 
 
+UNCLEAR = {
+    "text": ("half an ans", None, None, None),
+    "object": ('{"a": 1}', OBJECT, None, '{"a":1}'),
+    "open object": ('{"a": 1', OBJECT, None, None),
+    "object without its shape": ('{"b": 1}', OBJECT, None, None),
+    "part of a number": ("12", NUMBER, None, None),
+    "label": ("bad", LABELS, None, "bad"),
+    "beginning of another label": ("good", LABELS, None, None),
+    "no label": ("fine", LABELS, None, None),
+    "JSON": ('{"a": 1}', None, validate_json, '{"a": 1}'),
+    "no JSON": ('{"a": 1', None, validate_json, None),
+    "nothing": (" ", LABELS, None, None),
+}
+
+
+@pytest.mark.parametrize("finish", ["wibble", "OTHER", "error"])
+@pytest.mark.parametrize("name", UNCLEAR)
+def test_a_whole_answer_with_an_unknown_reason_is_one(provider, name, finish):
+    text, shape, validate, output = UNCLEAR[name]
+    output = None if finish == "error" else output
+    told, gate = Told("fake", provider), OpenGate()
+    told.text, told.finish = text, finish
+    policy = RetrySpec(max_attempts=3, base_wait_s=0)
+    result = told.result(gate=gate, shape=shape, validate=validate, policy=policy)
+    assert (result.output, result.finish_reason) == (output, finish)
+    # Another one is no outage, and nothing to be corrected.
+    assert (result.kind, result.attempts) == ((None, 1) if output is not None else (FAILED, 3))
+    assert {error.is_own for error in gate.errors} <= {finish != "error"}
+
+
+def test_every_provider_leaves_an_unknown_reason_to_the_shape(told):
+    told.finish = "wibble"
+    for told.text, shape, output in (
+        ("bad", LABELS, "bad"),
+        ("fine", LABELS, None),
+        ("bad", None, None),
+    ):
+        gate = OpenGate()
+        result = told.result(gate=gate, shape=shape)
+        assert (result.output, [error.is_own for error in gate.errors]) == (
+            output,
+            [True] * (output is None),
+        )
+
+
+class OpenGate:
+    """A gate that keeps the errors of calls."""
+
+    def __init__(self):
+        self.errors = []
+
+    async def enter(self, _request, **_):
+        return 0.0
+
+    async def leave(self, _request, _reply, error):
+        self.errors += [error] if error else []
+
+
 ERRORS: dict[str, tuple[dict[str, Any], dict[str, Any], ErrorKind | None]] = {
     "beside an answer": ({"error": {"code": 502, "message": "upstream"}}, {}, FAILED),
     "in the choice": ({}, {"error": {"code": 502, "message": "upstream"}}, FAILED),

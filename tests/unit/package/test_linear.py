@@ -27,6 +27,7 @@ from fanout.core.json_text import parse_json
 from fanout.core.label_text import layers
 from fanout.core.numbers import number_of_text
 from fanout.core.redaction import redacted
+from fanout.core.spec import make_spec
 from fanout.inputs.documents.json_rows import read_json, read_jsonl
 from fanout.inputs.documents.tables import detect_table, read_table
 from fanout.inputs.prompts import Template
@@ -238,3 +239,19 @@ def test_what_reads_texts_is_linear(name):
         text = head + pump * (size // len(pump)) + tail
         took = cpu_s(lambda text=text: READERS[name](text))
         assert took < BOUND_S, (head, pump, tail, size)
+
+
+NAMES = [f"name {number}" for number in range(30_000)]
+LISTS = {
+    "choices": {"choices": NAMES},
+    "models": {"model": NAMES},
+    "fallback": {"fallback": NAMES},
+    "by": {"reduce": "table", "by": NAMES},
+    "measures": {"reduce": "table", "measures": [f"mean:{name}" for name in NAMES]},
+}
+
+
+@pytest.mark.parametrize("name", LISTS)
+def test_a_list_of_a_job_is_checked_in_linear_time(name):
+    took = cpu_s(lambda: make_spec(**{"model": "fake", "prompt": "{input}", **LISTS[name]}))
+    assert took < BOUND_S
