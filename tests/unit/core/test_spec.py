@@ -5,6 +5,7 @@ from contextlib import nullcontext
 from itertools import product
 from operator import attrgetter
 from pathlib import Path
+from types import GenericAlias
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -600,11 +601,11 @@ def test_no_field_has_other_words_for_what_it_must_be():
 
 @pytest.mark.parametrize("name", ["schema", "aggregate_schema"])
 def test_a_schema_that_is_nested_too_deep_is_refused_however_it_is_given(tmp_path, name):
-    path, kind = tmp_path / "schema.json", list[int]
+    path, kind = tmp_path / "schema.json", GenericAlias(list, int)
     text = '{"items":' * 100_000 + "{}" + "}" * 100_000
     path.write_text(text)
     for _ in range(3_000):
-        kind = list[kind]
+        kind = GenericAlias(list, kind)
     for given in (text, str(path), path, DEEP_DICT, {"enum": DEEP_LIST}, kind):
         with pytest.raises(SpecError, match=rf"^{name}: .*(deep|recursion)") as caught:
             make_spec(model="fake", prompt="{input}", **{name: given})

@@ -15,6 +15,7 @@ import re
 import time
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -242,7 +243,7 @@ def test_what_reads_texts_is_linear(name):
 
 
 NAMES = [f"name {number}" for number in range(30_000)]
-LISTS = {
+LISTS: dict[str, dict[str, Any]] = {
     "choices": {"choices": NAMES},
     "models": {"model": NAMES},
     "fallback": {"fallback": NAMES},
