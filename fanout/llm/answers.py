@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from fanout.core.answer_shape import WrongShapeError, quoted
 from fanout.core.errors import LLMError
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from fanout.llm.base import LLMReply
 
 __all__ = ["WrongAnswerError", "checked_answer", "storable", "validate_json", "validated"]
+
+_T = TypeVar("_T")
 
 # Validating an answer of a megabyte takes a few hundredths of a second.
 _VALIDATION_LIMIT_S = 30.0
@@ -130,8 +132,8 @@ def _validation_threads() -> ThreadPoolExecutor:
 
 
 async def validated(
-    validate: Callable[[str], str], answer: str, *, limit_s: float = _VALIDATION_LIMIT_S
-) -> str:
+    validate: Callable[[str], _T], answer: str, *, limit_s: float = _VALIDATION_LIMIT_S
+) -> _T:
     """Return the result of ``validate``, which runs in a thread and must not block other calls.
 
     Raises:

@@ -19,7 +19,7 @@ from fanout.llm.deadline import Deadline
 from fanout.llm.finish_reasons import ending
 from fanout.llm.usage import believable, billed
 from fanout.policy.outages import judge_alone
-from fanout.policy.retries import larger_token_limit, retry_wait_s, stop_after
+from fanout.policy.retries import larger_token_limit, may_retry, retry_wait_s, stop_after
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -43,6 +43,7 @@ class CallResult(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         stop_after: Stop the run after this many branches with the same failure; 0 for never.
+        is_out_of_time: Whether only ``max_elapsed_s`` forbids another call.
     """
 
     output: str | None
@@ -52,6 +53,7 @@ class CallResult(msgspec.Struct, frozen=True, kw_only=True):
     usage: Usage
     elapsed_s: float
     stop_after: int = 0
+    is_out_of_time: bool = False
     finish_reason: str | None = None
     is_cut: bool = False
     confidence: float | None = None
@@ -161,7 +163,9 @@ async def complete_with_retries(
             verdict = await _left(gate, tries.request, observed.reply, error) or judge_alone(error)
             wait_s = tries.failed(error, observed.reply, verdict, now=clock(), jitter=rand())
             if wait_s is None:
-                return _failed(_cause(error, tries.cut), tries.used, clock() - tries.started)
+                result = _failed(_cause(error, tries.cut), tries.used, clock() - tries.started)
+                is_late = tries.may_retry(error.kind)
+                return msgspec.structs.replace(result, is_out_of_time=is_late)
             await sleep(wait_s)
         else:
             await _left(gate, tries.request, reply, None)
@@ -248,6 +252,10 @@ class _Tries:
             retry_after_s=error.retry_after_s,
             is_held=verdict.is_held,
         )
+
+    def may_retry(self, kind: ErrorKind) -> bool:
+        """Say whether only time can forbid another call after a failure."""
+        return may_retry(kind, spent=self._failures, policy=self._policy)
 
 
 def _cause(error: LLMError, cut: LLMError | None) -> LLMError:

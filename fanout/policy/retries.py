@@ -16,6 +16,7 @@ __all__ = [
     "STOPS_RUN",
     "is_common",
     "larger_token_limit",
+    "may_retry",
     "retry_wait_s",
     "stop_after",
 ]
@@ -35,6 +36,14 @@ STOPS_RUN = frozenset({ErrorKind.AUTH, ErrorKind.BUDGET})
 
 # The tolerance for sums of fractional attempts.
 _ROUNDING = 1e-6
+
+
+def may_retry(kind: ErrorKind, *, spent: float, policy: RetrySpec) -> bool:
+    """Say whether a failed call is made again if there is time: see retry_wait_s."""
+    if policy.max_attempts == 1:
+        # A user who allows one call wants no second one, even in an outage.
+        return False
+    return kind in RETRYABLE and spent < policy.max_attempts - _ROUNDING
 
 
 def retry_wait_s(
@@ -64,10 +73,7 @@ def retry_wait_s(
         retry_after_s: Seconds that the provider asked to wait, or None.
         is_held: Whether the breaker holds back all calls to the model, so that the wait is there.
     """
-    if policy.max_attempts == 1:
-        # A user who allows one call wants no second one, even in an outage.
-        return None
-    if kind not in RETRYABLE or spent >= policy.max_attempts - _ROUNDING:
+    if not may_retry(kind, spent=spent, policy=policy):
         return None
     if is_held:
         # The breaker also waits for the provider's Retry-After.
