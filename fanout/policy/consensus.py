@@ -17,7 +17,7 @@ from fanout.core.errors import StoredDataError
 from fanout.core.records import ErrorKind, Outcome, Usage, total_usage
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
 __all__ = ["OTHERS", "AnswersSoFar", "Candidate", "Poll", "Question", "Tally", "is_decided",
            "majority_certainty", "question"]  # fmt: skip
@@ -50,11 +50,11 @@ def majority_certainty(first: int, second: int) -> float:
 def _few_heads(tosses: int, most: int) -> float:
     """Return the probability of at most ``most`` heads, which is less than half of the tosses."""
     if tosses <= _MOST_EXACT:
-        ways = total = 1
+        ways = all_ways = 1
         for heads in range(1, most + 1):
             ways = ways * (tosses - heads + 1) // heads
-            total += ways
-        return total / (1 << tosses)
+            all_ways += ways
+        return all_ways / (1 << tosses)
     term = total = 1.0
     for heads in range(most, 0, -1):
         # The terms shrink from the last one on.
@@ -150,7 +150,7 @@ class Poll(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         asked = self.asked + 1
         if outcome.output is None:
             return msgspec.structs.replace(self, asked=asked)
-        known = next((one for one in (*self.candidates, *self.tallies) if one.key == key), None)
+        known = next((one for one in self._all if one.key == key), None)
         votes = 1 + (known.votes if known else 0)
         if isinstance(known, Candidate):
             voted = msgspec.structs.replace(known, votes=votes, since=asked)
@@ -179,14 +179,15 @@ class Poll(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
             forgotten=forgotten,
         )
 
-    def without_next(self) -> Self:
-        """Return the poll with the next question left out."""
-        return msgspec.structs.replace(self, asked=self.asked + 1)
-
     def is_decided(self, *, most: int, certainty: float) -> bool:
         """Say whether no further answer is needed, of ``most`` that may be asked for."""
-        votes = [one.votes for one in (*self.candidates, *self.tallies)]
+        votes = [one.votes for one in self._all]
         return is_decided(votes, left=most - self.asked, certainty=certainty)
+
+    @property
+    def _all(self) -> Iterator[Candidate | Tally]:
+        yield from self.candidates
+        yield from self.tallies
 
     @property
     def winner(self) -> Candidate | None:
@@ -276,6 +277,11 @@ class AnswersSoFar(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
             kind=self.kind if is_answer else outcome.kind,
             message=self.message if is_answer else outcome.message,
         )
+
+    def without_next(self) -> Self:
+        """Return this with the next question left out."""
+        poll = msgspec.structs.replace(self.poll, asked=self.poll.asked + 1)
+        return msgspec.structs.replace(self, poll=poll)
 
     def outcome(self, index: int, *, is_stopped: bool = False) -> Outcome:
         """Return the outcome of a branch: the answer of the majority, or why there is none.

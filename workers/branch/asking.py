@@ -15,6 +15,7 @@ from fanout.llm.calls import CallResult, complete_with_retries
 from fanout.llm.error_kinds import ALWAYS
 from fanout.llm.registry import known_context_tokens
 from fanout.policy.fallback import asked_in_turn, falls_back, without_answer
+from fanout.policy.retries import RETRYABLE
 from workers.context.broken_models import unusable
 
 if TYPE_CHECKING:
@@ -33,6 +34,8 @@ __all__ = ["Asking"]
 class Asking:
     """Asks models for the answer of one branch, any number of times.
 
+    ``retries.max_elapsed_s`` holds for all of them together.
+
     Args:
         claim: The right to make the calls.
         context: The context of this worker process.
@@ -49,6 +52,7 @@ class Asking:
         self._stage_id = stage_id
         self._spec = spec
         self._calls = calls
+        self._elapsed_s = calls.earlier.elapsed_s
         calls.is_by_model = bool(spec.models or spec.fallback)
 
     async def answer(self, model: str, request: LLMRequest) -> CallResult:
@@ -58,25 +62,37 @@ class Asking:
             CallStoppedError: The calls were ended early.
             ModelError: This worker cannot use the model.
         """
-        spec = self._spec
+        spec, retries = self._spec, self._retries()
         if not spec.fallback and (not spec.models or self._stage_id.stage):
-            result = await self._ask(model, request, spec.retries)
+            result = await self._ask(model, request, retries)
             self._calls.stop_after = result.stop_after
-            return result
-        return await self._one_of(asked_in_turn(model, spec.fallback), request)
+        else:
+            result = await self._one_of(asked_in_turn(model, spec.fallback), request, retries)
+        self._elapsed_s += result.elapsed_s
+        is_over = self._elapsed_s >= spec.retries.max_elapsed_s and result.kind in RETRYABLE
+        self._calls.is_out_of_time = is_over or result.is_out_of_time
+        return result
 
-    async def _one_of(self, models: Sequence[str], request: LLMRequest) -> CallResult:
+    def _retries(self) -> RetrySpec:
+        retries = self._spec.retries
+        if not self._elapsed_s:
+            return retries
+        return _within(retries, retries.max_elapsed_s - self._elapsed_s)
+
+    async def _one_of(
+        self, models: Sequence[str], request: LLMRequest, retries: RetrySpec
+    ) -> CallResult:
         """Ask models in turn, until one answers or the last one has not."""
         ended: list[tuple[str, CallResult]] = []
-        retries = self._spec.retries
+        left_s = retries.max_elapsed_s
         for number, model in enumerate(models, 1):
             is_last = number == len(models)
             result = await self._alive(model, request, retries, gives_up=not is_last)
             ended.append((model, result))
-            left_s = self._spec.retries.max_elapsed_s - sum(one.elapsed_s for _, one in ended)
+            left_s -= result.elapsed_s
             if is_last or not falls_back(result.kind) or left_s <= 0:
                 break
-            retries = retries.model_copy(update={"max_elapsed_s": left_s})
+            retries = _within(retries, left_s)
         return _joined(ended)
 
     async def _alive(
@@ -150,6 +166,10 @@ class Asking:
         # Loading a model may take long; the calls then report progress.
         self._claim.waits()
         return await self._context.models.get(model)
+
+
+def _within(retries: RetrySpec, left_s: float) -> RetrySpec:
+    return retries.model_copy(update={"max_elapsed_s": max(0.0, left_s)})
 
 
 def _joined(ended: Sequence[tuple[str, CallResult]]) -> CallResult:

@@ -7,13 +7,17 @@ and no answer is paid for twice but the one that was in flight.
 from __future__ import annotations
 
 import hashlib
+import logging
+from functools import partial
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from fanout.aggregators.parts import Fields
 from fanout.aggregators.vote import Vote
+from fanout.core.errors import LLMError
 from fanout.core.records import ErrorKind
+from fanout.llm.answers import validated
 from fanout.policy.consensus import question
 from fanout.policy.retries import STOPS_RUN
 
@@ -27,7 +31,11 @@ if TYPE_CHECKING:
 
 __all__ = ["ask_until_certain"]
 
-_DIGEST_BYTES = 16
+_log = logging.getLogger(__name__)
+
+_DIGEST_BYTES = 12
+# Longer answers are compared in a thread: a JSON of megabytes takes seconds.
+_COMPARED_AT_ONCE_CHARS = 8_000
 # Further samples of the same model would end in the same way.
 _ENDS_ALIKE = frozenset({ErrorKind.CONTEXT_LENGTH, ErrorKind.BAD_REQUEST})
 
@@ -55,17 +63,24 @@ async def ask_until_certain(
     models = spec.models or (spec.model,)
     most, certainty = len(models) * spec.samples, spec.certainty or 1.0
     is_written, vote = True, _vote(spec)
+    # The models whose last failure has used up the time of the branch.
+    late: set[str] = set()
     while not so_far.poll.is_decided(most=most, certainty=certainty):
-        if not is_written:
-            await claim.checkpoint(msgspec.json.encode(so_far))
         next_one = question(so_far.poll.asked, models=len(models))
         model = models[next_one.model]
+        if model in late:
+            so_far = so_far.without_next()
+            continue
+        if not is_written:
+            await claim.checkpoint(msgspec.json.encode(so_far))
         answer = await ask(model, next_one.sample)
         if len(models) > 1:
             # An answer of several models is that of none.
             answer = msgspec.structs.replace(answer, model=None)
-        so_far = so_far.with_outcome(answer, model=model, key=_key(vote, answer))
+        so_far = so_far.with_outcome(answer, model=model, key=await _key(vote, answer))
         calls.so_far = so_far
+        if calls.is_out_of_time:
+            late.add(model)
         # Without a call there is nothing new to keep.
         is_written = is_written and not answer.attempts
         if len(models) == 1 and _is_final(answer.kind, has_answer=so_far.poll.winner is not None):
@@ -84,6 +99,23 @@ def _vote(spec: RunSpec) -> Vote:
     return Vote(Fields(by=by, schema=spec.schema, choices=spec.choices))
 
 
-def _key(vote: Vote, answer: Outcome) -> bytes:
-    ballot = vote.ballot(answer.output or "")
-    return hashlib.blake2b(ballot, digest_size=_DIGEST_BYTES).digest()
+async def _key(vote: Vote, answer: Outcome) -> bytes:
+    """Return what is equal for equal answers."""
+    text = answer.output or ""
+    ballot = partial(_digest_of_ballot, vote)
+    if len(text) <= _COMPARED_AT_ONCE_CHARS:
+        return ballot(text)
+    try:
+        return await validated(ballot, text)
+    except LLMError as error:
+        # Better compare it as a text than lose it.
+        _log.warning("a long answer is compared as text, not as a value: %s", error.kind)
+        return _digest(text.encode())
+
+
+def _digest_of_ballot(vote: Vote, text: str) -> bytes:
+    return _digest(vote.ballot(text))
+
+
+def _digest(compared: bytes) -> bytes:
+    return hashlib.blake2b(compared, digest_size=_DIGEST_BYTES).digest()

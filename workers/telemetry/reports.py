@@ -56,6 +56,7 @@ class Calls:
         models: The model of each of these.
         is_by_model: Whether the run calls several models.
         stop_after: Number of equal failures of branches that stop the run; 0: no number does.
+        is_out_of_time: Whether the last question failed for want of time alone.
         earlier: The answers that earlier deliveries have asked for.
         so_far: These, and the answers of this delivery to questions that are done.
     """
@@ -70,6 +71,7 @@ class Calls:
         self.models: list[str] = []
         self.is_by_model = False
         self.stop_after = 0
+        self.is_out_of_time = False
         self.earlier = self.so_far = AnswersSoFar()
 
     def asks(self, model: str, request: LLMRequest) -> None:

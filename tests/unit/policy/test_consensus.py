@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import hashlib
+from collections import Counter
 from fractions import Fraction
-from math import comb
+from math import comb, pi, sqrt
 
 import msgspec
 import pytest
@@ -38,10 +40,24 @@ CERTAINTIES = st.floats(0.5, 1, exclude_min=True, exclude_max=True)
         (6, 1, 247 / 256),
         (7, 2, 968 / 1024),
         (5000, 5000, 1 / 2),
+        # The many terms of a sum that is nearly a tie.
+        (100, 99, 1 / 2 + comb(200, 100) / 2**201),
+        (101, 100, 1 / 2 + comb(202, 101) / 2**203),
+        (5000, 4999, 1 / 2 + comb(10_000, 5000) / 2**10_001),
+        (4999, 5000, 1 / 2 - comb(10_000, 5000) / 2**10_001),
+        (5000, 0, 1),
+        (0, 5000, 0),
     ],
 )
 def test_the_certainty_of_a_majority(first, second, certainty):
-    assert majority_certainty(first, second) == pytest.approx(certainty, rel=1e-12)
+    assert majority_certainty(first, second) == pytest.approx(certainty, rel=1e-11)
+
+
+def test_the_certainty_of_more_votes_than_an_exact_sum_could_count_in_time():
+    million = 1_000_000
+    nearly_a_tie = 1 / 2 + 1 / (2 * sqrt(pi * million))
+    assert majority_certainty(million, million - 1) == pytest.approx(nearly_a_tie, rel=1e-9)
+    assert majority_certainty(million, million // 2) == 1
 
 
 @given(first=st.integers(0, 60), second=st.integers(0, 60))
@@ -166,6 +182,69 @@ def test_few_answers_are_named_and_all_votes_are_there():
     assert list(votes)[1:3] == ["7", "8"]
     assert max(map(len, votes)) == 2_000
     assert polled(["a", "a", long]).votes() == {"a": 2, OTHERS: 1}
+
+
+def sent(poll, answers):
+    """Return the poll after these answers, and the sizes of its checkpoints."""
+    sizes = []
+    for answer in answers:
+        poll = poll.with_vote(hashlib.blake2b(answer.encode(), digest_size=12).digest(),
+                              answered(answer))  # fmt: skip
+        sizes.append(len(msgspec.json.encode(poll)))
+    return poll, sizes
+
+
+@pytest.mark.parametrize(
+    ("answers", "most_bytes"),
+    [
+        ([f"{number} {'y' * 2_000}" for number in range(400)], 20_000),
+        ([f"{number} {'y' * 500}" for number in range(400)], 30_000),
+        ([str(number) for number in range(1_500)], 50_000),
+        ([f"{number} {'y' * 1_000_000}" for number in range(8)], 1_005_000),
+        (["a", "a", *(f"{number} {'y' * 1_000_000}" for number in range(8))], 5_000),
+    ],
+    ids=["long", "medium", "many", "very long", "one short that leads"],
+)
+def test_a_checkpoint_has_the_text_of_the_winner_and_little_else(answers, most_bytes):
+    poll, sizes = sent(Poll(), answers)
+    assert max(sizes) < most_bytes
+    assert poll.winner.answer == answers[0]
+    votes = poll.votes()
+    assert sum(votes.values()) == len(answers)
+    assert sum(map(len, votes)) <= 12_000
+    # One whose text was left out wins once it has more votes, with its text.
+    late = answers[-1]
+    won, _ = sent(poll, [late, late])
+    won = msgspec.json.decode(msgspec.json.encode(won), type=Poll)
+    assert (won.winner.answer, won.winner.votes) == (late, 3)
+    assert won.votes()[late[:2_000]] == 3
+    assert sum(won.votes().values()) == len(answers) + 2
+
+
+TEXTS = [letter * length for letter in "abc" for length in (1, 1_900, 9_000)] + list("defgh")
+
+
+@given(answers=st.lists(st.sampled_from(TEXTS), min_size=1, max_size=60))
+def test_texts_that_are_left_out_change_no_winner_and_no_vote(answers):
+    counted, since = Counter(), {}
+    poll = Poll()
+    for number, answer in enumerate(answers):
+        poll, _ = sent(poll, [answer])
+        counted[answer] += 1
+        since[answer] = number
+        winner = min(counted, key=lambda one: (-counted[one], since[one]))
+        assert (poll.winner.answer, poll.winner.votes) == (winner, counted[winner])
+        both = [counted[one] for one in sorted(counted, key=counted.get)[-2:]]
+        for left in (2, 5):
+            most = poll.asked + left
+            assert poll.is_decided(most=most, certainty=0.99) is is_decided(
+                both, left=left, certainty=0.99
+            )
+    names = poll.votes()
+    assert {name: names[name] for name in names if name} == {
+        name: counted.get(name) or counted[winner] for name in names if name
+    }
+    assert sum(names.values()) == len(answers)
 
 
 def test_each_model_is_asked_in_turn_and_then_for_its_next_sample():

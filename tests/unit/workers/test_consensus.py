@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from contextlib import nullcontext
 from functools import partial
 
 import pytest
 
+from fanout.aggregators.vote import Vote
 from fanout.core.errors import LLMError
 from fanout.core.ids import BranchId, ShardId, StageId
 from fanout.core.records import ErrorKind, RunStatus
@@ -180,6 +183,76 @@ def test_a_branch_without_an_answer_fails_with_the_last_kind(answers, kind, aske
     assert (outcome.kind, outcome.output, outcome.samples) == (kind, None, asked)
     assert len(context.requests) == asked
     assert outcome.usage.calls == asked
+
+
+SLOW_S = 0.03
+
+
+def slow():
+    time.sleep(SLOW_S)
+    return "yes"
+
+
+@pytest.mark.parametrize(
+    ("answers", "retries", "asked", "kind"),
+    [
+        # Passing failures that only time ends: other samples would fail alike.
+        ([failure()] * 9, {"max_elapsed_s": 1e-9}, 1, ErrorKind.SERVER_ERROR),
+        ([failure(ErrorKind.TIMEOUT)] * 9, {"max_elapsed_s": 1e-9}, 1, ErrorKind.TIMEOUT),
+        (["yes", failure(), "yes"], {"max_elapsed_s": 1e-9}, 2, None),
+        # The time that samples with an answer took counts, too.
+        ([slow, failure(), "yes"], {"max_elapsed_s": SLOW_S, "base_wait_s": 0.0}, 2, None),
+        ([slow, failure()], {"max_elapsed_s": SLOW_S, "max_attempts": 1}, 2, None),
+        # Answers may take any time, and failures of their own leave other samples theirs.
+        ([slow, "yes", "yes", "yes"], {"max_elapsed_s": SLOW_S}, 4, None),
+        ([failure(is_own=True)] * 18, {"max_attempts": 2, "base_wait_s": 0.0}, 18, ErrorKind.SERVER_ERROR),
+        ([failure(ErrorKind.CONTENT_FILTER)] * 9, {"max_elapsed_s": 60}, 9,
+         ErrorKind.CONTENT_FILTER),
+    ],
+)  # fmt: skip
+def test_the_time_for_retries_is_that_of_the_branch(answers, retries, asked, kind):
+    context = Asked(answers, retries={"max_attempts": 5, **retries})
+    with nullcontext() if kind is None else pytest.raises(BranchFailed, match=kind):
+        run_branch(context, BRANCH)
+    outcome = context.outcome()
+    assert (len(context.requests), outcome.attempts, outcome.kind) == (asked, asked, kind)
+    assert outcome.output == (None if kind else "yes")
+
+
+def test_other_models_are_asked_after_one_has_used_up_the_time():
+    retries = {"max_elapsed_s": 1e-9}
+    context = Asked([], model=["fake", "down"], samples=6, certainty=0.99, retries=retries)
+    asked = []
+
+    def script(model, _request):
+        asked.append(model)
+        return "yes" if model == "fake" else failure()
+
+    for model in ("fake", "down"):
+        context.models.made[model] = FakeLLM(script=partial(script, model))
+    run_branch(context, BRANCH)
+    assert asked == ["fake", "down", "fake", "fake", "fake"]
+    assert (context.outcome().votes, context.outcome().samples) == ({"yes": 4}, 5)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_long_answers_are_compared_in_a_thread(monkeypatch, fails):
+    long = "x" * 8_001
+    compared = []
+    ballot = Vote.ballot
+
+    def see(vote, answer):
+        compared.append(threading.current_thread().name.startswith("fanout-validate"))
+        if fails and len(answer) > 8_000:
+            raise ValueError("it cannot be compared")
+        return ballot(vote, answer)
+
+    monkeypatch.setattr(Vote, "ballot", see)
+    context = Asked(["x", long, long, long, long, long], certainty=0.9)
+    run_branch(context, BRANCH)
+    assert compared == [False, *[True] * 5]
+    outcome = context.outcome()
+    assert (outcome.output, outcome.votes) == (long, {long[:2_000]: 5, "x": 1})
 
 
 class Died(BaseException):
