@@ -17,8 +17,8 @@ _SAMPLE_NAMES = 10
 class Item(msgspec.Struct, frozen=True, kw_only=True):
     """One branch, as the input of an aggregator.
 
-    ``output`` is None if the branch failed, ``model`` if the run has only one, ``group`` is empty if
-    the run has no groups, and ``columns`` are those of the row. ``votes`` are those of a branch that
+    ``output`` is None if the branch failed, ``model``, the one that answered, if the run has only one,
+    and ``asked_model`` if the run has no ``fallback``. ``group`` is empty if the run has no groups, and ``columns`` are those of the row. ``votes`` are those of a branch that
     asked for several answers: see Outcome.
     """
 
@@ -26,6 +26,7 @@ class Item(msgspec.Struct, frozen=True, kw_only=True):
     document: str
     aspect: str | None = None
     model: str | None = None
+    asked_model: str | None = None
     sample: int = 0
     group: str = ""
     output: str | None = None
@@ -76,10 +77,13 @@ class Accumulator(Protocol):
 
 def place(item: Item) -> str:
     """Return the origin of an answer: document, aspect, model, and the sample after the first."""
+    model = item.model
+    if model is not None and item.asked_model not in {None, model}:
+        model = f"{model} in place of {item.asked_model}"
     parts = [
         item.document,
         item.aspect,
-        item.model,
+        model,
         f"sample {item.sample + 1}" if item.sample else None,
     ]
     return " · ".join(part for part in parts if part)

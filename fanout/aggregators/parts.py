@@ -145,7 +145,8 @@ class PartReader:
 
     def _origin(self, item: Item) -> str | None:
         if self._part.key == "model":
-            return item.model or self._model
+            # The dimension: what a fallback answered is of the model that it stands in for.
+            return item.asked_model or item.model or self._model
         return item.document if self._part.key == "document" else item.aspect
 
     def value(self, item: Item, answer: Any) -> Any:

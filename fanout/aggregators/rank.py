@@ -170,6 +170,8 @@ def _place(item: Item) -> tuple[tuple[str, Any], ...]:
         place.append(("aspect", item.aspect))
     if item.model is not None:
         place.append(("model", item.model))
+    if item.asked_model is not None:
+        place.append(("asked_model", item.asked_model))
     if item.sample:
         place.append(("sample", item.sample))
     return tuple(place)

@@ -83,9 +83,8 @@ CONFLICTS = (
               lambda spec: spec.group_by not in ("aspect", "fanout.aspect") or bool(spec.aspects),
               "group_by: 'aspect' needs aspects, and there are none (a column of this name is "
               "column.aspect)"),
-    FieldRule(("group_by",), ("model", "fallback"),
-              lambda spec: spec.group_by not in ("model", "fanout.model")
-              or bool(spec.models or spec.fallback),
+    FieldRule(("group_by",), ("model",),
+              lambda spec: spec.group_by not in ("model", "fanout.model") or bool(spec.models),
               "group_by: 'model' needs several models, and there is one (a column of this name is "
               "column.model)"),
     FieldRule((), (),

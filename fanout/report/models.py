@@ -19,8 +19,8 @@ class ModelFigures(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         name: The model.
-        succeeded: Branches that it answered.
-        failed: Branches that asked it first and have no answer.
+        succeeded: Branches that asked it first, and have an answer, also of a fallback.
+        failed: Branches that asked it first, and have none.
         usage: The usage of all calls of it; an unknown quantity is None.
     """
 
@@ -28,6 +28,11 @@ class ModelFigures(msgspec.Struct, frozen=True, kw_only=True):
     succeeded: int = 0
     failed: int = 0
     usage: Usage = Usage()
+
+    @property
+    def was_asked_first(self) -> bool:
+        """Whether a branch asked it first."""
+        return self.succeeded + self.failed > 0
 
 
 class ModelCounter:
@@ -39,12 +44,10 @@ class ModelCounter:
 
     def add(self, branch: Output[Any]) -> None:
         """Count one more branch."""
-        if branch.model is None:
-            return
-        self._ended.setdefault(branch.model, [0, 0])[branch.kind is not None] += 1
-        if not branch.attempts:
-            return
-        for model, usage in (branch.usage_of or {branch.model: branch.usage}).items():
+        if branch.asked_model is not None:
+            self._ended.setdefault(branch.asked_model, [0, 0])[branch.kind is not None] += 1
+        called = {} if branch.model is None else {branch.model: branch.usage}
+        for model, usage in (branch.usage_of or called).items() if branch.attempts else ():
             used = self._used.get(model)
             self._used[model] = usage if used is None else total_usage([used, usage])
 

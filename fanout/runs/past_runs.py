@@ -137,6 +137,8 @@ class RunOutputs:
             own["aspect"] = output.aspect
         if len(self._spec.variants.models) > 1 or self._spec.fallback:
             own["model"] = output.model
+        if self._spec.fallback:
+            own["asked_model"] = output.asked_model
         if self._spec.variants.samples > 1:
             own["sample"] = output.sample
         own[RUN_TEXT_COLUMN] = cell_text(output.value)

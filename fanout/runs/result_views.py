@@ -31,7 +31,7 @@ _ERRORS = {"error_kind", "error"}
 # What documents that are no rows have in place of columns.
 _PLACE = ("document", "pages", "headings")
 # Of fanout's own columns, a table of the first rows has only these.
-_SHOWN = {"output", "aspect", "model", "sample", *_ERRORS}
+_SHOWN = {"output", "aspect", "model", "asked_model", "sample", *_ERRORS}
 _STYLE = 'style="text-align:left;vertical-align:top;white-space:pre-wrap;max-width:40em"'
 
 

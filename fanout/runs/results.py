@@ -63,7 +63,11 @@ class Output(Generic[AnswerT]):
         elapsed_s: Seconds from the first call to the end, waits included.
         ended_at: When it ended, in seconds since the epoch; 0 if unknown.
         model: The model that answered; the one that was asked first, if none did.
+        asked_model: The model that was asked first: another one is its ``fallback``. None if the branch
+            asked several models in turn, for a vote.
+        has_fallback: Whether another model may have answered.
         finish_reason: Why the last answer ended, in the provider's words; None if it did not say.
+        is_cut: Whether the answer was cut off at a limit of tokens, and kept.
         confidence: The probability of the chosen label by the model, 0 to 1; None if unknown.
         votes: How often each answer was given, if the branch asked until one had a majority.
         samples: How many answers it asked for until then; None in a run without ``certainty``.
@@ -94,7 +98,10 @@ class Output(Generic[AnswerT]):
     elapsed_s: float
     ended_at: float = 0.0
     model: str | None = None
+    asked_model: str | None = None
+    has_fallback: bool = False
     finish_reason: str | None = None
+    is_cut: bool = False
     confidence: float | None = None
     votes: dict[str, int] = field(default_factory=dict)
     samples: int | None = None
@@ -248,8 +255,8 @@ class Result(Generic[AnswerT]):
         Rows have ``index``, ``document``, ``chunk``, ``position``, ``start``, ``end``, ``aspect``,
         ``model``, ``sample``, ``output``, ``kind``, ``message``, ``attempts``, ``usage``, ``elapsed_s`` and
         ``columns``, ``finish_reason``, and ``pages``, ``headings`` and ``confidence`` where they are
-        known, and ``votes``, ``share`` and ``samples`` in a run with ``certainty``; an unknown value is
-        None.
+        known, ``asked_model`` in jobs with a ``fallback``, and ``votes``, ``share`` and ``samples`` in a run
+        with ``certainty``; an unknown value is None.
         The result of a job with ``labels`` also has its ``evaluation``.
         """
         return {**self._record(), "branches": [full_row(branch) for branch in self.branches]}

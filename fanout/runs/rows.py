@@ -40,7 +40,7 @@ _PLACE = (
 )  # fmt: skip
 # What fanout calls its own in rows of JSON.
 OWN_KEYS = frozenset(
-    {*_PLACE, "pages", "headings", "output", "attempts", "elapsed_s", "usage", "kind", "message",
+    {*_PLACE, "asked_model", "pages", "headings", "output", "attempts", "elapsed_s", "usage", "kind", "message",
      "error_kind", "error", "finish_reason"}
 )  # fmt: skip
 # The same in runs whose branches ask for several answers.
@@ -188,6 +188,8 @@ def _columns(branch: Output[Any]) -> dict[str, Cell]:
 def place(branch: Output[Any]) -> dict[str, Any]:
     """Return where a branch is in the input, as the first keys of fanout's in its row."""
     fields = {name: getattr(branch, name) for name in _PLACE}
+    if branch.has_fallback:
+        fields["asked_model"] = branch.asked_model
     if branch.pages:
         fields["pages"] = branch.pages
     if branch.headings:

@@ -119,18 +119,18 @@ def _items(context: WorkerContext, run_id: str, spec: RunSpec) -> Iterator[Item]
     has_models = len(spec.models) > 1 or bool(spec.fallback)
     for chunk, outcome in _branches(context, StageId(run_id, 0)):
         ref = spec.variants.ref(outcome.index)
-        model = outcome.model or ref.model
         yield Item(
             index=outcome.index,
             document=chunk.document,
             aspect=ref.aspect,
-            model=model if has_models else None,
+            model=(outcome.model or ref.model) if has_models else None,
+            asked_model=ref.model if spec.fallback else None,
             sample=ref.sample,
             group=group_key(
                 spec.group_by,
                 document=chunk.document,
                 aspect=ref.aspect,
-                model=model,
+                model=ref.model,
                 columns=chunk.columns,
             ),
             output=outcome.output,

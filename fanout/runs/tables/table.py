@@ -40,7 +40,7 @@ _CHUNK = {"document": _TEXT, "pages": _TEXT, "headings": _TEXT, "chunk": _INTEGE
 _FIGURES = {
     "attempts": _INTEGER, "input_tokens": _INTEGER, "output_tokens": _INTEGER, "cost_usd": _FLOAT,
 }  # fmt: skip
-_VARIANT = {"aspect": _TEXT, "model": _TEXT, "sample": _INTEGER}
+_VARIANT = {"aspect": _TEXT, "model": _TEXT, "asked_model": _TEXT, "sample": _INTEGER}
 _VOTES = {"share": _FLOAT, "samples": _INTEGER}
 # Of each answer, in runs that may have them.
 _CONFIDENCE, _FINISH = "confidence", "finish_reason"
@@ -163,7 +163,9 @@ class _Long:
 
     def __init__(self, layout: RowLayout) -> None:
         has_models = len(layout.models) > 1 or layout.has_fallback
-        has_variants = len(layout.aspects) > 1, has_models, layout.samples > 1
+        has_variants = (
+            len(layout.aspects) > 1, has_models, layout.has_fallback, layout.samples > 1
+        )  # fmt: skip
         variant = {
             name: type_
             for (name, type_), several in zip(_VARIANT.items(), has_variants, strict=True)

@@ -198,7 +198,7 @@ OVERRULED: list[tuple[dict[str, Any], list[str], set[str]]] = [
     ({"fallback": ["fake", "fake?seed=2"]}, ["--model", "fake?seed=2"], {"fallback"}),
     ({"model": ["fake", "fake?seed=2"], "reduce": "vote", "group_by": "model"}, ["--model", "fake"],
      {"group_by"}),
-    ({"reduce": "vote", "group_by": "model"}, ["--fallback", "fake?seed=2"], set()),
+    ({"reduce": "vote", "group_by": "model"}, ["--model", "fake", "--model", "local"], set()),
     ({"samples": 3, "certainty": 0.9}, ["--samples", "1"], {"certainty"}),
     ({"model": ["fake", "fake?seed=2"], "certainty": 0.9}, ["--model", "fake"], {"certainty"}),
     ({"max_reasks": 1}, ["--aggregate", "{input}", "--aggregate-schema", STRING], set()),

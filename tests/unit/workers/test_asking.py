@@ -123,6 +123,36 @@ def test_each_of_several_models_has_the_fallback_that_is_not_itself():
     assert calls(context) == {"a": 1, "b": 2}
 
 
+GOES_BY = [
+    ({"reduce": "vote", "group_by": "model"}, {"a": {"y": 2}, "b": {"y": 2}}),
+    ({"reduce": "vote", "by": "fanout.model"}, {"a": 2, "b": 2}),
+    ({"reduce": "table", "by": "model"},
+     [{"model": "a", "count": 2}, {"model": "b", "count": 2}]),
+    ({"reduce": "top", "by": "output"},
+     [("b", "a"), ("b", "a"), ("b", "b"), ("b", "b")]),
+    ({"reduce": "concat"}, "b in place of a"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("fields", "expected"), GOES_BY)
+def test_aggregates_go_by_the_model_that_was_asked_and_say_which_answered(fields, expected):
+    text = "7" if fields["reduce"] == "top" else "y"
+    scripts = {"a": fails(ErrorKind.CONTENT_FILTER), "b": lambda _: reply(text)}
+    context, _ = processed(
+        scripts, ["t0", "t1"], model=None, models=["a", "b"], fallback=["b"], **fields
+    )
+    aggregates = context.result.aggregates
+    value = aggregates[""].value if "" in aggregates else None
+    if fields["reduce"] == "top":
+        assert sorted((row["model"], row["asked_model"]) for row in value) == expected
+    elif fields["reduce"] == "concat":
+        assert value.count(expected) == 2
+    elif value is None:
+        assert {group: one.value["votes"] for group, one in aggregates.items()} == expected
+    else:
+        assert (value["votes"] if fields["reduce"] == "vote" else value) == expected
+
+
 def test_every_model_gets_every_prompt_and_its_usage():
     scripts = {"a": lambda _: reply("x", tokens=2), "b": lambda _: reply("y", tokens=3)}
     context, ended = processed(
