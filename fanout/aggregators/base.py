@@ -18,8 +18,9 @@ class Item(msgspec.Struct, frozen=True, kw_only=True):
     """One branch, as the input of an aggregator.
 
     ``output`` is None if the branch failed, ``model``, the one that answered, if the run has only one,
-    and ``asked_model`` if the run has no ``fallback``. ``group`` is empty if the run has no groups, and ``columns`` are those of the row. ``votes`` are those of a branch that
-    asked for several answers: see Outcome.
+    and ``asked_model`` if the run has no ``fallback``. ``group`` is empty if the run has no groups, and
+    ``columns`` are those of the row. ``votes`` are those of a branch that asked for several answers: see
+    Outcome.
     """
 
     index: int

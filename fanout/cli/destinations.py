@@ -88,7 +88,7 @@ _OPTIONS = (
     click.option(
         "--wide",
         is_flag=True,
-        help="In a file of --out, a row for each chunk, with a column for each aspect and sample.",
+        help="In a file of --out, a row for each chunk, with a column for each aspect, model and sample.",
     ),
     click.option("--force", is_flag=True, help="Replace results that are at --out already."),
     click.option(

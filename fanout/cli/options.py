@@ -229,6 +229,8 @@ def _in_words(error: SpecError, job: Path | None, given: dict[str, Any]) -> Spec
     if error.field is None or error.field.startswith("-"):
         return error
     root, _, inner = error.field.partition(".")
+    # Several models are one option.
+    root = "model" if root == "models" and "model" in given else root
     option = next((name for name in (inner, root) if name in given), None)
     if option is None and job is not None:
         return SpecError(error.reason, field=f"{job}: {error.field}")

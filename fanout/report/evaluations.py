@@ -93,15 +93,17 @@ def estimate(one: Estimate | None) -> str:
 
 def _comparisons(evaluation: Evaluation, names: list[str]) -> list[str]:
     sentences = []
+    is_only = len(evaluation.comparisons) == 1
     for one in evaluation.comparisons[:_COMPARISONS]:
         better, worse, first, second = (
             one.first_better, one.second_better, names[one.first], names[one.second],
         )  # fmt: skip
         if better < worse:
             better, worse, first, second = worse, better, second, first
+        corrected = "" if is_only else f", corrected {one.p_corrected:.2g}"
         sentences.append(
             f"{first} against {second}: better on {better:,}, worse on {worse:,} "
-            f"(p = {one.p_value:.2g}, corrected {one.p_corrected:.2g})"
+            f"(p = {one.p_value:.2g}{corrected})"
         )
     return sentences
 

@@ -140,6 +140,7 @@ class Figures(msgspec.Struct, frozen=True, kw_only=True):
         succeeded: Branches with an output.
         failed: Branches with an error.
         calls: Calls that these branches made.
+        repeated: Those of them that asked a question once more, after a failed call.
         errors: The errors by kind, the most frequent first.
         attempts: The branches by number of calls.
         durations: The durations of the branches that made a call.
@@ -155,6 +156,7 @@ class Figures(msgspec.Struct, frozen=True, kw_only=True):
     succeeded: int
     failed: int
     calls: int
+    repeated: int
     errors: list[ErrorRow]
     attempts: list[AttemptRow]
     durations: DurationFigures

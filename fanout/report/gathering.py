@@ -145,7 +145,7 @@ class _FigureCollector:
     def __init__(self, created_at: float) -> None:
         self._models = ModelCounter()
         self._all = Tally(name="")
-        self._calls = 0
+        self._calls = self._repeated = 0
         self._errors = _ErrorCounter()
         self._attempts: dict[int, AttemptRow] = {}
         self._durations = DurationCounter()
@@ -169,6 +169,8 @@ class _FigureCollector:
         self._all.count(branch)
         self._models.add(branch)
         self._calls += branch.attempts
+        # The answers of a vote are questions of their own.
+        self._repeated += max(0, branch.attempts - (branch.samples or 1))
         if branch.aspect is not None:
             self._aspects.setdefault(branch.aspect, Tally(name=branch.aspect)).count(branch)
         if branch.kind is not None:
@@ -206,6 +208,7 @@ class _FigureCollector:
             succeeded=self._all.succeeded,
             failed=self._all.failed,
             calls=self._calls,
+            repeated=self._repeated,
             errors=self._errors.rows(),
             attempts=sorted(self._attempts.values(), key=lambda row: row.attempts),
             durations=self._durations.figures(),

@@ -17,7 +17,9 @@ from fanout.report.answers import aggregates
 from fanout.report.charts import Bar, Chart, Tick, draw, log_ticks, time_ticks
 from fanout.report.evaluations import estimate, shown_evaluation
 from fanout.report.gathering import gather
+from fanout.report.settings import answer_settings
 from fanout.runs.evaluation import Evaluator
+from fanout.runs.status import truncation_notes
 from fanout.system.private_files import whole_file
 
 if TYPE_CHECKING:
@@ -72,12 +74,6 @@ class Facts:
     def total(self) -> int:
         """Branches known so far; an active run may have more than when its status was read."""
         return max(self.status.total, self.figures.done)
-
-    @property
-    def again(self) -> int:
-        """The number of retries: calls after a failed call of the same branch."""
-        rows = [row for row in self.figures.attempts if row.attempts]
-        return sum((row.attempts - 1) * (row.succeeded + row.failed) for row in rows)
 
 
 def render(run: ReportedRun, *, labels: Mapping[str, str] | None = None) -> str:
@@ -136,6 +132,8 @@ def page(facts: Facts) -> str:
         facts=facts,
         status=facts.status,
         spec=spec,
+        answer_settings=answer_settings(spec),
+        kept_cut=truncation_notes(facts.status),
         figures=figures,
         stored=facts.stored,
         aggregates=aggregates(facts.stored, spec.reduction, is_grouped=bool(spec.group_by)),

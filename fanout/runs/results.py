@@ -347,8 +347,8 @@ class Result(Generic[AnswerT]):
                 ``.sqlite``, with a row for each branch; one that ends in ``.json``, for the value
                 of ``to_dict``; or one that ends in ``.jsonl``, for its branches.
             replace: Whether existing results may be replaced.
-            wide: Whether a table file has a row for each chunk, with a column for each aspect and
-                sample.
+            wide: Whether a table file has a row for each chunk, with a column for each aspect,
+                model and sample.
 
         Raises:
             InputError: There are results already, the path cannot be written to, or ``wide`` has

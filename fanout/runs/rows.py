@@ -40,8 +40,8 @@ _PLACE = (
 )  # fmt: skip
 # What fanout calls its own in rows of JSON.
 OWN_KEYS = frozenset(
-    {*_PLACE, "asked_model", "pages", "headings", "output", "attempts", "elapsed_s", "usage", "kind", "message",
-     "error_kind", "error", "finish_reason"}
+    {*_PLACE, "asked_model", "pages", "headings", "output", "attempts", "elapsed_s", "usage", "kind",
+     "message", "error_kind", "error", "finish_reason"}
 )  # fmt: skip
 # The same in runs whose branches ask for several answers.
 _VOTE_KEYS = frozenset({"votes", "share", "samples"})

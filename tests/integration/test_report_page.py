@@ -9,6 +9,7 @@ import signal
 import subprocess
 import threading
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
@@ -16,15 +17,16 @@ import aiohttp
 import pytest
 
 from fanout.aggregators import Aggregate
-from fanout.core.records import ErrorKind
+from fanout.core.records import ErrorKind, Usage
 from fanout.core.spec import make_spec
 from fanout.report.page import page
+from fanout.runs.evaluation import evaluate
 from fanout.runs.status import StoredResult
 from tests.integration.conftest import wait_for
 from tests.needs import needs
 from tests.unit.report.test_report import NASTY, branch, facts
 
-SIZES = {"phone": (360, 740), "desk": (1440, 900)}
+SIZES = {"phone": (360, 740), "laptop": (1100, 800), "desk": (1440, 900)}
 QUIET = (
     "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
     "--disable-background-networking", "--disable-component-update", "--disable-sync",
@@ -35,6 +37,8 @@ LOOK = """({
   beyond: [...document.querySelectorAll('h1, h2, h3, p, dl, pre, .answer, .scroll, figure, svg')]
     .filter(e => e.getBoundingClientRect().right > innerWidth + 1 && !e.closest('.scroll *'))
     .map(e => e.outerHTML.slice(0, 99)),
+  cut: [...document.querySelectorAll('section[aria-labelledby=evaluation] .scroll')]
+    .filter(e => e.scrollWidth > e.clientWidth).map(e => e.getAttribute('aria-label')),
   charts: [...document.querySelectorAll('.chart')].filter(e => e.offsetHeight > 50).length,
   ground: getComputedStyle(document.body).backgroundColor,
   scripts: document.scripts.length, images: document.images.length,
@@ -49,15 +53,23 @@ def site(tmp_path):
         branch(
             i, next(kinds), elapsed_s=1 + i % 17, ended_at=1_700_000_000.0 + i / 3,
             document=NASTY if i % 9 == 0 else f"contracts/2024/{i}.txt", output=NASTY,
-            aspect="term", message=NASTY, attempts=1 + i % 3,
+            aspect="term", message=NASTY, attempts=1 + i % 3, columns={"gold": "yes"},
+            usage=Usage(calls=1, input_tokens=98_765, output_tokens=9, cost_usd=1234.5),
         )
         for i in range(300)
     ]  # fmt: skip
-    spec = make_spec(model="fake", aspects={"term": "W" * 999 + "{input}"}, reduce="concat")
+    spec = make_spec(
+        model="fake", aspects={"term": "W" * 999 + "{input}"}, reduce="concat", labels="gold"
+    )
     stored = StoredResult(aggregates={"": Aggregate(value=f"{NASTY}\n" * 3, notes=[NASTY])})
     folder = tmp_path / "site"
     folder.mkdir()
-    source = page(facts(branches, stored=stored, spec=spec, error=NASTY))
+    # A stored answer has no half of a character.
+    said = [
+        replace(one, output=one.output and one.output.replace("\ud800", "")) for one in branches
+    ]
+    shown = facts(branches, stored=stored, spec=spec, error=NASTY)
+    source = page(replace(shown, evaluation=evaluate(spec, said)))
     (folder / "page.html").write_text(source, encoding="utf-8")
     asked = []
 
@@ -153,11 +165,12 @@ def test_the_page_fits_every_screen_and_no_browser_complains(site, tmp_path):
         seen, complaints = asyncio.run(looks(browser, url))
     assert complaints == []
     assert set(asked) == {"/page.html"}
-    assert len(seen) == 4
+    assert len(seen) == 6
     for (device, scheme), look in seen.items():
         assert look["width"] == SIZES[device][0]
         assert look["scrolls"] <= look["width"], (device, scheme, look["beyond"])
         assert look["beyond"] == []
+        assert device == "phone" or look["cut"] == []
         assert look["charts"] == 3
         assert (look["scripts"], look["images"]) == (0, 0)
     grounds = {scheme: seen["desk", scheme]["ground"] for scheme in ("light", "dark")}

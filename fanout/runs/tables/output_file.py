@@ -40,7 +40,7 @@ class OutputFile:
         suffix: Its format, one of ``FORMATS``; None is the suffix of its name.
         replaces: Whether an existing file may be replaced.
         mode: The permissions of the file.
-        is_wide: Whether each row is a chunk, with a column for each aspect and sample.
+        is_wide: Whether each row is a chunk, with a column for each aspect, model and sample.
         words: How the caller names the file, and the options that replace it and widen it.
 
     Raises:

@@ -256,6 +256,23 @@ def test_a_first_wait_is_not_longer_than_the_longest(tmp_path, job, options, wor
     assert str(caught.value).endswith(words)
 
 
+@pytest.mark.parametrize(
+    ("job", "options", "words"),
+    [
+        ({"prompt": "{input}"}, ["-m", "fake", "-m", "fake"], "--model: has 'fake' twice"),
+        ({}, ["-m", "fake", "-m", ""], "--model: "),
+        ({"models": ["fake", "fake"]}, [], "job.yaml: models: has 'fake' twice"),
+        ({}, ["--fallback", "a", "--fallback", "a"], "--fallback: has 'a' twice"),
+    ],
+)
+def test_a_message_about_models_names_the_option_that_gave_them(tmp_path, job, options, words):
+    path = tmp_path / "job.yaml"
+    path.write_text(yaml.safe_dump({"inputs": "a.txt", **JOB, **job}))
+    with pytest.raises(SpecError) as caught:
+        from_command_line(str(path), *options)
+    assert words in str(caught.value)
+
+
 def test_an_option_does_not_overrule_one(tmp_path):
     path = tmp_path / "job.yaml"
     path.write_text(yaml.safe_dump({"inputs": "a.txt", **JOB, "split": "tokens", "seed": 1}))

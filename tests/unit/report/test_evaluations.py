@@ -55,7 +55,7 @@ def test_a_page_compares_models_and_prompts():
         for document in range(6) for model in range(2)
     ]  # fmt: skip
     text = rendered(spec, branches).text
-    assert "m1 against m2: better on 6, worse on 0 (p = 0.031, corrected 0.031)" in text
+    assert "m1 against m2: better on 6, worse on 0 (p = 0.031)" in text
 
 
 def test_a_page_without_labels_has_no_evaluation_but_may_be_given_labels():

@@ -289,6 +289,46 @@ def test_the_part_of_the_input_that_was_taken_is_a_setting():
     assert "where" not in read([branch(0)], spec=SPEC).text
 
 
+def test_the_answers_of_a_vote_are_no_calls_that_were_made_again():
+    spec = make_spec(model="fake", prompt="{input}", samples=9, certainty=0.9)
+    text = read(
+        [branch(0, attempts=5, samples=5), branch(1, attempts=4, samples=3)], spec=spec
+    ).text
+    assert "1 again, after one that failed" in text
+    assert "a branch asks for several answers, and a call may be made again" in text
+    assert "tried again" not in text
+
+
+@pytest.mark.parametrize(
+    ("fields", "shown", "absent"),
+    [
+        ({}, "output_format text", "max_reasks"),
+        ({"output_format": "json", "labels": {"a": "gold"}, "max_reasks": 1},
+         "output_format json max_reasks 1 after an answer that does not fit labels a=gold", "schema"),
+        ({"choices": "good,bad", "reduce": "table", "by": "output", "measures": "count,share"},
+         "by output measures count, share choices good, bad max_reasks 2", "output_format"),
+        ({"schema": {"type": "object", "properties": {"a": {}, "b": {}}}, "reduce": "top",
+          "by": "a", "k": 7},
+         "by a k 7 schema an object with a, b max_reasks 2", "output_format"),
+        ({"schema": {"type": "integer"}}, 'schema {"type": "integer"}', "output_format"),
+        ({"reduce": "llm", "aggregate_prompt": "{input}", "aggregate_schema": {"type": "string"},
+          "on_truncated": "keep"},
+         'aggregate_schema {"type": "string"} max_reasks 2 after an answer that does not fit on_truncated',
+         "measures"),
+    ],
+)  # fmt: skip
+def test_what_was_asked_of_the_answers_is_a_setting(fields, shown, absent):
+    text = read([branch(0)], spec=make_spec(model="fake", prompt="{input}", **fields)).text
+    settings = text.partition("Settings ")[2]
+    assert shown in settings
+    assert absent not in settings
+
+
+def test_a_page_says_that_answers_were_cut_off_and_kept():
+    assert "2 answers were cut off and kept" in read([branch(0)], kept_truncated=2).text
+    assert "cut off" not in read([branch(0)]).text
+
+
 def test_an_answer_stands_beside_its_text():
     reader = read([branch(0, text="The soup was cold.", output="negative")])
     assert "The soup was cold. negative" in reader.text

@@ -11,8 +11,8 @@ from fanout.core.records import Chunk, ErrorKind, Outcome, Shard, Usage
 from fanout.core.spec import make_spec
 from fanout.inputs.documents import FileSource, Items
 from fanout.inputs.splitters import make_splitter, split_documents
-from fanout.runs.outputs import output_of
 from fanout.report.models import ModelCounter
+from fanout.runs.outputs import output_of
 from fanout.runs.rows import error_row, layout_of, output_row, source_cells, stream_row
 from fanout.runs.tables.spool import MemorySpool
 from fanout.runs.tables.table import gather

@@ -1,0 +1,60 @@
+"""What a job said of its answers, as the page of the report shows it."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from fanout.core.strict_schema import object_properties
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from fanout.core.spec import RunSpec
+
+__all__ = ["answer_settings"]
+
+
+def answer_settings(spec: RunSpec) -> list[tuple[str, str]]:
+    """Return the fields of a job about its answers and their aggregate, with their values as text.
+
+    What has no effect, or was not given and does nothing, is left out.
+    """
+    return list(_settings(spec))
+
+
+def _settings(spec: RunSpec) -> Iterator[tuple[str, str]]:
+    if spec.by:
+        yield "by", ", ".join(spec.by)
+    if spec.measures:
+        yield "measures", ", ".join(spec.measures)
+    if spec.k is not None:
+        yield "k", f"{spec.k:,}"
+    if spec.schema is not None:
+        yield "schema", _shape(spec.schema)
+    elif spec.choices:
+        yield "choices", ", ".join(spec.choices)
+    else:
+        yield "output_format", spec.output_format
+    if spec.aggregate_schema is not None:
+        yield "aggregate_schema", _shape(spec.aggregate_schema)
+    has_shape = spec.schema is not None or spec.choices or spec.output_format == "json"
+    if has_shape or spec.aggregate_schema is not None:
+        yield "max_reasks", f"{spec.max_reasks:,} after an answer that does not fit"
+    if spec.on_truncated != "fail":
+        yield "on_truncated", spec.on_truncated
+    if spec.labels:
+        yield (
+            "labels",
+            ", ".join(
+                f"{field}={column}" if field else column for field, column in spec.labels.items()
+            ),
+        )
+
+
+def _shape(schema: dict[str, Any]) -> str:
+    """Return the fields of an object, or the schema of anything else."""
+    fields = object_properties(schema)
+    if fields:
+        return f"an object with {', '.join(fields)}"
+    return json.dumps(schema, ensure_ascii=False)
