@@ -17,7 +17,8 @@ from fanout.cli.options import in_words, job_options, labels_of
 from fanout.cli.progress import Progress
 from fanout.cli.run import JOB_EPILOG, carry_out, report_option
 from fanout.cli.session import EMBEDDED, broker_option, one_run
-from fanout.core.errors import SpecError
+from fanout.core.errors import InputError, SpecError
+from fanout.inputs.documents.files import RUN, STDIN
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,6 +31,8 @@ __all__ = ["command"]
 
 # What an id of a run begins with.
 _RUN = re.compile(r"latest|[0-9a-z]{1,8}")
+# Job files, patterns, URLs, runs and standard input, which have messages of their own.
+_ELSEWHERE = re.compile(rf"\.ya?ml$|[*?\[]|://|^{RUN}|^{STDIN}$")
 
 
 def _number(
@@ -94,6 +97,8 @@ def command(
             return _evaluate_run(
                 inputs[0], broker_url, open_out, Progress(is_quiet=quiet), delivery
             )
+    if _is_nothing(inputs, options):
+        raise InputError("there is no such run, and no such file", source=inputs[0])
     return carry_out(
         inputs,
         options,
@@ -108,9 +113,18 @@ def command(
 
 def _is_run(inputs: tuple[str, ...], options: dict[str, Any]) -> bool:
     """Say whether the only argument is a run: a job needs a prompt, of its file or of an option."""
+    return _is_alone(inputs, options) and _RUN.fullmatch(inputs[0]) is not None
+
+
+def _is_nothing(inputs: tuple[str, ...], options: dict[str, Any]) -> bool:
+    """Say whether the only argument is neither a file nor what may be one of several."""
+    return _is_alone(inputs, options) and _ELSEWHERE.search(inputs[0]) is None
+
+
+def _is_alone(inputs: tuple[str, ...], options: dict[str, Any]) -> bool:
+    """Say whether there is nothing but one argument, which is no file, and labels."""
     given = {name for name, value in options.items() if value not in (None, ())}
-    is_name = len(inputs) == 1 and _RUN.fullmatch(inputs[0]) is not None
-    return is_name and given <= {"labels"} and not Path(inputs[0]).exists()
+    return len(inputs) == 1 and given <= {"labels"} and not Path(inputs[0]).exists()
 
 
 def _evaluate_run(

@@ -1,4 +1,4 @@
-"""What a job said of its answers, as the page of the report shows it."""
+"""The settings of a job for its answers, as the page of the report shows them."""
 
 from __future__ import annotations
 

@@ -89,14 +89,23 @@ class Terms:
 
     def answer(self, value: Any) -> Term:
         """Return an answer, or its field; ``value`` is ``Output.value``."""
+        value = self._read(value)
+        if self._field != WHOLE:
+            value = value.get(self._field) if isinstance(value, dict) else None
+        return self._among_choices(value)
+
+    def fields(self, value: Any) -> tuple[str, ...]:
+        """Return the fields of an answer that is compared as a whole, though it is an object."""
+        value = self._read(value) if self._field == WHOLE else None
+        return tuple(value) if isinstance(value, dict) else ()
+
+    def _read(self, value: Any) -> Any:
         if self._is_json and isinstance(value, str):
             with suppress(ValueError):
                 text, found = found_json(value)
                 # A number is shown as it was written.
-                value = found if as_number(found) is None else text
-        if self._field != WHOLE:
-            value = value.get(self._field) if isinstance(value, dict) else None
-        return self._among_choices(value)
+                return found if as_number(found) is None else text
+        return value
 
     def _among_choices(self, value: Any) -> Term:
         if not self._exact:

@@ -167,6 +167,9 @@ class _FieldCounter:
         self._scores: dict[_Variant, tuple[int, int]] = {}
         self._unknown: dict[str, int] = {}
         self._more_unknown = 0
+        # Wrong answers that are objects, and the fields of the first.
+        self._objects = 0
+        self._fields: tuple[str, ...] = ()
 
     def begin(self, first: Output) -> None:
         """Begin a document, of which this is the first branch."""
@@ -185,6 +188,9 @@ class _FieldCounter:
             return
         answer = None if branch.kind is not None else self._terms.answer(branch.value)
         is_right = self.counters[variant].add(self._label, answer, branch)
+        if not is_right and answer is not None and (fields := self._terms.fields(branch.value)):
+            self._objects += 1
+            self._fields = self._fields or fields
         right, count = self._scores.get(variant, (0, 0))
         self._scores[variant] = right + is_right, count + 1
 
@@ -237,6 +243,16 @@ class _FieldCounter:
             listed = ", ".join(map(repr, self._unknown)) + (", ..." if self._more_unknown else "")
             labels = plural(count, "label", "labels")
             yield f"{labels} in {self._column!r} can never be right, being none of the choices: {listed}"
+        if self._objects:
+            column, known = self._column, self._fields
+            field = column if column in known else known[0]
+            objects = plural(
+                self._objects, "wrong answer is an object", "wrong answers are objects"
+            )
+            yield (
+                f"{objects}, compared as a whole with {column!r}: --label {field}={column} compares a field "
+                f"of it (there are: {', '.join(known[:_SHOWN_LABELS])})"
+            )
         if any(one.has_too_many_labels for one in self.counters.values()):
             yield f"{self._column!r} has too many different labels for F1: see the accuracy"
         if len(self.counters) > _MOST_COMPARED:

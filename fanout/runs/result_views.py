@@ -24,6 +24,7 @@ __all__ = ["result_line", "result_page"]
 _SHOWN_ROWS = 10
 _SHOWN_COLUMNS = 12
 _SHOWN_ERRORS = 5
+_SHOWN_GROUPS = 5
 _LINE_CHARS = 100
 _CELL_CHARS = 200
 _TEXT_CHARS = 2_000
@@ -43,6 +44,7 @@ def result_line(result: Result[Any]) -> str:
         "status": result.status.value,
         "branches": len(result.branches),
         "failed": sum(kinds.values()),
+        **({"kept_truncated": cut} if (cut := _cut_off(result)) else {}),
         **({"errors": kinds} if kinds else {}),
         "calls": result.usage.calls,
         "cost_usd": result.usage.cost_usd,
@@ -62,6 +64,11 @@ def _kinds(result: Result[Any]) -> dict[str, int]:
     return dict(sorted(kinds.items()))
 
 
+def _cut_off(result: Result[Any]) -> int:
+    """Return how many answers were cut off, and kept."""
+    return sum(branch.is_cut for branch in result.branches)
+
+
 def _facts(result: Result[Any]) -> list[str]:
     total, kinds = len(result.branches), _kinds(result)
     failed = sum(kinds.values())
@@ -69,6 +76,8 @@ def _facts(result: Result[Any]) -> list[str]:
     if failed:
         counts = ", ".join(f"{kind} {count:,}" for kind, count in kinds.items())
         facts.append(f"{failed:,} failed ({counts})")
+    if cut := _cut_off(result):
+        facts.append(f"{cut:,} cut off and kept")
     return [*facts, *_usage(result.usage), plain(duration(result.elapsed_s))]
 
 
@@ -95,7 +104,8 @@ def result_page(result: Result[Any]) -> str:
     if result.error is not None:
         parts.append(f"<p>{_shown(result.error, _TEXT_CHARS)}</p>")
     if result.aggregated_value is not None:
-        parts.append(f"<p><b>Aggregate</b></p>{_block(result.aggregated_value)}")
+        parts.append("<p><b>Aggregate</b></p>")
+        parts += _aggregate(result.aggregated_value)
     parts += _rows(result)
     parts += _evaluation(result)
     parts += _failures(result)
@@ -103,6 +113,46 @@ def result_page(result: Result[Any]) -> str:
         notes = "; ".join(result.notes[:_SHOWN_ERRORS])
         parts.append(f"<p>Notes: {_shown(notes, _TEXT_CHARS)}</p>")
     return "\n".join([*parts, "</div>"])
+
+
+def _aggregate(value: Any) -> Iterator[str]:
+    """Yield an aggregate: rows, also those of groups, as tables, and anything else as text."""
+    if _is_rows(value):
+        yield from _row_table(value)
+    elif isinstance(value, dict) and value and all(map(_is_rows, value.values())):
+        for group, rows in islice(value.items(), _SHOWN_GROUPS):
+            yield f"<p>{_shown(group, _CELL_CHARS)}</p>"
+            yield from _row_table(rows)
+        if len(value) > _SHOWN_GROUPS:
+            yield f"<p>and {len(value) - _SHOWN_GROUPS:,} more groups: <code>aggregated</code> has all</p>"
+    else:
+        yield _block(value)
+
+
+def _is_rows(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(row, dict) for row in value)
+
+
+def _row_table(rows: list[dict[str, Any]]) -> Iterator[str]:
+    """Yield the first rows of an aggregate as a table, and how many more there are."""
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    shown = names[:_SHOWN_COLUMNS]
+    yield '<table class="dataframe"><thead>'
+    yield _row("th", (_shown(name, _CELL_CHARS) for name in shown))
+    yield "</thead><tbody>"
+    for row in rows[:_SHOWN_ROWS]:
+        yield _row("td", (_cell(row.get(name)) for name in shown))
+    yield "</tbody></table>"
+    left = [
+        f"{more:,} more {what}"
+        for more, what in (
+            (len(rows) - _SHOWN_ROWS, "rows"),
+            (len(names) - _SHOWN_COLUMNS, "columns"),
+        )
+        if more > 0
+    ]
+    if left:
+        yield f"<p>and {' and '.join(left)}: <code>aggregated</code> has all</p>"
 
 
 def _block(value: Any) -> str:

@@ -288,7 +288,7 @@ class Result(Generic[AnswerT]):
         It has the columns of the input, then the answer (``output``, or its fields where answers are
         JSON), then ``error_kind``, ``error``, ``document``, ``pages``, ``chunk``, ``attempts``,
         ``input_tokens``, ``output_tokens`` and ``cost_usd``; what is unknown is missing. After the
-        answer there is ``confidence`` in jobs with ``choices``. A column of the input that has one of
+        answer there is ``confidence``, if a model gave one to a label. A column of the input that has one of
         these names is called ``column.NAME``.
 
         Args:

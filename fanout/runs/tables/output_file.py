@@ -68,9 +68,12 @@ class OutputFile:
         self._file: IO[bytes] | None = None
         self._folder = -1
         if is_wide and not layout.has_variants:
+            why, several = "", "aspects, models or samples"
+            if layout.has_votes:
+                why, several = ", on which its models and samples vote", "aspects"
             raise InputError(
-                f"{widening} has no effect: the run has one answer for each chunk; leave "
-                "it out, or give several aspects, models or samples"
+                f"{widening} has no effect: the run has one answer for each chunk{why}; leave it out, or "
+                f"give several {several}"
             )
         self._format.require()
         try:

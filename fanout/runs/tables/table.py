@@ -55,6 +55,7 @@ class _Section:
     Args:
         first: Columns that are known, before those that rows have.
         names: Columns that are known but for their types, after these.
+        optional: Those of the known columns that are there only if a row has a value in them.
         last: Columns that are known, after those.
         fallback: A column that is there if a row has it, or if there is no other.
     """
@@ -65,14 +66,18 @@ class _Section:
         last: dict[str, ColumnType] | None = None,
         fallback: str | None = None,
         names: Iterable[str] = (),
+        optional: Iterable[str] = (),
     ) -> None:
         self._sorts = declared(first or {}) | dict.fromkeys(names, 0)
         self._last = declared(last or {})
         self._fallback = fallback
+        self._absent = set(optional)
 
     def see(self, row: dict[str, Cell]) -> None:
         """Add the columns of a row."""
         merge_sorts(self._sorts, row)
+        if self._absent:
+            self._absent.difference_update([n for n in self._absent if row.get(n) is not None])
 
     def __len__(self) -> int:
         return len(self._sorts)
@@ -82,7 +87,8 @@ class _Section:
         found = {name: sorts for name, sorts in self._sorts.items() if name not in self._last}
         if self._fallback is not None and (self._fallback in found or not found):
             found = {self._fallback: 0, **found}
-        return {**found, **self._last}
+        columns = {**found, **self._last}
+        return {name: sorts for name, sorts in columns.items() if name not in self._absent}
 
 
 class Table:
@@ -177,7 +183,11 @@ class _Long:
         own = {**self._marks, **_ERROR, **_CHUNK, **_FIGURES, **variant}
         self._variant = tuple(variant)
         self._layout = layout
-        self.sections = [_Section(), _answer_section(_OUTPUT, "", layout), _Section(own)]
+        self.sections = [
+            _Section(),
+            _answer_section(_OUTPUT, "", layout),
+            _Section(own, optional=self._marks.keys() & {_CONFIDENCE}),
+        ]
 
     def rows(self, outputs: Iterable[Output[Any]]) -> Iterator[list[dict[str, Cell]]]:
         """Yield the parts of each row: one for each section."""
@@ -271,7 +281,8 @@ def _answer_section(
     if layout.has_fields:
         names = (_field_name(name, prefix) for name in layout.fields)
         return _Section(last=last, fallback=label, names=names)
-    return _Section({label: _TEXT}, last)
+    optional = [prefix + _CONFIDENCE] if layout.has_confidence else []
+    return _Section({label: _TEXT}, last, optional=optional)
 
 
 def _answer(branch: Output[Any], label: str, prefix: str, layout: RowLayout) -> dict[str, Cell]:

@@ -4,7 +4,7 @@ import click
 import pytest
 
 from fanout.cli.evaluate import command
-from fanout.core.errors import SpecError
+from fanout.core.errors import FanoutError, InputError, SpecError
 
 JOB = ("in.csv", "-m", "fake", "-p", "{input}")
 
@@ -36,6 +36,20 @@ def test_labels_that_cannot_be_used_are_refused_before_a_call(
     with pytest.raises(SpecError) as caught:
         command.main(list(arguments), standalone_mode=False)
     assert said in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["nosuchrun", "missing.csv", "no/such/folder", "NOSUCH"])
+@pytest.mark.parametrize("options", [(), ("--label", "gold")])
+def test_a_name_that_is_neither_a_run_nor_a_file_is_said_to_be_none(name, options):
+    with pytest.raises(InputError, match=f"^{name}: there is no such run, and no such file"):
+        command.main([name, *options], standalone_mode=False)
+
+
+@pytest.mark.parametrize("name", ["-", "*.csv", "https://host/a.csv", "run:abc", "missing.yaml"])
+def test_what_is_no_name_is_no_missing_run(name):
+    with pytest.raises(FanoutError) as caught:
+        command.main([name], standalone_mode=False)
+    assert "no such run" not in str(caught.value)
 
 
 @pytest.mark.parametrize("share", ["90", "-1", "x", "nan"])

@@ -48,6 +48,9 @@ def test_the_table_has_a_line_for_each_variant_and_what_differs_between_them():
                                                                   labels="gold"))))  # fmt: skip
     assert alone[1].split()[:2] == ["m", "1"]
     assert not any("against" in line for line in alone)
+    # A vote of several models is of none of them.
+    vote = make_spec(models=["m1", "m2"], prompt="{input}", labels="gold", certainty=0.9)
+    assert list(evaluation_lines(answers([("a", "a")], vote)))[1].startswith("several models  ")
 
 
 def test_confidences_are_shown_by_bin():

@@ -207,6 +207,24 @@ def test_labels_name_a_field_of_the_answer_or_are_refused(fields, labels):
     assert str(caught.value).startswith(labels)
 
 
+@pytest.mark.parametrize(
+    ("fields", "answer", "words"),
+    [
+        ({"output_format": "json"}, '{"mood": 1, "gold": "a"}',
+         "2 wrong answers are objects, compared as a whole with 'gold': --label gold=gold compares a "),
+        ({"output_format": "json"}, '{"mood": "a"}', "--label mood=gold"),
+        ({"schema": {"type": "object"}}, {"gold": "a"}, "--label gold=gold"),
+        ({"output_format": "json"}, '"b"', None),
+        ({"output_format": "json", "labels": {"gold": "gold"}}, '{"gold": "b"}', None),
+        ({}, '{"gold": "a"}', None),
+    ],
+)  # fmt: skip
+def test_a_label_that_is_compared_with_a_whole_object_is_said(fields, answer, words):
+    notes = evaluated([("a", answer), ("a", answer)], job(**fields)).notes
+    assert len(notes) == (words is not None)
+    assert words is None or words in notes[0]
+
+
 def test_a_label_that_is_no_choice_is_said():
     pairs = [("good", "good"), ("mixed", "bad"), *((f"x{at}", "bad") for at in range(9))]
     found = evaluated(pairs, job(choices="good,bad"))

@@ -238,6 +238,43 @@ def test_a_notebook_shows_the_first_rows_what_failed_and_what_it_cost():
     assert "attempts" not in page.words
 
 
+def test_answers_that_were_cut_off_and_kept_are_shown():
+    made = result(3)
+    cut = [dataclasses.replace(one, is_cut=True) for one in made.branches[:1]]
+    made = dataclasses.replace(made, branches=[*cut, *made.branches[1:]])
+    assert "kept_truncated=1" in repr(made)
+    assert "1 cut off and kept" in made._repr_html_()
+    assert "kept_truncated" not in repr(result(3))
+    assert "cut off" not in result(3)._repr_html_()
+
+
+ROWS = [{"stars": at, "share": 0.5, "tag": "<b>"} for at in range(12)]
+
+
+@pytest.mark.parametrize(
+    ("aggregated", "tables", "words"),
+    [
+        (ROWS[:2], 1, ["stars", "share", "tag"]),
+        (ROWS, 1, ["and 2 more rows"]),
+        ([{f"c{at}": at for at in range(20)}], 1, ["and 8 more columns"]),
+        ([{"a": 1}, {"b": None}], 1, ["a", "b", "None"]),
+        ({"x": ROWS[:1], "<i>y": ROWS[:1]}, 2, ["x", "<i>y"]),
+        ({str(at): ROWS[:1] for at in range(8)}, 5, ["and 3 more groups"]),
+        ({"winner": "a", "votes": {"a": 1}}, 0, ['"winner": "a"']),
+        ([], 0, ["[]"]),
+        ([1, 2], 0, ["1,"]),
+        ("text", 0, ["text"]),
+    ],
+)
+def test_a_notebook_shows_the_rows_of_an_aggregate_as_a_table(aggregated, tables, words):
+    # The first table is that of the branches.
+    page = Tags(dataclasses.replace(result(1), aggregated=aggregated)._repr_html_())
+    assert page.tags.count("table") == 1 + tables
+    assert page.tags.count("b") == 2
+    text = " ".join(page.words)
+    assert not [word for word in words if word not in text]
+
+
 def test_what_a_notebook_shows_is_escaped_and_bounded_and_loads_nothing():
     bad = "<script>alert(1)</script><img src=x onerror=y>" + "x" * 10_000
     wide = {f"{bad}{i}": [bad] for i in range(100)}

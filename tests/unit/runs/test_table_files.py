@@ -25,7 +25,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from fanout.core.errors import InputError, RunError
-from fanout.runs.rows import RowLayout
+from fanout.core.spec import make_spec
+from fanout.runs.rows import RowLayout, layout_of
 from fanout.runs.tables import output_file, xlsx
 from fanout.runs.tables.formats import FORMATS, format_of
 from fanout.runs.tables.output_file import OutputFile
@@ -509,6 +510,10 @@ def test_the_suffix_names_the_format(name):
 def test_wide_has_something_to_widen(tmp_path):
     with pytest.raises(InputError, match="--wide has no effect: the run has one answer"):
         OutputFile(tmp_path / "out.csv", RowLayout(aspects=("one",)), is_wide=True)
+    spec = make_spec(model=["fake", "local"], prompt="{input}", samples=3, certainty=0.9)
+    voted = "its models and samples vote; leave it out, or give several aspects$"
+    with pytest.raises(InputError, match=voted):
+        OutputFile(tmp_path / "out.csv", layout_of(spec), is_wide=True)
     layout = RowLayout(aspects=("a", "b"))
     outputs = [branch(n, f"o{n}", chunk=n // 2, aspect="ab"[n % 2]) for n in range(4)]
     write(tmp_path / "out.csv", outputs, layout, is_wide=True)

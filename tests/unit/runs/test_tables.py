@@ -69,6 +69,22 @@ def test_a_table_without_rows_has_its_columns_too(layout, more):
     assert list(read([], layout)[0]) == [*OWN, *more]
 
 
+@pytest.mark.parametrize("confidence", [None, 0.75])
+@pytest.mark.parametrize("is_wide", [False, True])
+def test_confidences_have_a_column_if_there_is_one(confidence, is_wide):
+    layout = RowLayout(samples=2 if is_wide else 1, has_confidence=True)
+    given = [branch(0, chunk=0), branch(1, chunk=0, confidence=confidence)]
+    types, rows = read(given, layout, is_wide=is_wide)
+    found = {name: [row[name] for row in rows] for name in types if "confidence" in name}
+    if confidence is None:
+        assert found == {}
+    elif is_wide:
+        assert found == {"output.1.confidence": [0.75]}
+    else:
+        assert found == {"confidence": [None, 0.75]}
+        assert list(types)[:2] == ["output", "confidence"]
+
+
 def test_columns_that_only_some_rows_have_follow_the_others_of_the_input():
     types, rows = read([branch(0, columns={"a": 1}), branch(1, columns={"b": "x", "a": 2})])
     assert list(types)[:3] == ["a", "b", "output"]
