@@ -9,6 +9,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from fanout.core.units import dollars, duration, plain, plural
+from fanout.runs.answer_text import cell_words
 from fanout.runs.tables.spool import MemorySpool
 from fanout.runs.tables.table import OWN_COLUMNS, gather
 
@@ -141,7 +142,10 @@ def _row_table(rows: list[dict[str, Any]]) -> Iterator[str]:
     yield _row("th", (_shown(name, _CELL_CHARS) for name in shown))
     yield "</thead><tbody>"
     for row in rows[:_SHOWN_ROWS]:
-        yield _row("td", (_cell(row.get(name)) for name in shown))
+        cells = (row.get(name) for name in shown)
+        yield _row(
+            "td", (_cell(cell_words(one) if isinstance(one, float) else one) for one in cells)
+        )
     yield "</tbody></table>"
     left = [
         f"{more:,} more {what}"

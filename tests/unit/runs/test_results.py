@@ -258,6 +258,7 @@ ROWS = [{"stars": at, "share": 0.5, "tag": "<b>"} for at in range(12)]
         (ROWS, 1, ["and 2 more rows"]),
         ([{f"c{at}": at for at in range(20)}], 1, ["and 8 more columns"]),
         ([{"a": 1}, {"b": None}], 1, ["a", "b", "None"]),
+        ([{"sum:price": 2234568.2, "mean": 1 / 3}], 1, ["2234568.2", "0.333333"]),
         ({"x": ROWS[:1], "<i>y": ROWS[:1]}, 2, ["x", "<i>y"]),
         ({str(at): ROWS[:1] for at in range(8)}, 5, ["and 3 more groups"]),
         ({"winner": "a", "votes": {"a": 1}}, 0, ['"winner": "a"']),
