@@ -283,6 +283,28 @@ class AnswersSoFar(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
         poll = msgspec.structs.replace(self.poll, asked=self.poll.asked + 1)
         return msgspec.structs.replace(self, poll=poll)
 
+    def given_up(self, outcome: Outcome) -> Outcome:
+        """Return the outcome of a branch that ends early, with its votes.
+
+        At the deadline of its run, it has the answer of the majority so far, if there is any.
+        """
+        ended = msgspec.structs.replace(outcome, votes=self.poll.votes(), samples=self.samples)
+        return self.poll.won(ended) if outcome.kind is ErrorKind.EXPIRED else ended
+
+    def lost(self, outcome: Outcome) -> Outcome:
+        """Return the same for a branch of which this is all that is left: with its usage, too."""
+        if not self.attempts:
+            return outcome
+        return self.given_up(
+            msgspec.structs.replace(
+                outcome,
+                attempts=self.attempts,
+                usage=total_usage(self.usages),
+                usage_of=self.usage_of if len(self.usage_of) > 1 else {},
+                elapsed_s=self.elapsed_s,
+            )
+        )
+
     def outcome(self, index: int, *, is_stopped: bool = False) -> Outcome:
         """Return the outcome of a branch: the answer of the majority, or why there is none.
 

@@ -40,11 +40,8 @@ def outcome_of(index: int, result: CallResult) -> Outcome:
 
 
 def unanswered(index: int, kind: ErrorKind, message: str, calls: Calls) -> Outcome:
-    """Return the outcome of a branch that is given up; its usage and its votes so far count.
-
-    At the deadline of its run, a consensus has the majority of the answers so far, if there are any.
-    """
-    earlier, so_far = calls.earlier, calls.so_far
+    """Return the outcome of a branch that is given up; its usage and its votes so far count."""
+    earlier = calls.earlier
     used = [*earlier.usages, *(billed(call.kind, call.usage) for call in calls.attempts)]
     elapsed_s = _since(calls.attempts[0].started_at) if calls.attempts else 0.0
     outcome = Outcome(
@@ -55,10 +52,8 @@ def unanswered(index: int, kind: ErrorKind, message: str, calls: Calls) -> Outco
         usage=total_usage(used),
         usage_of=calls.usage_of,
         elapsed_s=elapsed_s + earlier.elapsed_s,
-        votes=so_far.poll.votes(),
-        samples=so_far.samples,
     )
-    return so_far.poll.won(outcome) if kind is ErrorKind.EXPIRED else outcome
+    return calls.so_far.given_up(outcome)
 
 
 def _since(moment: float) -> float:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from fanout.broker.inspection import messages_of_shard
+from fanout.core.errors import StoredDataError
 from fanout.core.ids import BranchId
 from fanout.core.records import ErrorKind, Outcome, RunStatus
 from fanout.core.state import RecordRequest
+from fanout.policy.consensus import AnswersSoFar
 from fanout.policy.healing import unpublished
 from fanout.runs.enqueue import fleet_window, reset_retried_shard
+from fanout.system.logs import about
 from workers.context.inflight import StopReason, run_ending
 from workers.reduce import reductions
 
@@ -24,6 +29,8 @@ if TYPE_CHECKING:
     from workers.context.worker_context import WorkerContext
 
 __all__ = ["TooEarlyError", "aggregate", "collect", "expand"]
+
+_log = logging.getLogger(__name__)
 
 
 class TooEarlyError(Exception):
@@ -86,15 +93,55 @@ def _expand_rest(context: WorkerContext, shard_id: ShardId) -> None:
 
 
 def _record_rest(context: WorkerContext, shard_id: ShardId, kind: ErrorKind, message: str) -> None:
-    now = time.time()
-    context.connections.store.record_all(
-        [
-            RecordRequest(
-                shard_id.branch(position),
-                Outcome(index=index, kind=kind, message=message, ended_at=now),
-            )
-            for position, index in enumerate(context.runs.indices.get(shard_id))
-        ]
+    count = len(context.runs.indices.get(shard_id))
+    failure = Outcome(index=0, kind=kind, message=message)
+    _record(context, shard_id, dict.fromkeys(range(count), failure))
+
+
+def _record(context: WorkerContext, shard_id: ShardId, failures: dict[int, Outcome]) -> None:
+    """Write the outcomes, by position, of branches that have none of their own."""
+    indices, now = context.runs.indices.get(shard_id), time.time()
+    requests = [
+        RecordRequest(
+            shard_id.branch(position),
+            msgspec.structs.replace(failure, index=indices[position], ended_at=now),
+        )
+        for position, failure in failures.items()
+    ]
+    if shard_id.stage == 0:
+        requests = _with_checkpoints(context, requests, shard_id.run_id)
+    context.connections.store.record_all(requests)
+
+
+def _with_checkpoints(
+    context: WorkerContext, requests: list[RecordRequest], run_id: str
+) -> list[RecordRequest]:
+    """Return requests with what their branches, if these are of several calls, have come to."""
+    try:
+        spec = context.runs.specs.get(run_id)
+    except StoredDataError:
+        # Of another version of fanout: its branches must end all the same.
+        return requests
+    if spec.certainty is None:
+        return requests
+    found = context.connections.store.checkpoints([request.branch_id for request in requests])
+    return list(map(partial(_with_answers, spec), requests, found))
+
+
+def _with_answers(spec: RunSpec, request: RecordRequest, checkpoint: bytes | None) -> RecordRequest:
+    """Return a request with the answers that its branch has paid for."""
+    if checkpoint is None:
+        return request
+    try:
+        so_far = AnswersSoFar.of(checkpoint)
+    except StoredDataError as error:
+        _log.warning("answers are lost: %s", error, extra=about(request.branch_id))
+        return request
+    return RecordRequest(
+        request.branch_id,
+        outcome=so_far.lost(request.outcome),
+        has_checkpoint=True,
+        usage_of=so_far.usage_of if spec.models or spec.fallback else {},
     )
 
 
@@ -151,19 +198,8 @@ def _complete(
         return outcomes
     if not failures.keys() >= set(missing):
         raise TooEarlyError(shard_id)
-    store.record_all(
-        [
-            RecordRequest(
-                shard_id.branch(position), _with_index(indices[position], failures[position])
-            )
-            for position in missing
-        ]
-    )
+    _record(context, shard_id, {position: failures[position] for position in missing})
     return store.outcomes(shard_id)
-
-
-def _with_index(index: int, failure: Outcome) -> Outcome:
-    return msgspec.structs.replace(failure, index=index, ended_at=time.time())
 
 
 # By Celery's names: the ends that a branch cannot record itself.

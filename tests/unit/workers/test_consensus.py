@@ -20,6 +20,7 @@ from workers.branch.claims import BranchGone, BranchHandedBack, BranchHeld
 from workers.branch.execution import BranchFailed
 from workers.context.inflight import StopReason
 from workers.context.models import CommonFailures
+from workers.reduce.stages import collect, expand
 
 BRANCH = BranchId(RUN, 0, 0, 0)
 
@@ -357,6 +358,32 @@ def test_a_call_that_is_ended_early_costs_no_vote_of_those_before(reason, kind, 
     assert (outcome.kind, outcome.output) == (kind, output)
     assert outcome.votes == {"yes": 2, "no": 1}
     assert outcome.samples == outcome.usage.calls == 4
+
+
+@pytest.mark.parametrize("ending", ["the chord", "a run that was stopped", "the deadline"])
+def test_a_branch_that_others_end_keeps_what_was_paid_for(ending):
+    context = Asked(["no", "yes", "yes", die], model=["fake", "fake?seed=2"])
+    context.models.made["fake?seed=2"] = context.models.made["fake"]
+    with pytest.raises(Died):
+        run_branch(context, BRANCH)
+    if ending == "the chord":
+        lost = {"task_id": BRANCH.task_id, "state": "FAILURE", "error": "TimeLimitExceeded"}
+        collect(context, [lost], BRANCH.shard_id)
+    else:
+        if ending == "the deadline":
+            context.store._redis.hset(f"fanout:run:{RUN}", "deadline_at", "2")
+        else:
+            context.store.halt(RUN, RunStatus.CANCELLED)
+        expand(context, BRANCH.shard_id)
+    outcome = context.outcome()
+    assert (outcome.votes, outcome.samples, outcome.attempts) == ({"yes": 2, "no": 1}, 3, 3)
+    assert outcome.usage.calls == 3
+    assert outcome.output == ("yes" if ending == "the deadline" else None)
+    stage = context.store.stage(StageId(RUN, 0))
+    assert {name: usage.calls for name, usage in stage.usage_of.items()} == {
+        "fake": 2,
+        "fake?seed=2": 1,
+    }
 
 
 def test_a_branch_without_an_answer_expires_at_the_deadline():
