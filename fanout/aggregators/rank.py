@@ -20,7 +20,7 @@ __all__ = ["Rank", "Top"]
 
 _ALL = Fields()
 _TOP = 10
-_DESCENDING_MARK = "-"
+_LOWEST_FIRST = "-"
 
 
 class _Row(NamedTuple):
@@ -49,8 +49,8 @@ class Rank:
     def __init__(self, fields: Fields = _ALL) -> None:
         name = fields.by[0] if fields.by else None
         self._fields = fields
-        self._sign = 1 if name and name.startswith(_DESCENDING_MARK) else -1
-        self._reader = fields.reader(name.removeprefix(_DESCENDING_MARK)) if name else None
+        self._sign = 1 if name and name.startswith(_LOWEST_FIRST) else -1
+        self._reader = fields.reader(name.removeprefix(_LOWEST_FIRST)) if name else None
         self._k = fields.k
         # With a limit a heap, whose first is the last that is kept.
         self._rows: list[_Row] = []

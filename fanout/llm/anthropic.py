@@ -148,9 +148,7 @@ class AnthropicLLM(HttpModel):
         limit = None if request.max_tokens is not None else self._other_limit(reply, sent)
         if limit is not None:
             return msgspec.structs.replace(sent, max_tokens=limit)
-        other = super()._other_form(reply, request, sent)
-        # A limit may be that of this prompt alone.
-        return other and msgspec.structs.replace(other, max_tokens=sent.max_tokens)
+        return super()._other_form(reply, request, sent)
 
     def _other_limit(self, reply: HttpReply, sent: Form) -> int | None:
         """Return a lower limit than the one that the server refuses, which was not the user's."""

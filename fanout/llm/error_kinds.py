@@ -7,7 +7,7 @@ that the document may have caused fails only its own branch.
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -21,13 +21,11 @@ __all__ = [
     "FEW",
     "MANY",
     "NEVER",
+    "PARAMETER_CODES",
+    "PARAMETER_WORDS",
+    "QUOTED",
     "ErrorVerdict",
-    "SchemaRefusal",
     "judge",
-    "refuses_logprobs",
-    "refuses_parameter",
-    "refuses_together",
-    "schema_refusal",
 ]
 
 # How many branches of a run must fail in the same way, before any succeeds, to stop the run.
@@ -57,31 +55,6 @@ _FIRST_SERVER_ERROR = 500
 _OK, _BAD_REQUEST, _UNAUTHORIZED, _PAYMENT_REQUIRED, _FORBIDDEN = 200, 400, 401, 402, 403
 _TOO_LARGE, _TOO_MANY = 413, 429
 _UNPROCESSED = frozenset({400, 422})
-# How the fields are called that send a schema, and what a refusal of one speaks of.
-_SCHEMA_FIELDS = (
-    "response_format",
-    "output_config",
-    "output_format",
-    "responseschema",
-    "response_schema",
-    "responsemimetype",
-    "response_mime_type",
-    "json_schema",
-)
-_SCHEMA_WORDS = ("structured output", "json schema", "guided", "grammar")
-# OpenAI refuses the log-probabilities of reasoning models with 403; some servers fail instead.
-_REFUSES_LOGPROBS = frozenset({400, 403, 422, 500, 501})
-_LOGPROB_WORDS = ("logprob", "log prob", "log-prob")
-_TOGETHER = re.compile(
-    r"together|combin|conjunction|simultaneous|at the same time"
-    r"|(?:not .{0,40}\bwith|\bwhen(?: using)?)\b(?! (?:this|the) (?:model|server|deployment))"
-)
-# How a server that takes schemas refuses one of them.
-_WRONG_SCHEMA = (
-    "invalid schema", "schema is invalid", "invalid_json_schema", "too many", "too complex",
-    "too large", "too deep", "nesting", "exceeds", "recursive",
-)  # fmt: skip
-SchemaRefusal = Literal["all", "this one"]
 _NO_SUCH_PLACE = frozenset({404, 405, 410, 501})
 # The status of a success reply that contains an error means nothing.
 _WORDED = frozenset({200, 400, 403, 413, 422, 429})
@@ -145,7 +118,7 @@ _BY_CODE = _table(
         _BUSY: ("overloaded_error engine_overloaded_error unavailable_error"),
     }
 )
-_PARAMETER_CODES = frozenset(
+PARAMETER_CODES = frozenset(
     ["unsupported_parameter", "unsupported_value", "unknown_parameter", "extra_forbidden"]
 )
 
@@ -170,7 +143,7 @@ _CONTEXT_WORDS = re.compile(
     r"|exceeds the limit of \d+ tokens|maximum number of tokens allowed"
     r"|`inputs` must have less than|`inputs` tokens \+|max_tokens must be at least 1, got -"
     r"|request too large for|too many tokens|request (?:body )?(?:is )?too large"
-    r"|string too long|tokens_limit_reached"
+    r"|string too long|tokens_limit_reached|reduce the length of the (?:messages|prompt|input)"
 )
 # A 5xx reply is a server failure unless the message is one that servers use only for a prompt.
 _CONTEXT_SENTENCES = (
@@ -194,11 +167,11 @@ _MODEL_WORDS = re.compile(
     r"|(?:invalid|unknown|unsupported|no such) model|not a valid model"
     r"|unable to access .{0,20}model|no endpoints found"
 )
-_PARAMETER_WORDS = re.compile(
+PARAMETER_WORDS = re.compile(
     r"unsupported (?:parameter|value)|extra (?:inputs|fields) (?:are )?not permitted"
     r"|unrecognized (?:request )?argument|unknown (?:parameter|field)"
 )
-_QUOTED = re.compile(r"[`'\"](\w{1,40})[`'\"]")
+QUOTED = re.compile(r"[`'\"](\w{1,40})[`'\"]")
 
 
 def judge(status: int, details: ErrorDetails) -> ErrorVerdict:
@@ -217,42 +190,6 @@ def judge(status: int, details: ErrorDetails) -> ErrorVerdict:
         or _by_status(status, details, words)
         or ErrorVerdict(ErrorKind.BAD_REQUEST, MANY)
     )
-
-
-def refuses_parameter(status: int, details: ErrorDetails, name: str) -> bool:
-    """Say whether a server does not support the request field ``name``."""
-    if status not in _UNPROCESSED:
-        return False
-    names_it = details.param == name or name in _QUOTED.findall(details.message)
-    has_code = bool(_PARAMETER_CODES.intersection(details.codes))
-    return names_it and (has_code or bool(_PARAMETER_WORDS.search(details.message.lower())))
-
-
-def schema_refusal(status: int, details: ErrorDetails) -> SchemaRefusal | None:
-    """Return whether a server refuses all schemas, or the one that was sent; None if neither."""
-    if status not in _UNPROCESSED:
-        return None
-    words = details.message.lower()
-    param = (details.param or "").lower()
-    if not (
-        param.startswith(_SCHEMA_FIELDS)
-        or any(field in words for field in _SCHEMA_FIELDS + _SCHEMA_WORDS)
-    ):
-        return None
-    return "this one" if any(word in words for word in _WRONG_SCHEMA) else "all"
-
-
-def refuses_logprobs(status: int, details: ErrorDetails) -> bool:
-    """Say whether a server does not return the log-probabilities of tokens."""
-    if status not in _REFUSES_LOGPROBS:
-        return False
-    words = f"{details.param} {details.message}".lower()
-    return any(word in words for word in _LOGPROB_WORDS)
-
-
-def refuses_together(details: ErrorDetails) -> bool:
-    """Say whether a refusal is of two parts of a request side by side, and not of each alone."""
-    return bool(_TOGETHER.search(details.message.lower()))
 
 
 def _of_server_error(details: ErrorDetails, words: str) -> ErrorVerdict:
@@ -285,13 +222,13 @@ def _by_code(details: ErrorDetails, words: str) -> ErrorVerdict | None:
             return _CONTEXT
         if verdict is not None:
             return verdict
-        if code in _PARAMETER_CODES:
+        if code in PARAMETER_CODES:
             return _of_parameter(details)
     return None
 
 
 def _of_parameter(details: ErrorDetails) -> ErrorVerdict:
-    quoted = _QUOTED.search(details.message)
+    quoted = QUOTED.search(details.message)
     name = details.param or (quoted[1] if quoted else "")
     hint = f"leave out {name}, or give another value" if name else None
     return ErrorVerdict(ErrorKind.BAD_REQUEST, FEW, hint)
@@ -312,7 +249,7 @@ def _by_words(status: int, details: ErrorDetails, words: str) -> ErrorVerdict | 
         return None
     if _MODEL_WORDS.search(words):
         return _MODEL
-    return _of_parameter(details) if _PARAMETER_WORDS.search(words) else None
+    return _of_parameter(details) if PARAMETER_WORDS.search(words) else None
 
 
 _PASSING = {

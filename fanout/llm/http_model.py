@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import re
 import time
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
-from weakref import WeakSet
 
 import msgspec
 
 from fanout.core.errors import LLMError, ModelError
 from fanout.core.records import ErrorKind
-from fanout.llm.error_kinds import refuses_logprobs, refuses_together, schema_refusal
 from fanout.llm.http_client import HttpClient
 from fanout.llm.http_errors import http_error
+from fanout.llm.refusals import NOTHING, Refusals, Refused, refused_parts
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -28,7 +26,6 @@ if TYPE_CHECKING:
     from fanout.core.records import Usage
     from fanout.core.strict_schema import Dialect
     from fanout.llm.base import LLMRequest
-    from fanout.llm.error_kinds import SchemaRefusal
     from fanout.llm.http_client import HttpReply
 
 __all__ = ["DEFAULT_OUTPUT_KB", "Form", "HttpModel", "header_value"]
@@ -49,8 +46,6 @@ _REPLY_BYTES_PER_OUTPUT_KB = 16_000
 _LEAST_REPLY_BYTES = 8_000_000
 DEFAULT_OUTPUT_KB = 4_096
 
-_log = logging.getLogger(__name__)
-
 
 class Form(msgspec.Struct, frozen=True, kw_only=True):
     """The parts of a request that a server may refuse.
@@ -60,12 +55,14 @@ class Form(msgspec.Struct, frozen=True, kw_only=True):
         has_logprobs: Whether to ask for the probabilities of tokens.
         limit: The name of the token limit, where the API has several.
         max_tokens: The token limit; None for the server's own.
+        refused: What the server has refused of another form of this request.
     """
 
     schema: dict[str, Any] | None = None
     has_logprobs: bool = False
     limit: str = ""
     max_tokens: int | None = None
+    refused: Refused = NOTHING
 
 
 class HttpModel:
@@ -103,9 +100,6 @@ class HttpModel:
         self._name = name
         self._provider = provider
         self._key = key
-        self._refuses_schemas = False
-        self._refused_shapes: WeakSet[AnswerShape] = WeakSet()
-        self._refuses_logprobs = not self._has_logprobs
         self._headers = self._request_headers()
         self._http = HttpClient(
             base_url,
@@ -114,6 +108,7 @@ class HttpModel:
             concurrency=concurrency,
             max_reply_bytes=max(_LEAST_REPLY_BYTES, _REPLY_BYTES_PER_OUTPUT_KB * max_output_kb),
         )
+        self._refusals = Refusals(self._http.shown_url, has_logprobs=self._has_logprobs)
 
     def _request_headers(self) -> dict[str, str]:
         """Return headers with the key and the custom headers of the user, one per line."""
@@ -141,6 +136,8 @@ class HttpModel:
         while True:
             reply = await self._http.post(self._url, self._body(request, form), headers=headers)
             if reply.is_success:
+                if form.refused != NOTHING:
+                    self._refusals.learn(form.refused, request.shape)
                 return reply
             other = self._other_form(reply, request, form)
             if other is None or other == form:
@@ -156,10 +153,9 @@ class HttpModel:
         shape = request.shape
         if shape is None:
             return Form(max_tokens=request.max_tokens)
-        is_refused = self._refuses_schemas or shape in self._refused_shapes
         return Form(
-            schema=None if is_refused else self._schema(shape),
-            has_logprobs=bool(shape.choices) and not self._refuses_logprobs,
+            schema=self._schema(shape) if self._refusals.takes_schema(shape) else None,
+            has_logprobs=bool(shape.choices) and self._refusals.takes_logprobs,
             max_tokens=request.max_tokens,
         )
 
@@ -168,36 +164,24 @@ class HttpModel:
         native = shape.native(self._dialect)
         return None if native is None else native.schema
 
-    def _other_form(self, reply: HttpReply, request: LLMRequest, sent: Form) -> Form | None:
-        """Note what a server refuses; return another form of the request, or None.
-
-        Calls that were in flight when another one learned of it may be refused too.
-        """
-        details = reply.error_details()
-        refusal = schema_refusal(reply.status, details)
-        has_schema = sent.schema is not None and refusal is not None
-        has_logprobs = sent.has_logprobs and refuses_logprobs(reply.status, details)
-        if has_schema and has_logprobs and refuses_together(details):
-            # The shape of an answer is worth more than its probability.
-            has_schema = False
-        if has_schema and request.shape is not None:
-            self._learn_refusal(refusal, request.shape)
-        if has_logprobs and not self._refuses_logprobs:
-            self._refuses_logprobs = True
-            shown = self._http.shown_url
-            _log.warning("%s refuses log-probabilities: its answers have no confidence", shown)
-        return self._form(request) if has_schema or has_logprobs else None
-
-    def _learn_refusal(self, refusal: SchemaRefusal | None, shape: AnswerShape) -> None:
-        is_known = self._refuses_schemas or shape in self._refused_shapes
-        what = "this schema" if refusal == "this one" else "schemas"
-        if refusal == "this one":
-            self._refused_shapes.add(shape)
-        else:
-            self._refuses_schemas = True
-        if not is_known:
-            shown = self._http.shown_url
-            _log.warning("%s refuses %s: it is asked in words from now on", shown, what)
+    def _other_form(self, reply: HttpReply, request: LLMRequest, sent: Form) -> Form | None:  # noqa: ARG002 - for adapters
+        """Return a form of a request without what a server refuses of it; None if that is nothing."""
+        refused = refused_parts(
+            reply.status,
+            reply.error_details(),
+            has_schema=sent.schema is not None,
+            has_logprobs=sent.has_logprobs,
+        )
+        if refused == NOTHING:
+            return None
+        return msgspec.structs.replace(
+            sent,
+            schema=None if refused.schema else sent.schema,
+            has_logprobs=sent.has_logprobs and not refused.logprobs,
+            refused=Refused(
+                refused.schema or sent.refused.schema, refused.logprobs or sent.refused.logprobs
+            ),
+        )
 
     def _error(self, reply: HttpReply, usage: Usage | None = None) -> LLMError:
         """Return the LLMError of an error reply; ``usage`` is what the reply reports."""

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -13,16 +12,17 @@ from fanout.core.errors import LLMError, ModelError
 from fanout.core.records import ErrorKind, Usage
 from fanout.llm.base import LLMReply, LLMRequest, Token
 from fanout.llm.confidence import OTHERS, token_of, tokens_of
-from fanout.llm.error_kinds import refuses_logprobs, refuses_together, schema_refusal
 from fanout.llm.finish_reasons import require_answer
 from fanout.llm.http_errors import http_error, redacted_line
 from fanout.llm.openai import json_schema_format
+from fanout.llm.refusals import NOTHING, Refusals, Refused, refused_parts
 from fanout.llm.reply_bodies import content_text, error_details_in, text_or_none
 from fanout.llm.usage import cost_usd, token_count
 
-__all__ = ["LiteLLM"]
+if TYPE_CHECKING:
+    from fanout.llm.reply_bodies import ErrorDetails
 
-_log = logging.getLogger(__name__)
+__all__ = ["LiteLLM"]
 
 _UNPROCESSED = 400
 # The kinds of litellm's exceptions that have no status.
@@ -50,8 +50,7 @@ class LiteLLM:
             ) from None
         self._litellm: Any = litellm
         self._name = name
-        self._refuses_schemas = False
-        self._refuses_logprobs = False
+        self._refusals = Refusals(name)
         litellm.suppress_debug_info = True
 
     async def check(self) -> None:
@@ -81,43 +80,37 @@ class LiteLLM:
             raise self._error(error) from error
 
     async def _complete(self, request: LLMRequest) -> Any:
-        options, shape = _options(request), request.shape
-        native = None if self._refuses_schemas or shape is None else shape.native("openai")
-        has_logprobs = shape is not None and bool(shape.choices) and not self._refuses_logprobs
-        if native is not None:
-            options["response_format"] = json_schema_format(native.schema)
-        if has_logprobs:
-            options.update(logprobs=True, top_logprobs=OTHERS)
-        try:
-            # A provider may ignore a schema without a word.
-            return await self._litellm.acompletion(
-                model=self._name, messages=request.messages(in_words=True), num_retries=0, **options
-            )
-        except Exception as error:
-            if not self._learns(error, has_schema=native is not None, has_logprobs=has_logprobs):
-                raise
-            return await self._complete(request)
-
-    def _learns(self, error: Exception, *, has_schema: bool, has_logprobs: bool) -> bool:
-        """Note what litellm, or the provider behind it, refuses; say whether there is anything."""
-        details = error_details_in(getattr(error, "body", None))
-        details = msgspec.structs.replace(details, message=str(error))
-        status = getattr(error, "status_code", 0)
-        is_unsupported = type(error).__name__ == "UnsupportedParamsError"
-        if is_unsupported:
-            status = _UNPROCESSED
-        has_schema = has_schema and schema_refusal(status, details) is not None
-        has_logprobs = has_logprobs and refuses_logprobs(status, details)
-        if has_schema and has_logprobs and not is_unsupported and refuses_together(details):
-            has_schema = False
-        if has_schema and not self._refuses_schemas:
-            self._refuses_schemas = True
-            _log.warning("%s refuses schemas: it is asked in words from now on", self._name)
-        if has_logprobs and not self._refuses_logprobs:
-            self._refuses_logprobs = True
-            shown = self._name
-            _log.warning("%s refuses log-probabilities: its answers have no confidence", shown)
-        return has_schema or has_logprobs
+        shape = request.shape
+        takes_schema = shape is not None and self._refusals.takes_schema(shape)
+        native = shape.native("openai") if shape is not None and takes_schema else None
+        has_logprobs = shape is not None and bool(shape.choices) and self._refusals.takes_logprobs
+        refused = NOTHING
+        while True:
+            options = _options(request)
+            if native is not None:
+                options["response_format"] = json_schema_format(native.schema)
+            if has_logprobs:
+                options.update(logprobs=True, top_logprobs=OTHERS)
+            try:
+                # A provider may ignore a schema without a word.
+                reply = await self._litellm.acompletion(
+                    model=self._name,
+                    messages=request.messages(in_words=True),
+                    num_retries=0,
+                    **options,
+                )
+            except Exception as error:
+                parts = _refused(error, has_schema=native is not None, has_logprobs=has_logprobs)
+                if parts == NOTHING:
+                    raise
+                native = None if parts.schema else native
+                has_logprobs = has_logprobs and not parts.logprobs
+                refused = Refused(
+                    parts.schema or refused.schema, parts.logprobs or refused.logprobs
+                )
+            else:
+                self._refusals.learn(refused, shape)
+                return reply
 
     def _error(self, error: Exception) -> LLMError:
         name = type(error).__name__
@@ -127,12 +120,9 @@ class LiteLLM:
         if not isinstance(status, int):
             return LLMError(ErrorKind.INTERNAL, f"{name}: {redacted_line(str(error))}")
         headers: Any = getattr(getattr(error, "response", None), "headers", None)
-        details = error_details_in(getattr(error, "body", None))
-        # The provider's codes, then litellm's class.
-        codes = (*details.codes, name.lower())
         return http_error(
             status,
-            msgspec.structs.replace(details, message=str(error), codes=codes),
+            _details(error),
             headers=headers if hasattr(headers, "get") else {},
         )
 
@@ -166,6 +156,26 @@ class LiteLLM:
 
     async def aclose(self) -> None:
         """Do nothing: litellm manages its own connections."""
+
+
+def _details(error: Exception) -> ErrorDetails:
+    """Return the details of an error of litellm, or of the provider behind it."""
+    details = error_details_in(getattr(error, "body", None))
+    # The provider's codes, then litellm's class.
+    codes = (*details.codes, type(error).__name__.lower())
+    return msgspec.structs.replace(details, message=str(error), codes=codes)
+
+
+def _refused(error: Exception, *, has_schema: bool, has_logprobs: bool) -> Refused:
+    """Return what litellm, or the provider behind it, refuses of a request."""
+    is_unsupported = type(error).__name__ == "UnsupportedParamsError"
+    return refused_parts(
+        _UNPROCESSED if is_unsupported else getattr(error, "status_code", 0),
+        _details(error),
+        has_schema=has_schema,
+        has_logprobs=has_logprobs,
+        lists_each=is_unsupported,
+    )
 
 
 def _tokens(logprobs: Any) -> tuple[Token, ...]:

@@ -11,10 +11,10 @@ from fanout.core.errors import LLMError, ModelError
 from fanout.core.records import ErrorKind, Usage
 from fanout.llm.base import LLMReply, LLMRequest
 from fanout.llm.confidence import OTHERS, token_of, tokens_of
-from fanout.llm.error_kinds import refuses_parameter
 from fanout.llm.finish_reasons import require_answer, require_complete
 from fanout.llm.http_errors import refused_in_success
 from fanout.llm.http_model import DEFAULT_OUTPUT_KB, Form, HttpModel, header_value
+from fanout.llm.refusals import refuses_parameter
 from fanout.llm.reply_bodies import content_text, error_details_in, text_or_none
 from fanout.llm.usage import token_count
 
@@ -182,7 +182,9 @@ class OpenAILLM(HttpModel):
         self._limit = next(
             (name for name in _LIMITS if name not in self._refused_limits), sent.limit
         )
-        return self._form(request) if self._limit != sent.limit else None
+        if self._limit == sent.limit:
+            return None
+        return msgspec.structs.replace(sent, limit=self._limit)
 
     def _body(self, request: LLMRequest, form: Form) -> bytes:
         # A compatible server may ignore a schema without a word.

@@ -268,6 +268,7 @@ class ModelGate:
         if error is None or error.kind not in _SILENT:
             # Any answer, or a refusal of this prompt, shows that the model is up.
             model, now = self._model, self._limiter.clock()
+            model.answered(self._began)
             model.health.succeeded(began=self._began, now=now, is_first=self._calls == 1)
             if model.down_at is not None:
                 await self._limiter.succeeded_while_down(model, self._began)
@@ -276,7 +277,7 @@ class ModelGate:
     async def _failed(self, error: LLMError) -> FailureVerdict:
         model, limiter = self._model, self._limiter
         first = self._failed_at = self._began if self._failed_at is None else self._failed_at
-        model.failed_with = error.kind
+        model.failed(error.kind, limiter.clock())
         is_refusal = error.kind is ErrorKind.RATE_LIMITED or error.retry_after_s is not None
         # A prompt that is always refused while others are not must not hold up other branches.
         is_odd = self._calls > _MOST_REFUSALS and model.health.has_succeeded_after(first)

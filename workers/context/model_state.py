@@ -38,8 +38,10 @@ class ModelState:
         # This worker's own breaker: used if the server is unreachable, or other workers are well.
         self.breaker = CLOSED
         self.probes = 0
-        # How the last call failed that others may share; None since it was well, or if none did.
+        # How the last call failed for a reason that others may share, and when; None if none did since
+        # the model was last well.
         self.failed_with: ErrorKind | None = None
+        self.failed_at = float("-inf")
         # When calls were last held back.
         self.heard_at = 0.0
 
@@ -80,6 +82,16 @@ class ModelState:
         self.breaker = close(self.breaker, now=now)
         self.probes = 0
         self.failed_with = None
+
+    def failed(self, kind: ErrorKind, now: float) -> None:
+        """Note that a call failed for a reason that others may share."""
+        self.failed_with = kind
+        self.failed_at = now
+
+    def answered(self, began: float) -> None:
+        """Note an answer to a call that began at ``began``: it tells nothing of later failures."""
+        if self.down_at is None and began >= self.failed_at:
+            self.failed_with = None
 
     def require_unfailed(self) -> None:
         """Raise LLMError if a call of this worker has failed, so that a further one would too."""

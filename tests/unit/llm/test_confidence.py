@@ -22,6 +22,7 @@ from fanout.llm.confidence import label_confidence, token_of, tokens_of
 from fanout.llm.gemini import GeminiLLM
 from fanout.llm.litellm import LiteLLM
 from fanout.llm.openai import OpenAILLM
+from fanout.llm.refusals import Refusals
 from tests.scripted_provider import anthropic_reply, openai_reply
 
 GOOD_BAD = shape_of(None, ("good", "bad"))
@@ -448,7 +449,7 @@ UnsupportedError.__name__ = "UnsupportedParamsError"
 
 def litellm_of(complete):
     llm = LiteLLM.__new__(LiteLLM)
-    llm._name, llm._refuses_schemas, llm._refuses_logprobs = "x/m", False, False
+    llm._name, llm._refusals = "x/m", Refusals("x/m")
     llm._litellm = type("Module", (), {"acompletion": staticmethod(complete)})
     return llm
 

@@ -20,6 +20,7 @@ from fanout.llm.calls import complete_with_retries
 from fanout.llm.gemini import GeminiLLM
 from fanout.llm.litellm import LiteLLM
 from fanout.llm.openai import OpenAILLM
+from fanout.llm.refusals import Refusals
 from tests.scripted_provider import anthropic_reply, openai_reply
 
 ONCE = RetrySpec(max_attempts=1)
@@ -80,7 +81,7 @@ class Told:
     def made(self):
         if self.name == "litellm":
             llm = LiteLLM.__new__(LiteLLM)
-            llm._name, llm._refuses_schemas, llm._refuses_logprobs = "x/m", False, False
+            llm._name, llm._refusals = "x/m", Refusals("x/m")
             llm._litellm = type("Module", (), {"acompletion": staticmethod(self._litellm)})
             return llm
         kinds = {
