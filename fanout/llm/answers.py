@@ -59,6 +59,21 @@ async def checked_answer(
         WrongAnswerError: The answer is complete, and lacks its shape.
         LLMError: There is no valid answer.
     """
+    try:
+        return await _stored(reply, shape, validate, max_output_kb, keeps_cut=keeps_cut)
+    except LLMError as error:
+        error.finish_reason = error.finish_reason or reply.finish_reason
+        raise
+
+
+async def _stored(
+    reply: LLMReply,
+    shape: AnswerShape | None,
+    validate: Callable[[str], str] | None,
+    max_output_kb: int | None,
+    *,
+    keeps_cut: bool,
+) -> str:
     # It is accepted only if it is whole by itself.
     is_doubtful = bool(reply.text.strip()) and (
         (keeps_cut and ending(reply.finish_reason) is ErrorKind.TRUNCATED)
@@ -121,8 +136,7 @@ async def _shaped(shape: AnswerShape, answer: str) -> str:
         shown = (
             answer if len(answer) <= _SHOWN_ANSWER_CHARS else answer[:_SHOWN_ANSWER_CHARS] + "..."
         )
-        reply = f"That is not valid: {error}.\n\n{shape.in_words}"
-        raise WrongAnswerError(str(error), shown, reply) from None
+        raise WrongAnswerError(str(error), shown, f"That is not valid: {error}.") from None
 
 
 @cache

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import msgspec
 
@@ -11,11 +11,14 @@ from fanout.core.errors import LLMError
 from fanout.core.exhaustion import is_exhausted
 from fanout.core.records import ErrorKind, Usage
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
 __all__ = ["LLM", "LLMReply", "LLMRequest", "Token", "Turn", "unexpected"]
 
 
 class Turn(msgspec.Struct, frozen=True):
-    """An answer in a conversation, and the reply to it."""
+    """An answer in a conversation, and what is wrong with it."""
 
     answer: str
     reply: str
@@ -54,18 +57,25 @@ class LLMRequest(msgspec.Struct, frozen=True, kw_only=True):
         system = "\n\n".join(part for part in (self.system, words) if part)
         messages = [{"role": "system", "content": system}] if system else []
         messages.append({"role": "user", "content": self.prompt})
-        for turn in self.turns:
-            messages.append({"role": "assistant", "content": turn.answer})
-            messages.append({"role": "user", "content": turn.reply})
+        for answer, reply in self._replies(is_told=in_words):
+            messages.append({"role": "assistant", "content": answer})
+            messages.append({"role": "user", "content": reply})
         return messages
 
     @property
     def whole_prompt(self) -> str:
         """The conversation as one prompt, for models that take no messages."""
         parts = [self.prompt]
-        for turn in self.turns:
-            parts += [f"You answered:\n{turn.answer}", turn.reply]
+        for answer, reply in self._replies(is_told=False):
+            parts += [f"You answered:\n{answer}", reply]
         return "\n\n".join(parts)
+
+    def _replies(self, *, is_told: bool) -> Iterator[tuple[str, str]]:
+        """Yield answers and replies; the first reply says what the answer must be, unless told."""
+        for turn in self.turns:
+            words = None if is_told or self.shape is None else self.shape.in_words
+            yield turn.answer, f"{turn.reply}\n\n{words}" if words else turn.reply
+            is_told = True
 
 
 class Token(msgspec.Struct, frozen=True):
@@ -134,4 +144,11 @@ def unexpected(error: BaseException) -> LLMError:
     # An exhausted process (memory, descriptors, threads) is temporary, and no fault of the model.
     is_own = is_exhausted(error)
     kind = ErrorKind.CONNECTION if is_own else ErrorKind.INTERNAL
-    return LLMError(kind, f"{type(error).__name__}: {error}", is_own=is_own)
+    return LLMError(kind, f"{type(error).__name__}: {_words(error)}", is_own=is_own)
+
+
+def _words(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception:  # noqa: BLE001 - a user's exception may raise any other one
+        return "its message cannot be read"

@@ -17,7 +17,8 @@ from fanout.llm.base import LLMReply, Turn, unexpected
 from fanout.llm.confidence import label_confidence
 from fanout.llm.deadline import Deadline
 from fanout.llm.finish_reasons import ending
-from fanout.llm.usage import believable, billed
+from fanout.llm.sound_replies import sound_error, sound_reply
+from fanout.llm.usage import billed
 from fanout.policy.outages import judge_alone
 from fanout.policy.retries import larger_token_limit, may_retry, retry_wait_s, stop_after
 
@@ -163,7 +164,7 @@ async def complete_with_retries(
             verdict = await _left(gate, tries.request, observed.reply, error) or judge_alone(error)
             wait_s = tries.failed(error, observed.reply, verdict, now=clock(), jitter=rand())
             if wait_s is None:
-                result = _failed(_cause(error, tries.cut), tries.used, clock() - tries.started)
+                result = _failed(tries.cause(error), tries.used, clock() - tries.started)
                 is_late = tries.may_retry(error.kind)
                 return msgspec.structs.replace(result, is_out_of_time=is_late)
             await sleep(wait_s)
@@ -189,8 +190,10 @@ class _Tries:
         self.started = started
         self.number = 0
         self.used: list[Usage] = []
-        # The error of a truncated answer, once a call with a higher token limit has followed it.
-        self.cut: LLMError | None = None
+        # The error of the last answer that a call followed with a higher token limit, or with what is
+        # wrong with it.
+        self._unusable: LLMError | None = None
+        self._has_more_room = False
         self._policy = policy
         self._reasks = reasks
         self._window_tokens = window_tokens
@@ -213,8 +216,21 @@ class _Tries:
         self._reasks -= 1
         turn = Turn(answer=error.answer, reply=error.reply)
         turns = (*self.request.turns, turn)
+        self._unusable = error
         self.request = msgspec.structs.replace(self.request, turns=turns)
         return self._reasks >= 0
+
+    def cause(self, error: LLMError) -> LLMError:
+        """Return why the branch failed: its unusable answer, if only the call after that was refused.
+
+        A conversation is longer than its prompt, and a provider may refuse a higher token limit.
+        """
+        before = self._unusable
+        if before is None:
+            return error
+        is_cut = before.kind is ErrorKind.TRUNCATED
+        refused = _ROOM_REFUSED if is_cut else frozenset({ErrorKind.CONTEXT_LENGTH})
+        return before if error.kind in refused else error
 
     def failed(
         self,
@@ -238,8 +254,8 @@ class _Tries:
             prompt_tokens=self.used[-1].input_tokens,
             window_tokens=self._window_tokens,
         )
-        if room is not None and self.cut is None:
-            self.cut = error
+        if room is not None and not self._has_more_room:
+            self._has_more_room, self._unusable = True, error
             self.request = msgspec.structs.replace(self.request, max_tokens=room)
             return 0.0
         return retry_wait_s(
@@ -256,11 +272,6 @@ class _Tries:
     def may_retry(self, kind: ErrorKind) -> bool:
         """Say whether only time can forbid another call after a failure."""
         return may_retry(kind, spent=self._failures, policy=self._policy)
-
-
-def _cause(error: LLMError, cut: LLMError | None) -> LLMError:
-    """Return why a branch failed: the truncation, if the provider refused a higher token limit."""
-    return cut if cut is not None and error.kind in _ROOM_REFUSED else error
 
 
 class _Observed:
@@ -309,39 +320,30 @@ async def _left(
 
 async def _call(llm: LLM, request: LLMRequest, timeout_s: float) -> LLMReply:
     try:
-        with Deadline(timeout_s):
-            reply: Any = await llm.complete(request)
-    except TimeoutError:
-        raise LLMError(ErrorKind.TIMEOUT, f"no answer within {timeout_s:g} s") from None
-    except LLMError as error:
-        kind: Any = error.kind
-        if not isinstance(kind, ErrorKind):
-            # A user's function may raise it with any kind.
-            is_known = isinstance(kind, str) and kind in set(ErrorKind)
-            error.kind = ErrorKind(kind) if is_known else ErrorKind.INTERNAL
-        raise
+        return sound_reply(await _made(llm, request, timeout_s))
     except asyncio.CancelledError as error:
         task = asyncio.current_task()
         if task is None or task.cancelling():
             raise
         # Nobody cancelled this call, but something that it awaited was cancelled.
         raise unexpected(error) from error
+    except LLMError:
+        raise
     except (Exception, SystemExit, KeyboardInterrupt) as error:
         # Also an exit must end its branch, not the worker.
         raise unexpected(error) from error
-    if not isinstance(reply, LLMReply):
-        name = type(reply).__name__
-        raise LLMError(ErrorKind.INVALID_OUTPUT, f"the model returned {name}, not an LLMReply")
-    text: Any = reply.text
-    if not isinstance(text, str):
-        name = type(text).__name__
-        raise LLMError(ErrorKind.INVALID_OUTPUT, f"the model's text is of type {name}")
-    usage, reason = believable(reply.usage), reply.finish_reason
-    if usage is reply.usage and (reason is None or type(reason) is str):
-        return reply
-    # An enum's text, where a user's class has one.
-    shown = None if reason is None else str(getattr(reason, "value", reason))
-    return msgspec.structs.replace(reply, usage=usage, finish_reason=shown)
+
+
+async def _made(llm: LLM, request: LLMRequest, timeout_s: float) -> Any:
+    try:
+        with Deadline(timeout_s):
+            return await llm.complete(request)
+    except TimeoutError:
+        raise LLMError(ErrorKind.TIMEOUT, f"no answer within {timeout_s:g} s") from None
+    except LLMError as error:
+        # A user's function may raise it with any values.
+        sound_error(error)
+        raise
 
 
 def _answered(

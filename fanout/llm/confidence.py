@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import math
 import re
+from bisect import bisect_left
+from functools import lru_cache
+from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fanout.core.answer_shape import WrongShapeError
@@ -23,14 +26,20 @@ __all__ = ["OTHERS", "label_confidence", "token_of", "tokens_of"]
 OTHERS = 5
 # A label and what is around it are short; a reasoning model may put its thoughts before them.
 _MOST_TOKENS = 100_000
-_MOST_OTHERS = 100
+_MOST_OTHERS = 20
+# The answer without its thoughts. A longer one holds more than a label, and would hold up the loop.
+_MOST_CHARS = 8_000
+_MOST_STEPS = 1_000
 # A logarithm above 0 is a rounding error up to this.
 _ROUNDING = 0.01
 _IMPOSSIBLE = -1e9
 _DIGITS = 6
-_STRING = re.compile(r'"(?:[^"\\]|\\.)*"', re.DOTALL)
+# A string in JSON; without an end, all of the rest, so that the search stays linear.
+_STRING = re.compile(r'"(?:[^"\\]++|\\.)*+(?:"|\\?\Z)', re.DOTALL)
+_COLON = re.compile(r"\s*:")
 _AROUND = b" \t\r\n\"'`*_.!,;:()[]{}"
 _QUOTE = b'"'
+_PAIR = 2
 
 
 def tokens_of(entries: Any, read: Callable[[Any], Token | None]) -> tuple[Token, ...]:
@@ -65,14 +74,22 @@ def token_of(
 
 
 def _read(text: Any, logprob: Any, raw: Any) -> tuple[bytes, float] | None:
-    if isinstance(logprob, bool) or not isinstance(logprob, int | float):
-        return None
-    if math.isnan(logprob) or logprob > _ROUNDING:
+    number = _logarithm(logprob)
+    if number is None:
         return None
     data = _bytes(raw)
     if data is None and isinstance(text, str):
         data = text.encode("utf-8", "replace")
-    return None if data is None else (data, min(0.0, max(_IMPOSSIBLE, logprob)))
+    return None if data is None else (data, number)
+
+
+def _logarithm(value: Any) -> float | None:
+    """Return the logarithm of a probability; None if the value is none."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    if math.isnan(value) or value > _ROUNDING:
+        return None
+    return min(0.0, max(_IMPOSSIBLE, value))
 
 
 def _bytes(raw: Any) -> bytes | None:
@@ -99,36 +116,57 @@ def label_confidence(tokens: tuple[Token, ...], shape: AnswerShape, label: str) 
         shape: The labels.
         label: The label that was read out of the answer.
     """
+    if not shape.choices or len(tokens) > _MOST_TOKENS:
+        return None
     try:
         text = b"".join(token.text for token in tokens).decode()
-        if not shape.choices or shape.checked(text) != label:
+        answer = without_reasoning(text.strip(), OWN_TAGS + PROMPTED_TAGS).strip()
+        if len(answer) > _MOST_CHARS or shape.checked(answer) != label:
             return None
-    except (UnicodeDecodeError, WrongShapeError):
+    except (AttributeError, TypeError, UnicodeDecodeError, WrongShapeError):
         # These are not the tokens of the answer.
         return None
-    span = _located(text, label)
+    span = _located(answer, label)
     if span is None:
         return None
-    begin, end, is_quoted = span
-    steps = list(_steps(tokens, len(text[:begin].encode()), len(text[:end].encode())))
-    labels = _Labels(shape.choices, label, shown=text[begin:end], is_quoted=is_quoted)
-    probability = labels.probability(steps)
+    # The answer is the end of the text.
+    before = text[: len(text.rstrip()) - len(answer)]
+    shown, is_quoted = answer[span[0] : span[1]], span[2]
+    begin = len((before + answer[: span[0]]).encode())
+    size = len(shown.encode())
+    steps = list(islice(_steps(tokens, begin, begin + size), _MOST_STEPS + 1))
+    if len(steps) > _MOST_STEPS or not all(_makes_sense(step.token) for step in steps):
+        return None
+    is_ascii = is_quoted and shown == json.dumps(label)[1:-1]
+    forms = _forms(shape.choices, is_quoted=is_quoted, is_ascii=is_ascii)
+    probability = _Spelling(forms, label, is_quoted=is_quoted).probability(steps)
     if probability is None:
-        size = len(text[begin:end].encode())
         own = (step.token.logprob for step in steps if len(step.before) < size)
         probability = math.exp(math.fsum(own)) or None
     # What was answered is not impossible: such a logarithm says nothing.
     return None if probability is None else round(min(1.0, max(0.0, probability)), _DIGITS)
 
 
-def _located(text: str, label: str) -> tuple[int, int, bool] | None:
+def _makes_sense(token: Any) -> bool:
+    """Say whether a token is one: a user's function may return any value."""
+    if not isinstance(token, Token) or not isinstance(token.others, tuple | list):
+        return False
+    entries: list[Any] = [(token.text, token.logprob), *token.others]
+    return all(
+        isinstance(one, tuple | list)
+        and len(one) == _PAIR
+        and isinstance(one[0], bytes)
+        and _logarithm(one[1]) is not None
+        for one in entries
+    )
+
+
+def _located(answer: str, label: str) -> tuple[int, int, bool] | None:
     """Return where a label is in an answer, from and to, and whether it is in quotes."""
-    rest = without_reasoning(text.strip(), OWN_TAGS + PROMPTED_TAGS).strip()
-    at = text.rfind(rest)
-    if rest == label:
-        return at, at + len(rest), False
-    for found in _STRING.finditer(rest):
-        if rest[found.end() :].lstrip().startswith(":"):
+    if answer == label:
+        return 0, len(answer), False
+    for found in _STRING.finditer(answer):
+        if _COLON.match(answer, found.end()):
             # The name of a field.
             continue
         try:
@@ -136,11 +174,11 @@ def _located(text: str, label: str) -> tuple[int, int, bool] | None:
         except ValueError:
             continue
         if loosened(value) == loosened(label):
-            return at + found.start() + 1, at + found.end() - 1, True
-    for form in (rest, rest.lstrip(OPENINGS)):
+            return found.start() + 1, found.end() - 1, True
+    for form in (answer, answer.lstrip(OPENINGS)):
         if loosened(form) == loosened(label):
             bare = unwrapped(form)
-            at += rest.find(bare)
+            at = answer.find(bare)
             return at, at + len(bare), False
     return None
 
@@ -173,33 +211,78 @@ def _steps(tokens: tuple[Token, ...], begin: int, end: int) -> Iterator[_Step]:
             return
 
 
-class _Labels:
-    """The labels as an answer writes them, and those that it may still become.
+class _Forms:
+    """The labels as an answer writes them.
 
-    Args:
+    Attributes:
         labels: All labels.
-        label: The label of the answer.
-        shown: How the answer writes it.
-        is_quoted: Whether it is a JSON string there.
+        is_folded: Whether their forms are in lower case, in which they differ, too.
     """
 
-    def __init__(self, labels: tuple[str, ...], label: str, *, shown: str, is_quoted: bool) -> None:
-        is_ascii = is_quoted and shown == json.dumps(label)[1:-1]
-
+    def __init__(self, labels: tuple[str, ...], *, is_quoted: bool, is_ascii: bool) -> None:
         def written(one: str) -> bytes:
             text = json.dumps(one, ensure_ascii=is_ascii)[1:-1] if is_quoted else one
             return text.encode("utf-8", "replace")
 
         forms = {one: written(one) for one in labels}
         lowered = {one: form.lower() for one, form in forms.items()}
-        self._is_folded = len(set(lowered.values())) == len(forms)
-        self._forms = lowered if self._is_folded else forms
+        self.labels = frozenset(labels)
+        self.is_folded = len(set(lowered.values())) == len(forms)
+        pairs = sorted((form, one) for one, form in (lowered if self.is_folded else forms).items())
+        self._forms = [form for form, _ in pairs]
+        self._in_order = [one for _, one in pairs]
+        self._labels_of: dict[bytes, list[str]] = {}
+        for form, one in pairs:
+            self._labels_of.setdefault(form, []).append(one)
+        self._sizes = sorted({len(form) for form in self._forms})
+
+    def begun(self, way: bytes) -> list[str]:
+        """Return the labels that begin with ``way``."""
+        # No UTF-8 has this byte, so that it is behind all that begins so.
+        end = bisect_left(self._forms, way + b"\xff")
+        return self._in_order[bisect_left(self._forms, way, hi=end) : end]
+
+    def is_begun(self, way: bytes) -> bool:
+        """Say whether a label begins with ``way``."""
+        at = bisect_left(self._forms, way)
+        return at < len(self._forms) and self._forms[at].startswith(way)
+
+    def spelled(self, way: bytes) -> list[str]:
+        """Return the labels that ``way`` is."""
+        return self._labels_of.get(way, [])
+
+    def passed(self, way: bytes) -> Iterator[tuple[list[str], bytes]]:
+        """Yield the labels that ``way`` begins with, and what it has behind them."""
+        for size in self._sizes:
+            if size > len(way):
+                return
+            labels = self._labels_of.get(way[:size])
+            if labels:
+                yield labels, way[size:]
+
+
+@lru_cache(maxsize=64)
+def _forms(labels: tuple[str, ...], *, is_quoted: bool, is_ascii: bool) -> _Forms:
+    return _Forms(labels, is_quoted=is_quoted, is_ascii=is_ascii)
+
+
+class _Spelling:
+    """The label of an answer, and those that its tokens could still have become.
+
+    Args:
+        forms: All labels.
+        label: The label of the answer.
+        is_quoted: Whether it is a JSON string there.
+    """
+
+    def __init__(self, forms: _Forms, label: str, *, is_quoted: bool) -> None:
+        self._forms = forms
         self._label = label
         self._is_quoted = is_quoted
 
     def probability(self, steps: list[_Step]) -> float | None:
         """Return the probability of the label; None if its tokens do not spell it."""
-        possible, product = set(self._forms), 1.0
+        possible, product = self._forms.labels, 1.0
         for step in steps:
             if len(possible) == 1:
                 break
@@ -213,7 +296,7 @@ class _Labels:
             possible = after
         return product if steps else None
 
-    def _share(self, possible: set[str], step: _Step) -> float | None:
+    def _share(self, possible: frozenset[str], step: _Step) -> float | None:
         """Return the share of the likely tokens that stay with the label; None if it is unknown."""
         token, stays, leaves = step.token, 0.0, 0.0
         if not token.others:
@@ -231,36 +314,38 @@ class _Labels:
             return None
         return stays / (stays + leaves)
 
-    def _spelled(self, possible: set[str], step: _Step, text: bytes) -> set[str]:
+    def _spelled(self, possible: frozenset[str], step: _Step, text: bytes) -> frozenset[str]:
         """Return the labels that an answer is with a token."""
         ways = self._ways(step, text)
-        return {one for one in possible if self._forms[one] in ways}
+        return possible.intersection([one for way in ways for one in self._forms.spelled(way)])
 
-    def _allowed(self, possible: set[str], step: _Step, text: bytes) -> set[str]:
+    def _allowed(self, possible: frozenset[str], step: _Step, text: bytes) -> frozenset[str]:
         """Return the labels that an answer may still become with a token."""
         ways = self._ways(step, text)
-        begun = {one for one in possible if any(self._forms[one].startswith(way) for way in ways)}
-        return begun | {
-            one for one in possible if any(self._ends(self._forms[one], way, begun) for way in ways)
-        }
+        begun = possible.intersection([one for way in ways for one in self._forms.begun(way)])
+        ended = [
+            one
+            for way in ways
+            for labels, rest in self._forms.passed(way)
+            if self._is_behind(rest, has_begun=bool(begun))
+            for one in labels
+        ]
+        return begun | possible.intersection(ended)
 
     def _ways(self, step: _Step, text: bytes) -> set[bytes]:
         """Return the beginnings of a label that an answer may have with a token."""
         way, bare = step.before + text.removeprefix(step.lead), text.lstrip(_AROUND)
-        if self._is_folded:
+        if self._forms.is_folded:
             way, bare = way.lower(), bare.lower()
         ways = {way, bare}
         # A label may begin within a token, behind other signs than it did here; but the first sign of
         # `.NET` is its own.
-        if step.before or any(way and form.startswith(way) for form in self._forms.values()):
+        if step.before or (way and self._forms.is_begun(way)):
             ways = {way}
         return ways - {b""}
 
-    def _ends(self, form: bytes, way: bytes, begun: set[str]) -> bool:
-        """Say whether an answer that is ``way`` so far is a label with something behind it."""
-        if not way.startswith(form):
-            return False
-        rest = way[len(form) :]
+    def _is_behind(self, rest: bytes, *, has_begun: bool) -> bool:
+        """Say whether a label may have ``rest`` behind it in an answer."""
         if self._is_quoted:
             return rest.startswith(_QUOTE)
-        return not rest.strip() or (not begun and not rest.strip(_AROUND))
+        return not rest.strip() or (not has_begun and not rest.strip(_AROUND))

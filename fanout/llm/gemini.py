@@ -143,11 +143,13 @@ def _reply(content: dict[str, Any]) -> LLMReply:
     candidates = content["candidates"]
     first = candidates[0] if isinstance(candidates, list) and candidates else {}
     candidate = first if isinstance(first, dict) else {}
-    parts = candidate.get("content", {})
-    parts = parts.get("parts", []) if isinstance(parts, dict) else []
+    held = candidate.get("content")
+    parts = held.get("parts") if isinstance(held, dict) else None
+    if not isinstance(parts, list | None):
+        raise _no_answer("its parts are no list")
     texts = [
         part["text"]
-        for part in parts
+        for part in parts or ()
         if isinstance(part, dict) and isinstance(part.get("text"), str) and not part.get("thought")
     ]
     reply = LLMReply(

@@ -6,11 +6,13 @@ import threading
 import msgspec
 import pytest
 
+from fanout.core.answer_shape import shape_of
 from fanout.core.errors import LLMError
 from fanout.core.records import ErrorKind, Usage
 from fanout.core.spec_fields import RetrySpec
 from fanout.llm import FakeLLM, LLMReply, LLMRequest
 from fanout.llm.answers import validate_json, validated
+from fanout.llm.base import Token
 from fanout.llm.calls import complete_with_retries
 
 POLICY = RetrySpec(max_attempts=3, max_elapsed_s=100, base_wait_s=1, max_wait_s=10)
@@ -318,3 +320,105 @@ def test_a_model_that_returns_no_reply_fails_its_branch_only():
         ErrorKind.INVALID_OUTPUT,
         "the model returned str, not an LLMReply",
     )
+
+
+class Unreadable:
+    def __str__(self):
+        raise RuntimeError("boom")
+
+    @property
+    def value(self):
+        raise RuntimeError("boom")
+
+
+class UnreadableError(Exception):
+    __str__ = Unreadable.__str__
+
+
+ANSWER = "good"
+ODD_REPLIES = {
+    **{
+        f"tokens {number}": (LLMReply(text=ANSWER, tokens=odd), None)
+        for number, odd in enumerate(
+            [
+                5, "abc", [1], ((1, 2),), None, Unreadable(), (Token("good", -1.0),),
+                (Token(b"good", 1000.0),), (Token(b"good", "x"),), (Token(b"good", float("nan")),),
+                (Token(b"good", -1.0, 5),), (Token(b"good", -1.0, (5,)),),
+                (Token(b"good", -1.0, ((b"bad",),)),), (Token(b"good", -1.0, (("bad", -1.0),)),),
+            ]
+        )
+    },
+    **{
+        f"usage {number}": (LLMReply(text=ANSWER, usage=odd), None)
+        for number, odd in enumerate([None, 5, "x", {"calls": 1}])
+    },
+    "model": (LLMReply(text=ANSWER, model=5, response_id=object()), None),
+    "finish reason": (LLMReply(text=ANSWER, finish_reason=Unreadable()), "internal"),
+    "finish reason of an enum": (LLMReply(text=ANSWER, finish_reason=ErrorKind.TIMEOUT), "server_error"),
+    "no reply": ("good", "invalid_output"),
+    "no text": (LLMReply(text=None), "invalid_output"),
+    "an error": (UnreadableError(), "internal"),
+    "an error's message": (LLMError(ErrorKind.AUTH, Unreadable()), "internal"),
+    "an error's usage": (LLMError(ErrorKind.AUTH, "no", usage=5), "auth"),
+    "an error's finish reason": (LLMError(ErrorKind.AUTH, "no", finish_reason=5), "auth"),
+    "an error's stop": (LLMError(ErrorKind.AUTH, "no", stop_after="x"), "auth"),
+    "an error's kind": (LLMError(Unreadable(), "no"), "internal"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ODD_REPLIES)
+def test_no_value_that_a_function_returns_or_raises_escapes(name):
+    told, kind = ODD_REPLIES[name]
+
+    class Odd:
+        async def complete(self, request):
+            if isinstance(told, Exception):
+                raise told
+            return told
+
+    request = LLMRequest(prompt="p", shape=shape_of(None, ("good", "bad")))
+    seen = []
+    result = asyncio.run(
+        complete_with_retries(Odd(), request, policy=ONCE, timeout_s=9, observe=seen.append)
+    )
+    assert (result.kind and result.kind.value, result.confidence) == (kind, None)
+    assert result.output == (None if kind else ANSWER)
+    assert len(seen) == result.attempts == 1
+    assert isinstance(result.stop_after, int)
+
+
+WRONG = LLMReply(text="well", finish_reason="end_turn")
+CUT = LLMReply(text="goo", finish_reason="length")
+LONG = LLMError(ErrorKind.CONTEXT_LENGTH, "too long")
+REFUSED = LLMError(ErrorKind.BAD_REQUEST, "no")
+
+
+@pytest.mark.parametrize(
+    ("told", "kind", "reason"),
+    [
+        ([WRONG], "invalid_output", "end_turn"),
+        # What follows an unusable answer does not hide it, where it can be the cause.
+        ([WRONG, LONG], "invalid_output", "end_turn"),
+        ([WRONG, WRONG, LONG], "invalid_output", "end_turn"),
+        ([CUT, LONG], "truncated", "length"),
+        ([CUT, REFUSED], "truncated", "length"),
+        ([WRONG, CUT, REFUSED], "truncated", "length"),
+        ([CUT, WRONG, LONG], "invalid_output", "end_turn"),
+        ([LONG], "context_length", None),
+        ([WRONG, REFUSED], "bad_request", None),
+        ([CUT, WRONG, REFUSED], "bad_request", None),
+    ],
+)
+def test_an_error_is_that_of_its_cause_with_its_finish_reason(told, kind, reason):
+    script = iter([*told, *[told[-1]] * 3])
+    request = LLMRequest(prompt="p", max_tokens=9, shape=shape_of(None, ("good", "bad")))
+    result = asyncio.run(
+        complete_with_retries(
+            FakeLLM(script=lambda _: next(script)),
+            request,
+            policy=POLICY,
+            timeout_s=9,
+            max_reasks=2,
+        )
+    )
+    assert (result.kind.value, result.finish_reason) == (kind, reason)

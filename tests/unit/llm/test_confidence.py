@@ -149,6 +149,29 @@ def test_the_tokens_of_a_label_have_its_probability(name):
     assert found == (None if expected is None else pytest.approx(expected, abs=1e-5))
 
 
+MANY = tuple(f"label {number:04d}" for number in range(1_000))
+ESCAPED = '"' + '\\"' * 500_000
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        ('{"a": "label 0500"}', 0.5),
+        # Reasoning may be long, but not the answer behind it.
+        (f"<think>{ESCAPED}</think>label 0500", 0.5),
+        (f"label 0500{' ' * 100_000}", 0.5),
+        (f"{ESCAPED}\n```\nlabel 0500\n```", None),
+        (f"{ESCAPED[:6_000]}\\", None),
+    ],
+)
+def test_long_answers_and_many_labels_do_not_hold_up_other_calls(answer, expected):
+    """A search that is not linear would take minutes, and one of all labels seconds."""
+    begin, _, end = answer.partition("label 0500")
+    made = tokens((begin or " ", 1), ("label 0500", 0.5), (end or " ", 1))
+    found = [label_confidence(made, shape_of(None, MANY), "label 0500") for _ in range(50)]
+    assert set(found) == {expected}
+
+
 LABEL = st.text(st.sampled_from('abAB é"\\*.:{}😀'), min_size=1, max_size=6).filter(
     lambda text: text.strip() == text
 )

@@ -276,3 +276,22 @@ def test_the_body_is_json_of_any_text(provider):
     provider.body = gemini_reply()
     complete(LLMRequest(prompt="\u2028\x00\U0001f388"))
     assert json.dumps(provider.requests[-1][2]["contents"][0]["parts"][0]["text"])
+
+
+@pytest.mark.parametrize(
+    ("content", "finish", "kind"),
+    [
+        ({"parts": None}, None, "server_error"),
+        ({"parts": None}, "STOP", "invalid_output"),
+        ({"parts": 5}, "STOP", "server_error"),
+        ({"parts": "text"}, "STOP", "server_error"),
+        ({"parts": {"text": "x"}}, "STOP", "server_error"),
+        ({"parts": [None, 5, {"text": 7}]}, "STOP", "invalid_output"),
+        ({"parts": None}, "SAFETY", "content_filter"),
+        (None, None, "server_error"),
+        ([], None, "server_error"),
+    ],
+)
+def test_parts_that_are_none_are_no_fault_of_fanout(provider, content, finish, kind):
+    provider.body = {"candidates": [{"content": content, "finishReason": finish}]}
+    assert failure().kind.value == kind

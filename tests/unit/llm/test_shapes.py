@@ -274,6 +274,16 @@ def test_a_wrong_answer_is_sent_back_in_the_same_conversation(provider):
     assert "9 is greater than the maximum of 5" in reply["content"]
 
 
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("how", ["violates", "refuses"])
+def test_a_conversation_says_once_what_the_answer_must_be(provider, name, how):
+    Server(provider, name, how, "schema", [first_wrong("schema")])
+    results(MODELS[name], "schema", max_reasks=2)
+    last = json.dumps(provider.requests[-1][2])
+    assert last.count("nothing else") == 1
+    assert last.count("That is not valid") == 2
+
+
 def test_a_schema_is_sent_as_each_provider_takes_it(provider):
     Server(provider, "openai", "honours", "schema")
     results(OpenAILLM, "schema")
