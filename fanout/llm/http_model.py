@@ -155,7 +155,7 @@ class HttpModel:
             return Form(max_tokens=request.max_tokens)
         return Form(
             schema=self._schema(shape) if self._refusals.takes_schema(shape) else None,
-            has_logprobs=bool(shape.choices) and self._refusals.takes_logprobs,
+            has_logprobs=bool(shape.choices) and self._refusals.takes_logprobs(),
             max_tokens=request.max_tokens,
         )
 

@@ -83,7 +83,7 @@ class LiteLLM:
         shape = request.shape
         takes_schema = shape is not None and self._refusals.takes_schema(shape)
         native = shape.native("openai") if shape is not None and takes_schema else None
-        has_logprobs = shape is not None and bool(shape.choices) and self._refusals.takes_logprobs
+        has_logprobs = shape is not None and bool(shape.choices) and self._refusals.takes_logprobs()
         refused = NOTHING
         while True:
             options = _options(request)

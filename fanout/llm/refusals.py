@@ -115,9 +115,8 @@ class Refusals:
         until = max(self._schemas_until, self._shapes_until.get(shape, _NEVER))
         return self._clock() >= until
 
-    @property
     def takes_logprobs(self) -> bool:
-        """Whether to ask for log-probabilities."""
+        """Say whether to ask for log-probabilities."""
         return self._clock() >= self._logprobs_until
 
     def learn(self, refused: Refused, shape: AnswerShape | None) -> None:

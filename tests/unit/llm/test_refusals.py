@@ -97,10 +97,10 @@ def test_a_refusal_is_remembered_for_an_hour_and_logged_once(caplog):
     refusals = Refusals("x", clock=lambda: now[0])
     for _ in range(2):
         assert refusals.takes_schema(OBJECT)
-        assert refusals.takes_logprobs
+        assert refusals.takes_logprobs()
         refusals.learn(Refused("this one", True), OBJECT)
         assert not refusals.takes_schema(OBJECT)
-        assert not refusals.takes_logprobs
+        assert not refusals.takes_logprobs()
         assert refusals.takes_schema(LIST)
         now[0] += 3_601
     assert len(caplog.records) == 2
