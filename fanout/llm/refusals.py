@@ -33,7 +33,7 @@ _LOOKED_AT = 4_000
 _UNPROCESSED = frozenset({400, 422})
 # OpenAI refuses the log-probabilities of reasoning models with 403; some servers fail instead.
 _REFUSES_LOGPROBS = frozenset({400, 403, 422, 500, 501})
-# Another part of the request is at fault, whatever else the message names.
+# Another part of the request is at fault, although the message may name the schema.
 _OTHER_FAULTS = frozenset(
     {ErrorKind.CONTEXT_LENGTH, ErrorKind.CONTENT_FILTER, ErrorKind.RATE_LIMITED, ErrorKind.BUDGET}
 )
