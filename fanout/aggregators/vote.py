@@ -10,7 +10,7 @@ import msgspec
 from fanout.aggregators.base import Aggregate, NameSample, ballots
 from fanout.aggregators.parts import Fields, Written, answer_value, as_written
 from fanout.core.json_text import found_json, identity
-from fanout.core.label_text import folded, unwrapped
+from fanout.core.label_text import folded, unmarked, unwrapped
 from fanout.core.numbers import plain_signs
 from fanout.core.units import plural
 
@@ -209,7 +209,7 @@ def _candidate(value: Any, first: tuple[int, int, int], *, is_typed: bool) -> _C
         return _Candidate(label=value.text, full=value.text, first=first)
     full = json.dumps(value, ensure_ascii=False)
     if isinstance(value, str):
-        label = value if is_typed else unwrapped(value)
+        label = value if is_typed else unmarked(value)
         return _Candidate(label=label, full=full if is_typed else value.strip(), first=first)
     only = next(iter(value.values())) if isinstance(value, dict) and len(value) == 1 else None
     if isinstance(only, str) and only.strip():

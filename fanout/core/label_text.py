@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["OPENINGS", "folded", "layers", "loosened", "unwrapped"]
+__all__ = ["OPENINGS", "folded", "layers", "loosened", "unmarked", "unwrapped"]
 
 # What a label that is cut off may have before it: the pair has no end.
 OPENINGS = " \t\r\n\"'`*_(["
@@ -21,9 +21,12 @@ _PAIRS = (
     ("'", "'"), ("`", "`"), ("*", "*"), ("_", "_"), ("\u201c", "\u201d"), ("\u2018", "\u2019"),
     ("\u201e", "\u201c"), ("\u00ab", "\u00bb"), ("\u300c", "\u300d"),
 )  # fmt: skip
+# Those that a person takes for a part of the answer, as in `__init__` or `(none)`.
+_OWN = ("__", "_", "(", "[", "{")
+_MARKS = tuple(pair for pair in _PAIRS if pair[0] not in _OWN)
 
 
-def layers(text: str) -> Iterator[str]:
+def layers(text: str, *, pairs: tuple[tuple[str, str], ...] = _PAIRS) -> Iterator[str]:
     """Yield a text, then the same with ever fewer of the marks around it; an empty one only at first.
 
     A layer is a pair of quotes, brackets or marks of Markdown that holds all of the text, or the
@@ -32,7 +35,7 @@ def layers(text: str) -> Iterator[str]:
     bare = text.strip()
     yield bare
     for _ in range(_MOST_LAYERS):
-        inner = _without_pair(bare) or bare.rstrip(_ENDS)
+        inner = _without_pair(bare, pairs) or bare.rstrip(_ENDS)
         if not inner or inner == bare:
             return
         bare = inner
@@ -42,6 +45,12 @@ def layers(text: str) -> Iterator[str]:
 def unwrapped(text: str) -> str:
     """Return a text without the marks around it."""
     *_, bare = layers(text)
+    return bare
+
+
+def unmarked(text: str) -> str:
+    """Return a text as a person would write it: without quotes and bold type around it."""
+    *_, bare = layers(text, pairs=_MARKS)
     return bare
 
 
@@ -55,8 +64,8 @@ def loosened(label: str) -> str:
     return folded(unicodedata.normalize("NFKC", label).replace(_MINUS, "-"))
 
 
-def _without_pair(text: str) -> str:
-    for left, right in _PAIRS:
+def _without_pair(text: str, pairs: tuple[tuple[str, str], ...]) -> str:
+    for left, right in pairs:
         if text.startswith(left) and text.endswith(right):
             inner = text[len(left) : -len(right)]
             # "(a) or (b)" is not in brackets.

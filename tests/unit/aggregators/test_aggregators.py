@@ -170,6 +170,10 @@ def test_the_majority_wins_regardless_of_case_and_punctuation():
         ([".NET", "NET", "**.NET**", "net."], {".NET": 2, "NET": 2}),
         (["C++", "C#", "C", "A*", "A", "*A*"], {"C++": 1, "C#": 1, "C": 1, "A*": 1, "A": 2}),
         (["\u22125", "-5", "7,9", "79", "7.9"], {"\u22125": 2, "7,9": 1, "79": 1, "7.9": 1}),
+        (["__proto__", "Proto", "__init__"], {"__proto__": 2, "__init__": 1}),
+        (["_x_", "(none)", "[redacted]", "{name}", "**(a)**", "None"],
+         {"_x_": 1, "(none)": 2, "[redacted]": 1, "{name}": 1, "(a)": 1}),
+        (["`good`", "*good*", '"fair"', "\u201cbad\u201d."], {"good": 2, "fair": 1, "bad": 1}),
         (["(a) or (b)", "a) or (b"], {"(a) or (b)": 1, "a) or (b": 1}),
     ],
 )  # fmt: skip
