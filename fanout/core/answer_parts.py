@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import deque
 from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
 from fanout.core.cells import COLUMN, OWN
+from fanout.core.schema_references import alternatives, referred
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -19,6 +21,7 @@ ANSWER = "output"
 EACH = "*"
 ORIGINS = ("document", "aspect", "model")
 _MOST_KNOWN = 200
+_ANYTHING: dict[str, Any] = {}
 
 Source = Literal["answer", "origin", "column"]
 
@@ -79,8 +82,8 @@ def schemas_at(schema: Mapping[str, Any], path: tuple[str, ...]) -> list[Mapping
 
     An empty schema stands for any value: it is not known what is there.
     """
-    found = _Definitions(schema).variants(schema)
     definitions = _Definitions(schema)
+    found = definitions.variants(schema)
     for step in path:
         found = [
             variant
@@ -132,36 +135,23 @@ class _Definitions:
 
     def variants(self, schema: Any) -> list[Mapping[str, Any]]:
         """Return a schema as one or several without references and alternatives."""
-        waiting: list[Any] = [schema]
-        seen: list[Any] = []
+        waiting: deque[Any] = deque([schema])
+        seen: set[int] = set()
         found: list[Mapping[str, Any]] = []
         while waiting:
-            one = waiting.pop(0)
+            one = waiting.popleft()
             if one is True:
-                one = {}
-            if not isinstance(one, dict) or any(one is other for other in seen):
+                one = _ANYTHING
+            if not isinstance(one, dict) or id(one) in seen:
                 continue
-            seen.append(one)
-            parts = [
-                *(one.get("anyOf") or ()),
-                *(one.get("oneOf") or ()),
-                *(one.get("allOf") or ()),
-            ]
+            seen.add(id(one))
+            parts = alternatives(one)
             if isinstance(one.get("$ref"), str):
-                parts.append(self._target(one["$ref"]))
+                parts.append(referred(self._root, one["$ref"]))
             waiting += parts
             if not parts or "properties" in one:
                 found.append(one)
         return found
-
-    def _target(self, reference: str) -> Any:
-        target: Any = self._root
-        for step in reference.removeprefix("#").strip("/").split("/"):
-            name = step.replace("~1", "/").replace("~0", "~")
-            target = target.get(name, {}) if isinstance(target, dict) else {}
-            if not step:
-                return self._root
-        return target
 
 
 def known_fields(schema: Mapping[str, Any]) -> list[str]:

@@ -10,11 +10,15 @@ from typing import TYPE_CHECKING, Any
 import jsonschema_rs
 import msgspec
 
+from fanout.core.answer_errors import AnswerErrors, cut
 from fanout.core.errors import SpecError
+from fanout.core.filled_nulls import without_filled_nulls
 from fanout.core.json_text import fenced, is_deeper, parse_json
 from fanout.core.label_text import OPENINGS, layers, loosened
 from fanout.core.reasoning import OWN_TAGS, PROMPTED_TAGS, without_reasoning
-from fanout.core.strict_schema import WRAPPED, native_schema, takes_text, without_filled_nulls
+from fanout.core.schema_kinds import takes_text
+from fanout.core.schema_references import MOST_LEVELS, MOST_WAYS, levels, ways
+from fanout.core.strict_schema import WRAPPED, native_schema, object_properties
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,19 +27,18 @@ if TYPE_CHECKING:
 
 __all__ = ["AnswerShape", "WrongShapeError", "checked_schema", "quoted", "shape_of"]
 
-# Characters of an invalid value that a message quotes.
-_SHOWN_CHARS = 100
-# Errors of one answer that a message names.
-_SHOWN_ERRORS = 3
-# Of a longer answer only the first error is looked for: all of a megabyte take many seconds.
-_ALL_ERRORS_CHARS = 20_000
+# Characters of what is wrong with a schema.
+_REASON_CHARS = 300
 _SHOWN_LABELS = 1_000
 # Of a schema, in JSON: an object in an object is two levels.
 _DEEPEST = 200
+# Of a schema, in JSON: more than a model can read beside its prompt.
+_MOST_CHARS = 1_000_000
 _DRAFTS = re.compile(
     r"https?://json-schema\.org/(draft-0[467]|draft/(2019-09|2020-12))/schema#?", re.ASCII
 )
 
+_NONE = object()
 _BULLETS = ("- ", "\u2022 ")
 
 
@@ -67,6 +70,10 @@ class AnswerShape:
     @cached_property
     def _takes_text(self) -> bool:
         return takes_text(self.schema)
+
+    @cached_property
+    def _errors(self) -> AnswerErrors:
+        return AnswerErrors(self.schema, _validator)
 
     @cached_property
     def _labels(self) -> tuple[dict[str, str], ...]:
@@ -114,20 +121,32 @@ class AnswerShape:
         try:
             value = parse_json(answer)
         except ValueError as error:
-            bare = next(self._bare_texts(answer), None)
-            if bare is None:
+            text = next(self._bare_texts(answer), None)
+            if text is None:
                 reason = f"the answer {quoted(answer)} is not JSON: {error}"
                 raise WrongShapeError(reason) from None
+            forms: list[Any] = [text]
         else:
-            bare = without_filled_nulls(self._unwrapped(value), self.schema)
-            if self._validator.is_valid(bare):
-                return msgspec.json.encode(bare).decode()
-        # An answer of null is no text.
-        texts = self._bare_texts(answer) if bare is not None else ()
-        valid = next(filter(self._validator.is_valid, texts), None)
-        if valid is not None:
+            forms = self._forms(value)
+        valid = next(filter(self._validator.is_valid, self._readings(answer, forms)), _NONE)
+        if valid is not _NONE:
             return msgspec.json.encode(valid).decode()
-        raise WrongShapeError(_described(self._errors(bare, len(answer))))
+        shown = forms[0 if WRAPPED in object_properties(self.schema) else -1]
+        if "null" in answer:
+            shown = without_filled_nulls(shown, self.schema)
+        raise WrongShapeError(self._errors.of(shown, len(answer)))
+
+    def _readings(self, answer: str, forms: Sequence[Any]) -> Iterator[Any]:
+        """Yield what an answer may mean, whose JSON has some forms."""
+        for form in forms:
+            yield form
+            if "null" in answer:
+                # The schema may seem to allow a null that it does not.
+                yield without_filled_nulls(form, self.schema)
+                yield without_filled_nulls(form, self.schema, keeps_allowed=False)
+        # An answer of null is no text.
+        if None not in forms:
+            yield from self._bare_texts(answer)
 
     def _bare_texts(self, answer: str) -> Iterator[str]:
         """Yield the texts that an answer may be without the quotes of JSON, if one may be valid."""
@@ -141,20 +160,10 @@ class AnswerShape:
             if len(pieces) == 1:
                 yield from pieces
 
-    def _errors(self, value: Any, chars: int) -> Sequence[Any]:
-        if chars <= _ALL_ERRORS_CHARS:
-            return list(self._validator.iter_errors(value))
-        try:
-            self._validator.validate(value)
-        except jsonschema_rs.ValidationError as error:
-            return [error]
-        return []
-
-    def _unwrapped(self, value: Any) -> Any:
+    def _forms(self, value: Any) -> list[Any]:
+        """Return an answer, and what it is without the object that providers put around it."""
         is_wrapped = isinstance(value, dict) and value.keys() == {WRAPPED}
-        if is_wrapped and not self._validator.is_valid(value):
-            return value[WRAPPED]
-        return value
+        return [value, value[WRAPPED]] if is_wrapped else [value]
 
     def _found(self, text: str) -> Iterator[str | None]:
         """Yield the labels that a text may mean, the surest first."""
@@ -225,29 +234,13 @@ def _listed(labels: Sequence[str]) -> str:
     return text if len(text) <= _SHOWN_LABELS else f"{text[:_SHOWN_LABELS]}..."
 
 
-def _described(errors: Sequence[Any]) -> str:
-    shown = [_one_described(error) for error in errors[:_SHOWN_ERRORS]]
-    more = len(errors) - len(shown)
-    return "; ".join(shown) + (f"; and {more:,} more" if more else "")
-
-
-def _one_described(error: Any) -> str:
-    where = _cut("".join(f"/{part}" for part in error.instance_path)) or "the answer"
-    message = str(error.message)
-    return f"{where}: {message if len(message) <= 3 * _SHOWN_CHARS else _cut(message)}"
-
-
 def quoted(answer: str) -> str:
     """Return the beginning of an answer, without its reasoning, as messages quote it."""
-    return repr(_cut(_without_reasoning(answer)))
+    return repr(cut(_without_reasoning(answer)))
 
 
 def _without_reasoning(answer: str) -> str:
     return without_reasoning(answer.strip(), OWN_TAGS + PROMPTED_TAGS).strip()
-
-
-def _cut(text: str) -> str:
-    return text if len(text) <= _SHOWN_CHARS else f"{text[:_SHOWN_CHARS]}..."
 
 
 def checked_schema(schema: Mapping[str, Any], *, field: str) -> dict[str, Any]:
@@ -265,6 +258,7 @@ def checked_schema(schema: Mapping[str, Any], *, field: str) -> dict[str, Any]:
         raise SpecError(
             f"is not a JSON Schema: nested more than {_DEEPEST} levels deep", field=field
         )
+    _require_bounded(made, field)
     try:
         jsonschema_rs.meta.validate(made)
         _validator(made)
@@ -277,16 +271,35 @@ def checked_schema(schema: Mapping[str, Any], *, field: str) -> dict[str, Any]:
     return made
 
 
+def _require_bounded(schema: dict[str, Any], field: str) -> None:
+    """Refuse a schema that the validator cannot read at all, or not in a bounded time."""
+    try:
+        size = len(msgspec.json.encode(schema))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise SpecError(f"is not a JSON Schema: it is not JSON: {error}", field=field) from None
+    problem = None
+    if size > _MOST_CHARS:
+        problem = f"larger than {_MOST_CHARS:,} bytes of JSON ({size:,})"
+    elif levels(schema) > MOST_LEVELS:
+        problem = f"its references are more than {MOST_LEVELS:,} levels deep"
+    elif ways(schema) > MOST_WAYS:
+        problem = f"its alternatives refer to one value in more than {MOST_WAYS:,} ways"
+    if problem is not None:
+        raise SpecError(f"is too large: {problem}", field=field)
+
+
 def _cut_reason(reason: str) -> str:
     first = reason.splitlines()[0] if reason else "it is wrong"
-    return first if len(first) <= 3 * _SHOWN_CHARS else f"{first[: 3 * _SHOWN_CHARS]}..."
+    return first if len(first) <= _REASON_CHARS else f"{first[:_REASON_CHARS]}..."
 
 
 @lru_cache(maxsize=256)
 def _shape(schema: str, choices: tuple[str, ...]) -> AnswerShape:
     if choices:
         return AnswerShape({"type": "string", "enum": list(choices)}, choices)
-    return AnswerShape(msgspec.json.decode(schema))
+    made = msgspec.json.decode(schema)
+    _require_bounded(made, "schema")
+    return AnswerShape(made)
 
 
 def shape_of(schema: dict[str, Any] | None, choices: tuple[str, ...] = ()) -> AnswerShape | None:

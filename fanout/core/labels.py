@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import BeforeValidator
 
 from fanout.core.errors import SpecError
+from fanout.core.schema_references import resolved
 
 if TYPE_CHECKING:
     from fanout.core.spec import RunSpec
@@ -91,25 +92,15 @@ def _field(name: str, column: str, fields: dict[str, Any] | None, spec: RunSpec)
 
 def _answer_fields(spec: RunSpec) -> dict[str, Any] | None:
     """Return the schemas of the fields of an answer; None if it has none, or they are unknown."""
-    root = None if spec.schema is None else _resolved(spec.schema, spec.schema)
+    root = None if spec.schema is None else resolved(spec.schema, spec.schema)
     return (root or {}).get("properties") or None
 
 
 def _may_have_fields(spec: RunSpec) -> bool:
     if spec.schema is None:
         return spec.output_format == "json" and not spec.choices
-    kind = _resolved(spec.schema, spec.schema).get("type", "object")
+    kind = resolved(spec.schema, spec.schema).get("type", "object")
     return kind == "object" or (isinstance(kind, list) and "object" in kind)
-
-
-def _resolved(schema: Any, root: dict[str, Any]) -> dict[str, Any]:
-    """Return a part of a schema without a reference to a definition at its top."""
-    definitions = root.get("$defs") or root.get("definitions") or {}
-    for _ in range(len(definitions) + 1):
-        if not isinstance(schema, dict) or "$ref" not in schema:
-            break
-        schema = definitions.get(str(schema["$ref"]).rpartition("/")[2], {})
-    return schema if isinstance(schema, dict) else {}
 
 
 def is_boolean(spec: RunSpec, field: str) -> bool:
@@ -117,10 +108,10 @@ def is_boolean(spec: RunSpec, field: str) -> bool:
     if spec.schema is None:
         return False
     part = spec.schema if field == WHOLE else (_answer_fields(spec) or {}).get(field)
-    one = _resolved(part, spec.schema)
+    one = resolved(part, spec.schema)
     options = one.get("anyOf") or one.get("oneOf") or [one]
     kinds: set[Any] = set()
     for option in options:
-        kind = _resolved(option, spec.schema).get("type")
+        kind = resolved(option, spec.schema).get("type")
         kinds.update(kind if isinstance(kind, list) else [kind])
     return "boolean" in kinds and kinds <= {"boolean", "null"}

@@ -11,7 +11,18 @@ outputs" (JSON Schema limitations), Gemini's guide "Structured output" (JSON Sch
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
-from urllib.parse import unquote
+
+from fanout.core.schema_kinds import TYPES
+from fanout.core.schema_merge import (
+    NOTES,
+    SILENT,
+    NoMergeError,
+    NoValueError,
+    lacks_required,
+    merged,
+    with_fitting_labels,
+)
+from fanout.core.schema_references import alternatives, referred, resolved
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,9 +33,6 @@ __all__ = [
     "NativeSchema",
     "native_schema",
     "object_properties",
-    "resolved",
-    "takes_text",
-    "without_filled_nulls",
 ]
 
 Dialect = Literal["openai", "anthropic", "gemini", "llama"]
@@ -32,7 +40,6 @@ Dialect = Literal["openai", "anthropic", "gemini", "llama"]
 # The property that holds an answer that is no object: providers enforce objects only.
 WRAPPED = "answer"
 
-_ANNOTATIONS = frozenset({"title", "description"})
 _STRUCTURE = frozenset({"type", "enum", "const", "properties", "required", "items", "anyOf", "$ref", "$defs",
                         "additionalProperties"})  # fmt: skip
 _NUMBERS = frozenset({"multipleOf", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"})
@@ -54,17 +61,20 @@ _FORMATS: dict[Dialect, frozenset[str]] = {
 }
 # What says which values there are at all: a strict schema has one of them everywhere.
 _KINDS = frozenset({"type", "enum", "const", "anyOf", "$ref"})
-# With these, an object has properties that a strict schema cannot name.
-_OPEN = frozenset({"patternProperties", "unevaluatedProperties"})
-_TYPES = {str: "string", bool: "boolean", int: "integer", float: "number", type(None): "null"}
+# With these, a value has parts that a strict schema cannot name.
+_OPEN = frozenset({"patternProperties", "unevaluatedProperties", "prefixItems"})
+_OF_OBJECTS = frozenset({"properties", "required", "additionalProperties", "minProperties",
+                         "maxProperties", "patternProperties", "propertyNames"})  # fmt: skip
 _ESCAPES = frozenset("/~%")
 _ROOT, _DEFINITIONS = "#", "#/$defs/"
 # They take no schema that refers to itself.
 _NOT_RECURSIVE: frozenset[Dialect] = frozenset({"anthropic", "gemini"})
-# Keywords without effect on what is valid.
-_SILENT = frozenset({"$schema", "$id", "$comment", "default", "examples", "deprecated", "readOnly",
-                     "writeOnly", "discriminator"})  # fmt: skip
-_RENAMED = {"definitions": "$defs", "oneOf": "anyOf"}
+# A schema that is merged with one that refers to it has no end.
+_MOST_STEPS, _MOST_DEPTH = 10_000, 130
+# Drafts in which nothing beside a reference has an effect.
+_REFERENCE_ALONE = ("draft-04", "draft-06", "draft-07")
+_UNIONS = ("anyOf", "oneOf")
+_DEFINED_IN = ("$defs", "definitions")
 
 
 class NativeSchema(NamedTuple):
@@ -88,16 +98,13 @@ def native_schema(schema: dict[str, Any], dialect: Dialect) -> NativeSchema | No
         schema: A JSON Schema.
         dialect: The provider's form.
     """
-    form = _Form(dialect)
+    form = _Form(schema, dialect)
     try:
-        made = form.of(schema, "")
-    except _InexpressibleError:
+        made, definitions = form.whole()
+    except NoMergeError:
         return None
-    definitions = made.pop("$defs", None)
     is_wrapped = made.get("type") != "object"
-    references = {
-        _DEFINITIONS + name: _references(one) for name, one in (definitions or {}).items()
-    }
+    references = {_DEFINITIONS + name: _references(one) for name, one in definitions.items()}
     references[_ROOT] = _references(made)
     if is_wrapped and any(_ROOT in found for found in references.values()):
         # Its root would be another one.
@@ -127,6 +134,12 @@ def _references(part: Any) -> set[str]:
     return found | {own} if isinstance(own, str) else found
 
 
+def _of_same_value(part: dict[str, Any]) -> set[str]:
+    """Return what a part of a strict schema refers to for the value itself."""
+    found = {one for each in part.get("anyOf", ()) for one in _of_same_value(each)}
+    return found | {part["$ref"]} if "$ref" in part else found
+
+
 def _is_recursive(references: dict[str, set[str]]) -> bool:
     """Say whether parts refer to each other in a circle: none is left once the others are."""
     left = dict(references)
@@ -138,48 +151,161 @@ def _is_recursive(references: dict[str, set[str]]) -> bool:
             del left[name]
 
 
-class _InexpressibleError(Exception):
+class _InexpressibleError(NoMergeError):
     """The provider has no form of this schema."""
 
 
 class _Form:
     """Brings the parts of one schema into the form of a provider."""
 
-    def __init__(self, dialect: Dialect) -> None:
+    def __init__(self, root: dict[str, Any], dialect: Dialect) -> None:
         self.unchecked: list[str] = []
+        self._root = root
         self._dialect = dialect
-        self._known = _STRUCTURE | _ANNOTATIONS | _CHECKS[dialect]
+        self._known = _STRUCTURE | NOTES | _CHECKS[dialect]
+        draft = str(root.get("$schema", ""))
+        self._is_reference_alone = any(one in draft for one in _REFERENCE_ALONE)
+        self._steps = self._depth = 0
+
+    def whole(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return the form of the schema and of the definitions that it needs."""
+        made = self.of(self._root, "")
+        definitions: dict[str, Any] = {}
+        waiting = sorted(_references(made))
+        while waiting:
+            name = waiting.pop().removeprefix(_DEFINITIONS)
+            if name != _ROOT and name not in definitions:
+                definitions[name] = self.of(self._definition(name), f"/{name}")
+                waiting += sorted(_references(definitions[name]))
+        same = {_DEFINITIONS + name: _of_same_value(one) for name, one in definitions.items()}
+        if _is_recursive({**same, _ROOT: _of_same_value(made)}):
+            # It has no end.
+            raise _InexpressibleError
+        given = [name for one in _DEFINED_IN for name in self._root.get(one, ())]
+        return made, {name: definitions[name] for name in given if name in definitions}
+
+    def _definition(self, name: str) -> Any:
+        found = [self._root[one][name] for one in _DEFINED_IN if name in self._root.get(one, ())]
+        if not found or any(one != found[0] for one in found):
+            raise _InexpressibleError
+        return found[0]
 
     def of(self, schema: Any, at: str) -> dict[str, Any]:
-        if schema is True or schema == {}:
+        self._enter()
+        made = self._of_flat(self._flat(schema), at)
+        self._depth -= 1
+        return made
+
+    def _enter(self) -> None:
+        self._steps += 1
+        self._depth += 1
+        if self._steps > _MOST_STEPS or self._depth > _MOST_DEPTH:
+            raise _InexpressibleError
+
+    def _flat(self, schema: Any) -> dict[str, Any]:
+        """Return a schema with the parts of its ``allOf`` in their place.
+
+        Nothing but notes stays beside a reference, and only conditions in ``allOf``.
+        """
+        if not isinstance(schema, dict):
             # Any value at all: a strict schema must name the type.
             raise _InexpressibleError
-        if not isinstance(schema, dict):
-            raise _InexpressibleError
-        schema = self._with_labels(_with_one_of_all(schema), at)
+        self._enter()
+        apart = {*_DEFINED_IN, "allOf", "$ref"}
+        made = {name: value for name, value in schema.items() if name not in apart}
+        reference, parts = schema.get("$ref"), schema.get("allOf", ())
+        if isinstance(reference, str):
+            if self._is_reference_alone:
+                made, parts = {}, ()
+            made = self._joined(made, {"$ref": reference})
+        for part in parts:
+            if part is not True:
+                made = self._joined(made, self._flat(part))
+        self._depth -= 1
+        return made
+
+    def _joined(self, one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+        """Return the flat schema of what two flat schemas allow together."""
+        if not one.keys() - SILENT - NOTES:
+            return {**other, **one}
+        if not other.keys() - SILENT - NOTES:
+            return {**other, **one}
+        return merged(self._expanded(one), self._expanded(other))
+
+    def _expanded(self, schema: dict[str, Any]) -> dict[str, Any]:
+        if "$ref" not in schema:
+            return schema
+        rest = {name: value for name, value in schema.items() if name != "$ref"}
+        self._enter()
+        found = self._expanded(self._flat(referred(self._root, schema["$ref"])))
+        self._depth -= 1
+        return {**found, **rest}
+
+    def _of_flat(self, schema: dict[str, Any], at: str) -> dict[str, Any]:
+        union = next((name for name in _UNIONS if name in schema), None)
+        if union is not None:
+            return self._of_union(schema, union, at)
+        schema = self._with_labels(with_fitting_labels(schema), at)
+        kinds = schema.get("type", ())
+        if not isinstance(kinds, str) and "object" in kinds:
+            return self._of_kinds(schema, at)
+        if kinds and kinds != "object":
+            schema = {name: one for name, one in schema.items() if name not in _OF_OBJECTS}
         made = self._known_part(schema, at)
-        if "properties" in made or made.get("type") == "object":
+        if "properties" in made or kinds == "object":
             self._close(made, schema)
-        if not _KINDS & made.keys() or (made.get("type") == "array" and "items" not in made):
+        is_list = "array" in ([kinds] if isinstance(kinds, str) else kinds)
+        if not _KINDS & made.keys() or (is_list and "items" not in made):
+            raise _InexpressibleError
+        if lacks_required(schema, made, self._root):
             raise _InexpressibleError
         if "$ref" in made:
             # OpenAI takes nothing beside it.
-            made = {name: one for name, one in made.items() if name not in _ANNOTATIONS}
+            return {"$ref": made["$ref"]}
         return made
+
+    def _of_union(self, schema: dict[str, Any], union: str, at: str) -> dict[str, Any]:
+        """Return the form of alternatives, each with what stands beside them."""
+        notes = {name: schema[name] for name in NOTES & schema.keys()}
+        beside = {n: one for n, one in schema.items() if n != union and n not in NOTES | SILENT}
+        made: list[dict[str, Any]] = []
+        depth = self._depth
+        for one in schema[union]:
+            try:
+                made.append(self.of(self._joined(beside, self._flat(one)), at))
+            except NoValueError:
+                # It contradicts what stands beside it.
+                self._depth = depth
+        if not made:
+            raise NoValueError
+        if union == "oneOf":
+            self._lose(union, at)
+        if len(made) == 1 and "$ref" not in made[0]:
+            return {**made[0], **notes}
+        return {**notes, "anyOf": made}
+
+    def _of_kinds(self, schema: dict[str, Any], at: str) -> dict[str, Any]:
+        """Return the form of a schema of several types, an object among them."""
+        notes = {name: schema[name] for name in NOTES & schema.keys()}
+        rest = {name: one for name, one in schema.items() if name not in NOTES}
+        made = [
+            {"type": kind} if kind == "null" else self.of({**rest, "type": kind}, at)
+            for kind in schema["type"]
+        ]
+        return {**notes, "anyOf": made}
 
     def _known_part(self, schema: dict[str, Any], at: str) -> dict[str, Any]:
         if _OPEN & schema.keys():
             raise _InexpressibleError
         made: dict[str, Any] = {}
         for keyword, value in schema.items():
-            name = _RENAMED.get(keyword, keyword)
-            if keyword in _SILENT:
+            if keyword in SILENT:
                 continue
-            is_known = name in self._known and self._knows_format(name, value)
-            if not is_known or keyword == "oneOf":
+            is_known = keyword in self._known and self._knows_format(keyword, value)
+            if not is_known:
                 self._lose(keyword, at)
-            if is_known:
-                made[name] = self._value(name, value, at)
+            else:
+                made[keyword] = self._value(keyword, value, at)
         return made
 
     def _lose(self, keyword: str, at: str) -> None:
@@ -193,12 +319,14 @@ class _Form:
         labels = [schema["const"]] if "const" in schema else schema.get("enum")
         if not isinstance(labels, list):
             return schema
-        types = list(dict.fromkeys(_TYPES.get(type(label), "") for label in labels))
+        types = list(dict.fromkeys(TYPES.get(type(label), "") for label in labels))
         if "" in types:
             # Lists or objects as labels.
             raise _InexpressibleError
         kind: Any = types[0] if len(types) == 1 else types
-        typed = schema if "type" in schema else {**schema, "type": kind}
+        given = schema.get("type", ())
+        has_more = not isinstance(given, str) and not {"object", "array"}.isdisjoint(given)
+        typed = {**schema, "type": kind} if has_more or not given else schema
         if self._dialect != "gemini" or set(types) <= {"string", "null"}:
             return typed
         # Its labels are texts.
@@ -206,12 +334,10 @@ class _Form:
         return {name: one for name, one in typed.items() if name not in {"const", "enum"}}
 
     def _value(self, keyword: str, value: Any, at: str) -> Any:
-        if keyword in ("properties", "$defs"):
+        if keyword == "properties":
             return {name: self.of(each, f"{at}/{name}") for name, each in value.items()}
         if keyword == "items":
             return self.of(value, f"{at}/*")
-        if keyword == "anyOf":
-            return [self.of(each, at) for each in value]
         if keyword == "$ref":
             return self._reference(str(value))
         return value
@@ -229,23 +355,17 @@ class _Form:
             # A mapping with any keys.
             raise _InexpressibleError
         properties = made.get("properties")
-        if not properties:
-            raise _InexpressibleError
         required = set(schema.get("required", ()))
+        least = max(1, schema.get("minProperties", 0))
+        if not properties or len(properties) < least or not required <= properties.keys():
+            # The answer would lack what the user's schema asks for.
+            raise _InexpressibleError
         made["properties"] = {
             name: each if name in required else _or_null(each) for name, each in properties.items()
         }
         made["type"] = "object"
         made["required"] = list(properties)
         made["additionalProperties"] = False
-
-
-def _with_one_of_all(schema: dict[str, Any]) -> dict[str, Any]:
-    """Return a schema with the only part of an ``allOf`` in its place, as pydantic writes one."""
-    parts = schema.get("allOf")
-    if isinstance(parts, list) and len(parts) == 1 and isinstance(parts[0], dict):
-        return {**{name: value for name, value in schema.items() if name != "allOf"}, **parts[0]}
-    return schema
 
 
 def _or_null(schema: dict[str, Any]) -> dict[str, Any]:
@@ -262,112 +382,12 @@ def _or_null(schema: dict[str, Any]) -> dict[str, Any]:
     return {"anyOf": [schema, {"type": "null"}]}
 
 
-def without_filled_nulls(answer: Any, schema: dict[str, Any]) -> Any:
-    """Return an answer without the nulls that stand for properties that it leaves out.
-
-    Args:
-        answer: The answer of a provider that requires all properties.
-        schema: The schema of the user.
-    """
-    return _pruned(answer, schema, schema)
-
-
-def _pruned(value: Any, schema: Any, root: dict[str, Any]) -> Any:
-    # As deep as the answer, which parse_json bounds.
-    schema = resolved(schema, root)
-    if isinstance(value, list):
-        items = schema.get("items", {})
-        return [_pruned(each, items, root) for each in value]
-    if not isinstance(value, dict):
-        return value
-    properties: dict[str, Any] = {}
-    required: set[str] = set()
-    for part in _parts(schema, root):
-        properties.update(part.get("properties", {}))
-        required.update(part.get("required", ()))
-    return {
-        name: _pruned(each, properties.get(name, {}), root)
-        for name, each in value.items()
-        if each is not None or name in required or _allows_null(properties.get(name), root)
-    }
-
-
 def object_properties(schema: dict[str, Any]) -> tuple[str, ...]:
     """Return the names of the properties that a schema gives objects, in its order."""
     parts = _parts(resolved(schema, schema), schema)
     return tuple(dict.fromkeys(name for part in parts for name in part.get("properties", ())))
 
 
-def takes_text(schema: dict[str, Any]) -> bool:
-    """Say whether a text may be valid, and neither an object nor an array."""
-    kinds = _kinds_of(schema, schema)
-    return "string" in kinds and not kinds & {"object", "array", None}
-
-
-def _kinds_of(schema: Any, root: dict[str, Any], within: tuple[int, ...] = ()) -> set[str | None]:
-    """Return the types of valid values; None stands for any that the schema does not name."""
-    schema = resolved(schema, root)
-    if id(schema) in within:
-        return set()
-    kind = schema.get("type")
-    if kind is not None:
-        return {kind} if isinstance(kind, str) else set(kind)
-    values = schema.get("enum", [schema["const"]] if "const" in schema else [])
-    kinds = {_TYPES.get(type(value)) for value in values}
-    for one in _alternatives(schema):
-        kinds |= _kinds_of(one, root, (*within, id(schema)))
-    return kinds or {None}
-
-
 def _parts(schema: dict[str, Any], root: dict[str, Any]) -> Sequence[dict[str, Any]]:
     """Return a schema and its alternatives, each resolved."""
-    return (schema, *(resolved(one, root) for one in _alternatives(schema)))
-
-
-def _alternatives(schema: dict[str, Any]) -> list[Any]:
-    return [one for keyword in ("anyOf", "oneOf", "allOf") for one in schema.get(keyword, ())]
-
-
-def resolved(schema: Any, root: dict[str, Any]) -> dict[str, Any]:
-    """Return what a schema refers to within its document; an empty one if that is nothing."""
-    seen = set[str]()
-    while isinstance(schema, dict) and isinstance(schema.get("$ref"), str):
-        reference = schema["$ref"]
-        if reference in seen:
-            return {}
-        seen.add(reference)
-        schema = _at(root, reference)
-    return schema if isinstance(schema, dict) else {}
-
-
-def _at(root: Any, reference: str) -> Any:
-    """Return the part of a document at a reference such as ``#/$defs/Tag``; None if there is none."""
-    start, _, pointer = reference.partition("#")
-    if start:
-        return None
-    found = root
-    for part in pointer.split("/")[1:]:
-        name = unquote(part).replace("~1", "/").replace("~0", "~")
-        if isinstance(found, list) and name.isdecimal() and int(name) < len(found):
-            found = found[int(name)]
-        elif isinstance(found, dict):
-            found = found.get(name)
-        else:
-            return None
-    return found
-
-
-def _allows_null(schema: Any, root: dict[str, Any], within: tuple[int, ...] = ()) -> bool:
-    if schema is None:
-        # Not a property that the user has named: it stays, and the check decides.
-        return True
-    schema = resolved(schema, root)
-    if id(schema) in within:
-        return False
-    kind = schema.get("type")
-    return (
-        kind == "null"
-        or (isinstance(kind, list) and "null" in kind)
-        or None in schema.get("enum", ())
-        or any(_allows_null(one, root, (*within, id(schema))) for one in _alternatives(schema))
-    )
+    return (schema, *(resolved(one, root) for one in alternatives(schema)))

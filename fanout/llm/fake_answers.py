@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from fanout.core.strict_schema import resolved
+from fanout.core.schema_references import resolved
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

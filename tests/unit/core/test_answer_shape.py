@@ -322,6 +322,108 @@ def test_a_hostile_answer_is_stored_as_valid_json_or_refused(answer, stored):
     assert len(str(caught.value)) < 300
 
 
+TEXT = {"type": "string"}
+UNIONS = {
+    "A": {"properties": {"kind": {"const": "a"}, "note": TEXT, "value": TEXT},
+          "required": ["kind", "value"]},
+    "B": {"properties": {"kind": {"const": "b"}, "value": TEXT, "more": {"$ref": "#/$defs/Any"}},
+          "required": ["kind"]},
+    "Any": {"anyOf": [{"oneOf": [{"$ref": "#/$defs/A"}, {"$ref": "#/$defs/B"}]}, {"type": "null"}]},
+}  # fmt: skip
+B_IN_B = '{"kind":"b","value":null,"more":{"kind":"b","value":null,"more":%s}}'
+
+
+@pytest.mark.parametrize(
+    ("schema", "answer", "stored"),
+    [
+        ({"$ref": "#/$defs/Any"}, '{"kind":"a","value":"v","note":null}', '{"kind":"a","value":"v"}'),
+        ({"$ref": "#/$defs/Any"}, '{"kind":"b","value":null}', '{"kind":"b"}'),
+        ({"$ref": "#/$defs/Any"}, '{"kind":"a","value":null}', None),
+        ({"items": {"$ref": "#/$defs/B"}}, f"[{B_IN_B % 'null'}]",
+         '[{"kind":"b","more":{"kind":"b","more":null}}]'),
+        ({"$ref": "#/$defs/Any", "required": ["value"]}, '{"kind":"b","value":null}', None),
+        ({"allOf": [{"$ref": "#/$defs/B"}, {"properties": {"x": TEXT}}]}, '{"kind":"b","x":null}',
+         '{"kind":"b"}'),
+        ({"properties": {"answer": TEXT, "x": TEXT}}, '{"answer":null}', "{}"),
+        ({"properties": {"x": {}}}, '{"x":null}', '{"x":null}'),
+        ({"properties": {"x": {"not": {"type": "null"}}}}, '{"x":null}', "{}"),
+    ],
+)  # fmt: skip
+def test_nulls_are_left_out_by_the_alternative_that_an_answer_is(schema, answer, stored):
+    shape = shape_of({**schema, "$defs": UNIONS})
+    if stored is not None:
+        assert shape.checked(answer) == stored
+        return
+    with pytest.raises(WrongShapeError):
+        shape.checked(answer)
+
+
+def tree(union, **more):
+    """Return the schema of a tree whose two kinds of nodes are alike."""
+    nodes = {"type": "array", "items": {"$ref": "#/$defs/Node"}}
+    kinds = [{"properties": {"nodes": nodes, name: TEXT}, "required": ["nodes"], "type": "object"}
+             for name in "ab"]  # fmt: skip
+    return {"$ref": "#/$defs/Node", "$defs": {"Node": {union: [*kinds, TEXT][: more.pop("n", 3)]}},
+            **more}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("schema", "words"),
+    [
+        (tree("anyOf"), "not valid under any of the schemas"),
+        (tree("oneOf"), "not valid under exactly one of the schemas"),
+        (tree("anyOf", **{"$schema": "http://json-schema.org/draft-04/schema#"}), "under any of"),
+        (tree("allOf", n=2), "not valid under all of the schemas"),
+    ],
+)
+@pytest.mark.parametrize("leaf", ["5", '{"nodes":5,"a":null,"c":null}'])
+def test_what_is_wrong_deep_in_a_tree_is_told_at_once(schema, words, leaf):
+    # Each level is read twice: 2**60 steps would take for ever.
+    answer = '{"nodes":[' * 30 + leaf + "]}" * 30
+    with pytest.raises(WrongShapeError, match=words):
+        shape_of(schema).checked(answer)
+
+
+def test_an_error_beside_alternatives_is_told_in_its_place():
+    optional = {"anyOf": [TEXT, {"type": "null"}]}
+    shape = shape_of({"properties": {"a": optional, "b": {"properties": {"c": optional}}}})
+    with pytest.raises(WrongShapeError, match="/b/c: 5 is not valid under any of the schemas"):
+        shape.checked('{"a":null,"b":{"c":5}}')
+
+
+def references(count, part):
+    """Return a schema of definitions, each of which refers to the next one."""
+    definitions = {f"D{n}": part({"$ref": f"#/$defs/D{n + 1}"}) for n in range(count)}
+    return {"$ref": "#/$defs/D0", "$defs": {**definitions, f"D{count}": {"type": "string"}}}
+
+
+@pytest.mark.parametrize(
+    ("schema", "words"),
+    [
+        (references(4_000, lambda one: {"anyOf": [one]}), "more than 3,000 levels"),
+        (references(2_000, lambda one: {"properties": {"a": one}}), "more than 3,000 levels"),
+        (references(2_000, lambda one: one), "more than 3,000 levels"),
+        (references(20, lambda one: {"anyOf": [one, one]}), "more than 10,000 ways"),
+        (references(20, lambda one: {"allOf": [one], "not": one}), "more than 10,000 ways"),
+        ({"enum": ["x" * 1_000_001]}, "larger than 1,000,000 bytes"),
+        ({"const": object()}, "is not JSON"),
+    ],
+)
+def test_a_schema_that_costs_too_much_is_refused_where_it_is_given_and_loaded(schema, words):
+    with pytest.raises(SpecError, match=words):
+        checked_schema(schema, field="schema")
+    if "JSON" not in words:
+        with pytest.raises(SpecError, match=words):
+            shape_of(schema)
+
+
+def test_many_definitions_in_a_circle_are_no_chain():
+    names = {f"p{n}": {"$ref": f"#/$defs/D{n}"} for n in range(300)}
+    definitions = {f"D{n}": {"properties": names if n < 3 else {"x": TEXT}} for n in range(300)}
+    schema = checked_schema({"$ref": "#/$defs/D0", "$defs": definitions}, field="schema")
+    assert shape_of(schema).checked('{"p1":{"p299":{"x":"y"}}}')
+
+
 HUGE_NAME = "k" * 1_000_000
 
 

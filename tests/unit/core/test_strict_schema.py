@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import random
 from typing import Any
 
 import jsonschema_rs
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fanout.core.answer_shape import shape_of
-from fanout.core.strict_schema import native_schema, without_filled_nulls
+from fanout.core.answer_shape import WrongShapeError, shape_of
+from fanout.core.filled_nulls import without_filled_nulls
+from fanout.core.strict_schema import native_schema
 from fanout.llm.fake_answers import fake_answer
 from fanout.llm.gemini_schema import response_schema
 
@@ -135,7 +138,7 @@ SCHEMAS = st.recursive(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(SCHEMAS, st.binary(min_size=8, max_size=8), st.sampled_from(DIALECTS))
 def test_an_answer_of_the_native_schema_is_one_of_the_users(schema, digest, dialect):
     native = native_schema(schema, dialect)
@@ -184,6 +187,9 @@ def test_nothing_stands_beside_a_reference():
     assert made["properties"]["a"] == {"$ref": "#/$defs/A"}
 
 
+TEXT = {"type": "string"}
+
+
 @pytest.mark.parametrize(
     "schema",
     [
@@ -192,11 +198,90 @@ def test_nothing_stands_beside_a_reference():
         {"type": "object", "properties": {"a": {"$ref": "#/properties/a"}}},
         {"allOf": [{"type": "object"}, {"required": ["a"]}]},
         {"description": "anything"},
+        {"type": "object", "properties": {"a": TEXT}, "required": ["a", "b"]},
+        {"type": "object", "properties": {"a": TEXT}, "minProperties": 2},
+        {
+            "type": "object",
+            "properties": {"a": TEXT},
+            "if": {"required": ["a"]},
+            "then": {"required": ["b"]},
+        },
+        {"type": "object", "properties": {"a": TEXT}, "dependentRequired": {"a": ["b"]}},
+        {
+            "type": "object",
+            "properties": {"a": TEXT},
+            "dependentSchemas": {"a": {"allOf": [{"required": ["b"]}]}},
+        },
+        {
+            "type": "object",
+            "properties": {"a": {"type": "object", "properties": {"x": TEXT}}},
+            "else": {"properties": {"a": {"required": ["y"]}}},
+        },
+        {
+            "type": "array",
+            "items": {"type": "object", "properties": {"a": TEXT}},
+            "contains": {"required": ["b"]},
+        },
+        {"type": "array", "items": TEXT, "prefixItems": [{"type": "integer"}]},
+        {"type": ["array", "null"]},
+        {"type": ["object", "null"]},
+        {"allOf": [TEXT, {"type": "integer"}]},
+        {"anyOf": [TEXT, {"const": 1}], "oneOf": [{"type": "boolean"}, {"type": "null"}]},
+        {
+            "allOf": [
+                {"properties": {"a": TEXT}, "additionalProperties": False},
+                {"properties": {"b": TEXT}, "required": ["b"]},
+            ]
+        },
+        {"$ref": "#/$defs/A", "$defs": {"A": {"$ref": "#/$defs/A", "minLength": 1}}},
+        {"$ref": "#/$defs/A", "$defs": {"A": {"anyOf": [{"$ref": "#/$defs/A"}]}}},
+        {
+            "$ref": "#/$defs/A",
+            "required": ["a"],
+            "$defs": {"A": {"properties": {"a": {"$ref": "#/$defs/A", "required": ["a"]}}}},
+        },
     ],
 )
 @pytest.mark.parametrize("dialect", DIALECTS)
 def test_what_would_be_another_schema_is_asked_in_words(schema, dialect):
     assert native_schema(schema, dialect) is None
+
+
+def closed(*names):
+    return {"type": "object", "properties": dict.fromkeys(names, TEXT), "required": list(names),
+            "additionalProperties": False}  # fmt: skip
+
+
+A_AND_B = {"A": {"properties": {"a": TEXT}, "required": ["a"]},
+           "B": {"allOf": [{"$ref": "#/$defs/A"},
+                           {"properties": {"b": TEXT}, "required": ["b"]}]}}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("schema", "made"),
+    [
+        ({"allOf": [closed("a"), {"required": ["a"]}]}, closed("a")),
+        ({"$ref": "#/$defs/B", "$defs": A_AND_B, "required": ["a"]}, closed("a", "b")),
+        ({**closed("a"), "additionalProperties": True, "anyOf": [closed("a", "b"), closed("a", "c")]},
+         {"anyOf": [closed("a", "b"), closed("a", "c")]}),
+        ({**closed("a", "b"), "required": ["a"], "oneOf": [{"required": ["b"]}, {"type": "null"}]},
+         closed("a", "b")),
+        ({**closed("a"), "type": ["object", "null"]}, {"anyOf": [closed("a"), {"type": "null"}]}),
+        ({"type": ["string", "null"], "properties": {"a": TEXT}, "required": ["a"]},
+         {"type": ["string", "null"]}),
+        ({"type": ["object", "string"], "enum": ["x", "y"], "properties": {"a": TEXT}},
+         {"type": "string", "enum": ["x", "y"]}),
+        ({"anyOf": [TEXT, {"type": "integer"}], "oneOf": [{"type": "number"}, {"type": "null"}]},
+         {"type": "integer"}),
+        ({"allOf": [{"enum": ["x", "y"]}, {"enum": ["y", "z"]}]}, {"type": "string", "enum": ["y"]}),
+        ({**closed("a"), "allOf": [{"if": {"required": ["a"]}, "then": {"required": ["a"]}},
+                                   {"if": {}, "then": {}}]}, closed("a")),
+    ],
+)  # fmt: skip
+def test_what_stands_beside_another_keyword_is_merged_with_it(schema, made):
+    native = native_schema(schema, "openai")
+    root = native.schema["properties"]["answer"] if native.is_wrapped else native.schema
+    assert root == made
 
 
 def test_a_schema_for_gemini_is_openapi_without_references_and_bounded():
@@ -232,3 +317,115 @@ def test_a_schema_for_gemini_is_openapi_without_references_and_bounded():
         levels[f"L{n}"] = {"type": "object", "properties": {"a": each, "b": each}}
     large = {"$ref": "#/$defs/L39", "$defs": levels}
     assert response_schema(native_schema(large, "gemini")) is None
+
+
+NAMES = st.sampled_from("abc")
+ANY_KINDS = st.lists(
+    st.sampled_from(["string", "integer", "null", "object"]), min_size=1, max_size=2, unique=True
+)
+
+
+def any_object(inner):
+    """Return schemas of objects with all that may stand beside their properties."""
+    some = st.fixed_dictionaries(
+        {},
+        optional={
+            "properties": st.dictionaries(NAMES, inner, min_size=1),
+            "required": st.lists(NAMES, max_size=2, unique=True),
+        },
+    )
+    return st.fixed_dictionaries(
+        {
+            "type": st.just("object") | ANY_KINDS,
+            "properties": st.dictionaries(NAMES, inner, min_size=1),
+        },
+        optional={
+            "required": st.lists(NAMES, max_size=2, unique=True),
+            "additionalProperties": st.booleans(),
+            "anyOf": st.lists(some | inner, min_size=1, max_size=2),
+            "oneOf": st.lists(some | inner, min_size=1, max_size=2),
+            "allOf": st.lists(some | inner, min_size=1, max_size=2),
+            "if": some,
+            "then": some,
+            "dependentRequired": st.dictionaries(NAMES, st.lists(NAMES, max_size=1)),
+            "minProperties": st.integers(0, 3),
+        },
+    )
+
+
+ANY_SCHEMAS = st.recursive(
+    st.sampled_from(
+        [{"type": "string"}, {"const": "x"}, {"enum": ["x", "y", None]}, {"type": "integer"},
+         {"type": ["integer", "null"]}, {"$ref": "#/$defs/D"}, {"$ref": "#/$defs/D", "required": ["b"]},
+         {"type": "null"}]
+    ),
+    lambda inner: st.one_of(
+        any_object(inner),
+        st.builds(lambda items: {"type": "array", "items": items}, inner),
+        st.builds(lambda a, b: {"anyOf": [a, b]}, inner, inner),
+        st.builds(lambda a, b: {"oneOf": [a, {"anyOf": [b, {"type": "null"}]}]}, inner, inner),
+    ),
+    max_leaves=5,
+)  # fmt: skip
+
+
+def instance(schema, root, rng, depth=0):
+    """Return a value of a strict schema."""
+    if "$ref" in schema:
+        schema = root["$defs"][schema["$ref"].removeprefix("#/$defs/")]
+    if "anyOf" in schema:
+        # The last one is null, where null is allowed.
+        one = schema["anyOf"][-1] if depth > 4 else rng.choice(schema["anyOf"])
+        return instance(one, root, rng, depth)
+    if not {"const", "enum"}.isdisjoint(schema):
+        return schema["const"] if "const" in schema else rng.choice(schema["enum"])
+    kinds = schema["type"]
+    kind = kinds if isinstance(kinds, str) else kinds[-1] if depth > 4 else rng.choice(kinds)
+    if kind == "object":
+        return {
+            name: instance(one, root, rng, depth + 1) for name, one in schema["properties"].items()
+        }
+    if kind == "array":
+        return [
+            instance(schema["items"], root, rng, depth + 1)
+            for _ in range(rng.randrange(1 if depth > 4 else 3))
+        ]
+    return {"string": rng.choice("xy"), "integer": rng.randrange(2), "null": None}[kind]
+
+
+SCALAR_VALUES = ["x", "y", 0, 1, None]
+SMALL_VALUES = [
+    *SCALAR_VALUES,
+    [],
+    *(
+        dict(zip(names, values, strict=True))
+        for names in ([], ["a"], ["b"], ["c"], ["a", "b"], ["b", "c"])
+        for values in itertools.product(["x", 0, None], repeat=len(names))
+    ),
+]
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@given(ANY_SCHEMAS, ANY_SCHEMAS, st.integers(0, 9))
+def test_a_provider_can_give_what_the_user_asks_for_and_nothing_else(part, definition, seed):
+    rng = random.Random(seed)
+    schema = {**part, "$defs": {"D": definition}}
+    native = native_schema(schema, "openai")
+    if native is None:
+        return
+    assert jsonschema_rs.meta.is_valid(native.schema)
+    validator, shape = jsonschema_rs.validator_for(schema), shape_of(schema)
+    try:
+        answers = [instance(native.schema, native.schema, rng) for _ in range(40)]
+    except RecursionError:
+        return
+    taken = 0
+    for answer in answers:
+        try:
+            stored = json.loads(shape.checked(json.dumps(answer)))
+        except WrongShapeError:
+            assert native.unchecked, answer
+        else:
+            assert validator.is_valid(stored)
+            taken += 1
+    assert taken or not any(map(validator.is_valid, SMALL_VALUES)), answers
