@@ -13,14 +13,15 @@ from fanout.core.errors import LLMError
 from fanout.core.records import ErrorKind, Usage, total_usage
 from fanout.core.redaction import redacted
 from fanout.llm.answers import WrongAnswerError, checked_answer, storable
-from fanout.llm.base import LLMReply, Turn, unexpected
+from fanout.llm.base import LLMReply, unexpected
 from fanout.llm.confidence import label_confidence
 from fanout.llm.deadline import Deadline
 from fanout.llm.finish_reasons import ending
 from fanout.llm.sound_replies import sound_error, sound_reply
-from fanout.llm.usage import billed
+from fanout.llm.tries import Tries, message_of
 from fanout.policy.outages import judge_alone
-from fanout.policy.retries import larger_token_limit, may_retry, retry_wait_s, stop_after
+from fanout.policy.progress import Lesson  # noqa: TC001 - msgspec reads the annotation
+from fanout.policy.retries import stop_after
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -30,13 +31,11 @@ if TYPE_CHECKING:
     from fanout.core.spec_fields import RetrySpec
     from fanout.llm.base import LLM, LLMRequest
     from fanout.policy.outages import FailureVerdict
+    from fanout.policy.progress import CallsSoFar
 
 __all__ = ["CallAttempt", "CallGate", "CallResult", "complete_with_retries"]
 
-_MAX_MESSAGE = 300
 _MAX_REASON = 40
-# How a provider refuses an answer length that the model does not support.
-_ROOM_REFUSED = frozenset({ErrorKind.BAD_REQUEST, ErrorKind.CONTEXT_LENGTH})
 
 
 class CallResult(msgspec.Struct, frozen=True, kw_only=True):
@@ -45,6 +44,7 @@ class CallResult(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         stop_after: Stop the run after this many branches with the same failure; 0 for never.
         is_out_of_time: Whether only ``max_elapsed_s`` forbids another call.
+        lesson: What the result says about further samples of the prompt, if anything.
     """
 
     output: str | None
@@ -60,6 +60,7 @@ class CallResult(msgspec.Struct, frozen=True, kw_only=True):
     confidence: float | None = None
     model: str | None = None
     usage_of: dict[str, Usage] = {}
+    lesson: Lesson | None = None
 
 
 class CallGate(Protocol):
@@ -105,6 +106,10 @@ class CallAttempt(msgspec.Struct, frozen=True, kw_only=True):
     finish_reason: str | None = None
 
 
+async def _keep_nothing(_so_far: CallsSoFar) -> None:
+    """Let the calls be lost with this process."""
+
+
 async def complete_with_retries(
     llm: LLM,
     request: LLMRequest,
@@ -118,13 +123,15 @@ async def complete_with_retries(
     gate: CallGate | None = None,
     max_output_kb: int | None = None,
     observe: Callable[[CallAttempt], None] | None = None,
+    so_far: CallsSoFar | None = None,
+    keep: Callable[[CallsSoFar], Awaitable[None]] = _keep_nothing,
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     rand: Callable[[], float] = random.random,
 ) -> CallResult:
     """Call until there is an answer or the policy gives up.
 
-    A failed call raises nothing: see CallResult. What ``observe`` and ``sleep`` raise, what
+    A failed call raises nothing: see CallResult. What ``observe``, ``keep`` and ``sleep`` raise, what
     ``gate`` raises beside an LLMError, and a cancellation, end the calls.
 
     An answer that does not have the shape of the request is sent back with what is wrong, up to
@@ -133,16 +140,19 @@ async def complete_with_retries(
     ``keeps_cut``, else asked for once more with twice the limit, where one was set and
     ``window_tokens``, the model's context window, allows it. ``gate`` delays calls; waits for a rate
     limit do not count towards any time limit. ``timeout_s`` is the deadline of one call in seconds.
-    ``rand`` returns a random number from 0 to 1.
+    ``keep`` gets the calls so far before each further one; the calls go on from ``so_far``. ``rand``
+    returns a random number from 0 to 1.
     """
-    tries = _Tries(request, policy, clock(), reasks=max_reasks, window_tokens=window_tokens)
+    tries = Tries(
+        request, policy, clock(), reasks=max_reasks, window_tokens=window_tokens, so_far=so_far
+    )
     while True:
         arrived, for_rate_s = clock(), 0.0
         if gate is not None:
             try:
                 for_rate_s = await gate.enter(tries.request, left_s=tries.left_s(arrived))
             except LLMError as error:
-                return _failed(error, tries.used, clock() - tries.started)
+                return _failed(error, tries, clock() - tries.started)
         tries.entered(waited_s=clock() - arrived, for_rate_s=for_rate_s)
         try:
             with _Observed(tries.number, observe, clock) as observed:
@@ -159,119 +169,21 @@ async def complete_with_retries(
             # The model works; waiting does not help.
             await _left(gate, tries.request, reply, None)
             if not tries.reasks(error, reply):
-                return _failed(error, tries.used, clock() - tries.started)
+                return _failed(error, tries, clock() - tries.started)
+            await keep(tries.so_far(clock()))
         except LLMError as error:
             verdict = await _left(gate, tries.request, observed.reply, error) or judge_alone(error)
             wait_s = tries.failed(error, observed.reply, verdict, now=clock(), jitter=rand())
             if wait_s is None:
-                result = _failed(tries.cause(error), tries.used, clock() - tries.started)
+                result = _failed(error, tries, clock() - tries.started)
                 is_late = tries.may_retry(error.kind)
                 return msgspec.structs.replace(result, is_out_of_time=is_late)
+            await keep(tries.so_far(clock()))
             await sleep(wait_s)
         else:
             await _left(gate, tries.request, reply, None)
             tries.used.append(reply.usage)
-            return _answered(text, reply, request.shape, tries.used, clock() - tries.started)
-
-
-class _Tries:
-    """The calls of a branch so far, and the decision after a further failure."""
-
-    def __init__(
-        self,
-        request: LLMRequest,
-        policy: RetrySpec,
-        started: float,
-        *,
-        reasks: int,
-        window_tokens: int | None,
-    ) -> None:
-        self.request = request
-        self.started = started
-        self.number = 0
-        self.used: list[Usage] = []
-        # The error of the last answer that a call followed with a higher token limit, or with what is
-        # wrong with it.
-        self._unusable: LLMError | None = None
-        self._has_more_room = False
-        self._policy = policy
-        self._reasks = reasks
-        self._window_tokens = window_tokens
-        # Counts failures by their cost: a common failure costs less than one of this branch alone.
-        self._failures = 0.0
-
-    def left_s(self, now: float) -> float:
-        """Return how many seconds the branch may still take."""
-        return self._policy.max_elapsed_s - (now - self.started if self.number else 0.0)
-
-    def entered(self, *, waited_s: float, for_rate_s: float) -> None:
-        """Begin a further call after a wait at the gate: in all, and for a rate limit."""
-        # Move the start forward so that these waits do not count as elapsed time.
-        self.started += for_rate_s if self.number else waited_s
-        self.number += 1
-
-    def reasks(self, error: WrongAnswerError, reply: LLMReply) -> bool:
-        """Continue the conversation with what is wrong; return whether a further call is left."""
-        self.used.append(reply.usage)
-        self._reasks -= 1
-        turn = Turn(answer=error.answer, reply=error.reply)
-        turns = (*self.request.turns, turn)
-        self._unusable = error
-        self.request = msgspec.structs.replace(self.request, turns=turns)
-        return self._reasks >= 0
-
-    def cause(self, error: LLMError) -> LLMError:
-        """Return why the branch failed: its unusable answer, if only the call after that was refused.
-
-        A conversation is longer than its prompt, and a provider may refuse a higher token limit.
-        """
-        before = self._unusable
-        if before is None:
-            return error
-        is_cut = before.kind is ErrorKind.TRUNCATED
-        refused = _ROOM_REFUSED if is_cut else frozenset({ErrorKind.CONTEXT_LENGTH})
-        return before if error.kind in refused else error
-
-    def failed(
-        self,
-        error: LLMError,
-        reply: LLMReply | None,
-        verdict: FailureVerdict,
-        *,
-        now: float,
-        jitter: float,
-    ) -> float | None:
-        """Return the seconds until the next call, or None if the branch has failed."""
-        self.used.append(reply.usage if reply else billed(error.kind, error.usage))
-        self._failures += verdict.cost
-        elapsed_s = now - self.started
-        room = larger_token_limit(
-            error.kind,
-            spent=self._failures,
-            elapsed_s=elapsed_s,
-            policy=self._policy,
-            max_tokens=self.request.max_tokens,
-            prompt_tokens=self.used[-1].input_tokens,
-            window_tokens=self._window_tokens,
-        )
-        if room is not None and not self._has_more_room:
-            self._has_more_room, self._unusable = True, error
-            self.request = msgspec.structs.replace(self.request, max_tokens=room)
-            return 0.0
-        return retry_wait_s(
-            kind=error.kind,
-            spent=self._failures,
-            failures=self.number,
-            elapsed_s=max(elapsed_s, verdict.down_s or 0.0),
-            policy=self._policy,
-            jitter=jitter,
-            retry_after_s=error.retry_after_s,
-            is_held=verdict.is_held,
-        )
-
-    def may_retry(self, kind: ErrorKind) -> bool:
-        """Say whether only time can forbid another call after a failure."""
-        return may_retry(kind, spent=self._failures, policy=self._policy)
+            return _answered(text, reply, request.shape, tries, clock() - tries.started)
 
 
 class _Observed:
@@ -347,31 +259,34 @@ async def _made(llm: LLM, request: LLMRequest, timeout_s: float) -> Any:
 
 
 def _answered(
-    text: str, reply: LLMReply, shape: AnswerShape | None, used: list[Usage], elapsed_s: float
+    text: str, reply: LLMReply, shape: AnswerShape | None, tries: Tries, elapsed_s: float
 ) -> CallResult:
     return CallResult(
         output=text,
         kind=None,
         message=None,
-        attempts=len(used),
-        usage=total_usage(used),
+        attempts=tries.number,
+        usage=total_usage(tries.used),
         elapsed_s=elapsed_s,
         finish_reason=_reason(reply.finish_reason),
         is_cut=ending(reply.finish_reason) is ErrorKind.TRUNCATED,
         confidence=label_confidence(reply.tokens, shape, text) if reply.tokens and shape else None,
+        lesson=tries.lesson(None),
     )
 
 
-def _failed(error: LLMError, used: list[Usage], elapsed_s: float) -> CallResult:
+def _failed(error: LLMError, tries: Tries, elapsed_s: float) -> CallResult:
+    lesson, error = tries.lesson(error), tries.cause(error)
     return CallResult(
         output=None,
         kind=error.kind,
-        message=storable(redacted(str(error))[:_MAX_MESSAGE]),
-        attempts=len(used),
-        usage=total_usage(used),
+        message=message_of(error),
+        attempts=tries.number,
+        usage=total_usage(tries.used),
         elapsed_s=elapsed_s,
         stop_after=stop_after(error.kind, error.stop_after),
         finish_reason=_reason(error.finish_reason),
+        lesson=lesson,
     )
 
 

@@ -15,6 +15,7 @@ import msgspec
 
 from fanout.core.errors import StoredDataError
 from fanout.core.records import ErrorKind, Outcome, Usage, total_usage
+from fanout.policy.progress import Lesson, Progress  # noqa: TC001 - msgspec reads the annotations
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -228,6 +229,8 @@ class AnswersSoFar(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
         usage_of: The usage by model.
         kind: Why the last answer that failed did, or None.
         message: The message of that.
+        question: How far the next question is, if it has begun.
+        lessons: What further samples of a model have not to find out again, by model.
 
     The other fields are those of Outcome.
     """
@@ -239,6 +242,8 @@ class AnswersSoFar(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     elapsed_s: float = 0.0
     kind: ErrorKind | None = None
     message: str | None = None
+    question: Progress | None = None
+    lessons: dict[str, Lesson] = {}
 
     @classmethod
     def of(cls, checkpoint: bytes | None) -> Self:
@@ -256,6 +261,21 @@ class AnswersSoFar(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     def usages(self) -> list[Usage]:
         """The usage of all calls, in parts."""
         return list(self.usage_of.values())
+
+    def with_calls(self) -> Self:
+        """Return this with the calls to the open question, as if it had ended."""
+        usage_of, attempts, elapsed_s = dict(self.usage_of), self.attempts, self.elapsed_s
+        for model, calls, usage, took_s in self.question.asked if self.question else ():
+            usage_of[model] = total_usage([*filter(None, [usage_of.get(model)]), usage])
+            attempts += calls
+            elapsed_s += took_s
+        return msgspec.structs.replace(
+            self, usage_of=usage_of, attempts=attempts, elapsed_s=elapsed_s, question=None
+        )
+
+    def with_lesson(self, model: str, lesson: Lesson) -> Self:
+        """Return this with what further samples of a model have not to find out again."""
+        return msgspec.structs.replace(self, lessons={**self.lessons, model: lesson})
 
     def with_outcome(self, outcome: Outcome, *, model: str, key: bytes) -> Self:
         """Return this with the outcome of one more question to ``model``.
@@ -276,6 +296,7 @@ class AnswersSoFar(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
             elapsed_s=self.elapsed_s + outcome.elapsed_s,
             kind=self.kind if is_answer else outcome.kind,
             message=self.message if is_answer else outcome.message,
+            question=None,
         )
 
     def without_next(self) -> Self:

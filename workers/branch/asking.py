@@ -5,25 +5,28 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING
 
+import msgspec
 from msgspec import structs
 
 from fanout.core.errors import ModelError
 from fanout.core.model_names import READER_MODEL, takes_seed
-from fanout.core.records import total_usage
+from fanout.core.records import ErrorKind, Usage, total_usage
 from fanout.llm.answers import validate_json
 from fanout.llm.calls import CallResult, complete_with_retries
 from fanout.llm.error_kinds import ALWAYS
 from fanout.llm.registry import known_context_tokens
 from fanout.policy.fallback import asked_in_turn, falls_back, without_answer
+from fanout.policy.progress import EndedModel, Lesson, Progress
 from fanout.policy.retries import RETRYABLE
 from workers.context.broken_models import unusable
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Awaitable, Callable, Sequence
 
     from fanout.core.ids import StageId
     from fanout.core.spec import RetrySpec, RunSpec
     from fanout.llm.base import LLM, LLMRequest
+    from fanout.policy.progress import CallsSoFar
     from workers.branch.claims import Claim
     from workers.context.worker_context import WorkerContext
     from workers.telemetry.reports import Calls
@@ -52,7 +55,8 @@ class Asking:
         self._stage_id = stage_id
         self._spec = spec
         self._calls = calls
-        self._elapsed_s = calls.earlier.elapsed_s
+        # Without the open question: its calls bring their time.
+        self._elapsed_s = calls.so_far.elapsed_s
         calls.is_by_model = bool(spec.models or spec.fallback)
 
     async def answer(self, model: str, request: LLMRequest) -> CallResult:
@@ -63,11 +67,13 @@ class Asking:
             ModelError: This worker cannot use the model.
         """
         spec, retries = self._spec, self._retries()
+        begun = self._calls.so_far.question or Progress()
         if not spec.fallback and (not spec.models or self._stage_id.stage):
-            result = await self._ask(model, request, retries)
+            result = await self._taught(model, request, retries, Progress(), begun.calls)
             self._calls.stop_after = result.stop_after
         else:
-            result = await self._one_of(asked_in_turn(model, spec.fallback), request, retries)
+            models = asked_in_turn(model, spec.fallback)
+            result = await self._one_of(models, request, retries, begun)
         self._elapsed_s += result.elapsed_s
         is_over = self._elapsed_s >= spec.retries.max_elapsed_s and result.kind in RETRYABLE
         self._calls.is_out_of_time = is_over or result.is_out_of_time
@@ -80,23 +86,35 @@ class Asking:
         return _within(retries, retries.max_elapsed_s - self._elapsed_s)
 
     async def _one_of(
-        self, models: Sequence[str], request: LLMRequest, retries: RetrySpec
+        self, models: Sequence[str], request: LLMRequest, retries: RetrySpec, begun: Progress
     ) -> CallResult:
         """Ask models in turn, until one answers or the last one has not."""
-        ended: list[tuple[str, CallResult]] = []
-        left_s = retries.max_elapsed_s
-        for number, model in enumerate(models, 1):
+        ended = [(one.model, _result_of(one)) for one in begun.ended]
+        before, calls = Progress(ended=begun.ended), begun.calls
+        left_s = retries.max_elapsed_s - sum(one.elapsed_s for one in begun.ended)
+        for number, model in enumerate(models[len(ended) :], len(ended) + 1):
+            if ended:
+                retries = _within(retries, left_s)
             is_last = number == len(models)
-            result = await self._alive(model, request, retries, gives_up=not is_last)
+            result = await self._alive(model, request, retries, before, calls, gives_up=not is_last)
             ended.append((model, result))
             left_s -= result.elapsed_s
             if is_last or not falls_back(result.kind) or left_s <= 0:
                 break
-            retries = _within(retries, left_s)
+            before, calls = before.with_ended(_ended(model, result)), None
+            if result.attempts:
+                await self._keep(before)
         return _joined(ended)
 
     async def _alive(
-        self, model: str, request: LLMRequest, retries: RetrySpec, *, gives_up: bool
+        self,
+        model: str,
+        request: LLMRequest,
+        retries: RetrySpec,
+        before: Progress,
+        so_far: CallsSoFar | None,
+        *,
+        gives_up: bool,
     ) -> CallResult:
         """Ask a model, unless it fails for all branches of the run; note whether it does."""
         broken = self._context.models.broken
@@ -104,7 +122,7 @@ class Asking:
             # A job is refused only where none of its models takes one.
             request = structs.replace(request, seed=None)
         if self._is_only(model):
-            result = await self._ask(model, request, retries, gives_up=gives_up)
+            result = await self._taught(model, request, retries, before, so_far, gives_up=gives_up)
             self._calls.stop_after = result.stop_after
             return result
         run_id = self._stage_id.run_id
@@ -112,7 +130,7 @@ class Asking:
         if problem is not None:
             return problem
         try:
-            result = await self._ask(model, request, retries, gives_up=gives_up)
+            result = await self._taught(model, request, retries, before, so_far, gives_up=gives_up)
         except ModelError as error:
             result = unusable(error)
         if result.kind is None:
@@ -123,12 +141,59 @@ class Asking:
                 self._calls.stop_after = ALWAYS
         return result
 
+    async def _taught(
+        self,
+        model: str,
+        request: LLMRequest,
+        retries: RetrySpec,
+        before: Progress,
+        so_far: CallsSoFar | None,
+        *,
+        gives_up: bool = False,
+    ) -> CallResult:
+        """Ask a model, unless an earlier sample has shown how it ends; learn from the result."""
+        lesson = self._calls.so_far.lessons.get(model)
+        if lesson is not None and lesson.kind is not None:
+            return _without_call(lesson.kind, lesson.message)
+        if so_far is None and lesson is not None:
+            so_far = lesson.calls
+
+        async def keep(calls: CallsSoFar) -> None:
+            await self._keep(structs.replace(before, model=model, calls=calls))
+
+        result = await self._ask(model, request, retries, so_far, keep, gives_up=gives_up)
+        if self._spec.certainty is not None:
+            self._learn(model, result)
+        return result
+
+    def _learn(self, model: str, result: CallResult) -> None:
+        """Note what further samples of a model have not to find out again."""
+        so_far, found = self._calls.so_far, result.lesson
+        known = so_far.lessons.get(model)
+        if found is None and result.kind is None and known is None:
+            found = Lesson()
+        # A model that has answered may do so again.
+        if found is not None and (found.kind is None or known is None):
+            self._calls.so_far = so_far.with_lesson(model, found)
+
+    async def _keep(self, progress: Progress) -> None:
+        """Write how far the branch is, before its next call. Raises as Claim.checkpoint does."""
+        so_far = structs.replace(self._calls.so_far, question=progress)
+        await self._claim.checkpoint(msgspec.json.encode(so_far))
+
     def _is_only(self, model: str) -> bool:
         """Return whether the run can do nothing without a model."""
         return model == self._spec.model and (not self._spec.models or self._stage_id.stage > 0)
 
     async def _ask(
-        self, model: str, request: LLMRequest, retries: RetrySpec, *, gives_up: bool = False
+        self,
+        model: str,
+        request: LLMRequest,
+        retries: RetrySpec,
+        so_far: CallsSoFar | None,
+        keep: Callable[[CallsSoFar], Awaitable[None]],
+        *,
+        gives_up: bool,
     ) -> CallResult:
         spec, models, is_branch = self._spec, self._context.models, self._stage_id.stage == 0
         self._calls.asks(model, request)
@@ -152,6 +217,8 @@ class Asking:
                     None if model == READER_MODEL else self._context.settings.max_output_kb
                 ),
                 observe=partial(self._calls.ended, model),
+                so_far=so_far,
+                keep=keep,
                 sleep=models.in_flight.wait,
             ),
             has_deadline=is_branch,
@@ -170,6 +237,33 @@ class Asking:
 
 def _within(retries: RetrySpec, left_s: float) -> RetrySpec:
     return retries.model_copy(update={"max_elapsed_s": max(0.0, left_s)})
+
+
+def _ended(model: str, result: CallResult) -> EndedModel:
+    return EndedModel(
+        model=model,
+        kind=result.kind or ErrorKind.INTERNAL,
+        attempts=result.attempts,
+        usage=result.usage,
+        elapsed_s=result.elapsed_s,
+    )
+
+
+def _result_of(ended: EndedModel) -> CallResult:
+    return CallResult(
+        output=None,
+        kind=ended.kind,
+        message=None,
+        attempts=ended.attempts,
+        usage=ended.usage,
+        elapsed_s=ended.elapsed_s,
+    )
+
+
+def _without_call(kind: ErrorKind, message: str | None) -> CallResult:
+    return CallResult(
+        output=None, kind=kind, message=message, attempts=0, usage=Usage(), elapsed_s=0.0
+    )
 
 
 def _joined(ended: Sequence[tuple[str, CallResult]]) -> CallResult:

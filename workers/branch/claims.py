@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 from math import ceil
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from fanout.core.errors import BrokerError, StoredDataError, UnknownRunError
 from fanout.core.state import BeginRequest, CheckpointRequest
@@ -14,6 +14,8 @@ from workers.context.inflight import CallStoppedError, StopReason
 from workers.context.progress import ALIVE, SURE
 
 if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
     from fanout.core.errors import LLMError
     from fanout.core.state import BeginReply
     from fanout.llm.base import LLMReply, LLMRequest
@@ -37,6 +39,7 @@ __all__ = [
 _HOLD_MARGIN_S = 60
 _LONGEST_QUEUE_S = 24 * 3600
 
+_T = TypeVar("_T")
 
 _log = logging.getLogger(__name__)
 
@@ -190,15 +193,15 @@ class Claim:
         self._moves("writes how far it is")
         self.has_checkpoint = True
         asked_at = time.monotonic()
-        begun = await self._steps.checkpoint(
-            CheckpointRequest(
-                self._branch_id,
-                token=self._token,
-                checkpoint=checkpoint,
-                holder=self._start.holder,
-                lasts_s=self._start.lasts_s,
-            )
+        request = CheckpointRequest(
+            self._branch_id,
+            token=self._token,
+            checkpoint=checkpoint,
+            holder=self._start.holder,
+            lasts_s=self._start.lasts_s,
         )
+        begun = await _to_its_end(self._steps.checkpoint(request))
+        self.waits()
         if begun.verdict in ("halted", "expired", "paused"):
             raise CallStoppedError(StopReason(begun.verdict))
         require_call(begun)
@@ -246,6 +249,16 @@ class Claim:
     def calls(self, timeout_s: float) -> None:
         """Record that the branch calls the model, for ``timeout_s`` seconds at most."""
         self._moves("calls", for_s=timeout_s)
+
+
+async def _to_its_end(step: Coroutine[Any, Any, _T]) -> _T:
+    """Await a step even if the caller is cancelled: what was paid for must not be lost then."""
+    task = asyncio.ensure_future(step)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.gather(task, return_exceptions=True)
+        raise
 
 
 class _ClaimedGate:

@@ -16,15 +16,15 @@ import msgspec
 from fanout.aggregators.parts import Fields
 from fanout.aggregators.vote import Vote
 from fanout.core.errors import LLMError
-from fanout.core.records import ErrorKind
 from fanout.llm.answers import validated
 from fanout.policy.consensus import question
+from fanout.policy.progress import ENDS_ALIKE
 from fanout.policy.retries import STOPS_RUN
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from fanout.core.records import Outcome
+    from fanout.core.records import ErrorKind, Outcome
     from fanout.core.spec import RunSpec
     from workers.branch.claims import Claim
     from workers.telemetry.reports import Calls
@@ -36,8 +36,6 @@ _log = logging.getLogger(__name__)
 _DIGEST_BYTES = 12
 # Longer answers are compared in a thread: a JSON of megabytes takes seconds.
 _COMPARED_AT_ONCE_CHARS = 8_000
-# Further samples of the same model would end in the same way.
-_ENDS_ALIKE = frozenset({ErrorKind.CONTEXT_LENGTH, ErrorKind.BAD_REQUEST})
 
 
 async def ask_until_certain(
@@ -59,7 +57,7 @@ async def ask_until_certain(
     Raises:
         CallStoppedError: See Claim.checkpoint. Also what ``ask`` raises.
     """
-    so_far = calls.earlier
+    so_far = calls.so_far
     models = spec.models or (spec.model,)
     most, certainty = len(models) * spec.samples, spec.certainty or 1.0
     is_written, vote = True, _vote(spec)
@@ -69,7 +67,7 @@ async def ask_until_certain(
         next_one = question(so_far.poll.asked, models=len(models))
         model = models[next_one.model]
         if model in late:
-            so_far = so_far.without_next()
+            so_far = calls.so_far = so_far.without_next()
             continue
         if not is_written:
             await claim.checkpoint(msgspec.json.encode(so_far))
@@ -77,7 +75,8 @@ async def ask_until_certain(
         if len(models) > 1:
             # An answer of several models is that of none.
             answer = msgspec.structs.replace(answer, model=None)
-        so_far = so_far.with_outcome(answer, model=model, key=await _key(vote, answer))
+        key = await _key(vote, answer)
+        so_far = calls.so_far.with_outcome(answer, model=model, key=key)
         calls.so_far = so_far
         if calls.is_out_of_time:
             late.add(model)
@@ -90,7 +89,7 @@ async def ask_until_certain(
 
 def _is_final(kind: ErrorKind | None, *, has_answer: bool) -> bool:
     """Say whether the failure of the only model ends the branch."""
-    return kind in STOPS_RUN or (kind in _ENDS_ALIKE and not has_answer)
+    return kind in STOPS_RUN or (kind in ENDS_ALIKE and not has_answer)
 
 
 def _vote(spec: RunSpec) -> Vote:

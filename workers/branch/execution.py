@@ -234,8 +234,9 @@ class _Delivery:
         """Find what earlier deliveries of a branch of several calls have paid for."""
         try:
             spec = await self._context.runs.specs(self._id.run_id)
-            if spec.certainty is not None and self._id.stage == 0:
-                calls.earlier = calls.so_far = AnswersSoFar.of(await self._claim.last_checkpoint())
+            calls.is_by_model = bool(spec.models or spec.fallback)
+            calls.so_far = AnswersSoFar.of(await self._claim.last_checkpoint())
+            calls.earlier = calls.so_far.with_calls()
         except UnknownRunError:
             # The call finds it out.
             return

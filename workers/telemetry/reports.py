@@ -57,7 +57,7 @@ class Calls:
         is_by_model: Whether the run calls several models.
         stop_after: Number of equal failures of branches that stop the run; 0: no number does.
         is_out_of_time: Whether the last question failed for want of time alone.
-        earlier: The answers that earlier deliveries have asked for.
+        earlier: The answers that earlier deliveries have asked for, with all their calls.
         so_far: These, and the answers of this delivery to questions that are done.
     """
 

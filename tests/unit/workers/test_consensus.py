@@ -288,7 +288,7 @@ def test_a_branch_that_kills_its_worker_at_the_same_call_each_time_is_poisoned()
     assert outcome.usage.calls == 1, "what was paid for is counted"
 
 
-def test_a_first_delivery_and_other_branches_read_no_checkpoint(monkeypatch):
+def test_a_first_delivery_reads_no_checkpoint_and_a_single_call_writes_none(monkeypatch):
     context = Asked(["yes"] * 4)
     monkeypatch.setattr(context.store, "checkpoints", lambda _: pytest.fail("it was read"))
     run_branch(context, BRANCH)
@@ -296,7 +296,6 @@ def test_a_first_delivery_and_other_branches_read_no_checkpoint(monkeypatch):
     plain.write(["a"])
     monkeypatch.setattr(plain.store, "checkpoints", lambda _: pytest.fail("it was read"))
     monkeypatch.setattr(plain.store, "checkpoint_all", lambda _: pytest.fail("it was written"))
-    begin_one(plain.store, BeginRequest(BRANCH, token="before"))
     recorded = []
     record = plain.branches.record
 

@@ -1,0 +1,182 @@
+"""The calls of a branch to one model so far, and the decision after a further failure."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from msgspec import structs
+
+from fanout.core.errors import LLMError
+from fanout.core.records import ErrorKind, total_usage
+from fanout.core.redaction import redacted
+from fanout.llm.answers import storable
+from fanout.llm.base import Turn
+from fanout.llm.usage import billed
+from fanout.policy.progress import ENDS_ALIKE, CallsSoFar, Lesson
+from fanout.policy.retries import larger_token_limit, may_retry, retry_wait_s
+
+if TYPE_CHECKING:
+    from fanout.core.records import Usage
+    from fanout.core.spec_fields import RetrySpec
+    from fanout.llm.answers import WrongAnswerError
+    from fanout.llm.base import LLMReply, LLMRequest
+    from fanout.policy.outages import FailureVerdict
+
+__all__ = ["Tries", "message_of"]
+
+_MAX_MESSAGE = 300
+# How a provider refuses an answer length that the model does not support.
+_ROOM_REFUSED = frozenset({ErrorKind.BAD_REQUEST, ErrorKind.CONTEXT_LENGTH})
+
+
+class Tries:
+    """The calls of a branch so far, and the decision after a further failure."""
+
+    def __init__(
+        self,
+        request: LLMRequest,
+        policy: RetrySpec,
+        started: float,
+        *,
+        reasks: int,
+        window_tokens: int | None,
+        so_far: CallsSoFar | None = None,
+    ) -> None:
+        before = so_far or CallsSoFar()
+        turns = tuple(Turn(answer=answer, reply=reply) for answer, reply in before.turns)
+        if so_far is not None:
+            room = before.max_tokens or request.max_tokens
+            request = structs.replace(request, turns=turns, max_tokens=room)
+        self.request = request
+        self.started = started - before.elapsed_s
+        self.number = before.attempts
+        self.used: list[Usage] = [before.usage] if before.attempts else []
+        # The error of the last answer that a call followed with a higher token limit, or with what is
+        # wrong with it.
+        self._unusable: LLMError | None = None
+        if before.unusable is not None and before.kind is not None:
+            self._unusable = LLMError(
+                before.kind, before.unusable, finish_reason=before.finish_reason
+            )
+        self._has_more_room = before.has_more_room
+        self._room = before.max_tokens
+        self._policy = policy
+        self._reasks = reasks - len(turns)
+        self._window_tokens = window_tokens
+        # Counts failures by their cost: a common failure costs less than one of this branch alone.
+        self._failures = before.failures
+
+    def so_far(self, now: float) -> CallsSoFar:
+        """Return the calls so far, before a further one."""
+        return CallsSoFar(
+            attempts=self.number,
+            usage=total_usage(self.used),
+            elapsed_s=max(0.0, now - self.started),
+            failures=self._failures,
+            turns=tuple((turn.answer, turn.reply) for turn in self.request.turns),
+            max_tokens=self._room,
+            has_more_room=self._has_more_room,
+            kind=None if self._unusable is None else self._unusable.kind,
+            unusable=None if self._unusable is None else message_of(self._unusable),
+            finish_reason=None if self._unusable is None else self._unusable.finish_reason,
+        )
+
+    def cause(self, error: LLMError) -> LLMError:
+        """Return why the branch failed: its unusable answer, if only the call after that was refused.
+
+        A conversation is longer than its prompt, and a provider may refuse a higher token limit.
+        """
+        before = self._unusable
+        if before is None:
+            return error
+        is_cut = before.kind is ErrorKind.TRUNCATED
+        refused = _ROOM_REFUSED if is_cut else frozenset({ErrorKind.CONTEXT_LENGTH})
+        return before if error.kind in refused else error
+
+    def lesson(self, error: LLMError | None) -> Lesson | None:
+        """Return what the last call says about further samples, if anything."""
+        if self._has_more_room:
+            # They need no lower limit first; nor a higher one, if the provider refuses it.
+            cut = self._unusable
+            if cut is None or cut.kind is not ErrorKind.TRUNCATED:
+                return Lesson(calls=CallsSoFar(max_tokens=self._room, has_more_room=True))
+            is_refused = error is not None and error.kind in _ROOM_REFUSED
+            start = CallsSoFar(
+                max_tokens=None if is_refused else self._room,
+                has_more_room=True,
+                kind=cut.kind,
+                unusable=message_of(cut),
+                finish_reason=cut.finish_reason,
+            )
+            return Lesson(calls=start)
+        # A conversation is longer than the prompt of another sample.
+        is_first = self._unusable is None and self.number > 0
+        if error is not None and error.kind in ENDS_ALIKE and is_first:
+            return Lesson(kind=error.kind, message=message_of(error))
+        return None
+
+    def left_s(self, now: float) -> float:
+        """Return how many seconds the branch may still take."""
+        return self._policy.max_elapsed_s - (now - self.started if self.number else 0.0)
+
+    def entered(self, *, waited_s: float, for_rate_s: float) -> None:
+        """Begin a further call after a wait at the gate: in all, and for a rate limit."""
+        # Move the start forward so that these waits do not count as elapsed time.
+        self.started += for_rate_s if self.number else waited_s
+        self.number += 1
+
+    def reasks(self, error: WrongAnswerError, reply: LLMReply) -> bool:
+        """Continue the conversation with what is wrong; return whether a further call is left."""
+        self.used.append(reply.usage)
+        self._reasks -= 1
+        turn = Turn(answer=storable(error.answer), reply=storable(error.reply))
+        turns = (*self.request.turns, turn)
+        self._unusable = error
+        self.request = structs.replace(self.request, turns=turns)
+        return self._reasks >= 0
+
+    def failed(
+        self,
+        error: LLMError,
+        reply: LLMReply | None,
+        verdict: FailureVerdict,
+        *,
+        now: float,
+        jitter: float,
+    ) -> float | None:
+        """Return the seconds until the next call, or None if the branch has failed."""
+        self.used.append(reply.usage if reply else billed(error.kind, error.usage))
+        self._failures += verdict.cost
+        elapsed_s = now - self.started
+        room = larger_token_limit(
+            error.kind,
+            spent=self._failures,
+            elapsed_s=elapsed_s,
+            policy=self._policy,
+            max_tokens=self.request.max_tokens,
+            prompt_tokens=self.used[-1].input_tokens,
+            window_tokens=self._window_tokens,
+        )
+        if room is not None and not self._has_more_room:
+            self._has_more_room, self._unusable, self._room = True, error, room
+            self.request = structs.replace(self.request, max_tokens=room)
+            return 0.0
+        return retry_wait_s(
+            kind=error.kind,
+            spent=self._failures,
+            failures=self.number,
+            elapsed_s=max(elapsed_s, verdict.down_s or 0.0),
+            policy=self._policy,
+            jitter=jitter,
+            retry_after_s=error.retry_after_s,
+            is_held=verdict.is_held,
+        )
+
+    def may_retry(self, kind: ErrorKind) -> bool:
+        """Say whether only time can forbid another call after a failure."""
+        return may_retry(kind, spent=self._failures, policy=self._policy)
+
+
+def message_of(error: LLMError) -> str:
+    """Return the message of an error as it is stored."""
+    return storable(redacted(str(error))[:_MAX_MESSAGE])
