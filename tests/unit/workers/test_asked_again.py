@@ -161,6 +161,8 @@ def test_what_was_paid_for_counts_where_a_branch_is_not_taken_up_again():
         ({"samples": 6}, ["bad", REFUSED, REFUSED, "good", "good"], "aaaaa"),
         ({"model": ["a", "b"], "retries": {"max_attempts": 1}},
          [DOWN, "good", LONG, "good", "good"], "ababb"),
+        # A conversation is longer than the prompt of the next sample.
+        ({**CHOICES, "samples": 3}, ["x", LONG, "good"], "aaa"),
         # The limit that was too low for one sample is so for the others.
         ({"max_tokens": 8, "samples": 3}, [CUT, "good", "good"], "aaa"),
         ({"max_tokens": 8, "samples": 3}, ["good", CUT, "good"], "aaa"),
