@@ -85,11 +85,12 @@ def test_the_majority_of_several_answers_is_found_by_the_local_model(fanout, her
 
 
 def test_two_prompts_are_compared_on_labels_by_the_local_model(fanout):
-    done = fanout("eval", str(EXAMPLES / "compare.yaml"), "--json", timeout_s=PATIENCE_S)
+    job = str(EXAMPLES / "compare.yaml")
+    done = fanout("eval", job, "--limit", "6", "--json", timeout_s=PATIENCE_S)
     assert done.status == 0, done.stderr
     evaluation = json.loads(done.stdout)["evaluation"]
     assert [one["aspect"] for one in evaluation["variants"]] == ["short", "with examples"]
-    assert [(one["count"], one["usable"]) for one in evaluation["variants"]] == [(12, 1.0)] * 2
+    assert [(one["count"], one["usable"]) for one in evaluation["variants"]] == [(6, 1.0)] * 2
     assert len(evaluation["comparisons"]) == 1
 
 

@@ -167,7 +167,8 @@ def job(here):
     """The words of a run that takes a few seconds."""
     (here / "in.jsonl").write_text("".join(f'{{"text": "text {n}"}}\n' for n in range(60)))
     slow = f"{MODEL}&latency_s=0.3"
-    return ("run", "in.jsonl", "-m", slow, "-p", "{input}", "--reduce", "concat")
+    words = ("run", "in.jsonl", "-m", slow, "-p", "{input}", "--reduce", "concat")
+    return (*words, "--max-attempts", "1")
 
 
 def test_a_run_has_a_bar_on_a_terminal_and_its_answer_on_standard_output(run, job, here):
