@@ -89,26 +89,18 @@ def as_tuple(value: object) -> object:
     return (value,) if isinstance(value, str) else value
 
 
-def _models(value: object) -> object:
-    """Return the names of models as a tuple. Raises ValueError if one is there twice."""
-    names = as_tuple(value)
-    if isinstance(names, (list, tuple)):
-        twice = twice_in(names)
-        if twice is not None:
-            msg = f"has {twice!r} twice: samples asks one model several times"
-            raise ValueError(msg)
-    return names
+def _names(why_once: str) -> BeforeValidator:
+    """Return a check of a list of models, of which none is there twice, and why."""
 
-
-def _fallback(value: object) -> object:
-    """Return the names of models as a tuple. Raises ValueError if one is there twice."""
-    names = as_tuple(value)
-    if isinstance(names, (list, tuple)):
-        twice = twice_in(names)
+    def as_names(value: object) -> object:
+        names = as_tuple(value)
+        twice = twice_in(names) if isinstance(names, (list, tuple)) else None
         if twice is not None:
-            msg = f"has {twice!r} twice: a model that gave no answer is not asked again"
+            msg = f"has {twice!r} twice: {why_once}"
             raise ValueError(msg)
-    return names
+        return names
+
+    return BeforeValidator(as_names)
 
 
 def with_models(fields: dict[str, Any]) -> dict[str, Any]:
@@ -130,8 +122,10 @@ def with_models(fields: dict[str, Any]) -> dict[str, Any]:
 
 
 _ModelName = Annotated[str, Field(min_length=1, max_length=512)]
-Models = Annotated[tuple[_ModelName, ...], BeforeValidator(_models)]
-Fallback = Annotated[tuple[_ModelName, ...], BeforeValidator(_fallback)]
+Models = Annotated[tuple[_ModelName, ...], _names("samples asks one model several times")]
+Fallback = Annotated[
+    tuple[_ModelName, ...], _names("a model that gave no answer is not asked again")
+]
 
 # A number as Python, JSON and YAML have it: also one of numpy, and 4.0 as a whole number.
 NUMBER = BeforeValidator(_number)
