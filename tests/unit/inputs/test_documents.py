@@ -8,7 +8,6 @@ import logging
 import math
 import os
 import sqlite3
-import tracemalloc
 from pathlib import Path
 
 import pandas as pd
@@ -23,6 +22,7 @@ from fanout.core.records import Document
 from fanout.core.spec import make_spec
 from fanout.inputs.documents import FileSource, from_strings
 from fanout.inputs.intake import checked_documents
+from tests.memory import peak_bytes
 
 MAX = 1000
 DEEP = functools.reduce(lambda made, _: [made], range(2000), [])
@@ -280,12 +280,12 @@ def test_reading_holds_neither_a_huge_line_nor_many_rows_in_memory(here):
         file.write('{"text": "' + "x" * 60_000_000 + '"}\n')
         for _ in range(100_000):
             file.write(row)
-    tracemalloc.start()
-    count = sum(1 for _ in FileSource(["r.jsonl"], max_bytes=1_000_000).documents())
-    _, peak = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
-    assert count == 100_001
-    assert peak < 8_000_000
+
+    def read_all():
+        count = sum(1 for _ in FileSource(["r.jsonl"], max_bytes=1_000_000).documents())
+        assert count == 100_001
+
+    assert peak_bytes(read_all) < 8_000_000
 
 
 def test_half_a_character_costs_the_document_that_holds_it():
@@ -447,13 +447,12 @@ def test_a_json_file_larger_than_memory_is_read(here):
     rows = ",\n".join(json.dumps({"text": f"{i} [" + "x" * 80}) for i in range(8_000))
     huge = json.dumps({"text": "x" * 5_000_000})
     (here / "a.json").write_text(f"[{rows}, {huge}, {huge}]")
-    tracemalloc.start()
-    documents = FileSource(["a.json"], max_bytes=1_000_000).documents()
-    bad = sum(document.error is not None for document in documents)
-    _, peak = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
-    assert bad == 2
-    assert peak < 6_000_000
+
+    def read_all():
+        documents = FileSource(["a.json"], max_bytes=1_000_000).documents()
+        assert sum(document.error is not None for document in documents) == 2
+
+    assert peak_bytes(read_all) < 6_000_000
 
 
 @pytest.mark.parametrize(

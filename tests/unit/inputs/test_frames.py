@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime as dt
 import subprocess
 import sys
-import tracemalloc
 from itertools import islice
 
 import datasets
@@ -19,6 +18,7 @@ from fanout.core.errors import InputError
 from fanout.core.spec import make_spec
 from fanout.inputs.documents import Items, from_strings
 from fanout.inputs.intake import checked_documents
+from tests.memory import peak_bytes
 
 MAX = 1_000_000
 DAY = dt.date(2024, 2, 29)
@@ -246,12 +246,11 @@ def test_rows_are_made_in_slices(make):
     count = 60_000
     rows = {"text": ["a"] * count, **{f"c{i}": list(range(count)) for i in range(4)}}
     documents = from_strings(make(pa.table(rows)), max_bytes=MAX)
-    tracemalloc.start()
-    try:
+
+    def read_some():
         assert sum(1 for _ in islice(documents, 2_500)) == 2_500
-        assert tracemalloc.get_traced_memory()[1] < 8_000_000
-    finally:
-        tracemalloc.stop()
+
+    assert peak_bytes(read_some) < 8_000_000
 
 
 def test_none_of_these_libraries_is_loaded_unless_it_is_given():

@@ -6,7 +6,7 @@ import ast
 import itertools
 import json
 import re
-import tracemalloc
+from functools import partial
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from fanout.report.slices import _WIDTHS_MS
 from fanout.report.text import clean, cut, one_line
 from fanout.runs.results import Output
 from fanout.runs.status import ReduceError, Status, StoredResult
+from tests.memory import peak_bytes
 
 BORN = 1_700_000_000.0
 SPEC = make_spec(model="fake", prompt="Is it good? {input}", reduce="concat")
@@ -572,16 +573,11 @@ def many(count, text=""):
         )  # fmt: skip
 
 
-def peak_bytes(count):
-    tracemalloc.start()
-    gather(many(count), created_at=BORN)
-    _, peak = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
-    return peak
-
-
 def test_a_run_that_is_ten_times_as_long_takes_no_more_memory():
-    assert peak_bytes(20_000) < 2 * peak_bytes(2000)
+    short, long = (
+        peak_bytes(partial(gather, many(count), created_at=BORN)) for count in (2_000, 20_000)
+    )
+    assert long < 2 * short
 
 
 def test_a_run_that_is_very_long_has_a_small_page():
