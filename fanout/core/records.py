@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
 __all__ = [
+    "QUANTITIES",
     "TERMINAL",
     "BranchRef",
     "Chunk",
@@ -206,19 +207,44 @@ class Usage(_Record, frozen=True, kw_only=True):
 
     Attributes:
         calls: Calls made, retries included.
-        input_tokens: Tokens of the prompts.
-        output_tokens: Tokens of the answers.
-        cost_usd: US dollars, if the provider's adapter knows its prices.
+        input_tokens: Tokens of the prompts, those read from a provider's cache or written to it too.
+        cached_input_tokens: The part of them that a provider's cache served.
+        cache_write_tokens: The part of them that was written to a provider's cache.
+        output_tokens: Tokens of the answers, reasoning included.
+        reasoning_tokens: The part of them that was reasoning.
+        cost_usd: US dollars.
+        at_least: Of each sum that is unknown, the part that is known, by the name of its field; one
+            without a known part is missing.
     """
 
     calls: int = 0
     input_tokens: int | None = None
+    cached_input_tokens: int | None = None
+    cache_write_tokens: int | None = None
     output_tokens: int | None = None
+    reasoning_tokens: int | None = None
     cost_usd: float | None = None
+    at_least: dict[str, float] = {}
 
     def to_dict(self) -> dict[str, Any]:
-        """Return all four fields; unknown values are None."""
+        """Return all fields; unknown values are None."""
         return {name: getattr(self, name) for name in self.__struct_fields__}
+
+    def known(self, name: str) -> float:
+        """Return a quantity, or the known part of an unknown one; 0 if nothing of it is known."""
+        value = getattr(self, name)
+        return self.at_least.get(name, 0) if value is None else value
+
+
+# What a call consumes, by the names of fields of Usage: all but the number of calls.
+QUANTITIES = (
+    "input_tokens",
+    "cached_input_tokens",
+    "cache_write_tokens",
+    "output_tokens",
+    "reasoning_tokens",
+    "cost_usd",
+)
 
 
 def share_of(votes: Mapping[str, int]) -> float | None:
@@ -231,16 +257,15 @@ def total_usage(usages: Sequence[Usage]) -> Usage:
     if len(usages) == 1:
         return usages[0]
 
-    def total(name: str) -> Any:
-        values = [getattr(usage, name) for usage in usages]
-        return None if not values or None in values else sum(values)
-
-    return Usage(
-        calls=sum(usage.calls for usage in usages),
-        input_tokens=total("input_tokens"),
-        output_tokens=total("output_tokens"),
-        cost_usd=total("cost_usd"),
-    )
+    sums: dict[str, Any] = {}
+    at_least: dict[str, float] = {}
+    for name in QUANTITIES:
+        known = sum(usage.known(name) for usage in usages)
+        if usages and all(getattr(usage, name) is not None for usage in usages):
+            sums[name] = known
+        elif known:
+            at_least[name] = known
+    return Usage(calls=sum(usage.calls for usage in usages), at_least=at_least, **sums)
 
 
 def usage_by_model(usages: Iterable[Mapping[str, Usage]]) -> dict[str, Usage]:

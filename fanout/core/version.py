@@ -10,4 +10,4 @@ __all__ = ["WIRE_VERSION"]
 #   3: branches are published whole, and have no feed.
 #   4: columns of rows have their types.
 #   5: a chunk has a branch for each model.
-WIRE_VERSION = 5
+WIRE_VERSION = 6

@@ -9,6 +9,7 @@ import msgspec
 from fanout.core.answer_shape import AnswerShape  # noqa: TC001 - msgspec reads the annotation
 from fanout.core.errors import LLMError
 from fanout.core.exhaustion import is_exhausted
+from fanout.core.lanes import Lane  # noqa: TC001 - msgspec reads the annotation
 from fanout.core.records import ErrorKind, Usage
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ class LLMRequest(msgspec.Struct, frozen=True, kw_only=True):
         stop: Strings that end the answer.
         shape: What the answer must be; None is any text.
         turns: What followed in the conversation, first the answer to the prompt.
+        lane: How the call is bought.
     """
 
     prompt: str
@@ -46,6 +48,7 @@ class LLMRequest(msgspec.Struct, frozen=True, kw_only=True):
     stop: tuple[str, ...] = ()
     shape: AnswerShape | None = None
     turns: tuple[Turn, ...] = ()
+    lane: Lane = "realtime"
 
     def messages(self, *, in_words: bool) -> list[dict[str, str]]:
         """Return the messages of a chat: ``role`` and ``content``, the system prompt first.
@@ -102,6 +105,7 @@ class LLMReply(msgspec.Struct, frozen=True, kw_only=True):
         response_id: The provider's id of this answer, or None.
         finish_reason: Why the generation ended, in the provider's words, or None.
         tokens: The tokens of the answer with their probabilities, where these were asked for.
+        lane: How the provider says that the call was bought; None for as it was asked to.
     """
 
     text: str
@@ -110,6 +114,7 @@ class LLMReply(msgspec.Struct, frozen=True, kw_only=True):
     response_id: str | None = None
     finish_reason: str | None = None
     tokens: tuple[Token, ...] = ()
+    lane: Lane | None = None
 
 
 @runtime_checkable

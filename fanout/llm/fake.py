@@ -14,6 +14,7 @@ from fanout.core.records import ErrorKind, Usage
 from fanout.core.tokens import estimate_tokens
 from fanout.llm.base import LLMReply, LLMRequest
 from fanout.llm.fake_answers import fake_answer
+from fanout.llm.usage import NO_USAGE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,7 +23,6 @@ __all__ = ["FakeLLM"]
 
 _MALFORMED = '{"answer": not json'
 _SPAN = 2.0**64
-_NO_USAGE = Usage(calls=1, input_tokens=0, output_tokens=0, cost_usd=0.0)
 
 
 class FakeLLM:
@@ -149,7 +149,7 @@ class FakeLLM:
                 kind,
                 f"the fake model was told to fail ({kind.value})",
                 retry_after_s=retry_after_s,
-                usage=_NO_USAGE,
+                usage=NO_USAGE,
                 is_own=True,
             )
 
@@ -210,7 +210,10 @@ def _reply(text: str, request: LLMRequest) -> LLMReply:
     usage = Usage(
         calls=1,
         input_tokens=estimate_tokens((request.system or "") + request.prompt),
+        cached_input_tokens=0,
+        cache_write_tokens=0,
         output_tokens=estimate_tokens(text),
+        reasoning_tokens=0,
         cost_usd=0.0,
     )
     return LLMReply(text=text, usage=usage)

@@ -5,11 +5,12 @@ A model may be a user's function, whose replies and errors hold any values.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import msgspec
 
 from fanout.core.errors import LLMError
+from fanout.core.lanes import Lane
 from fanout.core.records import ErrorKind, Usage
 from fanout.llm.base import LLMReply
 from fanout.llm.usage import believable
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["sound_error", "sound_reply"]
 
 _KINDS = frozenset(ErrorKind)
+_LANES = frozenset(get_args(Lane))
 _UNKNOWN = Usage(calls=1)
 
 
@@ -43,6 +45,7 @@ def sound_reply(reply: Any) -> LLMReply:
         "response_id": _text(reply.response_id),
         "finish_reason": _text(reply.finish_reason),
         "tokens": _entries(reply.tokens),
+        "lane": reply.lane if reply.lane is None else _lane(reply.lane),
     }
     changed = {name: value for name, value in found.items() if value is not getattr(reply, name)}
     return msgspec.structs.replace(reply, **changed) if changed else reply
@@ -77,6 +80,10 @@ def _text(value: Any) -> str | None:
     if value is None or type(value) is str:
         return value
     return str(getattr(value, "value", value))
+
+
+def _lane(value: Any) -> Any:
+    return value if isinstance(value, str) and value in _LANES else None
 
 
 def _entries(tokens: Any) -> Sequence[Any]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from fanout.core.records import ErrorKind, Usage
+from fanout.core.records import QUANTITIES, ErrorKind, Usage
 
-__all__ = ["believable", "billed", "cost_usd", "token_count"]
+__all__ = ["NO_USAGE", "believable", "billed", "cost_usd", "token_count"]
 
 # Values above these are nonsense.
 _MAX_TOKENS = 1_000_000_000
@@ -26,8 +26,23 @@ _UNBILLED = frozenset(
         ErrorKind.CONTENT_FILTER,
     }
 )
-_NOTHING = Usage(calls=1, input_tokens=0, output_tokens=0, cost_usd=0.0)
+# A call that consumed nothing.
+NO_USAGE = Usage(
+    calls=1,
+    input_tokens=0,
+    cached_input_tokens=0,
+    cache_write_tokens=0,
+    output_tokens=0,
+    reasoning_tokens=0,
+    cost_usd=0.0,
+)
 _UNKNOWN = Usage(calls=1)
+_TOKENS = QUANTITIES[:-1]
+_PARTS = {
+    "cached_input_tokens": "input_tokens",
+    "cache_write_tokens": "input_tokens",
+    "reasoning_tokens": "output_tokens",
+}
 
 
 def token_count(value: Any) -> int | None:
@@ -44,12 +59,20 @@ def cost_usd(value: Any) -> float | None:
 
 def believable(usage: Usage) -> Usage:
     """Return a call's usage with impossible values replaced by None."""
-    inputs, outputs = token_count(usage.input_tokens), token_count(usage.output_tokens)
-    cost = cost_usd(usage.cost_usd)
-    is_sound = inputs == usage.input_tokens and outputs == usage.output_tokens
-    if is_sound and cost == usage.cost_usd and usage.calls == 1:
+    sound: dict[str, Any] = {name: token_count(getattr(usage, name)) for name in _TOKENS}
+    sound["cost_usd"] = cost_usd(usage.cost_usd)
+    _keep_parts_within(sound)
+    is_sound = all(getattr(usage, name) == value for name, value in sound.items())
+    if is_sound and usage.calls == 1 and not usage.at_least:
         return usage
-    return Usage(calls=1, input_tokens=inputs, output_tokens=outputs, cost_usd=cost)
+    return Usage(calls=1, **sound)
+
+
+def _keep_parts_within(sound: dict[str, Any]) -> None:
+    """Make a part that is greater than its whole unknown."""
+    for part, whole in _PARTS.items():
+        if (sound[part] or 0) > (sound[whole] or 0) and sound[whole] is not None:
+            sound[part] = None
 
 
 def billed(kind: ErrorKind | None, reported: Usage | None) -> Usage:
@@ -60,4 +83,4 @@ def billed(kind: ErrorKind | None, reported: Usage | None) -> Usage:
     """
     if reported is not None:
         return believable(reported)
-    return _NOTHING if kind in _UNBILLED else _UNKNOWN
+    return NO_USAGE if kind in _UNBILLED else _UNKNOWN

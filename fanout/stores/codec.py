@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections import Counter
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
@@ -12,7 +12,7 @@ from fanout.core.errors import StoredDataError
 from fanout.core.ids import BranchId
 from fanout.core.latency import Latency
 from fanout.core.rate_limits import LimitState
-from fanout.core.records import ErrorKind, Outcome, RunStatus, Shard, Usage
+from fanout.core.records import QUANTITIES, ErrorKind, Outcome, RunStatus, Shard, Usage
 from fanout.core.state import (
     RunRecord,
     StageRecord,
@@ -270,22 +270,19 @@ class _Counts:
 
         ``before`` and ``after`` are around the names of its fields.
         """
-
-        def quantity(name: str) -> float | None:
+        sums: dict[str, Any] = {}
+        at_least: dict[str, float] = {}
+        for name in QUANTITIES:
             field = f"{before}{name}{after}"
-            if field not in self.fields or (
-                whole and f"{before}unknown:{name}{after}" in self.fields
-            ):
-                return None
-            return float(self.fields[field])
-
-        input_tokens, output_tokens = quantity("input_tokens"), quantity("output_tokens")
-        return Usage(
-            calls=self.number(f"{before}calls{after}"),
-            input_tokens=None if input_tokens is None else int(input_tokens),
-            output_tokens=None if output_tokens is None else int(output_tokens),
-            cost_usd=quantity("cost_usd"),
-        )
+            if field not in self.fields:
+                continue
+            known = float(self.fields[field])
+            known = known if name == "cost_usd" else int(known)
+            if not whole or f"{before}unknown:{name}{after}" not in self.fields:
+                sums[name] = known
+            elif known:
+                at_least[name] = known
+        return Usage(calls=self.number(f"{before}calls{after}"), at_least=at_least, **sums)
 
 
 class _StoredWorker(msgspec.Struct, frozen=True, kw_only=True):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from fanout.core.records import QUANTITIES
+
 __all__ = [
     "BEGIN",
     "CHECKPOINT",
@@ -102,14 +104,19 @@ return verdicts
 """
 
 # KEYS run, stage, live, out, totals of the fleet, and checkpoints if there may be some, which are then
-# deleted; ARGV ttl, number of branches, for each branch its position, outcome, kind, calls, input
-# tokens, output tokens, cost, bucket of the latency (-1: no call), seconds; then, of runs that call
-# several models, for each branch and model the number of the branch, the model, calls, input tokens,
-# output tokens, cost. An unknown quantity is the empty string; the kind ``cut`` is an answer that was
-# cut off, and kept. Returns for each branch: first, and the number of ended branches of the shard, this
-# one included. Only this script counts outcomes, so the sums always match them.
+# deleted; ARGV ttl, number of branches, for each branch its position, outcome, kind, bucket of the
+# latency (-1: no call), seconds, calls and the quantities of its usage; then, of runs that call several
+# models, for each branch and model the number of the branch, the model, calls and the quantities. An
+# unknown quantity is ``>`` and the known part of it; the kind ``cut`` is an answer that was cut off, and
+# kept. Returns for each branch: first, and the number of ended branches of the shard, this one included.
+# Only this script counts outcomes, so the sums always match them.
 RECORD = """
+local quantities = {@quantities}
 local recorded, counts, sums, unknown = {}, {}, {}, {}
+local function known_part(quantity)
+    local is_unknown = string.byte(quantity) == 62
+    return is_unknown and string.sub(quantity, 2) or quantity, is_unknown
+end
 local is_open = redis.call('EXISTS', KEYS[1]) == 1 and redis.call('EXISTS', KEYS[4]) == 0
 local ended = redis.call('HLEN', KEYS[3])
 local function add(to, name, quantity)
@@ -121,19 +128,20 @@ local function count(i)
     if is_cut then add(counts, 'cut', 1) end
     add(counts, ok and 'succeeded' or 'failed', 1)
     if not ok then add(counts, 'kind:' .. ARGV[i + 2], 1) end
-    if ARGV[i + 3] ~= '0' then add(counts, 'calls', ARGV[i + 3]) end
-    for j, name in ipairs({'input_tokens', 'output_tokens', 'cost_usd'}) do
-        local value = ARGV[i + 3 + j]
-        if value ~= '' then add(sums, name, value) end
-        if value == '' and (ok or ARGV[i + 3] ~= '0') then unknown['unknown:' .. name] = true end
+    if ARGV[i + 3] ~= '-1' then
+        add(counts, 'took:' .. ARGV[i + 3], 1)
+        add(sums, 'took_s', ARGV[i + 4])
     end
-    if ARGV[i + 7] ~= '-1' then
-        add(counts, 'took:' .. ARGV[i + 7], 1)
-        add(sums, 'took_s', ARGV[i + 8])
+    if ARGV[i + 5] ~= '0' then add(counts, 'calls', ARGV[i + 5]) end
+    for j, name in ipairs(quantities) do
+        local value, is_unknown = known_part(ARGV[i + 5 + j])
+        if not is_unknown or value ~= '0' then add(sums, name, value) end
+        if is_unknown and (ok or ARGV[i + 5] ~= '0') then unknown['unknown:' .. name] = true end
     end
 end
-local last = math.max(2, math.min(#ARGV, 2 + 9 * tonumber(ARGV[2])))
-for i = 3, last, 9 do
+local width = 6 + #quantities
+local last = math.max(2, math.min(#ARGV, 2 + width * tonumber(ARGV[2])))
+for i = 3, last, width do
     local first = 0
     if is_open and redis.call('HSETNX', KEYS[3], ARGV[i], ARGV[i + 1]) == 1 then
         first = 1
@@ -143,17 +151,16 @@ for i = 3, last, 9 do
     recorded[#recorded + 1] = first
     recorded[#recorded + 1] = ended
 end
-for i = last + 1, #ARGV, 6 do
+for i = last + 1, #ARGV, 3 + #quantities do
     if recorded[2 * tonumber(ARGV[i]) - 1] == 1 then
         local of = ':' .. ARGV[i + 1]
         redis.call('HINCRBY', KEYS[2], 'by:calls' .. of, ARGV[i + 2])
-        for j, name in ipairs({'input_tokens', 'output_tokens', 'cost_usd'}) do
-            local value = ARGV[i + 2 + j]
-            if value == '' then
-                redis.call('HSET', KEYS[2], 'by:unknown:' .. name .. of, 1)
-            else
+        for j, name in ipairs(quantities) do
+            local value, is_unknown = known_part(ARGV[i + 2 + j])
+            if not is_unknown or value ~= '0' then
                 redis.call('HINCRBYFLOAT', KEYS[2], 'by:' .. name .. of, value)
             end
+            if is_unknown then redis.call('HSET', KEYS[2], 'by:unknown:' .. name .. of, 1) end
         end
     end
 end
@@ -168,10 +175,10 @@ for _, key in ipairs({KEYS[2], KEYS[5]}) do
     for name in pairs(unknown) do redis.call('HSET', key, name, 1) end
 end
 if KEYS[6] then
-    for i = 3, last, 9 do redis.call('HDEL', KEYS[6], ARGV[i]) end
+    for i = 3, last, width do redis.call('HDEL', KEYS[6], ARGV[i]) end
 end
 return recorded
-"""
+""".replace("@quantities", ", ".join(f"'{name}'" for name in QUANTITIES))
 
 # KEYS state, checkpoints; ARGV position, token, the number to add to the begins: -1 if the call was not
 # tried. A branch with a checkpoint keeps one begin: the next delivery then knows that there may be one.

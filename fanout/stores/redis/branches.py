@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import operator
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from fanout.core.errors import LostDataError
 from fanout.core.latency import bucket_of
+from fanout.core.records import QUANTITIES
 from fanout.core.state import BeginReply, RecordReply
 from fanout.stores import codec
 from fanout.stores.blobs.base import blob_name
@@ -68,16 +70,25 @@ def _record_args(request: RecordRequest) -> list[Any]:
         request.branch_id.position,
         codec.encode_outcome(outcome),
         outcome.kind or ("cut" if outcome.is_cut else ""),
-        usage.calls,
-        *_quantities(usage),
         bucket_of(outcome.elapsed_s) if outcome.attempts else -1,
         outcome.elapsed_s,
+        usage.calls,
+        *_quantities(usage),
     ]
 
 
+_quantities_of = operator.attrgetter(*QUANTITIES)
+
+
 def _quantities(usage: Usage) -> list[float | str]:
-    counts = (usage.input_tokens, usage.output_tokens, usage.cost_usd)
-    return ["" if count is None else count for count in counts]
+    """Return the quantities of a usage as the script takes them: an unknown one is ``>`` and a part."""
+    counts = _quantities_of(usage)
+    if None not in counts:
+        return list(counts)
+    return [
+        f">{usage.known(name)!r}" if count is None else count
+        for name, count in zip(QUANTITIES, counts, strict=True)
+    ]
 
 
 class RedisBranches(RedisBlobReferences):

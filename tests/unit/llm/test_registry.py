@@ -140,7 +140,8 @@ def test_a_fake_can_answer_with_broken_json():
 
 def test_a_fake_counts_tokens_and_costs_nothing():
     reply = ask(FakeLLM(answer="12345678"), "abcd", system="efgh")
-    assert reply.usage == Usage(calls=1, input_tokens=2, output_tokens=2, cost_usd=0.0)
+    parts = {"cached_input_tokens": 0, "cache_write_tokens": 0, "reasoning_tokens": 0}
+    assert reply.usage == Usage(calls=1, input_tokens=2, output_tokens=2, cost_usd=0.0, **parts)
 
 
 def test_samples_differ_by_their_seed():
