@@ -25,18 +25,10 @@ from fanout.llm.openai import OpenAILLM
 from fanout.llm.refusals import Refusals
 from tests.scripted_provider import anthropic_reply, openai_reply
 
+pytestmark = pytest.mark.usefixtures("at_provider")
+
 GOOD_BAD = shape_of(None, ("good", "bad"))
 ONCE = RetrySpec(max_attempts=1)
-
-
-@pytest.fixture(autouse=True)
-def environment(provider, monkeypatch):
-    monkeypatch.setenv("OPENAI_BASE_URL", f"{provider.url}/v1")
-    monkeypatch.setenv("OPENAI_API_KEY", "sk-test-0123456789abcdef")
-    monkeypatch.setenv("ANTHROPIC_BASE_URL", provider.url)
-    monkeypatch.setenv("ANTHROPIC_API_KEY", "sk-ant-0123456789abcdef")
-    monkeypatch.setenv("GEMINI_BASE_URL", provider.url)
-    monkeypatch.setenv("GEMINI_API_KEY", "gm-0123456789abcdef")
 
 
 def tokens(*parts):

@@ -23,20 +23,12 @@ from fanout.llm.openai import OpenAILLM
 from fanout.llm.refusals import Refusals
 from tests.scripted_provider import anthropic_reply, openai_reply
 
+pytestmark = pytest.mark.usefixtures("at_provider")
+
 ONCE = RetrySpec(max_attempts=1)
 TWICE = RetrySpec(max_attempts=2, base_wait_s=0)
 CUT, FILTERED, FAILED = ErrorKind.TRUNCATED, ErrorKind.CONTENT_FILTER, ErrorKind.SERVER_ERROR
 CLAUDE = "claude-opus-4-1"
-
-
-@pytest.fixture(autouse=True)
-def environment(provider, monkeypatch):
-    monkeypatch.setenv("OPENAI_BASE_URL", f"{provider.url}/v1")
-    monkeypatch.setenv("OPENAI_API_KEY", "sk-test-0123456789abcdef")
-    monkeypatch.setenv("ANTHROPIC_BASE_URL", provider.url)
-    monkeypatch.setenv("ANTHROPIC_API_KEY", "sk-ant-0123456789abcdef")
-    monkeypatch.setenv("GEMINI_BASE_URL", provider.url)
-    monkeypatch.setenv("GEMINI_API_KEY", "gm-0123456789abcdef")
 
 
 def gemini_reply(text, finish):

@@ -22,6 +22,8 @@ from fanout.llm.gemini import GeminiLLM
 from fanout.llm.openai import OpenAILLM
 from tests.scripted_provider import anthropic_reply, gemini_reply, openai_reply
 
+pytestmark = pytest.mark.usefixtures("at_provider")
+
 SCHEMA = {
     "type": "object",
     "properties": {"why": {"type": "string"}, "stars": {"type": "integer", "maximum": 5}},
@@ -60,16 +62,6 @@ ONCE = RetrySpec(max_attempts=1)
 
 def first_wrong(shape):
     return next(iter(WRONG[shape]))
-
-
-@pytest.fixture(autouse=True)
-def environment(provider, monkeypatch):
-    monkeypatch.setenv("OPENAI_BASE_URL", f"{provider.url}/v1")
-    monkeypatch.setenv("OPENAI_API_KEY", "sk-test-0123456789abcdef")
-    monkeypatch.setenv("ANTHROPIC_BASE_URL", provider.url)
-    monkeypatch.setenv("ANTHROPIC_API_KEY", "sk-ant-0123456789abcdef")
-    monkeypatch.setenv("GEMINI_BASE_URL", provider.url)
-    monkeypatch.setenv("GEMINI_API_KEY", "g-0123456789abcdef")
 
 
 MODELS: dict[str, Any] = {
