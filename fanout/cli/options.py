@@ -14,6 +14,7 @@ from fanout.core.errors import PromptError, SpecError
 from fanout.core.field_effects import CONFLICTS, READING, RULES, require_used
 from fanout.core.field_names import PARTS, canonical
 from fanout.core.job_files import load_job
+from fanout.core.lanes import LaneChoice
 from fanout.core.spec import ReduceName, RunSpec, SplitName, make_spec
 from fanout.core.spec_fields import with_models
 from fanout.inputs.documents.files import RUN, STDIN
@@ -120,8 +121,11 @@ _OPTIONS = [
             "The most calls a minute, in the whole fleet. [default: no limit]", type=float),
     _option("--tpm --tokens-per-minute tokens_per_minute", "N",
             "The most tokens a minute, in the whole fleet. [default: no limit]", type=float),
+    click.option("--lane", type=click.Choice(get_args(LaneChoice)),
+                 help="How calls are bought; auto is batch until a call would miss the deadline. "
+                 "[default: realtime]"),
     _option("--timeout --timeout-s timeout_s", "SECONDS",
-            "The longest a call may take. [default: 120]"),
+            "The longest a call may take. [default: 120, with --lane flex 900]"),
     _option("--deadline --deadline-s deadline_s", "SECONDS",
             "Begin no call after that, and aggregate what there is. [default: never]"),
     _option("--max-attempts", "N", "Calls a branch may make, the first included. [default: 5]"),

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from fanout.core.errors import SpecError
+from fanout.core.lanes import takes_lane
 from fanout.core.model_names import takes_seed
 
 if TYPE_CHECKING:
@@ -95,6 +96,15 @@ CONFLICTS = (
     FieldRule(("fallback",), ("model",),
               lambda spec: not set(spec.fallback) & {spec.model} or len(spec.models) > 1,
               "fallback: {spec.model!r} is the model itself; leave it out, or give another one"),
+    FieldRule((), (),
+              lambda spec: all(takes_lane(one, spec.lane) for one in spec.models or (spec.model,)),
+              "lane: {spec.named_models} has no lane {spec.lane!r}; leave it out, or choose another "
+              "one or another model (batch and auto: openai/, anthropic/, gemini/; flex: openai/, "
+              "gemini/)"),
+    FieldRule((), (),
+              lambda spec: spec.lane != "auto" or spec.deadline_s is not None,
+              "lane: 'auto' needs deadline_s, which says when a call is late; give it, or choose "
+              "another lane"),
     FieldRule(("schema", "choices"), ("schema", "choices"),
               lambda spec: not (spec.schema and spec.choices),
               "choices: give either schema or choices, and not both"),

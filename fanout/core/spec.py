@@ -28,6 +28,7 @@ from fanout.core.field_effects import conflict
 from fanout.core.field_names import ALIASES, PARTS, canonical
 from fanout.core.field_words import shown, wrong_value
 from fanout.core.labels import Labels, label_problem
+from fanout.core.lanes import LaneChoice  # noqa: TC001 - pydantic reads the annotation
 from fanout.core.records import Variants
 from fanout.core.spec_fields import (
     NUMBER,
@@ -38,6 +39,7 @@ from fanout.core.spec_fields import (
     RetrySpec,
     as_tuple,
     checked_condition,
+    patient,
     pointed,
     with_models,
 )
@@ -133,7 +135,11 @@ class RunSpec(SchemaField, AggregateFields):
         max_workers: The most branches of this run in flight in the whole fleet; None is no cap.
         priority: The run's share of busy workers: a run of priority 4 gets four times as many of
             their places as one of priority 1. From 0.25 to 16.
-        timeout_s: Seconds for one call, from its start to the last byte.
+        lane: How calls are bought: ``realtime``, ``flex`` (cheaper and slower), ``batch`` (answered
+            within a day, at about half the price), or ``auto``: batch, and realtime for what would be
+            late for the deadline. A model of ``fallback`` without the lane is asked in realtime.
+        timeout_s: Seconds for one call, from its start to the last byte. With the lane ``flex``, the
+            default is 900.
         rate: The rate limits of the model for the whole fleet.
         retries: When a failed call is made again.
         deadline_s: Seconds from the submission after which no branch is begun. The branches left
@@ -196,6 +202,7 @@ class RunSpec(SchemaField, AggregateFields):
     min_success: Annotated[float, Field(ge=0, le=1), NUMBER] = 0.0
     max_workers: Annotated[int | None, Field(ge=1), NUMBER] = None
     priority: Annotated[float, Field(ge=0.25, le=16), NUMBER] = 1.0
+    lane: LaneChoice = "realtime"
     timeout_s: Annotated[float, Field(gt=0), NUMBER] = 120.0
     rate: RateSpec = RateSpec()
     retries: RetrySpec = RetrySpec()
@@ -216,7 +223,7 @@ class RunSpec(SchemaField, AggregateFields):
     @model_validator(mode="before")
     @classmethod
     def _own_names(cls, fields: Any) -> Any:
-        return with_models(canonical(fields)) if isinstance(fields, Mapping) else fields
+        return patient(with_models(canonical(fields))) if isinstance(fields, Mapping) else fields
 
     @model_validator(mode="after")
     def _fields_fit_together(self) -> Self:

@@ -11,6 +11,7 @@ from fanout.core.cells import with_point
 from fanout.core.conditions import parse_condition
 from fanout.core.errors import SpecError
 from fanout.core.field_words import twice_in
+from fanout.core.lanes import FLEX_TIMEOUT_S
 from fanout.core.rate_limits import Rates
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "checked_condition",
     "delimiter",
     "encoding",
+    "patient",
     "pointed",
     "sheet",
     "with_models",
@@ -119,6 +121,13 @@ def with_models(fields: dict[str, Any]) -> dict[str, Any]:
         msg = "give either model or models, and not both"
         raise SpecError(msg, field="models")
     return {**fields, "model": models[0], "models": models if len(models) > 1 else ()}
+
+
+def patient(fields: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields of a job with a timeout that suits its lane, unless it has one."""
+    if fields.get("lane") != "flex" or fields.get("timeout_s") is not None:
+        return fields
+    return {**fields, "timeout_s": FLEX_TIMEOUT_S}
 
 
 _ModelName = Annotated[str, Field(min_length=1, max_length=512)]

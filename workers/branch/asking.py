@@ -9,6 +9,7 @@ import msgspec
 from msgspec import structs
 
 from fanout.core.errors import ModelError
+from fanout.core.lanes import takes_lane
 from fanout.core.model_names import READER_MODEL, takes_seed
 from fanout.core.records import ErrorKind, Usage, total_usage
 from fanout.llm.answers import validate_json
@@ -121,6 +122,8 @@ class Asking:
         if request.seed is not None and not takes_seed(model):
             # A job is refused only where none of its models takes one.
             request = structs.replace(request, seed=None)
+        if not takes_lane(model, request.lane):
+            request = structs.replace(request, lane="realtime")
         if self._is_only(model):
             result = await self._taught(model, request, retries, before, so_far, gives_up=gives_up)
             self._calls.stop_after = result.stop_after

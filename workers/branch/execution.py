@@ -19,6 +19,7 @@ from fanout.core.errors import (
     UnknownRunError,
 )
 from fanout.core.exhaustion import is_exhausted
+from fanout.core.lanes import first_lane
 from fanout.core.records import ErrorKind, Outcome, RunStatus, Variants
 from fanout.core.state import RecordRequest
 from fanout.core.units import page_range
@@ -354,4 +355,5 @@ def _request(
         seed=None if spec.seed is None else spec.seed + sample,
         stop=spec.stop,
         shape=shape,
+        lane=first_lane(spec.lane),
     )

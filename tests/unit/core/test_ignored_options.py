@@ -46,6 +46,7 @@ ALWAYS = {
     "split", "reduce", "aggregate_prompt",
     "group_by", "min_success", "max_workers", "priority", "timeout_s", "deadline_s", "max_attempts",
     "max_elapsed_s", "requests_per_minute", "tokens_per_minute", "sample", "limit", "labels",
+    "lane",
 }  # fmt: skip
 # These have one beside some others only: a value, and with which others it has one and has none.
 SOMETIMES: dict[str, tuple[Any, list[Any], list[Any]]] = {
@@ -284,6 +285,61 @@ def test_an_option_does_not_overrule_one(tmp_path):
     # What a model cannot do is no matter of taste.
     with pytest.raises(SpecError, match=r"job\.yaml: seed: has no effect: anthropic/m takes no"):
         from_command_line(str(path), "--model", "anthropic/m")
+
+
+LANES_OF = {
+    "openai/m": {"flex", "batch", "auto"},
+    "gemini/m": {"flex", "batch", "auto"},
+    "anthropic/m": {"batch", "auto"},
+    "litellm/openai/m": set(),
+    "local": set(),
+    "fake": set(),
+    "a.b:c": set(),
+}
+
+
+@pytest.mark.parametrize("lane", ["realtime", "flex", "batch", "auto"])
+@pytest.mark.parametrize("model", LANES_OF)
+def test_a_lane_that_a_model_lacks_is_refused_in_every_form_of_a_job(tmp_path, model, lane):
+    path = tmp_path / "job.yaml"
+    job = {"inputs": "a.txt", **JOB, "lane": lane, "deadline_s": 9}
+    path.write_text(yaml.safe_dump(job))
+    if lane in {"realtime", *LANES_OF[model]}:
+        assert from_command_line(str(path), "-m", model).lane == lane
+        assert make_spec(**{**job, "model": model}).lane == lane
+        return
+    reason = f"lane: {model} has no lane '{lane}'"
+    with pytest.raises(SpecError, match=f"^{reason}"):
+        make_spec(**{**job, "model": model})
+    with pytest.raises(SpecError, match=f"^--{reason}"):
+        from_command_line("a.txt", "-p", "{input}", "-m", model, "--lane", lane)
+    # An option for the model does not make a cheap job a dear one without a word.
+    with pytest.raises(SpecError, match=f"job.yaml: {reason}"):
+        from_command_line(str(path), "-m", model)
+    # Of several models, all that are asked first need it.
+    with pytest.raises(SpecError, match=f"lane: openai/m, {model} has no"):
+        make_spec(**{**job, "model": ["openai/m", model]})
+    assert make_spec(**{**job, "model": "openai/m", "fallback": [model]}).lane == lane
+
+
+def test_the_lane_auto_needs_a_deadline():
+    with pytest.raises(SpecError, match=r"^lane: 'auto' needs deadline_s"):
+        make_spec(model="openai/m", prompt="{input}", lane="auto")
+
+
+@pytest.mark.parametrize(
+    ("fields", "timeout_s"),
+    [
+        ({}, 120),
+        ({"lane": "batch"}, 120),
+        ({"lane": "flex"}, 900),
+        ({"lane": "flex", "timeout": 120}, 120),
+    ],
+)
+def test_flex_has_a_long_timeout_unless_one_is_given(fields, timeout_s):
+    spec = make_spec(model="openai/m", prompt="{input}", **fields)
+    assert spec.timeout_s == timeout_s
+    assert stored_spec(spec.model_dump_json()) == spec
 
 
 def words(fields):

@@ -339,7 +339,7 @@ VALUES = {
     "max_elapsed_s": 8, "base_wait_s": 1, "max_wait_s": 5, "requests_per_minute": 6,
     "by": "sentiment", "measures": "count,mean:stars", "k": 3,
     "tokens_per_minute": 7, "aspects": {"a": "{input}"}, "models": ["fake", "fake?seed=2"],
-    "labels": "gold",
+    "labels": "gold", "lane": "auto",
     "fallback": ["fake?seed=3"],
 }  # fmt: skip
 # What a field needs beside it to have an effect.
@@ -355,6 +355,7 @@ NEEDS: dict[str, dict[str, Any]] = {
     "aggregate_schema": {"aggregate_prompt": "{input}"},
     "max_reasks": {"choices": "a,b"},
     "certainty": {"samples": 2},
+    "lane": {"model": "openai/m", "deadline_s": 9},
 }
 FLAT = [name for name in RunSpec.model_fields if name not in {"retries", "rate"}] + list(PARTS)
 NAMES = [*FLAT, *ALIASES]
