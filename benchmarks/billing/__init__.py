@@ -1,0 +1,1 @@
+"""The parts of billing_provider.py: what providers charge, their prompt caches, and their two APIs."""
