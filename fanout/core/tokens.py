@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["BYTES_PER_TOKEN", "estimate_tokens", "tokens_of_bytes", "utf8_bytes"]
+__all__ = ["BYTES_PER_TOKEN", "encoded", "estimate_tokens", "tokens_of_bytes", "utf8_bytes"]
 
 BYTES_PER_TOKEN = 4
 
@@ -16,10 +16,15 @@ def estimate_tokens(text: str) -> int:
     return tokens_of_bytes(utf8_bytes(text))
 
 
+def encoded(text: str) -> bytes:
+    """Return the UTF-8 bytes of a text, which may have lone surrogates."""
+    return text.encode("utf-8", "surrogatepass")
+
+
 def utf8_bytes(text: str) -> int:
     """Return the size of a text in UTF-8, in bytes."""
     # For ASCII, Python knows the answer without a scan, which matters for long prompts.
-    return len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
+    return len(text) if text.isascii() else len(encoded(text))
 
 
 def tokens_of_bytes(size_bytes: int) -> int:

@@ -292,7 +292,15 @@ RUN = "team.a:run:0123abcd"
         ("client", "SET team.a:lock:reaper x"),
         *[
             ("client", command.format(key=f"team.a:{key}"))
-            for key in ("totals", "stored", "storages", "wire", "wire:holders", "wire:room")
+            for key in (
+                "totals",
+                "stored",
+                "storages",
+                "wire",
+                "wire:holders",
+                "wire:room",
+                "tokens",
+            )
             for command in (
                 "SET {key} x",
                 "DEL {key}",
@@ -328,6 +336,10 @@ RUN = "team.a:run:0123abcd"
         ("client", "SADD team.a:runs x"),
         ("client", "SADD team.a:run-totals x"),
         ("client", "SADD team.a:noted-storages x"),
+        *[
+            ("client", f"{command} team.a:cut-ratios x y")
+            for command in ("DEL", "SADD", "LPUSH", "HDEL")
+        ],
         ("client", "SINTERSTORE team.a:active team.a:inputs"),
         ("client", "RENAME team.a:inputs team.a:active"),
         ("client", "COPY team.a:run:0123abcd team.a:wire"),

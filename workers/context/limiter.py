@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, TypeVar
 from fanout.core.errors import BrokerError, LLMError
 from fanout.core.rate_limits import MAX_BLOCK_S
 from fanout.core.records import ErrorKind
-from fanout.core.tokens import estimate_tokens
 from fanout.policy.outages import (
     SHARED,
     Failure,
@@ -23,6 +22,7 @@ from fanout.policy.outages import (
     trip,
 )
 from workers.context.model_state import LOOK_S, PROBES, ModelState
+from workers.context.token_ratios import TokenRatios
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -76,6 +76,7 @@ class Limiter:
         self.clock = clock
         self._sleep = sleep
         self._models: dict[str, ModelState] = {}
+        self.ratios = TokenRatios(store)
 
     def gate(self, model: str, rates: Rates, *, gives_up: bool = False) -> ModelGate:
         """Return the gate for the calls of a branch.
@@ -227,6 +228,8 @@ class ModelGate:
         self._counts_tokens = bool(rates.tokens_per_minute)
         self._calls = 0
         self._began = 0.0
+        # The tokens of the current call that were taken from the limit.
+        self._reserved = 0
         # When the first call began that failed for a reason that others may share.
         self._failed_at: float | None = None
         # The calls that failed so, and how many attempts they are.
@@ -243,7 +246,7 @@ class ModelGate:
         now = limiter.clock()
         if self._rates.is_limited:
             came = now
-            tokens = _expected_tokens(request) if self._counts_tokens else 0
+            tokens = self._expected_tokens(request) if self._counts_tokens else 0
             await limiter.wait_for_slot(model.name, self._rates, tokens)
             now = limiter.clock()
             for_rate_s = now - came
@@ -261,8 +264,12 @@ class ModelGate:
         self, request: LLMRequest, reply: LLMReply | None, error: LLMError | None
     ) -> FailureVerdict | None:
         """Record the end of a call; return the verdict on its error, if any."""
-        if reply is not None and self._counts_tokens:
-            await self._correct(request, reply)
+        if reply is not None:
+            limiter = self._limiter
+            elapsed_s = limiter.clock() - self._began
+            limiter.ratios.observe(self._model.name, request, reply.usage, elapsed_s=elapsed_s)
+            if self._counts_tokens:
+                await self._correct(reply)
         if error is not None and error.kind in SHARED:
             return await self._failed(error)
         if error is None or error.kind not in _SILENT:
@@ -317,13 +324,17 @@ class ModelGate:
         self._spent = health.spent(self._failures, now=self._limiter.clock())
         return self._spent - before
 
-    async def _correct(self, request: LLMRequest, reply: LLMReply) -> None:
+    async def _correct(self, reply: LLMReply) -> None:
         if reply.usage.input_tokens is None or reply.usage.output_tokens is None:
             return
         used = reply.usage.input_tokens + reply.usage.output_tokens
-        await self._limiter.consumed(
-            self._model.name, self._rates, used - _expected_tokens(request)
-        )
+        await self._limiter.consumed(self._model.name, self._rates, used - self._reserved)
+
+    def _expected_tokens(self, request: LLMRequest) -> int:
+        """Return the tokens that a provider books before it answers: the prompt's and ``max_tokens``."""
+        prompt = self._limiter.ratios.expected_tokens(self._model.name, request)
+        self._reserved = prompt + (request.max_tokens or 0)
+        return self._reserved
 
 
 async def _ask_store(step: Callable[[], _T], problem: str) -> _T | None:
@@ -333,9 +344,3 @@ async def _ask_store(step: Callable[[], _T], problem: str) -> _T | None:
     except BrokerError as error:
         _log.warning("%s: %s", problem, error)
         return None
-
-
-def _expected_tokens(request: LLMRequest) -> int:
-    """Return the tokens that a provider books before it answers: the prompt's and ``max_tokens``."""
-    prompt = estimate_tokens(request.prompt) + estimate_tokens(request.system or "")
-    return prompt + (request.max_tokens or 0)

@@ -80,7 +80,8 @@ class Databases(RedisBase):
         self._settings = settings
 
     def claim(self) -> Database:
-        """Return a free database without runs."""
+        """Return a free database without runs, which knows what runs have shown of models."""
+        self.gather()
         if self._is_sweep_due():
             self.sweep()
         with self._one_at_a_time():
@@ -89,6 +90,7 @@ class Databases(RedisBase):
                 lock = None if number in used else self._lock_of(number)
                 if lock is not None:
                     lock.share()
+                    self._lend(number)
                     return Database(number, self._server.url(number), lock)
         raise AssertionError  # pragma: no cover - the count does not end
 
@@ -134,6 +136,21 @@ class Databases(RedisBase):
             for run_id, location in stored.items()
         }
         return dict(sorted(locations.items(), key=lambda item: -item[1].created_at))
+
+    @translated
+    def gather(self) -> RedisStore:
+        """Return a store that knows what the newest run has shown of models, as it was begun with it."""
+        newest = next(iter(self.locations().values()), None)
+        if newest is not None and newest.prefix == self._prefix:
+            with self._connected(newest.database) as client:
+                for key in (self._tokens, self._cut_ratios):
+                    client.copy(key, key, destination_db="0", replace=True)
+        return RedisStore(self._redis, prefix=self._prefix)
+
+    @translated
+    def _lend(self, number: int) -> None:
+        for key in (self._tokens, self._cut_ratios):
+            self._redis.copy(key, key, destination_db=str(number), replace=True)
 
     @translated
     def sweep(self) -> None:

@@ -7,11 +7,12 @@ from fanout.stores.redis.fleet import RedisFleet
 from fanout.stores.redis.limits import RedisLimits
 from fanout.stores.redis.runs import RedisRuns
 from fanout.stores.redis.stages import RedisStages
+from fanout.stores.redis.tokens import RedisTokens
 
 __all__ = ["RedisStore"]
 
 
-class RedisStore(RedisRuns, RedisStages, RedisBranches, RedisFleet, RedisLimits):
+class RedisStore(RedisRuns, RedisStages, RedisBranches, RedisFleet, RedisLimits, RedisTokens):
     """What a run needs remembered, on a Redis-protocol server.
 
     Every method is safe to call twice, from any process; threads may share a store.

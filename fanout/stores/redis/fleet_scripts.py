@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 __all__ = [
+    "ADD_SUMS",
     "ALIVE",
     "ASK_BREAKER",
     "BEAT",
@@ -173,4 +174,29 @@ redis.call('HDEL', KEYS[1], 'o:' .. ARGV[1], 'n:' .. ARGV[1], 'b:' .. ARGV[1])
 redis.call('HSET', KEYS[1], 'c:' .. ARGV[1], string.format('%.6f', now))
 redis.call('EXPIRE', KEYS[1], ARGV[2])
 return 1
+"""
+
+# KEYS what is known of models' tokens; ARGV model, most calls, seconds to keep it, and the sums to add, the
+# calls first. Of more calls than the most, all sums are halved. Returns the sums, as text.
+ADD_SUMS = """
+local known, found = {}, 0
+for number in string.gmatch(redis.call('HGET', KEYS[1], ARGV[1]) or '', '%S+') do
+    found = found + 1
+    known[found] = tonumber(number) or 0
+end
+local count = #ARGV - 3
+-- Another version may sum up other things.
+if found ~= count then known = {} end
+for at = 1, count do
+    known[at] = (known[at] or 0) + (tonumber(ARGV[at + 3]) or 0)
+end
+local share = 1
+if (known[1] or 0) > tonumber(ARGV[2]) then share = 0.5 end
+for at = 1, count do
+    known[at] = string.format('%.17g', known[at] * share)
+end
+local sums = table.concat(known, ' ')
+redis.call('HSET', KEYS[1], ARGV[1], sums)
+redis.call('EXPIRE', KEYS[1], ARGV[3])
+return sums
 """

@@ -120,10 +120,10 @@ def test_tokens_are_booked_ahead_and_corrected_by_the_answer(store):
 
 @pytest.mark.parametrize("rates", [Rates(), Rates(requests_per_minute=60_000)])
 def test_tokens_that_are_not_limited_are_not_counted(store, monkeypatch, rates):
-    def counted(text):
+    def counted(*_args):
         raise AssertionError("nobody has asked")
 
-    monkeypatch.setattr("workers.context.limiter.estimate_tokens", counted)
+    monkeypatch.setattr("workers.context.token_ratios.TokenRatios.expected_tokens", counted)
     result = asyncio.run(call(Limiter(store), FakeLLM(answer="hi"), rates))
     assert result.output == "hi"
 

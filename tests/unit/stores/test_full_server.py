@@ -23,6 +23,8 @@ READS = {
     "workers": lambda store: store.workers(),
     "limits": lambda store: store.limits(),
     "pause_of": lambda store: store.pause_of("m"),
+    "token_sums": lambda store: store.token_sums("m"),
+    "cut_ratio": lambda store: store.cut_ratio("m", "words"),
     "totals": lambda store: store.totals(),
     "active_runs": lambda store: store.active_runs(),
     "wire": lambda store: store.wire(),
