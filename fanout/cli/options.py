@@ -124,6 +124,10 @@ _OPTIONS = [
     click.option("--lane", type=click.Choice(get_args(LaneChoice)),
                  help="How calls are bought; auto is batch until a call would miss the deadline. "
                  "[default: realtime]"),
+    _option("--price", "PART=USD",
+            "The price of the models, in dollars per million tokens: input_mtok=, output_mtok=, "
+            "cached_input_mtok=, cache_write_mtok=; give several. [default: as it is known]",
+            multiple=True),
     _option("--timeout --timeout-s timeout_s", "SECONDS",
             "The longest a call may take. [default: 120, with --lane flex 900]"),
     _option("--deadline --deadline-s deadline_s", "SECONDS",
@@ -289,7 +293,25 @@ def _given(options: dict[str, Any]) -> dict[str, Any]:
         given["aspects"] = _aspects(given["aspects"])
     if "labels" in given:
         given["labels"] = labels_of(given["labels"])
+    if "price" in given:
+        given["price"] = _price(given["price"])
     return given
+
+
+def _price(texts: Iterable[str]) -> dict[str, float]:
+    price: dict[str, float] = {}
+    for text in texts:
+        name, _, value = text.partition("=")
+        try:
+            usd = float(value)
+        except ValueError:
+            raise SpecError(
+                f"must be PART=USD, as input_mtok=0.25 (got {text!r})", field="--price"
+            ) from None
+        if name in price:
+            raise SpecError(f"gives {name} twice", field="--price")
+        price[name] = usd
+    return price
 
 
 def labels_of(texts: Iterable[str]) -> dict[str, str]:

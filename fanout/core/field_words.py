@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from pydantic_core import ErrorDetails
+    from pydantic_core import ErrorDetails, ValidationError
 
-__all__ = ["shown", "twice_in", "wrong_value"]
+__all__ = ["first_error", "shown", "twice_in", "wrong_value"]
 
 _SHOWN_CHARS = 1_000
 
@@ -40,6 +40,17 @@ _WORDS = {
     "literal_error": "must be {expected}",
     "enum": "must be {expected}",
 }
+
+
+def first_error(error: ValidationError) -> ErrorDetails:
+    """Return what is wrong first; a misspelt field is why another one is missing."""
+    errors = error.errors()
+    first = errors[0]
+    if first["type"] == "missing":
+        for one in errors:
+            if one["type"] == "extra_forbidden" and one["loc"][:-1] == first["loc"][:-1]:
+                return one
+    return first
 
 
 def wrong_value(error: ErrorDetails) -> str:

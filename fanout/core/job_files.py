@@ -12,7 +12,7 @@ from fanout.core.errors import SpecError
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["load_job"]
+__all__ = ["load_job", "load_mapping"]
 
 
 def load_job(path: Path) -> dict[str, Any]:
@@ -21,10 +21,19 @@ def load_job(path: Path) -> dict[str, Any]:
     Raises:
         SpecError: The file cannot be read, is not YAML, or is not a mapping.
     """
+    return load_mapping(path, "a job file", "fields")
+
+
+def load_mapping(path: Path, kind: str, of: str) -> dict[str, Any]:
+    """Return the mapping in a YAML file; ``kind`` and ``of`` say what file it is, and of what.
+
+    Raises:
+        SpecError: As ``load_job``.
+    """
     try:
         fields = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # noqa: S506 - it is a safe one
     except (OSError, UnicodeDecodeError) as error:
-        raise SpecError(f"cannot read the job file {path}: {error}") from None
+        raise SpecError(f"cannot read the {kind.partition(' ')[2]} {path}: {error}") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
@@ -34,7 +43,7 @@ def load_job(path: Path) -> dict[str, Any]:
     except RecursionError:
         raise SpecError(f"{path}: its values are nested too deep") from None
     if not isinstance(fields, dict):
-        raise SpecError(f"{path}: a job file is a mapping of fields, not {type(fields).__name__}")
+        raise SpecError(f"{path}: {kind} is a mapping of {of}, not {type(fields).__name__}")
     return {str(name): value for name, value in fields.items()}
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-__all__ = ["READER_MODEL", "takes_seed"]
+__all__ = ["ANY_MODEL", "READER_MODEL", "takes_seed"]
 
 # The function that reads a document; a run in which workers read has it as its model.
 READER_MODEL = "fanout.inputs.reader:read"
+# The name under which a price of a job holds for all models that have none of their own.
+ANY_MODEL = "*"
 
 
 def takes_seed(model: str) -> bool:

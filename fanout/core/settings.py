@@ -109,6 +109,7 @@ class Settings(BaseSettings):
         flower_user: The user name for the login to Flower.
         flower_password: The password for the login to Flower.
         flower_password_file: A file with that password.
+        prices: A YAML file with the prices of models, which win over the known ones.
         cache_dir: The folder of model weights, kept between runs.
         state_dir: The folder of embedded runs, which only this user can read.
     """
@@ -143,6 +144,7 @@ class Settings(BaseSettings):
     flower_user: Annotated[str, Field(pattern="^[^:]+$")] = "fanout"
     flower_password: SecretStr | None = None
     flower_password_file: Path | None = None
+    prices: Path | None = None
     cache_dir: Path = Field(default_factory=lambda: Path.home() / ".cache" / "fanout")
     state_dir: Path = Field(default_factory=lambda: _state_home() / "fanout")
 
@@ -216,6 +218,15 @@ class Settings(BaseSettings):
                 "must not contain a password: set the variables that the provider's own tools read"
             )
         return storage.rstrip("/")
+
+    @field_validator("prices")
+    @classmethod
+    def _has_prices(cls, path: Path | None) -> Path | None:
+        if path is not None:
+            from fanout.core.prices import read_prices
+
+            read_prices(str(path))
+        return path
 
     @field_validator("queues")
     @classmethod

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from difflib import get_close_matches
 from functools import cached_property
 from typing import Annotated, Any, Literal, Self
 
@@ -23,13 +22,13 @@ from pydantic import (
 from fanout.core.aggregate_fields import AggregateFields
 from fanout.core.answer_fields import Choices, Schema, SchemaField
 from fanout.core.answer_types import UNTYPED, AnswerTypes, types_of
-from fanout.core.errors import SpecError
 from fanout.core.field_effects import conflict
-from fanout.core.field_names import ALIASES, PARTS, canonical
-from fanout.core.field_words import shown, wrong_value
+from fanout.core.field_names import canonical
 from fanout.core.labels import Labels, label_problem
 from fanout.core.lanes import LaneChoice  # noqa: TC001 - pydantic reads the annotation
+from fanout.core.prices import Prices, PriceSpec
 from fanout.core.records import Variants
+from fanout.core.spec_errors import spec_error
 from fanout.core.spec_fields import (
     NUMBER,
     PART_CONFIG,
@@ -141,6 +140,7 @@ class RunSpec(SchemaField, AggregateFields):
         timeout_s: Seconds for one call, from its start to the last byte. With the lane ``flex``, the
             default is 900.
         rate: The rate limits of the model for the whole fleet.
+        price: The prices of the models, where these are not the known ones; ``*`` is any model.
         retries: When a failed call is made again.
         deadline_s: Seconds from the submission after which no branch is begun. The branches left
             fail as ``expired``, and the finished ones are aggregated; one with ``certainty`` that has
@@ -205,6 +205,7 @@ class RunSpec(SchemaField, AggregateFields):
     lane: LaneChoice = "realtime"
     timeout_s: Annotated[float, Field(gt=0), NUMBER] = 120.0
     rate: RateSpec = RateSpec()
+    price: Prices = Field(default_factory=dict)
     retries: RetrySpec = RetrySpec()
     deadline_s: Annotated[float | None, Field(gt=0), NUMBER] = None
 
@@ -276,6 +277,11 @@ class RunSpec(SchemaField, AggregateFields):
         return label_problem(self)
 
     @property
+    def priced_models(self) -> str:
+        """The models that the job gives prices of, as one text."""
+        return ", ".join(self.price)
+
+    @property
     def all_models(self) -> tuple[str, ...]:
         """All models that a run may call, each once: those that are asked first, then the others."""
         return tuple(dict.fromkeys((*(self.models or (self.model,)), *self.fallback)))
@@ -294,6 +300,10 @@ class RunSpec(SchemaField, AggregateFields):
     def branches_per_chunk(self) -> int:
         """Aspects x models x samples; with ``certainty``, aspects."""
         return self.variants.count
+
+
+# The fields with fields of their own.
+_PARTS: dict[str, type[BaseModel]] = {"retries": RetrySpec, "rate": RateSpec, "price": PriceSpec}
 
 
 def _is_utf8(value: object) -> bool:
@@ -323,7 +333,7 @@ def make_spec(**fields: Any) -> RunSpec:
     try:
         return RunSpec.model_validate(given)
     except ValidationError as error:
-        raise _spec_error(error) from None
+        raise spec_error(error, RunSpec, _PARTS) from None
 
 
 def stored_spec(data: str | bytes) -> RunSpec:
@@ -335,61 +345,3 @@ def stored_spec(data: str | bytes) -> RunSpec:
     spec = RunSpec.model_validate_json(data)
     spec.model_fields_set.clear()
     return spec
-
-
-def _spec_error(error: ValidationError) -> SpecError:
-    first = error.errors()[0]
-    field = ".".join(str(part) for part in first["loc"])
-    if first["type"] == "value_error":
-        message = first["msg"].removeprefix("Value error, ")
-        if field:
-            got = "" if "(got " in message else f" (got {shown(first['input'])})"
-            return SpecError(message + got, field=field)
-        # An error of a model validator, which has the field in its message.
-        field, _, message = message.partition(": ")
-        return SpecError(message, field=field)
-    if first["type"] == "string_type" and _is_braces(first["input"]):
-        return SpecError(_UNQUOTED, field=field)
-    if first["type"] == "extra_forbidden":
-        return SpecError(_unknown_field(field), field=field)
-    if first["type"] == "missing":
-        return SpecError("is required", field=field)
-    return SpecError(f"{wrong_value(first)} (got {shown(first['input'])})", field=field)
-
-
-_UNQUOTED = (
-    "must be text, but YAML reads a value that begins with { as a mapping: put it in quotes, as "
-    "'{input}', or in a block after |"
-)
-
-
-def _is_braces(value: object) -> bool:
-    """Say whether a value is the mapping that YAML reads from an unquoted ``{input}``."""
-    return isinstance(value, dict) and bool(value) and all(one is None for one in value.values())
-
-
-# They say what becomes of the answers of one call of the command.
-_OPTIONS_OF_RUN = (
-    "broker_url",
-    "force",
-    "json",
-    "out",
-    "out_mode",
-    "quiet",
-    "report",
-    "stream",
-    "wide",
-)
-
-
-def _unknown_field(field: str) -> str:
-    option = field.lstrip("-").replace("-", "_")
-    if option in _OPTIONS_OF_RUN:
-        flag = f"--{option.replace('_', '-')}"
-        return f"there is no such field: {flag} is an option of the command `fanout run`"
-    parts: dict[str, type[BaseModel]] = {"retries": RetrySpec, "rate": RateSpec}
-    known = parts.get(field.partition(".")[0], RunSpec).model_fields
-    others = () if "." in field else (*ALIASES, *PARTS)
-    near = get_close_matches(field.rpartition(".")[2], [*known, *others], n=1)
-    hint = f"; did you mean {near[0]}?" if near else ""
-    return f"there is no such field{hint} (known: {', '.join(sorted(known))})"

@@ -19,7 +19,9 @@ from fanout.llm.deadline import Deadline
 from fanout.llm.finish_reasons import ending
 from fanout.llm.sound_replies import sound_error, sound_reply
 from fanout.llm.tries import Tries, message_of
+from fanout.llm.usage import billed
 from fanout.policy.outages import judge_alone
+from fanout.policy.pricing import priced
 from fanout.policy.progress import Lesson  # noqa: TC001 - msgspec reads the annotation
 from fanout.policy.retries import stop_after
 
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from fanout.core.spec_fields import RetrySpec
     from fanout.llm.base import LLM, LLMRequest
     from fanout.policy.outages import FailureVerdict
+    from fanout.policy.pricing import Price
     from fanout.policy.progress import CallsSoFar
 
 __all__ = ["CallAttempt", "CallGate", "CallResult", "complete_with_retries"]
@@ -125,6 +128,7 @@ async def complete_with_retries(
     observe: Callable[[CallAttempt], None] | None = None,
     so_far: CallsSoFar | None = None,
     keep: Callable[[CallsSoFar], Awaitable[None]] = _keep_nothing,
+    price: Price | None = None,
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     rand: Callable[[], float] = random.random,
@@ -140,7 +144,8 @@ async def complete_with_retries(
     ``keeps_cut``, else asked for once more with twice the limit, where one was set and
     ``window_tokens``, the model's context window, allows it. ``gate`` delays calls; waits for a rate
     limit do not count towards any time limit. ``timeout_s`` is the deadline of one call in seconds.
-    ``keep`` gets the calls so far before each further one; the calls go on from ``so_far``. ``rand``
+    ``keep`` gets the calls so far before each further one; the calls go on from ``so_far``. The usage
+    of a call has its cost by ``price``, which is that of the model, or None if unknown. ``rand``
     returns a random number from 0 to 1.
     """
     tries = Tries(
@@ -156,7 +161,7 @@ async def complete_with_retries(
         tries.entered(waited_s=clock() - arrived, for_rate_s=for_rate_s)
         try:
             with _Observed(tries.number, observe, clock) as observed:
-                reply = await _call(llm, tries.request, timeout_s)
+                reply = await _priced_call(llm, tries.request, timeout_s, price)
                 observed.reply = reply
                 text = await checked_answer(
                     reply,
@@ -173,7 +178,8 @@ async def complete_with_retries(
             await keep(tries.so_far(clock()))
         except LLMError as error:
             verdict = await _left(gate, tries.request, observed.reply, error) or judge_alone(error)
-            wait_s = tries.failed(error, observed.reply, verdict, now=clock(), jitter=rand())
+            used = observed.usage(error)
+            wait_s = tries.failed(error, used, verdict, now=clock(), jitter=rand())
             if wait_s is None:
                 result = _failed(error, tries, clock() - tries.started)
                 is_late = tries.may_retry(error.kind)
@@ -202,6 +208,10 @@ class _Observed:
         self._started = self._clock()
         return self
 
+    def usage(self, error: LLMError) -> Usage:
+        """Return what a call consumed that failed, or whose answer cannot be used."""
+        return self.reply.usage if self.reply else billed(error.kind, error.usage)
+
     def __exit__(self, _type: object, error: BaseException | None, _traceback: object) -> None:
         if self._observe is None:
             return
@@ -228,6 +238,19 @@ async def _left(
     if gate is None:
         return None
     return await gate.leave(request, reply, error)
+
+
+async def _priced_call(
+    llm: LLM, request: LLMRequest, timeout_s: float, price: Price | None
+) -> LLMReply:
+    """Return the answer to a call. Its usage, or that of its error, has its cost from here on."""
+    try:
+        reply = await _call(llm, request, timeout_s)
+    except LLMError as error:
+        error.usage = priced(billed(error.kind, error.usage), price, request.lane)
+        raise
+    usage = priced(reply.usage, price, reply.lane or request.lane)
+    return reply if usage is reply.usage else msgspec.structs.replace(reply, usage=usage)
 
 
 async def _call(llm: LLM, request: LLMRequest, timeout_s: float) -> LLMReply:

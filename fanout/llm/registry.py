@@ -10,6 +10,7 @@ from fanout.core.errors import ModelError
 from fanout.llm.base import LLM
 from fanout.llm.callables import CallableLLM, is_registered, load_callable, resolve_callable
 from fanout.llm.fake import FakeLLM
+from fanout.llm.prices import window_of
 
 if TYPE_CHECKING:
     from fanout.core.settings import Settings
@@ -18,17 +19,6 @@ __all__ = ["LOCAL_CONTEXT_TOKENS", "context_tokens", "known_context_tokens", "ma
 
 LOCAL_CONTEXT_TOKENS = 2048
 _SAFE_CONTEXT_TOKENS = 8192
-
-# Context windows in tokens as the providers' model pages give them, longest prefix first.
-_CONTEXT_TOKENS = {
-    "openai/gpt-5": 272_000,
-    "openai/gpt-4.1": 1_000_000,
-    "openai/gpt-4o": 128_000,
-    "openai/gpt-4-turbo": 128_000,
-    "openai/o": 200_000,
-    "anthropic/claude": 200_000,
-    "gemini/gemini": 1_000_000,
-}
 
 _FORMS = (
     "openai/NAME, anthropic/NAME, gemini/NAME, litellm/PROVIDER/NAME, local, fake, or "
@@ -131,15 +121,13 @@ def known_context_tokens(model: str) -> int | None:
         # A fake that the caller gave directly has its own.
         own = getattr(resolve_callable(model), "context_tokens", None)
         return None if own is None else int(own)
-    return _window(model)
+    return _own_window(model) or window_of(model)
 
 
 @lru_cache(maxsize=256)
-def _window(model: str) -> int | None:
+def _own_window(model: str) -> int | None:
     if model == "local":
         return LOCAL_CONTEXT_TOKENS
     if model == "fake" or model.startswith("fake?"):
         return FakeLLM.from_model(model).context_tokens
-    name = model.removeprefix("litellm/")
-    known = (tokens for prefix, tokens in _CONTEXT_TOKENS.items() if name.startswith(prefix))
-    return next(known, None)
+    return None

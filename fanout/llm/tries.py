@@ -11,7 +11,6 @@ from fanout.core.records import ErrorKind, total_usage
 from fanout.core.redaction import redacted
 from fanout.llm.answers import storable
 from fanout.llm.base import Turn
-from fanout.llm.usage import billed
 from fanout.policy.progress import ENDS_ALIKE, CallsSoFar, Lesson
 from fanout.policy.retries import larger_token_limit, may_retry, retry_wait_s
 
@@ -138,14 +137,22 @@ class Tries:
     def failed(
         self,
         error: LLMError,
-        reply: LLMReply | None,
+        used: Usage,
         verdict: FailureVerdict,
         *,
         now: float,
         jitter: float,
     ) -> float | None:
-        """Return the seconds until the next call, or None if the branch has failed."""
-        self.used.append(reply.usage if reply else billed(error.kind, error.usage))
+        """Return the seconds until the next call, or None if the branch has failed.
+
+        Args:
+            error: Why the call failed.
+            used: What it consumed.
+            verdict: What its error means for the branch.
+            now: The clock.
+            jitter: A random number from 0 to 1.
+        """
+        self.used.append(used)
         self._failures += verdict.cost
         elapsed_s = now - self.started
         room = larger_token_limit(

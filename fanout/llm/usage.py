@@ -78,9 +78,9 @@ def _keep_parts_within(sound: dict[str, Any]) -> None:
 def billed(kind: ErrorKind | None, reported: Usage | None) -> Usage:
     """Return the usage of a call from its error kind and the usage that its provider reported.
 
-    The reported usage counts. Without it, a refused call consumed nothing, and the usage of an
-    abandoned call, such as one that timed out, is unknown.
+    The reported usage counts, and is believable. Without it, a refused call consumed nothing, and
+    the usage of an abandoned call, such as one that timed out, is unknown.
     """
     if reported is not None:
-        return believable(reported)
+        return reported
     return NO_USAGE if kind in _UNBILLED else _UNKNOWN

@@ -15,6 +15,7 @@ from fanout.core.records import ErrorKind, Usage, total_usage
 from fanout.llm.answers import validate_json
 from fanout.llm.calls import CallResult, complete_with_retries
 from fanout.llm.error_kinds import ALWAYS
+from fanout.llm.prices import price_of
 from fanout.llm.registry import known_context_tokens
 from fanout.policy.fallback import asked_in_turn, falls_back, without_answer
 from fanout.policy.progress import EndedModel, Lesson, Progress
@@ -222,6 +223,7 @@ class Asking:
                 observe=partial(self._calls.ended, model),
                 so_far=so_far,
                 keep=keep,
+                price=price_of(model, spec.price),
                 sleep=models.in_flight.wait,
             ),
             has_deadline=is_branch,

@@ -47,6 +47,7 @@ ALWAYS = {
     "group_by", "min_success", "max_workers", "priority", "timeout_s", "deadline_s", "max_attempts",
     "max_elapsed_s", "requests_per_minute", "tokens_per_minute", "sample", "limit", "labels",
     "lane",
+    "price",
 }  # fmt: skip
 # These have one beside some others only: a value, and with which others it has one and has none.
 SOMETIMES: dict[str, tuple[Any, list[Any], list[Any]]] = {
@@ -201,6 +202,7 @@ OVERRULED: list[tuple[dict[str, Any], list[str], set[str]]] = [
      {"group_by"}),
     ({"reduce": "vote", "group_by": "model"}, ["--model", "fake", "--model", "local"], set()),
     ({"samples": 3, "certainty": 0.9}, ["--samples", "1"], {"certainty"}),
+    ({"price": {"fake": {"input_mtok": 1, "output_mtok": 2}}}, ["--model", "local"], {"price"}),
     ({"model": ["fake", "fake?seed=2"], "certainty": 0.9}, ["--model", "fake"], {"certainty"}),
     ({"max_reasks": 1}, ["--aggregate", "{input}", "--aggregate-schema", STRING], set()),
 ]  # fmt: skip
@@ -585,7 +587,7 @@ VARIABLES = {
     "visibility_timeout_s", "reaper_interval_s", "grace_s", "max_deliveries", "queues",
     "worker_name", "pool", "allowed_callables", "read_schemes", "max_message_kb", "max_output_kb",
     "log_format", "traces", "task_events", "flower_password", "flower_password_file", "cache_dir",
-    "state_dir",
+    "state_dir", "prices",
 }  # fmt: skip
 REFUSED = {
     "broker_ca_file": ({"FANOUT_BROKER_CA_FILE": "/x"}, "the broker's URL is not rediss"),

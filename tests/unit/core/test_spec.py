@@ -340,7 +340,7 @@ VALUES = {
     "by": "sentiment", "measures": "count,mean:stars", "k": 3,
     "tokens_per_minute": 7, "aspects": {"a": "{input}"}, "models": ["fake", "fake?seed=2"],
     "labels": "gold", "lane": "auto",
-    "fallback": ["fake?seed=3"],
+    "fallback": ["fake?seed=3"], "price": {"input_mtok": 0.25, "output_mtok": 2},
 }  # fmt: skip
 # What a field needs beside it to have an effect.
 NEEDS: dict[str, dict[str, Any]] = {

@@ -1,0 +1,85 @@
+"""The errors of a job's fields, in plain words."""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+from typing import TYPE_CHECKING
+
+from fanout.core.errors import SpecError
+from fanout.core.field_names import ALIASES, PARTS
+from fanout.core.field_words import first_error, shown, wrong_value
+from fanout.core.model_names import ANY_MODEL
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from pydantic import BaseModel, ValidationError
+
+__all__ = ["spec_error"]
+
+
+def spec_error(
+    error: ValidationError, spec: type[BaseModel], parts: Mapping[str, type[BaseModel]]
+) -> SpecError:
+    """Return the error of a field.
+
+    Args:
+        error: What pydantic says.
+        spec: The job's model.
+        parts: The models of its fields that have fields of their own.
+    """
+    first = first_error(error)
+    # The price of any model has no name there.
+    field = ".".join(str(part) for part in first["loc"] if part != ANY_MODEL)
+    if first["type"] == "value_error":
+        message = first["msg"].removeprefix("Value error, ")
+        if field:
+            got = "" if "(got " in message else f" (got {shown(first['input'])})"
+            return SpecError(message + got, field=field)
+        # An error of a model validator, which has the field in its message.
+        field, _, message = message.partition(": ")
+        return SpecError(message, field=field)
+    if first["type"] == "string_type" and _is_braces(first["input"]):
+        return SpecError(_UNQUOTED, field=field)
+    if first["type"] == "extra_forbidden":
+        return SpecError(_unknown_field(field, spec, parts), field=field)
+    if first["type"] == "missing":
+        return SpecError("is required", field=field)
+    return SpecError(f"{wrong_value(first)} (got {shown(first['input'])})", field=field)
+
+
+_UNQUOTED = (
+    "must be text, but YAML reads a value that begins with { as a mapping: put it in quotes, as "
+    "'{input}', or in a block after |"
+)
+
+
+def _is_braces(value: object) -> bool:
+    """Say whether a value is the mapping that YAML reads from an unquoted ``{input}``."""
+    return isinstance(value, dict) and bool(value) and all(one is None for one in value.values())
+
+
+# They say what becomes of the answers of one call of the command.
+_OPTIONS_OF_RUN = (
+    "broker_url",
+    "force",
+    "json",
+    "out",
+    "out_mode",
+    "quiet",
+    "report",
+    "stream",
+    "wide",
+)
+
+
+def _unknown_field(field: str, spec: type[BaseModel], parts: Mapping[str, type[BaseModel]]) -> str:
+    option = field.lstrip("-").replace("-", "_")
+    if option in _OPTIONS_OF_RUN:
+        flag = f"--{option.replace('_', '-')}"
+        return f"there is no such field: {flag} is an option of the command `fanout run`"
+    known = parts.get(field.partition(".")[0], spec).model_fields
+    others = () if "." in field else (*ALIASES, *PARTS)
+    near = get_close_matches(field.rpartition(".")[2], [*known, *others], n=1)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    return f"there is no such field{hint} (known: {', '.join(sorted(known))})"
