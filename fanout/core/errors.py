@@ -29,6 +29,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fanout.core.rate_limits import SeenLimits
     from fanout.core.records import ErrorKind, Usage
 
 __all__ = [
@@ -152,6 +153,7 @@ class LLMError(FanoutError):
         is_own: Whether the cause is certainly this prompt and not the provider. Such a failure
             does not count as an outage, and its branch does not wait for one to end.
         finish_reason: Why the generation ended, in the provider's words, or None.
+        limits: The provider's rate limits, as the reply's headers tell them, or None.
     """
 
     def __init__(
@@ -165,9 +167,11 @@ class LLMError(FanoutError):
         stop_after: int | None = None,
         is_own: bool = False,
         finish_reason: str | None = None,
+        limits: SeenLimits | None = None,
     ) -> None:
         super().__init__(message)
         self.kind = kind
+        self.limits = limits
         self.finish_reason = finish_reason
         self.retry_after_s = _wait_s(retry_after_s)
         self.status = status

@@ -1,5 +1,7 @@
 """The values of the rate limiter, which one fleet shares. A script on the server does the arithmetic.
 
+A limit is told by the job (RateSpec), or learnt from the headers of a provider's replies.
+
 It is the generic cell rate algorithm of the ATM Forum's traffic management. For each model, the
 server keeps the time until which the granted calls use up the rate. A call reserves the next free
 time and waits for it in its worker, so all calls of the fleet begin in order and evenly spaced.
@@ -7,9 +9,26 @@ time and waits for it in its worker, so all calls of the fleet begin in order an
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import msgspec
 
-__all__ = ["BURST_S", "MAX_AHEAD_S", "MAX_BLOCK_S", "LimitState", "Rates", "Reservation"]
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = [
+    "BURST_S",
+    "MAX_AHEAD_S",
+    "MAX_BLOCK_S",
+    "CallTokens",
+    "LearntLimits",
+    "LimitState",
+    "Rates",
+    "Reservation",
+    "SeenLimit",
+    "SeenLimits",
+    "starts_s",
+]
 
 # The unused rate of this many idle seconds may be used at once: providers count by the minute.
 BURST_S = 1.0
@@ -27,24 +46,110 @@ _JSON_NAMES = {
 }
 
 
+class SeenLimit(msgspec.Struct, frozen=True, kw_only=True):
+    """One rate limit, as the headers of a reply tell it.
+
+    Attributes:
+        limit: Requests or tokens in a period; None if it is not told.
+        remaining: What is left of it at that moment, or None.
+        reset_s: Seconds until all of it is there again, or None.
+        period_s: The period in seconds where the header's name says it; None if nothing does, as
+            with OpenAI, whose limits are mostly those of a minute.
+    """
+
+    limit: float | None = None
+    remaining: float | None = None
+    reset_s: float | None = None
+    period_s: float | None = None
+
+
+class SeenLimits(msgspec.Struct, frozen=True, kw_only=True):
+    """The rate limits in the headers of a reply; None for what they do not tell.
+
+    Attributes:
+        requests: Requests.
+        tokens: Tokens of prompts and answers together.
+        input_tokens: Tokens of prompts.
+        output_tokens: Tokens of answers.
+    """
+
+    requests: SeenLimit | None = None
+    tokens: SeenLimit | None = None
+    input_tokens: SeenLimit | None = None
+    output_tokens: SeenLimit | None = None
+
+
+class CallTokens(msgspec.Struct, frozen=True):
+    """The tokens of calls, in prompts and in answers; as a correction they may be negative."""
+
+    input_tokens: float = 0
+    output_tokens: float = 0
+
+
 class Rates(msgspec.Struct, frozen=True, kw_only=True):
-    """The rate limits of a model: see RateSpec."""
+    """The rate limits of a model: see RateSpec. Providers also limit prompts and answers apart."""
 
     requests_per_minute: float | None = None
     tokens_per_minute: float | None = None
+    input_tokens_per_minute: float | None = None
+    output_tokens_per_minute: float | None = None
 
     @property
     def is_limited(self) -> bool:
         """Whether there is any limit."""
-        return self.requests_per_minute is not None or self.tokens_per_minute is not None
+        return self.requests_per_minute is not None or self.counts_tokens
+
+    @property
+    def counts_tokens(self) -> bool:
+        """Whether there is a limit of tokens."""
+        return (
+            self.tokens_per_minute is not None
+            or self.input_tokens_per_minute is not None
+            or self.output_tokens_per_minute is not None
+        )
 
     def request_s(self) -> float:
         """Return the seconds of the limit that a request uses; 0 without a limit."""
-        return _MINUTE_S / self.requests_per_minute if self.requests_per_minute else 0.0
+        return _seconds(1, self.requests_per_minute)
 
-    def tokens_s(self, tokens: int) -> float:
+    def tokens_s(self, tokens: float) -> float:
         """Return the seconds of the limit that ``tokens`` tokens use; 0 without a limit."""
-        return tokens * _MINUTE_S / self.tokens_per_minute if self.tokens_per_minute else 0.0
+        return _seconds(tokens, self.tokens_per_minute)
+
+    def costs_s(self, tokens: CallTokens, *, calls: int = 1) -> tuple[float, float, float, float]:
+        """Return the seconds of each limit that calls use: requests, tokens, input, output."""
+        return (
+            calls * self.request_s(),
+            self.tokens_s(tokens.input_tokens + tokens.output_tokens),
+            _seconds(tokens.input_tokens, self.input_tokens_per_minute),
+            _seconds(tokens.output_tokens, self.output_tokens_per_minute),
+        )
+
+    def lower(self, other: Rates) -> Rates:
+        """Return the lower of both for each limit."""
+        return Rates(
+            **{
+                name: min(known)
+                for name in self.__struct_fields__
+                if (known := [r for r in (getattr(self, name), getattr(other, name)) if r])
+            }
+        )
+
+
+def _seconds(number: float, per_minute: float | None) -> float:
+    return number * _MINUTE_S / per_minute if per_minute else 0.0
+
+
+class LearntLimits(msgspec.Struct, frozen=True, kw_only=True):
+    """What a fleet has learnt of a model's limits.
+
+    Attributes:
+        rates: The limits.
+        is_tight: Whether calls must keep to them: so little is left, or one was refused.
+    """
+
+    rates: Rates
+    is_tight: bool = False
 
 
 class LimitState(msgspec.Struct, frozen=True, kw_only=True, rename=_JSON_NAMES.get):
@@ -52,25 +157,50 @@ class LimitState(msgspec.Struct, frozen=True, kw_only=True, rename=_JSON_NAMES.g
 
     Attributes:
         requests_ahead_s: Seconds from now for which the granted requests use up the limit.
-        tokens_ahead_s: Seconds from now for which their tokens use up the limit.
+        tokens_ahead_s: Seconds from now for which their tokens use up the limit that is used most.
         blocked_s: Seconds until a call may begin: the provider asked for a pause, or fails.
         down_s: Seconds since the model began to fail for all callers; None if it does not.
+        learnt: The limits that the provider's headers tell; None if they tell none.
+        calls_at_once: The calls that the fleet has in flight at most, as the provider refused or
+            slowed down with more; None for any number.
     """
 
     requests_ahead_s: float = 0.0
     tokens_ahead_s: float = 0.0
     blocked_s: float = 0.0
     down_s: float | None = None
+    learnt: Rates | None = None
+    calls_at_once: int | None = None
 
 
 class Reservation(msgspec.Struct, frozen=True, kw_only=True):
-    """The time at which a call may begin.
+    """The times at which calls may begin.
 
     Attributes:
-        wait_s: Seconds until then.
-        is_taken: Whether that time is reserved for the call. If not, it is too far ahead: ask
-            again after ``wait_s``.
+        wait_s: Seconds until the first of them.
+        is_taken: Whether these times are reserved for the calls. If not, they are too far ahead:
+            ask again after ``wait_s``.
+        waits_s: Seconds until each call, if they are reserved.
     """
 
     wait_s: float
     is_taken: bool
+    waits_s: tuple[float, ...] = ()
+
+
+def starts_s(
+    first_s: float, ahead_s: Sequence[float], costs_s: Sequence[float], *, calls: int
+) -> tuple[float, ...]:
+    """Return the seconds from now until each of some calls that were reserved together may begin.
+
+    Args:
+        first_s: Seconds until the first of them.
+        ahead_s: Seconds from now until which each limit is used up with all of them.
+        costs_s: Seconds of each limit that all of them use.
+        calls: How many they are.
+    """
+    used = [(ahead, cost / calls) for ahead, cost in zip(ahead_s, costs_s, strict=True) if cost > 0]
+    return tuple(
+        max([first_s, *(ahead - (calls - n) * each - BURST_S for ahead, each in used)])
+        for n in range(calls)
+    )

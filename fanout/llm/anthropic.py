@@ -136,7 +136,7 @@ class AnthropicLLM(HttpModel):
         reply = await self._exchange(request, _WITH_TEMPERATURE if is_older else None)
         if not reply.is_success:
             raise self._error(reply)
-        return _reply(_message(reply, self._key))
+        return self._with_limits(_reply(_message(reply, self._key)), reply)
 
     def _form(self, request: LLMRequest) -> Form:
         form = super()._form(request)

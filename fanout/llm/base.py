@@ -10,6 +10,7 @@ from fanout.core.answer_shape import AnswerShape  # noqa: TC001 - msgspec reads 
 from fanout.core.errors import LLMError
 from fanout.core.exhaustion import is_exhausted
 from fanout.core.lanes import Lane  # noqa: TC001 - msgspec reads the annotation
+from fanout.core.rate_limits import SeenLimits  # noqa: TC001 - msgspec reads the annotation
 from fanout.core.records import ErrorKind, Usage
 
 if TYPE_CHECKING:
@@ -106,6 +107,7 @@ class LLMReply(msgspec.Struct, frozen=True, kw_only=True):
         finish_reason: Why the generation ended, in the provider's words, or None.
         tokens: The tokens of the answer with their probabilities, where these were asked for.
         lane: How the provider says that the call was bought; None for as it was asked to.
+        limits: The provider's rate limits, as the reply's headers tell them, or None.
     """
 
     text: str
@@ -115,6 +117,7 @@ class LLMReply(msgspec.Struct, frozen=True, kw_only=True):
     finish_reason: str | None = None
     tokens: tuple[Token, ...] = ()
     lane: Lane | None = None
+    limits: SeenLimits | None = None
 
 
 @runtime_checkable

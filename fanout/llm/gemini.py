@@ -79,7 +79,7 @@ class GeminiLLM(HttpModel):
         reply = await self._exchange(request)
         if not reply.is_success:
             raise self._error(reply)
-        return _reply(_content(reply, self._key))
+        return self._with_limits(_reply(_content(reply, self._key)), reply)
 
     def _schema(self, shape: AnswerShape) -> dict[str, Any] | None:
         if shape not in self._schemas:

@@ -15,6 +15,7 @@ from fanout.core.errors import LLMError, ModelError
 from fanout.core.records import ErrorKind
 from fanout.llm.http_client import HttpClient
 from fanout.llm.http_errors import http_error
+from fanout.llm.limit_headers import LimitHeaders
 from fanout.llm.refusals import NOTHING, Refusals, Refused, refused_parts
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from fanout.core.answer_shape import AnswerShape
     from fanout.core.records import Usage
     from fanout.core.strict_schema import Dialect
-    from fanout.llm.base import LLMRequest
+    from fanout.llm.base import LLMReply, LLMRequest
     from fanout.llm.http_client import HttpReply
 
 __all__ = ["DEFAULT_OUTPUT_KB", "Form", "HttpModel", "header_value"]
@@ -109,6 +110,7 @@ class HttpModel:
             max_reply_bytes=max(_LEAST_REPLY_BYTES, _REPLY_BYTES_PER_OUTPUT_KB * max_output_kb),
         )
         self._refusals = Refusals(self._http.shown_url, has_logprobs=self._has_logprobs)
+        self._limit_headers = LimitHeaders()
 
     def _request_headers(self) -> dict[str, str]:
         """Return headers with the key and the custom headers of the user, one per line."""
@@ -183,15 +185,22 @@ class HttpModel:
             ),
         )
 
+    def _with_limits(self, answer: LLMReply, reply: HttpReply) -> LLMReply:
+        """Return an answer with the rate limits that the headers of its reply tell."""
+        limits = self._limit_headers.read(reply.headers)
+        return answer if limits is None else msgspec.structs.replace(answer, limits=limits)
+
     def _error(self, reply: HttpReply, usage: Usage | None = None) -> LLMError:
         """Return the LLMError of an error reply; ``usage`` is what the reply reports."""
-        return http_error(
+        error = http_error(
             reply.status,
             reply.error_details(),
             headers=reply.headers,
             secrets=(self._key,),
             usage=usage,
         )
+        error.limits = self._limit_headers.read(reply.headers, is_error=True)
+        return error
 
     def _refused(self, reply: HttpReply) -> ModelError:
         """Return the ModelError with an error reply to a check."""

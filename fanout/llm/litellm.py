@@ -14,12 +14,15 @@ from fanout.llm.base import LLMReply, LLMRequest, Token
 from fanout.llm.confidence import OTHERS, token_of, tokens_of
 from fanout.llm.finish_reasons import require_answer
 from fanout.llm.http_errors import http_error, redacted_line
+from fanout.llm.limit_headers import LimitHeaders
 from fanout.llm.openai import json_schema_format
 from fanout.llm.refusals import NOTHING, Refusals, Refused, refused_parts
 from fanout.llm.reply_bodies import content_text, error_details_in, text_or_none
 from fanout.llm.usage import cost_usd, token_count
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from fanout.llm.reply_bodies import ErrorDetails
 
 __all__ = ["LiteLLM"]
@@ -51,6 +54,7 @@ class LiteLLM:
         self._litellm: Any = litellm
         self._name = name
         self._refusals = Refusals(name)
+        self._limit_headers = LimitHeaders()
         litellm.suppress_debug_info = True
 
     async def check(self) -> None:
@@ -119,12 +123,10 @@ class LiteLLM:
         status = getattr(error, "status_code", None)
         if not isinstance(status, int):
             return LLMError(ErrorKind.INTERNAL, f"{name}: {redacted_line(str(error))}")
-        headers: Any = getattr(getattr(error, "response", None), "headers", None)
-        return http_error(
-            status,
-            _details(error),
-            headers=headers if hasattr(headers, "get") else {},
-        )
+        headers = _mapping(getattr(getattr(error, "response", None), "headers", None))
+        problem = http_error(status, _details(error), headers=headers)
+        problem.limits = self._limit_headers.read(headers, is_error=True)
+        return problem
 
     def _reply(self, response: Any) -> LLMReply:
         choices = getattr(response, "choices", None)
@@ -144,6 +146,7 @@ class LiteLLM:
             response_id=text_or_none(getattr(response, "id", None)),
             finish_reason=text_or_none(getattr(choice, "finish_reason", None)),
             tokens=_tokens(getattr(choice, "logprobs", None)),
+            limits=self._limit_headers.read(_headers(response)),
         )
         require_answer(reply)
         return reply
@@ -156,6 +159,17 @@ class LiteLLM:
 
     async def aclose(self) -> None:
         """Do nothing: litellm manages its own connections."""
+
+
+def _headers(response: Any) -> Mapping[str, str]:
+    """Return the headers of the provider's reply, as litellm keeps them."""
+    hidden = getattr(response, "_hidden_params", None)
+    return _mapping(hidden.get("additional_headers") if isinstance(hidden, dict) else None)
+
+
+def _mapping(headers: Any) -> Mapping[str, str]:
+    is_read = hasattr(headers, "get") and hasattr(headers, "__iter__")
+    return headers if is_read else {}
 
 
 def _details(error: Exception) -> ErrorDetails:

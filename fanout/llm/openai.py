@@ -159,7 +159,7 @@ class OpenAILLM(HttpModel):
             if problem is not None:
                 raise problem
         try:
-            return _reply(completion)
+            return self._with_limits(_reply(completion), reply)
         except LLMError:
             problem = _error_in(completion, reply, self._key)
             if problem is not None:

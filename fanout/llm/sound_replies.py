@@ -11,6 +11,7 @@ import msgspec
 
 from fanout.core.errors import LLMError
 from fanout.core.lanes import Lane
+from fanout.core.rate_limits import SeenLimit, SeenLimits
 from fanout.core.records import ErrorKind, Usage
 from fanout.llm.base import LLMReply
 from fanout.llm.usage import believable
@@ -23,6 +24,8 @@ __all__ = ["sound_error", "sound_reply"]
 _KINDS = frozenset(ErrorKind)
 _LANES = frozenset(get_args(Lane))
 _UNKNOWN = Usage(calls=1)
+# No rate limit has so many requests or tokens.
+_MOST = 1e13
 
 
 def sound_reply(reply: Any) -> LLMReply:
@@ -46,6 +49,7 @@ def sound_reply(reply: Any) -> LLMReply:
         "finish_reason": _text(reply.finish_reason),
         "tokens": _entries(reply.tokens),
         "lane": reply.lane if reply.lane is None else _lane(reply.lane),
+        "limits": reply.limits if reply.limits is None else _limits(reply.limits),
     }
     changed = {name: value for name, value in found.items() if value is not getattr(reply, name)}
     return msgspec.structs.replace(reply, **changed) if changed else reply
@@ -64,6 +68,7 @@ def sound_error(error: LLMError) -> None:
         )
     error.usage = None if error.usage is None else _usage(error.usage)
     error.finish_reason = _text(error.finish_reason)
+    error.limits = None if error.limits is None else _limits(error.limits)
     stop_after: Any = error.stop_after
     if stop_after is not None and not (type(stop_after) is int and stop_after >= 0):
         error.stop_after = None
@@ -84,6 +89,23 @@ def _text(value: Any) -> str | None:
 
 def _lane(value: Any) -> Any:
     return value if isinstance(value, str) and value in _LANES else None
+
+
+def _limits(limits: Any) -> SeenLimits | None:
+    """Return rate limits without those that have a value of a wrong type, or a senseless one."""
+    if not isinstance(limits, SeenLimits):
+        return None
+    given = {name: getattr(limits, name) for name in SeenLimits.__struct_fields__}
+    sound = {name: limit for name, limit in given.items() if limit is None or _is_sound(limit)}
+    return limits if len(sound) == len(given) else SeenLimits(**sound)
+
+
+def _is_sound(limit: Any) -> bool:
+    if not isinstance(limit, SeenLimit):
+        return False
+    values: list[Any] = [limit.limit, limit.remaining, limit.reset_s, limit.period_s]
+    known = [value for value in values if value is not None]
+    return all(type(value) in {int, float} and 0 <= value < _MOST for value in known)
 
 
 def _entries(tokens: Any) -> Sequence[Any]:

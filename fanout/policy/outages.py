@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from fanout.core.exhaustion import is_exhausted
+from fanout.core.rate_limits import LearntLimits  # noqa: TC001 - msgspec reads the annotation
 from fanout.core.records import ErrorKind
 
 if TYPE_CHECKING:
@@ -109,11 +110,13 @@ class BreakerReply(msgspec.Struct, frozen=True, kw_only=True):
         wait_s: Seconds to wait before the call; 0 if it may begin.
         down_s: Seconds since the model began to fail for all callers; None if it does not.
         is_probe: Whether this call is a probe that checks whether the model has recovered.
+        learnt: The limits that the fleet has learnt, or None.
     """
 
     wait_s: float = 0.0
     down_s: float | None = None
     is_probe: bool = False
+    learnt: LearntLimits | None = None
 
 
 class TimeSlot(msgspec.Struct, kw_only=True):

@@ -11,7 +11,7 @@ import msgspec
 from fanout.core.errors import StoredDataError
 from fanout.core.ids import BranchId
 from fanout.core.latency import Latency
-from fanout.core.rate_limits import LimitState
+from fanout.core.rate_limits import LearntLimits, LimitState
 from fanout.core.records import QUANTITIES, ErrorKind, Outcome, RunStatus, Shard, Usage
 from fanout.core.state import (
     RunRecord,
@@ -305,18 +305,46 @@ def decode_worker(data: bytes, lapses_at: float) -> WorkerRecord:
 
 _stored_worker = msgspec.json.Decoder(_StoredWorker).decode
 
-_LIMIT_FIELDS = {"r": "requests_ahead_s", "t": "tokens_ahead_s", "b": "blocked_s"}
+_AHEAD_FIELDS = {
+    "r": "requests_ahead_s",
+    "t": "tokens_ahead_s",
+    "i": "tokens_ahead_s",
+    "u": "tokens_ahead_s",
+    "b": "blocked_s",
+}
 _OPENED, _BLOCKED = "o:", "b:"
+_LEARNT, _WINDOW = "l", "a"
+
+
+def encode_learnt(learnt: LearntLimits) -> bytes:
+    """Return learnt limits as JSON."""
+    return _encode(learnt)
+
+
+def decode_learnt(data: bytes | None) -> LearntLimits | None:
+    """Return learnt limits; None if there are none, or they cannot be read."""
+    try:
+        return None if data is None else _learnt(data)
+    except msgspec.DecodeError:
+        return None
+
+
+_learnt = msgspec.json.Decoder(LearntLimits).decode
 
 
 def decode_limits(raw: dict[bytes, bytes], now: float) -> dict[str, LimitState]:
     """Return the use of rate limits, in seconds from now, by model."""
-    values = {name.decode(): float(value) for name, value in raw.items()}
-    limits: dict[str, dict[str, float]] = {}
-    for name, value in values.items():
-        kind, _, model = name.partition(":")
-        if kind in _LIMIT_FIELDS:
-            limits.setdefault(model, {})[_LIMIT_FIELDS[kind]] = max(0.0, value - now)
-        elif name.startswith(_OPENED) and now - values.get(_BLOCKED + model, now) <= FORGET_S:
-            limits.setdefault(model, {})["down_s"] = max(0.0, now - value)
+    limits: dict[str, dict[str, Any]] = {}
+    for name, value in raw.items():
+        kind, _, model = name.decode().partition(":")
+        if kind in _AHEAD_FIELDS:
+            found = limits.setdefault(model, {})
+            field = _AHEAD_FIELDS[kind]
+            found[field] = max(found.get(field, 0.0), float(value) - now)
+        elif kind == _LEARNT and (learnt := decode_learnt(value)) is not None:
+            limits.setdefault(model, {})["learnt"] = learnt.rates
+        elif name.decode().startswith(_OPENED):
+            blocked = float(raw.get((_BLOCKED + model).encode(), now))
+            if now - blocked <= FORGET_S:
+                limits.setdefault(model, {})["down_s"] = max(0.0, now - float(value))
     return {model: LimitState(**fields) for model, fields in limits.items()}

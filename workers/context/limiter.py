@@ -7,11 +7,11 @@ import logging
 import random
 import time
 from functools import partial
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
-from fanout.core.errors import BrokerError, LLMError
-from fanout.core.rate_limits import MAX_BLOCK_S
+from fanout.core.rate_limits import MAX_BLOCK_S, CallTokens
 from fanout.core.records import ErrorKind
+from fanout.policy.learnt_limits import LimitLearner
 from fanout.policy.outages import (
     SHARED,
     Failure,
@@ -22,12 +22,14 @@ from fanout.policy.outages import (
     trip,
 )
 from workers.context.model_state import LOOK_S, PROBES, ModelState
+from workers.context.pacing import Pacer, ask_store
 from workers.context.token_ratios import TokenRatios
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from fanout.core.rate_limits import Rates
+    from fanout.core.errors import LLMError
+    from fanout.core.rate_limits import Rates, SeenLimits
     from fanout.llm.base import LLMReply, LLMRequest
     from fanout.stores import RedisStore
 
@@ -51,7 +53,6 @@ _SILENT = frozenset({ErrorKind.INTERNAL})
 _GIVEN_UP = frozenset({ErrorKind.SERVER_ERROR, None})
 
 _CANNOT_PAUSE = "cannot tell the fleet to leave {} alone"
-_T = TypeVar("_T")
 
 _log = logging.getLogger(__name__)
 
@@ -76,6 +77,7 @@ class Limiter:
         self.clock = clock
         self._sleep = sleep
         self._models: dict[str, ModelState] = {}
+        self._pacers: dict[str, Pacer] = {}
         self.ratios = TokenRatios(store)
 
     def gate(self, model: str, rates: Rates, *, gives_up: bool = False) -> ModelGate:
@@ -92,15 +94,26 @@ class Limiter:
             known = self._models[model] = ModelState(model)
         return ModelGate(self, known, rates, gives_up=gives_up)
 
-    async def wait_for_slot(self, model: str, rates: Rates, tokens: int) -> None:
-        """Wait until the rates allow a call of so many tokens."""
-        is_taken = False
-        while not is_taken:
-            reserve = partial(self._store.reserve_call, model, rates=rates, tokens=tokens)
-            slot = await _ask_store(reserve, f"cannot ask for the rate limit of {model}")
-            # Without the server its outcome could not be written either: the call waits.
-            await self._sleep(_PAUSE_S if slot is None else slot.wait_s)
-            is_taken = slot is not None and slot.is_taken
+    def pacer(self, model: str) -> Pacer:
+        """Return what books the times of calls to a model."""
+        known = self._pacers.get(model)
+        if known is None:
+            known = Pacer(self._store, model, clock=self.clock, sleep=self._sleep)
+            self._pacers[model] = known
+        return known
+
+    async def saw(self, model: ModelState, seen: SeenLimits, *, began: float) -> None:
+        """Learn from the rate limits in a reply; tell the fleet what is new."""
+        if model.limits is None:
+            model.limits = LimitLearner()
+        if model.limits.saw(seen, began=began, now=self.clock()):
+            await self._tell_learnt(model)
+
+    async def _tell_learnt(self, model: ModelState) -> None:
+        learnt = None if model.limits is None else model.limits.learnt
+        if learnt is not None:
+            tell = partial(self._store.put_learnt, model.name, learnt)
+            await ask_store(tell, f"cannot tell the fleet the limits of {model.name}")
 
     async def wait_until_well(
         self, model: ModelState, *, until: float, has_failed: bool, gives_up: bool = False
@@ -162,10 +175,12 @@ class Limiter:
 
     async def _read(self, model: ModelState) -> None:
         read = partial(self._store.pause_of, model.name)
-        standing = await _ask_store(read, f"cannot see whether {model.name} is to be left alone")
+        standing = await ask_store(read, f"cannot see whether {model.name} is to be left alone")
         if standing is None:
             return
         now = self.clock()
+        if standing.learnt is not None:
+            model.heard(standing.learnt)
         model.fleet_until = now + standing.wait_s
         if standing.is_probe:
             model.probes = PROBES
@@ -178,10 +193,12 @@ class Limiter:
 
     async def refused(self, model: ModelState, retry_after_s: float | None) -> None:
         """Pause the model for the whole fleet, for as long as its provider asks."""
+        if model.limits is not None and model.limits.refused(self.clock()):
+            await self._tell_learnt(model)
         pause_s = min(MAX_BLOCK_S, _PAUSE_S if retry_after_s is None else retry_after_s)
         model.refused_until = max(model.refused_until, self.clock() + pause_s)
         pause = partial(self._store.pause_model, model.name, pause_s)
-        await _ask_store(pause, _CANNOT_PAUSE.format(model.name))
+        await ask_store(pause, _CANNOT_PAUSE.format(model.name))
 
     async def failed_for_all(self, model: ModelState) -> None:
         """Open the fleet's breaker for a model that fails for all branches."""
@@ -193,7 +210,7 @@ class Limiter:
         model.breaker = trip(model.breaker, now=now, reopen_s=0.0)
         _log.warning("%s fails for every branch: its calls wait until it answers again", model.name)
         trip_breaker = partial(self._store.trip_breaker, model.name)
-        if await _ask_store(trip_breaker, _CANNOT_PAUSE.format(model.name)):
+        if await ask_store(trip_breaker, _CANNOT_PAUSE.format(model.name)):
             model.breaker = close(model.breaker, now=now)
             model.looked_at = float("-inf")
 
@@ -204,14 +221,7 @@ class Limiter:
         model.rose(self.clock())
         _log.warning("%s answers again", model.name)
         close_breaker = partial(self._store.close_breaker, model.name)
-        await _ask_store(close_breaker, f"cannot tell the fleet that {model.name} answers again")
-
-    async def consumed(self, model: str, rates: Rates, tokens: int) -> None:
-        """Correct what a call was taken to consume; ``tokens`` may be negative."""
-        if not rates.tokens_per_minute or not tokens:
-            return
-        correct = partial(self._store.correct_slot, model, rates=rates, tokens=tokens)
-        await _ask_store(correct, f"cannot correct the rate limit of {model}")
+        await ask_store(close_breaker, f"cannot tell the fleet that {model.name} answers again")
 
 
 class ModelGate:
@@ -223,13 +233,12 @@ class ModelGate:
         self._limiter = limiter
         self._gives_up = gives_up
         self._model = model
+        # What the job tells; and what the last call kept to, with the tokens that were booked for it.
+        self._told = rates
         self._rates = rates
-        # Where they are not limited, nobody asks how many they are.
-        self._counts_tokens = bool(rates.tokens_per_minute)
+        self._booked: CallTokens | None = None
         self._calls = 0
         self._began = 0.0
-        # The tokens of the current call that were taken from the limit.
-        self._reserved = 0
         # When the first call began that failed for a reason that others may share.
         self._failed_at: float | None = None
         # The calls that failed so, and how many attempts they are.
@@ -244,12 +253,11 @@ class ModelGate:
         """
         limiter, model, for_rate_s = self._limiter, self._model, 0.0
         now = limiter.clock()
-        if self._rates.is_limited:
-            came = now
-            tokens = self._expected_tokens(request) if self._counts_tokens else 0
-            await limiter.wait_for_slot(model.name, self._rates, tokens)
-            now = limiter.clock()
-            for_rate_s = now - came
+        rates = self._rates = model.rates(self._told, now)
+        if rates.is_limited:
+            await self._wait_for_slot(request)
+            for_rate_s = limiter.clock() - now
+            now += for_rate_s
         if not model.is_well(now):
             has_failed = self._failed_at is not None
             await limiter.wait_until_well(
@@ -261,15 +269,21 @@ class ModelGate:
         return for_rate_s
 
     async def leave(
-        self, request: LLMRequest, reply: LLMReply | None, error: LLMError | None
+        self,
+        request: LLMRequest,
+        reply: LLMReply | None,
+        error: LLMError | None,
     ) -> FailureVerdict | None:
         """Record the end of a call; return the verdict on its error, if any."""
+        if self._booked is not None:
+            self._correct(self._booked, reply)
         if reply is not None:
             limiter = self._limiter
             elapsed_s = limiter.clock() - self._began
             limiter.ratios.observe(self._model.name, request, reply.usage, elapsed_s=elapsed_s)
-            if self._counts_tokens:
-                await self._correct(reply)
+        seen = reply.limits if reply is not None else error.limits if error is not None else None
+        if seen is not None:
+            await self._limiter.saw(self._model, seen, began=self._began)
         if error is not None and error.kind in SHARED:
             return await self._failed(error)
         if error is None or error.kind not in _SILENT:
@@ -324,23 +338,26 @@ class ModelGate:
         self._spent = health.spent(self._failures, now=self._limiter.clock())
         return self._spent - before
 
-    async def _correct(self, reply: LLMReply) -> None:
-        if reply.usage.input_tokens is None or reply.usage.output_tokens is None:
+    async def _wait_for_slot(self, request: LLMRequest) -> None:
+        pacer, tokens = self._limiter.pacer(self._model.name), CallTokens()
+        if self._rates.counts_tokens:
+            # Where they are not limited, nobody asks how many they are.
+            tokens = self._booked = self._expected_tokens(request, pacer)
+        await pacer.wait(self._rates, tokens)
+
+    def _expected_tokens(self, request: LLMRequest, pacer: Pacer) -> CallTokens:
+        """Return the tokens to book: the prompt's, and ``max_tokens`` as most providers do."""
+        prompt, answer = (
+            self._limiter.ratios.expected_tokens(self._model.name, request),
+            request.max_tokens,
+        )
+        if answer and not self._rates.output_tokens_per_minute:
+            return CallTokens(prompt, answer)
+        return CallTokens(prompt, pacer.likely_output(answer))
+
+    def _correct(self, booked: CallTokens, reply: LLMReply | None) -> None:
+        self._booked = None
+        if reply is None or reply.usage.input_tokens is None or reply.usage.output_tokens is None:
             return
-        used = reply.usage.input_tokens + reply.usage.output_tokens
-        await self._limiter.consumed(self._model.name, self._rates, used - self._reserved)
-
-    def _expected_tokens(self, request: LLMRequest) -> int:
-        """Return the tokens that a provider books before it answers: the prompt's and ``max_tokens``."""
-        prompt = self._limiter.ratios.expected_tokens(self._model.name, request)
-        self._reserved = prompt + (request.max_tokens or 0)
-        return self._reserved
-
-
-async def _ask_store(step: Callable[[], _T], problem: str) -> _T | None:
-    """Return the result of a step at the store; None, with a log line, if the store is unreachable."""
-    try:
-        return await asyncio.to_thread(step)
-    except BrokerError as error:
-        _log.warning("%s: %s", problem, error)
-        return None
+        actual = CallTokens(reply.usage.input_tokens, reply.usage.output_tokens)
+        self._limiter.pacer(self._model.name).used(self._rates, booked, actual)

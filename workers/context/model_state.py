@@ -6,10 +6,12 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from fanout.core.errors import LLMError
+from fanout.policy.learnt_limits import LimitLearner
 from fanout.policy.outages import CLOSED, ask, close
 from workers.context.model_health import ModelHealth
 
 if TYPE_CHECKING:
+    from fanout.core.rate_limits import LearntLimits, Rates
     from fanout.core.records import ErrorKind
 
 __all__ = ["LOOK_S", "PROBES", "ModelState"]
@@ -44,6 +46,19 @@ class ModelState:
         self.failed_at = float("-inf")
         # When calls were last held back.
         self.heard_at = 0.0
+        # The rate limits that the provider's headers tell; None until a reply tells any.
+        self.limits: LimitLearner | None = None
+
+    def rates(self, told: Rates, now: float) -> Rates:
+        """Return the rates to keep to: those of the job, or learnt ones that are lower."""
+        learnt = None if self.limits is None else self.limits.pace(now)
+        return told if learnt is None else told.lower(learnt)
+
+    def heard(self, learnt: LearntLimits) -> None:
+        """Take over the limits that the fleet has learnt."""
+        if self.limits is None:
+            self.limits = LimitLearner()
+        self.limits.heard(learnt)
 
     def hold_s(self, now: float) -> float:
         """Return the seconds for which no call should begin."""

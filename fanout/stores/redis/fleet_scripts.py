@@ -82,32 +82,48 @@ redis.call('ZADD', KEYS[2], now + tonumber(ARGV[3]), ARGV[2])
 return tonumber(ARGV[1])
 """
 
-# KEYS limits; ARGV model, seconds of the limit that the request uses, that its tokens use, the burst,
-# the furthest ahead, ttl. Returns {wait in seconds, whether the time is reserved} as strings: Lua's
+# KEYS limits; ARGV model, the burst, the furthest ahead, ttl, and the seconds of each limit that the
+# calls use: requests, tokens, input and output tokens. Returns {wait in seconds, whether the time is
+# reserved, for each limit the seconds from now until which it is used up then} as strings: Lua's
 # numbers would lose their fractions. See fanout.core.rate_limits. The fields of a model are the times
-# until which its requests (``r:``) and tokens (``t:``) are used up and it is paused (``b:``).
+# until which its requests (``r:``), tokens (``t:``), input (``i:``) and output tokens (``u:``) are
+# used up and it is paused (``b:``), and the learnt limits (``l:``). A limit without a use stays.
 TAKE_SLOT = """
 local time = redis.call('TIME')
 local now = tonumber(time[1]) + tonumber(time[2]) / 1e6
-local known = redis.call('HMGET', KEYS[1], 'r:' .. ARGV[1], 't:' .. ARGV[1], 'b:' .. ARGV[1])
-local requests, tokens = tonumber(known[1] or 0), tonumber(known[2] or 0)
-local request_s, tokens_s, burst = tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
-local start = math.max(now, tonumber(known[3] or 0))
-if request_s > 0 then start = math.max(start, requests - burst) end
-if tokens_s > 0 then start = math.max(start, tokens - burst) end
-local wait, ahead = start - now, tonumber(ARGV[5])
+local model, burst, ahead = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
+local names = {'r:' .. model, 't:' .. model, 'i:' .. model, 'u:' .. model}
+local known = redis.call('HMGET', KEYS[1], names[1], names[2], names[3], names[4], 'b:' .. model)
+local start = math.max(now, tonumber(known[5] or 0))
+local used, costs = {}, {}
+for i = 1, 4 do
+    used[i], costs[i] = tonumber(known[i] or 0), tonumber(ARGV[4 + i])
+    if costs[i] > 0 then start = math.max(start, used[i] - burst) end
+end
+local wait = start - now
 if wait > ahead then return {tostring(wait - ahead / 2), '0'} end
-redis.call('HSET', KEYS[1],
-    'r:' .. ARGV[1], string.format('%.6f', math.max(requests, start) + request_s),
-    't:' .. ARGV[1], string.format('%.6f', math.max(tokens, start) + tokens_s))
-redis.call('EXPIRE', KEYS[1], ARGV[6])
-return {tostring(wait), '1'}
+local reply = {tostring(wait), '1'}
+for i = 1, 4 do
+    local after = used[i]
+    if costs[i] ~= 0 then
+        after = math.max(used[i], start) + costs[i]
+        redis.call('HSET', KEYS[1], names[i], string.format('%.6f', after))
+    end
+    reply[2 + i] = tostring(after - now)
+end
+redis.call('EXPIRE', KEYS[1], ARGV[4])
+return reply
 """
 
-# KEYS limits; ARGV model, seconds of the limit that the tokens use, which may be negative.
+# KEYS limits; ARGV model, seconds of the limit of tokens that the tokens use, of that of input and of
+# that of output tokens; each may be negative.
 CORRECT_SLOT = """
-if redis.call('HEXISTS', KEYS[1], 't:' .. ARGV[1]) == 0 then return 0 end
-redis.call('HINCRBYFLOAT', KEYS[1], 't:' .. ARGV[1], ARGV[2])
+for i, kind in ipairs({'t:', 'i:', 'u:'}) do
+    local name = kind .. ARGV[1]
+    if tonumber(ARGV[1 + i]) ~= 0 and redis.call('HEXISTS', KEYS[1], name) == 1 then
+        redis.call('HINCRBYFLOAT', KEYS[1], name, ARGV[1 + i])
+    end
+end
 return 1
 """
 

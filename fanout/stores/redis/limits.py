@@ -5,7 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, cast
 
 from fanout.core.errors import StoredDataError
-from fanout.core.rate_limits import BURST_S, MAX_AHEAD_S, LimitState, Reservation
+from fanout.core.rate_limits import (
+    BURST_S,
+    MAX_AHEAD_S,
+    CallTokens,
+    LimitState,
+    Reservation,
+    starts_s,
+)
 from fanout.core.state import PermitShare
 from fanout.policy.outages import FIRST_PROBE_S, FORGET_S, MAX_PROBE_S, REOPEN_S, BreakerReply
 from fanout.stores import codec
@@ -15,7 +22,7 @@ from fanout.stores.redis.base import RedisBase, seconds, translated
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from fanout.core.rate_limits import Rates
+    from fanout.core.rate_limits import LearntLimits, Rates
     from fanout.core.state import PermitRequest
 
 __all__ = ["RedisLimits"]
@@ -40,15 +47,26 @@ class RedisLimits(RedisBase):
     """The rates and pauses of models. The server's clock counts: those of workers differ."""
 
     @translated
-    def reserve_call(self, model: str, *, rates: Rates, tokens: int) -> Reservation:
-        """Take the next time at which a call to a model may begin: see fanout.core.rate_limits.
+    def reserve_calls(
+        self, model: str, *, rates: Rates, tokens: CallTokens | None = None, calls: int = 1
+    ) -> Reservation:
+        """Take the next times at which calls to a model may begin: see fanout.core.rate_limits.
 
         The caller passes the rates. All callers for a model share its use of them.
+
+        Args:
+            model: The model.
+            rates: Its rates.
+            tokens: The tokens of all these calls together.
+            calls: The number of calls.
         """
-        costs = [rates.request_s(), rates.tokens_s(tokens)]
-        args = [model, *costs, BURST_S, MAX_AHEAD_S, _KEPT_S]
-        wait_s, is_taken = self._call(fleet_scripts.TAKE_SLOT, [self._limits], args)
-        return Reservation(wait_s=float(wait_s), is_taken=is_taken == b"1")
+        costs = rates.costs_s(tokens or CallTokens(), calls=calls)
+        args = [model, BURST_S, MAX_AHEAD_S, _KEPT_S, *costs]
+        wait_s, is_taken, *ahead = self._call(fleet_scripts.TAKE_SLOT, [self._limits], args)
+        if is_taken != b"1":
+            return Reservation(wait_s=float(wait_s), is_taken=False)
+        waits_s = starts_s(float(wait_s), [float(each) for each in ahead], costs, calls=calls)
+        return Reservation(wait_s=float(wait_s), is_taken=True, waits_s=waits_s)
 
     @translated
     def share_permits(
@@ -80,9 +98,18 @@ class RedisLimits(RedisBase):
         return replies
 
     @translated
-    def correct_slot(self, model: str, *, rates: Rates, tokens: int) -> None:
-        """Correct the tokens of a call by the difference between actual use and estimate."""
-        self._call(fleet_scripts.CORRECT_SLOT, [self._limits], [model, rates.tokens_s(tokens)])
+    def correct_slot(self, model: str, *, rates: Rates, tokens: CallTokens) -> None:
+        """Correct the tokens of calls by the difference between actual use and estimate."""
+        costs = rates.costs_s(tokens)[1:]
+        self._call(fleet_scripts.CORRECT_SLOT, [self._limits], [model, *costs])
+
+    @translated
+    def put_learnt(self, model: str, learnt: LearntLimits) -> None:
+        """Tell the fleet the limits that a provider's headers tell."""
+        with self._redis.pipeline(transaction=False) as pipe:
+            pipe.hset(self._limits, f"l:{model}", codec.encode_learnt(learnt))
+            pipe.expire(self._limits, _KEPT_S)
+            pipe.execute()
 
     @translated
     def pause_model(self, model: str, pause_s: float) -> None:
@@ -99,19 +126,22 @@ class RedisLimits(RedisBase):
         """
         with self._redis.pipeline(transaction=False) as pipe:
             pipe.time()
-            pipe.hmget(self._limits, [f"b:{model}", f"o:{model}"])
-            now, (until, opened_at) = pipe.execute()
+            pipe.hmget(self._limits, [f"b:{model}", f"o:{model}", f"l:{model}"])
+            now, (until, opened_at, told) = pipe.execute()
         pause_s = 0.0 if until is None else max(0.0, float(until) - seconds(now))
+        learnt = codec.decode_learnt(told)
         if opened_at is None:
-            return BreakerReply(wait_s=pause_s)
+            return BreakerReply(wait_s=pause_s, learnt=learnt)
         if pause_s > 0:
-            return BreakerReply(wait_s=pause_s, down_s=max(0.0, seconds(now) - float(opened_at)))
+            down_s = max(0.0, seconds(now) - float(opened_at))
+            return BreakerReply(wait_s=pause_s, down_s=down_s, learnt=learnt)
         args = [model, FIRST_PROBE_S, MAX_PROBE_S, FORGET_S]
         wait_s, down_s, is_probe = self._call(fleet_scripts.ASK_BREAKER, [self._limits], args)
         return BreakerReply(
             wait_s=float(wait_s),
             down_s=float(down_s) if down_s else None,
             is_probe=is_probe == b"1",
+            learnt=learnt,
         )
 
     @translated

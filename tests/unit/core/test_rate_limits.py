@@ -113,9 +113,23 @@ def test_tokens_are_booked_ahead_and_corrected_by_the_answer(store):
     rates = Rates(tokens_per_minute=60)
     usage = Usage(calls=1, input_tokens=4, output_tokens=1)
     llm = FakeLLM(script=lambda _: LLMReply(text="yes", usage=usage))
-    # 10 tokens of prompt and 20 for the answer are booked; 5 were used.
-    asyncio.run(call(Limiter(store), llm, rates, max_tokens=20))
-    assert store.limits()["m"].tokens_ahead_s == pytest.approx(5, abs=0.5)
+
+    corrected, correct = threading.Event(), store.correct_slot
+
+    def correct_slot(*args, **kwargs):
+        correct(*args, **kwargs)
+        corrected.set()
+
+    store.correct_slot = correct_slot
+
+    async def calls():
+        await call(Limiter(store), llm, rates, max_tokens=20)
+        # 10 tokens of prompt and 20 for the answer are booked; 5 were used.
+        assert store.limits()["m"].tokens_ahead_s == pytest.approx(30, abs=2)
+        assert await asyncio.to_thread(corrected.wait, 10)
+
+    asyncio.run(calls())
+    assert store.limits()["m"].tokens_ahead_s == pytest.approx(5, abs=2)
 
 
 @pytest.mark.parametrize("rates", [Rates(), Rates(requests_per_minute=60_000)])
@@ -130,15 +144,15 @@ def test_tokens_that_are_not_limited_are_not_counted(store, monkeypatch, rates):
 
 def test_a_store_that_is_away_is_asked_again(store):
     answers = iter([BrokerError("away"), BrokerError("away")])
-    reserve_call = store.reserve_call
+    reserve_calls = store.reserve_calls
 
     def flaky(*args, **kwargs):
         error = next(answers, None)
         if error is not None:
             raise error
-        return reserve_call(*args, **kwargs)
+        return reserve_calls(*args, **kwargs)
 
-    store.reserve_call = flaky
+    store.reserve_calls = flaky
     result = asyncio.run(call(Worker(store).limiter, FakeLLM(), Rates(requests_per_minute=60)))
     assert result.attempts == 1
     assert store.limits()["m"].requests_ahead_s > 0

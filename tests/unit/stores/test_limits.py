@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from fanout.core.rate_limits import BURST_S, MAX_AHEAD_S, Rates
+from fanout.core.rate_limits import BURST_S, MAX_AHEAD_S, CallTokens, Rates
 from fanout.policy.outages import CLOSED, FORGET_S, MAX_PROBE_S, REOPEN_S, ask, trip
 
 EACH_SECOND = Rates(requests_per_minute=60)
@@ -17,7 +17,7 @@ def clock(server_clock):
 
 def waits(store, times, rates, tokens=0):
     """Take slots one after the other; return when each may begin."""
-    slots = [store.reserve_call("m", rates=rates, tokens=tokens) for _ in range(times)]
+    slots = [store.reserve_calls("m", rates=rates, tokens=CallTokens(tokens)) for _ in range(times)]
     assert all(slot.is_taken for slot in slots)
     return [pytest.approx(slot.wait_s, abs=1e-5) for slot in slots]
 
@@ -29,7 +29,7 @@ def test_slots_are_spaced_behind_what_an_idle_second_leaves(store):
 def test_over_a_long_time_the_rate_holds(store, clock):
     began, taken = clock.now, 0
     while clock.now < began + 60:
-        slot = store.reserve_call("m", rates=Rates(requests_per_minute=240), tokens=0)
+        slot = store.reserve_calls("m", rates=Rates(requests_per_minute=240))
         clock.now += slot.wait_s
         taken += 1
     assert taken == pytest.approx((60 + BURST_S) * 4, abs=2)
@@ -50,7 +50,7 @@ def test_nothing_is_booked_far_ahead(store):
     waits(store, 1, EACH_SECOND)
     store.pause_model("m", MAX_AHEAD_S + 3)
     before = store.limits()
-    slot = store.reserve_call("m", rates=EACH_SECOND, tokens=0)
+    slot = store.reserve_calls("m", rates=EACH_SECOND)
     assert not slot.is_taken
     assert slot.wait_s == pytest.approx(3 + MAX_AHEAD_S / 2, abs=1e-5)
     assert store.limits() == before

@@ -12,7 +12,7 @@ from fanout.core.errors import StoredDataError, UnknownRunError
 from fanout.core.ids import BranchId, ShardId, StageId
 from fanout.core.latency import Latency, bucket_of
 from fanout.core.queue_names import TAKEN, TURNS, backlog_of
-from fanout.core.rate_limits import LimitState, Rates
+from fanout.core.rate_limits import CallTokens, LimitState, Rates
 from fanout.core.records import ErrorKind, Outcome, RunStatus, Shard, Usage
 from fanout.core.state import (
     BeginReply,
@@ -903,7 +903,7 @@ class Bookings:
         """Take slots, which must be so many seconds from the beginning."""
         for moment in expected:
             before = time.monotonic()
-            slot = self.store.reserve_call("m", rates=rates, tokens=tokens)
+            slot = self.store.reserve_calls("m", rates=rates, tokens=CallTokens(tokens))
             after = time.monotonic()
             self.began_before = self.began_before or after
             assert slot.is_taken
@@ -921,7 +921,7 @@ def bookings(store):
 def test_slots_of_a_model_are_spaced_by_its_rate(store, bookings):
     # The first two at once: an idle second may be used up.
     bookings.take(0, 0, 1, 2, 3)
-    assert store.reserve_call("other", rates=PER_SECOND, tokens=0).wait_s == 0
+    assert store.reserve_calls("other", rates=PER_SECOND).wait_s == 0
 
 
 def test_all_requests_for_a_slot_use_up_the_same_rate(bookings):
@@ -937,9 +937,9 @@ def test_tokens_are_limited_beside_requests(bookings):
 
 def test_a_slot_far_ahead_is_not_given(store, bookings):
     bookings.take(0, *range(10))
-    slot = store.reserve_call("m", rates=Rates(requests_per_minute=1), tokens=0)
+    slot = store.reserve_calls("m", rates=Rates(requests_per_minute=1))
     assert slot.is_taken
-    slot = store.reserve_call("m", rates=PER_SECOND, tokens=0)
+    slot = store.reserve_calls("m", rates=PER_SECOND)
     assert not slot.is_taken
     assert slot.wait_s > 30
     assert 60 < store.limits()["m"].requests_ahead_s <= 71
@@ -948,9 +948,9 @@ def test_a_slot_far_ahead_is_not_given(store, bookings):
 def test_tokens_that_were_not_used_are_given_back(store, bookings):
     rates = Rates(tokens_per_minute=60)
     bookings.take(0, rates=rates, tokens=10)
-    store.correct_slot("m", rates=rates, tokens=-8)
+    store.correct_slot("m", rates=rates, tokens=CallTokens(-8))
     bookings.take(1, rates=rates, tokens=1)
-    store.correct_slot("unknown", rates=rates, tokens=5)
+    store.correct_slot("unknown", rates=rates, tokens=CallTokens(5))
     assert "unknown" not in store.limits()
 
 

@@ -1,0 +1,187 @@
+"""The pace of a worker process's calls to one model: it books times with the fleet, some at once."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from functools import partial
+from math import ceil
+from typing import TYPE_CHECKING, TypeVar
+
+from fanout.core.errors import BrokerError
+from fanout.core.rate_limits import BURST_S, CallTokens
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from fanout.core.rate_limits import Rates
+    from fanout.stores import RedisStore
+
+__all__ = ["Pacer", "ask_store"]
+
+# Seconds until the server is asked again that did not answer.
+_AGAIN_S = 1.0
+# One request to the server books the calls of no more than this time.
+_SLICE_S = 0.1
+_MOST_AT_ONCE = 100
+# Seconds after which a difference of tokens is told to the server, if no call has told it by then.
+_SETTLE_S = 0.25
+# The weight of the latest answer in the moving mean of their lengths.
+_ALPHA = 0.05
+
+_T = TypeVar("_T")
+
+_log = logging.getLogger(__name__)
+
+
+class Pacer:
+    """Books the times of calls to one model.
+
+    Args:
+        store: The fleet's limits; called in threads, as it blocks.
+        model: The model.
+        clock: Monotonic seconds.
+        sleep: Waits so many seconds.
+    """
+
+    def __init__(
+        self,
+        store: RedisStore,
+        model: str,
+        *,
+        clock: Callable[[], float],
+        sleep: Callable[[float], Awaitable[None]],
+    ) -> None:
+        self._store = store
+        self._model = model
+        self._clock = clock
+        self._sleep = sleep
+        # The times that are booked and not yet used, the earliest first, and the tokens of each.
+        self._slots: deque[tuple[float, CallTokens]] = deque()
+        self._booking = asyncio.Lock()
+        # Calls that wait for a time, with their tokens.
+        self._waiting = 0
+        # What was used, less what was booked, and the rates of the last booking.
+        self._owed_input = self._owed_output = 0.0
+        self._rates: Rates | None = None
+        self._settling: asyncio.TimerHandle | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._answer_tokens: float | None = None
+
+    def likely_output(self, max_tokens: int | None) -> float:
+        """Return the tokens that an answer is likely to have, by those before it."""
+        if self._answer_tokens is None:
+            return float(max_tokens or 0)
+        return min(self._answer_tokens, max_tokens or self._answer_tokens)
+
+    async def wait(self, rates: Rates, tokens: CallTokens) -> None:
+        """Wait until the rates allow a call of so many tokens."""
+        self._waiting += 1
+        try:
+            at, booked = slot = await self._booked(rates, tokens)
+        finally:
+            self._waiting -= 1
+        try:
+            await self._sleep(max(0.0, at - self._clock()))
+        except BaseException:
+            # Another call may have its time.
+            self._slots.appendleft(slot)
+            raise
+        self._owes(_less(tokens, booked))
+
+    async def _booked(self, rates: Rates, tokens: CallTokens) -> tuple[float, CallTokens]:
+        """Return the time at which a call may begin, and the tokens that are booked for it."""
+        while True:
+            async with self._booking:
+                if (slot := self._next_slot()) is not None:
+                    return slot
+                wait_s = await self._book(rates, tokens)
+            if wait_s:
+                await self._sleep(wait_s)
+
+    def _next_slot(self) -> tuple[float, CallTokens] | None:
+        # A time that has passed may be used like the rate of an idle moment, but no longer.
+        oldest = self._clock() - BURST_S
+        while self._slots:
+            slot = self._slots.popleft()
+            if slot[0] >= oldest:
+                return slot
+        return None
+
+    async def _book(self, rates: Rates, tokens: CallTokens) -> float:
+        """Book the times of the next calls; return the seconds until the server is asked again."""
+        calls = self._calls_at_once(rates, tokens)
+        owed = self._owed(rates)
+        total = CallTokens(
+            owed.input_tokens + calls * tokens.input_tokens,
+            owed.output_tokens + calls * tokens.output_tokens,
+        )
+        book = partial(
+            self._store.reserve_calls, self._model, rates=rates, tokens=total, calls=calls
+        )
+        asked_at = self._clock()
+        booked = await ask_store(book, f"cannot ask for the rate limit of {self._model}")
+        if booked is None or not booked.is_taken:
+            self._owes(owed)
+            # Without the server its outcome could not be written either: the call waits.
+            return _AGAIN_S if booked is None else booked.wait_s
+        self._slots.extend((asked_at + wait_s, tokens) for wait_s in booked.waits_s)
+        return 0.0
+
+    def _calls_at_once(self, rates: Rates, tokens: CallTokens) -> int:
+        """Return the calls to book together: those that wait, but no more than a short time's."""
+        each_s = max(rates.costs_s(tokens))
+        most = ceil(_SLICE_S / each_s) if each_s > 0 else _MOST_AT_ONCE
+        return max(1, min(self._waiting, most, _MOST_AT_ONCE))
+
+    def used(self, rates: Rates, booked: CallTokens, actual: CallTokens) -> None:
+        """Correct what a call was taken to consume."""
+        before = self._answer_tokens
+        self._answer_tokens = (
+            actual.output_tokens
+            if before is None
+            else before + _ALPHA * (actual.output_tokens - before)
+        )
+        self._rates = rates
+        self._owes(_less(actual, booked))
+        if self._settling is None and (self._owed_input or self._owed_output):
+            loop = asyncio.get_running_loop()
+            self._settling = loop.call_later(_SETTLE_S, self._settle)
+
+    def _owed(self, rates: Rates) -> CallTokens:
+        owed = CallTokens(self._owed_input, self._owed_output) if rates.counts_tokens else None
+        self._owed_input = self._owed_output = 0.0
+        return owed or CallTokens()
+
+    def _owes(self, owed: CallTokens) -> None:
+        self._owed_input += owed.input_tokens
+        self._owed_output += owed.output_tokens
+
+    def _settle(self) -> None:
+        self._settling = None
+        rates = self._rates
+        if rates is None or not (self._owed_input or self._owed_output):
+            return
+        correct = partial(
+            self._store.correct_slot, self._model, rates=rates, tokens=self._owed(rates)
+        )
+        telling = ask_store(correct, f"cannot correct the rate limit of {self._model}")
+        task = asyncio.get_running_loop().create_task(telling)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+def _less(one: CallTokens, other: CallTokens) -> CallTokens:
+    return CallTokens(
+        one.input_tokens - other.input_tokens, one.output_tokens - other.output_tokens
+    )
+
+
+async def ask_store(step: Callable[[], _T], problem: str) -> _T | None:
+    """Return the result of a step at the store; None, with a log line, if the store is unreachable."""
+    try:
+        return await asyncio.to_thread(step)
+    except BrokerError as error:
+        _log.warning("%s: %s", problem, error)
+        return None
