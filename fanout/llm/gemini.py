@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from fanout.core.answer_shape import AnswerShape
     from fanout.core.strict_schema import Dialect
     from fanout.llm.base import Token
+    from fanout.llm.batches.base import BatchClient
     from fanout.llm.http_client import HttpReply
 
 __all__ = ["GeminiLLM"]
@@ -51,6 +52,7 @@ class GeminiLLM(HttpModel):
             concurrency=concurrency,
             max_output_kb=max_output_kb,
         )
+        self._batches: BatchClient | None = None
         self._schemas: WeakKeyDictionary[AnswerShape, dict[str, Any] | None] = WeakKeyDictionary()
         self._url = self._http.url(f"models/{self._http.quoted(name)}:generateContent")
 
@@ -70,15 +72,26 @@ class GeminiLLM(HttpModel):
             raise ModelError(
                 "GEMINI_API_KEY is not set; set it where the workers run", kind=ErrorKind.AUTH
             )
-        reply = await self._ask(f"models/{self._http.quoted(self._name)}")
+        reply = await self.ask(f"models/{self._http.quoted(self._name)}")
         if reply.status == _NOT_FOUND and "not_found" in reply.error_details().codes:
             raise self._refused(reply)
 
     async def complete(self, request: LLMRequest) -> LLMReply:
         """See LLM."""
-        reply = await self._exchange(request)
+        return self.settled(await self._exchange(request))
+
+    def batches(self) -> BatchClient:
+        """See HttpModel."""
+        if self._batches is None:
+            from fanout.llm.batches.gemini import GeminiBatches
+
+            self._batches = GeminiBatches(self)
+        return self._batches
+
+    def settled(self, reply: HttpReply) -> LLMReply:
+        """See HttpModel."""
         if not reply.is_success:
-            raise self._error(reply)
+            raise self.error_of(reply)
         return self._with_limits(_reply(_content(reply, self._key)), reply)
 
     def _schema(self, shape: AnswerShape) -> dict[str, Any] | None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import quote
 
 import aiohttp
@@ -25,11 +25,11 @@ from fanout.llm.proxies import proxy_for
 from fanout.llm.reply_bodies import error_details, json_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import AsyncIterator, Callable, Mapping
 
     from fanout.llm.reply_bodies import ErrorDetails
 
-__all__ = ["HttpClient", "HttpReply"]
+__all__ = ["HttpClient", "HttpReply", "Line"]
 
 # As in the provider's own client: a call fails if the server closes an idle connection under it.
 _KEEP_ALIVE_S = 5.0
@@ -42,6 +42,8 @@ _BECOMES_GET = frozenset({301, 302, 303})
 _SUCCESSES = range(200, 300)
 _SCHEMES = frozenset({"http", "https"})
 _NO_TIMEOUT = aiohttp.ClientTimeout(total=None)
+# The beginning of a line that is too long, which is all that is kept of it.
+_LINE_HEAD = 1_000
 
 
 class HttpReply(msgspec.Struct, frozen=True):
@@ -63,6 +65,13 @@ class HttpReply(msgspec.Struct, frozen=True):
     def error_details(self) -> ErrorDetails:
         """Return the error details in the body."""
         return error_details(self.body, self.headers.get("content-type", ""))
+
+
+class Line(NamedTuple):
+    """A line of a body, without its line break; only its beginning if it is too long."""
+
+    data: bytes
+    is_too_long: bool = False
 
 
 class HttpClient:
@@ -121,9 +130,9 @@ class HttpClient:
         """Return a name, quoted as one segment of a path."""
         return quote(name, safe=":")
 
-    def url(self, path: str) -> URL:
-        """Return the address of a path below the base URL."""
-        raw_path = f"{self._base.raw_path.rstrip('/')}/{path}"
+    def url(self, path: str, *, before: str = "") -> URL:
+        """Return the address of a path below the base URL, or below ``before`` and its path."""
+        raw_path = f"{before}{self._base.raw_path.rstrip('/')}/{path}"
         query = self._base.raw_query_string
         origin = str(self._base.origin())
         return URL(f"{origin}{raw_path}?{query}" if query else origin + raw_path, encoded=True)
@@ -148,6 +157,71 @@ class HttpClient:
             sent.update(headers)
         return await self._request("POST", url, headers=sent, data=body, timeout=_NO_TIMEOUT)
 
+    async def delete(self, url: URL, *, timeout_s: float) -> HttpReply:
+        """Send a DELETE request. Raises LLMError if there is no reply."""
+        limits = aiohttp.ClientTimeout(total=None, sock_connect=timeout_s, sock_read=timeout_s)
+        return await self._request("DELETE", url, headers=self._get_headers, timeout=limits)
+
+    async def upload(
+        self,
+        url: URL,
+        parts: Callable[[], AsyncIterator[bytes]],
+        *,
+        size: int,
+        headers: Mapping[str, str],
+    ) -> HttpReply:
+        """Send a large body in parts; ``parts`` begins anew each time that it is called.
+
+        Raises LLMError if there is no reply; the caller sets a deadline.
+        """
+        sent = self._post_headers.copy()
+        sent.update(headers)
+        sent["content-length"] = str(size)
+        return await self._request("POST", url, headers=sent, parts=parts, timeout=_NO_TIMEOUT)
+
+    async def lines(
+        self, url: URL, *, stall_s: float, most_bytes: int
+    ) -> AsyncIterator[Line | HttpReply]:
+        """Yield the lines of a body as they arrive; of an error reply, only the reply.
+
+        Args:
+            url: The address.
+            stall_s: Seconds within which some of the body has to arrive.
+            most_bytes: The longest line.
+
+        Raises:
+            LLMError: The body does not arrive to its end.
+        """
+        limits = aiohttp.ClientTimeout(total=None, sock_connect=stall_s, sock_read=stall_s)
+        session = self._session or self._open()
+        for _ in range(_MAX_REDIRECTS):
+            try:
+                async with session.get(
+                    url,
+                    proxy=self._proxy,
+                    ssl=self._trust,
+                    allow_redirects=False,
+                    headers=self._get_headers,
+                    timeout=limits,
+                ) as response:
+                    if response.status in _SUCCESSES:
+                        async for line in _lines(response, most_bytes):
+                            yield line
+                        return
+                    body = await self._read(response)
+                    reply = HttpReply(response.status, response.headers, body)
+            except (aiohttp.ClientError, ssl.SSLError) as error:
+                problem = _no_reply(error)
+                break
+            if reply.status not in _REDIRECTS or "location" not in reply.headers:
+                yield reply
+                return
+            url = _redirected(url, reply)
+        else:
+            problem = LLMError(ErrorKind.CONNECTION, "the server redirects again and again")
+        # Raised outside the handler, without context: aiohttp's errors hold the headers and the key.
+        raise problem
+
     async def _request(self, method: str, url: URL, **options: Any) -> HttpReply:
         redirects = 0
         while redirects <= _MAX_REDIRECTS:
@@ -162,11 +236,19 @@ class HttpClient:
             redirects += 1
             url = _redirected(url, reply)
             if method == "POST" and reply.status in _BECOMES_GET:
-                method, options = "GET", {**options, "data": None}
+                method, options = "GET", {**options, "data": None, "parts": None}
         raise LLMError(ErrorKind.CONNECTION, "the server redirects again and again")
 
-    async def _reply(self, method: str, url: URL, **options: Any) -> HttpReply:
+    async def _reply(
+        self,
+        method: str,
+        url: URL,
+        parts: Callable[[], AsyncIterator[bytes]] | None = None,
+        **options: Any,
+    ) -> HttpReply:
         session = self._session or self._open()
+        if parts is not None:
+            options["data"] = parts()
         try:
             async with session.request(
                 method,
@@ -213,6 +295,34 @@ class HttpClient:
         """Close all connections."""
         if self._session is not None:
             await self._session.close()
+
+
+async def _lines(response: aiohttp.ClientResponse, most_bytes: int) -> AsyncIterator[Line]:
+    buffer, is_skipping = bytearray(), False
+    while block := await response.content.readany():
+        begin = 0
+        while (end := block.find(b"\n", begin)) >= 0:
+            buffer += block[begin:end]
+            begin = end + 1
+            if not is_skipping:
+                yield _line(buffer, most_bytes)
+            buffer.clear()
+            is_skipping = False
+        if not is_skipping:
+            buffer += block[begin:]
+        if len(buffer) > most_bytes:
+            # The rest of the line is read, and not kept.
+            yield _line(buffer, most_bytes)
+            buffer.clear()
+            is_skipping = True
+    if buffer and not is_skipping:
+        yield _line(buffer, most_bytes)
+
+
+def _line(buffer: bytearray, most_bytes: int) -> Line:
+    if len(buffer) > most_bytes:
+        return Line(bytes(buffer[:_LINE_HEAD]), is_too_long=True)
+    return Line(bytes(buffer))
 
 
 def _redirected(url: URL, reply: HttpReply) -> URL:

@@ -27,7 +27,9 @@ if TYPE_CHECKING:
     from fanout.core.records import Usage
     from fanout.core.strict_schema import Dialect
     from fanout.llm.base import LLMReply, LLMRequest
+    from fanout.llm.batches.base import BatchClient
     from fanout.llm.http_client import HttpReply
+    from fanout.llm.reply_bodies import ErrorDetails
 
 __all__ = ["DEFAULT_OUTPUT_KB", "Form", "HttpModel", "header_value"]
 
@@ -127,6 +129,25 @@ class HttpModel:
         return headers
 
     @property
+    def http(self) -> HttpClient:
+        """The client of the server."""
+        return self._http
+
+    @property
+    def name(self) -> str:
+        """The server's name of the model."""
+        return self._name
+
+    @property
+    def variable(self) -> str:
+        """The environment variable of the base URL."""
+        return f"{self._provider}_BASE_URL"
+
+    def batches(self) -> BatchClient | None:
+        """Return the provider's batch API for this model; None if it has none."""
+        return None
+
+    @property
     def _key_variable(self) -> str:
         return f"{self._provider}_API_KEY"
 
@@ -141,10 +162,47 @@ class HttpModel:
                 if form.refused != NOTHING:
                     self._refusals.learn(form.refused, request.shape)
                 return reply
-            other = self._other_form(reply, request, form)
+            other = self._other_form(reply.status, reply.error_details(), request, form)
             if other is None or other == form:
                 return reply
             form = other
+
+    def settled(self, reply: HttpReply) -> LLMReply:
+        """Return the answer in a reply to a call.
+
+        Raises:
+            LLMError: It is an error reply, or has no answer.
+        """
+        raise NotImplementedError
+
+    async def prepared(self, request: LLMRequest) -> bytes:
+        """Return the body of a call, by all that is known of the server.
+
+        Raises:
+            LLMError: The provider cannot take such a request.
+        """
+        return self._body(request, self._form(request))
+
+    def sends_otherwise(self, status: int, details: ErrorDetails, request: LLMRequest) -> bool:
+        """Learn from the refusal of a request in a batch; return whether it is sent otherwise now.
+
+        What was sent is not known: other requests may have taught this process in the meantime.
+        """
+        sent = self._whole_form(request, details)
+        other = self._other_form(status, details, request, sent)
+        if other is None or other == sent:
+            return False
+        self._refusals.learn(other.refused, request.shape)
+        return True
+
+    def _whole_form(self, request: LLMRequest, details: ErrorDetails) -> Form:  # noqa: ARG002 - for adapters
+        """Return the form of a request without any refusal."""
+        shape = request.shape
+        return Form(
+            schema=None if shape is None else self._schema(shape),
+            has_logprobs=self._has_logprobs and shape is not None and bool(shape.choices),
+            max_tokens=request.max_tokens,
+        )
 
     def _body(self, request: LLMRequest, form: Form) -> bytes:
         """Return a request as the provider takes it."""
@@ -166,11 +224,17 @@ class HttpModel:
         native = shape.native(self._dialect)
         return None if native is None else native.schema
 
-    def _other_form(self, reply: HttpReply, request: LLMRequest, sent: Form) -> Form | None:  # noqa: ARG002 - for adapters
+    def _other_form(
+        self,
+        status: int,
+        details: ErrorDetails,
+        request: LLMRequest,  # noqa: ARG002 - for adapters
+        sent: Form,
+    ) -> Form | None:
         """Return a form of a request without what a server refuses of it; None if that is nothing."""
         refused = refused_parts(
-            reply.status,
-            reply.error_details(),
+            status,
+            details,
             has_schema=sent.schema is not None,
             has_logprobs=sent.has_logprobs,
         )
@@ -190,7 +254,7 @@ class HttpModel:
         limits = self._limit_headers.read(reply.headers)
         return answer if limits is None else msgspec.structs.replace(answer, limits=limits)
 
-    def _error(self, reply: HttpReply, usage: Usage | None = None) -> LLMError:
+    def error_of(self, reply: HttpReply, usage: Usage | None = None) -> LLMError:
         """Return the LLMError of an error reply; ``usage`` is what the reply reports."""
         error = http_error(
             reply.status,
@@ -204,10 +268,10 @@ class HttpModel:
 
     def _refused(self, reply: HttpReply) -> ModelError:
         """Return the ModelError with an error reply to a check."""
-        problem = self._error(reply)
+        problem = self.error_of(reply)
         return ModelError(f"{self._http.shown_url} says: {problem}", kind=problem.kind)
 
-    async def _ask(self, path: str) -> HttpReply:
+    async def ask(self, path: str) -> HttpReply:
         """Return the reply to a GET below the base URL; retry temporary failures for a while.
 
         Raises:
@@ -216,7 +280,7 @@ class HttpModel:
         reply = await self._patiently(path)
         if reply.is_success or reply.status in _PROVES_NOTHING:
             return reply
-        problem = self._error(reply)
+        problem = self.error_of(reply)
         if reply.status == _UNAUTHORIZED and "scope" not in str(problem).lower():
             raise ModelError(
                 f"{self._http.shown_url} refuses the key in {self._key_variable} ({problem}); set "
@@ -232,7 +296,7 @@ class HttpModel:
         wait_s = _FIRST_WAIT_S
         while True:
             reply = await self._ask_once(path)
-            asked_s = self._error(reply).retry_after_s if reply.status in _PASSES else None
+            asked_s = self.error_of(reply).retry_after_s if reply.status in _PASSES else None
             wait_s = max(asked_s or 0.0, wait_s)
             if reply.status not in _PASSES or time.monotonic() + wait_s > until:
                 return reply

@@ -21,12 +21,14 @@ from fanout.llm.usage import token_count
 if TYPE_CHECKING:
     from fanout.core.strict_schema import Dialect
     from fanout.llm.base import Token
+    from fanout.llm.batches.base import BatchClient
     from fanout.llm.http_client import HttpReply
+    from fanout.llm.reply_bodies import ErrorDetails
 
 __all__ = ["OpenAILLM", "json_schema_format"]
 
 _BASE_URL = "https://api.openai.com/v1"
-_NOT_FOUND = 404
+_BAD_REQUEST, _NOT_FOUND = 400, 404
 # Codes of an error that is none.
 _FINE = frozenset({"0", "200", "ok", "success"})
 _MAX_TOKENS, _MAX_COMPLETION_TOKENS = _LIMITS = ("max_tokens", "max_completion_tokens")
@@ -112,6 +114,7 @@ class OpenAILLM(HttpModel):
         # OpenAI's reasoning models refuse max_tokens; most compatible servers know only max_tokens.
         self._limit = _MAX_COMPLETION_TOKENS if self._is_openai else _MAX_TOKENS
         self._refused_limits: set[str] = set()
+        self._batches: BatchClient | None = None
         self._url = self._http.url("chat/completions")
 
     async def check(self) -> None:
@@ -122,12 +125,12 @@ class OpenAILLM(HttpModel):
                 "to a server that needs no key",
                 kind=ErrorKind.AUTH,
             )
-        listed = await self._ask("models")
+        listed = await self.ask("models")
         if not listed.is_success:
             await self._check_path(listed)
         elif self._name not in _listed_models(listed):
             # Lists are incomplete, and some servers accept any name: only an explicit refusal counts.
-            reply = await self._ask(f"models/{self._http.quoted(self._name)}")
+            reply = await self.ask(f"models/{self._http.quoted(self._name)}")
             if reply.status == _NOT_FOUND and "model_not_found" in reply.error_details().codes:
                 raise self._refused(reply)
 
@@ -149,10 +152,26 @@ class OpenAILLM(HttpModel):
 
     async def complete(self, request: LLMRequest) -> LLMReply:
         """See LLM."""
-        reply = await self._exchange(request)
+        return self.settled(await self._exchange(request))
+
+    def batches(self) -> BatchClient:
+        """See HttpModel."""
+        if self._batches is None:
+            from fanout.llm.batches.openai import OpenAIBatches
+
+            self._batches = OpenAIBatches(self)
+        return self._batches
+
+    @property
+    def is_openai(self) -> bool:
+        """Whether the server is OpenAI's own."""
+        return self._is_openai
+
+    def settled(self, reply: HttpReply) -> LLMReply:
+        """See HttpModel."""
         if not reply.is_success:
             billed = _fields(reply).get("usage")
-            raise self._error(reply, _usage(billed) if isinstance(billed, dict) else None)
+            raise self.error_of(reply, _usage(billed) if isinstance(billed, dict) else None)
         completion = _parsed(reply, self._key)
         if _says_error(completion):
             problem = _error_in(completion, reply, self._key)
@@ -169,14 +188,24 @@ class OpenAILLM(HttpModel):
     def _form(self, request: LLMRequest) -> Form:
         return msgspec.structs.replace(super()._form(request), limit=self._limit)
 
-    def _other_form(self, reply: HttpReply, request: LLMRequest, sent: Form) -> Form | None:
-        return self._other_limit(reply, request, sent) or super()._other_form(reply, request, sent)
+    def _whole_form(self, request: LLMRequest, details: ErrorDetails) -> Form:
+        refused = (name for name in _LIMITS if refuses_parameter(_BAD_REQUEST, details, name))
+        form = super()._whole_form(request, details)
+        return msgspec.structs.replace(form, limit=next(refused, self._limit))
 
-    def _other_limit(self, reply: HttpReply, request: LLMRequest, sent: Form) -> Form | None:
+    def _other_form(
+        self, status: int, details: ErrorDetails, request: LLMRequest, sent: Form
+    ) -> Form | None:
+        other = self._other_limit(status, details, request, sent)
+        return other or super()._other_form(status, details, request, sent)
+
+    def _other_limit(
+        self, status: int, details: ErrorDetails, request: LLMRequest, sent: Form
+    ) -> Form | None:
         """Switch to the other name of the token limit if the server refuses the one sent."""
         if request.max_tokens is None:
             return None
-        if not refuses_parameter(reply.status, reply.error_details(), sent.limit):
+        if not refuses_parameter(status, details, sent.limit):
             return None
         self._refused_limits.add(sent.limit)
         self._limit = next(

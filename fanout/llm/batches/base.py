@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
@@ -14,7 +14,7 @@ from fanout.core.records import (
     Usage,  # noqa: TC001
 )
 from fanout.llm.base import LLMReply  # noqa: TC001 - msgspec reads the annotation
-from fanout.llm.refusals import NOTHING, Refused
+from fanout.llm.reply_bodies import ErrorDetails  # noqa: TC001 - msgspec reads the annotation
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Collection
@@ -72,7 +72,8 @@ class BatchIntent(msgspec.Struct, frozen=True, kw_only=True):
         nonce: A random id of the batch, of letters, digits, ``-`` and ``_``, at most 64.
         created_at: When the intent was stored: seconds since the epoch.
         requests: How many requests the batch has.
-        first_id: The ``custom_id`` of the first line.
+        first_id: The ``custom_id`` of the first line. No other batch has it, also none with the same
+            request sent again: where a provider stores no nonce, it tells whose a batch is.
     """
 
     nonce: str
@@ -85,9 +86,7 @@ class BatchError(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Why a request of a batch, or a whole batch, has failed: the fields of an LLMError.
 
     Attributes:
-        refused: The parts of a request that the provider may have refused.
-        refused_limit: The name of the token limit that it may have refused, or the empty string.
-        max_tokens: The longest answer that it allows, where it refused a longer one.
+        details: The details of the error, where the provider may have refused a part of the request.
     """
 
     kind: ErrorKind
@@ -98,12 +97,10 @@ class BatchError(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     stop_after: int | None = None
     is_own: bool = False
     finish_reason: str | None = None
-    refused: Refused = NOTHING
-    refused_limit: str = ""
-    max_tokens: int | None = None
+    details: ErrorDetails | None = None
 
     @classmethod
-    def of(cls, error: LLMError, **more: Any) -> BatchError:
+    def of(cls, error: LLMError, details: ErrorDetails | None = None) -> BatchError:
         """Return the record of an LLMError."""
         return cls(
             kind=error.kind,
@@ -114,7 +111,7 @@ class BatchError(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
             stop_after=error.stop_after,
             is_own=error.is_own,
             finish_reason=error.finish_reason,
-            **more,
+            details=details,
         )
 
     def error(self) -> LLMError:

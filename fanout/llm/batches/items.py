@@ -1,0 +1,54 @@
+"""Reads the items of batches, valid or not."""
+
+from __future__ import annotations
+
+import json
+import math
+from datetime import datetime
+from typing import Any
+
+from msgspec.structs import replace
+
+from fanout.core.errors import LLMError
+from fanout.core.records import ErrorKind
+from fanout.llm.batches.base import BatchError
+from fanout.llm.http_client import HttpReply
+from fanout.llm.http_errors import redacted_line
+from fanout.llm.usage import NO_USAGE
+
+__all__ = ["count_of", "item_reply", "seconds_of", "undone"]
+
+_NOTHING = replace(NO_USAGE, calls=0)
+_WORDS = {
+    ErrorKind.EXPIRED: "the batch expired before the provider came to it",
+    ErrorKind.CANCELLED: "the batch was cancelled before the provider came to it",
+}
+
+
+def item_reply(status: int, content: Any) -> HttpReply:
+    """Return the reply that a call outside of a batch would have had. Raises ValueError."""
+    return HttpReply(status, {"content-type": "application/json"}, json.dumps(content).encode())
+
+
+def undone(kind: ErrorKind, message: str = "") -> BatchError:
+    """Return the error of a request that the provider did not come to: it cost nothing."""
+    words = redacted_line(message) or _WORDS[kind]
+    return BatchError.of(LLMError(kind, words, usage=_NOTHING, is_own=True))
+
+
+def count_of(value: Any) -> int | None:
+    """Return a count, also one in text; None for anything else."""
+    if isinstance(value, str) and value.isascii() and value.isdigit():
+        return int(value[:18])
+    is_count = isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    return value if is_count else None
+
+
+def seconds_of(value: Any) -> float | None:
+    """Return a moment in seconds since the epoch, from a number or a text of RFC 3339."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value) if math.isfinite(value) else None
+    try:
+        return datetime.fromisoformat(value).timestamp() if isinstance(value, str) else None
+    except (ValueError, OverflowError):
+        return None
