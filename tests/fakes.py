@@ -31,6 +31,7 @@ from workers.context.admission import Admission
 from workers.context.broken_models import BrokenModels
 from workers.context.fleet_checks import StorageWatch, VersionGate
 from workers.context.inflight import CallStoppedError, StopReason
+from workers.context.leads import Leads
 from workers.context.limiter import Limiter
 from workers.context.models import CommonFailures
 from workers.context.progress import BranchTracker
@@ -298,6 +299,7 @@ class FakeContext(WorkerContext):
             connections=connections,
             runs=RunCaches(self.store, InlineExecutor()),
             admission=Admission(ask, sure_s=10),
+            leads=Leads(self.store, InlineExecutor()),
             version_gate=VersionGate(self.store, "me"),
             storage=StorageWatch(self.store, settings),
             reports=Reports(self.store, Telemetry()),

@@ -16,7 +16,7 @@ from fanout.core.field_names import PARTS, canonical
 from fanout.core.job_files import load_job
 from fanout.core.lanes import LaneChoice
 from fanout.core.spec import ReduceName, RunSpec, SplitName, make_spec
-from fanout.core.spec_fields import with_models
+from fanout.core.spec_fields import PromptOrder, with_models
 from fanout.inputs.documents.files import RUN, STDIN
 from fanout.inputs.documents.urls import with_base
 
@@ -121,6 +121,9 @@ _OPTIONS = [
             "The most calls a minute, in the whole fleet. [default: no limit]", type=float),
     _option("--tpm --tokens-per-minute tokens_per_minute", "N",
             "The most tokens a minute, in the whole fleet. [default: no limit]", type=float),
+    click.option("--prompt-order", type=click.Choice(get_args(PromptOrder)),
+                 help="Where the text stands in prompts; auto is first where several aspects share "
+                 "it and the provider's cache makes that cheaper. [default: auto]"),
     click.option("--lane", type=click.Choice(get_args(LaneChoice)),
                  help="How calls are bought; auto is batch until a call would miss the deadline. "
                  "[default: realtime]"),

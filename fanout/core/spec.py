@@ -34,6 +34,7 @@ from fanout.core.spec_fields import (
     PART_CONFIG,
     Fallback,
     Models,
+    PromptOrder,
     RateSpec,
     RetrySpec,
     as_tuple,
@@ -97,6 +98,9 @@ class RunSpec(SchemaField, AggregateFields):
             another may not have: see ``fanout.policy.fallback``.
         prompt: The template of each branch; ``{input}`` is the chunk.
         aspects: Named templates in place of ``prompt``; each is applied to every chunk.
+        prompt_order: Where the text of a chunk stands in prompts: ``as_written``,
+            ``document_first``, or ``auto``: first where several aspects share it and a provider's
+            cache makes that cheaper; see ``fanout.inputs.prompt_layout``.
         samples: The number of answers for each chunk and aspect.
         certainty: The probability (0.5 to 1) that the majority is the true one, at which a chunk and
             aspect is asked no further: ``samples`` and ``models`` then make one branch, which asks
@@ -173,6 +177,7 @@ class RunSpec(SchemaField, AggregateFields):
         str | None, Field(validation_alias=AliasChoices("prompt", "branch_prompt"))
     ] = None
     aspects: dict[str, str] = Field(default_factory=dict)
+    prompt_order: PromptOrder = "auto"
     samples: Annotated[int, Field(ge=1, le=10_000), NUMBER] = 1
     certainty: Annotated[float | None, Field(gt=0.5, lt=1), NUMBER] = None
     system: str | None = None

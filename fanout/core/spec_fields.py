@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import codecs
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
@@ -162,6 +162,9 @@ class RetrySpec(BaseModel):
     max_elapsed_s: Annotated[float, Field(gt=0), NUMBER] = 3_600.0
     base_wait_s: Annotated[float, Field(ge=0), NUMBER] = 0.5
     max_wait_s: Annotated[float, Field(ge=0), NUMBER] = 60.0
+
+
+PromptOrder = Literal["auto", "document_first", "as_written"]
 
 
 class RateSpec(BaseModel):

@@ -20,6 +20,8 @@ from fanout.llm.reply_bodies import content_text, text_or_none
 from fanout.llm.usage import token_count
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from fanout.core.strict_schema import Dialect
     from fanout.llm.batches.base import BatchClient
     from fanout.llm.http_client import HttpReply
@@ -207,8 +209,13 @@ class AnthropicLLM(HttpModel):
         return limits[0]
 
     def _body(self, request: LLMRequest, form: Form) -> bytes:
-        chat = request.messages(in_words=form.schema is None)
-        system = chat.pop(0)["content"] if chat[0]["role"] == "system" else None
+        chat: list[dict[str, Any]] = list(request.messages(in_words=form.schema is None))
+        system: Any = chat.pop(0)["content"] if chat[0]["role"] == "system" else None
+        marks = request.cache.marks if request.cache and form.has_cache else ()
+        if marks:
+            if system and marks[0] == 0:
+                system = [_block(system, is_marked=True)]
+            chat[0]["content"] = _blocks(request.prompt, marks)
         format_ = {"type": "json_schema", "schema": form.schema} if form.schema else None
         options = {
             "max_tokens": form.max_tokens,
@@ -219,6 +226,24 @@ class AnthropicLLM(HttpModel):
         }
         given = {name: value for name, value in options.items() if value is not None}
         return _encode({"model": self._name, "messages": chat, **given})
+
+
+def _blocks(prompt: str, marks: Sequence[int]) -> list[dict[str, Any]]:
+    """Return a prompt as blocks that end where it is marked."""
+    # The API refuses blank blocks.
+    ends = [end for end in marks if end == len(prompt) or prompt[end:].strip()]
+    blocks, begin = [], 0
+    for end in (*ends, len(prompt)):
+        text = prompt[begin:end]
+        if text.strip():
+            blocks.append(_block(text, is_marked=end in ends))
+            begin = end
+    return blocks
+
+
+def _block(text: str, *, is_marked: bool) -> dict[str, Any]:
+    block: dict[str, Any] = {"type": "text", "text": text}
+    return {**block, "cache_control": {"type": "ephemeral"}} if is_marked else block
 
 
 def _limit_in(reply: HttpReply) -> int | None:

@@ -12,6 +12,7 @@ from fanout.core.exhaustion import is_exhausted
 from fanout.core.lanes import Lane  # noqa: TC001 - msgspec reads the annotation
 from fanout.core.rate_limits import SeenLimits  # noqa: TC001 - msgspec reads the annotation
 from fanout.core.records import ErrorKind, Usage
+from fanout.policy.prefixes import PromptCache  # noqa: TC001 - msgspec reads the annotation
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -39,6 +40,7 @@ class LLMRequest(msgspec.Struct, frozen=True, kw_only=True):
         shape: What the answer must be; None is any text.
         turns: What followed in the conversation, first the answer to the prompt.
         lane: How the call is bought.
+        cache: What the provider is told of its prompt cache, if anything.
     """
 
     prompt: str
@@ -50,6 +52,7 @@ class LLMRequest(msgspec.Struct, frozen=True, kw_only=True):
     shape: AnswerShape | None = None
     turns: tuple[Turn, ...] = ()
     lane: Lane = "realtime"
+    cache: PromptCache | None = None
 
     def messages(self, *, in_words: bool) -> list[dict[str, str]]:
         """Return the messages of a chat: ``role`` and ``content``, the system prompt first.

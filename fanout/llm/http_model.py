@@ -58,6 +58,7 @@ class Form(msgspec.Struct, frozen=True, kw_only=True):
         has_logprobs: Whether to ask for the probabilities of tokens.
         limit: The name of the token limit, where the API has several.
         max_tokens: The token limit; None for the server's own.
+        has_cache: Whether to send what the request says of the prompt cache.
         refused: What the server has refused of another form of this request.
     """
 
@@ -65,6 +66,7 @@ class Form(msgspec.Struct, frozen=True, kw_only=True):
     has_logprobs: bool = False
     limit: str = ""
     max_tokens: int | None = None
+    has_cache: bool = False
     refused: Refused = NOTHING
 
 
@@ -211,12 +213,14 @@ class HttpModel:
     def _form(self, request: LLMRequest) -> Form:
         """Return what to send with a request, by all that is known of the server."""
         shape = request.shape
+        has_cache = request.cache is not None and self._refusals.takes_cache()
         if shape is None:
-            return Form(max_tokens=request.max_tokens)
+            return Form(max_tokens=request.max_tokens, has_cache=has_cache)
         return Form(
             schema=self._schema(shape) if self._refusals.takes_schema(shape) else None,
             has_logprobs=bool(shape.choices) and self._refusals.takes_logprobs(),
             max_tokens=request.max_tokens,
+            has_cache=has_cache,
         )
 
     def _schema(self, shape: AnswerShape) -> dict[str, Any] | None:
@@ -237,6 +241,7 @@ class HttpModel:
             details,
             has_schema=sent.schema is not None,
             has_logprobs=sent.has_logprobs,
+            has_cache=sent.has_cache,
         )
         if refused == NOTHING:
             return None
@@ -244,9 +249,8 @@ class HttpModel:
             sent,
             schema=None if refused.schema else sent.schema,
             has_logprobs=sent.has_logprobs and not refused.logprobs,
-            refused=Refused(
-                refused.schema or sent.refused.schema, refused.logprobs or sent.refused.logprobs
-            ),
+            has_cache=sent.has_cache and not refused.cache,
+            refused=refused.joined(sent.refused),
         )
 
     def _with_limits(self, answer: LLMReply, reply: HttpReply) -> LLMReply:

@@ -47,6 +47,7 @@ class _Request(msgspec.Struct, omit_defaults=True, kw_only=True):
     response_format: dict[str, Any] | None = None
     logprobs: bool = False
     top_logprobs: int | None = None
+    prompt_cache_key: str | None = None
 
 
 class _Answer(msgspec.Struct):
@@ -231,6 +232,7 @@ class OpenAILLM(HttpModel):
                 response_format=None if form.schema is None else json_schema_format(form.schema),
                 logprobs=form.has_logprobs,
                 top_logprobs=OTHERS if form.has_logprobs else None,
+                prompt_cache_key=request.cache.key if request.cache and form.has_cache else None,
             )
         )
 

@@ -56,6 +56,7 @@ _SCHEMA_WORDS = re.compile(
     r"|grammars? (?:is|are) (?:not|un|too)\w*"
     r"|(?:invalid|specified|provided|supplied) schema|schema (?:is|produces|has|must|contains))\b"
 )
+_CACHE_FIELD = re.compile(r"(?<![a-z0-9_])(?:prompt_cache_key|cache_control)(?![a-z0-9_])")
 # How a server that takes schemas refuses one of them.
 _WRONG_SCHEMA = re.compile(
     r"invalid (?:json )?schema|schema is invalid|invalid_json_schema|too many|too complex|too large"
@@ -79,10 +80,20 @@ class Refused(NamedTuple):
     Attributes:
         schema: Whether it refuses all schemas, or this one; None if neither.
         logprobs: Whether it refuses to return the log-probabilities of tokens.
+        cache: Whether it refuses words about its prompt cache.
     """
 
     schema: SchemaRefusal | None = None
     logprobs: bool = False
+    cache: bool = False
+
+    def joined(self, other: Refused) -> Refused:
+        """Return what either has."""
+        return Refused(
+            self.schema or other.schema,
+            self.logprobs or other.logprobs,
+            self.cache or other.cache,
+        )
 
 
 NOTHING = Refused()
@@ -109,6 +120,7 @@ class Refusals:
         self._schemas_until = _NEVER
         self._shapes_until: WeakKeyDictionary[AnswerShape, float] = WeakKeyDictionary()
         self._logprobs_until = _NEVER if has_logprobs else _ALWAYS
+        self._cache_until = _NEVER
 
     def takes_schema(self, shape: AnswerShape) -> bool:
         """Say whether to send the schema of a shape."""
@@ -118,6 +130,10 @@ class Refusals:
     def takes_logprobs(self) -> bool:
         """Say whether to ask for log-probabilities."""
         return self._clock() >= self._logprobs_until
+
+    def takes_cache(self) -> bool:
+        """Say whether to send words about the prompt cache."""
+        return self._clock() >= self._cache_until
 
     def learn(self, refused: Refused, shape: AnswerShape | None) -> None:
         """Note what was refused of a request that has succeeded without it; log what is new."""
@@ -136,6 +152,10 @@ class Refusals:
                 shown = self._server
                 _log.warning("%s refuses log-probabilities: its answers have no confidence", shown)
             self._logprobs_until = max(until, self._logprobs_until)
+        if refused.cache:
+            if self._cache_until == _NEVER:
+                _log.warning("%s refuses words about its prompt cache", self._server)
+            self._cache_until = until
 
 
 def refused_parts(
@@ -144,6 +164,7 @@ def refused_parts(
     *,
     has_schema: bool,
     has_logprobs: bool,
+    has_cache: bool = False,
     lists_each: bool = False,
 ) -> Refused:
     """Return which parts of a request an error refuses.
@@ -153,11 +174,15 @@ def refused_parts(
         details: The error.
         has_schema: Whether the request has a schema.
         has_logprobs: Whether it asks for log-probabilities.
+        has_cache: Whether it has words about the prompt cache.
         lists_each: Whether each part that the error names is refused, also alone.
     """
-    if not (has_schema or has_logprobs) or status not in _REFUSES_LOGPROBS:
+    if not (has_schema or has_logprobs or has_cache) or status not in _REFUSES_LOGPROBS:
         return NOTHING
     param, message = details.param.lower(), details.message[:_LOOKED_AT].lower()
+    if has_cache and status in _UNPROCESSED and _CACHE_FIELD.search(f"{param} {message}"):
+        # A field of a message, as the name of an Anthropic parameter says.
+        return Refused(cache=True)
     if _OTHER_FIELDS.match(param) or judge(status, details).kind in _OTHER_FAULTS:
         return NOTHING
     words = f"{param} {_ECHO.sub(' ', message)}"

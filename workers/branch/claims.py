@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from fanout.llm.base import LLMReply, LLMRequest
     from fanout.llm.calls import CallGate
     from fanout.policy.outages import FailureVerdict
+    from workers.context.leads import Lead
     from workers.context.progress import TrackedBranch
     from workers.context.worker_context import WorkerContext
 
@@ -110,6 +111,8 @@ class Claim:
         self._steps = context.branches
         self._step_s = self._steps.progress.step_s
         self._beats_for_s = ALIVE * context.settings.visibility_timeout_s
+        # Hears of the calls, if others wait for them.
+        self.lead: Lead | None = None
         # Whether the branch may have a checkpoint.
         self.has_checkpoint = False
 
@@ -249,6 +252,13 @@ class Claim:
     def calls(self, timeout_s: float) -> None:
         """Record that the branch calls the model, for ``timeout_s`` seconds at most."""
         self._moves("calls", for_s=timeout_s)
+        if self.lead is not None:
+            self.lead.calls()
+
+    def answered(self) -> None:
+        """Record that a call has an answer."""
+        if self.lead is not None:
+            self.lead.answered()
 
 
 async def _to_its_end(step: Coroutine[Any, Any, _T]) -> _T:
@@ -286,6 +296,8 @@ class _ClaimedGate:
         self, request: LLMRequest, reply: LLMReply | None, error: LLMError | None
     ) -> FailureVerdict | None:
         """See CallGate."""
+        if reply is not None:
+            self._claim.answered()
         if error is not None:
             # It may have to wait before its next call.
             self._claim.waits()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 from msgspec import structs
@@ -31,6 +32,7 @@ from fanout.policy.packing import shard_chunk
 from fanout.policy.retries import STOPS_RUN
 from fanout.runs.enqueue import fleet_window
 from fanout.system.logs import RateLimitFilter, about
+from workers.branch.ahead import wait_for_sibling
 from workers.branch.asking import Asking
 from workers.branch.claims import BranchGone, BranchHandedBack, BranchOver, Claim, require_call
 from workers.branch.consensus import ask_until_certain
@@ -47,6 +49,8 @@ if TYPE_CHECKING:
     from fanout.core.records import BranchRef, Chunk
     from fanout.core.spec import RunSpec
     from fanout.core.state import BeginReply
+    from fanout.policy.prefixes import PromptCache
+    from workers.context.leads import Lead
     from workers.context.progress import TrackedBranch
     from workers.context.worker_context import WorkerContext
 
@@ -111,16 +115,19 @@ async def process_branch(
     branch.task = asyncio.current_task()
     delivery = _Delivery(context, branch, token)
     try:
-        async with Place(context, branch.branch_id.run_id, on_admitted, patience_s):
-            begun = await delivery.begin()
-            if begun.verdict == "suspect":
-                branch.moves("waits to be alone")
-                # Run suspects one at a time and count the begin only now: if the worker dies again,
-                # this branch is the cause.
-                async with context.branches.alone:
-                    await delivery.end(await delivery.call(await delivery.begin(is_alone=True)))
-                    return
-            ended = await delivery.call(begun)
+        # A thread or process is not to wait for another one.
+        sibling = nullcontext() if patience_s else await wait_for_sibling(context, branch)
+        with sibling as delivery.lead:
+            async with Place(context, branch.branch_id.run_id, on_admitted, patience_s):
+                begun = await delivery.begin()
+                if begun.verdict == "suspect":
+                    branch.moves("waits to be alone")
+                    # Run suspects one at a time and count the begin only now: if the worker dies
+                    # again, this branch is the cause.
+                    async with context.branches.alone:
+                        await delivery.end(await delivery.call(await delivery.begin(is_alone=True)))
+                        return
+                ended = await delivery.call(begun)
         await delivery.end(ended)
     except BaseException as fault:
         if not _is_of_worker(fault):
@@ -145,6 +152,15 @@ class _Delivery:
         # Number of branches in its shard; known when there is an outcome.
         self._size = 0
         self.begin = self._claim.begin
+
+    @property
+    def lead(self) -> Lead | None:
+        """Its part among the branches whose prompts begin as its own; None if it is alone."""
+        return self._claim.lead
+
+    @lead.setter
+    def lead(self, lead: Lead | None) -> None:
+        self._claim.lead = lead
 
     async def call(self, begun: BeginReply) -> tuple[Outcome, Calls] | None:
         """Make the call; return the outcome and calls, or None if there is nothing to write."""
@@ -320,11 +336,17 @@ async def _call(
     template = runs.template(shard_id.stage_id, ref.aspect)
     limit = spec.max_tokens if stage == 0 else spec.aggregate_max_tokens
     shape = runs.shape(run_id, is_aggregate=stage > 0)
+    plan = None if stage else runs.plan(run_id)
     asking = Asking(claim, context, shard_id.stage_id, spec, calls)
 
     async def ask(model: str, sample: int) -> Outcome:
-        prompt = template.render(_values(chunk, ref, sample), chunk.columns)
-        request = _request(spec, prompt, limit, sample, shape)
+        values, cache = _values(chunk, ref, sample), None
+        if plan is None:
+            prompt = template.render(values, chunk.columns)
+        else:
+            lane, chunks = first_lane(spec.lane), len(shard.chunks)
+            prompt, cache = plan.prompt(chunk, ref, values, model=model, chunks=chunks, lane=lane)
+        request = _request(spec, prompt, limit, sample, shape, cache)
         return outcome_of(index, await asking.answer(model, request))
 
     if stage > 0 or spec.certainty is None:
@@ -345,7 +367,12 @@ def _values(chunk: Chunk, ref: BranchRef, sample: int) -> dict[str, str]:
 
 
 def _request(
-    spec: RunSpec, prompt: str, max_tokens: int | None, sample: int, shape: AnswerShape | None
+    spec: RunSpec,
+    prompt: str,
+    max_tokens: int | None,
+    sample: int,
+    shape: AnswerShape | None,
+    cache: PromptCache | None,
 ) -> LLMRequest:
     return LLMRequest(
         prompt=prompt,
@@ -356,4 +383,5 @@ def _request(
         stop=spec.stop,
         shape=shape,
         lane=first_lane(spec.lane),
+        cache=cache,
     )

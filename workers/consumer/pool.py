@@ -122,6 +122,7 @@ class AsyncioPool(BasePool):  # type: ignore[misc]
 
     def on_close(self) -> None:
         """Hand back the branches that wait for a place: the worker stops."""
+        self._loop.call_soon_threadsafe(self._context.leads.close)
         self._loop.call_soon_threadsafe(self._context.admission.close)
 
     def on_stop(self) -> None:
@@ -219,11 +220,11 @@ class AsyncioPool(BasePool):  # type: ignore[misc]
         return [None] * len(ends)
 
     def count_waiting(self) -> int:
-        """Return how many branches wait for permits, and leave their places to other runs."""
+        """Return how many branches wait for permits or siblings, and leave their places to others."""
         context: WorkerContext = self._context
         most: int = _WAITING_EACH * self.limit + _WAITING
         # Not too many, so that they do not pile up.
-        return min(context.admission.waiting_for_permits, most)
+        return min(context.admission.waiting_for_permits + context.leads.waiting, most)
 
     def _get_info(self) -> dict[str, Any]:
         return {**super()._get_info(), "branches": len(self._branches)}

@@ -11,12 +11,16 @@ from fanout.core.answer_shape import AnswerShape, shape_of
 from fanout.core.errors import StoredDataError
 from fanout.core.spec import RunSpec
 from fanout.inputs.prompts import Template
+from fanout.llm.prices import price_of
+from fanout.policy.prefixes import cache_rules
+from fanout.policy.prompt_plans import plan_of
 from workers.context.batches import LoadingCache
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor
 
     from fanout.core.ids import StageId
+    from fanout.policy.prompt_plans import PromptPlan
     from fanout.stores import RedisStore
 
 __all__ = ["RunCaches"]
@@ -39,6 +43,7 @@ class RunCaches:
         shards: The shard of a shard id.
         shape: Returns the shape of the answers of a run, or of its aggregates; None is any text.
         template: Returns the prompt template of a stage and an aspect.
+        plan: Returns how the prompts of a run are laid out; None for as its templates are written.
     """
 
     def __init__(self, store: RedisStore, loaders: Executor) -> None:
@@ -48,6 +53,7 @@ class RunCaches:
         self.indices = LoadingCache(store.indices, loaders, size=_SHARDS * 8)
         self.shards = LoadingCache(store.shard, loaders, size=_SHARDS)
         self.shape = lru_cache(maxsize=_SPECS * 2)(self._load_shape)
+        self.plan = lru_cache(maxsize=_SPECS)(self._load_plan)
         self.template = lru_cache(maxsize=_SPECS * 8)(self._load_template)
 
     def _load_spec(self, run_id: str) -> RunSpec:
@@ -66,6 +72,15 @@ class RunCaches:
         if stage_id.stage:
             return Template.parse(spec.aggregate_prompt or "{input}", field="aggregate_prompt")
         return Template.parse(spec.prompts[aspect])
+
+    def _load_plan(self, run_id: str) -> PromptPlan | None:
+        spec = self.specs.get(run_id)
+        rules = {
+            model: cache_rules(model, price_of(model, spec.price))
+            for model in spec.models or (spec.model,)
+        }
+        templates = {name: Template.parse(source) for name, source in spec.prompts.items()}
+        return plan_of(spec, templates, rules)
 
     def _load_shape(self, run_id: str, *, is_aggregate: bool) -> AnswerShape | None:
         spec = self.specs.get(run_id)

@@ -18,6 +18,7 @@ from workers.context.branch_steps import BranchSteps
 from workers.context.event_loop import LoopThread
 from workers.context.fleet_checks import StorageWatch, VersionGate
 from workers.context.inflight import HandBack
+from workers.context.leads import Leads
 from workers.context.models import Models
 from workers.context.progress import ALIVE, SURE
 from workers.context.run_caches import RunCaches
@@ -36,6 +37,8 @@ __all__ = ["Connections", "WorkerContext", "make_context"]
 
 # Threads that load what branches need.
 _LOADERS = 4
+# Threads that ask which branches fill prompt caches.
+_ASKERS = 1
 # A step at the server takes moments. If it takes this many visibility timeouts while the server
 # answers, it will not end.
 _STEP_LEASES = 2
@@ -88,6 +91,7 @@ class WorkerContext:
         version_gate: Refuses a worker whose wire version differs from its fleet's.
         storage: Pauses a worker that does not see its fleet's storage.
         admission: Decides which waiting branches may make their calls next.
+        leads: Decides which calls fill the prompt caches of providers for others.
         hand_back: Gives branches back when the worker stops.
         reports: Reports what has ended to telemetry.
     """
@@ -102,6 +106,7 @@ class WorkerContext:
     version_gate: VersionGate
     storage: StorageWatch
     admission: Admission
+    leads: Leads
     hand_back: HandBack
     reports: Reports
     _closers: list[Callable[[], None]] = field(default_factory=list)
@@ -175,6 +180,7 @@ def make_context(app: WorkerApp, *, concurrency: int) -> WorkerContext:
             ),
             sure_s=SURE * settings.visibility_timeout_s,
         ),
+        leads=Leads(watching, ReadyThreads(_ASKERS, "fanout-lead")),
         hand_back=HandBack(models.in_flight, loop),
         reports=Reports(watching, make_telemetry(settings, watching.run)),
     )

@@ -20,6 +20,7 @@ fanout.stores.blobs. Keys under ``{prefix}``:
   they count as alive; ``:worker-records``: their records; ``:holders``: the holders of claims;
 * ``:tokens``: how many tokens models make of texts; ``:cut-ratios``: what texts were last cut by;
 * ``:stored``: the runs with files, with their roots; ``:inputs``: the same for inputs, by clients;
+* ``:prefix:KEY``: a prefix of prompts with which a call is under way, or has been answered;
 * ``:storages``: the ids of storages by root; ``:noted-storages``: those that clients have noted;
 * ``:wire``: the fleet's wire version; ``:wire:holders``: the processes that use it.
 """

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Literal, cast
 
 from fanout.stores import codec
 from fanout.stores.redis import fleet_scripts
 from fanout.stores.redis.base import RedisBase, seconds, translated
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from fanout.core.state import Totals, WorkerRecord
 
 __all__ = ["RedisFleet"]
@@ -17,6 +19,8 @@ __all__ = ["RedisFleet"]
 _REMEMBERED_S = 3_600
 # More than one, as an expired run may still be among the active ones.
 _SOME_RUNS = 20
+# What stands at a prefix of prompts: a call with it is under way, or has been answered.
+_LED, _WARM = b"1", b"2"
 
 
 class RedisFleet(RedisBase):
@@ -52,6 +56,48 @@ class RedisFleet(RedisBase):
     def take_note(self, key: str) -> bytes | None:
         """Remove and return a note, or return None if there is none yet."""
         return cast("bytes | None", self._redis.getdel(f"{self._prefix}:note:{key}"))
+
+    @translated
+    def claim_prefixes(
+        self, keys: Sequence[str], *, lasts_s: int
+    ) -> list[Literal["first", "warm", "wait"]]:
+        """Ask for each prefix of prompts whether to be the first to call with it.
+
+        Args:
+            keys: What names the prefixes.
+            lasts_s: Seconds until another process may be the first.
+
+        Returns:
+            ``first``; ``warm``, if a call with it has been answered; ``wait``, if one is under way.
+        """
+        with self._redis.pipeline(transaction=False) as pipe:
+            for key in keys:
+                pipe.set(self._prefix_key(key), _LED, nx=True, ex=lasts_s)
+                pipe.get(self._prefix_key(key))
+            replies = pipe.execute()
+        return [
+            "first" if was_set else "warm" if value == _WARM else "wait"
+            for was_set, value in zip(replies[::2], replies[1::2], strict=True)
+        ]
+
+    @translated
+    def note_prefixes(self, answered: Mapping[str, bool], *, lasts_s: int) -> None:
+        """Note for prefixes whether a call with them has been answered; if not, another may be first.
+
+        Args:
+            answered: By the key of the prefix.
+            lasts_s: Seconds for which the provider keeps them.
+        """
+        with self._redis.pipeline(transaction=False) as pipe:
+            for key, is_answered in answered.items():
+                if is_answered:
+                    pipe.set(self._prefix_key(key), _WARM, ex=lasts_s)
+                else:
+                    pipe.delete(self._prefix_key(key))
+            pipe.execute()
+
+    def _prefix_key(self, key: str) -> str:
+        return f"{self._prefix}:prefix:{key}"
 
     @property
     def _workers(self) -> tuple[str, str]:

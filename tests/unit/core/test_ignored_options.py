@@ -46,7 +46,7 @@ ALWAYS = {
     "split", "reduce", "aggregate_prompt",
     "group_by", "min_success", "max_workers", "priority", "timeout_s", "deadline_s", "max_attempts",
     "max_elapsed_s", "requests_per_minute", "tokens_per_minute", "sample", "limit", "labels",
-    "lane",
+    "lane", "prompt_order",
     "price",
 }  # fmt: skip
 # These have one beside some others only: a value, and with which others it has one and has none.

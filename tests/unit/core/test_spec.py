@@ -339,7 +339,7 @@ VALUES = {
     "max_elapsed_s": 8, "base_wait_s": 1, "max_wait_s": 5, "requests_per_minute": 6,
     "by": "sentiment", "measures": "count,mean:stars", "k": 3,
     "tokens_per_minute": 7, "aspects": {"a": "{input}"}, "models": ["fake", "fake?seed=2"],
-    "labels": "gold", "lane": "auto",
+    "labels": "gold", "lane": "auto", "prompt_order": "as_written",
     "fallback": ["fake?seed=3"], "price": {"input_mtok": 0.25, "output_mtok": 2},
 }  # fmt: skip
 # What a field needs beside it to have an effect.

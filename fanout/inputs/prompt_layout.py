@@ -1,0 +1,81 @@
+"""The layout of prompts: what the prompts of one chunk share comes first where that is worth money.
+
+Providers cache what prompts begin with. The aspects of a run share the text of the chunk, which their
+templates often have at the end. In the order ``document_first`` a prompt begins with the text between
+``<document>`` and ``</document>``, and where its template has ``{input}`` it refers to that.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from fanout.core.cells import OWN
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from fanout.core.cells import Cell
+    from fanout.inputs.prompts import Template
+
+__all__ = ["REFERENCE", "LaidOut", "common_parts", "document_first", "has_input", "in_order"]
+
+REFERENCE = "[the text in <document> above]"
+# What differs between the branches of a chunk.
+_OF_BRANCH = frozenset({"aspect", "sample", f"{OWN}aspect", f"{OWN}sample"})
+_INPUT = frozenset({"input", f"{OWN}input"})
+
+
+class LaidOut(msgspec.Struct, frozen=True):
+    """A prompt.
+
+    Attributes:
+        text: All of it.
+        shared: How many of its first characters the prompts of other aspects of its chunk share.
+    """
+
+    text: str
+    shared: int
+
+
+def common_parts(templates: Sequence[Template]) -> int:
+    """Return how many of their first parts all templates share, and all branches of a chunk."""
+    count = 0
+    for parts in zip(*(template.parts for template in templates), strict=False):
+        if len(set(parts)) > 1 or (count % 2 and parts[0] in _OF_BRANCH):
+            break
+        count += 1
+    return count
+
+
+def has_input(template: Template, parts: int) -> bool:
+    """Say whether the first parts of a template have the text of the chunk."""
+    return not _INPUT.isdisjoint(template.parts[1:parts:2])
+
+
+def in_order(
+    template: Template, values: Mapping[str, str], columns: Mapping[str, Cell], parts: int
+) -> LaidOut:
+    """Return a prompt as its template is written; its first ``parts`` are shared.
+
+    Raises:
+        PromptError: A name has no value.
+    """
+    text = template.render(values, columns)
+    if parts >= len(template.parts):
+        return LaidOut(text, len(text))
+    head = msgspec.structs.replace(template, parts=template.parts[:parts])
+    return LaidOut(text, len(head.render(values, columns)))
+
+
+def document_first(
+    template: Template, values: Mapping[str, str], columns: Mapping[str, Cell]
+) -> LaidOut:
+    """Return a prompt that begins with the text of its chunk.
+
+    Raises:
+        PromptError: A name has no value.
+    """
+    head = f"<document>\n{values['input']}\n</document>\n\n"
+    return LaidOut(head + template.render({**values, "input": REFERENCE}, columns), len(head))
