@@ -41,8 +41,7 @@ def _settings(spec: RunSpec) -> Iterator[tuple[str, str]]:
     has_shape = spec.schema is not None or spec.choices or spec.output_format == "json"
     if has_shape or spec.aggregate_schema is not None:
         yield "max_reasks", f"{spec.max_reasks:,} after an answer that does not fit"
-    if spec.on_truncated != "fail":
-        yield "on_truncated", spec.on_truncated
+    yield from _unusual(spec, on_truncated="fail", prompt_order="auto")
     if spec.labels:
         yield (
             "labels",
@@ -50,6 +49,12 @@ def _settings(spec: RunSpec) -> Iterator[tuple[str, str]]:
                 f"{field}={column}" if field else column for field, column in spec.labels.items()
             ),
         )
+
+
+def _unusual(spec: RunSpec, **usual: str) -> Iterator[tuple[str, str]]:
+    for name, value in usual.items():
+        if getattr(spec, name) != value:
+            yield name, getattr(spec, name)
 
 
 def _shape(schema: dict[str, Any]) -> str:

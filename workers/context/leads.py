@@ -13,7 +13,7 @@ import hashlib
 import logging
 import time
 from collections import OrderedDict, deque
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from fanout.core.errors import BrokerError
 from workers.context.admission import AdmissionClosedError
@@ -79,13 +79,9 @@ class Leads:
         self._clock = clock
         self._sleep = sleep
         self._families: OrderedDict[str, _Family] = OrderedDict()
-        self._claim = Batches(lambda keys: store.claim_prefixes(keys, lasts_s=_CLAIMED_S), threads)
-        self._tell = Batches(
-            lambda told: (
-                store.note_prefixes(dict(told), lasts_s=int(_WARM_S)) or [None] * len(told)
-            ),
-            threads,
-        )
+        self._store = store
+        self._claim = Batches(self._claim_all, threads)
+        self._tell = Batches(self._tell_all, threads)
         self._telling: set[asyncio.Task[None]] = set()
         self._is_closed = False
 
@@ -161,13 +157,13 @@ class Leads:
         key, until = _key(name), self._clock() + _LONGEST_S
         while True:
             try:
-                said = await self._claim(key)
+                part = await self._claim(key)
             except BrokerError as error:
                 _log.debug("a call does not wait for others of the fleet: %s", error)
                 return True
-            if said == "first" or self._clock() > until:
+            if part == "first" or self._clock() > until:
                 return True
-            if said == "warm":
+            if part == "warm":
                 return False
             if self._is_closed:
                 raise AdmissionClosedError
@@ -214,6 +210,13 @@ class Leads:
         task = asyncio.get_running_loop().create_task(self._told(_key(name), is_warm=is_warm))
         self._telling.add(task)
         task.add_done_callback(self._telling.discard)
+
+    def _claim_all(self, keys: list[str]) -> list[Literal["first", "warm", "wait"]]:
+        return self._store.claim_prefixes(keys, lasts_s=_CLAIMED_S)
+
+    def _tell_all(self, told: list[tuple[str, bool]]) -> list[None]:
+        self._store.note_prefixes(dict(told), lasts_s=int(_WARM_S))
+        return [None] * len(told)
 
     async def _told(self, key: str, *, is_warm: bool) -> None:
         try:

@@ -12,15 +12,15 @@ from fanout.core.errors import StoredDataError
 from fanout.core.spec import RunSpec
 from fanout.inputs.prompts import Template
 from fanout.llm.prices import price_of
+from fanout.llm.prompt_plans import plan_of
 from fanout.policy.prefixes import cache_rules
-from fanout.policy.prompt_plans import plan_of
 from workers.context.batches import LoadingCache
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor
 
     from fanout.core.ids import StageId
-    from fanout.policy.prompt_plans import PromptPlan
+    from fanout.llm.prompt_plans import PromptPlan
     from fanout.stores import RedisStore
 
 __all__ = ["RunCaches"]

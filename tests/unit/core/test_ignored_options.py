@@ -508,7 +508,7 @@ TO_FUNCTIONS: dict[str, Any] = {
 
 def test_every_field_that_a_request_has_is_known_of_functions():
     # The answer of a function is checked as well, and what is wrong comes with the next prompt.
-    taken = {"prompt", "shape", "turns", "lane"}
+    taken = {"prompt", "shape", "turns", "lane", "cache"}
     asked = {name for name in LLMRequest.__struct_fields__ if name not in taken}
     assert asked == TO_FUNCTIONS.keys()
     assert {field for rule in FUNCTION_RULES for field in rule.fields} == asked

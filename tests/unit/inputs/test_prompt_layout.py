@@ -51,4 +51,4 @@ def test_the_text_comes_first_and_the_template_refers_to_it():
     assert good.text == f"{head}Good (5) of:\n\n{REFERENCE}"
     assert bad.text == f"{head}Bad of {REFERENCE} in {REFERENCE}?"
     assert good.shared == bad.shared == len(head)
-    assert REFERENCE in document_first(*parsed("{fanout.input}"), VALUES, {}).text
+    assert REFERENCE in document_first(Template.parse("{fanout.input}"), VALUES, {}).text

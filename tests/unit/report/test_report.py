@@ -313,8 +313,8 @@ def test_the_answers_of_a_vote_are_no_calls_that_were_made_again():
          "by a k 7 schema an object with a, b max_reasks 2", "output_format"),
         ({"schema": {"type": "integer"}}, 'schema {"type": "integer"}', "output_format"),
         ({"reduce": "llm", "aggregate_prompt": "{input}", "aggregate_schema": {"type": "string"},
-          "on_truncated": "keep"},
-         'aggregate_schema {"type": "string"} max_reasks 2 after an answer that does not fit on_truncated',
+          "on_truncated": "keep", "prompt_order": "as_written"},
+         "max_reasks 2 after an answer that does not fit on_truncated keep prompt_order as_written",
          "measures"),
     ],
 )  # fmt: skip

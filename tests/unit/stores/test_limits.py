@@ -87,3 +87,18 @@ def test_a_breaker_that_was_closed_stays_so_for_a_while_and_an_old_one_is_forgot
     clock.now += FORGET_S + 2
     assert store.pause_of("m").down_s is None
     assert store.limits()["m"].down_s is None
+
+
+def test_one_caller_of_a_fleet_is_the_first_with_a_prefix(store):
+    assert store.claim_prefixes(["a", "b"], lasts_s=30) == ["first", "first"]
+    assert store.claim_prefixes(["a", "c"], lasts_s=30) == ["wait", "first"]
+    store.note_prefixes({"a": True, "b": False}, lasts_s=240)
+    assert store.claim_prefixes(["a", "b", "c"], lasts_s=30) == ["warm", "first", "wait"]
+
+
+def test_what_is_kept_of_a_prefix_lapses(store):
+    store.claim_prefixes(["a", "b"], lasts_s=30)
+    store.note_prefixes({"a": True}, lasts_s=240)
+    redis = store._redis
+    (led,), (warm,) = (list(redis.scan_iter(f"*:prefix:{key}")) for key in "ba")
+    assert 0 < redis.ttl(led) <= 30 < redis.ttl(warm) <= 240

@@ -90,7 +90,7 @@ class Branches:
 
 def test_siblings_follow_when_the_first_has_its_answer():
     async def scenario(made, _clock, _store):
-        (leads, _), branches = made, Branches()
+        leads, branches = made[0], Branches()
         for name in "abc":
             branches.begin(leads, name, "x")
         branches.begin(leads, "other", "y")
@@ -111,7 +111,7 @@ def test_siblings_follow_when_the_first_has_its_answer():
 
 def test_a_first_branch_without_an_answer_leaves_its_part_to_the_next_one():
     async def scenario(made, _clock, store):
-        (leads, _), branches = made, Branches()
+        leads, branches = made[0], Branches()
         for name in "abc":
             branches.begin(leads, name, "x")
         await until(lambda: branches.leads)
@@ -131,7 +131,7 @@ def test_a_first_branch_without_an_answer_leaves_its_part_to_the_next_one():
 
 def test_a_cancelled_branch_holds_up_nobody():
     async def scenario(made, _clock, _store):
-        (leads, _), branches = made, Branches()
+        leads, branches = made[0], Branches()
         first, second, third = (branches.begin(leads, name, "x") for name in "abc")
         await first
         second.cancel()
@@ -152,7 +152,7 @@ def test_a_long_call_does_not_hold_up_its_siblings(monkeypatch):
     monkeypatch.setattr(module, "_PROCESSED_S", 0.01)
 
     async def scenario(made, _clock, _store):
-        (leads, _), branches = made, Branches()
+        leads, branches = made[0], Branches()
         first, second = branches.begin(leads, "a", "x"), branches.begin(leads, "b", "x")
         await first
         branches.leads["a"].calls()
@@ -165,7 +165,7 @@ def test_nobody_waits_for_longer_than_that_is_worth(monkeypatch):
     monkeypatch.setattr(module, "_LONGEST_S", 0.02)
 
     async def scenario(made, _clock, _store):
-        (leads, _), branches = made, Branches()
+        leads, branches = made[0], Branches()
         for name in "abc":
             branches.begin(leads, name, "x")
         await asyncio.gather(*branches.tasks)
@@ -176,7 +176,7 @@ def test_nobody_waits_for_longer_than_that_is_worth(monkeypatch):
 
 def test_the_provider_forgets_a_prefix():
     async def scenario(made, clock, store):
-        (leads, _), branches = made, Branches()
+        leads, branches = made[0], Branches()
         await branches.begin(leads, "a", "x")
         branches.leads["a"].answered()
         await until(lambda: list(store.keys.values()) == [True])
@@ -197,7 +197,7 @@ def test_the_provider_forgets_a_prefix():
 
 def test_a_branch_waits_for_the_shorter_prefix_first():
     async def scenario(made, _clock, _store):
-        (leads, _), branches = made, Branches()
+        leads, branches = made[0], Branches()
         for name, chunk in (("a", "c0"), ("b", "c0"), ("c", "c1")):
             branches.begin(leads, name, "system", chunk)
         await until(lambda: branches.leads)
@@ -213,7 +213,8 @@ def test_a_branch_waits_for_the_shorter_prefix_first():
 
 def test_the_processes_of_a_fleet_have_one_call_ahead():
     async def scenario(made, _clock, _store):
-        here, there, branches = *made, Branches()
+        here, there = made
+        branches = Branches()
         await branches.begin(here, "a", "x")
         for name in "bc":
             branches.begin(there, name, "x")
@@ -229,7 +230,8 @@ def test_the_processes_of_a_fleet_have_one_call_ahead():
 
 def test_a_process_that_died_is_not_waited_for():
     async def scenario(made, _clock, store):
-        here, there, branches = *made, Branches()
+        here, there = made
+        branches = Branches()
         await branches.begin(here, "a", "x")
         waiting = branches.begin(there, "b", "x")
         await settled()
@@ -243,7 +245,8 @@ def test_a_process_that_died_is_not_waited_for():
 
 def test_without_the_server_each_process_has_its_own_call_ahead():
     async def scenario(made, _clock, store):
-        here, there, branches = *made, Branches()
+        here, there = made
+        branches = Branches()
         store.is_away = True
         await branches.begin(here, "a", "x")
         await branches.begin(there, "b", "x")
@@ -260,7 +263,8 @@ def test_without_the_server_each_process_has_its_own_call_ahead():
 
 def test_a_worker_that_stops_lets_nobody_wait():
     async def scenario(made, _clock, _store):
-        here, there, branches = *made, Branches()
+        here, there = made
+        branches = Branches()
         await branches.begin(here, "a", "x")
         waiting = [branches.begin(here, "b", "x"), branches.begin(there, "c", "x")]
         await settled()
@@ -280,7 +284,7 @@ def test_many_prefixes_take_little_memory(monkeypatch):
     monkeypatch.setattr(module, "_REMEMBERED", 2)
 
     async def scenario(made, _clock, _store):
-        (leads, _), branches = made, Branches()
+        leads, branches = made[0], Branches()
         await branches.begin(leads, "a", "x")
         left = branches.begin(leads, "b", "x")
         await settled()
@@ -294,7 +298,7 @@ def test_many_prefixes_take_little_memory(monkeypatch):
 
 def test_prefixes_share_round_trips():
     async def scenario(made, _clock, store):
-        (leads, _), branches = made, Branches()
+        leads, branches = made[0], Branches()
         for number in range(50):
             branches.begin(leads, str(number), f"chunk {number}")
         await asyncio.gather(*branches.tasks)

@@ -5,8 +5,8 @@ import pytest
 from fanout.core.records import Chunk
 from fanout.core.spec import make_spec
 from fanout.inputs.prompts import Template
+from fanout.llm.prompt_plans import plan_of
 from fanout.policy.prefixes import CacheRules
-from fanout.policy.prompt_plans import plan_of
 
 OPENAI = CacheRules(read=0.1)
 SONNET = CacheRules(is_marked=True, write=1.25, read=0.1)
