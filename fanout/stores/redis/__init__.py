@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fanout.stores.redis.batch_lanes import RedisBatchLanes
 from fanout.stores.redis.branches import RedisBranches
 from fanout.stores.redis.fleet import RedisFleet
 from fanout.stores.redis.limits import RedisLimits
@@ -12,7 +13,15 @@ from fanout.stores.redis.tokens import RedisTokens
 __all__ = ["RedisStore"]
 
 
-class RedisStore(RedisRuns, RedisStages, RedisBranches, RedisFleet, RedisLimits, RedisTokens):
+class RedisStore(
+    RedisRuns,
+    RedisStages,
+    RedisBranches,
+    RedisBatchLanes,
+    RedisFleet,
+    RedisLimits,
+    RedisTokens,
+):
     """What a run needs remembered, on a Redis-protocol server.
 
     Every method is safe to call twice, from any process; threads may share a store.

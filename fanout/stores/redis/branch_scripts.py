@@ -175,7 +175,7 @@ for _, key in ipairs({KEYS[2], KEYS[5]}) do
     for name in pairs(unknown) do redis.call('HSET', key, name, 1) end
 end
 if KEYS[6] then
-    for i = 3, last, width do redis.call('HDEL', KEYS[6], ARGV[i]) end
+    for i = 3, last, width do redis.call('HDEL', KEYS[6], ARGV[i], 'p:' .. ARGV[i]) end
 end
 return recorded
 """.replace("@quantities", ", ".join(f"'{name}'" for name in QUANTITIES))

@@ -50,8 +50,20 @@ class RedisRuns(RedisStages):
         wire: int | None = None,
         max_workers: int | None = None,
         priority: float = 1.0,
+        is_gathered: bool = False,
     ) -> None:
-        """Write a new run in status ``enqueuing``; ``spec`` is JSON, ``wire`` its wire version."""
+        """Write a new run in status ``enqueuing``.
+
+        Args:
+            run_id: Its id.
+            spec: Its spec as JSON.
+            created_at: Seconds since the epoch.
+            deadline_at: Seconds since the epoch, or None.
+            wire: The version of the wire format of its records.
+            max_workers: The most branches of it in flight, or None.
+            priority: Its share of busy workers.
+            is_gathered: Whether its calls may wait for batches: more shards are open then.
+        """
         key = self._run(run_id)
         fields = {"spec": spec, "status": RunStatus.ENQUEUING.value, "created_at": created_at}
         if deadline_at is not None:
@@ -61,6 +73,8 @@ class RedisRuns(RedisStages):
         if max_workers is not None:
             # For the script that puts messages (fanout.stores.redis.turn_scripts).
             fields |= {"max_workers": max_workers, "in_play": in_play_limit(max_workers)}
+        if is_gathered:
+            fields["is_gathered"] = 1
         if priority != 1:
             fields |= {"priority": priority, "turns": turns_of(priority)}
         with self._redis.pipeline() as pipe:
@@ -187,7 +201,8 @@ class RedisRuns(RedisStages):
         """
         run, base = self._run(run_id), self._stage(StageId(run_id, 0))
         gone = [f"{base}:{part}" for part in ("open", "draining", "reopened")]
-        keys = [run, self._active, base, *gone, f"{run}:result", f"{run}:parked"]
+        keys = [run, self._active, base, *gone]
+        keys += [f"{run}:{part}" for part in ("result", "parked", "gathered", "batches")]
         result = None if self._blobs.root is None else self._held(f"{run}:result")
         args = [self._ttl_s, run_id, codec.encode_kinds(retry)]
         if not self._call(run_scripts.REOPEN_RUN, keys, args):
@@ -237,7 +252,8 @@ class RedisRuns(RedisStages):
                 # If the storage is unreachable, or another one, the sweep deletes them later.
                 self._drop_files(run_id)
         run = self._run(run_id)
-        self._redis.delete(f"{run}:result", f"{run}:parked", f"{run}:permits")
+        rest = ("result", "parked", "permits", "gathered", "batches")
+        self._redis.delete(*(f"{run}:{part}" for part in rest))
         self._unlist(run_id)
         self._redis.srem(self._active, run_id)
         self._redis.delete(f"{run}:deleted")

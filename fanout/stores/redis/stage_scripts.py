@@ -33,8 +33,8 @@ return 1
 """
 
 # KEYS stage, open, draining, run; ARGV window, finished shard (-1: none), ttl, draining shard (-1:
-# none), the most windows that may be open with the shards that drain. Returns the shards that it
-# opened; nil if there is no such run. The stage hash has written and opened. Opens at most 1,000
+# none), the most windows that may be open with the shards that drain, and the most such shards of a run
+# whose calls wait for batches. Returns the shards that it opened; nil if there is no such run. The stage hash has written and opened. Opens at most 1,000
 # shards: clients write that hash, and a script blocks all clients.
 OPEN_SHARDS = """
 if redis.call('EXISTS', KEYS[4]) == 0 then return false end
@@ -52,8 +52,10 @@ end
 local written, opened, window = field('written'), field('opened'), tonumber(ARGV[1])
 local open = redis.call('HLEN', KEYS[2])
 local inflight = open - redis.call('SCARD', KEYS[3])
+local most = window * tonumber(ARGV[5])
+if redis.call('HEXISTS', KEYS[4], 'is_gathered') == 1 then most = math.max(most, tonumber(ARGV[6])) end
 local shards = {}
-while opened < written and inflight < window and open < window * tonumber(ARGV[5])
+while opened < written and inflight < window and open < most
         and #shards < 1000 do
     redis.call('HSET', KEYS[2], opened, 0)
     shards[#shards + 1] = opened

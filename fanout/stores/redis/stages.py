@@ -26,6 +26,9 @@ __all__ = ["RedisStages"]
 # Open shards, with those that drain, as a multiple of the window: a few slow calls per shard must not
 # leave the workers idle, but the outcomes of an open shard are not compressed yet.
 _MOST_WINDOWS = 8
+# Open shards of a run whose calls wait for batches: enough for two of the largest. Of a gathered branch
+# the server has a few hundred bytes.
+_MOST_GATHERED = 240
 
 
 class RedisStages(RedisBlobReferences):
@@ -162,15 +165,15 @@ class RedisStages(RedisBlobReferences):
             stage_id: The stage.
             window: The number of shards.
             finished: A shard that has ended.
-            draining: A shard with few branches left: it no longer counts. At most eight windows
-                are open in all.
+            draining: A shard with few branches left that are not gathered: it no longer counts. At
+                most eight windows are open in all, or more if the run's calls wait for batches.
 
         Returns:
             The shards that it opened.
         """
         key = self._stage(stage_id)
         args: list[Any] = [window, -1 if finished is None else finished, self._ttl_s]
-        args += [-1 if draining is None else draining, _MOST_WINDOWS]
+        args += [-1 if draining is None else draining, _MOST_WINDOWS, _MOST_GATHERED]
         keys = [key, f"{key}:open", f"{key}:draining", self._run(stage_id.run_id)]
         shards = cast("list[int] | None", self._call(stage_scripts.OPEN_SHARDS, keys, args))
         if shards is None:
@@ -255,6 +258,7 @@ class RedisStages(RedisBlobReferences):
             raise UnknownRunError(shard_id.run_id)
         indices = codec.decode_size(size)
         now = now_s + now_us / 1e6
+        gathered = self._gathered_positions(shard_id, len(indices))
         alive = {holder.decode() for holder, until in holders if until > now}
         return ShardState(
             first=indices.start,
@@ -262,9 +266,17 @@ class RedisStages(RedisBlobReferences):
             published=b"published" in fields,
             finished=bool(finished),
             ended=frozenset(int(position) for position in ended),
-            held=codec.held_positions(fields, alive, now),
+            held=codec.held_positions(fields, alive, now) | gathered,
             heals=int(fields.get(b"heals", 0)),
         )
+
+    def _gathered_positions(self, shard_id: ShardId, count: int) -> frozenset[int]:
+        key = f"{self._run(shard_id.run_id)}:gathered"
+        if not self._redis.exists(key):
+            return frozenset()
+        branches = map(shard_id.branch, range(count))
+        marks = self._redis.hmget(key, [codec.encode_parked(branch) for branch in branches])
+        return frozenset(at for at, mark in enumerate(cast("list[Any]", marks)) if mark)
 
     @translated
     def incomplete(self, stage_id: StageId) -> list[int]:
