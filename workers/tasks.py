@@ -15,7 +15,13 @@ from fanout.broker.dropped import dropped_messages
 from fanout.broker.result_backend import TaskFault
 from fanout.core.errors import BrokerError, FanoutError, UnknownRunError
 from fanout.core.ids import BranchId, ShardId, StageId
-from workers.branch.claims import BranchGone, BranchHandedBack, BranchHeld, BranchParked
+from workers.branch.claims import (
+    BranchGathered,
+    BranchGone,
+    BranchHandedBack,
+    BranchHeld,
+    BranchParked,
+)
 from workers.branch.execution import BranchFailed, run_branch
 from workers.consumer.task_requests import (
     BranchRequest,
@@ -62,6 +68,8 @@ def _not_done() -> Iterator[None]:
         raise StillHeldError("another worker has it") from None
     except BranchParked:
         raise PostponedError("the run is paused") from None
+    except BranchGathered:
+        raise PostponedError("its call waits for a batch") from None
     except TooEarlyError:
         raise PostponedError("too early") from None
     except (BranchGone, UnknownRunError):

@@ -20,6 +20,7 @@ from fanout.broker.publisher import Publisher
 from fanout.client.polls import polls
 from fanout.client.run import AWAY_S, Run
 from fanout.core.errors import BrokerError, ModelError, RunError, SettingsError
+from fanout.core.lanes import first_lane
 from fanout.runs.enqueue import Enqueuer
 
 if TYPE_CHECKING:
@@ -82,6 +83,7 @@ class Connections:
             wire=own_version(),
             max_workers=spec.max_workers,
             priority=spec.priority,
+            is_gathered=first_lane(spec.lane) == "batch",
         )
 
     @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Literal
 
 import msgspec
@@ -20,6 +21,7 @@ __all__ = [
     "LaneRecord",
     "Leadership",
     "Member",
+    "Prepared",
     "RunBatch",
 ]
 
@@ -39,6 +41,11 @@ class LaneRecord(msgspec.Struct, frozen=True, kw_only=True):
 
     model: str
     account: str
+
+    @property
+    def lane_id(self) -> str:
+        """Its id: letters and digits."""
+        return hashlib.blake2b(f"{self.account} {self.model}".encode(), digest_size=8).hexdigest()
 
 
 class GatherRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -142,6 +149,25 @@ class Member(msgspec.Struct, frozen=True):
 
     item: str
     branch_id: BranchId
+
+
+class Prepared(msgspec.Struct, frozen=True, kw_only=True):
+    """What batches have for a branch.
+
+    Attributes:
+        item: The last call that was answered; empty for none.
+        result: Its result as JSON.
+        is_promoted: Whether the branch no longer waits for batches.
+    """
+
+    item: str = ""
+    result: bytes = b""
+    is_promoted: bool = False
+
+    @property
+    def number(self) -> int:
+        """The number of that call among all calls of the branch, from 1; 0 for none."""
+        return int(self.item.rpartition("-")[2] or 0)
 
 
 class LandRequest(msgspec.Struct, frozen=True):

@@ -84,6 +84,9 @@ class Settings(BaseSettings):
         reaper_interval_s: Seconds between two sweeps of the reaper; 0 turns it off.
         grace_s: Seconds that a stopping worker waits for its calls in flight before it hands them
             back.
+        batch_calls: The most calls of a provider's batch, below the provider's own limit.
+        batch_wait_s: Seconds without a further call after which a batch is made of those there are.
+        batch_poll_s: The longest time between two questions about a batch.
         max_deliveries: How often a branch may be begun; one that ended its worker each time is
             then recorded as ``poisoned``.
         concurrency: The branches that a worker has in flight at once, without an option.
@@ -127,6 +130,9 @@ class Settings(BaseSettings):
     stall_s: Annotated[float, Field(ge=1)] = 15.0
     reaper_interval_s: Annotated[float, Field(ge=0)] = 5.0
     grace_s: Annotated[float, Field(ge=0)] = 20.0
+    batch_calls: Annotated[int, Field(ge=1)] = 50_000
+    batch_wait_s: Annotated[float, Field(gt=0)] = 5.0
+    batch_poll_s: Annotated[float, Field(gt=0)] = 60.0
     max_deliveries: Annotated[int, Field(ge=1)] = 4
     concurrency: Annotated[int, Field(ge=1, le=MAX_CONCURRENCY)] = 32
     pool: Literal["asyncio", "threads", "prefork", "solo"] = "asyncio"

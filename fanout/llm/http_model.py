@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import os
 import re
 import time
@@ -152,6 +153,12 @@ class HttpModel:
     @property
     def _key_variable(self) -> str:
         return f"{self._provider}_API_KEY"
+
+    @property
+    def account(self) -> str:
+        """A digest of the server's URL and the key: what one account has made, another cannot see."""
+        seen = f"{self._http.shown_url} {self._key}".encode()
+        return hashlib.blake2b(seen, digest_size=8).hexdigest()
 
     async def _exchange(
         self, request: LLMRequest, headers: Mapping[str, str] | None = None

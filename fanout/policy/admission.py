@@ -11,7 +11,14 @@ from fanout.policy.packing import MAX_SHARD_BRANCHES
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-__all__ = ["in_play_limit", "is_draining", "shard_window", "turns_of", "workers_wanted"]
+__all__ = [
+    "in_play_limit",
+    "is_draining",
+    "is_gathered_up",
+    "shard_window",
+    "turns_of",
+    "workers_wanted",
+]
 
 _MIN_WINDOW = 2
 _MAX_WINDOW = 64
@@ -40,6 +47,11 @@ def is_draining(*, ended: int, size: int) -> bool:
     """
     left = size - ended
     return left > 0 and left in {size // part for part in _DRAINS_AT}
+
+
+def is_gathered_up(*, settled: int, size: int) -> bool:
+    """Say whether a shard of which so many branches have ended or wait for batches should do the same."""
+    return settled == size or is_draining(ended=settled, size=size)
 
 
 def in_play_limit(max_workers: int) -> int:

@@ -9,10 +9,12 @@ import msgspec
 from msgspec import structs
 
 from fanout.core.errors import ModelError
+from fanout.core.gathered import LaneRecord
 from fanout.core.lanes import takes_lane
 from fanout.core.model_names import READER_MODEL, takes_seed
 from fanout.core.records import ErrorKind, Usage, total_usage
 from fanout.llm.answers import validate_json
+from fanout.llm.batches.base import batches_of
 from fanout.llm.calls import CallResult, complete_with_retries
 from fanout.llm.error_kinds import ALWAYS
 from fanout.llm.prices import price_of
@@ -20,6 +22,7 @@ from fanout.llm.registry import known_context_tokens
 from fanout.policy.fallback import asked_in_turn, falls_back, without_answer
 from fanout.policy.progress import EndedModel, Lesson, Progress
 from fanout.policy.retries import RETRYABLE
+from workers.branch.batch_lane import GatheredCalls, PreparedModel
 from workers.context.broken_models import unusable
 
 if TYPE_CHECKING:
@@ -28,6 +31,7 @@ if TYPE_CHECKING:
     from fanout.core.ids import StageId
     from fanout.core.spec import RetrySpec, RunSpec
     from fanout.llm.base import LLM, LLMRequest
+    from fanout.llm.calls import CallGate
     from fanout.policy.progress import CallsSoFar
     from workers.branch.claims import Claim
     from workers.context.worker_context import WorkerContext
@@ -200,9 +204,19 @@ class Asking:
         gives_up: bool,
     ) -> CallResult:
         spec, models, is_branch = self._spec, self._context.models, self._stage_id.stage == 0
-        self._calls.asks(model, request)
         llm = models.made.get(model) or await self._made(model)
-        gate = models.limiter.gate(model, spec.rate.rates, gives_up=gives_up)
+        gathered = None
+        if request.lane == "batch":
+            gathered = await self._gathered(model, llm)
+            if gathered is None:
+                request = structs.replace(request, lane="realtime")
+        self._calls.asks(model, request)
+        if gathered is not None:
+            llm, gate = gathered
+        else:
+            limits = models.limiter.gate(model, spec.rate.rates, gives_up=gives_up)
+            compares = not self._calls.is_by_model
+            gate = self._claim.gate(limits, spec.timeout_s, compares=compares)
         wants_json = is_branch and spec.output_format == "json"
         return await models.in_flight.call(
             self._stage_id.run_id,
@@ -215,7 +229,7 @@ class Asking:
                 keeps_cut=spec.on_truncated == "keep",
                 window_tokens=self._window(model),
                 validate=validate_json if wants_json else None,
-                gate=self._claim.gate(gate, spec.timeout_s, compares=not self._calls.is_by_model),
+                gate=gate,
                 # A document may be larger than an answer.
                 max_output_kb=(
                     None if model == READER_MODEL else self._context.settings.max_output_kb
@@ -228,6 +242,22 @@ class Asking:
             ),
             has_deadline=is_branch,
         )
+
+    async def _gathered(self, model: str, llm: LLM) -> tuple[LLM, CallGate] | None:
+        """Return what takes the place of a model in the batch lane; None for calls that are made now."""
+        client = batches_of(llm)
+        if client is None:
+            return None
+        prepared = await self._claim.prepared()
+        run_id = self._stage_id.run_id
+        if prepared.is_promoted or (
+            self._spec.lane == "auto" and await self._context.models.late.is_late(run_id)
+        ):
+            return None
+        lane = LaneRecord(model=model, account=getattr(llm, "account", ""))
+        earlier = self._calls.earlier.attempts + len(self._calls.attempts)
+        gate = GatheredCalls(self._claim, client, lane, earlier=earlier, prepared=prepared)
+        return PreparedModel(client, gate), gate
 
     def _window(self, model: str) -> int | None:
         # What the job says of its model need not hold for another one.

@@ -8,7 +8,10 @@ import time
 from math import ceil
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import msgspec
+
 from fanout.core.errors import BrokerError, StoredDataError, UnknownRunError
+from fanout.core.gathered import GatherRequest, Prepared
 from fanout.core.state import BeginRequest, CheckpointRequest
 from workers.context.inflight import CallStoppedError, StopReason
 from workers.context.progress import ALIVE, SURE
@@ -17,6 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Coroutine
 
     from fanout.core.errors import LLMError
+    from fanout.core.gathered import LaneRecord
+    from fanout.core.ids import BranchId
     from fanout.core.state import BeginReply
     from fanout.llm.base import LLMReply, LLMRequest
     from fanout.llm.calls import CallGate
@@ -26,6 +31,7 @@ if TYPE_CHECKING:
     from workers.context.worker_context import WorkerContext
 
 __all__ = [
+    "BranchGathered",
     "BranchGone",
     "BranchHandedBack",
     "BranchHeld",
@@ -47,6 +53,18 @@ _log = logging.getLogger(__name__)
 
 class BranchParked(Exception):  # noqa: N818 - it is no error
     """The run is paused: the branch is parked, and published again when the run resumes."""
+
+
+class BranchGathered(Exception):  # noqa: N818 - it is no error
+    """Its next call waits for a batch: the branch is published again with the result.
+
+    Attributes:
+        settled: How many branches of its shard have ended or were gathered.
+    """
+
+    def __init__(self, settled: int) -> None:
+        super().__init__()
+        self.settled = settled
 
 
 class BranchHeld(Exception):  # noqa: N818 - it is no error
@@ -115,6 +133,11 @@ class Claim:
         self.lead: Lead | None = None
         # Whether the branch may have a checkpoint.
         self.has_checkpoint = False
+
+    @property
+    def branch_id(self) -> BranchId:
+        """The branch."""
+        return self._branch_id
 
     async def begin(self, *, is_alone: bool = False) -> BeginReply:
         """Claim the branch.
@@ -210,6 +233,41 @@ class Claim:
         require_call(begun)
         self._asked_at = asked_at
         self._context.models.in_flight.require_room()
+
+    async def gather(self, item: str, line: bytes, lane: LaneRecord) -> None:
+        """Gather the next call for a batch; this ends the delivery.
+
+        Raises:
+            BranchGathered: It is gathered, and the claim released.
+            BranchOver: It has ended.
+            BranchHeld: This delivery has lost it.
+            CallStoppedError: Its run was stopped or paused, or its deadline passed.
+        """
+        self._moves("is gathered for a batch")
+        reply = await _to_its_end(
+            self._steps.gather(
+                GatherRequest(
+                    branch_id=self._branch_id,
+                    token=self._token,
+                    item=item,
+                    line=line,
+                    lane_id=lane.lane_id,
+                    lane=msgspec.json.encode(lane),
+                )
+            )
+        )
+        self.waits()
+        if reply.verdict == "gathered":
+            raise BranchGathered(reply.settled)
+        if reply.verdict in ("halted", "expired", "paused"):
+            raise CallStoppedError(StopReason(reply.verdict))
+        raise _NO_CALL[reply.verdict]
+
+    async def prepared(self) -> Prepared:
+        """Return what batches have for the branch; nothing at its first delivery."""
+        if not self.has_checkpoint:
+            return Prepared()
+        return await self._steps.prepared(self._branch_id)
 
     async def last_checkpoint(self) -> bytes | None:
         """Return the checkpoint that an earlier delivery wrote, or None."""

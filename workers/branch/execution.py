@@ -25,8 +25,9 @@ from fanout.core.records import ErrorKind, Outcome, RunStatus, Variants
 from fanout.core.state import RecordRequest
 from fanout.core.units import page_range
 from fanout.llm.base import LLMRequest
+from fanout.llm.calls import CallAttempt
 from fanout.llm.error_kinds import FEW, MANY
-from fanout.policy.admission import is_draining
+from fanout.policy.admission import is_draining, is_gathered_up
 from fanout.policy.consensus import AnswersSoFar
 from fanout.policy.packing import shard_chunk
 from fanout.policy.retries import STOPS_RUN
@@ -34,7 +35,15 @@ from fanout.runs.enqueue import fleet_window
 from fanout.system.logs import RateLimitFilter, about
 from workers.branch.ahead import wait_for_sibling
 from workers.branch.asking import Asking
-from workers.branch.claims import BranchGone, BranchHandedBack, BranchOver, Claim, require_call
+from workers.branch.batch_lane import known_usage, result_of
+from workers.branch.claims import (
+    BranchGathered,
+    BranchGone,
+    BranchHandedBack,
+    BranchOver,
+    Claim,
+    require_call,
+)
 from workers.branch.consensus import ask_until_certain
 from workers.branch.outcomes import outcome_of, presentable, unanswered
 from workers.branch.places import Place
@@ -168,6 +177,10 @@ class _Delivery:
         try:
             require_call(begun)
             outcome = presentable(await self._outcome(begun, calls))
+        except BranchGathered as gathered:
+            if is_gathered_up(settled=gathered.settled, size=self._size):
+                await asyncio.to_thread(_drain, self._context, self._shard_id)
+            raise
         except BranchGone:
             raise
         except BranchOver:
@@ -225,6 +238,7 @@ class _Delivery:
         if begun.deliveries != 1:
             await self._restore(calls)
         if begun.verdict in ("halted", "expired"):
+            await self._count_prepared(calls)
             kind, message = run_ending(
                 StopReason(begun.verdict), when="before this branch was called"
             )
@@ -259,6 +273,27 @@ class _Delivery:
             return
         except StoredDataError as error:
             _log.warning("a branch begins anew: %s", error, extra=about(self._id))
+
+    async def _count_prepared(self, calls: Calls) -> None:
+        """Count a call of a batch whose result comes too late to be used."""
+        prepared = await self._claim.prepared()
+        if prepared.number != calls.earlier.attempts + 1:
+            # It is counted already, or there is none.
+            return
+        try:
+            spec = await self._context.runs.specs(self._id.run_id)
+            result = result_of(prepared.result)
+        except (UnknownRunError, StoredDataError):
+            return
+        error = result.error
+        call = CallAttempt(
+            number=prepared.number,
+            started_at=calls.started_at,
+            elapsed_s=0.0,
+            kind=None if error is None else error.kind,
+            usage=known_usage(result),
+        )
+        calls.ended(spec.model, call)
 
     async def _leave_to_others(self, error: Exception) -> None:
         """Give back a branch whose input this worker cannot read: another worker may."""

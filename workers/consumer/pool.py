@@ -26,6 +26,7 @@ from celery.worker.state import task_ready
 
 from fanout.broker.message_leases import settle
 from fanout.system.threads import ReadyThreads, copied
+from workers.branch.claims import BranchGathered
 from workers.branch.execution import BranchFailed, process_branch
 from workers.consumer.task_requests import BranchRequest, abandon
 from workers.context.app import app_of, context_of
@@ -115,6 +116,8 @@ class AsyncioPool(BasePool):  # type: ignore[misc]
         steps = self._context.branches
         self._settle: Batches[_End, None]
         self._settle = Batches(self._settle_all, steps.threads, steps.linger_s)
+        self._forget: Batches[BranchRequest, None]
+        self._forget = Batches(self._forget_all, steps.threads, steps.linger_s)
 
     def register_with_event_loop(self, loop: Hub) -> None:
         """Keep the consumer's event loop, which the pool wakes when it has room for more."""
@@ -191,6 +194,9 @@ class AsyncioPool(BasePool):  # type: ignore[misc]
             )
         except BranchFailed as failed:
             error = failed
+        except BranchGathered:
+            await self._end_gathered(request)
+            return
         except BaseException as fault:  # noqa: BLE001 - Celery's tracer handles it
             request.request_dict["ended"] = fault
             ending = self._submit(request, apply, accept_callback=None)
@@ -212,6 +218,23 @@ class AsyncioPool(BasePool):  # type: ignore[misc]
         else:
             self._context.branches.count_ended()
             request.on_settled(error)
+
+    async def _end_gathered(self, request: BranchRequest) -> None:
+        """Acknowledge the message of a branch that waits for a batch; its chord does not count it."""
+        try:
+            await self._forget(request)
+        except Exception as fault:  # noqa: BLE001 - it waits already: a redelivery is harmless
+            abandon(request, fault)
+            return
+        task_ready(request)
+        request.send_event("task-retried", exception="PostponedError('its call waits for a batch')")
+
+    def _forget_all(self, requests: list[BranchRequest]) -> list[None]:
+        settle(self._context.connections.broker, [one.message.delivery_tag for one in requests])
+        for request in requests:
+            request.forget()
+        self._hub.call_soon(_wake)
+        return [None] * len(requests)
 
     def _settle_all(self, ends: list[_End]) -> list[None]:
         settle_branches(self._context, ends)

@@ -35,8 +35,8 @@ __all__ = ["BranchSteps", "ClaimReleases"]
 # With more calls in flight than this, ended branches wait this long, and are written together.
 _MANY_IN_FLIGHT = 64
 _LINGER_S = 0.01
-# One for each kind of step that branches share: begin, record, settle, and the writing of checkpoints.
-_THREADS = 4
+# One for each kind of step that branches share: begin, record, settle, gather, and both of checkpoints.
+_THREADS = 6
 # Seconds by which a begin of a dead process may reach the server after the release of its claim.
 _LATE_S = 1.0
 # The most claims to release at a time: the same thread sends the worker's heartbeats.
@@ -58,6 +58,8 @@ class BranchSteps:
         begin: Begins a branch.
         record: Records the outcome of a branch.
         checkpoint: Writes how far a branch of several calls is.
+        gather: Gathers the next call of a branch for a batch.
+        prepared: Returns what a batch has answered to such a call.
         last_checkpoint: Returns how far such a branch was, for its next delivery.
         threads: The threads that the batches run in.
         progress: How far each branch is.
@@ -78,6 +80,8 @@ class BranchSteps:
         self.record = Batches(store.record_all, self.threads, self.linger_s)
         self.checkpoint = Batches(store.checkpoint_all, self.threads, self.linger_s)
         self.last_checkpoint = Batches(store.checkpoints, self.threads)
+        self.gather = Batches(store.gather_all, self.threads, self.linger_s)
+        self.prepared = Batches(store.prepared, self.threads)
         self.progress = BranchTracker(step_s=step_s)
         self.releases = ClaimReleases(self._fail_fast_store.release_claim)
         self.alone = asyncio.Lock()

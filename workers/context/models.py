@@ -19,6 +19,7 @@ from fanout.policy.retries import is_common
 from fanout.runs.common_errors import error_sort
 from workers.context.broken_models import BrokenModels
 from workers.context.inflight import InFlight
+from workers.context.late_runs import LateRuns
 from workers.context.limiter import Limiter
 from workers.telemetry.logs import quiet_clients
 
@@ -51,6 +52,7 @@ class Models:
         in_flight: The calls in flight.
         limiter: The rate limits that all workers share.
         common_failures: Counts failures that stop a run.
+        late: The runs whose branches no longer wait for batches.
         broken: The models that runs with several cannot call.
     """
 
@@ -71,6 +73,7 @@ class Models:
         self.limiter = Limiter(connections.fail_fast_store, sleep=self.in_flight.wait)
         self.common_failures = CommonFailures(connections.store)
         self.broken = BrokenModels(connections.store)
+        self.late = LateRuns(connections.fail_fast_store)
 
     async def get(self, name: str) -> LLM:
         """Return the model, which is made if need be. Branches look in ``made`` first.

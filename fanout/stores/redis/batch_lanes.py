@@ -29,6 +29,7 @@ from fanout.core.gathered import (
     LaneRecord,
     Leadership,
     Member,
+    Prepared,
     RunBatch,
 )
 from fanout.core.ids import BranchId, ShardId
@@ -121,25 +122,23 @@ class RedisBatchLanes(RedisBlobReferences):
         return b"%d %b" % (len(line), held)
 
     @translated
-    def prepared(self, branch_id: BranchId) -> tuple[str, bytes] | None:
-        """Return the item and the result of the last call that was gathered; None for none yet."""
-        key = self._shard(branch_id, "checkpoints")
-        held = cast("bytes | None", self._redis.hget(key, f"p:{branch_id.position}"))
-        if held is None:
-            return None
-        item, _, result = held.partition(b" ")
-        return item.decode(), result
-
-    @translated
-    def is_promoted(self, branch_id: BranchId) -> bool:
-        """Return whether a branch is to make its calls now, as its batch would be late."""
-        key = self._shard(branch_id, "state")
-        return bool(self._redis.hexists(key, f"r:{branch_id.position}"))
+    def prepared(self, branch_ids: Sequence[BranchId]) -> list[Prepared]:
+        """Return what batches have answered to the last calls of branches, in order."""
+        with self._redis.pipeline(transaction=False) as pipe:
+            for branch_id in branch_ids:
+                pipe.hget(self._shard(branch_id, "checkpoints"), f"p:{branch_id.position}")
+                pipe.hexists(self._shard(branch_id, "state"), f"r:{branch_id.position}")
+            answers = pipe.execute()
+        prepared = []
+        for held, promoted in zip(answers[::2], answers[1::2], strict=True):
+            item, _, result = (held or b"").partition(b" ")
+            prepared.append(Prepared(item=item.decode(), result=result, is_promoted=bool(promoted)))
+        return prepared
 
     @translated
     def gathered(self, run_id: str) -> int:
         """Return how many branches of a run wait for a call of a batch."""
-        return cast("int", self._redis.hlen(f"{self._run(run_id)}:gathered"))
+        return self._redis.hlen(f"{self._run(run_id)}:gathered")
 
     def gathered_marks(self, run_id: str) -> Iterator[list[tuple[str, str]]]:
         """Yield pages of the gathered branches of a run, as fields, with the items they wait for."""
@@ -210,7 +209,7 @@ class RedisBatchLanes(RedisBlobReferences):
     @translated
     def next_batch_number(self) -> int:
         """Return a number that no other batch has."""
-        return cast("int", self._redis.incr(self._batches("number")))
+        return self._redis.incr(self._batches("number"))
 
     @translated
     def fill_batch(
@@ -422,7 +421,7 @@ class RedisBatchLanes(RedisBlobReferences):
     @translated
     def count_ready(self) -> int:
         """Return how many branches are to be published."""
-        return cast("int", self._redis.zcard(self._ready))
+        return self._redis.zcard(self._ready)
 
     @translated
     def gathered_runs(self) -> list[str]:

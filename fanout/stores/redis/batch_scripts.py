@@ -61,7 +61,7 @@ local function verdict(position, token, field, task, item, line)
     if redis.call('HGET', KEYS[5], field) == item then return 'gathered' end
     redis.call('HSET', KEYS[5], field, item)
     if redis.call('HSETNX', KEYS[9], item, line) == 1 then
-        redis.call('HINCRBY', KEYS[7], 'bytes', #line)
+        redis.call('HINCRBY', KEYS[7], 'bytes', string.match(line, '^%d+'))
     end
     redis.call('HSET', KEYS[10], item, task)
     redis.call('ZADD', KEYS[8], string.format('%.6f', now), item)
@@ -107,7 +107,7 @@ local calls = redis.call('HLEN', KEYS[6])
 local bytes = tonumber(redis.call('HGET', KEYS[8], ':bytes') or 0)
 local function take(item)
     local task, line = redis.call('HGET', KEYS[5], item), redis.call('HGET', KEYS[4], item)
-    local size = line and #line or 0
+    local size = tonumber(string.match(line or '', '^%d+') or 0)
     local run_id, field = string.match(task or '', '^([^/]*)/(.*)$')
     local state = 'gone'
     if run_id and line then
@@ -125,13 +125,12 @@ local function take(item)
         end
     end
     if state == 'go' then
-        local width = tonumber(string.match(line, '^(%d+) ') or size)
-        if calls > 0 and bytes + width > tonumber(ARGV[5]) then return false end
+        if calls > 0 and bytes + size > tonumber(ARGV[5]) then return false end
         redis.call('HSET', KEYS[6], item, task)
         redis.call('HSET', KEYS[7], item, line)
         redis.call('HINCRBY', KEYS[8], run_id, 1)
         if calls == 0 then redis.call('HSET', KEYS[8], ':first', item) end
-        calls, bytes = calls + 1, bytes + width
+        calls, bytes = calls + 1, bytes + size
     end
     redis.call('ZREM', KEYS[3], item)
     redis.call('HDEL', KEYS[4], item)

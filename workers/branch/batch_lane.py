@@ -1,0 +1,120 @@
+"""The calls of a branch in the batch lane: gathered before a batch, and answered by its results."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from fanout.core.errors import LLMError, StoredDataError
+from fanout.core.records import ErrorKind
+from fanout.llm.batches.base import BatchResult
+from fanout.llm.usage import NO_USAGE
+
+if TYPE_CHECKING:
+    from fanout.core.gathered import LaneRecord, Prepared
+    from fanout.core.records import Usage
+    from fanout.llm.base import LLMReply, LLMRequest
+    from fanout.llm.batches.base import BatchClient
+    from fanout.policy.outages import FailureVerdict
+    from workers.branch.claims import Claim
+
+__all__ = ["GatheredCalls", "PreparedModel", "known_usage", "result_of"]
+
+_ITEM_BYTES = 12
+# What the provider did not come to is sent again. Both cost nothing.
+_AGAIN = {
+    ErrorKind.EXPIRED: (ErrorKind.TIMEOUT, "the provider did not come to it within its batch"),
+    ErrorKind.CANCELLED: (ErrorKind.SERVER_ERROR, "its batch was cancelled"),
+}
+
+
+class GatheredCalls:
+    """The gate of calls in the batch lane.
+
+    A call whose result a batch has brought goes on. Any other is gathered, which ends the delivery.
+
+    Args:
+        claim: The right to make the calls.
+        client: The batch API of the model.
+        lane: What the calls of one batch have in common.
+        earlier: How many calls the branch has made before those of this gate.
+        prepared: What batches have for the branch.
+    """
+
+    def __init__(
+        self,
+        claim: Claim,
+        client: BatchClient,
+        lane: LaneRecord,
+        *,
+        earlier: int,
+        prepared: Prepared,
+    ) -> None:
+        self._claim = claim
+        self._client = client
+        self._lane = lane
+        self._number = earlier
+        self._prepared = prepared
+        self.result: BatchResult | None = None
+
+    async def enter(self, request: LLMRequest, *, left_s: float) -> float:  # noqa: ARG002 - a gate
+        """Let a call go on that has its result, else gather it. See Claim.gather."""
+        self._number += 1
+        # The same id for the same call in each delivery, and another one for each call.
+        body = await self._client.line("-", request)
+        seen = f"{self._claim.branch_id.task_id} {self._lane.lane_id} ".encode() + body
+        digest = hashlib.blake2b(seen, digest_size=_ITEM_BYTES).hexdigest()
+        item = f"{digest}-{self._number}"
+        if self._prepared.item == item:
+            self.result = result_of(self._prepared.result)
+            self._claim.waits()
+            return 0.0
+        line = await self._client.line(item, request)
+        await self._claim.gather(item, line, self._lane)
+        return 0.0
+
+    async def leave(
+        self, request: LLMRequest, reply: LLMReply | None, error: LLMError | None
+    ) -> FailureVerdict | None:
+        """Do nothing: a result of a batch says nothing of the provider's state now."""
+
+
+class PreparedModel:
+    """A model whose answers are the results that its gate has found."""
+
+    def __init__(self, client: BatchClient, calls: GatheredCalls) -> None:
+        self._client = client
+        self._calls = calls
+
+    async def check(self) -> None:
+        """See LLM."""
+
+    async def complete(self, request: LLMRequest) -> LLMReply:
+        """Return the reply in the result, or raise its error. See LLM."""
+        result = self._calls.result
+        if result is None:
+            raise LLMError(ErrorKind.INTERNAL, "there is no result of a batch")
+        again = _AGAIN.get(result.error.kind) if result.error is not None else None
+        if again is not None:
+            raise LLMError(*again, usage=NO_USAGE)
+        return self._client.taken(request, result)
+
+    async def aclose(self) -> None:
+        """See LLM."""
+
+
+def result_of(held: bytes) -> BatchResult:
+    """Return the result of a call as it is stored. Raises StoredDataError."""
+    try:
+        return msgspec.json.decode(held, type=BatchResult)
+    except msgspec.MsgspecError as error:
+        raise StoredDataError(f"the result of a batch in the store is damaged ({error})") from None
+
+
+def known_usage(result: BatchResult) -> Usage | None:
+    """Return what a call of a batch has consumed; None if it is unknown."""
+    if result.reply is not None:
+        return result.reply.usage
+    return None if result.error is None else result.error.usage

@@ -1,0 +1,54 @@
+"""Which runs are late for their deadline: their branches no longer wait for batches."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import OrderedDict
+from typing import TYPE_CHECKING
+
+from fanout.core.errors import BrokerError, UnknownRunError
+from fanout.runs.lateness import run_is_late
+
+if TYPE_CHECKING:
+    from fanout.stores import RedisStore
+
+__all__ = ["LateRuns"]
+
+_REMEMBERED_RUNS = 64
+_HOLDS_S = 1.0
+
+
+class LateRuns:
+    """Knows for each run with the lane ``auto`` whether a further batch would come too late.
+
+    Args:
+        store: Is asked about a run once a second at most.
+    """
+
+    def __init__(self, store: RedisStore) -> None:
+        self._store = store
+        self._known: OrderedDict[str, tuple[float, bool]] = OrderedDict()
+
+    async def is_late(self, run_id: str) -> bool:
+        """Return whether a branch that is gathered now would be late; False if nobody can tell."""
+        now = time.monotonic()
+        looked_at, is_late = self._known.get(run_id, (None, False))
+        if looked_at is not None and now - looked_at < _HOLDS_S:
+            return is_late
+        # Other branches meanwhile get what was known before.
+        self._remember(run_id, now, is_late=is_late)
+        try:
+            is_late = await asyncio.to_thread(self._look, run_id)
+        except (BrokerError, UnknownRunError):
+            return is_late
+        self._remember(run_id, now, is_late=is_late)
+        return is_late
+
+    def _remember(self, run_id: str, now: float, *, is_late: bool) -> None:
+        self._known[run_id] = (now, is_late)
+        if len(self._known) > _REMEMBERED_RUNS:
+            self._known.popitem(last=False)
+
+    def _look(self, run_id: str) -> bool:
+        return run_is_late(self._store, self._store.run(run_id), is_submitted=False)
