@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from fanout.broker.app import make_app
 from fanout.core.settings import DEFAULT_BROKER_URL, check_traces
 from fanout.llm.keys import key_files
+from workers.consumer.batching import BatchingStep
 from workers.consumer.leases import LeaseRenewal, watch_children
 from workers.consumer.presence import Presence
 from workers.consumer.reaper import ReaperStep
@@ -71,7 +72,9 @@ def make_worker_app(settings: Settings, *, owns_process: bool = False) -> Worker
     register(app)
     app.wind_up_on_shutdown()
     app.Worker = app.subclass_with_self(Program, name="Worker")
-    app.steps["worker"].update({Presence, LeaseRenewal, ReaperStep, EventSending, Shutdown})
+    app.steps["worker"].update(
+        {Presence, LeaseRenewal, ReaperStep, BatchingStep, EventSending, Shutdown}
+    )
     listen_in_children(app)
     watch_children(app)
     return app

@@ -33,13 +33,14 @@ from fanout.core.gathered import (
     RunBatch,
 )
 from fanout.core.ids import BranchId, ShardId
+from fanout.core.queue_names import backlog_of
 from fanout.stores import codec
 from fanout.stores.redis import batch_scripts
 from fanout.stores.redis.base import run_keys, seconds, translated
 from fanout.stores.redis.blob_references import RedisBlobReferences
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Collection, Iterator, Sequence
 
     from fanout.core.gathered import GatherRequest, LandRequest
 
@@ -417,6 +418,14 @@ class RedisBatchLanes(RedisBlobReferences):
                 of = one.branch_id
                 args += [f"{of.task_id} {one.item}", of.run_id, codec.encode_parked(of), one.item]
             self._call(batch_scripts.PUBLISHED, [self._ready], args)
+
+    @translated
+    def messages_behind(self, run_ids: Collection[str]) -> int:
+        """Return how many messages of runs wait for their turn in the queue of branches."""
+        with self._redis.pipeline(transaction=False) as pipe:
+            for run_id in run_ids:
+                pipe.llen(backlog_of(run_id))
+            return sum(pipe.execute())
 
     @translated
     def count_ready(self) -> int:

@@ -34,8 +34,9 @@ return 1
 
 # KEYS stage, open, draining, run; ARGV window, finished shard (-1: none), ttl, draining shard (-1:
 # none), the most windows that may be open with the shards that drain, and the most such shards of a run
-# whose calls wait for batches. Returns the shards that it opened; nil if there is no such run. The stage hash has written and opened. Opens at most 1,000
-# shards: clients write that hash, and a script blocks all clients.
+# whose calls wait for batches. Returns the shards that it opened; nil if there is no such run. The stage
+# hash has written and opened. Opens at most 1,000 shards: clients write that hash, and a script blocks
+# all clients.
 OPEN_SHARDS = """
 if redis.call('EXISTS', KEYS[4]) == 0 then return false end
 local function field(name)

@@ -1,0 +1,268 @@
+"""Makes batches of gathered calls, one process of a fleet at a time, beside the calls of branches.
+
+A leader renews its right on each beat; each of its writes carries the number of its leadership, so that
+a process that was suspended writes nothing once another one leads.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from typing import TYPE_CHECKING
+
+from msgspec import structs
+
+from fanout.core.errors import BrokerError, FanoutError, LLMError, ModelError
+from fanout.core.gathered import BatchRecord
+from fanout.policy.lanes import is_due, most_calls
+from workers.batching.clients import LaneClients
+from workers.batching.provider_batch import LeadershipLostError, ProviderBatch, new_nonce
+from workers.batching.ready import ReadyBranches
+from workers.batching.waiting_runs import WaitingRuns
+from workers.context.event_loop import LoopThread
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
+
+    from fanout.broker.publisher import Publisher
+    from fanout.core.gathered import LaneQueue, LaneRecord
+    from fanout.core.settings import Settings
+    from fanout.llm.batches.base import BatchClient
+    from fanout.stores import RedisStore
+
+__all__ = ["Batcher"]
+
+# Batches that are made in one round at most, and batches at the provider at a time.
+_MADE_AT_ONCE = 8
+_AT_PROVIDER = 8
+# The share of its leadership that must be left when a batch is submitted.
+_SURE = 1 / 3
+_CLOSE_S = 5.0
+
+_log = logging.getLogger(__name__)
+
+
+class Batcher:
+    """Makes, asks about and lands batches while its process leads.
+
+    Args:
+        store: Fails if the server is unreachable.
+        patient: Waits for the server.
+        publisher: Publishes branches.
+        settings: The worker's settings.
+        process: The unique name of the process.
+        ttl_s: Seconds without a beat after which another process leads.
+    """
+
+    def __init__(
+        self,
+        store: RedisStore,
+        patient: RedisStore,
+        publisher: Publisher,
+        settings: Settings,
+        *,
+        process: str,
+        ttl_s: float,
+    ) -> None:
+        self._store = store
+        self._patient = patient
+        self._settings = settings
+        self._process = process
+        self._ttl_s = ttl_s
+        self._ready = ReadyBranches(store, publisher)
+        self._runs = WaitingRuns(store)
+        self._epoch = 0
+        self._leads_until = 0.0
+        self._loop: LoopThread | None = None
+        self._clients: LaneClients | None = None
+        self._batches: dict[int, ProviderBatch] = {}
+        self._tasks: dict[int, Future[None]] = {}
+        self._problems: set[str] = set()
+
+    def beat(self) -> None:
+        """Take or renew the leadership, and do what is due. Raises BrokerError."""
+        if not self._leads():
+            return
+        self._ready.publish_all()
+        queues = self._store.lane_queues()
+        records = self._store.batches()
+        if not queues and not records and not self._store.gathered_runs():
+            return
+        for queue in queues:
+            self._make_batches(queue)
+        self._go_on()
+
+    def _leads(self) -> bool:
+        asked_at = time.monotonic()
+        leadership = self._store.lead_batches(self._process, ttl_s=self._ttl_s)
+        if leadership is None or leadership.epoch != self._epoch:
+            self._forget()
+        if leadership is None:
+            return False
+        self._epoch = leadership.epoch
+        self._leads_until = asked_at + self._ttl_s
+        return True
+
+    def _is_sure(self) -> bool:
+        return time.monotonic() < self._leads_until - _SURE * self._ttl_s
+
+    def _forget(self) -> None:
+        for task in self._tasks.values():
+            task.cancel()
+        self._tasks.clear()
+        self._batches.clear()
+
+    def _on_loop(self) -> tuple[LoopThread, LaneClients]:
+        if self._loop is None or self._clients is None:
+            self._loop, self._clients = LoopThread(), LaneClients(self._settings)
+        return self._loop, self._clients
+
+    def _client(self, lane: LaneRecord) -> BatchClient | None:
+        loop, clients = self._on_loop()
+        try:
+            return loop.wait_for(clients.get(lane))
+        except ModelError as error:
+            problem = str(error)
+            if problem not in self._problems:
+                self._problems.add(problem)
+                _log.warning("the batches of %s wait: %s", lane.model, problem)
+            return None
+
+    def _make_batches(self, queue: LaneQueue) -> None:
+        client = self._client(queue.record)
+        if client is None:
+            return
+        limits, settings = client.limits, self._settings
+        for _ in range(_MADE_AT_ONCE):
+            most = most_calls(queue, provider=limits.requests, setting=settings.batch_calls)
+            due = is_due(
+                queue, most_calls=most, most_bytes=limits.bytes, wait_s=settings.batch_wait_s
+            )
+            if not due:
+                return
+            batch = BatchRecord(
+                number=self._store.next_batch_number(), lane_id=queue.lane_id, calls=most
+            )
+            made = self._fill(batch, client, most=most)
+            if made is None:
+                return
+            left = [one for one in self._store.lane_queues() if one.lane_id == queue.lane_id]
+            if not left or not self._leads():
+                return
+            queue = left[0]
+
+    def _fill(self, batch: BatchRecord, client: BatchClient, *, most: int) -> BatchRecord | None:
+        """Choose the members of a batch; return it, or None if it has none or another process leads."""
+        if not self._store.put_batch(self._epoch, batch):
+            return None
+        most_bytes = client.limits.bytes
+        while True:
+            filled = self._store.fill_batch(
+                self._epoch, batch, most_calls=most, most_bytes=most_bytes
+            )
+            if filled is None:
+                return None
+            if filled.is_full:
+                break
+        if not filled.calls:
+            self._store.end_batch(self._epoch, batch.number)
+            return None
+        made = structs.replace(
+            batch,
+            stage="intent",
+            calls=filled.calls,
+            bytes=filled.bytes,
+            first_item=filled.first_item,
+            nonce=new_nonce(),
+            intent_at=self._store.now(),
+        )
+        if not self._store.put_batch(self._epoch, made):
+            return None
+        self._batches[made.number] = self._at_provider(made, client, may_exist=False)
+        return made
+
+    def _at_provider(
+        self, batch: BatchRecord, client: BatchClient, *, may_exist: bool
+    ) -> ProviderBatch:
+        return ProviderBatch(
+            batch,
+            client,
+            store=self._store,
+            patient=self._patient,
+            ready=self._ready,
+            settings=self._settings,
+            epoch=self._epoch,
+            is_sure=self._is_sure,
+            may_exist=may_exist,
+        )
+
+    def _go_on(self) -> None:
+        """Let each batch that is due take its next step."""
+        self._tasks = {number: task for number, task in self._tasks.items() if not task.done()}
+        records = self._store.batches()
+        self._batches = {
+            one.number: self._batches[one.number] for one in records if one.number in self._batches
+        }
+        unwanted = self._runs.look(records)
+        self._ready.publish_all()
+        now = self._store.now()
+        loop, _ = self._on_loop()
+        for record in records:
+            if record.number in self._tasks or len(self._tasks) >= _AT_PROVIDER:
+                continue
+            batch = self._known(record)
+            if batch is None:
+                continue
+            batch.is_unwanted = unwanted.get(record.number, False)
+            is_vain = batch.is_unwanted and record.stage == "submitted"
+            if is_vain and record.cancelled_at is None:
+                step = batch.cancel()
+            elif record.due_at <= now:
+                step = batch.advance()
+            else:
+                continue
+            task = asyncio.run_coroutine_threadsafe(_reported(record.number, step), loop.event_loop)
+            self._tasks[record.number] = task
+
+    def _known(self, record: BatchRecord) -> ProviderBatch | None:
+        """Return a batch to go on with; None if there is nothing to do for it."""
+        if record.number in self._batches:
+            return self._batches[record.number]
+        lane = self._store.lane(record.lane_id)
+        client = None if lane is None else self._client(lane)
+        if client is None:
+            return None
+        if record.stage == "forming":
+            # Another process began to choose its members.
+            if self._fill(record, client, most=record.calls) is None:
+                return None
+        else:
+            self._batches[record.number] = self._at_provider(record, client, may_exist=True)
+        return self._batches[record.number]
+
+    def close(self) -> None:
+        """End the steps under way; another process goes on with them."""
+        self._forget()
+        if self._loop is None or self._clients is None:
+            return
+        closing = asyncio.run_coroutine_threadsafe(self._clients.aclose(), self._loop.event_loop)
+        try:
+            closing.result(_CLOSE_S)
+        except TimeoutError:
+            _log.info("connections for batches are left open")
+        self._loop.close()
+
+
+async def _reported(number: int, step: object) -> None:
+    """Await a step of a batch; log its error, as a later round takes the step again."""
+    try:
+        await step  # type: ignore[misc]
+    except LeadershipLostError:
+        _log.info("batch %d is left to another process", number)
+    except (BrokerError, LLMError) as error:
+        _log.warning("batch %d does not go on for now: %s", number, type(error).__name__)
+    except FanoutError as error:
+        _log.warning("batch %d does not go on: %s", number, error)
+    except Exception as error:  # noqa: BLE001 - the message may quote a prompt
+        _log.warning("batch %d does not go on: %s", number, type(error).__name__)

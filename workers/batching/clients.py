@@ -1,0 +1,61 @@
+"""The batch APIs of the lanes, as the process that makes batches uses them."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from fanout.core.errors import ModelError
+from fanout.llm import make_llm
+from fanout.llm.batches.base import batches_of
+
+if TYPE_CHECKING:
+    from fanout.core.gathered import LaneRecord
+    from fanout.core.settings import Settings
+    from fanout.llm import LLM
+    from fanout.llm.batches.base import BatchClient
+
+__all__ = ["LaneClients"]
+
+# Batches are few: files that go up and down, and questions about them.
+_CONCURRENCY = 8
+
+
+class LaneClients:
+    """Makes the models of lanes on the loop that uses them; these are not those of the calls.
+
+    Args:
+        settings: The worker's settings.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._making = asyncio.Lock()
+        self._made: dict[str, LLM] = {}
+
+    async def get(self, lane: LaneRecord) -> BatchClient:
+        """Return the batch API of a lane.
+
+        Raises:
+            ModelError: This process cannot use the model, or has another key than its batches.
+        """
+        async with self._making:
+            llm = self._made.get(lane.model)
+            if llm is None:
+                llm = make_llm(lane.model, settings=self._settings, concurrency=_CONCURRENCY)
+                self._made[lane.model] = llm
+        client = batches_of(llm)
+        if client is None:
+            raise ModelError(f"{lane.model} has no batch API here")
+        if getattr(llm, "account", "") != lane.account:
+            raise ModelError(
+                f"the batches of {lane.model} were made with another key or URL than this worker has: "
+                "give all workers of a fleet the same"
+            )
+        return client
+
+    async def aclose(self) -> None:
+        """Close the models."""
+        for llm in self._made.values():
+            await llm.aclose()
+        self._made.clear()

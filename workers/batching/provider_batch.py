@@ -1,0 +1,329 @@
+"""The steps of one batch at its provider: made, asked about, read, and landed.
+
+Each step is written before the next begins, and can be repeated by another process: a batch whose
+creation was cut off is searched for at the provider, and results are landed once each.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import tempfile
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from msgspec import structs
+
+from fanout.core.errors import LLMError
+from fanout.core.gathered import LandRequest
+from fanout.core.records import ErrorKind
+from fanout.llm.batches import base
+from fanout.llm.batches.base import (
+    BatchError,
+    BatchIntent,
+    BatchResult,
+    BatchState,
+    BatchUnknownError,
+)
+from fanout.policy.lanes import poll_wait_s, retry_wait_s, scarce_calls
+from fanout.policy.retries import RETRYABLE
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from fanout.core.gathered import BatchRecord, Member
+    from fanout.core.settings import Settings
+    from fanout.llm.batches.base import BatchClient, BatchStatus
+    from fanout.stores import RedisStore
+    from workers.batching.ready import ReadyBranches
+
+__all__ = ["LeadershipLostError", "ProviderBatch", "new_nonce"]
+
+_LANDED_AT_ONCE = 200
+# Seconds between two searches for a batch that may have been made.
+_FIND_AGAIN_S = 5.0
+# The batch as a whole is known to have failed for these for a moment only.
+_NO_ROOM = frozenset({ErrorKind.RATE_LIMITED, ErrorKind.SERVER_ERROR, ErrorKind.CONNECTION})
+_MAX_PROBLEM = 200
+
+_log = logging.getLogger(__name__)
+
+
+class LeadershipLostError(Exception):
+    """Another process makes the batches now."""
+
+
+def new_nonce() -> str:
+    """Return a random id of a batch."""
+    return f"fanout-{secrets.token_hex(12)}"
+
+
+class ProviderBatch:
+    """One batch, for the process that leads.
+
+    Args:
+        batch: Its record.
+        client: The batch API of its lane.
+        store: Fails if the server is unreachable: a later round repeats the step.
+        patient: Waits for the server: for what the provider has taken already.
+        ready: Publishes branches.
+        settings: How often a batch is asked about.
+        epoch: Of the leadership.
+        is_sure: Whether this process leads for some time yet.
+        may_exist: Whether an earlier submission of it may have succeeded.
+    """
+
+    def __init__(
+        self,
+        batch: BatchRecord,
+        client: BatchClient,
+        *,
+        store: RedisStore,
+        patient: RedisStore,
+        ready: ReadyBranches,
+        settings: Settings,
+        epoch: int,
+        is_sure: Callable[[], bool],
+        may_exist: bool,
+    ) -> None:
+        self.batch = batch
+        self._client = client
+        self._store = store
+        self._patient = patient
+        self._ready = ready
+        self._settings = settings
+        self._epoch = epoch
+        self._is_sure = is_sure
+        self._may_exist = may_exist
+        # Whether none of its runs waits for it any more.
+        self.is_unwanted = False
+
+    async def advance(self) -> None:
+        """Take the next step of the batch.
+
+        Raises:
+            BrokerError: The server does not answer.
+            LeadershipLostError: Another process leads now.
+        """
+        try:
+            if self.batch.stage == "intent":
+                await self._submit()
+            elif self.batch.stage == "submitted":
+                await self._ask()
+            if self.batch.stage == "landing":
+                await self._land()
+        except LLMError as error:
+            await self._try_later(error)
+
+    async def cancel(self) -> None:
+        """Ask the provider to cancel the batch."""
+        try:
+            await self._client.cancel(self.batch.batch_id)
+        except LLMError as error:
+            _log.warning("batch %d is not cancelled yet: %s", self.batch.number, error.kind)
+            return
+        now = await self._now()
+        await self._write(cancelled_at=now, due_at=now, polls=0)
+
+    async def _now(self) -> float:
+        return await asyncio.to_thread(self._store.now)
+
+    async def _write(
+        self, *, store: RedisStore | None = None, has_lines: bool = True, **changes: Any
+    ) -> None:
+        self.batch = structs.replace(self.batch, **changes)
+        put = partial((store or self._store).put_batch, has_lines=has_lines)
+        if not await asyncio.to_thread(put, self._epoch, self.batch):
+            raise LeadershipLostError
+
+    async def _try_later(self, error: LLMError) -> None:
+        batch = self.batch
+        wait_s = retry_wait_s(batch.tries, retry_after_s=error.retry_after_s)
+        wait_s = min(wait_s, self._settings.batch_poll_s)
+        _log.warning("batch %d is tried again in %.0f s: %s", batch.number, wait_s, error.kind)
+        problem = f"{error.kind.value}: {error}"[:_MAX_PROBLEM]
+        due_at = await self._now() + wait_s
+        await self._write(tries=batch.tries + 1, due_at=due_at, problem=problem)
+
+    async def _submit(self) -> None:
+        if self._may_exist and await self._is_found():
+            return
+        if self.is_unwanted:
+            await self._land_rest(b"")
+            await self._end()
+            return
+        if not self._is_sure():
+            # The next beat renews the leadership.
+            return
+        # From here on it may exist. What was tried before is known not to.
+        await self._write(intent_at=await self._now())
+        with tempfile.TemporaryDirectory(prefix="fanout-batch-") as folder:
+            path = Path(folder) / "batch.jsonl"
+            await asyncio.to_thread(self._write_file, path)
+            try:
+                batch_id = await self._client.submit(path, self._intent())
+            except BatchUnknownError:
+                self._may_exist = True
+                await self._write(due_at=await self._now() + _FIND_AGAIN_S)
+                return
+            except LLMError as error:
+                if error.kind in RETRYABLE:
+                    await self._no_room(error)
+                    return
+                await self._fail(BatchError.of(error))
+                return
+        await self._submitted(batch_id)
+
+    def _intent(self) -> BatchIntent:
+        batch = self.batch
+        return BatchIntent(
+            nonce=batch.nonce,
+            created_at=batch.intent_at,
+            requests=batch.calls,
+            first_id=batch.first_item,
+        )
+
+    def _write_file(self, path: Path) -> None:
+        batch = self.batch
+        with path.open("wb") as file:
+            for line in self._store.batch_lines(batch.number, first_item=batch.first_item):
+                file.write(line if line.endswith(b"\n") else line + b"\n")
+
+    async def _is_found(self) -> bool:
+        """Return whether the batch exists, or may exist for some time yet."""
+        batches = await asyncio.to_thread(self._store.batches)
+        known = {one.batch_id for one in batches if one.batch_id}
+        now = await self._now()
+        try:
+            batch_id = await self._client.find(self._intent(), known)
+        except BatchUnknownError:
+            await self._write(due_at=now + _FIND_AGAIN_S)
+            return True
+        if batch_id is not None:
+            _log.warning("batch %d was made before: it is %s", self.batch.number, batch_id)
+            await self._submitted(batch_id)
+            return True
+        if now < self.batch.intent_at + base.SETTLE_S:
+            wait_s = min(_FIND_AGAIN_S, self.batch.intent_at + base.SETTLE_S - now)
+            await self._write(due_at=now + wait_s)
+            return True
+        self._may_exist = False
+        return False
+
+    async def _submitted(self, batch_id: str) -> None:
+        now = await self._now()
+        due_at = now + self._poll_wait_s(0)
+        await self._write(
+            store=self._patient, stage="submitted", batch_id=batch_id, submitted_at=now,
+            due_at=due_at, tries=0, problem="", has_lines=False,
+        )  # fmt: skip
+        _log.info("batch %d of %d calls is %s", self.batch.number, self.batch.calls, batch_id)
+
+    def _poll_wait_s(self, polls: int) -> float:
+        return poll_wait_s(polls, longest_s=self._settings.batch_poll_s)
+
+    async def _no_room(self, error: LLMError) -> None:
+        """Wait until the provider takes the batch, or further ones of its lane."""
+        held_s = retry_wait_s(self.batch.tries + 2, retry_after_s=error.retry_after_s)
+        held_s = min(held_s, self._settings.batch_poll_s)
+        hold = partial(self._store.lane_scarce, held_s=held_s)
+        await asyncio.to_thread(hold, self._epoch, self.batch.lane_id)
+        self._may_exist = False
+        await self._try_later(error)
+
+    async def _ask(self) -> None:
+        batch = self.batch
+        status = await self._client.status(batch.batch_id)
+        if status.state is BatchState.RUNNING:
+            polls = batch.polls + 1
+            answered = (status.succeeded or 0) + (status.failed or 0)
+            due_at = await self._now() + self._poll_wait_s(polls)
+            await self._write(polls=polls, answered=answered, due_at=due_at, tries=0, problem="")
+        elif status.state is BatchState.FAILED:
+            await self._refused(status)
+        elif status.state is BatchState.GONE:
+            message = "the provider has lost the batch, or deleted its results"
+            await self._fail(BatchError(kind=ErrorKind.SERVER_ERROR, message=message))
+        else:
+            await self._write(stage="landing", answered=status.requests or batch.calls, tries=0)
+
+    async def _refused(self, status: BatchStatus) -> None:
+        """Let the calls of a batch that was refused as a whole fail, or be gathered anew."""
+        batch, error = self.batch, status.error
+        if error is None or error.kind not in _NO_ROOM:
+            message = "the provider refused the batch"
+            await self._fail(error or BatchError(kind=ErrorKind.SERVER_ERROR, message=message))
+            return
+        held_s = retry_wait_s(5, retry_after_s=error.retry_after_s)
+        hold = partial(
+            self._store.lane_scarce,
+            held_s=min(held_s, self._settings.batch_poll_s),
+            most_calls=scarce_calls(batch.calls),
+        )
+        await asyncio.to_thread(hold, self._epoch, batch.lane_id)
+        await self._land_rest(b"")
+        await self._end()
+
+    async def _fail(self, error: BatchError) -> None:
+        """Let all calls of the batch that have no result end with an error."""
+        await self._land_rest(_encoded(BatchResult(custom_id="-", error=error)))
+        await self._end()
+
+    async def _land(self) -> None:
+        """Land the results, as fast as branches take them."""
+        some: list[BatchResult] = []
+        async for result in self._client.results(self.batch.batch_id):
+            some.append(result)
+            if len(some) >= _LANDED_AT_ONCE:
+                await self._land_some(some)
+                some = []
+        await self._land_some(some)
+        is_cancelled = self.batch.cancelled_at is not None
+        kind = ErrorKind.CANCELLED if is_cancelled else ErrorKind.EXPIRED
+        missing = BatchError(kind=kind, message="the batch has no result for it")
+        await self._land_rest(_encoded(BatchResult(custom_id="-", error=missing)))
+        scarce = partial(self._store.lane_scarce, held_s=0)
+        await asyncio.to_thread(scarce, self._epoch, self.batch.lane_id)
+        await self._end()
+
+    async def _land_some(self, results: list[BatchResult]) -> None:
+        items = {result.custom_id: result for result in results}
+        members = await asyncio.to_thread(self._store.batch_members, self.batch.number, list(items))
+        await self._put([LandRequest(one, _encoded(items[one.item])) for one in members])
+
+    async def _land_rest(self, result: bytes) -> None:
+        pages = self._store.members_left(self.batch.number)
+        while True:
+            page: list[Member] | None = await asyncio.to_thread(next, pages, None)
+            if page is None:
+                return
+            await self._put([LandRequest(member, result) for member in page])
+
+    async def _put(self, requests: list[LandRequest]) -> None:
+        if not requests:
+            return
+        number = self.batch.number
+        landed = await asyncio.to_thread(self._store.land, self._epoch, number, requests)
+        if landed is None:
+            raise LeadershipLostError
+        await self._ready.publish()
+        await self._ready.wait_for_room({one.member.branch_id.run_id for one in requests})
+
+    async def _end(self) -> None:
+        batch = self.batch
+        if not await asyncio.to_thread(self._store.end_batch, self._epoch, batch.number):
+            raise LeadershipLostError
+        self.batch = structs.replace(batch, number=0)
+        _log.info("batch %d (%s) has ended", batch.number, batch.batch_id or "not made")
+        if batch.batch_id:
+            try:
+                await self._client.discard(batch.batch_id)
+            except LLMError as error:
+                _log.info("the files of %s stay at the provider: %s", batch.batch_id, error.kind)
+
+
+def _encoded(result: BatchResult) -> bytes:
+    return msgspec.json.encode(result)

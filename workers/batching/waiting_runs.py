@@ -1,0 +1,178 @@
+"""The runs whose branches wait for batches: which are over, or late, and what views show of them."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from fanout.core.errors import StoredDataError, UnknownRunError
+from fanout.core.gathered import RunBatch
+from fanout.core.records import ErrorKind
+from fanout.core.spec import stored_spec
+from fanout.llm.batches.base import BatchError, BatchResult
+from fanout.runs.lateness import run_is_late
+from fanout.system.logs import about
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from fanout.core.gathered import BatchRecord
+    from fanout.core.state import RunRecord
+    from fanout.stores import RedisStore
+
+__all__ = ["WaitingRuns"]
+
+# Seconds that the branches of a stopped run wait for what a cancelled batch has come to.
+_PATIENCE_S = 60.0
+# The provider may have answered it, or not.
+_UNKNOWN = msgspec.json.encode(
+    BatchResult(
+        custom_id="-",
+        error=BatchError(kind=ErrorKind.TIMEOUT, message="nobody waits for its batch any more"),
+    )
+)
+
+_log = logging.getLogger(__name__)
+
+
+class WaitingRuns:
+    """Looks at the runs with gathered branches, once in a while.
+
+    Args:
+        store: The runs and the batches.
+    """
+
+    def __init__(self, store: RedisStore) -> None:
+        self._store = store
+        # Those whose branches no longer wait for batches.
+        self.over: set[str] = set()
+        self._shown: dict[str, list[RunBatch]] = {}
+
+    def look(self, batches: Sequence[BatchRecord]) -> dict[int, bool]:
+        """Release the branches of runs that are over or late; return which batches nobody waits for.
+
+        Args:
+            batches: The batches, by number.
+
+        Raises:
+            BrokerError: The server does not answer.
+        """
+        of_batches = {batch.number: self._store.batch_runs(batch.number) for batch in batches}
+        waiting = set(self._store.gathered_runs())
+        runs = {run_id: self._run(run_id) for run_id in waiting.union(*of_batches.values())}
+        self.over = {run_id for run_id, run in runs.items() if _is_over(run)}
+        late = {
+            run_id
+            for run_id, run in runs.items()
+            if run is not None and run_id not in self.over and self._is_late(run)
+        }
+        unwanted = {
+            number: set(left) <= self.over | late for number, left in of_batches.items() if left
+        }
+        for run_id in sorted(waiting):
+            own = [batch for batch in batches if run_id in of_batches[batch.number]]
+            self._look_at(run_id, runs[run_id], own, unwanted, is_late=run_id in late)
+            self._show(run_id, runs[run_id], own)
+        return unwanted
+
+    def _run(self, run_id: str) -> RunRecord | None:
+        try:
+            return self._store.run(run_id)
+        except (UnknownRunError, StoredDataError):
+            return None
+
+    def _is_late(self, run: RunRecord) -> bool:
+        if run.deadline_at is None:
+            return False
+        try:
+            lane = stored_spec(self._store.spec(run.run_id)).lane
+        except (UnknownRunError, StoredDataError):
+            return False
+        return lane == "auto" and run_is_late(self._store, run, is_submitted=True)
+
+    def _look_at(
+        self,
+        run_id: str,
+        run: RunRecord | None,
+        batches: list[BatchRecord],
+        unwanted: dict[int, bool],
+        *,
+        is_late: bool,
+    ) -> None:
+        if run is None or not self._store.gathered(run_id):
+            self._store.drop_gathered_run(run_id)
+            return
+        if is_late:
+            count = self._release(run_id, batches, result=b"", promotes=True)
+            if count:
+                text = "%d branches no longer wait for their batches, to be in time"
+                _log.info(text, count, extra=about(run_id))
+        elif run_id in self.over and not self._awaits_cancelled(run, batches, unwanted):
+            self._release(run_id, batches, result=_UNKNOWN, promotes=False)
+
+    def _awaits_cancelled(
+        self, run: RunRecord, batches: list[BatchRecord], unwanted: dict[int, bool]
+    ) -> bool:
+        """Return whether the branches of a stopped run wait for what their batches have come to."""
+        return any(
+            unwanted.get(batch.number)
+            and batch.stage in ("submitted", "landing")
+            and (batch.cancelled_at is None or run.read_at < batch.cancelled_at + _PATIENCE_S)
+            for batch in batches
+        )
+
+    def _release(
+        self, run_id: str, batches: list[BatchRecord], *, result: bytes, promotes: bool
+    ) -> int:
+        """Release the gathered branches of a run; ``result`` is for those that a provider may have."""
+        released = 0
+        at_provider = [one.number for one in batches if one.stage in ("submitted", "landing")]
+        try:
+            for page in self._store.gathered_marks(run_id):
+                items = [item for _, item in page]
+                bought = {
+                    member.item
+                    for number in at_provider
+                    for member in self._store.batch_members(number, items)
+                }
+                for is_bought in (False, True):
+                    marks = [mark for mark in page if (mark[1] in bought) is is_bought]
+                    if marks:
+                        released += self._store.release_gathered(
+                            run_id, marks, result=result if is_bought else b"", promotes=promotes
+                        )
+        except UnknownRunError:
+            pass
+        return released
+
+    def _show(self, run_id: str, run: RunRecord | None, batches: list[BatchRecord]) -> None:
+        if run is None:
+            self._shown.pop(run_id, None)
+            return
+        shown = [_view(batch, run.read_at) for batch in batches]
+        before = self._shown.get(run_id)
+        if shown or before:
+            self._store.show_batches(run_id, shown)
+        self._shown[run_id] = shown
+
+
+def _is_over(run: RunRecord | None) -> bool:
+    """Return whether the branches of a run are to make no call any more."""
+    return (
+        run is None or run.has_ended or run.halt is not None or (run.is_overdue and run.stage == 0)
+    )
+
+
+def _view(batch: BatchRecord, now: float) -> RunBatch:
+    is_cancelling = batch.cancelled_at is not None and batch.stage == "submitted"
+    return RunBatch(
+        number=batch.number,
+        batch_id=batch.batch_id,
+        state="cancelling" if is_cancelling else batch.stage,
+        calls=batch.calls,
+        answered=batch.answered,
+        age_s=round(now - batch.submitted_at, 1) if batch.submitted_at else None,
+        problem=batch.problem,
+    )

@@ -1,0 +1,59 @@
+"""Runs the batch lane in the fleet: every worker can, and one at a time does."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from celery import bootsteps
+
+from fanout.broker.publisher import Publisher
+from fanout.system.ticker import Ticker
+from workers.batching.batcher import Batcher
+from workers.consumer.presence import Presence
+from workers.context.app import app_of
+
+if TYPE_CHECKING:
+    from celery.worker import WorkController
+
+__all__ = ["BatchingStep"]
+
+
+class BatchingStep(bootsteps.StartStopStep):  # type: ignore[misc]
+    """Beats like the reaper, and is off where that is."""
+
+    requires = (Presence,)
+
+    def __init__(self, worker: WorkController, **kwargs: Any) -> None:
+        super().__init__(worker, **kwargs)
+        self._app = app_of(worker)
+        self._every_s = self._app.settings.reaper_interval_s
+        self._batcher: Batcher | None = None
+        self._ticker = Ticker("batches", self._every_s, self._beat)
+        self.enabled = self._every_s > 0
+
+    def start(self, _worker: WorkController) -> None:
+        """Start to beat."""
+        self._ticker.start()
+
+    def _beat(self) -> None:
+        if not self._app.context.version_gate.is_spoken():
+            return
+        if self._batcher is None:
+            connections = self._app.context.connections
+            self._batcher = Batcher(
+                connections.fail_fast_store,
+                connections.store,
+                # Not the publisher of the branches, which retries for an hour.
+                Publisher(self._app),
+                self._app.settings,
+                process=self._app.holder,
+                # Another worker takes over from a dead one after three beats.
+                ttl_s=3 * self._every_s + 1,
+            )
+        self._batcher.beat()
+
+    def stop(self, _worker: WorkController) -> None:
+        """Stop; another worker takes over when the leadership lapses."""
+        self._ticker.stop()
+        if self._batcher is not None:
+            self._batcher.close()
