@@ -31,6 +31,7 @@ from workers.context.admission import Admission
 from workers.context.broken_models import BrokenModels
 from workers.context.fleet_checks import StorageWatch, VersionGate
 from workers.context.inflight import CallStoppedError, StopReason
+from workers.context.late_runs import LateRuns
 from workers.context.leads import Leads
 from workers.context.limiter import Limiter
 from workers.context.models import CommonFailures
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
 
     import pytest
 
+    from fanout.core.gathered import GatherReply, GatherRequest, Prepared
     from fanout.core.ids import BranchId
     from fanout.core.state import (
         BeginReply,
@@ -217,6 +219,12 @@ class Steps:
     async def checkpoint(self, request: CheckpointRequest) -> BeginReply:
         return self._store.checkpoint_all([request])[0]
 
+    async def gather(self, request: GatherRequest) -> GatherReply:
+        return self._store.gather_all([request])[0]
+
+    async def prepared(self, branch_id: BranchId) -> Prepared:
+        return self._store.prepared([branch_id])[0]
+
     async def last_checkpoint(self, branch_id: BranchId) -> bytes | None:
         return self._store.checkpoints([branch_id])[0]
 
@@ -288,6 +296,7 @@ class FakeContext(WorkerContext):
                 in_flight=Calls(),
                 limiter=Limiter(self.store),
                 broken=BrokenModels(self.store),
+                late=LateRuns(self.store),
                 common_failures=CommonFailures(self.store),
             ),
             "branches": Steps(self.store),

@@ -211,8 +211,10 @@ class Asking:
             if gathered is None:
                 request = structs.replace(request, lane="realtime")
         self._calls.asks(model, request)
+        wait: Callable[[float], Awaitable[None]] = models.in_flight.wait
         if gathered is not None:
-            llm, gate = gathered
+            # The next call waits for its batch anyway.
+            (llm, gate), wait = gathered, _at_once
         else:
             limits = models.limiter.gate(model, spec.rate.rates, gives_up=gives_up)
             compares = not self._calls.is_by_model
@@ -238,7 +240,7 @@ class Asking:
                 so_far=so_far,
                 keep=keep,
                 price=price_of(model, spec.price),
-                sleep=models.in_flight.wait,
+                sleep=wait,
             ),
             has_deadline=is_branch,
         )
@@ -268,6 +270,10 @@ class Asking:
         # Loading a model may take long; the calls then report progress.
         self._claim.waits()
         return await self._context.models.get(model)
+
+
+async def _at_once(_seconds: float) -> None:
+    """Wait for nothing."""
 
 
 def _within(retries: RetrySpec, left_s: float) -> RetrySpec:
