@@ -184,8 +184,7 @@ class ShardState(msgspec.Struct, frozen=True, kw_only=True):
         published: Whether they were published.
         finished: Whether its outcomes are compacted.
         ended: The positions of the branches with an outcome.
-        held: The positions of the branches that a live worker has begun and not ended, and of those
-            that wait for a call of a batch.
+        held: The positions of those that a live worker has begun, or that wait for a batch.
         heals: How often it was healed.
     """
 

@@ -11,6 +11,7 @@ from fanout.core.errors import LLMError, StoredDataError
 from fanout.core.records import ErrorKind
 from fanout.llm.batches.base import BatchResult
 from fanout.llm.usage import NO_USAGE
+from fanout.policy.pricing import priced
 
 if TYPE_CHECKING:
     from fanout.core.gathered import LaneRecord, Prepared
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from fanout.llm.base import LLMReply, LLMRequest
     from fanout.llm.batches.base import BatchClient
     from fanout.policy.outages import FailureVerdict
+    from fanout.policy.pricing import Price
     from workers.branch.claims import Claim
 
 __all__ = ["GatheredCalls", "PreparedModel", "known_usage", "result_of"]
@@ -113,8 +115,9 @@ def result_of(held: bytes) -> BatchResult:
         raise StoredDataError(f"the result of a batch in the store is damaged ({error})") from None
 
 
-def known_usage(result: BatchResult) -> Usage | None:
-    """Return what a call of a batch has consumed; None if it is unknown."""
+def known_usage(result: BatchResult, price: Price | None) -> Usage | None:
+    """Return what a call of a batch has consumed, with its cost; None if it is unknown."""
+    usage = None if result.error is None else result.error.usage
     if result.reply is not None:
-        return result.reply.usage
-    return None if result.error is None else result.error.usage
+        usage = result.reply.usage
+    return None if usage is None else priced(usage, price, "batch")

@@ -27,6 +27,7 @@ from fanout.core.units import page_range
 from fanout.llm.base import LLMRequest
 from fanout.llm.calls import CallAttempt
 from fanout.llm.error_kinds import FEW, MANY
+from fanout.llm.prices import price_of
 from fanout.policy.admission import is_draining, is_gathered_up
 from fanout.policy.consensus import AnswersSoFar
 from fanout.policy.packing import shard_chunk
@@ -291,7 +292,7 @@ class _Delivery:
             started_at=calls.started_at,
             elapsed_s=0.0,
             kind=None if error is None else error.kind,
-            usage=known_usage(result),
+            usage=known_usage(result, price_of(spec.model, spec.price)),
         )
         calls.ended(spec.model, call)
 

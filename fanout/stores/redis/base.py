@@ -8,7 +8,7 @@ Keys under ``{prefix}:run:{id}``, besides the run's own hash:
   it is processed, ``:checkpoints``: how far its branches of several calls are, and what batches have
   answered; ``:out``: its outcomes once it is finished;
 * ``:result``: the aggregate; ``:parked``: branches to publish when a paused run goes on;
-* ``:gathered``, ``:batches``: see fanout.stores.redis.batch_lanes;
+* ``:gathered``, ``:batches``: see fanout.stores.redis.gathered;
 * ``:permits``: the permits of each worker process, if the run has ``max_workers``;
 * ``:deleted``: the mark of a run that is being deleted.
 

@@ -1,4 +1,4 @@
-"""Lua scripts of the batch lane: see ``fanout.stores.redis.batch_lanes`` for the keys.
+"""Lua scripts of the batch lane: see ``fanout.stores.redis.gathered`` for the keys.
 
 A branch that waits for a call of a batch has its *mark* in the hash ``gathered`` of its run: the item of
 the call; ``ready:`` and the item once it is to be published again. A step counts only while the mark is
@@ -70,9 +70,13 @@ local function verdict(position, token, field, task, item, line)
 end
 local verdicts = {{}}
 for i = 6, #ARGV, 6 do
-    verdicts[#verdicts + 1] = verdict(unpack(ARGV, i, i + 5))
-    local gathered = tonumber(redis.call('HGET', KEYS[4], 'gathered') or 0)
-    verdicts[#verdicts + 1] = gathered + redis.call('HLEN', KEYS[2])
+    local decision, settled = verdict(unpack(ARGV, i, i + 5)), 0
+    if decision == 'gathered' then
+        local gathered = tonumber(redis.call('HGET', KEYS[4], 'gathered') or 0)
+        settled = gathered + redis.call('HLEN', KEYS[2])
+    end
+    verdicts[#verdicts + 1] = decision
+    verdicts[#verdicts + 1] = settled
 end
 if writes then
     redis.call('HSET', KEYS[6], ARGV[4], ARGV[5])

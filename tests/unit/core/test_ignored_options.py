@@ -585,6 +585,7 @@ def test_the_window_of_a_fake_counts_that_is_passed_as_it_is():
 VARIABLES = {
     "broker_url", "broker_url_file", "model", "key_prefix", "storage", "run_ttl_s",
     "visibility_timeout_s", "reaper_interval_s", "grace_s", "max_deliveries", "queues",
+    "batch_calls", "batch_wait_s", "batch_poll_s",
     "worker_name", "pool", "allowed_callables", "read_schemes", "max_message_kb", "max_output_kb",
     "log_format", "traces", "task_events", "flower_password", "flower_password_file", "cache_dir",
     "state_dir", "prices",

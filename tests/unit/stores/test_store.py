@@ -9,6 +9,16 @@ import pytest
 import redis
 
 from fanout.core.errors import StoredDataError, UnknownRunError
+from fanout.core.gathered import (
+    BatchRecord,
+    GatherReply,
+    GatherRequest,
+    Landing,
+    LandRequest,
+    LaneRecord,
+    Member,
+    RunBatch,
+)
 from fanout.core.ids import BranchId, ShardId, StageId
 from fanout.core.latency import Latency, bucket_of
 from fanout.core.queue_names import TAKEN, TURNS, backlog_of
@@ -28,7 +38,9 @@ from fanout.policy.admission import in_play_limit
 from fanout.policy.outages import FIRST_PROBE_S, BreakerReply
 from fanout.stores import RedisStore
 from fanout.stores.blobs import FileBlobs
+from fanout.stores.redis.batch_lanes import RedisBatchLanes
 from fanout.stores.redis.branches import RedisBranches
+from fanout.stores.redis.gathered import RedisGathered
 from fanout.stores.redis.runs import RedisRuns
 from fanout.stores.redis.stages import RedisStages
 from tests.fakes import RUN, begin_one, fake_store, make_shard, record_one, share_one
@@ -1065,6 +1077,9 @@ def test_deleting_leaves_no_key_of_a_run(broker_url):
 
 
 # Every step that writes of a run, and what it gives or raises where there is none.
+GATHER = GatherRequest(
+    branch_id=BranchId(RUN, 0, 0, 0), token="t", item="i-1", line=b"{}", lane_id="L", lane=b"{}"
+)
 LATE = {
     "put_result": (lambda s: s.put_result(RUN, b"x"), UnknownRunError),
     "set_status": (lambda s: s.set_status(RUN, RunStatus.REDUCING, stage=1), False),
@@ -1096,6 +1111,15 @@ LATE = {
         UnknownRunError,
     ),
     "take_parked": (lambda s: s.take_parked(RUN), []),
+    "gather_all": (lambda s: s.gather_all([GATHER]), [GatherReply(verdict="gone")]),
+    "release_gathered": (
+        lambda s: s.release_gathered(RUN, [("0:0:0", "i-1")], result=b"x", promotes=True),
+        UnknownRunError,
+    ),
+    "land": (lambda s: s.land(1, 1, [LandRequest(Member("i-1", BranchId(RUN, 0, 0, 0)), b"x")]), 0),
+    "published": (lambda s: s.published([Landing(branch_id=GATHER.branch_id, item="i-1")]), None),
+    "show_batches": (lambda s: s.show_batches(RUN, [RunBatch(number=1)]), None),
+    "drop_gathered_run": (lambda s: s.drop_gathered_run(RUN), False),
     "begin_all": (
         lambda s: s.begin_all(
             [BeginRequest(BranchId(RUN, 0, 1, at), token="u") for at in range(2)]
@@ -1134,14 +1158,29 @@ READS = {
     ),
     *("progress", "stage_load", "shard_state", "incomplete", "outcomes"),
     *("ended_positions", "some_outcomes", "checkpoints"),
+    *("prepared", "gathered", "gathered_marks", "gathered_runs", "run_batches", "messages_behind"),
+    *(
+        "lane_queues",
+        "lane",
+        "batches",
+        "batch_lines",
+        "batch_members",
+        "members_left",
+        "batch_runs",
+    ),
+    *("ready_branches", "still_ready"),
+}
+# Steps of the process that makes batches: they write nothing of a run.
+OF_BATCHES = {
+    *("lead_batches", "next_batch_number", "fill_batch", "put_batch", "end_batch", "lane_scarce"),
 }
 
 
 def test_each_step_of_the_store_is_among_those_that_may_come_late():
-    parts = (RedisRuns, RedisStages, RedisBranches)
+    parts = (RedisRuns, RedisStages, RedisBranches, RedisGathered, RedisBatchLanes)
     steps = {name for part in parts for name in vars(part) if name[0] != "_"}
     late = {name.split(" ")[0] for name in LATE}
-    assert steps - READS - late == {"create_run", "begin_delete", "delete_run"}
+    assert steps - READS - OF_BATCHES - late == {"create_run", "begin_delete", "delete_run"}
 
 
 def come_late(store):
@@ -1165,6 +1204,7 @@ def test_what_comes_after_a_deletion_or_during_it_writes_nothing(store, run, tmp
     begin_one(store, BeginRequest(BranchId(run, 0, 0, 0), token="t"))
     record_one(store, RecordRequest(BranchId(run, 0, 0, 0), ok()))
     totals = store.totals()
+    assert store.lead_batches("p", ttl_s=60).epoch == 1
     assert store.begin_delete(run) == [2, 0]
     assert store.active_runs() == [run], "who deletes it may die now"
     assert come_late(store) == {}, "during it"
@@ -1176,7 +1216,8 @@ def test_what_comes_after_a_deletion_or_during_it_writes_nothing(store, run, tmp
         store.begin_delete(run)
     store.sweep_files()
     assert [path for path in tmp_path.rglob("*") if run in str(path.relative_to(tmp_path))] == []
-    assert set(store._redis.keys("*")) <= {*OF_THE_FLEET, b"fanout:noted-storages"}
+    of_fleet = {*OF_THE_FLEET, b"fanout:noted-storages", b"fanout:batches:leader"}
+    assert set(store._redis.keys("*")) <= of_fleet
 
 
 def test_a_deletion_that_died_half_way_is_completed_by_the_next_process(store, run):
@@ -1449,3 +1490,116 @@ def test_each_outcome_says_how_many_of_its_shard_have_ended(store, run):
     ends = [RecordRequest(BranchId(run, 0, 0, at), ok(at)) for at in (2, 0, 2, 1)]
     recorded = store.record_all(ends)
     assert [each.ended for each in recorded if each.first] == [1, 2, 3]
+
+
+def test_gathered_branches_become_members_of_batches(store, run):
+    shard_id = ShardId(run, 0, 0)
+    store.put_shard(shard_id, make_shard())
+    branches = [shard_id.branch(position) for position in range(3)]
+    lane = LaneRecord(model="openai/m", account="a")
+    # Larger than what the server holds itself, where there is a storage.
+    lines = [b"%d" % at * 40_000 + b"\n" for at in range(3)]
+    for at, branch in enumerate(branches):
+        begin_one(store, BeginRequest(branch, token=f"t{at}", holder="h", lasts_s=60))
+    asked = [
+        GatherRequest(
+            branch_id=branch,
+            token=f"t{at}",
+            item=f"i{at}-1",
+            line=lines[at],
+            lane_id=lane.lane_id,
+            lane=msgspec.json.encode(lane),
+        )
+        for at, branch in enumerate(branches)
+    ]
+    replies = store.gather_all([*asked, asked[0]])
+    assert [(reply.verdict, reply.settled) for reply in replies] == [
+        ("gathered", 1), ("gathered", 2), ("gathered", 3), ("held", 0),
+    ]  # fmt: skip
+    assert store.shard_state(shard_id).held == frozenset(range(3))
+    [queue] = store.lane_queues()
+    assert (queue.record, queue.calls, queue.bytes) == (lane, 3, 120_003)
+    # A copy of a message finds its branch gathered: it is not gathered twice.
+    assert begin_one(store, BeginRequest(branches[0], token="u")).deliveries == 2
+    again = msgspec.structs.replace(asked[0], token="u")
+    assert store.gather_all([again]) == [GatherReply(verdict="gathered", settled=3)]
+    assert store.lane_queues()[0].calls == 3
+
+    epoch = store.lead_batches("p", ttl_s=60).epoch
+    assert store.lead_batches("q", ttl_s=60) is None
+    batch = BatchRecord(number=store.next_batch_number(), lane_id=queue.lane_id)
+    assert store.put_batch(epoch, batch)
+    assert not store.put_batch(epoch + 1, batch), "a step of another leadership"
+    filled = store.fill_batch(epoch, batch, most_calls=9, most_bytes=90_000)
+    assert (filled.calls, filled.bytes, filled.is_full) == (2, 80_002, True)
+    found = list(store.batch_lines(batch.number, first_item=filled.first_item))
+    assert found == lines[:2]
+    assert store.batch_runs(batch.number) == {run: 2}
+    assert store.put_batch(epoch, batch, has_lines=False)
+    assert not store._redis.exists(f"fanout:batches:batch:{batch.number}:lines")
+
+    members = sorted(m for page in store.members_left(batch.number) for m in [*map(_pair, page)])
+    assert members == [("i0-1", branches[0]), ("i1-1", branches[1])]
+    first = LandRequest(Member(*members[0]), b"one")
+    assert store.land(epoch, batch.number, [first]) == 1
+    second = LandRequest(Member(*members[0]), b"two")
+    assert store.land(epoch, batch.number, [second]) == 0, "the first result is kept"
+    assert store.land(epoch + 1, batch.number, [second]) is None
+    [prepared] = store.prepared([branches[0]])
+    assert (prepared.item, prepared.number, prepared.result) == ("i0-1", 1, b"one")
+    [ready] = store.ready_branches(9)
+    assert store.still_ready([ready]) == [branches[0]]
+    store.published([ready])
+    assert (store.ready_branches(9), store.still_ready([ready])) == ([], [])
+    assert store.gathered(run) == 2
+    marks = [mark for page in store.gathered_marks(run) for mark in page]
+    assert store.release_gathered(run, marks, promotes=True) == 2
+    assert (
+        store.prepared(branches[1:])
+        == [msgspec.structs.replace(store.prepared([branches[1]])[0])] * 2
+    )
+    assert store.prepared([branches[1]])[0].is_promoted
+    assert store.end_batch(epoch, batch.number)
+    assert store.batches() == []
+    assert record_one(store, RecordRequest(branches[0], ok(), has_checkpoint=True)).first
+    assert store.prepared([branches[0]])[0].item == ""
+
+
+def _pair(member):
+    return member.item, member.branch_id
+
+
+@pytest.mark.parametrize("state", ["paused", "halted", "overdue"])
+def test_calls_of_a_run_that_makes_none_do_not_enter_a_batch(store, state):
+    deadline_at = store.now() + 0.05 if state == "overdue" else None
+    store.create_run(RUN, spec="{}", created_at=1.0, deadline_at=deadline_at)
+    branch = BranchId(RUN, 0, 0, 0)
+    begin_one(store, BeginRequest(branch, token="t"))
+    [reply] = store.gather_all(
+        [msgspec.structs.replace(GATHER, lane=b'{"model":"m","account":""}')]
+    )
+    assert reply.verdict == "gathered"
+    if state == "paused":
+        store.pause(RUN)
+    elif state == "halted":
+        store.halt(RUN, RunStatus.CANCELLED)
+    else:
+        while not store.run(RUN).is_overdue:
+            time.sleep(0.01)
+    epoch = store.lead_batches("p", ttl_s=60).epoch
+    batch = BatchRecord(number=1, lane_id="L")
+    assert store.fill_batch(epoch, batch, most_calls=9, most_bytes=900).calls == 0
+    [ready] = store.ready_branches(9)
+    assert (ready.branch_id, store.lane_queues()) == (branch, [])
+
+
+def test_more_shards_are_open_while_branches_wait_for_batches(store):
+    store.create_run(RUN, spec="{}", created_at=1.0, is_gathered=True)
+    stage_id = StageId(RUN, 0)
+    for number in range(30):
+        store.put_shard(stage_id.shard(number), make_shard(3, 3 * number))
+    opened = store.open_shards(stage_id, window=2)
+    while opened[-1] < 29:
+        opened += store.open_shards(stage_id, window=2, draining=opened[-1])
+        opened += store.open_shards(stage_id, window=2, draining=opened[-2])
+    assert store.progress(stage_id).open == frozenset(range(30))

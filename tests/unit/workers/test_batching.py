@@ -7,12 +7,10 @@ import json
 from collections import Counter
 from contextlib import suppress
 
-import msgspec
 import pytest
 
-from fanout.core.errors import LLMError
 from fanout.core.ids import BranchId, ShardId, StageId
-from fanout.core.records import ErrorKind, RunStatus, Usage
+from fanout.core.records import ErrorKind, Usage
 from fanout.core.settings import load_settings
 from fanout.llm.base import LLMReply
 from fanout.llm.batches import base
@@ -22,7 +20,6 @@ from fanout.llm.batches.base import (
     BatchResult,
     BatchState,
     BatchStatus,
-    BatchUnknownError,
 )
 from tests.fakes import RUN, FakeContext, Publisher, run_branch
 from workers.batching import batcher as batching
@@ -251,10 +248,8 @@ class Fleet:
             self.process()
             if len(self.outcomes) == size and not self.store.batches():
                 return
-            try:
+            with suppress(Death):
                 self.beat()
-            except Death:
-                pass
             if self.life.is_dead:
                 self.batcher.close()
                 self.start(Life())
@@ -268,7 +263,7 @@ class Fleet:
         stage = self.store.stage(StageId(RUN, 0))
         assert stage.usage.calls == sum(self.provider.bought().values()) == calls
         assert self.store.gathered(RUN) == 0
-        left = [key for key in self.store._redis.keys("fanout:batches:*")]
+        left = self.store._redis.keys("fanout:batches:*")
         assert not [key for key in left if key.endswith((b":members", b":lines", b":ready"))]
 
 
