@@ -6,6 +6,7 @@ import itertools
 import json
 from collections import Counter
 from contextlib import suppress
+from typing import Any
 
 import pytest
 
@@ -45,7 +46,7 @@ class Provider:
     limits = BatchLimits(requests=100, bytes=100_000)
 
     def __init__(self, answer=lambda body: {"text": "answer"}):
-        self.made: dict[str, list[dict]] = {}
+        self.made: dict[str, list[dict[str, Any]]] = {}
         self.nonces = Counter()
         self.answer = answer
         self.results_of: dict[str, list[BatchResult]] = {}
@@ -202,10 +203,10 @@ class Fleet:
         self.messages = [BranchId(RUN, 0, 0, position) for position in range(count)]
         self.ids = itertools.count()
         self.settings = load_settings(batch_wait_s=0.0001, batch_poll_s=0.0001)
+        self.life: Life = Life()
         monkeypatch.setattr(
             batching, "LaneClients", lambda _settings: LaneClients(self.provider, self.life)
         )
-        self.life = Life()
         self.start(self.life)
 
     def start(self, life):
