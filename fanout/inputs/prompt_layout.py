@@ -12,19 +12,42 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from fanout.core.cells import OWN
+from fanout.core.units import page_range
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from fanout.core.cells import Cell
+    from fanout.core.records import BranchRef, Chunk
     from fanout.inputs.prompts import Template
 
-__all__ = ["REFERENCE", "LaidOut", "common_parts", "document_first", "has_input", "in_order"]
+__all__ = [
+    "REFERENCE",
+    "LaidOut",
+    "branch_values",
+    "common_parts",
+    "document_first",
+    "has_input",
+    "in_order",
+]
 
 REFERENCE = "[the text in <document> above]"
 # What differs between the branches of a chunk.
 _OF_BRANCH = frozenset({"aspect", "sample", f"{OWN}aspect", f"{OWN}sample"})
 _INPUT = frozenset({"input", f"{OWN}input"})
+
+
+def branch_values(chunk: Chunk, ref: BranchRef, sample: int) -> dict[str, str]:
+    """Return the values of BRANCH_NAMES for a branch."""
+    return {
+        "input": chunk.text,
+        "document": chunk.document,
+        "index": str(ref.chunk),
+        "aspect": ref.aspect or "",
+        "sample": str(sample),
+        "pages": page_range(chunk.pages),
+        "headings": chunk.headings,
+    }
 
 
 class LaidOut(msgspec.Struct, frozen=True):

@@ -10,7 +10,9 @@ import msgspec
 from fanout.core.cells import OWN
 from fanout.core.tokens import estimate_tokens
 from fanout.inputs.prompt_layout import common_parts, document_first, has_input, in_order
-from fanout.policy.prefixes import Prefix, PromptCache, marked, pays
+from fanout.inputs.prompts import Template
+from fanout.llm.prices import price_of
+from fanout.policy.prefixes import Prefix, PromptCache, cache_rules, marked, pays
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -18,7 +20,6 @@ if TYPE_CHECKING:
     from fanout.core.lanes import Lane
     from fanout.core.records import BranchRef, Chunk
     from fanout.core.spec import RunSpec
-    from fanout.inputs.prompts import Template
     from fanout.policy.prefixes import CacheRules
 
 __all__ = ["PromptPlan", "plan_of"]
@@ -168,19 +169,19 @@ class PromptPlan:
         return hashlib.blake2b(data, digest_size=_KEY_BYTES).hexdigest()
 
 
-def plan_of(
-    spec: RunSpec,
-    templates: Mapping[str | None, Template],
-    rules: Mapping[str, CacheRules | None],
-) -> PromptPlan | None:
+def plan_of(spec: RunSpec) -> PromptPlan | None:
     """Return the plan of a run; None if its prompts are as its templates are written.
 
-    Args:
-        spec: The run's spec.
-        templates: Its templates, by aspect.
-        rules: How the providers of its models cache prompts, by model; None if that is unknown.
+    Raises:
+        PromptError: A template has a misplaced brace.
+        SettingsError: The file of ``FANOUT_PRICES`` cannot be used.
     """
-    known = {model: own for model, own in rules.items() if own is not None}
-    if not known and spec.prompt_order != "document_first":
+    found = {
+        model: cache_rules(model, price_of(model, spec.price))
+        for model in spec.models or (spec.model,)
+    }
+    rules = {model: own for model, own in found.items() if own is not None}
+    if not rules and spec.prompt_order != "document_first":
         return None
-    return PromptPlan(spec, templates, known)
+    templates = {name: Template.parse(source) for name, source in spec.prompts.items()}
+    return PromptPlan(spec, templates, rules)

@@ -313,10 +313,14 @@ class Claim:
         if self.lead is not None:
             self.lead.calls()
 
-    def answered(self) -> None:
-        """Record that a call has an answer."""
-        if self.lead is not None:
+    def called(self, *, has_reply: bool) -> None:
+        """Record that a call has ended."""
+        if self.lead is None:
+            return
+        if has_reply:
             self.lead.answered()
+        else:
+            self.lead.ends()
 
 
 async def _to_its_end(step: Coroutine[Any, Any, _T]) -> _T:
@@ -354,8 +358,7 @@ class _ClaimedGate:
         self, request: LLMRequest, reply: LLMReply | None, error: LLMError | None
     ) -> FailureVerdict | None:
         """See CallGate."""
-        if reply is not None:
-            self._claim.answered()
+        self._claim.called(has_reply=reply is not None)
         if error is not None:
             # It may have to wait before its next call.
             self._claim.waits()

@@ -23,7 +23,7 @@ from fanout.core.exhaustion import is_exhausted
 from fanout.core.lanes import first_lane
 from fanout.core.records import ErrorKind, Outcome, RunStatus, Variants
 from fanout.core.state import RecordRequest
-from fanout.core.units import page_range
+from fanout.inputs.prompt_layout import branch_values
 from fanout.llm.base import LLMRequest
 from fanout.llm.calls import CallAttempt
 from fanout.llm.error_kinds import FEW, MANY
@@ -56,7 +56,6 @@ if TYPE_CHECKING:
 
     from fanout.core.answer_shape import AnswerShape
     from fanout.core.ids import BranchId, ShardId, StageId
-    from fanout.core.records import BranchRef, Chunk
     from fanout.core.spec import RunSpec
     from fanout.core.state import BeginReply
     from fanout.policy.prefixes import PromptCache
@@ -376,7 +375,7 @@ async def _call(
     asking = Asking(claim, context, shard_id.stage_id, spec, calls)
 
     async def ask(model: str, sample: int) -> Outcome:
-        values, cache = _values(chunk, ref, sample), None
+        values, cache = branch_values(chunk, ref, sample), None
         if plan is None:
             prompt = template.render(values, chunk.columns)
         else:
@@ -388,18 +387,6 @@ async def _call(
     if stage > 0 or spec.certainty is None:
         return await ask(ref.model or spec.model, ref.sample)
     return await ask_until_certain(ask, claim, spec, calls, index)
-
-
-def _values(chunk: Chunk, ref: BranchRef, sample: int) -> dict[str, str]:
-    return {
-        "input": chunk.text,
-        "document": chunk.document,
-        "index": str(ref.chunk),
-        "aspect": ref.aspect or "",
-        "sample": str(sample),
-        "pages": page_range(chunk.pages),
-        "headings": chunk.headings,
-    }
 
 
 def _request(

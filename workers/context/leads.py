@@ -252,9 +252,10 @@ class Lead:
         self.led.clear()
 
     def ends(self) -> None:
-        """Note that the branch makes no call any more."""
+        """Note that its call has failed, or that it makes none: another one goes ahead."""
         if self._timer is not None:
             self._timer.cancel()
+            self._timer = None
         for name in self.led:
             self._leads.free(name)
         self.led.clear()

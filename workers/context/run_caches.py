@@ -11,9 +11,7 @@ from fanout.core.answer_shape import AnswerShape, shape_of
 from fanout.core.errors import StoredDataError
 from fanout.core.spec import RunSpec
 from fanout.inputs.prompts import Template
-from fanout.llm.prices import price_of
 from fanout.llm.prompt_plans import plan_of
-from fanout.policy.prefixes import cache_rules
 from workers.context.batches import LoadingCache
 
 if TYPE_CHECKING:
@@ -74,13 +72,7 @@ class RunCaches:
         return Template.parse(spec.prompts[aspect])
 
     def _load_plan(self, run_id: str) -> PromptPlan | None:
-        spec = self.specs.get(run_id)
-        rules = {
-            model: cache_rules(model, price_of(model, spec.price))
-            for model in spec.models or (spec.model,)
-        }
-        templates = {name: Template.parse(source) for name, source in spec.prompts.items()}
-        return plan_of(spec, templates, rules)
+        return plan_of(self.specs.get(run_id))
 
     def _load_shape(self, run_id: str, *, is_aggregate: bool) -> AnswerShape | None:
         spec = self.specs.get(run_id)

@@ -4,8 +4,7 @@ import pytest
 
 from fanout.core.records import Chunk
 from fanout.core.spec import make_spec
-from fanout.inputs.prompts import Template
-from fanout.llm.prompt_plans import plan_of
+from fanout.llm import prompt_plans
 from fanout.policy.prefixes import CacheRules
 
 OPENAI = CacheRules(read=0.1)
@@ -21,8 +20,13 @@ def plan(rules, **fields):
     if "prompt" in fields:
         del given["aspects"]
     spec = make_spec(**given)
-    templates = {name: Template.parse(source) for name, source in spec.prompts.items()}
-    return spec, plan_of(spec, templates, dict.fromkeys(spec.models or (spec.model,), rules))
+    return spec, planned(spec, dict.fromkeys(spec.models or (spec.model,), rules))
+
+
+def planned(spec, rules):
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(prompt_plans, "cache_rules", lambda model, _price: rules[model])
+        return prompt_plans.plan_of(spec)
 
 
 def prompt(rules, index=0, text=TEXT, chunks=100, lane="realtime", **fields):
@@ -87,8 +91,7 @@ def test_without_rules_a_run_has_no_plan_unless_it_asks_for_an_order():
 
 def test_all_models_of_a_run_get_the_same_prompt():
     spec = make_spec(models=["local", "openai/m"], aspects=ASPECTS)
-    templates = {name: Template.parse(source) for name, source in spec.prompts.items()}
-    made = plan_of(spec, templates, {"local": None, "openai/m": OPENAI})
+    made = planned(spec, {"local": None, "openai/m": OPENAI})
     chunk, ref = Chunk(text=TEXT, document="d", document_index=0), spec.variants.ref(0)
     values = {"input": TEXT}
     asked = [
@@ -151,3 +154,19 @@ def test_a_shorter_prefix_of_the_run_comes_before_that_of_the_chunk():
     assert other == ("openai/m", "openai/m//1")
     two = families(OPENAI, 2, models=["openai/m", "openai/n"], prompt="{input}", samples=1)
     assert two == [(), ()]
+
+
+def test_the_price_of_a_model_says_whether_there_is_a_cache():
+    def order(**fields):
+        spec = make_spec(aspects=ASPECTS, **fields)
+        made = prompt_plans.plan_of(spec)
+        chunk = Chunk(text=TEXT, document="d", document_index=0)
+        return made is not None and made.is_document_first(chunk)
+
+    same = {"input_mtok": 1, "output_mtok": 2, "cached_input_mtok": 1}
+    assert order(model="openai/gpt-5-mini")
+    assert order(model="anthropic/claude-sonnet-4-5")
+    assert not order(model="openai/gpt-5-mini", price=same)
+    assert order(model="openai/my-own", price={**same, "cached_input_mtok": 0.5})
+    assert not order(model="openai/my-own")
+    assert not order(model="local")

@@ -252,7 +252,11 @@ def test_answers_of_another_model_do_not_count_against_a_failure(compares, cost)
     async def succeeded():
         return next(found)
 
-    claim = SimpleNamespace(waits=lambda: None, succeeded=succeeded)
+    claim = SimpleNamespace(
+        waits=lambda: None,
+        called=lambda *, has_reply: None,
+        succeeded=succeeded,
+    )
     inner = SimpleNamespace(leave=leave)
     gate = Claim.gate(claim, inner, 9.0, compares=compares)
     error = LLMError(ErrorKind.CONNECTION, "no")

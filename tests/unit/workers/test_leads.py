@@ -129,6 +129,24 @@ def test_a_first_branch_without_an_answer_leaves_its_part_to_the_next_one():
     run(scenario)
 
 
+def test_a_failed_call_lets_the_next_one_go_ahead():
+    async def scenario(made, _clock, _store):
+        leads, branches = made[0], Branches()
+        for name in "abc":
+            branches.begin(leads, name, "x")
+        await until(lambda: branches.leads)
+        branches.leads["a"].calls()
+        branches.leads["a"].ends()
+        await until(lambda: len(branches.leads) == 2)
+        assert branches.leads["b"].led == ["x"]
+        # It is made again, and is answered first.
+        branches.leads["a"].calls()
+        branches.leads["a"].answered()
+        await asyncio.gather(*branches.tasks)
+
+    run(scenario)
+
+
 def test_a_cancelled_branch_holds_up_nobody():
     async def scenario(made, _clock, _store):
         leads, branches = made[0], Branches()
