@@ -72,6 +72,8 @@ def _reply(message: Any) -> LLMReply:
         usage=Usage(
             calls=1,
             input_tokens=usage.input_tokens + read + written if usage else None,
+            cached_input_tokens=read if usage else None,
+            cache_write_tokens=written if usage else None,
             output_tokens=usage.output_tokens if usage else None,
         ),
         model=message.model,

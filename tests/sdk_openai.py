@@ -79,6 +79,8 @@ def _reply(completion: Any) -> LLMReply:
     if getattr(choice.message, "refusal", None):
         raise LLMError(ErrorKind.CONTENT_FILTER, "the provider refused to answer")
     usage = completion.usage
+    of_prompt = usage and usage.prompt_tokens_details
+    of_answer = usage and usage.completion_tokens_details
     if choice.message is None and choice.finish_reason != "content_filter":
         raise LLMError(ErrorKind.INTERNAL, "no message")
     reply = LLMReply(
@@ -86,7 +88,9 @@ def _reply(completion: Any) -> LLMReply:
         usage=Usage(
             calls=1,
             input_tokens=usage.prompt_tokens if usage else None,
+            cached_input_tokens=of_prompt.cached_tokens if of_prompt else None,
             output_tokens=usage.completion_tokens if usage else None,
+            reasoning_tokens=of_answer.reasoning_tokens if of_answer else None,
         ),
         model=completion.model,
         response_id=completion.id,

@@ -11,17 +11,18 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from fanout.core.errors import LLMError, ModelError
-from fanout.core.records import ErrorKind, Usage
+from fanout.core.records import ErrorKind
 from fanout.llm.base import LLMReply, LLMRequest
 from fanout.llm.finish_reasons import require_answer
 from fanout.llm.http_errors import refused_in_success
 from fanout.llm.http_model import DEFAULT_OUTPUT_KB, Form, HttpModel
+from fanout.llm.provider_usage import anthropic_usage
 from fanout.llm.reply_bodies import content_text, text_or_none
-from fanout.llm.usage import token_count
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from fanout.core.records import Usage
     from fanout.core.strict_schema import Dialect
     from fanout.llm.batches.base import BatchClient
     from fanout.llm.http_client import HttpReply
@@ -265,36 +266,24 @@ def _message(reply: HttpReply, key: str) -> dict[str, Any]:
         raise _no_message(str(error)) from None
     if isinstance(content, dict) and "content" in content:
         return content
-    problem = refused_in_success(content, headers=reply.headers, secrets=(key,))
-    raise problem or _no_message("it has no content")
+    counts = content.get("usage") if isinstance(content, dict) else None
+    usage = anthropic_usage(counts) if isinstance(counts, dict) else None
+    problem = refused_in_success(content, headers=reply.headers, secrets=(key,), usage=usage)
+    raise problem or _no_message("it has no content", usage)
 
 
-def _no_message(reason: str) -> LLMError:
+def _no_message(reason: str, usage: Usage | None = None) -> LLMError:
     # A server that is starting may answer so, or a proxy in front of it.
-    return LLMError(ErrorKind.SERVER_ERROR, f"the reply is not a message: {reason}")
+    return LLMError(ErrorKind.SERVER_ERROR, f"the reply is not a message: {reason}", usage=usage)
 
 
 def _reply(message: dict[str, Any]) -> LLMReply:
     reply = LLMReply(
         text=content_text(message["content"]) or "",
-        usage=_usage(message.get("usage")),
+        usage=anthropic_usage(message.get("usage")),
         model=text_or_none(message.get("model")),
         response_id=text_or_none(message.get("id")),
         finish_reason=text_or_none(message.get("stop_reason")),
     )
     require_answer(reply)
     return reply
-
-
-def _usage(counts: Any) -> Usage:
-    """Return the usage that a server reports for a call; an invalid count is unknown."""
-    counts = counts if isinstance(counts, dict) else {}
-    # The API counts prompt tokens that it read from a cache or wrote to one separately.
-    cached = [counts.get(f"cache_{way}_input_tokens") or 0 for way in ("creation", "read")]
-    parts = [token_count(part) for part in (counts.get("input_tokens"), *cached)]
-    known = [part for part in parts if part is not None]
-    return Usage(
-        calls=1,
-        input_tokens=sum(known) if len(known) == len(parts) else None,
-        output_tokens=token_count(counts.get("output_tokens")),
-    )

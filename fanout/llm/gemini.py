@@ -9,18 +9,19 @@ from weakref import WeakKeyDictionary
 import msgspec
 
 from fanout.core.errors import LLMError, ModelError
-from fanout.core.records import ErrorKind, Usage
+from fanout.core.records import ErrorKind
 from fanout.llm.base import LLMReply, LLMRequest
 from fanout.llm.confidence import OTHERS, token_of, tokens_of
 from fanout.llm.finish_reasons import require_answer
 from fanout.llm.gemini_schema import response_schema
 from fanout.llm.http_errors import refused_in_success
 from fanout.llm.http_model import DEFAULT_OUTPUT_KB, Form, HttpModel, header_value
+from fanout.llm.provider_usage import gemini_usage
 from fanout.llm.reply_bodies import text_or_none
-from fanout.llm.usage import token_count
 
 if TYPE_CHECKING:
     from fanout.core.answer_shape import AnswerShape
+    from fanout.core.records import Usage
     from fanout.core.strict_schema import Dialect
     from fanout.llm.base import Token
     from fanout.llm.batches.base import BatchClient
@@ -140,16 +141,18 @@ def _content(reply: HttpReply, key: str) -> dict[str, Any]:
         raise LLMError(
             ErrorKind.CONTENT_FILTER,
             f"the provider refused the prompt ({str(feedback['blockReason'])[:40]})",
-            usage=_usage(content.get("usageMetadata")),
+            usage=gemini_usage(content.get("usageMetadata")),
         )
     if content.get("candidates"):
         return content
-    problem = refused_in_success(content, headers=reply.headers, secrets=(key,))
-    raise problem or _no_answer("it has no candidates")
+    counts = content.get("usageMetadata")
+    usage = gemini_usage(counts) if isinstance(counts, dict) else None
+    problem = refused_in_success(content, headers=reply.headers, secrets=(key,), usage=usage)
+    raise problem or _no_answer("it has no candidates", usage)
 
 
-def _no_answer(reason: str) -> LLMError:
-    return LLMError(ErrorKind.SERVER_ERROR, f"the reply is not an answer: {reason}")
+def _no_answer(reason: str, usage: Usage | None = None) -> LLMError:
+    return LLMError(ErrorKind.SERVER_ERROR, f"the reply is not an answer: {reason}", usage=usage)
 
 
 def _reply(content: dict[str, Any]) -> LLMReply:
@@ -159,7 +162,7 @@ def _reply(content: dict[str, Any]) -> LLMReply:
     held = candidate.get("content")
     parts = held.get("parts") if isinstance(held, dict) else None
     if not isinstance(parts, list | None):
-        raise _no_answer("its parts are no list")
+        raise _no_answer("its parts are no list", gemini_usage(content.get("usageMetadata")))
     texts = [
         part["text"]
         for part in parts or ()
@@ -167,7 +170,7 @@ def _reply(content: dict[str, Any]) -> LLMReply:
     ]
     reply = LLMReply(
         text="".join(texts),
-        usage=_usage(content.get("usageMetadata")),
+        usage=gemini_usage(content.get("usageMetadata")),
         model=text_or_none(content.get("modelVersion")),
         response_id=text_or_none(content.get("responseId")),
         finish_reason=text_or_none(candidate.get("finishReason")),
@@ -206,18 +209,4 @@ def _token(entry: tuple[Any, Any]) -> Token | None:
             for other in (others if isinstance(others, list) else ())
             if isinstance(other, dict)
         ],
-    )
-
-
-def _usage(counts: Any) -> Usage:
-    """Return the usage that the API reports for a call; an invalid count is unknown."""
-    counts = counts if isinstance(counts, dict) else {}
-    # Thoughts are billed as output.
-    answer = [token_count(counts.get("candidatesTokenCount", 0)),
-              token_count(counts.get("thoughtsTokenCount", 0))]  # fmt: skip
-    is_known = "promptTokenCount" in counts and None not in answer
-    return Usage(
-        calls=1,
-        input_tokens=token_count(counts.get("promptTokenCount")),
-        output_tokens=sum(one or 0 for one in answer) if is_known else None,
     )

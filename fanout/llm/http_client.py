@@ -17,7 +17,7 @@ from yarl import URL
 
 from fanout.core.errors import LLMError, ModelError
 from fanout.core.exhaustion import is_exhausted
-from fanout.core.records import ErrorKind
+from fanout.core.records import ErrorKind, Usage
 from fanout.llm.certificates import trust
 from fanout.llm.error_kinds import FEW
 from fanout.llm.http_errors import redacted_line
@@ -367,6 +367,14 @@ def _parsed(base_url: str, variable: str) -> URL:
     return url.with_fragment(None)
 
 
+_AFTER_SENDING = (
+    aiohttp.ClientOSError,
+    aiohttp.ClientPayloadError,
+    aiohttp.ServerDisconnectedError,
+    aiohttp.SocketTimeoutError,
+)
+
+
 class _NotConnectedError(LLMError):
     """This process had no free descriptor for a connection."""
 
@@ -380,4 +388,12 @@ def _no_reply(error: Exception) -> LLMError:
         return LLMError(ErrorKind.SERVER_ERROR, "what the server sent is not HTTP")
     is_late = isinstance(error, aiohttp.SocketTimeoutError)
     message = redacted_line(str(error)) or type(error).__name__
-    return LLMError(ErrorKind.TIMEOUT if is_late else ErrorKind.CONNECTION, message)
+    # A provider that has the request may go on with it, and bill it.
+    is_sent = isinstance(error, _AFTER_SENDING) and not isinstance(
+        error, aiohttp.ClientConnectorError
+    )
+    return LLMError(
+        ErrorKind.TIMEOUT if is_late else ErrorKind.CONNECTION,
+        message,
+        usage=Usage(calls=1) if is_sent else None,
+    )

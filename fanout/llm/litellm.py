@@ -16,9 +16,10 @@ from fanout.llm.finish_reasons import require_answer
 from fanout.llm.http_errors import http_error, redacted_line
 from fanout.llm.limit_headers import LimitHeaders
 from fanout.llm.openai import json_schema_format
+from fanout.llm.provider_usage import openai_usage
 from fanout.llm.refusals import NOTHING, Refusals, Refused, refused_parts
 from fanout.llm.reply_bodies import content_text, error_details_in, text_or_none
-from fanout.llm.usage import cost_usd, token_count
+from fanout.llm.usage import cost_usd
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -130,18 +131,13 @@ class LiteLLM:
 
     def _reply(self, response: Any) -> LLMReply:
         choices = getattr(response, "choices", None)
+        usage = self._usage(response)
         if not isinstance(choices, list | tuple) or not choices:
-            raise LLMError(ErrorKind.INVALID_OUTPUT, "the reply has no choices")
+            raise LLMError(ErrorKind.INVALID_OUTPUT, "the reply has no choices", usage=usage)
         choice = choices[0]
-        usage = getattr(response, "usage", None)
         reply = LLMReply(
             text=content_text(getattr(getattr(choice, "message", None), "content", None)) or "",
-            usage=Usage(
-                calls=1,
-                input_tokens=token_count(getattr(usage, "prompt_tokens", None)),
-                output_tokens=token_count(getattr(usage, "completion_tokens", None)),
-                cost_usd=cost_usd(self._cost(response)),
-            ),
+            usage=usage,
             model=text_or_none(getattr(response, "model", None)),
             response_id=text_or_none(getattr(response, "id", None)),
             finish_reason=text_or_none(getattr(choice, "finish_reason", None)),
@@ -150,6 +146,12 @@ class LiteLLM:
         )
         require_answer(reply)
         return reply
+
+    def _usage(self, response: Any) -> Usage:
+        usage = openai_usage(getattr(response, "usage", None))
+        if usage.cost_usd is not None:
+            return usage
+        return msgspec.structs.replace(usage, cost_usd=cost_usd(self._cost(response)))
 
     def _cost(self, response: Any) -> float | None:
         try:

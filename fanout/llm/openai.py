@@ -8,17 +8,18 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from fanout.core.errors import LLMError, ModelError
-from fanout.core.records import ErrorKind, Usage
+from fanout.core.records import ErrorKind
 from fanout.llm.base import LLMReply, LLMRequest
 from fanout.llm.confidence import OTHERS, token_of, tokens_of
 from fanout.llm.finish_reasons import require_answer, require_complete
 from fanout.llm.http_errors import refused_in_success
 from fanout.llm.http_model import DEFAULT_OUTPUT_KB, Form, HttpModel, header_value
+from fanout.llm.provider_usage import openai_usage
 from fanout.llm.refusals import refuses_parameter
 from fanout.llm.reply_bodies import content_text, error_details_in, text_or_none
-from fanout.llm.usage import token_count
 
 if TYPE_CHECKING:
+    from fanout.core.records import Usage
     from fanout.core.strict_schema import Dialect
     from fanout.llm.base import Token
     from fanout.llm.batches.base import BatchClient
@@ -172,7 +173,7 @@ class OpenAILLM(HttpModel):
         """See HttpModel."""
         if not reply.is_success:
             billed = _fields(reply).get("usage")
-            raise self.error_of(reply, _usage(billed) if isinstance(billed, dict) else None)
+            raise self.error_of(reply, openai_usage(billed) if isinstance(billed, dict) else None)
         completion = _parsed(reply, self._key)
         if _says_error(completion):
             problem = _error_in(completion, reply, self._key)
@@ -302,17 +303,19 @@ def _error_in(completion: _Completion, reply: HttpReply, key: str) -> LLMError |
         content = reply.json()
     else:
         return None
-    usage = _usage(completion.usage) if isinstance(completion.usage, dict) else None
+    usage = openai_usage(completion.usage) if isinstance(completion.usage, dict) else None
     return refused_in_success(content, headers=reply.headers, secrets=(key,), usage=usage)
 
 
-def _no_completion(reason: str) -> LLMError:
+def _no_completion(reason: str, usage: Usage | None = None) -> LLMError:
     # A server that is starting may answer so, or a proxy in front of it.
-    return LLMError(ErrorKind.SERVER_ERROR, f"the reply is not a chat completion: {reason}")
+    return LLMError(
+        ErrorKind.SERVER_ERROR, f"the reply is not a chat completion: {reason}", usage=usage
+    )
 
 
 def _reply(completion: _Completion) -> LLMReply:
-    usage = _usage(completion.usage)
+    usage = openai_usage(completion.usage)
     if not completion.choices:
         raise LLMError(ErrorKind.INVALID_OUTPUT, "the reply has no choices", usage=usage)
     choice = completion.choices[0]
@@ -334,7 +337,7 @@ def _reply(completion: _Completion) -> LLMReply:
     )
     if message is None:
         require_complete(reply)
-        raise _no_completion("its first choice has no message")
+        raise _no_completion("its first choice has no message", usage)
     require_answer(reply)
     return reply
 
@@ -371,14 +374,4 @@ def _is_refusal(message: _Answer) -> bool:
     parts = message.content if isinstance(message.content, list) else []
     return bool(message.refusal) or any(
         isinstance(part, dict) and part.get("type") == "refusal" for part in parts
-    )
-
-
-def _usage(counts: Any) -> Usage:
-    """Return the usage that a server reports for a call; an invalid count is unknown."""
-    counts = counts if isinstance(counts, dict) else {}
-    return Usage(
-        calls=1,
-        input_tokens=token_count(counts.get("prompt_tokens")),
-        output_tokens=token_count(counts.get("completion_tokens")),
     )

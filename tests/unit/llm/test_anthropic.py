@@ -92,7 +92,9 @@ def test_an_answer_is_read_as_the_sdk_reads_it(provider, name):
 def test_tokens_from_a_cache_and_into_it_are_tokens_of_the_prompt(provider):
     provider.body, _ = ANSWERS["cached"]
     ours, _ = outcomes()
-    assert ours.usage == Usage(calls=1, input_tokens=431, output_tokens=2)
+    assert ours.usage == Usage(
+        calls=1, input_tokens=431, cached_input_tokens=30, cache_write_tokens=400, output_tokens=2
+    )
 
 
 def error(kind, message="x"):
