@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 from unicodedata import combining, east_asian_width
 
-from fanout.core.units import dollars, duration, plain, plural, share
+from fanout.core.units import duration, plain, plural, share
 from fanout.system.terminal import one_line
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ def _variants(evaluation: Evaluation) -> Iterator[str]:
 def _figures(one: VariantEvaluation) -> list[str]:
     spent = [
         None if one.tokens_per_correct is None else f"{one.tokens_per_correct:,.0f} tokens",
-        None if one.cost_per_correct_usd is None else dollars(one.cost_per_correct_usd),
+        one.shown_cost_per_correct,
         None if one.latency_per_correct_s is None else plain(duration(one.latency_per_correct_s)),
     ]
     return [

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from fanout.cli.speed import eta_s
 from fanout.core.records import RunStatus
-from fanout.core.units import clock, known, plural
+from fanout.core.units import clock, cost_of, count_of, known, plural
 from fanout.runs.status import truncation_notes
 
 if TYPE_CHECKING:
@@ -247,8 +247,7 @@ def _latency(latency: Latency) -> list[str]:
 
 
 def _usage(usage: Usage) -> list[str]:
-    cost = "?" if usage.cost_usd is None else f"${usage.cost_usd:,.4f}"
-    return [plural(usage.calls, "call", "calls"), token_counts(usage), f"cost {cost}"]
+    return [plural(usage.calls, "call", "calls"), token_counts(usage), f"cost {cost_of(usage)}"]
 
 
 def model_lines(status: Status) -> list[str]:
@@ -259,9 +258,12 @@ def model_lines(status: Status) -> list[str]:
 
 
 def token_counts(usage: Usage) -> str:
-    """Return the tokens of prompts and of answers."""
+    """Return the tokens of prompts and of answers, and how many of them a provider's cache served."""
     unit = "token" if usage.input_tokens == 1 else "tokens"
-    return f"{known(usage.input_tokens)} {unit} in, {known(usage.output_tokens)} out"
+    cached = usage.known("cached_input_tokens")
+    served = f" ({cached:,.0f} cached)" if cached else ""
+    into, out = (count_of(usage, name) for name in ("input_tokens", "output_tokens"))
+    return f"{into} {unit} in{served}, {out} out"
 
 
 def _kinds(errors: dict[ErrorKind, int]) -> list[str]:

@@ -11,7 +11,7 @@ from fanout.cli.facts import limit_parts, token_counts
 from fanout.cli.speed import Meter, Speed, eta_s
 from fanout.core.queue_names import NO_CONSUMER
 from fanout.core.records import RunStatus
-from fanout.core.units import clock, duration, plain, plural
+from fanout.core.units import clock, cost_of, duration, plain, plural
 from fanout.runs.status import truncation_notes
 from fanout.system.terminal import can_draw, notebook_shell, write_line
 
@@ -199,12 +199,12 @@ class Progress(Follower):
         return " · ".join([*parts, *([hint] if hint else [])])
 
     def _parts(self, status: Status) -> list[str]:
-        """Return the speed of a run, its ETA, and its tokens."""
+        """Return the speed of a run, its ETA, its tokens and its cost."""
         parts = [f"{self._speed.calls:,.1f} calls/s"] if self._speed.calls else []
         seconds = eta_s(status, self._speed)
         if seconds is not None:
             parts.append(f"ETA {clock(seconds)}")
-        return [*parts, *_tokens(status.usage)]
+        return [*parts, *_spent(status.usage)]
 
     def hint(self, status: Status) -> str:
         """Return what to do about a run that is paused or has no worker; empty if there is nothing."""
@@ -255,13 +255,12 @@ def summary(status: Status) -> str:
     median_s, slow_s = (status.latency.percentile_s(share) for share in (0.5, 0.99))
     if median_s is not None and slow_s is not None:
         parts.append(f"half took {duration(median_s)} at most, 99 % {duration(slow_s)}")
-    parts.extend(_tokens(status.usage))
-    if status.usage.cost_usd:
-        parts.append(f"${status.usage.cost_usd:,.4f}")
+    parts.extend(_spent(status.usage))
     return plain(f"run {status.run_id} {status.status.value}: {' · '.join(parts)}")
 
 
-def _tokens(usage: Usage) -> list[str]:
-    if usage.input_tokens is None or usage.output_tokens is None:
-        return []
-    return [token_counts(usage)]
+def _spent(usage: Usage) -> list[str]:
+    """Return tokens and cost; what is unknown is left out, and so is a cost of 0."""
+    is_counted = usage.known("input_tokens") + usage.known("output_tokens") > 0
+    parts = [token_counts(usage)] if is_counted else []
+    return [*parts, cost_of(usage)] if usage.known("cost_usd") else parts

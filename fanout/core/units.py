@@ -9,8 +9,12 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from fanout.core.records import Usage
+
 __all__ = [
     "clock",
+    "cost_of",
+    "count_of",
     "dollars",
     "duration",
     "known",
@@ -45,6 +49,20 @@ def plain(text: str) -> str:
 def known(count: int | None) -> str:
     """Return a count with thousands separators; ``?`` if it is unknown."""
     return "?" if count is None else f"{count:,}"
+
+
+def count_of(usage: Usage, name: str) -> str:
+    """Return a count of a usage; of an unknown one the known part, as ``at least 1,200``, or ``?``."""
+    least = usage.at_least.get(name)
+    return f"at least {least:,.0f}" if least else known(getattr(usage, name))
+
+
+def cost_of(usage: Usage) -> str:
+    """Return the cost of a usage; of an unknown one the known part, as ``at least $1.20``, or ``?``."""
+    least = usage.at_least.get("cost_usd")
+    if least:
+        return f"at least {dollars(least)}"
+    return "?" if usage.cost_usd is None else dollars(usage.cost_usd)
 
 
 def plural(number: int, one: str, many: str) -> str:

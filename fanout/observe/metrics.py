@@ -83,9 +83,15 @@ def _of_totals(totals: Totals) -> Iterator[Metric]:
     yield _counter("branches_ended", "Branches ended, by outcome.", outcomes, "outcome")
     usage = totals.usage
     yield _counter("calls", "Calls made to models, retries included.", usage.calls)
-    yield _counter("input_tokens", "Tokens of prompts, where known.", usage.input_tokens)
-    yield _counter("output_tokens", "Tokens of answers, where known.", usage.output_tokens)
-    yield _counter("cost_usd", "US dollars, where prices are known.", usage.cost_usd)
+    yield _counter("input_tokens", "Tokens of prompts, where known.", usage.known("input_tokens"))
+    text = "Tokens of prompts that a provider's cache served, where known."
+    yield _counter("cached_input_tokens", text, usage.known("cached_input_tokens"))
+    text = "Tokens of prompts that were written to a provider's cache, where known."
+    yield _counter("cache_write_tokens", text, usage.known("cache_write_tokens"))
+    yield _counter("output_tokens", "Tokens of answers, where known.", usage.known("output_tokens"))
+    text = "Tokens of answers that were reasoning, where known."
+    yield _counter("reasoning_tokens", text, usage.known("reasoning_tokens"))
+    yield _counter("cost_usd", "US dollars, where known.", usage.known("cost_usd"))
     yield _counter("refused", "Calls that a provider refused for their rate.", totals.pauses)
     yield _counter("healed", "Steps that the reaper did again.", totals.healed)
     text = "Messages that workers have refused and dropped."

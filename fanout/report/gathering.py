@@ -194,14 +194,10 @@ class _FigureCollector:
 
     def _add_usage(self, branch: Output[Any]) -> None:
         tokens, usage = self._tokens, branch.usage
-        # The usage of failed calls is rarely known: it must not make the sums unknown.
         if branch.kind is None:
             tokens.answered += 1
             tokens.known += None not in {usage.input_tokens, usage.output_tokens}
             tokens.priced += usage.cost_usd is not None
-        tokens.input_tokens += usage.input_tokens or 0
-        tokens.output_tokens += usage.output_tokens or 0
-        tokens.cost_usd += usage.cost_usd or 0.0
 
     def figures(self) -> Figures:
         return Figures(

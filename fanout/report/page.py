@@ -197,7 +197,8 @@ def _environment() -> Environment:
         keep_trailing_newline=True,
     )
     environment.filters |= {
-        "count": "{:,}".format,
+        "cost": words.cost_of,
+        "count": "{:,.0f}".format,
         "cut": text.cut,
         "dollars": words.dollars,
         "draw": draw,
@@ -210,6 +211,7 @@ def _environment() -> Environment:
         "plural": words.plural,
         "repr": repr,
         "share_of": words.share,
+        "tokens": words.count_of,
     }
     return environment
 

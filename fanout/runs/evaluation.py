@@ -13,7 +13,7 @@ import msgspec
 
 from fanout.core.errors import SpecError
 from fanout.core.labels import WHOLE, label_columns
-from fanout.core.units import plural
+from fanout.core.units import dollars, plural
 from fanout.policy.calibration import Calibration  # noqa: TC001 - msgspec reads the annotation
 from fanout.policy.confusion import Confusion  # noqa: TC001 - the same
 from fanout.policy.metrics import ClassScore, Estimate, holm, sign_test
@@ -55,7 +55,8 @@ class VariantEvaluation(msgspec.Struct, frozen=True, kw_only=True):
         calibration: How far the confidences can be believed; None if answers have none.
         calls: Mean calls of a branch.
         tokens_per_correct: Tokens of prompts and answers for each correct answer.
-        cost_usd: The cost of the answers, and of failed branches as far as it is known.
+        cost_usd: The cost of these branches, failed ones included; None if one of them is unknown.
+        cost_at_least_usd: The known part of an unknown cost; None if nothing of it is known.
         cost_per_correct_usd: The cost for each correct answer.
         latency_mean_s: The mean duration of a branch that made a call, waits included.
         latency_p50_s: The median duration, from a histogram.
@@ -79,10 +80,20 @@ class VariantEvaluation(msgspec.Struct, frozen=True, kw_only=True):
     calls: float | None
     tokens_per_correct: float | None
     cost_usd: float | None
+    cost_at_least_usd: float | None
     cost_per_correct_usd: float | None
     latency_mean_s: float | None
     latency_p50_s: float | None
     latency_per_correct_s: float | None
+
+    @property
+    def shown_cost_per_correct(self) -> str | None:
+        """The cost for each correct answer in words, or what is known of it; None if nothing is."""
+        if self.cost_per_correct_usd is not None:
+            return dollars(self.cost_per_correct_usd)
+        if self.cost_at_least_usd is None or not self.correct:
+            return None
+        return f"at least {dollars(self.cost_at_least_usd / self.correct)}"
 
 
 class Comparison(msgspec.Struct, frozen=True, kw_only=True):

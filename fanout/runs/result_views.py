@@ -8,7 +8,7 @@ from html import escape
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from fanout.core.units import dollars, duration, plain, plural
+from fanout.core.units import cost_of, count_of, duration, plain, plural
 from fanout.runs.answer_text import cell_words
 from fanout.runs.tables.spool import MemorySpool
 from fanout.runs.tables.table import OWN_COLUMNS, gather
@@ -85,10 +85,11 @@ def _facts(result: Result[Any]) -> list[str]:
 def _usage(usage: Usage) -> Iterator[str]:
     """Yield calls, tokens and cost; what is unknown is left out."""
     yield plural(usage.calls, "call", "calls")
-    if usage.input_tokens is not None and usage.output_tokens is not None:
-        yield f"{usage.input_tokens:,} tokens in and {usage.output_tokens:,} out"
-    if usage.cost_usd is not None:
-        yield dollars(usage.cost_usd)
+    if usage.known("input_tokens") or usage.input_tokens is not None:
+        into, out = (count_of(usage, name) for name in ("input_tokens", "output_tokens"))
+        yield f"{into} tokens in and {out} out"
+    if usage.known("cost_usd") or usage.cost_usd is not None:
+        yield cost_of(usage)
 
 
 def _cut(text: str, most: int) -> str:

@@ -12,6 +12,7 @@ from fanout.policy.metrics import share_estimate
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from fanout.core.records import Usage
     from fanout.policy.confusion import Term
     from fanout.runs.results import Output
 
@@ -19,7 +20,7 @@ __all__ = ["VariantCounter"]
 
 
 class _Spent:
-    """The sum of a quantity of branches, which is unknown if it is so for one with an answer."""
+    """The sum of the tokens of branches, which is unknown if it is so for one with an answer."""
 
     def __init__(self) -> None:
         self._sum: float | None = 0.0
@@ -33,12 +34,29 @@ class _Spent:
             # What a failed call has used is rarely known: it must not make the sum unknown.
             self._sum = None
 
-    @property
-    def sum(self) -> float | None:
-        return self._sum
-
     def by(self, count: int) -> float | None:
         return self._sum / count if self._sum is not None and count else None
+
+
+class _Cost:
+    """The sum of the costs of branches, which is unknown if one of them is."""
+
+    def __init__(self) -> None:
+        self.known_usd: float = 0.0
+        # Of no branches nothing is known.
+        self.is_known: bool | None = None
+
+    def add(self, usage: Usage) -> None:
+        self.known_usd += usage.known("cost_usd")
+        self.is_known = self.is_known is not False and usage.cost_usd is not None
+
+    def figures(self, correct: int) -> dict[str, float | None]:
+        sum_usd = self.known_usd if self.is_known else None
+        return {
+            "cost_usd": sum_usd,
+            "cost_at_least_usd": None if self.is_known else self.known_usd or None,
+            "cost_per_correct_usd": sum_usd / correct if sum_usd is not None and correct else None,
+        }
 
 
 class VariantCounter:
@@ -53,7 +71,7 @@ class VariantCounter:
         self._count = self._answered = self._correct = self._calls = 0
         self._confusion = ConfusionCounter(choices)
         self._reliability = ReliabilityCounter()
-        self._tokens, self._cost = _Spent(), _Spent()
+        self._tokens, self._cost = _Spent(), _Cost()
         self._buckets: dict[int, int] = {}
         self._elapsed_s = 0.0
 
@@ -75,7 +93,7 @@ class VariantCounter:
         known = usage.input_tokens is not None and usage.output_tokens is not None
         tokens = (usage.input_tokens or 0) + (usage.output_tokens or 0) if known else None
         self._tokens.add(tokens, is_answered=is_answered)
-        self._cost.add(usage.cost_usd, is_answered=is_answered)
+        self._cost.add(usage)
         self._calls += usage.calls
         if branch.attempts:
             bucket = bucket_of(branch.elapsed_s)
@@ -90,7 +108,6 @@ class VariantCounter:
     def figures(self) -> dict[str, Any]:
         """Return the figures of a VariantEvaluation that are counted."""
         latency = Latency(counts=self._buckets, sum_s=self._elapsed_s)
-        is_known = self._answered > 0
         return {
             "documents": self.documents,
             "count": self._count,
@@ -107,8 +124,7 @@ class VariantCounter:
             "calibration": self._reliability.result(),
             "calls": self._calls / self._count if self._count else None,
             "tokens_per_correct": self._tokens.by(self._correct),
-            "cost_usd": self._cost.sum if is_known else None,
-            "cost_per_correct_usd": self._cost.by(self._correct),
+            **self._cost.figures(self._correct),
             "latency_mean_s": latency.mean_s,
             "latency_p50_s": latency.percentile_s(0.5),
             "latency_per_correct_s": (

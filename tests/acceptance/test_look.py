@@ -157,7 +157,7 @@ def test_a_terminal_gets_a_live_view_whose_last_frame_is_the_result(broker_url, 
     assert frame[1] == f"branches {'━' * 40} 100.0% 60/60 · {status.failed} failed"
     usage = status.usage
     tokens = f"{usage.input_tokens:,} tokens in, {usage.output_tokens:,} out"
-    assert frame[3] == f"usage    60 calls · {tokens} · cost $0.0000"
+    assert frame[3] == f"usage    60 calls · {tokens} · cost $0.00"
     assert sum(map(int, re.findall(r"\d+", frame[4]))) == status.failed
     assert frame[5].startswith(f"run {other.run_id} succeeded: {status.succeeded} of 60 branches")
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from fanout.core.errors import FanoutError
 from fanout.core.ids import StageId
 from fanout.core.records import RunStatus, total_usage
+from fanout.core.units import cost_of, count_of
 from fanout.llm.usage import billed
 from fanout.policy.consensus import AnswersSoFar
 from fanout.system.logs import RateLimitFilter, about
@@ -229,13 +230,14 @@ def _counts(total: int, kinds: Mapping[str, int]) -> str:
 
 
 def _usage(stages: list[StageRecord]) -> str:
-    used = [stage.usage for stage in stages if stage.done]
-    calls = sum(usage.calls for usage in used)
-    tokens = [(usage.input_tokens, usage.output_tokens) for usage in used]
-    if not tokens or any(None in pair for pair in tokens):
-        return f"{calls} calls"
-    into, out = (sum(n or 0 for n in side) for side in zip(*tokens, strict=True))
-    return f"{calls} calls, {into} tokens in, {out} out"
+    usage = total_usage([stage.usage for stage in stages if stage.done])
+    parts = [f"{usage.calls} calls"]
+    if usage.known("input_tokens") or usage.input_tokens is not None:
+        into, out = (count_of(usage, name) for name in ("input_tokens", "output_tokens"))
+        parts += [f"{into} tokens in", f"{out} out"]
+    if usage.known("cost_usd"):
+        parts.append(cost_of(usage))
+    return ", ".join(parts)
 
 
 def _tolerate(report: Callable[[], None]) -> None:

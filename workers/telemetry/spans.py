@@ -160,6 +160,9 @@ class Tracing(Telemetry):
             "gen_ai.response.finish_reasons": _list(_short(attempt.finish_reason)),
             "gen_ai.usage.input_tokens": usage.input_tokens if usage else None,
             "gen_ai.usage.output_tokens": usage.output_tokens if usage else None,
+            "gen_ai.usage.cache_read.input_tokens": usage.cached_input_tokens if usage else None,
+            "gen_ai.usage.cache_creation.input_tokens": usage.cache_write_tokens if usage else None,
+            "fanout.cost_usd": usage.cost_usd if usage else None,
             "fanout.run.id": run_id,
             "fanout.attempt": number + 1,
         }

@@ -326,5 +326,16 @@ def test_the_summary_says_how_it_ended():
     )
     assert line == (
         "run r1 succeeded: 998 of 1,000 branches (99.8%) · 2 failed: timeout 2 · "
-        "1,004 calls in 1 h 2 min · 9 tokens in, 8 out · $1.2500"
+        "1,004 calls in 1 h 2 min · 9 tokens in, 8 out · $1.25"
     )
+
+
+def test_the_summary_shows_the_known_part_of_a_cost():
+    usage = Usage(
+        calls=3,
+        input_tokens=9,
+        cached_input_tokens=4,
+        at_least={"output_tokens": 8, "cost_usd": 0.5},
+    )
+    line = summary(status(status=RunStatus.SUCCEEDED, usage=usage))
+    assert line.endswith("9 tokens in (4 cached), at least 8 out · at least $0.5000")

@@ -117,6 +117,10 @@ def test_what_is_unknown_is_never_shown_as_nothing():
     assert shown["speed"] == "? calls/s · ETA ?"
     assert shown["latency"] == "p50 ? · p90 ? · p99 ?"
     assert shown["usage"] == "1 call · ? tokens in, ? out · cost ?"
+    least = Usage(calls=2, output_tokens=3, at_least={"input_tokens": 1_200, "cost_usd": 1.5})
+    lines = drawn(run_view, seen(usage=least), Speed(), None, "")
+    shown = dict(line.split(maxsplit=1) for line in lines)
+    assert shown["usage"] == "2 calls · at least 1,200 tokens in, 3 out · cost at least $1.50"
 
 
 def test_a_total_that_still_grows_has_no_share():

@@ -126,7 +126,8 @@ def test_anthropic_sends_what_was_asked(provider, environment):
         "max_tokens": 9,
         "stop_sequences": ["END"],
     }
-    assert reply.usage == Usage(calls=1, input_tokens=5, output_tokens=2)
+    cached = {"cached_input_tokens": 2, "cache_write_tokens": 0}
+    assert reply.usage == Usage(calls=1, input_tokens=5, output_tokens=2, **cached)
     assert (reply.model, reply.response_id, reply.finish_reason) == ("m", "1", "end_turn")
 
 

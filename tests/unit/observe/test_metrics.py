@@ -58,7 +58,10 @@ def test_outcomes_are_counted_by_kind_and_no_kind_is_missing():
 
 
 def test_totals_and_usage():
-    usage = Usage(calls=9, input_tokens=100, output_tokens=20, cost_usd=0.25)
+    usage = Usage(
+        calls=9, input_tokens=100, cached_input_tokens=60, cache_write_tokens=30, output_tokens=20,
+        at_least={"cost_usd": 0.25},
+    )  # fmt: skip
     totals = Totals(submitted=3, ended={RunStatus.FAILED: 1}, usage=usage, healed=4, dropped=5)
     shown = scrape(Fixed(fleet(totals=totals)))
     assert shown["fanout_runs_submitted_total",] == 3
@@ -66,7 +69,11 @@ def test_totals_and_usage():
     assert shown["fanout_runs_ended_total", "succeeded"] == 0
     assert shown["fanout_calls_total",] == 9
     assert shown["fanout_input_tokens_total",] == 100
+    assert shown["fanout_cached_input_tokens_total",] == 60
+    assert shown["fanout_cache_write_tokens_total",] == 30
     assert shown["fanout_output_tokens_total",] == 20
+    assert shown["fanout_reasoning_tokens_total",] == 0
+    # A counter that goes away would look like a fleet that spends nothing.
     assert shown["fanout_cost_usd_total",] == 0.25
     assert shown["fanout_healed_total",] == 4
     assert shown["fanout_messages_dropped_total",] == 5

@@ -18,7 +18,7 @@ from jinja2.filters import FILTERS
 from fanout.aggregators import Aggregate
 from fanout.cli.progress import summary
 from fanout.core.latency import Latency, bucket_of
-from fanout.core.records import ErrorKind, RunStatus, Usage
+from fanout.core.records import ErrorKind, RunStatus, Usage, total_usage
 from fanout.core.spec import make_spec
 from fanout.core.units import duration, plain
 from fanout.report import figures, gather
@@ -235,9 +235,9 @@ def test_the_headline_says_what_the_run_came_to(fields, said):
 def test_what_is_not_known_is_said_to_be_unknown_and_what_is_known_is_a_least():
     unknown = Usage(calls=1)
     branches = [branch(0), branch(1, usage=unknown), branch(2, ErrorKind.TIMEOUT, usage=unknown)]
-    text = read(branches).text
+    text = read(branches, usage=total_usage([one.usage for one in branches])).text
     assert "Tokens unknown at least 10 in, 2 out: 1 of 2 answers came with a count" in text
-    assert "Cost unknown at least $0.5000: the price of 1 of 2 answers is known" in text
+    assert "Cost unknown at least $0.5000: the cost of 1 of 2 answers is known" in text
     none = read([branch(0, usage=unknown)]).text
     assert "Tokens unknown no answer came with a count" in none
     assert "Cost unknown no price is known" in none

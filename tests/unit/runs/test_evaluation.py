@@ -94,17 +94,20 @@ def test_cost_tokens_and_latency_are_those_of_a_right_answer():
     assert none_right.cost_per_correct_usd is none_right.latency_per_correct_s is None
 
 
-def test_what_a_failed_call_has_used_is_left_out_where_it_is_unknown():
+def test_a_failed_call_of_which_nothing_is_known_makes_the_cost_a_least():
     spec = job()
     branches = [
         branch(0, "a", columns={"gold": "a"}),
         branch(1, FAILED, columns={"gold": "a"}, usage=Usage(calls=3)),
     ]
     one = only(evaluate(spec, branches))
-    assert (one.cost_usd, one.tokens_per_correct, one.calls) == (0.01, 40, 2)
+    assert (one.cost_usd, one.cost_at_least_usd, one.cost_per_correct_usd) == (None, 0.01, None)
+    assert (one.shown_cost_per_correct, one.tokens_per_correct) == ("at least $0.0100", 40)
+    assert one.calls == 2
     # Nothing at all is known.
     one = only(evaluate(spec, branches[1:]))
-    assert (one.cost_usd, one.tokens_per_correct) == (None, None)
+    assert (one.cost_usd, one.cost_at_least_usd, one.tokens_per_correct) == (None, None, None)
+    assert one.shown_cost_per_correct is None
 
 
 @pytest.mark.parametrize(

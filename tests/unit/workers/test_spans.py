@@ -150,7 +150,10 @@ def test_a_call_is_described_as_the_conventions_want_it():
         "gen_ai.request.seed": 4,
         "fanout.run.id": RUN,
         "fanout.attempt": 1,
+        "fanout.cost_usd": 0.0,
     }
+    assert usage.pop("gen_ai.usage.cache_read.input_tokens") == 0
+    assert usage.pop("gen_ai.usage.cache_creation.input_tokens") == 0
     assert usage.keys() == {"gen_ai.usage.input_tokens", "gen_ai.usage.output_tokens"}
     assert all(value > 0 for value in usage.values())
 
