@@ -114,17 +114,23 @@ class DocumentFigures(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TokenFigures(msgspec.Struct, kw_only=True):
-    """Of how many branches the usage is known; the sums are those of the status.
+    """The known usage of the branches; the sums are of known values, and so a minimum.
 
     Attributes:
         answered: Branches with an output.
         known: Branches with an output whose input and output tokens are known.
+        input_tokens: Known input tokens, those of failed branches included.
+        output_tokens: Known output tokens, those of failed branches included.
         priced: Branches with an output whose cost is known.
+        cost_usd: Known cost in US dollars.
     """
 
     answered: int = 0
     known: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
     priced: int = 0
+    cost_usd: float = 0.0
 
 
 class Figures(msgspec.Struct, frozen=True, kw_only=True):
@@ -139,7 +145,7 @@ class Figures(msgspec.Struct, frozen=True, kw_only=True):
         attempts: The branches by number of calls.
         durations: The durations of the branches that made a call.
         over_time: The branches over time.
-        tokens: Of how many of them the usage is known.
+        tokens: Their usage, as far as it is known.
         aspects: The branches by aspect; empty if the run has a single prompt.
         models: The branches and the usage by model.
         documents: The documents by how their branches ended.

@@ -198,6 +198,9 @@ class _FigureCollector:
             tokens.answered += 1
             tokens.known += None not in {usage.input_tokens, usage.output_tokens}
             tokens.priced += usage.cost_usd is not None
+        tokens.input_tokens += int(usage.known("input_tokens"))
+        tokens.output_tokens += int(usage.known("output_tokens"))
+        tokens.cost_usd += usage.known("cost_usd")
 
     def figures(self) -> Figures:
         return Figures(
