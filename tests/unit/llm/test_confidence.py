@@ -20,6 +20,7 @@ from fanout.llm.base import Token
 from fanout.llm.calls import complete_with_retries
 from fanout.llm.confidence import label_confidence, token_of, tokens_of
 from fanout.llm.gemini import GeminiLLM
+from fanout.llm.limit_headers import LimitHeaders
 from fanout.llm.litellm import LiteLLM
 from fanout.llm.openai import OpenAILLM
 from fanout.llm.refusals import Refusals
@@ -464,6 +465,7 @@ UnsupportedError.__name__ = "UnsupportedParamsError"
 
 def litellm_of(complete):
     llm = LiteLLM.__new__(LiteLLM)
+    llm._limit_headers = LimitHeaders()
     llm._name, llm._refusals = "x/m", Refusals("x/m")
     llm._litellm = type("Module", (), {"acompletion": staticmethod(complete)})
     return llm

@@ -18,6 +18,7 @@ from fanout.llm.anthropic import AnthropicLLM
 from fanout.llm.callables import CallableLLM
 from fanout.llm.calls import complete_with_retries
 from fanout.llm.gemini import GeminiLLM
+from fanout.llm.limit_headers import LimitHeaders
 from fanout.llm.litellm import LiteLLM
 from fanout.llm.openai import OpenAILLM
 from fanout.llm.refusals import Refusals
@@ -73,6 +74,7 @@ class Told:
     def made(self):
         if self.name == "litellm":
             llm = LiteLLM.__new__(LiteLLM)
+            llm._limit_headers = LimitHeaders()
             llm._name, llm._refusals = "x/m", Refusals("x/m")
             llm._litellm = type("Module", (), {"acompletion": staticmethod(self._litellm)})
             return llm

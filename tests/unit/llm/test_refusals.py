@@ -13,6 +13,7 @@ from fanout.core.errors import LLMError
 from fanout.llm import LLMRequest
 from fanout.llm.anthropic import AnthropicLLM
 from fanout.llm.gemini import GeminiLLM
+from fanout.llm.limit_headers import LimitHeaders
 from fanout.llm.litellm import LiteLLM
 from fanout.llm.openai import OpenAILLM
 from fanout.llm.refusals import Refusals, Refused, refused_parts
@@ -152,6 +153,7 @@ def asked(provider, monkeypatch, name, respond, shapes):
     def made():
         if name == "litellm":
             llm = LiteLLM.__new__(LiteLLM)
+            llm._limit_headers = LimitHeaders()
             llm._name, llm._refusals, llm._litellm = "x/m", Refusals("x/m"), Litellm(noted)
             return llm
         return {"openai": OpenAILLM, "anthropic": AnthropicLLM, "gemini": GeminiLLM}[name]("m")
